@@ -1,0 +1,1 @@
+"""The one decode loop that training, evaluation and generation share."""

@@ -1,0 +1,135 @@
+"""Driving a session with a policy: the loop behind rollouts, evaluation and generation."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from solm.decoding.session import Session, axis_levels, log_probabilities
+from solm.policies.learned import features
+from solm.policies.network import Features
+from solm.policies.observation import Observation, Policy
+
+
+class Driver:
+    """A policy's view of one session: it observes, decides, and remembers what it decided.
+
+    target: [N, 3] float64 budget shares; horizon: steps the budget is meant for.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        policy: Policy,
+        target: torch.Tensor,
+        horizon: int,
+        generator: torch.Generator | None = None,
+    ):
+        self.session, self.policy, self.target, self.horizon = session, policy, target, horizon
+        self.generator = generator
+        self.state: Any = policy.start(session.rows, session.device)
+        self.previous = torch.full((session.rows,), policy.space.dense_index)
+        self.steps = 0
+        self.table = policy.space.table
+
+    def observe(self, tokens: torch.Tensor) -> Observation:
+        """What the policy sees before `tokens` [N] are processed."""
+        session = self.session
+        return Observation(
+            hidden=session.hidden if self.policy.reads_model else None,
+            embedding=session.embed(tokens) if self.policy.reads_model else None,
+            target=self.target,
+            ledger=session.ledger,
+            levels=session.levels(self.policy.space),
+            step=self.steps,
+            horizon=self.horizon,
+            controllable=session.controllable,
+            previous=self.previous,
+        )
+
+    def decide(self, observation: Observation) -> torch.Tensor:
+        """Action indices [N]; dense where the step cannot be controlled."""
+        actions, self.state = self.policy.act(observation, self.state, self.generator)
+        self.previous = torch.where(observation.controllable, actions, self.policy.space.dense_index)
+        self.steps += 1
+        return self.previous
+
+    def step(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decide, then process tokens [N]: logits of the next [N, V] and the actions taken [N]."""
+        actions = self.decide(self.observe(tokens))
+        return self.session.step(tokens, self.table[actions]), actions
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A controlled run over known tokens: actions, log-probabilities, controllable [N, T]; realised [N, T, 3].
+
+    features: what the policy's network saw, where it was asked for.
+    """
+
+    actions: torch.Tensor
+    log_probabilities: torch.Tensor
+    realised: torch.Tensor
+    controllable: torch.Tensor
+    features: Features | None = None
+
+
+def unroll(session: Session, policy: Policy, steps: int, target: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """The schedule [N, steps] of a policy that does not read the model, found without running it."""
+    kv_length, ledger = session.kv_length, session.ledger
+    state = policy.start(session.rows, session.device)
+    previous = torch.full((session.rows,), policy.space.dense_index)
+    rows = torch.arange(session.rows)
+    shape = policy.space.shape
+    schedule = []
+    for step in range(steps):
+        levels = axis_levels(policy.space, kv_length, session.semantics, session.control)
+        controllable = kv_length > session.semantics.always_read
+        observation = Observation(None, None, target, ledger, levels, step, steps, controllable, previous)
+        actions, state = policy.act(observation, state, generator)
+        previous = torch.where(controllable, actions, policy.space.dense_index)
+        schedule.append(previous)
+        chosen = torch.unravel_index(previous, shape)
+        realised = torch.stack([axis[rows, index] for axis, index in zip(levels, chosen, strict=True)], 1)
+        ledger, kv_length = ledger.book(realised, controllable), kv_length + 1
+    return torch.stack(schedule, 1)
+
+
+def teacher_forced(
+    session: Session,
+    policy: Policy,
+    tokens: torch.Tensor,
+    target: torch.Tensor,
+    generator: torch.Generator | None = None,
+    record: bool = False,
+) -> Episode:
+    """Run a policy over tokens [N, T+1] whose path is fixed; known schedules are scored in one pass.
+
+    record: keep the features that the policy's network saw.
+    """
+    steps = tokens.shape[1] - 1
+    if not policy.reads_model:
+        actions = unroll(session, policy, steps, target, generator)
+        scored = session.score(tokens, policy.space.table[actions])
+        return Episode(actions, scored.log_probabilities, scored.realised, scored.controllable)
+    driver = Driver(session, policy, target, steps, generator)
+    ledger = session.ledger
+    seen, actions, scores, realised, controllable = [], [], [], [], []
+    for step in range(steps):
+        observation = driver.observe(tokens[:, step])
+        if record:
+            seen.append(features(observation))
+        action = driver.decide(observation)
+        logits = session.step(tokens[:, step], driver.table[action])
+        scores.append(log_probabilities(logits, tokens[:, step + 1]))
+        actions.append(action)
+        realised.append(session.ledger.spent - ledger.spent)
+        controllable.append(observation.controllable)
+        ledger = session.ledger
+    return Episode(
+        torch.stack(actions, 1),
+        torch.stack(scores, 1),
+        torch.stack(realised, 1),
+        torch.stack(controllable, 1),
+        Features(*(torch.cat(parts, 1) for parts in zip(*seen, strict=True))) if record else None,
+    )

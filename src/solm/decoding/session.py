@@ -1,0 +1,228 @@
+"""`Session`: prefill, step, fork and score for a batch of rows on a controlled model."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from solm.actions import DENSE, ActionSpace
+from solm.budget import Ledger
+from solm.errors import ContextLengthError, DataError
+from solm.models.active import ActivePass, activate
+from solm.models.cache import PagedCache
+from solm.models.controller import ModelControl
+from solm.ops.layout import Layout
+from solm.ops.plan import Plan, make_plan, realised_attention, realised_mlp
+from solm.semantics import Semantics
+
+_LOGITS_PER_SLICE = 256
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one pass over Q known tokens gave; [N, Q] each, hidden [N, Q, H], realised [N, Q, 3]."""
+
+    log_probabilities: torch.Tensor
+    hidden: torch.Tensor
+    realised: torch.Tensor
+    controllable: torch.Tensor
+
+
+class Session:
+    """N = S·K rows: K forks of each of S sequences, with their cache and ledger.
+
+    A step's action is given as numbers, keep [N, 3] = (κ, ρ, bits); steps that are not controllable yet (KV length
+    at most sinks + window + 1) run dense whatever it says, and are not booked.
+    """
+
+    def __init__(self, control: ModelControl, semantics: Semantics, capacity: int = 0):
+        """capacity: tokens to reserve room for; more are taken, at the price of a copy."""
+        self.control, self.semantics = control, semantics
+        self.device = next(control.model.parameters()).device
+        self.cache = PagedCache.empty(control.model.config, semantics.page_size, capacity)
+        self.sequences, self.forks = 0, 1
+        self.lengths = torch.zeros(0, dtype=torch.int64)
+        """[N] tokens seen by every row, on the host."""
+        self.base = torch.zeros(0, dtype=torch.int64)
+        self.shared = 0
+        self.ledger = Ledger.empty(0)
+        self.hidden = torch.zeros(0)
+        """[N, H] last hidden state of every row."""
+
+    @property
+    def rows(self) -> int:
+        return self.sequences * self.forks
+
+    @property
+    def kv_length(self) -> torch.Tensor:
+        """Keys that the next step of every row will see, its own included: [N]."""
+        return self.lengths + 1
+
+    @property
+    def controllable(self) -> torch.Tensor:
+        """Whether the next step of every row can be controlled: [N] bool."""
+        return self.kv_length > self.semantics.always_read
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Input embeddings of tokens [...]: [..., H]."""
+        return self.control.model.get_input_embeddings()(tokens.to(self.device))
+
+    def levels(self, space: ActionSpace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Per axis the share every level would realise at the next step: [N, levels] each."""
+        return axis_levels(space, self.kv_length, self.semantics, self.control)
+
+    @torch.no_grad()
+    def prefill(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """Read tokens [S, C] densely, through the stock model's own path; logits of every row's last token [S, V].
+
+        lengths: [S] tokens that count in each row, the rest being padding on the right.
+        Raises `ContextLengthError` and `DataError` (no tokens), and refuses forked rows.
+        """
+        if self.forks > 1 or self.shared or (self.rows and len(tokens) != self.rows):
+            raise DataError("prefill continues only rows that were not forked or padded")
+        counts = torch.full((len(tokens),), tokens.shape[1]) if lengths is None else lengths.cpu()
+        if tokens.shape[1] == 0 or int(counts.min()) < 1:
+            raise DataError("nothing to prefill: every row needs at least one token")
+        if not self.rows:
+            self.sequences = len(tokens)
+            self.lengths = self.base = torch.zeros(len(tokens), dtype=torch.int64)
+            self.ledger = Ledger.empty(len(tokens))
+        logits = self._forward(tokens, self._positions(tokens.shape[1]), None, (counts - 1)[:, None])
+        self.hidden = self.control.last_hidden()[:, -1]
+        self.lengths = self.lengths + counts
+        if int(counts.min()) < tokens.shape[1]:
+            self._branch(1)
+        return logits[:, -1]
+
+    @torch.no_grad()
+    def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Process one token per row, tokens [N], under keep [N, 3] (None: dense); logits of the next [N, V]."""
+        keep = self._dense(1) if keep is None else keep[:, None]
+        return self._controlled(tokens[:, None], keep)[0][:, 0]
+
+    @torch.no_grad()
+    def score(self, tokens: torch.Tensor, keep: torch.Tensor) -> Scored:
+        """Process tokens[:, :T] of [N, T+1] in one pass under a known schedule keep [N, T, 3].
+
+        Equals T steps: log p(tokens[:, t+1] | tokens up to t, schedule up to t) for every t.
+        """
+        logits, hidden, realised, controllable = self._controlled(tokens[:, :-1], keep)
+        return Scored(log_probabilities(logits, tokens[:, 1:]), hidden, realised, controllable)
+
+    def fork(self, forks: int, capacity: int = 0) -> "Session":
+        """A session of `forks` rows for each of this one's, adjacent; independent of this one from here on.
+
+        Rows that own nothing but a whole sequence share it: only what lies beyond the last whole page is copied.
+        Rows that are forks already keep sharing their prefix, and what they decoded since is copied.
+        """
+        child = object.__new__(Session)
+        child.__dict__.update(self.__dict__)
+        child._branch(forks, capacity)
+        return child
+
+    def _branch(self, forks: int, capacity: int = 0) -> None:
+        base = self.base
+        if not self.shared and self.forks == 1:
+            base = self.lengths // self.semantics.page_size * self.semantics.page_size
+            self.shared = int(base.max())
+            self.cache = self.cache.fork(forks, self.lengths, self.shared, capacity)
+        else:
+            self.cache = self.cache.widen(forks, capacity)
+        self._spread(forks, base)
+
+    def _spread(self, forks: int, base: torch.Tensor) -> None:
+        self.forks *= forks
+        self.base = base.repeat_interleave(forks)
+        self.lengths = self.lengths.repeat_interleave(forks)
+        self.ledger = self.ledger.repeat(forks)
+        self.hidden = self.hidden.repeat_interleave(forks, 0)
+
+    def _positions(self, count: int) -> torch.Tensor:
+        limit = getattr(self.control.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        longest = int(self.lengths.max()) + count
+        if limit is not None and longest > limit:
+            raise ContextLengthError(f"{longest} tokens are too many: this model's context holds {limit}")
+        return self.lengths[:, None] + torch.arange(count)
+
+    def _dense(self, count: int) -> torch.Tensor:
+        return torch.tensor(DENSE, dtype=torch.float64).expand(self.rows, count, 3)
+
+    def _controlled(
+        self, tokens: torch.Tensor, keep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Run tokens [N, Q] under keep [N, Q, 3] and book the ledger.
+
+        Returns logits [N, Q, V], hidden [N, Q, H], realised [N, Q, 3], controllable [N, Q].
+        """
+        count = tokens.shape[1]
+        positions = self._positions(count)
+        controllable = positions + 1 > self.semantics.always_read
+        keep = torch.where(controllable[..., None], keep.to("cpu", torch.float64), self._dense(count))
+        plan = make_plan(keep, positions + 1, self.semantics, self.control.shapes)
+        logits = self._forward(tokens, positions, plan, 0)
+        hidden = self.control.last_hidden()
+        self.hidden = hidden[:, -1]
+        self.lengths = self.lengths + count
+        counted = controllable.to(torch.float64)
+        self.ledger = Ledger(
+            self.ledger.spent + (plan.realised * counted[..., None]).sum(1), self.ledger.steps + controllable.sum(1)
+        )
+        return logits, hidden, plan.realised, controllable
+
+    def _forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, plan: Plan | None, keep_logits: int | torch.Tensor
+    ) -> torch.Tensor:
+        """One pass of the model. Without forks and without a sparse axis it is the stock model's, bit for bit."""
+        stock = plan is None or not (plan.sparse_attention or plan.sparse_mlp or plan.low_bits)
+        current = None
+        slots = None
+        if self.shared or self.forks > 1 or not stock:
+            assert plan is not None
+            count = positions.shape[1]
+            ragged = int(self.lengths.min()) < int(self.lengths.max())
+            slots = (positions - self.base[:, None]).to(self.device) if ragged else None
+            own = int((self.lengths - self.base).max()) + count
+            layout = Layout(
+                self.sequences,
+                self.forks,
+                positions.to(self.device),
+                self.base.to(self.device),
+                self.shared,
+                own,
+                uniform_base=int(self.base.min()) == int(self.base.max()),
+            )
+            current = ActivePass(plan.to(self.device), layout, self.cache)
+        self.cache.write_to(slots)
+        if isinstance(keep_logits, torch.Tensor):
+            keep_logits = keep_logits.to(self.device)
+        with activate(current):
+            output = self.control.model(
+                input_ids=tokens.to(self.device),
+                position_ids=positions.to(self.device),
+                cache=self.cache,
+                use_cache=True,
+                logits_to_keep=keep_logits,
+            )
+        return output.logits
+
+
+def axis_levels(
+    space: ActionSpace, kv_length: torch.Tensor, semantics: Semantics, control: ModelControl
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Per axis the share that every level of `space` realises for steps that see kv_length [N] keys."""
+    rows = len(kv_length)
+    attention = torch.tensor(space.attention, dtype=torch.float64).expand(rows, -1)
+    mlp = realised_mlp(torch.tensor(space.mlp, dtype=torch.float64), semantics, control.shapes)
+    bits = torch.tensor(space.bits, dtype=torch.float64) / DENSE.bits
+    seen = kv_length[:, None].expand_as(attention)
+    return realised_attention(attention, seen, semantics), mlp.expand(rows, -1), bits.expand(rows, -1)
+
+
+def log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """log p(tokens) under logits [..., V], in float32: [...]. Sliced, so that no float32 copy of all logits exists."""
+    slices = logits.flatten(0, -2).split(_LOGITS_PER_SLICE)
+    targets = tokens.to(logits.device).flatten().split(_LOGITS_PER_SLICE)
+    parts = [
+        -F.cross_entropy(part.float(), target, reduction="none") for part, target in zip(slices, targets, strict=True)
+    ]
+    return torch.cat(parts).view(tokens.shape)

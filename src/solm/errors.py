@@ -1,0 +1,37 @@
+"""The errors a user can cause. Each carries one clear line and the exit code the command line uses for it."""
+
+
+class SolmError(Exception):
+    """A user's mistake: the message names the bad value and the allowed range."""
+
+    exit_code = 2
+
+
+class DamagedFileError(SolmError):
+    """A file that exists but cannot be what it claims to be: truncated, altered or of another version."""
+
+    exit_code = 3
+
+
+class BudgetError(SolmError):
+    """A budget outside the allowed range, or one that the action space cannot reach."""
+
+
+class UnsupportedModelError(SolmError):
+    """A model, or an axis of it, that cannot be controlled; the message says why."""
+
+
+class ContextLengthError(SolmError):
+    """More tokens than the base model's positions allow."""
+
+
+class DataError(SolmError):
+    """Text that is missing, empty, too short or malformed; the message names the file and line."""
+
+
+class PolicyMismatchError(SolmError):
+    """A policy that belongs to another base model, action space or shape."""
+
+
+class RunMismatchError(SolmError):
+    """A run folder that holds another configuration, or that another process is using."""

@@ -1,0 +1,1 @@
+"""All contact with transformers: loading, families, cache, attention and MLP control."""

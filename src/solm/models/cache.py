@@ -1,0 +1,176 @@
+"""KV cache of N = S·K rows that share S prefixes, with page bounds kept incrementally.
+
+A never-forked session holds everything in one buffer per layer and hands transformers the very tensors a
+`DynamicCache` would, so that dense passes equal the stock model bit for bit. After `fork` a row owns only what
+follows the last whole page of its prefix; the pages before that are read from the parent, never copied.
+"""
+
+import torch
+from transformers import PretrainedConfig
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from solm.errors import UnsupportedModelError
+from solm.ops.attention import KeyValues
+from solm.ops.pages import PageBounds
+
+
+class PagedLayer(DynamicLayer):
+    """One layer's keys and values, [S, H, K, capacity, D], of which the first `length` slots are filled."""
+
+    def __init__(self, page_size: int, sliding_window: int | None = None, capacity: int = 0):
+        super().__init__()
+        self.page_size, self.sliding_window, self.capacity = page_size, sliding_window, capacity
+        self.is_sliding = sliding_window is not None
+        self.length = 0
+        self.spread = 0
+        """Difference in own length between the longest and the shortest row."""
+        self.forks = 1
+        self.prefix: KeyValues | None = None
+        self.write_slots: torch.Tensor | None = None
+        """[N, Q] own slot of each new token where rows differ; None: the next free ones for every row."""
+        self._bounds: PageBounds | None = None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        rows, heads, length, _ = key_states.shape
+        self.dtype, self.device = key_states.dtype, key_states.device
+        shape = (rows // self.forks, heads, self.forks, max(self.capacity, length))
+        self.keys = key_states.new_zeros(*shape, key_states.shape[-1])
+        self.values = value_states.new_zeros(*shape, value_states.shape[-1])
+        self.is_initialized = True
+
+    def _grow(self, needed: int) -> None:
+        have = self.keys.shape[3]
+        if needed > have:
+            pad = (0, 0, 0, max(needed, have + have // 2) - have)
+            self.keys = torch.nn.functional.pad(self.keys, pad)
+            self.values = torch.nn.functional.pad(self.values, pad)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append [N, H, Q, D] and return what the stock model would attend to (all keys, or the sliding window's)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        new = key_states.shape[2]
+        self._grow(self.length + new)
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            spread = states.unflatten(0, (-1, self.forks)).transpose(1, 2)
+            if self.write_slots is None:
+                buffer[:, :, :, self.length : self.length + new] = spread
+            else:
+                slots = self.write_slots.unflatten(0, (-1, self.forks))[:, None, ..., None]
+                buffer.scatter_(3, slots.expand_as(spread), spread)
+        self.length += new
+        if self.prefix is not None or self.forks > 1:
+            return key_states, value_states
+        first = 0 if self.sliding_window is None else max(0, self.length - new - self.sliding_window + 1)
+        return self.keys[:, :, 0, first : self.length], self.values[:, :, 0, first : self.length]
+
+    def own(self, with_bounds: bool) -> KeyValues:
+        """The row's own tokens; with the bounds of every whole page where asked for."""
+        bounds = self._page_bounds() if with_bounds else None
+        return KeyValues(self.keys[:, :, :, : self.length], self.values[:, :, :, : self.length], bounds)
+
+    def _page_bounds(self) -> PageBounds:
+        """Bounds of the whole pages. Those whole in every row are kept; only newer ones are computed."""
+        page = self.page_size
+        done = 0 if self._bounds is None else self._bounds.low.shape[3]
+        whole, settled = self.length // page, (self.length - self.spread) // page
+        if self._bounds is not None and whole == done:
+            return self._bounds
+        bounds = PageBounds.of(self.keys[:, :, :, done * page : whole * page], page)
+        if self._bounds is not None:
+            bounds = PageBounds(
+                torch.cat([self._bounds.low, bounds.low], 3), torch.cat([self._bounds.high, bounds.high], 3)
+            )
+        self._bounds = PageBounds(bounds.low[:, :, :, :settled], bounds.high[:, :, :, :settled])
+        return bounds
+
+    def fork(self, forks: int, lengths: torch.Tensor, shared: int, capacity: int) -> "PagedLayer":
+        """A layer of `forks` rows per sequence that reads the first `shared` slots from this one.
+
+        lengths: [S] filled tokens of every sequence; what lies beyond its last whole page (less than a page, or
+        more where other sequences are shorter than `shared`) is copied.
+        """
+        child = PagedLayer(self.page_size, self.sliding_window, capacity)
+        child.forks = forks
+        page = self.page_size
+        base = lengths // page * page
+        longest_tail = int((lengths - base).max())
+        child.device, child.dtype, child.is_initialized = self.device, self.dtype, True
+        child.length = longest_tail
+        child.spread = longest_tail - int((lengths - base).min())
+        size = max(capacity, longest_tail + 1)
+        slots = (base[:, None] + torch.arange(longest_tail, device=base.device)).clamp(max=self.length - 1)
+        for name in ("keys", "values"):
+            buffer = getattr(self, name)
+            copy = buffer.new_zeros(*buffer.shape[:2], forks, size, buffer.shape[-1])
+            index = slots[:, None, None, :, None].expand(*buffer.shape[:2], 1, -1, buffer.shape[-1])
+            copy[:, :, :, :longest_tail] = buffer.gather(3, index)
+            setattr(child, name, copy)
+        if shared:
+            bounds = self._page_bounds()
+            pages = shared // page
+            child.prefix = KeyValues(
+                self.keys[:, :, :, :shared],
+                self.values[:, :, :, :shared],
+                PageBounds(bounds.low[:, :, :, :pages], bounds.high[:, :, :, :pages]),
+            )
+        return child
+
+    def widen(self, times: int, capacity: int) -> "PagedLayer":
+        """A layer with every row `times` times, next to one another: prefix shared, own tokens copied."""
+        child = PagedLayer(self.page_size, self.sliding_window, capacity)
+        child.__dict__.update(self.__dict__)
+        child.forks = self.forks * times
+        pad = (0, 0, 0, max(0, capacity - self.keys.shape[3]))
+        child.keys = torch.nn.functional.pad(self.keys.repeat_interleave(times, 2), pad)
+        child.values = torch.nn.functional.pad(self.values.repeat_interleave(times, 2), pad)
+        if self._bounds is not None:
+            low, high = self._bounds.low, self._bounds.high
+            child._bounds = PageBounds(low.repeat_interleave(times, 2), high.repeat_interleave(times, 2))
+        return child
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(keys returned by the next update, position of the first of them), as for the stock layers."""
+        first = 0 if self.sliding_window is None else max(0, self.length - self.sliding_window + 1)
+        return self.length + query_length - first, first
+
+
+class PagedCache(Cache):
+    """A `PagedLayer` for every full or sliding attention layer of the model."""
+
+    def __init__(self, layers: list[PagedLayer]):
+        super().__init__(layers=layers)
+
+    @classmethod
+    def empty(cls, config: PretrainedConfig, page_size: int, capacity: int) -> "PagedCache":
+        """Raises `UnsupportedModelError` for models with layers other than full or sliding attention."""
+        layers = []
+        for index, layer in enumerate(DynamicCache(config=config).layers):
+            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+                raise UnsupportedModelError(
+                    f"layer {index} of {config.model_type!r} caches a {type(layer).__name__}; "
+                    "only full and sliding-window attention layers are supported"
+                )
+            layers.append(PagedLayer(page_size, getattr(layer, "sliding_window", None), capacity))
+        return cls(layers)
+
+    def write_to(self, slots: torch.Tensor | None) -> None:
+        """Where the next update puts its tokens: [N, Q] own slots, or None for the next free ones."""
+        for layer in self.layers:
+            layer.write_slots = slots
+
+    def fork(self, forks: int, lengths: torch.Tensor, shared: int, capacity: int) -> "PagedCache":
+        return PagedCache([layer.fork(forks, lengths, shared, capacity) for layer in self.layers])
+
+    def widen(self, times: int, capacity: int) -> "PagedCache":
+        return PagedCache([layer.widen(times, capacity) for layer in self.layers])
+
+    def memory_bytes(self) -> int:
+        """Bytes of this cache's own buffers; shared prefixes are counted by their owner."""
+        buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values) if buffer is not None]
+        return sum(buffer.numel() * buffer.element_size() for buffer in buffers)

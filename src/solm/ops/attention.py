@@ -1,0 +1,78 @@
+"""Attention of N = S·K rows over S shared prefixes and the rows' own tokens, reading only what the plan allows."""
+
+from dataclasses import dataclass
+
+import torch
+
+from solm.ops.layout import Layout
+from solm.ops.pages import PageBounds, select_pages, select_recent, select_relevant
+from solm.ops.plan import Plan
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """keys, values: [S, H, K, T, D]; K is 1 for a prefix. bounds: of the keys' whole pages, where pages are used."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    bounds: PageBounds | None = None
+
+
+def attend(
+    query: torch.Tensor,
+    prefix: KeyValues | None,
+    own: KeyValues,
+    layout: Layout,
+    plan: Plan,
+    scaling: float,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+) -> torch.Tensor:
+    """Attention output [N, Hq, Q, Dv] of query [N, Hq, Q, D].
+
+    The prefix is read once for all K forks: their queries are folded into one matrix product. Softmax in float32.
+    Sliding-window layers are never made sparser: they are bounded already.
+    """
+    rows, heads, length, size = query.shape
+    kv_heads = own.keys.shape[1]
+    folded = query.reshape(layout.sequences, layout.forks, kv_heads, -1, length, size).transpose(1, 2)
+    groups = folded.shape[3]
+
+    own_scores = folded.flatten(3, 4) @ own.keys.mT
+    parts = [own_scores.unflatten(3, (groups, length))]
+    if prefix is not None:
+        shared = folded.flatten(2, 4) @ prefix.keys[:, :, 0].mT
+        parts.insert(0, shared.unflatten(2, (layout.forks, groups, length)))
+    for part in parts:
+        part.mul_(scaling)
+    if softcap is not None:
+        parts = [torch.tanh(part / softcap) * softcap for part in parts]
+
+    see_prefix, see_own = layout.visible(sliding_window)
+    masks = [see_own[:, :, :, None]]
+    if prefix is not None:
+        masks.insert(0, None if see_prefix is None else see_prefix[:, :, :, None])
+    sparse = plan.sparse_attention and sliding_window is None
+    if sparse and plan.semantics.criterion != "relevance":
+        if plan.semantics.criterion == "pages":
+            prefix_bounds = None if prefix is None else prefix.bounds
+            assert own.bounds is not None, "the cache keeps page bounds whenever a plan is sparse"
+            read_prefix, read_own = select_pages(folded, prefix_bounds, own.bounds, own.keys, layout, plan)
+        else:
+            read_prefix, read_own = select_recent(layout, plan)
+        reads = [read_own] if prefix is None else [read_prefix, read_own]
+        masks = [read if mask is None else mask & read for mask, read in zip(masks, reads, strict=True)]
+    for part, mask in zip(parts, masks, strict=True):
+        if mask is not None:
+            part.masked_fill_(~mask, -torch.inf)
+    scores = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+    if sparse and plan.semantics.criterion == "relevance":
+        scores.masked_fill_(~select_relevant(scores, layout, plan), -torch.inf)
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+
+    split = 0 if prefix is None else prefix.keys.shape[3]
+    output = (weights[..., split:].flatten(3, 4) @ own.values).unflatten(3, (groups, length))
+    if prefix is not None:
+        shared = weights[..., :split].flatten(2, 4) @ prefix.values[:, :, 0]
+        output = output + shared.unflatten(2, (layout.forks, groups, length))
+    return output.transpose(1, 2).reshape(rows, heads, length, -1)

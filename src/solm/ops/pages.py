@@ -1,0 +1,127 @@
+"""Which cached tokens a step reads: page selection by upper bound (Quest, ICML 2024), recency, exact relevance."""
+
+from dataclasses import dataclass
+
+import torch
+
+from solm.ops.layout import Layout
+from solm.ops.plan import Plan
+from solm.ops.select import largest
+
+
+@dataclass(frozen=True)
+class PageBounds:
+    """Per-channel minimum and maximum of the keys of whole pages; each [..., pages, D]."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    @classmethod
+    def of(cls, keys: torch.Tensor, page: int) -> "PageBounds":
+        """Bounds of keys [..., n·page, D]."""
+        pages = keys.unflatten(-2, (-1, page))
+        return cls(pages.amin(-2), pages.amax(-2))
+
+
+def upper_bound(query: torch.Tensor, bounds: PageBounds) -> torch.Tensor:
+    """Σ_d max(q_d·low_d, q_d·high_d) for query [..., Q, D] and bounds [..., pages, D]: [..., Q, pages].
+
+    Split by the query's sign it is two matrix products.
+    """
+    return query.clamp(min=0) @ bounds.high.mT + query.clamp(max=0) @ bounds.low.mT
+
+
+def _group_queries(query: torch.Tensor, per: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positive and negative parts of query [..., G, Q, D], summed over the G heads of a KV head unless per query
+    head: [..., G' , Q, D] with G' = 1 or G. The bound is linear in each part, so summing first is exact."""
+    positive, negative = query.clamp(min=0), query.clamp(max=0)
+    if per == "kv_head":
+        positive, negative = positive.sum(-3, keepdim=True), negative.sum(-3, keepdim=True)
+    return positive, negative
+
+
+def _page_scores(query: torch.Tensor, bounds: PageBounds, per: str) -> torch.Tensor:
+    positive, negative = _group_queries(query, per)
+    return (positive @ bounds.high.unsqueeze(-3).mT + negative @ bounds.low.unsqueeze(-3).mT).float()
+
+
+def _growing_page(query: torch.Tensor, own_keys: torch.Tensor, layout: Layout, page: int, per: str) -> torch.Tensor:
+    """Scores of the page that holds each query itself, bounded over its tokens so far: [S, H, K, G', Q, 1]."""
+    padded = torch.nn.functional.pad(own_keys, (0, 0, 0, -own_keys.shape[-2] % page))
+    pages = padded.unflatten(-2, (-1, page))
+    low, high = pages.cummin(-2).values.flatten(-3, -2), pages.cummax(-2).values.flatten(-3, -2)
+    slot = layout.spread(layout.positions - layout.base[:, None])[..., None]
+    slot = slot.expand(*own_keys.shape[:3], -1, own_keys.shape[-1])
+    positive, negative = _group_queries(query, per)
+    low, high = low.gather(-2, slot).unsqueeze(-3), high.gather(-2, slot).unsqueeze(-3)
+    return (positive * high + negative * low).sum(-1, keepdim=True).float()
+
+
+def select_pages(
+    query: torch.Tensor,
+    prefix_bounds: PageBounds | None,
+    own_bounds: PageBounds,
+    own_keys: torch.Tensor,
+    layout: Layout,
+    plan: Plan,
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Masks of the pages every step reads.
+
+    Args:
+        query: [S, H, K, G, Q, D]. prefix_bounds: [S, H, 1, nP, D] or None. own_bounds: [S, H, K, nO, D], whole pages.
+        own_keys: [S, H, K, T, D].
+
+    Returns:
+        Masks over the prefix's tokens [S, H, K, G', Q, P] (or None) and own tokens [S, H, K, G', Q, T], causality
+        not included.
+    """
+    semantics, page = plan.semantics, plan.semantics.page_size
+    per, whole = semantics.select_per, own_bounds.low.shape[-2]
+    prefix_pages = 0 if prefix_bounds is None else prefix_bounds.low.shape[-2]
+    own_pages = -(-layout.own_length // page)
+    parts = [] if prefix_bounds is None else [_page_scores(query, prefix_bounds, per)]
+    own_scores = _page_scores(query, own_bounds, per)
+    parts.append(torch.nn.functional.pad(own_scores, (0, own_pages - whole)))
+    scores = torch.cat(parts, -1)
+
+    device = query.device
+    base_page = layout.spread(layout.base[:, None, None])[:, :, :, None] // page
+    index = torch.arange(prefix_pages + own_pages, device=device)
+    in_prefix = index < prefix_pages
+    number = torch.where(in_prefix, index, index - prefix_pages + base_page)  # [S, 1, K, 1, 1, pages]
+    exists = ~in_prefix | (index < base_page)
+    if semantics.window == 0:
+        current = layout.spread(layout.positions)[:, :, :, None, :, None] // page
+        grown = _growing_page(query, own_keys, layout, page, per)
+        scores = torch.where((number == current) & ~in_prefix, grown, scores)
+        candidate, always = exists & (number <= current), torch.zeros_like(exists)
+    else:
+        start = layout.spread(plan.kv.window_start)[:, :, :, None, :, None] // page
+        sinks = -(-semantics.sinks // page)
+        always = exists & ((number < sinks) | (number >= start))
+        candidate = exists & (number >= sinks) & (number < start)
+    count = layout.spread(plan.kv.pages)[:, :, :, None, :, None]
+    scores = scores.masked_fill(~candidate, -torch.inf)
+    chosen = always | (largest(scores, count, keep_ties=semantics.keep_ties) & candidate)
+    own = chosen[..., prefix_pages:].repeat_interleave(page, -1)[..., : layout.own_length]
+    if prefix_bounds is None:
+        return None, own
+    return chosen[..., :prefix_pages].repeat_interleave(page, -1), own
+
+
+def select_recent(layout: Layout, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    """Criterion `recency`: masks [S, 1, K, 1, Q, P] and [S, 1, K, 1, Q, T]."""
+    start = layout.spread(plan.kv.window_start)[:, :, :, None, :, None]
+
+    def read(positions: torch.Tensor) -> torch.Tensor:
+        return (positions >= start) | (positions < plan.semantics.sinks)
+
+    return read(layout.prefix_positions), read(layout.own_positions[:, :, :, None])
+
+
+def select_relevant(scores: torch.Tensor, layout: Layout, plan: Plan) -> torch.Tensor:
+    """Criterion `relevance`: the tokens of largest q·k; scores [S, H, K, G, Q, P + T], hidden tokens at -inf."""
+    count = layout.spread(plan.kv.tokens)[:, :, :, None, :, None]
+    if plan.semantics.select_per == "kv_head":
+        scores = scores.sum(3, keepdim=True)
+    return largest(scores, count, keep_ties=plan.semantics.keep_ties)

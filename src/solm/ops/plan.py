@@ -1,0 +1,137 @@
+"""From actions to per-step quantities: what each row and position may read, and what that realises.
+
+Everything here depends only on the action and on how many keys the step sees, never on activations. That is what
+lets a ledger be booked, and a schedule be priced, without running the model.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from solm.actions import FULL_BITS
+from solm.cost import ModelShapes
+from solm.semantics import Semantics
+
+
+def ceil_share(share: torch.Tensor, total: torch.Tensor | int) -> torch.Tensor:
+    """ceil(share · total) as int64, immune to the rounding of a product such as 0.1 · 30 in binary."""
+    return torch.ceil(share.to(torch.float64) * total - 1e-9).to(torch.int64)
+
+
+@dataclass(frozen=True)
+class KVBudget:
+    """How much of the KV cache each step reads; all [N, Q] int64.
+
+    window_start: first position of the recent window. tokens: tokens the criterion may choose beyond what is always
+    read (`recency`, `relevance`). pages: pages the criterion may choose (`pages`).
+    """
+
+    window_start: torch.Tensor
+    tokens: torch.Tensor
+    pages: torch.Tensor
+
+
+def kv_budget(keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics) -> tuple[KVBudget, torch.Tensor]:
+    """The KV budget of steps that see kv_length [N, Q] keys at keep rate κ [N, Q], and the realised share [N, Q].
+
+    `pages`: sinks and window are rounded to whole pages, always read, and count against ceil(κ·n) tokens; what is
+    left buys whole pages between them. Without sinks and window (`paper`) the page that holds the current token is
+    an ordinary candidate. `recency`: sinks, window and ceil(κ·rest) more recent tokens. `relevance`: ceil(κ·n)
+    tokens anywhere.
+    """
+    page = semantics.page_size
+    budget = ceil_share(keep, kv_length)
+    if semantics.criterion == "relevance":
+        zero = torch.zeros_like(kv_length)
+        return KVBudget(zero, budget, zero), budget / kv_length
+    if semantics.criterion == "recency":
+        rest = (kv_length - semantics.always_read).clamp(min=0)
+        tokens = ceil_share(keep, rest)
+        start = (kv_length - semantics.window - 1 - tokens).clamp(min=0)
+        read = start.clamp(max=semantics.sinks) + kv_length - start
+        return KVBudget(start, tokens, torch.zeros_like(tokens)), read / kv_length
+    if semantics.window == 0:
+        candidates = -(-kv_length // page)
+        pages = torch.minimum(-(-budget // page), candidates)
+        read = torch.minimum(pages * page, kv_length)
+        return KVBudget(kv_length, torch.zeros_like(pages), pages), read / kv_length
+    sinks = -(-semantics.sinks // page)
+    start = ((kv_length - semantics.window - 1).clamp(min=0) // page) * page
+    between = (start // page - sinks).clamp(min=0)
+    always = start.clamp(max=sinks * page) + kv_length - start
+    pages = torch.minimum(((budget - always).clamp(min=0) + page - 1) // page, between)
+    return KVBudget(start, torch.zeros_like(pages), pages), (always + pages * page) / kv_length
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One forward pass's actions, for N rows and Q positions.
+
+    keep: [N, Q, 3] float64 (κ, ρ, bits); kv: the KV budget; realised: [N, Q, 3] float64 shares (κ, ρ, b/16).
+    sparse_attention, sparse_mlp, low_bits: whether any step of the pass uses that axis, read from the device once
+    a pass so that an axis that nobody uses costs nothing.
+    """
+
+    semantics: Semantics
+    keep: torch.Tensor
+    kv: KVBudget
+    realised: torch.Tensor
+    sparse_attention: bool
+    sparse_mlp: bool
+    low_bits: bool
+    _counts: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
+
+    def channels(self, size: int) -> torch.Tensor:
+        """Channels kept out of `size`: [N, Q, 1] int64."""
+        if size not in self._counts:
+            self._counts[size] = ceil_share(self.keep[..., 1:2], size)
+        return self._counts[size]
+
+    def to(self, device: torch.device) -> "Plan":
+        """The plan with its tensors on `device`."""
+        kv = KVBudget(self.kv.window_start.to(device), self.kv.tokens.to(device), self.kv.pages.to(device))
+        return replace(self, keep=self.keep.to(device), kv=kv, realised=self.realised.to(device), _counts={})
+
+    @property
+    def bits(self) -> torch.Tensor:
+        """[N, Q, 1] int64."""
+        return self.keep[..., 2:3].to(torch.int64)
+
+
+def realised_attention(keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics) -> torch.Tensor:
+    """Share of the KV tokens read at keep rates κ [...] by steps that see kv_length [...] keys: [...] float64."""
+    return kv_budget(keep, kv_length, semantics)[1]
+
+
+def realised_mlp(keep: torch.Tensor, semantics: Semantics, shapes: ModelShapes) -> torch.Tensor:
+    """Share of MLP channels kept at keep rates ρ [...], the mean over the sites in use: [...] float64."""
+    sizes = {
+        "input": (shapes.hidden,),
+        "hidden": (shapes.intermediate,),
+        "gate-first": (shapes.intermediate,),
+        "input+hidden": (shapes.hidden, shapes.intermediate),
+    }[semantics.mlp_site]
+    return torch.stack([ceil_share(keep, size) / size for size in sizes]).mean(0)
+
+
+def realised_shares(
+    keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics, shapes: ModelShapes
+) -> torch.Tensor:
+    """What actions keep [..., 3] realise when they see kv_length [...] keys: [..., 3] float64 (κ, ρ, b/16)."""
+    attention, mlp, bits = keep.unbind(-1)
+    return torch.stack(
+        [
+            realised_attention(attention, kv_length, semantics),
+            realised_mlp(mlp, semantics, shapes),
+            bits / FULL_BITS,
+        ],
+        dim=-1,
+    )
+
+
+def make_plan(keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics, shapes: ModelShapes) -> Plan:
+    """The plan of a pass whose N × Q steps see kv_length [N, Q] keys under actions keep [N, Q, 3] (κ, ρ, bits)."""
+    budget, _ = kv_budget(keep[..., 0], kv_length, semantics)
+    dense = torch.tensor([1.0, 1.0, float(FULL_BITS)], dtype=keep.dtype, device=keep.device)
+    used = (keep < dense).flatten(0, -2).any(0).tolist()
+    return Plan(semantics, keep, budget, realised_shares(keep, kv_length, semantics, shapes), *used)

@@ -1,0 +1,57 @@
+"""A trained network as a policy."""
+
+from typing import Literal
+
+import torch
+
+from solm.actions import ActionSpace
+from solm.policies.network import Features, Memory, PolicyNetwork
+from solm.policies.observation import Observation, feasible
+
+
+def features(observation: Observation) -> Features:
+    """One step's observation as network input, T = 1."""
+    assert observation.hidden is not None and observation.embedding is not None
+    device = observation.hidden.device
+    return Features(
+        observation.hidden[:, None],
+        observation.embedding[:, None],
+        observation.scalars()[:, None].to(device),
+        observation.previous[:, None].to(device),
+    )
+
+
+class LearnedPolicy:
+    """Samples from, or takes the best of, a network's distribution.
+
+    clamp: rule out actions after which the budget could no longer be met by the horizon (METHOD section 6,
+    adherence). Training leaves it off: there the soft penalty does the work.
+    """
+
+    reads_model = True
+
+    def __init__(
+        self,
+        network: PolicyNetwork,
+        space: ActionSpace,
+        decision: Literal["sample", "greedy"] = "sample",
+        clamp: bool = True,
+    ):
+        self.network, self.space, self.decision, self.clamp = network, space, decision, clamp
+
+    def start(self, rows: int, device: torch.device) -> Memory:
+        return self.network.start(rows, device)
+
+    @torch.no_grad()
+    def act(
+        self, observation: Observation, state: Memory, generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, Memory]:
+        logits, state = self.network(features(observation), state)
+        scores = logits[:, 0].double().cpu()
+        if self.clamp:
+            scores = scores.masked_fill(~feasible(observation), -torch.inf)
+        if self.decision == "sample":
+            # Gumbel-max on the CPU, so that a seed means the same on every device.
+            noise = torch.rand(scores.shape, generator=generator, dtype=torch.float64)
+            scores = scores - torch.log(-torch.log(noise.clamp(1e-300, 1 - 1e-16)))
+        return scores.argmax(-1), state

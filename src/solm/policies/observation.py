@@ -1,0 +1,86 @@
+"""What a policy sees before a step, and the protocol every policy answers."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from solm.actions import ActionSpace
+from solm.budget import Ledger
+
+SCALARS = 8
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The state of N rows before their next step.
+
+    Args:
+        hidden: [N, H] last-layer hidden state of the previous step; embedding: [N, H] of the token about to be
+            processed. None for policies that do not read the model.
+        target: [N, 3] float64 budget shares. ledger: what was spent.
+        levels: per axis [N, levels] float64, the share that each of its levels would realise at this step.
+        step, horizon: steps taken so far and in all; the horizon is what progress and feasibility refer to.
+        controllable: [N] bool. previous: [N] int64 action of the previous step (dense at first).
+    """
+
+    hidden: torch.Tensor | None
+    embedding: torch.Tensor | None
+    target: torch.Tensor
+    ledger: Ledger
+    levels: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    step: int
+    horizon: int
+    controllable: torch.Tensor
+    previous: torch.Tensor
+
+    @property
+    def remaining(self) -> int:
+        """Steps left, this one included."""
+        return max(1, self.horizon - self.step)
+
+    def scalars(self) -> torch.Tensor:
+        """[N, 8] float32: progress, controllable flag, three targets, three ledger deviations."""
+        rows = len(self.target)
+        progress = torch.full((rows, 1), min(1.0, self.step / self.horizon), dtype=torch.float64)
+        flag = self.controllable[:, None].to(torch.float64)
+        parts = [progress.to(flag.device), flag, self.target, self.ledger.deviation(self.target)]
+        return torch.cat(parts, dim=1).float()
+
+
+class Policy(Protocol):
+    """Decides the action of every row, step by step.
+
+    A policy with `reads_model` False depends on budget and ledger alone, so its whole schedule can be known before
+    the model runs and be scored in one pass.
+    """
+
+    space: ActionSpace
+    reads_model: bool
+
+    def start(self, rows: int, device: torch.device) -> Any:
+        """The state of `rows` new rows."""
+
+    def act(
+        self, observation: Observation, state: Any, generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, Any]:
+        """Action indices [N] int64 and the next state."""
+
+
+def feasible(observation: Observation) -> torch.Tensor:
+    """[N, A] bool: actions after which the budget can still be met by the horizon, axis by axis.
+
+    Where no level of an axis can meet it any more, the levels that miss it least.
+    """
+    allowed = []
+    left = observation.remaining - 1
+    steps = (observation.ledger.steps + observation.remaining)[:, None]
+    for axis, levels in enumerate(observation.levels):
+        goal = observation.target[:, axis, None] * steps
+        spent = observation.ledger.spent[:, axis, None] + levels
+        over = (spent + left * levels[:, :1] - goal).clamp(min=0)
+        under = (goal - spent - left * levels[:, -1:]).clamp(min=0)
+        miss = over + under
+        allowed.append(miss <= miss.amin(1, keepdim=True) + 1e-9)
+    attention, mlp, bits = allowed
+    return (attention[:, :, None, None] & mlp[:, None, :, None] & bits[:, None, None, :]).flatten(1)

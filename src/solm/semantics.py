@@ -1,0 +1,62 @@
+"""How an action is carried out: selection criterion, sites and granularity (METHOD section 2)."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from solm.errors import SolmError
+
+
+class Semantics(BaseModel):
+    """The meaning of the three axes. A policy is trained for one of these and stores it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    criterion: Literal["pages", "recency", "relevance"] = "pages"
+    page_size: int = Field(16, ge=1, le=256)
+    sinks: int = Field(4, ge=0)
+    """First tokens that are always read; rounded up to whole pages by the criterion `pages`."""
+    window: int = Field(64, ge=0)
+    """Most recent tokens, besides the current one, that are always read; `pages` rounds up to a page's start."""
+    select_per: Literal["kv_head", "query_head"] = "kv_head"
+    keep_ties: bool = False
+    """Keep every page that scores as much as the last one kept, instead of exactly the budgeted number."""
+    mlp_site: Literal["input", "hidden", "input+hidden", "gate-first"] = "input+hidden"
+    bits_site: Literal["input", "output"] = "input"
+    bits_group: int | None = Field(32, ge=1)
+    """Channels that share one quantisation scale; None: the whole token."""
+
+    @model_validator(mode="after")
+    def _check_window(self) -> "Semantics":
+        if 0 < self.window < self.page_size and self.criterion == "pages":
+            raise ValueError(f"window {self.window} must be 0 or at least the page size {self.page_size}")
+        if self.window == 0 and self.sinks > 0 and self.criterion == "pages":
+            raise ValueError(f"sinks {self.sinks} need a window with criterion 'pages'; set window or sinks=0")
+        return self
+
+    @classmethod
+    def preset(cls, name: str) -> "Semantics":
+        if name not in PRESETS:
+            raise SolmError(f"unknown semantics {name!r}; choose one of {', '.join(PRESETS)}")
+        return PRESETS[name]
+
+    @property
+    def always_read(self) -> int:
+        """A step is controllable once the KV length exceeds this."""
+        return self.sinks + self.window + 1
+
+
+PRESETS = {
+    "default": Semantics(),
+    # arXiv 2605.10875: no sinks or window, pages chosen per query head, input channels only, MLP output quantised
+    # with one scale per token.
+    "paper": Semantics(
+        sinks=0,
+        window=0,
+        select_per="query_head",
+        keep_ties=True,
+        mlp_site="input",
+        bits_site="output",
+        bits_group=None,
+    ),
+}
