@@ -15,7 +15,7 @@ from solm.ops.layout import Layout
 from solm.ops.plan import Plan, make_plan, realised_attention, realised_mlp
 from solm.semantics import Semantics
 
-_LOGITS_PER_SLICE = 256
+_LOGITS_PER_SLICE = 32  # a float32 slice that stays in the last-level cache
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.quantization_config import GgufConfig
 
 from solm.errors import SolmError
+from solm.models.allocator import keep_freed_memory
 
 BUILTIN = "builtin:smollm2-135m"
 _BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -54,6 +55,8 @@ def load_base(
         parameter.requires_grad_(False)
     if device is None:
         device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    if device == "cpu":
+        keep_freed_memory()
     return model.to(device).eval(), tokenizer
 
 

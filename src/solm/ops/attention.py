@@ -30,12 +30,13 @@ def attend(
 ) -> torch.Tensor:
     """Attention output [N, Hq, Q, Dv] of query [N, Hq, Q, D].
 
-    The prefix is read once for all K forks: their queries are folded into one matrix product. Softmax in float32.
+    The prefix is read once for all K forks: their queries are folded into one matrix product. Softmax
+    computes in float32 inside whatever the dtype.
     Sliding-window layers are never made sparser: they are bounded already.
     """
     rows, heads, length, size = query.shape
     kv_heads = own.keys.shape[1]
-    folded = query.reshape(layout.sequences, layout.forks, kv_heads, -1, length, size).transpose(1, 2)
+    folded = (query * scaling).reshape(layout.sequences, layout.forks, kv_heads, -1, length, size).transpose(1, 2)
     groups = folded.shape[3]
 
     own_scores = folded.flatten(3, 4) @ own.keys.mT
@@ -43,8 +44,6 @@ def attend(
     if prefix is not None:
         shared = folded.flatten(2, 4) @ prefix.keys[:, :, 0].mT
         parts.insert(0, shared.unflatten(2, (layout.forks, groups, length)))
-    for part in parts:
-        part.mul_(scaling)
     if softcap is not None:
         parts = [torch.tanh(part / softcap) * softcap for part in parts]
 
@@ -68,7 +67,7 @@ def attend(
     scores = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
     if sparse and plan.semantics.criterion == "relevance":
         scores.masked_fill_(~select_relevant(scores, layout, plan), -torch.inf)
-    weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+    weights = torch.softmax(scores, -1)
 
     split = 0 if prefix is None else prefix.keys.shape[3]
     output = (weights[..., split:].flatten(3, 4) @ own.values).unflatten(3, (groups, length))

@@ -124,4 +124,4 @@ def select_relevant(scores: torch.Tensor, layout: Layout, plan: Plan) -> torch.T
     count = layout.spread(plan.kv.tokens)[:, :, :, None, :, None]
     if plan.semantics.select_per == "kv_head":
         scores = scores.sum(3, keepdim=True)
-    return largest(scores, count, keep_ties=plan.semantics.keep_ties)
+    return largest(scores.float(), count, keep_ties=plan.semantics.keep_ties)

@@ -20,7 +20,7 @@ def largest(scores: torch.Tensor, count: torch.Tensor, keep_ties: bool = False) 
     """Mask of the `count` largest scores of every row.
 
     Args:
-        scores: [..., D] floating point, no NaN; D ≤ 65,536 for 16-bit types.
+        scores: [..., D] floating point, no NaN; for 16-bit types non-negative and D ≤ 65,536.
         count: [..., 1] int64 in [0, D], broadcastable over the leading dimensions.
         keep_ties: also keep every score equal to the smallest one kept; otherwise exactly `count` are kept, and of
             equal scores those with the lower index.
@@ -30,12 +30,11 @@ def largest(scores: torch.Tensor, count: torch.Tensor, keep_ties: bool = False) 
     """
     size = scores.shape[-1]
     if scores.dtype in (torch.bfloat16, torch.float16) and not keep_ties:
-        # Equal values are common in 16 bits. The float's ordered integer form in the high half and the index in the
-        # low half make every key unique.
-        bits = scores.contiguous().view(torch.int16).to(torch.int32)
-        ordered = torch.where(bits >= 0, bits, -(bits & 0x7FFF) - 1)
-        tie_break = torch.arange((1 << _INDEX_BITS) - 1, (1 << _INDEX_BITS) - 1 - size, -1, device=scores.device)
-        keys = (ordered << _INDEX_BITS) | tie_break.to(torch.int32)
+        # Equal values are common in 16 bits. Non-negative floats order like the integers of their bits; those in the
+        # high half of a key and the index in the low half make every key unique.
+        highest = (1 << _INDEX_BITS) - 1
+        tie_break = torch.arange(highest, highest - size, -1, device=scores.device, dtype=torch.int32)
+        keys = scores.contiguous().view(torch.int16).to(torch.int32).bitwise_left_shift_(_INDEX_BITS).add_(tie_break)
         return keys >= _threshold(keys, count, torch.iinfo(torch.int32).max)
     keys = scores.float()
     threshold = _threshold(keys, count, torch.inf)

@@ -1,0 +1,169 @@
+"""Free-running generation under a budget, with a trace of what every token cost."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation.logits_process import LogitsProcessorList
+
+from solm.actions import AXES
+from solm.budget import Budget
+from solm.cost import relative_cost
+from solm.decoding.drive import Driver
+from solm.errors import ContextLengthError, SolmError
+
+if TYPE_CHECKING:
+    from solm.decoding.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token and the action of the step that processed the token before it.
+
+    realised: shares per axis. cost: bytes read by that step as a share of the dense step. The first token of a
+    reply comes from the dense prefill.
+    """
+
+    id: int
+    text: str
+    action: str
+    realised: dict[str, float]
+    cost: float
+    controllable: bool
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Budget asked for and averages spent; `bytes` is the mean cost of the steps as a share of dense ones."""
+
+    requested: dict[str, float]
+    realised: dict[str, float]
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str
+    tokens: list[Token]
+    compute: Compute
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form: text, tokens with their actions, requested and realised compute."""
+        return {
+            "text": self.text,
+            "tokens": [asdict(token) for token in self.tokens],
+            "requested": self.compute.requested,
+            "realised": {**self.compute.realised, "bytes": self.compute.bytes},
+        }
+
+
+def generate(lm: "LanguageModel", ids: torch.Tensor, **options: Any) -> Reply:
+    """Generate from token ids [1, C]; options as for `stream`."""
+    tokens = list(stream(lm, ids, **options))
+    return summarise(lm, tokens, lm.budget(options.get("budget")))
+
+
+def summarise(lm: "LanguageModel", tokens: list[Token], budget: Budget) -> Reply:
+    """The reply that a finished stream amounts to."""
+    counted = [token for token in tokens if token.controllable]
+    realised = {axis: _mean([token.realised[axis] for token in counted]) for axis in AXES}
+    realised["net"] = sum(realised.values()) / 3
+    asked = dict(zip(AXES, budget.shares, strict=True)) | {"net": budget.net}
+    text = _decode(lm, [token.id for token in tokens], skip_special_tokens=True)
+    return Reply(text, tokens, Compute(asked, realised, _mean([token.cost for token in counted])))
+
+
+def stream(
+    lm: "LanguageModel",
+    ids: torch.Tensor,
+    budget: float | str | Budget | None = None,
+    schedule: str | None = None,
+    max_new_tokens: int = 128,
+    seed: int = 0,
+    **sampling: Any,
+) -> Iterator[Token]:
+    """Generate token by token from ids [1, C].
+
+    Args:
+        budget: net keep, per-axis text or `Budget`; None: the densest the action space allows.
+        schedule: ``policy``, ``dense``, ``static`` or ``random``; by default the policy where one is loaded.
+        sampling: any of transformers' generation options (do_sample, temperature, top_p, top_k,
+            repetition_penalty, ...), carried out by its own processors. Greedy by default.
+
+    Raises:
+        ContextLengthError: prompt and new tokens exceed the model's context. SolmError: an unknown option.
+    """
+    if max_new_tokens < 1:
+        raise SolmError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    limit = getattr(lm.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is not None and ids.shape[1] + max_new_tokens > limit:
+        raise ContextLengthError(
+            f"a prompt of {ids.shape[1]} and {max_new_tokens} new tokens exceed this model's context of {limit}"
+        )
+    policy = lm.policy(schedule or ("dense" if lm.trained is None else "policy"))
+    target = lm.budget(budget)
+    config, processors = _sampling(lm, ids, sampling)
+    generator = torch.Generator().manual_seed(seed)
+    session = lm.session(capacity=ids.shape[1] + max_new_tokens)
+    logits = session.prefill(ids)
+    driver = Driver(session, policy, target.tensor(1), max_new_tokens, generator)
+    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    sequence, produced, shown = ids, [], ""
+    action, realised, controllable = policy.space.actions[-1], torch.ones(3, dtype=torch.float64), False
+    for _ in range(max_new_tokens):
+        scores = processors(sequence.to(logits.device), logits.float())
+        if config.do_sample:
+            chosen = torch.multinomial(scores.softmax(-1).cpu(), 1, generator=generator)[0]
+        else:
+            chosen = scores.argmax(-1).cpu()
+        produced.append(int(chosen))
+        sequence = torch.cat([sequence, chosen[None].to(sequence)], 1)
+        text = _decode(lm, produced, skip_special_tokens=False)
+        piece, shown = (text[len(shown) :], text) if not text.endswith("\ufffd") else ("", shown)
+        cost = relative_cost(
+            realised, session.lengths[0], lm.control.shapes, lm.semantics, "bytes",
+            0 if lm.trained is None else sum(p.numel() for p in lm.trained.network.parameters()),
+        )  # fmt: skip
+        shares = dict(zip(AXES, realised.tolist(), strict=True))
+        yield Token(produced[-1], piece, action.tag, shares, float(cost), controllable)
+        if produced[-1] in stops or len(produced) == max_new_tokens:
+            return
+        before, controllable = session.ledger.spent, bool(session.controllable[0])
+        logits, actions = driver.step(chosen)
+        action = policy.space.actions[int(actions[0])]
+        realised = (session.ledger.spent - before)[0] if controllable else torch.ones(3, dtype=torch.float64)
+
+
+def _sampling(
+    lm: "LanguageModel", ids: torch.Tensor, options: dict[str, Any]
+) -> tuple[GenerationConfig, LogitsProcessorList]:
+    """The model's generation configuration with `options`, and the processors that carry it out."""
+    from copy import deepcopy
+
+    config = deepcopy(lm.model.generation_config)
+    known = {**GenerationConfig().to_dict(), **vars(config)}
+    for name in options:
+        if name not in known:
+            raise SolmError(f"unknown generation option {name!r}; see transformers' GenerationConfig")
+    if "do_sample" not in options:
+        options = {**options, "do_sample": any(name in options for name in ("temperature", "top_p", "top_k"))}
+    config.update(**options)
+    if not config.do_sample:
+        config.temperature = config.top_p = config.top_k = None
+    prepared, _ = lm.model._prepare_generation_config(config)
+    lm.model._prepare_special_tokens(prepared, kwargs_has_attention_mask=True, device=ids.device)
+    processors = lm.model._get_logits_processor(prepared, input_ids_seq_length=ids.shape[1], device=ids.device.type)
+    return prepared, processors
+
+
+def _decode(lm: "LanguageModel", ids: list[int], skip_special_tokens: bool) -> str:
+    if lm.tokenizer is None:
+        return ""
+    return str(lm.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+
+def _mean(values: list[float]) -> float:
+    """Mean, 1 (dense) where no step was controllable."""
+    return sum(values) / len(values) if values else 1.0

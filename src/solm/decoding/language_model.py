@@ -1,0 +1,116 @@
+"""`LanguageModel`: what `solm.load` and `solm.attach` return."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from solm.actions import ActionSpace
+from solm.budget import Budget
+from solm.decoding.generate import Reply, Token, generate, stream
+from solm.decoding.session import Session
+from solm.errors import DataError, SolmError
+from solm.models.controller import ModelControl
+from solm.policies.artifact import BaseIdentity, TrainedPolicy
+from solm.policies.observation import Policy
+from solm.policies.schedules import Dense, Random, Static
+from solm.semantics import Semantics
+
+SCHEDULES = {"dense": Dense, "static": Static, "random": Random}
+
+
+class LanguageModel:
+    """A frozen model under control, with its tokenizer and, where given, its policy. Also a context manager."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        policy: TrainedPolicy | None = None,
+        semantics: Semantics | None = None,
+        name: str = "",
+    ):
+        self.control = ModelControl(model)
+        self.model, self.tokenizer, self.trained = model, tokenizer, policy
+        self.name = name or model.config._name_or_path
+        try:
+            if policy is not None:
+                policy.config.base.check(self.identity)
+                policy.network.to(next(model.parameters()).device)
+        except SolmError:
+            self.detach()
+            raise
+        if semantics is None:
+            semantics = Semantics() if policy is None else policy.config.semantics
+        self.semantics = semantics
+
+    def __enter__(self) -> "LanguageModel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Give the model back exactly as it was."""
+        self.control.detach()
+
+    @property
+    def identity(self) -> BaseIdentity:
+        """What a policy for this model must match."""
+        shapes = self.control.shapes
+        embedding = self.model.get_input_embeddings().weight
+        rows = torch.linspace(0, len(embedding) - 1, 32).long()
+        return BaseIdentity(
+            name=self.name,
+            family=self.control.capability.family,
+            hidden=shapes.hidden,
+            layers=shapes.layers,
+            vocabulary=shapes.vocabulary,
+            sample=tuple(round(value, 4) for value in embedding[rows, 0].float().tolist()),
+        )
+
+    @property
+    def space(self) -> ActionSpace:
+        return ActionSpace() if self.trained is None else self.trained.config.space
+
+    def session(self, capacity: int = 0) -> Session:
+        """An empty session; `capacity` tokens are reserved."""
+        return Session(self.control, self.semantics, capacity)
+
+    def policy(self, name: str = "policy", space: ActionSpace | None = None) -> Policy:
+        """The trained policy (``policy``), or one of the schedules ``dense``, ``static``, ``random``."""
+        if name == "policy":
+            if self.trained is None:
+                raise SolmError("no policy is loaded; give one, or choose dense, static or random")
+            return self.trained.policy()
+        if name not in SCHEDULES:
+            raise SolmError(f"unknown schedule {name!r}; choose policy, {', '.join(SCHEDULES)}")
+        return SCHEDULES[name](self.space if space is None else space)
+
+    def generate(self, prompt: str | torch.Tensor, **options: Any) -> Reply:
+        """Generate under a budget; see `solm.decoding.generate.generate` for the options."""
+        return generate(self, self.encode(prompt), **options)
+
+    def stream(self, prompt: str | torch.Tensor, **options: Any) -> Iterator[Token]:
+        """The same, token by token."""
+        return stream(self, self.encode(prompt), **options)
+
+    def encode(self, prompt: str | torch.Tensor) -> torch.Tensor:
+        """Token ids [1, C] of a prompt, through the chat template where the tokenizer has one."""
+        if isinstance(prompt, torch.Tensor):
+            return prompt
+        if self.tokenizer is None:
+            raise SolmError("text needs a tokenizer; pass one to attach, or pass token ids")
+        if not prompt.strip():
+            raise DataError("the prompt is empty")
+        if self.tokenizer.chat_template:
+            ids = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+            return ids["input_ids"]
+        return self.tokenizer(prompt, return_tensors="pt").input_ids
+
+    def budget(self, budget: "float | str | Budget | None") -> Budget:
+        """`budget` checked against the policy's action space; None asks for everything."""
+        return Budget() if budget is None else Budget.parse(budget, self.space)

@@ -1,0 +1,145 @@
+"""A policy on disk: ``policy_config.json``, ``policy.safetensors`` and a model card. The owner of that format."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import save
+
+from solm.actions import ActionSpace
+from solm.errors import DamagedFileError, PolicyMismatchError, SolmError
+from solm.files import read_model, read_tensors, write_bytes, write_json, write_text
+from solm.policies.learned import LearnedPolicy
+from solm.policies.network import NetworkConfig, PolicyNetwork
+from solm.semantics import Semantics
+
+CONFIG, WEIGHTS, CARD = "policy_config.json", "policy.safetensors", "README.md"
+
+
+class BaseIdentity(BaseModel):
+    """Which base model a policy belongs to. `sample` are weights of its last norm or embedding, compared loosely:
+    dtype and weight quantisation may differ, the model may not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    family: str
+    hidden: int
+    layers: int
+    vocabulary: int
+    sample: tuple[float, ...]
+
+    def check(self, other: "BaseIdentity") -> None:
+        """Raises `PolicyMismatchError` unless `other` is the same base model."""
+        for field in ("family", "hidden", "layers", "vocabulary"):
+            mine, theirs = getattr(self, field), getattr(other, field)
+            if mine != theirs:
+                raise PolicyMismatchError(
+                    f"this policy belongs to {self.name!r} ({field} {mine}); the model given has {field} {theirs}"
+                )
+        ours, theirs = torch.tensor(self.sample), torch.tensor(other.sample)
+        if ours.shape != theirs.shape or (ours - theirs).abs().max() > 0.05 * ours.abs().max():
+            raise PolicyMismatchError(
+                f"this policy belongs to {self.name!r}; the model given has the same shapes but other weights"
+            )
+
+
+class PolicyConfig(BaseModel):
+    """What a policy is and where it comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    base: BaseIdentity
+    space: ActionSpace
+    semantics: Semantics
+    network: NetworkConfig
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    weights_sha256: str = ""
+
+
+class TrainedPolicy:
+    """A policy network with everything needed to use it again."""
+
+    def __init__(self, config: PolicyConfig, network: PolicyNetwork | None = None):
+        if config.network.actions != len(config.space):
+            raise PolicyMismatchError(
+                f"the network has {config.network.actions} actions, its action space {len(config.space)}"
+            )
+        self.config = config
+        self.network = PolicyNetwork(config.network) if network is None else network
+
+    def policy(self, decision: Literal["sample", "greedy"] = "sample", clamp: bool = True) -> LearnedPolicy:
+        return LearnedPolicy(self.network.eval(), self.config.space, decision, clamp)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config, weights and card to `folder`."""
+        folder = Path(folder)
+        weights = save({name: tensor.contiguous().cpu() for name, tensor in self.network.state_dict().items()})
+        config = self.config.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
+        write_bytes(folder / WEIGHTS, weights)
+        write_json(folder / CONFIG, config.model_dump(mode="json"))
+        write_text(folder / CARD, model_card(config))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu") -> "TrainedPolicy":
+        """A policy from a folder or a hub id.
+
+        Raises `DamagedFileError` for any damage and `SolmError` where there is none.
+        """
+        folder = Path(name)
+        if not folder.is_dir():
+            folder = _from_hub(str(name))
+        config = read_model(folder / CONFIG, PolicyConfig)
+        tensors = read_tensors(folder / WEIGHTS)
+        if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != config.weights_sha256:
+            raise DamagedFileError(f"{folder / WEIGHTS} does not match the checksum in {CONFIG}")
+        trained = cls(config)
+        try:
+            trained.network.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise DamagedFileError(f"{folder / WEIGHTS} does not fit {CONFIG}: {str(error).splitlines()[-1]}") from error
+        trained.network.to(device)
+        return trained
+
+    def push_to_hub(self, repository: str, private: bool = False) -> str:
+        """Upload to the hub repository `repository`, made if need be; its address."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            api.create_repo(repository, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repository, folder_path=folder))
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SolmError(f"no policy at {name!r}, neither a folder nor a hub repository: {reason}") from error
+
+
+def model_card(config: PolicyConfig) -> str:
+    """The README of a saved policy."""
+    space, source = config.space, config.provenance
+    lines = [
+        "---", "library_name: solm", "license: apache-2.0", f"base_model: {config.base.name}", "tags: [solm]", "---", "",
+        f"# solm policy for {config.base.name}", "",
+        f"Chooses among {len(space)} efficiency actions for every decoded token: attention keep {list(space.attention)}, "
+        f"MLP keep {list(space.mlp)}, activation bits {list(space.bits)}. The base model stays frozen.", "",
+        "```python", "import solm", f'lm = solm.load("{config.base.name}", policy="<this folder>")',
+        'print(lm.generate("Why is the sky blue?", budget=0.6).text)', "```", "",
+        f"Semantics: `{config.semantics.model_dump_json()}`", "", "## Training", "",
+        *(f"- {key}: {value}" for key, value in source.items()), "",
+        "Trained on teacher-forced text only; behaviour at budgets outside the training range is not tested.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
