@@ -1,0 +1,53 @@
+"""Token windows: a context to prefill and the tokens that follow it."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from solm.data.text import documents
+from solm.errors import DataError
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """All tokens of some sources in one row: tokens [M] int64; name for messages; fingerprint of the text."""
+
+    tokens: torch.Tensor
+    name: str
+    fingerprint: str
+
+    def random(self, count: int, length: int, generator: torch.Generator) -> torch.Tensor:
+        """`count` windows [count, length] at uniformly random places."""
+        self._check(length)
+        starts = torch.randint(len(self.tokens) - length + 1, (count,), generator=generator)
+        return self.tokens[starts[:, None] + torch.arange(length)]
+
+    def spaced(self, count: int, length: int, generator: torch.Generator) -> torch.Tensor:
+        """`count` windows [count, length] that do not overlap, in random order; fewer where there are not as many."""
+        self._check(length)
+        windows = self.tokens[: len(self.tokens) // length * length].view(-1, length)
+        return windows[torch.randperm(len(windows), generator=generator)[:count]]
+
+    def _check(self, length: int) -> None:
+        if len(self.tokens) < length:
+            raise DataError(f"{self.name} holds {len(self.tokens)} tokens; one sequence needs {length}")
+
+
+def token_stream(sources: list[str] | str, tokenizer: PreTrainedTokenizerBase) -> TokenStream:
+    """The tokens of all documents of `sources`, an end-of-text token between documents."""
+    sources = [sources] if isinstance(sources, str) else sources
+    texts = [text for source in sources for text in documents(source)]
+    name = ", ".join(sources)
+    return stream_of(texts, tokenizer, name)
+
+
+def stream_of(texts: list[str], tokenizer: PreTrainedTokenizerBase, name: str) -> TokenStream:
+    """The tokens of `texts`."""
+    if not texts:
+        raise DataError(f"{name} holds no text")
+    separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+    tokens = torch.tensor([token for ids in encoded for token in [*ids, *separator]], dtype=torch.int64)
+    return TokenStream(tokens, name, hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:16])

@@ -1,0 +1,116 @@
+"""A run folder: configuration, checkpoint, log and the finished policy. The owner of that format.
+
+``config.json`` fixes what the run is; ``checkpoint.safetensors`` holds policy and optimiser after some update;
+``log.jsonl`` has one line per update; ``policy/`` is the policy after the last one.
+"""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import safe_open
+
+from solm.errors import DamagedFileError, RunMismatchError, SolmError
+from solm.files import read_model, read_tensors, write_json, write_tensors
+from solm.policies.network import PolicyNetwork
+from solm.training.config import TrainConfig
+
+CHECKPOINT, CONFIG, LOG = "checkpoint.safetensors", "config.json", "log.jsonl"
+
+
+class RunFolder:
+    """One run's folder, locked while it is open.
+
+    Raises `RunMismatchError` where the folder belongs to another configuration or another process is training in
+    it.
+    """
+
+    def __init__(self, path: Path, config: TrainConfig):
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock: IO[str] = (path / ".lock").open("w")
+        except OSError as error:
+            raise SolmError(f"cannot use {path} as a run folder: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunMismatchError(f"another process is training in {path}") from None
+        if (path / CONFIG).exists():
+            stored = read_model(path / CONFIG, TrainConfig)
+            changed = _difference(stored, config)
+            if changed:
+                raise RunMismatchError(f"{path} holds a run with another configuration ({changed}); choose another --out")
+        else:
+            write_json(path / CONFIG, config.model_dump(mode="json"))
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def save(self, network: PolicyNetwork, optimizer: torch.optim.Optimizer, updates: int) -> None:
+        """Keep policy and optimiser after `updates` updates."""
+        tensors = {f"policy.{name}": value for name, value in network.state_dict().items()}
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        write_tensors(self.path / CHECKPOINT, tensors, {"updates": str(updates)})
+
+    def restore(self, network: PolicyNetwork, optimizer: torch.optim.Optimizer) -> int:
+        """Load the checkpoint, if there is one; the number of updates it has behind it."""
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            return 0
+        tensors = read_tensors(path)
+        try:
+            with safe_open(path, "pt") as file:
+                updates = int(file.metadata()["updates"])
+            network.load_state_dict(
+                {name.removeprefix("policy."): value for name, value in tensors.items() if name.startswith("policy.")}
+            )
+            state: dict[int, dict[str, torch.Tensor]] = {}
+            for name, value in tensors.items():
+                if name.startswith("optimizer."):
+                    _, index, key = name.split(".")
+                    state.setdefault(int(index), {})[key] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise DamagedFileError(f"{path} does not fit this run: {str(error).splitlines()[0]}") from error
+        self._trim_log(updates)
+        return updates
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to the log."""
+        try:
+            with (self.path / LOG).open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise SolmError(f"cannot write {self.path / LOG}: {error.strerror}") from error
+
+    def _trim_log(self, updates: int) -> None:
+        """Drop log lines of updates that the checkpoint does not contain (they will be done again)."""
+        path = self.path / LOG
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                if json.loads(line)["update"] <= updates:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError):
+                break  # half a line: the process was killed while writing it
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, path)
+
+
+def _difference(stored: TrainConfig, given: TrainConfig) -> str:
+    """The first fields in which two configurations differ; the number of updates may grow."""
+    ignored = {"updates", "checkpoint_every"}
+    names = [
+        name
+        for name in TrainConfig.model_fields
+        if name not in ignored and getattr(stored, name) != getattr(given, name)
+    ]
+    return ", ".join(f"{name}: {getattr(stored, name)!r} there, {getattr(given, name)!r} here" for name in names[:2])

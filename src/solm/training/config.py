@@ -1,0 +1,116 @@
+"""The training configuration: one YAML file, every field also a flag."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from solm.actions import PRESETS as SPACES
+from solm.actions import ActionSpace
+from solm.errors import SolmError
+from solm.semantics import PRESETS as SEMANTICS
+from solm.semantics import Semantics
+
+
+class TrainConfig(BaseModel):
+    """Everything that determines a training run. Equal configurations give equal policies on one CPU."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = "builtin:smollm2-135m"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    data: tuple[str, ...] = ("pydoc:train",)
+    """Sources of text; ``self:N`` adds N texts sampled from the model itself."""
+    space: ActionSpace = SPACES["joint-8"]
+    semantics: Semantics = SEMANTICS["default"]
+
+    context: int = Field(512, ge=1)
+    horizon: int = Field(16, ge=1)
+    """Controlled steps per episode."""
+    sequences: int = Field(4, ge=1)
+    """Different texts per update."""
+    rollouts: int = Field(16, ge=2)
+    """Counterfactual schedules per text."""
+    updates: int = Field(400, ge=1)
+
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    gradient_clip: float = Field(2.0, gt=0)
+    ratio_clip: float = Field(0.2, gt=0)
+    entropy: float = Field(0.05, ge=0)
+    epochs: int = Field(1, ge=1)
+    """Optimiser steps per batch. With one, the ratio is always 1 and the objective is REINFORCE with a group
+    baseline."""
+    gamma: float = Field(0.85, gt=0, le=1)
+    advantage: Literal["process", "outcome"] = "process"
+    zscore: bool = False
+    penalty: tuple[float, float, float] = (100.0, 100.0, 200.0)
+    tolerance: float = Field(0.02, ge=0)
+    """Budget gap per axis that costs nothing."""
+    budgets: tuple[float, ...] = ()
+    """Net keeps to train at; none: every axis uniformly over its range, independently."""
+
+    width: int = Field(256, ge=8)
+    heads: int = Field(4, ge=1)
+    memory: int = Field(64, ge=1)
+    temperature: float = Field(1.3, gt=0)
+
+    seed: int = 0
+    checkpoint_every: int = Field(50, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_names(cls, values: Any) -> Any:
+        """Space and semantics may be given by the name of a preset; data as one string."""
+        if isinstance(values, dict):
+            values = dict(values)
+            if isinstance(values.get("space"), str):
+                values["space"] = ActionSpace.preset(values["space"])
+            if isinstance(values.get("semantics"), str):
+                values["semantics"] = Semantics.preset(values["semantics"])
+            if isinstance(values.get("data"), str):
+                values["data"] = tuple(part.strip() for part in values["data"].split(","))
+        return values
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "TrainConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if self.context + self.horizon <= self.semantics.always_read:
+            raise ValueError(
+                f"context {self.context} leaves no controllable step: attention always reads "
+                f"{self.semantics.always_read} tokens"
+            )
+        return self
+
+    @classmethod
+    def read(cls, path: Path | None, overrides: dict[str, Any]) -> "TrainConfig":
+        """The configuration in a YAML file (or the defaults) with `overrides` on top.
+
+        Raises `SolmError` that names the key, with a suggestion for an unknown one.
+        """
+        values: Any = {}
+        if path is not None:
+            try:
+                values = yaml.safe_load(path.read_text()) or {}
+            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+                raise SolmError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+            if not isinstance(values, dict):
+                raise SolmError(f"{path}: expected keys and values, got {type(values).__name__}")
+        return cls.build({**values, **overrides}, str(path or "the configuration"))
+
+    @classmethod
+    def build(cls, values: dict[str, Any], origin: str) -> "TrainConfig":
+        for key in values:
+            if key not in cls.model_fields:
+                near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(cls.model_fields)}"
+                raise SolmError(f"{origin}: unknown key {key!r}{hint}")
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise SolmError(f"{origin}: {where or 'value'}: {first['msg']} (got {first['input']!r})") from error

@@ -1,0 +1,75 @@
+"""Advantages and the clipped objective, on tensors [S, K, T]: S texts, K rollouts each, T steps."""
+
+from dataclasses import dataclass
+
+import torch
+
+from solm.training.config import TrainConfig
+
+
+def returns_to_go(rewards: torch.Tensor, gamma: float) -> torch.Tensor:
+    """G_t = Σ γ^i r_{t+i} along the last dimension."""
+    steps = rewards.shape[-1]
+    lag = torch.arange(steps)[:, None] - torch.arange(steps)
+    weights = torch.where(lag >= 0, float(gamma) ** lag.clamp(min=0), 0.0).to(rewards)
+    return rewards @ weights
+
+
+def budget_penalty(
+    realised: torch.Tensor, target: torch.Tensor, config: TrainConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Soft penalty [S, K] of average shares realised [S, K, 3] against target [S, K, 3], and the signed gaps.
+
+    Only axes with more than one level can be blamed.
+    """
+    gap = realised - target
+    weight = torch.tensor(config.penalty) * torch.tensor([levels > 1 for levels in config.space.shape])
+    excess = (gap.abs() - config.tolerance).clamp(min=0)
+    return (weight.to(gap) * excess**2).sum(-1), gap
+
+
+def advantages(
+    rewards: torch.Tensor, penalty: torch.Tensor, counted: torch.Tensor, config: TrainConfig
+) -> torch.Tensor:
+    """Advantages [S, K, T], whitened over the counted steps of the batch.
+
+    rewards: [S, K, T] log-probabilities, penalty: [S, K], counted: [S, K, T] bool.
+    ``process`` centres the return-to-go at every step over the K rollouts of a text; ``outcome`` gives every step
+    the episode's total, centred likewise.
+    """
+    rewards = rewards * counted
+    if config.advantage == "process":
+        value = returns_to_go(rewards, config.gamma) - penalty[..., None]
+    else:
+        value = (rewards.sum(-1) - penalty)[..., None].expand_as(rewards)
+    value = value - value.mean(1, keepdim=True)
+    if config.zscore:
+        value = value / value.std(1, keepdim=True).clamp(min=1e-6)
+    used = value[counted]
+    return (value - used.mean()) / used.std().clamp(min=1e-6)
+
+
+@dataclass(frozen=True)
+class Loss:
+    total: torch.Tensor
+    entropy: torch.Tensor
+
+
+def clipped_objective(
+    logits: torch.Tensor,
+    old: torch.Tensor,
+    actions: torch.Tensor,
+    advantage: torch.Tensor,
+    counted: torch.Tensor,
+    config: TrainConfig,
+) -> Loss:
+    """PPO's clipped ratio objective with entropy bonus; logits [N, T, A], the rest [N, T]."""
+    log_policy = logits.log_softmax(-1)
+    chosen = log_policy.gather(-1, actions[..., None])[..., 0]
+    ratio = (chosen - old).exp()
+    clipped = ratio.clamp(1 - config.ratio_clip, 1 + config.ratio_clip)
+    gain = torch.minimum(ratio * advantage, clipped * advantage)
+    entropy = -(log_policy.exp() * log_policy).sum(-1)
+    weight = counted.to(gain) / counted.sum()
+    mean_entropy = (entropy * weight).sum()
+    return Loss(-(gain * weight).sum() - config.entropy * mean_entropy, mean_entropy)

@@ -1,0 +1,54 @@
+"""Collecting counterfactual episodes: one prefill per text, K schedules over the same tokens."""
+
+from dataclasses import dataclass
+
+import torch
+
+from solm.budget import Budget
+from solm.data.windows import TokenStream
+from solm.decoding.drive import Episode, teacher_forced
+from solm.decoding.language_model import LanguageModel
+from solm.policies.learned import LearnedPolicy
+from solm.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N = S·K episodes, the K rollouts of a text adjacent; target: [N, 3] budget shares."""
+
+    episode: Episode
+    target: torch.Tensor
+
+
+def step_generator(seed: int, update: int, purpose: int) -> torch.Generator:
+    """A generator that depends on nothing but its arguments, so that a resumed run draws what it would have drawn."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + update) * 16 + purpose)
+
+
+def draw_targets(config: TrainConfig, generator: torch.Generator) -> torch.Tensor:
+    """A budget for each of S texts: [S, 3] float64."""
+    if config.budgets:
+        picks = torch.randint(len(config.budgets), (config.sequences,), generator=generator)
+        shares = [Budget.from_net(config.budgets[index], config.space).shares for index in picks.tolist()]
+        return torch.tensor(shares, dtype=torch.float64)
+    low, high = torch.tensor(config.space.ranges, dtype=torch.float64).unbind(1)
+    return low + (high - low) * torch.rand(config.sequences, 3, generator=generator, dtype=torch.float64)
+
+
+def collect(
+    lm: LanguageModel, policy: LearnedPolicy, stream: TokenStream, config: TrainConfig, update: int
+) -> Batch:
+    """The episodes of one update."""
+    windows = stream.random(
+        config.sequences, config.context + config.horizon + 1, step_generator(config.seed, update, 0)
+    )
+    targets = draw_targets(config, step_generator(config.seed, update, 1)).repeat_interleave(config.rollouts, 0)
+    session = lm.session(capacity=config.context)
+    session.prefill(windows[:, : config.context])
+    forks = session.fork(config.rollouts, capacity=config.horizon + lm.semantics.page_size)
+    tokens = windows[:, config.context :].repeat_interleave(config.rollouts, 0)
+    # Targets below what the always-read tokens cost cannot be met by any policy; asking for them teaches nothing.
+    floors = torch.stack([levels[:, 0] for levels in forks.levels(policy.space)], 1)
+    targets = torch.maximum(targets, floors)
+    generator = step_generator(config.seed, update, 2)
+    return Batch(teacher_forced(forks, policy, tokens, targets, generator, record=True), targets)

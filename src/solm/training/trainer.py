@@ -1,0 +1,220 @@
+"""The training loop: collect, weigh, step, log, save; interrupted anywhere, it goes on as if it had not been."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from solm.data.selftext import sample_texts
+from solm.data.text import documents
+from solm.data.windows import TokenStream, stream_of
+from solm.decoding.language_model import LanguageModel
+from solm.errors import DataError
+from solm.files import write_text
+from solm.policies.artifact import PolicyConfig, TrainedPolicy
+from solm.policies.network import NetworkConfig, PolicyNetwork
+from solm.training.checkpoint import RunFolder
+from solm.training.config import TrainConfig
+from solm.training.objective import advantages, budget_penalty, clipped_objective
+from solm.training.rollout import Batch, collect
+
+Record = dict[str, Any]
+
+
+class Interrupted(Exception):
+    """Training stopped at a signal, with everything saved. exit_code: 130 (SIGINT) or 143 (SIGTERM)."""
+
+    def __init__(self, exit_code: int):
+        super().__init__("interrupted")
+        self.exit_code = exit_code
+
+
+def train(
+    lm: LanguageModel,
+    config: TrainConfig,
+    out: Path,
+    report: Callable[[Record], None] = lambda record: None,
+) -> TrainedPolicy:
+    """Train a policy for `lm` in the folder `out`, going on from what is there; the finished policy.
+
+    report: called with the log record of every update. On SIGINT or SIGTERM the update in progress is finished and
+    saved, then `Interrupted` is raised.
+    """
+    torch.manual_seed(config.seed)
+    network = PolicyNetwork(
+        NetworkConfig(
+            base_hidden=lm.control.shapes.hidden,
+            actions=len(config.space),
+            width=config.width,
+            heads=config.heads,
+            memory=config.memory,
+            temperature=config.temperature,
+        )
+    ).to(next(lm.model.parameters()).device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    folder = RunFolder(out, config)
+    try:
+        done = folder.restore(network, optimizer)
+        trained = TrainedPolicy(
+            PolicyConfig(base=lm.identity, space=config.space, semantics=config.semantics, network=network.config),
+            network,
+        )
+        if done < config.updates:
+            stream = training_stream(lm, config, out)
+            _loop(lm, trained, optimizer, stream, config, folder, done, report)
+            trained.config = trained.config.model_copy(update={"provenance": provenance(config, stream)})
+            trained.save_pretrained(out / "policy")
+        else:
+            trained = TrainedPolicy.from_pretrained(out / "policy")
+        return trained
+    finally:
+        folder.close()
+
+
+def _loop(
+    lm: LanguageModel,
+    trained: TrainedPolicy,
+    optimizer: torch.optim.Optimizer,
+    stream: TokenStream,
+    config: TrainConfig,
+    folder: RunFolder,
+    done: int,
+    report: Callable[[Record], None],
+) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    policy = trained.policy(clamp=False)
+    saved, started = done, time.perf_counter()
+    writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=done + 1)
+    with _signals() as stop:
+        try:
+            for update in range(done + 1, config.updates + 1):
+                begun = time.perf_counter()
+                batch = collect(lm, policy, stream, config, update)
+                record = {"update": update, **optimise(trained.network, optimizer, batch, config)}
+                seconds = time.perf_counter() - begun
+                record |= {
+                    "token_steps_per_second": batch.episode.actions.numel() / seconds,
+                    "seconds": time.perf_counter() - started,
+                }
+                done = update
+                folder.log(record)
+                for name, value in record.items():
+                    if name != "update":
+                        writer.add_scalar(name, value, update)
+                report(record)
+                if update % config.checkpoint_every == 0 or stop:
+                    folder.save(trained.network, optimizer, done)
+                    saved = done
+                if stop:
+                    raise Interrupted(stop[0])
+        finally:
+            writer.close()
+            if saved < done:
+                folder.save(trained.network, optimizer, done)
+
+
+def optimise(
+    network: PolicyNetwork, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig
+) -> Record:
+    """Update the network on one batch; what happened, for the log."""
+    episode = batch.episode
+    assert episode.features is not None
+    group = (config.sequences, config.rollouts)
+    counted = episode.controllable
+    realised = (episode.realised * counted[..., None]).sum(1) / counted.sum(1, keepdim=True).clamp(min=1)
+    penalty, gap = budget_penalty(realised, batch.target, config)
+    rewards = episode.log_probabilities.cpu()
+    advantage = advantages(
+        rewards.unflatten(0, group).double(), penalty.unflatten(0, group), counted.unflatten(0, group), config
+    )
+    advantage = advantage.flatten(0, 1).float()
+    device = episode.features.hidden.device
+    actions, advantage, counted_there = (x.to(device) for x in (episode.actions, advantage, counted))
+    network.train()
+    old = None
+    for _ in range(config.epochs):
+        logits, _ = network(episode.features, network.start(len(actions), device))
+        if old is None:
+            old = logits.detach().log_softmax(-1).gather(-1, actions[..., None])[..., 0]
+        loss = clipped_objective(logits, old, actions, advantage, counted_there, config)
+        optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+        optimizer.step()
+    network.eval()
+    mean_gap = gap.abs().mean(0).tolist()
+    return {
+        "reward": float(rewards[counted].mean()),
+        "perplexity": float(torch.exp(-rewards[counted].mean())),
+        "gap_attention": mean_gap[0],
+        "gap_mlp": mean_gap[1],
+        "gap_bits": mean_gap[2],
+        "realised_net": float(realised.mean()),
+        "penalty": float(penalty.mean()),
+        "entropy": float(loss.entropy.detach()),
+        "gradient_norm": float(norm),
+    }
+
+
+def training_stream(lm: LanguageModel, config: TrainConfig, out: Path) -> TokenStream:
+    """The tokens of all sources; self-sampled texts are made once and kept in the run folder."""
+    assert lm.tokenizer is not None
+    sources = [source for source in config.data if source.split(":")[0] != "self"]
+    texts = [text for source in sources for text in documents(source)]
+    for source in config.data:
+        if source.split(":")[0] == "self":
+            texts += self_texts(lm, config, out, source)
+    return stream_of(texts, lm.tokenizer, ", ".join(config.data))
+
+
+def self_texts(lm: LanguageModel, config: TrainConfig, out: Path, source: str) -> list[str]:
+    """The texts of ``self:N``: N dense samples that begin like Python's documentation does."""
+    import json
+
+    count = source.partition(":")[2] or "32"
+    if not count.isdigit() or int(count) < 1:
+        raise DataError(f"source {source!r}: expected self:N with N at least 1")
+    path = out / f"self-{count}.jsonl"
+    if not path.exists():
+        assert lm.tokenizer is not None
+        length = config.context + config.horizon + 1
+        starts = stream_of(documents("pydoc:train"), lm.tokenizer, "pydoc:train").random(
+            int(count), 8, torch.Generator().manual_seed(config.seed)
+        )
+        texts = sample_texts(lm, starts, length, config.seed)
+        write_text(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return documents(str(path))
+
+
+def provenance(config: TrainConfig, stream: TokenStream) -> Record:
+    """What a policy's card says about its making."""
+    return {
+        "config": config.model_dump(mode="json", exclude={"space", "semantics"}),
+        "data_fingerprint": stream.fingerprint,
+        "versions": {name: version(name) for name in ("solm", "torch", "transformers")},
+    }
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that SIGINT or SIGTERM appends its exit code to; a second signal acts as usual."""
+    stop: list[int] = []
+    previous = {}
+
+    def handle(number: int, frame: object) -> None:
+        stop.append(128 + number)
+        signal.signal(number, previous[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
