@@ -39,6 +39,7 @@ class Capability:
     tested: bool
     shapes: ModelShapes | None
     reasons: dict[str, str] = field(default_factory=dict)
+    sliding_layers: int = 0
 
     @property
     def axes(self) -> dict[str, bool]:
@@ -97,14 +98,14 @@ def model_shapes(config: PretrainedConfig, gated: bool, weight_bytes: int) -> Mo
 def probe(model: PreTrainedModel) -> Capability:
     """What can be controlled on `model`, from its structure alone (a model on the meta device will do)."""
     reasons: dict[str, str] = {}
-    gated = False
+    gated, sliding = False, 0
     try:
         sites = [mlp_sites(layer) for layer in decoder_layers(model)]
         gated = sites[0].gated
     except UnsupportedModelError as error:
         reasons["mlp"] = reasons["bits"] = str(error)
     try:
-        PagedCache.empty(model.config, page_size=16, capacity=0)
+        sliding = sum(layer.is_sliding for layer in PagedCache.empty(model.config, page_size=16, capacity=0).layers)
         if not getattr(model, "_supports_attention_backend", False):
             raise UnsupportedModelError(f"{type(model).__name__} does not call transformers' attention interface")
         if model.get_output_embeddings() is None:
@@ -117,4 +118,4 @@ def probe(model: PreTrainedModel) -> Capability:
     except (AttributeError, TypeError) as error:
         shapes = None
         reasons.setdefault("attention", f"its configuration lacks a size: {error}")
-    return Capability(family, family in TESTED_FAMILIES, shapes, reasons)
+    return Capability(family, family in TESTED_FAMILIES, shapes, reasons, sliding)

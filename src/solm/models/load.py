@@ -42,14 +42,14 @@ def load_base(
     Raises:
         SolmError: nothing of that name here or on the hub; the message says what was tried.
     """
-    source = locate(name)
     try:
+        source = locate(name)
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(
                 source, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code
             )
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loadable(name, error) from error
     for parameter in model.parameters():
         parameter.requires_grad_(False)

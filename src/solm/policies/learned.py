@@ -6,7 +6,7 @@ import torch
 
 from solm.actions import ActionSpace
 from solm.policies.network import Features, Memory, PolicyNetwork
-from solm.policies.observation import Observation, feasible
+from solm.policies.observation import Observation, budget_prior, feasible
 
 
 def features(observation: Observation) -> Features:
@@ -18,6 +18,7 @@ def features(observation: Observation) -> Features:
         observation.embedding[:, None],
         observation.scalars()[:, None].to(device),
         observation.previous[:, None].to(device),
+        budget_prior(observation)[:, None].to(device),
     )
 
 

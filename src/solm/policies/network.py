@@ -24,15 +24,19 @@ class NetworkConfig(BaseModel):
     scalar_width: int = Field(64, ge=1)
     previous_width: int = Field(32, ge=1)
     temperature: float = Field(1.3, gt=0)
+    budget_prior: bool = True
+    """Learn what to add to the schedule that knows the budget alone; False: the network starts from nothing."""
 
 
 class Features(NamedTuple):
-    """Observations of N rows over T steps: hidden, embedding [N, T, H], scalars [N, T, 8], previous [N, T]."""
+    """Observations of N rows over T steps: hidden, embedding [N, T, H], scalars [N, T, 8], previous [N, T]; prior
+    [N, T, A], the log-odds of the schedule that knows the budget alone."""
 
     hidden: torch.Tensor
     embedding: torch.Tensor
     scalars: torch.Tensor
     previous: torch.Tensor
+    prior: torch.Tensor
 
 
 class Memory(NamedTuple):
@@ -73,7 +77,7 @@ class PolicyNetwork(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.actions)
         self.budget_head = nn.Sequential(nn.Linear(3, 32), nn.GELU(), nn.Linear(32, config.actions))
-        # A new policy is uniform over actions whatever it sees.
+        # A new policy is its prior (or, without one, uniform) whatever it sees.
         for last in (self.head, self.budget_head[-1]):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
@@ -84,7 +88,10 @@ class PolicyNetwork(nn.Module):
         return Memory(empty, empty)
 
     def forward(self, features: Features, memory: Memory) -> tuple[torch.Tensor, Memory]:
-        """Logits [N, T, A] (already divided by the temperature) and the memory after the last step."""
+        """Logits [N, T, A] and the memory after the last step.
+
+        The network's own output is divided by the temperature; the prior, a distribution already, is not.
+        """
         config, dtype = self.config, self.project.weight.dtype
         normed = [F.layer_norm(part.to(dtype), part.shape[-1:]) for part in (features.hidden, features.embedding)]
         scalars = features.scalars.to(dtype)
@@ -93,7 +100,8 @@ class PolicyNetwork(nn.Module):
         x = x + attended
         x = x + self.mlp(self.mlp_norm(x))
         logits = self.head(self.norm(x)) + self.budget_head(scalars[..., 2:5])
-        return logits.float() / config.temperature, memory
+        logits = logits.float() / config.temperature
+        return (logits + features.prior if config.budget_prior else logits), memory
 
     def _attend(self, x: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, Memory]:
         heads, limit = self.config.heads, self.config.memory

@@ -44,7 +44,8 @@ class TrainConfig(BaseModel):
     """Optimiser steps per batch. With one, the ratio is always 1 and the objective is REINFORCE with a group
     baseline."""
     gamma: float = Field(0.85, gt=0, le=1)
-    advantage: Literal["process", "outcome"] = "process"
+    advantage: Literal["priced", "process", "outcome"] = "priced"
+    """What a step is credited with: see `solm.training.objective.advantages`."""
     zscore: bool = False
     penalty: tuple[float, float, float] = (100.0, 100.0, 200.0)
     tolerance: float = Field(0.02, ge=0)
@@ -56,6 +57,7 @@ class TrainConfig(BaseModel):
     heads: int = Field(4, ge=1)
     memory: int = Field(64, ge=1)
     temperature: float = Field(1.3, gt=0)
+    budget_prior: bool = True
 
     seed: int = 0
     checkpoint_every: int = Field(50, ge=1)

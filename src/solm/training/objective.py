@@ -29,20 +29,28 @@ def budget_penalty(
 
 
 def advantages(
-    rewards: torch.Tensor, penalty: torch.Tensor, counted: torch.Tensor, config: TrainConfig
+    rewards: torch.Tensor, realised: torch.Tensor, penalty: torch.Tensor, counted: torch.Tensor, config: TrainConfig
 ) -> torch.Tensor:
     """Advantages [S, K, T], whitened over the counted steps of the batch.
 
-    rewards: [S, K, T] log-probabilities, penalty: [S, K], counted: [S, K, T] bool.
-    ``process`` centres the return-to-go at every step over the K rollouts of a text; ``outcome`` gives every step
-    the episode's total, centred likewise.
+    rewards: [S, K, T] log-probabilities; realised: [S, K, T, 3] shares spent; penalty: [S, K]; counted: [S, K, T].
+
+    ``process`` centres the return-to-go at every step over the K rollouts of a text, ``outcome`` gives every step
+    the episode's total, centred likewise (both arXiv 2605.10875). Either way a step that spends more looks better
+    at once and worse only through the penalty and the steps that go short later. ``priced`` charges a step for what
+    it spends: the price per axis is the batch's least-squares gain in return per share spent, so what is left is
+    whether this token gained more from its compute than compute gains on average.
     """
     rewards = rewards * counted
-    if config.advantage == "process":
-        value = returns_to_go(rewards, config.gamma) - penalty[..., None]
-    else:
+    if config.advantage == "outcome":
         value = (rewards.sum(-1) - penalty)[..., None].expand_as(rewards)
+    else:
+        value = returns_to_go(rewards, config.gamma) - penalty[..., None]
     value = value - value.mean(1, keepdim=True)
+    if config.advantage == "priced":
+        spent = (realised - realised.mean(1, keepdim=True))[counted]
+        prices = torch.linalg.lstsq(spent, value[counted][:, None], driver="gelsd").solution
+        value = value - ((realised - realised.mean(1, keepdim=True)) @ prices)[..., 0]
     if config.zscore:
         value = value / value.std(1, keepdim=True).clamp(min=1e-6)
     used = value[counted]

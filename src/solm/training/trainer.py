@@ -54,6 +54,7 @@ def train(
             heads=config.heads,
             memory=config.memory,
             temperature=config.temperature,
+            budget_prior=config.budget_prior,
         )
     ).to(next(lm.model.parameters()).device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -131,7 +132,11 @@ def optimise(
     penalty, gap = budget_penalty(realised, batch.target, config)
     rewards = episode.log_probabilities.cpu()
     advantage = advantages(
-        rewards.unflatten(0, group).double(), penalty.unflatten(0, group), counted.unflatten(0, group), config
+        rewards.unflatten(0, group).double(),
+        episode.realised.unflatten(0, group),
+        penalty.unflatten(0, group),
+        counted.unflatten(0, group),
+        config,
     )
     advantage = advantage.flatten(0, 1).float()
     device = episode.features.hidden.device

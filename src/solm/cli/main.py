@@ -1,0 +1,40 @@
+"""The `solm` command."""
+
+import sys
+
+import typer
+
+from solm.cli.eval import evaluate
+from solm.cli.generate import generate
+from solm.cli.inspect import inspect
+from solm.cli.push import push
+from solm.cli.quickstart import quickstart
+from solm.cli.train import train
+from solm.errors import SolmError
+
+app = typer.Typer(
+    name="solm",
+    help="A quality/compute dial, per token, for a frozen language model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("quickstart")(quickstart)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("generate")(generate)
+app.command("inspect")(inspect)
+app.command("push")(push)
+
+
+def main() -> None:
+    """Run the command line. A user's mistake is one line on stderr; exit code 2, or 3 for a damaged file."""
+    try:
+        app()
+    except SolmError as error:
+        print(f"solm: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("solm: interrupted", file=sys.stderr)
+        sys.exit(130)

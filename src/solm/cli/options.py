@@ -1,0 +1,56 @@
+"""Options and small conversions that several verbs share."""
+
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from solm.errors import SolmError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file or builtin:smollm2-135m.", show_default=True)
+]
+PolicyOption = Annotated[str | None, typer.Option("--policy", "-p", help="Folder or hub id of a trained policy.")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+DEFAULT_MODEL = "builtin:smollm2-135m"
+
+
+def settings(kind: type[Settings], **values: Any) -> Settings:
+    """A settings object, or one line that names the bad value and what is allowed."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise SolmError(f"{name}: {first['msg']} (got {first['input']!r})") from error
+
+
+def numbers(text: str, name: str) -> tuple[float, ...]:
+    """The numbers of a list such as 0.5,0.6."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise SolmError(f"{name}: {text!r} is not a list of numbers such as 0.5,0.6") from None
+
+
+def progress_bar() -> "Progress":
+    """A bar with counts, elapsed time and time left, on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+    )

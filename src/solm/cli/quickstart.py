@@ -1,0 +1,56 @@
+"""`solm quickstart`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from solm.cli.options import progress_bar
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where everything is written.")] = Path("runs/quickstart"),
+    updates: Annotated[int, typer.Option(help="Training updates.", min=1)] = 120,
+) -> None:
+    """Train, compare and use a policy for the embedded model, in minutes, on text that ships with Python.
+
+    A second run goes on where the first stopped, or reuses what is there.
+
+    Examples:
+
+        solm quickstart
+
+        solm quickstart --out /tmp/quick --updates 5      (a smoke test)
+    """
+    from rich.console import Console
+
+    from solm.cli.generate import paint
+    from solm.cli.train import note
+    from solm.evaluation import show
+    from solm.quickstart import run
+    from solm.training.trainer import Interrupted
+
+    console = Console()
+    with progress_bar() as progress:
+        task = progress.add_task("", total=None, note="")
+
+        def report(stage: str, done: int, total: int, record: dict | None = None) -> None:
+            progress.update(
+                task, description=stage, completed=done, total=total, note="" if record is None else note(record)
+            )
+
+        try:
+            outcome = run(out, updates, report)
+        except Interrupted as interrupted:
+            progress.stop()
+            typer.echo(f"interrupted; saved. Go on with: solm quickstart --out {out}", err=True)
+            raise typer.Exit(interrupted.exit_code) from None
+        progress.update(task, description="done", note="")
+    console.print(show.table(outcome.result))
+    for line in show.verdict(outcome.result):
+        console.print(line, highlight=False)
+    for budget, reply in outcome.replies.items():
+        console.print(f"\nbudget {budget}, realised {reply.compute.realised['net']:.3f}:", highlight=False)
+        colour = console.is_terminal
+        print("".join(paint(token.text, token.cost) if colour else token.text for token in reply.tokens))
+    console.print(f"\nreport: {out / 'report.html'}\npolicy: {out / 'policy'}", highlight=False)

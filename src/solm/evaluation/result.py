@@ -1,0 +1,98 @@
+"""The result file of an evaluation. The owner of that format."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+class Difference(BaseModel):
+    """Policy minus this arm in nats per token, with a paired 95 % interval; negative: the policy is better."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    value: float
+    low: float
+    high: float
+
+
+class Point(BaseModel):
+    """One arm at one budget. Budgets and `realised` are net keep; `axes` holds (κ, ρ, b/16); `cost` is relative to
+    dense; `nats` and `perplexity` are per token, `low` and `high` the 95 % interval of `nats`."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    arm: str
+    budget: float
+    realised: float
+    axes: dict[str, float]
+    cost: dict[str, float]
+    nats: float
+    low: float
+    high: float
+    perplexity: float
+    tokens: int
+    difference: Difference | None = None
+
+
+class EvaluationResult(BaseModel):
+    """Everything an evaluation found, and what is needed to repeat it."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    schema_version: Literal[1] = 1
+    command: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    data_fingerprint: str
+    points: list[Point]
+    policy: dict[str, Any] = Field(default_factory=dict)
+
+    def arm(self, name: str, budget: float) -> Point | None:
+        return next((point for point in self.points if point.arm == name and point.budget == budget), None)
+
+
+def command_line() -> str:
+    """The command being run, without the machine's folders."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "versions": {name: version(name) for name in ("solm", "torch", "transformers")},
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
+    }
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
+        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    if commit.returncode:
+        return "unknown"
+    return commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,99 @@
+"""An evaluation as a table in the terminal, as a verdict in words, and as a picture."""
+
+import io
+
+import numpy as np
+from rich.table import Table
+
+from solm.evaluation.result import EvaluationResult, Point
+
+_COLOURS = {"policy": "#0b7285", "static": "#e8590c", "random": "#868e96"}
+
+
+def table(result: EvaluationResult) -> Table:
+    """Arms by budget, with the policy's difference to each baseline."""
+    shown = Table(title="Perplexity at matched budget", title_justify="left")
+    for column in ("budget", "arm", "realised", "bytes", "perplexity", "nats/token", "policy − arm, 95 % interval"):
+        shown.add_column(column, justify="left" if column in ("arm", "policy − arm, 95 % interval") else "right")
+    last = None
+    for point in result.points:
+        if last is not None and point.budget != last:
+            shown.add_section()
+        last = point.budget
+        shown.add_row(
+            f"{point.budget:.2f}",
+            point.arm,
+            f"{point.realised:.3f}",
+            f"{point.cost['bytes']:.3f}",
+            f"{point.perplexity:.2f}",
+            f"{point.nats:.4f}",
+            _difference(point),
+        )
+    return shown
+
+
+def _difference(point: Point) -> str:
+    if point.difference is None:
+        return ""
+    value, low, high = point.difference.value, point.difference.low, point.difference.high
+    colour = "green" if high < 0 else "red" if low > 0 else "yellow"
+    return f"[{colour}]{value:+.4f} [{low:+.4f}, {high:+.4f}][/{colour}]"
+
+
+def verdict(result: EvaluationResult) -> list[str]:
+    """For every budget one plain sentence: where the policy won, lost, or cannot be told apart."""
+    lines = []
+    for budget in result.settings["budgets"]:
+        against = [point for point in result.points if point.budget == budget and point.difference is not None]
+        if not against:
+            continue
+        beats = [point.arm for point in against if point.difference and point.difference.high < 0]
+        loses = [point.arm for point in against if point.difference and point.difference.low > 0]
+        open_ = [point.arm for point in against if point.arm not in beats and point.arm not in loses]
+        parts = []
+        if beats:
+            parts.append(f"the policy beats {', '.join(beats)}")
+        if loses:
+            parts.append(f"the policy LOSES to {', '.join(loses)}")
+        if open_:
+            parts.append(f"the difference to {', '.join(open_)} is within the noise")
+        lines.append(f"budget {budget:.2f}: {'; '.join(parts)}")
+    return lines
+
+
+def plot(result: EvaluationResult) -> bytes:
+    """PNG of perplexity against realised net keep, error bars at 95 %."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.4), dpi=130)
+    arms = dict.fromkeys(point.arm for point in result.points if point.arm != "dense")
+    for shift, arm in enumerate(arms):
+        points = sorted((p for p in result.points if p.arm == arm), key=lambda p: p.realised)
+        nats, low, high = (np.array([getattr(p, name) for p in points]) for name in ("nats", "low", "high"))
+        middle = np.exp(nats)
+        # Side by side, since matched arms would hide one another.
+        x = np.array([p.realised for p in points]) + 0.002 * (shift - len(arms) / 2)
+        axes.errorbar(
+            x,
+            middle,
+            yerr=[middle - np.exp(low), np.exp(high) - middle],
+            label=arm,
+            marker="o",
+            capsize=3,
+            lw=1.5,
+            color=_COLOURS.get(arm, "#adb5bd"),
+        )
+    dense = next(point for point in result.points if point.arm == "dense")
+    axes.axhline(dense.perplexity, color="#495057", ls="--", lw=1, label="dense")
+    axes.set_xlabel("realised net keep (share of attention, MLP and bits used)")
+    axes.set_ylabel("perplexity")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    return buffer.getvalue()

@@ -1,0 +1,90 @@
+"""The main job, end to end: train a policy for the embedded model, compare it on held-out text, generate with it."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from solm.data.windows import token_stream
+from solm.decoding.api import load
+from solm.decoding.generate import Reply
+from solm.evaluation.perplexity import EvaluationSettings, evaluate
+from solm.evaluation.result import EvaluationResult
+from solm.evaluation.show import plot
+from solm.files import write_bytes, write_json, write_text
+from solm.report import render
+from solm.training.config import TrainConfig
+from solm.training.trainer import train
+
+PROMPT = "Explain step by step why the sky is blue, and why it turns red in the evening."
+HELD_OUT = "pydoc:heldout"
+BUDGETS = (0.55, 0.65, 0.75)
+
+CONFIG = {
+    "model": "builtin:smollm2-135m",
+    "data": "pydoc:train,self:32",
+    "space": "joint-8",
+    "context": 256,
+    "horizon": 32,
+    "sequences": 4,
+    "rollouts": 8,
+    "learning_rate": 5e-4,
+    "checkpoint_every": 10,
+}
+SETTINGS = EvaluationSettings(budgets=BUDGETS, sequences=48, context=256, length=128, trials=4)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    result: EvaluationResult
+    replies: dict[float, Reply]
+
+
+def run(out: Path, updates: int, report: Callable[..., None]) -> Outcome:
+    """Do everything in the folder `out`; finished parts are reused.
+
+    report: called as report(stage, done, total[, training record]).
+    """
+    started = time.perf_counter()
+    config = TrainConfig.build({**CONFIG, "updates": updates}, "the quickstart")
+    report("loading the model", 0, 1)
+    lm = load(config.model, semantics=config.semantics)
+    report("sampling text from the model", 0, 1)
+    trained = train(lm, config, out, lambda record: report("training", record["update"], updates, record))
+    lm.detach()
+
+    lm = load(config.model, trained)
+    assert lm.tokenizer is not None
+    stream = token_stream(HELD_OUT, lm.tokenizer)
+    result = _reuse(out / "result.json", lm_key := trained.config.provenance)
+    if result is None:
+        result = evaluate(
+            lm,
+            stream,
+            SETTINGS,
+            partial=out / "result.json.partial",
+            progress=lambda done, total: report("comparing on held-out text", done, total),
+        )
+        result = result.model_copy(update={"policy": lm_key})
+        write_text(out / "result.json", result.model_dump_json(indent=2) + "\n")
+    replies = {}
+    for index, budget in enumerate(BUDGETS):
+        report("generating", index, len(BUDGETS))
+        replies[budget] = lm.generate(PROMPT, budget=budget, max_new_tokens=120)
+    write_json(out / "replies.json", {str(budget): reply.as_dict() for budget, reply in replies.items()})
+    picture = plot(result)
+    write_bytes(out / "result.png", picture)
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    write_text(out / "report.html", render(result, picture, PROMPT, replies, log, time.perf_counter() - started))
+    return Outcome(result, replies)
+
+
+def _reuse(path: Path, provenance: dict) -> EvaluationResult | None:
+    """The result at `path`, if it is this policy's."""
+    try:
+        result = EvaluationResult.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    same = result.policy == json.loads(json.dumps(provenance))
+    return result if same else None
