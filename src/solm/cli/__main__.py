@@ -1,0 +1,5 @@
+"""`python -m solm.cli`."""
+
+from solm.cli.main import main
+
+main()
