@@ -7,18 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from solm.cost import ModelShapes
 from solm.ops.attention import KeyValues, attend
 from solm.ops.layout import Layout
 from solm.ops.pages import PageBounds, upper_bound
 from solm.ops.plan import ceil_share, kv_budget, make_plan
 from solm.ops.quantize import fake_quantize
 from solm.ops.select import keep_channels, largest
-from solm.cost import ModelShapes
 from solm.semantics import Semantics
 
-SHAPES = ModelShapes(
-    layers=2, hidden=64, intermediate=96, heads=4, kv_heads=2, head_dim=16, vocabulary=259, gated=True
-)
+SHAPES = ModelShapes(layers=2, hidden=64, intermediate=96, heads=4, kv_heads=2, head_dim=16, vocabulary=259, gated=True)
 
 
 @given(
@@ -84,7 +82,11 @@ def test_page_bound_is_an_upper_bound_of_every_key_in_the_page():
     assert (bound >= exact - 1e-5).all()
 
 
-@given(st.integers(1, 700), st.sampled_from([0.1, 0.2, 0.35, 0.6, 0.9, 1.0]), st.sampled_from(["pages", "recency", "relevance"]))
+@given(
+    st.integers(1, 700),
+    st.sampled_from([0.1, 0.2, 0.35, 0.6, 0.9, 1.0]),
+    st.sampled_from(["pages", "recency", "relevance"]),
+)
 def test_realised_share_is_what_the_masks_read(length, keep, criterion):
     semantics = Semantics(criterion=criterion, page_size=8, window=16)
     budget, realised = kv_budget(torch.tensor([[keep]], dtype=torch.float64), torch.tensor([[length]]), semantics)

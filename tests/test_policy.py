@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
-from conftest import tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import solm
+from conftest import tiny_model
 from solm.actions import ActionSpace
 from solm.errors import DamagedFileError, PolicyMismatchError, SolmError
 from solm.policies.artifact import PolicyConfig, TrainedPolicy

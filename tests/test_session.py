@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from conftest import tiny_model
-from test_families import CONTEXT, STEPS, keep_of, tokens
 
+from conftest import tiny_model
 from solm.actions import ActionSpace
 from solm.decoding.drive import teacher_forced
 from solm.decoding.session import Session, log_probabilities
@@ -14,6 +13,7 @@ from solm.models.controller import ModelControl
 from solm.models.families import probe
 from solm.policies.schedules import Random
 from solm.semantics import Semantics
+from test_families import CONTEXT, STEPS, keep_of, tokens
 
 SEMANTICS = Semantics(page_size=8, window=8)
 

@@ -8,11 +8,11 @@ import time
 
 import pytest
 import torch
-from conftest import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
 import solm
+from conftest import tiny_model
 from solm.data.windows import stream_of
 from solm.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.training.config import TrainConfig

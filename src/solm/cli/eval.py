@@ -19,7 +19,9 @@ from solm.errors import SolmError
 
 
 def evaluate(
-    data: Annotated[str, typer.Option("--data", "-d", help=".txt, .raw, .jsonl, folder, hub data set or pydoc:heldout.")],
+    data: Annotated[
+        str, typer.Option("--data", "-d", help=".txt, .raw, .jsonl, folder, hub data set or pydoc:heldout.")
+    ],
     model: ModelOption = DEFAULT_MODEL,
     policy: PolicyOption = None,
     budgets: Annotated[str, typer.Option(help="Net keeps, fixed in advance.")] = "0.55,0.65,0.75",

@@ -47,9 +47,7 @@ def generate(
     asked = lm.budget(budget)
     tokens = []
     coloured = sys.stdout.isatty() and not json
-    for token in lm.stream(
-        text, budget=asked, schedule=schedule, max_new_tokens=max_new_tokens, seed=seed, **options
-    ):
+    for token in lm.stream(text, budget=asked, schedule=schedule, max_new_tokens=max_new_tokens, seed=seed, **options):
         tokens.append(token)
         if not json:
             print(paint(token.text, token.cost) if coloured else token.text, end="", flush=True)

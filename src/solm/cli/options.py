@@ -40,9 +40,16 @@ def numbers(text: str, name: str) -> tuple[float, ...]:
 
 
 def progress_bar() -> "Progress":
-    """A bar with counts, elapsed time and time left, on stderr."""
+    """A bar with counts, elapsed time and time left, on stderr; it vanishes when done."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     return Progress(
         TextColumn("{task.description}"),
@@ -53,4 +60,5 @@ def progress_bar() -> "Progress":
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
+        transient=True,
     )

@@ -74,7 +74,9 @@ class Episode:
     features: Features | None = None
 
 
-def unroll(session: Session, policy: Policy, steps: int, target: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+def unroll(
+    session: Session, policy: Policy, steps: int, target: torch.Tensor, generator: torch.Generator | None
+) -> torch.Tensor:
     """The schedule [N, steps] of a policy that does not read the model, found without running it."""
     kv_length, ledger = session.kv_length, session.ledger
     state = policy.start(session.rows, session.device)

@@ -101,7 +101,9 @@ def evaluate(
 
 def _key(lm: LanguageModel, stream: TokenStream, settings: EvaluationSettings, space: ActionSpace) -> str:
     """What a partial result must agree in to be continued."""
-    weights = [] if lm.trained is None else [p.detach().cpu().numpy().tobytes() for p in lm.trained.network.parameters()]
+    weights = (
+        [] if lm.trained is None else [p.detach().cpu().numpy().tobytes() for p in lm.trained.network.parameters()]
+    )
     parts = [settings.model_dump_json(), lm.identity.model_dump_json(), lm.semantics.model_dump_json()]
     parts += [stream.fingerprint, str(lm.model.dtype), space.model_dump_json()]
     return hashlib.sha256("".join(parts).encode() + b"".join(weights)).hexdigest()
@@ -166,9 +168,7 @@ def _averages(episode: Episode) -> torch.Tensor:
     return torch.where(counted.any(1)[:, None], sums / counted.sum(1, keepdim=True).clamp(min=1), 1.0)
 
 
-def _row_means(
-    lm: LanguageModel, parent: Session, episode: Episode, settings: EvaluationSettings
-) -> list[list[float]]:
+def _row_means(lm: LanguageModel, parent: Session, episode: Episode, settings: EvaluationSettings) -> list[list[float]]:
     nats = -episode.log_probabilities.double().mean(1).cpu()
     axes = _averages(episode)
     kv_length = settings.context + 1 + torch.arange(settings.length)

@@ -100,7 +100,9 @@ class TrainedPolicy:
         try:
             trained.network.load_state_dict(tensors)
         except RuntimeError as error:
-            raise DamagedFileError(f"{folder / WEIGHTS} does not fit {CONFIG}: {str(error).splitlines()[-1]}") from error
+            raise DamagedFileError(
+                f"{folder / WEIGHTS} does not fit {CONFIG}: {str(error).splitlines()[-1]}"
+            ) from error
         trained.network.to(device)
         return trained
 
@@ -119,7 +121,7 @@ class TrainedPolicy:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, CARD]))

@@ -63,9 +63,7 @@ class Policy(Protocol):
     def start(self, rows: int, device: torch.device) -> Any:
         """The state of `rows` new rows."""
 
-    def act(
-        self, observation: Observation, state: Any, generator: torch.Generator | None
-    ) -> tuple[torch.Tensor, Any]:
+    def act(self, observation: Observation, state: Any, generator: torch.Generator | None) -> tuple[torch.Tensor, Any]:
         """Action indices [N] int64 and the next state."""
 
 

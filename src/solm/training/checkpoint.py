@@ -43,7 +43,9 @@ class RunFolder:
             stored = read_model(path / CONFIG, TrainConfig)
             changed = _difference(stored, config)
             if changed:
-                raise RunMismatchError(f"{path} holds a run with another configuration ({changed}); choose another --out")
+                raise RunMismatchError(
+                    f"{path} holds a run with another configuration ({changed}); choose another --out"
+                )
         else:
             write_json(path / CONFIG, config.model_dump(mode="json"))
 

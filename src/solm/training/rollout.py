@@ -35,9 +35,7 @@ def draw_targets(config: TrainConfig, generator: torch.Generator) -> torch.Tenso
     return low + (high - low) * torch.rand(config.sequences, 3, generator=generator, dtype=torch.float64)
 
 
-def collect(
-    lm: LanguageModel, policy: LearnedPolicy, stream: TokenStream, config: TrainConfig, update: int
-) -> Batch:
+def collect(lm: LanguageModel, policy: LearnedPolicy, stream: TokenStream, config: TrainConfig, update: int) -> Batch:
     """The episodes of one update."""
     windows = stream.random(
         config.sequences, config.context + config.horizon + 1, step_generator(config.seed, update, 0)

@@ -120,9 +120,7 @@ def _loop(
                 folder.save(trained.network, optimizer, done)
 
 
-def optimise(
-    network: PolicyNetwork, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig
-) -> Record:
+def optimise(network: PolicyNetwork, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig) -> Record:
     """Update the network on one batch; what happened, for the log."""
     episode = batch.episode
     assert episode.features is not None

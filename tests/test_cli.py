@@ -1,0 +1,139 @@
+"""The command as a stranger types it: real processes, exit codes, one line per mistake."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+TINY_TRAIN = ["--context", "90", "--horizon", "6", "--updates", "2", "--set", "width=16", "--set", "dtype=float32"]
+
+
+def solm(*arguments: str, code: int = 0) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [sys.executable, "-m", "solm.cli", *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, byte_tokenizer):
+    """A tiny model folder and a policy trained for it by the command."""
+    import torch
+
+    from conftest import tiny_model
+
+    root = tmp_path_factory.mktemp("cli")
+    tiny_model("llama", torch.float32).save_pretrained(root / "model")
+    byte_tokenizer.save_pretrained(root / "model")
+    solm("train", "--model", root / "model", "--out", root / "run", "--space", "joint-8", *TINY_TRAIN)
+    return root / "model", root / "run" / "policy"
+
+
+def test_help_of_every_verb_has_examples_and_is_fast():
+    for verb in ("train", "eval", "generate", "inspect", "push", "quickstart"):
+        assert "Example" in solm(verb, "--help").stdout
+    script = "import sys; sys.argv=['solm','--help']; import solm.cli.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
+
+
+def test_eval_writes_the_promised_json(trained, tmp_path):
+    model, policy = trained
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    out, picture = tmp_path / "out.json", tmp_path / "out.png"
+    shown = solm(
+        "eval", "--model", model, "--policy", policy, "--data", tmp_path / "text.txt", "--budgets", "0.6,0.8",
+        "--sequences", 3, "--context", 90, "--length", 12, "--trials", 2, "--seed", 0, "--json", out, "--plot", picture,
+    )  # fmt: skip
+    assert "budget 0.60" in shown.stdout
+    points = json.loads(out.read_text())["points"]
+    for point in points:
+        assert {"arm", "budget", "realised", "nats", "perplexity", "tokens"} <= set(point)
+        if point["arm"] not in ("dense", "policy"):
+            assert point["difference"]["low"] <= point["difference"]["high"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_generate_prints_one_json_object(trained):
+    model, policy = trained
+    shown = solm(
+        "generate", "--model", model, "--policy", policy, "--budget", "0.6", "--max-new-tokens", 8, "--json", "x" * 90
+    )
+    content = json.loads(shown.stdout)
+    assert len(content["tokens"]) <= 8
+    assert all(token["action"].startswith("k") for token in content["tokens"])
+    assert content["requested"]["net"] == pytest.approx(0.6)
+    assert set(content["realised"]) >= {"attention", "mlp", "bits", "net"}
+
+
+def test_generate_reads_standard_input_and_streams_plain_text_to_a_pipe(trained):
+    model, _ = trained
+    command = [sys.executable, "-m", "solm.cli", "generate", "--model", str(model), "--max-new-tokens", "4", "-"]
+    done = subprocess.run(command, input="hello there", capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert "realised:" in done.stderr
+
+
+def test_inspect_says_what_works_and_why_not(trained, tmp_path):
+    model, _ = trained
+    content = json.loads(solm("inspect", model, "--json").stdout)
+    assert all(axis["supported"] for axis in content["axes"].values())
+    moe = tmp_path / "moe"
+    moe.mkdir()
+    (moe / "config.json").write_text(
+        json.dumps({"model_type": "mixtral", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+                    "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 50})
+    )  # fmt: skip
+    content = json.loads(solm("inspect", moe, "--json").stdout)
+    assert content["axes"]["attention"]["supported"]
+    assert "experts" in content["axes"]["mlp"]["reason"]
+
+
+def test_users_mistakes_are_one_line_and_exit_2(trained, tmp_path):
+    model, policy = trained
+    (tmp_path / "short.txt").write_text("too short")
+    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\nnope\n')
+    data = tmp_path / "short.txt"
+    for arguments, message in [
+        (["inspect", "nobody/nothing"], "cannot load model 'nobody/nothing'"),
+        (["inspect", "builtin:gpt5"], "unknown built-in model 'builtin:gpt5'"),
+        (["inspect", tmp_path], "folder without config.json"),
+        (["generate", "--model", tmp_path / "none.gguf", "x"], "no GGUF file at"),
+        (["generate", "--model", model, "--policy", policy, "--budget", "0.01", "x"], "budget 0.01 is unreachable"),
+        (["generate", "--model", model, "--schedule", "quick", "x"], "unknown schedule 'quick'"),
+        (["generate", "--model", model, "--max-new-tokens", "9999", "x"], "exceed this model's context of 512"),
+        (["generate", "--model", model, ""], "the prompt is empty"),
+        (["eval", "--model", model, "--data", data], "give a policy to evaluate, or --space"),
+        (["eval", "--model", model, "--policy", policy, "--data", data], "tokens; one sequence needs 641"),
+        (["eval", "--model", model, "--policy", policy, "--data", tmp_path / "bad.jsonl"], "line 2: not JSON"),
+        (
+            ["eval", "--model", model, "--policy", policy, "--data", data, "--budgets", "a"],
+            "'a' is not a list of numbers",
+        ),
+        (["eval", "--model", model, "--policy", policy, "--data", data, "--length", "0"], "length: Input should be"),
+        (["train", "--model", model, "--out", tmp_path / "x", "--set", "gama=1"], "did you mean 'gamma'"),
+        (["train", "--model", model, "--out", tmp_path / "x", "--set", "gamma"], "expected key=value"),
+        (["train", "--model", model, "--out", data], "cannot use .* as a run folder"),
+    ]:
+        done = solm(*arguments, code=2)
+        import re
+
+        assert re.search(message, done.stderr), (arguments, done.stderr)
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_damage_exits_3(trained, tmp_path):
+    import shutil
+
+    model, policy = trained
+    broken = tmp_path / "policy"
+    shutil.copytree(policy, broken)
+    content = bytearray((broken / "policy.safetensors").read_bytes())
+    content[-1] ^= 1
+    (broken / "policy.safetensors").write_bytes(content)
+    done = solm("generate", "--model", model, "--policy", broken, "x", code=3)
+    assert "does not match the checksum" in done.stderr
+    assert done.stderr.count("\n") == 1
