@@ -1,5 +1,7 @@
 """Actions, budgets, ledgers, costs and the schedules that keep them; properties over random ones."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -54,7 +56,7 @@ def test_tags_and_indices_round_trip(space, data):
 
 @pytest.mark.parametrize("levels", [{"mlp": (0.5,)}, {"mlp": (1.0, 0.5)}, {"bits": (1, 16)}, {"attention": (0.0, 1.0)}])
 def test_spaces_without_the_dense_action_or_out_of_range_are_refused(levels):
-    with pytest.raises(ValueError, match="levels must rise|keep rates|activation bits"):
+    with pytest.raises(ValueError, match=r"levels must rise|keep rates|activation bits"):
         ActionSpace(**levels)
 
 
@@ -110,7 +112,7 @@ def test_static_and_random_meet_the_target_within_half_a_quantum(space, fraction
         average = run_schedule(policy, target, steps, seed)
         for axis, levels in enumerate((space.attention, space.mlp, space.bits)):
             shares = [level / (16 if axis == 2 else 1) for level in levels]
-            quantum = max((b - a for a, b in zip(shares, shares[1:], strict=False)), default=0)
+            quantum = max((b - a for a, b in pairwise(shares)), default=0)
             assert (average[:, axis] - target[:, axis]).abs().max() <= quantum / steps / 2 + 1e-9
 
 
@@ -171,7 +173,7 @@ def test_any_feasible_choice_keeps_the_budget_in_reach(space, fraction, steps, s
     average = run_schedule(Anything(), target, steps, seed)
     for axis, levels in enumerate((space.attention, space.mlp, space.bits)):
         shares = [level / (16 if axis == 2 else 1) for level in levels]
-        quantum = max((b - a for a, b in zip(shares, shares[1:], strict=False)), default=0)
+        quantum = max((b - a for a, b in pairwise(shares)), default=0)
         assert (average[:, axis] - target[:, axis]).abs().max() <= quantum / steps + 1e-6
 
 

@@ -156,5 +156,5 @@ def test_bad_requests(policy_lm, stream):
         evaluate(policy_lm, stream, SETTINGS.model_copy(update={"budgets": (0.2,)}))
     with pytest.raises(BudgetError, match="twice"):
         evaluate(policy_lm, stream, SETTINGS.model_copy(update={"budgets": (0.6, 0.6)}))
-    with pytest.raises(DataError, match="has room for .* sequences of 111 tokens, 9999 were asked for"):
+    with pytest.raises(DataError, match=r"has room for .* sequences of 111 tokens, 9999 were asked for"):
         evaluate(policy_lm, stream, SETTINGS.model_copy(update={"sequences": 9999}))

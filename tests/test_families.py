@@ -1,4 +1,4 @@
-"""Every family on every axis: dense is exact, detaching restores, rows do not see one another, one pass equals steps."""
+"""Every family on every axis: dense is exact, detaching restores, rows are independent, one pass equals steps."""
 
 import pytest
 import torch

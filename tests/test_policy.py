@@ -130,7 +130,7 @@ def test_any_truncation_or_flipped_bit_is_one_typed_error(saved, tmp_path, data)
         except (ValueError, SolmError):
             pass
     (folder / name).write_bytes(content)
-    with pytest.raises(DamagedFileError, match="damage|checksum|fit"):
+    with pytest.raises(DamagedFileError, match=r"damage|checksum|fit"):
         TrainedPolicy.from_pretrained(folder)
 
 

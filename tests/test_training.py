@@ -158,7 +158,7 @@ def test_a_folder_of_another_run_or_in_use_is_refused_and_left_alone(tmp_path, b
 
     run(tmp_path, "a", byte_tokenizer, updates=2)
     kept = (tmp_path / "a" / "checkpoint.safetensors").read_bytes()
-    with pytest.raises(RunMismatchError, match="gamma: 0.85 there, 0.5 here"):
+    with pytest.raises(RunMismatchError, match=r"gamma: 0\.85 there, 0\.5 here"):
         run(tmp_path, "a", byte_tokenizer, gamma=0.5)
     folder = RunFolder(tmp_path / "a", tiny_config())
     with pytest.raises(RunMismatchError, match="another process is training"):
@@ -179,7 +179,7 @@ def test_a_damaged_checkpoint_is_one_typed_error(tmp_path, byte_tokenizer, damag
         path.write_bytes(b"")
     else:
         save_file({"policy.x": torch.zeros(1)}, path, {"updates": "2"})
-    with pytest.raises(DamagedFileError, match="damaged|does not fit"):
+    with pytest.raises(DamagedFileError, match=r"damaged|does not fit"):
         run(tmp_path, "a", byte_tokenizer)
 
 

@@ -3,7 +3,7 @@
 import re
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -62,7 +62,7 @@ class ActionSpace(BaseModel):
         return cls._check_order(levels, FULL_BITS)
 
     @staticmethod
-    def _check_order(levels: tuple, top: float) -> tuple:
+    def _check_order(levels: tuple[Any, ...], top: float) -> tuple[Any, ...]:
         if list(levels) != sorted(set(levels)) or levels[-1] != top:
             raise ValueError(f"levels must rise strictly and end at the dense level {top}, got {levels}")
         return levels

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from solm.data.windows import token_stream
 from solm.decoding.api import load
@@ -57,7 +58,7 @@ def run(out: Path, updates: int, report: Callable[..., None]) -> Outcome:
     lm = load(config.model, trained)
     assert lm.tokenizer is not None
     stream = token_stream(HELD_OUT, lm.tokenizer)
-    result = _reuse(out / "result.json", lm_key := trained.config.provenance)
+    result = _reuse(out / "result.json", trained.config.provenance)
     if result is None:
         result = evaluate(
             lm,
@@ -66,7 +67,6 @@ def run(out: Path, updates: int, report: Callable[..., None]) -> Outcome:
             partial=out / "result.json.partial",
             progress=lambda done, total: report("comparing on held-out text", done, total),
         )
-        result = result.model_copy(update={"policy": lm_key})
         write_text(out / "result.json", result.model_dump_json(indent=2) + "\n")
     replies = {}
     for index, budget in enumerate(BUDGETS):
@@ -80,7 +80,7 @@ def run(out: Path, updates: int, report: Callable[..., None]) -> Outcome:
     return Outcome(result, replies)
 
 
-def _reuse(path: Path, provenance: dict) -> EvaluationResult | None:
+def _reuse(path: Path, provenance: dict[str, Any]) -> EvaluationResult | None:
     """The result at `path`, if it is this policy's."""
     try:
         result = EvaluationResult.model_validate_json(path.read_bytes())

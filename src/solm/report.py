@@ -9,9 +9,12 @@ from solm.evaluation.result import EvaluationResult, Point
 from solm.evaluation.show import verdict
 
 _STYLE = """
-:root{color-scheme:light dark;--ink:#212529;--soft:#6c757d;--line:#dee2e6;--paper:#fff;--good:#2b8a3e;--bad:#c92a2a;--open:#b08900}
-@media(prefers-color-scheme:dark){:root{--ink:#e9ecef;--soft:#adb5bd;--line:#495057;--paper:#16191d;--good:#69db7c;--bad:#ff8787;--open:#ffd43b}}
-body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:60rem;margin:0 auto;padding:1.5rem}
+:root{color-scheme:light dark;--ink:#212529;--soft:#6c757d;--line:#dee2e6;--paper:#fff}
+:root{--good:#2b8a3e;--bad:#c92a2a;--open:#b08900}
+@media(prefers-color-scheme:dark){:root{--ink:#e9ecef;--soft:#adb5bd;--line:#495057;--paper:#16191d}
+:root{--good:#69db7c;--bad:#ff8787;--open:#ffd43b}}
+body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
+body{max-width:60rem;margin:0 auto;padding:1.5rem}
 h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2rem 0 .5rem}p,li{max-width:46rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
 th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}

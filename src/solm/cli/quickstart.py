@@ -1,7 +1,7 @@
 """`solm quickstart`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,7 +34,7 @@ def quickstart(
     with progress_bar() as progress:
         task = progress.add_task("", total=None, note="")
 
-        def report(stage: str, done: int, total: int, record: dict | None = None) -> None:
+        def report(stage: str, done: int, total: int, record: dict[str, Any] | None = None) -> None:
             progress.update(
                 task, description=stage, completed=done, total=total, note="" if record is None else note(record)
             )

@@ -8,7 +8,7 @@ import torch
 from solm.decoding.session import Session, axis_levels, log_probabilities
 from solm.policies.learned import features
 from solm.policies.network import Features
-from solm.policies.observation import Observation, Policy
+from solm.policies.observation import Observation, Policy, budget_prior
 
 
 class Driver:
@@ -74,27 +74,49 @@ class Episode:
     features: Features | None = None
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule known in advance: actions [N, T], and per step what its policy's network would be told besides the
+    model's states: scalars [N, T, 8], previous [N, T], prior [N, T, A]."""
+
+    actions: torch.Tensor
+    scalars: torch.Tensor
+    previous: torch.Tensor
+    prior: torch.Tensor
+
+
 def unroll(
-    session: Session, policy: Policy, steps: int, target: torch.Tensor, generator: torch.Generator | None
-) -> torch.Tensor:
-    """The schedule [N, steps] of a policy that does not read the model, found without running it."""
+    session: Session, policy: Policy, steps: int, target: torch.Tensor, generator: torch.Generator | None = None
+) -> Schedule:
+    """The schedule over `steps` steps of a policy that does not read the model, found without running it."""
     kv_length, ledger = session.kv_length, session.ledger
     state = policy.start(session.rows, session.device)
     previous = torch.full((session.rows,), policy.space.dense_index)
     rows = torch.arange(session.rows)
-    shape = policy.space.shape
-    schedule = []
+    told: list[tuple[torch.Tensor, ...]] = []
     for step in range(steps):
         levels = axis_levels(policy.space, kv_length, session.semantics, session.control)
         controllable = kv_length > session.semantics.always_read
         observation = Observation(None, None, target, ledger, levels, step, steps, controllable, previous)
         actions, state = policy.act(observation, state, generator)
-        previous = torch.where(controllable, actions, policy.space.dense_index)
-        schedule.append(previous)
-        chosen = torch.unravel_index(previous, shape)
+        actions = torch.where(controllable, actions, policy.space.dense_index)
+        told.append((actions, observation.scalars(), previous, budget_prior(observation)))
+        chosen = torch.unravel_index(actions, policy.space.shape)
         realised = torch.stack([axis[rows, index] for axis, index in zip(levels, chosen, strict=True)], 1)
-        ledger, kv_length = ledger.book(realised, controllable), kv_length + 1
-    return torch.stack(schedule, 1)
+        ledger, kv_length, previous = ledger.book(realised, controllable), kv_length + 1, actions
+    return Schedule(*(torch.stack(parts, 1) for parts in zip(*told, strict=True)))
+
+
+def score_schedule(session: Session, policy: Policy, tokens: torch.Tensor, schedule: Schedule, record: bool) -> Episode:
+    """Run a known schedule over tokens [N, T+1] in one pass."""
+    before = session.hidden
+    scored = session.score(tokens, policy.space.table[schedule.actions])
+    seen = None
+    if record:
+        hidden = torch.cat([before[:, None], scored.hidden[:, :-1]], 1)
+        told = (part.to(hidden.device) for part in (schedule.scalars, schedule.previous, schedule.prior))
+        seen = Features(hidden, session.embed(tokens[:, :-1]), *told)
+    return Episode(schedule.actions, scored.log_probabilities, scored.realised, scored.controllable, seen)
 
 
 def teacher_forced(
@@ -107,31 +129,21 @@ def teacher_forced(
 ) -> Episode:
     """Run a policy over tokens [N, T+1] whose path is fixed; known schedules are scored in one pass.
 
-    record: keep the features that the policy's network saw.
+    record: keep the features that a policy's network sees.
     """
     steps = tokens.shape[1] - 1
     if not policy.reads_model:
-        actions = unroll(session, policy, steps, target, generator)
-        scored = session.score(tokens, policy.space.table[actions])
-        return Episode(actions, scored.log_probabilities, scored.realised, scored.controllable)
+        return score_schedule(session, policy, tokens, unroll(session, policy, steps, target, generator), record)
     driver = Driver(session, policy, target, steps, generator)
-    ledger = session.ledger
-    seen, actions, scores, realised, controllable = [], [], [], [], []
+    seen, taken = [], []
     for step in range(steps):
-        observation = driver.observe(tokens[:, step])
+        observation, before = driver.observe(tokens[:, step]), session.ledger.spent
         if record:
             seen.append(features(observation))
         action = driver.decide(observation)
         logits = session.step(tokens[:, step], driver.table[action])
-        scores.append(log_probabilities(logits, tokens[:, step + 1]))
-        actions.append(action)
-        realised.append(session.ledger.spent - ledger.spent)
-        controllable.append(observation.controllable)
-        ledger = session.ledger
-    return Episode(
-        torch.stack(actions, 1),
-        torch.stack(scores, 1),
-        torch.stack(realised, 1),
-        torch.stack(controllable, 1),
-        Features(*(torch.cat(parts, 1) for parts in zip(*seen, strict=True))) if record else None,
-    )
+        score = log_probabilities(logits, tokens[:, step + 1])
+        taken.append((action, score, session.ledger.spent - before, observation.controllable))
+    actions, scores, realised, controllable = (torch.stack(parts, 1) for parts in zip(*taken, strict=True))
+    recorded = Features(*(torch.cat(parts, 1) for parts in zip(*seen, strict=True))) if record else None
+    return Episode(actions, scores, realised, controllable, recorded)

@@ -110,10 +110,12 @@ def stream(
     logits = session.prefill(ids)
     driver = Driver(session, policy, target.tensor(1), max_new_tokens, generator)
     stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    sequence, produced, shown = ids, [], ""
+    sequence: Any = ids
+    produced: list[int] = []
+    shown = ""
     action, realised, controllable = policy.space.actions[-1], torch.ones(3, dtype=torch.float64), False
     for _ in range(max_new_tokens):
-        scores = processors(sequence.to(logits.device), logits.float())
+        scores: Any = processors(sequence.to(logits.device), logits.float())  # type: ignore[arg-type]
         if config.do_sample:
             chosen = torch.multinomial(scores.softmax(-1).cpu(), 1, generator=generator)[0]
         else:
@@ -152,9 +154,10 @@ def _sampling(
     config.update(**options)
     if not config.do_sample:
         config.temperature = config.top_p = config.top_k = None
-    prepared, _ = lm.model._prepare_generation_config(config)
-    lm.model._prepare_special_tokens(prepared, kwargs_has_attention_mask=True, device=ids.device)
-    processors = lm.model._get_logits_processor(prepared, input_ids_seq_length=ids.shape[1], device=ids.device.type)
+    model: Any = lm.model
+    prepared, _ = model._prepare_generation_config(config)
+    model._prepare_special_tokens(prepared, kwargs_has_attention_mask=True, device=ids.device)
+    processors = model._get_logits_processor(prepared, input_ids_seq_length=ids.shape[1], device=ids.device.type)
     return prepared, processors
 
 

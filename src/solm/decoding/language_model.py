@@ -1,6 +1,6 @@
 """`LanguageModel`: what `solm.load` and `solm.attach` return."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from solm.policies.observation import Policy
 from solm.policies.schedules import Dense, Random, Static
 from solm.semantics import Semantics
 
-SCHEDULES = {"dense": Dense, "static": Static, "random": Random}
+SCHEDULES: dict[str, Callable[[ActionSpace], Policy]] = {"dense": Dense, "static": Static, "random": Random}
 
 
 class LanguageModel:
@@ -59,7 +59,7 @@ class LanguageModel:
     def identity(self) -> BaseIdentity:
         """What a policy for this model must match."""
         shapes = self.control.shapes
-        embedding = self.model.get_input_embeddings().weight
+        embedding: Any = self.model.get_input_embeddings().weight
         rows = torch.linspace(0, len(embedding) - 1, 32).long()
         return BaseIdentity(
             name=self.name,
@@ -105,10 +105,10 @@ class LanguageModel:
         if not prompt.strip():
             raise DataError("the prompt is empty")
         if self.tokenizer.chat_template:
-            ids = self.tokenizer.apply_chat_template(
+            encoded: Any = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
             )
-            return ids["input_ids"]
+            return encoded["input_ids"]
         return self.tokenizer(prompt, return_tensors="pt").input_ids
 
     def budget(self, budget: "float | str | Budget | None") -> Budget:

@@ -38,7 +38,7 @@ def _mask(base: str) -> Callable[..., Any]:
 
 def _controlled(base: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     def attention(
-        module: torch.nn.Module,
+        module: Any,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,

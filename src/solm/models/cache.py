@@ -17,6 +17,9 @@ from solm.ops.pages import PageBounds
 class PagedLayer(DynamicLayer):
     """One layer's keys and values, [S, H, K, capacity, D], of which the first `length` slots are filled."""
 
+    keys: torch.Tensor  # type: ignore[assignment]  # None until the first update
+    values: torch.Tensor  # type: ignore[assignment]
+
     def __init__(self, page_size: int, sliding_window: int | None = None, capacity: int = 0):
         super().__init__()
         self.page_size, self.sliding_window, self.capacity = page_size, sliding_window, capacity
@@ -143,8 +146,10 @@ class PagedLayer(DynamicLayer):
 class PagedCache(Cache):
     """A `PagedLayer` for every full or sliding attention layer of the model."""
 
+    layers: list[PagedLayer]  # type: ignore[assignment]
+
     def __init__(self, layers: list[PagedLayer]):
-        super().__init__(layers=layers)
+        super().__init__(layers=list(layers))
 
     @classmethod
     def empty(cls, config: PretrainedConfig, page_size: int, capacity: int) -> "PagedCache":

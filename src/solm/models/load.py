@@ -51,13 +51,13 @@ def load_base(
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loadable(name, error) from error
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.requires_grad_(False)
     if device is None:
         device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
     if device == "cpu":
         keep_freed_memory()
-    return model.to(device).eval(), tokenizer
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    return model.eval(), tokenizer
 
 
 def skeleton(name: str, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -119,7 +119,7 @@ def _dequantised(gguf: Path) -> Path:
             )
             # transformers refuses to save a model that remembers being quantised.
             model.config.__dict__.pop("quantization_config", None)
-            model.hf_quantizer = None
+            vars(model)["hf_quantizer"] = None
             model.save_pretrained(work)
             AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(work)
         os.rename(work, folder)

@@ -48,7 +48,7 @@ def attend(
         parts = [torch.tanh(part / softcap) * softcap for part in parts]
 
     see_prefix, see_own = layout.visible(sliding_window)
-    masks = [see_own[:, :, :, None]]
+    masks: list[torch.Tensor | None] = [see_own[:, :, :, None]]
     if prefix is not None:
         masks.insert(0, None if see_prefix is None else see_prefix[:, :, :, None])
     sparse = plan.sparse_attention and sliding_window is None
@@ -60,7 +60,7 @@ def attend(
         else:
             read_prefix, read_own = select_recent(layout, plan)
         reads = [read_own] if prefix is None else [read_prefix, read_own]
-        masks = [read if mask is None else mask & read for mask, read in zip(masks, reads, strict=True)]
+        masks = [_both(mask, read) for mask, read in zip(masks, reads, strict=True)]
     for part, mask in zip(parts, masks, strict=True):
         if mask is not None:
             part.masked_fill_(~mask, -torch.inf)
@@ -75,3 +75,10 @@ def attend(
         shared = weights[..., :split].flatten(2, 4) @ prefix.values[:, :, 0]
         output = output + shared.unflatten(2, (layout.forks, groups, length))
     return output.transpose(1, 2).reshape(rows, heads, length, -1)
+
+
+def _both(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tensor | None:
+    """The conjunction of two masks of which either may allow everything."""
+    if first is None or second is None:
+        return first if second is None else second
+    return first & second

@@ -22,7 +22,7 @@ class Layout:
     prefix_length: int
     own_length: int
     uniform_base: bool
-    _masks: dict = field(default_factory=dict)
+    _masks: dict[int | None, tuple[torch.Tensor | None, torch.Tensor]] = field(default_factory=dict)
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """[N, Q, ...] to [S, 1, K, Q, ...], which broadcasts over KV heads."""
@@ -39,8 +39,8 @@ class Layout:
         slots = torch.arange(self.own_length, device=self.positions.device)
         return self.spread(self.base[:, None, None] + slots)
 
-    def visible(self, sliding_window: int | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Causal (and sliding) masks over the prefix [S, 1, K, Q, P] and own slots [S, 1, K, Q, T]; None: all."""
+    def visible(self, sliding_window: int | None) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Causal (and sliding) masks over the prefix [S, 1, K, Q, P] (None: all) and own slots [S, 1, K, Q, T]."""
         if sliding_window not in self._masks:
             query = self.spread(self.positions)[..., None]
             prefix, own = self.prefix_positions, self.own_positions

@@ -134,9 +134,10 @@ def model_card(config: PolicyConfig) -> str:
     """The README of a saved policy."""
     space, source = config.space, config.provenance
     lines = [
-        "---", "library_name: solm", "license: apache-2.0", f"base_model: {config.base.name}", "tags: [solm]", "---", "",
+        "---", "library_name: solm", "license: apache-2.0", f"base_model: {config.base.name}", "tags: [solm]", "---",
+        "",
         f"# solm policy for {config.base.name}", "",
-        f"Chooses among {len(space)} efficiency actions for every decoded token: attention keep {list(space.attention)}, "
+        f"Chooses among {len(space)} actions for every decoded token: attention keep {list(space.attention)}, "
         f"MLP keep {list(space.mlp)}, activation bits {list(space.bits)}. The base model stays frozen.", "",
         "```python", "import solm", f'lm = solm.load("{config.base.name}", policy="<this folder>")',
         'print(lm.generate("Why is the sky blue?", budget=0.6).text)', "```", "",

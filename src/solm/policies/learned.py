@@ -11,7 +11,8 @@ from solm.policies.observation import Observation, budget_prior, feasible
 
 def features(observation: Observation) -> Features:
     """One step's observation as network input, T = 1."""
-    assert observation.hidden is not None and observation.embedding is not None
+    assert observation.hidden is not None
+    assert observation.embedding is not None
     device = observation.hidden.device
     return Features(
         observation.hidden[:, None],

@@ -78,9 +78,8 @@ class PolicyNetwork(nn.Module):
         self.head = nn.Linear(width, config.actions)
         self.budget_head = nn.Sequential(nn.Linear(3, 32), nn.GELU(), nn.Linear(32, config.actions))
         # A new policy is its prior (or, without one, uniform) whatever it sees.
-        for last in (self.head, self.budget_head[-1]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        for last in (*self.head.parameters(), *self.budget_head[-1].parameters()):
+            nn.init.zeros_(last)
 
     def start(self, rows: int, device: torch.device) -> Memory:
         config = self.config

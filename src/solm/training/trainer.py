@@ -208,13 +208,14 @@ def provenance(config: TrainConfig, stream: TokenStream) -> Record:
 def _signals() -> Iterator[list[int]]:
     """A list that SIGINT or SIGTERM appends its exit code to; a second signal acts as usual."""
     stop: list[int] = []
-    previous = {}
+    previous: dict[int, Any] = {}
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 
     def handle(number: int, frame: object) -> None:
         stop.append(128 + number)
         signal.signal(number, previous[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in numbers:
         previous[number] = signal.signal(number, handle)
     try:
         yield stop
