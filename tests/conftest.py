@@ -27,7 +27,7 @@ SIZES = {
 }
 EXTRA = {
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
-    "gemma2": {"sliding_window": 40, "num_hidden_layers": 3, "layer_types": ["sliding_attention"] + 2 * ["full_attention"]},
+    "gemma2": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
     "gemma3_text": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
     "mistral": {"sliding_window": None},
     "starcoder2": {"sliding_window": None},

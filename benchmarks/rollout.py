@@ -1,0 +1,87 @@
+"""Controlled token-steps per second of policy rollouts, prefill included.
+
+SmolLM2-135M, context 512, 2 sequences x 16 rollouts x 16 steps, joint-27, pages of 8.
+
+    python benchmarks/rollout.py
+    python benchmarks/rollout.py --json --dtype float32
+"""
+
+import argparse
+import json
+import time
+
+import torch
+from timing import load, machine, median, peak_memory_gib, seconds_inside
+
+from solm.actions import ActionSpace
+from solm.budget import Budget
+from solm.decoding.drive import teacher_forced
+from solm.policies.learned import LearnedPolicy
+from solm.policies.network import NetworkConfig, PolicyNetwork
+from solm.semantics import Semantics
+
+CONTEXT, SEQUENCES, ROLLOUTS, STEPS, SPACE, PAGE = 512, 2, 16, 16, "joint-27", 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+
+    space = ActionSpace.preset(SPACE)
+    lm, windows = load(options.dtype, Semantics(page_size=PAGE), SEQUENCES, CONTEXT + STEPS + 1)
+    torch.manual_seed(0)
+    network = PolicyNetwork(NetworkConfig(base_hidden=lm.control.shapes.hidden, actions=len(space))).eval()
+    policy = LearnedPolicy(network, space, clamp=False)
+    target = Budget.from_net(0.7, space).tensor(SEQUENCES * ROLLOUTS)
+    following = windows[:, CONTEXT:].repeat_interleave(ROLLOUTS, 0)
+
+    rounds = []
+    for index in range(options.rounds + 1):
+        generator = torch.Generator().manual_seed(index)
+        with seconds_inside(model=lm.model, policy=network) as inside:
+            begun = time.perf_counter()
+            session = lm.session(capacity=CONTEXT)
+            session.prefill(windows[:, :CONTEXT])
+            prefilled, prefill_model = time.perf_counter(), inside["model"]
+            forks = session.fork(ROLLOUTS, capacity=STEPS + PAGE)
+            teacher_forced(forks, policy, following, target, generator, record=True)
+            total = time.perf_counter() - begun
+        stepping = inside["model"] - prefill_model
+        rounds.append(
+            {
+                "total": total,
+                "prefill": prefilled - begun,
+                "model_steps": stepping,
+                "policy": inside["policy"],
+                "rest": total - (prefilled - begun) - stepping - inside["policy"],
+            }
+        )
+    rounds = rounds[1:]  # the first round pays for warm-up
+    steps = SEQUENCES * ROLLOUTS * STEPS
+    rates = [steps / r["total"] for r in rounds]
+    result = {
+        "token_steps_per_second": median(rates),
+        "range": [min(rates), max(rates)],
+        "peak_memory_gib": peak_memory_gib(),
+        "seconds": {name: median([r[name] for r in rounds]) for name in rounds[0]},
+        "dtype": str(lm.model.dtype).removeprefix("torch."),
+        "rounds": options.rounds,
+        "machine": machine(),
+    }
+    if options.json:
+        print(json.dumps(result))
+        return
+    print(f"{SEQUENCES} x {ROLLOUTS} x {STEPS} steps after {CONTEXT} tokens, {SPACE}, {result['dtype']}")
+    print(
+        f"token-steps per second: {result['token_steps_per_second']:.0f} (median of {options.rounds}; "
+        f"{min(rates):.0f} to {max(rates):.0f}); peak memory {result['peak_memory_gib']:.2f} GiB"
+    )
+    for name, seconds in result["seconds"].items():
+        print(f"  {name:12} {seconds:.3f} s  {100 * seconds / result['seconds']['total']:5.1f} %")
+
+
+if __name__ == "__main__":
+    main()

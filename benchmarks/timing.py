@@ -1,0 +1,61 @@
+"""What the benchmarks share: the model and text, time spent inside modules, medians."""
+
+import platform
+import resource
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+import solm
+from solm.data.windows import token_stream
+from solm.evaluation.result import environment
+
+MODEL, TEXT = "builtin:smollm2-135m", "pydoc:heldout"
+
+
+def load(dtype: str, semantics: solm.Semantics, count: int, length: int) -> tuple[Any, torch.Tensor]:
+    """The embedded model and `count` windows of `length` tokens of real text."""
+    lm = solm.load(MODEL, semantics=semantics, dtype=dtype)
+    windows = token_stream(TEXT, lm.tokenizer).spaced(count, length, torch.Generator().manual_seed(0))
+    return lm, windows
+
+
+@contextmanager
+def seconds_inside(**modules: torch.nn.Module) -> Iterator[dict[str, float]]:
+    """Seconds spent in the forward passes of modules, by name."""
+    spent: dict[str, float] = defaultdict(float)
+    handles = []
+    for name, module in modules.items():
+        begun: list[float] = []
+        handles += [
+            module.register_forward_pre_hook(lambda *_, begun=begun: begun.append(time.perf_counter())),
+            module.register_forward_hook(
+                lambda *_, begun=begun, name=name: spent.__setitem__(
+                    name, spent[name] + time.perf_counter() - begun.pop()
+                )
+            ),
+        ]
+    try:
+        yield spent
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def peak_memory_gib() -> float:
+    """Largest resident size of this process so far."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def machine() -> dict[str, Any]:
+    return {**environment(), "threads": torch.get_num_threads()}
