@@ -13,13 +13,13 @@ import json
 import time
 
 import torch
-from timing import load, machine, median, peak_memory_gib
 
 from solm.actions import ActionSpace
 from solm.budget import Budget
 from solm.decoding.drive import teacher_forced
 from solm.policies.schedules import Static
 from solm.semantics import Semantics
+from timing import load, machine, median, peak_memory_gib
 
 CONTEXT, LENGTH, SEQUENCES, SPACE, NET = 512, 128, 8, "joint-8", 0.65
 

@@ -11,7 +11,6 @@ import json
 import time
 
 import torch
-from timing import load, machine, median, peak_memory_gib, seconds_inside
 
 from solm.actions import ActionSpace
 from solm.budget import Budget
@@ -19,6 +18,7 @@ from solm.decoding.drive import teacher_forced
 from solm.policies.learned import LearnedPolicy
 from solm.policies.network import NetworkConfig, PolicyNetwork
 from solm.semantics import Semantics
+from timing import load, machine, median, peak_memory_gib, seconds_inside
 
 CONTEXT, SEQUENCES, ROLLOUTS, STEPS, SPACE, PAGE = 512, 2, 16, 16, "joint-27", 8
 

@@ -70,6 +70,18 @@ def test_stream_is_the_reply_in_pieces(policy_lm):  # noqa: F811
     assert list(policy_lm.stream(prompt(), budget=0.7, max_new_tokens=15)) == reply.tokens
 
 
+def test_what_a_tokenizer_returns_can_be_passed_on(tiny_lm):
+    inputs = tiny_lm.tokenizer(
+        ["some words"], padding="max_length", max_length=30, padding_side="left", return_tensors="pt"
+    )
+    padded = tiny_lm.generate(**inputs, max_new_tokens=5)
+    assert padded.tokens == tiny_lm.generate(inputs.input_ids[:, 20:], max_new_tokens=5).tokens
+    with pytest.raises(DataError, match=r"one row of token ids \[1, C\], got shape \[2, 30\]"):
+        tiny_lm.generate(input_ids=torch.ones(2, 30, dtype=torch.long))
+    with pytest.raises(DataError, match="give a prompt or input_ids"):
+        tiny_lm.generate()
+
+
 def test_stops_at_the_end_token(tiny_lm):
     first = tiny_lm.generate(prompt(), max_new_tokens=3).tokens
     tiny_lm.model.generation_config.eos_token_id = first[1].id

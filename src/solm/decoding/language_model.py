@@ -88,13 +88,27 @@ class LanguageModel:
             raise SolmError(f"unknown schedule {name!r}; choose policy, {', '.join(SCHEDULES)}")
         return SCHEDULES[name](self.space if space is None else space)
 
-    def generate(self, prompt: str | torch.Tensor, **options: Any) -> Reply:
-        """Generate under a budget; see `solm.decoding.generate.generate` for the options."""
-        return generate(self, self.encode(prompt), **options)
+    def generate(self, prompt: str | torch.Tensor | None = None, **options: Any) -> Reply:
+        """Generate under a budget; see `solm.decoding.generate.stream` for the options.
 
-    def stream(self, prompt: str | torch.Tensor, **options: Any) -> Iterator[Token]:
+        The prompt is text, token ids [1, C], or what a tokenizer returns: ``generate(**inputs, budget=0.6)``.
+        """
+        return generate(self, self._prompt(prompt, options), **options)
+
+    def stream(self, prompt: str | torch.Tensor | None = None, **options: Any) -> Iterator[Token]:
         """The same, token by token."""
-        return stream(self, self.encode(prompt), **options)
+        return stream(self, self._prompt(prompt, options), **options)
+
+    def _prompt(self, prompt: str | torch.Tensor | None, options: dict[str, Any]) -> torch.Tensor:
+        """Token ids [1, C] of a prompt, or of `input_ids` and `attention_mask` taken out of `options`."""
+        ids, mask = options.pop("input_ids", None), options.pop("attention_mask", None)
+        if prompt is not None:
+            ids = self.encode(prompt)
+        if ids is None:
+            raise DataError("nothing to generate from: give a prompt or input_ids")
+        if ids.dim() != 2 or len(ids) != 1:
+            raise DataError(f"generate takes one row of token ids [1, C], got shape {list(ids.shape)}")
+        return ids if mask is None else ids[:, mask[0].bool()]
 
     def encode(self, prompt: str | torch.Tensor) -> torch.Tensor:
         """Token ids [1, C] of a prompt, through the chat template where the tokenizer has one."""
