@@ -139,20 +139,35 @@ def test_dense_and_replay_do_what_they_say():
     assert run_schedule(replay, target, 5)[0].tolist() == pytest.approx([0.1, 0.6, 5 / 16])
 
 
-@given(SPACES, st.floats(0.02, 0.98), st.integers(1, 40))
-def test_prior_has_the_mean_the_ledger_needs(space, fraction, remaining):
+class Prior:
+    """Samples from the prior alone, or takes its best action."""
+
+    def __init__(self, space, greedy=False):
+        self.space, self.greedy = space, greedy
+
+    def act(self, observation, state, generator):
+        p = budget_prior(observation).softmax(-1)
+        return (p.argmax(-1) if self.greedy else torch.multinomial(p, 1, generator=generator)[:, 0]), None
+
+
+@given(SPACES, st.floats(0.1, 0.9), st.integers(0, 9))
+def test_sampling_the_prior_keeps_the_budget_without_a_horizon(space, fraction, seed):
     low, high = torch.tensor(space.ranges, dtype=torch.float64).unbind(1)
-    target = (low + fraction * (high - low))[None]
-    levels = tuple(
-        torch.tensor(axis, dtype=torch.float64)[None] / (16 if index == 2 else 1)
-        for index, axis in enumerate((space.attention, space.mlp, space.bits))
+    target = (low + fraction * (high - low)).expand(4, 3)
+    assert (run_schedule(Prior(space), target, 100, seed) - target).abs().max() < 0.03
+
+
+@given(SPACES, st.floats(0, 1), st.integers(1, 60))
+def test_the_best_action_of_the_prior_is_the_static_schedule(space, fraction, steps):
+    low, high = torch.tensor(space.ranges, dtype=torch.float64).unbind(1)
+    target = (low + fraction * (high - low)).expand(2, 3)
+    greedy, static = (run_schedule(policy, target, steps) for policy in (Prior(space, greedy=True), Static(space)))
+    quantum = max(
+        b - a
+        for axis in (space.attention, space.mlp, [b / 16 for b in space.bits])
+        for a, b in pairwise([*axis, axis[-1]])
     )
-    observation = Observation(
-        None, None, target, Ledger.empty(1), levels, 0, remaining, torch.tensor([True]), torch.tensor([0])
-    )
-    p = budget_prior(observation).double().softmax(-1)
-    mean = p @ (space.table / torch.tensor([1, 1, 16.0], dtype=torch.float64))
-    assert (mean[0] - target[0]).abs().max() < 0.01
+    assert (greedy - static).abs().max() <= quantum / steps + 1e-6
 
 
 @given(SPACES, st.floats(0, 1), st.integers(1, 60), st.integers(0, 5))

@@ -9,8 +9,7 @@ from solm.actions import ActionSpace
 from solm.budget import Ledger
 
 SCALARS = 8
-_PRIOR_MARGIN = 1e-3
-_NEWTON_STEPS = 8
+_PRIOR_SHARPNESS = 3.0
 
 
 @dataclass(frozen=True)
@@ -68,36 +67,22 @@ class Policy(Protocol):
 
 
 def budget_prior(observation: Observation) -> torch.Tensor:
-    """Log-odds [N, A] float32 of the schedule that knows the budget and nothing else.
+    """Log-odds [N, A] float32 of a schedule that knows the budget and nothing else.
 
-    Per axis the maximum-entropy distribution over its levels whose mean is what the ledger still needs on average;
-    for two levels that is the matched random schedule. A policy that adds what it learns to this keeps budgets from
-    its first update on, and spends its learning on where compute goes rather than on how much.
+    Per axis the running residual says what share this step should realise for the average to be on target; levels
+    lose the square of their distance to it, on a scale where the axis's range is 1. Taking the best level would be
+    `Static`. A policy that adds what it learns to this keeps budgets from its first update on, starts as well as
+    the strongest blind schedule, and spends its learning on where compute goes rather than on how much.
     """
-    steps = observation.ledger.steps + observation.remaining
     parts = []
     for axis, levels in enumerate(observation.levels):
-        low, span = levels[:, :1], levels[:, -1:] - levels[:, :1]
-        needed = (observation.target[:, axis] * steps - observation.ledger.spent[:, axis]) / observation.remaining
-        scaled = (levels - low) / span.clamp(min=1e-9)
-        mean = ((needed[:, None] - low) / span.clamp(min=1e-9)).clamp(_PRIOR_MARGIN, 1 - _PRIOR_MARGIN)
-        tilt = torch.logit(mean)
-        if levels.shape[1] > 2:
-            tilt = _tilt_to_mean(scaled, mean, tilt)
-        parts.append(torch.where(span > 1e-9, tilt * scaled, 0.0))
+        span = levels[:, -1:] - levels[:, :1]
+        due = observation.target[:, axis] * (observation.ledger.steps + 1) - observation.ledger.spent[:, axis]
+        distance = (levels - due[:, None]) / span.clamp(min=1e-9)
+        parts.append(torch.where(span > 1e-9, -_PRIOR_SHARPNESS * distance**2, 0.0))
     attention, mlp, bits = parts
     grid = attention[:, :, None, None] + mlp[:, None, :, None] + bits[:, None, None, :]
     return grid.flatten(1).float()
-
-
-def _tilt_to_mean(scaled: torch.Tensor, mean: torch.Tensor, tilt: torch.Tensor) -> torch.Tensor:
-    """The tilt λ [N, 1] for which p ∝ exp(λ·scaled) has mean `mean`, by Newton steps of bounded length."""
-    for _ in range(_NEWTON_STEPS):
-        p = torch.softmax(tilt * scaled, -1)
-        got = (p * scaled).sum(-1, keepdim=True)
-        variance = (p * scaled**2).sum(-1, keepdim=True) - got**2
-        tilt = (tilt + ((mean - got) / variance.clamp(min=1e-4)).clamp(-3, 3)).clamp(-30, 30)
-    return tilt
 
 
 def feasible(observation: Observation) -> torch.Tensor:
