@@ -28,9 +28,10 @@ CONFIG = {
     "space": "joint-8",
     "context": 256,
     "horizon": 32,
-    "sequences": 4,
-    "rollouts": 8,
-    "learning_rate": 5e-4,
+    "sequences": 8,
+    "rollouts": 4,
+    "gamma": 0.5,
+    "learning_rate": 3e-4,
     "checkpoint_every": 10,
 }
 SETTINGS = EvaluationSettings(budgets=BUDGETS, sequences=48, context=256, length=128, trials=4)
@@ -51,7 +52,7 @@ def run(out: Path, updates: int, report: Callable[..., None]) -> Outcome:
     config = TrainConfig.build({**CONFIG, "updates": updates}, "the quickstart")
     report("loading the model", 0, 1)
     lm = load(config.model, semantics=config.semantics)
-    report("sampling text from the model", 0, 1)
+    report("sampling text from the model, once", 0, 1)
     trained = train(lm, config, out, lambda record: report("training", record["update"], updates, record))
     lm.detach()
 

@@ -40,7 +40,7 @@ def numbers(text: str, name: str) -> tuple[float, ...]:
 
 
 def progress_bar() -> "Progress":
-    """A bar with counts, elapsed time and time left, on stderr; it vanishes when done."""
+    """A bar with counts, elapsed time and time left, on a terminal's stderr; it vanishes when done."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -51,6 +51,7 @@ def progress_bar() -> "Progress":
         TimeRemainingColumn,
     )
 
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -59,6 +60,7 @@ def progress_bar() -> "Progress":
         TextColumn("ETA"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
+        console=console,
+        disable=not console.is_terminal,
         transient=True,
     )

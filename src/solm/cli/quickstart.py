@@ -10,7 +10,7 @@ from solm.cli.options import progress_bar
 
 def quickstart(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where everything is written.")] = Path("runs/quickstart"),
-    updates: Annotated[int, typer.Option(help="Training updates.", min=1)] = 120,
+    updates: Annotated[int, typer.Option(help="Training updates.", min=1)] = 80,
 ) -> None:
     """Train, compare and use a policy for the embedded model, in minutes, on text that ships with Python.
 
@@ -34,7 +34,13 @@ def quickstart(
     with progress_bar() as progress:
         task = progress.add_task("", total=None, note="")
 
+        shown = ""
+
         def report(stage: str, done: int, total: int, record: dict[str, Any] | None = None) -> None:
+            nonlocal shown
+            if progress.disable and stage != shown:
+                shown = stage
+                typer.echo(f"{stage} ...", err=True)
             progress.update(
                 task, description=stage, completed=done, total=total, note="" if record is None else note(record)
             )

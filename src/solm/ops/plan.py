@@ -43,24 +43,24 @@ def kv_budget(keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics)
     budget = ceil_share(keep, kv_length)
     if semantics.criterion == "relevance":
         zero = torch.zeros_like(kv_length)
-        return KVBudget(zero, budget, zero), budget / kv_length
+        return KVBudget(zero, budget, zero), budget / kv_length.double()
     if semantics.criterion == "recency":
         rest = (kv_length - semantics.always_read).clamp(min=0)
         tokens = ceil_share(keep, rest)
         start = (kv_length - semantics.window - 1 - tokens).clamp(min=0)
         read = start.clamp(max=semantics.sinks) + kv_length - start
-        return KVBudget(start, tokens, torch.zeros_like(tokens)), read / kv_length
+        return KVBudget(start, tokens, torch.zeros_like(tokens)), read / kv_length.double()
     if semantics.window == 0:
         candidates = -(-kv_length // page)
         pages = torch.minimum(-(-budget // page), candidates)
         read = torch.minimum(pages * page, kv_length)
-        return KVBudget(kv_length, torch.zeros_like(pages), pages), read / kv_length
+        return KVBudget(kv_length, torch.zeros_like(pages), pages), read / kv_length.double()
     sinks = -(-semantics.sinks // page)
     start = ((kv_length - semantics.window - 1).clamp(min=0) // page) * page
     between = (start // page - sinks).clamp(min=0)
     always = start.clamp(max=sinks * page) + kv_length - start
     pages = torch.minimum(((budget - always).clamp(min=0) + page - 1) // page, between)
-    return KVBudget(start, torch.zeros_like(pages), pages), (always + pages * page) / kv_length
+    return KVBudget(start, torch.zeros_like(pages), pages), (always + pages * page) / kv_length.double()
 
 
 @dataclass(frozen=True)
