@@ -8,7 +8,6 @@ with; its rate with the last logits alone is printed too.
     python benchmarks/evaluate.py --json --dtype float32
 """
 
-import argparse
 import json
 import time
 
@@ -19,17 +18,13 @@ from solm.budget import Budget
 from solm.decoding.drive import teacher_forced
 from solm.policies.schedules import Static
 from solm.semantics import Semantics
-from timing import load, machine, median, peak_memory_gib
+from timing import arguments, load, machine, median, peak_memory_gib
 
 CONTEXT, LENGTH, SEQUENCES, SPACE, NET = 512, 128, 8, "joint-8", 0.65
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
+    options = arguments(__doc__)
 
     space = ActionSpace.preset(SPACE)
     lm, windows = load(options.dtype, Semantics(), SEQUENCES, CONTEXT + LENGTH + 1)

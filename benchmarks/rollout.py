@@ -6,7 +6,6 @@ SmolLM2-135M, context 512, 2 sequences x 16 rollouts x 16 steps, joint-27, pages
     python benchmarks/rollout.py --json --dtype float32
 """
 
-import argparse
 import json
 import time
 
@@ -18,17 +17,13 @@ from solm.decoding.drive import teacher_forced
 from solm.policies.learned import LearnedPolicy
 from solm.policies.network import NetworkConfig, PolicyNetwork
 from solm.semantics import Semantics
-from timing import load, machine, median, peak_memory_gib, seconds_inside
+from timing import arguments, load, machine, median, peak_memory_gib, seconds_inside
 
 CONTEXT, SEQUENCES, ROLLOUTS, STEPS, SPACE, PAGE = 512, 2, 16, 16, "joint-27", 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
+    options = arguments(__doc__)
 
     space = ActionSpace.preset(SPACE)
     lm, windows = load(options.dtype, Semantics(page_size=PAGE), SEQUENCES, CONTEXT + STEPS + 1)

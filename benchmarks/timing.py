@@ -1,5 +1,6 @@
 """What the benchmarks share: the model and text, time spent inside modules, medians."""
 
+import argparse
 import platform
 import resource
 import statistics
@@ -16,6 +17,15 @@ from solm.data.windows import token_stream
 from solm.evaluation.result import environment
 
 MODEL, TEXT = "builtin:smollm2-135m", "pydoc:heldout"
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """The options that every benchmark takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument("--rounds", type=int, default=7)
+    return parser.parse_args()
 
 
 def load(dtype: str, semantics: solm.Semantics, count: int, length: int) -> tuple[Any, torch.Tensor]:

@@ -110,6 +110,9 @@ def stream(
     logits = session.prefill(ids)
     driver = Driver(session, policy, target.tensor(1), max_new_tokens, generator)
     stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    overhead = 0
+    if policy.reads_model and lm.trained is not None:
+        overhead = sum(parameter.numel() for parameter in lm.trained.network.parameters())
     sequence: Any = ids
     produced: list[int] = []
     shown = ""
@@ -124,10 +127,7 @@ def stream(
         sequence = torch.cat([sequence, chosen[None].to(sequence)], 1)
         text = _decode(lm, produced, skip_special_tokens=False)
         piece, shown = (text[len(shown) :], text) if not text.endswith("\ufffd") else ("", shown)
-        cost = relative_cost(
-            realised, session.lengths[0], lm.control.shapes, lm.semantics, "bytes",
-            0 if lm.trained is None else sum(p.numel() for p in lm.trained.network.parameters()),
-        )  # fmt: skip
+        cost = relative_cost(realised, session.lengths[0], lm.control.shapes, lm.semantics, "bytes", overhead)
         shares = dict(zip(AXES, realised.tolist(), strict=True))
         yield Token(produced[-1], piece, action.tag, shares, float(cost), controllable)
         if produced[-1] in stops or len(produced) == max_new_tokens:

@@ -1,5 +1,7 @@
 """Schedules that do not read the model: dense, static, random, replay. The baselines, on the policy's own terms."""
 
+from abc import ABC, abstractmethod
+
 import torch
 
 from solm.actions import ActionSpace
@@ -27,7 +29,7 @@ class Dense(_BlindSchedule):
         return torch.full_like(observation.previous, self.space.dense_index), None
 
 
-class _TwoLevel(_BlindSchedule):
+class _TwoLevel(_BlindSchedule, ABC):
     """Per axis, the two grid levels whose realised shares enclose the target, and a rule to choose between them."""
 
     def act(
@@ -45,6 +47,7 @@ class _TwoLevel(_BlindSchedule):
             action = action * size + torch.where(take_high, above[:, 0], below[:, 0])
         return action, None
 
+    @abstractmethod
     def _choose(
         self,
         low: torch.Tensor,
@@ -54,7 +57,7 @@ class _TwoLevel(_BlindSchedule):
         axis: int,
         generator: torch.Generator | None,
     ) -> torch.Tensor:
-        raise NotImplementedError
+        """Whether each row takes the higher of its two levels, of realised shares low and high [N]: [N] bool."""
 
 
 class Static(_TwoLevel):
