@@ -12,6 +12,7 @@ from solm.cli.options import (
     PolicyOption,
     SeedOption,
     numbers,
+    output,
     progress_bar,
     settings,
 )
@@ -46,8 +47,6 @@ def evaluate(
 
     An interrupted evaluation with --json goes on where it stopped.
     """
-    from rich.console import Console
-
     from solm.actions import ActionSpace
     from solm.data.windows import token_stream
     from solm.decoding.api import load
@@ -79,7 +78,7 @@ def evaluate(
         write_text(json, result.model_dump_json(indent=2) + "\n")
     if plot is not None:
         write_bytes(plot, show.plot(result))
-    console = Console()
+    console = output()
     console.print(show.table(result))
     for line in show.verdict(result):
-        console.print(line, highlight=False)
+        console.print(line)

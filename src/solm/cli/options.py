@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from solm.errors import SolmError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -37,6 +38,16 @@ def numbers(text: str, name: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise SolmError(f"{name}: {text!r} is not a list of numbers such as 0.5,0.6") from None
+
+
+def output() -> "Console":
+    """Standard output; wide enough for the result table where it is not a terminal."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 110
+    return console
 
 
 def progress_bar() -> "Progress":

