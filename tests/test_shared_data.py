@@ -22,20 +22,20 @@ def test_constant_actions_cost_what_an_independent_measurement_found(real_model)
     if not WIKITEXT.exists():
         pytest.skip(f"no {WIKITEXT.name} beside the project")
     model, tokenizer = real_model
-    windows = token_stream(str(WIKITEXT), tokenizer).spaced(24, 385, torch.Generator().manual_seed(0))
+    windows = token_stream(str(WIKITEXT), tokenizer).spaced(16, 769, torch.Generator().manual_seed(0))
     control = ModelControl(model)
     nats = dict.fromkeys(ACTIONS, 0.0)
     try:
         for batch in windows.split(4):
             session = Session(control, Semantics.preset("paper"))
-            session.prefill(batch[:, :128])
+            session.prefill(batch[:, :512])
             for name, action in ACTIONS.items():
                 keep = torch.tensor(action, dtype=torch.float64).expand(len(batch), 256, 3)
-                nats[name] -= float(session.fork(1).score(batch[:, 128:], keep).log_probabilities.sum())
+                nats[name] -= float(session.fork(1).score(batch[:, 512:], keep).log_probabilities.sum())
     finally:
         control.detach()
-    tokens = 24 * 256
+    tokens = 16 * 256
     dense = nats.pop("dense") / tokens
-    assert 2.4 < dense < 3.2
+    assert 2.5 < dense < 3.4
     for name, total in nats.items():
         assert total / tokens - dense == pytest.approx(EXPECTED[name], rel=0.35), name
