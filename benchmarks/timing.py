@@ -14,7 +14,7 @@ import torch
 
 import solm
 from solm.data.windows import token_stream
-from solm.evaluation.result import environment
+from solm.evaluation.result import command_line, environment
 
 MODEL, TEXT = "builtin:smollm2-135m", "pydoc:heldout"
 
@@ -68,4 +68,4 @@ def peak_memory_gib() -> float:
 
 
 def machine() -> dict[str, Any]:
-    return {**environment(), "threads": torch.get_num_threads()}
+    return {"command": command_line(), **environment(), "threads": torch.get_num_threads()}

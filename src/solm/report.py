@@ -99,8 +99,8 @@ def _curve(log: list[dict[str, Any]]) -> str:
             for index, value in enumerate(values)
         )
         lines.append(f"<polyline fill=none stroke='{colour}' stroke-width=1.5 points='{points}'/>")
-        place = 480 if name == "penalty" else 400
-        lines.append(f"<text x={place} y=14 font-size=11 fill='{colour}'>{name} (max {top:.2f})</text>")
+        place = 470 if name == "penalty" else 330
+        lines.append(f"<text x={place} y=14 font-size=11 fill='{colour}'>{name} (max {top:.3g})</text>")
     steps = sum(1 for _ in log)
     return (
         f"<svg viewBox='0 0 600 165' role=img aria-label='training curve'>{''.join(lines)}"
