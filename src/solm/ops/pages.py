@@ -23,14 +23,6 @@ class PageBounds:
         return cls(pages.amin(-2), pages.amax(-2))
 
 
-def upper_bound(query: torch.Tensor, bounds: PageBounds) -> torch.Tensor:
-    """Σ_d max(q_d·low_d, q_d·high_d) for query [..., Q, D] and bounds [..., pages, D]: [..., Q, pages].
-
-    Split by the query's sign it is two matrix products.
-    """
-    return query.clamp(min=0) @ bounds.high.mT + query.clamp(max=0) @ bounds.low.mT
-
-
 def _group_queries(query: torch.Tensor, per: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Positive and negative parts of query [..., G, Q, D], summed over the G heads of a KV head unless per query
     head: [..., G' , Q, D] with G' = 1 or G. The bound is linear in each part, so summing first is exact."""
@@ -41,6 +33,10 @@ def _group_queries(query: torch.Tensor, per: str) -> tuple[torch.Tensor, torch.T
 
 
 def _page_scores(query: torch.Tensor, bounds: PageBounds, per: str) -> torch.Tensor:
+    """Σ_d max(q_d·low_d, q_d·high_d) of query [..., G, Q, D] for every page: [..., G', Q, pages].
+
+    Split by the query's sign it is two matrix products.
+    """
     positive, negative = _group_queries(query, per)
     return (positive @ bounds.high.unsqueeze(-3).mT + negative @ bounds.low.unsqueeze(-3).mT).float()
 
