@@ -64,8 +64,8 @@ def test_interval_covers_at_its_nominal_rate():
 
 
 def test_arms_are_matched_in_budget_and_the_dense_arm_is_the_stock_model(policy_lm, stream):
-    result = evaluate(policy_lm, stream, SETTINGS)
-    arms = ["policy", "static", "random", "best-of-3-random"]
+    result = evaluate(policy_lm, [stream], SETTINGS)
+    arms = ["policy", "static", "random", "best-of-3-random", "best-of-500-random-estimated"]
     assert [(p.arm, p.budget) for p in result.points] == [("dense", 1.0)] + [
         (arm, budget) for budget in SETTINGS.budgets for arm in arms
     ]
@@ -100,17 +100,17 @@ def test_sequences_match_static_to_policy_one_by_one(policy_lm, stream):
 
 def test_results_do_not_depend_on_an_interruption(policy_lm, stream, tmp_path):
     partial = tmp_path / "partial.json"
-    whole = evaluate(policy_lm, stream, SETTINGS)
+    whole = evaluate(policy_lm, [stream], SETTINGS)
 
     def stop(done, total):
         if done == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(policy_lm, stream, SETTINGS, partial=partial, progress=stop)
+        evaluate(policy_lm, [stream], SETTINGS, partial=partial, progress=stop)
     assert len(json.loads(partial.read_text())["batches"]) == 1
     seen = []
-    resumed = evaluate(policy_lm, stream, SETTINGS, partial=partial, progress=lambda done, total: seen.append(done))
+    resumed = evaluate(policy_lm, [stream], SETTINGS, partial=partial, progress=lambda done, total: seen.append(done))
     assert resumed.points == whole.points
     assert not partial.exists()
 
@@ -120,20 +120,20 @@ def test_a_foreign_or_broken_partial_file_is_ignored(policy_lm, stream, tmp_path
     partial = tmp_path / "partial.json"
     partial.write_text(content)
     small = SETTINGS.model_copy(update={"sequences": 2, "trials": 1})
-    assert evaluate(policy_lm, stream, small, partial=partial).points == evaluate(policy_lm, stream, small).points
+    assert evaluate(policy_lm, [stream], small, partial=partial).points == evaluate(policy_lm, [stream], small).points
 
 
 def test_baselines_alone_without_a_policy(tiny_lm, stream):
     tiny_lm.semantics = Semantics(window=32, page_size=8)
     settings = SETTINGS.model_copy(update={"budgets": (0.9,)})
-    result = evaluate(tiny_lm, stream, settings, ActionSpace.preset("mlp-50"))
+    result = evaluate(tiny_lm, [stream], settings, ActionSpace.preset("mlp-50"))
     assert {point.arm for point in result.points} == {"dense", "static", "random", "best-of-3-random"}
     assert result.arm("static", 0.9).axes == pytest.approx({"attention": 1, "mlp": 0.7, "bits": 1}, abs=0.0126)
     assert all(point.difference is None for point in result.points)
 
 
 def test_result_file_round_trips_and_is_shown(policy_lm, stream):
-    result = evaluate(policy_lm, stream, SETTINGS)
+    result = evaluate(policy_lm, [stream], SETTINGS)
     again = EvaluationResult.model_validate_json(result.model_dump_json())
     assert again == result
     assert show.plot(result).startswith(b"\x89PNG")
@@ -145,7 +145,7 @@ def test_result_file_round_trips_and_is_shown(policy_lm, stream):
 
 
 def test_verdict_says_plainly_when_the_policy_loses(policy_lm, stream):
-    result = evaluate(policy_lm, stream, SETTINGS)
+    result = evaluate(policy_lm, [stream], SETTINGS)
     point = result.arm("static", 0.6)
     point.difference = point.difference.model_copy(update={"value": 0.2, "low": 0.1, "high": 0.3})
     assert "the policy LOSES to static" in show.verdict(result)[0]
@@ -153,8 +153,8 @@ def test_verdict_says_plainly_when_the_policy_loses(policy_lm, stream):
 
 def test_bad_requests(policy_lm, stream):
     with pytest.raises(BudgetError, match=r"0\.2 is unreachable"):
-        evaluate(policy_lm, stream, SETTINGS.model_copy(update={"budgets": (0.2,)}))
+        evaluate(policy_lm, [stream], SETTINGS.model_copy(update={"budgets": (0.2,)}))
     with pytest.raises(BudgetError, match="twice"):
-        evaluate(policy_lm, stream, SETTINGS.model_copy(update={"budgets": (0.6, 0.6)}))
+        evaluate(policy_lm, [stream], SETTINGS.model_copy(update={"budgets": (0.6, 0.6)}))
     with pytest.raises(DataError, match=r"has room for .* sequences of 111 tokens, 9999 were asked for"):
-        evaluate(policy_lm, stream, SETTINGS.model_copy(update={"sequences": 9999}))
+        evaluate(policy_lm, [stream], SETTINGS.model_copy(update={"sequences": 9999}))

@@ -6,17 +6,19 @@ import re
 import pytest
 
 
-@pytest.mark.parametrize("updates", [2])
-def test_quickstart_trains_compares_generates_and_is_reused(real_model, tmp_path, monkeypatch, updates):
+@pytest.mark.parametrize("batches", [2])
+def test_quickstart_trains_compares_generates_and_is_reused(real_model, tmp_path, monkeypatch, batches):
     from solm import quickstart
     from solm.evaluation.perplexity import EvaluationSettings
 
     small = EvaluationSettings(budgets=(0.6, 0.8), sequences=3, context=128, length=24, trials=2)
     monkeypatch.setattr(quickstart, "SETTINGS", small)
     monkeypatch.setattr(quickstart, "BUDGETS", small.budgets)
-    monkeypatch.setattr(quickstart, "CONFIG", {**quickstart.CONFIG, "data": "pydoc:train,self:2", "context": 96})
+    monkeypatch.setattr(
+        quickstart, "CONFIG", {**quickstart.CONFIG, "data": "pydoc:train,self:2", "context": 96, "horizon": 48}
+    )
     stages = []
-    outcome = quickstart.run(tmp_path, updates, lambda stage, *rest: stages.append(stage))
+    outcome = quickstart.run(tmp_path, batches, lambda stage, *rest: stages.append(stage))
     for name in (
         "policy/policy.safetensors",
         "policy/README.md",
@@ -34,7 +36,7 @@ def test_quickstart_trains_compares_generates_and_is_reused(real_model, tmp_path
     assert "training" in stages
 
     stages.clear()
-    again = quickstart.run(tmp_path, updates, lambda stage, *rest: stages.append(stage))
+    again = quickstart.run(tmp_path, batches, lambda stage, *rest: stages.append(stage))
     assert "training" not in stages
     assert "comparing on held-out text" not in stages
     assert again.result == outcome.result

@@ -15,7 +15,7 @@ import solm
 from conftest import tiny_model
 from solm.data.windows import stream_of
 from solm.errors import DamagedFileError, RunMismatchError, SolmError
-from solm.training.config import TrainConfig
+from solm.training.config import TrainConfig, read_values
 from solm.training.objective import advantages, budget_penalty, clipped_objective, returns_to_go
 from solm.training.rollout import collect
 from solm.training.trainer import train
@@ -99,13 +99,13 @@ def test_rollouts_of_a_text_share_tokens_and_budget_and_are_recorded(tiny_lm):
     from solm.policies.network import NetworkConfig, PolicyNetwork
 
     network = PolicyNetwork(NetworkConfig(base_hidden=64, actions=8, width=16, heads=2)).eval()
-    batch = collect(tiny_lm, LearnedPolicy(network, config.space, clamp=False), stream, config, update=1)
+    batch = collect(tiny_lm, LearnedPolicy(network, config.space, clamp=False), [stream], config, update=1)
     target = batch.target.unflatten(0, (2, 4))
     assert torch.equal(target, target[:, :1].expand_as(target))
     embedding = batch.episode.features.embedding.unflatten(0, (2, 4))
     assert torch.equal(embedding, embedding[:, :1].expand_as(embedding))
     assert len({tuple(row) for row in batch.episode.actions.tolist()}) > 2
-    again = collect(tiny_lm, LearnedPolicy(network, config.space, clamp=False), stream, config, update=1)
+    again = collect(tiny_lm, LearnedPolicy(network, config.space, clamp=False), [stream], config, update=1)
     assert torch.equal(again.episode.actions, batch.episode.actions)
 
 
@@ -127,7 +127,7 @@ def run(tmp_path, name, byte_tokenizer, stop_after=None, **changes):
 
 
 def test_interrupted_and_resumed_equals_uninterrupted_bitwise(tmp_path, byte_tokenizer):
-    from solm.training.trainer import Interrupted
+    from solm.training.interrupt import Interrupted
 
     whole = run(tmp_path, "whole", byte_tokenizer)
     with pytest.raises(Interrupted) as stopped:
@@ -244,11 +244,11 @@ def test_bad_settings_name_key_value_and_range(values, message):
 def test_yaml_files(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("space: joint-27\ngamma: 0.9\ndata: a.txt, b.txt\n")
-    config = TrainConfig.read(path, {"gamma": 0.5})
+    config = TrainConfig.build({**read_values(path), "gamma": 0.5}, str(path))
     assert (len(config.space), config.gamma, config.data) == (27, 0.5, ("a.txt", "b.txt"))
     for content, message in [("a: [", "cannot read"), ("- 1", "expected keys and values"), ("\x00", "cannot read")]:
         path.write_text(content)
         with pytest.raises(SolmError, match=message):
-            TrainConfig.read(path, {})
+            TrainConfig.build(read_values(path), str(path))
     with pytest.raises(SolmError, match="cannot read"):
-        TrainConfig.read(tmp_path / "none.yaml", {})
+        read_values(tmp_path / "none.yaml")

@@ -122,6 +122,9 @@ PRESETS: dict[str, ActionSpace] = {
     "mlp-30": ActionSpace(mlp=(0.3, 1.0)),
     "mlp-40": ActionSpace(mlp=(0.4, 1.0)),
     "mlp-50": ActionSpace(mlp=(0.5, 1.0)),
+    "attention-fine": ActionSpace(attention=(0.1, 0.2, 0.4, 1.0)),
+    "mlp-fine": ActionSpace(mlp=(0.4, 0.5, 0.6, 0.7, 0.8, 1.0)),
+    "bits-fine": ActionSpace(bits=(4, 5, 6, 8, 16)),
     "bits-5-10": ActionSpace(bits=(5, 10, 16)),
     "bits-5": ActionSpace(bits=(5, 16)),
     "bits-6": ActionSpace(bits=(6, 16)),
@@ -130,5 +133,7 @@ PRESETS: dict[str, ActionSpace] = {
     "joint-336": ActionSpace(
         attention=(0.1, 0.4, 0.7, 1.0), mlp=(0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), bits=tuple(range(5, 17))
     ),
+    # What a value policy learns to price; any of the joint grids above 4 bits lies within.
+    "grid": ActionSpace(attention=(0.1, 0.2, 0.4, 1.0), mlp=(0.4, 0.5, 0.6, 0.7, 0.8, 1.0), bits=(4, 5, 6, 8, 16)),
     "joint-1560": ActionSpace(attention=_steps(10, 100, 10), mlp=_steps(40, 100, 5), bits=tuple(range(5, 17))),
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from solm.actions import ActionSpace
 from solm.data.windows import token_stream
 from solm.decoding.api import load
 from solm.decoding.generate import Reply
@@ -14,25 +15,22 @@ from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.show import plot
 from solm.files import write_bytes, write_json, write_text
+from solm.policies.artifact import TrainedPolicy
 from solm.report import render
-from solm.training.config import TrainConfig
-from solm.training.trainer import train
+from solm.training.config import ValueTrainConfig
+from solm.training.value_trainer import train_values
 
 PROMPT = "Explain step by step why the sky is blue, and why it turns red in the evening."
 HELD_OUT = "pydoc:heldout"
-BUDGETS = (0.55, 0.65, 0.75)
+BUDGETS = (0.5, 0.6, 0.7)
+PRETRAINED = "builtin:smollm2-135m"
 
+SPACE = "joint-27"
 CONFIG = {
     "model": "builtin:smollm2-135m",
     "data": "pydoc:train,self:32",
-    "space": "joint-8",
+    "space": SPACE,
     "context": 256,
-    "horizon": 32,
-    "sequences": 8,
-    "rollouts": 4,
-    "gamma": 0.5,
-    "learning_rate": 3e-4,
-    "checkpoint_every": 10,
 }
 SETTINGS = EvaluationSettings(budgets=BUDGETS, sequences=48, context=256, length=128, trials=4)
 
@@ -43,27 +41,25 @@ class Outcome:
     replies: dict[float, Reply]
 
 
-def run(out: Path, updates: int, report: Callable[..., None]) -> Outcome:
+def run(out: Path, batches: int, report: Callable[..., None], pretrained: bool = False) -> Outcome:
     """Do everything in the folder `out`; finished parts are reused.
 
-    report: called as report(stage, done, total[, training record]).
+    report: called as report(stage, done, total[, training record]). pretrained: take the policy that ships with solm.
     """
     started = time.perf_counter()
-    config = TrainConfig.build({**CONFIG, "updates": updates}, "the quickstart")
     report("loading the model", 0, 1)
-    lm = load(config.model, semantics=config.semantics)
-    report("sampling text from the model, once", 0, 1)
-    trained = train(lm, config, out, lambda record: report("training", record["update"], updates, record))
-    lm.detach()
-
-    lm = load(config.model, trained)
+    if pretrained:
+        trained = TrainedPolicy.from_pretrained(PRETRAINED).with_space(ActionSpace.preset(SPACE))
+    else:
+        trained = _train(out, batches, report)
+    lm = load(str(CONFIG["model"]), trained)
     assert lm.tokenizer is not None
     stream = token_stream(HELD_OUT, lm.tokenizer)
     result = _reuse(out / "result.json", trained.config.provenance)
     if result is None:
         result = evaluate(
             lm,
-            stream,
+            [stream],
             SETTINGS,
             partial=out / "result.json.partial",
             progress=lambda done, total: report("comparing on held-out text", done, total),
@@ -76,9 +72,17 @@ def run(out: Path, updates: int, report: Callable[..., None]) -> Outcome:
     write_json(out / "replies.json", {str(budget): reply.as_dict() for budget, reply in replies.items()})
     picture = plot(result)
     write_bytes(out / "result.png", picture)
-    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    write_text(out / "report.html", render(result, picture, PROMPT, replies, log, time.perf_counter() - started))
+    write_text(out / "report.html", render(result, picture, PROMPT, replies, time.perf_counter() - started))
     return Outcome(result, replies)
+
+
+def _train(out: Path, batches: int, report: Callable[..., None]) -> TrainedPolicy:
+    config = ValueTrainConfig.build({**CONFIG, "batches": batches}, "the quickstart")
+    lm = load(config.model, semantics=config.semantics)
+    report("sampling text from the model, once", 0, 1)
+    trained = train_values(lm, config, out, lambda record: report("training", record["update"], batches, record))
+    lm.detach()
+    return trained
 
 
 def _reuse(path: Path, provenance: dict[str, Any]) -> EvaluationResult | None:

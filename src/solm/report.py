@@ -1,4 +1,4 @@
-"""A self-contained HTML page about one evaluation: verdict, table, plot, training curve, coloured generations."""
+"""A self-contained HTML page about one evaluation: verdict, table, plot, training, coloured generations."""
 
 import base64
 from html import escape
@@ -31,10 +31,9 @@ def render(
     picture: bytes,
     prompt: str,
     replies: dict[float, Reply],
-    log: list[dict[str, Any]],
     seconds: float,
 ) -> str:
-    """The page. picture: PNG; replies: by budget; log: training records; seconds: what this run took."""
+    """The page. picture: PNG; replies: by budget; seconds: what this run took."""
     s = result.settings
     facts = (
         f"{s['model']} ({s['dtype']}), {s['sequences']} held-out sequences of {s['length']} tokens after "
@@ -56,7 +55,7 @@ def render(
         _table(result),
         f"<p><img alt='perplexity against realised net keep' src='data:image/png;base64,{image}'></p>",
         "<h2>Training</h2>",
-        _curve(log),
+        _training(result.policy),
         f"<h2>One prompt, {len(replies)} budgets</h2><p>{escape(prompt)}</p>",
         "<p class=soft>Background: bytes read by the step behind each token, from green (few) to red (dense). "
         "Hover for the action.</p>",
@@ -86,25 +85,17 @@ def _difference(point: Point) -> str:
     return f"<span class={kind}>{value:+.4f} [{low:+.4f}, {high:+.4f}]</span>"
 
 
-def _curve(log: list[dict[str, Any]]) -> str:
-    """Mean budget penalty and entropy over updates, as an inline drawing."""
-    if len(log) < 2:
-        return "<p class=soft>too few updates to draw</p>"
-    lines = []
-    for name, colour in (("entropy", "#0b7285"), ("penalty", "#e8590c")):
-        values = [float(record[name]) for record in log]
-        top = max(values) or 1.0
-        points = " ".join(
-            f"{20 + 560 * index / (len(values) - 1):.1f},{150 - 130 * value / top:.1f}"
-            for index, value in enumerate(values)
-        )
-        lines.append(f"<polyline fill=none stroke='{colour}' stroke-width=1.5 points='{points}'/>")
-        place = 470 if name == "penalty" else 330
-        lines.append(f"<text x={place} y=14 font-size=11 fill='{colour}'>{name} (max {top:.3g})</text>")
-    steps = sum(1 for _ in log)
+def _training(provenance: dict[str, Any]) -> str:
+    """What the policy learned from, in a sentence."""
+    config = provenance.get("config", {})
+    if config.get("method") != "values":
+        return f"<p>{escape(str(config.get('updates', '?')))} updates of policy gradient.</p>"
+    tokens = config["batches"] * config["sequences"] * config["horizon"]
+    explained = provenance["explained"][-1:] or [float("nan")]
     return (
-        f"<svg viewBox='0 0 600 165' role=img aria-label='training curve'>{''.join(lines)}"
-        f"<text x=20 y=162 font-size=10 fill='#868e96'>update 1 to {steps}; curves scaled to their maximum</text></svg>"
+        f"<p>{config['schedules']} random schedules on each of {tokens:,} tokens of {escape(', '.join(config['data']))}"
+        f"; the network explains {explained[0]:.1%} of what an action costs a held-out token beyond the action's "
+        f"average. Most of the rest is chance that no policy can foresee.</p>"
     )
 
 

@@ -1,7 +1,7 @@
 """`solm eval`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from solm.cli.options import (
     ModelOption,
     PolicyOption,
     SeedOption,
+    in_space,
     numbers,
     output,
     progress_bar,
@@ -18,10 +19,17 @@ from solm.cli.options import (
 )
 from solm.errors import SolmError
 
+if TYPE_CHECKING:
+    from solm.decoding.language_model import LanguageModel
+    from solm.policies.prices import Allocator
+
 
 def evaluate(
     data: Annotated[
-        str, typer.Option("--data", "-d", help=".txt, .raw, .jsonl, folder, hub data set or pydoc:heldout.")
+        str,
+        typer.Option(
+            "--data", "-d", help="Comma-separated: files (.txt, .jsonl), folders, hub data sets, pydoc:heldout."
+        ),
     ],
     model: ModelOption = DEFAULT_MODEL,
     policy: PolicyOption = None,
@@ -30,8 +38,18 @@ def evaluate(
     context: Annotated[int, typer.Option(help="Tokens read densely first.")] = 512,
     length: Annotated[int, typer.Option(help="Controlled tokens that are scored.")] = 128,
     trials: Annotated[int, typer.Option(help="Random schedules per text.")] = 8,
-    space: Annotated[str | None, typer.Option(help="Action space without a policy, such as joint-8.")] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(help="Action space, such as joint-8; with a policy, one within its own."),
+    ] = None,
     semantics: Annotated[str | None, typer.Option(help="Without a policy: default or paper.")] = None,
+    tuning: Annotated[
+        str | None, typer.Option(help="Text to choose the arm static-tuned on; not the text that is evaluated.")
+    ] = None,
+    rival: Annotated[
+        list[str] | None, typer.Option(help="One more policy over the same space, as name=folder; may be repeated.")
+    ] = None,
+    oracle: Annotated[bool, typer.Option("--oracle", help="Also measure the ceiling, with access to answers.")] = False,
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
@@ -45,6 +63,8 @@ def evaluate(
 
         solm eval --space joint-27 --data wiki.txt --budgets 0.6     (baselines alone)
 
+        solm eval --policy builtin:smollm2-135m --space joint-27 --data wiki.txt --tuning web.jsonl --oracle
+
     An interrupted evaluation with --json goes on where it stopped.
     """
     from solm.actions import ActionSpace
@@ -54,26 +74,32 @@ def evaluate(
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.perplexity import evaluate as run
     from solm.files import write_bytes, write_text
+    from solm.policies.artifact import TrainedPolicy
     from solm.semantics import Semantics
 
-    if policy is not None and (space is not None or semantics is not None):
-        raise SolmError("a policy brings its own action space and semantics; drop --space and --semantics")
+    if policy is not None and semantics is not None:
+        raise SolmError("a policy brings its own semantics; drop --semantics")
     if policy is None and space is None:
         raise SolmError("give a policy to evaluate, or --space to compare the baselines alone")
     chosen = settings(
         EvaluationSettings, budgets=numbers(budgets, "--budgets"), sequences=sequences, context=context, length=length,
-        trials=trials, seed=seed,
+        trials=trials, seed=seed, oracle=oracle,
     )  # fmt: skip
     grid = None if space is None else ActionSpace.preset(space)
-    lm = load(model, policy, semantics=None if semantics is None else Semantics.preset(semantics), dtype=dtype)
+    trained = None if policy is None else in_space(TrainedPolicy.from_pretrained(policy), grid)
+    lm = load(model, trained, semantics=None if semantics is None else Semantics.preset(semantics), dtype=dtype)
+    rivals = {name: _rival(folder, lm) for name, _, folder in (item.partition("=") for item in rival or [])}
     assert lm.tokenizer is not None
-    stream = token_stream(data, lm.tokenizer)
+    streams = [token_stream(source, lm.tokenizer) for source in data.split(",")]
+    calibration = None if tuning is None else token_stream(tuning.split(","), lm.tokenizer)
     partial = None if json is None else json.with_name(json.name + ".partial")
     with progress_bar() as progress:
         task = progress.add_task("evaluating", total=None, note="")
         result = run(
-            lm, stream, chosen, grid, partial, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+            lm, streams, chosen, grid, partial,
+            lambda done, total: progress.update(task, completed=done, total=total),
+            tuning=calibration, rivals=rivals,
+        )  # fmt: skip
     if json is not None:
         write_text(json, result.model_dump_json(indent=2) + "\n")
     if plot is not None:
@@ -82,3 +108,15 @@ def evaluate(
     console.print(show.table(result))
     for line in show.verdict(result):
         console.print(line)
+
+
+def _rival(folder: str, lm: "LanguageModel") -> "Allocator":
+    from solm.policies.artifact import TrainedPolicy
+    from solm.policies.prices import Allocator
+
+    trained = TrainedPolicy.from_pretrained(folder)
+    trained.config.base.check(lm.identity)
+    policy = trained.with_space(lm.space).policy()
+    if not isinstance(policy, Allocator):
+        raise SolmError(f"{folder} is not a policy trained with --method values, which a rival has to be")
+    return policy

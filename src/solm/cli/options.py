@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from solm.actions import ActionSpace
+    from solm.policies.artifact import TrainedPolicy
+
 Settings = TypeVar("Settings", bound=BaseModel)
 
 ModelOption = Annotated[
@@ -38,6 +41,11 @@ def numbers(text: str, name: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise SolmError(f"{name}: {text!r} is not a list of numbers such as 0.5,0.6") from None
+
+
+def in_space(trained: "TrainedPolicy", space: "ActionSpace | None") -> "TrainedPolicy":
+    """The policy, choosing in another space where one is given."""
+    return trained if space is None else trained.with_space(space)
 
 
 def output() -> "Console":

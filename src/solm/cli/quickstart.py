@@ -10,7 +10,10 @@ from solm.cli.options import output, progress_bar
 
 def quickstart(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where everything is written.")] = Path("runs/quickstart"),
-    updates: Annotated[int, typer.Option(help="Training updates.", min=1)] = 80,
+    batches: Annotated[int, typer.Option(help="Training batches, of about 8 seconds each on 2 cores.", min=1)] = 30,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Take the policy that ships with solm instead of training one.")
+    ] = False,
 ) -> None:
     """Train, compare and use a policy for the embedded model, in minutes, on text that ships with Python.
 
@@ -20,13 +23,15 @@ def quickstart(
 
         solm quickstart
 
-        solm quickstart --out /tmp/quick --updates 5      (a smoke test)
+        solm quickstart --out /tmp/quick --batches 2      (a smoke test)
+
+        solm quickstart --pretrained --out runs/pretrained
     """
     from solm.cli.generate import paint
     from solm.cli.train import note
     from solm.evaluation import show
-    from solm.quickstart import run
-    from solm.training.trainer import Interrupted
+    from solm.quickstart import PRETRAINED, run
+    from solm.training.interrupt import Interrupted
 
     console = output()
     with progress_bar() as progress:
@@ -44,7 +49,7 @@ def quickstart(
             )
 
         try:
-            outcome = run(out, updates, report)
+            outcome = run(out, batches, report, pretrained)
         except Interrupted as interrupted:
             progress.stop()
             typer.echo(f"interrupted; saved. Go on with: solm quickstart --out {out}", err=True)
@@ -57,4 +62,4 @@ def quickstart(
         console.print(f"\nbudget {budget}, realised {reply.compute.realised['net']:.3f}:")
         colour = console.is_terminal
         print("".join(paint(token.text, token.cost) if colour else token.text for token in reply.tokens))
-    console.print(f"\nreport: {out / 'report.html'}\npolicy: {out / 'policy'}")
+    console.print(f"\nreport: {out / 'report.html'}\npolicy: {PRETRAINED if pretrained else out / 'policy'}")

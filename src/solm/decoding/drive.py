@@ -5,10 +5,13 @@ from typing import Any
 
 import torch
 
-from solm.decoding.session import Session, axis_levels, log_probabilities
+from solm.decoding.midpass import MidPassDriver
+from solm.decoding.session import Session, log_probabilities
+from solm.decoding.unroll import Schedule, unroll
 from solm.policies.learned import features
 from solm.policies.network import Features
-from solm.policies.observation import Observation, Policy, budget_prior
+from solm.policies.observation import Observation, Policy
+from solm.policies.prices import Allocator
 
 
 class Driver:
@@ -60,6 +63,19 @@ class Driver:
         return self.session.step(tokens, self.table[actions]), actions
 
 
+def drive(
+    session: Session,
+    policy: Policy | Allocator,
+    target: torch.Tensor,
+    horizon: int,
+    generator: torch.Generator | None = None,
+) -> Driver | MidPassDriver:
+    """What steps `session` under `policy`."""
+    if isinstance(policy, Allocator):
+        return MidPassDriver(session, policy, target, horizon)
+    return Driver(session, policy, target, horizon, generator)
+
+
 @dataclass(frozen=True)
 class Episode:
     """A controlled run over known tokens: actions, log-probabilities, controllable [N, T]; realised [N, T, 3].
@@ -72,39 +88,6 @@ class Episode:
     realised: torch.Tensor
     controllable: torch.Tensor
     features: Features | None = None
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A schedule known in advance: actions [N, T], and per step what its policy's network would be told besides the
-    model's states: scalars [N, T, 8], previous [N, T], prior [N, T, A]."""
-
-    actions: torch.Tensor
-    scalars: torch.Tensor
-    previous: torch.Tensor
-    prior: torch.Tensor
-
-
-def unroll(
-    session: Session, policy: Policy, steps: int, target: torch.Tensor, generator: torch.Generator | None = None
-) -> Schedule:
-    """The schedule over `steps` steps of a policy that does not read the model, found without running it."""
-    kv_length, ledger = session.kv_length, session.ledger
-    state = policy.start(session.rows, session.device)
-    previous = torch.full((session.rows,), policy.space.dense_index)
-    rows = torch.arange(session.rows)
-    told: list[tuple[torch.Tensor, ...]] = []
-    for step in range(steps):
-        levels = axis_levels(policy.space, kv_length, session.semantics, session.control)
-        controllable = kv_length > session.semantics.always_read
-        observation = Observation(None, None, target, ledger, levels, step, steps, controllable, previous)
-        actions, state = policy.act(observation, state, generator)
-        actions = torch.where(controllable, actions, policy.space.dense_index)
-        told.append((actions, observation.scalars(), previous, budget_prior(observation)))
-        chosen = torch.unravel_index(actions, policy.space.shape)
-        realised = torch.stack([axis[rows, index] for axis, index in zip(levels, chosen, strict=True)], 1)
-        ledger, kv_length, previous = ledger.book(realised, controllable), kv_length + 1, actions
-    return Schedule(*(torch.stack(parts, 1) for parts in zip(*told, strict=True)))
 
 
 def score_schedule(session: Session, policy: Policy, tokens: torch.Tensor, schedule: Schedule, record: bool) -> Episode:
@@ -121,17 +104,20 @@ def score_schedule(session: Session, policy: Policy, tokens: torch.Tensor, sched
 
 def teacher_forced(
     session: Session,
-    policy: Policy,
+    policy: Policy | Allocator,
     tokens: torch.Tensor,
     target: torch.Tensor,
     generator: torch.Generator | None = None,
     record: bool = False,
 ) -> Episode:
-    """Run a policy over tokens [N, T+1] whose path is fixed; known schedules are scored in one pass.
+    """Run a policy over tokens [N, T+1] whose path is fixed; in one pass unless it reads the previous step's state.
 
     record: keep the features that a policy's network sees.
     """
     steps = tokens.shape[1] - 1
+    if isinstance(policy, Allocator):
+        scored, actions = MidPassDriver(session, policy, target, steps).score(tokens)
+        return Episode(actions, scored.log_probabilities, scored.realised, scored.controllable)
     if not policy.reads_model:
         return score_schedule(session, policy, tokens, unroll(session, policy, steps, target, generator), record)
     driver = Driver(session, policy, target, steps, generator)

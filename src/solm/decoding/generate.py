@@ -11,7 +11,7 @@ from transformers.generation.logits_process import LogitsProcessorList
 from solm.actions import AXES
 from solm.budget import Budget
 from solm.cost import relative_cost
-from solm.decoding.drive import Driver
+from solm.decoding.drive import drive
 from solm.errors import ContextLengthError, SolmError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def stream(
     generator = torch.Generator().manual_seed(seed)
     session = lm.session(capacity=ids.shape[1] + max_new_tokens)
     logits = session.prefill(ids)
-    driver = Driver(session, policy, target.tensor(1), max_new_tokens, generator)
+    driver = drive(session, policy, target.tensor(1), max_new_tokens, generator)
     stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     overhead = 0
     if policy.reads_model and lm.trained is not None:

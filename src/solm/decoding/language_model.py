@@ -14,6 +14,7 @@ from solm.errors import DataError, SolmError
 from solm.models.controller import ModelControl
 from solm.policies.artifact import BaseIdentity, TrainedPolicy
 from solm.policies.observation import Policy
+from solm.policies.prices import Allocator
 from solm.policies.schedules import Dense, Random, Static
 from solm.semantics import Semantics
 
@@ -78,7 +79,7 @@ class LanguageModel:
         """An empty session; `capacity` tokens are reserved."""
         return Session(self.control, self.semantics, capacity)
 
-    def policy(self, name: str = "policy", space: ActionSpace | None = None) -> Policy:
+    def policy(self, name: str = "policy", space: ActionSpace | None = None) -> Policy | Allocator:
         """The trained policy (``policy``), or one of the schedules ``dense``, ``static``, ``random``."""
         if name == "policy":
             if self.trained is None:
@@ -126,5 +127,7 @@ class LanguageModel:
         return self.tokenizer(prompt, return_tensors="pt").input_ids
 
     def budget(self, budget: "float | str | Budget | None") -> Budget:
-        """`budget` checked against the policy's action space; None asks for everything."""
-        return Budget() if budget is None else Budget.parse(budget, self.space)
+        """`budget` per axis, checked against the policy's action space; None asks for everything."""
+        if budget is None:
+            return Budget()
+        return Budget.parse(budget, self.space) if self.trained is None else self.trained.budget(budget)

@@ -1,5 +1,6 @@
 """`Session`: prefill, step, fork and score for a batch of rows on a controlled model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,17 @@ _LOGITS_PER_SLICE = 32  # a float32 slice that stays in the last-level cache
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A second action, chosen in mid-pass, for the layers from `layer` on.
+
+    choose: from the residual stream [N, Q, H] that enters `layer` to keep [N, Q, 3].
+    """
+
+    layer: int
+    choose: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
 class Scored:
     """What one pass over Q known tokens gave; [N, Q] each, hidden [N, Q, H], realised [N, Q, 3]."""
 
@@ -32,7 +44,8 @@ class Session:
     """N = S·K rows: K forks of each of S sequences, with their cache and ledger.
 
     A step's action is given as numbers, keep [N, 3] = (κ, ρ, bits); steps that are not controllable yet (KV length
-    at most sinks + window + 1) run dense whatever it says, and are not booked.
+    at most sinks + window + 1) run dense whatever it says, and are not booked. It holds for all layers, or, with a
+    `Turn`, for the layers before it.
     """
 
     def __init__(self, control: ModelControl, semantics: Semantics, capacity: int = 0):
@@ -87,7 +100,7 @@ class Session:
             self.sequences = len(tokens)
             self.lengths = self.base = torch.zeros(len(tokens), dtype=torch.int64)
             self.ledger = Ledger.empty(len(tokens))
-        logits = self._forward(tokens, self._positions(tokens.shape[1]), None, (counts - 1)[:, None])
+        logits = self._forward(tokens, self._positions(tokens.shape[1]), (counts - 1)[:, None])
         self.hidden = self.control.last_hidden()[:, -1]
         self.lengths = self.lengths + counts
         if int(counts.min()) < tokens.shape[1]:
@@ -95,18 +108,18 @@ class Session:
         return logits[:, -1]
 
     @torch.no_grad()
-    def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+    def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, turn: Turn | None = None) -> torch.Tensor:
         """Process one token per row, tokens [N], under keep [N, 3] (None: dense); logits of the next [N, V]."""
         keep = self._dense(1) if keep is None else keep[:, None]
-        return self._controlled(tokens[:, None], keep)[0][:, 0]
+        return self._controlled(tokens[:, None], keep, turn)[0][:, 0]
 
     @torch.no_grad()
-    def score(self, tokens: torch.Tensor, keep: torch.Tensor) -> Scored:
+    def score(self, tokens: torch.Tensor, keep: torch.Tensor, turn: Turn | None = None) -> Scored:
         """Process tokens[:, :T] of [N, T+1] in one pass under a known schedule keep [N, T, 3].
 
         Equals T steps: log p(tokens[:, t+1] | tokens up to t, schedule up to t) for every t.
         """
-        logits, hidden, realised, controllable = self._controlled(tokens[:, :-1], keep)
+        logits, hidden, realised, controllable = self._controlled(tokens[:, :-1], keep, turn)
         return Scored(log_probabilities(logits, tokens[:, 1:]), hidden, realised, controllable)
 
     def fork(self, forks: int, capacity: int = 0) -> "Session":
@@ -148,7 +161,7 @@ class Session:
         return torch.tensor(DENSE, dtype=torch.float64).expand(self.rows, count, 3)
 
     def _controlled(
-        self, tokens: torch.Tensor, keep: torch.Tensor
+        self, tokens: torch.Tensor, keep: torch.Tensor, turn: Turn | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Run tokens [N, Q] under keep [N, Q, 3] and book the ledger.
 
@@ -157,26 +170,49 @@ class Session:
         count = tokens.shape[1]
         positions = self._positions(count)
         controllable = positions + 1 > self.semantics.always_read
-        keep = torch.where(controllable[..., None], keep.to("cpu", torch.float64), self._dense(count))
-        plan = make_plan(keep, positions + 1, self.semantics, self.control.shapes)
-        logits = self._forward(tokens, positions, plan, 0)
+        dense = self._dense(count)
+
+        def settle(keep: torch.Tensor) -> Plan:
+            keep = torch.where(controllable[..., None], keep.to("cpu", torch.float64), dense)
+            return make_plan(keep, positions + 1, self.semantics, self.control.shapes)
+
+        plan = settle(keep)
+        realised, choose = plan.realised, None
+        if turn is not None:
+            layers = self.control.shapes.layers
+
+            def choose(hidden: torch.Tensor) -> Plan:
+                nonlocal realised
+                rest = settle(turn.choose(hidden))
+                realised = (turn.layer * plan.realised + (layers - turn.layer) * rest.realised) / layers
+                return rest.to(self.device)
+
+        logits = self._forward(tokens, positions, 0, plan, None if turn is None else turn.layer, choose)
         hidden = self.control.last_hidden()
         self.hidden = hidden[:, -1]
         self.lengths = self.lengths + count
         counted = controllable.to(torch.float64)
         self.ledger = Ledger(
-            self.ledger.spent + (plan.realised * counted[..., None]).sum(1), self.ledger.steps + controllable.sum(1)
+            self.ledger.spent + (realised * counted[..., None]).sum(1), self.ledger.steps + controllable.sum(1)
         )
-        return logits, hidden, plan.realised, controllable
+        return logits, hidden, realised, controllable
 
     def _forward(
-        self, tokens: torch.Tensor, positions: torch.Tensor, plan: Plan | None, keep_logits: int | torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        keep_logits: int | torch.Tensor,
+        plan: Plan | None = None,
+        turn: int | None = None,
+        choose: Callable[[torch.Tensor], Plan] | None = None,
     ) -> torch.Tensor:
-        """One pass of the model. Without forks and without a sparse axis it is the stock model's, bit for bit."""
-        stock = plan is None or not (plan.sparse_attention or plan.sparse_mlp or plan.low_bits)
+        """One pass of the model under `plan`, from layer `turn` on under the one that `choose` returns.
+
+        Without forks and without a sparse axis it is the stock model's, bit for bit.
+        """
         current = None
         slots = None
-        if self.shared or self.forks > 1 or not stock:
+        if self.shared or self.forks > 1 or turn is not None or (plan is not None and plan.sparse):
             assert plan is not None
             count = positions.shape[1]
             ragged = int(self.lengths.min()) < int(self.lengths.max())
@@ -191,7 +227,7 @@ class Session:
                 own,
                 uniform_base=int(self.base.min()) == int(self.base.max()),
             )
-            current = ActivePass(plan.to(self.device), layout, self.cache)
+            current = ActivePass(plan.to(self.device), layout, self.cache, turn, choose)
         self.cache.write_to(slots)
         if isinstance(keep_logits, torch.Tensor):
             keep_logits = keep_logits.to(self.device)

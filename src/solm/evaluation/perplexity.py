@@ -18,13 +18,16 @@ from solm.decoding.drive import Episode, teacher_forced
 from solm.decoding.language_model import LanguageModel
 from solm.decoding.session import Session
 from solm.errors import BudgetError, DataError
+from solm.evaluation.arms import Oracle, TunedStatic, level_gains, tuned_nats
 from solm.evaluation.result import Difference, EvaluationResult, Point, command_line, environment
-from solm.evaluation.statistics import paired_difference
+from solm.evaluation.statistics import expected_best, paired_difference
 from solm.files import write_json
 from solm.policies.observation import Policy
+from solm.policies.prices import Allocator
 from solm.policies.schedules import Dense, Random, Static
 
 Rows = dict[str, list[list[float]]]
+_TUNING_TEXTS = 24
 
 
 class EvaluationSettings(BaseModel):
@@ -41,40 +44,43 @@ class EvaluationSettings(BaseModel):
     seed: int = 0
     batch: int = Field(8, ge=1)
     """Sequences that share a pass."""
+    oracle: bool = False
+    """Also measure the ceiling: every level on every token, then the schedule that these answers suggest."""
+    best_of: int = Field(500, ge=2)
+    """Whole-set random trials whose best is estimated from the spread of those that were run."""
 
 
 def evaluate(
     lm: LanguageModel,
-    stream: TokenStream,
+    streams: list[TokenStream],
     settings: EvaluationSettings,
     space: ActionSpace | None = None,
     partial: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    tuning: TokenStream | None = None,
+    rivals: dict[str, Allocator] | None = None,
 ) -> EvaluationResult:
-    """Compare all arms at every budget.
+    """Compare all arms at every budget, on as many texts from each of `streams`.
 
-    Static and random get, per sequence and axis, the average that the policy *realised* (without a policy: the
-    budget itself, in `space`). partial: a file that holds finished batches, so that an interrupted evaluation goes
-    on. progress: called with batches done and in all.
+    Static, random and the rivals get, per sequence and axis, the average that the policy *realised* (without a
+    policy: the budget itself, in `space`); static-tuned gets its net keep. partial: a file that holds finished
+    batches, so that an interrupted evaluation goes on. progress: called with batches done and in all. tuning: text to
+    choose static-tuned on, which is left out without it. rivals: more policies over the same space.
     """
     space = lm.space if space is None else space
-    budgets = [Budget.from_net(net, space) for net in settings.budgets]
+    budgets = [Budget.from_net(net, space) if lm.trained is None else lm.budget(net) for net in settings.budgets]
     if len(set(settings.budgets)) < len(budgets):
         raise BudgetError(f"budgets {settings.budgets} name one value twice")
-    windows = stream.spaced(
-        settings.sequences, settings.context + settings.length + 1, torch.Generator().manual_seed(settings.seed)
-    )
-    if len(windows) < settings.sequences:
-        raise DataError(
-            f"{stream.name} has room for {len(windows)} sequences of {windows.shape[1]} tokens, "
-            f"{settings.sequences} were asked for"
-        )
+    windows = held_out_windows(streams, settings)
     batches = windows.split(settings.batch)
-    key = _key(lm, stream, settings, space)
+    key = _key(lm, streams, settings, space, sorted(rivals or {}), tuning)
+    arms: dict[str, Policy | Allocator] = {"static": Static(space), **(rivals or {})}
+    if tuning is not None:
+        arms["static-tuned"] = TunedStatic(space, _constant_costs(lm, tuning, space, settings))
     finished = _read_partial(partial, key)
     for index, batch in enumerate(batches):
         if index >= len(finished):
-            finished.append(_batch_rows(lm, batch, budgets, space, settings, index))
+            finished.append(_batch_rows(lm, batch, budgets, space, settings, index, arms))
             if partial is not None:
                 write_json(partial, {"key": key, "batches": finished})
         progress(index + 1, len(batches))
@@ -85,12 +91,12 @@ def evaluate(
             **settings.model_dump(mode="json"),
             "model": lm.name,
             "dtype": str(lm.model.dtype).removeprefix("torch."),
-            "data": stream.name,
+            "data": ", ".join(stream.name for stream in streams),
             "space": space.model_dump(mode="json"),
             "semantics": lm.semantics.model_dump(mode="json"),
         },
         environment=environment(),
-        data_fingerprint=stream.fingerprint,
+        data_fingerprint="-".join(stream.fingerprint for stream in streams),
         points=_points(lm, rows, settings),
         policy={} if lm.trained is None else lm.trained.config.provenance,
     )
@@ -99,13 +105,39 @@ def evaluate(
     return result
 
 
-def _key(lm: LanguageModel, stream: TokenStream, settings: EvaluationSettings, space: ActionSpace) -> str:
+def held_out_windows(streams: list[TokenStream], settings: EvaluationSettings) -> torch.Tensor:
+    """`sequences` windows [sequences, context + length + 1], the same number from every stream (within one).
+
+    Raises `DataError` where a stream has no room for its share.
+    """
+    length = settings.context + settings.length + 1
+    parts = []
+    for index, stream in enumerate(streams):
+        share = (settings.sequences + len(streams) - 1 - index) // len(streams)
+        windows = stream.spaced(share, length, torch.Generator().manual_seed(settings.seed))
+        if len(windows) < share:
+            raise DataError(
+                f"{stream.name} has room for {len(windows)} sequences of {length} tokens, {share} were asked for"
+            )
+        parts.append(windows)
+    return torch.cat(parts)
+
+
+def _key(
+    lm: LanguageModel,
+    streams: list[TokenStream],
+    settings: EvaluationSettings,
+    space: ActionSpace,
+    rivals: list[str],
+    tuning: TokenStream | None,
+) -> str:
     """What a partial result must agree in to be continued."""
     weights = (
         [] if lm.trained is None else [p.detach().cpu().numpy().tobytes() for p in lm.trained.network.parameters()]
     )
     parts = [settings.model_dump_json(), lm.identity.model_dump_json(), lm.semantics.model_dump_json()]
-    parts += [stream.fingerprint, str(lm.model.dtype), space.model_dump_json()]
+    parts += [*(stream.fingerprint for stream in streams), str(lm.model.dtype), space.model_dump_json(), *rivals]
+    parts.append("" if tuning is None else tuning.fingerprint)
     return hashlib.sha256("".join(parts).encode() + b"".join(weights)).hexdigest()
 
 
@@ -126,6 +158,7 @@ def _batch_rows(
     space: ActionSpace,
     settings: EvaluationSettings,
     index: int,
+    arms: dict[str, Policy | Allocator],
 ) -> Rows:
     """Per arm and sequence of one batch: nats, κ, ρ, b/16, cost in bytes and flops, all means per token."""
     context, count = settings.context, len(budgets)
@@ -134,7 +167,7 @@ def _batch_rows(
     tokens = windows[:, context:]
     targets = torch.tensor([budget.shares for budget in budgets], dtype=torch.float64).repeat(len(windows), 1)
 
-    def run(policy: Policy, target: torch.Tensor, purpose: int) -> tuple[Episode, list[list[float]]]:
+    def run(policy: Policy | Allocator, target: torch.Tensor, purpose: int) -> tuple[Episode, list[list[float]]]:
         forks = len(target) // len(windows)
         forked = session.fork(forks, capacity=settings.length + lm.semantics.page_size)
         generator = torch.Generator().manual_seed((settings.seed * 100_003 + index) * 1_009 + purpose)
@@ -147,11 +180,32 @@ def _batch_rows(
         episode, ours = run(lm.policy("policy"), targets, 1)
         _spread(rows, "policy", ours, settings)
         targets = _averages(episode)
-    _spread(rows, "static", run(Static(space), targets, 2)[1], settings)
+    for arm, blind in arms.items():
+        _spread(rows, arm, run(blind, targets, 2)[1], settings)
+    if settings.oracle:
+        measured = [gains.repeat_interleave(count, 0) for gains in level_gains(session, tokens, space)]
+        oracle = Oracle(space, (measured[0], measured[1], measured[2]))
+        _spread(rows, "oracle", run(oracle, targets, 2)[1], settings)
     for trial in range(settings.trials):
         _spread(rows, f"random/{trial}", run(Random(space), targets, 3 + trial)[1], settings)
     assert all(len(arm) == len(windows) for arm in rows.values()), count
     return rows
+
+
+def _constant_costs(
+    lm: LanguageModel, tuning: TokenStream, space: ActionSpace, settings: EvaluationSettings
+) -> torch.Tensor:
+    """What every action costs as a constant on a few texts of `tuning`: [A] nats."""
+    length = settings.context + settings.length + 1
+    windows = tuning.spaced(_TUNING_TEXTS, length, torch.Generator().manual_seed(settings.seed))
+    parts = []
+    for batch in windows.split(settings.batch):
+        session = lm.session(capacity=settings.context)
+        session.prefill(batch[:, : settings.context])
+        parts.append(level_gains(session, batch[:, settings.context :], space))
+    return tuned_nats(
+        (torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts]))
+    )
 
 
 def _spread(rows: Rows, arm: str, values: list[list[float]], settings: EvaluationSettings) -> None:
@@ -185,12 +239,15 @@ def _points(lm: LanguageModel, rows: dict[str, np.ndarray], settings: Evaluation
     for budget in settings.budgets:
         policy = rows.get(f"policy@{budget}")
         trials = [rows[f"random/{trial}@{budget}"] for trial in range(settings.trials)]
-        best = min(trials, key=lambda trial: trial[:, 0].mean())
-        arms: dict[str, Any] = {
-            "static": rows[f"static@{budget}"],
-            "random": np.mean(trials, axis=0),
-            f"best-of-{settings.trials}-random": best,
-        }
+        names = [name.partition("@")[0] for name in rows if name.endswith(f"@{budget}")]
+        others = [name for name in names if name != "policy" and "/" not in name]
+        arms: dict[str, Any] = {name: rows[f"{name}@{budget}"] for name in others}
+        arms["random"] = np.mean(trials, axis=0)
+        arms[f"best-of-{settings.trials}-random"] = min(trials, key=lambda trial: trial[:, 0].mean())
+        if len(trials) > 1:
+            lucky = arms["random"].copy()
+            lucky[:, 0] -= expected_best(np.stack([trial[:, 0] for trial in trials]), settings.best_of)
+            arms[f"best-of-{settings.best_of}-random-estimated"] = lucky
         if policy is not None:
             points.append(_point("policy", budget, policy, tokens))
         points += [_point(arm, budget, values, tokens, policy) for arm, values in arms.items()]

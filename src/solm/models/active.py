@@ -1,22 +1,35 @@
 """The plan of the forward pass in progress, per thread and task; None during dense passes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+
+import torch
 
 from solm.models.cache import PagedCache
 from solm.ops.layout import Layout
 from solm.ops.plan import Plan
 
 
-@dataclass(frozen=True)
+@dataclass
 class ActivePass:
-    """What the hooked modules need during one controlled forward pass."""
+    """What the hooked modules need during one controlled forward pass.
+
+    plan: of the layer in progress. turn: the layer before which `choose` is called, with the residual stream
+    [N, Q, H] that enters it, for the plan of the layers from there on. None: the pass keeps its plan.
+    """
 
     plan: Plan
     layout: Layout
     cache: PagedCache
+    turn: int | None = None
+    choose: Callable[[torch.Tensor], Plan] | None = None
+
+    def enter(self, layer: int, hidden: torch.Tensor) -> None:
+        """The pass reaches `layer`."""
+        if layer == self.turn and self.choose is not None:
+            self.plan = self.choose(hidden)
 
 
 _ACTIVE: ContextVar[ActivePass | None] = ContextVar("solm_active_pass", default=None)

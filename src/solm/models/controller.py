@@ -37,8 +37,9 @@ class ModelControl:
         self._hidden: torch.Tensor | None = None
         model.eval()
         model.set_attn_implementation(register(implementation))
-        if self.capability.axes["mlp"]:
-            for layer in decoder_layers(model):
+        for index, layer in enumerate(decoder_layers(model)):
+            self._handles.append(layer.register_forward_pre_hook(_before_layer(index), with_kwargs=True))
+            if self.capability.axes["mlp"]:
                 self._hook_mlp(mlp_sites(layer))
         self._handles.append(model.get_output_embeddings().register_forward_pre_hook(self._read_hidden))
 
@@ -77,6 +78,15 @@ def _select(x: torch.Tensor, current: ActivePass) -> torch.Tensor:
 
 def _quantise(x: torch.Tensor, current: ActivePass) -> torch.Tensor:
     return fake_quantize(x, current.plan.bits, current.plan.semantics.bits_group)
+
+
+def _before_layer(index: int) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        current = active_pass()
+        if current is not None:
+            current.enter(index, args[0] if args else kwargs["hidden_states"])
+
+    return hook
 
 
 def _before_matmul(sites: tuple[str, ...]) -> Callable[..., Any]:

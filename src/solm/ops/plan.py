@@ -87,6 +87,11 @@ class Plan:
             self._counts[size] = ceil_share(self.keep[..., 1:2], size)
         return self._counts[size]
 
+    @property
+    def sparse(self) -> bool:
+        """Whether any step of the pass spends less than everything."""
+        return self.sparse_attention or self.sparse_mlp or self.low_bits
+
     def to(self, device: torch.device) -> "Plan":
         """The plan with its tensors on `device`."""
         kv = KVBudget(self.kv.window_start.to(device), self.kv.tokens.to(device), self.kv.pages.to(device))

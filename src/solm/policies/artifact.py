@@ -9,12 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save
 
 from solm.actions import ActionSpace
+from solm.budget import Budget
 from solm.errors import DamagedFileError, PolicyMismatchError, SolmError
 from solm.files import read_model, read_tensors, write_bytes, write_json, write_text
 from solm.policies.learned import LearnedPolicy
 from solm.policies.network import NetworkConfig, PolicyNetwork
+from solm.policies.values import ValueConfig, ValueNetwork, ValuePolicy, interpolation
 from solm.semantics import Semantics
 
+BUILTIN = "builtin:"
 CONFIG, WEIGHTS, CARD = "policy_config.json", "policy.safetensors", "README.md"
 
 
@@ -55,7 +58,7 @@ class PolicyConfig(BaseModel):
     base: BaseIdentity
     space: ActionSpace
     semantics: Semantics
-    network: NetworkConfig
+    network: NetworkConfig | ValueConfig
     provenance: dict[str, Any] = Field(default_factory=dict)
     weights_sha256: str = ""
 
@@ -63,16 +66,37 @@ class PolicyConfig(BaseModel):
 class TrainedPolicy:
     """A policy network with everything needed to use it again."""
 
-    def __init__(self, config: PolicyConfig, network: PolicyNetwork | None = None):
-        if config.network.actions != len(config.space):
-            raise PolicyMismatchError(
-                f"the network has {config.network.actions} actions, its action space {len(config.space)}"
-            )
+    def __init__(self, config: PolicyConfig, network: PolicyNetwork | ValueNetwork | None = None):
+        sizes = config.network
+        if isinstance(sizes, ValueConfig):
+            interpolation(sizes.grid, config.space)
+        elif sizes.actions != len(config.space):
+            raise PolicyMismatchError(f"the network has {sizes.actions} actions, its action space {len(config.space)}")
         self.config = config
-        self.network = PolicyNetwork(config.network) if network is None else network
+        if network is None:
+            network = ValueNetwork(sizes) if isinstance(sizes, ValueConfig) else PolicyNetwork(sizes)
+        self.network = network
 
-    def policy(self, decision: Literal["sample", "greedy"] = "sample", clamp: bool = True) -> LearnedPolicy:
+    def policy(
+        self, decision: Literal["sample", "greedy"] = "sample", clamp: bool = True
+    ) -> LearnedPolicy | ValuePolicy:
+        """What decides; `decision` is for policies that are distributions, a value policy takes the best action."""
+        if isinstance(self.network, ValueNetwork):
+            return ValuePolicy(self.network.eval(), self.config.space, clamp)
         return LearnedPolicy(self.network.eval(), self.config.space, decision, clamp)
+
+    def budget(self, budget: "float | str | Budget") -> Budget:
+        """`budget` per axis. A value policy splits a net keep over the axes so that all pay one price."""
+        parsed = Budget.parse(budget, self.config.space)
+        policy = self.policy()
+        if isinstance(policy, LearnedPolicy) or isinstance(budget, Budget) or "=" in str(budget):
+            return parsed
+        return policy.split(parsed.net)
+
+    def with_space(self, space: ActionSpace) -> "TrainedPolicy":
+        """The same policy choosing among other actions; raises `PolicyMismatchError` where it was not trained on
+        them."""
+        return TrainedPolicy(self.config.model_copy(update={"space": space}), self.network)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, weights and card to `folder`."""
@@ -85,10 +109,13 @@ class TrainedPolicy:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu") -> "TrainedPolicy":
-        """A policy from a folder or a hub id.
+        """A policy from a folder, a hub id, or one that ships with solm: ``builtin:smollm2-135m`` or, in the action
+        space of a preset, ``builtin:smollm2-135m-joint-27``.
 
         Raises `DamagedFileError` for any damage and `SolmError` where there is none.
         """
+        if str(name).startswith(BUILTIN):
+            return _builtin(str(name).removeprefix(BUILTIN), device)
         folder = Path(name)
         if not folder.is_dir():
             folder = _from_hub(str(name))
@@ -117,6 +144,18 @@ class TrainedPolicy:
             self.save_pretrained(folder)
             api.create_repo(repository, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repository, folder_path=folder))
+
+
+def _builtin(name: str, device: str | torch.device) -> TrainedPolicy:
+    root = Path(__file__).parent / "builtin"
+    for folder in sorted(root.iterdir()):
+        if name == folder.name:
+            return TrainedPolicy.from_pretrained(folder, device)
+        preset = name.removeprefix(folder.name + "-")
+        if preset != name:
+            return TrainedPolicy.from_pretrained(folder, device).with_space(ActionSpace.preset(preset))
+    known = ", ".join(BUILTIN + folder.name for folder in sorted(root.iterdir()))
+    raise SolmError(f"no policy {BUILTIN}{name} ships with solm; choose {known}, alone or with -PRESET of a space")
 
 
 def _from_hub(name: str) -> Path:

@@ -23,6 +23,7 @@ class Observation:
         levels: per axis [N, levels] float64, the share that each of its levels would realise at this step.
         step, horizon: steps taken so far and in all; the horizon is what progress and feasibility refer to.
         controllable: [N] bool. previous: [N] int64 action of the previous step (dense at first).
+        later: lowest and highest average share [N, 3] that the steps after this one can realise; None: this one's.
     """
 
     hidden: torch.Tensor | None
@@ -34,6 +35,7 @@ class Observation:
     horizon: int
     controllable: torch.Tensor
     previous: torch.Tensor
+    later: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def remaining(self) -> int:
@@ -95,9 +97,12 @@ def feasible(observation: Observation) -> torch.Tensor:
     steps = (observation.ledger.steps + observation.remaining)[:, None]
     for axis, levels in enumerate(observation.levels):
         goal = observation.target[:, axis, None] * steps
+        low, high = levels[:, :1], levels[:, -1:]
+        if observation.later is not None:
+            low, high = (bound[:, axis, None] for bound in observation.later)
         spent = observation.ledger.spent[:, axis, None] + levels
-        over = (spent + left * levels[:, :1] - goal).clamp(min=0)
-        under = (goal - spent - left * levels[:, -1:]).clamp(min=0)
+        over = (spent + left * low - goal).clamp(min=0)
+        under = (goal - spent - left * high).clamp(min=0)
         miss = over + under
         allowed.append(miss <= miss.amin(1, keepdim=True) + 1e-9)
     attention, mlp, bits = allowed

@@ -8,7 +8,7 @@ from solm.actions import ActionSpace
 from solm.policies.observation import Observation
 
 
-class _BlindSchedule:
+class BlindSchedule:
     """A schedule that depends on budget and ledger alone and keeps no state of its own."""
 
     reads_model = False
@@ -20,7 +20,7 @@ class _BlindSchedule:
         return None
 
 
-class Dense(_BlindSchedule):
+class Dense(BlindSchedule):
     """Every step dense: the reference."""
 
     def act(
@@ -29,7 +29,7 @@ class Dense(_BlindSchedule):
         return torch.full_like(observation.previous, self.space.dense_index), None
 
 
-class _TwoLevel(_BlindSchedule, ABC):
+class _TwoLevel(BlindSchedule, ABC):
     """Per axis, the two grid levels whose realised shares enclose the target, and a rule to choose between them."""
 
     def act(
@@ -84,7 +84,7 @@ class Random(_TwoLevel):
         return (draw < place / remaining) & (high > low)
 
 
-class Replay(_BlindSchedule):
+class Replay(BlindSchedule):
     """A schedule given in advance: actions [N, T] int64. Steps after T repeat the last one."""
 
     def __init__(self, space: ActionSpace, actions: torch.Tensor):

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from pydantic import RootModel
 from safetensors import safe_open
 
 from solm.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.files import read_model, read_tensors, write_json, write_tensors
 from solm.policies.network import PolicyNetwork
-from solm.training.config import TrainConfig
+from solm.training.config import RunConfig, TrainConfig, ValueTrainConfig
 
 CHECKPOINT, CONFIG, LOG = "checkpoint.safetensors", "config.json", "log.jsonl"
 
@@ -28,7 +29,7 @@ class RunFolder:
     it.
     """
 
-    def __init__(self, path: Path, config: TrainConfig):
+    def __init__(self, path: Path, config: RunConfig):
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -40,8 +41,8 @@ class RunFolder:
         except OSError:
             raise RunMismatchError(f"another process is training in {path}") from None
         if (path / CONFIG).exists():
-            stored = read_model(path / CONFIG, TrainConfig)
-            changed = _difference(stored, config)
+            stored = read_stored(path)
+            changed = stored.method if type(stored) is not type(config) else _difference(stored, config)
             if changed:
                 raise RunMismatchError(
                     f"{path} holds a run with another configuration ({changed}); choose another --out"
@@ -107,12 +108,20 @@ class RunFolder:
         os.replace(temporary, path)
 
 
-def _difference(stored: TrainConfig, given: TrainConfig) -> str:
+def read_stored(folder: Path) -> TrainConfig | ValueTrainConfig:
+    """The configuration of the run in `folder`; raises `DamagedFileError`."""
+    stored: RootModel[TrainConfig | ValueTrainConfig] = read_model(
+        folder / CONFIG, RootModel[TrainConfig | ValueTrainConfig]
+    )
+    return stored.root
+
+
+def _difference(stored: RunConfig, given: RunConfig) -> str:
     """The first fields in which two configurations differ; the number of updates may grow."""
-    ignored = {"updates", "checkpoint_every"}
+    ignored = {"updates", "checkpoint_every", "batches", "fit"}
     names = [
         name
-        for name in TrainConfig.model_fields
+        for name in type(stored).model_fields
         if name not in ignored and getattr(stored, name) != getattr(given, name)
     ]
     return ", ".join(f"{name}: {getattr(stored, name)!r} there, {getattr(given, name)!r} here" for name in names[:2])

@@ -1,8 +1,8 @@
-"""The training configuration: one YAML file, every field also a flag."""
+"""Training configurations: one YAML file, every field also a flag."""
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,8 +14,42 @@ from solm.semantics import PRESETS as SEMANTICS
 from solm.semantics import Semantics
 
 
-class TrainConfig(BaseModel):
-    """Everything that determines a training run. Equal configurations give equal policies on one CPU."""
+class FitConfig(BaseModel):
+    """How a value network is fitted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(3, ge=1)
+    batch: int = Field(2048, ge=1)
+    """Samples per optimiser step."""
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    gamma: float = Field(0.0, ge=0, lt=1)
+    """How much of a step's effect on the steps after it is credited to it; 0: none."""
+    held_out: float = Field(0.1, ge=0, lt=1)
+    """Share of the texts that the fit does not see, to report how much it explains."""
+    seed: int = 0
+
+
+def read_values(path: Path | None) -> dict[str, Any]:
+    """The keys and values of a YAML file; none without one. Raises `SolmError`."""
+    if path is None:
+        return {}
+    try:
+        values: Any = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SolmError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise SolmError(f"{path}: expected keys and values, got {type(values).__name__}")
+    return values
+
+
+Config = TypeVar("Config", bound="RunConfig")
+
+
+class RunConfig(BaseModel):
+    """What every training run has, however it learns. Equal configurations give equal policies on one CPU."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,14 +57,62 @@ class TrainConfig(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     data: tuple[str, ...] = ("pydoc:train",)
     """Sources of text; ``self:N`` adds N texts sampled from the model itself."""
-    space: ActionSpace = SPACES["joint-8"]
+    space: ActionSpace
     semantics: Semantics = SEMANTICS["default"]
-
     context: int = Field(512, ge=1)
     horizon: int = Field(16, ge=1)
     """Controlled steps per episode."""
     sequences: int = Field(4, ge=1)
-    """Different texts per update."""
+    """Different texts per batch."""
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_names(cls, values: Any) -> Any:
+        """Space and semantics may be given by the name of a preset; data as one string."""
+        if isinstance(values, dict):
+            values = dict(values)
+            if isinstance(values.get("space"), str):
+                values["space"] = ActionSpace.preset(values["space"])
+            if isinstance(values.get("semantics"), str):
+                values["semantics"] = Semantics.preset(values["semantics"])
+            if isinstance(values.get("data"), str):
+                values["data"] = tuple(part.strip() for part in values["data"].split(","))
+        return values
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        if self.context + self.horizon <= self.semantics.always_read:
+            raise ValueError(
+                f"context {self.context} leaves no controllable step: attention always reads "
+                f"{self.semantics.always_read} tokens"
+            )
+        return self
+
+    @classmethod
+    def build(cls: type[Config], values: dict[str, Any], origin: str) -> Config:
+        """A configuration from keys and values; `origin` is named in errors.
+
+        Raises `SolmError` that names the key, with a suggestion for an unknown one.
+        """
+        for key in values:
+            if key not in cls.model_fields:
+                near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(cls.model_fields)}"
+                raise SolmError(f"{origin}: unknown key {key!r}{hint}")
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise SolmError(f"{origin}: {where or 'value'}: {first['msg']} (got {first['input']!r})") from error
+
+
+class TrainConfig(RunConfig):
+    """Group-relative policy optimisation (METHOD section 5)."""
+
+    method: Literal["grpo"] = "grpo"
+    space: ActionSpace = SPACES["joint-8"]
     rollouts: int = Field(16, ge=2)
     """Counterfactual schedules per text."""
     updates: int = Field(400, ge=1)
@@ -58,61 +140,33 @@ class TrainConfig(BaseModel):
     memory: int = Field(64, ge=1)
     temperature: float = Field(1.3, gt=0)
     budget_prior: bool = True
-
-    seed: int = 0
     checkpoint_every: int = Field(50, ge=1)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _resolve_names(cls, values: Any) -> Any:
-        """Space and semantics may be given by the name of a preset; data as one string."""
-        if isinstance(values, dict):
-            values = dict(values)
-            if isinstance(values.get("space"), str):
-                values["space"] = ActionSpace.preset(values["space"])
-            if isinstance(values.get("semantics"), str):
-                values["semantics"] = Semantics.preset(values["semantics"])
-            if isinstance(values.get("data"), str):
-                values["data"] = tuple(part.strip() for part in values["data"].split(","))
-        return values
-
     @model_validator(mode="after")
-    def _check_sizes(self) -> "TrainConfig":
+    def _check_sizes(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
-        if self.context + self.horizon <= self.semantics.always_read:
-            raise ValueError(
-                f"context {self.context} leaves no controllable step: attention always reads "
-                f"{self.semantics.always_read} tokens"
-            )
         return self
 
-    @classmethod
-    def read(cls, path: Path | None, overrides: dict[str, Any]) -> "TrainConfig":
-        """The configuration in a YAML file (or the defaults) with `overrides` on top.
 
-        Raises `SolmError` that names the key, with a suggestion for an unknown one.
-        """
-        values: Any = {}
-        if path is not None:
-            try:
-                values = yaml.safe_load(path.read_text()) or {}
-            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-                raise SolmError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-            if not isinstance(values, dict):
-                raise SolmError(f"{path}: expected keys and values, got {type(values).__name__}")
-        return cls.build({**values, **overrides}, str(path or "the configuration"))
+class ValueTrainConfig(RunConfig):
+    """Counterfactual regression: score random schedules, and fit a network that predicts what every level costs.
 
-    @classmethod
-    def build(cls, values: dict[str, Any], origin: str) -> "TrainConfig":
-        for key in values:
-            if key not in cls.model_fields:
-                near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(cls.model_fields)}"
-                raise SolmError(f"{origin}: unknown key {key!r}{hint}")
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise SolmError(f"{origin}: {where or 'value'}: {first['msg']} (got {first['input']!r})") from error
+    `space` is the grid that is learned; the policy can then choose in any space between its levels.
+    """
+
+    method: Literal["values"] = "values"
+    space: ActionSpace = SPACES["grid"]
+    context: int = Field(384, ge=1)
+    horizon: int = Field(256, ge=1)
+    schedules: int = Field(3, ge=1)
+    """Random schedules per text."""
+    batches: int = Field(60, ge=1)
+    layer: int = Field(4, ge=0)
+    """The layer before which the policy decides: it sees what the layers below computed for the current token."""
+    width: int = Field(64, ge=8)
+    """Hidden units of the network; more of them fit noise sooner."""
+    fit: FitConfig = FitConfig()
+
+
+METHODS: dict[str, type[TrainConfig] | type[ValueTrainConfig]] = {"values": ValueTrainConfig, "grpo": TrainConfig}

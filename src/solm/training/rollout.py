@@ -10,6 +10,7 @@ from solm.decoding.drive import Episode, teacher_forced
 from solm.decoding.language_model import LanguageModel
 from solm.policies.learned import LearnedPolicy
 from solm.training.config import TrainConfig
+from solm.training.sources import draw_windows
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ def draw_targets(config: TrainConfig, generator: torch.Generator) -> torch.Tenso
     return low + (high - low) * torch.rand(config.sequences, 3, generator=generator, dtype=torch.float64)
 
 
-def collect(lm: LanguageModel, policy: LearnedPolicy, stream: TokenStream, config: TrainConfig, update: int) -> Batch:
+def collect(
+    lm: LanguageModel, policy: LearnedPolicy, streams: list[TokenStream], config: TrainConfig, update: int
+) -> Batch:
     """The episodes of one update."""
-    windows = stream.random(
-        config.sequences, config.context + config.horizon + 1, step_generator(config.seed, update, 0)
+    windows = draw_windows(
+        streams, config.sequences, config.context + config.horizon + 1, step_generator(config.seed, update, 0)
     )
     targets = draw_targets(config, step_generator(config.seed, update, 1)).repeat_interleave(config.rollouts, 0)
     session = lm.session(capacity=config.context)

@@ -1,37 +1,22 @@
 """The training loop: collect, weigh, step, log, save; interrupted anywhere, it goes on as if it had not been."""
 
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from solm.data.selftext import sample_texts
-from solm.data.text import documents
-from solm.data.windows import TokenStream, stream_of
+from solm.data.windows import TokenStream
 from solm.decoding.language_model import LanguageModel
-from solm.errors import DataError
-from solm.files import write_text
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
+from solm.policies.learned import LearnedPolicy
 from solm.policies.network import NetworkConfig, PolicyNetwork
 from solm.training.checkpoint import RunFolder
 from solm.training.config import TrainConfig
+from solm.training.interrupt import Interrupted, signals
 from solm.training.objective import advantages, budget_penalty, clipped_objective
 from solm.training.rollout import Batch, collect
-
-Record = dict[str, Any]
-
-
-class Interrupted(Exception):
-    """Training stopped at a signal, with everything saved. exit_code: 130 (SIGINT) or 143 (SIGTERM)."""
-
-    def __init__(self, exit_code: int):
-        super().__init__("interrupted")
-        self.exit_code = exit_code
+from solm.training.sources import Record, provenance, training_streams
 
 
 def train(
@@ -66,9 +51,9 @@ def train(
             network,
         )
         if done < config.updates:
-            stream = training_stream(lm, config, out)
-            _loop(lm, trained, optimizer, stream, config, folder, done, report)
-            trained.config = trained.config.model_copy(update={"provenance": provenance(config, stream)})
+            streams = training_streams(lm, config, out)
+            _loop(lm, trained, optimizer, streams, config, folder, done, report)
+            trained.config = trained.config.model_copy(update={"provenance": provenance(config, streams)})
             trained.save_pretrained(out / "policy")
         else:
             trained = TrainedPolicy.from_pretrained(out / "policy")
@@ -81,7 +66,7 @@ def _loop(
     lm: LanguageModel,
     trained: TrainedPolicy,
     optimizer: torch.optim.Optimizer,
-    stream: TokenStream,
+    streams: list[TokenStream],
     config: TrainConfig,
     folder: RunFolder,
     done: int,
@@ -89,15 +74,17 @@ def _loop(
 ) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
-    policy = trained.policy(clamp=False)
+    network, policy = trained.network, trained.policy(clamp=False)
+    assert isinstance(network, PolicyNetwork)
+    assert isinstance(policy, LearnedPolicy)
     saved, started = done, time.perf_counter()
     writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=done + 1)
-    with _signals() as stop:
+    with signals() as stop:
         try:
             for update in range(done + 1, config.updates + 1):
                 begun = time.perf_counter()
-                batch = collect(lm, policy, stream, config, update)
-                record = {"update": update, **optimise(trained.network, optimizer, batch, config)}
+                batch = collect(lm, policy, streams, config, update)
+                record = {"update": update, **optimise(network, optimizer, batch, config)}
                 seconds = time.perf_counter() - begun
                 record |= {
                     "token_steps_per_second": batch.episode.actions.numel() / seconds,
@@ -110,14 +97,14 @@ def _loop(
                         writer.add_scalar(name, value, update)
                 report(record)
                 if update % config.checkpoint_every == 0 or stop:
-                    folder.save(trained.network, optimizer, done)
+                    folder.save(network, optimizer, done)
                     saved = done
                 if stop:
                     raise Interrupted(stop[0])
         finally:
             writer.close()
             if saved < done:
-                folder.save(trained.network, optimizer, done)
+                folder.save(network, optimizer, done)
 
 
 def optimise(network: PolicyNetwork, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig) -> Record:
@@ -163,62 +150,3 @@ def optimise(network: PolicyNetwork, optimizer: torch.optim.Optimizer, batch: Ba
         "entropy": float(loss.entropy.detach()),
         "gradient_norm": float(norm),
     }
-
-
-def training_stream(lm: LanguageModel, config: TrainConfig, out: Path) -> TokenStream:
-    """The tokens of all sources; self-sampled texts are made once and kept in the run folder."""
-    assert lm.tokenizer is not None
-    sources = [source for source in config.data if source.split(":")[0] != "self"]
-    texts = [text for source in sources for text in documents(source)]
-    for source in config.data:
-        if source.split(":")[0] == "self":
-            texts += self_texts(lm, config, out, source)
-    return stream_of(texts, lm.tokenizer, ", ".join(config.data))
-
-
-def self_texts(lm: LanguageModel, config: TrainConfig, out: Path, source: str) -> list[str]:
-    """The texts of ``self:N``: N dense samples that begin like Python's documentation does."""
-    import json
-
-    count = source.partition(":")[2] or "32"
-    if not count.isdigit() or int(count) < 1:
-        raise DataError(f"source {source!r}: expected self:N with N at least 1")
-    path = out / f"self-{count}.jsonl"
-    if not path.exists():
-        assert lm.tokenizer is not None
-        length = config.context + config.horizon + 1
-        starts = stream_of(documents("pydoc:train"), lm.tokenizer, "pydoc:train").random(
-            int(count), 8, torch.Generator().manual_seed(config.seed)
-        )
-        texts = sample_texts(lm, starts, length, config.seed)
-        write_text(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return documents(str(path))
-
-
-def provenance(config: TrainConfig, stream: TokenStream) -> Record:
-    """What a policy's card says about its making."""
-    return {
-        "config": config.model_dump(mode="json", exclude={"space", "semantics"}),
-        "data_fingerprint": stream.fingerprint,
-        "versions": {name: version(name) for name in ("solm", "torch", "transformers")},
-    }
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM appends its exit code to; a second signal acts as usual."""
-    stop: list[int] = []
-    previous: dict[int, Any] = {}
-    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
-
-    def handle(number: int, frame: object) -> None:
-        stop.append(128 + number)
-        signal.signal(number, previous[number])
-
-    for number in numbers:
-        previous[number] = signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -1,0 +1,98 @@
+"""The baselines that need measurements of their own: the tuned static schedule and the oracle."""
+
+import torch
+
+from solm.actions import DENSE, FULL_BITS, ActionSpace
+from solm.decoding.session import Session
+from solm.policies.observation import Observation
+from solm.policies.prices import Allocator, Gains, price_curves
+from solm.policies.schedules import BlindSchedule
+
+
+def level_gains(session: Session, tokens: torch.Tensor, space: ActionSpace) -> Gains:
+    """What every level costs when every step takes it, one axis at a time: per axis [N, T, levels] nats above dense.
+
+    session: N prefilled rows; tokens: [N, T+1].
+    """
+    steps = tokens.shape[1] - 1
+
+    def run(action: tuple[float, float, float]) -> torch.Tensor:
+        keep = torch.tensor(action, dtype=torch.float64).expand(len(tokens), steps, 3)
+        forked = session.fork(1, capacity=steps + session.semantics.page_size)
+        return forked.score(tokens, keep).log_probabilities.double().cpu()
+
+    dense = run(DENSE)
+    parts = []
+    for axis, levels in enumerate((space.attention, space.mlp, space.bits)):
+        actions = [tuple(level if axis == other else DENSE[other] for other in range(3)) for level in levels[:-1]]
+        gains = [run((float(a), float(b), float(c))) - dense for a, b, c in actions]
+        parts.append(torch.stack([*gains, torch.zeros_like(dense)], -1))
+    return parts[0], parts[1], parts[2]
+
+
+class Oracle(Allocator):
+    """Allocates by gains that were measured on the very tokens it is used on: a ceiling, not a policy.
+
+    gains: per axis [N, Q, levels] of the N rows and Q steps that it will see.
+    """
+
+    def __init__(self, space: ActionSpace, gains: Gains):
+        none = (len(space.attention), len(space.mlp)), (len(space.attention), len(space.bits))
+        pairs = [torch.zeros(*shape, dtype=torch.float64) for shape in (*none, (len(space.mlp), len(space.bits)))]
+        flat = (gains[0].flatten(0, 1), gains[1].flatten(0, 1), gains[2].flatten(0, 1))
+        super().__init__(space, 0, price_curves(space, flat), (pairs[0], pairs[1], pairs[2]))
+        self._gains = gains
+
+    def gains(self, hidden: torch.Tensor, before: torch.Tensor) -> Gains:
+        return self._gains
+
+
+class TunedStatic(BlindSchedule):
+    """The best constant action, or mixture of two, of the same net keep: chosen on calibration text.
+
+    nats: [A] what every action of the space costs there.
+    """
+
+    def __init__(self, space: ActionSpace, nats: torch.Tensor):
+        super().__init__(space)
+        shares = space.table.clone()
+        shares[:, 2] /= FULL_BITS
+        self.actions = lower_hull(shares.mean(1), nats)
+
+    def act(
+        self, observation: Observation, state: None, generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, None]:
+        levels = torch.unravel_index(self.actions, self.space.shape)
+        net = torch.stack([axis[:, index] for axis, index in zip(observation.levels, levels, strict=True)]).mean(0)
+        target = observation.target.mean(1, keepdim=True)
+        below = ((net <= target + 1e-12).sum(1, keepdim=True) - 1).clamp(0, max(0, net.shape[1] - 2))
+        above = (below + 1).clamp(max=net.shape[1] - 1)
+        low, high = net.gather(1, below)[:, 0], net.gather(1, above)[:, 0]
+        spent = observation.ledger.spent.mean(1)
+        goal = target[:, 0] * (observation.ledger.steps + 1)
+        take_high = (spent + high - goal).abs() < (spent + low - goal).abs()
+        return self.actions[torch.where(take_high, above[:, 0], below[:, 0])], None
+
+
+def tuned_nats(gains: Gains) -> torch.Tensor:
+    """What every action of the space costs per token [A], the axes' costs added, from gains [N, T, levels]."""
+    attention, mlp, bits = (-gain.mean((0, 1)) for gain in gains)
+    return (attention[:, None, None] + mlp[:, None] + bits).flatten()
+
+
+def lower_hull(cost: torch.Tensor, nats: torch.Tensor) -> torch.Tensor:
+    """Indices of the points on the lower convex hull of nats over cost, by rising cost; it falls all the way."""
+    kept: list[int] = []
+    for index in torch.argsort(cost, stable=True).tolist():
+        while kept and float(nats[index]) <= float(nats[kept[-1]]) and float(cost[index]) <= float(cost[kept[-1]]):
+            kept.pop()
+        while len(kept) > 1 and _slope(cost, nats, kept[-2], kept[-1]) >= _slope(cost, nats, kept[-2], index):
+            kept.pop()
+        kept.append(index)
+    while len(kept) > 1 and float(nats[kept[-1]]) >= float(nats[kept[-2]]):
+        kept.pop()
+    return torch.tensor(kept)
+
+
+def _slope(cost: torch.Tensor, nats: torch.Tensor, first: int, second: int) -> float:
+    return float((nats[second] - nats[first]) / (cost[second] - cost[first]).clamp(min=1e-12))

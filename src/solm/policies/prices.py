@@ -1,0 +1,115 @@
+"""Buying compute where it is worth its price: from predicted gains to actions that meet a budget."""
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from solm.actions import FULL_BITS, ActionSpace
+from solm.budget import Budget
+from solm.policies.observation import Observation, feasible
+
+Gains = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Per axis [..., levels]: log-probability of the next token above the dense step's, in nats."""
+
+_PRICES = torch.cat([torch.zeros(1), torch.logspace(-3, 1.5, 128)]).double()
+_SHORTEST_HORIZON = 8
+"""Steps over which a deviation from the budget is made good, even where fewer are left: the feasibility clamp takes
+care of the last ones."""
+
+
+class PriceCurve:
+    """Which price makes one axis spend what, for tokens of known gains [M, levels] at shares [levels].
+
+    A token takes the level of the highest gain − price · share. `spent` is the average share at every price.
+    """
+
+    def __init__(self, gains: torch.Tensor, shares: torch.Tensor):
+        gains = gains.double()
+        self.spent = torch.stack([shares[(gains - price * shares).argmax(-1)].mean() for price in _PRICES])
+        self.low, self.high = float(shares[0]), float(shares[-1])
+        # Strictly falling, so that every share between has one price.
+        falling = torch.cummin(self.spent, 0).values - torch.arange(len(_PRICES)) * 1e-9
+        self._rising = falling.flip(0).contiguous()
+
+    def price(self, share: torch.Tensor) -> torch.Tensor:
+        """The price at which the average is `share` [...]; the highest or lowest known one beyond the ends."""
+        upper = torch.searchsorted(self._rising, share.contiguous()).clamp(1, len(_PRICES) - 1)
+        low, high = self._rising[upper - 1], self._rising[upper]
+        part = ((share - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+        prices = _PRICES.flip(0)
+        return prices[upper - 1] + part * (prices[upper] - prices[upper - 1])
+
+    def share(self, price: float) -> float:
+        """The average share at `price`."""
+        upper = int(torch.searchsorted(_PRICES, torch.tensor(price, dtype=torch.float64)).clamp(1, len(_PRICES) - 1))
+        part = (price - float(_PRICES[upper - 1])) / float(_PRICES[upper] - _PRICES[upper - 1])
+        return float(self.spent[upper - 1] + min(1.0, max(0.0, part)) * (self.spent[upper] - self.spent[upper - 1]))
+
+
+def price_curves(space: ActionSpace, gains: Gains) -> list[PriceCurve]:
+    """Per axis the curve of tokens with gains [M, levels], at nominal shares."""
+    shares = (space.attention, space.mlp, [bits / FULL_BITS for bits in space.bits])
+    return [
+        PriceCurve(gain, torch.tensor(levels, dtype=torch.float64)) for gain, levels in zip(gains, shares, strict=True)
+    ]
+
+
+class Allocator(ABC):
+    """Takes, token by token, the action of the highest gain less price, in mid-pass before layer `layer`.
+
+    The layers before it follow the static schedule of the same budget, so nothing that it reads depends on what it
+    decided earlier: known tokens are decided in the pass that scores them.
+
+    curves: per axis, what every price spends. pairs: gains of two axes' levels together, beyond their sum. clamp:
+    rule out actions after which the budget could no longer be met.
+    """
+
+    reads_model = True
+
+    def __init__(self, space: ActionSpace, layer: int, curves: list[PriceCurve], pairs: Gains, clamp: bool = True):
+        self.space, self.layer, self.curves, self.pairs, self.clamp = space, layer, curves, pairs, clamp
+
+    @abstractmethod
+    def gains(self, hidden: torch.Tensor, before: torch.Tensor) -> Gains:
+        """Per axis [N, Q, levels] on the host, from the residual stream hidden [N, Q, H] and what the layers before
+        did, keep numbers before [N, Q, 3]."""
+
+    def split(self, net: float) -> Budget:
+        """The budget of net keep `net` at which every axis pays the same price for a share."""
+
+        def shares(price: float) -> list[float]:
+            return [curve.share(price) for curve in self.curves]
+
+        low, high = 0.0, float(_PRICES[-1])
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if sum(shares(middle)) / 3 > net else (low, middle)
+        cheap, dear = shares(low), shares(high)
+        # The average jumps where many tokens change their level at one price: mix the two sides.
+        gap = (sum(cheap) - sum(dear)) / 3
+        part = 0.0 if gap < 1e-12 else min(1.0, max(0.0, (net - sum(dear) / 3) / gap))
+        attention, mlp, bits = (b + part * (a - b) for a, b in zip(cheap, dear, strict=True))
+        return Budget(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
+
+    def allocate(self, gains: Gains, seen: Observation) -> torch.Tensor:
+        """The action [N] for one step with gains [N, levels] per axis, at the price that what is left of the budget
+        per remaining step sets."""
+        horizon = max(seen.remaining, _SHORTEST_HORIZON)
+        score = sum(pair.unsqueeze(missing) for pair, missing in zip(self.pairs, (2, 1, 0), strict=True)) + torch.zeros(
+            len(seen.target), 1, 1, 1, dtype=torch.float64
+        )
+        for axis, (gain, levels, curve) in enumerate(zip(gains, seen.levels, self.curves, strict=True)):
+            if levels.shape[1] == 1:
+                continue
+            goal = seen.target[:, axis] * (seen.ledger.steps + horizon)
+            due = (goal - seen.ledger.spent[:, axis]) / horizon
+            # Curves know nominal shares; a step's realised ones may span another range (pages that are always read).
+            scale = (levels[:, -1] - levels[:, 0]) / (curve.high - curve.low)
+            price = curve.price(curve.low + (due - levels[:, 0]) / scale) / scale
+            shape = [-1, 1, 1, 1]
+            shape[axis + 1] = levels.shape[1]
+            score = score + (gain.double() - price[:, None] * levels).view(shape)
+        score = score.flatten(1)
+        if self.clamp:
+            score = score.masked_fill(~feasible(seen), -torch.inf)
+        return score.argmax(-1)

@@ -1,0 +1,34 @@
+"""Stopping a run cleanly at a signal."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Interrupted(Exception):
+    """Training stopped at a signal, with everything saved. exit_code: 130 (SIGINT) or 143 (SIGTERM)."""
+
+    def __init__(self, exit_code: int):
+        super().__init__("interrupted")
+        self.exit_code = exit_code
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """A list that SIGINT or SIGTERM appends its exit code to; a second signal acts as usual."""
+    stop: list[int] = []
+    previous: dict[int, Any] = {}
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+
+    def handle(number: int, frame: object) -> None:
+        stop.append(128 + number)
+        signal.signal(number, previous[number])
+
+    for number in numbers:
+        previous[number] = signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,141 @@
+"""Fitting a value network to counterfactual samples."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from solm.actions import FULL_BITS
+from solm.policies.values import ValueConfig, ValueNetwork
+from solm.training.config import FitConfig
+from solm.training.counterfactual import Samples, keep_of
+
+_LARGEST_GAIN = 5.0
+"""Nats; single tokens can change by more, and would then decide the fit."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Share of the held-out variance of gains explained, beyond every action's mean: by epoch."""
+
+    explained: list[float]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Samples in one row each: hidden [M, H], before [M, 3] shares, after [M, 3] levels, gain [M], weight [M]."""
+
+    hidden: torch.Tensor
+    before: torch.Tensor
+    after: torch.Tensor
+    gain: torch.Tensor
+    weight: torch.Tensor
+
+    def take(self, index: torch.Tensor) -> "_Rows":
+        return _Rows(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+
+def fit(
+    samples: Samples,
+    config: ValueConfig,
+    how: FitConfig,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[ValueNetwork, Fit]:
+    """A value network for `samples`, least squares on the gain of the action taken, noisy actions weighted down.
+
+    progress: called with optimiser steps done and in all.
+    """
+    torch.manual_seed(how.seed)
+    network = ValueNetwork(config, how.dropout)
+    rows, texts = _flatten(samples, config, how)
+    last = texts >= int(len(samples.dense) * (1 - how.held_out))
+    train, test = rows.take((~last).nonzero()[:, 0]), rows.take(last.nonzero()[:, 0])
+    total = how.epochs * -(-len(train.gain) // how.batch)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, how.learning_rate, total_steps=total, pct_start=0.1)
+    explained, done = [], 0
+    for _ in range(how.epochs):
+        network.train()
+        for index in torch.randperm(len(train.gain)).split(how.batch):
+            batch = train.take(index)
+            error = predict(network, batch.hidden, batch.before, batch.after) - batch.gain
+            optimizer.zero_grad(set_to_none=True)
+            (batch.weight * error**2).mean().backward()
+            optimizer.step()
+            rate.step()
+            done += 1
+            progress(done, total)
+        network.eval()
+        if len(test.gain):
+            explained.append(_explained(network, train, test))
+    with torch.no_grad():
+        some = torch.randperm(len(rows.gain))[: config.calibration]
+        kept = network(rows.hidden[some].float(), rows.before[some])
+        network.calibration.copy_(kept.repeat(-(-config.calibration // len(kept)), 1)[: config.calibration])
+    return network, Fit(explained)
+
+
+def predict(network: ValueNetwork, hidden: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Gain [M] of levels after [M, 3] of the network's grid."""
+    gains = network.split(network(hidden, before))
+    index = after.long()
+    total = torch.stack([gain.gather(1, index[:, axis, None])[:, 0] for axis, gain in enumerate(gains)]).sum(0)
+    for (a, b), pair in zip(((0, 1), (0, 2), (1, 2)), network.pairs, strict=True):
+        total = total + F.pad(pair, (0, 1, 0, 1))[index[:, a], index[:, b]]
+    return total
+
+
+def _flatten(samples: Samples, config: ValueConfig, how: FitConfig) -> tuple[_Rows, torch.Tensor]:
+    """Rows of all samples, and which text each is from."""
+    shape = samples.gain.shape
+    before = keep_of(samples.before, config.grid)
+    before[..., 2] /= FULL_BITS
+    gain = samples.gain.clamp(-_LARGEST_GAIN, _LARGEST_GAIN)
+    action = _action_index(samples.after, config)
+    mean, variance = _by_action(gain.flatten(), action.flatten(), config)
+    if how.gamma:
+        gain = gain + _later(gain - mean[action].float(), how.gamma)
+    weight = 1 / variance.clamp(min=0.05)
+    texts = torch.arange(shape[0]).repeat_interleave(shape[1] * shape[2])
+    rows = _Rows(
+        samples.hidden.flatten(0, 2), before.float().flatten(0, 2), samples.after.flatten(0, 2), gain.flatten(),
+        (weight / weight[action.flatten()].mean())[action.flatten()].float(),
+    )  # fmt: skip
+    return rows, texts
+
+
+def _later(surprise: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Σ γ^i of what the steps after each gained beyond their own actions' mean, [..., T]."""
+    total = torch.zeros_like(surprise)
+    for step in range(surprise.shape[-1] - 2, -1, -1):
+        total[..., step] = gamma * (surprise[..., step + 1] + total[..., step + 1])
+    return total
+
+
+def _action_index(levels: torch.Tensor, config: ValueConfig) -> torch.Tensor:
+    a, b, c = levels.long().unbind(-1)
+    return (a * config.grid.shape[1] + b) * config.grid.shape[2] + c
+
+
+def _by_action(gain: torch.Tensor, action: torch.Tensor, config: ValueConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of the gain per action of the grid, [A] float64; of all where an action is rare."""
+    count = torch.bincount(action, minlength=len(config.grid)).double()
+    mean = torch.bincount(action, gain.double(), len(config.grid)) / count.clamp(min=1)
+    square = torch.bincount(action, gain.double() ** 2, len(config.grid)) / count.clamp(min=1)
+    rare = count < 50
+    variance = torch.where(rare, gain.double().var(), square - mean**2)
+    return torch.where(rare, gain.double().mean(), mean), variance
+
+
+@torch.no_grad()
+def _explained(network: ValueNetwork, train: _Rows, test: _Rows) -> float:
+    mean, _ = _by_action(train.gain, _action_index(train.after, network.config), network.config)
+    base = mean[_action_index(test.after, network.config)] - test.gain
+    error = torch.cat(
+        [
+            predict(network, part.hidden, part.before, part.after) - part.gain
+            for part in (test.take(index) for index in torch.arange(len(test.gain)).split(65536))
+        ]
+    )
+    return float(1 - (test.weight * error**2).sum() / (test.weight * base**2).sum())

@@ -1,0 +1,61 @@
+"""Where training text comes from, and what a policy's card says about it."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from solm.data.selftext import sample_texts
+from solm.data.text import documents
+from solm.data.windows import TokenStream, stream_of
+from solm.decoding.language_model import LanguageModel
+from solm.errors import DataError
+from solm.files import write_text
+from solm.training.config import RunConfig
+
+Record = dict[str, Any]
+
+
+def training_streams(lm: LanguageModel, config: RunConfig, out: Path) -> list[TokenStream]:
+    """The tokens of every source; self-sampled texts are made once and kept in the run folder."""
+    assert lm.tokenizer is not None
+    streams = []
+    for source in config.data:
+        sampled = source.split(":")[0] == "self"
+        texts = self_texts(lm, config, out, source) if sampled else documents(source)
+        streams.append(stream_of(texts, lm.tokenizer, source))
+    return streams
+
+
+def draw_windows(streams: list[TokenStream], count: int, length: int, generator: torch.Generator) -> torch.Tensor:
+    """`count` windows [count, length], every one from a source drawn uniformly."""
+    picks = torch.randint(len(streams), (count,), generator=generator).tolist()
+    return torch.cat([streams[pick].random(1, length, generator) for pick in picks])
+
+
+def self_texts(lm: LanguageModel, config: RunConfig, out: Path, source: str) -> list[str]:
+    """The texts of ``self:N``: N dense samples that begin like Python's documentation does."""
+    count = source.partition(":")[2] or "32"
+    if not count.isdigit() or int(count) < 1:
+        raise DataError(f"source {source!r}: expected self:N with N at least 1")
+    path = out / f"self-{count}.jsonl"
+    if not path.exists():
+        assert lm.tokenizer is not None
+        length = config.context + config.horizon + 1
+        starts = stream_of(documents("pydoc:train"), lm.tokenizer, "pydoc:train").random(
+            int(count), 8, torch.Generator().manual_seed(config.seed)
+        )
+        texts = sample_texts(lm, starts, length, config.seed)
+        write_text(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return documents(str(path))
+
+
+def provenance(config: RunConfig, streams: list[TokenStream]) -> Record:
+    """What a policy's card says about its making."""
+    return {
+        "config": config.model_dump(mode="json", exclude={"space", "semantics"}),
+        "data_fingerprint": "-".join(stream.fingerprint for stream in streams),
+        "versions": {name: version(name) for name in ("solm", "torch", "transformers")},
+    }
