@@ -1,6 +1,6 @@
 """The table of the README: one value policy in six action spaces against every baseline, on held-out text.
 
-    python benchmarks/policies.py --policy runs/values/policy --table runs/table/policy --data DATA --out docs/results
+    python benchmarks/policies.py --run runs/values --data DATA
 
 DATA is a folder with eval/wikitext.valid.tokens.txt, eval/books_long.jsonl, eval/hellaswag_val.jsonl (held out) and
 train/ (text that static-tuned is chosen on). The budgets were fixed before any of the held-out text was scored.
@@ -8,7 +8,10 @@ train/ (text that static-tuned is chosen on). The budgets were fixed before any 
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from solm.actions import ActionSpace
 from solm.data.windows import TokenStream, stream_of, token_stream
@@ -17,7 +20,11 @@ from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.show import table, verdict
 from solm.files import write_text
 from solm.policies.artifact import TrainedPolicy
-from solm.policies.prices import Allocator
+from solm.policies.values import ValueNetwork, ValuePolicy
+from solm.training.checkpoint import read_stored
+from solm.training.config import ValueTrainConfig
+from solm.training.regression import fit
+from solm.training.value_trainer import read_samples
 
 # Net keeps; in a space with one axis, (share + 2) / 3. Static loses .05 to .5 nats a token at these.
 BUDGETS = {
@@ -45,29 +52,46 @@ def held_out(data: Path, lm) -> list[TokenStream]:  # type: ignore[no-untyped-de
     ]
 
 
+def token_table(run: Path, trained: TrainedPolicy) -> ValueNetwork:
+    """The same network fitted to the same samples, but shown the token's embedding alone: what a table knows."""
+    config = read_stored(run)
+    assert isinstance(config, ValueTrainConfig)
+    assert isinstance(trained.network, ValueNetwork)
+    samples = read_samples(run, config.batches)
+    lm = load(config.model)
+    table = lm.model.get_input_embeddings().weight.detach().cpu().to(torch.bfloat16)
+    lm.detach()
+    seen = table[samples.tokens.long()][:, None].expand_as(samples.hidden)
+    network, found = fit(
+        replace(samples, hidden=seen), trained.network.config.model_copy(update={"layer": 0}), config.fit
+    )
+    print("token table explains", found.explained, flush=True)
+    with torch.no_grad():
+        for profile, known in zip(network.profiles, trained.network.profiles, strict=True):
+            profile.copy_(known)
+    return network.eval()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policy", required=True)
-    parser.add_argument("--table", help="A policy trained with layer 0, which knows the token alone.")
+    parser.add_argument("--run", type=Path, required=True, help="The run folder of `solm train --method values`.")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("docs/results/policies"))
     parser.add_argument("--spaces", default=",".join(BUDGETS))
     parser.add_argument("--sequences", type=int, default=204)
     parser.add_argument("--trials", type=int, default=2)
+    parser.add_argument("--oracle", default="mlp-fine,joint-27", help="Spaces in which the ceiling is measured too.")
     options = parser.parse_args()
-    trained = TrainedPolicy.from_pretrained(options.policy)
+    trained = TrainedPolicy.from_pretrained(options.run / "policy")
+    table_network = token_table(options.run, trained)
     for name in options.spaces.split(","):
         space = ActionSpace.preset(name)
         lm = load("builtin:smollm2-135m", trained.with_space(space))
         assert lm.tokenizer is not None
-        rivals: dict[str, Allocator] = {}
-        if options.table:
-            rival = TrainedPolicy.from_pretrained(options.table).with_space(space).policy()
-            assert isinstance(rival, Allocator)
-            rivals["token-table"] = rival
         settings = EvaluationSettings(
-            budgets=BUDGETS[name], sequences=options.sequences, trials=options.trials, oracle=True
-        )
+            budgets=BUDGETS[name], sequences=options.sequences, trials=options.trials,
+            oracle=name in options.oracle.split(","),
+        )  # fmt: skip
         tuning = token_stream([str(options.data / "train/web"), str(options.data / "train/wiki")], lm.tokenizer)
         result = evaluate(
             lm,
@@ -76,7 +100,7 @@ def main() -> None:
             partial=options.out / f"{name}.partial",
             progress=lambda done, total, name=name: print(f"{name}: {done}/{total}", flush=True),
             tuning=tuning,
-            rivals=rivals,
+            rivals={"token-table": ValuePolicy(table_network, space)},
         )
         write_text(options.out / f"{name}.json", result.model_dump_json(indent=2) + "\n")
         from rich.console import Console

@@ -16,9 +16,10 @@ from solm.cost import relative_cost
 from solm.data.windows import TokenStream
 from solm.decoding.drive import Episode, teacher_forced
 from solm.decoding.language_model import LanguageModel
+from solm.decoding.levels import level_gains
 from solm.decoding.session import Session
 from solm.errors import BudgetError, DataError
-from solm.evaluation.arms import Oracle, TunedStatic, level_gains, tuned_nats
+from solm.evaluation.arms import Oracle, TunedStatic, tuned_nats
 from solm.evaluation.result import Difference, EvaluationResult, Point, command_line, environment
 from solm.evaluation.statistics import expected_best, paired_difference
 from solm.files import write_json

@@ -1,4 +1,4 @@
-"""Predicting what every level of every axis costs this token."""
+"""Predicting how much this token suffers from every axis."""
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from solm.actions import FULL_BITS, ActionSpace
 from solm.errors import PolicyMismatchError
 from solm.policies.prices import Allocator, Gains, price_curves
+
+_SOFTPLUS_ONE = 0.5413  # softplus of it is 1
 
 
 class ValueConfig(BaseModel):
@@ -20,14 +22,17 @@ class ValueConfig(BaseModel):
     grid: ActionSpace
     width: int = Field(64, ge=8, le=4096)
     calibration: int = Field(2048, ge=1)
-    """Tokens whose predicted gains are kept, to know what price meets which budget."""
+    """Tokens whose sensitivities are kept, to know what price meets which budget."""
 
 
 class ValueNetwork(nn.Module):
-    """Residual stream of the current token to the gain of every level of every axis, with one hidden layer.
+    """Residual stream of the current token to how sensitive it is to each axis, with one hidden layer.
 
-    The gain of an action is the sum of its levels' gains and of a constant for every pair of levels of two axes. The
-    dense level's gain is zero by definition. `calibration` [M, levels] are predictions on training text.
+    The gain of a level is its axis's sensitivity times what the level costs on average, `profile_*` (nats, at most 0,
+    and 0 for the dense level); the gain of an action adds a constant for every pair of levels of two axes. One number
+    per axis keeps the order and the convexity of the levels, which a prediction per level would lose in its noise: a
+    network that has learned nothing allocates as the static schedule does. `scale` [3] makes sensitivities 1 on
+    average, `trust` [3] draws them towards 1 per axis, and `calibration` [M, 3] are sensitivities on training text.
     """
 
     def __init__(self, config: ValueConfig, dropout: float = 0.0):
@@ -36,24 +41,32 @@ class ValueNetwork(nn.Module):
         self.sizes = [size - 1 for size in config.grid.shape]
         self.read = nn.Linear(config.base_hidden + 3, config.width)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(config.width, sum(self.sizes))
+        self.head = nn.Linear(config.width, 3)
+        self.profiles = nn.ParameterList(-torch.linspace(0.5, 0.1, size) for size in self.sizes)
         self.pairs = nn.ParameterList(torch.zeros(self.sizes[a], self.sizes[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
         self.calibration: torch.Tensor
-        self.register_buffer("calibration", torch.zeros(config.calibration, sum(self.sizes), dtype=torch.float16))
+        self.register_buffer("calibration", torch.ones(config.calibration, 3, dtype=torch.float16))
+        self.scale: torch.Tensor
+        self.register_buffer("scale", torch.ones(3))
+        self.trust: torch.Tensor
+        self.register_buffer("trust", torch.ones(3))
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        nn.init.constant_(self.head.bias, _SOFTPLUS_ONE)
 
     def forward(self, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-        """Gains [..., levels of all axes but the dense ones] from hidden [..., H] and the shares that the layers
-        before spend, before [..., 3]."""
+        """Sensitivities [..., 3], 1 on average, from hidden [..., H] and the shares that the layers before spend,
+        before [..., 3]."""
         dtype = self.read.weight.dtype
         normed = F.layer_norm(hidden.to(dtype), hidden.shape[-1:])
         x = self.read(torch.cat([normed, before.to(normed)], -1))
-        return self.head(self.dropout(F.gelu(x)))
+        sensitivity = F.softplus(self.head(self.dropout(F.gelu(x)))) / self.scale
+        return 1 + self.trust * (sensitivity - 1)
 
-    def split(self, flat: torch.Tensor) -> Gains:
-        """Per axis [..., levels], the dense level's zero included."""
-        attention, mlp, bits = (F.pad(part, (0, 1)) for part in flat.split(self.sizes, -1))
+    def split(self, sensitivity: torch.Tensor) -> Gains:
+        """Gains per axis [..., levels] of sensitivities [..., 3]."""
+        attention, mlp, bits = (
+            sensitivity[..., axis, None] * F.pad(profile, (0, 1)) for axis, profile in enumerate(self.profiles)
+        )
         return attention, mlp, bits
 
 
@@ -92,7 +105,8 @@ class ValuePolicy(Allocator):
         attention, mlp, bits = self._weights
         first, second, third = (F.pad(pair.detach().double().cpu(), (0, 1, 0, 1)) for pair in network.pairs)
         pairs = (attention @ first @ mlp.T, attention @ second @ bits.T, mlp @ third @ bits.T)
-        known = self._on_space(network.split(network.calibration.double().cpu()))
+        with torch.no_grad():
+            known = self._on_space(network.split(network.calibration.float().cpu()))
         super().__init__(space, network.config.layer, price_curves(space, known), pairs, clamp)
 
     def _on_space(self, gains: Gains) -> Gains:
@@ -103,4 +117,6 @@ class ValuePolicy(Allocator):
     def gains(self, hidden: torch.Tensor, before: torch.Tensor) -> Gains:
         shares = before.clone()
         shares[..., 2] /= FULL_BITS
-        return self._on_space(self.network.split(self.network(hidden, shares.to(hidden.device)).float().cpu()))
+        sensitivity = self.network(hidden, shares.to(hidden.device))
+        attention, mlp, bits = (gain.float().cpu() for gain in self.network.split(sensitivity))
+        return self._on_space((attention, mlp, bits))

@@ -22,6 +22,12 @@ from solm.training.config import RunConfig, TrainConfig, ValueTrainConfig
 CHECKPOINT, CONFIG, LOG = "checkpoint.safetensors", "config.json", "log.jsonl"
 
 
+_AFTER_COLLECTION = (
+    "batches", "fit", "width", "calibration_context", "calibration_horizon", "calibration_texts",
+)  # fmt: skip
+"""Settings of a value run that its samples do not depend on."""
+
+
 class RunFolder:
     """One run's folder, locked while it is open.
 
@@ -117,8 +123,8 @@ def read_stored(folder: Path) -> TrainConfig | ValueTrainConfig:
 
 
 def _difference(stored: RunConfig, given: RunConfig) -> str:
-    """The first fields in which two configurations differ; the number of updates may grow."""
-    ignored = {"updates", "checkpoint_every", "batches", "fit"}
+    """The first fields in which two configurations differ, but for those that a run may go on with."""
+    ignored = _AFTER_COLLECTION if isinstance(stored, ValueTrainConfig) else ("updates", "checkpoint_every")
     names = [
         name
         for name in type(stored).model_fields

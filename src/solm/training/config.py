@@ -27,6 +27,9 @@ class FitConfig(BaseModel):
     dropout: float = Field(0.3, ge=0, lt=1)
     gamma: float = Field(0.0, ge=0, lt=1)
     """How much of a step's effect on the steps after it is credited to it; 0: none."""
+    trust: tuple[float, float, float] = (0.5, 1.0, 1.0)
+    """How far a token's predicted sensitivity per axis is believed; 0: not at all, every token is average. Attention's
+    is measured one step at a time and overstates what a whole schedule that follows it gains."""
     held_out: float = Field(0.1, ge=0, lt=1)
     """Share of the texts that the fit does not see, to report how much it explains."""
     seed: int = 0
@@ -164,6 +167,10 @@ class ValueTrainConfig(RunConfig):
     batches: int = Field(60, ge=1)
     layer: int = Field(4, ge=0)
     """The layer before which the policy decides: it sees what the layers below computed for the current token."""
+    calibration_context: int = Field(512, ge=1)
+    calibration_horizon: int = Field(128, ge=1)
+    calibration_texts: int = Field(32, ge=1)
+    """Texts on which the average cost of every level is measured, every step taking it."""
     width: int = Field(64, ge=8)
     """Hidden units of the network; more of them fit noise sooner."""
     fit: FitConfig = FitConfig()

@@ -24,11 +24,13 @@ class Fit:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Samples in one row each: hidden [M, H], before [M, 3] shares, after [M, 3] levels, gain [M], weight [M]."""
+    """Samples in one row each: hidden [M, H], before [M, 3] shares, after [M, 3] levels, saved [M, 3] what the
+    schedule that the sample is from saves on average, gain [M], weight [M]."""
 
     hidden: torch.Tensor
     before: torch.Tensor
     after: torch.Tensor
+    saved: torch.Tensor
     gain: torch.Tensor
     weight: torch.Tensor
 
@@ -52,14 +54,16 @@ def fit(
     last = texts >= int(len(samples.dense) * (1 - how.held_out))
     train, test = rows.take((~last).nonzero()[:, 0]), rows.take(last.nonzero()[:, 0])
     total = how.epochs * -(-len(train.gain) // how.batch)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay)
+    # What a step loses to the savings of the steps around it is no part of its own action's cost.
+    spill = torch.nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.AdamW([*network.parameters(), spill], lr=how.learning_rate, weight_decay=how.weight_decay)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, how.learning_rate, total_steps=total, pct_start=0.1)
     explained, done = [], 0
     for _ in range(how.epochs):
         network.train()
         for index in torch.randperm(len(train.gain)).split(how.batch):
             batch = train.take(index)
-            error = predict(network, batch.hidden, batch.before, batch.after) - batch.gain
+            error = predict(network, batch, spill) - batch.gain
             optimizer.zero_grad(set_to_none=True)
             (batch.weight * error**2).mean().backward()
             optimizer.step()
@@ -68,19 +72,27 @@ def fit(
             progress(done, total)
         network.eval()
         if len(test.gain):
-            explained.append(_explained(network, train, test))
+            explained.append(_explained(network, train, test, spill.detach()))
     with torch.no_grad():
         some = torch.randperm(len(rows.gain))[: config.calibration]
         kept = network(rows.hidden[some].float(), rows.before[some])
+        scale = kept.mean(0)
+        kept = 1 + torch.tensor(how.trust) * (kept / scale - 1)
         network.calibration.copy_(kept.repeat(-(-config.calibration // len(kept)), 1)[: config.calibration])
+        for axis, profile in enumerate(network.profiles):
+            profile.mul_(scale[axis]).clamp_(max=0)
+        network.scale.copy_(scale)
+        network.trust.copy_(torch.tensor(how.trust))
     return network, Fit(explained)
 
 
-def predict(network: ValueNetwork, hidden: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Gain [M] of levels after [M, 3] of the network's grid."""
-    gains = network.split(network(hidden, before))
-    index = after.long()
-    total = torch.stack([gain.gather(1, index[:, axis, None])[:, 0] for axis, gain in enumerate(gains)]).sum(0)
+def predict(network: ValueNetwork, rows: _Rows, spill: torch.Tensor) -> torch.Tensor:
+    """Gain [M] of the rows' actions, spill [3] being what full savings around a step cost it per axis."""
+    sensitivity = network(rows.hidden, rows.before)
+    gains = network.split(sensitivity)
+    index = rows.after.long()
+    total = (sensitivity * rows.saved * spill).sum(-1)
+    total = total + torch.stack([gain.gather(1, index[:, axis, None])[:, 0] for axis, gain in enumerate(gains)]).sum(0)
     for (a, b), pair in zip(((0, 1), (0, 2), (1, 2)), network.pairs, strict=True):
         total = total + F.pad(pair, (0, 1, 0, 1))[index[:, a], index[:, b]]
     return total
@@ -98,8 +110,12 @@ def _flatten(samples: Samples, config: ValueConfig, how: FitConfig) -> tuple[_Ro
         gain = gain + _later(gain - mean[action].float(), how.gamma)
     weight = 1 / variance.clamp(min=0.05)
     texts = torch.arange(shape[0]).repeat_interleave(shape[1] * shape[2])
+    after = keep_of(samples.after, config.grid)
+    after[..., 2] /= FULL_BITS
+    saved = (1 - after).mean(2, keepdim=True).expand_as(after).float()
     rows = _Rows(
-        samples.hidden.flatten(0, 2), before.float().flatten(0, 2), samples.after.flatten(0, 2), gain.flatten(),
+        samples.hidden.flatten(0, 2), before.float().flatten(0, 2), samples.after.flatten(0, 2), saved.flatten(0, 2),
+        gain.flatten(),
         (weight / weight[action.flatten()].mean())[action.flatten()].float(),
     )  # fmt: skip
     return rows, texts
@@ -129,12 +145,12 @@ def _by_action(gain: torch.Tensor, action: torch.Tensor, config: ValueConfig) ->
 
 
 @torch.no_grad()
-def _explained(network: ValueNetwork, train: _Rows, test: _Rows) -> float:
+def _explained(network: ValueNetwork, train: _Rows, test: _Rows, spill: torch.Tensor) -> float:
     mean, _ = _by_action(train.gain, _action_index(train.after, network.config), network.config)
     base = mean[_action_index(test.after, network.config)] - test.gain
     error = torch.cat(
         [
-            predict(network, part.hidden, part.before, part.after) - part.gain
+            predict(network, part, spill) - part.gain
             for part in (test.take(index) for index in torch.arange(len(test.gain)).split(65536))
         ]
     )

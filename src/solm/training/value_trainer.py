@@ -9,10 +9,11 @@ import torch
 
 from solm.data.windows import TokenStream
 from solm.decoding.language_model import LanguageModel
+from solm.decoding.levels import level_gains
 from solm.errors import DamagedFileError, SolmError
 from solm.files import read_tensors, write_tensors
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
-from solm.policies.values import ValueConfig
+from solm.policies.values import ValueConfig, ValueNetwork
 from solm.training.checkpoint import RunFolder
 from solm.training.config import ValueTrainConfig
 from solm.training.counterfactual import Samples, collect_samples, draw_levels
@@ -43,11 +44,12 @@ def train_values(
         if done is not None:
             return done
         _collect(lm, config, out, folder, streams, report)
-        samples = Samples.join([_read(_path(out, batch)) for batch in range(1, config.batches + 1)])
+        samples = read_samples(out, config.batches)
         network = ValueConfig(
             base_hidden=lm.control.shapes.hidden, layer=config.layer, grid=config.space, width=config.width
         )
         fitted, found = fit(samples, network, config.fit)
+        calibrate(lm, fitted, config, streams)
         told = {**told, "explained": [round(value, 5) for value in found.explained]}
         trained = TrainedPolicy(
             PolicyConfig(
@@ -59,6 +61,27 @@ def train_values(
         return trained
     finally:
         folder.close()
+
+
+@torch.no_grad()
+def calibrate(
+    lm: LanguageModel, network: ValueNetwork, config: ValueTrainConfig, streams: list[TokenStream], batch: int = 8
+) -> None:
+    """Set the network's profiles to what every level costs where every step takes it.
+
+    The fit sees one step at a time among others that are random; a budget buys whole runs.
+    """
+    length = config.calibration_context + config.calibration_horizon + 1
+    windows = draw_windows(streams, config.calibration_texts, length, step_generator(config.seed, 0, 1))
+    parts = []
+    for some in windows.split(batch):
+        session = lm.session(capacity=config.calibration_context)
+        session.prefill(some[:, : config.calibration_context])
+        parts.append(level_gains(session, some[:, config.calibration_context :], config.space))
+    for axis, profile in enumerate(network.profiles):
+        cost = torch.cat([part[axis] for part in parts]).mean((0, 1))
+        # Noise may put a level above the next one; costs fall with every level.
+        profile.copy_(cost[:-1].flip(0).clamp(max=0).cummin(0).values.flip(0))
 
 
 def _collect(
@@ -92,6 +115,11 @@ def _collect(
             report(record)
             if stop:
                 raise Interrupted(stop[0])
+
+
+def read_samples(out: Path, batches: int) -> Samples:
+    """The samples of the first `batches` batches in the run folder `out`; raises `DamagedFileError`."""
+    return Samples.join([_read(_path(out, batch)) for batch in range(1, batches + 1)])
 
 
 def _path(out: Path, batch: int) -> Path:
