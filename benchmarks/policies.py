@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from solm.actions import ActionSpace
-from solm.data.windows import TokenStream, stream_of, token_stream
+from solm.data.text import documents
+from solm.data.windows import TokenStream, stream_of
 from solm.decoding.api import load
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.show import table, verdict
@@ -46,8 +47,8 @@ def held_out(data: Path, lm) -> list[TokenStream]:  # type: ignore[no-untyped-de
     # Short texts: twenty to a document, so that a context of 512 tokens is not all boundaries.
     pages = ["\n".join(web[start : start + 20]) for start in range(0, len(web), 20)]
     return [
-        token_stream(str(data / "eval/wikitext.valid.tokens.txt"), lm.tokenizer),
-        token_stream(str(data / "eval/books_long.jsonl"), lm.tokenizer),
+        stream_of(documents(str(data / "eval/wikitext.valid.tokens.txt")), lm.tokenizer, "wikitext.valid"),
+        stream_of(documents(str(data / "eval/books_long.jsonl")), lm.tokenizer, "books_long"),
         stream_of(pages, lm.tokenizer, "hellaswag_val"),
     ]
 
@@ -92,7 +93,8 @@ def main() -> None:
             budgets=BUDGETS[name], sequences=options.sequences, trials=options.trials,
             oracle=name in options.oracle.split(","),
         )  # fmt: skip
-        tuning = token_stream([str(options.data / "train/web"), str(options.data / "train/wiki")], lm.tokenizer)
+        texts = documents(str(options.data / "train/web"))[:500] + documents(str(options.data / "train/wiki"))[:500]
+        tuning = stream_of(texts, lm.tokenizer, "train/web, train/wiki")
         result = evaluate(
             lm,
             held_out(options.data, lm),
