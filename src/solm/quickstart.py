@@ -31,6 +31,8 @@ CONFIG = {
     "data": "pydoc:train,self:32",
     "space": SPACE,
     "context": 256,
+    "calibration_context": 256,
+    "calibration_texts": 16,
 }
 SETTINGS = EvaluationSettings(budgets=BUDGETS, sequences=48, context=256, length=128, trials=4)
 

@@ -104,7 +104,8 @@ class Allocator(ABC):
             goal = seen.target[:, axis] * (seen.ledger.steps + horizon)
             due = (goal - seen.ledger.spent[:, axis]) / horizon
             # Curves know nominal shares; a step's realised ones may span another range (pages that are always read).
-            scale = (levels[:, -1] - levels[:, 0]) / (curve.high - curve.low)
+            # In short contexts all of an axis's levels may realise the same: then no price can change what is spent.
+            scale = ((levels[:, -1] - levels[:, 0]) / (curve.high - curve.low)).clamp(min=1e-9)
             price = curve.price(curve.low + (due - levels[:, 0]) / scale) / scale
             shape = [-1, 1, 1, 1]
             shape[axis + 1] = levels.shape[1]

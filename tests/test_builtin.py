@@ -1,0 +1,48 @@
+"""The policy that ships with solm, on the real model and real text."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import solm
+from solm.actions import ActionSpace
+from solm.data.windows import token_stream
+from solm.decoding.drive import teacher_forced
+from solm.errors import SolmError
+from solm.policies.artifact import TrainedPolicy
+from solm.policies.schedules import Static
+
+NAME = "builtin:smollm2-135m"
+
+
+def test_it_is_small_names_its_space_and_refuses_unknown_ones():
+    trained = TrainedPolicy.from_pretrained(f"{NAME}-joint-27")
+    assert trained.config.space == ActionSpace.preset("joint-27")
+    folder = Path(solm.__file__).parent / "policies/builtin/smollm2-135m"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 8e6
+    with pytest.raises(SolmError, match="unknown action space 'joint-9'"):
+        TrainedPolicy.from_pretrained(f"{NAME}-joint-9")
+    with pytest.raises(SolmError, match=r"no policy builtin:llama ships with solm; choose builtin:smollm2-135m"):
+        TrainedPolicy.from_pretrained("builtin:llama")
+
+
+@pytest.mark.parametrize(("steps", "tolerance"), [(128, 0.01), (16, 0.025)])
+def test_it_holds_every_budget_and_beats_static_at_the_same_spending(real_model, steps, tolerance):
+    model, tokenizer = real_model
+    trained = TrainedPolicy.from_pretrained(f"{NAME}-joint-27")
+    with solm.attach(model, trained, tokenizer) as lm:
+        windows = token_stream("pydoc:heldout", tokenizer).spaced(4, 513 + steps, torch.Generator().manual_seed(0))
+        session = lm.session(capacity=512)
+        session.prefill(windows[:, :512])
+        targets = torch.tensor([lm.budget(net).shares for net in (0.45, 0.6, 0.8)], dtype=torch.float64)
+        rows = targets.repeat(len(windows), 1)
+        tokens = windows[:, 512:].repeat_interleave(3, 0)
+        ours = teacher_forced(session.fork(3, capacity=steps + 16), lm.policy(), tokens, rows)
+        spent = ours.realised.mean(1)
+        floor = torch.stack([levels[:, 0] for levels in session.fork(3).levels(lm.space)], 1)
+        reachable = rows >= floor + 0.01
+        assert (spent - rows).abs()[reachable].max() <= tolerance
+        if steps == 128:
+            static = teacher_forced(session.fork(3, capacity=steps + 16), Static(lm.space), tokens, spent)
+            assert ours.log_probabilities.mean() > static.log_probabilities.mean()
