@@ -31,8 +31,12 @@ def arguments(description: str | None) -> argparse.Namespace:
 def load(dtype: str, semantics: solm.Semantics, count: int, length: int) -> tuple[Any, torch.Tensor]:
     """The embedded model and `count` windows of `length` tokens of real text."""
     lm = solm.load(MODEL, semantics=semantics, dtype=dtype)
-    windows = token_stream(TEXT, lm.tokenizer).spaced(count, length, torch.Generator().manual_seed(0))
-    return lm, windows
+    return lm, draw_text(lm, count, length)
+
+
+def draw_text(lm: Any, count: int, length: int) -> torch.Tensor:
+    """`count` windows [count, length] of real text."""
+    return token_stream(TEXT, lm.tokenizer).spaced(count, length, torch.Generator().manual_seed(0))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from solm.decoding.drive import teacher_forced
 from solm.decoding.levels import level_gains
 from solm.evaluation.arms import Oracle, TunedStatic, lower_hull, tuned_nats
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
+from solm.evaluation.show import verdict
 from solm.evaluation.statistics import expected_best
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.schedules import Static
@@ -87,6 +88,7 @@ def test_every_arm_is_matched_to_a_value_policy(byte_tokenizer):
             lm, streams, settings, tuning=stream_of(text[3:5], byte_tokenizer, "tuning"),
             rivals={"token-table": ValuePolicy(network(layer=0, seed=1).float(), SPACE)},
         )  # fmt: skip
+    assert all("of the oracle's gain over static" in line and "oracle," not in line for line in verdict(result))
     for budget in settings.budgets:
         arms = {point.arm: point for point in result.points if point.budget == budget}
         assert set(arms) == {

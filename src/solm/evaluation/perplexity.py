@@ -134,7 +134,9 @@ def _key(
 ) -> str:
     """What a partial result must agree in to be continued."""
     weights = (
-        [] if lm.trained is None else [p.detach().cpu().numpy().tobytes() for p in lm.trained.network.parameters()]
+        []
+        if lm.trained is None
+        else [t.detach().cpu().numpy().tobytes() for t in lm.trained.network.state_dict().values()]
     )
     parts = [settings.model_dump_json(), lm.identity.model_dump_json(), lm.semantics.model_dump_json()]
     parts += [*(stream.fingerprint for stream in streams), str(lm.model.dtype), space.model_dump_json(), *rivals]

@@ -44,7 +44,8 @@ def verdict(result: EvaluationResult) -> list[str]:
     """For every budget one plain sentence: where the policy won, lost, or cannot be told apart."""
     lines = []
     for budget in result.settings["budgets"]:
-        against = [point for point in result.points if point.budget == budget and point.difference is not None]
+        at = [point for point in result.points if point.budget == budget and point.difference is not None]
+        against = [point for point in at if point.arm != "oracle"]
         if not against:
             continue
         beats = [point.arm for point in against if point.difference and point.difference.high < 0]
@@ -57,8 +58,19 @@ def verdict(result: EvaluationResult) -> list[str]:
             parts.append(f"the policy LOSES to {', '.join(loses)}")
         if open_:
             parts.append(f"the difference to {', '.join(open_)} is within the noise")
+        share = captured(result, budget)
+        if share is not None:
+            parts.append(f"it gets {share:.0%} of the oracle's gain over static")
         lines.append(f"budget {budget:.2f}: {'; '.join(parts)}")
     return lines
+
+
+def captured(result: EvaluationResult, budget: float) -> float | None:
+    """The policy's gain over static as a share of the oracle's; None where one of the three is missing."""
+    policy, static, oracle = (result.arm(name, budget) for name in ("policy", "static", "oracle"))
+    if policy is None or static is None or oracle is None or static.nats <= oracle.nats:
+        return None
+    return (static.nats - policy.nats) / (static.nats - oracle.nats)
 
 
 def plot(result: EvaluationResult) -> bytes:

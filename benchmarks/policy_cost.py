@@ -1,0 +1,60 @@
+"""What a decision of the shipped policy costs beside the decode step it controls, batch 1, context 512.
+
+python benchmarks/policy_cost.py
+"""
+
+import json
+import time
+
+import torch
+
+from solm.decoding.midpass import MidPassDriver
+from solm.policies.artifact import TrainedPolicy
+from solm.policies.values import ValuePolicy
+from timing import MODEL, arguments, draw_text, machine, median
+
+CONTEXT, STEPS = 512, 64
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    import solm
+
+    trained = TrainedPolicy.from_pretrained(f"{MODEL}-joint-27")
+    lm = solm.load(MODEL, trained, dtype=options.dtype)
+    policy = trained.policy()
+    assert isinstance(policy, ValuePolicy)
+    ids = draw_text(lm, 1, CONTEXT + STEPS + 1)
+    session = lm.session(capacity=CONTEXT)
+    session.prefill(ids[:, :CONTEXT])
+    target = lm.budget(0.6).tensor(1)
+    rounds: dict[str, list[float]] = {"dense_step": [], "controlled_step": [], "network": [], "decision": []}
+    for _ in range(options.rounds + 1):
+        dense, ours = session.fork(1, capacity=STEPS + 16), session.fork(1, capacity=STEPS + 16)
+        driver = MidPassDriver(ours, policy, target, STEPS)
+        hidden, before = torch.randn(1, 1, 576, dtype=lm.model.dtype), torch.tensor([[policy.space.dense_index]])
+        spare = MidPassDriver(session.fork(1), policy, target, STEPS)
+        taken: dict[str, list[float]] = {name: [] for name in rounds}
+        for step in range(STEPS):
+            token = ids[:, CONTEXT + step]
+            for name, run in (
+                ("dense_step", lambda token=token: dense.step(token)),
+                ("controlled_step", lambda token=token: driver.step(token)),
+                ("network", lambda: policy.gains(hidden, policy.space.table[before])),
+                ("decision", lambda: spare._decide(hidden, before)),
+            ):
+                begun = time.perf_counter()
+                run()
+                taken[name].append(1e3 * (time.perf_counter() - begun))
+        for name, values in taken.items():
+            rounds[name].append(median(values))
+    result = {name: [median(values[1:]), min(values[1:]), max(values[1:])] for name, values in rounds.items()}
+    if options.json:
+        print(json.dumps({"milliseconds": result, "dtype": str(lm.model.dtype), "machine": machine()}))
+        return
+    for name, (middle, low, high) in result.items():
+        print(f"{name:16} {middle:7.3f} ms ({low:.3f} to {high:.3f})")
+
+
+if __name__ == "__main__":
+    main()
