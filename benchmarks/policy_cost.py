@@ -5,9 +5,11 @@ python benchmarks/policy_cost.py
 
 import json
 import time
+from collections.abc import Callable
 
 import torch
 
+import solm
 from solm.decoding.midpass import MidPassDriver
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.values import ValuePolicy
@@ -16,10 +18,14 @@ from timing import MODEL, arguments, draw_text, machine, median
 CONTEXT, STEPS = 512, 64
 
 
+def milliseconds(run: Callable[..., object], *given: object) -> float:
+    begun = time.perf_counter()
+    run(*given)
+    return 1e3 * (time.perf_counter() - begun)
+
+
 def main() -> None:
     options = arguments(__doc__)
-    import solm
-
     trained = TrainedPolicy.from_pretrained(f"{MODEL}-joint-27")
     lm = solm.load(MODEL, trained, dtype=options.dtype)
     policy = trained.policy()
@@ -36,16 +42,11 @@ def main() -> None:
         spare = MidPassDriver(session.fork(1), policy, target, STEPS)
         taken: dict[str, list[float]] = {name: [] for name in rounds}
         for step in range(STEPS):
-            token = ids[:, CONTEXT + step]
-            for name, run in (
-                ("dense_step", lambda token=token: dense.step(token)),
-                ("controlled_step", lambda token=token: driver.step(token)),
-                ("network", lambda: policy.gains(hidden, policy.space.table[before])),
-                ("decision", lambda: spare._decide(hidden, before)),
-            ):
-                begun = time.perf_counter()
-                run()
-                taken[name].append(1e3 * (time.perf_counter() - begun))
+            token, table = ids[:, CONTEXT + step], policy.space.table
+            taken["dense_step"].append(milliseconds(dense.step, token))
+            taken["controlled_step"].append(milliseconds(driver.step, token))
+            taken["network"].append(milliseconds(policy.gains, hidden, table[before]))
+            taken["decision"].append(milliseconds(spare._decide, hidden, before))
         for name, values in taken.items():
             rounds[name].append(median(values))
     result = {name: [median(values[1:]), min(values[1:]), max(values[1:])] for name, values in rounds.items()}
