@@ -28,7 +28,7 @@ PRETRAINED = "builtin:smollm2-135m"
 SPACE = "joint-27"
 CONFIG = {
     "model": "builtin:smollm2-135m",
-    "data": "pydoc:train,self:32",
+    "data": "pydoc:train",
     "space": SPACE,
     "context": 256,
     "calibration_context": 256,
@@ -81,7 +81,6 @@ def run(out: Path, batches: int, report: Callable[..., None], pretrained: bool =
 def _train(out: Path, batches: int, report: Callable[..., None]) -> TrainedPolicy:
     config = ValueTrainConfig.build({**CONFIG, "batches": batches}, "the quickstart")
     lm = load(config.model, semantics=config.semantics)
-    report("sampling text from the model, once", 0, 1)
     trained = train_values(lm, config, out, lambda record: report("training", record["update"], batches, record))
     lm.detach()
     return trained

@@ -10,7 +10,7 @@ from solm.cli.options import output, progress_bar
 
 def quickstart(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where everything is written.")] = Path("runs/quickstart"),
-    batches: Annotated[int, typer.Option(help="Training batches, of about 8 seconds each on 2 cores.", min=1)] = 30,
+    batches: Annotated[int, typer.Option(help="Training batches, of about 8 seconds each on 2 cores.", min=1)] = 24,
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Take the policy that ships with solm instead of training one.")
     ] = False,

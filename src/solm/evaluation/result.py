@@ -62,8 +62,8 @@ class EvaluationResult(BaseModel):
 
 
 def command_line() -> str:
-    """The command being run, without the machine's folders."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command being run, without the machine's folders: of an absolute path only the last part is told."""
+    return shlex.join([Path(sys.argv[0]).name, *(Path(p).name if Path(p).is_absolute() else p for p in sys.argv[1:])])
 
 
 def environment() -> dict[str, Any]:
