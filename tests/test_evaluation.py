@@ -92,7 +92,8 @@ def test_sequences_match_static_to_policy_one_by_one(policy_lm, stream):
     """Each sequence's static schedule spends what that sequence's policy spent, to half a level per run."""
     window = stream.spaced(4, 111, torch.Generator().manual_seed(0))
     budgets = [solm.Budget.from_net(net, policy_lm.space) for net in SETTINGS.budgets]
-    rows = perplexity._batch_rows(policy_lm, window, budgets, policy_lm.space, SETTINGS, 0, {"static": perplexity.Static(policy_lm.space)})
+    arms = {"static": perplexity.Static(policy_lm.space)}
+    rows = perplexity._batch_rows(policy_lm, window, budgets, policy_lm.space, SETTINGS, 0, arms)
     for budget in SETTINGS.budgets:
         policy, static = np.array(rows[f"policy@{budget}"]), np.array(rows[f"static@{budget}"])
         assert np.abs(policy[:, 1:4] - static[:, 1:4]).max() <= 0.9 / 20 / 2
@@ -127,7 +128,13 @@ def test_baselines_alone_without_a_policy(tiny_lm, stream):
     tiny_lm.semantics = Semantics(window=32, page_size=8)
     settings = SETTINGS.model_copy(update={"budgets": (0.9,)})
     result = evaluate(tiny_lm, [stream], settings, ActionSpace.preset("mlp-50"))
-    assert {point.arm for point in result.points} == {"dense", "static", "random", "best-of-3-random"}
+    assert {point.arm for point in result.points} == {
+        "dense",
+        "static",
+        "random",
+        "best-of-3-random",
+        "best-of-500-random-estimated",
+    }
     assert result.arm("static", 0.9).axes == pytest.approx({"attention": 1, "mlp": 0.7, "bits": 1}, abs=0.0126)
     assert all(point.difference is None for point in result.points)
 

@@ -202,7 +202,8 @@ def test_a_full_disk_is_reported_and_the_old_checkpoint_survives(tmp_path, byte_
 def test_sigterm_of_the_command_saves_and_exits_143(tmp_path, tiny_folder):
     out = tmp_path / "run"
     command = [
-        sys.executable, "-m", "solm.cli", "train", "--method", "grpo", "--model", str(tiny_folder), "--out", str(out), "--updates", "5000",
+        sys.executable, "-m", "solm.cli", "train", "--method", "grpo", "--model", str(tiny_folder), "--out", str(out),
+        "--updates", "5000",
         "--context", "90", "--horizon", "6", "--set", "width=16", "--set", "dtype=float32",
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -54,7 +54,7 @@ def output() -> "Console":
 
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = 110
+        console.width = 130
     return console
 
 
