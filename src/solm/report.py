@@ -95,7 +95,7 @@ def _training(provenance: dict[str, Any]) -> str:
     return (
         f"<p>{config['schedules']} random schedules on each of {tokens:,} tokens of {escape(', '.join(config['data']))}"
         f"; the network explains {explained[0]:.1%} of what an action costs a held-out token beyond the action's "
-        f"average. Most of the rest is chance that no policy can foresee.</p>"
+        f"average.</p>"
     )
 
 

@@ -17,9 +17,7 @@ def fake_quantize(x: torch.Tensor, bits: torch.Tensor, group: int | None = None)
     else:
         level = bits
     qmax = (1 << (level - 1)).float() - 1
-    # On the CPU one pass for both extremes is three times faster than `abs().amax()`.
-    low, high = torch.aminmax(values, dim=-1, keepdim=True)
-    scale = torch.maximum(high, -low) / qmax
+    scale = values.abs().amax(-1, keepdim=True) / qmax
     rounded = (values / scale.clamp(min=torch.finfo(torch.float32).tiny)).round_().mul_(scale)
     if rounded.dim() > x.dim():
         rounded = rounded.flatten(-2)[..., :size]
