@@ -86,6 +86,17 @@ class ActionSpace(BaseModel):
     def __len__(self) -> int:
         return len(self.actions)
 
+    # Not pydantic's, which compare the cached tensors too.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ActionSpace) and self._levels == other._levels
+
+    def __hash__(self) -> int:
+        return hash(self._levels)
+
+    @property
+    def _levels(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
+        return self.attention, self.mlp, self.bits
+
     @property
     def dense_index(self) -> int:
         return len(self) - 1
@@ -99,6 +110,11 @@ class ActionSpace(BaseModel):
     def table(self) -> torch.Tensor:
         """The actions as numbers: [A, 3] float64, columns κ, ρ and bits (not divided by 16)."""
         return torch.tensor(self.actions, dtype=torch.float64)
+
+    @cached_property
+    def level_table(self) -> torch.Tensor:
+        """The actions as levels: [A, 3] int64, the position of each on its axis."""
+        return torch.tensor(list(product(*(range(size) for size in self.shape))))
 
     @cached_property
     def ranges(self) -> tuple[tuple[float, float], ...]:
@@ -134,6 +150,8 @@ PRESETS: dict[str, ActionSpace] = {
         attention=(0.1, 0.4, 0.7, 1.0), mlp=(0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), bits=tuple(range(5, 17))
     ),
     # What a value policy learns to price; any of the joint grids above 4 bits lies within.
-    "grid": ActionSpace(attention=(0.1, 0.2, 0.4, 1.0), mlp=(0.4, 0.5, 0.6, 0.7, 0.8, 1.0), bits=(4, 5, 6, 8, 16)),
+    "grid": ActionSpace(
+        attention=(0.1, 0.2, 0.3, 0.4, 0.6, 1.0), mlp=(0.4, 0.5, 0.6, 0.7, 0.8, 1.0), bits=(4, 5, 6, 8, 16)
+    ),
     "joint-1560": ActionSpace(attention=_steps(10, 100, 10), mlp=_steps(40, 100, 5), bits=tuple(range(5, 17))),
 }

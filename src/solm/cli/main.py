@@ -9,6 +9,7 @@ from solm.cli.generate import generate
 from solm.cli.inspect import inspect
 from solm.cli.push import push
 from solm.cli.quickstart import quickstart
+from solm.cli.tasks import PASSED_ON, lm_eval, tasks
 from solm.cli.train import train
 from solm.errors import SolmError
 
@@ -23,6 +24,8 @@ app = typer.Typer(
 app.command("quickstart")(quickstart)
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("tasks")(tasks)
+app.command("lm-eval", context_settings=PASSED_ON)(lm_eval)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
 app.command("push")(push)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from solm.decoding.midpass import MidPassDriver
-from solm.decoding.session import Session, log_probabilities
-from solm.decoding.unroll import Schedule, unroll
+from solm.decoding.session import Extended, Session, log_probabilities
+from solm.decoding.unroll import unroll
 from solm.policies.learned import features
 from solm.policies.network import Features
 from solm.policies.observation import Observation, Policy
@@ -90,16 +90,51 @@ class Episode:
     features: Features | None = None
 
 
-def score_schedule(session: Session, policy: Policy, tokens: torch.Tensor, schedule: Schedule, record: bool) -> Episode:
-    """Run a known schedule over tokens [N, T+1] in one pass."""
-    before = session.hidden
-    scored = session.score(tokens, policy.space.table[schedule.actions])
-    seen = None
-    if record:
-        hidden = torch.cat([before[:, None], scored.hidden[:, :-1]], 1)
-        told = (part.to(hidden.device) for part in (schedule.scalars, schedule.previous, schedule.prior))
-        seen = Features(hidden, session.embed(tokens[:, :-1]), *told)
-    return Episode(schedule.actions, scored.log_probabilities, scored.realised, scored.controllable, seen)
+@dataclass(frozen=True)
+class Run:
+    """A controlled run over known tokens: what the passes gave, the actions [N, Q], and, where they were asked for,
+    the features that the policy's network saw."""
+
+    found: Extended
+    actions: torch.Tensor
+    features: Features | None = None
+
+
+def run_over(
+    session: Session,
+    policy: Policy | Allocator,
+    tokens: torch.Tensor,
+    target: torch.Tensor,
+    horizon: int,
+    generator: torch.Generator | None = None,
+    record: bool = False,
+) -> Run:
+    """Process known tokens [N, Q] under a policy; in one pass unless it reads the previous step's state.
+
+    target, horizon: as for `drive`. record: keep the features that a policy's network sees.
+    """
+    if isinstance(policy, Allocator):
+        return Run(*MidPassDriver(session, policy, target, horizon).extend(tokens))
+    if not policy.reads_model:
+        before = session.hidden
+        schedule = unroll(session, policy, tokens.shape[1], target, generator, record=record)
+        found = session.extend(tokens, policy.space.table[schedule.actions])
+        seen = None
+        if schedule.told is not None:
+            hidden = torch.cat([before[:, None], found.hidden[:, :-1]], 1)
+            seen = Features(hidden, session.embed(tokens), *(part.to(hidden.device) for part in schedule.told))
+        return Run(found, schedule.actions, seen)
+    driver = Driver(session, policy, target, horizon, generator)
+    told, actions, parts = [], [], []
+    for step in range(tokens.shape[1]):
+        observation = driver.observe(tokens[:, step])
+        if record:
+            told.append(features(observation))
+        actions.append(driver.decide(observation))
+        parts.append(session.extend(tokens[:, step : step + 1], driver.table[actions[-1]][:, None]))
+    joined = (torch.cat([getattr(part, name) for part in parts], 1) for name in Extended.__dataclass_fields__)
+    recorded = Features(*(torch.cat(parts, 1) for parts in zip(*told, strict=True))) if record else None
+    return Run(Extended(*joined), torch.stack(actions, 1), recorded)
 
 
 def teacher_forced(
@@ -110,26 +145,7 @@ def teacher_forced(
     generator: torch.Generator | None = None,
     record: bool = False,
 ) -> Episode:
-    """Run a policy over tokens [N, T+1] whose path is fixed; in one pass unless it reads the previous step's state.
-
-    record: keep the features that a policy's network sees.
-    """
-    steps = tokens.shape[1] - 1
-    if isinstance(policy, Allocator):
-        scored, actions = MidPassDriver(session, policy, target, steps).score(tokens)
-        return Episode(actions, scored.log_probabilities, scored.realised, scored.controllable)
-    if not policy.reads_model:
-        return score_schedule(session, policy, tokens, unroll(session, policy, steps, target, generator), record)
-    driver = Driver(session, policy, target, steps, generator)
-    seen, taken = [], []
-    for step in range(steps):
-        observation, before = driver.observe(tokens[:, step]), session.ledger.spent
-        if record:
-            seen.append(features(observation))
-        action = driver.decide(observation)
-        logits = session.step(tokens[:, step], driver.table[action])
-        score = log_probabilities(logits, tokens[:, step + 1])
-        taken.append((action, score, session.ledger.spent - before, observation.controllable))
-    actions, scores, realised, controllable = (torch.stack(parts, 1) for parts in zip(*taken, strict=True))
-    recorded = Features(*(torch.cat(parts, 1) for parts in zip(*seen, strict=True))) if record else None
-    return Episode(actions, scores, realised, controllable, recorded)
+    """Run a policy over tokens [N, T+1] whose path is fixed, and score every next token."""
+    run = run_over(session, policy, tokens[:, :-1], target, tokens.shape[1] - 1, generator, record)
+    scores = log_probabilities(run.found.logits, tokens[:, 1:])
+    return Episode(run.actions, scores, run.found.realised, run.found.controllable, run.features)

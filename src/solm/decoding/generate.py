@@ -13,6 +13,8 @@ from solm.budget import Budget
 from solm.cost import relative_cost
 from solm.decoding.drive import drive
 from solm.errors import ContextLengthError, SolmError
+from solm.policies.observation import Policy
+from solm.policies.prices import Allocator
 
 if TYPE_CHECKING:
     from solm.decoding.language_model import LanguageModel
@@ -79,7 +81,7 @@ def stream(
     lm: "LanguageModel",
     ids: torch.Tensor,
     budget: float | str | Budget | None = None,
-    schedule: str | None = None,
+    schedule: str | Policy | Allocator | None = None,
     max_new_tokens: int = 128,
     seed: int = 0,
     **sampling: Any,
@@ -88,7 +90,8 @@ def stream(
 
     Args:
         budget: net keep, per-axis text or `Budget`; None: the densest the action space allows.
-        schedule: ``policy``, ``dense``, ``static`` or ``random``; by default the policy where one is loaded.
+        schedule: ``policy``, ``dense``, ``static`` or ``random``, or a policy itself; by default the policy where one
+            is loaded.
         sampling: any of transformers' generation options (do_sample, temperature, top_p, top_k,
             repetition_penalty, ...), carried out by its own processors. Greedy by default.
 
@@ -102,8 +105,12 @@ def stream(
         raise ContextLengthError(
             f"a prompt of {ids.shape[1]} and {max_new_tokens} new tokens exceed this model's context of {limit}"
         )
-    policy = lm.policy(schedule or ("dense" if lm.trained is None else "policy"))
-    target = lm.budget(budget)
+    schedule = schedule or ("dense" if lm.trained is None else "policy")
+    policy = lm.policy(schedule) if isinstance(schedule, str) else schedule
+    if lm.trained is None and budget is not None:
+        target = Budget.parse(budget, policy.space)
+    else:
+        target = lm.budget(budget)
     config, processors = _sampling(lm, ids, sampling)
     generator = torch.Generator().manual_seed(seed)
     session = lm.session(capacity=ids.shape[1] + max_new_tokens)

@@ -3,8 +3,9 @@
 import torch
 
 from solm.budget import Ledger
-from solm.decoding.session import Scored, Session, Turn, axis_levels
+from solm.decoding.session import Extended, Session, Turn
 from solm.decoding.unroll import unroll
+from solm.ops.plan import axis_levels
 from solm.policies.observation import Observation
 from solm.policies.prices import Allocator
 from solm.policies.schedules import Static
@@ -13,26 +14,28 @@ from solm.policies.schedules import Static
 class MidPassDriver:
     """Any number of known tokens a call, in one pass: no decision depends on what an earlier one did to the model.
 
-    target: [N, 3] float64 budget shares; horizon: steps the budget is meant for.
+    target: [N, 3] float64 budget shares; horizon: steps the budget is meant for. early: what the layers before the
+    policy's have spent so far.
     """
 
-    def __init__(self, session: Session, policy: Allocator, target: torch.Tensor, horizon: int):
+    def __init__(
+        self, session: Session, policy: Allocator, target: torch.Tensor, horizon: int, early: Ledger | None = None
+    ):
         self.session, self.policy, self.target, self.horizon = session, policy, target, horizon
         self.static = Static(policy.space)
-        self.early = Ledger.empty(session.rows)
+        self.early = Ledger.empty(session.rows) if early is None else early
         """What the layers before the policy's spent, as if they were the whole model."""
         self.steps = 0
 
     def step(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Process tokens [N]: logits of the next [N, V] and the actions taken [N]."""
-        turn, before, actions = self._turn(1)
-        logits = self.session.step(tokens, before[:, 0], turn)
-        return logits, actions[0][:, 0]
+        found, actions = self.extend(tokens[:, None])
+        return found.logits[:, 0], actions[:, 0]
 
-    def score(self, tokens: torch.Tensor) -> tuple[Scored, torch.Tensor]:
-        """Process tokens[:, :T] of [N, T+1]: what `Session.score` returns, and the actions taken [N, T]."""
-        turn, before, actions = self._turn(tokens.shape[1] - 1)
-        return self.session.score(tokens, before, turn), actions[0]
+    def extend(self, tokens: torch.Tensor) -> tuple[Extended, torch.Tensor]:
+        """Process known tokens [N, Q]; also the actions taken [N, Q]."""
+        turn, before, actions = self._turn(tokens.shape[1])
+        return self.session.extend(tokens, before, turn), actions[0]
 
     def _turn(self, count: int) -> tuple[Turn, torch.Tensor, list[torch.Tensor]]:
         """The decision over the next `count` steps, what the layers before it do [N, count, 3], and a list that will
@@ -54,26 +57,30 @@ class MidPassDriver:
         session, policy, space = self.session, self.policy, self.policy.space
         layers = session.control.shapes.layers
         gains = policy.gains(hidden, space.table[before])
-        kv_length, ledger = session.kv_length, session.ledger
-        rows, previous = torch.arange(session.rows), torch.full((session.rows,), space.dense_index)
-        early = torch.unravel_index(before, space.shape)
+        ledger, rows = session.ledger, torch.arange(session.rows)
+        kv_length = session.kv_length[:, None] + torch.arange(before.shape[1])
+        controllable = kv_length > session.semantics.always_read
+        own = axis_levels(space, kv_length, session.semantics, session.control.shapes)
+        early = space.level_table[before].split(1, -1)
+        mixed = [
+            _blend(policy.layer, layers, levels.gather(-1, index), levels)
+            for levels, index in zip(own, early, strict=True)
+        ]
+        low, high = (torch.stack([levels[..., end] for levels in own], -1) for end in (0, -1))
+        later = [_blend(policy.layer, layers, self.target[:, None], bound) for bound in (low, high)]
+        previous = torch.full((session.rows,), space.dense_index)
         taken = []
         for step in range(before.shape[1]):
-            own = axis_levels(space, kv_length, session.semantics, session.control)
-            controllable = kv_length > session.semantics.always_read
-            spent = [levels[rows, index[:, step]] for levels, index in zip(own, early, strict=True)]
-            mixed = [_blend(policy.layer, layers, b[:, None], levels) for b, levels in zip(spent, own, strict=True)]
-            low, high = (torch.stack([levels[:, end] for levels in own], 1) for end in (0, -1))
-            later = tuple(_blend(policy.layer, layers, self.target, bound) for bound in (low, high))
             seen = Observation(
-                None, None, self.target, ledger, (mixed[0], mixed[1], mixed[2]), self.steps + step, self.horizon,
-                controllable, previous, (later[0], later[1]),
+                None, None, self.target, ledger, (mixed[0][:, step], mixed[1][:, step], mixed[2][:, step]),
+                self.steps + step, self.horizon, controllable[:, step], previous,
+                (later[0][:, step], later[1][:, step]),
             )  # fmt: skip
             now = (gains[0][:, step], gains[1][:, step], gains[2][:, step])
-            actions = torch.where(controllable, policy.allocate(now, seen), space.dense_index)
-            chosen = torch.unravel_index(actions, space.shape)
-            realised = torch.stack([axis[rows, index] for axis, index in zip(mixed, chosen, strict=True)], 1)
-            ledger, kv_length, previous = ledger.book(realised, controllable), kv_length + 1, actions
+            actions = torch.where(seen.controllable, policy.allocate(now, seen), space.dense_index)
+            chosen = space.level_table[actions]
+            realised = torch.stack([axis[rows, chosen[:, index]] for index, axis in enumerate(seen.levels)], 1)
+            ledger, previous = ledger.book(realised, seen.controllable), actions
             taken.append(actions)
         self.steps += before.shape[1]
         return torch.stack(taken, 1)

@@ -13,7 +13,7 @@ from solm.models.active import ActivePass, activate
 from solm.models.cache import PagedCache
 from solm.models.controller import ModelControl
 from solm.ops.layout import Layout
-from solm.ops.plan import Plan, make_plan, realised_attention, realised_mlp
+from solm.ops.plan import Plan, axis_levels, make_plan
 from solm.semantics import Semantics
 
 _LOGITS_PER_SLICE = 32  # a float32 slice that stays in the last-level cache
@@ -31,8 +31,19 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Extended:
+    """What one pass over Q known tokens gave: logits after every one of them [N, Q, V], hidden [N, Q, H], realised
+    shares [N, Q, 3] float64, controllable [N, Q]."""
+
+    logits: torch.Tensor
+    hidden: torch.Tensor
+    realised: torch.Tensor
+    controllable: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Scored:
-    """What one pass over Q known tokens gave; [N, Q] each, hidden [N, Q, H], realised [N, Q, 3]."""
+    """The same, for known next tokens: log-probabilities [N, Q] in place of logits."""
 
     log_probabilities: torch.Tensor
     hidden: torch.Tensor
@@ -82,7 +93,7 @@ class Session:
 
     def levels(self, space: ActionSpace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Per axis the share every level would realise at the next step: [N, levels] each."""
-        return axis_levels(space, self.kv_length, self.semantics, self.control)
+        return axis_levels(space, self.kv_length, self.semantics, self.control.shapes)
 
     @torch.no_grad()
     def prefill(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
@@ -110,17 +121,69 @@ class Session:
     @torch.no_grad()
     def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, turn: Turn | None = None) -> torch.Tensor:
         """Process one token per row, tokens [N], under keep [N, 3] (None: dense); logits of the next [N, V]."""
-        keep = self._dense(1) if keep is None else keep[:, None]
-        return self._controlled(tokens[:, None], keep, turn)[0][:, 0]
+        return self.extend(tokens[:, None], None if keep is None else keep[:, None], turn).logits[:, 0]
 
     @torch.no_grad()
-    def score(self, tokens: torch.Tensor, keep: torch.Tensor, turn: Turn | None = None) -> Scored:
-        """Process tokens[:, :T] of [N, T+1] in one pass under a known schedule keep [N, T, 3].
+    def extend(
+        self,
+        tokens: torch.Tensor,
+        keep: torch.Tensor | None = None,
+        turn: Turn | None = None,
+        keep_logits: torch.Tensor | None = None,
+    ) -> Extended:
+        """Process tokens [N, Q] in one pass under a known schedule keep [N, Q, 3] (None: dense). Equals Q steps.
 
-        Equals T steps: log p(tokens[:, t+1] | tokens up to t, schedule up to t) for every t.
+        keep_logits: [N, L] positions among the Q whose hidden states and logits are wanted; None: all.
         """
-        logits, hidden, realised, controllable = self._controlled(tokens[:, :-1], keep, turn)
-        return Scored(log_probabilities(logits, tokens[:, 1:]), hidden, realised, controllable)
+        count = tokens.shape[1]
+        keep = self._dense(count) if keep is None else keep
+        positions = self._positions(count)
+        controllable = positions + 1 > self.semantics.always_read
+        dense = self._dense(count)
+
+        def settle(keep: torch.Tensor) -> Plan:
+            keep = torch.where(controllable[..., None], keep.to("cpu", torch.float64), dense)
+            return make_plan(keep, positions + 1, self.semantics, self.control.shapes)
+
+        plan = settle(keep)
+        realised, choose = plan.realised, None
+        if turn is not None:
+            layers = self.control.shapes.layers
+
+            def choose(hidden: torch.Tensor) -> Plan:
+                nonlocal realised
+                rest = settle(turn.choose(hidden))
+                realised = (turn.layer * plan.realised + (layers - turn.layer) * rest.realised) / layers
+                return rest.to(self.device)
+
+        wanted = 0 if keep_logits is None else keep_logits
+        logits = self._forward(tokens, positions, wanted, plan, None if turn is None else turn.layer, choose)
+        hidden = self.control.last_hidden()
+        self.hidden = hidden[:, -1]
+        self.lengths = self.lengths + count
+        counted = controllable.to(torch.float64)
+        self.ledger = Ledger(
+            self.ledger.spent + (realised * counted[..., None]).sum(1), self.ledger.steps + controllable.sum(1)
+        )
+        return Extended(logits, hidden, realised, controllable)
+
+    def score(self, tokens: torch.Tensor, keep: torch.Tensor, turn: Turn | None = None) -> Scored:
+        """Process tokens[:, :T] of [N, T+1] under keep [N, T, 3]: log p(tokens[:, t+1] | tokens and schedule up to t)
+        for every t."""
+        found = self.extend(tokens[:, :-1], keep, turn)
+        return Scored(log_probabilities(found.logits, tokens[:, 1:]), found.hidden, found.realised, found.controllable)
+
+    def truncate(self, lengths: torch.Tensor) -> None:
+        """Forget what rows hold beyond lengths [N], such as the padding of an `extend`; the ledger stays as it is.
+
+        Raises `DataError` where a row holds less than that, or shares what it should forget.
+        """
+        if bool((lengths > self.lengths).any()) or bool((lengths < self.base).any()):
+            raise DataError(f"rows of {self.lengths.tolist()} tokens cannot be cut to {lengths.tolist()}")
+        self.lengths = lengths
+        own = lengths - self.base
+        for layer in self.cache.layers:
+            layer.truncate(int(own.max()), int(own.min()))
 
     def fork(self, forks: int, capacity: int = 0) -> "Session":
         """A session of `forks` rows for each of this one's, adjacent; independent of this one from here on.
@@ -159,43 +222,6 @@ class Session:
 
     def _dense(self, count: int) -> torch.Tensor:
         return torch.tensor(DENSE, dtype=torch.float64).expand(self.rows, count, 3)
-
-    def _controlled(
-        self, tokens: torch.Tensor, keep: torch.Tensor, turn: Turn | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run tokens [N, Q] under keep [N, Q, 3] and book the ledger.
-
-        Returns logits [N, Q, V], hidden [N, Q, H], realised [N, Q, 3], controllable [N, Q].
-        """
-        count = tokens.shape[1]
-        positions = self._positions(count)
-        controllable = positions + 1 > self.semantics.always_read
-        dense = self._dense(count)
-
-        def settle(keep: torch.Tensor) -> Plan:
-            keep = torch.where(controllable[..., None], keep.to("cpu", torch.float64), dense)
-            return make_plan(keep, positions + 1, self.semantics, self.control.shapes)
-
-        plan = settle(keep)
-        realised, choose = plan.realised, None
-        if turn is not None:
-            layers = self.control.shapes.layers
-
-            def choose(hidden: torch.Tensor) -> Plan:
-                nonlocal realised
-                rest = settle(turn.choose(hidden))
-                realised = (turn.layer * plan.realised + (layers - turn.layer) * rest.realised) / layers
-                return rest.to(self.device)
-
-        logits = self._forward(tokens, positions, 0, plan, None if turn is None else turn.layer, choose)
-        hidden = self.control.last_hidden()
-        self.hidden = hidden[:, -1]
-        self.lengths = self.lengths + count
-        counted = controllable.to(torch.float64)
-        self.ledger = Ledger(
-            self.ledger.spent + (realised * counted[..., None]).sum(1), self.ledger.steps + controllable.sum(1)
-        )
-        return logits, hidden, realised, controllable
 
     def _forward(
         self,
@@ -240,18 +266,6 @@ class Session:
                 logits_to_keep=keep_logits,
             )
         return output.logits
-
-
-def axis_levels(
-    space: ActionSpace, kv_length: torch.Tensor, semantics: Semantics, control: ModelControl
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per axis the share that every level of `space` realises for steps that see kv_length [N] keys."""
-    rows = len(kv_length)
-    attention = torch.tensor(space.attention, dtype=torch.float64).expand(rows, -1)
-    mlp = realised_mlp(torch.tensor(space.mlp, dtype=torch.float64), semantics, control.shapes)
-    bits = torch.tensor(space.bits, dtype=torch.float64) / DENSE.bits
-    seen = kv_length[:, None].expand_as(attention)
-    return realised_attention(attention, seen, semantics), mlp.expand(rows, -1), bits.expand(rows, -1)
 
 
 def log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

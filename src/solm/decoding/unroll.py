@@ -5,20 +5,23 @@ from dataclasses import dataclass
 import torch
 
 from solm.budget import Ledger
-from solm.decoding.session import Session, axis_levels
+from solm.decoding.session import Session
+from solm.ops.plan import axis_levels
 from solm.policies.observation import Observation, Policy, budget_prior
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A schedule known in advance: actions [N, T], and per step what its policy's network would be told besides the
-    model's states: scalars [N, T, 8], previous [N, T], prior [N, T, A]; and the ledger after it."""
+    """A schedule known in advance: actions [N, T], the shares they realise [N, T, 3], and the ledger after it.
+
+    told: what its policy's network would be told besides the model's states, where that was asked for: scalars
+    [N, T, 8], previous actions [N, T], prior [N, T, A].
+    """
 
     actions: torch.Tensor
-    scalars: torch.Tensor
-    previous: torch.Tensor
-    prior: torch.Tensor
+    realised: torch.Tensor
     ledger: Ledger
+    told: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
 
 
 def unroll(
@@ -28,25 +31,33 @@ def unroll(
     target: torch.Tensor,
     generator: torch.Generator | None = None,
     ledger: Ledger | None = None,
+    record: bool = False,
 ) -> Schedule:
     """The schedule over `steps` steps of a policy that does not read the model, found without running it.
 
-    ledger: what the policy has spent so far; by default what the session's rows have.
+    ledger: what the policy has spent so far; by default what the session's rows have. record: keep what its network
+    would be told.
     """
-    kv_length, ledger = session.kv_length, session.ledger if ledger is None else ledger
+    ledger = session.ledger if ledger is None else ledger
+    space, rows = policy.space, torch.arange(session.rows)
+    kv_length = session.kv_length[:, None] + torch.arange(steps)
+    levels = axis_levels(space, kv_length, session.semantics, session.control.shapes)
+    controllable = kv_length > session.semantics.always_read
     state = policy.start(session.rows, session.device)
-    previous = torch.full((session.rows,), policy.space.dense_index)
-    rows = torch.arange(session.rows)
-    told: list[tuple[torch.Tensor, ...]] = []
+    previous = torch.full((session.rows,), space.dense_index)
+    taken, shares, told = [], [], []
     for step in range(steps):
-        levels = axis_levels(policy.space, kv_length, session.semantics, session.control)
-        controllable = kv_length > session.semantics.always_read
-        observation = Observation(None, None, target, ledger, levels, step, steps, controllable, previous)
-        actions, state = policy.act(observation, state, generator)
-        actions = torch.where(controllable, actions, policy.space.dense_index)
-        told.append((actions, observation.scalars(), previous, budget_prior(observation)))
-        chosen = torch.unravel_index(actions, policy.space.shape)
-        realised = torch.stack([axis[rows, index] for axis, index in zip(levels, chosen, strict=True)], 1)
-        ledger, kv_length, previous = ledger.book(realised, controllable), kv_length + 1, actions
-    actions, scalars, before, prior = (torch.stack(parts, 1) for parts in zip(*told, strict=True))
-    return Schedule(actions, scalars, before, prior, ledger)
+        now = (levels[0][:, step], levels[1][:, step], levels[2][:, step])
+        seen = Observation(None, None, target, ledger, now, step, steps, controllable[:, step], previous)
+        actions, state = policy.act(seen, state, generator)
+        actions = torch.where(seen.controllable, actions, space.dense_index)
+        if record:
+            told.append((seen.scalars(), previous, budget_prior(seen)))
+        chosen = space.level_table[actions]
+        realised = torch.stack([axis[rows, chosen[:, index]] for index, axis in enumerate(now)], 1)
+        ledger, previous = ledger.book(realised, seen.controllable), actions
+        taken.append(actions)
+        shares.append(realised)
+    kept = [torch.stack(parts, 1) for parts in zip(*told, strict=True)]
+    recorded = (kept[0], kept[1], kept[2]) if record else None
+    return Schedule(torch.stack(taken, 1), torch.stack(shares, 1), ledger, recorded)

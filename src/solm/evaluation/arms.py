@@ -3,9 +3,14 @@
 import torch
 
 from solm.actions import FULL_BITS, ActionSpace
+from solm.data.windows import TokenStream
+from solm.decoding.language_model import LanguageModel
+from solm.decoding.levels import level_gains
 from solm.policies.observation import Observation
 from solm.policies.prices import Allocator, Gains, price_curves
 from solm.policies.schedules import BlindSchedule
+
+_TUNING_TEXTS, _TUNING_BATCH = 24, 8
 
 
 class Oracle(Allocator):
@@ -40,7 +45,7 @@ class TunedStatic(BlindSchedule):
     def act(
         self, observation: Observation, state: None, generator: torch.Generator | None
     ) -> tuple[torch.Tensor, None]:
-        levels = torch.unravel_index(self.actions, self.space.shape)
+        levels = self.space.level_table[self.actions].unbind(1)
         net = torch.stack([axis[:, index] for axis, index in zip(observation.levels, levels, strict=True)]).mean(0)
         target = observation.target.mean(1, keepdim=True)
         below = ((net <= target + 1e-12).sum(1, keepdim=True) - 1).clamp(0, max(0, net.shape[1] - 2))
@@ -50,6 +55,25 @@ class TunedStatic(BlindSchedule):
         goal = target[:, 0] * (observation.ledger.steps + 1)
         take_high = (spent + high - goal).abs() < (spent + low - goal).abs()
         return self.actions[torch.where(take_high, above[:, 0], below[:, 0])], None
+
+
+def tuned_static(
+    lm: LanguageModel,
+    tuning: TokenStream,
+    space: ActionSpace,
+    context: int = 512,
+    length: int = 128,
+    seed: int = 0,
+) -> TunedStatic:
+    """`TunedStatic` after measuring every level as a constant on a few texts of `tuning`."""
+    windows = tuning.spaced(_TUNING_TEXTS, context + length + 1, torch.Generator().manual_seed(seed))
+    parts = []
+    for batch in windows.split(_TUNING_BATCH):
+        session = lm.session(capacity=context)
+        session.prefill(batch[:, :context])
+        parts.append(level_gains(session, batch[:, context:], space))
+    attention, mlp, bits = (torch.cat(axis) for axis in zip(*parts, strict=True))
+    return TunedStatic(space, tuned_nats((attention, mlp, bits)))
 
 
 def tuned_nats(gains: Gains) -> torch.Tensor:

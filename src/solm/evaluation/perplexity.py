@@ -19,7 +19,7 @@ from solm.decoding.language_model import LanguageModel
 from solm.decoding.levels import level_gains
 from solm.decoding.session import Session
 from solm.errors import BudgetError, DataError
-from solm.evaluation.arms import Oracle, TunedStatic, tuned_nats
+from solm.evaluation.arms import Oracle, tuned_static
 from solm.evaluation.result import Difference, EvaluationResult, Point, command_line, environment
 from solm.evaluation.statistics import expected_best, paired_difference
 from solm.files import write_json
@@ -28,7 +28,6 @@ from solm.policies.prices import Allocator
 from solm.policies.schedules import Dense, Random, Static
 
 Rows = dict[str, list[list[float]]]
-_TUNING_TEXTS = 24
 
 
 class EvaluationSettings(BaseModel):
@@ -77,7 +76,7 @@ def evaluate(
     key = _key(lm, streams, settings, space, sorted(rivals or {}), tuning)
     arms: dict[str, Policy | Allocator] = {"static": Static(space), **(rivals or {})}
     if tuning is not None:
-        arms["static-tuned"] = TunedStatic(space, _constant_costs(lm, tuning, space, settings))
+        arms["static-tuned"] = tuned_static(lm, tuning, space, settings.context, settings.length, settings.seed)
     finished = _read_partial(partial, key)
     for index, batch in enumerate(batches):
         if index >= len(finished):
@@ -193,22 +192,6 @@ def _batch_rows(
         _spread(rows, f"random/{trial}", run(Random(space), targets, 3 + trial)[1], settings)
     assert all(len(arm) == len(windows) for arm in rows.values()), count
     return rows
-
-
-def _constant_costs(
-    lm: LanguageModel, tuning: TokenStream, space: ActionSpace, settings: EvaluationSettings
-) -> torch.Tensor:
-    """What every action costs as a constant on a few texts of `tuning`: [A] nats."""
-    length = settings.context + settings.length + 1
-    windows = tuning.spaced(_TUNING_TEXTS, length, torch.Generator().manual_seed(settings.seed))
-    parts = []
-    for batch in windows.split(settings.batch):
-        session = lm.session(capacity=settings.context)
-        session.prefill(batch[:, : settings.context])
-        parts.append(level_gains(session, batch[:, settings.context :], space))
-    return tuned_nats(
-        (torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts]))
-    )
 
 
 def _spread(rows: Rows, arm: str, values: list[list[float]], settings: EvaluationSettings) -> None:

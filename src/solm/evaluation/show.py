@@ -1,11 +1,15 @@
 """An evaluation as a table in the terminal, as a verdict in words, and as a picture."""
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
 
-from solm.evaluation.result import EvaluationResult, Point
+from solm.evaluation.result import Difference, EvaluationResult, Point
+
+if TYPE_CHECKING:
+    from solm.evaluation.tasks import TaskResult
 
 _COLOURS = {"policy": "#0b7285", "static": "#e8590c", "random": "#868e96"}
 
@@ -32,11 +36,38 @@ def table(result: EvaluationResult) -> Table:
     return shown
 
 
+def task_table(result: "TaskResult") -> Table:
+    """Arms by task and budget: accuracy and margin, with the policy's difference to each arm."""
+    shown = Table(title="Tasks at matched compute", title_justify="left")
+    numbers = ("net", "bytes", "acc", "margin", "policy − arm: acc [95 %]", "margin [95 %]")
+    for column in ("task", "budget", "arm", *numbers):
+        left = column in ("task", "arm") or column.endswith("]")
+        shown.add_column(column, justify="left" if left else "right", no_wrap=True)
+    last = None
+    for point in result.points:
+        if last is not None and (point.task, point.budget) != last:
+            shown.add_section()
+        last = (point.task, point.budget)
+        score = point.scores
+        shown.add_row(
+            point.task, f"{point.budget:.2f}", point.arm, f"{point.realised['net']:.3f}",
+            f"{point.realised['bytes']:.3f}", f"{score['acc']:.3f}" if "acc" in score else "", f"{score['margin']:.3f}",
+            *(_coloured(point.differences.get(metric), better=1) for metric in ("acc", "margin")),
+        )  # fmt: skip
+    return shown
+
+
 def _difference(point: Point) -> str:
-    if point.difference is None:
+    return _coloured(point.difference, better=-1)
+
+
+def _coloured(difference: Difference | None, better: int) -> str:
+    """An interval, green where it lies on the side `better` of zero and red on the other."""
+    if difference is None:
         return ""
-    value, low, high = point.difference.value, point.difference.low, point.difference.high
-    colour = "green" if high < 0 else "red" if low > 0 else "yellow"
+    value, low, high = difference.value, difference.low, difference.high
+    ends = sorted((low * better, high * better))
+    colour = "green" if ends[0] > 0 else "red" if ends[1] < 0 else "yellow"
     return f"[{colour}]{value:+.4f} [{low:+.4f}, {high:+.4f}][/{colour}]"
 
 

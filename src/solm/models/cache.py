@@ -89,6 +89,13 @@ class PagedLayer(DynamicLayer):
         self._bounds = PageBounds(bounds.low[:, :, :, :settled], bounds.high[:, :, :, :settled])
         return bounds
 
+    def truncate(self, longest: int, shortest: int) -> None:
+        """Forget slots from `longest` on; rows hold `shortest` to `longest` of their own tokens from now on."""
+        self.length, self.spread = longest, longest - shortest
+        if self._bounds is not None:
+            pages = min(self._bounds.low.shape[3], shortest // self.page_size)
+            self._bounds = PageBounds(self._bounds.low[:, :, :, :pages], self._bounds.high[:, :, :, :pages])
+
     def fork(self, forks: int, lengths: torch.Tensor, shared: int, capacity: int) -> "PagedLayer":
         """A layer of `forks` rows per sequence that reads the first `shared` slots from this one.
 

@@ -5,10 +5,11 @@ lets a ledger be booked, and a schedule be priced, without running the model.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 
-from solm.actions import FULL_BITS
+from solm.actions import FULL_BITS, ActionSpace
 from solm.cost import ModelShapes
 from solm.semantics import Semantics
 
@@ -140,3 +141,26 @@ def make_plan(keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics,
     dense = torch.tensor([1.0, 1.0, float(FULL_BITS)], dtype=keep.dtype, device=keep.device)
     used = (keep < dense).flatten(0, -2).any(0).tolist()
     return Plan(semantics, keep, budget, realised_shares(keep, kv_length, semantics, shapes), *used)
+
+
+def axis_levels(
+    space: ActionSpace, kv_length: torch.Tensor, semantics: Semantics, shapes: ModelShapes
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Per axis what every level of `space` realises for steps that see kv_length [...] keys: shares [..., levels]."""
+    longest = 1 << int(kv_length.max()).bit_length()
+    attention, mlp, bits = _level_tables(space, semantics, shapes, longest)
+    shape = kv_length.shape
+    return attention[kv_length], mlp.expand(*shape, -1), bits.expand(*shape, -1)
+
+
+@lru_cache(maxsize=64)
+def _level_tables(
+    space: ActionSpace, semantics: Semantics, shapes: ModelShapes, longest: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Shares by KV length, attention [longest + 1, levels], and those that do not depend on it: they are asked for at
+    every decoded token."""
+    attention = torch.tensor(space.attention, dtype=torch.float64).expand(longest + 1, -1)
+    seen = torch.arange(longest + 1).clamp(min=1)[:, None].expand_as(attention)
+    mlp = realised_mlp(torch.tensor(space.mlp, dtype=torch.float64), semantics, shapes)
+    bits = torch.tensor(space.bits, dtype=torch.float64) / FULL_BITS
+    return realised_attention(attention, seen, semantics), mlp, bits

@@ -12,6 +12,7 @@ Gains = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Per axis [..., levels]: log-probability of the next token above the dense step's, in nats."""
 
 _PRICES = torch.cat([torch.zeros(1), torch.logspace(-3, 1.5, 128)]).double()
+_FALLING = _PRICES.flip(0)
 _SHORTEST_HORIZON = 8
 """Steps over which a deviation from the budget is made good, even where fewer are left: the feasibility clamp takes
 care of the last ones."""
@@ -36,8 +37,7 @@ class PriceCurve:
         upper = torch.searchsorted(self._rising, share.contiguous()).clamp(1, len(_PRICES) - 1)
         low, high = self._rising[upper - 1], self._rising[upper]
         part = ((share - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-        prices = _PRICES.flip(0)
-        return prices[upper - 1] + part * (prices[upper] - prices[upper - 1])
+        return torch.lerp(_FALLING[upper - 1], _FALLING[upper], part)
 
     def share(self, price: float) -> float:
         """The average share at `price`."""
@@ -67,7 +67,9 @@ class Allocator(ABC):
     reads_model = True
 
     def __init__(self, space: ActionSpace, layer: int, curves: list[PriceCurve], pairs: Gains, clamp: bool = True):
-        self.space, self.layer, self.curves, self.pairs, self.clamp = space, layer, curves, pairs, clamp
+        self.space, self.layer, self.curves, self.clamp = space, layer, curves, clamp
+        together = (pair.double().unsqueeze(axis) for pair, axis in zip(pairs, (2, 1, 0), strict=True))
+        self._together = torch.zeros(1, *space.shape, dtype=torch.float64) + sum(together)
 
     @abstractmethod
     def gains(self, hidden: torch.Tensor, before: torch.Tensor) -> Gains:
@@ -95,9 +97,7 @@ class Allocator(ABC):
         """The action [N] for one step with gains [N, levels] per axis, at the price that what is left of the budget
         per remaining step sets."""
         horizon = max(seen.remaining, _SHORTEST_HORIZON)
-        score = sum(pair.unsqueeze(missing) for pair, missing in zip(self.pairs, (2, 1, 0), strict=True)) + torch.zeros(
-            len(seen.target), 1, 1, 1, dtype=torch.float64
-        )
+        score = self._together
         for axis, (gain, levels, curve) in enumerate(zip(gains, seen.levels, self.curves, strict=True)):
             if levels.shape[1] == 1:
                 continue
@@ -110,7 +110,7 @@ class Allocator(ABC):
             shape = [-1, 1, 1, 1]
             shape[axis + 1] = levels.shape[1]
             score = score + (gain.double() - price[:, None] * levels).view(shape)
-        score = score.flatten(1)
+        score = score.expand(len(seen.target), -1, -1, -1).flatten(1)
         if self.clamp:
             score = score.masked_fill(~feasible(seen), -torch.inf)
         return score.argmax(-1)

@@ -1,0 +1,247 @@
+"""Likelihoods of many continuations of many contexts under control: what multiple-choice tasks need."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from solm.budget import Ledger
+from solm.cost import relative_cost
+from solm.decoding.drive import run_over
+from solm.decoding.language_model import LanguageModel
+from solm.decoding.midpass import MidPassDriver
+from solm.decoding.session import Extended, Session, log_probabilities
+from solm.decoding.unroll import unroll
+from solm.policies.observation import Policy
+from solm.policies.prices import Allocator
+from solm.policies.schedules import Random, Static
+
+_PHASES = 64
+_LONGEST_PASS = 512  # tokens a row; logits of more would not fit where contexts are long
+
+_SHORTEST_PREFIX, _SMALLEST_CLUSTER = 32, 4  # tokens and contexts that make a shared prefill worth while
+
+_Tokens = tuple[int, ...]
+Pair = tuple[Sequence[int], Sequence[int]]
+"""Token ids of a context (at least one) and of its continuation (at least one)."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Sums over the controllable steps of a job: shares per axis [3] float64, bytes as a share of dense; how many
+    they were, and how many steps there were in all."""
+
+    shares: torch.Tensor
+    bytes: float
+    controllable: int
+    steps: int
+
+    @property
+    def average(self) -> torch.Tensor:
+        """Mean share per axis [3]; 1 where no step was controllable."""
+        return self.shares / self.controllable if self.controllable else torch.ones(3, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """log p(continuation | context) in nats and whether greedy decoding would give it, per pair; what it took."""
+
+    log_probabilities: list[float]
+    greedy: list[bool]
+    spent: Spent
+
+
+@dataclass
+class _Row:
+    """One input that several pairs may share: continuations that differ in their last token alone."""
+
+    inputs: _Tokens
+    pairs: list[int]
+
+
+def likelihoods(
+    lm: LanguageModel,
+    pairs: Sequence[Pair],
+    policy: Policy | Allocator,
+    target: torch.Tensor,
+    batch: int = 16,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Likelihoods:
+    """Score `pairs`: dense prefill of a context but for its last token, then that and the continuation under control.
+
+    Continuations of one context share its prefill, and one pass scores `batch` contexts with all of theirs. A budget
+    of single steps says nothing, so it holds over the whole job: a policy that reads the model carries its ledger
+    from batch to batch, and a schedule that does not starts every row at another phase of itself. Contexts and
+    continuations that exceed the model's context lose their beginning, as in lm-eval.
+
+    target: [3] float64 budget shares. progress: called with pairs done and in all.
+    """
+    groups = _grouped(lm, pairs)
+    total = sum(len(row.inputs) for rows in groups.values() for row in rows)
+    job = _Job(lm, policy, target, total, torch.Generator().manual_seed(seed), pairs)
+    done = 0
+    for prefix, contexts in _clusters(list(groups)):
+        shared = None
+        if prefix:
+            shared = lm.session(capacity=len(prefix))
+            shared.prefill(torch.tensor([prefix]))
+        # Alike in rows and length next to one another; the longest first, so that memory runs out at once or never.
+        contexts.sort(key=lambda context: (-len(groups[context]), -len(context), context))
+        for start in range(0, len(contexts), batch):
+            some = [(context, groups[context]) for context in contexts[start : start + batch]]
+            job.run(some, shared)
+            done += sum(len(row.pairs) for _, rows in some for row in rows)
+            progress(done, len(pairs))
+    spent = Spent(job.ledger.spent[0], job.bytes, int(job.ledger.steps), job.steps)
+    return Likelihoods(job.scores.tolist(), job.greedy.tolist(), spent)
+
+
+def _clusters(contexts: list[_Tokens]) -> list[tuple[_Tokens, list[_Tokens]]]:
+    """Contexts that begin alike, as few-shot prompts of one task do, with the prefix that they share; under an empty
+    prefix the others."""
+    alike: dict[_Tokens, list[_Tokens]] = {}
+    for context in contexts:
+        alike.setdefault(context[:_SHORTEST_PREFIX], []).append(context)
+    found: list[tuple[_Tokens, list[_Tokens]]] = []
+    others: list[_Tokens] = []
+    for some in alike.values():
+        first, last = min(some), max(some)
+        shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+        # Every context keeps a token of its own.
+        shared = min(shared, min(len(context) for context in some) - 1)
+        if len(some) < _SMALLEST_CLUSTER or shared < _SHORTEST_PREFIX:
+            others += some
+        else:
+            found.append((first[:shared], some))
+    return [*found, ((), others)]
+
+
+def _grouped(lm: LanguageModel, pairs: Sequence[Pair]) -> dict[_Tokens, list[_Row]]:
+    """Rows by the context that they continue."""
+    limit = getattr(lm.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    groups: dict[_Tokens, dict[_Tokens, _Row]] = {}
+    for index, (context, continuation) in enumerate(pairs):
+        whole = [*context, *continuation][-(limit + 1) if limit else 0 :]
+        kept = max(1, len(whole) - len(continuation))
+        # The last context token is a controlled step of its own; a context of one token has to be prefilled.
+        first = max(1, kept - 1)
+        rows = groups.setdefault(tuple(whole[:first]), {})
+        inputs = tuple(whole[first:-1])
+        rows.setdefault(inputs, _Row(inputs, [])).pairs.append(index)
+    return {context: list(rows.values()) for context, rows in groups.items()}
+
+
+class _Job:
+    """The state of one call of `likelihoods`."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        policy: Policy | Allocator,
+        target: torch.Tensor,
+        total: int,
+        generator: torch.Generator,
+        pairs: Sequence[Pair],
+    ):
+        self.lm, self.policy, self.target, self.pairs = lm, policy, target, pairs
+        self.left, self.generator = total, generator
+        self.shuffled = torch.randperm(_PHASES, generator=generator)
+        self.ledger = Ledger.empty(1)
+        self.bytes, self.steps = 0.0, 0
+        self.scores = torch.zeros(len(pairs), dtype=torch.float64)
+        self.greedy = torch.ones(len(pairs), dtype=torch.bool)
+
+    def run(self, groups: list[tuple[_Tokens, list[_Row]]], shared: Session | None) -> None:
+        """Score the rows of some contexts, all of which begin with what `shared` holds."""
+        forks = max(len(rows) for _, rows in groups)
+        rows = [
+            (index * forks + place, row) for index, (_, some) in enumerate(groups) for place, row in enumerate(some)
+        ]
+        inputs = torch.zeros(len(groups) * forks, max(len(row.inputs) for _, row in rows), dtype=torch.int64)
+        counts = torch.zeros(len(inputs), dtype=torch.int64)
+        for place, row in rows:
+            inputs[place, : len(row.inputs)] = torch.tensor(row.inputs, dtype=torch.int64)
+            counts[place] = len(row.inputs)
+        # Which logits score what, as row, number, token and pair: number 0 is the prefill's.
+        wanted = torch.tensor(
+            [
+                (place, len(row.inputs) + 1 - length + offset, self.pairs[index][1][offset - length], index)
+                for place, row in rows
+                for index in row.pairs
+                for length in [min(len(self.pairs[index][1]), len(row.inputs) + 1)]
+                for offset in range(length)
+            ]
+        )
+        session = self._prefill([context for context, _ in groups], shared, forks, wanted)
+        if inputs.shape[1]:
+            self._continue(session.fork(forks, inputs.shape[1] + self.lm.semantics.page_size), inputs, counts, wanted)
+
+    def _prefill(self, contexts: list[_Tokens], shared: Session | None, forks: int, wanted: torch.Tensor) -> Session:
+        """A session that has read `contexts` densely; scores what their last logits predict."""
+        held = 0 if shared is None else int(shared.lengths[0])
+        prompts = [torch.tensor(context[held:]) for context in contexts]
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        padded = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
+        if shared is None:
+            session = self.lm.session(capacity=padded.shape[1])
+            self._score(session.prefill(padded, lengths)[:, None].repeat_interleave(forks, 0), 0, wanted)
+            return session
+        session = shared.fork(len(contexts), padded.shape[1] + self.lm.semantics.page_size)
+        session.extend(padded, keep_logits=lengths[:, None] - 1)
+        session.truncate(held + lengths)
+        return session
+
+    def _continue(self, session: Session, inputs: torch.Tensor, counts: torch.Tensor, wanted: torch.Tensor) -> None:
+        """Process inputs [N, T], of which counts [N] are real, and score what they predict."""
+        target, length = self.target.expand(session.rows, 3), inputs.shape[1]
+        horizon = max(self.left, length)
+        driver = None
+        if isinstance(self.policy, Allocator):
+            early = self._phases(session, Static(self.policy.space), target)
+            session.ledger = self.ledger.repeat(session.rows)
+            driver = MidPassDriver(session, self.policy, target, horizon, early)
+        elif self.policy.reads_model:
+            session.ledger = self.ledger.repeat(session.rows)
+        else:
+            session.ledger = self._phases(session, self.policy, target)
+        for start in range(0, length, _LONGEST_PASS):
+            kv_length, tokens = session.kv_length, inputs[:, start : start + _LONGEST_PASS]
+            if driver is not None:
+                found, _ = driver.extend(tokens)
+            else:
+                found = run_over(session, self.policy, tokens, target, horizon - start, self.generator).found
+            real = start + torch.arange(tokens.shape[1]) < counts[:, None]
+            self._book(found, real, kv_length[:, None] + torch.arange(tokens.shape[1]))
+            self._score(found.logits, start + 1, wanted)
+
+    def _phases(self, session: Session, policy: Policy, target: torch.Tensor) -> Ledger:
+        """For every row what a schedule would have over- or underspent after another number of steps: the phases of a
+        static one in turn, and for a random one in an order drawn once."""
+        phase = (self.steps + torch.arange(session.rows)) % _PHASES
+        if isinstance(policy, Random):
+            policy, phase = Static(policy.space), self.shuffled[phase]
+        schedule = unroll(session, policy, _PHASES, target, ledger=Ledger.empty(session.rows))
+        owed = (schedule.realised - target[:, None]).cumsum(1)
+        return Ledger(owed[torch.arange(session.rows), phase], torch.zeros(session.rows, dtype=torch.int64))
+
+    def _book(self, found: Extended, real: torch.Tensor, kv_length: torch.Tensor) -> None:
+        counted = found.controllable & real
+        cost = relative_cost(found.realised, kv_length, self.lm.control.shapes, self.lm.semantics, "bytes")
+        self.bytes += float(cost[counted].sum())
+        spent, steps = found.realised[counted].sum(0), int(counted.sum())
+        self.ledger = Ledger(self.ledger.spent + spent, self.ledger.steps + steps)
+        self.steps += int(real.sum())
+        self.left -= int(real.sum())
+
+    def _score(self, logits: torch.Tensor, offset: int, wanted: torch.Tensor) -> None:
+        """Add what logits [N, Q, V], the first of which is number `offset` of its row, say of wanted [M, 4]: row,
+        number, token, pair."""
+        here = wanted[(wanted[:, 1] >= offset) & (wanted[:, 1] < offset + logits.shape[1])]
+        if not len(here):
+            return
+        row, number, token, pair = here.unbind(1)
+        picked = logits[row.to(logits.device), (number - offset).to(logits.device)]
+        self.scores.index_add_(0, pair, log_probabilities(picked, token).double().cpu())
+        hit = picked.argmax(-1).cpu() == token
+        self.greedy[pair[~hit]] = False

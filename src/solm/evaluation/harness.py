@@ -1,0 +1,176 @@
+"""lm-eval's model class for a controlled model: `solm` in its registry."""
+
+import logging
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from tqdm import tqdm
+
+from solm.actions import AXES, FULL_BITS, ActionSpace
+from solm.budget import Budget
+from solm.decoding.api import load
+from solm.decoding.continuations import Spent, likelihoods
+from solm.decoding.generate import Compute
+from solm.decoding.language_model import LanguageModel
+from solm.errors import BudgetError, SolmError
+from solm.policies.observation import Policy
+from solm.policies.prices import Allocator
+from solm.semantics import Semantics
+
+log = logging.getLogger(__name__)
+
+
+@register_model("solm")
+class ControlledLM(HFLM):
+    """lm-eval's `hf` model, but that every score and every text is made under a compute budget.
+
+    Tokenisation, chat templates and few-shot prompts are its own; what differs is how likelihoods and texts come
+    about, and that `compute` says what they cost.
+
+    Model arguments: pretrained (model or a `LanguageModel`), policy (as for `solm.load`), space (without a policy:
+    an action space preset), budget (net keep) or attention, mlp, bits; schedule (``policy``, ``dense``, ``static`` or
+    ``random``; by default the policy where there is one), semantics, seed, dtype, and those of `hf`. In Python,
+    schedule may be a policy itself and target a budget that is not checked against its action space.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | LanguageModel,
+        policy: str | None = None,
+        space: str | None = None,
+        budget: float | str | Budget | None = None,
+        attention: float | None = None,
+        mlp: float | None = None,
+        bits: float | None = None,
+        schedule: str | Policy | Allocator | None = None,
+        target: Budget | None = None,
+        semantics: str | None = None,
+        seed: int = 0,
+        dtype: str = "auto",
+        batch_size: int | str = 16,
+        device: str | None = None,
+        **options: Any,
+    ):
+        if str(batch_size).startswith("auto"):
+            raise SolmError(f"batch_size {batch_size!r} is not supported; give a number of contexts a pass, such as 16")
+        if not isinstance(pretrained, LanguageModel):
+            how = None if semantics is None else Semantics.preset(semantics)
+            pretrained = load(pretrained, policy, semantics=how, dtype=dtype)
+        self.controlled, self.seed = pretrained, seed
+        given = ActionSpace.preset(space) if space is not None else pretrained.space
+        per_axis = {axis: value for axis, value in zip(AXES, (attention, mlp, bits), strict=True) if value is not None}
+        if per_axis and budget is not None:
+            raise BudgetError(f"budget {budget} and {', '.join(per_axis)} say the same thing twice; give one of them")
+        if per_axis:
+            budget = Budget(**per_axis)
+        if target is not None:
+            self.target = target
+        elif pretrained.trained is not None:
+            self.target = pretrained.budget(budget)
+        else:
+            self.target = Budget() if budget is None else Budget.parse(budget, given)
+        if schedule is None:
+            schedule = "policy" if pretrained.trained is not None else "dense" if budget is None else "static"
+        self.schedule = pretrained.policy(schedule, given) if isinstance(schedule, str) else schedule
+        self.spent: list[Spent] = []
+        super().__init__(pretrained.model, tokenizer=pretrained.tokenizer, batch_size=int(batch_size), **options)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Scoring under control")
+        found = likelihoods(
+            self.controlled,
+            [(context, continuation) for _, context, continuation in requests],
+            self.schedule,
+            self.target.tensor(1)[0],
+            override_bs or int(self.batch_size),
+            self.seed,
+            lambda done, total: bar.update(done - bar.n),
+        )
+        bar.close()
+        self._book(found.spent)
+        answers = list(zip(found.log_probabilities, found.greedy, strict=True))
+        for (key, _, _), answer in zip(requests, answers, strict=True):
+            if key is not None:
+                self.cache_hook.add_partial("loglikelihood", key, answer)
+        return answers
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """One text per request, each with the budget to itself."""
+        texts = []
+        end = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        for request in tqdm(requests, disable=disable_tqdm or self.rank != 0, desc="Generating under control"):
+            prompt, given = request.args
+            options = normalize_gen_kwargs(given, self.max_gen_toks)
+            stops = handle_stop_sequences(options.pop("until", None), eos=end)
+            longest = options.pop("max_gen_toks")
+            ids = self.tok_encode(prompt)[-(self.max_length - longest) :]
+            text, tokens = "", []
+            for token in self.controlled.stream(
+                torch.tensor([ids]),
+                budget=self.target,
+                schedule=self.schedule,
+                max_new_tokens=longest,
+                seed=self.seed,
+                **options,
+            ):
+                tokens.append(token)
+                text = self.tok_decode([token.id for token in tokens])
+                if any(stop in text for stop in stops):
+                    break
+            text = postprocess_generated_text(generation=text, stop=stops, think_end_token=None)
+            counted = [token for token in tokens if token.controllable]
+            shares = torch.tensor([list(token.realised.values()) for token in counted], dtype=torch.float64).view(-1, 3)
+            cost = sum(token.cost for token in counted)
+            self._book(Spent(shares.sum(0), cost, len(counted), len(tokens)), quiet=True)
+            texts.append(text)
+            self.cache_hook.add_partial("generate_until", request.args, text)
+        self._tell()
+        return texts
+
+    @property
+    def compute(self) -> Compute:
+        """Budget and what was spent so far, averages over controllable steps."""
+        steps = sum(spent.controllable for spent in self.spent)
+        shares = sum((spent.shares for spent in self.spent), torch.zeros(3, dtype=torch.float64)) / max(1, steps)
+        realised = shares.tolist() if steps else [1.0] * 3
+        asked = dict(zip(AXES, self.target.shares, strict=True))
+        spent = dict(zip(AXES, realised, strict=True))
+        return Compute(
+            {**asked, "net": self.target.net},
+            {**spent, "net": sum(realised) / 3},
+            sum(spent.bytes for spent in self.spent) / steps if steps else 1.0,
+        )
+
+    def get_model_info(self) -> dict[str, Any]:
+        """lm-eval keeps this beside its results."""
+        compute = self.compute
+        return {
+            **super().get_model_info(),
+            "compute": {"requested": compute.requested, "realised": {**compute.realised, "bytes": compute.bytes}},
+        }
+
+    def _book(self, spent: Spent, quiet: bool = False) -> None:
+        self.spent.append(spent)
+        if not quiet:
+            self._tell()
+
+    def _tell(self) -> None:
+        compute = self.compute
+        steps, controllable = (sum(getattr(spent, name) for spent in self.spent) for name in ("steps", "controllable"))
+        line = ", ".join(
+            f"{axis} {compute.realised[axis] * scale:.3g} of {compute.requested[axis] * scale:.3g}"
+            for axis, scale in zip((*AXES, "net"), (1, 1, FULL_BITS, 1), strict=True)
+        )
+        log.info("spent: %s; %d of %d steps controllable", line, controllable, steps)
+        for axis, low in zip(AXES, self.schedule.space.ranges, strict=True):
+            if compute.requested[axis] < 1 and compute.realised[axis] == 1 and low[0] < 1:
+                log.warning("the axis %s never acted: every step was dense on it, so its budget means nothing", axis)

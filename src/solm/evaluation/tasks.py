@@ -1,0 +1,214 @@
+"""lm-eval tasks at matched compute: every arm answers the same questions, and differences are paired."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from lm_eval.api.task import Task
+from lm_eval.evaluator import evaluate as lm_eval_evaluate
+from pydantic import BaseModel, ConfigDict, Field
+
+from solm.actions import AXES, FULL_BITS, ActionSpace
+from solm.budget import Budget
+from solm.decoding.language_model import LanguageModel
+from solm.errors import SolmError
+from solm.evaluation.harness import ControlledLM
+from solm.evaluation.result import Difference, command_line, environment
+from solm.evaluation.statistics import paired_difference
+from solm.files import write_json
+from solm.policies.observation import Policy
+from solm.policies.prices import Allocator
+from solm.policies.schedules import Dense, Random, Static
+
+Answers = dict[str, list[float]]
+"""Per metric a number per question."""
+METRICS = ("acc", "acc_norm", "margin")
+
+
+class TaskSettings(BaseModel):
+    """What is asked: tasks, budgets (net keeps), questions per task and examples before each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    budgets: tuple[float, ...] = Field(min_length=1)
+    limit: int | None = Field(None, ge=1)
+    """Questions per task (per subject of MMLU); None: all."""
+    fewshot: int | None = Field(None, ge=0)
+    """Examples before each question; None: as the task says."""
+    batch: int = Field(16, ge=1)
+    seed: int = 0
+
+
+class TaskPoint(BaseModel):
+    """One arm on one task at one budget.
+
+    scores: mean per metric: ``acc``, ``acc_norm`` (by length; where the task has it) and ``margin``, log-likelihood of
+    the right answer above the best wrong one in nats (of the target itself where there is no choice). differences:
+    policy minus this arm per metric, paired over questions, with 95 % intervals; positive: the policy is better.
+    requested, realised: shares per axis and net, over the steps that could be controlled.
+    """
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    task: str
+    arm: str
+    budget: float
+    questions: int
+    scores: dict[str, float]
+    requested: dict[str, float]
+    realised: dict[str, float]
+    differences: dict[str, Difference] = Field(default_factory=dict)
+
+
+class TaskResult(BaseModel):
+    """Everything a task evaluation found, and what is needed to repeat it."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    kind: Literal["tasks"] = "tasks"
+    schema_version: Literal[1] = 1
+    command: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    points: list[TaskPoint]
+    policy: dict[str, Any] = Field(default_factory=dict)
+
+
+def evaluate_tasks(
+    lm: LanguageModel,
+    tasks: dict[str, dict[str, Task]],
+    settings: TaskSettings,
+    space: ActionSpace | None = None,
+    blind: Mapping[str, Policy] | None = None,
+    partial: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> TaskResult:
+    """Dense, then per budget the policy, static, random and `blind` schedules at what the policy realised.
+
+    Without a policy the schedules get the budget itself, in `space`. partial: a file of finished runs, so that an
+    interrupted evaluation goes on. progress: called with runs done and in all.
+    """
+    space = lm.space if space is None else space
+    budgets = [Budget.from_net(net, space) if lm.trained is None else lm.budget(net) for net in settings.budgets]
+    arms: dict[str, Policy | Allocator] = {"static": Static(space), "random": Random(space), **(blind or {})}
+    key = [settings.model_dump(mode="json"), lm.name, str(lm.model.dtype), space.model_dump(mode="json"), sorted(arms)]
+    key += [lm.semantics.model_dump(mode="json"), {} if lm.trained is None else lm.trained.config.provenance]
+    finished = _read_partial(partial, json.loads(json.dumps(key)))
+    total = len(tasks) * (1 + len(budgets) * (len(arms) + (lm.trained is not None)))
+    done = 0
+
+    def run(task: str, arm: str, schedule: Policy | Allocator, net: float, budget: Budget) -> dict[str, Any]:
+        nonlocal done
+        name = f"{task}/{arm}@{net:g}"
+        if name not in finished:
+            finished[name] = _ask(lm, tasks[task], schedule, budget, settings)
+            if partial is not None:
+                write_json(partial, {"key": key, "runs": finished})
+        done += 1
+        progress(done, total)
+        return finished[name]
+
+    points = []
+    for task in tasks:
+        found = run(task, "dense", Dense(space), 1.0, Budget())
+        points.append(_point(task, "dense", 1.0, found, None))
+        for net, budget in zip(settings.budgets, budgets, strict=True):
+            policy = None
+            if lm.trained is not None:
+                policy = run(task, "policy", lm.policy("policy"), net, budget)
+                points.append(_point(task, "policy", net, policy, None))
+                budget = _within(space, policy["realised"])
+                points[-1].differences = _differences(policy["answers"], found["answers"])
+            for arm, schedule in arms.items():
+                points.append(_point(task, arm, net, run(task, arm, schedule, net, budget), policy))
+    if partial is not None:
+        partial.unlink(missing_ok=True)
+    told = settings.model_dump(mode="json") | {
+        "model": lm.name, "dtype": str(lm.model.dtype).removeprefix("torch."), "space": space.model_dump(mode="json"),
+        "semantics": lm.semantics.model_dump(mode="json"),
+    }  # fmt: skip
+    provenance = {} if lm.trained is None else lm.trained.config.provenance
+    return TaskResult(
+        command=command_line(), settings=told, environment=environment(), points=points, policy=provenance
+    )
+
+
+def _within(space: ActionSpace, realised: dict[str, float]) -> Budget:
+    """What was realised as a budget of `space`."""
+    shares = [min(high, max(low, realised[axis])) for axis, (low, high) in zip(AXES, space.ranges, strict=True)]
+    return Budget(attention=shares[0], mlp=shares[1], bits=shares[2] * FULL_BITS)
+
+
+def _ask(
+    lm: LanguageModel, tasks: dict[str, Task], schedule: Policy | Allocator, budget: Budget, settings: TaskSettings
+) -> dict[str, Any]:
+    """What one arm answers: numbers per question, requested and realised shares."""
+    model = ControlledLM(lm, schedule=schedule, target=budget, batch_size=settings.batch, seed=settings.seed)
+    for task in tasks.values():
+        task.set_fewshot_seed(settings.seed)
+        if settings.fewshot is not None:
+            task.set_config(key="num_fewshot", value=settings.fewshot)
+    found: Any = lm_eval_evaluate(
+        model, {"tasks": tasks, "groups": {}, "group_map": {}}, limit=settings.limit, bootstrap_iters=0
+    )
+    answers: Answers = {metric: [] for metric in METRICS}
+    for name in tasks:
+        for sample in sorted(found["samples"][name], key=lambda sample: sample["doc_id"]):
+            for metric, value in _answer(tasks[name], sample).items():
+                answers[metric].append(value)
+    compute = model.compute
+    return {
+        "answers": {metric: values for metric, values in answers.items() if values},
+        "requested": compute.requested,
+        "realised": {**compute.realised, "bytes": compute.bytes},
+    }
+
+
+def _answer(task: Task, sample: dict[str, Any]) -> dict[str, float]:
+    """The metrics of one question."""
+    scores = [float(response[0][0]) for response in sample["resps"]]
+    values: dict[str, float] = {metric: float(sample[metric]) for metric in ("acc", "acc_norm") if metric in sample}
+    if task.OUTPUT_TYPE == "multiple_choice":
+        gold = int(sample["target"]) if str(sample["target"]).isdigit() else 0
+        others = [score for index, score in enumerate(scores) if index != gold]
+        values["margin"] = scores[gold] - max(others)
+    elif task.OUTPUT_TYPE == "loglikelihood":
+        values["margin"] = scores[0]
+    else:
+        raise SolmError(f"task {task.config.task} asks for {task.OUTPUT_TYPE}; only likelihood tasks can be compared")
+    return values
+
+
+def _point(task: str, arm: str, net: float, found: dict[str, Any], policy: dict[str, Any] | None) -> TaskPoint:
+    answers = found["answers"]
+    return TaskPoint(
+        task=task,
+        arm=arm,
+        budget=net,
+        questions=len(answers["margin"]),
+        scores={metric: math.fsum(values) / len(values) for metric, values in answers.items()},
+        requested=found["requested"],
+        realised=found["realised"],
+        differences={} if policy is None else _differences(policy["answers"], answers),
+    )
+
+
+def _differences(ours: Answers, theirs: Answers) -> dict[str, Difference]:
+    return {
+        metric: Difference(**paired_difference(np.array(values), np.array(theirs[metric]))._asdict())
+        for metric, values in ours.items()
+    }
+
+
+def _read_partial(path: Path | None, key: list[Any]) -> dict[str, dict[str, Any]]:
+    if path is None or not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+        return dict(content["runs"]) if content["key"] == key else {}
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+        return {}  # half-written or foreign: asked again
