@@ -16,7 +16,7 @@ from solm.evaluation.result import EvaluationResult
 from solm.evaluation.show import plot
 from solm.files import write_bytes, write_json, write_text
 from solm.policies.artifact import TrainedPolicy
-from solm.report import render
+from solm.report.quickstart import render
 from solm.training.config import ValueTrainConfig
 from solm.training.value_trainer import train_values
 

@@ -9,6 +9,7 @@ from solm.cli.generate import generate
 from solm.cli.inspect import inspect
 from solm.cli.push import push
 from solm.cli.quickstart import quickstart
+from solm.cli.sweep import report, sweep
 from solm.cli.tasks import PASSED_ON, lm_eval, tasks
 from solm.cli.train import train
 from solm.errors import SolmError
@@ -26,6 +27,8 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("tasks")(tasks)
 app.command("lm-eval", context_settings=PASSED_ON)(lm_eval)
+app.command("sweep")(sweep)
+app.command("report")(report)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
 app.command("push")(push)

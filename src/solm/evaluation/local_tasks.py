@@ -7,6 +7,7 @@ the same tasks against the hub.
 import csv
 import json
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def load_tasks(wanted: list[str], data: Path | None) -> dict[str, dict[str, Task
     if data is not None and not data.is_dir():
         raise DataError(f"there is no folder {data} to read tasks from; expected one with arc_easy.jsonl and so on")
     local = [] if data is None else names(data)
-    manager = TaskManager()
+    manager = _manager()
     loaded: dict[str, dict[str, Task]] = {}
     for name in wanted:
         subjects = [known for known in local if known.startswith("mmlu_")] if name == "mmlu" else [name]
@@ -106,6 +107,12 @@ def load_tasks(wanted: list[str], data: Path | None) -> dict[str, dict[str, Task
             raise DataError(f"unknown task {name!r}: lm-eval has none of that name{known}")
         loaded[name] = manager.load([{"group": f"local_{name}", "task": members} if members else name])["tasks"]
     return loaded
+
+
+@lru_cache
+def _manager() -> TaskManager:
+    """lm-eval's index of tasks; making it reads thousands of files."""
+    return TaskManager()
 
 
 def _override(name: str, data: Path) -> Record:

@@ -61,6 +61,41 @@ class EvaluationResult(BaseModel):
         return next((point for point in self.points if point.arm == name and point.budget == budget), None)
 
 
+class TaskPoint(BaseModel):
+    """One arm on one task at one budget.
+
+    scores: mean per metric: ``acc``, ``acc_norm`` (by length; where the task has it) and ``margin``, log-likelihood of
+    the right answer above the best wrong one in nats (of the target itself where there is no choice). differences:
+    policy minus this arm per metric, paired over questions, with 95 % intervals; positive: the policy is better.
+    requested, realised: shares per axis and net, over the steps that could be controlled.
+    """
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    task: str
+    arm: str
+    budget: float
+    questions: int
+    scores: dict[str, float]
+    requested: dict[str, float]
+    realised: dict[str, float]
+    differences: dict[str, Difference] = Field(default_factory=dict)
+
+
+class TaskResult(BaseModel):
+    """Everything a task evaluation found, and what is needed to repeat it."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    kind: Literal["tasks"] = "tasks"
+    schema_version: Literal[1] = 1
+    command: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    points: list[TaskPoint]
+    policy: dict[str, Any] = Field(default_factory=dict)
+
+
 def command_line() -> str:
     """The command being run, without the machine's folders: of an absolute path only the last part is told."""
     return shlex.join([Path(sys.argv[0]).name, *(Path(p).name if Path(p).is_absolute() else p for p in sys.argv[1:])])

@@ -1,15 +1,11 @@
 """An evaluation as a table in the terminal, as a verdict in words, and as a picture."""
 
 import io
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
 
-from solm.evaluation.result import Difference, EvaluationResult, Point
-
-if TYPE_CHECKING:
-    from solm.evaluation.tasks import TaskResult
+from solm.evaluation.result import Difference, EvaluationResult, Point, TaskResult
 
 _COLOURS = {"policy": "#0b7285", "static": "#e8590c", "random": "#868e96"}
 
@@ -36,7 +32,7 @@ def table(result: EvaluationResult) -> Table:
     return shown
 
 
-def task_table(result: "TaskResult") -> Table:
+def task_table(result: TaskResult) -> Table:
     """Arms by task and budget: accuracy and margin, with the policy's difference to each arm."""
     shown = Table(title="Tasks at matched compute", title_justify="left")
     numbers = ("net", "bytes", "acc", "margin", "policy − arm: acc [95 %]", "margin [95 %]")

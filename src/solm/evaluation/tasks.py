@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from lm_eval.api.task import Task
@@ -16,7 +16,7 @@ from solm.budget import Budget
 from solm.decoding.language_model import LanguageModel
 from solm.errors import SolmError
 from solm.evaluation.harness import ControlledLM
-from solm.evaluation.result import Difference, command_line, environment
+from solm.evaluation.result import Difference, TaskPoint, TaskResult, command_line, environment
 from solm.evaluation.statistics import paired_difference
 from solm.files import write_json
 from solm.policies.observation import Policy
@@ -41,41 +41,6 @@ class TaskSettings(BaseModel):
     """Examples before each question; None: as the task says."""
     batch: int = Field(16, ge=1)
     seed: int = 0
-
-
-class TaskPoint(BaseModel):
-    """One arm on one task at one budget.
-
-    scores: mean per metric: ``acc``, ``acc_norm`` (by length; where the task has it) and ``margin``, log-likelihood of
-    the right answer above the best wrong one in nats (of the target itself where there is no choice). differences:
-    policy minus this arm per metric, paired over questions, with 95 % intervals; positive: the policy is better.
-    requested, realised: shares per axis and net, over the steps that could be controlled.
-    """
-
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
-
-    task: str
-    arm: str
-    budget: float
-    questions: int
-    scores: dict[str, float]
-    requested: dict[str, float]
-    realised: dict[str, float]
-    differences: dict[str, Difference] = Field(default_factory=dict)
-
-
-class TaskResult(BaseModel):
-    """Everything a task evaluation found, and what is needed to repeat it."""
-
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
-
-    kind: Literal["tasks"] = "tasks"
-    schema_version: Literal[1] = 1
-    command: str
-    settings: dict[str, Any]
-    environment: dict[str, Any]
-    points: list[TaskPoint]
-    policy: dict[str, Any] = Field(default_factory=dict)
 
 
 def evaluate_tasks(

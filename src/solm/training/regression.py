@@ -17,9 +17,11 @@ _LARGEST_GAIN = 5.0
 
 @dataclass(frozen=True)
 class Fit:
-    """Share of the held-out variance of gains explained, beyond every action's mean: by epoch."""
+    """explained: share of the held-out variance of gains explained beyond every action's mean, by epoch. slopes: per
+    axis by how much held-out gains change where the network says by 1."""
 
     explained: list[float]
+    slopes: list[float]
 
 
 @dataclass(frozen=True)
@@ -77,25 +79,46 @@ def fit(
         some = torch.randperm(len(rows.gain))[: config.calibration]
         kept = network(rows.hidden[some].float(), rows.before[some])
         scale = kept.mean(0)
-        kept = 1 + torch.tensor(how.trust) * (kept / scale - 1)
+        slopes = _slopes(network, test, spill, scale) if len(test.gain) else torch.ones(3)
+        trust = slopes.clamp(0, 1)
+        kept = 1 + trust * (kept / scale - 1)
         network.calibration.copy_(kept.repeat(-(-config.calibration // len(kept)), 1)[: config.calibration])
         for axis, profile in enumerate(network.profiles):
             profile.mul_(scale[axis]).clamp_(max=0)
         network.scale.copy_(scale)
-        network.trust.copy_(torch.tensor(how.trust))
-    return network, Fit(explained)
+        network.trust.copy_(trust)
+    return network, Fit(explained, slopes.tolist())
 
 
 def predict(network: ValueNetwork, rows: _Rows, spill: torch.Tensor) -> torch.Tensor:
     """Gain [M] of the rows' actions, spill [3] being what full savings around a step cost it per axis."""
-    sensitivity = network(rows.hidden, rows.before)
-    gains = network.split(sensitivity)
     index = rows.after.long()
-    total = (sensitivity * rows.saved * spill).sum(-1)
-    total = total + torch.stack([gain.gather(1, index[:, axis, None])[:, 0] for axis, gain in enumerate(gains)]).sum(0)
+    total = (network(rows.hidden, rows.before) * _unit_costs(network, rows, spill)).sum(-1)
     for (a, b), pair in zip(((0, 1), (0, 2), (1, 2)), network.pairs, strict=True):
         total = total + F.pad(pair, (0, 1, 0, 1))[index[:, a], index[:, b]]
     return total
+
+
+def _unit_costs(network: ValueNetwork, rows: _Rows, spill: torch.Tensor) -> torch.Tensor:
+    """Per axis what the rows' levels, and the savings around them, cost a token of sensitivity 1: [M, 3]."""
+    own = [F.pad(profile, (0, 1))[rows.after[:, axis].long()] for axis, profile in enumerate(network.profiles)]
+    return torch.stack(own, 1) + rows.saved * spill
+
+
+def _slopes(network: ValueNetwork, rows: _Rows, spill: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Least squares, per axis, of what average sensitivities `mean` [3] leave unexplained on what the network adds.
+
+    Below 1 the network tells tokens further apart than they are: that much of its word should be believed.
+    """
+    left, right = torch.zeros(3, 3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for index in torch.arange(len(rows.gain)).split(65536):
+        part = rows.take(index)
+        added = ((network(part.hidden, part.before) - mean) * _unit_costs(network, part, spill)).double()
+        missing = (part.gain - predict(network, part, spill)).double() + added.sum(1)
+        weighted = added * part.weight[:, None]
+        left += weighted.T @ added
+        right += weighted.T @ missing
+    return torch.linalg.lstsq(left + 1e-9 * torch.eye(3), right[:, None]).solution[:, 0].float()
 
 
 def _flatten(samples: Samples, config: ValueConfig, how: FitConfig) -> tuple[_Rows, torch.Tensor]:

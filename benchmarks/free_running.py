@@ -1,0 +1,101 @@
+"""Free-running quality: text generated under a budget, judged by the dense model, policy against static.
+
+    python benchmarks/free_running.py --data DATA --budgets 0.45,0.6
+
+Prompts are the first tokens of held-out windows (see policies.py). Every arm samples at temperature 1 with the same
+random numbers; static gets, row by row, what the policy realised. Along the generated text: log-probability under the
+dense model, and KL of the dense model's distribution from the arm's.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from policies import held_out
+from solm.actions import AXES
+from solm.decoding.api import load
+from solm.decoding.drive import drive
+from solm.decoding.language_model import LanguageModel
+from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
+from solm.evaluation.result import command_line, environment
+from solm.evaluation.statistics import paired_difference
+from solm.files import write_text
+
+PROMPT, CHUNK, ROWS = 256, 16, 50
+SPACE = "joint-27"
+
+
+@torch.no_grad()
+def generated(
+    lm: LanguageModel, prompts: torch.Tensor, name: str, target: torch.Tensor, length: int, seed: int
+) -> dict[str, torch.Tensor]:
+    """Per prompt: mean log-probability under the dense model, mean KL, realised shares [N, 3]."""
+    parent = lm.session(capacity=PROMPT)
+    logits = parent.prefill(prompts)
+    session, dense = (parent.fork(1, capacity=length + CHUNK) for _ in range(2))
+    driver = drive(session, lm.policy(name), target, length)
+    generator = torch.Generator().manual_seed(seed)
+    scores, distances = [], []
+    before = logits[:, None]
+    for _ in range(length // CHUNK):
+        tokens, seen = [], []
+        for _ in range(CHUNK):
+            noise = -torch.empty(logits.shape).exponential_(generator=generator).log()
+            tokens.append((logits.float() + noise).argmax(-1))
+            seen.append(logits)
+            logits, _ = driver.step(tokens[-1])
+        known, ours = torch.stack(tokens, 1), torch.stack(seen, 1)
+        after = dense.extend(known).logits
+        theirs = torch.cat([before, after[:, :-1]], 1)
+        before = after[:, -1:]
+        for step in range(CHUNK):
+            reference = theirs[:, step].float().log_softmax(-1)
+            distances.append((reference.exp() * (reference - ours[:, step].float().log_softmax(-1))).sum(-1))
+            scores.append(reference.gather(1, known[:, step, None])[:, 0])
+    spent = session.ledger.average
+    return {"score": torch.stack(scores, 1).mean(1), "kl": torch.stack(distances, 1).mean(1), "realised": spent}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--policy", default=f"builtin:smollm2-135m-{SPACE}")
+    parser.add_argument("--budgets", default="0.45,0.6")
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/free-running.json"))
+    options = parser.parse_args()
+    lm = load("builtin:smollm2-135m", options.policy)
+    settings = EvaluationSettings(budgets=(1.0,), sequences=options.prompts, context=PROMPT, length=options.length)
+    prompts = held_out_windows(held_out(options.data, lm), settings)[:, :PROMPT]
+    points = []
+    for net in (float(part) for part in options.budgets.split(",")):
+        target = lm.budget(net).tensor(len(prompts))
+        rows: dict[str, dict[str, torch.Tensor]] = {}
+        for arm in ("dense", "policy", "static"):
+            parts = [
+                generated(lm, some, arm, goal, options.length, seed)
+                for seed, (some, goal) in enumerate(zip(prompts.split(ROWS), target.split(ROWS), strict=True))
+            ]
+            rows[arm] = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            if arm == "policy":
+                target = rows[arm]["realised"]
+            print(net, arm, {key: value.mean(0).tolist() for key, value in rows[arm].items()}, flush=True)
+        point = {"budget": net, "prompts": len(prompts), "tokens": len(prompts) * options.length, "arms": {}}
+        for arm, found in rows.items():
+            shares = dict(zip(AXES, found["realised"].mean(0).tolist(), strict=True))
+            point["arms"][arm] = {"score": float(found["score"].mean()), "kl": float(found["kl"].mean()), **shares}
+        for key in ("score", "kl"):
+            both = [np.asarray(rows[arm][key].double()) for arm in ("policy", "static")]
+            point[f"policy_minus_static_{key}"] = paired_difference(*both)._asdict()
+        print({key: value for key, value in point.items() if key.startswith("policy_minus")}, flush=True)
+        points.append(point)
+    told = {"command": command_line(), "environment": environment(), "space": SPACE, "points": points}
+    write_text(options.out, json.dumps(told, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Many evaluations from one file: models × policies × spaces, perplexity and tasks, resumable at any point."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from solm.actions import ActionSpace
+from solm.data.windows import token_stream
+from solm.decoding.api import load
+from solm.decoding.language_model import LanguageModel
+from solm.errors import RunMismatchError, SolmError
+from solm.evaluation.perplexity import EvaluationSettings, evaluate
+from solm.files import write_json, write_text
+from solm.policies.artifact import TrainedPolicy
+
+MANIFEST, RESULTS, JOBS = "manifest.json", "results.jsonl", "jobs"
+
+
+class SweepConfig(BaseModel):
+    """A grid of evaluations. Everything plural is a dimension; a policy of None compares the baselines alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: tuple[str, ...] = ("builtin:smollm2-135m",)
+    policies: tuple[str | None, ...] = (None,)
+    spaces: tuple[str | None, ...] = (None,)
+    """Action space presets; None: the policy's own."""
+    data: tuple[str, ...] = ()
+    """Sources of held-out text; all of them make one perplexity evaluation."""
+    tasks: tuple[str, ...] = ()
+    """lm-eval tasks, an evaluation each."""
+    task_data: Path | None = None
+    budgets: tuple[float, ...] = (0.55, 0.65, 0.75)
+    sequences: int = Field(64, ge=1)
+    context: int = Field(512, ge=1)
+    length: int = Field(128, ge=1)
+    trials: int = Field(8, ge=1)
+    limit: int | None = Field(None, ge=1)
+    fewshot: int | None = Field(None, ge=0)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check_work(self) -> "SweepConfig":
+        if not self.data and not self.tasks:
+            raise ValueError("nothing to do: give data (texts) or tasks")
+        for policy in self.policies:
+            for space in self.spaces:
+                if policy is None and space is None:
+                    raise ValueError("a sweep without a policy needs spaces")
+                if space is not None:
+                    ActionSpace.preset(space)
+        return self
+
+
+class Job(BaseModel):
+    """One evaluation of the grid."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    policy: str | None
+    space: str | None
+    task: str | None
+    """None: perplexity."""
+
+    @property
+    def name(self) -> str:
+        """A file name that says what it is and does not depend on what else is in the grid."""
+        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
+        return f"{self.task or 'perplexity'}-{self.space or 'own'}-{digest}"
+
+
+def jobs(config: SweepConfig) -> list[Job]:
+    """The grid, in the order of its dimensions."""
+    what = [*([None] if config.data else []), *config.tasks]
+    return [
+        Job(model=model, policy=policy, space=space, task=task)
+        for model in config.models for policy in config.policies for space in config.spaces for task in what
+    ]  # fmt: skip
+
+
+def read_config(path: Path, values: dict[str, Any]) -> SweepConfig:
+    """A configuration from keys and values; raises `SolmError` that names the bad one."""
+    try:
+        return SweepConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "configuration"
+        raise SolmError(f"{path}: {where}: {first['msg']}") from error
+
+
+def sweep(
+    config: SweepConfig, out: Path, report: Callable[[str, int, int], None] = lambda job, done, total: None
+) -> list[Path]:
+    """Run what is not finished yet in the folder `out`; the results' files, also joined in ``results.jsonl``.
+
+    Killed at any moment and run again, it goes on inside the job it was in. report: name of the job, jobs done and in
+    all. Raises `RunMismatchError` where `out` holds another sweep.
+    """
+    grid = jobs(config)
+    manifest = {"config": config.model_dump(mode="json"), "jobs": [job.name for job in grid]}
+    if (out / MANIFEST).exists() and json.loads((out / MANIFEST).read_text()) != manifest:
+        raise RunMismatchError(f"{out} holds another sweep; choose another --out")
+    write_json(out / MANIFEST, manifest)
+    paths = []
+    loaded: tuple[Job, LanguageModel] | None = None
+    for done, job in enumerate(grid):
+        report(job.name, done, len(grid))
+        path = out / JOBS / f"{job.name}.json"
+        if not path.exists():
+            if loaded is None or loaded[0].model_copy(update={"task": job.task}) != job:
+                loaded = job, _load(job, config)
+            write_text(path, _run(job, loaded[1], config, path.with_suffix(".partial")) + "\n")
+        paths.append(path)
+        # Rewritten after every job, from the jobs' own files: it holds whole lines only, always in the grid's order.
+        write_text(out / RESULTS, "".join(json.dumps(json.loads(p.read_text())) + "\n" for p in paths))
+    report("", len(grid), len(grid))
+    return paths
+
+
+def _load(job: Job, config: SweepConfig) -> LanguageModel:
+    trained = None if job.policy is None else TrainedPolicy.from_pretrained(job.policy)
+    if trained is not None and job.space is not None:
+        trained = trained.with_space(ActionSpace.preset(job.space))
+    return load(job.model, trained, dtype=config.dtype)
+
+
+def _run(job: Job, lm: LanguageModel, config: SweepConfig, partial: Path) -> str:
+    """The result of a job as JSON."""
+    space = None if job.space is None else ActionSpace.preset(job.space)
+    assert lm.tokenizer is not None
+    if job.task is None:
+        settings = EvaluationSettings(
+            budgets=config.budgets, sequences=config.sequences, context=config.context, length=config.length,
+            trials=config.trials, seed=config.seed,
+        )  # fmt: skip
+        streams = [token_stream(source, lm.tokenizer) for source in config.data]
+        return evaluate(lm, streams, settings, space, partial).model_dump_json(indent=2)
+    # lm-eval is an extra: a sweep of perplexities needs none.
+    from solm.evaluation.local_tasks import load_tasks
+    from solm.evaluation.tasks import TaskSettings, evaluate_tasks
+
+    asked = TaskSettings(
+        tasks=(job.task,), budgets=config.budgets, limit=config.limit, fewshot=config.fewshot, seed=config.seed
+    )
+    tasks = load_tasks([job.task], config.task_data)
+    return evaluate_tasks(lm, tasks, asked, space, partial=partial).model_dump_json(indent=2)

@@ -1,0 +1,61 @@
+"""What every page has: style, head, tables, pictures."""
+
+import base64
+from html import escape
+
+from solm.evaluation.result import Difference, EvaluationResult
+
+_STYLE = """
+:root{color-scheme:light dark;--ink:#212529;--soft:#6c757d;--line:#dee2e6;--paper:#fff}
+:root{--good:#2b8a3e;--bad:#c92a2a;--open:#b08900}
+@media(prefers-color-scheme:dark){:root{--ink:#e9ecef;--soft:#adb5bd;--line:#495057;--paper:#16191d}
+:root{--good:#69db7c;--bad:#ff8787;--open:#ffd43b}}
+body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
+body{max-width:60rem;margin:0 auto;padding:1.5rem}
+h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2rem 0 .5rem}p,li{max-width:46rem}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
+th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th:nth-child(2),td:nth-child(2){text-align:left}tr.first td{border-top:2px solid var(--line)}
+.good{color:var(--good)}.bad{color:var(--bad)}.open{color:var(--open)}.soft{color:var(--soft);font-size:.9rem}
+img{max-width:100%;background:#fff;border-radius:6px}
+.reply{white-space:pre-wrap;border:1px solid var(--line);border-radius:6px;padding:.8rem 1rem;margin:.4rem 0 1.2rem}
+.reply span{border-radius:3px;padding:1px 0}svg{width:100%;height:auto;max-width:46rem}
+"""
+
+
+def head(title: str) -> str:
+    """The beginning of a page, up to its first heading."""
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width,"
+        f"initial-scale=1'><title>{escape(title)}</title><style>{_STYLE}</style>"
+    )
+
+
+def image(picture: bytes, words: str) -> str:
+    """A PNG inside the page; `words` say what it shows."""
+    return f"<p><img alt='{escape(words)}' src='data:image/png;base64,{base64.b64encode(picture).decode()}'></p>"
+
+
+def perplexity_table(result: EvaluationResult) -> str:
+    """Arms by budget, one row each."""
+    rows, last = [], None
+    for point in result.points:
+        first = " class=first" if point.budget != last else ""
+        last = point.budget
+        rows.append(
+            f"<tr{first}><td>{point.budget:.2f}<td>{escape(point.arm)}<td>{point.realised:.3f}"
+            f"<td>{point.cost['bytes']:.3f}<td>{point.perplexity:.2f}<td>{point.nats:.4f}"
+            f"<td>{difference(point.difference, -1)}</tr>"
+        )
+    titles = "<tr><th>budget<th>arm<th>realised<th>bytes<th>perplexity<th>nats/token<th>policy − arm</tr>"
+    return f"<div class=scroll><table>{titles}{''.join(rows)}</table></div>"
+
+
+def difference(found: Difference | None, better: int) -> str:
+    """An interval, marked good where it lies on the side `better` of zero."""
+    if found is None:
+        return ""
+    value, low, high = found.value, found.low, found.high
+    ends = sorted((low * better, high * better))
+    kind = "good" if ends[0] > 0 else "bad" if ends[1] < 0 else "open"
+    return f"<span class={kind}>{value:+.4f} [{low:+.4f}, {high:+.4f}]</span>"
