@@ -34,7 +34,7 @@ def trained(tmp_path_factory, byte_tokenizer):
 
 
 def test_help_of_every_verb_has_examples_and_is_fast():
-    for verb in ("train", "eval", "tasks", "sweep", "report", "generate", "inspect", "push", "quickstart"):
+    for verb in ("train", "eval", "tasks", "sweep", "report", "pollution", "generate", "inspect", "push", "quickstart"):
         assert "Example" in solm(verb, "--help").stdout
     script = "import sys; sys.argv=['solm','--help']; import solm.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0

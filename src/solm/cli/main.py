@@ -7,6 +7,7 @@ import typer
 from solm.cli.eval import evaluate
 from solm.cli.generate import generate
 from solm.cli.inspect import inspect
+from solm.cli.pollution import pollution
 from solm.cli.push import push
 from solm.cli.quickstart import quickstart
 from solm.cli.sweep import report, sweep
@@ -29,6 +30,7 @@ app.command("tasks")(tasks)
 app.command("lm-eval", context_settings=PASSED_ON)(lm_eval)
 app.command("sweep")(sweep)
 app.command("report")(report)
+app.command("pollution")(pollution)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
 app.command("push")(push)
