@@ -20,7 +20,9 @@ from solm.cli.options import (
 from solm.errors import SolmError
 
 if TYPE_CHECKING:
+    from solm.actions import ActionSpace
     from solm.decoding.language_model import LanguageModel
+    from solm.policies.observation import Policy
     from solm.policies.prices import Allocator
 
 
@@ -48,6 +50,10 @@ def evaluate(
     ] = None,
     rival: Annotated[
         list[str] | None, typer.Option(help="One more policy over the same space, as name=folder; may be repeated.")
+    ] = None,
+    controllers: Annotated[
+        str | None,
+        typer.Option(help="Training-free arms: entropy, drift. They step token by token: slow."),
     ] = None,
     oracle: Annotated[bool, typer.Option("--oracle", help="Also measure the ceiling, with access to answers.")] = False,
     seed: SeedOption = 0,
@@ -88,7 +94,11 @@ def evaluate(
     grid = None if space is None else ActionSpace.preset(space)
     trained = None if policy is None else in_space(TrainedPolicy.from_pretrained(policy), grid)
     lm = load(model, trained, semantics=None if semantics is None else Semantics.preset(semantics), dtype=dtype)
-    rivals = {name: _rival(folder, lm) for name, _, folder in (item.partition("=") for item in rival or [])}
+    rivals: dict[str, Policy | Allocator] = {}
+    for name, _, folder in (item.partition("=") for item in rival or []):
+        rivals[name] = _rival(folder, lm)
+    for name in controllers.split(",") if controllers else ():
+        rivals[name] = _controller(name.strip(), lm, grid or lm.space)
     assert lm.tokenizer is not None
     streams = [token_stream(source, lm.tokenizer) for source in data.split(",")]
     calibration = None if tuning is None else token_stream(tuning.split(","), lm.tokenizer)
@@ -108,6 +118,16 @@ def evaluate(
     console.print(show.table(result))
     for line in show.verdict(result):
         console.print(line)
+
+
+def _controller(name: str, lm: "LanguageModel", space: "ActionSpace") -> "Policy":
+    from solm.policies.controllers import DriftController, EntropyController
+
+    if name == "entropy":
+        return EntropyController(space, lm.model.get_output_embeddings())
+    if name == "drift":
+        return DriftController(space)
+    raise SolmError(f"unknown controller {name!r}; choose entropy or drift")
 
 
 def _rival(folder: str, lm: "LanguageModel") -> "Allocator":

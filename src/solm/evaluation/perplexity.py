@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def evaluate(
     partial: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     tuning: TokenStream | None = None,
-    rivals: dict[str, Allocator] | None = None,
+    rivals: Mapping[str, Policy | Allocator] | None = None,
 ) -> EvaluationResult:
     """Compare all arms at every budget, on as many texts from each of `streams`.
 
