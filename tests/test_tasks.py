@@ -34,6 +34,9 @@ def data(tmp_path_factory) -> Path:
             "context_options": ["Ann met Eve {n} because Ann", "Ann met Eve {n} because Eve"],
             "continuation": "was there.", "gold": 1,
         },
+        "longeval_200_lines": {
+            "random_idx": ["big-cat", 1], "expected_number": 417, "prompt": "line big-cat: <417> {n}\nWhat is it? ",
+        },
         "lambada_openai": {"context": "It rained all day {n} and so they stayed at", "continuation": "home"},
     }  # fmt: skip
     for name, record in files.items():
@@ -66,6 +69,8 @@ def test_local_tasks_ask_in_lm_evals_own_words(data):
     assert prompt(found["mmlu"]["mmlu_anatomy"], 1)[0] == (
         'What, "1", is test?\nA. apple\nB. pear\nC. plum\nD. fig\nAnswer:'
     )
+    lines = load_tasks(["longeval_lines"], data)["longeval_lines"]["longeval_lines"]
+    assert prompt(lines) == ("line big-cat: <417> 12\nWhat is it?\nline big-cat: REGISTER_CONTENT is", " <417>")
     task = found["winogrande"]["winogrande"]
     document = next(iter(task.eval_docs))
     assert task.doc_to_choice(document) == ["Ann met Eve 12 because Ann", "Ann met Eve 12 because Eve"]

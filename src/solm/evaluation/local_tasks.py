@@ -69,6 +69,17 @@ def _passage(record: Record) -> Record:
     return {"text": f"{record['context']} {record['continuation'].strip(' ')}"}
 
 
+def _register(record: Record) -> Record:
+    """LongEval's lines: the answer in the words of the line that holds it."""
+    line = record["random_idx"][0]
+    text = f"{record['prompt'].rstrip()}\nline {line}: REGISTER_CONTENT is"
+    return {"prompt": text, "answer": f" <{record['expected_number']}>"}
+
+
+def _needle(record: Record) -> Record:
+    return {"prompt": record["input"], "answer": f" {record['outputs'][0]}"}
+
+
 # Name of the task: file, split that lm-eval evaluates, and a record of the file as a document of the hub.
 _FILES: dict[str, tuple[str, str, Callable[[Record], Record]]] = {
     "arc_easy": ("arc_easy.jsonl", "test", _question),
@@ -78,7 +89,15 @@ _FILES: dict[str, tuple[str, str, Callable[[Record], Record]]] = {
     "winogrande": ("winogrande.jsonl", "validation", _sentence),
     "openbookqa": ("openbook_qa.jsonl", "test", _stem),
     "lambada_openai": ("lambada_openai.jsonl", "test", _passage),
+    "longeval_lines": ("longeval_200_lines.jsonl", "test", _register),
+    "niah_multikey": ("ruler_niah_multikey3_4k.jsonl", "test", _needle),
 }
+_RETRIEVAL: Record = {
+    "output_type": "loglikelihood", "doc_to_text": "{{prompt}}", "doc_to_target": "{{answer}}", "target_delimiter": "",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}  # fmt: skip
+"""What lm-eval has no likelihood task for: is the string to be found what greedy decoding would give?"""
+_OWN = ("longeval_lines", "niah_multikey")
 
 
 def names(data: Path) -> list[str]:
@@ -105,7 +124,9 @@ def load_tasks(wanted: list[str], data: Path | None) -> dict[str, dict[str, Task
         if not members and name not in manager.task_index:
             known = f"; the data folder has {', '.join(k for k in local if k in _FILES)}, mmlu" if local else ""
             raise DataError(f"unknown task {name!r}: lm-eval has none of that name{known}")
-        loaded[name] = manager.load([{"group": f"local_{name}", "task": members} if members else name])["tasks"]
+        # As members of a group, changed keys are laid over lm-eval's own configuration of the task.
+        spec = name if not members else members[0] if name in _OWN else {"group": f"local_{name}", "task": members}
+        loaded[name] = manager.load([spec])["tasks"]
     return loaded
 
 
@@ -129,7 +150,7 @@ def _override(name: str, data: Path) -> Record:
         shown = range(min(_EXAMPLES, len(every) // 2))
         return DatasetDict({"examples": every.select(shown), split: every.select(range(len(shown), len(every)))})
 
-    changed: Record = {"task": name, "custom_dataset": read}
+    changed: Record = {"task": name, "custom_dataset": read, **(_RETRIEVAL if name in _OWN else {})}
     if name in _FILES:
         changed |= dict.fromkeys(("training_split", "validation_split", "test_split"))
         changed |= {f"{_FILES[name][1]}_split": _FILES[name][1]}
