@@ -53,8 +53,8 @@ class RunFolder:
                 raise RunMismatchError(
                     f"{path} holds a run with another configuration ({changed}); choose another --out"
                 )
-        else:
-            write_json(path / CONFIG, config.model_dump(mode="json"))
+        # Written again where a run goes on under settings that may change, such as more batches.
+        write_json(path / CONFIG, config.model_dump(mode="json"))
 
     def close(self) -> None:
         self._lock.close()

@@ -1,0 +1,611 @@
+// One decode step of a Llama-like model in one call: only what an action keeps is read and computed.
+//
+// Two threads (or more) walk the layers together. Every thread holds the residual stream and does the small work (norms,
+// selection, activations) for itself, so that threads meet four times a layer and never wait for one another's small
+// work. Matrices are stored input-major: a skipped input channel is a row of weights that is never read. Keys lie in
+// blocks of 16 tokens, transposed, beside the per-channel minimum and maximum of the block (Quest, ICML 2024).
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define PAUSE() _mm_pause()
+#else
+#define PAUSE() std::this_thread::yield()
+#endif
+
+namespace {
+
+constexpr int PAGE = 16;
+
+using bf16 = uint16_t;
+
+inline float widen(float x) { return x; }
+inline float widen(bf16 x) {
+  uint32_t bits = uint32_t(x) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline float widen(int8_t x) { return float(int32_t(x)); }
+
+inline bf16 narrow(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+struct Sizes {
+  int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, positions, precision, threads;
+  float epsilon;
+};
+
+// Per layer: qkv [H, (heads + 2 kv) D], out [heads D, H], gate_up [H, 2 I], down [I, H], each input-major with one
+// scale per output (int8 only); then the head [V, H], output-major. Norms and biases are float32.
+struct Matrix {
+  const void* data;
+  const float* scale;
+};
+struct Layer {
+  Matrix qkv, out, gate_up, down;
+  const float *attention_norm, *mlp_norm, *q_norm, *k_norm, *qkv_bias;
+};
+
+// What one row spends on one step.
+struct Plan {
+  int32_t inputs, hiddens, bits, group, sparse, sinks, window_start, pages;
+};
+
+class Barrier {
+ public:
+  explicit Barrier(int threads) : threads_(threads) {}
+  void wait(bool& sense) {
+    sense = !sense;
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      sense_.store(sense, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; sense_.load(std::memory_order_acquire) != sense; ++spins) {
+      PAUSE();
+      if (spins > 20000) std::this_thread::yield();
+    }
+  }
+
+ private:
+  const int threads_;
+  std::atomic<int> arrived_{0};
+  std::atomic<bool> sense_{false};
+};
+
+// y[0:out] += sum over kept inputs of x * row, eight rows at a time.
+template <typename W>
+void accumulate(const W* weights, int out, const int32_t* index, const float* x, int count, float* __restrict y) {
+  int i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const W* __restrict r[8];
+    float v[8];
+    for (int k = 0; k < 8; ++k) {
+      r[k] = weights + size_t(index[i + k]) * out;
+      v[k] = x[i + k];
+    }
+    const W *r0 = r[0], *r1 = r[1], *r2 = r[2], *r3 = r[3], *r4 = r[4], *r5 = r[5], *r6 = r[6], *r7 = r[7];
+#pragma GCC ivdep
+    for (int o = 0; o < out; ++o) {
+      float first = v[0] * widen(r0[o]) + v[1] * widen(r1[o]) + v[2] * widen(r2[o]) + v[3] * widen(r3[o]);
+      float second = v[4] * widen(r4[o]) + v[5] * widen(r5[o]) + v[6] * widen(r6[o]) + v[7] * widen(r7[o]);
+      y[o] += first + second;
+    }
+  }
+  for (; i < count; ++i) {
+    const W* __restrict row = weights + size_t(index[i]) * out;
+    const float v = x[i];
+#pragma GCC ivdep
+    for (int o = 0; o < out; ++o) y[o] += v * widen(row[o]);
+  }
+}
+
+template <typename W>
+float dot(const W* __restrict w, const float* __restrict x, int n) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int i = 0; i < n; ++i) sum += widen(w[i]) * x[i];
+  return sum;
+}
+
+// The bit pattern of the count-th largest |x|: positive floats order like integers.
+uint32_t kth_largest(const float* x, int n, int count) {
+  uint32_t threshold = 0;
+  for (int bit = 30; bit >= 0; --bit) {
+    const uint32_t guess = threshold | (1u << bit);
+    int above = 0;
+#pragma omp simd reduction(+ : above)
+    for (int i = 0; i < n; ++i) {
+      uint32_t bits;
+      std::memcpy(&bits, x + i, 4);
+      above += (bits & 0x7fffffffu) >= guess;
+    }
+    if (above >= count) threshold = guess;
+  }
+  return threshold;
+}
+
+// Indices and values of the count channels of largest |x|; of equal ones those of lower index. Returns count.
+int select(const float* x, int n, int count, int32_t* index, float* values) {
+  if (count >= n) {
+    for (int i = 0; i < n; ++i) index[i] = i, values[i] = x[i];
+    return n;
+  }
+  if (count <= 0) return 0;
+  const uint32_t threshold = kth_largest(x, n, count);
+  int above = 0;
+  for (int i = 0; i < n; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, x + i, 4);
+    above += (bits & 0x7fffffffu) > threshold;
+  }
+  int ties = count - above, kept = 0;
+  for (int i = 0; i < n; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, x + i, 4);
+    bits &= 0x7fffffffu;
+    bool keep = bits > threshold;
+    if (bits == threshold && ties > 0) keep = true, --ties;
+    if (keep) index[kept] = i, values[kept++] = x[i];
+  }
+  return kept;
+}
+
+// Round kept values to a grid of `bits` bits with one scale per `group` channels of the whole vector.
+void quantise(const int32_t* index, float* values, int count, int bits, int group) {
+  if (bits >= 16) return;
+  const float most = float((1 << (bits - 1)) - 1);
+  for (int start = 0; start < count;) {
+    const int block = index[start] / group;
+    int end = start;
+    float peak = 0;
+    for (; end < count && index[end] / group == block; ++end) peak = std::max(peak, std::fabs(values[end]));
+    const float scale = peak / most, divisor = std::max(scale, 1.17549435e-38f);
+    for (; start < end; ++start) values[start] = std::nearbyint(values[start] / divisor) * scale;
+  }
+}
+
+void rms_norm(const float* x, const float* weight, int n, float epsilon, float* out) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int i = 0; i < n; ++i) sum += x[i] * x[i];
+  const float scale = 1.0f / std::sqrt(sum / float(n) + epsilon);
+#pragma GCC ivdep
+  for (int i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
+}
+
+// Keys and values of one row. K: float32 (precision 0) or bfloat16.
+struct Cache {
+  int capacity = 0;
+  std::vector<char> keys, values, low, high;  // [layers, kv_heads, blocks, D, 16], [.., tokens, D], [.., blocks, D] x 2
+};
+
+template <typename K>
+K store(float x);
+template <>
+float store<float>(float x) { return x; }
+template <>
+bf16 store<bf16>(float x) { return narrow(x); }
+
+struct Engine {
+  Sizes s;
+  std::vector<Layer> layers;
+  const void* embedding;
+  const float* embedding_scale;
+  Matrix head;
+  const float *final_norm, *cosine, *sine;  // [positions, D] each
+
+  // The job that threads work on.
+  std::atomic<uint64_t> ticket{0};
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> workers;
+  std::vector<char> senses;
+  Barrier* barrier = nullptr;
+  std::vector<std::vector<float>> shared;  // per thread: partial sums that the others read
+
+  int steps = 0, first = 0, last = 0;
+  Cache* const* caches = nullptr;
+  const int32_t *tokens = nullptr, *positions = nullptr;
+  const Plan* plans = nullptr;
+  float* stream = nullptr;  // [steps, H]
+  float* logits = nullptr;  // [steps, V] or null
+
+  size_t element() const { return s.precision == 0 ? 4 : 2; }
+  int blocks(const Cache& c) const { return c.capacity / PAGE; }
+
+  template <typename W, typename K>
+  void work(int thread);
+  void dispatch(int thread);
+  void serve(int thread);
+};
+
+template <typename W, typename K>
+struct Walker {
+  Engine& e;
+  const int thread, threads, H, I, D, Q, KV;
+  bool sense;
+  std::vector<float> normed, sum, values, picked, heads, mass;
+  std::vector<int32_t> index, all, pages;
+
+  Walker(Engine& engine, int t)
+      : e(engine), thread(t), threads(engine.s.threads), H(e.s.hidden), I(e.s.intermediate), D(e.s.head_dim),
+        Q(e.s.heads), KV(e.s.kv_heads), sense(engine.senses[t]) {
+    const int widest = std::max({2 * I, (Q + 2 * KV) * D, H, Q * D});
+    normed.resize(widest), sum.resize(widest), values.resize(widest), picked.resize(widest), heads.resize(Q * D);
+    index.resize(widest), all.resize(widest);
+    for (int i = 0; i < widest; ++i) all[i] = i;
+  }
+
+  void meet() { e.barrier->wait(sense); }
+
+  // result[0:out] = scale * sum over kept inputs; every thread ends with all of it.
+  void multiply(const Matrix& m, int out, const int32_t* kept, const float* x, int count, float* result) {
+    float* mine = e.shared[thread].data();
+    std::fill_n(mine, out, 0.0f);
+    // In eights, so that no thread has a ragged block but the last.
+    const int eights = (count + 7) / 8, from = std::min(count, eights * thread / threads * 8),
+              to = std::min(count, eights * (thread + 1) / threads * 8);
+    accumulate(static_cast<const W*>(m.data), out, kept + from, x + from, to - from, mine);
+    meet();
+    const float* first = e.shared[0].data();
+    std::copy_n(first, out, result);
+    for (int t = 1; t < threads; ++t) {
+      const float* other = e.shared[t].data();
+#pragma GCC ivdep
+      for (int o = 0; o < out; ++o) result[o] += other[o];
+    }
+    if (m.scale) {
+#pragma GCC ivdep
+      for (int o = 0; o < out; ++o) result[o] *= m.scale[o];
+    }
+    meet();  // before anyone overwrites its partial sums
+  }
+
+  void rotate(float* x, int position) const {
+    const float *c = e.cosine + size_t(position) * D, *s = e.sine + size_t(position) * D;
+    const int half = D / 2;
+    for (int i = 0; i < half; ++i) {
+      const float a = x[i], b = x[i + half];
+      x[i] = a * c[i] - b * s[i];
+      x[i + half] = b * c[i + half] + a * s[i + half];
+    }
+  }
+
+  void append(Cache& cache, int layer, int head, int position, const float* key, const float* value) const {
+    const int block = position / PAGE, slot = position % PAGE, blocks = e.blocks(cache);
+    const size_t place = size_t(layer) * KV + head;
+    K* keys = reinterpret_cast<K*>(cache.keys.data()) + (place * blocks + block) * D * PAGE;
+    K* row = reinterpret_cast<K*>(cache.values.data()) + (place * cache.capacity + position) * D;
+    K* low = reinterpret_cast<K*>(cache.low.data()) + (place * blocks + block) * D;
+    K* high = reinterpret_cast<K*>(cache.high.data()) + (place * blocks + block) * D;
+    for (int d = 0; d < D; ++d) {
+      keys[d * PAGE + slot] = store<K>(key[d]);
+      row[d] = store<K>(value[d]);
+    }
+    if (slot < PAGE - 1) return;
+    // Whole: only now can a window of at least a page have left the block behind, and bounds be asked for.
+    for (int d = 0; d < D; ++d) {
+      low[d] = high[d] = keys[d * PAGE];
+      for (int t = 1; t < PAGE; ++t) {
+        const K k = keys[d * PAGE + t];
+        if (widen(k) < widen(low[d])) low[d] = k;
+        if (widen(k) > widen(high[d])) high[d] = k;
+      }
+    }
+  }
+
+  // Blocks that the query heads of one KV head read, ascending.
+  void choose(const Cache& cache, int layer, int head, int seen, const float* queries, const Plan& plan) {
+    const int count = (seen + PAGE - 1) / PAGE;
+    pages.clear();
+    const int start = plan.window_start / PAGE, sinks = std::min((plan.sinks + PAGE - 1) / PAGE, start);
+    if (!plan.sparse || plan.pages >= start - sinks) {
+      for (int b = 0; b < count; ++b) pages.push_back(b);
+      return;
+    }
+    for (int b = 0; b < sinks; ++b) pages.push_back(b);
+    if (plan.pages > 0) {
+      const int group = Q / KV, blocks = e.blocks(cache);
+      float* positive = normed.data();
+      float* negative = normed.data() + D;
+      for (int d = 0; d < D; ++d) {
+        float p = 0, n = 0;
+        for (int g = 0; g < group; ++g) {
+          const float q = queries[g * D + d];
+          p += std::max(q, 0.0f), n += std::min(q, 0.0f);
+        }
+        positive[d] = p, negative[d] = n;
+      }
+      const size_t place = (size_t(layer) * KV + head) * blocks;
+      const K* low = reinterpret_cast<const K*>(cache.low.data()) + place * D;
+      const K* high = reinterpret_cast<const K*>(cache.high.data()) + place * D;
+      mass.resize(std::max<size_t>(mass.size(), start));
+      for (int b = sinks; b < start; ++b)
+        mass[b] = dot(high + size_t(b) * D, positive, D) + dot(low + size_t(b) * D, negative, D);
+      pages.resize(sinks + start - sinks);
+      for (int b = sinks; b < start; ++b) pages[b] = b;
+      std::nth_element(pages.begin() + sinks, pages.begin() + sinks + plan.pages - 1, pages.end(),
+                       [&](int a, int b) { return mass[a] != mass[b] ? mass[a] > mass[b] : a < b; });
+      pages.resize(sinks + plan.pages);
+      std::sort(pages.begin() + sinks, pages.end());
+    }
+    for (int b = start; b < count; ++b) pages.push_back(b);
+  }
+
+  // heads[0 : Q D] from queries; each thread reads its share of the blocks.
+  void attend(const Cache& cache, int layer, int seen, const float* queries, const Plan& plan) {
+    const int group = Q / KV, blocks = e.blocks(cache), width = D + 2;
+    const float scale = 1.0f / std::sqrt(float(D));
+    float* mine = e.shared[thread].data();  // per query head: D sums, peak, total
+    for (int head = 0; head < KV; ++head) {
+      choose(cache, layer, head, seen, queries + head * group * D, plan);
+      const size_t place = size_t(layer) * KV + head;
+      const K* keys = reinterpret_cast<const K*>(cache.keys.data()) + place * blocks * D * PAGE;
+      const K* rows = reinterpret_cast<const K*>(cache.values.data()) + place * cache.capacity * D;
+      const int count = int(pages.size()), from = count * thread / threads, to = count * (thread + 1) / threads;
+      mass.resize(std::max<size_t>(mass.size(), size_t(group) * (to - from) * PAGE));
+      for (int g = 0; g < group; ++g) {
+        float* out = mine + (head * group + g) * width;
+        std::fill_n(out, D, 0.0f);
+        out[D] = -INFINITY, out[D + 1] = 0;
+      }
+      for (int p = from; p < to; ++p) {
+        const K* __restrict block = keys + size_t(pages[p]) * D * PAGE;
+        for (int g = 0; g < group; ++g) {
+          const float* __restrict q = queries + (head * group + g) * D;
+          float lane[PAGE] = {0};
+          for (int d = 0; d < D; ++d) {
+            const float x = q[d];
+            for (int t = 0; t < PAGE; ++t) lane[t] += x * widen(block[d * PAGE + t]);
+          }
+          float* scores = mass.data() + (size_t(g) * (to - from) + (p - from)) * PAGE;
+          float& peak = mine[(head * group + g) * width + D];
+          for (int t = 0; t < PAGE; ++t) {
+            scores[t] = pages[p] * PAGE + t < seen ? lane[t] * scale : -INFINITY;
+            peak = std::max(peak, scores[t]);
+          }
+        }
+      }
+      for (int g = 0; g < group; ++g) {
+        float* __restrict out = mine + (head * group + g) * width;
+        float* scores = mass.data() + size_t(g) * (to - from) * PAGE;
+        const int n = (to - from) * PAGE;
+        const float peak = out[D];
+        float total = 0;
+        if (n && peak > -INFINITY) {
+#pragma omp simd reduction(+ : total)
+          for (int t = 0; t < n; ++t) {
+            scores[t] = std::exp(scores[t] - peak);
+            total += scores[t];
+          }
+        }
+        out[D + 1] = total;
+        for (int p = from; total > 0 && p < to; ++p) {
+          const int here = std::min(PAGE, seen - pages[p] * PAGE);
+          const K* __restrict row = rows + size_t(pages[p]) * PAGE * D;
+          for (int t = 0; t < here; ++t, row += D) {
+            const float weight = scores[(p - from) * PAGE + t];
+#pragma GCC ivdep
+            for (int d = 0; d < D; ++d) out[d] += weight * widen(row[d]);
+          }
+        }
+      }
+    }
+    meet();
+    for (int h = 0; h < Q; ++h) {
+      float peak = -INFINITY, total = 0;
+      for (int t = 0; t < threads; ++t) peak = std::max(peak, e.shared[t][size_t(h) * width + D]);
+      std::fill_n(heads.data() + h * D, D, 0.0f);
+      for (int t = 0; t < threads; ++t) {
+        const float* part = e.shared[t].data() + size_t(h) * width;
+        if (part[D + 1] <= 0) continue;
+        const float weight = std::exp(part[D] - peak);
+        total += weight * part[D + 1];
+        for (int d = 0; d < D; ++d) heads[h * D + d] += weight * part[d];
+      }
+      for (int d = 0; d < D; ++d) heads[h * D + d] /= total;
+    }
+    meet();
+  }
+
+  void layer(int number, float* x, Cache& cache, int position, const Plan& plan) {
+    const Layer& l = e.layers[number];
+    const int wide = (Q + 2 * KV) * D;
+    rms_norm(x, l.attention_norm, H, e.s.epsilon, normed.data());
+    multiply(l.qkv, wide, all.data(), normed.data(), H, sum.data());
+    if (l.qkv_bias)
+      for (int o = 0; o < wide; ++o) sum[o] += l.qkv_bias[o];
+    float *queries = sum.data(), *key = queries + Q * D, *value = key + KV * D;
+    for (int h = 0; h < Q + KV; ++h) {
+      float* head = queries + h * D;
+      const float* norm = h < Q ? l.q_norm : l.k_norm;
+      if (norm) rms_norm(head, norm, D, e.s.epsilon, head);
+      rotate(head, position);
+    }
+    if (thread == 0)
+      for (int h = 0; h < KV; ++h) append(cache, number, h, position, key + h * D, value + h * D);
+    meet();
+    attend(cache, number, position + 1, queries, plan);
+    multiply(l.out, H, all.data(), heads.data(), Q * D, sum.data());
+    for (int i = 0; i < H; ++i) x[i] += sum[i];
+
+    rms_norm(x, l.mlp_norm, H, e.s.epsilon, normed.data());
+    int kept = select(normed.data(), H, plan.inputs, index.data(), picked.data());
+    quantise(index.data(), picked.data(), kept, plan.bits, plan.group ? plan.group : H);
+    multiply(l.gate_up, 2 * I, index.data(), picked.data(), kept, sum.data());
+    for (int i = 0; i < I; ++i) values[i] = sum[i] / (1.0f + std::exp(-sum[i])) * sum[I + i];
+    kept = select(values.data(), I, plan.hiddens, index.data(), picked.data());
+    quantise(index.data(), picked.data(), kept, plan.bits, plan.group ? plan.group : I);
+    multiply(l.down, H, index.data(), picked.data(), kept, sum.data());
+    for (int i = 0; i < H; ++i) x[i] += sum[i];
+  }
+
+  void run() {
+    std::vector<float> x(H);
+    for (int step = 0; step < e.steps; ++step) {
+      float* stream = e.stream + size_t(step) * H;
+      if (e.first == 0) {
+        const W* source = static_cast<const W*>(e.embedding) + size_t(e.tokens[step]) * H;
+        const float scale = e.embedding_scale ? e.embedding_scale[e.tokens[step]] : 1.0f;
+        for (int i = 0; i < H; ++i) x[i] = scale * widen(source[i]);
+      } else {
+        std::copy_n(stream, H, x.data());
+      }
+      for (int l = e.first; l < e.last; ++l) layer(l, x.data(), *e.caches[step], e.positions[step], e.plans[step]);
+      meet();  // everyone has read the stream
+      if (e.last < e.s.layers) {
+        if (thread == 0) std::copy_n(x.data(), H, stream);
+        continue;
+      }
+      rms_norm(x.data(), e.final_norm, H, e.s.epsilon, normed.data());
+      if (thread == 0) std::copy_n(normed.data(), H, stream);
+      if (!e.logits) continue;
+      const int V = e.s.vocabulary;
+      const int from = int(int64_t(V) * thread / threads), to = int(int64_t(V) * (thread + 1) / threads);
+      float* out = e.logits + size_t(step) * V;
+      const W* weights = static_cast<const W*>(e.head.data);
+      for (int v = from; v < to; ++v) {
+        const float score = dot(weights + size_t(v) * H, normed.data(), H);
+        out[v] = e.head.scale ? score * e.head.scale[v] : score;
+      }
+    }
+    meet();
+    e.senses[thread] = sense;
+  }
+};
+
+void Engine::dispatch(int thread) {
+  if (s.precision == 0) Walker<float, float>(*this, thread).run();
+  else if (s.precision == 1) Walker<bf16, bf16>(*this, thread).run();
+  else Walker<int8_t, bf16>(*this, thread).run();
+}
+
+void Engine::serve(int thread) {
+  uint64_t done = 0;
+  for (;;) {
+    uint64_t now = ticket.load(std::memory_order_acquire);
+    // A step follows the last one within microseconds or not at all: spin a little, then sleep.
+    for (int spins = 0; now == done && spins < 20000; ++spins) {
+      PAUSE();
+      now = ticket.load(std::memory_order_acquire);
+    }
+    if (now == done) {
+      ticket.wait(done, std::memory_order_acquire);
+      continue;
+    }
+    done = now;
+    if (stop.load(std::memory_order_acquire)) return;
+    dispatch(thread);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Returns null where memory cannot be had. weights per layer: qkv, out, gate_up, down (data, scale) then attention_norm,
+// mlp_norm, q_norm, k_norm, qkv_bias; 13 pointers. All must outlive the engine.
+void* solm_engine(const Sizes* sizes, const void* const* per_layer, const void* embedding, const float* embedding_scale,
+                  const void* head, const float* head_scale, const float* final_norm, const float* cosine,
+                  const float* sine) try {
+  auto* e = new Engine();
+  e->s = *sizes;
+  for (int l = 0; l < sizes->layers; ++l) {
+    const void* const* p = per_layer + 13 * l;
+    auto floats = [](const void* q) { return static_cast<const float*>(q); };
+    e->layers.push_back({{p[0], floats(p[1])}, {p[2], floats(p[3])}, {p[4], floats(p[5])}, {p[6], floats(p[7])},
+                         floats(p[8]), floats(p[9]), floats(p[10]), floats(p[11]), floats(p[12])});
+  }
+  e->embedding = embedding, e->embedding_scale = embedding_scale, e->head = {head, head_scale};
+  e->final_norm = final_norm, e->cosine = cosine, e->sine = sine;
+  const Sizes& s = e->s;
+  const int widest = std::max({2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden,
+                               s.heads * (s.head_dim + 2)});
+  e->shared.assign(s.threads, std::vector<float>(widest + PAGE));
+  e->senses.assign(s.threads, 0);
+  e->barrier = new Barrier(s.threads);
+  for (int t = 1; t < s.threads; ++t) e->workers.emplace_back([e, t] { e->serve(t); });
+  return e;
+} catch (const std::exception&) {
+  return nullptr;
+}
+
+void solm_engine_free(void* engine) {
+  auto* e = static_cast<Engine*>(engine);
+  e->stop.store(true, std::memory_order_release);
+  e->ticket.fetch_add(1, std::memory_order_acq_rel);
+  e->ticket.notify_all();
+  for (auto& worker : e->workers) worker.join();
+  delete e->barrier;
+  delete e;
+}
+
+// A cache of `capacity` tokens (a multiple of 16), holding the first `length` ones of `source` where that is given; null
+// without memory.
+void* solm_cache(void* engine, const void* source, int32_t length, int32_t capacity) try {
+  auto* e = static_cast<Engine*>(engine);
+  auto* c = new Cache();
+  c->capacity = capacity;
+  const size_t places = size_t(e->s.layers) * e->s.kv_heads, row = e->s.head_dim * e->element(), pages = capacity / PAGE;
+  c->keys.resize(places * capacity * row), c->values.resize(places * capacity * row);
+  c->low.resize(places * pages * row), c->high.resize(places * pages * row);
+  if (source) {
+    auto* from = static_cast<const Cache*>(source);
+    const size_t have = from->capacity / PAGE, used = (length + PAGE - 1) / PAGE;
+    auto copy = [&](std::vector<char>& to, const std::vector<char>& old, size_t page) {
+      for (size_t p = 0; p < places; ++p)
+        std::memcpy(to.data() + p * pages * page, old.data() + p * have * page, used * page);
+    };
+    copy(c->keys, from->keys, PAGE * row), copy(c->values, from->values, PAGE * row);
+    copy(c->low, from->low, row), copy(c->high, from->high, row);
+  }
+  return c;
+} catch (const std::exception&) {
+  return nullptr;
+}
+
+void solm_cache_free(void* cache) { delete static_cast<Cache*>(cache); }
+
+// Tokens of a prefill, from `position` on, for one layer: keys and values [kv_heads, count, D] float32.
+void solm_cache_fill(void* engine, void* cache, int32_t layer, int32_t position, int32_t count, const float* keys,
+                     const float* values) {
+  auto* e = static_cast<Engine*>(engine);
+  auto* c = static_cast<Cache*>(cache);
+  const int D = e->s.head_dim, KV = e->s.kv_heads;
+  auto fill = [&](const auto& walker) {
+    for (int t = 0; t < count; ++t)
+      for (int h = 0; h < KV; ++h) {
+        const size_t offset = (size_t(h) * count + t) * D;
+        walker.append(*c, layer, h, position + t, keys + offset, values + offset);
+      }
+  };
+  if (e->s.precision == 0) fill(Walker<float, float>(*e, 0));
+  else fill(Walker<bf16, bf16>(*e, 0));
+}
+
+// Layers first to last (not included) of `steps` steps, one after the other: step i processes tokens[i] at positions[i]
+// of caches[i] under plans[i]. stream [steps, H] is read where first > 0, and written: the residual stream, or after the
+// last layer what the head reads. logits [steps, V], computed after the last layer, may be null.
+void solm_run(void* engine, int32_t steps, void* const* caches, const int32_t* tokens, const int32_t* positions,
+              const Plan* plans, int32_t first, int32_t last, float* stream, float* logits) {
+  auto* e = static_cast<Engine*>(engine);
+  e->steps = steps, e->first = first, e->last = last, e->stream = stream, e->logits = logits;
+  e->caches = reinterpret_cast<Cache* const*>(caches), e->tokens = tokens, e->positions = positions, e->plans = plans;
+  e->ticket.fetch_add(1, std::memory_order_acq_rel);
+  e->ticket.notify_all();
+  e->dispatch(0);
+}
+}

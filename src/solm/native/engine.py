@@ -1,0 +1,179 @@
+"""A frozen model's weights in the engine's layout, and the engine over them."""
+
+import ctypes
+import os
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from solm.errors import SolmError, UnsupportedModelError
+from solm.models.families import decoder_layers
+from solm.native.library import Sizes, library
+from solm.semantics import Semantics
+
+PAGE = 16
+Precision = Literal["float32", "bfloat16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+
+
+def why_not(model: PreTrainedModel, semantics: Semantics) -> str | None:
+    """The reason why this model under these semantics cannot run on the native backend; None if it can."""
+    config: Any = model.config.get_text_config(decoder=True)
+    if config.model_type not in FAMILIES:
+        return f"family {config.model_type!r} is not among {', '.join(FAMILIES)}"
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return "sliding-window layers are not supported"
+    if getattr(config, "attention_bias", False) and config.model_type == "llama":
+        return "attention biases are not supported for llama"
+    if config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
+        return "only SiLU-gated MLPs without biases are supported"
+    if getattr(config, "no_rope_layers", None) is not None and not all(config.no_rope_layers):
+        return "layers without rotary positions are not supported"
+    if next(model.parameters()).device.type != "cpu":
+        return "it runs on the CPU only"
+    if semantics.criterion != "pages" or semantics.page_size != PAGE or semantics.window < PAGE:
+        return f"it needs pages of {PAGE} tokens and a window of at least a page"
+    if semantics.select_per != "kv_head" or semantics.keep_ties:
+        return "it selects exactly the budgeted pages per KV head"
+    if semantics.mlp_site == "gate-first" or semantics.bits_site != "input":
+        return "it supports the MLP sites input and hidden, and bits at the input"
+    return None
+
+
+class Matrix:
+    """A weight matrix [out, in] in the engine's layout, input-major [in, out] unless `output_major`, and per-output
+    scales where it is int8."""
+
+    def __init__(self, weight: torch.Tensor, precision: Precision, output_major: bool = False):
+        weight = weight.detach().float()
+        self.scale: torch.Tensor | None = None
+        if precision == "int8":
+            scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+            weight, self.scale = (weight / scale).round(), scale[:, 0].contiguous()
+        stored = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[precision]
+        weight = weight.to(stored)
+        self.data = (weight if output_major else weight.T).contiguous()
+
+    @property
+    def pointers(self) -> tuple[int, int]:
+        return self.data.data_ptr(), 0 if self.scale is None else self.scale.data_ptr()
+
+
+class Engine:
+    """The engine over a model's weights, which are copied into its layout.
+
+    Raises `UnsupportedModelError` for a model or semantics that it cannot run, `SolmError` for a bad number of threads,
+    a missing compiler or memory.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        semantics: Semantics,
+        precision: Precision = "bfloat16",
+        threads: int | None = None,
+    ):
+        reason = why_not(model, semantics)
+        if reason is not None:
+            raise UnsupportedModelError(f"the native backend cannot run this model: {reason}")
+        if precision not in PRECISIONS:
+            raise SolmError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+        cores = os.cpu_count() or 1
+        threads = min(torch.get_num_threads(), cores) if threads is None else threads
+        if not 1 <= threads <= cores:
+            raise SolmError(f"threads {threads} is out of range: this machine has 1 to {cores}")
+        self.library = library()
+        config: Any = model.config.get_text_config(decoder=True)
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.precision, self.head_dim, self.kv_heads = precision, head_dim, config.num_key_value_heads
+        self.sizes = Sizes(
+            config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.num_attention_heads,
+            config.num_key_value_heads, head_dim, config.vocab_size, config.max_position_embeddings,
+            PRECISIONS.index(precision), threads, config.rms_norm_eps,
+        )  # fmt: skip
+        self._kept: list[torch.Tensor | Matrix] = []
+        pointers: list[int] = []
+        for layer in decoder_layers(model):
+            pointers += self._layer(layer)
+        table = (ctypes.c_void_p * len(pointers))(*(value or None for value in pointers))
+        cosine, sine = self._rotary(model, config)
+        base: Any = model.get_decoder()
+        embedding: Any = model.get_input_embeddings().weight
+        head: Any = model.get_output_embeddings().weight
+        output = self._matrix(head, output_major=True)
+        source = output if embedding.data_ptr() == head.data_ptr() else self._matrix(embedding, output_major=True)
+        self.handle: int | None = self.library.solm_engine(
+            ctypes.byref(self.sizes), table, source.pointers[0], source.pointers[1] or None, output.pointers[0],
+            output.pointers[1] or None, self._floats(base.norm.weight), self._floats(cosine), self._floats(sine),
+        )  # fmt: skip
+        if not self.handle:
+            raise SolmError("the native backend could not get the memory it needs")
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.library.solm_engine_free(self.handle)
+            self.handle = None
+
+    def _matrix(self, weight: torch.Tensor, output_major: bool = False) -> Matrix:
+        matrix = Matrix(weight, self.precision, output_major)
+        self._kept.append(matrix)
+        return matrix
+
+    def _floats(self, values: torch.Tensor | None) -> int:
+        """The address of `values` in float32; 0 for None."""
+        if values is None:
+            return 0
+        kept = values.detach().float().contiguous()
+        self._kept.append(kept)
+        return kept.data_ptr()
+
+    def _layer(self, layer: nn.Module) -> list[int]:
+        """The addresses of a layer's matrices, norms and bias, in the order of the engine."""
+        attention: Any = layer.self_attn
+        mlp: Any = layer.mlp
+        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+        qkv = torch.cat([part.weight for part in parts])
+        biases = [part.bias for part in parts]
+        bias = None if biases[0] is None else torch.cat(biases)
+        gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+        found: list[int] = []
+        for weight in (qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight):
+            found += self._matrix(weight).pointers
+        norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        heads = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        weights: list[Any] = [norm.weight for norm in norms] + [None if norm is None else norm.weight for norm in heads]
+        return found + [self._floats(weight) for weight in [*weights, bias]]
+
+    def _rotary(self, model: PreTrainedModel, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of every position [positions, D], from the model's own rotary module."""
+        base: Any = model.get_decoder()
+        positions = torch.arange(config.max_position_embeddings)[None]
+        cosine, sine = base.rotary_emb(torch.zeros(1, 1, dtype=torch.float32), positions)
+        return cosine[0], sine[0]
+
+
+class Cache:
+    """Keys and values of one row; `length` tokens are copied from `source`, if given."""
+
+    def __init__(self, engine: Engine, capacity: int, source: "Cache | None" = None, length: int = 0):
+        self.engine, self.capacity = engine, -(-max(capacity, 1) // PAGE) * PAGE
+        handle = None if source is None else source.handle
+        self.handle: int | None = engine.library.solm_cache(engine.handle, handle, length, self.capacity)
+        if not self.handle:
+            raise SolmError(f"no memory for a cache of {self.capacity} tokens")
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.engine.library.solm_cache_free(self.handle)
+            self.handle = None
+
+    def fill(self, layer: int, position: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Keep keys and values [kv_heads, count, D] from `position` on."""
+        keys, values = keys.float().contiguous(), values.float().contiguous()
+        count = keys.shape[1]
+        self.engine.library.solm_cache_fill(
+            self.engine.handle, self.handle, layer, position, count, keys.data_ptr(), values.data_ptr()
+        )

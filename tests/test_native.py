@@ -1,0 +1,131 @@
+"""The compiled engine against the reference backend: same logits, ledger and selections, for every action."""
+
+import shutil
+
+import pytest
+import torch
+
+from conftest import tiny_model
+from solm.decoding.native_session import NativeSession
+from solm.decoding.session import Session, Turn
+from solm.errors import SolmError, UnsupportedModelError
+from solm.models.controller import ModelControl
+from solm.native.engine import FAMILIES, Engine
+from solm.semantics import Semantics
+from test_families import keep_of, tokens
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+SEMANTICS = Semantics(window=16)
+ACTIONS = {
+    "dense": (1.0, 1.0, 16), "attention": (0.3, 1.0, 16), "mlp": (1.0, 0.5, 16), "bits": (1.0, 1.0, 5),
+    "joint": (0.25, 0.4, 6),
+}  # fmt: skip
+
+
+@pytest.fixture(params=FAMILIES)
+def control(request):
+    family = request.param
+    changes = {"no_rope_layers": [1, 1]} if family == "smollm3" else {}
+    control = ModelControl(tiny_model(family, torch.float32, **changes))
+    yield control
+    control.detach()
+
+
+def pair(control, semantics=SEMANTICS, context=100, rows=2, **options):
+    """A reference and a native session over the same prompts."""
+    engine = Engine(control.model, semantics, "float32", **options)
+    ids = tokens(rows, context)
+    sessions = Session(control, semantics), NativeSession(control, semantics, engine)
+    for session in sessions:
+        session.prefill(ids)
+    return [session.fork(1) for session in sessions]
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_every_action_gives_the_reference_backends_logits(control, action):
+    ours, native = pair(control)
+    following = tokens(2, 40, seed=5)
+    keep = keep_of(ACTIONS[action], 2, 40)
+    expected, found = ours.extend(following, keep), native.extend(following, keep)
+    # A few selections differ where values tie to the last bit; they move single tokens.
+    close = (expected.logits - found.logits).abs().amax(-1) < 1e-3
+    assert close.float().mean() > 0.97, (expected.logits - found.logits).abs().amax(-1)
+    torch.testing.assert_close(expected.realised, found.realised)
+    torch.testing.assert_close(ours.ledger.spent, native.ledger.spent)
+    assert ours.lengths.tolist() == native.lengths.tolist() == [140, 140]
+
+
+@pytest.mark.parametrize("context", [1, 2, 15, 16, 17, 31, 32, 33, 64])
+def test_page_boundaries(context):
+    control = ModelControl(tiny_model("llama", torch.float32))
+    ours, native = pair(control, context=context, rows=1)
+    keep = keep_of((0.2, 1.0, 16), 1, 70)
+    following = tokens(1, 70, seed=3)
+    for start in range(0, 70, 7):
+        some = slice(start, start + 7)
+        expected, found = (s.extend(following[:, some], keep[:, some]).logits for s in (ours, native))
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+    control.detach()
+
+
+def test_steps_forks_and_cuts_equal_the_references():
+    control = ModelControl(tiny_model("llama", torch.float32))
+    ours, native = pair(control, threads=1)
+    keep = keep_of((0.3, 0.6, 16), 4, 1)[:, 0]
+    sessions = [session.fork(2) for session in (ours, native)]
+    for step in range(20):
+        token = tokens(4, 1, seed=step)[:, 0]
+        expected, found = (session.step(token, keep) for session in sessions)
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+    torch.testing.assert_close(sessions[0].hidden, sessions[1].hidden, atol=2e-3, rtol=0)
+    for session in sessions:
+        session.truncate(torch.tensor([118, 120, 119, 111]))
+    token = tokens(4, 1, seed=99)[:, 0]
+    expected, found = (session.step(token, keep) for session in sessions)
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+    control.detach()
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_turn_in_mid_pass_equals_the_references(layer):
+    control = ModelControl(tiny_model("llama", torch.float32))
+    sessions = pair(control)
+    first, second = keep_of((1.0, 0.8, 16), 2, 12), keep_of((0.3, 0.5, 6), 2, 12)
+    seen = []
+
+    def choose(hidden):
+        seen.append(hidden)
+        return second
+
+    found = [session.extend(tokens(2, 12, seed=4), first, Turn(layer, choose)) for session in sessions]
+    torch.testing.assert_close(seen[1], seen[0], atol=1e-3, rtol=0)
+    torch.testing.assert_close(found[1].logits, found[0].logits, atol=2e-3, rtol=0)
+    torch.testing.assert_close(found[1].realised, found[0].realised)
+    control.detach()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.2), ("int8", 0.35)])
+def test_low_precision_weights_stay_close(precision, tolerance):
+    control = ModelControl(tiny_model("llama", torch.float32))
+    ids = tokens(2, 100)
+    ours, native = Session(control, SEMANTICS), None
+    native = NativeSession(control, SEMANTICS, Engine(control.model, SEMANTICS, precision))
+    for session in (ours, native):
+        session.prefill(ids)
+    following = tokens(2, 30, seed=5)
+    expected, found = (s.fork(1).extend(following, keep_of((1.0, 1.0, 16), 2, 30)).logits for s in (ours, native))
+    scale = expected.std()
+    assert ((expected - found).abs().mean() / scale) < tolerance
+    control.detach()
+
+
+def test_what_it_cannot_run_is_said(monkeypatch):
+    with pytest.raises(UnsupportedModelError, match="family 'gpt2'"):
+        Engine(tiny_model("gpt2"), SEMANTICS)
+    llama = tiny_model("llama", torch.float32)
+    with pytest.raises(UnsupportedModelError, match="pages of 16"):
+        Engine(llama, Semantics(page_size=8))
+    with pytest.raises(SolmError, match="threads 4096 is out of range"):
+        Engine(llama, SEMANTICS, threads=4096)
+    with pytest.raises(SolmError, match="unknown precision"):
+        Engine(llama, SEMANTICS, "int3")
