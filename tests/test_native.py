@@ -38,7 +38,9 @@ def pair(control, semantics=SEMANTICS, context=100, rows=2, **options):
     sessions = Session(control, semantics), NativeSession(control, semantics, engine)
     for session in sessions:
         session.prefill(ids)
-    return [session.fork(1) for session in sessions]
+    forks = [session.fork(1) for session in sessions]
+    assert isinstance(forks[1], NativeSession)
+    return forks
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -94,7 +94,7 @@ class NativeSession(Session):
                 run(plan, 0, turn)
             else:
                 stream = self.embed(tokens).float().view(rows * count, -1).contiguous()
-            plan = choose(stream.view(rows, count, -1).to(self.control.model.dtype))
+            plan = choose(stream.view(rows, count, -1).to(self.control.model.dtype, copy=True))
             run(plan, turn, sizes.layers)
         else:
             run(plan, 0, sizes.layers)

@@ -191,7 +191,7 @@ class Session:
         Rows that own nothing but a whole sequence share it: only what lies beyond the last whole page is copied.
         Rows that are forks already keep sharing their prefix, and what they decoded since is copied.
         """
-        child = object.__new__(Session)
+        child = object.__new__(type(self))
         child.__dict__.update(self.__dict__)
         child._branch(forks, capacity)
         return child

@@ -142,7 +142,7 @@ class Engine:
         found: list[int] = []
         for weight in (qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight):
             found += self._matrix(weight).pointers
-        norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        norms: tuple[Any, ...] = (layer.input_layernorm, layer.post_attention_layernorm)
         heads = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         weights: list[Any] = [norm.weight for norm in norms] + [None if norm is None else norm.weight for norm in heads]
         return found + [self._floats(weight) for weight in [*weights, bias]]
