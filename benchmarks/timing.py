@@ -6,7 +6,7 @@ import resource
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,12 +19,14 @@ from solm.evaluation.result import command_line, environment
 MODEL, TEXT = "builtin:smollm2-135m", "pydoc:heldout"
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """The options that every benchmark takes."""
+def arguments(description: str | None, *more: Callable[[argparse.ArgumentParser], object]) -> argparse.Namespace:
+    """The options that every benchmark takes, and those that `more` add."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--rounds", type=int, default=7)
+    for add in more:
+        add(parser)
     return parser.parse_args()
 
 

@@ -7,9 +7,11 @@ import typer
 
 from solm.cli.options import (
     DEFAULT_MODEL,
+    BackendOption,
     DtypeOption,
     ModelOption,
     PolicyOption,
+    PrecisionOption,
     SeedOption,
     in_space,
     numbers,
@@ -58,6 +60,8 @@ def evaluate(
     oracle: Annotated[bool, typer.Option("--oracle", help="Also measure the ceiling, with access to answers.")] = False,
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
+    backend: BackendOption = "reference",
+    precision: PrecisionOption = "bfloat16",
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a PNG of perplexity against cost here.")] = None,
 ) -> None:
@@ -93,7 +97,8 @@ def evaluate(
     )  # fmt: skip
     grid = None if space is None else ActionSpace.preset(space)
     trained = None if policy is None else in_space(TrainedPolicy.from_pretrained(policy), grid)
-    lm = load(model, trained, semantics=None if semantics is None else Semantics.preset(semantics), dtype=dtype)
+    how = None if semantics is None else Semantics.preset(semantics)
+    lm = load(model, trained, semantics=how, dtype=dtype, backend=backend, precision=precision)
     rivals: dict[str, Policy | Allocator] = {}
     for name, _, folder in (item.partition("=") for item in rival or []):
         rivals[name] = _rival(folder, lm)

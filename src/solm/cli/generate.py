@@ -5,7 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from solm.cli.options import DEFAULT_MODEL, DtypeOption, ModelOption, PolicyOption, SeedOption
+from solm.cli.options import (
+    DEFAULT_MODEL,
+    BackendOption,
+    DtypeOption,
+    ModelOption,
+    PolicyOption,
+    PrecisionOption,
+    SeedOption,
+)
 
 
 def generate(
@@ -23,6 +31,8 @@ def generate(
     repetition_penalty: Annotated[float | None, typer.Option(help="transformers' repetition penalty.")] = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
+    backend: BackendOption = "reference",
+    precision: PrecisionOption = "bfloat16",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Generate text under a compute budget; in a terminal, tokens are coloured by what they cost.
@@ -43,7 +53,7 @@ def generate(
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "repetition_penalty": repetition_penalty,
     }  # fmt: skip
     options = {name: value for name, value in options.items() if value is not None}
-    lm = load(model, policy, dtype=dtype)
+    lm = load(model, policy, dtype=dtype, backend=backend, precision=precision)
     asked = lm.budget(budget)
     tokens = []
     coloured = sys.stdout.isatty() and not json

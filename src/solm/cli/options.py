@@ -21,6 +21,10 @@ ModelOption = Annotated[
 ]
 PolicyOption = Annotated[str | None, typer.Option("--policy", "-p", help="Folder or hub id of a trained policy.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+BackendOption = Annotated[
+    str, typer.Option(help="reference; native: steps on the compiled CPU engine; auto: native where it can be.")
+]
+PrecisionOption = Annotated[str, typer.Option(help="Weights of the native backend: float32, bfloat16 or int8.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 DEFAULT_MODEL = "builtin:smollm2-135m"
 

@@ -1,13 +1,17 @@
 """The two ways in: `load` a model by name, or `attach` to one that is loaded already."""
 
+import logging
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from solm.decoding.language_model import LanguageModel
+from solm.errors import SolmError
 from solm.models.load import load_base
 from solm.policies.artifact import TrainedPolicy
 from solm.semantics import Semantics
+
+BACKENDS = ("reference", "native", "auto")
 
 
 def load(
@@ -18,16 +22,31 @@ def load(
     dtype: str = "auto",
     device: str | None = None,
     trust_remote_code: bool = False,
+    backend: str = "reference",
+    precision: str = "bfloat16",
 ) -> LanguageModel:
     """Load a base model (hub id, folder, ``.gguf`` file or ``builtin:smollm2-135m``), with a policy if given.
 
-    semantics: how actions are carried out; by default the policy's own, else `Semantics()`.
+    semantics: how actions are carried out; by default the policy's own, else `Semantics()`. backend: ``reference``,
+    ``native`` (steps on the compiled engine, weights held in `precision`), or ``auto``: native where it can be, with a
+    warning that says why where it cannot.
     Raises `SolmError` subclasses: unknown model, unsupported family, damaged or mismatched policy.
     """
+    if backend not in BACKENDS:
+        raise SolmError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
     if isinstance(policy, str | Path):
         policy = TrainedPolicy.from_pretrained(policy)
     base, tokenizer = load_base(model, dtype, device, trust_remote_code)
-    return LanguageModel(base, tokenizer, policy, semantics, name=model)
+    lm = LanguageModel(base, tokenizer, policy, semantics, name=model)
+    if backend != "reference":
+        try:
+            lm.compile(precision)
+        except SolmError as error:
+            if backend == "native":
+                lm.detach()
+                raise
+            logging.getLogger("solm").warning("%s; going on with the reference backend, which saves no time", error)
+    return lm
 
 
 def attach(

@@ -9,9 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from solm.actions import ActionSpace
 from solm.budget import Budget
 from solm.decoding.generate import Reply, Token, generate, stream
+from solm.decoding.native_session import NativeSession
 from solm.decoding.session import Session
 from solm.errors import DataError, SolmError
 from solm.models.controller import ModelControl
+from solm.native.engine import Engine
 from solm.policies.artifact import BaseIdentity, TrainedPolicy
 from solm.policies.observation import Policy
 from solm.policies.prices import Allocator
@@ -35,6 +37,7 @@ class LanguageModel:
         self.control = ModelControl(model)
         self.model, self.tokenizer, self.trained = model, tokenizer, policy
         self.name = name or model.config._name_or_path
+        self.engine: Engine | None = None
         try:
             if policy is not None:
                 policy.config.base.check(self.identity)
@@ -77,7 +80,17 @@ class LanguageModel:
 
     def session(self, capacity: int = 0) -> Session:
         """An empty session; `capacity` tokens are reserved."""
+        if self.engine is not None:
+            return NativeSession(self.control, self.semantics, self.engine, capacity)
         return Session(self.control, self.semantics, capacity)
+
+    def compile(self, precision: str = "bfloat16", threads: int | None = None) -> "LanguageModel":
+        """From now on, run every step after a prefill on the native engine; itself.
+
+        Raises `UnsupportedModelError` where the engine cannot run this model, `SolmError` without a compiler.
+        """
+        self.engine = Engine(self.model, self.semantics, precision, threads)
+        return self
 
     def policy(self, name: str = "policy", space: ActionSpace | None = None) -> Policy | Allocator:
         """The trained policy (``policy``), or one of the schedules ``dense``, ``static``, ``random``."""

@@ -15,6 +15,8 @@
 #include <thread>
 #include <vector>
 
+#include "kernels.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define PAUSE() _mm_pause()
@@ -25,23 +27,7 @@
 namespace {
 
 constexpr int PAGE = 16;
-
-using bf16 = uint16_t;
-
-inline float widen(float x) { return x; }
-inline float widen(bf16 x) {
-  uint32_t bits = uint32_t(x) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-inline float widen(int8_t x) { return float(int32_t(x)); }
-
-inline bf16 narrow(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
+constexpr int MOST_QUERIES = 32;  // query heads of one KV head
 
 struct Sizes {
   int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, positions, precision, threads;
@@ -86,119 +72,11 @@ class Barrier {
   std::atomic<bool> sense_{false};
 };
 
-// y[0:out] += sum over kept inputs of x * row, eight rows at a time.
-template <typename W>
-void accumulate(const W* weights, int out, const int32_t* index, const float* x, int count, float* __restrict y) {
-  int i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const W* __restrict r[8];
-    float v[8];
-    for (int k = 0; k < 8; ++k) {
-      r[k] = weights + size_t(index[i + k]) * out;
-      v[k] = x[i + k];
-    }
-    const W *r0 = r[0], *r1 = r[1], *r2 = r[2], *r3 = r[3], *r4 = r[4], *r5 = r[5], *r6 = r[6], *r7 = r[7];
-#pragma GCC ivdep
-    for (int o = 0; o < out; ++o) {
-      float first = v[0] * widen(r0[o]) + v[1] * widen(r1[o]) + v[2] * widen(r2[o]) + v[3] * widen(r3[o]);
-      float second = v[4] * widen(r4[o]) + v[5] * widen(r5[o]) + v[6] * widen(r6[o]) + v[7] * widen(r7[o]);
-      y[o] += first + second;
-    }
-  }
-  for (; i < count; ++i) {
-    const W* __restrict row = weights + size_t(index[i]) * out;
-    const float v = x[i];
-#pragma GCC ivdep
-    for (int o = 0; o < out; ++o) y[o] += v * widen(row[o]);
-  }
-}
-
-template <typename W>
-float dot(const W* __restrict w, const float* __restrict x, int n) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int i = 0; i < n; ++i) sum += widen(w[i]) * x[i];
-  return sum;
-}
-
-// The bit pattern of the count-th largest |x|: positive floats order like integers.
-uint32_t kth_largest(const float* x, int n, int count) {
-  uint32_t threshold = 0;
-  for (int bit = 30; bit >= 0; --bit) {
-    const uint32_t guess = threshold | (1u << bit);
-    int above = 0;
-#pragma omp simd reduction(+ : above)
-    for (int i = 0; i < n; ++i) {
-      uint32_t bits;
-      std::memcpy(&bits, x + i, 4);
-      above += (bits & 0x7fffffffu) >= guess;
-    }
-    if (above >= count) threshold = guess;
-  }
-  return threshold;
-}
-
-// Indices and values of the count channels of largest |x|; of equal ones those of lower index. Returns count.
-int select(const float* x, int n, int count, int32_t* index, float* values) {
-  if (count >= n) {
-    for (int i = 0; i < n; ++i) index[i] = i, values[i] = x[i];
-    return n;
-  }
-  if (count <= 0) return 0;
-  const uint32_t threshold = kth_largest(x, n, count);
-  int above = 0;
-  for (int i = 0; i < n; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, x + i, 4);
-    above += (bits & 0x7fffffffu) > threshold;
-  }
-  int ties = count - above, kept = 0;
-  for (int i = 0; i < n; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, x + i, 4);
-    bits &= 0x7fffffffu;
-    bool keep = bits > threshold;
-    if (bits == threshold && ties > 0) keep = true, --ties;
-    if (keep) index[kept] = i, values[kept++] = x[i];
-  }
-  return kept;
-}
-
-// Round kept values to a grid of `bits` bits with one scale per `group` channels of the whole vector.
-void quantise(const int32_t* index, float* values, int count, int bits, int group) {
-  if (bits >= 16) return;
-  const float most = float((1 << (bits - 1)) - 1);
-  for (int start = 0; start < count;) {
-    const int block = index[start] / group;
-    int end = start;
-    float peak = 0;
-    for (; end < count && index[end] / group == block; ++end) peak = std::max(peak, std::fabs(values[end]));
-    const float scale = peak / most, divisor = std::max(scale, 1.17549435e-38f);
-    for (; start < end; ++start) values[start] = std::nearbyint(values[start] / divisor) * scale;
-  }
-}
-
-void rms_norm(const float* x, const float* weight, int n, float epsilon, float* out) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int i = 0; i < n; ++i) sum += x[i] * x[i];
-  const float scale = 1.0f / std::sqrt(sum / float(n) + epsilon);
-#pragma GCC ivdep
-  for (int i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
-}
-
 // Keys and values of one row. K: float32 (precision 0) or bfloat16.
 struct Cache {
   int capacity = 0;
   std::vector<char> keys, values, low, high;  // [layers, kv_heads, blocks, D, 16], [.., tokens, D], [.., blocks, D] x 2
 };
-
-template <typename K>
-K store(float x);
-template <>
-float store<float>(float x) { return x; }
-template <>
-bf16 store<bf16>(float x) { return narrow(x); }
 
 struct Engine {
   Sizes s;
@@ -362,46 +240,30 @@ struct Walker {
         std::fill_n(out, D, 0.0f);
         out[D] = -INFINITY, out[D + 1] = 0;
       }
+      const int n = (to - from) * PAGE;
+      float* scores[MOST_QUERIES];
+      float* out[MOST_QUERIES];
       for (int p = from; p < to; ++p) {
-        const K* __restrict block = keys + size_t(pages[p]) * D * PAGE;
-        for (int g = 0; g < group; ++g) {
-          const float* __restrict q = queries + (head * group + g) * D;
-          float lane[PAGE] = {0};
-          for (int d = 0; d < D; ++d) {
-            const float x = q[d];
-            for (int t = 0; t < PAGE; ++t) lane[t] += x * widen(block[d * PAGE + t]);
-          }
-          float* scores = mass.data() + (size_t(g) * (to - from) + (p - from)) * PAGE;
-          float& peak = mine[(head * group + g) * width + D];
-          for (int t = 0; t < PAGE; ++t) {
-            scores[t] = pages[p] * PAGE + t < seen ? lane[t] * scale : -INFINITY;
-            peak = std::max(peak, scores[t]);
-          }
-        }
+        for (int g = 0; g < group; ++g) scores[g] = mass.data() + size_t(g) * n + (p - from) * PAGE;
+        score_block(keys + size_t(pages[p]) * D * PAGE, queries + head * group * D, group, D, scale, scores);
+        for (int t = std::min(PAGE, seen - pages[p] * PAGE); t < PAGE; ++t)
+          for (int g = 0; g < group; ++g) scores[g][t] = -INFINITY;
       }
       for (int g = 0; g < group; ++g) {
-        float* __restrict out = mine + (head * group + g) * width;
-        float* scores = mass.data() + size_t(g) * (to - from) * PAGE;
-        const int n = (to - from) * PAGE;
-        const float peak = out[D];
-        float total = 0;
-        if (n && peak > -INFINITY) {
-#pragma omp simd reduction(+ : total)
-          for (int t = 0; t < n; ++t) {
-            scores[t] = std::exp(scores[t] - peak);
-            total += scores[t];
-          }
+        out[g] = mine + (head * group + g) * width;
+        scores[g] = mass.data() + size_t(g) * n;
+        float peak = -INFINITY, total = 0;
+        for (int t = 0; t < n; ++t) peak = std::max(peak, scores[g][t]);
+        for (int t = 0; t < n; ++t) {
+          scores[g][t] = std::exp(scores[g][t] - peak);
+          total += scores[g][t];
         }
-        out[D + 1] = total;
-        for (int p = from; total > 0 && p < to; ++p) {
-          const int here = std::min(PAGE, seen - pages[p] * PAGE);
-          const K* __restrict row = rows + size_t(pages[p]) * PAGE * D;
-          for (int t = 0; t < here; ++t, row += D) {
-            const float weight = scores[(p - from) * PAGE + t];
-#pragma GCC ivdep
-            for (int d = 0; d < D; ++d) out[d] += weight * widen(row[d]);
-          }
-        }
+        out[g][D] = peak, out[g][D + 1] = total;
+      }
+      for (int p = from; p < to; ++p) {
+        const float* weights[MOST_QUERIES];
+        for (int g = 0; g < group; ++g) weights[g] = scores[g] + (p - from) * PAGE;
+        mix_rows(rows + size_t(pages[p]) * PAGE * D, std::min(PAGE, seen - pages[p] * PAGE), D, weights, group, out);
       }
     }
     meet();

@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,9 +13,8 @@ from solm.models.families import decoder_layers
 from solm.native.library import Sizes, library
 from solm.semantics import Semantics
 
-PAGE = 16
-Precision = Literal["float32", "bfloat16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+PAGE, MOST_QUERIES = 16, 32
+PRECISIONS = ("float32", "bfloat16", "int8")
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 
@@ -32,6 +31,8 @@ def why_not(model: PreTrainedModel, semantics: Semantics) -> str | None:
         return "only SiLU-gated MLPs without biases are supported"
     if getattr(config, "no_rope_layers", None) is not None and not all(config.no_rope_layers):
         return "layers without rotary positions are not supported"
+    if config.num_attention_heads // config.num_key_value_heads > MOST_QUERIES:
+        return f"more than {MOST_QUERIES} query heads share a KV head"
     if next(model.parameters()).device.type != "cpu":
         return "it runs on the CPU only"
     if semantics.criterion != "pages" or semantics.page_size != PAGE or semantics.window < PAGE:
@@ -47,7 +48,7 @@ class Matrix:
     """A weight matrix [out, in] in the engine's layout, input-major [in, out] unless `output_major`, and per-output
     scales where it is int8."""
 
-    def __init__(self, weight: torch.Tensor, precision: Precision, output_major: bool = False):
+    def __init__(self, weight: torch.Tensor, precision: str, output_major: bool = False):
         weight = weight.detach().float()
         self.scale: torch.Tensor | None = None
         if precision == "int8":
@@ -73,7 +74,7 @@ class Engine:
         self,
         model: PreTrainedModel,
         semantics: Semantics,
-        precision: Precision = "bfloat16",
+        precision: str = "bfloat16",
         threads: int | None = None,
     ):
         reason = why_not(model, semantics)

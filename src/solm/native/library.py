@@ -17,7 +17,7 @@ from pathlib import Path
 
 from solm.errors import SolmError
 
-SOURCE = Path(__file__).with_name("engine.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("engine.cpp", "kernels.h", "lanes.h")]
 _FLAGS = [
     "-std=c++20", "-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fopenmp-simd", "-shared", "-fPIC",
     "-pthread",
@@ -42,7 +42,7 @@ def library() -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise SolmError("the native backend needs a C++20 compiler (g++ 11 or clang++ 14); none was found")
-    stamp = SOURCE.read_bytes() + " ".join([compiler, *_FLAGS, _processor()]).encode()
+    stamp = b"".join(source.read_bytes() for source in SOURCES) + " ".join([compiler, *_FLAGS, _processor()]).encode()
     root = Path(os.environ.get("SOLM_CACHE", Path.home() / ".cache" / "solm"))
     target = root / f"engine-{hashlib.sha256(stamp).hexdigest()[:16]}.so"
     if not target.exists():
@@ -50,7 +50,7 @@ def library() -> ctypes.CDLL:
         handle, work = tempfile.mkstemp(dir=root, suffix=".so")
         os.close(handle)
         try:
-            done = subprocess.run([compiler, *_FLAGS, str(SOURCE), "-o", work], capture_output=True, text=True)
+            done = subprocess.run([compiler, *_FLAGS, str(SOURCES[0]), "-o", work], capture_output=True, text=True)
             if done.returncode:
                 line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
                 raise SolmError(f"{compiler} could not build the native backend: {line}")

@@ -27,11 +27,8 @@ class FitConfig(BaseModel):
     dropout: float = Field(0.3, ge=0, lt=1)
     gamma: float = Field(0.0, ge=0, lt=1)
     """How much of a step's effect on the steps after it is credited to it; 0: none."""
-    trust: tuple[float, float, float] = (0.5, 1.0, 1.0)
-    """How far a token's predicted sensitivity per axis is believed; 0: not at all, every token is average. Attention's
-    is measured one step at a time and overstates what a whole schedule that follows it gains."""
     held_out: float = Field(0.1, ge=0, lt=1)
-    """Share of the texts that the fit does not see, to report how much it explains."""
+    """Share of the texts that the fit does not see: they tell how much it explains, and how far to believe it."""
     seed: int = 0
 
 

@@ -1,0 +1,93 @@
+"""Decode step at batch 1, milliseconds: the native engine, its dial, and stock transformers, in interleaved rounds.
+
+    python benchmarks/decode.py --contexts 64,1024,4096 --json
+
+Every figure is the median over rounds of a round's median step. With `llama_cpp` installed (pip install
+llama-cpp-python, which builds it) and --llama-cpp FILE.gguf, it is measured beside ours and the ratio is reported.
+"""
+
+import json
+import time
+from collections.abc import Callable
+
+import torch
+
+import solm
+from solm.actions import DENSE
+from solm.decoding.native_session import NativeSession
+from solm.native.engine import PRECISIONS, Engine
+from timing import MODEL, arguments, draw_text, machine, median
+
+DIAL = {
+    "dense": (1.0, 1.0, 16), "mlp .8": (1.0, 0.8, 16), "mlp .6": (1.0, 0.6, 16), "mlp .4": (1.0, 0.4, 16),
+    "pages .2": (0.2, 1.0, 16), "pages .2, mlp .6": (0.2, 0.6, 16),
+}  # fmt: skip
+STEPS = 24
+
+
+def per_step(run: Callable[[], object]) -> float:
+    """Median milliseconds of a step."""
+    times = []
+    for _ in range(STEPS):
+        begun = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - begun))
+    return median(times)
+
+
+def main() -> None:
+    options = arguments(
+        __doc__,
+        lambda parser: parser.add_argument("--contexts", default="64,1024,4096"),
+        lambda parser: parser.add_argument("--llama-cpp", help="GGUF file to time with llama.cpp beside ours."),
+    )
+    lm = solm.load(MODEL, dtype=options.dtype)
+    contexts = [int(part) for part in options.contexts.split(",")]
+    ids = draw_text(lm, 1, max(contexts) + 1)
+    engines = {precision: Engine(lm.model, lm.semantics, precision) for precision in PRECISIONS}
+    found: dict[str, dict[str, float]] = {}
+    for context in contexts:
+        token = ids[:, context]
+        runs: dict[str, Callable[[], object]] = {}
+        stock = lm.session(capacity=context + STEPS * (options.rounds + 2))
+        stock.prefill(ids[:, :context])
+        runs["transformers, " + str(lm.model.dtype).removeprefix("torch.")] = lambda s=stock, t=token: s.step(t)
+        for precision, engine in engines.items():
+            parent = NativeSession(lm.control, lm.semantics, engine, context)
+            parent.prefill(ids[:, :context])
+            for name, action in DIAL.items():
+                keep = torch.tensor([action if name != "dense" else DENSE], dtype=torch.float64)
+                fork = parent.fork(1, STEPS * (options.rounds + 2))
+                runs[f"native {precision}, {name}"] = lambda s=fork, k=keep, t=token: s.step(t, k)
+        if options.llama_cpp:
+            runs["llama.cpp"] = llama_cpp(options.llama_cpp, ids[0, :context].tolist(), int(token))
+        rounds: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(options.rounds + 1):
+            for name, run in runs.items():
+                rounds[name].append(per_step(run))
+        found[str(context)] = {name: median(values[1:]) for name, values in rounds.items()}
+    if options.json:
+        told: dict[str, object] = {"milliseconds": found, "machine": machine()}
+        if options.llama_cpp:
+            told["ratio_to_llama_cpp"] = {
+                context: values["llama.cpp"] / values["native int8, dense"] for context, values in found.items()
+            }
+        print(json.dumps(told))
+        return
+    for context, values in found.items():
+        print(f"context {context}")
+        for name, value in values.items():
+            print(f"  {name:34} {value:7.2f} ms")
+
+
+def llama_cpp(path: str, prompt: list[int], token: int) -> Callable[[], object]:
+    """A step of llama.cpp on the same tokens, two threads."""
+    from llama_cpp import Llama
+
+    llama = Llama(path, n_ctx=len(prompt) + 1024, n_threads=torch.get_num_threads(), verbose=False, logits_all=False)
+    llama.eval(prompt)
+    return lambda: llama.eval([token])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+// What a layer is made of, for one thread.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+
+#include "lanes.h"
+
+// y[0:out] += sum over kept inputs of x * row. Eight rows at a time, so that y is read and written an eighth as often;
+// the next eight are prefetched, since which they are no hardware can guess.
+template <typename W>
+void accumulate(const W* weights, int out, const int32_t* index, const float* x, int count, float* y) {
+  int i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const W* row[8];
+    const W* next[8];
+    Lanes v[8];
+    for (int k = 0; k < 8; ++k) {
+      row[k] = weights + size_t(index[i + k]) * out;
+      next[k] = weights + size_t(index[std::min(i + 8 + k, count - 1)]) * out;
+      v[k] = Lanes::all(x[i + k]);
+    }
+    int o = 0;
+    for (; o + 64 <= out; o += 64) {
+      Lanes sum[4];
+      for (int j = 0; j < 4; ++j) sum[j] = Lanes::load(y + o + 16 * j);
+      for (int k = 0; k < 8; ++k) {
+        for (size_t line = 0; line < 64 * sizeof(W); line += 64)
+          __builtin_prefetch(reinterpret_cast<const char*>(next[k] + o) + line);
+        for (int j = 0; j < 4; ++j) sum[j].add(v[k], Lanes::load(row[k] + o + 16 * j));
+      }
+      for (int j = 0; j < 4; ++j) sum[j].write(y + o + 16 * j);
+    }
+    for (; o < out; ++o)
+      for (int k = 0; k < 8; ++k) y[o] += x[i + k] * widen(row[k][o]);
+  }
+  for (; i < count; ++i) {
+    const W* row = weights + size_t(index[i]) * out;
+    const float v = x[i];
+    for (int o = 0; o < out; ++o) y[o] += v * widen(row[o]);
+  }
+}
+
+template <typename W>
+float dot(const W* w, const float* x, int n) {
+  Lanes sum[4] = {Lanes::zero(), Lanes::zero(), Lanes::zero(), Lanes::zero()};
+  int i = 0;
+  for (; i + 64 <= n; i += 64)
+    for (int j = 0; j < 4; ++j) sum[j].add(Lanes::load(w + i + 16 * j), Lanes::load(x + i + 16 * j));
+  for (; i + 16 <= n; i += 16) sum[0].add(Lanes::load(w + i), Lanes::load(x + i));
+  float total = sum[0].sum() + sum[1].sum() + sum[2].sum() + sum[3].sum();
+  for (; i < n; ++i) total += widen(w[i]) * x[i];
+  return total;
+}
+
+inline uint32_t magnitude(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits & 0x7fffffffu;
+}
+
+// The count-th largest |x|, as its bits: magnitudes order like integers.
+inline uint32_t kth_largest(const float* x, int n, int count) {
+  uint32_t threshold = 0;
+  for (int bit = 30; bit >= 0; --bit) {
+    const uint32_t guess = threshold | (1u << bit);
+    int above = 0;
+#pragma omp simd reduction(+ : above)
+    for (int i = 0; i < n; ++i) above += magnitude(x[i]) >= guess;
+    if (above >= count) threshold = guess;
+  }
+  return threshold;
+}
+
+// Indices and values of the count channels of largest |x|; of equal ones those of lower index. Returns count.
+inline int select(const float* x, int n, int count, int32_t* index, float* values) {
+  if (count >= n) {
+    for (int i = 0; i < n; ++i) index[i] = i, values[i] = x[i];
+    return n;
+  }
+  if (count <= 0) return 0;
+  const uint32_t threshold = kth_largest(x, n, count);
+  int above = 0;
+#pragma omp simd reduction(+ : above)
+  for (int i = 0; i < n; ++i) above += magnitude(x[i]) > threshold;
+  int ties = count - above, kept = 0;
+  for (int i = 0; i < n; ++i) {
+    const uint32_t bits = magnitude(x[i]);
+    const bool tie = bits == threshold && ties > 0;
+    ties -= tie;
+    index[kept] = i, values[kept] = x[i];  // written always, kept or overwritten: no branch to guess wrong
+    kept += bits > threshold || tie;
+    if (kept == count) break;
+  }
+  return kept;
+}
+
+// Round kept values to a grid of `bits` bits with one scale per `group` channels of the whole vector.
+inline void quantise(const int32_t* index, float* values, int count, int bits, int group) {
+  if (bits >= 16) return;
+  const float most = float((1 << (bits - 1)) - 1);
+  for (int start = 0; start < count;) {
+    const int block = index[start] / group;
+    int end = start;
+    float peak = 0;
+    for (; end < count && index[end] / group == block; ++end) peak = std::max(peak, std::fabs(values[end]));
+    const float scale = peak / most, divisor = std::max(scale, 1.17549435e-38f);
+    for (; start < end; ++start) values[start] = std::nearbyint(values[start] / divisor) * scale;
+  }
+}
+
+inline void rms_norm(const float* x, const float* weight, int n, float epsilon, float* out) {
+  const float scale = 1.0f / std::sqrt(dot(x, x, n) / float(n) + epsilon);
+  for (int i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
+}
+
+// Sixteen scores for each of `group` queries against one block of transposed keys [D, 16].
+template <typename K>
+void score_block(const K* block, const float* queries, int group, int dim, float scale, float* const* scores) {
+  for (int g = 0; g < group; g += 4) {
+    Lanes sum[4] = {Lanes::zero(), Lanes::zero(), Lanes::zero(), Lanes::zero()};
+    const int here = std::min(4, group - g);
+    for (int d = 0; d < dim; ++d) {
+      const Lanes key = Lanes::load(block + d * 16);
+      for (int j = 0; j < here; ++j) sum[j].add(Lanes::all(queries[(g + j) * dim + d] * scale), key);
+    }
+    for (int j = 0; j < here; ++j) sum[j].write(scores[g + j]);
+  }
+}
+
+// out[g] += sum over tokens of weight[g] * row, for `group` heads at once: rows are read once.
+template <typename K>
+void mix_rows(const K* rows, int tokens, int dim, const float* const* weights, int group, float* const* out) {
+  for (int g = 0; g < group; g += 4) {
+    const int here = std::min(4, group - g);
+    int d = 0;
+    for (; d + 16 <= dim; d += 16) {
+      Lanes sum[4];
+      for (int j = 0; j < here; ++j) sum[j] = Lanes::load(out[g + j] + d);
+      for (int t = 0; t < tokens; ++t) {
+        const Lanes row = Lanes::load(rows + size_t(t) * dim + d);
+        for (int j = 0; j < here; ++j) sum[j].add(Lanes::all(weights[g + j][t]), row);
+      }
+      for (int j = 0; j < here; ++j) sum[j].write(out[g + j] + d);
+    }
+    for (; d < dim; ++d)
+      for (int j = 0; j < here; ++j)
+        for (int t = 0; t < tokens; ++t) out[g + j][d] += weights[g + j][t] * widen(rows[size_t(t) * dim + d]);
+  }
+}
