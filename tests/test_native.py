@@ -5,10 +5,12 @@ import shutil
 import pytest
 import torch
 
+import solm as package
 from conftest import tiny_model
+from solm.data.windows import token_stream
 from solm.decoding.native_session import NativeSession
 from solm.decoding.session import Session, Turn
-from solm.errors import SolmError, UnsupportedModelError
+from solm.errors import ContextLengthError, DataError, SolmError, UnsupportedModelError
 from solm.models.controller import ModelControl
 from solm.native.engine import FAMILIES, Engine
 from solm.semantics import Semantics
@@ -121,7 +123,67 @@ def test_low_precision_weights_stay_close(precision, tolerance):
     control.detach()
 
 
-def test_what_it_cannot_run_is_said(monkeypatch):
+@pytest.mark.parametrize("bad", [-1, 259, 2**31, -(2**40)])
+def test_no_token_outside_the_vocabulary_reaches_the_engine(bad):
+    control = ModelControl(tiny_model("llama", torch.float32))
+    _, native = pair(control)
+    with pytest.raises(DataError, match=r"token ids must be in \[0, 258\]"):
+        native.step(torch.tensor([5, bad]))
+    with pytest.raises(ContextLengthError):
+        native.extend(torch.full((2, 500), 5))
+    control.detach()
+
+
+def test_rows_outgrow_what_was_reserved_and_keep_what_they_held():
+    control = ModelControl(tiny_model("llama", torch.float32))
+    ours, native = pair(control, context=20)
+    following, keep = tokens(2, 200, seed=8), keep_of((0.3, 1.0, 16), 2, 200)
+    for start in range(0, 200, 50):
+        some = slice(start, start + 50)
+        expected, found = (s.extend(following[:, some], keep[:, some]).logits for s in (ours, native))
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+    control.detach()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "agreement"), [("float32", 1.0), ("bfloat16", 0.98), ("int8", 0.95)])
+def test_real_text_gets_the_reference_backends_predictions(real_model, precision, agreement):
+    model, tokenizer = real_model
+    control = ModelControl(model)
+    ids = token_stream("pydoc:heldout", tokenizer).spaced(6, 385, torch.Generator().manual_seed(0))
+    sessions = Session(control, Semantics()), NativeSession(control, Semantics(), Engine(model, Semantics(), precision))
+    for session in sessions:
+        session.prefill(ids[:, :256])
+    keep = keep_of((0.4, 1.0, 16), 6, 128)
+    expected, found = (session.fork(1).extend(ids[:, 256:384], keep).logits for session in sessions)
+    if precision == "float32":
+        assert (expected - found).abs().max() < 1e-3
+    assert (expected.argmax(-1) == found.argmax(-1)).float().mean() >= agreement
+    control.detach()
+
+
+def test_generation_is_the_same_on_both_backends(tiny_folder):
+    replies = [
+        package.load(str(tiny_folder), dtype="float32", backend=backend, precision="float32").generate(
+            "A long enough prompt to read from. " * 4, max_new_tokens=12
+        )
+        for backend in ("reference", "native")
+    ]
+    assert [token.id for token in replies[0].tokens] == [token.id for token in replies[1].tokens]
+
+
+def test_auto_says_why_it_goes_on_without(tiny_folder, caplog, monkeypatch):
+    monkeypatch.setattr(
+        "solm.decoding.language_model.Engine", lambda *_: (_ for _ in ()).throw(SolmError("no compiler"))
+    )
+    lm = package.load(str(tiny_folder), dtype="float32", backend="auto")
+    assert lm.engine is None
+    assert "no compiler; going on with the reference backend" in caplog.text
+    with pytest.raises(SolmError, match="unknown backend 'fast'"):
+        package.load(str(tiny_folder), backend="fast")
+
+
+def test_what_it_cannot_run_is_said():
     with pytest.raises(UnsupportedModelError, match="family 'gpt2'"):
         Engine(tiny_model("gpt2"), SEMANTICS)
     llama = tiny_model("llama", torch.float32)

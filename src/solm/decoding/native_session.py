@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from solm.decoding.session import Session
+from solm.errors import DataError
 from solm.models.controller import ModelControl
 from solm.native.engine import Cache, Engine
 from solm.ops.plan import Plan
@@ -76,6 +77,8 @@ class NativeSession(Session):
             return super()._forward(tokens, positions, keep_logits)
         rows, count = tokens.shape
         sizes = self.engine.sizes
+        if int(tokens.min()) < 0 or int(tokens.max()) >= sizes.vocabulary:
+            raise DataError(f"token ids must be in [0, {sizes.vocabulary - 1}], got {tokens.flatten().tolist()[:8]}")
         self._reserve(int(positions.max()) + 1)
         stream = torch.empty(rows * count, sizes.hidden)
         logits = torch.empty(rows * count, sizes.vocabulary)
