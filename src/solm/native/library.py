@@ -17,7 +17,7 @@ from pathlib import Path
 
 from solm.errors import SolmError
 
-SOURCES = [Path(__file__).with_name(name) for name in ("engine.cpp", "kernels.h", "lanes.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("engine.cpp", "walker.h", "model.h", "kernels.h", "lanes.h")]
 _FLAGS = [
     "-std=c++20", "-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fopenmp-simd", "-shared", "-fPIC",
     "-pthread",

@@ -76,13 +76,20 @@ class TrainedPolicy:
         if network is None:
             network = ValueNetwork(sizes) if isinstance(sizes, ValueConfig) else PolicyNetwork(sizes)
         self.network = network
+        self._made: dict[bool, ValuePolicy] = {}
 
     def policy(
         self, decision: Literal["sample", "greedy"] = "sample", clamp: bool = True
     ) -> LearnedPolicy | ValuePolicy:
-        """What decides; `decision` is for policies that are distributions, a value policy takes the best action."""
+        """What decides; `decision` is for policies that are distributions, a value policy takes the best action.
+
+        A value policy is made once: its price curves take a while, and every request asks. The network must not
+        change afterwards.
+        """
         if isinstance(self.network, ValueNetwork):
-            return ValuePolicy(self.network.eval(), self.config.space, clamp)
+            if clamp not in self._made:
+                self._made[clamp] = ValuePolicy(self.network.eval(), self.config.space, clamp)
+            return self._made[clamp]
         return LearnedPolicy(self.network.eval(), self.config.space, decision, clamp)
 
     def budget(self, budget: "float | str | Budget") -> Budget:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from solm.actions import ActionSpace
@@ -93,17 +94,15 @@ def feasible(observation: Observation) -> torch.Tensor:
     Where no level of an axis can meet it any more, the levels that miss it least.
     """
     allowed = []
-    left = observation.remaining - 1
-    steps = (observation.ledger.steps + observation.remaining)[:, None]
-    for axis, levels in enumerate(observation.levels):
-        goal = observation.target[:, axis, None] * steps
-        low, high = levels[:, :1], levels[:, -1:]
-        if observation.later is not None:
-            low, high = (bound[:, axis, None] for bound in observation.later)
-        spent = observation.ledger.spent[:, axis, None] + levels
-        over = (spent + left * low - goal).clamp(min=0)
-        under = (goal - spent - left * high).clamp(min=0)
-        miss = over + under
-        allowed.append(miss <= miss.amin(1, keepdim=True) + 1e-9)
+    left, steps = observation.remaining - 1, (observation.ledger.steps.numpy() + observation.remaining)[:, None]
+    target, booked = observation.target.numpy(), observation.ledger.spent.numpy()
+    later = None if observation.later is None else [bound.numpy() for bound in observation.later]
+    for axis, shares in enumerate(observation.levels):
+        levels = shares.numpy()
+        low, high = (levels[:, :1], levels[:, -1:]) if later is None else (bound[:, axis, None] for bound in later)
+        goal, spent = target[:, axis, None] * steps, booked[:, axis, None] + levels
+        miss = np.maximum(spent + left * low - goal, 0) + np.maximum(goal - spent - left * high, 0)
+        allowed.append(miss <= miss.min(1, keepdims=True) + 1e-9)
     attention, mlp, bits = allowed
-    return (attention[:, :, None, None] & mlp[:, None, :, None] & bits[:, None, None, :]).flatten(1)
+    grid = attention[:, :, None, None] & mlp[:, None, :, None] & bits[:, None, None, :]
+    return torch.from_numpy(grid.reshape(len(grid), -1))

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 
 from solm.actions import FULL_BITS, ActionSpace
@@ -12,7 +13,7 @@ Gains = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Per axis [..., levels]: log-probability of the next token above the dense step's, in nats."""
 
 _PRICES = torch.cat([torch.zeros(1), torch.logspace(-3, 1.5, 128)]).double()
-_FALLING = _PRICES.flip(0)
+_FALLING = _PRICES.flip(0).numpy()
 _SHORTEST_HORIZON = 8
 """Steps over which a deviation from the budget is made good, even where fewer are left: the feasibility clamp takes
 care of the last ones."""
@@ -30,14 +31,11 @@ class PriceCurve:
         self.low, self.high = float(shares[0]), float(shares[-1])
         # Strictly falling, so that every share between has one price.
         falling = torch.cummin(self.spent, 0).values - torch.arange(len(_PRICES)) * 1e-9
-        self._rising = falling.flip(0).contiguous()
+        self._rising = falling.flip(0).numpy()
 
-    def price(self, share: torch.Tensor) -> torch.Tensor:
+    def price(self, share: np.ndarray) -> np.ndarray:
         """The price at which the average is `share` [...]; the highest or lowest known one beyond the ends."""
-        upper = torch.searchsorted(self._rising, share.contiguous()).clamp(1, len(_PRICES) - 1)
-        low, high = self._rising[upper - 1], self._rising[upper]
-        part = ((share - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-        return torch.lerp(_FALLING[upper - 1], _FALLING[upper], part)
+        return np.interp(share, self._rising, _FALLING)
 
     def share(self, price: float) -> float:
         """The average share at `price`."""
@@ -69,7 +67,7 @@ class Allocator(ABC):
     def __init__(self, space: ActionSpace, layer: int, curves: list[PriceCurve], pairs: Gains, clamp: bool = True):
         self.space, self.layer, self.curves, self.clamp = space, layer, curves, clamp
         together = (pair.double().unsqueeze(axis) for pair, axis in zip(pairs, (2, 1, 0), strict=True))
-        self._together = torch.zeros(1, *space.shape, dtype=torch.float64) + sum(together)
+        self._together = (torch.zeros(1, *space.shape, dtype=torch.float64) + sum(together)).numpy()
 
     @abstractmethod
     def gains(self, hidden: torch.Tensor, before: torch.Tensor) -> Gains:
@@ -96,21 +94,23 @@ class Allocator(ABC):
     def allocate(self, gains: Gains, seen: Observation) -> torch.Tensor:
         """The action [N] for one step with gains [N, levels] per axis, at the price that what is left of the budget
         per remaining step sets."""
+        # On the host and in numpy: these are a few numbers a row, and torch takes ten times as long to start.
         horizon = max(seen.remaining, _SHORTEST_HORIZON)
+        target, spent, steps = seen.target.numpy(), seen.ledger.spent.numpy(), seen.ledger.steps.numpy()
         score = self._together
-        for axis, (gain, levels, curve) in enumerate(zip(gains, seen.levels, self.curves, strict=True)):
+        for axis, (gain, shares, curve) in enumerate(zip(gains, seen.levels, self.curves, strict=True)):
+            levels = shares.numpy()
             if levels.shape[1] == 1:
                 continue
-            goal = seen.target[:, axis] * (seen.ledger.steps + horizon)
-            due = (goal - seen.ledger.spent[:, axis]) / horizon
+            due = (target[:, axis] * (steps + horizon) - spent[:, axis]) / horizon
             # Curves know nominal shares; a step's realised ones may span another range (pages that are always read).
             # In short contexts all of an axis's levels may realise the same: then no price can change what is spent.
-            scale = ((levels[:, -1] - levels[:, 0]) / (curve.high - curve.low)).clamp(min=1e-9)
+            scale = np.maximum((levels[:, -1] - levels[:, 0]) / (curve.high - curve.low), 1e-9)
             price = curve.price(curve.low + (due - levels[:, 0]) / scale) / scale
             shape = [-1, 1, 1, 1]
             shape[axis + 1] = levels.shape[1]
-            score = score + (gain.double() - price[:, None] * levels).view(shape)
-        score = score.expand(len(seen.target), -1, -1, -1).flatten(1)
+            score = score + (gain.numpy().astype(np.float64) - price[:, None] * levels).reshape(shape)
+        score = np.broadcast_to(score, (len(target), *self.space.shape)).reshape(len(target), -1)
         if self.clamp:
-            score = score.masked_fill(~feasible(seen), -torch.inf)
-        return score.argmax(-1)
+            score = np.where(feasible(seen).numpy(), score, -np.inf)
+        return torch.from_numpy(score.argmax(-1))

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 
 from solm.actions import ActionSpace
@@ -35,28 +36,32 @@ class _TwoLevel(BlindSchedule, ABC):
     def act(
         self, observation: Observation, state: None, generator: torch.Generator | None
     ) -> tuple[torch.Tensor, None]:
-        action = torch.zeros_like(observation.previous)
-        for axis, levels in enumerate(observation.levels):
+        action = np.zeros(len(observation.target), dtype=np.int64)
+        target, spent = observation.target.numpy(), observation.ledger.spent.numpy()
+        steps, rows = observation.ledger.steps.numpy(), np.arange(len(action))
+        for axis, shares in enumerate(observation.levels):
+            levels = shares.numpy()
             size = levels.shape[1]
-            target = observation.target[:, axis, None]
-            below = ((levels <= target + 1e-12).sum(1, keepdim=True) - 1).clamp(0, max(0, size - 2))
-            above = (below + 1).clamp(max=size - 1)
-            low, high = levels.gather(1, below)[:, 0], levels.gather(1, above)[:, 0]
-            spent = observation.ledger.spent[:, axis]
-            take_high = self._choose(low, high, spent, observation, axis, generator)
-            action = action * size + torch.where(take_high, above[:, 0], below[:, 0])
-        return action, None
+            below = ((levels <= target[:, axis, None] + 1e-12).sum(1) - 1).clip(0, max(0, size - 2))
+            above = (below + 1).clip(max=size - 1)
+            low, high = levels[rows, below], levels[rows, above]
+            take_high = self._choose(
+                low, high, spent[:, axis], target[:, axis], steps, observation.remaining, generator
+            )
+            action = action * size + np.where(take_high, above, below)
+        return torch.from_numpy(action), None
 
     @abstractmethod
     def _choose(
         self,
-        low: torch.Tensor,
-        high: torch.Tensor,
-        spent: torch.Tensor,
-        observation: Observation,
-        axis: int,
+        low: np.ndarray,
+        high: np.ndarray,
+        spent: np.ndarray,
+        target: np.ndarray,
+        steps: np.ndarray,
+        remaining: int,
         generator: torch.Generator | None,
-    ) -> torch.Tensor:
+    ) -> np.ndarray:
         """Whether each row takes the higher of its two levels, of realised shares low and high [N]: [N] bool."""
 
 
@@ -66,21 +71,20 @@ class Static(_TwoLevel):
     Over a run of T steps the average misses the target by at most half the distance of the two levels over T.
     """
 
-    def _choose(self, low, high, spent, observation, axis, generator):  # type: ignore[no-untyped-def]
-        goal = observation.target[:, axis] * (observation.ledger.steps + 1)
-        return (spent + high - goal).abs() < (spent + low - goal).abs()
+    def _choose(self, low, high, spent, target, steps, remaining, generator):  # type: ignore[no-untyped-def]
+        goal = target * (steps + 1)
+        return abs(spent + high - goal) < abs(spent + low - goal)
 
 
 class Random(_TwoLevel):
     """A uniformly random permutation of the matched two-level schedule, drawn without replacement step by step."""
 
-    def _choose(self, low, high, spent, observation, axis, generator):  # type: ignore[no-untyped-def]
-        remaining = observation.remaining
-        goal = observation.target[:, axis] * (observation.ledger.steps + remaining)
+    def _choose(self, low, high, spent, target, steps, remaining, generator):  # type: ignore[no-untyped-def]
+        goal = target * (steps + remaining)
         # High levels still to place, rounded once to a whole number so that the last steps are certain.
-        gap = (high - low).clamp(min=1e-12)
-        place = torch.round((goal - spent - low * remaining) / gap).clamp(0, remaining)
-        draw = torch.rand(len(low), generator=generator, dtype=torch.float64, device="cpu").to(low.device)
+        gap = np.maximum(high - low, 1e-12)
+        place = np.round((goal - spent - low * remaining) / gap).clip(0, remaining)
+        draw = torch.rand(len(low), generator=generator, dtype=torch.float64).numpy()
         return (draw < place / remaining) & (high > low)
 
 
