@@ -5,7 +5,12 @@
 // input-major: a skipped input channel is a row of weights that is never read. Keys lie in blocks of 16 tokens,
 // transposed, beside the per-channel minimum and maximum of the block (Quest, ICML 2024).
 
+#include <cstdlib>
 #include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "walker.h"
 
@@ -36,6 +41,18 @@ void Engine::serve(int thread) {
 
 extern "C" {
 
+// Memory in huge pages, where the system has them: a step walks through all weights, and would miss the TLB at every 4 KiB.
+void* solm_arena(size_t bytes) {
+  const size_t huge = size_t(2) << 20;
+  void* memory = std::aligned_alloc(huge, (bytes + huge - 1) / huge * huge);
+#if defined(__linux__)
+  if (memory) madvise(memory, (bytes + huge - 1) / huge * huge, MADV_HUGEPAGE);
+#endif
+  return memory;
+}
+
+void solm_arena_free(void* arena) { std::free(arena); }
+
 // Returns null where memory cannot be had. weights per layer: qkv, out, gate_up, down (data, scale) then attention_norm,
 // mlp_norm, q_norm, k_norm, qkv_bias; 13 pointers. All must outlive the engine.
 void* solm_engine(const Sizes* sizes, const void* const* per_layer, const void* embedding, const float* embedding_scale,
@@ -54,7 +71,7 @@ void* solm_engine(const Sizes* sizes, const void* const* per_layer, const void* 
   const Sizes& s = e->s;
   const int widest = std::max({2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden,
                                s.heads * (s.head_dim + 2)});
-  e->shared.assign(s.threads, std::vector<float>(widest + PAGE));
+  e->shared.assign(s.threads, std::vector<float>(2 * (widest + PAGE)));
   e->senses.assign(s.threads, 0);
   e->barrier = new Barrier(s.threads);
   for (int t = 1; t < s.threads; ++t) e->workers.emplace_back([e, t] { e->serve(t); });

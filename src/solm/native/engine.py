@@ -59,6 +59,17 @@ class Matrix:
         self.data = (weight if output_major else weight.T).contiguous()
 
     @property
+    def room(self) -> int:
+        """Bytes, up to the next cache line."""
+        return -(-self.data.nbytes // 64) * 64
+
+    def move(self, address: int) -> None:
+        """Live at `address` from now on."""
+        memory = (ctypes.c_char * self.data.nbytes).from_address(address)
+        there = torch.frombuffer(memory, dtype=self.data.dtype).view(self.data.shape)
+        self.data = there.copy_(self.data)
+
+    @property
     def pointers(self) -> tuple[int, int]:
         return self.data.data_ptr(), 0 if self.scale is None else self.scale.data_ptr()
 
@@ -95,17 +106,21 @@ class Engine:
             config.num_key_value_heads, head_dim, config.vocab_size, config.max_position_embeddings,
             PRECISIONS.index(precision), threads, config.rms_norm_eps,
         )  # fmt: skip
-        self._kept: list[torch.Tensor | Matrix] = []
-        pointers: list[int] = []
-        for layer in decoder_layers(model):
-            pointers += self._layer(layer)
+        self._kept: list[torch.Tensor] = []
+        self._arena: int | None = None
+        layers = [self._matrices(layer) for layer in decoder_layers(model)]
+        embedding: Any = model.get_input_embeddings().weight
+        head: Any = model.get_output_embeddings().weight
+        output = Matrix(head, precision, output_major=True)
+        tied = embedding.data_ptr() == head.data_ptr()
+        source = output if tied else Matrix(embedding, precision, output_major=True)
+        self._place([matrix for layer in layers for matrix in layer] + [output] + ([] if tied else [source]))
+        pointers = []
+        for layer, matrices in zip(decoder_layers(model), layers, strict=True):
+            pointers += [value for matrix in matrices for value in matrix.pointers] + self._vectors(layer)
         table = (ctypes.c_void_p * len(pointers))(*(value or None for value in pointers))
         cosine, sine = self._rotary(model, config)
         base: Any = model.get_decoder()
-        embedding: Any = model.get_input_embeddings().weight
-        head: Any = model.get_output_embeddings().weight
-        output = self._matrix(head, output_major=True)
-        source = output if embedding.data_ptr() == head.data_ptr() else self._matrix(embedding, output_major=True)
         self.handle: int | None = self.library.solm_engine(
             ctypes.byref(self.sizes), table, source.pointers[0], source.pointers[1] or None, output.pointers[0],
             output.pointers[1] or None, self._floats(base.norm.weight), self._floats(cosine), self._floats(sine),
@@ -117,11 +132,20 @@ class Engine:
         if getattr(self, "handle", None):
             self.library.solm_engine_free(self.handle)
             self.handle = None
+        if getattr(self, "_arena", None):
+            self.library.solm_arena_free(self._arena)
+            self._arena = None
 
-    def _matrix(self, weight: torch.Tensor, output_major: bool = False) -> Matrix:
-        matrix = Matrix(weight, self.precision, output_major)
-        self._kept.append(matrix)
-        return matrix
+    def _place(self, matrices: list[Matrix]) -> None:
+        """Move all weights next to one another, in the order in which a step reads them."""
+        self._arena = self.library.solm_arena(sum(matrix.room for matrix in matrices))
+        if not self._arena:
+            raise SolmError("the native backend could not get the memory for the model's weights")
+        address = self._arena
+        for matrix in matrices:
+            matrix.move(address)
+            address += matrix.room
+        self._matrices_kept = matrices  # their scales live here
 
     def _floats(self, values: torch.Tensor | None) -> int:
         """The address of `values` in float32; 0 for None."""
@@ -131,22 +155,23 @@ class Engine:
         self._kept.append(kept)
         return kept.data_ptr()
 
-    def _layer(self, layer: nn.Module) -> list[int]:
-        """The addresses of a layer's matrices, norms and bias, in the order of the engine."""
+    def _matrices(self, layer: nn.Module) -> list[Matrix]:
+        """A layer's matrices in the order of the engine: qkv, out, gate and up, down."""
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
-        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-        qkv = torch.cat([part.weight for part in parts])
-        biases = [part.bias for part in parts]
-        bias = None if biases[0] is None else torch.cat(biases)
+        qkv = torch.cat([part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj)])
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
-        found: list[int] = []
-        for weight in (qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight):
-            found += self._matrix(weight).pointers
+        weights = (qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight)
+        return [Matrix(weight, self.precision) for weight in weights]
+
+    def _vectors(self, layer: nn.Module) -> list[int]:
+        """The addresses of a layer's norms and bias, 0 where there is none."""
+        attention: Any = layer.self_attn
         norms: tuple[Any, ...] = (layer.input_layernorm, layer.post_attention_layernorm)
-        heads = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
-        weights: list[Any] = [norm.weight for norm in norms] + [None if norm is None else norm.weight for norm in heads]
-        return found + [self._floats(weight) for weight in [*weights, bias]]
+        norms += tuple(getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        biases = [part.bias for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        weights = [None if norm is None else norm.weight for norm in norms]
+        return [self._floats(weight) for weight in [*weights, None if biases[0] is None else torch.cat(biases)]]
 
     def _rotary(self, model: PreTrainedModel, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of every position [positions, D], from the model's own rotary module."""

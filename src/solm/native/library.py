@@ -63,6 +63,9 @@ def library() -> ctypes.CDLL:
     pointer, integer = ctypes.c_void_p, ctypes.c_int32
     loaded.solm_engine.restype = pointer
     loaded.solm_engine.argtypes = [ctypes.POINTER(Sizes), *[pointer] * 8]
+    loaded.solm_arena.restype = pointer
+    loaded.solm_arena.argtypes = [ctypes.c_size_t]
+    loaded.solm_arena_free.argtypes = [pointer]
     loaded.solm_engine_free.argtypes = [pointer]
     loaded.solm_cache.restype = pointer
     loaded.solm_cache.argtypes = [pointer, pointer, integer, integer]

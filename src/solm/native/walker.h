@@ -7,7 +7,7 @@ template <typename W, typename K>
 struct Walker {
   Engine& e;
   const int thread, threads, H, I, D, Q, KV;
-  bool sense;
+  bool sense, turn = false;
   std::vector<float> normed, sum, values, picked, heads, mass;
   std::vector<int32_t> index, all, pages;
 
@@ -22,19 +22,22 @@ struct Walker {
 
   void meet() { e.barrier->wait(sense); }
 
+  // Where a thread leaves sums for the others. Two places in turn: by the time one is written again, everyone has met
+  // once more and is done reading it.
+  float* partial(int t) const { return e.shared[t].data() + (turn ? e.shared[t].size() / 2 : 0); }
+
   // result[0:out] = scale * sum over kept inputs; every thread ends with all of it.
   void multiply(const Matrix& m, int out, const int32_t* kept, const float* x, int count, float* result) {
-    float* mine = e.shared[thread].data();
+    float* mine = partial(thread);
     std::fill_n(mine, out, 0.0f);
     // In eights, so that no thread has a ragged block but the last.
     const int eights = (count + 7) / 8, from = std::min(count, eights * thread / threads * 8),
               to = std::min(count, eights * (thread + 1) / threads * 8);
     accumulate(static_cast<const W*>(m.data), out, kept + from, x + from, to - from, mine);
     meet();
-    const float* first = e.shared[0].data();
-    std::copy_n(first, out, result);
+    std::copy_n(partial(0), out, result);
     for (int t = 1; t < threads; ++t) {
-      const float* other = e.shared[t].data();
+      const float* other = partial(t);
 #pragma GCC ivdep
       for (int o = 0; o < out; ++o) result[o] += other[o];
     }
@@ -42,7 +45,7 @@ struct Walker {
 #pragma GCC ivdep
       for (int o = 0; o < out; ++o) result[o] *= m.scale[o];
     }
-    meet();  // before anyone overwrites its partial sums
+    turn = !turn;
   }
 
   void rotate(float* x, int position) const {
@@ -120,7 +123,7 @@ struct Walker {
   void attend(const Cache& cache, int layer, int seen, const float* queries, const Plan& plan) {
     const int group = Q / KV, blocks = e.blocks(cache), width = D + 2;
     const float scale = 1.0f / std::sqrt(float(D));
-    float* mine = e.shared[thread].data();  // per query head: D sums, peak, total
+    float* mine = partial(thread);  // per query head: D sums, peak, total
     for (int head = 0; head < KV; ++head) {
       choose(cache, layer, head, seen, queries + head * group * D, plan);
       const size_t place = size_t(layer) * KV + head;
@@ -145,13 +148,9 @@ struct Walker {
       for (int g = 0; g < group; ++g) {
         out[g] = mine + (head * group + g) * width;
         scores[g] = mass.data() + size_t(g) * n;
-        float peak = -INFINITY, total = 0;
-        for (int t = 0; t < n; ++t) peak = std::max(peak, scores[g][t]);
-        for (int t = 0; t < n; ++t) {
-          scores[g][t] = std::exp(scores[g][t] - peak);
-          total += scores[g][t];
-        }
-        out[g][D] = peak, out[g][D + 1] = total;
+        float total;
+        out[g][D] = soften(scores[g], n, total);
+        out[g][D + 1] = total;
       }
       for (int p = from; p < to; ++p) {
         const float* weights[MOST_QUERIES];
@@ -162,10 +161,10 @@ struct Walker {
     meet();
     for (int h = 0; h < Q; ++h) {
       float peak = -INFINITY, total = 0;
-      for (int t = 0; t < threads; ++t) peak = std::max(peak, e.shared[t][size_t(h) * width + D]);
+      for (int t = 0; t < threads; ++t) peak = std::max(peak, partial(t)[size_t(h) * width + D]);
       std::fill_n(heads.data() + h * D, D, 0.0f);
       for (int t = 0; t < threads; ++t) {
-        const float* part = e.shared[t].data() + size_t(h) * width;
+        const float* part = partial(t) + size_t(h) * width;
         if (part[D + 1] <= 0) continue;
         const float weight = std::exp(part[D] - peak);
         total += weight * part[D + 1];
@@ -173,7 +172,7 @@ struct Walker {
       }
       for (int d = 0; d < D; ++d) heads[h * D + d] /= total;
     }
-    meet();
+    turn = !turn;
   }
 
   void layer(int number, float* x, Cache& cache, int position, const Plan& plan) {
@@ -201,7 +200,7 @@ struct Walker {
     int kept = select(normed.data(), H, plan.inputs, index.data(), picked.data());
     quantise(index.data(), picked.data(), kept, plan.bits, plan.group ? plan.group : H);
     multiply(l.gate_up, 2 * I, index.data(), picked.data(), kept, sum.data());
-    for (int i = 0; i < I; ++i) values[i] = sum[i] / (1.0f + std::exp(-sum[i])) * sum[I + i];
+    gated(sum.data(), sum.data() + I, I, values.data());
     kept = select(values.data(), I, plan.hiddens, index.data(), picked.data());
     quantise(index.data(), picked.data(), kept, plan.bits, plan.group ? plan.group : I);
     multiply(l.down, H, index.data(), picked.data(), kept, sum.data());
