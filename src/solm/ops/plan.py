@@ -120,27 +120,13 @@ def realised_mlp(keep: torch.Tensor, semantics: Semantics, shapes: ModelShapes) 
     return torch.stack([ceil_share(keep, size) / size for size in sizes]).mean(0)
 
 
-def realised_shares(
-    keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics, shapes: ModelShapes
-) -> torch.Tensor:
-    """What actions keep [..., 3] realise when they see kv_length [...] keys: [..., 3] float64 (κ, ρ, b/16)."""
-    attention, mlp, bits = keep.unbind(-1)
-    return torch.stack(
-        [
-            realised_attention(attention, kv_length, semantics),
-            realised_mlp(mlp, semantics, shapes),
-            bits / FULL_BITS,
-        ],
-        dim=-1,
-    )
-
-
 def make_plan(keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics, shapes: ModelShapes) -> Plan:
     """The plan of a pass whose N × Q steps see kv_length [N, Q] keys under actions keep [N, Q, 3] (κ, ρ, bits)."""
-    budget, _ = kv_budget(keep[..., 0], kv_length, semantics)
+    budget, attention = kv_budget(keep[..., 0], kv_length, semantics)
     dense = torch.tensor([1.0, 1.0, float(FULL_BITS)], dtype=keep.dtype, device=keep.device)
     used = (keep < dense).flatten(0, -2).any(0).tolist()
-    return Plan(semantics, keep, budget, realised_shares(keep, kv_length, semantics, shapes), *used)
+    mlp = realised_mlp(keep[..., 1], semantics, shapes)
+    return Plan(semantics, keep, budget, torch.stack([attention, mlp, keep[..., 2] / FULL_BITS], -1), *used)
 
 
 def axis_levels(
