@@ -20,6 +20,7 @@ from solm.policies.observation import Observation
 from solm.policies.prices import PriceCurve
 from solm.policies.values import ValueConfig, ValueNetwork, ValuePolicy, interpolation
 from solm.semantics import Semantics
+from solm.training.checkpoint import read_stored
 from solm.training.config import FitConfig, ValueTrainConfig
 from solm.training.counterfactual import Samples, collect_samples, draw_levels, keep_of
 from solm.training.interrupt import Interrupted
@@ -254,6 +255,7 @@ def test_interrupted_and_resumed_training_equals_uninterrupted(tmp_path, byte_to
     assert torch.equal(reused.network.head.weight, whole.network.head.weight)
     longer = run(tmp_path, "parts", byte_tokenizer, batches=4)
     assert not torch.equal(longer.network.head.weight, whole.network.head.weight)
+    assert read_stored(tmp_path / "parts").batches == 4
     with pytest.raises(SolmError, match="another configuration"):
         run(tmp_path, "parts", byte_tokenizer, horizon=24)
     with pytest.raises(SolmError, match="layer 2 is out of range: this model has layers 0 to 1"):

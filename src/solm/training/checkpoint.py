@@ -46,15 +46,15 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunMismatchError(f"another process is training in {path}") from None
-        if (path / CONFIG).exists():
-            stored = read_stored(path)
+        stored = read_stored(path) if (path / CONFIG).exists() else None
+        if stored is not None:
             changed = stored.method if type(stored) is not type(config) else _difference(stored, config)
             if changed:
                 raise RunMismatchError(
                     f"{path} holds a run with another configuration ({changed}); choose another --out"
                 )
-        # Written again where a run goes on under settings that may change, such as more batches.
-        write_json(path / CONFIG, config.model_dump(mode="json"))
+        if stored != config:  # new, or gone on with under settings that may change, such as more batches
+            write_json(path / CONFIG, config.model_dump(mode="json"))
 
     def close(self) -> None:
         self._lock.close()
