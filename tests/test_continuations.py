@@ -113,6 +113,23 @@ def test_cut_rows_go_on_as_if_the_rest_had_never_been(lm):
         rows.truncate(torch.tensor([64, 20]))
 
 
+def test_the_harness_tells_what_was_spent_and_what_never_acted(tiny_lm, caplog):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+
+    from solm.evaluation.harness import ControlledLM
+
+    caplog.set_level("INFO", "lm_eval.solm")
+    ours = ControlledLM(tiny_lm, space="joint-8", budget=0.7)
+    ours.loglikelihood([Instance("loglikelihood", {}, ("Too short to be controlled", " at all"), 0)])
+    assert "the axis mlp never acted" in caplog.text
+    caplog.clear()
+    ours.loglikelihood([Instance("loglikelihood", {}, ("Long enough to be controlled. " * 8, " at last"), 0)])
+    assert "spent: attention" in caplog.text
+    assert "never acted" not in caplog.text
+    assert ours.compute.realised["mlp"] < 1
+
+
 def test_the_harness_scores_as_lm_evals_own_model_does(byte_tokenizer):
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
     from lm_eval.api.instance import Instance

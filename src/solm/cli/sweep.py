@@ -36,6 +36,7 @@ def sweep(
     from solm.training.config import read_values
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    logging.getLogger("lm_eval.solm").setLevel(logging.WARNING)
     if not config.exists():
         raise SolmError(f"no file {config}")
     chosen = read_config(config, read_values(config))

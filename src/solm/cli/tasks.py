@@ -73,6 +73,7 @@ def tasks(
     if policy is None and space is None:
         raise SolmError("give a policy to evaluate, or --space to compare the baselines alone")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    logging.getLogger("lm_eval.solm").setLevel(logging.WARNING)
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     chosen = settings(
         TaskSettings, tasks=names, budgets=numbers(budgets, "--budgets"), limit=limit, fewshot=fewshot, batch=batch,

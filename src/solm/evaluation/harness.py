@@ -21,7 +21,8 @@ from solm.policies.observation import Policy
 from solm.policies.prices import Allocator
 from solm.semantics import Semantics
 
-log = logging.getLogger(__name__)
+# Beneath lm-eval's own, so that its command line shows what was spent beside the scores.
+log = logging.getLogger("lm_eval.solm")
 
 
 @register_model("solm")
