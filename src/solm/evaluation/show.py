@@ -7,7 +7,15 @@ from rich.table import Table
 
 from solm.evaluation.result import Difference, EvaluationResult, Point, TaskResult
 
-_COLOURS = {"policy": "#0b7285", "static": "#e8590c", "random": "#868e96"}
+_COLOURS = {
+    "policy": "#0b7285", "static": "#e8590c", "random": "#868e96", "static-tuned": "#f08c00", "token-table": "#9c36b5",
+    "oracle": "#2f9e44", "entropy": "#1971c2", "drift": "#c2255c",
+}  # fmt: skip
+
+
+def told(budget: float) -> str:
+    """A budget in two digits, or in as many as it has."""
+    return f"{budget:.2f}" if round(budget, 2) == budget else f"{budget:g}"
 
 
 def table(result: EvaluationResult) -> Table:
@@ -21,7 +29,7 @@ def table(result: EvaluationResult) -> Table:
             shown.add_section()
         last = point.budget
         shown.add_row(
-            f"{point.budget:.2f}",
+            f"{told(point.budget)}",
             point.arm,
             f"{point.realised:.3f}",
             f"{point.cost['bytes']:.3f}",
@@ -46,7 +54,7 @@ def task_table(result: TaskResult) -> Table:
         last = (point.task, point.budget)
         score = point.scores
         shown.add_row(
-            point.task, f"{point.budget:.2f}", point.arm, f"{point.realised['net']:.3f}",
+            point.task, f"{told(point.budget)}", point.arm, f"{point.realised['net']:.3f}",
             f"{point.realised['bytes']:.3f}", f"{score['acc']:.3f}" if "acc" in score else "", f"{score['margin']:.3f}",
             *(_coloured(point.differences.get(metric), better=1) for metric in ("acc", "margin")),
         )  # fmt: skip
@@ -88,7 +96,7 @@ def verdict(result: EvaluationResult) -> list[str]:
         share = captured(result, budget)
         if share is not None:
             parts.append(f"it gets {share:.0%} of the oracle's gain over static")
-        lines.append(f"budget {budget:.2f}: {'; '.join(parts)}")
+        lines.append(f"budget {told(budget)}: {'; '.join(parts)}")
     return lines
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from solm.actions import AXES
 from solm.errors import DamagedFileError, SolmError
 from solm.evaluation.result import SCHEMA_VERSION, EvaluationResult, TaskResult
-from solm.evaluation.show import plot, verdict
+from solm.evaluation.show import plot, told, verdict
 from solm.report.page import difference, head, image, perplexity_table
 
 Result = EvaluationResult | TaskResult
@@ -113,7 +113,7 @@ def _task_table(name: str, result: TaskResult) -> str:
         scores = [f"{point.scores[metric]:.3f}" if metric in point.scores else "" for metric in ("acc", "margin")]
         gaps = [difference(point.differences.get(metric), 1) for metric in ("acc", "margin")]
         rows.append(
-            f"<tr{first}><td>{point.budget:.2f}<td>{escape(point.task)}, {escape(point.arm)}<td>{point.questions}"
+            f"<tr{first}><td>{told(point.budget)}<td>{escape(point.task)}, {escape(point.arm)}<td>{point.questions}"
             f"<td>{point.realised['net']:.3f}<td>{scores[0]}<td>{gaps[0]}<td>{scores[1]}<td>{gaps[1]}</tr>"
         )
     titles = "<th>budget<th>task, arm<th>questions<th>realised<th>acc<th>policy − arm<th>margin<th>policy − arm"

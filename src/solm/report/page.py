@@ -4,6 +4,7 @@ import base64
 from html import escape
 
 from solm.evaluation.result import Difference, EvaluationResult
+from solm.evaluation.show import told
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#212529;--soft:#6c757d;--line:#dee2e6;--paper:#fff}
@@ -43,7 +44,7 @@ def perplexity_table(result: EvaluationResult) -> str:
         first = " class=first" if point.budget != last else ""
         last = point.budget
         rows.append(
-            f"<tr{first}><td>{point.budget:.2f}<td>{escape(point.arm)}<td>{point.realised:.3f}"
+            f"<tr{first}><td>{told(point.budget)}<td>{escape(point.arm)}<td>{point.realised:.3f}"
             f"<td>{point.cost['bytes']:.3f}<td>{point.perplexity:.2f}<td>{point.nats:.4f}"
             f"<td>{difference(point.difference, -1)}</tr>"
         )
