@@ -84,6 +84,8 @@ def test_steps_forks_and_cuts_equal_the_references():
     torch.testing.assert_close(sessions[0].hidden, sessions[1].hidden, atol=2e-3, rtol=0)
     for session in sessions:
         session.truncate(torch.tensor([118, 120, 119, 111]))
+    with pytest.raises(DataError, match="cannot be cut"):
+        sessions[1].truncate(torch.tensor([400, 1, 1, 1]))
     token = tokens(4, 1, seed=99)[:, 0]
     expected, found = (session.step(token, keep) for session in sessions)
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)

@@ -56,8 +56,8 @@ class NativeSession(Session):
         ]  # fmt: skip
         self._spread(forks, self.base)
 
-    def truncate(self, lengths: torch.Tensor) -> None:
-        self.lengths = lengths
+    def _forget(self, own: torch.Tensor) -> None:
+        """Nothing to do: the engine reads no further than a row's length."""
 
     def _reserve(self, longest: int) -> None:
         for row, cache in enumerate(self.caches):

@@ -181,7 +181,9 @@ class Session:
         if bool((lengths > self.lengths).any()) or bool((lengths < self.base).any()):
             raise DataError(f"rows of {self.lengths.tolist()} tokens cannot be cut to {lengths.tolist()}")
         self.lengths = lengths
-        own = lengths - self.base
+        self._forget(lengths - self.base)
+
+    def _forget(self, own: torch.Tensor) -> None:
         for layer in self.cache.layers:
             layer.truncate(int(own.max()), int(own.min()))
 

@@ -103,7 +103,7 @@ class Engine:
         self.precision, self.head_dim, self.kv_heads = precision, head_dim, config.num_key_value_heads
         self.sizes = Sizes(
             config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.num_attention_heads,
-            config.num_key_value_heads, head_dim, config.vocab_size, config.max_position_embeddings,
+            config.num_key_value_heads, head_dim, config.vocab_size,
             PRECISIONS.index(precision), threads, config.rms_norm_eps,
         )  # fmt: skip
         self._kept: list[torch.Tensor] = []

@@ -29,7 +29,7 @@ class Sizes(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in (
-            "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary", "positions", "precision",
+            "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary", "precision",
             "threads",
         )),
         ("epsilon", ctypes.c_float),

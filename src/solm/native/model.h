@@ -18,7 +18,7 @@ constexpr int PAGE = 16;
 constexpr int MOST_QUERIES = 32;  // query heads of one KV head
 
 struct Sizes {
-  int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, positions, precision, threads;
+  int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, precision, threads;
   float epsilon;
 };
 
