@@ -20,10 +20,8 @@ class Oracle(Allocator):
     """
 
     def __init__(self, space: ActionSpace, gains: Gains):
-        none = (len(space.attention), len(space.mlp)), (len(space.attention), len(space.bits))
-        pairs = [torch.zeros(*shape, dtype=torch.float64) for shape in (*none, (len(space.mlp), len(space.bits)))]
         flat = (gains[0].flatten(0, 1), gains[1].flatten(0, 1), gains[2].flatten(0, 1))
-        super().__init__(space, 0, price_curves(space, flat), (pairs[0], pairs[1], pairs[2]))
+        super().__init__(space, 0, price_curves(space, flat))
         self._gains = gains
 
     def gains(self, hidden: torch.Tensor, before: torch.Tensor) -> Gains:

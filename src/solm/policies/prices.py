@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from solm.actions import FULL_BITS, ActionSpace
@@ -58,16 +59,13 @@ class Allocator(ABC):
     The layers before it follow the static schedule of the same budget, so nothing that it reads depends on what it
     decided earlier: known tokens are decided in the pass that scores them.
 
-    curves: per axis, what every price spends. pairs: gains of two axes' levels together, beyond their sum. clamp:
-    rule out actions after which the budget could no longer be met.
+    curves: per axis, what every price spends. clamp: rule out actions after which the budget could no longer be met.
     """
 
     reads_model = True
 
-    def __init__(self, space: ActionSpace, layer: int, curves: list[PriceCurve], pairs: Gains, clamp: bool = True):
+    def __init__(self, space: ActionSpace, layer: int, curves: list[PriceCurve], clamp: bool = True):
         self.space, self.layer, self.curves, self.clamp = space, layer, curves, clamp
-        together = (pair.double().unsqueeze(axis) for pair, axis in zip(pairs, (2, 1, 0), strict=True))
-        self._together = (torch.zeros(1, *space.shape, dtype=torch.float64) + sum(together)).numpy()
 
     @abstractmethod
     def gains(self, hidden: torch.Tensor, before: torch.Tensor) -> Gains:
@@ -97,7 +95,7 @@ class Allocator(ABC):
         # On the host and in numpy: these are a few numbers a row, and torch takes ten times as long to start.
         horizon = max(seen.remaining, _SHORTEST_HORIZON)
         target, spent, steps = seen.target.numpy(), seen.ledger.spent.numpy(), seen.ledger.steps.numpy()
-        score = self._together
+        score: npt.NDArray[np.float64] = np.zeros((len(target), 1, 1, 1))
         for axis, (gain, shares, curve) in enumerate(zip(gains, seen.levels, self.curves, strict=True)):
             levels = shares.numpy()
             if levels.shape[1] == 1:

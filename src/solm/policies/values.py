@@ -29,10 +29,10 @@ class ValueNetwork(nn.Module):
     """Residual stream of the current token to how sensitive it is to each axis, with one hidden layer.
 
     The gain of a level is its axis's sensitivity times what the level costs on average, `profile_*` (nats, at most 0,
-    and 0 for the dense level); the gain of an action adds a constant for every pair of levels of two axes. One number
-    per axis keeps the order and the convexity of the levels, which a prediction per level would lose in its noise: a
-    network that has learned nothing allocates as the static schedule does. `scale` [3] makes sensitivities 1 on
-    average, `trust` [3] draws them towards 1 per axis, and `calibration` [M, 3] are sensitivities on training text.
+    and 0 for the dense level); the gain of an action is the sum over its axes. One number per axis keeps the order and
+    the convexity of the levels, which a prediction per level would lose in its noise: a network that has learned
+    nothing allocates as the static schedule does. `scale` [3] makes sensitivities 1 on average, `trust` [3] draws them
+    towards 1 per axis, and `calibration` [M, 3] are sensitivities on training text.
     """
 
     def __init__(self, config: ValueConfig, dropout: float = 0.0):
@@ -43,7 +43,6 @@ class ValueNetwork(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(config.width, 3)
         self.profiles = nn.ParameterList(-torch.linspace(0.5, 0.1, size) for size in self.sizes)
-        self.pairs = nn.ParameterList(torch.zeros(self.sizes[a], self.sizes[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
         self.calibration: torch.Tensor
         self.register_buffer("calibration", torch.ones(config.calibration, 3, dtype=torch.float16))
         self.scale: torch.Tensor
@@ -102,12 +101,9 @@ class ValuePolicy(Allocator):
 
     def __init__(self, network: ValueNetwork, space: ActionSpace, clamp: bool = True):
         self.network, self._weights = network, interpolation(network.config.grid, space)
-        attention, mlp, bits = self._weights
-        first, second, third = (F.pad(pair.detach().double().cpu(), (0, 1, 0, 1)) for pair in network.pairs)
-        pairs = (attention @ first @ mlp.T, attention @ second @ bits.T, mlp @ third @ bits.T)
         with torch.no_grad():
             known = self._on_space(network.split(network.calibration.float().cpu()))
-        super().__init__(space, network.config.layer, price_curves(space, known), pairs, clamp)
+        super().__init__(space, network.config.layer, price_curves(space, known), clamp)
 
     def _on_space(self, gains: Gains) -> Gains:
         attention, mlp, bits = (gain @ weights.T.to(gain) for gain, weights in zip(gains, self._weights, strict=True))

@@ -92,11 +92,7 @@ def fit(
 
 def predict(network: ValueNetwork, rows: _Rows, spill: torch.Tensor) -> torch.Tensor:
     """Gain [M] of the rows' actions, spill [3] being what full savings around a step cost it per axis."""
-    index = rows.after.long()
-    total = (network(rows.hidden, rows.before) * _unit_costs(network, rows, spill)).sum(-1)
-    for (a, b), pair in zip(((0, 1), (0, 2), (1, 2)), network.pairs, strict=True):
-        total = total + F.pad(pair, (0, 1, 0, 1))[index[:, a], index[:, b]]
-    return total
+    return (network(rows.hidden, rows.before) * _unit_costs(network, rows, spill)).sum(-1)
 
 
 def _unit_costs(network: ValueNetwork, rows: _Rows, spill: torch.Tensor) -> torch.Tensor:
