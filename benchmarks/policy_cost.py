@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 
 import solm
-from solm.decoding.midpass import MidPassDriver
+from solm.budget import Ledger
+from solm.decoding.midpass import MidPass, MidPassDriver
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.values import ValuePolicy
 from timing import MODEL, arguments, draw_text, machine, median
@@ -39,14 +40,14 @@ def main() -> None:
         dense, ours = session.fork(1, capacity=STEPS + 16), session.fork(1, capacity=STEPS + 16)
         driver = MidPassDriver(ours, policy, target, STEPS)
         hidden, before = torch.randn(1, 1, 576, dtype=lm.model.dtype), torch.tensor([[policy.space.dense_index]])
-        spare = MidPassDriver(session.fork(1), policy, target, STEPS)
+        spare = MidPass(session.fork(1), policy, target, STEPS, Ledger.empty(1))
         taken: dict[str, list[float]] = {name: [] for name in rounds}
         for step in range(STEPS):
             token, table = ids[:, CONTEXT + step], policy.space.table
             taken["dense_step"].append(milliseconds(dense.step, token))
             taken["controlled_step"].append(milliseconds(driver.step, token))
             taken["network"].append(milliseconds(policy.gains, hidden, table[before]))
-            taken["decision"].append(milliseconds(spare._decide, hidden, before))
+            taken["decision"].append(milliseconds(spare.decide, hidden, before))
         for name, values in taken.items():
             rounds[name].append(median(values))
     result = {name: [median(values[1:]), min(values[1:]), max(values[1:])] for name, values in rounds.items()}

@@ -6,7 +6,8 @@ import torch
 import solm
 from conftest import tiny_model
 from solm.actions import ActionSpace
-from solm.decoding.session import Session, log_probabilities
+from solm.decoding.passes import log_probabilities
+from solm.decoding.session import Session
 from solm.models.controller import ModelControl
 from solm.semantics import Semantics
 

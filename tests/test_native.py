@@ -9,7 +9,8 @@ import solm as package
 from conftest import tiny_model
 from solm.data.windows import token_stream
 from solm.decoding.native_session import NativeSession
-from solm.decoding.session import Session, Turn
+from solm.decoding.passes import Turn
+from solm.decoding.session import Session
 from solm.errors import ContextLengthError, DataError, SolmError, UnsupportedModelError
 from solm.models.controller import ModelControl
 from solm.native.engine import FAMILIES, Engine

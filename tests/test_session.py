@@ -6,7 +6,8 @@ import torch
 from conftest import tiny_model
 from solm.actions import ActionSpace
 from solm.decoding.drive import teacher_forced
-from solm.decoding.session import Session, log_probabilities
+from solm.decoding.passes import log_probabilities
+from solm.decoding.session import Session
 from solm.errors import ContextLengthError, DataError, UnsupportedModelError
 from solm.models.active import ActivePass, activate
 from solm.models.controller import ModelControl

@@ -12,7 +12,8 @@ from solm.actions import ActionSpace
 from solm.budget import Ledger
 from solm.data.windows import stream_of
 from solm.decoding.drive import drive, teacher_forced
-from solm.decoding.session import Session, Turn
+from solm.decoding.passes import Turn
+from solm.decoding.session import Session
 from solm.errors import PolicyMismatchError, SolmError
 from solm.models.controller import ModelControl
 from solm.policies.artifact import TrainedPolicy

@@ -131,6 +131,14 @@ class Ledger:
         """Average minus target [N, 3]; zero before the first controllable step."""
         return torch.where(self.steps[:, None] > 0, self.average - target, 0.0)
 
+    def rows(self, index: torch.Tensor) -> "Ledger":
+        """The ledger of rows index [n]."""
+        return Ledger(self.spent[index], self.steps[index])
+
+    def join(self, other: "Ledger") -> "Ledger":
+        """The ledger of these rows and then those of `other`."""
+        return Ledger(torch.cat([self.spent, other.spent]), torch.cat([self.steps, other.steps]))
+
     def repeat(self, times: int) -> "Ledger":
         """Every row `times` times, next to one another."""
         return Ledger(self.spent.repeat_interleave(times, 0), self.steps.repeat_interleave(times, 0))

@@ -10,7 +10,8 @@ from solm.cost import relative_cost
 from solm.decoding.drive import run_over
 from solm.decoding.language_model import LanguageModel
 from solm.decoding.midpass import MidPassDriver
-from solm.decoding.session import Extended, Session, log_probabilities
+from solm.decoding.passes import Extended, log_probabilities
+from solm.decoding.session import Session
 from solm.decoding.unroll import unroll
 from solm.policies.observation import Policy
 from solm.policies.prices import Allocator

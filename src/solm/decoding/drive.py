@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from solm.decoding.midpass import MidPassDriver
-from solm.decoding.session import Extended, Session, log_probabilities
+from solm.decoding.passes import Extended, log_probabilities
+from solm.decoding.session import Session
 from solm.decoding.unroll import unroll
 from solm.policies.learned import features
 from solm.policies.network import Features

@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig
-from transformers.generation.logits_process import LogitsProcessorList
 
 from solm.actions import AXES
 from solm.budget import Budget
 from solm.cost import relative_cost
 from solm.decoding.drive import drive
+from solm.decoding.sampling import Sampler
+from solm.decoding.text import TextStream
 from solm.errors import ContextLengthError, SolmError
 from solm.policies.observation import Policy
 from solm.policies.prices import Allocator
@@ -73,7 +73,8 @@ def summarise(lm: "LanguageModel", tokens: list[Token], budget: Budget) -> Reply
     realised = {axis: _mean([token.realised[axis] for token in counted]) for axis in AXES}
     realised["net"] = sum(realised.values()) / 3
     asked = dict(zip(AXES, budget.shares, strict=True)) | {"net": budget.net}
-    text = _decode(lm, [token.id for token in tokens], skip_special_tokens=True)
+    ids = [token.id for token in tokens]
+    text = "" if lm.tokenizer is None else str(lm.tokenizer.decode(ids, skip_special_tokens=True))
     return Reply(text, tokens, Compute(asked, realised, _mean([token.cost for token in counted])))
 
 
@@ -111,67 +112,25 @@ def stream(
         target = Budget.parse(budget, policy.space)
     else:
         target = lm.budget(budget)
-    config, processors = _sampling(lm, ids, sampling)
-    generator = torch.Generator().manual_seed(seed)
+    sampler = Sampler(lm, ids, seed, sampling)
     session = lm.session(capacity=ids.shape[1] + max_new_tokens)
     logits = session.prefill(ids)
-    driver = drive(session, policy, target.tensor(1), max_new_tokens, generator)
-    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    overhead = 0
-    if policy.reads_model and lm.trained is not None:
-        overhead = sum(parameter.numel() for parameter in lm.trained.network.parameters())
-    sequence: Any = ids
-    produced: list[int] = []
-    shown = ""
+    driver = drive(session, policy, target.tensor(1), max_new_tokens, sampler.generator)
+    overhead = lm.overhead(policy)
+    text = TextStream(lm.tokenizer)
     action, realised, controllable = policy.space.actions[-1], torch.ones(3, dtype=torch.float64), False
     for _ in range(max_new_tokens):
-        scores: Any = processors(sequence.to(logits.device), logits.float())  # type: ignore[arg-type]
-        if config.do_sample:
-            chosen = torch.multinomial(scores.softmax(-1).cpu(), 1, generator=generator)[0]
-        else:
-            chosen = scores.argmax(-1).cpu()
-        produced.append(int(chosen))
-        sequence = torch.cat([sequence, chosen[None].to(sequence)], 1)
-        text = _decode(lm, produced, skip_special_tokens=False)
-        piece, shown = (text[len(shown) :], text) if not text.endswith("\ufffd") else ("", shown)
+        chosen = sampler.choose(logits[0])
+        piece = text.push(chosen)
         cost = relative_cost(realised, session.lengths[0], lm.control.shapes, lm.semantics, "bytes", overhead)
         shares = dict(zip(AXES, realised.tolist(), strict=True))
-        yield Token(produced[-1], piece, action.tag, shares, float(cost), controllable)
-        if produced[-1] in stops or len(produced) == max_new_tokens:
+        yield Token(chosen, piece, action.tag, shares, float(cost), controllable)
+        if chosen in sampler.stops or len(text.ids) == max_new_tokens:
             return
         before, controllable = session.ledger.spent, bool(session.controllable[0])
-        logits, actions = driver.step(chosen)
+        logits, actions = driver.step(torch.tensor([chosen]))
         action = policy.space.actions[int(actions[0])]
         realised = (session.ledger.spent - before)[0] if controllable else torch.ones(3, dtype=torch.float64)
-
-
-def _sampling(
-    lm: "LanguageModel", ids: torch.Tensor, options: dict[str, Any]
-) -> tuple[GenerationConfig, LogitsProcessorList]:
-    """The model's generation configuration with `options`, and the processors that carry it out."""
-    from copy import deepcopy
-
-    config = deepcopy(lm.model.generation_config)
-    known = {**GenerationConfig().to_dict(), **vars(config)}
-    for name in options:
-        if name not in known:
-            raise SolmError(f"unknown generation option {name!r}; see transformers' GenerationConfig")
-    if "do_sample" not in options:
-        options = {**options, "do_sample": any(name in options for name in ("temperature", "top_p", "top_k"))}
-    config.update(**options)
-    if not config.do_sample:
-        config.temperature = config.top_p = config.top_k = None
-    model: Any = lm.model
-    prepared, _ = model._prepare_generation_config(config)
-    model._prepare_special_tokens(prepared, kwargs_has_attention_mask=True, device=ids.device)
-    processors = model._get_logits_processor(prepared, input_ids_seq_length=ids.shape[1], device=ids.device.type)
-    return prepared, processors
-
-
-def _decode(lm: "LanguageModel", ids: list[int], skip_special_tokens: bool) -> str:
-    if lm.tokenizer is None:
-        return ""
-    return str(lm.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
 
 def _mean(values: list[float]) -> float:

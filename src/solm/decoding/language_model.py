@@ -102,6 +102,12 @@ class LanguageModel:
             raise SolmError(f"unknown schedule {name!r}; choose policy, {', '.join(SCHEDULES)}")
         return SCHEDULES[name](self.space if space is None else space)
 
+    def overhead(self, policy: Policy | Allocator) -> int:
+        """Weights that `policy` reads at every step besides the model's."""
+        if not policy.reads_model or self.trained is None:
+            return 0
+        return sum(parameter.numel() for parameter in self.trained.network.parameters())
+
     def generate(self, prompt: str | torch.Tensor | None = None, **options: Any) -> Reply:
         """Generate under a budget; see `solm.decoding.generate.stream` for the options.
 

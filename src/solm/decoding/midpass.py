@@ -3,58 +3,41 @@
 import torch
 
 from solm.budget import Ledger
-from solm.decoding.session import Extended, Session, Turn
+from solm.decoding.passes import Extended, Turn
+from solm.decoding.rows import Rows
+from solm.decoding.session import Session
 from solm.decoding.unroll import unroll
 from solm.ops.plan import axis_levels
-from solm.policies.observation import Observation
+from solm.policies.observation import Count, Observation
 from solm.policies.prices import Allocator
 from solm.policies.schedules import Static
 
 
-class MidPassDriver:
-    """Any number of known tokens a call, in one pass: no decision depends on what an earlier one did to the model.
+class MidPass:
+    """The decisions of some rows over known tokens, in one pass: none depends on what an earlier one did to the model.
 
-    target: [N, 3] float64 budget shares; horizon: steps the budget is meant for. early: what the layers before the
-    policy's have spent so far.
+    target: [N, 3] float64 budget shares; horizon: steps the budget is meant for, steps: those taken, of all rows or of
+    each. early: what the layers before the policy's have spent so far.
     """
 
     def __init__(
-        self, session: Session, policy: Allocator, target: torch.Tensor, horizon: int, early: Ledger | None = None
+        self, rows: Rows, policy: Allocator, target: torch.Tensor, horizon: Count, early: Ledger, steps: Count = 0
     ):
-        self.session, self.policy, self.target, self.horizon = session, policy, target, horizon
-        self.static = Static(policy.space)
-        self.early = Ledger.empty(session.rows) if early is None else early
+        self.rows, self.policy, self.target, self.horizon, self.steps = rows, policy, target, horizon, steps
+        self.early = early
         """What the layers before the policy's spent, as if they were the whole model."""
-        self.steps = 0
 
-    def step(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Process tokens [N]: logits of the next [N, V] and the actions taken [N]."""
-        found, actions = self.extend(tokens[:, None])
-        return found.logits[:, 0], actions[:, 0]
+    def before(self, count: int) -> torch.Tensor:
+        """Actions [N, count] of the layers before the policy's over the next steps."""
+        schedule = unroll(self.rows, Static(self.policy.space), count, self.target, ledger=self.early)
+        self.early = schedule.ledger
+        return schedule.actions
 
-    def extend(self, tokens: torch.Tensor) -> tuple[Extended, torch.Tensor]:
-        """Process known tokens [N, Q]; also the actions taken [N, Q]."""
-        turn, before, actions = self._turn(tokens.shape[1])
-        return self.session.extend(tokens, before, turn), actions[0]
-
-    def _turn(self, count: int) -> tuple[Turn, torch.Tensor, list[torch.Tensor]]:
-        """The decision over the next `count` steps, what the layers before it do [N, count, 3], and a list that will
-        hold the actions once the pass has run."""
-        session, space = self.session, self.policy.space
-        schedule = unroll(session, self.static, count, self.target, ledger=self.early)
-        self.early, before = schedule.ledger, schedule.actions
-        taken: list[torch.Tensor] = []
-
-        def choose(hidden: torch.Tensor) -> torch.Tensor:
-            taken.append(self._decide(hidden, before))
-            return space.table[taken[0]]
-
-        return Turn(self.policy.layer, choose), space.table[before], taken
-
-    def _decide(self, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    def decide(self, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         """Actions [N, Q] for residual streams [N, Q, H] after actions `before` [N, Q]; pure bookkeeping but for the
         network's one call."""
-        session, policy, space = self.session, self.policy, self.policy.space
+        session, policy, space = self.rows, self.policy, self.policy.space
+
         layers = session.control.shapes.layers
         gains = policy.gains(hidden, space.table[before])
         ledger, rows = session.ledger, torch.arange(session.rows)
@@ -82,8 +65,40 @@ class MidPassDriver:
             realised = torch.stack([axis[rows, chosen[:, index]] for index, axis in enumerate(seen.levels)], 1)
             ledger, previous = ledger.book(realised, seen.controllable), actions
             taken.append(actions)
-        self.steps += before.shape[1]
+        self.steps = self.steps + before.shape[1]
         return torch.stack(taken, 1)
+
+
+class MidPassDriver:
+    """A session driven by such decisions, any number of known tokens a call.
+
+    target: [N, 3] float64 budget shares; horizon: steps the budget is meant for. early: what the layers before the
+    policy's have spent so far.
+    """
+
+    def __init__(
+        self, session: Session, policy: Allocator, target: torch.Tensor, horizon: int, early: Ledger | None = None
+    ):
+        self.session, self.policy = session, policy
+        early = Ledger.empty(session.rows) if early is None else early
+        self.decisions = MidPass(session, policy, target, horizon, early)
+
+    def step(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Process tokens [N]: logits of the next [N, V] and the actions taken [N]."""
+        found, actions = self.extend(tokens[:, None])
+        return found.logits[:, 0], actions[:, 0]
+
+    def extend(self, tokens: torch.Tensor) -> tuple[Extended, torch.Tensor]:
+        """Process known tokens [N, Q]; also the actions taken [N, Q]."""
+        table, before = self.policy.space.table, self.decisions.before(tokens.shape[1])
+        taken: list[torch.Tensor] = []
+
+        def choose(hidden: torch.Tensor) -> torch.Tensor:
+            taken.append(self.decisions.decide(hidden, before))
+            return table[taken[0]]
+
+        found = self.session.extend(tokens, table[before], Turn(self.policy.layer, choose))
+        return found, taken[0]
 
 
 def _blend(layer: int, layers: int, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:

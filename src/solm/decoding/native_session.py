@@ -7,6 +7,7 @@ import torch
 
 from solm.decoding.session import Session
 from solm.errors import DataError
+from solm.models.cache import PagedCache
 from solm.models.controller import ModelControl
 from solm.native.engine import Cache, Engine
 from solm.ops.plan import Plan
@@ -27,9 +28,19 @@ class NativeSession(Session):
         self.caches: list[Cache] = []
         self._prefilling = False
 
-    def prefill(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        before = 0 if not self.rows else int(self.lengths.max())
-        logits = self._stock_prefill(tokens, lengths)
+    def prefill(
+        self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
+    ) -> torch.Tensor:
+        """Also refuses, with `DataError`, to go on after a step: what the engine appended, the stock model lacks."""
+        before = int(self.lengths.max()) if self.caches else 0
+        if self.caches and self.cache.layers[0].length != before:
+            raise DataError("the native backend prefills before the first step alone")
+        logits = self._stock_prefill(tokens, lengths, every_logit)
+        self._fill(before)
+        return logits
+
+    def _fill(self, before: int) -> None:
+        """Give the engine the stock model's keys and values from token `before` on."""
         if not self.caches:
             self.caches = [Cache(self.engine, max(self.capacity, int(n)) + _SPARE) for n in self.lengths]
         self._reserve(int(self.lengths.max()))
@@ -37,14 +48,29 @@ class NativeSession(Session):
             for row, cache in enumerate(self.caches):
                 new = slice(before, int(self.lengths[row]))
                 cache.fill(index, before, layer.keys[row, :, 0, new], layer.values[row, :, 0, new])
-        return logits
 
-    def _stock_prefill(self, tokens: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    def _stock_prefill(self, tokens: torch.Tensor, lengths: torch.Tensor | None, every_logit: bool) -> torch.Tensor:
         self._prefilling = True
         try:
-            return super().prefill(tokens, lengths)
+            return super().prefill(tokens, lengths, every_logit)
         finally:
             self._prefilling = False
+
+    def copy(self, length: int, capacity: int = 0) -> "Session":
+        child = super().copy(length, capacity)
+        assert isinstance(child, NativeSession)
+        child.capacity, child.caches = capacity, []
+        child._fill(0)
+        return child
+
+    def _take_in(self, other: Session) -> None:
+        assert isinstance(other, NativeSession)
+        self.caches += other.caches
+        self.cache = PagedCache([])  # the stock model's keys were needed for the prefill alone
+
+    def _let_go(self, row: int) -> None:
+        self.caches[row] = self.caches[-1]
+        self.caches.pop()
 
     def _branch(self, forks: int, capacity: int = 0) -> None:
         if self._prefilling:  # padded rows need no copy here: every row has a cache of its own

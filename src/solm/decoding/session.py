@@ -1,57 +1,23 @@
 """`Session`: prefill, step, fork and score for a batch of rows on a controlled model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
-from solm.actions import DENSE, ActionSpace
+from solm.actions import DENSE
 from solm.budget import Ledger
+from solm.decoding.passes import Extended, Scored, Turn, log_probabilities
+from solm.decoding.rows import Rows
 from solm.errors import ContextLengthError, DataError
 from solm.models.active import ActivePass, activate
 from solm.models.cache import PagedCache
 from solm.models.controller import ModelControl
 from solm.ops.layout import Layout
-from solm.ops.plan import Plan, axis_levels, make_plan
+from solm.ops.plan import Plan, make_plan
 from solm.semantics import Semantics
 
-_LOGITS_PER_SLICE = 32  # a float32 slice that stays in the last-level cache
 
-
-@dataclass(frozen=True)
-class Turn:
-    """A second action, chosen in mid-pass, for the layers from `layer` on.
-
-    choose: from the residual stream [N, Q, H] that enters `layer` to keep [N, Q, 3].
-    """
-
-    layer: int
-    choose: Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Extended:
-    """What one pass over Q known tokens gave: logits after every one of them [N, Q, V], hidden [N, Q, H], realised
-    shares [N, Q, 3] float64, controllable [N, Q]."""
-
-    logits: torch.Tensor
-    hidden: torch.Tensor
-    realised: torch.Tensor
-    controllable: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The same, for known next tokens: log-probabilities [N, Q] in place of logits."""
-
-    log_probabilities: torch.Tensor
-    hidden: torch.Tensor
-    realised: torch.Tensor
-    controllable: torch.Tensor
-
-
-class Session:
+class Session(Rows):
     """N = S·K rows: K forks of each of S sequences, with their cache and ledger.
 
     A step's action is given as numbers, keep [N, 3] = (κ, ρ, bits); steps that are not controllable yet (KV length
@@ -66,40 +32,24 @@ class Session:
         self.cache = PagedCache.empty(control.model.config, semantics.page_size, capacity)
         self.sequences, self.forks = 0, 1
         self.lengths = torch.zeros(0, dtype=torch.int64)
-        """[N] tokens seen by every row, on the host."""
         self.base = torch.zeros(0, dtype=torch.int64)
         self.shared = 0
         self.ledger = Ledger.empty(0)
         self.hidden = torch.zeros(0)
         """[N, H] last hidden state of every row."""
 
-    @property
-    def rows(self) -> int:
-        return self.sequences * self.forks
-
-    @property
-    def kv_length(self) -> torch.Tensor:
-        """Keys that the next step of every row will see, its own included: [N]."""
-        return self.lengths + 1
-
-    @property
-    def controllable(self) -> torch.Tensor:
-        """Whether the next step of every row can be controlled: [N] bool."""
-        return self.kv_length > self.semantics.always_read
-
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Input embeddings of tokens [...]: [..., H]."""
         return self.control.model.get_input_embeddings()(tokens.to(self.device))
 
-    def levels(self, space: ActionSpace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Per axis the share every level would realise at the next step: [N, levels] each."""
-        return axis_levels(space, self.kv_length, self.semantics, self.control.shapes)
-
     @torch.no_grad()
-    def prefill(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    def prefill(
+        self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
+    ) -> torch.Tensor:
         """Read tokens [S, C] densely, through the stock model's own path; logits of every row's last token [S, V].
 
-        lengths: [S] tokens that count in each row, the rest being padding on the right.
+        lengths: [S] tokens that count in each row, the rest being padding on the right. every_logit: of every token
+        instead, [S, C, V].
         Raises `ContextLengthError` and `DataError` (no tokens), and refuses forked rows.
         """
         if self.forks > 1 or self.shared or (self.rows and len(tokens) != self.rows):
@@ -111,12 +61,14 @@ class Session:
             self.sequences = len(tokens)
             self.lengths = self.base = torch.zeros(len(tokens), dtype=torch.int64)
             self.ledger = Ledger.empty(len(tokens))
-        logits = self._forward(tokens, self._positions(tokens.shape[1]), (counts - 1)[:, None])
-        self.hidden = self.control.last_hidden()[:, -1]
+        wanted = 0 if every_logit else (counts - 1)[:, None]
+        logits = self._forward(tokens, self._positions(tokens.shape[1]), wanted)
+        hidden = self.control.last_hidden()
+        self.hidden = hidden[torch.arange(len(tokens)), counts - 1] if every_logit else hidden[:, -1]
         self.lengths = self.lengths + counts
         if int(counts.min()) < tokens.shape[1]:
             self._branch(1)
-        return logits[:, -1]
+        return logits if every_logit else logits[:, -1]
 
     @torch.no_grad()
     def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, turn: Turn | None = None) -> torch.Tensor:
@@ -187,6 +139,55 @@ class Session:
         for layer in self.cache.layers:
             layer.truncate(int(own.max()), int(own.min()))
 
+    def copy(self, length: int, capacity: int = 0) -> "Session":
+        """A session of one row that has seen the first `length` tokens of this one's only row, nothing decided.
+
+        Raises `DataError` where that row has not seen them in a prefill of its own.
+        """
+        if self.rows != 1 or self.shared or not 0 < length <= int(self.lengths[0]):
+            raise DataError(f"cannot copy {length} tokens of {self.rows} rows with {self.lengths.tolist()}")
+        child = object.__new__(type(self))
+        child.__dict__.update(self.__dict__)
+        child.cache = self.cache.copy(length, capacity)
+        child.lengths, child.ledger = torch.tensor([length]), Ledger.empty(1)
+        return child
+
+    def join(self, other: "Session") -> None:
+        """Append the rows of `other`, which must not be used afterwards; rows may have different lengths.
+
+        Raises `DataError` for rows that are forks.
+        """
+        for session in (self, other):
+            if session.shared or session.forks > 1:
+                raise DataError("rows that share a prefix cannot join others")
+        self.sequences += other.sequences
+        self.base = torch.cat([self.base, other.base])
+        self.lengths = torch.cat([self.lengths, other.lengths])
+        self.hidden = torch.cat([self.hidden, other.hidden])
+        self.ledger = self.ledger.join(other.ledger)
+        self._take_in(other)
+
+    def leave(self, row: int) -> None:
+        """Drop a row; the last one takes its place."""
+        index = torch.arange(self.rows - 1)
+        if row < len(index):
+            index[row] = self.rows - 1
+        self.sequences -= 1
+        self.base, self.lengths, self.hidden = self.base[index], self.lengths[index], self.hidden[index]
+        self.ledger = self.ledger.rows(index)
+        self._let_go(row)
+
+    def _take_in(self, other: "Session") -> None:
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            mine.join(theirs)
+        self._forget(self.lengths)
+
+    def _let_go(self, row: int) -> None:
+        for layer in self.cache.layers:
+            layer.leave(row)
+        if self.rows:
+            self._forget(self.lengths)
+
     def fork(self, forks: int, capacity: int = 0) -> "Session":
         """A session of `forks` rows for each of this one's, adjacent; independent of this one from here on.
 
@@ -240,10 +241,10 @@ class Session:
         """
         current = None
         slots = None
-        if self.shared or self.forks > 1 or turn is not None or (plan is not None and plan.sparse):
+        ragged = int(self.lengths.min()) < int(self.lengths.max())
+        if ragged or self.shared or self.forks > 1 or turn is not None or (plan is not None and plan.sparse):
             assert plan is not None
             count = positions.shape[1]
-            ragged = int(self.lengths.min()) < int(self.lengths.max())
             slots = (positions - self.base[:, None]).to(self.device) if ragged else None
             own = int((self.lengths - self.base).max()) + count
             layout = Layout(
@@ -268,13 +269,3 @@ class Session:
                 logits_to_keep=keep_logits,
             )
         return output.logits
-
-
-def log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """log p(tokens) under logits [..., V], in float32: [...]. Sliced, so that no float32 copy of all logits exists."""
-    slices = logits.flatten(0, -2).split(_LOGITS_PER_SLICE)
-    targets = tokens.to(logits.device).flatten().split(_LOGITS_PER_SLICE)
-    parts = [
-        -F.cross_entropy(part.float(), target, reduction="none") for part, target in zip(slices, targets, strict=True)
-    ]
-    return torch.cat(parts).view(tokens.shape)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from solm.budget import Ledger
-from solm.decoding.session import Session
+from solm.decoding.rows import Rows
 from solm.ops.plan import axis_levels
 from solm.policies.observation import Observation, Policy, budget_prior
 
@@ -25,7 +25,7 @@ class Schedule:
 
 
 def unroll(
-    session: Session,
+    session: Rows,
     policy: Policy,
     steps: int,
     target: torch.Tensor,

@@ -32,6 +32,9 @@ class PagedLayer(DynamicLayer):
         self.write_slots: torch.Tensor | None = None
         """[N, Q] own slot of each new token where rows differ; None: the next free ones for every row."""
         self._bounds: PageBounds | None = None
+        """Of the first pages; right for those that are whole in their row."""
+        self._room: dict[str, torch.Tensor] = {}
+        """The buffers that keys and values are the first rows of, where there is room for more."""
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         rows, heads, length, _ = key_states.shape
@@ -56,6 +59,8 @@ class PagedLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         new = key_states.shape[2]
         self._grow(self.length + new)
+        if self.write_slots is not None and new > 1:
+            self._cut_bounds((self.length - self.spread) // self.page_size)
         for buffer, states in ((self.keys, key_states), (self.values, value_states)):
             spread = states.unflatten(0, (-1, self.forks)).transpose(1, 2)
             if self.write_slots is None:
@@ -64,6 +69,8 @@ class PagedLayer(DynamicLayer):
                 slots = self.write_slots.unflatten(0, (-1, self.forks))[:, None, ..., None]
                 buffer.scatter_(3, slots.expand_as(spread), spread)
         self.length += new
+        if self.write_slots is not None and new == 1:
+            self._refresh_bounds(self.write_slots)
         if self.prefix is not None or self.forks > 1:
             return key_states, value_states
         first = 0 if self.sliding_window is None else max(0, self.length - new - self.sliding_window + 1)
@@ -75,10 +82,10 @@ class PagedLayer(DynamicLayer):
         return KeyValues(self.keys[:, :, :, : self.length], self.values[:, :, :, : self.length], bounds)
 
     def _page_bounds(self) -> PageBounds:
-        """Bounds of the whole pages. Those whole in every row are kept; only newer ones are computed."""
+        """Bounds of the pages that are whole in the longest row; only newer ones are computed."""
         page = self.page_size
         done = 0 if self._bounds is None else self._bounds.low.shape[3]
-        whole, settled = self.length // page, (self.length - self.spread) // page
+        whole = self.length // page
         if self._bounds is not None and whole == done:
             return self._bounds
         bounds = PageBounds.of(self.keys[:, :, :, done * page : whole * page], page)
@@ -86,15 +93,73 @@ class PagedLayer(DynamicLayer):
             bounds = PageBounds(
                 torch.cat([self._bounds.low, bounds.low], 3), torch.cat([self._bounds.high, bounds.high], 3)
             )
-        self._bounds = PageBounds(bounds.low[:, :, :, :settled], bounds.high[:, :, :, :settled])
+        self._bounds = bounds
         return bounds
+
+    def _cut_bounds(self, pages: int) -> None:
+        if self._bounds is not None:
+            self._bounds = PageBounds(self._bounds.low[:, :, :, :pages], self._bounds.high[:, :, :, :pages])
+
+    def _refresh_bounds(self, slots: torch.Tensor) -> None:
+        """Bounds of the one page that every row has just written to, at slots [N, 1]."""
+        if self._bounds is None or self._bounds.low.shape[3] == 0:
+            return
+        number = (slots // self.page_size).clamp(max=self._bounds.low.shape[3] - 1).unflatten(0, (-1, self.forks))
+        within = number * self.page_size + torch.arange(self.page_size, device=slots.device)
+        sequences, heads, forks, _, size = self.keys.shape
+        index = within[:, None, :, :, None].expand(sequences, heads, forks, self.page_size, size)
+        fresh = PageBounds.of(self.keys.gather(3, index), self.page_size)
+        index = number[:, None, :, :, None].expand(sequences, heads, forks, 1, size)
+        self._bounds.low.scatter_(3, index, fresh.low)
+        self._bounds.high.scatter_(3, index, fresh.high)
 
     def truncate(self, longest: int, shortest: int) -> None:
         """Forget slots from `longest` on; rows hold `shortest` to `longest` of their own tokens from now on."""
         self.length, self.spread = longest, longest - shortest
+        self._cut_bounds(longest // self.page_size)
+
+    def copy(self, length: int, capacity: int) -> "PagedLayer":
+        """A layer of one sequence: the first `length` tokens of this one's first row."""
+        child = PagedLayer(self.page_size, self.sliding_window, capacity)
+        child.lazy_initialization(self.keys[:1, :, 0, :length], self.values[:1, :, 0, :length])
+        child.keys[:, :, 0, :length] = self.keys[:1, :, 0, :length]
+        child.values[:, :, 0, :length] = self.values[:1, :, 0, :length]
+        child.length = length
+        return child
+
+    def join(self, other: "PagedLayer") -> None:
+        """Append the sequences of `other`. Room for further ones is kept, so that most joins copy them alone."""
+        have, rows = len(self.keys), len(self.keys) + len(other.keys)
+        capacity = max(self.keys.shape[3], other.keys.shape[3])
+        for name in ("keys", "values"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            room = self._room.get(name)
+            if room is None or len(room) < rows or mine.shape[3] < capacity or mine.data_ptr() != room.data_ptr():
+                room = mine.new_zeros(rows + rows // 2, mine.shape[1], 1, capacity, mine.shape[4])
+                room[:have, :, :, : self.length] = mine[:, :, :, : self.length]
+            room[have:rows, :, :, : other.length] = theirs[:, :, :, : other.length]
+            self._room[name] = room
+            setattr(self, name, room[:rows])
         if self._bounds is not None:
-            pages = min(self._bounds.low.shape[3], shortest // self.page_size)
-            self._bounds = PageBounds(self._bounds.low[:, :, :, :pages], self._bounds.high[:, :, :, :pages])
+            added = other._page_bounds()
+            pages = max(self._bounds.low.shape[3], added.low.shape[3])
+            low, high = (
+                torch.cat([torch.nn.functional.pad(x, (0, 0, 0, pages - x.shape[3])) for x in both])
+                for both in ((self._bounds.low, added.low), (self._bounds.high, added.high))
+            )
+            self._bounds = PageBounds(low, high)
+
+    def leave(self, row: int) -> None:
+        """Drop a sequence; the last one takes its place."""
+        for name in ("keys", "values"):
+            buffer = getattr(self, name)
+            if row < len(buffer) - 1:
+                buffer[row, :, :, : self.length] = buffer[-1, :, :, : self.length]
+            setattr(self, name, buffer[:-1])
+        if self._bounds is not None:
+            low, high = self._bounds.low, self._bounds.high
+            low[row], high[row] = low[-1].clone(), high[-1].clone()
+            self._bounds = PageBounds(low[:-1], high[:-1])
 
     def fork(self, forks: int, lengths: torch.Tensor, shared: int, capacity: int) -> "PagedLayer":
         """A layer of `forks` rows per sequence that reads the first `shared` slots from this one.
@@ -181,6 +246,9 @@ class PagedCache(Cache):
 
     def widen(self, times: int, capacity: int) -> "PagedCache":
         return PagedCache([layer.widen(times, capacity) for layer in self.layers])
+
+    def copy(self, length: int, capacity: int) -> "PagedCache":
+        return PagedCache([layer.copy(length, capacity) for layer in self.layers])
 
     def memory_bytes(self) -> int:
         """Bytes of this cache's own buffers; shared prefixes are counted by their owner."""

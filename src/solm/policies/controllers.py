@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from solm.actions import ActionSpace
@@ -47,7 +48,7 @@ class SignalController(ABC):
         signals = torch.cat([state.signals, now], 1)
         # Ties count half, so that the first step, which has nothing to compare with, is in the middle.
         rank = ((signals < now).sum(1) + (signals == now).sum(1) / 2) / signals.shape[1]
-        horizon = max(observation.remaining, _SHORTEST_HORIZON)
+        horizon = torch.as_tensor(np.maximum(observation.remaining, _SHORTEST_HORIZON))
         action = torch.zeros_like(observation.previous)
         for axis, levels in enumerate(observation.levels):
             size = levels.shape[1]

@@ -9,6 +9,7 @@ import torch
 from solm.actions import ActionSpace
 from solm.budget import Ledger
 
+Count = int | np.ndarray
 SCALARS = 8
 _PRIOR_SHARPNESS = 3.0
 
@@ -22,7 +23,8 @@ class Observation:
             processed. None for policies that do not read the model.
         target: [N, 3] float64 budget shares. ledger: what was spent.
         levels: per axis [N, levels] float64, the share that each of its levels would realise at this step.
-        step, horizon: steps taken so far and in all; the horizon is what progress and feasibility refer to.
+        step, horizon: steps taken so far and in all, of all rows or [N] of each; the horizon is what progress and
+            feasibility refer to.
         controllable: [N] bool. previous: [N] int64 action of the previous step (dense at first).
         later: lowest and highest average share [N, 3] that the steps after this one can realise; None: this one's.
     """
@@ -32,21 +34,22 @@ class Observation:
     target: torch.Tensor
     ledger: Ledger
     levels: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    step: int
-    horizon: int
+    step: Count
+    horizon: Count
     controllable: torch.Tensor
     previous: torch.Tensor
     later: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
-    def remaining(self) -> int:
+    def remaining(self) -> Count:
         """Steps left, this one included."""
-        return max(1, self.horizon - self.step)
+        return np.maximum(1, self.horizon - self.step)
 
     def scalars(self) -> torch.Tensor:
         """[N, 8] float32: progress, controllable flag, three targets, three ledger deviations."""
         rows = len(self.target)
-        progress = torch.full((rows, 1), min(1.0, self.step / self.horizon), dtype=torch.float64)
+        done = np.minimum(1.0, np.broadcast_to(self.step / self.horizon, (rows,)))
+        progress = torch.from_numpy(done.astype(np.float64))[:, None]
         flag = self.controllable[:, None].to(torch.float64)
         parts = [progress.to(flag.device), flag, self.target, self.ledger.deviation(self.target)]
         return torch.cat(parts, dim=1).float()
@@ -94,7 +97,8 @@ def feasible(observation: Observation) -> torch.Tensor:
     Where no level of an axis can meet it any more, the levels that miss it least.
     """
     allowed = []
-    left, steps = observation.remaining - 1, (observation.ledger.steps.numpy() + observation.remaining)[:, None]
+    left = np.reshape(observation.remaining - 1, (-1, 1))
+    steps = (observation.ledger.steps.numpy() + observation.remaining)[:, None]
     target, booked = observation.target.numpy(), observation.ledger.spent.numpy()
     later = None if observation.later is None else [bound.numpy() for bound in observation.later]
     for axis, shares in enumerate(observation.levels):

@@ -93,7 +93,7 @@ class Allocator(ABC):
         """The action [N] for one step with gains [N, levels] per axis, at the price that what is left of the budget
         per remaining step sets."""
         # On the host and in numpy: these are a few numbers a row, and torch takes ten times as long to start.
-        horizon = max(seen.remaining, _SHORTEST_HORIZON)
+        horizon = np.maximum(seen.remaining, _SHORTEST_HORIZON)
         target, spent, steps = seen.target.numpy(), seen.ledger.spent.numpy(), seen.ledger.steps.numpy()
         score: npt.NDArray[np.float64] = np.zeros((len(target), 1, 1, 1))
         for axis, (gain, shares, curve) in enumerate(zip(gains, seen.levels, self.curves, strict=True)):

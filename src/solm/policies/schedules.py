@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from solm.actions import ActionSpace
-from solm.policies.observation import Observation
+from solm.policies.observation import Count, Observation
 
 
 class BlindSchedule:
@@ -59,7 +59,7 @@ class _TwoLevel(BlindSchedule, ABC):
         spent: np.ndarray,
         target: np.ndarray,
         steps: np.ndarray,
-        remaining: int,
+        remaining: Count,
         generator: torch.Generator | None,
     ) -> np.ndarray:
         """Whether each row takes the higher of its two levels, of realised shares low and high [N]: [N] bool."""

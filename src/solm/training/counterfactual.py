@@ -6,7 +6,7 @@ import torch
 
 from solm.actions import DENSE, ActionSpace
 from solm.decoding.language_model import LanguageModel
-from solm.decoding.session import Turn
+from solm.decoding.passes import Turn
 
 _TILT = 3.0
 

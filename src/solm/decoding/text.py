@@ -1,0 +1,40 @@
+"""Token by token to text, without ever showing half a character."""
+
+from transformers import PreTrainedTokenizerBase
+
+_UNFINISHED = "\ufffd"
+
+
+class TextStream:
+    """The text of a growing list of tokens, piece by piece.
+
+    Only the tokens since the last finished character and those just before are decoded anew, so that a long reply
+    costs no more per token than a short one (as text-generation-inference and vLLM do).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, skip_special_tokens: bool = False):
+        self.tokenizer, self.skip = tokenizer, skip_special_tokens
+        self.ids: list[int] = []
+        self._shown = self._context = 0
+
+    def push(self, token: int) -> str:
+        """What `token` makes known of the text; empty while a character is unfinished."""
+        self.ids.append(token)
+        return self._read(finished=False)
+
+    def flush(self) -> str:
+        """What is left at the end, unfinished characters as replacement characters."""
+        return self._read(finished=True)
+
+    def _read(self, finished: bool) -> str:
+        before = self._decode(self.ids[self._context : self._shown])
+        now = self._decode(self.ids[self._context :])
+        if len(now) <= len(before) or (now.endswith(_UNFINISHED) and not finished):
+            return ""
+        self._context, self._shown = self._shown, len(self.ids)
+        return now[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        if self.tokenizer is None or not ids:
+            return ""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=self.skip))
