@@ -10,6 +10,7 @@ from solm.cli.inspect import inspect
 from solm.cli.pollution import pollution
 from solm.cli.push import push
 from solm.cli.quickstart import quickstart
+from solm.cli.serve import serve
 from solm.cli.sweep import report, sweep
 from solm.cli.tasks import PASSED_ON, lm_eval, tasks
 from solm.cli.train import train
@@ -32,6 +33,7 @@ app.command("sweep")(sweep)
 app.command("report")(report)
 app.command("pollution")(pollution)
 app.command("generate")(generate)
+app.command("serve")(serve)
 app.command("inspect")(inspect)
 app.command("push")(push)
 

@@ -8,7 +8,6 @@ import torch
 
 from solm.actions import AXES
 from solm.budget import Budget
-from solm.cost import relative_cost
 from solm.decoding.drive import drive
 from solm.decoding.sampling import Sampler
 from solm.decoding.text import TextStream
@@ -69,13 +68,18 @@ def generate(lm: "LanguageModel", ids: torch.Tensor, **options: Any) -> Reply:
 
 def summarise(lm: "LanguageModel", tokens: list[Token], budget: Budget) -> Reply:
     """The reply that a finished stream amounts to."""
+    ids = [token.id for token in tokens]
+    text = "" if lm.tokenizer is None else str(lm.tokenizer.decode(ids, skip_special_tokens=True))
+    return Reply(text, tokens, compute(tokens, budget))
+
+
+def compute(tokens: list[Token], budget: Budget) -> Compute:
+    """What a reply's tokens spent, beside the budget that was asked for."""
     counted = [token for token in tokens if token.controllable]
     realised = {axis: _mean([token.realised[axis] for token in counted]) for axis in AXES}
     realised["net"] = sum(realised.values()) / 3
     asked = dict(zip(AXES, budget.shares, strict=True)) | {"net": budget.net}
-    ids = [token.id for token in tokens]
-    text = "" if lm.tokenizer is None else str(lm.tokenizer.decode(ids, skip_special_tokens=True))
-    return Reply(text, tokens, Compute(asked, realised, _mean([token.cost for token in counted])))
+    return Compute(asked, realised, _mean([token.cost for token in counted]))
 
 
 def stream(
@@ -122,9 +126,9 @@ def stream(
     for _ in range(max_new_tokens):
         chosen = sampler.choose(logits[0])
         piece = text.push(chosen)
-        cost = relative_cost(realised, session.lengths[0], lm.control.shapes, lm.semantics, "bytes", overhead)
+        cost = lm.step_cost(realised, int(session.lengths[0]), overhead)
         shares = dict(zip(AXES, realised.tolist(), strict=True))
-        yield Token(chosen, piece, action.tag, shares, float(cost), controllable)
+        yield Token(chosen, piece, action.tag, shares, cost, controllable)
         if chosen in sampler.stops or len(text.ids) == max_new_tokens:
             return
         before, controllable = session.ledger.spent, bool(session.controllable[0])

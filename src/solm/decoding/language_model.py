@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from solm.actions import ActionSpace
 from solm.budget import Budget
+from solm.cost import relative_cost
 from solm.decoding.generate import Reply, Token, generate, stream
 from solm.decoding.native_session import NativeSession
 from solm.decoding.session import Session
@@ -107,6 +108,10 @@ class LanguageModel:
         if not policy.reads_model or self.trained is None:
             return 0
         return sum(parameter.numel() for parameter in self.trained.network.parameters())
+
+    def step_cost(self, realised: torch.Tensor, kv_length: int, overhead: int = 0) -> float:
+        """Bytes read by a step of realised shares [3] that saw kv_length keys, as a share of the dense step's."""
+        return float(relative_cost(realised, kv_length, self.control.shapes, self.semantics, "bytes", overhead))
 
     def generate(self, prompt: str | torch.Tensor | None = None, **options: Any) -> Reply:
         """Generate under a budget; see `solm.decoding.generate.stream` for the options.

@@ -1,0 +1,1 @@
+"""A standard API over a controlled model: continuous batching with a budget per request."""

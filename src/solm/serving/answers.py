@@ -1,0 +1,157 @@
+"""What the API says, in the types of the `openai` package."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from openai.types import Completion, CompletionUsage
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
+from transformers import PreTrainedTokenizerBase
+
+from solm.actions import AXES
+from solm.serving.rows import Ended, Piece, Said
+
+
+@dataclass
+class Choice:
+    """One reply as its client will see it, or has seen so far."""
+
+    text: str = ""
+    said: list[Said] = field(default_factory=list)
+    ended: Ended | None = None
+
+    def add(self, piece: Piece) -> None:
+        self.text += piece.text
+        self.said += piece.tokens
+
+
+class Answers:
+    """Builds the objects of one request. chat: of a chat or a plain completion; trace: with every token's cost."""
+
+    def __init__(
+        self, identity: str, model: str, tokenizer: PreTrainedTokenizerBase, chat: bool, logprobs: bool, trace: bool
+    ):
+        self.identity, self.model, self.tokenizer = identity, model, tokenizer
+        self.chat, self.logprobs, self.trace = chat, logprobs, trace
+        self.created = int(time.time())
+
+    def whole(self, choices: list[Choice], echo: list[str]) -> BaseModel:
+        """The answer of a request that is not streamed; echo: what is put before every text."""
+        found = []
+        for index, (choice, before) in enumerate(zip(choices, echo, strict=True)):
+            assert choice.ended is not None
+            body: dict[str, Any] = {"index": index, "finish_reason": choice.ended.reason, "logprobs": None}
+            if self.chat:
+                body["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
+            else:
+                body["text"] = before + choice.text
+            if self.logprobs:
+                body["logprobs"] = self._log_probabilities(choice.said)
+            if self.trace:
+                body["efficiency"] = {"tokens": self._trace(choice.said)}
+            found.append(body)
+        if not self.chat:
+            return self._completion(found, usage(choices))
+        return ChatCompletion.model_validate(self._envelope("chat.completion", found) | {"usage": usage(choices)})
+
+    def piece(self, index: int, piece: Piece, first: bool, before: str = "") -> BaseModel:
+        """One event of a stream."""
+        body: dict[str, Any] = {"index": index, "finish_reason": None, "logprobs": None}
+        if self.chat:
+            body["delta"] = {"content": piece.text} | ({"role": "assistant"} if first else {})
+        else:
+            body["text"] = before + piece.text
+        if self.logprobs:
+            body["logprobs"] = self._log_probabilities(list(piece.tokens))
+        if self.trace:
+            body["efficiency"] = {"tokens": self._trace(list(piece.tokens))}
+        return self._event([body])
+
+    def last(self, index: int, ended: Ended) -> BaseModel:
+        """The event that says how a choice ended."""
+        body: dict[str, Any] = {"index": index, "finish_reason": ended.reason, "logprobs": None}
+        body["delta" if self.chat else "text"] = {} if self.chat else ""
+        return self._event([body])
+
+    def spent(self, choices: list[Choice]) -> BaseModel:
+        """The event that reports usage, after all others."""
+        return self._event([], usage(choices))
+
+    def _event(self, choices: list[dict[str, Any]], used: CompletionUsage | None = None) -> BaseModel:
+        if not self.chat:
+            return self._completion(choices, used)
+        more = {} if used is None else {"usage": used}
+        return ChatCompletionChunk.model_validate(self._envelope("chat.completion.chunk", choices) | more)
+
+    def _completion(self, choices: list[dict[str, Any]], used: CompletionUsage | None) -> BaseModel:
+        # The API says null for a finish reason that is not known yet and for the log-probability of a prompt's first
+        # token; the package's type knows neither.
+        unchecked: Any = Completion.model_construct
+        more = {} if used is None else {"usage": used}
+        built: BaseModel = unchecked(**self._envelope("text_completion", choices), **more)
+        return built
+
+    def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.identity, "object": kind, "created": self.created, "model": self.model, "choices": choices,
+        }  # fmt: skip
+
+    def _log_probabilities(self, said: list[Said]) -> dict[str, Any]:
+        if self.chat:
+            entries = [
+                self._entry(token.id, token.log_probability)
+                | {"top_logprobs": [self._entry(other, value) for other, value in token.likely]}
+                for token in said
+            ]
+            return {"content": entries, "refusal": None}
+        texts = [self._text(token.id) for token in said]
+        offsets = [sum(map(len, texts[:index])) for index in range(len(texts))]
+        # Reversed, so that of tokens with the same text (parts of a character) the likeliest stays.
+        best = [
+            None if token.log_probability is None else {self._text(other): v for other, v in reversed(token.likely)}
+            for token in said
+        ]
+        values = [token.log_probability for token in said]
+        return {"tokens": texts, "token_logprobs": values, "top_logprobs": best, "text_offset": offsets}
+
+    def _entry(self, token: int, log_probability: float | None) -> dict[str, Any]:
+        text = self._text(token)
+        return {"token": text, "logprob": log_probability, "bytes": list(text.encode())}
+
+    def _text(self, token: int) -> str:
+        return str(self.tokenizer.decode([token]))
+
+    @staticmethod
+    def _trace(said: list[Said]) -> list[dict[str, Any]]:
+        return [
+            {
+                "text": token.spent.text, "action": token.spent.action, "cost": token.spent.cost,
+                "realised": token.spent.realised, "controllable": token.spent.controllable,
+            }
+            for token in said
+            if token.spent is not None
+        ]  # fmt: skip
+
+
+def usage(choices: list[Choice]) -> CompletionUsage:
+    """Tokens and compute of all choices together; `compute` weights them by their tokens."""
+    ends = [choice.ended for choice in choices if choice.ended is not None]
+    written, weights = sum(ended.tokens for ended in ends), [max(1, ended.tokens) for ended in ends]
+
+    def mean(values: list[float]) -> float:
+        return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+
+    names = [*AXES, "net"]
+    read = sum(ended.prompt_tokens for ended in ends)
+    return CompletionUsage.model_validate(
+        {
+            "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
+            "prompt_tokens_details": {"cached_tokens": sum(ended.cached_tokens for ended in ends)},
+            "compute": {
+                "requested": {name: mean([ended.compute.requested[name] for ended in ends]) for name in names},
+                "realised": {name: mean([ended.compute.realised[name] for ended in ends]) for name in names},
+                "bytes": mean([ended.compute.bytes for ended in ends]),
+            },
+        }
+    )  # fmt: skip

@@ -1,0 +1,244 @@
+"""The HTTP API."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib import resources
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from openai.types import Model
+from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import models_json_schema
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from solm.actions import AXES
+from solm.serving.answers import Choice
+from solm.serving.failures import ApiError, from_validation, handle_errors
+from solm.serving.gate import OPEN, Gate
+from solm.serving.requests import ChatRequest, CompletionRequest, TokenizeRequest
+from solm.serving.rows import Failed, Piece
+from solm.serving.service import Exchange, Service
+from solm.serving.settings import MAX_BODY
+
+Body = TypeVar("Body", bound=BaseModel)
+_BODIES = (ChatRequest, CompletionRequest, TokenizeRequest)
+_PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'"
+_STATIC = {"page.js": "text/javascript", "page.css": "text/css"}
+
+
+def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] = ("*",)) -> FastAPI:
+    """The application. keys: one of them is needed for every route but `/health`, where there are any. hosts: values
+    of the Host header that are answered, so that no other site's page can reach a server on this machine."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        warming = asyncio.create_task(service.start())
+        yield
+        warming.cancel()
+        await run_in_threadpool(service.scheduler.stop, service.settings.drain_seconds)
+
+    app = FastAPI(title="solm", version=version("solm"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    handle_errors(app)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_middleware(Gate, keys=keys, metrics=service.metrics)
+
+    @app.post("/v1/chat/completions", **_takes(ChatRequest))
+    async def chat_completions(request: Request) -> Response:
+        """A reply to a conversation, streamed or whole."""
+        return await _complete(service, request, await _parse(request, ChatRequest))
+
+    @app.post("/v1/completions", **_takes(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        """A continuation of a text or of token ids, streamed or whole."""
+        return await _complete(service, request, await _parse(request, CompletionRequest))
+
+    @app.post("/tokenize", **_takes(TokenizeRequest))
+    async def tokenize(request: Request) -> dict[str, Any]:
+        """Token ids of a text, or of messages through the chat template."""
+        asked = await _parse(request, TokenizeRequest)
+        if (asked.prompt is None) == (asked.messages is None):
+            raise ApiError(400, "give either prompt or messages", "prompt")
+        ids = await run_in_threadpool(service.tokens, asked.messages or asked.prompt or "")
+        return {"tokens": ids, "count": len(ids), "max_model_len": service.context}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The model, and what its dial offers."""
+        return {"object": "list", "data": [_model(service)]}
+
+    @app.get("/v1/models/{name:path}", responses={404: {"description": "Unknown model."}})
+    async def model(name: str) -> dict[str, Any]:
+        """The same for one model."""
+        if name != service.name:
+            raise ApiError(404, f"model {name!r} is not served here; use {service.name!r}", "model", "not_found")
+        return _model(service)
+
+    @app.get("/health", responses={503: {"description": "Not warm yet."}})
+    async def health() -> JSONResponse:
+        """200 once a request would be answered at full speed; the server's limits."""
+        state = {"status": "ready" if service.ready else "starting", "limits": service.settings.model_dump()}
+        return JSONResponse(state | {"version": version("solm")}, 200 if service.ready else 503)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        headers = {"Content-Security-Policy": _PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
+        return HTMLResponse(_file("page.html"), headers=headers)
+
+    @app.get("/static/{name}", include_in_schema=False)
+    async def static(name: str) -> Response:
+        if name not in _STATIC:
+            raise ApiError(404, "not found")
+        return Response(_file(name), media_type=_STATIC[name])
+
+    _describe(app)
+    return app
+
+
+async def _parse(request: Request, kind: type[Body]) -> Body:
+    """The body as `kind`. By hand, because a request must be limited before it is read, and numbers such as NaN or
+    nesting without end must not pass for JSON."""
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        raise ApiError(400, "the content type must be application/json", code="invalid_content_type")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise ApiError(413, f"the body exceeds {MAX_BODY} bytes", code="body_too_large")
+    try:
+        return kind.model_validate_json(bytes(body))
+    except ValidationError as error:
+        raise from_validation(error) from error
+
+
+async def _complete(service: Service, request: Request, asked: ChatRequest | CompletionRequest) -> Response:
+    if not service.ready:
+        raise ApiError(503, "the server is warming up", code="starting")
+    loop = asyncio.get_running_loop()
+    kind = "chatcmpl" if isinstance(asked, ChatRequest) else "cmpl"
+    exchange = await run_in_threadpool(service.open, asked, f"{kind}-{request.state.identity}", loop)
+    if asked.stream:
+        with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+        return StreamingResponse(_events(service, request, exchange, with_usage), media_type="text/event-stream")
+    gathering = asyncio.ensure_future(service.gather(exchange))
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({gathering, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not gathering.done():
+            return Response(status_code=499)
+        choices = gathering.result()
+        _note(request, choices)
+        return Response(
+            exchange.answers.whole(choices, exchange.echo).model_dump_json(exclude_unset=True, warnings=False),
+            media_type="application/json",
+        )
+    finally:
+        gathering.cancel()
+        gone.cancel()
+        service.close(exchange)
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has hung up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _events(service: Service, request: Request, exchange: Exchange, with_usage: bool) -> AsyncIterator[str]:
+    """Server-sent events of a streamed answer. Left early, by a client that is gone, it cancels what is left."""
+    choices = [Choice() for _ in exchange.jobs]
+    begun: set[int] = set()
+    try:
+        async for index, event in exchange.each():
+            if isinstance(event, Piece):
+                choices[index].said += event.tokens
+                first = index not in begun
+                begun.add(index)
+                before = exchange.echo[index] if first else ""
+                yield _sse(exchange.answers.piece(index, event, first, before))
+            elif not isinstance(event, Failed):
+                choices[index].ended = event
+                yield _sse(exchange.answers.last(index, event))
+        if with_usage:
+            yield _sse(exchange.answers.spent(choices))
+        yield "data: [DONE]\n\n"
+        _note(request, choices)
+    except ApiError as error:
+        yield f"data: {json.dumps(error.body)}\n\n"
+    finally:
+        service.close(exchange)
+
+
+def _sse(event: BaseModel) -> str:
+    return f"data: {event.model_dump_json(exclude_unset=True, warnings=False)}\n\n"
+
+
+def _note(request: Request, choices: list[Choice]) -> None:
+    """Leave for the log what was spent; never what was said."""
+    ends = [choice.ended for choice in choices if choice.ended is not None]
+    request.state.log = {
+        "prompt_tokens": sum(ended.prompt_tokens for ended in ends),
+        "completion_tokens": sum(ended.tokens for ended in ends),
+        "net_requested": [round(ended.compute.requested["net"], 4) for ended in ends],
+        "net_realised": [round(ended.compute.realised["net"], 4) for ended in ends],
+    }
+
+
+def _model(service: Service) -> dict[str, Any]:
+    dial = service.dial
+    axes = dict(zip(AXES, (dial.space.attention, dial.space.mlp, dial.space.bits), strict=True))
+    offers = {
+        "policies": list(dial.policies), "default_policy": dial.default, "axes": axes, "lowest_net": dial.lowest,
+        "floor": dial.floor.net, "slo_tpot_ms": service.settings.slo_tpot_ms,
+    }  # fmt: skip
+    known = Model(id=service.name, object="model", created=0, owned_by="solm").model_dump()
+    return known | {"max_model_len": service.context, "efficiency": offers}
+
+
+def _takes(kind: type[BaseModel]) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return {
+        "openapi_extra": {"requestBody": body},
+        "responses": {
+            status: {"description": text, "content": {"application/json": {"schema": {"type": "object"}}}}
+            for status, text in (
+                (400, "Something in the request cannot be done."), (404, "Unknown model."), (413, "Body too large."),
+                (429, "Too many rows wait."), (503, "Starting or stopping."), (504, "Out of time."),
+            )
+        },
+    }  # fmt: skip
+
+
+def _describe(app: FastAPI) -> None:
+    """Put the bodies, which are parsed by hand, into the OpenAPI document, and the answers that FastAPI does not know
+    of."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = made()
+        _, schemas = models_json_schema(
+            [(kind, "validation") for kind in _BODIES], ref_template="#/components/schemas/{model}"
+        )
+        document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)  # mistakes are answered with 400
+                if path not in OPEN:
+                    operation["responses"]["401"] = {"description": "A valid API key is needed."}
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _file(name: str) -> str:
+    return resources.files("solm.serving").joinpath("page", name).read_text()

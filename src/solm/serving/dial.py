@@ -1,0 +1,70 @@
+"""From a request's `efficiency` to a policy and a budget."""
+
+from dataclasses import dataclass
+
+import torch
+
+from solm.actions import ActionSpace
+from solm.budget import Budget
+from solm.decoding.language_model import SCHEDULES, LanguageModel
+from solm.errors import BudgetError, SolmError
+from solm.policies.observation import Policy
+from solm.policies.prices import Allocator
+from solm.serving.requests import AxisBudget, Efficiency, NetOrAxes
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a request asks for: who decides, the budget, and the least that the governor may cut it to."""
+
+    name: str
+    policy: Policy | Allocator
+    budget: Budget
+    floor: Budget
+
+    def target(self, dial: float) -> torch.Tensor:
+        """Shares [3] float64 at `dial`, from 0, the floor, to 1, what was asked for."""
+        low, high = self.floor.tensor(1)[0], self.budget.tensor(1)[0]
+        return low + dial * (high - low)
+
+
+class Dial:
+    """The policies and budgets that one model offers. space: of the schedules where no policy is loaded."""
+
+    def __init__(self, lm: LanguageModel, space: ActionSpace | None = None, floor: float | None = None):
+        self.lm = lm
+        self.space = lm.space if lm.trained is not None else space or ActionSpace.preset("grid")
+        self.policies = {name: lm.policy(name, self.space) for name in SCHEDULES}
+        if lm.trained is not None:
+            self.policies = {"policy": lm.policy(), **self.policies}
+        lows, _ = zip(*self.space.ranges, strict=True)
+        self.lowest = sum(lows) / 3
+        self.floor = self._budget(max(self.lowest, floor or 0.0))
+
+    @property
+    def default(self) -> str:
+        """The policy of a request that names a budget but none."""
+        return next(iter(self.policies)) if self.lm.trained is not None else "static"
+
+    def order(self, asked: Efficiency | None) -> Order:
+        """Raises `SolmError` (`BudgetError`) for what this model does not offer."""
+        asked = asked or Efficiency()
+        name = asked.policy or ("dense" if asked.budget is None and asked.deadline_ms is None else self.default)
+        if name not in self.policies:
+            raise SolmError(f"unknown policy {name!r}; choose one of {', '.join(self.policies)}")
+        budget = Budget() if asked.budget is None else self._budget(asked.budget)
+        if name == "dense":
+            if budget.net < 1:
+                raise BudgetError(f"policy dense spends everything; budget {budget.net:g} needs another policy")
+            return Order(name, self.policies[name], budget, budget)
+        floor = self.floor if asked.floor is None else self._budget(asked.floor)
+        pairs = [(min(low, high)) for low, high in zip(floor.shares, budget.shares, strict=True)]
+        least = Budget(attention=pairs[0], mlp=pairs[1], bits=pairs[2] * 16)
+        return Order(name, self.policies[name], budget, least)
+
+    def _budget(self, asked: NetOrAxes) -> Budget:
+        if isinstance(asked, AxisBudget):
+            return Budget(attention=asked.attention, mlp=asked.mlp, bits=asked.bits).check(self.space)
+        if self.lm.trained is not None:
+            return self.lm.budget(asked)
+        return Budget.from_net(asked, self.space)

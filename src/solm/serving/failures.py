@@ -1,0 +1,91 @@
+"""Errors in the shape that OpenAI's clients read."""
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from solm.errors import BudgetError, ContextLengthError, SolmError
+from solm.serving.rows import Failed
+from solm.serving.scheduler import BusyError
+
+_SHOWN = 80  # characters of a bad value in a message
+
+
+class ApiError(Exception):
+    """An answer other than 200."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON that goes out."""
+        kinds = {401: "authentication_error", 429: "rate_limit_error"}
+        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        headers = {401: {"WWW-Authenticate": 'Basic realm="solm"'}, 429: {"Retry-After": "1"}}.get(self.status)
+        return JSONResponse(self.body, self.status, headers)
+
+
+def from_validation(error: ValidationError) -> ApiError:
+    """The first thing that is wrong with a body."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    # Unions name their branches in the place; only fields and indices mean something to a user.
+    place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or str(part).isidentifier())
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"{place} is not supported by this server", place, "unsupported_parameter")
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {first['msg']}", None, "invalid_json")
+    got = repr(first.get("input"))
+    shown = got if len(got) <= _SHOWN else got[:_SHOWN] + "..."
+    return ApiError(400, f"{place or 'body'}: {first['msg']} (got {shown})", place or None, "invalid_value")
+
+
+def from_ours(error: SolmError) -> ApiError:
+    """A user's mistake that a lower layer found."""
+    if isinstance(error, BusyError):
+        return ApiError(429, str(error), code="queue_full")
+    if isinstance(error, ContextLengthError):
+        return ApiError(400, str(error), code="context_length_exceeded")
+    param = "efficiency.budget" if isinstance(error, BudgetError) else None
+    return ApiError(400, str(error), param, "invalid_value")
+
+
+def from_row(failed: Failed) -> ApiError:
+    """A reply that could not be completed."""
+    status = {"timeout": 504, "shutting_down": 503, "invalid_request_error": 400}.get(failed.kind, 500)
+    return ApiError(status, failed.message, code=failed.kind)
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Give every error of `app` that shape."""
+
+    async def ours(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, SolmError)
+        return from_ours(error).response()
+
+    async def api(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)
+        return error.response()
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        answer = ApiError(error.status_code, str(error.detail)).response()
+        answer.headers.update(error.headers or {})
+        return answer
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        logging.getLogger("solm.serving").error("%s failed", request.url.path, exc_info=error)
+        return ApiError(500, "an error inside the server").response()
+
+    app.add_exception_handler(SolmError, ours)
+    app.add_exception_handler(ApiError, api)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)

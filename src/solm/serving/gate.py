@@ -1,0 +1,74 @@
+"""What every request passes first: the key, the log line and the count."""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from solm.serving.failures import ApiError
+from solm.serving.metrics import Metrics
+
+_LOG = logging.getLogger("solm.serving.access")
+OPEN = ("/health",)
+
+
+class Gate:
+    """Refuses requests without one of `keys`, where there are any; writes one line of JSON per request, without text.
+
+    A key comes as a bearer token or as the password of HTTP Basic, which is what a browser can send.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str], metrics: Metrics):
+        self.app, self.metrics = app, metrics
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        identity, begun, status = uuid.uuid4().hex[:12], time.perf_counter(), 499
+        scope.setdefault("state", {})["identity"] = identity
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", identity.encode())]
+            await send(message)
+
+        try:
+            if scope["path"] in OPEN or self._allowed(dict(scope["headers"]).get(b"authorization", b"")):
+                await self.app(scope, receive, noted)
+            else:
+                refusal = ApiError(401, "a valid API key is needed", code="invalid_api_key").response()
+                await refusal(scope, receive, noted)
+        finally:
+            route = getattr(scope.get("route"), "path", "unknown")
+            self.metrics.requests.labels(route, str(status)).inc()
+            line = {
+                "request": identity, "method": scope["method"], "route": route, "status": status,
+                "seconds": round(time.perf_counter() - begun, 4), **scope["state"].get("log", {}),
+            }  # fmt: skip
+            _LOG.info(json.dumps(line))
+
+    def _allowed(self, header: bytes) -> bool:
+        if not self._digests:
+            return True
+        scheme, _, given = header.decode("latin-1").partition(" ")
+        if scheme.lower() == "basic":
+            try:
+                given = base64.b64decode(given, validate=True).decode("utf-8", "replace").partition(":")[2]
+            except binascii.Error:
+                return False
+        elif scheme.lower() != "bearer":
+            return False
+        digest = hashlib.sha256(given.strip().encode("utf-8", "replace")).digest()
+        # Every key is compared, whichever matches, so that time tells nothing.
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0

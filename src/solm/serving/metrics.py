@@ -1,0 +1,32 @@
+"""What a server tells Prometheus."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60)
+
+
+class Metrics:
+    """One registry per server, so that several can live in a process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        of = self.registry
+        self.running = Gauge("solm_rows_running", "Rows that decode.", registry=of)
+        self.waiting = Gauge("solm_rows_waiting", "Rows that wait for a place or are being read.", registry=of)
+        self.requests = Counter("solm_requests", "Requests answered.", ["route", "status"], registry=of)
+        self.ended = Counter("solm_rows_ended", "Rows that ended, by how.", ["reason"], registry=of)
+        self.tokens = Counter("solm_tokens", "Tokens read and written.", ["kind"], registry=of)
+        self.first = Histogram(
+            "solm_time_to_first_token_seconds", "Until the first token.", buckets=_SECONDS, registry=of
+        )
+        self.gap = Histogram("solm_time_per_token_seconds", "Between a row's tokens.", buckets=_SECONDS, registry=of)
+        self.net = Histogram(
+            "solm_net_keep", "Realised net keep of rows.", buckets=[step / 20 for step in range(4, 21)], registry=of
+        )
+        self.dial = Gauge("solm_governor_dial", "1: budgets as asked for, 0: at their floors.", registry=of)
+        self.allowed = Gauge("solm_governor_rows", "Rows that may decode together.", registry=of)
+        self.prefix = Gauge("solm_prefix_cache_tokens", "Prompt tokens kept for later prompts.", registry=of)
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,118 @@
+"""What the API accepts. Anything else is refused, never ignored."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from solm.serving.settings import MAX_BIASES, MAX_CHOICES, MAX_LOGPROBS, MAX_PROMPTS, MAX_STOP_LENGTH, MAX_STOPS
+
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Zero = Annotated[float, Field(ge=0, le=0, description="Accepted for compatibility; only 0.")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class AxisBudget(_Strict):
+    """Averages per axis; an axis that is left out is dense."""
+
+    attention: float = Field(1.0, gt=0, le=1)
+    mlp: float = Field(1.0, gt=0, le=1)
+    bits: float = Field(16.0, ge=2, le=16)
+
+
+NetOrAxes = Annotated[float, Field(gt=0, le=1)] | AxisBudget
+
+
+class Efficiency(_Strict):
+    """The compute dial of one request."""
+
+    budget: NetOrAxes | None = Field(None, description="Net keep, such as 0.6, or averages per axis.")
+    policy: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        None, description="dense, static, random, or policy where the server has one."
+    )
+    floor: NetOrAxes | None = Field(None, description="Least the governor may cut the budget to.")
+    deadline_ms: float | None = Field(
+        None, gt=0, le=3_600_000, description="When the reply should be complete; the budget falls to meet it."
+    )
+    trace: bool = Field(False, description="Report every token's action and cost.")
+
+
+class StreamOptions(_Strict):
+    """Only `include_usage`."""
+
+    include_usage: bool = False
+
+
+class _Request(_Strict):
+    model: Annotated[str, StringConstraints(max_length=512)]
+    max_tokens: int | None = Field(None, ge=0, le=1 << 20)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    seed: int | None = Field(None, ge=0, lt=1 << 63)
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)] | None = None
+    frequency_penalty: Zero = 0
+    presence_penalty: Zero = 0
+    efficiency: Efficiency | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class TextPart(_Strict):
+    """A piece of a message; only text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    def plain(self) -> dict[str, str]:
+        """As chat templates want it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatRequest(_Request):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1, max_length=1024)
+    max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+
+Prompt = (
+    str
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Annotated[list[TokenId], Field(min_length=1)]
+    | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)]
+)
+
+
+class CompletionRequest(_Request):
+    """`POST /v1/completions`."""
+
+    prompt: Prompt
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+
+class TokenizeRequest(_Strict):
+    """`POST /tokenize`: a text, or messages through the chat template."""
+
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None

@@ -1,0 +1,162 @@
+"""One reply in the making: what it asked for, what it has said, and what it tells its client."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from solm.actions import AXES, Action
+from solm.decoding.batch import Seat
+from solm.decoding.generate import Compute, compute
+from solm.decoding.generate import Token as Spent
+from solm.decoding.language_model import LanguageModel
+from solm.decoding.sampling import Sampler
+from solm.decoding.text import TextStream
+from solm.serving.dial import Order
+
+
+@dataclass(frozen=True)
+class Said:
+    """A token for the client. likely: (id, log-probability) of the likeliest tokens in its place."""
+
+    id: int
+    log_probability: float | None = None
+    likely: tuple[tuple[int, float], ...] = ()
+    spent: Spent | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that is certain by now, and the tokens since the last piece."""
+
+    text: str
+    tokens: tuple[Said, ...]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of a reply. reason: stop or length."""
+
+    reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    tokens: int
+    compute: Compute
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The end of a reply that could not be completed."""
+
+    message: str
+    kind: str = "server_error"
+
+
+Event = Piece | Ended | Failed
+StepTaken = tuple[Action, torch.Tensor, bool]
+"""Action, realised shares [3], and whether the step could be controlled."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A reply that was asked for. ids: [C]. emit: gets every event, in the scheduler's thread.
+
+    logprobs: how many likely tokens to report, None: no log-probabilities. echo: report the prompt's too.
+    """
+
+    ids: torch.Tensor
+    max_tokens: int
+    order: Order
+    emit: Callable[[Event], None]
+    seed: int = 0
+    sampling: dict[str, Any] = field(default_factory=dict)
+    stops: tuple[str, ...] = ()
+    logprobs: int | None = None
+    echo: bool = False
+    deadline: float | None = None
+    """Seconds on the scheduler's clock by which the reply should be complete."""
+    expires: float = float("inf")
+    arrived: float = 0.0
+    cancelled: bool = False
+
+
+class Row:
+    """A job that decodes."""
+
+    def __init__(self, lm: LanguageModel, job: Job):
+        self.lm, self.job = lm, job
+        self.sampler = Sampler(lm, job.ids[None], job.seed, job.sampling)
+        self.text = TextStream(lm.tokenizer, skip_special_tokens=True)
+        self.seat = Seat(job.order.policy, job.order.target(1.0), max(1, job.max_tokens), self.sampler.generator)
+        self.cached = 0
+        self.last = -1
+        self.spent: list[Spent] = []
+        self.finished: str | None = None
+        self._overhead = lm.overhead(job.order.policy)
+        self._pending = ""
+        self._first = (job.order.policy.space.actions[-1], torch.ones(3, dtype=torch.float64), False)
+
+    def echo(self, logits: torch.Tensor, start: int) -> None:
+        """Tell the prompt's tokens from `start` on, and what logits [C, V] after each say of the next one."""
+        ids = self.job.ids
+        following = ids[start + 1 : start + 1 + len(logits)]
+        told = [self._said(int(token), row, None) for row, token in zip(logits, following, strict=False)]
+        if start == 0:
+            told.insert(0, Said(int(ids[0])))
+        self.job.emit(Piece("", tuple(told)))
+
+    def take(self, logits: torch.Tensor, step: StepTaken | None = None) -> None:
+        """Choose the next token from logits [V] and tell the client.
+
+        step: what gave the logits; None: the prefill.
+        """
+        if self.job.max_tokens == 0:
+            self.finished = "length"
+            return
+        action, realised, controllable = step or self._first
+        self.last = token = self.sampler.choose(logits)
+        length = len(self.job.ids) + len(self.text.ids)
+        cost = self.lm.step_cost(realised, length, self._overhead)
+        new = self.text.push(token)
+        shares = dict(zip(AXES, realised.tolist(), strict=True))
+        self.spent.append(Spent(token, new, action.tag, shares, cost, controllable))
+        ended = token in self.sampler.stops
+        if ended or len(self.text.ids) == self.job.max_tokens:
+            self.finished = "stop" if ended else "length"
+            new += self.text.flush()
+        self._tell(new, self._said(token, logits, self.spent[-1]))
+
+    def _said(self, token: int, logits: torch.Tensor, spent: Spent | None) -> Said:
+        if self.job.logprobs is None:
+            return Said(token, spent=spent)
+        known = logits.float().log_softmax(-1)
+        best = known.topk(min(self.job.logprobs, len(known)))
+        likely = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        return Said(token, float(known[token]), likely, spent)
+
+    def _tell(self, new: str, said: Said) -> None:
+        """Emit what can no longer become part of a stop string."""
+        text = self._pending + new
+        places = [place for place in (text.find(stop) for stop in self.job.stops) if place >= 0]
+        if places:
+            text, self._pending, self.finished = text[: min(places)], "", "stop"
+        elif self.finished:
+            self._pending = ""
+        else:
+            held = max((_overlap(text, stop) for stop in self.job.stops), default=0)
+            text, self._pending = text[: len(text) - held], text[len(text) - held :]
+        self.job.emit(Piece(text, (said,)))
+
+    def end(self) -> Ended:
+        """Tell the client that the reply is complete."""
+        job = self.job
+        assert self.finished is not None
+        ended = Ended(self.finished, len(job.ids), self.cached, len(self.spent), compute(self.spent, job.order.budget))
+        job.emit(ended)
+        return ended
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` may begin with."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)

@@ -1,0 +1,253 @@
+"""The loop that decodes: rows join and leave between steps, one thread owns the model."""
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+
+from solm.decoding.batch import Batch
+from solm.decoding.language_model import LanguageModel
+from solm.decoding.session import Session
+from solm.errors import SolmError
+from solm.serving.governor import Governor
+from solm.serving.metrics import Metrics
+from solm.serving.prefixes import PrefixCache
+from solm.serving.rows import Failed, Job, Row, StepTaken
+from solm.serving.settings import ServeSettings
+
+_LOG = logging.getLogger("solm.serving")
+
+
+class BusyError(SolmError):
+    """More rows than may wait."""
+
+
+@dataclass
+class _Filling:
+    """A row whose prompt is being read."""
+
+    row: Row
+    session: Session
+    done: int
+
+
+class Scheduler:
+    """Takes jobs from any thread; decodes them in its own. `clock` is what deadlines are measured with."""
+
+    clock = staticmethod(time.perf_counter)
+
+    def __init__(self, lm: LanguageModel, settings: ServeSettings, metrics: Metrics):
+        self.lm, self.settings, self.metrics = lm, settings, metrics
+        objective = None if settings.slo_tpot_ms is None else settings.slo_tpot_ms / 1000
+        self.governor = Governor(objective, settings.max_rows, settings.slo_rows, self.clock)
+        self.prefixes = PrefixCache(settings.prefix_tokens, lm.semantics.page_size)
+        self._waiting: deque[Job] = deque()
+        self._filling: _Filling | None = None
+        self._batch, self._rows = Batch(), list[Row]()
+        self._told: dict[Row, float] = {}
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="solm-decode", daemon=True)
+
+    def start(self) -> None:
+        """Begin to decode."""
+        self._thread.start()
+
+    def stop(self, seconds: float = 0.0) -> None:
+        """End the thread; rows that are not complete after `seconds` fail."""
+        end = self.clock() + seconds
+        while self.clock() < end and self.busy:
+            time.sleep(0.02)
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def busy(self) -> int:
+        """Rows that wait, are read or decode."""
+        return len(self._waiting) + (self._filling is not None) + len(self._rows)
+
+    def submit(self, jobs: list[Job]) -> None:
+        """Queue jobs. Raises `BusyError` where they are more than may wait."""
+        with self._changed:
+            if self._stopping:
+                raise BusyError("the server is stopping")
+            room = self.settings.max_waiting + self.settings.max_rows - self.busy
+            if len(jobs) > room:
+                raise BusyError(f"{self.busy} rows are waiting or running already; try again later")
+            for job in jobs:
+                job.arrived = self.clock()
+                job.expires = job.arrived + self.settings.max_seconds
+                self._waiting.append(job)
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Nobody wants this reply any more; it ends without an event, before the next step."""
+        with self._changed:
+            job.cancelled = True
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._measure()
+                while not (self._stopping or self.busy):
+                    self.governor.idle()
+                    self._changed.wait()
+                if self._stopping:
+                    break
+            self._drop()
+            self._fill()
+            self._step()
+        for job in [*self._waiting, *(row.job for row in self._rows), *self._filled()]:
+            self._fail(job, Failed("the server is stopping", "shutting_down"))
+        self._waiting.clear()
+        self._rows.clear()
+        self._filling, self._batch = None, Batch()
+        self._measure()
+
+    def _filled(self) -> list[Job]:
+        return [] if self._filling is None else [self._filling.row.job]
+
+    def _measure(self) -> None:
+        metrics = self.metrics
+        metrics.running.set(len(self._rows))
+        metrics.waiting.set(len(self._waiting) + (self._filling is not None))
+        metrics.dial.set(self.governor.dial)
+        metrics.allowed.set(self.governor.rows)
+        metrics.prefix.set(self.prefixes.held)
+
+    def _drop(self) -> None:
+        """Forget jobs that were cancelled, and fail those whose time is up."""
+        now = self.clock()
+
+        def over(job: Job) -> bool:
+            if not job.cancelled and now < job.expires:
+                return False
+            if job.cancelled:
+                self.metrics.ended.labels("cancelled").inc()
+            else:
+                self._fail(job, Failed(f"not complete after {self.settings.max_seconds:g} s", "timeout"))
+            return True
+
+        with self._changed:
+            waiting = list(self._waiting)
+            gone = {id(job) for job in waiting if over(job)}
+            self._waiting = deque(job for job in waiting if id(job) not in gone)
+        if self._filling is not None and over(self._filling.row.job):
+            self._filling = None
+        for index in reversed(range(len(self._rows))):
+            if over(self._rows[index].job):
+                self._leave(index)
+
+    def _fail(self, job: Job, failed: Failed) -> None:
+        self.metrics.ended.labels(failed.kind).inc()
+        job.emit(failed)
+
+    def _leave(self, index: int) -> None:
+        self._batch.leave(index)
+        self._told.pop(self._rows[index], None)
+        self._rows[index] = self._rows[-1]
+        self._rows.pop()
+
+    def _fill(self) -> None:
+        """Read one chunk of the prompt that is next."""
+        allowed = min(self.settings.max_rows, self.governor.rows)
+        if self._filling is None and self._waiting and len(self._rows) < allowed:
+            job = self._waiting[0]
+            try:
+                self._filling = self._open(job)
+            except Exception as error:
+                self._broken(job, error)
+            with self._changed:
+                self._waiting.popleft()
+        if self._filling is None:
+            return
+        filling, job = self._filling, self._filling.row.job
+        try:
+            done = filling.done
+            chunk = job.ids[None, done : done + self.settings.prefill_chunk]
+            logits = filling.session.prefill(chunk, every_logit=job.echo)
+            filling.done += chunk.shape[1]
+            self.metrics.tokens.labels("prompt").inc(chunk.shape[1])
+            if job.echo:
+                filling.row.echo(logits[0], done)
+                logits = logits[:, -1]
+            if filling.done < len(job.ids):
+                return
+            if not job.echo:
+                self.prefixes.keep(job.ids, filling.session)
+            self._take(filling.row, logits[0])
+            if filling.row.finished is None:
+                self._batch.join(filling.session, filling.row.seat)
+                self._rows.append(filling.row)
+            self._filling = None
+        except Exception as error:
+            self._filling = None
+            self._broken(job, error)
+
+    def _open(self, job: Job) -> _Filling:
+        row, capacity = Row(self.lm, job), len(job.ids) + job.max_tokens
+        session = None if job.echo else self.prefixes.find(job.ids, capacity)
+        if session is None:
+            return _Filling(row, self.lm.session(capacity), 0)
+        row.cached = int(session.lengths[0])
+        return _Filling(row, session, row.cached)
+
+    def _step(self) -> None:
+        """One token for every row that decodes."""
+        rows, governor = self._rows, self.governor
+        if not rows:
+            governor.idle()
+            return
+        now = self.clock()
+        for row in rows:
+            left = row.job.max_tokens - len(row.text.ids)
+            row.seat.target = row.job.order.target(governor.dial_for(row.job.deadline, now, left))
+        try:
+            found = self._batch.step(torch.tensor([row.last for row in rows]))
+        except Exception as error:
+            # The rows share the pass that failed; none of them can go on.
+            for row in rows:
+                self._broken(row.job, error)
+            self._rows, self._batch = [], Batch()
+            self._told.clear()
+            return
+        governor.stepped(len(rows))
+        for index in reversed(range(len(rows))):
+            row = rows[index]
+            action = row.job.order.policy.space.actions[found.actions[index]]
+            try:
+                self._take(row, found.logits[index], (action, found.realised[index], bool(found.controllable[index])))
+            except Exception as error:
+                self._broken(row.job, error)
+                row.finished = "error"
+            if row.finished is not None:
+                self._leave(index)
+
+    def _take(self, row: Row, logits: torch.Tensor, step: StepTaken | None = None) -> None:
+        row.take(logits, step)
+        now = self.clock()
+        if row in self._told:
+            self.metrics.gap.observe(now - self._told[row])
+        else:
+            self.metrics.first.observe(now - row.job.arrived)
+        self._told[row] = now
+        self.metrics.tokens.labels("completion").inc(row.job.max_tokens > 0)
+        if row.finished is not None:
+            self._told.pop(row)
+            self.metrics.ended.labels(row.finished).inc()
+            self.metrics.net.observe(row.end().compute.realised["net"])
+
+    def _broken(self, job: Job, error: Exception) -> None:
+        """An error of ours, or a mistake of the user that shows only now."""
+        if isinstance(error, SolmError):
+            self._fail(job, Failed(str(error), "invalid_request_error"))
+            return
+        _LOG.error("a row failed: %s", type(error).__name__, exc_info=error)
+        self._fail(job, Failed("this reply failed inside the server; others go on"))

@@ -1,0 +1,203 @@
+"""From a parsed request to jobs, and from their events to answers."""
+
+import asyncio
+import copy
+import secrets
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from solm.actions import ActionSpace
+from solm.decoding.language_model import LanguageModel
+from solm.errors import ContextLengthError, SolmError
+from solm.serving.answers import Answers, Choice
+from solm.serving.dial import Dial, Order
+from solm.serving.failures import ApiError, from_row
+from solm.serving.metrics import Metrics
+from solm.serving.requests import ChatRequest, CompletionRequest, Message, Prompt
+from solm.serving.rows import Event, Failed, Job, Piece
+from solm.serving.scheduler import Scheduler
+from solm.serving.settings import ServeSettings
+
+_COMPLETION_TOKENS = 16
+"""Longest reply of a plain completion that does not say, as OpenAI's API has it."""
+
+
+@dataclass
+class Exchange:
+    """A request in progress: its jobs, their events, and how they are told."""
+
+    jobs: list[Job]
+    events: "asyncio.Queue[tuple[int, Event]]"
+    answers: Answers
+    echo: list[str]
+
+    async def each(self) -> AsyncIterator[tuple[int, Event]]:
+        """Every event until all jobs have ended. Raises `ApiError` for one that failed."""
+        open_jobs = len(self.jobs)
+        while open_jobs:
+            index, event = await self.events.get()
+            if isinstance(event, Failed):
+                raise from_row(event)
+            open_jobs -= not isinstance(event, Piece)
+            yield index, event
+
+
+class Service:
+    """One model behind the API. Text is made into tokens here, by a tokenizer that no other thread uses."""
+
+    def __init__(self, lm: LanguageModel, settings: ServeSettings, name: str, space: ActionSpace | None = None):
+        if lm.tokenizer is None:
+            raise SolmError("serving needs a tokenizer")
+        self.lm, self.settings, self.name = lm, settings, name
+        self.metrics = Metrics()
+        self.dial = Dial(lm, space, settings.slo_floor)
+        self.scheduler = Scheduler(lm, settings, self.metrics)
+        self.ready = False
+        self._tokenizer, self._lock = copy.deepcopy(lm.tokenizer), threading.Lock()
+        config = lm.model.config.get_text_config(decoder=True)
+        self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
+
+    async def start(self) -> None:
+        """Decode a few tokens of every policy, so that the first request does not pay for what is made once."""
+        self.scheduler.start()
+        loop, done = asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+        def emit(event: Event) -> None:
+            loop.call_soon_threadsafe(done.put_nowait, event)
+
+        length = self.lm.semantics.always_read + 2
+        ids = torch.arange(length) % self.lm.control.shapes.vocabulary
+        for name, policy in self.dial.policies.items():
+            if length + 4 > self.context:
+                break
+            self.scheduler.submit([Job(ids, 4, Order(name, policy, self.dial.floor, self.dial.floor), emit)])
+            while isinstance(await done.get(), Piece):
+                pass
+        self.ready = True
+
+    def tokens(self, prompt: str | list[Message]) -> list[int]:
+        """Token ids of a text, or of messages through the chat template."""
+        with self._lock:
+            if isinstance(prompt, str):
+                return list(self._tokenizer(prompt)["input_ids"])
+            if not self._tokenizer.chat_template:
+                raise SolmError("this model has no chat template; use /v1/completions")
+            try:
+                encoded: Any = self._tokenizer.apply_chat_template(
+                    [message.plain() for message in prompt], add_generation_prompt=True, return_dict=True
+                )
+            except Exception as error:  # templates are programs, and refuse in many ways
+                raise SolmError(f"the model's chat template refuses these messages: {error}") from error
+            return list(encoded["input_ids"])
+
+    def open(
+        self, request: ChatRequest | CompletionRequest, identity: str, loop: asyncio.AbstractEventLoop
+    ) -> Exchange:
+        """Queue what a request asks for; its events arrive on `loop`.
+
+        Raises `SolmError` and `ApiError` for what cannot be done.
+        """
+        if request.model != self.name:
+            raise ApiError(404, f"model {request.model!r} is not served here; use {self.name!r}", "model", "not_found")
+        if request.stream_options is not None and not request.stream:
+            raise ApiError(400, "stream_options need stream to be true", "stream_options")
+        order = self.dial.order(request.efficiency)
+        if isinstance(request, ChatRequest):
+            prompts, echo, logprobs = [self.tokens(request.messages)], False, None
+            wanted = request.max_completion_tokens or request.max_tokens
+            if request.top_logprobs is not None and not request.logprobs:
+                raise ApiError(400, "top_logprobs need logprobs to be true", "top_logprobs")
+            if wanted == 0 or request.max_tokens == 0:
+                raise ApiError(400, "max_tokens must be at least 1", "max_tokens")
+            if request.logprobs:
+                logprobs = request.top_logprobs or 0
+        else:
+            prompts, echo, logprobs = self._prompts(request.prompt), request.echo, request.logprobs
+            wanted = _COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+            if wanted == 0 and not echo:
+                raise ApiError(400, "max_tokens 0 needs echo", "max_tokens")
+        events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        jobs: list[Job] = []
+        for ids in prompts:
+            longest = self._longest(len(ids), wanted)
+            for _ in range(request.n):
+                index = len(jobs)
+
+                def emit(event: Event, index: int = index) -> None:
+                    loop.call_soon_threadsafe(events.put_nowait, (index, event))
+
+                jobs.append(self._job(request, ids, longest, order, emit, index, logprobs, echo))
+        trace = request.efficiency is not None and request.efficiency.trace
+        answers = Answers(
+            identity, self.name, self._tokenizer, isinstance(request, ChatRequest), logprobs is not None, trace
+        )
+        before = [str(self._tokenizer.decode(ids)) if echo else "" for ids in prompts for _ in range(request.n)]
+        self.scheduler.submit(jobs)
+        return Exchange(jobs, events, answers, before)
+
+    def close(self, exchange: Exchange) -> None:
+        """Nobody reads any more; what has not ended is cancelled."""
+        for job in exchange.jobs:
+            self.scheduler.cancel(job)
+
+    async def gather(self, exchange: Exchange) -> list[Choice]:
+        """All choices of a request that is not streamed."""
+        choices = [Choice() for _ in exchange.jobs]
+        async for index, event in exchange.each():
+            if isinstance(event, Piece):
+                choices[index].add(event)
+            elif not isinstance(event, Failed):
+                choices[index].ended = event
+        return choices
+
+    def _prompts(self, prompt: Prompt) -> list[list[int]]:
+        texts: Any = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+        found = [self.tokens(text) if isinstance(text, str) else list(text) for text in texts]
+        vocabulary = self.lm.control.shapes.vocabulary
+        for ids in found:
+            if not ids:
+                raise ApiError(400, "the prompt is empty", "prompt")
+            if max(ids) >= vocabulary:
+                raise ApiError(400, f"token {max(ids)} is not among the model's {vocabulary}", "prompt")
+        return found
+
+    def _longest(self, prompt: int, wanted: int | None) -> int:
+        room = self.context - prompt
+        if room < 1 or (wanted is not None and wanted > room):
+            asked = "" if wanted is None else f" and {wanted} new ones"
+            raise ContextLengthError(f"{prompt} tokens of prompt{asked} exceed this model's context of {self.context}")
+        return min(room, self.settings.default_max_tokens) if wanted is None else wanted
+
+    def _job(
+        self,
+        request: ChatRequest | CompletionRequest,
+        ids: list[int],
+        longest: int,
+        order: Order,
+        emit: Any,
+        index: int,
+        logprobs: int | None,
+        echo: bool,
+    ) -> Job:
+        vocabulary = self.lm.control.shapes.vocabulary
+        sampling: dict[str, Any] = {"do_sample": False}
+        if request.temperature > 0:
+            sampling = {
+                "do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0,
+            }  # fmt: skip
+        if request.logit_bias:
+            beyond = max(request.logit_bias)
+            if beyond >= vocabulary:
+                raise ApiError(400, f"token {beyond} is not among the model's {vocabulary}", "logit_bias")
+            sampling["sequence_bias"] = {(token,): float(bias) for token, bias in request.logit_bias.items()}
+        seed = secrets.randbits(62) if request.seed is None else request.seed
+        asked = None if request.efficiency is None else request.efficiency.deadline_ms
+        deadline = None if asked is None else self.scheduler.clock() + asked / 1000
+        return Job(
+            torch.tensor(ids), longest, order, emit, (seed + index) % (1 << 63), sampling, request.stops,
+            logprobs, echo and logprobs is not None, deadline,
+        )  # fmt: skip

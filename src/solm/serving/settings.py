@@ -1,0 +1,39 @@
+"""Limits and defaults of a server. Every one is checked, stated in `/health` and may be set on the command line."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ServeSettings(BaseModel):
+    """What a server accepts and how it batches."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_rows: int = Field(16, ge=1, le=256)
+    """Rows that decode together."""
+    max_waiting: int = Field(256, ge=0, le=100_000)
+    """Rows that wait for a place; more are refused with 429."""
+    prefill_chunk: int = Field(128, ge=1, le=8192)
+    """Prompt tokens read between two steps of the rows that decode."""
+    prefix_tokens: int = Field(8192, ge=0)
+    """Tokens of earlier prompts that are kept, so that what a prompt shares with them is not read again."""
+    max_seconds: float = Field(600.0, gt=0)
+    """From a request's arrival to its last token."""
+    default_max_tokens: int = Field(512, ge=1)
+    """Longest reply of a chat request that does not say."""
+    drain_seconds: float = Field(30.0, ge=0)
+    """What requests in flight get to finish when the server is told to stop."""
+    slo_tpot_ms: float | None = Field(None, gt=0)
+    """Time per output token that the governor holds by lowering budgets; None: it leaves them alone."""
+    slo_floor: float | None = Field(None, gt=0, le=1)
+    """Net keep below which the governor never goes; None: the least that the action space can spend."""
+    slo_rows: bool = True
+    """Whether the governor also holds rows back where the lowest budgets are not enough."""
+
+
+MAX_BODY = 1 << 20
+"""Bytes of a request."""
+MAX_CHOICES = 8
+MAX_PROMPTS = 64
+MAX_STOPS, MAX_STOP_LENGTH = 4, 256
+MAX_LOGPROBS = 20
+MAX_BIASES = 300
