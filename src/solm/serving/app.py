@@ -207,9 +207,11 @@ def _model(service: Service) -> dict[str, Any]:
 def _takes(kind: type[BaseModel]) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    streamed = {"text/event-stream": {}} if kind is not TokenizeRequest else {}
     return {
         "openapi_extra": {"requestBody": body},
-        "responses": {
+        "responses": {200: {"description": "The answer.", "content": streamed}}
+        | {
             status: {"description": text, "content": {"application/json": {"schema": {"type": "object"}}}}
             for status, text in (
                 (400, "Something in the request cannot be done."), (404, "Unknown model."), (413, "Body too large."),

@@ -26,6 +26,10 @@ _COMPLETION_TOKENS = 16
 """Longest reply of a plain completion that does not say, as OpenAI's API has it."""
 
 
+_COLDEST = 1e-3
+"""Temperature up to which a reply is greedy: logits divided by less overflow."""
+
+
 @dataclass
 class Exchange:
     """A request in progress: its jobs, their events, and how they are told."""
@@ -185,7 +189,7 @@ class Service:
     ) -> Job:
         vocabulary = self.lm.control.shapes.vocabulary
         sampling: dict[str, Any] = {"do_sample": False}
-        if request.temperature > 0:
+        if request.temperature > _COLDEST:
             sampling = {
                 "do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0,
             }  # fmt: skip
