@@ -1,5 +1,7 @@
 """Continuous batching: a row decides and says what it would alone, whoever comes and goes beside it."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -14,16 +16,26 @@ from test_evaluation import policy_lm  # noqa: F401
 from test_values import network
 
 
-@pytest.fixture
-def value_lm(tiny_lm):
+def under_values(lm, semantics):
     """The tiny model with a value policy that was not trained but tells tokens apart."""
     values = network(layer=1)
     config = PolicyConfig(
-        base=tiny_lm.identity, space=values.config.grid, semantics=Semantics(window=32, page_size=8),
-        network=values.config,
+        base=lm.identity, space=values.config.grid, semantics=semantics, network=values.config
     )  # fmt: skip
-    tiny_lm.trained, tiny_lm.semantics = TrainedPolicy(config, values), config.semantics
-    return tiny_lm
+    lm.trained, lm.semantics = TrainedPolicy(config, values), semantics
+    return lm
+
+
+@pytest.fixture
+def value_lm(tiny_lm):
+    return under_values(tiny_lm, Semantics(window=32, page_size=8))
+
+
+@pytest.fixture
+def native_lm(tiny_lm):
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler here")
+    return under_values(tiny_lm, Semantics(window=32)).compile("int8")
 
 
 def prompt(seed: int, length: int) -> torch.Tensor:
@@ -73,7 +85,7 @@ def run_together(lm, requests, changed=None):
     return said
 
 
-@pytest.mark.parametrize("kind", ["value_lm", "policy_lm"])
+@pytest.mark.parametrize("kind", ["value_lm", "policy_lm", "native_lm"])
 def test_a_row_says_and_spends_what_it_would_alone(kind, request):
     lm = request.getfixturevalue(kind)
     said = run_together(lm, REQUESTS)

@@ -126,6 +126,36 @@ def test_low_precision_weights_stay_close(precision, tolerance):
     control.detach()
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("rows", [2, 3, 5, 16, 19])
+def test_a_rows_logits_do_not_depend_on_who_goes_with_it(precision, rows):
+    """To the last bit: rows of other lengths and actions share the walk through the weights, known tokens too."""
+    control = ModelControl(tiny_model("llama", torch.float32, intermediate_size=352))
+    engine = Engine(control.model, SEMANTICS, precision)
+    actions = [ACTIONS[name] for name in (*ACTIONS,) * 4]
+
+    def opened(row):
+        session = NativeSession(control, SEMANTICS, engine)
+        session.prefill(tokens(1, 20 + 13 * row, seed=row))
+        return session
+
+    alone, together = [opened(row) for row in range(rows)], opened(0)
+    for row in range(1, rows):
+        together.join(opened(row))
+    for start, count in ((0, 1), (1, 3), (4, 1)):
+        following = tokens(rows, 5, seed=9)[:, start : start + count]
+        keep = torch.stack([keep_of(actions[row], 1, count)[0] for row in range(rows)])
+        found = together.extend(following, keep).logits
+        for row, session in enumerate(alone):
+            steps = [session.step(following[row : row + 1, q], keep[row : row + 1, q]) for q in range(count)]
+            assert torch.equal(found[row], torch.cat(steps)), (row, start)
+    together.leave(0)
+    alone[0] = alone.pop()
+    last = torch.cat([session.step(torch.tensor([5])) for session in alone])
+    assert torch.equal(together.step(torch.full((rows - 1,), 5)), last)
+    control.detach()
+
+
 @pytest.mark.parametrize("bad", [-1, 259, 2**31, -(2**40)])
 def test_no_token_outside_the_vocabulary_reaches_the_engine(bad):
     control = ModelControl(tiny_model("llama", torch.float32))

@@ -1,8 +1,10 @@
 // One decode step of a Llama-like model in one call: only what an action keeps is read and computed.
 //
-// Two threads (or more) walk the layers together. Every thread holds the residual stream and does the small work (norms,
-// selection, activations) for itself, so that threads meet only where one needs the others' sums. Matrices are stored
-// input-major: a skipped input channel is a row of weights that is never read. Keys lie in blocks of 16 tokens,
+// Two threads (or more) walk the layers together, with up to 16 steps at once: of several rows, of several known tokens
+// of one row, or both. Every thread holds the residual stream and does the small work (norms, selection, activations) for
+// itself, so that threads meet only where one needs the others' sums. Matrices are stored input-major: an input channel
+// that every step skips is a row of weights that is never read. A step's sums are added up in the same order whatever
+// steps go with it. Keys lie in blocks of 16 tokens,
 // transposed, beside the per-channel minimum and maximum of the block (Quest, ICML 2024).
 
 #include <cstdlib>
@@ -15,9 +17,10 @@
 #include "walker.h"
 
 void Engine::dispatch(int thread) {
-  if (s.precision == 0) Walker<float, float>(*this, thread).run();
-  else if (s.precision == 1) Walker<bf16, bf16>(*this, thread).run();
-  else Walker<int8_t, bf16>(*this, thread).run();
+  const int rows = std::min(steps, MOST_ROWS);
+  if (s.precision == 0) Walker<float, float>(*this, thread, rows).run();
+  else if (s.precision == 1) Walker<bf16, bf16>(*this, thread, rows).run();
+  else Walker<int8_t, bf16>(*this, thread, rows).run();
 }
 
 void Engine::serve(int thread) {
@@ -71,7 +74,7 @@ void* solm_engine(const Sizes* sizes, const void* const* per_layer, const void* 
   const Sizes& s = e->s;
   const int widest = std::max({2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden,
                                s.heads * (s.head_dim + 2)});
-  e->shared.assign(s.threads, std::vector<float>(2 * (widest + PAGE)));
+  e->shared.assign(s.threads, std::vector<float>(size_t(2) * MOST_ROWS * (widest + PAGE)));
   e->senses.assign(s.threads, 0);
   e->barrier = new Barrier(s.threads);
   for (int t = 1; t < s.threads; ++t) e->workers.emplace_back([e, t] { e->serve(t); });
@@ -129,12 +132,12 @@ void solm_cache_fill(void* engine, void* cache, int32_t layer, int32_t position,
         walker.append(*c, layer, h, position + t, keys + offset, values + offset);
       }
   };
-  if (e->s.precision == 0) fill(Walker<float, float>(*e, 0));
-  else fill(Walker<bf16, bf16>(*e, 0));
+  if (e->s.precision == 0) fill(Walker<float, float>(*e, 0, 1));
+  else fill(Walker<bf16, bf16>(*e, 0, 1));
 }
 
-// Layers first to last (not included) of `steps` steps, one after the other: step i processes tokens[i] at positions[i]
-// of caches[i] under plans[i]. stream [steps, H] is read where first > 0, and written: the residual stream, or after the
+// Layers first to last (not included) of `steps` steps: step i processes tokens[i] at positions[i] of caches[i] under
+// plans[i]. Steps of one cache come in the order of their positions. stream [steps, H] is read where first > 0, and written: the residual stream, or after the
 // last layer what the head reads. logits [steps, V], computed after the last layer, may be null.
 void solm_run(void* engine, int32_t steps, void* const* caches, const int32_t* tokens, const int32_t* positions,
               const Plan* plans, int32_t first, int32_t last, float* stream, float* logits) {

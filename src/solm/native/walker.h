@@ -1,23 +1,38 @@
 // One thread's way through the layers.
 #pragma once
 
+#include <utility>
+
 #include "model.h"
+
+// What one step puts into a matrix: values of the input channels that it keeps, ascending.
+struct Inputs {
+  const int32_t* index;
+  const float* x;
+  int count;
+};
 
 template <typename W, typename K>
 struct Walker {
   Engine& e;
-  const int thread, threads, H, I, D, Q, KV;
+  const int thread, threads, H, I, D, Q, KV, widest;
   bool sense, turn = false;
-  std::vector<float> normed, sum, values, picked, heads, mass;
-  std::vector<int32_t> index, all, pages;
+  // Of all steps: residual streams, what was multiplied, kept channels and their values.
+  std::vector<float> streams, normed, sums, picked, heads;
+  std::vector<int32_t> index, all;
+  // Scratch of one step at a time, and of one matrix.
+  std::vector<float> values, signs, mass, mixed;
+  std::vector<int32_t> pages, merged;
+  Inputs inputs[MOST_ROWS];
 
-  Walker(Engine& engine, int t)
+  Walker(Engine& engine, int t, int rows)
       : e(engine), thread(t), threads(engine.s.threads), H(e.s.hidden), I(e.s.intermediate), D(e.s.head_dim),
-        Q(e.s.heads), KV(e.s.kv_heads), sense(engine.senses[t]) {
-    const int widest = std::max({2 * I, (Q + 2 * KV) * D, H, Q * D});
-    normed.resize(widest), sum.resize(widest), values.resize(widest), picked.resize(widest), heads.resize(Q * D);
-    index.resize(widest), all.resize(widest);
+        Q(e.s.heads), KV(e.s.kv_heads), widest(std::max({2 * I, (Q + 2 * KV) * D, H, Q * D})), sense(engine.senses[t]) {
+    streams.resize(size_t(rows) * H), normed.resize(size_t(rows) * H), heads.resize(size_t(rows) * Q * D);
+    sums.resize(size_t(rows) * widest), picked.resize(size_t(rows) * widest), index.resize(size_t(rows) * widest);
+    values.resize(I), signs.resize(2 * D), all.resize(widest);
     for (int i = 0; i < widest; ++i) all[i] = i;
+    if (rows > 1) mixed.resize(size_t(rows) * widest), merged.resize(widest);
   }
 
   void meet() { e.barrier->wait(sense); }
@@ -26,26 +41,80 @@ struct Walker {
   // once more and is done reading it.
   float* partial(int t) const { return e.shared[t].data() + (turn ? e.shared[t].size() / 2 : 0); }
 
-  // result[0:out] = scale * sum over kept inputs; every thread ends with all of it.
-  void multiply(const Matrix& m, int out, const int32_t* kept, const float* x, int count, float* result) {
+  float* result(int row) { return sums.data() + size_t(row) * widest; }
+
+  // result(row)[0:out] = scale * sum over kept inputs, for every row; every thread ends with all of it. A thread adds up
+  // the same channels whatever a row keeps and whatever rows go with it.
+  void multiply(const Matrix& m, int in, int out, int rows) {
     float* mine = partial(thread);
-    std::fill_n(mine, out, 0.0f);
-    // In eights, so that no thread has a ragged block but the last.
-    const int eights = (count + 7) / 8, from = std::min(count, eights * thread / threads * 8),
-              to = std::min(count, eights * (thread + 1) / threads * 8);
-    accumulate(static_cast<const W*>(m.data), out, kept + from, x + from, to - from, mine);
-    meet();
-    std::copy_n(partial(0), out, result);
-    for (int t = 1; t < threads; ++t) {
-      const float* other = partial(t);
-#pragma GCC ivdep
-      for (int o = 0; o < out; ++o) result[o] += other[o];
+    std::fill_n(mine, size_t(rows) * out, 0.0f);
+    const W* weights = static_cast<const W*>(m.data);
+    const int low = int(int64_t(in) * thread / threads), high = int(int64_t(in) * (thread + 1) / threads);
+    auto within = [&](const Inputs& row) {
+      const int32_t* end = row.index + row.count;
+      return std::pair(int(std::lower_bound(row.index, end, low) - row.index),
+                       int(std::lower_bound(row.index, end, high) - row.index));
+    };
+    if (rows == 1) {
+      const auto [from, to] = within(inputs[0]);
+      accumulate(weights, out, inputs[0].index + from, inputs[0].x + from, to - from, mine);
+    } else {
+      accumulate_many(weights, out, merged.data(), mixed.data(), merge(low, high, rows, within), rows, mine);
     }
-    if (m.scale) {
+    meet();
+    for (int r = 0; r < rows; ++r) {
+      float* to = result(r);
+      std::copy_n(partial(0) + size_t(r) * out, out, to);
+      for (int t = 1; t < threads; ++t) {
+        const float* other = partial(t) + size_t(r) * out;
 #pragma GCC ivdep
-      for (int o = 0; o < out; ++o) result[o] *= m.scale[o];
+        for (int o = 0; o < out; ++o) to[o] += other[o];
+      }
+      if (m.scale) {
+#pragma GCC ivdep
+        for (int o = 0; o < out; ++o) to[o] *= m.scale[o];
+      }
     }
     turn = !turn;
+  }
+
+  // Channels from low to high that any row keeps, in `merged`, and every row's values of them in `mixed`, 0 where it
+  // skips one. Returns how many.
+  template <typename Within>
+  int merge(int low, int high, int rows, Within within) {
+    int32_t* used = merged.data();
+    std::fill_n(used, high - low, 0);
+    std::fill_n(mixed.data(), size_t(high - low) * rows, 0.0f);
+    for (int r = 0; r < rows; ++r) {
+      const Inputs& row = inputs[r];
+      const auto [from, to] = within(row);
+      for (int i = from; i < to; ++i) {
+        const int c = row.index[i] - low;
+        mixed[size_t(c) * rows + r] = row.x[i];
+        used[c] = 1;
+      }
+    }
+    int count = 0;
+    for (int c = 0; c < high - low; ++c) {
+      if (!used[c]) continue;
+      if (count < c) std::copy_n(&mixed[size_t(c) * rows], rows, &mixed[size_t(count) * rows]);
+      merged[count++] = low + c;
+    }
+    return count;
+  }
+
+  // All channels of x [rows, n] as inputs.
+  void keep_all(const float* x, int n, int rows) {
+    for (int r = 0; r < rows; ++r) inputs[r] = {all.data(), x + size_t(r) * n, n};
+  }
+
+  // The `count` channels of largest magnitude of x [n], rounded to the plan's bits, as the input of `row`.
+  void keep_largest(const float* x, int n, int count, const Plan& plan, int row) {
+    int32_t* kept = index.data() + size_t(row) * widest;
+    float* rounded = picked.data() + size_t(row) * widest;
+    const int found = select(x, n, count, kept, rounded);
+    quantise(kept, rounded, found, plan.bits, plan.group ? plan.group : n);
+    inputs[row] = {kept, rounded, found};
   }
 
   void rotate(float* x, int position) const {
@@ -93,8 +162,8 @@ struct Walker {
     for (int b = 0; b < sinks; ++b) pages.push_back(b);
     if (plan.pages > 0) {
       const int group = Q / KV, blocks = e.blocks(cache);
-      float* positive = normed.data();
-      float* negative = normed.data() + D;
+      float* positive = signs.data();
+      float* negative = signs.data() + D;
       for (int d = 0; d < D; ++d) {
         float p = 0, n = 0;
         for (int g = 0; g < group; ++g) {
@@ -119,11 +188,10 @@ struct Walker {
     for (int b = start; b < count; ++b) pages.push_back(b);
   }
 
-  // heads[0 : Q D] from queries; each thread reads its share of the blocks.
-  void attend(const Cache& cache, int layer, int seen, const float* queries, const Plan& plan) {
+  // A thread's share of one step's attention, left for the others at `mine`: per query head D sums, peak, total.
+  void attend(const Cache& cache, int layer, int seen, const float* queries, const Plan& plan, float* mine) {
     const int group = Q / KV, blocks = e.blocks(cache), width = D + 2;
     const float scale = 1.0f / std::sqrt(float(D));
-    float* mine = partial(thread);  // per query head: D sums, peak, total
     for (int head = 0; head < KV; ++head) {
       choose(cache, layer, head, seen, queries + head * group * D, plan);
       const size_t place = size_t(layer) * KV + head;
@@ -158,85 +226,123 @@ struct Walker {
         mix_rows(rows + size_t(pages[p]) * PAGE * D, std::min(PAGE, seen - pages[p] * PAGE), D, weights, group, out);
       }
     }
-    meet();
+  }
+
+  // to[0 : Q D] from what all threads left at `offset`.
+  void gather(size_t offset, float* to) const {
+    const int width = D + 2;
     for (int h = 0; h < Q; ++h) {
       float peak = -INFINITY, total = 0;
-      for (int t = 0; t < threads; ++t) peak = std::max(peak, partial(t)[size_t(h) * width + D]);
-      std::fill_n(heads.data() + h * D, D, 0.0f);
+      for (int t = 0; t < threads; ++t) peak = std::max(peak, partial(t)[offset + size_t(h) * width + D]);
+      std::fill_n(to + h * D, D, 0.0f);
       for (int t = 0; t < threads; ++t) {
-        const float* part = partial(t) + size_t(h) * width;
+        const float* part = partial(t) + offset + size_t(h) * width;
         if (part[D + 1] <= 0) continue;
         const float weight = std::exp(part[D] - peak);
         total += weight * part[D + 1];
-        for (int d = 0; d < D; ++d) heads[h * D + d] += weight * part[d];
+        for (int d = 0; d < D; ++d) to[h * D + d] += weight * part[d];
       }
-      for (int d = 0; d < D; ++d) heads[h * D + d] /= total;
+      for (int d = 0; d < D; ++d) to[h * D + d] /= total;
     }
-    turn = !turn;
   }
 
-  void layer(int number, float* x, Cache& cache, int position, const Plan& plan) {
+  void layer(int number, int start, int rows) {
     const Layer& l = e.layers[number];
     const int wide = (Q + 2 * KV) * D;
-    rms_norm(x, l.attention_norm, H, e.s.epsilon, normed.data());
-    multiply(l.qkv, wide, all.data(), normed.data(), H, sum.data());
-    if (l.qkv_bias)
-      for (int o = 0; o < wide; ++o) sum[o] += l.qkv_bias[o];
-    float *queries = sum.data(), *key = queries + Q * D, *value = key + KV * D;
-    for (int h = 0; h < Q + KV; ++h) {
-      float* head = queries + h * D;
-      const float* norm = h < Q ? l.q_norm : l.k_norm;
-      if (norm) rms_norm(head, norm, D, e.s.epsilon, head);
-      rotate(head, position);
+    const size_t share = size_t(Q) * (D + 2);
+    for (int r = 0; r < rows; ++r)
+      rms_norm(&streams[size_t(r) * H], l.attention_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
+    keep_all(normed.data(), H, rows);
+    multiply(l.qkv, H, wide, rows);
+    for (int r = 0; r < rows; ++r) {
+      float* queries = result(r);
+      if (l.qkv_bias)
+        for (int o = 0; o < wide; ++o) queries[o] += l.qkv_bias[o];
+      for (int h = 0; h < Q + KV; ++h) {
+        float* head = queries + h * D;
+        const float* norm = h < Q ? l.q_norm : l.k_norm;
+        if (norm) rms_norm(head, norm, D, e.s.epsilon, head);
+        rotate(head, e.positions[start + r]);
+      }
+      const float *key = queries + Q * D, *value = key + KV * D;
+      if (thread == 0)
+        for (int h = 0; h < KV; ++h)
+          append(*e.caches[start + r], number, h, e.positions[start + r], key + h * D, value + h * D);
     }
-    if (thread == 0)
-      for (int h = 0; h < KV; ++h) append(cache, number, h, position, key + h * D, value + h * D);
     meet();
-    attend(cache, number, position + 1, queries, plan);
-    multiply(l.out, H, all.data(), heads.data(), Q * D, sum.data());
-    for (int i = 0; i < H; ++i) x[i] += sum[i];
+    for (int r = 0; r < rows; ++r)
+      attend(*e.caches[start + r], number, e.positions[start + r] + 1, result(r), e.plans[start + r],
+             partial(thread) + r * share);
+    meet();
+    for (int r = 0; r < rows; ++r) gather(r * share, &heads[size_t(r) * Q * D]);
+    turn = !turn;
+    keep_all(heads.data(), Q * D, rows);
+    multiply(l.out, Q * D, H, rows);
 
-    rms_norm(x, l.mlp_norm, H, e.s.epsilon, normed.data());
-    int kept = select(normed.data(), H, plan.inputs, index.data(), picked.data());
-    quantise(index.data(), picked.data(), kept, plan.bits, plan.group ? plan.group : H);
-    multiply(l.gate_up, 2 * I, index.data(), picked.data(), kept, sum.data());
-    gated(sum.data(), sum.data() + I, I, values.data());
-    kept = select(values.data(), I, plan.hiddens, index.data(), picked.data());
-    quantise(index.data(), picked.data(), kept, plan.bits, plan.group ? plan.group : I);
-    multiply(l.down, H, index.data(), picked.data(), kept, sum.data());
-    for (int i = 0; i < H; ++i) x[i] += sum[i];
+    for (int r = 0; r < rows; ++r) {
+      float* x = &streams[size_t(r) * H];
+      const float* added = result(r);
+      for (int i = 0; i < H; ++i) x[i] += added[i];
+      rms_norm(x, l.mlp_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
+      const Plan& plan = e.plans[start + r];
+      keep_largest(&normed[size_t(r) * H], H, plan.inputs, plan, r);
+    }
+    multiply(l.gate_up, H, 2 * I, rows);
+    for (int r = 0; r < rows; ++r) {
+      const Plan& plan = e.plans[start + r];
+      gated(result(r), result(r) + I, I, values.data());
+      keep_largest(values.data(), I, plan.hiddens, plan, r);
+    }
+    multiply(l.down, I, H, rows);
+    for (int r = 0; r < rows; ++r)
+      for (int i = 0; i < H; ++i) streams[size_t(r) * H + i] += result(r)[i];
   }
 
   void run() {
-    std::vector<float> x(H);
-    for (int step = 0; step < e.steps; ++step) {
-      float* stream = e.stream + size_t(step) * H;
-      if (e.first == 0) {
-        const W* source = static_cast<const W*>(e.embedding) + size_t(e.tokens[step]) * H;
-        const float scale = e.embedding_scale ? e.embedding_scale[e.tokens[step]] : 1.0f;
-        for (int i = 0; i < H; ++i) x[i] = scale * widen(source[i]);
-      } else {
-        std::copy_n(stream, H, x.data());
-      }
-      for (int l = e.first; l < e.last; ++l) layer(l, x.data(), *e.caches[step], e.positions[step], e.plans[step]);
-      meet();  // everyone has read the stream
-      if (e.last < e.s.layers) {
-        if (thread == 0) std::copy_n(x.data(), H, stream);
-        continue;
-      }
-      rms_norm(x.data(), e.final_norm, H, e.s.epsilon, normed.data());
-      if (thread == 0) std::copy_n(normed.data(), H, stream);
-      if (!e.logits) continue;
-      const int V = e.s.vocabulary;
-      const int from = int(int64_t(V) * thread / threads), to = int(int64_t(V) * (thread + 1) / threads);
-      float* out = e.logits + size_t(step) * V;
-      const W* weights = static_cast<const W*>(e.head.data);
-      for (int v = from; v < to; ++v) {
-        const float score = dot(weights + size_t(v) * H, normed.data(), H);
-        out[v] = e.head.scale ? score * e.head.scale[v] : score;
-      }
-    }
+    for (int start = 0; start < e.steps; start += MOST_ROWS) walk(start, std::min(MOST_ROWS, e.steps - start));
     meet();
     e.senses[thread] = sense;
+  }
+
+  void walk(int start, int rows) {
+    for (int r = 0; r < rows; ++r) {
+      float* x = &streams[size_t(r) * H];
+      if (e.first > 0) {
+        std::copy_n(e.stream + size_t(start + r) * H, H, x);
+        continue;
+      }
+      const W* source = static_cast<const W*>(e.embedding) + size_t(e.tokens[start + r]) * H;
+      const float scale = e.embedding_scale ? e.embedding_scale[e.tokens[start + r]] : 1.0f;
+      for (int i = 0; i < H; ++i) x[i] = scale * widen(source[i]);
+    }
+    for (int l = e.first; l < e.last; ++l) layer(l, start, rows);
+    meet();  // everyone has read the stream
+    if (e.last < e.s.layers) {
+      if (thread == 0) std::copy_n(streams.data(), size_t(rows) * H, e.stream + size_t(start) * H);
+      return;
+    }
+    for (int r = 0; r < rows; ++r)
+      rms_norm(&streams[size_t(r) * H], e.final_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
+    if (thread == 0) std::copy_n(normed.data(), size_t(rows) * H, e.stream + size_t(start) * H);
+    if (!e.logits) return;
+    const int V = e.s.vocabulary;
+    const int from = int(int64_t(V) * thread / threads), to = int(int64_t(V) * (thread + 1) / threads);
+    const W* weights = static_cast<const W*>(e.head.data);
+    for (int v = from; v < to; ++v) {
+      const float scale = e.head.scale ? e.head.scale[v] : 1.0f;
+      for (int r = 0; r < rows; r += 4) {
+        const float* x[4];
+        float score[4];
+        const int here = std::min(4, rows - r);
+        for (int k = 0; k < here; ++k) x[k] = &normed[size_t(r + k) * H];
+        switch (here) {
+          case 4: dots<4>(weights + size_t(v) * H, x, H, score); break;
+          case 3: dots<3>(weights + size_t(v) * H, x, H, score); break;
+          case 2: dots<2>(weights + size_t(v) * H, x, H, score); break;
+          default: dots<1>(weights + size_t(v) * H, x, H, score);
+        }
+        for (int k = 0; k < here; ++k) e.logits[size_t(start + r + k) * V + v] = score[k] * scale;
+      }
+    }
   }
 };
