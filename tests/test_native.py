@@ -1,6 +1,10 @@
 """The compiled engine against the reference backend: same logits, ledger and selections, for every action."""
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -226,3 +230,23 @@ def test_what_it_cannot_run_is_said():
         Engine(llama, SEMANTICS, threads=4096)
     with pytest.raises(SolmError, match="unknown precision"):
         Engine(llama, SEMANTICS, "int3")
+
+
+SANITIZED = "page_boundaries or whole_steps or depend_on_who or outgrow or steps_forks"
+
+
+def test_no_sanitizer_finds_anything_in_the_engine():
+    """The tests of its edges once more, on an engine that checks every access and every overflow."""
+    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    if not Path(runtime).is_file():
+        pytest.skip("no sanitizers here")
+    environment = {
+        **os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1",
+        "SOLM_NATIVE_FLAGS": "-g -fsanitize=address,undefined -fno-sanitize-recover=undefined", "OMP_NUM_THREADS": "2",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", SANITIZED],
+        capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert done.stdout.count(".") > 20, done.stdout

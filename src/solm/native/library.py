@@ -38,11 +38,15 @@ class Sizes(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL:
-    """The engine; raises `SolmError` with what was tried where there is no compiler or it fails."""
+    """The engine; raises `SolmError` with what was tried where there is no compiler or it fails.
+
+    The environment variable SOLM_NATIVE_FLAGS adds flags for the compiler, such as those of sanitizers.
+    """
+    flags = [*_FLAGS, *os.environ.get("SOLM_NATIVE_FLAGS", "").split()]
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise SolmError("the native backend needs a C++20 compiler (g++ 11 or clang++ 14); none was found")
-    stamp = b"".join(source.read_bytes() for source in SOURCES) + " ".join([compiler, *_FLAGS, _processor()]).encode()
+    stamp = b"".join(source.read_bytes() for source in SOURCES) + " ".join([compiler, *flags, _processor()]).encode()
     root = Path(os.environ.get("SOLM_CACHE", Path.home() / ".cache" / "solm"))
     target = root / f"engine-{hashlib.sha256(stamp).hexdigest()[:16]}.so"
     if not target.exists():
@@ -50,7 +54,7 @@ def library() -> ctypes.CDLL:
         handle, work = tempfile.mkstemp(dir=root, suffix=".so")
         os.close(handle)
         try:
-            done = subprocess.run([compiler, *_FLAGS, str(SOURCES[0]), "-o", work], capture_output=True, text=True)
+            done = subprocess.run([compiler, *flags, str(SOURCES[0]), "-o", work], capture_output=True, text=True)
             if done.returncode:
                 line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
                 raise SolmError(f"{compiler} could not build the native backend: {line}")
