@@ -18,6 +18,7 @@ from solm.data.windows import stream_of
 from solm.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.training.config import TrainConfig, read_values
 from solm.training.objective import advantages, budget_penalty, clipped_objective, returns_to_go
+from solm.training.ranks import Ranks
 from solm.training.rollout import collect
 from solm.training.trainer import train
 
@@ -77,7 +78,7 @@ def test_objective_gradient_is_reinforce_on_the_first_epoch():
     actions, advantage = torch.randint(8, (3, 5)), torch.randn(3, 5)
     on = torch.ones(3, 5, dtype=torch.bool)
     chosen = logits.log_softmax(-1).gather(-1, actions[..., None])[..., 0]
-    loss = clipped_objective(logits, chosen.detach(), actions, advantage, on, config).total
+    loss = clipped_objective(logits, chosen.detach(), actions, advantage, on / on.sum(), config).total
     expected = torch.autograd.grad(-(chosen * advantage).mean(), logits)[0]
     torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], expected)
 
@@ -87,7 +88,9 @@ def test_the_ratio_is_clipped():
     logits = torch.zeros(1, 1, 2, requires_grad=True)
     old = torch.tensor([[-3.0]])
     on = torch.ones(1, 1, dtype=torch.bool)
-    loss = clipped_objective(logits, old, torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1), on, config).total
+    loss = clipped_objective(
+        logits, old, torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1), on.float(), config
+    ).total
     assert float(loss.detach()) == pytest.approx(-1.2)
     assert torch.autograd.grad(loss, logits)[0].abs().max() == 0
 
@@ -100,13 +103,13 @@ def test_rollouts_of_a_text_share_tokens_and_budget_and_are_recorded(tiny_lm):
     from solm.policies.network import NetworkConfig, PolicyNetwork
 
     network = PolicyNetwork(NetworkConfig(base_hidden=64, actions=8, width=16, heads=2)).eval()
-    batch = collect(tiny_lm, LearnedPolicy(network, config.space, clamp=False), [stream], config, update=1)
+    batch = collect(tiny_lm, LearnedPolicy(network, config.space, clamp=False), [stream], config, 1, Ranks())
     target = batch.target.unflatten(0, (2, 4))
     assert torch.equal(target, target[:, :1].expand_as(target))
     embedding = batch.episode.features.embedding.unflatten(0, (2, 4))
     assert torch.equal(embedding, embedding[:, :1].expand_as(embedding))
     assert len({tuple(row) for row in batch.episode.actions.tolist()}) > 2
-    again = collect(tiny_lm, LearnedPolicy(network, config.space, clamp=False), [stream], config, update=1)
+    again = collect(tiny_lm, LearnedPolicy(network, config.space, clamp=False), [stream], config, 1, Ranks())
     assert torch.equal(again.episode.actions, batch.episode.actions)
 
 

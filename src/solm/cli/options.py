@@ -62,7 +62,7 @@ def output() -> "Console":
     return console
 
 
-def progress_bar() -> "Progress":
+def progress_bar(shown: bool = True) -> "Progress":
     """A bar with counts, elapsed time and time left, on a terminal's stderr; it vanishes when done."""
     from rich.console import Console
     from rich.progress import (
@@ -84,6 +84,6 @@ def progress_bar() -> "Progress":
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
-        disable=not console.is_terminal,
+        disable=not (shown and console.is_terminal),
         transient=True,
     )

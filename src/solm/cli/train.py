@@ -50,6 +50,7 @@ def train(
     from solm.training.checkpoint import CONFIG, read_stored
     from solm.training.config import METHODS, TrainConfig, read_values
     from solm.training.interrupt import Interrupted
+    from solm.training.ranks import ranks
     from solm.training.trainer import train as train_grpo
     from solm.training.value_trainer import train_values
 
@@ -74,8 +75,8 @@ def train(
 
     from solm.decoding.api import load
 
-    lm = load(chosen.model, semantics=chosen.semantics, dtype=chosen.dtype)
-    with progress_bar() as progress:
+    with ranks() as processes, progress_bar(processes.first) as progress:
+        lm = load(chosen.model, semantics=chosen.semantics, dtype=chosen.dtype)
         total = chosen.updates if isinstance(chosen, TrainConfig) else chosen.batches
         task = progress.add_task("training", total=total, note="")
 
@@ -84,14 +85,15 @@ def train(
 
         try:
             if isinstance(chosen, TrainConfig):
-                train_grpo(lm, chosen, out, report)
+                train_grpo(lm, chosen, out, report, processes)
             else:
-                train_values(lm, chosen, out, report)
+                train_values(lm, chosen, out, report, processes)
         except Interrupted as interrupted:
             progress.stop()
             typer.echo(f"interrupted; saved. Go on with: solm train --out {out}", err=True)
             raise typer.Exit(interrupted.exit_code) from None
-    typer.echo(f"policy: {out / 'policy'}")
+    if processes.first:
+        typer.echo(f"policy: {out / 'policy'}")
 
 
 def note(record: dict[str, Any]) -> str:

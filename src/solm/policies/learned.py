@@ -26,8 +26,9 @@ def features(observation: Observation) -> Features:
 class LearnedPolicy:
     """Samples from, or takes the best of, a network's distribution.
 
-    clamp: rule out actions after which the budget could no longer be met by the horizon (METHOD section 6,
-    adherence). Training leaves it off: there the soft penalty does the work.
+    part: of how many rows' draws these rows take which, so that a batch dealt out to several processes draws what it
+    would in one. clamp: rule out actions after which the budget could no longer be met by the horizon. Training
+    leaves it off: there the soft penalty does the work.
     """
 
     reads_model = True
@@ -38,8 +39,9 @@ class LearnedPolicy:
         space: ActionSpace,
         decision: Literal["sample", "greedy"] = "sample",
         clamp: bool = True,
+        part: tuple[slice, int] | None = None,
     ):
-        self.network, self.space, self.decision, self.clamp = network, space, decision, clamp
+        self.network, self.space, self.decision, self.clamp, self.part = network, space, decision, clamp, part
 
     def start(self, rows: int, device: torch.device) -> Memory:
         return self.network.start(rows, device)
@@ -54,6 +56,7 @@ class LearnedPolicy:
             scores = scores.masked_fill(~feasible(observation), -torch.inf)
         if self.decision == "sample":
             # Gumbel-max on the CPU, so that a seed means the same on every device.
-            noise = torch.rand(scores.shape, generator=generator, dtype=torch.float64)
+            rows, everyone = self.part or (slice(None), len(scores))
+            noise = torch.rand(everyone, scores.shape[1], generator=generator, dtype=torch.float64)[rows]
             scores = scores - torch.log(-torch.log(noise.clamp(1e-300, 1 - 1e-16)))
         return scores.argmax(-1), state

@@ -207,7 +207,7 @@ def _model(service: Service) -> dict[str, Any]:
 def _takes(kind: type[BaseModel]) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    streamed = {"text/event-stream": {}} if kind is not TokenizeRequest else {}
+    streamed: dict[str, Any] = {"text/event-stream": {}} if kind is not TokenizeRequest else {}
     return {
         "openapi_extra": {"requestBody": body},
         "responses": {200: {"description": "The answer.", "content": streamed}}

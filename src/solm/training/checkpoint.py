@@ -18,6 +18,7 @@ from solm.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.files import read_model, read_tensors, write_json, write_tensors
 from solm.policies.network import PolicyNetwork
 from solm.training.config import RunConfig, TrainConfig, ValueTrainConfig
+from solm.training.ranks import Ranks
 
 CHECKPOINT, CONFIG, LOG = "checkpoint.safetensors", "config.json", "log.jsonl"
 
@@ -32,11 +33,17 @@ class RunFolder:
     """One run's folder, locked while it is open.
 
     Raises `RunMismatchError` where the folder belongs to another configuration or another process is training in
-    it.
+    it. With several processes the first one holds the lock and writes, the others read.
     """
 
-    def __init__(self, path: Path, config: RunConfig):
-        self.path = path
+    def __init__(self, path: Path, config: RunConfig, ranks: Ranks | None = None):
+        self.path, self._first = path, ranks is None or ranks.first
+        if self._first:
+            self._open(path, config)
+        if ranks is not None:
+            ranks.wait()
+
+    def _open(self, path: Path, config: RunConfig) -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock: IO[str] = (path / ".lock").open("w")
@@ -57,10 +64,13 @@ class RunFolder:
             write_json(path / CONFIG, config.model_dump(mode="json"))
 
     def close(self) -> None:
-        self._lock.close()
+        if self._first:
+            self._lock.close()
 
     def save(self, network: PolicyNetwork, optimizer: torch.optim.Optimizer, updates: int) -> None:
         """Keep policy and optimiser after `updates` updates."""
+        if not self._first:
+            return
         tensors = {f"policy.{name}": value for name, value in network.state_dict().items()}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
@@ -86,11 +96,14 @@ class RunFolder:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise DamagedFileError(f"{path} does not fit this run: {str(error).splitlines()[0]}") from error
-        self._trim_log(updates)
+        if self._first:
+            self._trim_log(updates)
         return updates
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to the log."""
+        if not self._first:
+            return
         try:
             with (self.path / LOG).open("a") as file:
                 file.write(json.dumps(record) + "\n")

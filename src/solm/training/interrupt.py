@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+SIGTERM_CODE = 128 + signal.SIGTERM
+
 
 class Interrupted(Exception):
     """Training stopped at a signal, with everything saved. exit_code: 130 (SIGINT) or 143 (SIGTERM)."""

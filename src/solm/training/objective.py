@@ -68,16 +68,18 @@ def clipped_objective(
     old: torch.Tensor,
     actions: torch.Tensor,
     advantage: torch.Tensor,
-    counted: torch.Tensor,
+    weight: torch.Tensor,
     config: TrainConfig,
 ) -> Loss:
-    """PPO's clipped ratio objective with entropy bonus; logits [N, T, A], the rest [N, T]."""
+    """PPO's clipped ratio objective with entropy bonus; logits [N, T, A], the rest [N, T].
+
+    weight: of every step, 0 where it was not controllable; those of the whole batch sum to 1.
+    """
     log_policy = logits.log_softmax(-1)
     chosen = log_policy.gather(-1, actions[..., None])[..., 0]
     ratio = (chosen - old).exp()
     clipped = ratio.clamp(1 - config.ratio_clip, 1 + config.ratio_clip)
     gain = torch.minimum(ratio * advantage, clipped * advantage)
     entropy = -(log_policy.exp() * log_policy).sum(-1)
-    weight = counted.to(gain) / counted.sum()
     mean_entropy = (entropy * weight).sum()
     return Loss(-(gain * weight).sum() - config.entropy * mean_entropy, mean_entropy)

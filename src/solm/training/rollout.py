@@ -10,6 +10,7 @@ from solm.decoding.drive import Episode, teacher_forced
 from solm.decoding.language_model import LanguageModel
 from solm.policies.learned import LearnedPolicy
 from solm.training.config import TrainConfig
+from solm.training.ranks import Ranks
 from solm.training.sources import draw_windows
 
 
@@ -37,13 +38,19 @@ def draw_targets(config: TrainConfig, generator: torch.Generator) -> torch.Tenso
 
 
 def collect(
-    lm: LanguageModel, policy: LearnedPolicy, streams: list[TokenStream], config: TrainConfig, update: int
+    lm: LanguageModel,
+    policy: LearnedPolicy,
+    streams: list[TokenStream],
+    config: TrainConfig,
+    update: int,
+    ranks: Ranks,
 ) -> Batch:
-    """The episodes of one update."""
+    """This process's share of the episodes of one update, by sequences."""
+    mine = ranks.share(config.sequences)
     windows = draw_windows(
         streams, config.sequences, config.context + config.horizon + 1, step_generator(config.seed, update, 0)
-    )
-    targets = draw_targets(config, step_generator(config.seed, update, 1)).repeat_interleave(config.rollouts, 0)
+    )[mine]
+    targets = draw_targets(config, step_generator(config.seed, update, 1))[mine].repeat_interleave(config.rollouts, 0)
     session = lm.session(capacity=config.context)
     session.prefill(windows[:, : config.context])
     forks = session.fork(config.rollouts, capacity=config.horizon + lm.semantics.page_size)

@@ -14,13 +14,18 @@ from solm.decoding.language_model import LanguageModel
 from solm.errors import DataError
 from solm.files import write_text
 from solm.training.config import RunConfig
+from solm.training.ranks import Ranks
 
 Record = dict[str, Any]
 
 
-def training_streams(lm: LanguageModel, config: RunConfig, out: Path) -> list[TokenStream]:
-    """The tokens of every source; self-sampled texts are made once and kept in the run folder."""
+def training_streams(lm: LanguageModel, config: RunConfig, out: Path, ranks: Ranks) -> list[TokenStream]:
+    """The tokens of every source; self-sampled texts are made once, by the first process, and kept in the folder."""
     assert lm.tokenizer is not None
+    for source in config.data:
+        if source.split(":")[0] == "self" and ranks.first:
+            self_texts(lm, config, out, source)
+    ranks.wait()
     streams = []
     for source in config.data:
         sampled = source.split(":")[0] == "self"

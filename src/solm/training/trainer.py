@@ -13,8 +13,9 @@ from solm.policies.learned import LearnedPolicy
 from solm.policies.network import NetworkConfig, PolicyNetwork
 from solm.training.checkpoint import RunFolder
 from solm.training.config import TrainConfig
-from solm.training.interrupt import Interrupted, signals
+from solm.training.interrupt import SIGTERM_CODE, Interrupted, signals
 from solm.training.objective import advantages, budget_penalty, clipped_objective
+from solm.training.ranks import Ranks
 from solm.training.rollout import Batch, collect
 from solm.training.sources import Record, provenance, training_streams
 
@@ -24,8 +25,13 @@ def train(
     config: TrainConfig,
     out: Path,
     report: Callable[[Record], None] = lambda record: None,
+    ranks: Ranks | None = None,
 ) -> TrainedPolicy:
     """Train a policy for `lm` in the folder `out`, going on from what is there; the finished policy.
+
+    With several processes the sequences of an update are dealt out, advantages are whitened over all of them and
+    gradients added up once per update: the trajectory is that of one process, but for the order of float sums. A run
+    may go on with another number of them.
 
     report: called with the log record of every update. On SIGINT or SIGTERM the update in progress is finished and
     saved, then `Interrupted` is raised.
@@ -43,7 +49,9 @@ def train(
         )
     ).to(next(lm.model.parameters()).device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    folder = RunFolder(out, config)
+    ranks = ranks or Ranks()
+    ranks.share(config.sequences)
+    folder = RunFolder(out, config, ranks)
     try:
         done = folder.restore(network, optimizer)
         trained = TrainedPolicy(
@@ -51,10 +59,12 @@ def train(
             network,
         )
         if done < config.updates:
-            streams = training_streams(lm, config, out)
-            _loop(lm, trained, optimizer, streams, config, folder, done, report)
+            streams = training_streams(lm, config, out, ranks)
+            _loop(lm, trained, optimizer, streams, config, folder, done, report, ranks)
             trained.config = trained.config.model_copy(update={"provenance": provenance(config, streams)})
-            trained.save_pretrained(out / "policy")
+            if ranks.first:
+                trained.save_pretrained(out / "policy")
+            ranks.wait()
         else:
             trained = TrainedPolicy.from_pretrained(out / "policy")
         return trained
@@ -71,73 +81,92 @@ def _loop(
     folder: RunFolder,
     done: int,
     report: Callable[[Record], None],
+    ranks: Ranks,
 ) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
-    network, policy = trained.network, trained.policy(clamp=False)
+    network = trained.network
     assert isinstance(network, PolicyNetwork)
-    assert isinstance(policy, LearnedPolicy)
+    mine = ranks.share(config.sequences)
+    rows = slice(mine.start * config.rollouts, mine.stop * config.rollouts)
+    part = (rows, config.sequences * config.rollouts)
+    policy = LearnedPolicy(network.eval(), config.space, "sample", clamp=False, part=part)
     saved, started = done, time.perf_counter()
-    writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=done + 1)
+    writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=done + 1) if ranks.first else None
     with signals() as stop:
         try:
             for update in range(done + 1, config.updates + 1):
                 begun = time.perf_counter()
-                batch = collect(lm, policy, streams, config, update)
-                record = {"update": update, **optimise(network, optimizer, batch, config)}
+                batch = collect(lm, policy, streams, config, update, ranks)
+                record = {"update": update, **optimise(network, optimizer, batch, config, ranks)}
                 seconds = time.perf_counter() - begun
                 record |= {
-                    "token_steps_per_second": batch.episode.actions.numel() / seconds,
+                    "token_steps_per_second": ranks.world * batch.episode.actions.numel() / seconds,
                     "seconds": time.perf_counter() - started,
                 }
                 done = update
                 folder.log(record)
                 for name, value in record.items():
-                    if name != "update":
+                    if name != "update" and writer is not None:
                         writer.add_scalar(name, value, update)
                 report(record)
-                if update % config.checkpoint_every == 0 or stop:
+                stopping = ranks.any(bool(stop))
+                if update % config.checkpoint_every == 0 or stopping:
                     folder.save(network, optimizer, done)
                     saved = done
-                if stop:
-                    raise Interrupted(stop[0])
+                if stopping:
+                    raise Interrupted(stop[0] if stop else SIGTERM_CODE)
         finally:
-            writer.close()
+            if writer is not None:
+                writer.close()
             if saved < done:
                 folder.save(network, optimizer, done)
 
 
-def optimise(network: PolicyNetwork, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig) -> Record:
-    """Update the network on one batch; what happened, for the log."""
+def optimise(
+    network: PolicyNetwork, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig, ranks: Ranks
+) -> Record:
+    """Update the network on one batch, of which this process holds a share; what happened to all, for the log."""
     episode = batch.episode
     assert episode.features is not None
+    device = episode.features.hidden.device
     group = (config.sequences, config.rollouts)
-    counted = episode.controllable
-    realised = (episode.realised * counted[..., None]).sum(1) / counted.sum(1, keepdim=True).clamp(min=1)
-    penalty, gap = budget_penalty(realised, batch.target, config)
-    rewards = episode.log_probabilities.cpu()
+    mine = ranks.share(config.sequences * config.rollouts)
+
+    def everyones(part: torch.Tensor) -> torch.Tensor:
+        return ranks.gather(part.to(device)).cpu()
+
+    counted = everyones(episode.controllable)
+    shares, target = everyones(episode.realised), everyones(batch.target)
+    realised = (shares * counted[..., None]).sum(1) / counted.sum(1, keepdim=True).clamp(min=1)
+    penalty, gap = budget_penalty(realised, target, config)
+    rewards = everyones(episode.log_probabilities)
     advantage = advantages(
         rewards.unflatten(0, group).double(),
-        episode.realised.unflatten(0, group),
+        shares.unflatten(0, group),
         penalty.unflatten(0, group),
         counted.unflatten(0, group),
         config,
     )
-    advantage = advantage.flatten(0, 1).float()
-    device = episode.features.hidden.device
-    actions, advantage, counted_there = (x.to(device) for x in (episode.actions, advantage, counted))
+    advantage = advantage.flatten(0, 1).float()[mine]
+    weight = counted[mine].float() / counted.sum()
+    actions, advantage, weight = (x.to(device) for x in (episode.actions, advantage, weight))
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.train()
     old = None
     for _ in range(config.epochs):
         logits, _ = network(episode.features, network.start(len(actions), device))
         if old is None:
             old = logits.detach().log_softmax(-1).gather(-1, actions[..., None])[..., 0]
-        loss = clipped_objective(logits, old, actions, advantage, counted_there, config)
+        loss = clipped_objective(logits, old, actions, advantage, weight, config)
         optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
+        ranks.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
         optimizer.step()
     network.eval()
+    entropy = loss.entropy.detach().clone()
+    ranks.add_up([entropy])
     mean_gap = gap.abs().mean(0).tolist()
     return {
         "reward": float(rewards[counted].mean()),
@@ -147,6 +176,6 @@ def optimise(network: PolicyNetwork, optimizer: torch.optim.Optimizer, batch: Ba
         "gap_bits": mean_gap[2],
         "realised_net": float(realised.mean()),
         "penalty": float(penalty.mean()),
-        "entropy": float(loss.entropy.detach()),
+        "entropy": float(entropy),
         "gradient_norm": float(norm),
     }

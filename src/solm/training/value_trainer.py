@@ -18,6 +18,7 @@ from solm.training.checkpoint import RunFolder
 from solm.training.config import ValueTrainConfig
 from solm.training.counterfactual import Samples, collect_samples, draw_levels
 from solm.training.interrupt import Interrupted, signals
+from solm.training.ranks import Ranks
 from solm.training.regression import fit
 from solm.training.rollout import step_generator
 from solm.training.sources import Record, draw_windows, provenance, training_streams
@@ -26,9 +27,16 @@ SAMPLES = "samples"
 
 
 def train_values(
-    lm: LanguageModel, config: ValueTrainConfig, out: Path, report: Callable[[Record], None] = lambda record: None
+    lm: LanguageModel,
+    config: ValueTrainConfig,
+    out: Path,
+    report: Callable[[Record], None] = lambda record: None,
+    ranks: Ranks | None = None,
 ) -> TrainedPolicy:
     """Train in the folder `out`; every finished batch there is kept, so an interrupted run goes on.
+
+    With several processes, which share the folder, each collects every so many-th batch and the first one fits: what
+    comes out does not depend on how many there are, and a run may go on with more or fewer.
 
     report: called after every batch with what the log gets. Raises `Interrupted` at SIGINT or SIGTERM,
     `RunMismatchError` where `out` holds another configuration, and `SolmError` for a layer that the model lacks.
@@ -36,14 +44,21 @@ def train_values(
     layers = lm.control.shapes.layers
     if config.layer >= layers:
         raise SolmError(f"layer {config.layer} is out of range: this model has layers 0 to {layers - 1}")
-    folder = RunFolder(out, config)
+    ranks = ranks or Ranks()
+    folder = RunFolder(out, config, ranks)
     try:
-        streams = training_streams(lm, config, out)
+        streams = training_streams(lm, config, out, ranks)
         told = provenance(config, streams)
         done = _finished(out, told)
+        # Nobody may write before everyone has looked.
+        ranks.wait()
         if done is not None:
             return done
-        _collect(lm, config, out, folder, streams, report)
+        _collect(lm, config, out, folder, streams, report, ranks)
+        ranks.wait()
+        if not ranks.first:
+            ranks.wait()
+            return TrainedPolicy.from_pretrained(out / "policy")
         samples = read_samples(out, config.batches)
         network = ValueConfig(
             base_hidden=lm.control.shapes.hidden, layer=config.layer, grid=config.space, width=config.width
@@ -58,6 +73,7 @@ def train_values(
             fitted,
         )
         trained.save_pretrained(out / "policy")
+        ranks.wait()
         return trained
     finally:
         folder.close()
@@ -91,10 +107,11 @@ def _collect(
     folder: RunFolder,
     streams: list[TokenStream],
     report: Callable[[Record], None],
+    ranks: Ranks,
 ) -> None:
     started = time.perf_counter()
     with signals() as stop:
-        for batch in range(1, config.batches + 1):
+        for batch in range(1 + ranks.rank, config.batches + 1, ranks.world):
             path = _path(out, batch)
             if path.exists():
                 continue
