@@ -17,7 +17,7 @@ from solm.decoding.passes import Turn
 from solm.decoding.session import Session
 from solm.errors import ContextLengthError, DataError, SolmError, UnsupportedModelError
 from solm.models.controller import ModelControl
-from solm.native.engine import FAMILIES, Engine
+from solm.native.engine import FAMILIES, Engine, pack
 from solm.semantics import Semantics
 from test_families import keep_of, tokens
 
@@ -115,6 +115,71 @@ def test_a_turn_in_mid_pass_equals_the_references(layer):
     control.detach()
 
 
+# Outputs in 64s and inputs in 32s, with a last 64 outside of the 128s.
+GRID_SIZES = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def on_grid(model, steps=15):
+    """The model with every matrix of its layers rounded to 4 bits, in groups of 32, as in a Q4_1 file."""
+    for layer in model.model.layers:
+        for module in layer.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.data = rounded(module.weight.data, steps)
+    return model
+
+
+def rounded(weight, steps=15):
+    groups = weight.unflatten(1, (-1, 32))
+    low = groups.amin(-1, keepdim=True).half().float()
+    step = ((groups.amax(-1, keepdim=True) - low) / steps).half().float()
+    return (low + step * ((groups - low) / step).round().clamp(0, steps)).flatten(1)
+
+
+@pytest.mark.parametrize("shape", [(64, 32), (128, 96), (192, 64), (960, 576)])
+@pytest.mark.parametrize("steps", [15, 9])
+def test_weights_on_a_grid_are_packed_exactly(shape, steps):
+    weight = rounded(torch.randn(shape, generator=torch.Generator().manual_seed(1)), steps)
+    weight[3, :32] = 0.5
+    data, grid = pack(weight)
+    assert data.shape == (shape[1], shape[0] // 2)
+    whole = shape[0] // 128 * 128
+    numbers = []
+    for part, word, count in ((data[:, : whole // 2], torch.int32, 8), (data[:, whole // 2 :], torch.int16, 4)):
+        words = part.contiguous().view(word).to(torch.int64)
+        numbers.append(torch.stack([words >> 4 * j & 15 for j in range(count)], 1).unflatten(-1, (-1, 16)))
+    found = torch.cat([x.transpose(1, 2).flatten(1) for x in numbers], 1).float()  # [in, out]
+    step, low = (grid[:, place].float().repeat_interleave(32, 0) for place in (0, 1))
+    torch.testing.assert_close((found * step + low).T, weight, atol=1e-6, rtol=1e-6)
+
+
+def test_other_weights_are_not_packed():
+    weight = torch.randn(128, 64, generator=torch.Generator().manual_seed(1))
+    assert pack(weight) is None
+    assert pack(rounded(weight)[:, :31]) is None
+    assert pack(rounded(weight)[:100]) is None
+    off = rounded(weight)
+    off[5, 7] += 0.01
+    assert pack(off) is None
+    assert pack(rounded(weight).bfloat16()) is not None
+
+
+def test_packed_weights_give_what_the_same_weights_in_float_give():
+    """But for the head, which is int8, and the cache in bfloat16: nearer than int8 is."""
+    control = ModelControl(on_grid(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)))
+    ids, following, keep = tokens(2, 100), tokens(2, 30, seed=5), keep_of((1.0, 0.7, 16), 2, 30)
+    found = {}
+    for precision in ("float32", "int8", "int4"):
+        engine = Engine(control.model, SEMANTICS, precision)
+        assert sum(matrix.grid is not None for matrix in engine._matrices_kept) == (8 if precision == "int4" else 0)
+        session = NativeSession(control, SEMANTICS, engine)
+        session.prefill(ids)
+        found[precision] = session.extend(following, keep).hidden
+    off = {name: (found[name] - found["float32"]).abs().mean() for name in ("int8", "int4")}
+    assert off["int4"] < off["int8"] * 0.9
+    assert off["int4"] / found["float32"].abs().mean() < 0.03
+    control.detach()
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.2), ("int8", 0.35)])
 def test_low_precision_weights_stay_close(precision, tolerance):
     control = ModelControl(tiny_model("llama", torch.float32))
@@ -130,11 +195,11 @@ def test_low_precision_weights_stay_close(precision, tolerance):
     control.detach()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("rows", [2, 3, 5, 16, 19])
 def test_a_rows_logits_do_not_depend_on_who_goes_with_it(precision, rows):
     """To the last bit: rows of other lengths and actions share the walk through the weights, known tokens too."""
-    control = ModelControl(tiny_model("llama", torch.float32, intermediate_size=352))
+    control = ModelControl(on_grid(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)))
     engine = Engine(control.model, SEMANTICS, precision)
     actions = [ACTIONS[name] for name in (*ACTIONS,) * 4]
 
@@ -183,7 +248,9 @@ def test_rows_outgrow_what_was_reserved_and_keep_what_they_held():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "agreement"), [("float32", 1.0), ("bfloat16", 0.98), ("int8", 0.95)])
+@pytest.mark.parametrize(
+    ("precision", "agreement"), [("float32", 1.0), ("bfloat16", 0.98), ("int8", 0.95), ("int4", 0.95)]
+)
 def test_real_text_gets_the_reference_backends_predictions(real_model, precision, agreement):
     model, tokenizer = real_model
     control = ModelControl(model)

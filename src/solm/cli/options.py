@@ -24,7 +24,10 @@ DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float
 BackendOption = Annotated[
     str, typer.Option(help="reference; native: steps on the compiled CPU engine; auto: native where it can be.")
 ]
-PrecisionOption = Annotated[str, typer.Option(help="Weights of the native backend: float32, bfloat16 or int8.")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(help="Weights of the native backend: float32, bfloat16, int8, or int4 where they lie on such a grid."),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 DEFAULT_MODEL = "builtin:smollm2-135m"
 

@@ -56,20 +56,21 @@ void* solm_arena(size_t bytes) {
 
 void solm_arena_free(void* arena) { std::free(arena); }
 
-// Returns null where memory cannot be had. weights per layer: qkv, out, gate_up, down (data, scale) then attention_norm,
-// mlp_norm, q_norm, k_norm, qkv_bias; 13 pointers. All must outlive the engine.
+// Returns null where memory cannot be had. weights per layer: qkv, out, gate_up, down (data, scale, grid) then
+// attention_norm, mlp_norm, q_norm, k_norm, qkv_bias; 17 pointers. All must outlive the engine.
 void* solm_engine(const Sizes* sizes, const void* const* per_layer, const void* embedding, const float* embedding_scale,
                   const void* head, const float* head_scale, const float* final_norm, const float* cosine,
                   const float* sine) try {
   auto* e = new Engine();
   e->s = *sizes;
   for (int l = 0; l < sizes->layers; ++l) {
-    const void* const* p = per_layer + 13 * l;
+    const void* const* p = per_layer + 17 * l;
     auto floats = [](const void* q) { return static_cast<const float*>(q); };
-    e->layers.push_back({{p[0], floats(p[1])}, {p[2], floats(p[3])}, {p[4], floats(p[5])}, {p[6], floats(p[7])},
-                         floats(p[8]), floats(p[9]), floats(p[10]), floats(p[11]), floats(p[12])});
+    auto matrix = [&](int i) { return Matrix{p[i], floats(p[i + 1]), static_cast<const uint16_t*>(p[i + 2])}; };
+    e->layers.push_back({matrix(0), matrix(3), matrix(6), matrix(9), floats(p[12]), floats(p[13]), floats(p[14]),
+                         floats(p[15]), floats(p[16])});
   }
-  e->embedding = embedding, e->embedding_scale = embedding_scale, e->head = {head, head_scale};
+  e->embedding = embedding, e->embedding_scale = embedding_scale, e->head = {head, head_scale, nullptr};
   e->final_norm = final_norm, e->cosine = cosine, e->sine = sine;
   const Sizes& s = e->s;
   const int widest = std::max({2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden,

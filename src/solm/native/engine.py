@@ -14,7 +14,9 @@ from solm.native.library import Sizes, library
 from solm.semantics import Semantics
 
 PAGE, MOST_QUERIES = 16, 32
-PRECISIONS = ("float32", "bfloat16", "int8")
+PRECISIONS = ("float32", "bfloat16", "int8", "int4")
+GROUP = 32
+"""Input channels of a packed matrix that share a step and a lowest value, as in GGUF's Q4_0 and Q4_1."""
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 
@@ -45,16 +47,25 @@ def why_not(model: PreTrainedModel, semantics: Semantics) -> str | None:
 
 
 class Matrix:
-    """A weight matrix [out, in] in the engine's layout, input-major [in, out] unless `output_major`, and per-output
-    scales where it is int8."""
+    """A weight matrix [out, in] in the engine's layout, input-major [in, out] unless `output_major`, per-output scales
+    where it is int8.
+
+    With precision int4 a matrix whose weights lie on a grid of 4 bits is packed, exactly; any other is int8.
+    """
 
     def __init__(self, weight: torch.Tensor, precision: str, output_major: bool = False):
-        weight = weight.detach().float()
         self.scale: torch.Tensor | None = None
-        if precision == "int8":
+        self.grid: torch.Tensor | None = None
+        if precision == "int4" and not output_major:
+            packed = pack(weight.detach())
+            if packed is not None:
+                self.data, self.grid = packed
+                return
+        weight = weight.detach().float()
+        if precision in ("int8", "int4"):
             scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
             weight, self.scale = (weight / scale).round(), scale[:, 0].contiguous()
-        stored = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[precision]
+        stored = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(precision, torch.int8)
         weight = weight.to(stored)
         self.data = (weight if output_major else weight.T).contiguous()
 
@@ -70,8 +81,50 @@ class Matrix:
         self.data = there.copy_(self.data)
 
     @property
-    def pointers(self) -> tuple[int, int]:
-        return self.data.data_ptr(), 0 if self.scale is None else self.scale.data_ptr()
+    def pointers(self) -> tuple[int, int, int]:
+        """Addresses of data, scale and grid; 0 for what there is none of."""
+        scale, grid = (0 if part is None else part.data_ptr() for part in (self.scale, self.grid))
+        return self.data.data_ptr(), scale, grid
+
+
+def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Weights [out, in] that lie on grids of 16 values, one for 32 inputs of an output, as bytes [in, out / 2] and grids
+    [in / 32, 2, out] float16 (step, lowest value) in the engine's layout; None for any other.
+
+    GGUF's Q4_0 and Q4_1 are such grids. What the dtype of `weight` has rounded away is forgiven, nothing else.
+    """
+    out, inputs = weight.shape
+    if inputs % GROUP or out % 64:
+        return None
+    groups = weight.float().unflatten(1, (-1, GROUP))
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    allowed = 2 * torch.finfo(weight.dtype).eps * groups.abs().amax(-1, keepdim=True) + 1e-12
+    step, found = torch.zeros_like(low), high == low
+    # The extreme values are on the grid; how many steps lie between them is not known.
+    for steps in range(15, 0, -1):
+        guess = ((high - low) / steps).clamp(min=1e-30)
+        off = (groups - low - ((groups - low) / guess).round() * guess).abs().amax(-1, keepdim=True)
+        fits = ~found & (off <= allowed)
+        step, found = torch.where(fits, guess, step), found | fits
+    if not bool(found.all()):
+        return None
+    numbers = ((groups - low) / step.clamp(min=1e-30)).round().clamp(0, 15).to(torch.uint8).flatten(1)
+    whole = out // 128 * 128
+    parts = [
+        _words(numbers[:whole].T.unflatten(1, (-1, 8, 16)), torch.int32),
+        _words(numbers[whole:].T.unflatten(1, (-1, 4, 16)), torch.int16),
+    ]
+    grid = torch.stack([step[..., 0].T, low[..., 0].T], 1).to(torch.float16)
+    return torch.cat(parts, 1).contiguous(), grid.contiguous()
+
+
+def _words(numbers: torch.Tensor, word: torch.dtype) -> torch.Tensor:
+    """Numbers [in, blocks, parts, 16] as the bytes [in, ...] of words, one per lane, with part 0 in the lowest bits."""
+    shifts = torch.arange(numbers.shape[2])[:, None] * 4
+    words = (numbers.to(torch.int64) << shifts).sum(2)
+    bits = torch.iinfo(word).bits
+    signed = torch.where(words >= 1 << (bits - 1), words - (1 << bits), words).to(word)
+    return signed.contiguous().view(torch.uint8).flatten(1)
 
 
 class Engine:

@@ -25,7 +25,7 @@ _FLAGS = [
 
 
 class Sizes(ctypes.Structure):
-    """A model's sizes; precision 0: float32, 1: bfloat16, 2: int8 weights."""
+    """A model's sizes; precision 0: float32, 1: bfloat16, 2: int8 weights, 3: packed where they can be, else int8."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in (

@@ -25,9 +25,13 @@ struct Sizes {
 
 // Per layer: qkv [H, (heads + 2 kv) D], out [heads D, H], gate_up [H, 2 I], down [I, H], each input-major with one
 // scale per output (int8 only); then the head [V, H], output-major. Norms and biases are float32.
+//
+// A matrix with a `grid` [in / 32, 2, out] (float16: step, then lowest value) is packed instead, 4 bits a weight: of an
+// input channel, 64 bytes for every 128 outputs and 32 for a last 64, as `Numbers` reads them.
 struct Matrix {
   const void* data;
   const float* scale;
+  const uint16_t* grid;
 };
 struct Layer {
   Matrix qkv, out, gate_up, down;

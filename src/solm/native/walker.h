@@ -21,7 +21,7 @@ struct Walker {
   std::vector<float> streams, normed, sums, picked, heads;
   std::vector<int32_t> index, all;
   // Scratch of one step at a time, and of one matrix.
-  std::vector<float> values, signs, mass, mixed;
+  std::vector<float> values, signs, mass, mixed, held;
   std::vector<int32_t> pages, merged;
   Inputs inputs[MOST_ROWS];
 
@@ -30,7 +30,7 @@ struct Walker {
         Q(e.s.heads), KV(e.s.kv_heads), widest(std::max({2 * I, (Q + 2 * KV) * D, H, Q * D})), sense(engine.senses[t]) {
     streams.resize(size_t(rows) * H), normed.resize(size_t(rows) * H), heads.resize(size_t(rows) * Q * D);
     sums.resize(size_t(rows) * widest), picked.resize(size_t(rows) * widest), index.resize(size_t(rows) * widest);
-    values.resize(I), signs.resize(2 * D), all.resize(widest);
+    values.resize(I), signs.resize(2 * D), all.resize(widest), held.resize(widest);
     for (int i = 0; i < widest; ++i) all[i] = i;
     if (rows > 1) mixed.resize(size_t(rows) * widest), merged.resize(widest);
   }
@@ -49,7 +49,9 @@ struct Walker {
     float* mine = partial(thread);
     std::fill_n(mine, size_t(rows) * out, 0.0f);
     const W* weights = static_cast<const W*>(m.data);
-    const int low = int(int64_t(in) * thread / threads), high = int(int64_t(in) * (thread + 1) / threads);
+    const uint8_t* packed = static_cast<const uint8_t*>(m.data);
+    const int unit = m.grid ? GROUP : 1;  // no group of a packed matrix is split
+    const int low = in / unit * thread / threads * unit, high = in / unit * (thread + 1) / threads * unit;
     auto within = [&](const Inputs& row) {
       const int32_t* end = row.index + row.count;
       return std::pair(int(std::lower_bound(row.index, end, low) - row.index),
@@ -57,9 +59,13 @@ struct Walker {
     };
     if (rows == 1) {
       const auto [from, to] = within(inputs[0]);
-      accumulate(weights, out, inputs[0].index + from, inputs[0].x + from, to - from, mine);
+      const int32_t* index = inputs[0].index + from;
+      if (m.grid) accumulate_packed(packed, m.grid, out, index, inputs[0].x + from, to - from, held.data(), mine);
+      else accumulate(weights, out, index, inputs[0].x + from, to - from, mine);
     } else {
-      accumulate_many(weights, out, merged.data(), mixed.data(), merge(low, high, rows, within), rows, mine);
+      const int count = merge(low, high, rows, within);
+      if (m.grid) accumulate_packed_many(packed, m.grid, out, merged.data(), mixed.data(), count, rows, mine);
+      else accumulate_many(weights, out, merged.data(), mixed.data(), count, rows, mine);
     }
     meet();
     for (int r = 0; r < rows; ++r) {
