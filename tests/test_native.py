@@ -164,9 +164,9 @@ def test_other_weights_are_not_packed():
 
 
 def test_packed_weights_give_what_the_same_weights_in_float_give():
-    """But for the head, which is int8, and the cache in bfloat16: nearer than int8 is."""
+    """But for the embedding, which is int8, and the cache in bfloat16: nearer than int8 is."""
     control = ModelControl(on_grid(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)))
-    ids, following, keep = tokens(2, 100), tokens(2, 30, seed=5), keep_of((1.0, 0.7, 16), 2, 30)
+    ids, following, keep = tokens(2, 100), tokens(2, 30, seed=5), keep_of((1.0, 1.0, 16), 2, 30)
     found = {}
     for precision in ("float32", "int8", "int4"):
         engine = Engine(control.model, SEMANTICS, precision)

@@ -88,8 +88,8 @@ class Matrix:
 
 
 def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Weights [out, in] that lie on grids of 16 values, one for 32 inputs of an output, as bytes [in, out / 2] and grids
-    [in / 32, 2, out] float16 (step, lowest value) in the engine's layout; None for any other.
+    """Weights [out, in] that lie on grids of 16 values, one for 32 inputs of an output: bytes [in, out / 2] and grids
+    [in / 32, 2, out] float16 (step, lowest value) in the engine's layout. None for any other weights.
 
     GGUF's Q4_0 and Q4_1 are such grids. What the dtype of `weight` has rounded away is forgiven, nothing else.
     """
