@@ -1,6 +1,7 @@
 """`solm generate`."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -33,6 +34,9 @@ def generate(
     dtype: DtypeOption = "auto",
     backend: BackendOption = "reference",
     precision: PrecisionOption = "bfloat16",
+    calibration: Annotated[
+        Path | None, typer.Option(help="What solm bench measured; then budgets such as ms=4.5 work.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Generate text under a compute budget; in a terminal, tokens are coloured by what they cost.
@@ -46,6 +50,7 @@ def generate(
     from json import dumps
 
     from solm.decoding.api import load
+    from solm.decoding.calibration import read_calibration
     from solm.decoding.generate import summarise
 
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -54,10 +59,13 @@ def generate(
     }  # fmt: skip
     options = {name: value for name, value in options.items() if value is not None}
     lm = load(model, policy, dtype=dtype, backend=backend, precision=precision)
-    asked = lm.budget(budget)
+    if calibration is not None:
+        lm.calibration = read_calibration(calibration).check(lm)
+    ids = lm.encode(text)
+    asked = lm.budget(budget, ids.shape[1] + max_new_tokens // 2)
     tokens = []
     coloured = sys.stdout.isatty() and not json
-    for token in lm.stream(text, budget=asked, schedule=schedule, max_new_tokens=max_new_tokens, seed=seed, **options):
+    for token in lm.stream(ids, budget=asked, schedule=schedule, max_new_tokens=max_new_tokens, seed=seed, **options):
         tokens.append(token)
         if not json:
             print(paint(token.text, token.cost) if coloured else token.text, end="", flush=True)

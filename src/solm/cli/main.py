@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from solm.cli.bench import bench
 from solm.cli.eval import evaluate
 from solm.cli.generate import generate
 from solm.cli.inspect import inspect
@@ -33,6 +34,7 @@ app.command("sweep")(sweep)
 app.command("report")(report)
 app.command("pollution")(pollution)
 app.command("generate")(generate)
+app.command("bench")(bench)
 app.command("serve")(serve)
 app.command("inspect")(inspect)
 app.command("push")(push)

@@ -94,7 +94,8 @@ def stream(
     """Generate token by token from ids [1, C].
 
     Args:
-        budget: net keep, per-axis text or `Budget`; None: the densest the action space allows.
+        budget: net keep, per-axis text, ``ms=4.5`` (see `LanguageModel.budget`) or `Budget`; None: the densest the
+            action space allows.
         schedule: ``policy``, ``dense``, ``static`` or ``random``, or a policy itself; by default the policy where one
             is loaded.
         sampling: any of transformers' generation options (do_sample, temperature, top_p, top_k,
@@ -115,7 +116,7 @@ def stream(
     if lm.trained is None and budget is not None:
         target = Budget.parse(budget, policy.space)
     else:
-        target = lm.budget(budget)
+        target = lm.budget(budget, ids.shape[1] + max_new_tokens // 2)
     sampler = Sampler(lm, ids, seed, sampling)
     session = lm.session(capacity=ids.shape[1] + max_new_tokens)
     logits = session.prefill(ids)

@@ -9,10 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from solm.actions import ActionSpace
 from solm.budget import Budget
 from solm.cost import relative_cost
+from solm.decoding.calibration import Calibration
 from solm.decoding.generate import Reply, Token, generate, stream
 from solm.decoding.native_session import NativeSession
 from solm.decoding.session import Session
-from solm.errors import DataError, SolmError
+from solm.errors import BudgetError, DataError, SolmError
 from solm.models.controller import ModelControl
 from solm.native.engine import Engine
 from solm.policies.artifact import BaseIdentity, TrainedPolicy
@@ -39,6 +40,8 @@ class LanguageModel:
         self.model, self.tokenizer, self.trained = model, tokenizer, policy
         self.name = name or model.config._name_or_path
         self.engine: Engine | None = None
+        self.calibration: Calibration | None = None
+        """What steps take on this machine, where budgets in milliseconds are wanted."""
         try:
             if policy is not None:
                 policy.config.base.check(self.identity)
@@ -150,8 +153,24 @@ class LanguageModel:
             return encoded["input_ids"]
         return self.tokenizer(prompt, return_tensors="pt").input_ids
 
-    def budget(self, budget: "float | str | Budget | None") -> Budget:
-        """`budget` per axis, checked against the policy's action space; None asks for everything."""
+    def budget(self, budget: "float | str | Budget | None", context: int = 1024) -> Budget:
+        """`budget` per axis, checked against the policy's action space; None asks for everything.
+
+        ``ms=4.5`` is the budget whose average step takes that long with `context` tokens seen, by `calibration`; what
+        the policy itself takes comes on top.
+        """
         if budget is None:
             return Budget()
+        if isinstance(budget, str) and budget.startswith("ms="):
+            return self._timed(budget.removeprefix("ms="), context)
         return Budget.parse(budget, self.space) if self.trained is None else self.trained.budget(budget)
+
+    def _timed(self, text: str, context: int) -> Budget:
+        try:
+            milliseconds = float(text)
+        except ValueError:
+            raise BudgetError(f"budget ms={text}: {text!r} is not a number") from None
+        if self.calibration is None:
+            raise BudgetError("a budget in milliseconds needs a calibration of this machine; run solm bench --out FILE")
+        lows, _ = zip(*self.space.ranges, strict=True)
+        return self.calibration.check(self).budget(milliseconds, context, self.budget, sum(lows) / 3)
