@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-all lint bench install clean
+.PHONY: run test test-all lint docs bench install clean
 
 run: $(INSTALLED)
 	$(BIN)/solm quickstart
@@ -20,6 +20,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --site-dir build/site
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/rollout.py

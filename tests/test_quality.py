@@ -26,6 +26,16 @@ def test_tools_are_content(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_documentation_builds_and_its_links_lead_somewhere(tmp_path):
+    """mkdocs in strict mode: a dead link, a missing page or a name that the reference does not find is an error."""
+    tool = Path(sys.executable).with_name("mkdocs")
+    done = subprocess.run(
+        [str(tool), "build", "--strict", "--site-dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "reference" / "index.html").read_text().count("solm.") > 50
+
+
 def test_modules_stay_small_and_documented():
     for path in SOURCES:
         text = path.read_text()

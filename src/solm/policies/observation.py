@@ -23,7 +23,7 @@ class Observation:
             processed. None for policies that do not read the model.
         target: [N, 3] float64 budget shares. ledger: what was spent.
         levels: per axis [N, levels] float64, the share that each of its levels would realise at this step.
-        step, horizon: steps taken so far and in all, of all rows or [N] of each; the horizon is what progress and
+        step: steps taken so far, of all rows or [N] of each. horizon: steps in all, likewise; it is what progress and
             feasibility refer to.
         controllable: [N] bool. previous: [N] int64 action of the previous step (dense at first).
         later: lowest and highest average share [N, 3] that the steps after this one can realise; None: this one's.

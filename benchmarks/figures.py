@@ -1,0 +1,71 @@
+"""The documentation's figures, from the results in docs/results.
+
+python benchmarks/figures.py          # writes docs/figures/*.svg
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).parent.parent / "docs"
+ARMS = (("static", "tab:blue"), ("static-tuned", "tab:orange"), ("best-of-500-random-estimated", "tab:green"))
+
+
+def against_baselines() -> plt.Figure:
+    """Policy minus baseline, nats per token, with 95 % intervals, at every budget that was fixed beforehand."""
+    points: dict[str, dict[str, dict[str, float]]] = {}
+    for path in sorted((ROOT / "results/policies").glob("*.json")):
+        for point in json.loads(path.read_text())["points"]:
+            if point["difference"] is not None:
+                points.setdefault(f"{path.stem} {point['budget']:g}", {})[point["arm"]] = point["difference"]
+    names = list(reversed(points))
+    figure, axes = plt.subplots(figsize=(7, 0.42 * len(points) + 1))
+    for row, name in enumerate(names):
+        for place, (arm, colour) in enumerate(ARMS):
+            value, low, high = (points[name][arm][key] for key in ("value", "low", "high"))
+            axes.errorbar(value, row + 0.22 * (1 - place), xerr=[[value - low], [high - value]], fmt="o", ms=4,
+                          color=colour, capsize=2, label=arm if row == 0 else None)  # fmt: skip
+    axes.axvline(0, color="gray", lw=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("policy minus baseline, nats per token (left: the policy is better)")
+    axes.legend(fontsize=8, loc="lower left")
+    return figure
+
+
+def on_the_clock() -> plt.Figure:
+    """Milliseconds of a decode step by context."""
+    found = json.loads((ROOT / "results/decode.json").read_text())["milliseconds"]
+    shown = {
+        "transformers, bfloat16": "stock transformers, bfloat16", "llama.cpp": "llama.cpp Q8_0",
+        "native bfloat16, dense": "native bfloat16", "native int8, dense": "native int8",
+        "native int4, dense": "native int4 (exact for this model)",
+        "native int8, pages .2, mlp .6": "native int8, pages .2 and MLP .6",
+    }  # fmt: skip
+    figure, axes = plt.subplots(figsize=(7, 3.4))
+    contexts = [int(context) for context in found]
+    for name, label in shown.items():
+        if name in next(iter(found.values())):
+            axes.plot(contexts, [values[name] for values in found.values()], marker="o", label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(contexts, map(str, contexts))
+    axes.set_xlabel("tokens of context")
+    axes.set_ylabel("ms per token, batch 1, 2 threads")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def main() -> None:
+    out = ROOT / "figures"
+    out.mkdir(exist_ok=True)
+    plt.rcParams["svg.hashsalt"] = "solm"
+    for name, figure in (("baselines", against_baselines()), ("decode", on_the_clock())):
+        figure.savefig(out / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
