@@ -1,7 +1,8 @@
 """`Session` on the native engine: prefill by the stock model, every step after it compiled."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -123,7 +124,8 @@ class NativeSession(Session):
                 run(plan, 0, turn)
             else:
                 stream = self.embed(tokens).float().view(rows * count, -1).contiguous()
-            plan = choose(stream.view(rows, count, -1).to(self.control.model.dtype, copy=True))
+            with _one_torch_thread():
+                plan = choose(stream.view(rows, count, -1).to(self.control.model.dtype, copy=True))
             run(plan, turn, sizes.layers)
         else:
             run(plan, 0, sizes.layers)
@@ -147,3 +149,15 @@ class NativeSession(Session):
             whole * semantics.sinks, window, pages,
         )  # fmt: skip
         return torch.stack([part.to(torch.int32) for part in parts], -1).contiguous()
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """The engine's threads wait in a loop for the layers to go on, and so do OpenMP's for the next operation: a policy's
+    small network on two of them would make a step of 3 ms one of 9."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
