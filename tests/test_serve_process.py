@@ -15,11 +15,15 @@ from serving import TEMPLATE, running, tiny_service, until
 from solm.cli.main import main
 
 
-def start(*options, keys=""):
-    """A server process and its address."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start(*options, keys=""):
+    """A server process and its address."""
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "solm.cli", "serve", "--port", str(port), *map(str, options)],
         stderr=subprocess.PIPE, text=True, env={**os.environ, "SOLM_API_KEYS": keys},

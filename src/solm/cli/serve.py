@@ -40,6 +40,9 @@ def serve(
     slo_rows: Annotated[
         bool, typer.Option(help="Also hold replies back where the lowest budgets are not enough.")
     ] = True,
+    replicas: Annotated[
+        int, typer.Option(help="Processes with a model each, through Ray Serve (extra: ray).", min=1, max=1024)
+    ] = 1,
     dtype: DtypeOption = "auto",
     backend: BackendOption = "auto",
     precision: PrecisionOption = "bfloat16",
@@ -52,6 +55,8 @@ def serve(
 
         solm serve --policy builtin:smollm2-135m
 
+        solm serve --policy builtin:smollm2-135m --replicas 4
+
         solm serve --model HuggingFaceTB/SmolLM2-360M-Instruct --space joint-27 --port 9000
 
         SOLM_API_KEYS=secret solm serve --policy runs/a/policy --host 0.0.0.0 --slo-tpot-ms 25 --slo-floor 0.5
@@ -63,6 +68,8 @@ def serve(
         from solm.serving.service import Service
     except ImportError as error:
         raise SolmError(f"serving needs the extra: pip install 'solm[serve]' ({error})") from error
+    from fastapi import FastAPI
+
     from solm.actions import ActionSpace
     from solm.cli.options import in_space
     from solm.decoding.api import load
@@ -77,16 +84,23 @@ def serve(
     )  # fmt: skip
     grid = None if space is None else ActionSpace.preset(space)
     trained = None if policy is None else in_space(TrainedPolicy.from_pretrained(policy), grid)
-    log_lines()
-    lm = load(model, trained, dtype=dtype, backend=backend, precision=precision)
-    service = Service(lm, chosen, name or model, grid)
     keys = [key.strip() for key in os.environ.get("SOLM_API_KEYS", "").split(",") if key.strip()]
-    local = host in ("127.0.0.1", "localhost", "::1")
-    app = create_app(service, keys, ("127.0.0.1", "localhost", "[::1]") if local else ("*",))
+    hosts = ("127.0.0.1", "localhost", "[::1]") if host in ("127.0.0.1", "localhost", "::1") else ("*",)
+
+    def build() -> FastAPI:
+        log_lines()
+        lm = load(model, trained, dtype=dtype, backend=backend, precision=precision)
+        return create_app(Service(lm, chosen, name or model, grid), keys, hosts)
+
     shown = f"[{host}]" if ":" in host else host
-    typer.echo(f"solm: {service.name} at http://{shown}:{port}/v1, a page to try it at /", err=True)
+    typer.echo(f"solm: {name or model} at http://{shown}:{port}/v1, a page to try it at /", err=True)
+    if replicas > 1:
+        from solm.serving.replicas import serve_replicas
+
+        serve_replicas(build, replicas, host, port, max(1.0, (os.cpu_count() or 1) / replicas))
+        return
     config = uvicorn.Config(
-        app, host=host, port=port, log_config=None, access_log=False, lifespan="on", limit_concurrency=4096,
+        build(), host=host, port=port, log_config=None, access_log=False, lifespan="on", limit_concurrency=4096,
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )  # fmt: skip
     uvicorn.Server(config).run()

@@ -153,8 +153,8 @@ class NativeSession(Session):
 
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
-    """The engine's threads wait in a loop for the layers to go on, and so do OpenMP's for the next operation: a policy's
-    small network on two of them would make a step of 3 ms one of 9."""
+    """The engine's threads wait in a loop for the layers to go on, and so do OpenMP's for the next operation: a small
+    network on two of them would make a step of 3 ms one of 9."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
