@@ -1,9 +1,11 @@
 """Sweeps that are killed go on; pages made of any results, and of none that do not belong together."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -60,6 +62,29 @@ def test_a_killed_sweep_goes_on(config, tmp_path):
     solm(*command[3:])
     sweep(config, tmp_path / "whole")
     assert points(tmp_path / "out") == points(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_sweep_on_ray_survives_a_killed_worker_and_gives_the_same(config, tmp_path):
+    ray = pytest.importorskip("ray")
+    more = config.model_copy(update={"spaces": ("mlp-40", "mlp-50", "bits-5", "bits-6"), "sequences": 24})
+    sweep(more, tmp_path / "whole")
+    killed = []
+
+    def kill_one() -> None:
+        while not killed:
+            found = subprocess.run(["pgrep", "-f", "ray::run_job"], capture_output=True, text=True).stdout.split()
+            for number in found[:1]:
+                os.kill(int(number), signal.SIGKILL)
+                killed.append(number)
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    sweep(more, tmp_path / "ray", ray_cores=1)
+    ray.shutdown()
+    assert killed
+    assert points(tmp_path / "ray") == points(tmp_path / "whole")
 
 
 def test_a_page_shows_every_result_and_stands_alone(config, tmp_path):

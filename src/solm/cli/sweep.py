@@ -12,6 +12,10 @@ from solm.errors import SolmError
 def sweep(
     config: Annotated[Path, typer.Argument(help="YAML file: models, policies, spaces, data, tasks, budgets, ...")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder; an interrupted sweep there goes on.")],
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Run the jobs on Ray: on RAY_ADDRESS, else on this machine (extra: ray).")
+    ] = False,
+    ray_cores: Annotated[int, typer.Option(help="Cores of each job on Ray.", min=1)] = 1,
 ) -> None:
     """Run a grid of evaluations; killed at any moment and run again, it goes on where it was.
 
@@ -42,7 +46,10 @@ def sweep(
     chosen = read_config(config, read_values(config))
     with progress_bar() as progress:
         bar = progress.add_task("evaluating", total=None, note="")
-        paths = run(chosen, out, lambda job, done, total: progress.update(bar, completed=done, total=total, note=job))
+        paths = run(
+            chosen, out, lambda job, done, total: progress.update(bar, completed=done, total=total, note=job),
+            ray_cores if ray else None,
+        )  # fmt: skip
     output().print(f"{len(paths)} results: {out / 'results.jsonl'}")
 
 

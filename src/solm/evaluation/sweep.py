@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from solm.actions import ActionSpace
@@ -13,6 +14,7 @@ from solm.data.windows import token_stream
 from solm.decoding.api import load
 from solm.decoding.language_model import LanguageModel
 from solm.errors import RunMismatchError, SolmError
+from solm.evaluation.cluster import run_on_ray
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.files import write_json, write_text
 from solm.policies.artifact import TrainedPolicy
@@ -95,19 +97,30 @@ def read_config(path: Path, values: dict[str, Any]) -> SweepConfig:
 
 
 def sweep(
-    config: SweepConfig, out: Path, report: Callable[[str, int, int], None] = lambda job, done, total: None
+    config: SweepConfig,
+    out: Path,
+    report: Callable[[str, int, int], None] = lambda job, done, total: None,
+    ray_cores: int | None = None,
 ) -> list[Path]:
     """Run what is not finished yet in the folder `out`; the results' files, also joined in ``results.jsonl``.
 
     Killed at any moment and run again, it goes on inside the job it was in. report: name of the job, jobs done and in
-    all. Raises `RunMismatchError` where `out` holds another sweep.
+    all. ray_cores: run the jobs on Ray, so many cores each; the results are the same. Raises `RunMismatchError` where
+    `out` holds another sweep.
     """
     grid = jobs(config)
     manifest = {"config": config.model_dump(mode="json"), "jobs": [job.name for job in grid]}
     if (out / MANIFEST).exists() and json.loads((out / MANIFEST).read_text()) != manifest:
         raise RunMismatchError(f"{out} holds another sweep; choose another --out")
     write_json(out / MANIFEST, manifest)
-    paths = []
+    if ray_cores is not None:
+        missing = [
+            (job, out / JOBS / f"{job.name}.json") for job in grid if not (out / JOBS / f"{job.name}.json").exists()
+        ]
+        told = config.model_dump_json()
+        calls = {job.name: (told, job.model_dump_json(), str(path.resolve()), ray_cores) for job, path in missing}
+        run_on_ray(run_job, calls, ray_cores, report)
+    finished: list[Path] = []
     loaded: tuple[Job, LanguageModel] | None = None
     for done, job in enumerate(grid):
         report(job.name, done, len(grid))
@@ -116,11 +129,18 @@ def sweep(
             if loaded is None or loaded[0].model_copy(update={"task": job.task}) != job:
                 loaded = job, _load(job, config)
             write_text(path, _run(job, loaded[1], config, path.with_suffix(".partial")) + "\n")
-        paths.append(path)
+        finished.append(path)
         # Rewritten after every job, from the jobs' own files: it holds whole lines only, always in the grid's order.
-        write_text(out / RESULTS, "".join(json.dumps(json.loads(p.read_text())) + "\n" for p in paths))
+        write_text(out / RESULTS, "".join(json.dumps(json.loads(p.read_text())) + "\n" for p in finished))
     report("", len(grid), len(grid))
-    return paths
+    return finished
+
+
+def run_job(config: str, job: str, path: str, cores: int) -> None:
+    """A job, as JSON, from nothing: what a worker does."""
+    torch.set_num_threads(cores)
+    settings, what, target = SweepConfig.model_validate_json(config), Job.model_validate_json(job), Path(path)
+    write_text(target, _run(what, _load(what, settings), settings, target.with_suffix(".partial")) + "\n")
 
 
 def _load(job: Job, config: SweepConfig) -> LanguageModel:
