@@ -60,12 +60,14 @@ class NativeSession(Session):
     def copy(self, length: int, capacity: int = 0) -> "Session":
         child = super().copy(length, capacity)
         assert isinstance(child, NativeSession)
-        child.capacity, child.caches = capacity, []
-        child._fill(0)
+        child.capacity, child.caches = capacity, []  # filled when they are needed
         return child
 
     def _take_in(self, other: Session) -> None:
         assert isinstance(other, NativeSession)
+        for session in (self, other):
+            if not session.caches:
+                session._fill(0)
         self.caches += other.caches
         self.cache = PagedCache([])  # the stock model's keys were needed for the prefill alone
 
@@ -106,6 +108,8 @@ class NativeSession(Session):
         sizes = self.engine.sizes
         if int(tokens.min()) < 0 or int(tokens.max()) >= sizes.vocabulary:
             raise DataError(f"token ids must be in [0, {sizes.vocabulary - 1}], got {tokens.flatten().tolist()[:8]}")
+        if not self.caches:
+            self._fill(0)
         self._reserve(int(positions.max()) + 1)
         stream = torch.empty(rows * count, sizes.hidden)
         logits = torch.empty(rows * count, sizes.vocabulary)

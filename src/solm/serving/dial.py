@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.actions import ActionSpace
+from solm.actions import FULL_BITS, ActionSpace
 from solm.budget import Budget
 from solm.decoding.language_model import SCHEDULES, LanguageModel
 from solm.errors import BudgetError, SolmError
@@ -29,10 +29,20 @@ class Order:
 
 
 class Dial:
-    """The policies and budgets that one model offers. space: of the schedules where no policy is loaded."""
+    """The policies and budgets that one model offers.
 
-    def __init__(self, lm: LanguageModel, space: ActionSpace | None = None, floor: float | None = None):
-        self.lm = lm
+    space: of the schedules where no policy is loaded. floor: net keep that the governor goes down to. governed: there
+    is one, so a request that asks for nothing is not dense but may be cut.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        space: ActionSpace | None = None,
+        floor: float | None = None,
+        governed: bool = False,
+    ):
+        self.lm, self.governed = lm, governed
         self.space = lm.space if lm.trained is not None else space or ActionSpace.preset("grid")
         self.policies = {name: lm.policy(name, self.space) for name in SCHEDULES}
         if lm.trained is not None:
@@ -49,7 +59,8 @@ class Dial:
     def order(self, asked: Efficiency | None) -> Order:
         """Raises `SolmError` (`BudgetError`) for what this model does not offer."""
         asked = asked or Efficiency()
-        name = asked.policy or ("dense" if asked.budget is None and asked.deadline_ms is None else self.default)
+        cut = self.governed or any(part is not None for part in (asked.budget, asked.deadline_ms, asked.floor))
+        name = asked.policy or (self.default if cut else "dense")
         if name not in self.policies:
             raise SolmError(f"unknown policy {name!r}; choose one of {', '.join(self.policies)}")
         budget = Budget() if asked.budget is None else self._budget(asked.budget)
@@ -58,8 +69,8 @@ class Dial:
                 raise BudgetError(f"policy dense spends everything; budget {budget.net:g} needs another policy")
             return Order(name, self.policies[name], budget, budget)
         floor = self.floor if asked.floor is None else self._budget(asked.floor)
-        pairs = [(min(low, high)) for low, high in zip(floor.shares, budget.shares, strict=True)]
-        least = Budget(attention=pairs[0], mlp=pairs[1], bits=pairs[2] * 16)
+        attention, mlp, bits = (min(low, high) for low, high in zip(floor.shares, budget.shares, strict=True))
+        least = Budget(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
         return Order(name, self.policies[name], budget, least)
 
     def _budget(self, asked: NetOrAxes) -> Budget:

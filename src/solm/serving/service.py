@@ -58,7 +58,7 @@ class Service:
             raise SolmError("serving needs a tokenizer")
         self.lm, self.settings, self.name = lm, settings, name
         self.metrics = Metrics()
-        self.dial = Dial(lm, space, settings.slo_floor)
+        self.dial = Dial(lm, space, settings.slo_floor, settings.slo_tpot_ms is not None)
         self.scheduler = Scheduler(lm, settings, self.metrics)
         self.ready = False
         self._tokenizer, self._lock = copy.deepcopy(lm.tokenizer), threading.Lock()
