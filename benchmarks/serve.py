@@ -166,7 +166,7 @@ def middle(runs: list[dict[str, float]]) -> dict[str, float]:
 
 def governed(options: Any) -> dict[str, Any]:
     """The objective is what a dense server's 95th percentile is at `--hold` clients; then twice as many come."""
-    tokens, rows = 128, options.hold
+    tokens, rows = 256, options.hold
     texts = some_texts(rows * 2 * 2 * 4 + rows * 4, options.context)
     results = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -196,7 +196,7 @@ def main() -> None:
         lambda parser: parser.add_argument("--replies", type=int, default=8, help="replies per round"),
         lambda parser: parser.add_argument("--governor", action="store_true"),
         lambda parser: parser.add_argument("--hold", type=int, default=4, help="clients without overload"),
-        lambda parser: parser.add_argument("--context", type=int, default=1024, help="tokens of prompt, --governor"),
+        lambda parser: parser.add_argument("--context", type=int, default=256, help="tokens of prompt, --governor"),
         lambda parser: parser.add_argument("--floor", type=float, default=0.5, help="net keep, --governor"),
         lambda parser: parser.add_argument("--precision", default="int8", help="of --governor's server"),
     )

@@ -61,6 +61,8 @@ def serve(
 
         SOLM_API_KEYS=secret solm serve --policy runs/a/policy --host 0.0.0.0 --slo-tpot-ms 25 --slo-floor 0.5
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     try:
         import uvicorn
 
@@ -83,14 +85,19 @@ def serve(
         slo_rows=slo_rows,
     )  # fmt: skip
     grid = None if space is None else ActionSpace.preset(space)
-    trained = None if policy is None else in_space(TrainedPolicy.from_pretrained(policy), grid)
     keys = [key.strip() for key in os.environ.get("SOLM_API_KEYS", "").split(",") if key.strip()]
     hosts = ("127.0.0.1", "localhost", "[::1]") if host in ("127.0.0.1", "localhost", "::1") else ("*",)
 
     def build() -> FastAPI:
         log_lines()
-        lm = load(model, trained, dtype=dtype, backend=backend, precision=precision)
-        return create_app(Service(lm, chosen, name or model, grid), keys, hosts)
+        thread = ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
+
+        def make() -> Service:
+            trained = None if policy is None else in_space(TrainedPolicy.from_pretrained(policy), grid)
+            lm = load(model, trained, dtype=dtype, backend=backend, precision=precision)
+            return Service(lm, chosen, name or model, grid, thread)
+
+        return create_app(thread.submit(make).result(), keys, hosts)
 
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"solm: {name or model} at http://{shown}:{port}/v1, a page to try it at /", err=True)

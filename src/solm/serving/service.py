@@ -5,6 +5,7 @@ import copy
 import secrets
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,15 +52,25 @@ class Exchange:
 
 
 class Service:
-    """One model behind the API. Text is made into tokens here, by a tokenizer that no other thread uses."""
+    """One model behind the API. Text is made into tokens here, by a tokenizer that no other thread uses.
 
-    def __init__(self, lm: LanguageModel, settings: ServeSettings, name: str, space: ActionSpace | None = None):
+    thread: what decodes, where the model was loaded in it (see `Scheduler`).
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        settings: ServeSettings,
+        name: str,
+        space: ActionSpace | None = None,
+        thread: Executor | None = None,
+    ):
         if lm.tokenizer is None:
             raise SolmError("serving needs a tokenizer")
         self.lm, self.settings, self.name = lm, settings, name
         self.metrics = Metrics()
         self.dial = Dial(lm, space, settings.slo_floor, settings.slo_tpot_ms is not None)
-        self.scheduler = Scheduler(lm, settings, self.metrics)
+        self.scheduler = Scheduler(lm, settings, self.metrics, thread)
         self.ready = False
         self._tokenizer, self._lock = copy.deepcopy(lm.tokenizer), threading.Lock()
         config = lm.model.config.get_text_config(decoder=True)
