@@ -8,6 +8,8 @@
 
 #include "lanes.h"
 
+constexpr int MOST_ROWS = 16;  // steps that walk through the weights together
+
 // y[0:out] += sum over kept inputs of x * row. Eight rows at a time, so that y is read and written an eighth as often.
 // Rows about 24 KiB ahead are prefetched into the second-level cache: which they are no hardware can guess, and into the
 // first they would not fit (16 GB/s without, 17 into the first level, 29 into the second, of 29 that plain reading gets).
@@ -220,7 +222,7 @@ inline void accumulate_packed_many(const uint8_t* weights, const uint16_t* grid,
     const int group = index[i] / GROUP;
     const uint8_t* row[GROUP];
     const uint8_t* next[GROUP];
-    float total[16] = {};
+    float total[MOST_ROWS] = {};
     for (end = i; end < count && index[end] / GROUP == group; ++end) {
       row[end - i] = weights + size_t(index[end]) * (out / 2);
       for (int r = 0; r < rows; ++r) total[r] += x[size_t(end) * rows + r];

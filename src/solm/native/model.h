@@ -16,7 +16,6 @@
 
 constexpr int PAGE = 16;
 constexpr int MOST_QUERIES = 32;  // query heads of one KV head
-constexpr int MOST_ROWS = 16;     // steps that walk through the weights together
 
 struct Sizes {
   int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, precision, threads;
