@@ -38,7 +38,9 @@ def tiny_service(byte_tokenizer, policy=True, **settings) -> Service:
 def running(service: Service, keys=(), hosts=("127.0.0.1", "localhost")):
     """The address of a server that answers for `service`."""
     server = uvicorn.Server(
-        uvicorn.Config(create_app(service, keys, hosts), log_config=None, access_log=False, lifespan="on")
+        uvicorn.Config(
+            create_app(service, keys, hosts), log_config=None, access_log=False, lifespan="on", timeout_keep_alive=75
+        )
     )
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

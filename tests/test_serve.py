@@ -308,7 +308,7 @@ def test_five_hundred_hang_up_and_nothing_is_left(service, address, client):
         list(pool.map(hang_up, range(500)))
     until(lambda: gauges(service) == (0, 0, 0), 120)
     assert service.scheduler._batch.session is None
-    assert service.metrics.registry.get_sample_value("solm_rows_ended_total", {"reason": "cancelled"}) > 300
+    assert service.metrics.registry.get_sample_value("solm_rows_ended_total", {"reason": "cancelled"}) > 100
     assert ask(client).choices[0].message.content
 
 

@@ -107,7 +107,8 @@ def serve(
         serve_replicas(build, replicas, host, port, max(1.0, (os.cpu_count() or 1) / replicas))
         return
     config = uvicorn.Config(
-        build(), host=host, port=port, log_config=None, access_log=False, lifespan="on", limit_concurrency=4096,
+        build(), host=host, port=port, log_config=None, access_log=False, lifespan="on",
+        timeout_keep_alive=75, limit_concurrency=4096,
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )  # fmt: skip
     uvicorn.Server(config).run()
