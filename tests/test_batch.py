@@ -75,7 +75,7 @@ def run_together(lm, requests, changed=None):
             for row in reversed(range(len(rows))):
                 sampler, ids, actions = said[rows[row]]
                 ids.append(sampler.choose(stepped.logits[row]))
-                actions.append(stepped.actions[row])
+                actions.append(int(stepped.actions[row]))
                 if len(ids) == requests[rows[row]][5]:
                     batch.leave(row)
                     rows[row] = rows[-1]
@@ -106,11 +106,11 @@ def test_a_changed_target_holds_from_then_on(value_lm):
     ids = prompt(1, 120)
     session = lm.session(capacity=400)
     session.prefill(ids)
-    batch, seat = Batch(), Seat(policy, Budget.from_net(0.9, policy.space).tensor(1)[0], 200)
-    batch.join(session, seat)
+    batch = Batch()
+    batch.join(session, Seat(policy, Budget.from_net(0.9, policy.space).tensor(1)[0], 200))
     token = torch.tensor([5])
     first = torch.stack([batch.step(token).realised[0] for _ in range(100)]).mean()
-    seat.target = Budget.from_net(0.6, policy.space).tensor(1)[0]
+    batch.aim(Budget.from_net(0.6, policy.space).tensor(1))
     then = torch.stack([batch.step(token).realised[0] for _ in range(100)]).mean()
     assert float(first) == pytest.approx(0.9, abs=0.02)
     assert float(then) == pytest.approx(0.6, abs=0.02)

@@ -69,7 +69,7 @@ def test_bad_options_are_one_line(tiny_folder, options, word, monkeypatch, capsy
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1]
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("solm: ")
     assert word in line
 

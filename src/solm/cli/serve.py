@@ -100,14 +100,17 @@ def serve(
         return create_app(thread.submit(make).result(), keys, hosts)
 
     shown = f"[{host}]" if ":" in host else host
-    typer.echo(f"solm: {name or model} at http://{shown}:{port}/v1, a page to try it at /", err=True)
+    announced = f"solm: {name or model} at http://{shown}:{port}/v1, a page to try it at /"
     if replicas > 1:
         from solm.serving.replicas import serve_replicas
 
+        typer.echo(announced, err=True)
         serve_replicas(build, replicas, host, port, max(1.0, (os.cpu_count() or 1) / replicas))
         return
+    app = build()
+    typer.echo(announced, err=True)
     config = uvicorn.Config(
-        build(), host=host, port=port, log_config=None, access_log=False, lifespan="on",
+        app, host=host, port=port, log_config=None, access_log=False, lifespan="on",
         timeout_keep_alive=75, limit_concurrency=4096,
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )  # fmt: skip

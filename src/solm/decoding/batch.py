@@ -1,6 +1,6 @@
 """Continuous batching: rows of any length, policy and budget that join and leave between steps."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -18,22 +18,13 @@ from solm.policies.schedules import Random
 
 @dataclass
 class Seat:
-    """One row's place in a batch: who decides for it, and within what budget.
-
-    target: [3] float64 budget shares; it may be changed between steps and holds from then on. horizon: steps the
-    budget is meant for.
-    """
+    """Who decides for a row, and within what budget: target [3] float64 shares, meant for `horizon` steps."""
 
     policy: Policy | Allocator
     target: torch.Tensor
     horizon: int
     generator: torch.Generator | None = None
-    steps: int = 0
     state: Any = None
-    previous: int = 0
-    early: torch.Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
-    asked: torch.Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
-    """What earlier targets allowed for the steps that were booked."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +32,35 @@ class Stepped:
     """One step of a batch: logits [N, V], actions [N], realised [N, 3], controllable [N]."""
 
     logits: torch.Tensor
-    actions: list[int]
+    actions: torch.Tensor
     realised: torch.Tensor
     controllable: torch.Tensor
+
+
+@dataclass
+class _Books:
+    """What the rows' decisions depend on besides the session: target, asked (what earlier targets allowed for the steps
+    that were booked), early (what the layers before a policy's have spent) [N, 3]; horizon, steps, previous [N]."""
+
+    target: torch.Tensor
+    asked: torch.Tensor
+    early: torch.Tensor
+    horizon: torch.Tensor
+    steps: torch.Tensor
+    previous: torch.Tensor
+
+    @classmethod
+    def open(cls, seat: Seat) -> "_Books":
+        nothing = torch.zeros(1, 3, dtype=torch.float64)
+        previous = torch.tensor([seat.policy.space.dense_index])
+        horizon, steps = torch.tensor([seat.horizon]), torch.zeros(1, dtype=torch.int64)
+        return cls(seat.target[None].clone(), nothing, nothing.clone(), horizon, steps, previous)
+
+    def join(self, other: "_Books") -> "_Books":
+        return _Books(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
+
+    def rows(self, index: torch.Tensor) -> "_Books":
+        return _Books(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 class Batch:
@@ -52,6 +69,8 @@ class Batch:
     def __init__(self) -> None:
         self.session: Session | None = None
         self.seats: list[Seat] = []
+        self._books: _Books | None = None
+        self._groups: list[torch.Tensor] = []
 
     def join(self, session: Session, seat: Seat) -> None:
         """Add a session of one row, prefilled; it belongs to the batch from here on.
@@ -62,104 +81,97 @@ class Batch:
             layers = {other.policy.layer for other in self.seats if isinstance(other.policy, Allocator)}
             if layers - {seat.policy.layer}:
                 raise SolmError(f"policies of one batch must decide before the same layer, got {seat.policy.layer} too")
-        seat.previous = seat.policy.space.dense_index
-        if not isinstance(seat.policy, Allocator):
+        else:
             seat.state = seat.policy.start(1, session.device)
-        if self.session is None:
-            self.session = session
+        books = _Books.open(seat)
+        if self.session is None or self._books is None:
+            self.session, self._books = session, books
         else:
             self.session.join(session)
+            self._books = self._books.join(books)
         self.seats.append(seat)
+        self._regroup()
 
     def leave(self, row: int) -> None:
         """Drop a row; the last one takes its place."""
         assert self.session is not None
+        assert self._books is not None
         self.seats[row] = self.seats[-1]
         self.seats.pop()
         if self.seats:
             self.session.leave(row)
+            index = torch.arange(len(self.seats))
+            if row < len(index):
+                index[row] = len(index)
+            self._books = self._books.rows(index)
         else:
-            self.session = None
+            self.session = self._books = None
+        self._regroup()
+
+    def aim(self, target: torch.Tensor) -> None:
+        """Budget shares [N, 3] that hold from now on; what was spent before is seen against what was allowed then."""
+        assert self._books is not None
+        self._books.target = target
 
     def step(self, tokens: torch.Tensor) -> Stepped:
         """Process one token per row, tokens [N]."""
-        session, seats = self.session, self.seats
+        session, books = self.session, self._books
         assert session is not None
-        targets = torch.stack([seat.target for seat in seats])
-        # Targets may have changed on the way: what was booked is seen against what was allowed for it.
-        shift = targets * session.ledger.steps[:, None] - torch.stack([seat.asked for seat in seats])
+        assert books is not None
+        shift = books.target * session.ledger.steps[:, None] - books.asked
         seen = Ledger(session.ledger.spent + shift, session.ledger.steps)
-        keep = torch.empty(len(seats), 3, dtype=torch.float64)
-        taken: list[int] = [0] * len(seats)
+        keep = torch.empty(len(self.seats), 3, dtype=torch.float64)
+        taken = torch.empty(len(self.seats), dtype=torch.int64)
         passes: list[tuple[torch.Tensor, MidPass, torch.Tensor]] = []
-        for index in self._groups():
-            policy, rows = seats[int(index[0])].policy, SomeRows(session, index, seen.rows(index))
-            horizon = torch.tensor([seats[row].horizon for row in index.tolist()]).numpy()
-            steps = torch.tensor([seats[row].steps for row in index.tolist()]).numpy()
+        for index in self._groups:
+            policy, here = self.seats[int(index[0])].policy, books.rows(index)
+            rows = SomeRows(session, index, seen.rows(index))
             if isinstance(policy, Allocator):
-                spent = torch.stack([seats[row].early for row in index.tolist()]) + shift[index]
-                middle = MidPass(rows, policy, targets[index], horizon, Ledger(spent, rows.ledger.steps), steps)
-                actions = middle.before(1)
-                passes.append((index, middle, actions))
-                actions = actions[:, 0]
+                early = Ledger(here.early + shift[index], rows.ledger.steps)
+                middle = MidPass(rows, policy, here.target, here.horizon.numpy(), early, here.steps.numpy())
+                before = middle.before(1)
+                passes.append((index, middle, before))
+                taken[index] = before[:, 0]
             else:
-                actions = self._decide(policy, index, rows, tokens, targets, steps, horizon)
-            keep[index] = policy.space.table[actions]
-            self._note(index, actions, taken)
+                taken[index] = self._decide(policy, index, rows, tokens, here)
+            keep[index] = policy.space.table[taken[index]]
 
         def choose(hidden: torch.Tensor) -> torch.Tensor:
             later = keep.clone()
             for index, middle, before in passes:
-                actions = middle.decide(hidden[index.to(hidden.device)], before)[:, 0]
-                later[index] = middle.policy.space.table[actions]
-                self._note(index, actions, taken)
+                taken[index] = middle.decide(hidden[index.to(hidden.device)], before)[:, 0]
+                later[index] = middle.policy.space.table[taken[index]]
             return later[:, None]
 
         turn = Turn(passes[0][1].policy.layer, choose) if passes else None
         found = session.extend(tokens[:, None], keep[:, None], turn)
         for index, middle, _ in passes:
-            early = middle.early.spent - shift[index]
-            for place, row in enumerate(index.tolist()):
-                seats[row].early = early[place]
+            books.early[index] = middle.early.spent - shift[index]
         controllable = found.controllable[:, 0]
-        for seat, target, booked, action in zip(seats, targets, controllable.tolist(), taken, strict=True):
-            seat.steps, seat.previous = seat.steps + 1, action
-            if booked:
-                seat.asked = seat.asked + target
+        books.steps, books.previous = books.steps + 1, taken
+        books.asked = books.asked + books.target * controllable[:, None]
         return Stepped(found.logits[:, 0], taken, found.realised[:, 0], controllable)
 
-    def _groups(self) -> list[torch.Tensor]:
-        """Rows that can be decided together: one policy, neither draws nor a state of their own."""
+    def _regroup(self) -> None:
+        """Find the rows that can be decided together: one policy, neither draws nor a state of their own."""
         groups: dict[tuple[int, int], list[int]] = {}
         for row, seat in enumerate(self.seats):
             alone = isinstance(seat.policy, Random) or (
                 seat.policy.reads_model and not isinstance(seat.policy, Allocator)
             )
             groups.setdefault((id(seat.policy), row if alone else -1), []).append(row)
-        return [torch.tensor(rows) for rows in groups.values()]
+        self._groups = [torch.tensor(rows) for rows in groups.values()]
 
     def _decide(
-        self,
-        policy: Policy,
-        index: torch.Tensor,
-        rows: SomeRows,
-        tokens: torch.Tensor,
-        targets: torch.Tensor,
-        steps: Any,
-        horizon: Any,
+        self, policy: Policy, index: torch.Tensor, rows: SomeRows, tokens: torch.Tensor, books: _Books
     ) -> torch.Tensor:
         session, seat = self.session, self.seats[int(index[0])]
         assert session is not None
         observation = Observation(
             session.hidden[index.to(session.hidden.device)] if policy.reads_model else None,
             session.embed(tokens[index]) if policy.reads_model else None,
-            targets[index], rows.ledger, rows.levels(policy.space), steps, horizon, rows.controllable,
-            torch.tensor([self.seats[row].previous for row in index.tolist()]),
+            books.target, rows.ledger, rows.levels(policy.space), books.steps.numpy(), books.horizon.numpy(),
+            rows.controllable, books.previous,
         )  # fmt: skip
         actions, seat.state = policy.act(observation, seat.state, seat.generator)
         return torch.where(rows.controllable, actions, policy.space.dense_index)
-
-    @staticmethod
-    def _note(index: torch.Tensor, actions: torch.Tensor, taken: list[int]) -> None:
-        for row, action in zip(index.tolist(), actions.tolist(), strict=True):
-            taken[row] = action

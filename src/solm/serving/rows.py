@@ -97,6 +97,11 @@ class Row:
         self._pending = ""
         self._first = (job.order.policy.space.actions[-1], torch.ones(3, dtype=torch.float64), False)
 
+    @property
+    def left(self) -> int:
+        """Tokens that the reply may still have."""
+        return self.job.max_tokens - len(self.text.ids)
+
     def echo(self, logits: torch.Tensor, start: int) -> None:
         """Tell the prompt's tokens from `start` on, and what logits [C, V] after each say of the next one."""
         ids = self.job.ids
@@ -122,7 +127,7 @@ class Row:
         shares = dict(zip(AXES, realised.tolist(), strict=True))
         self.spent.append(Spent(token, new, action.tag, shares, cost, controllable))
         ended = token in self.sampler.stops
-        if ended or len(self.text.ids) == self.job.max_tokens:
+        if ended or self.left == 0:
             self.finished = "stop" if ended else "length"
             new += self.text.flush()
         self._tell(new, self._said(token, logits, self.spent[-1]))

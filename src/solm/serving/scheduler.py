@@ -214,9 +214,10 @@ class Scheduler:
             governor.idle()
             return
         now = self.clock()
-        for row in rows:
-            left = row.job.max_tokens - len(row.text.ids)
-            row.seat.target = row.job.order.target(governor.dial_for(row.job.deadline, now, left))
+        if governor.objective is not None or any(row.job.deadline is not None for row in rows):
+            dials = [governor.dial_for(row.job.deadline, now, row.left) for row in rows]
+            targets = [row.job.order.target(dial) for row, dial in zip(rows, dials, strict=True)]
+            self._batch.aim(torch.stack(targets))
         try:
             found = self._batch.step(torch.tensor([row.last for row in rows]))
         except Exception as error:
@@ -227,11 +228,12 @@ class Scheduler:
             self._told.clear()
             return
         governor.stepped(len(rows), self.clock() - now)
+        actions, controllable = found.actions.tolist(), found.controllable.tolist()
         for index in reversed(range(len(rows))):
             row = rows[index]
-            action = row.job.order.policy.space.actions[found.actions[index]]
+            action = row.job.order.policy.space.actions[actions[index]]
             try:
-                self._take(row, found.logits[index], (action, found.realised[index], bool(found.controllable[index])))
+                self._take(row, found.logits[index], (action, found.realised[index], controllable[index]))
             except Exception as error:
                 self._broken(row.job, error)
                 row.finished = "error"
