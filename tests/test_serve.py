@@ -295,9 +295,11 @@ def test_five_hundred_hang_up_and_nothing_is_left(service, address, client):
         body = {"model": "tiny", "messages": CHAT, "max_tokens": 350, "stream": number % 2 == 0}
         body["logit_bias"] = {"2": -100}
         body["efficiency"] = {"budget": 0.6}
+        # Whoever streams leaves after some lines, the others at any moment: before they are read, while they wait, after.
+        patience = 60 if body["stream"] else rng.uniform(0.01, 0.5)
         try:
             with (
-                httpx.Client(timeout=httpx.Timeout(30, read=rng.uniform(0.01, 0.2))) as http,
+                httpx.Client(timeout=httpx.Timeout(60, read=patience)) as http,
                 http.stream("POST", f"{address}/v1/chat/completions", json=body) as answer,
             ):
                 for count, _ in enumerate(answer.iter_lines()):
@@ -310,7 +312,7 @@ def test_five_hundred_hang_up_and_nothing_is_left(service, address, client):
         list(pool.map(hang_up, range(500)))
     until(lambda: gauges(service) == (0, 0, 0), 120)
     assert service.scheduler._batch.session is None
-    assert service.metrics.registry.get_sample_value("solm_rows_ended_total", {"reason": "cancelled"}) > 300
+    assert service.metrics.registry.get_sample_value("solm_rows_ended_total", {"reason": "cancelled"}) > 250
     assert ask(client).choices[0].message.content
 
 

@@ -86,7 +86,8 @@ def serve(
     )  # fmt: skip
     grid = None if space is None else ActionSpace.preset(space)
     keys = [key.strip() for key in os.environ.get("SOLM_API_KEYS", "").split(",") if key.strip()]
-    hosts = ("127.0.0.1", "localhost", "[::1]") if host in ("127.0.0.1", "localhost", "::1") else ("*",)
+    local = ("127.0.0.1", "localhost", "::1")
+    hosts = local if host in local else None
 
     def build() -> FastAPI:
         log_lines()

@@ -1,7 +1,9 @@
 """What the API says, in the types of the `openai` package."""
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from openai.types import Completion, CompletionUsage
@@ -27,14 +29,26 @@ class Choice:
 
 
 class Answers:
-    """Builds the objects of one request. chat: of a chat or a plain completion; trace: with every token's cost."""
+    """Builds the objects of one request. chat: of a chat or a plain completion; trace: with every token's cost.
+
+    each: choices per prompt.
+    """
 
     def __init__(
-        self, identity: str, model: str, tokenizer: PreTrainedTokenizerBase, chat: bool, logprobs: bool, trace: bool
+        self,
+        identity: str,
+        model: str,
+        tokenizer: PreTrainedTokenizerBase,
+        chat: bool,
+        logprobs: bool,
+        trace: bool,
+        each: int,
     ):
         self.identity, self.model, self.tokenizer = identity, model, tokenizer
-        self.chat, self.logprobs, self.trace = chat, logprobs, trace
+        self.chat, self.logprobs, self.trace, self.each = chat, logprobs, trace, each
         self.created = int(time.time())
+        self._told: Counter[int] = Counter()
+        """Characters of every choice's tokens so far, for `text_offset`."""
 
     def whole(self, choices: list[Choice], echo: list[str]) -> BaseModel:
         """The answer of a request that is not streamed; echo: what is put before every text."""
@@ -47,13 +61,13 @@ class Answers:
             else:
                 body["text"] = before + choice.text
             if self.logprobs:
-                body["logprobs"] = self._log_probabilities(choice.said)
+                body["logprobs"] = self._log_probabilities(index, choice.said)
             if self.trace:
                 body["efficiency"] = {"tokens": self._trace(choice.said)}
             found.append(body)
         if not self.chat:
-            return self._completion(found, usage(choices))
-        return ChatCompletion.model_validate(self._envelope("chat.completion", found) | {"usage": usage(choices)})
+            return self._completion(found, self.usage(choices))
+        return ChatCompletion.model_validate(self._envelope("chat.completion", found) | {"usage": self.usage(choices)})
 
     def piece(self, index: int, piece: Piece, first: bool, before: str = "") -> BaseModel:
         """One event of a stream."""
@@ -63,7 +77,7 @@ class Answers:
         else:
             body["text"] = before + piece.text
         if self.logprobs:
-            body["logprobs"] = self._log_probabilities(list(piece.tokens))
+            body["logprobs"] = self._log_probabilities(index, list(piece.tokens))
         if self.trace:
             body["efficiency"] = {"tokens": self._trace(list(piece.tokens))}
         return self._event([body])
@@ -76,7 +90,29 @@ class Answers:
 
     def spent(self, choices: list[Choice]) -> BaseModel:
         """The event that reports usage, after all others."""
-        return self._event([], usage(choices))
+        return self._event([], self.usage(choices))
+
+    def usage(self, choices: list[Choice]) -> CompletionUsage:
+        """Tokens and compute of all choices together; `compute` weights them by their tokens, a prompt counts once."""
+        ends = [choice.ended for choice in choices if choice.ended is not None]
+        written, weights = sum(ended.tokens for ended in ends), [max(1, ended.tokens) for ended in ends]
+
+        def mean(values: list[float]) -> float:
+            return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+
+        names = [*AXES, "net"]
+        read = sum(ended.prompt_tokens for ended in ends[:: self.each])
+        return CompletionUsage.model_validate(
+            {
+                "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
+                "prompt_tokens_details": {"cached_tokens": sum(ended.cached_tokens for ended in ends[:: self.each])},
+                "compute": {
+                    "requested": {name: mean([ended.compute.requested[name] for ended in ends]) for name in names},
+                    "realised": {name: mean([ended.compute.realised[name] for ended in ends]) for name in names},
+                    "bytes": mean([ended.compute.bytes for ended in ends]),
+                },
+            }
+        )  # fmt: skip
 
     def _event(self, choices: list[dict[str, Any]], used: CompletionUsage | None = None) -> BaseModel:
         if not self.chat:
@@ -97,7 +133,7 @@ class Answers:
             "id": self.identity, "object": kind, "created": self.created, "model": self.model, "choices": choices,
         }  # fmt: skip
 
-    def _log_probabilities(self, said: list[Said]) -> dict[str, Any]:
+    def _log_probabilities(self, index: int, said: list[Said]) -> dict[str, Any]:
         if self.chat:
             entries = [
                 self._entry(token.id, token.log_probability)
@@ -106,7 +142,7 @@ class Answers:
             ]
             return {"content": entries, "refusal": None}
         texts = [self._text(token.id) for token in said]
-        offsets = [sum(map(len, texts[:index])) for index in range(len(texts))]
+        *offsets, self._told[index] = accumulate(map(len, texts), initial=self._told[index])
         # Reversed, so that of tokens with the same text (parts of a character) the likeliest stays.
         best = [
             None if token.log_probability is None else {self._text(other): v for other, v in reversed(token.likely)}
@@ -132,26 +168,3 @@ class Answers:
             for token in said
             if token.spent is not None
         ]  # fmt: skip
-
-
-def usage(choices: list[Choice]) -> CompletionUsage:
-    """Tokens and compute of all choices together; `compute` weights them by their tokens."""
-    ends = [choice.ended for choice in choices if choice.ended is not None]
-    written, weights = sum(ended.tokens for ended in ends), [max(1, ended.tokens) for ended in ends]
-
-    def mean(values: list[float]) -> float:
-        return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
-
-    names = [*AXES, "net"]
-    read = sum(ended.prompt_tokens for ended in ends)
-    return CompletionUsage.model_validate(
-        {
-            "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
-            "prompt_tokens_details": {"cached_tokens": sum(ended.cached_tokens for ended in ends)},
-            "compute": {
-                "requested": {name: mean([ended.compute.requested[name] for ended in ends]) for name in names},
-                "realised": {name: mean([ended.compute.realised[name] for ended in ends]) for name in names},
-                "bytes": mean([ended.compute.bytes for ended in ends]),
-            },
-        }
-    )  # fmt: skip

@@ -14,26 +14,25 @@ from openai.types import Model
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
 from solm.actions import AXES
 from solm.serving.answers import Choice
 from solm.serving.failures import ApiError, from_validation, handle_errors
 from solm.serving.gate import OPEN, Gate
-from solm.serving.requests import ChatRequest, CompletionRequest, TokenizeRequest
+from solm.serving.requests import BODIES, ChatRequest, CompletionRequest, TokenizeRequest
 from solm.serving.rows import Failed, Piece
 from solm.serving.service import Exchange, Service
-from solm.serving.settings import MAX_BODY
+from solm.serving.settings import BODY_SECONDS, FIXED_LIMITS, MAX_BODY
 
 Body = TypeVar("Body", bound=BaseModel)
-_BODIES = (ChatRequest, CompletionRequest, TokenizeRequest)
 _PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'"
 _STATIC = {"page.js": "text/javascript", "page.css": "text/css"}
 
 
-def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] = ("*",)) -> FastAPI:
-    """The application. keys: one of them is needed for every route but `/health`, where there are any. hosts: values
-    of the Host header that are answered, so that no other site's page can reach a server on this machine."""
+def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] | None = None) -> FastAPI:
+    """The application. keys: one of them is needed for every route but `/health`, where there are any. hosts: names
+    that are answered, None: any (see `Gate`)."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -44,8 +43,7 @@ def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] 
 
     app = FastAPI(title="solm", version=version("solm"), lifespan=lifespan, docs_url=None, redoc_url=None)
     handle_errors(app)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.add_middleware(Gate, keys=keys, metrics=service.metrics)
+    app.add_middleware(Gate, keys=keys, metrics=service.metrics, hosts=hosts)
 
     @app.post("/v1/chat/completions", **_takes(ChatRequest))
     async def chat_completions(request: Request) -> Response:
@@ -81,8 +79,9 @@ def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] 
     @app.get("/health", responses={503: {"description": "Not warm yet."}})
     async def health() -> JSONResponse:
         """200 once a request would be answered at full speed; the server's limits."""
-        state = {"status": "ready" if service.ready else "starting", "limits": service.settings.model_dump()}
-        return JSONResponse(state | {"version": version("solm")}, 200 if service.ready else 503)
+        limits = service.settings.model_dump() | {"context": service.context} | FIXED_LIMITS
+        state = {"status": "ready" if service.ready else "starting", "limits": limits, "version": version("solm")}
+        return JSONResponse(state, 200 if service.ready else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -110,10 +109,19 @@ async def _parse(request: Request, kind: type[Body]) -> Body:
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise ApiError(400, "the content type must be application/json", code="invalid_content_type")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise ApiError(413, f"the body exceeds {MAX_BODY} bytes", code="body_too_large")
+    large = ApiError(413, f"the body exceeds {MAX_BODY} bytes", code="body_too_large")
+    if int(request.headers.get("content-length", 0)) > MAX_BODY:
+        raise large
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise large
+    except TimeoutError:
+        raise ApiError(408, f"the body did not arrive within {BODY_SECONDS} s", code="body_too_slow") from None
+    except ClientDisconnect:
+        raise ApiError(499, "the client hung up") from None
     try:
         return kind.model_validate_json(bytes(body))
     except ValidationError as error:
@@ -137,10 +145,8 @@ async def _complete(service: Service, request: Request, asked: ChatRequest | Com
             return Response(status_code=499)
         choices = gathering.result()
         _note(request, choices)
-        return Response(
-            exchange.answers.whole(choices, exchange.echo).model_dump_json(exclude_unset=True, warnings=False),
-            media_type="application/json",
-        )
+        whole = await run_in_threadpool(exchange.answers.whole, choices, exchange.echo)
+        return Response(whole.model_dump_json(exclude_unset=True, warnings=False), media_type="application/json")
     finally:
         gathering.cancel()
         gone.cancel()
@@ -214,8 +220,9 @@ def _takes(kind: type[BaseModel]) -> dict[str, Any]:
         | {
             status: {"description": text, "content": {"application/json": {"schema": {"type": "object"}}}}
             for status, text in (
-                (400, "Something in the request cannot be done."), (404, "Unknown model."), (413, "Body too large."),
-                (429, "Too many rows wait."), (503, "Starting or stopping."), (504, "Out of time."),
+                (400, "Something in the request cannot be done."), (404, "Unknown model."), (408, "Body too slow."),
+                (413, "Body too large."), (429, "Too many rows wait."), (503, "Starting or stopping."),
+                (504, "Out of time."),
             )
         },
     }  # fmt: skip
@@ -229,7 +236,7 @@ def _describe(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = made()
         _, schemas = models_json_schema(
-            [(kind, "validation") for kind in _BODIES], ref_template="#/components/schemas/{model}"
+            [(kind, "validation") for kind in BODIES], ref_template="#/components/schemas/{model}"
         )
         document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
         for path, operations in document["paths"].items():

@@ -67,6 +67,9 @@ class Dial:
         if name == "dense":
             if budget.net < 1:
                 raise BudgetError(f"policy dense spends everything; budget {budget.net:g} needs another policy")
+            for field in ("floor", "deadline_ms"):
+                if getattr(asked, field) is not None:
+                    raise SolmError(f"policy dense spends everything; {field} needs another policy")
             return Order(name, self.policies[name], budget, budget)
         floor = self.floor if asked.floor is None else self._budget(asked.floor)
         attention, mlp, bits = (min(low, high) for low, high in zip(floor.shares, budget.shares, strict=True))

@@ -9,10 +9,12 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from solm.errors import BudgetError, ContextLengthError, SolmError
+from solm.serving.requests import BODIES, PARTS
 from solm.serving.rows import Failed
 from solm.serving.scheduler import BusyError
 
 _SHOWN = 80  # characters of a bad value in a message
+_FIELDS = {name for kind in (*BODIES, *PARTS) for name in kind.model_fields}
 
 
 class ApiError(Exception):
@@ -35,14 +37,22 @@ class ApiError(Exception):
 
 
 def from_validation(error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a body."""
-    first = error.errors(include_url=False, include_context=False)[0]
+    """What is wrong with a body, one thing of all."""
+    # Where several shapes are allowed, each complains: the shape that was meant got furthest, or has the right type.
+    first = max(
+        error.errors(include_url=False, include_context=False),
+        key=lambda found: (not found["type"].endswith("_type"), len(found["loc"])),
+    )
+    unknown = first["type"] == "extra_forbidden"
     # Unions name their branches in the place; only fields and indices mean something to a user.
-    place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or str(part).isidentifier())
-    if first["type"] == "extra_forbidden":
+    parts = [part for part in first["loc"][: len(first["loc"]) - unknown] if isinstance(part, int) or part in _FIELDS]
+    place = ".".join(str(part)[:_SHOWN] for part in [*parts, *first["loc"][-1:][:unknown]])
+    if unknown:
         return ApiError(400, f"{place} is not supported by this server", place, "unsupported_parameter")
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['msg']}", None, "invalid_json")
+    if first["type"] == "missing":
+        return ApiError(400, f"{place} is missing", place, "missing_required_parameter")
     got = repr(first.get("input"))
     shown = got if len(got) <= _SHOWN else got[:_SHOWN] + "..."
     return ApiError(400, f"{place or 'body'}: {first['msg']} (got {shown})", place or None, "invalid_value")

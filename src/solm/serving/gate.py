@@ -9,6 +9,7 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,11 +23,14 @@ OPEN = ("/health",)
 class Gate:
     """Refuses requests without one of `keys`, where there are any; writes one line of JSON per request, without text.
 
+    hosts: names in the Host header that are answered, so that no other site's page can reach a server on this machine
+    by a name of its own; None: any.
+
     A key comes as a bearer token or as the password of HTTP Basic, which is what a browser can send.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], metrics: Metrics):
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: ASGIApp, keys: Sequence[str], metrics: Metrics, hosts: Sequence[str] | None = None):
+        self.app, self.metrics, self.hosts = app, metrics, hosts
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,12 +47,16 @@ class Gate:
                 message["headers"] = [*message["headers"], (b"x-request-id", identity.encode())]
             await send(message)
 
+        headers = dict(scope["headers"])
         try:
-            if scope["path"] in OPEN or self._allowed(dict(scope["headers"]).get(b"authorization", b"")):
+            if not self._named(headers.get(b"host", b"")):
+                refusal = ApiError(400, "the Host header does not name this server", code="invalid_host")
+                await refusal.response()(scope, receive, noted)
+            elif scope["path"] in OPEN or self._allowed(headers.get(b"authorization", b"")):
                 await self.app(scope, receive, noted)
             else:
-                refusal = ApiError(401, "a valid API key is needed", code="invalid_api_key").response()
-                await refusal(scope, receive, noted)
+                refusal = ApiError(401, "a valid API key is needed", code="invalid_api_key")
+                await refusal.response()(scope, receive, noted)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
             self.metrics.requests.labels(route, str(status)).inc()
@@ -57,6 +65,12 @@ class Gate:
                 "seconds": round(time.perf_counter() - begun, 4), **scope["state"].get("log", {}),
             }  # fmt: skip
             _LOG.info(json.dumps(line))
+
+    def _named(self, header: bytes) -> bool:
+        try:
+            return self.hosts is None or urlsplit("//" + header.decode("latin-1")).hostname in self.hosts
+        except ValueError:
+            return False
 
     def _allowed(self, header: bytes) -> bool:
         if not self._digests:

@@ -4,16 +4,27 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from solm.serving.settings import MAX_BIASES, MAX_CHOICES, MAX_LOGPROBS, MAX_PROMPTS, MAX_STOP_LENGTH, MAX_STOPS
+from solm.serving.settings import (
+    MAX_BIASES,
+    MAX_CHOICES,
+    MAX_DEADLINE_MS,
+    MAX_LOGPROBS,
+    MAX_MESSAGES,
+    MAX_PROMPTS,
+    MAX_STOP_LENGTH,
+    MAX_STOPS,
+)
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+TokenKey = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Zero = Annotated[float, Field(ge=0, le=0, description="Accepted for compatibility; only 0.")]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    # Strict: "5" and true are no numbers.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class AxisBudget(_Strict):
@@ -31,12 +42,12 @@ class Efficiency(_Strict):
     """The compute dial of one request."""
 
     budget: NetOrAxes | None = Field(None, description="Net keep, such as 0.6, or averages per axis.")
-    policy: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+    policy: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
         None, description="dense, static, random, or policy where the server has one."
     )
     floor: NetOrAxes | None = Field(None, description="Least the governor may cut the budget to.")
     deadline_ms: float | None = Field(
-        None, gt=0, le=3_600_000, description="When the reply should be complete; the budget falls to meet it."
+        None, gt=0, le=MAX_DEADLINE_MS, description="When the reply should be complete; the budget falls to meet it."
     )
     trace: bool = Field(False, description="Report every token's action and cost.")
 
@@ -54,10 +65,10 @@ class _Request(_Strict):
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(None, ge=0, lt=1 << 63)
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)] | None = None
+    logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=MAX_BIASES)] | None = None
     frequency_penalty: Zero = 0
     presence_penalty: Zero = 0
     efficiency: Efficiency | None = None
@@ -78,7 +89,7 @@ class Message(_Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
     def plain(self) -> dict[str, str]:
         """As chat templates want it."""
@@ -89,17 +100,19 @@ class Message(_Strict):
 class ChatRequest(_Request):
     """`POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1, max_length=1024)
+    messages: list[Message] = Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
 
+# A megabyte of wrong list items must not become a megabyte of errors: the first one is enough.
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 Prompt = (
     str
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-    | Annotated[list[TokenId], Field(min_length=1)]
-    | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
+    | TokenIds
+    | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
 )
 
 
@@ -115,4 +128,9 @@ class TokenizeRequest(_Strict):
     """`POST /tokenize`: a text, or messages through the chat template."""
 
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)] | None = None
+
+
+BODIES = (ChatRequest, CompletionRequest, TokenizeRequest)
+PARTS = (Message, TextPart, Efficiency, AxisBudget, StreamOptions)
+"""What bodies are and what they hold."""

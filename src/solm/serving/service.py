@@ -122,6 +122,8 @@ class Service:
             raise ApiError(400, "stream_options need stream to be true", "stream_options")
         order = self.dial.order(request.efficiency)
         if isinstance(request, ChatRequest):
+            if request.max_tokens is not None and request.max_completion_tokens is not None:
+                raise ApiError(400, "give either max_tokens or max_completion_tokens", "max_completion_tokens")
             prompts, echo, logprobs = [self.tokens(request.messages)], False, None
             wanted = request.max_completion_tokens or request.max_tokens
             if request.top_logprobs is not None and not request.logprobs:
@@ -135,6 +137,9 @@ class Service:
             wanted = _COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
             if wanted == 0 and not echo:
                 raise ApiError(400, "max_tokens 0 needs echo", "max_tokens")
+        rows, most = len(prompts) * request.n, self.settings.max_rows + self.settings.max_waiting
+        if rows > most:
+            raise ApiError(400, f"{rows} replies in one request; this server holds at most {most} in all", "n")
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         jobs: list[Job] = []
         for ids in prompts:
@@ -148,8 +153,9 @@ class Service:
                 jobs.append(self._job(request, ids, longest, order, emit, index, logprobs, echo))
         trace = request.efficiency is not None and request.efficiency.trace
         answers = Answers(
-            identity, self.name, self._tokenizer, isinstance(request, ChatRequest), logprobs is not None, trace
-        )
+            identity, self.name, self._tokenizer, isinstance(request, ChatRequest), logprobs is not None, trace,
+            request.n,
+        )  # fmt: skip
         before = [str(self._tokenizer.decode(ids)) if echo else "" for ids in prompts for _ in range(request.n)]
         self.scheduler.submit(jobs)
         return Exchange(jobs, events, answers, before)
@@ -205,10 +211,10 @@ class Service:
                 "do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0,
             }  # fmt: skip
         if request.logit_bias:
-            beyond = max(request.logit_bias)
-            if beyond >= vocabulary:
-                raise ApiError(400, f"token {beyond} is not among the model's {vocabulary}", "logit_bias")
-            sampling["sequence_bias"] = {(token,): float(bias) for token, bias in request.logit_bias.items()}
+            biases = {int(token): bias for token, bias in request.logit_bias.items()}
+            if max(biases) >= vocabulary:
+                raise ApiError(400, f"token {max(biases)} is not among the model's {vocabulary}", "logit_bias")
+            sampling["sequence_bias"] = {(token,): bias for token, bias in biases.items()}
         seed = secrets.randbits(62) if request.seed is None else request.seed
         asked = None if request.efficiency is None else request.efficiency.deadline_ms
         deadline = None if asked is None else self.scheduler.clock() + asked / 1000

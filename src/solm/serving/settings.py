@@ -32,8 +32,18 @@ class ServeSettings(BaseModel):
 
 MAX_BODY = 1 << 20
 """Bytes of a request."""
+BODY_SECONDS = 60
+"""Until all of them have arrived."""
 MAX_CHOICES = 8
+MAX_MESSAGES = 1024
 MAX_PROMPTS = 64
 MAX_STOPS, MAX_STOP_LENGTH = 4, 256
 MAX_LOGPROBS = 20
 MAX_BIASES = 300
+MAX_DEADLINE_MS = 3_600_000
+FIXED_LIMITS = {
+    "body_bytes": MAX_BODY, "body_seconds": BODY_SECONDS, "n": MAX_CHOICES, "prompts": MAX_PROMPTS,
+    "messages": MAX_MESSAGES, "stop_strings": MAX_STOPS, "stop_characters": MAX_STOP_LENGTH, "logprobs": MAX_LOGPROBS,
+    "logit_biases": MAX_BIASES, "deadline_ms": MAX_DEADLINE_MS,
+}  # fmt: skip
+"""What `/health` says beside the settings."""
