@@ -92,8 +92,8 @@ def test_sequences_match_static_to_policy_one_by_one(policy_lm, stream):
     """Each sequence's static schedule spends what that sequence's policy spent, to half a level per run."""
     window = stream.spaced(4, 111, torch.Generator().manual_seed(0))
     budgets = [solm.Budget.from_net(net, policy_lm.space) for net in SETTINGS.budgets]
-    arms = {"static": perplexity.Static(policy_lm.space)}
-    rows = perplexity._batch_rows(policy_lm, window, budgets, policy_lm.space, SETTINGS, 0, arms)
+    arms = {"static": perplexity.Arm(perplexity.Static(policy_lm.space))}
+    rows = perplexity._run_batch(policy_lm, window, budgets, policy_lm.space, SETTINGS, 0, arms)["rows"]
     for budget in SETTINGS.budgets:
         policy, static = np.array(rows[f"policy@{budget}"]), np.array(rows[f"static@{budget}"])
         assert np.abs(policy[:, 1:4] - static[:, 1:4]).max() <= 0.9 / 20 / 2

@@ -22,9 +22,8 @@ from solm.cli.options import (
 from solm.errors import SolmError
 
 if TYPE_CHECKING:
-    from solm.actions import ActionSpace
     from solm.decoding.language_model import LanguageModel
-    from solm.policies.observation import Policy
+    from solm.evaluation.arms import Arm
     from solm.policies.prices import Allocator
 
 
@@ -48,14 +47,18 @@ def evaluate(
     ] = None,
     semantics: Annotated[str | None, typer.Option(help="Without a policy: default or paper.")] = None,
     tuning: Annotated[
-        str | None, typer.Option(help="Text to choose the arm static-tuned on; not the text that is evaluated.")
+        str | None,
+        typer.Option(help="Text to choose static-tuned and to calibrate teal on; not the text that is evaluated."),
     ] = None,
     rival: Annotated[
         list[str] | None, typer.Option(help="One more policy over the same space, as name=folder; may be repeated.")
     ] = None,
-    controllers: Annotated[
+    baselines: Annotated[
         str | None,
-        typer.Option(help="Training-free arms: entropy, drift. They step token by token: slow."),
+        typer.Option(
+            help="More arms: constant, drift, entropy, per-request, teal, top-p. "
+            "drift, entropy and top-p step token by token: slow."
+        ),
     ] = None,
     oracle: Annotated[bool, typer.Option("--oracle", help="Also measure the ceiling, with access to answers.")] = False,
     seed: SeedOption = 0,
@@ -75,12 +78,15 @@ def evaluate(
 
         solm eval --policy builtin:smollm2-135m --space joint-27 --data wiki.txt --tuning web.jsonl --oracle
 
+        solm eval --policy builtin:smollm2-135m --space attention-fine --data wiki.txt --baselines constant,top-p
+
     An interrupted evaluation with --json goes on where it stopped.
     """
     from solm.actions import ActionSpace
     from solm.data.windows import token_stream
     from solm.decoding.api import load
     from solm.evaluation import show
+    from solm.evaluation.baselines import baseline
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.perplexity import evaluate as run
     from solm.files import write_bytes, write_text
@@ -99,14 +105,14 @@ def evaluate(
     trained = None if policy is None else in_space(TrainedPolicy.from_pretrained(policy), grid)
     how = None if semantics is None else Semantics.preset(semantics)
     lm = load(model, trained, semantics=how, dtype=dtype, backend=backend, precision=precision)
-    rivals: dict[str, Policy | Allocator] = {}
+    rivals: dict[str, Allocator | Arm] = {}
     for name, _, folder in (item.partition("=") for item in rival or []):
         rivals[name] = _rival(folder, lm)
-    for name in controllers.split(",") if controllers else ():
-        rivals[name] = _controller(name.strip(), lm, grid or lm.space)
     assert lm.tokenizer is not None
     streams = [token_stream(source, lm.tokenizer) for source in data.split(",")]
     calibration = None if tuning is None else token_stream(tuning.split(","), lm.tokenizer)
+    for name in (item.strip() for item in (baselines or "").split(",") if item.strip()):
+        rivals[name] = baseline(name, lm, grid or lm.space, calibration, context, seed)
     partial = None if json is None else json.with_name(json.name + ".partial")
     with progress_bar() as progress:
         task = progress.add_task("evaluating", total=None, note="")
@@ -123,16 +129,6 @@ def evaluate(
     console.print(show.table(result))
     for line in show.verdict(result):
         console.print(line)
-
-
-def _controller(name: str, lm: "LanguageModel", space: "ActionSpace") -> "Policy":
-    from solm.policies.controllers import DriftController, EntropyController
-
-    if name == "entropy":
-        return EntropyController(space, lm.model.get_output_embeddings())
-    if name == "drift":
-        return DriftController(space)
-    raise SolmError(f"unknown controller {name!r}; choose entropy or drift")
 
 
 def _rival(folder: str, lm: "LanguageModel") -> "Allocator":

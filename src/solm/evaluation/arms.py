@@ -1,4 +1,7 @@
-"""The baselines that need measurements of their own: the tuned static schedule and the oracle."""
+"""Arms of a comparison, and those that need measurements of their own: the tuned static schedule and the oracle."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -6,11 +9,25 @@ from solm.actions import FULL_BITS, ActionSpace
 from solm.data.windows import TokenStream
 from solm.decoding.language_model import LanguageModel
 from solm.decoding.levels import level_gains
-from solm.policies.observation import Observation
+from solm.ops.adaptive import Rule
+from solm.policies.observation import Observation, Policy
 from solm.policies.prices import Allocator, Gains, price_curves
 from solm.policies.schedules import BlindSchedule
 
 _TUNING_TEXTS, _TUNING_BATCH = 24, 8
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to spend a budget.
+
+    rule: what reads by activations instead of exact numbers, where something does. retarget: another split of the same
+    net keep, from prompts [N, C] and the budget shares [N·K, 3] of their K rows each, adjacent.
+    """
+
+    policy: Policy | Allocator
+    rule: Callable[[], Rule] | None = None
+    retarget: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
 
 class Oracle(Allocator):

@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[2] = 2
+READABLE = (1, 2)
+"""Version 1 of an evaluation has neither `trials` nor `use` nor `examples`; tasks are the same in both."""
 
 
 class Difference(BaseModel):
@@ -44,18 +46,70 @@ class Point(BaseModel):
     difference: Difference | None = None
 
 
+class Trials(BaseModel):
+    """Nats per token of every whole-set random trial at one budget."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    budget: float
+    nats: list[float]
+
+
+class Use(BaseModel):
+    """How many of a group of steps took each level: per axis of the space, by rising level."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    group: str
+    counts: dict[str, list[int]]
+
+
+class ActionUse(BaseModel):
+    """What the policy did at one budget, by the step's position after the context and by the class of its token."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    budget: float
+    positions: list[Use]
+    classes: list[Use]
+
+
+class ExampleToken(BaseModel):
+    """A token and the step that processed it: its action, its cost in bytes as a share of dense, and the nats that the
+    token after it lost."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+    action: str
+    cost: float
+    nats: float
+
+
+class Example(BaseModel):
+    """One text under the policy at one budget."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    budget: float
+    tokens: list[ExampleToken]
+
+
 class EvaluationResult(BaseModel):
     """Everything an evaluation found, and what is needed to repeat it."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     command: str
     settings: dict[str, Any]
     environment: dict[str, Any]
     data_fingerprint: str
     points: list[Point]
     policy: dict[str, Any] = Field(default_factory=dict)
+    trials: list[Trials] = Field(default_factory=list)
+    use: list[ActionUse] = Field(default_factory=list)
+    examples: list[Example] = Field(default_factory=list)
 
     def arm(self, name: str, budget: float) -> Point | None:
         return next((point for point in self.points if point.arm == name and point.budget == budget), None)
@@ -88,7 +142,7 @@ class TaskResult(BaseModel):
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
     kind: Literal["tasks"] = "tasks"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     command: str
     settings: dict[str, Any]
     environment: dict[str, Any]

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from solm.models.cache import PagedCache
+from solm.ops.adaptive import Rule, current_rule
 from solm.ops.layout import Layout
 from solm.ops.plan import Plan
 
@@ -17,7 +18,8 @@ class ActivePass:
     """What the hooked modules need during one controlled forward pass.
 
     plan: of the layer in progress. turn: the layer before which `choose` is called, with the residual stream
-    [N, Q, H] that enters it, for the plan of the layers from there on. None: the pass keeps its plan.
+    [N, Q, H] that enters it, for the plan of the layers from there on. None: the pass keeps its plan. rule: what
+    decides what is read instead of the plan's exact numbers, where something does. layer: the one in progress.
     """
 
     plan: Plan
@@ -25,9 +27,12 @@ class ActivePass:
     cache: PagedCache
     turn: int | None = None
     choose: Callable[[torch.Tensor], Plan] | None = None
+    rule: Rule | None = field(default_factory=current_rule)
+    layer: int = 0
 
     def enter(self, layer: int, hidden: torch.Tensor) -> None:
         """The pass reaches `layer`."""
+        self.layer = layer
         if layer == self.turn and self.choose is not None:
             self.plan = self.choose(hidden)
 

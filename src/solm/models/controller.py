@@ -11,7 +11,9 @@ from solm.cost import ModelShapes
 from solm.errors import UnsupportedModelError
 from solm.models.active import ActivePass, active_pass
 from solm.models.attention import PREFIX, register
+from solm.models.channel_linear import ChannelLinears
 from solm.models.families import Capability, MLPSites, decoder_layers, mlp_sites, probe
+from solm.ops.adaptive import HIDDEN, INPUT
 from solm.ops.quantize import fake_quantize
 from solm.ops.select import keep_channels
 
@@ -35,6 +37,7 @@ class ModelControl:
         self._training = model.training
         self._handles: list[Any] = []
         self._hidden: torch.Tensor | None = None
+        self._linears = ChannelLinears()
         model.eval()
         model.set_attn_implementation(register(implementation))
         for index, layer in enumerate(decoder_layers(model)):
@@ -48,6 +51,7 @@ class ModelControl:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._linears = ChannelLinears()
         self.model.set_attn_implementation(self._implementation)
         self.model.train(self._training)
 
@@ -63,17 +67,21 @@ class ModelControl:
     def _hook_mlp(self, sites: MLPSites) -> None:
         before, after = nn.Module.register_forward_pre_hook, nn.Module.register_forward_hook
         self._handles += [
-            before(sites.mlp, _before_matmul(("input", "input+hidden"))),
-            before(sites.down, _before_matmul(("hidden", "input+hidden"))),
+            before(sites.mlp, _before_matmul(("input", "input+hidden"), INPUT)),
+            before(sites.down, _before_matmul(("hidden", "input+hidden"), HIDDEN)),
             after(sites.mlp, _after_mlp),
+            *self._linears.replace(sites),
         ]
         if sites.activation is not None:
             # Channels zeroed in act(gate) stay zero in act(gate)·up, whose columns need not be computed.
             self._handles.append(after(sites.activation, _after_activation))
 
 
-def _select(x: torch.Tensor, current: ActivePass) -> torch.Tensor:
-    return keep_channels(x, current.plan.channels(x.shape[-1]))
+def _select(x: torch.Tensor, current: ActivePass, site: int) -> torch.Tensor:
+    rule, plan = current.rule, current.plan
+    if rule is not None and rule.thresholds is not None:
+        return rule.keep_above(x, rule.thresholds[current.layer, site], plan.keep[..., 1])
+    return keep_channels(x, plan.channels(x.shape[-1]))
 
 
 def _quantise(x: torch.Tensor, current: ActivePass) -> torch.Tensor:
@@ -89,14 +97,14 @@ def _before_layer(index: int) -> Callable[..., None]:
     return hook
 
 
-def _before_matmul(sites: tuple[str, ...]) -> Callable[..., Any]:
+def _before_matmul(sites: tuple[str, ...], site: int) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         current = active_pass()
         if current is None:
             return None
         x, plan = args[0], current.plan
         if plan.sparse_mlp and plan.semantics.mlp_site in sites:
-            x = _select(x, current)
+            x = _select(x, current, site)
         if plan.low_bits and plan.semantics.bits_site == "input":
             x = _quantise(x, current)
         return None if x is args[0] else (x, *args[1:])
@@ -108,7 +116,7 @@ def _after_activation(module: nn.Module, args: tuple[torch.Tensor, ...], output:
     current = active_pass()
     if current is None or not current.plan.sparse_mlp or current.plan.semantics.mlp_site != "gate-first":
         return None
-    return _select(output, current)
+    return _select(output, current, HIDDEN)
 
 
 def _after_mlp(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+from solm.ops.adaptive import Rule
 from solm.ops.layout import Layout
+from solm.ops.mass import select_mass
 from solm.ops.pages import PageBounds, select_pages, select_recent, select_relevant
 from solm.ops.plan import Plan
 
@@ -27,8 +29,11 @@ def attend(
     scaling: float,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    rule: Rule | None = None,
 ) -> torch.Tensor:
     """Attention output [N, Hq, Q, Dv] of query [N, Hq, Q, D].
+
+    rule: what decides instead of the plan's exact numbers, where something does.
 
     The prefix is read once for all K forks: their queries are folded into one matrix product. Softmax
     computes in float32 inside whatever the dtype.
@@ -56,7 +61,10 @@ def attend(
         if plan.semantics.criterion == "pages":
             prefix_bounds = None if prefix is None else prefix.bounds
             assert own.bounds is not None, "the cache keeps page bounds whenever a plan is sparse"
-            read_prefix, read_own = select_pages(folded, prefix_bounds, own.bounds, own.keys, layout, plan)
+            if rule is not None and rule.top_p:
+                read_prefix, read_own = select_mass(folded, prefix_bounds, own.bounds, parts, masks, layout, plan, rule)
+            else:
+                read_prefix, read_own = select_pages(folded, prefix_bounds, own.bounds, own.keys, layout, plan)
         else:
             read_prefix, read_own = select_recent(layout, plan)
         reads = [read_own] if prefix is None else [read_prefix, read_own]

@@ -80,29 +80,47 @@ def select_pages(
     parts.append(torch.nn.functional.pad(own_scores, (0, own_pages - whole)))
     scores = torch.cat(parts, -1)
 
-    device = query.device
-    base_page = layout.spread(layout.base[:, None, None])[:, :, :, None] // page
-    index = torch.arange(prefix_pages + own_pages, device=device)
-    in_prefix = index < prefix_pages
-    number = torch.where(in_prefix, index, index - prefix_pages + base_page)  # [S, 1, K, 1, 1, pages]
-    exists = ~in_prefix | (index < base_page)
+    number, exists = page_numbers(layout, prefix_pages, own_pages, page)
     if semantics.window == 0:
         current = layout.spread(layout.positions)[:, :, :, None, :, None] // page
         grown = _growing_page(query, own_keys, layout, page, per)
-        scores = torch.where((number == current) & ~in_prefix, grown, scores)
+        held = torch.arange(prefix_pages + own_pages, device=query.device) >= prefix_pages
+        scores = torch.where((number == current) & held, grown, scores)
         candidate, always = exists & (number <= current), torch.zeros_like(exists)
     else:
-        start = layout.spread(plan.kv.window_start)[:, :, :, None, :, None] // page
-        sinks = -(-semantics.sinks // page)
-        always = exists & ((number < sinks) | (number >= start))
-        candidate = exists & (number >= sinks) & (number < start)
+        candidate, always = candidates(number, exists, layout, plan)
     count = layout.spread(plan.kv.pages)[:, :, :, None, :, None]
     scores = scores.masked_fill(~candidate, -torch.inf)
     chosen = always | (largest(scores, count, keep_ties=semantics.keep_ties) & candidate)
-    own = chosen[..., prefix_pages:].repeat_interleave(page, -1)[..., : layout.own_length]
-    if prefix_bounds is None:
+    return token_masks(chosen, prefix_pages, layout, page)
+
+
+def page_numbers(layout: Layout, prefix_pages: int, own_pages: int, page: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Number of every page of prefix and own tokens in its sequence [S, 1, K, 1, 1, pages], and whether it exists."""
+    base_page = layout.spread(layout.base[:, None, None])[:, :, :, None] // page
+    index = torch.arange(prefix_pages + own_pages, device=layout.positions.device)
+    in_prefix = index < prefix_pages
+    return torch.where(in_prefix, index, index - prefix_pages + base_page), ~in_prefix | (index < base_page)
+
+
+def candidates(
+    number: torch.Tensor, exists: torch.Tensor, layout: Layout, plan: Plan
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pages that may be chosen, and those of sinks and window that are always read: masks [S, 1, K, 1, Q, pages]."""
+    semantics, page = plan.semantics, plan.semantics.page_size
+    start = layout.spread(plan.kv.window_start)[:, :, :, None, :, None] // page
+    sinks = -(-semantics.sinks // page)
+    return exists & (number >= sinks) & (number < start), exists & ((number < sinks) | (number >= start))
+
+
+def token_masks(
+    pages: torch.Tensor, prefix_pages: int, layout: Layout, page: int
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """A mask of pages [..., pages] as masks over the prefix's tokens [..., P] (None without one) and own ones."""
+    own = pages[..., prefix_pages:].repeat_interleave(page, -1)[..., : layout.own_length]
+    if not prefix_pages:
         return None, own
-    return chosen[..., :prefix_pages].repeat_interleave(page, -1), own
+    return pages[..., :prefix_pages].repeat_interleave(page, -1), own
 
 
 def select_recent(layout: Layout, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,8 @@ Gains = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Per axis [..., levels]: log-probability of the next token above the dense step's, in nats."""
 
 _PRICES = torch.cat([torch.zeros(1), torch.logspace(-3, 1.5, 128)]).double()
-_FALLING = _PRICES.flip(0).numpy()
+FALLING = _PRICES.flip(0).numpy()
+"""The prices that belong to the points of `PriceCurve.rising`."""
 _SHORTEST_HORIZON = 8
 """Steps over which a deviation from the budget is made good, even where fewer are left: the feasibility clamp takes
 care of the last ones."""
@@ -32,11 +33,11 @@ class PriceCurve:
         self.low, self.high = float(shares[0]), float(shares[-1])
         # Strictly falling, so that every share between has one price.
         falling = torch.cummin(self.spent, 0).values - torch.arange(len(_PRICES)) * 1e-9
-        self._rising = falling.flip(0).numpy()
+        self.rising = falling.flip(0).numpy()
 
     def price(self, share: np.ndarray) -> np.ndarray:
         """The price at which the average is `share` [...]; the highest or lowest known one beyond the ends."""
-        return np.interp(share, self._rising, _FALLING)
+        return np.interp(share, self.rising, FALLING)
 
     def share(self, price: float) -> float:
         """The average share at `price`."""
@@ -51,6 +52,24 @@ def price_curves(space: ActionSpace, gains: Gains) -> list[PriceCurve]:
     return [
         PriceCurve(gain, torch.tensor(levels, dtype=torch.float64)) for gain, levels in zip(gains, shares, strict=True)
     ]
+
+
+def equal_prices(curves: list[PriceCurve], net: float) -> Budget:
+    """The budget of net keep `net` at which every axis pays the same price for a share; the nearest there is."""
+
+    def shares(price: float) -> list[float]:
+        return [curve.share(price) for curve in curves]
+
+    low, high = 0.0, float(_PRICES[-1])
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(shares(middle)) / 3 > net else (low, middle)
+    cheap, dear = shares(low), shares(high)
+    # The average jumps where many tokens change their level at one price: mix the two sides.
+    gap = (sum(cheap) - sum(dear)) / 3
+    part = 0.0 if gap < 1e-12 else min(1.0, max(0.0, (net - sum(dear) / 3) / gap))
+    attention, mlp, bits = (b + part * (a - b) for a, b in zip(cheap, dear, strict=True))
+    return Budget(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
 
 
 class Allocator(ABC):
@@ -75,19 +94,7 @@ class Allocator(ABC):
     def split(self, net: float) -> Budget:
         """The budget of net keep `net` at which every axis pays the same price for a share."""
 
-        def shares(price: float) -> list[float]:
-            return [curve.share(price) for curve in self.curves]
-
-        low, high = 0.0, float(_PRICES[-1])
-        for _ in range(50):
-            middle = (low + high) / 2
-            low, high = (middle, high) if sum(shares(middle)) / 3 > net else (low, middle)
-        cheap, dear = shares(low), shares(high)
-        # The average jumps where many tokens change their level at one price: mix the two sides.
-        gap = (sum(cheap) - sum(dear)) / 3
-        part = 0.0 if gap < 1e-12 else min(1.0, max(0.0, (net - sum(dear) / 3) / gap))
-        attention, mlp, bits = (b + part * (a - b) for a, b in zip(cheap, dear, strict=True))
-        return Budget(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
+        return equal_prices(self.curves, net)
 
     def allocate(self, gains: Gains, seen: Observation) -> torch.Tensor:
         """The action [N] for one step with gains [N, levels] per axis, at the price that what is left of the budget

@@ -1,5 +1,8 @@
 """Predicting how much this token suffers from every axis."""
 
+from functools import cached_property
+
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
@@ -7,7 +10,8 @@ from torch.nn import functional as F
 
 from solm.actions import FULL_BITS, ActionSpace
 from solm.errors import PolicyMismatchError
-from solm.policies.prices import Allocator, Gains, price_curves
+from solm.native.decider import Decider
+from solm.policies.prices import FALLING, Allocator, Gains, price_curves
 
 _SOFTPLUS_ONE = 0.5413  # softplus of it is 1
 
@@ -102,17 +106,42 @@ class ValuePolicy(Allocator):
     def __init__(self, network: ValueNetwork, space: ActionSpace, clamp: bool = True):
         self.network, self._weights = network, interpolation(network.config.grid, space)
         with torch.no_grad():
-            known = self._on_space(network.split(network.calibration.float().cpu()))
+            known = self.on_space(network.split(network.calibration.float().cpu()))
         super().__init__(space, network.config.layer, price_curves(space, known), clamp)
 
-    def _on_space(self, gains: Gains) -> Gains:
+    def on_space(self, gains: Gains) -> Gains:
+        """Gains [..., levels of the network's grid] for the levels of the policy's space."""
         attention, mlp, bits = (gain @ weights.T.to(gain) for gain, weights in zip(gains, self._weights, strict=True))
         return attention, mlp, bits
 
     @torch.no_grad()
-    def gains(self, hidden: torch.Tensor, before: torch.Tensor) -> Gains:
+    def sensitivities(self, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """How much tokens suffer per axis [..., 3], 1 on average in training; arguments as for `gains`."""
         shares = before.clone()
         shares[..., 2] /= FULL_BITS
-        sensitivity = self.network(hidden, shares.to(hidden.device))
+        return self.network(hidden, shares.to(hidden.device))
+
+    @torch.no_grad()
+    def gains(self, hidden: torch.Tensor, before: torch.Tensor) -> Gains:
+        sensitivity = self.sensitivities(hidden, before)
         attention, mlp, bits = (gain.float().cpu() for gain in self.network.split(sensitivity))
-        return self._on_space((attention, mlp, bits))
+        return self.on_space((attention, mlp, bits))
+
+    @cached_property
+    def compiled(self) -> Decider:
+        """The same decisions in the engine's terms."""
+        network, space = self.network, self.space
+        with torch.no_grad():
+            gains = self.on_space(network.split(torch.ones(3)))
+        return Decider(
+            layer=self.layer,
+            read=(network.read.weight, network.read.bias),
+            head=(network.head.weight, network.head.bias),
+            scale=network.scale,
+            trust=network.trust,
+            levels=[np.array(levels, dtype=np.float64) for levels in (space.attention, space.mlp, space.bits)],
+            gains=[gain.double().numpy() for gain in gains],
+            curves=[curve.rising for curve in self.curves],
+            prices=FALLING,
+            clamp=self.clamp,
+        )
