@@ -8,7 +8,7 @@ from conftest import tiny_model
 from solm.actions import ActionSpace
 from solm.budget import Budget
 from solm.decoding import continuations
-from solm.decoding.continuations import likelihoods
+from solm.decoding.continuations import Prefills, likelihoods
 from solm.decoding.language_model import LanguageModel
 from solm.errors import DataError
 from solm.policies.schedules import Dense, Random, Static
@@ -82,6 +82,40 @@ def test_a_budget_holds_over_questions_of_one_step_each(lm, policy):
     spent = likelihoods(lm, pairs, policy(SPACE), target).spent
     assert spent.controllable == spent.steps == 256
     torch.testing.assert_close(spent.average, target, atol=0.012, rtol=0)
+
+
+@pytest.mark.parametrize("limit", [0, 40_000, 1 << 30])
+def test_kept_prefills_change_nothing(lm, limit):
+    pairs, prefills = varied_pairs(), Prefills(limit)
+    target = torch.tensor([0.7, 0.6, 0.5], dtype=torch.float64)
+    for policy, asked in ((Dense(SPACE), DENSE), (Static(SPACE), target), (Random(SPACE), target)):
+        apart = likelihoods(lm, pairs, policy, asked, 3)
+        kept = likelihoods(lm, pairs, policy, asked, 3, prefills=prefills)
+        assert kept.log_probabilities == apart.log_probabilities
+        assert kept.greedy == apart.greedy
+        assert torch.equal(kept.spent.shares, apart.spent.shares)
+    assert prefills.held <= limit
+    assert (prefills.held > 0) == (limit > 0)
+
+
+class EveryThird:
+    """Spends everything at every third step of a row, and reads the previous one's state."""
+
+    reads_model, space = True, SPACE
+
+    def start(self, rows: int, device: torch.device) -> int:
+        return 0
+
+    def act(self, observation, state, generator):
+        assert observation.step == state
+        return torch.full((len(observation.target),), self.space.dense_index if state % 3 == 0 else 0), state + 1
+
+
+def test_a_stateful_policy_goes_on_from_pass_to_pass(lm, monkeypatch):
+    pairs = [(words(1, 60), words(2, 40)), (words(3, 80), words(4, 33))]
+    whole = likelihoods(lm, pairs, EveryThird(), DENSE)
+    monkeypatch.setattr(continuations, "_LONGEST_PASS", 7)
+    assert likelihoods(lm, pairs, EveryThird(), DENSE).log_probabilities == pytest.approx(whole.log_probabilities)
 
 
 def test_too_long_a_pair_loses_its_beginning(lm):

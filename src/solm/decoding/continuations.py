@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
 from solm.budget import Ledger
 from solm.cost import relative_cost
-from solm.decoding.drive import run_over
+from solm.decoding.drive import Driver, run_over
 from solm.decoding.language_model import LanguageModel
 from solm.decoding.midpass import MidPassDriver
-from solm.decoding.passes import Extended, log_probabilities
+from solm.decoding.passes import Extended
 from solm.decoding.session import Session
 from solm.decoding.unroll import unroll
 from solm.policies.observation import Policy
@@ -19,6 +20,7 @@ from solm.policies.schedules import Random, Static
 
 _PHASES = 64
 _LONGEST_PASS = 512  # tokens a row; logits of more would not fit where contexts are long
+_LOGITS_PER_SLICE = 32  # a float32 slice that stays in the last-level cache
 
 _SHORTEST_PREFIX, _SMALLEST_CLUSTER = 32, 4  # tokens and contexts that make a shared prefill worth while
 
@@ -60,6 +62,27 @@ class _Row:
     pairs: list[int]
 
 
+class Prefills:
+    """Prefilled contexts, kept for further jobs over the same pairs for as long as they fit into `limit` bytes."""
+
+    def __init__(self, limit: int = 4 << 30):
+        self.limit, self.held = limit, 0
+        self._kept: dict[tuple[_Tokens, ...], tuple[Session, torch.Tensor]] = {}
+
+    def get(
+        self, key: tuple[_Tokens, ...], prefill: Callable[[], tuple[Session, torch.Tensor]]
+    ) -> tuple[Session, torch.Tensor]:
+        """What was kept under `key`, else what `prefill` gives: a session, to be forked only, and its last logits."""
+        found = self._kept.get(key)
+        if found is None:
+            found = prefill()
+            size = found[0].cache.memory_bytes() + found[1].nbytes
+            if self.held + size <= self.limit:
+                self._kept[key] = found
+                self.held += size
+        return found
+
+
 def likelihoods(
     lm: LanguageModel,
     pairs: Sequence[Pair],
@@ -68,31 +91,31 @@ def likelihoods(
     batch: int = 16,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    prefills: Prefills | None = None,
 ) -> Likelihoods:
     """Score `pairs`: dense prefill of a context but for its last token, then that and the continuation under control.
 
-    Continuations of one context share its prefill, and one pass scores `batch` contexts with all of theirs. A budget
+    Continuations of one context share its prefill, and `batch` contexts share a pass: one for the shortest
+    continuation of each, another for the next ones, so that little is padded. A budget
     of single steps says nothing, so it holds over the whole job: a policy that reads the model carries its ledger
-    from batch to batch, and a schedule that does not starts every row at another phase of itself. Contexts and
+    from pass to pass, and a schedule that does not starts every row at another phase of itself. Contexts and
     continuations that exceed the model's context lose their beginning, as in lm-eval.
 
-    target: [3] float64 budget shares. progress: called with pairs done and in all.
+    target: [3] float64 budget shares. progress: called with pairs done and in all. prefills: where prefilled contexts
+    are kept between calls for one model and one `batch`.
     """
     groups = _grouped(lm, pairs)
     total = sum(len(row.inputs) for rows in groups.values() for row in rows)
-    job = _Job(lm, policy, target, total, torch.Generator().manual_seed(seed), pairs)
+    generator = torch.Generator().manual_seed(seed)
+    job = _Job(lm, policy, target, total, generator, pairs, Prefills(0) if prefills is None else prefills)
     done = 0
     for prefix, contexts in _clusters(list(groups)):
-        shared = None
-        if prefix:
-            shared = lm.session(capacity=len(prefix))
-            shared.prefill(torch.tensor([prefix]))
         # Alike in rows and length next to one another; the longest first, so that memory runs out at once or never.
-        contexts.sort(key=lambda context: (-len(groups[context]), -len(context), context))
+        contexts.sort(key=lambda context: (-len(groups[context]), -len(groups[context][-1].inputs), -len(context)))
         for start in range(0, len(contexts), batch):
-            some = [(context, groups[context]) for context in contexts[start : start + batch]]
-            job.run(some, shared)
-            done += sum(len(row.pairs) for _, rows in some for row in rows)
+            some = {context: groups[context] for context in contexts[start : start + batch]}
+            job.run(some, prefix)
+            done += sum(len(row.pairs) for rows in some.values() for row in rows)
             progress(done, len(pairs))
     spent = Spent(job.ledger.spent[0], job.bytes, int(job.ledger.steps), job.steps)
     return Likelihoods(job.scores.tolist(), job.greedy.tolist(), spent)
@@ -119,7 +142,7 @@ def _clusters(contexts: list[_Tokens]) -> list[tuple[_Tokens, list[_Tokens]]]:
 
 
 def _grouped(lm: LanguageModel, pairs: Sequence[Pair]) -> dict[_Tokens, list[_Row]]:
-    """Rows by the context that they continue."""
+    """Rows by the context that they continue, the shortest first."""
     limit = getattr(lm.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     groups: dict[_Tokens, dict[_Tokens, _Row]] = {}
     for index, (context, continuation) in enumerate(pairs):
@@ -130,7 +153,7 @@ def _grouped(lm: LanguageModel, pairs: Sequence[Pair]) -> dict[_Tokens, list[_Ro
         rows = groups.setdefault(tuple(whole[:first]), {})
         inputs = tuple(whole[first:-1])
         rows.setdefault(inputs, _Row(inputs, [])).pairs.append(index)
-    return {context: list(rows.values()) for context, rows in groups.items()}
+    return {context: sorted(rows.values(), key=lambda row: len(row.inputs)) for context, rows in groups.items()}
 
 
 class _Job:
@@ -144,8 +167,9 @@ class _Job:
         total: int,
         generator: torch.Generator,
         pairs: Sequence[Pair],
+        prefills: Prefills,
     ):
-        self.lm, self.policy, self.target, self.pairs = lm, policy, target, pairs
+        self.lm, self.policy, self.target, self.pairs, self.prefills = lm, policy, target, pairs, prefills
         self.left, self.generator = total, generator
         self.shuffled = torch.randperm(_PHASES, generator=generator)
         self.ledger = Ledger.empty(1)
@@ -153,57 +177,64 @@ class _Job:
         self.scores = torch.zeros(len(pairs), dtype=torch.float64)
         self.greedy = torch.ones(len(pairs), dtype=torch.bool)
 
-    def run(self, groups: list[tuple[_Tokens, list[_Row]]], shared: Session | None) -> None:
-        """Score the rows of some contexts, all of which begin with what `shared` holds."""
-        forks = max(len(rows) for _, rows in groups)
-        rows = [
-            (index * forks + place, row) for index, (_, some) in enumerate(groups) for place, row in enumerate(some)
-        ]
-        inputs = torch.zeros(len(groups) * forks, max(len(row.inputs) for _, row in rows), dtype=torch.int64)
-        counts = torch.zeros(len(inputs), dtype=torch.int64)
-        for place, row in rows:
-            inputs[place, : len(row.inputs)] = torch.tensor(row.inputs, dtype=torch.int64)
-            counts[place] = len(row.inputs)
-        # Which logits score what, as row, number, token and pair: number 0 is the prefill's.
-        wanted = torch.tensor(
-            [
-                (place, len(row.inputs) + 1 - length + offset, self.pairs[index][1][offset - length], index)
-                for place, row in rows
-                for index in row.pairs
-                for length in [min(len(self.pairs[index][1]), len(row.inputs) + 1)]
-                for offset in range(length)
-            ]
-        )
-        session = self._prefill([context for context, _ in groups], shared, forks, wanted)
-        if inputs.shape[1]:
-            self._continue(session.fork(forks, inputs.shape[1] + self.lm.semantics.page_size), inputs, counts, wanted)
+    def run(self, groups: dict[_Tokens, list[_Row]], prefix: _Tokens) -> None:
+        """Score the rows of some contexts, all of which begin with `prefix`."""
+        contexts = list(groups)
+        session, logits = self.prefills.get((prefix, *contexts), lambda: self._prefill(contexts, prefix))
+        for place in range(max(len(rows) for rows in groups.values())):
+            rows = {index: some[place] for index, some in enumerate(groups.values()) if place < len(some)}
+            wanted = self._wanted(rows)
+            self._score(logits[:, None], 0, wanted)
+            self._continue(session, rows, wanted)
 
-    def _prefill(self, contexts: list[_Tokens], shared: Session | None, forks: int, wanted: torch.Tensor) -> Session:
-        """A session that has read `contexts` densely; scores what their last logits predict."""
-        held = 0 if shared is None else int(shared.lengths[0])
+    def _wanted(self, rows: dict[int, _Row]) -> torch.Tensor:
+        """Which logits score what [M, 4]: session row, number, token and pair; number 0 is the prefill's last."""
+        scored = [
+            (place, len(row.inputs) + 1, index, self.pairs[index][1][-len(row.inputs) - 1 :])
+            for place, row in rows.items()
+            for index in row.pairs
+        ]
+        lengths = torch.tensor([len(tokens) for *_, tokens in scored])
+        place, end, index = torch.tensor([found[:3] for found in scored]).repeat_interleave(lengths, 0).unbind(1)
+        offset = torch.arange(len(place)) - lengths.cumsum(0).repeat_interleave(lengths)
+        token = torch.tensor(list(chain.from_iterable(tokens for *_, tokens in scored)))
+        return torch.stack([place, end + offset, token, index], 1)
+
+    def _prefill(self, contexts: list[_Tokens], prefix: _Tokens) -> tuple[Session, torch.Tensor]:
+        """A session that has read `contexts` densely, and its last logits [N, V]."""
+        held = len(prefix)
         prompts = [torch.tensor(context[held:]) for context in contexts]
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         padded = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
-        if shared is None:
+        if not prefix:
             session = self.lm.session(capacity=padded.shape[1])
-            self._score(session.prefill(padded, lengths)[:, None].repeat_interleave(forks, 0), 0, wanted)
-            return session
+            return session, session.prefill(padded, lengths)
+        shared, _ = self.prefills.get((prefix,), lambda: self._prefill([prefix], ()))
         session = shared.fork(len(contexts), padded.shape[1] + self.lm.semantics.page_size)
-        session.extend(padded, keep_logits=lengths[:, None] - 1)
+        found = session.extend(padded, keep_logits=lengths[:, None] - 1)
         session.truncate(held + lengths)
-        return session
+        return session, found.logits[:, 0]
 
-    def _continue(self, session: Session, inputs: torch.Tensor, counts: torch.Tensor, wanted: torch.Tensor) -> None:
-        """Process inputs [N, T], of which counts [N] are real, and score what they predict."""
-        target, length = self.target.expand(session.rows, 3), inputs.shape[1]
-        horizon = max(self.left, length)
-        driver = None
+    def _continue(self, prefilled: Session, rows: dict[int, _Row], wanted: torch.Tensor) -> None:
+        """Process the inputs of `rows`, by row of the session, and score what they predict."""
+        length = max(len(row.inputs) for row in rows.values())
+        if not length:
+            return
+        inputs = torch.zeros(prefilled.rows, length, dtype=torch.int64)
+        counts = torch.zeros(prefilled.rows, dtype=torch.int64)
+        for place, row in rows.items():
+            inputs[place, : len(row.inputs)] = torch.tensor(row.inputs, dtype=torch.int64)
+            counts[place] = len(row.inputs)
+        session = prefilled.fork(1, length + self.lm.semantics.page_size)
+        target, horizon = self.target.expand(session.rows, 3), max(self.left, length)
+        driver: MidPassDriver | Driver | None = None
         if isinstance(self.policy, Allocator):
             early = self._phases(session, Static(self.policy.space), target)
             session.ledger = self.ledger.repeat(session.rows)
             driver = MidPassDriver(session, self.policy, target, horizon, early)
         elif self.policy.reads_model:
             session.ledger = self.ledger.repeat(session.rows)
+            driver = Driver(session, self.policy, target, horizon, self.generator)
         else:
             session.ledger = self._phases(session, self.policy, target)
         for start in range(0, length, _LONGEST_PASS):
@@ -239,10 +270,8 @@ class _Job:
         """Add what logits [N, Q, V], the first of which is number `offset` of its row, say of wanted [M, 4]: row,
         number, token, pair."""
         here = wanted[(wanted[:, 1] >= offset) & (wanted[:, 1] < offset + logits.shape[1])]
-        if not len(here):
-            return
-        row, number, token, pair = here.unbind(1)
-        picked = logits[row.to(logits.device), (number - offset).to(logits.device)]
-        self.scores.index_add_(0, pair, log_probabilities(picked, token).double().cpu())
-        hit = picked.argmax(-1).cpu() == token
-        self.greedy[pair[~hit]] = False
+        for row, number, token, pair in (part.unbind(1) for part in here.split(_LOGITS_PER_SLICE)):
+            picked = logits[row.to(logits.device), (number - offset).to(logits.device)].float().cpu()
+            chosen = picked.gather(1, token[:, None])[:, 0]
+            self.scores.index_add_(0, pair, (chosen - picked.logsumexp(1)).double())
+            self.greedy[pair[picked.argmax(1) != token]] = False

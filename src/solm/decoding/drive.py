@@ -18,7 +18,7 @@ from solm.policies.prices import Allocator
 class Driver:
     """A policy's view of one session: it observes, decides, and remembers what it decided.
 
-    target: [N, 3] float64 budget shares; horizon: steps the budget is meant for.
+    target: [N, 3] float64 budget shares; horizon: steps the budget is meant for. record: keep what it saw.
     """
 
     def __init__(
@@ -28,6 +28,7 @@ class Driver:
         target: torch.Tensor,
         horizon: int,
         generator: torch.Generator | None = None,
+        record: bool = False,
     ):
         self.session, self.policy, self.target, self.horizon = session, policy, target, horizon
         self.generator = generator
@@ -35,6 +36,7 @@ class Driver:
         self.previous = torch.full((session.rows,), policy.space.dense_index)
         self.steps = 0
         self.table = policy.space.table
+        self.told: list[Features] | None = [] if record else None
 
     def observe(self, tokens: torch.Tensor) -> Observation:
         """What the policy sees before `tokens` [N] are processed."""
@@ -53,6 +55,8 @@ class Driver:
 
     def decide(self, observation: Observation) -> torch.Tensor:
         """Action indices [N]; dense where the step cannot be controlled."""
+        if self.told is not None:
+            self.told.append(features(observation))
         actions, self.state = self.policy.act(observation, self.state, self.generator)
         self.previous = torch.where(observation.controllable, actions, self.policy.space.dense_index)
         self.steps += 1
@@ -62,6 +66,15 @@ class Driver:
         """Decide, then process tokens [N]: logits of the next [N, V] and the actions taken [N]."""
         actions = self.decide(self.observe(tokens))
         return self.session.step(tokens, self.table[actions]), actions
+
+    def extend(self, tokens: torch.Tensor) -> tuple[Extended, torch.Tensor]:
+        """Process known tokens [N, Q] step by step; also the actions taken [N, Q]."""
+        actions, parts = [], []
+        for token in tokens.split(1, 1):
+            actions.append(self.decide(self.observe(token[:, 0])))
+            parts.append(self.session.extend(token, self.table[actions[-1]][:, None]))
+        joined = (torch.cat([getattr(part, name) for part in parts], 1) for name in Extended.__dataclass_fields__)
+        return Extended(*joined), torch.stack(actions, 1)
 
 
 def drive(
@@ -125,17 +138,11 @@ def run_over(
             hidden = torch.cat([before[:, None], found.hidden[:, :-1]], 1)
             seen = Features(hidden, session.embed(tokens), *(part.to(hidden.device) for part in schedule.told))
         return Run(found, schedule.actions, seen)
-    driver = Driver(session, policy, target, horizon, generator)
-    told, actions, parts = [], [], []
-    for step in range(tokens.shape[1]):
-        observation = driver.observe(tokens[:, step])
-        if record:
-            told.append(features(observation))
-        actions.append(driver.decide(observation))
-        parts.append(session.extend(tokens[:, step : step + 1], driver.table[actions[-1]][:, None]))
-    joined = (torch.cat([getattr(part, name) for part in parts], 1) for name in Extended.__dataclass_fields__)
-    recorded = Features(*(torch.cat(parts, 1) for parts in zip(*told, strict=True))) if record else None
-    return Run(Extended(*joined), torch.stack(actions, 1), recorded)
+    driver = Driver(session, policy, target, horizon, generator, record)
+    found, actions = driver.extend(tokens)
+    told = driver.told
+    recorded = None if told is None else Features(*(torch.cat(parts, 1) for parts in zip(*told, strict=True)))
+    return Run(found, actions, recorded)
 
 
 def teacher_forced(

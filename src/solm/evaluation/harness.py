@@ -1,7 +1,7 @@
 """lm-eval's model class for a controlled model: `solm` in its registry."""
 
 import logging
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lm_eval.api.instance import Instance
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from solm.actions import AXES, FULL_BITS, ActionSpace
 from solm.budget import Budget
 from solm.decoding.api import load
-from solm.decoding.continuations import Spent, likelihoods
+from solm.decoding.continuations import Prefills, Spent, likelihoods
 from solm.decoding.generate import Compute
 from solm.decoding.language_model import LanguageModel
 from solm.errors import BudgetError, SolmError
@@ -35,7 +35,8 @@ class ControlledLM(HFLM):
     Model arguments: pretrained (model or a `LanguageModel`), policy (as for `solm.load`), space (without a policy:
     an action space preset), budget (net keep) or attention, mlp, bits; schedule (``policy``, ``dense``, ``static`` or
     ``random``; by default the policy where there is one), semantics, seed, dtype, and those of `hf`. In Python,
-    schedule may be a policy itself and target a budget that is not checked against its action space.
+    schedule may be a policy itself and target a budget that is not checked against its action space. keep: hold on to
+    token ids and prefilled contexts, for the same questions `under` another schedule.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class ControlledLM(HFLM):
         dtype: str = "auto",
         batch_size: int | str = 16,
         device: str | None = None,
+        keep: bool = False,
         **options: Any,
     ):
         if str(batch_size).startswith("auto"):
@@ -78,7 +80,22 @@ class ControlledLM(HFLM):
             schedule = "policy" if pretrained.trained is not None else "dense" if budget is None else "static"
         self.schedule = pretrained.policy(schedule, given) if isinstance(schedule, str) else schedule
         self.spent: list[Spent] = []
+        self._prefills = Prefills() if keep else None
+        self._encoded: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
         super().__init__(pretrained.model, tokenizer=pretrained.tokenizer, batch_size=int(batch_size), **options)
+
+    def under(self, schedule: Policy | Allocator, target: Budget) -> Self:
+        """Itself with another schedule and budget, nothing spent."""
+        self.schedule, self.target, self.spent = schedule, target, []
+        return self
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if self._prefills is None:
+            return super()._encode_pair(context, continuation)
+        pair = (context, continuation)
+        if pair not in self._encoded:
+            self._encoded[pair] = super()._encode_pair(context, continuation)
+        return self._encoded[pair]
 
     def _loglikelihood_tokens(
         self,
@@ -95,6 +112,7 @@ class ControlledLM(HFLM):
             override_bs or int(self.batch_size),
             self.seed,
             lambda done, total: bar.update(done - bar.n),
+            self._prefills,
         )
         bar.close()
         self._book(found.spent)

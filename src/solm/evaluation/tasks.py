@@ -70,7 +70,7 @@ def evaluate_tasks(
         nonlocal done
         name = f"{task}/{arm}@{net:g}"
         if name not in finished:
-            finished[name] = _ask(lm, tasks[task], schedule, budget, settings)
+            finished[name] = _ask(model.under(schedule, budget), tasks[task], settings)
             if partial is not None:
                 write_json(partial, {"key": key, "runs": finished})
         done += 1
@@ -79,6 +79,8 @@ def evaluate_tasks(
 
     points = []
     for task in tasks:
+        # All arms share what was prefilled for the task's questions.
+        model = ControlledLM(lm, schedule=Dense(space), batch_size=settings.batch, seed=settings.seed, keep=True)
         found = run(task, "dense", Dense(space), 1.0, Budget())
         points.append(_point(task, "dense", 1.0, found, None))
         for net, budget in zip(settings.budgets, budgets, strict=True):
@@ -108,11 +110,8 @@ def _within(space: ActionSpace, realised: dict[str, float]) -> Budget:
     return Budget(attention=shares[0], mlp=shares[1], bits=shares[2] * FULL_BITS)
 
 
-def _ask(
-    lm: LanguageModel, tasks: dict[str, Task], schedule: Policy | Allocator, budget: Budget, settings: TaskSettings
-) -> dict[str, Any]:
+def _ask(model: ControlledLM, tasks: dict[str, Task], settings: TaskSettings) -> dict[str, Any]:
     """What one arm answers: numbers per question, requested and realised shares."""
-    model = ControlledLM(lm, schedule=schedule, target=budget, batch_size=settings.batch, seed=settings.seed)
     for task in tasks.values():
         task.set_fewshot_seed(settings.seed)
         if settings.fewshot is not None:
