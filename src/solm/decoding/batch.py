@@ -3,17 +3,24 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 
+from solm.actions import DENSE
 from solm.budget import Ledger
-from solm.decoding.midpass import MidPass
+from solm.decoding.midpass import MidPass, compiled
+from solm.decoding.native_session import NativeSession
 from solm.decoding.passes import Turn
 from solm.decoding.rows import SomeRows
 from solm.decoding.session import Session
 from solm.errors import SolmError
+from solm.native.decider import ROW
 from solm.policies.observation import Observation, Policy
 from solm.policies.prices import Allocator
 from solm.policies.schedules import Random
+
+
+_DENSE = torch.tensor(DENSE, dtype=torch.float64)
 
 
 @dataclass
@@ -123,12 +130,22 @@ class Batch:
         keep = torch.empty(len(self.seats), 3, dtype=torch.float64)
         taken = torch.empty(len(self.seats), dtype=torch.int64)
         passes: list[tuple[torch.Tensor, MidPass, torch.Tensor]] = []
+        lent: list[tuple[torch.Tensor, MidPass]] = []
+        records = np.zeros(len(self.seats), ROW)
         for index in self._groups:
             policy, here = self.seats[int(index[0])].policy, books.rows(index)
             rows = SomeRows(session, index, seen.rows(index))
             if isinstance(policy, Allocator):
                 early = Ledger(here.early + shift[index], rows.ledger.steps)
                 middle = MidPass(rows, policy, here.target, here.horizon.numpy(), early, here.steps.numpy())
+                decider = compiled(session, policy)
+                if decider is not None:
+                    some = records[index.numpy()]
+                    middle.lend(decider, some)
+                    records[index.numpy()] = some
+                    lent.append((index, middle))
+                    keep[index] = _DENSE
+                    continue
                 before = middle.before(1)
                 passes.append((index, middle, before))
                 taken[index] = before[:, 0]
@@ -143,9 +160,16 @@ class Batch:
                 later[index] = middle.policy.space.table[taken[index]]
             return later[:, None]
 
-        turn = Turn(passes[0][1].policy.layer, choose) if passes else None
-        found = session.extend(tokens[:, None], keep[:, None], turn)
-        for index, middle, _ in passes:
+        if lent:
+            assert isinstance(session, NativeSession)
+            found, decided = session.decide(tokens[:, None], records, keep[:, None])
+            for index, middle in lent:
+                taken[index] = decided[index, 0]
+                middle.take_back(records[index.numpy()], 1)
+        else:
+            turn = Turn(passes[0][1].policy.layer, choose) if passes else None
+            found = session.extend(tokens[:, None], keep[:, None], turn)
+        for index, middle in [*lent, *((index, middle) for index, middle, _ in passes)]:
             books.early[index] = middle.early.spent - shift[index]
         controllable = found.controllable[:, 0]
         books.steps, books.previous = books.steps + 1, taken

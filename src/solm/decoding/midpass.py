@@ -1,16 +1,20 @@
 """Driving a session with a policy that decides in mid-pass: the layers before its own follow the static schedule."""
 
+import numpy as np
 import torch
 
 from solm.budget import Ledger
+from solm.decoding.native_session import NativeSession
 from solm.decoding.passes import Extended, Turn
 from solm.decoding.rows import Rows
 from solm.decoding.session import Session
 from solm.decoding.unroll import unroll
+from solm.native.decider import ROW, Decider
 from solm.ops.plan import axis_levels
 from solm.policies.observation import Count, Observation
 from solm.policies.prices import Allocator
 from solm.policies.schedules import Static
+from solm.policies.values import ValuePolicy
 
 
 class MidPass:
@@ -68,6 +72,22 @@ class MidPass:
         self.steps = self.steps + before.shape[1]
         return torch.stack(taken, 1)
 
+    def lend(self, decider: Decider, rows: np.ndarray) -> None:
+        """Write the books into records of dtype `ROW` [N], for the engine to decide by."""
+        ledger = self.rows.ledger
+        rows["decider"], rows["target"], rows["early"] = decider.address, self.target, self.early.spent
+        rows["spent"], rows["booked"], rows["left"] = ledger.spent, ledger.steps, self.horizon - self.steps
+
+    def take_back(self, rows: np.ndarray, count: int) -> None:
+        """Go on from what the engine booked over `count` steps."""
+        self.early = Ledger(torch.from_numpy(rows["early"].copy()), torch.from_numpy(rows["booked"].copy()))
+        self.steps = self.steps + count
+
+
+def compiled(session: Rows, policy: object) -> Decider | None:
+    """The policy in the engine's terms, where the session steps on the engine and the engine can decide by it."""
+    return policy.compiled if isinstance(session, NativeSession) and isinstance(policy, ValuePolicy) else None
+
 
 class MidPassDriver:
     """A session driven by such decisions, any number of known tokens a call.
@@ -90,6 +110,14 @@ class MidPassDriver:
 
     def extend(self, tokens: torch.Tensor) -> tuple[Extended, torch.Tensor]:
         """Process known tokens [N, Q]; also the actions taken [N, Q]."""
+        decider = compiled(self.session, self.policy)
+        if decider is not None:
+            assert isinstance(self.session, NativeSession)
+            rows = np.zeros(self.session.rows, ROW)
+            self.decisions.lend(decider, rows)
+            found, actions = self.session.decide(tokens, rows)
+            self.decisions.take_back(rows, tokens.shape[1])
+            return found, actions
         table, before = self.policy.space.table, self.decisions.before(tokens.shape[1])
         taken: list[torch.Tensor] = []
 

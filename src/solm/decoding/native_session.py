@@ -1,17 +1,20 @@
 """`Session` on the native engine: prefill by the stock model, every step after it compiled."""
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
+from solm.budget import Ledger
+from solm.decoding.passes import Extended, Turn
 from solm.decoding.session import Session
 from solm.errors import DataError
 from solm.models.cache import PagedCache
 from solm.models.controller import ModelControl
 from solm.native.engine import Cache, Engine
-from solm.ops.plan import Plan
+from solm.native.library import Rules
 from solm.semantics import Semantics
 
 _SPARE = 64  # tokens of room that a cache has beyond what was asked for
@@ -93,66 +96,93 @@ class NativeSession(Session):
             if cache.capacity < longest:
                 self.caches[row] = Cache(self.engine, longest + longest // 2, cache, int(self.lengths[row]))
 
-    def _forward(
+    @torch.no_grad()
+    def extend(
         self,
         tokens: torch.Tensor,
-        positions: torch.Tensor,
-        keep_logits: int | torch.Tensor,
-        plan: Plan | None = None,
-        turn: int | None = None,
-        choose: Callable[[torch.Tensor], Plan] | None = None,
-    ) -> torch.Tensor:
-        if plan is None:
-            return super()._forward(tokens, positions, keep_logits)
+        keep: torch.Tensor | None = None,
+        turn: Turn | None = None,
+        keep_logits: torch.Tensor | None = None,
+    ) -> Extended:
+        found = _Pass(self, tokens, self._dense(tokens.shape[1]) if keep is None else keep)
+        layers = self.engine.sizes.layers
+        if turn is None:
+            found.run(0, layers)
+        else:
+            if turn.layer:
+                found.run(0, turn.layer)
+            else:
+                found.stream[:] = self.embed(tokens).float().flatten(0, 1)
+            before = found.realised.clone()
+            with _one_torch_thread():
+                found.keep[:] = turn.choose(found.stream.view(*tokens.shape, -1).clone()).flatten(0, 1)
+            found.run(turn.layer, layers)
+            found.realised[:] = (turn.layer * before + (layers - turn.layer) * found.realised) / layers
+        return self._book(found, keep_logits)
+
+    @torch.no_grad()
+    def decide(
+        self, tokens: torch.Tensor, rows: np.ndarray, keep: torch.Tensor | None = None
+    ) -> tuple[Extended, torch.Tensor]:
+        """Process tokens [N, Q] while the engine decides for the rows [N] of dtype `ROW` that have a decider, and books
+        them there; the others follow keep [N, Q, 3]. Also the actions taken [N, Q], 0 for those others."""
+        found = _Pass(self, tokens, self._dense(tokens.shape[1]) if keep is None else keep)
+        actions = torch.zeros(tokens.shape, dtype=torch.int32)
+        found.run(0, self.engine.sizes.layers, rows, actions)
+        return self._book(found, None), actions.to(torch.int64)
+
+    def _book(self, found: "_Pass", keep_logits: torch.Tensor | None) -> Extended:
+        rows, count = found.positions.shape
+        hidden, logits = found.stream.view(rows, count, -1), found.logits.view(rows, count, -1)
+        if keep_logits is not None:
+            index = keep_logits[..., None]
+            hidden, logits = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (hidden, logits))
+        controllable = found.positions + 1 > self.semantics.always_read
+        realised = found.realised.view(rows, count, 3)
+        self.hidden = hidden[:, -1].to(self.control.model.dtype)
+        self.lengths = self.lengths + count
+        spent = self.ledger.spent + (realised * controllable[..., None]).sum(1)
+        self.ledger = Ledger(spent, self.ledger.steps + controllable.sum(1))
+        return Extended(logits, hidden, realised, controllable)
+
+    @property
+    def rules(self) -> Rules:
+        """The session's semantics in the engine's terms."""
+        semantics, site = self.semantics, self.semantics.mlp_site
+        return Rules(semantics.sinks, semantics.window, "input" in site, "hidden" in site, semantics.bits_group or 0)
+
+
+class _Pass:
+    """One walk through the layers: tokens, positions [N, Q], keep and realised [N·Q, 3], stream [N·Q, H] and logits
+    [N·Q, V]."""
+
+    def __init__(self, session: NativeSession, tokens: torch.Tensor, keep: torch.Tensor):
         rows, count = tokens.shape
-        sizes = self.engine.sizes
+        sizes = session.engine.sizes
         if int(tokens.min()) < 0 or int(tokens.max()) >= sizes.vocabulary:
             raise DataError(f"token ids must be in [0, {sizes.vocabulary - 1}], got {tokens.flatten().tolist()[:8]}")
-        if not self.caches:
-            self._fill(0)
-        self._reserve(int(positions.max()) + 1)
-        stream = torch.empty(rows * count, sizes.hidden)
-        logits = torch.empty(rows * count, sizes.vocabulary)
-        caches = (ctypes.c_void_p * (rows * count))(*(cache.handle for cache in self.caches for _ in range(count)))
-        ids, places = (values.to(torch.int32).contiguous() for values in (tokens, positions))
+        self.positions = session._positions(count)
+        if not session.caches:
+            session._fill(0)
+        session._reserve(int(self.positions.max()) + 1)
+        self.engine, self.rules, self.count = session.engine, session.rules, count
+        self.caches = (ctypes.c_void_p * (rows * count))(
+            *(cache.handle for cache in session.caches for _ in range(count))
+        )
+        self.ids, self.places = (values.to(torch.int32).contiguous() for values in (tokens, self.positions))
+        self.keep = keep.to("cpu", torch.float64).reshape(-1, 3).clone(memory_format=torch.contiguous_format)
+        self.realised = torch.empty_like(self.keep)
+        self.stream = torch.empty(rows * count, sizes.hidden)
+        self.logits = torch.empty(rows * count, sizes.vocabulary)
 
-        def run(plan: Plan, first: int, last: int) -> None:
-            plans = self._plans(plan)
-            self.engine.library.solm_run(
-                self.engine.handle, rows * count, caches, ids.data_ptr(), places.data_ptr(), plans.data_ptr(), first,
-                last, stream.data_ptr(), logits.data_ptr(),
-            )  # fmt: skip
-
-        if turn is not None and choose is not None:
-            if turn:
-                run(plan, 0, turn)
-            else:
-                stream = self.embed(tokens).float().view(rows * count, -1).contiguous()
-            with _one_torch_thread():
-                plan = choose(stream.view(rows, count, -1).to(self.control.model.dtype, copy=True))
-            run(plan, turn, sizes.layers)
-        else:
-            run(plan, 0, sizes.layers)
-        hidden, shown = stream.view(rows, count, -1), logits.view(rows, count, -1)
-        if isinstance(keep_logits, torch.Tensor):
-            index = keep_logits[..., None]
-            hidden, shown = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (hidden, shown))
-        self.control._hidden = hidden.to(self.control.model.dtype)
-        return shown
-
-    def _plans(self, plan: Plan) -> torch.Tensor:
-        """The engine's plan of every step: [N, Q, 8] int32."""
-        sizes, semantics = self.engine.sizes, self.semantics
-        window, pages = plan.kv.window_start, plan.kv.pages
-        site = semantics.mlp_site
-        whole = torch.ones_like(window)
-        inputs = plan.channels(sizes.hidden)[..., 0] if "input" in site else whole * sizes.hidden
-        hiddens = plan.channels(sizes.intermediate)[..., 0] if "hidden" in site else whole * sizes.intermediate
-        parts = (
-            inputs, hiddens, plan.bits[..., 0], whole * (semantics.bits_group or 0), plan.keep[..., 0] < 1,
-            whole * semantics.sinks, window, pages,
+    def run(self, first: int, last: int, rows: np.ndarray | None = None, actions: torch.Tensor | None = None) -> None:
+        """Layers first to last; rows and actions as for `NativeSession.decide`."""
+        self.engine.library.solm_run(
+            self.engine.handle, ctypes.byref(self.rules), len(self.keep), self.count, self.caches,
+            self.ids.data_ptr(), self.places.data_ptr(), self.keep.data_ptr(),
+            None if rows is None else rows.ctypes.data, None if actions is None else actions.data_ptr(),
+            self.realised.data_ptr(), first, last, self.stream.data_ptr(), self.logits.data_ptr(),
         )  # fmt: skip
-        return torch.stack([part.to(torch.int32) for part in parts], -1).contiguous()
 
 
 @contextmanager

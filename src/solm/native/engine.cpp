@@ -4,8 +4,8 @@
 // of one row, or both. Every thread holds the residual stream and does the small work (norms, selection, activations) for
 // itself, so that threads meet only where one needs the others' sums. Matrices are stored input-major: an input channel
 // that every step skips is a row of weights that is never read. A step's sums are added up in the same order whatever
-// steps go with it. Keys lie in blocks of 16 tokens,
-// transposed, beside the per-channel minimum and maximum of the block (Quest, ICML 2024).
+// steps go with it. Keys lie in pages of
+// 16 tokens, transposed, beside the per-channel minimum and maximum of the page (Quest, ICML 2024).
 
 #include <cstdlib>
 #include <new>
@@ -100,18 +100,20 @@ void* solm_cache(void* engine, const void* source, int32_t length, int32_t capac
   auto* e = static_cast<Engine*>(engine);
   auto* c = new Cache();
   c->capacity = capacity;
-  const size_t places = size_t(e->s.layers) * e->s.kv_heads, row = e->s.head_dim * e->element(), pages = capacity / PAGE;
-  c->keys.resize(places * capacity * row), c->values.resize(places * capacity * row);
-  c->low.resize(places * pages * row), c->high.resize(places * pages * row);
+  const size_t places = size_t(e->s.layers) * e->s.kv_heads, tile = PAGE * e->s.head_dim * e->element();
+  for (auto* part : {&c->keys, &c->values}) part->resize(places * c->pages() * tile);
+  for (auto* part : {&c->low, &c->high}) part->resize(places * c->tiles() * tile);
   if (source) {
     auto* from = static_cast<const Cache*>(source);
-    const size_t have = from->capacity / PAGE, used = (length + PAGE - 1) / PAGE;
-    auto copy = [&](std::vector<char>& to, const std::vector<char>& old, size_t page) {
+    const size_t pages = (length + PAGE - 1) / PAGE, tiles = (pages + PAGE - 1) / PAGE;
+    auto copy = [&](std::vector<char>& to, const std::vector<char>& old, size_t now, size_t then, size_t used) {
       for (size_t p = 0; p < places; ++p)
-        std::memcpy(to.data() + p * pages * page, old.data() + p * have * page, used * page);
+        std::memcpy(to.data() + p * now * tile, old.data() + p * then * tile, used * tile);
     };
-    copy(c->keys, from->keys, PAGE * row), copy(c->values, from->values, PAGE * row);
-    copy(c->low, from->low, row), copy(c->high, from->high, row);
+    copy(c->keys, from->keys, c->pages(), from->pages(), pages);
+    copy(c->values, from->values, c->pages(), from->pages(), pages);
+    copy(c->low, from->low, c->tiles(), from->tiles(), tiles);
+    copy(c->high, from->high, c->tiles(), from->tiles(), tiles);
   }
   return c;
 } catch (const std::exception&) {
@@ -137,14 +139,42 @@ void solm_cache_fill(void* engine, void* cache, int32_t layer, int32_t position,
   else fill(Walker<bf16, bf16>(*e, 0, 1));
 }
 
-// Layers first to last (not included) of `steps` steps: step i processes tokens[i] at positions[i] of caches[i] under
-// plans[i]. Steps of one cache come in the order of their positions. stream [steps, H] is read where first > 0, and written: the residual stream, or after the
-// last layer what the head reads. logits [steps, V], computed after the last layer, may be null.
-void solm_run(void* engine, int32_t steps, void* const* caches, const int32_t* tokens, const int32_t* positions,
-              const Plan* plans, int32_t first, int32_t last, float* stream, float* logits) {
+// Layers first to last (not included) of `steps` steps: step i processes tokens[i] at positions[i] of caches[i]. Steps of
+// one cache come in the order of their positions, `count` of them.
+//
+// keep [steps, 3] says what a step may spend (attention, MLP, bits), where it can be controlled; realised [steps, 3] tells
+// what it spent. Rows [steps / count], where given, decide for themselves instead if they have a decider: the static
+// schedule before its layer, its word from there on; actions [steps] tells which, and the rows are booked.
+//
+// stream [steps, H] is read where first > 0, and written: the residual stream, or after the last layer what the head reads.
+// logits [steps, V], computed after the last layer, may be null.
+void solm_run(void* engine, const Rules* rules, int32_t steps, int32_t count, void* const* caches, const int32_t* tokens,
+              const int32_t* positions, const double* keep, Row* rows, int32_t* actions, double* realised, int32_t first,
+              int32_t last, float* stream, float* logits) {
   auto* e = static_cast<Engine*>(engine);
   e->steps = steps, e->first = first, e->last = last, e->stream = stream, e->logits = logits;
-  e->caches = reinterpret_cast<Cache* const*>(caches), e->tokens = tokens, e->positions = positions, e->plans = plans;
+  e->caches = reinterpret_cast<Cache* const*>(caches), e->tokens = tokens, e->positions = positions;
+  e->rules = rules, e->rows = rows, e->count = count, e->actions = actions, e->realised = realised, e->turn = -1;
+  e->plans.resize(steps);
+  int64_t ahead = 0;  // steps of the same row that come first, and will be booked by then
+  for (int i = 0; i < steps; ++i) {
+    const int kv_length = positions[i] + 1;
+    const bool counted = controllable(*rules, kv_length);
+    double now[3] = {1, 1, FULL_BITS};
+    if (counted) std::copy_n(keep + 3 * size_t(i), 3, now);
+    if (rows && rows[i / count].decider) {
+      Row& row = rows[i / count];
+      const Decider& d = *row.decider;
+      int level[3];
+      e->turn = d.layer;
+      if (i % count == 0) ahead = 0;
+      actions[i] = static_action(d, Realised(d, *rules, e->s, kv_length), row, row.booked + ahead, counted);
+      ahead += counted;
+      levels_of(d, actions[i], level);
+      for (int axis = 0; axis < 3; ++axis) now[axis] = d.levels[axis][level[axis]];
+    }
+    e->plans[i] = make_plan(*rules, e->s, now, kv_length, realised + 3 * size_t(i));
+  }
   e->ticket.fetch_add(1, std::memory_order_acq_rel);
   e->ticket.notify_all();
   e->dispatch(0);

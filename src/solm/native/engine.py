@@ -35,6 +35,9 @@ def why_not(model: PreTrainedModel, semantics: Semantics) -> str | None:
         return "layers without rotary positions are not supported"
     if config.num_attention_heads // config.num_key_value_heads > MOST_QUERIES:
         return f"more than {MOST_QUERIES} query heads share a KV head"
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if head_dim % 16:
+        return f"its head dimension {head_dim} is not a multiple of 16"
     if next(model.parameters()).device.type != "cpu":
         return "it runs on the CPU only"
     if semantics.criterion != "pages" or semantics.page_size != PAGE or semantics.window < PAGE:

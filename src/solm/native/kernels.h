@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <type_traits>
 #include <utility>
 
 #include "lanes.h"
@@ -318,17 +319,41 @@ inline uint32_t magnitude(float x) {
   return bits & 0x7fffffffu;
 }
 
-// The count-th largest |x|, as its bits: magnitudes order like integers.
-inline uint32_t kth_largest(const float* x, int n, int count) {
+// The integers that order as floats do.
+inline uint32_t order(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+}
+
+// The count-th largest key(x[i]), a number of `width` bits.
+template <typename Key>
+uint32_t kth_largest(const float* x, int n, int count, int width, Key key) {
   uint32_t threshold = 0;
-  for (int bit = 30; bit >= 0; --bit) {
+  for (int bit = width - 1; bit >= 0; --bit) {
     const uint32_t guess = threshold | (1u << bit);
     int above = 0;
 #pragma omp simd reduction(+ : above)
-    for (int i = 0; i < n; ++i) above += magnitude(x[i]) >= guess;
+    for (int i = 0; i < n; ++i) above += key(x[i]) >= guess;
     if (above >= count) threshold = guess;
   }
   return threshold;
+}
+
+// Calls keep(i) for the `count` of n elements with the largest key, ascending; of equal ones those of lower index.
+template <typename Key, typename Keep>
+void largest(const float* x, int n, int count, int width, Key key, Keep keep) {
+  const uint32_t threshold = kth_largest(x, n, count, width, key);
+  int above = 0;
+#pragma omp simd reduction(+ : above)
+  for (int i = 0; i < n; ++i) above += key(x[i]) > threshold;
+  int ties = count - above;
+  for (int i = 0; i < n; ++i) {
+    const uint32_t k = key(x[i]);
+    const bool tie = k == threshold && ties > 0;
+    ties -= tie;
+    keep(i, k > threshold || tie);
+  }
 }
 
 // Indices and values of the count channels of largest |x|; of equal ones those of lower index. Returns count.
@@ -338,19 +363,11 @@ inline int select(const float* x, int n, int count, int32_t* index, float* value
     return n;
   }
   if (count <= 0) return 0;
-  const uint32_t threshold = kth_largest(x, n, count);
-  int above = 0;
-#pragma omp simd reduction(+ : above)
-  for (int i = 0; i < n; ++i) above += magnitude(x[i]) > threshold;
-  int ties = count - above, kept = 0;
-  for (int i = 0; i < n; ++i) {
-    const uint32_t bits = magnitude(x[i]);
-    const bool tie = bits == threshold && ties > 0;
-    ties -= tie;
+  int kept = 0;
+  largest(x, n, count, 31, magnitude, [&](int i, bool keep) {
     index[kept] = i, values[kept] = x[i];  // written always, kept or overwritten: no branch to guess wrong
-    kept += bits > threshold || tie;
-    if (kept == count) break;
-  }
+    kept += keep;
+  });
   return kept;
 }
 
@@ -373,37 +390,114 @@ inline void rms_norm(const float* x, const float* weight, int n, float epsilon, 
   for (int i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
 }
 
-// Sixteen scores for each of `group` queries against one block of transposed keys [D, 16].
+// Keys of 16 tokens, and bounds of 16 pages, lie in tiles that one query meets at once: [D, 16] float32, or bfloat16 in
+// pairs of channels [D / 2, 16, 2]. Values lie in pairs of tokens, [tokens / 2, D, 2], in bfloat16.
 template <typename K>
-void score_block(const K* block, const float* queries, int group, int dim, float scale, float* const* scores) {
+constexpr size_t tile_at(int channel, int column) {
+  if constexpr (sizeof(K) == 4) return size_t(channel) * 16 + column;
+  else return size_t(channel / 2) * 32 + column * 2 + channel % 2;
+}
+template <typename K>
+constexpr size_t value_at(int token, int channel, int dim) {
+  if constexpr (sizeof(K) == 4) return size_t(token) * dim + channel;
+  else return size_t(token / 2) * 2 * dim + channel * 2 + token % 2;
+}
+
+// Bring bytes that will be read soon, from where no hardware expects it, into the second-level cache.
+inline void fetch(const void* from, size_t bytes) {
+  for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(from) + line, 0, 2);
+}
+
+// A query as tiles of K take it: D numbers, or D / 2 pairs.
+template <typename K>
+using Query = std::conditional_t<sizeof(K) == 4, float, Both>;
+
+inline void prepare(const float* x, int dim, float scale, float* to) {
+  for (int d = 0; d < dim; ++d) to[d] = x[d] * scale;
+}
+inline void prepare(const float* x, int dim, float scale, Both* to) {
+  for (int d = 0; d < dim; d += 2) to[d / 2] = Both::of(x[d] * scale, x[d + 1] * scale);
+}
+
+// sum[j] += the sixteen products of query j with a tile, for T queries.
+template <int T>
+void meet_tile(const float* tile, const float* query, int dim, Lanes* sum) {
+  for (int d = 0; d < dim; ++d) {
+    const Lanes keys = Lanes::load(tile + d * 16);
+    for (int j = 0; j < T; ++j) sum[j].add(Lanes::all(query[j * dim + d]), keys);
+  }
+}
+template <int T>
+void meet_tile(const bf16* tile, const Both* query, int dim, Lanes* sum) {
+  const int pairs = dim / 2;
+  for (int d = 0; d < pairs; ++d)
+    for (int j = 0; j < T; ++j) sum[j].add_pairs(tile + d * 32, query[j * pairs + d]);
+}
+
+// Sixteen scores for each of T queries.
+template <int T, typename K>
+void score_tile(const K* tile, const Query<K>* query, int dim, float* const* scores) {
+  Lanes sum[T];
+  for (int j = 0; j < T; ++j) sum[j] = Lanes::zero();
+  meet_tile<T>(tile, query, dim, sum);
+  for (int j = 0; j < T; ++j) sum[j].write(scores[j]);
+}
+
+// ... of `group` queries, which read the tile together.
+template <typename K>
+void score_block(const K* tile, const Query<K>* queries, int group, int dim, float* const* scores) {
+  const int each = sizeof(K) == 4 ? dim : dim / 2;
   for (int g = 0; g < group; g += 4) {
-    Lanes sum[4] = {Lanes::zero(), Lanes::zero(), Lanes::zero(), Lanes::zero()};
-    const int here = std::min(4, group - g);
-    for (int d = 0; d < dim; ++d) {
-      const Lanes key = Lanes::load(block + d * 16);
-      for (int j = 0; j < here; ++j) sum[j].add(Lanes::all(queries[(g + j) * dim + d] * scale), key);
+    const Query<K>* from = queries + size_t(g) * each;
+    switch (std::min(4, group - g)) {
+      case 4: score_tile<4>(tile, from, dim, scores + g); break;
+      case 3: score_tile<3>(tile, from, dim, scores + g); break;
+      case 2: score_tile<2>(tile, from, dim, scores + g); break;
+      default: score_tile<1>(tile, from, dim, scores + g);
     }
-    for (int j = 0; j < here; ++j) sum[j].write(scores[g + j]);
   }
 }
 
-// out[g] += sum over tokens of weight[g] * row, for `group` heads at once: rows are read once.
-template <typename K>
-void mix_rows(const K* rows, int tokens, int dim, const float* const* weights, int group, float* const* out) {
-  for (int g = 0; g < group; g += 4) {
-    const int here = std::min(4, group - g);
-    int d = 0;
-    for (; d + 16 <= dim; d += 16) {
-      Lanes sum[4];
-      for (int j = 0; j < here; ++j) sum[j] = Lanes::load(out[g + j] + d);
-      for (int t = 0; t < tokens; ++t) {
-        const Lanes row = Lanes::load(rows + size_t(t) * dim + d);
-        for (int j = 0; j < here; ++j) sum[j].add(Lanes::all(weights[g + j][t]), row);
-      }
-      for (int j = 0; j < here; ++j) sum[j].write(out[g + j] + d);
-    }
-    for (; d < dim; ++d)
-      for (int j = 0; j < here; ++j)
-        for (int t = 0; t < tokens; ++t) out[g + j][d] += weights[g + j][t] * widen(rows[size_t(t) * dim + d]);
+// out[j] += sum over a page's tokens of weight[j] * value, for T heads and the 16 channels from d on.
+template <int T>
+void mix_lanes(const float* page, int tokens, int dim, int d, const float* const* weights, float* const* out) {
+  Lanes sum[T];
+  for (int j = 0; j < T; ++j) sum[j] = Lanes::load(out[j] + d);
+  for (int t = 0; t < tokens; ++t) {
+    const Lanes row = Lanes::load(page + size_t(t) * dim + d);
+    for (int j = 0; j < T; ++j) sum[j].add(Lanes::all(weights[j][t]), row);
   }
+  for (int j = 0; j < T; ++j) sum[j].write(out[j] + d);
+}
+template <int T>
+void mix_lanes(const bf16* page, int tokens, int dim, int d, const Both (*weights)[8], float* const* out) {
+  Lanes sum[T];
+  for (int j = 0; j < T; ++j) sum[j] = Lanes::load(out[j] + d);
+  for (int t = 0; t < tokens; t += 2)
+    for (int j = 0; j < T; ++j) sum[j].add_pairs(page + size_t(t) * dim + 2 * d, weights[j][t / 2]);
+  for (int j = 0; j < T; ++j) sum[j].write(out[j] + d);
+}
+
+// The same for all channels. Weights of tokens beyond the last are 0.
+template <int T>
+void mix_tile(const float* page, int tokens, int dim, const float* const* weights, float* const* out) {
+  for (int d = 0; d < dim; d += 16) mix_lanes<T>(page, tokens, dim, d, weights, out);
+}
+template <int T>
+void mix_tile(const bf16* page, int tokens, int dim, const float* const* weights, float* const* out) {
+  Both pairs[T][8];
+  for (int j = 0; j < T; ++j)
+    for (int t = 0; t < 16; t += 2) pairs[j][t / 2] = Both::of(weights[j][t], weights[j][t + 1]);
+  for (int d = 0; d < dim; d += 16) mix_lanes<T>(page, tokens, dim, d, pairs, out);
+}
+
+template <typename K>
+void mix_page(const K* page, int tokens, int dim, const float* const* weights, int group, float* const* out) {
+  for (int g = 0; g < group; g += 4)
+    switch (std::min(4, group - g)) {
+      case 4: mix_tile<4>(page, tokens, dim, weights + g, out + g); break;
+      case 3: mix_tile<3>(page, tokens, dim, weights + g, out + g); break;
+      case 2: mix_tile<2>(page, tokens, dim, weights + g, out + g); break;
+      default: mix_tile<1>(page, tokens, dim, weights + g, out + g);
+    }
 }

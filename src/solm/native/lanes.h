@@ -45,6 +45,24 @@ inline float store<float>(float x) { return x; }
 template <>
 inline bf16 store<bf16>(float x) { return narrow(x); }
 
+// Two weights that go with two neighbouring bfloat16 values. Where one instruction multiplies pairs of bfloat16, a weight
+// is split into two of them, whose sum has 16 bits.
+#if defined(__AVX512BF16__)
+struct Both {
+  uint32_t high, low;
+  static Both of(float a, float b) {
+    const bf16 x = narrow(a), y = narrow(b);
+    const bf16 u = narrow(a - widen(x)), v = narrow(b - widen(y));
+    return {x | uint32_t(y) << 16, u | uint32_t(v) << 16};
+  }
+};
+#else
+struct Both {
+  float first, second;
+  static Both of(float a, float b) { return {a, b}; }
+};
+#endif
+
 #if defined(__AVX512F__)
 
 struct Lanes {
@@ -64,6 +82,18 @@ struct Lanes {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
   void add(Lanes a, Lanes b) { v = _mm512_fmadd_ps(a.v, b.v, v); }
+  // Adds to every lane its pair of the 32 values at p, weighted.
+  void add_pairs(const bf16* p, Both w) {
+    const __m512i raw = _mm512_loadu_si512(p);
+#if defined(__AVX512BF16__)
+    v = _mm512_dpbf16_ps(v, (__m512bh)raw, (__m512bh)_mm512_set1_epi32(int(w.high)));
+    v = _mm512_dpbf16_ps(v, (__m512bh)raw, (__m512bh)_mm512_set1_epi32(int(w.low)));
+#else
+    const __m512i odd = _mm512_and_si512(raw, _mm512_set1_epi32(int(0xffff0000u)));
+    add({_mm512_castsi512_ps(_mm512_slli_epi32(raw, 16))}, all(w.first));
+    add({_mm512_castsi512_ps(odd)}, all(w.second));
+#endif
+  }
   void write(float* p) const { _mm512_storeu_ps(p, v); }
   float sum() const { return _mm512_reduce_add_ps(v); }
 };
@@ -106,6 +136,9 @@ struct Lanes {
   }
   void add(const Lanes& a, const Lanes& b) {
     for (int i = 0; i < 16; ++i) v[i] += a.v[i] * b.v[i];
+  }
+  void add_pairs(const bf16* p, Both w) {
+    for (int i = 0; i < 16; ++i) v[i] += widen(p[2 * i]) * w.first + widen(p[2 * i + 1]) * w.second;
   }
   void write(float* p) const { std::memcpy(p, v, sizeof v); }
   float sum() const {

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from solm.errors import SolmError
 
-SOURCES = [Path(__file__).with_name(name) for name in ("engine.cpp", "walker.h", "model.h", "kernels.h", "lanes.h")]
+SOURCES = [
+    Path(__file__).with_name(name) for name in ("engine.cpp", "walker.h", "decide.h", "model.h", "kernels.h", "lanes.h")
+]
 # Not -ffast-math: linking with it makes the whole process flush subnormal numbers to zero.
 _FLAGS = [
     "-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
@@ -36,6 +38,12 @@ class Sizes(ctypes.Structure):
         )),
         ("epsilon", ctypes.c_float),
     ]  # fmt: skip
+
+
+class Rules(ctypes.Structure):
+    """How an action is carried out: the engine's part of `Semantics`."""
+
+    _fields_ = [(name, ctypes.c_int32) for name in ("sinks", "window", "input_site", "hidden_site", "group")]
 
 
 @cache
@@ -77,7 +85,9 @@ def library() -> ctypes.CDLL:
     loaded.solm_cache.argtypes = [pointer, pointer, integer, integer]
     loaded.solm_cache_free.argtypes = [pointer]
     loaded.solm_cache_fill.argtypes = [pointer, pointer, integer, integer, integer, pointer, pointer]
-    loaded.solm_run.argtypes = [pointer, integer, *[pointer] * 4, integer, integer, pointer, pointer]
+    loaded.solm_run.argtypes = [
+        pointer, pointer, integer, integer, *[pointer] * 7, integer, integer, pointer, pointer
+    ]  # fmt: skip
     return loaded
 
 

@@ -16,6 +16,8 @@
 
 constexpr int PAGE = 16;
 constexpr int MOST_QUERIES = 32;  // query heads of one KV head
+constexpr int MOST_LEVELS = 100;  // of one axis
+constexpr double FULL_BITS = 16;
 
 struct Sizes {
   int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, precision, threads;
@@ -37,9 +39,30 @@ struct Layer {
   const float *attention_norm, *mlp_norm, *q_norm, *k_norm, *qkv_bias;
 };
 
-// What one row spends on one step.
+// How an action is carried out, as in solm.semantics: sites of the MLP axis as flags, group 0 for a whole token.
+struct Rules {
+  int32_t sinks, window, input_site, hidden_site, group;
+};
+
+// What one step spends.
 struct Plan {
   int32_t inputs, hiddens, bits, group, sparse, sinks, window_start, pages;
+};
+
+// A value policy over an action space (solm.policies.values): its network, input-major, and per axis the levels as keep
+// numbers, the average gain of each, and the curve from an average share to its price.
+struct Decider {
+  int32_t layer, width, clamp, points, sizes[3];
+  const float *read, *read_bias, *head, *head_bias, *scale, *trust;
+  const double *levels[3], *gains[3], *spent[3], *prices;
+  double low[3], high[3];
+};
+
+// What a row may spend and has spent; a null decider leaves it to the caller.
+struct Row {
+  const Decider* decider;
+  double target[3], spent[3], early[3];
+  int64_t booked, left;
 };
 
 class Barrier {
@@ -64,10 +87,33 @@ class Barrier {
   std::atomic<bool> sense_{false};
 };
 
-// Keys and values of one row. K: float32 (precision 0) or bfloat16.
+// Keys and values of one row, a page after the other, and the bounds of its keys, 16 pages in a tile; float32 (precision
+// 0) or bfloat16. See `tile_at` and `value_at`.
 struct Cache {
   int capacity = 0;
-  std::vector<char> keys, values, low, high;  // [layers, kv_heads, blocks, D, 16], [.., tokens, D], [.., blocks, D] x 2
+  std::vector<char> keys, values;  // [layers, kv_heads, pages, 16 D]
+  std::vector<char> low, high;     // [layers, kv_heads, tiles, 16 D]
+
+  int pages() const { return capacity / PAGE; }
+  int tiles() const { return (pages() + PAGE - 1) / PAGE; }
+
+  // One page of keys or values.
+  template <typename K, typename Part>
+  auto tile(Part& part, const Sizes& s, int layer, int head, int page) const {
+    return at<K>(part, s, (size_t(layer) * s.kv_heads + head) * pages() + page);
+  }
+  // The tile of bounds that holds a page's.
+  template <typename K, typename Part>
+  auto bounds(Part& part, const Sizes& s, int layer, int head, int page) const {
+    return at<K>(part, s, (size_t(layer) * s.kv_heads + head) * tiles() + page / PAGE);
+  }
+
+ private:
+  template <typename K, typename Part>
+  static auto at(Part& part, const Sizes& s, size_t tile) {
+    using Pointer = std::conditional_t<std::is_const_v<Part>, const K*, K*>;
+    return reinterpret_cast<Pointer>(part.data()) + tile * PAGE * s.head_dim;
+  }
 };
 
 struct Engine {
@@ -89,12 +135,16 @@ struct Engine {
   int steps = 0, first = 0, last = 0;
   Cache* const* caches = nullptr;
   const int32_t *tokens = nullptr, *positions = nullptr;
-  const Plan* plans = nullptr;
+  std::vector<Plan> plans;  // [steps]
+  const Rules* rules = nullptr;
+  Row* rows = nullptr;  // one for every `count` steps, or null
+  int count = 1, turn = -1;  // the layer before which rows are decided
+  int32_t* actions = nullptr;  // [steps]
+  double* realised = nullptr;  // [steps, 3]
   float* stream = nullptr;  // [steps, H]
   float* logits = nullptr;  // [steps, V] or null
 
   size_t element() const { return s.precision == 0 ? 4 : 2; }
-  int blocks(const Cache& c) const { return c.capacity / PAGE; }
 
   template <typename W, typename K>
   void work(int thread);

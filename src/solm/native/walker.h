@@ -3,7 +3,7 @@
 
 #include <utility>
 
-#include "model.h"
+#include "decide.h"
 
 // What one step puts into a matrix: values of the input channels that it keeps, ascending.
 struct Inputs {
@@ -12,25 +12,30 @@ struct Inputs {
   int count;
 };
 
+constexpr int AHEAD = 2;  // pages fetched before they are read
+
 template <typename W, typename K>
 struct Walker {
   Engine& e;
-  const int thread, threads, H, I, D, Q, KV, widest;
+  const int thread, threads, H, I, D, Q, KV, widest, each;  // each: numbers of a query in the form of `Query`
   bool sense, turn = false;
   // Of all steps: residual streams, what was multiplied, kept channels and their values.
   std::vector<float> streams, normed, sums, picked, heads;
   std::vector<int32_t> index, all;
   // Scratch of one step at a time, and of one matrix.
   std::vector<float> values, signs, mass, mixed, held;
+  std::vector<Query<K>> query;
   std::vector<int32_t> pages, merged;
   Inputs inputs[MOST_ROWS];
 
   Walker(Engine& engine, int t, int rows)
       : e(engine), thread(t), threads(engine.s.threads), H(e.s.hidden), I(e.s.intermediate), D(e.s.head_dim),
-        Q(e.s.heads), KV(e.s.kv_heads), widest(std::max({2 * I, (Q + 2 * KV) * D, H, Q * D})), sense(engine.senses[t]) {
+        Q(e.s.heads), KV(e.s.kv_heads), widest(std::max({2 * I, (Q + 2 * KV) * D, H, Q * D})),
+        each(sizeof(K) == 4 ? D : D / 2), sense(engine.senses[t]) {
     streams.resize(size_t(rows) * H), normed.resize(size_t(rows) * H), heads.resize(size_t(rows) * Q * D);
     sums.resize(size_t(rows) * widest), picked.resize(size_t(rows) * widest), index.resize(size_t(rows) * widest);
     values.resize(I), signs.resize(2 * D), all.resize(widest), held.resize(widest);
+    query.resize(size_t(each) * std::max(2, Q / KV));
     for (int i = 0; i < widest; ++i) all[i] = i;
     if (rows > 1) mixed.resize(size_t(rows) * widest), merged.resize(widest);
   }
@@ -134,25 +139,25 @@ struct Walker {
   }
 
   void append(Cache& cache, int layer, int head, int position, const float* key, const float* value) const {
-    const int block = position / PAGE, slot = position % PAGE, blocks = e.blocks(cache);
-    const size_t place = size_t(layer) * KV + head;
-    K* keys = reinterpret_cast<K*>(cache.keys.data()) + (place * blocks + block) * D * PAGE;
-    K* row = reinterpret_cast<K*>(cache.values.data()) + (place * cache.capacity + position) * D;
-    K* low = reinterpret_cast<K*>(cache.low.data()) + (place * blocks + block) * D;
-    K* high = reinterpret_cast<K*>(cache.high.data()) + (place * blocks + block) * D;
+    const int block = position / PAGE, slot = position % PAGE;
+    K* keys = cache.tile<K>(cache.keys, e.s, layer, head, block);
+    K* values = cache.tile<K>(cache.values, e.s, layer, head, block);
     for (int d = 0; d < D; ++d) {
-      keys[d * PAGE + slot] = store<K>(key[d]);
-      row[d] = store<K>(value[d]);
+      keys[tile_at<K>(d, slot)] = store<K>(key[d]);
+      values[value_at<K>(slot, d, D)] = store<K>(value[d]);
     }
     if (slot < PAGE - 1) return;
     // Whole: only now can a window of at least a page have left the block behind, and bounds be asked for.
+    K* low = cache.bounds<K>(cache.low, e.s, layer, head, block);
+    K* high = cache.bounds<K>(cache.high, e.s, layer, head, block);
     for (int d = 0; d < D; ++d) {
-      low[d] = high[d] = keys[d * PAGE];
+      K least = keys[tile_at<K>(d, 0)], most = least;
       for (int t = 1; t < PAGE; ++t) {
-        const K k = keys[d * PAGE + t];
-        if (widen(k) < widen(low[d])) low[d] = k;
-        if (widen(k) > widen(high[d])) high[d] = k;
+        const K k = keys[tile_at<K>(d, t)];
+        if (widen(k) < widen(least)) least = k;
+        if (widen(k) > widen(most)) most = k;
       }
+      low[tile_at<K>(d, block % PAGE)] = least, high[tile_at<K>(d, block % PAGE)] = most;
     }
   }
 
@@ -167,60 +172,60 @@ struct Walker {
     }
     for (int b = 0; b < sinks; ++b) pages.push_back(b);
     if (plan.pages > 0) {
-      const int group = Q / KV, blocks = e.blocks(cache);
-      float* positive = signs.data();
-      float* negative = signs.data() + D;
       for (int d = 0; d < D; ++d) {
         float p = 0, n = 0;
-        for (int g = 0; g < group; ++g) {
+        for (int g = 0; g < Q / KV; ++g) {
           const float q = queries[g * D + d];
           p += std::max(q, 0.0f), n += std::min(q, 0.0f);
         }
-        positive[d] = p, negative[d] = n;
+        signs[d] = p, signs[D + d] = n;
       }
-      const size_t place = (size_t(layer) * KV + head) * blocks;
-      const K* low = reinterpret_cast<const K*>(cache.low.data()) + place * D;
-      const K* high = reinterpret_cast<const K*>(cache.high.data()) + place * D;
-      mass.resize(std::max<size_t>(mass.size(), start));
-      for (int b = sinks; b < start; ++b)
-        mass[b] = dot(high + size_t(b) * D, positive, D) + dot(low + size_t(b) * D, negative, D);
-      pages.resize(sinks + start - sinks);
-      for (int b = sinks; b < start; ++b) pages[b] = b;
-      std::nth_element(pages.begin() + sinks, pages.begin() + sinks + plan.pages - 1, pages.end(),
-                       [&](int a, int b) { return mass[a] != mass[b] ? mass[a] > mass[b] : a < b; });
-      pages.resize(sinks + plan.pages);
-      std::sort(pages.begin() + sinks, pages.end());
+      prepare(signs.data(), 2 * D, 1, query.data());
+      mass.resize(std::max<size_t>(mass.size(), start + PAGE));
+      for (int b = sinks / PAGE * PAGE; b < start; b += PAGE) {
+        Lanes sum = Lanes::zero();
+        meet_tile<1>(cache.bounds<K>(cache.high, e.s, layer, head, b), query.data(), D, &sum);
+        meet_tile<1>(cache.bounds<K>(cache.low, e.s, layer, head, b), query.data() + each, D, &sum);
+        sum.write(mass.data() + b);
+      }
+      pages.resize(sinks + plan.pages + 1);
+      int kept = sinks;
+      largest(mass.data() + sinks, start - sinks, plan.pages, 32, order, [&](int b, bool keep) {
+        pages[kept] = sinks + b;
+        kept += keep;
+      });
+      pages.resize(kept);
     }
     for (int b = start; b < count; ++b) pages.push_back(b);
   }
 
   // A thread's share of one step's attention, left for the others at `mine`: per query head D sums, peak, total.
   void attend(const Cache& cache, int layer, int seen, const float* queries, const Plan& plan, float* mine) {
-    const int group = Q / KV, blocks = e.blocks(cache), width = D + 2;
+    const int group = Q / KV, width = D + 2;
     const float scale = 1.0f / std::sqrt(float(D));
     for (int head = 0; head < KV; ++head) {
       choose(cache, layer, head, seen, queries + head * group * D, plan);
-      const size_t place = size_t(layer) * KV + head;
-      const K* keys = reinterpret_cast<const K*>(cache.keys.data()) + place * blocks * D * PAGE;
-      const K* rows = reinterpret_cast<const K*>(cache.values.data()) + place * cache.capacity * D;
       const int count = int(pages.size()), from = count * thread / threads, to = count * (thread + 1) / threads;
-      mass.resize(std::max<size_t>(mass.size(), size_t(group) * (to - from) * PAGE));
-      for (int g = 0; g < group; ++g) {
-        float* out = mine + (head * group + g) * width;
-        std::fill_n(out, D, 0.0f);
-        out[D] = -INFINITY, out[D + 1] = 0;
-      }
       const int n = (to - from) * PAGE;
+      mass.resize(std::max<size_t>(mass.size(), size_t(group) * n));
       float* scores[MOST_QUERIES];
       float* out[MOST_QUERIES];
+      for (int g = 0; g < group; ++g) {
+        out[g] = mine + (head * group + g) * width;
+        std::fill_n(out[g], D, 0.0f);
+      }
+      prepare(queries + head * group * D, group * D, scale, query.data());
+      const K* keys = cache.tile<K>(cache.keys, e.s, layer, head, 0);
+      const K* values = cache.tile<K>(cache.values, e.s, layer, head, 0);
+      const size_t size = size_t(PAGE) * D;
       for (int p = from; p < to; ++p) {
         for (int g = 0; g < group; ++g) scores[g] = mass.data() + size_t(g) * n + (p - from) * PAGE;
-        score_block(keys + size_t(pages[p]) * D * PAGE, queries + head * group * D, group, D, scale, scores);
+        if (p + AHEAD < to) fetch(keys + pages[p + AHEAD] * size, size * sizeof(K));
+        score_block(keys + pages[p] * size, query.data(), group, D, scores);
         for (int t = std::min(PAGE, seen - pages[p] * PAGE); t < PAGE; ++t)
           for (int g = 0; g < group; ++g) scores[g][t] = -INFINITY;
       }
       for (int g = 0; g < group; ++g) {
-        out[g] = mine + (head * group + g) * width;
         scores[g] = mass.data() + size_t(g) * n;
         float total;
         out[g][D] = soften(scores[g], n, total);
@@ -229,7 +234,8 @@ struct Walker {
       for (int p = from; p < to; ++p) {
         const float* weights[MOST_QUERIES];
         for (int g = 0; g < group; ++g) weights[g] = scores[g] + (p - from) * PAGE;
-        mix_rows(rows + size_t(pages[p]) * PAGE * D, std::min(PAGE, seen - pages[p] * PAGE), D, weights, group, out);
+        if (p + AHEAD < to) fetch(values + pages[p + AHEAD] * size, size * sizeof(K));
+        mix_page(values + pages[p] * size, std::min(PAGE, seen - pages[p] * PAGE), D, weights, group, out);
       }
     }
   }
@@ -304,6 +310,22 @@ struct Walker {
       for (int i = 0; i < H; ++i) streams[size_t(r) * H + i] += result(r)[i];
   }
 
+  // Decide a step from the residual stream x that enters the layer of the turn.
+  void take(int step, const float* x) {
+    Row& row = e.rows[step / e.count];
+    if (!row.decider) return;
+    const Decider& d = *row.decider;
+    const int kv_length = e.positions[step] + 1;
+    const bool counted = controllable(*e.rules, kv_length);
+    int level[3];
+    double keep[3], whole[3];
+    e.actions[step] = decide(d, Realised(d, *e.rules, e.s, kv_length), e.s, x, e.actions[step], counted, row,
+                             e.realised + 3 * size_t(step));
+    levels_of(d, e.actions[step], level);
+    for (int axis = 0; axis < 3; ++axis) keep[axis] = d.levels[axis][level[axis]];
+    e.plans[step] = make_plan(*e.rules, e.s, keep, kv_length, whole);
+  }
+
   void run() {
     for (int start = 0; start < e.steps; start += MOST_ROWS) walk(start, std::min(MOST_ROWS, e.steps - start));
     meet();
@@ -321,7 +343,14 @@ struct Walker {
       const float scale = e.embedding_scale ? e.embedding_scale[e.tokens[start + r]] : 1.0f;
       for (int i = 0; i < H; ++i) x[i] = scale * widen(source[i]);
     }
-    for (int l = e.first; l < e.last; ++l) layer(l, start, rows);
+    for (int l = e.first; l < e.last; ++l) {
+      if (l == e.turn) {
+        if (thread == 0)
+          for (int r = 0; r < rows; ++r) take(start + r, &streams[size_t(r) * H]);
+        meet();
+      }
+      layer(l, start, rows);
+    }
     meet();  // everyone has read the stream
     if (e.last < e.s.layers) {
       if (thread == 0) std::copy_n(streams.data(), size_t(rows) * H, e.stream + size_t(start) * H);

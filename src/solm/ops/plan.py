@@ -117,7 +117,7 @@ def realised_mlp(keep: torch.Tensor, semantics: Semantics, shapes: ModelShapes) 
         "gate-first": (shapes.intermediate,),
         "input+hidden": (shapes.hidden, shapes.intermediate),
     }[semantics.mlp_site]
-    return torch.stack([ceil_share(keep, size) / size for size in sizes]).mean(0)
+    return torch.stack([ceil_share(keep, size).double() / size for size in sizes]).mean(0)
 
 
 def make_plan(keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics, shapes: ModelShapes) -> Plan:

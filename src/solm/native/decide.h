@@ -1,0 +1,142 @@
+// What a step may spend, and a value policy's word on it: the rules of solm.ops.plan, solm.policies and
+// solm.decoding.midpass in the engine, so that a decision costs microseconds.
+#pragma once
+
+#include "model.h"
+
+inline int64_t ceil_share(double share, int64_t total) { return int64_t(std::ceil(share * double(total) - 1e-9)); }
+
+// The plan of a step that sees kv_length keys under keep = (attention, MLP, bits), and the shares that it realises.
+inline Plan make_plan(const Rules& rules, const Sizes& s, const double* keep, int kv_length, double* realised) {
+  const int sinks = (rules.sinks + PAGE - 1) / PAGE;
+  const int start = std::max(kv_length - rules.window - 1, 0) / PAGE * PAGE;
+  const int between = std::max(start / PAGE - sinks, 0);
+  const int always = std::min(start, sinks * PAGE) + kv_length - start;
+  const int budget = int(ceil_share(keep[0], kv_length));
+  const int pages = std::min((std::max(budget - always, 0) + PAGE - 1) / PAGE, between);
+  const int inputs = rules.input_site ? int(ceil_share(keep[1], s.hidden)) : s.hidden;
+  const int hiddens = rules.hidden_site ? int(ceil_share(keep[1], s.intermediate)) : s.intermediate;
+  realised[0] = double(always + pages * PAGE) / kv_length;
+  const double channels[2] = {double(inputs) / s.hidden, double(hiddens) / s.intermediate};
+  const int sites = rules.input_site + rules.hidden_site;
+  realised[1] = sites == 2 ? (channels[0] + channels[1]) / 2 : channels[rules.input_site ? 0 : 1];
+  realised[2] = keep[2] / FULL_BITS;
+  return {inputs, hiddens, int32_t(keep[2]), rules.group, keep[0] < 1, rules.sinks, start, pages};
+}
+
+inline bool controllable(const Rules& rules, int kv_length) { return kv_length > rules.sinks + rules.window + 1; }
+
+// The point of a table, both ascending, at x; its ends beyond them.
+inline double interpolate(double x, const double* from, const double* to, int points) {
+  if (x <= from[0]) return to[0];
+  if (x >= from[points - 1]) return to[points - 1];
+  const int upper = int(std::upper_bound(from, from + points, x) - from);
+  const double part = (x - from[upper - 1]) / (from[upper] - from[upper - 1]);
+  return to[upper - 1] + part * (to[upper] - to[upper - 1]);
+}
+
+// How much the token of residual stream x suffers from every axis: sensitivities [3], 1 on average.
+inline void sensitivities(const Decider& d, const float* x, int hidden, const double* shares, double* found) {
+  float mean = 0, square = 0;
+  for (int i = 0; i < hidden; ++i) mean += x[i];
+  mean /= float(hidden);
+  for (int i = 0; i < hidden; ++i) square += (x[i] - mean) * (x[i] - mean);
+  const float scale = 1.0f / std::sqrt(square / float(hidden) + 1e-5f);
+  std::vector<float> unit(d.read_bias, d.read_bias + d.width);
+  for (int i = 0; i < hidden + 3; ++i) {
+    const float v = i < hidden ? (x[i] - mean) * scale : float(shares[i - hidden]);
+    const float* row = d.read + size_t(i) * d.width;
+    for (int u = 0; u < d.width; ++u) unit[u] += v * row[u];
+  }
+  for (float& u : unit) u *= 0.5f * (1.0f + std::erf(u * 0.70710678f));
+  for (int axis = 0; axis < 3; ++axis) {
+    const float raw = d.head_bias[axis] + dot(d.head + size_t(axis) * d.width, unit.data(), d.width);
+    const float soft = raw > 20 ? raw : std::log1p(std::exp(raw));
+    found[axis] = 1 + d.trust[axis] * (soft / d.scale[axis] - 1);
+  }
+}
+
+// An action as a level per axis, and back; the last axis is innermost.
+inline void levels_of(const Decider& d, int action, int* level) {
+  for (int axis = 2; axis >= 0; --axis) level[axis] = action % d.sizes[axis], action /= d.sizes[axis];
+}
+inline int action_of(const Decider& d, const int* level) {
+  return (level[0] * d.sizes[1] + level[1]) * d.sizes[2] + level[2];
+}
+
+// What every level of every axis realises for a step that sees kv_length keys.
+struct Realised {
+  double share[3][MOST_LEVELS];
+  Realised(const Decider& d, const Rules& rules, const Sizes& s, int kv_length) {
+    for (int axis = 0; axis < 3; ++axis)
+      for (int l = 0; l < d.sizes[axis]; ++l) {
+        double keep[3] = {1, 1, FULL_BITS}, found[3];
+        keep[axis] = d.levels[axis][l];
+        make_plan(rules, s, keep, kv_length, found);
+        share[axis][l] = found[axis];
+      }
+  }
+};
+
+// The static schedule of the row's budget, which the layers before the policy's follow: the action of the step after
+// `booked` ones.
+inline int static_action(const Decider& d, const Realised& own, Row& row, int64_t booked, bool counted) {
+  int level[3];
+  for (int axis = 0; axis < 3; ++axis) {
+    const double* share = own.share[axis];
+    const int size = d.sizes[axis];
+    int below = -1;
+    for (int l = 0; l < size; ++l) below += share[l] <= row.target[axis] + 1e-12;
+    below = std::clamp(below, 0, std::max(0, size - 2));
+    const int above = std::min(below + 1, size - 1);
+    const double goal = row.target[axis] * double(booked + 1) - row.early[axis];
+    level[axis] = std::fabs(share[above] - goal) < std::fabs(share[below] - goal) ? above : below;
+    if (!counted) level[axis] = size - 1;
+    else row.early[axis] += share[level[axis]];
+  }
+  return action_of(d, level);
+}
+
+constexpr int SHORTEST_HORIZON = 8;  // as in solm.policies.prices
+
+// The action of the highest gain less price that the budget still allows, for a step whose layers before the policy's
+// took `before`; books what it realises in `row` and tells it.
+inline int decide(const Decider& d, const Realised& own, const Sizes& s, const float* x, int before, bool counted,
+                  Row& row, double* realised) {
+  int early[3], level[3];
+  levels_of(d, before, early);
+  double shares[3], suffers[3];
+  for (int axis = 0; axis < 3; ++axis) shares[axis] = d.levels[axis][early[axis]] / (axis == 2 ? FULL_BITS : 1);
+  if (counted) sensitivities(d, x, s.hidden, shares, suffers);
+  const double remaining = double(std::max<int64_t>(row.left, 1)), horizon = std::max(remaining, double(SHORTEST_HORIZON));
+  const double first = double(d.layer) / s.layers, rest = 1 - first;
+  for (int axis = 0; axis < 3; ++axis) {
+    const int size = d.sizes[axis];
+    const double low = own.share[axis][0], high = own.share[axis][size - 1], target = row.target[axis];
+    double mixed[MOST_LEVELS], miss[MOST_LEVELS], least = INFINITY, best = -INFINITY;
+    for (int l = 0; l < size; ++l) mixed[l] = first * own.share[axis][early[axis]] + rest * own.share[axis][l];
+    level[axis] = size - 1;
+    if (counted && size > 1) {
+      const double goal = target * double(row.booked + std::max<int64_t>(row.left, 1));
+      for (int l = 0; l < size; ++l) {
+        const double spent = row.spent[axis] + mixed[l], left = remaining - 1;
+        miss[l] = std::max(spent + left * (first * target + rest * low) - goal, 0.0) +
+                  std::max(goal - spent - left * (first * target + rest * high), 0.0);
+        least = std::min(least, miss[l]);
+      }
+      const double due = (target * (double(row.booked) + horizon) - row.spent[axis]) / horizon;
+      const double scale = std::max((mixed[size - 1] - mixed[0]) / (d.high[axis] - d.low[axis]), 1e-9);
+      const double price =
+          interpolate(d.low[axis] + (due - mixed[0]) / scale, d.spent[axis], d.prices, d.points) / scale;
+      for (int l = 0; l < size; ++l) {
+        const double score = suffers[axis] * d.gains[axis][l] - price * mixed[l];
+        if ((d.clamp && miss[l] > least + 1e-9) || score <= best) continue;
+        best = score, level[axis] = l;
+      }
+    }
+    realised[axis] = mixed[level[axis]];
+    if (counted) row.spent[axis] += realised[axis];
+  }
+  row.booked += counted, --row.left;
+  return action_of(d, level);
+}

@@ -1,0 +1,79 @@
+"""A value policy in the engine's terms, and what it is told of the rows that it decides for."""
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from solm.actions import FULL_BITS
+
+ROW = np.dtype(
+    [
+        ("decider", np.uint64),
+        *((name, np.float64, 3) for name in ("target", "spent", "early")),
+        ("booked", np.int64),
+        ("left", np.int64),
+    ]
+)
+"""What a row may spend and has spent, one record a row: target shares, those booked, those that the layers before the
+policy's spent, steps booked, and steps left of its horizon. The engine books what it decides; decider 0: it does not."""
+
+_double, _float = ctypes.POINTER(ctypes.c_double), ctypes.c_void_p
+
+
+class _Decider(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("layer", "width", "clamp", "points")),
+        ("sizes", ctypes.c_int32 * 3),
+        *((name, _float) for name in ("read", "read_bias", "head", "head_bias", "scale", "trust")),
+        *((name, _double * 3) for name in ("levels", "gains", "spent")),
+        ("prices", _double),
+        ("low", ctypes.c_double * 3),
+        ("high", ctypes.c_double * 3),
+    ]
+
+
+class Decider:
+    """A one-layer network over the residual stream and per axis what its sensitivities are multiplied with.
+
+    read: weight [width, H + 3] and bias of the hidden layer; head: [3, width] and bias; scale, trust: [3].
+    levels, gains: per axis the action space's levels (κ, ρ, bits) and the average gain of each, in nats. curves: per axis
+    average shares, ascending, of tokens that pay `prices`, [points] each. layer: the one before which it decides.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        read: tuple[torch.Tensor, torch.Tensor],
+        head: tuple[torch.Tensor, torch.Tensor],
+        scale: torch.Tensor,
+        trust: torch.Tensor,
+        levels: Sequence[np.ndarray],
+        gains: Sequence[np.ndarray],
+        curves: Sequence[np.ndarray],
+        prices: np.ndarray,
+        clamp: bool,
+    ):
+        floats = (read[0].T, read[1], *head, scale, trust)
+        self._floats = [values.detach().float().cpu().contiguous() for values in floats]
+        self._doubles = [
+            [np.ascontiguousarray(values, dtype=np.float64) for values in parts] for parts in (levels, gains, curves)
+        ]
+        self._prices = np.ascontiguousarray(prices, dtype=np.float64)
+        pointers = [(_double * 3)(*(values.ctypes.data_as(_double) for values in parts)) for parts in self._doubles]
+        triple = ctypes.c_double * 3
+        self._struct = _Decider(
+            layer, len(read[1]), clamp, len(prices), (ctypes.c_int32 * 3)(*(len(part) for part in levels)),
+            *(values.data_ptr() for values in self._floats), *pointers, self._prices.ctypes.data_as(_double),
+            triple(*(part[0] for part in self._shares(levels))), triple(*(part[-1] for part in self._shares(levels))),
+        )  # fmt: skip
+
+    @staticmethod
+    def _shares(levels: Sequence[np.ndarray]) -> list[np.ndarray]:
+        attention, mlp, bits = levels
+        return [attention, mlp, bits / FULL_BITS]
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self._struct)
