@@ -3,9 +3,9 @@
     python benchmarks/task_results.py --data DATA
     python benchmarks/task_results.py --table
 
-DATA is a folder with eval/ (the tasks) and train/ (text that static-tuned is chosen on). Budgets, number of examples and
-number of questions were fixed before any question was asked; the questions are the first ones of every file, of MMLU the
-first of each of the 57 subjects. One JSON file a task; what was answered already is not asked again.
+DATA is a folder with eval/ (the tasks) and train/ (text that static-tuned is chosen on). Budgets, number of examples
+and number of questions were fixed before any question was asked; the questions are the first ones of every file, of
+MMLU the first of each of the 57 subjects. One JSON file a task; what was answered already is not asked again.
 """
 
 import argparse
