@@ -295,7 +295,7 @@ def test_five_hundred_hang_up_and_nothing_is_left(service, address, client):
         body = {"model": "tiny", "messages": CHAT, "max_tokens": 350, "stream": number % 2 == 0}
         body["logit_bias"] = {"2": -100}
         body["efficiency"] = {"budget": 0.6}
-        # Whoever streams leaves after some lines, the others at any moment: before they are read, while they wait, after.
+        # Whoever streams leaves after some lines; the others leave at any moment, read or not.
         patience = 60 if body["stream"] else rng.uniform(0.01, 0.5)
         try:
             with (

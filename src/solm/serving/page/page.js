@@ -7,6 +7,7 @@ let offers = null; // what the model's dial offers
 let model = "";
 let turns = []; // {role, text, answers?: [{title, tokens, facts}]}
 let running = null; // AbortController of the replies that stream
+const narrow = matchMedia("(max-width: 46rem)");
 
 function element(tag, parent, className = "", text = "") {
   const made = document.createElement(tag);
@@ -23,6 +24,7 @@ function value(id) {
 
 function showSettings() {
   $("net-value").textContent = value("net").toFixed(2);
+  $("dial-value").textContent = [title(dial()), value("compare") ? "beside dense" : ""].filter(Boolean).join(", ");
   for (const axis of AXES) $(`${axis}-value`).textContent = value(axis).toFixed(axis === "bits" ? 1 : 2);
   $("per-axis").hidden = !value("axes");
   $("net").disabled = value("axes") || value("policy") === "dense";
@@ -63,15 +65,31 @@ function histogram(tokens, parent) {
     if (levels.length < 2) return;
     const group = element("div", parent);
     element("b", group, "", axis);
+    const columns = element("div", group, "columns");
     const seen = counted.map((token) => Number(token.action.split("-")[place].slice(1)));
     for (const level of levels) {
       const share = seen.filter((one) => one === (axis === "bits" ? level : Math.round(level * 100))).length / seen.length;
-      const column = element("span", group);
+      const column = element("span", columns);
       element("i", column).style.height = `${Math.round(26 * share)}px`;
       column.append(axis === "bits" ? String(level) : level.toFixed(1).replace("0.", "."));
       column.title = `${axis} ${level}: ${(100 * share).toFixed(0)} % of tokens`;
     }
   });
+}
+
+function net(tokens) {
+  const counted = tokens.filter((token) => token.controllable);
+  return AXES.reduce((sum, axis) => sum + counted.reduce((some, token) => some + token.realised[axis], 0), 0) /
+    (3 * counted.length);
+}
+
+// Achieved so far, and a mark at what was asked for.
+function meter(answer, parent) {
+  const spent = net(answer.tokens);
+  parent.hidden = Number.isNaN(spent);
+  parent.firstChild.style.width = `${100 * spent}%`;
+  parent.lastChild.style.left = `${100 * (answer.asked ?? 1)}%`;
+  parent.title = `net keep ${spent.toFixed(2)} of ${(answer.asked ?? 1).toFixed(2)} asked for`;
 }
 
 function facts(tokens, seconds) {
@@ -81,11 +99,19 @@ function facts(tokens, seconds) {
   if (seconds > 0) parts.push(`${(tokens.length / seconds).toFixed(1)} tokens/s`);
   if (counted.length) {
     const shares = AXES.map((axis) => mean((token) => token.realised[axis]));
-    parts.push(`net ${(shares.reduce((a, b) => a + b) / 3).toFixed(2)}`);
+    parts.push(`net ${net(tokens).toFixed(2)}`);
     parts.push(`attention ${shares[0].toFixed(2)}`, `MLP ${shares[1].toFixed(2)}`, `bits ${(16 * shares[2]).toFixed(1)}`);
     parts.push(`bytes ${mean((token) => token.cost).toFixed(2)}`);
   }
-  return parts.join(" · ");
+  return parts;
+}
+
+function showFacts(line, parts) {
+  line.replaceChildren();
+  for (const part of parts) {
+    element("span", line, /^net|tokens.s$/.test(part) ? "rate" : "", part);
+    line.append(" ");
+  }
 }
 
 function drawAnswer(parent, answer) {
@@ -93,10 +119,18 @@ function drawAnswer(parent, answer) {
   element("h2", box, "", answer.title);
   const said = element("div", box, "said");
   answer.tokens.forEach((token) => drawToken(token, said));
-  const line = element("p", box, "facts", answer.facts);
+  const picked = element("p", box, "picked");
+  picked.setAttribute("role", "status");
+  said.addEventListener("click", (event) => { picked.textContent = event.target.title; });
+  const gauge = element("div", box, "meter");
+  element("i", gauge);
+  element("b", gauge);
+  meter(answer, gauge);
+  const line = element("p", box, answer.failed ? "facts failed" : "facts");
+  showFacts(line, answer.facts);
   const bars = element("div", box, "bars");
   histogram(answer.tokens, bars);
-  return { said, line, bars };
+  return { said, gauge, line, bars };
 }
 
 function draw(turn) {
@@ -125,6 +159,12 @@ async function* events(response) {
   }
 }
 
+// Stay at the end of the talk, but not where the reader has scrolled up.
+let following = true;
+function follow() {
+  if (following) $("talk").scrollTop = $("talk").scrollHeight;
+}
+
 async function reply(efficiency, answer, shown, messages) {
   const body = {
     model, messages, stream: true, temperature: value("temperature"), max_tokens: value("longest"),
@@ -149,17 +189,16 @@ async function reply(efficiency, answer, shown, messages) {
         answer.text += choice.delta.content ?? "";
       }
       answer.facts = facts(answer.tokens, (performance.now() - begun) / 1000);
-      shown.line.textContent = answer.facts;
+      showFacts(shown.line, answer.facts);
+      meter(answer, shown.gauge);
       histogram(answer.tokens, shown.bars);
-      $("talk").scrollTop = $("talk").scrollHeight;
+      follow();
     }
   } catch (error) {
-    if (error.name === "AbortError") answer.facts += " · stopped";
-    else {
-      answer.facts = error.message;
-      shown.line.classList.add("failed");
-    }
-    shown.line.textContent = answer.facts;
+    answer.failed = error.name !== "AbortError";
+    answer.facts = answer.failed ? [error.message] : [...answer.facts, "stopped"];
+    shown.line.classList.toggle("failed", answer.failed);
+    showFacts(shown.line, answer.facts);
   }
 }
 
@@ -170,30 +209,57 @@ function dial() {
   return { policy, budget: Object.fromEntries(AXES.map((axis) => [axis, value(axis)])) };
 }
 
+function title({ policy, budget }) {
+  if (budget === undefined) return policy;
+  if (typeof budget === "number") return `${policy} ${budget.toFixed(2)}`;
+  return `${policy} ${AXES.map((axis) => `${axis} ${budget[axis]}`).join(", ")}`;
+}
+
+function asked({ budget }) {
+  if (typeof budget !== "object") return budget ?? 1;
+  return (budget.attention + budget.mlp + budget.bits / 16) / 3;
+}
+
 async function ask(text) {
-  const turn = { role: "user", text };
+  const talk = turns, turn = { role: "user", text };
   turns.push(turn);
   draw(turn);
   const messages = turns.map((one) => ({ role: one.role, content: one.text }));
-  const asked = dial();
-  const budget = asked.budget === undefined ? "" : typeof asked.budget === "number" ? asked.budget.toFixed(2) :
-    AXES.map((axis) => `${axis} ${asked.budget[axis]}`).join(", ");
-  const orders = [[asked, `${asked.policy} ${budget}`]];
-  if (value("compare") && asked.policy !== "dense") orders.push([{ policy: "dense" }, "dense"]);
-  const answers = orders.map(([, title]) => ({ title, tokens: [], text: "", facts: "" }));
+  const orders = [dial()];
+  if (value("compare") && orders[0].policy !== "dense") orders.push({ policy: "dense" });
+  const answers = orders.map((order) => ({ title: title(order), asked: asked(order), tokens: [], text: "", facts: [] }));
   const answered = { role: "assistant", text: "", answers: [] };
   const box = draw(answered).querySelector(".answers");
   const shown = answers.map((answer) => drawAnswer(box, answer));
   running = new AbortController();
-  $("send").hidden = true;
-  $("stop").hidden = false;
-  await Promise.all(orders.map(([efficiency], index) => reply(efficiency, answers[index], shown[index], messages)));
+  following = true;
+  // A phone's dial and keyboard would cover the answer.
+  if (narrow.matches) {
+    $("dial").open = false;
+    $("prompt").blur();
+  }
+  follow();
+  busy(true);
+  await Promise.all(orders.map((efficiency, index) => reply(efficiency, answers[index], shown[index], messages)));
   running = null;
-  $("send").hidden = false;
-  $("stop").hidden = true;
-  turns.push({ ...answered, text: answers[0].text, answers });
-  sessionStorage.setItem("solm-turns", JSON.stringify(turns));
-  $("prompt").focus();
+  busy(false);
+  talk.push({ ...answered, text: answers[0].text, answers });
+  if (talk === turns) keep();
+  if (!narrow.matches) $("prompt").focus();
+}
+
+function busy(yes) {
+  $("send").hidden = yes;
+  $("stop").hidden = !yes;
+  $("talk").setAttribute("aria-busy", String(yes));
+}
+
+function keep() {
+  try {
+    sessionStorage.setItem("solm-turns", JSON.stringify(turns));
+  } catch {
+    sessionStorage.removeItem("solm-turns"); // a talk too long for the browser is not kept over a reload
+  }
 }
 
 function send(event) {
@@ -230,13 +296,24 @@ $("clear").addEventListener("click", () => {
   running?.abort();
   turns = [];
   sessionStorage.removeItem("solm-turns");
-  $("talk").replaceChildren();
+  document.querySelectorAll(".turn").forEach((turn) => turn.remove());
+  $("prompt").focus();
+});
+$("talk").addEventListener("scroll", () => {
+  const talk = $("talk");
+  following = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 40;
 });
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) send(event);
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") running?.abort();
+  if (event.key === "/" && !event.target.matches("input, select, textarea")) {
+    event.preventDefault();
+    $("prompt").focus();
+  }
 });
+$("dial").open = !narrow.matches;
+narrow.addEventListener("change", () => { $("dial").open = !narrow.matches; });
 for (const id of SETTINGS) $(id).addEventListener("input", showSettings);
 connect().catch((error) => { $("model").textContent = `not connected: ${error.message}`; });
