@@ -46,7 +46,7 @@ def answer(options: argparse.Namespace) -> None:
     lm = load("builtin:smollm2-135m", options.policy)
     assert lm.tokenizer is not None
     space = ActionSpace.preset(SPACE)
-    left = [name for name in QUESTIONS if not (options.out / f"{name}.json").exists()]
+    left = [name for name in options.tasks.split(",") if not (options.out / f"{name}.json").exists()]
     if not left:
         return
     texts = documents(str(options.data / "train/web"))[:500] + documents(str(options.data / "train/wiki"))[:500]
@@ -118,6 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--policy", default=f"builtin:smollm2-135m-{SPACE}")
+    parser.add_argument("--tasks", default=",".join(QUESTIONS))
     parser.add_argument("--out", type=Path, default=Path("docs/results/tasks"))
     parser.add_argument("--table", action="store_true", help="Print what was found, as Markdown, and ask nothing.")
     options = parser.parse_args()
