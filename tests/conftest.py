@@ -81,6 +81,19 @@ def tiny_lm(byte_tokenizer):
 
 
 @pytest.fixture
+def value_lm(byte_tokenizer):
+    """A tiny llama with a value policy that has learned nothing."""
+    from solm.policies.artifact import PolicyConfig, TrainedPolicy
+    from test_values import SEMANTICS, SPACE, network
+
+    with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer) as lm:
+        made = network().float()
+        config = PolicyConfig(base=lm.identity, space=SPACE, semantics=SEMANTICS, network=made.config)
+        lm.trained, lm.semantics = TrainedPolicy(config, made), SEMANTICS
+        yield lm
+
+
+@pytest.fixture
 def tiny_folder(tmp_path, byte_tokenizer):
     """The same model as a folder, for the command line."""
     folder = tmp_path / "tiny"

@@ -18,11 +18,10 @@ from solm.evaluation.thresholds import channel_limits, thresholds
 from solm.models.families import decoder_layers, mlp_sites
 from solm.ops.adaptive import HIDDEN, INPUT, Rule
 from solm.ops.plan import ceil_share
-from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.schedules import Static
 from solm.semantics import Semantics
 from test_families import tokens
-from test_values import SEMANTICS, SPACE, network
+from test_values import SPACE
 
 PAGES = Semantics(page_size=4, sinks=4, window=8)
 CONTEXT, STEPS = 90, 40
@@ -32,16 +31,6 @@ TEXT = "One fish, two fish, red fish, blue fish; some are old and some are new. 
 @pytest.fixture
 def exact_lm(byte_tokenizer):
     with solm.attach(tiny_model("llama"), tokenizer=byte_tokenizer, semantics=PAGES) as lm:
-        yield lm
-
-
-@pytest.fixture
-def value_lm(byte_tokenizer):
-    """The tiny model with a value policy on it."""
-    with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer) as lm:
-        made = network().float()
-        config = PolicyConfig(base=lm.identity, space=SPACE, semantics=SEMANTICS, network=made.config)
-        lm.trained, lm.semantics = TrainedPolicy(config, made), SEMANTICS
         yield lm
 
 

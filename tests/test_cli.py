@@ -44,6 +44,7 @@ def test_help_of_every_verb_has_examples_and_is_fast():
         "sweep",
         "report",
         "pollution",
+        "shift",
         "generate",
         "serve",
         "inspect",

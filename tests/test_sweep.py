@@ -12,7 +12,8 @@ import pytest
 
 from solm.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.evaluation.sweep import RESULTS, SweepConfig, read_config, sweep
-from solm.report.combined import read_results, render
+from solm.report.combined import render
+from solm.report.read import read_results
 from test_cli import solm
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it rests for a while. " * 120

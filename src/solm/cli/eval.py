@@ -66,7 +66,9 @@ def evaluate(
     backend: BackendOption = "reference",
     precision: PrecisionOption = "bfloat16",
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write a PNG of perplexity against cost here.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a picture of perplexity against cost (.png or .svg) here.")
+    ] = None,
 ) -> None:
     """Compare a policy with dense, static and random schedules at the same realised budget.
 
@@ -89,6 +91,7 @@ def evaluate(
     from solm.evaluation.baselines import baseline
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.perplexity import evaluate as run
+    from solm.evaluation.pictures import kind_of
     from solm.files import write_bytes, write_text
     from solm.policies.artifact import TrainedPolicy
     from solm.semantics import Semantics
@@ -97,6 +100,7 @@ def evaluate(
         raise SolmError("a policy brings its own semantics; drop --semantics")
     if policy is None and space is None:
         raise SolmError("give a policy to evaluate, or --space to compare the baselines alone")
+    kind = kind_of(plot)
     chosen = settings(
         EvaluationSettings, budgets=numbers(budgets, "--budgets"), sequences=sequences, context=context, length=length,
         trials=trials, seed=seed, oracle=oracle,
@@ -124,7 +128,7 @@ def evaluate(
     if json is not None:
         write_text(json, result.model_dump_json(indent=2) + "\n")
     if plot is not None:
-        write_bytes(plot, show.plot(result))
+        write_bytes(plot, show.plot(result, kind))
     console = output()
     console.print(show.table(result))
     for line in show.verdict(result):

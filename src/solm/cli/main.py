@@ -12,6 +12,7 @@ from solm.cli.pollution import pollution
 from solm.cli.push import push
 from solm.cli.quickstart import quickstart
 from solm.cli.serve import serve
+from solm.cli.shift import shift
 from solm.cli.sweep import report, sweep
 from solm.cli.tasks import PASSED_ON, lm_eval, tasks
 from solm.cli.train import train
@@ -33,6 +34,7 @@ app.command("lm-eval", context_settings=PASSED_ON)(lm_eval)
 app.command("sweep")(sweep)
 app.command("report")(report)
 app.command("pollution")(pollution)
+app.command("shift")(shift)
 app.command("generate")(generate)
 app.command("bench")(bench)
 app.command("serve")(serve)

@@ -19,21 +19,22 @@ def pollution(
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write a PNG here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture (.png or .svg) here.")] = None,
 ) -> None:
     """Measure how long a burst of cheap steps makes the dense steps after it worse.
 
     Example:
 
-        solm pollution --data pydoc:heldout --action k010-s040-q5 --burst 16 --plot pollution.png
+        solm pollution --data pydoc:heldout --action k010-s040-q5 --burst 16 --json pollution.json --plot pollution.svg
     """
     from solm.actions import Action
     from solm.data.windows import token_stream
     from solm.decoding.api import load
     from solm.evaluation import pollution as study
+    from solm.evaluation.pictures import kind_of
     from solm.files import write_bytes, write_text
 
-    cheap = Action.from_tag(action)
+    cheap, kind = Action.from_tag(action), kind_of(plot)
     lm = load(model, dtype=dtype)
     assert lm.tokenizer is not None
     streams = [token_stream(source, lm.tokenizer) for source in data.split(",")]
@@ -46,10 +47,10 @@ def pollution(
     if json is not None:
         write_text(json, result.model_dump_json(indent=2) + "\n")
     if plot is not None:
-        write_bytes(plot, study.plot(result))
+        write_bytes(plot, study.plot(result, kind))
     console = output()
-    for kind, points in result.after.items():
+    for name, points in result.after.items():
         console.print(
-            f"{kind:10} during {result.during[kind].value:+.3f} nats/token; after, by {result.stretch} tokens:"
+            f"{name:10} during {result.during[name].value:+.3f} nats/token; after, by {result.stretch} tokens:"
         )
         console.print("           " + "  ".join(f"{p.value:+.4f} [{p.low:+.4f}, {p.high:+.4f}]" for p in points))

@@ -54,7 +54,9 @@ def sweep(
 
 
 def report(
-    results: Annotated[list[Path], typer.Argument(help="Result files of eval, tasks (.json) or sweep (.jsonl).")],
+    results: Annotated[
+        list[Path], typer.Argument(help="Results of eval, tasks, pollution, shift (.json) or sweep (.jsonl).")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
 ) -> None:
     """Turn any set of result files into one self-contained HTML page.
@@ -66,7 +68,8 @@ def report(
         solm report runs/sweep/results.jsonl
     """
     from solm.files import write_text
-    from solm.report.combined import read_results, render
+    from solm.report.combined import render
+    from solm.report.read import read_results
 
     write_text(out, render(read_results(results)))
     output().print(f"report: {out}")

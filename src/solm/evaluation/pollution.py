@@ -1,7 +1,7 @@
 """KV pollution: how long a burst of cheap steps makes the dense steps after it worse (METHOD section 6)."""
 
-import io
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from solm.data.windows import TokenStream
 from solm.decoding.language_model import LanguageModel
 from solm.errors import SolmError
 from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
+from solm.evaluation.pictures import Kind, blank, picture
 from solm.evaluation.result import Difference, command_line, environment
 from solm.evaluation.statistics import paired_difference
 
@@ -22,6 +23,8 @@ class PollutionResult(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    kind: Literal["pollution"] = "pollution"
+    schema_version: Literal[1] = 1
     command: str
     environment: dict[str, object]
     burst: int
@@ -88,26 +91,17 @@ def _interval(rows: np.ndarray) -> Difference:
     return Difference(**paired_difference(rows.mean(1), np.zeros(len(rows)))._asdict())
 
 
-def plot(result: PollutionResult) -> bytes:
-    """PNG: what is lost after the burst, by distance from its end."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=130)
-    for kind, points in result.after.items():
+def plot(result: PollutionResult, kind: Kind = "png") -> bytes:
+    """What is lost after the burst, by distance from its end."""
+    figure, axes = blank()
+    for name, points in result.after.items():
         x = (np.arange(len(points)) + 0.5) * result.stretch
         middle = np.array([point.value for point in points])
         low, high = (np.array([getattr(point, end) for point in points]) for end in ("low", "high"))
-        axes.errorbar(x, middle, yerr=[middle - low, high - middle], marker="o", capsize=3, lw=1.5, label=kind)
+        axes.errorbar(x, middle, yerr=[middle - low, high - middle], marker="o", capsize=3, lw=1.5, label=name)
     axes.axhline(0, color="#495057", ls="--", lw=1)
     axes.set_xlabel(f"dense tokens after a burst of {result.burst}")
     axes.set_ylabel("nats per token above dense")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, title="burst on")
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
-    return buffer.getvalue()
+    return picture(figure, kind)

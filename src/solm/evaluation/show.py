@@ -1,15 +1,15 @@
 """An evaluation as a table in the terminal, as a verdict in words, and as a picture."""
 
-import io
-
 import numpy as np
 from rich.table import Table
 
+from solm.evaluation.pictures import Kind, blank, picture
 from solm.evaluation.result import Difference, EvaluationResult, Point, TaskResult
 
 _COLOURS = {
     "policy": "#0b7285", "static": "#e8590c", "random": "#868e96", "static-tuned": "#f08c00", "token-table": "#9c36b5",
-    "oracle": "#2f9e44", "entropy": "#1971c2", "drift": "#c2255c",
+    "oracle": "#2f9e44", "entropy": "#1971c2", "drift": "#c2255c", "constant": "#d9480f", "teal": "#5f3dc4",
+    "top-p": "#087f5b", "per-request": "#364fc7",
 }  # fmt: skip
 
 
@@ -108,14 +108,9 @@ def captured(result: EvaluationResult, budget: float) -> float | None:
     return (static.nats - policy.nats) / (static.nats - oracle.nats)
 
 
-def plot(result: EvaluationResult) -> bytes:
-    """PNG of perplexity against realised net keep, error bars at 95 %."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.4), dpi=130)
+def plot(result: EvaluationResult, kind: Kind = "png") -> bytes:
+    """Perplexity against realised net keep, error bars at 95 %."""
+    figure, axes = blank(6, 4.4)
     arms = dict.fromkeys(point.arm for point in result.points if point.arm != "dense")
     for shift, arm in enumerate(arms):
         points = sorted((p for p in result.points if p.arm == arm), key=lambda p: p.realised)
@@ -138,9 +133,5 @@ def plot(result: EvaluationResult) -> bytes:
     axes.set_xlabel("realised net keep (share of attention, MLP and bits used)")
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
-    return buffer.getvalue()
+    axes.legend(frameon=False, fontsize=8)
+    return picture(figure, kind)

@@ -25,7 +25,8 @@ def thresholds(lm: LanguageModel, tuning: TokenStream, space: ActionSpace, conte
     """
     if lm.semantics.mlp_site == "gate-first":
         raise SolmError("thresholds need the MLP site input, hidden or input+hidden, not gate-first")
-    fine = space.model_copy(update={"mlp": tuple(percent / 100 for percent in range(1, 101))})
+    rates = tuple(percent / 100 for percent in range(1, 101))
+    fine = ActionSpace(attention=space.attention, mlp=rates, bits=space.bits)
     limits = channel_limits(lm, tuning.spaced(_TEXTS, context, torch.Generator().manual_seed(seed)))
     return Arm(Static(fine), rule=lambda: Rule(thresholds=limits))
 

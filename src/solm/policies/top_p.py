@@ -35,7 +35,8 @@ class TopPController(Static):
     reads_model = True
 
     def __init__(self, space: ActionSpace):
-        super().__init__(space.model_copy(update={"attention": tuple(percent / 100 for percent in range(1, 101))}))
+        masses = tuple(percent / 100 for percent in range(1, 101))
+        super().__init__(ActionSpace(attention=masses, mlp=space.mlp, bits=space.bits))
 
     def start(self, rows: int, device: torch.device) -> _Progress:  # type: ignore[override]
         return _Progress(torch.full((rows,), _FIRST_ODDS, dtype=torch.float64), None)

@@ -1,103 +1,108 @@
 """`solm report`: any set of result files as one page."""
 
-import io
-import json
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from solm.actions import AXES
-from solm.errors import DamagedFileError, SolmError
-from solm.evaluation.result import SCHEMA_VERSION, EvaluationResult, TaskResult
+from solm.evaluation import pollution, shift
+from solm.evaluation.pictures import blank, picture, violins
+from solm.evaluation.pollution import PollutionResult
+from solm.evaluation.result import EvaluationResult, TaskResult
+from solm.evaluation.shift import ShiftResult
 from solm.evaluation.show import plot, told, verdict
+from solm.report.actions import histograms, texts
 from solm.report.page import difference, head, image, perplexity_table
-
-Result = EvaluationResult | TaskResult
-_SAME = ("model", "dtype", "sequences", "context", "length", "seed", "data")
-
-
-def read_results(paths: list[Path]) -> list[tuple[str, Result]]:
-    """The results in `paths`, files of one result (.json) or of one a line (.jsonl), under names of their own.
-
-    Raises `DamagedFileError` for a half-written file or another schema version, and `SolmError` where results that
-    would share a plot were measured on different tokens.
-    """
-    found: list[tuple[str, Result]] = []
-    for path in paths:
-        try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SolmError(f"cannot read {path}: {error}") from error
-        lines = [line for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else [text]
-        for number, line in enumerate(lines, start=1):
-            name = path.stem if len(lines) == 1 else f"{path.stem}, line {number}"
-            found.append((name, _parse(line, f"{path}, line {number}" if len(lines) > 1 else str(path))))
-    if not found:
-        raise SolmError("no results to report on: give at least one result file")
-    _check_same_tokens(found)
-    return found
-
-
-def _parse(text: str, where: str) -> Result:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DamagedFileError(f"{where} is half-written or no JSON: {error.msg}") from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise DamagedFileError(f"{where} has schema version {version!r}; this solm reads {SCHEMA_VERSION}")
-    kind = TaskResult if content.get("kind") == "tasks" else EvaluationResult
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise DamagedFileError(f"{where} is damaged: {str(error).splitlines()[0]}") from error
-
-
-def _check_same_tokens(found: list[tuple[str, Result]]) -> None:
-    first: tuple[str, EvaluationResult] | None = None
-    for name, result in found:
-        if not isinstance(result, EvaluationResult):
-            continue
-        if first is None:
-            first = name, result
-        changed = [key for key in _SAME if result.settings.get(key) != first[1].settings.get(key)]
-        if result.data_fingerprint != first[1].data_fingerprint:
-            changed.append("text")
-        if changed:
-            raise SolmError(
-                f"{first[0]} and {name} differ in {', '.join(changed)}: their perplexities cannot share a page"
-            )
+from solm.report.read import Result
 
 
 def render(found: list[tuple[str, Result]]) -> str:
     """The page."""
-    texts = [(name, result) for name, result in found if isinstance(result, EvaluationResult)]
+    evaluations = [(name, result) for name, result in found if isinstance(result, EvaluationResult)]
     tasks = [(name, result) for name, result in found if isinstance(result, TaskResult)]
     parts = [head("solm results"), "<h1>Results</h1>"]
-    if texts:
-        s = texts[0][1].settings
+    if evaluations:
+        s = evaluations[0][1].settings
         parts.append(
             f"<p class=soft>{escape(str(s['model']))} ({s['dtype']}), {s['sequences']} sequences of {s['length']} "
             f"tokens after {s['context']} dense ones, {escape(str(s['data']))}. Every arm saw the same tokens. "
             "Differences are policy minus arm with paired bootstrap 95 % intervals.</p>"
         )
-    for name, result in texts:
-        parts += [f"<h2>{escape(name)}</h2><p class=soft>{_levels(result.settings['space'])}</p><ul>"]
-        parts += [f"<li>{escape(line)}</li>" for line in verdict(result)]
-        parts += ["</ul>", image(plot(result), f"{name}: perplexity against net keep"), perplexity_table(result)]
+    for name, result in evaluations:
+        parts += _evaluation(name, result)
     if tasks:
         parts += ["<h2>Tasks</h2>", *(_task_table(name, result) for name, result in tasks)]
-    parts += [
-        "<h2>Was the budget kept?</h2>",
-        image(_adherence(found), "realised against requested share of every axis"),
-        "<h2>Where it comes from</h2><ul>",
-        *(f"<li>{escape(name)}: <code>{escape(result.command)}</code>, commit {result.environment['commit']}, "
-          f"{result.environment['machine']['processor']}</li>" for name, result in found),
-        "</ul>",
-    ]  # fmt: skip
-    return "\n".join(parts) + "\n"
+    for name, study in found:
+        if isinstance(study, PollutionResult):
+            parts += _pollution(name, study)
+        elif isinstance(study, ShiftResult):
+            parts += _shift(name, study)
+    compared: list[tuple[str, EvaluationResult | TaskResult]] = [*evaluations, *tasks]
+    if any(point.arm == "policy" for _, run in compared for point in run.points):
+        parts += [
+            "<h2>Was the budget kept?</h2>",
+            image(_adherence(compared), "realised against requested net keep of the policies"),
+        ]
+    parts += ["<h2>Where it comes from</h2><ul>"]
+    for name, any_result in found:
+        made: dict[str, Any] = any_result.environment
+        parts.append(
+            f"<li>{escape(name)}: <code>{escape(any_result.command)}</code>, commit {made['commit']}, "
+            f"{escape(made['machine']['processor'])}</li>"
+        )
+    return "\n".join([*parts, "</ul>"]) + "\n"
+
+
+def _evaluation(name: str, result: EvaluationResult) -> list[str]:
+    parts = [f"<h2>{escape(name)}</h2><p class=soft>{_levels(result.settings['space'])}</p><ul>"]
+    parts += [f"<li>{escape(line)}</li>" for line in verdict(result)]
+    parts += ["</ul>", image(plot(result), f"{name}: perplexity against net keep"), perplexity_table(result)]
+    if result.trials:
+        parts += [
+            "<h3>Random search</h3>",
+            image(violins(result), f"{name}: perplexity of random schedules, policy and static among them"),
+        ]
+    if result.use:
+        parts += ["<h3>What the policy did</h3>", histograms(result)]
+    if result.examples:
+        parts += [
+            "<h3>Texts under the policy</h3><p class=soft>Background: bytes read by the step that processes the token, "
+            "from green (the least) to red (the most) within a text. Hover for the action.</p>",
+            texts(result),
+        ]
+    return parts
+
+
+def _pollution(name: str, result: PollutionResult) -> list[str]:
+    losses = "; ".join(f"{kind} {loss.value:+.3f}" for kind, loss in result.during.items())
+    return [
+        f"<h2>KV pollution: {escape(name)}</h2><p class=soft>{result.burst} cheap steps, then dense ones; "
+        f"{result.sequences} texts. During the burst, nats per token above dense: {escape(losses)}.</p>",
+        image(pollution.plot(result), "nats per token above dense after a burst of cheap steps"),
+    ]
+
+
+def _shift(name: str, result: ShiftResult) -> list[str]:
+    rows = []
+    for source in result.sources:
+        for index, point in enumerate(source.points):
+            said = [
+                f"<td>{source.sensitivities[axis].mean:.2f}<td>{source.sensitivities[axis].divergence:.3f}"
+                for axis in AXES
+            ]
+            rows.append(
+                f"<tr{'' if index else ' class=first'}><td>{told(point.budget)}<td>{escape(source.name)}"
+                f"<td>{sum(point.realised.values()) / 3:.3f}<td>{point.gap:.3f}<td>{difference(point.difference, -1)}"
+                f"{''.join(said)}</tr>"
+            )
+    titles = "".join(f"<th>{axis}<th>KL" for axis in AXES)
+    return [
+        f"<h2>Other sources: {escape(name)}</h2><p class=soft>{_levels(result.settings['space'])}. Gap: the largest "
+        "difference of an axis between what was asked for and spent. Then, per axis, the mean sensitivity that the "
+        "network predicts (1 on training text) and its KL from training, in nats.</p>",
+        image(shift.plot(result), "policy minus static, and divergence of sensitivities, by source"),
+        f"<div class=scroll><table><tr><th>budget<th>source<th>realised<th>gap<th>policy − static{titles}</tr>"
+        f"{''.join(rows)}</table></div>",
+    ]
 
 
 def _levels(space: dict[str, Any]) -> str:
@@ -124,14 +129,9 @@ def _task_table(name: str, result: TaskResult) -> str:
     )
 
 
-def _adherence(found: list[tuple[str, Result]]) -> bytes:
+def _adherence(found: list[tuple[str, EvaluationResult | TaskResult]]) -> bytes:
     """PNG: what policies realised net over what they were asked for; static, which is matched to them, is left out."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(4.6, 4.4), dpi=130)
+    figure, axes = blank(4.6, 4.4)
     axes.plot([0, 1], [0, 1], color="#adb5bd", lw=1)
     for name, result in found:
         points = [point for point in result.points if point.arm == "policy"]
@@ -140,10 +140,5 @@ def _adherence(found: list[tuple[str, Result]]) -> bytes:
             axes.plot([point.budget for point in points], spent, "o", label=name)
     axes.set(xlabel="requested net keep", ylabel="realised net keep", xlim=(0.3, 1), ylim=(0.3, 1))
     axes.grid(alpha=0.25)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
-    return buffer.getvalue()
+    axes.legend(frameon=False, fontsize=8)
+    return picture(figure)

@@ -8,9 +8,9 @@ from solm.evaluation.show import told
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#212529;--soft:#6c757d;--line:#dee2e6;--paper:#fff}
-:root{--good:#2b8a3e;--bad:#c92a2a;--open:#b08900}
+:root{--bar:#0b7285;--good:#2b8a3e;--bad:#c92a2a;--open:#b08900}
 @media(prefers-color-scheme:dark){:root{--ink:#e9ecef;--soft:#adb5bd;--line:#495057;--paper:#16191d}
-:root{--good:#69db7c;--bad:#ff8787;--open:#ffd43b}}
+:root{--bar:#3bc9db;--good:#69db7c;--bad:#ff8787;--open:#ffd43b}}
 body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
 body{max-width:60rem;margin:0 auto;padding:1.5rem}
 h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2rem 0 .5rem}p,li{max-width:46rem}
@@ -21,6 +21,14 @@ th:nth-child(2),td:nth-child(2){text-align:left}tr.first td{border-top:2px solid
 img{max-width:100%;background:#fff;border-radius:6px}
 .reply{white-space:pre-wrap;border:1px solid var(--line);border-radius:6px;padding:.8rem 1rem;margin:.4rem 0 1.2rem}
 .reply span{border-radius:3px;padding:1px 0}svg{width:100%;height:auto;max-width:46rem}
+.reply,code{overflow-wrap:anywhere}li{overflow-wrap:break-word}h3{font-size:1rem;margin:1.4rem 0 .3rem}
+summary{cursor:pointer;padding:.3rem 0}.pair{display:grid;grid-template-columns:1fr 1fr;gap:.5rem 2rem}
+@media(max-width:44rem){body{padding:1rem}.pair{grid-template-columns:1fr}}
+.row{display:flex;align-items:center;gap:.6rem;font-size:.85rem;margin:2px 0}.row span{flex:0 0 8.5rem}
+.row b{flex:1;display:flex;height:1rem;border:1px solid var(--line);border-radius:3px;overflow:hidden}
+.key{display:flex;flex-wrap:wrap;gap:.2rem .8rem;font-size:.85rem;margin:.2rem 0}
+.key i{display:inline-block;width:.9rem;height:.9rem;border:1px solid var(--line)}
+.key i{vertical-align:-2px;margin-right:.3rem}
 """
 
 

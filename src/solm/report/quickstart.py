@@ -6,6 +6,7 @@ from typing import Any
 from solm.decoding.generate import Reply
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.show import verdict
+from solm.report.actions import coloured
 from solm.report.page import head, image, perplexity_table
 
 
@@ -60,15 +61,9 @@ def _training(provenance: dict[str, Any]) -> str:
 
 
 def _reply(budget: float, reply: Reply) -> str:
-    spans = []
-    for token in reply.tokens:
-        hot = min(1.0, max(0.0, (token.cost - 0.6) / 0.4))
-        colour = f"hsla({120 - 120 * hot:.0f},70%,50%,.28)"
-        title = f"{token.action}, {token.cost:.2f} of dense bytes"
-        spans.append(f"<span style='background:{colour}' title='{title}'>{escape(token.text)}</span>")
     got = reply.compute
     return (
         f"<p><b>budget {budget:.2f}</b> <span class=soft>realised {got.realised['net']:.3f} (attention "
         f"{got.realised['attention']:.2f}, MLP {got.realised['mlp']:.2f}, bits {got.realised['bits']:.2f}); "
-        f"{got.bytes:.2f} of dense bytes</span></p><div class=reply>{''.join(spans)}</div>"
-    )
+        f"{got.bytes:.2f} of dense bytes</span></p>"
+    ) + coloured((token.text, token.cost, f"{token.action}, {token.cost:.2f} of dense bytes") for token in reply.tokens)
