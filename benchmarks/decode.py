@@ -1,9 +1,10 @@
-"""Decode step at batch 1, milliseconds: the native engine, its dial, and stock transformers, in interleaved rounds.
+"""Decode step at batch 1, milliseconds: the native engine, its dial, its policy, llama.cpp and stock transformers.
 
     python benchmarks/decode.py --contexts 64,1024,4096 --json
 
-Every figure is the median over rounds of a round's median step. With `llama_cpp` installed (pip install
-llama-cpp-python, which builds it) and --llama-cpp FILE.gguf, it is measured beside ours and the ratio is reported.
+Interleaved rounds in one process, the same threads for everyone; a figure is the median over rounds of a round's median
+step. llama.cpp is measured where llama-cpp-python is installed (see peers.py), with and without its fused attention, and
+the faster of the two counts; `ratio_to_llama_cpp` is its Q8_0 over our dense int8, by context.
 """
 
 import json
@@ -12,8 +13,10 @@ from collections.abc import Callable
 
 import torch
 
+import peers
 import solm
 from solm.actions import DENSE
+from solm.decoding.midpass import MidPassDriver
 from solm.decoding.native_session import NativeSession
 from solm.native.engine import PRECISIONS, Engine
 from timing import MODEL, arguments, draw_text, machine, median
@@ -23,6 +26,7 @@ DIAL = {
     "pages .2": (0.2, 1.0, 16), "pages .2, mlp .6": (0.2, 0.6, 16),
 }  # fmt: skip
 STEPS = 24
+SPACE, BUDGET = "joint-27", 0.6  # of the policy
 
 
 def per_step(run: Callable[[], object]) -> float:
@@ -36,12 +40,10 @@ def per_step(run: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    options = arguments(
-        __doc__,
-        lambda parser: parser.add_argument("--contexts", default="64,1024,4096"),
-        lambda parser: parser.add_argument("--llama-cpp", help="GGUF file to time with llama.cpp beside ours."),
-    )
-    lm = solm.load(MODEL, dtype=options.dtype)
+    options = arguments(__doc__, lambda parser: parser.add_argument("--contexts", default="64,1024,4096"))
+    lm = solm.load(MODEL, f"{MODEL}-{SPACE}", dtype=options.dtype)
+    policy = lm.policy("policy")
+    target = lm.budget(BUDGET).tensor(1)
     contexts = [int(part) for part in options.contexts.split(",")]
     ids = draw_text(lm, 1, max(contexts) + 1)
     engines = {precision: Engine(lm.model, lm.semantics, precision) for precision in PRECISIONS}
@@ -59,8 +61,15 @@ def main() -> None:
                 keep = torch.tensor([action if name != "dense" else DENSE], dtype=torch.float64)
                 fork = parent.fork(1, STEPS * (options.rounds + 2))
                 runs[f"native {precision}, {name}"] = lambda s=fork, k=keep, t=token: s.step(t, k)
-        if options.llama_cpp:
-            runs["llama.cpp"] = llama_cpp(options.llama_cpp, ids[0, :context].tolist(), int(token))
+            fork = parent.fork(1, STEPS * (options.rounds + 2))
+            driver = MidPassDriver(fork, policy, target, 1 << 20)
+            runs[f"native {precision}, policy {SPACE} at {BUDGET}"] = lambda d=driver, t=token: d.step(t)
+        for precision in peers.PRECISIONS if peers.installed() else ():
+            for flash in (False, True):
+                runs[f"llama.cpp {precision}{', fused attention' if flash else ''}"] = peers.steps(
+                    precision, ids[0, :context].tolist(), int(token), STEPS * (options.rounds + 2),
+                    torch.get_num_threads(), flash,
+                )  # fmt: skip
         rounds: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(options.rounds + 1):
             for name, run in runs.items():
@@ -68,9 +77,11 @@ def main() -> None:
         found[str(context)] = {name: median(values[1:]) for name, values in rounds.items()}
     if options.json:
         told: dict[str, object] = {"milliseconds": found, "machine": machine()}
-        if options.llama_cpp:
+        if peers.installed():
             told["ratio_to_llama_cpp"] = {
-                context: values["llama.cpp"] / values["native int8, dense"] for context, values in found.items()
+                context: min(values["llama.cpp Q8_0"], values["llama.cpp Q8_0, fused attention"])
+                / values["native int8, dense"]
+                for context, values in found.items()
             }
         print(json.dumps(told))
         return
@@ -78,15 +89,6 @@ def main() -> None:
         print(f"context {context}")
         for name, value in values.items():
             print(f"  {name:34} {value:7.2f} ms")
-
-
-def llama_cpp(path: str, prompt: list[int], token: int) -> Callable[[], object]:
-    """A step of llama.cpp on the same tokens, two threads."""
-    from llama_cpp import Llama
-
-    llama = Llama(path, n_ctx=len(prompt) + 1024, n_threads=torch.get_num_threads(), verbose=False, logits_all=False)
-    llama.eval(prompt)
-    return lambda: llama.eval([token])
 
 
 if __name__ == "__main__":

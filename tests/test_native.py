@@ -64,6 +64,19 @@ def test_every_action_gives_the_reference_backends_logits(control, action):
     assert ours.lengths.tolist() == native.lengths.tolist() == [140, 140]
 
 
+def test_a_hidden_site_that_keeps_less_equals_the_references():
+    control = ModelControl(tiny_model("llama", torch.float32))
+    ours, native = pair(control, Semantics(window=16, hidden_power=2))
+    following = tokens(2, 40, seed=5)
+    keep = keep_of((0.3, 0.5, 16), 2, 40)
+    expected, found = ours.extend(following, keep), native.extend(following, keep)
+    close = (expected.logits - found.logits).abs().amax(-1) < 1e-3
+    assert close.float().mean() > 0.97, (expected.logits - found.logits).abs().amax(-1)
+    assert (found.realised[..., 1] < 0.4).all()  # (.5 + .25) / 2, not .5
+    torch.testing.assert_close(expected.realised, found.realised)
+    control.detach()
+
+
 @pytest.mark.parametrize("context", [1, 2, 15, 16, 17, 31, 32, 33, 64])
 def test_page_boundaries(context):
     control = ModelControl(tiny_model("llama", torch.float32))

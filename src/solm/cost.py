@@ -45,12 +45,15 @@ class ModelShapes(BaseModel):
 
 
 def mlp_share(keep: torch.Tensor, shapes: ModelShapes, semantics: Semantics) -> torch.Tensor:
-    """Share of the MLP's weights read at channel keep rate `keep` (any shape), by site.
+    """Share of the MLP's weights read at a realised MLP share `keep` (any shape), the mean of the sites'.
 
     Input channels skip columns of gate and up, hidden channels skip rows of down; gate-first reads the whole gate
     and skips rows of up and down.
     """
     up, down = shapes.up_weights, shapes.down_weights
+    if semantics.hidden_power == 2:
+        inputs = ((1 + 8 * keep).sqrt() - 1) / 2  # of keep = (inputs + inputs²) / 2
+        return (up * inputs + down * inputs**2) / (up + down)
     if semantics.mlp_site == "gate-first" and shapes.gated:
         read = up / 2 + (up / 2 + down) * keep
     else:

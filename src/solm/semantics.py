@@ -22,6 +22,8 @@ class Semantics(BaseModel):
     keep_ties: bool = False
     """Keep every page that scores as much as the last one kept, instead of exactly the budgeted number."""
     mlp_site: Literal["input", "hidden", "input+hidden", "gate-first"] = "input+hidden"
+    hidden_power: Literal[1, 2] = 1
+    """With ``input+hidden`` the hidden site keeps ρ to this power: its channels are cheaper to lose than the input's."""
     bits_site: Literal["input", "output"] = "input"
     bits_group: int | None = Field(32, ge=1)
     """Channels that share one quantisation scale; None: the whole token."""
@@ -32,6 +34,12 @@ class Semantics(BaseModel):
             raise ValueError(f"window {self.window} must be 0 or at least the page size {self.page_size}")
         if self.window == 0 and self.sinks > 0 and self.criterion == "pages":
             raise ValueError(f"sinks {self.sinks} need a window with criterion 'pages'; set window or sinks=0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_power(self) -> "Semantics":
+        if self.hidden_power > 1 and self.mlp_site != "input+hidden":
+            raise ValueError(f"hidden_power {self.hidden_power} needs mlp_site 'input+hidden', got {self.mlp_site!r}")
         return self
 
     @classmethod
@@ -48,6 +56,8 @@ class Semantics(BaseModel):
 
 PRESETS = {
     "default": Semantics(),
+    # The best quality for the bytes that a compiled step reads.
+    "native": Semantics(hidden_power=2),
     # arXiv 2605.10875: no sinks or window, pages chosen per query head, input channels only, MLP output quantised
     # with one scale per token.
     "paper": Semantics(

@@ -19,7 +19,6 @@ from solm.policies.observation import Observation, Policy
 from solm.policies.prices import Allocator
 from solm.policies.schedules import Random
 
-
 _DENSE = torch.tensor(DENSE, dtype=torch.float64)
 
 

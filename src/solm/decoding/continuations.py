@@ -65,7 +65,7 @@ class _Row:
 class Prefills:
     """Prefilled contexts, kept for further jobs over the same pairs for as long as they fit into `limit` bytes."""
 
-    def __init__(self, limit: int = 4 << 30):
+    def __init__(self, limit: int = 2 << 30):
         self.limit, self.held = limit, 0
         self._kept: dict[tuple[_Tokens, ...], tuple[Session, torch.Tensor]] = {}
 
@@ -96,10 +96,10 @@ def likelihoods(
     """Score `pairs`: dense prefill of a context but for its last token, then that and the continuation under control.
 
     Continuations of one context share its prefill, and `batch` contexts share a pass: one for the shortest
-    continuation of each, another for the next ones, so that little is padded. A budget
-    of single steps says nothing, so it holds over the whole job: a policy that reads the model carries its ledger
-    from pass to pass, and a schedule that does not starts every row at another phase of itself. Contexts and
-    continuations that exceed the model's context lose their beginning, as in lm-eval.
+    continuation of each, another for the next ones, so that little is padded. A budget of single steps says nothing,
+    so it holds over the whole job: a policy that reads the model carries its ledger from pass to pass, and a schedule
+    that does not starts every row at another phase of itself. Contexts and continuations that exceed the model's
+    context lose their beginning, as in lm-eval.
 
     target: [3] float64 budget shares. progress: called with pairs done and in all. prefills: where prefilled contexts
     are kept between calls for one model and one `batch`.

@@ -149,7 +149,10 @@ class NativeSession(Session):
     def rules(self) -> Rules:
         """The session's semantics in the engine's terms."""
         semantics, site = self.semantics, self.semantics.mlp_site
-        return Rules(semantics.sinks, semantics.window, "input" in site, "hidden" in site, semantics.bits_group or 0)
+        return Rules(
+            semantics.sinks, semantics.window, "input" in site, "hidden" in site, semantics.hidden_power,
+            semantics.bits_group or 0,
+        )  # fmt: skip
 
 
 class _Pass:

@@ -15,7 +15,8 @@ inline Plan make_plan(const Rules& rules, const Sizes& s, const double* keep, in
   const int budget = int(ceil_share(keep[0], kv_length));
   const int pages = std::min((std::max(budget - always, 0) + PAGE - 1) / PAGE, between);
   const int inputs = rules.input_site ? int(ceil_share(keep[1], s.hidden)) : s.hidden;
-  const int hiddens = rules.hidden_site ? int(ceil_share(keep[1], s.intermediate)) : s.intermediate;
+  const double hidden_keep = rules.hidden_power == 2 ? keep[1] * keep[1] : keep[1];
+  const int hiddens = rules.hidden_site ? int(ceil_share(hidden_keep, s.intermediate)) : s.intermediate;
   realised[0] = double(always + pages * PAGE) / kv_length;
   const double channels[2] = {double(inputs) / s.hidden, double(hiddens) / s.intermediate};
   const int sites = rules.input_site + rules.hidden_site;

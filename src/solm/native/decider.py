@@ -17,7 +17,7 @@ ROW = np.dtype(
     ]
 )
 """What a row may spend and has spent, one record a row: target shares, those booked, those that the layers before the
-policy's spent, steps booked, and steps left of its horizon. The engine books what it decides; decider 0: it does not."""
+policy's spent, steps booked, steps left of its horizon. The engine books what it decides; with decider 0 it does not."""
 
 _double, _float = ctypes.POINTER(ctypes.c_double), ctypes.c_void_p
 
@@ -38,8 +38,8 @@ class Decider:
     """A one-layer network over the residual stream and per axis what its sensitivities are multiplied with.
 
     read: weight [width, H + 3] and bias of the hidden layer; head: [3, width] and bias; scale, trust: [3].
-    levels, gains: per axis the action space's levels (κ, ρ, bits) and the average gain of each, in nats. curves: per axis
-    average shares, ascending, of tokens that pay `prices`, [points] each. layer: the one before which it decides.
+    levels, gains: per axis the action space's levels (κ, ρ, bits) and the average gain of each, in nats. curves: per
+    axis average shares, ascending, of tokens that pay `prices`, [points] each. layer: the one before which it decides.
     """
 
     def __init__(

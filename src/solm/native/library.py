@@ -43,7 +43,9 @@ class Sizes(ctypes.Structure):
 class Rules(ctypes.Structure):
     """How an action is carried out: the engine's part of `Semantics`."""
 
-    _fields_ = [(name, ctypes.c_int32) for name in ("sinks", "window", "input_site", "hidden_site", "group")]
+    _fields_ = [
+        (name, ctypes.c_int32) for name in ("sinks", "window", "input_site", "hidden_site", "hidden_power", "group")
+    ]
 
 
 @cache

@@ -41,7 +41,7 @@ struct Layer {
 
 // How an action is carried out, as in solm.semantics: sites of the MLP axis as flags, group 0 for a whole token.
 struct Rules {
-  int32_t sinks, window, input_site, hidden_site, group;
+  int32_t sinks, window, input_site, hidden_site, hidden_power, group;
 };
 
 // What one step spends.

@@ -80,13 +80,13 @@ class Plan:
     sparse_attention: bool
     sparse_mlp: bool
     low_bits: bool
-    _counts: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
+    _counts: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict, repr=False)
 
-    def channels(self, size: int) -> torch.Tensor:
-        """Channels kept out of `size`: [N, Q, 1] int64."""
-        if size not in self._counts:
-            self._counts[size] = ceil_share(self.keep[..., 1:2], size)
-        return self._counts[size]
+    def channels(self, size: int, power: int = 1) -> torch.Tensor:
+        """Channels kept out of `size` at a site that keeps ρ to `power`: [N, Q, 1] int64."""
+        if (size, power) not in self._counts:
+            self._counts[size, power] = ceil_share(self.keep[..., 1:2] ** power, size)
+        return self._counts[size, power]
 
     @property
     def sparse(self) -> bool:
@@ -111,13 +111,11 @@ def realised_attention(keep: torch.Tensor, kv_length: torch.Tensor, semantics: S
 
 def realised_mlp(keep: torch.Tensor, semantics: Semantics, shapes: ModelShapes) -> torch.Tensor:
     """Share of MLP channels kept at keep rates ρ [...], the mean over the sites in use: [...] float64."""
-    sizes = {
-        "input": (shapes.hidden,),
-        "hidden": (shapes.intermediate,),
-        "gate-first": (shapes.intermediate,),
-        "input+hidden": (shapes.hidden, shapes.intermediate),
-    }[semantics.mlp_site]
-    return torch.stack([ceil_share(keep, size).double() / size for size in sizes]).mean(0)
+    inputs = (keep, shapes.hidden)
+    hidden = (keep**semantics.hidden_power, shapes.intermediate)
+    sites = {"input": (inputs,), "hidden": (hidden,), "gate-first": (hidden,), "input+hidden": (inputs, hidden)}
+    shares = [ceil_share(share, size).double() / size for share, size in sites[semantics.mlp_site]]
+    return torch.stack(shares).mean(0)
 
 
 def make_plan(keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics, shapes: ModelShapes) -> Plan:

@@ -155,9 +155,9 @@ class TrainedPolicy:
 
 def _builtin(name: str, device: str | torch.device) -> TrainedPolicy:
     root = Path(__file__).parent / "builtin"
+    if (root / name / CONFIG).is_file():
+        return TrainedPolicy.from_pretrained(root / name, device)
     for folder in sorted(root.iterdir()):
-        if name == folder.name:
-            return TrainedPolicy.from_pretrained(folder, device)
         preset = name.removeprefix(folder.name + "-")
         if preset != name:
             return TrainedPolicy.from_pretrained(folder, device).with_space(ActionSpace.preset(preset))
