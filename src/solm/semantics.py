@@ -23,7 +23,7 @@ class Semantics(BaseModel):
     """Keep every page that scores as much as the last one kept, instead of exactly the budgeted number."""
     mlp_site: Literal["input", "hidden", "input+hidden", "gate-first"] = "input+hidden"
     hidden_power: Literal[1, 2] = 1
-    """With ``input+hidden`` the hidden site keeps ρ to this power: its channels are cheaper to lose than the input's."""
+    """With ``input+hidden`` the hidden site keeps ρ to this power: its channels are cheaper to lose."""
     bits_site: Literal["input", "output"] = "input"
     bits_group: int | None = Field(32, ge=1)
     """Channels that share one quantisation scale; None: the whole token."""
