@@ -73,6 +73,23 @@ def test_eval_writes_the_promised_json(trained, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_failed_evaluation_overwrites_nothing(trained, tmp_path):
+    model, policy = trained
+    mine = tmp_path / "mine.json"
+    mine.write_text("mine")
+    for verb, options, words in (
+        ("eval", ["--policy", policy, "--data", tmp_path / "missing"], "missing"),
+        ("eval", ["--policy", policy, "--data", tmp_path, "--plot", tmp_path / "a.pdf"], ".png or .svg"),
+        ("eval", ["--policy", policy, "--data", "pydoc:heldout", "--baselines", "quest"], "unknown baseline 'quest'"),
+        ("shift", ["--policy", policy, "--data", "pydoc:heldout"], "--method values"),
+        ("pollution", ["--data", "pydoc:heldout", "--burst", "500"], "burst 500"),
+    ):
+        done = solm(verb, "--model", model, *options, "--json", mine, code=2)
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert mine.read_text() == "mine"
+
+
 def test_a_value_policy_is_trained_resumed_and_compared_with_every_arm(trained, tmp_path):
     model, _ = trained
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)

@@ -1,6 +1,7 @@
 """What a policy did is counted right; a page shows any results, and refuses those that do not belong together."""
 
 import json
+import shutil
 
 import pytest
 
@@ -102,6 +103,30 @@ def test_a_page_of_everything_stands_alone(result, value_lm, byte_tokenizer, tmp
     assert "http" not in page
     assert "<script" not in page
     assert PollutionResult.model_validate_json(files["pollution"].model_dump_json()) == files["pollution"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_it_without_overflow(result, tmp_path, scheme):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser_path is None:
+        pytest.skip("no browser")
+    (tmp_path / "eval.json").write_text(result.model_dump_json())
+    (tmp_path / "page.html").write_text(render(read_results([tmp_path / "eval.json"])))
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+        page.goto((tmp_path / "page.html").as_uri())
+        for summary in page.locator("summary").all()[1:]:
+            summary.click()
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        ink, paper = page.evaluate(
+            "[getComputedStyle(document.body).color, getComputedStyle(document.body).background]"
+        )
+        assert ("rgb(33, 37, 41)" in ink) == (scheme == "light")
+        assert "rgb(255, 255, 255)" in paper or scheme == "dark"
+        browser.close()
 
 
 def test_texts_are_escaped(result):
