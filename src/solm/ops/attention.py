@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from solm.ops import kernels
 from solm.ops.adaptive import Rule
 from solm.ops.layout import Layout
 from solm.ops.mass import select_mass
@@ -37,8 +38,14 @@ def attend(
 
     The prefix is read once for all K forks: their queries are folded into one matrix product. Softmax
     computes in float32 inside whatever the dtype.
-    Sliding-window layers are never made sparser: they are bounded already.
+    Sliding-window layers are never made sparser: they are bounded already. On a GPU the decode steps that
+    `kernels.reads_pages` names run as Triton kernels that read the chosen pages only; everything else is masked.
     """
+    sparse = plan.sparse_attention and sliding_window is None
+    if sparse and rule is None and kernels.reads_pages(query, plan):
+        from solm.ops.kernels.page_attention import attend_pages
+
+        return attend_pages(query, prefix, own, layout, plan, scaling, softcap)
     rows, heads, length, size = query.shape
     kv_heads = own.keys.shape[1]
     folded = (query * scaling).reshape(layout.sequences, layout.forks, kv_heads, -1, length, size).transpose(1, 2)
@@ -56,7 +63,6 @@ def attend(
     masks: list[torch.Tensor | None] = [see_own[:, :, :, None]]
     if prefix is not None:
         masks.insert(0, None if see_prefix is None else see_prefix[:, :, :, None])
-    sparse = plan.sparse_attention and sliding_window is None
     if sparse and plan.semantics.criterion != "relevance":
         if plan.semantics.criterion == "pages":
             prefix_bounds = None if prefix is None else prefix.bounds
