@@ -25,16 +25,16 @@ from solm.policies.schedules import Dense, Static
 from timing import MODEL, arguments, machine, median
 
 SUBJECTS = ("mmlu_astronomy", "mmlu_high_school_macroeconomics", "mmlu_professional_law")
-QUESTIONS, BATCH, SPACE, NET = 20, 8, "joint-27", 0.6
+BATCH, SPACE, NET = 8, "joint-27", 0.6
 
 
-def requests(data: Path, fewshot: int) -> list[list[Instance]]:
+def requests(data: Path, fewshot: int, questions: int) -> list[list[Instance]]:
     """Per subject what lm-eval asks a model about its first questions."""
     asked = []
     for subject in SUBJECTS:
         (task,) = load_tasks([subject], data)[subject].values()
         task.set_config(key="num_fewshot", value=fewshot)
-        task.build_all_requests(limit=QUESTIONS)
+        task.build_all_requests(limit=questions)
         asked.append(list(task.instances))
     return asked
 
@@ -44,6 +44,7 @@ def main() -> None:
         __doc__,
         lambda parser: parser.add_argument("--data", type=Path, required=True),
         lambda parser: parser.add_argument("--policy", default=f"{MODEL}-{SPACE}"),
+        lambda parser: parser.add_argument("--questions", type=int, default=20, help="questions of each subject"),
     )
     for name in ("lm_eval", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -57,10 +58,11 @@ def main() -> None:
         "static": ControlledLM(lm, schedule=Static(space), target=budget),
         "policy": ControlledLM(lm, schedule="policy", target=budget),
     }
+    total = len(SUBJECTS) * options.questions
     dtype = str(stock.dtype).removeprefix("torch.")
-    result = {"dtype": dtype, "rounds": options.rounds, "questions": QUESTIONS * len(SUBJECTS), "budget": NET}
+    result = {"dtype": dtype, "rounds": options.rounds, "questions": total, "budget": NET}
     for fewshot in (5, 0):
-        asked = requests(options.data, fewshot)
+        asked = requests(options.data, fewshot, options.questions)
         rates: dict[str, list[float]] = {name: [] for name in models}
         for turn in range(options.rounds + 1):
             for name, model in models.items():
@@ -68,7 +70,7 @@ def main() -> None:
                 for subject in asked:
                     model.loglikelihood(subject, disable_tqdm=True)
                 if turn:  # the first round only warms up
-                    rates[name].append(len(asked) * QUESTIONS / (time.perf_counter() - begun))
+                    rates[name].append(total / (time.perf_counter() - begun))
         result[f"{fewshot}-shot"] = {
             "questions_per_second": {name: median(found) for name, found in rates.items()},
             "times_hf": {
@@ -80,7 +82,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(result))
         return
-    print(f"MMLU questions per second, {dtype}, {len(SUBJECTS)} subjects x {QUESTIONS}, net keep {NET}")
+    print(f"MMLU questions per second, {dtype}, {len(SUBJECTS)} subjects x {options.questions}, net keep {NET}")
     for fewshot in (5, 0):
         found = result[f"{fewshot}-shot"]
         for name, rate in found["questions_per_second"].items():

@@ -1,6 +1,7 @@
 """lm-eval's model class for a controlled model: `solm` in its registry."""
 
 import logging
+from array import array
 from typing import Any, Self
 
 import torch
@@ -81,7 +82,7 @@ class ControlledLM(HFLM):
         self.schedule = pretrained.policy(schedule, given) if isinstance(schedule, str) else schedule
         self.spent: list[Spent] = []
         self._prefills = Prefills() if keep else None
-        self._encoded: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+        self._encoded: dict[tuple[str, str], tuple[array[int], array[int]]] = {}
         super().__init__(pretrained.model, tokenizer=pretrained.tokenizer, batch_size=int(batch_size), **options)
 
     def under(self, schedule: Policy | Allocator, target: Budget) -> Self:
@@ -94,8 +95,11 @@ class ControlledLM(HFLM):
             return super()._encode_pair(context, continuation)
         pair = (context, continuation)
         if pair not in self._encoded:
-            self._encoded[pair] = super()._encode_pair(context, continuation)
-        return self._encoded[pair]
+            first, second = super()._encode_pair(context, continuation)
+            # As arrays: lists of all of MMLU's prompts take a gigabyte.
+            self._encoded[pair] = array("i", first), array("i", second)
+        first, second = (ids.tolist() for ids in self._encoded[pair])
+        return first, second
 
     def _loglikelihood_tokens(
         self,
