@@ -90,6 +90,26 @@ def test_a_failed_evaluation_overwrites_nothing(trained, tmp_path):
         assert mine.read_text() == "mine"
 
 
+def test_a_token_table_is_a_policy_that_decides_before_the_first_layer(trained, tmp_path):
+    model, _ = trained
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    small = {"width": 16, "dtype": "float32", "calibration_context": 90, "calibration_horizon": 12}
+    options = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
+    for name, layer in (("policy", 1), ("table", 0)):
+        solm(
+            "train", "--model", model, "--data", tmp_path / "text.txt", "--out", tmp_path / name, "--context", 90,
+            "--horizon", 20, "--batches", 2, "--set", f"layer={layer}", *options,
+        )  # fmt: skip
+    out = tmp_path / "out.json"
+    solm(
+        "eval", "--model", model, "--policy", tmp_path / "policy/policy", "--space", "joint-8", "--data",
+        tmp_path / "text.txt", "--rival", f"token-table={tmp_path / 'table/policy'}", "--budgets", 0.75,
+        "--sequences", 3, "--context", 90, "--length", 12, "--trials", 1, "--json", out,
+    )  # fmt: skip
+    found = {point["arm"]: point for point in json.loads(out.read_text())["points"]}
+    assert found["token-table"]["realised"] == pytest.approx(found["policy"]["realised"], abs=0.05)
+
+
 def test_a_value_policy_is_trained_resumed_and_compared_with_every_arm(trained, tmp_path):
     model, _ = trained
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)

@@ -144,6 +144,12 @@ def test_result_file_round_trips_and_is_shown(policy_lm, stream):
     again = EvaluationResult.model_validate_json(result.model_dump_json())
     assert again == result
     assert show.plot(result).startswith(b"\x89PNG")
+    assert b"<svg" in show.plot(result, "svg")
+    policy, static = result.arm("policy", 0.6), result.arm("static", 0.6)
+    low, high = show._ends(result, static)
+    assert low <= static.nats <= high
+    assert high - low == pytest.approx(static.difference.high - static.difference.low)
+    assert show._ends(result, policy) == (policy.nats, policy.nats)
     assert show.table(result).row_count == len(result.points)
     lines = show.verdict(result)
     assert len(lines) == 2

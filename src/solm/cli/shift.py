@@ -75,21 +75,15 @@ def shift(
     if plot is not None:
         write_bytes(plot, study.plot(result, kind))
     shown = Table(title="Policy by source", title_justify="left")
-    for title in (
-        "source",
-        "budget",
-        "realised",
-        "gap",
-        "policy − static [95 %]",
-        *(f"{axis}: mean, KL" for axis in AXES),
-    ):
+    titles = ("source", "budget", "realised", "gap", "policy − static [95 %]", *(f"{axis}: mean, KL" for axis in AXES))
+    for title in titles:
         shown.add_column(title, no_wrap=True)
     for source in result.sources:
         said = [f"{found.mean:.2f}, {found.divergence:.3f}" for found in source.sensitivities.values()]
         for point in source.points:
-            gain = point.difference
+            gain, net = point.difference, sum(point.realised.values()) / 3
             shown.add_row(
-                source.name, f"{point.budget:g}", f"{sum(point.realised.values()) / 3:.3f}", f"{point.gap:.3f}",
+                Path(source.name).name, f"{point.budget:g}", f"{net:.3f}", f"{point.gap:.3f}",
                 f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]", *said,
             )  # fmt: skip
             said = ["", "", ""]

@@ -109,25 +109,20 @@ def captured(result: EvaluationResult, budget: float) -> float | None:
 
 
 def plot(result: EvaluationResult, kind: Kind = "png") -> bytes:
-    """Perplexity against realised net keep, error bars at 95 %."""
+    """Perplexity against realised net keep. An arm's bar is where the policy's paired 95 % interval puts it as seen
+    from the policy; without a policy, the interval over texts."""
     figure, axes = blank(6, 4.4)
     arms = dict.fromkeys(point.arm for point in result.points if point.arm != "dense")
     for shift, arm in enumerate(arms):
         points = sorted((p for p in result.points if p.arm == arm), key=lambda p: p.realised)
-        nats, low, high = (np.array([getattr(p, name) for p in points]) for name in ("nats", "low", "high"))
-        middle = np.exp(nats)
+        middle = np.exp([p.nats for p in points])
+        low, high = np.exp([_ends(result, p) for p in points]).T
         # Side by side, since matched arms would hide one another.
         x = np.array([p.realised for p in points]) + 0.002 * (shift - len(arms) / 2)
         axes.errorbar(
-            x,
-            middle,
-            yerr=[middle - np.exp(low), np.exp(high) - middle],
-            label=arm,
-            marker="o",
-            capsize=3,
-            lw=1.5,
+            x, middle, yerr=np.clip([middle - low, high - middle], 0, None), label=arm, marker="o", capsize=3, lw=1.5,
             color=_COLOURS.get(arm, "#adb5bd"),
-        )
+        )  # fmt: skip
     dense = next(point for point in result.points if point.arm == "dense")
     axes.axhline(dense.perplexity, color="#495057", ls="--", lw=1, label="dense")
     axes.set_xlabel("realised net keep (share of attention, MLP and bits used)")
@@ -135,3 +130,13 @@ def plot(result: EvaluationResult, kind: Kind = "png") -> bytes:
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
     return picture(figure, kind)
+
+
+def _ends(result: EvaluationResult, point: Point) -> tuple[float, float]:
+    """The ends of a point's bar, in nats."""
+    policy = result.arm("policy", point.budget)
+    if policy is None:
+        return point.low, point.high
+    if point.difference is None or not np.isfinite(point.difference.low):
+        return point.nats, point.nats
+    return policy.nats - point.difference.high, policy.nats - point.difference.low
