@@ -13,8 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION: Literal[2] = 2
-READABLE = (1, 2)
-"""Version 1 of an evaluation has neither `trials` nor `use` nor `examples`; tasks are the same in both."""
+"""Version 1, which is still read, of an evaluation has neither `trials` nor `use` nor `examples`."""
 
 
 class Difference(BaseModel):
