@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import solm
 from conftest import tiny_model
+from solm.decoding.session import Session
+from solm.models.controller import ModelControl
 from solm.semantics import Semantics
 
 HERE = Path(__file__).parent
@@ -92,6 +96,42 @@ def test_kernels_stay_out_of_steps_on_the_cpu(monkeypatch):
         session.prefill(torch.arange(3, 103)[None])
         session.step(torch.tensor([5]), torch.tensor([[0.3, 0.5, 6]]))
         assert session.ledger.steps.tolist() == [1]
+
+
+class TwoDevices(TorchDispatchMode):
+    """Operations that mix tensors of the CPU with those of `meta`, which stands for a GPU here: name and shapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixed = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        held = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()]
+        moves = any(part in str(function) for part in ("_to_copy", "copy_", "aten.index.Tensor"))
+        if not moves and len({tensor.device.type for tensor in held}) > 1:
+            self.mixed.append((str(function), [list(tensor.shape) for tensor in held]))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["default", "paper", "recency", "relevance"])
+def test_sessions_mix_no_devices(name):
+    semantics = Semantics(criterion=name) if name.startswith("re") else Semantics.preset(name)
+    control = ModelControl(tiny_model("llama", torch.bfloat16).to("meta"))
+    ids, keep = torch.full((2, 100), 5), torch.tensor([[0.3, 0.5, 6.0]], dtype=torch.float64)
+    with TwoDevices() as seen:
+        session = Session(control, semantics)
+        session.prefill(ids, torch.tensor([100, 80]))
+        session.step(ids[:, 0], keep.expand(2, 3))
+        forked = session.fork(2)
+        forked.step(ids[:, 0].repeat(2), keep.expand(4, 3))
+        alone, other = Session(control, semantics), Session(control, semantics)
+        alone.prefill(ids[:1])
+        other.prefill(ids[:1, :80])
+        alone.join(other)
+        alone.step(ids[:, 0], keep.expand(2, 3))
+        alone.leave(0)
+        alone.score(ids[:1, :9], keep.expand(1, 8, 3))
+    assert seen.mixed == []
 
 
 def test_the_benchmark_says_in_one_line_that_it_needs_a_gpu():

@@ -177,6 +177,7 @@ class PagedLayer(DynamicLayer):
         child.spread = longest_tail - int((lengths - base).min())
         size = max(capacity, longest_tail + 1)
         slots = (base[:, None] + torch.arange(longest_tail, device=base.device)).clamp(max=self.length - 1)
+        slots = slots.to(self.keys.device)
         for name in ("keys", "values"):
             buffer = getattr(self, name)
             copy = buffer.new_zeros(*buffer.shape[:2], forks, size, buffer.shape[-1])
