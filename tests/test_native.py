@@ -155,12 +155,16 @@ def test_weights_on_a_grid_are_packed_exactly(shape, steps):
     weight[3, :32] = 0.5
     data, grid = pack(weight)
     assert data.shape == (shape[1], shape[0] // 2)
-    whole = shape[0] // 128 * 128
-    numbers = []
-    for part, word, count in ((data[:, : whole // 2], torch.int32, 8), (data[:, whole // 2 :], torch.int16, 4)):
-        words = part.contiguous().view(word).to(torch.int64)
-        numbers.append(torch.stack([words >> 4 * j & 15 for j in range(count)], 1).unflatten(-1, (-1, 16)))
-    found = torch.cat([x.transpose(1, 2).flatten(1) for x in numbers], 1).float()  # [in, out]
+    # As integers.h says: halves of bytes are blocks of 64 outputs, or the two halves of a last one.
+    stored = torch.empty(shape[1], shape[0], dtype=torch.int64)
+    for byte in range(shape[0] // 2):
+        first = byte // 64 * 128 + byte % 64 if byte < shape[0] // 128 * 64 else shape[0] - 64 + byte % 64
+        second = first + (64 if byte < shape[0] // 128 * 64 else 32)
+        stored[:, first], stored[:, second] = data[:, byte].long() & 15, data[:, byte].long() >> 4
+    found = torch.empty(shape[1], shape[0])
+    for output in range(shape[0]):
+        quad, lane, place = output % 64 // 16, output % 16 // 4, output % 4
+        found[:, output] = stored[:, output // 64 * 64 + 16 * lane + 4 * quad + place]
     step, low = (grid[:, place].float().repeat_interleave(32, 0) for place in (0, 1))
     torch.testing.assert_close((found * step + low).T, weight, atol=1e-6, rtol=1e-6)
 
@@ -208,7 +212,35 @@ def test_low_precision_weights_stay_close(precision, tolerance):
     control.detach()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("hidden", [64, 192])
+def test_a_screened_head_is_exact_where_it_matters_and_unbiased_elsewhere(hidden):
+    sizes = {"hidden_size": hidden, "vocab_size": 2000}
+    control = ModelControl(tiny_model("llama", torch.float32, **sizes))
+    control.model.get_output_embeddings().weight.data *= 20 / hidden**0.5  # logits spread like a real model's
+    ids, following = tokens(5, 40), tokens(5, 12, seed=5)
+    found = {}
+    for precision in ("int8", "int8-screened"):
+        session = NativeSession(control, SEMANTICS, Engine(control.model, SEMANTICS, precision))
+        session.prefill(ids)
+        found[precision] = session.extend(following).logits
+    exact, screened = found.values()
+    near = exact > exact.amax(-1, keepdim=True) - 6  # REACH less what a screened logit may be off
+    assert torch.equal(exact[near], screened[near])
+    assert torch.equal(exact.argmax(-1), screened.argmax(-1))
+    off = (exact - screened)[exact < exact.amax(-1, keepdim=True) - 9]
+    assert 0 < off.abs().mean() < 0.5
+    torch.testing.assert_close(exact.logsumexp(-1), screened.logsumexp(-1), atol=0.02, rtol=0)
+    control.detach()
+
+
+def test_a_screened_head_needs_integer_weights():
+    control = ModelControl(tiny_model("llama", torch.float32))
+    with pytest.raises(SolmError, match="unknown precision 'bfloat16-screened'; choose one of .*int4-screened"):
+        Engine(control.model, SEMANTICS, "bfloat16-screened")
+    control.detach()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4", "int8-screened"])
 @pytest.mark.parametrize("rows", [2, 3, 5, 16, 19])
 def test_a_rows_logits_do_not_depend_on_who_goes_with_it(precision, rows):
     """To the last bit: rows of other lengths and actions share the walk through the weights, known tokens too."""
@@ -257,6 +289,25 @@ def test_rows_outgrow_what_was_reserved_and_keep_what_they_held():
         some = slice(start, start + 50)
         expected, found = (s.extend(following[:, some], keep[:, some]).logits for s in (ours, native))
         torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+    control.detach()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_screened_head_says_the_same_on_real_text(real_model, precision):
+    """5,120 tokens: the largest logit is the exact head's, and what is likely is as likely."""
+    model, tokenizer = real_model
+    control = ModelControl(model)
+    ids = token_stream("pydoc:heldout", tokenizer).spaced(40, 193, torch.Generator().manual_seed(0))
+    found = []
+    for name in (precision, f"{precision}-screened"):
+        session = NativeSession(control, Semantics(), Engine(model, Semantics(), name))
+        session.prefill(ids[:, :64])
+        found.append(session.extend(ids[:, 64:192]).logits)
+    exact, screened = found
+    assert torch.equal(exact.argmax(-1), screened.argmax(-1))
+    nats = [-part.log_softmax(-1).gather(-1, ids[:, 65:193, None]).mean() for part in found]
+    assert abs(nats[0] - nats[1]) < 0.01
     control.detach()
 
 

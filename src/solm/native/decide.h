@@ -2,6 +2,7 @@
 // solm.decoding.midpass in the engine, so that a decision costs microseconds.
 #pragma once
 
+#include "integers.h"
 #include "model.h"
 
 inline int64_t ceil_share(double share, int64_t total) { return int64_t(std::ceil(share * double(total) - 1e-9)); }

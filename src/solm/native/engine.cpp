@@ -59,7 +59,7 @@ void solm_arena_free(void* arena) { std::free(arena); }
 // Returns null where memory cannot be had. weights per layer: qkv, out, gate_up, down (data, scale, grid) then
 // attention_norm, mlp_norm, q_norm, k_norm, qkv_bias; 17 pointers. All must outlive the engine.
 void* solm_engine(const Sizes* sizes, const void* const* per_layer, const void* embedding, const float* embedding_scale,
-                  const void* head, const float* head_scale, const float* final_norm, const float* cosine,
+                  const void* head, const float* head_scale, const uint8_t* plane, const float* final_norm, const float* cosine,
                   const float* sine) try {
   auto* e = new Engine();
   e->s = *sizes;
@@ -70,12 +70,12 @@ void* solm_engine(const Sizes* sizes, const void* const* per_layer, const void* 
     e->layers.push_back({matrix(0), matrix(3), matrix(6), matrix(9), floats(p[12]), floats(p[13]), floats(p[14]),
                          floats(p[15]), floats(p[16])});
   }
-  e->embedding = embedding, e->embedding_scale = embedding_scale, e->head = {head, head_scale, nullptr};
+  e->embedding = embedding, e->embedding_scale = embedding_scale, e->head = {head, head_scale, nullptr}, e->plane = plane;
   e->final_norm = final_norm, e->cosine = cosine, e->sine = sine;
   const Sizes& s = e->s;
   const int widest = std::max({2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden,
                                s.heads * (s.head_dim + 2)});
-  e->shared.assign(s.threads, std::vector<float>(size_t(2) * MOST_ROWS * (widest + PAGE)));
+  e->shared.assign(s.threads, std::vector<float>(size_t(2) * MOST_ROWS * (widest + BLOCK)));
   e->senses.assign(s.threads, 0);
   e->barrier = new Barrier(s.threads);
   for (int t = 1; t < s.threads; ++t) e->workers.emplace_back([e, t] { e->serve(t); });

@@ -15,6 +15,8 @@ from solm.semantics import Semantics
 
 PAGE, MOST_QUERIES = 16, 32
 PRECISIONS = ("float32", "bfloat16", "int8", "int4")
+SCREENED = "-screened"
+"""After int8 or int4: logits from half the bits of the head, then exactly those that come near the largest."""
 GROUP = 32
 """Input channels of a packed matrix that share a step and a lowest value, as in GGUF's Q4_0 and Q4_1."""
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
@@ -68,6 +70,9 @@ class Matrix:
         if precision in ("int8", "int4"):
             scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
             weight, self.scale = (weight / scale).round(), scale[:, 0].contiguous()
+        if self.scale is not None and not output_major:
+            self.data = _in_blocks((weight + 128).to(torch.uint8).T)
+            return
         stored = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(precision, torch.int8)
         weight = weight.to(stored)
         self.data = (weight if output_major else weight.T).contiguous()
@@ -88,6 +93,17 @@ class Matrix:
         """Addresses of data, scale and grid; 0 for what there is none of."""
         scale, grid = (0 if part is None else part.data_ptr() for part in (self.scale, self.grid))
         return self.data.data_ptr(), scale, grid
+
+
+class Plane(Matrix):
+    """The high four bits of an int8 matrix [out, in], output-major, as numbers from 0 to 15: [out, in / 2] bytes."""
+
+    def __init__(self, matrix: Matrix):
+        self.scale = self.grid = None
+        out, inputs = matrix.data.shape
+        if inputs % 64:
+            raise UnsupportedModelError(f"a screened head needs a hidden size that is a multiple of 64, not {inputs}")
+        self.data = _numbers(((matrix.data >> 4) + 8).to(torch.uint8))
 
 
 def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -112,13 +128,29 @@ def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     if not bool(found.all()):
         return None
     numbers = ((groups - low) / step.clamp(min=1e-30)).round().clamp(0, 15).to(torch.uint8).flatten(1)
-    whole = out // 128 * 128
-    parts = [
-        _words(numbers[:whole].T.unflatten(1, (-1, 8, 16)), torch.int32),
-        _words(numbers[whole:].T.unflatten(1, (-1, 4, 16)), torch.int16),
-    ]
     grid = torch.stack([step[..., 0].T, low[..., 0].T], 1).to(torch.float16)
-    return torch.cat(parts, 1).contiguous(), grid.contiguous()
+    blocks = _in_blocks(numbers.T)
+    whole = out // 128 * 128
+    pairs = blocks[:, :whole].unflatten(1, (-1, 2, 64)).transpose(1, 2)
+    single = blocks[:, whole:].unflatten(1, (2, -1)).transpose(0, 1)
+    halves = [torch.cat([pairs[:, half].flatten(1), single[half]], 1) for half in (0, 1)]
+    return (halves[0] + halves[1] * 16).contiguous(), grid.contiguous()
+
+
+def _in_blocks(bytes_: torch.Tensor) -> torch.Tensor:
+    """Bytes [in, out] in the order of integers.h, with zeros up to a whole block of 64 outputs."""
+    padded = torch.nn.functional.pad(bytes_, (0, -bytes_.shape[1] % 64))
+    return padded.unflatten(1, (-1, 4, 4, 4)).transpose(2, 3).flatten(1).contiguous()
+
+
+def _numbers(numbers: torch.Tensor) -> torch.Tensor:
+    """Numbers of 4 bits [rows, n], n a multiple of 64, as the bytes [rows, n / 2] that `Numbers` of the engine reads."""
+    whole = numbers.shape[1] // 128 * 128
+    parts = [
+        _words(numbers[:, :whole].unflatten(1, (-1, 8, 16)), torch.int32),
+        _words(numbers[:, whole:].unflatten(1, (-1, 4, 16)), torch.int16),
+    ]
+    return torch.cat(parts, 1).contiguous()
 
 
 def _words(numbers: torch.Tensor, word: torch.dtype) -> torch.Tensor:
@@ -147,8 +179,10 @@ class Engine:
         reason = why_not(model, semantics)
         if reason is not None:
             raise UnsupportedModelError(f"the native backend cannot run this model: {reason}")
-        if precision not in PRECISIONS:
-            raise SolmError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+        stored, screened = precision.removesuffix(SCREENED), precision.endswith(SCREENED)
+        known = (*PRECISIONS, *(name + SCREENED for name in PRECISIONS[2:]))
+        if precision not in known:
+            raise SolmError(f"unknown precision {precision!r}; choose one of {', '.join(known)}")
         cores = os.cpu_count() or 1
         threads = min(torch.get_num_threads(), cores) if threads is None else threads
         if not 1 <= threads <= cores:
@@ -160,17 +194,18 @@ class Engine:
         self.sizes = Sizes(
             config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.num_attention_heads,
             config.num_key_value_heads, head_dim, config.vocab_size,
-            PRECISIONS.index(precision), threads, config.rms_norm_eps,
+            PRECISIONS.index(stored), threads, config.rms_norm_eps,
         )  # fmt: skip
         self._kept: list[torch.Tensor] = []
         self._arena: int | None = None
-        layers = [self._matrices(layer) for layer in decoder_layers(model)]
+        layers = [self._matrices(layer, stored) for layer in decoder_layers(model)]
         embedding: Any = model.get_input_embeddings().weight
         head: Any = model.get_output_embeddings().weight
-        output = Matrix(head, precision, output_major=True)
+        output = Matrix(head, stored, output_major=True)
         tied = embedding.data_ptr() == head.data_ptr()
-        source = output if tied else Matrix(embedding, precision, output_major=True)
-        self._place([matrix for layer in layers for matrix in layer] + [output] + ([] if tied else [source]))
+        source = output if tied else Matrix(embedding, stored, output_major=True)
+        plane = [Plane(output)] if screened else []
+        self._place([part for layer in layers for part in layer] + plane + [output] + ([] if tied else [source]))
         pointers = []
         for layer, matrices in zip(decoder_layers(model), layers, strict=True):
             pointers += [value for matrix in matrices for value in matrix.pointers] + self._vectors(layer)
@@ -179,7 +214,7 @@ class Engine:
         base: Any = model.get_decoder()
         self.handle: int | None = self.library.solm_engine(
             ctypes.byref(self.sizes), table, source.pointers[0], source.pointers[1] or None, output.pointers[0],
-            output.pointers[1] or None, self._floats(base.norm.weight), self._floats(cosine), self._floats(sine),
+            output.pointers[1] or None, plane[0].pointers[0] if plane else None, self._floats(base.norm.weight), self._floats(cosine), self._floats(sine),
         )  # fmt: skip
         if not self.handle:
             raise SolmError("the native backend could not get the memory it needs")
@@ -211,14 +246,14 @@ class Engine:
         self._kept.append(kept)
         return kept.data_ptr()
 
-    def _matrices(self, layer: nn.Module) -> list[Matrix]:
+    def _matrices(self, layer: nn.Module, stored: str) -> list[Matrix]:
         """A layer's matrices in the order of the engine: qkv, out, gate and up, down."""
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
         qkv = torch.cat([part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj)])
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
         weights = (qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight)
-        return [Matrix(weight, self.precision) for weight in weights]
+        return [Matrix(weight, stored) for weight in weights]
 
     def _vectors(self, layer: nn.Module) -> list[int]:
         """The addresses of a layer's norms and bias, 0 where there is none."""

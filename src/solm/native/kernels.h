@@ -102,146 +102,7 @@ void accumulate_many(const W* weights, int out, const int32_t* index, const floa
   }
 }
 
-constexpr int GROUP = 32;  // input channels that share a step and a lowest value
-
-// y += step * (sum of x * number) + lowest * (sum of x), where `sum` is what 16 L outputs from `o` on got in a group.
-template <int L>
-void settle(const Lanes* sum, const uint16_t* grid, float total, int o, int out, float* y) {
-  for (int j = 0; j < L; ++j) {
-    Lanes result = Lanes::load(y + o + 16 * j);
-    result.add(Lanes::load_half(grid + o + 16 * j), sum[j]);
-    result.add(Lanes::all(total), Lanes::load_half(grid + out + o + 16 * j));
-    result.write(y + o + 16 * j);
-  }
-}
-
-// sum[r][0:L] += x[r] * numbers from part `first` on, for T rows.
-template <int T, int L, int first>
-void add_numbers(Lanes (*sum)[L], const Numbers& numbers, const float* x) {
-  [&]<size_t... j>(std::index_sequence<j...>) {
-    (
-        [&] {
-          const Lanes w = numbers.part<first + int(j)>();
-          for (int r = 0; r < T; ++r) sum[r][j].add(Lanes::all(x[r]), w);
-        }(),
-        ...);
-  }(std::make_index_sequence<L>());
-}
-
-// Steps and lowest values of 128 outputs, which are read once in 32 rows: nothing else would fetch them in time.
-inline void prefetch_grid(const uint16_t* steps, int o, int out) {
-  for (int line = 0; line < 128; line += 32) {
-    __builtin_prefetch(steps + o + line, 0, 2);
-    __builtin_prefetch(steps + out + o + line, 0, 2);
-  }
-}
-
-// A block of up to eight rows of one group, for one row of a batch and the 16 L outputs from `o` on.
-template <int L>
-void packed_block(const uint8_t* const* row, int block, const float* x, bool first, float* held, int o,
-                  const uint16_t* grid, float total, bool last, int out, float* y) {
-  Lanes sum[1][L];
-  for (int j = 0; j < L; ++j) sum[0][j] = first ? Lanes::zero() : Lanes::load(held + o + 16 * j);
-  auto add = [&](int k) {
-    const Numbers numbers = L == 8 ? Numbers::load128(row[k] + o / 2) : Numbers::load64(row[k] + o / 2);
-    add_numbers<1, L, 0>(sum, numbers, x + k);
-  };
-  if (block == 8) {
-#pragma GCC unroll 8
-    for (int k = 0; k < 8; ++k) add(k);
-  } else {
-    for (int k = 0; k < block; ++k) add(k);
-  }
-  if (last) settle<L>(sum[0], grid, total, o, out, y);
-  else
-    for (int j = 0; j < L; ++j) sum[0][j].write(held + o + 16 * j);
-}
-
-// `accumulate` for packed weights, a group at a time; out must be a multiple of 64. held [out]: scratch.
-inline void accumulate_packed(const uint8_t* weights, const uint16_t* grid, int out, const int32_t* index,
-                              const float* x, int count, float* held, float* y) {
-  const int bytes = out / 2, ahead = std::clamp(24576 / bytes, 8, 64);
-  for (int i = 0, end; i < count; i = end) {
-    const int group = index[i] / GROUP;
-    const uint16_t* steps = grid + size_t(group) * 2 * out;
-    float total = 0;
-    for (end = i; end < count && index[end] / GROUP == group; ++end) total += x[end];
-    for (int b = i; b < end; b += 8) {
-      const int block = std::min(8, end - b);
-      const uint8_t* row[8];
-      const uint8_t* next[8];
-      for (int k = 0; k < 8; ++k) {
-        row[k] = weights + size_t(index[std::min(b + k, end - 1)]) * bytes;
-        next[k] = weights + size_t(index[std::min(b + ahead + k, count - 1)]) * bytes;
-      }
-      const bool first = b == i, last = b + block == end;
-      int o = 0;
-      for (; o + 128 <= out; o += 128) {
-        for (int k = 0; k < 8; ++k) __builtin_prefetch(next[k] + o / 2, 0, 2);
-        if (first) prefetch_grid(steps, o, out);
-        packed_block<8>(row, block, x + b, first, held, o, steps, total, last, out, y);
-      }
-      if (o < out) packed_block<4>(row, block, x + b, first, held, o, steps, total, last, out, y);
-    }
-  }
-}
-
-// One group's part for T rows and the 64 outputs from `o` on; half: which of a 128's; 2: a 64 of its own.
-template <int T, int half>
-void packed_tile(const uint8_t* const* row, int kept, int o, const float* x, int rows, const float* total,
-                 const uint16_t* grid, float* y, int out) {
-  Lanes sum[T][4];
-  for (int r = 0; r < T; ++r)
-    for (int j = 0; j < 4; ++j) sum[r][j] = Lanes::zero();
-  const int start = half == 1 ? o - 64 : o;
-  for (int k = 0; k < kept; ++k) {
-    const uint8_t* from = row[k] + start / 2;
-    const Numbers numbers = half == 2 ? Numbers::load64(from) : Numbers::load128(from);
-    add_numbers<T, 4, half == 1 ? 4 : 0>(sum, numbers, x + size_t(k) * rows);
-  }
-  for (int r = 0; r < T; ++r) settle<4>(sum[r], grid, total[r], o, out, y + size_t(r) * out);
-}
-
-template <int half>
-void packed_tiles(const uint8_t* const* row, int kept, int o, const float* x, int rows, const float* total,
-                  const uint16_t* grid, float* y, int out) {
-  for (int r = 0; r < rows; r += 4) {
-    float* to = y + size_t(r) * out;
-    switch (std::min(4, rows - r)) {
-      case 4: packed_tile<4, half>(row, kept, o, x + r, rows, total + r, grid, to, out); break;
-      case 3: packed_tile<3, half>(row, kept, o, x + r, rows, total + r, grid, to, out); break;
-      case 2: packed_tile<2, half>(row, kept, o, x + r, rows, total + r, grid, to, out); break;
-      default: packed_tile<1, half>(row, kept, o, x + r, rows, total + r, grid, to, out);
-    }
-  }
-}
-
-// `accumulate_many` for packed weights, with the same sums for every row as `accumulate_packed`.
-inline void accumulate_packed_many(const uint8_t* weights, const uint16_t* grid, int out, const int32_t* index,
-                                   const float* x, int count, int rows, float* y) {
-  for (int i = 0, end; i < count; i = end) {
-    const int group = index[i] / GROUP;
-    const uint8_t* row[GROUP];
-    const uint8_t* next[GROUP];
-    float total[MOST_ROWS] = {};
-    for (end = i; end < count && index[end] / GROUP == group; ++end) {
-      row[end - i] = weights + size_t(index[end]) * (out / 2);
-      for (int r = 0; r < rows; ++r) total[r] += x[size_t(end) * rows + r];
-    }
-    const int kept = end - i;
-    for (int k = 0; k < kept; ++k) next[k] = weights + size_t(index[std::min(end + k, count - 1)]) * (out / 2);
-    const uint16_t* steps = grid + size_t(group) * 2 * out;
-    const float* from = x + size_t(i) * rows;
-    int o = 0;
-    for (; o + 128 <= out; o += 128) {
-      for (int k = 0; k < kept; ++k) __builtin_prefetch(next[k] + o / 2, 0, 2);
-      if (end < count) prefetch_grid(grid + size_t(index[end] / GROUP) * 2 * out, o, out);
-      packed_tiles<0>(row, kept, o, from, rows, total, steps, y, out);
-      packed_tiles<1>(row, kept, o + 64, from, rows, total, steps, y, out);
-    }
-    if (o < out) packed_tiles<2>(row, kept, o, from, rows, total, steps, y, out);
-  }
-}
+constexpr int GROUP = 32;  // input channels that share a scale, or a step and a lowest value
 
 // Products of w [n] with T vectors.
 template <int T, typename W>
@@ -264,6 +125,27 @@ void dots(const W* w, const float* const* x, int n, float* out) {
     for (int rest = i; rest < n; ++rest) total += widen(w[rest]) * x[r][rest];
     out[r] = total;
   }
+}
+
+// The same for numbers of 4 bits w [n / 2], n a multiple of 64, as `Numbers` reads them.
+template <int T>
+void number_dots(const uint8_t* w, const float* const* x, int n, float* out) {
+  Lanes sum[T][2];
+  for (int r = 0; r < T; ++r) sum[r][0] = sum[r][1] = Lanes::zero();
+  int i = 0;
+  auto add = [&]<int parts>(const Numbers& numbers) {
+    [&]<size_t... j>(std::index_sequence<j...>) {
+      (
+          [&] {
+            const Lanes v = numbers.part<int(j)>();
+            for (int r = 0; r < T; ++r) sum[r][j % 2].add(v, Lanes::load(x[r] + i + 16 * j));
+          }(),
+          ...);
+    }(std::make_index_sequence<parts>());
+  };
+  for (; i + 128 <= n; i += 128) add.template operator()<8>(Numbers::load128(w + i / 2));
+  if (i < n) add.template operator()<4>(Numbers::load64(w + i / 2));
+  for (int r = 0; r < T; ++r) out[r] = sum[r][0].sum() + sum[r][1].sum();
 }
 
 template <typename W>

@@ -18,7 +18,7 @@ from pathlib import Path
 from solm.errors import SolmError
 
 SOURCES = [
-    Path(__file__).with_name(name) for name in ("engine.cpp", "walker.h", "decide.h", "model.h", "kernels.h", "lanes.h")
+    Path(__file__).with_name(name) for name in ("engine.cpp", "walker.h", "decide.h", "integers.h", "model.h", "kernels.h", "lanes.h")
 ]
 # Not -ffast-math: linking with it makes the whole process flush subnormal numbers to zero.
 _FLAGS = [
@@ -78,7 +78,7 @@ def library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(target))
     pointer, integer = ctypes.c_void_p, ctypes.c_int32
     loaded.solm_engine.restype = pointer
-    loaded.solm_engine.argtypes = [ctypes.POINTER(Sizes), *[pointer] * 8]
+    loaded.solm_engine.argtypes = [ctypes.POINTER(Sizes), *[pointer] * 9]
     loaded.solm_arena.restype = pointer
     loaded.solm_arena.argtypes = [ctypes.c_size_t]
     loaded.solm_arena_free.argtypes = [pointer]

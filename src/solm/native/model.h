@@ -25,10 +25,11 @@ struct Sizes {
 };
 
 // Per layer: qkv [H, (heads + 2 kv) D], out [heads D, H], gate_up [H, 2 I], down [I, H], each input-major with one
-// scale per output (int8 only); then the head [V, H], output-major. Norms and biases are float32.
+// scale per output (int8 only, and in the order of integers.h); then the head [V, H], output-major. Norms and biases are
+// float32.
 //
 // A matrix with a `grid` [in / 32, 2, out] (float16: step, then lowest value) is packed instead, 4 bits a weight: of an
-// input channel, 64 bytes for every 128 outputs and 32 for a last 64, as `Numbers` reads them.
+// input channel, 64 bytes for every 128 outputs and 32 for a last 64.
 struct Matrix {
   const void* data;
   const float* scale;
@@ -122,6 +123,7 @@ struct Engine {
   const void* embedding;
   const float* embedding_scale;
   Matrix head;
+  const uint8_t* plane;  // [V, H / 2], the high halves of an int8 head, plus 8; or null: every logit is exact
   const float *final_norm, *cosine, *sine;  // [positions, D] each
 
   // The job that threads work on.

@@ -10,9 +10,11 @@ struct Inputs {
   const int32_t* index;
   const float* x;
   int count;
+  int most = 127;  // whole number that the largest of a group becomes, where weights are integers
 };
 
-constexpr int AHEAD = 2;  // pages fetched before they are read
+constexpr int AHEAD = 2;        // pages fetched before they are read
+constexpr float REACH = 8;  // how far below the largest a screened logit is exact
 
 template <typename W, typename K>
 struct Walker {
@@ -23,7 +25,7 @@ struct Walker {
   std::vector<float> streams, normed, sums, picked, heads;
   std::vector<int32_t> index, all;
   // Scratch of one step at a time, and of one matrix.
-  std::vector<float> values, signs, mass, mixed, held;
+  std::vector<float> values, signs, mass, mixed;
   std::vector<Query<K>> query;
   std::vector<int32_t> pages, merged;
   Inputs inputs[MOST_ROWS];
@@ -34,7 +36,7 @@ struct Walker {
         each(sizeof(K) == 4 ? D : D / 2), sense(engine.senses[t]) {
     streams.resize(size_t(rows) * H), normed.resize(size_t(rows) * H), heads.resize(size_t(rows) * Q * D);
     sums.resize(size_t(rows) * widest), picked.resize(size_t(rows) * widest), index.resize(size_t(rows) * widest);
-    values.resize(I), signs.resize(2 * D), all.resize(widest), held.resize(widest);
+    values.resize(I), signs.resize(2 * D), all.resize(widest);
     query.resize(size_t(each) * std::max(2, Q / KV));
     for (int i = 0; i < widest; ++i) all[i] = i;
     if (rows > 1) mixed.resize(size_t(rows) * widest), merged.resize(widest);
@@ -51,33 +53,18 @@ struct Walker {
   // result(row)[0:out] = scale * sum over kept inputs, for every row; every thread ends with all of it. A thread adds up
   // the same channels whatever a row keeps and whatever rows go with it.
   void multiply(const Matrix& m, int in, int out, int rows) {
+    constexpr bool integers = std::is_same_v<W, int8_t>;
     float* mine = partial(thread);
-    std::fill_n(mine, size_t(rows) * out, 0.0f);
-    const W* weights = static_cast<const W*>(m.data);
-    const uint8_t* packed = static_cast<const uint8_t*>(m.data);
-    const int unit = m.grid ? GROUP : 1;  // no group of a packed matrix is split
-    const int low = in / unit * thread / threads * unit, high = in / unit * (thread + 1) / threads * unit;
-    auto within = [&](const Inputs& row) {
-      const int32_t* end = row.index + row.count;
-      return std::pair(int(std::lower_bound(row.index, end, low) - row.index),
-                       int(std::lower_bound(row.index, end, high) - row.index));
-    };
-    if (rows == 1) {
-      const auto [from, to] = within(inputs[0]);
-      const int32_t* index = inputs[0].index + from;
-      if (m.grid) accumulate_packed(packed, m.grid, out, index, inputs[0].x + from, to - from, held.data(), mine);
-      else accumulate(weights, out, index, inputs[0].x + from, to - from, mine);
-    } else {
-      const int count = merge(low, high, rows, within);
-      if (m.grid) accumulate_packed_many(packed, m.grid, out, merged.data(), mixed.data(), count, rows, mine);
-      else accumulate_many(weights, out, merged.data(), mixed.data(), count, rows, mine);
-    }
+    const int stride = integers ? (out + BLOCK - 1) / BLOCK * BLOCK : out;
+    std::fill_n(mine, size_t(rows) * stride, 0.0f);
+    if constexpr (integers) multiply_integers(m, in, stride, rows, mine);
+    else multiply_floats(static_cast<const W*>(m.data), in, out, rows, mine);
     meet();
     for (int r = 0; r < rows; ++r) {
       float* to = result(r);
-      std::copy_n(partial(0) + size_t(r) * out, out, to);
+      std::copy_n(partial(0) + size_t(r) * stride, out, to);
       for (int t = 1; t < threads; ++t) {
-        const float* other = partial(t) + size_t(r) * out;
+        const float* other = partial(t) + size_t(r) * stride;
 #pragma GCC ivdep
         for (int o = 0; o < out; ++o) to[o] += other[o];
       }
@@ -87,6 +74,72 @@ struct Walker {
       }
     }
     turn = !turn;
+  }
+
+  void multiply_floats(const W* weights, int in, int out, int rows, float* mine) {
+    const int low = in * thread / threads, high = in * (thread + 1) / threads;
+    auto within = [&](const Inputs& row) {
+      const int32_t* end = row.index + row.count;
+      return std::pair(int(std::lower_bound(row.index, end, low) - row.index),
+                       int(std::lower_bound(row.index, end, high) - row.index));
+    };
+    if (rows == 1) {
+      const auto [from, to] = within(inputs[0]);
+      accumulate(weights, out, inputs[0].index + from, inputs[0].x + from, to - from, mine);
+    } else {
+      const int count = merge(low, high, rows, within);
+      accumulate_many(weights, out, merged.data(), mixed.data(), count, rows, mine);
+    }
+  }
+
+  void multiply_integers(const Matrix& m, int in, int out, int rows, float* mine) {
+    const int groups = (in + GROUP - 1) / GROUP;
+    const int from = groups * thread / threads, to = groups * (thread + 1) / threads;
+    const uint8_t* weights = static_cast<const uint8_t*>(m.data);
+    const size_t bytes = m.grid ? out / 2 : out;
+    int at[MOST_ROWS];
+    for (int r = 0; r < rows; ++r) {
+      const int32_t* index = inputs[r].index;
+      at[r] = int(std::lower_bound(index, index + inputs[r].count, from * GROUP) - index);
+    }
+    Group now, next;
+    gather_group(now, from, rows, weights, bytes, at);
+    for (int g = from; g < to; ++g) {
+      next.count = 0;
+      if (g + 1 < to) gather_group(next, g + 1, rows, weights, bytes, at);
+      const uint16_t* grid = m.grid + size_t(2) * g * out;
+      if (now.count && m.grid)
+        add_packed_group(now, next, rows, grid, g + 1 < to ? grid + size_t(2) * out : grid, out, mine);
+      else if (now.count)
+        add_group(now, next, rows, out, mine);
+      std::swap(now, next);
+    }
+  }
+
+  // Group `number` of all rows' inputs; at[r] moves from its first channel to behind its last.
+  void gather_group(Group& group, int number, int rows, const uint8_t* weights, size_t bytes, int* at) const {
+    const int end = (number + 1) * GROUP;
+    int kept[MOST_ROWS];
+    uint32_t used = 0;
+    for (int r = 0; r < rows; ++r) {
+      const Inputs& row = inputs[r];
+      int last = at[r];
+      for (; last < row.count && row.index[last] < end; ++last) used |= 1u << (row.index[last] % GROUP);
+      kept[r] = last - at[r];
+    }
+    int8_t place[GROUP];
+    int count = 0;
+    for (int c = 0; c < GROUP; ++c) {
+      if (!(used >> c & 1)) continue;
+      place[c] = int8_t(count);
+      group.row[count++] = weights + (size_t(number) * GROUP + c) * bytes;
+    }
+    for (group.number = number; count % 4; ++count) group.row[count] = group.row[0];
+    group.count = count;
+    for (int r = 0; r < rows; ++r) {
+      group.round(r, inputs[r].index + at[r], inputs[r].x + at[r], kept[r], place, inputs[r].most);
+      at[r] += kept[r];
+    }
   }
 
   // Channels from low to high that any row keeps, in `merged`, and every row's values of them in `mixed`, 0 where it
@@ -125,7 +178,9 @@ struct Walker {
     float* rounded = picked.data() + size_t(row) * widest;
     const int found = select(x, n, count, kept, rounded);
     quantise(kept, rounded, found, plan.bits, plan.group ? plan.group : n);
-    inputs[row] = {kept, rounded, found};
+    // What lies on a grid of so few bits already goes on as it is.
+    const bool exact = plan.bits <= 8 && plan.group == GROUP;
+    inputs[row] = {kept, rounded, found, exact ? (1 << (plan.bits - 1)) - 1 : 127};
   }
 
   void rotate(float* x, int position) const {
@@ -360,24 +415,79 @@ struct Walker {
       rms_norm(&streams[size_t(r) * H], e.final_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
     if (thread == 0) std::copy_n(normed.data(), size_t(rows) * H, e.stream + size_t(start) * H);
     if (!e.logits) return;
-    const int V = e.s.vocabulary;
-    const int from = int(int64_t(V) * thread / threads), to = int(int64_t(V) * (thread + 1) / threads);
-    const W* weights = static_cast<const W*>(e.head.data);
-    for (int v = from; v < to; ++v) {
-      const float scale = e.head.scale ? e.head.scale[v] : 1.0f;
-      for (int r = 0; r < rows; r += 4) {
-        const float* x[4];
-        float score[4];
-        const int here = std::min(4, rows - r);
-        for (int k = 0; k < here; ++k) x[k] = &normed[size_t(r + k) * H];
-        switch (here) {
-          case 4: dots<4>(weights + size_t(v) * H, x, H, score); break;
-          case 3: dots<3>(weights + size_t(v) * H, x, H, score); break;
-          case 2: dots<2>(weights + size_t(v) * H, x, H, score); break;
-          default: dots<1>(weights + size_t(v) * H, x, H, score);
-        }
-        for (int k = 0; k < here; ++k) e.logits[size_t(start + r + k) * V + v] = score[k] * scale;
+    if (e.plane) screened_head(start, rows);
+    else exact_head(start, rows);
+  }
+
+  // Of the vocabulary, this thread's share.
+  int head_start(int t) const { return int(int64_t(e.s.vocabulary) * t / threads); }
+
+  // Calls use.operator()<T>(r, x): T rows from r on, at most four at a time, with what the head reads of them.
+  template <typename Use>
+  void four_by_four(int rows, Use use) const {
+    for (int r = 0; r < rows; r += 4) {
+      const float* x[4];
+      const int here = std::min(4, rows - r);
+      for (int k = 0; k < here; ++k) x[k] = &normed[size_t(r + k) * H];
+      switch (here) {
+        case 4: use.template operator()<4>(r, x); break;
+        case 3: use.template operator()<3>(r, x); break;
+        case 2: use.template operator()<2>(r, x); break;
+        default: use.template operator()<1>(r, x);
       }
     }
   }
+
+  void exact_head(int start, int rows) const {
+    const W* weights = static_cast<const W*>(e.head.data);
+    for (int v = head_start(thread); v < head_start(thread + 1); ++v) {
+      const float scale = e.head.scale ? e.head.scale[v] : 1.0f;
+      four_by_four(rows, [&]<int T>(int r, const float* const* x) {
+        float score[T];
+        dots<T>(weights + size_t(v) * H, x, H, score);
+        for (int k = 0; k < T; ++k) logit(start + r + k, v) = score[k] * scale;
+      });
+    }
+  }
+
+  // Logits from the high halves of the head's weights, which are half of the bytes, then exactly those that come within
+  // REACH of the largest. What the low halves would have added is as good as random, with a known spread: taking off half
+  // its square keeps the sum of the exponentials right on average.
+  void screened_head(int start, int rows) {
+    const int from = head_start(thread), to = head_start(thread + 1);
+    float offset[MOST_ROWS], spread[MOST_ROWS];
+    for (int r = 0; r < rows; ++r) {
+      const float* x = &normed[size_t(r) * H];
+      float sum = 0;
+      for (int i = 0; i < H; ++i) sum += x[i];
+      offset[r] = (7.5f - 16 * 8) * sum;
+      spread[r] = 0.5f * (16.0f * 16 - 1) / 12 * dot(x, x, H);
+    }
+    float* peak = partial(thread);
+    std::fill_n(peak, rows, -INFINITY);
+    for (int v = from; v < to; ++v) {
+      const float scale = e.head.scale[v];
+      four_by_four(rows, [&]<int T>(int r, const float* const* x) {
+        float score[T];
+        number_dots<T>(e.plane + size_t(v) * (H / 2), x, H, score);
+        for (int k = 0; k < T; ++k) {
+          const float found = scale * (16 * score[k] + offset[r + k] - scale * spread[r + k]);
+          logit(start + r + k, v) = found;
+          peak[r + k] = std::max(peak[r + k], found);
+        }
+      });
+    }
+    meet();
+    const W* weights = static_cast<const W*>(e.head.data);
+    for (int r = 0; r < rows; ++r) {
+      float least = -INFINITY;
+      for (int t = 0; t < threads; ++t) least = std::max(least, partial(t)[r] - REACH);
+      float* logits = &logit(start + r, 0);
+      for (int v = from; v < to; ++v)
+        if (logits[v] >= least) logits[v] = e.head.scale[v] * dot(weights + size_t(v) * H, &normed[size_t(r) * H], H);
+    }
+    turn = !turn;
+  }
+
+  float& logit(int step, int v) const { return e.logits[size_t(step) * e.s.vocabulary + v]; }
 };
