@@ -1,8 +1,11 @@
 """Writing files so that nothing half-written is ever seen, and reading them so that damage gets one clear error."""
 
+import fcntl
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,9 +14,29 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from solm.errors import DamagedFileError, SolmError
+from solm.errors import DamagedFileError, RunMismatchError, SolmError
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Hold `folder`, made if need be, for one process; the system lets go of it however the process ends.
+
+    Raises `RunMismatchError` where another process holds it (`what`: is doing what there), `SolmError` where it cannot
+    be used.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise SolmError(f"cannot use {folder} as a run folder: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunMismatchError(f"another process is {what} in {folder}") from None
+        yield
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from solm.budget import Budget
 from solm.decoding.session import Session
 from solm.errors import BudgetError, PolicyMismatchError
 from solm.files import read_model
+from solm.provenance import command_line, environment
 
 if TYPE_CHECKING:
     from solm.decoding.language_model import LanguageModel
@@ -45,6 +46,8 @@ class Calibration(BaseModel):
     joint_ms: tuple[float, ...]
     gigabytes_per_second: float = Field(gt=0)
     """Plain reading, on the threads that were measured."""
+    command: str = ""
+    environment: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> "Calibration":
@@ -152,6 +155,8 @@ def measure(
         mlp_ms=tuple(tuple(row[count:-1]) for row in times),
         joint_ms=tuple(row[-1] for row in times),
         gigabytes_per_second=_bandwidth(),
+        command=command_line(),
+        environment=environment(),
     )
 
 

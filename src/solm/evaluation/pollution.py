@@ -30,6 +30,8 @@ class PollutionResult(BaseModel):
     burst: int
     stretch: int
     sequences: int
+    seed: int = 0
+    data_fingerprint: str = ""
     during: dict[str, Difference]
     after: dict[str, list[Difference]] = Field(default_factory=dict)
 
@@ -77,8 +79,9 @@ def pollution(
             lost[kind].append(run(some) - dense)
         progress(done, len(batches))
     result = PollutionResult(
-        command=command_line(), environment=environment(), burst=burst, stretch=stretch, sequences=sequences, during={}
-    )
+        command=command_line(), environment=environment(), burst=burst, stretch=stretch, sequences=sequences, during={},
+        seed=seed, data_fingerprint="-".join(stream.fingerprint for stream in streams),
+    )  # fmt: skip
     for kind, parts in lost.items():
         rows = torch.cat(parts).numpy()
         result.during[kind] = _interval(rows[:, :burst])

@@ -1,16 +1,11 @@
 """The result file of an evaluation. The owner of that format."""
 
-import os
-import platform
-import shlex
-import subprocess
-import sys
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from solm.provenance import command_line as command_line
+from solm.provenance import environment as environment
 
 SCHEMA_VERSION: Literal[2] = 2
 """Version 1, which is still read, of an evaluation has neither `trials` nor `use` nor `examples`."""
@@ -145,42 +140,6 @@ class TaskResult(BaseModel):
     command: str
     settings: dict[str, Any]
     environment: dict[str, Any]
+    data_fingerprint: str = ""
     points: list[TaskPoint]
     policy: dict[str, Any] = Field(default_factory=dict)
-
-
-def command_line() -> str:
-    """The command being run, without the machine's folders: of an absolute path only the last part is told."""
-    return shlex.join([Path(sys.argv[0]).name, *(Path(p).name if Path(p).is_absolute() else p for p in sys.argv[1:])])
-
-
-def environment() -> dict[str, Any]:
-    """Versions, commit and machine."""
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "versions": {name: version(name) for name in ("solm", "torch", "transformers")},
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
-    }
-
-
-def _commit() -> str:
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
-        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True)
-    except OSError:
-        return "unknown"
-    if commit.returncode:
-        return "unknown"
-    return commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -13,11 +13,12 @@ from solm.actions import ActionSpace
 from solm.data.windows import token_stream
 from solm.decoding.api import load
 from solm.decoding.language_model import LanguageModel
-from solm.errors import RunMismatchError, SolmError
+from solm.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.evaluation.cluster import run_on_ray
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
-from solm.files import write_json, write_text
+from solm.files import locked, write_json, write_text
 from solm.policies.artifact import TrainedPolicy
+from solm.provenance import command_line, environment
 
 MANIFEST, RESULTS, JOBS = "manifest.json", "results.jsonl", "jobs"
 
@@ -106,13 +107,22 @@ def sweep(
 
     Killed at any moment and run again, it goes on inside the job it was in. report: name of the job, jobs done and in
     all. ray_cores: run the jobs on Ray, so many cores each; the results are the same. Raises `RunMismatchError` where
-    `out` holds another sweep.
+    `out` holds another sweep or is in use.
     """
+    with locked(out, "sweeping"):
+        return _sweep(config, out, report, ray_cores)
+
+
+def _sweep(
+    config: SweepConfig, out: Path, report: Callable[[str, int, int], None], ray_cores: int | None
+) -> list[Path]:
     grid = jobs(config)
     manifest = {"config": config.model_dump(mode="json"), "jobs": [job.name for job in grid]}
-    if (out / MANIFEST).exists() and json.loads((out / MANIFEST).read_text()) != manifest:
-        raise RunMismatchError(f"{out} holds another sweep; choose another --out")
-    write_json(out / MANIFEST, manifest)
+    if (out / MANIFEST).exists():
+        known = _read_manifest(out / MANIFEST)
+        if {key: value for key, value in known.items() if key in manifest} != manifest:
+            raise RunMismatchError(f"{out} holds another sweep; choose another --out")
+    write_json(out / MANIFEST, manifest | {"command": command_line(), "environment": environment()})
     if ray_cores is not None:
         missing = [
             (job, out / JOBS / f"{job.name}.json") for job in grid if not (out / JOBS / f"{job.name}.json").exists()
@@ -134,6 +144,14 @@ def sweep(
         write_text(out / RESULTS, "".join(json.dumps(json.loads(p.read_text())) + "\n" for p in finished))
     report("", len(grid), len(grid))
     return finished
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        known: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from error
+    return known
 
 
 def run_job(config: str, job: str, path: str, cores: int) -> None:

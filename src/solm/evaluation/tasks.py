@@ -1,5 +1,6 @@
 """lm-eval tasks at matched compute: every arm answers the same questions, and differences are paired."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -100,8 +101,20 @@ def evaluate_tasks(
     }  # fmt: skip
     provenance = {} if lm.trained is None else lm.trained.config.provenance
     return TaskResult(
-        command=command_line(), settings=told, environment=environment(), points=points, policy=provenance
-    )
+        command=command_line(), settings=told, environment=environment(), points=points, policy=provenance,
+        data_fingerprint=_fingerprint(tasks),
+    )  # fmt: skip
+
+
+def _fingerprint(tasks: dict[str, dict[str, Task]]) -> str:
+    """Of every question that the tasks have."""
+    digest = hashlib.sha256()
+    for name in sorted(tasks):
+        for part in sorted(tasks[name]):
+            digest.update(f"{name}/{part}".encode())
+            for document in tasks[name][part].eval_docs:
+                digest.update(json.dumps(document, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
 
 
 def _within(space: ActionSpace, realised: dict[str, float]) -> Budget:

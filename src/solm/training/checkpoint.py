@@ -4,18 +4,17 @@
 ``log.jsonl`` has one line per update; ``policy/`` is the policy after the last one.
 """
 
-import fcntl
 import json
-import os
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from pydantic import RootModel
 from safetensors import safe_open
 
 from solm.errors import DamagedFileError, RunMismatchError, SolmError
-from solm.files import read_model, read_tensors, write_json, write_tensors
+from solm.files import locked, read_model, read_tensors, write_json, write_tensors, write_text
 from solm.policies.network import PolicyNetwork
 from solm.training.config import RunConfig, TrainConfig, ValueTrainConfig
 from solm.training.ranks import Ranks
@@ -44,15 +43,8 @@ class RunFolder:
             ranks.wait()
 
     def _open(self, path: Path, config: RunConfig) -> None:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[str] = (path / ".lock").open("w")
-        except OSError as error:
-            raise SolmError(f"cannot use {path} as a run folder: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunMismatchError(f"another process is training in {path}") from None
+        self._lock = ExitStack()
+        self._lock.enter_context(locked(path, "training"))
         stored = read_stored(path) if (path / CONFIG).exists() else None
         if stored is not None:
             changed = stored.method if type(stored) is not type(config) else _difference(stored, config)
@@ -122,9 +114,7 @@ class RunFolder:
                     kept.append(line + "\n")
             except (json.JSONDecodeError, KeyError):
                 break  # half a line: the process was killed while writing it
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        write_text(path, "".join(kept))
 
 
 def read_stored(folder: Path) -> TrainConfig | ValueTrainConfig:
@@ -137,7 +127,9 @@ def read_stored(folder: Path) -> TrainConfig | ValueTrainConfig:
 
 def _difference(stored: RunConfig, given: RunConfig) -> str:
     """The first fields in which two configurations differ, but for those that a run may go on with."""
-    ignored = _AFTER_COLLECTION if isinstance(stored, ValueTrainConfig) else ("updates", "checkpoint_every")
+    ignored = (
+        _AFTER_COLLECTION if isinstance(stored, ValueTrainConfig) else ("updates", "checkpoint_every", "accumulate")
+    )
     names = [
         name
         for name in type(stored).model_fields

@@ -141,6 +141,8 @@ class TrainConfig(RunConfig):
     temperature: float = Field(1.3, gt=0)
     budget_prior: bool = True
     checkpoint_every: int = Field(50, ge=1)
+    accumulate: int = Field(1, ge=1)
+    """Passes in which a process collects the gradient of an update; more need less memory and give the same."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:

@@ -1,7 +1,6 @@
 """Where training text comes from, and what a policy's card says about it."""
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from solm.data.windows import TokenStream, stream_of
 from solm.decoding.language_model import LanguageModel
 from solm.errors import DataError
 from solm.files import write_text
+from solm.provenance import command_line, commit, versions
 from solm.training.config import RunConfig
 from solm.training.ranks import Ranks
 
@@ -58,9 +58,10 @@ def self_texts(lm: LanguageModel, config: RunConfig, out: Path, source: str) -> 
 
 
 def provenance(config: RunConfig, streams: list[TokenStream]) -> Record:
-    """What a policy's card says about its making."""
+    """What a policy's card says about its making. `made` may differ between runs that give the same policy."""
     return {
         "config": config.model_dump(mode="json", exclude={"space", "semantics"}),
         "data_fingerprint": "-".join(stream.fingerprint for stream in streams),
-        "versions": {name: version(name) for name in ("solm", "torch", "transformers")},
+        "versions": versions(),
+        "made": {"command": command_line(), "commit": commit()},
     }

@@ -8,9 +8,10 @@ import torch
 
 from solm.data.windows import TokenStream
 from solm.decoding.language_model import LanguageModel
+from solm.errors import SolmError
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.learned import LearnedPolicy
-from solm.policies.network import NetworkConfig, PolicyNetwork
+from solm.policies.network import Features, NetworkConfig, PolicyNetwork
 from solm.training.checkpoint import RunFolder
 from solm.training.config import TrainConfig
 from solm.training.interrupt import SIGTERM_CODE, Interrupted, signals
@@ -58,18 +59,30 @@ def train(
             PolicyConfig(base=lm.identity, space=config.space, semantics=config.semantics, network=network.config),
             network,
         )
-        if done < config.updates:
+        finished = _finished(out, network) if done >= config.updates else None
+        # Nobody may write before everyone has looked.
+        ranks.wait()
+        if finished is None:
             streams = training_streams(lm, config, out, ranks)
             _loop(lm, trained, optimizer, streams, config, folder, done, report, ranks)
             trained.config = trained.config.model_copy(update={"provenance": provenance(config, streams)})
             if ranks.first:
                 trained.save_pretrained(out / "policy")
             ranks.wait()
-        else:
-            trained = TrainedPolicy.from_pretrained(out / "policy")
-        return trained
+        return finished or trained
     finally:
         folder.close()
+
+
+def _finished(out: Path, network: PolicyNetwork) -> TrainedPolicy | None:
+    """The policy that was written, if it holds what the last checkpoint does: a run may have been killed in between."""
+    try:
+        written = TrainedPolicy.from_pretrained(out / "policy")
+    except SolmError:
+        return None
+    mine, theirs = network.state_dict(), written.network.state_dict()
+    same = mine.keys() == theirs.keys() and all(torch.equal(mine[name].cpu(), theirs[name]) for name in mine)
+    return written if same else None
 
 
 def _loop(
@@ -153,19 +166,24 @@ def optimise(
     actions, advantage, weight = (x.to(device) for x in (episode.actions, advantage, weight))
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.train()
-    old = None
+    parts = torch.arange(len(actions), device=device).chunk(config.accumulate)
+    old: list[torch.Tensor] = []
     for _ in range(config.epochs):
-        logits, _ = network(episode.features, network.start(len(actions), device))
-        if old is None:
-            old = logits.detach().log_softmax(-1).gather(-1, actions[..., None])[..., 0]
-        loss = clipped_objective(logits, old, actions, advantage, weight, config)
         optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
+        entropy = torch.zeros((), device=device)
+        for index, part in enumerate(parts):
+            features = Features(*(value[part].detach() for value in episode.features))
+            logits, _ = network(features, network.start(len(part), device))
+            if len(old) == index:
+                old.append(logits.detach().log_softmax(-1).gather(-1, actions[part][..., None])[..., 0])
+            # Weights sum to 1 over all parts of all processes, so losses and gradients add up.
+            loss = clipped_objective(logits, old[index], actions[part], advantage[part], weight[part], config)
+            loss.total.backward()
+            entropy += loss.entropy.detach()
         ranks.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
         optimizer.step()
     network.eval()
-    entropy = loss.entropy.detach().clone()
     ranks.add_up([entropy])
     mean_gap = gap.abs().mean(0).tolist()
     return {

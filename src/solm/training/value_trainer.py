@@ -156,5 +156,8 @@ def _finished(out: Path, told: Record) -> TrainedPolicy | None:
         trained = TrainedPolicy.from_pretrained(out / "policy")
     except SolmError:
         return None
-    stored = {name: value for name, value in trained.config.provenance.items() if name != "explained"}
-    return trained if stored == json.loads(json.dumps(told)) else None
+    stored, now = (
+        {name: value for name, value in found.items() if name not in ("explained", "made")}
+        for found in (trained.config.provenance, json.loads(json.dumps(told)))
+    )
+    return trained if stored == now else None

@@ -1,0 +1,54 @@
+"""Where an artefact comes from: command, commit, versions, machine."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def command_line() -> str:
+    """The command being run, without the machine's folders: of an absolute path only the last part is told."""
+    return shlex.join([Path(sys.argv[0]).name, *(Path(p).name if Path(p).is_absolute() else p for p in sys.argv[1:])])
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "versions": versions(),
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a result depends on."""
+    return {name: version(name) for name in ("solm", "torch", "transformers")}
+
+
+def commit() -> str:
+    """The commit of the code that runs, ``+changes`` where it has others, ``unknown`` outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
+        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    if head.returncode:
+        return "unknown"
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
