@@ -66,8 +66,9 @@ def answer(options: argparse.Namespace) -> None:
 
 
 def table(folder: Path) -> None:
-    """Markdown: scores of every task, then the policy's differences averaged over tasks."""
-    results = {name: json.loads((folder / f"{name}.json").read_text()) for name in QUESTIONS}
+    """Markdown: scores of every task that was answered, then the policy's differences, averaged over them too."""
+    files = {name: folder / f"{name}.json" for name in QUESTIONS}
+    results = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     points = {
         (name, point["arm"], point["budget"]): point for name, result in results.items() for point in result["points"]
     }
