@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from solm.errors import SolmError
 from solm.training.ranks import Ranks
+from test_serve_process import free_port
 
 VALUES = ["--context", "100", "--horizon", "12", "--sequences", "2", "--set", "layer=1", "--set", "width=16",
           "--set", "calibration_texts=2", "--set", "calibration_horizon=16", "--set", "calibration_context=100",
@@ -20,9 +21,14 @@ GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--horizon
         "--rollouts", "3", "--set", "width=16", "--set", "dtype=float32", "--set", "checkpoint_every=1"]  # fmt: skip
 
 
-def train(processes, model, out, *options):
+def train(processes, model, out, *options, launcher="torchrun"):
     command = [sys.executable, "-m", "solm.cli"]
-    if processes > 1:
+    if launcher == "accelerate":
+        accelerate = str(Path(sys.executable).with_name("accelerate"))
+        command = [accelerate, "launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1",
+                   "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()), "-m",
+                   "solm.cli"]  # fmt: skip
+    elif processes > 1:
         torchrun = str(Path(sys.executable).with_name("torchrun"))
         command = [torchrun, "--nproc-per-node", str(processes), "--master-port", "0", "--rdzv-backend", "c10d",
                    "--rdzv-endpoint", "127.0.0.1:0", "-m", "solm.cli"]  # fmt: skip
@@ -50,6 +56,15 @@ def test_collected_samples_and_policy_do_not_depend_on_the_number_of_processes(t
     train(2, tiny_folder, tmp_path / "one", "--batches", 6)
     one, two = (load_file(tmp_path / run / "policy/policy.safetensors") for run in ("one", "two"))
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.slow
+def test_accelerate_launches_as_torchrun_does(tiny_folder, tmp_path):
+    train(1, tiny_folder, tmp_path / "one", *VALUES, "--batches", 2)
+    train(2, tiny_folder, tmp_path / "two", *VALUES, "--batches", 2, launcher="accelerate")
+    for name in ("samples/00001", "samples/00002", "policy/policy"):
+        one, two = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("one", "two"))
+        assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_policy_gradient_follows_one_trajectory_whatever_the_number_of_processes(tiny_folder, tmp_path):
