@@ -1,0 +1,198 @@
+"""Quality against minutes of training: counterfactual regression, and policy gradient as here and as in the paper.
+
+    OMP_NUM_THREADS=1 python benchmarks/learning.py --data DATA
+
+Every method trains on the same text, on one thread, and is measured after 3, 6 and 12 minutes: policy minus static on
+held-out text, static given what the policy spent. Minutes are the process's own, so that a busy machine counts nothing;
+loading and measuring do not count, collecting, fitting and calibrating do. Results are added to the file of `--out`,
+what is in it is not done again, and training that was interrupted goes on.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from solm.actions import ActionSpace
+from solm.data.windows import TokenStream
+from solm.decoding.api import load
+from solm.decoding.language_model import LanguageModel
+from solm.evaluation.result import command_line, environment
+from solm.evaluation.statistics import paired_difference
+from solm.files import read_tensors, write_tensors, write_text
+from solm.policies.artifact import PolicyConfig, TrainedPolicy
+from solm.policies.learned import LearnedPolicy
+from solm.policies.network import NetworkConfig, PolicyNetwork
+from solm.policies.schedules import Dense, Static
+from solm.policies.values import ValueConfig, ValueNetwork
+from solm.training.checkpoint import LOG, RunFolder
+from solm.training.config import TrainConfig, ValueTrainConfig
+from solm.training.counterfactual import Samples, collect_samples, draw_levels
+from solm.training.ranks import Ranks
+from solm.training.regression import fit
+from solm.training.rollout import collect, step_generator
+from solm.training.sources import draw_windows, training_streams
+from solm.training.trainer import optimise
+from solm.training.value_trainer import SAMPLES, calibrate, read_samples
+from texts import Texts
+
+SOURCES = ("books", "code", "news", "qa", "technical", "textbooks", "web", "wiki")
+BUDGETS = {"joint-27": 0.45, "joint-8": 0.48}
+PAPER = {"budget_prior": False, "advantage": "process"}
+"""The paper's objective and network; what an action does to the model is the default, so that actions cost the same."""
+GRPO: dict[str, dict[str, Any]] = {"grpo": {}, "grpo-paper": PAPER}
+TEXTS, CONTEXT, LENGTH = 48, 512, 128
+PROFILES = "profiles.safetensors"
+FIT = 1.0
+"""Seconds of fitting that a batch of samples will take."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A policy after `minutes`, which is what it took to go up to a limit and finish, and what its training said."""
+
+    minutes: float
+    policy: TrainedPolicy
+    said: dict[str, Any]
+
+
+class Clock:
+    """Seconds of this process's own time, beginning at `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        self._start = time.process_time() - seconds
+
+    def __call__(self) -> float:
+        return time.process_time() - self._start
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    path = out / LOG
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def grpo(lm: LanguageModel, config: TrainConfig, streams: list[TokenStream], limit: float, out: Path) -> Snapshot:
+    """The policy after `limit` minutes, going on from what is in the folder `out`."""
+    torch.manual_seed(config.seed)
+    sizes = NetworkConfig(
+        base_hidden=lm.control.shapes.hidden, actions=len(config.space), width=config.width, heads=config.heads,
+        memory=config.memory, temperature=config.temperature, budget_prior=config.budget_prior,
+    )  # fmt: skip
+    network = PolicyNetwork(sizes)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    folder = RunFolder(out, config)
+    folder.restore(network, optimizer)
+    records = logged(out)
+    clock = Clock(records[-1]["seconds"] if records else 0)
+    policy = LearnedPolicy(network.eval(), config.space, "sample", clamp=False)
+    while clock() < 60 * limit:
+        update = len(records) + 1
+        batch = collect(lm, policy, streams, config, update, Ranks())
+        records.append({"update": update, **optimise(network, optimizer, batch, config, Ranks()), "seconds": clock()})
+        folder.log(records[-1])
+        folder.save(network, optimizer, update)
+    folder.close()
+    last = records[-8:]
+    said = {name: sum(record[name] for record in last) / len(last) for name in last[0]}
+    steps = len(records) * config.sequences * config.rollouts * config.horizon
+    known = PolicyConfig(base=lm.identity, space=config.space, semantics=config.semantics, network=sizes)
+    return Snapshot(clock() / 60, TrainedPolicy(known, network), {**said, "update": len(records), "token_steps": steps})
+
+
+def values(
+    lm: LanguageModel, config: ValueTrainConfig, streams: list[TokenStream], limit: float, out: Path
+) -> Snapshot:
+    """The same for counterfactual regression. The limit covers what a run of that length does: one calibration, the
+    collecting, and one fit of all that was collected."""
+    sizes = ValueConfig(base_hidden=lm.control.shapes.hidden, layer=config.layer, grid=config.space, width=config.width)
+    folder = RunFolder(out, config)
+    records = logged(out)
+    parts = [read_samples(out, len(records))] if records else []
+    clock = Clock(records[-1]["seconds"] if records else 0)
+    if not records:
+        blank = ValueNetwork(sizes)
+        calibrate(lm, blank, config, streams)
+        write_tensors(out / PROFILES, {str(axis): profile.detach() for axis, profile in enumerate(blank.profiles)})
+    while not records or clock() + FIT * len(records) < 60 * limit:
+        batch = len(records) + 1
+        generator = step_generator(config.seed, batch, 0)
+        windows = draw_windows(streams, config.sequences, config.context + config.horizon + 1, generator)
+        before, after = draw_levels(config.space, config.sequences, config.schedules, config.horizon, generator)
+        parts.append(collect_samples(lm, windows, config.context, config.layer, before, after, config.space))
+        write_tensors(out / SAMPLES / f"{batch:05d}.safetensors", dict(vars(parts[-1])))
+        records.append({"update": batch, "gain": float(parts[-1].gain.mean()), "seconds": clock()})
+        folder.log(records[-1])
+    folder.close()
+    samples = Samples.join(parts)
+    network, found = fit(samples, sizes, config.fit)
+    measured = read_tensors(out / PROFILES)
+    with torch.no_grad():
+        for axis, profile in enumerate(network.profiles):
+            profile.copy_(measured[str(axis)])
+    known = PolicyConfig(base=lm.identity, space=config.space, semantics=config.semantics, network=sizes)
+    said = {"token_steps": samples.gain.numel(), "explained": found.explained[-1], "slopes": found.slopes}
+    return Snapshot(clock() / 60, TrainedPolicy(known, network), said)
+
+
+def measure(texts: Texts, dense: float, trained: TrainedPolicy, space: str) -> dict[str, Any]:
+    """Policy minus static at the space's budget, nats per token with a 95 % interval over texts; dense: theirs."""
+    there = trained.with_space(ActionSpace.preset(space))
+    target = there.budget(BUDGETS[space]).tensor(TEXTS)[:, None]
+    ours, spent = texts.run(there.policy(), target)
+    static, _ = texts.run(Static(there.config.space), spent)
+    return {
+        "space": space, "realised": spent.mean((0, 1)).tolist(), "net_keep": float(spent.mean()),
+        "policy_above_dense": float(ours.mean()) - dense, "static_above_dense": float(static.mean()) - dense,
+        "difference": paired_difference(ours[:, 0].numpy(), static[:, 0].numpy())._asdict(),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--minutes", default="3,6,12")
+    parser.add_argument("--methods", default="values,grpo,grpo-paper")
+    parser.add_argument("--spaces", default=",".join(BUDGETS))
+    parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="Where unfinished training is kept.")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/learning.json"))
+    options = parser.parse_args()
+    points: list[dict[str, Any]] = json.loads(options.out.read_text())["points"] if options.out.exists() else []
+    known = {(point["method"], point["space"], point["limit"]) for point in points}
+    wanted = options.spaces.split(",")
+    lm = load("builtin:smollm2-135m")
+    texts = Texts(lm, options.data, TEXTS, CONTEXT, LENGTH, TEXTS, seed=1)
+    dense = float(texts.run(Dense(ActionSpace()), torch.ones(TEXTS, 1, 3, dtype=torch.float64))[0].mean())
+    common = {"data": tuple(str(options.data / "train" / source) for source in SOURCES)}
+    how = ValueTrainConfig(**common, context=CONTEXT, horizon=384, calibration_texts=8)
+    streams = training_streams(lm, how, options.runs, Ranks())
+    jobs = [
+        (limit, method, spaces)
+        for limit in (float(part) for part in options.minutes.split(","))
+        for method in options.methods.split(",")
+        # A value policy serves every space; policy gradient trains one for each.
+        for spaces in ([wanted] if method == "values" else [[space] for space in wanted])
+    ]
+    for limit, method, spaces in jobs:
+        if all((method, space, limit) in known for space in spaces):
+            continue
+        if method == "values":
+            snapshot = values(lm, how, streams, limit, options.runs / method)
+        else:
+            config = TrainConfig(**common, space=spaces[0], **GRPO[method])
+            snapshot = grpo(lm, config, streams, limit, options.runs / f"{method}-{spaces[0]}")
+        for space in spaces:
+            point = {"method": method, "limit": limit, "minutes": snapshot.minutes}
+            point |= {**measure(texts, dense, snapshot.policy, space), "training": snapshot.said}
+            points.append(point)
+            print(json.dumps(point), flush=True)
+            told = {"command": command_line(), "environment": environment(), "budgets": BUDGETS}
+            sizes = {"texts": TEXTS, "context": CONTEXT, "length": LENGTH, "dense": dense}
+            write_text(options.out, json.dumps({**told, **sizes, "points": points}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
