@@ -3,8 +3,8 @@
     python benchmarks/decode.py --contexts 64,1024,4096 --json
 
 Interleaved rounds in one process, the same threads for everyone; a figure is the median over rounds of a round's median
-step. llama.cpp is measured where llama-cpp-python is installed (see peers.py), with and without its fused attention, and
-the faster of the two counts; `ratio_to_llama_cpp` is its Q8_0 over our dense int8, by context.
+step. llama.cpp is measured where llama-cpp-python is installed (see peers.py), with and without its fused attention;
+`ratio_to_llama_cpp` is the faster of its two Q8_0 over our dense int8, by context.
 """
 
 import json

@@ -1,7 +1,7 @@
 """llama.cpp on the embedded model, as a peer: its own quantisations of the same weights, a step at a time.
 
-`pip install llama-cpp-python` builds it from source for this machine, which takes minutes. Files are made by llama.cpp's
-own quantiser from the embedded Q4_1 file, once, under the cache folder.
+`pip install llama-cpp-python` builds it from source for this machine, which takes minutes. Files are made once, by
+llama.cpp's own quantiser from the embedded Q4_1 file, under the cache folder.
 """
 
 import ctypes

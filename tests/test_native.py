@@ -235,7 +235,7 @@ def test_a_screened_head_is_exact_where_it_matters_and_unbiased_elsewhere(hidden
 
 def test_a_screened_head_needs_integer_weights():
     control = ModelControl(tiny_model("llama", torch.float32))
-    with pytest.raises(SolmError, match="unknown precision 'bfloat16-screened'; choose one of .*int4-screened"):
+    with pytest.raises(SolmError, match=r"unknown precision 'bfloat16-screened'; choose one of .*int4-screened"):
         Engine(control.model, SEMANTICS, "bfloat16-screened")
     control.detach()
 

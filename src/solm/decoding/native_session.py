@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from solm.actions import DENSE
 from solm.budget import Ledger
 from solm.decoding.passes import Extended, Turn
 from solm.decoding.session import Session
@@ -104,7 +105,7 @@ class NativeSession(Session):
         turn: Turn | None = None,
         keep_logits: torch.Tensor | None = None,
     ) -> Extended:
-        found = _Pass(self, tokens, self._dense(tokens.shape[1]) if keep is None else keep)
+        found = _Pass(self, tokens, keep)
         layers = self.engine.sizes.layers
         if turn is None:
             found.run(0, layers)
@@ -113,9 +114,9 @@ class NativeSession(Session):
                 found.run(0, turn.layer)
             else:
                 found.stream[:] = self.embed(tokens).float().flatten(0, 1)
-            before = found.realised.clone()
+            before = found.realised.copy()
             with _one_torch_thread():
-                found.keep[:] = turn.choose(found.stream.view(*tokens.shape, -1).clone()).flatten(0, 1)
+                found.keep[:] = turn.choose(found.stream.view(*tokens.shape, -1).clone()).reshape(-1, 3).numpy()
             found.run(turn.layer, layers)
             found.realised[:] = (turn.layer * before + (layers - turn.layer) * found.realised) / layers
         return self._book(found, keep_logits)
@@ -126,10 +127,10 @@ class NativeSession(Session):
     ) -> tuple[Extended, torch.Tensor]:
         """Process tokens [N, Q] while the engine decides for the rows [N] of dtype `ROW` that have a decider, and books
         them there; the others follow keep [N, Q, 3]. Also the actions taken [N, Q], 0 for those others."""
-        found = _Pass(self, tokens, self._dense(tokens.shape[1]) if keep is None else keep)
-        actions = torch.zeros(tokens.shape, dtype=torch.int32)
+        found = _Pass(self, tokens, keep)
+        actions = np.zeros(tokens.shape, dtype=np.int32)
         found.run(0, self.engine.sizes.layers, rows, actions)
-        return self._book(found, None), actions.to(torch.int64)
+        return self._book(found, None), torch.from_numpy(actions.astype(np.int64))
 
     def _book(self, found: "_Pass", keep_logits: torch.Tensor | None) -> Extended:
         rows, count = found.positions.shape
@@ -138,12 +139,12 @@ class NativeSession(Session):
             index = keep_logits[..., None]
             hidden, logits = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (hidden, logits))
         controllable = found.positions + 1 > self.semantics.always_read
-        realised = found.realised.view(rows, count, 3)
+        realised = found.realised.reshape(rows, count, 3)
         self.hidden = hidden[:, -1].to(self.control.model.dtype)
         self.lengths = self.lengths + count
-        spent = self.ledger.spent + (realised * controllable[..., None]).sum(1)
-        self.ledger = Ledger(spent, self.ledger.steps + controllable.sum(1))
-        return Extended(logits, hidden, realised, controllable)
+        spent = self.ledger.spent + torch.from_numpy((realised * controllable[..., None]).sum(1))
+        self.ledger = Ledger(spent, self.ledger.steps + torch.from_numpy(controllable.sum(1)))
+        return Extended(logits, hidden, torch.from_numpy(realised), torch.from_numpy(controllable))
 
     @property
     def rules(self) -> Rules:
@@ -157,34 +158,34 @@ class NativeSession(Session):
 
 class _Pass:
     """One walk through the layers: tokens, positions [N, Q], keep and realised [N·Q, 3], stream [N·Q, H] and logits
-    [N·Q, V]."""
+    [N·Q, V]. Small things are numpy's, which starts in a tenth of the time that torch takes."""
 
-    def __init__(self, session: NativeSession, tokens: torch.Tensor, keep: torch.Tensor):
-        rows, count = tokens.shape
-        sizes = session.engine.sizes
-        if int(tokens.min()) < 0 or int(tokens.max()) >= sizes.vocabulary:
-            raise DataError(f"token ids must be in [0, {sizes.vocabulary - 1}], got {tokens.flatten().tolist()[:8]}")
-        self.positions = session._positions(count)
+    def __init__(self, session: NativeSession, tokens: torch.Tensor, keep: torch.Tensor | None):
+        self.count = tokens.shape[1]
+        sizes, ids = session.engine.sizes, tokens.numpy()
+        if ids.min() < 0 or ids.max() >= sizes.vocabulary:
+            raise DataError(f"token ids must be in [0, {sizes.vocabulary - 1}], got {ids.ravel()[:8].tolist()}")
+        self.positions = session._positions(self.count).numpy()
         if not session.caches:
             session._fill(0)
         session._reserve(int(self.positions.max()) + 1)
-        self.engine, self.rules, self.count = session.engine, session.rules, count
-        self.caches = (ctypes.c_void_p * (rows * count))(
-            *(cache.handle for cache in session.caches for _ in range(count))
-        )
-        self.ids, self.places = (values.to(torch.int32).contiguous() for values in (tokens, self.positions))
-        self.keep = keep.to("cpu", torch.float64).reshape(-1, 3).clone(memory_format=torch.contiguous_format)
-        self.realised = torch.empty_like(self.keep)
-        self.stream = torch.empty(rows * count, sizes.hidden)
-        self.logits = torch.empty(rows * count, sizes.vocabulary)
+        self.engine, self.rules = session.engine, session.rules
+        self.caches = (ctypes.c_void_p * ids.size)(*(c.handle for c in session.caches for _ in range(self.count)))
+        self.ids, self.places = ids.astype(np.int32, order="C"), self.positions.astype(np.int32)
+        self.keep = np.tile(np.array(DENSE, dtype=np.float64), (ids.size, 1))
+        if keep is not None:
+            self.keep[:] = keep.reshape(-1, 3).numpy()
+        self.realised = np.empty((ids.size, 3))
+        self.stream = torch.empty(ids.size, sizes.hidden)
+        self.logits = torch.empty(ids.size, sizes.vocabulary)
 
-    def run(self, first: int, last: int, rows: np.ndarray | None = None, actions: torch.Tensor | None = None) -> None:
+    def run(self, first: int, last: int, rows: np.ndarray | None = None, actions: np.ndarray | None = None) -> None:
         """Layers first to last; rows and actions as for `NativeSession.decide`."""
         self.engine.library.solm_run(
             self.engine.handle, ctypes.byref(self.rules), len(self.keep), self.count, self.caches,
-            self.ids.data_ptr(), self.places.data_ptr(), self.keep.data_ptr(),
-            None if rows is None else rows.ctypes.data, None if actions is None else actions.data_ptr(),
-            self.realised.data_ptr(), first, last, self.stream.data_ptr(), self.logits.data_ptr(),
+            self.ids.ctypes.data, self.places.ctypes.data, self.keep.ctypes.data,
+            None if rows is None else rows.ctypes.data, None if actions is None else actions.ctypes.data,
+            self.realised.ctypes.data, first, last, self.stream.data_ptr(), self.logits.data_ptr(),
         )  # fmt: skip
 
 

@@ -29,6 +29,9 @@ class Session(Rows):
         """capacity: tokens to reserve room for; more are taken, at the price of a copy."""
         self.control, self.semantics = control, semantics
         self.device = next(control.model.parameters()).device
+        config = control.model.config.get_text_config(decoder=True)
+        self.limit: int | None = getattr(config, "max_position_embeddings", None)
+        """Tokens that the model's context holds, where its configuration says so."""
         self.cache = PagedCache.empty(control.model.config, semantics.page_size, capacity)
         self.sequences, self.forks = 0, 1
         self.lengths = torch.zeros(0, dtype=torch.int64)
@@ -217,10 +220,9 @@ class Session(Rows):
         self.hidden = self.hidden.repeat_interleave(forks, 0)
 
     def _positions(self, count: int) -> torch.Tensor:
-        limit = getattr(self.control.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         longest = int(self.lengths.max()) + count
-        if limit is not None and longest > limit:
-            raise ContextLengthError(f"{longest} tokens are too many: this model's context holds {limit}")
+        if self.limit is not None and longest > self.limit:
+            raise ContextLengthError(f"{longest} tokens are too many: this model's context holds {self.limit}")
         return self.lengths[:, None] + torch.arange(count)
 
     def _dense(self, count: int) -> torch.Tensor:

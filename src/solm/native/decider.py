@@ -16,8 +16,8 @@ ROW = np.dtype(
         ("left", np.int64),
     ]
 )
-"""What a row may spend and has spent, one record a row: target shares, those booked, those that the layers before the
-policy's spent, steps booked, steps left of its horizon. The engine books what it decides; with decider 0 it does not."""
+"""What a row may spend and has spent, one record a row: target shares, shares booked, those that the layers before the
+policy's spent, steps booked, steps left of its horizon. The engine books what it decides; decider 0: it does not."""
 
 _double, _float = ctypes.POINTER(ctypes.c_double), ctypes.c_void_p
 

@@ -100,7 +100,7 @@ class Plane(Matrix):
 
     def __init__(self, matrix: Matrix):
         self.scale = self.grid = None
-        out, inputs = matrix.data.shape
+        inputs = matrix.data.shape[1]
         if inputs % 64:
             raise UnsupportedModelError(f"a screened head needs a hidden size that is a multiple of 64, not {inputs}")
         self.data = _numbers(((matrix.data >> 4) + 8).to(torch.uint8))
@@ -144,7 +144,7 @@ def _in_blocks(bytes_: torch.Tensor) -> torch.Tensor:
 
 
 def _numbers(numbers: torch.Tensor) -> torch.Tensor:
-    """Numbers of 4 bits [rows, n], n a multiple of 64, as the bytes [rows, n / 2] that `Numbers` of the engine reads."""
+    """Numbers of 4 bits [rows, n], n a multiple of 64, as the bytes [rows, n / 2] that the engine's `Numbers` reads."""
     whole = numbers.shape[1] // 128 * 128
     parts = [
         _words(numbers[:, :whole].unflatten(1, (-1, 8, 16)), torch.int32),
@@ -214,7 +214,8 @@ class Engine:
         base: Any = model.get_decoder()
         self.handle: int | None = self.library.solm_engine(
             ctypes.byref(self.sizes), table, source.pointers[0], source.pointers[1] or None, output.pointers[0],
-            output.pointers[1] or None, plane[0].pointers[0] if plane else None, self._floats(base.norm.weight), self._floats(cosine), self._floats(sine),
+            output.pointers[1] or None, plane[0].pointers[0] if plane else None,
+            *(self._floats(values) for values in (base.norm.weight, cosine, sine)),
         )  # fmt: skip
         if not self.handle:
             raise SolmError("the native backend could not get the memory it needs")

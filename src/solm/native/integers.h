@@ -2,6 +2,8 @@
 // rows of a walk at once: four multiplications in every lane of one instruction where the processor has it.
 #pragma once
 
+#include <vector>
+
 #include "kernels.h"
 
 // Weights are stored as unsigned bytes, int8 ones plus 128, in blocks of 64 outputs whose order makes `interleave` put 16
@@ -94,40 +96,109 @@ struct Integers {
 
 #endif
 
+// One row's input of a matrix, rounded: whole numbers of all channels, 0 for skipped ones, and per group the channels that
+// it keeps (a bit each), their scale and the sum of their numbers.
+struct Rounded {
+  std::vector<int8_t> number;
+  std::vector<uint32_t> kept;
+  std::vector<float> scale;
+  std::vector<int32_t> total;
+  std::vector<float> spread;  // the input with zeros where it skips
+
+  void resize(int most_channels) {
+    const int groups = (most_channels + GROUP - 1) / GROUP;
+    number.resize(size_t(groups) * GROUP), spread.resize(size_t(groups) * GROUP);
+    kept.resize(groups), scale.resize(groups), total.resize(groups);
+  }
+
+  // Groups from to to (not included); most: the whole number that a group's largest becomes.
+  void round(const int32_t* index, const float* x, int count, int from, int to, int most) {
+    int at = int(std::lower_bound(index, index + count, from * GROUP) - index);
+    std::fill(kept.begin() + from, kept.begin() + to, 0);
+    std::fill(spread.begin() + size_t(from) * GROUP, spread.begin() + size_t(to) * GROUP, 0.0f);
+    for (; at < count && index[at] < to * GROUP; ++at) {
+      spread[index[at]] = x[at];
+      kept[index[at] / GROUP] |= 1u << (index[at] % GROUP);
+    }
+    for (int g = from; g < to; ++g) {
+      const float* in = spread.data() + size_t(g) * GROUP;
+      int8_t* out = number.data() + size_t(g) * GROUP;
+      float peak = 0;
+#pragma omp simd reduction(max : peak)
+      for (int i = 0; i < GROUP; ++i) peak = std::max(peak, std::fabs(in[i]));
+      scale[g] = peak / float(most);
+      const float inverse = float(most) / std::max(peak, 1.17549435e-36f);
+      int32_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int i = 0; i < GROUP; ++i) {
+        const int32_t value = int32_t(std::nearbyint(in[i] * inverse));
+        out[i] = int8_t(value);
+        sum += value;
+      }
+      total[g] = sum;
+    }
+  }
+};
+
 // What the rows of a walk keep of one group of channels: the weights' rows that any of them needs, a multiple of four of
-// them, and per row of the walk its activations (0 where it skips one), their scale and their sum.
+// them, and per row of the walk its numbers (0 where it skips one), their scale and their sum.
 struct Group {
-  int number = 0, count = 0;
+  int count = 0;
   const uint8_t* row[GROUP];
   int8_t q[MOST_ROWS][GROUP];
   float scale[MOST_ROWS];
   int32_t total[MOST_ROWS];
 
-  void round(int r, const int32_t* channels, const float* x, int kept, const int8_t* place, int most) {
-    float peak = 0;
-    for (int i = 0; i < kept; ++i) peak = std::max(peak, std::fabs(x[i]));
-    scale[r] = peak / float(most), total[r] = 0;
-    std::fill_n(q[r], GROUP, int8_t(0));
-    const float inverse = 1.0f / std::max(scale[r], 1.17549435e-38f);
-    for (int i = 0; i < kept; ++i) {
-      const int value = int(std::nearbyint(x[i] * inverse));
-      q[r][int(place[channels[i] % GROUP])] = int8_t(value);
-      total[r] += value;
+  void gather(int number, const Rounded* rounded, int rows, const uint8_t* weights, size_t bytes) {
+    uint32_t used = 0;
+    for (int r = 0; r < rows; ++r) used |= rounded[r].kept[number];
+    int8_t channel[GROUP];
+    count = 0;
+    for (uint32_t rest = used; rest; rest &= rest - 1) {
+      channel[count] = int8_t(__builtin_ctz(rest));
+      row[count] = weights + (size_t(number) * GROUP + channel[count]) * bytes;
+      ++count;
+    }
+    const int found = count;
+    for (; count % 4; ++count) row[count] = row[0];
+    for (int r = 0; r < rows; ++r) {
+      const int8_t* from = rounded[r].number.data() + size_t(number) * GROUP;
+      if (found == GROUP) std::memcpy(q[r], from, GROUP);
+      else
+        for (int i = 0; i < count; ++i) q[r][i] = i < found ? from[channel[i]] : int8_t(0);
+      scale[r] = rounded[r].scale[number], total[r] = rounded[r].total[number];
     }
   }
 };
 
-// Sums of a group for T rows from r on and one block of outputs, where load(row) reads the block's bytes: for j of four,
-// done(row, j, 16 sums).
-template <int T, typename Load, typename Done>
-void integer_tile(const Group& g, int r, int bias, Load load, Done done) {
+// Fetches the rows of the group after the one at hand, a few lines at a time between multiplications: pieces of every row in
+// turn, so that what is needed first comes first, but as long as memory likes to be read.
+struct Ahead {
+  static constexpr int PIECE = 256;
+  const Group& group;
+  const int bytes;
+  int row = 0, start = 0, at = 0;
+  void fetch() {
+    for (int i = 0; i < 4 && start < bytes && group.count; ++i) {
+      __builtin_prefetch(group.row[row] + at, 0, 2);
+      at += 64;
+      if (at < std::min(start + PIECE, bytes)) continue;
+      if (++row == group.count) row = 0, start += PIECE;
+      at = start;
+    }
+  }
+};
+
+// Sums of a group for T rows from r on and one block of outputs, whose bytes of four channels from i on `quads(i, quad)`
+// gives, interleaved: for j of four, done(row, j, 16 sums).
+template <int T, typename Quads, typename Done>
+void integer_tile(const Group& g, int r, int bias, Quads quads, Done done) {
   Integers sum[T][4];
   for (int t = 0; t < T; ++t)
     for (int j = 0; j < 4; ++j) sum[t][j] = Integers::all(-bias * g.total[r + t]);
   for (int i = 0; i < g.count; i += 4) {
-    Bytes row[4], quad[4];
-    for (int k = 0; k < 4; ++k) row[k] = load(g.row[i + k]);
-    interleave(row, quad);
+    Bytes quad[4];
+    quads(i, quad);
     for (int t = 0; t < T; ++t) {
       int32_t four;
       std::memcpy(&four, &g.q[r + t][i], 4);
@@ -138,34 +209,49 @@ void integer_tile(const Group& g, int r, int bias, Load load, Done done) {
     for (int j = 0; j < 4; ++j) done(r + t, j, sum[t][j].lanes());
 }
 
-template <typename Load, typename Done>
-void integer_tiles(const Group& g, int rows, int bias, Load load, Done done) {
-  for (int r = 0; r < rows; r += 4)
+template <typename Quads, typename Done>
+void integer_tiles(const Group& g, int first, int rows, int bias, Quads quads, Done done) {
+  for (int r = first; r < rows; r += 4)
     switch (std::min(4, rows - r)) {
-      case 4: integer_tile<4>(g, r, bias, load, done); break;
-      case 3: integer_tile<3>(g, r, bias, load, done); break;
-      case 2: integer_tile<2>(g, r, bias, load, done); break;
-      default: integer_tile<1>(g, r, bias, load, done);
+      case 4: integer_tile<4>(g, r, bias, quads, done); break;
+      case 3: integer_tile<3>(g, r, bias, quads, done); break;
+      case 2: integer_tile<2>(g, r, bias, quads, done); break;
+      default: integer_tile<1>(g, r, bias, quads, done);
     }
+}
+
+// One block of outputs for all rows; load(row) reads the block's bytes of a row of weights.
+template <typename Load, typename Done>
+void integer_block(const Group& g, int rows, int bias, Ahead& ahead, Load load, Done done) {
+  auto fresh = [&](int i, Bytes* quad) {
+    Bytes row[4];
+    for (int k = 0; k < 4; ++k) row[k] = load(g.row[i + k]);
+    interleave(row, quad);
+    ahead.fetch();
+  };
+  if (rows <= 4) return integer_tiles(g, 0, rows, bias, fresh, done);
+  Bytes known[QUADS][4];
+  for (int i = 0; i < g.count; i += 4) fresh(i, known[i / 4]);
+  integer_tiles(g, 0, rows, bias, [&](int i, Bytes* quad) { std::copy_n(known[i / 4], 4, quad); }, done);
 }
 
 // y[rows, out] += what the group adds for int8 weights, but for their outputs' scales; `next` is fetched meanwhile.
 inline void add_group(const Group& g, const Group& next, int rows, int out, float* y) {
-  for (int o = 0; o < out; o += BLOCK) {
-    for (int k = 0; k < next.count; ++k) __builtin_prefetch(next.row[k] + o, 0, 2);
-    integer_tiles(g, rows, 128, [&](const uint8_t* row) { return Bytes::load(row + o); },
+  Ahead ahead{next, out};
+  for (int o = 0; o < out; o += BLOCK)
+    integer_block(g, rows, 128, ahead, [&](const uint8_t* row) { return Bytes::load(row + o); },
                   [&](int r, int j, Lanes sum) {
                     float* to = y + size_t(r) * out + o + 16 * j;
                     Lanes result = Lanes::load(to);
                     result.add(Lanes::all(g.scale[r]), sum);
                     result.write(to);
                   });
-  }
 }
 
 // The same for packed weights, whose groups have a step and a lowest value for every output, grid [2, out].
 inline void add_packed_group(const Group& g, const Group& next, int rows, const uint16_t* grid, const uint16_t* grid_next,
                              int out, float* y) {
+  Ahead ahead{next, out / 2};
   auto settle = [&](int o) {
     return [&, o](int r, int j, Lanes sum) {
       float* to = y + size_t(r) * out + o + 16 * j;
@@ -178,13 +264,12 @@ inline void add_packed_group(const Group& g, const Group& next, int rows, const 
   };
   int o = 0;
   for (; o + 2 * BLOCK <= out; o += 2 * BLOCK) {
-    for (int k = 0; k < next.count; ++k) __builtin_prefetch(next.row[k] + o / 2, 0, 2);
     for (int line = 0; line < 2 * BLOCK; line += 32) {
       __builtin_prefetch(grid_next + o + line, 0, 2);
       __builtin_prefetch(grid_next + out + o + line, 0, 2);
     }
-    integer_tiles(g, rows, 0, [&](const uint8_t* row) { return Bytes::low(row + o / 2); }, settle(o));
-    integer_tiles(g, rows, 0, [&](const uint8_t* row) { return Bytes::high(row + o / 2); }, settle(o + BLOCK));
+    integer_block(g, rows, 0, ahead, [&](const uint8_t* row) { return Bytes::low(row + o / 2); }, settle(o));
+    integer_block(g, rows, 0, ahead, [&](const uint8_t* row) { return Bytes::high(row + o / 2); }, settle(o + BLOCK));
   }
-  if (o < out) integer_tiles(g, rows, 0, [&](const uint8_t* row) { return Bytes::single(row + o / 2); }, settle(o));
+  if (o < out) integer_block(g, rows, 0, ahead, [&](const uint8_t* row) { return Bytes::single(row + o / 2); }, settle(o));
 }

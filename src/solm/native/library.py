@@ -18,7 +18,8 @@ from pathlib import Path
 from solm.errors import SolmError
 
 SOURCES = [
-    Path(__file__).with_name(name) for name in ("engine.cpp", "walker.h", "decide.h", "integers.h", "model.h", "kernels.h", "lanes.h")
+    Path(__file__).with_name(name)
+    for name in ("engine.cpp", "walker.h", "decide.h", "integers.h", "model.h", "kernels.h", "lanes.h")
 ]
 # Not -ffast-math: linking with it makes the whole process flush subnormal numbers to zero.
 _FLAGS = [

@@ -29,6 +29,7 @@ struct Walker {
   std::vector<Query<K>> query;
   std::vector<int32_t> pages, merged;
   Inputs inputs[MOST_ROWS];
+  std::vector<Rounded> rounded;
 
   Walker(Engine& engine, int t, int rows)
       : e(engine), thread(t), threads(engine.s.threads), H(e.s.hidden), I(e.s.intermediate), D(e.s.head_dim),
@@ -39,6 +40,10 @@ struct Walker {
     values.resize(I), signs.resize(2 * D), all.resize(widest);
     query.resize(size_t(each) * std::max(2, Q / KV));
     for (int i = 0; i < widest; ++i) all[i] = i;
+    if (std::is_same_v<W, int8_t>) {
+      rounded.resize(rows);
+      for (Rounded& row : rounded) row.resize(std::max({H, I, Q * D}));
+    }
     if (rows > 1) mixed.resize(size_t(rows) * widest), merged.resize(widest);
   }
 
@@ -52,13 +57,16 @@ struct Walker {
 
   // result(row)[0:out] = scale * sum over kept inputs, for every row; every thread ends with all of it. A thread adds up
   // the same channels whatever a row keeps and whatever rows go with it.
-  void multiply(const Matrix& m, int in, int out, int rows) {
+  // next [next_in, next_out]: the matrix that comes after it, if that is known.
+  void multiply(const Matrix& m, int in, int out, int rows, const Matrix* next = nullptr, int next_in = 0,
+                int next_out = 0) {
     constexpr bool integers = std::is_same_v<W, int8_t>;
     float* mine = partial(thread);
     const int stride = integers ? (out + BLOCK - 1) / BLOCK * BLOCK : out;
     std::fill_n(mine, size_t(rows) * stride, 0.0f);
     if constexpr (integers) multiply_integers(m, in, stride, rows, mine);
     else multiply_floats(static_cast<const W*>(m.data), in, out, rows, mine);
+    if (next) warm(*next, next_in, next_out);
     meet();
     for (int r = 0; r < rows; ++r) {
       float* to = result(r);
@@ -74,6 +82,15 @@ struct Walker {
       }
     }
     turn = !turn;
+  }
+
+  // Fetch what this thread will read of a matrix first, while memory has nothing else to do.
+  void warm(const Matrix& m, int in, int out) const {
+    if constexpr (std::is_same_v<W, int8_t>) {
+      const size_t stride = (out + BLOCK - 1) / BLOCK * BLOCK, bytes = m.grid ? stride / 2 : stride;
+      const int groups = (in + GROUP - 1) / GROUP, from = groups * thread / threads;
+      fetch(static_cast<const uint8_t*>(m.data) + size_t(from) * GROUP * bytes, std::min(GROUP, in) * bytes);
+    }
   }
 
   void multiply_floats(const W* weights, int in, int out, int rows, float* mine) {
@@ -95,50 +112,23 @@ struct Walker {
   void multiply_integers(const Matrix& m, int in, int out, int rows, float* mine) {
     const int groups = (in + GROUP - 1) / GROUP;
     const int from = groups * thread / threads, to = groups * (thread + 1) / threads;
+    if (from == to) return;
     const uint8_t* weights = static_cast<const uint8_t*>(m.data);
     const size_t bytes = m.grid ? out / 2 : out;
-    int at[MOST_ROWS];
-    for (int r = 0; r < rows; ++r) {
-      const int32_t* index = inputs[r].index;
-      at[r] = int(std::lower_bound(index, index + inputs[r].count, from * GROUP) - index);
-    }
-    Group now, next;
-    gather_group(now, from, rows, weights, bytes, at);
+    for (int r = 0; r < rows; ++r)
+      rounded[r].round(inputs[r].index, inputs[r].x, inputs[r].count, from, to, inputs[r].most);
+    Group two[2];
+    two[from % 2].gather(from, rounded.data(), rows, weights, bytes);
     for (int g = from; g < to; ++g) {
+      const Group& now = two[g % 2];
+      Group& next = two[(g + 1) % 2];
       next.count = 0;
-      if (g + 1 < to) gather_group(next, g + 1, rows, weights, bytes, at);
+      if (g + 1 < to) next.gather(g + 1, rounded.data(), rows, weights, bytes);
       const uint16_t* grid = m.grid + size_t(2) * g * out;
       if (now.count && m.grid)
         add_packed_group(now, next, rows, grid, g + 1 < to ? grid + size_t(2) * out : grid, out, mine);
       else if (now.count)
         add_group(now, next, rows, out, mine);
-      std::swap(now, next);
-    }
-  }
-
-  // Group `number` of all rows' inputs; at[r] moves from its first channel to behind its last.
-  void gather_group(Group& group, int number, int rows, const uint8_t* weights, size_t bytes, int* at) const {
-    const int end = (number + 1) * GROUP;
-    int kept[MOST_ROWS];
-    uint32_t used = 0;
-    for (int r = 0; r < rows; ++r) {
-      const Inputs& row = inputs[r];
-      int last = at[r];
-      for (; last < row.count && row.index[last] < end; ++last) used |= 1u << (row.index[last] % GROUP);
-      kept[r] = last - at[r];
-    }
-    int8_t place[GROUP];
-    int count = 0;
-    for (int c = 0; c < GROUP; ++c) {
-      if (!(used >> c & 1)) continue;
-      place[c] = int8_t(count);
-      group.row[count++] = weights + (size_t(number) * GROUP + c) * bytes;
-    }
-    for (group.number = number; count % 4; ++count) group.row[count] = group.row[0];
-    group.count = count;
-    for (int r = 0; r < rows; ++r) {
-      group.round(r, inputs[r].index + at[r], inputs[r].x + at[r], kept[r], place, inputs[r].most);
-      at[r] += kept[r];
     }
   }
 
@@ -340,11 +330,12 @@ struct Walker {
     for (int r = 0; r < rows; ++r)
       attend(*e.caches[start + r], number, e.positions[start + r] + 1, result(r), e.plans[start + r],
              partial(thread) + r * share);
+    warm(l.out, Q * D, H);
     meet();
     for (int r = 0; r < rows; ++r) gather(r * share, &heads[size_t(r) * Q * D]);
     turn = !turn;
     keep_all(heads.data(), Q * D, rows);
-    multiply(l.out, Q * D, H, rows);
+    multiply(l.out, Q * D, H, rows, &l.gate_up, H, 2 * I);
 
     for (int r = 0; r < rows; ++r) {
       float* x = &streams[size_t(r) * H];
@@ -354,13 +345,14 @@ struct Walker {
       const Plan& plan = e.plans[start + r];
       keep_largest(&normed[size_t(r) * H], H, plan.inputs, plan, r);
     }
-    multiply(l.gate_up, H, 2 * I, rows);
+    multiply(l.gate_up, H, 2 * I, rows, &l.down, I, H);
     for (int r = 0; r < rows; ++r) {
       const Plan& plan = e.plans[start + r];
       gated(result(r), result(r) + I, I, values.data());
       keep_largest(values.data(), I, plan.hiddens, plan, r);
     }
-    multiply(l.down, I, H, rows);
+    const Matrix* following = number + 1 < e.last ? &e.layers[number + 1].qkv : nullptr;
+    multiply(l.down, I, H, rows, following, H, wide);
     for (int r = 0; r < rows; ++r)
       for (int i = 0; i < H; ++i) streams[size_t(r) * H + i] += result(r)[i];
   }
