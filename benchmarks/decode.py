@@ -18,7 +18,7 @@ import solm
 from solm.actions import DENSE
 from solm.decoding.midpass import MidPassDriver
 from solm.decoding.native_session import NativeSession
-from solm.native.engine import PRECISIONS, Engine
+from solm.native.engine import PRECISIONS, SCREENED, Engine
 from timing import MODEL, arguments, draw_text, machine, median
 
 DIAL = {
@@ -46,7 +46,8 @@ def main() -> None:
     target = lm.budget(BUDGET).tensor(1)
     contexts = [int(part) for part in options.contexts.split(",")]
     ids = draw_text(lm, 1, max(contexts) + 1)
-    engines = {precision: Engine(lm.model, lm.semantics, precision) for precision in PRECISIONS}
+    names = (*PRECISIONS, *(name + SCREENED for name in PRECISIONS[2:]))
+    engines = {name: Engine(lm.model, lm.semantics, name) for name in names}
     found: dict[str, dict[str, float]] = {}
     for context in contexts:
         token = ids[:, context]

@@ -1,10 +1,11 @@
 """Quality against the clock: constant settings of the dial, and the policy at their budgets, on timed steps.
 
-    python benchmarks/dial.py --data DATA --precision int8 --contexts 1024,8064
+    python benchmarks/dial.py --data DATA --precision int8-screened --contexts 1024,8064
 
 Every arm steps through the same held-out texts on the native engine, token by token, after the same prefill; a step's
-time and the log-probability of the next token come from the same call. Arms take turns within a text. The policy gets,
-text by text, what the constant setting realised. Differences are paired over texts, with 95 % intervals.
+time and the log-probability of the next token come from the same call. Arms take turns within a text. The dense arm has
+the exact head, all others the one of --precision. The policy gets, text by text, what the constant setting realised.
+Differences are paired over texts, with 95 % intervals.
 """
 
 import argparse
@@ -25,13 +26,15 @@ from solm.data.text import documents
 from solm.data.windows import stream_of
 from solm.decoding.midpass import MidPassDriver
 from solm.decoding.native_session import NativeSession
+from solm.decoding.session import Session
 from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
 from solm.evaluation.statistics import paired_difference
 from solm.files import write_text
+from solm.native.engine import SCREENED, Engine
 from timing import MODEL, machine, median
 
 LENGTH = 128
-SETTINGS = [(pages, mlp) for pages in (1.0, 0.4, 0.2) for mlp in (1.0, 0.9, 0.8, 0.7, 0.6)][1:]
+SETTINGS = [(pages, mlp) for pages in (1.0, 0.4, 0.2, 0.1) for mlp in (1.0, 0.9, 0.8, 0.7, 0.6)]
 LOSSES = (0.05, 0.15)
 
 
@@ -44,7 +47,7 @@ class Arm:
     realised: list[torch.Tensor] = field(default_factory=list)
 
 
-def run(tokens: torch.Tensor, arm: Arm, session: NativeSession, step: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def run(tokens: torch.Tensor, arm: Arm, session: Session, step: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Step through tokens [1, T + 1] by `step`, which processes a token [1] and returns the logits of the next."""
     times, nats = [], []
     for now, following in zip(tokens[0, :-1], tokens[0, 1:], strict=True):
@@ -57,25 +60,26 @@ def run(tokens: torch.Tensor, arm: Arm, session: NativeSession, step: Callable[[
     arm.realised.append(session.ledger.average[0])
 
 
-def measure(lm: solm.LanguageModel, windows: torch.Tensor, context: int) -> dict[str, Arm]:
+def measure(lm: solm.LanguageModel, exact: Engine, windows: torch.Tensor, context: int) -> dict[str, Arm]:
     names = ["dense", *(f"{who} {setting}" for setting in SETTINGS for who in ("static", "policy"))]
     arms = {name: Arm() for name in names}
     order = random.Random(0)
     policy = lm.policy("policy")
     for number, window in enumerate(windows.split(1)):
         parent = lm.session(capacity=context)
-        assert isinstance(parent, NativeSession)
-        parent.prefill(window[:, :context])
+        dense = NativeSession(lm.control, lm.semantics, exact, context)
+        for session in (parent, dense):
+            session.prefill(window[:, :context])
         tokens = window[:, context:]
 
-        def constant(name: str, keep: tuple[float, float, float]) -> None:
-            session = parent.fork(1, LENGTH)  # noqa: B023
+        def constant(name: str, parent: Session, keep: tuple[float, float, float]) -> None:
+            session = parent.fork(1, LENGTH)
             action = torch.tensor([keep], dtype=torch.float64)
             run(tokens, arms[name], session, lambda token: session.step(token, action))  # noqa: B023
 
-        constant("dense", DENSE)
+        constant("dense", dense, DENSE)
         for setting in order.sample(SETTINGS, len(SETTINGS)):
-            constant(f"static {setting}", (*setting, 16))
+            constant(f"static {setting}", parent, (*setting, 16))
             session = parent.fork(1, LENGTH)
             target = arms[f"static {setting}"].realised[-1][None]
             driver = MidPassDriver(session, policy, target, LENGTH)
@@ -118,12 +122,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="Folder with eval/; see policies.py.")
     parser.add_argument("--policy", default=f"{MODEL}-native")
-    parser.add_argument("--precision", default="int8")
+    parser.add_argument("--precision", default="int8-screened")
     parser.add_argument("--contexts", default="1024,8064")
     parser.add_argument("--texts", default="24,9", help="Texts at every context.")
     parser.add_argument("--out", type=Path, help="Write the JSON here, besides printing it.")
     options = parser.parse_args()
     lm = solm.load(MODEL, options.policy, backend="native", precision=options.precision)
+    exact = Engine(lm.model, lm.semantics, options.precision.removesuffix(SCREENED))
     found = {}
     counts = [int(part) for part in options.texts.split(",")]
     for context, count in zip((int(part) for part in options.contexts.split(",")), counts, strict=True):
@@ -131,7 +136,7 @@ def main() -> None:
         long = [stream_of(documents(str(options.data / "eval/books_long.jsonl")), lm.tokenizer, "books_long")]
         streams = held_out(options.data, lm) if context < 4096 else long
         settings = EvaluationSettings(budgets=(1.0,), sequences=count, context=context, length=LENGTH)
-        found[str(context)] = summary(measure(lm, held_out_windows(streams, settings), context))
+        found[str(context)] = summary(measure(lm, exact, held_out_windows(streams, settings), context))
     about = {"machine": machine(), "policy": options.policy, "precision": options.precision}
     told = json.dumps({**about, "contexts": found})
     if options.out:

@@ -128,15 +128,15 @@ void solm_cache_fill(void* engine, void* cache, int32_t layer, int32_t position,
   auto* e = static_cast<Engine*>(engine);
   auto* c = static_cast<Cache*>(cache);
   const int D = e->s.head_dim, KV = e->s.kv_heads;
-  auto fill = [&](const auto& walker) {
+  auto fill = [&](const auto& attention) {
     for (int t = 0; t < count; ++t)
       for (int h = 0; h < KV; ++h) {
         const size_t offset = (size_t(h) * count + t) * D;
-        walker.append(*c, layer, h, position + t, keys + offset, values + offset);
+        attention.append(*c, layer, h, position + t, keys + offset, values + offset);
       }
   };
-  if (e->s.precision == 0) fill(Walker<float, float>(*e, 0, 1));
-  else fill(Walker<bf16, bf16>(*e, 0, 1));
+  if (e->s.precision == 0) fill(Attention<float>(*e, 0));
+  else fill(Attention<bf16>(*e, 0));
 }
 
 // Layers first to last (not included) of `steps` steps: step i processes tokens[i] at positions[i] of caches[i]. Steps of

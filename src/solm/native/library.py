@@ -17,10 +17,7 @@ from pathlib import Path
 
 from solm.errors import SolmError
 
-SOURCES = [
-    Path(__file__).with_name(name)
-    for name in ("engine.cpp", "walker.h", "decide.h", "integers.h", "model.h", "kernels.h", "lanes.h")
-]
+SOURCES = [Path(__file__).with_name("engine.cpp"), *sorted(Path(__file__).parent.glob("*.h"))]
 # Not -ffast-math: linking with it makes the whole process flush subnormal numbers to zero.
 _FLAGS = [
     "-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",

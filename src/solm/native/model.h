@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "kernels.h"
+#include "select.h"
+#include "tiles.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

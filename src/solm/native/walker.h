@@ -1,176 +1,30 @@
 // One thread's way through the layers.
 #pragma once
 
-#include <utility>
-
+#include "attention.h"
 #include "decide.h"
+#include "products.h"
 
-// What one step puts into a matrix: values of the input channels that it keeps, ascending.
-struct Inputs {
-  const int32_t* index;
-  const float* x;
-  int count;
-  int most = 127;  // whole number that the largest of a group becomes, where weights are integers
-};
-
-constexpr int AHEAD = 2;        // pages fetched before they are read
 constexpr float REACH = 8;  // how far below the largest a screened logit is exact
 
 template <typename W, typename K>
-struct Walker {
-  Engine& e;
-  const int thread, threads, H, I, D, Q, KV, widest, each;  // each: numbers of a query in the form of `Query`
-  bool sense, turn = false;
-  // Of all steps: residual streams, what was multiplied, kept channels and their values.
-  std::vector<float> streams, normed, sums, picked, heads;
-  std::vector<int32_t> index, all;
-  // Scratch of one step at a time, and of one matrix.
-  std::vector<float> values, signs, mass, mixed;
-  std::vector<Query<K>> query;
-  std::vector<int32_t> pages, merged;
-  Inputs inputs[MOST_ROWS];
-  std::vector<Rounded> rounded;
+struct Walker : Products<W> {
+  using Base = Products<W>;
+  using Base::all, Base::e, Base::inputs, Base::keep_all, Base::keep_largest, Base::meet, Base::multiply, Base::partial,
+      Base::result, Base::sense, Base::thread, Base::threads, Base::turn, Base::warm;
+  const int H, I, D, Q, KV;
+  Attention<K> attention;
+  std::vector<float> streams, normed, heads;  // of all steps
+  std::vector<float> values;                  // of one
 
   Walker(Engine& engine, int t, int rows)
-      : e(engine), thread(t), threads(engine.s.threads), H(e.s.hidden), I(e.s.intermediate), D(e.s.head_dim),
-        Q(e.s.heads), KV(e.s.kv_heads), widest(std::max({2 * I, (Q + 2 * KV) * D, H, Q * D})),
-        each(sizeof(K) == 4 ? D : D / 2), sense(engine.senses[t]) {
-    streams.resize(size_t(rows) * H), normed.resize(size_t(rows) * H), heads.resize(size_t(rows) * Q * D);
-    sums.resize(size_t(rows) * widest), picked.resize(size_t(rows) * widest), index.resize(size_t(rows) * widest);
-    values.resize(I), signs.resize(2 * D), all.resize(widest);
-    query.resize(size_t(each) * std::max(2, Q / KV));
-    for (int i = 0; i < widest; ++i) all[i] = i;
-    if (std::is_same_v<W, int8_t>) {
-      rounded.resize(rows);
-      for (Rounded& row : rounded) row.resize(std::max({H, I, Q * D}));
-    }
-    if (rows > 1) mixed.resize(size_t(rows) * widest), merged.resize(widest);
-  }
+      : Base(engine, t, rows, widest_of(engine.s), std::max({engine.s.hidden, engine.s.intermediate,
+                                                             engine.s.heads * engine.s.head_dim})),
+        H(engine.s.hidden), I(engine.s.intermediate), D(engine.s.head_dim), Q(engine.s.heads), KV(engine.s.kv_heads),
+        attention(engine, t), streams(size_t(rows) * H), normed(size_t(rows) * H), heads(size_t(rows) * Q * D), values(I) {}
 
-  void meet() { e.barrier->wait(sense); }
-
-  // Where a thread leaves sums for the others. Two places in turn: by the time one is written again, everyone has met
-  // once more and is done reading it.
-  float* partial(int t) const { return e.shared[t].data() + (turn ? e.shared[t].size() / 2 : 0); }
-
-  float* result(int row) { return sums.data() + size_t(row) * widest; }
-
-  // result(row)[0:out] = scale * sum over kept inputs, for every row; every thread ends with all of it. A thread adds up
-  // the same channels whatever a row keeps and whatever rows go with it.
-  // next [next_in, next_out]: the matrix that comes after it, if that is known.
-  void multiply(const Matrix& m, int in, int out, int rows, const Matrix* next = nullptr, int next_in = 0,
-                int next_out = 0) {
-    constexpr bool integers = std::is_same_v<W, int8_t>;
-    float* mine = partial(thread);
-    const int stride = integers ? (out + BLOCK - 1) / BLOCK * BLOCK : out;
-    std::fill_n(mine, size_t(rows) * stride, 0.0f);
-    if constexpr (integers) multiply_integers(m, in, stride, rows, mine);
-    else multiply_floats(static_cast<const W*>(m.data), in, out, rows, mine);
-    if (next) warm(*next, next_in, next_out);
-    meet();
-    for (int r = 0; r < rows; ++r) {
-      float* to = result(r);
-      std::copy_n(partial(0) + size_t(r) * stride, out, to);
-      for (int t = 1; t < threads; ++t) {
-        const float* other = partial(t) + size_t(r) * stride;
-#pragma GCC ivdep
-        for (int o = 0; o < out; ++o) to[o] += other[o];
-      }
-      if (m.scale) {
-#pragma GCC ivdep
-        for (int o = 0; o < out; ++o) to[o] *= m.scale[o];
-      }
-    }
-    turn = !turn;
-  }
-
-  // Fetch what this thread will read of a matrix first, while memory has nothing else to do.
-  void warm(const Matrix& m, int in, int out) const {
-    if constexpr (std::is_same_v<W, int8_t>) {
-      const size_t stride = (out + BLOCK - 1) / BLOCK * BLOCK, bytes = m.grid ? stride / 2 : stride;
-      const int groups = (in + GROUP - 1) / GROUP, from = groups * thread / threads;
-      fetch(static_cast<const uint8_t*>(m.data) + size_t(from) * GROUP * bytes, std::min(GROUP, in) * bytes);
-    }
-  }
-
-  void multiply_floats(const W* weights, int in, int out, int rows, float* mine) {
-    const int low = in * thread / threads, high = in * (thread + 1) / threads;
-    auto within = [&](const Inputs& row) {
-      const int32_t* end = row.index + row.count;
-      return std::pair(int(std::lower_bound(row.index, end, low) - row.index),
-                       int(std::lower_bound(row.index, end, high) - row.index));
-    };
-    if (rows == 1) {
-      const auto [from, to] = within(inputs[0]);
-      accumulate(weights, out, inputs[0].index + from, inputs[0].x + from, to - from, mine);
-    } else {
-      const int count = merge(low, high, rows, within);
-      accumulate_many(weights, out, merged.data(), mixed.data(), count, rows, mine);
-    }
-  }
-
-  void multiply_integers(const Matrix& m, int in, int out, int rows, float* mine) {
-    const int groups = (in + GROUP - 1) / GROUP;
-    const int from = groups * thread / threads, to = groups * (thread + 1) / threads;
-    if (from == to) return;
-    const uint8_t* weights = static_cast<const uint8_t*>(m.data);
-    const size_t bytes = m.grid ? out / 2 : out;
-    for (int r = 0; r < rows; ++r)
-      rounded[r].round(inputs[r].index, inputs[r].x, inputs[r].count, from, to, inputs[r].most);
-    Group two[2];
-    two[from % 2].gather(from, rounded.data(), rows, weights, bytes);
-    for (int g = from; g < to; ++g) {
-      const Group& now = two[g % 2];
-      Group& next = two[(g + 1) % 2];
-      next.count = 0;
-      if (g + 1 < to) next.gather(g + 1, rounded.data(), rows, weights, bytes);
-      const uint16_t* grid = m.grid + size_t(2) * g * out;
-      if (now.count && m.grid)
-        add_packed_group(now, next, rows, grid, g + 1 < to ? grid + size_t(2) * out : grid, out, mine);
-      else if (now.count)
-        add_group(now, next, rows, out, mine);
-    }
-  }
-
-  // Channels from low to high that any row keeps, in `merged`, and every row's values of them in `mixed`, 0 where it
-  // skips one. Returns how many.
-  template <typename Within>
-  int merge(int low, int high, int rows, Within within) {
-    int32_t* used = merged.data();
-    std::fill_n(used, high - low, 0);
-    std::fill_n(mixed.data(), size_t(high - low) * rows, 0.0f);
-    for (int r = 0; r < rows; ++r) {
-      const Inputs& row = inputs[r];
-      const auto [from, to] = within(row);
-      for (int i = from; i < to; ++i) {
-        const int c = row.index[i] - low;
-        mixed[size_t(c) * rows + r] = row.x[i];
-        used[c] = 1;
-      }
-    }
-    int count = 0;
-    for (int c = 0; c < high - low; ++c) {
-      if (!used[c]) continue;
-      if (count < c) std::copy_n(&mixed[size_t(c) * rows], rows, &mixed[size_t(count) * rows]);
-      merged[count++] = low + c;
-    }
-    return count;
-  }
-
-  // All channels of x [rows, n] as inputs.
-  void keep_all(const float* x, int n, int rows) {
-    for (int r = 0; r < rows; ++r) inputs[r] = {all.data(), x + size_t(r) * n, n};
-  }
-
-  // The `count` channels of largest magnitude of x [n], rounded to the plan's bits, as the input of `row`.
-  void keep_largest(const float* x, int n, int count, const Plan& plan, int row) {
-    int32_t* kept = index.data() + size_t(row) * widest;
-    float* rounded = picked.data() + size_t(row) * widest;
-    const int found = select(x, n, count, kept, rounded);
-    quantise(kept, rounded, found, plan.bits, plan.group ? plan.group : n);
-    // What lies on a grid of so few bits already goes on as it is.
-    const bool exact = plan.bits <= 8 && plan.group == GROUP;
-    inputs[row] = {kept, rounded, found, exact ? (1 << (plan.bits - 1)) - 1 : 127};
+  static int widest_of(const Sizes& s) {
+    return std::max({2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden, s.heads * s.head_dim});
   }
 
   void rotate(float* x, int position) const {
@@ -180,108 +34,6 @@ struct Walker {
       const float a = x[i], b = x[i + half];
       x[i] = a * c[i] - b * s[i];
       x[i + half] = b * c[i + half] + a * s[i + half];
-    }
-  }
-
-  void append(Cache& cache, int layer, int head, int position, const float* key, const float* value) const {
-    const int block = position / PAGE, slot = position % PAGE;
-    K* keys = cache.tile<K>(cache.keys, e.s, layer, head, block);
-    K* values = cache.tile<K>(cache.values, e.s, layer, head, block);
-    for (int d = 0; d < D; ++d) {
-      keys[tile_at<K>(d, slot)] = store<K>(key[d]);
-      values[value_at<K>(slot, d, D)] = store<K>(value[d]);
-    }
-    if (slot < PAGE - 1) return;
-    // Whole: only now can a window of at least a page have left the block behind, and bounds be asked for.
-    K* low = cache.bounds<K>(cache.low, e.s, layer, head, block);
-    K* high = cache.bounds<K>(cache.high, e.s, layer, head, block);
-    for (int d = 0; d < D; ++d) {
-      K least = keys[tile_at<K>(d, 0)], most = least;
-      for (int t = 1; t < PAGE; ++t) {
-        const K k = keys[tile_at<K>(d, t)];
-        if (widen(k) < widen(least)) least = k;
-        if (widen(k) > widen(most)) most = k;
-      }
-      low[tile_at<K>(d, block % PAGE)] = least, high[tile_at<K>(d, block % PAGE)] = most;
-    }
-  }
-
-  // Blocks that the query heads of one KV head read, ascending.
-  void choose(const Cache& cache, int layer, int head, int seen, const float* queries, const Plan& plan) {
-    const int count = (seen + PAGE - 1) / PAGE;
-    pages.clear();
-    const int start = plan.window_start / PAGE, sinks = std::min((plan.sinks + PAGE - 1) / PAGE, start);
-    if (!plan.sparse || plan.pages >= start - sinks) {
-      for (int b = 0; b < count; ++b) pages.push_back(b);
-      return;
-    }
-    for (int b = 0; b < sinks; ++b) pages.push_back(b);
-    if (plan.pages > 0) {
-      for (int d = 0; d < D; ++d) {
-        float p = 0, n = 0;
-        for (int g = 0; g < Q / KV; ++g) {
-          const float q = queries[g * D + d];
-          p += std::max(q, 0.0f), n += std::min(q, 0.0f);
-        }
-        signs[d] = p, signs[D + d] = n;
-      }
-      prepare(signs.data(), 2 * D, 1, query.data());
-      mass.resize(std::max<size_t>(mass.size(), start + PAGE));
-      for (int b = sinks / PAGE * PAGE; b < start; b += PAGE) {
-        Lanes sum = Lanes::zero();
-        meet_tile<1>(cache.bounds<K>(cache.high, e.s, layer, head, b), query.data(), D, &sum);
-        meet_tile<1>(cache.bounds<K>(cache.low, e.s, layer, head, b), query.data() + each, D, &sum);
-        sum.write(mass.data() + b);
-      }
-      pages.resize(sinks + plan.pages + 1);
-      int kept = sinks;
-      largest(mass.data() + sinks, start - sinks, plan.pages, 32, order, [&](int b, bool keep) {
-        pages[kept] = sinks + b;
-        kept += keep;
-      });
-      pages.resize(kept);
-    }
-    for (int b = start; b < count; ++b) pages.push_back(b);
-  }
-
-  // A thread's share of one step's attention, left for the others at `mine`: per query head D sums, peak, total.
-  void attend(const Cache& cache, int layer, int seen, const float* queries, const Plan& plan, float* mine) {
-    const int group = Q / KV, width = D + 2;
-    const float scale = 1.0f / std::sqrt(float(D));
-    for (int head = 0; head < KV; ++head) {
-      choose(cache, layer, head, seen, queries + head * group * D, plan);
-      const int count = int(pages.size()), from = count * thread / threads, to = count * (thread + 1) / threads;
-      const int n = (to - from) * PAGE;
-      mass.resize(std::max<size_t>(mass.size(), size_t(group) * n));
-      float* scores[MOST_QUERIES];
-      float* out[MOST_QUERIES];
-      for (int g = 0; g < group; ++g) {
-        out[g] = mine + (head * group + g) * width;
-        std::fill_n(out[g], D, 0.0f);
-      }
-      prepare(queries + head * group * D, group * D, scale, query.data());
-      const K* keys = cache.tile<K>(cache.keys, e.s, layer, head, 0);
-      const K* values = cache.tile<K>(cache.values, e.s, layer, head, 0);
-      const size_t size = size_t(PAGE) * D;
-      for (int p = from; p < to; ++p) {
-        for (int g = 0; g < group; ++g) scores[g] = mass.data() + size_t(g) * n + (p - from) * PAGE;
-        if (p + AHEAD < to) fetch(keys + pages[p + AHEAD] * size, size * sizeof(K));
-        score_block(keys + pages[p] * size, query.data(), group, D, scores);
-        for (int t = std::min(PAGE, seen - pages[p] * PAGE); t < PAGE; ++t)
-          for (int g = 0; g < group; ++g) scores[g][t] = -INFINITY;
-      }
-      for (int g = 0; g < group; ++g) {
-        scores[g] = mass.data() + size_t(g) * n;
-        float total;
-        out[g][D] = soften(scores[g], n, total);
-        out[g][D + 1] = total;
-      }
-      for (int p = from; p < to; ++p) {
-        const float* weights[MOST_QUERIES];
-        for (int g = 0; g < group; ++g) weights[g] = scores[g] + (p - from) * PAGE;
-        if (p + AHEAD < to) fetch(values + pages[p + AHEAD] * size, size * sizeof(K));
-        mix_page(values + pages[p] * size, std::min(PAGE, seen - pages[p] * PAGE), D, weights, group, out);
-      }
     }
   }
 
@@ -324,12 +76,12 @@ struct Walker {
       const float *key = queries + Q * D, *value = key + KV * D;
       if (thread == 0)
         for (int h = 0; h < KV; ++h)
-          append(*e.caches[start + r], number, h, e.positions[start + r], key + h * D, value + h * D);
+          attention.append(*e.caches[start + r], number, h, e.positions[start + r], key + h * D, value + h * D);
     }
     meet();
     for (int r = 0; r < rows; ++r)
-      attend(*e.caches[start + r], number, e.positions[start + r] + 1, result(r), e.plans[start + r],
-             partial(thread) + r * share);
+      attention.attend(*e.caches[start + r], number, e.positions[start + r] + 1, result(r), e.plans[start + r],
+                       partial(thread) + r * share);
     warm(l.out, Q * D, H);
     meet();
     for (int r = 0; r < rows; ++r) gather(r * share, &heads[size_t(r) * Q * D]);

@@ -1,0 +1,164 @@
+// Matrix products of one thread, whose sums it shares with the others.
+#pragma once
+
+#include "integers.h"
+#include "model.h"
+
+// What one step puts into a matrix: values of the input channels that it keeps, ascending.
+struct Inputs {
+  const int32_t* index;
+  const float* x;
+  int count;
+  int most = 127;  // whole number that the largest of a group becomes, where weights are integers
+};
+
+template <typename W>
+struct Products {
+  Engine& e;
+  const int thread, threads, widest;
+  bool sense, turn = false;
+  Inputs inputs[MOST_ROWS];
+  std::vector<float> sums, picked, mixed;  // results; kept values of all steps; those of a matrix, side by side
+  std::vector<int32_t> index, all, merged;
+  std::vector<Rounded> rounded;
+
+  // widest: of what a matrix takes or gives; inward: of what one takes.
+  Products(Engine& engine, int t, int rows, int widest, int inward)
+      : e(engine), thread(t), threads(engine.s.threads), widest(widest), sense(engine.senses[t]) {
+    sums.resize(size_t(rows) * widest), picked.resize(size_t(rows) * widest), index.resize(size_t(rows) * widest);
+    all.resize(widest);
+    for (int i = 0; i < widest; ++i) all[i] = i;
+    if (std::is_same_v<W, int8_t>) {
+      rounded.resize(rows);
+      for (Rounded& row : rounded) row.resize(inward);
+    } else if (rows > 1) {
+      mixed.resize(size_t(rows) * widest), merged.resize(widest);
+    }
+  }
+
+  void meet() { e.barrier->wait(sense); }
+
+  // Where a thread leaves sums for the others. Two places in turn: by the time one is written again, everyone has met
+  // once more and is done reading it.
+  float* partial(int t) const { return e.shared[t].data() + (turn ? e.shared[t].size() / 2 : 0); }
+
+  float* result(int row) { return sums.data() + size_t(row) * widest; }
+
+  // result(row)[0:out] = scale * sum over kept inputs, for every row; every thread ends with all of it. A thread adds up
+  // the same channels whatever a row keeps and whatever rows go with it.
+  // next [next_in, next_out]: the matrix that comes after it, if that is known.
+  void multiply(const Matrix& m, int in, int out, int rows, const Matrix* next = nullptr, int next_in = 0,
+                int next_out = 0) {
+    constexpr bool integers = std::is_same_v<W, int8_t>;
+    float* mine = partial(thread);
+    const int stride = integers ? (out + BLOCK - 1) / BLOCK * BLOCK : out;
+    std::fill_n(mine, size_t(rows) * stride, 0.0f);
+    if constexpr (integers) multiply_integers(m, in, stride, rows, mine);
+    else multiply_floats(static_cast<const W*>(m.data), in, out, rows, mine);
+    if (next) warm(*next, next_in, next_out);
+    meet();
+    for (int r = 0; r < rows; ++r) {
+      float* to = result(r);
+      std::copy_n(partial(0) + size_t(r) * stride, out, to);
+      for (int t = 1; t < threads; ++t) {
+        const float* other = partial(t) + size_t(r) * stride;
+#pragma GCC ivdep
+        for (int o = 0; o < out; ++o) to[o] += other[o];
+      }
+      if (m.scale) {
+#pragma GCC ivdep
+        for (int o = 0; o < out; ++o) to[o] *= m.scale[o];
+      }
+    }
+    turn = !turn;
+  }
+
+  // Fetch what this thread will read of a matrix first, while memory has nothing else to do.
+  void warm(const Matrix& m, int in, int out) const {
+    if constexpr (std::is_same_v<W, int8_t>) {
+      const size_t stride = (out + BLOCK - 1) / BLOCK * BLOCK, bytes = m.grid ? stride / 2 : stride;
+      const int groups = (in + GROUP - 1) / GROUP, from = groups * thread / threads;
+      fetch(static_cast<const uint8_t*>(m.data) + size_t(from) * GROUP * bytes, std::min(GROUP, in) * bytes);
+    }
+  }
+
+  void multiply_floats(const W* weights, int in, int out, int rows, float* mine) {
+    const int low = in * thread / threads, high = in * (thread + 1) / threads;
+    auto within = [&](const Inputs& row) {
+      const int32_t* end = row.index + row.count;
+      return std::pair(int(std::lower_bound(row.index, end, low) - row.index),
+                       int(std::lower_bound(row.index, end, high) - row.index));
+    };
+    if (rows == 1) {
+      const auto [from, to] = within(inputs[0]);
+      accumulate(weights, out, inputs[0].index + from, inputs[0].x + from, to - from, mine);
+    } else {
+      const int count = merge(low, high, rows, within);
+      accumulate_many(weights, out, merged.data(), mixed.data(), count, rows, mine);
+    }
+  }
+
+  void multiply_integers(const Matrix& m, int in, int out, int rows, float* mine) {
+    const int groups = (in + GROUP - 1) / GROUP;
+    const int from = groups * thread / threads, to = groups * (thread + 1) / threads;
+    if (from == to) return;
+    const uint8_t* weights = static_cast<const uint8_t*>(m.data);
+    const size_t bytes = m.grid ? out / 2 : out;
+    for (int r = 0; r < rows; ++r)
+      rounded[r].round(inputs[r].index, inputs[r].x, inputs[r].count, from, to, inputs[r].most);
+    Group two[2];
+    two[from % 2].gather(from, rounded.data(), rows, weights, bytes);
+    for (int g = from; g < to; ++g) {
+      const Group& now = two[g % 2];
+      Group& next = two[(g + 1) % 2];
+      next.count = 0;
+      if (g + 1 < to) next.gather(g + 1, rounded.data(), rows, weights, bytes);
+      const uint16_t* grid = m.grid + size_t(2) * g * out;
+      if (now.count && m.grid)
+        add_packed_group(now, next, rows, grid, g + 1 < to ? grid + size_t(2) * out : grid, out, mine);
+      else if (now.count)
+        add_group(now, next, rows, out, mine);
+    }
+  }
+
+  // Channels from low to high that any row keeps, in `merged`, and every row's values of them in `mixed`, 0 where it
+  // skips one. Returns how many.
+  template <typename Within>
+  int merge(int low, int high, int rows, Within within) {
+    int32_t* used = merged.data();
+    std::fill_n(used, high - low, 0);
+    std::fill_n(mixed.data(), size_t(high - low) * rows, 0.0f);
+    for (int r = 0; r < rows; ++r) {
+      const Inputs& row = inputs[r];
+      const auto [from, to] = within(row);
+      for (int i = from; i < to; ++i) {
+        const int c = row.index[i] - low;
+        mixed[size_t(c) * rows + r] = row.x[i];
+        used[c] = 1;
+      }
+    }
+    int count = 0;
+    for (int c = 0; c < high - low; ++c) {
+      if (!used[c]) continue;
+      if (count < c) std::copy_n(&mixed[size_t(c) * rows], rows, &mixed[size_t(count) * rows]);
+      merged[count++] = low + c;
+    }
+    return count;
+  }
+
+  // All channels of x [rows, n] as inputs.
+  void keep_all(const float* x, int n, int rows) {
+    for (int r = 0; r < rows; ++r) inputs[r] = {all.data(), x + size_t(r) * n, n};
+  }
+
+  // The `count` channels of largest magnitude of x [n], rounded to the plan's bits, as the input of `row`.
+  void keep_largest(const float* x, int n, int count, const Plan& plan, int row) {
+    int32_t* kept = index.data() + size_t(row) * widest;
+    float* rounded = picked.data() + size_t(row) * widest;
+    const int found = select(x, n, count, kept, rounded);
+    quantise(kept, rounded, found, plan.bits, plan.group ? plan.group : n);
+    // What lies on a grid of so few bits already goes on as it is.
+    const bool exact = plan.bits <= 8 && plan.group == GROUP;
+    inputs[row] = {kept, rounded, found, exact ? (1 << (plan.bits - 1)) - 1 : 127};
+  }
+};

@@ -1,0 +1,119 @@
+// Attention over pages: how keys and values lie in the cache, and their products with a few query heads at once.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "lanes.h"
+
+// Keys of 16 tokens, and bounds of 16 pages, lie in tiles that one query meets at once: [D, 16] float32, or bfloat16 in
+// pairs of channels [D / 2, 16, 2]. Values lie in pairs of tokens, [tokens / 2, D, 2], in bfloat16.
+template <typename K>
+constexpr size_t tile_at(int channel, int column) {
+  if constexpr (sizeof(K) == 4) return size_t(channel) * 16 + column;
+  else return size_t(channel / 2) * 32 + column * 2 + channel % 2;
+}
+template <typename K>
+constexpr size_t value_at(int token, int channel, int dim) {
+  if constexpr (sizeof(K) == 4) return size_t(token) * dim + channel;
+  else return size_t(token / 2) * 2 * dim + channel * 2 + token % 2;
+}
+
+// Bring bytes that will be read soon, from where no hardware expects it, into the second-level cache.
+inline void fetch(const void* from, size_t bytes) {
+  for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(from) + line, 0, 2);
+}
+
+// A query as tiles of K take it: D numbers, or D / 2 pairs.
+template <typename K>
+using Query = std::conditional_t<sizeof(K) == 4, float, Both>;
+
+inline void prepare(const float* x, int dim, float scale, float* to) {
+  for (int d = 0; d < dim; ++d) to[d] = x[d] * scale;
+}
+inline void prepare(const float* x, int dim, float scale, Both* to) {
+  for (int d = 0; d < dim; d += 2) to[d / 2] = Both::of(x[d] * scale, x[d + 1] * scale);
+}
+
+// sum[j] += the sixteen products of query j with a tile, for T queries.
+template <int T>
+void meet_tile(const float* tile, const float* query, int dim, Lanes* sum) {
+  for (int d = 0; d < dim; ++d) {
+    const Lanes keys = Lanes::load(tile + d * 16);
+    for (int j = 0; j < T; ++j) sum[j].add(Lanes::all(query[j * dim + d]), keys);
+  }
+}
+template <int T>
+void meet_tile(const bf16* tile, const Both* query, int dim, Lanes* sum) {
+  const int pairs = dim / 2;
+  for (int d = 0; d < pairs; ++d)
+    for (int j = 0; j < T; ++j) sum[j].add_pairs(tile + d * 32, query[j * pairs + d]);
+}
+
+// Sixteen scores for each of T queries.
+template <int T, typename K>
+void score_tile(const K* tile, const Query<K>* query, int dim, float* const* scores) {
+  Lanes sum[T];
+  for (int j = 0; j < T; ++j) sum[j] = Lanes::zero();
+  meet_tile<T>(tile, query, dim, sum);
+  for (int j = 0; j < T; ++j) sum[j].write(scores[j]);
+}
+
+// ... of `group` queries, which read the tile together.
+template <typename K>
+void score_block(const K* tile, const Query<K>* queries, int group, int dim, float* const* scores) {
+  const int each = sizeof(K) == 4 ? dim : dim / 2;
+  for (int g = 0; g < group; g += 4) {
+    const Query<K>* from = queries + size_t(g) * each;
+    switch (std::min(4, group - g)) {
+      case 4: score_tile<4>(tile, from, dim, scores + g); break;
+      case 3: score_tile<3>(tile, from, dim, scores + g); break;
+      case 2: score_tile<2>(tile, from, dim, scores + g); break;
+      default: score_tile<1>(tile, from, dim, scores + g);
+    }
+  }
+}
+
+// out[j] += sum over a page's tokens of weight[j] * value, for T heads and the 16 channels from d on.
+template <int T>
+void mix_lanes(const float* page, int tokens, int dim, int d, const float* const* weights, float* const* out) {
+  Lanes sum[T];
+  for (int j = 0; j < T; ++j) sum[j] = Lanes::load(out[j] + d);
+  for (int t = 0; t < tokens; ++t) {
+    const Lanes row = Lanes::load(page + size_t(t) * dim + d);
+    for (int j = 0; j < T; ++j) sum[j].add(Lanes::all(weights[j][t]), row);
+  }
+  for (int j = 0; j < T; ++j) sum[j].write(out[j] + d);
+}
+template <int T>
+void mix_lanes(const bf16* page, int tokens, int dim, int d, const Both (*weights)[8], float* const* out) {
+  Lanes sum[T];
+  for (int j = 0; j < T; ++j) sum[j] = Lanes::load(out[j] + d);
+  for (int t = 0; t < tokens; t += 2)
+    for (int j = 0; j < T; ++j) sum[j].add_pairs(page + size_t(t) * dim + 2 * d, weights[j][t / 2]);
+  for (int j = 0; j < T; ++j) sum[j].write(out[j] + d);
+}
+
+// The same for all channels. Weights of tokens beyond the last are 0.
+template <int T>
+void mix_tile(const float* page, int tokens, int dim, const float* const* weights, float* const* out) {
+  for (int d = 0; d < dim; d += 16) mix_lanes<T>(page, tokens, dim, d, weights, out);
+}
+template <int T>
+void mix_tile(const bf16* page, int tokens, int dim, const float* const* weights, float* const* out) {
+  Both pairs[T][8];
+  for (int j = 0; j < T; ++j)
+    for (int t = 0; t < 16; t += 2) pairs[j][t / 2] = Both::of(weights[j][t], weights[j][t + 1]);
+  for (int d = 0; d < dim; d += 16) mix_lanes<T>(page, tokens, dim, d, pairs, out);
+}
+
+template <typename K>
+void mix_page(const K* page, int tokens, int dim, const float* const* weights, int group, float* const* out) {
+  for (int g = 0; g < group; g += 4)
+    switch (std::min(4, group - g)) {
+      case 4: mix_tile<4>(page, tokens, dim, weights + g, out + g); break;
+      case 3: mix_tile<3>(page, tokens, dim, weights + g, out + g); break;
+      case 2: mix_tile<2>(page, tokens, dim, weights + g, out + g); break;
+      default: mix_tile<1>(page, tokens, dim, weights + g, out + g);
+    }
+}
