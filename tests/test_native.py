@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import solm as package
 from conftest import tiny_model
@@ -270,6 +272,40 @@ def test_a_rows_logits_do_not_depend_on_who_goes_with_it(precision, rows):
     control.detach()
 
 
+ODD = st.floats() | st.sampled_from([0.0, 1.0, 2.0, 16.0, 17.0, -1.0])
+
+
+@given(
+    rows=st.integers(0, 3), count=st.integers(0, 40), ids=st.lists(st.integers(-3, 262), min_size=4, max_size=4),
+    keep=st.tuples(ODD, ODD, ODD), dtype=st.sampled_from([torch.int64, torch.int32, torch.float32]),
+    shape=st.sampled_from(["right", "short", "flat"]),
+)  # fmt: skip
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_it_is_given_the_engine_computes_or_refuses(opened, rows, count, ids, keep, dtype, shape):
+    """Never a crash, and never a row that was changed by what was refused."""
+    session = opened.fork(1)
+    given_tokens = torch.tensor((ids * (rows * count))[: rows * count]).view(rows, count).to(dtype)
+    plan = torch.tensor(keep, dtype=torch.float64).expand(rows, count, 3)
+    plan = {"right": plan, "short": plan[:, 1:], "flat": plan.flatten(0, 1)}[shape]
+    before = session.lengths.tolist()
+    try:
+        found = session.extend(given_tokens, plan)
+    except (DataError, ContextLengthError):
+        assert session.lengths.tolist() == before
+    else:
+        assert bool(found.logits.isfinite().all())
+        assert session.lengths.tolist() == [length + count for length in before]
+
+
+@pytest.fixture(scope="module")
+def opened():
+    control = ModelControl(tiny_model("llama", torch.float32))
+    session = NativeSession(control, SEMANTICS, Engine(control.model, SEMANTICS, "int8"))
+    session.prefill(tokens(2, 70))
+    yield session
+    control.detach()
+
+
 @pytest.mark.parametrize("bad", [-1, 259, 2**31, -(2**40)])
 def test_no_token_outside_the_vocabulary_reaches_the_engine(bad):
     control = ModelControl(tiny_model("llama", torch.float32))
@@ -363,7 +399,7 @@ def test_what_it_cannot_run_is_said():
         Engine(llama, SEMANTICS, "int3")
 
 
-SANITIZED = "page_boundaries or whole_steps or depend_on_who or outgrow or steps_forks"
+SANITIZED = "whatever or screened_head_is or packed_weights or page_boundaries or whole_steps or depend_on_who or outgrow or steps_forks"
 
 
 def test_no_sanitizer_finds_anything_in_the_engine():

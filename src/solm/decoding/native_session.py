@@ -116,7 +116,7 @@ class NativeSession(Session):
                 found.stream[:] = self.embed(tokens).float().flatten(0, 1)
             before = found.realised.copy()
             with _one_torch_thread():
-                found.keep[:] = turn.choose(found.stream.view(*tokens.shape, -1).clone()).reshape(-1, 3).numpy()
+                found.keep[:] = _checked(turn.choose(found.stream.view(*tokens.shape, -1).clone()), tokens)
             found.run(turn.layer, layers)
             found.realised[:] = (turn.layer * before + (layers - turn.layer) * found.realised) / layers
         return self._book(found, keep_logits)
@@ -163,6 +163,9 @@ class _Pass:
     def __init__(self, session: NativeSession, tokens: torch.Tensor, keep: torch.Tensor | None):
         self.count = tokens.shape[1]
         sizes, ids = session.engine.sizes, tokens.numpy()
+        if not ids.size or len(ids) != session.rows or ids.dtype.kind not in "iu":
+            wanted = f"whole numbers [{session.rows}, at least 1]"
+            raise DataError(f"tokens must be {wanted}, got {tokens.dtype} {list(tokens.shape)}")
         if ids.min() < 0 or ids.max() >= sizes.vocabulary:
             raise DataError(f"token ids must be in [0, {sizes.vocabulary - 1}], got {ids.ravel()[:8].tolist()}")
         self.positions = session._positions(self.count).numpy()
@@ -174,7 +177,7 @@ class _Pass:
         self.ids, self.places = ids.astype(np.int32, order="C"), self.positions.astype(np.int32)
         self.keep = np.tile(np.array(DENSE, dtype=np.float64), (ids.size, 1))
         if keep is not None:
-            self.keep[:] = keep.reshape(-1, 3).numpy()
+            self.keep[:] = _checked(keep, tokens)
         self.realised = np.empty((ids.size, 3))
         self.stream = torch.empty(ids.size, sizes.hidden)
         self.logits = torch.empty(ids.size, sizes.vocabulary)
@@ -187,6 +190,18 @@ class _Pass:
             None if rows is None else rows.ctypes.data, None if actions is None else actions.ctypes.data,
             self.realised.ctypes.data, first, last, self.stream.data_ptr(), self.logits.data_ptr(),
         )  # fmt: skip
+
+
+def _checked(keep: torch.Tensor, tokens: torch.Tensor) -> np.ndarray:
+    """keep [N, Q, 3] for tokens [N, Q] as the engine takes it; raises `DataError` for what it was not made for."""
+    if keep.shape != (*tokens.shape, 3):
+        raise DataError(f"keep must be {[*tokens.shape, 3]} for tokens {list(tokens.shape)}, got {list(keep.shape)}")
+    numbers: np.ndarray = keep.reshape(-1, 3).numpy()
+    low, high = np.array([0.0, 0.0, 2.0]), np.array(DENSE)
+    # Written so that NaN is refused too.
+    if not ((numbers >= low) & (numbers <= high)).all():
+        raise DataError(f"keep must be shares from 0 to 1 and bits from 2 to 16, got {numbers[:4].tolist()}")
+    return numbers
 
 
 @contextmanager
