@@ -22,8 +22,7 @@ from solm.native.engine import PRECISIONS, SCREENED, Engine
 from timing import MODEL, arguments, draw_text, machine, median
 
 DIAL = {
-    "dense": (1.0, 1.0, 16), "mlp .8": (1.0, 0.8, 16), "mlp .6": (1.0, 0.6, 16), "mlp .4": (1.0, 0.4, 16),
-    "pages .2": (0.2, 1.0, 16), "pages .2, mlp .6": (0.2, 0.6, 16),
+    "dense": (1.0, 1.0, 16), "mlp .6": (1.0, 0.6, 16), "mlp .4": (1.0, 0.4, 16), "pages .2, mlp .6": (0.2, 0.6, 16),
 }  # fmt: skip
 STEPS = 24
 SPACE, BUDGET = "joint-27", 0.6  # of the policy

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-PRECISIONS = ("Q8_0", "Q4_0", "Q4_1", "BF16", "F32")
+PRECISIONS = ("Q8_0", "Q4_0", "Q4_1", "BF16")
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -32,9 +32,8 @@ def model_file(precision: str) -> Path:
     target = root / f"SmolLM2-135M-Instruct.{precision}.gguf"
     if not target.exists():
         root.mkdir(parents=True, exist_ok=True)
-        kind = "ALL_F32" if precision == "F32" else f"MOSTLY_{precision}"
         options = llama_cpp.llama_model_quantize_default_params()
-        options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{kind}")
+        options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{precision}")
         options.allow_requantize = True
         work = target.with_suffix(".part")
         if llama_cpp.llama_model_quantize(str(source).encode(), str(work).encode(), ctypes.byref(options)):

@@ -7,12 +7,7 @@
 // steps go with it. Keys lie in pages of
 // 16 tokens, transposed, beside the per-channel minimum and maximum of the page (Quest, ICML 2024).
 
-#include <cstdlib>
-#include <new>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include <memory>
 
 #include "walker.h"
 
@@ -44,17 +39,18 @@ void Engine::serve(int thread) {
 
 extern "C" {
 
-// Memory in huge pages, where the system has them: a step walks through all weights, and would miss the TLB at every 4 KiB.
-void* solm_arena(size_t bytes) {
-  const size_t huge = size_t(2) << 20;
-  void* memory = std::aligned_alloc(huge, (bytes + huge - 1) / huge * huge);
-#if defined(__linux__)
-  if (memory) madvise(memory, (bytes + huge - 1) / huge * huge, MADV_HUGEPAGE);
-#endif
+// A place for the weights; null where memory cannot be had.
+void* solm_arena(size_t bytes) try {
+  auto* memory = new Memory();
+  memory->allocate(bytes);
   return memory;
+} catch (const std::exception&) {
+  return nullptr;
 }
 
-void solm_arena_free(void* arena) { std::free(arena); }
+void* solm_arena_data(void* arena) { return static_cast<Memory*>(arena)->data(); }
+
+void solm_arena_free(void* arena) { delete static_cast<Memory*>(arena); }
 
 // Returns null where memory cannot be had. weights per layer: qkv, out, gate_up, down (data, scale, grid) then
 // attention_norm, mlp_norm, q_norm, k_norm, qkv_bias; 17 pointers. All must outlive the engine.
@@ -98,15 +94,15 @@ void solm_engine_free(void* engine) {
 // without memory.
 void* solm_cache(void* engine, const void* source, int32_t length, int32_t capacity) try {
   auto* e = static_cast<Engine*>(engine);
-  auto* c = new Cache();
+  auto c = std::make_unique<Cache>();
   c->capacity = capacity;
   const size_t places = size_t(e->s.layers) * e->s.kv_heads, tile = PAGE * e->s.head_dim * e->element();
-  for (auto* part : {&c->keys, &c->values}) part->resize(places * c->pages() * tile);
-  for (auto* part : {&c->low, &c->high}) part->resize(places * c->tiles() * tile);
+  for (auto* part : {&c->keys, &c->values}) part->allocate(places * c->pages() * tile);
+  for (auto* part : {&c->low, &c->high}) part->allocate(places * c->tiles() * tile);
   if (source) {
     auto* from = static_cast<const Cache*>(source);
     const size_t pages = (length + PAGE - 1) / PAGE, tiles = (pages + PAGE - 1) / PAGE;
-    auto copy = [&](std::vector<char>& to, const std::vector<char>& old, size_t now, size_t then, size_t used) {
+    auto copy = [&](Memory& to, const Memory& old, size_t now, size_t then, size_t used) {
       for (size_t p = 0; p < places; ++p)
         std::memcpy(to.data() + p * now * tile, old.data() + p * then * tile, used * tile);
     };
@@ -115,7 +111,7 @@ void* solm_cache(void* engine, const void* source, int32_t length, int32_t capac
     copy(c->low, from->low, c->tiles(), from->tiles(), tiles);
     copy(c->high, from->high, c->tiles(), from->tiles(), tiles);
   }
-  return c;
+  return c.release();
 } catch (const std::exception&) {
   return nullptr;
 }

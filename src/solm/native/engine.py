@@ -233,7 +233,7 @@ class Engine:
         self._arena = self.library.solm_arena(sum(matrix.room for matrix in matrices))
         if not self._arena:
             raise SolmError("the native backend could not get the memory for the model's weights")
-        address = self._arena
+        address: int = self.library.solm_arena_data(self._arena)
         for matrix in matrices:
             matrix.move(address)
             address += matrix.room

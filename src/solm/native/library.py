@@ -79,6 +79,8 @@ def library() -> ctypes.CDLL:
     loaded.solm_engine.argtypes = [ctypes.POINTER(Sizes), *[pointer] * 9]
     loaded.solm_arena.restype = pointer
     loaded.solm_arena.argtypes = [ctypes.c_size_t]
+    loaded.solm_arena_data.restype = pointer
+    loaded.solm_arena_data.argtypes = [pointer]
     loaded.solm_arena_free.argtypes = [pointer]
     loaded.solm_engine_free.argtypes = [pointer]
     loaded.solm_cache.restype = pointer

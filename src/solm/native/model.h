@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "memory.h"
 #include "select.h"
 #include "tiles.h"
 
@@ -94,8 +95,8 @@ class Barrier {
 // 0) or bfloat16. See `tile_at` and `value_at`.
 struct Cache {
   int capacity = 0;
-  std::vector<char> keys, values;  // [layers, kv_heads, pages, 16 D]
-  std::vector<char> low, high;     // [layers, kv_heads, tiles, 16 D]
+  Memory keys, values;  // [layers, kv_heads, pages, 16 D]
+  Memory low, high;     // [layers, kv_heads, tiles, 16 D]
 
   int pages() const { return capacity / PAGE; }
   int tiles() const { return (pages() + PAGE - 1) / PAGE; }
