@@ -40,7 +40,7 @@ def on_the_clock() -> plt.Figure:
     """Milliseconds of a decode step by context."""
     found = json.loads((ROOT / "results/decode.json").read_text())["milliseconds"]
     shown = {
-        "transformers, bfloat16": "stock transformers, bfloat16", "llama.cpp": "llama.cpp Q8_0",
+        "transformers, bfloat16": "stock transformers, bfloat16", "llama.cpp Q8_0": "llama.cpp Q8_0",
         "native bfloat16, dense": "native bfloat16", "native int8, dense": "native int8",
         "native int4, dense": "native int4 (exact for this model)",
         "native int8, pages .2, mlp .6": "native int8, pages .2 and MLP .6",

@@ -1,8 +1,6 @@
 """`Session` on the native engine: prefill by the stock model, every step after it compiled."""
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -11,6 +9,7 @@ from solm.actions import DENSE
 from solm.budget import Ledger
 from solm.decoding.passes import Extended, Turn
 from solm.decoding.session import Session
+from solm.decoding.threads import one_torch_thread
 from solm.errors import DataError
 from solm.models.cache import PagedCache
 from solm.models.controller import ModelControl
@@ -115,7 +114,7 @@ class NativeSession(Session):
             else:
                 found.stream[:] = self.embed(tokens).float().flatten(0, 1)
             before = found.realised.copy()
-            with _one_torch_thread():
+            with one_torch_thread():
                 found.keep[:] = _checked(turn.choose(found.stream.view(*tokens.shape, -1).clone()), tokens)
             found.run(turn.layer, layers)
             found.realised[:] = (turn.layer * before + (layers - turn.layer) * found.realised) / layers
@@ -202,15 +201,3 @@ def _checked(keep: torch.Tensor, tokens: torch.Tensor) -> np.ndarray:
     if not ((numbers >= low) & (numbers <= high)).all():
         raise DataError(f"keep must be shares from 0 to 1 and bits from 2 to 16, got {numbers[:4].tolist()}")
     return numbers
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """The engine's threads wait in a loop for the layers to go on, and so do OpenMP's for the next operation: a small
-    network on two of them would make a step of 3 ms one of 9."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
+from solm.decoding.threads import one_torch_thread
 from solm.errors import SolmError
 
 if TYPE_CHECKING:
@@ -42,13 +43,15 @@ class Sampler:
         """Tokens after which a reply ends."""
         self.generator = torch.Generator().manual_seed(seed)
         self._sequence = ids
+        self._beside_engine = lm.engine is not None
 
     def choose(self, logits: torch.Tensor) -> int:
         """The next token, from logits [V]; it counts as said from here on."""
-        scores: Any = self._processors(self._sequence.to(logits.device), logits[None].float())
-        if self.draws:
-            chosen = torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator)
-        else:
-            chosen = scores.argmax(-1, keepdim=True).cpu()
+        with one_torch_thread(self._beside_engine):
+            scores: Any = self._processors(self._sequence.to(logits.device), logits[None].float())
+            if self.draws:
+                chosen = torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator)
+            else:
+                chosen = scores.argmax(-1, keepdim=True).cpu()
         self._sequence = torch.cat([self._sequence, chosen.to(self._sequence)], 1)
         return int(chosen)
