@@ -399,7 +399,10 @@ def test_what_it_cannot_run_is_said():
         Engine(llama, SEMANTICS, "int3")
 
 
-SANITIZED = "whatever or screened_head_is or packed_weights or page_boundaries or whole_steps or depend_on_who or outgrow or steps_forks"
+SANITIZED = (
+    "whatever or screened_head_is or packed_weights or page_boundaries or whole_steps or depend_on_who or outgrow"
+    " or steps_forks"
+)
 
 
 def test_no_sanitizer_finds_anything_in_the_engine():
