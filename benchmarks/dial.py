@@ -1,10 +1,11 @@
 """Quality against the clock: constant settings of the dial, and the policy at their budgets, on timed steps.
 
-    python benchmarks/dial.py --data DATA --precision int8-screened --contexts 1024,8064
+    python benchmarks/dial.py --data DATA --contexts 1024,8064
 
-Every arm steps through the same held-out texts on the native engine, token by token, after the same prefill; a step's
-time and the log-probability of the next token come from the same call. Arms take turns within a text. The dense arm has
-the exact head, all others the one of --precision. The policy gets, text by text, what the constant setting realised.
+Every arm reads the same held-out texts on the native engine after the same prefill: for its quality all tokens at once,
+with every logit, and for its time the first ones step by step as greedy generation does, which computes the same but
+for unlikely logits. Arms take turns within a text. Losses and speedups are against dense int8. int4 rounds no weight of a model whose
+weights lie on a 4-bit grid, as this one's do. The policy gets, text by text, what the constant setting realised.
 Differences are paired over texts, with 95 % intervals.
 """
 
@@ -26,14 +27,18 @@ from solm.data.text import documents
 from solm.data.windows import stream_of
 from solm.decoding.midpass import MidPassDriver
 from solm.decoding.native_session import NativeSession
+from solm.decoding.passes import Extended, log_probabilities
 from solm.decoding.session import Session
+from solm.decoding.threads import one_torch_thread
 from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
 from solm.evaluation.statistics import paired_difference
 from solm.files import write_text
-from solm.native.engine import SCREENED, Engine
+from solm.native.engine import Engine
+from solm.policies.values import ValuePolicy
 from timing import MODEL, machine, median
 
-LENGTH = 128
+PRECISIONS, WHO, DENSE_ARM = ("int8", "int4"), ("static", "policy"), "dense int8"
+LENGTH, TIMED = 128, 40
 SETTINGS = [(pages, mlp) for pages in (1.0, 0.4, 0.2, 0.1) for mlp in (1.0, 0.8, 0.7)]
 LOSSES = (0.05, 0.15)
 
@@ -47,90 +52,106 @@ class Arm:
     realised: list[torch.Tensor] = field(default_factory=list)
 
 
-def run(tokens: torch.Tensor, arm: Arm, session: Session, step: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Step through tokens [1, T + 1] by `step`, which processes a token [1] and returns the logits of the next."""
-    times, nats = [], []
-    for now, following in zip(tokens[0, :-1], tokens[0, 1:], strict=True):
+def settle(arm: Arm, tokens: torch.Tensor, quality: Session, found: Extended, step: Callable[[], object]) -> None:
+    """Take down what reading tokens [1, T + 1] in the session `quality` found, and the time of steps."""
+    arm.nats.append(-float(log_probabilities(found.logits, tokens[:, 1:]).mean()))
+    arm.realised.append(quality.ledger.average[0])
+    times = []
+    for _ in range(TIMED):
         begun = time.perf_counter()
-        logits = step(now[None])
+        step()
         times.append(1e3 * (time.perf_counter() - begun))
-        nats.append(float(torch.logsumexp(logits[0], -1) - logits[0, following]))
-    arm.nats.append(float(np.mean(nats)))
     arm.milliseconds.append(median(times))
-    arm.realised.append(session.ledger.average[0])
 
 
-def measure(lm: solm.LanguageModel, exact: Engine, windows: torch.Tensor, context: int) -> dict[str, Arm]:
-    names = ["dense", *(f"{who} {setting}" for setting in SETTINGS for who in ("static", "policy"))]
+def constant(arm: Arm, parent: Session, tokens: torch.Tensor, action: tuple[float, float, float]) -> None:
+    keep = torch.tensor([action], dtype=torch.float64)
+    quality, timed = parent.fork(1, LENGTH), parent.fork(1, LENGTH)
+    found = quality.extend(tokens[:, :-1], keep.expand(LENGTH, 3)[None])
+    timed.shortlist = True
+    following = iter(tokens[0])
+    settle(arm, tokens, quality, found, lambda: timed.step(next(following)[None], keep))
+
+
+def decided(arm: Arm, parent: Session, tokens: torch.Tensor, policy: ValuePolicy, target: torch.Tensor) -> None:
+    quality, timed = parent.fork(1, LENGTH), parent.fork(1, LENGTH)
+    found, _ = MidPassDriver(quality, policy, target, LENGTH).extend(tokens[:, :-1])
+    timed.shortlist = True
+    driver, following = MidPassDriver(timed, policy, target, LENGTH), iter(tokens[0])
+    settle(arm, tokens, quality, found, lambda: driver.step(next(following)[None]))
+
+
+def measure(lm: solm.LanguageModel, engines: dict[str, Engine], windows: torch.Tensor, context: int) -> dict[str, Arm]:
+    """Arms by name: "dense int8", and precision, who decides and the setting for all others."""
+    kinds = [(precision, setting) for precision in engines for setting in SETTINGS]
+    names = [DENSE_ARM, *(f"{precision} {who} {setting}" for precision, setting in kinds for who in WHO)]
     arms = {name: Arm() for name in names}
     order = random.Random(0)
     policy = lm.policy("policy")
     for number, window in enumerate(windows.split(1)):
-        parent = lm.session(capacity=context)
-        dense = NativeSession(lm.control, lm.semantics, exact, context)
-        for session in (parent, dense):
-            session.prefill(window[:, :context])
+        parents = {}
+        for precision, engine in engines.items():
+            parents[precision] = NativeSession(lm.control, lm.semantics, engine, context)
+            parents[precision].prefill(window[:, :context])
         tokens = window[:, context:]
-        torch.set_num_threads(1)  # the engine has the others: see solm.decoding.threads
-
-        def constant(name: str, parent: Session, keep: tuple[float, float, float]) -> None:
-            session = parent.fork(1, LENGTH)
-            action = torch.tensor([keep], dtype=torch.float64)
-            run(tokens, arms[name], session, lambda token: session.step(token, action))  # noqa: B023
-
-        constant("dense", dense, DENSE)
-        for setting in order.sample(SETTINGS, len(SETTINGS)):
-            constant(f"static {setting}", parent, (*setting, 16))
-            session = parent.fork(1, LENGTH)
-            target = arms[f"static {setting}"].realised[-1][None]
-            driver = MidPassDriver(session, policy, target, LENGTH)
-            run(tokens, arms[f"policy {setting}"], session, lambda token, d=driver: d.step(token)[0])
-        torch.set_num_threads(exact.sizes.threads)
+        with one_torch_thread():
+            constant(arms[DENSE_ARM], parents["int8"], tokens, DENSE)
+            for precision, setting in order.sample(kinds, len(kinds)):
+                static, ours = (arms[f"{precision} {who} {setting}"] for who in WHO)
+                constant(static, parents[precision], tokens, (*setting, 16))
+                decided(ours, parents[precision], tokens, policy, static.realised[-1][None])
         print(f"context {context}: {number + 1} of {len(windows)} texts", flush=True)
     return arms
 
 
 def summary(arms: dict[str, Arm]) -> dict[str, object]:
-    dense = arms["dense"]
-    base = median(dense.milliseconds)
+    dense = arms[DENSE_ARM]
     rows = []
-    for setting in SETTINGS:
-        static, ours = arms[f"static {setting}"], arms[f"policy {setting}"]
-        row: dict[str, object] = {"pages": setting[0], "mlp": setting[1]}
-        for who, arm in (("static", static), ("policy", ours)):
-            loss = paired_difference(np.array(arm.nats), np.array(dense.nats))
-            faster = [a / b for a, b in zip(dense.milliseconds, arm.milliseconds, strict=True)]
-            row[who] = {
-                "loss": loss._asdict(), "milliseconds": median(arm.milliseconds), "speedup": median(faster),
-                "realised": torch.stack(arm.realised).mean(0).tolist(),
-            }  # fmt: skip
-        row["policy_minus_static"] = paired_difference(np.array(ours.nats), np.array(static.nats))._asdict()
-        row["policy_time_ratio"] = median([a / b for a, b in zip(ours.milliseconds, static.milliseconds, strict=True)])
-        rows.append(row)
+    for precision in PRECISIONS:
+        for setting in SETTINGS:
+            static, ours = (arms[f"{precision} {who} {setting}"] for who in WHO)
+            row: dict[str, object] = {"precision": precision, "pages": setting[0], "mlp": setting[1]}
+            for who, arm in zip(WHO, (static, ours), strict=True):
+                loss = paired_difference(np.array(arm.nats), np.array(dense.nats))
+                faster = [a / b for a, b in zip(dense.milliseconds, arm.milliseconds, strict=True)]
+                row[who] = {
+                    "loss": loss._asdict(), "milliseconds": median(arm.milliseconds), "speedup": median(faster),
+                    "realised": torch.stack(arm.realised).mean(0).tolist(),
+                }  # fmt: skip
+            row["policy_minus_static"] = paired_difference(np.array(ours.nats), np.array(static.nats))._asdict()
+            ratios = [a / b for a, b in zip(ours.milliseconds, static.milliseconds, strict=True)]
+            row["policy_time_ratio"] = median(ratios)
+            rows.append(row)
     best = {
         f"speedup_at_loss_{limit}": {
-            who: max((row[who]["speedup"] for row in rows if row[who]["loss"]["value"] <= limit), default=1.0)  # type: ignore[index]
-            for who in ("static", "policy")
+            precision: {
+                who: max((row[who]["speedup"] for row in rows if fits(row, precision, who, limit)), default=1.0)  # type: ignore[index]
+                for who in WHO
+            }
+            for precision in PRECISIONS
         }
         for limit in LOSSES
     }
     return {
-        "texts": len(dense.nats), "tokens": len(dense.nats) * LENGTH, "dense_milliseconds": base,
+        "texts": len(dense.nats), "tokens": len(dense.nats) * LENGTH, "dense_milliseconds": median(dense.milliseconds),
         "dense_nats": float(np.mean(dense.nats)), **best, "settings": rows,
     }  # fmt: skip
+
+
+def fits(row: dict, precision: str, who: str, limit: float) -> bool:  # type: ignore[type-arg]
+    return row["precision"] == precision and row[who]["loss"]["value"] <= limit
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="Folder with eval/; see policies.py.")
     parser.add_argument("--policy", default=f"{MODEL}-native")
-    parser.add_argument("--precision", default="int8-screened")
     parser.add_argument("--contexts", default="1024,8064")
     parser.add_argument("--texts", default="24,9", help="Texts at every context.")
     parser.add_argument("--out", type=Path, help="Write the JSON here, besides printing it.")
     options = parser.parse_args()
-    lm = solm.load(MODEL, options.policy, backend="native", precision=options.precision)
-    exact = Engine(lm.model, lm.semantics, options.precision.removesuffix(SCREENED))
+    lm = solm.load(MODEL, options.policy)
+    engines = {precision: Engine(lm.model, lm.semantics, precision) for precision in PRECISIONS}
     found = {}
     counts = [int(part) for part in options.texts.split(",")]
     for context, count in zip((int(part) for part in options.contexts.split(",")), counts, strict=True):
@@ -138,9 +159,8 @@ def main() -> None:
         long = [stream_of(documents(str(options.data / "eval/books_long.jsonl")), lm.tokenizer, "books_long")]
         streams = held_out(options.data, lm) if context < 4096 else long
         settings = EvaluationSettings(budgets=(1.0,), sequences=count, context=context, length=LENGTH)
-        found[str(context)] = summary(measure(lm, exact, held_out_windows(streams, settings), context))
-    about = {"machine": machine(), "policy": options.policy, "precision": options.precision}
-    told = json.dumps({**about, "contexts": found})
+        found[str(context)] = summary(measure(lm, engines, held_out_windows(streams, settings), context))
+    told = json.dumps({"machine": machine(), "policy": options.policy, "contexts": found})
     if options.out:
         write_text(options.out, told + "\n")
     print(told)

@@ -26,10 +26,7 @@ BackendOption = Annotated[
 ]
 PrecisionOption = Annotated[
     str,
-    typer.Option(
-        help="Weights of the native backend: float32, bfloat16, int8, or int4 where they lie on such a grid; "
-        "int8-screened or int4-screened compute exactly only the logits that matter."
-    ),
+    typer.Option(help="Weights of the native backend: float32, bfloat16, int8, or int4 where they lie on such a grid."),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 DEFAULT_MODEL = "builtin:smollm2-135m"

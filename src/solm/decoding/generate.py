@@ -119,6 +119,7 @@ def stream(
         target = lm.budget(budget, ids.shape[1] + max_new_tokens // 2)
     sampler = Sampler(lm, ids, seed, sampling)
     session = lm.session(capacity=ids.shape[1] + max_new_tokens)
+    session.shortlist = sampler.takes_largest
     logits = session.prefill(ids)
     driver = drive(session, policy, target.tensor(1), max_new_tokens, sampler.generator)
     overhead = lm.overhead(policy)

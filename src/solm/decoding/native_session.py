@@ -29,7 +29,10 @@ class NativeSession(Session):
     def __init__(self, control: ModelControl, semantics: Semantics, engine: Engine, capacity: int = 0):
         super().__init__(control, semantics, capacity)
         self.engine, self.capacity = engine, capacity
-        self.caches: list[Cache] = []
+        self._caches: list[Cache] = []
+        self.dtype = control.model.dtype
+        self.frame: _Frame | None = None
+        """Of the last step, as long as rows keep their caches."""
         self._prefilling = False
 
     def prefill(
@@ -42,6 +45,21 @@ class NativeSession(Session):
         logits = self._stock_prefill(tokens, lengths, every_logit)
         self._fill(before)
         return logits
+
+    @property
+    def caches(self) -> list[Cache]:
+        """One for every row; to be replaced as a whole."""
+        return self._caches
+
+    @caches.setter
+    def caches(self, caches: list[Cache]) -> None:
+        self._caches, self.frame = caches, None
+
+    def prepare(self, longest: int) -> None:
+        """Make room for rows of up to `longest` tokens."""
+        if not self._caches:
+            self._fill(0)
+        self._reserve(longest)
 
     def _fill(self, before: int) -> None:
         """Give the engine the stock model's keys and values from token `before` on."""
@@ -71,12 +89,14 @@ class NativeSession(Session):
         for session in (self, other):
             if not session.caches:
                 session._fill(0)
-        self.caches += other.caches
+        self.caches = self.caches + other.caches
         self.cache = PagedCache([])  # the stock model's keys were needed for the prefill alone
 
     def _let_go(self, row: int) -> None:
-        self.caches[row] = self.caches[-1]
-        self.caches.pop()
+        caches = self.caches[:-1]
+        if row < len(caches):
+            caches[row] = self.caches[-1]
+        self.caches = caches
 
     def _branch(self, forks: int, capacity: int = 0) -> None:
         if self._prefilling:  # padded rows need no copy here: every row has a cache of its own
@@ -92,11 +112,13 @@ class NativeSession(Session):
         """Nothing to do: the engine reads no further than a row's length."""
 
     def _reserve(self, longest: int) -> None:
-        for row, cache in enumerate(self.caches):
-            if cache.capacity < longest:
-                self.caches[row] = Cache(self.engine, longest + longest // 2, cache, int(self.lengths[row]))
+        if all(cache.capacity >= longest for cache in self._caches):
+            return
+        self.caches = [
+            cache if cache.capacity >= longest else Cache(self.engine, longest + longest // 2, cache, int(length))
+            for cache, length in zip(self.caches, self.lengths, strict=True)
+        ]
 
-    @torch.no_grad()
     def extend(
         self,
         tokens: torch.Tensor,
@@ -113,14 +135,15 @@ class NativeSession(Session):
                 found.run(0, turn.layer)
             else:
                 found.stream[:] = self.embed(tokens).float().flatten(0, 1)
-            before = found.realised.copy()
-            with one_torch_thread():
-                found.keep[:] = _checked(turn.choose(found.stream.view(*tokens.shape, -1).clone()), tokens)
+            before = found.frame.realised.copy()
+            with torch.no_grad(), one_torch_thread():
+                keep = turn.choose(found.stream.view(*tokens.shape, -1).clone())
+            found.frame.set_keep(keep)
             found.run(turn.layer, layers)
-            found.realised[:] = (turn.layer * before + (layers - turn.layer) * found.realised) / layers
+            realised = found.frame.realised
+            realised[:] = (turn.layer * before + (layers - turn.layer) * realised) / layers
         return self._book(found, keep_logits)
 
-    @torch.no_grad()
     def decide(
         self, tokens: torch.Tensor, rows: np.ndarray, keep: torch.Tensor | None = None
     ) -> tuple[Extended, torch.Tensor]:
@@ -132,72 +155,98 @@ class NativeSession(Session):
         return self._book(found, None), torch.from_numpy(actions.astype(np.int64))
 
     def _book(self, found: "_Pass", keep_logits: torch.Tensor | None) -> Extended:
-        rows, count = found.positions.shape
+        frame = found.frame
+        rows, count = frame.ids.shape
         hidden, logits = found.stream.view(rows, count, -1), found.logits.view(rows, count, -1)
         if keep_logits is not None:
             index = keep_logits[..., None]
             hidden, logits = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (hidden, logits))
-        controllable = found.positions + 1 > self.semantics.always_read
-        realised = found.realised.reshape(rows, count, 3)
-        self.hidden = hidden[:, -1].to(self.control.model.dtype)
-        self.lengths = self.lengths + count
-        spent = self.ledger.spent + torch.from_numpy((realised * controllable[..., None]).sum(1))
-        self.ledger = Ledger(spent, self.ledger.steps + torch.from_numpy(controllable.sum(1)))
+        controllable = frame.places >= self.semantics.always_read
+        realised = frame.realised.reshape(rows, count, 3).copy()
+        self.hidden = hidden[:, -1].to(self.dtype)
+        self.lengths = torch.from_numpy(found.lengths + count)
+        spent = torch.from_numpy((realised * controllable[..., None]).sum(1))
+        self.ledger = Ledger(self.ledger.spent + spent, self.ledger.steps + torch.from_numpy(controllable.sum(1)))
         return Extended(logits, hidden, torch.from_numpy(realised), torch.from_numpy(controllable))
 
-    @property
-    def rules(self) -> Rules:
-        """The session's semantics in the engine's terms."""
-        semantics, site = self.semantics, self.semantics.mlp_site
-        return Rules(
+
+class _Frame:
+    """What goes into the engine for N rows of Q tokens and comes back, in places that stay where they are.
+
+    Steps stream all weights through the processor's caches, so every Python object that need not be touched counts.
+    ids and places [N, Q], keep and realised [N·Q, 3].
+    """
+
+    def __init__(self, session: NativeSession, rows: int, count: int):
+        semantics, site = session.semantics, session.semantics.mlp_site
+        self.rules = Rules(
             semantics.sinks, semantics.window, "input" in site, "hidden" in site, semantics.hidden_power,
             semantics.bits_group or 0,
         )  # fmt: skip
+        self.offsets = np.arange(count)
+        self.ids, self.places = np.empty((rows, count), dtype=np.int64), np.empty((rows, count), dtype=np.int32)
+        self.keep, self.realised = np.empty((rows * count, 3)), np.empty((rows * count, 3))
+        self.dense = True
+        self.keep[:] = DENSE
+        self.caches = (ctypes.c_void_p * (rows * count))(*(c.handle for c in session.caches for _ in range(count)))
+        self.before = (session.engine.handle, ctypes.addressof(self.rules), rows * count, count, self.caches)
+        self.inputs = tuple(array.ctypes.data for array in (self.ids, self.places, self.keep))
+        self.output = self.realised.ctypes.data
+
+    def set_keep(self, keep: torch.Tensor | None) -> None:
+        """Follow keep [N, Q, 3]; None: dense. Raises `DataError` for what the engine was not made for."""
+        if keep is not None:
+            self.keep[:] = _checked(keep, self.ids.shape)
+        elif not self.dense:
+            self.keep[:] = DENSE
+        self.dense = keep is None
 
 
 class _Pass:
-    """One walk through the layers: tokens, positions [N, Q], keep and realised [N·Q, 3], stream [N·Q, H] and logits
-    [N·Q, V]. Small things are numpy's, which starts in a tenth of the time that torch takes."""
+    """One walk through the layers: stream [N·Q, H] and logits [N·Q, V], beside what is in the frame."""
 
     def __init__(self, session: NativeSession, tokens: torch.Tensor, keep: torch.Tensor | None):
-        self.count = tokens.shape[1]
         sizes, ids = session.engine.sizes, tokens.numpy()
         if not ids.size or len(ids) != session.rows or ids.dtype.kind not in "iu":
             wanted = f"whole numbers [{session.rows}, at least 1]"
             raise DataError(f"tokens must be {wanted}, got {tokens.dtype} {list(tokens.shape)}")
-        if ids.min() < 0 or ids.max() >= sizes.vocabulary:
-            raise DataError(f"token ids must be in [0, {sizes.vocabulary - 1}], got {ids.ravel()[:8].tolist()}")
-        self.positions = session._positions(self.count).numpy()
-        if not session.caches:
-            session._fill(0)
-        session._reserve(int(self.positions.max()) + 1)
-        self.engine, self.rules = session.engine, session.rules
-        self.caches = (ctypes.c_void_p * ids.size)(*(c.handle for c in session.caches for _ in range(self.count)))
-        self.ids, self.places = ids.astype(np.int32, order="C"), self.positions.astype(np.int32)
-        self.keep = np.tile(np.array(DENSE, dtype=np.float64), (ids.size, 1))
-        if keep is not None:
-            self.keep[:] = _checked(keep, tokens)
-        self.realised = np.empty((ids.size, 3))
+        self.lengths, count = session.lengths.numpy(), ids.shape[1]
+        longest = int(self.lengths.max()) + count
+        session.check_length(longest)
+        session.prepare(longest)
+        frame = session.frame
+        if frame is None or frame.ids.shape != ids.shape:
+            frame = session.frame = _Frame(session, *ids.shape)
+        frame.ids[:] = ids
+        np.add(self.lengths[:, None], frame.offsets, out=frame.places, casting="unsafe")
+        frame.set_keep(keep)
+        self.frame, self.engine, self.shortlist = frame, session.engine, session.shortlist
         self.stream = torch.empty(ids.size, sizes.hidden)
         self.logits = torch.empty(ids.size, sizes.vocabulary)
 
     def run(self, first: int, last: int, rows: np.ndarray | None = None, actions: np.ndarray | None = None) -> None:
-        """Layers first to last; rows and actions as for `NativeSession.decide`."""
-        self.engine.library.solm_run(
-            self.engine.handle, ctypes.byref(self.rules), len(self.keep), self.count, self.caches,
-            self.ids.ctypes.data, self.places.ctypes.data, self.keep.ctypes.data,
-            None if rows is None else rows.ctypes.data, None if actions is None else actions.ctypes.data,
-            self.realised.ctypes.data, first, last, self.stream.data_ptr(), self.logits.data_ptr(),
+        """Layers first to last; rows and actions as for `NativeSession.decide`. Raises `DataError` for unknown ids."""
+        decided = (None, None) if rows is None or actions is None else (rows.ctypes.data, actions.ctypes.data)
+        frame = self.frame
+        done = self.engine.library.solm_run(
+            *frame.before, *frame.inputs, *decided, frame.output, first, last, self.stream.data_ptr(),
+            self.logits.data_ptr(), self.shortlist,
         )  # fmt: skip
+        if not done:
+            known = f"[0, {self.engine.sizes.vocabulary - 1}]"
+            raise DataError(f"token ids must be in {known}, got {frame.ids.ravel()[:8].tolist()}")
 
 
-def _checked(keep: torch.Tensor, tokens: torch.Tensor) -> np.ndarray:
-    """keep [N, Q, 3] for tokens [N, Q] as the engine takes it; raises `DataError` for what it was not made for."""
-    if keep.shape != (*tokens.shape, 3):
-        raise DataError(f"keep must be {[*tokens.shape, 3]} for tokens {list(tokens.shape)}, got {list(keep.shape)}")
+_LEAST, _MOST = np.array([0.0, 0.0, 2.0]), np.array(DENSE)
+
+
+def _checked(keep: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
+    """keep [N, Q, 3] for tokens of `shape` [N, Q] as the engine takes it; raises `DataError` for what it was not made
+    for."""
+    if keep.shape != (*shape, 3):
+        raise DataError(f"keep must be {[*shape, 3]} for tokens {list(shape)}, got {list(keep.shape)}")
     numbers: np.ndarray = keep.reshape(-1, 3).numpy()
-    low, high = np.array([0.0, 0.0, 2.0]), np.array(DENSE)
     # Written so that NaN is refused too.
-    if not ((numbers >= low) & (numbers <= high)).all():
+    if not ((numbers >= _LEAST) & (numbers <= _MOST)).all():
         raise DataError(f"keep must be shares from 0 to 1 and bits from 2 to 16, got {numbers[:4].tolist()}")
     return numbers

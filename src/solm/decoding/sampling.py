@@ -38,6 +38,8 @@ class Sampler:
             prepared, input_ids_seq_length=ids.shape[1], device=ids.device.type
         )
         self.draws = bool(prepared.do_sample)
+        self.takes_largest = not self.draws and not self._processors
+        """Whether the largest logit is all that counts."""
         stops = prepared.eos_token_id
         self.stops = frozenset(stops if isinstance(stops, list) else [stops])
         """Tokens after which a reply ends."""

@@ -25,6 +25,10 @@ class Session(Rows):
     `Turn`, for the layers before it.
     """
 
+    shortlist = False
+    """Whether logits more than 8 below a step's largest may be approximate, for whoever chooses the largest only. The
+    native engine then reads little more than half of an int8 head."""
+
     def __init__(self, control: ModelControl, semantics: Semantics, capacity: int = 0):
         """capacity: tokens to reserve room for; more are taken, at the price of a copy."""
         self.control, self.semantics = control, semantics
@@ -220,10 +224,13 @@ class Session(Rows):
         self.hidden = self.hidden.repeat_interleave(forks, 0)
 
     def _positions(self, count: int) -> torch.Tensor:
-        longest = int(self.lengths.max()) + count
+        self.check_length(int(self.lengths.max()) + count)
+        return self.lengths[:, None] + torch.arange(count)
+
+    def check_length(self, longest: int) -> None:
+        """Raises `ContextLengthError` where rows of `longest` tokens are more than the model can read."""
         if self.limit is not None and longest > self.limit:
             raise ContextLengthError(f"{longest} tokens are too many: this model's context holds {self.limit}")
-        return self.lengths[:, None] + torch.arange(count)
 
     def _dense(self, count: int) -> torch.Tensor:
         return torch.tensor(DENSE, dtype=torch.float64).expand(self.rows, count, 3)

@@ -54,9 +54,8 @@ void solm_arena_free(void* arena) { delete static_cast<Memory*>(arena); }
 
 // Returns null where memory cannot be had. weights per layer: qkv, out, gate_up, down (data, scale, grid) then
 // attention_norm, mlp_norm, q_norm, k_norm, qkv_bias; 17 pointers. All must outlive the engine.
-void* solm_engine(const Sizes* sizes, const void* const* per_layer, const void* embedding, const float* embedding_scale,
-                  const void* head, const float* head_scale, const uint8_t* plane, const float* final_norm, const float* cosine,
-                  const float* sine) try {
+void* solm_engine(const Sizes* sizes, const void* const* per_layer, const void* embedding, const Head* head,
+                  const float* final_norm, const float* cosine, const float* sine) try {
   auto* e = new Engine();
   e->s = *sizes;
   for (int l = 0; l < sizes->layers; ++l) {
@@ -66,8 +65,7 @@ void* solm_engine(const Sizes* sizes, const void* const* per_layer, const void* 
     e->layers.push_back({matrix(0), matrix(3), matrix(6), matrix(9), floats(p[12]), floats(p[13]), floats(p[14]),
                          floats(p[15]), floats(p[16])});
   }
-  e->embedding = embedding, e->embedding_scale = embedding_scale, e->head = {head, head_scale, nullptr}, e->plane = plane;
-  e->final_norm = final_norm, e->cosine = cosine, e->sine = sine;
+  e->embedding = embedding, e->head = *head, e->final_norm = final_norm, e->cosine = cosine, e->sine = sine;
   const Sizes& s = e->s;
   const int widest = std::max({2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden,
                                s.heads * (s.head_dim + 2)});
@@ -143,12 +141,17 @@ void solm_cache_fill(void* engine, void* cache, int32_t layer, int32_t position,
 // schedule before its layer, its word from there on; actions [steps] tells which, and the rows are booked.
 //
 // stream [steps, H] is read where first > 0, and written: the residual stream, or after the last layer what the head reads.
-// logits [steps, V], computed after the last layer, may be null.
-void solm_run(void* engine, const Rules* rules, int32_t steps, int32_t count, void* const* caches, const int32_t* tokens,
+// logits [steps, V], computed after the last layer, may be null. With `shortlist`, those of an int8 head that are far below
+// a step's largest may be approximate.
+//
+// Returns 0, with nothing done, where a token is none of the model's.
+int32_t solm_run(void* engine, const Rules* rules, int32_t steps, int32_t count, void* const* caches, const int64_t* tokens,
               const int32_t* positions, const double* keep, Row* rows, int32_t* actions, double* realised, int32_t first,
-              int32_t last, float* stream, float* logits) {
+              int32_t last, float* stream, float* logits, int32_t shortlist) {
   auto* e = static_cast<Engine*>(engine);
-  e->steps = steps, e->first = first, e->last = last, e->stream = stream, e->logits = logits;
+  for (int i = 0; i < steps; ++i)
+    if (tokens[i] < 0 || tokens[i] >= e->s.vocabulary) return 0;
+  e->steps = steps, e->first = first, e->last = last, e->stream = stream, e->logits = logits, e->shortlist = shortlist;
   e->caches = reinterpret_cast<Cache* const*>(caches), e->tokens = tokens, e->positions = positions;
   e->rules = rules, e->rows = rows, e->count = count, e->actions = actions, e->realised = realised, e->turn = -1;
   e->plans.resize(steps);
@@ -174,5 +177,6 @@ void solm_run(void* engine, const Rules* rules, int32_t steps, int32_t count, vo
   e->ticket.fetch_add(1, std::memory_order_acq_rel);
   e->ticket.notify_all();
   e->dispatch(0);
+  return 1;
 }
 }

@@ -11,14 +11,11 @@ from transformers import PreTrainedModel
 from solm.errors import SolmError, UnsupportedModelError
 from solm.models.families import decoder_layers
 from solm.native.library import Sizes, library
+from solm.native.weights import Head, Matrix
 from solm.semantics import Semantics
 
 PAGE, MOST_QUERIES = 16, 32
 PRECISIONS = ("float32", "bfloat16", "int8", "int4")
-SCREENED = "-screened"
-"""After int8 or int4: logits from half the bits of the head, then exactly those that come near the largest."""
-GROUP = 32
-"""Input channels of a packed matrix that share a step and a lowest value, as in GGUF's Q4_0 and Q4_1."""
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 
@@ -51,117 +48,6 @@ def why_not(model: PreTrainedModel, semantics: Semantics) -> str | None:
     return None
 
 
-class Matrix:
-    """A weight matrix [out, in] in the engine's layout, input-major [in, out] unless `output_major`, per-output scales
-    where it is int8.
-
-    With precision int4 a matrix whose weights lie on a grid of 4 bits is packed, exactly; any other is int8.
-    """
-
-    def __init__(self, weight: torch.Tensor, precision: str, output_major: bool = False):
-        self.scale: torch.Tensor | None = None
-        self.grid: torch.Tensor | None = None
-        if precision == "int4" and not output_major:
-            packed = pack(weight.detach())
-            if packed is not None:
-                self.data, self.grid = packed
-                return
-        weight = weight.detach().float()
-        if precision in ("int8", "int4"):
-            scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
-            weight, self.scale = (weight / scale).round(), scale[:, 0].contiguous()
-        if self.scale is not None and not output_major:
-            self.data = _in_blocks((weight + 128).to(torch.uint8).T)
-            return
-        stored = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(precision, torch.int8)
-        weight = weight.to(stored)
-        self.data = (weight if output_major else weight.T).contiguous()
-
-    @property
-    def room(self) -> int:
-        """Bytes, up to the next cache line."""
-        return -(-self.data.nbytes // 64) * 64
-
-    def move(self, address: int) -> None:
-        """Live at `address` from now on."""
-        memory = (ctypes.c_char * self.data.nbytes).from_address(address)
-        there = torch.frombuffer(memory, dtype=self.data.dtype).view(self.data.shape)
-        self.data = there.copy_(self.data)
-
-    @property
-    def pointers(self) -> tuple[int, int, int]:
-        """Addresses of data, scale and grid; 0 for what there is none of."""
-        scale, grid = (0 if part is None else part.data_ptr() for part in (self.scale, self.grid))
-        return self.data.data_ptr(), scale, grid
-
-
-class Plane(Matrix):
-    """The high four bits of an int8 matrix [out, in], output-major, as numbers from 0 to 15: [out, in / 2] bytes."""
-
-    def __init__(self, matrix: Matrix):
-        self.scale = self.grid = None
-        inputs = matrix.data.shape[1]
-        if inputs % 64:
-            raise UnsupportedModelError(f"a screened head needs a hidden size that is a multiple of 64, not {inputs}")
-        self.data = _numbers(((matrix.data >> 4) + 8).to(torch.uint8))
-
-
-def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Weights [out, in] that lie on grids of 16 values, one for 32 inputs of an output: bytes [in, out / 2] and grids
-    [in / 32, 2, out] float16 (step, lowest value) in the engine's layout. None for any other weights.
-
-    GGUF's Q4_0 and Q4_1 are such grids. What the dtype of `weight` has rounded away is forgiven, nothing else.
-    """
-    out, inputs = weight.shape
-    if inputs % GROUP or out % 64:
-        return None
-    groups = weight.float().unflatten(1, (-1, GROUP))
-    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    allowed = 2 * torch.finfo(weight.dtype).eps * groups.abs().amax(-1, keepdim=True) + 1e-12
-    step, found = torch.zeros_like(low), high == low
-    # The extreme values are on the grid; how many steps lie between them is not known.
-    for steps in range(15, 0, -1):
-        guess = ((high - low) / steps).clamp(min=1e-30)
-        off = (groups - low - ((groups - low) / guess).round() * guess).abs().amax(-1, keepdim=True)
-        fits = ~found & (off <= allowed)
-        step, found = torch.where(fits, guess, step), found | fits
-    if not bool(found.all()):
-        return None
-    numbers = ((groups - low) / step.clamp(min=1e-30)).round().clamp(0, 15).to(torch.uint8).flatten(1)
-    grid = torch.stack([step[..., 0].T, low[..., 0].T], 1).to(torch.float16)
-    blocks = _in_blocks(numbers.T)
-    whole = out // 128 * 128
-    pairs = blocks[:, :whole].unflatten(1, (-1, 2, 64)).transpose(1, 2)
-    single = blocks[:, whole:].unflatten(1, (2, -1)).transpose(0, 1)
-    halves = [torch.cat([pairs[:, half].flatten(1), single[half]], 1) for half in (0, 1)]
-    return (halves[0] + halves[1] * 16).contiguous(), grid.contiguous()
-
-
-def _in_blocks(bytes_: torch.Tensor) -> torch.Tensor:
-    """Bytes [in, out] in the order of integers.h, with zeros up to a whole block of 64 outputs."""
-    padded = torch.nn.functional.pad(bytes_, (0, -bytes_.shape[1] % 64))
-    return padded.unflatten(1, (-1, 4, 4, 4)).transpose(2, 3).flatten(1).contiguous()
-
-
-def _numbers(numbers: torch.Tensor) -> torch.Tensor:
-    """Numbers of 4 bits [rows, n], n a multiple of 64, as the bytes [rows, n / 2] that the engine's `Numbers` reads."""
-    whole = numbers.shape[1] // 128 * 128
-    parts = [
-        _words(numbers[:, :whole].unflatten(1, (-1, 8, 16)), torch.int32),
-        _words(numbers[:, whole:].unflatten(1, (-1, 4, 16)), torch.int16),
-    ]
-    return torch.cat(parts, 1).contiguous()
-
-
-def _words(numbers: torch.Tensor, word: torch.dtype) -> torch.Tensor:
-    """Numbers [in, blocks, parts, 16] as the bytes [in, ...] of words, one per lane, with part 0 in the lowest bits."""
-    shifts = torch.arange(numbers.shape[2])[:, None] * 4
-    words = (numbers.to(torch.int64) << shifts).sum(2)
-    bits = torch.iinfo(word).bits
-    signed = torch.where(words >= 1 << (bits - 1), words - (1 << bits), words).to(word)
-    return signed.contiguous().view(torch.uint8).flatten(1)
-
-
 class Engine:
     """The engine over a model's weights, which are copied into its layout.
 
@@ -179,10 +65,8 @@ class Engine:
         reason = why_not(model, semantics)
         if reason is not None:
             raise UnsupportedModelError(f"the native backend cannot run this model: {reason}")
-        stored, screened = precision.removesuffix(SCREENED), precision.endswith(SCREENED)
-        known = (*PRECISIONS, *(name + SCREENED for name in PRECISIONS[2:]))
-        if precision not in known:
-            raise SolmError(f"unknown precision {precision!r}; choose one of {', '.join(known)}")
+        if precision not in PRECISIONS:
+            raise SolmError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
         cores = os.cpu_count() or 1
         threads = min(torch.get_num_threads(), cores) if threads is None else threads
         if not 1 <= threads <= cores:
@@ -191,21 +75,17 @@ class Engine:
         config: Any = model.config.get_text_config(decoder=True)
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.precision, self.head_dim, self.kv_heads = precision, head_dim, config.num_key_value_heads
+        embedding, kind = self._embedding(model)
         self.sizes = Sizes(
             config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.num_attention_heads,
             config.num_key_value_heads, head_dim, config.vocab_size,
-            PRECISIONS.index(stored), threads, config.rms_norm_eps,
+            PRECISIONS.index(precision), kind, threads, config.rms_norm_eps,
         )  # fmt: skip
-        self._kept: list[torch.Tensor] = []
+        self._kept: list[torch.Tensor] = [embedding]
         self._arena: int | None = None
-        layers = [self._matrices(layer, stored) for layer in decoder_layers(model)]
-        embedding: Any = model.get_input_embeddings().weight
-        head: Any = model.get_output_embeddings().weight
-        output = Matrix(head, stored, output_major=True)
-        tied = embedding.data_ptr() == head.data_ptr()
-        source = output if tied else Matrix(embedding, stored, output_major=True)
-        plane = [Plane(output)] if screened else []
-        self._place([part for layer in layers for part in layer] + plane + [output] + ([] if tied else [source]))
+        layers = [self._matrices(layer, precision) for layer in decoder_layers(model)]
+        head = Head(model.get_output_embeddings().weight, precision)  # type: ignore[arg-type]
+        self._place([part for layer in layers for part in layer] + [head])
         pointers = []
         for layer, matrices in zip(decoder_layers(model), layers, strict=True):
             pointers += [value for matrix in matrices for value in matrix.pointers] + self._vectors(layer)
@@ -213,8 +93,7 @@ class Engine:
         cosine, sine = self._rotary(model, config)
         base: Any = model.get_decoder()
         self.handle: int | None = self.library.solm_engine(
-            ctypes.byref(self.sizes), table, source.pointers[0], source.pointers[1] or None, output.pointers[0],
-            output.pointers[1] or None, plane[0].pointers[0] if plane else None,
+            ctypes.byref(self.sizes), table, embedding.data_ptr(), (ctypes.c_void_p * 4)(*head.addresses),
             *(self._floats(values) for values in (base.norm.weight, cosine, sine)),
         )  # fmt: skip
         if not self.handle:
@@ -228,6 +107,14 @@ class Engine:
             self.library.solm_arena_free(self._arena)
             self._arena = None
 
+    @staticmethod
+    def _embedding(model: PreTrainedModel) -> tuple[torch.Tensor, int]:
+        """The model's own embeddings [V, H], and which of the engine's kinds they are."""
+        weight: torch.Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[assignment, operator]
+        kinds = (torch.float32, torch.bfloat16, torch.float16)
+        weight = (weight if weight.dtype in kinds else weight.float()).contiguous()
+        return weight, kinds.index(weight.dtype)
+
     def _place(self, matrices: list[Matrix]) -> None:
         """Move all weights next to one another, in the order in which a step reads them."""
         self._arena = self.library.solm_arena(sum(matrix.room for matrix in matrices))
@@ -237,7 +124,7 @@ class Engine:
         for matrix in matrices:
             matrix.move(address)
             address += matrix.room
-        self._matrices_kept = matrices  # their scales live here
+        self._matrices_kept = matrices  # what the engine reads belongs to them
 
     def _floats(self, values: torch.Tensor | None) -> int:
         """The address of `values` in float32; 0 for None."""
@@ -247,14 +134,14 @@ class Engine:
         self._kept.append(kept)
         return kept.data_ptr()
 
-    def _matrices(self, layer: nn.Module, stored: str) -> list[Matrix]:
+    def _matrices(self, layer: nn.Module, precision: str) -> list[Matrix]:
         """A layer's matrices in the order of the engine: qkv, out, gate and up, down."""
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
         qkv = torch.cat([part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj)])
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
         weights = (qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight)
-        return [Matrix(weight, stored) for weight in weights]
+        return [Matrix(weight, precision) for weight in weights]
 
     def _vectors(self, layer: nn.Module) -> list[int]:
         """The addresses of a layer's norms and bias, 0 where there is none."""

@@ -39,6 +39,7 @@ struct Integers {
   __m512i v;
   static Integers all(int32_t x) { return {_mm512_set1_epi32(x)}; }
   void add(const Bytes& w, int32_t four) { v = _mm512_dpbusd_epi32(v, w.v, _mm512_set1_epi32(four)); }
+  void add(const Bytes& w, const int8_t* each) { v = _mm512_dpbusd_epi32(v, w.v, _mm512_loadu_si512(each)); }
   Lanes lanes() const { return {_mm512_cvtepi32_ps(v)}; }
 };
 
@@ -86,6 +87,9 @@ struct Integers {
     std::memcpy(q, &four, 4);
     for (int i = 0; i < 16; ++i)
       for (int k = 0; k < 4; ++k) v[i] += int32_t(w.v[4 * i + k]) * q[k];
+  }
+  void add(const Bytes& w, const int8_t* each) {
+    for (int i = 0; i < 64; ++i) v[i / 4] += int32_t(w.v[i]) * each[i];
   }
   Lanes lanes() const {
     float x[16];
@@ -189,34 +193,34 @@ struct Ahead {
   }
 };
 
-// Sums of a group for T rows from r on and one block of outputs, whose bytes of four channels from i on `quads(i, quad)`
-// gives, interleaved: for j of four, done(row, j, 16 sums).
-template <int T, typename Quads, typename Done>
+// Sums of a group for T rows from r on and N times 16 outputs, whose bytes of four channels from i on `quads(i, quad)`
+// gives, interleaved: for j of N, done(row, j, 16 sums).
+template <int N, int T, typename Quads, typename Done>
 void integer_tile(const Group& g, int r, int bias, Quads quads, Done done) {
-  Integers sum[T][4];
+  Integers sum[T][N];
   for (int t = 0; t < T; ++t)
-    for (int j = 0; j < 4; ++j) sum[t][j] = Integers::all(-bias * g.total[r + t]);
+    for (int j = 0; j < N; ++j) sum[t][j] = Integers::all(-bias * g.total[r + t]);
   for (int i = 0; i < g.count; i += 4) {
-    Bytes quad[4];
+    Bytes quad[N];
     quads(i, quad);
     for (int t = 0; t < T; ++t) {
       int32_t four;
       std::memcpy(&four, &g.q[r + t][i], 4);
-      for (int j = 0; j < 4; ++j) sum[t][j].add(quad[j], four);
+      for (int j = 0; j < N; ++j) sum[t][j].add(quad[j], four);
     }
   }
   for (int t = 0; t < T; ++t)
-    for (int j = 0; j < 4; ++j) done(r + t, j, sum[t][j].lanes());
+    for (int j = 0; j < N; ++j) done(r + t, j, sum[t][j].lanes());
 }
 
-template <typename Quads, typename Done>
+template <int N, typename Quads, typename Done>
 void integer_tiles(const Group& g, int first, int rows, int bias, Quads quads, Done done) {
   for (int r = first; r < rows; r += 4)
     switch (std::min(4, rows - r)) {
-      case 4: integer_tile<4>(g, r, bias, quads, done); break;
-      case 3: integer_tile<3>(g, r, bias, quads, done); break;
-      case 2: integer_tile<2>(g, r, bias, quads, done); break;
-      default: integer_tile<1>(g, r, bias, quads, done);
+      case 4: integer_tile<N, 4>(g, r, bias, quads, done); break;
+      case 3: integer_tile<N, 3>(g, r, bias, quads, done); break;
+      case 2: integer_tile<N, 2>(g, r, bias, quads, done); break;
+      default: integer_tile<N, 1>(g, r, bias, quads, done);
     }
 }
 
@@ -229,10 +233,10 @@ void integer_block(const Group& g, int rows, int bias, Ahead& ahead, Load load, 
     interleave(row, quad);
     ahead.fetch();
   };
-  if (rows <= 4) return integer_tiles(g, 0, rows, bias, fresh, done);
+  if (rows <= 4) return integer_tiles<4>(g, 0, rows, bias, fresh, done);
   Bytes known[QUADS][4];
   for (int i = 0; i < g.count; i += 4) fresh(i, known[i / 4]);
-  integer_tiles(g, 0, rows, bias, [&](int i, Bytes* quad) { std::copy_n(known[i / 4], 4, quad); }, done);
+  integer_tiles<4>(g, 0, rows, bias, [&](int i, Bytes* quad) { std::copy_n(known[i / 4], 4, quad); }, done);
 }
 
 // y[rows, out] += what the group adds for int8 weights, but for their outputs' scales; `next` is fetched meanwhile.

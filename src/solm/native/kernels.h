@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <utility>
 
 #include "lanes.h"
 
@@ -124,27 +123,6 @@ void dots(const W* w, const float* const* x, int n, float* out) {
     for (int rest = i; rest < n; ++rest) total += widen(w[rest]) * x[r][rest];
     out[r] = total;
   }
-}
-
-// The same for numbers of 4 bits w [n / 2], n a multiple of 64, as `Numbers` reads them.
-template <int T>
-void number_dots(const uint8_t* w, const float* const* x, int n, float* out) {
-  Lanes sum[T][2];
-  for (int r = 0; r < T; ++r) sum[r][0] = sum[r][1] = Lanes::zero();
-  int i = 0;
-  auto add = [&]<int parts>(const Numbers& numbers) {
-    [&]<size_t... j>(std::index_sequence<j...>) {
-      (
-          [&] {
-            const Lanes v = numbers.part<int(j)>();
-            for (int r = 0; r < T; ++r) sum[r][j % 2].add(v, Lanes::load(x[r] + i + 16 * j));
-          }(),
-          ...);
-    }(std::make_index_sequence<parts>());
-  };
-  for (; i + 128 <= n; i += 128) add.template operator()<8>(Numbers::load128(w + i / 2));
-  if (i < n) add.template operator()<4>(Numbers::load64(w + i / 2));
-  for (int r = 0; r < T; ++r) out[r] = sum[r][0].sum() + sum[r][1].sum();
 }
 
 template <typename W>

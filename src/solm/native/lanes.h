@@ -17,7 +17,6 @@ inline float widen(bf16 x) {
   std::memcpy(&value, &bits, 4);
   return value;
 }
-inline float widen(int8_t x) { return float(int32_t(x)); }
 
 // Round to nearest, ties to even.
 inline bf16 narrow(float x) {
@@ -74,10 +73,6 @@ struct Lanes {
     const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))};
   }
-  static Lanes load(const int8_t* p) {
-    const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(raw))};
-  }
   static Lanes load_half(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
@@ -96,21 +91,6 @@ struct Lanes {
   }
   void write(float* p) const { _mm512_storeu_ps(p, v); }
   float sum() const { return _mm512_reduce_add_ps(v); }
-};
-
-// Numbers of 4 bits for 128 outputs (64 bytes) or 64 (32 bytes): part j of lane l belongs to output 16 j + l.
-struct Numbers {
-  __m512i v;
-  static Numbers load128(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
-  static Numbers load64(const uint8_t* p) {
-    return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-  }
-  // Looked up by the low four bits of every lane: one instruction where masking and converting take two.
-  template <int j>
-  Lanes part() const {
-    const __m512 table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return {_mm512_permutexvar_ps(j ? _mm512_srli_epi32(v, 4 * j) : v, table)};
-  }
 };
 
 #else
@@ -145,26 +125,6 @@ struct Lanes {
     float total = 0;
     for (int i = 0; i < 16; ++i) total += v[i];
     return total;
-  }
-};
-
-struct Numbers {
-  uint32_t v[16];
-  static Numbers load128(const uint8_t* p) {
-    Numbers r;
-    std::memcpy(r.v, p, 64);
-    return r;
-  }
-  static Numbers load64(const uint8_t* p) {
-    Numbers r;
-    for (int i = 0; i < 16; ++i) r.v[i] = uint32_t(p[2 * i]) | uint32_t(p[2 * i + 1]) << 8;
-    return r;
-  }
-  template <int j>
-  Lanes part() const {
-    Lanes r;
-    for (int i = 0; i < 16; ++i) r.v[i] = float((v[i] >> (4 * j)) & 15);
-    return r;
   }
 };
 

@@ -27,12 +27,13 @@ _FLAGS = [
 
 
 class Sizes(ctypes.Structure):
-    """A model's sizes; precision 0: float32, 1: bfloat16, 2: int8 weights, 3: packed where they can be, else int8."""
+    """A model's sizes; precision 0: float32, 1: bfloat16, 2: int8 weights, 3: packed where they can be, else
+    int8; embedding 0: float32, 1: bfloat16, 2: float16."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in (
             "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary", "precision",
-            "threads",
+            "embedding", "threads",
         )),
         ("epsilon", ctypes.c_float),
     ]  # fmt: skip
@@ -76,7 +77,7 @@ def library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(target))
     pointer, integer = ctypes.c_void_p, ctypes.c_int32
     loaded.solm_engine.restype = pointer
-    loaded.solm_engine.argtypes = [ctypes.POINTER(Sizes), *[pointer] * 9]
+    loaded.solm_engine.argtypes = [ctypes.POINTER(Sizes), *[pointer] * 6]
     loaded.solm_arena.restype = pointer
     loaded.solm_arena.argtypes = [ctypes.c_size_t]
     loaded.solm_arena_data.restype = pointer
@@ -87,8 +88,9 @@ def library() -> ctypes.CDLL:
     loaded.solm_cache.argtypes = [pointer, pointer, integer, integer]
     loaded.solm_cache_free.argtypes = [pointer]
     loaded.solm_cache_fill.argtypes = [pointer, pointer, integer, integer, integer, pointer, pointer]
+    loaded.solm_run.restype = integer
     loaded.solm_run.argtypes = [
-        pointer, pointer, integer, integer, *[pointer] * 7, integer, integer, pointer, pointer
+        pointer, pointer, integer, integer, *[pointer] * 7, integer, integer, pointer, pointer, integer
     ]  # fmt: skip
     return loaded
 

@@ -23,13 +23,12 @@ constexpr int MOST_LEVELS = 100;  // of one axis
 constexpr double FULL_BITS = 16;
 
 struct Sizes {
-  int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, precision, threads;
+  int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, precision, embedding, threads;
   float epsilon;
 };
 
 // Per layer: qkv [H, (heads + 2 kv) D], out [heads D, H], gate_up [H, 2 I], down [I, H], each input-major with one
-// scale per output (int8 only, and in the order of integers.h); then the head [V, H], output-major. Norms and biases are
-// float32.
+// scale per output (int8 only, and in the order of integers.h). Norms and biases are float32.
 //
 // A matrix with a `grid` [in / 32, 2, out] (float16: step, then lowest value) is packed instead, 4 bits a weight: of an
 // input channel, 64 bytes for every 128 outputs and 32 for a last 64.
@@ -41,6 +40,15 @@ struct Matrix {
 struct Layer {
   Matrix qkv, out, gate_up, down;
   const float *attention_norm, *mlp_norm, *q_norm, *k_norm, *qkv_bias;
+};
+
+// The head: rows [V, H] of floats, or integers in the strips of head.h: bytes' high halves in `data`, low ones in `low` and a
+// scale per output, or numbers of 4 bits in `data` with their `grid`.
+struct Head {
+  const void* data;
+  const uint8_t* low;
+  const float* scale;
+  const uint16_t* grid;
 };
 
 // How an action is carried out, as in solm.semantics: sites of the MLP axis as flags, group 0 for a whole token.
@@ -123,10 +131,8 @@ struct Cache {
 struct Engine {
   Sizes s;
   std::vector<Layer> layers;
-  const void* embedding;
-  const float* embedding_scale;
-  Matrix head;
-  const uint8_t* plane;  // [V, H / 2], the high halves of an int8 head, plus 8; or null: every logit is exact
+  const void* embedding;  // [V, H], the model's own: float32 (sizes' embedding 0), bfloat16 (1) or float16 (2)
+  Head head;
   const float *final_norm, *cosine, *sine;  // [positions, D] each
 
   // The job that threads work on.
@@ -139,7 +145,8 @@ struct Engine {
 
   int steps = 0, first = 0, last = 0;
   Cache* const* caches = nullptr;
-  const int32_t *tokens = nullptr, *positions = nullptr;
+  const int64_t* tokens = nullptr;
+  const int32_t* positions = nullptr;
   std::vector<Plan> plans;  // [steps]
   const Rules* rules = nullptr;
   Row* rows = nullptr;  // one for every `count` steps, or null
@@ -148,6 +155,7 @@ struct Engine {
   double* realised = nullptr;  // [steps, 3]
   float* stream = nullptr;  // [steps, H]
   float* logits = nullptr;  // [steps, V] or null
+  bool shortlist = false;   // logits far below the largest may be approximate
 
   size_t element() const { return s.precision == 0 ? 4 : 2; }
 

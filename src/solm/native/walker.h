@@ -3,15 +3,14 @@
 
 #include "attention.h"
 #include "decide.h"
+#include "head.h"
 #include "products.h"
-
-constexpr float REACH = 8;  // how far below the largest a screened logit is exact
 
 template <typename W, typename K>
 struct Walker : Products<W> {
   using Base = Products<W>;
   using Base::all, Base::e, Base::inputs, Base::keep_all, Base::keep_largest, Base::meet, Base::multiply, Base::partial,
-      Base::result, Base::sense, Base::thread, Base::threads, Base::turn, Base::warm;
+      Base::result, Base::rounded, Base::sense, Base::thread, Base::threads, Base::turn, Base::warm;
   const int H, I, D, Q, KV;
   Attention<K> attention;
   std::vector<float> streams, normed, heads;  // of all steps
@@ -138,9 +137,11 @@ struct Walker : Products<W> {
         std::copy_n(e.stream + size_t(start + r) * H, H, x);
         continue;
       }
-      const W* source = static_cast<const W*>(e.embedding) + size_t(e.tokens[start + r]) * H;
-      const float scale = e.embedding_scale ? e.embedding_scale[e.tokens[start + r]] : 1.0f;
-      for (int i = 0; i < H; ++i) x[i] = scale * widen(source[i]);
+      const size_t from = size_t(e.tokens[start + r]) * H;
+      for (int i = 0; i < H; ++i)
+        x[i] = e.s.embedding == 0   ? static_cast<const float*>(e.embedding)[from + i]
+               : e.s.embedding == 1 ? widen(static_cast<const bf16*>(e.embedding)[from + i])
+                                    : widen_half(static_cast<const uint16_t*>(e.embedding)[from + i]);
     }
     for (int l = e.first; l < e.last; ++l) {
       if (l == e.turn) {
@@ -159,79 +160,44 @@ struct Walker : Products<W> {
       rms_norm(&streams[size_t(r) * H], e.final_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
     if (thread == 0) std::copy_n(normed.data(), size_t(rows) * H, e.stream + size_t(start) * H);
     if (!e.logits) return;
-    if (e.plane) screened_head(start, rows);
-    else exact_head(start, rows);
+    if constexpr (std::is_same_v<W, int8_t>) integer_head(start, rows);
+    else float_head(start, rows);
   }
 
-  // Of the vocabulary, this thread's share.
-  int head_start(int t) const { return int(int64_t(e.s.vocabulary) * t / threads); }
-
-  // Calls use.operator()<T>(r, x): T rows from r on, at most four at a time, with what the head reads of them.
-  template <typename Use>
-  void four_by_four(int rows, Use use) const {
-    for (int r = 0; r < rows; r += 4) {
-      const float* x[4];
-      const int here = std::min(4, rows - r);
-      for (int k = 0; k < here; ++k) x[k] = &normed[size_t(r + k) * H];
-      switch (here) {
-        case 4: use.template operator()<4>(r, x); break;
-        case 3: use.template operator()<3>(r, x); break;
-        case 2: use.template operator()<2>(r, x); break;
-        default: use.template operator()<1>(r, x);
-      }
-    }
-  }
-
-  void exact_head(int start, int rows) const {
+  void float_head(int start, int rows) const {
     const W* weights = static_cast<const W*>(e.head.data);
-    for (int v = head_start(thread); v < head_start(thread + 1); ++v) {
-      const float scale = e.head.scale ? e.head.scale[v] : 1.0f;
-      four_by_four(rows, [&]<int T>(int r, const float* const* x) {
-        float score[T];
-        dots<T>(weights + size_t(v) * H, x, H, score);
-        for (int k = 0; k < T; ++k) logit(start + r + k, v) = score[k] * scale;
-      });
-    }
-  }
-
-  // Logits from the high halves of the head's weights, which are half of the bytes, then exactly those that come within
-  // REACH of the largest. What the low halves would have added is as good as random, with a known spread: taking off half
-  // its square keeps the sum of the exponentials right on average.
-  void screened_head(int start, int rows) {
-    const int from = head_start(thread), to = head_start(thread + 1);
-    float offset[MOST_ROWS], spread[MOST_ROWS];
-    for (int r = 0; r < rows; ++r) {
-      const float* x = &normed[size_t(r) * H];
-      float sum = 0;
-      for (int i = 0; i < H; ++i) sum += x[i];
-      offset[r] = (7.5f - 16 * 8) * sum;
-      spread[r] = 0.5f * (16.0f * 16 - 1) / 12 * dot(x, x, H);
-    }
-    float* peak = partial(thread);
-    std::fill_n(peak, rows, -INFINITY);
-    for (int v = from; v < to; ++v) {
-      const float scale = e.head.scale[v];
-      four_by_four(rows, [&]<int T>(int r, const float* const* x) {
-        float score[T];
-        number_dots<T>(e.plane + size_t(v) * (H / 2), x, H, score);
-        for (int k = 0; k < T; ++k) {
-          const float found = scale * (16 * score[k] + offset[r + k] - scale * spread[r + k]);
-          logit(start + r + k, v) = found;
-          peak[r + k] = std::max(peak[r + k], found);
+    const int64_t vocabulary = e.s.vocabulary;
+    for (int v = int(vocabulary * thread / threads); v < int(vocabulary * (thread + 1) / threads); ++v)
+      for (int r = 0; r < rows; r += 4) {
+        const float* x[4];
+        float score[4];
+        const int here = std::min(4, rows - r);
+        for (int k = 0; k < here; ++k) x[k] = &normed[size_t(r + k) * H];
+        switch (here) {
+          case 4: dots<4>(weights + size_t(v) * H, x, H, score); break;
+          case 3: dots<3>(weights + size_t(v) * H, x, H, score); break;
+          case 2: dots<2>(weights + size_t(v) * H, x, H, score); break;
+          default: dots<1>(weights + size_t(v) * H, x, H, score);
         }
-      });
-    }
-    meet();
-    const W* weights = static_cast<const W*>(e.head.data);
+        for (int k = 0; k < here; ++k) logits(start + r + k)[v] = score[k];
+      }
+  }
+
+  void integer_head(int start, int rows) {
+    const int groups = (H + GROUP - 1) / GROUP;
+    for (int r = 0; r < rows; ++r) rounded[r].round(all.data(), &normed[size_t(r) * H], H, 0, groups, 127);
+    Strips strips(e, thread, rounded.data(), rows);
+    auto to = [&](int r) { return logits(start + r); };
+    if (e.head.grid) return strips.packed(to);
+    strips.screened(to, partial(thread));
+    if (e.shortlist) meet();
     for (int r = 0; r < rows; ++r) {
-      float least = -INFINITY;
-      for (int t = 0; t < threads; ++t) least = std::max(least, partial(t)[r] - REACH);
-      float* logits = &logit(start + r, 0);
-      for (int v = from; v < to; ++v)
-        if (logits[v] >= least) logits[v] = e.head.scale[v] * dot(weights + size_t(v) * H, &normed[size_t(r) * H], H);
+      float peak = -INFINITY;
+      for (int t = 0; t < threads; ++t) peak = std::max(peak, partial(t)[r]);
+      strips.settle(r, e.shortlist ? peak - REACH : -INFINITY, logits(start + r));
     }
     turn = !turn;
   }
 
-  float& logit(int step, int v) const { return e.logits[size_t(step) * e.s.vocabulary + v]; }
+  float* logits(int step) const { return e.logits + size_t(step) * e.s.vocabulary; }
 };

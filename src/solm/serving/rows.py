@@ -98,6 +98,11 @@ class Row:
         self._first = (job.order.policy.space.actions[-1], torch.ones(3, dtype=torch.float64), False)
 
     @property
+    def largest_only(self) -> bool:
+        """Whether it reads no logit but the largest."""
+        return self.sampler.takes_largest and self.job.logprobs is None
+
+    @property
     def left(self) -> int:
         """Tokens that the reply may still have."""
         return self.job.max_tokens - len(self.text.ids)

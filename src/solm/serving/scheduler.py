@@ -218,6 +218,8 @@ class Scheduler:
             dials = [governor.dial_for(row.job.deadline, now, row.left) for row in rows]
             targets = [row.job.order.target(dial) for row, dial in zip(rows, dials, strict=True)]
             self._batch.aim(torch.stack(targets))
+        assert self._batch.session is not None
+        self._batch.session.shortlist = all(row.largest_only for row in rows)
         try:
             found = self._batch.step(torch.tensor([row.last for row in rows]))
         except Exception as error:

@@ -1,0 +1,154 @@
+// One thread's share of a head of integers. Outputs lie in strips of 32, one after the other, since no channel of a head is
+// ever skipped: a byte's low half belongs to one of the first 16 outputs, its high half to one of the others, and a strip's
+// 64 bytes for four channels are in the order of `Integers::add`. The low halves of int8 lie output by output, 64 bytes for
+// 128 channels (the first 64 in their low halves) and 32 for a last 64, so that few of them can be read.
+#pragma once
+
+#include "integers.h"
+#include "model.h"
+
+constexpr int STRIP = 32;
+constexpr float REACH = 8;  // how far below the largest a shortlisted logit may be
+
+struct Strips {
+  const Head& head;
+  const int vocabulary, rows, first, last;  // strips from first to last (not included)
+  const size_t bytes;                       // of a strip
+  const int wide;                           // channels, up to a multiple of 64
+  std::vector<Group> groups;
+  // Rows' inputs in whole numbers [rows, wide] and the scale of every four of them; what an average low half adds, and half
+  // the variance of what low halves add, for weights of scale 1.
+  std::vector<int8_t> number;
+  std::vector<float> scale;
+  float mean[MOST_ROWS], spread[MOST_ROWS];
+
+  Strips(const Engine& e, int thread, const Rounded* rounded, int rows)
+      : head(e.head), vocabulary(e.s.vocabulary), rows(rows), first(start(e, thread)), last(start(e, thread + 1)),
+        bytes(size_t(e.s.hidden + 3) / 4 * 64), wide((e.s.hidden + 63) / 64 * 64),
+        groups((e.s.hidden + GROUP - 1) / GROUP), number(size_t(rows) * wide), scale(size_t(rows) * wide / 4) {
+    for (size_t g = 0; g < groups.size(); ++g) groups[g].gather(int(g), rounded, rows, nullptr, 0);
+    constexpr float VARIANCE = (16.0f * 16 - 1) / 12;  // of numbers from 0 to 15
+    for (int r = 0; r < rows; ++r) {
+      mean[r] = spread[r] = 0;
+      for (size_t g = 0; g < groups.size(); ++g) {
+        const Group& group = groups[g];
+        int32_t square = 0;
+        for (int i = 0; i < group.count; ++i) square += int32_t(group.q[r][i]) * group.q[r][i];
+        mean[r] += 7.5f * group.scale[r] * float(group.total[r]);
+        spread[r] += 0.5f * VARIANCE * group.scale[r] * group.scale[r] * float(square);
+        std::copy_n(group.q[r], group.count, &number[size_t(r) * wide + g * GROUP]);
+        std::fill_n(&scale[(size_t(r) * wide + g * GROUP) / 4], QUADS, group.scale[r]);
+      }
+    }
+  }
+
+  static int start(const Engine& e, int thread) {
+    return int(int64_t((e.s.vocabulary + STRIP - 1) / STRIP) * thread / e.s.threads);
+  }
+
+  // Numbers of 4 bits on grids [strips, groups, 2, 32]; to(row) is where that row's logits go.
+  template <typename To>
+  void packed(To to) const {
+    const uint8_t* numbers = static_cast<const uint8_t*>(head.data);
+    for (int s = first; s < last; ++s) {
+      Lanes sum[MOST_ROWS][2];
+      clear(sum);
+      const uint8_t* from = numbers + s * bytes;
+      const uint16_t* grid = head.grid + size_t(s) * groups.size() * 2 * STRIP;
+      add(0, rows, 0, [&](int quad, Bytes* two) { halves(from + 64 * quad, two); },
+          [&](const Group& g, int r, int j, Lanes part) {
+            const uint16_t* step = grid + (&g - groups.data()) * 2 * STRIP + 16 * j;
+            Lanes steps = Lanes::zero();
+            steps.add(Lanes::load_half(step), part);
+            steps.add(Lanes::load_half(step + STRIP), Lanes::all(float(g.total[r])));
+            sum[r][j].add(Lanes::all(g.scale[r]), steps);
+          });
+      for (int r = 0; r < rows; ++r) write(s, sum[r], to(r));
+    }
+  }
+
+  // Logits from the high halves, which are half of the bytes, and each row's largest in peak [rows]. What the low halves
+  // would have added is as good as random, with a known spread: taking off half its square keeps the sum of the
+  // exponentials right on average.
+  template <typename To>
+  void screened(To to, float* peak) const {
+    std::fill_n(peak, rows, -INFINITY);
+    const uint8_t* high = static_cast<const uint8_t*>(head.data);
+    for (int s = first; s < last; ++s) {
+      Lanes sum[MOST_ROWS][2];
+      clear(sum);
+      const uint8_t* from = high + s * bytes;
+      add(0, rows, 8, [&](int quad, Bytes* two) { halves(from + 64 * quad, two); },
+          [&](const Group& g, int r, int j, Lanes part) { sum[r][j].add(Lanes::all(16 * g.scale[r]), part); });
+      const int count = std::min(STRIP, vocabulary - s * STRIP);
+      const float* scale = head.scale + s * STRIP;
+      for (int r = 0; r < rows; ++r) {
+        float found[STRIP];
+        sum[r][0].write(found), sum[r][1].write(found + 16);
+        float* logits = to(r) + s * STRIP;
+        for (int i = 0; i < count; ++i) {
+          logits[i] = scale[i] * (found[i] + mean[r] - scale[i] * spread[r]);
+        }
+        for (int i = 0; i < count; ++i) peak[r] = logits[i] > peak[r] ? logits[i] : peak[r];
+      }
+    }
+  }
+
+  // Puts what is exact in place of what is screened, where a row's logits [V] reach `least`.
+  void settle(int r, float least, float* logits) const {
+    const int end = std::min(last * STRIP, vocabulary);
+    for (int v = first * STRIP; v < end; ++v) {
+      if (!(logits[v] >= least)) continue;
+      const float scale = head.scale[v];
+      logits[v] += scale * (low_dot(r, head.low + size_t(v) * (wide / 2)) - mean[r] + scale * spread[r]);
+    }
+  }
+
+ private:
+  void clear(Lanes (*sum)[2]) const {
+    for (int r = 0; r < rows; ++r) sum[r][0] = sum[r][1] = Lanes::zero();
+  }
+
+  static void halves(const uint8_t* from, Bytes* two) {
+    __builtin_prefetch(from + 4096, 0, 2);
+    two[0] = Bytes::low(from), two[1] = Bytes::high(from);
+  }
+
+  // Group by group for rows from begin to end: quads(quad, two) reads the bytes of four channels, and use(group, row, j, 16
+  // sums) takes what they add.
+  template <typename Quads, typename Use>
+  void add(int begin, int end, int bias, Quads quads, Use use) const {
+    for (size_t g = 0; g < groups.size(); ++g)
+      integer_tiles<2>(groups[g], begin, end, bias, [&](int i, Bytes* two) { quads(int(g) * QUADS + i / 4, two); },
+                       [&](int r, int j, Lanes part) { use(groups[g], r, j, part); });
+  }
+
+  // Product of row r with the low halves of an output's weights.
+  float low_dot(int r, const uint8_t* w) const {
+    const int8_t* x = number.data() + size_t(r) * wide;
+    const float* by = scale.data() + size_t(r) * wide / 4;
+    Lanes sum = Lanes::zero();
+    auto use = [&](const Bytes& bytes, int channel) {
+      Integers part = Integers::all(0);
+      part.add(bytes, x + channel);
+      sum.add(Lanes::load(by + channel / 4), part.lanes());
+    };
+    int c = 0;
+    for (; c + 128 <= wide; c += 128) {
+      __builtin_prefetch(w + c / 2 + 2048, 0, 2);
+      use(Bytes::low(w + c / 2), c), use(Bytes::high(w + c / 2), c + 64);
+    }
+    if (c < wide) use(Bytes::single(w + c / 2), c);
+    return sum.sum();
+  }
+
+  void write(int s, const Lanes* sum, float* logits) const {
+    float found[STRIP];
+    sum[0].write(found), sum[1].write(found + 16);
+    const int count = std::min(STRIP, vocabulary - s * STRIP);
+    float* to = logits + s * STRIP;
+    if (head.scale)
+      for (int i = 0; i < count; ++i) to[i] = found[i] * head.scale[s * STRIP + i];
+    else std::copy_n(found, count, to);
+  }
+};
