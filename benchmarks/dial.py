@@ -4,9 +4,9 @@
 
 Every arm reads the same held-out texts on the native engine after the same prefill: for its quality all tokens at once,
 with every logit, and for its time the first ones step by step as greedy generation does, which computes the same but
-for unlikely logits. Arms take turns within a text. Losses and speedups are against dense int8. int4 rounds no weight of a model whose
-weights lie on a 4-bit grid, as this one's do. The policy gets, text by text, what the constant setting realised.
-Differences are paired over texts, with 95 % intervals.
+for unlikely logits. Arms take turns within a text. Losses and speedups are against dense int8. int4 rounds no weight of
+a model whose weights lie on a 4-bit grid, as this one's do. The policy gets, text by text, what the constant setting
+realised. Differences are paired over texts, with 95 % intervals.
 """
 
 import argparse
