@@ -7,15 +7,20 @@
 // steps go with it. Keys lie in pages of
 // 16 tokens, transposed, beside the per-channel minimum and maximum of the page (Quest, ICML 2024).
 
-#include <memory>
-
 #include "walker.h"
 
-void Engine::dispatch(int thread) {
+template <typename W, typename K>
+void Engine::work(int thread) {
   const int rows = std::min(steps, MOST_ROWS);
-  if (s.precision == 0) Walker<float, float>(*this, thread, rows).run();
-  else if (s.precision == 1) Walker<bf16, bf16>(*this, thread, rows).run();
-  else Walker<int8_t, bf16>(*this, thread, rows).run();
+  Kept& kept = walkers[thread];
+  if (kept.rows < rows) kept = {rows, std::make_shared<Walker<W, K>>(*this, thread, rows)};
+  static_cast<Walker<W, K>*>(kept.walker.get())->run();
+}
+
+void Engine::dispatch(int thread) {
+  if (s.precision == 0) work<float, float>(thread);
+  else if (s.precision == 1) work<bf16, bf16>(thread);
+  else work<int8_t, bf16>(thread);
 }
 
 void Engine::serve(int thread) {
@@ -71,6 +76,7 @@ void* solm_engine(const Sizes* sizes, const void* const* per_layer, const void* 
                                s.heads * (s.head_dim + 2)});
   e->shared.assign(s.threads, std::vector<float>(size_t(2) * MOST_ROWS * (widest + BLOCK)));
   e->senses.assign(s.threads, 0);
+  e->walkers.resize(s.threads);
   e->barrier = new Barrier(s.threads);
   for (int t = 1; t < s.threads; ++t) e->workers.emplace_back([e, t] { e->serve(t); });
   return e;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -140,6 +141,12 @@ struct Engine {
   std::atomic<bool> stop{false};
   std::vector<std::thread> workers;
   std::vector<char> senses;
+  // What threads work in, from one step to the next: made for so many rows.
+  struct Kept {
+    int rows = 0;
+    std::shared_ptr<void> walker;
+  };
+  std::vector<Kept> walkers;
   Barrier* barrier = nullptr;
   std::vector<std::vector<float>> shared;  // per thread: partial sums that the others read
 
