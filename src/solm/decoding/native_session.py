@@ -135,6 +135,7 @@ class NativeSession(Session):
                 found.run(0, turn.layer)
             else:
                 found.stream[:] = self.embed(tokens).float().flatten(0, 1)
+                found.frame.realised.fill(0)
             before = found.frame.realised.copy()
             with torch.no_grad(), one_torch_thread():
                 keep = turn.choose(found.stream.view(*tokens.shape, -1).clone())
