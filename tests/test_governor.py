@@ -24,7 +24,7 @@ class Machine:
             active = min(rows, governor.rows)
             took = active * (self.low + governor.dial * (self.dense - self.low))
             self.now += took
-            governor.stepped(active, took)
+            governor.stepped(active)
         return (self.now - begun) / (steps - steps // 2)
 
 
@@ -70,19 +70,6 @@ def test_without_an_objective_it_only_watches():
     machine.run(governor, 8, 100)
     assert (governor.dial, governor.rows) == (1.0, 8)
     assert governor.seconds == pytest.approx(0.08)
-
-
-def test_prompts_are_read_in_smaller_chunks_while_others_wait():
-    machine = Machine(0.010, 0.010)
-    governor = governed(0.05, machine)
-    machine.run(governor, 2, 100)
-    assert governor.chunk(128, 2) == 128
-    governor.read(128, 0.1)
-    assert governor.chunk(128, 0) == 128
-    assert governor.chunk(128, 2) == 32
-    governor.read(32, 0.04)
-    assert governor.chunk(128, 2) == 16
-    assert governed(None, machine).chunk(128, 2) == 128
 
 
 def test_a_deadline_lowers_one_rows_dial():

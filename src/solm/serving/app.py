@@ -1,6 +1,7 @@
 """The HTTP API."""
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -40,6 +41,7 @@ def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] 
         yield
         warming.cancel()
         await run_in_threadpool(service.scheduler.stop, service.settings.drain_seconds)
+        gc.unfreeze()
 
     app = FastAPI(title="solm", version=version("solm"), lifespan=lifespan, docs_url=None, redoc_url=None)
     handle_errors(app)

@@ -7,18 +7,18 @@ changes is the budget that the policy is asked to meet from here on, between the
 import time
 from collections.abc import Callable
 
-_SMOOTHING = 0.1
+_SMOOTHING = 0.03
+"""Slow, so that a prompt that is read every dozen steps shows as its mean and not as a peak."""
 _GAIN = 0.05
 """Change of the dial per step at a time per token twice, or half, the objective."""
 _LONGEST_CHANGE = 0.1
-_STEPS_PER_ROW_CHANGE = 16
-_LEAST_CHUNK = 16
+_STEPS_PER_ROW_CHANGE = 32
 _MARGIN = 0.9
 """Share of the objective that is aimed at, so that the 95th percentile meets it and not the mean."""
 
 
 class Governor:
-    """An integral controller on the smoothed time between tokens, and the size of the chunks in which prompts are read.
+    """An integral controller on the smoothed time between tokens.
 
     objective: seconds per token, None: budgets stay as they were asked for. max_rows: rows that may decode together;
     hold_rows: whether fewer may where budgets at their floors are not enough. clock: seconds.
@@ -36,9 +36,6 @@ class Governor:
         self.rows = max_rows
         self.seconds: float | None = None
         """Smoothed time between tokens, prompts that are read in between included."""
-        self._step = 0.0
-        self._reads: dict[int, float] = {}
-        """Smoothed time to read so many tokens of a prompt."""
         self._since_change = 0
         self._last: float | None = None
 
@@ -46,30 +43,10 @@ class Governor:
         """Nobody decodes: the time until the next step is no time per token."""
         self._last = None
 
-    def read(self, tokens: int, seconds: float) -> None:
-        """So many tokens of a prompt were read."""
-        known = self._reads.get(tokens, seconds)
-        self._reads[tokens] = known + _SMOOTHING * (seconds - known)
-
-    def chunk(self, most: int, rows: int) -> int:
-        """Tokens of a prompt to read before the next step of `rows` rows: `most`, halved until they can wait for it."""
-        if self.objective is None or rows == 0:
-            return most
-        tokens = most
-        while tokens > _LEAST_CHUNK and self._step + self._reading(tokens) > self.objective:
-            tokens //= 2
-        return tokens
-
-    def _reading(self, tokens: int) -> float:
-        if tokens in self._reads:
-            return self._reads[tokens]
-        return min((seconds * tokens / known for known, seconds in self._reads.items() if known > tokens), default=0.0)
-
-    def stepped(self, rows: int, took: float) -> None:
-        """A step of `rows` rows has ended, which took so many seconds by itself."""
+    def stepped(self, rows: int) -> None:
+        """A step of `rows` rows has ended."""
         now, last = self.clock(), self._last
         self._last = now
-        self._step += _SMOOTHING * (took - self._step)
         if last is None:
             return
         gap = now - last
@@ -86,9 +63,10 @@ class Governor:
     def _change_rows(self, rows: int) -> None:
         assert self.seconds is not None
         assert self.objective is not None
-        if self.dial == 0 and self.seconds > self.objective * _MARGIN and rows > 1:
-            self.rows, self._since_change = max(1, min(self.rows, rows) - 1), 0
-        elif self.rows < self.max_rows and rows >= self.rows and self.seconds * (rows + 1) / rows < self.objective:
+        aim = self.objective * _MARGIN
+        if self.dial == 0 and self.seconds > aim and rows > 1:
+            self.rows, self._since_change = max(1, min(rows - 1, int(rows * aim / self.seconds))), 0
+        elif self.rows < self.max_rows and rows >= self.rows and self.seconds * (rows + 1) / rows < aim:
             self.rows, self._since_change = self.rows + 1, 0
 
     def dial_for(self, deadline: float | None, now: float, left: int) -> float:

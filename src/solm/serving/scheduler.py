@@ -177,10 +177,8 @@ class Scheduler:
         filling, job = self._filling, self._filling.row.job
         try:
             done = filling.done
-            most = self.governor.chunk(self.settings.prefill_chunk, len(self._rows))
-            chunk, begun = job.ids[None, done : done + most], self.clock()
+            chunk = job.ids[None, done : done + self.settings.prefill_chunk]
             logits = filling.session.prefill(chunk, every_logit=job.echo)
-            self.governor.read(chunk.shape[1], self.clock() - begun)
             filling.done += chunk.shape[1]
             self.metrics.tokens.labels("prompt").inc(chunk.shape[1])
             if job.echo:
@@ -229,7 +227,7 @@ class Scheduler:
             self._rows, self._batch = [], Batch()
             self._told.clear()
             return
-        governor.stepped(len(rows), self.clock() - now)
+        governor.stepped(len(rows))
         actions, controllable = found.actions.tolist(), found.controllable.tolist()
         for index in reversed(range(len(rows))):
             row = rows[index]

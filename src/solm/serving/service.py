@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import gc
 import secrets
 import threading
 from collections.abc import AsyncIterator
@@ -92,6 +93,9 @@ class Service:
             self.scheduler.submit([Job(ids, 4, Order(name, policy, self.dial.floor, self.dial.floor), emit)])
             while isinstance(await done.get(), Piece):
                 pass
+        # What is there by now stays: a full collection would walk through all of it, a quarter of a second in mid-step.
+        gc.collect()
+        gc.freeze()
         self.ready = True
 
     def tokens(self, prompt: str | list[Message]) -> list[int]:
