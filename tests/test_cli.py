@@ -157,6 +157,9 @@ def test_inspect_says_what_works_and_why_not(trained, tmp_path):
     model, _ = trained
     content = json.loads(solm("inspect", model, "--json").stdout)
     assert all(axis["supported"] for axis in content["axes"].values())
+    combined = content["combines"]
+    assert combined["native backend"] == {"supported": True, "reason": None}
+    assert not combined["layers that compute on several devices"]["supported"]
     moe = tmp_path / "moe"
     moe.mkdir()
     (moe / "config.json").write_text(
@@ -166,6 +169,7 @@ def test_inspect_says_what_works_and_why_not(trained, tmp_path):
     content = json.loads(solm("inspect", moe, "--json").stdout)
     assert content["axes"]["attention"]["supported"]
     assert "experts" in content["axes"]["mlp"]["reason"]
+    assert "family 'mixtral'" in content["combines"]["native backend"]["reason"]
 
 
 def test_users_mistakes_are_one_line_and_exit_2(trained, tmp_path, monkeypatch, capsys):

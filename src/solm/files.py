@@ -20,15 +20,16 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 @contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
-    """Hold `folder`, made if need be, for one process; the system lets go of it however the process ends.
+def locked(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
+    """Hold `folder`, made if need be, for one process, or what the lock `name` in it stands for; the system lets go of
+    it however the process ends.
 
     Raises `RunMismatchError` where another process holds it (`what`: is doing what there), `SolmError` where it cannot
     be used.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / name).open("w")
     except OSError as error:
         raise SolmError(f"cannot use {folder} as a run folder: {error.strerror}") from error
     with lock:
@@ -37,6 +38,19 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         except OSError:
             raise RunMismatchError(f"another process is {what} in {folder}") from None
         yield
+
+
+@contextmanager
+def resumable(result: Path | None) -> Iterator[Path | None]:
+    """The file beside `result` that keeps what an unfinished command has found, held for one process; None for None.
+
+    Raises as `locked` does.
+    """
+    if result is None:
+        yield None
+        return
+    with locked(result.parent, f"working on {result.name}", f".{result.name}.lock"):
+        yield result.with_name(result.name + ".partial")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

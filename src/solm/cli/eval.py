@@ -92,7 +92,7 @@ def evaluate(
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.perplexity import evaluate as run
     from solm.evaluation.pictures import kind_of
-    from solm.files import write_bytes, write_text
+    from solm.files import resumable, write_bytes, write_text
     from solm.policies.artifact import TrainedPolicy
     from solm.semantics import Semantics
 
@@ -117,16 +117,15 @@ def evaluate(
     calibration = None if tuning is None else token_stream(tuning.split(","), lm.tokenizer)
     for name in (item.strip() for item in (baselines or "").split(",") if item.strip()):
         rivals[name] = baseline(name, lm, grid or lm.space, calibration, context, seed)
-    partial = None if json is None else json.with_name(json.name + ".partial")
-    with progress_bar() as progress:
+    with resumable(json) as partial, progress_bar() as progress:
         task = progress.add_task("evaluating", total=None, note="")
         result = run(
             lm, streams, chosen, grid, partial,
             lambda done, total: progress.update(task, completed=done, total=total),
             tuning=calibration, rivals=rivals,
         )  # fmt: skip
-    if json is not None:
-        write_text(json, result.model_dump_json(indent=2) + "\n")
+        if json is not None:
+            write_text(json, result.model_dump_json(indent=2) + "\n")
     if plot is not None:
         write_bytes(plot, show.plot(result, kind))
     console = output()

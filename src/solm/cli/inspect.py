@@ -9,7 +9,7 @@ def inspect(
     model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or builtin:smollm2-135m.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say which axes can be controlled on a model, and why not. Reads the configuration only, no weights.
+    """Say which axes can be controlled on a model, what that combines with, and why not. Reads no weights.
 
     Example:
 
@@ -19,8 +19,19 @@ def inspect(
 
     from solm.models.families import probe
     from solm.models.load import skeleton
+    from solm.native.engine import unsuited
+    from solm.semantics import Semantics
 
-    capability = probe(skeleton(model))
+    structure = skeleton(model)
+    capability = probe(structure)
+    unsuited_to_native = unsuited(structure, Semantics())
+    combines = {
+        "native backend": unsuited_to_native,
+        "weights that torchao quantised": None,
+        "... on the native backend": unsuited_to_native or "it makes int8 and int4 from float weights itself",
+        "layers that wait in memory or on the disk": None,
+        "layers that compute on several devices": "plans and masks stay on one",
+    }
     report = {
         "model": model,
         "family": capability.family,
@@ -30,6 +41,7 @@ def inspect(
             for axis, supported in capability.axes.items()
         },
         "sliding_window_layers": capability.sliding_layers,
+        "combines": {name: {"supported": not reason, "reason": reason} for name, reason in combines.items()},
         "shapes": None if capability.shapes is None else capability.shapes.model_dump(),
     }
     if json:
@@ -43,3 +55,6 @@ def inspect(
             f"  {capability.sliding_layers} of {capability.shapes.layers} layers have a sliding window; "
             "the attention axis acts on the others"
         )
+    print("combines with")
+    for name, reason in combines.items():
+        print(f"  {name:42} {'yes' if reason is None else 'no: ' + reason}")

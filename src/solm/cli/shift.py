@@ -51,7 +51,7 @@ def shift(
     from solm.evaluation import shift as study
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.pictures import kind_of
-    from solm.files import write_bytes, write_text
+    from solm.files import resumable, write_bytes, write_text
     from solm.policies.artifact import TrainedPolicy
 
     kind = kind_of(plot)
@@ -63,15 +63,14 @@ def shift(
     lm = load(model, in_space(TrainedPolicy.from_pretrained(policy), grid), dtype=dtype)
     assert lm.tokenizer is not None
     streams = [token_stream(source, lm.tokenizer) for source in data.split(",")]
-    partial = None if json is None else json.with_name(json.name + ".partial")
-    with progress_bar() as progress:
+    with resumable(json) as partial, progress_bar() as progress:
         bar = progress.add_task("evaluating", total=None, note="")
         result = study.shift(
             lm, streams, chosen, partial,
             lambda source, done, total: progress.update(bar, completed=done, total=total, note=source),
         )  # fmt: skip
-    if json is not None:
-        write_text(json, result.model_dump_json(indent=2) + "\n")
+        if json is not None:
+            write_text(json, result.model_dump_json(indent=2) + "\n")
     if plot is not None:
         write_bytes(plot, study.plot(result, kind))
     shown = Table(title="Policy by source", title_justify="left")

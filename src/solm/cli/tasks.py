@@ -62,7 +62,7 @@ def tasks(
     from solm.decoding.api import load
     from solm.evaluation.arms import tuned_static
     from solm.evaluation.show import task_table
-    from solm.files import write_text
+    from solm.files import resumable, write_text
     from solm.policies.artifact import TrainedPolicy
 
     try:
@@ -87,14 +87,14 @@ def tasks(
     blind = {}
     if tuning is not None:
         blind["static-tuned"] = tuned_static(lm, token_stream(tuning.split(","), lm.tokenizer), grid or lm.space)
-    with progress_bar() as progress:
+    with resumable(json) as partial, progress_bar() as progress:
         bar = progress.add_task("answering", total=None, note="")
         result = evaluate_tasks(
-            lm, found, chosen, grid, blind, None if json is None else json.with_name(json.name + ".partial"),
+            lm, found, chosen, grid, blind, partial,
             lambda done, total: progress.update(bar, completed=done, total=total),
         )  # fmt: skip
-    if json is not None:
-        write_text(json, result.model_dump_json(indent=2) + "\n")
+        if json is not None:
+            write_text(json, result.model_dump_json(indent=2) + "\n")
     output().print(task_table(result))
 
 

@@ -21,6 +21,16 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 def why_not(model: PreTrainedModel, semantics: Semantics) -> str | None:
     """The reason why this model under these semantics cannot run on the native backend; None if it can."""
+    weights = [parameter.data for parameter in model.parameters()]
+    if any(type(weight) is not torch.Tensor or not weight.is_floating_point() for weight in weights):
+        return "it quantises float weights by itself, and these are quantised already"
+    if any(weight.device.type != "cpu" for weight in weights):
+        return "it runs on the CPU only, with all weights in memory"
+    return unsuited(model, semantics)
+
+
+def unsuited(model: PreTrainedModel, semantics: Semantics) -> str | None:
+    """The same as far as the structure tells, whatever the weights are and wherever they lie."""
     config: Any = model.config.get_text_config(decoder=True)
     if config.model_type not in FAMILIES:
         return f"family {config.model_type!r} is not among {', '.join(FAMILIES)}"
@@ -37,8 +47,6 @@ def why_not(model: PreTrainedModel, semantics: Semantics) -> str | None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if head_dim % 16:
         return f"its head dimension {head_dim} is not a multiple of 16"
-    if next(model.parameters()).device.type != "cpu":
-        return "it runs on the CPU only"
     if semantics.criterion != "pages" or semantics.page_size != PAGE or semantics.window < PAGE:
         return f"it needs pages of {PAGE} tokens and a window of at least a page"
     if semantics.select_per != "kv_head" or semantics.keep_ties:
