@@ -26,7 +26,7 @@ class Session(Rows):
     """
 
     shortlist = False
-    """Whether logits more than 8 below a step's largest may be approximate, for whoever chooses the largest only. The
+    """Whether logits that are well below a step's largest may be approximate, for whoever chooses the largest only. The
     native engine then reads little more than half of an int8 head."""
 
     def __init__(self, control: ModelControl, semantics: Semantics, capacity: int = 0):
