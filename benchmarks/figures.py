@@ -59,11 +59,38 @@ def on_the_clock() -> plt.Figure:
     return figure
 
 
+def learning() -> plt.Figure:
+    """Policy minus static by minutes of one thread's training, with 95 % intervals."""
+    points = json.loads((ROOT / "results/learning.json").read_text())["points"]
+    shown = {
+        "values": "counterfactual regression",
+        "grpo": "GRPO with our priors",
+        "grpo-paper": "GRPO as in the paper",
+    }
+    figure, axes = plt.subplots(figsize=(7, 3.2))
+    for place, (method, label) in enumerate(shown.items()):
+        mine = [point for point in points if point["method"] == method]
+        values = [point["difference"]["value"] for point in mine]
+        away = [
+            [abs(point["difference"][end] - point["difference"]["value"]) for point in mine] for end in ("low", "high")
+        ]
+        minutes = [point["minutes"] * 1.03 ** (place - 1) for point in mine]
+        axes.errorbar(minutes, values, yerr=away, marker="o", capsize=2, label=label)
+    axes.axhline(0, color="gray", lw=1)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([3, 6, 12], ["3", "6", "12"])
+    axes.set_xlabel("minutes of training on one thread")
+    axes.set_ylabel("policy minus static, nats per token")
+    axes.legend(fontsize=8)
+    return figure
+
+
 def main() -> None:
     out = ROOT / "figures"
     out.mkdir(exist_ok=True)
     plt.rcParams["svg.hashsalt"] = "solm"
-    for name, figure in (("baselines", against_baselines()), ("decode", on_the_clock())):
+    figures = {"baselines": against_baselines(), "decode": on_the_clock(), "learning": learning()}
+    for name, figure in figures.items():
         figure.savefig(out / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
 
 

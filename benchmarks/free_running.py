@@ -1,10 +1,11 @@
 """Free-running quality: text generated under a budget, judged by the dense model, policy against static.
 
-    python benchmarks/free_running.py --data DATA --budgets 0.45,0.6
+    python benchmarks/free_running.py --data DATA
 
 Prompts are the first tokens of held-out windows (see policies.py). Every arm samples at temperature 1 with the same
 random numbers; static gets, row by row, what the policy realised. Along the generated text: log-probability under the
-dense model, and KL of the dense model's distribution from the arm's.
+dense model, and KL of the dense model's distribution from the arm's. All arms and the dense model run on the same backend
+with the same weights.
 """
 
 import argparse
@@ -64,11 +65,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--policy", default=f"builtin:smollm2-135m-{SPACE}")
     parser.add_argument("--budgets", default="0.45,0.6")
+    parser.add_argument("--backend", default="native", help="native (int8), or reference")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path("docs/results/free-running.json"))
     options = parser.parse_args()
-    lm = load("builtin:smollm2-135m", options.policy)
+    lm = load("builtin:smollm2-135m", options.policy, backend=options.backend, precision="int8")
     settings = EvaluationSettings(budgets=(1.0,), sequences=options.prompts, context=PROMPT, length=options.length)
     prompts = held_out_windows(held_out(options.data, lm), settings)[:, :PROMPT]
     points = []
@@ -93,7 +95,13 @@ def main() -> None:
             point[f"policy_minus_static_{key}"] = paired_difference(*both)._asdict()
         print({key: value for key, value in point.items() if key.startswith("policy_minus")}, flush=True)
         points.append(point)
-    told = {"command": command_line(), "environment": environment(), "space": SPACE, "points": points}
+    told = {
+        "command": command_line(),
+        "environment": environment(),
+        "space": SPACE,
+        "backend": options.backend,
+        "points": points,
+    }
     write_text(options.out, json.dumps(told, indent=2) + "\n")
 
 

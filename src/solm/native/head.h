@@ -55,7 +55,7 @@ struct Strips {
       clear(sum);
       const uint8_t* from = numbers + s * bytes;
       const uint16_t* grid = head.grid + size_t(s) * groups.size() * 2 * STRIP;
-      add(0, rows, 0, [&](int quad, Bytes* two) { halves(from + 64 * quad, two); },
+      add(0, [&](int quad, Bytes* two) { halves(from + 64 * quad, two); },
           [&](const Group& g, int r, int j, Lanes part) {
             const uint16_t* step = grid + (&g - groups.data()) * 2 * STRIP + 16 * j;
             Lanes steps = Lanes::zero();
@@ -63,7 +63,11 @@ struct Strips {
             steps.add(Lanes::load_half(step + STRIP), Lanes::all(float(g.total[r])));
             sum[r][j].add(Lanes::all(g.scale[r]), steps);
           });
-      for (int r = 0; r < rows; ++r) write(s, sum[r], to(r));
+      for (int r = 0; r < rows; ++r) {
+        float found[STRIP];
+        sum[r][0].write(found), sum[r][1].write(found + 16);
+        std::copy_n(found, std::min(STRIP, vocabulary - s * STRIP), to(r) + s * STRIP);
+      }
     }
   }
 
@@ -78,7 +82,7 @@ struct Strips {
       Lanes sum[MOST_ROWS][2];
       clear(sum);
       const uint8_t* from = high + s * bytes;
-      add(0, rows, 8, [&](int quad, Bytes* two) { halves(from + 64 * quad, two); },
+      add(8, [&](int quad, Bytes* two) { halves(from + 64 * quad, two); },
           [&](const Group& g, int r, int j, Lanes part) { sum[r][j].add(Lanes::all(16 * g.scale[r]), part); });
       const int count = std::min(STRIP, vocabulary - s * STRIP);
       const float* scale = head.scale + s * STRIP;
@@ -86,9 +90,7 @@ struct Strips {
         float found[STRIP];
         sum[r][0].write(found), sum[r][1].write(found + 16);
         float* logits = to(r) + s * STRIP;
-        for (int i = 0; i < count; ++i) {
-          logits[i] = scale[i] * (found[i] + mean[r] - scale[i] * spread[r]);
-        }
+        for (int i = 0; i < count; ++i) logits[i] = scale[i] * (found[i] + mean[r] - scale[i] * spread[r]);
         for (int i = 0; i < count; ++i) peak[r] = logits[i] > peak[r] ? logits[i] : peak[r];
       }
     }
@@ -114,12 +116,11 @@ struct Strips {
     two[0] = Bytes::low(from), two[1] = Bytes::high(from);
   }
 
-  // Group by group for rows from begin to end: quads(quad, two) reads the bytes of four channels, and use(group, row, j, 16
-  // sums) takes what they add.
+  // Group by group: quads(quad, two) reads the bytes of four channels, and use(group, row, j, 16 sums) takes what they add.
   template <typename Quads, typename Use>
-  void add(int begin, int end, int bias, Quads quads, Use use) const {
+  void add(int bias, Quads quads, Use use) const {
     for (size_t g = 0; g < groups.size(); ++g)
-      integer_tiles<2>(groups[g], begin, end, bias, [&](int i, Bytes* two) { quads(int(g) * QUADS + i / 4, two); },
+      integer_tiles<2>(groups[g], rows, bias, [&](int i, Bytes* two) { quads(int(g) * QUADS + i / 4, two); },
                        [&](int r, int j, Lanes part) { use(groups[g], r, j, part); });
   }
 
@@ -142,13 +143,4 @@ struct Strips {
     return sum.sum();
   }
 
-  void write(int s, const Lanes* sum, float* logits) const {
-    float found[STRIP];
-    sum[0].write(found), sum[1].write(found + 16);
-    const int count = std::min(STRIP, vocabulary - s * STRIP);
-    float* to = logits + s * STRIP;
-    if (head.scale)
-      for (int i = 0; i < count; ++i) to[i] = found[i] * head.scale[s * STRIP + i];
-    else std::copy_n(found, count, to);
-  }
 };

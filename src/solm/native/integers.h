@@ -214,8 +214,8 @@ void integer_tile(const Group& g, int r, int bias, Quads quads, Done done) {
 }
 
 template <int N, typename Quads, typename Done>
-void integer_tiles(const Group& g, int first, int rows, int bias, Quads quads, Done done) {
-  for (int r = first; r < rows; r += 4)
+void integer_tiles(const Group& g, int rows, int bias, Quads quads, Done done) {
+  for (int r = 0; r < rows; r += 4)
     switch (std::min(4, rows - r)) {
       case 4: integer_tile<N, 4>(g, r, bias, quads, done); break;
       case 3: integer_tile<N, 3>(g, r, bias, quads, done); break;
@@ -233,10 +233,10 @@ void integer_block(const Group& g, int rows, int bias, Ahead& ahead, Load load, 
     interleave(row, quad);
     ahead.fetch();
   };
-  if (rows <= 4) return integer_tiles<4>(g, 0, rows, bias, fresh, done);
+  if (rows <= 4) return integer_tiles<4>(g, rows, bias, fresh, done);
   Bytes known[QUADS][4];
   for (int i = 0; i < g.count; i += 4) fresh(i, known[i / 4]);
-  integer_tiles<4>(g, 0, rows, bias, [&](int i, Bytes* quad) { std::copy_n(known[i / 4], 4, quad); }, done);
+  integer_tiles<4>(g, rows, bias, [&](int i, Bytes* quad) { std::copy_n(known[i / 4], 4, quad); }, done);
 }
 
 // y[rows, out] += what the group adds for int8 weights, but for their outputs' scales; `next` is fetched meanwhile.
