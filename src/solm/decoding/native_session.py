@@ -23,7 +23,7 @@ _SPARE = 64  # tokens of room that a cache has beyond what was asked for
 class NativeSession(Session):
     """The same rows, ledger and calls; a step computes what its plan keeps and nothing else.
 
-    Rows are processed one after the other, forks copy what their parent holds.
+    Rows walk through the weights together, up to 16 at once; forks copy what their parent holds.
     """
 
     def __init__(self, control: ModelControl, semantics: Semantics, engine: Engine, capacity: int = 0):
@@ -31,8 +31,7 @@ class NativeSession(Session):
         self.engine, self.capacity = engine, capacity
         self._caches: list[Cache] = []
         self.dtype = control.model.dtype
-        self.frame: _Frame | None = None
-        """Of the last step, as long as rows keep their caches."""
+        self.frame: _Frame | None = None  # of the last step, as long as rows keep their caches
         self._prefilling = False
 
     def prefill(
