@@ -75,6 +75,7 @@ def native(lm: Any, policy: ValuePolicy, ids: torch.Tensor, precision: str, roun
     dense, ours = [], []
     for _ in range(rounds + 1):
         plain, decided = (parent.fork(1, capacity=STEPS + 16) for _ in range(2))
+        plain.shortlist = decided.shortlist = True  # as in greedy generation
         driver = MidPassDriver(decided, policy, Budget().tensor(1), STEPS)
         times: tuple[list[float], list[float]] = ([], [])
         for step in range(STEPS):
