@@ -3,7 +3,7 @@
 
 #include "model.h"
 
-constexpr int AHEAD = 2;  // pages fetched before they are read
+constexpr int AHEAD = 4;  // pages fetched before they are read
 
 template <typename K>
 struct Attention {
