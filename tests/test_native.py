@@ -390,6 +390,14 @@ def test_generation_is_the_same_on_both_backends(tiny_folder):
     assert [token.id for token in replies[0].tokens] == [token.id for token in replies[1].tokens]
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_a_bfloat16_model_generates_on_the_engine(tiny_folder, precision):
+    """Whose prefill gives logits that the engine never does."""
+    lm = package.load(str(tiny_folder), dtype="bfloat16", backend="native", precision=precision)
+    said = [lm.generate("A long enough prompt. " * 4, max_new_tokens=6, **how).tokens for how in ({}, {"top_k": 5})]
+    assert all(said)
+
+
 def test_auto_says_why_it_goes_on_without(tiny_folder, caplog, monkeypatch):
     monkeypatch.setattr(
         "solm.decoding.language_model.Engine", lambda *_: (_ for _ in ()).throw(SolmError("no compiler"))
