@@ -49,8 +49,9 @@ class Sampler:
 
     def choose(self, logits: torch.Tensor) -> int:
         """The next token, from logits [V]; it counts as said from here on."""
-        if self.takes_largest and self._beside_engine and logits.dtype == torch.float32:  # not the stock model's prefill
-            return int(logits.numpy().argmax())  # no thread of torch's wakes up beside the engine's
+        # The engine's logits are float32, the prefill's may not be; without torch no thread of its own wakes up.
+        if self.takes_largest and self._beside_engine and logits.dtype == torch.float32:
+            return int(logits.numpy().argmax())
         with one_torch_thread(self._beside_engine):
             scores: Any = self._processors(self._sequence.to(logits.device), logits[None].float())
             if self.draws:
