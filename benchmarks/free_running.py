@@ -4,7 +4,7 @@
 
 Prompts are the first tokens of held-out windows (see policies.py). Every arm samples at temperature 1 with the same
 random numbers; static gets, row by row, what the policy realised. Along the generated text: log-probability under the
-dense model, and KL of the dense model's distribution from the arm's. All arms and the dense model run on the same backend
+dense model, and KL of the dense model's distribution from the arm's. All arms and the dense model run on one backend
 with the same weights.
 """
 
