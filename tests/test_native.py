@@ -1,6 +1,7 @@
 """The compiled engine against the reference backend: same logits, ledger and selections, for every action."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -253,12 +254,48 @@ def test_a_head_of_integers_gives_what_its_weights_in_float_give(precision):
     control.detach()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("context", [1, 15, 16, 17, 33, 64])
+@pytest.mark.parametrize("group", [1, 3, 5])
+def test_a_cache_of_bytes_stays_close_to_bfloat16(context, group):
+    """At page boundaries, in forks, after cuts and where rows outgrow their room, for 1, 3 and 5 queries a KV head."""
+    heads = {"num_attention_heads": 2 * group, "num_key_value_heads": 2, "head_dim": 32}
+    sizes = {"hidden_size": 64 * group, **heads}
+    control = ModelControl(tiny_model("llama", torch.float32, **sizes))
+    found = []
+    for precision, dtype in (("float32", "auto"), ("int8", "auto"), ("int8", "int8")):
+        session = NativeSession(control, SEMANTICS, Engine(control.model, SEMANTICS, precision, kv_cache_dtype=dtype))
+        session.prefill(tokens(2, context))
+        session = session.fork(2)
+        hidden = [session.extend(tokens(4, 90, seed=3), keep_of((1.0, 1.0, 16), 4, 90)).hidden]
+        session.truncate(torch.tensor([context + cut for cut in (90, 71, 64, 40)]))
+        hidden.append(session.extend(tokens(4, 40, seed=4)).hidden)
+        found.append(torch.cat(hidden, 1))
+    pairs, bytes_ = ((found[0] - other).norm(dim=-1) / found[0].norm(dim=-1) for other in found[1:])
+    assert bytes_.mean() < 1.2 * pairs.mean()
+    assert bytes_.max() < 2 * pairs.max()
+    control.detach()
+
+
+def test_a_cache_of_bytes_chooses_the_same_pages():
+    """But for near ties: what a step reads moves its output far more than bytes do."""
+    control = ModelControl(tiny_model("llama", torch.float32))
+    found = []
+    for dtype, pages in (("auto", 0.2), ("int8", 0.2), ("auto", 0.3)):
+        session = NativeSession(control, SEMANTICS, Engine(control.model, SEMANTICS, "int8", kv_cache_dtype=dtype))
+        session.prefill(tokens(2, 300))
+        found.append(session.extend(tokens(2, 40, seed=5), keep_of((pages, 1.0, 16), 2, 40)).hidden)
+    same, other = ((found[0] - off).norm(dim=-1).median() for off in found[1:])
+    assert same < 0.2 * other, (same, other)
+    control.detach()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4", "int4 beside a cache of bytes"])
 @pytest.mark.parametrize("rows", [2, 3, 5, 16, 19])
 def test_a_rows_logits_do_not_depend_on_who_goes_with_it(precision, rows):
     """To the last bit: rows of other lengths and actions share the walk through the weights, known tokens too."""
     control = ModelControl(on_grid(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)))
-    engine = Engine(control.model, SEMANTICS, precision)
+    precision, _, bytes_ = precision.partition(" beside ")
+    engine = Engine(control.model, SEMANTICS, precision, kv_cache_dtype="int8" if bytes_ else "auto")
     actions = [ACTIONS[name] for name in (*ACTIONS,) * 4]
 
     def opened(row):
@@ -362,13 +399,16 @@ def test_a_shortlist_chooses_the_same_token_on_real_text(real_model, precision):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("precision", "agreement"), [("float32", 1.0), ("bfloat16", 0.98), ("int8", 0.95), ("int4", 0.95)]
+    ("precision", "agreement"),
+    [("float32", 1.0), ("bfloat16", 0.98), ("int8", 0.95), ("int4", 0.95), ("int4 beside a cache of bytes", 0.95)],
 )
 def test_real_text_gets_the_reference_backends_predictions(real_model, precision, agreement):
     model, tokenizer = real_model
     control = ModelControl(model)
     ids = token_stream("pydoc:heldout", tokenizer).spaced(6, 385, torch.Generator().manual_seed(0))
-    sessions = Session(control, Semantics()), NativeSession(control, Semantics(), Engine(model, Semantics(), precision))
+    precision, _, bytes_ = precision.partition(" beside ")
+    engine = Engine(model, Semantics(), precision, kv_cache_dtype="int8" if bytes_ else "auto")
+    sessions = Session(control, Semantics()), NativeSession(control, Semantics(), engine)
     for session in sessions:
         session.prefill(ids[:, :256])
     keep = keep_of((0.4, 1.0, 16), 6, 128)
@@ -428,12 +468,32 @@ def test_what_it_cannot_run_is_said():
         Engine(llama, SEMANTICS, threads=4096)
     with pytest.raises(SolmError, match="unknown precision"):
         Engine(llama, SEMANTICS, "int3")
+    with pytest.raises(SolmError, match="unknown KV cache dtype 'fp8'"):
+        Engine(llama, SEMANTICS, "int8", kv_cache_dtype="fp8")
+    with pytest.raises(SolmError, match="goes with precision int8 or int4, not bfloat16"):
+        Engine(llama, SEMANTICS, "bfloat16", kv_cache_dtype="int8")
+    with pytest.raises(SolmError, match="needs the native backend"):
+        package.load("builtin:smollm2-135m", kv_cache_dtype="int8")
 
 
-SANITIZED = (
+EDGES = (
     "whatever or shortlist_is or head_of_integers or packed_weights or page_boundaries or whole_steps or depend_on_who"
-    " or outgrow or steps_forks"
+    " or outgrow or steps_forks or cache_of_bytes"
 )
+
+
+@pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3"])
+def test_other_processors_compute_the_same(processor):
+    """The same tests on an engine without the instructions of this machine: plain C++, and AVX2."""
+    if platform.machine() != "x86_64":
+        pytest.skip("not an x86-64 machine")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", EDGES],
+        capture_output=True, text=True, env={**os.environ, "SOLM_NATIVE_FLAGS": f"-march={processor}"},
+        cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert done.stdout.count(".") > 20, done.stdout
 
 
 def test_no_sanitizer_finds_anything_in_the_engine():
@@ -446,7 +506,7 @@ def test_no_sanitizer_finds_anything_in_the_engine():
         "SOLM_NATIVE_FLAGS": "-g -fsanitize=address,undefined -fno-sanitize-recover=undefined", "OMP_NUM_THREADS": "2",
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", SANITIZED],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", EDGES],
         capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1],
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]

@@ -9,6 +9,7 @@ from solm.cli.options import (
     DEFAULT_MODEL,
     BackendOption,
     DtypeOption,
+    KvCacheOption,
     ModelOption,
     PolicyOption,
     PrecisionOption,
@@ -26,6 +27,7 @@ def bench(
     dtype: DtypeOption = "auto",
     backend: BackendOption = "auto",
     precision: PrecisionOption = "bfloat16",
+    kv_cache_dtype: KvCacheOption = "auto",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the calibration here, for budgets in milliseconds.")
     ] = None,
@@ -52,7 +54,7 @@ def bench(
         raise SolmError(f"--contexts: {contexts!r} is not a list of whole numbers such as 64,1024") from None
     if lengths[0] < 1:
         raise SolmError(f"--contexts: {lengths[0]} is out of range, a context has at least 1 token")
-    lm = load(model, policy, dtype=dtype, backend=backend, precision=precision)
+    lm = load(model, policy, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype)
     limit = getattr(lm.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if limit is not None and lengths[-1] + 16 > limit:
         raise ContextLengthError(f"--contexts: {lengths[-1]} and 16 steps exceed this model's context of {limit}")

@@ -9,6 +9,7 @@ from solm.cli.options import (
     DEFAULT_MODEL,
     BackendOption,
     DtypeOption,
+    KvCacheOption,
     ModelOption,
     PolicyOption,
     PrecisionOption,
@@ -65,6 +66,7 @@ def evaluate(
     dtype: DtypeOption = "auto",
     backend: BackendOption = "reference",
     precision: PrecisionOption = "bfloat16",
+    kv_cache_dtype: KvCacheOption = "auto",
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Write a picture of perplexity against cost (.png or .svg) here.")
@@ -108,7 +110,9 @@ def evaluate(
     grid = None if space is None else ActionSpace.preset(space)
     trained = None if policy is None else in_space(TrainedPolicy.from_pretrained(policy), grid)
     how = None if semantics is None else Semantics.preset(semantics)
-    lm = load(model, trained, semantics=how, dtype=dtype, backend=backend, precision=precision)
+    lm = load(
+        model, trained, semantics=how, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype
+    )
     rivals: dict[str, Allocator | Arm] = {}
     for name, _, folder in (item.partition("=") for item in rival or []):
         rivals[name] = _rival(folder, lm)

@@ -10,6 +10,7 @@ from solm.cli.options import (
     DEFAULT_MODEL,
     BackendOption,
     DtypeOption,
+    KvCacheOption,
     ModelOption,
     PolicyOption,
     PrecisionOption,
@@ -34,6 +35,7 @@ def generate(
     dtype: DtypeOption = "auto",
     backend: BackendOption = "reference",
     precision: PrecisionOption = "bfloat16",
+    kv_cache_dtype: KvCacheOption = "auto",
     calibration: Annotated[
         Path | None, typer.Option(help="What solm bench measured; then budgets such as ms=4.5 work.")
     ] = None,
@@ -58,7 +60,7 @@ def generate(
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "repetition_penalty": repetition_penalty,
     }  # fmt: skip
     options = {name: value for name, value in options.items() if value is not None}
-    lm = load(model, policy, dtype=dtype, backend=backend, precision=precision)
+    lm = load(model, policy, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype)
     if calibration is not None:
         lm.calibration = read_calibration(calibration).check(lm)
     ids = lm.encode(text)

@@ -28,6 +28,9 @@ PrecisionOption = Annotated[
     str,
     typer.Option(help="Weights of the native backend: float32, bfloat16, int8, or int4 where they lie on such a grid."),
 ]
+KvCacheOption = Annotated[
+    str, typer.Option("--kv-cache-dtype", help="auto, or int8: half the size, beside weights in int8 or int4.")
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 DEFAULT_MODEL = "builtin:smollm2-135m"
 

@@ -9,6 +9,7 @@ from solm.cli.options import (
     DEFAULT_MODEL,
     BackendOption,
     DtypeOption,
+    KvCacheOption,
     ModelOption,
     PolicyOption,
     PrecisionOption,
@@ -46,6 +47,7 @@ def serve(
     dtype: DtypeOption = "auto",
     backend: BackendOption = "auto",
     precision: PrecisionOption = "bfloat16",
+    kv_cache_dtype: KvCacheOption = "auto",
 ) -> None:
     """Serve a model over OpenAI's API, with a compute budget per request, and a page to try it at /.
 
@@ -95,7 +97,7 @@ def serve(
 
         def make() -> Service:
             trained = None if policy is None else in_space(TrainedPolicy.from_pretrained(policy), grid)
-            lm = load(model, trained, dtype=dtype, backend=backend, precision=precision)
+            lm = load(model, trained, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype)
             return Service(lm, chosen, name or model, grid, thread)
 
         return create_app(thread.submit(make).result(), keys, hosts)

@@ -24,23 +24,26 @@ def load(
     trust_remote_code: bool = False,
     backend: str = "reference",
     precision: str = "bfloat16",
+    kv_cache_dtype: str = "auto",
 ) -> LanguageModel:
     """Load a base model (hub id, folder, ``.gguf`` file or ``builtin:smollm2-135m``), with a policy if given.
 
     semantics: how actions are carried out; by default the policy's own, else `Semantics()`. backend: ``reference``,
-    ``native`` (steps on the compiled engine, weights held in `precision`), or ``auto``: native where it can be, with a
-    warning that says why where it cannot.
+    ``native`` (steps on the compiled engine, weights held in `precision`, keys and values in `kv_cache_dtype`: ``auto``
+    or ``int8``), or ``auto``: native where it can be, with a warning that says why where it cannot.
     Raises `SolmError` subclasses: unknown model, unsupported family, damaged or mismatched policy.
     """
     if backend not in BACKENDS:
         raise SolmError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+    if backend == "reference" and kv_cache_dtype != "auto":
+        raise SolmError(f"a KV cache in {kv_cache_dtype} needs the native backend")
     if isinstance(policy, str | Path):
         policy = TrainedPolicy.from_pretrained(policy)
     base, tokenizer = load_base(model, dtype, device, trust_remote_code)
     lm = LanguageModel(base, tokenizer, policy, semantics, name=model)
     if backend != "reference":
         try:
-            lm.compile(precision)
+            lm.compile(precision, kv_cache_dtype=kv_cache_dtype)
         except SolmError as error:
             if backend == "native":
                 lm.detach()

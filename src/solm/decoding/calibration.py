@@ -116,7 +116,7 @@ def backend_of(lm: "LanguageModel") -> str:
     """How steps run, such as ``native int8``."""
     if lm.engine is None:
         return f"reference {str(lm.model.dtype).removeprefix('torch.')}"
-    return f"native {lm.engine.precision}"
+    return lm.engine.name
 
 
 def measure(

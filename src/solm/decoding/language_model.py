@@ -88,12 +88,14 @@ class LanguageModel:
             return NativeSession(self.control, self.semantics, self.engine, capacity)
         return Session(self.control, self.semantics, capacity)
 
-    def compile(self, precision: str = "bfloat16", threads: int | None = None) -> "LanguageModel":
-        """From now on, run every step after a prefill on the native engine; itself.
+    def compile(
+        self, precision: str = "bfloat16", threads: int | None = None, kv_cache_dtype: str = "auto"
+    ) -> "LanguageModel":
+        """From now on, run every step after a prefill on the native engine; itself. Arguments as for `Engine`.
 
         Raises `UnsupportedModelError` where the engine cannot run this model, `SolmError` without a compiler.
         """
-        self.engine = Engine(self.model, self.semantics, precision, threads)
+        self.engine = Engine(self.model, self.semantics, precision, threads, kv_cache_dtype)
         return self
 
     def policy(self, name: str = "policy", space: ActionSpace | None = None) -> Policy | Allocator:

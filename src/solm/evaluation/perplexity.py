@@ -103,7 +103,7 @@ def evaluate(
         settings={
             **settings.model_dump(mode="json"),
             "model": lm.name,
-            "backend": "reference" if lm.engine is None else f"native, {lm.engine.precision}",
+            "backend": "reference" if lm.engine is None else lm.engine.name,
             "dtype": str(lm.model.dtype).removeprefix("torch."),
             "data": ", ".join(stream.name for stream in streams),
             "space": space.model_dump(mode="json"),

@@ -1,43 +1,42 @@
 // Attention of one thread: its share of the pages that a step reads.
 #pragma once
 
+#include "bytes.h"
 #include "model.h"
 
 constexpr int AHEAD = 4;  // pages fetched before they are read
 
 template <typename K>
 struct Attention {
+  using Bound = std::conditional_t<sizeof(K) == 1, bf16, K>;
   const Sizes& s;
   const int thread, threads, D, Q, KV;
-  const int each;  // numbers of a query in the form of `Query`
   std::vector<float> signs, mass;
-  std::vector<Query<K>> query;
+  Queries<Bound> corners;  // the queries' positive and negative parts
+  Queries<K> query;
   std::vector<int32_t> pages;
 
   Attention(const Engine& engine, int t)
       : s(engine.s), thread(t), threads(s.threads), D(s.head_dim), Q(s.heads), KV(s.kv_heads),
-        each(sizeof(K) == 4 ? D : D / 2), signs(2 * D), query(size_t(each) * std::max(2, Q / KV)) {}
+        signs(2 * D), corners(2, D), query(Q / KV, D) {}
 
   void append(Cache& cache, int layer, int head, int position, const float* key, const float* value) const {
     const int block = position / PAGE, slot = position % PAGE;
     K* keys = cache.tile<K>(cache.keys, s, layer, head, block);
-    K* values = cache.tile<K>(cache.values, s, layer, head, block);
-    for (int d = 0; d < D; ++d) {
-      keys[tile_at<K>(d, slot)] = store<K>(key[d]);
-      values[value_at<K>(slot, d, D)] = store<K>(value[d]);
-    }
+    put_key(keys, slot, key, D);
+    put_value(cache.tile<K>(cache.values, s, layer, head, block), slot, value, D);
     if (slot < PAGE - 1) return;
     // Whole: only now can a window of at least a page have left the block behind, and bounds be asked for.
-    K* low = cache.bounds<K>(cache.low, s, layer, head, block);
-    K* high = cache.bounds<K>(cache.high, s, layer, head, block);
+    Bound* low = cache.bounds<Bound>(cache.low, s, layer, head, block);
+    Bound* high = cache.bounds<Bound>(cache.high, s, layer, head, block);
     for (int d = 0; d < D; ++d) {
-      K least = keys[tile_at<K>(d, 0)], most = least;
-      for (int t = 1; t < PAGE; ++t) {
-        const K k = keys[tile_at<K>(d, t)];
-        if (widen(k) < widen(least)) least = k;
-        if (widen(k) > widen(most)) most = k;
+      float least = INFINITY, most = -INFINITY;
+      for (int t = 0; t < PAGE; ++t) {
+        const float k = key_of(keys, t, d, D);
+        least = std::min(least, k), most = std::max(most, k);
       }
-      low[tile_at<K>(d, block % PAGE)] = least, high[tile_at<K>(d, block % PAGE)] = most;
+      const size_t at = tile_at<Bound>(d, block % PAGE);
+      low[at] = store<Bound>(least), high[at] = store<Bound>(most);
     }
   }
 
@@ -60,12 +59,12 @@ struct Attention {
         }
         signs[d] = p, signs[D + d] = n;
       }
-      prepare(signs.data(), 2 * D, 1, query.data());
+      corners.prepare(signs.data(), 2, 1);
       mass.resize(std::max<size_t>(mass.size(), start + PAGE));
       for (int b = sinks / PAGE * PAGE; b < start; b += PAGE) {
         Lanes sum = Lanes::zero();
-        meet_tile<1>(cache.bounds<K>(cache.high, s, layer, head, b), query.data(), D, &sum);
-        meet_tile<1>(cache.bounds<K>(cache.low, s, layer, head, b), query.data() + each, D, &sum);
+        corners.meet(0, cache.bounds<Bound>(cache.high, s, layer, head, b), sum);
+        corners.meet(1, cache.bounds<Bound>(cache.low, s, layer, head, b), sum);
         sum.write(mass.data() + b);
       }
       pages.resize(sinks + plan.pages + 1);
@@ -94,14 +93,14 @@ struct Attention {
         out[g] = mine + (head * group + g) * width;
         std::fill_n(out[g], D, 0.0f);
       }
-      prepare(queries + head * group * D, group * D, scale, query.data());
+      query.prepare(queries + head * group * D, group, scale);
       const K* keys = cache.tile<K>(cache.keys, s, layer, head, 0);
       const K* values = cache.tile<K>(cache.values, s, layer, head, 0);
-      const size_t size = size_t(PAGE) * D;
+      const size_t size = page_size<K>(D);
       for (int p = from; p < to; ++p) {
         for (int g = 0; g < group; ++g) scores[g] = mass.data() + size_t(g) * n + (p - from) * PAGE;
         if (p + AHEAD < to) fetch(keys + pages[p + AHEAD] * size, size * sizeof(K));
-        score_block(keys + pages[p] * size, query.data(), group, D, scores);
+        query.score(keys + pages[p] * size, group, scores);
         for (int t = std::min(PAGE, seen - pages[p] * PAGE); t < PAGE; ++t)
           for (int g = 0; g < group; ++g) scores[g][t] = -INFINITY;
       }

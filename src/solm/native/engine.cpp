@@ -20,6 +20,7 @@ void Engine::work(int thread) {
 void Engine::dispatch(int thread) {
   if (s.precision == 0) work<float, float>(thread);
   else if (s.precision == 1) work<bf16, bf16>(thread);
+  else if (s.kv_bytes) work<int8_t, uint8_t>(thread);
   else work<int8_t, bf16>(thread);
 }
 
@@ -100,20 +101,22 @@ void* solm_cache(void* engine, const void* source, int32_t length, int32_t capac
   auto* e = static_cast<Engine*>(engine);
   auto c = std::make_unique<Cache>();
   c->capacity = capacity;
-  const size_t places = size_t(e->s.layers) * e->s.kv_heads, tile = PAGE * e->s.head_dim * e->element();
-  for (auto* part : {&c->keys, &c->values}) part->allocate(places * c->pages() * tile);
+  const size_t places = size_t(e->s.layers) * e->s.kv_heads, tile = PAGE * e->s.head_dim * (e->s.precision == 0 ? 4 : 2);
+  size_t page = 0;
+  e->with_kv([&]<typename K>(K) { page = page_size<K>(e->s.head_dim) * sizeof(K); });
+  for (auto* part : {&c->keys, &c->values}) part->allocate(places * c->pages() * page);
   for (auto* part : {&c->low, &c->high}) part->allocate(places * c->tiles() * tile);
   if (source) {
     auto* from = static_cast<const Cache*>(source);
     const size_t pages = (length + PAGE - 1) / PAGE, tiles = (pages + PAGE - 1) / PAGE;
-    auto copy = [&](Memory& to, const Memory& old, size_t now, size_t then, size_t used) {
+    auto copy = [&](Memory& to, const Memory& old, size_t bytes, size_t now, size_t then, size_t used) {
       for (size_t p = 0; p < places; ++p)
-        std::memcpy(to.data() + p * now * tile, old.data() + p * then * tile, used * tile);
+        std::memcpy(to.data() + p * now * bytes, old.data() + p * then * bytes, used * bytes);
     };
-    copy(c->keys, from->keys, c->pages(), from->pages(), pages);
-    copy(c->values, from->values, c->pages(), from->pages(), pages);
-    copy(c->low, from->low, c->tiles(), from->tiles(), tiles);
-    copy(c->high, from->high, c->tiles(), from->tiles(), tiles);
+    copy(c->keys, from->keys, page, c->pages(), from->pages(), pages);
+    copy(c->values, from->values, page, c->pages(), from->pages(), pages);
+    copy(c->low, from->low, tile, c->tiles(), from->tiles(), tiles);
+    copy(c->high, from->high, tile, c->tiles(), from->tiles(), tiles);
   }
   return c.release();
 } catch (const std::exception&) {
@@ -128,15 +131,14 @@ void solm_cache_fill(void* engine, void* cache, int32_t layer, int32_t position,
   auto* e = static_cast<Engine*>(engine);
   auto* c = static_cast<Cache*>(cache);
   const int D = e->s.head_dim, KV = e->s.kv_heads;
-  auto fill = [&](const auto& attention) {
+  e->with_kv([&]<typename K>(K) {
+    const Attention<K> attention(*e, 0);
     for (int t = 0; t < count; ++t)
       for (int h = 0; h < KV; ++h) {
         const size_t offset = (size_t(h) * count + t) * D;
         attention.append(*c, layer, h, position + t, keys + offset, values + offset);
       }
-  };
-  if (e->s.precision == 0) fill(Attention<float>(*e, 0));
-  else fill(Attention<bf16>(*e, 0));
+  });
 }
 
 // Layers first to last (not included) of `steps` steps: step i processes tokens[i] at positions[i] of caches[i]. Steps of

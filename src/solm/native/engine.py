@@ -16,6 +16,7 @@ from solm.semantics import Semantics
 
 PAGE, MOST_QUERIES = 16, 32
 PRECISIONS = ("float32", "bfloat16", "int8", "int4")
+KV_CACHE_DTYPES = ("auto", "int8")
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 
@@ -59,8 +60,10 @@ def unsuited(model: PreTrainedModel, semantics: Semantics) -> str | None:
 class Engine:
     """The engine over a model's weights, which are copied into its layout.
 
-    Raises `UnsupportedModelError` for a model or semantics that it cannot run, `SolmError` for a bad number of threads,
-    a missing compiler or memory.
+    kv_cache_dtype: ``auto`` holds keys and values in float32 beside float32 weights and in bfloat16 beside all others;
+    ``int8``, with weights in int8 or int4, in whole numbers with a scale per token and head, at half the size.
+    Raises `UnsupportedModelError` for a model or semantics that it cannot run, `SolmError` for a bad precision, dtype
+    or number of threads, a missing compiler or memory.
     """
 
     def __init__(
@@ -69,12 +72,17 @@ class Engine:
         semantics: Semantics,
         precision: str = "bfloat16",
         threads: int | None = None,
+        kv_cache_dtype: str = "auto",
     ):
         reason = why_not(model, semantics)
         if reason is not None:
             raise UnsupportedModelError(f"the native backend cannot run this model: {reason}")
         if precision not in PRECISIONS:
             raise SolmError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+        if kv_cache_dtype not in KV_CACHE_DTYPES:
+            raise SolmError(f"unknown KV cache dtype {kv_cache_dtype!r}; choose one of {', '.join(KV_CACHE_DTYPES)}")
+        if kv_cache_dtype == "int8" and precision not in ("int8", "int4"):
+            raise SolmError(f"an int8 KV cache goes with precision int8 or int4, not {precision}")
         cores = os.cpu_count() or 1
         threads = min(torch.get_num_threads(), cores) if threads is None else threads
         if not 1 <= threads <= cores:
@@ -82,12 +90,12 @@ class Engine:
         self.library = library()
         config: Any = model.config.get_text_config(decoder=True)
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.precision, self.head_dim, self.kv_heads = precision, head_dim, config.num_key_value_heads
+        self.precision = precision
         embedding, kind = self._embedding(model)
         self.sizes = Sizes(
             config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.num_attention_heads,
             config.num_key_value_heads, head_dim, config.vocab_size,
-            PRECISIONS.index(precision), kind, threads, config.rms_norm_eps,
+            PRECISIONS.index(precision), kind, kv_cache_dtype == "int8", threads, config.rms_norm_eps,
         )  # fmt: skip
         self._kept: list[torch.Tensor] = [embedding]
         self._arena: int | None = None
@@ -106,6 +114,11 @@ class Engine:
         )  # fmt: skip
         if not self.handle:
             raise SolmError("the native backend could not get the memory it needs")
+
+    @property
+    def name(self) -> str:
+        """How it computes, such as ``native int8``."""
+        return f"native {self.precision}" + (", int8 KV cache" if self.sizes.kv_bytes else "")
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):

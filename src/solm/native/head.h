@@ -55,7 +55,7 @@ struct Strips {
       clear(sum);
       const uint8_t* from = numbers + s * bytes;
       const uint16_t* grid = head.grid + size_t(s) * groups.size() * 2 * STRIP;
-      add(0, [&](int quad, Bytes* two) { halves(from + 64 * quad, two); },
+      add<0>([&](int quad, Bytes* two) { halves(from + 64 * quad, two); },
           [&](const Group& g, int r, int j, Lanes part) {
             const uint16_t* step = grid + (&g - groups.data()) * 2 * STRIP + 16 * j;
             Lanes steps = Lanes::zero();
@@ -82,7 +82,7 @@ struct Strips {
       Lanes sum[MOST_ROWS][2];
       clear(sum);
       const uint8_t* from = high + s * bytes;
-      add(8, [&](int quad, Bytes* two) { halves(from + 64 * quad, two); },
+      add<8>([&](int quad, Bytes* two) { halves(from + 64 * quad, two); },
           [&](const Group& g, int r, int j, Lanes part) { sum[r][j].add(Lanes::all(16 * g.scale[r]), part); });
       const int count = std::min(STRIP, vocabulary - s * STRIP);
       const float* scale = head.scale + s * STRIP;
@@ -117,10 +117,10 @@ struct Strips {
   }
 
   // Group by group: quads(quad, two) reads the bytes of four channels, and use(group, row, j, 16 sums) takes what they add.
-  template <typename Quads, typename Use>
-  void add(int bias, Quads quads, Use use) const {
+  template <int BIAS, typename Quads, typename Use>
+  void add(Quads quads, Use use) const {
     for (size_t g = 0; g < groups.size(); ++g)
-      integer_tiles<2>(groups[g], rows, bias, [&](int i, Bytes* two) { quads(int(g) * QUADS + i / 4, two); },
+      integer_tiles<BIAS, 2>(groups[g], rows, [&](int i, Bytes* two) { quads(int(g) * QUADS + i / 4, two); },
                        [&](int r, int j, Lanes part) { use(groups[g], r, j, part); });
   }
 
@@ -130,7 +130,7 @@ struct Strips {
     const float* by = scale.data() + size_t(r) * wide / 4;
     Lanes sum = Lanes::zero();
     auto use = [&](const Bytes& bytes, int channel) {
-      Integers part = Integers::all(0);
+      auto part = Integers<0>::begin(0);
       part.add(bytes, x + channel);
       sum.add(Lanes::load(by + channel / 4), part.lanes());
     };

@@ -35,12 +35,78 @@ inline void interleave(const Bytes* row, Bytes* quad) {
   quad[2].v = _mm512_unpacklo_epi16(b, d), quad[3].v = _mm512_unpackhi_epi16(b, d);
 }
 
+// Sixteen sums of four products each, of bytes that are BIAS too large.
+template <int BIAS>
 struct Integers {
   __m512i v;
-  static Integers all(int32_t x) { return {_mm512_set1_epi32(x)}; }
+  // total: the sum of all numbers that the bytes will meet.
+  static Integers begin(int32_t total) { return {_mm512_set1_epi32(-BIAS * total)}; }
   void add(const Bytes& w, int32_t four) { v = _mm512_dpbusd_epi32(v, w.v, _mm512_set1_epi32(four)); }
   void add(const Bytes& w, const int8_t* each) { v = _mm512_dpbusd_epi32(v, w.v, _mm512_loadu_si512(each)); }
   Lanes lanes() const { return {_mm512_cvtepi32_ps(v)}; }
+};
+
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+
+struct Bytes {
+  __m256i half[2];
+  static __m256i raw(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static __m256i lower(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
+  static __m256i upper(__m256i bytes) { return lower(_mm256_srli_epi16(bytes, 4)); }
+  static Bytes load(const uint8_t* p) { return {{raw(p), raw(p + 32)}}; }
+  static Bytes low(const uint8_t* p) { return {{lower(raw(p)), lower(raw(p + 32))}}; }
+  static Bytes high(const uint8_t* p) { return {{upper(raw(p)), upper(raw(p + 32))}}; }
+  static Bytes single(const uint8_t* p) { return {{lower(raw(p)), upper(raw(p))}}; }
+};
+
+inline void interleave(const Bytes* row, Bytes* quad) {
+  for (int h = 0; h < 2; ++h) {
+    const __m256i first = row[0].half[h], second = row[1].half[h], third = row[2].half[h], fourth = row[3].half[h];
+    const __m256i a = _mm256_unpacklo_epi8(first, second), b = _mm256_unpackhi_epi8(first, second);
+    const __m256i c = _mm256_unpacklo_epi8(third, fourth), d = _mm256_unpackhi_epi8(third, fourth);
+    quad[0].half[h] = _mm256_unpacklo_epi16(a, c), quad[1].half[h] = _mm256_unpackhi_epi16(a, c);
+    quad[2].half[h] = _mm256_unpacklo_epi16(b, d), quad[3].half[h] = _mm256_unpackhi_epi16(b, d);
+  }
+}
+
+// Here an instruction adds two products of an unsigned byte with a signed one, in 16 bits. Bytes below 16 leave room for
+// eight such sums, which is what a group has; others shed their bias first and hand their sign to the number they meet,
+// which must not be -128.
+template <int BIAS>
+struct Integers {
+  static constexpr bool SMALL = BIAS < 16;
+  int32_t start;
+  __m256i half[2];
+  static Integers begin(int32_t total) {
+    return {SMALL ? -BIAS * total : 0, {_mm256_setzero_si256(), _mm256_setzero_si256()}};
+  }
+  static __m256i fours(__m256i sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
+  void add(int h, __m256i w, __m256i x) {
+    if constexpr (SMALL) {
+      half[h] = _mm256_add_epi16(half[h], _mm256_maddubs_epi16(w, x));
+    } else {
+      static_assert(BIAS == 128);
+      const __m256i number = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+      const __m256i sums = _mm256_maddubs_epi16(_mm256_abs_epi8(number), _mm256_sign_epi8(x, number));
+      half[h] = _mm256_add_epi32(half[h], fours(sums));
+    }
+  }
+  void add(const Bytes& w, int32_t four) {
+    const __m256i x = _mm256_set1_epi32(four);
+    add(0, w.half[0], x), add(1, w.half[1], x);
+  }
+  void add(const Bytes& w, const int8_t* each) {
+    const auto* x = reinterpret_cast<const uint8_t*>(each);
+    add(0, w.half[0], Bytes::raw(x)), add(1, w.half[1], Bytes::raw(x + 32));
+  }
+  Lanes lanes() const {
+    Lanes r;
+    for (int h = 0; h < 2; ++h) {
+      const __m256i sums = SMALL ? _mm256_add_epi32(fours(half[h]), _mm256_set1_epi32(start)) : half[h];
+      r.half[h] = (Lanes::Floats)_mm256_cvtepi32_ps(sums);
+    }
+    return r;
+  }
 };
 
 #else
@@ -75,11 +141,12 @@ inline void interleave(const Bytes* row, Bytes* quad) {
       for (int r = 0; r < 4; ++r) quad[k].v[4 * lane + r] = row[r].v[16 * (lane / 4) + 4 * k + lane % 4];
 }
 
+template <int BIAS>
 struct Integers {
   int32_t v[16];
-  static Integers all(int32_t x) {
+  static Integers begin(int32_t total) {
     Integers r;
-    for (int i = 0; i < 16; ++i) r.v[i] = x;
+    for (int i = 0; i < 16; ++i) r.v[i] = -BIAS * total;
     return r;
   }
   void add(const Bytes& w, int32_t four) {
@@ -195,11 +262,11 @@ struct Ahead {
 
 // Sums of a group for T rows from r on and N times 16 outputs, whose bytes of four channels from i on `quads(i, quad)`
 // gives, interleaved: for j of N, done(row, j, 16 sums).
-template <int N, int T, typename Quads, typename Done>
-void integer_tile(const Group& g, int r, int bias, Quads quads, Done done) {
-  Integers sum[T][N];
+template <int BIAS, int N, int T, typename Quads, typename Done>
+void integer_tile(const Group& g, int r, Quads quads, Done done) {
+  Integers<BIAS> sum[T][N];
   for (int t = 0; t < T; ++t)
-    for (int j = 0; j < N; ++j) sum[t][j] = Integers::all(-bias * g.total[r + t]);
+    for (int j = 0; j < N; ++j) sum[t][j] = Integers<BIAS>::begin(g.total[r + t]);
   for (int i = 0; i < g.count; i += 4) {
     Bytes quad[N];
     quads(i, quad);
@@ -213,37 +280,37 @@ void integer_tile(const Group& g, int r, int bias, Quads quads, Done done) {
     for (int j = 0; j < N; ++j) done(r + t, j, sum[t][j].lanes());
 }
 
-template <int N, typename Quads, typename Done>
-void integer_tiles(const Group& g, int rows, int bias, Quads quads, Done done) {
+template <int BIAS, int N, typename Quads, typename Done>
+void integer_tiles(const Group& g, int rows, Quads quads, Done done) {
   for (int r = 0; r < rows; r += 4)
     switch (std::min(4, rows - r)) {
-      case 4: integer_tile<N, 4>(g, r, bias, quads, done); break;
-      case 3: integer_tile<N, 3>(g, r, bias, quads, done); break;
-      case 2: integer_tile<N, 2>(g, r, bias, quads, done); break;
-      default: integer_tile<N, 1>(g, r, bias, quads, done);
+      case 4: integer_tile<BIAS, N, 4>(g, r, quads, done); break;
+      case 3: integer_tile<BIAS, N, 3>(g, r, quads, done); break;
+      case 2: integer_tile<BIAS, N, 2>(g, r, quads, done); break;
+      default: integer_tile<BIAS, N, 1>(g, r, quads, done);
     }
 }
 
 // One block of outputs for all rows; load(row) reads the block's bytes of a row of weights.
-template <typename Load, typename Done>
-void integer_block(const Group& g, int rows, int bias, Ahead& ahead, Load load, Done done) {
+template <int BIAS, typename Load, typename Done>
+void integer_block(const Group& g, int rows, Ahead& ahead, Load load, Done done) {
   auto fresh = [&](int i, Bytes* quad) {
     Bytes row[4];
     for (int k = 0; k < 4; ++k) row[k] = load(g.row[i + k]);
     interleave(row, quad);
     ahead.fetch();
   };
-  if (rows <= 4) return integer_tiles<4>(g, rows, bias, fresh, done);
+  if (rows <= 4) return integer_tiles<BIAS, 4>(g, rows, fresh, done);
   Bytes known[QUADS][4];
   for (int i = 0; i < g.count; i += 4) fresh(i, known[i / 4]);
-  integer_tiles<4>(g, rows, bias, [&](int i, Bytes* quad) { std::copy_n(known[i / 4], 4, quad); }, done);
+  integer_tiles<BIAS, 4>(g, rows, [&](int i, Bytes* quad) { std::copy_n(known[i / 4], 4, quad); }, done);
 }
 
 // y[rows, out] += what the group adds for int8 weights, but for their outputs' scales; `next` is fetched meanwhile.
 inline void add_group(const Group& g, const Group& next, int rows, int out, float* y) {
   Ahead ahead{next, out};
   for (int o = 0; o < out; o += BLOCK)
-    integer_block(g, rows, 128, ahead, [&](const uint8_t* row) { return Bytes::load(row + o); },
+    integer_block<128>(g, rows, ahead, [&](const uint8_t* row) { return Bytes::load(row + o); },
                   [&](int r, int j, Lanes sum) {
                     float* to = y + size_t(r) * out + o + 16 * j;
                     Lanes result = Lanes::load(to);
@@ -272,8 +339,8 @@ inline void add_packed_group(const Group& g, const Group& next, int rows, const 
       __builtin_prefetch(grid_next + o + line, 0, 2);
       __builtin_prefetch(grid_next + out + o + line, 0, 2);
     }
-    integer_block(g, rows, 0, ahead, [&](const uint8_t* row) { return Bytes::low(row + o / 2); }, settle(o));
-    integer_block(g, rows, 0, ahead, [&](const uint8_t* row) { return Bytes::high(row + o / 2); }, settle(o + BLOCK));
+    integer_block<0>(g, rows, ahead, [&](const uint8_t* row) { return Bytes::low(row + o / 2); }, settle(o));
+    integer_block<0>(g, rows, ahead, [&](const uint8_t* row) { return Bytes::high(row + o / 2); }, settle(o + BLOCK));
   }
-  if (o < out) integer_block(g, rows, 0, ahead, [&](const uint8_t* row) { return Bytes::single(row + o / 2); }, settle(o));
+  if (o < out) integer_block<0>(g, rows, ahead, [&](const uint8_t* row) { return Bytes::single(row + o / 2); }, settle(o));
 }

@@ -22,18 +22,18 @@ SOURCES = [Path(__file__).with_name("engine.cpp"), *sorted(Path(__file__).parent
 _FLAGS = [
     "-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
     "-fassociative-math", "-freciprocal-math", "-ffp-contract=fast", "-fopenmp-simd", "-shared", "-fPIC",
-    "-pthread",
+    "-pthread", "-Wno-psabi",
 ]  # fmt: skip
 
 
 class Sizes(ctypes.Structure):
     """A model's sizes; precision 0: float32, 1: bfloat16, 2: int8 weights, 3: packed where they can be, else
-    int8; embedding 0: float32, 1: bfloat16, 2: float16."""
+    int8; embedding 0: float32, 1: bfloat16, 2: float16; kv_bytes 1: caches hold bytes."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in (
             "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary", "precision",
-            "embedding", "threads",
+            "embedding", "kv_bytes", "threads",
         )),
         ("epsilon", ctypes.c_float),
     ]  # fmt: skip

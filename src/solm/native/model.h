@@ -24,7 +24,7 @@ constexpr int MOST_LEVELS = 100;  // of one axis
 constexpr double FULL_BITS = 16;
 
 struct Sizes {
-  int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, precision, embedding, threads;
+  int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, precision, embedding, kv_bytes, threads;
   float epsilon;
 };
 
@@ -101,7 +101,7 @@ class Barrier {
 };
 
 // Keys and values of one row, a page after the other, and the bounds of its keys, 16 pages in a tile; float32 (precision
-// 0) or bfloat16. See `tile_at` and `value_at`.
+// 0), bfloat16, or bytes with bounds in bfloat16 (`kv_bytes`). See tiles.h and bytes.h.
 struct Cache {
   int capacity = 0;
   Memory keys, values;  // [layers, kv_heads, pages, 16 D]
@@ -113,19 +113,19 @@ struct Cache {
   // One page of keys or values.
   template <typename K, typename Part>
   auto tile(Part& part, const Sizes& s, int layer, int head, int page) const {
-    return at<K>(part, s, (size_t(layer) * s.kv_heads + head) * pages() + page);
+    return at<K>(part, ((size_t(layer) * s.kv_heads + head) * pages() + page) * page_size<K>(s.head_dim));
   }
   // The tile of bounds that holds a page's.
   template <typename K, typename Part>
   auto bounds(Part& part, const Sizes& s, int layer, int head, int page) const {
-    return at<K>(part, s, (size_t(layer) * s.kv_heads + head) * tiles() + page / PAGE);
+    return at<K>(part, ((size_t(layer) * s.kv_heads + head) * tiles() + page / PAGE) * PAGE * s.head_dim);
   }
 
  private:
   template <typename K, typename Part>
-  static auto at(Part& part, const Sizes& s, size_t tile) {
+  static auto at(Part& part, size_t number) {
     using Pointer = std::conditional_t<std::is_const_v<Part>, const K*, K*>;
-    return reinterpret_cast<Pointer>(part.data()) + tile * PAGE * s.head_dim;
+    return reinterpret_cast<Pointer>(part.data()) + number;
   }
 };
 
@@ -164,7 +164,13 @@ struct Engine {
   float* logits = nullptr;  // [steps, V] or null
   bool shortlist = false;   // logits far below the largest may be approximate
 
-  size_t element() const { return s.precision == 0 ? 4 : 2; }
+  // Calls use with a number of the type that caches hold.
+  template <typename Use>
+  void with_kv(Use use) const {
+    if (s.precision == 0) use(float());
+    else if (s.kv_bytes) use(uint8_t());
+    else use(bf16());
+  }
 
   template <typename W, typename K>
   void work(int thread);

@@ -3,11 +3,12 @@
 
 #include <algorithm>
 #include <type_traits>
+#include <vector>
 
 #include "lanes.h"
 
 // Keys of 16 tokens, and bounds of 16 pages, lie in tiles that one query meets at once: [D, 16] float32, or bfloat16 in
-// pairs of channels [D / 2, 16, 2]. Values lie in pairs of tokens, [tokens / 2, D, 2], in bfloat16.
+// pairs of channels [D / 2, 16, 2]. Values lie in pairs of tokens, [tokens / 2, D, 2], in bfloat16. Bytes: see bytes.h.
 template <typename K>
 constexpr size_t tile_at(int channel, int column) {
   if constexpr (sizeof(K) == 4) return size_t(channel) * 16 + column;
@@ -19,6 +20,21 @@ constexpr size_t value_at(int token, int channel, int dim) {
   else return size_t(token / 2) * 2 * dim + channel * 2 + token % 2;
 }
 
+// Numbers of type K that a page's keys, or its values, take.
+template <typename K>
+constexpr size_t page_size(int dim) { return size_t(16) * dim; }
+
+template <typename K>
+void put_key(K* page, int token, const float* x, int dim) {
+  for (int d = 0; d < dim; ++d) page[tile_at<K>(d, token)] = store<K>(x[d]);
+}
+template <typename K>
+void put_value(K* page, int token, const float* x, int dim) {
+  for (int d = 0; d < dim; ++d) page[value_at<K>(token, d, dim)] = store<K>(x[d]);
+}
+template <typename K>
+float key_of(const K* page, int token, int channel, int) { return widen(page[tile_at<K>(channel, token)]); }
+
 // Bring bytes that will be read soon, from where no hardware expects it, into the second-level cache.
 inline void fetch(const void* from, size_t bytes) {
   for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(from) + line, 0, 2);
@@ -27,13 +43,6 @@ inline void fetch(const void* from, size_t bytes) {
 // A query as tiles of K take it: D numbers, or D / 2 pairs.
 template <typename K>
 using Query = std::conditional_t<sizeof(K) == 4, float, Both>;
-
-inline void prepare(const float* x, int dim, float scale, float* to) {
-  for (int d = 0; d < dim; ++d) to[d] = x[d] * scale;
-}
-inline void prepare(const float* x, int dim, float scale, Both* to) {
-  for (int d = 0; d < dim; d += 2) to[d / 2] = Both::of(x[d] * scale, x[d + 1] * scale);
-}
 
 // sum[j] += the sixteen products of query j with a tile, for T queries.
 template <int T>
@@ -59,20 +68,38 @@ void score_tile(const K* tile, const Query<K>* query, int dim, float* const* sco
   for (int j = 0; j < T; ++j) sum[j].write(scores[j]);
 }
 
-// ... of `group` queries, which read the tile together.
+// Up to `most` queries of `dim` channels.
 template <typename K>
-void score_block(const K* tile, const Query<K>* queries, int group, int dim, float* const* scores) {
-  const int each = sizeof(K) == 4 ? dim : dim / 2;
-  for (int g = 0; g < group; g += 4) {
-    const Query<K>* from = queries + size_t(g) * each;
-    switch (std::min(4, group - g)) {
-      case 4: score_tile<4>(tile, from, dim, scores + g); break;
-      case 3: score_tile<3>(tile, from, dim, scores + g); break;
-      case 2: score_tile<2>(tile, from, dim, scores + g); break;
-      default: score_tile<1>(tile, from, dim, scores + g);
+struct Queries {
+  const int dim, each;  // numbers of a query in the form of `Query`
+  std::vector<Query<K>> form;
+
+  Queries(int most, int dim) : dim(dim), each(sizeof(K) == 4 ? dim : dim / 2), form(size_t(each) * most) {}
+
+  // From x [count, dim], times `scale`.
+  void prepare(const float* x, int count, float scale) {
+    if constexpr (sizeof(K) == 4)
+      for (int d = 0; d < count * dim; ++d) form[d] = x[d] * scale;
+    else
+      for (int d = 0; d < count * dim; d += 2) form[d / 2] = Both::of(x[d] * scale, x[d + 1] * scale);
+  }
+
+  // sum += the products of query j with a tile.
+  void meet(int j, const K* tile, Lanes& sum) const { meet_tile<1>(tile, form.data() + size_t(j) * each, dim, &sum); }
+
+  // Sixteen scores for each of the first `group` queries, which read the tile together.
+  void score(const K* tile, int group, float* const* scores) const {
+    for (int g = 0; g < group; g += 4) {
+      const Query<K>* from = form.data() + size_t(g) * each;
+      switch (std::min(4, group - g)) {
+        case 4: score_tile<4>(tile, from, dim, scores + g); break;
+        case 3: score_tile<3>(tile, from, dim, scores + g); break;
+        case 2: score_tile<2>(tile, from, dim, scores + g); break;
+        default: score_tile<1>(tile, from, dim, scores + g);
+      }
     }
   }
-}
+};
 
 // out[j] += sum over a page's tokens of weight[j] * value, for T heads and the 16 channels from d on.
 template <int T>

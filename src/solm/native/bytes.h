@@ -1,0 +1,141 @@
+// Keys and values in bytes, at half of bfloat16's size: whole numbers plus 128, and behind a page's numbers the scales of its
+// 16 tokens in float32. Keys lie in fours of channels [D / 4, 16, 4], values in fours of tokens [4, D, 4]: what `Integers`
+// multiplies at once. Queries and weights are whole numbers of 16 bits, in two bytes, so that they round nothing that shows.
+#pragma once
+
+#include <cmath>
+
+#include "integers.h"
+#include "model.h"
+
+template <>
+constexpr size_t page_size<uint8_t>(int dim) { return size_t(16) * dim + 16 * sizeof(float); }
+
+inline float* scales(uint8_t* page, int dim) { return reinterpret_cast<float*>(page + size_t(16) * dim); }
+inline const float* scales(const uint8_t* page, int dim) {
+  return reinterpret_cast<const float*>(page + size_t(16) * dim);
+}
+
+inline size_t key_byte(int token, int channel) { return size_t(channel / 4) * 64 + token * 4 + channel % 4; }
+
+// x [dim] as bytes, number d at page[at(d)]; returns their scale.
+template <typename At>
+float put_bytes(uint8_t* page, const float* x, int dim, At at) {
+  float peak = 0;
+  for (int d = 0; d < dim; ++d) peak = std::max(peak, std::fabs(x[d]));
+  const float inverse = 127 / std::max(peak, 1.17549435e-36f);
+  for (int d = 0; d < dim; ++d) page[at(d)] = uint8_t(int32_t(std::nearbyint(x[d] * inverse)) + 128);
+  return peak / 127;
+}
+inline void put_key(uint8_t* page, int token, const float* x, int dim) {
+  scales(page, dim)[token] = put_bytes(page, x, dim, [&](int d) { return key_byte(token, d); });
+}
+inline void put_value(uint8_t* page, int token, const float* x, int dim) {
+  scales(page, dim)[token] =
+      put_bytes(page, x, dim, [&](int d) { return size_t(token / 4) * 4 * dim + d * 4 + token % 4; });
+}
+inline float key_of(const uint8_t* page, int token, int channel, int dim) {
+  return scales(page, dim)[token] * float(int(page[key_byte(token, channel)]) - 128);
+}
+
+// Whole numbers of 16 bits, times `scale`, in fours of digits from -127 to 127: upper ones, worth 254 each, and lower ones.
+struct Wide {
+  const int32_t *upper, *lower;
+  int32_t upper_sum, lower_sum;
+  float scale;
+
+  // x [count] in upper and lower [count / 4].
+  static Wide of(const float* x, int count, int32_t* upper, int32_t* lower) {
+    constexpr float MOST = 127 * 254;
+    float peak = 0;
+#pragma omp simd reduction(max : peak)
+    for (int i = 0; i < count; ++i) peak = std::max(peak, std::fabs(x[i]));
+    const float inverse = MOST / std::max(peak, 1.17549435e-33f);
+    auto *up = reinterpret_cast<int8_t*>(upper), *down = reinterpret_cast<int8_t*>(lower);
+    int32_t up_sum = 0, down_sum = 0;
+#pragma omp simd reduction(+ : up_sum, down_sum)
+    for (int i = 0; i < count; ++i) {
+      const int32_t number = int32_t(std::nearbyint(x[i] * inverse));
+      const int32_t most = int32_t(std::nearbyint(float(number) * (1.0f / 254))), rest = number - 254 * most;
+      up[i] = int8_t(most), down[i] = int8_t(rest);
+      up_sum += most, down_sum += rest;
+    }
+    return {upper, lower, up_sum, down_sum, peak / MOST};
+  }
+};
+
+// use(j, 16 sums) for T of `wide`, each met with the first `fours` fours of what lies at `from`, `stride` bytes apart.
+template <int T, typename Use>
+void meet_bytes(const uint8_t* from, size_t stride, int fours, const Wide* wide, Use use) {
+  using Sums = Integers<128>;
+  Sums upper[T], lower[T];
+  for (int j = 0; j < T; ++j) upper[j] = Sums::begin(wide[j].upper_sum), lower[j] = Sums::begin(wide[j].lower_sum);
+  for (int i = 0; i < fours; ++i) {
+    const Bytes bytes = Bytes::load(from + i * stride);
+    for (int j = 0; j < T; ++j) upper[j].add(bytes, wide[j].upper[i]), lower[j].add(bytes, wide[j].lower[i]);
+  }
+  for (int j = 0; j < T; ++j) {
+    Lanes sum = lower[j].lanes();
+    sum.add(Lanes::all(254), upper[j].lanes());
+    use(j, sum);
+  }
+}
+
+// The same for any number of them, up to four at a time.
+template <typename Use>
+void meet_all(const uint8_t* from, size_t stride, int fours, const Wide* wide, int count, Use use) {
+  for (int g = 0; g < count; g += 4) {
+    auto shifted = [&](int j, Lanes sum) { use(g + j, sum); };
+    switch (std::min(4, count - g)) {
+      case 4: meet_bytes<4>(from, stride, fours, wide + g, shifted); break;
+      case 3: meet_bytes<3>(from, stride, fours, wide + g, shifted); break;
+      case 2: meet_bytes<2>(from, stride, fours, wide + g, shifted); break;
+      default: meet_bytes<1>(from, stride, fours, wide + g, shifted);
+    }
+  }
+}
+
+template <>
+struct Queries<uint8_t> {
+  const int dim, each;
+  std::vector<int32_t> upper, lower;
+  std::vector<Wide> form;
+
+  Queries(int most, int dim)
+      : dim(dim), each(dim / 4), upper(size_t(each) * most), lower(size_t(each) * most), form(most) {}
+
+  void prepare(const float* x, int count, float scale) {
+    for (int j = 0; j < count; ++j) {
+      form[j] = Wide::of(x + size_t(j) * dim, dim, &upper[size_t(j) * each], &lower[size_t(j) * each]);
+      form[j].scale *= scale;
+    }
+  }
+
+  void score(const uint8_t* page, int group, float* const* scores) const {
+    const Lanes per_token = Lanes::load(scales(page, dim));
+    meet_all(page, 64, each, form.data(), group, [&](int j, Lanes sum) {
+      Lanes scaled = Lanes::zero(), result = Lanes::zero();
+      scaled.add(Lanes::all(form[j].scale), per_token);
+      result.add(scaled, sum);
+      result.write(scores[j]);
+    });
+  }
+};
+
+inline void mix_page(const uint8_t* page, int tokens, int dim, const float* const* weights, int group,
+                     float* const* out) {
+  const float* per_token = scales(page, dim);
+  int32_t upper[MOST_QUERIES][4], lower[MOST_QUERIES][4];
+  Wide form[MOST_QUERIES];
+  for (int j = 0; j < group; ++j) {
+    float scaled[16];
+    for (int t = 0; t < 16; ++t) scaled[t] = weights[j][t] * per_token[t];
+    form[j] = Wide::of(scaled, 16, upper[j], lower[j]);
+  }
+  for (int d = 0; d < dim; d += 16)
+    meet_all(page + size_t(4) * d, size_t(4) * dim, (tokens + 3) / 4, form, group, [&](int j, Lanes sum) {
+      Lanes result = Lanes::load(out[j] + d);
+      result.add(Lanes::all(form[j].scale), sum);
+      result.write(out[j] + d);
+    });
+}
