@@ -69,11 +69,14 @@ template <int T, typename Use>
 void meet_bytes(const uint8_t* from, size_t stride, int fours, const Wide* wide, Use use) {
   using Sums = Integers<128>;
   Sums upper[T], lower[T];
+#pragma GCC unroll 4
   for (int j = 0; j < T; ++j) upper[j] = Sums::begin(wide[j].upper_sum), lower[j] = Sums::begin(wide[j].lower_sum);
   for (int i = 0; i < fours; ++i) {
     const Bytes bytes = Bytes::load(from + i * stride);
+#pragma GCC unroll 4
     for (int j = 0; j < T; ++j) upper[j].add(bytes, wide[j].upper[i]), lower[j].add(bytes, wide[j].lower[i]);
   }
+#pragma GCC unroll 4
   for (int j = 0; j < T; ++j) {
     Lanes sum = lower[j].lanes();
     sum.add(Lanes::all(254), upper[j].lanes());

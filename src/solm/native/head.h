@@ -55,7 +55,7 @@ struct Strips {
       clear(sum);
       const uint8_t* from = numbers + s * bytes;
       const uint16_t* grid = head.grid + size_t(s) * groups.size() * 2 * STRIP;
-      add<0>([&](int quad, Bytes* two) { halves(from + 64 * quad, two); },
+      add<0>([&](int quad, Bytes* two) { return halves(from + 64 * quad, two); },
           [&](const Group& g, int r, int j, Lanes part) {
             const uint16_t* step = grid + (&g - groups.data()) * 2 * STRIP + 16 * j;
             Lanes steps = Lanes::zero();
@@ -82,7 +82,7 @@ struct Strips {
       Lanes sum[MOST_ROWS][2];
       clear(sum);
       const uint8_t* from = high + s * bytes;
-      add<8>([&](int quad, Bytes* two) { halves(from + 64 * quad, two); },
+      add<8>([&](int quad, Bytes* two) { return halves(from + 64 * quad, two); },
           [&](const Group& g, int r, int j, Lanes part) { sum[r][j].add(Lanes::all(16 * g.scale[r]), part); });
       const int count = std::min(STRIP, vocabulary - s * STRIP);
       const float* scale = head.scale + s * STRIP;
@@ -111,16 +111,18 @@ struct Strips {
     for (int r = 0; r < rows; ++r) sum[r][0] = sum[r][1] = Lanes::zero();
   }
 
-  static void halves(const uint8_t* from, Bytes* two) {
+  static const Bytes* halves(const uint8_t* from, Bytes* two) {
     __builtin_prefetch(from + 4096, 0, 2);
-    two[0] = Bytes::low(from), two[1] = Bytes::high(from);
+    const Bytes both = Bytes::load(from);
+    two[0] = both.low(), two[1] = both.high();
+    return two;
   }
 
   // Group by group: quads(quad, two) reads the bytes of four channels, and use(group, row, j, 16 sums) takes what they add.
   template <int BIAS, typename Quads, typename Use>
   void add(Quads quads, Use use) const {
     for (size_t g = 0; g < groups.size(); ++g)
-      integer_tiles<BIAS, 2>(groups[g], rows, [&](int i, Bytes* two) { quads(int(g) * QUADS + i / 4, two); },
+      integer_tiles<BIAS, 2>(groups[g], rows, [&](int i, Bytes* two) { return quads(int(g) * QUADS + i / 4, two); },
                        [&](int r, int j, Lanes part) { use(groups[g], r, j, part); });
   }
 
@@ -137,7 +139,8 @@ struct Strips {
     int c = 0;
     for (; c + 128 <= wide; c += 128) {
       __builtin_prefetch(w + c / 2 + 2048, 0, 2);
-      use(Bytes::low(w + c / 2), c), use(Bytes::high(w + c / 2), c + 64);
+      const Bytes both = Bytes::load(w + c / 2);
+      use(both.low(), c), use(both.high(), c + 64);
     }
     if (c < wide) use(Bytes::single(w + c / 2), c);
     return sum.sum();

@@ -16,10 +16,8 @@ constexpr int BLOCK = 64, QUADS = GROUP / 4;
 struct Bytes {
   __m512i v;
   static Bytes load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
-  static Bytes low(const uint8_t* p) { return {_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(15))}; }
-  static Bytes high(const uint8_t* p) {
-    return {_mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(p), 4), _mm512_set1_epi8(15))};
-  }
+  Bytes low() const { return {_mm512_and_si512(v, _mm512_set1_epi8(15))}; }
+  Bytes high() const { return {_mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15))}; }
   static Bytes single(const uint8_t* p) {
     const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), most = _mm256_set1_epi8(15);
     const __m256i low = _mm256_and_si256(raw, most), high = _mm256_and_si256(_mm256_srli_epi16(raw, 4), most);
@@ -54,8 +52,8 @@ struct Bytes {
   static __m256i lower(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
   static __m256i upper(__m256i bytes) { return lower(_mm256_srli_epi16(bytes, 4)); }
   static Bytes load(const uint8_t* p) { return {{raw(p), raw(p + 32)}}; }
-  static Bytes low(const uint8_t* p) { return {{lower(raw(p)), lower(raw(p + 32))}}; }
-  static Bytes high(const uint8_t* p) { return {{upper(raw(p)), upper(raw(p + 32))}}; }
+  Bytes low() const { return {{lower(half[0]), lower(half[1])}}; }
+  Bytes high() const { return {{upper(half[0]), upper(half[1])}}; }
   static Bytes single(const uint8_t* p) { return {{lower(raw(p)), upper(raw(p))}}; }
 };
 
@@ -118,14 +116,14 @@ struct Bytes {
     std::memcpy(r.v, p, 64);
     return r;
   }
-  static Bytes low(const uint8_t* p) {
+  Bytes low() const {
     Bytes r;
-    for (int i = 0; i < 64; ++i) r.v[i] = p[i] & 15;
+    for (int i = 0; i < 64; ++i) r.v[i] = v[i] & 15;
     return r;
   }
-  static Bytes high(const uint8_t* p) {
+  Bytes high() const {
     Bytes r;
-    for (int i = 0; i < 64; ++i) r.v[i] = p[i] >> 4;
+    for (int i = 0; i < 64; ++i) r.v[i] = v[i] >> 4;
     return r;
   }
   static Bytes single(const uint8_t* p) {
@@ -260,23 +258,29 @@ struct Ahead {
   }
 };
 
-// Sums of a group for T rows from r on and N times 16 outputs, whose bytes of four channels from i on `quads(i, quad)`
-// gives, interleaved: for j of N, done(row, j, 16 sums).
+// Sums of a group for T rows from r on and N times 16 outputs, whose bytes of four channels from i on `quads(i, room)`
+// gives, interleaved, in that room or where they are known: for j of N, done(row, j, 16 sums).
 template <int BIAS, int N, int T, typename Quads, typename Done>
 void integer_tile(const Group& g, int r, Quads quads, Done done) {
   Integers<BIAS> sum[T][N];
+#pragma GCC unroll 4
   for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
     for (int j = 0; j < N; ++j) sum[t][j] = Integers<BIAS>::begin(g.total[r + t]);
   for (int i = 0; i < g.count; i += 4) {
-    Bytes quad[N];
-    quads(i, quad);
+    Bytes room[N];
+    const Bytes* quad = quads(i, room);
+#pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
       int32_t four;
       std::memcpy(&four, &g.q[r + t][i], 4);
+#pragma GCC unroll 4
       for (int j = 0; j < N; ++j) sum[t][j].add(quad[j], four);
     }
   }
+#pragma GCC unroll 4
   for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
     for (int j = 0; j < N; ++j) done(r + t, j, sum[t][j].lanes());
 }
 
@@ -299,11 +303,12 @@ void integer_block(const Group& g, int rows, Ahead& ahead, Load load, Done done)
     for (int k = 0; k < 4; ++k) row[k] = load(g.row[i + k]);
     interleave(row, quad);
     ahead.fetch();
+    return quad;
   };
   if (rows <= 4) return integer_tiles<BIAS, 4>(g, rows, fresh, done);
   Bytes known[QUADS][4];
   for (int i = 0; i < g.count; i += 4) fresh(i, known[i / 4]);
-  integer_tiles<BIAS, 4>(g, rows, [&](int i, Bytes* quad) { std::copy_n(known[i / 4], 4, quad); }, done);
+  integer_tiles<BIAS, 4>(g, rows, [&](int i, Bytes*) { return known[i / 4]; }, done);
 }
 
 // y[rows, out] += what the group adds for int8 weights, but for their outputs' scales; `next` is fetched meanwhile.
@@ -339,8 +344,23 @@ inline void add_packed_group(const Group& g, const Group& next, int rows, const 
       __builtin_prefetch(grid_next + o + line, 0, 2);
       __builtin_prefetch(grid_next + out + o + line, 0, 2);
     }
-    integer_block<0>(g, rows, ahead, [&](const uint8_t* row) { return Bytes::low(row + o / 2); }, settle(o));
-    integer_block<0>(g, rows, ahead, [&](const uint8_t* row) { return Bytes::high(row + o / 2); }, settle(o + BLOCK));
+    Bytes both[QUADS][4];
+    for (int i = 0; i < g.count; i += 4) {
+      Bytes row[4];
+      for (int k = 0; k < 4; ++k) row[k] = Bytes::load(g.row[i + k] + o / 2);
+      interleave(row, both[i / 4]);
+      ahead.fetch();
+      ahead.fetch();
+    }
+    auto part = [&](auto half) {
+      return [&both, half](int i, Bytes* room) {
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) room[k] = half(both[i / 4][k]);
+        return room;
+      };
+    };
+    integer_tiles<0, 4>(g, rows, part([](const Bytes& bytes) { return bytes.low(); }), settle(o));
+    integer_tiles<0, 4>(g, rows, part([](const Bytes& bytes) { return bytes.high(); }), settle(o + BLOCK));
   }
   if (o < out) integer_block<0>(g, rows, ahead, [&](const uint8_t* row) { return Bytes::single(row + o / 2); }, settle(o));
 }
