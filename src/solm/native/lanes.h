@@ -136,7 +136,8 @@ struct Lanes {
     for (int h = 0; h < 2; ++h) {
       Whole raw;
       std::memcpy(&raw, p + 16 * h, sizeof raw);
-      half[h] += (Floats)(raw << 16) * w.first + (Floats)(raw & 0xffff0000u) * w.second;
+      half[h] += (Floats)(raw << 16) * w.first;
+      half[h] += (Floats)(raw & 0xffff0000u) * w.second;
     }
   }
   void write(float* p) const { std::memcpy(p, half, sizeof half); }
