@@ -482,7 +482,7 @@ EDGES = (
 )
 
 
-@pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3"])
+@pytest.mark.parametrize("processor", [pytest.param("x86-64", marks=pytest.mark.slow), "x86-64-v3"])
 def test_other_processors_compute_the_same(processor):
     """The same tests on an engine without the instructions of this machine: plain C++, and AVX2."""
     if platform.machine() != "x86_64":
