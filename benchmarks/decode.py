@@ -5,8 +5,8 @@
 Interleaved rounds in one process, the same threads for everyone; a figure is the median over rounds of a round's median
 step. Native steps run as greedy generation runs them: an int8 head is exact for every logit that comes near the largest
 ("every logit": for all of them). llama.cpp is measured where llama-cpp-python is installed (see peers.py), with and
-without its fused attention; `ratio_to_llama_cpp` is the faster of its two Q8_0 over our dense int8, by context, and
-`ratio_with_every_logit` the same for the head that computes all of them.
+without its fused attention, its caches in float16; `ratio_to_llama_cpp` is the faster of its two Q8_0 over our dense
+int8 with its cache in bfloat16, by context; `ratio_with_every_logit` is the same with a head that computes all of them.
 """
 
 import json
@@ -27,6 +27,7 @@ DIAL = {
     "dense": DENSE, "mlp .6": (1.0, 0.6, 16), "mlp .4": (1.0, 0.4, 16), "pages .2, mlp .6": (0.2, 0.6, 16),
 }  # fmt: skip
 EVERY = "dense, every logit"
+BYTES = " with int8 KV cache"
 STEPS = 24
 SPACE, BUDGET = "joint-27", 0.6  # of the policy
 
@@ -49,6 +50,8 @@ def main() -> None:
     contexts = [int(part) for part in options.contexts.split(",")]
     ids = draw_text(lm, 1, max(contexts) + 1)
     engines = {name: Engine(lm.model, lm.semantics, name) for name in PRECISIONS}
+    for name in ("int8", "int4"):
+        engines[name + BYTES] = Engine(lm.model, lm.semantics, name, kv_cache_dtype="int8")
     found: dict[str, dict[str, float]] = {}
     for context in contexts:
         token = ids[:, context]
@@ -56,18 +59,18 @@ def main() -> None:
         stock = lm.session(capacity=context + STEPS * (options.rounds + 2))
         stock.prefill(ids[:, :context])
         runs["transformers, " + str(lm.model.dtype).removeprefix("torch.")] = lambda s=stock, t=token: s.step(t)
-        for precision, engine in engines.items():
+        for name, engine in engines.items():
             parent = NativeSession(lm.control, lm.semantics, engine, context)
             parent.prefill(ids[:, :context])
-            for name, action in {**DIAL, **({EVERY: DENSE} if precision in PRECISIONS[2:] else {})}.items():
+            for arm, action in {**DIAL, **({EVERY: DENSE} if engine.precision in PRECISIONS[2:] else {})}.items():
                 keep = torch.tensor([action], dtype=torch.float64)
                 fork = parent.fork(1, STEPS * (options.rounds + 2))
-                fork.shortlist = name != EVERY
-                runs[f"native {precision}, {name}"] = lambda s=fork, k=keep, t=token: s.step(t, k)
+                fork.shortlist = arm != EVERY
+                runs[f"native {name}, {arm}"] = lambda s=fork, k=keep, t=token: s.step(t, k)
             fork = parent.fork(1, STEPS * (options.rounds + 2))
             fork.shortlist = True
             driver = MidPassDriver(fork, policy, target, 1 << 20)
-            runs[f"native {precision}, policy {SPACE} at {BUDGET}"] = lambda d=driver, t=token: d.step(t)
+            runs[f"native {name}, policy {SPACE} at {BUDGET}"] = lambda d=driver, t=token: d.step(t)
         for precision in peers.PRECISIONS if peers.installed() else ():
             for flash in (False, True):
                 runs[f"llama.cpp {precision}{', fused attention' if flash else ''}"] = peers.steps(

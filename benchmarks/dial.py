@@ -37,7 +37,8 @@ from solm.native.engine import Engine
 from solm.policies.values import ValuePolicy
 from timing import MODEL, machine, median
 
-PRECISIONS, WHO, DENSE_ARM = ("int8", "int4"), ("static", "policy"), "dense int8"
+KINDS = {"int8": ("int8", "auto"), "int4": ("int4", "auto"), "int4 with int8 KV cache": ("int4", "int8")}
+WHO, DENSE_ARM = ("static", "policy"), "dense int8"
 LENGTH, TIMED = 128, 40
 SETTINGS = [(pages, mlp) for pages in (1.0, 0.4, 0.2, 0.1) for mlp in (1.0, 0.8, 0.7)]
 LOSSES = (0.05, 0.15)
@@ -82,24 +83,24 @@ def decided(arm: Arm, parent: Session, tokens: torch.Tensor, policy: ValuePolicy
 
 
 def measure(lm: solm.LanguageModel, engines: dict[str, Engine], windows: torch.Tensor, context: int) -> dict[str, Arm]:
-    """Arms by name: "dense int8", and precision, who decides and the setting for all others."""
-    kinds = [(precision, setting) for precision in engines for setting in SETTINGS]
-    names = [DENSE_ARM, *(f"{precision} {who} {setting}" for precision, setting in kinds for who in WHO)]
+    """Arms by name: "dense int8", and kind of engine, who decides and the setting for all others."""
+    choices = [(kind, setting) for kind in engines for setting in SETTINGS]
+    names = [DENSE_ARM, *(f"{kind} {who} {setting}" for kind, setting in choices for who in WHO)]
     arms = {name: Arm() for name in names}
     order = random.Random(0)
     policy = lm.policy("policy")
     for number, window in enumerate(windows.split(1)):
         parents = {}
-        for precision, engine in engines.items():
-            parents[precision] = NativeSession(lm.control, lm.semantics, engine, context)
-            parents[precision].prefill(window[:, :context])
+        for kind, engine in engines.items():
+            parents[kind] = NativeSession(lm.control, lm.semantics, engine, context)
+            parents[kind].prefill(window[:, :context])
         tokens = window[:, context:]
         with one_torch_thread():
             constant(arms[DENSE_ARM], parents["int8"], tokens, DENSE)
-            for precision, setting in order.sample(kinds, len(kinds)):
-                static, ours = (arms[f"{precision} {who} {setting}"] for who in WHO)
-                constant(static, parents[precision], tokens, (*setting, 16))
-                decided(ours, parents[precision], tokens, policy, static.realised[-1][None])
+            for kind, setting in order.sample(choices, len(choices)):
+                static, ours = (arms[f"{kind} {who} {setting}"] for who in WHO)
+                constant(static, parents[kind], tokens, (*setting, 16))
+                decided(ours, parents[kind], tokens, policy, static.realised[-1][None])
         print(f"context {context}: {number + 1} of {len(windows)} texts", flush=True)
     return arms
 
@@ -107,10 +108,10 @@ def measure(lm: solm.LanguageModel, engines: dict[str, Engine], windows: torch.T
 def summary(arms: dict[str, Arm]) -> dict[str, object]:
     dense = arms[DENSE_ARM]
     rows = []
-    for precision in PRECISIONS:
+    for kind in KINDS:
         for setting in SETTINGS:
-            static, ours = (arms[f"{precision} {who} {setting}"] for who in WHO)
-            row: dict[str, object] = {"precision": precision, "pages": setting[0], "mlp": setting[1]}
+            static, ours = (arms[f"{kind} {who} {setting}"] for who in WHO)
+            row: dict[str, object] = {"kind": kind, "pages": setting[0], "mlp": setting[1]}
             for who, arm in zip(WHO, (static, ours), strict=True):
                 loss = paired_difference(np.array(arm.nats), np.array(dense.nats))
                 faster = [a / b for a, b in zip(dense.milliseconds, arm.milliseconds, strict=True)]
@@ -124,11 +125,11 @@ def summary(arms: dict[str, Arm]) -> dict[str, object]:
             rows.append(row)
     best = {
         f"speedup_at_loss_{limit}": {
-            precision: {
-                who: max((row[who]["speedup"] for row in rows if fits(row, precision, who, limit)), default=1.0)  # type: ignore[index]
+            kind: {
+                who: max((row[who]["speedup"] for row in rows if fits(row, kind, who, limit)), default=1.0)  # type: ignore[index]
                 for who in WHO
             }
-            for precision in PRECISIONS
+            for kind in KINDS
         }
         for limit in LOSSES
     }
@@ -138,8 +139,8 @@ def summary(arms: dict[str, Arm]) -> dict[str, object]:
     }  # fmt: skip
 
 
-def fits(row: dict, precision: str, who: str, limit: float) -> bool:  # type: ignore[type-arg]
-    return row["precision"] == precision and row[who]["loss"]["value"] <= limit
+def fits(row: dict, kind: str, who: str, limit: float) -> bool:  # type: ignore[type-arg]
+    return row["kind"] == kind and row[who]["loss"]["value"] <= limit
 
 
 def main() -> None:
@@ -151,7 +152,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="Write the JSON here, besides printing it.")
     options = parser.parse_args()
     lm = solm.load(MODEL, options.policy)
-    engines = {precision: Engine(lm.model, lm.semantics, precision) for precision in PRECISIONS}
+    engines = {
+        kind: Engine(lm.model, lm.semantics, precision, kv_cache_dtype=cache)
+        for kind, (precision, cache) in KINDS.items()
+    }
     found = {}
     counts = [int(part) for part in options.texts.split(",")]
     for context, count in zip((int(part) for part in options.contexts.split(",")), counts, strict=True):
