@@ -71,11 +71,16 @@ void meet_bytes(const uint8_t* from, size_t stride, int fours, const Wide* wide,
   Sums upper[T], lower[T];
 #pragma GCC unroll 4
   for (int j = 0; j < T; ++j) upper[j] = Sums::begin(wide[j].upper_sum), lower[j] = Sums::begin(wide[j].lower_sum);
-  for (int i = 0; i < fours; ++i) {
-    const Bytes bytes = Bytes::load(from + i * stride);
+  each_part([&](auto part) {
+    for (int i = 0; i < fours; ++i) {
+      const Bytes bytes = Bytes::load(from + i * stride + part * Bytes::WIDTH);
 #pragma GCC unroll 4
-    for (int j = 0; j < T; ++j) upper[j].add(bytes, wide[j].upper[i]), lower[j].add(bytes, wide[j].lower[i]);
-  }
+      for (int j = 0; j < T; ++j) {
+        upper[j].add(part, bytes, wide[j].upper[i]);
+        lower[j].add(part, bytes, wide[j].lower[i]);
+      }
+    }
+  });
 #pragma GCC unroll 4
   for (int j = 0; j < T; ++j) {
     Lanes sum = lower[j].lanes();

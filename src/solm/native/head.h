@@ -55,7 +55,7 @@ struct Strips {
       clear(sum);
       const uint8_t* from = numbers + s * bytes;
       const uint16_t* grid = head.grid + size_t(s) * groups.size() * 2 * STRIP;
-      add<0>([&](int quad, Bytes* two) { return halves(from + 64 * quad, two); },
+      add<0>([&](int quad, int part, Bytes* two) { return halves(from + 64 * quad, part, two); },
           [&](const Group& g, int r, int j, Lanes part) {
             const uint16_t* step = grid + (&g - groups.data()) * 2 * STRIP + 16 * j;
             Lanes steps = Lanes::zero();
@@ -82,7 +82,7 @@ struct Strips {
       Lanes sum[MOST_ROWS][2];
       clear(sum);
       const uint8_t* from = high + s * bytes;
-      add<8>([&](int quad, Bytes* two) { return halves(from + 64 * quad, two); },
+      add<8>([&](int quad, int part, Bytes* two) { return halves(from + 64 * quad, part, two); },
           [&](const Group& g, int r, int j, Lanes part) { sum[r][j].add(Lanes::all(16 * g.scale[r]), part); });
       const int count = std::min(STRIP, vocabulary - s * STRIP);
       const float* scale = head.scale + s * STRIP;
@@ -111,9 +111,9 @@ struct Strips {
     for (int r = 0; r < rows; ++r) sum[r][0] = sum[r][1] = Lanes::zero();
   }
 
-  static const Bytes* halves(const uint8_t* from, Bytes* two) {
-    __builtin_prefetch(from + 4096, 0, 2);
-    const Bytes both = Bytes::load(from);
+  static const Bytes* halves(const uint8_t* from, int part, Bytes* two) {
+    if (!part) __builtin_prefetch(from + 4096, 0, 2);
+    const Bytes both = Bytes::load(from + part * Bytes::WIDTH);
     two[0] = both.low(), two[1] = both.high();
     return two;
   }
@@ -122,7 +122,8 @@ struct Strips {
   template <int BIAS, typename Quads, typename Use>
   void add(Quads quads, Use use) const {
     for (size_t g = 0; g < groups.size(); ++g)
-      integer_tiles<BIAS, 2>(groups[g], rows, [&](int i, Bytes* two) { return quads(int(g) * QUADS + i / 4, two); },
+      integer_tiles<BIAS, 2>(groups[g], rows,
+                             [&](int i, int part, Bytes* two) { return quads(int(g) * QUADS + i / 4, part, two); },
                        [&](int r, int j, Lanes part) { use(groups[g], r, j, part); });
   }
 
@@ -131,18 +132,19 @@ struct Strips {
     const int8_t* x = number.data() + size_t(r) * wide;
     const float* by = scale.data() + size_t(r) * wide / 4;
     Lanes sum = Lanes::zero();
-    auto use = [&](const Bytes& bytes, int channel) {
-      auto part = Integers<0>::begin(0);
-      part.add(bytes, x + channel);
-      sum.add(Lanes::load(by + channel / 4), part.lanes());
+    auto use = [&](int channel, auto bytes) {
+      auto products = Integers<0>::begin(0);
+      each_part([&](auto part) { products.add(part, bytes(part), x + channel + part * Bytes::WIDTH); });
+      sum.add(Lanes::load(by + channel / 4), products.lanes());
     };
     int c = 0;
     for (; c + 128 <= wide; c += 128) {
       __builtin_prefetch(w + c / 2 + 2048, 0, 2);
-      const Bytes both = Bytes::load(w + c / 2);
-      use(both.low(), c), use(both.high(), c + 64);
+      auto both = [&](int part) { return Bytes::load(w + c / 2 + part * Bytes::WIDTH); };
+      use(c, [&](int part) { return both(part).low(); });
+      use(c + 64, [&](int part) { return both(part).high(); });
     }
-    if (c < wide) use(Bytes::single(w + c / 2), c);
+    if (c < wide) use(c, [&](int part) { return Bytes::single(w + c / 2, part); });
     return sum.sum();
   }
 
