@@ -18,11 +18,17 @@ inline const float* scales(const uint8_t* page, int dim) {
 
 inline size_t key_byte(int token, int channel) { return size_t(channel / 4) * 64 + token * 4 + channel % 4; }
 
+inline float peak_of(const float* x, int count) {
+  float peak = 0;
+#pragma omp simd reduction(max : peak)
+  for (int i = 0; i < count; ++i) peak = std::max(peak, std::fabs(x[i]));
+  return peak;
+}
+
 // x [dim] as bytes, number d at page[at(d)]; returns their scale.
 template <typename At>
 float put_bytes(uint8_t* page, const float* x, int dim, At at) {
-  float peak = 0;
-  for (int d = 0; d < dim; ++d) peak = std::max(peak, std::fabs(x[d]));
+  const float peak = peak_of(x, dim);
   const float inverse = 127 / std::max(peak, 1.17549435e-36f);
   for (int d = 0; d < dim; ++d) page[at(d)] = uint8_t(int32_t(std::nearbyint(x[d] * inverse)) + 128);
   return peak / 127;
@@ -38,20 +44,60 @@ inline float key_of(const uint8_t* page, int token, int channel, int dim) {
   return scales(page, dim)[token] * float(int(page[key_byte(token, channel)]) - 128);
 }
 
-// Whole numbers of 16 bits, times `scale`, in fours of digits from -127 to 127: upper ones, worth 254 each, and lower ones.
+// Whole numbers of 16 bits, times `scale`, in fours; and the sums of four of their products with bytes in sixteen lanes.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+
 struct Wide {
-  const int32_t *upper, *lower;
+  const int16_t* number;
+  float scale;
+
+  // x [count], in room [count].
+  static Wide of(const float* x, int count, int16_t* room) {
+    constexpr float MOST = 32767;
+    const float inverse = MOST / std::max(peak_of(x, count), 1.17549435e-33f);
+    for (int i = 0; i < count; ++i) room[i] = int16_t(int32_t(std::nearbyint(x[i] * inverse)));
+    return {room, 1 / inverse};
+  }
+};
+
+// Every lane has two sums of 32 bits, side by side: lanes 0 to 3 in a, 4 to 7 in b, and so on.
+struct WideSums {
+  __m256i a, b, c, d;
+  static WideSums begin(const Wide&) {
+    const __m256i zero = _mm256_setzero_si256();
+    return {zero, zero, zero, zero};
+  }
+  template <typename Part>
+  void add(Part, const Bytes& bytes, const Wide& wide, int i) {
+    int64_t four;
+    std::memcpy(&four, wide.number + 4 * i, sizeof four);
+    const __m256i number = _mm256_xor_si256(bytes.v, _mm256_set1_epi8(-128)), x = _mm256_set1_epi64x(four);
+    const __m256i low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(number));
+    const __m256i high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(number, 1));
+    __m256i &first = Part::value ? c : a, &second = Part::value ? d : b;
+    first = _mm256_add_epi32(first, _mm256_madd_epi16(low, x));
+    second = _mm256_add_epi32(second, _mm256_madd_epi16(high, x));
+  }
+  Lanes lanes() const {
+    auto together = [](__m256i x, __m256i y) {
+      return (Lanes::Floats)_mm256_cvtepi32_ps(_mm256_permute4x64_epi64(_mm256_hadd_epi32(x, y), 0xd8));
+    };
+    return {{together(a, b), together(c, d)}};
+  }
+};
+
+#else
+
+// Two digits from -127 to 127: upper ones, worth 254 each, and lower ones.
+struct Wide {
+  const int8_t *upper, *lower;
   int32_t upper_sum, lower_sum;
   float scale;
 
-  // x [count] in upper and lower [count / 4].
-  static Wide of(const float* x, int count, int32_t* upper, int32_t* lower) {
+  static Wide of(const float* x, int count, int16_t* room) {
     constexpr float MOST = 127 * 254;
-    float peak = 0;
-#pragma omp simd reduction(max : peak)
-    for (int i = 0; i < count; ++i) peak = std::max(peak, std::fabs(x[i]));
-    const float inverse = MOST / std::max(peak, 1.17549435e-33f);
-    auto *up = reinterpret_cast<int8_t*>(upper), *down = reinterpret_cast<int8_t*>(lower);
+    const float inverse = MOST / std::max(peak_of(x, count), 1.17549435e-33f);
+    auto *up = reinterpret_cast<int8_t*>(room), *down = up + count;
     int32_t up_sum = 0, down_sum = 0;
 #pragma omp simd reduction(+ : up_sum, down_sum)
     for (int i = 0; i < count; ++i) {
@@ -60,33 +106,45 @@ struct Wide {
       up[i] = int8_t(most), down[i] = int8_t(rest);
       up_sum += most, down_sum += rest;
     }
-    return {upper, lower, up_sum, down_sum, peak / MOST};
+    return {up, down, up_sum, down_sum, 1 / inverse};
   }
 };
+
+struct WideSums {
+  Integers<128> upper, lower;
+  static WideSums begin(const Wide& wide) {
+    return {Integers<128>::begin(wide.upper_sum), Integers<128>::begin(wide.lower_sum)};
+  }
+  template <typename Part>
+  void add(Part part, const Bytes& bytes, const Wide& wide, int i) {
+    int32_t up, down;
+    std::memcpy(&up, wide.upper + 4 * i, 4), std::memcpy(&down, wide.lower + 4 * i, 4);
+    upper.add(part, bytes, up), lower.add(part, bytes, down);
+  }
+  Lanes lanes() const {
+    Lanes sum = lower.lanes();
+    sum.add(Lanes::all(254), upper.lanes());
+    return sum;
+  }
+};
+
+#endif
 
 // use(j, 16 sums) for T of `wide`, each met with the first `fours` fours of what lies at `from`, `stride` bytes apart.
 template <int T, typename Use>
 void meet_bytes(const uint8_t* from, size_t stride, int fours, const Wide* wide, Use use) {
-  using Sums = Integers<128>;
-  Sums upper[T], lower[T];
+  WideSums sum[T];
 #pragma GCC unroll 4
-  for (int j = 0; j < T; ++j) upper[j] = Sums::begin(wide[j].upper_sum), lower[j] = Sums::begin(wide[j].lower_sum);
+  for (int j = 0; j < T; ++j) sum[j] = WideSums::begin(wide[j]);
   each_part([&](auto part) {
     for (int i = 0; i < fours; ++i) {
       const Bytes bytes = Bytes::load(from + i * stride + part * Bytes::WIDTH);
 #pragma GCC unroll 4
-      for (int j = 0; j < T; ++j) {
-        upper[j].add(part, bytes, wide[j].upper[i]);
-        lower[j].add(part, bytes, wide[j].lower[i]);
-      }
+      for (int j = 0; j < T; ++j) sum[j].add(part, bytes, wide[j], i);
     }
   });
 #pragma GCC unroll 4
-  for (int j = 0; j < T; ++j) {
-    Lanes sum = lower[j].lanes();
-    sum.add(Lanes::all(254), upper[j].lanes());
-    use(j, sum);
-  }
+  for (int j = 0; j < T; ++j) use(j, sum[j].lanes());
 }
 
 // The same for any number of them, up to four at a time.
@@ -105,23 +163,22 @@ void meet_all(const uint8_t* from, size_t stride, int fours, const Wide* wide, i
 
 template <>
 struct Queries<uint8_t> {
-  const int dim, each;
-  std::vector<int32_t> upper, lower;
+  const int dim;
+  std::vector<int16_t> room;
   std::vector<Wide> form;
 
-  Queries(int most, int dim)
-      : dim(dim), each(dim / 4), upper(size_t(each) * most), lower(size_t(each) * most), form(most) {}
+  Queries(int most, int dim) : dim(dim), room(size_t(dim) * most), form(most) {}
 
   void prepare(const float* x, int count, float scale) {
     for (int j = 0; j < count; ++j) {
-      form[j] = Wide::of(x + size_t(j) * dim, dim, &upper[size_t(j) * each], &lower[size_t(j) * each]);
+      form[j] = Wide::of(x + size_t(j) * dim, dim, &room[size_t(j) * dim]);
       form[j].scale *= scale;
     }
   }
 
   void score(const uint8_t* page, int group, float* const* scores) const {
     const Lanes per_token = Lanes::load(scales(page, dim));
-    meet_all(page, 64, each, form.data(), group, [&](int j, Lanes sum) {
+    meet_all(page, 64, dim / 4, form.data(), group, [&](int j, Lanes sum) {
       Lanes scaled = Lanes::zero(), result = Lanes::zero();
       scaled.add(Lanes::all(form[j].scale), per_token);
       result.add(scaled, sum);
@@ -133,12 +190,12 @@ struct Queries<uint8_t> {
 inline void mix_page(const uint8_t* page, int tokens, int dim, const float* const* weights, int group,
                      float* const* out) {
   const float* per_token = scales(page, dim);
-  int32_t upper[MOST_QUERIES][4], lower[MOST_QUERIES][4];
+  int16_t room[MOST_QUERIES][16];
   Wide form[MOST_QUERIES];
   for (int j = 0; j < group; ++j) {
     float scaled[16];
     for (int t = 0; t < 16; ++t) scaled[t] = weights[j][t] * per_token[t];
-    form[j] = Wide::of(scaled, 16, upper[j], lower[j]);
+    form[j] = Wide::of(scaled, 16, room[j]);
   }
   for (int d = 0; d < dim; d += 16)
     meet_all(page + size_t(4) * d, size_t(4) * dim, (tokens + 3) / 4, form, group, [&](int j, Lanes sum) {
