@@ -1,6 +1,6 @@
 // Keys and values in bytes, at half of bfloat16's size: whole numbers plus 128, and behind a page's numbers the scales of its
 // 16 tokens in float32. Keys lie in fours of channels [D / 4, 16, 4], values in fours of tokens [4, D, 4]: what `Integers`
-// multiplies at once. Queries and weights are whole numbers of 16 bits, in two bytes, so that they round nothing that shows.
+// multiplies at once. Queries and weights are whole numbers of 16 bits, so that they round nothing that shows.
 #pragma once
 
 #include <cmath>
@@ -45,7 +45,7 @@ inline float key_of(const uint8_t* page, int token, int channel, int dim) {
 }
 
 // Whole numbers of 16 bits, times `scale`, in fours; and the sums of four of their products with bytes in sixteen lanes.
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(FOURS_AVX2)
 
 struct Wide {
   const int16_t* number;
@@ -80,9 +80,9 @@ struct WideSums {
   }
   Lanes lanes() const {
     auto together = [](__m256i x, __m256i y) {
-      return (Lanes::Floats)_mm256_cvtepi32_ps(_mm256_permute4x64_epi64(_mm256_hadd_epi32(x, y), 0xd8));
+      return _mm256_cvtepi32_ps(_mm256_permute4x64_epi64(_mm256_hadd_epi32(x, y), 0xd8));
     };
-    return {{together(a, b), together(c, d)}};
+    return Lanes::of(together(a, b), together(c, d));
   }
 };
 

@@ -9,6 +9,12 @@
 // 64 bytes are four for each of sixteen lanes. They are met in parts that are as wide as the processor's vectors.
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#define FOURS_VNNI
+#elif defined(__AVX2__)
+#define FOURS_AVX2
+#endif
+
+#if defined(FOURS_VNNI)
 
 struct Bytes {
   static constexpr int WIDTH = 64;
@@ -45,7 +51,7 @@ struct Integers {
   Lanes lanes() const { return {_mm512_cvtepi32_ps(v)}; }
 };
 
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif defined(FOURS_AVX2)
 
 struct Bytes {
   static constexpr int WIDTH = 32;
@@ -94,9 +100,9 @@ struct Integers {
   Lanes lanes() const {
     auto floats = [&](__m256i sums) {
       if constexpr (SMALL) sums = _mm256_add_epi32(fours(sums), _mm256_set1_epi32(start));
-      return (Lanes::Floats)_mm256_cvtepi32_ps(sums);
+      return _mm256_cvtepi32_ps(sums);
     };
-    return {{floats(first), floats(second)}};
+    return Lanes::of(floats(first), floats(second));
   }
 };
 

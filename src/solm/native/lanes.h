@@ -90,6 +90,9 @@ struct Lanes {
     add({_mm512_castsi512_ps(odd)}, all(w.second));
 #endif
   }
+  static Lanes of(__m256 low, __m256 high) {
+    return {_mm512_castpd_ps(_mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512(low)), _mm256_castps_pd(high), 1))};
+  }
   void write(float* p) const { _mm512_storeu_ps(p, v); }
   float sum() const { return _mm512_reduce_add_ps(v); }
 };
@@ -140,6 +143,9 @@ struct Lanes {
       half[h] += (Floats)(raw & 0xffff0000u) * w.second;
     }
   }
+#if defined(__AVX__)
+  static Lanes of(__m256 low, __m256 high) { return {{(Floats)low, (Floats)high}}; }
+#endif
   void write(float* p) const { std::memcpy(p, half, sizeof half); }
   float sum() const {
     const Floats both = half[0] + half[1];
