@@ -2,7 +2,7 @@
 
 Every server runs as a process of its own, all at the same time; clients take turns at them, so that one number of
 clients is measured on all servers within minutes. Requests stream greedy chat replies to texts that no other request
-shares.
+shares. All models have one dtype, by default bfloat16 where the processor has it and float32 elsewhere.
 
     python benchmarks/serve.py                       # transformers serve, reference, native bfloat16 and int8
     python benchmarks/serve.py --governor --json     # twice the clients that a dense server holds its objective for
@@ -32,7 +32,7 @@ from timing import MODEL, arguments, machine, median
 TOKENS, PROMPT = 64, 96
 STARTED = 180
 SERVERS = {
-    "reference": ["--backend", "reference", "--dtype", "bfloat16"],
+    "reference": ["--backend", "reference"],
     "native-bfloat16": ["--backend", "native", "--precision", "bfloat16"],
     "native-int8": ["--backend", "native", "--precision", "int8"],
 }
@@ -137,13 +137,13 @@ def throughput(options: Any) -> dict[str, Any]:
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         base = Path(folder) / "base"
-        model, tokenizer = load_base(MODEL, "bfloat16", None, False)
+        model, tokenizer = load_base(MODEL, options.dtype)
         model.save_pretrained(base)
         tokenizer.save_pretrained(base)
         transformers = [str(Path(sys.executable).with_name("transformers")), "serve", str(base), "--device", "cpu"]
         loads = {}
         for name in ["transformers", *SERVERS]:
-            command = transformers if name == "transformers" else ours(*SERVERS[name])
+            command = transformers if name == "transformers" else ours(*SERVERS[name], "--dtype", options.dtype)
             address = stack.enter_context(server(command, free_port(), Path(folder) / f"{name}.log"))
             plain = name == "transformers"
             loads[name] = Load(address, str(base) if plain else "served", None if plain else {"policy": "dense"})
