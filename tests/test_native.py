@@ -503,7 +503,8 @@ def test_no_sanitizer_finds_anything_in_the_engine():
         pytest.skip("no sanitizers here")
     environment = {
         **os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1",
-        "SOLM_NATIVE_FLAGS": "-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined", "OMP_NUM_THREADS": "2",
+        "SOLM_NATIVE_FLAGS": "-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined",
+        "OMP_NUM_THREADS": "2",
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", EDGES],
