@@ -55,7 +55,7 @@ def on_the_clock() -> plt.Figure:
     axes.set_xticks(contexts, map(str, contexts))
     axes.set_xlabel("tokens of context")
     axes.set_ylabel("ms per token, batch 1, 2 threads")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
 

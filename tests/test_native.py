@@ -473,7 +473,10 @@ def test_what_it_cannot_run_is_said():
     with pytest.raises(SolmError, match="goes with precision int8 or int4, not bfloat16"):
         Engine(llama, SEMANTICS, "bfloat16", kv_cache_dtype="int8")
     with pytest.raises(SolmError, match="needs the native backend"):
-        package.load("builtin:smollm2-135m", kv_cache_dtype="int8")
+        package.load("builtin:smollm2-135m", precision="int8", kv_cache_dtype="int8")
+    # A mistake, and no reason for `auto` to go on without the engine.
+    with pytest.raises(SolmError, match="goes with precision int8 or int4, not bfloat16"):
+        package.load("builtin:smollm2-135m", backend="auto", kv_cache_dtype="int8")
 
 
 EDGES = (

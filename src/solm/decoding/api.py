@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from solm.decoding.language_model import LanguageModel
 from solm.errors import SolmError
 from solm.models.load import load_base
+from solm.native.engine import check_precision
 from solm.policies.artifact import TrainedPolicy
 from solm.semantics import Semantics
 
@@ -35,6 +36,7 @@ def load(
     """
     if backend not in BACKENDS:
         raise SolmError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+    check_precision(precision, kv_cache_dtype)  # even where ``auto`` would go on without: it is the caller's mistake
     if backend == "reference" and kv_cache_dtype != "auto":
         raise SolmError(f"a KV cache in {kv_cache_dtype} needs the native backend")
     if isinstance(policy, str | Path):

@@ -121,7 +121,7 @@ def plot(result: EvaluationResult, kind: Kind = "png") -> bytes:
         x = np.array([p.realised for p in points]) + 0.002 * (shift - len(arms) / 2)
         axes.errorbar(
             x, middle, yerr=np.clip([middle - low, high - middle], 0, None), label=arm, marker="o", capsize=3, lw=1.5,
-            color=_COLOURS.get(arm, "#adb5bd"),
+            color=_COLOURS.get(arm, "#adb5bd"), ls=":" if arm.endswith("-estimated") else "-",
         )  # fmt: skip
     dense = next(point for point in result.points if point.arm == "dense")
     axes.axhline(dense.perplexity, color="#495057", ls="--", lw=1, label="dense")

@@ -57,6 +57,16 @@ def unsuited(model: PreTrainedModel, semantics: Semantics) -> str | None:
     return None
 
 
+def check_precision(precision: str, kv_cache_dtype: str = "auto") -> None:
+    """Raises `SolmError` for what no engine computes in."""
+    if precision not in PRECISIONS:
+        raise SolmError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    if kv_cache_dtype not in KV_CACHE_DTYPES:
+        raise SolmError(f"unknown KV cache dtype {kv_cache_dtype!r}; choose one of {', '.join(KV_CACHE_DTYPES)}")
+    if kv_cache_dtype == "int8" and precision not in ("int8", "int4"):
+        raise SolmError(f"an int8 KV cache goes with precision int8 or int4, not {precision}")
+
+
 class Engine:
     """The engine over a model's weights, which are copied into its layout.
 
@@ -77,12 +87,7 @@ class Engine:
         reason = why_not(model, semantics)
         if reason is not None:
             raise UnsupportedModelError(f"the native backend cannot run this model: {reason}")
-        if precision not in PRECISIONS:
-            raise SolmError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
-        if kv_cache_dtype not in KV_CACHE_DTYPES:
-            raise SolmError(f"unknown KV cache dtype {kv_cache_dtype!r}; choose one of {', '.join(KV_CACHE_DTYPES)}")
-        if kv_cache_dtype == "int8" and precision not in ("int8", "int4"):
-            raise SolmError(f"an int8 KV cache goes with precision int8 or int4, not {precision}")
+        check_precision(precision, kv_cache_dtype)
         cores = os.cpu_count() or 1
         threads = min(torch.get_num_threads(), cores) if threads is None else threads
         if not 1 <= threads <= cores:
