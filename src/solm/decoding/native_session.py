@@ -14,7 +14,7 @@ from solm.errors import DataError
 from solm.models.cache import PagedCache
 from solm.models.controller import ModelControl
 from solm.native.engine import Cache, Engine
-from solm.native.library import Rules
+from solm.native.library import UNKNOWN_TOKEN, Rules
 from solm.semantics import Semantics
 
 _SPARE = 64  # tokens of room that a cache has beyond what was asked for
@@ -23,16 +23,42 @@ _SPARE = 64  # tokens of room that a cache has beyond what was asked for
 class NativeSession(Session):
     """The same rows, ledger and calls; a step computes what its plan keeps and nothing else.
 
-    Rows walk through the weights together, up to 16 at once; forks copy what their parent holds.
+    Rows walk through the weights together, up to 16 at once; forks copy what their parent holds. A step leaves its books
+    and its hidden state in the frame until somebody asks for them: Python between steps is time in which no weight is read.
     """
 
     def __init__(self, control: ModelControl, semantics: Semantics, engine: Engine, capacity: int = 0):
+        self.frame: _Frame | None = None  # of the last step, as long as rows keep their caches
+        self._stream: torch.Tensor | None = None  # of the last pass [N, Q, H], until its hidden state is taken
         super().__init__(control, semantics, capacity)
         self.engine, self.capacity = engine, capacity
         self._caches: list[Cache] = []
         self.dtype = control.model.dtype
-        self.frame: _Frame | None = None  # of the last step, as long as rows keep their caches
         self._prefilling = False
+
+    @property
+    def ledger(self) -> Ledger:
+        frame = self.frame
+        if frame is not None and frame.booked:
+            spent, steps = torch.from_numpy(frame.spent.copy()), frame.booked
+            self.ledger = Ledger(self._ledger.spent + spent, self._ledger.steps + steps)
+        return self._ledger
+
+    @ledger.setter
+    def ledger(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        if self.frame is not None:
+            self.frame.clear_books()
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        if self._stream is not None:
+            self.hidden = self._stream[:, -1].to(self.dtype)
+        return self._hidden
+
+    @hidden.setter
+    def hidden(self, hidden: torch.Tensor) -> None:
+        self._hidden, self._stream = hidden, None
 
     def prefill(
         self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
@@ -52,6 +78,7 @@ class NativeSession(Session):
 
     @caches.setter
     def caches(self, caches: list[Cache]) -> None:
+        self._ledger = self.ledger
         self._caches, self.frame = caches, None
 
     def prepare(self, longest: int) -> None:
@@ -77,7 +104,12 @@ class NativeSession(Session):
         finally:
             self._prefilling = False
 
+    def fork(self, forks: int, capacity: int = 0) -> "Session":
+        self._ledger = self.ledger
+        return super().fork(forks, capacity)
+
     def copy(self, length: int, capacity: int = 0) -> "Session":
+        self._ledger = self.ledger
         child = super().copy(length, capacity)
         assert isinstance(child, NativeSession)
         child.capacity, child.caches = capacity, []  # filled when they are needed
@@ -118,6 +150,14 @@ class NativeSession(Session):
             for cache, length in zip(self.caches, self.lengths, strict=True)
         ]
 
+    def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, turn: Turn | None = None) -> torch.Tensor:
+        if turn is not None:
+            return super().step(tokens, keep, turn)
+        found = _Pass(self, tokens[:, None], keep)
+        found.run(0, self.engine.sizes.layers)
+        self._take_down(found)
+        return found.logits
+
     def extend(
         self,
         tokens: torch.Tensor,
@@ -133,11 +173,11 @@ class NativeSession(Session):
             if turn.layer:
                 found.run(0, turn.layer)
             else:
-                found.stream[:] = self.embed(tokens).float().flatten(0, 1)
+                found.stream[:] = self.embed(tokens).float()
                 found.frame.realised.fill(0)
             before = found.frame.realised.copy()
             with torch.no_grad(), one_torch_thread():
-                keep = turn.choose(found.stream.view(*tokens.shape, -1).clone())
+                keep = turn.choose(found.stream.clone())
             found.frame.set_keep(keep)
             found.run(turn.layer, layers)
             realised = found.frame.realised
@@ -157,17 +197,29 @@ class NativeSession(Session):
     def _book(self, found: "_Pass", keep_logits: torch.Tensor | None) -> Extended:
         frame = found.frame
         rows, count = frame.ids.shape
-        hidden, logits = found.stream.view(rows, count, -1), found.logits.view(rows, count, -1)
+        self._take_down(found)
+        hidden, logits = found.stream, found.logits.view(rows, count, -1)
         if keep_logits is not None:
             index = keep_logits[..., None]
             hidden, logits = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (hidden, logits))
-        controllable = frame.places >= self.semantics.always_read
-        realised = frame.realised.reshape(rows, count, 3).copy()
-        self.hidden = hidden[:, -1].to(self.dtype)
+        controllable = torch.from_numpy(frame.places >= self.semantics.always_read)
+        realised = torch.from_numpy(frame.realised.reshape(rows, count, 3).copy())
+        return Extended(logits, hidden, realised, controllable)
+
+    def _take_down(self, found: "_Pass") -> None:
+        """Books, hidden state and length after a pass."""
+        frame = found.frame
+        rows, count = frame.ids.shape
+        if count == 1 and found.shortest >= self.semantics.always_read:
+            frame.spent += frame.realised
+            frame.booked += 1
+        else:
+            controllable = frame.places >= self.semantics.always_read
+            spent = (frame.realised.reshape(rows, count, 3) * controllable[..., None]).sum(1)
+            ledger, steps = self.ledger, controllable.sum(1)
+            self.ledger = Ledger(ledger.spent + torch.from_numpy(spent), ledger.steps + torch.from_numpy(steps))
+        self._stream = found.stream
         self.lengths = torch.from_numpy(found.lengths + count)
-        spent = torch.from_numpy((realised * controllable[..., None]).sum(1))
-        self.ledger = Ledger(self.ledger.spent + spent, self.ledger.steps + torch.from_numpy(controllable.sum(1)))
-        return Extended(logits, hidden, torch.from_numpy(realised), torch.from_numpy(controllable))
 
 
 class _Frame:
@@ -188,22 +240,31 @@ class _Frame:
         self.keep, self.realised = np.empty((rows * count, 3)), np.empty((rows * count, 3))
         self.dense = True
         self.keep[:] = DENSE
+        self.spent, self.booked = np.zeros((rows, 3)), 0  # of steps that are in no ledger yet
         self.caches = (ctypes.c_void_p * (rows * count))(*(c.handle for c in session.caches for _ in range(count)))
         self.before = (session.engine.handle, ctypes.addressof(self.rules), rows * count, count, self.caches)
         self.inputs = tuple(array.ctypes.data for array in (self.ids, self.places, self.keep))
         self.output = self.realised.ctypes.data
 
+    def clear_books(self) -> None:
+        if self.booked:
+            self.spent.fill(0)
+            self.booked = 0
+
     def set_keep(self, keep: torch.Tensor | None) -> None:
-        """Follow keep [N, Q, 3]; None: dense. Raises `DataError` for what the engine was not made for."""
+        """Follow keep [N, Q, 3], for one token a row also [N, 3]; None: dense. Raises `DataError` for other shapes."""
         if keep is not None:
-            self.keep[:] = _checked(keep, self.ids.shape)
+            rows, count = self.ids.shape
+            if keep.shape != (rows, count, 3) and (count > 1 or keep.shape != (rows, 3)):
+                raise DataError(f"keep must be {[rows, count, 3]} for tokens {[rows, count]}, got {list(keep.shape)}")
+            self.keep[:] = keep.reshape(-1, 3).numpy()
         elif not self.dense:
             self.keep[:] = DENSE
         self.dense = keep is None
 
 
 class _Pass:
-    """One walk through the layers: stream [N·Q, H] and logits [N·Q, V], beside what is in the frame."""
+    """One walk through the layers: stream [N, Q, H] and logits [N·Q, V], beside what is in the frame."""
 
     def __init__(self, session: NativeSession, tokens: torch.Tensor, keep: torch.Tensor | None):
         sizes, ids = session.engine.sizes, tokens.numpy()
@@ -211,7 +272,8 @@ class _Pass:
             wanted = f"whole numbers [{session.rows}, at least 1]"
             raise DataError(f"tokens must be {wanted}, got {tokens.dtype} {list(tokens.shape)}")
         self.lengths, count = session.lengths.numpy(), ids.shape[1]
-        longest = int(self.lengths.max()) + count
+        lengths = self.lengths.tolist()
+        self.shortest, longest = min(lengths), max(lengths) + count
         session.check_length(longest)
         session.prepare(longest)
         frame = session.frame
@@ -221,32 +283,20 @@ class _Pass:
         np.add(self.lengths[:, None], frame.offsets, out=frame.places, casting="unsafe")
         frame.set_keep(keep)
         self.frame, self.engine, self.shortlist = frame, session.engine, session.shortlist
-        self.stream = torch.empty(ids.size, sizes.hidden)
+        self.stream = torch.empty(*ids.shape, sizes.hidden)
         self.logits = torch.empty(ids.size, sizes.vocabulary)
 
     def run(self, first: int, last: int, rows: np.ndarray | None = None, actions: np.ndarray | None = None) -> None:
-        """Layers first to last; rows and actions as for `NativeSession.decide`. Raises `DataError` for unknown ids."""
+        """Layers first to last; rows and actions as for `NativeSession.decide`. Raises `DataError` for unknown ids and
+        for actions that the engine was not made for."""
         decided = (None, None) if rows is None or actions is None else (rows.ctypes.data, actions.ctypes.data)
         frame = self.frame
-        done = self.engine.library.solm_run(
+        failed = self.engine.library.solm_run(
             *frame.before, *frame.inputs, *decided, frame.output, first, last, self.stream.data_ptr(),
             self.logits.data_ptr(), self.shortlist,
         )  # fmt: skip
-        if not done:
+        if failed == UNKNOWN_TOKEN:
             known = f"[0, {self.engine.sizes.vocabulary - 1}]"
             raise DataError(f"token ids must be in {known}, got {frame.ids.ravel()[:8].tolist()}")
-
-
-_LEAST, _MOST = np.array([0.0, 0.0, 2.0]), np.array(DENSE)
-
-
-def _checked(keep: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
-    """keep [N, Q, 3] for tokens of `shape` [N, Q] as the engine takes it; raises `DataError` for what it was not made
-    for."""
-    if keep.shape != (*shape, 3):
-        raise DataError(f"keep must be {[*shape, 3]} for tokens {list(shape)}, got {list(keep.shape)}")
-    numbers: np.ndarray = keep.reshape(-1, 3).numpy()
-    # Written so that NaN is refused too.
-    if not ((numbers >= _LEAST) & (numbers <= _MOST)).all():
-        raise DataError(f"keep must be shares from 0 to 1 and bits from 2 to 16, got {numbers[:4].tolist()}")
-    return numbers
+        if failed:
+            raise DataError(f"keep must be shares from 0 to 1 and bits from 2 to 16, got {frame.keep[:4].tolist()}")

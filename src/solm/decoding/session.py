@@ -33,6 +33,7 @@ class Session(Rows):
         """capacity: tokens to reserve room for; more are taken, at the price of a copy."""
         self.control, self.semantics = control, semantics
         self.device = next(control.model.parameters()).device
+        """Where the embeddings are, and what sessions hand out but logits; layers may lie elsewhere."""
         config = control.model.config.get_text_config(decoder=True)
         self.limit: int | None = getattr(config, "max_position_embeddings", None)
         """Tokens that the model's context holds, where its configuration says so."""
@@ -70,7 +71,7 @@ class Session(Rows):
             self.ledger = Ledger.empty(len(tokens))
         wanted = 0 if every_logit else (counts - 1)[:, None]
         logits = self._forward(tokens, self._positions(tokens.shape[1]), wanted)
-        hidden = self.control.last_hidden()
+        hidden = self.control.last_hidden().to(self.device)
         self.hidden = hidden[torch.arange(len(tokens)), counts - 1] if every_logit else hidden[:, -1]
         self.lengths = self.lengths + counts
         if int(counts.min()) < tokens.shape[1]:
@@ -117,7 +118,7 @@ class Session(Rows):
 
         wanted = 0 if keep_logits is None else keep_logits
         logits = self._forward(tokens, positions, wanted, plan, None if turn is None else turn.layer, choose)
-        hidden = self.control.last_hidden()
+        hidden = self.control.last_hidden().to(self.device)
         self.hidden = hidden[:, -1]
         self.lengths = self.lengths + count
         counted = controllable.to(torch.float64)
@@ -267,8 +268,6 @@ class Session(Rows):
             )
             current = ActivePass(plan.to(self.device), layout, self.cache, turn, choose)
         self.cache.write_to(slots)
-        if isinstance(keep_logits, torch.Tensor):
-            keep_logits = keep_logits.to(self.device)
         with activate(current):
             output = self.control.model(
                 input_ids=tokens.to(self.device),

@@ -20,6 +20,7 @@ class ActivePass:
     plan: of the layer in progress. turn: the layer before which `choose` is called, with the residual stream
     [N, Q, H] that enters it, for the plan of the layers from there on. None: the pass keeps its plan. rule: what
     decides what is read instead of the plan's exact numbers, where something does. layer: the one in progress.
+    Plan and layout follow the layers of a model that lies on several devices.
     """
 
     plan: Plan
@@ -35,6 +36,13 @@ class ActivePass:
         self.layer = layer
         if layer == self.turn and self.choose is not None:
             self.plan = self.choose(hidden)
+
+    def follow(self, device: torch.device) -> None:
+        """The layer in progress computes on `device`."""
+        if self.plan.keep.device != device:
+            self.plan = self.plan.to(device)
+        if self.layout.positions.device != device:
+            self.layout = self.layout.to(device)
 
 
 _ACTIVE: ContextVar[ActivePass | None] = ContextVar("solm_active_pass", default=None)

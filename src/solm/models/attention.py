@@ -56,6 +56,7 @@ def _controlled(base: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | N
         for extra in ("position_bias", "s_aux"):
             if kwargs.get(extra) is not None:
                 raise UnsupportedModelError(f"{type(module).__name__} uses {extra}, which controlled attention lacks")
+        current.follow(query.device)
         layer = current.cache.layers[module.layer_idx]
         own = layer.own(with_bounds=current.plan.sparse_attention and layer.sliding_window is None)
         output = attend(

@@ -66,11 +66,11 @@ class PagedLayer(DynamicLayer):
             if self.write_slots is None:
                 buffer[:, :, :, self.length : self.length + new] = spread
             else:
-                slots = self.write_slots.unflatten(0, (-1, self.forks))[:, None, ..., None]
+                slots = self.write_slots.to(buffer.device).unflatten(0, (-1, self.forks))[:, None, ..., None]
                 buffer.scatter_(3, slots.expand_as(spread), spread)
         self.length += new
         if self.write_slots is not None and new == 1:
-            self._refresh_bounds(self.write_slots)
+            self._refresh_bounds(self.write_slots.to(self.keys.device))
         if self.prefix is not None or self.forks > 1:
             return key_states, value_states
         first = 0 if self.sliding_window is None else max(0, self.length - new - self.sliding_window + 1)

@@ -7,6 +7,7 @@ last bits of dense passes, which are the stock model's.) Detaching frees the cop
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -74,14 +75,18 @@ class ChannelLinears:
     def _input_major(self) -> dict[nn.Module, torch.Tensor]:
         """[channels, outputs] of every layer; none where the copies would take more than half of what is free."""
         linears = [layer for layer in self._layers if isinstance(layer, nn.Linear)]
-        needed = sum(layer.weight.numel() * layer.weight.element_size() for layer in linears)
-        free = _free_bytes(self._layers[0].weight.device)
-        if needed > free // 2:
-            _log.warning(
-                "input-major weights would take %.1f of %.1f GB that are free: MLP channels are masked, not skipped",
-                needed / 1e9, free / 1e9,
-            )  # fmt: skip
-            return {}
+        needed: dict[torch.device, int] = defaultdict(int)
+        for layer in linears:
+            needed[layer.weight.device] += layer.weight.numel() * layer.weight.element_size()
+        for device, size in needed.items():
+            free = _free_bytes(device)
+            if size > free // 2:
+                _log.warning(
+                    "input-major weights would take %.1f of %.1f GB that are free on %s: "
+                    "MLP channels are masked, not skipped",
+                    size / 1e9, free / 1e9, device,
+                )  # fmt: skip
+                return {}
         return {
             layer: layer.weight.t().contiguous() if isinstance(layer, nn.Linear) else layer.weight
             for layer in self._layers

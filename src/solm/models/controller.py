@@ -78,6 +78,7 @@ class ModelControl:
 
 
 def _select(x: torch.Tensor, current: ActivePass, site: int) -> torch.Tensor:
+    current.follow(x.device)
     rule, plan = current.rule, current.plan
     if rule is not None and rule.thresholds is not None:
         return rule.keep_above(x, rule.thresholds[current.layer, site], plan.keep[..., 1])
@@ -86,6 +87,7 @@ def _select(x: torch.Tensor, current: ActivePass, site: int) -> torch.Tensor:
 
 
 def _quantise(x: torch.Tensor, current: ActivePass) -> torch.Tensor:
+    current.follow(x.device)
     return fake_quantize(x, current.plan.bits, current.plan.semantics.bits_group)
 
 

@@ -78,6 +78,27 @@ struct Attention {
     for (int b = start; b < count; ++b) pages.push_back(b);
   }
 
+  // What this thread will read first: bounds of pages, or the first pages.
+  Coming beginning(const Cache& cache, int layer, int seen, const Plan& plan) const {
+    Coming next;
+    next.bytes = next.piece = int(page_size<K>(D) * sizeof(K));
+    auto add = [&](const void* place) {
+      if (next.count < Coming::MOST) next.row[next.count++] = static_cast<const uint8_t*>(place);
+    };
+    const int count = (seen + PAGE - 1) / PAGE, start = plan.window_start / PAGE;
+    const int from = count * thread / threads, to = std::min(from + AHEAD, count * (thread + 1) / threads);
+    if (plan.sparse && plan.pages > 0) {
+      next.bytes = next.piece = int(PAGE * D * sizeof(Bound));
+      for (int b = plan.sinks / PAGE / PAGE * PAGE; b < start; b += PAGE)
+        add(cache.bounds<Bound>(cache.high, s, layer, 0, b)), add(cache.bounds<Bound>(cache.low, s, layer, 0, b));
+    } else if (!plan.sparse) {
+      for (int head = 0; head < KV; ++head)
+        for (const Memory* part : {&cache.keys, &cache.values})
+          for (int b = from; b < to; ++b) add(cache.tile<K>(*part, s, layer, head, b));
+    }
+    return next;
+  }
+
   // A thread's share of one step's attention, left for the others at `mine`: per query head D sums, peak, total.
   void attend(const Cache& cache, int layer, int seen, const float* queries, const Plan& plan, float* mine) {
     const int group = Q / KV, width = D + 2;
@@ -97,9 +118,15 @@ struct Attention {
       const K* keys = cache.tile<K>(cache.keys, s, layer, head, 0);
       const K* values = cache.tile<K>(cache.values, s, layer, head, 0);
       const size_t size = page_size<K>(D);
+      const int ahead = std::min(AHEAD, to - from);
+      // Behind the last page of keys come the first ones of values.
+      auto coming = [&](const K* these, const K* then, int p) {
+        if (p < to) fetch(these + pages[p] * size, size * sizeof(K));
+        else if (then) fetch(then + pages[from + p - to] * size, size * sizeof(K));
+      };
       for (int p = from; p < to; ++p) {
         for (int g = 0; g < group; ++g) scores[g] = mass.data() + size_t(g) * n + (p - from) * PAGE;
-        if (p + AHEAD < to) fetch(keys + pages[p + AHEAD] * size, size * sizeof(K));
+        coming(keys, values, p + ahead);
         query.score(keys + pages[p] * size, group, scores);
         for (int t = std::min(PAGE, seen - pages[p] * PAGE); t < PAGE; ++t)
           for (int g = 0; g < group; ++g) scores[g][t] = -INFINITY;
@@ -113,7 +140,7 @@ struct Attention {
       for (int p = from; p < to; ++p) {
         const float* weights[MOST_QUERIES];
         for (int g = 0; g < group; ++g) weights[g] = scores[g] + (p - from) * PAGE;
-        if (p + AHEAD < to) fetch(values + pages[p + AHEAD] * size, size * sizeof(K));
+        coming(values, nullptr, p + ahead);
         mix_page(values + pages[p] * size, std::min(PAGE, seen - pages[p] * PAGE), D, weights, group, out);
       }
     }

@@ -152,13 +152,18 @@ void solm_cache_fill(void* engine, void* cache, int32_t layer, int32_t position,
 // logits [steps, V], computed after the last layer, may be null. With `shortlist`, those of an int8 head that are far below
 // a step's largest may be approximate.
 //
-// Returns 0, with nothing done, where a token is none of the model's.
+// Returns 0, or with nothing done 1 where a token is none of the model's, and 2 where `keep` is out of range.
 int32_t solm_run(void* engine, const Rules* rules, int32_t steps, int32_t count, void* const* caches, const int64_t* tokens,
               const int32_t* positions, const double* keep, Row* rows, int32_t* actions, double* realised, int32_t first,
               int32_t last, float* stream, float* logits, int32_t shortlist) {
   auto* e = static_cast<Engine*>(engine);
   for (int i = 0; i < steps; ++i)
-    if (tokens[i] < 0 || tokens[i] >= e->s.vocabulary) return 0;
+    if (tokens[i] < 0 || tokens[i] >= e->s.vocabulary) return 1;
+  for (int i = 0; i < steps; ++i) {
+    const double* k = keep + 3 * size_t(i);
+    // Written so that NaN is refused too.
+    if (!(k[0] >= 0 && k[0] <= 1 && k[1] >= 0 && k[1] <= 1 && k[2] >= 2 && k[2] <= FULL_BITS)) return 2;
+  }
   e->steps = steps, e->first = first, e->last = last, e->stream = stream, e->logits = logits, e->shortlist = shortlist;
   e->caches = reinterpret_cast<Cache* const*>(caches), e->tokens = tokens, e->positions = positions;
   e->rules = rules, e->rows = rows, e->count = count, e->actions = actions, e->realised = realised, e->turn = -1;
@@ -185,6 +190,6 @@ int32_t solm_run(void* engine, const Rules* rules, int32_t steps, int32_t count,
   e->ticket.fetch_add(1, std::memory_order_acq_rel);
   e->ticket.notify_all();
   e->dispatch(0);
-  return 1;
+  return 0;
 }
 }

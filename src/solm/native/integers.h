@@ -6,11 +6,13 @@
 
 #include "fours.h"
 #include "kernels.h"
+#include "tiles.h"
 
 // Weights are stored as unsigned bytes, int8 ones plus 128, in blocks of 64 outputs whose order makes `interleave` put 16
 // neighbours into one vector: byte 16 L + 4 k + m of a block belongs to output 16 k + 4 L + m. Two blocks of 4-bit numbers
 // share their bytes, the first in the low halves; a last single block fills 32 bytes, its first half in the low halves.
 constexpr int BLOCK = 64, QUADS = GROUP / 4;
+static_assert(Coming::MOST >= GROUP);
 
 // One row's input of a matrix, rounded: whole numbers of all channels, 0 for skipped ones, and per group the channels that
 // it keeps (a bit each), their scale and the sum of their numbers.
@@ -58,21 +60,19 @@ struct Rounded {
 
 // What the rows of a walk keep of one group of channels: the weights' rows that any of them needs, a multiple of four of
 // them, and per row of the walk its numbers (0 where it skips one), their scale and their sum.
-struct Group {
-  int count = 0;
-  const uint8_t* row[GROUP];
+struct Group : Coming {
   int8_t q[MOST_ROWS][GROUP];
   float scale[MOST_ROWS];
   int32_t total[MOST_ROWS];
 
-  void gather(int number, const Rounded* rounded, int rows, const uint8_t* weights, size_t bytes) {
+  void gather(int number, const Rounded* rounded, int rows, const uint8_t* weights, size_t width) {
     uint32_t used = 0;
     for (int r = 0; r < rows; ++r) used |= rounded[r].kept[number];
     int8_t channel[GROUP];
-    count = 0;
+    count = 0, bytes = int(width);
     for (uint32_t rest = used; rest; rest &= rest - 1) {
       channel[count] = int8_t(__builtin_ctz(rest));
-      row[count] = weights + (size_t(number) * GROUP + channel[count]) * bytes;
+      row[count] = weights + (size_t(number) * GROUP + channel[count]) * width;
       ++count;
     }
     const int found = count;
@@ -87,19 +87,19 @@ struct Group {
   }
 };
 
-// Fetches the rows of the group after the one at hand, a few lines at a time between multiplications: pieces of every row in
-// turn, so that what is needed first comes first, but as long as memory likes to be read.
+// Fetches what comes after the group at hand, a few lines at a time between multiplications: pieces of every row in turn,
+// so that what is needed first comes first, but as long as memory likes to be read.
 struct Ahead {
-  static constexpr int PIECE = 256;
-  const Group& group;
-  const int bytes;
+  const Coming& next;
   int row = 0, start = 0, at = 0;
+
+  bool left() const { return next.count && start < next.bytes; }
   void fetch() {
-    for (int i = 0; i < 4 && start < bytes && group.count; ++i) {
-      __builtin_prefetch(group.row[row] + at, 0, 2);
+    for (int i = 0; i < 4 && left(); ++i) {
+      __builtin_prefetch(next.row[row] + at, 0, 2);
       at += 64;
-      if (at < std::min(start + PIECE, bytes)) continue;
-      if (++row == group.count) row = 0, start += PIECE;
+      if (at < std::min(start + next.piece, next.bytes)) continue;
+      if (++row == next.count) row = 0, start += next.piece;
       at = start;
     }
   }
@@ -165,9 +165,8 @@ void integer_block(const Group& g, int rows, Ahead& ahead, Load load, Done done)
   integer_tiles<BIAS, 4>(g, rows, [&](int i, int part, Bytes*) { return known[part][i / 4]; }, done);
 }
 
-// y[rows, out] += what the group adds for int8 weights, but for their outputs' scales; `next` is fetched meanwhile.
-inline void add_group(const Group& g, const Group& next, int rows, int out, float* y) {
-  Ahead ahead{next, out};
+// y[rows, out] += what the group adds for int8 weights, but for their outputs' scales.
+inline void add_group(const Group& g, Ahead& ahead, int rows, int out, float* y) {
   for (int o = 0; o < out; o += BLOCK)
     integer_block<128>(g, rows, ahead, [&](const uint8_t* row, int part) { return Bytes::load(row + o + part * Bytes::WIDTH); },
                   [&](int r, int j, Lanes sum) {
@@ -179,9 +178,8 @@ inline void add_group(const Group& g, const Group& next, int rows, int out, floa
 }
 
 // The same for packed weights, whose groups have a step and a lowest value for every output, grid [2, out].
-inline void add_packed_group(const Group& g, const Group& next, int rows, const uint16_t* grid, const uint16_t* grid_next,
+inline void add_packed_group(const Group& g, Ahead& ahead, int rows, const uint16_t* grid, const uint16_t* grid_next,
                              int out, float* y) {
-  Ahead ahead{next, out / 2};
   auto settle = [&](int o) {
     return [&, o](int r, int j, Lanes sum) {
       float* to = y + size_t(r) * out + o + 16 * j;

@@ -25,6 +25,9 @@ _FLAGS = [
     "-freciprocal-math", "-ffp-contract=fast", "-fopenmp-simd", "-shared", "-fPIC", "-pthread", "-Wno-psabi",
 ]  # fmt: skip
 
+UNKNOWN_TOKEN = 1
+"""What `solm_run` returns for a token that the model lacks; 0: done, 2: an action out of range."""
+
 
 class Sizes(ctypes.Structure):
     """A model's sizes; precision 0: float32, 1: bfloat16, 2: int8 weights, 3: packed where they can be, else

@@ -46,16 +46,14 @@ struct Products {
 
   // result(row)[0:out] = scale * sum over kept inputs, for every row; every thread ends with all of it. A thread adds up
   // the same channels whatever a row keeps and whatever rows go with it.
-  // next [next_in, next_out]: the matrix that comes after it, if that is known.
-  void multiply(const Matrix& m, int in, int out, int rows, const Matrix* next = nullptr, int next_in = 0,
-                int next_out = 0) {
+  // next: what this thread reads after it, if that is known; fetched while memory has nothing else to do.
+  void multiply(const Matrix& m, int in, int out, int rows, const Coming& next = {}) {
     constexpr bool integers = std::is_same_v<W, int8_t>;
     float* mine = partial(thread);
     const int stride = integers ? (out + BLOCK - 1) / BLOCK * BLOCK : out;
     std::fill_n(mine, size_t(rows) * stride, 0.0f);
-    if constexpr (integers) multiply_integers(m, in, stride, rows, mine);
-    else multiply_floats(static_cast<const W*>(m.data), in, out, rows, mine);
-    if (next) warm(*next, next_in, next_out);
+    if constexpr (integers) multiply_integers(m, in, stride, rows, mine, next);
+    else multiply_floats(static_cast<const W*>(m.data), in, out, rows, mine), fetch(next);
     meet();
     for (int r = 0; r < rows; ++r) {
       float* to = result(r);
@@ -73,13 +71,15 @@ struct Products {
     turn = !turn;
   }
 
-  // Fetch what this thread will read of a matrix first, while memory has nothing else to do.
-  void warm(const Matrix& m, int in, int out) const {
-    if constexpr (std::is_same_v<W, int8_t>) {
-      const size_t stride = (out + BLOCK - 1) / BLOCK * BLOCK, bytes = m.grid ? stride / 2 : stride;
-      const int groups = (in + GROUP - 1) / GROUP, from = groups * thread / threads;
-      fetch(static_cast<const uint8_t*>(m.data) + size_t(from) * GROUP * bytes, std::min(GROUP, in) * bytes);
-    }
+  // What this thread will read of a matrix first.
+  Coming beginning(const Matrix& m, int in, int out) const {
+    const int stride = (out + BLOCK - 1) / BLOCK * BLOCK, groups = (in + GROUP - 1) / GROUP, from = groups * thread / threads;
+    Coming next;
+    if (!std::is_same_v<W, int8_t>) return next;
+    next.bytes = m.grid ? stride / 2 : stride;
+    for (int i = from * GROUP; i < std::min(in, (from + 1) * GROUP); ++i)
+      next.row[next.count++] = static_cast<const uint8_t*>(m.data) + size_t(i) * next.bytes;
+    return next;
   }
 
   void multiply_floats(const W* weights, int in, int out, int rows, float* mine) {
@@ -98,10 +98,10 @@ struct Products {
     }
   }
 
-  void multiply_integers(const Matrix& m, int in, int out, int rows, float* mine) {
+  void multiply_integers(const Matrix& m, int in, int out, int rows, float* mine, const Coming& after) {
     const int groups = (in + GROUP - 1) / GROUP;
     const int from = groups * thread / threads, to = groups * (thread + 1) / threads;
-    if (from == to) return;
+    if (from == to) return fetch(after);
     const uint8_t* weights = static_cast<const uint8_t*>(m.data);
     const size_t bytes = m.grid ? out / 2 : out;
     for (int r = 0; r < rows; ++r)
@@ -111,13 +111,14 @@ struct Products {
     for (int g = from; g < to; ++g) {
       const Group& now = two[g % 2];
       Group& next = two[(g + 1) % 2];
-      next.count = 0;
-      if (g + 1 < to) next.gather(g + 1, rounded.data(), rows, weights, bytes);
+      const bool last = g + 1 == to;
+      if (!last) next.gather(g + 1, rounded.data(), rows, weights, bytes);
+      Ahead ahead{last ? after : next};
       const uint16_t* grid = m.grid + size_t(2) * g * out;
-      if (now.count && m.grid)
-        add_packed_group(now, next, rows, grid, g + 1 < to ? grid + size_t(2) * out : grid, out, mine);
-      else if (now.count)
-        add_group(now, next, rows, out, mine);
+      if (now.count && m.grid) add_packed_group(now, ahead, rows, grid, last ? grid : grid + size_t(2) * out, out, mine);
+      else if (now.count) add_group(now, ahead, rows, out, mine);
+      if (last)
+        while (ahead.left()) ahead.fetch();
     }
   }
 

@@ -40,6 +40,17 @@ inline void fetch(const void* from, size_t bytes) {
   for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(from) + line, 0, 2);
 }
 
+// Places in memory that will be read next, `bytes` from each on, a piece of every one in turn.
+struct Coming {
+  static constexpr int MOST = 32;
+  int count = 0, bytes = 0, piece = 256;
+  const uint8_t* row[MOST];
+};
+
+inline void fetch(const Coming& next) {
+  for (int i = 0; i < next.count; ++i) fetch(next.row[i], next.bytes);
+}
+
 // A query as tiles of K take it: D numbers, or D / 2 pairs.
 template <typename K>
 using Query = std::conditional_t<sizeof(K) == 4, float, Both>;

@@ -9,8 +9,8 @@
 template <typename W, typename K>
 struct Walker : Products<W> {
   using Base = Products<W>;
-  using Base::all, Base::e, Base::inputs, Base::keep_all, Base::keep_largest, Base::meet, Base::multiply, Base::partial,
-      Base::result, Base::rounded, Base::sense, Base::thread, Base::threads, Base::turn, Base::warm;
+  using Base::all, Base::beginning, Base::e, Base::inputs, Base::keep_all, Base::keep_largest, Base::meet, Base::multiply,
+      Base::partial, Base::result, Base::rounded, Base::sense, Base::thread, Base::threads, Base::turn;
   const int H, I, D, Q, KV;
   Attention<K> attention;
   std::vector<float> streams, normed, heads;  // of all steps
@@ -61,7 +61,7 @@ struct Walker : Products<W> {
     for (int r = 0; r < rows; ++r)
       rms_norm(&streams[size_t(r) * H], l.attention_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
     keep_all(normed.data(), H, rows);
-    multiply(l.qkv, H, wide, rows);
+    multiply(l.qkv, H, wide, rows, attention.beginning(*e.caches[start], number, e.positions[start] + 1, e.plans[start]));
     for (int r = 0; r < rows; ++r) {
       float* queries = result(r);
       if (l.qkv_bias)
@@ -73,7 +73,7 @@ struct Walker : Products<W> {
         rotate(head, e.positions[start + r]);
       }
       const float *key = queries + Q * D, *value = key + KV * D;
-      if (thread == 0)
+      if (thread == threads - 1)  // which reads the last page
         for (int h = 0; h < KV; ++h)
           attention.append(*e.caches[start + r], number, h, e.positions[start + r], key + h * D, value + h * D);
     }
@@ -81,12 +81,12 @@ struct Walker : Products<W> {
     for (int r = 0; r < rows; ++r)
       attention.attend(*e.caches[start + r], number, e.positions[start + r] + 1, result(r), e.plans[start + r],
                        partial(thread) + r * share);
-    warm(l.out, Q * D, H);
+    fetch(beginning(l.out, Q * D, H));
     meet();
     for (int r = 0; r < rows; ++r) gather(r * share, &heads[size_t(r) * Q * D]);
     turn = !turn;
     keep_all(heads.data(), Q * D, rows);
-    multiply(l.out, Q * D, H, rows, &l.gate_up, H, 2 * I);
+    multiply(l.out, Q * D, H, rows, beginning(l.gate_up, H, 2 * I));
 
     for (int r = 0; r < rows; ++r) {
       float* x = &streams[size_t(r) * H];
@@ -96,14 +96,13 @@ struct Walker : Products<W> {
       const Plan& plan = e.plans[start + r];
       keep_largest(&normed[size_t(r) * H], H, plan.inputs, plan, r);
     }
-    multiply(l.gate_up, H, 2 * I, rows, &l.down, I, H);
+    multiply(l.gate_up, H, 2 * I, rows, beginning(l.down, I, H));
     for (int r = 0; r < rows; ++r) {
       const Plan& plan = e.plans[start + r];
       gated(result(r), result(r) + I, I, values.data());
       keep_largest(values.data(), I, plan.hiddens, plan, r);
     }
-    const Matrix* following = number + 1 < e.last ? &e.layers[number + 1].qkv : nullptr;
-    multiply(l.down, I, H, rows, following, H, wide);
+    multiply(l.down, I, H, rows, number + 1 < e.last ? beginning(e.layers[number + 1].qkv, H, wide) : Coming());
     for (int r = 0; r < rows; ++r)
       for (int i = 0; i < H; ++i) streams[size_t(r) * H + i] += result(r)[i];
   }

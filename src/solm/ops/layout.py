@@ -4,7 +4,7 @@ N = S·K rows: K forks of each of S sequences. The first `base` tokens of a sequ
 lie in the row's own buffer. A session that was never forked has base 0 and no prefix.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -23,6 +23,10 @@ class Layout:
     own_length: int
     uniform_base: bool
     _masks: dict[int | None, tuple[torch.Tensor | None, torch.Tensor]] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "Layout":
+        """The layout with its tensors on `device`."""
+        return replace(self, positions=self.positions.to(device), base=self.base.to(device), _masks={})
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """[N, Q, ...] to [S, 1, K, Q, ...], which broadcasts over KV heads."""

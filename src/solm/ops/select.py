@@ -66,7 +66,7 @@ def _threshold(keys: torch.Tensor, count: torch.Tensor, none: float) -> torch.Te
     size = keys.shape[-1]
     index = (size - count).clamp(0, size - 1).expand(*keys.shape[:-1], 1)
     kth = _sorted(keys).gather(-1, index)
-    return torch.where(count > 0, kth, torch.tensor(none, dtype=kth.dtype, device=kth.device))
+    return torch.where(count > 0, kth, kth.new_full((), none))
 
 
 def keep_channels(x: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

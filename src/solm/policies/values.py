@@ -117,6 +117,7 @@ class ValuePolicy(Allocator):
     @torch.no_grad()
     def sensitivities(self, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         """How much tokens suffer per axis [..., 3], 1 on average in training; arguments as for `gains`."""
+        hidden = hidden.to(self.network.read.weight.device)
         shares = before.clone()
         shares[..., 2] /= FULL_BITS
         return self.network(hidden, shares.to(hidden.device))
