@@ -25,7 +25,7 @@ struct Products {
   // widest: of what a matrix takes or gives; inward: of what one takes.
   Products(Engine& engine, int t, int rows, int widest, int inward)
       : e(engine), thread(t), threads(engine.s.threads), widest(widest), sense(engine.senses[t]) {
-    sums.resize(size_t(rows) * widest), picked.resize(size_t(rows) * widest), index.resize(size_t(rows) * widest);
+    sums.resize(size_t(rows) * widest), picked.resize(size_t(rows) * widest + SPARE), index.resize(size_t(rows) * widest + SPARE);
     all.resize(widest);
     for (int i = 0; i < widest; ++i) all[i] = i;
     if (std::is_same_v<W, int8_t>) {

@@ -6,6 +6,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 inline uint32_t magnitude(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -19,16 +23,18 @@ inline uint32_t order(float x) {
   return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
 }
 
-// The count-th largest key(x[i]), a number of `width` bits.
+// A number that exactly `count` of the keys exceed, which have `width` bits; the count-th largest key where equal ones allow
+// none.
 template <typename Key>
-uint32_t kth_largest(const float* x, int n, int count, int width, Key key) {
+uint32_t separator(const float* x, int n, int count, int width, Key key) {
   uint32_t threshold = 0;
   for (int bit = width - 1; bit >= 0; --bit) {
     const uint32_t guess = threshold | (1u << bit);
     int above = 0;
 #pragma omp simd reduction(+ : above)
     for (int i = 0; i < n; ++i) above += key(x[i]) >= guess;
-    if (above >= count) threshold = guess;
+    if (above == count) return guess - 1;
+    if (above > count) threshold = guess;
   }
   return threshold;
 }
@@ -36,7 +42,7 @@ uint32_t kth_largest(const float* x, int n, int count, int width, Key key) {
 // Calls keep(i) for the `count` of n elements with the largest key, ascending; of equal ones those of lower index.
 template <typename Key, typename Keep>
 void largest(const float* x, int n, int count, int width, Key key, Keep keep) {
-  const uint32_t threshold = kth_largest(x, n, count, width, key);
+  const uint32_t threshold = separator(x, n, count, width, key);
   int above = 0;
 #pragma omp simd reduction(+ : above)
   for (int i = 0; i < n; ++i) above += key(x[i]) > threshold;
@@ -49,7 +55,9 @@ void largest(const float* x, int n, int count, int width, Key key, Keep keep) {
   }
 }
 
-// Indices and values of the count channels of largest |x|; of equal ones those of lower index. Returns count.
+// Indices and values of the count channels of largest |x|; of equal ones those of lower index. Returns count. Room for
+// SPARE more is written to.
+constexpr int SPARE = 16;
 inline int select(const float* x, int n, int count, int32_t* index, float* values) {
   if (count >= n) {
     for (int i = 0; i < n; ++i) index[i] = i, values[i] = x[i];
@@ -57,10 +65,32 @@ inline int select(const float* x, int n, int count, int32_t* index, float* value
   }
   if (count <= 0) return 0;
   int kept = 0;
+#if defined(__AVX512F__) && defined(__BMI2__)
+  const uint32_t threshold = separator(x, n, count, 31, magnitude);
+  int ties = count;
+#pragma omp simd reduction(- : ties)
+  for (int i = 0; i < n; ++i) ties -= magnitude(x[i]) > threshold;
+  const __m512i edge = _mm512_set1_epi32(int(threshold << 1)), step = _mm512_set1_epi32(16);
+  __m512i number = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  for (int i = 0; i < n; i += 16, number = _mm512_add_epi32(number, step)) {
+    const __mmask16 there = __mmask16(n - i >= 16 ? 0xffff : (1 << (n - i)) - 1);
+    const __m512i bits = _mm512_maskz_loadu_epi32(there, x + i), size = _mm512_slli_epi32(bits, 1);
+    uint32_t keep = _mm512_mask_cmpgt_epu32_mask(there, size, edge);
+    if (ties > 0) {
+      const uint32_t equal = _mm512_mask_cmpeq_epi32_mask(there, size, edge);
+      const uint32_t first = _pdep_u32(ties < 16 ? (1u << ties) - 1 : 0xffff, equal);  // the lowest `ties` of them
+      ties -= __builtin_popcount(first), keep |= first;
+    }
+    _mm512_storeu_si512(index + kept, _mm512_maskz_compress_epi32(__mmask16(keep), number));
+    _mm512_storeu_si512(values + kept, _mm512_maskz_compress_epi32(__mmask16(keep), bits));
+    kept += __builtin_popcount(keep);
+  }
+#else
   largest(x, n, count, 31, magnitude, [&](int i, bool keep) {
     index[kept] = i, values[kept] = x[i];  // written always, kept or overwritten: no branch to guess wrong
     kept += keep;
   });
+#endif
   return kept;
 }
 
