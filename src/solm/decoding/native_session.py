@@ -38,10 +38,7 @@ class NativeSession(Session):
 
     @property
     def ledger(self) -> Ledger:
-        frame = self.frame
-        if frame is not None and frame.booked:
-            spent, steps = torch.from_numpy(frame.spent.copy()), frame.booked
-            self.ledger = Ledger(self._ledger.spent + spent, self._ledger.steps + steps)
+        self._settle()
         return self._ledger
 
     @ledger.setter
@@ -49,6 +46,13 @@ class NativeSession(Session):
         self._ledger = ledger
         if self.frame is not None:
             self.frame.clear_books()
+
+    def _settle(self) -> None:
+        """Take into the ledger what the frame has booked."""
+        frame = self.frame
+        if frame is not None and frame.booked:
+            spent, steps = torch.from_numpy(frame.spent.copy()), frame.booked
+            self.ledger = Ledger(self._ledger.spent + spent, self._ledger.steps + steps)
 
     @property
     def hidden(self) -> torch.Tensor:
@@ -78,8 +82,14 @@ class NativeSession(Session):
 
     @caches.setter
     def caches(self, caches: list[Cache]) -> None:
-        self._ledger = self.ledger
+        self._settle()
         self._caches, self.frame = caches, None
+
+    def reframe(self, rows: int, count: int) -> "_Frame":
+        """A frame for passes of another shape."""
+        self._settle()
+        self.frame = _Frame(self, rows, count)
+        return self.frame
 
     def prepare(self, longest: int) -> None:
         """Make room for rows of up to `longest` tokens."""
@@ -105,11 +115,11 @@ class NativeSession(Session):
             self._prefilling = False
 
     def fork(self, forks: int, capacity: int = 0) -> "Session":
-        self._ledger = self.ledger
+        self._settle()
         return super().fork(forks, capacity)
 
     def copy(self, length: int, capacity: int = 0) -> "Session":
-        self._ledger = self.ledger
+        self._settle()
         child = super().copy(length, capacity)
         assert isinstance(child, NativeSession)
         child.capacity, child.caches = capacity, []  # filled when they are needed
@@ -278,7 +288,7 @@ class _Pass:
         session.prepare(longest)
         frame = session.frame
         if frame is None or frame.ids.shape != ids.shape:
-            frame = session.frame = _Frame(session, *ids.shape)
+            frame = session.reframe(*ids.shape)
         frame.ids[:] = ids
         np.add(self.lengths[:, None], frame.offsets, out=frame.places, casting="unsafe")
         frame.set_keep(keep)
