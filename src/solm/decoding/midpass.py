@@ -101,22 +101,45 @@ class MidPassDriver:
     ):
         self.session, self.policy = session, policy
         early = Ledger.empty(session.rows) if early is None else early
-        self.decisions = MidPass(session, policy, target, horizon, early)
+        self._decisions = MidPass(session, policy, target, horizon, early)
+        # The books as the engine goes on with them, the steps it took since they were lent, and the session's mark then.
+        self._lent: np.ndarray = np.zeros(0, ROW)
+        self._taken, self._mark = 0, -1
+
+    @property
+    def decisions(self) -> MidPass:
+        if self._taken:
+            self._decisions.take_back(self._lent, self._taken)
+            self._taken, self._mark = 0, -1
+        return self._decisions
 
     def step(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Process tokens [N]: logits of the next [N, V] and the actions taken [N]."""
-        found, actions = self.extend(tokens[:, None])
-        return found.logits[:, 0], actions[:, 0]
+        decider = compiled(self.session, self.policy)
+        if decider is None:
+            found, actions = self.extend(tokens[:, None])
+            return found.logits[:, 0], actions[:, 0]
+        session = self.session
+        assert isinstance(session, NativeSession)
+        if self._mark != session.mark:  # somebody else has stepped or booked
+            self._lend(decider)
+        logits, actions = session.decide_step(tokens, self._lent)
+        self._taken, self._mark = self._taken + 1, session.mark
+        return logits, actions
+
+    def _lend(self, decider: Decider) -> None:
+        decisions = self.decisions
+        self._lent = np.zeros(self.session.rows, ROW)
+        decisions.lend(decider, self._lent)
 
     def extend(self, tokens: torch.Tensor) -> tuple[Extended, torch.Tensor]:
         """Process known tokens [N, Q]; also the actions taken [N, Q]."""
         decider = compiled(self.session, self.policy)
         if decider is not None:
             assert isinstance(self.session, NativeSession)
-            rows = np.zeros(self.session.rows, ROW)
-            self.decisions.lend(decider, rows)
-            found, actions = self.session.decide(tokens, rows)
-            self.decisions.take_back(rows, tokens.shape[1])
+            self._lend(decider)
+            found, actions = self.session.decide(tokens, self._lent)
+            self._taken = tokens.shape[1]
             return found, actions
         table, before = self.policy.space.table, self.decisions.before(tokens.shape[1])
         taken: list[torch.Tensor] = []

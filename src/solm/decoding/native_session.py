@@ -29,6 +29,8 @@ class NativeSession(Session):
 
     def __init__(self, control: ModelControl, semantics: Semantics, engine: Engine, capacity: int = 0):
         self.frame: _Frame | None = None  # of the last step, as long as rows keep their caches
+        self.mark = 0
+        """Grows with every pass and with every change of the ledger."""
         self._stream: torch.Tensor | None = None  # of the last pass [N, Q, H], until its hidden state is taken
         super().__init__(control, semantics, capacity)
         self.engine, self.capacity = engine, capacity
@@ -43,7 +45,7 @@ class NativeSession(Session):
 
     @ledger.setter
     def ledger(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+        self._ledger, self.mark = ledger, self.mark + 1
         if self.frame is not None:
             self.frame.clear_books()
 
@@ -204,6 +206,14 @@ class NativeSession(Session):
         found.run(0, self.engine.sizes.layers, rows, actions)
         return self._book(found, None), torch.from_numpy(actions.astype(np.int64))
 
+    def decide_step(self, tokens: torch.Tensor, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for one token a row, tokens [N], all with a decider: logits [N, V] and the actions taken [N]."""
+        found = _Pass(self, tokens[:, None], None)
+        actions = np.zeros(len(tokens), dtype=np.int32)
+        found.run(0, self.engine.sizes.layers, rows, actions)
+        self._take_down(found)
+        return found.logits, torch.from_numpy(actions.astype(np.int64))
+
     def _book(self, found: "_Pass", keep_logits: torch.Tensor | None) -> Extended:
         frame = found.frame
         rows, count = frame.ids.shape
@@ -223,6 +233,7 @@ class NativeSession(Session):
         if count == 1 and found.shortest >= self.semantics.always_read:
             frame.spent += frame.realised
             frame.booked += 1
+            self.mark += 1
         else:
             controllable = frame.places >= self.semantics.always_read
             spent = (frame.realised.reshape(rows, count, 3) * controllable[..., None]).sum(1)
