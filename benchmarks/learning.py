@@ -37,7 +37,7 @@ from solm.training.regression import fit
 from solm.training.rollout import collect, step_generator
 from solm.training.sources import draw_windows, training_streams
 from solm.training.trainer import optimise
-from solm.training.value_trainer import SAMPLES, calibrate, read_samples
+from solm.training.value_trainer import SAMPLES, calibrate, level_costs, read_samples
 from texts import Texts
 
 SOURCES = ("books", "code", "news", "qa", "technical", "textbooks", "web", "wiki")
@@ -115,7 +115,7 @@ def values(
     clock = Clock(records[-1]["seconds"] if records else 0)
     if not records:
         blank = ValueNetwork(sizes)
-        calibrate(lm, blank, config, streams)
+        calibrate(blank, level_costs(lm, config, streams))
         write_tensors(out / PROFILES, {str(axis): profile.detach() for axis, profile in enumerate(blank.profiles)})
     while not records or clock() + FIT * len(records) < 60 * limit:
         batch = len(records) + 1

@@ -1,13 +1,9 @@
 """Models over several devices: layers that lie elsewhere, and layers sharded over processes."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from accelerate.hooks import attach_execution_device_hook
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -16,7 +12,10 @@ import solm
 from conftest import tiny_model
 from solm.actions import ActionSpace
 from solm.decoding.drive import teacher_forced
+from solm.errors import SolmError
+from solm.policies.values import ValueConfig, ValueNetwork, ValuePolicy
 from test_families import keep_of
+from test_ranks import GRPO, VALUES, train
 
 ELSEWHERE = torch.device("meta")
 
@@ -57,10 +56,9 @@ def computed(function, args, kwargs):
     if asked is not None:
         kwargs["device"] = torch.device("cpu")
     found = function(*args, **kwargs)
-    if not (away and asked is None or asked == ELSEWHERE):
+    if not (asked == ELSEWHERE or (away and asked is None)):
         return found
-    into = not isinstance(args[0], torch.Tensor) or id(args[0]) in away  # what is written to, in copies between devices
-    if "copy_" in str(function) and "_to_copy" not in str(function) and not into:
+    if function is torch.ops.aten.copy_.default and id(args[0]) not in away:
         return found
     return tree_map(lambda leaf: away.get(id(leaf), Away(leaf)) if isinstance(leaf, torch.Tensor) else leaf, found)
 
@@ -92,7 +90,14 @@ def test_layers_on_another_device_obey_every_action_like_those_in_one_place(name
             several.append(
                 teacher_forced(session.fork(1), lm.policy("static", space), ids[:, 100:], target).log_probabilities
             )
-            said = [token.id for token in lm.generate(ids[:1, :90], budget=0.7, max_new_tokens=8).tokens]
+            torch.manual_seed(1)
+            for layer in (0, 1):  # decided before a layer in either place
+                network = ValueNetwork(ValueConfig(base_hidden=64, layer=layer, grid=space, width=16)).eval()
+                with torch.no_grad():
+                    network.head.weight.copy_(torch.linspace(-1, 1, network.head.weight.numel()).view(3, -1))
+                policy = ValuePolicy(network, space)
+                several.append(teacher_forced(session.fork(1), policy, ids[:, 100:], target).log_probabilities)
+            said = [token.id for token in lm.generate(ids[:1, :90], max_new_tokens=8).tokens]
             return [getattr(part, "here", part) for part in several], said
 
     whole, parts = tiny_model("llama"), tiny_model("llama")
@@ -102,3 +107,24 @@ def test_layers_on_another_device_obey_every_action_like_those_in_one_place(name
     for mine, theirs in zip(scored, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
     assert said == told
+
+
+@pytest.mark.parametrize(
+    ("options", "more"), [(VALUES, ("--batches", 3)), (GRPO, ("--updates", 2))], ids=["values", "grpo"]
+)
+def test_a_model_dealt_out_trains_the_policy_of_a_whole_one(tiny_folder, tmp_path, options, more):
+    options = [*options, "--data", "pydoc:train,self:2"]  # dense samples of the model itself among the texts
+    train(2, tiny_folder, tmp_path / "whole", *options, *more)
+    train(2, tiny_folder, tmp_path / "dealt", *options, *more, "--shard")
+    names = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.safetensors"))
+    assert len(names) >= 2
+    for name in names:
+        whole, dealt = (load_file(tmp_path / run / name) for run in ("whole", "dealt"))
+        assert all(torch.equal(whole[key], dealt[key]) for key in whole), name
+
+
+def test_one_process_has_nobody_to_deal_out_to(tiny_folder):
+    with pytest.raises(SolmError, match="start them with torchrun"):
+        solm.load(str(tiny_folder), shard=True)
+    with pytest.raises(SolmError, match="shard goes with the reference backend"):
+        solm.load(str(tiny_folder), shard=True, backend="auto")

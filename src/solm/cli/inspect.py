@@ -30,7 +30,8 @@ def inspect(
         "weights that torchao quantised": None,
         "... on the native backend": unsuited_to_native or "it makes int8 and int4 from float weights itself",
         "layers that wait in memory or on the disk": None,
-        "layers that compute on several devices": "plans and masks stay on one",
+        "layers that compute on several devices": None,
+        "layers dealt out to several processes": None,
     }
     report = {
         "model": model,

@@ -31,6 +31,10 @@ def train(
     updates: Annotated[int | None, typer.Option(help="grpo: optimiser updates in all.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="grpo: AdamW learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")] = None,
+    shard: Annotated[
+        bool,
+        typer.Option("--shard", help="Under torchrun: deal the model's layers out to the processes, for big models."),
+    ] = False,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting, as key=value; may be repeated.")
     ] = None,
@@ -44,6 +48,8 @@ def train(
         solm train --out runs/b --method grpo --space joint-8 --updates 200 --set gamma=0.95
 
         solm train --out runs/a          (goes on after an interruption)
+
+        torchrun --nproc-per-node 8 -m solm.cli train --shard --model meta-llama/Llama-3.1-70B --out runs/c
     """
     import yaml
 
@@ -75,8 +81,8 @@ def train(
 
     from solm.decoding.api import load
 
-    with ranks() as processes, progress_bar(processes.first) as progress:
-        lm = load(chosen.model, semantics=chosen.semantics, dtype=chosen.dtype)
+    with ranks(shard) as processes, progress_bar(processes.first) as progress:
+        lm = load(chosen.model, semantics=chosen.semantics, dtype=chosen.dtype, shard=shard)
         total = chosen.updates if isinstance(chosen, TrainConfig) else chosen.batches
         task = progress.add_task("training", total=total, note="")
 

@@ -26,12 +26,14 @@ def load(
     backend: str = "reference",
     precision: str = "bfloat16",
     kv_cache_dtype: str = "auto",
+    shard: bool = False,
 ) -> LanguageModel:
     """Load a base model (hub id, folder, ``.gguf`` file or ``builtin:smollm2-135m``), with a policy if given.
 
     semantics: how actions are carried out; by default the policy's own, else `Semantics()`. backend: ``reference``,
     ``native`` (steps on the compiled engine, weights held in `precision`, keys and values in `kv_cache_dtype`: ``auto``
-    or ``int8``), or ``auto``: native where it can be, with a warning that says why where it cannot.
+    or ``int8``), or ``auto``: native where it can be, with a warning that says why where it cannot. shard: deal the
+    decoder layers out to the processes of `torch.distributed`, which then run the model together.
     Raises `SolmError` subclasses: unknown model, unsupported family, damaged or mismatched policy.
     """
     if backend not in BACKENDS:
@@ -39,9 +41,13 @@ def load(
     check_precision(precision, kv_cache_dtype)  # even where ``auto`` would go on without: it is the caller's mistake
     if backend == "reference" and kv_cache_dtype != "auto":
         raise SolmError(f"a KV cache in {kv_cache_dtype} needs the native backend")
+    if shard and backend != "reference":
+        raise SolmError(
+            f"backend {backend} needs the whole model in one process; shard goes with the reference backend"
+        )
     if isinstance(policy, str | Path):
         policy = TrainedPolicy.from_pretrained(policy)
-    base, tokenizer = load_base(model, dtype, device, trust_remote_code)
+    base, tokenizer = load_base(model, dtype, device, trust_remote_code, shard)
     lm = LanguageModel(base, tokenizer, policy, semantics, name=model)
     if backend != "reference":
         try:

@@ -102,7 +102,7 @@ class MidPassDriver:
         self.session, self.policy = session, policy
         early = Ledger.empty(session.rows) if early is None else early
         self._decisions = MidPass(session, policy, target, horizon, early)
-        # The books as the engine goes on with them, the steps it took since they were lent, and the session's mark then.
+        # The books as the engine goes on with them, how many steps it took since, and the session's mark after them.
         self._lent: np.ndarray = np.zeros(0, ROW)
         self._taken, self._mark = 0, -1
 

@@ -14,6 +14,7 @@ from transformers.utils.quantization_config import GgufConfig
 
 from solm.errors import SolmError
 from solm.models.allocator import keep_freed_memory
+from solm.models.shard import shard_layers
 
 BUILTIN = "builtin:smollm2-135m"
 _BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -32,12 +33,17 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 def load_base(
-    name: str, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False
+    name: str,
+    dtype: str = "auto",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    shard: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The frozen base model and its tokenizer.
 
     GGUF weights are dequantised once and kept as safetensors under the cache folder (SOLM_CACHE, by default
-    ``~/.cache/solm``), because parsing a GGUF takes ten times as long as reading them back.
+    ``~/.cache/solm``), because parsing a GGUF takes ten times as long as reading them back. shard: deal the layers out
+    to the processes that this one was started with, see `shard_layers`.
 
     Raises:
         SolmError: nothing of that name here or on the hub; the message says what was tried.
@@ -56,7 +62,10 @@ def load_base(
         device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
     if device == "cpu":
         keep_freed_memory()
-    model.to(torch.device(device))  # type: ignore[arg-type]
+    if shard:
+        shard_layers(model, torch.device(device))
+    else:
+        model.to(torch.device(device))  # type: ignore[arg-type]
     return model.eval(), tokenizer
 
 

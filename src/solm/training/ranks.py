@@ -18,6 +18,8 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+    lockstep: bool = False
+    """Whether the base model is dealt out to them, so that all must run it together, pass by pass."""
 
     @property
     def first(self) -> bool:
@@ -63,9 +65,14 @@ class Ranks:
 
 
 @contextmanager
-def ranks() -> Iterator[Ranks]:
-    """The processes that this one was started with; nccl where there are GPUs, gloo elsewhere."""
+def ranks(lockstep: bool = False) -> Iterator[Ranks]:
+    """The processes that this one was started with; nccl where there are GPUs, gloo elsewhere.
+
+    Raises `SolmError` where a model should be dealt out to a single process.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    if lockstep and world == 1:
+        raise SolmError("a model can be dealt out to several processes alone; start them with torchrun")
     if world == 1:
         yield Ranks()
         return
@@ -73,7 +80,7 @@ def ranks() -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield Ranks(distributed.get_rank(), world)
+        yield Ranks(distributed.get_rank(), world, lockstep)
     finally:
         distributed.destroy_process_group()
 

@@ -20,10 +20,11 @@ Record = dict[str, Any]
 
 
 def training_streams(lm: LanguageModel, config: RunConfig, out: Path, ranks: Ranks) -> list[TokenStream]:
-    """The tokens of every source; self-sampled texts are made once, by the first process, and kept in the folder."""
+    """The tokens of every source; self-sampled texts are kept in the folder. The first process makes them, or all of them
+    together where the model is dealt out to them."""
     assert lm.tokenizer is not None
     for source in config.data:
-        if source.split(":")[0] == "self" and ranks.first:
+        if source.split(":")[0] == "self" and (ranks.first or ranks.lockstep):
             self_texts(lm, config, out, source)
     ranks.wait()
     streams = []

@@ -17,7 +17,7 @@ from solm.policies.values import ValueConfig, ValueNetwork
 from solm.training.checkpoint import RunFolder
 from solm.training.config import ValueTrainConfig
 from solm.training.counterfactual import Samples, collect_samples, draw_levels
-from solm.training.interrupt import Interrupted, signals
+from solm.training.interrupt import SIGTERM_CODE, Interrupted, signals
 from solm.training.ranks import Ranks
 from solm.training.regression import fit
 from solm.training.rollout import step_generator
@@ -55,6 +55,7 @@ def train_values(
         if done is not None:
             return done
         _collect(lm, config, out, folder, streams, report, ranks)
+        costs = level_costs(lm, config, streams) if ranks.first or ranks.lockstep else []
         ranks.wait()
         if not ranks.first:
             ranks.wait()
@@ -64,7 +65,7 @@ def train_values(
             base_hidden=lm.control.shapes.hidden, layer=config.layer, grid=config.space, width=config.width
         )
         fitted, found = fit(samples, network, config.fit)
-        calibrate(lm, fitted, config, streams)
+        calibrate(fitted, costs)
         told = {**told, "explained": [round(value, 5) for value in found.explained]}
         trained = TrainedPolicy(
             PolicyConfig(
@@ -80,13 +81,10 @@ def train_values(
 
 
 @torch.no_grad()
-def calibrate(
-    lm: LanguageModel, network: ValueNetwork, config: ValueTrainConfig, streams: list[TokenStream], batch: int = 8
-) -> None:
-    """Set the network's profiles to what every level costs where every step takes it.
-
-    The fit sees one step at a time among others that are random; a budget buys whole runs.
-    """
+def level_costs(
+    lm: LanguageModel, config: ValueTrainConfig, streams: list[TokenStream], batch: int = 8
+) -> list[torch.Tensor]:
+    """Per axis what every level costs, in nats per token, where every step takes it: [levels] each."""
     length = config.calibration_context + config.calibration_horizon + 1
     windows = draw_windows(streams, config.calibration_texts, length, step_generator(config.seed, 0, 1))
     parts = []
@@ -94,8 +92,16 @@ def calibrate(
         session = lm.session(capacity=config.calibration_context)
         session.prefill(some[:, : config.calibration_context])
         parts.append(level_gains(session, some[:, config.calibration_context :], config.space))
-    for axis, profile in enumerate(network.profiles):
-        cost = torch.cat([part[axis] for part in parts]).mean((0, 1))
+    return [torch.cat([part[axis] for part in parts]).mean((0, 1)) for axis in range(3)]
+
+
+@torch.no_grad()
+def calibrate(network: ValueNetwork, costs: list[torch.Tensor]) -> None:
+    """Set the network's profiles to `level_costs`.
+
+    The fit sees one step at a time among others that are random; a budget buys whole runs.
+    """
+    for profile, cost in zip(network.profiles, costs, strict=True):
         # Noise may put a level above the next one; costs fall with every level.
         profile.copy_(cost[:-1].flip(0).clamp(max=0).cummin(0).values.flip(0))
 
@@ -111,27 +117,32 @@ def _collect(
 ) -> None:
     started = time.perf_counter()
     with signals() as stop:
-        for batch in range(1 + ranks.rank, config.batches + 1, ranks.world):
+        for turn in range(1, config.batches + 1, ranks.world):
+            # Where nothing is left for a process that the others need, it goes through the last batch once more.
+            batch = min(turn + ranks.rank, config.batches)
             path = _path(out, batch)
-            if path.exists():
+            wanted = turn + ranks.rank <= config.batches and not path.exists()
+            if not (ranks.any(wanted) if ranks.lockstep else wanted):
                 continue
             begun = time.perf_counter()
             generator = step_generator(config.seed, batch, 0)
             windows = draw_windows(streams, config.sequences, config.context + config.horizon + 1, generator)
             before, after = draw_levels(config.space, config.sequences, config.schedules, config.horizon, generator)
             samples = collect_samples(lm, windows, config.context, config.layer, before, after, config.space)
-            write_tensors(path, dict(vars(samples)))
-            record = {
-                "update": batch,
-                "gain": float(samples.gain.mean()),
-                "perplexity": float(torch.exp(-samples.dense.mean())),
-                "token_steps_per_second": samples.gain.numel() / (time.perf_counter() - begun),
-                "seconds": time.perf_counter() - started,
-            }
-            folder.log(record)
-            report(record)
-            if stop:
-                raise Interrupted(stop[0])
+            stopping = ranks.any(bool(stop)) if ranks.lockstep else bool(stop)
+            if wanted:
+                write_tensors(path, dict(vars(samples)))
+                record = {
+                    "update": batch,
+                    "gain": float(samples.gain.mean()),
+                    "perplexity": float(torch.exp(-samples.dense.mean())),
+                    "token_steps_per_second": samples.gain.numel() / (time.perf_counter() - begun),
+                    "seconds": time.perf_counter() - started,
+                }
+                folder.log(record)
+                report(record)
+            if stopping:
+                raise Interrupted(stop[0] if stop else SIGTERM_CODE)
 
 
 def read_samples(out: Path, batches: int) -> Samples:
