@@ -17,7 +17,7 @@ from solm.semantics import Semantics
 PAGE, MOST_QUERIES = 16, 32
 PRECISIONS = ("float32", "bfloat16", "int8", "int4")
 KV_CACHE_DTYPES = ("auto", "int8")
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2")
 
 
 def why_not(model: PreTrainedModel, semantics: Semantics) -> str | None:
@@ -37,8 +37,8 @@ def unsuited(model: PreTrainedModel, semantics: Semantics) -> str | None:
         return f"family {config.model_type!r} is not among {', '.join(FAMILIES)}"
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "sliding-window layers are not supported"
-    if getattr(config, "attention_bias", False) and config.model_type == "llama":
-        return "attention biases are not supported for llama"
+    if getattr(config, "attention_bias", False) and config.model_type in ("llama", "olmo2"):
+        return f"attention biases are not supported for {config.model_type}"
     if config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
         return "only SiLU-gated MLPs without biases are supported"
     if getattr(config, "no_rope_layers", None) is not None and not all(config.no_rope_layers):
@@ -97,10 +97,14 @@ class Engine:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.precision = precision
         embedding, kind = self._embedding(model)
+        first: Any = decoder_layers(model)[0]
+        norm = getattr(first.self_attn, "q_norm", None)
         self.sizes = Sizes(
             config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.num_attention_heads,
             config.num_key_value_heads, head_dim, config.vocab_size,
-            PRECISIONS.index(precision), kind, kv_cache_dtype == "int8", threads, config.rms_norm_eps,
+            PRECISIONS.index(precision), kind, kv_cache_dtype == "int8", threads,
+            not hasattr(first, "input_layernorm"), norm is not None and norm.weight.numel() > head_dim,
+            config.rms_norm_eps,
         )  # fmt: skip
         self._kept: list[torch.Tensor] = [embedding]
         self._arena: int | None = None
@@ -172,7 +176,8 @@ class Engine:
     def _vectors(self, layer: nn.Module) -> list[int]:
         """The addresses of a layer's norms and bias, 0 where there is none."""
         attention: Any = layer.self_attn
-        norms: tuple[Any, ...] = (layer.input_layernorm, layer.post_attention_layernorm)
+        names = ("input_layernorm", "post_attention_layernorm", "post_feedforward_layernorm")
+        norms: tuple[Any, ...] = tuple(getattr(layer, name) for name in names if hasattr(layer, name))
         norms += tuple(getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         biases = [part.bias for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
         weights = [None if norm is None else norm.weight for norm in norms]

@@ -24,7 +24,8 @@ constexpr int MOST_LEVELS = 100;  // of one axis
 constexpr double FULL_BITS = 16;
 
 struct Sizes {
-  int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, precision, embedding, kv_bytes, threads;
+  int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, precision, embedding, kv_bytes, threads,
+      norms_after, whole_norms;  // as in solm.native.library
   float epsilon;
 };
 

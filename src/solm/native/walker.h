@@ -58,18 +58,22 @@ struct Walker : Products<W> {
     const Layer& l = e.layers[number];
     const int wide = (Q + 2 * KV) * D;
     const size_t share = size_t(Q) * (D + 2);
-    for (int r = 0; r < rows; ++r)
+    for (int r = 0; r < rows && !e.s.norms_after; ++r)
       rms_norm(&streams[size_t(r) * H], l.attention_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
-    keep_all(normed.data(), H, rows);
+    keep_all(e.s.norms_after ? streams.data() : normed.data(), H, rows);
     multiply(l.qkv, H, wide, rows, attention.beginning(*e.caches[start], number, e.positions[start] + 1, e.plans[start]));
     for (int r = 0; r < rows; ++r) {
       float* queries = result(r);
       if (l.qkv_bias)
         for (int o = 0; o < wide; ++o) queries[o] += l.qkv_bias[o];
+      if (e.s.whole_norms) {
+        rms_norm(queries, l.q_norm, Q * D, e.s.epsilon, queries);
+        rms_norm(queries + Q * D, l.k_norm, KV * D, e.s.epsilon, queries + Q * D);
+      }
       for (int h = 0; h < Q + KV; ++h) {
         float* head = queries + h * D;
         const float* norm = h < Q ? l.q_norm : l.k_norm;
-        if (norm) rms_norm(head, norm, D, e.s.epsilon, head);
+        if (norm && !e.s.whole_norms) rms_norm(head, norm, D, e.s.epsilon, head);
         rotate(head, e.positions[start + r]);
       }
       const float *key = queries + Q * D, *value = key + KV * D;
@@ -90,11 +94,10 @@ struct Walker : Products<W> {
 
     for (int r = 0; r < rows; ++r) {
       float* x = &streams[size_t(r) * H];
-      const float* added = result(r);
-      for (int i = 0; i < H; ++i) x[i] += added[i];
-      rms_norm(x, l.mlp_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
+      add(r, l.attention_norm);
+      if (!e.s.norms_after) rms_norm(x, l.mlp_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
       const Plan& plan = e.plans[start + r];
-      keep_largest(&normed[size_t(r) * H], H, plan.inputs, plan, r);
+      keep_largest(e.s.norms_after ? x : &normed[size_t(r) * H], H, plan.inputs, plan, r);
     }
     multiply(l.gate_up, H, 2 * I, rows, beginning(l.down, I, H));
     for (int r = 0; r < rows; ++r) {
@@ -103,8 +106,15 @@ struct Walker : Products<W> {
       keep_largest(values.data(), I, plan.hiddens, plan, r);
     }
     multiply(l.down, I, H, rows, number + 1 < e.last ? beginning(e.layers[number + 1].qkv, H, wide) : Coming());
-    for (int r = 0; r < rows; ++r)
-      for (int i = 0; i < H; ++i) streams[size_t(r) * H + i] += result(r)[i];
+    for (int r = 0; r < rows; ++r) add(r, l.mlp_norm);
+  }
+
+  // A product's result to a row's residual stream.
+  void add(int row, const float* norm) {
+    float *x = &streams[size_t(row) * H], *added = result(row);
+    if (e.s.norms_after) rms_norm(added, norm, H, e.s.epsilon, added);
+#pragma GCC ivdep
+    for (int i = 0; i < H; ++i) x[i] += added[i];
   }
 
   // Decide a step from the residual stream x that enters the layer of the turn.
