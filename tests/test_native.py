@@ -114,6 +114,31 @@ def test_steps_forks_and_cuts_equal_the_references():
     control.detach()
 
 
+def test_books_and_states_are_those_of_a_session_that_is_asked_after_every_step():
+    control = ModelControl(tiny_model("llama", torch.float32))
+    _, parent = pair(control, context=14)  # the first steps cannot be controlled yet
+    asked, left = parent.fork(1), parent.fork(1)
+    following, keep = tokens(2, 60, seed=4), keep_of((0.3, 0.6, 6), 2, 60)
+    for first, last in [*((step, step + 1) for step in range(30)), (30, 37), (37, 38), (38, 39)]:
+        for session in (asked, left):
+            if last - first == 1:
+                session.step(following[:, first], keep[:, first])
+            else:
+                session.extend(following[:, first:last], keep[:, first:last])
+        told = asked.ledger.steps.tolist(), asked.hidden
+        if first == 37:
+            asked, left = asked.fork(1), left.fork(1)
+    assert told[0] == left.ledger.steps.tolist()
+    assert 0 < told[0][0] < 39
+    torch.testing.assert_close(asked.ledger.spent, left.ledger.spent, rtol=0, atol=1e-12)
+    forked = left.fork(2)
+    assert torch.equal(told[1], left.hidden)
+    assert torch.equal(told[1].repeat_interleave(2, 0), forked.hidden)
+    left.step(following[:, 39], keep[:, 39])
+    assert forked.ledger.steps.tolist() == [told[0][0]] * 4
+    control.detach()
+
+
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_turn_in_mid_pass_equals_the_references(layer):
     control = ModelControl(tiny_model("llama", torch.float32))

@@ -4,8 +4,8 @@
 // of one row, or both. Every thread holds the residual stream and does the small work (norms, selection, activations) for
 // itself, so that threads meet only where one needs the others' sums. Matrices are stored input-major: an input channel
 // that every step skips is a row of weights that is never read. A step's sums are added up in the same order whatever
-// steps go with it. Keys lie in pages of
-// 16 tokens, transposed, beside the per-channel minimum and maximum of the page (Quest, ICML 2024).
+// steps go with it. Keys lie in pages of 16 tokens, transposed, beside the per-channel minimum and maximum of the page
+// (Quest, ICML 2024).
 
 #include "walker.h"
 
