@@ -70,7 +70,8 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path("docs/results/free-running.json"))
     options = parser.parse_args()
-    lm = load("builtin:smollm2-135m", options.policy, backend=options.backend, precision="int8")
+    precision = "int8" if options.backend == "native" else None
+    lm = load("builtin:smollm2-135m", options.policy, backend=options.backend, precision=precision)
     settings = EvaluationSettings(budgets=(1.0,), sequences=options.prompts, context=PROMPT, length=options.length)
     prompts = held_out_windows(held_out(options.data, lm), settings)[:, :PROMPT]
     points = []

@@ -447,10 +447,10 @@ def test_real_text_gets_the_reference_backends_predictions(real_model, precision
 
 def test_generation_is_the_same_on_both_backends(tiny_folder):
     replies = [
-        package.load(str(tiny_folder), dtype="float32", backend=backend, precision="float32").generate(
+        package.load(str(tiny_folder), dtype="float32", backend=backend, precision=precision).generate(
             "A long enough prompt to read from. " * 4, max_new_tokens=12
         )
-        for backend in ("reference", "native")
+        for backend, precision in (("reference", None), ("native", "float32"))
     ]
     assert [token.id for token in replies[0].tokens] == [token.id for token in replies[1].tokens]
 
@@ -497,8 +497,10 @@ def test_what_it_cannot_run_is_said():
         Engine(llama, SEMANTICS, "int8", kv_cache_dtype="fp8")
     with pytest.raises(SolmError, match="goes with precision int8 or int4, not bfloat16"):
         Engine(llama, SEMANTICS, "bfloat16", kv_cache_dtype="int8")
-    with pytest.raises(SolmError, match="needs the native backend"):
-        package.load("builtin:smollm2-135m", precision="int8", kv_cache_dtype="int8")
+    with pytest.raises(SolmError, match="a KV cache in int8 needs the native backend"):
+        package.load("builtin:smollm2-135m", kv_cache_dtype="int8")
+    with pytest.raises(SolmError, match="precision int8 needs the native backend"):
+        package.load("builtin:smollm2-135m", precision="int8")
     # A mistake, and no reason for `auto` to go on without the engine.
     with pytest.raises(SolmError, match="goes with precision int8 or int4, not bfloat16"):
         package.load("builtin:smollm2-135m", backend="auto", kv_cache_dtype="int8")

@@ -26,7 +26,7 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Interleaved rounds; medians are kept.", min=1, max=1000)] = 5,
     dtype: DtypeOption = "auto",
     backend: BackendOption = "auto",
-    precision: PrecisionOption = "bfloat16",
+    precision: PrecisionOption = None,
     kv_cache_dtype: KvCacheOption = "auto",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the calibration here, for budgets in milliseconds.")

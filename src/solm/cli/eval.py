@@ -65,7 +65,7 @@ def evaluate(
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
     backend: BackendOption = "reference",
-    precision: PrecisionOption = "bfloat16",
+    precision: PrecisionOption = None,
     kv_cache_dtype: KvCacheOption = "auto",
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     plot: Annotated[

@@ -34,7 +34,7 @@ def generate(
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
     backend: BackendOption = "reference",
-    precision: PrecisionOption = "bfloat16",
+    precision: PrecisionOption = None,
     kv_cache_dtype: KvCacheOption = "auto",
     calibration: Annotated[
         Path | None, typer.Option(help="What solm bench measured; then budgets such as ms=4.5 work.")

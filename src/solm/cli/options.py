@@ -25,8 +25,10 @@ BackendOption = Annotated[
     str, typer.Option(help="reference; native: steps on the compiled CPU engine; auto: native where it can be.")
 ]
 PrecisionOption = Annotated[
-    str,
-    typer.Option(help="Weights of the native backend: float32, bfloat16, int8, or int4 where they lie on such a grid."),
+    str | None,
+    typer.Option(
+        help="Weights of the native backend: float32, bfloat16 (default), int8, or int4 where they lie on such a grid."
+    ),
 ]
 KvCacheOption = Annotated[
     str, typer.Option("--kv-cache-dtype", help="auto, or int8: half the size, beside weights in int8 or int4.")

@@ -46,7 +46,7 @@ def serve(
     ] = 1,
     dtype: DtypeOption = "auto",
     backend: BackendOption = "auto",
-    precision: PrecisionOption = "bfloat16",
+    precision: PrecisionOption = None,
     kv_cache_dtype: KvCacheOption = "auto",
 ) -> None:
     """Serve a model over OpenAI's API, with a compute budget per request, and a page to try it at /.

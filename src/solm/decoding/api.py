@@ -24,23 +24,26 @@ def load(
     device: str | None = None,
     trust_remote_code: bool = False,
     backend: str = "reference",
-    precision: str = "bfloat16",
+    precision: str | None = None,
     kv_cache_dtype: str = "auto",
     shard: bool = False,
 ) -> LanguageModel:
     """Load a base model (hub id, folder, ``.gguf`` file or ``builtin:smollm2-135m``), with a policy if given.
 
     semantics: how actions are carried out; by default the policy's own, else `Semantics()`. backend: ``reference``,
-    ``native`` (steps on the compiled engine, weights held in `precision`, keys and values in `kv_cache_dtype`: ``auto``
-    or ``int8``), or ``auto``: native where it can be, with a warning that says why where it cannot. shard: deal the
-    decoder layers out to the processes of `torch.distributed`, which then run the model together.
+    ``native`` (steps on the compiled engine, weights held in `precision`, by default bfloat16, keys and values in
+    `kv_cache_dtype`: ``auto`` or ``int8``), or ``auto``: native where it can be, with a warning that says why where it
+    cannot. shard: deal the decoder layers out to the processes of `torch.distributed`, which then run the model
+    together.
     Raises `SolmError` subclasses: unknown model, unsupported family, damaged or mismatched policy.
     """
     if backend not in BACKENDS:
         raise SolmError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
-    check_precision(precision, kv_cache_dtype)  # even where ``auto`` would go on without: it is the caller's mistake
-    if backend == "reference" and kv_cache_dtype != "auto":
-        raise SolmError(f"a KV cache in {kv_cache_dtype} needs the native backend")
+    if backend == "reference" and (precision is not None or kv_cache_dtype != "auto"):
+        what = f"a KV cache in {kv_cache_dtype}" if precision is None else f"precision {precision}"
+        raise SolmError(f"{what} needs the native backend; the reference backend computes in the model's own dtype")
+    chosen = precision or "bfloat16"
+    check_precision(chosen, kv_cache_dtype)  # even where ``auto`` would go on without: it is the caller's mistake
     if shard and backend != "reference":
         raise SolmError(
             f"backend {backend} needs the whole model in one process; shard goes with the reference backend"
@@ -51,7 +54,7 @@ def load(
     lm = LanguageModel(base, tokenizer, policy, semantics, name=model)
     if backend != "reference":
         try:
-            lm.compile(precision, kv_cache_dtype=kv_cache_dtype)
+            lm.compile(chosen, kv_cache_dtype=kv_cache_dtype)
         except SolmError as error:
             if backend == "native":
                 lm.detach()

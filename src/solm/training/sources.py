@@ -20,8 +20,8 @@ Record = dict[str, Any]
 
 
 def training_streams(lm: LanguageModel, config: RunConfig, out: Path, ranks: Ranks) -> list[TokenStream]:
-    """The tokens of every source; self-sampled texts are kept in the folder. The first process makes them, or all of them
-    together where the model is dealt out to them."""
+    """The tokens of every source; self-sampled texts are kept in the folder. The first process makes them, or all of
+    them together where the model is dealt out to them."""
     assert lm.tokenizer is not None
     for source in config.data:
         if source.split(":")[0] == "self" and (ranks.first or ranks.lockstep):
