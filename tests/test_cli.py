@@ -159,7 +159,8 @@ def test_inspect_says_what_works_and_why_not(trained, tmp_path):
     assert all(axis["supported"] for axis in content["axes"].values())
     combined = content["combines"]
     assert combined["native backend"] == {"supported": True, "reason": None}
-    assert not combined["layers that compute on several devices"]["supported"]
+    assert combined["layers that compute on several devices"]["supported"]
+    assert not combined["... on the native backend"]["supported"]
     moe = tmp_path / "moe"
     moe.mkdir()
     (moe / "config.json").write_text(
