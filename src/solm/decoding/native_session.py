@@ -1,12 +1,10 @@
 """`Session` on the native engine: prefill by the stock model, every step after it compiled."""
 
-import ctypes
-
 import numpy as np
 import torch
 
-from solm.actions import DENSE
 from solm.budget import Ledger
+from solm.decoding.native_frame import Frame
 from solm.decoding.passes import Extended, Turn
 from solm.decoding.session import Session
 from solm.decoding.threads import one_torch_thread
@@ -14,7 +12,7 @@ from solm.errors import DataError
 from solm.models.cache import PagedCache
 from solm.models.controller import ModelControl
 from solm.native.engine import Cache, Engine
-from solm.native.library import UNKNOWN_TOKEN, Rules
+from solm.native.library import UNKNOWN_TOKEN
 from solm.semantics import Semantics
 
 _SPARE = 64  # tokens of room that a cache has beyond what was asked for
@@ -28,7 +26,7 @@ class NativeSession(Session):
     """
 
     def __init__(self, control: ModelControl, semantics: Semantics, engine: Engine, capacity: int = 0):
-        self.frame: _Frame | None = None  # of the last step, as long as rows keep their caches
+        self.frame: Frame | None = None  # of the last step, as long as rows keep their caches
         self.mark = 0
         """Grows with every pass and with every change of the ledger."""
         self._stream: torch.Tensor | None = None  # of the last pass [N, Q, H], until its hidden state is taken
@@ -87,10 +85,10 @@ class NativeSession(Session):
         self._settle()
         self._caches, self.frame = caches, None
 
-    def reframe(self, rows: int, count: int) -> "_Frame":
+    def reframe(self, rows: int, count: int) -> Frame:
         """A frame for passes of another shape."""
         self._settle()
-        self.frame = _Frame(self, rows, count)
+        self.frame = Frame(self.engine, self.semantics, self.caches, rows, count)
         return self.frame
 
     def prepare(self, longest: int) -> None:
@@ -241,47 +239,6 @@ class NativeSession(Session):
             self.ledger = Ledger(ledger.spent + torch.from_numpy(spent), ledger.steps + torch.from_numpy(steps))
         self._stream = found.stream
         self.lengths = torch.from_numpy(found.lengths + count)
-
-
-class _Frame:
-    """What goes into the engine for N rows of Q tokens and comes back, in places that stay where they are.
-
-    Steps stream all weights through the processor's caches, so every Python object that need not be touched counts.
-    ids and places [N, Q], keep and realised [N·Q, 3].
-    """
-
-    def __init__(self, session: NativeSession, rows: int, count: int):
-        semantics, site = session.semantics, session.semantics.mlp_site
-        self.rules = Rules(
-            semantics.sinks, semantics.window, "input" in site, "hidden" in site, semantics.hidden_power,
-            semantics.bits_group or 0,
-        )  # fmt: skip
-        self.offsets = np.arange(count)
-        self.ids, self.places = np.empty((rows, count), dtype=np.int64), np.empty((rows, count), dtype=np.int32)
-        self.keep, self.realised = np.empty((rows * count, 3)), np.empty((rows * count, 3))
-        self.dense = True
-        self.keep[:] = DENSE
-        self.spent, self.booked = np.zeros((rows, 3)), 0  # of steps that are in no ledger yet
-        self.caches = (ctypes.c_void_p * (rows * count))(*(c.handle for c in session.caches for _ in range(count)))
-        self.before = (session.engine.handle, ctypes.addressof(self.rules), rows * count, count, self.caches)
-        self.inputs = tuple(array.ctypes.data for array in (self.ids, self.places, self.keep))
-        self.output = self.realised.ctypes.data
-
-    def clear_books(self) -> None:
-        if self.booked:
-            self.spent.fill(0)
-            self.booked = 0
-
-    def set_keep(self, keep: torch.Tensor | None) -> None:
-        """Follow keep [N, Q, 3], for one token a row also [N, 3]; None: dense. Raises `DataError` for other shapes."""
-        if keep is not None:
-            rows, count = self.ids.shape
-            if keep.shape != (rows, count, 3) and (count > 1 or keep.shape != (rows, 3)):
-                raise DataError(f"keep must be {[rows, count, 3]} for tokens {[rows, count]}, got {list(keep.shape)}")
-            self.keep[:] = keep.reshape(-1, 3).numpy()
-        elif not self.dense:
-            self.keep[:] = DENSE
-        self.dense = keep is None
 
 
 class _Pass:
