@@ -12,6 +12,7 @@ from solm.errors import ContextLengthError, DataError
 from solm.models.active import ActivePass, activate
 from solm.models.cache import PagedCache
 from solm.models.controller import ModelControl
+from solm.models.families import decoder_layers
 from solm.ops.layout import Layout
 from solm.ops.plan import Plan, make_plan
 from solm.semantics import Semantics
@@ -34,6 +35,8 @@ class Session(Rows):
         self.control, self.semantics = control, semantics
         self.device = next(control.model.parameters()).device
         """Where the embeddings are, and what sessions hand out but logits; layers may lie elsewhere."""
+        last = next(decoder_layers(control.model)[-1].parameters()).device
+        self._end = self.device if last.type == "meta" else last  # weights that wait on the disk are on `meta`
         config = control.model.config.get_text_config(decoder=True)
         self.limit: int | None = getattr(config, "max_position_embeddings", None)
         """Tokens that the model's context holds, where its configuration says so."""
@@ -268,6 +271,8 @@ class Session(Rows):
             )
             current = ActivePass(plan.to(self.device), layout, self.cache, turn, choose)
         self.cache.write_to(slots)
+        if isinstance(keep_logits, torch.Tensor):
+            keep_logits = keep_logits.to(self._end)
         with activate(current):
             output = self.control.model(
                 input_ids=tokens.to(self.device),
