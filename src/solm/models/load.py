@@ -14,7 +14,7 @@ from transformers.utils.quantization_config import GgufConfig
 
 from solm.errors import SolmError
 from solm.models.allocator import keep_freed_memory
-from solm.models.shard import shard_layers
+from solm.models.shard import check_processes, shard_layers
 
 BUILTIN = "builtin:smollm2-135m"
 _BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -46,8 +46,10 @@ def load_base(
     to the processes that this one was started with, see `shard_layers`.
 
     Raises:
-        SolmError: nothing of that name here or on the hub; the message says what was tried.
+        SolmError: nothing of that name here or on the hub (the message says what was tried), or nobody to deal out to.
     """
+    if shard:
+        check_processes()
     try:
         source = locate(name)
         with _quiet():

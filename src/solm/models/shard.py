@@ -10,15 +10,18 @@ from solm.errors import SolmError
 from solm.models.families import decoder_layers
 
 
+def check_processes() -> None:
+    """Raises `SolmError` outside a process group."""
+    if not distributed.is_initialized():
+        raise SolmError("a model can be dealt out to several processes alone; start them with torchrun")
+
+
 def shard_layers(model: PreTrainedModel, device: torch.device) -> None:
     """Deal the decoder layers of `model` out, in place; a layer is put together while it computes.
 
     What lies outside the layers, embeddings and head, stays whole in every process and moves to `device`. From then on
-    all processes must run the model together: the same passes, over inputs of the same shape or not.
-    Raises `SolmError` outside a process group.
+    all processes must run the model together: as many passes, whatever is read in each.
     """
-    if not distributed.is_initialized():
-        raise SolmError("a model can be dealt out to several processes alone; start them with torchrun")
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=mesh)

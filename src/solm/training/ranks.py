@@ -66,13 +66,8 @@ class Ranks:
 
 @contextmanager
 def ranks(lockstep: bool = False) -> Iterator[Ranks]:
-    """The processes that this one was started with; nccl where there are GPUs, gloo elsewhere.
-
-    Raises `SolmError` where a model should be dealt out to a single process.
-    """
+    """The processes that this one was started with; nccl where there are GPUs, gloo elsewhere."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if lockstep and world == 1:
-        raise SolmError("a model can be dealt out to several processes alone; start them with torchrun")
     if world == 1:
         yield Ranks()
         return
