@@ -6,7 +6,8 @@ Every arm reads the same held-out texts on the native engine after the same pref
 with every logit, and for its time the first ones step by step as greedy generation does, which computes the same but
 for unlikely logits. Arms take turns within a text. Losses and speedups are against dense int8. int4 rounds no weight of
 a model whose weights lie on a 4-bit grid, as this one's do. The policy gets, text by text, what the constant setting
-realised. Differences are paired over texts, with 95 % intervals.
+realised, and is compared with the constant setting that loses least of all that take no more time than it does.
+Differences are paired over texts, with 95 % intervals.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from timing import MODEL, machine, median
 KINDS = {"int8": ("int8", "auto"), "int4": ("int4", "auto"), "int4 with int8 KV cache": ("int4", "int8")}
 WHO, DENSE_ARM = ("static", "policy"), "dense int8"
 LENGTH, TIMED = 128, 40
-SETTINGS = [(pages, mlp) for pages in (1.0, 0.4, 0.2, 0.1) for mlp in (1.0, 0.8, 0.7)]
+SETTINGS = [(pages, mlp) for pages in (1.0, 0.4, 0.2, 0.1) for mlp in (1.0, 0.8, 0.7, 0.6, 0.5)]
 LOSSES = (0.05, 0.15)
 
 
@@ -53,38 +54,55 @@ class Arm:
     realised: list[torch.Tensor] = field(default_factory=list)
 
 
-def settle(arm: Arm, tokens: torch.Tensor, quality: Session, found: Extended, step: Callable[[], object]) -> None:
-    """Take down what reading tokens [1, T + 1] in the session `quality` found, and the time of steps."""
+def settle(arm: Arm, tokens: torch.Tensor, quality: Session, found: Extended) -> None:
+    """Take down what reading tokens [1, T + 1] in the session `quality` found."""
     arm.nats.append(-float(log_probabilities(found.logits, tokens[:, 1:]).mean()))
     arm.realised.append(quality.ledger.average[0])
+
+
+def clock(arm: Arm, tokens: torch.Tensor, step: Callable[[torch.Tensor], object]) -> None:
     times = []
-    for _ in range(TIMED):
+    for token in tokens[0, :TIMED]:
         begun = time.perf_counter()
-        step()
+        step(token[None])
         times.append(1e3 * (time.perf_counter() - begun))
     arm.milliseconds.append(median(times))
 
 
-def constant(arm: Arm, parent: Session, tokens: torch.Tensor, action: tuple[float, float, float]) -> None:
+def constant(
+    arm: Arm, parent: Session, tokens: torch.Tensor, action: tuple[float, float, float], clocked: bool
+) -> None:
     keep = torch.tensor([action], dtype=torch.float64)
-    quality, timed = parent.fork(1, LENGTH), parent.fork(1, LENGTH)
-    found = quality.extend(tokens[:, :-1], keep.expand(LENGTH, 3)[None])
-    timed.shortlist = True
-    following = iter(tokens[0])
-    settle(arm, tokens, quality, found, lambda: timed.step(next(following)[None], keep))
+    quality = parent.fork(1, LENGTH)
+    settle(arm, tokens, quality, quality.extend(tokens[:, :-1], keep.expand(LENGTH, 3)[None]))
+    if clocked:
+        timed = parent.fork(1, LENGTH)
+        timed.shortlist = True
+        clock(arm, tokens, lambda token: timed.step(token, keep))
 
 
-def decided(arm: Arm, parent: Session, tokens: torch.Tensor, policy: ValuePolicy, target: torch.Tensor) -> None:
-    quality, timed = parent.fork(1, LENGTH), parent.fork(1, LENGTH)
-    found, _ = MidPassDriver(quality, policy, target, LENGTH).extend(tokens[:, :-1])
-    timed.shortlist = True
-    driver, following = MidPassDriver(timed, policy, target, LENGTH), iter(tokens[0])
-    settle(arm, tokens, quality, found, lambda: driver.step(next(following)[None]))
+def decided(
+    arm: Arm, parent: Session, tokens: torch.Tensor, policy: ValuePolicy, target: torch.Tensor, clocked: bool
+) -> None:
+    quality = parent.fork(1, LENGTH)
+    settle(arm, tokens, quality, MidPassDriver(quality, policy, target, LENGTH).extend(tokens[:, :-1])[0])
+    if clocked:
+        timed = parent.fork(1, LENGTH)
+        timed.shortlist = True
+        clock(arm, tokens, MidPassDriver(timed, policy, target, LENGTH).step)
 
 
-def measure(lm: solm.LanguageModel, engines: dict[str, Engine], windows: torch.Tensor, context: int) -> dict[str, Arm]:
-    """Arms by name: "dense int8", and kind of engine, who decides and the setting for all others."""
-    choices = [(kind, setting) for kind in engines for setting in SETTINGS]
+def measure(
+    lm: solm.LanguageModel,
+    engines: dict[str, Engine],
+    windows: torch.Tensor,
+    context: int,
+    kinds: list[str],
+    clocked: int,
+) -> dict[str, Arm]:
+    """Arms by name: "dense int8", and kind of engine, who decides and the setting for all others. The first `clocked`
+    texts are timed too."""
+    choices = [(kind, setting) for kind in kinds for setting in SETTINGS]
     names = [DENSE_ARM, *(f"{kind} {who} {setting}" for kind, setting in choices for who in WHO)]
     arms = {name: Arm() for name in names}
     order = random.Random(0)
@@ -96,19 +114,20 @@ def measure(lm: solm.LanguageModel, engines: dict[str, Engine], windows: torch.T
             parents[kind].prefill(window[:, :context])
         tokens = window[:, context:]
         with one_torch_thread():
-            constant(arms[DENSE_ARM], parents["int8"], tokens, DENSE)
+            timing = number < clocked
+            constant(arms[DENSE_ARM], parents["int8"], tokens, DENSE, timing)
             for kind, setting in order.sample(choices, len(choices)):
                 static, ours = (arms[f"{kind} {who} {setting}"] for who in WHO)
-                constant(static, parents[kind], tokens, (*setting, 16))
-                decided(ours, parents[kind], tokens, policy, static.realised[-1][None])
+                constant(static, parents[kind], tokens, (*setting, 16), timing)
+                decided(ours, parents[kind], tokens, policy, static.realised[-1][None], timing)
         print(f"context {context}: {number + 1} of {len(windows)} texts", flush=True)
     return arms
 
 
-def summary(arms: dict[str, Arm]) -> dict[str, object]:
+def summary(arms: dict[str, Arm], kinds: list[str]) -> dict[str, object]:
     dense = arms[DENSE_ARM]
     rows = []
-    for kind in KINDS:
+    for kind in kinds:
         for setting in SETTINGS:
             static, ours = (arms[f"{kind} {who} {setting}"] for who in WHO)
             row: dict[str, object] = {"kind": kind, "pages": setting[0], "mlp": setting[1]}
@@ -122,6 +141,11 @@ def summary(arms: dict[str, Arm]) -> dict[str, object]:
             row["policy_minus_static"] = paired_difference(np.array(ours.nats), np.array(static.nats))._asdict()
             ratios = [a / b for a, b in zip(ours.milliseconds, static.milliseconds, strict=True)]
             row["policy_time_ratio"] = median(ratios)
+            rival, setting = best_constant(arms, kind, median(ours.milliseconds))
+            row["best_constant"] = {
+                "pages": setting[0], "mlp": setting[1], "milliseconds": median(rival.milliseconds),
+                "policy_minus_it": paired_difference(np.array(ours.nats), np.array(rival.nats))._asdict(),
+            }  # fmt: skip
             rows.append(row)
     best = {
         f"speedup_at_loss_{limit}": {
@@ -129,7 +153,7 @@ def summary(arms: dict[str, Arm]) -> dict[str, object]:
                 who: max((row[who]["speedup"] for row in rows if fits(row, kind, who, limit)), default=1.0)  # type: ignore[index]
                 for who in WHO
             }
-            for kind in KINDS
+            for kind in kinds
         }
         for limit in LOSSES
     }
@@ -137,6 +161,15 @@ def summary(arms: dict[str, Arm]) -> dict[str, object]:
         "texts": len(dense.nats), "tokens": len(dense.nats) * LENGTH, "dense_milliseconds": median(dense.milliseconds),
         "dense_nats": float(np.mean(dense.nats)), **best, "settings": rows,
     }  # fmt: skip
+
+
+def best_constant(arms: dict[str, Arm], kind: str, milliseconds: float) -> tuple[Arm, tuple[float, float]]:
+    """The constant setting of the least loss among those that take no more than so long, else the fastest."""
+    constants = [(arms[f"{kind} static {setting}"], setting) for setting in SETTINGS]
+    allowed = [pair for pair in constants if median(pair[0].milliseconds) <= milliseconds]
+    if not allowed:
+        return min(constants, key=lambda pair: median(pair[0].milliseconds))
+    return min(allowed, key=lambda pair: float(np.mean(pair[0].nats)))
 
 
 def fits(row: dict, kind: str, who: str, limit: float) -> bool:  # type: ignore[type-arg]
@@ -149,21 +182,26 @@ def main() -> None:
     parser.add_argument("--policy", default=f"{MODEL}-native")
     parser.add_argument("--contexts", default="1024,8064")
     parser.add_argument("--texts", default="24,9", help="Texts at every context.")
+    parser.add_argument("--clocked", default="12,4", help="So many of them are timed.")
+    parser.add_argument("--kinds", default=";".join(KINDS), help="Separated by semicolons.")
     parser.add_argument("--out", type=Path, help="Write the JSON here, besides printing it.")
     options = parser.parse_args()
+    kinds = options.kinds.split(";")
     lm = solm.load(MODEL, options.policy)
     engines = {
         kind: Engine(lm.model, lm.semantics, precision, kv_cache_dtype=cache)
         for kind, (precision, cache) in KINDS.items()
+        if kind in kinds or kind == "int8"
     }
     found = {}
-    counts = [int(part) for part in options.texts.split(",")]
-    for context, count in zip((int(part) for part in options.contexts.split(",")), counts, strict=True):
+    plan = [[int(part) for part in given.split(",")] for given in (options.contexts, options.texts, options.clocked)]
+    for context, count, clocked in zip(*plan, strict=True):
         # Short texts end long before 8,000 tokens: books alone are left.
         long = [stream_of(documents(str(options.data / "eval/books_long.jsonl")), lm.tokenizer, "books_long")]
         streams = held_out(options.data, lm) if context < 4096 else long
         settings = EvaluationSettings(budgets=(1.0,), sequences=count, context=context, length=LENGTH)
-        found[str(context)] = summary(measure(lm, engines, held_out_windows(streams, settings), context))
+        arms = measure(lm, engines, held_out_windows(streams, settings), context, kinds, clocked)
+        found[str(context)] = summary(arms, kinds)
     told = json.dumps({"machine": machine(), "policy": options.policy, "contexts": found})
     if options.out:
         write_text(options.out, told + "\n")

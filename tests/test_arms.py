@@ -9,7 +9,7 @@ from conftest import tiny_model
 from solm.actions import ActionSpace
 from solm.data.windows import stream_of
 from solm.decoding.drive import teacher_forced
-from solm.decoding.levels import level_gains
+from solm.decoding.levels import expected_gains, level_gains
 from solm.evaluation.arms import Oracle, TunedStatic, lower_hull, tuned_nats
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.show import verdict
@@ -64,6 +64,27 @@ def test_the_oracle_beats_static_at_the_same_spending():
         )
         torch.testing.assert_close(ours.realised.mean(1), static.realised.mean(1), rtol=0, atol=0.05)
         assert ours.log_probabilities.mean() > static.log_probabilities.mean()
+
+
+def test_expected_gains_are_the_mean_of_gains_over_what_the_dense_run_predicts():
+    with solm.attach(tiny_model("llama"), semantics=SEMANTICS) as lm:
+        space = ActionSpace(mlp=(0.2, 1.0))
+        ids = tokens(2, CONTEXT + 2)
+        session = lm.session()
+        session.prefill(ids[:, :CONTEXT])
+        expected = expected_gains(session, ids[:, CONTEXT:], space)[1]
+        dense, low = (
+            session.fork(1).extend(ids[:, CONTEXT:-1], torch.tensor((1.0, keep, 16)).expand(2, 1, 3)).logits.softmax(-1)
+            for keep in (1.0, 0.2)
+        )
+        every = [
+            level_gains(session, torch.cat([ids[:, CONTEXT:-1], torch.full((2, 1), token)], 1), space)[1]
+            for token in range(dense.shape[-1])
+        ]
+        mean = (torch.stack(every, -1) * dense[:, :, None].double()).sum(-1)
+        torch.testing.assert_close(expected, mean, rtol=1e-3, atol=1e-6)
+        assert (expected[..., 0] < 0).all()
+        assert (low != dense).any()
 
 
 def test_the_best_of_many_trials_is_estimated_from_the_spread_of_a_few():

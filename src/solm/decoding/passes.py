@@ -49,3 +49,13 @@ def log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tenso
         -F.cross_entropy(part.float(), target, reduction="none") for part, target in zip(slices, targets, strict=True)
     ]
     return torch.cat(parts).view(tokens.shape)
+
+
+def divergences(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """KL in nats of what logits [M, R, V] say from what reference [M, V] says: [M, R] float32, sliced likewise."""
+    step = max(1, _LOGITS_PER_SLICE // logits.shape[1])
+    parts = []
+    for ours, theirs in zip(logits.split(step), reference.split(step), strict=True):
+        known = theirs.float().log_softmax(-1)
+        parts.append(torch.einsum("mv,mrv->mr", known.exp(), known[:, None] - ours.float().log_softmax(-1)))
+    return torch.cat(parts).clamp(min=0)  # rounding

@@ -8,7 +8,7 @@ import torch
 from solm.actions import FULL_BITS, ActionSpace
 from solm.data.windows import TokenStream
 from solm.decoding.language_model import LanguageModel
-from solm.decoding.levels import level_gains
+from solm.decoding.levels import expected_gains
 from solm.ops.adaptive import Rule
 from solm.policies.observation import Observation, Policy
 from solm.policies.prices import Allocator, Gains, price_curves
@@ -86,7 +86,7 @@ def tuned_static(
     for batch in windows.split(_TUNING_BATCH):
         session = lm.session(capacity=context)
         session.prefill(batch[:, :context])
-        parts.append(level_gains(session, batch[:, context:], space))
+        parts.append(expected_gains(session, batch[:, context:], space))
     attention, mlp, bits = (torch.cat(axis) for axis in zip(*parts, strict=True))
     return TunedStatic(space, tuned_nats((attention, mlp, bits)))
 

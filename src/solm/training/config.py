@@ -19,14 +19,12 @@ class FitConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(3, ge=1)
+    epochs: int = Field(8, ge=1)
     batch: int = Field(2048, ge=1)
     """Samples per optimiser step."""
     learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    dropout: float = Field(0.3, ge=0, lt=1)
-    gamma: float = Field(0.0, ge=0, lt=1)
-    """How much of a step's effect on the steps after it is credited to it; 0: none."""
+    weight_decay: float = Field(0.5, ge=0)
+    dropout: float = Field(0.5, ge=0, lt=1)
     held_out: float = Field(0.1, ge=0, lt=1)
     """Share of the texts that the fit does not see: they tell how much it explains, and how far to believe it."""
     seed: int = 0

@@ -6,7 +6,7 @@ import torch
 
 from solm.actions import DENSE, ActionSpace
 from solm.decoding.language_model import LanguageModel
-from solm.decoding.passes import Turn
+from solm.decoding.passes import Turn, divergences, log_probabilities
 
 _TILT = 3.0
 
@@ -17,13 +17,15 @@ class Samples:
 
     hidden: [W, R, T, H] bfloat16, the residual stream that enters the observed layer. before, after: [W, R, T, 3]
     uint8, levels of the grid for the layers before it and from it on. gain: [W, R, T] float32, log-probability of
-    the next token above the dense run's. dense: [W, T] float32, that run's. tokens: [W, T] int32, the step's token.
+    the next token above the dense run's. divergence: [W, R, T] float32, minus its expectation over what the dense run
+    predicts: KL from there. dense: [W, T] float32, log-probability in that run. tokens: [W, T] int32, the step's token.
     """
 
     hidden: torch.Tensor
     before: torch.Tensor
     after: torch.Tensor
     gain: torch.Tensor
+    divergence: torch.Tensor
     dense: torch.Tensor
     tokens: torch.Tensor
 
@@ -82,9 +84,14 @@ def collect_samples(
         return second
 
     tokens = windows[:, context:]
-    scored = forked.score(tokens.repeat_interleave(rows + 1, 0), first, Turn(layer, choose))
-    scores = scored.log_probabilities.float().cpu().unflatten(0, (texts, rows + 1))
-    return Samples(seen[0], before, after, scores[:, 1:] - scores[:, :1], scores[:, 0], tokens[:, :-1].to(torch.int32))
+    known = tokens.repeat_interleave(rows + 1, 0)
+    logits = forked.extend(known[:, :-1], first, Turn(layer, choose)).logits
+    scores = log_probabilities(logits, known[:, 1:]).float().cpu().unflatten(0, (texts, rows + 1))
+    split = logits.unflatten(0, (texts, rows + 1))
+    distances = torch.stack([divergences(text[1:].transpose(0, 1), text[0]).T.cpu() for text in split])
+    return Samples(
+        seen[0], before, after, scores[:, 1:] - scores[:, :1], distances, scores[:, 0], tokens[:, :-1].to(torch.int32)
+    )
 
 
 def keep_of(levels: torch.Tensor, grid: ActionSpace) -> torch.Tensor:

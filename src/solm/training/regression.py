@@ -1,6 +1,6 @@
 """Fitting a value network to counterfactual samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +12,17 @@ from solm.training.config import FitConfig
 from solm.training.counterfactual import Samples, keep_of
 
 _LARGEST_GAIN = 5.0
-"""Nats; single tokens can change by more, and would then decide the fit."""
+"""Nats; single tokens can change by more, and would then decide how far the network is believed."""
+_LEAST = 1e-3
+"""Nats that every action is taken to cost at least: the deviance needs positive means."""
+_SPILL = -0.05
+"""Where `spill` begins."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """explained: share of the held-out variance of gains explained beyond every action's mean, by epoch. slopes: per
-    axis by how much held-out gains change where the network says by 1."""
+    """explained: share of the held-out deviance of divergences explained beyond every action's mean, by epoch. slopes:
+    per axis by how much held-out gains change where the network says by 1."""
 
     explained: list[float]
     slopes: list[float]
@@ -27,17 +31,21 @@ class Fit:
 @dataclass(frozen=True)
 class _Rows:
     """Samples in one row each: hidden [M, H], before [M, 3] shares, after [M, 3] levels, saved [M, 3] what the
-    schedule that the sample is from saves on average, gain [M], weight [M]."""
+    schedule that the sample is from saves on average, divergence [M], gain [M]."""
 
     hidden: torch.Tensor
     before: torch.Tensor
     after: torch.Tensor
     saved: torch.Tensor
+    divergence: torch.Tensor
     gain: torch.Tensor
-    weight: torch.Tensor
 
     def take(self, index: torch.Tensor) -> "_Rows":
         return _Rows(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+    def parts(self) -> "Iterator[_Rows]":
+        """All rows, so many at a time as fit into memory in float32."""
+        return (self.take(index) for index in torch.arange(len(self.gain)).split(65536))
 
 
 def fit(
@@ -46,28 +54,33 @@ def fit(
     how: FitConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[ValueNetwork, Fit]:
-    """A value network for `samples`, least squares on the gain of the action taken, noisy actions weighted down.
+    """A value network for `samples`.
+
+    It is fitted to divergences, by Poisson deviance, whose variance grows with the mean as theirs does. For a
+    calibrated model the divergence is the expectation, over next tokens, of what the action costs, so that the fit
+    does not see the luck of the token that came (a Rao-Blackwell estimate). What came still judges: gains held out
+    say how far the network is believed.
 
     progress: called with optimiser steps done and in all.
     """
     torch.manual_seed(how.seed)
     network = ValueNetwork(config, how.dropout)
-    rows, texts = _flatten(samples, config, how)
+    rows, texts = _flatten(samples, config)
     last = texts >= int(len(samples.dense) * (1 - how.held_out))
     train, test = rows.take((~last).nonzero()[:, 0]), rows.take(last.nonzero()[:, 0])
-    total = how.epochs * -(-len(train.gain) // how.batch)
+    total = how.epochs * -(-len(train.divergence) // how.batch)
     # What a step loses to the savings of the steps around it is no part of its own action's cost.
-    spill = torch.nn.Parameter(torch.zeros(3))
+    spill = torch.nn.Parameter(torch.full((3,), _SPILL))
     optimizer = torch.optim.AdamW([*network.parameters(), spill], lr=how.learning_rate, weight_decay=how.weight_decay)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, how.learning_rate, total_steps=total, pct_start=0.1)
     explained, done = [], 0
     for _ in range(how.epochs):
         network.train()
-        for index in torch.randperm(len(train.gain)).split(how.batch):
+        for index in torch.randperm(len(train.divergence)).split(how.batch):
             batch = train.take(index)
-            error = predict(network, batch, spill) - batch.gain
+            cost = predict(network, batch, spill)
             optimizer.zero_grad(set_to_none=True)
-            (batch.weight * error**2).mean().backward()
+            (cost - batch.divergence * cost.log()).mean().backward()
             optimizer.step()
             rate.step()
             done += 1
@@ -79,7 +92,7 @@ def fit(
         some = torch.randperm(len(rows.gain))[: config.calibration]
         kept = network(rows.hidden[some].float(), rows.before[some])
         scale = kept.mean(0)
-        slopes = _slopes(network, test, spill, scale) if len(test.gain) else torch.ones(3)
+        slopes = _slopes(network, train, test, spill, scale) if len(test.gain) else torch.ones(3)
         trust = slopes.clamp(0, 1)
         kept = 1 + trust * (kept / scale - 1)
         network.calibration.copy_(kept.repeat(-(-config.calibration // len(kept)), 1)[: config.calibration])
@@ -91,61 +104,48 @@ def fit(
 
 
 def predict(network: ValueNetwork, rows: _Rows, spill: torch.Tensor) -> torch.Tensor:
-    """Gain [M] of the rows' actions, spill [3] being what full savings around a step cost it per axis."""
-    return (network(rows.hidden, rows.before) * _unit_costs(network, rows, spill)).sum(-1)
+    """Cost [M] of the rows' actions, nats; spill [3] is the gain per axis of a step among others that save all."""
+    gain = (network(rows.hidden, rows.before) * _unit_gains(network, rows, spill)).sum(-1)
+    return (-gain).clamp(min=_LEAST)
 
 
-def _unit_costs(network: ValueNetwork, rows: _Rows, spill: torch.Tensor) -> torch.Tensor:
-    """Per axis what the rows' levels, and the savings around them, cost a token of sensitivity 1: [M, 3]."""
+def _unit_gains(network: ValueNetwork, rows: _Rows, spill: torch.Tensor) -> torch.Tensor:
+    """Per axis what the rows' levels, and the savings around them, gain a token of sensitivity 1: [M, 3]."""
     own = [F.pad(profile, (0, 1))[rows.after[:, axis].long()] for axis, profile in enumerate(network.profiles)]
     return torch.stack(own, 1) + rows.saved * spill
 
 
-def _slopes(network: ValueNetwork, rows: _Rows, spill: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """Least squares, per axis, of what average sensitivities `mean` [3] leave unexplained on what the network adds.
+def _slopes(network: ValueNetwork, train: _Rows, test: _Rows, spill: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Least squares, per axis, of what average sensitivities `mean` [3] leave unexplained of `test`'s gains on what the
+    network adds; actions are weighted by how little gains vary in `train`.
 
     Below 1 the network tells tokens further apart than they are: that much of its word should be believed.
     """
+    _, variance = _by_action(train.gain, _action_index(train.after, network.config), network.config)
     left, right = torch.zeros(3, 3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    for index in torch.arange(len(rows.gain)).split(65536):
-        part = rows.take(index)
-        added = ((network(part.hidden, part.before) - mean) * _unit_costs(network, part, spill)).double()
-        missing = (part.gain - predict(network, part, spill)).double() + added.sum(1)
-        weighted = added * part.weight[:, None]
+    for part in test.parts():
+        unit = _unit_gains(network, part, spill)
+        added = ((network(part.hidden, part.before) - mean) * unit).double()
+        missing = part.gain.double() - (mean * unit).sum(1).double()
+        weighted = added / variance.clamp(min=0.05)[_action_index(part.after, network.config)][:, None]
         left += weighted.T @ added
         right += weighted.T @ missing
     return torch.linalg.lstsq(left + 1e-9 * torch.eye(3), right[:, None]).solution[:, 0].float()
 
 
-def _flatten(samples: Samples, config: ValueConfig, how: FitConfig) -> tuple[_Rows, torch.Tensor]:
+def _flatten(samples: Samples, config: ValueConfig) -> tuple[_Rows, torch.Tensor]:
     """Rows of all samples, and which text each is from."""
     shape = samples.gain.shape
-    before = keep_of(samples.before, config.grid)
-    before[..., 2] /= FULL_BITS
-    gain = samples.gain.clamp(-_LARGEST_GAIN, _LARGEST_GAIN)
-    action = _action_index(samples.after, config)
-    mean, variance = _by_action(gain.flatten(), action.flatten(), config)
-    if how.gamma:
-        gain = gain + _later(gain - mean[action].float(), how.gamma)
-    weight = 1 / variance.clamp(min=0.05)
-    texts = torch.arange(shape[0]).repeat_interleave(shape[1] * shape[2])
-    after = keep_of(samples.after, config.grid)
-    after[..., 2] /= FULL_BITS
+    before, after = keep_of(samples.before, config.grid), keep_of(samples.after, config.grid)
+    for keep in (before, after):
+        keep[..., 2] /= FULL_BITS
     saved = (1 - after).mean(2, keepdim=True).expand_as(after).float()
+    texts = torch.arange(shape[0]).repeat_interleave(shape[1] * shape[2])
     rows = _Rows(
         samples.hidden.flatten(0, 2), before.float().flatten(0, 2), samples.after.flatten(0, 2), saved.flatten(0, 2),
-        gain.flatten(),
-        (weight / weight[action.flatten()].mean())[action.flatten()].float(),
+        samples.divergence.flatten(), samples.gain.clamp(-_LARGEST_GAIN, _LARGEST_GAIN).flatten(),
     )  # fmt: skip
     return rows, texts
-
-
-def _later(surprise: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Σ γ^i of what the steps after each gained beyond their own actions' mean, [..., T]."""
-    total = torch.zeros_like(surprise)
-    for step in range(surprise.shape[-1] - 2, -1, -1):
-        total[..., step] = gamma * (surprise[..., step + 1] + total[..., step + 1])
-    return total
 
 
 def _action_index(levels: torch.Tensor, config: ValueConfig) -> torch.Tensor:
@@ -153,24 +153,25 @@ def _action_index(levels: torch.Tensor, config: ValueConfig) -> torch.Tensor:
     return (a * config.grid.shape[1] + b) * config.grid.shape[2] + c
 
 
-def _by_action(gain: torch.Tensor, action: torch.Tensor, config: ValueConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of the gain per action of the grid, [A] float64; of all where an action is rare."""
+def _by_action(value: torch.Tensor, action: torch.Tensor, config: ValueConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of a value [M] per action of the grid, [A] float64; of all where an action is rare."""
     count = torch.bincount(action, minlength=len(config.grid)).double()
-    mean = torch.bincount(action, gain.double(), len(config.grid)) / count.clamp(min=1)
-    square = torch.bincount(action, gain.double() ** 2, len(config.grid)) / count.clamp(min=1)
+    mean = torch.bincount(action, value.double(), len(config.grid)) / count.clamp(min=1)
+    square = torch.bincount(action, value.double() ** 2, len(config.grid)) / count.clamp(min=1)
     rare = count < 50
-    variance = torch.where(rare, gain.double().var(), square - mean**2)
-    return torch.where(rare, gain.double().mean(), mean), variance
+    variance = torch.where(rare, value.double().var(), square - mean**2)
+    return torch.where(rare, value.double().mean(), mean), variance
 
 
 @torch.no_grad()
 def _explained(network: ValueNetwork, train: _Rows, test: _Rows, spill: torch.Tensor) -> float:
-    mean, _ = _by_action(train.gain, _action_index(train.after, network.config), network.config)
-    base = mean[_action_index(test.after, network.config)] - test.gain
-    error = torch.cat(
-        [
-            predict(network, part, spill) - part.gain
-            for part in (test.take(index) for index in torch.arange(len(test.gain)).split(65536))
-        ]
-    )
-    return float(1 - (test.weight * error**2).sum() / (test.weight * base**2).sum())
+    mean, _ = _by_action(train.divergence, _action_index(train.after, network.config), network.config)
+    base = mean[_action_index(test.after, network.config)].clamp(min=_LEAST)
+    cost = torch.cat([predict(network, part, spill) for part in test.parts()])
+    return float(1 - _deviance(test.divergence, cost) / _deviance(test.divergence, base))
+
+
+def _deviance(seen: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Poisson deviance of seen [M] from mean [M], halved."""
+    seen, mean = seen.double(), mean.double()
+    return (torch.special.xlogy(seen, seen / mean) - seen + mean).sum()

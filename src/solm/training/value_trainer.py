@@ -9,7 +9,7 @@ import torch
 
 from solm.data.windows import TokenStream
 from solm.decoding.language_model import LanguageModel
-from solm.decoding.levels import level_gains
+from solm.decoding.levels import expected_gains
 from solm.errors import DamagedFileError, SolmError
 from solm.files import read_tensors, write_tensors
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
@@ -91,7 +91,7 @@ def level_costs(
     for some in windows.split(batch):
         session = lm.session(capacity=config.calibration_context)
         session.prefill(some[:, : config.calibration_context])
-        parts.append(level_gains(session, some[:, config.calibration_context :], config.space))
+        parts.append(expected_gains(session, some[:, config.calibration_context :], config.space))
     return [torch.cat([part[axis] for part in parts]).mean((0, 1)) for axis in range(3)]
 
 
@@ -135,6 +135,7 @@ def _collect(
                 record = {
                     "update": batch,
                     "gain": float(samples.gain.mean()),
+                    "divergence": float(samples.divergence.mean()),
                     "perplexity": float(torch.exp(-samples.dense.mean())),
                     "token_steps_per_second": samples.gain.numel() / (time.perf_counter() - begun),
                     "seconds": time.perf_counter() - started,
