@@ -32,7 +32,7 @@ CONFIG = {
     "space": SPACE,
     "context": 256,
     "calibration_context": 256,
-    "calibration_texts": 16,
+    "calibration_texts": 32,
 }
 SETTINGS = EvaluationSettings(budgets=BUDGETS, sequences=48, context=256, length=128, trials=4)
 

@@ -165,9 +165,9 @@ class ValueTrainConfig(RunConfig):
     layer: int = Field(4, ge=0)
     """The layer before which the policy decides: it sees what the layers below computed for the current token."""
     calibration_context: int = Field(512, ge=1)
-    calibration_horizon: int = Field(128, ge=1)
-    calibration_texts: int = Field(32, ge=1)
-    """Texts on which the average cost of every level is measured, every step taking it."""
+    calibration_horizon: int = Field(64, ge=1)
+    calibration_texts: int = Field(64, ge=1)
+    """Texts on which the average cost of every level is measured, every step taking it. Texts differ more than tokens."""
     width: int = Field(64, ge=8)
     """Hidden units of the network; more of them fit noise sooner."""
     fit: FitConfig = FitConfig()
