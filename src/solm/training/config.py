@@ -167,7 +167,7 @@ class ValueTrainConfig(RunConfig):
     calibration_context: int = Field(512, ge=1)
     calibration_horizon: int = Field(64, ge=1)
     calibration_texts: int = Field(64, ge=1)
-    """Texts on which the average cost of every level is measured, every step taking it. Texts differ more than tokens."""
+    """Texts on which the average cost of a level is measured, every step taking it. Texts differ more than steps."""
     width: int = Field(64, ge=8)
     """Hidden units of the network; more of them fit noise sooner."""
     fit: FitConfig = FitConfig()
