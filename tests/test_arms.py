@@ -107,14 +107,17 @@ def test_every_arm_is_matched_to_a_value_policy(byte_tokenizer):
         streams = [stream_of(text[i : i + 1], byte_tokenizer, str(i)) for i in range(2)]
         result = evaluate(
             lm, streams, settings, tuning=stream_of(text[3:5], byte_tokenizer, "tuning"),
-            rivals={"token-table": ValuePolicy(network(layer=0, seed=1).float(), SPACE)},
+            rivals={
+                name: ValuePolicy(network(layer=0, seed=seed).float(), SPACE)
+                for name, seed in {"token-table": 1, "token-table/again": 2}.items()
+            },
         )  # fmt: skip
     assert all("of the oracle's gain over static" in line and "oracle," not in line for line in verdict(result))
     for budget in settings.budgets:
         arms = {point.arm: point for point in result.points if point.budget == budget}
         assert set(arms) == {
-            "policy", "static", "token-table", "static-tuned", "oracle", "random", "best-of-2-random",
-            "best-of-500-random-estimated",
+            "policy", "static", "token-table", "token-table/again", "static-tuned", "oracle", "random",
+            "best-of-2-random", "best-of-500-random-estimated",
         }  # fmt: skip
         assert arms["policy"].realised == pytest.approx(budget, abs=0.03)
         for name, point in arms.items():

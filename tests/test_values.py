@@ -1,5 +1,6 @@
 """Value policies: prices meet budgets, decisions in mid-pass, regression, training and its interruption."""
 
+import json
 import signal
 
 import numpy as np
@@ -14,7 +15,7 @@ from solm.data.windows import stream_of
 from solm.decoding.drive import drive, teacher_forced
 from solm.decoding.passes import Turn
 from solm.decoding.session import Session
-from solm.errors import PolicyMismatchError, SolmError
+from solm.errors import DamagedFileError, PolicyMismatchError, SolmError
 from solm.models.controller import ModelControl
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.observation import Observation
@@ -285,6 +286,11 @@ def test_interrupted_and_resumed_training_equals_uninterrupted(tmp_path, byte_to
     assert read_stored(tmp_path / "parts").batches == 4
     with pytest.raises(SolmError, match="another configuration"):
         run(tmp_path, "parts", byte_tokenizer, horizon=24)
+    stored = json.loads((tmp_path / "parts" / "config.json").read_text())
+    stored["fit"]["gamma"] = 0.0
+    (tmp_path / "parts" / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(DamagedFileError, match=r"config\.json is damaged or of another version: values\.fit\.gamma: "):
+        run(tmp_path, "parts", byte_tokenizer)
     with pytest.raises(SolmError, match="layer 2 is out of range: this model has layers 0 to 1"):
         run(tmp_path, "other", byte_tokenizer, layer=2)
 

@@ -94,9 +94,12 @@ def read_model(path: Path, model: type[Model]) -> Model:
         return model.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise SolmError(f"no file {path}") from None
-    except (ValidationError, SolmError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DamagedFileError(f"{path} is damaged or of another version: {reason}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DamagedFileError(f"{path} is damaged or of another version: {where or 'file'}: {first['msg']}") from error
+    except (SolmError, OSError) as error:
+        raise DamagedFileError(f"{path} is damaged or of another version: {error}") from error
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -16,10 +16,9 @@ def level_gains(session: Session, tokens: torch.Tensor, space: ActionSpace) -> G
 
     session: N prefilled rows; tokens: [N, T+1].
     """
-    dense = log_probabilities(_logits(session, tokens, DENSE), tokens[:, 1:]).double().cpu()
-    return _each_level(
-        session, tokens, space, lambda logits: log_probabilities(logits, tokens[:, 1:]).double().cpu() - dense
-    )
+    following = tokens[:, 1:]
+    dense = log_probabilities(_logits(session, tokens, DENSE), following)
+    return _each_level(session, tokens, space, lambda logits: log_probabilities(logits, following) - dense)
 
 
 def expected_gains(session: Session, tokens: torch.Tensor, space: ActionSpace) -> Gains:
@@ -27,10 +26,10 @@ def expected_gains(session: Session, tokens: torch.Tensor, space: ActionSpace) -
 
     On a text, the average of both is equal for a calibrated model, and this one varies far less.
     """
-    dense = _logits(session, tokens, DENSE)
+    dense = _logits(session, tokens, DENSE).flatten(0, 1)
 
     def gain(logits: torch.Tensor) -> torch.Tensor:
-        return -divergences(logits.flatten(0, 1)[:, None], dense.flatten(0, 1)).view(logits.shape[:2]).double().cpu()
+        return -divergences(logits.flatten(0, 1)[:, None], dense).view(logits.shape[:2])
 
     return _each_level(session, tokens, space, gain)
 
@@ -46,9 +45,9 @@ def _each_level(
 ) -> Gains:
     parts = []
     for axis, levels in enumerate((space.attention, space.mlp, space.bits)):
-        gains = []
-        for level in levels[:-1]:
+        gains = torch.zeros(len(tokens), tokens.shape[1] - 1, len(levels), dtype=torch.float64)
+        for index, level in enumerate(levels[:-1]):
             attention, mlp, bits = (level if axis == other else DENSE[other] for other in range(3))
-            gains.append(gain(_logits(session, tokens, (float(attention), float(mlp), float(bits)))))
-        parts.append(torch.stack([*gains, torch.zeros(tokens.shape[0], tokens.shape[1] - 1).double()], -1))
+            gains[..., index] = gain(_logits(session, tokens, (float(attention), float(mlp), float(bits))))
+        parts.append(gains)
     return parts[0], parts[1], parts[2]

@@ -22,7 +22,7 @@ def points(
         policy = rows.get(f"policy@{budget}")
         runs = [rows[f"random/{trial}@{budget}"] for trial in range(trials)]
         names = [name.partition("@")[0] for name in rows if name.endswith(f"@{budget}")]
-        others = [name for name in names if name != "policy" and "/" not in name]
+        others = [name for name in names if name != "policy" and not name.startswith("random/")]
         arms: dict[str, Any] = {name: rows[f"{name}@{budget}"] for name in others}
         arms["random"] = np.mean(runs, axis=0)
         arms[f"best-of-{trials}-random"] = min(runs, key=lambda trial: trial[:, 0].mean())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import RootModel
+from pydantic import Field, RootModel
 from safetensors import safe_open
 
 from solm.errors import DamagedFileError, RunMismatchError, SolmError
@@ -20,6 +20,10 @@ from solm.training.config import RunConfig, TrainConfig, ValueTrainConfig
 from solm.training.ranks import Ranks
 
 CHECKPOINT, CONFIG, LOG = "checkpoint.safetensors", "config.json", "log.jsonl"
+
+
+class _Stored(RootModel[TrainConfig | ValueTrainConfig]):
+    root: TrainConfig | ValueTrainConfig = Field(discriminator="method")
 
 
 _AFTER_COLLECTION = (
@@ -119,10 +123,7 @@ class RunFolder:
 
 def read_stored(folder: Path) -> TrainConfig | ValueTrainConfig:
     """The configuration of the run in `folder`; raises `DamagedFileError`."""
-    stored: RootModel[TrainConfig | ValueTrainConfig] = read_model(
-        folder / CONFIG, RootModel[TrainConfig | ValueTrainConfig]
-    )
-    return stored.root
+    return read_model(folder / CONFIG, _Stored).root
 
 
 def _difference(stored: RunConfig, given: RunConfig) -> str:

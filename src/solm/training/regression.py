@@ -68,7 +68,7 @@ def fit(
     rows, texts = _flatten(samples, config)
     last = texts >= int(len(samples.dense) * (1 - how.held_out))
     train, test = rows.take((~last).nonzero()[:, 0]), rows.take(last.nonzero()[:, 0])
-    total = how.epochs * -(-len(train.divergence) // how.batch)
+    total = how.epochs * -(-len(train.gain) // how.batch)
     # What a step loses to the savings of the steps around it is no part of its own action's cost.
     spill = torch.nn.Parameter(torch.full((3,), _SPILL))
     optimizer = torch.optim.AdamW([*network.parameters(), spill], lr=how.learning_rate, weight_decay=how.weight_decay)
@@ -76,7 +76,7 @@ def fit(
     explained, done = [], 0
     for _ in range(how.epochs):
         network.train()
-        for index in torch.randperm(len(train.divergence)).split(how.batch):
+        for index in torch.randperm(len(train.gain)).split(how.batch):
             batch = train.take(index)
             cost = predict(network, batch, spill)
             optimizer.zero_grad(set_to_none=True)
