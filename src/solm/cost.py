@@ -1,6 +1,7 @@
 """What an action costs, as a share of the dense step: `nominal`, `bytes` and `flops` (METHOD section 3)."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -9,6 +10,7 @@ from solm.errors import SolmError
 from solm.semantics import Semantics
 
 CostModel = Literal["nominal", "bytes", "flops"]
+Number = TypeVar("Number", float, torch.Tensor)
 
 
 class ModelShapes(BaseModel):
@@ -24,7 +26,6 @@ class ModelShapes(BaseModel):
     head_dim: int
     vocabulary: int
     gated: bool
-    weight_bytes: int = 2
 
     @property
     def attention_weights(self) -> int:
@@ -44,7 +45,7 @@ class ModelShapes(BaseModel):
         return self.hidden * self.vocabulary
 
 
-def mlp_share(keep: torch.Tensor, shapes: ModelShapes, semantics: Semantics) -> torch.Tensor:
+def mlp_share(keep: Number, shapes: ModelShapes, semantics: Semantics) -> Number:
     """Share of the MLP's weights read at a realised MLP share `keep` (any shape), the mean of the sites'.
 
     Input channels skip columns of gate and up, hidden channels skip rows of down; gate-first reads the whole gate
@@ -52,14 +53,14 @@ def mlp_share(keep: torch.Tensor, shapes: ModelShapes, semantics: Semantics) -> 
     """
     up, down = shapes.up_weights, shapes.down_weights
     if semantics.hidden_power == 2:
-        inputs = ((1 + 8 * keep).sqrt() - 1) / 2  # of keep = (inputs + inputs²) / 2
+        inputs = ((1 + 8 * keep) ** 0.5 - 1) / 2  # of keep = (inputs + inputs²) / 2
         return (up * inputs + down * inputs**2) / (up + down)
     if semantics.mlp_site == "gate-first" and shapes.gated:
-        read = up / 2 + (up / 2 + down) * keep
-    else:
-        read = up * (keep if "input" in semantics.mlp_site else torch.ones_like(keep)) + down * (
-            keep if semantics.mlp_site in ("hidden", "input+hidden", "gate-first") else torch.ones_like(keep)
-        )
+        return (up / 2 + (up / 2 + down) * keep) / (up + down)
+    always = 0 * keep + 1
+    read = up * (keep if "input" in semantics.mlp_site else always) + down * (
+        keep if semantics.mlp_site in ("hidden", "input+hidden", "gate-first") else always
+    )
     return read / (up + down)
 
 
@@ -84,24 +85,44 @@ def relative_cost(
     Returns:
         [...] float64; above 1 is possible where the policy costs more than it saves.
     """
-    attention, mlp, _ = realised.to(torch.float64).unbind(-1)
-    if model == "nominal":
-        return realised.to(torch.float64).mean(-1)
+    attention, mlp, bits = realised.to(torch.float64).unbind(-1)
     length = torch.as_tensor(kv_length, dtype=torch.float64)
-    weights = shapes.attention_weights + (shapes.up_weights + shapes.down_weights) * mlp_share(mlp, shapes, semantics)
-    dense_weights = shapes.attention_weights + shapes.up_weights + shapes.down_weights
-    cached = 2 * length * shapes.head_dim
-    metadata = torch.where(attention < 1, cached / semantics.page_size, 0.0)
-    if semantics.criterion != "pages":
-        metadata = torch.zeros_like(metadata)
-    if model == "bytes":
-        unit = shapes.weight_bytes
-        step = shapes.layers * (weights + shapes.kv_heads * (cached * attention + metadata))
-        dense = shapes.layers * (dense_weights + shapes.kv_heads * cached)
-    elif model == "flops":
-        unit = 2
-        step = shapes.layers * (weights + shapes.heads * (cached * attention + metadata))
-        dense = shapes.layers * (dense_weights + shapes.heads * cached)
-    else:
+    return _relative(attention, mlp, bits, length, shapes, semantics, model, policy_parameters)
+
+
+def step_cost(
+    realised: Sequence[float],
+    kv_length: int,
+    shapes: ModelShapes,
+    semantics: Semantics,
+    model: CostModel = "nominal",
+    policy_parameters: int = 0,
+) -> float:
+    """The same of a single step, realised [3]: in plain numbers, a thirtieth of the time where every token wants it."""
+    attention, mlp, bits = realised
+    return _relative(attention, mlp, bits, float(kv_length), shapes, semantics, model, policy_parameters)
+
+
+def _relative(
+    attention: Number,
+    mlp: Number,
+    bits: Number,
+    length: Number,
+    shapes: ModelShapes,
+    semantics: Semantics,
+    model: CostModel,
+    policy_parameters: int,
+) -> Number:
+    if model == "nominal":
+        return (attention + mlp + bits) / 3
+    if model not in ("bytes", "flops"):
         raise SolmError(f"unknown cost model {model!r}; choose nominal, bytes or flops")
-    return unit * (step + shapes.head_weights + policy_parameters) / (unit * (dense + shapes.head_weights))
+    # Weights and keys cost as many bytes, or multiply-adds, as one another; a key is read once for all of its queries.
+    heads = shapes.kv_heads if model == "bytes" else shapes.heads
+    dense_weights = shapes.attention_weights + shapes.up_weights + shapes.down_weights
+    weights = shapes.attention_weights + (shapes.up_weights + shapes.down_weights) * mlp_share(mlp, shapes, semantics)
+    cached = 2 * length * shapes.head_dim
+    metadata = cached / semantics.page_size * (attention < 1) * (semantics.criterion == "pages")
+    step = shapes.layers * (weights + heads * (cached * attention + metadata))
+    dense = shapes.layers * (dense_weights + heads * cached)
+    return (step + shapes.head_weights + policy_parameters) / (dense + shapes.head_weights)

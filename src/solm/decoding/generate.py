@@ -124,19 +124,17 @@ def stream(
     driver = drive(session, policy, target.tensor(1), max_new_tokens, sampler.generator)
     overhead = lm.overhead(policy)
     text = TextStream(lm.tokenizer)
-    action, realised, controllable = policy.space.actions[-1], torch.ones(3, dtype=torch.float64), False
-    for _ in range(max_new_tokens):
+    action, realised, controllable = policy.space.actions[-1], [1.0, 1.0, 1.0], False
+    for seen in range(ids.shape[1], ids.shape[1] + max_new_tokens):
         chosen = sampler.choose(logits[0])
         piece = text.push(chosen)
-        cost = lm.step_cost(realised, int(session.lengths[0]), overhead)
-        shares = dict(zip(AXES, realised.tolist(), strict=True))
-        yield Token(chosen, piece, action.tag, shares, cost, controllable)
+        cost = lm.step_cost(realised, seen, overhead)
+        yield Token(chosen, piece, action.tag, dict(zip(AXES, realised, strict=True)), cost, controllable)
         if chosen in sampler.stops or len(text.ids) == max_new_tokens:
             return
-        before, controllable = session.ledger.spent, bool(session.controllable[0])
         logits, actions = driver.step(torch.tensor([chosen]))
-        action = policy.space.actions[int(actions[0])]
-        realised = (session.ledger.spent - before)[0] if controllable else torch.ones(3, dtype=torch.float64)
+        action, realised = policy.space.actions[actions.tolist()[0]], session.realised[0]
+        controllable = seen >= lm.semantics.always_read
 
 
 def _mean(values: list[float]) -> float:

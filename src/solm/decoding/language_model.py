@@ -1,6 +1,6 @@
 """`LanguageModel`: what `solm.load` and `solm.attach` return."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from solm.actions import ActionSpace
 from solm.budget import Budget
-from solm.cost import relative_cost
+from solm.cost import step_cost
 from solm.decoding.calibration import Calibration
 from solm.decoding.generate import Reply, Token, generate, stream
 from solm.decoding.native_session import NativeSession
@@ -114,9 +114,9 @@ class LanguageModel:
             return 0
         return sum(parameter.numel() for parameter in self.trained.network.parameters())
 
-    def step_cost(self, realised: torch.Tensor, kv_length: int, overhead: int = 0) -> float:
+    def step_cost(self, realised: Sequence[float], kv_length: int, overhead: int = 0) -> float:
         """Bytes read by a step of realised shares [3] that saw kv_length keys, as a share of the dense step's."""
-        return float(relative_cost(realised, kv_length, self.control.shapes, self.semantics, "bytes", overhead))
+        return step_cost(realised, kv_length, self.control.shapes, self.semantics, "bytes", overhead)
 
     def generate(self, prompt: str | torch.Tensor | None = None, **options: Any) -> Reply:
         """Generate under a budget; see `solm.decoding.generate.stream` for the options.

@@ -103,6 +103,7 @@ class MidPassDriver:
         early = Ledger.empty(session.rows) if early is None else early
         self._decisions = MidPass(session, policy, target, horizon, early)
         # The books as the engine goes on with them, how many steps it took since, and the session's mark after them.
+        self._decider = compiled(session, policy)
         self._lent: np.ndarray = np.zeros(0, ROW)
         self._taken, self._mark = 0, -1
 
@@ -115,11 +116,10 @@ class MidPassDriver:
 
     def step(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Process tokens [N]: logits of the next [N, V] and the actions taken [N]."""
-        decider = compiled(self.session, self.policy)
+        session, decider = self.session, self._decider
         if decider is None:
             found, actions = self.extend(tokens[:, None])
             return found.logits[:, 0], actions[:, 0]
-        session = self.session
         assert isinstance(session, NativeSession)
         if self._mark != session.mark:  # somebody else has stepped or booked
             self._lend(decider)
@@ -134,7 +134,7 @@ class MidPassDriver:
 
     def extend(self, tokens: torch.Tensor) -> tuple[Extended, torch.Tensor]:
         """Process known tokens [N, Q]; also the actions taken [N, Q]."""
-        decider = compiled(self.session, self.policy)
+        decider = self._decider
         if decider is not None:
             assert isinstance(self.session, NativeSession)
             self._lend(decider)

@@ -1,6 +1,7 @@
-"""What goes into the native engine for a pass and comes back, in places that stay where they are."""
+"""What goes into the native engine for a pass and comes back, in places that stay where they are, and the pass."""
 
 import ctypes
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -8,8 +9,11 @@ import torch
 from solm.actions import DENSE
 from solm.errors import DataError
 from solm.native.engine import Cache, Engine
-from solm.native.library import Rules
+from solm.native.library import UNKNOWN_TOKEN, Rules
 from solm.semantics import Semantics
+
+if TYPE_CHECKING:
+    from solm.decoding.native_session import NativeSession
 
 
 class Frame:
@@ -28,13 +32,23 @@ class Frame:
         self.offsets = np.arange(count)
         self.ids, self.places = np.empty((rows, count), dtype=np.int64), np.empty((rows, count), dtype=np.int32)
         self.keep, self.realised = np.empty((rows * count, 3)), np.empty((rows * count, 3))
+        self.stream = np.empty((rows, count, engine.sizes.hidden), dtype=np.float32)
+        self.actions = np.zeros((rows, count), dtype=np.int32)
         self.dense = True
         self.keep[:] = DENSE
         self.spent, self.booked = np.zeros((rows, 3)), 0  # of steps that are in no ledger yet
         self.caches = (ctypes.c_void_p * (rows * count))(*(c.handle for c in caches for _ in range(count)))
         self.before = (engine.handle, ctypes.addressof(self.rules), rows * count, count, self.caches)
         self.inputs = tuple(array.ctypes.data for array in (self.ids, self.places, self.keep))
-        self.output = self.realised.ctypes.data
+        self.outputs = self.realised.ctypes.data, self.stream.ctypes.data
+        self._lent: np.ndarray | None = None
+        self._lent_at = self.actions_at = self.actions.ctypes.data
+
+    def lend(self, rows: np.ndarray) -> int:
+        """Where records of dtype `ROW` [N] are, which stay alive as long as they are used here."""
+        if rows is not self._lent:
+            self._lent, self._lent_at = rows, rows.ctypes.data
+        return self._lent_at
 
     def clear_books(self) -> None:
         if self.booked:
@@ -51,3 +65,45 @@ class Frame:
         elif not self.dense:
             self.keep[:] = DENSE
         self.dense = keep is None
+
+
+class Pass:
+    """One walk through the layers: logits [N·Q, V], beside what is in the frame.
+
+    ids: tokens [N, Q]. Arrays are numpy's: an operation on them takes a microsecond where torch's take ten, right after
+    a step that left nothing of either in the processor's caches.
+    """
+
+    def __init__(self, session: "NativeSession", ids: np.ndarray, keep: torch.Tensor | None):
+        sizes = session.engine.sizes
+        if not ids.size or len(ids) != session.rows or ids.dtype.kind not in "iu":
+            wanted = f"whole numbers [{session.rows}, at least 1]"
+            raise DataError(f"tokens must be {wanted}, got {ids.dtype} {list(ids.shape)}")
+        self.lengths, count = session.held, ids.shape[1]
+        lengths = self.lengths.tolist()
+        self.shortest, longest = min(lengths), max(lengths) + count
+        session.check_length(longest)
+        session.prepare(longest)
+        frame = session.frame
+        if frame is None or frame.ids.shape != ids.shape:
+            frame = session.reframe(*ids.shape)
+        frame.ids[:] = ids
+        np.add(self.lengths[:, None], frame.offsets, out=frame.places, casting="unsafe")
+        frame.set_keep(keep)
+        self.frame, self.engine, self.shortlist = frame, session.engine, session.shortlist
+        self.logits = torch.empty(ids.size, sizes.vocabulary)
+
+    def run(self, first: int, last: int, rows: np.ndarray | None = None) -> None:
+        """Layers first to last; rows as for `NativeSession.decide`. Raises `DataError` for unknown ids and for actions
+        that the engine was not made for."""
+        frame = self.frame
+        decided = (None, None) if rows is None else (frame.lend(rows), frame.actions_at)
+        failed = self.engine.library.solm_run(
+            *frame.before, *frame.inputs, *decided, frame.outputs[0], first, last, frame.outputs[1],
+            self.logits.data_ptr(), self.shortlist,
+        )  # fmt: skip
+        if failed == UNKNOWN_TOKEN:
+            known = f"[0, {self.engine.sizes.vocabulary - 1}]"
+            raise DataError(f"token ids must be in {known}, got {frame.ids.ravel()[:8].tolist()}")
+        if failed:
+            raise DataError(f"keep must be shares from 0 to 1 and bits from 2 to 16, got {frame.keep[:4].tolist()}")

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from solm.budget import Ledger
-from solm.decoding.native_frame import Frame
+from solm.decoding.native_frame import Frame, Pass
 from solm.decoding.passes import Extended, Turn
 from solm.decoding.session import Session
 from solm.decoding.threads import one_torch_thread
@@ -12,7 +12,6 @@ from solm.errors import DataError
 from solm.models.cache import PagedCache
 from solm.models.controller import ModelControl
 from solm.native.engine import Cache, Engine
-from solm.native.library import UNKNOWN_TOKEN
 from solm.semantics import Semantics
 
 _SPARE = 64  # tokens of room that a cache has beyond what was asked for
@@ -29,7 +28,9 @@ class NativeSession(Session):
         self.frame: Frame | None = None  # of the last step, as long as rows keep their caches
         self.mark = 0
         """Grows with every pass and with every change of the ledger."""
-        self._stream: torch.Tensor | None = None  # of the last pass [N, Q, H], until its hidden state is taken
+        self._stream: np.ndarray | None = None  # of the last pass [N, Q, H], until its hidden state is taken
+        self.held: np.ndarray = np.zeros(0, dtype=np.int64)
+        """`lengths`, as numbers that a step can do without torch."""
         super().__init__(control, semantics, capacity)
         self.engine, self.capacity = engine, capacity
         self._caches: list[Cache] = []
@@ -55,14 +56,40 @@ class NativeSession(Session):
             self.ledger = Ledger(self._ledger.spent + spent, self._ledger.steps + steps)
 
     @property
+    def lengths(self) -> torch.Tensor:
+        return torch.from_numpy(self.held)
+
+    @lengths.setter
+    def lengths(self, lengths: torch.Tensor) -> None:
+        self.held = lengths.numpy()
+
+    @property
+    def rows(self) -> int:
+        return len(self.held)
+
+    @property
+    def realised(self) -> list[list[float]]:
+        frame = self.frame
+        return [] if frame is None else frame.realised[frame.ids.shape[1] - 1 :: frame.ids.shape[1]].tolist()
+
+    @realised.setter
+    def realised(self, realised: list[list[float]]) -> None:
+        """Nothing to do: the frame holds them."""
+
+    @property
     def hidden(self) -> torch.Tensor:
         if self._stream is not None:
-            self.hidden = self._stream[:, -1].to(self.dtype)
+            self.hidden = torch.from_numpy(self._stream[:, -1].copy()).to(self.dtype)
         return self._hidden
 
     @hidden.setter
     def hidden(self, hidden: torch.Tensor) -> None:
         self._hidden, self._stream = hidden, None
+
+    def _leave_frame(self) -> None:
+        """Take out of the frame what may be asked for after it."""
+        self._settle()
+        self.hidden = self.hidden.clone()
 
     def prefill(
         self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
@@ -82,12 +109,12 @@ class NativeSession(Session):
 
     @caches.setter
     def caches(self, caches: list[Cache]) -> None:
-        self._settle()
+        self._leave_frame()
         self._caches, self.frame = caches, None
 
     def reframe(self, rows: int, count: int) -> Frame:
         """A frame for passes of another shape."""
-        self._settle()
+        self._leave_frame()
         self.frame = Frame(self.engine, self.semantics, self.caches, rows, count)
         return self.frame
 
@@ -115,11 +142,11 @@ class NativeSession(Session):
             self._prefilling = False
 
     def fork(self, forks: int, capacity: int = 0) -> "Session":
-        self._settle()
+        self._leave_frame()
         return super().fork(forks, capacity)
 
     def copy(self, length: int, capacity: int = 0) -> "Session":
-        self._settle()
+        self._leave_frame()
         child = super().copy(length, capacity)
         assert isinstance(child, NativeSession)
         child.capacity, child.caches = capacity, []  # filled when they are needed
@@ -163,7 +190,7 @@ class NativeSession(Session):
     def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, turn: Turn | None = None) -> torch.Tensor:
         if turn is not None:
             return super().step(tokens, keep, turn)
-        found = _Pass(self, tokens[:, None], keep)
+        found = Pass(self, tokens.numpy()[:, None], keep)
         found.run(0, self.engine.sizes.layers)
         self._take_down(found)
         return found.logits
@@ -175,7 +202,7 @@ class NativeSession(Session):
         turn: Turn | None = None,
         keep_logits: torch.Tensor | None = None,
     ) -> Extended:
-        found = _Pass(self, tokens, keep)
+        found = Pass(self, tokens.numpy(), keep)
         layers = self.engine.sizes.layers
         if turn is None:
             found.run(0, layers)
@@ -183,11 +210,11 @@ class NativeSession(Session):
             if turn.layer:
                 found.run(0, turn.layer)
             else:
-                found.stream[:] = self.embed(tokens).float()
+                found.frame.stream[:] = self.embed(tokens).detach().float().numpy()
                 found.frame.realised.fill(0)
             before = found.frame.realised.copy()
             with torch.no_grad(), one_torch_thread():
-                keep = turn.choose(found.stream.clone())
+                keep = turn.choose(torch.from_numpy(found.frame.stream.copy()))
             found.frame.set_keep(keep)
             found.run(turn.layer, layers)
             realised = found.frame.realised
@@ -199,24 +226,22 @@ class NativeSession(Session):
     ) -> tuple[Extended, torch.Tensor]:
         """Process tokens [N, Q] while the engine decides for the rows [N] of dtype `ROW` that have a decider, and books
         them there; the others follow keep [N, Q, 3]. Also the actions taken [N, Q], 0 for those others."""
-        found = _Pass(self, tokens, keep)
-        actions = np.zeros(tokens.shape, dtype=np.int32)
-        found.run(0, self.engine.sizes.layers, rows, actions)
-        return self._book(found, None), torch.from_numpy(actions.astype(np.int64))
+        found = Pass(self, tokens.numpy(), keep)
+        found.run(0, self.engine.sizes.layers, rows)
+        return self._book(found, None), torch.from_numpy(found.frame.actions.astype(np.int64))
 
     def decide_step(self, tokens: torch.Tensor, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """The same for one token a row, tokens [N], all with a decider: logits [N, V] and the actions taken [N]."""
-        found = _Pass(self, tokens[:, None], None)
-        actions = np.zeros(len(tokens), dtype=np.int32)
-        found.run(0, self.engine.sizes.layers, rows, actions)
+        found = Pass(self, tokens.numpy()[:, None], None)
+        found.run(0, self.engine.sizes.layers, rows)
         self._take_down(found)
-        return found.logits, torch.from_numpy(actions.astype(np.int64))
+        return found.logits, torch.from_numpy(found.frame.actions[:, 0].astype(np.int64))
 
-    def _book(self, found: "_Pass", keep_logits: torch.Tensor | None) -> Extended:
+    def _book(self, found: Pass, keep_logits: torch.Tensor | None) -> Extended:
         frame = found.frame
         rows, count = frame.ids.shape
         self._take_down(found)
-        hidden, logits = found.stream, found.logits.view(rows, count, -1)
+        hidden, logits = torch.from_numpy(frame.stream.copy()), found.logits.view(rows, count, -1)
         if keep_logits is not None:
             index = keep_logits[..., None]
             hidden, logits = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (hidden, logits))
@@ -224,7 +249,7 @@ class NativeSession(Session):
         realised = torch.from_numpy(frame.realised.reshape(rows, count, 3).copy())
         return Extended(logits, hidden, realised, controllable)
 
-    def _take_down(self, found: "_Pass") -> None:
+    def _take_down(self, found: Pass) -> None:
         """Books, hidden state and length after a pass."""
         frame = found.frame
         rows, count = frame.ids.shape
@@ -237,44 +262,5 @@ class NativeSession(Session):
             spent = (frame.realised.reshape(rows, count, 3) * controllable[..., None]).sum(1)
             ledger, steps = self.ledger, controllable.sum(1)
             self.ledger = Ledger(ledger.spent + torch.from_numpy(spent), ledger.steps + torch.from_numpy(steps))
-        self._stream = found.stream
-        self.lengths = torch.from_numpy(found.lengths + count)
-
-
-class _Pass:
-    """One walk through the layers: stream [N, Q, H] and logits [N·Q, V], beside what is in the frame."""
-
-    def __init__(self, session: NativeSession, tokens: torch.Tensor, keep: torch.Tensor | None):
-        sizes, ids = session.engine.sizes, tokens.numpy()
-        if not ids.size or len(ids) != session.rows or ids.dtype.kind not in "iu":
-            wanted = f"whole numbers [{session.rows}, at least 1]"
-            raise DataError(f"tokens must be {wanted}, got {tokens.dtype} {list(tokens.shape)}")
-        self.lengths, count = session.lengths.numpy(), ids.shape[1]
-        lengths = self.lengths.tolist()
-        self.shortest, longest = min(lengths), max(lengths) + count
-        session.check_length(longest)
-        session.prepare(longest)
-        frame = session.frame
-        if frame is None or frame.ids.shape != ids.shape:
-            frame = session.reframe(*ids.shape)
-        frame.ids[:] = ids
-        np.add(self.lengths[:, None], frame.offsets, out=frame.places, casting="unsafe")
-        frame.set_keep(keep)
-        self.frame, self.engine, self.shortlist = frame, session.engine, session.shortlist
-        self.stream = torch.empty(*ids.shape, sizes.hidden)
-        self.logits = torch.empty(ids.size, sizes.vocabulary)
-
-    def run(self, first: int, last: int, rows: np.ndarray | None = None, actions: np.ndarray | None = None) -> None:
-        """Layers first to last; rows and actions as for `NativeSession.decide`. Raises `DataError` for unknown ids and
-        for actions that the engine was not made for."""
-        decided = (None, None) if rows is None or actions is None else (rows.ctypes.data, actions.ctypes.data)
-        frame = self.frame
-        failed = self.engine.library.solm_run(
-            *frame.before, *frame.inputs, *decided, frame.output, first, last, self.stream.data_ptr(),
-            self.logits.data_ptr(), self.shortlist,
-        )  # fmt: skip
-        if failed == UNKNOWN_TOKEN:
-            known = f"[0, {self.engine.sizes.vocabulary - 1}]"
-            raise DataError(f"token ids must be in {known}, got {frame.ids.ravel()[:8].tolist()}")
-        if failed:
-            raise DataError(f"keep must be shares from 0 to 1 and bits from 2 to 16, got {frame.keep[:4].tolist()}")
+        self._stream = frame.stream
+        self.held = found.lengths + count

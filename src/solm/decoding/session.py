@@ -48,6 +48,8 @@ class Session(Rows):
         self.ledger = Ledger.empty(0)
         self.hidden = torch.zeros(0)
         """[N, H] last hidden state of every row."""
+        self.realised: list[list[float]] = []
+        """[N][3] shares that the last step of every row realised."""
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Input embeddings of tokens [...]: [..., H]."""
@@ -122,7 +124,7 @@ class Session(Rows):
         wanted = 0 if keep_logits is None else keep_logits
         logits = self._forward(tokens, positions, wanted, plan, None if turn is None else turn.layer, choose)
         hidden = self.control.last_hidden().to(self.device)
-        self.hidden = hidden[:, -1]
+        self.hidden, self.realised = hidden[:, -1], realised[:, -1].tolist()
         self.lengths = self.lengths + count
         counted = controllable.to(torch.float64)
         self.ledger = Ledger(

@@ -78,7 +78,7 @@ def mlp_sites(layer: nn.Module) -> MLPSites:
     return MLPSites(mlp, down, activation, gated)
 
 
-def model_shapes(config: PretrainedConfig, gated: bool, weight_bytes: int) -> ModelShapes:
+def model_shapes(config: PretrainedConfig, gated: bool) -> ModelShapes:
     """The sizes that costs depend on, from any family's configuration."""
     text = config.get_text_config(decoder=True)
     heads = text.num_attention_heads
@@ -91,7 +91,6 @@ def model_shapes(config: PretrainedConfig, gated: bool, weight_bytes: int) -> Mo
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         vocabulary=text.vocab_size,
         gated=gated,
-        weight_bytes=weight_bytes,
     )
 
 
@@ -114,7 +113,7 @@ def probe(model: PreTrainedModel) -> Capability:
         reasons["attention"] = str(error)
     family = model.config.model_type
     try:
-        shapes = model_shapes(model.config, gated, next(model.parameters()).element_size())
+        shapes = model_shapes(model.config, gated)
     except (AttributeError, TypeError) as error:
         shapes = None
         reasons.setdefault("attention", f"its configuration lacks a size: {error}")

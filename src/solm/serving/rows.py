@@ -54,7 +54,7 @@ class Failed:
 
 
 Event = Piece | Ended | Failed
-StepTaken = tuple[Action, torch.Tensor, bool]
+StepTaken = tuple[Action, list[float], bool]
 """Action, realised shares [3], and whether the step could be controlled."""
 
 
@@ -95,7 +95,7 @@ class Row:
         self.finished: str | None = None
         self._overhead = lm.overhead(job.order.policy)
         self._pending = ""
-        self._first = (job.order.policy.space.actions[-1], torch.ones(3, dtype=torch.float64), False)
+        self._first = (job.order.policy.space.actions[-1], [1.0, 1.0, 1.0], False)
 
     @property
     def largest_only(self) -> bool:
@@ -129,7 +129,7 @@ class Row:
         length = len(self.job.ids) + len(self.text.ids)
         cost = self.lm.step_cost(realised, length, self._overhead)
         new = self.text.push(token)
-        shares = dict(zip(AXES, realised.tolist(), strict=True))
+        shares = dict(zip(AXES, realised, strict=True))
         self.spent.append(Spent(token, new, action.tag, shares, cost, controllable))
         ended = token in self.sampler.stops
         if ended or self.left == 0:

@@ -228,12 +228,12 @@ class Scheduler:
             self._told.clear()
             return
         governor.stepped(len(rows))
-        actions, controllable = found.actions.tolist(), found.controllable.tolist()
+        actions, realised, controllable = (x.tolist() for x in (found.actions, found.realised, found.controllable))
         for index in reversed(range(len(rows))):
             row = rows[index]
             action = row.job.order.policy.space.actions[actions[index]]
             try:
-                self._take(row, found.logits[index], (action, found.realised[index], controllable[index]))
+                self._take(row, found.logits[index], (action, realised[index], controllable[index]))
             except Exception as error:
                 self._broken(row.job, error)
                 row.finished = "error"
