@@ -5,9 +5,10 @@
 Every arm reads the same held-out texts on the native engine after the same prefill: for its quality all tokens at once,
 with every logit, and for its time the first ones step by step as greedy generation does, which computes the same but
 for unlikely logits. Arms take turns within a text. Losses and speedups are against dense int8. int4 rounds no weight of
-a model whose weights lie on a 4-bit grid, as this one's do. The policy gets, text by text, what the constant setting
-realised, and is compared with the constant setting that loses least of all that take no more time than it does.
-Differences are paired over texts, with 95 % intervals.
+a model whose weights lie on a 4-bit grid, as this one's do. Constant settings are dealt out to the layers evenly
+(`even`) and by the policy's profile (`static`). The policy gets, text by text, what `static` realised, and is compared
+with the constant setting of either kind that loses least of all that take no more time than it does. Differences are
+paired over texts, with 95 % intervals.
 """
 
 import argparse
@@ -39,7 +40,8 @@ from solm.policies.values import ValuePolicy
 from timing import MODEL, machine, median
 
 KINDS = {"int8": ("int8", "auto"), "int4": ("int4", "auto"), "int4 with int8 KV cache": ("int4", "int8")}
-WHO, DENSE_ARM = ("static", "policy"), "dense int8"
+CONSTANT = ("even", "static")
+WHO, DENSE_ARM = (*CONSTANT, "policy"), "dense int8"
 LENGTH, TIMED = 128, 40
 SETTINGS = [(pages, mlp) for pages in (1.0, 0.4, 0.2, 0.1) for mlp in (1.0, 0.8, 0.7, 0.6, 0.5)]
 LOSSES = (0.05, 0.15)
@@ -70,13 +72,25 @@ def clock(arm: Arm, tokens: torch.Tensor, step: Callable[[torch.Tensor], object]
 
 
 def constant(
-    arm: Arm, parent: Session, tokens: torch.Tensor, action: tuple[float, float, float], clocked: bool
+    arm: Arm,
+    parent: Session,
+    tokens: torch.Tensor,
+    action: tuple[float, float, float],
+    clocked: bool,
+    evenly: bool = False,
 ) -> None:
     keep = torch.tensor([action], dtype=torch.float64)
-    quality = parent.fork(1, LENGTH)
+
+    def fork() -> Session:
+        rows = parent.fork(1, LENGTH)
+        if evenly:
+            rows.semantics = rows.semantics.model_copy(update={"profile": None})
+        return rows
+
+    quality = fork()
     settle(arm, tokens, quality, quality.extend(tokens[:, :-1], keep.expand(LENGTH, 3)[None]))
     if clocked:
-        timed = parent.fork(1, LENGTH)
+        timed = fork()
         timed.shortlist = True
         clock(arm, tokens, lambda token: timed.step(token, keep))
 
@@ -117,7 +131,8 @@ def measure(
             timing = number < clocked
             constant(arms[DENSE_ARM], parents["int8"], tokens, DENSE, timing)
             for kind, setting in order.sample(choices, len(choices)):
-                static, ours = (arms[f"{kind} {who} {setting}"] for who in WHO)
+                even, static, ours = (arms[f"{kind} {who} {setting}"] for who in WHO)
+                constant(even, parents[kind], tokens, (*setting, 16), timing, evenly=True)
                 constant(static, parents[kind], tokens, (*setting, 16), timing)
                 decided(ours, parents[kind], tokens, policy, static.realised[-1][None], timing)
         print(f"context {context}: {number + 1} of {len(windows)} texts", flush=True)
@@ -129,23 +144,25 @@ def summary(arms: dict[str, Arm], kinds: list[str]) -> dict[str, object]:
     rows = []
     for kind in kinds:
         for setting in SETTINGS:
-            static, ours = (arms[f"{kind} {who} {setting}"] for who in WHO)
+            even, static, ours = (arms[f"{kind} {who} {setting}"] for who in WHO)
             row: dict[str, object] = {"kind": kind, "pages": setting[0], "mlp": setting[1]}
-            for who, arm in zip(WHO, (static, ours), strict=True):
+            for who, arm in zip(WHO, (even, static, ours), strict=True):
                 loss = paired_difference(np.array(arm.nats), np.array(dense.nats))
                 faster = [a / b for a, b in zip(dense.milliseconds, arm.milliseconds, strict=True)]
                 row[who] = {
                     "loss": loss._asdict(), "milliseconds": median(arm.milliseconds), "speedup": median(faster),
                     "realised": torch.stack(arm.realised).mean(0).tolist(),
                 }  # fmt: skip
+            row["static_minus_even"] = paired_difference(np.array(static.nats), np.array(even.nats))._asdict()
             row["policy_minus_static"] = paired_difference(np.array(ours.nats), np.array(static.nats))._asdict()
             ratios = [a / b for a, b in zip(ours.milliseconds, static.milliseconds, strict=True)]
             row["policy_time_ratio"] = median(ratios)
-            rival, setting = best_constant(arms, kind, median(ours.milliseconds))
-            row["best_constant"] = {
-                "pages": setting[0], "mlp": setting[1], "milliseconds": median(rival.milliseconds),
-                "policy_minus_it": paired_difference(np.array(ours.nats), np.array(rival.nats))._asdict(),
-            }  # fmt: skip
+            for who in CONSTANT:
+                rival, best_setting = best_constant(arms, f"{kind} {who}", median(ours.milliseconds))
+                row[f"best_{who}"] = {
+                    "pages": best_setting[0], "mlp": best_setting[1], "milliseconds": median(rival.milliseconds),
+                    "policy_minus_it": paired_difference(np.array(ours.nats), np.array(rival.nats))._asdict(),
+                }  # fmt: skip
             rows.append(row)
     best = {
         f"speedup_at_loss_{limit}": {
@@ -163,9 +180,9 @@ def summary(arms: dict[str, Arm], kinds: list[str]) -> dict[str, object]:
     }  # fmt: skip
 
 
-def best_constant(arms: dict[str, Arm], kind: str, milliseconds: float) -> tuple[Arm, tuple[float, float]]:
+def best_constant(arms: dict[str, Arm], name: str, milliseconds: float) -> tuple[Arm, tuple[float, float]]:
     """The constant setting of the least loss among those that take no more than so long, else the fastest."""
-    constants = [(arms[f"{kind} static {setting}"], setting) for setting in SETTINGS]
+    constants = [(arms[f"{name} {setting}"], setting) for setting in SETTINGS]
     allowed = [pair for pair in constants if median(pair[0].milliseconds) <= milliseconds]
     if not allowed:
         return min(constants, key=lambda pair: median(pair[0].milliseconds))

@@ -7,10 +7,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import solm
 from solm.models.families import TESTED_FAMILIES
+
+settings.register_profile("solm", deadline=None)  # a loaded machine is no bug
+settings.load_profile("solm")
 
 SIZES = {
     "vocab_size": 259,

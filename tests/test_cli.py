@@ -38,6 +38,7 @@ def trained(tmp_path_factory, byte_tokenizer):
 
 def test_help_of_every_verb_has_examples_and_is_fast():
     for verb in (
+        "profile",
         "train",
         "eval",
         "tasks",

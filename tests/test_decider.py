@@ -14,6 +14,7 @@ from solm.native.engine import Engine
 from solm.policies.values import ValueConfig, ValueNetwork, ValuePolicy
 from solm.semantics import Semantics
 from test_families import tokens
+from test_profile import semantics_of
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 SPACES = {
@@ -21,6 +22,9 @@ SPACES = {
     "one axis": ActionSpace(mlp=(0.4, 0.5, 0.8, 1.0)),
     "two axes": ActionSpace(attention=(0.2, 1.0), bits=(5, 16)),
 }
+
+
+SEMANTICS = Semantics(window=16)
 
 
 @pytest.fixture(scope="module")
@@ -41,28 +45,30 @@ def policy_of(space: ActionSpace, layer: int, clamp: bool = True) -> ValuePolicy
     return ValuePolicy(network, space, clamp)
 
 
-def both(engine, policy, target, horizon, rows=3, context=30):
+def both(engine, policy, target, horizon, rows=3, context=30, semantics=SEMANTICS):
     """The same rows twice: decided in Python, and in the engine."""
     control, native = engine
-    parent = NativeSession(control, Semantics(window=16), native)
+    parent = NativeSession(control, semantics, native)
     parent.prefill(tokens(rows, context))
-    drivers = [MidPassDriver(parent.fork(1), policy, target, horizon) for _ in range(2)]
     plain = ValuePolicy.__new__(ValuePolicy)
     plain.__dict__.update(policy.__dict__)
     plain.__class__ = type("Interpreted", (ValuePolicy,), {"compiled": None})
-    drivers[0].policy = drivers[0].decisions.policy = plain
+    drivers = [MidPassDriver(parent.fork(1), some, target, horizon) for some in (plain, policy)]
+    assert [driver._decider is None for driver in drivers] == [True, False]
     return drivers
 
 
+@pytest.mark.parametrize("dealt", ["evenly", "by a profile"])
 @pytest.mark.parametrize("clamp", [True, False])
 @pytest.mark.parametrize("layer", [0, 1, 3])
 @pytest.mark.parametrize("name", SPACES)
-def test_decisions_equal_the_policys(engine, name, layer, clamp):
+def test_decisions_equal_the_policys(engine, name, layer, clamp, dealt):
+    semantics = SEMANTICS if dealt == "evenly" else semantics_of(0.9, -0.6, -0.7, 0.4)
     space = SPACES[name]
     policy = policy_of(space, layer, clamp)
     lows = torch.tensor([low for low, _ in space.ranges], dtype=torch.float64)
     target = torch.stack([lows + part * (1 - lows) for part in (0.1137, 0.4071, 0.7919)])
-    python, native = both(engine, policy, target, 48)
+    python, native = both(engine, policy, target, 48, semantics=semantics)
     following = tokens(3, 64, seed=9)
     taken: list[list[torch.Tensor]] = [[], []]
     # Steps one by one, several at once, and beyond the horizon.

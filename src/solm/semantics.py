@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solm.errors import SolmError
+from solm.profile import Profile
 
 
 class Semantics(BaseModel):
@@ -27,6 +28,8 @@ class Semantics(BaseModel):
     bits_site: Literal["input", "output"] = "input"
     bits_group: int | None = Field(32, ge=1)
     """Channels that share one quantisation scale; None: the whole token."""
+    profile: Profile | None = None
+    """How κ and ρ are dealt out to the layers; None: evenly."""
 
     @model_validator(mode="after")
     def _check_window(self) -> "Semantics":
@@ -40,6 +43,14 @@ class Semantics(BaseModel):
     def _check_power(self) -> "Semantics":
         if self.hidden_power > 1 and self.mlp_site != "input+hidden":
             raise ValueError(f"hidden_power {self.hidden_power} needs mlp_site 'input+hidden', got {self.mlp_site!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_profile(self) -> "Semantics":
+        if self.profile is not None and (self.criterion != "pages" or self.window == 0):
+            raise ValueError(
+                f"a profile needs criterion 'pages' with a window, got {self.criterion!r} and {self.window}"
+            )
         return self
 
     @classmethod

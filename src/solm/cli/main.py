@@ -9,6 +9,7 @@ from solm.cli.eval import evaluate
 from solm.cli.generate import generate
 from solm.cli.inspect import inspect
 from solm.cli.pollution import pollution
+from solm.cli.profile import profile
 from solm.cli.push import push
 from solm.cli.quickstart import quickstart
 from solm.cli.serve import serve
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("quickstart")(quickstart)
+app.command("profile")(profile)
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("tasks")(tasks)

@@ -1,12 +1,15 @@
 """`solm train`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from solm.cli.options import progress_bar
 from solm.errors import SolmError
+
+if TYPE_CHECKING:
+    from solm.semantics import Semantics
 
 
 def train(
@@ -22,7 +25,10 @@ def train(
         typer.Option("--data", "-d", help="Comma-separated: files, folders, hub data sets, pydoc:train, self:N."),
     ] = None,
     space: Annotated[str | None, typer.Option(help="Action space preset, such as grid or joint-8.")] = None,
-    semantics: Annotated[str | None, typer.Option(help="default or paper.")] = None,
+    semantics: Annotated[str | None, typer.Option(help="default, native or paper.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="What layers keep of an action: a file of solm profile. Evenly without.")
+    ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens read densely before an episode.")] = None,
     horizon: Annotated[int | None, typer.Option(help="Controlled tokens per episode.")] = None,
     sequences: Annotated[int | None, typer.Option(help="Texts per batch.")] = None,
@@ -71,6 +77,8 @@ def train(
         if not equals:
             raise SolmError(f"--set {item!r}: expected key=value")
         overrides[key.strip()] = yaml.safe_load(value)
+    if profile is not None:
+        overrides["semantics"] = with_profile(overrides.get("semantics", "default"), profile)
     source = out / CONFIG if config is None and (out / CONFIG).exists() else config
     known = read_stored(out).model_dump() if source == out / CONFIG else read_values(config)
     asked = {**known, **overrides}
@@ -100,6 +108,14 @@ def train(
             raise typer.Exit(interrupted.exit_code) from None
     if processes.first:
         typer.echo(f"policy: {out / 'policy'}")
+
+
+def with_profile(preset: str, path: Path) -> "Semantics":
+    """A preset's semantics under the profile in a file."""
+    from solm.semantics import Semantics
+    from solm.training.profile import read_profile
+
+    return Semantics.model_validate({**dict(Semantics.preset(preset)), "profile": read_profile(path)})
 
 
 def note(record: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from solm.decoding.calibration import Calibration
 from solm.decoding.generate import Reply, Token, generate, stream
 from solm.decoding.native_session import NativeSession
 from solm.decoding.session import Session
-from solm.errors import BudgetError, DataError, SolmError
+from solm.errors import BudgetError, DataError, PolicyMismatchError, SolmError
 from solm.models.controller import ModelControl
 from solm.native.engine import Engine
 from solm.policies.artifact import BaseIdentity, TrainedPolicy
@@ -42,16 +42,19 @@ class LanguageModel:
         self.engine: Engine | None = None
         self.calibration: Calibration | None = None
         """What steps take on this machine, where budgets in milliseconds are wanted."""
+        if semantics is None:
+            semantics = Semantics() if policy is None else policy.config.semantics
+        self.semantics = semantics
         try:
             if policy is not None:
                 policy.config.base.check(self.identity)
                 policy.network.to(next(model.parameters()).device)
+            if semantics.profile is not None and semantics.profile.layers != self.control.shapes.layers:
+                known, own = semantics.profile.layers, self.control.shapes.layers
+                raise PolicyMismatchError(f"the profile is of a model of {known} layers, this one has {own}")
         except SolmError:
             self.detach()
             raise
-        if semantics is None:
-            semantics = Semantics() if policy is None else policy.config.semantics
-        self.semantics = semantics
 
     def __enter__(self) -> "LanguageModel":
         return self

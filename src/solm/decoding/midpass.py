@@ -48,13 +48,15 @@ class MidPass:
         kv_length = session.kv_length[:, None] + torch.arange(before.shape[1])
         controllable = kv_length > session.semantics.always_read
         own = axis_levels(space, kv_length, session.semantics, session.control.shapes)
+        begun = axis_levels(space, kv_length, session.semantics, session.control.shapes, before=policy.layer)
+        rest = [whole - first for whole, first in zip(own, begun, strict=True)]
         early = space.level_table[before].split(1, -1)
-        mixed = [
-            _blend(policy.layer, layers, levels.gather(-1, index), levels)
-            for levels, index in zip(own, early, strict=True)
-        ]
-        low, high = (torch.stack([levels[..., end] for levels in own], -1) for end in (0, -1))
-        later = [_blend(policy.layer, layers, self.target[:, None], bound) for bound in (low, high)]
+        mixed = [first.gather(-1, index) + after for first, index, after in zip(begun, early, rest, strict=True)]
+        ahead = torch.stack(
+            [_on_average(*axis, policy.layer / layers) for axis in zip(self.target.unbind(1), own, begun, strict=True)],
+            -1,
+        )
+        later = [ahead + torch.stack([levels[..., end] for levels in rest], -1) for end in (0, -1)]
         previous = torch.full((session.rows,), space.dense_index)
         taken = []
         for step in range(before.shape[1]):
@@ -152,6 +154,14 @@ class MidPassDriver:
         return found, taken[0]
 
 
-def _blend(layer: int, layers: int, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """The mean share over all layers, `before` up to layer `layer` and `after` from it on."""
-    return (layer * before + (layers - layer) * after) / layers
+def _on_average(target: torch.Tensor, whole: torch.Tensor, first: torch.Tensor, part: float) -> torch.Tensor:
+    """What the first layers, this `part` of all, contribute [N, Q] on a schedule that realises `target` [N] on average;
+    whole, first [N, Q, levels]: what levels realise, and what these layers contribute to it."""
+    more = first - part * whole  # than their number says
+    goal = target[:, None, None]
+    upper = (whole <= goal).sum(-1, keepdim=True).clamp(min(1, whole.shape[-1] - 1), whole.shape[-1] - 1)
+    lower = (upper - 1).clamp(min=0)
+    low, high = whole.gather(-1, lower), whole.gather(-1, upper)
+    place = ((goal - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    mixed = more.gather(-1, lower) + place * (more.gather(-1, upper) - more.gather(-1, lower))
+    return (part * goal + mixed)[..., 0]

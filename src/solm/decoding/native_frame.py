@@ -27,7 +27,7 @@ class Frame:
         site = semantics.mlp_site
         self.rules = Rules(
             semantics.sinks, semantics.window, "input" in site, "hidden" in site, semantics.hidden_power,
-            semantics.bits_group or 0,
+            semantics.bits_group or 0, None if semantics.profile is None else semantics.profile.table.data_ptr(),
         )  # fmt: skip
         self.offsets = np.arange(count)
         self.ids, self.places = np.empty((rows, count), dtype=np.int64), np.empty((rows, count), dtype=np.int32)

@@ -217,8 +217,7 @@ class NativeSession(Session):
                 keep = turn.choose(torch.from_numpy(found.frame.stream.copy()))
             found.frame.set_keep(keep)
             found.run(turn.layer, layers)
-            realised = found.frame.realised
-            realised[:] = (turn.layer * before + (layers - turn.layer) * realised) / layers
+            found.frame.realised += before
         return self._book(found, keep_logits)
 
     def decide(

@@ -118,7 +118,7 @@ class Session(Rows):
             def choose(hidden: torch.Tensor) -> Plan:
                 nonlocal realised
                 rest = settle(turn.choose(hidden))
-                realised = (turn.layer * plan.realised + (layers - turn.layer) * rest.realised) / layers
+                realised = plan.realised_by(0, turn.layer, layers) + rest.realised_by(turn.layer, layers, layers)
                 return rest.to(self.device)
 
         wanted = 0 if keep_logits is None else keep_logits

@@ -31,11 +31,15 @@ class ActivePass:
     rule: Rule | None = field(default_factory=current_rule)
     layer: int = 0
 
+    def __post_init__(self) -> None:
+        self._whole = self.plan
+
     def enter(self, layer: int, hidden: torch.Tensor) -> None:
         """The pass reaches `layer`."""
         self.layer = layer
         if layer == self.turn and self.choose is not None:
-            self.plan = self.choose(hidden)
+            self._whole = self.choose(hidden)
+        self.plan = self._whole.at(layer)
 
     def follow(self, device: torch.device) -> None:
         """The layer in progress computes on `device`."""

@@ -7,23 +7,55 @@
 
 inline int64_t ceil_share(double share, int64_t total) { return int64_t(std::ceil(share * double(total) - 1e-9)); }
 
-// The plan of a step that sees kv_length keys under keep = (attention, MLP, bits), and the shares that it realises.
-inline Plan make_plan(const Rules& rules, const Sizes& s, const double* keep, int kv_length, double* realised) {
+// The plan of a step that sees kv_length keys under keep = (attention, MLP, bits), without a profile.
+inline Plan make_plan(const Rules& rules, const Sizes& s, const double* keep, int kv_length) {
   const int sinks = (rules.sinks + PAGE - 1) / PAGE;
   const int start = std::max(kv_length - rules.window - 1, 0) / PAGE * PAGE;
   const int between = std::max(start / PAGE - sinks, 0);
   const int always = std::min(start, sinks * PAGE) + kv_length - start;
   const int budget = int(ceil_share(keep[0], kv_length));
   const int pages = std::min((std::max(budget - always, 0) + PAGE - 1) / PAGE, between);
-  const int inputs = rules.input_site ? int(ceil_share(keep[1], s.hidden)) : s.hidden;
+  const double share = (keep[0] * kv_length - always) / std::max(between * PAGE, 1);
   const double hidden_keep = rules.hidden_power == 2 ? keep[1] * keep[1] : keep[1];
-  const int hiddens = rules.hidden_site ? int(ceil_share(hidden_keep, s.intermediate)) : s.intermediate;
-  realised[0] = double(always + pages * PAGE) / kv_length;
-  const double channels[2] = {double(inputs) / s.hidden, double(hiddens) / s.intermediate};
-  const int sites = rules.input_site + rules.hidden_site;
-  realised[1] = sites == 2 ? (channels[0] + channels[1]) / 2 : channels[rules.input_site ? 0 : 1];
-  realised[2] = keep[2] / FULL_BITS;
-  return {inputs, hiddens, int32_t(keep[2]), rules.group, keep[0] < 1, rules.sinks, start, pages};
+  return {rules.input_site ? int(ceil_share(keep[1], s.hidden)) : s.hidden,
+          rules.hidden_site ? int(ceil_share(hidden_keep, s.intermediate)) : s.intermediate,
+          int32_t(keep[2]), rules.group, keep[0] < 1, rules.sinks, start, pages, between, always,
+          std::clamp(share, 0.0, 1.0), keep[1]};
+}
+
+// What a profile deals out to a layer where the average one keeps `share`.
+inline double deal(const Rules& rules, const Sizes& s, int axis, int layer, double share) {
+  const double place = share * (KNOTS - 1);
+  const int below = std::clamp(int(place), 0, KNOTS - 2);
+  const double* curve = rules.profile + (size_t(axis) * s.layers + layer) * KNOTS + below;
+  return curve[0] + (place - below) * (curve[1] - curve[0]);
+}
+
+// What a layer follows of a step's plan.
+inline Plan plan_at(const Rules& rules, const Sizes& s, const Plan& whole, int layer) {
+  if (!rules.profile) return whole;
+  Plan own = whole;
+  own.pages = int(ceil_share(deal(rules, s, 0, layer, whole.share), whole.between));
+  own.keep = deal(rules, s, 1, layer, whole.keep);
+  if (rules.input_site) own.inputs = int(ceil_share(own.keep, s.hidden));
+  if (rules.hidden_site)
+    own.hiddens = int(ceil_share(rules.hidden_power == 2 ? own.keep * own.keep : own.keep, s.intermediate));
+  return own;
+}
+
+// What layers first to last (not included) contribute to the shares that a step of kv_length keys realises [3].
+inline void realise(const Rules& rules, const Sizes& s, const Plan& plan, int kv_length, int first, int last,
+                    double* realised) {
+  const int sites = rules.input_site + rules.hidden_site, differ = rules.profile ? last - first : 1;
+  double attention = 0, mlp = 0;
+  for (int l = first; l < first + differ; ++l) {
+    const Plan own = plan_at(rules, s, plan, l);
+    const double channels[2] = {double(own.inputs) / s.hidden, double(own.hiddens) / s.intermediate};
+    attention += double(own.always + own.pages * PAGE) / kv_length;
+    mlp += sites == 2 ? (channels[0] + channels[1]) / 2 : channels[rules.input_site ? 0 : 1];
+  }
+  const double part = double(last - first) / s.layers, each = rules.profile ? 1.0 / s.layers : part;
+  realised[0] = attention * each, realised[1] = mlp * each, realised[2] = plan.bits / FULL_BITS * part;
 }
 
 inline bool controllable(const Rules& rules, int kv_length) { return kv_length > rules.sinks + rules.window + 1; }
@@ -66,16 +98,20 @@ inline int action_of(const Decider& d, const int* level) {
   return (level[0] * d.sizes[1] + level[1]) * d.sizes[2] + level[2];
 }
 
-// What every level of every axis realises for a step that sees kv_length keys.
+// What every level of every axis realises for a step that sees kv_length keys, and what of it the layers before the
+// policy's contribute.
 struct Realised {
-  double share[3][MOST_LEVELS];
+  double share[3][MOST_LEVELS], begun[3][MOST_LEVELS];
   Realised(const Decider& d, const Rules& rules, const Sizes& s, int kv_length) {
     for (int axis = 0; axis < 3; ++axis)
       for (int l = 0; l < d.sizes[axis]; ++l) {
         double keep[3] = {1, 1, FULL_BITS}, found[3];
         keep[axis] = d.levels[axis][l];
-        make_plan(rules, s, keep, kv_length, found);
+        const Plan plan = make_plan(rules, s, keep, kv_length);
+        realise(rules, s, plan, kv_length, 0, s.layers, found);
         share[axis][l] = found[axis];
+        realise(rules, s, plan, kv_length, 0, d.layer, found);
+        begun[axis][l] = found[axis];
       }
   }
 };
@@ -111,19 +147,21 @@ inline int decide(const Decider& d, const Realised& own, const Sizes& s, const f
   for (int axis = 0; axis < 3; ++axis) shares[axis] = d.levels[axis][early[axis]] / (axis == 2 ? FULL_BITS : 1);
   if (counted) sensitivities(d, x, s.hidden, shares, suffers);
   const double remaining = double(std::max<int64_t>(row.left, 1)), horizon = std::max(remaining, double(SHORTEST_HORIZON));
-  const double first = double(d.layer) / s.layers, rest = 1 - first;
+  const double first = double(d.layer) / s.layers;
   for (int axis = 0; axis < 3; ++axis) {
     const int size = d.sizes[axis];
-    const double low = own.share[axis][0], high = own.share[axis][size - 1], target = row.target[axis];
-    double mixed[MOST_LEVELS], miss[MOST_LEVELS], least = INFINITY, best = -INFINITY;
-    for (int l = 0; l < size; ++l) mixed[l] = first * own.share[axis][early[axis]] + rest * own.share[axis][l];
+    const double *share = own.share[axis], *begun = own.begun[axis], target = row.target[axis];
+    double mixed[MOST_LEVELS], more[MOST_LEVELS], miss[MOST_LEVELS], least = INFINITY, best = -INFINITY;
+    for (int l = 0; l < size; ++l) mixed[l] = begun[early[axis]] + (share[l] - begun[l]);
+    for (int l = 0; l < size; ++l) more[l] = begun[l] - first * share[l];  // than the number of those layers says
     level[axis] = size - 1;
     if (counted && size > 1) {
       const double goal = target * double(row.booked + std::max<int64_t>(row.left, 1));
+      const double ahead = first * target + interpolate(target, share, more, size);
+      const double low = ahead + (share[0] - begun[0]), high = ahead + (share[size - 1] - begun[size - 1]);
       for (int l = 0; l < size; ++l) {
         const double spent = row.spent[axis] + mixed[l], left = remaining - 1;
-        miss[l] = std::max(spent + left * (first * target + rest * low) - goal, 0.0) +
-                  std::max(goal - spent - left * (first * target + rest * high), 0.0);
+        miss[l] = std::max(spent + left * low - goal, 0.0) + std::max(goal - spent - left * high, 0.0);
         least = std::min(least, miss[l]);
       }
       const double due = (target * (double(row.booked) + horizon) - row.spent[axis]) / horizon;

@@ -145,8 +145,9 @@ void solm_cache_fill(void* engine, void* cache, int32_t layer, int32_t position,
 // one cache come in the order of their positions, `count` of them.
 //
 // keep [steps, 3] says what a step may spend (attention, MLP, bits), where it can be controlled; realised [steps, 3] tells
-// what it spent. Rows [steps / count], where given, decide for themselves instead if they have a decider: the static
-// schedule before its layer, its word from there on; actions [steps] tells which, and the rows are booked.
+// what these layers contribute to what it spends. Rows [steps / count], where given, decide for themselves instead if they
+// have a decider: the static schedule before its layer, its word from there on; actions [steps] tells which, and the rows
+// are booked.
 //
 // stream [steps, H] is read where first > 0, and written: the residual stream, or after the last layer what the head reads.
 // logits [steps, V], computed after the last layer, may be null. With `shortlist`, those of an int8 head that are far below
@@ -185,7 +186,8 @@ int32_t solm_run(void* engine, const Rules* rules, int32_t steps, int32_t count,
       levels_of(d, actions[i], level);
       for (int axis = 0; axis < 3; ++axis) now[axis] = d.levels[axis][level[axis]];
     }
-    e->plans[i] = make_plan(*rules, e->s, now, kv_length, realised + 3 * size_t(i));
+    e->plans[i] = make_plan(*rules, e->s, now, kv_length);
+    realise(*rules, e->s, e->plans[i], kv_length, first, last, realised + 3 * size_t(i));
   }
   e->ticket.fetch_add(1, std::memory_order_acq_rel);
   e->ticket.notify_all();

@@ -53,14 +53,19 @@ struct Head {
   const uint16_t* grid;
 };
 
+constexpr int KNOTS = 21;  // of a profile's curves, as in solm.profile
+
 // How an action is carried out, as in solm.semantics: sites of the MLP axis as flags, group 0 for a whole token.
 struct Rules {
   int32_t sinks, window, input_site, hidden_site, hidden_power, group;
+  const double* profile;  // [2, layers, KNOTS] or null
 };
 
-// What one step spends.
+// What one step spends in a layer: pages of those `between` sinks and window, a `share` of them and `keep` of the MLP's
+// channels, or, before a profile has dealt it out, in the average layer.
 struct Plan {
-  int32_t inputs, hiddens, bits, group, sparse, sinks, window_start, pages;
+  int32_t inputs, hiddens, bits, group, sparse, sinks, window_start, pages, between, always;
+  double share, keep;
 };
 
 // A value policy over an action space (solm.policies.values): its network, input-major, and per axis the levels as keep

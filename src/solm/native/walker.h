@@ -15,12 +15,14 @@ struct Walker : Products<W> {
   Attention<K> attention;
   std::vector<float> streams, normed, heads;  // of all steps
   std::vector<float> values;                  // of one
+  std::vector<Plan> plans;                    // of all steps, for the layer in progress
 
   Walker(Engine& engine, int t, int rows)
       : Base(engine, t, rows, widest_of(engine.s), std::max({engine.s.hidden, engine.s.intermediate,
                                                              engine.s.heads * engine.s.head_dim})),
         H(engine.s.hidden), I(engine.s.intermediate), D(engine.s.head_dim), Q(engine.s.heads), KV(engine.s.kv_heads),
-        attention(engine, t), streams(size_t(rows) * H), normed(size_t(rows) * H), heads(size_t(rows) * Q * D), values(I) {}
+        attention(engine, t), streams(size_t(rows) * H), normed(size_t(rows) * H), heads(size_t(rows) * Q * D), values(I),
+        plans(rows) {}
 
   static int widest_of(const Sizes& s) {
     return std::max({2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden, s.heads * s.head_dim});
@@ -58,10 +60,11 @@ struct Walker : Products<W> {
     const Layer& l = e.layers[number];
     const int wide = (Q + 2 * KV) * D;
     const size_t share = size_t(Q) * (D + 2);
+    for (int r = 0; r < rows; ++r) plans[r] = plan_at(*e.rules, e.s, e.plans[start + r], number);
     for (int r = 0; r < rows && !e.s.norms_after; ++r)
       rms_norm(&streams[size_t(r) * H], l.attention_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
     keep_all(e.s.norms_after ? streams.data() : normed.data(), H, rows);
-    multiply(l.qkv, H, wide, rows, attention.beginning(*e.caches[start], number, e.positions[start] + 1, e.plans[start]));
+    multiply(l.qkv, H, wide, rows, attention.beginning(*e.caches[start], number, e.positions[start] + 1, plans[0]));
     for (int r = 0; r < rows; ++r) {
       float* queries = result(r);
       if (l.qkv_bias)
@@ -83,7 +86,7 @@ struct Walker : Products<W> {
     }
     meet();
     for (int r = 0; r < rows; ++r)
-      attention.attend(*e.caches[start + r], number, e.positions[start + r] + 1, result(r), e.plans[start + r],
+      attention.attend(*e.caches[start + r], number, e.positions[start + r] + 1, result(r), plans[r],
                        partial(thread) + r * share);
     fetch(beginning(l.out, Q * D, H));
     meet();
@@ -96,14 +99,12 @@ struct Walker : Products<W> {
       float* x = &streams[size_t(r) * H];
       add(r, l.attention_norm);
       if (!e.s.norms_after) rms_norm(x, l.mlp_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
-      const Plan& plan = e.plans[start + r];
-      keep_largest(e.s.norms_after ? x : &normed[size_t(r) * H], H, plan.inputs, plan, r);
+      keep_largest(e.s.norms_after ? x : &normed[size_t(r) * H], H, plans[r].inputs, plans[r], r);
     }
     multiply(l.gate_up, H, 2 * I, rows, beginning(l.down, I, H));
     for (int r = 0; r < rows; ++r) {
-      const Plan& plan = e.plans[start + r];
       gated(result(r), result(r) + I, I, values.data());
-      keep_largest(values.data(), I, plan.hiddens, plan, r);
+      keep_largest(values.data(), I, plans[r].hiddens, plans[r], r);
     }
     multiply(l.down, I, H, rows, number + 1 < e.last ? beginning(e.layers[number + 1].qkv, H, wide) : Coming());
     for (int r = 0; r < rows; ++r) add(r, l.mlp_norm);
@@ -125,12 +126,12 @@ struct Walker : Products<W> {
     const int kv_length = e.positions[step] + 1;
     const bool counted = controllable(*e.rules, kv_length);
     int level[3];
-    double keep[3], whole[3];
+    double keep[3];
     e.actions[step] = decide(d, Realised(d, *e.rules, e.s, kv_length), e.s, x, e.actions[step], counted, row,
                              e.realised + 3 * size_t(step));
     levels_of(d, e.actions[step], level);
     for (int axis = 0; axis < 3; ++axis) keep[axis] = d.levels[axis][level[axis]];
-    e.plans[step] = make_plan(*e.rules, e.s, keep, kv_length, whole);
+    e.plans[step] = make_plan(*e.rules, e.s, keep, kv_length);
   }
 
   void run() {

@@ -24,7 +24,7 @@ class KVBudget:
     """How much of the KV cache each step reads; all [N, Q] int64.
 
     window_start: first position of the recent window. tokens: tokens the criterion may choose beyond what is always
-    read (`recency`, `relevance`). pages: pages the criterion may choose (`pages`).
+    read (`recency`, `relevance`). pages: pages the criterion may choose (`pages`), under a profile [layers, N, Q].
     """
 
     window_start: torch.Tensor
@@ -33,12 +33,13 @@ class KVBudget:
 
 
 def kv_budget(keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics) -> tuple[KVBudget, torch.Tensor]:
-    """The KV budget of steps that see kv_length [N, Q] keys at keep rate κ [N, Q], and the realised share [N, Q].
+    """The KV budget of steps that see kv_length [N, Q] keys at keep rate κ [N, Q], and the share that layers realise:
+    [N, Q], or under a profile [layers, N, Q].
 
     `pages`: sinks and window are rounded to whole pages, always read, and count against ceil(κ·n) tokens; what is
-    left buys whole pages between them. Without sinks and window (`paper`) the page that holds the current token is
-    an ordinary candidate. `recency`: sinks, window and ceil(κ·rest) more recent tokens. `relevance`: ceil(κ·n)
-    tokens anywhere.
+    left buys whole pages between them, which a profile deals out to the layers. Without sinks and window (`paper`)
+    the page that holds the current token is an ordinary candidate. `recency`: sinks, window and ceil(κ·rest) more
+    recent tokens. `relevance`: ceil(κ·n) tokens anywhere.
     """
     page = semantics.page_size
     budget = ceil_share(keep, kv_length)
@@ -60,7 +61,11 @@ def kv_budget(keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics)
     start = ((kv_length - semantics.window - 1).clamp(min=0) // page) * page
     between = (start // page - sinks).clamp(min=0)
     always = start.clamp(max=sinks * page) + kv_length - start
-    pages = torch.minimum(((budget - always).clamp(min=0) + page - 1) // page, between)
+    if semantics.profile is None:
+        pages = torch.minimum(((budget - always).clamp(min=0) + page - 1) // page, between)
+    else:
+        share = (keep.to(torch.float64) * kv_length - always) / (between * page).clamp(min=1)
+        pages = ceil_share(semantics.profile.deal(0, share.clamp(0, 1)), between)
     return KVBudget(start, torch.zeros_like(pages), pages), (always + pages * page) / kv_length.double()
 
 
@@ -68,7 +73,8 @@ def kv_budget(keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics)
 class Plan:
     """One forward pass's actions, for N rows and Q positions.
 
-    keep: [N, Q, 3] float64 (κ, ρ, bits); kv: the KV budget; realised: [N, Q, 3] float64 shares (κ, ρ, b/16).
+    keep: [N, Q, 3] float64 (κ, ρ, bits); kv: the KV budget; shares: [N, Q, 3] float64 that layers realise (κ, ρ, b/16).
+    Under a profile layers differ: shares are [layers, N, Q, 3], and `at` gives the plan of one of them.
     sparse_attention, sparse_mlp, low_bits: whether any step of the pass uses that axis, read from the device once
     a pass so that an axis that nobody uses costs nothing.
     """
@@ -76,11 +82,32 @@ class Plan:
     semantics: Semantics
     keep: torch.Tensor
     kv: KVBudget
-    realised: torch.Tensor
+    shares: torch.Tensor
     sparse_attention: bool
     sparse_mlp: bool
     low_bits: bool
     _counts: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def realised(self) -> torch.Tensor:
+        """What the whole step realises: [N, Q, 3]."""
+        return self.shares if self.semantics.profile is None else self.shares.mean(0)
+
+    def realised_by(self, first: int, last: int, layers: int) -> torch.Tensor:
+        """What of it layers `first` to `last` (not included) of `layers` contribute: [N, Q, 3]."""
+        if self.semantics.profile is None:
+            return self.shares * ((last - first) / layers)
+        return self.shares[first:last].sum(0) / layers
+
+    def at(self, layer: int) -> "Plan":
+        """The plan that `layer` follows."""
+        profile = self.semantics.profile
+        if profile is None:
+            return self
+        kv, keep = self.kv, self.keep.clone()
+        keep[..., 1] = profile.deal(1, self.keep[..., 1])[layer]
+        kv = replace(kv, pages=kv.pages[layer])
+        return replace(self, keep=keep, kv=kv, _counts={})
 
     def channels(self, size: int, power: int = 1) -> torch.Tensor:
         """Channels kept out of `size` at a site that keeps ρ to `power`: [N, Q, 1] int64."""
@@ -96,7 +123,7 @@ class Plan:
     def to(self, device: torch.device) -> "Plan":
         """The plan with its tensors on `device`."""
         kv = KVBudget(self.kv.window_start.to(device), self.kv.tokens.to(device), self.kv.pages.to(device))
-        return replace(self, keep=self.keep.to(device), kv=kv, realised=self.realised.to(device), _counts={})
+        return replace(self, keep=self.keep.to(device), kv=kv, shares=self.shares.to(device), _counts={})
 
     @property
     def bits(self) -> torch.Tensor:
@@ -104,13 +131,11 @@ class Plan:
         return self.keep[..., 2:3].to(torch.int64)
 
 
-def realised_attention(keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics) -> torch.Tensor:
-    """Share of the KV tokens read at keep rates κ [...] by steps that see kv_length [...] keys: [...] float64."""
-    return kv_budget(keep, kv_length, semantics)[1]
-
-
 def realised_mlp(keep: torch.Tensor, semantics: Semantics, shapes: ModelShapes) -> torch.Tensor:
-    """Share of MLP channels kept at keep rates ρ [...], the mean over the sites in use: [...] float64."""
+    """Share of MLP channels that every layer keeps at keep rates ρ [...], the mean over the sites in use: float64
+    [layers, ...], or without a profile [...]."""
+    if semantics.profile is not None:
+        keep = semantics.profile.deal(1, keep)
     inputs = (keep, shapes.hidden)
     hidden = (keep**semantics.hidden_power, shapes.intermediate)
     sites = {"input": (inputs,), "hidden": (hidden,), "gate-first": (hidden,), "input+hidden": (inputs, hidden)}
@@ -124,22 +149,30 @@ def make_plan(keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics,
     dense = torch.tensor([1.0, 1.0, float(FULL_BITS)], dtype=keep.dtype, device=keep.device)
     used = (keep < dense).flatten(0, -2).any(0).tolist()
     mlp = realised_mlp(keep[..., 1], semantics, shapes)
-    return Plan(semantics, keep, budget, torch.stack([attention, mlp, keep[..., 2] / FULL_BITS], -1), *used)
+    bits = (keep[..., 2] / FULL_BITS).expand_as(mlp)
+    return Plan(semantics, keep, budget, torch.stack([attention, mlp, bits], -1), *used)
 
 
 def axis_levels(
-    space: ActionSpace, kv_length: torch.Tensor, semantics: Semantics, shapes: ModelShapes
+    space: ActionSpace,
+    kv_length: torch.Tensor,
+    semantics: Semantics,
+    shapes: ModelShapes,
+    before: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per axis what every level of `space` realises for steps that see kv_length [...] keys: shares [..., levels]."""
+    """Per axis what every level of `space` realises for steps that see kv_length [...] keys: shares [..., levels].
+
+    before: what the layers before this one contribute to them, instead of the whole.
+    """
     longest = 1 << int(kv_length.max()).bit_length()
-    attention, mlp, bits = _level_tables(space, semantics, shapes, longest)
+    attention, mlp, bits = _level_tables(space, semantics, shapes, longest, before)
     shape = kv_length.shape
     return attention[kv_length], mlp.expand(*shape, -1), bits.expand(*shape, -1)
 
 
 @lru_cache(maxsize=64)
 def _level_tables(
-    space: ActionSpace, semantics: Semantics, shapes: ModelShapes, longest: int
+    space: ActionSpace, semantics: Semantics, shapes: ModelShapes, longest: int, before: int | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Shares by KV length, attention [longest + 1, levels], and those that do not depend on it: they are asked for at
     every decoded token."""
@@ -147,4 +180,11 @@ def _level_tables(
     seen = torch.arange(longest + 1).clamp(min=1)[:, None].expand_as(attention)
     mlp = realised_mlp(torch.tensor(space.mlp, dtype=torch.float64), semantics, shapes)
     bits = torch.tensor(space.bits, dtype=torch.float64) / FULL_BITS
-    return realised_attention(attention, seen, semantics), mlp, bits
+    shares = [kv_budget(attention, seen, semantics)[1], mlp, bits]
+    part = 1.0 if before is None else before / shapes.layers
+    for axis, dimensions in ((0, 2), (1, 1)):
+        if shares[axis].dim() > dimensions:  # of every layer
+            shares[axis] = shares[axis][:before].sum(0) / shapes.layers
+        else:
+            shares[axis] = shares[axis] * part
+    return shares[0], shares[1], bits * part

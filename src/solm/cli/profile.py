@@ -1,0 +1,54 @@
+"""`solm profile`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from solm.cli.options import DEFAULT_MODEL, DtypeOption, ModelOption, SeedOption, output, progress_bar
+
+
+def profile(
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for the profile; an interrupted run there goes on.")],
+    data: Annotated[str, typer.Option("--data", "-d", help="Comma-separated sources of text.")] = "pydoc:train",
+    model: ModelOption = DEFAULT_MODEL,
+    semantics: Annotated[str, typer.Option(help="default or native.")] = "default",
+    texts: Annotated[int, typer.Option(help="Texts: half to measure on, half to check on.")] = 24,
+    context: Annotated[int, typer.Option(help="Tokens read densely first.")] = 1024,
+    tokens: Annotated[int, typer.Option(help="Tokens measured after those.")] = 64,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Find how much of what an action keeps each layer should have: some lose more without it than others.
+
+    Examples:
+
+        solm profile --data my_texts/ --out layers.json
+
+        solm train --profile layers.json --data my_texts/ --out runs/a
+    """
+    import torch
+
+    from solm.data.windows import token_stream
+    from solm.decoding.api import load
+    from solm.semantics import Semantics
+    from solm.training.profile import find_profile
+    from solm.training.sources import draw_windows
+
+    lm = load(model, semantics=Semantics.preset(semantics), dtype=dtype)
+    assert lm.tokenizer is not None
+    streams = [token_stream(source, lm.tokenizer) for source in data.split(",")]
+    windows = draw_windows(streams, texts, context + tokens, torch.Generator().manual_seed(seed))
+    with progress_bar() as progress:
+        bar = progress.add_task("measuring layers", total=None, note="")
+        found = find_profile(
+            lm, windows, context, out, lambda done, total: progress.update(bar, completed=done, total=total)
+        )
+    console = output()
+    console.print("divergence from dense, nats per token, on the texts left out:")
+    for row in found["checked"]:
+        console.print(
+            f"{row['axis']:>9} {row['keep']:.2f}   evenly {row['even']:.4f}   by this profile {row['profile']:.4f}"
+            f"   (difference ± {row['standard_error_of_difference']:.4f})"
+        )
+    console.print(f"profile: {out}")

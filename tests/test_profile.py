@@ -1,0 +1,260 @@
+"""What layers keep of an action: dealt out alike by both backends, booked exactly, found where it helps."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+import solm
+from conftest import tiny_model
+from solm.actions import ActionSpace
+from solm.cli.main import app
+from solm.decoding.drive import teacher_forced
+from solm.decoding.native_session import NativeSession
+from solm.decoding.passes import Turn
+from solm.decoding.session import Session
+from solm.errors import DamagedFileError, PolicyMismatchError
+from solm.models.controller import ModelControl
+from solm.native.engine import Engine
+from solm.ops.plan import make_plan
+from solm.policies.schedules import Static
+from solm.profile import KNOTS, Profile
+from solm.semantics import Semantics
+from solm.training.profile import deal, find_profile, read_profile
+from test_families import keep_of, tokens
+
+EVEN = tuple((np.arange(KNOTS) / (KNOTS - 1)).tolist())
+SPACE = ActionSpace(attention=(0.1, 0.4, 1.0), mlp=(0.4, 0.7, 1.0), bits=(4, 16))
+
+
+def profile_of(*bends: float) -> Profile:
+    """Layers that keep s + bend · s (1 - s) where the average keeps s; bends should add up to 0."""
+    s = np.array(EVEN)
+    curves = tuple(tuple((s + bend * s * (1 - s)).round(12).tolist()) for bend in bends)
+    return Profile(attention=curves, mlp=tuple(reversed(curves)))
+
+
+def semantics_of(*bends: float, **options) -> Semantics:
+    return Semantics(window=16, profile=profile_of(*bends), **options)
+
+
+@pytest.fixture(scope="module")
+def control():
+    control = ModelControl(tiny_model("llama", torch.float32, num_hidden_layers=4))
+    yield control
+    control.detach()
+
+
+BENDS = (0.9, -0.6, -0.7, 0.4)
+
+
+def test_an_even_profile_changes_nothing_but_rounding(control):
+    ids, keep = tokens(2, 100), keep_of((0.3, 0.5, 16), 2, 40)
+    found = []
+    for semantics in (Semantics(window=16), semantics_of(0, 0, 0, 0)):
+        session = Session(control, semantics)
+        session.prefill(ids)
+        found.append(session.fork(1).extend(tokens(2, 40, seed=5), keep))
+    torch.testing.assert_close(found[0].realised, found[1].realised, rtol=0, atol=16 / 100)
+    torch.testing.assert_close(found[0].realised[..., 1:], found[1].realised[..., 1:])
+
+
+def test_layers_read_what_the_profile_deals_out(control):
+    profile = profile_of(*BENDS)
+    plan = make_plan(
+        keep_of((0.4, 0.6, 16), 1, 1), torch.tensor([[400]]), Semantics(window=16, profile=profile), control.shapes
+    )
+    between = (400 - 17) // 16 - 1
+    optional = (0.4 * 400 - (16 + 400 - (400 - 17) // 16 * 16)) / (between * 16)
+    for layer, bend in enumerate(BENDS):
+        s, own = optional, plan.at(layer)
+        assert int(own.kv.pages) == pytest.approx((s + bend * s * (1 - s)) * between, abs=1.05)
+        kept = 0.6 + BENDS[3 - layer] * 0.24
+        assert int(own.channels(control.shapes.intermediate)) == pytest.approx(
+            kept * control.shapes.intermediate, abs=1.05
+        )
+    realised = torch.stack([plan.realised_by(layer, layer + 1, 4) for layer in range(4)]).sum(0)
+    torch.testing.assert_close(realised, plan.realised)
+    assert plan.realised[0, 0, 1] == pytest.approx(0.6, abs=0.02)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("action", [(0.3, 1.0, 16), (1.0, 0.5, 16), (0.25, 0.4, 6), (1.0, 1.0, 16)])
+def test_the_engine_deals_as_the_reference_does(control, action, power):
+    semantics = semantics_of(*BENDS, hidden_power=power)
+    sessions = (
+        Session(control, semantics),
+        NativeSession(control, semantics, Engine(control.model, semantics, "float32")),
+    )
+    found = []
+    for session in sessions:
+        session.prefill(tokens(2, 150))
+        rows = session.fork(1)
+        found.append((rows, rows.extend(tokens(2, 40, seed=5), keep_of(action, 2, 40))))
+    (ours, expected), (native, given_) = found
+    close = (expected.logits - given_.logits).abs().amax(-1) < 1e-3
+    assert close.float().mean() > 0.97
+    torch.testing.assert_close(expected.realised, given_.realised)
+    torch.testing.assert_close(ours.ledger.spent, native.ledger.spent)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+def test_a_turn_in_mid_pass_books_what_each_part_spent(control):
+    semantics = semantics_of(*BENDS)
+    low, high = keep_of((0.2, 0.4, 16), 2, 30), keep_of((0.6, 0.9, 16), 2, 30)
+    parts = [make_plan(keep, 101 + torch.arange(30).expand(2, 30), semantics, control.shapes) for keep in (low, high)]
+    expected = parts[0].realised_by(0, 1, 4) + parts[1].realised_by(1, 4, 4)
+    for session in (
+        Session(control, semantics), NativeSession(control, semantics, Engine(control.model, semantics, "float32"))
+    ):  # fmt: skip
+        session.prefill(tokens(2, 100))
+        found = session.fork(1).extend(tokens(2, 30, seed=5), low, Turn(1, lambda hidden: high))
+        torch.testing.assert_close(found.realised, expected)
+
+
+@given(st.floats(0.05, 0.95), st.integers(16, 120))
+def test_static_keeps_the_budget_under_a_profile(part, steps):
+    with solm.attach(tiny_model("llama"), semantics=semantics_of(0.8, -0.8)) as lm:
+        ids = tokens(1, 200 + steps + 1)
+        session = lm.session()
+        session.prefill(ids[:, :200])
+        lows = torch.tensor([low for low, _ in SPACE.ranges], dtype=torch.float64)
+        target = (lows + part * (1 - lows))[None]
+        spent = teacher_forced(session.fork(1), Static(SPACE), ids[:, 200:], target).realised.mean(1)
+        # Levels in between realise their number to within a page in every layer; the lowest may read more than it says.
+        assert (spent - target.clamp(min=0.2)).abs().max() < 0.5 / steps + 0.06
+
+
+def test_dealing_gives_more_to_layers_that_lose_more():
+    shares = (0.2, 0.6)
+    costs = np.array([[0.01, 0.001], [0.08, 0.01], [0.01, 0.001], [0.02, 0.002]])
+    curves = np.array(deal(costs, shares))
+    assert curves.shape == (4, KNOTS)
+    assert np.allclose(curves.mean(0), EVEN, atol=1e-8)
+    assert (np.diff(curves, axis=1) >= 0).all()
+    assert (curves[:, -1] == 1).all()
+    middle = curves[:, KNOTS // 2]
+    assert middle[1] > middle[3] > middle[0]
+    assert abs(middle[0] - middle[2]) <= 0.011
+
+    def loss(kept):
+        slope, height = np.polyfit(shares, np.log(costs).T, 1)
+        return np.exp(height + slope * kept).sum()
+
+    assert all(loss(curves[:, knot]) < loss(np.full(4, EVEN[knot])) for knot in range(3, KNOTS - 3))
+
+
+def test_a_layer_without_any_cost_is_served_last_and_noise_below_zero_is_none():
+    curves = np.array(deal(np.array([[-0.002, -0.001], [0.1, 0.05]]), (0.2, 0.6)))
+    assert curves[1, 8] > curves[0, 8]
+    assert np.isfinite(curves).all()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """A profile of a model whose second layer does nothing when its MLP is skipped."""
+    out = tmp_path_factory.mktemp("profile") / "layers.json"
+    model = tiny_model("llama", torch.float32)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(20)
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+    calls: list[tuple[int, int]] = []
+    with solm.attach(model, semantics=Semantics(window=16)) as lm:
+        windows = tokens(4, 200)
+        result = find_profile(lm, windows, 160, out, lambda done, total: calls.append((done, total)))
+    return out, result, calls, model
+
+
+def test_a_profile_is_found_and_helps(found):
+    out, result, calls, _ = found
+    profile = read_profile(out)
+    assert profile == Profile.model_validate(result["profile"])
+    first, second = (np.array(curve) for curve in profile.mlp)
+    assert (first[5:-3] > second[5:-3] + 0.2).all()
+    worse = [row for row in result["checked"] if row["axis"] == "mlp" and row["profile"] > row["even"] + 1e-6]
+    assert not worse
+    assert calls[-1] == (16, 16)
+    assert not out.with_name("layers.json.partial").exists()
+
+
+def test_an_interrupted_search_goes_on(found, tmp_path):
+    _, result, _, model = found
+    out = tmp_path / "layers.json"
+    seen = []
+
+    def stop(done, total):
+        seen.append(done)
+        if done == 7 and len(seen) == 7:
+            raise KeyboardInterrupt
+
+    with solm.attach(model, semantics=Semantics(window=16)) as lm:
+        with pytest.raises(KeyboardInterrupt):
+            find_profile(lm, tokens(4, 200), 160, out, stop)
+        assert len(json.loads(out.with_name("layers.json.partial").read_text())["found"]) == 7
+        again = find_profile(lm, tokens(4, 200), 160, out, stop)
+    assert seen[7] == 7  # nothing was measured anew before
+    assert again["profile"] == result["profile"]
+
+
+def test_a_policy_keeps_its_profile_and_another_model_is_refused(found):
+    with pytest.raises(PolicyMismatchError, match="4 layers, this one has 2"):
+        solm.attach(tiny_model("llama"), semantics=semantics_of(*BENDS))
+    model = tiny_model("llama")
+    solm.attach(model).detach()  # the refusal left no hooks behind elsewhere, and this model is free
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mlp": ((0.5,) * KNOTS,) * 2}, "rise from at least 0 to 1"),
+        ({"attention": (EVEN,)}, "points for every layer"),
+        ({"attention": (EVEN[:-1], EVEN[:-1])}, "points for every layer"),
+        ({"mlp": ((*EVEN[:3], 0.05, *EVEN[4:]), EVEN)}, "rise from at least 0 to 1"),
+    ],
+)
+def test_wrong_profiles_are_refused(change, message):
+    with pytest.raises(ValidationError, match=message):
+        Profile(**{"attention": (EVEN, EVEN), "mlp": (EVEN, EVEN), **change})
+
+
+def test_criteria_that_do_not_count_pages_have_no_profile():
+    with pytest.raises(ValidationError, match="criterion 'pages'"):
+        Semantics(criterion="recency", profile=profile_of(0, 0))
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"profile": {"attention": [], "mlp": []}}'])
+def test_a_file_without_a_profile_is_told_apart(tmp_path, content):
+    path = tmp_path / "layers.json"
+    path.write_text(content)
+    with pytest.raises(DamagedFileError, match="does not hold a profile"):
+        read_profile(path)
+
+
+def test_the_commands_work_together(tiny_folder, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("All that glisters is not gold, often have you heard that told. " * 60)
+    layers, run = tmp_path / "layers.json", tmp_path / "run"
+    common = ["--model", str(tiny_folder), "--data", str(text)]
+    done = CliRunner().invoke(
+        app, ["profile", *common, "--out", str(layers), "--texts", "2", "--context", "128", "--tokens", "16"]
+    )
+    assert done.exit_code == 0, done.output
+    assert done.output.count("evenly") == 7
+    done = CliRunner().invoke(
+        app,
+        ["train", *common, "--out", str(run), "--profile", str(layers), "--batches", "1", "--context", "128",
+         "--horizon", "8", "--set", "schedules=1", "--set", "layer=1", "--set", "calibration_texts=2",
+         "--set", "calibration_horizon=8", "--set", "calibration_context=128"],
+    )  # fmt: skip
+    assert done.exit_code == 0, (done.output, done.exception)
+    lm = solm.load(str(tiny_folder), str(run / "policy"))
+    assert lm.semantics.profile == read_profile(layers)
+    reply = lm.generate(tokens(1, 120), budget=solm.Budget(attention=0.5, mlp=0.6, bits=8), max_new_tokens=24)
+    assert reply.compute.realised["mlp"] == pytest.approx(0.6, abs=0.04)
