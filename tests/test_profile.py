@@ -19,7 +19,7 @@ from solm.decoding.drive import teacher_forced
 from solm.decoding.native_session import NativeSession
 from solm.decoding.passes import Turn
 from solm.decoding.session import Session
-from solm.errors import DamagedFileError, PolicyMismatchError
+from solm.errors import DamagedFileError, DataError, PolicyMismatchError
 from solm.models.controller import ModelControl
 from solm.native.engine import Engine
 from solm.ops.plan import make_plan
@@ -180,7 +180,7 @@ def test_a_profile_is_found_and_helps(found):
     assert (first[5:-3] > second[5:-3] + 0.2).all()
     worse = [row for row in result["checked"] if row["axis"] == "mlp" and row["profile"] > row["even"] + 1e-6]
     assert not worse
-    assert calls[-1] == (16, 16)
+    assert calls[-1] == (11, 11)
     assert not out.with_name("layers.json.partial").exists()
 
 
@@ -201,6 +201,15 @@ def test_an_interrupted_search_goes_on(found, tmp_path):
         again = find_profile(lm, tokens(4, 200), 160, out, stop)
     assert seen[7] == 7  # nothing was measured anew before
     assert again["profile"] == result["profile"]
+
+
+@pytest.mark.parametrize(("texts", "context", "message"), [(1, 160, "at least 2 texts"), (4, 12, "at least 21 tokens")])
+def test_too_little_to_measure_on_is_refused(tmp_path, texts, context, message):
+    with (
+        solm.attach(tiny_model("llama"), semantics=Semantics(window=16)) as lm,
+        pytest.raises(DataError, match=message),
+    ):
+        find_profile(lm, tokens(texts, 200), context, tmp_path / "layers.json")
 
 
 def test_a_policy_keeps_its_profile_and_another_model_is_refused(found):
@@ -258,3 +267,11 @@ def test_the_commands_work_together(tiny_folder, tmp_path):
     assert lm.semantics.profile == read_profile(layers)
     reply = lm.generate(tokens(1, 120), budget=solm.Budget(attention=0.5, mlp=0.6, bits=8), max_new_tokens=24)
     assert reply.compute.realised["mlp"] == pytest.approx(0.6, abs=0.04)
+
+
+def test_sliding_layers_and_models_without_an_mlp_axis_keep_an_even_share(tmp_path):
+    """Gemma 2's first layer here reads its window whatever is dealt out: it must not be taken to give the rest away."""
+    with solm.attach(tiny_model("gemma2", torch.float32), semantics=Semantics(window=16)) as lm:
+        result = find_profile(lm, tokens(4, 140), 120, tmp_path / "layers.json")
+    assert sorted(result["costs"]["attention"]) == [1]
+    assert result["profile"]["attention"] == (EVEN, EVEN)

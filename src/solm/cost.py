@@ -49,7 +49,8 @@ def mlp_share(keep: Number, shapes: ModelShapes, semantics: Semantics) -> Number
     """Share of the MLP's weights read at a realised MLP share `keep` (any shape), the mean of the sites'.
 
     Input channels skip columns of gate and up, hidden channels skip rows of down; gate-first reads the whole gate
-    and skips rows of up and down.
+    and skips rows of up and down. Of a profile only the mean is known here, which is a few thousandths off where
+    hidden channels keep the square of a share.
     """
     up, down = shapes.up_weights, shapes.down_weights
     if semantics.hidden_power == 2:

@@ -24,7 +24,7 @@ class Frame:
     """
 
     def __init__(self, engine: Engine, semantics: Semantics, caches: list[Cache], rows: int, count: int):
-        site = semantics.mlp_site
+        site, self.semantics = semantics.mlp_site, semantics  # whose profile the engine reads
         self.rules = Rules(
             semantics.sinks, semantics.window, "input" in site, "hidden" in site, semantics.hidden_power,
             semantics.bits_group or 0, None if semantics.profile is None else semantics.profile.table.data_ptr(),

@@ -25,7 +25,6 @@ CHECKED = {"attention": (0.1, 0.2, 0.4), "mlp": (0.5, 0.6, 0.7, 0.8)}
 """Keep rates at which the profile is compared with an even deal, on other texts."""
 _STEP = 0.01
 _LEAST, _FLATTEST = 1e-5, -0.5  # nats, and nats' logarithm per share: what noise may not undercut
-Costs = dict[str, np.ndarray]
 
 
 def find_profile(
@@ -38,41 +37,42 @@ def find_profile(
     """Measure on the first half of windows [N, context + T], find the profile, compare it on the second half.
 
     The result is written to `out`, and what is measured to a file beside it, from which an interrupted run goes on.
-    Raises `DataError` for fewer than two windows.
+    Raises `DataError` for fewer than two windows, and for a context in which no step can be controlled.
     """
     if len(windows) < 2:
         raise DataError(f"a profile needs at least 2 texts, got {len(windows)}")
+    if context < lm.semantics.always_read:
+        raise DataError(
+            f"context must be at least {lm.semantics.always_read} tokens, which are read always, got {context}"
+        )
     plain = lm.semantics.model_copy(update={"profile": None})
     half, layers = len(windows) // 2, lm.control.shapes.layers
     kept = out.with_name(out.name + ".partial")
     key = hashlib.sha256(
         f"{lm.identity.model_dump_json()} {plain.model_dump_json()} {context}".encode() + windows.numpy().tobytes()
     ).hexdigest()
-    known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    found = known["found"] if known.get("key") == key else {}
-    total = sum((layers + 1) * len(shares) for shares in SHARES.values()) + 1
+    found = _measured(kept, key)
+    own = _differing(lm)
+    total = sum(len(own[axis]) * len(shares) for axis, shares in SHARES.items()) + 1
     measured = _Texts(lm, windows[:half], context)
-    costs: Costs = {}
+    costs: dict[str, dict[int, list[float]]] = {axis: {} for axis in SHARES}
     for axis, shares in SHARES.items():
-        table = np.zeros((layers, len(shares)))
-        for column, share in enumerate(shares):
-            for layer in range(-1, layers):
+        for layer in own[axis]:
+            for share in shares:
                 name = f"{axis} {share} {layer}"
                 if name not in found:
                     semantics = plain.model_copy(update={"profile": _probe(axis, share, layer, layers)})
                     found[name] = float(measured.divergence(semantics, axis, 0.5).mean())
                     write_text(kept, json.dumps({"key": key, "found": found}))
+                costs[axis].setdefault(layer, []).append(found[name])
                 progress(len(found), total)
-            # Reading everything by the path that skips differs from the dense pass by rounding.
-            table[:, column] = [
-                found[f"{axis} {share} {layer}"] - found[f"{axis} {share} -1"] for layer in range(layers)
-            ]
-        costs[axis] = table
-    profile = Profile(attention=deal(costs["attention"], SHARES["attention"]), mlp=deal(costs["mlp"], SHARES["mlp"]))
+    # Whatever changes in a layer rounds all that follows anew, which costs something even where the change is nothing.
+    noise = min(found.values(), default=0.0)
+    profile = Profile(**{axis: _curves(costs[axis], noise, shares, layers) for axis, shares in SHARES.items()})
     told = {
         "kind": "profile", "command": command_line(), "environment": environment(), "model": lm.identity.model_dump(),
         "texts": half, "context": context, "tokens": windows.shape[1] - context,
-        "costs": {axis: table.round(6).tolist() for axis, table in costs.items()},
+        "costs": costs,
         "checked": _check(_Texts(lm, windows[half:], context), plain, profile), "profile": profile.model_dump(),
     }  # fmt: skip
     write_text(out, json.dumps(told) + "\n")
@@ -115,6 +115,33 @@ def deal(costs: np.ndarray, shares: tuple[float, ...]) -> tuple[tuple[float, ...
     return tuple(tuple(curve) for curve in np.maximum.accumulate(curves.clip(0, 1), axis=1).round(9).tolist())
 
 
+def _measured(path: Path, key: str) -> dict[str, float]:
+    """What an interrupted run of this very kind has measured; nothing where the file is of another, or damaged."""
+    try:
+        known = json.loads(path.read_text())
+        return dict(known["found"]) if known["key"] == key else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _differing(lm: LanguageModel) -> dict[str, list[int]]:
+    """Per axis the layers that an action changes, between which there is something to deal out."""
+    cache, axes = lm.session().cache, lm.control.capability.axes
+    full = [index for index, layer in enumerate(cache.layers) if not layer.is_sliding]
+    return {"attention": full, "mlp": list(range(lm.control.shapes.layers)) if axes["mlp"] else []}
+
+
+def _curves(
+    costs: dict[int, list[float]], noise: float, shares: tuple[float, ...], layers: int
+) -> tuple[tuple[float, ...], ...]:
+    """Curves of all layers: those with costs as they are dealt out, the others evenly."""
+    curves = [tuple(knot / (KNOTS - 1) for knot in range(KNOTS))] * layers
+    if costs:
+        for layer, curve in zip(costs, deal(np.array(list(costs.values())) - noise, shares), strict=True):
+            curves[layer] = curve
+    return tuple(curves)
+
+
 class _Texts:
     """Texts that were read densely up to `context`, and what the dense model says after every token of the rest."""
 
@@ -135,7 +162,7 @@ class _Texts:
 
 
 def _probe(axis: str, share: float, layer: int, layers: int) -> Profile:
-    """One layer keeps `share` of `axis` whatever is dealt out, the others everything; layer -1: all do."""
+    """One layer keeps `share` of `axis` whatever is dealt out, the others everything."""
     whole = (1.0,) * KNOTS
     curves = [(share,) * (KNOTS - 1) + (1.0,) if number == layer else whole for number in range(layers)]
     full = (whole,) * layers
