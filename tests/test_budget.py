@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from solm.actions import PRESETS, Action, ActionSpace
 from solm.budget import Budget, Ledger
-from solm.cost import ModelShapes, relative_cost
+from solm.cost import ModelShapes, relative_cost, step_cost
 from solm.errors import BudgetError, SolmError
 from solm.policies.observation import Observation, budget_prior, feasible
 from solm.policies.schedules import Dense, Random, Replay, Static
@@ -210,3 +210,16 @@ def test_costs_are_one_when_dense_and_fall_with_every_share():
     assert float(relative_cost(dense, 600, SHAPES, semantics, "bytes", 10**6)) > 1
     with pytest.raises(SolmError, match="unknown cost model"):
         relative_cost(dense, 600, SHAPES, semantics, "watts")
+
+
+@pytest.mark.parametrize("model", ["nominal", "bytes", "flops"])
+@pytest.mark.parametrize(
+    "semantics",
+    [Semantics(), Semantics.preset("native"), Semantics.preset("paper"), Semantics(mlp_site="gate-first")],
+    ids=["default", "native", "paper", "gate-first"],
+)
+@given(shares=st.tuples(*[st.floats(0, 1)] * 3), length=st.integers(1, 9000), policy=st.integers(0, 10**6))
+def test_a_single_steps_cost_is_the_tensors(semantics, model, shares, length, policy):
+    realised = torch.tensor([shares], dtype=torch.float64)
+    expected = relative_cost(realised, torch.tensor([length]), SHAPES, semantics, model, policy)
+    assert step_cost(shares, length, SHAPES, semantics, model, policy) == pytest.approx(float(expected), rel=1e-12)
