@@ -11,7 +11,7 @@ Curves = tuple[tuple[float, ...], ...]
 
 
 class Profile(BaseModel):
-    """Per layer, what it keeps where the average layer keeps a share s: [layers][KNOTS] for s = 0, .05, ... 1.
+    """Per layer, what it keeps where the average layer keeps a share s = 0, .05, ... 1: [layers, KNOTS].
 
     attention: of the pages that may be skipped (all but sinks and window); mlp: of the MLP's channels (ρ). Curves rise
     to 1; their mean over layers is s where `solm.training.profile` found them. What is realised is booked in any case.

@@ -49,7 +49,7 @@ class Session(Rows):
         self.hidden = torch.zeros(0)
         """[N, H] last hidden state of every row."""
         self.realised: list[list[float]] = []
-        """[N][3] shares that the last step of every row realised."""
+        """Shares [N, 3] that the last step of every row realised, as lists."""
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Input embeddings of tokens [...]: [..., H]."""
