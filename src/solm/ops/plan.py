@@ -5,7 +5,7 @@ lets a ledger be booked, and a schedule be priced, without running the model.
 """
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -101,13 +101,15 @@ class Plan:
 
     def at(self, layer: int) -> "Plan":
         """The plan that `layer` follows."""
-        profile = self.semantics.profile
-        if profile is None:
+        if self.semantics.profile is None:
             return self
-        kv, keep = self.kv, self.keep.clone()
-        keep[..., 1] = profile.deal(1, self.keep[..., 1])[layer]
-        kv = replace(kv, pages=kv.pages[layer])
-        return replace(self, keep=keep, kv=kv, _counts={})
+        keep = torch.stack([self.keep[..., 0], self._channel_shares[layer], self.keep[..., 2]], -1)
+        return replace(self, keep=keep, kv=replace(self.kv, pages=self.kv.pages[layer]), _counts={})
+
+    @cached_property
+    def _channel_shares(self) -> torch.Tensor:
+        assert self.semantics.profile is not None
+        return self.semantics.profile.deal(1, self.keep[..., 1])
 
     def channels(self, size: int, power: int = 1) -> torch.Tensor:
         """Channels kept out of `size` at a site that keeps ρ to `power`: [N, Q, 1] int64."""
