@@ -19,14 +19,14 @@ from solm.decoding.drive import teacher_forced
 from solm.decoding.native_session import NativeSession
 from solm.decoding.passes import Turn
 from solm.decoding.session import Session
-from solm.errors import DamagedFileError, DataError, PolicyMismatchError
+from solm.errors import DamagedFileError, DataError, PolicyMismatchError, SolmError
 from solm.models.controller import ModelControl
 from solm.native.engine import Engine
 from solm.ops.plan import make_plan
 from solm.policies.schedules import Static
 from solm.profile import KNOTS, Profile
 from solm.semantics import Semantics
-from solm.training.profile import deal, find_profile, read_profile
+from solm.training.profile import deal, find_profile, read_profile, with_profile
 from test_families import keep_of, tokens
 
 EVEN = tuple((np.arange(KNOTS) / (KNOTS - 1)).tolist())
@@ -233,9 +233,15 @@ def test_wrong_profiles_are_refused(change, message):
         Profile(**{"attention": (EVEN, EVEN), "mlp": (EVEN, EVEN), **change})
 
 
-def test_criteria_that_do_not_count_pages_have_no_profile():
-    with pytest.raises(ValidationError, match="criterion 'pages'"):
-        Semantics(criterion="recency", profile=profile_of(0, 0))
+@pytest.mark.parametrize("semantics", [Semantics(criterion="recency"), Semantics.preset("paper")])
+def test_semantics_that_do_not_count_pages_beside_a_window_have_no_profile(semantics, tmp_path):
+    with pytest.raises(SolmError, match="needs criterion 'pages' with a window"):
+        with_profile(semantics, profile_of(0, 0))
+    with (
+        solm.attach(tiny_model("llama"), semantics=semantics) as lm,
+        pytest.raises(SolmError, match="default and native"),
+    ):
+        find_profile(lm, tokens(4, 200), 160, tmp_path / "layers.json")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"profile": {"attention": [], "mlp": []}}'])

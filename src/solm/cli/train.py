@@ -1,15 +1,12 @@
 """`solm train`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from solm.cli.options import progress_bar
 from solm.errors import SolmError
-
-if TYPE_CHECKING:
-    from solm.semantics import Semantics
 
 
 def train(
@@ -59,9 +56,11 @@ def train(
     """
     import yaml
 
+    from solm.semantics import Semantics
     from solm.training.checkpoint import CONFIG, read_stored
     from solm.training.config import METHODS, TrainConfig, read_values
     from solm.training.interrupt import Interrupted
+    from solm.training.profile import read_profile, with_profile
     from solm.training.ranks import ranks
     from solm.training.trainer import train as train_grpo
     from solm.training.value_trainer import train_values
@@ -78,7 +77,7 @@ def train(
             raise SolmError(f"--set {item!r}: expected key=value")
         overrides[key.strip()] = yaml.safe_load(value)
     if profile is not None:
-        overrides["semantics"] = with_profile(overrides.get("semantics", "default"), profile)
+        overrides["semantics"] = with_profile(Semantics.preset(semantics or "default"), read_profile(profile))
     source = out / CONFIG if config is None and (out / CONFIG).exists() else config
     known = read_stored(out).model_dump() if source == out / CONFIG else read_values(config)
     asked = {**known, **overrides}
@@ -108,14 +107,6 @@ def train(
             raise typer.Exit(interrupted.exit_code) from None
     if processes.first:
         typer.echo(f"policy: {out / 'policy'}")
-
-
-def with_profile(preset: str, path: Path) -> "Semantics":
-    """A preset's semantics under the profile in a file."""
-    from solm.semantics import Semantics
-    from solm.training.profile import read_profile
-
-    return Semantics.model_validate({**dict(Semantics.preset(preset)), "profile": read_profile(path)})
 
 
 def note(record: dict[str, Any]) -> str:

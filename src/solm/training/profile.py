@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from solm.decoding.language_model import LanguageModel
 from solm.decoding.passes import divergences
 from solm.decoding.session import Session
-from solm.errors import DamagedFileError, DataError
+from solm.errors import DamagedFileError, DataError, SolmError
 from solm.files import write_text
 from solm.profile import KNOTS, Profile
 from solm.provenance import command_line, environment
@@ -37,7 +37,8 @@ def find_profile(
     """Measure on the first half of windows [N, context + T], find the profile, compare it on the second half.
 
     The result is written to `out`, and what is measured to a file beside it, from which an interrupted run goes on.
-    Raises `DataError` for fewer than two windows, and for a context in which no step can be controlled.
+    Raises `DataError` for fewer than two windows and for a context in which no step can be controlled, `SolmError` for
+    semantics that have no profile.
     """
     if len(windows) < 2:
         raise DataError(f"a profile needs at least 2 texts, got {len(windows)}")
@@ -46,6 +47,10 @@ def find_profile(
             f"context must be at least {lm.semantics.always_read} tokens, which are read always, got {context}"
         )
     plain = lm.semantics.model_copy(update={"profile": None})
+    if plain.criterion != "pages" or plain.window == 0:
+        raise SolmError(
+            "only semantics with criterion 'pages' and a window, such as default and native, have a profile"
+        )
     half, layers = len(windows) // 2, lm.control.shapes.layers
     kept = out.with_name(out.name + ".partial")
     key = hashlib.sha256(
@@ -87,8 +92,17 @@ def read_profile(path: Path) -> Profile:
         return Profile.model_validate(json.loads(path.read_text())["profile"])
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise DamagedFileError(f"{path} does not hold a profile: {' '.join(str(error).split())[:200]}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        reason = "it has no key 'profile'" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+        raise DamagedFileError(f"{path} does not hold a profile: {reason}") from error
+
+
+def with_profile(semantics: Semantics, profile: Profile) -> Semantics:
+    """`semantics` under `profile`; raises `SolmError` where they do not go together."""
+    try:
+        return Semantics.model_validate({**dict(semantics), "profile": profile})
+    except ValidationError as error:
+        raise SolmError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
 
 def deal(costs: np.ndarray, shares: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
