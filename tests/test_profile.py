@@ -212,6 +212,18 @@ def test_too_little_to_measure_on_is_refused(tmp_path, texts, context, message):
         find_profile(lm, tokens(texts, 200), context, tmp_path / "layers.json")
 
 
+def test_an_interrupted_command_says_how_to_go_on(tiny_folder, tmp_path, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("solm.training.profile.find_profile", interrupted)
+    done = CliRunner().invoke(
+        app, ["profile", "--model", str(tiny_folder), "--out", str(tmp_path / "l.json"), "--context", "64"]
+    )
+    assert done.exit_code == 130
+    assert "goes on from there" in done.output
+
+
 def test_a_policy_keeps_its_profile_and_another_model_is_refused(found):
     with pytest.raises(PolicyMismatchError, match="4 layers, this one has 2"):
         solm.attach(tiny_model("llama"), semantics=semantics_of(*BENDS))

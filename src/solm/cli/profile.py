@@ -41,9 +41,14 @@ def profile(
     windows = draw_windows(streams, texts, context + tokens, torch.Generator().manual_seed(seed))
     with progress_bar() as progress:
         bar = progress.add_task("measuring layers", total=None, note="")
-        found = find_profile(
-            lm, windows, context, out, lambda done, total: progress.update(bar, completed=done, total=total)
-        )
+        try:
+            found = find_profile(
+                lm, windows, context, out, lambda done, total: progress.update(bar, completed=done, total=total)
+            )
+        except KeyboardInterrupt:
+            progress.stop()
+            typer.echo("interrupted; what was measured is kept. The same command goes on from there", err=True)
+            raise typer.Exit(130) from None
     console = output()
     console.print("divergence from dense, nats per token, on the texts left out:")
     for row in found["checked"]:
@@ -51,4 +56,6 @@ def profile(
             f"{row['axis']:>9} {row['keep']:.2f}   evenly {row['even']:.4f}   by this profile {row['profile']:.4f}"
             f"   (difference ± {row['standard_error_of_difference']:.4f})"
         )
+    if any(row["profile"] > row["even"] + 2 * row["standard_error_of_difference"] for row in found["checked"]):
+        console.print("worse than an even deal somewhere: measure on more --texts or --tokens")
     console.print(f"profile: {out}")
