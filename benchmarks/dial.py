@@ -84,7 +84,7 @@ def constant(
     def fork() -> Session:
         rows = parent.fork(1, LENGTH)
         if evenly:
-            rows.semantics = rows.semantics.model_copy(update={"profile": None})
+            rows.semantics = rows.semantics.under(None)
         return rows
 
     quality = fork()

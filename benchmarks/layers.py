@@ -39,12 +39,20 @@ Arms = dict[str, list[tuple[float, float, float]]]
 """Per arm, and per text: nats, and the shares of attention and MLP."""
 
 
-def take(arms: Arms, name: str, session: Session, tokens: torch.Tensor, whole: bool) -> None:
-    """Score what follows in the rows of `session` under the action that `name` tells."""
+def take(
+    arms: Arms, session: Session, tokens: torch.Tensor, actions: tuple[tuple[float, float], ...], whole: bool
+) -> None:
+    """Score what follows in the rows of `session` densely and under every action, dealt out both ways."""
+    for attention, mlp in ((1.0, 1.0), *actions):
+        for way in WAYS:
+            score(arms, f"{way} {attention} {mlp}", session, tokens, whole)
+
+
+def score(arms: Arms, name: str, session: Session, tokens: torch.Tensor, whole: bool) -> None:
     way, attention, mlp = name.split()
     rows = session.fork(1, capacity=tokens.shape[1] + session.semantics.page_size)
     if way == "evenly":
-        rows.semantics = rows.semantics.model_copy(update={"profile": None})
+        rows.semantics = rows.semantics.under(None)
     keep = torch.tensor([float(attention), float(mlp), 16], dtype=torch.float64)
     found = rows.extend(tokens[:, :-1], keep.expand(len(tokens), tokens.shape[1] - 1, 3))
     nats = -log_probabilities(found.logits, tokens[:, 1:]).double()
@@ -59,9 +67,7 @@ def text(lm: LanguageModel, data: Path, context: int, count: int) -> Arms:
     for some in held_out_windows(held_out(data, lm), settings).split(max(1, BATCH * 512 // context)):
         session = lm.session(capacity=context)
         session.prefill(some[:, :context])
-        for attention, mlp in ((1.0, 1.0), *ACTIONS):
-            for way in WAYS:
-                take(arms, f"{way} {attention} {mlp}", session, some[:, context:], whole=False)
+        take(arms, session, some[:, context:], ACTIONS, whole=False)
         print(f"context {context}: {len(arms['evenly 1.0 1.0'])} of {count} texts", flush=True)
     return arms
 
@@ -76,9 +82,7 @@ def answers(lm: LanguageModel, data: Path, name: str, count: int) -> Arms:
         ids = torch.tensor([lm.tokenizer(context + answer).input_ids])
         session = lm.session(capacity=ids.shape[1])
         session.prefill(ids[:, :begun])
-        for attention, mlp in ((1.0, 1.0), *RETRIEVED):
-            for way in WAYS:
-                take(arms, f"{way} {attention} {mlp}", session, ids[:, begun:], whole=True)
+        take(arms, session, ids[:, begun:], RETRIEVED, whole=True)
     print(f"{name}: {count} questions", flush=True)
     return arms
 
@@ -107,8 +111,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=12, help="Of every retrieval set.")
     parser.add_argument("--out", type=Path, default=Path("docs/results/layers.json"))
     options = parser.parse_args()
-    profile = read_profile(options.profile)
-    semantics = Semantics.preset(options.semantics).model_copy(update={"profile": profile})
+    semantics = Semantics.preset(options.semantics).under(read_profile(options.profile))
     lm = load("builtin:smollm2-135m", semantics=semantics)
     sizes = zip(options.contexts.split(","), options.texts.split(","), strict=True)
     found = {

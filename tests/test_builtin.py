@@ -46,3 +46,18 @@ def test_it_holds_every_budget_and_beats_static_at_the_same_spending(real_model,
         if steps == 128:
             static = teacher_forced(session.fork(3, capacity=steps + 16), Static(lm.space), tokens, spent)
             assert ours.log_probabilities.mean() > static.log_probabilities.mean()
+
+
+def test_the_native_one_keeps_its_budgets_under_its_profile(real_model):
+    model, tokenizer = real_model
+    trained = TrainedPolicy.from_pretrained(f"{NAME}-native")
+    profile = trained.config.semantics.profile
+    assert profile is not None
+    assert profile.layers == 30
+    with solm.attach(model, trained, tokenizer) as lm:
+        windows = token_stream("pydoc:heldout", tokenizer).spaced(3, 1025 + 128, torch.Generator().manual_seed(0))
+        session = lm.session(capacity=1024)
+        session.prefill(windows[:, :1024])
+        targets = torch.tensor([[0.15, 0.5, 1.0], [0.3, 0.6, 1.0], [0.6, 0.8, 1.0]], dtype=torch.float64)
+        spent = teacher_forced(session, lm.policy(), windows[:, 1024:], targets).realised.mean(1)
+    assert (spent - targets).abs().max() <= 0.01

@@ -26,7 +26,7 @@ from solm.ops.plan import make_plan
 from solm.policies.schedules import Static
 from solm.profile import KNOTS, Profile
 from solm.semantics import Semantics
-from solm.training.profile import deal, find_profile, read_profile, with_profile
+from solm.training.profile import deal, find_profile, read_profile
 from test_families import keep_of, tokens
 
 EVEN = tuple((np.arange(KNOTS) / (KNOTS - 1)).tolist())
@@ -248,10 +248,10 @@ def test_wrong_profiles_are_refused(change, message):
 @pytest.mark.parametrize("semantics", [Semantics(criterion="recency"), Semantics.preset("paper")])
 def test_semantics_that_do_not_count_pages_beside_a_window_have_no_profile(semantics, tmp_path):
     with pytest.raises(SolmError, match="needs criterion 'pages' with a window"):
-        with_profile(semantics, profile_of(0, 0))
+        semantics.under(profile_of(0, 0))
     with (
         solm.attach(tiny_model("llama"), semantics=semantics) as lm,
-        pytest.raises(SolmError, match="default and native"),
+        pytest.raises(SolmError, match="needs criterion"),
     ):
         find_profile(lm, tokens(4, 200), 160, tmp_path / "layers.json")
 

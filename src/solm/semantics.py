@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from solm.errors import SolmError
 from solm.profile import Profile
@@ -52,6 +52,13 @@ class Semantics(BaseModel):
                 f"a profile needs criterion 'pages' with a window, got {self.criterion!r} and {self.window}"
             )
         return self
+
+    def under(self, profile: Profile | None) -> "Semantics":
+        """The same with another profile, None: evenly. Raises `SolmError` where they do not go together."""
+        try:
+            return Semantics.model_validate({**dict(self), "profile": profile})
+        except ValidationError as error:
+            raise SolmError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
     @classmethod
     def preset(cls, name: str) -> "Semantics":

@@ -60,7 +60,7 @@ def train(
     from solm.training.checkpoint import CONFIG, read_stored
     from solm.training.config import METHODS, TrainConfig, read_values
     from solm.training.interrupt import Interrupted
-    from solm.training.profile import read_profile, with_profile
+    from solm.training.profile import read_profile
     from solm.training.ranks import ranks
     from solm.training.trainer import train as train_grpo
     from solm.training.value_trainer import train_values
@@ -77,7 +77,7 @@ def train(
             raise SolmError(f"--set {item!r}: expected key=value")
         overrides[key.strip()] = yaml.safe_load(value)
     if profile is not None:
-        overrides["semantics"] = with_profile(Semantics.preset(semantics or "default"), read_profile(profile))
+        overrides["semantics"] = Semantics.preset(semantics or "default").under(read_profile(profile))
     source = out / CONFIG if config is None and (out / CONFIG).exists() else config
     known = read_stored(out).model_dump() if source == out / CONFIG else read_values(config)
     asked = {**known, **overrides}

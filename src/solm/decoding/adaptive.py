@@ -35,5 +35,5 @@ class AdaptiveSession(Session):
         counted = found.controllable.to(torch.float64)[..., None]
         more = ((realised - found.realised) * counted).sum(1)
         self.ledger = Ledger(self.ledger.spent + more, self.ledger.steps)
-        self.realised = realised[:, -1].tolist()
+        self._realised = realised[:, -1]
         return replace(found, realised=realised)

@@ -133,7 +133,7 @@ def stream(
         if chosen in sampler.stops or len(text.ids) == max_new_tokens:
             return
         logits, actions = driver.step(torch.tensor([chosen]))
-        action, realised = policy.space.actions[actions.tolist()[0]], session.realised[0]
+        action, realised = policy.space.actions[actions.tolist()[0]], session.realised[0].tolist()
         controllable = seen >= lm.semantics.always_read
 
 

@@ -68,13 +68,11 @@ class NativeSession(Session):
         return len(self.held)
 
     @property
-    def realised(self) -> list[list[float]]:
+    def realised(self) -> torch.Tensor:
         frame = self.frame
-        return [] if frame is None else frame.realised[frame.ids.shape[1] - 1 :: frame.ids.shape[1]].tolist()
-
-    @realised.setter
-    def realised(self, realised: list[list[float]]) -> None:
-        """Nothing to do: the frame holds them."""
+        if frame is None:
+            return self._realised
+        return torch.from_numpy(frame.realised[frame.ids.shape[1] - 1 :: frame.ids.shape[1]].copy())
 
     @property
     def hidden(self) -> torch.Tensor:

@@ -48,8 +48,12 @@ class Session(Rows):
         self.ledger = Ledger.empty(0)
         self.hidden = torch.zeros(0)
         """[N, H] last hidden state of every row."""
-        self.realised: list[list[float]] = []
-        """Shares [N, 3] that the last step of every row realised, as lists."""
+        self._realised = torch.zeros(0, 3, dtype=torch.float64)
+
+    @property
+    def realised(self) -> torch.Tensor:
+        """[N, 3] shares that the last step of every row realised."""
+        return self._realised
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Input embeddings of tokens [...]: [..., H]."""
@@ -124,7 +128,7 @@ class Session(Rows):
         wanted = 0 if keep_logits is None else keep_logits
         logits = self._forward(tokens, positions, wanted, plan, None if turn is None else turn.layer, choose)
         hidden = self.control.last_hidden().to(self.device)
-        self.hidden, self.realised = hidden[:, -1], realised[:, -1].tolist()
+        self.hidden, self._realised = hidden[:, -1], realised[:, -1]
         self.lengths = self.lengths + count
         counted = controllable.to(torch.float64)
         self.ledger = Ledger(

@@ -182,11 +182,9 @@ def _level_tables(
     seen = torch.arange(longest + 1).clamp(min=1)[:, None].expand_as(attention)
     mlp = realised_mlp(torch.tensor(space.mlp, dtype=torch.float64), semantics, shapes)
     bits = torch.tensor(space.bits, dtype=torch.float64) / FULL_BITS
-    shares = [kv_budget(attention, seen, semantics)[1], mlp, bits]
     part = 1.0 if before is None else before / shapes.layers
-    for axis, dimensions in ((0, 2), (1, 1)):
-        if shares[axis].dim() > dimensions:  # of every layer
-            shares[axis] = shares[axis][:before].sum(0) / shapes.layers
-        else:
-            shares[axis] = shares[axis] * part
-    return shares[0], shares[1], bits * part
+
+    def contributed(shares: torch.Tensor) -> torch.Tensor:
+        return shares * part if semantics.profile is None else shares[:before].sum(0) / shapes.layers
+
+    return contributed(kv_budget(attention, seen, semantics)[1]), contributed(mlp), bits * part

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from solm.decoding.language_model import LanguageModel
 from solm.decoding.passes import divergences
 from solm.decoding.session import Session
-from solm.errors import DamagedFileError, DataError, SolmError
+from solm.errors import DamagedFileError, DataError
 from solm.files import write_text
 from solm.profile import KNOTS, Profile
 from solm.provenance import command_line, environment
@@ -46,12 +45,9 @@ def find_profile(
         raise DataError(
             f"context must be at least {lm.semantics.always_read} tokens, which are read always, got {context}"
         )
-    plain = lm.semantics.model_copy(update={"profile": None})
-    if plain.criterion != "pages" or plain.window == 0:
-        raise SolmError(
-            "only semantics with criterion 'pages' and a window, such as default and native, have a profile"
-        )
     half, layers = len(windows) // 2, lm.control.shapes.layers
+    plain = lm.semantics.under(None)
+    plain.under(_probe("mlp", 1.0, 0, layers))  # refused now rather than after the measurements
     kept = out.with_name(out.name + ".partial")
     key = hashlib.sha256(
         f"{lm.identity.model_dump_json()} {plain.model_dump_json()} {context}".encode() + windows.numpy().tobytes()
@@ -66,7 +62,7 @@ def find_profile(
             for share in shares:
                 name = f"{axis} {share} {layer}"
                 if name not in found:
-                    semantics = plain.model_copy(update={"profile": _probe(axis, share, layer, layers)})
+                    semantics = plain.under(_probe(axis, share, layer, layers))
                     found[name] = float(measured.divergence(semantics, axis, 0.5).mean())
                     write_text(kept, json.dumps({"key": key, "found": found}))
                 costs[axis].setdefault(layer, []).append(found[name])
@@ -95,14 +91,6 @@ def read_profile(path: Path) -> Profile:
     except (ValueError, KeyError, TypeError) as error:
         reason = "it has no key 'profile'" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise DamagedFileError(f"{path} does not hold a profile: {reason}") from error
-
-
-def with_profile(semantics: Semantics, profile: Profile) -> Semantics:
-    """`semantics` under `profile`; raises `SolmError` where they do not go together."""
-    try:
-        return Semantics.model_validate({**dict(semantics), "profile": profile})
-    except ValidationError as error:
-        raise SolmError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
 
 def deal(costs: np.ndarray, shares: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
@@ -187,7 +175,7 @@ def _probe(axis: str, share: float, layer: int, layers: int) -> Profile:
 
 def _check(texts: _Texts, plain: Semantics, profile: Profile) -> list[dict[str, Any]]:
     """KL on texts that the profile was not found on, dealt out evenly and by the profile, in nats per token."""
-    dealt, rows = plain.model_copy(update={"profile": profile}), []
+    dealt, rows = plain.under(profile), []
     for axis, keeps in CHECKED.items():
         for keep in keeps:
             even, ours = (texts.divergence(semantics, axis, keep) for semantics in (plain, dealt))
