@@ -17,6 +17,7 @@ from solm.actions import ActionSpace
 from solm.data.text import documents
 from solm.data.windows import TokenStream, stream_of
 from solm.decoding.api import load
+from solm.evaluation.baselines import baseline
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.show import table, verdict
 from solm.files import write_text
@@ -36,6 +37,8 @@ BUDGETS = {
     "joint-27": (0.45, 0.6),
     "joint-336": (0.45, 0.6),
 }
+# Beside static, static-tuned, random and the token table. What reads by activations is shown on its own axis.
+BASELINES = {"attention-fine": ("constant", "top-p"), "mlp-fine": ("constant", "teal")}
 
 
 def held_out(data: Path, lm) -> list[TokenStream]:  # type: ignore[no-untyped-def]
@@ -102,7 +105,10 @@ def main() -> None:
             partial=options.out / f"{name}.partial",
             progress=lambda done, total, name=name: print(f"{name}: {done}/{total}", flush=True),
             tuning=tuning,
-            rivals={"token-table": ValuePolicy(table_network, space)},
+            rivals={
+                "token-table": ValuePolicy(table_network, space),
+                **{arm: baseline(arm, lm, space, tuning) for arm in BASELINES.get(name, ("constant",))},
+            },
         )
         write_text(options.out / f"{name}.json", result.model_dump_json(indent=2) + "\n")
         from rich.console import Console

@@ -36,7 +36,7 @@ QUESTIONS = {
     "piqa": 40,
     "hellaswag": 30,
 }
-ARMS = ("static", "static-tuned", "random")
+ARMS = ("static-even", "static", "static-tuned", "random")
 _NORMAL = statistics.NormalDist().inv_cdf(0.975)
 
 
@@ -72,8 +72,8 @@ def table(folder: Path) -> None:
     points = {
         (name, point["arm"], point["budget"]): point for name, result in results.items() for point in result["points"]
     }
-    print("| task | questions | net keep | realised | dense | policy | static | static-tuned | random |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| task | questions | net keep | realised | dense | policy | " + " | ".join(ARMS) + " |")
+    print("| --- | --- | --- | --- | --- | --- |" + " --- |" * len(ARMS))
     for name in results:
         dense = points[name, "dense", 1.0]
         for budget in BUDGETS:

@@ -7,7 +7,7 @@ import torch
 import solm
 from conftest import tiny_model
 from solm.actions import ActionSpace
-from solm.data.windows import stream_of
+from solm.data.windows import stream_of, token_stream
 from solm.decoding.drive import teacher_forced
 from solm.decoding.levels import expected_gains, level_gains
 from solm.evaluation.arms import Oracle, TunedStatic, lower_hull, tuned_nats
@@ -17,6 +17,7 @@ from solm.evaluation.statistics import expected_best
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.schedules import Static
 from solm.policies.values import ValuePolicy
+from solm.profile import Profile
 from test_families import CONTEXT, STEPS, tokens
 from test_values import SEMANTICS, SPACE, network
 
@@ -93,6 +94,23 @@ def test_the_best_of_many_trials_is_estimated_from_the_spread_of_a_few():
     trials = base + rng.normal(0, 0.1, (500, 200))
     actual = trials.mean() - trials.mean(1).min()
     assert expected_best(trials[:4], 500) == pytest.approx(actual, rel=0.25)
+
+
+@pytest.mark.parametrize("bend", [0.0, 0.3], ids=["even", "bent"])
+def test_static_even_ignores_the_profile_and_spends_the_same(byte_tokenizer, bend):
+    line = tuple(round(knot / 20, 9) for knot in range(21))
+    more, less = (tuple(min(1.0, max(0.0, s + sign * bend * s * (1 - s))) for s in line) for sign in (1, -1))
+    semantics = SEMANTICS.under(Profile(attention=(more, less), mlp=(less, more)))
+    with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer, semantics=semantics) as lm:
+        settings = EvaluationSettings(budgets=(0.6,), sequences=3, context=60, length=16, trials=1)
+        stream = token_stream("pydoc:heldout", byte_tokenizer)
+        result = evaluate(lm, [stream], settings, SPACE)
+        plain = {point.arm: point for point in result.points}
+        lm.semantics = SEMANTICS
+        assert evaluate(lm, [stream], settings, SPACE).arm("static-even", 0.6) is None
+    even, static = plain["static-even"], plain["static"]
+    assert even.realised == pytest.approx(static.realised, abs=0.03)
+    assert (even.nats == pytest.approx(static.nats, abs=1e-6)) is (bend == 0)
 
 
 def test_every_arm_is_matched_to_a_value_policy(byte_tokenizer):

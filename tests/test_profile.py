@@ -23,11 +23,15 @@ from solm.errors import DamagedFileError, DataError, PolicyMismatchError, SolmEr
 from solm.models.controller import ModelControl
 from solm.native.engine import Engine
 from solm.ops.plan import make_plan
+from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.schedules import Static
 from solm.profile import KNOTS, Profile
 from solm.semantics import Semantics
 from solm.training.profile import deal, find_profile, read_profile
 from test_families import keep_of, tokens
+from test_values import SEMANTICS as PLAIN
+from test_values import SPACE as GRID
+from test_values import network
 
 EVEN = tuple((np.arange(KNOTS) / (KNOTS - 1)).tolist())
 SPACE = ActionSpace(attention=(0.1, 0.4, 1.0), mlp=(0.4, 0.7, 1.0), bits=(4, 16))
@@ -264,6 +268,15 @@ def test_a_file_without_a_profile_is_told_apart(tmp_path, content):
         read_profile(path)
 
 
+def test_a_policy_without_a_profile_has_none_to_give(tmp_path):
+    made = network()
+    with solm.attach(tiny_model("llama")) as lm:
+        config = PolicyConfig(base=lm.identity, space=GRID, semantics=PLAIN, network=made.config)
+    TrainedPolicy(config, made).save_pretrained(tmp_path / "policy")
+    with pytest.raises(DataError, match="carries no profile"):
+        read_profile(tmp_path / "policy")
+
+
 def test_the_commands_work_together(tiny_folder, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("All that glisters is not gold, often have you heard that told. " * 60)
@@ -282,7 +295,7 @@ def test_the_commands_work_together(tiny_folder, tmp_path):
     )  # fmt: skip
     assert done.exit_code == 0, (done.output, done.exception)
     lm = solm.load(str(tiny_folder), str(run / "policy"))
-    assert lm.semantics.profile == read_profile(layers)
+    assert lm.semantics.profile == read_profile(layers) == read_profile(run / "policy")
     reply = lm.generate(tokens(1, 120), budget=solm.Budget(attention=0.5, mlp=0.6, bits=8), max_new_tokens=24)
     assert reply.compute.realised["mlp"] == pytest.approx(0.6, abs=0.04)
 

@@ -5,11 +5,13 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from solm.actions import ActionSpace
 from solm.errors import DataError
+from solm.profile import Profile
 from test_cli import solm
 
 pytest.importorskip("lm_eval")
@@ -93,6 +95,24 @@ def test_all_arms_answer_the_same_questions_at_what_was_asked(tiny_lm, data, tmp
     assert result.points[0].realised["net"] == 1
     assert result.points[4].scores["margin"] < 0  # no choice: the target's own log-likelihood
     assert "lambada_openai" in str(task_table(result).columns[0]._cells)
+
+
+def test_static_even_is_static_without_the_profile(tiny_lm, data, monkeypatch):
+    space = ActionSpace(mlp=(0.4, 1.0))
+    settings = TaskSettings(tasks=("arc_easy",), budgets=(0.85,), limit=6, fewshot=3, batch=4)
+    tasks = load_tasks(["arc_easy"], data)
+    plain = evaluate_tasks(tiny_lm, tasks, settings, space)
+    line = np.arange(21) / 20
+    more, less = (tuple((line + sign * 0.8 * line * (1 - line)).round(9).tolist()) for sign in (1, -1))
+    layers = tiny_lm.control.shapes.layers
+    monkeypatch.setattr(
+        tiny_lm, "semantics", tiny_lm.semantics.under(Profile(attention=(more,) * layers, mlp=(less,) * layers))
+    )
+    dealt = evaluate_tasks(tiny_lm, tasks, settings, space)
+    even, static = ({point.arm: point for point in result.points} for result in (dealt, plain))
+    assert even["static-even"].scores == static["static"].scores
+    assert even["static-even"].realised == static["static"].realised
+    assert even["static"].scores != static["static"].scores
 
 
 def test_an_interrupted_run_goes_on(tiny_lm, data, tmp_path):

@@ -17,7 +17,9 @@ from solm.evaluation.show import plot
 from solm.files import write_bytes, write_json, write_text
 from solm.policies.artifact import TrainedPolicy
 from solm.report.quickstart import render
+from solm.semantics import Semantics
 from solm.training.config import ValueTrainConfig
+from solm.training.profile import read_profile
 from solm.training.value_trainer import train_values
 
 PROMPT = "Explain step by step why the sky is blue, and why it turns red in the evening."
@@ -79,7 +81,9 @@ def run(out: Path, batches: int, report: Callable[..., None], pretrained: bool =
 
 
 def _train(out: Path, batches: int, report: Callable[..., None]) -> TrainedPolicy:
-    config = ValueTrainConfig.build({**CONFIG, "batches": batches}, "the quickstart")
+    # A profile is the model's, whatever the policy, and takes as long to find as a policy takes to train.
+    semantics = Semantics().under(read_profile(PRETRAINED))
+    config = ValueTrainConfig.build({**CONFIG, "semantics": semantics, "batches": batches}, "the quickstart")
     lm = load(config.model, semantics=config.semantics)
     trained = train_values(lm, config, out, lambda record: report("training", record["update"], batches, record))
     lm.detach()

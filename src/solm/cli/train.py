@@ -24,7 +24,8 @@ def train(
     space: Annotated[str | None, typer.Option(help="Action space preset, such as grid or joint-8.")] = None,
     semantics: Annotated[str | None, typer.Option(help="default, native or paper.")] = None,
     profile: Annotated[
-        Path | None, typer.Option(help="What layers keep of an action: a file of solm profile. Evenly without.")
+        str | None,
+        typer.Option(help="What layers keep of an action: a file of solm profile, or a policy's. Evenly without."),
     ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens read densely before an episode.")] = None,
     horizon: Annotated[int | None, typer.Option(help="Controlled tokens per episode.")] = None,

@@ -17,6 +17,7 @@ from solm.decoding.unroll import unroll
 from solm.policies.observation import Policy
 from solm.policies.prices import Allocator
 from solm.policies.schedules import Random, Static
+from solm.semantics import Semantics
 
 _PHASES = 64
 _LONGEST_PASS = 512  # tokens a row; logits of more would not fit where contexts are long
@@ -92,6 +93,7 @@ def likelihoods(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
     prefills: Prefills | None = None,
+    semantics: Semantics | None = None,
 ) -> Likelihoods:
     """Score `pairs`: dense prefill of a context but for its last token, then that and the continuation under control.
 
@@ -102,12 +104,12 @@ def likelihoods(
     context lose their beginning, as in lm-eval.
 
     target: [3] float64 budget shares. progress: called with pairs done and in all. prefills: where prefilled contexts
-    are kept between calls for one model and one `batch`.
+    are kept between calls for one model and one `batch`. semantics: others than the model's under which steps run.
     """
     groups = _grouped(lm, pairs)
     total = sum(len(row.inputs) for rows in groups.values() for row in rows)
     generator = torch.Generator().manual_seed(seed)
-    job = _Job(lm, policy, target, total, generator, pairs, Prefills(0) if prefills is None else prefills)
+    job = _Job(lm, policy, target, total, generator, pairs, prefills or Prefills(0), semantics or lm.semantics)
     done = 0
     for prefix, contexts in _clusters(list(groups)):
         # Alike in rows and length next to one another; the longest first, so that memory runs out at once or never.
@@ -168,8 +170,10 @@ class _Job:
         generator: torch.Generator,
         pairs: Sequence[Pair],
         prefills: Prefills,
+        semantics: Semantics,
     ):
         self.lm, self.policy, self.target, self.pairs, self.prefills = lm, policy, target, pairs, prefills
+        self.semantics = semantics
         self.left, self.generator = total, generator
         self.shuffled = torch.randperm(_PHASES, generator=generator)
         self.ledger = Ledger.empty(1)
@@ -225,7 +229,8 @@ class _Job:
         for place, row in rows.items():
             inputs[place, : len(row.inputs)] = torch.tensor(row.inputs, dtype=torch.int64)
             counts[place] = len(row.inputs)
-        session = prefilled.fork(1, length + self.lm.semantics.page_size)
+        session = prefilled.fork(1, length + self.semantics.page_size)
+        session.semantics = self.semantics
         target, horizon = self.target.expand(session.rows, 3), max(self.left, length)
         driver: MidPassDriver | Driver | None = None
         if isinstance(self.policy, Allocator):
@@ -259,7 +264,7 @@ class _Job:
 
     def _book(self, found: Extended, real: torch.Tensor, kv_length: torch.Tensor) -> None:
         counted = found.controllable & real
-        cost = relative_cost(found.realised, kv_length, self.lm.control.shapes, self.lm.semantics, "bytes")
+        cost = relative_cost(found.realised, kv_length, self.lm.control.shapes, self.semantics, "bytes")
         self.bytes += float(cost[counted].sum())
         spent, steps = found.realised[counted].sum(0), int(counted.sum())
         self.ledger = Ledger(self.ledger.spent + spent, self.ledger.steps + steps)

@@ -22,12 +22,14 @@ class Arm:
     """One way to spend a budget.
 
     rule: what reads by activations instead of exact numbers, where something does. retarget: another split of the same
-    net keep, from prompts [N, C] and the budget shares [N·K, 3] of their K rows each, adjacent.
+    net keep, from prompts [N, C] and the budget shares [N·K, 3] of their K rows each, adjacent. even: every layer keeps
+    the same share, whatever the profile.
     """
 
     policy: Policy | Allocator
     rule: Callable[[], Rule] | None = None
     retarget: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    even: bool = False
 
 
 class Oracle(Allocator):

@@ -81,13 +81,14 @@ class ControlledLM(HFLM):
             schedule = "policy" if pretrained.trained is not None else "dense" if budget is None else "static"
         self.schedule = pretrained.policy(schedule, given) if isinstance(schedule, str) else schedule
         self.spent: list[Spent] = []
+        self._semantics: Semantics | None = None
         self._prefills = Prefills() if keep else None
         self._encoded: dict[tuple[str, str], tuple[array[int], array[int]]] = {}
         super().__init__(pretrained.model, tokenizer=pretrained.tokenizer, batch_size=int(batch_size), **options)
 
-    def under(self, schedule: Policy | Allocator, target: Budget) -> Self:
-        """Itself with another schedule and budget, nothing spent."""
-        self.schedule, self.target, self.spent = schedule, target, []
+    def under(self, schedule: Policy | Allocator, target: Budget, semantics: Semantics | None = None) -> Self:
+        """Itself with another schedule and budget, nothing spent; semantics: others than the model's to score under."""
+        self.schedule, self.target, self.spent, self._semantics = schedule, target, [], semantics
         return self
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -117,6 +118,7 @@ class ControlledLM(HFLM):
             self.seed,
             lambda done, total: bar.update(done - bar.n),
             self._prefills,
+            self._semantics,
         )
         bar.close()
         self._book(found.spent)

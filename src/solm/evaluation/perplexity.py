@@ -73,7 +73,8 @@ def evaluate(
     """Compare all arms at every budget, on as many texts from each of `streams`.
 
     Static, random and the rivals get, per sequence and axis, the average that the policy *realised* (without a
-    policy: the budget itself, in `space`); static-tuned gets its net keep. partial: a file that holds finished
+    policy: the budget itself, in `space`); static-tuned gets its net keep. Where the semantics have a profile, all arms
+    follow it but static-even. partial: a file that holds finished
     batches, so that an interrupted evaluation goes on. progress: called with batches done and in all. tuning: text to
     choose static-tuned on, which is left out without it. rivals: more policies and baselines, by name.
     """
@@ -85,6 +86,8 @@ def evaluate(
     batches = windows.split(settings.batch)
     key = _key(lm, streams, settings, space, sorted(rivals or {}), tuning)
     arms = {"static": Arm(Static(space))}
+    if lm.semantics.profile is not None:
+        arms["static-even"] = Arm(Static(space), even=True)
     arms |= {name: rival if isinstance(rival, Arm) else Arm(rival) for name, rival in (rivals or {}).items()}
     if tuning is not None:
         arms["static-tuned"] = Arm(tuned_static(lm, tuning, space, settings.context, settings.length, settings.seed))
@@ -195,6 +198,8 @@ def _run_batch(
     def run(arm: Arm, target: torch.Tensor, purpose: int) -> tuple[Episode, list[list[float]]]:
         forks = len(target) // len(windows)
         forked = session.fork(forks, capacity=settings.length + lm.semantics.page_size)
+        if arm.even:
+            forked.semantics = forked.semantics.under(None)
         if arm.rule is not None:
             forked = AdaptiveSession.of(forked, arm.rule())
         if arm.retarget is not None:

@@ -16,12 +16,12 @@ from solm.actions import AXES, FULL_BITS, ActionSpace
 from solm.budget import Budget
 from solm.decoding.language_model import LanguageModel
 from solm.errors import SolmError
+from solm.evaluation.arms import Arm
 from solm.evaluation.harness import ControlledLM
 from solm.evaluation.result import Difference, TaskPoint, TaskResult, command_line, environment
 from solm.evaluation.statistics import paired_difference
 from solm.files import write_json
 from solm.policies.observation import Policy
-from solm.policies.prices import Allocator
 from solm.policies.schedules import Dense, Random, Static
 
 Answers = dict[str, list[float]]
@@ -55,23 +55,28 @@ def evaluate_tasks(
 ) -> TaskResult:
     """Dense, then per budget the policy, static, random and `blind` schedules at what the policy realised.
 
-    Without a policy the schedules get the budget itself, in `space`. partial: a file of finished runs, so that an
-    interrupted evaluation goes on. progress: called with runs done and in all.
+    Without a policy the schedules get the budget itself, in `space`. Where the semantics have a profile, all arms
+    follow it but static-even. partial: a file of finished runs, so that an interrupted evaluation goes on. progress:
+    called with runs done and in all.
     """
     space = lm.space if space is None else space
     budgets = [Budget.from_net(net, space) if lm.trained is None else lm.budget(net) for net in settings.budgets]
-    arms: dict[str, Policy | Allocator] = {"static": Static(space), "random": Random(space), **(blind or {})}
+    arms = {"static": Arm(Static(space)), "random": Arm(Random(space))}
+    arms |= {name: Arm(schedule) for name, schedule in (blind or {}).items()}
+    if lm.semantics.profile is not None:
+        arms["static-even"] = Arm(Static(space), even=True)
     key = [settings.model_dump(mode="json"), lm.name, str(lm.model.dtype), space.model_dump(mode="json"), sorted(arms)]
     key += [lm.semantics.model_dump(mode="json"), {} if lm.trained is None else lm.trained.config.provenance]
     finished = _read_partial(partial, json.loads(json.dumps(key)))
     total = len(tasks) * (1 + len(budgets) * (len(arms) + (lm.trained is not None)))
     done = 0
 
-    def run(task: str, arm: str, schedule: Policy | Allocator, net: float, budget: Budget) -> dict[str, Any]:
+    def run(task: str, name: str, arm: Arm, net: float, budget: Budget) -> dict[str, Any]:
         nonlocal done
-        name = f"{task}/{arm}@{net:g}"
+        name = f"{task}/{name}@{net:g}"
         if name not in finished:
-            finished[name] = _ask(model.under(schedule, budget), tasks[task], settings)
+            semantics = lm.semantics.under(None) if arm.even else None
+            finished[name] = _ask(model.under(arm.policy, budget, semantics), tasks[task], settings)
             if partial is not None:
                 write_json(partial, {"key": key, "runs": finished})
         done += 1
@@ -82,17 +87,17 @@ def evaluate_tasks(
     for task in tasks:
         # All arms share what was prefilled for the task's questions.
         model = ControlledLM(lm, schedule=Dense(space), batch_size=settings.batch, seed=settings.seed, keep=True)
-        found = run(task, "dense", Dense(space), 1.0, Budget())
+        found = run(task, "dense", Arm(Dense(space)), 1.0, Budget())
         points.append(_point(task, "dense", 1.0, found, None))
         for net, budget in zip(settings.budgets, budgets, strict=True):
             policy = None
             if lm.trained is not None:
-                policy = run(task, "policy", lm.policy("policy"), net, budget)
+                policy = run(task, "policy", Arm(lm.policy("policy")), net, budget)
                 points.append(_point(task, "policy", net, policy, None))
                 budget = _within(space, policy["realised"])
                 points[-1].differences = _differences(policy["answers"], found["answers"])
-            for arm, schedule in arms.items():
-                points.append(_point(task, arm, net, run(task, arm, schedule, net, budget), policy))
+            for name, arm in arms.items():
+                points.append(_point(task, name, net, run(task, name, arm, net, budget), policy))
     if partial is not None:
         partial.unlink(missing_ok=True)
     told = settings.model_dump(mode="json") | {

@@ -9,6 +9,11 @@ from solm.evaluation.show import verdict
 from solm.report.actions import coloured
 from solm.report.page import head, image, perplexity_table
 
+_ON_PROFILE = (
+    " All arms deal an action out to the layers by the model's profile, more to those that lose more without it, but "
+    "static-even, which gives every layer the same."
+)
+
 
 def render(
     result: EvaluationResult,
@@ -32,7 +37,7 @@ def render(
         *(f"<li>{escape(line)}</li>" for line in verdict(result)),
         "</ul><p class=soft>Every arm saw the same tokens and spent, per sequence and axis, what the policy spent. "
         "Differences are nats per token, policy minus arm, with paired bootstrap 95 % intervals over sequences; "
-        "negative is better.</p>",
+        f"negative is better.{_ON_PROFILE if s['semantics'].get('profile') else ''}</p>",
         "<h2>Perplexity at matched budget</h2>",
         perplexity_table(result),
         image(picture, "perplexity against realised net keep"),

@@ -14,6 +14,7 @@ from solm.decoding.passes import divergences
 from solm.decoding.session import Session
 from solm.errors import DamagedFileError, DataError
 from solm.files import write_text
+from solm.policies.artifact import BUILTIN, TrainedPolicy
 from solm.profile import KNOTS, Profile
 from solm.provenance import command_line, environment
 from solm.semantics import Semantics
@@ -82,8 +83,17 @@ def find_profile(
     return told
 
 
-def read_profile(path: Path) -> Profile:
-    """The profile in a file of `find_profile`. Raises `DataError` without it, `DamagedFileError` for another file."""
+def read_profile(source: str | Path) -> Profile:
+    """The profile in a file of `find_profile`, or the one that a policy carries: a folder or one that ships with solm.
+
+    Raises `DataError` without a file or for a policy without a profile, `DamagedFileError` for another file.
+    """
+    path = Path(source)
+    if str(source).startswith(BUILTIN) or path.is_dir():
+        carried = TrainedPolicy.from_pretrained(source).config.semantics.profile
+        if carried is None:
+            raise DataError(f"the policy {source} carries no profile")
+        return carried
     try:
         return Profile.model_validate(json.loads(path.read_text())["profile"])
     except OSError as error:
