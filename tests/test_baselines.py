@@ -137,6 +137,10 @@ def test_thresholds_pass_the_calibrated_share_and_book_what_passed(exact_lm):
     share = found.realised[..., 1]
     assert float(share.mean()) == pytest.approx(0.6, abs=0.05)
     assert share.std() > 0.005  # tokens differ, exact top-k would not let them
+    rows = AdaptiveSession.of(session.fork(1), Rule(thresholds=limits))
+    rows.semantics = rows.semantics.model_copy(update={"hidden_power": 2})
+    squared = rows.score(ids, keep(3, 1, 0.6, 16)).realised[..., 1]
+    assert float(squared.mean()) == pytest.approx((0.6 + 0.6**2) / 2, abs=0.05)
     everything = AdaptiveSession.of(session.fork(1), Rule(thresholds=limits)).score(ids, keep(3, 1, 1, 16))
     dense = session.fork(1).score(ids, keep(3, 1, 1, 16))
     torch.testing.assert_close(everything.log_probabilities, dense.log_probabilities, rtol=0, atol=0)

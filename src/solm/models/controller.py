@@ -80,9 +80,9 @@ class ModelControl:
 def _select(x: torch.Tensor, current: ActivePass, site: int) -> torch.Tensor:
     current.follow(x.device)
     rule, plan = current.rule, current.plan
-    if rule is not None and rule.thresholds is not None:
-        return rule.keep_above(x, rule.thresholds[current.layer, site], plan.keep[..., 1])
     power = plan.semantics.hidden_power if site == HIDDEN else 1
+    if rule is not None and rule.thresholds is not None:
+        return rule.keep_above(x, rule.thresholds[current.layer, site], plan.keep[..., 1] ** power)
     return keep_channels(x, plan.channels(x.shape[-1], power))
 
 
