@@ -5,10 +5,12 @@
 Prompts are the first tokens of held-out windows (see policies.py). Every arm samples at temperature 1 with the same
 random numbers; static gets, row by row, what the policy realised. Along the generated text: log-probability under the
 dense model, and KL of the dense model's distribution from the arm's. All arms and the dense model run on one backend
-with the same weights.
+with the same weights. What an interrupted run has finished lies beside the result, and the next one goes on from it.
 """
 
 import argparse
+import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from solm.files import write_text
 
 PROMPT, CHUNK, ROWS = 256, 16, 50
 SPACE = "joint-27"
+EVEN = "static-even"
+"""Static without the policy's profile: every layer keeps the same."""
 
 
 @torch.no_grad()
@@ -37,7 +41,9 @@ def generated(
     parent = lm.session(capacity=PROMPT)
     logits = parent.prefill(prompts)
     session, dense = (parent.fork(1, capacity=length + CHUNK) for _ in range(2))
-    driver = drive(session, lm.policy(name), target, length)
+    if name == EVEN:
+        session.semantics = session.semantics.under(None)
+    driver = drive(session, lm.policy(name.removesuffix("-even")), target, length)
     generator = torch.Generator().manual_seed(seed)
     scores, distances = [], []
     before = logits[:, None]
@@ -74,27 +80,37 @@ def main() -> None:
     lm = load("builtin:smollm2-135m", options.policy, backend=options.backend, precision=precision)
     settings = EvaluationSettings(budgets=(1.0,), sequences=options.prompts, context=PROMPT, length=options.length)
     prompts = held_out_windows(held_out(options.data, lm), settings)[:, :PROMPT]
+    kept, key, finished = options.out.with_suffix(".partial"), told_apart(lm, prompts, options), {}
+    if kept.exists() and (known := json.loads(kept.read_text()))["key"] == key:
+        finished = known["parts"]
     points = []
     for net in (float(part) for part in options.budgets.split(",")):
         target = lm.budget(net).tensor(len(prompts))
         rows: dict[str, dict[str, torch.Tensor]] = {}
-        for arm in ("dense", "policy", "static"):
-            parts = [
-                generated(lm, some, arm, goal, options.length, seed)
-                for seed, (some, goal) in enumerate(zip(prompts.split(ROWS), target.split(ROWS), strict=True))
-            ]
-            rows[arm] = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        for arm in ("dense", "policy", "static", EVEN):
+            parts = []
+            for seed, (some, goal) in enumerate(zip(prompts.split(ROWS), target.split(ROWS), strict=True)):
+                name = f"{arm} {seed}" if arm == "dense" else f"{net} {arm} {seed}"
+                if name not in finished:
+                    made = generated(lm, some, arm, goal, options.length, seed)
+                    finished[name] = {what: value.tolist() for what, value in made.items()}
+                    write_text(kept, json.dumps({"key": key, "parts": finished}))
+                parts.append(finished[name])
+            rows[arm] = {
+                what: torch.tensor([row for part in parts for row in part[what]], dtype=torch.float64)
+                for what in parts[0]
+            }
             if arm == "policy":
                 target = rows[arm]["realised"]
-            print(net, arm, {key: value.mean(0).tolist() for key, value in rows[arm].items()}, flush=True)
+            print(net, arm, {what: value.mean(0).tolist() for what, value in rows[arm].items()}, flush=True)
         point = {"budget": net, "prompts": len(prompts), "tokens": len(prompts) * options.length, "arms": {}}
         for arm, found in rows.items():
             shares = dict(zip(AXES, found["realised"].mean(0).tolist(), strict=True))
             point["arms"][arm] = {"score": float(found["score"].mean()), "kl": float(found["kl"].mean()), **shares}
-        for key in ("score", "kl"):
-            both = [np.asarray(rows[arm][key].double()) for arm in ("policy", "static")]
-            point[f"policy_minus_static_{key}"] = paired_difference(*both)._asdict()
-        print({key: value for key, value in point.items() if key.startswith("policy_minus")}, flush=True)
+        for arm, what in itertools.product(("static", EVEN), ("score", "kl")):
+            both = [np.asarray(rows[name][what]) for name in ("policy", arm)]
+            point[f"policy_minus_{arm}_{what}"] = paired_difference(*both)._asdict()
+        print({name: value for name, value in point.items() if name.startswith("policy_minus")}, flush=True)
         points.append(point)
     told = {
         "command": command_line(),
@@ -104,6 +120,14 @@ def main() -> None:
         "points": points,
     }
     write_text(options.out, json.dumps(told, indent=2) + "\n")
+    kept.unlink(missing_ok=True)
+
+
+def told_apart(lm: LanguageModel, prompts: torch.Tensor, options: argparse.Namespace) -> str:
+    """What a file of finished parts must agree in to be gone on with."""
+    assert lm.trained is not None
+    parts = (lm.trained.config.weights_sha256, lm.semantics.model_dump_json(), options.backend, options.length)
+    return hashlib.sha256(repr(parts).encode() + prompts.numpy().tobytes()).hexdigest()
 
 
 if __name__ == "__main__":
