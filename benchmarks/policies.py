@@ -1,4 +1,4 @@
-"""The table of the README: one value policy in six action spaces against every baseline, on held-out text.
+"""The table of the README: one value policy in seven action spaces against every baseline, on held-out text.
 
     python benchmarks/policies.py --run runs/values --data DATA
 
@@ -36,6 +36,7 @@ BUDGETS = {
     "joint-8": (0.48, 0.6),
     "joint-27": (0.45, 0.6),
     "joint-336": (0.45, 0.6),
+    "fine": (0.4, 0.45, 0.5),
 }
 # Beside static, static-tuned, random and the token table. What reads by activations is shown on its own axis.
 BASELINES = {"attention-fine": ("constant", "top-p"), "mlp-fine": ("constant", "teal")}

@@ -37,7 +37,9 @@ def engine():
 def policy_of(space: ActionSpace, layer: int, clamp: bool = True) -> ValuePolicy:
     """A policy whose word differs widely from token to token."""
     torch.manual_seed(3)
-    network = ValueNetwork(ValueConfig(base_hidden=64, layer=layer, grid=space, width=32, calibration=64)).eval()
+    own = tuple(0.9 - 0.2 * level for level in range(len(space.attention) - 1))
+    config = ValueConfig(base_hidden=64, layer=layer, grid=space, width=32, calibration=64, attention_own=own)
+    network = ValueNetwork(config).eval()
     with torch.no_grad():
         network.head.weight.normal_(0, 2)
         network.calibration.copy_(torch.rand(64, 3) * 2)

@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 import solm
 from conftest import tiny_model
@@ -20,14 +21,14 @@ from solm.models.controller import ModelControl
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.observation import Observation
 from solm.policies.prices import PriceCurve
-from solm.policies.values import ValueConfig, ValueNetwork, ValuePolicy, interpolation
+from solm.policies.values import ValueConfig, ValueNetwork, ValuePolicy, gains_between, known_levels
 from solm.semantics import Semantics
 from solm.training.checkpoint import read_stored
 from solm.training.config import FitConfig, ValueTrainConfig
 from solm.training.counterfactual import Samples, collect_samples, draw_levels, keep_of
 from solm.training.interrupt import Interrupted
 from solm.training.regression import fit
-from solm.training.value_trainer import train_values
+from solm.training.value_trainer import calibrate, train_values
 from test_families import CONTEXT, STEPS, tokens
 
 SEMANTICS = Semantics(page_size=8, window=8)
@@ -160,13 +161,69 @@ def test_a_net_keep_is_split_at_one_price():
     assert budget.attention > budget.mlp > budget.bits / 16 == 5 / 16
 
 
-def test_levels_between_those_learned_are_interpolated_and_others_refused():
+def test_levels_between_those_learned_cost_what_convex_costs_would_and_others_are_refused():
     grid = ActionSpace(mlp=(0.4, 0.8, 1.0), bits=(4, 8, 16))
-    _, mlp, bits = interpolation(grid, ActionSpace(mlp=(0.5, 0.8, 0.95, 1.0), bits=(4, 6, 16)))
-    torch.testing.assert_close(mlp @ torch.tensor([0.4, 0.8, 1.0]).double(), torch.tensor([0.5, 0.8, 0.95, 1]).double())
-    torch.testing.assert_close(bits @ torch.tensor([4.0, 8, 16]).double(), torch.tensor([4.0, 6, 16]).double())
+    (_, mlp, bits) = known_levels(grid, ActionSpace(mlp=(0.4, 0.6, 0.8, 0.9, 1.0), bits=(4, 6, 16)))
+    found = gains_between(mlp[0], np.array([-1.0, -0.01]), mlp[1])
+    np.testing.assert_allclose(found, [-1, -0.1, -0.01, -0.0025, 0], atol=1e-12)
+    slopes = np.diff(found) / np.diff(mlp[1])
+    assert (np.diff(slopes) <= 0).all()  # what a share more gains falls
+    np.testing.assert_allclose(gains_between(bits[0], np.array([-0.4, 0.0]), bits[1])[[0, 2]], [-0.4, 0])
     with pytest.raises(PolicyMismatchError, match=r"mlp level 0\.3 is below .* 0\.4 to 1"):
-        interpolation(grid, ActionSpace(mlp=(0.3, 1.0)))
+        known_levels(grid, ActionSpace(mlp=(0.3, 1.0)))
+
+
+def test_what_is_chosen_among_is_fine_by_default_and_lies_between_the_levels_learned():
+    assert ValueTrainConfig.build({}, "test").choices == ActionSpace.preset("fine")
+    assert ValueTrainConfig.build({"space": "joint-27"}, "test").choices == ActionSpace.preset("joint-27")
+    assert ValueTrainConfig.build({"choose": "joint-336"}, "test").choices == ActionSpace.preset("joint-336")
+    with pytest.raises(PolicyMismatchError, match=r"bits level 4 is below .* 5 to 16"):
+        ValueTrainConfig.build({"space": "joint-27", "choose": "fine"}, "test")
+
+
+def test_only_what_a_step_bears_itself_of_attentions_cost_follows_its_sensitivity():
+    made = ValueNetwork(ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=16))
+    with torch.no_grad():
+        for profile in made.profiles:
+            profile.copy_(torch.tensor([-0.5, -0.1]))
+    calibrate(
+        made, [torch.tensor([-1.0, -0.4, 0.0]), torch.tensor([-0.8, -0.2, 0.0]), torch.tensor([-0.3, -0.05, 0.0])]
+    )
+    assert made.config.attention_own == (0.5, 0.25)
+    attention, mlp, bits = ValuePolicy(made, SPACE).priced(torch.tensor([[1.0, 1, 1], [3, 3, 3]]))
+    wanted = torch.tensor([[-1.0, -0.4, 0], [-2.0, -0.6, 0]]).double()
+    torch.testing.assert_close(attention, wanted, rtol=0, atol=1e-7)
+    torch.testing.assert_close(mlp[1], 3 * mlp[0])
+    torch.testing.assert_close(bits[1], 3 * bits[0])
+    made.config = made.config.model_copy(update={"attention_own": ()})
+    attention, *_ = ValuePolicy(made, SPACE).priced(torch.tensor([[1.0, 1, 1], [3, 3, 3]]))
+    torch.testing.assert_close(attention[1], 3 * attention[0])
+
+
+@pytest.mark.parametrize(("own", "message"), [((0.5,), "needs 2 parts"), ((0.5, 1.5), "between 0 and 1")])
+def test_parts_that_cannot_be_are_refused(own, message):
+    with pytest.raises(ValidationError, match=message):
+        ValueConfig(base_hidden=64, layer=1, grid=SPACE, attention_own=own)
+
+
+def test_a_fine_space_is_used_between_the_levels_that_were_learned():
+    """With average sensitivities alone a policy is the constant action, or the two levels next to it."""
+    fine = ActionSpace(mlp=tuple(percent / 100 for percent in range(40, 101, 5)))
+    plain = ValueNetwork(ValueConfig(base_hidden=64, layer=1, grid=ActionSpace(mlp=(0.4, 0.6, 0.8, 1.0)), width=16))
+    with torch.no_grad():
+        plain.profiles[1].copy_(torch.tensor([-1.0, -0.2, -0.03]))
+    policy = ValuePolicy(plain, fine)
+    shares = torch.tensor([fine.mlp], dtype=torch.float64)
+    one, target = torch.ones(1, 1, dtype=torch.float64), torch.tensor([[1.0, 0.7, 1.0]], dtype=torch.float64)
+    ledger, taken = Ledger.empty(1), []
+    for step in range(64):
+        seen = Observation(
+            None, None, target, ledger, (one, shares, one), step, 64, torch.tensor([True]), torch.tensor([0])
+        )
+        taken.append(int(policy.allocate((one * 0, policy.own[1][None], one * 0), seen)))
+        ledger = ledger.book(torch.tensor([[1.0, fine.mlp[taken[-1]], 1.0]], dtype=torch.float64), torch.tensor([True]))
+    assert {fine.mlp[level] for level in taken[4:-4]} <= {0.65, 0.7, 0.75}
+    assert float(ledger.average[0, 1]) == pytest.approx(0.7, abs=0.002)
 
 
 # Samples and regression

@@ -27,11 +27,11 @@ def per_request(lm: LanguageModel) -> Arm:
         hidden = prompt_states(lm, prompts, network.config.layer)
         with torch.no_grad():
             dense = torch.ones(*hidden.shape[:2], 3, device=hidden.device)
-            asked = policy.on_space(network.split(network(hidden, dense).mean(1).cpu()))
+            asked = policy.priced(network(hidden, dense).mean(1))
         rows = torch.arange(len(target)) // (len(target) // len(prompts))
         shares = []
         for row, net in zip(rows.tolist(), target.mean(1).tolist(), strict=True):
-            gains = tuple(gain[row : row + 1].float() for gain in asked)
+            gains = tuple(gain[row : row + 1] for gain in asked)
             shares.append(equal_prices(price_curves(space, (gains[0], gains[1], gains[2])), net).shares)
         return torch.tensor(shares, dtype=torch.float64)
 

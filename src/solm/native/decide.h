@@ -169,7 +169,7 @@ inline int decide(const Decider& d, const Realised& own, const Sizes& s, const f
       const double price =
           interpolate(d.low[axis] + (due - mixed[0]) / scale, d.spent[axis], d.prices, d.points) / scale;
       for (int l = 0; l < size; ++l) {
-        const double score = suffers[axis] * d.gains[axis][l] - price * mixed[l];
+        const double score = d.rest[axis][l] + suffers[axis] * d.own[axis][l] - price * mixed[l];
         if ((d.clamp && miss[l] > least + 1e-9) || score <= best) continue;
         best = score, level[axis] = l;
       }

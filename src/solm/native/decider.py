@@ -27,7 +27,7 @@ class _Decider(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("layer", "width", "clamp", "points")),
         ("sizes", ctypes.c_int32 * 3),
         *((name, _float) for name in ("read", "read_bias", "head", "head_bias", "scale", "trust")),
-        *((name, _double * 3) for name in ("levels", "gains", "spent")),
+        *((name, _double * 3) for name in ("levels", "own", "rest", "spent")),
         ("prices", _double),
         ("low", ctypes.c_double * 3),
         ("high", ctypes.c_double * 3),
@@ -38,8 +38,9 @@ class Decider:
     """A one-layer network over the residual stream and per axis what its sensitivities are multiplied with.
 
     read: weight [width, H + 3] and bias of the hidden layer; head: [3, width] and bias; scale, trust: [3].
-    levels, gains: per axis the action space's levels (κ, ρ, bits) and the average gain of each, in nats. curves: per
-    axis average shares, ascending, of tokens that pay `prices`, [points] each. layer: the one before which it decides.
+    levels: per axis the action space's levels (κ, ρ, bits). own, rest: what each gains, in nats, times the sensitivity
+    and whatever it is. curves: per axis average shares, ascending, of tokens that pay `prices`, [points] each. layer:
+    the one before which it decides.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class Decider:
         scale: torch.Tensor,
         trust: torch.Tensor,
         levels: Sequence[np.ndarray],
-        gains: Sequence[np.ndarray],
+        own: Sequence[np.ndarray],
+        rest: Sequence[np.ndarray],
         curves: Sequence[np.ndarray],
         prices: np.ndarray,
         clamp: bool,
@@ -58,7 +60,8 @@ class Decider:
         floats = (read[0].T, read[1], *head, scale, trust)
         self._floats = [values.detach().float().cpu().contiguous() for values in floats]
         self._doubles = [
-            [np.ascontiguousarray(values, dtype=np.float64) for values in parts] for parts in (levels, gains, curves)
+            [np.ascontiguousarray(values, dtype=np.float64) for values in parts]
+            for parts in (levels, own, rest, curves)
         ]
         self._prices = np.ascontiguousarray(prices, dtype=np.float64)
         pointers = [(_double * 3)(*(values.ctypes.data_as(_double) for values in parts)) for parts in self._doubles]

@@ -73,7 +73,7 @@ struct Plan {
 struct Decider {
   int32_t layer, width, clamp, points, sizes[3];
   const float *read, *read_bias, *head, *head_bias, *scale, *trust;
-  const double *levels[3], *gains[3], *spent[3], *prices;
+  const double *levels[3], *own[3], *rest[3], *spent[3], *prices;
   double low[3], high[3];
 };
 

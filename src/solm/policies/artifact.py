@@ -14,7 +14,7 @@ from solm.errors import DamagedFileError, PolicyMismatchError, SolmError
 from solm.files import read_model, read_tensors, write_bytes, write_json, write_text
 from solm.policies.learned import LearnedPolicy
 from solm.policies.network import NetworkConfig, PolicyNetwork
-from solm.policies.values import ValueConfig, ValueNetwork, ValuePolicy, interpolation
+from solm.policies.values import ValueConfig, ValueNetwork, ValuePolicy, known_levels
 from solm.semantics import Semantics
 
 BUILTIN = "builtin:"
@@ -69,7 +69,7 @@ class TrainedPolicy:
     def __init__(self, config: PolicyConfig, network: PolicyNetwork | ValueNetwork | None = None):
         sizes = config.network
         if isinstance(sizes, ValueConfig):
-            interpolation(sizes.grid, config.space)
+            known_levels(sizes.grid, config.space)
         elif sizes.actions != len(config.space):
             raise PolicyMismatchError(f"the network has {sizes.actions} actions, its action space {len(config.space)}")
         self.config = config

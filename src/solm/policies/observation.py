@@ -91,8 +91,8 @@ def budget_prior(observation: Observation) -> torch.Tensor:
     return grid.flatten(1).float()
 
 
-def feasible(observation: Observation) -> torch.Tensor:
-    """[N, A] bool: actions after which the budget can still be met by the horizon, axis by axis.
+def feasible_levels(observation: Observation) -> list[np.ndarray]:
+    """Per axis [N, levels] bool: levels after which the budget can still be met by the horizon.
 
     Where no level of an axis can meet it any more, the levels that miss it least.
     """
@@ -107,6 +107,11 @@ def feasible(observation: Observation) -> torch.Tensor:
         goal, spent = target[:, axis, None] * steps, booked[:, axis, None] + levels
         miss = np.maximum(spent + left * low - goal, 0) + np.maximum(goal - spent - left * high, 0)
         allowed.append(miss <= miss.min(1, keepdims=True) + 1e-9)
-    attention, mlp, bits = allowed
+    return allowed
+
+
+def feasible(observation: Observation) -> torch.Tensor:
+    """[N, A] bool: actions whose levels are all feasible."""
+    attention, mlp, bits = feasible_levels(observation)
     grid = attention[:, :, None, None] & mlp[:, None, :, None] & bits[:, None, None, :]
     return torch.from_numpy(grid.reshape(len(grid), -1))

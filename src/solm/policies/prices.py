@@ -3,12 +3,11 @@
 from abc import ABC, abstractmethod
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from solm.actions import FULL_BITS, ActionSpace
 from solm.budget import Budget
-from solm.policies.observation import Observation, feasible
+from solm.policies.observation import Observation, feasible_levels
 
 Gains = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Per axis [..., levels]: log-probability of the next token above the dense step's, in nats."""
@@ -102,20 +101,21 @@ class Allocator(ABC):
         # On the host and in numpy: these are a few numbers a row, and torch takes ten times as long to start.
         horizon = np.maximum(seen.remaining, _SHORTEST_HORIZON)
         target, spent, steps = seen.target.numpy(), seen.ledger.spent.numpy(), seen.ledger.steps.numpy()
-        score: npt.NDArray[np.float64] = np.zeros((len(target), 1, 1, 1))
+        action = np.zeros(len(target), dtype=np.int64)
+        allowed = feasible_levels(seen) if self.clamp else None
         for axis, (gain, shares, curve) in enumerate(zip(gains, seen.levels, self.curves, strict=True)):
             levels = shares.numpy()
-            if levels.shape[1] == 1:
+            size = levels.shape[1]
+            if size == 1:
                 continue
             due = (target[:, axis] * (steps + horizon) - spent[:, axis]) / horizon
             # Curves know nominal shares; a step's realised ones may span another range (pages that are always read).
             # In short contexts all of an axis's levels may realise the same: then no price can change what is spent.
             scale = np.maximum((levels[:, -1] - levels[:, 0]) / (curve.high - curve.low), 1e-9)
             price = curve.price(curve.low + (due - levels[:, 0]) / scale) / scale
-            shape = [-1, 1, 1, 1]
-            shape[axis + 1] = levels.shape[1]
-            score = score + (gain.numpy().astype(np.float64) - price[:, None] * levels).reshape(shape)
-        score = np.broadcast_to(score, (len(target), *self.space.shape)).reshape(len(target), -1)
-        if self.clamp:
-            score = np.where(feasible(seen).numpy(), score, -np.inf)
-        return torch.from_numpy(score.argmax(-1))
+            score = gain.numpy().astype(np.float64) - price[:, None] * levels
+            if allowed is not None:
+                score = np.where(allowed[axis], score, -np.inf)
+            # Axes share neither gains nor budgets: the best action has the best level of each.
+            action = action * size + score.argmax(1)
+        return torch.from_numpy(action)

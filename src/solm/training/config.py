@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from solm.actions import PRESETS as SPACES
 from solm.actions import ActionSpace
 from solm.errors import SolmError
+from solm.policies.values import known_levels
 from solm.semantics import PRESETS as SEMANTICS
 from solm.semantics import Semantics
 
@@ -67,11 +68,12 @@ class RunConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _resolve_names(cls, values: Any) -> Any:
-        """Space and semantics may be given by the name of a preset; data as one string."""
+        """Spaces and semantics may be given by the name of a preset; data as one string."""
         if isinstance(values, dict):
             values = dict(values)
-            if isinstance(values.get("space"), str):
-                values["space"] = ActionSpace.preset(values["space"])
+            for key in ("space", "choose"):
+                if isinstance(values.get(key), str):
+                    values[key] = ActionSpace.preset(values[key])
             if isinstance(values.get("semantics"), str):
                 values["semantics"] = Semantics.preset(values["semantics"])
             if isinstance(values.get("data"), str):
@@ -157,6 +159,8 @@ class ValueTrainConfig(RunConfig):
 
     method: Literal["values"] = "values"
     space: ActionSpace = SPACES["grid"]
+    choose: ActionSpace | None = None
+    """What the policy chooses among unless told otherwise; None: `fine` after learning `grid`, else `space` itself."""
     context: int = Field(384, ge=1)
     horizon: int = Field(256, ge=1)
     schedules: int = Field(3, ge=1)
@@ -171,6 +175,17 @@ class ValueTrainConfig(RunConfig):
     width: int = Field(64, ge=8)
     """Hidden units of the network; more of them fit noise sooner."""
     fit: FitConfig = FitConfig()
+
+    @model_validator(mode="after")
+    def _check_choices(self) -> Self:
+        known_levels(self.space, self.choices)
+        return self
+
+    @property
+    def choices(self) -> ActionSpace:
+        if self.choose is not None:
+            return self.choose
+        return SPACES["fine"] if self.space == SPACES["grid"] else self.space
 
 
 METHODS: dict[str, type[TrainConfig] | type[ValueTrainConfig]] = {"values": ValueTrainConfig, "grpo": TrainConfig}

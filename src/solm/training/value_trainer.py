@@ -24,6 +24,7 @@ from solm.training.rollout import step_generator
 from solm.training.sources import Record, draw_windows, provenance, training_streams
 
 SAMPLES = "samples"
+_LEAST = 1e-6  # nats
 
 
 def train_values(
@@ -69,7 +70,11 @@ def train_values(
         told = {**told, "explained": [round(value, 5) for value in found.explained]}
         trained = TrainedPolicy(
             PolicyConfig(
-                base=lm.identity, space=config.space, semantics=config.semantics, network=network, provenance=told
+                base=lm.identity,
+                space=config.choices,
+                semantics=config.semantics,
+                network=fitted.config,
+                provenance=told,
             ),
             fitted,
         )
@@ -97,13 +102,19 @@ def level_costs(
 
 @torch.no_grad()
 def calibrate(network: ValueNetwork, costs: list[torch.Tensor]) -> None:
-    """Set the network's profiles to `level_costs`.
+    """Set a fitted network's profiles to `level_costs`.
 
-    The fit sees one step at a time among others that are random; a budget buys whole runs.
+    The fit sees one step at a time among others that are random; a budget buys whole runs, in which a step also bears
+    what others did to its keys and values. On the MLP and in bits, tokens that suffer more do more of that too; on
+    attention there is no such relation (docs/results), so there only what the fit ascribes to the step itself follows
+    its sensitivity.
     """
+    borne = network.profiles[0].clone()
     for profile, cost in zip(network.profiles, costs, strict=True):
         # Noise may put a level above the next one; costs fall with every level.
         profile.copy_(cost[:-1].flip(0).clamp(max=0).cummin(0).values.flip(0))
+    own = (borne / network.profiles[0].clamp(max=-_LEAST)).clamp(0, 1)
+    network.config = network.config.model_copy(update={"attention_own": tuple(own.double().round(decimals=3).tolist())})
 
 
 def _collect(
