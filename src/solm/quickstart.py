@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from solm.actions import ActionSpace
 from solm.data.windows import token_stream
 from solm.decoding.api import load
 from solm.decoding.generate import Reply
@@ -24,19 +23,11 @@ from solm.training.value_trainer import train_values
 
 PROMPT = "Explain step by step why the sky is blue, and why it turns red in the evening."
 HELD_OUT = "pydoc:heldout"
-BUDGETS = (0.5, 0.6, 0.7)
+BUDGETS = (0.45, 0.5, 0.6)
 PRETRAINED = "builtin:smollm2-135m"
 
-SPACE = "joint-27"
-CONFIG = {
-    "model": "builtin:smollm2-135m",
-    "data": "pydoc:train",
-    "space": SPACE,
-    "context": 256,
-    "calibration_context": 256,
-    "calibration_texts": 32,
-}
-SETTINGS = EvaluationSettings(budgets=BUDGETS, sequences=48, context=256, length=128, trials=4)
+CONFIG = {"model": "builtin:smollm2-135m", "data": "pydoc:train", "calibration_texts": 32}
+SETTINGS = EvaluationSettings(budgets=BUDGETS, sequences=48, context=512, length=128, trials=4)
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ def run(out: Path, batches: int, report: Callable[..., None], pretrained: bool =
     started = time.perf_counter()
     report("loading the model", 0, 1)
     if pretrained:
-        trained = TrainedPolicy.from_pretrained(PRETRAINED).with_space(ActionSpace.preset(SPACE))
+        trained = TrainedPolicy.from_pretrained(PRETRAINED)
     else:
         trained = _train(out, batches, report)
     lm = load(str(CONFIG["model"]), trained)

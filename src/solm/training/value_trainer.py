@@ -113,7 +113,7 @@ def calibrate(network: ValueNetwork, costs: list[torch.Tensor]) -> None:
     for profile, cost in zip(network.profiles, costs, strict=True):
         # Noise may put a level above the next one; costs fall with every level.
         profile.copy_(cost[:-1].flip(0).clamp(max=0).cummin(0).values.flip(0))
-    own = (borne / network.profiles[0].clamp(max=-_LEAST)).clamp(0, 1)
+    own = (borne / network.profiles[0].clamp(max=-_LEAST)).clamp(0, 1).abs()
     network.config = network.config.model_copy(update={"attention_own": tuple(own.double().round(decimals=3).tolist())})
 
 
