@@ -38,8 +38,9 @@ BUDGETS = {
     "joint-336": (0.45, 0.6),
     "fine": (0.4, 0.45, 0.5),
 }
-# Beside static, static-tuned, random and the token table. What reads by activations is shown on its own axis.
-BASELINES = {"attention-fine": ("constant", "top-p"), "mlp-fine": ("constant", "teal")}
+# Beside static, static-tuned, random and the token table. What reads by activations is shown on its own axis; in a fine
+# space static is the constant action already.
+BASELINES = {"attention-fine": ("constant", "top-p"), "mlp-fine": ("constant", "teal"), "fine": ()}
 
 
 def held_out(data: Path, lm) -> list[TokenStream]:  # type: ignore[no-untyped-def]

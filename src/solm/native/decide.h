@@ -69,6 +69,18 @@ inline double interpolate(double x, const double* from, const double* to, int po
   return to[upper - 1] + part * (to[upper] - to[upper - 1]);
 }
 
+// The nominal share at which a step realises `wanted`, where levels of nominal shares realise `realised`, rising, some
+// perhaps the same.
+inline double nominal_share(double wanted, const double* realised, const double* nominal, int size) {
+  constexpr double SAME = 1e-9;  // as in solm.policies.prices
+  int below = -1;
+  for (int l = 0; l < size; ++l) below += realised[l] <= wanted + SAME;
+  below = std::clamp(below, 0, size - 2);
+  const double gap = std::max(realised[below + 1] - realised[below], SAME);
+  const double part = std::clamp((wanted - realised[below]) / gap, 0.0, 1.0);
+  return nominal[below] + part * (nominal[below + 1] - nominal[below]);
+}
+
 // How much the token of residual stream x suffers from every axis: sensitivities [3], 1 on average.
 inline void sensitivities(const Decider& d, const float* x, int hidden, const double* shares, double* found) {
   float mean = 0, square = 0;
@@ -165,11 +177,10 @@ inline int decide(const Decider& d, const Realised& own, const Sizes& s, const f
         least = std::min(least, miss[l]);
       }
       const double due = (target * (double(row.booked) + horizon) - row.spent[axis]) / horizon;
-      const double scale = std::max((mixed[size - 1] - mixed[0]) / (d.high[axis] - d.low[axis]), 1e-9);
-      const double price =
-          interpolate(d.low[axis] + (due - mixed[0]) / scale, d.spent[axis], d.prices, d.points) / scale;
+      const double* nominal = d.shares[axis];
+      const double price = interpolate(nominal_share(due, mixed, nominal, size), d.spent[axis], d.prices, d.points);
       for (int l = 0; l < size; ++l) {
-        const double score = d.rest[axis][l] + suffers[axis] * d.own[axis][l] - price * mixed[l];
+        const double score = d.rest[axis][l] + suffers[axis] * d.own[axis][l] - price * nominal[l];
         if ((d.clamp && miss[l] > least + 1e-9) || score <= best) continue;
         best = score, level[axis] = l;
       }

@@ -27,10 +27,8 @@ class _Decider(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("layer", "width", "clamp", "points")),
         ("sizes", ctypes.c_int32 * 3),
         *((name, _float) for name in ("read", "read_bias", "head", "head_bias", "scale", "trust")),
-        *((name, _double * 3) for name in ("levels", "own", "rest", "spent")),
+        *((name, _double * 3) for name in ("levels", "shares", "own", "rest", "spent")),
         ("prices", _double),
-        ("low", ctypes.c_double * 3),
-        ("high", ctypes.c_double * 3),
     ]
 
 
@@ -59,23 +57,15 @@ class Decider:
     ):
         floats = (read[0].T, read[1], *head, scale, trust)
         self._floats = [values.detach().float().cpu().contiguous() for values in floats]
-        self._doubles = [
-            [np.ascontiguousarray(values, dtype=np.float64) for values in parts]
-            for parts in (levels, own, rest, curves)
-        ]
+        attention, mlp, bits = levels
+        tables = (levels, (attention, mlp, bits / FULL_BITS), own, rest, curves)
+        self._doubles = [[np.ascontiguousarray(part, dtype=np.float64) for part in table] for table in tables]
         self._prices = np.ascontiguousarray(prices, dtype=np.float64)
         pointers = [(_double * 3)(*(values.ctypes.data_as(_double) for values in parts)) for parts in self._doubles]
-        triple = ctypes.c_double * 3
         self._struct = _Decider(
             layer, len(read[1]), clamp, len(prices), (ctypes.c_int32 * 3)(*(len(part) for part in levels)),
             *(values.data_ptr() for values in self._floats), *pointers, self._prices.ctypes.data_as(_double),
-            triple(*(part[0] for part in self._shares(levels))), triple(*(part[-1] for part in self._shares(levels))),
         )  # fmt: skip
-
-    @staticmethod
-    def _shares(levels: Sequence[np.ndarray]) -> list[np.ndarray]:
-        attention, mlp, bits = levels
-        return [attention, mlp, bits / FULL_BITS]
 
     @property
     def address(self) -> int:

@@ -73,8 +73,7 @@ struct Plan {
 struct Decider {
   int32_t layer, width, clamp, points, sizes[3];
   const float *read, *read_bias, *head, *head_bias, *scale, *trust;
-  const double *levels[3], *own[3], *rest[3], *spent[3], *prices;
-  double low[3], high[3];
+  const double *levels[3], *shares[3], *own[3], *rest[3], *spent[3], *prices;
 };
 
 // What a row may spend and has spent; a null decider leaves it to the caller.

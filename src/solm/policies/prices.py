@@ -15,6 +15,8 @@ Gains = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 _PRICES = torch.cat([torch.zeros(1), torch.logspace(-3, 1.5, 128)]).double()
 FALLING = _PRICES.flip(0).numpy()
 """The prices that belong to the points of `PriceCurve.rising`."""
+_SAME = 1e-9
+"""Shares that differ by less are one."""
 _SHORTEST_HORIZON = 8
 """Steps over which a deviation from the budget is made good, even where fewer are left: the feasibility clamp takes
 care of the last ones."""
@@ -29,7 +31,7 @@ class PriceCurve:
     def __init__(self, gains: torch.Tensor, shares: torch.Tensor):
         gains = gains.double()
         self.spent = torch.stack([shares[(gains - price * shares).argmax(-1)].mean() for price in _PRICES])
-        self.low, self.high = float(shares[0]), float(shares[-1])
+        self.shares = shares.numpy()
         # Strictly falling, so that every share between has one price.
         falling = torch.cummin(self.spent, 0).values - torch.arange(len(_PRICES)) * 1e-9
         self.rising = falling.flip(0).numpy()
@@ -103,19 +105,28 @@ class Allocator(ABC):
         target, spent, steps = seen.target.numpy(), seen.ledger.spent.numpy(), seen.ledger.steps.numpy()
         action = np.zeros(len(target), dtype=np.int64)
         allowed = feasible_levels(seen) if self.clamp else None
-        for axis, (gain, shares, curve) in enumerate(zip(gains, seen.levels, self.curves, strict=True)):
-            levels = shares.numpy()
+        for axis, (gain, realised, curve) in enumerate(zip(gains, seen.levels, self.curves, strict=True)):
+            levels = realised.numpy()
             size = levels.shape[1]
             if size == 1:
                 continue
             due = (target[:, axis] * (steps + horizon) - spent[:, axis]) / horizon
-            # Curves know nominal shares; a step's realised ones may span another range (pages that are always read).
-            # In short contexts all of an axis's levels may realise the same: then no price can change what is spent.
-            scale = np.maximum((levels[:, -1] - levels[:, 0]) / (curve.high - curve.low), 1e-9)
-            price = curve.price(curve.low + (due - levels[:, 0]) / scale) / scale
-            score = gain.numpy().astype(np.float64) - price[:, None] * levels
+            # Prices are of nominal shares. What a step realises is not in proportion to them: some pages are always
+            # read, and all of them whole. In short contexts several levels may realise the same.
+            price = curve.price(_at(due, levels, curve.shares))
+            score = gain.numpy().astype(np.float64) - price[:, None] * curve.shares
             if allowed is not None:
                 score = np.where(allowed[axis], score, -np.inf)
             # Axes share neither gains nor budgets: the best action has the best level of each.
             action = action * size + score.argmax(1)
         return torch.from_numpy(action)
+
+
+def _at(wanted: np.ndarray, realised: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """The nominal share [N] at which rows realise `wanted` [N], where levels of `shares` [L] realise `realised` [N, L],
+    rising; the first or last one beyond the ends."""
+    rows, last = np.arange(len(wanted)), realised.shape[1] - 2
+    below = ((realised <= wanted[:, None] + _SAME).sum(1) - 1).clip(0, last)
+    low, high = realised[rows, below], realised[rows, below + 1]
+    part = ((wanted - low) / np.maximum(high - low, _SAME)).clip(0, 1)
+    return np.asarray(shares[below] + part * (shares[below + 1] - shares[below]))
