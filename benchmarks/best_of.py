@@ -32,7 +32,8 @@ Found = dict[str, Any]
 def extend(lm: LanguageModel, texts: Texts, net: float, trials: int, path: Path) -> Found:
     """What the file at `path` holds for net keep `net`, with trials run until there are `trials` [trials, S]."""
     assert lm.trained is not None
-    key = f"{lm.trained.config.weights_sha256} {hashlib.sha256(texts.windows.numpy().tobytes()).hexdigest()} {net}"
+    policy = f"{lm.trained.config.weights_sha256} {lm.trained.config.network.model_dump_json()}"
+    key = f"{policy} {hashlib.sha256(texts.windows.numpy().tobytes()).hexdigest()} {net}"
     found: Found = json.loads(path.read_text()) if path.exists() else {}
     if found.get("key") != key:
         ours, realised = texts.run(lm.policy(), lm.budget(net).tensor(len(texts.windows))[:, None])

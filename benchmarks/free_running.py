@@ -126,7 +126,8 @@ def main() -> None:
 def told_apart(lm: LanguageModel, prompts: torch.Tensor, options: argparse.Namespace) -> str:
     """What a file of finished parts must agree in to be gone on with."""
     assert lm.trained is not None
-    parts = (lm.trained.config.weights_sha256, lm.semantics.model_dump_json(), options.backend, options.length)
+    policy = (lm.trained.config.weights_sha256, lm.trained.config.network.model_dump_json())
+    parts = (*policy, lm.semantics.model_dump_json(), options.backend, options.length)
     return hashlib.sha256(repr(parts).encode() + prompts.numpy().tobytes()).hexdigest()
 
 

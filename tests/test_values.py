@@ -206,24 +206,26 @@ def test_parts_that_cannot_be_are_refused(own, message):
         ValueConfig(base_hidden=64, layer=1, grid=SPACE, attention_own=own)
 
 
-def test_a_fine_space_is_used_between_the_levels_that_were_learned():
-    """With average sensitivities alone a policy is the constant action, or the two levels next to it."""
+@pytest.mark.parametrize("floor", [0.4, 0.62], ids=["in proportion", "some of it always"])
+def test_a_fine_space_is_used_between_the_levels_that_were_learned(floor):
+    """With average sensitivities alone a policy takes the levels next to the average, whatever a level realises."""
     fine = ActionSpace(mlp=tuple(percent / 100 for percent in range(40, 101, 5)))
     plain = ValueNetwork(ValueConfig(base_hidden=64, layer=1, grid=ActionSpace(mlp=(0.4, 0.6, 0.8, 1.0)), width=16))
     with torch.no_grad():
         plain.profiles[1].copy_(torch.tensor([-1.0, -0.2, -0.03]))
     policy = ValuePolicy(plain, fine)
-    shares = torch.tensor([fine.mlp], dtype=torch.float64)
-    one, target = torch.ones(1, 1, dtype=torch.float64), torch.tensor([[1.0, 0.7, 1.0]], dtype=torch.float64)
+    shares = torch.tensor([fine.mlp], dtype=torch.float64).clamp(min=floor)
+    one, target = torch.ones(1, 1, dtype=torch.float64), torch.tensor([[1.0, 0.68, 1.0]], dtype=torch.float64)
     ledger, taken = Ledger.empty(1), []
     for step in range(64):
         seen = Observation(
             None, None, target, ledger, (one, shares, one), step, 64, torch.tensor([True]), torch.tensor([0])
         )
         taken.append(int(policy.allocate((one * 0, policy.own[1][None], one * 0), seen)))
-        ledger = ledger.book(torch.tensor([[1.0, fine.mlp[taken[-1]], 1.0]], dtype=torch.float64), torch.tensor([True]))
-    assert {fine.mlp[level] for level in taken[4:-4]} <= {0.65, 0.7, 0.75}
-    assert float(ledger.average[0, 1]) == pytest.approx(0.7, abs=0.002)
+        spent = float(shares[0, taken[-1]])
+        ledger = ledger.book(torch.tensor([[1.0, spent, 1.0]], dtype=torch.float64), torch.tensor([True]))
+    assert {fine.mlp[level] for level in taken[:-4]} == {0.65, 0.7}
+    assert float(ledger.average[0, 1]) == pytest.approx(0.68, abs=0.002)
 
 
 # Samples and regression

@@ -74,9 +74,9 @@ def evaluate(
 
     Static, random and the rivals get, per sequence and axis, the average that the policy *realised* (without a
     policy: the budget itself, in `space`); static-tuned gets its net keep. Where the semantics have a profile, all arms
-    follow it but static-even. partial: a file that holds finished
-    batches, so that an interrupted evaluation goes on. progress: called with batches done and in all. tuning: text to
-    choose static-tuned on, which is left out without it. rivals: more policies and baselines, by name.
+    follow it but static-even. partial: a file that holds finished batches, so that an interrupted evaluation goes on.
+    progress: called with batches done and in all. tuning: text to choose static-tuned on, which is left out without it.
+    rivals: more policies and baselines, by name.
     """
     space = lm.space if space is None else space
     budgets = [Budget.from_net(net, space) if lm.trained is None else lm.budget(net) for net in settings.budgets]
@@ -152,11 +152,10 @@ def _key(
     tuning: TokenStream | None,
 ) -> str:
     """What a partial result must agree in to be continued."""
-    weights = (
-        []
-        if lm.trained is None
-        else [t.detach().cpu().numpy().tobytes() for t in lm.trained.network.state_dict().values()]
-    )
+    weights = []
+    if lm.trained is not None:
+        weights = [tensor.detach().cpu().numpy().tobytes() for tensor in lm.trained.network.state_dict().values()]
+        weights.append(lm.trained.config.network.model_dump_json().encode())
     parts = [
         str(SCHEMA_VERSION),
         settings.model_dump_json(),
