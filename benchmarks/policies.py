@@ -28,7 +28,7 @@ from solm.training.config import ValueTrainConfig
 from solm.training.regression import fit
 from solm.training.value_trainer import read_samples
 
-# Net keeps; in a space with one axis, (share + 2) / 3. Static loses .05 to .5 nats a token at these.
+# Net keeps; in a space with one axis, (share + 2) / 3. Static loses .03 to .5 nats a token at these.
 BUDGETS = {
     "attention-fine": (0.735, 0.77),
     "mlp-fine": (0.82, 0.855),
