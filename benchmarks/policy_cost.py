@@ -3,7 +3,8 @@
 python benchmarks/policy_cost.py
 
 On the native engine the policy is asked to spend everything, so that its steps compute what dense ones do, decision and
-books on top; the two take turns, and `overhead` is the median of their ratio over rounds, less 1.
+books on top; the two take turns in going first, `added` is the median of what a step takes longer, in milliseconds, and
+`overhead` that in shares of the dense step.
 """
 
 import json
@@ -23,6 +24,7 @@ from solm.policies.values import ValuePolicy
 from timing import MODEL, arguments, draw_text, machine, median
 
 CONTEXT, STEPS = 512, 64
+SPACES = ("joint-27", "fine")
 
 
 def milliseconds(run: Callable[..., object], *given: object) -> float:
@@ -33,7 +35,7 @@ def milliseconds(run: Callable[..., object], *given: object) -> float:
 
 def main() -> None:
     options = arguments(__doc__)
-    trained = TrainedPolicy.from_pretrained(f"{MODEL}-joint-27")
+    trained = TrainedPolicy.from_pretrained(MODEL)
     lm = solm.load(MODEL, trained, dtype=options.dtype)
     policy = trained.policy()
     assert isinstance(policy, ValuePolicy)
@@ -56,7 +58,7 @@ def main() -> None:
             taken["decision"].append(milliseconds(spare.decide, hidden, before))
         for name, values in taken.items():
             rounds[name].append(median(values))
-    engines = {precision: native(lm, policy, ids, precision, options.rounds) for precision in ("int8", "int4")}
+    engines = [native(lm, space, ids, precision, options.rounds) for precision in ("int8", "int4") for space in SPACES]
     result = {name: [median(values[1:]), min(values[1:]), max(values[1:])] for name, values in rounds.items()}
     if options.json:
         about = {"dtype": str(lm.model.dtype), "machine": machine()}
@@ -64,28 +66,36 @@ def main() -> None:
         return
     for name, (middle, low, high) in result.items():
         print(f"{name:16} {middle:7.3f} ms ({low:.3f} to {high:.3f})")
-    for precision, found in engines.items():
-        print(f"native {precision}: dense {found['dense']:.3f} ms, policy adds {100 * found['overhead']:.1f} %")
+    for found in engines:
+        name, middle = f"native {found['precision']}, {found['space']}", 100 * found["overhead"]
+        print(f"{name:22} dense {found['dense']:.3f} ms, policy adds {middle:.1f} %")
 
 
-def native(lm: Any, policy: ValuePolicy, ids: torch.Tensor, precision: str, rounds: int) -> dict[str, float]:
+def native(lm: Any, space: str, ids: torch.Tensor, precision: str, rounds: int) -> dict[str, Any]:
     """Medians of dense steps and of steps that the policy decides, milliseconds, and what the decisions add."""
+    policy = TrainedPolicy.from_pretrained(f"{MODEL}-{space}").policy()
     parent = NativeSession(lm.control, lm.semantics, Engine(lm.model, lm.semantics, precision), CONTEXT)
     parent.prefill(ids[:, :CONTEXT])
-    dense, ours = [], []
-    for _ in range(rounds + 1):
+    dense: list[float] = []
+    added: list[float] = []
+    for turn in range(rounds + 1):
         plain, decided = (parent.fork(1, capacity=STEPS + 16) for _ in range(2))
         plain.shortlist = decided.shortlist = True  # as in greedy generation
-        driver = MidPassDriver(decided, policy, Budget().tensor(1), STEPS)
-        times: tuple[list[float], list[float]] = ([], [])
+        steps = {"dense": plain.step, "policy": MidPassDriver(decided, policy, Budget().tensor(1), STEPS).step}
         for step in range(STEPS):
-            token = ids[:, CONTEXT + step]
-            times[0].append(milliseconds(plain.step, token))
-            times[1].append(milliseconds(driver.step, token))
-        dense.append(median(times[0]))
-        ours.append(median(times[1]))
-    ratios = [b / a for a, b in zip(dense[1:], ours[1:], strict=True)]
-    return {"dense": median(dense[1:]), "policy": median(ours[1:]), "overhead": median(ratios) - 1}
+            order = ("dense", "policy") if step % 2 else ("policy", "dense")
+            taken = {name: milliseconds(steps[name], ids[:, CONTEXT + step]) for name in order}
+            if turn:
+                dense.append(taken["dense"])
+                added.append(taken["policy"] - taken["dense"])
+    overhead = median(added) / median(dense)
+    return {
+        "precision": precision,
+        "space": space,
+        "dense": median(dense),
+        "added": median(added),
+        "overhead": overhead,
+    }
 
 
 if __name__ == "__main__":

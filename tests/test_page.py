@@ -18,7 +18,10 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 
 @pytest.fixture(scope="module")
 def service(byte_tokenizer):
-    return tiny_service(byte_tokenizer)
+    """Without a token that ends replies: sampled ones are as long as asked, and never done before a test looks."""
+    service = tiny_service(byte_tokenizer)
+    service.lm.model.generation_config.eos_token_id = None
+    return service
 
 
 @pytest.fixture(scope="module")

@@ -31,31 +31,41 @@ inline double deal(const Rules& rules, const Sizes& s, int axis, int layer, doub
   return curve[0] + (place - below) * (curve[1] - curve[0]);
 }
 
-// What a layer follows of a step's plan.
-inline Plan plan_at(const Rules& rules, const Sizes& s, const Plan& whole, int layer) {
-  if (!rules.profile) return whole;
-  Plan own = whole;
-  own.pages = int(ceil_share(deal(rules, s, 0, layer, whole.share), whole.between));
-  own.keep = deal(rules, s, 1, layer, whole.keep);
-  if (rules.input_site) own.inputs = int(ceil_share(own.keep, s.hidden));
+// What a layer follows of a step's plan: its pages, and its channels.
+inline int pages_at(const Rules& rules, const Sizes& s, const Plan& whole, int layer) {
+  if (!rules.profile) return whole.pages;
+  return int(ceil_share(deal(rules, s, 0, layer, whole.share), whole.between));
+}
+inline void deal_channels(const Rules& rules, const Sizes& s, int layer, Plan& plan) {
+  if (!rules.profile) return;
+  plan.keep = deal(rules, s, 1, layer, plan.keep);
+  if (rules.input_site) plan.inputs = int(ceil_share(plan.keep, s.hidden));
   if (rules.hidden_site)
-    own.hiddens = int(ceil_share(rules.hidden_power == 2 ? own.keep * own.keep : own.keep, s.intermediate));
+    plan.hiddens = int(ceil_share(rules.hidden_power == 2 ? plan.keep * plan.keep : plan.keep, s.intermediate));
+}
+inline Plan plan_at(const Rules& rules, const Sizes& s, const Plan& whole, int layer) {
+  Plan own = whole;
+  own.pages = pages_at(rules, s, whole, layer);
+  deal_channels(rules, s, layer, own);
   return own;
 }
 
-// What layers first to last (not included) contribute to the shares that a step of kv_length keys realises [3].
-inline void realise(const Rules& rules, const Sizes& s, const Plan& plan, int kv_length, int first, int last,
-                    double* realised) {
-  const int sites = rules.input_site + rules.hidden_site, differ = rules.profile ? last - first : 1;
-  double attention = 0, mlp = 0;
-  for (int l = first; l < first + differ; ++l) {
-    const Plan own = plan_at(rules, s, plan, l);
-    const double channels[2] = {double(own.inputs) / s.hidden, double(own.hiddens) / s.intermediate};
-    attention += double(own.always + own.pages * PAGE) / kv_length;
-    mlp += sites == 2 ? (channels[0] + channels[1]) / 2 : channels[rules.input_site ? 0 : 1];
-  }
-  const double part = double(last - first) / s.layers, each = rules.profile ? 1.0 / s.layers : part;
-  realised[0] = attention * each, realised[1] = mlp * each, realised[2] = plan.bits / FULL_BITS * part;
+// What a layer realises on the axis of attention or of the MLP.
+inline double layer_share(const Rules& rules, const Sizes& s, Plan plan, int kv_length, int axis, int layer) {
+  if (axis == 0) return double(plan.always + pages_at(rules, s, plan, layer) * PAGE) / kv_length;
+  deal_channels(rules, s, layer, plan);
+  const double inputs = double(plan.inputs) / s.hidden, hiddens = double(plan.hiddens) / s.intermediate;
+  return rules.input_site && rules.hidden_site ? (inputs + hiddens) / 2 : rules.input_site ? inputs : hiddens;
+}
+
+// What layers first to last (not included) contribute to the share of an axis that a step of kv_length keys realises.
+inline double realise(const Rules& rules, const Sizes& s, const Plan& plan, int kv_length, int axis, int first, int last) {
+  const double part = double(last - first) / s.layers;
+  if (axis == 2) return plan.bits / FULL_BITS * part;
+  if (!rules.profile) return layer_share(rules, s, plan, kv_length, axis, 0) * part;
+  double sum = 0;
+  for (int l = first; l < last; ++l) sum += layer_share(rules, s, plan, kv_length, axis, l);
+  return sum / s.layers;
 }
 
 inline bool controllable(const Rules& rules, int kv_length) { return kv_length > rules.sinks + rules.window + 1; }
@@ -117,13 +127,11 @@ struct Realised {
   Realised(const Decider& d, const Rules& rules, const Sizes& s, int kv_length) {
     for (int axis = 0; axis < 3; ++axis)
       for (int l = 0; l < d.sizes[axis]; ++l) {
-        double keep[3] = {1, 1, FULL_BITS}, found[3];
+        double keep[3] = {1, 1, FULL_BITS};
         keep[axis] = d.levels[axis][l];
         const Plan plan = make_plan(rules, s, keep, kv_length);
-        realise(rules, s, plan, kv_length, 0, s.layers, found);
-        share[axis][l] = found[axis];
-        realise(rules, s, plan, kv_length, 0, d.layer, found);
-        begun[axis][l] = found[axis];
+        begun[axis][l] = realise(rules, s, plan, kv_length, axis, 0, d.layer);
+        share[axis][l] = begun[axis][l] + realise(rules, s, plan, kv_length, axis, d.layer, s.layers);
       }
   }
 };

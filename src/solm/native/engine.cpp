@@ -187,7 +187,8 @@ int32_t solm_run(void* engine, const Rules* rules, int32_t steps, int32_t count,
       for (int axis = 0; axis < 3; ++axis) now[axis] = d.levels[axis][level[axis]];
     }
     e->plans[i] = make_plan(*rules, e->s, now, kv_length);
-    realise(*rules, e->s, e->plans[i], kv_length, first, last, realised + 3 * size_t(i));
+    for (int axis = 0; axis < 3; ++axis)
+      realised[3 * size_t(i) + axis] = realise(*rules, e->s, e->plans[i], kv_length, axis, first, last);
   }
   e->ticket.fetch_add(1, std::memory_order_acq_rel);
   e->ticket.notify_all();
