@@ -28,7 +28,7 @@ from solm.evaluation.statistics import paired_difference
 from solm.files import write_text
 
 PROMPT, CHUNK, ROWS = 256, 16, 50
-SPACE = "joint-27"
+SPACE = "fine"
 EVEN = "static-even"
 """Static without the policy's profile: every layer keeps the same."""
 

@@ -1,4 +1,4 @@
-"""The tables of docs/tasks-results.md: the shipped policy on tasks at matched compute, in joint-27.
+"""The tables of docs/tasks-results.md: the shipped policy on tasks at matched compute, among close levels.
 
     python benchmarks/task_results.py --data DATA
     python benchmarks/task_results.py --table
@@ -25,7 +25,7 @@ from solm.evaluation.local_tasks import load_tasks
 from solm.evaluation.tasks import TaskSettings, evaluate_tasks
 from solm.files import write_text
 
-BUDGETS, SHOTS, SPACE = (0.55, 0.65, 0.75, 0.85), 5, "joint-27"
+BUDGETS, SHOTS, SPACE = (0.55, 0.65, 0.75, 0.85), 5, "fine"
 QUESTIONS = {
     "arc_easy": 80,
     "arc_challenge": 80,
