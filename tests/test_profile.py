@@ -172,7 +172,7 @@ def found(tmp_path_factory):
     calls: list[tuple[int, int]] = []
     with solm.attach(model, semantics=Semantics(window=16)) as lm:
         windows = tokens(4, 200)
-        result = find_profile(lm, windows, 160, out, lambda done, total: calls.append((done, total)))
+        result = find_profile(lm, windows, (160,), out, lambda done, total: calls.append((done, total)))
     return out, result, calls, model
 
 
@@ -184,7 +184,7 @@ def test_a_profile_is_found_and_helps(found):
     assert (first[5:-3] > second[5:-3] + 0.2).all()
     worse = [row for row in result["checked"] if row["axis"] == "mlp" and row["profile"] > row["even"] + 1e-6]
     assert not worse
-    assert calls[-1] == (11, 11)
+    assert calls[-1] == (17, 17)  # three shares of four KV heads, two of two layers, the check
     assert not out.with_name("layers.json.partial").exists()
 
 
@@ -200,9 +200,9 @@ def test_an_interrupted_search_goes_on(found, tmp_path):
 
     with solm.attach(model, semantics=Semantics(window=16)) as lm:
         with pytest.raises(KeyboardInterrupt):
-            find_profile(lm, tokens(4, 200), 160, out, stop)
+            find_profile(lm, tokens(4, 200), (160,), out, stop)
         assert len(json.loads(out.with_name("layers.json.partial").read_text())["found"]) == 7
-        again = find_profile(lm, tokens(4, 200), 160, out, stop)
+        again = find_profile(lm, tokens(4, 200), (160,), out, stop)
     assert seen[7] == 7  # nothing was measured anew before
     assert again["profile"] == result["profile"]
 
@@ -213,7 +213,7 @@ def test_too_little_to_measure_on_is_refused(tmp_path, texts, context, message):
         solm.attach(tiny_model("llama"), semantics=Semantics(window=16)) as lm,
         pytest.raises(DataError, match=message),
     ):
-        find_profile(lm, tokens(texts, 200), context, tmp_path / "layers.json")
+        find_profile(lm, tokens(texts, 200), (context,), tmp_path / "layers.json")
 
 
 def test_an_interrupted_command_says_how_to_go_on(tiny_folder, tmp_path, monkeypatch):
@@ -257,7 +257,7 @@ def test_semantics_that_do_not_count_pages_beside_a_window_have_no_profile(seman
         solm.attach(tiny_model("llama"), semantics=semantics) as lm,
         pytest.raises(SolmError, match="needs criterion"),
     ):
-        find_profile(lm, tokens(4, 200), 160, tmp_path / "layers.json")
+        find_profile(lm, tokens(4, 200), (160,), tmp_path / "layers.json")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"profile": {"attention": [], "mlp": []}}'])
@@ -303,6 +303,8 @@ def test_the_commands_work_together(tiny_folder, tmp_path):
 def test_sliding_layers_and_models_without_an_mlp_axis_keep_an_even_share(tmp_path):
     """Gemma 2's first layer here reads its window whatever is dealt out: it must not be taken to give the rest away."""
     with solm.attach(tiny_model("gemma2", torch.float32), semantics=Semantics(window=16)) as lm:
-        result = find_profile(lm, tokens(4, 140), 120, tmp_path / "layers.json")
-    assert sorted(result["costs"]["attention"]) == [1]
-    assert result["profile"]["attention"] == (EVEN, EVEN)
+        result = find_profile(lm, tokens(4, 140), (120,), tmp_path / "layers.json")
+    assert sorted(result["costs"]["attention"]) == [2, 3]  # the two heads of the other layer
+    dealt = result["profile"]["attention"]
+    assert dealt[:2] == (EVEN, EVEN)
+    assert np.allclose((np.array(dealt[2]) + dealt[3]) / 2, EVEN, atol=1e-8)

@@ -14,16 +14,20 @@ def profile(
     model: ModelOption = DEFAULT_MODEL,
     semantics: Annotated[str, typer.Option(help="default or native.")] = "default",
     texts: Annotated[int, typer.Option(help="Texts: half to measure on, half to check on.")] = 24,
-    context: Annotated[int, typer.Option(help="Tokens read densely first.")] = 1024,
+    context: Annotated[
+        str, typer.Option(help="Tokens read densely first; more than one, as 1024,4096: costs are averaged.")
+    ] = "1024",
     tokens: Annotated[int, typer.Option(help="Tokens measured after those.")] = 64,
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
 ) -> None:
-    """Find how much of what an action keeps each layer should have: some lose more without it than others.
+    """Find how much of what an action keeps each layer and KV head should have: some lose more without it than others.
 
     Examples:
 
         solm profile --data my_texts/ --out layers.json
+
+        solm profile --data my_texts/ --context 1024,4096 --out layers.json      (for long contexts too)
 
         solm train --profile layers.json --data my_texts/ --out runs/a
     """
@@ -38,12 +42,13 @@ def profile(
     lm = load(model, semantics=Semantics.preset(semantics), dtype=dtype)
     assert lm.tokenizer is not None
     streams = [token_stream(source, lm.tokenizer) for source in data.split(",")]
-    windows = draw_windows(streams, texts, context + tokens, torch.Generator().manual_seed(seed))
+    contexts = [int(part) if part.strip().isdigit() else 0 for part in context.split(",")]
+    windows = draw_windows(streams, texts, max(contexts) + tokens, torch.Generator().manual_seed(seed))
     with progress_bar() as progress:
-        bar = progress.add_task("measuring layers", total=None, note="")
+        bar = progress.add_task("measuring heads and layers", total=None, note="")
         try:
             found = find_profile(
-                lm, windows, context, out, lambda done, total: progress.update(bar, completed=done, total=total)
+                lm, windows, contexts, out, lambda done, total: progress.update(bar, completed=done, total=total)
             )
         except KeyboardInterrupt:
             progress.stop()
@@ -53,8 +58,8 @@ def profile(
     console.print("divergence from dense, nats per token, on the texts left out:")
     for row in found["checked"]:
         console.print(
-            f"{row['axis']:>9} {row['keep']:.2f}   evenly {row['even']:.4f}   by this profile {row['profile']:.4f}"
-            f"   (difference ± {row['standard_error_of_difference']:.4f})"
+            f"after {row['context']} {row['axis']:>9} {row['keep']:.2f}   evenly {row['even']:.4f}   by this profile "
+            f"{row['profile']:.4f}   (difference ± {row['standard_error_of_difference']:.4f})"
         )
     if any(row["profile"] > row["even"] + 2 * row["standard_error_of_difference"] for row in found["checked"]):
         console.print("worse than an even deal somewhere: measure on more --texts or --tokens")

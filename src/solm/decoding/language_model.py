@@ -49,9 +49,12 @@ class LanguageModel:
             if policy is not None:
                 policy.config.base.check(self.identity)
                 policy.network.to(next(model.parameters()).device)
-            if semantics.profile is not None and semantics.profile.layers != self.control.shapes.layers:
-                known, own = semantics.profile.layers, self.control.shapes.layers
-                raise PolicyMismatchError(f"the profile is of a model of {known} layers, this one has {own}")
+            profile, shapes = semantics.profile, self.control.shapes
+            if profile is not None and (profile.layers != shapes.layers or profile.heads not in (1, shapes.kv_heads)):
+                known, own = f"{profile.layers} layers", f"{shapes.layers}"
+                if profile.layers == shapes.layers:
+                    known, own = f"{profile.heads} KV heads", f"{shapes.kv_heads}"
+                raise PolicyMismatchError(f"the profile is of a model of {known}, this one has {own}")
         except SolmError:
             self.detach()
             raise

@@ -25,9 +25,10 @@ class Frame:
 
     def __init__(self, engine: Engine, semantics: Semantics, caches: list[Cache], rows: int, count: int):
         site, self.semantics = semantics.mlp_site, semantics  # whose profile the engine reads
+        profile = semantics.profile
         self.rules = Rules(
             semantics.sinks, semantics.window, "input" in site, "hidden" in site, semantics.hidden_power,
-            semantics.bits_group or 0, None if semantics.profile is None else semantics.profile.table.data_ptr(),
+            semantics.bits_group or 0, *((1, None) if profile is None else (profile.heads, profile.table.data_ptr())),
         )  # fmt: skip
         self.offsets = np.arange(count)
         self.ids, self.places = np.empty((rows, count), dtype=np.int64), np.empty((rows, count), dtype=np.int32)

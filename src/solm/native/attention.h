@@ -2,7 +2,7 @@
 #pragma once
 
 #include "bytes.h"
-#include "model.h"
+#include "decide.h"
 
 constexpr int AHEAD = 4;  // pages fetched before they are read
 
@@ -40,17 +40,17 @@ struct Attention {
     }
   }
 
-  // Blocks that the query heads of one KV head read, ascending.
-  void choose(const Cache& cache, int layer, int head, int seen, const float* queries, const Plan& plan) {
+  // Blocks that the query heads of one KV head read, ascending: `budget` of those between sinks and window.
+  void choose(const Cache& cache, int layer, int head, int seen, const float* queries, const Plan& plan, int budget) {
     const int count = (seen + PAGE - 1) / PAGE;
     pages.clear();
     const int start = plan.window_start / PAGE, sinks = std::min((plan.sinks + PAGE - 1) / PAGE, start);
-    if (!plan.sparse || plan.pages >= start - sinks) {
+    if (!plan.sparse || budget >= start - sinks) {
       for (int b = 0; b < count; ++b) pages.push_back(b);
       return;
     }
     for (int b = 0; b < sinks; ++b) pages.push_back(b);
-    if (plan.pages > 0) {
+    if (budget > 0) {
       for (int d = 0; d < D; ++d) {
         float p = 0, n = 0;
         for (int g = 0; g < Q / KV; ++g) {
@@ -67,9 +67,9 @@ struct Attention {
         corners.meet(1, cache.bounds<Bound>(cache.low, s, layer, head, b), sum);
         sum.write(mass.data() + b);
       }
-      pages.resize(sinks + plan.pages + 1);
+      pages.resize(sinks + budget + 1);
       int kept = sinks;
-      largest(mass.data() + sinks, start - sinks, plan.pages, 32, order, [&](int b, bool keep) {
+      largest(mass.data() + sinks, start - sinks, budget, 32, order, [&](int b, bool keep) {
         pages[kept] = sinks + b;
         kept += keep;
       });
@@ -100,11 +100,12 @@ struct Attention {
   }
 
   // A thread's share of one step's attention, left for the others at `mine`: per query head D sums, peak, total.
-  void attend(const Cache& cache, int layer, int seen, const float* queries, const Plan& plan, float* mine) {
+  void attend(
+      const Rules& rules, const Cache& cache, int layer, int seen, const float* queries, const Plan& plan, float* mine) {
     const int group = Q / KV, width = D + 2;
     const float scale = 1.0f / std::sqrt(float(D));
     for (int head = 0; head < KV; ++head) {
-      choose(cache, layer, head, seen, queries + head * group * D, plan);
+      choose(cache, layer, head, seen, queries + head * group * D, plan, pages_of(rules, plan, layer, head));
       const int count = int(pages.size()), from = count * thread / threads, to = count * (thread + 1) / threads;
       const int n = (to - from) * PAGE;
       mass.resize(std::max<size_t>(mass.size(), size_t(group) * n));

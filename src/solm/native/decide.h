@@ -23,37 +23,39 @@ inline Plan make_plan(const Rules& rules, const Sizes& s, const double* keep, in
           std::clamp(share, 0.0, 1.0), keep[1]};
 }
 
-// What a profile deals out to a layer where the average one keeps `share`.
-inline double deal(const Rules& rules, const Sizes& s, int axis, int layer, double share) {
+// The point of a profile's curve number `unit` where the average one is at `share`.
+inline double deal(const Rules& rules, int unit, double share) {
   const double place = share * (KNOTS - 1);
   const int below = std::clamp(int(place), 0, KNOTS - 2);
-  const double* curve = rules.profile + (size_t(axis) * s.layers + layer) * KNOTS + below;
+  const double* curve = rules.profile + size_t(unit) * KNOTS + below;
   return curve[0] + (place - below) * (curve[1] - curve[0]);
 }
 
-// What a layer follows of a step's plan: its pages, and its channels.
-inline int pages_at(const Rules& rules, const Sizes& s, const Plan& whole, int layer) {
-  if (!rules.profile) return whole.pages;
-  return int(ceil_share(deal(rules, s, 0, layer, whole.share), whole.between));
+// The pages that a KV head reads of a step's plan.
+inline int pages_of(const Rules& rules, const Plan& plan, int layer, int head) {
+  if (!rules.profile) return plan.pages;
+  const int unit = layer * rules.heads + (rules.heads > 1 ? head : 0);
+  return int(ceil_share(deal(rules, unit, plan.share), plan.between));
 }
-inline void deal_channels(const Rules& rules, const Sizes& s, int layer, Plan& plan) {
-  if (!rules.profile) return;
-  plan.keep = deal(rules, s, 1, layer, plan.keep);
+
+// What a layer follows of a step's plan, but for its pages.
+inline Plan plan_at(const Rules& rules, const Sizes& s, Plan plan, int layer) {
+  if (!rules.profile) return plan;
+  plan.keep = deal(rules, s.layers * rules.heads + layer, plan.keep);
   if (rules.input_site) plan.inputs = int(ceil_share(plan.keep, s.hidden));
   if (rules.hidden_site)
     plan.hiddens = int(ceil_share(rules.hidden_power == 2 ? plan.keep * plan.keep : plan.keep, s.intermediate));
-}
-inline Plan plan_at(const Rules& rules, const Sizes& s, const Plan& whole, int layer) {
-  Plan own = whole;
-  own.pages = pages_at(rules, s, whole, layer);
-  deal_channels(rules, s, layer, own);
-  return own;
+  return plan;
 }
 
-// What a layer realises on the axis of attention or of the MLP.
-inline double layer_share(const Rules& rules, const Sizes& s, Plan plan, int kv_length, int axis, int layer) {
-  if (axis == 0) return double(plan.always + pages_at(rules, s, plan, layer) * PAGE) / kv_length;
-  deal_channels(rules, s, layer, plan);
+// What a layer realises on the axis of attention or of the MLP, under a step's plan.
+inline double layer_share(const Rules& rules, const Sizes& s, const Plan& whole, int kv_length, int axis, int layer) {
+  if (axis == 0) {
+    int pages = 0;
+    for (int head = 0; head < rules.heads; ++head) pages += pages_of(rules, whole, layer, head);
+    return (whole.always + double(pages * PAGE) / rules.heads) / kv_length;
+  }
+  const Plan plan = plan_at(rules, s, whole, layer);
   const double inputs = double(plan.inputs) / s.hidden, hiddens = double(plan.hiddens) / s.intermediate;
   return rules.input_site && rules.hidden_site ? (inputs + hiddens) / 2 : rules.input_site ? inputs : hiddens;
 }

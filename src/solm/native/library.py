@@ -47,7 +47,10 @@ class Rules(ctypes.Structure):
     """How an action is carried out: the engine's part of `Semantics`."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("sinks", "window", "input_site", "hidden_site", "hidden_power", "group")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("sinks", "window", "input_site", "hidden_site", "hidden_power", "group", "heads")
+        ),
         ("profile", ctypes.c_void_p),
     ]
 

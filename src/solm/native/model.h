@@ -57,12 +57,12 @@ constexpr int KNOTS = 21;  // of a profile's curves, as in solm.profile
 
 // How an action is carried out, as in solm.semantics: sites of the MLP axis as flags, group 0 for a whole token.
 struct Rules {
-  int32_t sinks, window, input_site, hidden_site, hidden_power, group;
-  const double* profile;  // [2, layers, KNOTS] or null
+  int32_t sinks, window, input_site, hidden_site, hidden_power, group, heads;
+  const double* profile;  // [layers · heads + layers, KNOTS], pages of KV heads (1: of all) and then channels, or null
 };
 
-// What one step spends in a layer: pages of those `between` sinks and window, a `share` of them and `keep` of the MLP's
-// channels, or, before a profile has dealt it out, in the average layer.
+// What one step spends in a layer: pages of those `between` sinks and window, and `keep` of the MLP's channels. Under a
+// profile `pages`, `share` of those between, and before it has dealt them out the channels, are the average layer's.
 struct Plan {
   int32_t inputs, hiddens, bits, group, sparse, sinks, window_start, pages, between, always;
   double share, keep;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "attention.h"
-#include "decide.h"
 #include "head.h"
 #include "products.h"
 
@@ -86,7 +85,7 @@ struct Walker : Products<W> {
     }
     meet();
     for (int r = 0; r < rows; ++r)
-      attention.attend(*e.caches[start + r], number, e.positions[start + r] + 1, result(r), plans[r],
+      attention.attend(*e.rules, *e.caches[start + r], number, e.positions[start + r] + 1, result(r), plans[r],
                        partial(thread) + r * share);
     fetch(beginning(l.out, Q * D, H));
     meet();

@@ -32,6 +32,12 @@ class Layout:
         """[N, Q, ...] to [S, 1, K, Q, ...], which broadcasts over KV heads."""
         return rows.unflatten(0, (self.sequences, self.forks))[:, None]
 
+    def spread_heads(self, counts: torch.Tensor) -> torch.Tensor:
+        """[N, Q], or [H, N, Q] of H heads (or 1 for all), to [S, H, K, Q]."""
+        if counts.ndim == 2:
+            return self.spread(counts)
+        return counts.unflatten(1, (self.sequences, self.forks)).transpose(0, 1)
+
     @property
     def prefix_positions(self) -> torch.Tensor:
         """[P] int64."""

@@ -89,7 +89,7 @@ def select_pages(
         candidate, always = exists & (number <= current), torch.zeros_like(exists)
     else:
         candidate, always = candidates(number, exists, layout, plan)
-    count = layout.spread(plan.kv.pages)[:, :, :, None, :, None]
+    count = layout.spread_heads(plan.kv.pages)[:, :, :, None, :, None]
     scores = scores.masked_fill(~candidate, -torch.inf)
     chosen = always | (largest(scores, count, keep_ties=semantics.keep_ties) & candidate)
     return token_masks(chosen, prefix_pages, layout, page)

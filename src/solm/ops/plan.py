@@ -13,6 +13,8 @@ from solm.actions import FULL_BITS, ActionSpace
 from solm.cost import ModelShapes
 from solm.semantics import Semantics
 
+_PART = 4096  # KV lengths whose levels are dealt out at once
+
 
 def ceil_share(share: torch.Tensor, total: torch.Tensor | int) -> torch.Tensor:
     """ceil(share · total) as int64, immune to the rounding of a product such as 0.1 · 30 in binary."""
@@ -24,7 +26,8 @@ class KVBudget:
     """How much of the KV cache each step reads; all [N, Q] int64.
 
     window_start: first position of the recent window. tokens: tokens the criterion may choose beyond what is always
-    read (`recency`, `relevance`). pages: pages the criterion may choose (`pages`), under a profile [layers, N, Q].
+    read (`recency`, `relevance`). pages: pages the criterion may choose (`pages`), under a profile those of every KV
+    head (or of all of them, heads 1): [layers, heads, N, Q], of which `Plan.at` takes the layer's.
     """
 
     window_start: torch.Tensor
@@ -65,7 +68,9 @@ def kv_budget(keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics)
         pages = torch.minimum(((budget - always).clamp(min=0) + page - 1) // page, between)
     else:
         share = (keep.to(torch.float64) * kv_length - always) / (between * page).clamp(min=1)
-        pages = ceil_share(semantics.profile.deal(0, share.clamp(0, 1)), between)
+        pages = ceil_share(semantics.profile.pages(share.clamp(0, 1)), between)
+        read = (always + pages * page).double().mean(1)
+        return KVBudget(start, torch.zeros_like(between), pages), read / kv_length.double()
     return KVBudget(start, torch.zeros_like(pages), pages), (always + pages * page) / kv_length.double()
 
 
@@ -109,7 +114,7 @@ class Plan:
     @cached_property
     def _channel_shares(self) -> torch.Tensor:
         assert self.semantics.profile is not None
-        return self.semantics.profile.deal(1, self.keep[..., 1])
+        return self.semantics.profile.channels(self.keep[..., 1])
 
     def channels(self, size: int, power: int = 1) -> torch.Tensor:
         """Channels kept out of `size` at a site that keeps ρ to `power`: [N, Q, 1] int64."""
@@ -137,7 +142,7 @@ def realised_mlp(keep: torch.Tensor, semantics: Semantics, shapes: ModelShapes) 
     """Share of MLP channels that every layer keeps at keep rates ρ [...], the mean over the sites in use: float64
     [layers, ...], or without a profile [...]."""
     if semantics.profile is not None:
-        keep = semantics.profile.deal(1, keep)
+        keep = semantics.profile.channels(keep)
     inputs = (keep, shapes.hidden)
     hidden = (keep**semantics.hidden_power, shapes.intermediate)
     sites = {"input": (inputs,), "hidden": (hidden,), "gate-first": (hidden,), "input+hidden": (inputs, hidden)}
@@ -187,4 +192,7 @@ def _level_tables(
     def contributed(shares: torch.Tensor) -> torch.Tensor:
         return shares * part if semantics.profile is None else shares[:before].sum(0) / shapes.layers
 
-    return contributed(kv_budget(attention, seen, semantics)[1]), contributed(mlp), bits * part
+    # In parts, as a long context of many layers and heads would not fit into memory.
+    lengths = zip(attention.split(_PART), seen.split(_PART), strict=True)
+    read = torch.cat([contributed(kv_budget(keep, count, semantics)[1]) for keep, count in lengths])
+    return read, contributed(mlp), bits * part

@@ -1,8 +1,9 @@
-"""Finding a profile: what every layer loses by keeping less, and how a share is dealt out so that they lose least."""
+"""Finding a profile: what every layer and KV head loses by keeping less, and how a share is dealt out so that they lose
+least."""
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from solm.provenance import command_line, environment
 from solm.semantics import Semantics
 
 SHARES = {"attention": (0.02, 0.12, 0.3), "mlp": (0.5, 0.7)}
-"""What a layer keeps, alone among dense ones, while it is measured: of the pages that may be skipped, of channels."""
+"""What one keeps, alone among dense ones, while it is measured: a KV head of pages that may be skipped, a layer of
+channels."""
 CHECKED = {"attention": (0.1, 0.2, 0.4), "mlp": (0.5, 0.6, 0.7, 0.8)}
 """Keep rates at which the profile is compared with an even deal, on other texts."""
 _STEP = 0.01
@@ -30,52 +32,56 @@ _LEAST, _FLATTEST = 1e-5, -0.5  # nats, and nats' logarithm per share: what nois
 def find_profile(
     lm: LanguageModel,
     windows: torch.Tensor,
-    context: int,
+    contexts: Sequence[int],
     out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Measure on the first half of windows [N, context + T], find the profile, compare it on the second half.
+    """Measure on the first half of windows [N, longest context + T], find the profile, compare it on the second half.
 
-    The result is written to `out`, and what is measured to a file beside it, from which an interrupted run goes on.
+    contexts: tokens read densely first; costs are averaged over them, each on as many tokens of context (so the first
+    one on all texts of its half, longer ones on fewer). The result is written to `out`, and what is measured to a file
+    beside it, from which an interrupted run goes on.
     Raises `DataError` for fewer than two windows and for a context in which no step can be controlled, `SolmError` for
     semantics that have no profile.
     """
     if len(windows) < 2:
         raise DataError(f"a profile needs at least 2 texts, got {len(windows)}")
-    if context < lm.semantics.always_read:
+    if min(contexts) < lm.semantics.always_read:
         raise DataError(
-            f"context must be at least {lm.semantics.always_read} tokens, which are read always, got {context}"
+            f"context must be at least {lm.semantics.always_read} tokens, which are read always, got {min(contexts)}"
         )
-    half, layers = len(windows) // 2, lm.control.shapes.layers
+    half, length = len(windows) // 2, windows.shape[1] - max(contexts)
     plain = lm.semantics.under(None)
-    plain.under(_probe("mlp", 1.0, 0, layers))  # refused now rather than after the measurements
+    own, units = _differing(lm)
+    plain.under(_probe("mlp", 1.0, 0, units))  # refused now rather than after the measurements
     kept = out.with_name(out.name + ".partial")
-    key = hashlib.sha256(
-        f"{lm.identity.model_dump_json()} {plain.model_dump_json()} {context}".encode() + windows.numpy().tobytes()
-    ).hexdigest()
+    about = f"{lm.identity.model_dump_json()} {plain.model_dump_json()} {list(contexts)}"
+    key = hashlib.sha256(about.encode() + windows.numpy().tobytes()).hexdigest()
     found = _measured(kept, key)
-    own = _differing(lm)
     total = sum(len(own[axis]) * len(shares) for axis, shares in SHARES.items()) + 1
-    measured = _Texts(lm, windows[:half], context)
+    measured = [_Texts(lm, windows[:half], context, contexts[0], length) for context in contexts]
     costs: dict[str, dict[int, list[float]]] = {axis: {} for axis in SHARES}
     for axis, shares in SHARES.items():
-        for layer in own[axis]:
+        for unit in own[axis]:
             for share in shares:
-                name = f"{axis} {share} {layer}"
+                name = f"{axis} {share} {unit}"
                 if name not in found:
-                    semantics = plain.under(_probe(axis, share, layer, layers))
-                    found[name] = float(measured.divergence(semantics, axis, 0.5).mean())
+                    semantics = plain.under(_probe(axis, share, unit, units))
+                    found[name] = float(np.mean([texts.divergence(semantics, axis, 0.5).mean() for texts in measured]))
                     write_text(kept, json.dumps({"key": key, "found": found}))
-                costs[axis].setdefault(layer, []).append(found[name])
+                costs[axis].setdefault(unit, []).append(found[name])
                 progress(len(found), total)
     # Whatever changes in a layer rounds all that follows anew, which costs something even where the change is nothing.
     noise = min(found.values(), default=0.0)
-    profile = Profile(**{axis: _curves(costs[axis], noise, shares, layers) for axis, shares in SHARES.items()})
+    profile = Profile(**{axis: _curves(costs[axis], noise, shares, units[axis]) for axis, shares in SHARES.items()})
+    del measured
+    checked = []
+    for context in contexts:
+        checked += _check(_Texts(lm, windows[half:], context, contexts[0], length), plain, profile)
     told = {
         "kind": "profile", "command": command_line(), "environment": environment(), "model": lm.identity.model_dump(),
-        "texts": half, "context": context, "tokens": windows.shape[1] - context,
-        "costs": costs,
-        "checked": _check(_Texts(lm, windows[half:], context), plain, profile), "profile": profile.model_dump(),
+        "texts": half, "contexts": list(contexts), "tokens": length, "costs": costs, "checked": checked,
+        "profile": profile.model_dump(),
     }  # fmt: skip
     write_text(out, json.dumps(told) + "\n")
     kept.unlink(missing_ok=True)
@@ -104,10 +110,11 @@ def read_profile(source: str | Path) -> Profile:
 
 
 def deal(costs: np.ndarray, shares: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
-    """Curves of a profile from costs [layers, shares]: what every layer loses, in nats, where it alone keeps a share.
+    """Curves of a profile from costs [units, shares]: what every layer or head loses, in nats, where it alone keeps a
+    share.
 
-    The logarithm of a layer's cost is taken to fall linearly with its share, and layers' costs to add up. Each
-    hundredth goes to the layer that gains most by it, so curves rise and every point spends exactly its average.
+    The logarithm of a unit's cost is taken to fall linearly with its share, and units' costs to add up. Each hundredth
+    goes to the unit that gains most by it, so curves rise and every point spends exactly its average.
     """
     layers = len(costs)
     grid = np.arange(0, 1 + _STEP / 2, _STEP)
@@ -136,29 +143,36 @@ def _measured(path: Path, key: str) -> dict[str, float]:
         return {}
 
 
-def _differing(lm: LanguageModel) -> dict[str, list[int]]:
-    """Per axis the layers that an action changes, between which there is something to deal out."""
-    cache, axes = lm.session().cache, lm.control.capability.axes
+def _differing(lm: LanguageModel) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Per axis the KV heads or layers that an action changes, between which there is something to deal out, by number;
+    and how many there are in all."""
+    cache, axes, shapes = lm.session().cache, lm.control.capability.axes, lm.control.shapes
     full = [index for index, layer in enumerate(cache.layers) if not layer.is_sliding]
-    return {"attention": full, "mlp": list(range(lm.control.shapes.layers)) if axes["mlp"] else []}
+    heads = [layer * shapes.kv_heads + head for layer in full for head in range(shapes.kv_heads)]
+    own = {"attention": heads, "mlp": list(range(shapes.layers)) if axes["mlp"] else []}
+    return own, {"attention": shapes.layers * shapes.kv_heads, "mlp": shapes.layers}
 
 
 def _curves(
-    costs: dict[int, list[float]], noise: float, shares: tuple[float, ...], layers: int
+    costs: dict[int, list[float]], noise: float, shares: tuple[float, ...], units: int
 ) -> tuple[tuple[float, ...], ...]:
-    """Curves of all layers: those with costs as they are dealt out, the others evenly."""
-    curves = [tuple(knot / (KNOTS - 1) for knot in range(KNOTS))] * layers
+    """Curves of all units: those with costs as they are dealt out, the others evenly."""
+    curves = [tuple(knot / (KNOTS - 1) for knot in range(KNOTS))] * units
     if costs:
-        for layer, curve in zip(costs, deal(np.array(list(costs.values())) - noise, shares), strict=True):
-            curves[layer] = curve
+        for unit, curve in zip(costs, deal(np.array(list(costs.values())) - noise, shares), strict=True):
+            curves[unit] = curve
     return tuple(curves)
 
 
 class _Texts:
-    """Texts that were read densely up to `context`, and what the dense model says after every token of the rest."""
+    """Texts that were read densely up to `context`, and what the dense model says after each of `length` more tokens.
 
-    def __init__(self, lm: LanguageModel, windows: torch.Tensor, context: int):
-        self.tokens = windows[:, context:]
+    All of `windows`, or as many as hold together what all of them would hold at `shortest`.
+    """
+
+    def __init__(self, lm: LanguageModel, windows: torch.Tensor, context: int, shortest: int, length: int):
+        windows = windows[: max(1, len(windows) * shortest // context)]
+        self.context, self.tokens = context, windows[:, context : context + length]
         self.parent = Session(lm.control, lm.semantics, context)
         self.parent.prefill(windows[:, :context])
         self.dense = self.parent.fork(1, self.tokens.shape[1]).extend(self.tokens).logits
@@ -173,14 +187,11 @@ class _Texts:
         return found.view(self.tokens.shape).mean(1).double().cpu().numpy()
 
 
-def _probe(axis: str, share: float, layer: int, layers: int) -> Profile:
-    """One layer keeps `share` of `axis` whatever is dealt out, the others everything."""
-    whole = (1.0,) * KNOTS
-    curves = [(share,) * (KNOTS - 1) + (1.0,) if number == layer else whole for number in range(layers)]
-    full = (whole,) * layers
-    return Profile(
-        attention=tuple(curves) if axis == "attention" else full, mlp=tuple(curves) if axis == "mlp" else full
-    )
+def _probe(axis: str, share: float, unit: int, units: dict[str, int]) -> Profile:
+    """One unit keeps `share` of `axis` whatever is dealt out, the others everything."""
+    curves = {name: [(1.0,) * KNOTS] * count for name, count in units.items()}
+    curves[axis][unit] = (share,) * (KNOTS - 1) + (1.0,)
+    return Profile(attention=tuple(curves["attention"]), mlp=tuple(curves["mlp"]))
 
 
 def _check(texts: _Texts, plain: Semantics, profile: Profile) -> list[dict[str, Any]]:
@@ -190,6 +201,6 @@ def _check(texts: _Texts, plain: Semantics, profile: Profile) -> list[dict[str, 
         for keep in keeps:
             even, ours = (texts.divergence(semantics, axis, keep) for semantics in (plain, dealt))
             error = float((ours - even).std(ddof=1) / len(even) ** 0.5) if len(even) > 1 else 0.0
-            rows.append({"axis": axis, "keep": keep, "even": float(even.mean()), "profile": float(ours.mean()),
-                         "standard_error_of_difference": error})  # fmt: skip
+            rows.append({"context": texts.context, "axis": axis, "keep": keep, "even": float(even.mean()),
+                         "profile": float(ours.mean()), "standard_error_of_difference": error})  # fmt: skip
     return rows

@@ -73,7 +73,7 @@ def _score_pages(
 
 @triton.jit(do_not_specialize=_COUNTS)
 def _choose_pages(
-    scores, positions, base, window_start, budget, chosen, counts, heads, prefix_pages, pages,
+    scores, positions, base, window_start, budget, chosen, counts, heads, budget_h, prefix_pages, pages,
     SINKS: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """chosen [N, H, pages] int32: the pages to read, ascending, of which counts [N, H] int32 are filled."""
@@ -90,7 +90,7 @@ def _choose_pages(
 
     # The count-th largest score, bit by bit: floats order like the integers of their bits once negative ones are
     # turned over, and -0 is 0.
-    wanted = tl.load(budget + row)
+    wanted = tl.load(budget + tl.program_id(1) * budget_h + row)
     score = tl.load(scores + line * pages + index, mask=candidate, other=0.0)
     bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
     key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
@@ -212,9 +212,10 @@ def choose_pages(
         )  # fmt: skip
     chosen = torch.empty_like(scores, dtype=torch.int32)
     counts = chosen.new_empty(rows, heads)
+    budget = plan.kv.pages.contiguous()  # [N, 1], or [heads, N, 1]
     _choose_pages[(rows, heads)](
         scores, layout.positions.contiguous(), layout.base.contiguous(), plan.kv.window_start.contiguous(),
-        plan.kv.pages.contiguous(), chosen, counts, heads, prefix_pages, pages,
+        budget, chosen, counts, heads, rows if budget.numel() > rows else 0, prefix_pages, pages,
         SINKS=-(-plan.semantics.sinks // page), PAGE=page, BLOCK=triton.next_power_of_2(pages),
     )  # fmt: skip
     return chosen, counts
