@@ -1,11 +1,12 @@
-"""What a profile is worth: constant actions dealt out to the layers evenly and by it, on held-out text.
+"""What profiles are worth: constant actions dealt out evenly and by each of them, on held-out text.
 
-    solm profile --data TRAIN --texts 32 --seed 31 --out layers.json
-    python benchmarks/layers.py --data DATA --profile layers.json
+    solm profile --data TRAIN --texts 32 --seed 31 --out heads.json
+    python benchmarks/layers.py --data DATA --profiles layers.json heads.json
 
-Every action keeps the same share either way, but for the rounding of pages in every layer; what was read is told beside
-what was lost. Text is Wikipedia, books and the web (see policies.py); then answers to retrieval questions, whole, as
-lm-eval would score them. Differences are paired over texts or questions, with 95 % intervals.
+Every action keeps the same share in every way, but for the rounding of pages in every layer; what was read is told
+beside what was lost. Text is Wikipedia, books and the web (see policies.py); then answers to retrieval questions,
+whole, as lm-eval would score them. Differences, of every profile from an even deal and of the last from the first, are
+paired over texts or questions, with 95 % intervals.
 """
 
 import argparse
@@ -28,51 +29,57 @@ from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
 from solm.evaluation.result import command_line, environment
 from solm.evaluation.statistics import paired_difference
 from solm.files import write_text
+from solm.profile import Profile
 from solm.semantics import Semantics
 from solm.training.profile import read_profile
 
 ACTIONS = ((0.1, 1.0), (0.2, 1.0), (0.4, 1.0), (1.0, 0.5), (1.0, 0.6), (1.0, 0.7), (1.0, 0.8), (0.2, 0.6), (0.4, 0.7))
 RETRIEVED = ((0.1, 1.0), (0.2, 1.0), (0.4, 1.0))
-WAYS = ("evenly", "profile")
+EVENLY = "evenly"
 LENGTH, BATCH = 128, 8
-Arms = dict[str, list[tuple[float, float, float]]]
+Ways = dict[str, Profile | None]
+Arms = dict[str, list[tuple[float, ...]]]
 """Per arm, and per text: nats, and the shares of attention and MLP."""
 
 
 def take(
-    arms: Arms, session: Session, tokens: torch.Tensor, actions: tuple[tuple[float, float], ...], whole: bool
+    arms: Arms,
+    ways: Ways,
+    session: Session,
+    tokens: torch.Tensor,
+    actions: tuple[tuple[float, float], ...],
+    whole: bool,
 ) -> None:
-    """Score what follows in the rows of `session` densely and under every action, dealt out both ways."""
+    """Score what follows in the rows of `session` densely and under every action, dealt out in every way."""
     for attention, mlp in ((1.0, 1.0), *actions):
-        for way in WAYS:
-            score(arms, f"{way} {attention} {mlp}", session, tokens, whole)
+        for way, profile in ways.items():
+            if way == EVENLY or attention * mlp < 1:
+                rows = session.fork(1, capacity=tokens.shape[1] + session.semantics.page_size)
+                rows.semantics = rows.semantics.under(profile)
+                arms[f"{way} {attention} {mlp}"] += score(rows, tokens, attention, mlp, whole)
 
 
-def score(arms: Arms, name: str, session: Session, tokens: torch.Tensor, whole: bool) -> None:
-    way, attention, mlp = name.split()
-    rows = session.fork(1, capacity=tokens.shape[1] + session.semantics.page_size)
-    if way == "evenly":
-        rows.semantics = rows.semantics.under(None)
-    keep = torch.tensor([float(attention), float(mlp), 16], dtype=torch.float64)
+def score(rows: Session, tokens: torch.Tensor, attention: float, mlp: float, whole: bool) -> list[tuple[float, ...]]:
+    keep = torch.tensor([attention, mlp, 16], dtype=torch.float64)
     found = rows.extend(tokens[:, :-1], keep.expand(len(tokens), tokens.shape[1] - 1, 3))
     nats = -log_probabilities(found.logits, tokens[:, 1:]).double()
     shares = found.realised.mean(1)[:, :2]
     total = nats.sum(1) if whole else nats.mean(1)
-    arms[name] += [(float(n), *map(float, share)) for n, share in zip(total, shares, strict=True)]
+    return [(float(n), *map(float, share)) for n, share in zip(total, shares, strict=True)]
 
 
-def text(lm: LanguageModel, data: Path, context: int, count: int) -> Arms:
+def text(lm: LanguageModel, data: Path, ways: Ways, context: int, count: int) -> Arms:
     arms: Arms = defaultdict(list)
     settings = EvaluationSettings(budgets=(1.0,), sequences=count, context=context, length=LENGTH)
     for some in held_out_windows(held_out(data, lm), settings).split(max(1, BATCH * 512 // context)):
         session = lm.session(capacity=context)
         session.prefill(some[:, :context])
-        take(arms, session, some[:, context:], ACTIONS, whole=False)
-        print(f"context {context}: {len(arms['evenly 1.0 1.0'])} of {count} texts", flush=True)
+        take(arms, ways, session, some[:, context:], ACTIONS, whole=False)
+        print(f"context {context}: {len(arms[f'{EVENLY} 1.0 1.0'])} of {count} texts", flush=True)
     return arms
 
 
-def answers(lm: LanguageModel, data: Path, name: str, count: int) -> Arms:
+def answers(lm: LanguageModel, data: Path, ways: Ways, name: str, count: int) -> Arms:
     arms: Arms = defaultdict(list)
     (task,) = load_tasks([name], data)[name].values()
     assert lm.tokenizer is not None
@@ -82,21 +89,24 @@ def answers(lm: LanguageModel, data: Path, name: str, count: int) -> Arms:
         ids = torch.tensor([lm.tokenizer(context + answer).input_ids])
         session = lm.session(capacity=ids.shape[1])
         session.prefill(ids[:, :begun])
-        take(arms, session, ids[:, begun:], RETRIEVED, whole=True)
+        take(arms, ways, session, ids[:, begun:], RETRIEVED, whole=True)
     print(f"{name}: {count} questions", flush=True)
     return arms
 
 
-def summary(arms: Arms) -> list[dict[str, Any]]:
+def summary(arms: Arms, ways: Ways) -> list[dict[str, Any]]:
     rows = []
-    dense = np.array(arms["evenly 1.0 1.0"])[:, 0]
-    for action in [name.removeprefix("evenly ") for name in arms if name.startswith("evenly")]:
-        even, dealt = (np.array(arms[f"{way} {action}"]) for way in WAYS)
+    dense = np.array(arms[f"{EVENLY} 1.0 1.0"])[:, 0]
+    first, last = list(ways)[1], list(ways)[-1]
+    pairs = [(way, EVENLY) for way in ways if way != EVENLY] + ([(last, first)] if last != first else [])
+    for action in [name.removeprefix(f"{first} ") for name in arms if name.startswith(f"{first} ")]:
+        taken = {way: np.array(arms[f"{way} {action}"]) for way in ways}
         attention, mlp = map(float, action.split())
         row: dict[str, Any] = {"attention": attention, "mlp": mlp, "nats_dense": float(dense.mean())}
-        for way, found in zip(WAYS, (even, dealt), strict=True):
+        for way, found in taken.items():
             row[way] = {"loss": float((found[:, 0] - dense).mean()), "realised": found[:, 1:].mean(0).tolist()}
-        row["profile_minus_evenly"] = paired_difference(dealt[:, 0], even[:, 0])._asdict()
+        for way, other in pairs:
+            row[f"{way}_minus_{other}"] = paired_difference(taken[way][:, 0], taken[other][:, 0])._asdict()
         rows.append(row)
     return rows
 
@@ -104,20 +114,24 @@ def summary(arms: Arms) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--profile", type=Path, required=True)
+    parser.add_argument("--profiles", type=Path, nargs="+", required=True, help="Files of `solm profile`.")
     parser.add_argument("--semantics", default="native")
     parser.add_argument("--contexts", default="512,1024,4096")
     parser.add_argument("--texts", default="96,48,12", help="Texts at every context.")
     parser.add_argument("--questions", type=int, default=12, help="Of every retrieval set.")
     parser.add_argument("--out", type=Path, default=Path("docs/results/layers.json"))
     options = parser.parse_args()
-    semantics = Semantics.preset(options.semantics).under(read_profile(options.profile))
-    lm = load("builtin:smollm2-135m", semantics=semantics)
+    lm = load("builtin:smollm2-135m", semantics=Semantics.preset(options.semantics))
+    ways: Ways = {EVENLY: None} | {path.stem: read_profile(path) for path in options.profiles}
     sizes = zip(options.contexts.split(","), options.texts.split(","), strict=True)
     found = {
-        "text": {context: summary(text(lm, options.data, int(context), int(count))) for context, count in sizes},
-        "retrieval": {name: summary(answers(lm, options.data / "eval", name, options.questions)) for name in SETS},
-        "searched": json.loads(options.profile.read_text()),
+        "text": {
+            context: summary(text(lm, options.data, ways, int(context), int(count)), ways) for context, count in sizes
+        },
+        "retrieval": {
+            name: summary(answers(lm, options.data / "eval", ways, name, options.questions), ways) for name in SETS
+        },
+        "searched": {path.stem: json.loads(path.read_text()) for path in options.profiles},
     }
     about = {"command": command_line(), "environment": environment(), "semantics": options.semantics}
     write_text(options.out, json.dumps({**about, **found}, indent=1) + "\n")
@@ -125,8 +139,12 @@ def main() -> None:
         for row in rows:
             print(
                 f"{where:>16} attention {row['attention']:.1f} MLP {row['mlp']:.1f}: "
-                + ", ".join(f"{way} {row[way]['loss']:+.3f} ({row[way]['realised'][0]:.3f})" for way in WAYS)
-                + ", difference {value:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row["profile_minus_evenly"])
+                + ", ".join(f"{way} {row[way]['loss']:+.3f} ({row[way]['realised'][0]:.3f})" for way in ways)
+                + "".join(
+                    f", {name.replace('_', ' ')} {found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+                    for name, found in row.items()
+                    if "_minus_" in name
+                )
             )
 
 

@@ -22,6 +22,7 @@ from solm.ops.layout import Layout
 from solm.ops.pages import PageBounds, select_pages
 from solm.ops.plan import make_plan
 from solm.ops.select import keep_channels
+from solm.profile import Profile
 from solm.semantics import Semantics
 from test_families import keep_of, tokens
 
@@ -58,6 +59,14 @@ class Case:
             keys, values = (draw(1, kv_heads, 1, split, size) for _ in range(2))
             self.prefix = KeyValues(keys, values, PageBounds.of(keys, page))
         self.query, self.scaling = draw(rows, kv_heads * group, 1, size), size**-0.5
+
+    def by_head(self, layer):
+        """From now on each KV head has a budget of its own, as a profile deals it out in `layer`."""
+        knots = torch.arange(21) / 20
+        attention = tuple(tuple((knots**power).tolist()) for power in (0.5, 2, 1, 3))
+        mlp = (tuple(knots.tolist()),) * 2
+        semantics = self.semantics.under(Profile(attention=attention, mlp=mlp))
+        self.plan = make_plan(self.plan.keep, self.layout.positions + 1, semantics, SHAPES).at(layer)
 
     def attend(self, softcap=None):
         return attend(self.query, self.prefix, self.own, self.layout, self.plan, self.scaling, softcap)
@@ -128,10 +137,13 @@ def test_attention_takes_any_page_size_and_a_softcap(page, plainly):
 @given(
     st.integers(0, 999), st.lists(st.integers(70, 420), min_size=1, max_size=3), st.floats(0.05, 1),
     st.sampled_from([torch.float32, torch.bfloat16]), st.sampled_from([0, 64]), st.sampled_from([1, 3]),
+    st.sampled_from([None, 0, 1]),
 )  # fmt: skip
-def test_chosen_pages_are_plain_torchs_ties_included(seed, lengths, keep, dtype, split, group):
+def test_chosen_pages_are_plain_torchs_ties_included(seed, lengths, keep, dtype, split, group, by_head):
     # Sums of small integers are exact in any order, and full of ties.
     case = Case(2, group, 64, split, lengths, keep, dtype, seed=seed, integers=True)
+    if by_head is not None:
+        case.by_head(by_head)
     case.scaling = 1.0
     query = case.query.reshape(len(lengths), -1, 64)
     chosen, counts = page_attention.choose_pages(query, case.prefix, case.own, case.layout, case.plan)

@@ -22,6 +22,8 @@ from solm.decoding.session import Session
 from solm.errors import DamagedFileError, DataError, PolicyMismatchError, SolmError
 from solm.models.controller import ModelControl
 from solm.native.engine import Engine
+from solm.ops.layout import Layout
+from solm.ops.pages import PageBounds, select_pages
 from solm.ops.plan import make_plan
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.schedules import Static
@@ -46,6 +48,13 @@ def profile_of(*bends: float) -> Profile:
 
 def semantics_of(*bends: float, **options) -> Semantics:
     return Semantics(window=16, profile=profile_of(*bends), **options)
+
+
+def by_head(profile: Profile) -> Profile:
+    """Two KV heads of every layer, the first of which reads more than the layer did and the other less."""
+    pairs = [(np.sqrt(curve), 2 * np.array(curve) - np.sqrt(curve)) for curve in profile.attention]
+    curves = (tuple(np.maximum.accumulate(head.clip(0, 1)).tolist()) for pair in pairs for head in pair)
+    return Profile(attention=tuple(curves), mlp=profile.mlp)
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +97,34 @@ def test_layers_read_what_the_profile_deals_out(control):
     assert plan.realised[0, 0, 1] == pytest.approx(0.6, abs=0.02)
 
 
+def test_heads_read_what_the_profile_deals_out_to_them(control):
+    """In a cache that nothing but the chosen pages may be read from: what is read is what is booked."""
+    profile = by_head(profile_of(*BENDS))
+    seen = torch.tensor([[400], [300]])
+    plan = make_plan(keep_of((0.4, 1, 16), 2, 1), seen, Semantics(window=16, profile=profile), control.shapes)
+    layout = Layout(2, 1, seen - 1, torch.zeros(2, dtype=torch.int64), 0, 400, uniform_base=True)
+    query, keys = torch.randn(2, 2, 1, 2, 1, 16), torch.randn(2, 2, 1, 400, 16)
+    read = []
+    for layer in range(4):
+        own = plan.at(layer)
+        _, mask = select_pages(query, None, PageBounds.of(keys, 16), keys, layout, own)
+        visible = layout.visible(None)[1][:, :, :, None]
+        read.append((mask & visible).sum(-1)[:, :, 0, 0, 0])  # [rows, heads]
+        assert (read[-1][:, 0] > read[-1][:, 1]).all()
+        fixed = read[-1] - own.kv.pages[..., 0].T * 16
+        assert (fixed == fixed[:, :1]).all()  # sinks and window, the same for both
+    share = torch.stack(read).double().mean((0, 2)) / seen[:, 0]
+    torch.testing.assert_close(share, plan.realised[:, 0, 0])
+    assert (share - 0.4).abs().max() < 0.06
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
-@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize(("power", "heads"), [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("action", [(0.3, 1.0, 16), (1.0, 0.5, 16), (0.25, 0.4, 6), (1.0, 1.0, 16)])
-def test_the_engine_deals_as_the_reference_does(control, action, power):
+def test_the_engine_deals_as_the_reference_does(control, action, power, heads):
     semantics = semantics_of(*BENDS, hidden_power=power)
+    if heads > 1:
+        semantics = semantics.under(by_head(semantics.profile))
     sessions = (
         Session(control, semantics),
         NativeSession(control, semantics, Engine(control.model, semantics, "float32")),
@@ -231,6 +263,9 @@ def test_an_interrupted_command_says_how_to_go_on(tiny_folder, tmp_path, monkeyp
 def test_a_policy_keeps_its_profile_and_another_model_is_refused(found):
     with pytest.raises(PolicyMismatchError, match="4 layers, this one has 2"):
         solm.attach(tiny_model("llama"), semantics=semantics_of(*BENDS))
+    three = Profile(attention=(EVEN,) * 6, mlp=(EVEN,) * 2)
+    with pytest.raises(PolicyMismatchError, match="3 KV heads, this one has 2"):
+        solm.attach(tiny_model("llama"), semantics=Semantics(window=16, profile=three))
     model = tiny_model("llama")
     solm.attach(model).detach()  # the refusal left no hooks behind elsewhere, and this model is free
 
@@ -240,6 +275,7 @@ def test_a_policy_keeps_its_profile_and_another_model_is_refused(found):
     [
         ({"mlp": ((0.5,) * KNOTS,) * 2}, "rise from at least 0 to 1"),
         ({"attention": (EVEN,)}, "points for every layer"),
+        ({"attention": (EVEN,) * 3}, "points for every layer"),
         ({"attention": (EVEN[:-1], EVEN[:-1])}, "points for every layer"),
         ({"mlp": ((*EVEN[:3], 0.05, *EVEN[4:]), EVEN)}, "rise from at least 0 to 1"),
     ],
