@@ -71,8 +71,9 @@ def find_profile(
                     write_text(kept, json.dumps({"key": key, "found": found}))
                 costs[axis].setdefault(unit, []).append(found[name])
                 progress(len(found), total)
-    # Whatever changes in a layer rounds all that follows anew, which costs something even where the change is nothing.
-    noise = min(found.values(), default=0.0)
+    noise = _rounding(
+        costs["attention"], units["attention"] // units["mlp"], units["mlp"], min(found.values(), default=0)
+    )
     profile = Profile(**{axis: _curves(costs[axis], noise, shares, units[axis]) for axis, shares in SHARES.items()})
     del measured
     checked = []
@@ -153,13 +154,26 @@ def _differing(lm: LanguageModel) -> tuple[dict[str, list[int]], dict[str, int]]
     return own, {"attention": shapes.layers * shapes.kv_heads, "mlp": shapes.layers}
 
 
+def _rounding(costs: dict[int, list[float]], heads: int, layers: int, least: float) -> np.ndarray:
+    """What a change in each layer costs even where the change is nothing [layers], for it rounds all that follows anew.
+
+    That is the least that any of its heads, or of those in the layers before, loses by keeping the largest share: the
+    more layers follow, the more is rounded. Where nothing tells heads of a layer apart, the least cost of all.
+    """
+    own = [min((cost[-1] for unit, cost in costs.items() if unit // heads == layer), default=np.inf)
+           for layer in range(layers)]  # fmt: skip
+    found = np.minimum.accumulate(own)
+    return np.where(np.isinf(found) | (heads == 1), least, found)
+
+
 def _curves(
-    costs: dict[int, list[float]], noise: float, shares: tuple[float, ...], units: int
+    costs: dict[int, list[float]], noise: np.ndarray, shares: tuple[float, ...], units: int
 ) -> tuple[tuple[float, ...], ...]:
-    """Curves of all units: those with costs as they are dealt out, the others evenly."""
+    """Curves of all units: those with costs as they are dealt out, the others evenly. noise: of every layer."""
     curves = [tuple(knot / (KNOTS - 1) for knot in range(KNOTS))] * units
     if costs:
-        for unit, curve in zip(costs, deal(np.array(list(costs.values())) - noise, shares), strict=True):
+        floor = noise[np.array(list(costs)) // (units // len(noise)), None]
+        for unit, curve in zip(costs, deal(np.array(list(costs.values())) - floor, shares), strict=True):
             curves[unit] = curve
     return tuple(curves)
 
