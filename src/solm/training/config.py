@@ -160,7 +160,8 @@ class ValueTrainConfig(RunConfig):
     method: Literal["values"] = "values"
     space: ActionSpace = SPACES["grid"]
     choose: ActionSpace | None = None
-    """What the policy chooses among unless told otherwise; None: `fine` after learning `grid`, else `space` itself."""
+    """What the policy chooses among unless told otherwise; None: `fine` after learning `grid`, `native-fine` after
+    `native`, else `space` itself."""
     context: int = Field(384, ge=1)
     horizon: int = Field(256, ge=1)
     schedules: int = Field(3, ge=1)
@@ -185,7 +186,8 @@ class ValueTrainConfig(RunConfig):
     def choices(self) -> ActionSpace:
         if self.choose is not None:
             return self.choose
-        return SPACES["fine"] if self.space == SPACES["grid"] else self.space
+        finer = {"grid": "fine", "native": "native-fine"}
+        return next((SPACES[fine] for grid, fine in finer.items() if self.space == SPACES[grid]), self.space)
 
 
 METHODS: dict[str, type[TrainConfig] | type[ValueTrainConfig]] = {"values": ValueTrainConfig, "grpo": TrainConfig}
