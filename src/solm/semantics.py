@@ -29,7 +29,7 @@ class Semantics(BaseModel):
     bits_group: int | None = Field(32, ge=1)
     """Channels that share one quantisation scale; None: the whole token."""
     profile: Profile | None = None
-    """How κ and ρ are dealt out to the layers; None: evenly."""
+    """How κ and ρ are dealt out to KV heads and layers; None: evenly."""
 
     @model_validator(mode="after")
     def _check_window(self) -> "Semantics":

@@ -188,7 +188,7 @@ def model_card(config: PolicyConfig) -> str:
         "```python", "import solm", f'lm = solm.load("{config.base.name}", policy="<this folder>")',
         'print(lm.generate("Why is the sky blue?", budget=0.6).text)', "```", "",
         f"Semantics: `{config.semantics.model_dump_json(exclude={'profile'})}`"
-        + ("" if config.semantics.profile is None else f", dealt out to the layers by a profile (in {CONFIG})") + ".",
+        + ("" if config.semantics.profile is None else f", dealt out by a profile (in {CONFIG})") + ".",
         "", "## Training", "",
         *(f"- {key}: {value}" for key, value in source.items()), "",
         "Trained on teacher-forced text only; behaviour at budgets outside the training range is not tested.", "",

@@ -71,7 +71,7 @@ def _score_pages(
     tl.store(scores + line * pages + index, _rounded(above + below, dtype), mask=own < own_pages)
 
 
-@triton.jit(do_not_specialize=_COUNTS)
+@triton.jit(do_not_specialize=[*_COUNTS, "budget_h"])
 def _choose_pages(
     scores, positions, base, window_start, budget, chosen, counts, heads, budget_h, prefix_pages, pages,
     SINKS: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr,
