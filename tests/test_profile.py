@@ -29,7 +29,7 @@ from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.schedules import Static
 from solm.profile import KNOTS, Profile
 from solm.semantics import Semantics
-from solm.training.profile import deal, find_profile, read_profile
+from solm.training.profile import _rounding, deal, find_profile, read_profile
 from test_families import keep_of, tokens
 from test_values import SEMANTICS as PLAIN
 from test_values import SPACE as GRID
@@ -191,6 +191,25 @@ def test_a_layer_without_any_cost_is_served_last_and_noise_below_zero_is_none():
     curves = np.array(deal(np.array([[-0.002, -0.001], [0.1, 0.05]]), (0.2, 0.6)))
     assert curves[1, 8] > curves[0, 8]
     assert np.isfinite(curves).all()
+
+
+def test_what_rounding_costs_falls_with_depth_and_is_not_taken_for_a_loss():
+    """Two heads in each of four layers; the first layer's is sliding and was not measured."""
+    costs = {2: [0.9, 0.5], 3: [0.5, 0.3], 4: [0.2, 0.1], 5: [0.9, 0.4], 6: [0.8, 0.2], 7: [0.6, 0.3]}
+    assert _rounding(costs, 2, 4, 0.05).tolist() == [0.05, 0.3, 0.1, 0.1]
+    assert _rounding({0: [0.9, 0.5], 1: [0.4, 0.2]}, 1, 2, 0.05).tolist() == [0.05, 0.05]
+
+
+def test_costs_are_averaged_over_contexts_of_fewer_and_fewer_texts(tmp_path):
+    with solm.attach(tiny_model("llama", torch.float32), semantics=Semantics(window=16)) as lm:
+        told = find_profile(lm, tokens(8, 340), (80, 320), tmp_path / "both.json")
+        short = find_profile(lm, tokens(8, 340)[:, :100], (80,), tmp_path / "short.json")
+        long = find_profile(lm, tokens(8, 340)[[0, 4]], (320,), tmp_path / "long.json")
+    assert [row["context"] for row in told["checked"]] == [80] * 7 + [320] * 7
+    for axis, units in told["costs"].items():
+        for unit, costs in units.items():
+            assert costs == pytest.approx(np.mean([short["costs"][axis][unit], long["costs"][axis][unit]], axis=0))
+    assert told["tokens"] == 20
 
 
 @pytest.fixture(scope="module")

@@ -387,3 +387,9 @@ def test_a_context_in_which_an_axis_cannot_act_leaves_the_others_on_budget():
         target = torch.tensor([[0.95, 0.8, 0.5]] * 2, dtype=torch.float64)
         episode = teacher_forced(session.fork(1), ValuePolicy(network().double(), SPACE), ids[:, 90:], target)
         torch.testing.assert_close(episode.realised.mean(1)[:, 1:], target[:, 1:], rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(("learned", "chosen"), [("grid", "fine"), ("native", "native-fine"), ("joint-27", "joint-27")])
+def test_what_learned_far_levels_chooses_among_close_ones(learned, chosen):
+    assert ValueTrainConfig(space=learned).choices == ActionSpace.preset(chosen)
+    assert ValueTrainConfig(space=learned, choose=learned).choices == ActionSpace.preset(learned)
