@@ -185,7 +185,7 @@ def model_card(config: PolicyConfig) -> str:
         f"# solm policy for {config.base.name}", "",
         f"Chooses among {len(space)} actions for every decoded token: attention keep {list(space.attention)}, "
         f"MLP keep {list(space.mlp)}, activation bits {list(space.bits)}. The base model stays frozen.", "",
-        "```python", "import solm", f'lm = solm.load("{config.base.name}", policy="<this folder>")',
+        "```python", "import solm", "", f'lm = solm.load("{config.base.name}", policy="<this folder>")',
         'print(lm.generate("Why is the sky blue?", budget=0.6).text)', "```", "",
         f"Semantics: `{config.semantics.model_dump_json(exclude={'profile'})}`"
         + ("" if config.semantics.profile is None else f", dealt out by a profile (in {CONFIG})") + ".",
