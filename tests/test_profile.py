@@ -195,8 +195,9 @@ def test_a_layer_without_any_cost_is_served_last_and_noise_below_zero_is_none():
 
 def test_what_rounding_costs_falls_with_depth_and_is_not_taken_for_a_loss():
     """Two heads in each of four layers; the first layer's is sliding and was not measured."""
-    costs = {2: [0.9, 0.5], 3: [0.5, 0.3], 4: [0.2, 0.1], 5: [0.9, 0.4], 6: [0.8, 0.2], 7: [0.6, 0.3]}
-    assert _rounding(costs, 2, 4, 0.05).tolist() == [0.05, 0.3, 0.1, 0.1]
+    costs = {2: [0.9, 0.5], 3: [0.5, 0.3], 4: [0.2, 0.12], 5: [0.9, 0.4], 6: [0.8, 0.2], 7: [0.6, 0.13]}
+    assert _rounding(costs, 2, 4, 0.08).tolist() == [0.24, 0.24, 0.12, 0.12]  # at most three times the least
+    assert _rounding(costs, 2, 4, 0.12).tolist() == [0.36, 0.3, 0.12, 0.12]
     assert _rounding({0: [0.9, 0.5], 1: [0.4, 0.2]}, 1, 2, 0.05).tolist() == [0.05, 0.05]
 
 
