@@ -98,7 +98,7 @@ def test_layers_read_what_the_profile_deals_out(control):
 
 
 def test_heads_read_what_the_profile_deals_out_to_them(control):
-    """In a cache that nothing but the chosen pages may be read from: what is read is what is booked."""
+    """What the masks let every head read is what is booked."""
     profile = by_head(profile_of(*BENDS))
     seen = torch.tensor([[400], [300]])
     plan = make_plan(keep_of((0.4, 1, 16), 2, 1), seen, Semantics(window=16, profile=profile), control.shapes)
