@@ -204,6 +204,7 @@ def test_what_rounding_costs_falls_with_depth_and_is_not_taken_for_a_loss():
 def test_costs_are_averaged_over_contexts_of_fewer_and_fewer_texts(tmp_path):
     with solm.attach(tiny_model("llama", torch.float32), semantics=Semantics(window=16)) as lm:
         told = find_profile(lm, tokens(8, 340), (80, 320), tmp_path / "both.json")
+        turned = find_profile(lm, tokens(8, 340), (320, 80), tmp_path / "turned.json")
         short = find_profile(lm, tokens(8, 340)[:, :100], (80,), tmp_path / "short.json")
         long = find_profile(lm, tokens(8, 340)[[0, 4]], (320,), tmp_path / "long.json")
     assert [row["context"] for row in told["checked"]] == [80] * 7 + [320] * 7
@@ -211,6 +212,7 @@ def test_costs_are_averaged_over_contexts_of_fewer_and_fewer_texts(tmp_path):
         for unit, costs in units.items():
             assert costs == pytest.approx(np.mean([short["costs"][axis][unit], long["costs"][axis][unit]], axis=0))
     assert told["tokens"] == 20
+    assert turned["profile"] == told["profile"]
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +268,13 @@ def test_too_little_to_measure_on_is_refused(tmp_path, texts, context, message):
         pytest.raises(DataError, match=message),
     ):
         find_profile(lm, tokens(texts, 200), (context,), tmp_path / "layers.json")
+
+
+@pytest.mark.parametrize("context", ["abc", "1024,", "64;128"])
+def test_contexts_that_are_no_numbers_are_named(context, tmp_path):
+    done = CliRunner().invoke(app, ["profile", "--out", str(tmp_path / "layers.json"), "--context", context])
+    assert isinstance(done.exception, DataError)
+    assert str(done.exception) == f"context must be whole numbers of tokens, such as 1024,4096, got {context!r}"
 
 
 def test_an_interrupted_command_says_how_to_go_on(tiny_folder, tmp_path, monkeypatch):

@@ -35,14 +35,17 @@ def profile(
 
     from solm.data.windows import token_stream
     from solm.decoding.api import load
+    from solm.errors import DataError
     from solm.semantics import Semantics
     from solm.training.profile import find_profile
     from solm.training.sources import draw_windows
 
+    if not all(part.strip().isdigit() for part in context.split(",")):
+        raise DataError(f"context must be whole numbers of tokens, such as 1024,4096, got {context!r}")
+    contexts = [int(part) for part in context.split(",")]
     lm = load(model, semantics=Semantics.preset(semantics), dtype=dtype)
     assert lm.tokenizer is not None
     streams = [token_stream(source, lm.tokenizer) for source in data.split(",")]
-    contexts = [int(part) if part.strip().isdigit() else 0 for part in context.split(",")]
     windows = draw_windows(streams, texts, max(contexts) + tokens, torch.Generator().manual_seed(seed))
     with progress_bar() as progress:
         bar = progress.add_task("measuring heads and layers", total=None, note="")

@@ -38,9 +38,9 @@ def find_profile(
 ) -> dict[str, Any]:
     """Measure on the first half of windows [N, longest context + T], find the profile, compare it on the second half.
 
-    contexts: tokens read densely first; costs are averaged over them, each on as many tokens of context (so the first
-    one on all texts of its half, longer ones on fewer). The result is written to `out`, and what is measured to a file
-    beside it, from which an interrupted run goes on.
+    contexts: tokens read densely first; costs are averaged over them, each on as many tokens of context (so the
+    shortest on all texts of its half, longer ones on fewer). The result is written to `out`, and what is measured to a
+    file beside it, from which an interrupted run goes on.
     Raises `DataError` for fewer than two windows and for a context in which no step can be controlled, `SolmError` for
     semantics that have no profile.
     """
@@ -59,7 +59,7 @@ def find_profile(
     key = hashlib.sha256(about.encode() + windows.numpy().tobytes()).hexdigest()
     found = _measured(kept, key)
     total = sum(len(own[axis]) * len(shares) for axis, shares in SHARES.items()) + 1
-    measured = [_Texts(lm, windows[:half], context, contexts[0], length) for context in contexts]
+    measured = [_Texts(lm, windows[:half], context, min(contexts), length) for context in contexts]
     costs: dict[str, dict[int, list[float]]] = {axis: {} for axis in SHARES}
     for axis, shares in SHARES.items():
         for unit in own[axis]:
@@ -78,7 +78,7 @@ def find_profile(
     del measured
     checked = []
     for context in contexts:
-        checked += _check(_Texts(lm, windows[half:], context, contexts[0], length), plain, profile)
+        checked += _check(_Texts(lm, windows[half:], context, min(contexts), length), plain, profile)
     told = {
         "kind": "profile", "command": command_line(), "environment": environment(), "model": lm.identity.model_dump(),
         "texts": half, "contexts": list(contexts), "tokens": length, "costs": costs, "checked": checked,
