@@ -2,11 +2,12 @@
 
 SmolLM2-135M. Books: 128 tokens scored after 1k, 2k, 4k and 8k tokens of the same text, whose one prefill serves all
 four; every text is a window of one book, the books in turn. Retrieval: the answers of two sets of about 4,300 tokens
-a question. Arms: every step at a constant keep rate, and the policy on attention-fine beside a constant rate of the
-share that it realised on those very tokens. What steps read is counted in bytes, weights included.
+a question. Arms: every step at a constant keep rate, dealt out to layers and heads by the policy's profile or evenly,
+and the policy on attention-fine beside a constant rate (by the profile) of the share that it realised on those very
+tokens. What steps read is counted in bytes, weights included.
 
-    python benchmarks/long_context.py --data DATA/eval --texts 6 --questions 6
-    python benchmarks/long_context.py --data DATA/eval --texts 6 --questions 6 --json
+    python benchmarks/long_context.py --data DATA/eval --texts 6 --questions 8
+    python benchmarks/long_context.py --data DATA/eval --texts 6 --questions 8 --json
 
 What was measured already is in --out.partial and is not measured again.
 """
@@ -36,9 +37,10 @@ from solm.evaluation.result import command_line, environment
 from solm.evaluation.statistics import paired_difference
 from solm.files import write_json, write_text
 from solm.ops.plan import kv_budget
+from solm.semantics import Semantics
 
 CONTEXTS, SCORED, BLOCK = (1024, 2048, 4096, 8064), 128, 32
-KEEPS, TARGETS = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05), (0.2, 0.3)
+KEEPS, EVENLY, TARGETS = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05), (0.3, 0.2, 0.1), (0.2, 0.3)
 SETS = ("longeval_lines", "niah_multikey")
 DENSE = "constant 1"
 Found = dict[str, dict[str, Any]]
@@ -73,13 +75,18 @@ def arms(lm: LanguageModel, session: Session, tokens: torch.Tensor) -> Found:
         }
         return found[name]["share"]
 
-    def run(name: str, keep: torch.Tensor) -> None:
-        passed = session.fork(1, capacity=steps + lm.semantics.page_size).extend(tokens[:, :-1], keep)
+    def run(name: str, keep: torch.Tensor, semantics: Semantics = lm.semantics) -> None:
+        rows = session.fork(1, capacity=steps + semantics.page_size)
+        rows.semantics = semantics
+        passed = rows.extend(tokens[:, :-1], keep)
         hit = passed.logits.argmax(-1).cpu() == tokens[:, 1:]
         book(name, log_probabilities(passed.logits, tokens[:, 1:])[0], hit, passed.realised[0], 0)
 
     for keep in KEEPS:
-        run(f"constant {keep:g}", torch.tensor([keep, 1, 16], dtype=torch.float64).expand(1, steps, 3))
+        every = torch.tensor([keep, 1, 16], dtype=torch.float64).expand(1, steps, 3)
+        run(f"constant {keep:g}", every)
+        if keep in EVENLY:
+            run(f"evenly {keep:g}", every, lm.semantics.under(None))
     policy = lm.policy("policy")
     for target in TARGETS:
         forked = session.fork(1, capacity=steps + lm.semantics.page_size)
@@ -145,6 +152,9 @@ def summary(found: list[Found], block: int | None) -> dict[str, dict[str, Any]]:
             told[arm]["accuracy"] = float(np.mean([part[arm]["greedy"] for part in found]))
         if arm.startswith("policy"):
             told[arm]["minus_constant"] = paired_difference(nats, units(f"constant as {arm}"))._asdict()
+        if arm.startswith("evenly"):
+            minus = paired_difference(units(arm.replace("evenly", "constant")), nats)
+            told[arm]["constant_minus_evenly"] = minus._asdict()
     return told
 
 

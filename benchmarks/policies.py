@@ -36,7 +36,7 @@ BUDGETS = {
     "joint-8": (0.48, 0.6),
     "joint-27": (0.45, 0.6),
     "joint-336": (0.45, 0.6),
-    "fine": (0.4, 0.45, 0.5),
+    "fine": (0.35, 0.4, 0.45, 0.5),
 }
 # Beside static, static-tuned, random and the token table. What reads by activations is shown on its own axis; in a fine
 # space static is the constant action already.

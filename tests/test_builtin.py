@@ -55,6 +55,8 @@ def test_the_native_one_keeps_its_budgets_under_its_profile(real_model):
     assert profile is not None
     assert (profile.layers, profile.heads) == (30, 3)
     assert trained.config.space == ActionSpace.preset("native-fine")
+    coarse = TrainedPolicy.from_pretrained(f"{NAME}-native-native").config
+    assert (coarse.space, coarse.semantics) == (ActionSpace.preset("native"), trained.config.semantics)
     with solm.attach(model, trained, tokenizer) as lm:
         windows = token_stream("pydoc:heldout", tokenizer).spaced(3, 1025 + 128, torch.Generator().manual_seed(0))
         session = lm.session(capacity=1024)

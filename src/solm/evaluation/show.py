@@ -125,7 +125,7 @@ def plot(result: EvaluationResult, kind: Kind = "png") -> bytes:
         )  # fmt: skip
     dense = next(point for point in result.points if point.arm == "dense")
     axes.axhline(dense.perplexity, color="#495057", ls="--", lw=1, label="dense")
-    axes.set_xlabel("realised net keep (share of attention, MLP and bits used)")
+    axes.set_xlabel("realised net keep (share of attention, MLP and bits used; arms side by side)")
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)

@@ -157,7 +157,7 @@ def _builtin(name: str, device: str | torch.device) -> TrainedPolicy:
     root = Path(__file__).parent / "builtin"
     if (root / name / CONFIG).is_file():
         return TrainedPolicy.from_pretrained(root / name, device)
-    for folder in sorted(root.iterdir()):
+    for folder in sorted(root.iterdir(), key=lambda folder: -len(folder.name)):  # one's name may begin another's
         preset = name.removeprefix(folder.name + "-")
         if preset != name:
             return TrainedPolicy.from_pretrained(folder, device).with_space(ActionSpace.preset(preset))
