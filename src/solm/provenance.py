@@ -15,7 +15,9 @@ import torch
 
 def command_line() -> str:
     """The command being run, without the machine's folders: of an absolute path only the last part is told."""
-    return shlex.join([Path(sys.argv[0]).name, *(Path(p).name if Path(p).is_absolute() else p for p in sys.argv[1:])])
+    program = Path(sys.argv[0]).name
+    program = "solm" if program == "__main__.py" else program  # python -m solm.cli, as under torchrun
+    return shlex.join([program, *(Path(p).name if Path(p).is_absolute() else p for p in sys.argv[1:])])
 
 
 def environment() -> dict[str, Any]:
