@@ -222,6 +222,11 @@ def test_a_policy_says_where_it_comes_from(tmp_path, byte_tokenizer):
     assert known["made"]["commit"] == commit()
 
 
+def test_commands_are_told_as_a_user_would_type_them(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["/x/solm/cli/__main__.py", "train", "--out", str(tmp_path / "a b")])
+    assert command_line() == "solm train --out 'a b'"
+
+
 def test_a_folder_of_another_run_or_in_use_is_refused_and_left_alone(tmp_path, byte_tokenizer):
     from solm.training.checkpoint import RunFolder
 
