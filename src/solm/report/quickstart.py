@@ -10,8 +10,8 @@ from solm.report.actions import coloured
 from solm.report.page import head, image, perplexity_table
 
 _ON_PROFILE = (
-    " All arms deal an action out to the layers by the model's profile, more to those that lose more without it, but "
-    "static-even, which gives every layer the same."
+    " All arms deal an action out to layers and heads by the model's profile, more to those that lose more without it, "
+    "but static-even, which gives all the same."
 )
 
 
