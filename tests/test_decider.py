@@ -60,12 +60,15 @@ def both(engine, policy, target, horizon, rows=3, context=30, semantics=SEMANTIC
     return drivers
 
 
-@pytest.mark.parametrize("dealt", ["evenly", "by a profile"])
+@pytest.mark.parametrize("dealt", ["evenly", "by a profile", "weights' bits"])
 @pytest.mark.parametrize("clamp", [True, False])
 @pytest.mark.parametrize("layer", [0, 1, 3])
 @pytest.mark.parametrize("name", SPACES)
 def test_decisions_equal_the_policys(engine, name, layer, clamp, dealt):
-    semantics = SEMANTICS if dealt == "evenly" else semantics_of(0.9, -0.6, -0.7, 0.4)
+    semantics = {
+        "evenly": SEMANTICS, "by a profile": semantics_of(0.9, -0.6, -0.7, 0.4),
+        "weights' bits": SEMANTICS.model_copy(update={"bits_site": "weights"}),
+    }[dealt]  # fmt: skip
     space = SPACES[name]
     policy = policy_of(space, layer, clamp)
     lows = torch.tensor([low for low, _ in space.ranges], dtype=torch.float64)

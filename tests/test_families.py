@@ -17,6 +17,7 @@ SEMANTICS = {
     "recency": Semantics(criterion="recency", page_size=8, window=8),
     "relevance": Semantics(criterion="relevance", page_size=8, window=8),
     "gate-first": Semantics(page_size=8, window=8, mlp_site="gate-first"),
+    "nested": Semantics(page_size=8, window=8, bits_site="weights"),
 }
 AXES = {"attention": (0.3, 1.0, 16), "mlp": (1.0, 0.5, 16), "bits": (1.0, 1.0, 4), "joint": (0.3, 0.5, 5)}
 CONTEXT, STEPS = 61, 12

@@ -318,17 +318,18 @@ def test_a_cache_of_bytes_chooses_the_same_pages():
     control.detach()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4", "int4 beside a cache of bytes"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4", "nested", "int4 beside a cache of bytes"])
 @pytest.mark.parametrize("rows", [2, 3, 5, 16, 19])
 def test_a_rows_logits_do_not_depend_on_who_goes_with_it(precision, rows):
     """To the last bit: rows of other lengths and actions share the walk through the weights, known tokens too."""
     control = ModelControl(on_grid(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)))
     precision, _, bytes_ = precision.partition(" beside ")
-    engine = Engine(control.model, SEMANTICS, precision, kv_cache_dtype="int8" if bytes_ else "auto")
-    actions = [ACTIONS[name] for name in (*ACTIONS,) * 4]
+    semantics = SEMANTICS.model_copy(update={"bits_site": "weights" if precision == "nested" else "input"})
+    engine = Engine(control.model, semantics, precision, kv_cache_dtype="int8" if bytes_ else "auto")
+    actions = [*ACTIONS.values(), (0.5, 0.6, 4)] * 4
 
     def opened(row):
-        session = NativeSession(control, SEMANTICS, engine)
+        session = NativeSession(control, semantics, engine)
         session.prefill(tokens(1, 20 + 13 * row, seed=row))
         return session
 
@@ -499,14 +500,14 @@ def test_what_it_cannot_run_is_said():
         Engine(llama, SEMANTICS, "int3")
     with pytest.raises(SolmError, match="unknown KV cache dtype 'fp8'"):
         Engine(llama, SEMANTICS, "int8", kv_cache_dtype="fp8")
-    with pytest.raises(SolmError, match="goes with precision int8 or int4, not bfloat16"):
+    with pytest.raises(SolmError, match="goes with precision int8, int4, nested, not bfloat16"):
         Engine(llama, SEMANTICS, "bfloat16", kv_cache_dtype="int8")
     with pytest.raises(SolmError, match="a KV cache in int8 needs the native backend"):
         package.load("builtin:smollm2-135m", kv_cache_dtype="int8")
     with pytest.raises(SolmError, match="precision int8 needs the native backend"):
         package.load("builtin:smollm2-135m", precision="int8")
     # A mistake, and no reason for `auto` to go on without the engine.
-    with pytest.raises(SolmError, match="goes with precision int8 or int4, not bfloat16"):
+    with pytest.raises(SolmError, match="goes with precision int8, int4, nested, not bfloat16"):
         package.load("builtin:smollm2-135m", backend="auto", kv_cache_dtype="int8")
 
 

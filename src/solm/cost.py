@@ -10,6 +10,7 @@ from solm.errors import SolmError
 from solm.semantics import Semantics
 
 CostModel = Literal["nominal", "bytes", "flops"]
+_LOW_PART = 2 / 3  # of nested weights' bytes, for a share of 1 left out: at a share of 4 / 16 half of them are left
 Number = TypeVar("Number", float, torch.Tensor)
 
 
@@ -80,7 +81,8 @@ def relative_cost(
         kv_length: keys visible to the step, broadcastable to [...].
         model: ``nominal`` is the mean of the shares; ``bytes`` what is read from memory at batch 1 (weights, KV,
             page metadata); ``flops`` the multiply-adds. Activation bits change neither bytes nor flops: weights are
-            stored at one precision, so only `nominal` counts them.
+            stored at one precision, so only `nominal` counts them. Weight bits change bytes: the high halves alone
+            are half of a nested weight.
         policy_parameters: weights of the policy that controls the step, charged to it but not to the dense step.
 
     Returns:
@@ -123,6 +125,8 @@ def _relative(
     dense_weights = shapes.attention_weights + shapes.up_weights + shapes.down_weights
     weights = shapes.attention_weights + (shapes.up_weights + shapes.down_weights) * mlp_share(mlp, shapes, semantics)
     cached = 2 * length * shapes.head_dim
+    if semantics.bits_site == "weights" and model == "bytes":
+        weights -= (weights - shapes.attention_weights) * (1 - bits) * _LOW_PART
     metadata = cached / semantics.page_size * (attention < 1) * (semantics.criterion == "pages")
     step = shapes.layers * (weights + heads * (cached * attention + metadata))
     dense = shapes.layers * (dense_weights + heads * cached)

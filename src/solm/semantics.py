@@ -25,7 +25,9 @@ class Semantics(BaseModel):
     mlp_site: Literal["input", "hidden", "input+hidden", "gate-first"] = "input+hidden"
     hidden_power: Literal[1, 2] = 1
     """With ``input+hidden`` the hidden site keeps ρ to this power: its channels are cheaper to lose."""
-    bits_site: Literal["input", "output"] = "input"
+    bits_site: Literal["input", "output", "weights"] = "input"
+    """What the third axis rounds: activations that enter the MLP's products or leave the MLP, or the MLP's weights, of
+    which a step at up to 4 bits reads the high halves alone (`solm.ops.nested`)."""
     bits_group: int | None = Field(32, ge=1)
     """Channels that share one quantisation scale; None: the whole token."""
     profile: Profile | None = None
@@ -43,6 +45,12 @@ class Semantics(BaseModel):
     def _check_power(self) -> "Semantics":
         if self.hidden_power > 1 and self.mlp_site != "input+hidden":
             raise ValueError(f"hidden_power {self.hidden_power} needs mlp_site 'input+hidden', got {self.mlp_site!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> "Semantics":
+        if self.bits_site == "weights" and self.bits_group is None:
+            raise ValueError("bits_site 'weights' needs a bits_group: channels that share a grid")
         return self
 
     @model_validator(mode="after")
@@ -76,6 +84,8 @@ PRESETS = {
     "default": Semantics(),
     # The best quality for the bytes that a compiled step reads.
     "native": Semantics(hidden_power=2),
+    # The same, and the bits are those of the MLP's weights, whose high halves can be read alone.
+    "nested": Semantics(hidden_power=2, bits_site="weights"),
     # arXiv 2605.10875: no sinks or window, pages chosen per query head, input channels only, MLP output quantised
     # with one scale per token.
     "paper": Semantics(

@@ -31,10 +31,10 @@ def load(
     """Load a base model (hub id, folder, ``.gguf`` file or ``builtin:smollm2-135m``), with a policy if given.
 
     semantics: how actions are carried out; by default the policy's own, else `Semantics()`. backend: ``reference``,
-    ``native`` (steps on the compiled engine, weights held in `precision`, by default bfloat16, keys and values in
-    `kv_cache_dtype`: ``auto`` or ``int8``), or ``auto``: native where it can be, with a warning that says why where it
-    cannot. shard: deal the decoder layers out to the processes of `torch.distributed`, which then run the model
-    together.
+    ``native`` (steps on the compiled engine, weights held in `precision`, by default bfloat16, or nested where actions
+    say how many of their bits are read; keys and values in `kv_cache_dtype`: ``auto`` or ``int8``), or ``auto``: native
+    where it can be, with a warning that says why where it cannot. shard: deal the decoder layers out to the processes
+    of `torch.distributed`, which then run the model together.
     Raises `SolmError` subclasses: unknown model, unsupported family, damaged or mismatched policy.
     """
     if backend not in BACKENDS:
@@ -42,14 +42,15 @@ def load(
     if backend == "reference" and (precision is not None or kv_cache_dtype != "auto"):
         what = f"a KV cache in {kv_cache_dtype}" if precision is None else f"precision {precision}"
         raise SolmError(f"{what} needs the native backend; the reference backend computes in the model's own dtype")
-    chosen = precision or "bfloat16"
-    check_precision(chosen, kv_cache_dtype)  # even where ``auto`` would go on without: it is the caller's mistake
     if shard and backend != "reference":
         raise SolmError(
             f"backend {backend} needs the whole model in one process; shard goes with the reference backend"
         )
     if isinstance(policy, str | Path):
         policy = TrainedPolicy.from_pretrained(policy)
+    how = semantics or (policy.config.semantics if policy else Semantics())
+    chosen = precision or ("nested" if how.bits_site == "weights" else "bfloat16")
+    check_precision(chosen, kv_cache_dtype)  # even where ``auto`` would go on without: it is the caller's mistake
     base, tokenizer = load_base(model, dtype, device, trust_remote_code, shard)
     lm = LanguageModel(base, tokenizer, policy, semantics, name=model)
     if backend != "reference":

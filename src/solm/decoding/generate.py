@@ -63,7 +63,21 @@ class Reply:
 def generate(lm: "LanguageModel", ids: torch.Tensor, **options: Any) -> Reply:
     """Generate from token ids [1, C]; options as for `stream`."""
     tokens = list(stream(lm, ids, **options))
-    return summarise(lm, tokens, lm.budget(options.get("budget")))
+    return summarise(lm, tokens, _asked(lm, _policy(lm, options.get("schedule")), options.get("budget")))
+
+
+def _policy(lm: "LanguageModel", schedule: str | Policy | Allocator | None) -> Policy | Allocator:
+    schedule = schedule or ("dense" if lm.trained is None else "policy")
+    return lm.policy(schedule) if isinstance(schedule, str) else schedule
+
+
+def _asked(
+    lm: "LanguageModel", policy: Policy | Allocator, budget: float | str | Budget | None, context: int = 1024
+) -> Budget:
+    """The budget as the loaded policy splits it, or within a schedule's own space where none is loaded."""
+    if lm.trained is None and budget is not None:
+        return Budget.parse(budget, policy.space)
+    return lm.budget(budget, context)
 
 
 def summarise(lm: "LanguageModel", tokens: list[Token], budget: Budget) -> Reply:
@@ -111,12 +125,8 @@ def stream(
         raise ContextLengthError(
             f"a prompt of {ids.shape[1]} and {max_new_tokens} new tokens exceed this model's context of {limit}"
         )
-    schedule = schedule or ("dense" if lm.trained is None else "policy")
-    policy = lm.policy(schedule) if isinstance(schedule, str) else schedule
-    if lm.trained is None and budget is not None:
-        target = Budget.parse(budget, policy.space)
-    else:
-        target = lm.budget(budget, ids.shape[1] + max_new_tokens // 2)
+    policy = _policy(lm, schedule)
+    target = _asked(lm, policy, budget, ids.shape[1] + max_new_tokens // 2)
     sampler = Sampler(lm, ids, seed, sampling)
     session = lm.session(capacity=ids.shape[1] + max_new_tokens)
     session.shortlist = sampler.takes_largest

@@ -28,7 +28,8 @@ class Frame:
         profile = semantics.profile
         self.rules = Rules(
             semantics.sinks, semantics.window, "input" in site, "hidden" in site, semantics.hidden_power,
-            semantics.bits_group or 0, *((1, None) if profile is None else (profile.heads, profile.table.data_ptr())),
+            semantics.bits_group or 0, 1 if profile is None else profile.heads, semantics.bits_site == "weights",
+            None if profile is None else profile.table.data_ptr(),
         )  # fmt: skip
         self.offsets = np.arange(count)
         self.ids, self.places = np.empty((rows, count), dtype=np.int64), np.empty((rows, count), dtype=np.int32)

@@ -29,9 +29,10 @@ def _constant(asked: _Request) -> Arm:
     """Exactly the average on every axis at every step, whether or not `space` has such a level: on the attention axis
     this is Quest at a constant budget, on the MLP's an exact top-k."""
     space = asked.space
+    halved = asked.lm.semantics.bits_site == "weights"  # nothing lies between all bits and the high half
     fine = ActionSpace(
         attention=_percents(space.attention[0]), mlp=_percents(space.mlp[0]),
-        bits=tuple(range(space.bits[0], FULL_BITS + 1)),
+        bits=space.bits if halved else tuple(range(space.bits[0], FULL_BITS + 1)),
     )  # fmt: skip
     return Arm(Static(fine))
 

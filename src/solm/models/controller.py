@@ -13,6 +13,7 @@ from solm.models.active import ActivePass, active_pass
 from solm.models.attention import PREFIX, register
 from solm.models.channel_linear import ChannelLinears
 from solm.models.families import Capability, MLPSites, decoder_layers, mlp_sites, probe
+from solm.models.nested_linear import NestedLinears
 from solm.ops.adaptive import HIDDEN, INPUT
 from solm.ops.quantize import fake_quantize
 from solm.ops.select import keep_channels
@@ -37,7 +38,7 @@ class ModelControl:
         self._training = model.training
         self._handles: list[Any] = []
         self._hidden: torch.Tensor | None = None
-        self._linears = ChannelLinears()
+        self._linears, self._nested = ChannelLinears(), NestedLinears()
         model.eval()
         model.set_attn_implementation(register(implementation))
         for index, layer in enumerate(decoder_layers(model)):
@@ -51,7 +52,7 @@ class ModelControl:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._linears = ChannelLinears()
+        self._linears, self._nested = ChannelLinears(), NestedLinears()
         self.model.set_attn_implementation(self._implementation)
         self.model.train(self._training)
 
@@ -71,6 +72,7 @@ class ModelControl:
             before(sites.down, _before_matmul(("hidden", "input+hidden"), HIDDEN)),
             after(sites.mlp, _after_mlp),
             *self._linears.replace(sites),
+            *self._nested.hook(sites),
         ]
         if sites.activation is not None:
             # Channels zeroed in act(gate) stay zero in act(gate)·up, whose columns need not be computed.

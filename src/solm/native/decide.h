@@ -19,7 +19,7 @@ inline Plan make_plan(const Rules& rules, const Sizes& s, const double* keep, in
   const double hidden_keep = rules.hidden_power == 2 ? keep[1] * keep[1] : keep[1];
   return {rules.input_site ? int(ceil_share(keep[1], s.hidden)) : s.hidden,
           rules.hidden_site ? int(ceil_share(hidden_keep, s.intermediate)) : s.intermediate,
-          int32_t(keep[2]), rules.group, keep[0] < 1, rules.sinks, start, pages, between, always,
+          rules.weight_bits ? int32_t(FULL_BITS) : int32_t(keep[2]), rules.weight_bits && keep[2] <= HIGH_BITS, rules.group, keep[0] < 1, rules.sinks, start, pages, between, always,
           std::clamp(share, 0.0, 1.0), keep[1]};
 }
 
@@ -63,7 +63,7 @@ inline double layer_share(const Rules& rules, const Sizes& s, const Plan& whole,
 // What layers first to last (not included) contribute to the share of an axis that a step of kv_length keys realises.
 inline double realise(const Rules& rules, const Sizes& s, const Plan& plan, int kv_length, int axis, int first, int last) {
   const double part = double(last - first) / s.layers;
-  if (axis == 2) return plan.bits / FULL_BITS * part;
+  if (axis == 2) return (plan.halved ? HIGH_BITS : plan.bits) / FULL_BITS * part;
   if (!rules.profile) return layer_share(rules, s, plan, kv_length, axis, 0) * part;
   double sum = 0;
   for (int l = first; l < last; ++l) sum += layer_share(rules, s, plan, kv_length, axis, l);

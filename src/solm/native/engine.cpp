@@ -58,18 +58,18 @@ void* solm_arena_data(void* arena) { return static_cast<Memory*>(arena)->data();
 
 void solm_arena_free(void* arena) { delete static_cast<Memory*>(arena); }
 
-// Returns null where memory cannot be had. weights per layer: qkv, out, gate_up, down (data, scale, grid) then
-// attention_norm, mlp_norm, q_norm, k_norm, qkv_bias; 17 pointers. All must outlive the engine.
+// Returns null where memory cannot be had. weights per layer: qkv, out, gate_up, down (data, scale, grid, low)
+// then attention_norm, mlp_norm, q_norm, k_norm, qkv_bias; 21 pointers. All must outlive the engine.
 void* solm_engine(const Sizes* sizes, const void* const* per_layer, const void* embedding, const Head* head,
                   const float* final_norm, const float* cosine, const float* sine) try {
   auto* e = new Engine();
   e->s = *sizes;
   for (int l = 0; l < sizes->layers; ++l) {
-    const void* const* p = per_layer + 17 * l;
+    const void* const* p = per_layer + 21 * l;
     auto floats = [](const void* q) { return static_cast<const float*>(q); };
-    auto matrix = [&](int i) { return Matrix{p[i], floats(p[i + 1]), static_cast<const uint16_t*>(p[i + 2])}; };
-    e->layers.push_back({matrix(0), matrix(3), matrix(6), matrix(9), floats(p[12]), floats(p[13]), floats(p[14]),
-                         floats(p[15]), floats(p[16])});
+    auto matrix = [&](int i) { return Matrix{p[i], floats(p[i + 1]), static_cast<const uint16_t*>(p[i + 2]), p[i + 3]}; };
+    e->layers.push_back({matrix(0), matrix(4), matrix(8), matrix(12), floats(p[16]), floats(p[17]), floats(p[18]),
+                         floats(p[19]), floats(p[20])});
   }
   e->embedding = embedding, e->head = *head, e->final_norm = final_norm, e->cosine = cosine, e->sine = sine;
   const Sizes& s = e->s;

@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 from solm.errors import SolmError, UnsupportedModelError
 from solm.models.families import decoder_layers
 from solm.native.library import Sizes, library
-from solm.native.weights import Head, Matrix
+from solm.native.weights import GROUP, INTEGERS, Head, Matrix, NestedMatrix
 from solm.semantics import Semantics
 
 PAGE, MOST_QUERIES = 16, 32
-PRECISIONS = ("float32", "bfloat16", "int8", "int4")
+PRECISIONS = ("float32", "bfloat16", "int8", "int4", "nested")
 KV_CACHE_DTYPES = ("auto", "int8")
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2")
 
@@ -52,8 +52,10 @@ def unsuited(model: PreTrainedModel, semantics: Semantics) -> str | None:
         return f"it needs pages of {PAGE} tokens and a window of at least a page"
     if semantics.select_per != "kv_head" or semantics.keep_ties:
         return "it selects exactly the budgeted pages per KV head"
-    if semantics.mlp_site == "gate-first" or semantics.bits_site != "input":
-        return "it supports the MLP sites input and hidden, and bits at the input"
+    if semantics.mlp_site == "gate-first" or semantics.bits_site == "output":
+        return "it supports the MLP sites input and hidden, and bits of the input or of weights"
+    if semantics.bits_site == "weights" and semantics.bits_group != GROUP:
+        return f"its nested weights share a grid in groups of {GROUP} channels"
     return None
 
 
@@ -63,15 +65,15 @@ def check_precision(precision: str, kv_cache_dtype: str = "auto") -> None:
         raise SolmError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     if kv_cache_dtype not in KV_CACHE_DTYPES:
         raise SolmError(f"unknown KV cache dtype {kv_cache_dtype!r}; choose one of {', '.join(KV_CACHE_DTYPES)}")
-    if kv_cache_dtype == "int8" and precision not in ("int8", "int4"):
-        raise SolmError(f"an int8 KV cache goes with precision int8 or int4, not {precision}")
+    if kv_cache_dtype == "int8" and precision not in INTEGERS:
+        raise SolmError(f"an int8 KV cache goes with precision {', '.join(INTEGERS)}, not {precision}")
 
 
 class Engine:
     """The engine over a model's weights, which are copied into its layout.
 
     kv_cache_dtype: ``auto`` holds keys and values in float32 beside float32 weights and in bfloat16 beside all others;
-    ``int8``, with weights in int8 or int4, in whole numbers with a scale per token and head, at half the size.
+    ``int8``, with weights in int8, int4 or nested, in whole numbers with a scale per token and head, at half the size.
     Raises `UnsupportedModelError` for a model or semantics that it cannot run, `SolmError` for a bad precision, dtype
     or number of threads, a missing compiler or memory.
     """
@@ -88,12 +90,17 @@ class Engine:
         if reason is not None:
             raise UnsupportedModelError(f"the native backend cannot run this model: {reason}")
         check_precision(precision, kv_cache_dtype)
+        if semantics.bits_site == "weights" and precision != "nested":
+            raise SolmError(f"bits of weights need precision nested, not {precision}")
         cores = os.cpu_count() or 1
         threads = min(torch.get_num_threads(), cores) if threads is None else threads
         if not 1 <= threads <= cores:
             raise SolmError(f"threads {threads} is out of range: this machine has 1 to {cores}")
         self.library = library()
         config: Any = model.config.get_text_config(decoder=True)
+        if precision == "nested" and (config.hidden_size % 64 or config.intermediate_size % GROUP):
+            sizes = f"{config.hidden_size} and {config.intermediate_size}"
+            raise UnsupportedModelError(f"nested weights need MLP sizes in multiples of 64 and {GROUP}, not {sizes}")
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.precision = precision
         embedding, kind = self._embedding(model)
@@ -170,8 +177,9 @@ class Engine:
         mlp: Any = layer.mlp
         qkv = torch.cat([part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj)])
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
-        weights = (qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight)
-        return [Matrix(weight, precision) for weight in weights]
+        inner = [Matrix(weight, precision) for weight in (qkv, attention.o_proj.weight)]
+        kind = NestedMatrix if precision == "nested" else Matrix
+        return inner + [kind(weight, precision) for weight in (gate_up, mlp.down_proj.weight)]
 
     def _vectors(self, layer: nn.Module) -> list[int]:
         """The addresses of a layer's norms and bias, 0 where there is none."""

@@ -26,7 +26,7 @@ struct Strips {
       : head(e.head), vocabulary(e.s.vocabulary), rows(rows), first(start(e, thread)), last(start(e, thread + 1)),
         bytes(size_t(e.s.hidden + 3) / 4 * 64), wide((e.s.hidden + 63) / 64 * 64),
         groups((e.s.hidden + GROUP - 1) / GROUP), number(size_t(rows) * wide), scale(size_t(rows) * wide / 4) {
-    for (size_t g = 0; g < groups.size(); ++g) groups[g].gather(int(g), rounded, rows, nullptr, 0);
+    for (size_t g = 0; g < groups.size(); ++g) groups[g].gather(int(g), rounded, rows, nullptr, 0, [](int) { return true; });
     constexpr float VARIANCE = (16.0f * 16 - 1) / 12;  // of numbers from 0 to 15
     for (int r = 0; r < rows; ++r) {
       mean[r] = spread[r] = 0;

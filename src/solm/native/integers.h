@@ -65,9 +65,11 @@ struct Group : Coming {
   float scale[MOST_ROWS];
   int32_t total[MOST_ROWS];
 
-  void gather(int number, const Rounded* rounded, int rows, const uint8_t* weights, size_t width) {
+  // takes(r): whether row r needs these weights.
+  template <typename Takes>
+  void gather(int number, const Rounded* rounded, int rows, const uint8_t* weights, size_t width, Takes takes) {
     uint32_t used = 0;
-    for (int r = 0; r < rows; ++r) used |= rounded[r].kept[number];
+    for (int r = 0; r < rows; ++r) used |= takes(r) ? rounded[r].kept[number] : 0;
     int8_t channel[GROUP];
     count = 0, bytes = int(width);
     for (uint32_t rest = used; rest; rest &= rest - 1) {
@@ -82,7 +84,7 @@ struct Group : Coming {
       if (found == GROUP) std::memcpy(q[r], from, GROUP);
       else
         for (int i = 0; i < count; ++i) q[r][i] = i < found ? from[channel[i]] : int8_t(0);
-      scale[r] = rounded[r].scale[number], total[r] = rounded[r].total[number];
+      scale[r] = takes(r) ? rounded[r].scale[number] : 0, total[r] = rounded[r].total[number];
     }
   }
 };
@@ -177,15 +179,23 @@ inline void add_group(const Group& g, Ahead& ahead, int rows, int out, float* y)
                   });
 }
 
-// The same for packed weights, whose groups have a step and a lowest value for every output, grid [2, out].
-inline void add_packed_group(const Group& g, Ahead& ahead, int rows, const uint16_t* grid, const uint16_t* grid_next,
+// The same for packed weights, whose groups have a step and a lowest value for every output, grid [2, out]; LOW: for the low
+// halves of nested ones.
+template <bool LOW>
+void add_packed_group(const Group& g, Ahead& ahead, int rows, const uint16_t* grid, const uint16_t* grid_next,
                              int out, float* y) {
   auto settle = [&](int o) {
     return [&, o](int r, int j, Lanes sum) {
       float* to = y + size_t(r) * out + o + 16 * j;
       Lanes steps = Lanes::zero(), result = Lanes::load(to);
-      steps.add(Lanes::load_half(grid + o + 16 * j), sum);
-      steps.add(Lanes::load_half(grid + out + o + 16 * j), Lanes::all(float(g.total[r])));
+      if constexpr (LOW) {
+        Lanes rest = Lanes::all(-0.5f * float(g.total[r]));
+        rest.add(Lanes::all(1.0f / 15), sum);
+        steps.add(Lanes::load_half(grid + o + 16 * j), rest);
+      } else {
+        steps.add(Lanes::load_half(grid + o + 16 * j), sum);
+        steps.add(Lanes::load_half(grid + out + o + 16 * j), Lanes::all(float(g.total[r])));
+      }
       result.add(Lanes::all(g.scale[r]), steps);
       result.write(to);
     };

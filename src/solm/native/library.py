@@ -30,9 +30,10 @@ UNKNOWN_TOKEN = 1
 
 
 class Sizes(ctypes.Structure):
-    """A model's sizes; precision 0: float32, 1: bfloat16, 2: int8 weights, 3: packed where they can be, else
-    int8; embedding 0: float32, 1: bfloat16, 2: float16; kv_bytes 1: caches hold bytes; norms_after 1: what attention
-    and MLP give is normed, not what they take; whole_norms 1: queries and keys are normed over all heads together."""
+    """A model's sizes; precision 0: float32, 1: bfloat16, 2: int8 weights, 3: packed where they can be, else int8, 4:
+    the MLP's nested, others as with 3; embedding 0: float32, 1: bfloat16, 2: float16; kv_bytes 1: caches hold bytes;
+    norms_after 1: what attention and MLP give is normed, not what they take; whole_norms 1: queries and keys are normed
+    over all heads together."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in (
@@ -47,12 +48,11 @@ class Rules(ctypes.Structure):
     """How an action is carried out: the engine's part of `Semantics`."""
 
     _fields_ = [
-        *(
-            (name, ctypes.c_int32)
-            for name in ("sinks", "window", "input_site", "hidden_site", "hidden_power", "group", "heads")
-        ),
+        *((name, ctypes.c_int32) for name in (
+            "sinks", "window", "input_site", "hidden_site", "hidden_power", "group", "heads", "weight_bits",
+        )),
         ("profile", ctypes.c_void_p),
-    ]
+    ]  # fmt: skip
 
 
 @cache

@@ -33,11 +33,13 @@ struct Sizes {
 // scale per output (int8 only, and in the order of integers.h). Norms and biases are float32.
 //
 // A matrix with a `grid` [in / 32, 2, out] (float16: step, then lowest value) is packed instead, 4 bits a weight: of an
-// input channel, 64 bytes for every 128 outputs and 32 for a last 64.
+// input channel, 64 bytes for every 128 outputs and 32 for a last 64. If it is nested, `low` holds 4 bits more of every
+// weight, packed alike: what is left of it, from minus half a step in fifteenths of a step.
 struct Matrix {
   const void* data;
   const float* scale;
   const uint16_t* grid;
+  const void* low;
 };
 struct Layer {
   Matrix qkv, out, gate_up, down;
@@ -55,16 +57,20 @@ struct Head {
 
 constexpr int KNOTS = 21;  // of a profile's curves, as in solm.profile
 
-// How an action is carried out, as in solm.semantics: sites of the MLP axis as flags, group 0 for a whole token.
+constexpr int HIGH_BITS = 4;  // of a nested weight, as in solm.ops.nested
+
+// How an action is carried out, as in solm.semantics: sites of the MLP axis as flags, group 0 for a whole token; whether
+// its bits are those of weights.
 struct Rules {
-  int32_t sinks, window, input_site, hidden_site, hidden_power, group, heads;
+  int32_t sinks, window, input_site, hidden_site, hidden_power, group, heads, weight_bits;
   const double* profile;  // [layers · heads + layers, KNOTS], pages of KV heads (1: of all) and then channels, or null
 };
 
-// What one step spends in a layer: pages of those `between` sinks and window, and `keep` of the MLP's channels. Under a
+// What one step spends in a layer: pages of those `between` sinks and window, and `keep` of the MLP's channels, at `bits` of
+// activations and, if `halved`, with no more than the high halves of nested weights. Under a
 // profile `pages`, `share` of those between, and before it has dealt them out the channels, are the average layer's.
 struct Plan {
-  int32_t inputs, hiddens, bits, group, sparse, sinks, window_start, pages, between, always;
+  int32_t inputs, hiddens, bits, halved, group, sparse, sinks, window_start, pages, between, always;
   double share, keep;
 };
 

@@ -10,6 +10,7 @@ struct Inputs {
   const float* x;
   int count;
   int most = 127;  // whole number that the largest of a group becomes, where weights are integers
+  bool halved = false;  // meets the high halves of nested weights alone
 };
 
 template <typename W>
@@ -71,14 +72,14 @@ struct Products {
     turn = !turn;
   }
 
-  // What this thread will read of a matrix first.
-  Coming beginning(const Matrix& m, int in, int out) const {
+  // What this thread will read of a matrix first, or of its low halves.
+  Coming beginning(const Matrix& m, int in, int out, bool low = false) const {
     const int stride = (out + BLOCK - 1) / BLOCK * BLOCK, groups = (in + GROUP - 1) / GROUP, from = groups * thread / threads;
     Coming next;
     if (!std::is_same_v<W, int8_t>) return next;
     next.bytes = m.grid ? stride / 2 : stride;
     for (int i = from * GROUP; i < std::min(in, (from + 1) * GROUP); ++i)
-      next.row[next.count++] = static_cast<const uint8_t*>(m.data) + size_t(i) * next.bytes;
+      next.row[next.count++] = static_cast<const uint8_t*>(low ? m.low : m.data) + size_t(i) * next.bytes;
     return next;
   }
 
@@ -102,20 +103,30 @@ struct Products {
     const int groups = (in + GROUP - 1) / GROUP;
     const int from = groups * thread / threads, to = groups * (thread + 1) / threads;
     if (from == to) return fetch(after);
-    const uint8_t* weights = static_cast<const uint8_t*>(m.data);
-    const size_t bytes = m.grid ? out / 2 : out;
     for (int r = 0; r < rows; ++r)
       rounded[r].round(inputs[r].index, inputs[r].x, inputs[r].count, from, to, inputs[r].most);
+    const bool whole = m.low && !std::all_of(inputs, inputs + rows, [](const Inputs& row) { return row.halved; });
+    const Coming low = whole ? beginning(m, in, out, true) : Coming();
+    stream_groups<false>(m, from, to, out, rows, mine, whole ? low : after);
+    if (whole) stream_groups<true>(m, from, to, out, rows, mine, after);
+  }
+
+  // What groups from to to (not included) add; LOW: of the low halves of nested weights, for the rows that take them.
+  template <bool LOW>
+  void stream_groups(const Matrix& m, int from, int to, int out, int rows, float* mine, const Coming& after) {
+    const uint8_t* weights = static_cast<const uint8_t*>(LOW ? m.low : m.data);
+    const size_t bytes = m.grid ? out / 2 : out;
+    auto takes = [&](int r) { return !LOW || !inputs[r].halved; };
     Group two[2];
-    two[from % 2].gather(from, rounded.data(), rows, weights, bytes);
+    two[from % 2].gather(from, rounded.data(), rows, weights, bytes, takes);
     for (int g = from; g < to; ++g) {
       const Group& now = two[g % 2];
       Group& next = two[(g + 1) % 2];
       const bool last = g + 1 == to;
-      if (!last) next.gather(g + 1, rounded.data(), rows, weights, bytes);
+      if (!last) next.gather(g + 1, rounded.data(), rows, weights, bytes, takes);
       Ahead ahead{last ? after : next};
       const uint16_t* grid = m.grid + size_t(2) * g * out;
-      if (now.count && m.grid) add_packed_group(now, ahead, rows, grid, last ? grid : grid + size_t(2) * out, out, mine);
+      if (now.count && m.grid) add_packed_group<LOW>(now, ahead, rows, grid, last ? grid : grid + size_t(2) * out, out, mine);
       else if (now.count) add_group(now, ahead, rows, out, mine);
       if (last)
         while (ahead.left()) ahead.fetch();
@@ -160,6 +171,6 @@ struct Products {
     quantise(kept, rounded, found, plan.bits, plan.group ? plan.group : n);
     // What lies on a grid of so few bits already goes on as it is.
     const bool exact = plan.bits <= 8 && plan.group == GROUP;
-    inputs[row] = {kept, rounded, found, exact ? (1 << (plan.bits - 1)) - 1 : 127};
+    inputs[row] = {kept, rounded, found, exact ? (1 << (plan.bits - 1)) - 1 : 127, plan.halved != 0};
   }
 };

@@ -4,9 +4,14 @@ import ctypes
 
 import torch
 
+from solm.ops.nested import halves
+
 GROUP = 32
 """Input channels of a packed matrix that share a step and a lowest value, as in GGUF's Q4_0 and Q4_1."""
 _STRIP = 32  # outputs of a head that lie together
+INTEGERS = ("int8", "int4", "nested")
+PACKED = ("int4", "nested")
+"""Precisions in which a matrix that lies on a grid of 4 bits is packed."""
 
 
 class Matrix:
@@ -22,11 +27,11 @@ class Matrix:
         self.data = self._stored(weight.detach(), precision)
 
     def _stored(self, weight: torch.Tensor, precision: str) -> torch.Tensor:
-        packed = pack(weight) if precision == "int4" else None
+        packed = pack(weight) if precision in PACKED else None
         if packed is not None:
             data, self.grid = packed
             return data
-        if precision in ("int8", "int4"):
+        if precision in INTEGERS:
             numbers, self.scale = _rounded(weight)
             return _in_blocks(numbers.T)
         return weight.to(FLOATS[precision]).T.contiguous()
@@ -49,10 +54,10 @@ class Matrix:
             address += _lines(part)
 
     @property
-    def pointers(self) -> tuple[int, int, int]:
-        """Addresses of data, scale and grid; 0 for what there is none of."""
-        data, _, scale, grid = self.addresses
-        return data, scale, grid
+    def pointers(self) -> tuple[int, int, int, int]:
+        """Addresses of data, scale, grid and low; 0 for what there is none of."""
+        data, low, scale, grid = self.addresses
+        return data, scale, grid, low
 
     @property
     def addresses(self) -> tuple[int, int, int, int]:
@@ -63,14 +68,24 @@ class Matrix:
         return data, low, scale, grid
 
 
+class NestedMatrix(Matrix):
+    """The same in two halves of 4 bits (`solm.ops.nested`), whatever the weights: the high ones packed in `data` and
+    `grid`, the low ones in `low`. In must be a multiple of 32, out one of 64."""
+
+    def _stored(self, weight: torch.Tensor, precision: str) -> torch.Tensor:
+        nested = halves(weight, GROUP)
+        self.grid, self.low = _grid(nested.step, nested.lowest), _in_pairs(nested.low)
+        return _in_pairs(nested.high)
+
+
 class Head(Matrix):
     """The head [V, H] in the engine's layout: rows as they are, or the strips of head.h where weights are integers."""
 
     def _stored(self, weight: torch.Tensor, precision: str) -> torch.Tensor:
-        if precision not in ("int8", "int4"):
+        if precision not in INTEGERS:
             return weight.to(FLOATS[precision]).contiguous()
         missing = -len(weight) % _STRIP
-        found = grid_of(weight) if precision == "int4" else None
+        found = grid_of(weight) if precision in PACKED else None
         if found is not None:
             numbers, step, lowest = found
             grid = torch.nn.functional.pad(torch.stack([step, lowest], -1), (0, 0, 0, 0, 0, missing))
@@ -128,13 +143,22 @@ def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     if found is None:
         return None
     numbers, step, lowest = found
-    grid = torch.stack([step.T, lowest.T], 1).to(torch.float16)
+    return _in_pairs(numbers), _grid(step, lowest)
+
+
+def _grid(step: torch.Tensor, lowest: torch.Tensor) -> torch.Tensor:
+    """Grids of packed weights: [in / 32, 2, out] float16."""
+    return torch.stack([step.T, lowest.T], 1).to(torch.float16).contiguous()
+
+
+def _in_pairs(numbers: torch.Tensor) -> torch.Tensor:
+    """Numbers of 4 bits [out, in], two to a byte in the order of integers.h: [in, out / 2]."""
     blocks = _in_blocks(numbers.T)
-    whole = out // 128 * 128
+    whole = len(numbers) // 128 * 128
     pairs = blocks[:, :whole].unflatten(1, (-1, 2, 64)).transpose(1, 2)
     single = blocks[:, whole:].unflatten(1, (2, -1)).transpose(0, 1)
-    halves = [torch.cat([pairs[:, half].flatten(1), single[half]], 1) for half in (0, 1)]
-    return (halves[0] + halves[1] * 16).contiguous(), grid.contiguous()
+    first, second = (torch.cat([pairs[:, half].flatten(1), single[half]], 1) for half in (0, 1))
+    return (first + second * 16).contiguous()
 
 
 def _in_blocks(bytes_: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from solm.actions import FULL_BITS, ActionSpace
 from solm.cost import ModelShapes
+from solm.ops.nested import HIGH_BITS
 from solm.semantics import Semantics
 
 _PART = 4096  # KV lengths whose levels are dealt out at once
@@ -150,13 +151,20 @@ def realised_mlp(keep: torch.Tensor, semantics: Semantics, shapes: ModelShapes) 
     return torch.stack(shares).mean(0)
 
 
+def bits_share(bits: torch.Tensor, semantics: Semantics) -> torch.Tensor:
+    """What `bits` [...] realise as a share of 16: of weights there are the high halves or all."""
+    if semantics.bits_site == "weights":
+        bits = torch.where(bits <= HIGH_BITS, HIGH_BITS, FULL_BITS).to(torch.float64)
+    return bits / FULL_BITS
+
+
 def make_plan(keep: torch.Tensor, kv_length: torch.Tensor, semantics: Semantics, shapes: ModelShapes) -> Plan:
     """The plan of a pass whose N × Q steps see kv_length [N, Q] keys under actions keep [N, Q, 3] (κ, ρ, bits)."""
     budget, attention = kv_budget(keep[..., 0], kv_length, semantics)
     dense = torch.tensor([1.0, 1.0, float(FULL_BITS)], dtype=keep.dtype, device=keep.device)
     used = (keep < dense).flatten(0, -2).any(0).tolist()
     mlp = realised_mlp(keep[..., 1], semantics, shapes)
-    bits = (keep[..., 2] / FULL_BITS).expand_as(mlp)
+    bits = bits_share(keep[..., 2], semantics).expand_as(mlp)
     return Plan(semantics, keep, budget, torch.stack([attention, mlp, bits], -1), *used)
 
 
@@ -186,7 +194,7 @@ def _level_tables(
     attention = torch.tensor(space.attention, dtype=torch.float64).expand(longest + 1, -1)
     seen = torch.arange(longest + 1).clamp(min=1)[:, None].expand_as(attention)
     mlp = realised_mlp(torch.tensor(space.mlp, dtype=torch.float64), semantics, shapes)
-    bits = torch.tensor(space.bits, dtype=torch.float64) / FULL_BITS
+    bits = bits_share(torch.tensor(space.bits, dtype=torch.float64), semantics)
     part = 1.0 if before is None else before / shapes.layers
 
     def contributed(shares: torch.Tensor) -> torch.Tensor:
