@@ -9,6 +9,12 @@ a model whose weights lie on a 4-bit grid, as this one's do. Constant settings a
 (`even`) and by the policy's profile (`static`). The policy gets, text by text, what `static` realised, and is compared
 with the constant setting of either kind that loses least of all that take no more time than it does, and they with
 the best it makes of their time. Differences are paired over texts, with 95 % intervals.
+
+    python benchmarks/dial.py --data DATA --model runs/off-grid --policy runs/nested/policy --kinds nested \
+        --dtype bfloat16 --contexts 1024 --texts 24 --clocked 10
+
+With a policy for nested weights, settings say the share of their bits too: 1 for all of them, .25 for the high halves
+at every step, between them for those at some of the steps, evenly spread (`even`, `static`) or where the policy says.
 """
 
 import argparse
@@ -24,7 +30,7 @@ import torch
 
 import solm
 from policies import held_out
-from solm.actions import DENSE
+from solm.actions import FULL_BITS
 from solm.data.text import documents
 from solm.data.windows import stream_of
 from solm.decoding.midpass import MidPassDriver
@@ -36,14 +42,22 @@ from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
 from solm.evaluation.statistics import paired_difference
 from solm.files import write_text
 from solm.native.engine import Engine
+from solm.ops.nested import HIGH_BITS
 from solm.policies.values import ValuePolicy
 from timing import MODEL, machine, median
 
-KINDS = {"int8": ("int8", "auto"), "int4": ("int4", "auto"), "int4 with int8 KV cache": ("int4", "int8")}
+KINDS = {
+    "int8": ("int8", "auto"), "int4": ("int4", "auto"), "int4 with int8 KV cache": ("int4", "int8"),
+    "nested": ("nested", "auto"),
+}  # fmt: skip
 CONSTANT = ("even", "static")
 WHO, DENSE_ARM = (*CONSTANT, "policy"), "dense int8"
 LENGTH, TIMED = 128, 40
-SETTINGS = [(pages, mlp) for pages in (1.0, 0.4, 0.2, 0.1) for mlp in (1.0, 0.8, 0.7, 0.6, 0.5)]
+Setting = tuple[float, float, float]  # shares of pages, channels and bits
+SETTINGS: list[Setting] = [(pages, mlp, 1.0) for pages in (1.0, 0.4, 0.2, 0.1) for mlp in (1.0, 0.8, 0.7, 0.6, 0.5)]
+HALVED: list[Setting] = [
+    (pages, mlp, bits) for pages in (1.0, 0.2) for mlp in (1.0, 0.8, 0.7) for bits in (1.0, 0.75, 0.5, 0.25)
+]
 LOSSES = (0.05, 0.15)
 
 
@@ -71,15 +85,20 @@ def clock(arm: Arm, tokens: torch.Tensor, step: Callable[[torch.Tensor], object]
     arm.milliseconds.append(median(times))
 
 
+def steps_at(setting: Setting) -> torch.Tensor:
+    """Actions [LENGTH, 3] of that average: all bits or a quarter of them in turn, everything else at every step."""
+    pages, mlp, bits = setting
+    whole = (bits - HIGH_BITS / FULL_BITS) / (1 - HIGH_BITS / FULL_BITS)
+    turns = (torch.arange(LENGTH + 1, dtype=torch.float64) * whole + 1e-9).floor().diff() > 0
+    keep = torch.tensor([pages, mlp, FULL_BITS], dtype=torch.float64).repeat(LENGTH, 1)
+    keep[~turns, 2] = HIGH_BITS
+    return keep
+
+
 def constant(
-    arm: Arm,
-    parent: Session,
-    tokens: torch.Tensor,
-    action: tuple[float, float, float],
-    clocked: bool,
-    evenly: bool = False,
+    arm: Arm, parent: Session, tokens: torch.Tensor, setting: Setting, clocked: bool, evenly: bool = False
 ) -> None:
-    keep = torch.tensor([action], dtype=torch.float64)
+    keep = steps_at(setting)
 
     def fork() -> Session:
         rows = parent.fork(1, LENGTH)
@@ -88,11 +107,11 @@ def constant(
         return rows
 
     quality = fork()
-    settle(arm, tokens, quality, quality.extend(tokens[:, :-1], keep.expand(LENGTH, 3)[None]))
+    settle(arm, tokens, quality, quality.extend(tokens[:, :-1], keep[None]))
     if clocked:
-        timed = fork()
+        timed, coming = fork(), iter(keep.split(1))
         timed.shortlist = True
-        clock(arm, tokens, lambda token: timed.step(token, keep))
+        clock(arm, tokens, lambda token: timed.step(token, next(coming)))
 
 
 def decided(
@@ -112,11 +131,12 @@ def measure(
     windows: torch.Tensor,
     context: int,
     kinds: list[str],
+    settings: list[Setting],
     clocked: int,
 ) -> dict[str, Arm]:
     """Arms by name: "dense int8", and kind of engine, who decides and the setting for all others. The first `clocked`
     texts are timed too."""
-    choices = [(kind, setting) for kind in kinds for setting in SETTINGS]
+    choices = [(kind, setting) for kind in kinds for setting in settings]
     names = [DENSE_ARM, *(f"{kind} {who} {setting}" for kind, setting in choices for who in WHO)]
     arms = {name: Arm() for name in names}
     order = random.Random(0)
@@ -129,23 +149,23 @@ def measure(
         tokens = window[:, context:]
         with one_torch_thread():
             timing = number < clocked
-            constant(arms[DENSE_ARM], parents["int8"], tokens, DENSE, timing)
+            constant(arms[DENSE_ARM], parents["int8"], tokens, (1.0, 1.0, 1.0), timing)
             for kind, setting in order.sample(choices, len(choices)):
                 even, static, ours = (arms[f"{kind} {who} {setting}"] for who in WHO)
-                constant(even, parents[kind], tokens, (*setting, 16), timing, evenly=True)
-                constant(static, parents[kind], tokens, (*setting, 16), timing)
+                constant(even, parents[kind], tokens, setting, timing, evenly=True)
+                constant(static, parents[kind], tokens, setting, timing)
                 decided(ours, parents[kind], tokens, policy, static.realised[-1][None], timing)
         print(f"context {context}: {number + 1} of {len(windows)} texts", flush=True)
     return arms
 
 
-def summary(arms: dict[str, Arm], kinds: list[str]) -> dict[str, object]:
+def summary(arms: dict[str, Arm], kinds: list[str], settings: list[Setting]) -> dict[str, object]:
     dense = arms[DENSE_ARM]
     rows = []
     for kind in kinds:
-        for setting in SETTINGS:
+        for setting in settings:
             even, static, ours = (arms[f"{kind} {who} {setting}"] for who in WHO)
-            row: dict[str, object] = {"kind": kind, "pages": setting[0], "mlp": setting[1]}
+            row: dict[str, object] = {"kind": kind, "pages": setting[0], "mlp": setting[1], "bits": setting[2]}
             for who, arm in zip(WHO, (even, static, ours), strict=True):
                 loss = paired_difference(np.array(arm.nats), np.array(dense.nats))
                 faster = [a / b for a, b in zip(dense.milliseconds, arm.milliseconds, strict=True)]
@@ -158,9 +178,11 @@ def summary(arms: dict[str, Arm], kinds: list[str]) -> dict[str, object]:
             ratios = [a / b for a, b in zip(ours.milliseconds, static.milliseconds, strict=True)]
             row["policy_time_ratio"] = median(ratios)
             for who in CONSTANT:
-                row[f"best_{who}"] = against(arms, ours, f"{kind} {who}")
+                row[f"best_{who}"] = against(arms, ours, f"{kind} {who}", settings)
                 # The other way round: what the policy makes of the time that this constant setting takes.
-                row[f"policy_in_time_of_{who}"] = against(arms, arms[f"{kind} {who} {setting}"], f"{kind} policy")
+                row[f"policy_in_time_of_{who}"] = against(
+                    arms, arms[f"{kind} {who} {setting}"], f"{kind} policy", settings
+                )
             rows.append(row)
     best = {
         f"speedup_at_loss_{limit}": {
@@ -178,17 +200,17 @@ def summary(arms: dict[str, Arm], kinds: list[str]) -> dict[str, object]:
     }  # fmt: skip
 
 
-def against(arms: dict[str, Arm], arm: Arm, name: str) -> dict[str, object] | None:
+def against(arms: dict[str, Arm], arm: Arm, name: str, settings: list[Setting]) -> dict[str, object] | None:
     """The setting of the arms `name` that loses least of all that take no more time than `arm`, and what `arm` loses
     less it; None where all take longer."""
     limit = median(arm.milliseconds)
-    allowed = [setting for setting in SETTINGS if median(arms[f"{name} {setting}"].milliseconds) <= limit]
+    allowed = [setting for setting in settings if median(arms[f"{name} {setting}"].milliseconds) <= limit]
     if not allowed:
         return None
     setting = min(allowed, key=lambda setting: float(np.mean(arms[f"{name} {setting}"].nats)))
     rival = arms[f"{name} {setting}"]
     return {
-        "pages": setting[0], "mlp": setting[1], "milliseconds": median(rival.milliseconds),
+        "pages": setting[0], "mlp": setting[1], "bits": setting[2], "milliseconds": median(rival.milliseconds),
         "this_minus_it": paired_difference(np.array(arm.nats), np.array(rival.nats))._asdict(),
     }  # fmt: skip
 
@@ -200,17 +222,22 @@ def fits(row: dict, kind: str, who: str, limit: float) -> bool:  # type: ignore[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="Folder with eval/; see policies.py.")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--policy", default=f"{MODEL}-native")
     parser.add_argument("--contexts", default="1024,8064")
     parser.add_argument("--texts", default="24,9", help="Texts at every context.")
     parser.add_argument("--clocked", default="12,4", help="So many of them are timed.")
-    parser.add_argument("--kinds", default=";".join(KINDS), help="Separated by semicolons.")
+    parser.add_argument("--kinds", default="int8;int4;int4 with int8 KV cache", help="Separated by semicolons.")
     parser.add_argument("--out", type=Path, help="Write the JSON here, besides printing it.")
     options = parser.parse_args()
     kinds = options.kinds.split(";")
-    lm = solm.load(MODEL, options.policy)
+    lm = solm.load(options.model, options.policy, dtype=options.dtype)
+    settings = HALVED if lm.semantics.bits_site == "weights" else SETTINGS
+    # Dense int8 reads all bits of other weights, whatever an action says.
+    semantics = {"int8": lm.semantics.model_copy(update={"bits_site": "input"})}
     engines = {
-        kind: Engine(lm.model, lm.semantics, precision, kv_cache_dtype=cache)
+        kind: Engine(lm.model, semantics.get(kind, lm.semantics), precision, kv_cache_dtype=cache)
         for kind, (precision, cache) in KINDS.items()
         if kind in kinds or kind == "int8"
     }
@@ -220,10 +247,10 @@ def main() -> None:
         # Short texts end long before 8,000 tokens: books alone are left.
         long = [stream_of(documents(str(options.data / "eval/books_long.jsonl")), lm.tokenizer, "books_long")]
         streams = held_out(options.data, lm) if context < 4096 else long
-        settings = EvaluationSettings(budgets=(1.0,), sequences=count, context=context, length=LENGTH)
-        arms = measure(lm, engines, held_out_windows(streams, settings), context, kinds, clocked)
-        found[str(context)] = summary(arms, kinds)
-    told = json.dumps({"machine": machine(), "policy": options.policy, "contexts": found})
+        drawn = EvaluationSettings(budgets=(1.0,), sequences=count, context=context, length=LENGTH)
+        arms = measure(lm, engines, held_out_windows(streams, drawn), context, kinds, settings, clocked)
+        found[str(context)] = summary(arms, kinds, settings)
+    told = json.dumps({"machine": machine(), "model": options.model, "policy": options.policy, "contexts": found})
     if options.out:
         write_text(options.out, told + "\n")
     print(told)

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+import solm
 from solm.budget import Budget
 from solm.cli.main import main
 from solm.decoding.calibration import Calibration, measure, read_calibration
@@ -27,6 +28,20 @@ def test_times_are_interpolated_over_levels_and_contexts():
     assert known.milliseconds(Budget(), 9000) == 9
     assert known.milliseconds(Budget(attention=0.55), 100) == pytest.approx(4.5)
     assert known.milliseconds(Budget(attention=0.1, mlp=0.5), 1000) == pytest.approx(9 - 4 - 1.5)
+
+
+def test_high_halves_of_weights_take_their_own_time(tiny_folder):
+    known = Calibration(**KNOWN, halved_ms=(2.0, 6.0))
+    assert known.milliseconds(Budget(bits=4), 100) == 2
+    assert known.milliseconds(Budget(bits=10), 1000) == pytest.approx(7.5)
+    with pytest.raises(ValueError, match="halved_ms"):
+        Calibration(**KNOWN, halved_ms=(2.0,))
+    with solm.load(str(tiny_folder), semantics=solm.Semantics.preset("nested")) as lm:
+        found = measure(lm, torch.randint(3, 259, (1, 201)), (100, 200), rounds=1)
+        assert len(found.halved_ms) == 2
+        assert found.check(lm) is found
+        with pytest.raises(PolicyMismatchError, match="bits of weights"):
+            found.model_copy(update={"halved_ms": ()}).check(lm)
 
 
 def test_a_budget_takes_the_time_it_was_asked_for():

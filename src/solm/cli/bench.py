@@ -79,6 +79,8 @@ def bench(
         for place, level in enumerate(levels[:-1])
     ]
     rows.append((f"pages {found.attention[0]:g}, MLP {found.mlp[0]:g}", list(found.joint_ms)))
+    if found.halved_ms:
+        rows.append(("MLP weights' high halves", list(found.halved_ms)))
     for name, values in rows:
         cells = (f"{value:.2f} ({dense / value:.2f} x)" for value, dense in zip(values, rows[0][1], strict=True))
         shown.add_row(name, *cells)

@@ -27,11 +27,12 @@ BackendOption = Annotated[
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
-        help="Weights of the native backend: float32, bfloat16 (default), int8, or int4 where they lie on such a grid."
+        help="Weights of the native backend: float32, bfloat16 (default), int8, int4 where they lie on such a grid, or "
+        "nested: an MLP's in two halves of 4 bits, for policies that say how many are read."
     ),
 ]
 KvCacheOption = Annotated[
-    str, typer.Option("--kv-cache-dtype", help="auto, or int8: half the size, beside weights in int8 or int4.")
+    str, typer.Option("--kv-cache-dtype", help="auto, or int8: half the size, beside weights in int8, int4 or nested.")
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 DEFAULT_MODEL = "builtin:smollm2-135m"

@@ -22,7 +22,7 @@ def train(
         typer.Option("--data", "-d", help="Comma-separated: files, folders, hub data sets, pydoc:train, self:N."),
     ] = None,
     space: Annotated[str | None, typer.Option(help="Action space preset, such as grid or joint-8.")] = None,
-    semantics: Annotated[str | None, typer.Option(help="default, native or paper.")] = None,
+    semantics: Annotated[str | None, typer.Option(help="default, native, nested or paper.")] = None,
     profile: Annotated[
         str | None,
         typer.Option(help="What layers keep of an action: a file of solm profile, or a policy's. Evenly without."),

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from solm.actions import ActionSpace
+from solm.actions import FULL_BITS, ActionSpace
 from solm.budget import Budget
 from solm.decoding.session import Session
 from solm.errors import BudgetError, PolicyMismatchError
 from solm.files import read_model
+from solm.ops.nested import HIGH_BITS
 from solm.provenance import command_line, environment
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _STEPS = 12
 _HALVINGS = 40
 LEVELS = ActionSpace(attention=(0.1, 0.2, 0.4, 1.0), mlp=(0.4, 0.6, 0.8, 1.0))
-"""What is measured: one axis at a time, the other dense. Activation bits change no step's time."""
+"""What is measured: one axis at a time, the others dense. Bits of activations change no step's time."""
 
 
 class Calibration(BaseModel):
@@ -44,6 +45,8 @@ class Calibration(BaseModel):
     attention_ms: tuple[tuple[float, ...], ...]
     mlp_ms: tuple[tuple[float, ...], ...]
     joint_ms: tuple[float, ...]
+    halved_ms: tuple[float, ...] = ()
+    """Where bits are those of nested weights: steps that read the high halves alone, [contexts]."""
     gigabytes_per_second: float = Field(gt=0)
     """Plain reading, on the threads that were measured."""
     command: str = ""
@@ -59,8 +62,8 @@ class Calibration(BaseModel):
                 raise ValueError(f"{name}_ms holds a time that is not positive")
         if list(self.contexts) != sorted(set(self.contexts)) or self.contexts[0] < 1:
             raise ValueError(f"contexts must rise, got {self.contexts}")
-        if len(self.joint_ms) != rows:
-            raise ValueError(f"joint_ms must have {rows} values")
+        if len(self.joint_ms) != rows or len(self.halved_ms) not in (0, rows):
+            raise ValueError(f"joint_ms must have {rows} values, and halved_ms as many or none")
         return self
 
     def milliseconds(self, budget: Budget, context: int) -> float:
@@ -71,6 +74,9 @@ class Calibration(BaseModel):
         for table, levels, share in tables:
             total += self._at(context, [float(np.interp(share, levels, row)) for row in table])
             total -= self._at(context, [row[-1] for row in table])
+        if self.halved_ms:
+            saved = self._at(context, [row[-1] for row in self.attention_ms]) - self._at(context, list(self.halved_ms))
+            total -= saved * (1 - budget.shares[2]) / (1 - HIGH_BITS / FULL_BITS)
         return dense + total
 
     def _at(self, context: int, values: list[float]) -> float:
@@ -100,6 +106,8 @@ class Calibration(BaseModel):
     def check(self, lm: "LanguageModel") -> "Calibration":
         """Itself if it was measured for `lm` as it runs; raises `PolicyMismatchError` otherwise."""
         now = (lm.name, backend_of(lm))
+        if _nested(lm) and not self.halved_ms:
+            raise PolicyMismatchError("this calibration did not measure the bits of weights; run solm bench --policy")
         if (self.model, self.backend) != now:
             raise PolicyMismatchError(
                 f"this calibration is of {self.model} on {self.backend}, not of {now[0]} on {now[1]}; run solm bench"
@@ -130,7 +138,8 @@ def measure(
     single = [(axis, level) for axis in ("attention", "mlp") for level in getattr(LEVELS, axis)]
     keeps = [(level, 1.0) if axis == "attention" else (1.0, level) for axis, level in single]
     keeps.append((LEVELS.attention[0], LEVELS.mlp[0]))
-    plans = [torch.tensor([[*keep, 16.0]], dtype=torch.float64) for keep in keeps]
+    actions = [(*keep, FULL_BITS) for keep in keeps] + [(1.0, 1.0, HIGH_BITS)] * _nested(lm)
+    plans = [torch.tensor([action], dtype=torch.float64) for action in actions]
     times: list[list[float]] = []
     total = len(contexts) * (rounds + 1)
     for number, context in enumerate(contexts):
@@ -152,12 +161,17 @@ def measure(
         threads=torch.get_num_threads(),
         contexts=contexts,
         attention_ms=tuple(tuple(row[:count]) for row in times),
-        mlp_ms=tuple(tuple(row[count:-1]) for row in times),
-        joint_ms=tuple(row[-1] for row in times),
+        mlp_ms=tuple(tuple(row[count : len(single)]) for row in times),
+        joint_ms=tuple(row[len(single)] for row in times),
+        halved_ms=tuple(row[-1] for row in times) if _nested(lm) else (),
         gigabytes_per_second=_bandwidth(),
         command=command_line(),
         environment=environment(),
     )
+
+
+def _nested(lm: "LanguageModel") -> bool:
+    return lm.semantics.bits_site == "weights"
 
 
 def _median_step(session: Session, token: torch.Tensor, keep: torch.Tensor) -> float:

@@ -179,12 +179,13 @@ def _from_hub(name: str) -> Path:
 def model_card(config: PolicyConfig) -> str:
     """The README of a saved policy."""
     space, source = config.space, config.provenance
+    kind = "weight" if config.semantics.bits_site == "weights" else "activation"
     lines = [
         "---", "library_name: solm", "license: apache-2.0", f"base_model: {config.base.name}", "tags: [solm]", "---",
         "",
         f"# solm policy for {config.base.name}", "",
         f"Chooses among {len(space)} actions for every decoded token: attention keep {list(space.attention)}, "
-        f"MLP keep {list(space.mlp)}, activation bits {list(space.bits)}. The base model stays frozen.", "",
+        f"MLP keep {list(space.mlp)}, {kind} bits {list(space.bits)}. The base model stays frozen.", "",
         "```python", "import solm", "", f'lm = solm.load("{config.base.name}", policy="<this folder>")',
         'print(lm.generate("Why is the sky blue?", budget=0.6).text)', "```", "",
         f"Semantics: `{config.semantics.model_dump_json(exclude={'profile'})}`"

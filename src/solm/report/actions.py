@@ -7,7 +7,7 @@ from solm.actions import AXES
 from solm.evaluation.result import ActionUse, EvaluationResult, Example, Use
 from solm.evaluation.show import told
 
-_NAMES = {"attention": "pages read", "mlp": "MLP channels", "bits": "activation bits"}
+_NAMES = {"attention": "pages read", "mlp": "MLP channels", "bits": "bits"}
 
 
 def coloured(tokens: Iterable[tuple[str, float, str]], low: float = 0.6, high: float = 1.0) -> str:
