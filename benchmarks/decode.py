@@ -21,12 +21,14 @@ from solm.actions import DENSE
 from solm.decoding.midpass import MidPassDriver
 from solm.decoding.native_session import NativeSession
 from solm.native.engine import PRECISIONS, Engine
+from solm.native.weights import INTEGERS
 from timing import MODEL, arguments, draw_text, machine, median
 
 DIAL = {
     "dense": DENSE, "mlp .6": (1.0, 0.6, 16), "mlp .4": (1.0, 0.4, 16), "pages .2, mlp .6": (0.2, 0.6, 16),
 }  # fmt: skip
-EVERY = "dense, every logit"
+HALVED = {"high halves": (1.0, 1.0, 4), "high halves, mlp .8": (1.0, 0.8, 4)}
+EVERY, NESTED = "dense, every logit", "nested"
 BYTES = " with int8 KV cache"
 STEPS = 24
 SPACE, BUDGET = "joint-27", 0.6  # of the policy
@@ -49,7 +51,8 @@ def main() -> None:
     target = lm.budget(BUDGET).tensor(1)
     contexts = [int(part) for part in options.contexts.split(",")]
     ids = draw_text(lm, 1, max(contexts) + 1)
-    engines = {name: Engine(lm.model, lm.semantics, name) for name in PRECISIONS}
+    weights = lm.semantics.model_copy(update={"bits_site": "weights"})
+    engines = {name: Engine(lm.model, weights if name == NESTED else lm.semantics, name) for name in PRECISIONS}
     for name in ("int8", "int4"):
         engines[name + BYTES] = Engine(lm.model, lm.semantics, name, kv_cache_dtype="int8")
     found: dict[str, dict[str, float]] = {}
@@ -60,13 +63,17 @@ def main() -> None:
         stock.prefill(ids[:, :context])
         runs["transformers, " + str(lm.model.dtype).removeprefix("torch.")] = lambda s=stock, t=token: s.step(t)
         for name, engine in engines.items():
-            parent = NativeSession(lm.control, lm.semantics, engine, context)
+            halves = engine.precision == NESTED
+            parent = NativeSession(lm.control, weights if halves else lm.semantics, engine, context)
             parent.prefill(ids[:, :context])
-            for arm, action in {**DIAL, **({EVERY: DENSE} if engine.precision in PRECISIONS[2:] else {})}.items():
+            more = HALVED if halves else {EVERY: DENSE} if engine.precision in INTEGERS else {}
+            for arm, action in {**DIAL, **more}.items():
                 keep = torch.tensor([action], dtype=torch.float64)
                 fork = parent.fork(1, STEPS * (options.rounds + 2))
                 fork.shortlist = arm != EVERY
                 runs[f"native {name}, {arm}"] = lambda s=fork, k=keep, t=token: s.step(t, k)
+            if halves:
+                continue
             fork = parent.fork(1, STEPS * (options.rounds + 2))
             fork.shortlist = True
             driver = MidPassDriver(fork, policy, target, 1 << 20)

@@ -44,6 +44,7 @@ from solm.files import write_text
 from solm.native.engine import Engine
 from solm.ops.nested import HIGH_BITS
 from solm.policies.values import ValuePolicy
+from solm.semantics import Semantics
 from timing import MODEL, machine, median
 
 KINDS = {
@@ -125,6 +126,13 @@ def decided(
         clock(arm, tokens, MidPassDriver(timed, policy, target, LENGTH).step)
 
 
+def semantics_of(lm: solm.LanguageModel, kind: str) -> Semantics:
+    """The policy's; beside it, dense int8 reads all bits of its weights whatever an action says."""
+    if lm.semantics.bits_site == "weights" and kind != "nested":
+        return lm.semantics.model_copy(update={"bits_site": "input"})
+    return lm.semantics
+
+
 def measure(
     lm: solm.LanguageModel,
     engines: dict[str, Engine],
@@ -144,7 +152,7 @@ def measure(
     for number, window in enumerate(windows.split(1)):
         parents = {}
         for kind, engine in engines.items():
-            parents[kind] = NativeSession(lm.control, lm.semantics, engine, context)
+            parents[kind] = NativeSession(lm.control, semantics_of(lm, kind), engine, context)
             parents[kind].prefill(window[:, :context])
         tokens = window[:, context:]
         with one_torch_thread():
@@ -234,10 +242,8 @@ def main() -> None:
     kinds = options.kinds.split(";")
     lm = solm.load(options.model, options.policy, dtype=options.dtype)
     settings = HALVED if lm.semantics.bits_site == "weights" else SETTINGS
-    # Dense int8 reads all bits of other weights, whatever an action says.
-    semantics = {"int8": lm.semantics.model_copy(update={"bits_site": "input"})}
     engines = {
-        kind: Engine(lm.model, semantics.get(kind, lm.semantics), precision, kv_cache_dtype=cache)
+        kind: Engine(lm.model, semantics_of(lm, kind), precision, kv_cache_dtype=cache)
         for kind, (precision, cache) in KINDS.items()
         if kind in kinds or kind == "int8"
     }

@@ -164,6 +164,10 @@ def test_what_it_cannot_nest_is_said(tiny_folder):
     llama = tiny_model("llama", torch.float32)
     with pytest.raises(SolmError, match="bits of weights need precision nested, not int8"):
         Engine(llama, WEIGHTS, "int8")
+    control = ModelControl(llama)
+    with pytest.raises(SolmError, match="bits of weights need precision nested, not float32"):
+        NativeSession(control, WEIGHTS, Engine(llama, Semantics(window=16), "float32"))
+    control.detach()
     with pytest.raises(UnsupportedModelError, match="in groups of 32"):
         Engine(llama, WEIGHTS.model_copy(update={"bits_group": 16}), "nested")
     with pytest.raises(UnsupportedModelError, match="multiples of 64 and 32, not 64 and 90"):

@@ -11,7 +11,7 @@ from solm.decoding.threads import one_torch_thread
 from solm.errors import DataError
 from solm.models.cache import PagedCache
 from solm.models.controller import ModelControl
-from solm.native.engine import Cache, Engine
+from solm.native.engine import Cache, Engine, check_bits
 from solm.semantics import Semantics
 
 _SPARE = 64  # tokens of room that a cache has beyond what was asked for
@@ -25,6 +25,7 @@ class NativeSession(Session):
     """
 
     def __init__(self, control: ModelControl, semantics: Semantics, engine: Engine, capacity: int = 0):
+        check_bits(semantics, engine.precision)
         self.frame: Frame | None = None  # of the last step, as long as rows keep their caches
         self.mark = 0
         """Grows with every pass and with every change of the ledger."""

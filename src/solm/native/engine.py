@@ -69,6 +69,12 @@ def check_precision(precision: str, kv_cache_dtype: str = "auto") -> None:
         raise SolmError(f"an int8 KV cache goes with precision {', '.join(INTEGERS)}, not {precision}")
 
 
+def check_bits(semantics: Semantics, precision: str) -> None:
+    """Raises `SolmError` where an action's bits are those of weights that the engine would read whole."""
+    if semantics.bits_site == "weights" and precision != "nested":
+        raise SolmError(f"bits of weights need precision nested, not {precision}")
+
+
 class Engine:
     """The engine over a model's weights, which are copied into its layout.
 
@@ -90,8 +96,7 @@ class Engine:
         if reason is not None:
             raise UnsupportedModelError(f"the native backend cannot run this model: {reason}")
         check_precision(precision, kv_cache_dtype)
-        if semantics.bits_site == "weights" and precision != "nested":
-            raise SolmError(f"bits of weights need precision nested, not {precision}")
+        check_bits(semantics, precision)
         cores = os.cpu_count() or 1
         threads = min(torch.get_num_threads(), cores) if threads is None else threads
         if not 1 <= threads <= cores:
