@@ -27,7 +27,10 @@ from timing import MODEL, arguments, draw_text, machine, median
 DIAL = {
     "dense": DENSE, "mlp .6": (1.0, 0.6, 16), "mlp .4": (1.0, 0.4, 16), "pages .2, mlp .6": (0.2, 0.6, 16),
 }  # fmt: skip
-HALVED = {"high halves": (1.0, 1.0, 4), "high halves, mlp .8": (1.0, 0.8, 4)}
+HALVED = {
+    "high halves": (1.0, 1.0, 4), "high halves, mlp .8": (1.0, 0.8, 4), "high halves, pages .2": (0.2, 1.0, 4),
+    "high halves, pages .2, mlp .8": (0.2, 0.8, 4),
+}  # fmt: skip
 EVERY, NESTED = "dense, every logit", "nested"
 BYTES = " with int8 KV cache"
 STEPS = 24

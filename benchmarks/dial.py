@@ -20,6 +20,7 @@ at every step, between them for those at some of the steps, evenly spread (`even
 import argparse
 import json
 import random
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ LOSSES = (0.05, 0.15)
 
 @dataclass
 class Arm:
-    """Per text: nats a token, median milliseconds a step, realised shares [3]."""
+    """Per text: nats a token, mean milliseconds a step (steps of one arm may differ), realised shares [3]."""
 
     nats: list[float] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
@@ -83,7 +84,7 @@ def clock(arm: Arm, tokens: torch.Tensor, step: Callable[[torch.Tensor], object]
         begun = time.perf_counter()
         step(token[None])
         times.append(1e3 * (time.perf_counter() - begun))
-    arm.milliseconds.append(median(times))
+    arm.milliseconds.append(statistics.fmean(times))
 
 
 def steps_at(setting: Setting) -> torch.Tensor:
