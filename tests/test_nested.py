@@ -89,6 +89,19 @@ def test_a_step_of_four_bits_computes_with_the_high_halves(family):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_every_family_computes_with_them(family):
+    control = ModelControl(tiny_model(family, torch.float64))
+    session = Session(control, Semantics(page_size=8, window=8, bits_site="weights"))
+    session.prefill(tokens(2, 40))
+    following, four = tokens(2, 6, seed=5), keep_of((1.0, 1.0, 4), 2, 6)
+    found = session.fork(1).extend(following, four).logits
+    steps = session.fork(1)
+    alone = torch.stack([steps.step(following[:, step], four[:, step]) for step in range(6)], 1)
+    torch.testing.assert_close(found, alone, rtol=0, atol=1e-9)
+    assert (found - session.fork(1).extend(following).logits).abs().max() > 1e-3
+    control.detach()
+
+
 @compiled
 @pytest.mark.parametrize("bits", [4, 16])
 def test_the_engine_reads_what_an_action_says(bits):

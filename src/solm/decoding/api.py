@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from solm.decoding.language_model import LanguageModel
+from solm.decoding.language_model import LanguageModel, semantics_of
 from solm.errors import SolmError
 from solm.models.load import load_base
 from solm.native.engine import check_precision
@@ -48,7 +48,7 @@ def load(
         )
     if isinstance(policy, str | Path):
         policy = TrainedPolicy.from_pretrained(policy)
-    how = semantics or (policy.config.semantics if policy else Semantics())
+    how = semantics_of(policy, semantics)
     chosen = precision or ("nested" if how.bits_site == "weights" else "bfloat16")
     check_precision(chosen, kv_cache_dtype)  # even where ``auto`` would go on without: it is the caller's mistake
     base, tokenizer = load_base(model, dtype, device, trust_remote_code, shard)

@@ -62,8 +62,9 @@ class Reply:
 
 def generate(lm: "LanguageModel", ids: torch.Tensor, **options: Any) -> Reply:
     """Generate from token ids [1, C]; options as for `stream`."""
-    tokens = list(stream(lm, ids, **options))
-    return summarise(lm, tokens, _asked(lm, _policy(lm, options.get("schedule")), options.get("budget")))
+    policy = _policy(lm, options.get("schedule"))
+    tokens = list(stream(lm, ids, **{**options, "schedule": policy}))
+    return summarise(lm, tokens, _asked(lm, policy, options.get("budget")))
 
 
 def _policy(lm: "LanguageModel", schedule: str | Policy | Allocator | None) -> Policy | Allocator:

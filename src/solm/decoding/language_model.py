@@ -25,6 +25,11 @@ from solm.semantics import Semantics
 SCHEDULES: dict[str, Callable[[ActionSpace], Policy]] = {"dense": Dense, "static": Static, "random": Random}
 
 
+def semantics_of(policy: TrainedPolicy | None, semantics: Semantics | None = None) -> Semantics:
+    """How actions are carried out: as asked, else as the policy was trained, else the default."""
+    return semantics or (Semantics() if policy is None else policy.config.semantics)
+
+
 class LanguageModel:
     """A frozen model under control, with its tokenizer and, where given, its policy. Also a context manager."""
 
@@ -42,9 +47,7 @@ class LanguageModel:
         self.engine: Engine | None = None
         self.calibration: Calibration | None = None
         """What steps take on this machine, where budgets in milliseconds are wanted."""
-        if semantics is None:
-            semantics = Semantics() if policy is None else policy.config.semantics
-        self.semantics = semantics
+        self.semantics = semantics = semantics_of(policy, semantics)
         try:
             if policy is not None:
                 policy.config.base.check(self.identity)
