@@ -4,7 +4,7 @@
 #include "bytes.h"
 #include "decide.h"
 
-constexpr int AHEAD = 4;  // pages fetched before they are read
+constexpr size_t AHEAD = 4096;  // bytes of pages that are fetched before they are read
 
 template <typename K>
 struct Attention {
@@ -15,6 +15,8 @@ struct Attention {
   Queries<Bound> corners;  // the queries' positive and negative parts
   Queries<K> query;
   std::vector<int32_t> pages;
+
+  int ahead() const { return std::max(1, int(AHEAD / (page_size<K>(D) * sizeof(K)))); }  // in pages
 
   Attention(const Engine& engine, int t)
       : s(engine.s), thread(t), threads(s.threads), D(s.head_dim), Q(s.heads), KV(s.kv_heads),
@@ -86,7 +88,7 @@ struct Attention {
       if (next.count < Coming::MOST) next.row[next.count++] = static_cast<const uint8_t*>(place);
     };
     const int count = (seen + PAGE - 1) / PAGE, start = plan.window_start / PAGE;
-    const int from = count * thread / threads, to = std::min(from + AHEAD, count * (thread + 1) / threads);
+    const int from = count * thread / threads, to = std::min(from + ahead(), count * (thread + 1) / threads);
     if (plan.sparse && plan.pages > 0) {
       next.bytes = next.piece = int(PAGE * D * sizeof(Bound));
       for (int b = plan.sinks / PAGE / PAGE * PAGE; b < start; b += PAGE)
@@ -119,16 +121,14 @@ struct Attention {
       const K* keys = cache.tile<K>(cache.keys, s, layer, head, 0);
       const K* values = cache.tile<K>(cache.values, s, layer, head, 0);
       const size_t size = page_size<K>(D);
-      const int ahead = std::min(AHEAD, to - from);
-      // Behind the last page of keys come the first ones of values.
+      const int ahead = std::min(this->ahead(), to - from);
+      // Behind the last page of keys come the first ones of values, and behind that nothing new.
       auto coming = [&](const K* these, const K* then, int p) {
-        if (p < to) fetch(these + pages[p] * size, size * sizeof(K));
-        else if (then) fetch(then + pages[from + p - to] * size, size * sizeof(K));
+        return p + ahead < to ? these + pages[p + ahead] * size : then + pages[then == these ? p : from + p + ahead - to] * size;
       };
       for (int p = from; p < to; ++p) {
         for (int g = 0; g < group; ++g) scores[g] = mass.data() + size_t(g) * n + (p - from) * PAGE;
-        coming(keys, values, p + ahead);
-        query.score(keys + pages[p] * size, group, scores);
+        query.score(keys + pages[p] * size, group, scores, coming(keys, values, p));
         for (int t = std::min(PAGE, seen - pages[p] * PAGE); t < PAGE; ++t)
           for (int g = 0; g < group; ++g) scores[g][t] = -INFINITY;
       }
@@ -141,8 +141,8 @@ struct Attention {
       for (int p = from; p < to; ++p) {
         const float* weights[MOST_QUERIES];
         for (int g = 0; g < group; ++g) weights[g] = scores[g] + (p - from) * PAGE;
-        coming(values, nullptr, p + ahead);
-        mix_page(values + pages[p] * size, std::min(PAGE, seen - pages[p] * PAGE), D, weights, group, out);
+        mix_page(values + pages[p] * size, std::min(PAGE, seen - pages[p] * PAGE), D, weights, group, out,
+                 coming(values, values, p));
       }
     }
   }

@@ -130,14 +130,16 @@ struct WideSums {
 
 #endif
 
-// use(j, 16 sums) for T of `wide`, each met with the first `fours` fours of what lies at `from`, `stride` bytes apart.
+// use(j, 16 sums) for T of `wide`, each met with the first `fours` fours of what lies at `from`, `stride` bytes apart, and at
+// `coming` for later.
 template <int T, typename Use>
-void meet_bytes(const uint8_t* from, size_t stride, int fours, const Wide* wide, Use use) {
+void meet_bytes(const uint8_t* from, size_t stride, int fours, const Wide* wide, const uint8_t* coming, Use use) {
   WideSums sum[T];
 #pragma GCC unroll 4
   for (int j = 0; j < T; ++j) sum[j] = WideSums::begin(wide[j]);
   each_part([&](auto part) {
     for (int i = 0; i < fours; ++i) {
+      if (!part.value) fetch_line(coming, i * stride);
       const Bytes bytes = Bytes::load(from + i * stride + part * Bytes::WIDTH);
 #pragma GCC unroll 4
       for (int j = 0; j < T; ++j) sum[j].add(part, bytes, wide[j], i);
@@ -149,14 +151,15 @@ void meet_bytes(const uint8_t* from, size_t stride, int fours, const Wide* wide,
 
 // The same for any number of them, up to four at a time.
 template <typename Use>
-void meet_all(const uint8_t* from, size_t stride, int fours, const Wide* wide, int count, Use use) {
-  for (int g = 0; g < count; g += 4) {
+void meet_all(
+    const uint8_t* from, size_t stride, int fours, const Wide* wide, int count, const uint8_t* coming, Use use) {
+  for (int g = 0; g < count; g += 4, coming = from) {
     auto shifted = [&](int j, Lanes sum) { use(g + j, sum); };
     switch (std::min(4, count - g)) {
-      case 4: meet_bytes<4>(from, stride, fours, wide + g, shifted); break;
-      case 3: meet_bytes<3>(from, stride, fours, wide + g, shifted); break;
-      case 2: meet_bytes<2>(from, stride, fours, wide + g, shifted); break;
-      default: meet_bytes<1>(from, stride, fours, wide + g, shifted);
+      case 4: meet_bytes<4>(from, stride, fours, wide + g, coming, shifted); break;
+      case 3: meet_bytes<3>(from, stride, fours, wide + g, coming, shifted); break;
+      case 2: meet_bytes<2>(from, stride, fours, wide + g, coming, shifted); break;
+      default: meet_bytes<1>(from, stride, fours, wide + g, coming, shifted);
     }
   }
 }
@@ -176,9 +179,10 @@ struct Queries<uint8_t> {
     }
   }
 
-  void score(const uint8_t* page, int group, float* const* scores) const {
+  void score(const uint8_t* page, int group, float* const* scores, const uint8_t* coming) const {
     const Lanes per_token = Lanes::load(scales(page, dim));
-    meet_all(page, 64, dim / 4, form.data(), group, [&](int j, Lanes sum) {
+    fetch_line(scales(coming, dim), 0);
+    meet_all(page, 64, dim / 4, form.data(), group, coming, [&](int j, Lanes sum) {
       Lanes scaled = Lanes::zero(), result = Lanes::zero();
       scaled.add(Lanes::all(form[j].scale), per_token);
       result.add(scaled, sum);
@@ -188,8 +192,9 @@ struct Queries<uint8_t> {
 };
 
 inline void mix_page(const uint8_t* page, int tokens, int dim, const float* const* weights, int group,
-                     float* const* out) {
+                     float* const* out, const uint8_t* coming) {
   const float* per_token = scales(page, dim);
+  fetch_line(scales(coming, dim), 0);
   int16_t room[MOST_QUERIES][16];
   Wide form[MOST_QUERIES];
   for (int j = 0; j < group; ++j) {
@@ -198,7 +203,7 @@ inline void mix_page(const uint8_t* page, int tokens, int dim, const float* cons
     form[j] = Wide::of(scaled, 16, room[j]);
   }
   for (int d = 0; d < dim; d += 16)
-    meet_all(page + size_t(4) * d, size_t(4) * dim, (tokens + 3) / 4, form, group, [&](int j, Lanes sum) {
+    meet_all(page + size_t(4) * d, size_t(4) * dim, (tokens + 3) / 4, form, group, coming + size_t(4) * d, [&](int j, Lanes sum) {
       Lanes result = Lanes::load(out[j] + d);
       result.add(Lanes::all(form[j].scale), sum);
       result.write(out[j] + d);

@@ -132,10 +132,10 @@ float dot(const W* w, const float* x, int n) {
   return total;
 }
 
-// e^x to a few units in the last place, in a form that compilers vectorise: 2^n times a polynomial on |f| < ln 2 / 2.
+// e^x for x from -87 to 88, within a unit or two in the last place, in a form that compilers vectorise: 2^n times a
+// polynomial on |f| < ln 2 / 2. Adding 1.5 * 2^23 rounds to a whole number and leaves it in the lowest bits.
 inline float exponential(float x) {
-  x = std::min(std::max(x, -87.0f), 88.0f);
-  const float n = std::nearbyint(x * 1.44269504f);
+  const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
   const float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float y = 1.0f / 5040;
   y = y * f + 1.0f / 720;
@@ -145,29 +145,32 @@ inline float exponential(float x) {
   y = y * f + 0.5f;
   y = y * f + 1.0f;
   y = y * f + 1.0f;
-  const int32_t bits = (int32_t(n) + 127) << 23;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, 4);
+  bits = (bits << 23) + 0x3f800000u;
   float scale;
   std::memcpy(&scale, &bits, 4);
   return y * scale;
 }
 
-// silu(gate) * up
+// silu(gate) * up. The bounds keep clear of subnormal numbers: 1 / e^88 is one, and takes the processor fifteen times as long.
 inline void gated(const float* gate, const float* up, int n, float* out) {
 #pragma GCC ivdep
-  for (int i = 0; i < n; ++i) out[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+  for (int i = 0; i < n; ++i) out[i] = gate[i] / (1.0f + exponential(std::min(std::max(-gate[i], -80.0f), 80.0f))) * up[i];
 }
 
-// Turns scores into e^(score - their peak); returns the peak, and their sum in `total`.
+// Turns scores into e^(score - their peak), those of -infinity into 0; returns the peak, and their sum in `total`. No
+// std::max, and what lies below e^-87 set to 0 at the end: compilers make a fifth as many instructions of it.
 inline float soften(float* scores, int n, float& total) {
   float peak = -INFINITY, sum = 0;
 #pragma omp simd reduction(max : peak)
-  for (int t = 0; t < n; ++t) peak = std::max(peak, scores[t]);
-  if (n)
+  for (int t = 0; t < n; ++t) peak = scores[t] > peak ? scores[t] : peak;
 #pragma omp simd reduction(+ : sum)
-    for (int t = 0; t < n; ++t) {
-      scores[t] = scores[t] > -1e30f ? exponential(scores[t] - peak) : 0.0f;
-      sum += scores[t];
-    }
+  for (int t = 0; t < n; ++t) {
+    const float below = scores[t] - peak, power = exponential(below);
+    scores[t] = below > -87.0f ? power : 0.0f;
+    sum += scores[t];
+  }
   total = sum;
   return peak;
 }

@@ -35,9 +35,12 @@ void put_value(K* page, int token, const float* x, int dim) {
 template <typename K>
 float key_of(const K* page, int token, int channel, int) { return widen(page[tile_at<K>(channel, token)]); }
 
-// Bring bytes that will be read soon, from where no hardware expects it, into the second-level cache.
+// Bring what will be read soon, from where no hardware expects it, into the second-level cache: a line, or many.
+inline void fetch_line(const void* from, size_t offset) {
+  __builtin_prefetch(static_cast<const char*>(from) + offset, 0, 2);
+}
 inline void fetch(const void* from, size_t bytes) {
-  for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(from) + line, 0, 2);
+  for (size_t line = 0; line < bytes; line += 64) fetch_line(from, line);
 }
 
 // Places in memory that will be read next, `bytes` from each on, a piece of every one in turn.
@@ -55,27 +58,32 @@ inline void fetch(const Coming& next) {
 template <typename K>
 using Query = std::conditional_t<sizeof(K) == 4, float, Both>;
 
-// sum[j] += the sixteen products of query j with a tile, for T queries.
+// sum[j] += the sixteen products of query j with a tile, for T queries. Here and below, `coming` is the tile that will be
+// read some time after this one: a line of it is fetched for every line that is read, since a processor has room for few
+// lines on their way, and stands still when more are asked for at once.
 template <int T>
-void meet_tile(const float* tile, const float* query, int dim, Lanes* sum) {
+void meet_tile(const float* tile, const float* query, int dim, Lanes* sum, const void* coming) {
   for (int d = 0; d < dim; ++d) {
+    fetch_line(coming, size_t(64) * d);
     const Lanes keys = Lanes::load(tile + d * 16);
     for (int j = 0; j < T; ++j) sum[j].add(Lanes::all(query[j * dim + d]), keys);
   }
 }
 template <int T>
-void meet_tile(const bf16* tile, const Both* query, int dim, Lanes* sum) {
+void meet_tile(const bf16* tile, const Both* query, int dim, Lanes* sum, const void* coming) {
   const int pairs = dim / 2;
-  for (int d = 0; d < pairs; ++d)
+  for (int d = 0; d < pairs; ++d) {
+    fetch_line(coming, size_t(64) * d);
     for (int j = 0; j < T; ++j) sum[j].add_pairs(tile + d * 32, query[j * pairs + d]);
+  }
 }
 
 // Sixteen scores for each of T queries.
 template <int T, typename K>
-void score_tile(const K* tile, const Query<K>* query, int dim, float* const* scores) {
+void score_tile(const K* tile, const Query<K>* query, int dim, float* const* scores, const void* coming) {
   Lanes sum[T];
   for (int j = 0; j < T; ++j) sum[j] = Lanes::zero();
-  meet_tile<T>(tile, query, dim, sum);
+  meet_tile<T>(tile, query, dim, sum, coming);
   for (int j = 0; j < T; ++j) sum[j].write(scores[j]);
 }
 
@@ -96,17 +104,17 @@ struct Queries {
   }
 
   // sum += the products of query j with a tile.
-  void meet(int j, const K* tile, Lanes& sum) const { meet_tile<1>(tile, form.data() + size_t(j) * each, dim, &sum); }
+  void meet(int j, const K* tile, Lanes& sum) const { meet_tile<1>(tile, form.data() + size_t(j) * each, dim, &sum, tile); }
 
   // Sixteen scores for each of the first `group` queries, which read the tile together.
-  void score(const K* tile, int group, float* const* scores) const {
-    for (int g = 0; g < group; g += 4) {
+  void score(const K* tile, int group, float* const* scores, const void* coming) const {
+    for (int g = 0; g < group; g += 4, coming = tile) {
       const Query<K>* from = form.data() + size_t(g) * each;
       switch (std::min(4, group - g)) {
-        case 4: score_tile<4>(tile, from, dim, scores + g); break;
-        case 3: score_tile<3>(tile, from, dim, scores + g); break;
-        case 2: score_tile<2>(tile, from, dim, scores + g); break;
-        default: score_tile<1>(tile, from, dim, scores + g);
+        case 4: score_tile<4>(tile, from, dim, scores + g, coming); break;
+        case 3: score_tile<3>(tile, from, dim, scores + g, coming); break;
+        case 2: score_tile<2>(tile, from, dim, scores + g, coming); break;
+        default: score_tile<1>(tile, from, dim, scores + g, coming);
       }
     }
   }
@@ -114,44 +122,52 @@ struct Queries {
 
 // out[j] += sum over a page's tokens of weight[j] * value, for T heads and the 16 channels from d on.
 template <int T>
-void mix_lanes(const float* page, int tokens, int dim, int d, const float* const* weights, float* const* out) {
+void mix_lanes(const float* page, int tokens, int dim, int d, const float* const* weights, float* const* out,
+               const void* coming) {
   Lanes sum[T];
   for (int j = 0; j < T; ++j) sum[j] = Lanes::load(out[j] + d);
   for (int t = 0; t < tokens; ++t) {
-    const Lanes row = Lanes::load(page + size_t(t) * dim + d);
+    const size_t at = size_t(t) * dim + d;
+    fetch_line(coming, at * sizeof *page);
+    const Lanes row = Lanes::load(page + at);
     for (int j = 0; j < T; ++j) sum[j].add(Lanes::all(weights[j][t]), row);
   }
   for (int j = 0; j < T; ++j) sum[j].write(out[j] + d);
 }
 template <int T>
-void mix_lanes(const bf16* page, int tokens, int dim, int d, const Both (*weights)[8], float* const* out) {
+void mix_lanes(const bf16* page, int tokens, int dim, int d, const Both (*weights)[8], float* const* out,
+               const void* coming) {
   Lanes sum[T];
   for (int j = 0; j < T; ++j) sum[j] = Lanes::load(out[j] + d);
-  for (int t = 0; t < tokens; t += 2)
-    for (int j = 0; j < T; ++j) sum[j].add_pairs(page + size_t(t) * dim + 2 * d, weights[j][t / 2]);
+  for (int t = 0; t < tokens; t += 2) {
+    const size_t at = size_t(t) * dim + 2 * d;
+    fetch_line(coming, at * sizeof *page);
+    for (int j = 0; j < T; ++j) sum[j].add_pairs(page + at, weights[j][t / 2]);
+  }
   for (int j = 0; j < T; ++j) sum[j].write(out[j] + d);
 }
 
 // The same for all channels. Weights of tokens beyond the last are 0.
 template <int T>
-void mix_tile(const float* page, int tokens, int dim, const float* const* weights, float* const* out) {
-  for (int d = 0; d < dim; d += 16) mix_lanes<T>(page, tokens, dim, d, weights, out);
+void mix_tile(const float* page, int tokens, int dim, const float* const* weights, float* const* out, const void* coming) {
+  for (int d = 0; d < dim; d += 16) mix_lanes<T>(page, tokens, dim, d, weights, out, coming);
 }
 template <int T>
-void mix_tile(const bf16* page, int tokens, int dim, const float* const* weights, float* const* out) {
+void mix_tile(const bf16* page, int tokens, int dim, const float* const* weights, float* const* out, const void* coming) {
   Both pairs[T][8];
   for (int j = 0; j < T; ++j)
     for (int t = 0; t < 16; t += 2) pairs[j][t / 2] = Both::of(weights[j][t], weights[j][t + 1]);
-  for (int d = 0; d < dim; d += 16) mix_lanes<T>(page, tokens, dim, d, pairs, out);
+  for (int d = 0; d < dim; d += 16) mix_lanes<T>(page, tokens, dim, d, pairs, out, coming);
 }
 
 template <typename K>
-void mix_page(const K* page, int tokens, int dim, const float* const* weights, int group, float* const* out) {
-  for (int g = 0; g < group; g += 4)
+void mix_page(const K* page, int tokens, int dim, const float* const* weights, int group, float* const* out,
+              const void* coming) {
+  for (int g = 0; g < group; g += 4, coming = page)
     switch (std::min(4, group - g)) {
-      case 4: mix_tile<4>(page, tokens, dim, weights + g, out + g); break;
-      case 3: mix_tile<3>(page, tokens, dim, weights + g, out + g); break;
-      case 2: mix_tile<2>(page, tokens, dim, weights + g, out + g); break;
-      default: mix_tile<1>(page, tokens, dim, weights + g, out + g);
+      case 4: mix_tile<4>(page, tokens, dim, weights + g, out + g, coming); break;
+      case 3: mix_tile<3>(page, tokens, dim, weights + g, out + g, coming); break;
+      case 2: mix_tile<2>(page, tokens, dim, weights + g, out + g, coming); break;
+      default: mix_tile<1>(page, tokens, dim, weights + g, out + g, coming);
     }
 }
