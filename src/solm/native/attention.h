@@ -65,8 +65,10 @@ struct Attention {
       mass.resize(std::max<size_t>(mass.size(), start + PAGE));
       for (int b = sinks / PAGE * PAGE; b < start; b += PAGE) {
         Lanes sum = Lanes::zero();
-        corners.meet(0, cache.bounds<Bound>(cache.high, s, layer, head, b), sum);
-        corners.meet(1, cache.bounds<Bound>(cache.low, s, layer, head, b), sum);
+        const int later = std::min(b + 2 * PAGE, (start - 1) / PAGE * PAGE);
+        for (const auto& [corner, part] : {std::pair(0, &cache.high), std::pair(1, &cache.low)})
+          corners.meet(corner, cache.bounds<Bound>(*part, s, layer, head, b), sum,
+                       cache.bounds<Bound>(*part, s, layer, head, later));
         sum.write(mass.data() + b);
       }
       pages.resize(sinks + budget + 1);

@@ -108,6 +108,24 @@ struct Wide {
     }
     return {up, down, up_sum, down_sum, 1 / inverse};
   }
+
+#if defined(FOURS_VNNI)
+  // The same for the sixteen products of x and y, in a third of the time.
+  static Wide of(const float* x, const float* y, int16_t* room) {
+    constexpr float MOST = 127 * 254;
+    const __m512 product = _mm512_mul_ps(_mm512_loadu_ps(x), _mm512_loadu_ps(y));
+    const float inverse = MOST / std::max(_mm512_reduce_max_ps(_mm512_abs_ps(product)), 1.17549435e-33f);
+    constexpr int NEAREST = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    const __m512 number = _mm512_roundscale_ps(_mm512_mul_ps(product, _mm512_set1_ps(inverse)), NEAREST);
+    const __m512 most = _mm512_roundscale_ps(_mm512_mul_ps(number, _mm512_set1_ps(1.0f / 254)), NEAREST);
+    const __m512i up = _mm512_cvtps_epi32(most);
+    const __m512i down = _mm512_cvtps_epi32(_mm512_fnmadd_ps(most, _mm512_set1_ps(254), number));
+    auto* upper = reinterpret_cast<int8_t*>(room);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(upper), _mm512_cvtepi32_epi8(up));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(upper + 16), _mm512_cvtepi32_epi8(down));
+    return {upper, upper + 16, _mm512_reduce_add_epi32(up), _mm512_reduce_add_epi32(down), 1 / inverse};
+  }
+#endif
 };
 
 struct WideSums {
@@ -198,9 +216,13 @@ inline void mix_page(const uint8_t* page, int tokens, int dim, const float* cons
   int16_t room[MOST_QUERIES][16];
   Wide form[MOST_QUERIES];
   for (int j = 0; j < group; ++j) {
+#if defined(FOURS_VNNI)
+    form[j] = Wide::of(weights[j], per_token, room[j]);
+#else
     float scaled[16];
     for (int t = 0; t < 16; ++t) scaled[t] = weights[j][t] * per_token[t];
     form[j] = Wide::of(scaled, 16, room[j]);
+#endif
   }
   for (int d = 0; d < dim; d += 16)
     meet_all(page + size_t(4) * d, size_t(4) * dim, (tokens + 3) / 4, form, group, coming + size_t(4) * d, [&](int j, Lanes sum) {

@@ -84,24 +84,26 @@ struct Lanes {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
   void add(Lanes a, Lanes b) { v = _mm512_fmadd_ps(a.v, b.v, v); }
-  // Adds to every lane its pair of the 32 values at p, weighted.
-  void add_pairs(const bf16* p, Both w) {
-    const __m512i raw = _mm512_loadu_si512(p);
-#if defined(PAIRS_AT_ONCE)
-    v = _mm512_dpbf16_ps(v, (__m512bh)raw, (__m512bh)_mm512_set1_epi32(int(w.high)));
-    v = _mm512_dpbf16_ps(v, (__m512bh)raw, (__m512bh)_mm512_set1_epi32(int(w.low)));
-#else
-    const __m512i odd = _mm512_and_si512(raw, _mm512_set1_epi32(int(0xffff0000u)));
-    add({_mm512_castsi512_ps(_mm512_slli_epi32(raw, 16))}, all(w.first));
-    add({_mm512_castsi512_ps(odd)}, all(w.second));
-#endif
-  }
+  Lanes plus(Lanes other) const { return {_mm512_add_ps(v, other.v)}; }
   static Lanes of(__m256 low, __m256 high) {
     return {_mm512_castpd_ps(_mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512(low)), _mm256_castps_pd(high), 1))};
   }
   void write(float* p) const { _mm512_storeu_ps(p, v); }
   float sum() const { return _mm512_reduce_add_ps(v); }
 };
+
+// Adds to every lane its pair of the 32 values at p, weighted: in two parts, which may go to the same sum.
+inline void add_pairs(const bf16* p, Both w, Lanes& first, Lanes& second) {
+  const __m512i raw = _mm512_loadu_si512(p);
+#if defined(PAIRS_AT_ONCE)
+  first.v = _mm512_dpbf16_ps(first.v, (__m512bh)raw, (__m512bh)_mm512_set1_epi32(int(w.high)));
+  second.v = _mm512_dpbf16_ps(second.v, (__m512bh)raw, (__m512bh)_mm512_set1_epi32(int(w.low)));
+#else
+  const __m512i odd = _mm512_and_si512(raw, _mm512_set1_epi32(int(0xffff0000u)));
+  first.add({_mm512_castsi512_ps(_mm512_slli_epi32(raw, 16))}, Lanes::all(w.first));
+  second.add({_mm512_castsi512_ps(odd)}, Lanes::all(w.second));
+#endif
+}
 
 #else
 
@@ -140,15 +142,7 @@ struct Lanes {
   void add(const Lanes& a, const Lanes& b) {
     for (int h = 0; h < 2; ++h) half[h] += a.half[h] * b.half[h];
   }
-  // Adds to every lane its pair of the 32 values at p, weighted.
-  void add_pairs(const bf16* p, Both w) {
-    for (int h = 0; h < 2; ++h) {
-      Whole raw;
-      std::memcpy(&raw, p + 16 * h, sizeof raw);
-      half[h] += (Floats)(raw << 16) * w.first;
-      half[h] += (Floats)(raw & 0xffff0000u) * w.second;
-    }
-  }
+  Lanes plus(const Lanes& other) const { return {{half[0] + other.half[0], half[1] + other.half[1]}}; }
 #if defined(__AVX__)
   static Lanes of(__m256 low, __m256 high) { return {{(Floats)low, (Floats)high}}; }
 #endif
@@ -160,5 +154,14 @@ struct Lanes {
     return total;
   }
 };
+
+inline void add_pairs(const bf16* p, Both w, Lanes& first, Lanes& second) {
+  for (int h = 0; h < 2; ++h) {
+    Lanes::Whole raw;
+    std::memcpy(&raw, p + 16 * h, sizeof raw);
+    first.half[h] += (Lanes::Floats)(raw << 16) * w.first;
+    second.half[h] += (Lanes::Floats)(raw & 0xffff0000u) * w.second;
+  }
+}
 
 #endif

@@ -58,11 +58,12 @@ struct Products {
     meet();
     for (int r = 0; r < rows; ++r) {
       float* to = result(r);
-      std::copy_n(partial(0) + size_t(r) * stride, out, to);
-      for (int t = 1; t < threads; ++t) {
+      const float* first = partial(0) + size_t(r) * stride;
+      if (threads == 1) std::copy_n(first, out, to);
+      for (int t = 1; t < threads; ++t, first = to) {
         const float* other = partial(t) + size_t(r) * stride;
 #pragma GCC ivdep
-        for (int o = 0; o < out; ++o) to[o] += other[o];
+        for (int o = 0; o < out; ++o) to[o] = first[o] + other[o];
       }
       if (m.scale) {
 #pragma GCC ivdep

@@ -61,21 +61,30 @@ using Query = std::conditional_t<sizeof(K) == 4, float, Both>;
 // sum[j] += the sixteen products of query j with a tile, for T queries. Here and below, `coming` is the tile that will be
 // read some time after this one: a line of it is fetched for every line that is read, since a processor has room for few
 // lines on their way, and stands still when more are asked for at once.
+// Sums are taken in two halves, or every product would wait for the one before it.
 template <int T>
 void meet_tile(const float* tile, const float* query, int dim, Lanes* sum, const void* coming) {
-  for (int d = 0; d < dim; ++d) {
-    fetch_line(coming, size_t(64) * d);
-    const Lanes keys = Lanes::load(tile + d * 16);
-    for (int j = 0; j < T; ++j) sum[j].add(Lanes::all(query[j * dim + d]), keys);
-  }
+  Lanes half[2][T];
+  for (int j = 0; j < T; ++j) half[0][j] = sum[j], half[1][j] = Lanes::zero();
+  for (int d = 0; d < dim; d += 2)
+#pragma GCC unroll 2
+    for (int odd = 0; odd < 2; ++odd) {
+      fetch_line(coming, size_t(64) * (d + odd));
+      const Lanes keys = Lanes::load(tile + (d + odd) * 16);
+      for (int j = 0; j < T; ++j) half[odd][j].add(Lanes::all(query[j * dim + d + odd]), keys);
+    }
+  for (int j = 0; j < T; ++j) sum[j] = half[0][j].plus(half[1][j]);
 }
 template <int T>
 void meet_tile(const bf16* tile, const Both* query, int dim, Lanes* sum, const void* coming) {
   const int pairs = dim / 2;
+  Lanes half[2][T];
+  for (int j = 0; j < T; ++j) half[0][j] = sum[j], half[1][j] = Lanes::zero();
   for (int d = 0; d < pairs; ++d) {
     fetch_line(coming, size_t(64) * d);
-    for (int j = 0; j < T; ++j) sum[j].add_pairs(tile + d * 32, query[j * pairs + d]);
+    for (int j = 0; j < T; ++j) add_pairs(tile + d * 32, query[j * pairs + d], half[0][j], half[1][j]);
   }
+  for (int j = 0; j < T; ++j) sum[j] = half[0][j].plus(half[1][j]);
 }
 
 // Sixteen scores for each of T queries.
@@ -104,7 +113,9 @@ struct Queries {
   }
 
   // sum += the products of query j with a tile.
-  void meet(int j, const K* tile, Lanes& sum) const { meet_tile<1>(tile, form.data() + size_t(j) * each, dim, &sum, tile); }
+  void meet(int j, const K* tile, Lanes& sum, const K* coming) const {
+    meet_tile<1>(tile, form.data() + size_t(j) * each, dim, &sum, coming);
+  }
 
   // Sixteen scores for each of the first `group` queries, which read the tile together.
   void score(const K* tile, int group, float* const* scores, const void* coming) const {
@@ -142,7 +153,7 @@ void mix_lanes(const bf16* page, int tokens, int dim, int d, const Both (*weight
   for (int t = 0; t < tokens; t += 2) {
     const size_t at = size_t(t) * dim + 2 * d;
     fetch_line(coming, at * sizeof *page);
-    for (int j = 0; j < T; ++j) sum[j].add_pairs(page + at, weights[j][t / 2]);
+    for (int j = 0; j < T; ++j) add_pairs(page + at, weights[j][t / 2], sum[j], sum[j]);
   }
   for (int j = 0; j < T; ++j) sum[j].write(out[j] + d);
 }
