@@ -36,8 +36,9 @@ def attend(
 
     rule: what decides instead of the plan's exact numbers, where something does.
 
-    The prefix is read once for all K forks: their queries are folded into one matrix product. Softmax
-    computes in float32 inside whatever the dtype.
+    The prefix is read once for all K forks: their queries are folded into one matrix product, or, where there are so many
+    that their scores outweigh it, a copy for every fork goes with them through torch's fused attention, which keeps no
+    scores. Softmax computes in float32 inside whatever the dtype.
     Sliding-window layers are never made sparser: they are bounded already. On a GPU the decode steps that
     `kernels.reads_pages` names run as Triton kernels that read the chosen pages only; everything else is masked.
     """
@@ -51,13 +52,10 @@ def attend(
     folded = (query * scaling).reshape(layout.sequences, layout.forks, kv_heads, -1, length, size).transpose(1, 2)
     groups = folded.shape[3]
 
-    own_scores = folded.flatten(3, 4) @ own.keys.mT
-    parts = [own_scores.unflatten(3, (groups, length))]
-    if prefix is not None:
-        shared = folded.flatten(2, 4) @ prefix.keys[:, :, 0].mT
-        parts.insert(0, shared.unflatten(2, (layout.forks, groups, length)))
-    if softcap is not None:
-        parts = [torch.tanh(part / softcap) * softcap for part in parts]
+    by_scores = softcap is not None or (sparse and plan.semantics.criterion == "relevance")
+    by_scores |= rule is not None and bool(rule.top_p)
+    fused = not by_scores and groups * length > 2 * size
+    parts = [] if fused else _scores(folded, prefix, own, softcap)
 
     see_prefix, see_own = layout.visible(sliding_window)
     masks: list[torch.Tensor | None] = [see_own[:, :, :, None]]
@@ -75,6 +73,8 @@ def attend(
             read_prefix, read_own = select_recent(layout, plan)
         reads = [read_own] if prefix is None else [read_prefix, read_own]
         masks = [_both(mask, read) for mask, read in zip(masks, reads, strict=True)]
+    if fused:
+        return _fused(folded, prefix, own, masks).transpose(1, 2).reshape(rows, heads, length, -1)
     for part, mask in zip(parts, masks, strict=True):
         if mask is not None:
             _hide(part, mask)
@@ -91,6 +91,53 @@ def attend(
     return output.transpose(1, 2).reshape(rows, heads, length, -1)
 
 
+def _scores(
+    folded: torch.Tensor, prefix: KeyValues | None, own: KeyValues, softcap: float | None
+) -> list[torch.Tensor]:
+    """Scores of folded queries [S, H, K, G, Q, D] for the prefix's tokens, where there is one, and own ones:
+    [S, H, K, G, Q, P] and [S, H, K, G, Q, T]."""
+    forks, groups, length = folded.shape[2:5]
+    parts = [(folded.flatten(3, 4) @ own.keys.mT).unflatten(3, (groups, length))]
+    if prefix is not None:
+        shared = folded.flatten(2, 4) @ prefix.keys[:, :, 0].mT
+        parts.insert(0, shared.unflatten(2, (forks, groups, length)))
+    return parts if softcap is None else [torch.tanh(part / softcap) * softcap for part in parts]
+
+
+def _fused(
+    folded: torch.Tensor, prefix: KeyValues | None, own: KeyValues, masks: list[torch.Tensor | None]
+) -> torch.Tensor:
+    """Output [S, H, K, G, Q, Dv] of folded queries [S, H, K, G, Q, D] under masks of prefix and own tokens.
+
+    One call for each query head of a group: they share the mask, which then needs no copy.
+    """
+    sequences, heads, forks, groups, length, _ = folded.shape
+    both = [own] if prefix is None else [prefix, own]
+    keys, values = (
+        torch.cat([part.expand(-1, -1, forks, -1, -1) for part in parts], 3).flatten(0, 1)
+        for parts in ([part.keys for part in both], [part.values for part in both])
+    )
+    per = max(1 if mask is None else mask.shape[3] for mask in masks)
+    whole = (sequences, heads, forks, per, length)
+    seen = torch.cat(
+        [
+            torch.ones(()).bool().to(keys.device).expand(*whole, part.keys.shape[3])
+            if mask is None
+            else mask.expand(*whole, -1)
+            for mask, part in zip(masks, both, strict=True)
+        ],
+        -1,
+    )
+    bias = _bias(seen, folded.dtype).flatten(0, 1)
+    outputs = [
+        torch.nn.functional.scaled_dot_product_attention(
+            folded[:, :, :, group].flatten(0, 1), keys, values, attn_mask=bias[:, :, min(group, per - 1)], scale=1.0
+        )
+        for group in range(groups)
+    ]
+    return torch.stack(outputs, 2).unflatten(0, (sequences, heads))
+
+
 def _both(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tensor | None:
     """The conjunction of two masks of which either may allow everything."""
     if first is None or second is None:
@@ -98,7 +145,11 @@ def _both(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tens
     return first & second
 
 
+def _bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What pushes scores outside the mask `visible` to the lowest value. Adding it, broadcast over a group's heads, is 20
+    times faster on the CPU than `masked_fill_` with an irregular mask."""
+    return (visible.to(dtype) - 1) * torch.finfo(dtype).max
+
+
 def _hide(scores: torch.Tensor, visible: torch.Tensor) -> None:
-    """Push scores outside the mask `visible` to the lowest value, in place. Adding a bias that is broadcast over a
-    group's heads is 20 times faster on the CPU than `masked_fill_` with an irregular mask."""
-    scores += (visible.to(scores.dtype) - 1) * torch.finfo(scores.dtype).max
+    scores += _bias(visible, scores.dtype)
