@@ -406,6 +406,40 @@ def test_rows_outgrow_what_was_reserved_and_keep_what_they_held():
     control.detach()
 
 
+@pytest.mark.parametrize("dtype", ["auto", "int8"])
+@pytest.mark.parametrize("context", [15, 16, 40, 300, 530])
+def test_rows_share_pages_and_go_on_as_if_they_did_not(context, dtype):
+    """Forks, forks of forks, and whoever is cut back into what it shares, all after one another."""
+    control = ModelControl(tiny_model("llama", torch.float32, max_position_embeddings=1024))
+    engine = Engine(control.model, SEMANTICS, "int8", kv_cache_dtype=dtype)
+    ids = tokens(1, context)
+
+    def going_on(session, cut, seed):
+        rows = session.rows
+        session.truncate(torch.full((rows,), context - cut))
+        keep = keep_of((0.3, 1.0, 16), rows, 70)
+        return session.extend(tokens(1, 70, seed=seed).expand(rows, -1), keep).logits
+
+    def alone(cut, seed):
+        session = NativeSession(control, SEMANTICS, engine)
+        session.prefill(ids)
+        return going_on(session, cut, seed)
+
+    parent = NativeSession(control, SEMANTICS, engine)
+    parent.prefill(ids)
+    forks = parent.fork(2)
+    grown, cut = forks.fork(2), forks.fork(1)
+    for session, back, seed in ((parent, 9, 1), (forks, 0, 2), (cut, 12, 3), (grown, 0, 4)):
+        found, expected = going_on(session, back, seed), alone(back, seed)
+        assert torch.equal(found, expected.expand_as(found)), (back, seed)
+    again, session = forks.fork(2), NativeSession(control, SEMANTICS, engine)
+    session.prefill(ids)
+    going_on(session, 0, 2)
+    found, expected = going_on(again, -70, 5), going_on(session, -70, 5)  # after what the forks went on with
+    assert torch.equal(found, expected.expand_as(found))
+    control.detach()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_a_shortlist_chooses_the_same_token_on_real_text(real_model, precision):
@@ -549,7 +583,7 @@ def test_selection_takes_the_largest_and_of_equal_ones_the_first(tmp_path, flags
 
 EDGES = (
     "whatever or shortlist_is or head_of_integers or packed_weights or page_boundaries or whole_steps or depend_on_who"
-    " or outgrow or steps_forks or cache_of_bytes"
+    " or outgrow or share_pages or steps_forks or cache_of_bytes"
 )
 
 

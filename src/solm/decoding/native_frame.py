@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from solm.actions import DENSE
-from solm.errors import DataError
+from solm.errors import DataError, SolmError
 from solm.native.engine import Cache, Engine
-from solm.native.library import UNKNOWN_TOKEN, Rules
+from solm.native.library import NO_MEMORY, UNKNOWN_TOKEN, Rules
 from solm.semantics import Semantics
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Pass:
 
     def run(self, first: int, last: int, rows: np.ndarray | None = None) -> None:
         """Layers first to last; rows as for `NativeSession.decide`. Raises `DataError` for unknown ids and for actions
-        that the engine was not made for."""
+        that the engine was not made for, `SolmError` without memory for rows that can no longer share theirs."""
         frame = self.frame
         decided = (None, None) if rows is None else (frame.lend(rows), frame.actions_at)
         failed = self.engine.library.solm_run(
@@ -107,5 +107,7 @@ class Pass:
         if failed == UNKNOWN_TOKEN:
             known = f"[0, {self.engine.sizes.vocabulary - 1}]"
             raise DataError(f"token ids must be in {known}, got {frame.ids.ravel()[:8].tolist()}")
+        if failed == NO_MEMORY:
+            raise SolmError(f"no memory for caches of {len(frame.ids)} rows")
         if failed:
             raise DataError(f"keep must be shares from 0 to 1 and bits from 2 to 16, got {frame.keep[:4].tolist()}")

@@ -22,15 +22,16 @@ struct Attention {
       : s(engine.s), thread(t), threads(s.threads), D(s.head_dim), Q(s.heads), KV(s.kv_heads),
         signs(2 * D), corners(2, D), query(Q / KV, D) {}
 
+  // The page of `position` must be the cache's own.
   void append(Cache& cache, int layer, int head, int position, const float* key, const float* value) const {
     const int block = position / PAGE, slot = position % PAGE;
-    K* keys = cache.tile<K>(cache.keys, s, layer, head, block);
+    K* keys = cache.stretch<K>(&Pages::keys, s, layer, head).mine(block);
     put_key(keys, slot, key, D);
-    put_value(cache.tile<K>(cache.values, s, layer, head, block), slot, value, D);
+    put_value(cache.stretch<K>(&Pages::values, s, layer, head).mine(block), slot, value, D);
     if (slot < PAGE - 1) return;
     // Whole: only now can a window of at least a page have left the block behind, and bounds be asked for.
-    Bound* low = cache.bounds<Bound>(cache.low, s, layer, head, block);
-    Bound* high = cache.bounds<Bound>(cache.high, s, layer, head, block);
+    Bound* low = cache.bounds<Bound>(&Pages::low, s, layer, head).mine(block / PAGE);
+    Bound* high = cache.bounds<Bound>(&Pages::high, s, layer, head).mine(block / PAGE);
     for (int d = 0; d < D; ++d) {
       float least = INFINITY, most = -INFINITY;
       for (int t = 0; t < PAGE; ++t) {
@@ -63,13 +64,13 @@ struct Attention {
       }
       corners.prepare(signs.data(), 2, 1);
       mass.resize(std::max<size_t>(mass.size(), start + PAGE));
-      for (int b = sinks / PAGE * PAGE; b < start; b += PAGE) {
+      const Stretch<Bound> bounds[2] = {cache.bounds<Bound>(&Pages::high, s, layer, head),
+                                        cache.bounds<Bound>(&Pages::low, s, layer, head)};
+      const int last = (start - 1) / PAGE;
+      for (int tile = sinks / PAGE; tile <= last; ++tile) {
         Lanes sum = Lanes::zero();
-        const int later = std::min(b + 2 * PAGE, (start - 1) / PAGE * PAGE);
-        for (const auto& [corner, part] : {std::pair(0, &cache.high), std::pair(1, &cache.low)})
-          corners.meet(corner, cache.bounds<Bound>(*part, s, layer, head, b), sum,
-                       cache.bounds<Bound>(*part, s, layer, head, later));
-        sum.write(mass.data() + b);
+        for (int j = 0; j < 2; ++j) corners.meet(j, bounds[j][tile], sum, bounds[j][std::min(tile + 2, last)]);
+        sum.write(mass.data() + tile * PAGE);
       }
       pages.resize(sinks + budget + 1);
       int kept = sinks;
@@ -93,12 +94,14 @@ struct Attention {
     const int from = count * thread / threads, to = std::min(from + ahead(), count * (thread + 1) / threads);
     if (plan.sparse && plan.pages > 0) {
       next.bytes = next.piece = int(PAGE * D * sizeof(Bound));
-      for (int b = plan.sinks / PAGE / PAGE * PAGE; b < start; b += PAGE)
-        add(cache.bounds<Bound>(cache.high, s, layer, 0, b)), add(cache.bounds<Bound>(cache.low, s, layer, 0, b));
+      for (int tile = plan.sinks / PAGE / PAGE; tile * PAGE < start; ++tile)
+        for (auto part : {&Pages::high, &Pages::low}) add(cache.bounds<Bound>(part, s, layer, 0)[tile]);
     } else if (!plan.sparse) {
       for (int head = 0; head < KV; ++head)
-        for (const Memory* part : {&cache.keys, &cache.values})
-          for (int b = from; b < to; ++b) add(cache.tile<K>(*part, s, layer, head, b));
+        for (auto part : {&Pages::keys, &Pages::values}) {
+          const Stretch<K> stretch = cache.stretch<K>(part, s, layer, head);
+          for (int b = from; b < to; ++b) add(stretch[b]);
+        }
     }
     return next;
   }
@@ -120,17 +123,14 @@ struct Attention {
         std::fill_n(out[g], D, 0.0f);
       }
       query.prepare(queries + head * group * D, group, scale);
-      const K* keys = cache.tile<K>(cache.keys, s, layer, head, 0);
-      const K* values = cache.tile<K>(cache.values, s, layer, head, 0);
-      const size_t size = page_size<K>(D);
+      const Stretch<K> keys = cache.stretch<K>(&Pages::keys, s, layer, head);
+      const Stretch<K> values = cache.stretch<K>(&Pages::values, s, layer, head);
       const int ahead = std::min(this->ahead(), to - from);
-      // Behind the last page of keys come the first ones of values, and behind that nothing new.
-      auto coming = [&](const K* these, const K* then, int p) {
-        return p + ahead < to ? these + pages[p + ahead] * size : then + pages[then == these ? p : from + p + ahead - to] * size;
-      };
       for (int p = from; p < to; ++p) {
         for (int g = 0; g < group; ++g) scores[g] = mass.data() + size_t(g) * n + (p - from) * PAGE;
-        query.score(keys + pages[p] * size, group, scores, coming(keys, values, p));
+        // Behind the last page of keys come the first ones of values.
+        const int next = p + ahead;
+        query.score(keys[pages[p]], group, scores, next < to ? keys[pages[next]] : values[pages[from + next - to]]);
         for (int t = std::min(PAGE, seen - pages[p] * PAGE); t < PAGE; ++t)
           for (int g = 0; g < group; ++g) scores[g][t] = -INFINITY;
       }
@@ -143,8 +143,8 @@ struct Attention {
       for (int p = from; p < to; ++p) {
         const float* weights[MOST_QUERIES];
         for (int g = 0; g < group; ++g) weights[g] = scores[g] + (p - from) * PAGE;
-        mix_page(values + pages[p] * size, std::min(PAGE, seen - pages[p] * PAGE), D, weights, group, out,
-                 coming(values, values, p));
+        mix_page(values[pages[p]], std::min(PAGE, seen - pages[p] * PAGE), D, weights, group, out,
+                 values[pages[std::min(p + ahead, to - 1)]]);
       }
     }
   }

@@ -43,6 +43,48 @@ void Engine::serve(int thread) {
   }
 }
 
+// Room for the pages from `held` on of a cache of `pages`.
+std::shared_ptr<Pages> make_pages(const Engine& e, int held, int pages) {
+  auto made = std::make_shared<Pages>();
+  made->count = pages - held, made->tiles = (pages + PAGE - 1) / PAGE - held / PAGE;
+  const size_t places = size_t(e.s.layers) * e.s.kv_heads, tile = PAGE * e.s.head_dim * (e.s.precision == 0 ? 4 : 2);
+  size_t page = 0;
+  e.with_kv([&]<typename K>(K) { page = page_size<K>(e.s.head_dim) * sizeof(K); });
+  for (auto* part : {&made->keys, &made->values}) part->allocate(places * made->count * page);
+  for (auto* part : {&made->low, &made->high}) part->allocate(places * made->tiles * tile);
+  return made;
+}
+
+// Pages from `held` to `end` (not included) of a cache, and their tiles of bounds, to the beginning of `to`.
+void copy_pages(const Engine& e, const Cache& from, int held, int end, Pages& to) {
+  e.with_kv([&]<typename K>(K) {
+    using Bound = typename Attention<K>::Bound;
+    for (int layer = 0; layer < e.s.layers; ++layer)
+      for (int head = 0; head < e.s.kv_heads; ++head) {
+        const size_t place = size_t(layer) * e.s.kv_heads + head;
+        auto copy = [&](Memory Pages::* part, const auto& stretch, int first, int last, int room) {
+          const size_t bytes = stretch.size * sizeof *stretch.own;
+          for (int i = first; i < last; ++i)
+            std::memcpy((to.*part).data() + (place * room + i - first) * bytes, stretch[i], bytes);
+        };
+        for (auto part : {&Pages::keys, &Pages::values})
+          copy(part, from.stretch<K>(part, e.s, layer, head), held, end, to.count);
+        for (auto part : {&Pages::low, &Pages::high})
+          copy(part, from.bounds<Bound>(part, e.s, layer, head), held / PAGE, (end + PAGE - 1) / PAGE, to.tiles);
+      }
+  });
+}
+
+// Before anything is written from `position` on: what another cache reads stays as it is. Throws std::bad_alloc.
+void make_own(const Engine& e, Cache& c, int position) {
+  const int page = position / PAGE;
+  const bool lent = c.own.use_count() > 1 && page - c.held < c.own->lent;
+  if (page >= c.held && !lent) return;
+  auto made = make_pages(e, 0, c.pages());
+  copy_pages(e, c, 0, page + 1, *made);
+  c = {0, nullptr, made};
+}
+
 extern "C" {
 
 // A place for the weights; null where memory cannot be had.
@@ -95,29 +137,17 @@ void solm_engine_free(void* engine) {
   delete e;
 }
 
-// A cache of `capacity` tokens (a multiple of 16), holding the first `length` ones of `source` where that is given; null
-// without memory.
+// A cache of `capacity` tokens (a multiple of 16), holding the first `length` ones of `source` where that is given: whole
+// pages of them are shared, or, where the source shares pages itself, those. Null without memory.
 void* solm_cache(void* engine, const void* source, int32_t length, int32_t capacity) try {
   auto* e = static_cast<Engine*>(engine);
   auto c = std::make_unique<Cache>();
-  c->capacity = capacity;
-  const size_t places = size_t(e->s.layers) * e->s.kv_heads, tile = PAGE * e->s.head_dim * (e->s.precision == 0 ? 4 : 2);
-  size_t page = 0;
-  e->with_kv([&]<typename K>(K) { page = page_size<K>(e->s.head_dim) * sizeof(K); });
-  for (auto* part : {&c->keys, &c->values}) part->allocate(places * c->pages() * page);
-  for (auto* part : {&c->low, &c->high}) part->allocate(places * c->tiles() * tile);
-  if (source) {
-    auto* from = static_cast<const Cache*>(source);
-    const size_t pages = (length + PAGE - 1) / PAGE, tiles = (pages + PAGE - 1) / PAGE;
-    auto copy = [&](Memory& to, const Memory& old, size_t bytes, size_t now, size_t then, size_t used) {
-      for (size_t p = 0; p < places; ++p)
-        std::memcpy(to.data() + p * now * bytes, old.data() + p * then * bytes, used * bytes);
-    };
-    copy(c->keys, from->keys, page, c->pages(), from->pages(), pages);
-    copy(c->values, from->values, page, c->pages(), from->pages(), pages);
-    copy(c->low, from->low, tile, c->tiles(), from->tiles(), tiles);
-    copy(c->high, from->high, tile, c->tiles(), from->tiles(), tiles);
-  }
+  auto* from = static_cast<const Cache*>(source);
+  if (from && from->shared) c->held = std::min(from->held, length / PAGE), c->shared = from->shared;
+  else if (from && length >= PAGE) c->held = length / PAGE, c->shared = from->own;
+  c->own = make_pages(*e, c->held, capacity / PAGE);
+  if (from) copy_pages(*e, *from, c->held, (length + PAGE - 1) / PAGE, *c->own);
+  if (from && !from->shared) from->own->lent = std::max(from->own->lent, c->held);
   return c.release();
 } catch (const std::exception&) {
   return nullptr;
@@ -125,12 +155,14 @@ void* solm_cache(void* engine, const void* source, int32_t length, int32_t capac
 
 void solm_cache_free(void* cache) { delete static_cast<Cache*>(cache); }
 
-// Tokens of a prefill, from `position` on, for one layer: keys and values [kv_heads, count, D] float32.
-void solm_cache_fill(void* engine, void* cache, int32_t layer, int32_t position, int32_t count, const float* keys,
-                     const float* values) {
+// Tokens of a prefill, from `position` on, for one layer: keys and values [kv_heads, count, D] float32. Returns 0, or 3
+// without memory.
+int32_t solm_cache_fill(void* engine, void* cache, int32_t layer, int32_t position, int32_t count, const float* keys,
+                        const float* values) try {
   auto* e = static_cast<Engine*>(engine);
   auto* c = static_cast<Cache*>(cache);
   const int D = e->s.head_dim, KV = e->s.kv_heads;
+  make_own(*e, *c, position);
   e->with_kv([&]<typename K>(K) {
     const Attention<K> attention(*e, 0);
     for (int t = 0; t < count; ++t)
@@ -139,6 +171,9 @@ void solm_cache_fill(void* engine, void* cache, int32_t layer, int32_t position,
         attention.append(*c, layer, h, position + t, keys + offset, values + offset);
       }
   });
+  return 0;
+} catch (const std::exception&) {
+  return 3;
 }
 
 // Layers first to last (not included) of `steps` steps: step i processes tokens[i] at positions[i] of caches[i]. Steps of
@@ -153,10 +188,11 @@ void solm_cache_fill(void* engine, void* cache, int32_t layer, int32_t position,
 // logits [steps, V], computed after the last layer, may be null. With `shortlist`, those of an int8 head that are far below
 // a step's largest may be approximate.
 //
-// Returns 0, or with nothing done 1 where a token is none of the model's, and 2 where `keep` is out of range.
+// Returns 0, or with nothing done 1 where a token is none of the model's, 2 where `keep` is out of range, and 3 without
+// memory for a row that goes on within what it shares.
 int32_t solm_run(void* engine, const Rules* rules, int32_t steps, int32_t count, void* const* caches, const int64_t* tokens,
               const int32_t* positions, const double* keep, Row* rows, int32_t* actions, double* realised, int32_t first,
-              int32_t last, float* stream, float* logits, int32_t shortlist) {
+              int32_t last, float* stream, float* logits, int32_t shortlist) try {
   auto* e = static_cast<Engine*>(engine);
   for (int i = 0; i < steps; ++i)
     if (tokens[i] < 0 || tokens[i] >= e->s.vocabulary) return 1;
@@ -166,7 +202,9 @@ int32_t solm_run(void* engine, const Rules* rules, int32_t steps, int32_t count,
     if (!(k[0] >= 0 && k[0] <= 1 && k[1] >= 0 && k[1] <= 1 && k[2] >= 2 && k[2] <= FULL_BITS)) return 2;
   }
   e->steps = steps, e->first = first, e->last = last, e->stream = stream, e->logits = logits, e->shortlist = shortlist;
-  e->caches = reinterpret_cast<Cache* const*>(caches), e->tokens = tokens, e->positions = positions;
+  e->caches = reinterpret_cast<Cache* const*>(caches);
+  for (int i = 0; i < steps; i += count) make_own(*e, *e->caches[i], positions[i]);
+  e->tokens = tokens, e->positions = positions;
   e->rules = rules, e->rows = rows, e->count = count, e->actions = actions, e->realised = realised, e->turn = -1;
   e->plans.resize(steps);
   int64_t ahead = 0;  // steps of the same row that come first, and will be booked by then
@@ -194,5 +232,7 @@ int32_t solm_run(void* engine, const Rules* rules, int32_t steps, int32_t count,
   e->ticket.notify_all();
   e->dispatch(0);
   return 0;
+} catch (const std::exception&) {
+  return 3;
 }
 }

@@ -205,7 +205,9 @@ class Engine:
 
 
 class Cache:
-    """Keys and values of one row; `length` tokens are copied from `source`, if given."""
+    """Keys and values of one row, the first `length` tokens those of `source`, if given, sharing whole pages with it.
+
+    Writing to what is shared makes a copy first, so that either goes on as if the other were not there."""
 
     def __init__(self, engine: Engine, capacity: int, source: "Cache | None" = None, length: int = 0):
         self.engine, self.capacity = engine, -(-max(capacity, 1) // PAGE) * PAGE
@@ -223,6 +225,8 @@ class Cache:
         """Keep keys and values [kv_heads, count, D] from `position` on."""
         keys, values = keys.float().contiguous(), values.float().contiguous()
         count = keys.shape[1]
-        self.engine.library.solm_cache_fill(
+        failed = self.engine.library.solm_cache_fill(
             self.engine.handle, self.handle, layer, position, count, keys.data_ptr(), values.data_ptr()
         )
+        if failed:
+            raise SolmError(f"no memory for a cache of {self.capacity} tokens")

@@ -25,8 +25,8 @@ _FLAGS = [
     "-freciprocal-math", "-ffp-contract=fast", "-fopenmp-simd", "-shared", "-fPIC", "-pthread", "-Wno-psabi",
 ]  # fmt: skip
 
-UNKNOWN_TOKEN = 1
-"""What `solm_run` returns for a token that the model lacks; 0: done, 2: an action out of range."""
+UNKNOWN_TOKEN, NO_MEMORY = 1, 3
+"""What `solm_run` returns for a token that the model lacks, and without memory; 0: done, 2: an action out of range."""
 
 
 class Sizes(ctypes.Structure):
@@ -95,6 +95,7 @@ def library() -> ctypes.CDLL:
     loaded.solm_cache.restype = pointer
     loaded.solm_cache.argtypes = [pointer, pointer, integer, integer]
     loaded.solm_cache_free.argtypes = [pointer]
+    loaded.solm_cache_fill.restype = integer
     loaded.solm_cache_fill.argtypes = [pointer, pointer, integer, integer, integer, pointer, pointer]
     loaded.solm_run.restype = integer
     loaded.solm_run.argtypes = [

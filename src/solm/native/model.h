@@ -111,32 +111,50 @@ class Barrier {
   std::atomic<bool> sense_{false};
 };
 
-// Keys and values of one row, a page after the other, and the bounds of its keys, 16 pages in a tile; float32 (precision
-// 0), bfloat16, or bytes with bounds in bfloat16 (`kv_bytes`). See tiles.h and bytes.h.
+// Keys and values, a page after the other, and the bounds of keys, 16 pages in a tile; float32 (precision 0), bfloat16, or
+// bytes with bounds in bfloat16 (`kv_bytes`). See tiles.h and bytes.h.
+struct Pages {
+  int count = 0, tiles = 0;  // of a layer's head
+  int lent = 0;              // the first of them that other caches read, too
+  Memory keys, values;       // [layers, kv_heads, count, 16 D]
+  Memory low, high;          // [layers, kv_heads, tiles, 16 D]
+};
+
+// Pages of one head of a layer: of K numbers each, the first `held` of them shared.
+template <typename K>
+struct Stretch {
+  const K* shared;
+  K* own;
+  int held;
+  size_t size;
+  const K* operator[](int page) const { return page < held ? shared + page * size : mine(page); }
+  K* mine(int page) const { return own + (page - held) * size; }
+};
+
+// What one row has seen. Rows that were forked share whole pages and own what comes after.
 struct Cache {
-  int capacity = 0;
-  Memory keys, values;  // [layers, kv_heads, pages, 16 D]
-  Memory low, high;     // [layers, kv_heads, tiles, 16 D]
+  int held = 0;                         // pages of another cache that this one begins with
+  std::shared_ptr<const Pages> shared;  // where those are
+  std::shared_ptr<Pages> own;           // from page `held` on; bounds from the tile of that page on
 
-  int pages() const { return capacity / PAGE; }
-  int tiles() const { return (pages() + PAGE - 1) / PAGE; }
+  int pages() const { return held + own->count; }
 
-  // One page of keys or values.
-  template <typename K, typename Part>
-  auto tile(Part& part, const Sizes& s, int layer, int head, int page) const {
-    return at<K>(part, ((size_t(layer) * s.kv_heads + head) * pages() + page) * page_size<K>(s.head_dim));
+  template <typename K>
+  Stretch<K> stretch(Memory Pages::* part, const Sizes& s, int layer, int head) const {
+    return within<K>(part, size_t(layer) * s.kv_heads + head, &Pages::count, held, page_size<K>(s.head_dim));
   }
-  // The tile of bounds that holds a page's.
-  template <typename K, typename Part>
-  auto bounds(Part& part, const Sizes& s, int layer, int head, int page) const {
-    return at<K>(part, ((size_t(layer) * s.kv_heads + head) * tiles() + page / PAGE) * PAGE * s.head_dim);
+  // The same for tiles of bounds, of 16 pages each.
+  template <typename K>
+  Stretch<K> bounds(Memory Pages::* part, const Sizes& s, int layer, int head) const {
+    return within<K>(part, size_t(layer) * s.kv_heads + head, &Pages::tiles, held / PAGE, size_t(PAGE) * s.head_dim);
   }
 
  private:
-  template <typename K, typename Part>
-  static auto at(Part& part, size_t number) {
-    using Pointer = std::conditional_t<std::is_const_v<Part>, const K*, K*>;
-    return reinterpret_cast<Pointer>(part.data()) + number;
+  template <typename K>
+  Stretch<K> within(Memory Pages::* part, size_t place, int Pages::* count, int held, size_t size) const {
+    auto* mine = reinterpret_cast<K*>(((*own).*part).data()) + place * ((*own).*count) * size;
+    if (!shared) return {nullptr, mine, 0, size};
+    return {reinterpret_cast<const K*>(((*shared).*part).data()) + place * ((*shared).*count) * size, mine, held, size};
   }
 };
 

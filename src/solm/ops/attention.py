@@ -36,9 +36,9 @@ def attend(
 
     rule: what decides instead of the plan's exact numbers, where something does.
 
-    The prefix is read once for all K forks: their queries are folded into one matrix product, or, where there are so many
-    that their scores outweigh it, a copy for every fork goes with them through torch's fused attention, which keeps no
-    scores. Softmax computes in float32 inside whatever the dtype.
+    The prefix is read once for all K forks: their queries are folded into one matrix product, or, where there are so
+    many that their scores outweigh it, a copy for every fork goes with them through torch's fused attention, which
+    keeps no scores. Softmax computes in float32 inside whatever the dtype.
     Sliding-window layers are never made sparser: they are bounded already. On a GPU the decode steps that
     `kernels.reads_pages` names run as Triton kernels that read the chosen pages only; everything else is masked.
     """
@@ -146,8 +146,8 @@ def _both(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tens
 
 
 def _bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What pushes scores outside the mask `visible` to the lowest value. Adding it, broadcast over a group's heads, is 20
-    times faster on the CPU than `masked_fill_` with an irregular mask."""
+    """What pushes scores outside the mask `visible` to the lowest value. Adding it, broadcast over a group's heads, is
+    20 times faster on the CPU than `masked_fill_` with an irregular mask."""
     return (visible.to(dtype) - 1) * torch.finfo(dtype).max
 
 
