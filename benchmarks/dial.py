@@ -237,12 +237,16 @@ def main() -> None:
     parser.add_argument("--contexts", default="1024,8064")
     parser.add_argument("--texts", default="24,9", help="Texts at every context.")
     parser.add_argument("--clocked", default="12,4", help="So many of them are timed.")
+    parser.add_argument("--settings", help="Pages and MLP of fewer settings, as 0.4,0.7;0.2,0.6.")
     parser.add_argument("--kinds", default="int8;int4;int4 with int8 KV cache", help="Separated by semicolons.")
     parser.add_argument("--out", type=Path, help="Write the JSON here, besides printing it.")
     options = parser.parse_args()
     kinds = options.kinds.split(";")
     lm = solm.load(options.model, options.policy, dtype=options.dtype)
     settings = HALVED if lm.semantics.bits_site == "weights" else SETTINGS
+    if options.settings:
+        pairs = [[float(part) for part in pair.split(",")] for pair in options.settings.split(";")]
+        settings = [(pages, mlp, 1.0) for pages, mlp in pairs]
     engines = {
         kind: Engine(lm.model, semantics_of(lm, kind), precision, kv_cache_dtype=cache)
         for kind, (precision, cache) in KINDS.items()

@@ -20,7 +20,7 @@ _SPARE = 64  # tokens of room that a cache has beyond what was asked for
 class NativeSession(Session):
     """The same rows, ledger and calls; a step computes what its plan keeps and nothing else.
 
-    Rows walk through the weights together, up to 16 at once; forks copy what their parent holds. A step leaves its
+    Rows walk through the weights together, up to 16 at once; forks share whole pages with their parent. A step leaves its
     books and its hidden state until somebody asks for them: while Python runs, no weight is read.
     """
 
