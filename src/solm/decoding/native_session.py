@@ -20,8 +20,8 @@ _SPARE = 64  # tokens of room that a cache has beyond what was asked for
 class NativeSession(Session):
     """The same rows, ledger and calls; a step computes what its plan keeps and nothing else.
 
-    Rows walk through the weights together, up to 16 at once; forks share whole pages with their parent. A step leaves its
-    books and its hidden state until somebody asks for them: while Python runs, no weight is read.
+    Rows walk through the weights together, up to 16 at once; forks share whole pages with their parent. A step leaves
+    its books and its hidden state until somebody asks for them: while Python runs, no weight is read.
     """
 
     def __init__(self, control: ModelControl, semantics: Semantics, engine: Engine, capacity: int = 0):
