@@ -133,11 +133,10 @@ def naive_attention(query, keys, values, positions, keep, semantics):
     return output
 
 
-@pytest.mark.parametrize("split", [0, 24, 40])
-def test_attention_over_shared_prefix_equals_the_naive_reference(split):
-    semantics = Semantics(page_size=8, window=16, sinks=4)
-    generator = torch.Generator().manual_seed(3)
-    forks, heads, kv, length, count, size = 2, 4, 2, 83, 5, 16
+def drawn_attention(split, count, semantics, seed=3):
+    """Arguments of `attend` for two forks of 83 tokens, the last `count` of them queries, and the shares to keep."""
+    generator = torch.Generator().manual_seed(seed)
+    forks, heads, kv, length, size = 2, 4, 2, 83, 16
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -154,9 +153,31 @@ def test_attention_over_shared_prefix_equals_the_naive_reference(split):
     whole = (length - split) // 8 * 8
     own = KeyValues(own_k, own_v, PageBounds.of(own_k[:, :, :, :whole], 8))
     prefix = KeyValues(shared_k, shared_v, PageBounds.of(shared_k, 8)) if split else None
-    got = attend(query, prefix, own, layout, plan, size**-0.5)
-    for row in range(forks):
-        keys = torch.cat([shared_k[0, :, 0], own_k[0, :, row]], 1)
-        values = torch.cat([shared_v[0, :, 0], own_v[0, :, row]], 1)
-        expected = naive_attention(query[row], keys, values, positions[row], keep[row].tolist(), semantics)
+    return (query, prefix, own, layout, plan, size**-0.5), keep
+
+
+@pytest.mark.parametrize("split", [0, 24, 40])
+@pytest.mark.parametrize("count", [5, 20])  # by scores, and fused
+def test_attention_over_shared_prefix_equals_the_naive_reference(split, count):
+    semantics = Semantics(page_size=8, window=16, sinks=4)
+    arguments, keep = drawn_attention(split, count, semantics)
+    query, prefix, own, layout = arguments[:4]
+    got = attend(*arguments)
+    for row in range(layout.forks):
+        keys, values = own.keys[0, :, row], own.values[0, :, row]
+        if prefix is not None:
+            keys = torch.cat([prefix.keys[0, :, 0], keys], 1)
+            values = torch.cat([prefix.values[0, :, 0], values], 1)
+        expected = naive_attention(query[row], keys, values, layout.positions[row], keep[row].tolist(), semantics)
         torch.testing.assert_close(got[row], expected)
+
+
+@pytest.mark.parametrize("split", [0, 40])
+@pytest.mark.parametrize("sliding_window", [None, 30])
+@pytest.mark.parametrize("changes", [{}, {"select_per": "query_head"}, {"criterion": "recency"}])
+def test_fused_attention_equals_attention_by_scores(split, sliding_window, changes, monkeypatch):
+    arguments, _ = drawn_attention(split, 20, Semantics(page_size=8, window=16, sinks=4, **changes))
+    fused = attend(*arguments, sliding_window=sliding_window)
+    monkeypatch.delattr("solm.ops.attention._fused")
+    by_scores = attend(*arguments, softcap=1e6, sliding_window=sliding_window)  # which needs scores, and caps none
+    torch.testing.assert_close(fused, by_scores, atol=1e-7, rtol=1e-7)
