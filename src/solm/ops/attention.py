@@ -121,10 +121,8 @@ def _fused(
     whole = (sequences, heads, forks, per, length)
     seen = torch.cat(
         [
-            torch.ones(()).bool().to(keys.device).expand(*whole, part.keys.shape[3])
-            if mask is None
-            else mask.expand(*whole, -1)
-            for mask, part in zip(masks, both, strict=True)
+            (torch.ones(1, dtype=torch.bool, device=keys.device) if mask is None else mask).expand(*whole, size)
+            for mask, size in zip(masks, [part.keys.shape[3] for part in both], strict=True)
         ],
         -1,
     )
