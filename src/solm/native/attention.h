@@ -86,14 +86,14 @@ struct Attention {
   // What this thread will read first: bounds of pages, or the first pages.
   Coming beginning(const Cache& cache, int layer, int seen, const Plan& plan) const {
     Coming next;
-    next.bytes = next.piece = int(page_size<K>(D) * sizeof(K));
+    next.bytes = int(page_size<K>(D) * sizeof(K));
     auto add = [&](const void* place) {
       if (next.count < Coming::MOST) next.row[next.count++] = static_cast<const uint8_t*>(place);
     };
     const int count = (seen + PAGE - 1) / PAGE, start = plan.window_start / PAGE;
     const int from = count * thread / threads, to = std::min(from + ahead(), count * (thread + 1) / threads);
     if (plan.sparse && plan.pages > 0) {
-      next.bytes = next.piece = int(PAGE * D * sizeof(Bound));
+      next.bytes = int(PAGE * D * sizeof(Bound));
       for (int tile = plan.sinks / PAGE / PAGE; tile * PAGE < start; ++tile)
         for (auto part : {&Pages::high, &Pages::low}) add(cache.bounds<Bound>(part, s, layer, 0)[tile]);
     } else if (!plan.sparse) {
@@ -103,6 +103,7 @@ struct Attention {
           for (int b = from; b < to; ++b) add(stretch[b]);
         }
     }
+    next.pad();
     return next;
   }
 

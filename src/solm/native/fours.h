@@ -49,6 +49,8 @@ struct Integers {
   template <typename Part>
   void add(Part, const Bytes& w, const int8_t* each) { v = _mm512_dpbusd_epi32(v, w.v, _mm512_loadu_si512(each)); }
   Lanes lanes() const { return {_mm512_cvtepi32_ps(v)}; }
+  // What is left without `other`, which leaves a multiple of sixteen.
+  Integers sixteenth(const Integers& other) const { return {_mm512_srai_epi32(_mm512_sub_epi32(v, other.v), 4)}; }
 };
 
 #elif defined(FOURS_AVX2)

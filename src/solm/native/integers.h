@@ -78,7 +78,7 @@ struct Group : Coming {
       ++count;
     }
     const int found = count;
-    for (; count % 4; ++count) row[count] = row[0];
+    pad();
     for (int r = 0; r < rows; ++r) {
       const int8_t* from = rounded[r].number.data() + size_t(number) * GROUP;
       if (found == GROUP) std::memcpy(q[r], from, GROUP);
@@ -89,21 +89,18 @@ struct Group : Coming {
   }
 };
 
-// Fetches what comes after the group at hand, a few lines at a time between multiplications: pieces of every row in turn,
-// so that what is needed first comes first, but as long as memory likes to be read.
+// Fetches what comes after the group at hand, four lines at a time between multiplications: one of every row in turn, so
+// that what is needed first comes first.
 struct Ahead {
   const Coming& next;
-  int row = 0, start = 0, at = 0;
+  int row = 0, at = 0;
 
-  bool left() const { return next.count && start < next.bytes; }
+  bool left() const { return row < next.count && at < next.bytes; }
   void fetch() {
-    for (int i = 0; i < 4 && left(); ++i) {
-      __builtin_prefetch(next.row[row] + at, 0, 2);
-      at += 64;
-      if (at < std::min(start + next.piece, next.bytes)) continue;
-      if (++row == next.count) row = 0, start += next.piece;
-      at = start;
-    }
+    if (!left()) return;
+    for (int k = 0; k < 4; ++k) fetch_line(next.row[row + k], at);
+    row += 4;
+    if (row == next.count) row = 0, at += 64;
   }
 };
 
@@ -206,6 +203,24 @@ void add_packed_group(const Group& g, Ahead& ahead, int rows, const uint16_t* gr
       __builtin_prefetch(grid_next + o + line, 0, 2);
       __builtin_prefetch(grid_next + out + o + line, 0, 2);
     }
+#if defined(FOURS_VNNI)
+    if (rows == 1) {
+      Integers<0> low[4], both[4];
+      for (int j = 0; j < 4; ++j) low[j] = both[j] = Integers<0>::begin(0);
+      for (int i = 0; i < g.count; i += 4) {
+        Bytes row[4], quad[4];
+        for (int k = 0; k < 4; ++k) row[k] = Bytes::load(g.row[i + k] + o / 2);
+        interleave(row, quad);
+        ahead.fetch();
+        int32_t four;
+        std::memcpy(&four, &g.q[0][i], 4);
+        for (int j = 0; j < 4; ++j) low[j].add(0, quad[j].low(), four), both[j].add(0, quad[j], four);
+      }
+      // A byte is its low half and 16 times its high one.
+      for (int j = 0; j < 4; ++j) settle(o)(0, j, low[j].lanes()), settle(o + BLOCK)(0, j, both[j].sixteenth(low[j]).lanes());
+      continue;
+    }
+#endif
     // The two blocks' bytes are interleaved before they are taken apart.
     Bytes both[PARTS][QUADS][4];
     for (int i = 0; i < g.count; i += 4) {
@@ -214,7 +229,7 @@ void add_packed_group(const Group& g, Ahead& ahead, int rows, const uint16_t* gr
         for (int k = 0; k < 4; ++k) row[k] = Bytes::load(g.row[i + k] + o / 2 + part * Bytes::WIDTH);
         interleave(row, both[part][i / 4]);
       });
-      ahead.fetch(), ahead.fetch();
+      ahead.fetch();
     }
     auto half_of = [&](auto half) {
       return [&both, half](int i, int part, Bytes* room) {

@@ -81,6 +81,7 @@ struct Products {
     next.bytes = m.grid ? stride / 2 : stride;
     for (int i = from * GROUP; i < std::min(in, (from + 1) * GROUP); ++i)
       next.row[next.count++] = static_cast<const uint8_t*>(low ? m.low : m.data) + size_t(i) * next.bytes;
+    next.pad();
     return next;
   }
 
@@ -129,8 +130,7 @@ struct Products {
       const uint16_t* grid = m.grid + size_t(2) * g * out;
       if (now.count && m.grid) add_packed_group<LOW>(now, ahead, rows, grid, last ? grid : grid + size_t(2) * out, out, mine);
       else if (now.count) add_group(now, ahead, rows, out, mine);
-      if (last)
-        while (ahead.left()) ahead.fetch();
+      while (ahead.left()) ahead.fetch();
     }
   }
 

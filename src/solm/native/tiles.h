@@ -43,11 +43,15 @@ inline void fetch(const void* from, size_t bytes) {
   for (size_t line = 0; line < bytes; line += 64) fetch_line(from, line);
 }
 
-// Places in memory that will be read next, `bytes` from each on, a piece of every one in turn.
+// Places in memory that will be read next, `bytes` from each on; a multiple of four of them.
 struct Coming {
   static constexpr int MOST = 32;
-  int count = 0, bytes = 0, piece = 256;
+  int count = 0, bytes = 0;
   const uint8_t* row[MOST];
+
+  void pad() {
+    for (; count % 4; ++count) row[count] = row[0];
+  }
 };
 
 inline void fetch(const Coming& next) {
