@@ -4,7 +4,7 @@
 #include "bytes.h"
 #include "decide.h"
 
-constexpr size_t AHEAD = 4096;  // bytes of pages that are fetched before they are read
+constexpr size_t AHEAD = 16384;  // bytes of pages that are fetched before they are read
 
 template <typename K>
 struct Attention {
@@ -43,17 +43,29 @@ struct Attention {
     }
   }
 
-  // Blocks that the query heads of one KV head read, ascending: `budget` of those between sinks and window.
-  void choose(const Cache& cache, int layer, int head, int seen, const float* queries, const Plan& plan, int budget) {
-    const int count = (seen + PAGE - 1) / PAGE;
-    pages.clear();
-    const int start = plan.window_start / PAGE, sinks = std::min((plan.sinks + PAGE - 1) / PAGE, start);
-    if (!plan.sparse || budget >= start - sinks) {
-      for (int b = 0; b < count; ++b) pages.push_back(b);
-      return;
-    }
-    for (int b = 0; b < sinks; ++b) pages.push_back(b);
-    if (budget > 0) {
+  // The pages between sinks and window, [first, end), all of which may be read or `budget` of them.
+  static std::pair<int, int> between(const Plan& plan) {
+    const int end = plan.window_start / PAGE;
+    return {std::min((plan.sinks + PAGE - 1) / PAGE, end), end};
+  }
+  static bool chooses(const Plan& plan, int budget) {
+    const auto [first, end] = between(plan);
+    return plan.sparse && budget < end - first;
+  }
+
+  // The tiles of bounds, [first, end), that this thread meets.
+  std::pair<int, int> tiles_of(const Plan& plan) const {
+    const auto [first, end] = between(plan);
+    const int from = first / PAGE, count = (end + PAGE - 1) / PAGE - from;
+    return {from + count * thread / threads, from + count * (thread + 1) / threads};
+  }
+
+  // Most that a query of one KV head may find in a page: this thread's share of `mass` [pages], of heads that choose.
+  void weigh(const Rules& rules, const Cache& cache, int layer, const float* queries, const Plan& plan, float* mass,
+             size_t span) {
+    for (int head = 0; head < KV; ++head, queries += Q / KV * D, mass += span) {
+      const int budget = pages_of(rules, plan, layer, head);
+      if (budget == 0 || !chooses(plan, budget)) continue;
       for (int d = 0; d < D; ++d) {
         float p = 0, n = 0;
         for (int g = 0; g < Q / KV; ++g) {
@@ -63,24 +75,33 @@ struct Attention {
         signs[d] = p, signs[D + d] = n;
       }
       corners.prepare(signs.data(), 2, 1);
-      mass.resize(std::max<size_t>(mass.size(), start + PAGE));
       const Stretch<Bound> bounds[2] = {cache.bounds<Bound>(&Pages::high, s, layer, head),
                                         cache.bounds<Bound>(&Pages::low, s, layer, head)};
-      const int last = (start - 1) / PAGE;
-      for (int tile = sinks / PAGE; tile <= last; ++tile) {
+      const auto [first, end] = tiles_of(plan);
+      for (int tile = first; tile < end; ++tile) {
         Lanes sum = Lanes::zero();
-        for (int j = 0; j < 2; ++j) corners.meet(j, bounds[j][tile], sum, bounds[j][std::min(tile + 2, last)]);
-        sum.write(mass.data() + tile * PAGE);
+        for (int j = 0; j < 2; ++j) corners.meet(j, bounds[j][tile], sum, bounds[j][std::min(tile + 2, end - 1)]);
+        sum.write(mass + tile * PAGE);
       }
-      pages.resize(sinks + budget + 1);
-      int kept = sinks;
-      largest(mass.data() + sinks, start - sinks, budget, 32, order, [&](int b, bool keep) {
-        pages[kept] = sinks + b;
+    }
+  }
+
+  // Blocks that the query heads of one KV head read, ascending: of those between sinks and window the `budget` of largest
+  // `mass`.
+  void choose(int seen, const Plan& plan, int budget, const float* mass) {
+    const int count = (seen + PAGE - 1) / PAGE;
+    const auto [first, end] = between(plan);
+    const bool all = !chooses(plan, budget);
+    pages.resize(all ? count : first + std::max(budget, 0) + 1);
+    int kept = 0;
+    for (; kept < (all ? count : first); ++kept) pages[kept] = kept;
+    if (!all && budget > 0)
+      largest(mass + first, end - first, budget, 32, order, [&](int b, bool keep) {
+        pages[kept] = first + b;
         kept += keep;
       });
-      pages.resize(kept);
-    }
-    for (int b = start; b < count; ++b) pages.push_back(b);
+    pages.resize(kept);
+    for (int b = end; b < count && !all; ++b) pages.push_back(b);
   }
 
   // What this thread will read first: bounds of pages, or the first pages.
@@ -90,11 +111,12 @@ struct Attention {
     auto add = [&](const void* place) {
       if (next.count < Coming::MOST) next.row[next.count++] = static_cast<const uint8_t*>(place);
     };
-    const int count = (seen + PAGE - 1) / PAGE, start = plan.window_start / PAGE;
+    const int count = (seen + PAGE - 1) / PAGE;
     const int from = count * thread / threads, to = std::min(from + ahead(), count * (thread + 1) / threads);
     if (plan.sparse && plan.pages > 0) {
       next.bytes = int(PAGE * D * sizeof(Bound));
-      for (int tile = plan.sinks / PAGE / PAGE; tile * PAGE < start; ++tile)
+      const auto [first, end] = tiles_of(plan);
+      for (int tile = first; tile < end; ++tile)
         for (auto part : {&Pages::high, &Pages::low}) add(cache.bounds<Bound>(part, s, layer, 0)[tile]);
     } else if (!plan.sparse) {
       for (int head = 0; head < KV; ++head)
@@ -107,13 +129,14 @@ struct Attention {
     return next;
   }
 
-  // A thread's share of one step's attention, left for the others at `mine`: per query head D sums, peak, total.
-  void attend(
-      const Rules& rules, const Cache& cache, int layer, int seen, const float* queries, const Plan& plan, float* mine) {
+  // A thread's share of one step's attention, left for the others at `mine`: per query head D sums, peak, total. found: what
+  // `weigh` found, [KV heads, span].
+  void attend(const Rules& rules, const Cache& cache, int layer, int seen, const float* queries, const Plan& plan,
+              const float* found, size_t span, float* mine) {
     const int group = Q / KV, width = D + 2;
     const float scale = 1.0f / std::sqrt(float(D));
     for (int head = 0; head < KV; ++head) {
-      choose(cache, layer, head, seen, queries + head * group * D, plan, pages_of(rules, plan, layer, head));
+      choose(seen, plan, pages_of(rules, plan, layer, head), found + head * span);
       const int count = int(pages.size()), from = count * thread / threads, to = count * (thread + 1) / threads;
       const int n = (to - from) * PAGE;
       mass.resize(std::max<size_t>(mass.size(), size_t(group) * n));
@@ -141,11 +164,29 @@ struct Attention {
         out[g][D] = soften(scores[g], n, total);
         out[g][D + 1] = total;
       }
+      mix(values, from, to, seen, scores, out);
+    }
+  }
+
+ private:
+  // Adds what weights, [tokens] per query, make of the values of pages from to to (not included).
+  void mix(const Stretch<K>& values, int from, int to, int seen, float* const* weights, float* const* out) const {
+    const int group = Q / KV;
+    if constexpr (sizeof(K) == 1) {
+      auto page = [&](int p) { return values[pages[from + p]]; };
+      for (int g = 0; g < group; g += 4)
+        switch (std::min(4, group - g)) {
+          case 4: mix_bytes<4>(page, to - from, D, ahead(), weights + g, out + g); break;
+          case 3: mix_bytes<3>(page, to - from, D, ahead(), weights + g, out + g); break;
+          case 2: mix_bytes<2>(page, to - from, D, ahead(), weights + g, out + g); break;
+          default: mix_bytes<1>(page, to - from, D, ahead(), weights + g, out + g);
+        }
+    } else {
       for (int p = from; p < to; ++p) {
-        const float* weights[MOST_QUERIES];
-        for (int g = 0; g < group; ++g) weights[g] = scores[g] + (p - from) * PAGE;
-        mix_page(values[pages[p]], std::min(PAGE, seen - pages[p] * PAGE), D, weights, group, out,
-                 values[pages[std::min(p + ahead, to - 1)]]);
+        const float* here[MOST_QUERIES];
+        for (int g = 0; g < group; ++g) here[g] = weights[g] + (p - from) * PAGE;
+        mix_page(values[pages[p]], std::min(PAGE, seen - pages[p] * PAGE), D, here, group, out,
+                 values[pages[std::min(p + ahead(), to - 1)]]);
       }
     }
   }

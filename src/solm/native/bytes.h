@@ -108,24 +108,6 @@ struct Wide {
     }
     return {up, down, up_sum, down_sum, 1 / inverse};
   }
-
-#if defined(FOURS_VNNI)
-  // The same for the sixteen products of x and y, in a third of the time.
-  static Wide of(const float* x, const float* y, int16_t* room) {
-    constexpr float MOST = 127 * 254;
-    const __m512 product = _mm512_mul_ps(_mm512_loadu_ps(x), _mm512_loadu_ps(y));
-    const float inverse = MOST / std::max(_mm512_reduce_max_ps(_mm512_abs_ps(product)), 1.17549435e-33f);
-    constexpr int NEAREST = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-    const __m512 number = _mm512_roundscale_ps(_mm512_mul_ps(product, _mm512_set1_ps(inverse)), NEAREST);
-    const __m512 most = _mm512_roundscale_ps(_mm512_mul_ps(number, _mm512_set1_ps(1.0f / 254)), NEAREST);
-    const __m512i up = _mm512_cvtps_epi32(most);
-    const __m512i down = _mm512_cvtps_epi32(_mm512_fnmadd_ps(most, _mm512_set1_ps(254), number));
-    auto* upper = reinterpret_cast<int8_t*>(room);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(upper), _mm512_cvtepi32_epi8(up));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(upper + 16), _mm512_cvtepi32_epi8(down));
-    return {upper, upper + 16, _mm512_reduce_add_epi32(up), _mm512_reduce_add_epi32(down), 1 / inverse};
-  }
-#endif
 };
 
 struct WideSums {
@@ -209,25 +191,47 @@ struct Queries<uint8_t> {
   }
 };
 
-inline void mix_page(const uint8_t* page, int tokens, int dim, const float* const* weights, int group,
-                     float* const* out, const uint8_t* coming) {
-  const float* per_token = scales(page, dim);
-  fetch_line(scales(coming, dim), 0);
-  int16_t room[MOST_QUERIES][16];
-  Wide form[MOST_QUERIES];
-  for (int j = 0; j < group; ++j) {
-#if defined(FOURS_VNNI)
-    form[j] = Wide::of(weights[j], per_token, room[j]);
-#else
-    float scaled[16];
-    for (int t = 0; t < 16; ++t) scaled[t] = weights[j][t] * per_token[t];
-    form[j] = Wide::of(scaled, 16, room[j]);
-#endif
+// Pages whose weights are rounded together, and summed up in whole numbers, which has room for so many.
+constexpr int CHUNK = 16;
+
+// Adds to out[j] [dim] what T queries' weights [count * 16] make of `count` pages of values, `page(i)`, each fetched `ahead`
+// pages before it is read. Weights of tokens beyond the last are 0. They are multiplied with the values' scales in place.
+template <int T, typename PageOf>
+void mix_bytes(PageOf page, int count, int dim, int ahead, float* const* weights, float* const* out) {
+  int16_t room[T][CHUNK * PAGE];
+  for (int first = 0; first < count; first += CHUNK) {
+    const int here = std::min(CHUNK, count - first);
+    Wide form[T];
+    for (int p = first; p < first + here; ++p) {
+      fetch_line(scales(page(std::min(p + CHUNK, count - 1)), dim), 0);
+      const Lanes per_token = Lanes::load(scales(page(p), dim));
+      for (int j = 0; j < T; ++j) {
+        Lanes scaled = Lanes::zero();
+        scaled.add(Lanes::load(weights[j] + p * PAGE), per_token);
+        scaled.write(weights[j] + p * PAGE);
+      }
+    }
+    for (int j = 0; j < T; ++j) form[j] = Wide::of(weights[j] + first * PAGE, here * PAGE, room[j]);
+    for (int d = 0; d < dim; d += 16) {
+      WideSums sum[T];
+      for (int j = 0; j < T; ++j) sum[j] = WideSums::begin(form[j]);
+      each_part([&](auto part) {
+        for (int p = 0; p < here; ++p) {
+          const uint8_t* from = page(first + p) + size_t(4) * d + part * Bytes::WIDTH;
+          const uint8_t* coming = page(std::min(first + p + ahead, count - 1)) + size_t(4) * d;
+          for (int i = 0; i < PAGE / 4; ++i) {
+            if (!part.value) fetch_line(coming, size_t(4) * dim * i);
+            const Bytes bytes = Bytes::load(from + size_t(4) * dim * i);
+#pragma GCC unroll 4
+            for (int j = 0; j < T; ++j) sum[j].add(part, bytes, form[j], p * PAGE / 4 + i);
+          }
+        }
+      });
+      for (int j = 0; j < T; ++j) {
+        Lanes result = Lanes::load(out[j] + d);
+        result.add(Lanes::all(form[j].scale), sum[j].lanes());
+        result.write(out[j] + d);
+      }
+    }
   }
-  for (int d = 0; d < dim; d += 16)
-    meet_all(page + size_t(4) * d, size_t(4) * dim, (tokens + 3) / 4, form, group, coming + size_t(4) * d, [&](int j, Lanes sum) {
-      Lanes result = Lanes::load(out[j] + d);
-      result.add(Lanes::all(form[j].scale), sum);
-      result.write(out[j] + d);
-    });
 }

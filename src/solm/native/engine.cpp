@@ -207,6 +207,8 @@ int32_t solm_run(void* engine, const Rules* rules, int32_t steps, int32_t count,
   e->tokens = tokens, e->positions = positions;
   e->rules = rules, e->rows = rows, e->count = count, e->actions = actions, e->realised = realised, e->turn = -1;
   e->plans.resize(steps);
+  e->span = size_t(*std::max_element(positions, positions + steps)) / PAGE + 1 + PAGE;
+  e->mass.resize(std::max(e->mass.size(), std::min(steps, MOST_ROWS) * e->s.kv_heads * e->span));
   int64_t ahead = 0;  // steps of the same row that come first, and will be booked by then
   for (int i = 0; i < steps; ++i) {
     const int kv_length = positions[i] + 1;

@@ -99,10 +99,16 @@ struct Strips {
   // Puts what is exact in place of what is screened, where a row's logits [V] reach `least`.
   void settle(int r, float least, float* logits) const {
     const int end = std::min(last * STRIP, vocabulary);
-    for (int v = first * STRIP; v < end; ++v) {
-      if (!(logits[v] >= least)) continue;
-      const float scale = head.scale[v];
-      logits[v] += scale * (low_dot(r, head.low + size_t(v) * (wide / 2)) - mean[r] + scale * spread[r]);
+    for (int block = first * STRIP; block < end; block += BLOCK) {
+      const int stop = std::min(block + BLOCK, end);
+      bool any = false;
+#pragma omp simd reduction(| : any)
+      for (int v = block; v < stop; ++v) any |= logits[v] >= least;
+      for (int v = any ? block : stop; v < stop; ++v) {
+        if (!(logits[v] >= least)) continue;
+        const float scale = head.scale[v];
+        logits[v] += scale * (low_dot(r, head.low + size_t(v) * (wide / 2)) - mean[r] + scale * spread[r]);
+      }
     }
   }
 

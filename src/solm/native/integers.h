@@ -70,22 +70,29 @@ struct Group : Coming {
   void gather(int number, const Rounded* rounded, int rows, const uint8_t* weights, size_t width, Takes takes) {
     uint32_t used = 0;
     for (int r = 0; r < rows; ++r) used |= takes(r) ? rounded[r].kept[number] : 0;
-    int8_t channel[GROUP];
-    count = 0, bytes = int(width);
-    for (uint32_t rest = used; rest; rest &= rest - 1) {
-      channel[count] = int8_t(__builtin_ctz(rest));
-      row[count] = weights + (size_t(number) * GROUP + channel[count]) * width;
-      ++count;
-    }
-    const int found = count;
+    const int found = __builtin_popcount(used);
+    int8_t channel[GROUP], all[GROUP];
+    for (int i = 0; i < GROUP; ++i) all[i] = int8_t(i);
+    pick(used, all, channel);
+    count = found, bytes = int(width);
+    const uint8_t* from = weights + size_t(number) * GROUP * width;
+    for (int i = 0; i < GROUP; ++i) row[i] = from + size_t(channel[i]) * width;
     pad();
     for (int r = 0; r < rows; ++r) {
-      const int8_t* from = rounded[r].number.data() + size_t(number) * GROUP;
-      if (found == GROUP) std::memcpy(q[r], from, GROUP);
-      else
-        for (int i = 0; i < count; ++i) q[r][i] = i < found ? from[channel[i]] : int8_t(0);
+      pick(used, rounded[r].number.data() + size_t(number) * GROUP, q[r]);
       scale[r] = takes(r) ? rounded[r].scale[number] : 0, total[r] = rounded[r].total[number];
     }
+  }
+
+  // Of 32 bytes those whose bit is set, and zeros.
+  static void pick(uint32_t bits, const int8_t* from, int8_t* to) {
+#if defined(__AVX512VBMI2__) && defined(__AVX512VL__)
+    const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_maskz_compress_epi8(bits, all));
+#else
+    std::memset(to, 0, GROUP);
+    for (int i = 0; bits; bits &= bits - 1) to[i++] = from[__builtin_ctz(bits)];
+#endif
   }
 };
 

@@ -178,6 +178,8 @@ struct Engine {
   std::vector<Kept> walkers;
   Barrier* barrier = nullptr;
   std::vector<std::vector<float>> shared;  // per thread: partial sums that the others read
+  std::vector<float> mass;                 // what queries may find in pages, [rows, kv_heads, span], of the layer in progress
+  size_t span = 0;
 
   int steps = 0, first = 0, last = 0;
   Cache* const* caches = nullptr;

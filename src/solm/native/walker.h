@@ -84,9 +84,15 @@ struct Walker : Products<W> {
           attention.append(*e.caches[start + r], number, h, e.positions[start + r], key + h * D, value + h * D);
     }
     meet();
+    auto mass = [&](int r) { return e.mass.data() + size_t(r) * KV * e.span; };
+    if (std::any_of(plans.begin(), plans.begin() + rows, [](const Plan& plan) { return plan.sparse && plan.between; })) {
+      for (int r = 0; r < rows; ++r)
+        attention.weigh(*e.rules, *e.caches[start + r], number, result(r), plans[r], mass(r), e.span);
+      meet();
+    }
     for (int r = 0; r < rows; ++r)
-      attention.attend(*e.rules, *e.caches[start + r], number, e.positions[start + r] + 1, result(r), plans[r],
-                       partial(thread) + r * share);
+      attention.attend(*e.rules, *e.caches[start + r], number, e.positions[start + r] + 1, result(r), plans[r], mass(r),
+                       e.span, partial(thread) + r * share);
     fetch(beginning(l.out, Q * D, H));
     meet();
     for (int r = 0; r < rows; ++r) gather(r * share, &heads[size_t(r) * Q * D]);
