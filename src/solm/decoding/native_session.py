@@ -73,7 +73,7 @@ class NativeSession(Session):
         frame = self.frame
         if frame is None:
             return self._realised
-        return torch.from_numpy(frame.realised[frame.ids.shape[1] - 1 :: frame.ids.shape[1]].copy())
+        return torch.from_numpy(frame.realised[frame.shape[1] - 1 :: frame.shape[1]].copy())
 
     @property
     def hidden(self) -> torch.Tensor:
@@ -189,7 +189,7 @@ class NativeSession(Session):
     def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, turn: Turn | None = None) -> torch.Tensor:
         if turn is not None:
             return super().step(tokens, keep, turn)
-        found = Pass(self, tokens.numpy()[:, None], keep)
+        found = Pass(self, tokens, 1, keep)
         found.run(0, self.engine.sizes.layers)
         self._take_down(found)
         return found.logits
@@ -201,7 +201,7 @@ class NativeSession(Session):
         turn: Turn | None = None,
         keep_logits: torch.Tensor | None = None,
     ) -> Extended:
-        found = Pass(self, tokens.numpy(), keep)
+        found = Pass(self, tokens, tokens.shape[1], keep)
         layers = self.engine.sizes.layers
         if turn is None:
             found.run(0, layers)
@@ -224,39 +224,39 @@ class NativeSession(Session):
     ) -> tuple[Extended, torch.Tensor]:
         """Process tokens [N, Q] while the engine decides for the rows [N] of dtype `ROW` that have a decider, and books
         them there; the others follow keep [N, Q, 3]. Also the actions taken [N, Q], 0 for those others."""
-        found = Pass(self, tokens.numpy(), keep)
+        found = Pass(self, tokens, tokens.shape[1], keep)
         found.run(0, self.engine.sizes.layers, rows)
         return self._book(found, None), torch.from_numpy(found.frame.actions.astype(np.int64))
 
     def decide_step(self, tokens: torch.Tensor, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """The same for one token a row, tokens [N], all with a decider: logits [N, V] and the actions taken [N]."""
-        found = Pass(self, tokens.numpy()[:, None], None)
+        found = Pass(self, tokens, 1, None)
         found.run(0, self.engine.sizes.layers, rows)
         self._take_down(found)
         return found.logits, torch.from_numpy(found.frame.actions[:, 0].astype(np.int64))
 
     def _book(self, found: Pass, keep_logits: torch.Tensor | None) -> Extended:
         frame = found.frame
-        rows, count = frame.ids.shape
+        rows, count = frame.shape
         self._take_down(found)
         hidden, logits = torch.from_numpy(frame.stream.copy()), found.logits.view(rows, count, -1)
         if keep_logits is not None:
             index = keep_logits[..., None]
             hidden, logits = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (hidden, logits))
-        controllable = torch.from_numpy(frame.places >= self.semantics.always_read)
+        controllable = torch.from_numpy(frame.places >= frame.always_read)
         realised = torch.from_numpy(frame.realised.reshape(rows, count, 3).copy())
         return Extended(logits, hidden, realised, controllable)
 
     def _take_down(self, found: Pass) -> None:
         """Books, hidden state and length after a pass."""
         frame = found.frame
-        rows, count = frame.ids.shape
-        if count == 1 and found.shortest >= self.semantics.always_read:
+        rows, count = frame.shape
+        if count == 1 and found.shortest >= frame.always_read:
             frame.spent += frame.realised
             frame.booked += 1
             self.mark += 1
         else:
-            controllable = frame.places >= self.semantics.always_read
+            controllable = frame.places >= frame.always_read
             spent = (frame.realised.reshape(rows, count, 3) * controllable[..., None]).sum(1)
             ledger, steps = self.ledger, controllable.sum(1)
             self.ledger = Ledger(ledger.spent + torch.from_numpy(spent), ledger.steps + torch.from_numpy(steps))

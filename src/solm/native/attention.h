@@ -66,14 +66,13 @@ struct Attention {
     for (int head = 0; head < KV; ++head, queries += Q / KV * D, mass += span) {
       const int budget = pages_of(rules, plan, layer, head);
       if (budget == 0 || !chooses(plan, budget)) continue;
-      for (int d = 0; d < D; ++d) {
-        float p = 0, n = 0;
-        for (int g = 0; g < Q / KV; ++g) {
+      std::fill(signs.begin(), signs.end(), 0.0f);
+      for (int g = 0; g < Q / KV; ++g)
+#pragma GCC ivdep
+        for (int d = 0; d < D; ++d) {
           const float q = queries[g * D + d];
-          p += std::max(q, 0.0f), n += std::min(q, 0.0f);
+          signs[d] += q > 0 ? q : 0, signs[D + d] += q < 0 ? q : 0;
         }
-        signs[d] = p, signs[D + d] = n;
-      }
       corners.prepare(signs.data(), 2, 1);
       const Stretch<Bound> bounds[2] = {cache.bounds<Bound>(&Pages::high, s, layer, head),
                                         cache.bounds<Bound>(&Pages::low, s, layer, head)};

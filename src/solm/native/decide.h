@@ -93,22 +93,29 @@ inline double nominal_share(double wanted, const double* realised, const double*
   return nominal[below] + part * (nominal[below + 1] - nominal[below]);
 }
 
-// How much the token of residual stream x suffers from every axis: sensitivities [3], 1 on average.
-inline void sensitivities(const Decider& d, const float* x, int hidden, const double* shares, double* found) {
+// Inputs [from, to) of the network for a token of residual stream x, its share of the hidden layer's sums [width].
+inline void sum_units(const Decider& d, const float* x, int hidden, const double* shares, int from, int to, float* unit) {
   float mean = 0, square = 0;
   for (int i = 0; i < hidden; ++i) mean += x[i];
   mean /= float(hidden);
   for (int i = 0; i < hidden; ++i) square += (x[i] - mean) * (x[i] - mean);
   const float scale = 1.0f / std::sqrt(square / float(hidden) + 1e-5f);
-  std::vector<float> unit(d.read_bias, d.read_bias + d.width);
-  for (int i = 0; i < hidden + 3; ++i) {
+  std::fill_n(unit, d.width, 0.0f);
+  for (int i = from; i < to; ++i) {
     const float v = i < hidden ? (x[i] - mean) * scale : float(shares[i - hidden]);
     const float* row = d.read + size_t(i) * d.width;
+#pragma GCC ivdep
     for (int u = 0; u < d.width; ++u) unit[u] += v * row[u];
   }
-  for (float& u : unit) u *= 0.5f * (1.0f + std::erf(u * 0.70710678f));
+}
+
+// How much a token suffers from every axis: sensitivities [3], 1 on average, from the hidden layer's sums, which this
+// overwrites.
+inline void sensitivities(const Decider& d, float* unit, double* found) {
+  for (int u = 0; u < d.width; ++u) unit[u] += d.read_bias[u];
+  for (int u = 0; u < d.width; ++u) unit[u] *= 0.5f * (1.0f + std::erf(unit[u] * 0.70710678f));
   for (int axis = 0; axis < 3; ++axis) {
-    const float raw = d.head_bias[axis] + dot(d.head + size_t(axis) * d.width, unit.data(), d.width);
+    const float raw = d.head_bias[axis] + dot(d.head + size_t(axis) * d.width, unit, d.width);
     const float soft = raw > 20 ? raw : std::log1p(std::exp(raw));
     found[axis] = 1 + d.trust[axis] * (soft / d.scale[axis] - 1);
   }
@@ -122,21 +129,25 @@ inline int action_of(const Decider& d, const int* level) {
   return (level[0] * d.sizes[1] + level[1]) * d.sizes[2] + level[2];
 }
 
-// What every level of every axis realises for a step that sees kv_length keys, and what of it the layers before the
-// policy's contribute.
-struct Realised {
-  double share[3][MOST_LEVELS], begun[3][MOST_LEVELS];
-  Realised(const Decider& d, const Rules& rules, const Sizes& s, int kv_length) {
-    for (int axis = 0; axis < 3; ++axis)
-      for (int l = 0; l < d.sizes[axis]; ++l) {
-        double keep[3] = {1, 1, FULL_BITS};
-        keep[axis] = d.levels[axis][l];
-        const Plan plan = make_plan(rules, s, keep, kv_length);
-        begun[axis][l] = realise(rules, s, plan, kv_length, axis, 0, d.layer);
-        share[axis][l] = begun[axis][l] + realise(rules, s, plan, kv_length, axis, d.layer, s.layers);
-      }
-  }
-};
+// The shares that an action asks for.
+inline void shares_of(const Decider& d, int action, double* shares) {
+  int level[3];
+  levels_of(d, action, level);
+  for (int axis = 0; axis < 3; ++axis) shares[axis] = d.levels[axis][level[axis]] / (axis == 2 ? FULL_BITS : 1);
+}
+
+inline Realised realised_by(const Decider& d, const Rules& rules, const Sizes& s, int kv_length) {
+  Realised found;
+  for (int axis = 0; axis < 3; ++axis)
+    for (int l = 0; l < d.sizes[axis]; ++l) {
+      double keep[3] = {1, 1, FULL_BITS};
+      keep[axis] = d.levels[axis][l];
+      const Plan plan = make_plan(rules, s, keep, kv_length);
+      found.begun[axis][l] = realise(rules, s, plan, kv_length, axis, 0, d.layer);
+      found.share[axis][l] = found.begun[axis][l] + realise(rules, s, plan, kv_length, axis, d.layer, s.layers);
+    }
+  return found;
+}
 
 // The static schedule of the row's budget, which the layers before the policy's follow: the action of the step after
 // `booked` ones.
@@ -160,14 +171,13 @@ inline int static_action(const Decider& d, const Realised& own, Row& row, int64_
 constexpr int SHORTEST_HORIZON = 8;  // as in solm.policies.prices
 
 // The action of the highest gain less price that the budget still allows, for a step whose layers before the policy's
-// took `before`; books what it realises in `row` and tells it.
-inline int decide(const Decider& d, const Realised& own, const Sizes& s, const float* x, int before, bool counted,
-                  Row& row, double* realised) {
+// took `before` and whose hidden layer adds up to `unit`; books what it realises in `row` and tells it.
+inline int decide(const Decider& d, const Realised& own, const Sizes& s, float* unit, int before, bool counted, Row& row,
+                  double* realised) {
   int early[3], level[3];
   levels_of(d, before, early);
-  double shares[3], suffers[3];
-  for (int axis = 0; axis < 3; ++axis) shares[axis] = d.levels[axis][early[axis]] / (axis == 2 ? FULL_BITS : 1);
-  if (counted) sensitivities(d, x, s.hidden, shares, suffers);
+  double suffers[3];
+  if (counted) sensitivities(d, unit, suffers);
   const double remaining = double(std::max<int64_t>(row.left, 1)), horizon = std::max(remaining, double(SHORTEST_HORIZON));
   const double first = double(d.layer) / s.layers;
   for (int axis = 0; axis < 3; ++axis) {

@@ -118,7 +118,7 @@ void* solm_engine(const Sizes* sizes, const void* const* per_layer, const void* 
   const int widest = std::max({2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden,
                                s.heads * (s.head_dim + 2)});
   e->shared.assign(s.threads, std::vector<float>(size_t(2) * MOST_ROWS * (widest + BLOCK)));
-  e->senses.assign(s.threads, 0);
+  e->senses.assign(s.threads, 0), e->units.resize(s.threads);
   e->walkers.resize(s.threads);
   e->barrier = new Barrier(s.threads);
   for (int t = 1; t < s.threads; ++t) e->workers.emplace_back([e, t] { e->serve(t); });
@@ -209,6 +209,11 @@ int32_t solm_run(void* engine, const Rules* rules, int32_t steps, int32_t count,
   e->plans.resize(steps);
   e->span = size_t(*std::max_element(positions, positions + steps)) / PAGE + 1 + PAGE;
   e->mass.resize(std::max(e->mass.size(), std::min(steps, MOST_ROWS) * e->s.kv_heads * e->span));
+  e->width = 0;
+  for (int r = 0; rows && r < steps / count; ++r)
+    if (rows[r].decider) e->width = std::max(e->width, rows[r].decider->width);
+  for (auto& unit : e->units) unit.resize(std::max(unit.size(), size_t(MOST_ROWS) * e->width));
+  e->levels.resize(e->width && steps <= MOST_ROWS ? steps : 0);
   int64_t ahead = 0;  // steps of the same row that come first, and will be booked by then
   for (int i = 0; i < steps; ++i) {
     const int kv_length = positions[i] + 1;
@@ -221,7 +226,9 @@ int32_t solm_run(void* engine, const Rules* rules, int32_t steps, int32_t count,
       int level[3];
       e->turn = d.layer;
       if (i % count == 0) ahead = 0;
-      actions[i] = static_action(d, Realised(d, *rules, e->s, kv_length), row, row.booked + ahead, counted);
+      const Realised own = realised_by(d, *rules, e->s, kv_length);
+      if (!e->levels.empty()) e->levels[i] = own;
+      actions[i] = static_action(d, own, row, row.booked + ahead, counted);
       ahead += counted;
       levels_of(d, actions[i], level);
       for (int axis = 0; axis < 3; ++axis) now[axis] = d.levels[axis][level[axis]];

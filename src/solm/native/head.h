@@ -98,6 +98,15 @@ struct Strips {
 
   // Puts what is exact in place of what is screened, where a row's logits [V] reach `least`.
   void settle(int r, float least, float* logits) const {
+    constexpr int MANY = 32;  // whose low halves are fetched before the first of them is read
+    int found[MANY + BLOCK], count = 0;
+    auto settle_found = [&] {
+      for (int i = 0; i < count; ++i) {
+        const float scale = head.scale[found[i]];
+        logits[found[i]] += scale * (low_dot(r, low_of(found[i])) - mean[r] + scale * spread[r]);
+      }
+      count = 0;
+    };
     const int end = std::min(last * STRIP, vocabulary);
     for (int block = first * STRIP; block < end; block += BLOCK) {
       const int stop = std::min(block + BLOCK, end);
@@ -106,13 +115,17 @@ struct Strips {
       for (int v = block; v < stop; ++v) any |= logits[v] >= least;
       for (int v = any ? block : stop; v < stop; ++v) {
         if (!(logits[v] >= least)) continue;
-        const float scale = head.scale[v];
-        logits[v] += scale * (low_dot(r, head.low + size_t(v) * (wide / 2)) - mean[r] + scale * spread[r]);
+        ::fetch(low_of(v), wide / 2);
+        found[count++] = v;
       }
+      if (count >= MANY) settle_found();
     }
+    settle_found();
   }
 
  private:
+  const uint8_t* low_of(int output) const { return head.low + size_t(output) * (wide / 2); }
+
   void clear(Lanes (*sum)[2]) const {
     for (int r = 0; r < rows; ++r) sum[r][0] = sum[r][1] = Lanes::zero();
   }

@@ -89,6 +89,11 @@ struct Row {
   int64_t booked, left;
 };
 
+// What every level of every axis realises for a step, and what of it the layers before the policy's contribute.
+struct Realised {
+  double share[3][MOST_LEVELS], begun[3][MOST_LEVELS];
+};
+
 class Barrier {
  public:
   explicit Barrier(int threads) : threads_(threads) {}
@@ -189,6 +194,9 @@ struct Engine {
   const Rules* rules = nullptr;
   Row* rows = nullptr;  // one for every `count` steps, or null
   int count = 1, turn = -1;  // the layer before which rows are decided
+  std::vector<Realised> levels;  // [steps], of the decided ones, where a walk takes them all
+  std::vector<std::vector<float>> units;  // per thread: its part of the sums of hidden layers [rows, width]
+  int width = 0;
   int32_t* actions = nullptr;  // [steps]
   double* realised = nullptr;  // [steps, 3]
   float* stream = nullptr;  // [steps, H]

@@ -23,11 +23,10 @@ inline uint32_t order(float x) {
   return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
 }
 
-// A number that exactly `count` of the keys exceed, which have `width` bits; the count-th largest key where equal ones allow
-// none.
+// A number that exactly `count` of the keys exceed; the count-th largest key where equal ones allow none. `threshold`: that
+// key but for its lowest `width` bits, which are 0.
 template <typename Key>
-uint32_t separator(const float* x, int n, int count, int width, Key key) {
-  uint32_t threshold = 0;
+uint32_t separator(const float* x, int n, int count, int width, Key key, uint32_t threshold = 0) {
   for (int bit = width - 1; bit >= 0; --bit) {
     const uint32_t guess = threshold | (1u << bit);
     int above = 0;
@@ -55,6 +54,31 @@ void largest(const float* x, int n, int count, int width, Key key, Keep keep) {
   }
 }
 
+#if defined(__AVX512BW__)
+// The same for magnitudes, by their upper 16 bits first, which tell most of them apart and are half to read; those take
+// `room` [n, up to a multiple of 32].
+inline uint32_t magnitude_separator(const float* x, int n, int count, uint16_t* room) {
+  const int whole = (n + 31) / 32 * 32;
+  for (int i = 0; i < whole; i += 16) {
+    const int there = std::clamp(n - i, 0, 16);
+    const __m512i bits = _mm512_maskz_loadu_epi32(__mmask16((1u << there) - 1), x + i);
+    const __m256i upper = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_slli_epi32(bits, 1), 16));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(room + i), upper);
+  }
+  uint32_t threshold = 0;
+  for (int bit = 15; bit >= 0; --bit) {
+    const uint32_t guess = threshold | (1u << bit);
+    const __m512i edge = _mm512_set1_epi16(short(guess));
+    int above = 0;
+    for (int i = 0; i < whole; i += 32)
+      above += __builtin_popcount(_mm512_cmpge_epu16_mask(_mm512_loadu_si512(room + i), edge));
+    if (above == count) return (guess << 15) - 1;
+    if (above > count) threshold = guess;
+  }
+  return separator(x, n, count, 15, magnitude, threshold << 15);
+}
+#endif
+
 // Indices and values of the count channels of largest |x|; of equal ones those of lower index. Returns count. Room for
 // SPARE more is written to.
 constexpr int SPARE = 16;
@@ -65,8 +89,8 @@ inline int select(const float* x, int n, int count, int32_t* index, float* value
   }
   if (count <= 0) return 0;
   int kept = 0;
-#if defined(__AVX512F__) && defined(__BMI2__)
-  const uint32_t threshold = separator(x, n, count, 31, magnitude);
+#if defined(__AVX512BW__) && defined(__BMI2__)
+  const uint32_t threshold = magnitude_separator(x, n, count, reinterpret_cast<uint16_t*>(index));
   int ties = count;
 #pragma omp simd reduction(- : ties)
   for (int i = 0; i < n; ++i) ties -= magnitude(x[i]) > threshold;

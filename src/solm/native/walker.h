@@ -123,16 +123,37 @@ struct Walker : Products<W> {
     for (int i = 0; i < H; ++i) x[i] += added[i];
   }
 
-  // Decide a step from the residual stream x that enters the layer of the turn.
-  void take(int step, const float* x) {
-    Row& row = e.rows[step / e.count];
-    if (!row.decider) return;
-    const Decider& d = *row.decider;
+  // Decide the walk's steps from the residual streams that enter the layer of the turn: every thread adds up its share of
+  // what networks read, and the first one decides.
+  void decide_all(int start, int rows) {
+    auto decider = [&](int r) { return e.rows[(start + r) / e.count].decider; };
+    for (int r = 0; r < rows; ++r) {
+      const Decider* d = decider(r);
+      if (!d) continue;
+      double shares[3];
+      shares_of(*d, e.actions[start + r], shares);
+      float* unit = e.units[thread].data() + size_t(r) * e.width;
+      sum_units(*d, &streams[size_t(r) * H], H, shares, (H + 3) * thread / threads, (H + 3) * (thread + 1) / threads, unit);
+    }
+    meet();
+    for (int r = 0; r < rows && thread == 0; ++r) {
+      const Decider* d = decider(r);
+      if (!d) continue;
+      float* unit = e.units[0].data() + size_t(r) * e.width;
+      for (int t = 1; t < threads; ++t)
+        for (int u = 0; u < d->width; ++u) unit[u] += e.units[t][size_t(r) * e.width + u];
+      take(*d, start + r, unit);
+    }
+    meet();
+  }
+
+  void take(const Decider& d, int step, float* unit) {
     const int kv_length = e.positions[step] + 1;
     const bool counted = controllable(*e.rules, kv_length);
     int level[3];
     double keep[3];
-    e.actions[step] = decide(d, Realised(d, *e.rules, e.s, kv_length), e.s, x, e.actions[step], counted, row,
+    const Realised own = e.levels.empty() ? realised_by(d, *e.rules, e.s, kv_length) : e.levels[step];
+    e.actions[step] = decide(d, own, e.s, unit, e.actions[step], counted, e.rows[step / e.count],
                              e.realised + 3 * size_t(step));
     levels_of(d, e.actions[step], level);
     for (int axis = 0; axis < 3; ++axis) keep[axis] = d.levels[axis][level[axis]];
@@ -159,11 +180,7 @@ struct Walker : Products<W> {
                                     : widen_half(static_cast<const uint16_t*>(e.embedding)[from + i]);
     }
     for (int l = e.first; l < e.last; ++l) {
-      if (l == e.turn) {
-        if (thread == 0)
-          for (int r = 0; r < rows; ++r) take(start + r, &streams[size_t(r) * H]);
-        meet();
-      }
+      if (l == e.turn) decide_all(start, rows);
       layer(l, start, rows);
     }
     meet();  // everyone has read the stream
