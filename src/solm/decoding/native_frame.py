@@ -74,8 +74,8 @@ class Frame:
 class Pass:
     """One walk through the layers: logits [N·Q, V], beside what is in the frame.
 
-    tokens [N, Q], or [N] where Q is 1. Right after a step, which leaves nothing of Python's or torch's in the processor's
-    caches, a look at an attribute takes a microsecond, an operation of numpy's five and one of torch's ten to twenty.
+    tokens [N, Q], or [N] where Q is 1. Right after a step, which leaves nothing of Python's or torch's in the caches, a
+    look at an attribute takes a microsecond, an operation of numpy's five and one of torch's ten to twenty.
     """
 
     def __init__(self, session: "NativeSession", tokens: torch.Tensor, count: int, keep: torch.Tensor | None):
@@ -105,8 +105,8 @@ class Pass:
         frame = self.frame
         decided = (None, None) if rows is None else (frame.lend(rows), frame.actions_at)
         failed = self.engine.library.solm_run(
-            *frame.before, self.tokens.data_ptr(), *frame.inputs, *decided, frame.outputs[0], first, last, frame.outputs[1],
-            self.logits.data_ptr(), self.shortlist,
+            *frame.before, self.tokens.data_ptr(), *frame.inputs, *decided, frame.outputs[0], first, last,
+            frame.outputs[1], self.logits.data_ptr(), self.shortlist,
         )  # fmt: skip
         if failed == UNKNOWN_TOKEN:
             known = f"[0, {frame.vocabulary - 1}]"
