@@ -2,13 +2,15 @@
 
     python benchmarks/dial.py --data DATA --contexts 1024,8064
 
-Every arm reads the same held-out texts on the native engine after the same prefill: for its quality all tokens at once,
-with every logit, and for its time the first ones step by step as greedy generation does, which computes the same but
-for unlikely logits. Arms take turns within a text. Losses and speedups are against dense int8. int4 rounds no weight of
-a model whose weights lie on a 4-bit grid, as this one's do. Constant settings are dealt out to the layers evenly
-(`even`) and by the policy's profile (`static`). The policy gets, text by text, what `static` realised, and is compared
-with the constant setting of either kind that loses least of all that take no more time than it does, and they with
-the best it makes of their time. Differences are paired over texts, with 95 % intervals.
+Every arm reads the same held-out texts on the native engine after the same prefill: for its quality all tokens at
+once, with every logit, and for its time the first ones step by step as greedy generation does, which computes the
+same but for unlikely logits. Arms take turns within a text. Losses and speedups are against dense int8. int4 rounds
+no weight of a model whose weights lie on a 4-bit grid, as this one's do. Constant settings are dealt out to the
+layers evenly (`even`) and by the policy's profile (`static`). The policy gets, text by text, what `static` realised
+(`policy`), or may spend more on one text than on the next (`flow`): its ledger goes on from text to text, and what it
+is ahead or behind is made good over the next 2,048 tokens. It is compared with the constant setting of either kind
+that loses least of all that take no more time than it does, and they with the best it makes of their time.
+Differences are paired over texts, with 95 % intervals.
 
     python benchmarks/dial.py --data DATA --model runs/off-grid --policy runs/nested/policy --kinds nested \
         --dtype bfloat16 --contexts 1024 --texts 24 --clocked 10
@@ -32,6 +34,7 @@ import torch
 import solm
 from policies import held_out
 from solm.actions import FULL_BITS
+from solm.budget import Ledger
 from solm.data.text import documents
 from solm.data.windows import stream_of
 from solm.decoding.midpass import MidPassDriver
@@ -53,8 +56,8 @@ KINDS = {
     "nested": ("nested", "auto"),
 }  # fmt: skip
 CONSTANT = ("even", "static")
-WHO, DENSE_ARM = (*CONSTANT, "policy"), "dense int8"
-LENGTH, TIMED = 128, 40
+WHO, DENSE_ARM = (*CONSTANT, "policy", "flow"), "dense int8"
+LENGTH, TIMED, FLOW = 128, 40, 2048
 Setting = tuple[float, float, float]  # shares of pages, channels and bits
 SETTINGS: list[Setting] = [(pages, mlp, 1.0) for pages in (1.0, 0.4, 0.2, 0.1) for mlp in (1.0, 0.8, 0.7, 0.6, 0.5)]
 HALVED: list[Setting] = [
@@ -70,12 +73,15 @@ class Arm:
     nats: list[float] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
     realised: list[torch.Tensor] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=lambda: Ledger.empty(1))
+    early: Ledger = field(default_factory=lambda: Ledger.empty(1))
+    """Where a ledger goes on from text to text: what has been spent, and what the layers before the policy's have."""
 
 
-def settle(arm: Arm, tokens: torch.Tensor, quality: Session, found: Extended) -> None:
-    """Take down what reading tokens [1, T + 1] in the session `quality` found."""
+def settle(arm: Arm, tokens: torch.Tensor, found: Extended) -> None:
+    """Take down what reading tokens [1, T + 1] found."""
     arm.nats.append(-float(log_probabilities(found.logits, tokens[:, 1:]).mean()))
-    arm.realised.append(quality.ledger.average[0])
+    arm.realised.append(found.realised[0].mean(0))
 
 
 def clock(arm: Arm, tokens: torch.Tensor, step: Callable[[torch.Tensor], object]) -> None:
@@ -108,8 +114,7 @@ def constant(
             rows.semantics = rows.semantics.under(None)
         return rows
 
-    quality = fork()
-    settle(arm, tokens, quality, quality.extend(tokens[:, :-1], keep[None]))
+    settle(arm, tokens, fork().extend(tokens[:, :-1], keep[None]))
     if clocked:
         timed, coming = fork(), iter(keep.split(1))
         timed.shortlist = True
@@ -117,14 +122,22 @@ def constant(
 
 
 def decided(
-    arm: Arm, parent: Session, tokens: torch.Tensor, policy: ValuePolicy, target: torch.Tensor, clocked: bool
-) -> None:
-    quality = parent.fork(1, LENGTH)
-    settle(arm, tokens, quality, MidPassDriver(quality, policy, target, LENGTH).extend(tokens[:, :-1])[0])
+    arm: Arm, parent: Session, tokens: torch.Tensor, policy: ValuePolicy, target: torch.Tensor, clocked: bool,
+    horizon: int = LENGTH,
+) -> None:  # fmt: skip
+    def driver(rows: Session) -> MidPassDriver:
+        rows.ledger = arm.ledger
+        return MidPassDriver(rows, policy, target, horizon, arm.early)
+
     if clocked:
         timed = parent.fork(1, LENGTH)
         timed.shortlist = True
-        clock(arm, tokens, MidPassDriver(timed, policy, target, LENGTH).step)
+        clock(arm, tokens, driver(timed).step)
+    quality = parent.fork(1, LENGTH)
+    whole = driver(quality)
+    settle(arm, tokens, whole.extend(tokens[:, :-1])[0])
+    if horizon > LENGTH:
+        arm.ledger, arm.early = quality.ledger, whole.decisions.early
 
 
 def semantics_of(lm: solm.LanguageModel, kind: str) -> Semantics:
@@ -160,10 +173,12 @@ def measure(
             timing = number < clocked
             constant(arms[DENSE_ARM], parents["int8"], tokens, (1.0, 1.0, 1.0), timing)
             for kind, setting in order.sample(choices, len(choices)):
-                even, static, ours = (arms[f"{kind} {who} {setting}"] for who in WHO)
+                even, static, ours, flow = (arms[f"{kind} {who} {setting}"] for who in WHO)
                 constant(even, parents[kind], tokens, setting, timing, evenly=True)
                 constant(static, parents[kind], tokens, setting, timing)
-                decided(ours, parents[kind], tokens, policy, static.realised[-1][None], timing)
+                target = static.realised[-1][None]
+                decided(ours, parents[kind], tokens, policy, target, timing)
+                decided(flow, parents[kind], tokens, policy, target, timing, FLOW)
         print(f"context {context}: {number + 1} of {len(windows)} texts", flush=True)
     return arms
 
@@ -173,25 +188,28 @@ def summary(arms: dict[str, Arm], kinds: list[str], settings: list[Setting]) -> 
     rows = []
     for kind in kinds:
         for setting in settings:
-            even, static, ours = (arms[f"{kind} {who} {setting}"] for who in WHO)
+            even, static = (arms[f"{kind} {who} {setting}"] for who in CONSTANT)
             row: dict[str, object] = {"kind": kind, "pages": setting[0], "mlp": setting[1], "bits": setting[2]}
-            for who, arm in zip(WHO, (even, static, ours), strict=True):
+            row["static_minus_even"] = paired_difference(np.array(static.nats), np.array(even.nats))._asdict()
+            for who in WHO:
+                arm = arms[f"{kind} {who} {setting}"]
                 loss = paired_difference(np.array(arm.nats), np.array(dense.nats))
                 faster = [a / b for a, b in zip(dense.milliseconds, arm.milliseconds, strict=True)]
                 row[who] = {
                     "loss": loss._asdict(), "milliseconds": median(arm.milliseconds), "speedup": median(faster),
                     "realised": torch.stack(arm.realised).mean(0).tolist(),
                 }  # fmt: skip
-            row["static_minus_even"] = paired_difference(np.array(static.nats), np.array(even.nats))._asdict()
-            row["policy_minus_static"] = paired_difference(np.array(ours.nats), np.array(static.nats))._asdict()
-            ratios = [a / b for a, b in zip(ours.milliseconds, static.milliseconds, strict=True)]
-            row["policy_time_ratio"] = median(ratios)
-            for who in CONSTANT:
-                row[f"best_{who}"] = against(arms, ours, f"{kind} {who}", settings)
-                # The other way round: what the policy makes of the time that this constant setting takes.
-                row[f"policy_in_time_of_{who}"] = against(
-                    arms, arms[f"{kind} {who} {setting}"], f"{kind} policy", settings
-                )
+                if who in CONSTANT:
+                    continue
+                row[f"{who}_minus_static"] = paired_difference(np.array(arm.nats), np.array(static.nats))._asdict()
+                ratios = [a / b for a, b in zip(arm.milliseconds, static.milliseconds, strict=True)]
+                row[f"{who}_time_ratio"] = median(ratios)
+                for rival in CONSTANT:
+                    row[f"best_{rival}_in_time_of_{who}"] = against(arms, arm, f"{kind} {rival}", settings)
+                    # The other way round: what the policy makes of the time that this constant setting takes.
+                    row[f"{who}_in_time_of_{rival}"] = against(
+                        arms, arms[f"{kind} {rival} {setting}"], f"{kind} {who}", settings
+                    )
             rows.append(row)
     best = {
         f"speedup_at_loss_{limit}": {
