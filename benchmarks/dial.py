@@ -125,19 +125,21 @@ def decided(
     arm: Arm, parent: Session, tokens: torch.Tensor, policy: ValuePolicy, target: torch.Tensor, clocked: bool,
     horizon: int = LENGTH,
 ) -> None:  # fmt: skip
-    def driver(rows: Session) -> MidPassDriver:
-        rows.ledger = arm.ledger
-        return MidPassDriver(rows, policy, target, horizon, arm.early)
+    spent, early = arm.ledger, arm.early
 
-    if clocked:
-        timed = parent.fork(1, LENGTH)
-        timed.shortlist = True
-        clock(arm, tokens, driver(timed).step)
-    quality = parent.fork(1, LENGTH)
-    whole = driver(quality)
-    settle(arm, tokens, whole.extend(tokens[:, :-1])[0])
+    def driver() -> MidPassDriver:
+        rows = parent.fork(1, LENGTH)
+        rows.ledger = spent
+        return MidPassDriver(rows, policy, target, horizon, early)
+
+    quality = driver()
+    settle(arm, tokens, quality.extend(tokens[:, :-1])[0])
     if horizon > LENGTH:
-        arm.ledger, arm.early = quality.ledger, whole.decisions.early
+        arm.ledger, arm.early = quality.session.ledger, quality.decisions.early
+    if clocked:  # every arm is, after its pass for quality
+        timed = driver()
+        timed.session.shortlist = True
+        clock(arm, tokens, timed.step)
 
 
 def semantics_of(lm: solm.LanguageModel, kind: str) -> Semantics:

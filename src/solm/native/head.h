@@ -56,12 +56,14 @@ struct Strips {
       const uint8_t* from = numbers + s * bytes;
       const uint16_t* grid = head.grid + size_t(s) * groups.size() * 2 * STRIP;
       add<0>([&](int quad, int part, Bytes* two) { return halves(from + 64 * quad, part, two); },
-          [&](const Group& g, int r, int j, Lanes part) {
-            const uint16_t* step = grid + (&g - groups.data()) * 2 * STRIP + 16 * j;
-            Lanes steps = Lanes::zero();
-            steps.add(Lanes::load_half(step), part);
-            steps.add(Lanes::load_half(step + STRIP), Lanes::all(float(g.total[r])));
-            sum[r][j].add(Lanes::all(g.scale[r]), steps);
+          [&](const Group& g, int j) {
+            const uint16_t* from = grid + (&g - groups.data()) * 2 * STRIP + 16 * j;
+            return [&g, &sum, j, step = Lanes::load_half(from), least = Lanes::load_half(from + STRIP)](int r, Lanes part) {
+              Lanes steps = Lanes::zero();
+              steps.add(step, part);
+              steps.add(least, Lanes::all(float(g.total[r])));
+              sum[r][j].add(Lanes::all(g.scale[r]), steps);
+            };
           });
       for (int r = 0; r < rows; ++r) {
         float found[STRIP];
@@ -83,7 +85,9 @@ struct Strips {
       clear(sum);
       const uint8_t* from = high + s * bytes;
       add<8>([&](int quad, int part, Bytes* two) { return halves(from + 64 * quad, part, two); },
-          [&](const Group& g, int r, int j, Lanes part) { sum[r][j].add(Lanes::all(16 * g.scale[r]), part); });
+          [&](const Group& g, int j) {
+            return [&g, &sum, j](int r, Lanes part) { sum[r][j].add(Lanes::all(16 * g.scale[r]), part); };
+          });
       const int count = std::min(STRIP, vocabulary - s * STRIP);
       const float* scale = head.scale + s * STRIP;
       for (int r = 0; r < rows; ++r) {
@@ -137,13 +141,13 @@ struct Strips {
     return two;
   }
 
-  // Group by group: quads(quad, two) reads the bytes of four channels, and use(group, row, j, 16 sums) takes what they add.
+  // Group by group: quads(quad, two) reads the bytes of four channels, and use(group, j)(row, 16 sums) takes what they add.
   template <int BIAS, typename Quads, typename Use>
   void add(Quads quads, Use use) const {
     for (size_t g = 0; g < groups.size(); ++g)
       integer_tiles<BIAS, 2>(groups[g], rows,
                              [&](int i, int part, Bytes* two) { return quads(int(g) * QUADS + i / 4, part, two); },
-                       [&](int r, int j, Lanes part) { use(groups[g], r, j, part); });
+                             [&](int j) { return use(groups[g], j); });
   }
 
   // Product of row r with the low halves of an output's weights.

@@ -112,7 +112,7 @@ struct Ahead {
 };
 
 // Sums of a group for T rows from r on and N times 16 outputs, whose bytes of four channels from i on `quads(i, part, room)`
-// gives, interleaved, in that room or where they are known: for j of N, done(row, j, 16 sums).
+// gives, interleaved, in that room or where they are known: for j of N, done(j)(row, 16 sums).
 template <int BIAS, int N, int T, typename Quads, typename Done>
 void integer_tile(const Group& g, int r, Quads quads, Done done) {
   Integers<BIAS> sum[T][N];
@@ -139,9 +139,11 @@ void integer_tile(const Group& g, int r, Quads quads, Done done) {
       for (int i = 0; i < g.count; i += 4) meet(part, i);
     });
 #pragma GCC unroll 4
-  for (int t = 0; t < T; ++t)
+  for (int j = 0; j < N; ++j) {
+    const auto take = done(j);  // what all rows meet is read once
 #pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) done(r + t, j, sum[t][j].lanes());
+    for (int t = 0; t < T; ++t) take(r + t, sum[t][j].lanes());
+  }
 }
 
 // Rows that are summed up at once, as many as there are registers for.
@@ -175,11 +177,12 @@ void integer_block(const Group& g, int rows, Ahead& ahead, Load load, Done done)
 inline void add_group(const Group& g, Ahead& ahead, int rows, int out, float* y) {
   for (int o = 0; o < out; o += BLOCK)
     integer_block<128>(g, rows, ahead, [&](const uint8_t* row, int part) { return Bytes::load(row + o + part * Bytes::WIDTH); },
-                  [&](int r, int j, Lanes sum) {
-                    float* to = y + size_t(r) * out + o + 16 * j;
-                    Lanes result = Lanes::load(to);
-                    result.add(Lanes::all(g.scale[r]), sum);
-                    result.write(to);
+                  [&](int j) {
+                    return [&g, to = y + o + 16 * j, out](int r, Lanes sum) {
+                      Lanes result = Lanes::load(to + size_t(r) * out);
+                      result.add(Lanes::all(g.scale[r]), sum);
+                      result.write(to + size_t(r) * out);
+                    };
                   });
 }
 
@@ -189,19 +192,21 @@ template <bool LOW>
 void add_packed_group(const Group& g, Ahead& ahead, int rows, const uint16_t* grid, const uint16_t* grid_next,
                              int out, float* y) {
   auto settle = [&](int o) {
-    return [&, o](int r, int j, Lanes sum) {
-      float* to = y + size_t(r) * out + o + 16 * j;
-      Lanes steps = Lanes::zero(), result = Lanes::load(to);
-      if constexpr (LOW) {
-        Lanes rest = Lanes::all(-0.5f * float(g.total[r]));
-        rest.add(Lanes::all(1.0f / 15), sum);
-        steps.add(Lanes::load_half(grid + o + 16 * j), rest);
-      } else {
-        steps.add(Lanes::load_half(grid + o + 16 * j), sum);
-        steps.add(Lanes::load_half(grid + out + o + 16 * j), Lanes::all(float(g.total[r])));
-      }
-      result.add(Lanes::all(g.scale[r]), steps);
-      result.write(to);
+    return [&g, grid, to = y + o, out, o](int j) {
+      const Lanes step = Lanes::load_half(grid + o + 16 * j), least = Lanes::load_half(grid + out + o + 16 * j);
+      return [&g, step, least, to = to + 16 * j, out](int r, Lanes sum) {
+        Lanes steps = Lanes::zero(), result = Lanes::load(to + size_t(r) * out);
+        if constexpr (LOW) {
+          Lanes rest = Lanes::all(-0.5f * float(g.total[r]));
+          rest.add(Lanes::all(1.0f / 15), sum);
+          steps.add(step, rest);
+        } else {
+          steps.add(step, sum);
+          steps.add(least, Lanes::all(float(g.total[r])));
+        }
+        result.add(Lanes::all(g.scale[r]), steps);
+        result.write(to + size_t(r) * out);
+      };
     };
   };
   int o = 0;
@@ -224,7 +229,10 @@ void add_packed_group(const Group& g, Ahead& ahead, int rows, const uint16_t* gr
         for (int j = 0; j < 4; ++j) low[j].add(0, quad[j].low(), four), both[j].add(0, quad[j], four);
       }
       // A byte is its low half and 16 times its high one.
-      for (int j = 0; j < 4; ++j) settle(o)(0, j, low[j].lanes()), settle(o + BLOCK)(0, j, both[j].sixteenth(low[j]).lanes());
+      for (int j = 0; j < 4; ++j) {
+        settle(o)(j)(0, low[j].lanes());
+        settle(o + BLOCK)(j)(0, both[j].sixteenth(low[j]).lanes());
+      }
       continue;
     }
 #endif
