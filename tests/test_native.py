@@ -85,9 +85,10 @@ def test_a_hidden_site_that_keeps_less_equals_the_references():
     control.detach()
 
 
-@pytest.mark.parametrize("context", [1, 2, 15, 16, 17, 31, 32, 33, 64])
+@pytest.mark.parametrize("context", [1, 2, 15, 16, 17, 31, 32, 33, 64, 777])
 def test_page_boundaries(context):
-    control = ModelControl(tiny_model("llama", torch.float32))
+    """Also where every thread weighs tiles of its own."""
+    control = ModelControl(tiny_model("llama", torch.float32, max_position_embeddings=1024))
     ours, native = pair(control, context=context, rows=1)
     keep = keep_of((0.2, 1.0, 16), 1, 70)
     following = tokens(1, 70, seed=3)
@@ -283,12 +284,13 @@ def test_a_head_of_integers_gives_what_its_weights_in_float_give(precision):
     control.detach()
 
 
-@pytest.mark.parametrize("context", [1, 15, 16, 17, 33, 64])
+@pytest.mark.parametrize("context", [1, 15, 16, 17, 33, 64, 777])
 @pytest.mark.parametrize("group", [1, 3, 5])
 def test_a_cache_of_bytes_stays_close_to_bfloat16(context, group):
-    """At page boundaries, in forks, after cuts and where rows outgrow their room, for 1, 3 and 5 queries a KV head."""
+    """At page boundaries, in forks, after cuts, where rows outgrow their room and where a thread reads more pages than it
+    sums up in whole numbers, for 1, 3 and 5 queries a KV head."""
     heads = {"num_attention_heads": 2 * group, "num_key_value_heads": 2, "head_dim": 32}
-    sizes = {"hidden_size": 64 * group, **heads}
+    sizes = {"hidden_size": 64 * group, "max_position_embeddings": 1024, **heads}
     control = ModelControl(tiny_model("llama", torch.float32, **sizes))
     found = []
     for precision, dtype in (("float32", "auto"), ("int8", "auto"), ("int8", "int8")):

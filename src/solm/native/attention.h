@@ -11,7 +11,7 @@ struct Attention {
   using Bound = std::conditional_t<sizeof(K) == 1, bf16, K>;
   const Sizes& s;
   const int thread, threads, D, Q, KV;
-  std::vector<float> signs, mass;
+  std::vector<float> signs, room;  // of queries; of scores
   Queries<Bound> corners;  // the queries' positive and negative parts
   Queries<K> query;
   std::vector<int32_t> pages;
@@ -138,7 +138,7 @@ struct Attention {
       choose(seen, plan, pages_of(rules, plan, layer, head), found + head * span);
       const int count = int(pages.size()), from = count * thread / threads, to = count * (thread + 1) / threads;
       const int n = (to - from) * PAGE;
-      mass.resize(std::max<size_t>(mass.size(), size_t(group) * n));
+      room.resize(std::max(room.size(), size_t(group) * n));
       float* scores[MOST_QUERIES];
       float* out[MOST_QUERIES];
       for (int g = 0; g < group; ++g) {
@@ -150,7 +150,7 @@ struct Attention {
       const Stretch<K> values = cache.stretch<K>(&Pages::values, s, layer, head);
       const int ahead = std::min(this->ahead(), to - from);
       for (int p = from; p < to; ++p) {
-        for (int g = 0; g < group; ++g) scores[g] = mass.data() + size_t(g) * n + (p - from) * PAGE;
+        for (int g = 0; g < group; ++g) scores[g] = room.data() + size_t(g) * n + (p - from) * PAGE;
         // Behind the last page of keys come the first ones of values.
         const int next = p + ahead;
         query.score(keys[pages[p]], group, scores, next < to ? keys[pages[next]] : values[pages[from + next - to]]);
@@ -158,7 +158,7 @@ struct Attention {
           for (int g = 0; g < group; ++g) scores[g][t] = -INFINITY;
       }
       for (int g = 0; g < group; ++g) {
-        scores[g] = mass.data() + size_t(g) * n;
+        scores[g] = room.data() + size_t(g) * n;
         float total;
         out[g][D] = soften(scores[g], n, total);
         out[g][D + 1] = total;
