@@ -287,8 +287,8 @@ def test_a_head_of_integers_gives_what_its_weights_in_float_give(precision):
 @pytest.mark.parametrize("context", [1, 15, 16, 17, 33, 64, 777])
 @pytest.mark.parametrize("group", [1, 3, 5])
 def test_a_cache_of_bytes_stays_close_to_bfloat16(context, group):
-    """At page boundaries, in forks, after cuts, where rows outgrow their room and where a thread reads more pages than it
-    sums up in whole numbers, for 1, 3 and 5 queries a KV head."""
+    """At page boundaries, in forks, after cuts, where rows outgrow their room and where a thread reads more pages than
+    it sums up in whole numbers, for 1, 3 and 5 queries a KV head."""
     heads = {"num_attention_heads": 2 * group, "num_key_value_heads": 2, "head_dim": 32}
     sizes = {"hidden_size": 64 * group, "max_position_embeddings": 1024, **heads}
     control = ModelControl(tiny_model("llama", torch.float32, **sizes))
