@@ -1,6 +1,8 @@
 // Attention of one thread: its share of the pages that a step reads.
 #pragma once
 
+#include <numeric>
+
 #include "bytes.h"
 #include "decide.h"
 
@@ -90,17 +92,17 @@ struct Attention {
   void choose(int seen, const Plan& plan, int budget, const float* mass) {
     const int count = (seen + PAGE - 1) / PAGE;
     const auto [first, end] = between(plan);
-    const bool all = !chooses(plan, budget);
-    pages.resize(all ? count : first + std::max(budget, 0) + 1);
-    int kept = 0;
-    for (; kept < (all ? count : first); ++kept) pages[kept] = kept;
-    if (!all && budget > 0)
+    pages.resize(count);
+    std::iota(pages.begin(), pages.end(), 0);
+    if (!chooses(plan, budget)) return;
+    int kept = first;
+    if (budget > 0)
       largest(mass + first, end - first, budget, 32, order, [&](int b, bool keep) {
         pages[kept] = first + b;
         kept += keep;
       });
+    for (int b = end; b < count; ++b) pages[kept++] = b;
     pages.resize(kept);
-    for (int b = end; b < count && !all; ++b) pages.push_back(b);
   }
 
   // What this thread will read first: bounds of pages, or the first pages.

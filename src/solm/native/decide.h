@@ -96,8 +96,10 @@ inline double nominal_share(double wanted, const double* realised, const double*
 // Inputs [from, to) of the network for a token of residual stream x, its share of the hidden layer's sums [width].
 inline void sum_units(const Decider& d, const float* x, int hidden, const double* shares, int from, int to, float* unit) {
   float mean = 0, square = 0;
+#pragma omp simd reduction(+ : mean)
   for (int i = 0; i < hidden; ++i) mean += x[i];
   mean /= float(hidden);
+#pragma omp simd reduction(+ : square)
   for (int i = 0; i < hidden; ++i) square += (x[i] - mean) * (x[i] - mean);
   const float scale = 1.0f / std::sqrt(square / float(hidden) + 1e-5f);
   std::fill_n(unit, d.width, 0.0f);
