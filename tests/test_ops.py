@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from solm.cost import ModelShapes
 from solm.ops.attention import KeyValues, attend
 from solm.ops.layout import Layout
-from solm.ops.pages import PageBounds, _page_scores
+from solm.ops.pages import PageBounds, _group_queries, _page_scores
 from solm.ops.plan import ceil_share, kv_budget, make_plan
 from solm.ops.quantize import fake_quantize
 from solm.ops.select import keep_channels, largest
@@ -76,10 +76,13 @@ def test_quantising_zeros_gives_zeros():
 
 
 def test_page_bound_is_an_upper_bound_of_every_key_in_the_page():
-    keys, query = torch.randn(2, 3, 24, 8), torch.randn(2, 3, 5, 8)
-    bound = _page_scores(query.unsqueeze(-3), PageBounds.of(keys, 6), "query_head")[:, :, 0]
-    exact = (query @ keys.mT).unflatten(-1, (4, 6)).amax(-1)
+    keys, query = torch.randn(2, 3, 24, 8), torch.randn(2, 3, 4, 2, 5, 8)
+    shared = PageBounds.of(keys[:, :, None], 6)
+    bound = _page_scores(_group_queries(query, "query_head"), shared)
+    exact = (query @ keys[:, :, None, None].mT).unflatten(-1, (4, 6)).amax(-1)
     assert (bound >= exact - 1e-5).all()
+    copied = PageBounds(*(part.expand(-1, -1, 4, -1, -1) for part in (shared.low, shared.high)))
+    torch.testing.assert_close(_page_scores(_group_queries(query, "query_head"), copied), bound)
 
 
 @given(

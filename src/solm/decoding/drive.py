@@ -1,12 +1,13 @@
 """Driving a session with a policy: the loop behind rollouts, evaluation and generation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from solm.decoding.midpass import MidPassDriver
-from solm.decoding.passes import Extended, log_probabilities
+from solm.decoding.passes import Extended, Scored, log_probabilities
 from solm.decoding.session import Session
 from solm.decoding.unroll import unroll
 from solm.policies.learned import features
@@ -14,6 +15,8 @@ from solm.policies.network import Features
 from solm.policies.observation import Observation, Policy
 from solm.policies.prices import Allocator
 from solm.policies.schedules import Dense
+
+Found = TypeVar("Found", Extended, Scored)
 
 
 class Driver:
@@ -73,12 +76,29 @@ class Driver:
 
     def extend(self, tokens: torch.Tensor) -> tuple[Extended, torch.Tensor]:
         """Process known tokens [N, Q] step by step; also the actions taken [N, Q]."""
+        return self._walk(tokens, tokens.shape[1], self.session.extend, 1)
+
+    def score(self, tokens: torch.Tensor) -> tuple[Scored, torch.Tensor]:
+        """Process the first T of tokens [N, T+1] step by step and score the next ones, as `Session.score`, so that no
+        step's logits outlive it; also the actions taken [N, T]."""
+        return self._walk(tokens, tokens.shape[1] - 1, self.session.score, 2)
+
+    @property
+    def seen(self) -> Features | None:
+        """What the policy's network saw so far, where it was to be recorded."""
+        return None if self.told is None else Features(*(torch.cat(p, 1) for p in zip(*self.told, strict=True)))
+
+    def _walk(
+        self, tokens: torch.Tensor, steps: int, process: Callable[[torch.Tensor, torch.Tensor], Found], given: int
+    ) -> tuple[Found, torch.Tensor]:
+        """Decide and `process` step by step, `given` tokens at a time; what it found, joined along the steps."""
         actions, parts = [], []
-        for token in tokens.split(1, 1):
-            actions.append(self.decide(self.observe(token[:, 0])))
-            parts.append(self.session.extend(token, self.table[actions[-1]][:, None]))
-        joined = (torch.cat([getattr(part, name) for part in parts], 1) for name in Extended.__dataclass_fields__)
-        return Extended(*joined), torch.stack(actions, 1)
+        for step in range(steps):
+            actions.append(self.decide(self.observe(tokens[:, step])))
+            parts.append(process(tokens[:, step : step + given], self.table[actions[-1]][:, None]))
+        kind = type(parts[0])
+        joined = (torch.cat([getattr(part, name) for part in parts], 1) for name in kind.__dataclass_fields__)
+        return kind(*joined), torch.stack(actions, 1)
 
 
 def drive(
@@ -143,10 +163,7 @@ def run_over(
             seen = Features(hidden, session.embed(tokens), *(part.to(hidden.device) for part in schedule.told))
         return Run(found, schedule.actions, seen)
     driver = Driver(session, policy, target, horizon, generator, record)
-    found, actions = driver.extend(tokens)
-    told = driver.told
-    recorded = None if told is None else Features(*(torch.cat(parts, 1) for parts in zip(*told, strict=True)))
-    return Run(found, actions, recorded)
+    return Run(*driver.extend(tokens), driver.seen)
 
 
 def teacher_forced(
@@ -158,6 +175,11 @@ def teacher_forced(
     record: bool = False,
 ) -> Episode:
     """Run a policy over tokens [N, T+1] whose path is fixed, and score every next token."""
-    run = run_over(session, policy, tokens[:, :-1], target, tokens.shape[1] - 1, generator, record)
+    horizon = tokens.shape[1] - 1
+    if not isinstance(policy, Allocator) and policy.reads_model:
+        driver = Driver(session, policy, target, horizon, generator, record)
+        scored, actions = driver.score(tokens)
+        return Episode(actions, scored.log_probabilities, scored.realised, scored.controllable, driver.seen)
+    run = run_over(session, policy, tokens[:, :-1], target, horizon, generator, record)
     scores = log_probabilities(run.found.logits, tokens[:, 1:])
     return Episode(run.actions, scores, run.found.realised, run.found.controllable, run.features)

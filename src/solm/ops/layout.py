@@ -22,11 +22,12 @@ class Layout:
     prefix_length: int
     own_length: int
     uniform_base: bool
+    candidates: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     _masks: dict[int | None, tuple[torch.Tensor | None, torch.Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Layout":
         """The layout with its tensors on `device`."""
-        return replace(self, positions=self.positions.to(device), base=self.base.to(device), _masks={})
+        return replace(self, positions=self.positions.to(device), base=self.base.to(device), candidates={}, _masks={})
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """[N, Q, ...] to [S, 1, K, Q, ...], which broadcasts over KV heads."""

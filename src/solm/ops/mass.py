@@ -6,7 +6,7 @@ import torch
 
 from solm.ops.adaptive import Rule
 from solm.ops.layout import Layout
-from solm.ops.pages import PageBounds, candidates, page_numbers, token_masks
+from solm.ops.pages import PageBounds, candidates, token_masks
 from solm.ops.plan import Plan
 from solm.ops.select import largest
 
@@ -37,7 +37,7 @@ def select_mass(
     parts = [] if prefix_bounds is None else [_log_mean(query, prefix_bounds)]
     own = _log_mean(query, own_bounds)
     parts.append(torch.nn.functional.pad(own, (0, own_pages - own.shape[-1])))
-    candidate, always = candidates(*page_numbers(layout, prefix_pages, own_pages, page), layout, plan)
+    candidate, always = candidates(layout, plan, prefix_pages, own_pages)
 
     seen = [mask for mask in token_masks(always, prefix_pages, layout, page) if mask is not None]
     seen = [mask if sees is None else mask & sees for mask, sees in zip(seen, visible, strict=True)]

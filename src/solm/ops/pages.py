@@ -32,23 +32,28 @@ def _group_queries(query: torch.Tensor, per: str) -> tuple[torch.Tensor, torch.T
     return positive, negative
 
 
-def _page_scores(query: torch.Tensor, bounds: PageBounds, per: str) -> torch.Tensor:
-    """Σ_d max(q_d·low_d, q_d·high_d) of query [..., G, Q, D] for every page: [..., G', Q, pages].
+def _page_scores(signs: tuple[torch.Tensor, torch.Tensor], bounds: PageBounds) -> torch.Tensor:
+    """Σ_d max(q_d·low_d, q_d·high_d) of queries, by `_group_queries` [S, H, K, G', Q, D], for every page of a bound
+    [S, H, K or 1, pages, D]: [S, H, K, G', Q, pages] float32.
 
-    Split by the query's sign it is two matrix products.
+    Split by the query's sign it is two matrix products; forks that share a prefix go through them together.
     """
-    positive, negative = _group_queries(query, per)
-    return (positive @ bounds.high.unsqueeze(-3).mT + negative @ bounds.low.unsqueeze(-3).mT).float()
+    shape, first = signs[0].shape[2:5], 3 if bounds.low.shape[2] == signs[0].shape[2] else 2
+    positive, negative = (sign.flatten(first, 4) for sign in signs)
+    low, high = (bound if first == 3 else bound[:, :, 0] for bound in (bounds.low, bounds.high))
+    return (positive @ high.mT + negative @ low.mT).float().unflatten(first, shape[first - 2 :])
 
 
-def _growing_page(query: torch.Tensor, own_keys: torch.Tensor, layout: Layout, page: int, per: str) -> torch.Tensor:
+def _growing_page(
+    signs: tuple[torch.Tensor, torch.Tensor], own_keys: torch.Tensor, layout: Layout, page: int
+) -> torch.Tensor:
     """Scores of the page that holds each query itself, bounded over its tokens so far: [S, H, K, G', Q, 1]."""
     padded = torch.nn.functional.pad(own_keys, (0, 0, 0, -own_keys.shape[-2] % page))
     pages = padded.unflatten(-2, (-1, page))
     low, high = pages.cummin(-2).values.flatten(-3, -2), pages.cummax(-2).values.flatten(-3, -2)
     slot = layout.spread(layout.positions - layout.base[:, None])[..., None]
     slot = slot.expand(*own_keys.shape[:3], -1, own_keys.shape[-1])
-    positive, negative = _group_queries(query, per)
+    positive, negative = signs
     low, high = low.gather(-2, slot).unsqueeze(-3), high.gather(-2, slot).unsqueeze(-3)
     return (positive * high + negative * low).sum(-1, keepdim=True).float()
 
@@ -72,23 +77,23 @@ def select_pages(
         not included.
     """
     semantics, page = plan.semantics, plan.semantics.page_size
-    per, whole = semantics.select_per, own_bounds.low.shape[-2]
+    signs, whole = _group_queries(query, semantics.select_per), own_bounds.low.shape[-2]
     prefix_pages = 0 if prefix_bounds is None else prefix_bounds.low.shape[-2]
     own_pages = -(-layout.own_length // page)
-    parts = [] if prefix_bounds is None else [_page_scores(query, prefix_bounds, per)]
-    own_scores = _page_scores(query, own_bounds, per)
+    parts = [] if prefix_bounds is None else [_page_scores(signs, prefix_bounds)]
+    own_scores = _page_scores(signs, own_bounds)
     parts.append(torch.nn.functional.pad(own_scores, (0, own_pages - whole)))
     scores = torch.cat(parts, -1)
 
-    number, exists = page_numbers(layout, prefix_pages, own_pages, page)
     if semantics.window == 0:
+        number, exists = page_numbers(layout, prefix_pages, own_pages, page)
         current = layout.spread(layout.positions)[:, :, :, None, :, None] // page
-        grown = _growing_page(query, own_keys, layout, page, per)
+        grown = _growing_page(signs, own_keys, layout, page)
         held = torch.arange(prefix_pages + own_pages, device=query.device) >= prefix_pages
         scores = torch.where((number == current) & held, grown, scores)
         candidate, always = exists & (number <= current), torch.zeros_like(exists)
     else:
-        candidate, always = candidates(number, exists, layout, plan)
+        candidate, always = candidates(layout, plan, prefix_pages, own_pages)
     count = layout.spread_heads(plan.kv.pages)[:, :, :, None, :, None]
     scores = scores.masked_fill(~candidate, -torch.inf)
     chosen = always | (largest(scores, count, keep_ties=semantics.keep_ties) & candidate)
@@ -103,14 +108,19 @@ def page_numbers(layout: Layout, prefix_pages: int, own_pages: int, page: int) -
     return torch.where(in_prefix, index, index - prefix_pages + base_page), ~in_prefix | (index < base_page)
 
 
-def candidates(
-    number: torch.Tensor, exists: torch.Tensor, layout: Layout, plan: Plan
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pages that may be chosen, and those of sinks and window that are always read: masks [S, 1, K, 1, Q, pages]."""
-    semantics, page = plan.semantics, plan.semantics.page_size
-    start = layout.spread(plan.kv.window_start)[:, :, :, None, :, None] // page
-    sinks = -(-semantics.sinks // page)
-    return exists & (number >= sinks) & (number < start), exists & ((number < sinks) | (number >= start))
+def candidates(layout: Layout, plan: Plan, prefix_pages: int, own_pages: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pages that may be chosen, and those of sinks and window that are always read: masks [S, 1, K, 1, Q, pages].
+
+    Kept for the pass: they follow from the lengths alone, so all layers share them, under whatever action.
+    """
+    if (prefix_pages, own_pages) not in layout.candidates:
+        semantics, page = plan.semantics, plan.semantics.page_size
+        number, exists = page_numbers(layout, prefix_pages, own_pages, page)
+        start = layout.spread(plan.kv.window_start)[:, :, :, None, :, None] // page
+        sinks = -(-semantics.sinks // page)
+        inside = (number >= sinks) & (number < start)
+        layout.candidates[prefix_pages, own_pages] = exists & inside, exists & ~inside
+    return layout.candidates[prefix_pages, own_pages]
 
 
 def token_masks(

@@ -133,7 +133,7 @@ class Plan:
         kv = KVBudget(self.kv.window_start.to(device), self.kv.tokens.to(device), self.kv.pages.to(device))
         return replace(self, keep=self.keep.to(device), kv=kv, shares=self.shares.to(device), _counts={})
 
-    @property
+    @cached_property
     def bits(self) -> torch.Tensor:
         """[N, Q, 1] int64."""
         return self.keep[..., 2:3].to(torch.int64)

@@ -12,7 +12,8 @@ def fake_quantize(x: torch.Tensor, bits: torch.Tensor, group: int | None = None)
     size = x.shape[-1]
     values = x.float()
     if group is not None and group < size:
-        values = torch.nn.functional.pad(values, (0, -size % group)).unflatten(-1, (-1, group))
+        whole = values if size % group == 0 else torch.nn.functional.pad(values, (0, -size % group))
+        values = whole.unflatten(-1, (-1, group))
         level = bits[..., None]
     else:
         level = bits
