@@ -28,7 +28,7 @@ from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.learned import LearnedPolicy
 from solm.policies.network import NetworkConfig, PolicyNetwork
 from solm.policies.schedules import Dense, Static
-from solm.policies.values import ValueConfig, ValueNetwork
+from solm.policies.values import ValueConfig
 from solm.training.checkpoint import LOG, RunFolder
 from solm.training.config import TrainConfig, ValueTrainConfig
 from solm.training.counterfactual import Samples, collect_samples, draw_levels
@@ -46,7 +46,7 @@ PAPER = {"budget_prior": False, "advantage": "process"}
 """The paper's objective and network; what an action does to the model is the default, so that actions cost the same."""
 GRPO: dict[str, dict[str, Any]] = {"grpo": {}, "grpo-paper": PAPER}
 TEXTS, CONTEXT, LENGTH = 48, 512, 128
-PROFILES = "profiles.safetensors"
+COSTS = "costs.safetensors"
 FIT = 1.0
 """Seconds of fitting that a batch of samples will take."""
 
@@ -99,7 +99,7 @@ def grpo(lm: LanguageModel, config: TrainConfig, streams: list[TokenStream], lim
     last = records[-8:]
     said = {name: sum(record[name] for record in last) / len(last) for name in last[0]}
     steps = len(records) * config.sequences * config.rollouts * config.horizon
-    known = PolicyConfig(base=lm.identity, space=config.space, semantics=config.semantics, network=sizes)
+    known = PolicyConfig(base=lm.identity, space=config.space, semantics=lm.semantics, network=sizes)
     return Snapshot(clock() / 60, TrainedPolicy(known, network), {**said, "update": len(records), "token_steps": steps})
 
 
@@ -114,9 +114,7 @@ def values(
     parts = [read_samples(out, len(records))] if records else []
     clock = Clock(records[-1]["seconds"] if records else 0)
     if not records:
-        blank = ValueNetwork(sizes)
-        calibrate(blank, level_costs(lm, config, streams))
-        write_tensors(out / PROFILES, {str(axis): profile.detach() for axis, profile in enumerate(blank.profiles)})
+        write_tensors(out / COSTS, {str(axis): cost for axis, cost in enumerate(level_costs(lm, config, streams))})
     while not records or clock() + FIT * len(records) < 60 * limit:
         batch = len(records) + 1
         generator = step_generator(config.seed, batch, 0)
@@ -129,11 +127,9 @@ def values(
     folder.close()
     samples = Samples.join(parts)
     network, found = fit(samples, sizes, config.fit)
-    measured = read_tensors(out / PROFILES)
-    with torch.no_grad():
-        for axis, profile in enumerate(network.profiles):
-            profile.copy_(measured[str(axis)])
-    known = PolicyConfig(base=lm.identity, space=config.space, semantics=config.semantics, network=sizes)
+    costs = read_tensors(out / COSTS)
+    calibrate(network, [costs[str(axis)] for axis in range(3)])
+    known = PolicyConfig(base=lm.identity, space=config.space, semantics=lm.semantics, network=network.config)
     said = {"token_steps": samples.gain.numel(), "explained": found.explained[-1], "slopes": found.slopes}
     return Snapshot(clock() / 60, TrainedPolicy(known, network), said)
 
@@ -163,7 +159,8 @@ def main() -> None:
     points: list[dict[str, Any]] = json.loads(options.out.read_text())["points"] if options.out.exists() else []
     known = {(point["method"], point["space"], point["limit"]) for point in points}
     wanted = options.spaces.split(",")
-    lm = load("builtin:smollm2-135m")
+    # Under the profile that ships, all of them: it was found before any training.
+    lm = load("builtin:smollm2-135m", semantics=TrainedPolicy.from_pretrained("builtin:smollm2-135m").config.semantics)
     texts = Texts(lm, options.data, TEXTS, CONTEXT, LENGTH, TEXTS, seed=1)
     dense = float(texts.run(Dense(ActionSpace()), torch.ones(TEXTS, 1, 3, dtype=torch.float64))[0].mean())
     common = {"data": tuple(str(options.data / "train" / source) for source in SOURCES)}

@@ -1,7 +1,9 @@
 """The table of the README: one value policy in seven action spaces against every baseline, on held-out text.
 
     python benchmarks/policies.py --run runs/values --data DATA
+    python benchmarks/policies.py --data DATA --oracle mlp-fine,joint-27 --out oracle
 
+Without a run it is the policy that ships, and the token table, which is fitted to a run's samples, is left out.
 DATA is a folder with eval/wikitext.valid.tokens.txt, eval/books_long.jsonl, eval/hellaswag_val.jsonl (held out) and
 train/ (text that static-tuned is chosen on). The budgets were fixed before any of the held-out text was scored.
 """
@@ -80,7 +82,7 @@ def token_table(run: Path, trained: TrainedPolicy) -> ValueNetwork:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="The run folder of `solm train --method values`.")
+    parser.add_argument("--run", type=Path, help="The run folder of `solm train --method values`.")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("docs/results/policies"))
     parser.add_argument("--spaces", default=",".join(BUDGETS))
@@ -88,8 +90,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=2)
     parser.add_argument("--oracle", default="mlp-fine,joint-27", help="Spaces in which the ceiling is measured too.")
     options = parser.parse_args()
-    trained = TrainedPolicy.from_pretrained(options.run / "policy")
-    table_network = token_table(options.run, trained)
+    trained = TrainedPolicy.from_pretrained(options.run / "policy" if options.run else "builtin:smollm2-135m")
+    table_network = token_table(options.run, trained) if options.run else None
     for name in options.spaces.split(","):
         space = ActionSpace.preset(name)
         lm = load("builtin:smollm2-135m", trained.with_space(space))
@@ -108,7 +110,7 @@ def main() -> None:
             progress=lambda done, total, name=name: print(f"{name}: {done}/{total}", flush=True),
             tuning=tuning,
             rivals={
-                "token-table": ValuePolicy(table_network, space),
+                **({} if table_network is None else {"token-table": ValuePolicy(table_network, space)}),
                 **{arm: baseline(arm, lm, space, tuning) for arm in BASELINES.get(name, ("constant",))},
             },
         )
