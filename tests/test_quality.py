@@ -54,3 +54,12 @@ def test_readme_shows_the_two_commands():
     readme = (ROOT / "README.md").read_text()
     assert "make run" in readme
     assert "make test" in readme
+
+
+def test_model_cards_of_shipped_policies_say_what_the_results_say():
+    cards = {path: path.read_text() for path in sorted((ROOT / "src/solm/policies/builtin").glob("*/README.md"))}
+    code = "import cards; print(*(cards.card(name) for name in sorted(cards.POLICIES)), sep='', end='')"
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True
+    ).stdout
+    assert told == "".join(cards.values())

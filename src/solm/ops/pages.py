@@ -38,10 +38,10 @@ def _page_scores(signs: tuple[torch.Tensor, torch.Tensor], bounds: PageBounds) -
 
     Split by the query's sign it is two matrix products; forks that share a prefix go through them together.
     """
-    shape, first = signs[0].shape[2:5], 3 if bounds.low.shape[2] == signs[0].shape[2] else 2
+    first = 2 if bounds.low.shape[2] == 1 else 3
     positive, negative = (sign.flatten(first, 4) for sign in signs)
-    low, high = (bound if first == 3 else bound[:, :, 0] for bound in (bounds.low, bounds.high))
-    return (positive @ high.mT + negative @ low.mT).float().unflatten(first, shape[first - 2 :])
+    low, high = bounds.low.squeeze(2), bounds.high.squeeze(2)  # of forks with pages of their own nothing is squeezed
+    return (positive @ high.mT + negative @ low.mT).float().unflatten(first, signs[0].shape[first:5])
 
 
 def _growing_page(

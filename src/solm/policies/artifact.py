@@ -178,7 +178,7 @@ def _from_hub(name: str) -> Path:
 
 def model_card(config: PolicyConfig) -> str:
     """The README of a saved policy."""
-    space, source = config.space, config.provenance
+    space = config.space
     kind = "weight" if config.semantics.bits_site == "weights" else "activation"
     lines = [
         "---", "library_name: solm", "license: apache-2.0", f"base_model: {config.base.name}", "tags: [solm]", "---",
@@ -190,8 +190,20 @@ def model_card(config: PolicyConfig) -> str:
         'print(lm.generate("Why is the sky blue?", budget=0.6).text)', "```", "",
         f"Semantics: `{config.semantics.model_dump_json(exclude={'profile'})}`"
         + ("" if config.semantics.profile is None else f", dealt out by a profile (in {CONFIG})") + ".",
-        "", "## Training", "",
-        *(f"- {key}: {value}" for key, value in source.items()), "",
-        "Trained on teacher-forced text only; behaviour at budgets outside the training range is not tested.", "",
+        "", "## Training", "", *_training(config.provenance),
+        "Trained on teacher-forced text only; levels below the lowest ones are not chosen.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _training(provenance: dict[str, Any]) -> list[str]:
+    """How the policy came to be: the command as it was typed, then everything else that is known."""
+    told = {**provenance, **provenance.get("made", {})}
+    told.pop("made", None)
+    command = told.pop("command", None)
+    typed = [] if command is None else ["```bash", command, "```", ""]
+    parts = (
+        (key, ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else value)
+        for key, value in told.items()
+    )
+    return [*typed, *(f"- {key}: {value}" for key, value in parts), ""]
