@@ -90,10 +90,10 @@ def on_the_clock() -> list[str]:
     processor = found["machine"]["machine"]["processor"]
     return [
         f"int4 weights with an int8 KV cache after 1,024 tokens, {measured['texts']} held-out texts x 128 tokens: "
-        f"milliseconds per token on two threads ({processor}; dense {measured['dense_milliseconds']:.2f}), nats per token "
-        "above dense, policy minus the constant of the same profile and budget; last, the policy's best setting in no "
-        "more time than the even constant of that row takes, minus that constant. 95 % intervals, bold where the policy "
-        "wins.",
+        f"milliseconds per token on two threads ({processor}; dense {measured['dense_milliseconds']:.2f}), nats per "
+        "token above dense, policy minus the constant of the same profile and budget; last, the policy's best setting "
+        "in no more time than the even constant of that row takes, minus that constant. 95 % intervals, bold where the "
+        "policy wins.",
         "",
         *table(["pages, MLP", "ms", "policy", "− constant", "in its time − even"], rows),
     ]  # fmt: skip
