@@ -1,6 +1,9 @@
 """Quality against minutes of training: counterfactual regression, and policy gradient as here and as in the paper.
 
     OMP_NUM_THREADS=1 python benchmarks/learning.py --data DATA
+    OMP_NUM_THREADS=1 python benchmarks/learning.py --data DATA --minutes 6 --methods values-token,grpo-outcome
+
+The further methods (see METHODS) change one thing about counterfactual regression or policy gradient each.
 
 Every method trains on the same text, on one thread, and is measured after 3, 6 and 12 minutes: policy minus static on
 held-out text, static given what the policy spent. Minutes are the process's own, so that a busy machine counts nothing;
@@ -42,9 +45,20 @@ from texts import Texts
 
 SOURCES = ("books", "code", "news", "qa", "technical", "textbooks", "web", "wiki")
 BUDGETS = {"joint-27": 0.45, "joint-8": 0.48}
-PAPER = {"budget_prior": False, "advantage": "process"}
-"""The paper's objective and network; what an action does to the model is the default, so that actions cost the same."""
-GRPO: dict[str, dict[str, Any]] = {"grpo": {}, "grpo-paper": PAPER}
+METHODS: dict[str, dict[str, Any]] = {
+    "values": {},
+    "values-token": {"layer": 0},  # what a table of tokens knows
+    "values-layer-8": {"layer": 8},
+    "grpo": {},
+    # The paper's objective and network; what an action does to the model is the default, so that actions cost the same.
+    "grpo-paper": {"budget_prior": False, "advantage": "process"},
+    "grpo-no-prior": {"budget_prior": False},
+    "grpo-process": {"advantage": "process"},
+    "grpo-outcome": {"advantage": "outcome"},
+    "grpo-myopic": {"gamma": 0.01},
+    "grpo-long": {"horizon": 64},
+}
+"""What differs from the defaults of `solm train`."""
 TEXTS, CONTEXT, LENGTH = 48, 512, 128
 COSTS = "costs.safetensors"
 FIT = 1.0
@@ -151,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--minutes", default="3,6,12")
-    parser.add_argument("--methods", default="values,grpo,grpo-paper")
+    parser.add_argument("--methods", default="values,grpo,grpo-paper", help=f"Of {', '.join(METHODS)}.")
     parser.add_argument("--spaces", default=",".join(BUDGETS))
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="Where unfinished training is kept.")
     parser.add_argument("--out", type=Path, default=Path("docs/results/learning.json"))
@@ -166,20 +180,24 @@ def main() -> None:
     common = {"data": tuple(str(options.data / "train" / source) for source in SOURCES)}
     how = ValueTrainConfig(**common, context=CONTEXT, horizon=384, calibration_texts=8)
     streams = training_streams(lm, how, options.runs, Ranks())
+    methods = options.methods.split(",")
+    if unknown := set(methods) - set(METHODS):
+        parser.error(f"unknown methods {', '.join(sorted(unknown))}; choose among {', '.join(METHODS)}")
     jobs = [
         (limit, method, spaces)
         for limit in (float(part) for part in options.minutes.split(","))
-        for method in options.methods.split(",")
+        for method in methods
         # A value policy serves every space; policy gradient trains one for each.
-        for spaces in ([wanted] if method == "values" else [[space] for space in wanted])
+        for spaces in ([wanted] if method.startswith("values") else [[space] for space in wanted])
     ]
     for limit, method, spaces in jobs:
         if all((method, space, limit) in known for space in spaces):
             continue
-        if method == "values":
-            snapshot = values(lm, how, streams, limit, options.runs / method)
+        if method.startswith("values"):
+            config = how.model_copy(update=METHODS[method])
+            snapshot = values(lm, config, streams, limit, options.runs / method)
         else:
-            config = TrainConfig(**common, space=spaces[0], **GRPO[method])
+            config = TrainConfig(**common, space=spaces[0], **METHODS[method])
             snapshot = grpo(lm, config, streams, limit, options.runs / f"{method}-{spaces[0]}")
         for space in spaces:
             point = {"method": method, "limit": limit, "minutes": snapshot.minutes}
