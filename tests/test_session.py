@@ -5,13 +5,15 @@ import torch
 
 from conftest import tiny_model
 from solm.actions import ActionSpace
-from solm.decoding.drive import teacher_forced
+from solm.decoding.drive import run_over, teacher_forced
 from solm.decoding.passes import log_probabilities
 from solm.decoding.session import Session
 from solm.errors import ContextLengthError, DataError, UnsupportedModelError
 from solm.models.active import ActivePass, activate
 from solm.models.controller import ModelControl
 from solm.models.families import probe
+from solm.policies.learned import LearnedPolicy
+from solm.policies.network import NetworkConfig, PolicyNetwork
 from solm.policies.schedules import Random
 from solm.semantics import Semantics
 from test_families import CONTEXT, STEPS, keep_of, tokens
@@ -198,3 +200,26 @@ def test_real_model_one_pass_equals_steps_for_joint_actions(real_model, real_tex
     finally:
         control.detach()
         model.float()
+
+
+def test_a_rollout_scores_what_walking_it_and_scoring_its_schedule_in_one_pass_give(control):
+    space, horizon = ActionSpace.preset("joint-8"), 24
+    session = Session(control, SEMANTICS)
+    session.prefill(tokens(2, 100))
+    following = tokens(2, horizon + 1, seed=5).repeat_interleave(3, 0)
+    target = torch.full((6, 3), 0.7, dtype=torch.float64)
+    network = PolicyNetwork(NetworkConfig(base_hidden=64, actions=8, width=16, heads=2)).to(control.model.dtype).eval()
+    policy = LearnedPolicy(network, space, clamp=False)
+    episode = teacher_forced(session.fork(3), policy, following, target, torch.Generator().manual_seed(0), record=True)
+    assert len(episode.actions.unique()) > 2
+
+    walked = run_over(
+        session.fork(3), policy, following[:, :-1], target, horizon, torch.Generator().manual_seed(0), record=True
+    )
+    assert torch.equal(walked.actions, episode.actions)
+    assert torch.equal(log_probabilities(walked.found.logits, following[:, 1:]), episode.log_probabilities)
+    assert torch.equal(walked.features.hidden, episode.features.hidden)
+
+    scored = session.fork(3).score(following, space.table[episode.actions])
+    torch.testing.assert_close(scored.log_probabilities, episode.log_probabilities, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scored.realised, episode.realised)
