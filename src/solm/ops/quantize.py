@@ -17,7 +17,7 @@ def fake_quantize(x: torch.Tensor, bits: torch.Tensor, group: int | None = None)
         level = bits[..., None]
     else:
         level = bits
-    qmax = (1 << (level - 1)).float() - 1
+    qmax = (1 << (level - 1)) - 1
     scale = values.abs().amax(-1, keepdim=True) / qmax
     rounded = (values / scale.clamp(min=torch.finfo(torch.float32).tiny)).round_().mul_(scale)
     if rounded.dim() > x.dim():

@@ -48,9 +48,8 @@ def largest(scores: torch.Tensor, count: torch.Tensor, keep_ties: bool = False) 
     if scores.dtype in (torch.bfloat16, torch.float16) and not keep_ties:
         # Equal values are common in 16 bits. Non-negative floats order like the integers of their bits; those in the
         # high half of a key and the index in the low half make every key unique.
-        highest = (1 << _INDEX_BITS) - 1
-        tie_break = torch.arange(highest, highest - size, -1, device=scores.device, dtype=torch.int32)
-        keys = scores.contiguous().view(torch.int16).to(torch.int32).bitwise_left_shift_(_INDEX_BITS).add_(tie_break)
+        bits = scores.contiguous().view(torch.int16)
+        keys = torch.add(_falling(size, scores.device), bits, alpha=1 << _INDEX_BITS)
         return keys >= _threshold(keys, count, torch.iinfo(torch.int32).max)
     keys = scores.float()
     threshold = _threshold(keys, count, torch.inf)
@@ -64,9 +63,15 @@ def largest(scores: torch.Tensor, count: torch.Tensor, keep_ties: bool = False) 
 def _threshold(keys: torch.Tensor, count: torch.Tensor, none: float) -> torch.Tensor:
     """The count-th largest key of every row [..., 1]; `none` where count is 0."""
     size = keys.shape[-1]
-    index = (size - count).clamp(0, size - 1).expand(*keys.shape[:-1], 1)
-    kth = _sorted(keys).gather(-1, index)
-    return torch.where(count > 0, kth, kth.new_full((), none))
+    index = (size - count).clamp(max=size - 1).expand(*keys.shape[:-1], 1)
+    return torch.where(count > 0, _sorted(keys).gather(-1, index), none)
+
+
+@cache
+def _falling(size: int, device: torch.device) -> torch.Tensor:
+    """[size] int32, from the highest index that fits into the low half of a key down."""
+    highest = (1 << _INDEX_BITS) - 1
+    return torch.arange(highest, highest - size, -1, device=device, dtype=torch.int32)
 
 
 def keep_channels(x: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
