@@ -146,7 +146,7 @@ def _both(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tens
 def _bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What pushes scores outside the mask `visible` to the lowest value. Adding it, broadcast over a group's heads, is
     20 times faster on the CPU than `masked_fill_` with an irregular mask."""
-    return (visible.to(dtype) - 1) * torch.finfo(dtype).max
+    return visible.to(dtype).sub_(1).mul_(torch.finfo(dtype).max)
 
 
 def _hide(scores: torch.Tensor, visible: torch.Tensor) -> None:
