@@ -131,7 +131,7 @@ def test_the_real_model_answers_alike_alone_and_beside_others(backend, budgets):
         alone = [ask(order) for order in orders]
         with ThreadPoolExecutor(6) as pool:
             assert list(pool.map(ask, orders * 2)) == alone * 2
-        assert "scatter" in alone[0] or "light" in alone[0]
+        assert any(word in alone[0] for word in ("scatter", "light", "atmospher")), alone[0]
     finally:
         process.terminate()
         process.wait(30)
