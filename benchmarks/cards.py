@@ -48,27 +48,31 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def on_the_grids() -> list[str]:
-    rows = []
+    rows, texts = [], set()
     for path in sorted((RESULTS / "policies").glob("*.json")):
-        points = json.loads(path.read_text())["points"]
+        found = json.loads(path.read_text())
+        points, how = found["points"], found["settings"]
+        texts.add(f"{how['sequences']} held-out texts x {how['length']} tokens after {how['context']}")
         dense = next(point["nats"] for point in points if point["arm"] == "dense")
         for budget in sorted({point["budget"] for point in points if point["arm"] == "policy"}):
             arms = {point["arm"]: point for point in points if point["budget"] == budget}
             against = [interval(arms[arm]["difference"]) for arm in ARMS]
             rows.append([path.stem, f"{budget:g}", f"{arms['policy']['nats'] - dense:+.3f}", *against])
+    learning = read("learning.json")
     curve = [
         [f"{point['minutes']:.0f}", f"{point['training']['token_steps']:,}", interval(point["difference"])]
-        for point in read("learning.json")["points"]
+        for point in learning["points"]
         if point["method"] == "values" and point["space"] == "joint-27"
     ]
     return [
-        "Nats per token above dense and policy minus baseline, 204 held-out texts x 128 tokens after 512, with 95 % "
+        f"Nats per token above dense and policy minus baseline, {' and '.join(sorted(texts))}, with 95 % "
         "intervals; bold where the policy wins. Baselines spend what the policy spent; `static-even` does so without "
         "the profile.",
         "",
         *table(["space", "net keep", "policy", "− static", "− static-even", "− static-tuned", "− best of 500"], rows),
         "",
-        "How training gets there: policy minus static on joint-27 at .45 (48 texts) after minutes of one thread.",
+        f"How training gets there: policy minus static on joint-27 at {learning['budgets']['joint-27']:g} "
+        f"({learning['texts']} texts) after minutes of one thread.",
         "",
         *table(["minutes", "token-steps", "policy − static"], curve),
     ]  # fmt: skip

@@ -88,7 +88,7 @@ def learning() -> plt.Figure:
     axes.set_xticks([3, 6, 12], ["3", "6", "12"])
     axes.set_xlabel("minutes of training on one thread")
     axes.set_ylabel("policy minus static, nats per token")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
 

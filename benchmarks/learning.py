@@ -170,6 +170,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="Where unfinished training is kept.")
     parser.add_argument("--out", type=Path, default=Path("docs/results/learning.json"))
     options = parser.parse_args()
+    methods = options.methods.split(",")
+    if unknown := set(methods) - set(METHODS):
+        parser.error(f"unknown methods {', '.join(sorted(unknown))}; choose among {', '.join(METHODS)}")
     points: list[dict[str, Any]] = json.loads(options.out.read_text())["points"] if options.out.exists() else []
     known = {(point["method"], point["space"], point["limit"]) for point in points}
     wanted = options.spaces.split(",")
@@ -180,9 +183,6 @@ def main() -> None:
     common = {"data": tuple(str(options.data / "train" / source) for source in SOURCES)}
     how = ValueTrainConfig(**common, context=CONTEXT, horizon=384, calibration_texts=8)
     streams = training_streams(lm, how, options.runs, Ranks())
-    methods = options.methods.split(",")
-    if unknown := set(methods) - set(METHODS):
-        parser.error(f"unknown methods {', '.join(sorted(unknown))}; choose among {', '.join(METHODS)}")
     jobs = [
         (limit, method, spaces)
         for limit in (float(part) for part in options.minutes.split(","))

@@ -101,7 +101,7 @@ def test_lm_eval_reads_the_same_from_the_api(byte_tokenizer, tiny_folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "budgets"),
-    [("native", (0.5, 0.8, 0.65)), ("reference", (1.0, 1.0, 1.0))],
+    [("native", (0.8, 0.5, 0.65)), ("reference", (1.0, 1.0, 1.0))],
     ids=["native int8 under budgets", "reference float32 dense"],
 )
 def test_the_real_model_answers_alike_alone_and_beside_others(backend, budgets):
@@ -131,7 +131,7 @@ def test_the_real_model_answers_alike_alone_and_beside_others(backend, budgets):
         alone = [ask(order) for order in orders]
         with ThreadPoolExecutor(6) as pool:
             assert list(pool.map(ask, orders * 2)) == alone * 2
-        assert any(word in alone[0] for word in ("scatter", "light", "atmospher")), alone[0]
+        assert "scatter" in alone[0] or "light" in alone[0]
     finally:
         process.terminate()
         process.wait(30)
