@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from solm.actions import AXES, ActionSpace
-from solm.decoding.api import load
-from solm.decoding.language_model import LanguageModel
-from solm.decoding.unroll import unroll
+from solm.backends.torch.plan import axis_levels
+from solm.core.actions import AXES, ActionSpace
+from solm.core.files import write_text
 from solm.evaluation.result import command_line, environment
-from solm.files import write_text
-from solm.ops.plan import axis_levels
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.schedules import Static
+from solm.policies.unroll import unroll
+from solm.runtime.language_model import LanguageModel
+from solm.runtime.load import load
 from texts import Texts
 
 SPACES = ("attention-fine", "mlp-fine", "joint-8", "joint-27")
@@ -36,7 +36,7 @@ def targets(lm: LanguageModel, space: ActionSpace, length: int) -> torch.Tensor:
     """[TARGETS, 3] shares."""
     kv_length = CONTEXT + 1 + torch.arange(length)[None]
     found = []
-    for axis, levels in enumerate(axis_levels(space, kv_length, lm.semantics, lm.control.shapes)):
+    for axis, levels in enumerate(axis_levels(space, kv_length, lm.sparsity, lm.control.shapes)):
         low, high = levels[..., 0].mean(), levels[..., -1].mean()
         order = torch.randperm(TARGETS, generator=torch.Generator().manual_seed(axis))
         found.append(low + (high - low) * order / (TARGETS - 1))

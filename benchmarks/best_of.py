@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from solm.decoding.api import load
-from solm.decoding.language_model import LanguageModel
+from solm.core.files import write_text
 from solm.evaluation.result import command_line, environment
 from solm.evaluation.statistics import expected_best, paired_difference
-from solm.files import write_text
+from solm.runtime.language_model import LanguageModel
+from solm.runtime.load import load
 from texts import Texts
 
 SPACE, CONTEXT, LENGTH, BATCH = "joint-27", 512, 16, 4

@@ -8,24 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from solm.files import write_text
+from solm.core.files import write_text
 from solm.policies.artifact import BUILTIN, CARD, TrainedPolicy, model_card
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs/results"
 FOLDER = ROOT / "src/solm/policies/builtin"
-ARMS = ("static", "static-even", "static-tuned", "best-of-500-random-estimated")
+ARMS = ("static", "uniform", "tuned", "best-of-500-random-estimated")
 
 DEFAULT_LIMITS = """- Trained on English text, documentation and code, teacher-forced, after 512 tokens.
 - The first 69 tokens of a context run dense.
 - Levels below attention .1, MLP .4 and 4 bits are refused. Activation bits save no time.
 - In runs of 16 tokens it wins at low budgets alone, and may lose up to .02 nats to static above.
-- Its profile was found after 512 and 4,096 tokens; at a tenth of the pages of 8,064 it loses .067 nats to an even deal.
-- The reference backend carries its actions out by masks: quality changes, not the clock."""
+- Its allocation was found after 512 and 4,096 tokens; at a tenth of the pages of 8,064 it loses .067 nats to an even deal.
+- The torch backend carries its actions out by masks: quality changes, not the clock."""
 
-NATIVE_LIMITS = """- For the native backend, whose semantics it has; the axes are pages and MLP channels.
+NATIVE_LIMITS = """- For the cpu backend, whose sparsity it has; the axes are pages and MLP channels.
 - Trained on English text, documentation and code, teacher-forced, after 1,024 tokens.
-- At equal milliseconds it beats constants dealt out evenly and ties with constants dealt out by its own profile.
+- At equal milliseconds it beats constants dealt out evenly and ties with constants dealt out by its own allocation.
 - Levels below attention .1 and MLP .5 are refused."""
 
 
@@ -66,10 +66,10 @@ def on_the_grids() -> list[str]:
     ]
     return [
         f"Nats per token above dense and policy minus baseline, {' and '.join(sorted(texts))}, with 95 % "
-        "intervals; bold where the policy wins. Baselines spend what the policy spent; `static-even` does so without "
-        "the profile.",
+        "intervals; bold where the policy wins. Baselines spend what the policy spent; `uniform` does so without "
+        "the allocation.",
         "",
-        *table(["space", "net keep", "policy", "− static", "− static-even", "− static-tuned", "− best of 500"], rows),
+        *table(["space", "net keep", "policy", "− static", "− uniform", "− tuned", "− best of 500"], rows),
         "",
         f"How training gets there: policy minus static on joint-27 at {learning['budgets']['joint-27']:g} "
         f"({learning['texts']} texts) after minutes of one thread.",
@@ -95,7 +95,7 @@ def on_the_clock() -> list[str]:
     return [
         f"int4 weights with an int8 KV cache after 1,024 tokens, {measured['texts']} held-out texts x 128 tokens: "
         f"milliseconds per token on two threads ({processor}; dense {measured['dense_milliseconds']:.2f}), nats per "
-        "token above dense, policy minus the constant of the same profile and budget; last, the policy's best setting "
+        "token above dense, policy minus the constant of the same allocation and budget; last, the policy's best setting "
         "in no more time than the even constant of that row takes, minus that constant. 95 % intervals, bold where the "
         "policy wins.",
         "",
@@ -105,7 +105,7 @@ def on_the_clock() -> list[str]:
 
 POLICIES: dict[str, tuple[Callable[[], list[str]], str]] = {
     "smollm2-135m": (on_the_grids, DEFAULT_LIMITS),
-    "smollm2-135m-native": (on_the_clock, NATIVE_LIMITS),
+    "smollm2-135m-cpu": (on_the_clock, NATIVE_LIMITS),
 }
 
 

@@ -1,4 +1,4 @@
-"""Decode step at batch 1, milliseconds: the native engine, its dial, its policy, llama.cpp and stock transformers.
+"""Decode step at batch 1, milliseconds: the compiled engine, its dial, its policy, llama.cpp and stock transformers.
 
     python benchmarks/decode.py --contexts 64,1024,4096 --json
 
@@ -17,11 +17,11 @@ import torch
 
 import peers
 import solm
-from solm.actions import DENSE
-from solm.decoding.midpass import MidPassDriver
-from solm.decoding.native_session import NativeSession
-from solm.native.engine import PRECISIONS, Engine
-from solm.native.weights import INTEGERS
+from solm.backends.cpu.engine import PRECISIONS, Engine
+from solm.backends.cpu.session import CpuSession
+from solm.backends.cpu.weights import INTEGERS
+from solm.backends.midpass import MidPassDriver
+from solm.core.actions import DENSE
 from timing import MODEL, arguments, draw_text, machine, median
 
 DIAL = {
@@ -54,10 +54,10 @@ def main() -> None:
     target = lm.budget(BUDGET).tensor(1)
     contexts = [int(part) for part in options.contexts.split(",")]
     ids = draw_text(lm, 1, max(contexts) + 1)
-    weights = lm.semantics.model_copy(update={"bits_site": "weights"})
-    engines = {name: Engine(lm.model, weights if name == NESTED else lm.semantics, name) for name in PRECISIONS}
+    weights = lm.sparsity.model_copy(update={"bits_site": "weights"})
+    engines = {name: Engine(lm.model, weights if name == NESTED else lm.sparsity, name) for name in PRECISIONS}
     for name in ("int8", "int4"):
-        engines[name + BYTES] = Engine(lm.model, lm.semantics, name, kv_cache_dtype="int8")
+        engines[name + BYTES] = Engine(lm.model, lm.sparsity, name, kv_cache_dtype="int8")
     found: dict[str, dict[str, float]] = {}
     for context in contexts:
         token = ids[:, context]
@@ -67,18 +67,18 @@ def main() -> None:
         runs["transformers, " + str(lm.model.dtype).removeprefix("torch.")] = lambda s=stock, t=token: s.step(t)
         for name, engine in engines.items():
             halves = engine.precision == NESTED
-            parent = NativeSession(lm.control, weights if halves else lm.semantics, engine, context)
+            parent = CpuSession(lm.control, weights if halves else lm.sparsity, engine, context)
             parent.prefill(ids[:, :context])
             more = HALVED if halves else {EVERY: DENSE} if engine.precision in INTEGERS else {}
             for arm, action in {**DIAL, **more}.items():
                 keep = torch.tensor([action], dtype=torch.float64)
                 fork = parent.fork(1, STEPS * (options.rounds + 2))
-                fork.shortlist = arm != EVERY
+                fork.approximate_tail = arm != EVERY
                 runs[f"native {name}, {arm}"] = lambda s=fork, k=keep, t=token: s.step(t, k)
             if halves:
                 continue
             fork = parent.fork(1, STEPS * (options.rounds + 2))
-            fork.shortlist = True
+            fork.approximate_tail = True
             driver = MidPassDriver(fork, policy, target, 1 << 20)
             runs[f"native {name}, policy {SPACE} at {BUDGET}"] = lambda d=driver, t=token: d.step(t)
         for precision in peers.PRECISIONS if peers.installed() else ():

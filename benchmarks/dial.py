@@ -2,11 +2,11 @@
 
     python benchmarks/dial.py --data DATA --contexts 1024,8064
 
-Every arm reads the same held-out texts on the native engine after the same prefill: for its quality all tokens at
+Every arm reads the same held-out texts on the compiled engine after the same prefill: for its quality all tokens at
 once, with every logit, and for its time the first ones step by step as greedy generation does, which computes the
 same but for unlikely logits. Arms take turns within a text. Losses and speedups are against dense int8. int4 rounds
 no weight of a model whose weights lie on a 4-bit grid, as this one's do. Constant settings are dealt out to the
-layers evenly (`even`) and by the policy's profile (`static`). The policy gets, text by text, what `static` realised
+layers evenly (`even`) and by the policy's allocation (`static`). The policy gets, text by text, what `static` realised
 (`policy`), or may spend more on one text than on the next (`flow`): its ledger goes on from text to text, and what it
 is ahead or behind is made good over the next 2,048 tokens. It is compared with the constant setting of either kind
 that loses least of all that take no more time than it does, and they with the best it makes of their time.
@@ -33,22 +33,22 @@ import torch
 
 import solm
 from policies import held_out
-from solm.actions import FULL_BITS
-from solm.budget import Ledger
+from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.session import CpuSession
+from solm.backends.cpu.threads import one_torch_thread
+from solm.backends.midpass import MidPassDriver
+from solm.backends.passes import Extended, log_probabilities
+from solm.backends.torch.session import Session
+from solm.core.actions import FULL_BITS
+from solm.core.budget import Ledger
+from solm.core.files import write_text
+from solm.core.nested import HIGH_BITS
+from solm.core.sparsity import SparsityConfig
 from solm.data.text import documents
 from solm.data.windows import stream_of
-from solm.decoding.midpass import MidPassDriver
-from solm.decoding.native_session import NativeSession
-from solm.decoding.passes import Extended, log_probabilities
-from solm.decoding.session import Session
-from solm.decoding.threads import one_torch_thread
 from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
 from solm.evaluation.statistics import paired_difference
-from solm.files import write_text
-from solm.native.engine import Engine
-from solm.ops.nested import HIGH_BITS
-from solm.policies.values import ValuePolicy
-from solm.semantics import Semantics
+from solm.policies.value_policy import ValuePolicy
 from timing import MODEL, machine, median
 
 KINDS = {
@@ -111,13 +111,13 @@ def constant(
     def fork() -> Session:
         rows = parent.fork(1, LENGTH)
         if evenly:
-            rows.semantics = rows.semantics.under(None)
+            rows.sparsity = rows.sparsity.under(None)
         return rows
 
     settle(arm, tokens, fork().extend(tokens[:, :-1], keep[None]))
     if clocked:
         timed, coming = fork(), iter(keep.split(1))
-        timed.shortlist = True
+        timed.approximate_tail = True
         clock(arm, tokens, lambda token: timed.step(token, next(coming)))
 
 
@@ -138,15 +138,15 @@ def decided(
         arm.ledger, arm.early = quality.session.ledger, quality.decisions.early
     if clocked:  # every arm is, after its pass for quality
         timed = driver()
-        timed.session.shortlist = True
+        timed.session.approximate_tail = True
         clock(arm, tokens, timed.step)
 
 
-def semantics_of(lm: solm.LanguageModel, kind: str) -> Semantics:
+def sparsity_of(lm: solm.LanguageModel, kind: str) -> SparsityConfig:
     """The policy's; beside it, dense int8 reads all bits of its weights whatever an action says."""
-    if lm.semantics.bits_site == "weights" and kind != "nested":
-        return lm.semantics.model_copy(update={"bits_site": "input"})
-    return lm.semantics
+    if lm.sparsity.bits_site == "weights" and kind != "nested":
+        return lm.sparsity.model_copy(update={"bits_site": "input"})
+    return lm.sparsity
 
 
 def measure(
@@ -168,7 +168,7 @@ def measure(
     for number, window in enumerate(windows.split(1)):
         parents = {}
         for kind, engine in engines.items():
-            parents[kind] = NativeSession(lm.control, semantics_of(lm, kind), engine, context)
+            parents[kind] = CpuSession(lm.control, sparsity_of(lm, kind), engine, context)
             parents[kind].prefill(window[:, :context])
         tokens = window[:, context:]
         with one_torch_thread():
@@ -263,12 +263,12 @@ def main() -> None:
     options = parser.parse_args()
     kinds = options.kinds.split(";")
     lm = solm.load(options.model, options.policy, dtype=options.dtype)
-    settings = HALVED if lm.semantics.bits_site == "weights" else SETTINGS
+    settings = HALVED if lm.sparsity.bits_site == "weights" else SETTINGS
     if options.settings:
         pairs = [[float(part) for part in pair.split(",")] for pair in options.settings.split(";")]
         settings = [(pages, mlp, 1.0) for pages, mlp in pairs]
     engines = {
-        kind: Engine(lm.model, semantics_of(lm, kind), precision, kv_cache_dtype=cache)
+        kind: Engine(lm.model, sparsity_of(lm, kind), precision, kv_cache_dtype=cache)
         for kind, (precision, cache) in KINDS.items()
         if kind in kinds or kind == "int8"
     }

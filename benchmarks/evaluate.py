@@ -13,11 +13,11 @@ import time
 
 import torch
 
-from solm.actions import ActionSpace
-from solm.budget import Budget
-from solm.decoding.drive import teacher_forced
+from solm.core.actions import ActionSpace
+from solm.core.budget import Budget
+from solm.core.sparsity import SparsityConfig
 from solm.policies.schedules import Static
-from solm.semantics import Semantics
+from solm.runtime.drive import teacher_forced
 from timing import arguments, load, machine, median, peak_memory_gib
 
 CONTEXT, LENGTH, SEQUENCES, SPACE, NET = 512, 128, 8, "joint-8", 0.65
@@ -27,7 +27,7 @@ def main() -> None:
     options = arguments(__doc__)
 
     space = ActionSpace.preset(SPACE)
-    lm, windows = load(options.dtype, Semantics(), SEQUENCES, CONTEXT + LENGTH + 1)
+    lm, windows = load(options.dtype, SparsityConfig(), SEQUENCES, CONTEXT + LENGTH + 1)
     session = lm.session(capacity=CONTEXT)
     session.prefill(windows[:, :CONTEXT])
     target = Budget.from_net(NET, space).tensor(SEQUENCES)

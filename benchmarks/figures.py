@@ -12,7 +12,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parent.parent / "docs"
-ARMS = (("static", "tab:blue"), ("static-tuned", "tab:orange"), ("best-of-500-random-estimated", "tab:green"))
+ARMS = (("static", "tab:blue"), ("tuned", "tab:orange"), ("best-of-500-random-estimated", "tab:green"))
 
 
 def against_baselines() -> plt.Figure:

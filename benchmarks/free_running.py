@@ -18,19 +18,19 @@ import numpy as np
 import torch
 
 from policies import held_out
-from solm.actions import AXES
-from solm.decoding.api import load
-from solm.decoding.drive import drive
-from solm.decoding.language_model import LanguageModel
+from solm.core.actions import AXES
+from solm.core.files import write_text
 from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
 from solm.evaluation.result import command_line, environment
 from solm.evaluation.statistics import paired_difference
-from solm.files import write_text
+from solm.runtime.drive import drive
+from solm.runtime.language_model import LanguageModel
+from solm.runtime.load import load
 
 PROMPT, CHUNK, ROWS = 256, 16, 50
 SPACE = "fine"
-EVEN = "static-even"
-"""Static without the policy's profile: every layer keeps the same."""
+EVEN = "uniform"
+"""Static without the policy's allocation: every layer keeps the same."""
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def generated(
     logits = parent.prefill(prompts)
     session, dense = (parent.fork(1, capacity=length + CHUNK) for _ in range(2))
     if name == EVEN:
-        session.semantics = session.semantics.under(None)
+        session.sparsity = session.sparsity.under(None)
     driver = drive(session, lm.policy(name.removesuffix("-even")), target, length)
     generator = torch.Generator().manual_seed(seed)
     scores, distances = [], []
@@ -71,12 +71,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--policy", default=f"builtin:smollm2-135m-{SPACE}")
     parser.add_argument("--budgets", default="0.45,0.6")
-    parser.add_argument("--backend", default="native", help="native (int8), or reference")
+    parser.add_argument("--backend", default="cpu", help="native (int8), or reference")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path("docs/results/free-running.json"))
     options = parser.parse_args()
-    precision = "int8" if options.backend == "native" else None
+    precision = "int8" if options.backend == "cpu" else None
     lm = load("builtin:smollm2-135m", options.policy, backend=options.backend, precision=precision)
     settings = EvaluationSettings(budgets=(1.0,), sequences=options.prompts, context=PROMPT, length=options.length)
     prompts = held_out_windows(held_out(options.data, lm), settings)[:, :PROMPT]
@@ -127,7 +127,7 @@ def told_apart(lm: LanguageModel, prompts: torch.Tensor, options: argparse.Names
     """What a file of finished parts must agree in to be gone on with."""
     assert lm.trained is not None
     policy = (lm.trained.config.weights_sha256, lm.trained.config.network.model_dump_json())
-    parts = (*policy, lm.semantics.model_dump_json(), options.backend, options.length)
+    parts = (*policy, lm.sparsity.model_dump_json(), options.backend, options.length)
     return hashlib.sha256(repr(parts).encode() + prompts.numpy().tobytes()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 
 import solm
-from solm.decoding.native_session import NativeSession
+from solm.backends.cpu.session import CpuSession
 from timing import MODEL, arguments, draw_text, machine, median
 
 CONTEXT, TOKENS = 512, 160
@@ -22,8 +22,8 @@ CONTEXT, TOKENS = 512, 160
 def steps(lm: solm.LanguageModel, ids: torch.Tensor) -> float:
     """Median of dense greedy steps, with nothing but the choice of the largest logit between them."""
     session = lm.session(capacity=CONTEXT + TOKENS)
-    assert isinstance(session, NativeSession)
-    session.shortlist = True
+    assert isinstance(session, CpuSession)
+    session.approximate_tail = True
     logits, taken = session.prefill(ids), []
     for _ in range(TOKENS):
         token = torch.tensor([int(logits[0].float().numpy().argmax())])  # torch's threads would be in the engine's way
@@ -46,7 +46,7 @@ def main() -> None:
     options = arguments(__doc__)
     found = {}
     for precision in ("int8", "int4"):
-        lm = solm.load(MODEL, f"{MODEL}-native", backend="native", precision=precision)
+        lm = solm.load(MODEL, f"{MODEL}-native", backend="cpu", precision=precision)
         ids = draw_text(lm, 1, CONTEXT)
         rounds: dict[str, list[float]] = {"step": [], "generate_dense": [], "generate_policy": []}
         for _ in range(options.rounds + 1):

@@ -16,14 +16,14 @@ import torch
 from torch.nn import functional as F
 
 import solm
-from solm.cost import ModelShapes
-from solm.ops import kernels
-from solm.ops.attention import KeyValues, attend
-from solm.ops.layout import Layout
-from solm.ops.pages import PageBounds
-from solm.ops.plan import Plan, make_plan
-from solm.ops.select import keep_channels
-from solm.semantics import Semantics
+from solm.backends.torch import triton as kernels
+from solm.backends.torch.attention import KeyValues, attend
+from solm.backends.torch.layout import Layout
+from solm.backends.torch.pages import PageBounds
+from solm.backends.torch.plan import Plan, make_plan
+from solm.backends.torch.select import keep_channels
+from solm.core.cost import ModelShapes
+from solm.core.sparsity import SparsityConfig
 from timing import MODEL, arguments, draw_text, machine, median
 
 SHAPES = ModelShapes(
@@ -40,7 +40,7 @@ Timer = Callable[[Callable[[], object]], float]
 
 def attention(rows: int, context: int, device: str, timer: Timer) -> dict[str, float]:
     """One layer's attention of `rows` sequences that see `context` keys each."""
-    size, page = SHAPES.head_dim, Semantics().page_size
+    size, page = SHAPES.head_dim, SparsityConfig().page_size
     keys, values = (
         torch.randn(rows, SHAPES.kv_heads, 1, context, size, device=device, dtype=torch.bfloat16) for _ in range(2)
     )
@@ -52,7 +52,7 @@ def attention(rows: int, context: int, device: str, timer: Timer) -> dict[str, f
 
     def plan(keep: float) -> Plan:
         action = torch.tensor([keep, 1.0, 16.0], dtype=torch.float64).expand(rows, 1, 3)
-        return make_plan(action, positions.cpu() + 1, Semantics(), SHAPES).to(torch.device(device))
+        return make_plan(action, positions.cpu() + 1, SparsityConfig(), SHAPES).to(torch.device(device))
 
     found = {
         "torch's own, dense": timer(
@@ -68,7 +68,7 @@ def attention(rows: int, context: int, device: str, timer: Timer) -> dict[str, f
 
 def product(rows: int, device: str, timer: Timer) -> dict[str, float]:
     """One product of the MLP's size, selection not included."""
-    from solm.ops.kernels.channel_product import channel_product
+    from solm.backends.torch.triton.channel_product import channel_product
 
     weight = torch.randn(SHAPES.hidden, SHAPES.intermediate, device=device, dtype=torch.bfloat16)
     x = torch.randn(rows, 1, SHAPES.hidden, device=device, dtype=torch.bfloat16)

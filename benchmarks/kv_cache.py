@@ -1,4 +1,4 @@
-"""What an int8 KV cache costs in quality: the same text read by the native engine beside either cache.
+"""What an int8 KV cache costs in quality: the same text read by the compiled engine beside either cache.
 
     python benchmarks/kv_cache.py --texts 8
 
@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 import solm
-from solm.decoding.native_session import NativeSession
-from solm.decoding.passes import log_probabilities
+from solm.backends.cpu.engine import KV_CACHE_DTYPES, Engine
+from solm.backends.cpu.session import CpuSession
+from solm.backends.passes import log_probabilities
 from solm.evaluation.statistics import paired_difference
-from solm.native.engine import KV_CACHE_DTYPES, Engine
 from timing import MODEL, arguments, draw_text, machine
 
 CONTEXT, LENGTH, PAGES = 1024, 128, (1.0, 0.2)
@@ -31,9 +31,9 @@ def main() -> None:
     windows = draw_text(lm, options.texts, CONTEXT + LENGTH + 1)
     nats: dict[tuple[str, float], list[float]] = {}
     for dtype in KV_CACHE_DTYPES:
-        engine = Engine(lm.model, lm.semantics, options.precision, kv_cache_dtype=dtype)
+        engine = Engine(lm.model, lm.sparsity, options.precision, kv_cache_dtype=dtype)
         for window in windows.split(1):
-            parent = NativeSession(lm.control, lm.semantics, engine, CONTEXT)
+            parent = CpuSession(lm.control, lm.sparsity, engine, CONTEXT)
             parent.prefill(window[:, :CONTEXT])
             known = window[:, CONTEXT:]
             for pages in PAGES:

@@ -1,11 +1,11 @@
 """What profiles are worth: constant actions dealt out evenly and by each of them, on held-out text.
 
-    solm profile --data TRAIN --texts 32 --seed 31 --out heads.json
+    solm allocation --data TRAIN --texts 32 --seed 31 --out heads.json
     python benchmarks/layers.py --data DATA --profiles layers.json heads.json
 
 Every action keeps the same share in every way, but for the rounding of pages in every layer; what was read is told
 beside what was lost. Text is Wikipedia, books and the web (see policies.py); then answers to retrieval questions,
-whole, as lm-eval would score them. Differences, of every profile from an even deal and of the last from the first, are
+whole, as lm-eval would score them. Differences, of every allocation from an even deal and of the last from the first, are
 paired over texts or questions, with 95 % intervals.
 """
 
@@ -20,24 +20,24 @@ import torch
 
 from long_context import SETS
 from policies import held_out
-from solm.decoding.api import load
-from solm.decoding.language_model import LanguageModel
-from solm.decoding.passes import log_probabilities
-from solm.decoding.session import Session
+from solm.backends.passes import log_probabilities
+from solm.backends.torch.session import Session
+from solm.core.allocation import Allocation
+from solm.core.files import write_text
+from solm.core.sparsity import SparsityConfig
 from solm.evaluation.local_tasks import load_tasks
 from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
 from solm.evaluation.result import command_line, environment
 from solm.evaluation.statistics import paired_difference
-from solm.files import write_text
-from solm.profile import Profile
-from solm.semantics import Semantics
-from solm.training.profile import read_profile
+from solm.runtime.language_model import LanguageModel
+from solm.runtime.load import load
+from solm.training.allocate import read_allocation
 
 ACTIONS = ((0.1, 1.0), (0.2, 1.0), (0.4, 1.0), (1.0, 0.5), (1.0, 0.6), (1.0, 0.7), (1.0, 0.8), (0.2, 0.6), (0.4, 0.7))
 RETRIEVED = ((0.1, 1.0), (0.2, 1.0), (0.4, 1.0))
 EVENLY = "evenly"
 LENGTH, BATCH = 128, 8
-Ways = dict[str, Profile | None]
+Ways = dict[str, Allocation | None]
 Arms = dict[str, list[tuple[float, ...]]]
 """Per arm, and per text: nats, and the shares of attention and MLP."""
 
@@ -52,10 +52,10 @@ def take(
 ) -> None:
     """Score what follows in the rows of `session` densely and under every action, dealt out in every way."""
     for attention, mlp in ((1.0, 1.0), *actions):
-        for way, profile in ways.items():
+        for way, allocation in ways.items():
             if way == EVENLY or attention * mlp < 1:
-                rows = session.fork(1, capacity=tokens.shape[1] + session.semantics.page_size)
-                rows.semantics = rows.semantics.under(profile)
+                rows = session.fork(1, capacity=tokens.shape[1] + session.sparsity.page_size)
+                rows.sparsity = rows.sparsity.under(allocation)
                 arms[f"{way} {attention} {mlp}"] += score(rows, tokens, attention, mlp, whole)
 
 
@@ -114,15 +114,15 @@ def summary(arms: Arms, ways: Ways) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--profiles", type=Path, nargs="+", required=True, help="Files of `solm profile`.")
-    parser.add_argument("--semantics", default="native")
+    parser.add_argument("--profiles", type=Path, nargs="+", required=True, help="Files of `solm allocation`.")
+    parser.add_argument("--sparsity", default="cpu")
     parser.add_argument("--contexts", default="512,1024,4096")
     parser.add_argument("--texts", default="96,48,12", help="Texts at every context.")
     parser.add_argument("--questions", type=int, default=12, help="Of every retrieval set.")
     parser.add_argument("--out", type=Path, default=Path("docs/results/layers.json"))
     options = parser.parse_args()
-    lm = load("builtin:smollm2-135m", semantics=Semantics.preset(options.semantics))
-    ways: Ways = {EVENLY: None} | {path.stem: read_profile(path) for path in options.profiles}
+    lm = load("builtin:smollm2-135m", sparsity=SparsityConfig.preset(options.sparsity))
+    ways: Ways = {EVENLY: None} | {path.stem: read_allocation(path) for path in options.profiles}
     sizes = zip(options.contexts.split(","), options.texts.split(","), strict=True)
     found = {
         "text": {
@@ -133,7 +133,7 @@ def main() -> None:
         },
         "searched": {path.stem: json.loads(path.read_text()) for path in options.profiles},
     }
-    about = {"command": command_line(), "environment": environment(), "semantics": options.semantics}
+    about = {"command": command_line(), "environment": environment(), "sparsity": options.sparsity}
     write_text(options.out, json.dumps({**about, **found}, indent=1) + "\n")
     for where, rows in [*found["text"].items(), *found["retrieval"].items()]:
         for row in rows:

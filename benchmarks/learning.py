@@ -20,27 +20,27 @@ from typing import Any
 
 import torch
 
-from solm.actions import ActionSpace
+from solm.core.actions import ActionSpace
+from solm.core.files import read_tensors, write_tensors, write_text
 from solm.data.windows import TokenStream
-from solm.decoding.api import load
-from solm.decoding.language_model import LanguageModel
 from solm.evaluation.result import command_line, environment
 from solm.evaluation.statistics import paired_difference
-from solm.files import read_tensors, write_tensors, write_text
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.learned import LearnedPolicy
 from solm.policies.network import NetworkConfig, PolicyNetwork
 from solm.policies.schedules import Dense, Static
-from solm.policies.values import ValueConfig
+from solm.policies.value_policy import ValueConfig
+from solm.runtime.language_model import LanguageModel
+from solm.runtime.load import load
 from solm.training.checkpoint import LOG, RunFolder
 from solm.training.config import TrainConfig, ValueTrainConfig
 from solm.training.counterfactual import Samples, collect_samples, draw_levels
+from solm.training.grpo import optimise
 from solm.training.ranks import Ranks
 from solm.training.regression import fit
 from solm.training.rollout import collect, step_generator
 from solm.training.sources import draw_windows, training_streams
-from solm.training.trainer import optimise
-from solm.training.value_trainer import SAMPLES, calibrate, level_costs, read_samples
+from solm.training.values import SAMPLES, calibrate, level_costs, read_samples
 from texts import Texts
 
 SOURCES = ("books", "code", "news", "qa", "technical", "textbooks", "web", "wiki")
@@ -113,7 +113,7 @@ def grpo(lm: LanguageModel, config: TrainConfig, streams: list[TokenStream], lim
     last = records[-8:]
     said = {name: sum(record[name] for record in last) / len(last) for name in last[0]}
     steps = len(records) * config.sequences * config.rollouts * config.horizon
-    known = PolicyConfig(base=lm.identity, space=config.space, semantics=lm.semantics, network=sizes)
+    known = PolicyConfig(base=lm.identity, space=config.space, sparsity=lm.sparsity, network=sizes)
     return Snapshot(clock() / 60, TrainedPolicy(known, network), {**said, "update": len(records), "token_steps": steps})
 
 
@@ -143,7 +143,7 @@ def values(
     network, found = fit(samples, sizes, config.fit)
     costs = read_tensors(out / COSTS)
     calibrate(network, [costs[str(axis)] for axis in range(3)])
-    known = PolicyConfig(base=lm.identity, space=config.space, semantics=lm.semantics, network=network.config)
+    known = PolicyConfig(base=lm.identity, space=config.space, sparsity=lm.sparsity, network=network.config)
     said = {"token_steps": samples.gain.numel(), "explained": found.explained[-1], "slopes": found.slopes}
     return Snapshot(clock() / 60, TrainedPolicy(known, network), said)
 
@@ -176,8 +176,8 @@ def main() -> None:
     points: list[dict[str, Any]] = json.loads(options.out.read_text())["points"] if options.out.exists() else []
     known = {(point["method"], point["space"], point["limit"]) for point in points}
     wanted = options.spaces.split(",")
-    # Under the profile that ships, all of them: it was found before any training.
-    lm = load("builtin:smollm2-135m", semantics=TrainedPolicy.from_pretrained("builtin:smollm2-135m").config.semantics)
+    # Under the allocation that ships, all of them: it was found before any training.
+    lm = load("builtin:smollm2-135m", sparsity=TrainedPolicy.from_pretrained("builtin:smollm2-135m").config.sparsity)
     texts = Texts(lm, options.data, TEXTS, CONTEXT, LENGTH, TEXTS, seed=1)
     dense = float(texts.run(Dense(ActionSpace()), torch.ones(TEXTS, 1, 3, dtype=torch.float64))[0].mean())
     common = {"data": tuple(str(options.data / "train" / source) for source in SOURCES)}

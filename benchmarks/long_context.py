@@ -2,8 +2,8 @@
 
 SmolLM2-135M. Books: 128 tokens scored after 1k, 2k, 4k and 8k tokens of the same text, whose one prefill serves all
 four; every text is a window of one book, the books in turn. Retrieval: the answers of two sets of about 4,300 tokens
-a question. Arms: every step at a constant keep rate, dealt out to layers and heads by the policy's profile or evenly,
-and the policy on attention-fine beside a constant rate (by the profile) of the share that it realised on those very
+a question. Arms: every step at a constant keep rate, dealt out to layers and heads by the policy's allocation or evenly,
+and the policy on attention-fine beside a constant rate (by the allocation) of the share that it realised on those very
 tokens. What steps read is counted in bytes, weights included.
 
     python benchmarks/long_context.py --data DATA/eval --texts 6 --questions 8
@@ -24,20 +24,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from solm.cost import relative_cost
+from solm.backends.passes import log_probabilities
+from solm.backends.torch.plan import kv_budget
+from solm.backends.torch.session import Session
+from solm.core.cost import relative_cost
+from solm.core.files import write_json, write_text
+from solm.core.sparsity import SparsityConfig
 from solm.data.text import documents
 from solm.data.windows import stream_of
-from solm.decoding.api import load
-from solm.decoding.drive import teacher_forced
-from solm.decoding.language_model import LanguageModel
-from solm.decoding.passes import log_probabilities
-from solm.decoding.session import Session
 from solm.evaluation.local_tasks import load_tasks
 from solm.evaluation.result import command_line, environment
 from solm.evaluation.statistics import paired_difference
-from solm.files import write_json, write_text
-from solm.ops.plan import kv_budget
-from solm.semantics import Semantics
+from solm.runtime.drive import teacher_forced
+from solm.runtime.language_model import LanguageModel
+from solm.runtime.load import load
 
 CONTEXTS, SCORED, BLOCK = (1024, 2048, 4096, 8064), 128, 32
 KEEPS, EVENLY, TARGETS = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05), (0.3, 0.2, 0.1), (0.2, 0.3)
@@ -49,13 +49,13 @@ Found = dict[str, dict[str, Any]]
 def constant(lm: LanguageModel, share: float, kv_length: torch.Tensor) -> torch.Tensor:
     """Keep numbers [1, T, 3] of steps that read `share` of kv_length [T] keys, whole pages being dealt out so that
     the sum comes as near as it can."""
-    semantics = lm.semantics
-    nothing, _ = kv_budget(torch.full(kv_length.shape, 0.0)[None], kv_length[None], semantics)
-    sinks = -(-semantics.sinks // semantics.page_size) * semantics.page_size
+    sparsity = lm.sparsity
+    nothing, _ = kv_budget(torch.full(kv_length.shape, 0.0)[None], kv_length[None], sparsity)
+    sinks = -(-sparsity.sinks // sparsity.page_size) * sparsity.page_size
     always = sinks + kv_length - nothing.window_start[0]
-    owed = ((share * kv_length.double() - always) / semantics.page_size).cumsum(0).round()
+    owed = ((share * kv_length.double() - always) / sparsity.page_size).cumsum(0).round()
     pages = owed.diff(prepend=torch.zeros(1, dtype=owed.dtype)).clamp(min=0)
-    keep = ((always + pages * semantics.page_size) / kv_length).clamp(max=1)
+    keep = ((always + pages * sparsity.page_size) / kv_length).clamp(max=1)
     return torch.stack([keep, torch.ones_like(keep), torch.full_like(keep, 16)], -1)[None]
 
 
@@ -66,7 +66,7 @@ def arms(lm: LanguageModel, session: Session, tokens: torch.Tensor) -> Found:
     found: Found = {}
 
     def book(name: str, scores: torch.Tensor, greedy: torch.Tensor | None, realised: torch.Tensor, extra: int) -> float:
-        cost = relative_cost(realised, kv_length, lm.control.shapes, lm.semantics, "bytes", extra)
+        cost = relative_cost(realised, kv_length, lm.control.shapes, lm.sparsity, "bytes", extra)
         found[name] = {
             "nats": (-scores.double()).tolist(),
             "share": float(realised[:, 0].mean()),
@@ -75,9 +75,9 @@ def arms(lm: LanguageModel, session: Session, tokens: torch.Tensor) -> Found:
         }
         return found[name]["share"]
 
-    def run(name: str, keep: torch.Tensor, semantics: Semantics = lm.semantics) -> None:
-        rows = session.fork(1, capacity=steps + semantics.page_size)
-        rows.semantics = semantics
+    def run(name: str, keep: torch.Tensor, sparsity: SparsityConfig = lm.sparsity) -> None:
+        rows = session.fork(1, capacity=steps + sparsity.page_size)
+        rows.sparsity = sparsity
         passed = rows.extend(tokens[:, :-1], keep)
         hit = passed.logits.argmax(-1).cpu() == tokens[:, 1:]
         book(name, log_probabilities(passed.logits, tokens[:, 1:])[0], hit, passed.realised[0], 0)
@@ -86,10 +86,10 @@ def arms(lm: LanguageModel, session: Session, tokens: torch.Tensor) -> Found:
         every = torch.tensor([keep, 1, 16], dtype=torch.float64).expand(1, steps, 3)
         run(f"constant {keep:g}", every)
         if keep in EVENLY:
-            run(f"evenly {keep:g}", every, lm.semantics.under(None))
+            run(f"evenly {keep:g}", every, lm.sparsity.under(None))
     policy = lm.policy("policy")
     for target in TARGETS:
-        forked = session.fork(1, capacity=steps + lm.semantics.page_size)
+        forked = session.fork(1, capacity=steps + lm.sparsity.page_size)
         goal = lm.budget(f"attention={target}").tensor(1)
         episode = teacher_forced(forked, policy, tokens, goal)
         share = book(f"policy {target:g}", episode.log_probabilities[0], None, episode.realised[0], lm.overhead(policy))

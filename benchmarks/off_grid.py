@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from solm.models.families import decoder_layers
-from solm.models.load import load_base
+from solm.backends.torch.families import decoder_layers
+from solm.backends.torch.load import load_base
 from timing import MODEL
 
 

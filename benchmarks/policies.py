@@ -5,7 +5,7 @@
 
 Without a run it is the policy that ships, and the token table, which is fitted to a run's samples, is left out.
 DATA is a folder with eval/wikitext.valid.tokens.txt, eval/books_long.jsonl, eval/hellaswag_val.jsonl (held out) and
-train/ (text that static-tuned is chosen on). The budgets were fixed before any of the held-out text was scored.
+train/ (text that tuned is chosen on). The budgets were fixed before any of the held-out text was scored.
 """
 
 import argparse
@@ -15,20 +15,20 @@ from pathlib import Path
 
 import torch
 
-from solm.actions import ActionSpace
+from solm.core.actions import ActionSpace
+from solm.core.files import write_text
 from solm.data.text import documents
 from solm.data.windows import TokenStream, stream_of
-from solm.decoding.api import load
 from solm.evaluation.baselines import baseline
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.show import table, verdict
-from solm.files import write_text
 from solm.policies.artifact import TrainedPolicy
-from solm.policies.values import ValueNetwork, ValuePolicy
+from solm.policies.value_policy import ValueNetwork, ValuePolicy
+from solm.runtime.load import load
 from solm.training.checkpoint import read_stored
 from solm.training.config import ValueTrainConfig
 from solm.training.regression import fit
-from solm.training.value_trainer import read_samples
+from solm.training.values import read_samples
 
 # Net keeps; in a space with one axis, (share + 2) / 3. Static loses .03 to .5 nats a token at these.
 BUDGETS = {
@@ -40,7 +40,7 @@ BUDGETS = {
     "joint-336": (0.45, 0.6),
     "fine": (0.35, 0.4, 0.45, 0.5),
 }
-# Beside static, static-tuned, random and the token table. What reads by activations is shown on its own axis; in a fine
+# Beside static, tuned, random and the token table. What reads by activations is shown on its own axis; in a fine
 # space static is the constant action already.
 BASELINES = {"attention-fine": ("constant", "top-p"), "mlp-fine": ("constant", "teal"), "fine": ()}
 
@@ -75,8 +75,8 @@ def token_table(run: Path, trained: TrainedPolicy) -> ValueNetwork:
     )
     print("token table explains", found.explained, flush=True)
     with torch.no_grad():
-        for profile, known in zip(network.profiles, trained.network.profiles, strict=True):
-            profile.copy_(known)
+        for allocation, known in zip(network.profiles, trained.network.profiles, strict=True):
+            allocation.copy_(known)
     return network.eval()
 
 

@@ -2,7 +2,7 @@
 
 python benchmarks/policy_cost.py
 
-On the native engine the policy is asked to spend everything, so that its steps compute what dense ones do, decision and
+On the compiled engine the policy is asked to spend everything, so that its steps compute what dense ones do, decision and
 books on top; the two take turns in going first, `added` is the median of what a step takes longer, in milliseconds, and
 `overhead` that in shares of the dense step.
 """
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 import solm
-from solm.budget import Budget, Ledger
-from solm.decoding.midpass import MidPass, MidPassDriver
-from solm.decoding.native_session import NativeSession
-from solm.native.engine import Engine
+from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.session import CpuSession
+from solm.backends.midpass import MidPass, MidPassDriver
+from solm.core.budget import Budget, Ledger
 from solm.policies.artifact import TrainedPolicy
-from solm.policies.values import ValuePolicy
+from solm.policies.value_policy import ValuePolicy
 from timing import MODEL, arguments, draw_text, machine, median
 
 CONTEXT, STEPS = 512, 64
@@ -62,7 +62,7 @@ def main() -> None:
     result = {name: [median(values[1:]), min(values[1:]), max(values[1:])] for name, values in rounds.items()}
     if options.json:
         about = {"dtype": str(lm.model.dtype), "machine": machine()}
-        print(json.dumps({"milliseconds": result, "native": engines, **about}))
+        print(json.dumps({"milliseconds": result, "cpu": engines, **about}))
         return
     for name, (middle, low, high) in result.items():
         print(f"{name:16} {middle:7.3f} ms ({low:.3f} to {high:.3f})")
@@ -74,13 +74,13 @@ def main() -> None:
 def native(lm: Any, space: str, ids: torch.Tensor, precision: str, rounds: int) -> dict[str, Any]:
     """Medians of dense steps and of steps that the policy decides, milliseconds, and what the decisions add."""
     policy = TrainedPolicy.from_pretrained(f"{MODEL}-{space}").policy()
-    parent = NativeSession(lm.control, lm.semantics, Engine(lm.model, lm.semantics, precision), CONTEXT)
+    parent = CpuSession(lm.control, lm.sparsity, Engine(lm.model, lm.sparsity, precision), CONTEXT)
     parent.prefill(ids[:, :CONTEXT])
     dense: list[float] = []
     added: list[float] = []
     for turn in range(rounds + 1):
         plain, decided = (parent.fork(1, capacity=STEPS + 16) for _ in range(2))
-        plain.shortlist = decided.shortlist = True  # as in greedy generation
+        plain.approximate_tail = decided.approximate_tail = True  # as in greedy generation
         steps = {"dense": plain.step, "policy": MidPassDriver(decided, policy, Budget().tensor(1), STEPS).step}
         for step in range(STEPS):
             order = ("dense", "policy") if step % 2 else ("policy", "dense")

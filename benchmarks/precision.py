@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from learning import SOURCES
+from solm.core.files import write_text
 from solm.data.windows import TokenStream
-from solm.decoding.api import load
-from solm.decoding.language_model import LanguageModel
 from solm.evaluation.result import command_line, environment
-from solm.files import write_text
-from solm.policies.values import ValueConfig
+from solm.policies.value_policy import ValueConfig
+from solm.runtime.language_model import LanguageModel
+from solm.runtime.load import load
 from solm.training.config import FitConfig, ValueTrainConfig
 from solm.training.counterfactual import Samples, collect_samples, draw_levels
 from solm.training.ranks import Ranks

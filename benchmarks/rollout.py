@@ -15,12 +15,12 @@ import time
 
 import torch
 
-from solm.actions import ActionSpace
-from solm.budget import Budget
-from solm.decoding.drive import teacher_forced
+from solm.core.actions import ActionSpace
+from solm.core.budget import Budget
+from solm.core.sparsity import SparsityConfig
 from solm.policies.learned import LearnedPolicy
 from solm.policies.network import NetworkConfig, PolicyNetwork
-from solm.semantics import Semantics
+from solm.runtime.drive import teacher_forced
 from solm.training.counterfactual import collect_samples, draw_levels
 from timing import arguments, draw_text, load, machine, median, peak_memory_gib, seconds_inside
 
@@ -77,11 +77,11 @@ def schedule_scores(lm, windows: torch.Tensor) -> torch.Tensor:  # type: ignore[
 
 
 def agreement() -> dict[str, float]:
-    """Correlation of `schedule_scores` with those of the reference backend in float32: in bfloat16, and on the native
+    """Correlation of `schedule_scores` with those of the torch backend in float32: in bfloat16, and on the native
     backend, which adds up the same float32 numbers in another order."""
     scores = []
     for dtype, native in (("float32", False), ("bfloat16", False), ("float32", True)):
-        lm, windows = load(dtype, Semantics(), MORE, CONTEXT + STEPS + 1)
+        lm, windows = load(dtype, SparsityConfig(), MORE, CONTEXT + STEPS + 1)
         if native:
             lm.compile("float32")
         scores.append(schedule_scores(lm, windows).flatten())
@@ -94,7 +94,7 @@ def main() -> None:
     options = arguments(__doc__)
 
     space = ActionSpace.preset(SPACE)
-    lm, windows = load(options.dtype, Semantics(page_size=PAGE), SEQUENCES, CONTEXT + STEPS + 1)
+    lm, windows = load(options.dtype, SparsityConfig(page_size=PAGE), SEQUENCES, CONTEXT + STEPS + 1)
     torch.manual_seed(0)
     network = PolicyNetwork(NetworkConfig(base_hidden=lm.control.shapes.hidden, actions=len(space))).eval()
     policy = LearnedPolicy(network, space, clamp=False)

@@ -25,16 +25,16 @@ import httpx
 import numpy as np
 import torch
 
+from solm.backends.torch.load import load_base
 from solm.data.windows import token_stream
-from solm.models.load import load_base
 from timing import MODEL, arguments, machine, median
 
 TOKENS, PROMPT = 64, 96
 STARTED = 180
 SERVERS = {
-    "reference": ["--backend", "reference"],
-    "native-bfloat16": ["--backend", "native", "--precision", "bfloat16"],
-    "native-int8": ["--backend", "native", "--precision", "int8"],
+    "torch": ["--backend", "torch"],
+    "native-bfloat16": ["--backend", "cpu", "--precision", "bfloat16"],
+    "native-int8": ["--backend", "cpu", "--precision", "int8"],
 }
 
 
@@ -174,7 +174,7 @@ def governed(options: Any) -> dict[str, Any]:
     texts = some_texts(rows * 2 * 2 * 4 + rows * 4, options.context)
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        native = ["--backend", "native", "--precision", options.precision]
+        native = ["--backend", "cpu", "--precision", options.precision]
         with server(ours(*native), free_port(), Path(folder) / "dense.log") as address:
             load = Load(address, "served", {"policy": "dense"}, tokens)
             asyncio.run(load.run(rows, 1, texts[-rows * 2 : -rows]))

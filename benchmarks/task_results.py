@@ -3,7 +3,7 @@
     python benchmarks/task_results.py --data DATA
     python benchmarks/task_results.py --table
 
-DATA is a folder with eval/ (the tasks) and train/ (text that static-tuned is chosen on). Budgets, number of examples
+DATA is a folder with eval/ (the tasks) and train/ (text that tuned is chosen on). Budgets, number of examples
 and number of questions were fixed before any question was asked; the questions are the first ones of every file, of
 MMLU the first of each of the 57 subjects. One JSON file a task; what was answered already is not asked again.
 """
@@ -16,14 +16,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from solm.actions import ActionSpace
+from solm.core.actions import ActionSpace
+from solm.core.files import write_text
 from solm.data.text import documents
 from solm.data.windows import stream_of
-from solm.decoding.api import load
-from solm.evaluation.arms import tuned_static
+from solm.evaluation.arms import tuned
 from solm.evaluation.local_tasks import load_tasks
 from solm.evaluation.tasks import TaskSettings, evaluate_tasks
-from solm.files import write_text
+from solm.runtime.load import load
 
 BUDGETS, SHOTS, SPACE = (0.55, 0.65, 0.75, 0.85), 5, "fine"
 QUESTIONS = {
@@ -36,7 +36,7 @@ QUESTIONS = {
     "piqa": 40,
     "hellaswag": 30,
 }
-ARMS = ("static-even", "static", "static-tuned", "random")
+ARMS = ("uniform", "static", "tuned", "random")
 _NORMAL = statistics.NormalDist().inv_cdf(0.975)
 
 
@@ -50,7 +50,7 @@ def answer(options: argparse.Namespace) -> None:
     if not left:
         return
     texts = documents(str(options.data / "train/web"))[:500] + documents(str(options.data / "train/wiki"))[:500]
-    tuned = tuned_static(lm, stream_of(texts, lm.tokenizer, "train/web, train/wiki"), space, context=256)
+    tuned_arm = tuned(lm, stream_of(texts, lm.tokenizer, "train/web, train/wiki"), space, context=256)
     for name in left:
         settings = TaskSettings(tasks=(name,), budgets=BUDGETS, limit=QUESTIONS[name], fewshot=SHOTS)
         result = evaluate_tasks(
@@ -58,7 +58,7 @@ def answer(options: argparse.Namespace) -> None:
             load_tasks([name], options.data / "eval"),
             settings,
             space,
-            {"static-tuned": tuned},
+            {"tuned": tuned},
             options.out / f"{name}.partial",
             lambda done, total, name=name: print(f"{name}: {done}/{total}", flush=True),
         )

@@ -16,12 +16,12 @@ from pathlib import Path
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from solm.actions import ActionSpace
-from solm.decoding.api import load
+from solm.backends.torch.load import load_base
+from solm.core.actions import ActionSpace
 from solm.evaluation.harness import ControlledLM
 from solm.evaluation.local_tasks import load_tasks
-from solm.models.load import load_base
 from solm.policies.schedules import Dense, Static
+from solm.runtime.load import load
 from timing import MODEL, arguments, machine, median
 
 SUBJECTS = ("mmlu_astronomy", "mmlu_high_school_macroeconomics", "mmlu_professional_law")

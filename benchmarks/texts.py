@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 
 from policies import held_out
-from solm.decoding.drive import teacher_forced
-from solm.decoding.language_model import LanguageModel
-from solm.decoding.session import Session
+from solm.backends.torch.session import Session
 from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
-from solm.policies.observation import Policy
-from solm.policies.prices import Allocator
+from solm.policies.priced import PricedPolicy
+from solm.policies.protocol import Policy
+from solm.runtime.drive import teacher_forced
+from solm.runtime.language_model import LanguageModel
 
 
 class Texts:
@@ -19,14 +19,16 @@ class Texts:
     def __init__(self, lm: LanguageModel, data: Path, count: int, context: int, length: int, batch: int, seed: int = 0):
         settings = EvaluationSettings(budgets=(1.0,), sequences=count, context=context, length=length, seed=seed)
         self.windows = held_out_windows(held_out(data, lm), settings)
-        self.room = length + lm.semantics.page_size
+        self.room = length + lm.sparsity.page_size
         self.read: list[tuple[Session, torch.Tensor]] = []
         for some in self.windows.split(batch):
             session = lm.session(capacity=context)
             session.prefill(some[:, :context])
             self.read.append((session, some[:, context:]))
 
-    def run(self, policy: Policy | Allocator, target: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(
+        self, policy: Policy | PricedPolicy, target: torch.Tensor, seed: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """K runs over every text, target [S, K, 3]: nats per token [S, K], average realised shares [S, K, 3]."""
         forks = target.shape[1]
         nats, spent = [], []

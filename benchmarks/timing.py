@@ -30,9 +30,9 @@ def arguments(description: str | None, *more: Callable[[argparse.ArgumentParser]
     return parser.parse_args()
 
 
-def load(dtype: str, semantics: solm.Semantics, count: int, length: int) -> tuple[Any, torch.Tensor]:
+def load(dtype: str, sparsity: solm.SparsityConfig, count: int, length: int) -> tuple[Any, torch.Tensor]:
     """The embedded model and `count` windows of `length` tokens of real text."""
-    lm = solm.load(MODEL, semantics=semantics, dtype=dtype)
+    lm = solm.load(MODEL, sparsity=sparsity, dtype=dtype)
     return lm, draw_text(lm, count, length)
 
 

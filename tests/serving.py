@@ -10,8 +10,8 @@ import uvicorn
 
 import solm
 from conftest import tiny_model
+from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
-from solm.semantics import Semantics
 from solm.serving.app import create_app
 from solm.serving.service import Service
 from solm.serving.settings import ServeSettings
@@ -27,10 +27,10 @@ def tiny_service(byte_tokenizer, policy=True, **settings) -> Service:
     if policy:
         values = network(layer=1)
         config = PolicyConfig(
-            base=lm.identity, space=values.config.grid, semantics=Semantics(window=32, page_size=8),
+            base=lm.identity, space=values.config.grid, sparsity=SparsityConfig(window=32, page_size=8),
             network=values.config,
         )  # fmt: skip
-        lm.trained, lm.semantics = TrainedPolicy(config, values), config.semantics
+        lm.trained, lm.sparsity = TrainedPolicy(config, values), config.sparsity
     return Service(lm, ServeSettings(**settings), "tiny")
 
 

@@ -6,20 +6,20 @@ import torch
 
 import solm
 from conftest import tiny_model
-from solm.actions import ActionSpace
+from solm.core.actions import ActionSpace
+from solm.core.allocation import Allocation
 from solm.data.windows import stream_of, token_stream
-from solm.decoding.drive import teacher_forced
-from solm.decoding.levels import expected_gains, level_gains
-from solm.evaluation.arms import Oracle, TunedStatic, lower_hull, tuned_nats
+from solm.evaluation.arms import Oracle, Tuned, lower_hull, tuned_nats
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.show import verdict
 from solm.evaluation.statistics import expected_best
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.schedules import Static
-from solm.policies.values import ValuePolicy
-from solm.profile import Profile
+from solm.policies.value_policy import ValuePolicy
+from solm.runtime.drive import teacher_forced
+from solm.runtime.level_costs import expected_gains, level_gains
 from test_families import CONTEXT, STEPS, tokens
-from test_values import SEMANTICS, SPACE, network
+from test_values import SPACE, SPARSITY, network
 
 
 def test_the_hull_holds_the_points_that_no_mixture_beats():
@@ -30,7 +30,7 @@ def test_the_hull_holds_the_points_that_no_mixture_beats():
 
 
 def test_tuned_static_spends_the_same_net_keep_where_it_costs_least():
-    with solm.attach(tiny_model("llama"), semantics=SEMANTICS) as lm:
+    with solm.attach(tiny_model("llama"), sparsity=SPARSITY) as lm:
         # Bits are free, attention is dear: all savings should come from bits first.
         attention, mlp, bits = (torch.tensor(x).double() for x in ([2.0, 1.0, 0.0], [1.0, 0.2, 0.0], [0.0, 0.0, 0.0]))
         nats = (attention[:, None, None] + mlp[:, None] + bits).flatten()
@@ -38,7 +38,7 @@ def test_tuned_static_spends_the_same_net_keep_where_it_costs_least():
         ids = tokens(2, CONTEXT + STEPS + 1)
         session.prefill(ids[:, :CONTEXT])
         target = torch.tensor([[0.9, 0.9, 0.6]] * 2, dtype=torch.float64)
-        episode = teacher_forced(session.fork(1), TunedStatic(SPACE, nats), ids[:, CONTEXT:], target)
+        episode = teacher_forced(session.fork(1), Tuned(SPACE, nats), ids[:, CONTEXT:], target)
         spent = episode.realised.mean(1)
         torch.testing.assert_close(spent.mean(1), target.mean(1), rtol=0, atol=0.03)
         assert (spent[:, 0] == 1).all()
@@ -46,7 +46,7 @@ def test_tuned_static_spends_the_same_net_keep_where_it_costs_least():
 
 
 def test_the_oracle_beats_static_at_the_same_spending():
-    with solm.attach(tiny_model("llama"), semantics=SEMANTICS) as lm:
+    with solm.attach(tiny_model("llama"), sparsity=SPARSITY) as lm:
         space = ActionSpace(mlp=(0.2, 1.0))
         ids = tokens(6, CONTEXT + STEPS + 1)
         session = lm.session()
@@ -68,7 +68,7 @@ def test_the_oracle_beats_static_at_the_same_spending():
 
 
 def test_expected_gains_are_the_mean_of_gains_over_what_the_dense_run_predicts():
-    with solm.attach(tiny_model("llama"), semantics=SEMANTICS) as lm:
+    with solm.attach(tiny_model("llama"), sparsity=SPARSITY) as lm:
         space = ActionSpace(mlp=(0.2, 1.0))
         ids = tokens(2, CONTEXT + 2)
         session = lm.session()
@@ -100,15 +100,15 @@ def test_the_best_of_many_trials_is_estimated_from_the_spread_of_a_few():
 def test_static_even_ignores_the_profile_and_spends_the_same(byte_tokenizer, bend):
     line = tuple(round(knot / 20, 9) for knot in range(21))
     more, less = (tuple(min(1.0, max(0.0, s + sign * bend * s * (1 - s))) for s in line) for sign in (1, -1))
-    semantics = SEMANTICS.under(Profile(attention=(more, less), mlp=(less, more)))
-    with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer, semantics=semantics) as lm:
+    sparsity = SPARSITY.under(Allocation(attention=(more, less), mlp=(less, more)))
+    with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer, sparsity=sparsity) as lm:
         settings = EvaluationSettings(budgets=(0.6,), sequences=3, context=60, length=16, trials=1)
         stream = token_stream("pydoc:heldout", byte_tokenizer)
         result = evaluate(lm, [stream], settings, SPACE)
         plain = {point.arm: point for point in result.points}
-        lm.semantics = SEMANTICS
-        assert evaluate(lm, [stream], settings, SPACE).arm("static-even", 0.6) is None
-    even, static = plain["static-even"], plain["static"]
+        lm.sparsity = SPARSITY
+        assert evaluate(lm, [stream], settings, SPACE).arm("uniform", 0.6) is None
+    even, static = plain["uniform"], plain["static"]
     assert even.realised == pytest.approx(static.realised, abs=0.03)
     assert (even.nats == pytest.approx(static.nats, abs=1e-6)) is (bend == 0)
 
@@ -118,8 +118,8 @@ def test_every_arm_is_matched_to_a_value_policy(byte_tokenizer):
 
     with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer) as lm:
         made = network().float()
-        config = PolicyConfig(base=lm.identity, space=SPACE, semantics=SEMANTICS, network=made.config)
-        lm.trained, lm.semantics = TrainedPolicy(config, made), SEMANTICS
+        config = PolicyConfig(base=lm.identity, space=SPACE, sparsity=SPARSITY, network=made.config)
+        lm.trained, lm.sparsity = TrainedPolicy(config, made), SPARSITY
         settings = EvaluationSettings(budgets=(0.6, 0.8), sequences=5, context=60, length=24, trials=2, oracle=True)
         text = documents("pydoc:heldout")
         streams = [stream_of(text[i : i + 1], byte_tokenizer, str(i)) for i in range(2)]
@@ -134,14 +134,14 @@ def test_every_arm_is_matched_to_a_value_policy(byte_tokenizer):
     for budget in settings.budgets:
         arms = {point.arm: point for point in result.points if point.budget == budget}
         assert set(arms) == {
-            "policy", "static", "token-table", "token-table/again", "static-tuned", "oracle", "random",
+            "policy", "static", "token-table", "token-table/again", "tuned", "oracle", "random",
             "best-of-2-random", "best-of-500-random-estimated",
         }  # fmt: skip
         assert arms["policy"].realised == pytest.approx(budget, abs=0.03)
         for name, point in arms.items():
             # A random model may be no worse for spending less: then so does the tuned schedule.
             assert point.realised <= arms["policy"].realised + 0.03, name
-            if name not in ("static-tuned", "policy"):
+            if name not in ("tuned", "policy"):
                 for axis, share in arms["policy"].axes.items():
                     assert point.axes[axis] == pytest.approx(share, abs=0.04), (name, axis)
         assert arms["oracle"].nats < arms["random"].nats

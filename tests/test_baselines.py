@@ -5,32 +5,32 @@ import torch
 
 import solm
 from conftest import tiny_model
-from solm.actions import ActionSpace
+from solm.backends.torch.adaptive import HIDDEN, INPUT, Rule
+from solm.backends.torch.adaptive_session import AdaptiveSession
+from solm.backends.torch.families import decoder_layers, mlp_sites
+from solm.backends.torch.plan import ceil_share
+from solm.core.actions import ActionSpace
+from solm.core.errors import SolmError
+from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
-from solm.decoding.adaptive import AdaptiveSession
-from solm.decoding.drive import teacher_forced
-from solm.errors import SolmError
 from solm.evaluation.arms import Arm
 from solm.evaluation.baselines import BASELINES, baseline
-from solm.evaluation.per_request import per_request, prompt_states
+from solm.evaluation.channel_thresholds import channel_limits, thresholds
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
-from solm.evaluation.thresholds import channel_limits, thresholds
-from solm.models.families import decoder_layers, mlp_sites
-from solm.ops.adaptive import HIDDEN, INPUT, Rule
-from solm.ops.plan import ceil_share
 from solm.policies.schedules import Static
-from solm.semantics import Semantics
+from solm.research.per_request import per_request, prompt_states
+from solm.runtime.drive import teacher_forced
 from test_families import tokens
 from test_values import SPACE
 
-PAGES = Semantics(page_size=4, sinks=4, window=8)
+PAGES = SparsityConfig(page_size=4, sinks=4, window=8)
 CONTEXT, STEPS = 90, 40
 TEXT = "One fish, two fish, red fish, blue fish; some are old and some are new. " * 60
 
 
 @pytest.fixture
 def exact_lm(byte_tokenizer):
-    with solm.attach(tiny_model("llama"), tokenizer=byte_tokenizer, semantics=PAGES) as lm:
+    with solm.attach(tiny_model("llama"), tokenizer=byte_tokenizer, sparsity=PAGES) as lm:
         yield lm
 
 
@@ -90,7 +90,7 @@ def test_the_controller_of_p_keeps_the_budget(exact_lm, target):
 
 def test_static_at_a_level_is_quest_at_a_constant_budget(exact_lm):
     """Without sinks and window a step of Quest reads ceil(budget / page) pages, whatever was read before."""
-    exact_lm.semantics = Semantics(page_size=4, sinks=0, window=0)
+    exact_lm.sparsity = SparsityConfig(page_size=4, sinks=0, window=0)
     session, ids = prefilled(exact_lm, 2)
     quest = session.fork(1).score(ids, keep(2, 0.4, 1, 16))
     length = CONTEXT + 1 + torch.arange(STEPS)
@@ -138,7 +138,7 @@ def test_thresholds_pass_the_calibrated_share_and_book_what_passed(exact_lm):
     assert float(share.mean()) == pytest.approx(0.6, abs=0.05)
     assert share.std() > 0.005  # tokens differ, exact top-k would not let them
     rows = AdaptiveSession.of(session.fork(1), Rule(thresholds=limits))
-    rows.semantics = rows.semantics.model_copy(update={"hidden_power": 2})
+    rows.sparsity = rows.sparsity.model_copy(update={"hidden_power": 2})
     squared = rows.score(ids, keep(3, 1, 0.6, 16)).realised[..., 1]
     assert float(squared.mean()) == pytest.approx((0.6 + 0.6**2) / 2, abs=0.05)
     everything = AdaptiveSession.of(session.fork(1), Rule(thresholds=limits)).score(ids, keep(3, 1, 1, 16))
@@ -167,7 +167,7 @@ def test_per_request_splits_by_the_prompt_and_then_stays(value_lm):
 def test_every_baseline_is_an_arm_on_the_same_tokens(value_lm, byte_tokenizer):
     stream, tuning = stream_of([TEXT], byte_tokenizer, "fish"), stream_of([TEXT[::-1]], byte_tokenizer, "hsif")
     settings = EvaluationSettings(budgets=(0.7,), sequences=4, context=60, length=24, trials=1, batch=2)
-    value_lm.semantics = PAGES
+    value_lm.sparsity = PAGES
     arms = {name: baseline(name, value_lm, value_lm.space, tuning, 60) for name in BASELINES}
     result = evaluate(value_lm, [stream], settings, rivals=arms)
     found = {point.arm: point for point in result.points}
@@ -189,10 +189,10 @@ def test_what_a_baseline_lacks_is_one_line(tiny_lm, exact_lm):
         baseline("teal", exact_lm, space)
     with pytest.raises(SolmError, match="--method values"):
         baseline("per-request", exact_lm, space)
-    exact_lm.semantics = Semantics(window=0, sinks=0)
-    with pytest.raises(SolmError, match="default semantics"):
+    exact_lm.sparsity = SparsityConfig(window=0, sinks=0)
+    with pytest.raises(SolmError, match="default sparsity"):
         baseline("top-p", exact_lm, space)
-    exact_lm.semantics = Semantics(mlp_site="gate-first")
+    exact_lm.sparsity = SparsityConfig(mlp_site="gate-first")
     with pytest.raises(SolmError, match="gate-first"):
         thresholds(exact_lm, stream_of([TEXT], exact_lm.tokenizer, "fish"), space, 60)
 

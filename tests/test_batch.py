@@ -5,37 +5,37 @@ import shutil
 import pytest
 import torch
 
-from solm.budget import Budget
-from solm.decoding.batch import Batch, Seat
-from solm.decoding.sampling import Sampler
-from solm.decoding.text import TextStream
-from solm.errors import DataError
+from solm.core.budget import Budget
+from solm.core.errors import DataError
+from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
-from solm.semantics import Semantics
+from solm.runtime.batching import Batch, Seat
+from solm.runtime.sampling import Sampler
+from solm.runtime.text import TextStream
 from test_evaluation import policy_lm  # noqa: F401
 from test_values import network
 
 
-def under_values(lm, semantics):
+def under_values(lm, sparsity):
     """The tiny model with a value policy that was not trained but tells tokens apart."""
     values = network(layer=1)
     config = PolicyConfig(
-        base=lm.identity, space=values.config.grid, semantics=semantics, network=values.config
+        base=lm.identity, space=values.config.grid, sparsity=sparsity, network=values.config
     )  # fmt: skip
-    lm.trained, lm.semantics = TrainedPolicy(config, values), semantics
+    lm.trained, lm.sparsity = TrainedPolicy(config, values), sparsity
     return lm
 
 
 @pytest.fixture
 def value_lm(tiny_lm):
-    return under_values(tiny_lm, Semantics(window=32, page_size=8))
+    return under_values(tiny_lm, SparsityConfig(window=32, page_size=8))
 
 
 @pytest.fixture
 def native_lm(tiny_lm):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler here")
-    return under_values(tiny_lm, Semantics(window=32)).compile("int8")
+    return under_values(tiny_lm, SparsityConfig(window=32)).compile("int8")
 
 
 def prompt(seed: int, length: int) -> torch.Tensor:
@@ -118,7 +118,7 @@ def test_a_changed_target_holds_from_then_on(value_lm):
 
 def test_page_bounds_follow_rows_of_unequal_length(tiny_lm):
     """What a joined session reads of its pages is what every row would read alone: dense steps in between included."""
-    from solm.actions import ActionSpace
+    from solm.core.actions import ActionSpace
 
     lm = tiny_lm
     low, dense = ActionSpace(attention=(0.2, 1.0)).table

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import solm
-from solm.actions import ActionSpace
+from solm.core.actions import ActionSpace
+from solm.core.errors import SolmError
 from solm.data.windows import token_stream
-from solm.decoding.drive import teacher_forced
-from solm.errors import SolmError
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.schedules import Static
+from solm.runtime.drive import teacher_forced
 
 NAME = "builtin:smollm2-135m"
 
@@ -51,12 +51,12 @@ def test_it_holds_every_budget_and_beats_static_at_the_same_spending(real_model,
 def test_the_native_one_keeps_its_budgets_under_its_profile(real_model):
     model, tokenizer = real_model
     trained = TrainedPolicy.from_pretrained(f"{NAME}-native")
-    profile = trained.config.semantics.profile
-    assert profile is not None
-    assert (profile.layers, profile.heads) == (30, 3)
-    assert trained.config.space == ActionSpace.preset("native-fine")
+    allocation = trained.config.sparsity.allocation
+    assert allocation is not None
+    assert (allocation.layers, allocation.heads) == (30, 3)
+    assert trained.config.space == ActionSpace.preset("cpu-fine")
     coarse = TrainedPolicy.from_pretrained(f"{NAME}-native-native").config
-    assert (coarse.space, coarse.semantics) == (ActionSpace.preset("native"), trained.config.semantics)
+    assert (coarse.space, coarse.sparsity) == (ActionSpace.preset("cpu"), trained.config.sparsity)
     with solm.attach(model, trained, tokenizer) as lm:
         windows = token_stream("pydoc:heldout", tokenizer).spaced(3, 1025 + 128, torch.Generator().manual_seed(0))
         session = lm.session(capacity=1024)

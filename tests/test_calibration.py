@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import solm
-from solm.budget import Budget
 from solm.cli.main import main
-from solm.decoding.calibration import Calibration, measure, read_calibration
-from solm.errors import BudgetError, DamagedFileError, PolicyMismatchError
+from solm.core.budget import Budget
+from solm.core.errors import BudgetError, DamagedFileError, PolicyMismatchError
+from solm.runtime.timings import StepTimings, measure, read_timings
 from test_batch import value_lm  # noqa: F401
 
 KNOWN = {
@@ -22,7 +22,7 @@ KNOWN = {
 
 
 def test_times_are_interpolated_over_levels_and_contexts():
-    known = Calibration(**KNOWN)
+    known = StepTimings(**KNOWN)
     assert known.milliseconds(Budget(), 100) == 5
     assert known.milliseconds(Budget(), 550) == 7
     assert known.milliseconds(Budget(), 9000) == 9
@@ -31,12 +31,12 @@ def test_times_are_interpolated_over_levels_and_contexts():
 
 
 def test_high_halves_of_weights_take_their_own_time(tiny_folder):
-    known = Calibration(**KNOWN, halved_ms=(2.0, 6.0))
+    known = StepTimings(**KNOWN, halved_ms=(2.0, 6.0))
     assert known.milliseconds(Budget(bits=4), 100) == 2
     assert known.milliseconds(Budget(bits=10), 1000) == pytest.approx(7.5)
     with pytest.raises(ValueError, match="halved_ms"):
-        Calibration(**KNOWN, halved_ms=(2.0,))
-    with solm.load(str(tiny_folder), semantics=solm.Semantics.preset("nested")) as lm:
+        StepTimings(**KNOWN, halved_ms=(2.0,))
+    with solm.load(str(tiny_folder), sparsity=solm.SparsityConfig.preset("nested")) as lm:
         found = measure(lm, torch.randint(3, 259, (1, 201)), (100, 200), rounds=1)
         assert len(found.halved_ms) == 2
         assert found.check(lm) is found
@@ -45,7 +45,7 @@ def test_high_halves_of_weights_take_their_own_time(tiny_folder):
 
 
 def test_a_budget_takes_the_time_it_was_asked_for():
-    known = Calibration(**KNOWN)
+    known = StepTimings(**KNOWN)
 
     def of_net(net):
         return Budget(attention=net, mlp=max(0.4, net))
@@ -68,7 +68,7 @@ def test_a_measured_model_takes_budgets_in_milliseconds(value_lm):  # noqa: F811
     with pytest.raises(BudgetError, match="'soon' is not a number"):
         lm.budget("ms=soon")
     with pytest.raises(PolicyMismatchError, match="run solm bench"):
-        Calibration(**KNOWN).check(lm)
+        StepTimings(**KNOWN).check(lm)
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def test_a_damaged_file_is_refused(tmp_path, change):
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps(KNOWN | change))
     with pytest.raises(DamagedFileError, match=r"calibration.json is damaged"):
-        read_calibration(path)
+        read_timings(path)
     path.write_text(json.dumps(KNOWN)[:-20])
     with pytest.raises(DamagedFileError):
-        read_calibration(path)
+        read_timings(path)
 
 
 def test_the_command_measures_and_its_file_is_used(tiny_folder, tmp_path, monkeypatch, capsys):
@@ -97,11 +97,11 @@ def test_the_command_measures_and_its_file_is_used(tiny_folder, tmp_path, monkey
         return ended.value.code, capsys.readouterr()
 
     out = tmp_path / "calibration.json"
-    common = ["--model", tiny_folder, "--backend", "reference"]
+    common = ["--model", tiny_folder, "--backend", "torch"]
     code, said = solm("bench", *common, "--contexts", "90,200", "--rounds", "1", "--out", out)
     assert code == 0
     assert "pages 0.1, MLP 0.4" in said.out
-    assert read_calibration(out).contexts == (90, 200)
+    assert read_timings(out).contexts == (90, 200)
     code, said = solm("generate", *common, "--calibration", out, "--budget", "ms=1000", "--max-new-tokens", "4", "hi")
     assert code == 0, said.err
     assert "net 1.000" in said.err

@@ -38,7 +38,7 @@ def trained(tmp_path_factory, byte_tokenizer):
 
 def test_help_of_every_verb_has_examples_and_is_fast():
     for verb in (
-        "profile",
+        "allocation",
         "train",
         "eval",
         "tasks",
@@ -128,7 +128,7 @@ def test_a_value_policy_is_trained_resumed_and_compared_with_every_arm(trained, 
         "--tuning", tmp_path / "other.txt", "--rival", f"same={policy}", "--json", out,
     )  # fmt: skip
     points = {point["arm"]: point for point in json.loads(out.read_text())["points"]}
-    assert {"oracle", "static-tuned", "same", "best-of-500-random-estimated"} <= set(points)
+    assert {"oracle", "tuned", "same", "best-of-500-random-estimated"} <= set(points)
     assert points["same"]["axes"] == pytest.approx(points["policy"]["axes"], abs=0.05)
     assert "budget 0.70" in shown.stdout
 
@@ -159,9 +159,9 @@ def test_inspect_says_what_works_and_why_not(trained, tmp_path):
     content = json.loads(solm("inspect", model, "--json").stdout)
     assert all(axis["supported"] for axis in content["axes"].values())
     combined = content["combines"]
-    assert combined["native backend"] == {"supported": True, "reason": None}
+    assert combined["cpu backend"] == {"supported": True, "reason": None}
     assert combined["layers that compute on several devices"]["supported"]
-    assert not combined["... on the native backend"]["supported"]
+    assert not combined["... on the cpu backend"]["supported"]
     moe = tmp_path / "moe"
     moe.mkdir()
     (moe / "config.json").write_text(
@@ -171,7 +171,7 @@ def test_inspect_says_what_works_and_why_not(trained, tmp_path):
     content = json.loads(solm("inspect", moe, "--json").stdout)
     assert content["axes"]["attention"]["supported"]
     assert "experts" in content["axes"]["mlp"]["reason"]
-    assert "family 'mixtral'" in content["combines"]["native backend"]["reason"]
+    assert "family 'mixtral'" in content["combines"]["cpu backend"]["reason"]
 
 
 def test_users_mistakes_are_one_line_and_exit_2(trained, tmp_path, monkeypatch, capsys):

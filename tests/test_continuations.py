@@ -5,14 +5,14 @@ import torch
 
 import solm
 from conftest import tiny_model
-from solm.actions import ActionSpace
-from solm.budget import Budget
-from solm.decoding import continuations
-from solm.decoding.continuations import Prefills, likelihoods
-from solm.decoding.language_model import LanguageModel
-from solm.errors import DataError
+from solm.core.actions import ActionSpace
+from solm.core.budget import Budget
+from solm.core.errors import DataError
+from solm.core.sparsity import SparsityConfig
+from solm.evaluation import likelihoods as continuations
+from solm.evaluation.likelihoods import Prefills, likelihoods
 from solm.policies.schedules import Dense, Random, Static
-from solm.semantics import Semantics
+from solm.runtime.language_model import LanguageModel
 
 SPACE = ActionSpace(attention=(0.2, 1.0), mlp=(0.4, 1.0), bits=(5, 16))
 DENSE = torch.ones(3, dtype=torch.float64)
@@ -34,7 +34,7 @@ def varied_pairs() -> list[tuple[list[int], list[int]]]:
 
 @pytest.fixture
 def lm(byte_tokenizer):
-    with LanguageModel(tiny_model("llama"), byte_tokenizer, semantics=Semantics(page_size=8, window=8)) as lm:
+    with LanguageModel(tiny_model("llama"), byte_tokenizer, sparsity=SparsityConfig(page_size=8, window=8)) as lm:
         yield lm
 
 

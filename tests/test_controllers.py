@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from solm.actions import ActionSpace
-from solm.budget import Ledger
-from solm.decoding.drive import teacher_forced
-from solm.policies.controllers import DriftController, EntropyController
-from solm.policies.observation import Observation
+from solm.core.actions import ActionSpace
+from solm.core.budget import Ledger
+from solm.policies.protocol import Observation
+from solm.research.controllers import DriftController, EntropyController
+from solm.runtime.drive import teacher_forced
 from test_families import tokens
 
 SPACE = ActionSpace(attention=(0.3, 1.0), mlp=(0.4, 0.7, 1.0), bits=(5, 16))

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from solm.data.selftext import sample_texts
+from solm.core.errors import DataError
 from solm.data.text import documents, undo_wikitext
 from solm.data.windows import stream_of, token_stream
-from solm.errors import DataError
+from solm.training.self_text import sample_texts
 
 
 def test_pydoc_is_split_by_topic_without_overlap():

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from solm.actions import ActionSpace
-from solm.decoding.midpass import MidPassDriver
-from solm.decoding.native_session import NativeSession
-from solm.models.controller import ModelControl
-from solm.native.engine import Engine
-from solm.policies.values import ValueConfig, ValueNetwork, ValuePolicy
-from solm.semantics import Semantics
+from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.session import CpuSession
+from solm.backends.midpass import MidPassDriver
+from solm.backends.torch.hooks import ModelControl
+from solm.core.actions import ActionSpace
+from solm.core.sparsity import SparsityConfig
+from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy
 from test_families import tokens
-from test_profile import semantics_of
+from test_profile import sparsity_of
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 SPACES = {
@@ -24,13 +24,13 @@ SPACES = {
 }
 
 
-SEMANTICS = Semantics(window=16)
+SPARSITY = SparsityConfig(window=16)
 
 
 @pytest.fixture(scope="module")
 def engine():
     control = ModelControl(tiny_model("llama", torch.float32, num_hidden_layers=4))
-    yield control, Engine(control.model, Semantics(window=16), "float32")
+    yield control, Engine(control.model, SparsityConfig(window=16), "float32")
     control.detach()
 
 
@@ -47,10 +47,10 @@ def policy_of(space: ActionSpace, layer: int, clamp: bool = True) -> ValuePolicy
     return ValuePolicy(network, space, clamp)
 
 
-def both(engine, policy, target, horizon, rows=3, context=30, semantics=SEMANTICS):
+def both(engine, policy, target, horizon, rows=3, context=30, sparsity=SPARSITY):
     """The same rows twice: decided in Python, and in the engine."""
     control, native = engine
-    parent = NativeSession(control, semantics, native)
+    parent = CpuSession(control, sparsity, native)
     parent.prefill(tokens(rows, context))
     plain = ValuePolicy.__new__(ValuePolicy)
     plain.__dict__.update(policy.__dict__)
@@ -60,22 +60,22 @@ def both(engine, policy, target, horizon, rows=3, context=30, semantics=SEMANTIC
     return drivers
 
 
-@pytest.mark.parametrize("dealt", ["evenly", "by a profile", "weights' bits"])
+@pytest.mark.parametrize("dealt", ["evenly", "by an allocation", "weights' bits"])
 @pytest.mark.parametrize("clamp", [True, False])
 @pytest.mark.parametrize("layer", [0, 1, 3])
 @pytest.mark.parametrize("name", SPACES)
 def test_decisions_equal_the_policys(engine, name, layer, clamp, dealt):
-    semantics = {
-        "evenly": SEMANTICS, "by a profile": semantics_of(0.9, -0.6, -0.7, 0.4),
-        "weights' bits": SEMANTICS.model_copy(update={"bits_site": "weights"}),
+    sparsity = {
+        "evenly": SPARSITY, "by an allocation": sparsity_of(0.9, -0.6, -0.7, 0.4),
+        "weights' bits": SPARSITY.model_copy(update={"bits_site": "weights"}),
     }[dealt]  # fmt: skip
     space = SPACES[name]
     policy = policy_of(space, layer, clamp)
-    if semantics.bits_site == "weights":
-        engine = engine[0], Engine(engine[0].model, semantics, "nested")
+    if sparsity.bits_site == "weights":
+        engine = engine[0], Engine(engine[0].model, sparsity, "nested")
     lows = torch.tensor([low for low, _ in space.ranges], dtype=torch.float64)
     target = torch.stack([lows + part * (1 - lows) for part in (0.1137, 0.4071, 0.7919)])
-    python, native = both(engine, policy, target, 48, semantics=semantics)
+    python, native = both(engine, policy, target, 48, sparsity=sparsity)
     following = tokens(3, 64, seed=9)
     taken: list[list[torch.Tensor]] = [[], []]
     # Steps one by one, several at once, and beyond the horizon.

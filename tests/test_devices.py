@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 import solm
 from conftest import tiny_model
-from solm.actions import ActionSpace
-from solm.decoding.drive import teacher_forced
-from solm.errors import SolmError
-from solm.policies.values import ValueConfig, ValueNetwork, ValuePolicy
+from solm.core.actions import ActionSpace
+from solm.core.errors import SolmError
+from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy
+from solm.runtime.drive import teacher_forced
 from test_families import keep_of
 from test_ranks import GRPO, VALUES, train
 
@@ -76,7 +76,7 @@ def test_layers_on_another_device_obey_every_action_like_those_in_one_place(name
     space = ActionSpace.preset("joint-8")
 
     def found(model):
-        with solm.attach(model, semantics=solm.Semantics.preset(name)) as lm, Devices():
+        with solm.attach(model, sparsity=solm.SparsityConfig.preset(name)) as lm, Devices():
             session = lm.session()
             session.prefill(ids[:, :100])
             several = [
@@ -126,5 +126,5 @@ def test_a_model_dealt_out_trains_the_policy_of_a_whole_one(tiny_folder, tmp_pat
 def test_one_process_has_nobody_to_deal_out_to(tiny_folder):
     with pytest.raises(SolmError, match="start them with torchrun"):
         solm.load(str(tiny_folder), shard=True)
-    with pytest.raises(SolmError, match="shard goes with the reference backend"):
+    with pytest.raises(SolmError, match="shard goes with the torch backend"):
         solm.load(str(tiny_folder), shard=True, backend="auto")

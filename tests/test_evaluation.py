@@ -7,16 +7,16 @@ import pytest
 import torch
 
 import solm
-from solm.actions import ActionSpace
+from solm.core.actions import ActionSpace
+from solm.core.errors import BudgetError, DataError
+from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
-from solm.errors import BudgetError, DataError
 from solm.evaluation import perplexity, show
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.statistics import paired_difference
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.network import NetworkConfig
-from solm.semantics import Semantics
 
 SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), sequences=6, context=90, length=20, trials=3, batch=4)
 
@@ -35,10 +35,10 @@ def policy_lm(tiny_lm):
     config = PolicyConfig(
         base=tiny_lm.identity,
         space=space,
-        semantics=Semantics(window=32, page_size=8),
+        sparsity=SparsityConfig(window=32, page_size=8),
         network=NetworkConfig(base_hidden=64, actions=8, width=16, heads=2),
     )
-    tiny_lm.trained, tiny_lm.semantics = TrainedPolicy(config), config.semantics
+    tiny_lm.trained, tiny_lm.sparsity = TrainedPolicy(config), config.sparsity
     return tiny_lm
 
 
@@ -125,7 +125,7 @@ def test_a_foreign_or_broken_partial_file_is_ignored(policy_lm, stream, tmp_path
 
 
 def test_baselines_alone_without_a_policy(tiny_lm, stream):
-    tiny_lm.semantics = Semantics(window=32, page_size=8)
+    tiny_lm.sparsity = SparsityConfig(window=32, page_size=8)
     settings = SETTINGS.model_copy(update={"budgets": (0.9,)})
     result = evaluate(tiny_lm, [stream], settings, ActionSpace.preset("mlp-50"))
     assert {point.arm for point in result.points} == {

@@ -5,19 +5,19 @@ import torch
 
 import solm
 from conftest import tiny_model
-from solm.actions import ActionSpace
-from solm.decoding.passes import log_probabilities
-from solm.decoding.session import Session
-from solm.models.controller import ModelControl
-from solm.semantics import Semantics
+from solm.backends.passes import log_probabilities
+from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.session import Session
+from solm.core.actions import ActionSpace
+from solm.core.sparsity import SparsityConfig
 
-SEMANTICS = {
-    "default": Semantics(page_size=8, sinks=4, window=8, bits_group=32),
-    "paper": Semantics.preset("paper").model_copy(update={"page_size": 8}),
-    "recency": Semantics(criterion="recency", page_size=8, window=8),
-    "relevance": Semantics(criterion="relevance", page_size=8, window=8),
-    "gate-first": Semantics(page_size=8, window=8, mlp_site="gate-first"),
-    "nested": Semantics(page_size=8, window=8, bits_site="weights"),
+SPARSITY = {
+    "default": SparsityConfig(page_size=8, sinks=4, window=8, bits_group=32),
+    "paper": SparsityConfig.preset("paper").model_copy(update={"page_size": 8}),
+    "recency": SparsityConfig(criterion="recency", page_size=8, window=8),
+    "relevance": SparsityConfig(criterion="relevance", page_size=8, window=8),
+    "gate-first": SparsityConfig(page_size=8, window=8, mlp_site="gate-first"),
+    "nested": SparsityConfig(page_size=8, window=8, bits_site="weights"),
 }
 AXES = {"attention": (0.3, 1.0, 16), "mlp": (1.0, 0.5, 16), "bits": (1.0, 1.0, 4), "joint": (0.3, 0.5, 5)}
 CONTEXT, STEPS = 61, 12
@@ -45,7 +45,7 @@ def test_dense_action_equals_the_untouched_model_bit_for_bit(family, dtype):
         for step in range(CONTEXT, CONTEXT + STEPS):
             output = model(ids[:, step : step + 1], cache=stock.cache, use_cache=True)
             steps.append(output.logits[:, -1])
-    with solm.attach(model, semantics=SEMANTICS["default"]) as lm:
+    with solm.attach(model, sparsity=SPARSITY["default"]) as lm:
         session = lm.session(capacity=32)
         assert torch.equal(session.prefill(ids[:, :CONTEXT]), stock.logits[:, -1])
         dense = torch.tensor((1.0, 1.0, 16.0), dtype=torch.float64).expand(2, 3)
@@ -59,7 +59,7 @@ def test_detach_restores_outputs_and_modules_bit_for_bit(family):
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
     implementation = model.config._attn_implementation
-    with solm.attach(model, semantics=SEMANTICS["default"]) as lm:
+    with solm.attach(model, sparsity=SPARSITY["default"]) as lm:
         session = lm.session()
         session.prefill(ids)
         session.score(tokens(2, STEPS + 1), keep_of(AXES["joint"], 2, STEPS))
@@ -73,7 +73,7 @@ def test_detach_restores_outputs_and_modules_bit_for_bit(family):
 def test_every_axis_changes_the_output_and_one_pass_equals_steps(family, axis):
     control = ModelControl(tiny_model(family))
     ids = tokens(2, CONTEXT + STEPS + 1)
-    parent = Session(control, SEMANTICS["default"])
+    parent = Session(control, SPARSITY["default"])
     parent.prefill(ids[:, :CONTEXT])
     following, keep = ids[:, CONTEXT:], keep_of(AXES[axis], 2, STEPS)
     scored = parent.fork(1).score(following, keep)
@@ -94,11 +94,11 @@ def test_padded_rows_and_rows_with_other_actions_equal_each_row_alone(family):
     following = torch.stack([ids[row, n : n + STEPS + 1] for row, n in enumerate(lengths.tolist())])
     for row, length in enumerate(lengths.tolist()):
         prompt[row, :length] = ids[row, :length]
-    together = Session(control, SEMANTICS["default"])
+    together = Session(control, SPARSITY["default"])
     logits = together.prefill(prompt, lengths)
     scored = together.score(following, keep)
     for row, length in enumerate(lengths.tolist()):
-        alone = Session(control, SEMANTICS["default"])
+        alone = Session(control, SPARSITY["default"])
         torch.testing.assert_close(alone.prefill(ids[row : row + 1, :length])[0], logits[row], atol=1e-9, rtol=0)
         single = alone.score(following[row : row + 1], keep[row : row + 1])
         torch.testing.assert_close(single.log_probabilities[0], scored.log_probabilities[row], atol=1e-5, rtol=0)
@@ -106,17 +106,17 @@ def test_padded_rows_and_rows_with_other_actions_equal_each_row_alone(family):
     control.detach()
 
 
-@pytest.mark.parametrize("name", SEMANTICS)
+@pytest.mark.parametrize("name", SPARSITY)
 @pytest.mark.parametrize("family_", ["llama", "gemma2", "gpt2"])
 def test_forks_equal_separate_rows_under_every_semantics(name, family_):
     control = ModelControl(tiny_model(family_))
     ids, keep = tokens(2, CONTEXT + STEPS + 1), mixed_keep(6)
-    parent = Session(control, SEMANTICS[name])
+    parent = Session(control, SPARSITY[name])
     parent.prefill(ids[:, :CONTEXT])
     following = ids[:, CONTEXT:].repeat_interleave(3, 0)
     together = parent.fork(3).score(following, keep)
     for row in range(6):
-        alone = Session(control, SEMANTICS[name])
+        alone = Session(control, SPARSITY[name])
         alone.prefill(ids[row // 3 : row // 3 + 1, :CONTEXT])
         single = alone.score(following[row : row + 1], keep[row : row + 1])
         torch.testing.assert_close(single.log_probabilities[0], together.log_probabilities[row], atol=1e-5, rtol=0)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from solm.errors import DamagedFileError, RunMismatchError, SolmError
-from solm.files import locked, read_model, resumable, write_bytes
+from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
+from solm.core.files import locked, read_model, resumable, write_bytes
 from solm.training.config import ValueTrainConfig
 from test_killed import everything_is_readable, start
 from test_sweep import TEXT
@@ -55,7 +55,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(arguments, most, 
         (tmp_path / part / "out").mkdir(parents=True)
         (tmp_path / part / "text.txt").write_text(TEXT)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["solm.cli.main", "solm.decoding.api", "solm.evaluation.sweep", "test_files"])
+    context.set_forkserver_preload(["solm.cli.main", "solm.runtime.load", "solm.evaluation.sweep", "test_files"])
     process = context.Process(target=limited, args=(arguments, tmp_path / "full", most))
     process.start()
     process.join(240)

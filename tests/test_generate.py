@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import solm
-from solm.errors import BudgetError, ContextLengthError, DataError, SolmError
+from solm.core.errors import BudgetError, ContextLengthError, DataError, SolmError
 from test_evaluation import policy_lm  # noqa: F401
 
 

@@ -36,7 +36,7 @@ def command(arguments, folder):
 
 def start(arguments, folder):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["solm.cli.main", "solm.decoding.api", "solm.evaluation.sweep", "test_killed"])
+    context.set_forkserver_preload(["solm.cli.main", "solm.runtime.load", "solm.evaluation.sweep", "test_killed"])
     process = context.Process(target=command, args=(arguments, folder))
     process.start()
     return process

@@ -1,4 +1,4 @@
-"""The compiled engine against the reference backend: same logits, ledger and selections, for every action."""
+"""The compiled engine against the torch backend: same logits, ledger and selections, for every action."""
 
 import ctypes
 import os
@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 
 import solm as package
 from conftest import tiny_model
+from solm.backends.cpu.engine import FAMILIES, Engine
+from solm.backends.cpu.session import CpuSession
+from solm.backends.cpu.weights import pack
+from solm.backends.passes import Turn
+from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.session import Session
+from solm.core.errors import ContextLengthError, DataError, SolmError, UnsupportedModelError
+from solm.core.sparsity import SparsityConfig
 from solm.data.windows import token_stream
-from solm.decoding.native_session import NativeSession
-from solm.decoding.passes import Turn
-from solm.decoding.session import Session
-from solm.errors import ContextLengthError, DataError, SolmError, UnsupportedModelError
-from solm.models.controller import ModelControl
-from solm.native.engine import FAMILIES, Engine
-from solm.native.weights import pack
-from solm.semantics import Semantics
 from test_families import keep_of, tokens
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
-SEMANTICS = Semantics(window=16)
+SPARSITY = SparsityConfig(window=16)
 ACTIONS = {
     "dense": (1.0, 1.0, 16), "attention": (0.3, 1.0, 16), "mlp": (1.0, 0.5, 16), "bits": (1.0, 1.0, 5),
     "joint": (0.25, 0.4, 6),
@@ -44,15 +44,15 @@ def control(request):
     control.detach()
 
 
-def pair(control, semantics=SEMANTICS, context=100, rows=2, **options):
+def pair(control, sparsity=SPARSITY, context=100, rows=2, **options):
     """A reference and a native session over the same prompts."""
-    engine = Engine(control.model, semantics, "float32", **options)
+    engine = Engine(control.model, sparsity, "float32", **options)
     ids = tokens(rows, context)
-    sessions = Session(control, semantics), NativeSession(control, semantics, engine)
+    sessions = Session(control, sparsity), CpuSession(control, sparsity, engine)
     for session in sessions:
         session.prefill(ids)
     forks = [session.fork(1) for session in sessions]
-    assert isinstance(forks[1], NativeSession)
+    assert isinstance(forks[1], CpuSession)
     return forks
 
 
@@ -74,7 +74,7 @@ def test_every_action_gives_the_reference_backends_logits(control, action):
 
 def test_a_hidden_site_that_keeps_less_equals_the_references():
     control = ModelControl(tiny_model("llama", torch.float32))
-    ours, native = pair(control, Semantics(window=16, hidden_power=2))
+    ours, native = pair(control, SparsityConfig(window=16, hidden_power=2))
     following = tokens(2, 40, seed=5)
     keep = keep_of((0.3, 0.5, 16), 2, 40)
     expected, found = ours.extend(following, keep), native.extend(following, keep)
@@ -219,9 +219,9 @@ def test_packed_weights_give_what_the_same_weights_in_float_give():
     ids, following, keep = tokens(2, 100), tokens(2, 30, seed=5), keep_of((1.0, 1.0, 16), 2, 30)
     found = {}
     for precision in ("float32", "int8", "int4"):
-        engine = Engine(control.model, SEMANTICS, precision)
+        engine = Engine(control.model, SPARSITY, precision)
         assert sum(matrix.grid is not None for matrix in engine._matrices_kept) == (9 if precision == "int4" else 0)
-        session = NativeSession(control, SEMANTICS, engine)
+        session = CpuSession(control, SPARSITY, engine)
         session.prefill(ids)
         found[precision] = session.extend(following, keep).hidden
     off = {name: (found[name] - found["float32"]).abs().mean() for name in ("int8", "int4")}
@@ -234,8 +234,8 @@ def test_packed_weights_give_what_the_same_weights_in_float_give():
 def test_low_precision_weights_stay_close(precision, tolerance):
     control = ModelControl(tiny_model("llama", torch.float32))
     ids = tokens(2, 100)
-    ours, native = Session(control, SEMANTICS), None
-    native = NativeSession(control, SEMANTICS, Engine(control.model, SEMANTICS, precision))
+    ours, native = Session(control, SPARSITY), None
+    native = CpuSession(control, SPARSITY, Engine(control.model, SPARSITY, precision))
     for session in (ours, native):
         session.prefill(ids)
     following = tokens(2, 30, seed=5)
@@ -252,10 +252,10 @@ def test_a_shortlist_is_exact_where_it_matters_and_unbiased_elsewhere(hidden):
     control.model.get_output_embeddings().weight.data *= 20 / hidden**0.5  # logits spread like a real model's
     ids, following = tokens(5, 40), tokens(5, 12, seed=5)
     found = []
-    for shortlist in (False, True):
-        session = NativeSession(control, SEMANTICS, Engine(control.model, SEMANTICS, "int8"))
+    for approximate_tail in (False, True):
+        session = CpuSession(control, SPARSITY, Engine(control.model, SPARSITY, "int8"))
         session.prefill(ids)
-        session.shortlist = shortlist
+        session.approximate_tail = approximate_tail
         found.append(session.extend(following).logits)
     exact, short = found
     near = exact > exact.amax(-1, keepdim=True) - 6  # REACH less what a screened logit may be off
@@ -271,11 +271,11 @@ def test_a_shortlist_is_exact_where_it_matters_and_unbiased_elsewhere(hidden):
 def test_a_head_of_integers_gives_what_its_weights_in_float_give(precision):
     """int4: of weights on a grid, whose head is packed too. Odd sizes: strips and halves that are not full."""
     control = ModelControl(on_grid(tiny_model("llama", torch.float32, vocab_size=1003, **GRID_SIZES)))
-    engine = Engine(control.model, SEMANTICS, precision)
+    engine = Engine(control.model, SPARSITY, precision)
     head = engine._matrices_kept[-1]
     assert (head.grid is not None) == (precision == "int4")
     assert (head.low is not None) == (precision == "int8")
-    session = NativeSession(control, SEMANTICS, engine)
+    session = CpuSession(control, SPARSITY, engine)
     session.prefill(tokens(3, 40))
     found = session.extend(tokens(3, 7, seed=5))
     weight = control.model.get_output_embeddings().weight
@@ -294,7 +294,7 @@ def test_a_cache_of_bytes_stays_close_to_bfloat16(context, group):
     control = ModelControl(tiny_model("llama", torch.float32, **sizes))
     found = []
     for precision, dtype in (("float32", "auto"), ("int8", "auto"), ("int8", "int8")):
-        session = NativeSession(control, SEMANTICS, Engine(control.model, SEMANTICS, precision, kv_cache_dtype=dtype))
+        session = CpuSession(control, SPARSITY, Engine(control.model, SPARSITY, precision, kv_cache_dtype=dtype))
         session.prefill(tokens(2, context))
         session = session.fork(2)
         hidden = [session.extend(tokens(4, 90, seed=3), keep_of((1.0, 1.0, 16), 4, 90)).hidden]
@@ -312,7 +312,7 @@ def test_a_cache_of_bytes_chooses_the_same_pages():
     control = ModelControl(tiny_model("llama", torch.float32))
     found = []
     for dtype, pages in (("auto", 0.2), ("int8", 0.2), ("auto", 0.3)):
-        session = NativeSession(control, SEMANTICS, Engine(control.model, SEMANTICS, "int8", kv_cache_dtype=dtype))
+        session = CpuSession(control, SPARSITY, Engine(control.model, SPARSITY, "int8", kv_cache_dtype=dtype))
         session.prefill(tokens(2, 300))
         found.append(session.extend(tokens(2, 40, seed=5), keep_of((pages, 1.0, 16), 2, 40)).hidden)
     same, other = ((found[0] - off).norm(dim=-1).median() for off in found[1:])
@@ -326,12 +326,12 @@ def test_a_rows_logits_do_not_depend_on_who_goes_with_it(precision, rows):
     """To the last bit: rows of other lengths and actions share the walk through the weights, known tokens too."""
     control = ModelControl(on_grid(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)))
     precision, _, bytes_ = precision.partition(" beside ")
-    semantics = SEMANTICS.model_copy(update={"bits_site": "weights" if precision == "nested" else "input"})
-    engine = Engine(control.model, semantics, precision, kv_cache_dtype="int8" if bytes_ else "auto")
+    sparsity = SPARSITY.model_copy(update={"bits_site": "weights" if precision == "nested" else "input"})
+    engine = Engine(control.model, sparsity, precision, kv_cache_dtype="int8" if bytes_ else "auto")
     actions = [*ACTIONS.values(), (0.5, 0.6, 4)] * 4
 
     def opened(row):
-        session = NativeSession(control, semantics, engine)
+        session = CpuSession(control, sparsity, engine)
         session.prefill(tokens(1, 20 + 13 * row, seed=row))
         return session
 
@@ -380,7 +380,7 @@ def test_whatever_it_is_given_the_engine_computes_or_refuses(opened, rows, count
 @pytest.fixture(scope="module")
 def opened():
     control = ModelControl(tiny_model("llama", torch.float32))
-    session = NativeSession(control, SEMANTICS, Engine(control.model, SEMANTICS, "int8"))
+    session = CpuSession(control, SPARSITY, Engine(control.model, SPARSITY, "int8"))
     session.prefill(tokens(2, 70))
     yield session
     control.detach()
@@ -413,7 +413,7 @@ def test_rows_outgrow_what_was_reserved_and_keep_what_they_held():
 def test_rows_share_pages_and_go_on_as_if_they_did_not(context, dtype):
     """Forks, forks of forks, and whoever is cut back into what it shares, all after one another."""
     control = ModelControl(tiny_model("llama", torch.float32, max_position_embeddings=1024))
-    engine = Engine(control.model, SEMANTICS, "int8", kv_cache_dtype=dtype)
+    engine = Engine(control.model, SPARSITY, "int8", kv_cache_dtype=dtype)
     ids = tokens(1, context)
 
     def going_on(session, cut, seed):
@@ -423,18 +423,18 @@ def test_rows_share_pages_and_go_on_as_if_they_did_not(context, dtype):
         return session.extend(tokens(1, 70, seed=seed).expand(rows, -1), keep).logits
 
     def alone(cut, seed):
-        session = NativeSession(control, SEMANTICS, engine)
+        session = CpuSession(control, SPARSITY, engine)
         session.prefill(ids)
         return going_on(session, cut, seed)
 
-    parent = NativeSession(control, SEMANTICS, engine)
+    parent = CpuSession(control, SPARSITY, engine)
     parent.prefill(ids)
     forks = parent.fork(2)
     grown, cut = forks.fork(2), forks.fork(1)
     for session, back, seed in ((parent, 9, 1), (forks, 0, 2), (cut, 12, 3), (grown, 0, 4)):
         found, expected = going_on(session, back, seed), alone(back, seed)
         assert torch.equal(found, expected.expand_as(found)), (back, seed)
-    again, session = forks.fork(2), NativeSession(control, SEMANTICS, engine)
+    again, session = forks.fork(2), CpuSession(control, SPARSITY, engine)
     session.prefill(ids)
     going_on(session, 0, 2)
     found, expected = going_on(again, -70, 5), going_on(session, -70, 5)  # after what the forks went on with
@@ -449,12 +449,12 @@ def test_a_shortlist_chooses_the_same_token_on_real_text(real_model, precision):
     model, tokenizer = real_model
     control = ModelControl(model)
     ids = token_stream("pydoc:heldout", tokenizer).spaced(40, 193, torch.Generator().manual_seed(0))
-    session = NativeSession(control, Semantics(), Engine(model, Semantics(), precision))
+    session = CpuSession(control, SparsityConfig(), Engine(model, SparsityConfig(), precision))
     session.prefill(ids[:, :64])
     found = []
-    for shortlist in (False, True):
+    for approximate_tail in (False, True):
         fork = session.fork(1)
-        fork.shortlist = shortlist
+        fork.approximate_tail = approximate_tail
         found.append(fork.extend(ids[:, 64:192]).logits)
     exact, short = found
     control.detach()
@@ -473,8 +473,8 @@ def test_real_text_gets_the_reference_backends_predictions(real_model, precision
     control = ModelControl(model)
     ids = token_stream("pydoc:heldout", tokenizer).spaced(6, 385, torch.Generator().manual_seed(0))
     precision, _, bytes_ = precision.partition(" beside ")
-    engine = Engine(model, Semantics(), precision, kv_cache_dtype="int8" if bytes_ else "auto")
-    sessions = Session(control, Semantics()), NativeSession(control, Semantics(), engine)
+    engine = Engine(model, SparsityConfig(), precision, kv_cache_dtype="int8" if bytes_ else "auto")
+    sessions = Session(control, SparsityConfig()), CpuSession(control, SparsityConfig(), engine)
     for session in sessions:
         session.prefill(ids[:, :256])
     keep = keep_of((0.4, 1.0, 16), 6, 128)
@@ -491,7 +491,7 @@ def test_generation_is_the_same_on_both_backends(tiny_folder):
         package.load(str(tiny_folder), dtype="float32", backend=backend, precision=precision).generate(
             "A long enough prompt to read from. " * 4, max_new_tokens=12
         )
-        for backend, precision in (("reference", None), ("native", "float32"))
+        for backend, precision in (("torch", None), ("cpu", "float32"))
     ]
     assert [token.id for token in replies[0].tokens] == [token.id for token in replies[1].tokens]
 
@@ -499,48 +499,48 @@ def test_generation_is_the_same_on_both_backends(tiny_folder):
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 def test_a_bfloat16_model_generates_on_the_engine(tiny_folder, precision):
     """Whose prefill gives logits that the engine never does."""
-    lm = package.load(str(tiny_folder), dtype="bfloat16", backend="native", precision=precision)
+    lm = package.load(str(tiny_folder), dtype="bfloat16", backend="cpu", precision=precision)
     said = [lm.generate("A long enough prompt. " * 4, max_new_tokens=6, **how).tokens for how in ({}, {"top_k": 5})]
     assert all(said)
 
 
 def test_auto_says_why_it_goes_on_without(tiny_folder, caplog, monkeypatch):
     monkeypatch.setattr(
-        "solm.decoding.language_model.Engine", lambda *_: (_ for _ in ()).throw(SolmError("no compiler"))
+        "solm.runtime.language_model.Engine", lambda *_: (_ for _ in ()).throw(SolmError("no compiler"))
     )
     lm = package.load(str(tiny_folder), dtype="float32", backend="auto")
     assert lm.engine is None
-    assert "no compiler; going on with the reference backend" in caplog.text
+    assert "no compiler; going on with the torch backend" in caplog.text
     with pytest.raises(SolmError, match="unknown backend 'fast'"):
         package.load(str(tiny_folder), backend="fast")
 
 
 def test_what_it_cannot_run_is_said():
     with pytest.raises(UnsupportedModelError, match="family 'gpt2'"):
-        Engine(tiny_model("gpt2"), SEMANTICS)
+        Engine(tiny_model("gpt2"), SPARSITY)
     llama = tiny_model("llama", torch.float32)
     with pytest.raises(UnsupportedModelError, match="pages of 16"):
-        Engine(llama, Semantics(page_size=8))
+        Engine(llama, SparsityConfig(page_size=8))
     waiting = tiny_model("llama", torch.float32)
     waiting.model.layers[1].to("meta")
     with pytest.raises(UnsupportedModelError, match="with all weights in memory"):
-        Engine(waiting, SEMANTICS)
+        Engine(waiting, SPARSITY)
     whole_numbers = tiny_model("llama", torch.float32)
     down = whole_numbers.model.layers[1].mlp.down_proj
     down.weight = torch.nn.Parameter(down.weight.to(torch.int8), requires_grad=False)
     with pytest.raises(UnsupportedModelError, match="quantised already"):
-        Engine(whole_numbers, SEMANTICS)
+        Engine(whole_numbers, SPARSITY)
     with pytest.raises(SolmError, match="threads 4096 is out of range"):
-        Engine(llama, SEMANTICS, threads=4096)
+        Engine(llama, SPARSITY, threads=4096)
     with pytest.raises(SolmError, match="unknown precision"):
-        Engine(llama, SEMANTICS, "int3")
+        Engine(llama, SPARSITY, "int3")
     with pytest.raises(SolmError, match="unknown KV cache dtype 'fp8'"):
-        Engine(llama, SEMANTICS, "int8", kv_cache_dtype="fp8")
+        Engine(llama, SPARSITY, "int8", kv_cache_dtype="fp8")
     with pytest.raises(SolmError, match="goes with precision int8, int4, nested, not bfloat16"):
-        Engine(llama, SEMANTICS, "bfloat16", kv_cache_dtype="int8")
-    with pytest.raises(SolmError, match="a KV cache in int8 needs the native backend"):
+        Engine(llama, SPARSITY, "bfloat16", kv_cache_dtype="int8")
+    with pytest.raises(SolmError, match="a KV cache in int8 needs the cpu backend"):
         package.load("builtin:smollm2-135m", kv_cache_dtype="int8")
-    with pytest.raises(SolmError, match="precision int8 needs the native backend"):
+    with pytest.raises(SolmError, match="precision int8 needs the cpu backend"):
         package.load("builtin:smollm2-135m", precision="int8")
     # A mistake, and no reason for `auto` to go on without the engine.
     with pytest.raises(SolmError, match="goes with precision int8, int4, nested, not bfloat16"):
@@ -549,7 +549,7 @@ def test_what_it_cannot_run_is_said():
 
 @pytest.mark.parametrize("flags", [["-march=native"], []], ids=["this processor", "any"])
 def test_selection_takes_the_largest_and_of_equal_ones_the_first(tmp_path, flags):
-    source = Path(package.__file__).parent / "native"
+    source = Path(package.__file__).parent / "backends/cpu/csrc"
     (tmp_path / "chosen.cpp").write_text(
         '#include "select.h"\nextern "C" int chosen(const float* x, int n, int count, int32_t* index, float* values)'
         " { return select(x, n, count, index, values); }"
@@ -596,7 +596,7 @@ def test_other_processors_compute_the_same(processor):
         pytest.skip("not an x86-64 machine")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", EDGES],
-        capture_output=True, text=True, env={**os.environ, "SOLM_NATIVE_FLAGS": f"-march={processor}"},
+        capture_output=True, text=True, env={**os.environ, "SOLM_CXXFLAGS": f"-march={processor}"},
         cwd=Path(__file__).parents[1],
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
@@ -611,7 +611,7 @@ def test_no_sanitizer_finds_anything_in_the_engine():
     # -fexpensive-optimizations: without it products and sums are fused where an intrinsic says so and nowhere else.
     environment = {
         **os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1",
-        "SOLM_NATIVE_FLAGS": "-g -O1 -fexpensive-optimizations -fsanitize=address,undefined "
+        "SOLM_CXXFLAGS": "-g -O1 -fexpensive-optimizations -fsanitize=address,undefined "
         "-fno-sanitize-recover=undefined",
         "OMP_NUM_THREADS": "2",
     }  # fmt: skip

@@ -7,20 +7,20 @@ import torch
 
 import solm
 from conftest import tiny_model
-from solm.actions import ActionSpace
-from solm.cost import relative_cost
-from solm.decoding.native_session import NativeSession
-from solm.decoding.session import Session
-from solm.errors import SolmError, UnsupportedModelError
-from solm.models.controller import ModelControl
-from solm.native.engine import Engine
-from solm.ops.nested import halves, high_half
+from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.session import CpuSession
+from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.session import Session
+from solm.core.actions import ActionSpace
+from solm.core.cost import relative_cost
+from solm.core.errors import SolmError, UnsupportedModelError
+from solm.core.nested import halves, high_half
+from solm.core.sparsity import SparsityConfig
 from solm.policies.schedules import Static
-from solm.semantics import Semantics
 from test_families import keep_of, tokens
 from test_native import GRID_SIZES, on_grid, rounded
 
-WEIGHTS = Semantics(window=16, bits_site="weights")
+WEIGHTS = SparsityConfig(window=16, bits_site="weights")
 SIZES = {**GRID_SIZES, "intermediate_size": 352}
 compiled = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 
@@ -91,7 +91,7 @@ def test_a_step_of_four_bits_computes_with_the_high_halves(family):
 
 def test_every_family_computes_with_them(family):
     control = ModelControl(tiny_model(family, torch.float64))
-    session = Session(control, Semantics(page_size=8, window=8, bits_site="weights"))
+    session = Session(control, SparsityConfig(page_size=8, window=8, bits_site="weights"))
     session.prefill(tokens(2, 40))
     following, four = tokens(2, 6, seed=5), keep_of((1.0, 1.0, 4), 2, 6)
     found = session.fork(1).extend(following, four).logits
@@ -114,8 +114,8 @@ def test_the_engine_reads_what_an_action_says(bits):
     nested = ModelControl(tiny_model("llama", torch.float32, **SIZES))
     simulated = ModelControl(known)
 
-    def hidden(control, precision, semantics, bits, source=None):
-        session = NativeSession(control, semantics, Engine(control.model, semantics, precision))
+    def hidden(control, precision, sparsity, bits, source=None):
+        session = CpuSession(control, sparsity, Engine(control.model, sparsity, precision))
         session.prefill(ids)
         if source is not None:  # the same keys and values, of the model whose weights are as they were
             for layer, other in zip(session.cache.layers, source.cache.layers, strict=True):
@@ -125,9 +125,9 @@ def test_the_engine_reads_what_an_action_says(bits):
         return session.extend(following, keep_of((1.0, 1.0, bits), 2, 30)).hidden, session
 
     found, session = hidden(nested, "nested", WEIGHTS, bits)
-    expected, _ = hidden(simulated, "float32", Semantics(window=16), 16, session)
-    packed, session = hidden(exact, "int4", Semantics(window=16), 16)
-    floats, _ = hidden(exact, "float32", Semantics(window=16), 16, session)
+    expected, _ = hidden(simulated, "float32", SparsityConfig(window=16), 16, session)
+    packed, session = hidden(exact, "int4", SparsityConfig(window=16), 16)
+    floats, _ = hidden(exact, "float32", SparsityConfig(window=16), 16, session)
     off, usual = (found - expected).abs().mean(), (packed - floats).abs().mean()
     assert off < 1.5 * usual, (off, usual)
     other, _ = hidden(nested, "nested", WEIGHTS, 20 - bits)
@@ -145,7 +145,7 @@ def test_rows_of_different_bits_go_together_to_the_last_bit(rows):
     keep = torch.tensor([actions[row % 5] for row in range(rows)], dtype=torch.float64)
     sessions = []
     for row in range(rows):
-        sessions.append(NativeSession(control, WEIGHTS, engine))
+        sessions.append(CpuSession(control, WEIGHTS, engine))
         sessions[-1].prefill(tokens(1, 40 + 13 * row, seed=row))
     together = sessions[0].fork(1)
     for session in sessions[1:]:
@@ -169,7 +169,7 @@ def test_high_halves_are_half_the_bytes_and_no_fewer_products():
     total = mlp + kv + shapes.layers * shapes.attention_weights + shapes.head_weights
     assert float(relative_cost(halved, 100, shapes, WEIGHTS, "bytes")) == pytest.approx(1 - mlp / 2 / total)
     assert float(relative_cost(halved, 100, shapes, WEIGHTS, "flops")) == 1
-    assert float(relative_cost(halved, 100, shapes, Semantics(), "bytes")) == 1
+    assert float(relative_cost(halved, 100, shapes, SparsityConfig(), "bytes")) == 1
 
 
 @compiled
@@ -179,25 +179,25 @@ def test_what_it_cannot_nest_is_said(tiny_folder):
         Engine(llama, WEIGHTS, "int8")
     control = ModelControl(llama)
     with pytest.raises(SolmError, match="bits of weights need precision nested, not float32"):
-        NativeSession(control, WEIGHTS, Engine(llama, Semantics(window=16), "float32"))
+        CpuSession(control, WEIGHTS, Engine(llama, SparsityConfig(window=16), "float32"))
     control.detach()
     with pytest.raises(UnsupportedModelError, match="in groups of 32"):
         Engine(llama, WEIGHTS.model_copy(update={"bits_group": 16}), "nested")
     with pytest.raises(UnsupportedModelError, match="multiples of 64 and 32, not 64 and 90"):
         Engine(tiny_model("llama", torch.float32, intermediate_size=90), WEIGHTS, "nested")
     with pytest.raises(ValueError, match="needs a bits_group"):
-        Semantics(bits_site="weights", bits_group=None)
+        SparsityConfig(bits_site="weights", bits_group=None)
     whole_numbers = tiny_model("llama", torch.float32)
     down = whole_numbers.model.layers[1].mlp.down_proj
     down.weight = torch.nn.Parameter(down.weight.to(torch.int8), requires_grad=False)
     with (
-        solm.attach(whole_numbers, semantics=WEIGHTS) as lm,
+        solm.attach(whole_numbers, sparsity=WEIGHTS) as lm,
         pytest.raises(UnsupportedModelError, match="float weights"),
     ):
         lm.control._nested._weight(down, 32)
-    lm = solm.load(str(tiny_folder), semantics=Semantics.preset("nested"), dtype="float32", backend="native")
+    lm = solm.load(str(tiny_folder), sparsity=SparsityConfig.preset("nested"), dtype="float32", backend="cpu")
     assert lm.engine is not None
-    assert lm.engine.precision == "nested"  # what its semantics need, where nothing is asked for
+    assert lm.engine.precision == "nested"  # what its sparsity need, where nothing is asked for
     reply = lm.generate(
         "A long enough prompt. " * 6, budget=0.6, schedule=Static(ActionSpace.preset("nested")), max_new_tokens=8
     )

@@ -7,14 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solm.cost import ModelShapes
-from solm.ops.attention import KeyValues, attend
-from solm.ops.layout import Layout
-from solm.ops.pages import PageBounds, _group_queries, _page_scores
-from solm.ops.plan import ceil_share, kv_budget, make_plan
-from solm.ops.quantize import fake_quantize
-from solm.ops.select import keep_channels, largest
-from solm.semantics import Semantics
+from solm.backends.torch.attention import KeyValues, attend
+from solm.backends.torch.layout import Layout
+from solm.backends.torch.pages import PageBounds, _group_queries, _page_scores
+from solm.backends.torch.plan import ceil_share, kv_budget, make_plan
+from solm.backends.torch.quantize import fake_quantize
+from solm.backends.torch.select import keep_channels, largest
+from solm.core.cost import ModelShapes
+from solm.core.sparsity import SparsityConfig
 
 SHAPES = ModelShapes(layers=2, hidden=64, intermediate=96, heads=4, kv_heads=2, head_dim=16, vocabulary=259, gated=True)
 
@@ -91,8 +91,8 @@ def test_page_bound_is_an_upper_bound_of_every_key_in_the_page():
     st.sampled_from(["pages", "recency", "relevance"]),
 )
 def test_realised_share_is_what_the_masks_read(length, keep, criterion):
-    semantics = Semantics(criterion=criterion, page_size=8, window=16)
-    budget, realised = kv_budget(torch.tensor([[keep]], dtype=torch.float64), torch.tensor([[length]]), semantics)
+    sparsity = SparsityConfig(criterion=criterion, page_size=8, window=16)
+    budget, realised = kv_budget(torch.tensor([[keep]], dtype=torch.float64), torch.tensor([[length]]), sparsity)
     assert 0 < float(realised) <= 1
     assert keep < 1 or float(realised) == 1
     if criterion == "pages":
@@ -104,15 +104,15 @@ def test_realised_share_is_what_the_masks_read(length, keep, criterion):
         assert always + 8 * pages <= max(always, math.ceil(keep * length - 1e-9) + 7)
 
 
-def naive_attention(query, keys, values, positions, keep, semantics):
+def naive_attention(query, keys, values, positions, keep, sparsity):
     """One row at a time, one query at a time, page by page; keys [Hkv, T, D], query [Hq, Q, D]."""
     heads, count, size = query.shape
-    group, page = heads // keys.shape[0], semantics.page_size
+    group, page = heads // keys.shape[0], sparsity.page_size
     output = torch.zeros(heads, count, values.shape[-1], dtype=query.dtype)
     for q, position in enumerate(positions.tolist()):
         seen = position + 1
-        start = max(0, seen - semantics.window - 1) // page * page
-        sinks = -(-semantics.sinks // page)
+        start = max(0, seen - sparsity.window - 1) // page * page
+        sinks = -(-sparsity.sinks // page)
         tokens = math.ceil(keep[q] * seen - 1e-9)
         always = min(start, sinks * page) + seen - start
         between = list(range(sinks, start // page))
@@ -136,7 +136,7 @@ def naive_attention(query, keys, values, positions, keep, semantics):
     return output
 
 
-def drawn_attention(split, count, semantics, seed=3):
+def drawn_attention(split, count, sparsity, seed=3):
     """Arguments of `attend` for two forks of 83 tokens, the last `count` of them queries, and the shares to keep."""
     generator = torch.Generator().manual_seed(seed)
     forks, heads, kv, length, size = 2, 4, 2, 83, 16
@@ -150,7 +150,7 @@ def drawn_attention(split, count, semantics, seed=3):
     positions = torch.arange(length - count, length).expand(forks, -1)
     keep = torch.rand(forks, count, generator=generator, dtype=torch.float64) * 0.8 + 0.1
     plan = make_plan(
-        torch.stack([keep, torch.ones_like(keep), torch.full_like(keep, 16)], -1), positions + 1, semantics, SHAPES
+        torch.stack([keep, torch.ones_like(keep), torch.full_like(keep, 16)], -1), positions + 1, sparsity, SHAPES
     )
     layout = Layout(1, forks, positions, torch.full((forks,), split), split, length - split, uniform_base=True)
     whole = (length - split) // 8 * 8
@@ -162,8 +162,8 @@ def drawn_attention(split, count, semantics, seed=3):
 @pytest.mark.parametrize("split", [0, 24, 40])
 @pytest.mark.parametrize("count", [5, 20])  # by scores, and fused
 def test_attention_over_shared_prefix_equals_the_naive_reference(split, count):
-    semantics = Semantics(page_size=8, window=16, sinks=4)
-    arguments, keep = drawn_attention(split, count, semantics)
+    sparsity = SparsityConfig(page_size=8, window=16, sinks=4)
+    arguments, keep = drawn_attention(split, count, sparsity)
     query, prefix, own, layout = arguments[:4]
     got = attend(*arguments)
     for row in range(layout.forks):
@@ -171,7 +171,7 @@ def test_attention_over_shared_prefix_equals_the_naive_reference(split, count):
         if prefix is not None:
             keys = torch.cat([prefix.keys[0, :, 0], keys], 1)
             values = torch.cat([prefix.values[0, :, 0], values], 1)
-        expected = naive_attention(query[row], keys, values, layout.positions[row], keep[row].tolist(), semantics)
+        expected = naive_attention(query[row], keys, values, layout.positions[row], keep[row].tolist(), sparsity)
         torch.testing.assert_close(got[row], expected)
 
 
@@ -179,8 +179,8 @@ def test_attention_over_shared_prefix_equals_the_naive_reference(split, count):
 @pytest.mark.parametrize("sliding_window", [None, 30])
 @pytest.mark.parametrize("changes", [{}, {"select_per": "query_head"}, {"criterion": "recency"}])
 def test_fused_attention_equals_attention_by_scores(split, sliding_window, changes, monkeypatch):
-    arguments, _ = drawn_attention(split, 20, Semantics(page_size=8, window=16, sinks=4, **changes))
+    arguments, _ = drawn_attention(split, 20, SparsityConfig(page_size=8, window=16, sinks=4, **changes))
     fused = attend(*arguments, sliding_window=sliding_window)
-    monkeypatch.delattr("solm.ops.attention._fused")
+    monkeypatch.delattr("solm.backends.torch.attention._fused")
     by_scores = attend(*arguments, softcap=1e6, sliding_window=sliding_window)  # which needs scores, and caps none
     torch.testing.assert_close(fused, by_scores, atol=1e-7, rtol=1e-7)

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 import solm
 from conftest import tiny_model
-from solm.actions import ActionSpace
-from solm.errors import DamagedFileError, PolicyMismatchError, SolmError
+from solm.core.actions import ActionSpace
+from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
+from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.network import Features, NetworkConfig, PolicyNetwork
-from solm.semantics import Semantics
 
 
 def random_features(rows: int, steps: int, actions: int = 8, hidden: int = 64) -> Features:
@@ -91,7 +91,7 @@ def saved(base, tmp_path_factory):
     config = PolicyConfig(
         base=base.identity,
         space=space,
-        semantics=Semantics(window=32),
+        sparsity=SparsityConfig(window=32),
         network=NetworkConfig(base_hidden=64, actions=8, width=16, heads=2),
         provenance={"data": "x"},
     )
@@ -102,7 +102,7 @@ def saved(base, tmp_path_factory):
 
 def test_save_and_load_round_trip(saved):
     loaded = TrainedPolicy.from_pretrained(saved)
-    assert loaded.config.semantics.window == 32
+    assert loaded.config.sparsity.window == 32
     for name, value in scrambled(loaded.config.network).state_dict().items():
         assert torch.equal(value, loaded.network.state_dict()[name])
     card = (saved / "README.md").read_text()
@@ -154,7 +154,7 @@ def test_a_policy_for_other_shapes_or_other_weights_is_refused_and_the_model_lef
     with pytest.raises(PolicyMismatchError, match="other weights"):
         solm.attach(other, saved)
     with solm.attach(tiny_model("llama", torch.bfloat16), saved) as lm:
-        assert lm.semantics.window == 32
+        assert lm.sparsity.window == 32
 
 
 def test_a_config_whose_network_does_not_fit_its_space_is_refused(saved, tmp_path):

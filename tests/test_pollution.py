@@ -2,10 +2,10 @@
 
 import pytest
 
-from solm.actions import Action
+from solm.core.actions import Action
+from solm.core.errors import SolmError
 from solm.data.windows import stream_of
-from solm.errors import SolmError
-from solm.evaluation.pollution import plot, pollution
+from solm.research.kv_drift import plot, pollution
 
 TEXT = "One fish, two fish, red fish, blue fish; some are old and some are new. " * 60
 

@@ -13,48 +13,48 @@ from typer.testing import CliRunner
 
 import solm
 from conftest import tiny_model
-from solm.actions import ActionSpace
+from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.session import CpuSession
+from solm.backends.passes import Turn
+from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.layout import Layout
+from solm.backends.torch.pages import PageBounds, select_pages
+from solm.backends.torch.plan import make_plan
+from solm.backends.torch.session import Session
 from solm.cli.main import app
-from solm.decoding.drive import teacher_forced
-from solm.decoding.native_session import NativeSession
-from solm.decoding.passes import Turn
-from solm.decoding.session import Session
-from solm.errors import DamagedFileError, DataError, PolicyMismatchError, SolmError
-from solm.models.controller import ModelControl
-from solm.native.engine import Engine
-from solm.ops.layout import Layout
-from solm.ops.pages import PageBounds, select_pages
-from solm.ops.plan import make_plan
+from solm.core.actions import ActionSpace
+from solm.core.allocation import KNOTS, Allocation
+from solm.core.errors import DamagedFileError, DataError, PolicyMismatchError, SolmError
+from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.schedules import Static
-from solm.profile import KNOTS, Profile
-from solm.semantics import Semantics
-from solm.training.profile import _rounding, deal, find_profile, read_profile
+from solm.runtime.drive import teacher_forced
+from solm.training.allocate import _rounding, deal, find_allocation, read_allocation
 from test_families import keep_of, tokens
-from test_values import SEMANTICS as PLAIN
 from test_values import SPACE as GRID
+from test_values import SPARSITY as PLAIN
 from test_values import network
 
 EVEN = tuple((np.arange(KNOTS) / (KNOTS - 1)).tolist())
 SPACE = ActionSpace(attention=(0.1, 0.4, 1.0), mlp=(0.4, 0.7, 1.0), bits=(4, 16))
 
 
-def profile_of(*bends: float) -> Profile:
+def profile_of(*bends: float) -> Allocation:
     """Layers that keep s + bend · s (1 - s) where the average keeps s; bends should add up to 0."""
     s = np.array(EVEN)
     curves = tuple(tuple((s + bend * s * (1 - s)).round(12).tolist()) for bend in bends)
-    return Profile(attention=curves, mlp=tuple(reversed(curves)))
+    return Allocation(attention=curves, mlp=tuple(reversed(curves)))
 
 
-def semantics_of(*bends: float, **options) -> Semantics:
-    return Semantics(window=16, profile=profile_of(*bends), **options)
+def sparsity_of(*bends: float, **options) -> SparsityConfig:
+    return SparsityConfig(window=16, allocation=profile_of(*bends), **options)
 
 
-def by_head(profile: Profile) -> Profile:
+def by_head(allocation: Allocation) -> Allocation:
     """Two KV heads of every layer, the first of which reads more than the layer did and the other less."""
-    pairs = [(np.sqrt(curve), 2 * np.array(curve) - np.sqrt(curve)) for curve in profile.attention]
+    pairs = [(np.sqrt(curve), 2 * np.array(curve) - np.sqrt(curve)) for curve in allocation.attention]
     curves = (tuple(np.maximum.accumulate(head.clip(0, 1)).tolist()) for pair in pairs for head in pair)
-    return Profile(attention=tuple(curves), mlp=profile.mlp)
+    return Allocation(attention=tuple(curves), mlp=allocation.mlp)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,8 @@ BENDS = (0.9, -0.6, -0.7, 0.4)
 def test_an_even_profile_changes_nothing_but_rounding(control):
     ids, keep = tokens(2, 100), keep_of((0.3, 0.5, 16), 2, 40)
     found = []
-    for semantics in (Semantics(window=16), semantics_of(0, 0, 0, 0)):
-        session = Session(control, semantics)
+    for sparsity in (SparsityConfig(window=16), sparsity_of(0, 0, 0, 0)):
+        session = Session(control, sparsity)
         session.prefill(ids)
         found.append(session.fork(1).extend(tokens(2, 40, seed=5), keep))
     torch.testing.assert_close(found[0].realised, found[1].realised, rtol=0, atol=16 / 100)
@@ -79,9 +79,12 @@ def test_an_even_profile_changes_nothing_but_rounding(control):
 
 
 def test_layers_read_what_the_profile_deals_out(control):
-    profile = profile_of(*BENDS)
+    allocation = profile_of(*BENDS)
     plan = make_plan(
-        keep_of((0.4, 0.6, 16), 1, 1), torch.tensor([[400]]), Semantics(window=16, profile=profile), control.shapes
+        keep_of((0.4, 0.6, 16), 1, 1),
+        torch.tensor([[400]]),
+        SparsityConfig(window=16, allocation=allocation),
+        control.shapes,
     )
     between = (400 - 17) // 16 - 1
     optional = (0.4 * 400 - (16 + 400 - (400 - 17) // 16 * 16)) / (between * 16)
@@ -99,9 +102,11 @@ def test_layers_read_what_the_profile_deals_out(control):
 
 def test_heads_read_what_the_profile_deals_out_to_them(control):
     """What the masks let every head read is what is booked."""
-    profile = by_head(profile_of(*BENDS))
+    allocation = by_head(profile_of(*BENDS))
     seen = torch.tensor([[400], [300]])
-    plan = make_plan(keep_of((0.4, 1, 16), 2, 1), seen, Semantics(window=16, profile=profile), control.shapes)
+    plan = make_plan(
+        keep_of((0.4, 1, 16), 2, 1), seen, SparsityConfig(window=16, allocation=allocation), control.shapes
+    )
     layout = Layout(2, 1, seen - 1, torch.zeros(2, dtype=torch.int64), 0, 400, uniform_base=True)
     query, keys = torch.randn(2, 2, 1, 2, 1, 16), torch.randn(2, 2, 1, 400, 16)
     read = []
@@ -122,12 +127,12 @@ def test_heads_read_what_the_profile_deals_out_to_them(control):
 @pytest.mark.parametrize(("power", "heads"), [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("action", [(0.3, 1.0, 16), (1.0, 0.5, 16), (0.25, 0.4, 6), (1.0, 1.0, 16)])
 def test_the_engine_deals_as_the_reference_does(control, action, power, heads):
-    semantics = semantics_of(*BENDS, hidden_power=power)
+    sparsity = sparsity_of(*BENDS, hidden_power=power)
     if heads > 1:
-        semantics = semantics.under(by_head(semantics.profile))
+        sparsity = sparsity.under(by_head(sparsity.allocation))
     sessions = (
-        Session(control, semantics),
-        NativeSession(control, semantics, Engine(control.model, semantics, "float32")),
+        Session(control, sparsity),
+        CpuSession(control, sparsity, Engine(control.model, sparsity, "float32")),
     )
     found = []
     for session in sessions:
@@ -143,12 +148,12 @@ def test_the_engine_deals_as_the_reference_does(control, action, power, heads):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 def test_a_turn_in_mid_pass_books_what_each_part_spent(control):
-    semantics = semantics_of(*BENDS)
+    sparsity = sparsity_of(*BENDS)
     low, high = keep_of((0.2, 0.4, 16), 2, 30), keep_of((0.6, 0.9, 16), 2, 30)
-    parts = [make_plan(keep, 101 + torch.arange(30).expand(2, 30), semantics, control.shapes) for keep in (low, high)]
+    parts = [make_plan(keep, 101 + torch.arange(30).expand(2, 30), sparsity, control.shapes) for keep in (low, high)]
     expected = parts[0].realised_by(0, 1, 4) + parts[1].realised_by(1, 4, 4)
     for session in (
-        Session(control, semantics), NativeSession(control, semantics, Engine(control.model, semantics, "float32"))
+        Session(control, sparsity), CpuSession(control, sparsity, Engine(control.model, sparsity, "float32"))
     ):  # fmt: skip
         session.prefill(tokens(2, 100))
         found = session.fork(1).extend(tokens(2, 30, seed=5), low, Turn(1, lambda hidden: high))
@@ -157,7 +162,7 @@ def test_a_turn_in_mid_pass_books_what_each_part_spent(control):
 
 @given(st.floats(0.05, 0.95), st.integers(16, 120))
 def test_static_keeps_the_budget_under_a_profile(part, steps):
-    with solm.attach(tiny_model("llama"), semantics=semantics_of(0.8, -0.8)) as lm:
+    with solm.attach(tiny_model("llama"), sparsity=sparsity_of(0.8, -0.8)) as lm:
         ids = tokens(1, 200 + steps + 1)
         session = lm.session()
         session.prefill(ids[:, :200])
@@ -202,41 +207,41 @@ def test_what_rounding_costs_falls_with_depth_and_is_not_taken_for_a_loss():
 
 
 def test_costs_are_averaged_over_contexts_of_fewer_and_fewer_texts(tmp_path):
-    with solm.attach(tiny_model("llama", torch.float32), semantics=Semantics(window=16)) as lm:
-        told = find_profile(lm, tokens(8, 340), (80, 320), tmp_path / "both.json")
-        turned = find_profile(lm, tokens(8, 340), (320, 80), tmp_path / "turned.json")
-        short = find_profile(lm, tokens(8, 340)[:, :100], (80,), tmp_path / "short.json")
-        long = find_profile(lm, tokens(8, 340)[[0, 4]], (320,), tmp_path / "long.json")
+    with solm.attach(tiny_model("llama", torch.float32), sparsity=SparsityConfig(window=16)) as lm:
+        told = find_allocation(lm, tokens(8, 340), (80, 320), tmp_path / "both.json")
+        turned = find_allocation(lm, tokens(8, 340), (320, 80), tmp_path / "turned.json")
+        short = find_allocation(lm, tokens(8, 340)[:, :100], (80,), tmp_path / "short.json")
+        long = find_allocation(lm, tokens(8, 340)[[0, 4]], (320,), tmp_path / "long.json")
     assert [row["context"] for row in told["checked"]] == [80] * 7 + [320] * 7
     for axis, units in told["costs"].items():
         for unit, costs in units.items():
             assert costs == pytest.approx(np.mean([short["costs"][axis][unit], long["costs"][axis][unit]], axis=0))
     assert told["tokens"] == 20
-    assert turned["profile"] == told["profile"]
+    assert turned["allocation"] == told["allocation"]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """A profile of a model whose second layer does nothing when its MLP is skipped."""
-    out = tmp_path_factory.mktemp("profile") / "layers.json"
+    """An allocation of a model whose second layer does nothing when its MLP is skipped."""
+    out = tmp_path_factory.mktemp("allocation") / "layers.json"
     model = tiny_model("llama", torch.float32)
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.mul_(20)
         model.model.layers[1].mlp.down_proj.weight.zero_()
     calls: list[tuple[int, int]] = []
-    with solm.attach(model, semantics=Semantics(window=16)) as lm:
+    with solm.attach(model, sparsity=SparsityConfig(window=16)) as lm:
         windows = tokens(4, 200)
-        result = find_profile(lm, windows, (160,), out, lambda done, total: calls.append((done, total)))
+        result = find_allocation(lm, windows, (160,), out, lambda done, total: calls.append((done, total)))
     return out, result, calls, model
 
 
 def test_a_profile_is_found_and_helps(found):
     out, result, calls, _ = found
-    profile = read_profile(out)
-    assert profile == Profile.model_validate(result["profile"])
-    first, second = (np.array(curve) for curve in profile.mlp)
+    allocation = read_allocation(out)
+    assert allocation == Allocation.model_validate(result["allocation"])
+    first, second = (np.array(curve) for curve in allocation.mlp)
     assert (first[5:-3] > second[5:-3] + 0.2).all()
-    worse = [row for row in result["checked"] if row["axis"] == "mlp" and row["profile"] > row["even"] + 1e-6]
+    worse = [row for row in result["checked"] if row["axis"] == "mlp" and row["allocation"] > row["even"] + 1e-6]
     assert not worse
     assert calls[-1] == (17, 17)  # three shares of four KV heads, two of two layers, the check
     assert not out.with_name("layers.json.partial").exists()
@@ -252,27 +257,27 @@ def test_an_interrupted_search_goes_on(found, tmp_path):
         if done == 7 and len(seen) == 7:
             raise KeyboardInterrupt
 
-    with solm.attach(model, semantics=Semantics(window=16)) as lm:
+    with solm.attach(model, sparsity=SparsityConfig(window=16)) as lm:
         with pytest.raises(KeyboardInterrupt):
-            find_profile(lm, tokens(4, 200), (160,), out, stop)
+            find_allocation(lm, tokens(4, 200), (160,), out, stop)
         assert len(json.loads(out.with_name("layers.json.partial").read_text())["found"]) == 7
-        again = find_profile(lm, tokens(4, 200), (160,), out, stop)
+        again = find_allocation(lm, tokens(4, 200), (160,), out, stop)
     assert seen[7] == 7  # nothing was measured anew before
-    assert again["profile"] == result["profile"]
+    assert again["allocation"] == result["allocation"]
 
 
 @pytest.mark.parametrize(("texts", "context", "message"), [(1, 160, "at least 2 texts"), (4, 12, "at least 21 tokens")])
 def test_too_little_to_measure_on_is_refused(tmp_path, texts, context, message):
     with (
-        solm.attach(tiny_model("llama"), semantics=Semantics(window=16)) as lm,
+        solm.attach(tiny_model("llama"), sparsity=SparsityConfig(window=16)) as lm,
         pytest.raises(DataError, match=message),
     ):
-        find_profile(lm, tokens(texts, 200), (context,), tmp_path / "layers.json")
+        find_allocation(lm, tokens(texts, 200), (context,), tmp_path / "layers.json")
 
 
 @pytest.mark.parametrize("context", ["abc", "1024,", "64;128"])
 def test_contexts_that_are_no_numbers_are_named(context, tmp_path):
-    done = CliRunner().invoke(app, ["profile", "--out", str(tmp_path / "layers.json"), "--context", context])
+    done = CliRunner().invoke(app, ["allocation", "--out", str(tmp_path / "layers.json"), "--context", context])
     assert isinstance(done.exception, DataError)
     assert str(done.exception) == f"context must be whole numbers of tokens, such as 1024,4096, got {context!r}"
 
@@ -281,9 +286,9 @@ def test_an_interrupted_command_says_how_to_go_on(tiny_folder, tmp_path, monkeyp
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("solm.training.profile.find_profile", interrupted)
+    monkeypatch.setattr("solm.training.allocate.find_allocation", interrupted)
     done = CliRunner().invoke(
-        app, ["profile", "--model", str(tiny_folder), "--out", str(tmp_path / "l.json"), "--context", "64"]
+        app, ["allocation", "--model", str(tiny_folder), "--out", str(tmp_path / "l.json"), "--context", "64"]
     )
     assert done.exit_code == 130
     assert "goes on from there" in done.output
@@ -291,10 +296,10 @@ def test_an_interrupted_command_says_how_to_go_on(tiny_folder, tmp_path, monkeyp
 
 def test_a_policy_keeps_its_profile_and_another_model_is_refused(found):
     with pytest.raises(PolicyMismatchError, match="4 layers, this one has 2"):
-        solm.attach(tiny_model("llama"), semantics=semantics_of(*BENDS))
-    three = Profile(attention=(EVEN,) * 6, mlp=(EVEN,) * 2)
+        solm.attach(tiny_model("llama"), sparsity=sparsity_of(*BENDS))
+    three = Allocation(attention=(EVEN,) * 6, mlp=(EVEN,) * 2)
     with pytest.raises(PolicyMismatchError, match="3 KV heads, this one has 2"):
-        solm.attach(tiny_model("llama"), semantics=Semantics(window=16, profile=three))
+        solm.attach(tiny_model("llama"), sparsity=SparsityConfig(window=16, allocation=three))
     model = tiny_model("llama")
     solm.attach(model).detach()  # the refusal left no hooks behind elsewhere, and this model is free
 
@@ -311,35 +316,35 @@ def test_a_policy_keeps_its_profile_and_another_model_is_refused(found):
 )
 def test_wrong_profiles_are_refused(change, message):
     with pytest.raises(ValidationError, match=message):
-        Profile(**{"attention": (EVEN, EVEN), "mlp": (EVEN, EVEN), **change})
+        Allocation(**{"attention": (EVEN, EVEN), "mlp": (EVEN, EVEN), **change})
 
 
-@pytest.mark.parametrize("semantics", [Semantics(criterion="recency"), Semantics.preset("paper")])
-def test_semantics_that_do_not_count_pages_beside_a_window_have_no_profile(semantics, tmp_path):
+@pytest.mark.parametrize("sparsity", [SparsityConfig(criterion="recency"), SparsityConfig.preset("paper")])
+def test_semantics_that_do_not_count_pages_beside_a_window_have_no_profile(sparsity, tmp_path):
     with pytest.raises(SolmError, match="needs criterion 'pages' with a window"):
-        semantics.under(profile_of(0, 0))
+        sparsity.under(profile_of(0, 0))
     with (
-        solm.attach(tiny_model("llama"), semantics=semantics) as lm,
+        solm.attach(tiny_model("llama"), sparsity=sparsity) as lm,
         pytest.raises(SolmError, match="needs criterion"),
     ):
-        find_profile(lm, tokens(4, 200), (160,), tmp_path / "layers.json")
+        find_allocation(lm, tokens(4, 200), (160,), tmp_path / "layers.json")
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"profile": {"attention": [], "mlp": []}}'])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"allocation": {"attention": [], "mlp": []}}'])
 def test_a_file_without_a_profile_is_told_apart(tmp_path, content):
     path = tmp_path / "layers.json"
     path.write_text(content)
-    with pytest.raises(DamagedFileError, match="does not hold a profile"):
-        read_profile(path)
+    with pytest.raises(DamagedFileError, match="does not hold an allocation"):
+        read_allocation(path)
 
 
 def test_a_policy_without_a_profile_has_none_to_give(tmp_path):
     made = network()
     with solm.attach(tiny_model("llama")) as lm:
-        config = PolicyConfig(base=lm.identity, space=GRID, semantics=PLAIN, network=made.config)
+        config = PolicyConfig(base=lm.identity, space=GRID, sparsity=PLAIN, network=made.config)
     TrainedPolicy(config, made).save_pretrained(tmp_path / "policy")
-    with pytest.raises(DataError, match="carries no profile"):
-        read_profile(tmp_path / "policy")
+    with pytest.raises(DataError, match="carries no allocation"):
+        read_allocation(tmp_path / "policy")
 
 
 def test_the_commands_work_together(tiny_folder, tmp_path):
@@ -348,28 +353,28 @@ def test_the_commands_work_together(tiny_folder, tmp_path):
     layers, run = tmp_path / "layers.json", tmp_path / "run"
     common = ["--model", str(tiny_folder), "--data", str(text)]
     done = CliRunner().invoke(
-        app, ["profile", *common, "--out", str(layers), "--texts", "2", "--context", "128", "--tokens", "16"]
+        app, ["allocation", *common, "--out", str(layers), "--texts", "2", "--context", "128", "--tokens", "16"]
     )
     assert done.exit_code == 0, done.output
     assert done.output.count("evenly") == 7
     done = CliRunner().invoke(
         app,
-        ["train", *common, "--out", str(run), "--profile", str(layers), "--batches", "1", "--context", "128",
+        ["train", *common, "--out", str(run), "--allocation", str(layers), "--batches", "1", "--context", "128",
          "--horizon", "8", "--set", "schedules=1", "--set", "layer=1", "--set", "calibration_texts=2",
          "--set", "calibration_horizon=8", "--set", "calibration_context=128"],
     )  # fmt: skip
     assert done.exit_code == 0, (done.output, done.exception)
     lm = solm.load(str(tiny_folder), str(run / "policy"))
-    assert lm.semantics.profile == read_profile(layers) == read_profile(run / "policy")
+    assert lm.sparsity.allocation == read_allocation(layers) == read_allocation(run / "policy")
     reply = lm.generate(tokens(1, 120), budget=solm.Budget(attention=0.5, mlp=0.6, bits=8), max_new_tokens=24)
     assert reply.compute.realised["mlp"] == pytest.approx(0.6, abs=0.04)
 
 
 def test_sliding_layers_and_models_without_an_mlp_axis_keep_an_even_share(tmp_path):
     """Gemma 2's first layer here reads its window whatever is dealt out: it must not be taken to give the rest away."""
-    with solm.attach(tiny_model("gemma2", torch.float32), semantics=Semantics(window=16)) as lm:
-        result = find_profile(lm, tokens(4, 140), (120,), tmp_path / "layers.json")
+    with solm.attach(tiny_model("gemma2", torch.float32), sparsity=SparsityConfig(window=16)) as lm:
+        result = find_allocation(lm, tokens(4, 140), (120,), tmp_path / "layers.json")
     assert sorted(result["costs"]["attention"]) == [2, 3]  # the two heads of the other layer
-    dealt = result["profile"]["attention"]
+    dealt = result["allocation"]["attention"]
     assert dealt[:2] == (EVEN, EVEN)
     assert np.allclose((np.array(dealt[2]) + dealt[3]) / 2, EVEN, atol=1e-8)

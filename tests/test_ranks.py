@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from solm.errors import SolmError
+from solm.core.errors import SolmError
 from solm.training.ranks import Ranks
 from test_serve_process import free_port
 

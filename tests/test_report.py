@@ -5,17 +5,17 @@ import shutil
 
 import pytest
 
-from solm.actions import AXES
+from solm.core.actions import AXES
+from solm.core.errors import DamagedFileError, SolmError
 from solm.data.windows import stream_of
-from solm.errors import DamagedFileError, SolmError
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.pictures import kind_of, violins
-from solm.evaluation.pollution import PollutionResult, pollution
-from solm.evaluation.shift import shift
+from solm.evaluation.report.actions import histograms, texts
+from solm.evaluation.report.combined import render
+from solm.evaluation.report.read import read_results
 from solm.evaluation.use import CLASSES, token_class
-from solm.report.actions import histograms, texts
-from solm.report.combined import render
-from solm.report.read import read_results
+from solm.research.domains import shift
+from solm.research.kv_drift import PollutionResult, pollution
 from test_baselines import TEXT
 
 SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), sequences=5, context=60, length=40, trials=6, batch=2)
@@ -77,7 +77,7 @@ def test_trials_are_those_behind_the_random_arms(result):
 
 
 def test_a_page_of_everything_stands_alone(result, value_lm, byte_tokenizer, tmp_path):
-    from solm.actions import Action
+    from solm.core.actions import Action
 
     stream = stream_of([TEXT], byte_tokenizer, "fish")
     small = SETTINGS.model_copy(update={"trials": 1, "examples": 0, "sequences": 2})

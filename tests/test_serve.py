@@ -340,7 +340,7 @@ def test_an_error_in_one_row_fails_that_request_alone(service, client, monkeypat
 
 
 def test_a_pass_that_fails_ends_its_rows_and_the_server_goes_on(service, client, monkeypatch):
-    from solm.decoding.session import Session
+    from solm.backends.torch.session import Session
 
     with monkeypatch.context() as patch:
         patch.setattr(Session, "extend", lambda *_: 1 / 0)

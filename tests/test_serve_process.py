@@ -101,11 +101,11 @@ def test_lm_eval_reads_the_same_from_the_api(byte_tokenizer, tiny_folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "budgets"),
-    [("native", (0.8, 0.5, 0.65)), ("reference", (1.0, 1.0, 1.0))],
+    [("cpu", (0.8, 0.5, 0.65)), ("torch", (1.0, 1.0, 1.0))],
     ids=["native int8 under budgets", "reference float32 dense"],
 )
 def test_the_real_model_answers_alike_alone_and_beside_others(backend, budgets):
-    """Without the prefix cache, which reads a prompt in other pieces. Not the reference backend under budgets: there
+    """Without the prefix cache, which reads a prompt in other pieces. Not the torch backend under budgets: there
     sums in another order flip choices at thresholds, and a reply may take another turn."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -113,7 +113,7 @@ def test_the_real_model_answers_alike_alone_and_beside_others(backend, budgets):
         pytest.skip("the embedded model is not installed")
     process, address = start(
         "--policy", "builtin:smollm2-135m", "--dtype", "float32", "--prefix-tokens", "0", "--backend", backend,
-        *(("--precision", "int8") if backend == "native" else ()),
+        *(("--precision", "int8") if backend == "cpu" else ()),
     )  # fmt: skip
     try:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=300)

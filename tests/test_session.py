@@ -4,21 +4,21 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from solm.actions import ActionSpace
-from solm.decoding.drive import run_over, teacher_forced
-from solm.decoding.passes import log_probabilities
-from solm.decoding.session import Session
-from solm.errors import ContextLengthError, DataError, UnsupportedModelError
-from solm.models.active import ActivePass, activate
-from solm.models.controller import ModelControl
-from solm.models.families import probe
+from solm.backends.passes import log_probabilities
+from solm.backends.torch.active import ActivePass, activate
+from solm.backends.torch.families import probe
+from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.session import Session
+from solm.core.actions import ActionSpace
+from solm.core.errors import ContextLengthError, DataError, UnsupportedModelError
+from solm.core.sparsity import SparsityConfig
 from solm.policies.learned import LearnedPolicy
 from solm.policies.network import NetworkConfig, PolicyNetwork
 from solm.policies.schedules import Random
-from solm.semantics import Semantics
+from solm.runtime.drive import run_over, teacher_forced
 from test_families import CONTEXT, STEPS, keep_of, tokens
 
-SEMANTICS = Semantics(page_size=8, window=8)
+SPARSITY = SparsityConfig(page_size=8, window=8)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def control():
 
 
 def test_forks_share_the_prefix_and_memory_grows_with_it_once(control):
-    session = Session(control, SEMANTICS)
+    session = Session(control, SPARSITY)
     session.prefill(tokens(2, 400))
     few, many = session.fork(1), session.fork(16)
     for layer, parent in zip(many.cache.layers, session.cache.layers, strict=True):
@@ -41,14 +41,14 @@ def test_forks_share_the_prefix_and_memory_grows_with_it_once(control):
 
 def test_forks_do_not_disturb_one_another_or_their_parent(control):
     ids = tokens(1, CONTEXT + 2 * STEPS + 1)
-    session = Session(control, SEMANTICS)
+    session = Session(control, SPARSITY)
     session.prefill(ids[:, :CONTEXT])
     keep = keep_of((0.3, 0.6, 5), 1, STEPS)
     following = ids[:, CONTEXT : CONTEXT + STEPS + 1]
     first = session.fork(1).score(following, keep)
     session.fork(4).score(tokens(4, STEPS + 1, seed=9), keep.expand(4, -1, -1))
     session.score(following, keep)
-    again = Session(control, SEMANTICS)
+    again = Session(control, SPARSITY)
     again.prefill(ids[:, :CONTEXT])
     torch.testing.assert_close(again.fork(1).score(following, keep).log_probabilities, first.log_probabilities)
 
@@ -57,7 +57,7 @@ def test_a_fork_of_a_fork_continues_each_row(control):
     ids = tokens(2, CONTEXT + 2 * STEPS + 1)
     keep = keep_of((0.3, 0.6, 5), 2, STEPS)
     middle = CONTEXT + STEPS
-    session = Session(control, SEMANTICS)
+    session = Session(control, SPARSITY)
     session.prefill(ids[:, :CONTEXT])
     child = session.fork(1)
     child.score(ids[:, CONTEXT : middle + 1], keep)
@@ -71,21 +71,21 @@ def test_a_fork_of_a_fork_continues_each_row(control):
 
 def test_no_plan_leaks_into_a_later_prefill_even_after_an_error(control):
     ids = tokens(1, CONTEXT)
-    clean = Session(control, SEMANTICS)
+    clean = Session(control, SPARSITY)
     expected = clean.prefill(ids)
-    session = Session(control, SEMANTICS)
+    session = Session(control, SPARSITY)
     session.prefill(ids)
     with pytest.raises(IndexError):
         session.score(torch.full((1, STEPS + 1), 10**6), keep_of((0.1, 0.5, 4), 1, STEPS))
-    session = Session(control, SEMANTICS)
+    session = Session(control, SPARSITY)
     session.prefill(ids)
     session.score(tokens(1, STEPS + 1), keep_of((0.1, 0.5, 4), 1, STEPS))
-    fresh = Session(control, SEMANTICS)
+    fresh = Session(control, SPARSITY)
     assert torch.equal(fresh.prefill(ids), expected)
 
 
 def test_a_pass_started_by_hand_ends_with_its_block():
-    from solm.models.active import active_pass
+    from solm.backends.torch.active import active_pass
 
     with pytest.raises(ValueError, match="inside"), activate(ActivePass(None, None, None)):
         raise ValueError("inside")
@@ -93,9 +93,9 @@ def test_a_pass_started_by_hand_ends_with_its_block():
 
 
 def test_uncontrollable_steps_run_dense_and_are_not_booked(control):
-    semantics = Semantics(page_size=8, window=32)
+    sparsity = SparsityConfig(page_size=8, window=32)
     ids = tokens(1, 60)
-    session = Session(control, semantics)
+    session = Session(control, sparsity)
     session.prefill(ids[:, :20])
     scored = session.score(ids[:, 20:], keep_of((0.1, 0.5, 4), 1, 39))
     assert scored.controllable[0].tolist() == [position + 1 > 37 for position in range(20, 59)]
@@ -107,7 +107,7 @@ def test_uncontrollable_steps_run_dense_and_are_not_booked(control):
 
 
 def test_limits_are_stated(control):
-    session = Session(control, SEMANTICS)
+    session = Session(control, SPARSITY)
     with pytest.raises(ContextLengthError, match="513 tokens are too many: this model's context holds 512"):
         session.prefill(tokens(1, 513))
     with pytest.raises(DataError, match="nothing to prefill"):
@@ -122,7 +122,7 @@ def test_limits_are_stated(control):
 
 def test_a_second_prefill_continues_the_row(control):
     ids = tokens(1, 60)
-    split, whole = Session(control, SEMANTICS), Session(control, SEMANTICS)
+    split, whole = Session(control, SPARSITY), Session(control, SPARSITY)
     split.prefill(ids[:, :30])
     torch.testing.assert_close(split.prefill(ids[:, 30:]), whole.prefill(ids))
 
@@ -154,7 +154,7 @@ def test_real_model_dense_steps_equal_the_stock_model(real_model, real_text):
         stock = torch.log_softmax(model(real_text[:, :240]).logits[0], -1)
     control = ModelControl(model)
     try:
-        session = Session(control, Semantics())
+        session = Session(control, SparsityConfig())
         session.prefill(real_text[:, :200])
         scored = session.fork(2).score(real_text[:, 200:240].expand(2, -1), keep_of((1, 1, 16), 2, 39))
         expected = stock[200:239].gather(-1, real_text[0, 201:240, None])[:, 0]
@@ -168,7 +168,7 @@ def test_real_model_attention_one_pass_equals_steps_in_float32(real_model, real_
     model, _ = real_model
     control = ModelControl(model)
     try:
-        session = Session(control, Semantics())
+        session = Session(control, SparsityConfig())
         session.prefill(real_text[:, :300])
         following, keep = real_text[:, 300:341], keep_of((0.3, 1, 16), 1, 40)
         scored = session.fork(1).score(following, keep)
@@ -186,8 +186,8 @@ def test_real_model_one_pass_equals_steps_for_joint_actions(real_model, real_tex
     model.double()
     control = ModelControl(model)
     try:
-        space, semantics = ActionSpace.preset("joint-27"), Semantics.preset(name)
-        session = Session(control, semantics)
+        space, sparsity = ActionSpace.preset("joint-27"), SparsityConfig.preset(name)
+        session = Session(control, sparsity)
         session.prefill(real_text[:, :200])
         following = real_text[:, 200:225].expand(2, -1)
         target = torch.tensor([[0.5, 0.7, 0.5]], dtype=torch.float64).expand(2, 3)
@@ -204,7 +204,7 @@ def test_real_model_one_pass_equals_steps_for_joint_actions(real_model, real_tex
 
 def test_a_rollout_scores_what_walking_it_and_scoring_its_schedule_in_one_pass_give(control):
     space, horizon = ActionSpace.preset("joint-8"), 24
-    session = Session(control, SEMANTICS)
+    session = Session(control, SPARSITY)
     session.prefill(tokens(2, 100))
     following = tokens(2, horizon + 1, seed=5).repeat_interleave(3, 0)
     target = torch.full((6, 3), 0.7, dtype=torch.float64)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.session import Session
+from solm.core.sparsity import SparsityConfig
 from solm.data.windows import token_stream
-from solm.decoding.session import Session
-from solm.models.controller import ModelControl
-from solm.semantics import Semantics
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "eval" / "wikitext.valid.tokens.txt"
 # Perplexities of SmolLM2-135M-Instruct measured by an independent prototype (33k tokens): dense 17.0, MLP input
@@ -27,7 +27,7 @@ def test_constant_actions_cost_what_an_independent_measurement_found(real_model)
     nats = dict.fromkeys(ACTIONS, 0.0)
     try:
         for batch in windows.split(4):
-            session = Session(control, Semantics.preset("paper"))
+            session = Session(control, SparsityConfig.preset("paper"))
             session.prefill(batch[:, :512])
             for name, action in ACTIONS.items():
                 keep = torch.tensor(action, dtype=torch.float64).expand(len(batch), 256, 3)

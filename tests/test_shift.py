@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from solm.actions import AXES
+from solm.core.actions import AXES
+from solm.core.errors import DataError, SolmError
 from solm.data.windows import stream_of
-from solm.errors import DataError, SolmError
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
-from solm.evaluation.shift import ShiftResult, divergence, observed, plot, shift
+from solm.research.domains import ShiftResult, divergence, observed, plot, shift
 from test_baselines import TEXT
 
 SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), sequences=4, context=60, length=20, trials=1, examples=0)

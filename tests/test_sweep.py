@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from solm.errors import DamagedFileError, RunMismatchError, SolmError
+from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
+from solm.evaluation.report.combined import render
+from solm.evaluation.report.read import read_results
 from solm.evaluation.sweep import RESULTS, SweepConfig, read_config, sweep
-from solm.report.combined import render
-from solm.report.read import read_results
 from test_cli import solm
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it rests for a while. " * 120

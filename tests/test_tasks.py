@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from solm.actions import ActionSpace
-from solm.errors import DataError
-from solm.profile import Profile
+from solm.core.actions import ActionSpace
+from solm.core.allocation import Allocation
+from solm.core.errors import DataError
 from test_cli import solm
 
 pytest.importorskip("lm_eval")
@@ -106,12 +106,12 @@ def test_static_even_is_static_without_the_profile(tiny_lm, data, monkeypatch):
     more, less = (tuple((line + sign * 0.8 * line * (1 - line)).round(9).tolist()) for sign in (1, -1))
     layers = tiny_lm.control.shapes.layers
     monkeypatch.setattr(
-        tiny_lm, "semantics", tiny_lm.semantics.under(Profile(attention=(more,) * layers, mlp=(less,) * layers))
+        tiny_lm, "sparsity", tiny_lm.sparsity.under(Allocation(attention=(more,) * layers, mlp=(less,) * layers))
     )
     dealt = evaluate_tasks(tiny_lm, tasks, settings, space)
     even, static = ({point.arm: point for point in result.points} for result in (dealt, plain))
-    assert even["static-even"].scores == static["static"].scores
-    assert even["static-even"].realised == static["static"].realised
+    assert even["uniform"].scores == static["static"].scores
+    assert even["uniform"].realised == static["static"].realised
     assert even["static"].scores != static["static"].scores
 
 

@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 
 import solm
 from conftest import tiny_model
+from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
+from solm.core.provenance import command_line, commit
 from solm.data.windows import stream_of
-from solm.errors import DamagedFileError, RunMismatchError, SolmError
-from solm.provenance import command_line, commit
 from solm.training.config import TrainConfig, read_values
+from solm.training.grpo import train
 from solm.training.objective import advantages, budget_penalty, clipped_objective, returns_to_go
 from solm.training.ranks import Ranks
 from solm.training.rollout import collect
-from solm.training.trainer import train
 
 TINY = {
     "data": "pydoc:train", "space": "joint-8", "context": 90, "horizon": 6, "sequences": 2, "rollouts": 4,
@@ -100,7 +100,7 @@ def test_the_ratio_is_clipped():
 
 def test_rollouts_of_a_text_share_tokens_and_budget_and_are_recorded(tiny_lm):
     config = tiny_config()
-    tiny_lm.semantics = config.semantics
+    tiny_lm.sparsity = config.sparsity
     stream = stream_of(["a quick brown fox " * 200], tiny_lm.tokenizer, "fox")
     from solm.policies.learned import LearnedPolicy
     from solm.policies.network import NetworkConfig, PolicyNetwork
@@ -124,7 +124,7 @@ def run(tmp_path, name, byte_tokenizer, stop_after=None, **changes):
         if record["update"] == stop_after:
             signal.raise_signal(signal.SIGINT)
 
-    with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer, semantics=config.semantics) as lm:
+    with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer, sparsity=config.sparsity) as lm:
         before = [p.clone() for p in lm.model.parameters()]
         try:
             trained = train(lm, config, tmp_path / name, report)
@@ -258,7 +258,7 @@ def test_a_damaged_checkpoint_is_one_typed_error(tmp_path, byte_tokenizer, damag
 
 
 def test_a_full_disk_is_reported_and_the_old_checkpoint_survives(tmp_path, byte_tokenizer, monkeypatch):
-    import solm.files
+    import solm.core.files
 
     run(tmp_path, "a", byte_tokenizer, updates=2)
     kept = (tmp_path / "a" / "checkpoint.safetensors").read_bytes()
@@ -267,7 +267,7 @@ def test_a_full_disk_is_reported_and_the_old_checkpoint_survives(tmp_path, byte_
         if "checkpoint" in os.readlink(f"/proc/self/fd/{descriptor}"):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(solm.files.os, "fsync", full)
+    monkeypatch.setattr(solm.core.files.os, "fsync", full)
     with pytest.raises(SolmError, match=r"cannot write .*checkpoint\.safetensors: No space left on device"):
         run(tmp_path, "a", byte_tokenizer, updates=4)
     assert (tmp_path / "a" / "checkpoint.safetensors").read_bytes() == kept
@@ -306,7 +306,7 @@ def test_unknown_keys_are_refused(key):
         ({"learning_rat": 1}, "unknown key 'learning_rat'; did you mean 'learning_rate'"),
         ({"gamma": 2}, r"gamma: Input should be less than or equal to 1 \(got 2\)"),
         ({"space": "joint-9"}, "unknown action space 'joint-9'; choose one of"),
-        ({"semantics": "own"}, "unknown semantics 'own'"),
+        ({"sparsity": "own"}, "unknown sparsity 'own'"),
         ({"rollouts": 1}, "rollouts: Input should be greater than or equal to 2"),
         ({"width": 30}, "width 30 must be a multiple of heads 4"),
         ({"context": 8}, "context 8 leaves no controllable step"),

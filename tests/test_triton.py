@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 import solm
 from conftest import tiny_model
-from solm.decoding.session import Session
-from solm.models.controller import ModelControl
-from solm.semantics import Semantics
+from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.session import Session
+from solm.core.sparsity import SparsityConfig
 
 HERE = Path(__file__).parent
 installed = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -40,8 +40,8 @@ def kernel_sources(dtype):
     import triton.language as tl
     from triton.compiler import ASTSource
 
-    from solm.ops.kernels import channel_product as product
-    from solm.ops.kernels import page_attention as pages
+    from solm.backends.torch.triton import channel_product as product
+    from solm.backends.torch.triton import page_attention as pages
 
     values = {"bfloat16": "*bf16", "float32": "*fp32"}[dtype]
     operand = getattr(tl, dtype)
@@ -88,9 +88,9 @@ def test_kernels_compile_for_gpus_and_fit_their_shared_memory(capability, dtype,
 def test_kernels_stay_out_of_steps_on_the_cpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for name in ("page_attention", "channel_product"):
-        monkeypatch.setitem(sys.modules, f"solm.ops.kernels.{name}", None)  # importing it would raise
+        monkeypatch.setitem(sys.modules, f"solm.backends.torch.triton.{name}", None)  # importing it would raise
     model = tiny_model("llama", torch.float32)
-    with solm.attach(model, semantics=Semantics(page_size=8, window=16)) as lm:
+    with solm.attach(model, sparsity=SparsityConfig(page_size=8, window=16)) as lm:
         assert not any("forward" in vars(module) for module in model.modules())
         session = lm.session()
         session.prefill(torch.arange(3, 103)[None])
@@ -115,16 +115,16 @@ class TwoDevices(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", ["default", "paper", "recency", "relevance"])
 def test_sessions_mix_no_devices(name):
-    semantics = Semantics(criterion=name) if name.startswith("re") else Semantics.preset(name)
+    sparsity = SparsityConfig(criterion=name) if name.startswith("re") else SparsityConfig.preset(name)
     control = ModelControl(tiny_model("llama", torch.bfloat16).to("meta"))
     ids, keep = torch.full((2, 100), 5), torch.tensor([[0.3, 0.5, 6.0]], dtype=torch.float64)
     with TwoDevices() as seen:
-        session = Session(control, semantics)
+        session = Session(control, sparsity)
         session.prefill(ids, torch.tensor([100, 80]))
         session.step(ids[:, 0], keep.expand(2, 3))
         forked = session.fork(2)
         forked.step(ids[:, 0].repeat(2), keep.expand(4, 3))
-        alone, other = Session(control, semantics), Session(control, semantics)
+        alone, other = Session(control, sparsity), Session(control, sparsity)
         alone.prefill(ids[:1])
         other.prefill(ids[:1, :80])
         alone.join(other)

@@ -10,28 +10,28 @@ from pydantic import ValidationError
 
 import solm
 from conftest import tiny_model
-from solm.actions import ActionSpace
-from solm.budget import Ledger
+from solm.backends.passes import Turn
+from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.session import Session
+from solm.core.actions import ActionSpace
+from solm.core.budget import Ledger
+from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
+from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
-from solm.decoding.drive import drive, teacher_forced
-from solm.decoding.passes import Turn
-from solm.decoding.session import Session
-from solm.errors import DamagedFileError, PolicyMismatchError, SolmError
-from solm.models.controller import ModelControl
 from solm.policies.artifact import TrainedPolicy
-from solm.policies.observation import Observation
-from solm.policies.prices import PriceCurve
-from solm.policies.values import ValueConfig, ValueNetwork, ValuePolicy, gains_between, known_levels
-from solm.semantics import Semantics
+from solm.policies.priced import PriceCurve
+from solm.policies.protocol import Observation
+from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy, gains_between, known_levels
+from solm.runtime.drive import drive, teacher_forced
 from solm.training.checkpoint import read_stored
 from solm.training.config import FitConfig, ValueTrainConfig
 from solm.training.counterfactual import Samples, collect_samples, draw_levels, keep_of
 from solm.training.interrupt import Interrupted
 from solm.training.regression import fit
-from solm.training.value_trainer import calibrate, train_values
+from solm.training.values import calibrate, train_values
 from test_families import CONTEXT, STEPS, tokens
 
-SEMANTICS = Semantics(page_size=8, window=8)
+SPARSITY = SparsityConfig(page_size=8, window=8)
 SPACE = ActionSpace.preset("joint-27")
 
 
@@ -41,8 +41,8 @@ def network(layer: int = 1, grid: ActionSpace = SPACE, seed: int = 0) -> ValueNe
     made = ValueNetwork(ValueConfig(base_hidden=64, layer=layer, grid=grid, width=16))
     torch.nn.init.normal_(made.head.weight, std=0.5)
     with torch.no_grad():
-        for profile in made.profiles:
-            profile.copy_(torch.tensor([-1.0, -0.3]))
+        for allocation in made.profiles:
+            allocation.copy_(torch.tensor([-1.0, -0.3]))
         made.calibration.copy_(made(torch.randn(len(made.calibration), 64), torch.ones(len(made.calibration), 3)))
     return made.eval()
 
@@ -55,7 +55,7 @@ def test_a_turn_sees_the_layers_input_and_governs_the_layers_after_it(family):
     states = model(ids[:, :-1], output_hidden_states=True, use_cache=False).hidden_states
     dense, low = (torch.tensor(a, dtype=torch.float64).expand(2, STEPS, 3) for a in ((1, 1, 16.0), (0.3, 0.5, 5.0)))
     control = ModelControl(model)
-    session = Session(control, SEMANTICS)
+    session = Session(control, SPARSITY)
     session.prefill(ids[:, :CONTEXT])
     seen = []
 
@@ -78,7 +78,7 @@ def test_a_turn_sees_the_layers_input_and_governs_the_layers_after_it(family):
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_deciding_in_one_pass_equals_deciding_step_by_step(layer):
-    with solm.attach(tiny_model("llama"), semantics=SEMANTICS) as lm:
+    with solm.attach(tiny_model("llama"), sparsity=SPARSITY) as lm:
         ids = tokens(3, CONTEXT + STEPS + 1)
         target = torch.tensor([[0.6, 0.7, 0.5], [0.5, 0.5, 0.4], [0.9, 0.9, 0.9]], dtype=torch.float64)
         policy = ValuePolicy(network(layer).double(), SPACE)
@@ -154,8 +154,8 @@ def test_a_net_keep_is_split_at_one_price():
     # Attention costs ten times as much as the MLP, bits nothing.
     cheap.calibration.copy_(noise.expand(-1, 3))
     with torch.no_grad():
-        for profile, costs in zip(cheap.profiles, ([-1.0, -0.4], [-0.1, -0.04], [0.0, 0.0]), strict=True):
-            profile.copy_(torch.tensor(costs))
+        for allocation, costs in zip(cheap.profiles, ([-1.0, -0.4], [-0.1, -0.04], [0.0, 0.0]), strict=True):
+            allocation.copy_(torch.tensor(costs))
     budget = ValuePolicy(cheap, SPACE).split(0.6)
     assert budget.net == pytest.approx(0.6, abs=1e-6)
     assert budget.attention > budget.mlp > budget.bits / 16 == 5 / 16
@@ -184,8 +184,8 @@ def test_what_is_chosen_among_is_fine_by_default_and_lies_between_the_levels_lea
 def test_only_what_a_step_bears_itself_of_attentions_cost_follows_its_sensitivity():
     made = ValueNetwork(ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=16))
     with torch.no_grad():
-        for profile in made.profiles:
-            profile.copy_(torch.tensor([-0.5, -0.1]))
+        for allocation in made.profiles:
+            allocation.copy_(torch.tensor([-0.5, -0.1]))
     calibrate(
         made, [torch.tensor([-1.0, -0.4, 0.0]), torch.tensor([-0.8, -0.2, 0.0]), torch.tensor([-0.3, -0.05, 0.0])]
     )
@@ -243,7 +243,7 @@ def test_drawn_levels_vary_one_axis_or_all_and_cover_every_budget():
 
 
 def test_samples_are_differences_to_the_dense_run_of_the_same_tokens():
-    with solm.attach(tiny_model("llama"), semantics=SEMANTICS) as lm:
+    with solm.attach(tiny_model("llama"), sparsity=SPARSITY) as lm:
         ids = tokens(2, CONTEXT + STEPS + 1)
         before, after = draw_levels(SPACE, 2, 3, STEPS, torch.Generator().manual_seed(0))
         got = collect_samples(lm, ids, CONTEXT, 1, before, after, SPACE)
@@ -292,7 +292,7 @@ def test_regression_finds_what_is_there_and_little_where_nothing_is():
     assert found.explained[-1] > 0.2
     # Sensitivities are 1 on average; the costs are the planted ones, on the planted axis alone.
     torch.testing.assert_close(network.calibration.float().mean(0), torch.ones(3), rtol=0, atol=0.05)
-    costs = [profile.detach() for profile in network.profiles]
+    costs = [allocation.detach() for allocation in network.profiles]
     assert float(costs[1][0]) == pytest.approx(-0.5, abs=0.1)
     assert float(costs[0][0]) == pytest.approx(0, abs=0.1)
     nothing = planted(noise=1)
@@ -320,13 +320,13 @@ def run(tmp_path, name, byte_tokenizer, stop_after=None, **changes) -> TrainedPo
         "context": 60, "horizon": 20, "sequences": 2, "layer": 1, "width": 16, "batches": 3,
         "calibration_context": 60, "calibration_horizon": 20, "calibration_texts": 3, **changes,
     }  # fmt: skip
-    config = ValueTrainConfig(dtype="float32", semantics=SEMANTICS, space=SPACE, **settings)
+    config = ValueTrainConfig(dtype="float32", sparsity=SPARSITY, space=SPACE, **settings)
 
     def report(record):
         if record["update"] == stop_after:
             signal.raise_signal(signal.SIGINT)
 
-    with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer, semantics=SEMANTICS) as lm:
+    with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer, sparsity=SPARSITY) as lm:
         return train_values(lm, config, tmp_path / name, report)
 
 
@@ -379,7 +379,7 @@ def test_generation_under_a_value_policy_meets_its_budget(tmp_path, byte_tokeniz
 
 
 def test_a_context_in_which_an_axis_cannot_act_leaves_the_others_on_budget():
-    with solm.attach(tiny_model("llama"), semantics=Semantics()) as lm:
+    with solm.attach(tiny_model("llama"), sparsity=SparsityConfig()) as lm:
         ids = tokens(2, 90 + 33)
         session = lm.session()
         session.prefill(ids[:, :90])
@@ -389,7 +389,7 @@ def test_a_context_in_which_an_axis_cannot_act_leaves_the_others_on_budget():
         torch.testing.assert_close(episode.realised.mean(1)[:, 1:], target[:, 1:], rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize(("learned", "chosen"), [("grid", "fine"), ("native", "native-fine"), ("joint-27", "joint-27")])
+@pytest.mark.parametrize(("learned", "chosen"), [("grid", "fine"), ("cpu", "cpu-fine"), ("joint-27", "joint-27")])
 def test_what_learned_far_levels_chooses_among_close_ones(learned, chosen):
     assert ValueTrainConfig(space=learned).choices == ActionSpace.preset(chosen)
     assert ValueTrainConfig(space=learned, choose=learned).choices == ActionSpace.preset(learned)

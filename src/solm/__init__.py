@@ -4,25 +4,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from solm.actions import Action, ActionSpace
-    from solm.budget import Budget
-    from solm.decoding.api import attach, load
-    from solm.decoding.language_model import LanguageModel
-    from solm.errors import SolmError
+    from solm.core.actions import Action, ActionSpace
+    from solm.core.budget import Budget
+    from solm.core.errors import SolmError
+    from solm.core.sparsity import SparsityConfig
     from solm.policies.artifact import TrainedPolicy
-    from solm.semantics import Semantics
+    from solm.runtime.language_model import LanguageModel
+    from solm.runtime.load import attach, load
 
 # Torch and transformers take seconds to import; nobody who asks for --help should wait for them.
 _HOMES = {
-    "Action": "solm.actions",
-    "ActionSpace": "solm.actions",
-    "Budget": "solm.budget",
-    "LanguageModel": "solm.decoding.language_model",
-    "Semantics": "solm.semantics",
-    "SolmError": "solm.errors",
+    "Action": "solm.core.actions",
+    "ActionSpace": "solm.core.actions",
+    "Budget": "solm.core.budget",
+    "LanguageModel": "solm.runtime.language_model",
+    "SparsityConfig": "solm.core.sparsity",
+    "SolmError": "solm.core.errors",
     "TrainedPolicy": "solm.policies.artifact",
-    "attach": "solm.decoding.api",
-    "load": "solm.decoding.api",
+    "attach": "solm.runtime.load",
+    "load": "solm.runtime.load",
 }
 
 __all__ = [
@@ -30,8 +30,8 @@ __all__ = [
     "ActionSpace",
     "Budget",
     "LanguageModel",
-    "Semantics",
     "SolmError",
+    "SparsityConfig",
     "TrainedPolicy",
     "attach",
     "load",

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from solm.core.files import write_bytes, write_json, write_text
+from solm.core.sparsity import SparsityConfig
 from solm.data.windows import token_stream
-from solm.decoding.api import load
-from solm.decoding.generate import Reply
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
+from solm.evaluation.report.quickstart import render
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.show import plot
-from solm.files import write_bytes, write_json, write_text
 from solm.policies.artifact import TrainedPolicy
-from solm.report.quickstart import render
-from solm.semantics import Semantics
+from solm.runtime.generate import Reply
+from solm.runtime.load import load
+from solm.training.allocate import read_allocation
 from solm.training.config import ValueTrainConfig
-from solm.training.profile import read_profile
-from solm.training.value_trainer import train_values
+from solm.training.values import train_values
 
 PROMPT = "Explain step by step why the sky is blue, and why it turns red in the evening."
 HELD_OUT = "pydoc:heldout"
@@ -72,10 +72,10 @@ def run(out: Path, batches: int, report: Callable[..., None], pretrained: bool =
 
 
 def _train(out: Path, batches: int, report: Callable[..., None]) -> TrainedPolicy:
-    # A profile is the model's, whatever the policy, and takes as long to find as a policy takes to train.
-    semantics = Semantics().under(read_profile(PRETRAINED))
-    config = ValueTrainConfig.build({**CONFIG, "semantics": semantics, "batches": batches}, "the quickstart")
-    lm = load(config.model, semantics=config.semantics)
+    # A allocation is the model's, whatever the policy, and takes as long to find as a policy takes to train.
+    sparsity = SparsityConfig().under(read_allocation(PRETRAINED))
+    config = ValueTrainConfig.build({**CONFIG, "sparsity": sparsity, "batches": batches}, "the quickstart")
+    lm = load(config.model, sparsity=config.sparsity)
     trained = train_values(lm, config, out, lambda record: report("training", record["update"], batches, record))
     lm.detach()
     return trained

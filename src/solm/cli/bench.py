@@ -16,7 +16,7 @@ from solm.cli.options import (
     output,
     progress_bar,
 )
-from solm.errors import ContextLengthError, SolmError
+from solm.core.errors import ContextLengthError, SolmError
 
 
 def bench(
@@ -43,10 +43,10 @@ def bench(
     import torch
     from rich.table import Table
 
+    from solm.core.files import write_text
     from solm.data.windows import token_stream
-    from solm.decoding.api import load
-    from solm.decoding.calibration import measure
-    from solm.files import write_text
+    from solm.runtime.load import load
+    from solm.runtime.timings import measure
 
     try:
         lengths = tuple(sorted({int(part) for part in contexts.split(",")}))

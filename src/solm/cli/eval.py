@@ -20,12 +20,12 @@ from solm.cli.options import (
     progress_bar,
     settings,
 )
-from solm.errors import SolmError
+from solm.core.errors import SolmError
 
 if TYPE_CHECKING:
-    from solm.decoding.language_model import LanguageModel
     from solm.evaluation.arms import Arm
-    from solm.policies.prices import Allocator
+    from solm.policies.priced import PricedPolicy
+    from solm.runtime.language_model import LanguageModel
 
 
 def evaluate(
@@ -46,10 +46,10 @@ def evaluate(
         str | None,
         typer.Option(help="Action space, such as joint-8; with a policy, one within its own."),
     ] = None,
-    semantics: Annotated[str | None, typer.Option(help="Without a policy: default or paper.")] = None,
+    sparsity: Annotated[str | None, typer.Option(help="Without a policy: default or paper.")] = None,
     tuning: Annotated[
         str | None,
-        typer.Option(help="Text to choose static-tuned and to calibrate teal on; not the text that is evaluated."),
+        typer.Option(help="Text to choose tuned and to calibrate teal on; not the text that is evaluated."),
     ] = None,
     rival: Annotated[
         list[str] | None, typer.Option(help="One more policy over the same space, as name=folder; may be repeated.")
@@ -64,7 +64,7 @@ def evaluate(
     oracle: Annotated[bool, typer.Option("--oracle", help="Also measure the ceiling, with access to answers.")] = False,
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
-    backend: BackendOption = "reference",
+    backend: BackendOption = "torch",
     precision: PrecisionOption = None,
     kv_cache_dtype: KvCacheOption = "auto",
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
@@ -86,20 +86,20 @@ def evaluate(
 
     An interrupted evaluation with --json goes on where it stopped.
     """
-    from solm.actions import ActionSpace
+    from solm.core.actions import ActionSpace
+    from solm.core.files import resumable, write_bytes, write_text
+    from solm.core.sparsity import SparsityConfig
     from solm.data.windows import token_stream
-    from solm.decoding.api import load
     from solm.evaluation import show
     from solm.evaluation.baselines import baseline
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.perplexity import evaluate as run
     from solm.evaluation.pictures import kind_of
-    from solm.files import resumable, write_bytes, write_text
     from solm.policies.artifact import TrainedPolicy
-    from solm.semantics import Semantics
+    from solm.runtime.load import load
 
-    if policy is not None and semantics is not None:
-        raise SolmError("a policy brings its own semantics; drop --semantics")
+    if policy is not None and sparsity is not None:
+        raise SolmError("a policy brings its own sparsity; drop --sparsity")
     if policy is None and space is None:
         raise SolmError("give a policy to evaluate, or --space to compare the baselines alone")
     kind = kind_of(plot)
@@ -109,11 +109,11 @@ def evaluate(
     )  # fmt: skip
     grid = None if space is None else ActionSpace.preset(space)
     trained = None if policy is None else in_space(TrainedPolicy.from_pretrained(policy), grid)
-    how = None if semantics is None else Semantics.preset(semantics)
+    how = None if sparsity is None else SparsityConfig.preset(sparsity)
     lm = load(
-        model, trained, semantics=how, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype
+        model, trained, sparsity=how, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype
     )
-    rivals: dict[str, Allocator | Arm] = {}
+    rivals: dict[str, PricedPolicy | Arm] = {}
     for name, _, folder in (item.partition("=") for item in rival or []):
         rivals[name] = _rival(folder, lm)
     assert lm.tokenizer is not None
@@ -138,13 +138,13 @@ def evaluate(
         console.print(line)
 
 
-def _rival(folder: str, lm: "LanguageModel") -> "Allocator":
+def _rival(folder: str, lm: "LanguageModel") -> "PricedPolicy":
     from solm.policies.artifact import TrainedPolicy
-    from solm.policies.prices import Allocator
+    from solm.policies.priced import PricedPolicy
 
     trained = TrainedPolicy.from_pretrained(folder)
     trained.config.base.check(lm.identity)
     policy = trained.with_space(lm.space).policy()
-    if not isinstance(policy, Allocator):
+    if not isinstance(policy, PricedPolicy):
         raise SolmError(f"{folder} is not a policy trained with --method values, which a rival has to be")
     return policy

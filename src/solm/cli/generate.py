@@ -33,7 +33,7 @@ def generate(
     repetition_penalty: Annotated[float | None, typer.Option(help="transformers' repetition penalty.")] = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
-    backend: BackendOption = "reference",
+    backend: BackendOption = "torch",
     precision: PrecisionOption = None,
     kv_cache_dtype: KvCacheOption = "auto",
     calibration: Annotated[
@@ -51,9 +51,9 @@ def generate(
     """
     from json import dumps
 
-    from solm.decoding.api import load
-    from solm.decoding.calibration import read_calibration
-    from solm.decoding.generate import summarise
+    from solm.runtime.generate import summarise
+    from solm.runtime.load import load
+    from solm.runtime.timings import read_timings
 
     text = sys.stdin.read() if prompt == "-" else prompt
     options: dict[str, Any] = {
@@ -62,7 +62,7 @@ def generate(
     options = {name: value for name, value in options.items() if value is not None}
     lm = load(model, policy, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype)
     if calibration is not None:
-        lm.calibration = read_calibration(calibration).check(lm)
+        lm.calibration = read_timings(calibration).check(lm)
     ids = lm.encode(text)
     asked = lm.budget(budget, ids.shape[1] + max_new_tokens // 2)
     tokens = []

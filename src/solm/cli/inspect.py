@@ -17,18 +17,18 @@ def inspect(
     """
     from json import dumps
 
-    from solm.models.families import probe
-    from solm.models.load import skeleton
-    from solm.native.engine import unsuited
-    from solm.semantics import Semantics
+    from solm.backends.cpu.engine import unsuited
+    from solm.backends.torch.families import probe
+    from solm.backends.torch.load import skeleton
+    from solm.core.sparsity import SparsityConfig
 
     structure = skeleton(model)
     capability = probe(structure)
-    unsuited_to_native = unsuited(structure, Semantics())
+    unsuited_to_native = unsuited(structure, SparsityConfig())
     combines = {
-        "native backend": unsuited_to_native,
+        "cpu backend": unsuited_to_native,
         "weights that torchao quantised": None,
-        "... on the native backend": unsuited_to_native or "it makes int8 and int4 from float weights itself",
+        "... on the cpu backend": unsuited_to_native or "it makes int8 and int4 from float weights itself",
         "layers that wait in memory or on the disk": None,
         "layers that compute on several devices": None,
         "layers dealt out to several processes": None,

@@ -4,12 +4,12 @@ import sys
 
 import typer
 
+from solm.cli.allocate import allocation
 from solm.cli.bench import bench
 from solm.cli.eval import evaluate
 from solm.cli.generate import generate
 from solm.cli.inspect import inspect
 from solm.cli.pollution import pollution
-from solm.cli.profile import profile
 from solm.cli.push import push
 from solm.cli.quickstart import quickstart
 from solm.cli.serve import serve
@@ -17,7 +17,7 @@ from solm.cli.shift import shift
 from solm.cli.sweep import report, sweep
 from solm.cli.tasks import PASSED_ON, lm_eval, tasks
 from solm.cli.train import train
-from solm.errors import SolmError
+from solm.core.errors import SolmError
 
 app = typer.Typer(
     name="solm",
@@ -28,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("quickstart")(quickstart)
-app.command("profile")(profile)
+app.command("allocation")(allocation)
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("tasks")(tasks)

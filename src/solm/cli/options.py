@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-from solm.errors import SolmError
+from solm.core.errors import SolmError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from solm.actions import ActionSpace
+    from solm.core.actions import ActionSpace
     from solm.policies.artifact import TrainedPolicy
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -27,7 +27,7 @@ BackendOption = Annotated[
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
-        help="Weights of the native backend: float32, bfloat16 (default), int8, int4 where they lie on such a grid, or "
+        help="Weights of the cpu backend: float32, bfloat16 (default), int8, int4 where they lie on such a grid, or "
         "nested: an MLP's in two halves of 4 bits, for policies that say how many are read."
     ),
 ]

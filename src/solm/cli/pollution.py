@@ -27,12 +27,12 @@ def pollution(
 
         solm pollution --data pydoc:heldout --action k010-s040-q5 --burst 16 --json pollution.json --plot pollution.svg
     """
-    from solm.actions import Action
+    from solm.core.actions import Action
+    from solm.core.files import write_bytes, write_text
     from solm.data.windows import token_stream
-    from solm.decoding.api import load
-    from solm.evaluation import pollution as study
     from solm.evaluation.pictures import kind_of
-    from solm.files import write_bytes, write_text
+    from solm.research import kv_drift as study
+    from solm.runtime.load import load
 
     cheap, kind = Action.from_tag(action), kind_of(plot)
     lm = load(model, dtype=dtype)

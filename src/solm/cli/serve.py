@@ -15,7 +15,7 @@ from solm.cli.options import (
     PrecisionOption,
     settings,
 )
-from solm.errors import SolmError
+from solm.core.errors import SolmError
 
 
 def serve(
@@ -74,10 +74,10 @@ def serve(
         raise SolmError(f"serving needs the extra: pip install 'solm[serve]' ({error})") from error
     from fastapi import FastAPI
 
-    from solm.actions import ActionSpace
     from solm.cli.options import in_space
-    from solm.decoding.api import load
+    from solm.core.actions import ActionSpace
     from solm.policies.artifact import TrainedPolicy
+    from solm.runtime.load import load
     from solm.serving.logs import log_lines
     from solm.serving.settings import ServeSettings
 

@@ -45,14 +45,14 @@ def shift(
     """
     from rich.table import Table
 
-    from solm.actions import AXES, ActionSpace
+    from solm.core.actions import AXES, ActionSpace
+    from solm.core.files import resumable, write_bytes, write_text
     from solm.data.windows import token_stream
-    from solm.decoding.api import load
-    from solm.evaluation import shift as study
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.pictures import kind_of
-    from solm.files import resumable, write_bytes, write_text
     from solm.policies.artifact import TrainedPolicy
+    from solm.research import domains as study
+    from solm.runtime.load import load
 
     kind = kind_of(plot)
     chosen = settings(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from solm.cli.options import output, progress_bar
-from solm.errors import SolmError
+from solm.core.errors import SolmError
 
 
 def sweep(
@@ -67,9 +67,9 @@ def report(
 
         solm report runs/sweep/results.jsonl
     """
-    from solm.files import write_text
-    from solm.report.combined import render
-    from solm.report.read import read_results
+    from solm.core.files import write_text
+    from solm.evaluation.report.combined import render
+    from solm.evaluation.report.read import read_results
 
     write_text(out, render(read_results(results)))
     output().print(f"report: {out}")

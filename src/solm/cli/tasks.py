@@ -19,7 +19,7 @@ from solm.cli.options import (
     progress_bar,
     settings,
 )
-from solm.errors import SolmError
+from solm.core.errors import SolmError
 
 
 def tasks(
@@ -37,7 +37,7 @@ def tasks(
     limit: Annotated[int | None, typer.Option(help="Questions per task (per subject of mmlu); by default all.")] = None,
     fewshot: Annotated[int | None, typer.Option(help="Examples before each question; else as the task says.")] = None,
     batch: Annotated[int, typer.Option(help="Questions that share a pass.")] = 16,
-    tuning: Annotated[str | None, typer.Option(help="Text to choose the arm static-tuned on.")] = None,
+    tuning: Annotated[str | None, typer.Option(help="Text to choose the arm tuned on.")] = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
@@ -57,13 +57,13 @@ def tasks(
     """
     import logging
 
-    from solm.actions import ActionSpace
+    from solm.core.actions import ActionSpace
+    from solm.core.files import resumable, write_text
     from solm.data.windows import token_stream
-    from solm.decoding.api import load
-    from solm.evaluation.arms import tuned_static
+    from solm.evaluation.arms import tuned
     from solm.evaluation.show import task_table
-    from solm.files import resumable, write_text
     from solm.policies.artifact import TrainedPolicy
+    from solm.runtime.load import load
 
     try:
         from solm.evaluation.local_tasks import load_tasks
@@ -86,7 +86,7 @@ def tasks(
     assert lm.tokenizer is not None
     blind = {}
     if tuning is not None:
-        blind["static-tuned"] = tuned_static(lm, token_stream(tuning.split(","), lm.tokenizer), grid or lm.space)
+        blind["tuned"] = tuned(lm, token_stream(tuning.split(","), lm.tokenizer), grid or lm.space)
     with resumable(json) as partial, progress_bar() as progress:
         bar = progress.add_task("answering", total=None, note="")
         result = evaluate_tasks(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from solm.cli.options import progress_bar
-from solm.errors import SolmError
+from solm.core.errors import SolmError
 
 
 def train(
@@ -22,10 +22,10 @@ def train(
         typer.Option("--data", "-d", help="Comma-separated: files, folders, hub data sets, pydoc:train, self:N."),
     ] = None,
     space: Annotated[str | None, typer.Option(help="Action space preset, such as grid or joint-8.")] = None,
-    semantics: Annotated[str | None, typer.Option(help="default, native, nested or paper.")] = None,
-    profile: Annotated[
+    sparsity: Annotated[str | None, typer.Option(help="default, native, nested or paper.")] = None,
+    allocation: Annotated[
         str | None,
-        typer.Option(help="What layers keep of an action: a file of solm profile, or a policy's. Evenly without."),
+        typer.Option(help="What layers keep of an action: a file of solm allocation, or a policy's. Evenly without."),
     ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens read densely before an episode.")] = None,
     horizon: Annotated[int | None, typer.Option(help="Controlled tokens per episode.")] = None,
@@ -57,17 +57,17 @@ def train(
     """
     import yaml
 
-    from solm.semantics import Semantics
+    from solm.core.sparsity import SparsityConfig
+    from solm.training.allocate import read_allocation
     from solm.training.checkpoint import CONFIG, read_stored
     from solm.training.config import METHODS, TrainConfig, read_values
+    from solm.training.grpo import train as train_grpo
     from solm.training.interrupt import Interrupted
-    from solm.training.profile import read_profile
     from solm.training.ranks import ranks
-    from solm.training.trainer import train as train_grpo
-    from solm.training.value_trainer import train_values
+    from solm.training.values import train_values
 
     given: dict[str, Any] = {
-        "model": model, "data": data, "space": space, "semantics": semantics, "context": context, "horizon": horizon,
+        "model": model, "data": data, "space": space, "sparsity": sparsity, "context": context, "horizon": horizon,
         "sequences": sequences, "batches": batches, "rollouts": rollouts, "updates": updates,
         "learning_rate": learning_rate, "seed": seed, "method": method,
     }  # fmt: skip
@@ -77,8 +77,8 @@ def train(
         if not equals:
             raise SolmError(f"--set {item!r}: expected key=value")
         overrides[key.strip()] = yaml.safe_load(value)
-    if profile is not None:
-        overrides["semantics"] = Semantics.preset(semantics or "default").under(read_profile(profile))
+    if allocation is not None:
+        overrides["sparsity"] = SparsityConfig.preset(sparsity or "default").under(read_allocation(allocation))
     source = out / CONFIG if config is None and (out / CONFIG).exists() else config
     known = read_stored(out).model_dump() if source == out / CONFIG else read_values(config)
     asked = {**known, **overrides}
@@ -87,10 +87,10 @@ def train(
         raise SolmError(f"unknown method {name!r}; choose {' or '.join(METHODS)}")
     chosen = METHODS[name].build(asked, str(source or "the configuration"))
 
-    from solm.decoding.api import load
+    from solm.runtime.load import load
 
     with ranks(shard) as processes, progress_bar(processes.first) as progress:
-        lm = load(chosen.model, semantics=chosen.semantics, dtype=chosen.dtype, shard=shard)
+        lm = load(chosen.model, sparsity=chosen.sparsity, dtype=chosen.dtype, shard=shard)
         total = chosen.updates if isinstance(chosen, TrainConfig) else chosen.batches
         task = progress.add_task("training", total=total, note="")
 

@@ -5,7 +5,7 @@ import re
 import zlib
 from pathlib import Path
 
-from solm.errors import DataError
+from solm.core.errors import DataError
 
 _SUFFIXES = (".txt", ".raw", ".jsonl")
 _HELD_OUT_FRACTION = 4  # every fourth pydoc topic, by hash

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from solm.core.errors import DataError
 from solm.data.text import documents
-from solm.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.actions import FULL_BITS, ActionSpace
+from solm.backends.torch.adaptive import Rule
+from solm.core.actions import FULL_BITS, ActionSpace
 from solm.data.windows import TokenStream
-from solm.decoding.language_model import LanguageModel
-from solm.decoding.levels import expected_gains
-from solm.ops.adaptive import Rule
-from solm.policies.observation import Observation, Policy
-from solm.policies.prices import Allocator, Gains, price_curves
+from solm.policies.priced import Gains, PricedPolicy, price_curves
+from solm.policies.protocol import Observation, Policy
 from solm.policies.schedules import BlindSchedule
+from solm.runtime.language_model import LanguageModel
+from solm.runtime.level_costs import expected_gains
 
 _TUNING_TEXTS, _TUNING_BATCH = 24, 8
 
@@ -23,16 +23,16 @@ class Arm:
 
     rule: what reads by activations instead of exact numbers, where something does. retarget: another split of the same
     net keep, from prompts [N, C] and the budget shares [N·K, 3] of their K rows each, adjacent. even: every layer keeps
-    the same share, whatever the profile.
+    the same share, whatever the allocation.
     """
 
-    policy: Policy | Allocator
+    policy: Policy | PricedPolicy
     rule: Callable[[], Rule] | None = None
     retarget: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     even: bool = False
 
 
-class Oracle(Allocator):
+class Oracle(PricedPolicy):
     """Allocates by gains that were measured on the very tokens it is used on: a ceiling, not a policy.
 
     gains: per axis [N, Q, levels] of the N rows and Q steps that it will see.
@@ -47,7 +47,7 @@ class Oracle(Allocator):
         return self._gains
 
 
-class TunedStatic(BlindSchedule):
+class Tuned(BlindSchedule):
     """The best constant action, or mixture of two, of the same net keep: chosen on calibration text.
 
     nats: [A] what every action of the space costs there.
@@ -74,15 +74,15 @@ class TunedStatic(BlindSchedule):
         return self.actions[torch.where(take_high, above[:, 0], below[:, 0])], None
 
 
-def tuned_static(
+def tuned(
     lm: LanguageModel,
     tuning: TokenStream,
     space: ActionSpace,
     context: int = 512,
     length: int = 128,
     seed: int = 0,
-) -> TunedStatic:
-    """`TunedStatic` after measuring every level as a constant on a few texts of `tuning`."""
+) -> Tuned:
+    """`Tuned` after measuring every level as a constant on a few texts of `tuning`."""
     windows = tuning.spaced(_TUNING_TEXTS, context + length + 1, torch.Generator().manual_seed(seed))
     parts = []
     for batch in windows.split(_TUNING_BATCH):
@@ -90,7 +90,7 @@ def tuned_static(
         session.prefill(batch[:, :context])
         parts.append(expected_gains(session, batch[:, context:], space))
     attention, mlp, bits = (torch.cat(axis) for axis in zip(*parts, strict=True))
-    return TunedStatic(space, tuned_nats((attention, mlp, bits)))
+    return Tuned(space, tuned_nats((attention, mlp, bits)))
 
 
 def tuned_nats(gains: Gains) -> torch.Tensor:

@@ -3,17 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from solm.actions import FULL_BITS, ActionSpace
+from solm.backends.torch.adaptive import Rule
+from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.errors import SolmError
 from solm.data.windows import TokenStream
-from solm.decoding.language_model import LanguageModel
-from solm.errors import SolmError
 from solm.evaluation.arms import Arm
-from solm.evaluation.per_request import per_request
-from solm.evaluation.thresholds import thresholds
-from solm.ops.adaptive import Rule
-from solm.policies.controllers import DriftController, EntropyController
+from solm.evaluation.channel_thresholds import thresholds
 from solm.policies.schedules import Static
-from solm.policies.top_p import TopPController
+from solm.research.controllers import DriftController, EntropyController
+from solm.research.per_request import per_request
+from solm.research.top_p import TopPController
+from solm.runtime.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def _constant(asked: _Request) -> Arm:
     """Exactly the average on every axis at every step, whether or not `space` has such a level: on the attention axis
     this is Quest at a constant budget, on the MLP's an exact top-k."""
     space = asked.space
-    halved = asked.lm.semantics.bits_site == "weights"  # nothing lies between all bits and the high half
+    halved = asked.lm.sparsity.bits_site == "weights"  # nothing lies between all bits and the high half
     fine = ActionSpace(
         attention=_percents(space.attention[0]), mlp=_percents(space.mlp[0]),
         bits=space.bits if halved else tuple(range(space.bits[0], FULL_BITS + 1)),
@@ -42,9 +42,9 @@ def _percents(lowest: float) -> tuple[float, ...]:
 
 
 def _top_p(asked: _Request) -> Arm:
-    semantics = asked.lm.semantics
-    if semantics.criterion != "pages" or semantics.window == 0:
-        raise SolmError("the arm top-p chooses among pages outside of sinks and window: it needs the default semantics")
+    sparsity = asked.lm.sparsity
+    if sparsity.criterion != "pages" or sparsity.window == 0:
+        raise SolmError("the arm top-p chooses among pages outside of sinks and window: it needs the default sparsity")
     return Arm(TopPController(asked.space), rule=lambda: Rule(top_p=True))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from solm.errors import SolmError
+from solm.core.errors import SolmError
 
 
 def run_on_ray(

@@ -11,16 +11,16 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
-from solm.actions import AXES, FULL_BITS, ActionSpace
-from solm.budget import Budget
-from solm.decoding.api import load
-from solm.decoding.continuations import Prefills, Spent, likelihoods
-from solm.decoding.generate import Compute
-from solm.decoding.language_model import LanguageModel
-from solm.errors import BudgetError, SolmError
-from solm.policies.observation import Policy
-from solm.policies.prices import Allocator
-from solm.semantics import Semantics
+from solm.core.actions import AXES, FULL_BITS, ActionSpace
+from solm.core.budget import Budget
+from solm.core.errors import BudgetError, SolmError
+from solm.core.sparsity import SparsityConfig
+from solm.evaluation.likelihoods import Prefills, Spent, likelihoods
+from solm.policies.priced import PricedPolicy
+from solm.policies.protocol import Policy
+from solm.runtime.generate import Compute
+from solm.runtime.language_model import LanguageModel
+from solm.runtime.load import load
 
 # Beneath lm-eval's own, so that its command line shows what was spent beside the scores.
 log = logging.getLogger("lm_eval.solm")
@@ -35,7 +35,7 @@ class ControlledLM(HFLM):
 
     Model arguments: pretrained (model or a `LanguageModel`), policy (as for `solm.load`), space (without a policy:
     an action space preset), budget (net keep) or attention, mlp, bits; schedule (``policy``, ``dense``, ``static`` or
-    ``random``; by default the policy where there is one), semantics, seed, dtype, and those of `hf`. In Python,
+    ``random``; by default the policy where there is one), sparsity, seed, dtype, and those of `hf`. In Python,
     schedule may be a policy itself and target a budget that is not checked against its action space. keep: hold on to
     token ids and prefilled contexts, for the same questions `under` another schedule.
     """
@@ -49,9 +49,9 @@ class ControlledLM(HFLM):
         attention: float | None = None,
         mlp: float | None = None,
         bits: float | None = None,
-        schedule: str | Policy | Allocator | None = None,
+        schedule: str | Policy | PricedPolicy | None = None,
         target: Budget | None = None,
-        semantics: str | None = None,
+        sparsity: str | None = None,
         seed: int = 0,
         dtype: str = "auto",
         batch_size: int | str = 16,
@@ -62,8 +62,8 @@ class ControlledLM(HFLM):
         if str(batch_size).startswith("auto"):
             raise SolmError(f"batch_size {batch_size!r} is not supported; give a number of contexts a pass, such as 16")
         if not isinstance(pretrained, LanguageModel):
-            how = None if semantics is None else Semantics.preset(semantics)
-            pretrained = load(pretrained, policy, semantics=how, dtype=dtype)
+            how = None if sparsity is None else SparsityConfig.preset(sparsity)
+            pretrained = load(pretrained, policy, sparsity=how, dtype=dtype)
         self.controlled, self.seed = pretrained, seed
         given = ActionSpace.preset(space) if space is not None else pretrained.space
         per_axis = {axis: value for axis, value in zip(AXES, (attention, mlp, bits), strict=True) if value is not None}
@@ -81,14 +81,14 @@ class ControlledLM(HFLM):
             schedule = "policy" if pretrained.trained is not None else "dense" if budget is None else "static"
         self.schedule = pretrained.policy(schedule, given) if isinstance(schedule, str) else schedule
         self.spent: list[Spent] = []
-        self._semantics: Semantics | None = None
+        self._semantics: SparsityConfig | None = None
         self._prefills = Prefills() if keep else None
         self._encoded: dict[tuple[str, str], tuple[array[int], array[int]]] = {}
         super().__init__(pretrained.model, tokenizer=pretrained.tokenizer, batch_size=int(batch_size), **options)
 
-    def under(self, schedule: Policy | Allocator, target: Budget, semantics: Semantics | None = None) -> Self:
-        """Itself with another schedule and budget, nothing spent; semantics: others than the model's to score under."""
-        self.schedule, self.target, self.spent, self._semantics = schedule, target, [], semantics
+    def under(self, schedule: Policy | PricedPolicy, target: Budget, sparsity: SparsityConfig | None = None) -> Self:
+        """Itself with another schedule and budget, nothing spent; sparsity: others than the model's to score under."""
+        self.schedule, self.target, self.spent, self._semantics = schedule, target, [], sparsity
         return self
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:

@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from solm.errors import DataError
+from solm.core.errors import DataError
 
 Record = dict[str, Any]
 _LABELS = "ABCDEFGHIJ"

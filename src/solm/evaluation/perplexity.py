@@ -10,23 +10,23 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from solm.actions import ActionSpace
-from solm.budget import Budget
-from solm.cost import CostModel, relative_cost
+from solm.backends.torch.adaptive_session import AdaptiveSession
+from solm.core.actions import ActionSpace
+from solm.core.budget import Budget
+from solm.core.cost import CostModel, relative_cost
+from solm.core.errors import BudgetError, DataError
+from solm.core.files import write_json
 from solm.data.windows import TokenStream
-from solm.decoding.adaptive import AdaptiveSession
-from solm.decoding.drive import Episode, teacher_forced
-from solm.decoding.language_model import LanguageModel
-from solm.decoding.levels import level_gains
-from solm.errors import BudgetError, DataError
-from solm.evaluation.arms import Arm, Oracle, tuned_static
+from solm.evaluation.arms import Arm, Oracle, tuned
 from solm.evaluation.points import points, random_trials
 from solm.evaluation.result import SCHEMA_VERSION, EvaluationResult, command_line, environment
 from solm.evaluation.use import Taken, action_use, examples
-from solm.files import write_json
-from solm.policies.observation import Policy
-from solm.policies.prices import Allocator
+from solm.policies.priced import PricedPolicy
+from solm.policies.protocol import Policy
 from solm.policies.schedules import Dense, Random, Static
+from solm.runtime.drive import Episode, teacher_forced
+from solm.runtime.language_model import LanguageModel
+from solm.runtime.level_costs import level_gains
 
 Rows = dict[str, list[list[float]]]
 
@@ -68,14 +68,14 @@ def evaluate(
     partial: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     tuning: TokenStream | None = None,
-    rivals: Mapping[str, Policy | Allocator | Arm] | None = None,
+    rivals: Mapping[str, Policy | PricedPolicy | Arm] | None = None,
 ) -> EvaluationResult:
     """Compare all arms at every budget, on as many texts from each of `streams`.
 
     Static, random and the rivals get, per sequence and axis, the average that the policy *realised* (without a
-    policy: the budget itself, in `space`); static-tuned gets its net keep. Where the semantics have a profile, all arms
-    follow it but static-even. partial: a file that holds finished batches, so that an interrupted evaluation goes on.
-    progress: called with batches done and in all. tuning: text to choose static-tuned on, which is left out without it.
+    policy: the budget itself, in `space`); tuned gets its net keep. Where the sparsity have an allocation, all arms
+    follow it but uniform. partial: a file that holds finished batches, so that an interrupted evaluation goes on.
+    progress: called with batches done and in all. tuning: text to choose tuned on, which is left out without it.
     rivals: more policies and baselines, by name.
     """
     space = lm.space if space is None else space
@@ -86,11 +86,11 @@ def evaluate(
     batches = windows.split(settings.batch)
     key = _key(lm, streams, settings, space, sorted(rivals or {}), tuning)
     arms = {"static": Arm(Static(space))}
-    if lm.semantics.profile is not None:
-        arms["static-even"] = Arm(Static(space), even=True)
+    if lm.sparsity.allocation is not None:
+        arms["uniform"] = Arm(Static(space), even=True)
     arms |= {name: rival if isinstance(rival, Arm) else Arm(rival) for name, rival in (rivals or {}).items()}
     if tuning is not None:
-        arms["static-tuned"] = Arm(tuned_static(lm, tuning, space, settings.context, settings.length, settings.seed))
+        arms["tuned"] = Arm(tuned(lm, tuning, space, settings.context, settings.length, settings.seed))
     finished = _read_partial(partial, key)
     for index, batch in enumerate(batches):
         if index >= len(finished):
@@ -106,11 +106,11 @@ def evaluate(
         settings={
             **settings.model_dump(mode="json"),
             "model": lm.name,
-            "backend": "reference" if lm.engine is None else lm.engine.name,
+            "backend": "torch" if lm.engine is None else lm.engine.name,
             "dtype": str(lm.model.dtype).removeprefix("torch."),
             "data": ", ".join(stream.name for stream in streams),
             "space": space.model_dump(mode="json"),
-            "semantics": lm.semantics.model_dump(mode="json"),
+            "sparsity": lm.sparsity.model_dump(mode="json"),
         },
         environment=environment(),
         data_fingerprint="-".join(stream.fingerprint for stream in streams),
@@ -160,7 +160,7 @@ def _key(
         str(SCHEMA_VERSION),
         settings.model_dump_json(),
         lm.identity.model_dump_json(),
-        lm.semantics.model_dump_json(),
+        lm.sparsity.model_dump_json(),
     ]
     parts += [*(stream.fingerprint for stream in streams), str(lm.model.dtype), space.model_dump_json(), *rivals]
     parts.append("" if tuning is None else tuning.fingerprint)
@@ -196,9 +196,9 @@ def _run_batch(
 
     def run(arm: Arm, target: torch.Tensor, purpose: int) -> tuple[Episode, list[list[float]]]:
         forks = len(target) // len(windows)
-        forked = session.fork(forks, capacity=settings.length + lm.semantics.page_size)
+        forked = session.fork(forks, capacity=settings.length + lm.sparsity.page_size)
         if arm.even:
-            forked.semantics = forked.semantics.under(None)
+            forked.sparsity = forked.sparsity.under(None)
         if arm.rule is not None:
             forked = AdaptiveSession.of(forked, arm.rule())
         if arm.retarget is not None:
@@ -250,7 +250,7 @@ def _costs(lm: LanguageModel, episode: Episode, settings: EvaluationSettings, mo
     """What every step costs as a share of the dense one [N, T]."""
     kv_length = settings.context + 1 + torch.arange(settings.length)
     shares = torch.where(episode.controllable[..., None], episode.realised, 1.0)
-    return relative_cost(shares, kv_length, lm.control.shapes, lm.semantics, model)
+    return relative_cost(shares, kv_length, lm.control.shapes, lm.sparsity, model)
 
 
 def _row_means(lm: LanguageModel, episode: Episode, settings: EvaluationSettings) -> list[list[float]]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from solm.errors import SolmError
+from solm.core.errors import SolmError
 from solm.evaluation.result import EvaluationResult
 
 Kind = Literal["png", "svg"]

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from solm.actions import AXES
+from solm.core.actions import AXES
 from solm.evaluation.result import Difference, Point, Trials
 from solm.evaluation.statistics import expected_best, paired_difference
 

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from solm.provenance import command_line as command_line
-from solm.provenance import environment as environment
+from solm.core.provenance import command_line as command_line
+from solm.core.provenance import environment as environment
 
 SCHEMA_VERSION: Literal[2] = 2
 """Version 1, which is still read, of an evaluation has neither `trials` nor `use` nor `examples`."""

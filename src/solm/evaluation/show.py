@@ -7,7 +7,7 @@ from solm.evaluation.pictures import Kind, blank, picture
 from solm.evaluation.result import Difference, EvaluationResult, Point, TaskResult
 
 _COLOURS = {
-    "policy": "#0b7285", "static": "#e8590c", "static-even": "#a61e4d", "random": "#868e96", "static-tuned": "#f08c00",
+    "policy": "#0b7285", "static": "#e8590c", "uniform": "#a61e4d", "random": "#868e96", "tuned": "#f08c00",
     "token-table": "#9c36b5", "oracle": "#2f9e44", "entropy": "#1971c2", "drift": "#c2255c", "constant": "#d9480f",
     "teal": "#5f3dc4", "top-p": "#087f5b", "per-request": "#364fc7",
 }  # fmt: skip

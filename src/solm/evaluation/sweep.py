@@ -9,16 +9,16 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from solm.actions import ActionSpace
+from solm.core.actions import ActionSpace
+from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
+from solm.core.files import locked, write_json, write_text
+from solm.core.provenance import command_line, environment
 from solm.data.windows import token_stream
-from solm.decoding.api import load
-from solm.decoding.language_model import LanguageModel
-from solm.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.evaluation.cluster import run_on_ray
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
-from solm.files import locked, write_json, write_text
 from solm.policies.artifact import TrainedPolicy
-from solm.provenance import command_line, environment
+from solm.runtime.language_model import LanguageModel
+from solm.runtime.load import load
 
 MANIFEST, RESULTS, JOBS = "manifest.json", "results.jsonl", "jobs"
 

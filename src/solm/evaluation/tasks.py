@@ -12,17 +12,17 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from pydantic import BaseModel, ConfigDict, Field
 
-from solm.actions import AXES, FULL_BITS, ActionSpace
-from solm.budget import Budget
-from solm.decoding.language_model import LanguageModel
-from solm.errors import SolmError
+from solm.core.actions import AXES, FULL_BITS, ActionSpace
+from solm.core.budget import Budget
+from solm.core.errors import SolmError
+from solm.core.files import write_json
 from solm.evaluation.arms import Arm
 from solm.evaluation.harness import ControlledLM
 from solm.evaluation.result import Difference, TaskPoint, TaskResult, command_line, environment
 from solm.evaluation.statistics import paired_difference
-from solm.files import write_json
-from solm.policies.observation import Policy
+from solm.policies.protocol import Policy
 from solm.policies.schedules import Dense, Random, Static
+from solm.runtime.language_model import LanguageModel
 
 Answers = dict[str, list[float]]
 """Per metric a number per question."""
@@ -55,18 +55,18 @@ def evaluate_tasks(
 ) -> TaskResult:
     """Dense, then per budget the policy, static, random and `blind` schedules at what the policy realised.
 
-    Without a policy the schedules get the budget itself, in `space`. Where the semantics have a profile, all arms
-    follow it but static-even. partial: a file of finished runs, so that an interrupted evaluation goes on. progress:
+    Without a policy the schedules get the budget itself, in `space`. Where the sparsity have an allocation, all arms
+    follow it but uniform. partial: a file of finished runs, so that an interrupted evaluation goes on. progress:
     called with runs done and in all.
     """
     space = lm.space if space is None else space
     budgets = [Budget.from_net(net, space) if lm.trained is None else lm.budget(net) for net in settings.budgets]
     arms = {"static": Arm(Static(space)), "random": Arm(Random(space))}
     arms |= {name: Arm(schedule) for name, schedule in (blind or {}).items()}
-    if lm.semantics.profile is not None:
-        arms["static-even"] = Arm(Static(space), even=True)
+    if lm.sparsity.allocation is not None:
+        arms["uniform"] = Arm(Static(space), even=True)
     key = [settings.model_dump(mode="json"), lm.name, str(lm.model.dtype), space.model_dump(mode="json"), sorted(arms)]
-    key += [lm.semantics.model_dump(mode="json"), {} if lm.trained is None else lm.trained.config.provenance]
+    key += [lm.sparsity.model_dump(mode="json"), {} if lm.trained is None else lm.trained.config.provenance]
     finished = _read_partial(partial, json.loads(json.dumps(key)))
     total = len(tasks) * (1 + len(budgets) * (len(arms) + (lm.trained is not None)))
     done = 0
@@ -75,8 +75,8 @@ def evaluate_tasks(
         nonlocal done
         name = f"{task}/{name}@{net:g}"
         if name not in finished:
-            semantics = lm.semantics.under(None) if arm.even else None
-            finished[name] = _ask(model.under(arm.policy, budget, semantics), tasks[task], settings)
+            sparsity = lm.sparsity.under(None) if arm.even else None
+            finished[name] = _ask(model.under(arm.policy, budget, sparsity), tasks[task], settings)
             if partial is not None:
                 write_json(partial, {"key": key, "runs": finished})
         done += 1
@@ -102,7 +102,7 @@ def evaluate_tasks(
         partial.unlink(missing_ok=True)
     told = settings.model_dump(mode="json") | {
         "model": lm.name, "dtype": str(lm.model.dtype).removeprefix("torch."), "space": space.model_dump(mode="json"),
-        "semantics": lm.semantics.model_dump(mode="json"),
+        "sparsity": lm.sparsity.model_dump(mode="json"),
     }  # fmt: skip
     provenance = {} if lm.trained is None else lm.trained.config.provenance
     return TaskResult(

@@ -5,9 +5,9 @@ from typing import TypedDict
 
 import torch
 
-from solm.actions import AXES
-from solm.decoding.language_model import LanguageModel
+from solm.core.actions import AXES
 from solm.evaluation.result import ActionUse, Example, ExampleToken, Use
+from solm.runtime.language_model import LanguageModel
 
 _STRETCH = 16
 """Positions that are counted together."""
@@ -49,7 +49,7 @@ def action_use(
     actions = torch.tensor(list(chain.from_iterable(part["actions"] for part in taken)))
     levels = lm.space.level_table[actions].view(len(tokens), len(budgets), -1, 3)
     steps = levels.shape[2]
-    counted = context + 1 + torch.arange(steps) > lm.semantics.always_read
+    counted = context + 1 + torch.arange(steps) > lm.sparsity.always_read
     known = {token: CLASSES.index(_class_of(lm, token)) for token in tokens[:, :steps].unique().tolist()}
     kinds = torch.tensor([[known[token] for token in row] for row in tokens[:, :steps].tolist()])
     stretch = (torch.arange(steps) // _STRETCH).expand_as(kinds)

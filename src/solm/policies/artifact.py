@@ -8,14 +8,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save
 
-from solm.actions import ActionSpace
-from solm.budget import Budget
-from solm.errors import DamagedFileError, PolicyMismatchError, SolmError
-from solm.files import read_model, read_tensors, write_bytes, write_json, write_text
+from solm.core.actions import ActionSpace
+from solm.core.budget import Budget
+from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
+from solm.core.files import read_model, read_tensors, write_bytes, write_json, write_text
+from solm.core.sparsity import SparsityConfig
 from solm.policies.learned import LearnedPolicy
 from solm.policies.network import NetworkConfig, PolicyNetwork
-from solm.policies.values import ValueConfig, ValueNetwork, ValuePolicy, known_levels
-from solm.semantics import Semantics
+from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy, known_levels
 
 BUILTIN = "builtin:"
 CONFIG, WEIGHTS, CARD = "policy_config.json", "policy.safetensors", "README.md"
@@ -57,7 +57,7 @@ class PolicyConfig(BaseModel):
     format: Literal[1] = 1
     base: BaseIdentity
     space: ActionSpace
-    semantics: Semantics
+    sparsity: SparsityConfig
     network: NetworkConfig | ValueConfig
     provenance: dict[str, Any] = Field(default_factory=dict)
     weights_sha256: str = ""
@@ -179,7 +179,7 @@ def _from_hub(name: str) -> Path:
 def model_card(config: PolicyConfig) -> str:
     """The README of a saved policy."""
     space = config.space
-    kind = "weight" if config.semantics.bits_site == "weights" else "activation"
+    kind = "weight" if config.sparsity.bits_site == "weights" else "activation"
     lines = [
         "---", "library_name: solm", "license: apache-2.0", f"base_model: {config.base.name}", "tags: [solm]", "---",
         "",
@@ -188,8 +188,8 @@ def model_card(config: PolicyConfig) -> str:
         f"MLP keep {list(space.mlp)}, {kind} bits {list(space.bits)}. The base model stays frozen.", "",
         "```python", "import solm", "", f'lm = solm.load("{config.base.name}", policy="<this folder>")',
         'print(lm.generate("Why is the sky blue?", budget=0.6).text)', "```", "",
-        f"Semantics: `{config.semantics.model_dump_json(exclude={'profile'})}`"
-        + ("" if config.semantics.profile is None else f", dealt out by a profile (in {CONFIG})") + ".",
+        f"SparsityConfig: `{config.sparsity.model_dump_json(exclude={'allocation'})}`"
+        + ("" if config.sparsity.allocation is None else f", dealt out by an allocation (in {CONFIG})") + ".",
         "", "## Training", "", *_training(config.provenance),
         "Trained on teacher-forced text only; levels below the lowest ones are not chosen.", "",
     ]  # fmt: skip

@@ -4,9 +4,9 @@ from typing import Literal
 
 import torch
 
-from solm.actions import ActionSpace
+from solm.core.actions import ActionSpace
 from solm.policies.network import Features, Memory, PolicyNetwork
-from solm.policies.observation import Observation, budget_prior, feasible
+from solm.policies.protocol import Observation, budget_prior, feasible
 
 
 def features(observation: Observation) -> Features:

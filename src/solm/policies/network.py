@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.nn import functional as F
 
-from solm.policies.observation import SCALARS
+from solm.policies.protocol import SCALARS
 
 
 class NetworkConfig(BaseModel):

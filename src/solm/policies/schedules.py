@@ -5,8 +5,8 @@ from abc import ABC, abstractmethod
 import numpy as np
 import torch
 
-from solm.actions import ActionSpace
-from solm.policies.observation import Count, Observation
+from solm.core.actions import ActionSpace
+from solm.policies.protocol import Count, Observation
 
 
 class BlindSchedule:

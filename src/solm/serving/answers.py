@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 from transformers import PreTrainedTokenizerBase
 
-from solm.actions import AXES
+from solm.core.actions import AXES
 from solm.serving.rows import Ended, Piece, Said
 
 

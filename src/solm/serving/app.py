@@ -17,7 +17,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from solm.actions import AXES
+from solm.core.actions import AXES
 from solm.serving.answers import Choice
 from solm.serving.failures import ApiError, from_validation, handle_errors
 from solm.serving.gate import OPEN, Gate

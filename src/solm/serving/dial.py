@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.actions import FULL_BITS, ActionSpace
-from solm.budget import Budget
-from solm.decoding.language_model import SCHEDULES, LanguageModel
-from solm.errors import BudgetError, SolmError
-from solm.policies.observation import Policy
-from solm.policies.prices import Allocator
+from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.budget import Budget
+from solm.core.errors import BudgetError, SolmError
+from solm.policies.priced import PricedPolicy
+from solm.policies.protocol import Policy
+from solm.runtime.language_model import SCHEDULES, LanguageModel
 from solm.serving.requests import AxisBudget, Efficiency, NetOrAxes
 
 
@@ -18,7 +18,7 @@ class Order:
     """What a request asks for: who decides, the budget, and the least that the governor may cut it to."""
 
     name: str
-    policy: Policy | Allocator
+    policy: Policy | PricedPolicy
     budget: Budget
     floor: Budget
 

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from solm.errors import BudgetError, ContextLengthError, SolmError
+from solm.core.errors import BudgetError, ContextLengthError, SolmError
 from solm.serving.requests import BODIES, PARTS
 from solm.serving.rows import Failed
 from solm.serving.scheduler import BusyError

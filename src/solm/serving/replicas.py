@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from fastapi import FastAPI
 
-from solm.errors import SolmError
+from solm.core.errors import SolmError
 
 
 def serve_replicas(build: Callable[[], FastAPI], replicas: int, host: str, port: int, cores: float) -> None:

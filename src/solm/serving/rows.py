@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from solm.actions import AXES, Action
-from solm.decoding.batch import Seat
-from solm.decoding.generate import Compute, compute
-from solm.decoding.generate import Token as Spent
-from solm.decoding.language_model import LanguageModel
-from solm.decoding.sampling import Sampler
-from solm.decoding.text import TextStream
+from solm.core.actions import AXES, Action
+from solm.runtime.batching import Seat
+from solm.runtime.generate import Compute, compute
+from solm.runtime.generate import Token as Spent
+from solm.runtime.language_model import LanguageModel
+from solm.runtime.sampling import Sampler
+from solm.runtime.text import TextStream
 from solm.serving.dial import Order
 
 

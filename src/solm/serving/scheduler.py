@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.decoding.batch import Batch
-from solm.decoding.language_model import LanguageModel
-from solm.decoding.session import Session
-from solm.errors import SolmError
+from solm.backends.torch.session import Session
+from solm.core.errors import SolmError
+from solm.runtime.batching import Batch
+from solm.runtime.language_model import LanguageModel
 from solm.serving.governor import Governor
 from solm.serving.metrics import Metrics
 from solm.serving.prefixes import PrefixCache
@@ -48,7 +48,7 @@ class Scheduler:
         self.lm, self.settings, self.metrics = lm, settings, metrics
         objective = None if settings.slo_tpot_ms is None else settings.slo_tpot_ms / 1000
         self.governor = Governor(objective, settings.max_rows, settings.slo_rows, self.clock)
-        self.prefixes = PrefixCache(settings.prefix_tokens, lm.semantics.page_size)
+        self.prefixes = PrefixCache(settings.prefix_tokens, lm.sparsity.page_size)
         self._waiting: deque[Job] = deque()
         self._filling: _Filling | None = None
         self._batch, self._rows = Batch(), list[Row]()
@@ -217,7 +217,7 @@ class Scheduler:
             targets = [row.job.order.target(dial) for row, dial in zip(rows, dials, strict=True)]
             self._batch.aim(torch.stack(targets))
         assert self._batch.session is not None
-        self._batch.session.shortlist = all(row.largest_only for row in rows)
+        self._batch.session.approximate_tail = all(row.largest_only for row in rows)
         try:
             found = self._batch.step(torch.tensor([row.last for row in rows]))
         except Exception as error:

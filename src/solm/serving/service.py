@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from solm.actions import ActionSpace
-from solm.decoding.language_model import LanguageModel
-from solm.errors import ContextLengthError, SolmError
+from solm.core.actions import ActionSpace
+from solm.core.errors import ContextLengthError, SolmError
+from solm.runtime.language_model import LanguageModel
 from solm.serving.answers import Answers, Choice
 from solm.serving.dial import Dial, Order
 from solm.serving.failures import ApiError, from_row
@@ -85,7 +85,7 @@ class Service:
         def emit(event: Event) -> None:
             loop.call_soon_threadsafe(done.put_nowait, event)
 
-        length = self.lm.semantics.always_read + 2
+        length = self.lm.sparsity.always_read + 2
         ids = torch.arange(length) % self.lm.control.shapes.vocabulary
         for name, policy in self.dial.policies.items():
             if length + 4 > self.context:

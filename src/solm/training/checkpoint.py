@@ -13,8 +13,8 @@ import torch
 from pydantic import Field, RootModel
 from safetensors import safe_open
 
-from solm.errors import DamagedFileError, RunMismatchError, SolmError
-from solm.files import locked, read_model, read_tensors, write_json, write_tensors, write_text
+from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
+from solm.core.files import locked, read_model, read_tensors, write_json, write_tensors, write_text
 from solm.policies.network import PolicyNetwork
 from solm.training.config import RunConfig, TrainConfig, ValueTrainConfig
 from solm.training.ranks import Ranks

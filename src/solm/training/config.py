@@ -7,12 +7,12 @@ from typing import Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from solm.actions import PRESETS as SPACES
-from solm.actions import ActionSpace
-from solm.errors import SolmError
-from solm.policies.values import known_levels
-from solm.semantics import PRESETS as SEMANTICS
-from solm.semantics import Semantics
+from solm.core.actions import PRESETS as SPACES
+from solm.core.actions import ActionSpace
+from solm.core.errors import SolmError
+from solm.core.sparsity import PRESETS as SPARSITY
+from solm.core.sparsity import SparsityConfig
+from solm.policies.value_policy import known_levels
 
 
 class FitConfig(BaseModel):
@@ -57,7 +57,7 @@ class RunConfig(BaseModel):
     data: tuple[str, ...] = ("pydoc:train",)
     """Sources of text; ``self:N`` adds N texts sampled from the model itself."""
     space: ActionSpace
-    semantics: Semantics = SEMANTICS["default"]
+    sparsity: SparsityConfig = SPARSITY["default"]
     context: int = Field(512, ge=1)
     horizon: int = Field(16, ge=1)
     """Controlled steps per episode."""
@@ -68,24 +68,24 @@ class RunConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _resolve_names(cls, values: Any) -> Any:
-        """Spaces and semantics may be given by the name of a preset; data as one string."""
+        """Spaces and sparsity may be given by the name of a preset; data as one string."""
         if isinstance(values, dict):
             values = dict(values)
             for key in ("space", "choose"):
                 if isinstance(values.get(key), str):
                     values[key] = ActionSpace.preset(values[key])
-            if isinstance(values.get("semantics"), str):
-                values["semantics"] = Semantics.preset(values["semantics"])
+            if isinstance(values.get("sparsity"), str):
+                values["sparsity"] = SparsityConfig.preset(values["sparsity"])
             if isinstance(values.get("data"), str):
                 values["data"] = tuple(part.strip() for part in values["data"].split(","))
         return values
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
-        if self.context + self.horizon <= self.semantics.always_read:
+        if self.context + self.horizon <= self.sparsity.always_read:
             raise ValueError(
                 f"context {self.context} leaves no controllable step: attention always reads "
-                f"{self.semantics.always_read} tokens"
+                f"{self.sparsity.always_read} tokens"
             )
         return self
 
@@ -186,7 +186,7 @@ class ValueTrainConfig(RunConfig):
     def choices(self) -> ActionSpace:
         if self.choose is not None:
             return self.choose
-        finer = {"grid": "fine", "native": "native-fine"}
+        finer = {"grid": "fine", "cpu": "cpu-fine"}
         return next((SPACES[fine] for grid, fine in finer.items() if self.space == SPACES[grid]), self.space)
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.actions import DENSE, ActionSpace
-from solm.decoding.language_model import LanguageModel
-from solm.decoding.passes import Turn, divergences, log_probabilities
+from solm.backends.passes import Turn, divergences, log_probabilities
+from solm.core.actions import DENSE, ActionSpace
+from solm.runtime.language_model import LanguageModel
 
 _TILT = 3.0
 
@@ -74,7 +74,7 @@ def collect_samples(
     texts, rows, steps = before.shape[:3]
     session = lm.session(capacity=context)
     session.prefill(windows[:, :context])
-    forked = session.fork(rows + 1, capacity=steps + lm.semantics.page_size)
+    forked = session.fork(rows + 1, capacity=steps + lm.sparsity.page_size)
     dense = torch.tensor(DENSE, dtype=torch.float64).expand(texts, 1, steps, 3)
     first, second = (torch.cat([dense, keep_of(levels, grid)], 1).flatten(0, 1) for levels in (before, after))
     seen: list[torch.Tensor] = []

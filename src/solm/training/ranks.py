@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
-from solm.errors import SolmError
+from solm.core.errors import SolmError
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from solm.actions import FULL_BITS
-from solm.policies.values import ValueConfig, ValueNetwork
+from solm.core.actions import FULL_BITS
+from solm.policies.value_policy import ValueConfig, ValueNetwork
 from solm.training.config import FitConfig
 from solm.training.counterfactual import Samples, keep_of
 
@@ -96,8 +96,8 @@ def fit(
         trust = slopes.clamp(0, 1)
         kept = 1 + trust * (kept / scale - 1)
         network.calibration.copy_(kept.repeat(-(-config.calibration // len(kept)), 1)[: config.calibration])
-        for axis, profile in enumerate(network.profiles):
-            profile.mul_(scale[axis]).clamp_(max=0)
+        for axis, allocation in enumerate(network.profiles):
+            allocation.mul_(scale[axis]).clamp_(max=0)
         network.scale.copy_(scale)
         network.trust.copy_(trust)
     return network, Fit(explained, slopes.tolist())
@@ -111,7 +111,7 @@ def predict(network: ValueNetwork, rows: _Rows, spill: torch.Tensor) -> torch.Te
 
 def _unit_gains(network: ValueNetwork, rows: _Rows, spill: torch.Tensor) -> torch.Tensor:
     """Per axis what the rows' levels, and the savings around them, gain a token of sensitivity 1: [M, 3]."""
-    own = [F.pad(profile, (0, 1))[rows.after[:, axis].long()] for axis, profile in enumerate(network.profiles)]
+    own = [F.pad(allocation, (0, 1))[rows.after[:, axis].long()] for axis, allocation in enumerate(network.profiles)]
     return torch.stack(own, 1) + rows.saved * spill
 
 

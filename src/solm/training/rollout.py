@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.budget import Budget
+from solm.core.budget import Budget
 from solm.data.windows import TokenStream
-from solm.decoding.drive import Episode, teacher_forced
-from solm.decoding.language_model import LanguageModel
 from solm.policies.learned import LearnedPolicy
+from solm.runtime.drive import Episode, teacher_forced
+from solm.runtime.language_model import LanguageModel
 from solm.training.config import TrainConfig
 from solm.training.ranks import Ranks
 from solm.training.sources import draw_windows
@@ -53,7 +53,7 @@ def collect(
     targets = draw_targets(config, step_generator(config.seed, update, 1))[mine].repeat_interleave(config.rollouts, 0)
     session = lm.session(capacity=config.context)
     session.prefill(windows[:, : config.context])
-    forks = session.fork(config.rollouts, capacity=config.horizon + lm.semantics.page_size)
+    forks = session.fork(config.rollouts, capacity=config.horizon + lm.sparsity.page_size)
     tokens = windows[:, config.context :].repeat_interleave(config.rollouts, 0)
     # Targets below what the always-read tokens cost cannot be met by any policy; asking for them teaches nothing.
     floors = torch.stack([levels[:, 0] for levels in forks.levels(policy.space)], 1)

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from solm.data.selftext import sample_texts
+from solm.core.errors import DataError
+from solm.core.files import write_text
+from solm.core.provenance import command_line, commit, versions
 from solm.data.text import documents
 from solm.data.windows import TokenStream, stream_of
-from solm.decoding.language_model import LanguageModel
-from solm.errors import DataError
-from solm.files import write_text
-from solm.provenance import command_line, commit, versions
+from solm.runtime.language_model import LanguageModel
 from solm.training.config import RunConfig
 from solm.training.ranks import Ranks
+from solm.training.self_text import sample_texts
 
 Record = dict[str, Any]
 
@@ -61,7 +61,7 @@ def self_texts(lm: LanguageModel, config: RunConfig, out: Path, source: str) -> 
 def provenance(config: RunConfig, streams: list[TokenStream]) -> Record:
     """What a policy's card says about its making. `made` may differ between runs that give the same policy."""
     return {
-        "config": config.model_dump(mode="json", exclude={"space", "semantics"}),
+        "config": config.model_dump(mode="json", exclude={"space", "sparsity"}),
         "data_fingerprint": "-".join(stream.fingerprint for stream in streams),
         "versions": versions(),
         "made": {"command": command_line(), "commit": commit()},

@@ -1,0 +1,1 @@
+"""Who runs a model: the session protocol, and two backends that keep it."""

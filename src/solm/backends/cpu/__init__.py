@@ -1,0 +1,1 @@
+"""The compiled engine: steps that read and compute only what an action keeps."""

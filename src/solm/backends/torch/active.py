@@ -1,0 +1,66 @@
+"""The plan of the forward pass in progress, per thread and task; None during dense passes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+
+from solm.backends.torch.adaptive import Rule, current_rule
+from solm.backends.torch.cache import PagedCache
+from solm.backends.torch.layout import Layout
+from solm.backends.torch.plan import Plan
+
+
+@dataclass
+class ActivePass:
+    """What the hooked modules need during one controlled forward pass.
+
+    plan: of the layer in progress. turn: the layer before which `choose` is called, with the residual stream
+    [N, Q, H] that enters it, for the plan of the layers from there on. None: the pass keeps its plan. rule: what
+    decides what is read instead of the plan's exact numbers, where something does. layer: the one in progress.
+    Plan and layout follow the layers of a model that lies on several devices.
+    """
+
+    plan: Plan
+    layout: Layout
+    cache: PagedCache
+    turn: int | None = None
+    choose: Callable[[torch.Tensor], Plan] | None = None
+    rule: Rule | None = field(default_factory=current_rule)
+    layer: int = 0
+
+    def __post_init__(self) -> None:
+        self._whole = self.plan
+
+    def enter(self, layer: int, hidden: torch.Tensor) -> None:
+        """The pass reaches `layer`."""
+        self.layer = layer
+        if layer == self.turn and self.choose is not None:
+            self._whole = self.choose(hidden)
+        self.plan = self._whole.at(layer)
+
+    def follow(self, device: torch.device) -> None:
+        """The layer in progress computes on `device`."""
+        if self.plan.keep.device != device:
+            self.plan = self.plan.to(device)
+        if self.layout.positions.device != device:
+            self.layout = self.layout.to(device)
+
+
+_ACTIVE: ContextVar[ActivePass | None] = ContextVar("solm_active_pass", default=None)
+
+
+def active_pass() -> ActivePass | None:
+    return _ACTIVE.get()
+
+
+@contextmanager
+def activate(current: ActivePass | None) -> Iterator[None]:
+    """Make `current` the pass in progress; whatever happens inside, it does not outlive the block."""
+    token = _ACTIVE.set(current)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)

@@ -1,0 +1,120 @@
+"""What of a model can be controlled, found in its structure: the MLP's sites and the attention layers."""
+
+from dataclasses import dataclass, field
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from solm.backends.torch.cache import PagedCache
+from solm.core.cost import ModelShapes
+from solm.core.errors import SolmError, UnsupportedModelError
+
+# Families that the tests run on every axis, with tiny random weights. Others may well work: `inspect` says.
+TESTED_FAMILIES = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3", "granite",
+    "starcoder2", "gpt_neox", "gpt2", "phi", "cohere", "olmo", "glm", "exaone4", "ministral", "seed_oss", "helium",
+)  # fmt: skip
+
+_MLP_NAMES = ("mlp", "feed_forward", "ffn")
+_DOWN_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "w2", "fc_out")
+_ACTIVATION_NAMES = ("act_fn", "activation_fn", "act", "activation")
+
+
+@dataclass(frozen=True)
+class MLPSites:
+    """The modules of one layer's MLP whose inputs or outputs the hooks change."""
+
+    mlp: nn.Module
+    down: nn.Module
+    activation: nn.Module | None
+    gated: bool
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Which axes work on a model; a reason for each that does not."""
+
+    family: str
+    tested: bool
+    shapes: ModelShapes | None
+    reasons: dict[str, str] = field(default_factory=dict)
+    sliding_layers: int = 0
+
+    @property
+    def axes(self) -> dict[str, bool]:
+        return {axis: axis not in self.reasons for axis in ("attention", "mlp", "bits")}
+
+    def require(self, axis: str) -> None:
+        if axis in self.reasons:
+            raise UnsupportedModelError(f"the {axis} axis is not supported on {self.family!r}: {self.reasons[axis]}")
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of decoder layers; raises `UnsupportedModelError` where none has the configured length."""
+    config = model.config.get_text_config(decoder=True)
+    count = config.num_hidden_layers
+    for _, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and not isinstance(module[0], nn.Linear):
+            return module
+    raise UnsupportedModelError(f"no list of {count} decoder layers in {type(model).__name__}")
+
+
+def mlp_sites(layer: nn.Module) -> MLPSites:
+    """The MLP of a decoder layer; raises `UnsupportedModelError` with the reason where it has none we can hook."""
+    mlp = next((getattr(layer, name) for name in _MLP_NAMES if isinstance(getattr(layer, name, None), nn.Module)), None)
+    if mlp is None:
+        raise UnsupportedModelError(f"{type(layer).__name__} has no MLP module of its own")
+    if any("expert" in name for name, _ in mlp.named_modules()) or hasattr(mlp, "experts"):
+        raise UnsupportedModelError("mixture-of-experts layers fuse their experts' weights")
+    down = next((getattr(mlp, name) for name in _DOWN_NAMES if isinstance(getattr(mlp, name, None), nn.Module)), None)
+    if down is None:
+        raise UnsupportedModelError(f"no down projection among the children of {type(mlp).__name__}")
+    activation = next(
+        (getattr(mlp, name) for name in _ACTIVATION_NAMES if isinstance(getattr(mlp, name, None), nn.Module)), None
+    )
+    linears = [child for child in mlp.children() if isinstance(child, nn.Linear | Conv1D)]
+    gated = len(linears) > 2 or any("gate_up" in name for name, _ in mlp.named_children())
+    return MLPSites(mlp, down, activation, gated)
+
+
+def model_shapes(config: PretrainedConfig, gated: bool) -> ModelShapes:
+    """The sizes that costs depend on, from any family's configuration."""
+    text = config.get_text_config(decoder=True)
+    heads = text.num_attention_heads
+    return ModelShapes(
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * text.hidden_size,
+        heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        vocabulary=text.vocab_size,
+        gated=gated,
+    )
+
+
+def probe(model: PreTrainedModel) -> Capability:
+    """What can be controlled on `model`, from its structure alone (a model on the meta device will do)."""
+    reasons: dict[str, str] = {}
+    gated, sliding = False, 0
+    try:
+        sites = [mlp_sites(layer) for layer in decoder_layers(model)]
+        gated = sites[0].gated
+    except UnsupportedModelError as error:
+        reasons["mlp"] = reasons["bits"] = str(error)
+    try:
+        sliding = sum(layer.is_sliding for layer in PagedCache.empty(model.config, page_size=16, capacity=0).layers)
+        if not getattr(model, "_supports_attention_backend", False):
+            raise UnsupportedModelError(f"{type(model).__name__} does not call transformers' attention interface")
+        if model.get_output_embeddings() is None:
+            raise UnsupportedModelError(f"{type(model).__name__} has no output embeddings to read hidden states from")
+    except SolmError as error:
+        reasons["attention"] = str(error)
+    family = model.config.model_type
+    try:
+        shapes = model_shapes(model.config, gated)
+    except (AttributeError, TypeError) as error:
+        shapes = None
+        reasons.setdefault("attention", f"its configuration lacks a size: {error}")
+    return Capability(family, family in TESTED_FAMILIES, shapes, reasons, sliding)

@@ -1,0 +1,168 @@
+"""Efficiency actions: what one decode step of one row may spend (METHOD section 1)."""
+
+import re
+from functools import cached_property
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from solm.core.errors import SolmError
+
+AXES = ("attention", "mlp", "bits")
+FULL_BITS = 16
+
+
+class Action(NamedTuple):
+    """One point of the grid: share of KV tokens read, share of MLP channels computed, activation bits."""
+
+    attention: float
+    mlp: float
+    bits: int
+
+    @property
+    def tag(self) -> str:
+        """A readable name such as ``k050-s060-q8``."""
+        return f"k{round(self.attention * 100):03d}-s{round(self.mlp * 100):03d}-q{self.bits}"
+
+    @classmethod
+    def from_tag(cls, tag: str) -> "Action":
+        match = re.fullmatch(r"k(\d{3})-s(\d{3})-q(\d{1,2})", tag)
+        if match is None:
+            raise SolmError(f"{tag!r} is not an action tag; expected the form k050-s060-q8")
+        attention, mlp, bits = (int(group) for group in match.groups())
+        return cls(attention / 100, mlp / 100, bits)
+
+
+DENSE = Action(1.0, 1.0, FULL_BITS)
+
+
+class ActionSpace(BaseModel):
+    """The grid attention × mlp × bits, attention outermost and bits innermost. It always holds the dense action."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
+
+    attention: tuple[float, ...] = (1.0,)
+    mlp: tuple[float, ...] = (1.0,)
+    bits: tuple[int, ...] = (FULL_BITS,)
+
+    @field_validator("attention", "mlp")
+    @classmethod
+    def _check_shares(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0.01 <= level <= 1 or abs(level * 100 - round(level * 100)) > 1e-9 for level in levels):
+            raise ValueError(f"keep rates must be whole percents in [0.01, 1], got {levels}")
+        return cls._check_order(levels, 1.0)
+
+    @field_validator("bits")
+    @classmethod
+    def _check_bits(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
+        if any(not 2 <= level <= FULL_BITS for level in levels):
+            raise ValueError(f"activation bits must be in [2, {FULL_BITS}], got {levels}")
+        return cls._check_order(levels, FULL_BITS)
+
+    @staticmethod
+    def _check_order(levels: tuple[Any, ...], top: float) -> tuple[Any, ...]:
+        if list(levels) != sorted(set(levels)) or levels[-1] != top:
+            raise ValueError(f"levels must rise strictly and end at the dense level {top}, got {levels}")
+        return levels
+
+    @classmethod
+    def preset(cls, name: str) -> "ActionSpace":
+        """The space called `name` in `PRESETS`."""
+        if name not in PRESETS:
+            raise SolmError(f"unknown action space {name!r}; choose one of {', '.join(PRESETS)}")
+        return PRESETS[name]
+
+    @cached_property
+    def actions(self) -> tuple[Action, ...]:
+        return tuple(Action(*levels) for levels in product(self.attention, self.mlp, self.bits))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of levels per axis."""
+        return len(self.attention), len(self.mlp), len(self.bits)
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    # Not pydantic's, which compare the cached tensors too.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ActionSpace) and self._levels == other._levels
+
+    def __hash__(self) -> int:
+        return hash(self._levels)
+
+    @property
+    def _levels(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
+        return self.attention, self.mlp, self.bits
+
+    @property
+    def dense_index(self) -> int:
+        return len(self) - 1
+
+    def index(self, action: Action) -> int:
+        if action not in self.actions:
+            raise SolmError(f"action {action.tag} is not among the {len(self)} actions of this space")
+        return self.actions.index(action)
+
+    @cached_property
+    def table(self) -> torch.Tensor:
+        """The actions as numbers: [A, 3] float64, columns κ, ρ and bits (not divided by 16)."""
+        return torch.tensor(self.actions, dtype=torch.float64)
+
+    @cached_property
+    def level_table(self) -> torch.Tensor:
+        """The actions as levels: [A, 3] int64, the position of each on its axis."""
+        return torch.tensor(list(product(*(range(size) for size in self.shape))))
+
+    @cached_property
+    def ranges(self) -> tuple[tuple[float, float], ...]:
+        """Lowest and highest nominal share per axis (bits as a share of 16)."""
+        return (
+            (self.attention[0], self.attention[-1]),
+            (self.mlp[0], self.mlp[-1]),
+            (self.bits[0] / FULL_BITS, self.bits[-1] / FULL_BITS),
+        )
+
+
+def _steps(first: int, last: int, step: int) -> tuple[float, ...]:
+    return tuple(level / 100 for level in range(first, last + 1, step))
+
+
+# The grids of the paper (METHOD section 5). Its {5, 10} bit grid gains the dense level that every space must have.
+PRESETS: dict[str, ActionSpace] = {
+    "attention-10": ActionSpace(attention=(0.1, 1.0)),
+    "attention-20": ActionSpace(attention=(0.2, 1.0)),
+    "attention-40": ActionSpace(attention=(0.4, 1.0)),
+    "mlp-30": ActionSpace(mlp=(0.3, 1.0)),
+    "mlp-40": ActionSpace(mlp=(0.4, 1.0)),
+    "mlp-50": ActionSpace(mlp=(0.5, 1.0)),
+    "attention-fine": ActionSpace(attention=(0.1, 0.2, 0.4, 1.0)),
+    "mlp-fine": ActionSpace(mlp=(0.4, 0.5, 0.6, 0.7, 0.8, 1.0)),
+    "bits-fine": ActionSpace(bits=(4, 5, 6, 8, 16)),
+    "bits-5-10": ActionSpace(bits=(5, 10, 16)),
+    "bits-5": ActionSpace(bits=(5, 16)),
+    "bits-6": ActionSpace(bits=(6, 16)),
+    "joint-8": ActionSpace(attention=(0.1, 1.0), mlp=(0.6, 1.0), bits=(5, 16)),
+    "joint-27": ActionSpace(attention=(0.1, 0.6, 1.0), mlp=(0.4, 0.8, 1.0), bits=(5, 7, 16)),
+    "joint-336": ActionSpace(
+        attention=(0.1, 0.4, 0.7, 1.0), mlp=(0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), bits=tuple(range(5, 17))
+    ),
+    # What a compiled step can skip; for sparsity `native`.
+    "cpu": ActionSpace(attention=(0.1, 0.2, 0.3, 0.4, 0.6, 1.0), mlp=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),
+    # The same, so close that a mixture of two levels costs little more than what lies between.
+    "cpu-fine": ActionSpace(attention=(0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), mlp=_steps(50, 100, 5)),
+    # ... with weights that can be read by halves; for sparsity `nested`.
+    "nested": ActionSpace(attention=(0.1, 0.2, 0.3, 0.4, 0.6, 1.0), mlp=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0), bits=(4, 16)),
+    # What a value policy learns to price; any of the joint grids above 4 bits lies within.
+    "grid": ActionSpace(
+        attention=(0.1, 0.2, 0.3, 0.4, 0.6, 1.0), mlp=(0.4, 0.5, 0.6, 0.7, 0.8, 1.0), bits=(4, 5, 6, 8, 16)
+    ),
+    # Levels so close that a mixture of two costs little more than what lies between; costs are convex, so that coarse
+    # grids waste much. None between .1 and .2, which in contexts of some hundred tokens read the same pages as .1.
+    "fine": ActionSpace(
+        attention=(0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), mlp=_steps(40, 100, 5), bits=(4, 5, 6, 7, 8, 10, 16)
+    ),
+    "joint-1560": ActionSpace(attention=_steps(10, 100, 10), mlp=_steps(40, 100, 5), bits=tuple(range(5, 17))),
+}

@@ -1,0 +1,144 @@
+"""What a request asks for (`Budget`) and what has been spent so far (`Ledger`)."""
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from solm.core.actions import AXES, FULL_BITS, ActionSpace
+from solm.core.errors import BudgetError
+
+_TOLERANCE = 1e-9
+
+
+class Budget(BaseModel):
+    """Episode averages per axis: share of KV tokens read, share of MLP channels computed, activation bits.
+
+    Raises `BudgetError` for a value outside (0, 1] for the shares or [2, 16] for the bits.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attention: float = 1.0
+    mlp: float = 1.0
+    bits: float = float(FULL_BITS)
+
+    @field_validator("attention", "mlp")
+    @classmethod
+    def _check_share(cls, value: float) -> float:
+        if not 0 < value <= 1:
+            raise BudgetError(f"budget {value} is out of range: a share must be above 0 and at most 1")
+        return value
+
+    @field_validator("bits")
+    @classmethod
+    def _check_bits(cls, value: float) -> float:
+        if not 2 <= value <= FULL_BITS:
+            raise BudgetError(f"budget bits={value} is out of range: bits must be in [2, {FULL_BITS}]")
+        return value
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """(κ*, ρ*, b*/16)."""
+        return self.attention, self.mlp, self.bits / FULL_BITS
+
+    @property
+    def net(self) -> float:
+        """Net keep: the mean of the three shares, what the paper plots."""
+        return sum(self.shares) / 3
+
+    @classmethod
+    def from_net(cls, net: float, space: ActionSpace) -> "Budget":
+        """The budget of net keep `net` that lies at the same fraction of every axis's range in `space`.
+
+        Raises `BudgetError` where the space cannot spend so little (or so much).
+        """
+        lows, highs = zip(*space.ranges, strict=True)
+        low, high = sum(lows) / 3, sum(highs) / 3
+        if not low - _TOLERANCE <= net <= high + _TOLERANCE:
+            raise BudgetError(f"budget {net} is unreachable: this action space spends {low:.4g} to {high:.4g}")
+        fraction = 1.0 if high == low else min(1.0, max(0.0, (net - low) / (high - low)))
+        attention, mlp, bits = (a + fraction * (b - a) for a, b in space.ranges)
+        return cls(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
+
+    @classmethod
+    def parse(cls, text: "str | float | Budget", space: ActionSpace) -> "Budget":
+        """A budget from ``0.6`` (net keep) or ``attention=0.5,mlp=0.7,bits=8``, checked against `space`."""
+        if isinstance(text, Budget):
+            return text.check(space)
+        try:
+            return cls.from_net(float(text), space)
+        except ValueError:
+            pass
+        values = {}
+        for part in str(text).split(","):
+            name, equals, number = part.partition("=")
+            if not equals or name.strip() not in AXES:
+                raise BudgetError(
+                    f"budget {text!r} is not a number or a list such as attention=0.5,mlp=0.7,bits=8 ({part!r})"
+                )
+            try:
+                values[name.strip()] = float(number)
+            except ValueError:
+                raise BudgetError(f"budget {part!r}: {number!r} is not a number") from None
+        return cls(**values).check(space)
+
+    def check(self, space: ActionSpace) -> "Budget":
+        """Itself if `space` can average to it; raises `BudgetError` otherwise."""
+        for axis, share, (low, high) in zip(AXES, self.shares, space.ranges, strict=True):
+            if not low - _TOLERANCE <= share <= high + _TOLERANCE:
+                unit = FULL_BITS if axis == "bits" else 1
+                raise BudgetError(
+                    f"budget {axis}={share * unit:g} is unreachable: this action space offers "
+                    f"{low * unit:g} to {high * unit:g}"
+                )
+        return self
+
+    def tensor(self, rows: int) -> torch.Tensor:
+        """The shares for `rows` rows: [rows, 3] float64."""
+        return torch.tensor(self.shares, dtype=torch.float64).expand(rows, 3)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What rows have spent on their controllable steps: realised shares, not nominal ones.
+
+    spent: [N, 3] float64, the sum of realised shares per axis; steps: [N] int64, how many steps were booked.
+    """
+
+    spent: torch.Tensor
+    steps: torch.Tensor
+
+    @classmethod
+    def empty(cls, rows: int, device: torch.device | str = "cpu") -> "Ledger":
+        return cls(
+            torch.zeros(rows, 3, dtype=torch.float64, device=device),
+            torch.zeros(rows, dtype=torch.int64, device=device),
+        )
+
+    def book(self, realised: torch.Tensor, controllable: torch.Tensor) -> "Ledger":
+        """The ledger after one step of realised [N, 3] shares; rows not controllable [N] bool are not counted."""
+        counted = controllable.to(realised.dtype)
+        return Ledger(self.spent + realised * counted[:, None], self.steps + controllable.to(self.steps.dtype))
+
+    @property
+    def average(self) -> torch.Tensor:
+        """Mean realised share per axis [N, 3]; 1 where nothing was booked yet."""
+        mean = self.spent / self.steps.clamp(min=1)[:, None]
+        return torch.where(self.steps[:, None] > 0, mean, 1.0)
+
+    def deviation(self, target: torch.Tensor) -> torch.Tensor:
+        """Average minus target [N, 3]; zero before the first controllable step."""
+        return torch.where(self.steps[:, None] > 0, self.average - target, 0.0)
+
+    def rows(self, index: torch.Tensor) -> "Ledger":
+        """The ledger of rows index [n]."""
+        return Ledger(self.spent[index], self.steps[index])
+
+    def join(self, other: "Ledger") -> "Ledger":
+        """The ledger of these rows and then those of `other`."""
+        return Ledger(torch.cat([self.spent, other.spent]), torch.cat([self.steps, other.steps]))
+
+    def repeat(self, times: int) -> "Ledger":
+        """Every row `times` times, next to one another."""
+        return Ledger(self.spent.repeat_interleave(times, 0), self.steps.repeat_interleave(times, 0))

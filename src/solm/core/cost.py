@@ -1,0 +1,133 @@
+"""What an action costs, as a share of the dense step: `nominal`, `bytes` and `flops` (METHOD section 3)."""
+
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from solm.core.errors import SolmError
+from solm.core.sparsity import SparsityConfig
+
+CostModel = Literal["nominal", "bytes", "flops"]
+_LOW_PART = 2 / 3  # of nested weights' bytes, for a share of 1 left out: at a share of 4 / 16 half of them are left
+Number = TypeVar("Number", float, torch.Tensor)
+
+
+class ModelShapes(BaseModel):
+    """The sizes of a base model that its cost depends on; weights counted per layer, in elements."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    gated: bool
+
+    @property
+    def attention_weights(self) -> int:
+        return 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+
+    @property
+    def up_weights(self) -> int:
+        """Weights that consume the MLP's input (gate and up)."""
+        return self.hidden * self.intermediate * (2 if self.gated else 1)
+
+    @property
+    def down_weights(self) -> int:
+        return self.hidden * self.intermediate
+
+    @property
+    def head_weights(self) -> int:
+        return self.hidden * self.vocabulary
+
+
+def mlp_share(keep: Number, shapes: ModelShapes, sparsity: SparsityConfig) -> Number:
+    """Share of the MLP's weights read at a realised MLP share `keep` (any shape), the mean of the sites'.
+
+    Input channels skip columns of gate and up, hidden channels skip rows of down; gate-first reads the whole gate
+    and skips rows of up and down. Of an allocation only the mean is known here, which is a few thousandths off where
+    hidden channels keep the square of a share.
+    """
+    up, down = shapes.up_weights, shapes.down_weights
+    if sparsity.hidden_power == 2:
+        inputs = ((1 + 8 * keep) ** 0.5 - 1) / 2  # of keep = (inputs + inputs²) / 2
+        return (up * inputs + down * inputs**2) / (up + down)
+    if sparsity.mlp_site == "gate-first" and shapes.gated:
+        return (up / 2 + (up / 2 + down) * keep) / (up + down)
+    always = 0 * keep + 1
+    read = up * (keep if "input" in sparsity.mlp_site else always) + down * (
+        keep if sparsity.mlp_site in ("hidden", "input+hidden", "gate-first") else always
+    )
+    return read / (up + down)
+
+
+def relative_cost(
+    realised: torch.Tensor,
+    kv_length: torch.Tensor | int,
+    shapes: ModelShapes,
+    sparsity: SparsityConfig,
+    model: CostModel = "nominal",
+    policy_parameters: int = 0,
+) -> torch.Tensor:
+    """Cost of a decode step of one row as a share of the dense step.
+
+    Args:
+        realised: [..., 3] shares (κ, ρ, b/16).
+        kv_length: keys visible to the step, broadcastable to [...].
+        model: ``nominal`` is the mean of the shares; ``bytes`` what is read from memory at batch 1 (weights, KV,
+            page metadata); ``flops`` the multiply-adds. Activation bits change neither bytes nor flops: weights are
+            stored at one precision, so only `nominal` counts them. Weight bits change bytes: the high halves alone
+            are half of a nested weight.
+        policy_parameters: weights of the policy that controls the step, charged to it but not to the dense step.
+
+    Returns:
+        [...] float64; above 1 is possible where the policy costs more than it saves.
+    """
+    attention, mlp, bits = realised.to(torch.float64).unbind(-1)
+    length = torch.as_tensor(kv_length, dtype=torch.float64)
+    return _relative(attention, mlp, bits, length, shapes, sparsity, model, policy_parameters)
+
+
+def step_cost(
+    realised: Sequence[float],
+    kv_length: int,
+    shapes: ModelShapes,
+    sparsity: SparsityConfig,
+    model: CostModel = "nominal",
+    policy_parameters: int = 0,
+) -> float:
+    """The same of a single step, realised [3]: in plain numbers, a thirtieth of the time where every token wants it."""
+    attention, mlp, bits = realised
+    return _relative(attention, mlp, bits, float(kv_length), shapes, sparsity, model, policy_parameters)
+
+
+def _relative(
+    attention: Number,
+    mlp: Number,
+    bits: Number,
+    length: Number,
+    shapes: ModelShapes,
+    sparsity: SparsityConfig,
+    model: CostModel,
+    policy_parameters: int,
+) -> Number:
+    if model == "nominal":
+        return (attention + mlp + bits) / 3
+    if model not in ("bytes", "flops"):
+        raise SolmError(f"unknown cost model {model!r}; choose nominal, bytes or flops")
+    # Weights and keys cost as many bytes, or multiply-adds, as one another; a key is read once for all of its queries.
+    heads = shapes.kv_heads if model == "bytes" else shapes.heads
+    dense_weights = shapes.attention_weights + shapes.up_weights + shapes.down_weights
+    weights = shapes.attention_weights + (shapes.up_weights + shapes.down_weights) * mlp_share(mlp, shapes, sparsity)
+    cached = 2 * length * shapes.head_dim
+    if sparsity.bits_site == "weights" and model == "bytes":
+        weights -= (weights - shapes.attention_weights) * (1 - bits) * _LOW_PART
+    metadata = cached / sparsity.page_size * (attention < 1) * (sparsity.criterion == "pages")
+    step = shapes.layers * (weights + heads * (cached * attention + metadata))
+    dense = shapes.layers * (dense_weights + heads * cached)
+    return (step + shapes.head_weights + policy_parameters) / (dense + shapes.head_weights)

@@ -1,0 +1,112 @@
+"""Writing files so that nothing half-written is ever seen, and reading them so that damage gets one clear error."""
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@contextmanager
+def locked(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
+    """Hold `folder`, made if need be, for one process, or what the lock `name` in it stands for; the system lets go of
+    it however the process ends.
+
+    Raises `RunMismatchError` where another process holds it (`what`: is doing what there), `SolmError` where it cannot
+    be used.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / name).open("w")
+    except OSError as error:
+        raise SolmError(f"cannot use {folder} as a run folder: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunMismatchError(f"another process is {what} in {folder}") from None
+        yield
+
+
+@contextmanager
+def resumable(result: Path | None) -> Iterator[Path | None]:
+    """The file beside `result` that keeps what an unfinished command has found, held for one process; None for None.
+
+    Raises as `locked` does.
+    """
+    if result is None:
+        yield None
+        return
+    with locked(result.parent, f"working on {result.name}", f".{result.name}.lock"):
+        yield result.with_name(result.name + ".partial")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write through a temporary file in the same folder, fsync, rename. The old file survives any failure.
+
+    Raises `SolmError` where the disk is full or the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise SolmError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        raise SolmError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
+
+
+def read_model(path: Path, model: type[Model]) -> Model:
+    """The JSON file at `path` as a `model`; raises `DamagedFileError` for anything that is not one."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise SolmError(f"no file {path}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DamagedFileError(f"{path} is damaged or of another version: {where or 'file'}: {first['msg']}") from error
+    except (SolmError, OSError) as error:
+        raise DamagedFileError(f"{path} is damaged or of another version: {error}") from error
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file; raises `DamagedFileError` for anything that is not one."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise SolmError(f"no file {path}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from error

@@ -1,0 +1,100 @@
+"""How an action is carried out: selection criterion, sites and granularity (METHOD section 2)."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from solm.core.allocation import Allocation
+from solm.core.errors import SolmError
+
+
+class SparsityConfig(BaseModel):
+    """The meaning of the three axes. A policy is trained for one of these and stores it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    criterion: Literal["pages", "recency", "relevance"] = "pages"
+    page_size: int = Field(16, ge=1, le=256)
+    sinks: int = Field(4, ge=0)
+    """First tokens that are always read; rounded up to whole pages by the criterion `pages`."""
+    window: int = Field(64, ge=0)
+    """Most recent tokens, besides the current one, that are always read; `pages` rounds up to a page's start."""
+    select_per: Literal["kv_head", "query_head"] = "kv_head"
+    keep_ties: bool = False
+    """Keep every page that scores as much as the last one kept, instead of exactly the budgeted number."""
+    mlp_site: Literal["input", "hidden", "input+hidden", "gate-first"] = "input+hidden"
+    hidden_power: Literal[1, 2] = 1
+    """With ``input+hidden`` the hidden site keeps ρ to this power: its channels are cheaper to lose."""
+    bits_site: Literal["input", "output", "weights"] = "input"
+    """What the third axis rounds: activations that enter the MLP's products or leave the MLP, or the MLP's weights, of
+    which a step at up to 4 bits reads the high halves alone (`solm.core.nested`)."""
+    bits_group: int | None = Field(32, ge=1)
+    """Channels that share one quantisation scale; None: the whole token."""
+    allocation: Allocation | None = None
+    """How κ and ρ are dealt out to KV heads and layers; None: evenly."""
+
+    @model_validator(mode="after")
+    def _check_window(self) -> "SparsityConfig":
+        if 0 < self.window < self.page_size and self.criterion == "pages":
+            raise ValueError(f"window {self.window} must be 0 or at least the page size {self.page_size}")
+        if self.window == 0 and self.sinks > 0 and self.criterion == "pages":
+            raise ValueError(f"sinks {self.sinks} need a window with criterion 'pages'; set window or sinks=0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_power(self) -> "SparsityConfig":
+        if self.hidden_power > 1 and self.mlp_site != "input+hidden":
+            raise ValueError(f"hidden_power {self.hidden_power} needs mlp_site 'input+hidden', got {self.mlp_site!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> "SparsityConfig":
+        if self.bits_site == "weights" and self.bits_group is None:
+            raise ValueError("bits_site 'weights' needs a bits_group: channels that share a grid")
+        return self
+
+    @model_validator(mode="after")
+    def _check_allocation(self) -> "SparsityConfig":
+        if self.allocation is not None and (self.criterion != "pages" or self.window == 0):
+            raise ValueError(
+                f"an allocation needs criterion 'pages' with a window, got {self.criterion!r} and {self.window}"
+            )
+        return self
+
+    def under(self, allocation: Allocation | None) -> "SparsityConfig":
+        """The same with another allocation, None: evenly. Raises `SolmError` where they do not go together."""
+        try:
+            return SparsityConfig.model_validate({**dict(self), "allocation": allocation})
+        except ValidationError as error:
+            raise SolmError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+
+    @classmethod
+    def preset(cls, name: str) -> "SparsityConfig":
+        if name not in PRESETS:
+            raise SolmError(f"unknown sparsity {name!r}; choose one of {', '.join(PRESETS)}")
+        return PRESETS[name]
+
+    @property
+    def always_read(self) -> int:
+        """A step is controllable once the KV length exceeds this."""
+        return self.sinks + self.window + 1
+
+
+PRESETS = {
+    "default": SparsityConfig(),
+    # The best quality for the bytes that a compiled step reads.
+    "cpu": SparsityConfig(hidden_power=2),
+    # The same, and the bits are those of the MLP's weights, whose high halves can be read alone.
+    "nested": SparsityConfig(hidden_power=2, bits_site="weights"),
+    # arXiv 2605.10875: no sinks or window, pages chosen per query head, input channels only, MLP output quantised
+    # with one scale per token.
+    "paper": SparsityConfig(
+        sinks=0,
+        window=0,
+        select_per="query_head",
+        keep_ties=True,
+        mlp_site="input",
+        bits_site="output",
+        bits_group=None,
+    ),
+}

@@ -1,1 +1,0 @@
-"""The one decode loop that training, evaluation and generation share."""

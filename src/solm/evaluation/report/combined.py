@@ -1,0 +1,145 @@
+"""`solm report`: any set of result files as one page."""
+
+from html import escape
+from typing import Any
+
+from solm.core.actions import AXES
+from solm.research import domains as shift
+from solm.research import kv_drift as pollution
+from solm.evaluation.pictures import blank, picture, violins
+from solm.evaluation.report.actions import histograms, texts
+from solm.evaluation.report.page import difference, head, image, perplexity_table
+from solm.evaluation.report.read import Result
+from solm.evaluation.result import EvaluationResult, TaskResult
+from solm.evaluation.show import plot, told, verdict
+from solm.research.domains import ShiftResult
+from solm.research.kv_drift import PollutionResult
+
+
+def render(found: list[tuple[str, Result]]) -> str:
+    """The page."""
+    evaluations = [(name, result) for name, result in found if isinstance(result, EvaluationResult)]
+    tasks = [(name, result) for name, result in found if isinstance(result, TaskResult)]
+    parts = [head("solm results"), "<h1>Results</h1>"]
+    if evaluations:
+        s = evaluations[0][1].settings
+        parts.append(
+            f"<p class=soft>{escape(str(s['model']))} ({s['dtype']}), {s['sequences']} sequences of {s['length']} "
+            f"tokens after {s['context']} dense ones, {escape(str(s['data']))}. Every arm saw the same tokens. "
+            "Differences are policy minus arm with paired bootstrap 95 % intervals.</p>"
+        )
+    for name, result in evaluations:
+        parts += _evaluation(name, result)
+    if tasks:
+        parts += ["<h2>Tasks</h2>", *(_task_table(name, result) for name, result in tasks)]
+    for name, study in found:
+        if isinstance(study, PollutionResult):
+            parts += _pollution(name, study)
+        elif isinstance(study, ShiftResult):
+            parts += _shift(name, study)
+    compared: list[tuple[str, EvaluationResult | TaskResult]] = [*evaluations, *tasks]
+    if any(point.arm == "policy" for _, run in compared for point in run.points):
+        parts += [
+            "<h2>Was the budget kept?</h2>",
+            image(_adherence(compared), "realised against requested net keep of the policies"),
+        ]
+    parts += ["<h2>Where it comes from</h2><ul>"]
+    for name, any_result in found:
+        made: dict[str, Any] = any_result.environment
+        parts.append(
+            f"<li>{escape(name)}: <code>{escape(any_result.command)}</code>, commit {made['commit']}, "
+            f"{escape(made['machine']['processor'])}</li>"
+        )
+    return "\n".join([*parts, "</ul>"]) + "\n"
+
+
+def _evaluation(name: str, result: EvaluationResult) -> list[str]:
+    parts = [f"<h2>{escape(name)}</h2><p class=soft>{_levels(result.settings['space'])}</p><ul>"]
+    parts += [f"<li>{escape(line)}</li>" for line in verdict(result)]
+    parts += ["</ul>", image(plot(result), f"{name}: perplexity against net keep"), perplexity_table(result)]
+    if result.trials:
+        parts += [
+            "<h3>Random search</h3>",
+            image(violins(result), f"{name}: perplexity of random schedules, policy and static among them"),
+        ]
+    if result.use:
+        parts += ["<h3>What the policy did</h3>", histograms(result)]
+    if result.examples:
+        parts += [
+            "<h3>Texts under the policy</h3><p class=soft>Background: bytes read by the step that processes the token, "
+            "from green (the least) to red (the most) within a text. Hover for the action.</p>",
+            texts(result),
+        ]
+    return parts
+
+
+def _pollution(name: str, result: PollutionResult) -> list[str]:
+    losses = "; ".join(f"{kind} {loss.value:+.3f}" for kind, loss in result.during.items())
+    return [
+        f"<h2>KV pollution: {escape(name)}</h2><p class=soft>{result.burst} cheap steps, then dense ones; "
+        f"{result.sequences} texts. During the burst, nats per token above dense: {escape(losses)}.</p>",
+        image(pollution.plot(result), "nats per token above dense after a burst of cheap steps"),
+    ]
+
+
+def _shift(name: str, result: ShiftResult) -> list[str]:
+    rows = []
+    for source in result.sources:
+        for index, point in enumerate(source.points):
+            said = [
+                f"<td>{source.sensitivities[axis].mean:.2f}<td>{source.sensitivities[axis].divergence:.3f}"
+                for axis in AXES
+            ]
+            rows.append(
+                f"<tr{'' if index else ' class=first'}><td>{told(point.budget)}<td>{escape(source.name)}"
+                f"<td>{sum(point.realised.values()) / 3:.3f}<td>{point.gap:.3f}<td>{difference(point.difference, -1)}"
+                f"{''.join(said)}</tr>"
+            )
+    titles = "".join(f"<th>{axis}<th>KL" for axis in AXES)
+    return [
+        f"<h2>Other sources: {escape(name)}</h2><p class=soft>{_levels(result.settings['space'])}. Gap: the largest "
+        "difference of an axis between what was asked for and spent. Then, per axis, the mean sensitivity that the "
+        "network predicts (1 on training text) and its KL from training, in nats.</p>",
+        image(shift.plot(result), "policy minus static, and divergence of sensitivities, by source"),
+        f"<div class=scroll><table><tr><th>budget<th>source<th>realised<th>gap<th>policy − static{titles}</tr>"
+        f"{''.join(rows)}</table></div>",
+    ]
+
+
+def _levels(space: dict[str, Any]) -> str:
+    return "; ".join(f"{axis} {', '.join(f'{level:g}' for level in space[axis])}" for axis in AXES)
+
+
+def _task_table(name: str, result: TaskResult) -> str:
+    rows, last = [], None
+    for point in result.points:
+        place = (point.task, point.budget)
+        first = "" if place == last else " class=first"
+        last = place
+        scores = [f"{point.scores[metric]:.3f}" if metric in point.scores else "" for metric in ("acc", "margin")]
+        gaps = [difference(point.differences.get(metric), 1) for metric in ("acc", "margin")]
+        rows.append(
+            f"<tr{first}><td>{told(point.budget)}<td>{escape(point.task)}, {escape(point.arm)}<td>{point.questions}"
+            f"<td>{point.realised['net']:.3f}<td>{scores[0]}<td>{gaps[0]}<td>{scores[1]}<td>{gaps[1]}</tr>"
+        )
+    titles = "<th>budget<th>task, arm<th>questions<th>realised<th>acc<th>policy − arm<th>margin<th>policy − arm"
+    return (
+        f"<p class=soft>{escape(name)}: {_levels(result.settings['space'])}. Margin: log-likelihood of the right "
+        "answer above the best wrong one, in nats.</p>"
+        f"<div class=scroll><table><tr>{titles}</tr>{''.join(rows)}</table></div>"
+    )
+
+
+def _adherence(found: list[tuple[str, EvaluationResult | TaskResult]]) -> bytes:
+    """PNG: what policies realised net over what they were asked for; static, which is matched to them, is left out."""
+    figure, axes = blank(4.6, 4.4)
+    axes.plot([0, 1], [0, 1], color="#adb5bd", lw=1)
+    for name, result in found:
+        points = [point for point in result.points if point.arm == "policy"]
+        if points:
+            spent = [p.realised["net"] if isinstance(p.realised, dict) else p.realised for p in points]
+            axes.plot([point.budget for point in points], spent, "o", label=name)
+    axes.set(xlabel="requested net keep", ylabel="realised net keep", xlim=(0.3, 1), ylim=(0.3, 1))
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    return picture(figure)

@@ -1,1 +1,0 @@
-"""All contact with transformers: loading, families, cache, attention and MLP control."""

@@ -1,1 +1,0 @@
-"""The maths of an action in plain torch. Nothing here knows about transformers."""

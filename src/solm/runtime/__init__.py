@@ -1,0 +1,1 @@
+"""What users call: load or attach a model, generate under a budget, batch."""

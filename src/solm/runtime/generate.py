@@ -1,0 +1,153 @@
+"""Free-running generation under a budget, with a trace of what every token cost."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from solm.core.actions import AXES
+from solm.core.budget import Budget
+from solm.core.errors import ContextLengthError, SolmError
+from solm.policies.priced import PricedPolicy
+from solm.policies.protocol import Policy
+from solm.runtime.drive import drive
+from solm.runtime.sampling import Sampler
+from solm.runtime.text import TextStream
+
+if TYPE_CHECKING:
+    from solm.runtime.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token and the action of the step that processed the token before it.
+
+    realised: shares per axis. cost: bytes read by that step as a share of the dense step. The first token of a
+    reply comes from the dense prefill.
+    """
+
+    id: int
+    text: str
+    action: str
+    realised: dict[str, float]
+    cost: float
+    controllable: bool
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Budget asked for and averages spent; `bytes` is the mean cost of the steps as a share of dense ones."""
+
+    requested: dict[str, float]
+    realised: dict[str, float]
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str
+    tokens: list[Token]
+    compute: Compute
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form: text, tokens with their actions, requested and realised compute."""
+        return {
+            "text": self.text,
+            "tokens": [asdict(token) for token in self.tokens],
+            "requested": self.compute.requested,
+            "realised": {**self.compute.realised, "bytes": self.compute.bytes},
+        }
+
+
+def generate(lm: "LanguageModel", ids: torch.Tensor, **options: Any) -> Reply:
+    """Generate from token ids [1, C]; options as for `stream`."""
+    policy = _policy(lm, options.get("schedule"))
+    tokens = list(stream(lm, ids, **{**options, "schedule": policy}))
+    return summarise(lm, tokens, _asked(lm, policy, options.get("budget")))
+
+
+def _policy(lm: "LanguageModel", schedule: str | Policy | PricedPolicy | None) -> Policy | PricedPolicy:
+    schedule = schedule or ("dense" if lm.trained is None else "policy")
+    return lm.policy(schedule) if isinstance(schedule, str) else schedule
+
+
+def _asked(
+    lm: "LanguageModel", policy: Policy | PricedPolicy, budget: float | str | Budget | None, context: int = 1024
+) -> Budget:
+    """The budget as the loaded policy splits it, or within a schedule's own space where none is loaded."""
+    if lm.trained is None and budget is not None:
+        return Budget.parse(budget, policy.space)
+    return lm.budget(budget, context)
+
+
+def summarise(lm: "LanguageModel", tokens: list[Token], budget: Budget) -> Reply:
+    """The reply that a finished stream amounts to."""
+    ids = [token.id for token in tokens]
+    text = "" if lm.tokenizer is None else str(lm.tokenizer.decode(ids, skip_special_tokens=True))
+    return Reply(text, tokens, compute(tokens, budget))
+
+
+def compute(tokens: list[Token], budget: Budget) -> Compute:
+    """What a reply's tokens spent, beside the budget that was asked for."""
+    counted = [token for token in tokens if token.controllable]
+    realised = {axis: _mean([token.realised[axis] for token in counted]) for axis in AXES}
+    realised["net"] = sum(realised.values()) / 3
+    asked = dict(zip(AXES, budget.shares, strict=True)) | {"net": budget.net}
+    return Compute(asked, realised, _mean([token.cost for token in counted]))
+
+
+def stream(
+    lm: "LanguageModel",
+    ids: torch.Tensor,
+    budget: float | str | Budget | None = None,
+    schedule: str | Policy | PricedPolicy | None = None,
+    max_new_tokens: int = 128,
+    seed: int = 0,
+    **sampling: Any,
+) -> Iterator[Token]:
+    """Generate token by token from ids [1, C].
+
+    Args:
+        budget: net keep, per-axis text, ``ms=4.5`` (see `LanguageModel.budget`) or `Budget`; None: the densest the
+            action space allows.
+        schedule: ``policy``, ``dense``, ``static`` or ``random``, or a policy itself; by default the policy where one
+            is loaded.
+        sampling: any of transformers' generation options (do_sample, temperature, top_p, top_k,
+            repetition_penalty, ...), carried out by its own processors. Greedy by default.
+
+    Raises:
+        ContextLengthError: prompt and new tokens exceed the model's context. SolmError: an unknown option.
+    """
+    if max_new_tokens < 1:
+        raise SolmError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    limit = getattr(lm.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is not None and ids.shape[1] + max_new_tokens > limit:
+        raise ContextLengthError(
+            f"a prompt of {ids.shape[1]} and {max_new_tokens} new tokens exceed this model's context of {limit}"
+        )
+    policy = _policy(lm, schedule)
+    target = _asked(lm, policy, budget, ids.shape[1] + max_new_tokens // 2)
+    sampler = Sampler(lm, ids, seed, sampling)
+    session = lm.session(capacity=ids.shape[1] + max_new_tokens)
+    session.approximate_tail = sampler.takes_largest
+    logits = session.prefill(ids)
+    driver = drive(session, policy, target.tensor(1), max_new_tokens, sampler.generator)
+    overhead = lm.overhead(policy)
+    text = TextStream(lm.tokenizer)
+    action, realised, controllable = policy.space.actions[-1], [1.0, 1.0, 1.0], False
+    for seen in range(ids.shape[1], ids.shape[1] + max_new_tokens):
+        chosen = sampler.choose(logits[0])
+        piece = text.push(chosen)
+        cost = lm.step_cost(realised, seen, overhead)
+        yield Token(chosen, piece, action.tag, dict(zip(AXES, realised, strict=True)), cost, controllable)
+        if chosen in sampler.stops or len(text.ids) == max_new_tokens:
+            return
+        logits, actions = driver.step(torch.tensor([chosen]))
+        action, realised = policy.space.actions[actions.tolist()[0]], session.realised[0].tolist()
+        controllable = seen >= lm.sparsity.always_read
+
+
+def _mean(values: list[float]) -> float:
+    """Mean, 1 (dense) where no step was controllable."""
+    return sum(values) / len(values) if values else 1.0

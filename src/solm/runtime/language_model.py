@@ -1,0 +1,189 @@
+"""`LanguageModel`: what `solm.load` and `solm.attach` return."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.session import CpuSession
+from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.session import Session
+from solm.core.actions import ActionSpace
+from solm.core.budget import Budget
+from solm.core.cost import step_cost
+from solm.core.errors import BudgetError, DataError, PolicyMismatchError, SolmError
+from solm.core.sparsity import SparsityConfig
+from solm.policies.artifact import BaseIdentity, TrainedPolicy
+from solm.policies.priced import PricedPolicy
+from solm.policies.protocol import Policy
+from solm.policies.schedules import Dense, Random, Static
+from solm.runtime.generate import Reply, Token, generate, stream
+from solm.runtime.timings import StepTimings
+
+SCHEDULES: dict[str, Callable[[ActionSpace], Policy]] = {"dense": Dense, "static": Static, "random": Random}
+
+
+def sparsity_of(policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> SparsityConfig:
+    """How actions are carried out: as asked, else as the policy was trained, else the default."""
+    return sparsity or (SparsityConfig() if policy is None else policy.config.sparsity)
+
+
+class LanguageModel:
+    """A frozen model under control, with its tokenizer and, where given, its policy. Also a context manager."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        policy: TrainedPolicy | None = None,
+        sparsity: SparsityConfig | None = None,
+        name: str = "",
+    ):
+        self.control = ModelControl(model)
+        self.model, self.tokenizer, self.trained = model, tokenizer, policy
+        self.name = name or model.config._name_or_path
+        self.engine: Engine | None = None
+        self.calibration: StepTimings | None = None
+        """What steps take on this machine, where budgets in milliseconds are wanted."""
+        self.sparsity = sparsity = sparsity_of(policy, sparsity)
+        try:
+            if policy is not None:
+                policy.config.base.check(self.identity)
+                policy.network.to(next(model.parameters()).device)
+            allocation, shapes = sparsity.allocation, self.control.shapes
+            if allocation is not None and (
+                allocation.layers != shapes.layers or allocation.heads not in (1, shapes.kv_heads)
+            ):
+                known, own = f"{allocation.layers} layers", f"{shapes.layers}"
+                if allocation.layers == shapes.layers:
+                    known, own = f"{allocation.heads} KV heads", f"{shapes.kv_heads}"
+                raise PolicyMismatchError(f"the allocation is of a model of {known}, this one has {own}")
+        except SolmError:
+            self.detach()
+            raise
+
+    def __enter__(self) -> "LanguageModel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Give the model back exactly as it was."""
+        self.control.detach()
+
+    @property
+    def identity(self) -> BaseIdentity:
+        """What a policy for this model must match."""
+        shapes = self.control.shapes
+        embedding: Any = self.model.get_input_embeddings().weight
+        rows = torch.linspace(0, len(embedding) - 1, 32).long()
+        return BaseIdentity(
+            name=self.name,
+            family=self.control.capability.family,
+            hidden=shapes.hidden,
+            layers=shapes.layers,
+            vocabulary=shapes.vocabulary,
+            sample=tuple(round(value, 4) for value in embedding[rows, 0].float().tolist()),
+        )
+
+    @property
+    def space(self) -> ActionSpace:
+        return ActionSpace() if self.trained is None else self.trained.config.space
+
+    def session(self, capacity: int = 0) -> Session:
+        """An empty session; `capacity` tokens are reserved."""
+        if self.engine is not None:
+            return CpuSession(self.control, self.sparsity, self.engine, capacity)
+        return Session(self.control, self.sparsity, capacity)
+
+    def compile(
+        self, precision: str = "bfloat16", threads: int | None = None, kv_cache_dtype: str = "auto"
+    ) -> "LanguageModel":
+        """From now on, run every step after a prefill on the compiled engine; itself. Arguments as for `Engine`.
+
+        Raises `UnsupportedModelError` where the engine cannot run this model, `SolmError` without a compiler.
+        """
+        self.engine = Engine(self.model, self.sparsity, precision, threads, kv_cache_dtype)
+        return self
+
+    def policy(self, name: str = "policy", space: ActionSpace | None = None) -> Policy | PricedPolicy:
+        """The trained policy (``policy``), or one of the schedules ``dense``, ``static``, ``random``."""
+        if name == "policy":
+            if self.trained is None:
+                raise SolmError("no policy is loaded; give one, or choose dense, static or random")
+            return self.trained.policy()
+        if name not in SCHEDULES:
+            raise SolmError(f"unknown schedule {name!r}; choose policy, {', '.join(SCHEDULES)}")
+        return SCHEDULES[name](self.space if space is None else space)
+
+    def overhead(self, policy: Policy | PricedPolicy) -> int:
+        """Weights that `policy` reads at every step besides the model's."""
+        if not policy.reads_model or self.trained is None:
+            return 0
+        return sum(parameter.numel() for parameter in self.trained.network.parameters())
+
+    def step_cost(self, realised: Sequence[float], kv_length: int, overhead: int = 0) -> float:
+        """Bytes read by a step of realised shares [3] that saw kv_length keys, as a share of the dense step's."""
+        return step_cost(realised, kv_length, self.control.shapes, self.sparsity, "bytes", overhead)
+
+    def generate(self, prompt: str | torch.Tensor | None = None, **options: Any) -> Reply:
+        """Generate under a budget; see `solm.runtime.generate.stream` for the options.
+
+        The prompt is text, token ids [1, C], or what a tokenizer returns: ``generate(**inputs, budget=0.6)``.
+        """
+        return generate(self, self._prompt(prompt, options), **options)
+
+    def stream(self, prompt: str | torch.Tensor | None = None, **options: Any) -> Iterator[Token]:
+        """The same, token by token."""
+        return stream(self, self._prompt(prompt, options), **options)
+
+    def _prompt(self, prompt: str | torch.Tensor | None, options: dict[str, Any]) -> torch.Tensor:
+        """Token ids [1, C] of a prompt, or of `input_ids` and `attention_mask` taken out of `options`."""
+        ids, mask = options.pop("input_ids", None), options.pop("attention_mask", None)
+        if prompt is not None:
+            ids = self.encode(prompt)
+        if ids is None:
+            raise DataError("nothing to generate from: give a prompt or input_ids")
+        if ids.dim() != 2 or len(ids) != 1:
+            raise DataError(f"generate takes one row of token ids [1, C], got shape {list(ids.shape)}")
+        return ids if mask is None else ids[:, mask[0].bool()]
+
+    def encode(self, prompt: str | torch.Tensor) -> torch.Tensor:
+        """Token ids [1, C] of a prompt, through the chat template where the tokenizer has one."""
+        if isinstance(prompt, torch.Tensor):
+            return prompt
+        if self.tokenizer is None:
+            raise SolmError("text needs a tokenizer; pass one to attach, or pass token ids")
+        if not prompt.strip():
+            raise DataError("the prompt is empty")
+        if self.tokenizer.chat_template:
+            encoded: Any = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+            return encoded["input_ids"]
+        return self.tokenizer(prompt, return_tensors="pt").input_ids
+
+    def budget(self, budget: "float | str | Budget | None", context: int = 1024) -> Budget:
+        """`budget` per axis, checked against the policy's action space; None asks for everything.
+
+        ``ms=4.5`` is the budget whose average step takes that long with `context` tokens seen, by `calibration`; what
+        the policy itself takes comes on top.
+        """
+        if budget is None:
+            return Budget()
+        if isinstance(budget, str) and budget.startswith("ms="):
+            return self._timed(budget.removeprefix("ms="), context)
+        return Budget.parse(budget, self.space) if self.trained is None else self.trained.budget(budget)
+
+    def _timed(self, text: str, context: int) -> Budget:
+        try:
+            milliseconds = float(text)
+        except ValueError:
+            raise BudgetError(f"budget ms={text}: {text!r} is not a number") from None
+        if self.calibration is None:
+            raise BudgetError("a budget in milliseconds needs a calibration of this machine; run solm bench --out FILE")
+        lows, _ = zip(*self.space.ranges, strict=True)
+        return self.calibration.check(self).budget(milliseconds, context, self.budget, sum(lows) / 3)

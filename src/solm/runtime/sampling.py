@@ -1,0 +1,62 @@
+"""Choosing the next token of one row: transformers' own processors and options."""
+
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+
+from solm.backends.cpu.threads import one_torch_thread
+from solm.core.errors import SolmError
+
+if TYPE_CHECKING:
+    from solm.runtime.language_model import LanguageModel
+
+
+class Sampler:
+    """What follows token ids [1, C], drawn with a generator of its own.
+
+    options: any of transformers' generation options; greedy unless one of temperature, top_p and top_k, or do_sample,
+    is given. Raises `SolmError` for an option that transformers does not know.
+    """
+
+    def __init__(self, lm: "LanguageModel", ids: torch.Tensor, seed: int, options: dict[str, Any]):
+        config = deepcopy(lm.model.generation_config)
+        known = {**GenerationConfig().to_dict(), **vars(config)}
+        for name in options:
+            if name not in known:
+                raise SolmError(f"unknown generation option {name!r}; see transformers' GenerationConfig")
+        if "do_sample" not in options:
+            options = {**options, "do_sample": any(name in options for name in ("temperature", "top_p", "top_k"))}
+        config.update(**options)
+        if not config.do_sample:
+            config.temperature = config.top_p = config.top_k = None
+        model: Any = lm.model
+        prepared, _ = model._prepare_generation_config(config)
+        model._prepare_special_tokens(prepared, kwargs_has_attention_mask=True, device=ids.device)
+        self._processors = model._get_logits_processor(
+            prepared, input_ids_seq_length=ids.shape[1], device=ids.device.type
+        )
+        self.draws = bool(prepared.do_sample)
+        self.takes_largest = not self.draws and not self._processors
+        """Whether the largest logit is all that counts."""
+        stops = prepared.eos_token_id
+        self.stops = frozenset(stops if isinstance(stops, list) else [stops])
+        """Tokens after which a reply ends."""
+        self.generator = torch.Generator().manual_seed(seed)
+        self._sequence = ids
+        self._beside_engine = lm.engine is not None
+
+    def choose(self, logits: torch.Tensor) -> int:
+        """The next token, from logits [V]; it counts as said from here on."""
+        # The engine's logits are float32, the prefill's may not be; without torch no thread of its own wakes up.
+        if self.takes_largest and self._beside_engine and logits.dtype == torch.float32:
+            return int(logits.numpy().argmax())
+        with one_torch_thread(self._beside_engine):
+            scores: Any = self._processors(self._sequence.to(logits.device), logits[None].float())
+            if self.draws:
+                chosen = torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator)
+            else:
+                chosen = scores.argmax(-1, keepdim=True).cpu()
+        self._sequence = torch.cat([self._sequence, chosen.to(self._sequence)], 1)
+        return int(chosen)
