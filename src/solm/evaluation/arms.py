@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.backends.torch.adaptive import Rule
+from solm.backends.session import AnyPolicy
 from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.sparsity import SparsityConfig
 from solm.data.windows import TokenStream
 from solm.policies.priced import Gains, PricedPolicy, price_curves
-from solm.policies.protocol import Observation, Policy
+from solm.policies.protocol import Observation
 from solm.policies.schedules import BlindSchedule
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.level_costs import expected_gains
@@ -21,15 +22,13 @@ _TUNING_TEXTS, _TUNING_BATCH = 24, 8
 class Arm:
     """One way to spend a budget.
 
-    rule: what reads by activations instead of exact numbers, where something does. retarget: another split of the same
-    net keep, from prompts [N, C] and the budget shares [N·K, 3] of their K rows each, adjacent. even: every layer keeps
-    the same share, whatever the allocation.
+    sparsity: how its actions are carried out, where that differs from the model's. retarget: another split of the same
+    net keep, from prompts [N, C] and the budget shares [N·K, 3] of their K rows each, adjacent.
     """
 
-    policy: Policy | PricedPolicy
-    rule: Callable[[], Rule] | None = None
+    policy: AnyPolicy
+    sparsity: SparsityConfig | None = None
     retarget: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
-    even: bool = False
 
 
 class Oracle(PricedPolicy):

@@ -49,7 +49,7 @@ class ControlledLM(HFLM):
         attention: float | None = None,
         mlp: float | None = None,
         bits: float | None = None,
-        schedule: str | Policy | PricedPolicy | None = None,
+        schedule: str | AnyPolicy | None = None,
         target: Budget | None = None,
         sparsity: str | None = None,
         seed: int = 0,
@@ -86,7 +86,7 @@ class ControlledLM(HFLM):
         self._encoded: dict[tuple[str, str], tuple[array[int], array[int]]] = {}
         super().__init__(pretrained.model, tokenizer=pretrained.tokenizer, batch_size=int(batch_size), **options)
 
-    def under(self, schedule: Policy | PricedPolicy, target: Budget, sparsity: SparsityConfig | None = None) -> Self:
+    def under(self, schedule: AnyPolicy, target: Budget, sparsity: SparsityConfig | None = None) -> Self:
         """Itself with another schedule and budget, nothing spent; sparsity: others than the model's to score under."""
         self.schedule, self.target, self.spent, self._semantics = schedule, target, [], sparsity
         return self

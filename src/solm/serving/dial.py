@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
+from solm.backends.session import AnyPolicy
 from solm.core.actions import FULL_BITS, ActionSpace
 from solm.core.budget import Budget
 from solm.core.errors import BudgetError, SolmError
-from solm.policies.priced import PricedPolicy
-from solm.policies.protocol import Policy
 from solm.runtime.language_model import SCHEDULES, LanguageModel
 from solm.serving.requests import AxisBudget, Efficiency, NetOrAxes
 
@@ -18,7 +17,7 @@ class Order:
     """What a request asks for: who decides, the budget, and the least that the governor may cut it to."""
 
     name: str
-    policy: Policy | PricedPolicy
+    policy: AnyPolicy
     budget: Budget
     floor: Budget
 

@@ -1,27 +1,19 @@
-"""What steps cost on this machine, in milliseconds: measured once, kept in a file, used for budgets in milliseconds."""
+"""`StepTimings`: what steps take on a machine, in milliseconds; kept in a file and used for budgets in milliseconds."""
 
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from solm.backends.torch.session import Session
 from solm.core.actions import FULL_BITS, ActionSpace
 from solm.core.budget import Budget
 from solm.core.errors import BudgetError, PolicyMismatchError
 from solm.core.files import read_model
 from solm.core.nested import HIGH_BITS
-from solm.core.provenance import command_line, environment
+from solm.core.sparsity import SparsityConfig
 
-if TYPE_CHECKING:
-    from solm.runtime.language_model import LanguageModel
-
-_STEPS = 12
 _HALVINGS = 40
 LEVELS = ActionSpace(attention=(0.1, 0.2, 0.4, 1.0), mlp=(0.4, 0.6, 0.8, 1.0))
 """What is measured: one axis at a time, the others dense. Bits of activations change no step's time."""
@@ -103,92 +95,17 @@ class StepTimings(BaseModel):
             low, high = (middle, high) if fits else (low, middle)
         return of_net(low)
 
-    def check(self, lm: "LanguageModel") -> "StepTimings":
-        """Itself if it was measured for `lm` as it runs; raises `PolicyMismatchError` otherwise."""
-        now = (lm.name, backend_of(lm))
-        if _nested(lm) and not self.halved_ms:
-            raise PolicyMismatchError("this calibration did not measure the bits of weights; run solm bench --policy")
-        if (self.model, self.backend) != now:
+    def check(self, model: str, backend: str, sparsity: SparsityConfig) -> "StepTimings":
+        """Itself if it was measured for `model` on `backend`; raises `PolicyMismatchError` otherwise."""
+        if sparsity.bits_site == "weights" and not self.halved_ms:
+            raise PolicyMismatchError("these timings do not cover the bits of weights; run solm bench --policy")
+        if (self.model, self.backend) != (model, backend):
             raise PolicyMismatchError(
-                f"this calibration is of {self.model} on {self.backend}, not of {now[0]} on {now[1]}; run solm bench"
+                f"these timings are of {self.model} on {self.backend}, not of {model} on {backend}; run solm bench"
             )
         return self
 
 
 def read_timings(path: Path) -> StepTimings:
-    """The calibration in a file; raises `DamagedFileError` for anything that is not one."""
+    """The timings in a file; raises `DamagedFileError` for anything that is not one."""
     return read_model(path, StepTimings)
-
-
-def backend_of(lm: "LanguageModel") -> str:
-    """How steps run, such as ``native int8``."""
-    if lm.engine is None:
-        return f"reference {str(lm.model.dtype).removeprefix('torch.')}"
-    return lm.engine.name
-
-
-def measure(
-    lm: "LanguageModel",
-    tokens: torch.Tensor,
-    contexts: tuple[int, ...],
-    rounds: int = 5,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> StepTimings:
-    """Time every level at every context, in interleaved rounds; medians. tokens: [1, longest context + 1]."""
-    single = [(axis, level) for axis in ("attention", "mlp") for level in getattr(LEVELS, axis)]
-    keeps = [(level, 1.0) if axis == "attention" else (1.0, level) for axis, level in single]
-    keeps.append((LEVELS.attention[0], LEVELS.mlp[0]))
-    actions = [(*keep, FULL_BITS) for keep in keeps] + [(1.0, 1.0, HIGH_BITS)] * _nested(lm)
-    plans = [torch.tensor([action], dtype=torch.float64) for action in actions]
-    times: list[list[float]] = []
-    total = len(contexts) * (rounds + 1)
-    for number, context in enumerate(contexts):
-        session = lm.session(capacity=context + (rounds + 1) * len(plans) * _STEPS + _STEPS)
-        session.prefill(tokens[:, :context])
-        session = session.fork(1, capacity=context)
-        start, token = session.lengths.clone(), tokens[:, context]
-        found: list[list[float]] = [[] for _ in plans]
-        for turn in range(rounds + 1):
-            for plan, kept in zip(plans, found, strict=True):
-                kept.append(_median_step(session, token, plan))
-                session.truncate(start)
-            progress(number * (rounds + 1) + turn + 1, total)
-        times.append([statistics.median(values[1:]) for values in found])
-    count = len(LEVELS.attention)
-    return StepTimings(
-        model=lm.name,
-        backend=backend_of(lm),
-        threads=torch.get_num_threads(),
-        contexts=contexts,
-        attention_ms=tuple(tuple(row[:count]) for row in times),
-        mlp_ms=tuple(tuple(row[count : len(single)]) for row in times),
-        joint_ms=tuple(row[len(single)] for row in times),
-        halved_ms=tuple(row[-1] for row in times) if _nested(lm) else (),
-        gigabytes_per_second=_bandwidth(),
-        command=command_line(),
-        environment=environment(),
-    )
-
-
-def _nested(lm: "LanguageModel") -> bool:
-    return lm.sparsity.bits_site == "weights"
-
-
-def _median_step(session: Session, token: torch.Tensor, keep: torch.Tensor) -> float:
-    times = []
-    for _ in range(_STEPS):
-        begun = time.perf_counter()
-        session.step(token, keep)
-        times.append(1000 * (time.perf_counter() - begun))
-    return statistics.median(times)
-
-
-def _bandwidth() -> float:
-    """Gigabytes per second of a sum over more memory than any cache holds."""
-    data = torch.ones(1 << 26)
-    times = []
-    for _ in range(7):
-        begun = time.perf_counter()
-        data.sum()
-        times.append(time.perf_counter() - begun)
-    return data.nbytes / 1e9 / statistics.median(times)
