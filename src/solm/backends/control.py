@@ -114,9 +114,9 @@ class Control:
             else:
                 mine.rows = torch.cat([mine.rows, moved.rows])
 
-    def take(self, index: torch.Tensor, copied: bool = False) -> "Control":
-        """The control of rows index [n] of these, in that order. copied: random generators are copied, too, so that
-        these rows go on as if those were not there."""
+    def take(self, index: torch.Tensor, sparsity: SparsityConfig, copied: bool = False) -> "Control":
+        """The control of rows index [n] of these, in that order, under `sparsity`. copied: random generators are copied,
+        too, so that the rows go on as if these were not there."""
         kept = []
         for group in self.groups if len(index) else []:
             place = torch.full((int(max(index.max(), group.rows.max())) + 1,), -1)
@@ -128,7 +128,7 @@ class Control:
             state = None if group.state is None else group.state.rows(chosen)
             generator = group.generator.clone_state() if copied and group.generator is not None else group.generator
             kept.append(Group(group.policy, inside.nonzero()[:, 0], state, generator, None))
-        return Control(self.sparsity, self.shapes, kept)
+        return Control(sparsity, self.shapes, kept)
 
     def decide(
         self, budgets: np.ndarray, lengths: torch.Tensor, tokens: torch.Tensor, model: Model, skip: frozenset[int] = frozenset()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from solm.runtime.threads import one_torch_thread
+from solm.backends.threads import one_torch_thread
 from solm.core.errors import SolmError
 
 if TYPE_CHECKING:

@@ -32,6 +32,10 @@ class TorchBackend:
     def context(self) -> int | None:
         return self.hooked.context
 
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Input embeddings of tokens [...]: [..., H]."""
+        return self.hooked.embed(tokens)
+
     def session(self, sparsity: SparsityConfig, capacity: int = 0) -> TorchSession:
         """As `Backend.session`."""
         return TorchSession(self.hooked, sparsity, capacity)

@@ -80,11 +80,20 @@ class TorchSession:
         """Bytes of this session's own keys and values; shared prefixes are counted by their owner."""
         return self._cache.memory_bytes()
 
-    @torch.no_grad()
     def prefill(
         self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
     ) -> torch.Tensor:
         """As `Session.prefill`; through the stock model's own path."""
+        logits = self.read(tokens, lengths, every_logit)
+        if int(self._lengths.min()) < int(self._lengths.max()):
+            self._branch(1)
+        return logits
+
+    @torch.no_grad()
+    def read(
+        self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
+    ) -> torch.Tensor:
+        """The same, but rows of different lengths stay padded in the cache: somebody else goes on with them."""
         if self._forks > 1 or self._shared or (self.rows and len(tokens) != self.rows):
             raise DataError("prefill continues only rows that were not forked or padded")
         counts = torch.full((len(tokens),), tokens.shape[1]) if lengths is None else lengths.cpu()
@@ -98,8 +107,6 @@ class TorchSession:
         logits, hidden = self._forward(tokens, self._positions(tokens.shape[1]), wanted)
         self._hidden = hidden[torch.arange(len(tokens)), counts - 1] if every_logit else hidden[:, -1]
         self._lengths = self._lengths + counts
-        if int(counts.min()) < tokens.shape[1]:
-            self._branch(1)
         return logits if every_logit else logits[:, -1]
 
     def control(
@@ -187,7 +194,7 @@ class TorchSession:
         self._sequences -= 1
         self._base, self._lengths, self._hidden = self._base[index], self._lengths[index], self._hidden[index]
         self._budgets = self._budgets[index.numpy()]
-        self._control = self._control.take(index)
+        self._control = self._control.take(index, self._sparsity)
         for layer in self._cache.layers:
             layer.leave(row)
         if self.rows:
@@ -281,8 +288,7 @@ class TorchSession:
         )  # fmt: skip
         child._lengths, child._base, child._hidden = self._lengths, self._base, self._hidden
         child._budgets = self._budgets.copy()
-        taken = self._control.take(torch.arange(self.rows), copied=True)
-        child._control = Control(sparsity, self.model.shapes, taken.groups)
+        child._control = self._control.take(torch.arange(self.rows), sparsity, copied=True)
         return child
 
     def _branch(self, forks: int, capacity: int = 0) -> None:
@@ -297,7 +303,7 @@ class TorchSession:
         self._forks *= forks
         self._base, self._lengths, self._hidden = base[index], self._lengths[index], self._hidden[index]
         self._budgets = self._budgets[index.numpy()]
-        self._control = self._control.take(index)
+        self._control = self._control.take(index, self._sparsity)
 
     def _forget(self, own: torch.Tensor) -> None:
         for layer in self._cache.layers:
