@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from helpers.sessions import scored_under
 import pytest
 import torch
 
@@ -11,7 +12,6 @@ from solm.core.errors import SolmError
 from solm.data.windows import token_stream
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.schedules import Static
-from solm.runtime.drive import teacher_forced
 
 NAME = "builtin:smollm2-135m"
 
@@ -38,13 +38,13 @@ def test_it_holds_every_budget_and_beats_static_at_the_same_spending(real_model,
         targets = torch.tensor([lm.budget(net).shares for net in (0.45, 0.6, 0.8)], dtype=torch.float64)
         rows = targets.repeat(len(windows), 1)
         tokens = windows[:, 512:].repeat_interleave(3, 0)
-        ours = teacher_forced(session.fork(3, capacity=steps + 16), lm.policy(), tokens, rows)
+        ours = scored_under(session.fork(3, capacity=steps + 16), lm.policy(), tokens, rows)
         spent = ours.realised.mean(1)
         floor = torch.stack([levels[:, 0] for levels in session.fork(3).levels(lm.space)], 1)
         reachable = rows >= floor + 0.01
         assert (spent - rows).abs()[reachable].max() <= tolerance
         if steps == 128:
-            static = teacher_forced(session.fork(3, capacity=steps + 16), Static(lm.space), tokens, spent)
+            static = scored_under(session.fork(3, capacity=steps + 16), Static(lm.space), tokens, spent)
             assert ours.log_probabilities.mean() > static.log_probabilities.mean()
 
 
@@ -62,5 +62,5 @@ def test_the_native_one_keeps_its_budgets_under_its_profile(real_model):
         session = lm.session(capacity=1024)
         session.prefill(windows[:, :1024])
         targets = torch.tensor([[0.15, 0.5, 1.0], [0.3, 0.6, 1.0], [0.6, 0.8, 1.0]], dtype=torch.float64)
-        spent = teacher_forced(session, lm.policy(), windows[:, 1024:], targets).realised.mean(1)
+        spent = scored_under(session, lm.policy(), windows[:, 1024:], targets).realised.mean(1)
     assert (spent - targets).abs().max() <= 0.01

@@ -1,5 +1,6 @@
 """Models over several devices: layers that lie elsewhere, and layers sharded over processes."""
 
+from helpers.sessions import scored_under
 import pytest
 import torch
 from accelerate.hooks import attach_execution_device_hook
@@ -14,7 +15,6 @@ from helpers.models import keep_of, tiny_model
 from solm.core.actions import ActionSpace
 from solm.core.errors import SolmError
 from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy
-from solm.runtime.drive import teacher_forced
 
 ELSEWHERE = torch.device("meta")
 
@@ -87,7 +87,7 @@ def test_layers_on_another_device_obey_every_action_like_those_in_one_place(name
             several.append(ragged.step(ids[:, 0], keep_of((0.4, 0.6, 6), 2, 1)[:, 0]))
             target = torch.full((2, 3), 0.7, dtype=torch.float64)
             several.append(
-                teacher_forced(session.fork(1), lm.policy("static", space), ids[:, 100:], target).log_probabilities
+                scored_under(session.fork(1), lm.policy("static", space), ids[:, 100:], target).log_probabilities
             )
             torch.manual_seed(1)
             for layer in (0, 1):  # decided before a layer in either place
@@ -95,7 +95,7 @@ def test_layers_on_another_device_obey_every_action_like_those_in_one_place(name
                 with torch.no_grad():
                     network.head.weight.copy_(torch.linspace(-1, 1, network.head.weight.numel()).view(3, -1))
                 policy = ValuePolicy(network, space)
-                several.append(teacher_forced(session.fork(1), policy, ids[:, 100:], target).log_probabilities)
+                several.append(scored_under(session.fork(1), policy, ids[:, 100:], target).log_probabilities)
             said = [token.id for token in lm.generate(ids[:1, :90], max_new_tokens=8).tokens]
             return [getattr(part, "here", part) for part in several], said
 

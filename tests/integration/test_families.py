@@ -1,12 +1,12 @@
 """Every family on every axis: dense is exact, detaching restores, rows are independent, one pass equals steps."""
 
+from solm.backends.session import log_probabilities
 import pytest
 import torch
 
 import solm
 from helpers.models import CONTEXT, STEPS, keep_of, tiny_model, tokens
-from solm.backends.passes import log_probabilities
-from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.session import Session
 from solm.core.actions import ActionSpace
 from solm.core.sparsity import SparsityConfig
@@ -62,9 +62,9 @@ def test_detach_restores_outputs_and_modules_bit_for_bit(family):
 
 @pytest.mark.parametrize("axis", AXES)
 def test_every_axis_changes_the_output_and_one_pass_equals_steps(family, axis):
-    control = ModelControl(tiny_model(family))
+    control = TorchBackend(tiny_model(family))
     ids = tokens(2, CONTEXT + STEPS + 1)
-    parent = Session(control, SPARSITY["default"])
+    parent = control.session(SPARSITY["default"])
     parent.prefill(ids[:, :CONTEXT])
     following, keep = ids[:, CONTEXT:], keep_of(AXES[axis], 2, STEPS)
     scored = parent.fork(1).score(following, keep)
@@ -78,18 +78,18 @@ def test_every_axis_changes_the_output_and_one_pass_equals_steps(family, axis):
 
 
 def test_padded_rows_and_rows_with_other_actions_equal_each_row_alone(family):
-    control = ModelControl(tiny_model(family))
+    control = TorchBackend(tiny_model(family))
     lengths = torch.tensor([37, 61, 50])
     ids, keep = tokens(3, 61 + STEPS + 1), mixed_keep(3)
     prompt = torch.zeros(3, 61, dtype=torch.long)
     following = torch.stack([ids[row, n : n + STEPS + 1] for row, n in enumerate(lengths.tolist())])
     for row, length in enumerate(lengths.tolist()):
         prompt[row, :length] = ids[row, :length]
-    together = Session(control, SPARSITY["default"])
+    together = control.session(SPARSITY["default"])
     logits = together.prefill(prompt, lengths)
     scored = together.score(following, keep)
     for row, length in enumerate(lengths.tolist()):
-        alone = Session(control, SPARSITY["default"])
+        alone = control.session(SPARSITY["default"])
         torch.testing.assert_close(alone.prefill(ids[row : row + 1, :length])[0], logits[row], atol=1e-9, rtol=0)
         single = alone.score(following[row : row + 1], keep[row : row + 1])
         torch.testing.assert_close(single.log_probabilities[0], scored.log_probabilities[row], atol=1e-5, rtol=0)
@@ -100,14 +100,14 @@ def test_padded_rows_and_rows_with_other_actions_equal_each_row_alone(family):
 @pytest.mark.parametrize("name", SPARSITY)
 @pytest.mark.parametrize("family_", ["llama", "gemma2", "gpt2"])
 def test_forks_equal_separate_rows_under_every_semantics(name, family_):
-    control = ModelControl(tiny_model(family_))
+    control = TorchBackend(tiny_model(family_))
     ids, keep = tokens(2, CONTEXT + STEPS + 1), mixed_keep(6)
-    parent = Session(control, SPARSITY[name])
+    parent = control.session(SPARSITY[name])
     parent.prefill(ids[:, :CONTEXT])
     following = ids[:, CONTEXT:].repeat_interleave(3, 0)
     together = parent.fork(3).score(following, keep)
     for row in range(6):
-        alone = Session(control, SPARSITY[name])
+        alone = control.session(SPARSITY[name])
         alone.prefill(ids[row // 3 : row // 3 + 1, :CONTEXT])
         single = alone.score(following[row : row + 1], keep[row : row + 1])
         torch.testing.assert_close(single.log_probabilities[0], together.log_probabilities[row], atol=1e-5, rtol=0)

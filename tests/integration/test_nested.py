@@ -10,7 +10,7 @@ from helpers.models import keep_of, tiny_model, tokens
 from helpers.weights import GRID_SIZES, on_grid, rounded
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.session import CpuSession
-from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.session import Session
 from solm.core.actions import ActionSpace
 from solm.core.cost import relative_cost
@@ -67,8 +67,8 @@ def test_a_step_of_four_bits_computes_with_the_high_halves(family):
             turned = parameter.data.T if family == "gpt2" else parameter.data
             parameter.data = (high_half(turned).T if family == "gpt2" else high_half(turned)).contiguous()
     ids, following = tokens(2, 40), tokens(2, 9, seed=5)
-    control, other = ModelControl(model), ModelControl(expected)
-    found, wanted = (Session(each, WEIGHTS) for each in (control, other))
+    control, other = TorchBackend(model), TorchBackend(expected)
+    found, wanted = (each.session(WEIGHTS) for each in (control, other))
     found.prefill(ids), wanted.prefill(ids)
     # Same keys and values: prefills are dense, and the other model's are not this one's.
     for ours, theirs in zip(found.cache.layers, wanted.cache.layers, strict=True):
@@ -89,8 +89,8 @@ def test_a_step_of_four_bits_computes_with_the_high_halves(family):
 
 
 def test_every_family_computes_with_them(family):
-    control = ModelControl(tiny_model(family, torch.float64))
-    session = Session(control, SparsityConfig(page_size=8, window=8, bits_site="weights"))
+    control = TorchBackend(tiny_model(family, torch.float64))
+    session = control.session(SparsityConfig(page_size=8, window=8, bits_site="weights"))
     session.prefill(tokens(2, 40))
     following, four = tokens(2, 6, seed=5), keep_of((1.0, 1.0, 4), 2, 6)
     found = session.fork(1).extend(following, four).logits
@@ -108,13 +108,13 @@ def test_the_engine_reads_what_an_action_says(bits):
     packed weights are exact."""
     change = high_half if bits == 4 else whole
     ids, following = tokens(2, 100), tokens(2, 30, seed=5)
-    exact = ModelControl(on_grid(tiny_model("llama", torch.float32, **SIZES)))
+    exact = TorchBackend(on_grid(tiny_model("llama", torch.float32, **SIZES)))
     known = with_mlp(tiny_model("llama", torch.float32, **SIZES), change)
-    nested = ModelControl(tiny_model("llama", torch.float32, **SIZES))
-    simulated = ModelControl(known)
+    nested = TorchBackend(tiny_model("llama", torch.float32, **SIZES))
+    simulated = TorchBackend(known)
 
     def hidden(control, precision, sparsity, bits, source=None):
-        session = CpuSession(control, sparsity, Engine(control.model, sparsity, precision))
+        session = CpuSession(control, Engine(control.model, sparsity, precision), sparsity)
         session.prefill(ids)
         if source is not None:  # the same keys and values, of the model whose weights are as they were
             for layer, other in zip(session.cache.layers, source.cache.layers, strict=True):
@@ -138,13 +138,13 @@ def test_the_engine_reads_what_an_action_says(bits):
 @compiled
 @pytest.mark.parametrize("rows", [2, 5, 19])
 def test_rows_of_different_bits_go_together_to_the_last_bit(rows):
-    control = ModelControl(tiny_model("llama", torch.float32, **SIZES))
+    control = TorchBackend(tiny_model("llama", torch.float32, **SIZES))
     engine = Engine(control.model, WEIGHTS, "nested", kv_cache_dtype="int8")
     actions = [(1.0, 1.0, 4), (1.0, 1.0, 16), (0.3, 0.5, 4), (0.3, 0.5, 16), (1.0, 0.4, 6)]
     keep = torch.tensor([actions[row % 5] for row in range(rows)], dtype=torch.float64)
     sessions = []
     for row in range(rows):
-        sessions.append(CpuSession(control, WEIGHTS, engine))
+        sessions.append(CpuSession(control, engine, WEIGHTS))
         sessions[-1].prefill(tokens(1, 40 + 13 * row, seed=row))
     together = sessions[0].fork(1)
     for session in sessions[1:]:
@@ -159,7 +159,7 @@ def test_rows_of_different_bits_go_together_to_the_last_bit(rows):
 
 
 def test_high_halves_are_half_the_bytes_and_no_fewer_products():
-    control = ModelControl(tiny_model("llama", torch.float32))
+    control = TorchBackend(tiny_model("llama", torch.float32))
     shapes = control.shapes
     control.detach()
     halved = torch.tensor([1.0, 1.0, 0.25])
@@ -176,7 +176,7 @@ def test_what_it_cannot_nest_is_said(tiny_folder):
     llama = tiny_model("llama", torch.float32)
     with pytest.raises(SolmError, match="bits of weights need precision nested, not int8"):
         Engine(llama, WEIGHTS, "int8")
-    control = ModelControl(llama)
+    control = TorchBackend(llama)
     with pytest.raises(SolmError, match="bits of weights need precision nested, not float32"):
         CpuSession(control, WEIGHTS, Engine(llama, SparsityConfig(window=16), "float32"))
     control.detach()

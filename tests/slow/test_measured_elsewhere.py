@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.session import Session
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import token_stream
@@ -23,11 +23,11 @@ def test_constant_actions_cost_what_an_independent_measurement_found(real_model)
         pytest.skip(f"no {WIKITEXT.name} beside the project")
     model, tokenizer = real_model
     windows = token_stream(str(WIKITEXT), tokenizer).spaced(16, 769, torch.Generator().manual_seed(0))
-    control = ModelControl(model)
+    control = TorchBackend(model)
     nats = dict.fromkeys(ACTIONS, 0.0)
     try:
         for batch in windows.split(4):
-            session = Session(control, SparsityConfig.preset("paper"))
+            session = control.session(SparsityConfig.preset("paper"))
             session.prefill(batch[:, :512])
             for name, action in ACTIONS.items():
                 keep = torch.tensor(action, dtype=torch.float64).expand(len(batch), 256, 3)

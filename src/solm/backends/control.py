@@ -168,9 +168,12 @@ class Control:
                 state, kv_length = budgets[group.rows.numpy()], lengths[group.rows] + 1
                 assert isinstance(group.policy, PricedPolicy)
                 here = hidden if len(group.rows) == rows else hidden[group.rows.to(hidden.device)]
-                actions[group.rows] = decide_known(
-                    group.policy, here, before, state, kv_length, self.sparsity, self.shapes
-                )
+                decided = decide_known(
+                    group.policy, here, before, kv_length, self.sparsity, self.shapes, target=_target(state),
+                    spent=_tensor(state, "spent"), booked=_tensor(state, "booked"), taken=_tensor(state, "taken"),
+                    horizon=_tensor(state, "horizon"),
+                )  # fmt: skip
+                actions[group.rows] = decided.actions
                 rest[group.rows] = group.policy.space.table[actions[group.rows]]
                 budgets["previous"][group.rows.numpy()] = actions[group.rows, -1].numpy()
             return rest
@@ -179,10 +182,8 @@ class Control:
 
     def _early(self, policy: PricedPolicy, state: np.ndarray, kv_length: torch.Tensor, count: int) -> torch.Tensor:
         """Actions [n, Q] of the layers before a priced policy's: the static schedule of the same budget."""
-        ledger = Ledger(torch.from_numpy(state["early"].copy()), torch.from_numpy(state["booked"].copy()))
-        found = unroll(
-            Static(policy.space), kv_length, self.sparsity, self.shapes, count, _target(state), ledger
-        )
+        ledger = Ledger(_tensor(state, "early"), _tensor(state, "booked"))
+        found = unroll(Static(policy.space), kv_length, self.sparsity, self.shapes, count, _target(state), ledger)
         state["early"] = found.ledger.spent.numpy()
         return found.actions
 
@@ -190,9 +191,11 @@ class Control:
         """Actions [n, Q] of a policy that depends on budgets alone."""
         assert not isinstance(group.policy, PricedPolicy)
         found = unroll(
-            group.policy, kv_length, self.sparsity, self.shapes, count, _target(state), _ledger(state), group.generator,
-            first_step=state["taken"], horizon=state["horizon"], previous=torch.from_numpy(state["previous"].copy()),
+            group.policy, kv_length, self.sparsity, self.shapes, count, _target(state), _ledger(state),
+            first_step=state["taken"], horizon=state["horizon"], previous=_tensor(state, "previous"),
+            state=group.state, generator=group.generator,
         )  # fmt: skip
+        group.state = found.state
         return found.actions
 
     def _next(
@@ -205,7 +208,7 @@ class Control:
         observation = Observation(
             model.last_hidden(group.rows), model.embed(tokens[:, 0]), _target(state), _ledger(state),
             axis_levels(policy.space, kv_length, self.sparsity, self.shapes), state["taken"], state["horizon"],
-            controllable, torch.from_numpy(state["previous"].copy()),
+            controllable, _tensor(state, "previous"),
         )  # fmt: skip
         if group.seen is not None:
             group.seen.append(features(observation))
@@ -215,9 +218,14 @@ class Control:
 
 
 
+def _tensor(state: np.ndarray, name: str) -> torch.Tensor:
+    """A field of records [n], as a copy."""
+    return torch.from_numpy(state[name].copy())
+
+
 def _target(state: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(state["target"].copy())
+    return _tensor(state, "target")
 
 
 def _ledger(state: np.ndarray) -> Ledger:
-    return Ledger(torch.from_numpy(state["spent"].copy()), torch.from_numpy(state["booked"].copy()))
+    return Ledger(_tensor(state, "spent"), _tensor(state, "booked"))

@@ -1,5 +1,6 @@
 """The baselines that are measured: tuned static, oracle, rivals, and the estimated best of many random trials."""
 
+from helpers.sessions import scored_under
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,6 @@ from solm.evaluation.statistics import expected_best
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.schedules import Static
 from solm.policies.value_policy import ValuePolicy
-from solm.runtime.drive import teacher_forced
 from solm.runtime.level_costs import expected_gains, level_gains
 
 
@@ -37,7 +37,7 @@ def test_tuned_static_spends_the_same_net_keep_where_it_costs_least():
         ids = tokens(2, CONTEXT + STEPS + 1)
         session.prefill(ids[:, :CONTEXT])
         target = torch.tensor([[0.9, 0.9, 0.6]] * 2, dtype=torch.float64)
-        episode = teacher_forced(session.fork(1), Tuned(SPACE, nats), ids[:, CONTEXT:], target)
+        episode = scored_under(session.fork(1), Tuned(SPACE, nats), ids[:, CONTEXT:], target)
         spent = episode.realised.mean(1)
         torch.testing.assert_close(spent.mean(1), target.mean(1), rtol=0, atol=0.03)
         assert (spent[:, 0] == 1).all()
@@ -59,7 +59,7 @@ def test_the_oracle_beats_static_at_the_same_spending():
         assert tuned_nats(gains)[1] == 0
         target = torch.tensor([[1.0, 0.6, 1.0]] * 6, dtype=torch.float64)
         ours, static = (
-            teacher_forced(session.fork(1), policy, ids[:, CONTEXT:], target)
+            scored_under(session.fork(1), policy, ids[:, CONTEXT:], target)
             for policy in (Oracle(space, gains), Static(space))
         )
         torch.testing.assert_close(ours.realised.mean(1), static.realised.mean(1), rtol=0, atol=0.05)

@@ -1,5 +1,6 @@
 """Baselines by name: what they read is booked, budgets are kept, and each is what its name says."""
 
+from helpers.sessions import scored_under
 import pytest
 import torch
 
@@ -21,7 +22,6 @@ from solm.evaluation.channel_thresholds import channel_limits, thresholds
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.policies.schedules import Static
 from solm.research.per_request import per_request, prompt_states
-from solm.runtime.drive import teacher_forced
 
 PAGES = SparsityConfig(page_size=4, sinks=4, window=8)
 CONTEXT, STEPS = 90, 40
@@ -82,7 +82,7 @@ def test_the_controller_of_p_keeps_the_budget(exact_lm, target):
     session, ids = prefilled(exact_lm, 3)
     arm = baseline("top-p", exact_lm, ActionSpace(attention=(0.2, 1.0), mlp=(0.5, 1.0)))
     goal = torch.tensor([[target, 0.75, 1.0]] * 3, dtype=torch.float64)
-    episode = teacher_forced(AdaptiveSession.of(session.fork(1), arm.rule()), arm.policy, ids, goal)
+    episode = scored_under(AdaptiveSession.of(session.fork(1), arm.rule()), arm.policy, ids, goal)
     assert (episode.realised.mean(1) - goal).abs().max() < 0.03
     assert episode.realised[..., 0].std(1).min() > 0.01
 
@@ -99,7 +99,7 @@ def test_static_at_a_level_is_quest_at_a_constant_budget(exact_lm):
     for arm in (Arm(Static(space)), baseline("constant", exact_lm, space)):
         for step in (1, 2):
             goal = quest.realised[:, :step].mean(1)
-            episode = teacher_forced(session.fork(1), arm.policy, ids[:, : step + 1], goal)
+            episode = scored_under(session.fork(1), arm.policy, ids[:, : step + 1], goal)
             torch.testing.assert_close(episode.log_probabilities, quest.log_probabilities[:, :step])
 
 
@@ -107,9 +107,9 @@ def test_constant_needs_no_level_of_the_space(exact_lm):
     session, ids = prefilled(exact_lm, 2)
     goal = torch.tensor([[1.0, 0.63, 1.0]] * 2, dtype=torch.float64)
     arm = baseline("constant", exact_lm, ActionSpace(mlp=(0.4, 1.0)))
-    found = teacher_forced(session.fork(1), arm.policy, ids, goal).realised[..., 1]
+    found = scored_under(session.fork(1), arm.policy, ids, goal).realised[..., 1]
     assert found.std(1).max() < 0.01
-    coarse = teacher_forced(session.fork(1), Static(ActionSpace(mlp=(0.4, 1.0))), ids, goal).realised[..., 1]
+    coarse = scored_under(session.fork(1), Static(ActionSpace(mlp=(0.4, 1.0))), ids, goal).realised[..., 1]
     assert coarse.std(1).min() > 0.2
 
 

@@ -104,7 +104,7 @@ def test_static_even_is_static_without_the_profile(tiny_lm, data, monkeypatch):
     plain = evaluate_tasks(tiny_lm, tasks, settings, space)
     line = np.arange(21) / 20
     more, less = (tuple((line + sign * 0.8 * line * (1 - line)).round(9).tolist()) for sign in (1, -1))
-    layers = tiny_lm.control.shapes.layers
+    layers = tiny_lm.shapes.layers
     monkeypatch.setattr(
         tiny_lm, "sparsity", tiny_lm.sparsity.under(Allocation(attention=(more,) * layers, mlp=(less,) * layers))
     )

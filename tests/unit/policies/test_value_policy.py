@@ -1,5 +1,6 @@
 """Value policies: prices meet budgets, decisions in mid-pass, regression, training and its interruption."""
 
+from helpers.sessions import scored_under
 import json
 import signal
 
@@ -11,8 +12,7 @@ from pydantic import ValidationError
 import solm
 from helpers.models import CONTEXT, STEPS, tiny_model, tokens
 from helpers.policies import SPACE, SPARSITY, network
-from solm.backends.passes import Turn
-from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.session import Session
 from solm.core.actions import ActionSpace
 from solm.core.budget import Ledger
@@ -23,7 +23,6 @@ from solm.policies.artifact import TrainedPolicy
 from solm.policies.priced import PriceCurve
 from solm.policies.protocol import Observation
 from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy, gains_between, known_levels
-from solm.runtime.drive import drive, teacher_forced
 from solm.training.checkpoint import read_stored
 from solm.training.config import FitConfig, ValueTrainConfig
 from solm.training.counterfactual import Samples, collect_samples, draw_levels, keep_of
@@ -38,8 +37,8 @@ def test_a_turn_sees_the_layers_input_and_governs_the_layers_after_it(family):
     model, ids = tiny_model(family), tokens(2, CONTEXT + STEPS + 1)
     states = model(ids[:, :-1], output_hidden_states=True, use_cache=False).hidden_states
     dense, low = (torch.tensor(a, dtype=torch.float64).expand(2, STEPS, 3) for a in ((1, 1, 16.0), (0.3, 0.5, 5.0)))
-    control = ModelControl(model)
-    session = Session(control, SPARSITY)
+    control = TorchBackend(model)
+    session = control.session(SPARSITY)
     session.prefill(ids[:, :CONTEXT])
     seen = []
 
@@ -68,7 +67,7 @@ def test_deciding_in_one_pass_equals_deciding_step_by_step(layer):
         policy = ValuePolicy(network(layer).double(), SPACE)
         session = lm.session()
         session.prefill(ids[:, :CONTEXT])
-        whole = teacher_forced(session.fork(1), policy, ids[:, CONTEXT:], target)
+        whole = scored_under(session.fork(1), policy, ids[:, CONTEXT:], target)
         stepped = session.fork(1)
         driver = drive(stepped, policy, target, STEPS)
         logits, taken = [], []
@@ -369,7 +368,7 @@ def test_a_context_in_which_an_axis_cannot_act_leaves_the_others_on_budget():
         session.prefill(ids[:, :90])
         # Up to 112 tokens all pages are sinks or window: every attention level reads everything.
         target = torch.tensor([[0.95, 0.8, 0.5]] * 2, dtype=torch.float64)
-        episode = teacher_forced(session.fork(1), ValuePolicy(network().double(), SPACE), ids[:, 90:], target)
+        episode = scored_under(session.fork(1), ValuePolicy(network().double(), SPACE), ids[:, 90:], target)
         torch.testing.assert_close(episode.realised.mean(1)[:, 1:], target[:, 1:], rtol=0, atol=0.02)
 
 

@@ -1,5 +1,6 @@
 """What layers keep of an action: dealt out alike by both backends, booked exactly, found where it helps."""
 
+from helpers.sessions import scored_under
 import json
 import shutil
 
@@ -18,8 +19,7 @@ from helpers.policies import SPACE as GRID
 from helpers.policies import SPARSITY as PLAIN
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.session import CpuSession
-from solm.backends.passes import Turn
-from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.layout import Layout
 from solm.backends.torch.pages import PageBounds, select_pages
 from solm.backends.torch.plan import make_plan
@@ -31,7 +31,6 @@ from solm.core.errors import DamagedFileError, DataError, PolicyMismatchError, S
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.schedules import Static
-from solm.runtime.drive import teacher_forced
 from solm.training.allocate import _rounding, deal, find_allocation, read_allocation
 
 SPACE = ActionSpace(attention=(0.1, 0.4, 1.0), mlp=(0.4, 0.7, 1.0), bits=(4, 16))
@@ -46,7 +45,7 @@ def by_head(allocation: Allocation) -> Allocation:
 
 @pytest.fixture(scope="module")
 def control():
-    control = ModelControl(tiny_model("llama", torch.float32, num_hidden_layers=4))
+    control = TorchBackend(tiny_model("llama", torch.float32, num_hidden_layers=4))
     yield control
     control.detach()
 
@@ -58,7 +57,7 @@ def test_an_even_profile_changes_nothing_but_rounding(control):
     ids, keep = tokens(2, 100), keep_of((0.3, 0.5, 16), 2, 40)
     found = []
     for sparsity in (SparsityConfig(window=16), sparsity_of(0, 0, 0, 0)):
-        session = Session(control, sparsity)
+        session = control.session(sparsity)
         session.prefill(ids)
         found.append(session.fork(1).extend(tokens(2, 40, seed=5), keep))
     torch.testing.assert_close(found[0].realised, found[1].realised, rtol=0, atol=16 / 100)
@@ -118,8 +117,8 @@ def test_the_engine_deals_as_the_reference_does(control, action, power, heads):
     if heads > 1:
         sparsity = sparsity.under(by_head(sparsity.allocation))
     sessions = (
-        Session(control, sparsity),
-        CpuSession(control, sparsity, Engine(control.model, sparsity, "float32")),
+        control.session(sparsity),
+        CpuSession(control, Engine(control.model, sparsity, "float32"), sparsity),
     )
     found = []
     for session in sessions:
@@ -140,7 +139,7 @@ def test_a_turn_in_mid_pass_books_what_each_part_spent(control):
     parts = [make_plan(keep, 101 + torch.arange(30).expand(2, 30), sparsity, control.shapes) for keep in (low, high)]
     expected = parts[0].realised_by(0, 1, 4) + parts[1].realised_by(1, 4, 4)
     for session in (
-        Session(control, sparsity), CpuSession(control, sparsity, Engine(control.model, sparsity, "float32"))
+        control.session(sparsity), CpuSession(control, Engine(control.model, sparsity, "float32"), sparsity)
     ):  # fmt: skip
         session.prefill(tokens(2, 100))
         found = session.fork(1).extend(tokens(2, 30, seed=5), low, Turn(1, lambda hidden: high))
@@ -155,7 +154,7 @@ def test_static_keeps_the_budget_under_a_profile(part, steps):
         session.prefill(ids[:, :200])
         lows = torch.tensor([low for low, _ in SPACE.ranges], dtype=torch.float64)
         target = (lows + part * (1 - lows))[None]
-        spent = teacher_forced(session.fork(1), Static(SPACE), ids[:, 200:], target).realised.mean(1)
+        spent = scored_under(session.fork(1), Static(SPACE), ids[:, 200:], target).realised.mean(1)
         # Levels in between realise their number to within a page in every layer; the lowest may read more than it says.
         assert (spent - target.clamp(min=0.2)).abs().max() < 0.5 / steps + 0.06
 

@@ -9,8 +9,7 @@ from helpers.models import tiny_model, tokens
 from helpers.policies import sparsity_of
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.session import CpuSession
-from solm.backends.midpass import MidPassDriver
-from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
 from solm.core.sparsity import SparsityConfig
 from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy
@@ -28,7 +27,7 @@ SPARSITY = SparsityConfig(window=16)
 
 @pytest.fixture(scope="module")
 def engine():
-    control = ModelControl(tiny_model("llama", torch.float32, num_hidden_layers=4))
+    control = TorchBackend(tiny_model("llama", torch.float32, num_hidden_layers=4))
     yield control, Engine(control.model, SparsityConfig(window=16), "float32")
     control.detach()
 
@@ -49,7 +48,7 @@ def policy_of(space: ActionSpace, layer: int, clamp: bool = True) -> ValuePolicy
 def both(engine, policy, target, horizon, rows=3, context=30, sparsity=SPARSITY):
     """The same rows twice: decided in Python, and in the engine."""
     control, native = engine
-    parent = CpuSession(control, sparsity, native)
+    parent = CpuSession(control, native, sparsity)
     parent.prefill(tokens(rows, context))
     plain = ValuePolicy.__new__(ValuePolicy)
     plain.__dict__.update(policy.__dict__)

@@ -20,8 +20,7 @@ from helpers.weights import GRID_SIZES, on_grid, rounded
 from solm.backends.cpu.engine import FAMILIES, Engine
 from solm.backends.cpu.session import CpuSession
 from solm.backends.cpu.weights import pack
-from solm.backends.passes import Turn
-from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.session import Session
 from solm.core.errors import ContextLengthError, DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
@@ -39,7 +38,7 @@ ACTIONS = {
 def control(request):
     family = request.param
     changes = {"no_rope_layers": [1, 1]} if family == "smollm3" else {}
-    control = ModelControl(tiny_model(family, torch.float32, **changes))
+    control = TorchBackend(tiny_model(family, torch.float32, **changes))
     yield control
     control.detach()
 
@@ -48,7 +47,7 @@ def pair(control, sparsity=SPARSITY, context=100, rows=2, **options):
     """A reference and a native session over the same prompts."""
     engine = Engine(control.model, sparsity, "float32", **options)
     ids = tokens(rows, context)
-    sessions = Session(control, sparsity), CpuSession(control, sparsity, engine)
+    sessions = control.session(sparsity), CpuSession(control, engine, sparsity)
     for session in sessions:
         session.prefill(ids)
     forks = [session.fork(1) for session in sessions]
@@ -73,7 +72,7 @@ def test_every_action_gives_the_reference_backends_logits(control, action):
 
 
 def test_a_hidden_site_that_keeps_less_equals_the_references():
-    control = ModelControl(tiny_model("llama", torch.float32))
+    control = TorchBackend(tiny_model("llama", torch.float32))
     ours, native = pair(control, SparsityConfig(window=16, hidden_power=2))
     following = tokens(2, 40, seed=5)
     keep = keep_of((0.3, 0.5, 16), 2, 40)
@@ -88,7 +87,7 @@ def test_a_hidden_site_that_keeps_less_equals_the_references():
 @pytest.mark.parametrize("context", [1, 2, 15, 16, 17, 31, 32, 33, 64, 777])
 def test_page_boundaries(context):
     """Also where every thread weighs tiles of its own."""
-    control = ModelControl(tiny_model("llama", torch.float32, max_position_embeddings=1024))
+    control = TorchBackend(tiny_model("llama", torch.float32, max_position_embeddings=1024))
     ours, native = pair(control, context=context, rows=1)
     keep = keep_of((0.2, 1.0, 16), 1, 70)
     following = tokens(1, 70, seed=3)
@@ -100,7 +99,7 @@ def test_page_boundaries(context):
 
 
 def test_steps_forks_and_cuts_equal_the_references():
-    control = ModelControl(tiny_model("llama", torch.float32))
+    control = TorchBackend(tiny_model("llama", torch.float32))
     ours, native = pair(control, threads=1)
     keep = keep_of((0.3, 0.6, 16), 4, 1)[:, 0]
     sessions = [session.fork(2) for session in (ours, native)]
@@ -120,7 +119,7 @@ def test_steps_forks_and_cuts_equal_the_references():
 
 
 def test_books_and_states_are_those_of_a_session_that_is_asked_after_every_step():
-    control = ModelControl(tiny_model("llama", torch.float32))
+    control = TorchBackend(tiny_model("llama", torch.float32))
     _, parent = pair(control, context=14)  # the first steps cannot be controlled yet
     asked, left = parent.fork(1), parent.fork(1)
     following, keep = tokens(2, 60, seed=4), keep_of((0.3, 0.6, 6), 2, 60)
@@ -146,7 +145,7 @@ def test_books_and_states_are_those_of_a_session_that_is_asked_after_every_step(
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_turn_in_mid_pass_equals_the_references(layer):
-    control = ModelControl(tiny_model("llama", torch.float32))
+    control = TorchBackend(tiny_model("llama", torch.float32))
     sessions = pair(control)
     first, second = keep_of((1.0, 0.8, 16), 2, 12), keep_of((0.3, 0.5, 6), 2, 12)
     seen = []
@@ -196,13 +195,13 @@ def test_other_weights_are_not_packed():
 
 def test_packed_weights_give_what_the_same_weights_in_float_give():
     """But for the cache in bfloat16: nearer than int8 is."""
-    control = ModelControl(on_grid(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)))
+    control = TorchBackend(on_grid(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)))
     ids, following, keep = tokens(2, 100), tokens(2, 30, seed=5), keep_of((1.0, 1.0, 16), 2, 30)
     found = {}
     for precision in ("float32", "int8", "int4"):
         engine = Engine(control.model, SPARSITY, precision)
         assert sum(matrix.grid is not None for matrix in engine._matrices_kept) == (9 if precision == "int4" else 0)
-        session = CpuSession(control, SPARSITY, engine)
+        session = CpuSession(control, engine, SPARSITY)
         session.prefill(ids)
         found[precision] = session.extend(following, keep).hidden
     off = {name: (found[name] - found["float32"]).abs().mean() for name in ("int8", "int4")}
@@ -213,10 +212,10 @@ def test_packed_weights_give_what_the_same_weights_in_float_give():
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.2), ("int8", 0.35)])
 def test_low_precision_weights_stay_close(precision, tolerance):
-    control = ModelControl(tiny_model("llama", torch.float32))
+    control = TorchBackend(tiny_model("llama", torch.float32))
     ids = tokens(2, 100)
-    ours, native = Session(control, SPARSITY), None
-    native = CpuSession(control, SPARSITY, Engine(control.model, SPARSITY, precision))
+    ours, native = control.session(SPARSITY), None
+    native = CpuSession(control, Engine(control.model, SPARSITY, precision), SPARSITY)
     for session in (ours, native):
         session.prefill(ids)
     following = tokens(2, 30, seed=5)
@@ -229,12 +228,12 @@ def test_low_precision_weights_stay_close(precision, tolerance):
 @pytest.mark.parametrize("hidden", [48, 64, 192])
 def test_a_shortlist_is_exact_where_it_matters_and_unbiased_elsewhere(hidden):
     sizes = {"hidden_size": hidden, "vocab_size": 2000}
-    control = ModelControl(tiny_model("llama", torch.float32, **sizes))
+    control = TorchBackend(tiny_model("llama", torch.float32, **sizes))
     control.model.get_output_embeddings().weight.data *= 20 / hidden**0.5  # logits spread like a real model's
     ids, following = tokens(5, 40), tokens(5, 12, seed=5)
     found = []
     for approximate_tail in (False, True):
-        session = CpuSession(control, SPARSITY, Engine(control.model, SPARSITY, "int8"))
+        session = CpuSession(control, Engine(control.model, SPARSITY, "int8"), SPARSITY)
         session.prefill(ids)
         session.approximate_tail = approximate_tail
         found.append(session.extend(following).logits)
@@ -251,12 +250,12 @@ def test_a_shortlist_is_exact_where_it_matters_and_unbiased_elsewhere(hidden):
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_a_head_of_integers_gives_what_its_weights_in_float_give(precision):
     """int4: of weights on a grid, whose head is packed too. Odd sizes: strips and halves that are not full."""
-    control = ModelControl(on_grid(tiny_model("llama", torch.float32, vocab_size=1003, **GRID_SIZES)))
+    control = TorchBackend(on_grid(tiny_model("llama", torch.float32, vocab_size=1003, **GRID_SIZES)))
     engine = Engine(control.model, SPARSITY, precision)
     head = engine._matrices_kept[-1]
     assert (head.grid is not None) == (precision == "int4")
     assert (head.low is not None) == (precision == "int8")
-    session = CpuSession(control, SPARSITY, engine)
+    session = CpuSession(control, engine, SPARSITY)
     session.prefill(tokens(3, 40))
     found = session.extend(tokens(3, 7, seed=5))
     weight = control.model.get_output_embeddings().weight
@@ -272,10 +271,10 @@ def test_a_cache_of_bytes_stays_close_to_bfloat16(context, group):
     it sums up in whole numbers, for 1, 3 and 5 queries a KV head."""
     heads = {"num_attention_heads": 2 * group, "num_key_value_heads": 2, "head_dim": 32}
     sizes = {"hidden_size": 64 * group, "max_position_embeddings": 1024, **heads}
-    control = ModelControl(tiny_model("llama", torch.float32, **sizes))
+    control = TorchBackend(tiny_model("llama", torch.float32, **sizes))
     found = []
     for precision, dtype in (("float32", "auto"), ("int8", "auto"), ("int8", "int8")):
-        session = CpuSession(control, SPARSITY, Engine(control.model, SPARSITY, precision, kv_cache_dtype=dtype))
+        session = CpuSession(control, Engine(control.model, SPARSITY, precision, kv_cache_dtype=dtype), SPARSITY)
         session.prefill(tokens(2, context))
         session = session.fork(2)
         hidden = [session.extend(tokens(4, 90, seed=3), keep_of((1.0, 1.0, 16), 4, 90)).hidden]
@@ -290,10 +289,10 @@ def test_a_cache_of_bytes_stays_close_to_bfloat16(context, group):
 
 def test_a_cache_of_bytes_chooses_the_same_pages():
     """But for near ties: what a step reads moves its output far more than bytes do."""
-    control = ModelControl(tiny_model("llama", torch.float32))
+    control = TorchBackend(tiny_model("llama", torch.float32))
     found = []
     for dtype, pages in (("auto", 0.2), ("int8", 0.2), ("auto", 0.3)):
-        session = CpuSession(control, SPARSITY, Engine(control.model, SPARSITY, "int8", kv_cache_dtype=dtype))
+        session = CpuSession(control, Engine(control.model, SPARSITY, "int8", kv_cache_dtype=dtype), SPARSITY)
         session.prefill(tokens(2, 300))
         found.append(session.extend(tokens(2, 40, seed=5), keep_of((pages, 1.0, 16), 2, 40)).hidden)
     same, other = ((found[0] - off).norm(dim=-1).median() for off in found[1:])
@@ -305,14 +304,14 @@ def test_a_cache_of_bytes_chooses_the_same_pages():
 @pytest.mark.parametrize("rows", [2, 3, 5, 16, 19])
 def test_a_rows_logits_do_not_depend_on_who_goes_with_it(precision, rows):
     """To the last bit: rows of other lengths and actions share the walk through the weights, known tokens too."""
-    control = ModelControl(on_grid(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)))
+    control = TorchBackend(on_grid(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)))
     precision, _, bytes_ = precision.partition(" beside ")
     sparsity = SPARSITY.model_copy(update={"bits_site": "weights" if precision == "nested" else "input"})
     engine = Engine(control.model, sparsity, precision, kv_cache_dtype="int8" if bytes_ else "auto")
     actions = [*ACTIONS.values(), (0.5, 0.6, 4)] * 4
 
     def opened(row):
-        session = CpuSession(control, sparsity, engine)
+        session = CpuSession(control, engine, sparsity)
         session.prefill(tokens(1, 20 + 13 * row, seed=row))
         return session
 
@@ -360,8 +359,8 @@ def test_whatever_it_is_given_the_engine_computes_or_refuses(opened, rows, count
 
 @pytest.fixture(scope="module")
 def opened():
-    control = ModelControl(tiny_model("llama", torch.float32))
-    session = CpuSession(control, SPARSITY, Engine(control.model, SPARSITY, "int8"))
+    control = TorchBackend(tiny_model("llama", torch.float32))
+    session = CpuSession(control, Engine(control.model, SPARSITY, "int8"), SPARSITY)
     session.prefill(tokens(2, 70))
     yield session
     control.detach()
@@ -369,7 +368,7 @@ def opened():
 
 @pytest.mark.parametrize("bad", [-1, 259, 2**31, -(2**40)])
 def test_no_token_outside_the_vocabulary_reaches_the_engine(bad):
-    control = ModelControl(tiny_model("llama", torch.float32))
+    control = TorchBackend(tiny_model("llama", torch.float32))
     _, native = pair(control)
     with pytest.raises(DataError, match=r"token ids must be in \[0, 258\]"):
         native.step(torch.tensor([5, bad]))
@@ -379,7 +378,7 @@ def test_no_token_outside_the_vocabulary_reaches_the_engine(bad):
 
 
 def test_rows_outgrow_what_was_reserved_and_keep_what_they_held():
-    control = ModelControl(tiny_model("llama", torch.float32))
+    control = TorchBackend(tiny_model("llama", torch.float32))
     ours, native = pair(control, context=20)
     following, keep = tokens(2, 200, seed=8), keep_of((0.3, 1.0, 16), 2, 200)
     for start in range(0, 200, 50):
@@ -393,7 +392,7 @@ def test_rows_outgrow_what_was_reserved_and_keep_what_they_held():
 @pytest.mark.parametrize("context", [15, 16, 40, 300, 530])
 def test_rows_share_pages_and_go_on_as_if_they_did_not(context, dtype):
     """Forks, forks of forks, and whoever is cut back into what it shares, all after one another."""
-    control = ModelControl(tiny_model("llama", torch.float32, max_position_embeddings=1024))
+    control = TorchBackend(tiny_model("llama", torch.float32, max_position_embeddings=1024))
     engine = Engine(control.model, SPARSITY, "int8", kv_cache_dtype=dtype)
     ids = tokens(1, context)
 
@@ -404,18 +403,18 @@ def test_rows_share_pages_and_go_on_as_if_they_did_not(context, dtype):
         return session.extend(tokens(1, 70, seed=seed).expand(rows, -1), keep).logits
 
     def alone(cut, seed):
-        session = CpuSession(control, SPARSITY, engine)
+        session = CpuSession(control, engine, SPARSITY)
         session.prefill(ids)
         return going_on(session, cut, seed)
 
-    parent = CpuSession(control, SPARSITY, engine)
+    parent = CpuSession(control, engine, SPARSITY)
     parent.prefill(ids)
     forks = parent.fork(2)
     grown, cut = forks.fork(2), forks.fork(1)
     for session, back, seed in ((parent, 9, 1), (forks, 0, 2), (cut, 12, 3), (grown, 0, 4)):
         found, expected = going_on(session, back, seed), alone(back, seed)
         assert torch.equal(found, expected.expand_as(found)), (back, seed)
-    again, session = forks.fork(2), CpuSession(control, SPARSITY, engine)
+    again, session = forks.fork(2), CpuSession(control, engine, SPARSITY)
     session.prefill(ids)
     going_on(session, 0, 2)
     found, expected = going_on(again, -70, 5), going_on(session, -70, 5)  # after what the forks went on with
@@ -428,7 +427,7 @@ def test_rows_share_pages_and_go_on_as_if_they_did_not(context, dtype):
 def test_a_shortlist_chooses_the_same_token_on_real_text(real_model, precision):
     """5,120 tokens: the largest logit is the exact head's, and so is all that is likely."""
     model, tokenizer = real_model
-    control = ModelControl(model)
+    control = TorchBackend(model)
     ids = token_stream("pydoc:heldout", tokenizer).spaced(40, 193, torch.Generator().manual_seed(0))
     session = CpuSession(control, SparsityConfig(), Engine(model, SparsityConfig(), precision))
     session.prefill(ids[:, :64])
@@ -451,11 +450,11 @@ def test_a_shortlist_chooses_the_same_token_on_real_text(real_model, precision):
 )
 def test_real_text_gets_the_reference_backends_predictions(real_model, precision, agreement):
     model, tokenizer = real_model
-    control = ModelControl(model)
+    control = TorchBackend(model)
     ids = token_stream("pydoc:heldout", tokenizer).spaced(6, 385, torch.Generator().manual_seed(0))
     precision, _, bytes_ = precision.partition(" beside ")
     engine = Engine(model, SparsityConfig(), precision, kv_cache_dtype="int8" if bytes_ else "auto")
-    sessions = Session(control, SparsityConfig()), CpuSession(control, SparsityConfig(), engine)
+    sessions = control.session(SparsityConfig()), CpuSession(control, SparsityConfig(), engine)
     for session in sessions:
         session.prefill(ids[:, :256])
     keep = keep_of((0.4, 1.0, 16), 6, 128)

@@ -13,7 +13,7 @@ from helpers.models import keep_of, tiny_model, tokens
 from solm.backends.torch import channel_linear
 from solm.backends.torch import triton as kernels
 from solm.backends.torch.attention import KeyValues, attend
-from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.layout import Layout
 from solm.backends.torch.pages import PageBounds, select_pages
 from solm.backends.torch.plan import make_plan
@@ -182,9 +182,9 @@ CALLS = {"joint": (0.3, 0.5, 6), "attention": (0.3, 1.0, 16), "mlp": (1.0, 0.5, 
 
 def decode(model, sparsity, keep, lengths, forks):
     """Logits of two steps of forks of padded prompts."""
-    control = ModelControl(model)
+    control = TorchBackend(model)
     ids = tokens(len(lengths), max(lengths))
-    parent = Session(control, sparsity)
+    parent = control.session(sparsity)
     parent.prefill(ids, torch.tensor(lengths))
     session = parent.fork(forks) if forks > 1 else parent
     following = tokens(session.rows, 2, seed=1)

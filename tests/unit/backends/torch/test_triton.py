@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import solm
 from helpers.models import tiny_model
-from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.session import Session
 from solm.core.sparsity import SparsityConfig
 
@@ -116,15 +116,15 @@ class TwoDevices(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["default", "paper", "recency", "relevance"])
 def test_sessions_mix_no_devices(name):
     sparsity = SparsityConfig(criterion=name) if name.startswith("re") else SparsityConfig.preset(name)
-    control = ModelControl(tiny_model("llama", torch.bfloat16).to("meta"))
+    control = TorchBackend(tiny_model("llama", torch.bfloat16).to("meta"))
     ids, keep = torch.full((2, 100), 5), torch.tensor([[0.3, 0.5, 6.0]], dtype=torch.float64)
     with TwoDevices() as seen:
-        session = Session(control, sparsity)
+        session = control.session(sparsity)
         session.prefill(ids, torch.tensor([100, 80]))
         session.step(ids[:, 0], keep.expand(2, 3))
         forked = session.fork(2)
         forked.step(ids[:, 0].repeat(2), keep.expand(4, 3))
-        alone, other = Session(control, sparsity), Session(control, sparsity)
+        alone, other = control.session(sparsity), control.session(sparsity)
         alone.prefill(ids[:1])
         other.prefill(ids[:1, :80])
         alone.join(other)
