@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from helpers.sessions import scored_under
 import pytest
 import torch
 
 import solm
+from helpers.sessions import scored_under
 from solm.core.actions import ActionSpace
 from solm.core.errors import SolmError
 from solm.data.windows import token_stream

@@ -1,6 +1,5 @@
 """Models over several devices: layers that lie elsewhere, and layers sharded over processes."""
 
-from helpers.sessions import scored_under
 import pytest
 import torch
 from accelerate.hooks import attach_execution_device_hook
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 import solm
 from helpers.commands import GRPO, VALUES, train
 from helpers.models import keep_of, tiny_model
+from helpers.sessions import scored_under
 from solm.core.actions import ActionSpace
 from solm.core.errors import SolmError
 from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy

@@ -1,13 +1,12 @@
 """Every family on every axis: dense is exact, detaching restores, rows are independent, one pass equals steps."""
 
-from solm.backends.session import log_probabilities
 import pytest
 import torch
 
 import solm
 from helpers.models import CONTEXT, STEPS, keep_of, tiny_model, tokens
+from solm.backends.session import log_probabilities
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.session import Session
 from solm.core.actions import ActionSpace
 from solm.core.sparsity import SparsityConfig
 

@@ -11,7 +11,6 @@ from helpers.weights import GRID_SIZES, on_grid, rounded
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.session import Session
 from solm.core.actions import ActionSpace
 from solm.core.cost import relative_cost
 from solm.core.errors import SolmError, UnsupportedModelError

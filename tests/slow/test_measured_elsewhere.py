@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.session import Session
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import token_stream
 

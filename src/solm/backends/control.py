@@ -102,7 +102,9 @@ class Control:
     def check_join(self, other: "Control") -> None:
         """Raises `SolmError` where the priced policies of both decide before different layers."""
         if None not in (self.layer, other.layer) and self.layer != other.layer:
-            raise SolmError(f"policies of one batch must decide before the same layer, got {self.layer} and {other.layer}")
+            raise SolmError(
+                f"policies of one batch must decide before the same layer, got {self.layer} and {other.layer}"
+            )
 
     def join(self, other: "Control", rows: int) -> None:
         """Take over the rows of `other`, which follow this one's `rows` rows."""
@@ -131,7 +133,12 @@ class Control:
         return Control(sparsity, self.shapes, kept)
 
     def decide(
-        self, budgets: np.ndarray, lengths: torch.Tensor, tokens: torch.Tensor, model: Model, skip: frozenset[int] = frozenset()
+        self,
+        budgets: np.ndarray,
+        lengths: torch.Tensor,
+        tokens: torch.Tensor,
+        model: Model,
+        skip: frozenset[int] = frozenset(),
     ) -> Decision:
         """What the next steps of all rows follow: tokens [N, Q] after `lengths` [N] others.
 
@@ -214,8 +221,6 @@ class Control:
             group.seen.append(features(observation))
         chosen, group.state = policy.act(observation, group.state, group.generator)
         return torch.where(controllable, chosen, policy.space.dense_index)[:, None]
-
-
 
 
 def _tensor(state: np.ndarray, name: str) -> torch.Tensor:

@@ -133,9 +133,7 @@ class Session(Protocol):
     def aim(self, target: torch.Tensor) -> None:
         """Other targets [N, 3] from here on; what was spent is seen against what was allowed until now."""
 
-    def step(
-        self, tokens: torch.Tensor, keep: torch.Tensor | None = None, approximate_tail: bool = False
-    ) -> Result:
+    def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, approximate_tail: bool = False) -> Result:
         """Process one token a row, tokens [N], Q = 1.
 
         keep: [N, 3], what all layers follow; None: the rows' policies decide, dense in rows without one.
@@ -186,9 +184,11 @@ class Backend(Protocol):
     """One loaded model and how it is run. Tensors of sessions are on `device`, but for logits."""
 
     model: Any
-    device: torch.device
     shapes: ModelShapes
     capability: Capability
+
+    @property
+    def device(self) -> torch.device: ...
 
     @property
     def name(self) -> str:
@@ -222,7 +222,7 @@ def joined(parts: Sequence[_Part]) -> _Part:
     """Results of consecutive stretches of the same rows as one."""
     if len(parts) == 1:
         return parts[0]
-    found = {}
+    found: dict[str, Any] = {}
     for name in (field.name for field in fields(parts[0])):
         values = [getattr(part, name) for part in parts]
         found[name] = None if values[0] is None else torch.cat(values, 1)

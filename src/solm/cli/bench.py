@@ -46,7 +46,7 @@ def bench(
     from solm.core.files import write_text
     from solm.data.windows import token_stream
     from solm.runtime.load import load
-    from solm.runtime.timings import measure
+    from solm.evaluation.step_timing import measure
 
     try:
         lengths = tuple(sorted({int(part) for part in contexts.split(",")}))

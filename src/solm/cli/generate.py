@@ -53,21 +53,18 @@ def generate(
 
     from solm.runtime.generate import summarise
     from solm.runtime.load import load
-    from solm.runtime.timings import read_timings
 
     text = sys.stdin.read() if prompt == "-" else prompt
     options: dict[str, Any] = {
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "repetition_penalty": repetition_penalty,
     }  # fmt: skip
     options = {name: value for name, value in options.items() if value is not None}
-    lm = load(model, policy, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype)
-    if calibration is not None:
-        lm.calibration = read_timings(calibration).check(lm)
+    lm = load(model, policy, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype, timings=calibration)
     ids = lm.encode(text)
     asked = lm.budget(budget, ids.shape[1] + max_new_tokens // 2)
     tokens = []
     coloured = sys.stdout.isatty() and not json
-    for token in lm.stream(ids, budget=asked, schedule=schedule, max_new_tokens=max_new_tokens, seed=seed, **options):
+    for token in lm.stream(ids, budget=asked, policy=schedule, max_new_tokens=max_new_tokens, seed=seed, **options):
         tokens.append(token)
         if not json:
             print(paint(token.text, token.cost) if coloured else token.text, end="", flush=True)

@@ -41,7 +41,7 @@ def inspect(
             axis: {"supported": supported, "reason": capability.reasons.get(axis)}
             for axis, supported in capability.axes.items()
         },
-        "sliding_window_layers": capability.sliding_layers,
+        "sliding_window_layers": len(capability.sliding),
         "combines": {name: {"supported": not reason, "reason": reason} for name, reason in combines.items()},
         "shapes": None if capability.shapes is None else capability.shapes.model_dump(),
     }
@@ -51,9 +51,9 @@ def inspect(
     print(f"{model}: family {capability.family}{'' if capability.tested else ' (not among the tested families)'}")
     for axis, supported in capability.axes.items():
         print(f"  {axis:10} {'yes' if supported else 'no: ' + capability.reasons[axis]}")
-    if capability.sliding_layers and capability.shapes is not None:
+    if len(capability.sliding) and capability.shapes is not None:
         print(
-            f"  {capability.sliding_layers} of {capability.shapes.layers} layers have a sliding window; "
+            f"  {len(capability.sliding)} of {capability.shapes.layers} layers have a sliding window; "
             "the attention axis acts on the others"
         )
     print("combines with")

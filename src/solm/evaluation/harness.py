@@ -11,13 +11,12 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
+from solm.backends.session import AnyPolicy
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
 from solm.core.budget import Budget
 from solm.core.errors import BudgetError, SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.likelihoods import Prefills, Spent, likelihoods
-from solm.policies.priced import PricedPolicy
-from solm.policies.protocol import Policy
 from solm.runtime.generate import Compute
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import load

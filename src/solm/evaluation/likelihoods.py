@@ -256,9 +256,7 @@ class _Job:
         assert not isinstance(policy, PricedPolicy)
         target = self.target.expand(session.rows, 3)
         kv_length = session.lengths + 1
-        schedule = unroll(
-            policy, kv_length, self.sparsity, self.lm.shapes, _PHASES, target, Ledger.empty(session.rows)
-        )
+        schedule = unroll(policy, kv_length, self.sparsity, self.lm.shapes, _PHASES, target, Ledger.empty(session.rows))
         owed = (schedule.realised - target[:, None]).cumsum(1)
         return Ledger(owed[torch.arange(session.rows), phase], torch.zeros(session.rows, dtype=torch.int64))
 

@@ -65,7 +65,9 @@ def generate(lm: "LanguageModel", ids: torch.Tensor, **options: Any) -> Reply:
     return summarise(lm, tokens, requested(lm, policy, options.get("budget")))
 
 
-def chosen_policy(lm: "LanguageModel", policy: str | AnyPolicy | None, budget: float | str | Budget | None) -> AnyPolicy:
+def chosen_policy(
+    lm: "LanguageModel", policy: str | AnyPolicy | None, budget: float | str | Budget | None
+) -> AnyPolicy:
     """The policy that was asked for; else the loaded one; without one, static where there is a budget, else dense."""
     name = policy or ("policy" if lm.trained is not None else "dense" if budget is None else "static")
     return lm.policy(name) if isinstance(name, str) else name
@@ -148,9 +150,7 @@ def stream(
 def check_length(prompt: int, new: int, context: int | None) -> None:
     """Raises `ContextLengthError` where `prompt` tokens and `new` ones exceed the model's context."""
     if context is not None and prompt + new > context:
-        raise ContextLengthError(
-            f"a prompt of {prompt} and {new} new tokens exceed this model's context of {context}"
-        )
+        raise ContextLengthError(f"a prompt of {prompt} and {new} new tokens exceed this model's context of {context}")
 
 
 def _mean(values: list[float]) -> float:

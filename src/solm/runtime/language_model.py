@@ -10,7 +10,7 @@ from solm.backends.session import AnyPolicy, Backend, Session
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.cost import ModelShapes, step_cost
-from solm.core.errors import BudgetError, DataError, PolicyMismatchError, SolmError
+from solm.core.errors import BudgetError, DataError, SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.core.timings import StepTimings
 from solm.policies.artifact import BaseIdentity, TrainedPolicy
@@ -47,9 +47,10 @@ class LanguageModel:
         self.name = name or backend.model.config._name_or_path
         self.sparsity = sparsity_of(policy, sparsity)
         if policy is not None:
-            policy.check(self.identity)
+            policy.check(self.identity, backend.shapes)
             policy.network.to(backend.device)
-        _check_allocation(self.sparsity, backend.shapes)
+        if self.sparsity.allocation is not None:
+            self.sparsity.allocation.check(backend.shapes.layers, backend.shapes.kv_heads)
         self.timings = None if timings is None else timings.check(self.name, backend.name, self.sparsity)
 
     def __enter__(self) -> "LanguageModel":
@@ -191,17 +192,3 @@ class LanguageModel:
             raise BudgetError("a budget in milliseconds needs timings of this machine; run solm bench --out FILE")
         lows, _ = zip(*self.space.ranges, strict=True)
         return self.timings.budget(milliseconds, context, self.budget, sum(lows) / 3)
-
-
-def _check_allocation(sparsity: SparsityConfig, shapes: ModelShapes) -> None:
-    allocation = sparsity.allocation
-    if allocation is None:
-        return
-    if allocation.layers != shapes.layers:
-        raise PolicyMismatchError(
-            f"the allocation is of a model of {allocation.layers} layers, this one has {shapes.layers}"
-        )
-    if allocation.heads not in (1, shapes.kv_heads):
-        raise PolicyMismatchError(
-            f"the allocation is of a model of {allocation.heads} KV heads, this one has {shapes.kv_heads}"
-        )

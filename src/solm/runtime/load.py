@@ -54,9 +54,7 @@ def load(
     check_backend(backend, precision, kv_cache_dtype, shard, sparsity_of(policy, sparsity))
     known = None if timings is None else read_timings(Path(timings))
     base, tokenizer = load_base(model, dtype, device, trust_remote_code, shard, revision)
-    return _built(
-        base, tokenizer, policy, sparsity, model, known, backend, precision, kv_cache_dtype, threads
-    )
+    return _built(base, tokenizer, policy, sparsity, model, known, backend, precision, kv_cache_dtype, threads)
 
 
 def attach(
@@ -106,7 +104,8 @@ def _built(
     kv_cache_dtype: str,
     threads: int | None,
 ) -> LanguageModel:
-    made: Backend = reader = TorchBackend(base)
+    reader = TorchBackend(base)
+    made: Backend = reader
     try:
         if backend != "torch":
             how = sparsity_of(policy, sparsity)

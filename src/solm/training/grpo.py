@@ -30,8 +30,8 @@ def train(
 ) -> TrainedPolicy:
     """Train a policy for `lm` in the folder `out`, going on from what is there; the finished policy.
 
-    With several processes the sequences of an update are dealt out, advantages are whitened over all of them and
-    gradients added up once per update: the trajectory is that of one process, but for the order of float sums. A run
+    Several processes share the texts of an update. Advantages are whitened over all of them and gradients are summed
+    once per update: the result is that of one process, but for the order of float sums. A run
     may go on with another number of them.
 
     report: called with the log record of every update. On SIGINT or SIGTERM the update in progress is finished and

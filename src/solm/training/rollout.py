@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
+from solm.backends.session import Scored
 from solm.core.budget import Budget
 from solm.core.shares import axis_levels
 from solm.data.windows import TokenStream
 from solm.policies.learned import LearnedPolicy
 from solm.policies.network import Features
-from solm.backends.session import Scored
 from solm.runtime.language_model import LanguageModel
 from solm.training.config import TrainConfig
 from solm.training.ranks import Ranks
@@ -48,7 +48,7 @@ def collect(
     update: int,
     ranks: Ranks,
 ) -> Batch:
-    """This process's share of the episodes of one update, by sequences."""
+    """This process's share of the episodes of one update: some of its texts, with all their rollouts."""
     mine = ranks.share(config.texts)
     windows = draw_windows(
         streams, config.texts, config.context + config.length + 1, step_generator(config.seed, update, 0)
@@ -58,7 +58,7 @@ def collect(
     session.prefill(windows[:, : config.context])
     forks = session.fork(config.rollouts, capacity=config.length + lm.sparsity.page_size)
     tokens = windows[:, config.context :].repeat_interleave(config.rollouts, 0)
-    # Targets below what the always-read tokens cost cannot be met by any policy; asking for them teaches nothing.
+    # No policy can meet targets below what the always-read tokens cost.
     levels = axis_levels(policy.space, forks.lengths + 1, lm.sparsity, lm.shapes)
     targets = torch.maximum(targets, torch.stack([axis[:, 0] for axis in levels], 1))
     forks.control(policy, targets, config.length, step_generator(config.seed, update, 2), record=True)

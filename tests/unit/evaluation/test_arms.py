@@ -1,6 +1,5 @@
 """The baselines that are measured: tuned static, oracle, rivals, and the estimated best of many random trials."""
 
-from helpers.sessions import scored_under
 import numpy as np
 import pytest
 import torch
@@ -8,6 +7,7 @@ import torch
 import solm
 from helpers.models import CONTEXT, STEPS, tiny_model, tokens
 from helpers.policies import SPACE, SPARSITY, network
+from helpers.sessions import scored_under
 from solm.core.actions import ActionSpace
 from solm.core.allocation import Allocation
 from solm.data.windows import stream_of, token_stream

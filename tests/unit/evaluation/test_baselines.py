@@ -1,19 +1,19 @@
 """Baselines by name: what they read is booked, budgets are kept, and each is what its name says."""
 
-from helpers.sessions import scored_under
 import pytest
 import torch
 
 import solm
 from helpers.models import tiny_model, tokens
 from helpers.policies import SPACE
+from helpers.sessions import scored_under
 from helpers.texts import FISH as TEXT
 from solm.backends.torch.adaptive import HIDDEN, INPUT, Rule
 from solm.backends.torch.adaptive_session import AdaptiveSession
 from solm.backends.torch.families import decoder_layers, mlp_sites
-from solm.backends.torch.plan import ceil_share
 from solm.core.actions import ActionSpace
 from solm.core.errors import SolmError
+from solm.core.shares import ceil_share
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
 from solm.evaluation.arms import Arm

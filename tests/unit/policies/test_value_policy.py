@@ -1,6 +1,5 @@
 """Value policies: prices meet budgets, decisions in mid-pass, regression, training and its interruption."""
 
-from helpers.sessions import scored_under
 import json
 import signal
 
@@ -12,8 +11,9 @@ from pydantic import ValidationError
 import solm
 from helpers.models import CONTEXT, STEPS, tiny_model, tokens
 from helpers.policies import SPACE, SPARSITY, network
+from helpers.sessions import scored_under
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.session import Session
+from solm.backends.session import SplitSchedule
 from solm.core.actions import ActionSpace
 from solm.core.budget import Ledger
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
@@ -40,21 +40,15 @@ def test_a_turn_sees_the_layers_input_and_governs_the_layers_after_it(family):
     control = TorchBackend(model)
     session = control.session(SPARSITY)
     session.prefill(ids[:, :CONTEXT])
-    seen = []
-
-    def choose(hidden):
-        seen.append(hidden)
-        return low
-
-    mixed = session.fork(1).score(ids[:, CONTEXT:], dense, Turn(1, choose))
-    torch.testing.assert_close(seen[0], states[1][:, CONTEXT:], rtol=1e-4, atol=1e-5)
+    mixed = session.fork(1).score(ids[:, CONTEXT:], SplitSchedule(1, dense, low))
+    torch.testing.assert_close(mixed.stream, states[1][:, CONTEXT:], rtol=1e-4, atol=1e-5)
     whole = session.fork(1).score(ids[:, CONTEXT:], low)
     torch.testing.assert_close(mixed.realised, (1 + whole.realised) / 2)
     assert (mixed.log_probabilities != whole.log_probabilities).any()
-    from_the_start = session.fork(1).score(ids[:, CONTEXT:], dense, Turn(0, lambda hidden: low))
+    from_the_start = session.fork(1).score(ids[:, CONTEXT:], SplitSchedule(0, dense, low))
     torch.testing.assert_close(from_the_start.log_probabilities, whole.log_probabilities, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(from_the_start.realised, whole.realised)
-    nothing = session.fork(1).score(ids[:, CONTEXT:], low, Turn(1, lambda hidden: low))
+    nothing = session.fork(1).score(ids[:, CONTEXT:], SplitSchedule(1, low, low))
     assert torch.equal(nothing.log_probabilities, whole.log_probabilities)
     control.detach()
 
@@ -235,7 +229,7 @@ def test_samples_are_differences_to_the_dense_run_of_the_same_tokens():
         dense = session.fork(1).score(ids[:, CONTEXT:], torch.tensor((1.0, 1, 16)).expand(2, STEPS, 3))
         torch.testing.assert_close(got.dense, dense.log_probabilities)
         first, second = keep_of(before, SPACE).flatten(0, 1), keep_of(after, SPACE).flatten(0, 1)
-        alone = session.fork(3).score(ids[:, CONTEXT:].repeat_interleave(3, 0), first, Turn(1, lambda hidden: second))
+        alone = session.fork(3).score(ids[:, CONTEXT:].repeat_interleave(3, 0), SplitSchedule(1, first, second))
         expected = alone.log_probabilities.view(2, 3, -1) - dense.log_probabilities[:, None]
         torch.testing.assert_close(got.gain, expected.float(), rtol=1e-4, atol=1e-5)
         logits = [

@@ -1,10 +1,10 @@
 """Training-free controllers: they keep budgets, and spend where their signal says."""
 
-from helpers.sessions import scored_under
 import pytest
 import torch
 
 from helpers.models import tokens
+from helpers.sessions import scored_under
 from solm.core.actions import ActionSpace
 from solm.core.budget import Ledger
 from solm.policies.protocol import Observation

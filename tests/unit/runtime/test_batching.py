@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 import torch
+from solm.runtime.batching import Batch, Seat
 
 from helpers.policies import under_values
 from solm.core.budget import Budget
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
-from solm.runtime.batching import Batch, Seat
 from solm.runtime.sampling import Sampler
 from solm.runtime.text import TextStream
 

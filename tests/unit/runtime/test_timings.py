@@ -5,12 +5,12 @@ import sys
 
 import pytest
 import torch
+from solm.runtime.timings import StepTimings, measure, read_timings
 
 import solm
 from solm.cli.main import main
 from solm.core.budget import Budget
 from solm.core.errors import BudgetError, DamagedFileError, PolicyMismatchError
-from solm.runtime.timings import StepTimings, measure, read_timings
 
 KNOWN = {
     "model": "m", "backend": "native int8", "threads": 2, "contexts": (100, 1000),

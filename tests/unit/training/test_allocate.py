@@ -1,6 +1,5 @@
 """What layers keep of an action: dealt out alike by both backends, booked exactly, found where it helps."""
 
-from helpers.sessions import scored_under
 import json
 import shutil
 
@@ -17,13 +16,13 @@ from helpers.models import keep_of, tiny_model, tokens
 from helpers.policies import EVEN, network, profile_of, sparsity_of
 from helpers.policies import SPACE as GRID
 from helpers.policies import SPARSITY as PLAIN
+from helpers.sessions import scored_under
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.layout import Layout
 from solm.backends.torch.pages import PageBounds, select_pages
 from solm.backends.torch.plan import make_plan
-from solm.backends.torch.session import Session
 from solm.cli.main import app
 from solm.core.actions import ActionSpace
 from solm.core.allocation import KNOTS, Allocation

@@ -119,9 +119,7 @@ class CpuSession:
         """As `Session.aim`."""
         budgets.aim(self._budgets, target)
 
-    def step(
-        self, tokens: torch.Tensor, keep: torch.Tensor | None = None, approximate_tail: bool = False
-    ) -> Result:
+    def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, approximate_tail: bool = False) -> Result:
         """As `Session.step`."""
         if keep is not None:
             return self._known(tokens[:, None], keep[:, None], approximate_tail)
@@ -265,7 +263,9 @@ class CpuSession:
         count = tokens.shape[1]
         self._prepare(count)
         if split is None:
-            done = self._call.run(self._caches, tokens, self._held, keep, self._budgets, approximate_tail=approximate_tail)
+            done = self._call.run(
+                self._caches, tokens, self._held, keep, self._budgets, approximate_tail=approximate_tail
+            )
         else:
             layer, choose = split
             done = self._call.run(self._caches, tokens, self._held, keep, self._budgets, last=layer)

@@ -38,6 +38,7 @@ def load_base(
     device: str | None = None,
     trust_remote_code: bool = False,
     shard: bool = False,
+    revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The frozen base model and its tokenizer.
 
@@ -54,9 +55,9 @@ def load_base(
         source = locate(name)
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code
+                source, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, revision=revision
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loadable(name, error) from error
     model.requires_grad_(False)

@@ -128,9 +128,7 @@ class TorchSession:
         """As `Session.aim`."""
         budgets.aim(self._budgets, target)
 
-    def step(
-        self, tokens: torch.Tensor, keep: torch.Tensor | None = None, approximate_tail: bool = False
-    ) -> Result:
+    def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, approximate_tail: bool = False) -> Result:
         """As `Session.step`; logits are always exact."""
         return self.extend(tokens[:, None], None if keep is None else keep[:, None])
 

@@ -1,15 +1,14 @@
 """Sessions: shared prefixes, no leaks between passes, limits; and the real model."""
 
-from helpers.sessions import scored_under
-from solm.backends.session import log_probabilities
 import pytest
 import torch
 
 from helpers.models import CONTEXT, STEPS, keep_of, tiny_model, tokens
+from helpers.sessions import scored_under
+from solm.backends.session import log_probabilities
 from solm.backends.torch.active import ActivePass, activate
-from solm.backends.torch.families import probe
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.session import Session
+from solm.backends.torch.families import probe
 from solm.core.actions import ActionSpace
 from solm.core.errors import ContextLengthError, DataError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
@@ -172,7 +171,10 @@ def test_real_model_attention_one_pass_equals_steps_in_float32(real_model, real_
         following, keep = real_text[:, 300:341], keep_of((0.3, 1, 16), 1, 40)
         scored = session.fork(1).score(following, keep)
         stepwise = session.fork(1)
-        steps = [log_probabilities(stepwise.step(following[:, t], keep[:, t]), following[:, t + 1]) for t in range(40)]
+        steps = [
+            log_probabilities(stepwise.step(following[:, t], keep[:, t]).logits[:, 0], following[:, t + 1])
+            for t in range(40)
+        ]
         torch.testing.assert_close(torch.stack(steps, 1), scored.log_probabilities, atol=1e-4, rtol=0)
     finally:
         control.detach()
@@ -193,7 +195,10 @@ def test_real_model_one_pass_equals_steps_for_joint_actions(real_model, real_tex
         known = session.fork(2)
         episode = scored_under(known, Random(space), following, target, torch.Generator().manual_seed(0))
         stepwise, keep = session.fork(2), space.table[episode.actions]
-        steps = [log_probabilities(stepwise.step(following[:, t], keep[:, t]), following[:, t + 1]) for t in range(24)]
+        steps = [
+            log_probabilities(stepwise.step(following[:, t], keep[:, t]).logits[:, 0], following[:, t + 1])
+            for t in range(24)
+        ]
         torch.testing.assert_close(torch.stack(steps, 1), episode.log_probabilities, atol=1e-4, rtol=0)
         torch.testing.assert_close(stepwise.ledger.spent, known.ledger.spent)
     finally:
@@ -209,15 +214,16 @@ def test_a_rollout_scores_what_walking_it_and_scoring_its_schedule_in_one_pass_g
     target = torch.full((6, 3), 0.7, dtype=torch.float64)
     network = PolicyNetwork(NetworkConfig(base_hidden=64, actions=8, width=16, heads=2)).to(control.model.dtype).eval()
     policy = LearnedPolicy(network, space, clamp=False)
-    episode = scored_under(session.fork(3), policy, following, target, torch.Generator().manual_seed(0), record=True)
+    rolled = session.fork(3)
+    episode = scored_under(rolled, policy, following, target, torch.Generator().manual_seed(0), record=True)
     assert len(episode.actions.unique()) > 2
 
-    walked = run_over(
-        session.fork(3), policy, following[:, :-1], target, horizon, torch.Generator().manual_seed(0), record=True
-    )
+    walking = session.fork(3)
+    walking.control(policy, target, horizon, torch.Generator().manual_seed(0), record=True)
+    walked = walking.extend(following[:, :-1])
     assert torch.equal(walked.actions, episode.actions)
-    assert torch.equal(log_probabilities(walked.found.logits, following[:, 1:]), episode.log_probabilities)
-    assert torch.equal(walked.features.hidden, episode.features.hidden)
+    assert torch.equal(log_probabilities(walked.logits, following[:, 1:]), episode.log_probabilities)
+    assert torch.equal(walking.seen.hidden, rolled.seen.hidden)
 
     scored = session.fork(3).score(following, space.table[episode.actions])
     torch.testing.assert_close(scored.log_probabilities, episode.log_probabilities, atol=1e-5, rtol=0)

@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 import solm
 from helpers.models import tiny_model
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.session import Session
 from solm.core.sparsity import SparsityConfig
 
 HERE = Path(__file__).parent
