@@ -33,14 +33,14 @@ def engine():
 
 
 def policy_of(space: ActionSpace, layer: int, clamp: bool = True) -> ValuePolicy:
-    """A policy whose word differs widely from token to token."""
+    """A policy whose sensitivities differ widely from token to token."""
     torch.manual_seed(3)
     own = tuple(0.9 - 0.2 * level for level in range(len(space.attention) - 1))
-    config = ValueConfig(base_hidden=64, layer=layer, grid=space, width=32, calibration=64, attention_own=own)
+    config = ValueConfig(base_hidden=64, layer=layer, grid=space, width=32, kept_sensitivities=64, attention_own=own)
     network = ValueNetwork(config).eval()
     with torch.no_grad():
         network.head.weight.normal_(0, 2)
-        network.calibration.copy_(torch.rand(64, 3) * 2)
+        network.training_sensitivities.copy_(torch.rand(64, 3) * 2)
         network.trust.copy_(torch.tensor([1.0, 0.9, 0.7]))
     return ValuePolicy(network, space, clamp)
 
