@@ -8,9 +8,9 @@ from conftest import tiny_model
 from solm.backends.torch.adaptive import HIDDEN, INPUT, Rule
 from solm.backends.torch.adaptive_session import AdaptiveSession
 from solm.backends.torch.families import decoder_layers, mlp_sites
-from solm.backends.torch.plan import ceil_share
 from solm.core.actions import ActionSpace
 from solm.core.errors import SolmError
+from solm.core.shares import ceil_share
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
 from solm.evaluation.arms import Arm

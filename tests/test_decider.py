@@ -12,6 +12,7 @@ from solm.backends.midpass import MidPassDriver
 from solm.backends.torch.hooks import ModelControl
 from solm.core.actions import ActionSpace
 from solm.core.sparsity import SparsityConfig
+from solm.policies.priced import PricedPolicy
 from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy
 from test_families import tokens
 from test_profile import sparsity_of
@@ -35,16 +36,27 @@ def engine():
 
 
 def policy_of(space: ActionSpace, layer: int, clamp: bool = True) -> ValuePolicy:
-    """A policy whose word differs widely from token to token."""
+    """A policy whose sensitivities differ widely between tokens."""
     torch.manual_seed(3)
     own = tuple(0.9 - 0.2 * level for level in range(len(space.attention) - 1))
-    config = ValueConfig(base_hidden=64, layer=layer, grid=space, width=32, calibration=64, attention_own=own)
+    config = ValueConfig(base_hidden=64, layer=layer, grid=space, width=32, kept_sensitivities=64, attention_own=own)
     network = ValueNetwork(config).eval()
     with torch.no_grad():
         network.head.weight.normal_(0, 2)
-        network.calibration.copy_(torch.rand(64, 3) * 2)
+        network.training_sensitivities.copy_(torch.rand(64, 3) * 2)
         network.trust.copy_(torch.tensor([1.0, 0.9, 0.7]))
     return ValuePolicy(network, space, clamp)
+
+
+class InPython(PricedPolicy):
+    """The same policy, of a type that the engine does not decide by."""
+
+    def __init__(self, policy: ValuePolicy):
+        super().__init__(policy.space, policy.layer, policy.curves, policy.clamp)
+        self.costs = policy.costs
+
+    def costs(self, hidden, before):
+        raise NotImplementedError
 
 
 def both(engine, policy, target, horizon, rows=3, context=30, sparsity=SPARSITY):
@@ -52,10 +64,7 @@ def both(engine, policy, target, horizon, rows=3, context=30, sparsity=SPARSITY)
     control, native = engine
     parent = CpuSession(control, sparsity, native)
     parent.prefill(tokens(rows, context))
-    plain = ValuePolicy.__new__(ValuePolicy)
-    plain.__dict__.update(policy.__dict__)
-    plain.__class__ = type("Interpreted", (ValuePolicy,), {"compiled": None})
-    drivers = [MidPassDriver(parent.fork(1), some, target, horizon) for some in (plain, policy)]
+    drivers = [MidPassDriver(parent.fork(1), some, target, horizon) for some in (InPython(policy), policy)]
     assert [driver._decider is None for driver in drivers] == [True, False]
     return drivers
 

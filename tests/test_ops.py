@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from solm.backends.torch.attention import KeyValues, attend
 from solm.backends.torch.layout import Layout
 from solm.backends.torch.pages import PageBounds, _group_queries, _page_scores
-from solm.backends.torch.plan import ceil_share, kv_budget, make_plan
+from solm.backends.torch.plan import make_plan
 from solm.backends.torch.quantize import fake_quantize
 from solm.backends.torch.select import keep_channels, largest
 from solm.core.cost import ModelShapes
+from solm.core.shares import ceil_share, kv_budget
 from solm.core.sparsity import SparsityConfig
 
 SHAPES = ModelShapes(layers=2, hidden=64, intermediate=96, heads=4, kv_heads=2, head_dim=16, vocabulary=259, gated=True)

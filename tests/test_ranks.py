@@ -14,10 +14,10 @@ from solm.core.errors import SolmError
 from solm.training.ranks import Ranks
 from test_serve_process import free_port
 
-VALUES = ["--context", "100", "--horizon", "12", "--sequences", "2", "--set", "layer=1", "--set", "width=16",
-          "--set", "calibration_texts=2", "--set", "calibration_horizon=16", "--set", "calibration_context=100",
+VALUES = ["--context", "100", "--length", "12", "--texts", "2", "--set", "layer=1", "--set", "width=16",
+          "--set", "level_cost_texts=2", "--set", "level_cost_length=16", "--set", "level_cost_context=100",
           "--set", "dtype=float32"]  # fmt: skip
-GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--horizon", "6", "--sequences", "4",
+GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--length", "6", "--texts", "4",
         "--rollouts", "3", "--set", "width=16", "--set", "dtype=float32", "--set", "checkpoint_every=1"]  # fmt: skip
 
 
@@ -86,5 +86,5 @@ def test_policy_gradient_follows_one_trajectory_whatever_the_number_of_processes
 
 def test_what_cannot_be_dealt_out_is_said():
     assert Ranks(1, 2).share(4) == slice(2, 4)
-    with pytest.raises(SolmError, match="3 sequences per update cannot be dealt out to 2 processes"):
+    with pytest.raises(SolmError, match="3 texts per update cannot be shared evenly by 2 processes"):
         Ranks(0, 2).share(3)

@@ -3,15 +3,15 @@
 import numpy as np
 import torch
 
-from solm.backends.cpu.decider import ROW, Decider
+from solm.backends.cpu.decider import ROW, Decider, decider_of
 from solm.backends.cpu.session import CpuSession
 from solm.backends.passes import Extended, Turn
 from solm.backends.rows import Rows
-from solm.backends.torch.plan import axis_levels
 from solm.backends.torch.session import Session
 from solm.core.budget import Ledger
+from solm.policies.mid_pass import decide_known
 from solm.policies.priced import PricedPolicy
-from solm.policies.protocol import Count, Observation
+from solm.policies.protocol import Count
 from solm.policies.schedules import Static
 from solm.policies.unroll import unroll
 from solm.policies.value_policy import ValuePolicy
@@ -33,46 +33,32 @@ class MidPass:
 
     def before(self, count: int) -> torch.Tensor:
         """Actions [N, count] of the layers before the policy's over the next steps."""
-        schedule = unroll(self.rows, Static(self.policy.space), count, self.target, ledger=self.early)
+        rows = self.rows
+        schedule = unroll(
+            Static(self.policy.space),
+            rows.kv_length,
+            rows.sparsity,
+            rows.control.shapes,
+            count,
+            self.target,
+            self.early,
+        )
         self.early = schedule.ledger
         return schedule.actions
 
     def decide(self, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-        """Actions [N, Q] for residual streams [N, Q, H] after actions `before` [N, Q]; pure bookkeeping but for the
-        network's one call."""
-        session, policy, space = self.rows, self.policy, self.policy.space
-
-        layers = session.control.shapes.layers
-        gains = policy.gains(hidden, space.table[before])
-        ledger, rows = session.ledger, torch.arange(session.rows)
-        kv_length = session.kv_length[:, None] + torch.arange(before.shape[1])
-        controllable = kv_length > session.sparsity.always_read
-        own = axis_levels(space, kv_length, session.sparsity, session.control.shapes)
-        begun = axis_levels(space, kv_length, session.sparsity, session.control.shapes, before=policy.layer)
-        rest = [whole - first for whole, first in zip(own, begun, strict=True)]
-        early = space.level_table[before].split(1, -1)
-        mixed = [first.gather(-1, index) + after for first, index, after in zip(begun, early, rest, strict=True)]
-        ahead = torch.stack(
-            [_on_average(*axis, policy.layer / layers) for axis in zip(self.target.unbind(1), own, begun, strict=True)],
-            -1,
+        """Actions [N, Q] for residual streams [N, Q, H] after actions `before` [N, Q]."""
+        rows = self.rows
+        taken, horizon = (
+            torch.from_numpy(np.broadcast_to(np.asarray(count, dtype=np.int64), rows.rows).copy())
+            for count in (self.steps, self.horizon)
         )
-        later = [ahead + torch.stack([levels[..., end] for levels in rest], -1) for end in (0, -1)]
-        previous = torch.full((session.rows,), space.dense_index)
-        taken = []
-        for step in range(before.shape[1]):
-            seen = Observation(
-                None, None, self.target, ledger, (mixed[0][:, step], mixed[1][:, step], mixed[2][:, step]),
-                self.steps + step, self.horizon, controllable[:, step], previous,
-                (later[0][:, step], later[1][:, step]),
-            )  # fmt: skip
-            now = (gains[0][:, step], gains[1][:, step], gains[2][:, step])
-            actions = torch.where(seen.controllable, policy.allocate(now, seen), space.dense_index)
-            chosen = space.level_table[actions]
-            realised = torch.stack([axis[rows, chosen[:, index]] for index, axis in enumerate(seen.levels)], 1)
-            ledger, previous = ledger.book(realised, seen.controllable), actions
-            taken.append(actions)
+        decided = decide_known(
+            self.policy, hidden, before, rows.kv_length, rows.sparsity, rows.control.shapes, target=self.target,
+            spent=rows.ledger.spent, booked=rows.ledger.steps, taken=taken, horizon=horizon,
+        )  # fmt: skip
         self.steps = self.steps + before.shape[1]
-        return torch.stack(taken, 1)
+        return decided.actions
 
     def lend(self, decider: Decider, rows: np.ndarray) -> None:
         """Write the books into records of dtype `ROW` [N], for the engine to decide by."""
@@ -88,7 +74,7 @@ class MidPass:
 
 def compiled(session: Rows, policy: object) -> Decider | None:
     """The policy in the engine's terms, where the session steps on the engine and the engine can decide by it."""
-    return policy.compiled if isinstance(session, CpuSession) and isinstance(policy, ValuePolicy) else None
+    return decider_of(policy) if isinstance(session, CpuSession) and isinstance(policy, ValuePolicy) else None
 
 
 class MidPassDriver:
@@ -152,16 +138,3 @@ class MidPassDriver:
 
         found = self.session.extend(tokens, table[before], Turn(self.policy.layer, choose))
         return found, taken[0]
-
-
-def _on_average(target: torch.Tensor, whole: torch.Tensor, first: torch.Tensor, part: float) -> torch.Tensor:
-    """What the first layers, this `part` of all, contribute [N, Q] on a schedule that realises `target` [N] on average;
-    whole, first [N, Q, levels]: what levels realise, and what these layers contribute to it."""
-    more = first - part * whole  # than their number says
-    goal = target[:, None, None]
-    upper = (whole <= goal).sum(-1, keepdim=True).clamp(min(1, whole.shape[-1] - 1), whole.shape[-1] - 1)
-    lower = (upper - 1).clamp(min=0)
-    low, high = whole.gather(-1, lower), whole.gather(-1, upper)
-    place = ((goal - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-    mixed = more.gather(-1, lower) + place * (more.gather(-1, upper) - more.gather(-1, lower))
-    return (part * goal + mixed)[..., 0]

@@ -3,9 +3,9 @@
 import torch
 
 from solm.backends.torch.hooks import ModelControl
-from solm.backends.torch.plan import axis_levels
 from solm.core.actions import ActionSpace
 from solm.core.budget import Ledger
+from solm.core.shares import axis_levels
 from solm.core.sparsity import SparsityConfig
 
 

@@ -28,8 +28,8 @@ def train(
         typer.Option(help="What layers keep of an action: a file of solm allocation, or a policy's. Evenly without."),
     ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens read densely before an episode.")] = None,
-    horizon: Annotated[int | None, typer.Option(help="Controlled tokens per episode.")] = None,
-    sequences: Annotated[int | None, typer.Option(help="Texts per batch.")] = None,
+    length: Annotated[int | None, typer.Option(help="Controlled tokens per episode.")] = None,
+    texts: Annotated[int | None, typer.Option(help="Texts per batch.")] = None,
     batches: Annotated[int | None, typer.Option(help="values: batches of random schedules to score.")] = None,
     rollouts: Annotated[int | None, typer.Option(help="grpo: schedules per text.")] = None,
     updates: Annotated[int | None, typer.Option(help="grpo: optimiser updates in all.")] = None,
@@ -67,8 +67,8 @@ def train(
     from solm.training.values import train_values
 
     given: dict[str, Any] = {
-        "model": model, "data": data, "space": space, "sparsity": sparsity, "context": context, "horizon": horizon,
-        "sequences": sequences, "batches": batches, "rollouts": rollouts, "updates": updates,
+        "model": model, "data": data, "space": space, "sparsity": sparsity, "context": context, "length": length,
+        "texts": texts, "batches": batches, "rollouts": rollouts, "updates": updates,
         "learning_rate": learning_rate, "seed": seed, "method": method,
     }  # fmt: skip
     overrides = {key: value for key, value in given.items() if value is not None}
@@ -113,8 +113,8 @@ def train(
 def note(record: dict[str, Any]) -> str:
     """One line about an update or batch."""
     speed = f"{record['token_steps_per_second']:.0f} token-steps/s"
-    if "gain" in record:
-        return f"mean gain {record['gain']:.3f} dense ppl {record['perplexity']:.1f} {speed}"
+    if "cost" in record:
+        return f"mean cost {record['cost']:.3f} dense ppl {record['perplexity']:.1f} {speed}"
     gaps = "/".join(f"{record[f'gap_{axis}']:.3f}" for axis in ("attention", "mlp", "bits"))
     return (
         f"reward {record['reward']:.3f} ppl {record['perplexity']:.1f} gap {gaps} "

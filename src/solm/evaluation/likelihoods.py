@@ -258,7 +258,10 @@ class _Job:
         phase = (self.steps + torch.arange(session.rows)) % _PHASES
         if isinstance(policy, Random):
             policy, phase = Static(policy.space), self.shuffled[phase]
-        schedule = unroll(session, policy, _PHASES, target, ledger=Ledger.empty(session.rows))
+        schedule = unroll(
+            policy, session.kv_length, session.sparsity, session.control.shapes, _PHASES, target,
+            Ledger.empty(session.rows),
+        )  # fmt: skip
         owed = (schedule.realised - target[:, None]).cumsum(1)
         return Ledger(owed[torch.arange(session.rows), phase], torch.zeros(session.rows, dtype=torch.int64))
 

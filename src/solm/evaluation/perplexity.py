@@ -21,12 +21,12 @@ from solm.evaluation.arms import Arm, Oracle, tuned
 from solm.evaluation.points import points, random_trials
 from solm.evaluation.result import SCHEMA_VERSION, EvaluationResult, command_line, environment
 from solm.evaluation.use import Taken, action_use, examples
-from solm.policies.priced import PricedPolicy
+from solm.policies.priced import LevelCosts, PricedPolicy
 from solm.policies.protocol import Policy
 from solm.policies.schedules import Dense, Random, Static
 from solm.runtime.drive import Episode, teacher_forced
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.level_costs import level_gains
+from solm.runtime.level_costs import measured_costs
 
 Rows = dict[str, list[list[float]]]
 
@@ -223,8 +223,8 @@ def _run_batch(
     for name, arm in arms.items():
         _spread(rows, name, run(arm, targets, 2)[1], settings)
     if settings.oracle:
-        measured = [gains.repeat_interleave(count, 0) for gains in level_gains(session, tokens, space)]
-        oracle = Oracle(space, (measured[0], measured[1], measured[2]))
+        costs = measured_costs(session, tokens, space)
+        oracle = Oracle(space, LevelCosts(*(axis.repeat_interleave(count, 0) for axis in costs)))
         _spread(rows, "oracle", run(Arm(oracle), targets, 2)[1], settings)
     for trial in range(settings.trials):
         _spread(rows, f"random/{trial}", run(Arm(Random(space)), targets, 3 + trial)[1], settings)

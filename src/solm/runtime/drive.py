@@ -155,12 +155,15 @@ def run_over(
         return Run(*MidPassDriver(session, policy, target, horizon).extend(tokens))
     if not policy.reads_model:
         before = session.hidden
-        schedule = unroll(session, policy, tokens.shape[1], target, generator, record=record)
+        schedule = unroll(
+            policy, session.kv_length, session.sparsity, session.control.shapes, tokens.shape[1], target,
+            session.ledger, generator=generator, record=record,
+        )  # fmt: skip
         found = session.extend(tokens, policy.space.table[schedule.actions])
         seen = None
-        if schedule.told is not None:
+        if schedule.inputs is not None:
             hidden = torch.cat([before[:, None], found.hidden[:, :-1]], 1)
-            seen = Features(hidden, session.embed(tokens), *(part.to(hidden.device) for part in schedule.told))
+            seen = Features(hidden, session.embed(tokens), *(part.to(hidden.device) for part in schedule.inputs))
         return Run(found, schedule.actions, seen)
     driver = Driver(session, policy, target, horizon, generator, record)
     return Run(*driver.extend(tokens), driver.seen)

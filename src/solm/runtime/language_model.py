@@ -13,7 +13,7 @@ from solm.backends.torch.session import Session
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.cost import step_cost
-from solm.core.errors import BudgetError, DataError, PolicyMismatchError, SolmError
+from solm.core.errors import BudgetError, DataError, SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import BaseIdentity, TrainedPolicy
 from solm.policies.priced import PricedPolicy
@@ -50,16 +50,10 @@ class LanguageModel:
         self.sparsity = sparsity = sparsity_of(policy, sparsity)
         try:
             if policy is not None:
-                policy.config.base.check(self.identity)
+                policy.check(self.identity, self.control.shapes)
                 policy.network.to(next(model.parameters()).device)
-            allocation, shapes = sparsity.allocation, self.control.shapes
-            if allocation is not None and (
-                allocation.layers != shapes.layers or allocation.heads not in (1, shapes.kv_heads)
-            ):
-                known, own = f"{allocation.layers} layers", f"{shapes.layers}"
-                if allocation.layers == shapes.layers:
-                    known, own = f"{allocation.heads} KV heads", f"{shapes.kv_heads}"
-                raise PolicyMismatchError(f"the allocation is of a model of {known}, this one has {own}")
+            if sparsity.allocation is not None:
+                sparsity.allocation.check(self.control.shapes.layers, self.control.shapes.kv_heads)
         except SolmError:
             self.detach()
             raise

@@ -30,8 +30,8 @@ def train(
 ) -> TrainedPolicy:
     """Train a policy for `lm` in the folder `out`, going on from what is there; the finished policy.
 
-    With several processes the sequences of an update are dealt out, advantages are whitened over all of them and
-    gradients added up once per update: the trajectory is that of one process, but for the order of float sums. A run
+    Several processes share the texts of an update. Advantages are whitened over all of them and gradients are summed
+    once per update: the result is that of one process, but for the order of float sums. A run
     may go on with another number of them.
 
     report: called with the log record of every update. On SIGINT or SIGTERM the update in progress is finished and
@@ -51,7 +51,7 @@ def train(
     ).to(next(lm.model.parameters()).device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     ranks = ranks or Ranks()
-    ranks.share(config.sequences)
+    ranks.share(config.texts)
     folder = RunFolder(out, config, ranks)
     try:
         done = folder.restore(network, optimizer)
@@ -100,9 +100,9 @@ def _loop(
 
     network = trained.network
     assert isinstance(network, PolicyNetwork)
-    mine = ranks.share(config.sequences)
+    mine = ranks.share(config.texts)
     rows = slice(mine.start * config.rollouts, mine.stop * config.rollouts)
-    part = (rows, config.sequences * config.rollouts)
+    part = (rows, config.texts * config.rollouts)
     policy = LearnedPolicy(network.eval(), config.space, "sample", clamp=False, part=part)
     saved, started = done, time.perf_counter()
     writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=done + 1) if ranks.first else None
@@ -143,8 +143,8 @@ def optimise(
     episode = batch.episode
     assert episode.features is not None
     device = episode.features.hidden.device
-    group = (config.sequences, config.rollouts)
-    mine = ranks.share(config.sequences * config.rollouts)
+    group = (config.texts, config.rollouts)
+    mine = ranks.share(config.texts * config.rollouts)
 
     def everyones(part: torch.Tensor) -> torch.Tensor:
         return ranks.gather(part.to(device)).cpu()
