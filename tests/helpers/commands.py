@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-VALUES = ["--context", "100", "--horizon", "12", "--sequences", "2", "--set", "layer=1", "--set", "width=16",
-          "--set", "calibration_texts=2", "--set", "calibration_horizon=16", "--set", "calibration_context=100",
+VALUES = ["--context", "100", "--length", "12", "--texts", "2", "--set", "layer=1", "--set", "width=16",
+          "--set", "level_cost_texts=2", "--set", "level_cost_length=16", "--set", "level_cost_context=100",
           "--set", "dtype=float32"]  # fmt: skip
-GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--horizon", "6", "--sequences", "4",
+GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--length", "6", "--texts", "4",
         "--rollouts", "3", "--set", "width=16", "--set", "dtype=float32", "--set", "checkpoint_every=1"]  # fmt: skip
 
 

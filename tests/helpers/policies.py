@@ -20,9 +20,10 @@ def network(layer: int = 1, grid: ActionSpace = SPACE, seed: int = 0) -> ValueNe
     made = ValueNetwork(ValueConfig(base_hidden=64, layer=layer, grid=grid, width=16))
     torch.nn.init.normal_(made.head.weight, std=0.5)
     with torch.no_grad():
-        for allocation in made.profiles:
-            allocation.copy_(torch.tensor([-1.0, -0.3]))
-        made.calibration.copy_(made(torch.randn(len(made.calibration), 64), torch.ones(len(made.calibration), 3)))
+        for costs in made.level_costs:
+            costs.copy_(torch.tensor([1.0, 0.3]))
+        count = len(made.training_sensitivities)
+        made.training_sensitivities.copy_(made(torch.randn(count, 64), torch.ones(count, 3)))
     return made.eval()
 
 
@@ -32,8 +33,7 @@ def under_values(lm, sparsity):
     config = PolicyConfig(
         base=lm.identity, space=values.config.grid, sparsity=sparsity, network=values.config
     )  # fmt: skip
-    lm.trained, lm.sparsity = TrainedPolicy(config, values), sparsity
-    return lm
+    return lm.with_policy(TrainedPolicy(config, values))
 
 
 def profile_of(*bends: float) -> Allocation:

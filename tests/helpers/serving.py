@@ -32,7 +32,7 @@ def tiny_service(byte_tokenizer, policy=True, **settings) -> Service:
             base=lm.identity, space=values.config.grid, sparsity=SparsityConfig(window=32, page_size=8),
             network=values.config,
         )  # fmt: skip
-        lm.trained, lm.sparsity = TrainedPolicy(config, values), config.sparsity
+        lm = lm.with_policy(TrainedPolicy(config, values))
     return Service(lm, ServeSettings(**settings), "tiny")
 
 

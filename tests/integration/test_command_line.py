@@ -10,7 +10,7 @@ import pytest
 from helpers.commands import solm
 from solm.cli.main import main
 
-TINY_TRAIN = ["--context", "90", "--horizon", "6", "--updates", "2", "--set", "width=16", "--set", "dtype=float32"]
+TINY_TRAIN = ["--context", "90", "--length", "6", "--updates", "2", "--set", "width=16", "--set", "dtype=float32"]
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +87,12 @@ def test_a_failed_evaluation_overwrites_nothing(trained, tmp_path):
 def test_a_token_table_is_a_policy_that_decides_before_the_first_layer(trained, tmp_path):
     model, _ = trained
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
-    small = {"width": 16, "dtype": "float32", "calibration_context": 90, "calibration_horizon": 12}
+    small = {"width": 16, "dtype": "float32", "level_cost_context": 90, "level_cost_length": 12}
     options = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
     for name, layer in (("policy", 1), ("table", 0)):
         solm(
             "train", "--model", model, "--data", tmp_path / "text.txt", "--out", tmp_path / name, "--context", 90,
-            "--horizon", 20, "--batches", 2, "--set", f"layer={layer}", *options,
+            "--length", 20, "--batches", 2, "--set", f"layer={layer}", *options,
         )  # fmt: skip
     out = tmp_path / "out.json"
     solm(
@@ -108,10 +108,10 @@ def test_a_value_policy_is_trained_resumed_and_compared_with_every_arm(trained, 
     model, _ = trained
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
     (tmp_path / "other.txt").write_text("Sphinx of black quartz, judge my vow. " * 700)
-    small = {"layer": 1, "width": 16, "dtype": "float32", "calibration_context": 90, "calibration_horizon": 12}
+    small = {"layer": 1, "width": 16, "dtype": "float32", "level_cost_context": 90, "level_cost_length": 12}
     options = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
     command = ["train", "--model", model, "--data", tmp_path / "text.txt", "--out", tmp_path / "run", "--context", 90]
-    solm(*command, "--horizon", 20, "--batches", 2, *options)
+    solm(*command, "--length", 20, "--batches", 2, *options)
     solm("train", "--out", tmp_path / "run", "--batches", 3)
     assert len(list((tmp_path / "run/samples").iterdir())) == 3
     out, policy = tmp_path / "out.json", tmp_path / "run/policy"

@@ -57,5 +57,5 @@ def test_policy_gradient_follows_one_trajectory_whatever_the_number_of_processes
 
 def test_what_cannot_be_dealt_out_is_said():
     assert Ranks(1, 2).share(4) == slice(2, 4)
-    with pytest.raises(SolmError, match="3 sequences per update cannot be dealt out to 2 processes"):
+    with pytest.raises(SolmError, match="3 texts per update cannot be shared evenly by 2 processes"):
         Ranks(0, 2).share(3)

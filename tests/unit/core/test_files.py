@@ -14,10 +14,10 @@ from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.core.files import locked, read_model, resumable, write_bytes
 from solm.training.config import ValueTrainConfig
 
-TRAIN = ["--context", "100", "--horizon", "16", "--sequences", "2", "--batches", "3", "--set", "layer=1", "--set",
-         "width=16", "--set", "dtype=float32", "--set", "calibration_texts=2", "--set", "calibration_horizon=16",
-         "--set", "calibration_context=100"]  # fmt: skip
-GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--horizon", "6", "--sequences", "2",
+TRAIN = ["--context", "100", "--length", "16", "--texts", "2", "--batches", "3", "--set", "layer=1", "--set",
+         "width=16", "--set", "dtype=float32", "--set", "level_cost_texts=2", "--set", "level_cost_length=16",
+         "--set", "level_cost_context=100"]  # fmt: skip
+GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--length", "6", "--texts", "2",
         "--rollouts", "2", "--updates", "2", "--set", "width=16", "--set", "dtype=float32", "--set",
         "checkpoint_every=1"]  # fmt: skip
 EVAL = ["--space", "mlp-40", "--budgets", "0.9,0.95", "--sequences", "24", "--context", "90", "--length", "12",

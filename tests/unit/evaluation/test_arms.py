@@ -18,7 +18,7 @@ from solm.evaluation.statistics import expected_best
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.schedules import Static
 from solm.policies.value_policy import ValuePolicy
-from solm.runtime.level_costs import expected_gains, level_gains
+from solm.runtime.level_costs import expected_costs, measured_costs
 
 
 def test_the_hull_holds_the_points_that_no_mixture_beats():
@@ -50,40 +50,40 @@ def test_the_oracle_beats_static_at_the_same_spending():
         ids = tokens(6, CONTEXT + STEPS + 1)
         session = lm.session()
         session.prefill(ids[:, :CONTEXT])
-        gains = level_gains(session, ids[:, CONTEXT:], space)
-        assert [gain.shape[-1] for gain in gains] == [1, 2, 1]
+        costs = measured_costs(session, ids[:, CONTEXT:], space)
+        assert [axis.shape[-1] for axis in costs] == [1, 2, 1]
         low = torch.tensor((1.0, 0.2, 16)).expand(6, STEPS, 3)
         direct = session.fork(1).score(ids[:, CONTEXT:], low).log_probabilities
         dense = session.fork(1).score(ids[:, CONTEXT:], torch.ones(6, STEPS, 3) * torch.tensor([1, 1, 16]))
-        torch.testing.assert_close(gains[1][..., 0].float(), direct - dense.log_probabilities)
-        assert tuned_nats(gains)[1] == 0
+        torch.testing.assert_close(costs.mlp[..., 0].float(), dense.log_probabilities - direct)
+        assert tuned_nats(costs)[1] == 0
         target = torch.tensor([[1.0, 0.6, 1.0]] * 6, dtype=torch.float64)
         ours, static = (
             scored_under(session.fork(1), policy, ids[:, CONTEXT:], target)
-            for policy in (Oracle(space, gains), Static(space))
+            for policy in (Oracle(space, costs), Static(space))
         )
         torch.testing.assert_close(ours.realised.mean(1), static.realised.mean(1), rtol=0, atol=0.05)
         assert ours.log_probabilities.mean() > static.log_probabilities.mean()
 
 
-def test_expected_gains_are_the_mean_of_gains_over_what_the_dense_run_predicts():
+def test_expected_costs_are_the_mean_of_measured_ones_over_what_the_dense_run_predicts():
     with solm.attach(tiny_model("llama"), sparsity=SPARSITY) as lm:
         space = ActionSpace(mlp=(0.2, 1.0))
         ids = tokens(2, CONTEXT + 2)
         session = lm.session()
         session.prefill(ids[:, :CONTEXT])
-        expected = expected_gains(session, ids[:, CONTEXT:], space)[1]
+        expected = expected_costs(session, ids[:, CONTEXT:], space)[1]
         dense, low = (
             session.fork(1).extend(ids[:, CONTEXT:-1], torch.tensor((1.0, keep, 16)).expand(2, 1, 3)).logits.softmax(-1)
             for keep in (1.0, 0.2)
         )
         every = [
-            level_gains(session, torch.cat([ids[:, CONTEXT:-1], torch.full((2, 1), token)], 1), space)[1]
+            measured_costs(session, torch.cat([ids[:, CONTEXT:-1], torch.full((2, 1), token)], 1), space)[1]
             for token in range(dense.shape[-1])
         ]
         mean = (torch.stack(every, -1) * dense[:, :, None].double()).sum(-1)
         torch.testing.assert_close(expected, mean, rtol=1e-3, atol=1e-6)
-        assert (expected[..., 0] < 0).all()
+        assert (expected[..., 0] > 0).all()
         assert (low != dense).any()
 
 

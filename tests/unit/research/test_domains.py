@@ -34,7 +34,7 @@ def test_divergence_is_zero_at_home_and_grows_with_distance():
 
 def test_every_source_is_compared_by_itself(value_lm, byte_tokenizer, tmp_path):
     network = value_lm.trained.network
-    network.calibration.copy_(1 + 0.1 * torch.randn(network.calibration.shape))
+    network.training_sensitivities.copy_(1 + 0.1 * torch.randn(network.training_sensitivities.shape))
     sources = streams(byte_tokenizer)
     result = shift(value_lm, sources, SETTINGS)
     assert [source.name for source in result.sources] == ["fish.txt", "digits.txt"]

@@ -4,8 +4,10 @@ import shutil
 
 import pytest
 import torch
-from solm.runtime.batching import Batch, Seat
 
+import solm
+
+from helpers.models import tiny_model
 from helpers.policies import under_values
 from solm.core.budget import Budget
 from solm.core.errors import DataError
@@ -20,10 +22,12 @@ def value_lm(tiny_lm):
 
 
 @pytest.fixture
-def native_lm(tiny_lm):
+def cpu_lm(tiny_lm):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler here")
-    return under_values(tiny_lm, SparsityConfig(window=32)).compile("int8")
+    config = under_values(tiny_lm, SparsityConfig(window=32)).trained
+    with solm.attach(tiny_model("llama", torch.float32), config, tiny_lm.tokenizer, backend="cpu", precision="int8") as lm:
+        yield lm
 
 
 def prompt(seed: int, length: int) -> torch.Tensor:
@@ -31,7 +35,7 @@ def prompt(seed: int, length: int) -> torch.Tensor:
 
 
 REQUESTS = [
-    # joins at, prompt length, schedule, budget, seed, tokens
+    # joins at, prompt length, policy, budget, seed, tokens
     (0, 100, "policy", 0.6, 1, 40),
     (0, 30, "static", 0.8, 2, 70),
     (3, 180, "random", 0.7, 3, 20),
@@ -43,47 +47,53 @@ REQUESTS = [
 
 def run_together(lm, requests, changed=None):
     """Every request's tokens and actions, decoded in one batch that they join and leave."""
-    batch, rows, said = Batch(), [], {}
+    batch, rows, said = None, [], {}
     policies = {name: lm.policy(name) for name in ("policy", "static", "random", "dense")}
     step = 0
     while rows or any(joins >= step for joins, *_ in requests):
-        for number, (joins, length, schedule, budget, seed, tokens) in enumerate(requests):
+        for number, (joins, length, name, budget, seed, tokens) in enumerate(requests):
             if joins != step:
                 continue
             ids = prompt(seed, length)
             sampler = Sampler(lm, ids, seed, {"temperature": 1.5})
             session = lm.session(capacity=length)
             first = sampler.choose(session.prefill(ids)[0])
-            target = lm.budget(budget).tensor(1)[0]
-            batch.join(session, Seat(policies[schedule], target, tokens, sampler.generator))
+            session.control(policies[name], lm.budget(budget).tensor(1), tokens, sampler.generator)
+            if batch is None:
+                batch = session
+            else:
+                batch.join(session)
             rows.append(number)
             said[number] = (sampler, [first], [])
         if rows:
             stepped = batch.step(torch.tensor([said[number][1][-1] for number in rows]))
             for row in reversed(range(len(rows))):
                 sampler, ids, actions = said[rows[row]]
-                ids.append(sampler.choose(stepped.logits[row]))
-                actions.append(int(stepped.actions[row]))
+                ids.append(sampler.choose(stepped.logits[row, 0]))
+                actions.append(int(stepped.actions[row, 0]))
                 if len(ids) == requests[rows[row]][5]:
-                    batch.leave(row)
                     rows[row] = rows[-1]
                     rows.pop()
+                    if rows:
+                        batch.leave(row)
+                    else:
+                        batch = None
         step += 1
-    assert batch.session is None
+    assert batch is None
     return said
 
 
-@pytest.mark.parametrize("kind", ["value_lm", "policy_lm", "native_lm"])
+@pytest.mark.parametrize("kind", ["value_lm", "policy_lm", "cpu_lm"])
 def test_a_row_says_and_spends_what_it_would_alone(kind, request):
     lm = request.getfixturevalue(kind)
     said = run_together(lm, REQUESTS)
-    for number, (_, length, schedule, budget, seed, tokens) in enumerate(REQUESTS):
+    for number, (_, length, name, budget, seed, tokens) in enumerate(REQUESTS):
         alone = lm.generate(
-            prompt(seed, length), budget=budget, schedule=schedule, seed=seed, max_new_tokens=tokens, temperature=1.5,
+            prompt(seed, length), budget=budget, policy=name, seed=seed, max_new_tokens=tokens, temperature=1.5,
             min_new_tokens=0, eos_token_id=-1,
         )  # fmt: skip
         _, ids, actions = said[number]
-        space = lm.policy(schedule).space
+        space = lm.policy(name).space
         assert ids == [token.id for token in alone.tokens], number
         assert [space.actions[action].tag for action in actions] == [token.action for token in alone.tokens[1:]]
     assert len({action for _, _, actions in said.values() for action in actions}) > 2
@@ -94,12 +104,11 @@ def test_a_changed_target_holds_from_then_on(value_lm):
     ids = prompt(1, 120)
     session = lm.session(capacity=400)
     session.prefill(ids)
-    batch = Batch()
-    batch.join(session, Seat(policy, Budget.from_net(0.9, policy.space).tensor(1)[0], 200))
+    session.control(policy, Budget.from_net(0.9, policy.space).tensor(1), 200)
     token = torch.tensor([5])
-    first = torch.stack([batch.step(token).realised[0] for _ in range(100)]).mean()
-    batch.aim(Budget.from_net(0.6, policy.space).tensor(1))
-    then = torch.stack([batch.step(token).realised[0] for _ in range(100)]).mean()
+    first = torch.stack([session.step(token).realised[0] for _ in range(100)]).mean()
+    session.aim(Budget.from_net(0.6, policy.space).tensor(1))
+    then = torch.stack([session.step(token).realised[0] for _ in range(100)]).mean()
     assert float(first) == pytest.approx(0.9, abs=0.02)
     assert float(then) == pytest.approx(0.6, abs=0.02)
 
@@ -126,7 +135,7 @@ def test_page_bounds_follow_rows_of_unequal_length(tiny_lm):
         got = together.step(tokens, keep.expand(len(alone), 3))
         for row, session in enumerate(alone):
             expected = session.step(tokens[row : row + 1], keep[None])
-            torch.testing.assert_close(got[row], expected[0], atol=2e-4, rtol=2e-3)
+            torch.testing.assert_close(got.logits[row], expected.logits[0], atol=2e-4, rtol=2e-3)
         if step == 50:
             together.leave(0)
             alone[0] = alone.pop()
@@ -140,7 +149,7 @@ def test_a_copy_goes_on_where_it_was_cut(tiny_lm):
     part = whole.copy(64, capacity=100)
     torch.testing.assert_close(part.prefill(ids[:, 64:]), expected)
     again = whole.copy(90)
-    torch.testing.assert_close(again.step(torch.tensor([7])), whole.step(torch.tensor([7])))
+    torch.testing.assert_close(again.step(torch.tensor([7])).logits, whole.step(torch.tensor([7])).logits)
     with pytest.raises(DataError, match="cannot copy 91 tokens"):
         part.copy(91)
 

@@ -345,8 +345,8 @@ def test_the_commands_work_together(tiny_folder, tmp_path):
     done = CliRunner().invoke(
         app,
         ["train", *common, "--out", str(run), "--allocation", str(layers), "--batches", "1", "--context", "128",
-         "--horizon", "8", "--set", "schedules=1", "--set", "layer=1", "--set", "calibration_texts=2",
-         "--set", "calibration_horizon=8", "--set", "calibration_context=128"],
+         "--length", "8", "--set", "schedules=1", "--set", "layer=1", "--set", "level_cost_texts=2",
+         "--set", "level_cost_length=8", "--set", "level_cost_context=128"],
     )  # fmt: skip
     assert done.exit_code == 0, (done.output, done.exception)
     lm = solm.load(str(tiny_folder), str(run / "policy"))

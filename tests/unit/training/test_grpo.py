@@ -26,7 +26,7 @@ from solm.training.ranks import Ranks
 from solm.training.rollout import collect
 
 TINY = {
-    "data": "pydoc:train", "space": "joint-8", "context": 90, "horizon": 6, "sequences": 2, "rollouts": 4,
+    "data": "pydoc:train", "space": "joint-8", "context": 90, "length": 6, "texts": 2, "rollouts": 4,
     "updates": 4, "width": 16, "heads": 2, "dtype": "float32", "checkpoint_every": 2, "learning_rate": 0.01,
 }  # fmt: skip
 
@@ -279,7 +279,7 @@ def test_sigterm_of_the_command_saves_and_exits_143(tmp_path, tiny_folder):
     command = [
         sys.executable, "-m", "solm.cli", "train", "--method", "grpo", "--model", str(tiny_folder), "--out", str(out),
         "--updates", "5000",
-        "--context", "90", "--horizon", "6", "--set", "width=16", "--set", "dtype=float32",
+        "--context", "90", "--length", "6", "--set", "width=16", "--set", "dtype=float32",
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
