@@ -72,8 +72,7 @@ def policy_lm(tiny_lm):
         sparsity=SparsityConfig(window=32, page_size=8),
         network=NetworkConfig(base_hidden=64, actions=8, width=16, heads=2),
     )
-    tiny_lm.trained, tiny_lm.sparsity = TrainedPolicy(config), config.sparsity
-    return tiny_lm
+    return tiny_lm.with_policy(TrainedPolicy(config))
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_the_server_says_what_generate_says(service, client):
             model="tiny", prompt=LONG, max_tokens=50, temperature=0,
             extra_body={"efficiency": {"policy": policy, "budget": budget, "trace": True}}, seed=5,
         )  # fmt: skip
-        alone = lm.generate(ids, budget=budget, schedule=policy, max_new_tokens=50, seed=5)
+        alone = lm.generate(ids, budget=budget, policy=policy, max_new_tokens=50, seed=5)
         assert answer.choices[0].text == alone.text
         trace = answer.choices[0].efficiency["tokens"]
         assert [token["action"] for token in trace] == [token.action for token in alone.tokens]
@@ -293,7 +293,7 @@ def test_five_hundred_hang_up_and_nothing_is_left(service, address, client):
     with ThreadPoolExecutor(24) as pool:
         list(pool.map(hang_up, range(500)))
     until(lambda: gauges(service) == (0, 0, 0), 120)
-    assert service.scheduler._batch.session is None
+    assert service.scheduler.busy == 0
     assert service.metrics.registry.get_sample_value("solm_rows_ended_total", {"reason": "cancelled"}) > 250
     assert ask(client).choices[0].message.content
 
@@ -322,7 +322,6 @@ def test_an_error_in_one_row_fails_that_request_alone(service, client, monkeypat
 
 
 def test_a_pass_that_fails_ends_its_rows_and_the_server_goes_on(service, client, monkeypatch):
-    from solm.backends.torch.session import Session
 
     with monkeypatch.context() as patch:
         patch.setattr(Session, "extend", lambda *_: 1 / 0)

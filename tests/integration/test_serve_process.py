@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from helpers.commands import free_port
+from helpers.models import tiny_model
 from helpers.serving import TEMPLATE, running, tiny_service, until
 from solm.cli.main import main
 
@@ -74,8 +75,6 @@ def test_lm_eval_reads_the_same_from_the_api(byte_tokenizer, tiny_folder):
     import torch
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
-
-    from helpers.models import tiny_model
 
     with running(tiny_service(byte_tokenizer)) as address:
         model = LocalCompletionsAPI(

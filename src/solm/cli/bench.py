@@ -45,8 +45,8 @@ def bench(
 
     from solm.core.files import write_text
     from solm.data.windows import token_stream
-    from solm.runtime.load import load
     from solm.evaluation.step_timing import measure
+    from solm.runtime.load import load
 
     try:
         lengths = tuple(sorted({int(part) for part in contexts.split(",")}))

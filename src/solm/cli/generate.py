@@ -59,7 +59,15 @@ def generate(
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "repetition_penalty": repetition_penalty,
     }  # fmt: skip
     options = {name: value for name, value in options.items() if value is not None}
-    lm = load(model, policy, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype, timings=calibration)
+    lm = load(
+        model,
+        policy,
+        dtype=dtype,
+        backend=backend,
+        precision=precision,
+        kv_cache_dtype=kv_cache_dtype,
+        timings=calibration,
+    )
     ids = lm.encode(text)
     asked = lm.budget(budget, ids.shape[1] + max_new_tokens // 2)
     tokens = []

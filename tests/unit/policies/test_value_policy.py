@@ -12,8 +12,8 @@ import solm
 from helpers.models import CONTEXT, STEPS, tiny_model, tokens
 from helpers.policies import SPACE, SPARSITY, network
 from helpers.sessions import scored_under
-from solm.backends.torch.backend import TorchBackend
 from solm.backends.session import SplitSchedule
+from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
 from solm.core.budget import Ledger
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
@@ -21,7 +21,6 @@ from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.priced import PriceCurve
-from solm.policies.protocol import Observation
 from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy, costs_between, known_levels
 from solm.training.checkpoint import read_stored
 from solm.training.config import FitConfig, ValueTrainConfig
@@ -113,7 +112,9 @@ def test_every_row_meets_its_budget_and_saves_where_it_costs_least(shares, horiz
     levels, costs = [], []
     for step in range(horizon):
         predicted = policy.costs(torch.randn(8, 1, 64, generator=generator), SPACE.table[-1].expand(8, 1, 3))
-        action = allocate(policy, tuple(axis[:, 0] for axis in predicted), shares_of(SPACE, 8), target, ledger, horizon - step)
+        action = allocate(
+            policy, tuple(axis[:, 0] for axis in predicted), shares_of(SPACE, 8), target, ledger, horizon - step
+        )
         share = SPACE.table[action] / torch.tensor([1, 1, 16])
         ledger = ledger.book(share, torch.ones(8, dtype=torch.bool))
         levels.append(torch.unravel_index(action, SPACE.shape)[1])
@@ -231,9 +232,7 @@ def test_samples_are_differences_to_the_dense_run_of_the_same_tokens():
         expected = dense.log_probabilities[:, None] - alone.log_probabilities.view(2, 3, -1)
         torch.testing.assert_close(got.cost, expected.float(), rtol=1e-4, atol=1e-5)
         logits = [
-            session.fork(forks)
-            .extend(ids[:, CONTEXT:-1].repeat_interleave(forks, 0), keep)
-            .logits.log_softmax(-1)
+            session.fork(forks).extend(ids[:, CONTEXT:-1].repeat_interleave(forks, 0), keep).logits.log_softmax(-1)
             for forks, keep in (
                 (1, torch.tensor((1.0, 1, 16)).expand(2, STEPS, 3)),
                 (3, SplitSchedule(1, first, second)),

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import solm
-
 from helpers.models import tiny_model
 from helpers.policies import under_values
 from solm.core.budget import Budget
@@ -26,7 +25,9 @@ def cpu_lm(tiny_lm):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler here")
     config = under_values(tiny_lm, SparsityConfig(window=32)).trained
-    with solm.attach(tiny_model("llama", torch.float32), config, tiny_lm.tokenizer, backend="cpu", precision="int8") as lm:
+    with solm.attach(
+        tiny_model("llama", torch.float32), config, tiny_lm.tokenizer, backend="cpu", precision="int8"
+    ) as lm:
         yield lm
 
 

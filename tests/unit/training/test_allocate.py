@@ -19,6 +19,7 @@ from helpers.policies import SPARSITY as PLAIN
 from helpers.sessions import scored_under
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.session import CpuSession
+from solm.backends.session import SplitSchedule
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.layout import Layout
 from solm.backends.torch.pages import PageBounds, select_pages
@@ -141,7 +142,7 @@ def test_a_turn_in_mid_pass_books_what_each_part_spent(control):
         control.session(sparsity), CpuSession(control, Engine(control.model, sparsity, "float32"), sparsity)
     ):  # fmt: skip
         session.prefill(tokens(2, 100))
-        found = session.fork(1).extend(tokens(2, 30, seed=5), low, Turn(1, lambda hidden: high))
+        found = session.fork(1).extend(tokens(2, 30, seed=5), SplitSchedule(1, low, high))
         torch.testing.assert_close(found.realised, expected)
 
 
