@@ -136,7 +136,8 @@ def test_every_row_meets_its_budget_and_saves_where_it_costs_least(shares, horiz
     levels, costs = [], []
     for step in range(horizon):
         predicted = policy.costs(torch.randn(8, 1, 64, generator=generator), SPACE.table[-1].expand(8, 1, 3))
-        action = allocate(policy, tuple(axis[:, 0] for axis in predicted), shares_of(SPACE, 8), target, ledger, horizon - step)
+        now = tuple(axis[:, 0] for axis in predicted)
+        action = allocate(policy, now, shares_of(SPACE, 8), target, ledger, horizon - step)
         share = SPACE.table[action] / torch.tensor([1, 1, 16])
         ledger = ledger.book(share, torch.ones(8, dtype=torch.bool))
         levels.append(torch.unravel_index(action, SPACE.shape)[1])
