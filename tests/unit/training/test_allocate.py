@@ -31,7 +31,7 @@ from solm.core.errors import DamagedFileError, DataError, PolicyMismatchError, S
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.schedules import Static
-from solm.training.allocate import _rounding, deal, find_allocation, read_allocation
+from solm.training.allocate import _rounding_cost, find_allocation, greedy_curves, read_allocation
 
 SPACE = ActionSpace(attention=(0.1, 0.4, 1.0), mlp=(0.4, 0.7, 1.0), bits=(4, 16))
 
@@ -53,7 +53,7 @@ def control():
 BENDS = (0.9, -0.6, -0.7, 0.4)
 
 
-def test_an_even_profile_changes_nothing_but_rounding(control):
+def test_an_even_profile_changes_nothing_but_rounding_cost(control):
     ids, keep = tokens(2, 100), keep_of((0.3, 0.5, 16), 2, 40)
     found = []
     for sparsity in (SparsityConfig(window=16), sparsity_of(0, 0, 0, 0)):
@@ -162,7 +162,7 @@ def test_static_keeps_the_budget_under_a_profile(part, steps):
 def test_dealing_gives_more_to_layers_that_lose_more():
     shares = (0.2, 0.6)
     costs = np.array([[0.01, 0.001], [0.08, 0.01], [0.01, 0.001], [0.02, 0.002]])
-    curves = np.array(deal(costs, shares))
+    curves = np.array(greedy_curves(costs, shares))
     assert curves.shape == (4, KNOTS)
     assert np.allclose(curves.mean(0), EVEN, atol=1e-8)
     assert (np.diff(curves, axis=1) >= 0).all()
@@ -179,7 +179,7 @@ def test_dealing_gives_more_to_layers_that_lose_more():
 
 
 def test_a_layer_without_any_cost_is_served_last_and_noise_below_zero_is_none():
-    curves = np.array(deal(np.array([[-0.002, -0.001], [0.1, 0.05]]), (0.2, 0.6)))
+    curves = np.array(greedy_curves(np.array([[-0.002, -0.001], [0.1, 0.05]]), (0.2, 0.6)))
     assert curves[1, 8] > curves[0, 8]
     assert np.isfinite(curves).all()
 
@@ -187,9 +187,9 @@ def test_a_layer_without_any_cost_is_served_last_and_noise_below_zero_is_none():
 def test_what_rounding_costs_falls_with_depth_and_is_not_taken_for_a_loss():
     """Two heads in each of four layers; the first layer's is sliding and was not measured."""
     costs = {2: [0.9, 0.5], 3: [0.5, 0.3], 4: [0.2, 0.12], 5: [0.9, 0.4], 6: [0.8, 0.2], 7: [0.6, 0.13]}
-    assert _rounding(costs, 2, 4, 0.08).tolist() == [0.24, 0.24, 0.12, 0.12]  # at most three times the least
-    assert _rounding(costs, 2, 4, 0.12).tolist() == [0.36, 0.3, 0.12, 0.12]
-    assert _rounding({0: [0.9, 0.5], 1: [0.4, 0.2]}, 1, 2, 0.05).tolist() == [0.05, 0.05]
+    assert _rounding_cost(costs, 2, 4, 0.08).tolist() == [0.24, 0.24, 0.12, 0.12]  # at most three times the least
+    assert _rounding_cost(costs, 2, 4, 0.12).tolist() == [0.36, 0.3, 0.12, 0.12]
+    assert _rounding_cost({0: [0.9, 0.5], 1: [0.4, 0.2]}, 1, 2, 0.05).tolist() == [0.05, 0.05]
 
 
 def test_costs_are_averaged_over_contexts_of_fewer_and_fewer_texts(tmp_path):
@@ -329,7 +329,7 @@ def test_a_policy_without_a_profile_has_none_to_give(tmp_path):
     with solm.attach(tiny_model("llama")) as lm:
         config = PolicyConfig(base=lm.identity, space=GRID, sparsity=PLAIN, network=made.config)
     TrainedPolicy(config, made).save_pretrained(tmp_path / "policy")
-    with pytest.raises(DataError, match="carries no allocation"):
+    with pytest.raises(DataError, match="has no allocation"):
         read_allocation(tmp_path / "policy")
 
 
