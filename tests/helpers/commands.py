@@ -12,11 +12,23 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from solm.evaluation.sweep import RESULTS
+
 VALUES = ["--context", "100", "--horizon", "12", "--sequences", "2", "--set", "layer=1", "--set", "width=16",
           "--set", "calibration_texts=2", "--set", "calibration_horizon=16", "--set", "calibration_context=100",
           "--set", "dtype=float32"]  # fmt: skip
+
+
 GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--horizon", "6", "--sequences", "4",
         "--rollouts", "3", "--set", "width=16", "--set", "dtype=float32", "--set", "checkpoint_every=1"]  # fmt: skip
+SHORT_TRAIN = ["--context", "100", "--horizon", "16", "--sequences", "2", "--batches", "3", "--set", "layer=1", "--set",
+         "width=16", "--set", "dtype=float32", "--set", "calibration_texts=2", "--set", "calibration_horizon=16",
+         "--set", "calibration_context=100"]  # fmt: skip
+SHORT_GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--horizon", "6", "--sequences", "2",
+        "--rollouts", "2", "--updates", "2", "--set", "width=16", "--set", "dtype=float32", "--set",
+        "checkpoint_every=1"]  # fmt: skip
+SHORT_EVAL = ["--space", "mlp-40", "--budgets", "0.9,0.95", "--sequences", "24", "--context", "90", "--length", "12",
+        "--trials", "2", "--dtype", "float32"]  # fmt: skip
 
 
 def solm(*arguments: str, code: int = 0) -> subprocess.CompletedProcess:
@@ -95,3 +107,7 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def points(folder) -> list[list[dict]]:
+    return [json.loads(line)["points"] for line in (folder / RESULTS).read_text().splitlines()]

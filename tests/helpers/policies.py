@@ -45,3 +45,13 @@ def profile_of(*bends: float) -> Allocation:
 
 def sparsity_of(*bends: float, **options) -> SparsityConfig:
     return SparsityConfig(window=16, allocation=profile_of(*bends), **options)
+
+
+def by_head(allocation: Allocation) -> Allocation:
+    """Two KV heads of every layer, the first of which reads more than the layer did and the other less."""
+    pairs = [(np.sqrt(curve), 2 * np.array(curve) - np.sqrt(curve)) for curve in allocation.attention]
+    curves = (tuple(np.maximum.accumulate(head.clip(0, 1)).tolist()) for pair in pairs for head in pair)
+    return Allocation(attention=tuple(curves), mlp=allocation.mlp)
+
+
+BENDS = (0.9, -0.6, -0.7, 0.4)

@@ -17,7 +17,6 @@ TRAIN = ["--context", "100", "--horizon", "16", "--sequences", "2", "--seed", "3
          "--set", "calibration_horizon=16", "--set", "calibration_context=100"]  # fmt: skip
 EVAL = ["--space", "joint-8", "--budgets", "0.6,0.7,0.8", "--sequences", "24", "--context", "90", "--length", "12",
         "--trials", "4", "--dtype", "float32"]  # fmt: skip
-pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("verb", ["train", "eval", "sweep"])

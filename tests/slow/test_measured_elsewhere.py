@@ -17,7 +17,6 @@ EXPECTED = {"mlp .6": 0.132, "mlp .4": 0.88, "bits 5": 0.24}
 ACTIONS = {"mlp .6": (1, 0.6, 16), "mlp .4": (1, 0.4, 16), "bits 5": (1, 1, 5), "dense": (1, 1, 16)}
 
 
-@pytest.mark.slow
 def test_constant_actions_cost_what_an_independent_measurement_found(real_model):
     if not WIKITEXT.exists():
         pytest.skip(f"no {WIKITEXT.name} beside the project")

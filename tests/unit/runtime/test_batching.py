@@ -11,7 +11,6 @@ from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 from solm.runtime.batching import Batch, Seat
 from solm.runtime.sampling import Sampler
-from solm.runtime.text import TextStream
 
 
 @pytest.fixture
@@ -159,16 +158,3 @@ def test_forks_do_not_join(tiny_lm):
     other.prefill(prompt(2, 40))
     with pytest.raises(DataError, match="share a prefix"):
         session.join(other.fork(2))
-
-
-def test_text_never_shows_half_a_character(byte_tokenizer):
-    text = "naïve 😀 café — ok"
-    ids = byte_tokenizer(text, add_special_tokens=False)["input_ids"]
-    stream = TextStream(byte_tokenizer)
-    pieces = [stream.push(token) for token in ids]
-    assert "".join(pieces) == text
-    assert not any("\ufffd" in piece for piece in pieces)
-    cut = TextStream(byte_tokenizer)
-    shown = "".join(cut.push(token) for token in byte_tokenizer("ok 😀", add_special_tokens=False)["input_ids"][:-1])
-    assert shown == "ok "
-    assert cut.flush().startswith("\ufffd")
