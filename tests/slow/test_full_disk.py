@@ -1,13 +1,12 @@
 """Runs on a disk that is full: one line of error, and with room they go on."""
 
 import json
-import multiprocessing
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.commands import SHORT_EVAL, SHORT_GRPO, SHORT_TRAIN, everything_is_readable, limited, start
+from helpers.commands import SHORT_EVAL, SHORT_GRPO, SHORT_TRAIN, everything_is_readable, start
 from helpers.texts import FOX as TEXT
 
 
@@ -25,10 +24,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(arguments, most, 
     for part in ("full", "whole"):
         (tmp_path / part / "out").mkdir(parents=True)
         (tmp_path / part / "text.txt").write_text(TEXT)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["solm.cli.main", "solm.runtime.load", "solm.evaluation.sweep", "helpers.commands"])
-    process = context.Process(target=limited, args=(arguments, tmp_path / "full", most))
-    process.start()
+    process = start(arguments, tmp_path / "full", stderr="stderr.txt", most=most)
     process.join(240)
     said = [line for line in (tmp_path / "full/stderr.txt").read_text().splitlines() if line.startswith("solm: ")]
     assert process.exitcode == 2, said
