@@ -12,12 +12,11 @@ from helpers.commands import everything_is_readable, start
 from helpers.texts import FOX as TEXT
 
 KILLS = 17
-TRAIN = ["--context", "100", "--length", "16", "--texts", "2", "--seed", "3", "--batches", "14",
-         "--set", "layer=1", "--set", "width=16", "--set", "dtype=float32", "--set", "level_cost_texts=2",
-         "--set", "level_cost_length=16", "--set", "level_cost_context=100"]  # fmt: skip
+TRAIN = ["--context", "100", "--length", "16", "--texts", "2", "--batches", "3", "--set", "layer=1", "--set",
+         "width=16", "--set", "dtype=float32", "--set", "level_cost_texts=2", "--set", "level_cost_length=16",
+         "--set", "level_cost_context=100"]  # fmt: skip
 EVAL = ["--space", "joint-8", "--budgets", "0.6,0.7,0.8", "--sequences", "24", "--context", "90", "--length", "12",
         "--trials", "4", "--dtype", "float32"]  # fmt: skip
-pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("verb", ["train", "eval", "sweep"])

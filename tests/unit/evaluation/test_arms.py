@@ -1,6 +1,5 @@
 """The baselines that are measured: tuned static, oracle, rivals, and the estimated best of many random trials."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,7 +13,6 @@ from solm.data.windows import stream_of, token_stream
 from solm.evaluation.arms import Oracle, Tuned, lower_hull, tuned_nats
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.show import verdict
-from solm.evaluation.statistics import expected_best
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.schedules import Static
 from solm.policies.value_policy import ValuePolicy
@@ -85,14 +83,6 @@ def test_expected_costs_are_the_mean_of_measured_ones_over_what_the_dense_run_pr
         torch.testing.assert_close(expected, mean, rtol=1e-3, atol=1e-6)
         assert (expected[..., 0] > 0).all()
         assert (low != dense).any()
-
-
-def test_the_best_of_many_trials_is_estimated_from_the_spread_of_a_few():
-    rng = np.random.default_rng(0)
-    base = rng.normal(3, 0.5, 200)
-    trials = base + rng.normal(0, 0.1, (500, 200))
-    actual = trials.mean() - trials.mean(1).min()
-    assert expected_best(trials[:4], 500) == pytest.approx(actual, rel=0.25)
 
 
 @pytest.mark.parametrize("bend", [0.0, 0.3], ids=["even", "bent"])
