@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from solm.backends.cpu.decider import ROW, Decider
+from solm.backends.budgets import ROW_STATE
+from solm.backends.cpu.decider import Decider
 from solm.backends.cpu.session import CpuSession
 from solm.backends.passes import Extended, Turn
 from solm.backends.rows import Rows
@@ -75,10 +76,11 @@ class MidPass:
         return torch.stack(taken, 1)
 
     def lend(self, decider: Decider, rows: np.ndarray) -> None:
-        """Write the books into records of dtype `ROW` [N], for the engine to decide by."""
+        """Write the books into records of dtype `ROW_STATE` [N], for the engine to decide by."""
         ledger = self.rows.ledger
         rows["decider"], rows["target"], rows["early"] = decider.address, self.target, self.early.spent
-        rows["spent"], rows["booked"], rows["left"] = ledger.spent, ledger.steps, self.horizon - self.steps
+        rows["spent"], rows["booked"] = ledger.spent, ledger.steps
+        rows["horizon"], rows["taken"] = self.horizon, self.steps
 
     def take_back(self, rows: np.ndarray, count: int) -> None:
         """Go on from what the engine booked over `count` steps."""
@@ -106,7 +108,7 @@ class MidPassDriver:
         self._decisions = MidPass(session, policy, target, horizon, early)
         # The books as the engine goes on with them, how many steps it took since, and the session's mark after them.
         self._decider = compiled(session, policy)
-        self._lent: np.ndarray = np.zeros(0, ROW)
+        self._lent: np.ndarray = np.zeros(0, ROW_STATE)
         self._taken, self._mark = 0, -1
 
     @property
@@ -131,7 +133,7 @@ class MidPassDriver:
 
     def _lend(self, decider: Decider) -> None:
         decisions = self.decisions
-        self._lent = np.zeros(self.session.rows, ROW)
+        self._lent = np.zeros(self.session.rows, ROW_STATE)
         decisions.lend(decider, self._lent)
 
     def extend(self, tokens: torch.Tensor) -> tuple[Extended, torch.Tensor]:

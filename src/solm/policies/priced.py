@@ -17,7 +17,7 @@ FALLING = _PRICES.flip(0).numpy()
 """The prices that belong to the points of `PriceCurve.rising`."""
 _SAME = 1e-9
 """Shares that differ by less are one."""
-_SHORTEST_HORIZON = 8
+SHORTEST_HORIZON = 8
 """Steps over which a deviation from the budget is made good, even where fewer are left: the feasibility clamp takes
 care of the last ones."""
 
@@ -101,7 +101,7 @@ class PricedPolicy(ABC):
         """The action [N] for one step with gains [N, levels] per axis, at the price that what is left of the budget
         per remaining step sets."""
         # On the host and in numpy: these are a few numbers a row, and torch takes ten times as long to start.
-        horizon = np.maximum(seen.remaining, _SHORTEST_HORIZON)
+        horizon = np.maximum(seen.remaining, SHORTEST_HORIZON)
         target, spent, steps = seen.target.numpy(), seen.ledger.spent.numpy(), seen.ledger.steps.numpy()
         action = np.zeros(len(target), dtype=np.int64)
         allowed = feasible_levels(seen) if self.clamp else None

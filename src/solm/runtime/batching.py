@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from solm.backends.cpu.decider import ROW
+from solm.backends.budgets import ROW_STATE
 from solm.backends.cpu.session import CpuSession
 from solm.backends.midpass import MidPass, compiled
 from solm.backends.passes import Turn
@@ -130,7 +130,7 @@ class Batch:
         taken = torch.empty(len(self.seats), dtype=torch.int64)
         passes: list[tuple[torch.Tensor, MidPass, torch.Tensor]] = []
         lent: list[tuple[torch.Tensor, MidPass]] = []
-        records = np.zeros(len(self.seats), ROW)
+        records = np.zeros(len(self.seats), ROW_STATE)
         for index in self._groups:
             policy, here = self.seats[int(index[0])].policy, books.rows(index)
             rows = SomeRows(session, index, seen.rows(index))

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from solm.backends.cpu.buffers import Frame, Pass
+from solm.backends.budgets import ROW_STATE
+from solm.backends.cpu.call import Computed, EngineCall
 from solm.backends.cpu.engine import Cache, Engine, check_bits
 from solm.backends.cpu.threads import one_torch_thread
 from solm.backends.passes import Extended, Turn
@@ -20,41 +21,30 @@ _SPARE = 64  # tokens of room that a cache has beyond what was asked for
 class CpuSession(Session):
     """The same rows, ledger and calls; a step computes what its plan keeps and nothing else.
 
-    Rows walk through the weights together, up to 16 at once; forks share whole pages with their parent. A step leaves
-    its books and its hidden state until somebody asks for them: while Python runs, no weight is read.
+    Rows go through the weights together, up to 16 at once; forks share whole pages with their parent.
     """
 
     def __init__(self, control: ModelControl, sparsity: SparsityConfig, engine: Engine, capacity: int = 0):
         check_bits(sparsity, engine.precision)
-        self.frame: Frame | None = None  # of the last step, as long as rows keep their caches
         self.mark = 0
         """Grows with every pass and with every change of the ledger."""
-        self._stream: np.ndarray | None = None  # of the last pass [N, Q, H], until its hidden state is taken
+        self._found: Computed | None = None  # of the last pass, until its hidden state is taken
+        self._call: EngineCall | None = None
         self.held: np.ndarray = np.zeros(0, dtype=np.int64)
         """`lengths`, as numbers that a step can do without torch."""
         super().__init__(control, sparsity, capacity)
         self.engine, self.capacity = engine, capacity
-        self._caches: list[Cache] = []
+        self._caches: tuple[Cache, ...] = ()
         self.dtype = control.model.dtype
         self._prefilling = False
 
     @property
     def ledger(self) -> Ledger:
-        self._settle()
         return self._ledger
 
     @ledger.setter
     def ledger(self, ledger: Ledger) -> None:
         self._ledger, self.mark = ledger, self.mark + 1
-        if self.frame is not None:
-            self.frame.clear_books()
-
-    def _settle(self) -> None:
-        """Take into the ledger what the frame has booked."""
-        frame = self.frame
-        if frame is not None and frame.booked:
-            spent, steps = torch.from_numpy(frame.spent.copy()), frame.booked
-            self.ledger = Ledger(self._ledger.spent + spent, self._ledger.steps + steps)
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -70,25 +60,24 @@ class CpuSession(Session):
 
     @property
     def realised(self) -> torch.Tensor:
-        frame = self.frame
-        if frame is None:
-            return self._realised
-        return torch.from_numpy(frame.realised[frame.shape[1] - 1 :: frame.shape[1]].copy())
+        return self._realised if self._found is None else torch.from_numpy(self._found.realised[:, -1].copy())
 
     @property
     def hidden(self) -> torch.Tensor:
-        if self._stream is not None:
-            self.hidden = torch.from_numpy(self._stream[:, -1].copy()).to(self.dtype)
+        if self._found is not None:
+            self._hidden = torch.from_numpy(self._found.stream[:, -1].copy()).to(self.dtype)
         return self._hidden
 
     @hidden.setter
     def hidden(self, hidden: torch.Tensor) -> None:
-        self._hidden, self._stream = hidden, None
+        if self._found is not None:
+            self._realised = self.realised
+        self._hidden, self._found = hidden, None
 
-    def _leave_frame(self) -> None:
-        """Take out of the frame what may be asked for after it."""
-        self._settle()
-        self.hidden = self.hidden.clone()
+    def _settle(self) -> None:
+        """Take out of the last pass what may be asked for after it."""
+        realised = self.realised
+        self.hidden, self._realised, self._call = self.hidden.clone(), realised, None
 
     def prefill(
         self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
@@ -104,18 +93,12 @@ class CpuSession(Session):
     @property
     def caches(self) -> list[Cache]:
         """One for every row; to be replaced as a whole."""
-        return self._caches
+        return list(self._caches)
 
     @caches.setter
     def caches(self, caches: list[Cache]) -> None:
-        self._leave_frame()
-        self._caches, self.frame = caches, None
-
-    def reframe(self, rows: int, count: int) -> Frame:
-        """A frame for passes of another shape."""
-        self._leave_frame()
-        self.frame = Frame(self.engine, self.sparsity, self.caches, rows, count)
-        return self.frame
+        self._settle()
+        self._caches = tuple(caches)
 
     def prepare(self, longest: int) -> None:
         """Make room for rows of up to `longest` tokens."""
@@ -141,11 +124,11 @@ class CpuSession(Session):
             self._prefilling = False
 
     def fork(self, forks: int, capacity: int = 0) -> "Session":
-        self._leave_frame()
+        self._settle()
         return super().fork(forks, capacity)
 
     def copy(self, length: int, capacity: int = 0) -> "Session":
-        self._leave_frame()
+        self._settle()
         child = super().copy(length, capacity)
         assert isinstance(child, CpuSession)
         child.capacity, child.caches = capacity, []  # filled when they are needed
@@ -189,10 +172,7 @@ class CpuSession(Session):
     def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, turn: Turn | None = None) -> torch.Tensor:
         if turn is not None:
             return super().step(tokens, keep, turn)
-        found = Pass(self, tokens, 1, keep)
-        found.run(0, self.engine.sizes.layers)
-        self._take_down(found)
-        return found.logits
+        return self._run(tokens, keep, self._undecided()).logits[:, 0]
 
     def extend(
         self,
@@ -201,64 +181,67 @@ class CpuSession(Session):
         turn: Turn | None = None,
         keep_logits: torch.Tensor | None = None,
     ) -> Extended:
-        found = Pass(self, tokens, tokens.shape[1], keep)
-        layers = self.engine.sizes.layers
         if turn is None:
-            found.run(0, layers)
-        else:
-            if turn.layer:
-                found.run(0, turn.layer)
-            else:
-                found.frame.stream[:] = self.embed(tokens).detach().float().numpy()
-                found.frame.realised.fill(0)
-            before = found.frame.realised.copy()
+            return self._extended(self._run(tokens, keep, self._undecided()), keep_logits)
+        if turn.layer:
+            found = self._run(tokens, keep, self._undecided(), last=turn.layer)
             with torch.no_grad(), one_torch_thread():
-                keep = turn.choose(torch.from_numpy(found.frame.stream.copy()))
-            found.frame.set_keep(keep)
-            found.run(turn.layer, layers)
-            found.frame.realised += before
-        return self._book(found, keep_logits)
+                keep = turn.choose(torch.from_numpy(found.stream))
+            return self._extended(self._run(tokens, keep, self._undecided(), turn.layer, before=found), keep_logits)
+        with torch.no_grad(), one_torch_thread():
+            keep = turn.choose(self.embed(tokens).detach().float())
+        return self._extended(self._run(tokens, keep, self._undecided()), keep_logits)
 
     def decide(
         self, tokens: torch.Tensor, rows: np.ndarray, keep: torch.Tensor | None = None
     ) -> tuple[Extended, torch.Tensor]:
-        """Process tokens [N, Q] while the engine decides for the rows [N] of dtype `ROW` that have a decider, and books
-        them there; the others follow keep [N, Q, 3]. Also the actions taken [N, Q], 0 for those others."""
-        found = Pass(self, tokens, tokens.shape[1], keep)
-        found.run(0, self.engine.sizes.layers, rows)
-        return self._book(found, None), torch.from_numpy(found.frame.actions.astype(np.int64))
+        """Process tokens [N, Q] while the engine decides for the rows [N] of dtype `ROW_STATE` that have a decider, and
+        books them there; the others follow keep [N, Q, 3]. Also the actions taken [N, Q], -1 for those others."""
+        found = self._run(tokens, keep, rows, decide=True)
+        return self._extended(found, None), torch.from_numpy(found.actions)
 
     def decide_step(self, tokens: torch.Tensor, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """The same for one token a row, tokens [N], all with a decider: logits [N, V] and the actions taken [N]."""
-        found = Pass(self, tokens, 1, None)
-        found.run(0, self.engine.sizes.layers, rows)
-        self._take_down(found)
-        return found.logits, torch.from_numpy(found.frame.actions[:, 0].astype(np.int64))
+        found = self._run(tokens, None, rows, decide=True)
+        return found.logits[:, 0], torch.from_numpy(found.actions[:, 0])
 
-    def _book(self, found: Pass, keep_logits: torch.Tensor | None) -> Extended:
-        frame = found.frame
-        rows, count = frame.shape
-        self._take_down(found)
-        hidden, logits = torch.from_numpy(frame.stream.copy()), found.logits.view(rows, count, -1)
+    def _undecided(self) -> np.ndarray:
+        return np.zeros(self.rows, ROW_STATE)
+
+    def _run(
+        self, tokens: torch.Tensor, keep: torch.Tensor | None, states: np.ndarray, first: int = 0,
+        last: int | None = None, before: Computed | None = None, decide: bool = False,
+    ) -> Computed:  # fmt: skip
+        count = tokens.shape[1] if tokens.dim() > 1 else 1
+        longest = int(self.held.max()) + count
+        self.check_length(longest)
+        self.prepare(longest)
+        if self._call is None:
+            self._call = EngineCall(self.engine, self.sparsity)
+        found = self._call.run(
+            self._caches, tokens, self.held, states, keep, decide=decide, first=first, last=last, before=before,
+            approximate_tail=self.approximate_tail,
+        )  # fmt: skip
+        if last is None:
+            self._take_down(found)
+        return found
+
+    def _extended(self, found: Computed, keep_logits: torch.Tensor | None) -> Extended:
+        rows, count, _ = found.shape
+        hidden, logits = torch.from_numpy(found.stream), found.logits
         if keep_logits is not None:
             index = keep_logits[..., None]
             hidden, logits = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (hidden, logits))
-        controllable = torch.from_numpy(frame.places >= frame.always_read)
-        realised = torch.from_numpy(frame.realised.reshape(rows, count, 3).copy())
-        return Extended(logits, hidden, realised, controllable)
+        return Extended(logits, hidden, torch.from_numpy(found.realised), self._controllable(count, count))
 
-    def _take_down(self, found: Pass) -> None:
+    def _controllable(self, count: int, back: int) -> torch.Tensor:
+        return torch.from_numpy(self.held[:, None] - back + np.arange(count) >= self.sparsity.always_read)
+
+    def _take_down(self, found: Computed) -> None:
         """Books, hidden state and length after a pass."""
-        frame = found.frame
-        rows, count = frame.shape
-        if count == 1 and found.shortest >= frame.always_read:
-            frame.spent += frame.realised
-            frame.booked += 1
-            self.mark += 1
-        else:
-            controllable = frame.places >= frame.always_read
-            spent = (frame.realised.reshape(rows, count, 3) * controllable[..., None]).sum(1)
-            ledger, steps = self.ledger, controllable.sum(1)
-            self.ledger = Ledger(ledger.spent + torch.from_numpy(spent), ledger.steps + torch.from_numpy(steps))
-        self._stream = frame.stream
-        self.held = found.lengths + count
+        rows, count, _ = found.shape
+        controllable = self._controllable(count, 0)
+        spent = (torch.from_numpy(found.realised) * controllable[..., None]).sum(1)
+        self.ledger = Ledger(self.ledger.spent + spent, self.ledger.steps + controllable.sum(1))
+        self._found = found
+        self.held = self.held + count
