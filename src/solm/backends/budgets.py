@@ -13,8 +13,7 @@ ROW_STATE = np.dtype(
         ("decider", np.uint64),
         *((name, np.float64, 3) for name in ("target", "spent", "early", "shift")),
         *((name, np.int64) for name in ("booked", "taken", "horizon", "previous")),
-    ],
-    align=True,
+    ]
 )
 """decider: address of the policy in the engine's terms, 0 where the engine does not decide. target: shares per axis that
 the budget allows on average. spent: realised shares, summed over the controllable steps. early: the same of the layers

@@ -8,7 +8,7 @@ import torch
 
 from solm.backends import budgets
 from solm.backends.control import Control
-from solm.backends.cpu.call import EngineCall
+from solm.backends.cpu.call import Computed, EngineCall
 from solm.backends.cpu.decider import decider_of
 from solm.backends.cpu.engine import Cache, Engine, check_bits
 from solm.backends.session import (
@@ -28,6 +28,7 @@ from solm.core.budget import Ledger
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.network import Features
+from solm.policies.priced import PricedPolicy
 from solm.policies.schedules import Dense
 from solm.policies.value_policy import ValuePolicy
 
@@ -47,13 +48,15 @@ class CpuSession:
         self.reader, self.engine = reader, engine
         self._sparsity, self._capacity = sparsity, capacity
         self._prompt: TorchSession | None = None  # what has read the prompt, until the engine has its keys and values
-        self._caches: list[Cache] = []
+        self._caches: tuple[Cache, ...] = ()
         self._call = EngineCall(engine, sparsity)
         self._held = np.zeros(0, dtype=np.int64)  # tokens of every row
-        self._hidden: torch.Tensor | None = None  # [N, Q, H] of the last pass; None before the first
+        self._hidden = torch.zeros(0)  # [N, H] what the output head read last, but for
+        self._last: Computed | None = None  # the pass that it has not been taken from yet
         self._budgets = budgets.uncontrolled(0)
         self._control = Control(sparsity, reader.shapes)
         self._by_engine: frozenset[int] = frozenset()  # groups that the engine decides for
+        self._all_by_engine = True  # whether nothing is left to decide in Python
 
     @property
     def sparsity(self) -> SparsityConfig:
@@ -92,7 +95,7 @@ class CpuSession:
             raise DataError("prefill continues only rows that were not forked or padded")
         logits = self._prompt.read(tokens, lengths, every_logit)
         self._held = self._prompt.lengths.numpy()
-        self._hidden = self._prompt.last_hidden(torch.arange(self.rows))[:, None].float()
+        self._hidden, self._last = self._prompt.last_hidden(torch.arange(self.rows)).float(), None
         if len(self._budgets) != self.rows:
             self._budgets = budgets.uncontrolled(self.rows)
         return logits
@@ -151,11 +154,11 @@ class CpuSession:
         child = CpuSession(self.reader, self.engine, sparsity or self._sparsity)
         index = np.arange(self.rows).repeat(forks)
         room = capacity + _SPARE
-        child._caches = [
+        child._caches = tuple(
             Cache(self.engine, int(self._held[row]) + room, self._caches[row], int(self._held[row])) for row in index
-        ]
+        )
         child._held, child._budgets = self._held[index], self._budgets[index]
-        child._hidden = None if self._hidden is None else self._hidden[torch.from_numpy(index), -1:]
+        child._hidden = self.last_hidden(torch.from_numpy(index))
         child._control = self._control.take(torch.from_numpy(index), child._sparsity, copied=True)
         child._regroup()
         return child
@@ -178,8 +181,7 @@ class CpuSession:
         self._caches = self._caches + other._caches
         self._held = np.concatenate([self._held, other._held])
         self._budgets = np.concatenate([self._budgets, other._budgets])
-        ours, theirs = self._hidden, other._hidden
-        self._hidden = None if ours is None or theirs is None else torch.cat([ours[:, -1:], theirs[:, -1:]])
+        self._hidden, self._last = torch.cat([s.last_hidden(torch.arange(s.rows)) for s in (self, other)]), None
         self._regroup()
 
     def leave(self, row: int) -> None:
@@ -188,9 +190,9 @@ class CpuSession:
         index = np.arange(self.rows - 1)
         if row < len(index):
             index[row] = self.rows - 1
-        self._caches = [self._caches[place] for place in index]
+        self._caches = tuple(self._caches[place] for place in index)
+        self._hidden = self.last_hidden(torch.from_numpy(index))
         self._held, self._budgets = self._held[index], self._budgets[index]
-        self._hidden = None if self._hidden is None else self._hidden[torch.from_numpy(index), -1:]
         self._control = self._control.take(torch.from_numpy(index), self._sparsity)
         self._regroup()
 
@@ -202,52 +204,52 @@ class CpuSession:
 
     def last_hidden(self, rows: torch.Tensor) -> torch.Tensor:
         """[n, H], what the output head read after the last token of `rows` [n]."""
-        assert self._hidden is not None
-        return self._hidden[rows, -1]
+        if self._last is not None:
+            self._hidden, self._last = torch.from_numpy(self._last.stream[:, -1].copy()), None
+        return self._hidden[rows]
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Input embeddings of tokens [...]: [..., H]."""
         return self.reader.embed(tokens)
 
     def _regroup(self) -> None:
-        """Find the groups of rows that the engine decides for."""
-        decided = self._budgets["decider"] != 0
-        groups = enumerate(self._control.groups)
-        self._by_engine = frozenset(number for number, group in groups if decided[int(group.rows[0])])
+        """Find the groups of rows that the engine decides for: those of the policies that it knows, unless others decide
+        inside the pass, too, which only Python can do."""
+        decided, groups = self._budgets["decider"] != 0, self._control.groups
+        known = [bool(decided[int(group.rows[0])]) for group in groups]
+        inside = [isinstance(group.policy, PricedPolicy) for group in groups]
+        alone = all(there for there, priced in zip(known, inside, strict=True) if priced)
+        self._by_engine = frozenset(number for number, there in enumerate(known) if there and alone)
+        self._all_by_engine = all(
+            number in self._by_engine or isinstance(group.policy, Dense) for number, group in enumerate(groups)
+        )
 
     def _decided(self, tokens: torch.Tensor, approximate_tail: bool = False) -> Result:
         """One pass in which the rows' policies decide."""
         groups = self._control.groups
-        if all(number in self._by_engine or isinstance(group.policy, Dense) for number, group in enumerate(groups)):
-            return self._pass(tokens, None, approximate_tail)
+        if self._all_by_engine:
+            return self._pass(tokens, None, approximate_tail, decide=bool(self._by_engine))
         self._prepare(tokens.shape[1])
         with one_torch_thread():
             made = self._control.decide(self._budgets, self.lengths, tokens, self, self._by_engine)
         split = None if made.layer is None or made.choose is None else (made.layer, made.choose)
-        found = self._pass(tokens, made.keep, approximate_tail, split)
-        if not self._by_engine:
-            return replace(found, actions=made.actions)
+        found = self._pass(tokens, made.keep, approximate_tail, split, decide=bool(self._by_engine))
         for number in self._by_engine:
             made.actions[groups[number].rows] = found.actions[groups[number].rows]  # type: ignore[index]
         return replace(found, actions=made.actions)
 
     def _known(self, tokens: torch.Tensor, keep: Schedule, approximate_tail: bool = False) -> Result:
         """One pass under a known schedule, whatever policy the rows have."""
-        deciders = self._budgets["decider"].copy()
-        self._budgets["decider"] = 0
-        try:
-            if not isinstance(keep, SplitSchedule):
-                return replace(self._pass(tokens, keep, approximate_tail), actions=None)
-            streams: list[torch.Tensor] = []
+        if not isinstance(keep, SplitSchedule):
+            return replace(self._pass(tokens, keep, approximate_tail), actions=None)
+        streams: list[torch.Tensor] = []
 
-            def choose(hidden: torch.Tensor) -> torch.Tensor:
-                streams.append(hidden)
-                return keep.after
+        def choose(hidden: torch.Tensor) -> torch.Tensor:
+            streams.append(hidden)
+            return keep.after
 
-            found = self._pass(tokens, keep.before, approximate_tail, (keep.layer, choose))
-            return replace(found, actions=None, stream=streams[0])
-        finally:
-            self._budgets["decider"] = deciders
+        found = self._pass(tokens, keep.before, approximate_tail, (keep.layer, choose))
+        return replace(found, actions=None, stream=streams[0])
 
     def _pass(
         self,
@@ -255,32 +257,31 @@ class CpuSession:
         keep: torch.Tensor | None,
         approximate_tail: bool = False,
         split: tuple[int, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        decide: bool = False,
     ) -> Result:
         """Process tokens [N, Q] under keep [N, Q, 3] (None: dense) in the rows that the engine does not decide for.
 
-        split: a layer, and what chooses the schedule of the layers from it on. The engine counts what was spent.
+        split: a layer, and what chooses the schedule of the layers from it on. decide: whether the engine decides at
+        all. It counts what was spent.
         """
         count = tokens.shape[1]
         self._prepare(count)
+        run, rows = self._call.run, (self._caches, tokens, self._held, self._budgets)
         if split is None:
-            done = self._call.run(
-                self._caches, tokens, self._held, keep, self._budgets, approximate_tail=approximate_tail
-            )
+            done = run(*rows, keep, decide=decide, approximate_tail=approximate_tail)
         else:
             layer, choose = split
-            done = self._call.run(self._caches, tokens, self._held, keep, self._budgets, last=layer)
+            before = run(*rows, keep, last=layer)
             with torch.no_grad(), one_torch_thread():
-                later = choose(torch.from_numpy(done.stream))
-            done = self._call.run(
-                self._caches, tokens, self._held, later, self._budgets, first=layer, before=done,
-                approximate_tail=approximate_tail,
-            )  # fmt: skip
+                later = choose(torch.from_numpy(before.stream.copy()))
+            begun = before if layer else None
+            done = run(*rows, later, first=layer, before=begun, approximate_tail=approximate_tail)
         places = self._held[:, None] + np.arange(count)
         self._held = self._held + count
-        self._hidden = torch.from_numpy(done.stream)
+        self._last = done
         controllable = torch.from_numpy(places >= self._sparsity.always_read)
-        actions, realised = torch.from_numpy(done.actions), torch.from_numpy(done.realised)
-        return Result(done.logits, self._hidden, realised, controllable, actions)
+        actions = torch.from_numpy(np.where(done.actions < 0, self._budgets["previous"][:, None], done.actions))
+        return Result(done.logits, torch.from_numpy(done.stream), torch.from_numpy(done.realised), controllable, actions)
 
     def _prepare(self, count: int) -> None:
         """Give the engine the prompt, and rows room for `count` more tokens."""
@@ -289,10 +290,10 @@ class CpuSession:
         self._fill()
         if all(cache.capacity >= longest for cache in self._caches):
             return
-        self._caches = [
+        self._caches = tuple(
             cache if cache.capacity >= longest else Cache(self.engine, longest + longest // 2, cache, int(length))
             for cache, length in zip(self._caches, self._held, strict=True)
-        ]
+        )
 
     def _fill(self) -> None:
         """Give the engine the keys and values of the prompt."""
@@ -303,4 +304,4 @@ class CpuSession:
             for row, cache in enumerate(caches):
                 read = slice(0, int(self._held[row]))
                 cache.fill(index, 0, layer.keys[row, :, 0, read], layer.values[row, :, 0, read])
-        self._caches, self._prompt = caches, None
+        self._caches, self._prompt = tuple(caches), None

@@ -1,20 +1,22 @@
-// Sums of four products of bytes in every lane: one instruction where the processor has it (VNNI), a few with AVX2, plain
-// C++ elsewhere.
+// Dot products of int8: every one of sixteen lanes adds up four products of an unsigned byte with a signed one. One
+// instruction with AVX-512 VNNI, a few with AVX2, plain C++ elsewhere.
 #pragma once
 
 #include <type_traits>
 
 #include "lanes.h"
 
-// 64 bytes are four for each of sixteen lanes. They are met in parts that are as wide as the processor's vectors.
+namespace solm {
+
+// 64 bytes hold four for each lane. They are processed in parts as wide as the processor's vectors.
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-#define FOURS_VNNI
+#define DOT_I8_VNNI
 #elif defined(__AVX2__)
-#define FOURS_AVX2
+#define DOT_I8_AVX2
 #endif
 
-#if defined(FOURS_VNNI)
+#if defined(DOT_I8_VNNI)
 
 struct Bytes {
   static constexpr int WIDTH = 64;
@@ -22,7 +24,7 @@ struct Bytes {
   static Bytes load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
   Bytes low() const { return {_mm512_and_si512(v, _mm512_set1_epi8(15))}; }
   Bytes high() const { return {_mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15))}; }
-  // A part of 64 numbers of 4 bits in 32 bytes, the first 32 in their low halves.
+  // A part of 64 numbers of 4 bits in 32 bytes: the first 32 numbers are the low halves.
   static Bytes single(const uint8_t* p, int) {
     const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), most = _mm256_set1_epi8(15);
     const __m256i low = _mm256_and_si256(raw, most), high = _mm256_and_si256(_mm256_srli_epi16(raw, 4), most);
@@ -30,7 +32,7 @@ struct Bytes {
   }
 };
 
-// From a part of four rows of 64 outputs to one of four times 16 outputs, each with its four bytes.
+// Transposes a part of four rows of 64 outputs into four vectors of 16 outputs, each output with its four bytes together.
 inline void interleave(const Bytes* row, Bytes* quad) {
   const __m512i a = _mm512_unpacklo_epi8(row[0].v, row[1].v), b = _mm512_unpackhi_epi8(row[0].v, row[1].v);
   const __m512i c = _mm512_unpacklo_epi8(row[2].v, row[3].v), d = _mm512_unpackhi_epi8(row[2].v, row[3].v);
@@ -38,22 +40,22 @@ inline void interleave(const Bytes* row, Bytes* quad) {
   quad[2].v = _mm512_unpacklo_epi16(b, d), quad[3].v = _mm512_unpackhi_epi16(b, d);
 }
 
-// Sixteen sums, of bytes that are BIAS too large.
+// Sixteen sums of products of bytes that are stored with BIAS added.
 template <int BIAS>
-struct Integers {
+struct DotI8 {
   __m512i v;
-  // total: the sum of all numbers that the bytes will meet.
-  static Integers begin(int32_t total) { return {_mm512_set1_epi32(-BIAS * total)}; }
+  // total: the sum of all signed numbers that will be multiplied, to take off what BIAS adds.
+  static DotI8 begin(int32_t total) { return {_mm512_set1_epi32(-BIAS * total)}; }
   template <typename Part>
   void add(Part, const Bytes& w, int32_t four) { v = _mm512_dpbusd_epi32(v, w.v, _mm512_set1_epi32(four)); }
   template <typename Part>
   void add(Part, const Bytes& w, const int8_t* each) { v = _mm512_dpbusd_epi32(v, w.v, _mm512_loadu_si512(each)); }
   Lanes lanes() const { return {_mm512_cvtepi32_ps(v)}; }
-  // What is left without `other`, which leaves a multiple of sixteen.
-  Integers sixteenth(const Integers& other) const { return {_mm512_srai_epi32(_mm512_sub_epi32(v, other.v), 4)}; }
+  // The difference to `other`, a multiple of sixteen, divided by sixteen.
+  DotI8 sixteenth(const DotI8& other) const { return {_mm512_srai_epi32(_mm512_sub_epi32(v, other.v), 4)}; }
 };
 
-#elif defined(FOURS_AVX2)
+#elif defined(DOT_I8_AVX2)
 
 struct Bytes {
   static constexpr int WIDTH = 32;
@@ -71,20 +73,20 @@ inline void interleave(const Bytes* row, Bytes* quad) {
   quad[2].v = _mm256_unpacklo_epi16(b, d), quad[3].v = _mm256_unpackhi_epi16(b, d);
 }
 
-// Here an instruction adds two products of an unsigned byte with a signed one, in 16 bits. Bytes below 16 leave room for
-// eight such sums, which is what a group of 32 channels has; others shed their bias first and hand their sign to the number
-// they meet, which must not be -128.
+// AVX2 adds two products of an unsigned byte with a signed one in 16 bits. With bytes below 16, eight such sums fit, as many
+// as a group of 32 channels has. Larger bytes lose their bias first and pass their sign on to the other factor, which must
+// not be -128.
 template <int BIAS>
-struct Integers {
+struct DotI8 {
   static constexpr bool SMALL = BIAS < 16;
   static_assert(SMALL || BIAS == 128);
   __m256i first, second;
   int32_t start;
 
-  static Integers begin(int32_t total) {
+  static DotI8 begin(int32_t total) {
     return {_mm256_setzero_si256(), _mm256_setzero_si256(), SMALL ? -BIAS * total : 0};
   }
-  static __m256i fours(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
+  static __m256i sum_pairs(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
   template <typename Part>
   void add(Part, const Bytes& w, __m256i x) {
     __m256i& sums = Part::value ? second : first;
@@ -92,7 +94,7 @@ struct Integers {
       sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(w.v, x));
     } else {
       const __m256i number = _mm256_xor_si256(w.v, _mm256_set1_epi8(-128));
-      sums = _mm256_add_epi32(sums, fours(_mm256_maddubs_epi16(_mm256_abs_epi8(number), _mm256_sign_epi8(x, number))));
+      sums = _mm256_add_epi32(sums, sum_pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(number), _mm256_sign_epi8(x, number))));
     }
   }
   template <typename Part>
@@ -101,7 +103,7 @@ struct Integers {
   void add(Part part, const Bytes& w, const int8_t* each) { add(part, w, Bytes::load(each).v); }
   Lanes lanes() const {
     auto floats = [&](__m256i sums) {
-      if constexpr (SMALL) sums = _mm256_add_epi32(fours(sums), _mm256_set1_epi32(start));
+      if constexpr (SMALL) sums = _mm256_add_epi32(sum_pairs(sums), _mm256_set1_epi32(start));
       return _mm256_cvtepi32_ps(sums);
     };
     return Lanes::of(floats(first), floats(second));
@@ -142,10 +144,10 @@ inline void interleave(const Bytes* row, Bytes* quad) {
 }
 
 template <int BIAS>
-struct Integers {
+struct DotI8 {
   int32_t v[16];
-  static Integers begin(int32_t total) {
-    Integers r;
+  static DotI8 begin(int32_t total) {
+    DotI8 r;
     for (int i = 0; i < 16; ++i) r.v[i] = -BIAS * total;
     return r;
   }
@@ -171,9 +173,11 @@ struct Integers {
 
 constexpr int PARTS = 64 / Bytes::WIDTH;
 
-// Calls use(part) for every part, numbers that the compiler knows.
+// Calls use(part) for every part, with the part's number as a compile-time constant.
 template <typename Use>
 inline void each_part(Use use) {
   use(std::integral_constant<int, 0>());
   if constexpr (PARTS == 2) use(std::integral_constant<int, 1>());
 }
+
+}  // namespace solm

@@ -1,17 +1,16 @@
-// What a layer is made of, for one thread.
+// Products of float32 and bfloat16 weights with float32 vectors.
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 
-#include "lanes.h"
+#include "arch/lanes.h"
 
-constexpr int MOST_ROWS = 16;  // steps that walk through the weights together
+namespace solm {
 
-// y[0:out] += sum over kept inputs of x * row. Eight rows at a time, so that y is read and written an eighth as often.
-// Rows about 24 KiB ahead are prefetched into the second-level cache: which they are no hardware can guess, and into the
-// first they would not fit (16 GB/s without, 17 into the first level, 29 into the second, of 29 that plain reading gets).
+// y[0:out] += sum over kept inputs of x * row. Eight rows at a time, so that y is read and written an eighth as often. Rows
+// about 24 KiB ahead are prefetched, because the hardware cannot guess them, into the second-level cache, because the first
+// is too small: 29 GB/s, as much as plain reading gets, against 17 with the first level and 16 without.
 template <typename W>
 void accumulate(const W* weights, int out, const int32_t* index, const float* x, int count, float* y) {
   const int ahead = std::clamp(24576 / int(out * sizeof(W)), 8, 64);
@@ -47,7 +46,7 @@ void accumulate(const W* weights, int out, const int32_t* index, const float* x,
   }
 }
 
-// The same for `T` of `rows` rows at once, `block` inputs: x [block, rows] and y [rows, out] start at the first of them.
+// The same for `block` inputs and T of `rows` steps at once. x [block, rows] and y [rows, out] start at the first of them.
 template <int T, typename W>
 void accumulate_tile(const W* const* row, int block, int o, const float* x, int rows, float* y, int out) {
   Lanes sum[T][4];
@@ -65,15 +64,15 @@ void accumulate_tile(const W* const* row, int block, int o, const float* x, int 
     for (int j = 0; j < 4; ++j) sum[r][j].write(y + size_t(r) * out + o + 16 * j);
 }
 
-// y[rows, out] += x[count, rows]^T times the rows of weights that index names: weights are read once for all.
+// y[rows, out] += x[count, rows]^T times the rows of weights in `index`. Weights are read once for all steps.
 template <typename W>
 void accumulate_many(const W* weights, int out, const int32_t* index, const float* x, int count, int rows, float* y) {
-  constexpr int BLOCK = 16;
-  const int ahead = std::clamp(24576 / int(out * sizeof(W)), BLOCK, 64);
-  for (int i = 0; i < count; i += BLOCK) {
-    const int block = std::min(BLOCK, count - i);
-    const W* row[BLOCK];
-    const W* next[BLOCK];
+  constexpr int INPUTS = 16;  // at a time
+  const int ahead = std::clamp(24576 / int(out * sizeof(W)), INPUTS, 64);
+  for (int i = 0; i < count; i += INPUTS) {
+    const int block = std::min(INPUTS, count - i);
+    const W* row[INPUTS];
+    const W* next[INPUTS];
     for (int k = 0; k < block; ++k) {
       row[k] = weights + size_t(index[i + k]) * out;
       next[k] = weights + size_t(index[std::min(i + ahead + k, count - 1)]) * out;
@@ -100,9 +99,7 @@ void accumulate_many(const W* weights, int out, const int32_t* index, const floa
   }
 }
 
-constexpr int GROUP = 32;  // input channels that share a scale, or a step and a lowest value
-
-// Products of w [n] with T vectors.
+// Products of w [n] with T vectors [n].
 template <int T, typename W>
 void dots(const W* w, const float* const* x, int n, float* out) {
   Lanes sum[T][4];
@@ -132,50 +129,4 @@ float dot(const W* w, const float* x, int n) {
   return total;
 }
 
-// e^x for x from -87 to 88, within a unit or two in the last place, in a form that compilers vectorise: 2^n times a
-// polynomial on |f| < ln 2 / 2. Adding 1.5 * 2^23 rounds to a whole number and leaves it in the lowest bits.
-inline float exponential(float x) {
-  const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
-  const float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float y = 1.0f / 5040;
-  y = y * f + 1.0f / 720;
-  y = y * f + 1.0f / 120;
-  y = y * f + 1.0f / 24;
-  y = y * f + 1.0f / 6;
-  y = y * f + 0.5f;
-  y = y * f + 1.0f;
-  y = y * f + 1.0f;
-  uint32_t bits;
-  std::memcpy(&bits, &shifted, 4);
-  bits = (bits << 23) + 0x3f800000u;
-  float scale;
-  std::memcpy(&scale, &bits, 4);
-  return y * scale;
-}
-
-// silu(gate) * up. The bounds keep clear of subnormal numbers: 1 / e^88 is one, and takes the processor fifteen times as long.
-inline void gated(const float* gate, const float* up, int n, float* out) {
-#pragma GCC ivdep
-  for (int i = 0; i < n; ++i) out[i] = gate[i] / (1.0f + exponential(std::min(std::max(-gate[i], -80.0f), 80.0f))) * up[i];
-}
-
-// Turns scores into e^(score - their peak), those of -infinity into 0; returns the peak, and their sum in `total`. Without
-// std::max, and with what lies below e^-87 set to 0 at the end, it takes a quarter of the time: .34 ns a score, not 1.45.
-inline float soften(float* scores, int n, float& total) {
-  float peak = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : peak)
-  for (int t = 0; t < n; ++t) peak = scores[t] > peak ? scores[t] : peak;
-#pragma omp simd reduction(+ : sum)
-  for (int t = 0; t < n; ++t) {
-    const float below = scores[t] - peak, power = exponential(below);
-    scores[t] = below > -87.0f ? power : 0.0f;
-    sum += scores[t];
-  }
-  total = sum;
-  return peak;
-}
-
-inline void rms_norm(const float* x, const float* weight, int n, float epsilon, float* out) {
-  const float scale = 1.0f / std::sqrt(dot(x, x, n) / float(n) + epsilon);
-  for (int i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
-}
+}  // namespace solm
