@@ -271,11 +271,11 @@ class CpuSession:
             done = run(*rows, keep, decide=decide, approximate_tail=approximate_tail)
         else:
             layer, choose = split
-            before = run(*rows, keep, last=layer)
+            before = run(*rows, keep, last=layer) if layer else None
             with torch.no_grad(), one_torch_thread():
-                later = choose(torch.from_numpy(before.stream.copy()))
-            begun = before if layer else None
-            done = run(*rows, later, first=layer, before=begun, approximate_tail=approximate_tail)
+                enters = self.embed(tokens).float() if before is None else torch.from_numpy(before.stream.copy())
+                later = choose(enters)
+            done = run(*rows, later, first=layer, before=before, approximate_tail=approximate_tail)
         places = self._held[:, None] + np.arange(count)
         self._held = self._held + count
         self._last = done
