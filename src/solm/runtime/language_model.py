@@ -22,7 +22,7 @@ from solm.policies.schedules import Dense, Random, Static
 from solm.runtime.generate import Reply, Token, generate, stream
 from solm.runtime.timings import StepTimings
 
-SCHEDULES: dict[str, Callable[[ActionSpace], Policy]] = {"dense": Dense, "static": Static, "random": Random}
+UNTRAINED: dict[str, Callable[[ActionSpace], Policy]] = {"dense": Dense, "static": Static, "random": Random}
 
 
 def sparsity_of(policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> SparsityConfig:
@@ -45,7 +45,7 @@ class LanguageModel:
         self.model, self.tokenizer, self.trained = model, tokenizer, policy
         self.name = name or model.config._name_or_path
         self.engine: Engine | None = None
-        self.calibration: StepTimings | None = None
+        self.timings: StepTimings | None = None
         """What steps take on this machine, where budgets in milliseconds are wanted."""
         self.sparsity = sparsity = sparsity_of(policy, sparsity)
         try:
@@ -110,14 +110,14 @@ class LanguageModel:
         return self
 
     def policy(self, name: str = "policy", space: ActionSpace | None = None) -> Policy | PricedPolicy:
-        """The trained policy (``policy``), or one of the schedules ``dense``, ``static``, ``random``."""
+        """The trained policy (``policy``), or one that needs no training: ``dense``, ``static``, ``random``."""
         if name == "policy":
             if self.trained is None:
                 raise SolmError("no policy is loaded; give one, or choose dense, static or random")
             return self.trained.policy()
-        if name not in SCHEDULES:
-            raise SolmError(f"unknown schedule {name!r}; choose policy, {', '.join(SCHEDULES)}")
-        return SCHEDULES[name](self.space if space is None else space)
+        if name not in UNTRAINED:
+            raise SolmError(f"unknown policy {name!r}; choose policy, {', '.join(UNTRAINED)}")
+        return UNTRAINED[name](self.space if space is None else space)
 
     def overhead(self, policy: Policy | PricedPolicy) -> int:
         """Weights that `policy` reads at every step besides the model's."""
@@ -151,8 +151,9 @@ class LanguageModel:
             raise DataError(f"generate takes one row of token ids [1, C], got shape {list(ids.shape)}")
         return ids if mask is None else ids[:, mask[0].bool()]
 
-    def encode(self, prompt: str | torch.Tensor) -> torch.Tensor:
-        """Token ids [1, C] of a prompt, through the chat template where the tokenizer has one."""
+    def encode(self, prompt: str | torch.Tensor, system: str | None = None) -> torch.Tensor:
+        """Token ids [1, C] of a prompt, through the chat template where the tokenizer has one, after the message
+        `system` where one is given. Raises `SolmError` for a system message without a template."""
         if isinstance(prompt, torch.Tensor):
             return prompt
         if self.tokenizer is None:
@@ -160,16 +161,22 @@ class LanguageModel:
         if not prompt.strip():
             raise DataError("the prompt is empty")
         if self.tokenizer.chat_template:
+            before = [] if system is None else [{"role": "system", "content": system}]
             encoded: Any = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+                [*before, {"role": "user", "content": prompt}],
+                add_generation_prompt=True,
+                return_tensors="pt",
+                return_dict=True,
             )
             return encoded["input_ids"]
+        if system is not None:
+            raise SolmError("a system message needs a chat template, which this model does not have")
         return self.tokenizer(prompt, return_tensors="pt").input_ids
 
     def budget(self, budget: "float | str | Budget | None", context: int = 1024) -> Budget:
         """`budget` per axis, checked against the policy's action space; None asks for everything.
 
-        ``ms=4.5`` is the budget whose average step takes that long with `context` tokens seen, by `calibration`; what
+        ``ms=4.5`` is the budget whose average step takes that long with `context` tokens seen, by `timings`; what
         the policy itself takes comes on top.
         """
         if budget is None:
@@ -183,7 +190,7 @@ class LanguageModel:
             milliseconds = float(text)
         except ValueError:
             raise BudgetError(f"budget ms={text}: {text!r} is not a number") from None
-        if self.calibration is None:
-            raise BudgetError("a budget in milliseconds needs a calibration of this machine; run solm bench --out FILE")
+        if self.timings is None:
+            raise BudgetError("a budget in milliseconds needs timings of this machine; run solm bench --out FILE")
         lows, _ = zip(*self.space.ranges, strict=True)
-        return self.calibration.check(self).budget(milliseconds, context, self.budget, sum(lows) / 3)
+        return self.timings.check(self).budget(milliseconds, context, self.budget, sum(lows) / 3)

@@ -27,13 +27,14 @@ def load(
     precision: str | None = None,
     kv_cache_dtype: str = "auto",
     shard: bool = False,
+    revision: str | None = None,
 ) -> LanguageModel:
     """Load a base model (hub id, folder, ``.gguf`` file or ``builtin:smollm2-135m``), with a policy if given.
 
-    sparsity: how actions are carried out; by default the policy's own, else `SparsityConfig()`. backend: ``reference``,
-    ``native`` (steps on the compiled engine, weights held in `precision`, by default bfloat16, or nested where actions
-    say how many of their bits are read; keys and values in `kv_cache_dtype`: ``auto`` or ``int8``), or ``auto``: native
-    where it can be, with a warning that says why where it cannot. shard: deal the decoder layers out to the processes
+    sparsity: how actions are carried out; by default the policy's own, else `SparsityConfig()`. backend: ``torch``,
+    ``cpu`` (steps on the compiled engine, weights held in `precision`, by default bfloat16, or nested where actions
+    say how many of their bits are read; keys and values in `kv_cache_dtype`: ``auto`` or ``int8``), or ``auto``: cpu
+    where it can run, with a warning that says why where it cannot. revision: branch, tag or commit of a hub id. shard: deal the decoder layers out to the processes
     of `torch.distributed`, which then run the model together.
     Raises `SolmError` subclasses: unknown model, unsupported family, damaged or mismatched policy.
     """
@@ -49,7 +50,7 @@ def load(
     how = sparsity_of(policy, sparsity)
     chosen = precision or ("nested" if how.bits_site == "weights" else "bfloat16")
     check_precision(chosen, kv_cache_dtype)  # even where ``auto`` would go on without: it is the caller's mistake
-    base, tokenizer = load_base(model, dtype, device, trust_remote_code, shard)
+    base, tokenizer = load_base(model, dtype, device, trust_remote_code, shard, revision)
     lm = LanguageModel(base, tokenizer, policy, sparsity, name=model)
     if backend != "torch":
         try:

@@ -107,16 +107,16 @@ class StepTimings(BaseModel):
         """Itself if it was measured for `lm` as it runs; raises `PolicyMismatchError` otherwise."""
         now = (lm.name, backend_of(lm))
         if _nested(lm) and not self.halved_ms:
-            raise PolicyMismatchError("this calibration did not measure the bits of weights; run solm bench --policy")
+            raise PolicyMismatchError("these timings did not measure the bits of weights; run solm bench --policy")
         if (self.model, self.backend) != now:
             raise PolicyMismatchError(
-                f"this calibration is of {self.model} on {self.backend}, not of {now[0]} on {now[1]}; run solm bench"
+                f"these timings are of {self.model} on {self.backend}, not of {now[0]} on {now[1]}; run solm bench"
             )
         return self
 
 
 def read_timings(path: Path) -> StepTimings:
-    """The calibration in a file; raises `DamagedFileError` for anything that is not one."""
+    """The timings in a file; raises `DamagedFileError` for anything that is not one."""
     return read_model(path, StepTimings)
 
 
@@ -164,7 +164,7 @@ def measure(
         mlp_ms=tuple(tuple(row[count : len(single)]) for row in times),
         joint_ms=tuple(row[len(single)] for row in times),
         halved_ms=tuple(row[-1] for row in times) if _nested(lm) else (),
-        gigabytes_per_second=_bandwidth(),
+        gigabytes_per_second=memory_bandwidth(),
         command=command_line(),
         environment=environment(),
     )
@@ -183,8 +183,8 @@ def _median_step(session: Session, token: torch.Tensor, keep: torch.Tensor) -> f
     return statistics.median(times)
 
 
-def _bandwidth() -> float:
-    """Gigabytes per second of a sum over more memory than any cache holds."""
+def memory_bandwidth() -> float:
+    """Gigabytes per second, from the time of a sum over more memory than any cache holds."""
     data = torch.ones(1 << 26)
     times = []
     for _ in range(7):

@@ -9,7 +9,7 @@ from solm.core.budget import Budget
 from solm.core.errors import BudgetError, SolmError
 from solm.policies.priced import PricedPolicy
 from solm.policies.protocol import Policy
-from solm.runtime.language_model import SCHEDULES, LanguageModel
+from solm.runtime.language_model import UNTRAINED, LanguageModel
 from solm.serving.requests import AxisBudget, Efficiency, NetOrAxes
 
 
@@ -31,7 +31,7 @@ class Order:
 class Dial:
     """The policies and budgets that one model offers.
 
-    space: of the schedules where no policy is loaded. floor: net keep that the governor goes down to. governed: there
+    space: of the untrained policies where no policy is loaded. floor: net keep that the governor goes down to. governed: there
     is one, so a request that asks for nothing is not dense but may be cut.
     """
 
@@ -44,7 +44,7 @@ class Dial:
     ):
         self.lm, self.governed = lm, governed
         self.space = lm.space if lm.trained is not None else space or ActionSpace.preset("grid")
-        self.policies = {name: lm.policy(name, self.space) for name in SCHEDULES}
+        self.policies = {name: lm.policy(name, self.space) for name in UNTRAINED}
         if lm.trained is not None:
             self.policies = {"policy": lm.policy(), **self.policies}
         lows, _ = zip(*self.space.ranges, strict=True)

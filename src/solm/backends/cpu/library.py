@@ -55,6 +55,11 @@ class Rules(ctypes.Structure):
     ]  # fmt: skip
 
 
+def find_compiler() -> str | None:
+    """The C++ compiler that builds the engine; None where there is none."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+
+
 @cache
 def library() -> ctypes.CDLL:
     """The engine; raises `SolmError` with what was tried where there is no compiler or it fails.
@@ -62,7 +67,7 @@ def library() -> ctypes.CDLL:
     The environment variable SOLM_CXXFLAGS adds flags for the compiler, such as those of sanitizers.
     """
     flags = [*_FLAGS, *os.environ.get("SOLM_CXXFLAGS", "").split()]
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    compiler = find_compiler()
     if compiler is None:
         raise SolmError("the cpu backend needs a C++20 compiler (g++ 11 or clang++ 14); none was found")
     stamp = b"".join(source.read_bytes() for source in SOURCES) + " ".join([compiler, *flags, _processor()]).encode()

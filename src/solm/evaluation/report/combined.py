@@ -4,14 +4,14 @@ from html import escape
 from typing import Any
 
 from solm.core.actions import AXES
-from solm.research import domains as shift
-from solm.research import kv_drift as pollution
 from solm.evaluation.pictures import blank, picture, violins
 from solm.evaluation.report.actions import histograms, texts
 from solm.evaluation.report.page import difference, head, image, perplexity_table
 from solm.evaluation.report.read import Result
 from solm.evaluation.result import EvaluationResult, TaskResult
 from solm.evaluation.show import plot, told, verdict
+from solm.research import domains as shift
+from solm.research import kv_drift as pollution
 from solm.research.domains import ShiftResult
 from solm.research.kv_drift import PollutionResult
 
@@ -24,7 +24,7 @@ def render(found: list[tuple[str, Result]]) -> str:
     if evaluations:
         s = evaluations[0][1].settings
         parts.append(
-            f"<p class=soft>{escape(str(s['model']))} ({s['dtype']}), {s['sequences']} sequences of {s['length']} "
+            f"<p class=soft>{escape(str(s['model']))} ({s['dtype']}), {s['texts']} texts of {s['length']} "
             f"tokens after {s['context']} dense ones, {escape(str(s['data']))}. Every arm saw the same tokens. "
             "Differences are policy minus arm with paired bootstrap 95 % intervals.</p>"
         )
