@@ -49,7 +49,7 @@ def inspect(
         return {name: {"supported": reason is None, "reason": reason} for name, reason in reasons.items()}
 
     config: Any = structure.config.get_text_config(decoder=True)
-    report = {
+    report: dict[str, Any] = {
         "model": model,
         "family": capability.family,
         "tested": capability.tested,
@@ -77,8 +77,8 @@ def inspect(
             print(f"  {name:42} {'yes' if found['supported'] else 'no: ' + found['reason']}")
     if capability.sliding_layers and capability.shapes is not None:
         print(
-            f"{capability.sliding_layers} of {capability.shapes.layers} layers have a sliding window; the attention axis "
-            "acts on the others"
+            f"{capability.sliding_layers} of {capability.shapes.layers} layers have a sliding window; the attention "
+            "axis acts on the others"
         )
 
 

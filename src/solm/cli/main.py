@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-VERBS = {
+VERBS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart, "generate": generate, "serve": serve, "allocate": allocate, "train": train,
     "eval": evaluate, "tasks": tasks, "sweep": sweep, "report": report, "bench": bench, "inspect": inspect,
     "policies": policies, "push": push, "doctor": doctor,

@@ -48,8 +48,8 @@ BackendOption = Annotated[
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
-        help="Weights of the cpu backend: float32, bfloat16 (default), int8, int4 (where weights lie on such a grid) or "
-        "nested (an MLP's in two halves of 4 bits, for policies that choose how many are read)."
+        help="Weights of the cpu backend: float32, bfloat16 (default), int8, int4 (where weights lie on such a grid) "
+        "or nested (an MLP's in two halves of 4 bits, for policies that choose how many are read)."
     ),
 ]
 KvCacheOption = Annotated[

@@ -34,8 +34,8 @@ def load(
     sparsity: how actions are carried out; by default the policy's own, else `SparsityConfig()`. backend: ``torch``,
     ``cpu`` (steps on the compiled engine, weights held in `precision`, by default bfloat16, or nested where actions
     say how many of their bits are read; keys and values in `kv_cache_dtype`: ``auto`` or ``int8``), or ``auto``: cpu
-    where it can run, with a warning that says why where it cannot. revision: branch, tag or commit of a hub id. shard: deal the decoder layers out to the processes
-    of `torch.distributed`, which then run the model together.
+    where it can run, with a warning that says why where it cannot. revision: branch, tag or commit of a hub id. shard:
+    deal the decoder layers out to the processes of `torch.distributed`, which then run the model together.
     Raises `SolmError` subclasses: unknown model, unsupported family, damaged or mismatched policy.
     """
     if backend not in BACKENDS:

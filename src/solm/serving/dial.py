@@ -31,8 +31,8 @@ class Order:
 class Dial:
     """The policies and budgets that one model offers.
 
-    space: of the untrained policies where no policy is loaded. floor: net keep that the governor goes down to. governed: there
-    is one, so a request that asks for nothing is not dense but may be cut.
+    space: of the untrained policies, where no trained one is loaded. floor: net keep that the governor goes down to.
+    governed: there is a governor, so that a request that asks for nothing is not dense but may be cut.
     """
 
     def __init__(
