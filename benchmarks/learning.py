@@ -112,7 +112,7 @@ def grpo(lm: LanguageModel, config: TrainConfig, streams: list[TokenStream], lim
     folder.close()
     last = records[-8:]
     said = {name: sum(record[name] for record in last) / len(last) for name in last[0]}
-    steps = len(records) * config.sequences * config.rollouts * config.horizon
+    steps = len(records) * config.texts * config.rollouts * config.length
     known = PolicyConfig(base=lm.identity, space=config.space, sparsity=lm.sparsity, network=sizes)
     return Snapshot(clock() / 60, TrainedPolicy(known, network), {**said, "update": len(records), "token_steps": steps})
 
@@ -132,11 +132,11 @@ def values(
     while not records or clock() + FIT * len(records) < 60 * limit:
         batch = len(records) + 1
         generator = step_generator(config.seed, batch, 0)
-        windows = draw_windows(streams, config.sequences, config.context + config.horizon + 1, generator)
-        before, after = draw_levels(config.space, config.sequences, config.schedules, config.horizon, generator)
+        windows = draw_windows(streams, config.texts, config.context + config.length + 1, generator)
+        before, after = draw_levels(config.space, config.texts, config.schedules, config.length, generator)
         parts.append(collect_samples(lm, windows, config.context, config.layer, before, after, config.space))
         write_tensors(out / SAMPLES / f"{batch:05d}.safetensors", dict(vars(parts[-1])))
-        records.append({"update": batch, "gain": float(parts[-1].gain.mean()), "seconds": clock()})
+        records.append({"update": batch, "cost": float(parts[-1].cost.mean()), "seconds": clock()})
         folder.log(records[-1])
     folder.close()
     samples = Samples.join(parts)
@@ -144,7 +144,7 @@ def values(
     costs = read_tensors(out / COSTS)
     calibrate(network, [costs[str(axis)] for axis in range(3)])
     known = PolicyConfig(base=lm.identity, space=config.space, sparsity=lm.sparsity, network=network.config)
-    said = {"token_steps": samples.gain.numel(), "explained": found.explained[-1], "slopes": found.slopes}
+    said = {"token_steps": samples.cost.numel(), "explained": found.explained[-1], "slopes": found.slopes}
     return Snapshot(clock() / 60, TrainedPolicy(known, network), said)
 
 
@@ -181,7 +181,7 @@ def main() -> None:
     texts = Texts(lm, options.data, TEXTS, CONTEXT, LENGTH, TEXTS, seed=1)
     dense = float(texts.run(Dense(ActionSpace()), torch.ones(TEXTS, 1, 3, dtype=torch.float64))[0].mean())
     common = {"data": tuple(str(options.data / "train" / source) for source in SOURCES)}
-    how = ValueTrainConfig(**common, context=CONTEXT, horizon=384, calibration_texts=8)
+    how = ValueTrainConfig(**common, context=CONTEXT, length=384, level_cost_texts=8)
     streams = training_streams(lm, how, options.runs, Ranks())
     jobs = [
         (limit, method, spaces)

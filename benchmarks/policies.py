@@ -75,8 +75,8 @@ def token_table(run: Path, trained: TrainedPolicy) -> ValueNetwork:
     )
     print("token table explains", found.explained, flush=True)
     with torch.no_grad():
-        for allocation, known in zip(network.profiles, trained.network.profiles, strict=True):
-            allocation.copy_(known)
+        for costs, known in zip(network.level_costs, trained.network.level_costs, strict=True):
+            costs.copy_(known)
     return network.eval()
 
 

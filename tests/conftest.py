@@ -8,49 +8,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from hypothesis import settings
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 import solm
+from helpers.models import tiny_model
+from helpers.policies import SPARSITY, under_values
 from solm.backends.torch.families import TESTED_FAMILIES
+from solm.core.actions import ActionSpace
+from solm.core.sparsity import SparsityConfig
+from solm.policies.artifact import PolicyConfig, TrainedPolicy
+from solm.policies.network import NetworkConfig
 
 settings.register_profile("solm", deadline=None)  # a loaded machine is no bug
 settings.load_profile("solm")
-
-SIZES = {
-    "vocab_size": 259,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "intermediate_size": 96,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-EXTRA = {
-    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
-    "gemma2": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
-    "gemma3_text": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
-    "mistral": {"sliding_window": None},
-    "starcoder2": {"sliding_window": None},
-    "phi3": {"sliding_window": None, "original_max_position_embeddings": 512},
-    "ministral": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
-    "exaone4": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
-}  # fmt: skip
-
-
-def tiny_model(family: str, dtype: torch.dtype = torch.float64, **changes):
-    """A random two-layer model of `family`, weights scaled up so that its choices are not all ties."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **{**SIZES, **EXTRA.get(family, {}), **changes})
-    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=dtype) * 0.15
-    return model
 
 
 @pytest.fixture(params=TESTED_FAMILIES)
@@ -87,14 +57,23 @@ def tiny_lm(byte_tokenizer):
 @pytest.fixture
 def value_lm(byte_tokenizer):
     """A tiny llama with a value policy that has learned nothing."""
-    from solm.policies.artifact import PolicyConfig, TrainedPolicy
-    from test_values import SPACE, SPARSITY, network
 
     with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer) as lm:
-        made = network().float()
-        config = PolicyConfig(base=lm.identity, space=SPACE, sparsity=SPARSITY, network=made.config)
-        lm.trained, lm.sparsity = TrainedPolicy(config, made), SPARSITY
-        yield lm
+        yield under_values(lm, SPARSITY)
+
+
+@pytest.fixture
+def policy_lm(tiny_lm):
+    """The tiny model with an untrained policy on it."""
+    space = ActionSpace.preset("joint-8")
+    config = PolicyConfig(
+        base=tiny_lm.identity,
+        space=space,
+        sparsity=SparsityConfig(window=32, page_size=8),
+        network=NetworkConfig(base_hidden=64, actions=8, width=16, heads=2),
+    )
+    tiny_lm.trained, tiny_lm.sparsity = TrainedPolicy(config), config.sparsity
+    return tiny_lm
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ HELD_OUT = "pydoc:heldout"
 BUDGETS = (0.45, 0.5, 0.6)
 PRETRAINED = "builtin:smollm2-135m"
 
-CONFIG = {"model": "builtin:smollm2-135m", "data": "pydoc:train", "calibration_texts": 32}
+CONFIG = {"model": "builtin:smollm2-135m", "data": "pydoc:train", "level_cost_texts": 32}
 SETTINGS = EvaluationSettings(budgets=BUDGETS, texts=48, context=512, length=128, trials=4)
 
 

@@ -58,7 +58,7 @@ def bench(
     from solm.core.files import write_text
     from solm.data.windows import token_stream
     from solm.runtime.load import load
-    from solm.runtime.timings import measure
+    from solm.evaluation.step_timing import measure
 
     lengths = checks.counts(context, "--context")
     checks.out_file(out)

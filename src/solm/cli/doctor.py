@@ -30,7 +30,7 @@ def doctor(model: ModelOption = DEFAULT_MODEL, json: JsonOption = False) -> None
     from solm.cli.output import print_json
     from solm.core.errors import SolmError
     from solm.core.sparsity import SparsityConfig
-    from solm.runtime.timings import memory_bandwidth
+    from solm.evaluation.step_timing import memory_bandwidth
 
     fixes = []
     compiler = find_compiler()

@@ -69,8 +69,8 @@ def generate(
     from solm.core.budget import Budget
     from solm.core.files import write_json
     from solm.runtime.generate import summarise
+    from solm.core.timings import read_timings
     from solm.runtime.load import load
-    from solm.runtime.timings import read_timings
 
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
@@ -89,7 +89,7 @@ def generate(
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config, grid)
     decider = policy if policy in DECIDERS else "policy" if trained else "dense" if budget is None else "static"
     # What the backend can skip, where nothing else says what to choose among.
-    offered = trained.config.space if trained else grid or ActionSpace.preset("grid" if backend == "torch" else "cpu")
+    offered = trained.config.space if trained else grid or ActionSpace.preset("fine" if backend == "torch" else "cpu-fine")
     timed = budget is not None and budget.startswith("ms=")
     known = None
     with checks.option("--timings"):
@@ -104,10 +104,8 @@ def generate(
                 raise BudgetError(f"{budget} needs another --policy than dense, which spends everything")
     lm = load(
         model, trained, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
-        revision=revision, trust_remote_code=trust_remote_code,
+        timings=timings, revision=revision, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    if known is not None:
-        lm.timings = known.check(lm)
     with checks.option("--system"):
         ids = lm.encode(text, system)
     chosen = lm.policy(decider, offered)

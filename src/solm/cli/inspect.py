@@ -59,7 +59,7 @@ def inspect(
         "axes": said({axis: capability.reasons.get(axis) for axis in capability.axes}),
         "backends": said({"torch": on_torch, "cpu": on_cpu}),
         "combines": said(combines),
-        "sliding_window_layers": capability.sliding_layers,
+        "sliding_window_layers": len(capability.sliding),
     }
     if json:
         print_json(report)
@@ -75,9 +75,9 @@ def inspect(
         print(title if title != "combines" else "combines with")
         for name, found in report[title].items():
             print(f"  {name:42} {'yes' if found['supported'] else 'no: ' + found['reason']}")
-    if capability.sliding_layers and capability.shapes is not None:
+    if capability.sliding and capability.shapes is not None:
         print(
-            f"{capability.sliding_layers} of {capability.shapes.layers} layers have a sliding window; the attention "
+            f"{len(capability.sliding)} of {capability.shapes.layers} layers have a sliding window; the attention "
             "axis acts on the others"
         )
 

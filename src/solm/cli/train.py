@@ -170,8 +170,8 @@ def _check(chosen: "RunConfig", revision: str | None, trust: bool) -> None:
 def note(record: dict[str, Any]) -> str:
     """One line about an update or batch."""
     speed = f"{record['token_steps_per_second']:.0f} token-steps/s"
-    if "gain" in record:
-        return f"mean gain {record['gain']:.3f} dense ppl {record['perplexity']:.1f} {speed}"
+    if "cost" in record:
+        return f"mean cost {record['cost']:.3f} dense ppl {record['perplexity']:.1f} {speed}"
     gaps = "/".join(f"{record[f'gap_{axis}']:.3f}" for axis in ("attention", "mlp", "bits"))
     return (
         f"reward {record['reward']:.3f} ppl {record['perplexity']:.1f} gap {gaps} "

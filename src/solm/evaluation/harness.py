@@ -11,13 +11,12 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
+from solm.backends.session import AnyPolicy
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
 from solm.core.budget import Budget
 from solm.core.errors import BudgetError, SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.likelihoods import Prefills, Spent, likelihoods
-from solm.policies.priced import PricedPolicy
-from solm.policies.protocol import Policy
 from solm.runtime.generate import Compute
 from solm.runtime.language_model import UNTRAINED, LanguageModel
 from solm.runtime.load import load
@@ -44,7 +43,7 @@ class ControlledLM(HFLM):
     def __init__(
         self,
         pretrained: str | LanguageModel,
-        policy: str | Policy | PricedPolicy | None = None,
+        policy: str | AnyPolicy | None = None,
         space: str | None = None,
         budget: float | str | Budget | None = None,
         attention: float | None = None,
@@ -88,7 +87,7 @@ class ControlledLM(HFLM):
         self._encoded: dict[tuple[str, str], tuple[array[int], array[int]]] = {}
         super().__init__(pretrained.model, tokenizer=pretrained.tokenizer, batch_size=int(batch_size), **options)
 
-    def under(self, policy: Policy | PricedPolicy, target: Budget, sparsity: SparsityConfig | None = None) -> Self:
+    def under(self, policy: AnyPolicy, target: Budget, sparsity: SparsityConfig | None = None) -> Self:
         """Itself with another policy and budget, nothing spent; sparsity: another than the model's to score under."""
         self.policy, self.target, self.spent, self._sparsity = policy, target, [], sparsity
         return self

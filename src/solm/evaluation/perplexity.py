@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from solm.backends.torch.adaptive_session import AdaptiveSession
+from solm.backends.session import AnyPolicy, Scored
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.cost import CostModel, relative_cost
@@ -21,12 +21,10 @@ from solm.evaluation.arms import Arm, Oracle, tuned
 from solm.evaluation.points import points, random_trials
 from solm.evaluation.result import SCHEMA_VERSION, EvaluationResult, command_line, environment
 from solm.evaluation.use import Taken, action_use, examples
-from solm.policies.priced import PricedPolicy
-from solm.policies.protocol import Policy
+from solm.policies.priced import LevelCosts
 from solm.policies.schedules import Dense, Random, Static
-from solm.runtime.drive import Episode, teacher_forced
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.level_costs import level_gains
+from solm.runtime.level_costs import measured_costs
 
 Rows = dict[str, list[list[float]]]
 
@@ -68,7 +66,7 @@ def evaluate(
     partial: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     tuning: TokenStream | None = None,
-    rivals: Mapping[str, Policy | PricedPolicy | Arm] | None = None,
+    rivals: Mapping[str, AnyPolicy | Arm] | None = None,
 ) -> EvaluationResult:
     """Compare all arms at every budget, on as many texts from each of `streams`.
 
@@ -85,9 +83,9 @@ def evaluate(
     windows = held_out_windows(streams, settings)
     batches = windows.split(settings.batch)
     key = _key(lm, streams, settings, space, sorted(rivals or {}), tuning)
-    arms = {"static": Arm(Static(space))}
+    arms = {"uniform": Arm(Static(space), sparsity=lm.sparsity.under(None))}
     if lm.sparsity.allocation is not None:
-        arms["uniform"] = Arm(Static(space), even=True)
+        arms["allocated"] = Arm(Static(space))
     arms |= {name: rival if isinstance(rival, Arm) else Arm(rival) for name, rival in (rivals or {}).items()}
     if tuning is not None:
         arms["tuned"] = Arm(tuned(lm, tuning, space, settings.context, settings.length, settings.seed))
@@ -106,7 +104,7 @@ def evaluate(
         settings={
             **settings.model_dump(mode="json"),
             "model": lm.name,
-            "backend": "torch" if lm.engine is None else lm.engine.name,
+            "backend": lm.backend.name,
             "dtype": str(lm.model.dtype).removeprefix("torch."),
             "data": ", ".join(stream.name for stream in streams),
             "space": space.model_dump(mode="json"),
@@ -194,37 +192,35 @@ def _run_batch(
     tokens = windows[:, context:]
     targets = torch.tensor([budget.shares for budget in budgets], dtype=torch.float64).repeat(len(windows), 1)
 
-    def run(arm: Arm, target: torch.Tensor, purpose: int) -> tuple[Episode, list[list[float]]]:
+    def run(arm: Arm, target: torch.Tensor, purpose: int) -> tuple[Scored, list[list[float]]]:
         forks = len(target) // len(windows)
-        forked = session.fork(forks, capacity=settings.length + lm.sparsity.page_size)
-        if arm.even:
-            forked.sparsity = forked.sparsity.under(None)
-        if arm.rule is not None:
-            forked = AdaptiveSession.of(forked, arm.rule())
+        forked = session.fork(forks, settings.length + lm.sparsity.page_size, arm.sparsity)
         if arm.retarget is not None:
             target = arm.retarget(windows[:, :context], target)
         generator = torch.Generator().manual_seed((settings.seed * 100_003 + index) * 1_009 + purpose)
-        episode = teacher_forced(forked, arm.policy, tokens.repeat_interleave(forks, 0), target, generator)
-        return episode, _row_means(lm, episode, settings)
+        forked.control(arm.policy, target, settings.length, generator)
+        scored = forked.score(tokens.repeat_interleave(forks, 0))
+        return scored, _row_means(lm, scored, settings)
 
     rows: Rows = {}
     taken = None
     _, rows["dense"] = run(Arm(Dense(space)), targets[: len(windows)], 0)
     if lm.trained is not None:
-        episode, ours = run(Arm(lm.policy("policy")), targets, 1)
+        scored, ours = run(Arm(lm.policy("policy")), targets, 1)
         _spread(rows, "policy", ours, settings)
-        targets = _averages(episode)
+        assert scored.actions is not None
+        targets = _averages(scored)
         shown = 0 if index else min(settings.examples, len(windows)) * count
         taken = Taken(
-            actions=episode.actions.tolist(),
-            nats=(-episode.log_probabilities[:shown].double()).tolist(),
-            cost=_costs(lm, episode, settings, "bytes")[:shown].tolist(),
+            actions=scored.actions.tolist(),
+            nats=(-scored.log_probabilities[:shown].double()).tolist(),
+            cost=_costs(lm, scored, settings, "bytes")[:shown].tolist(),
         )
     for name, arm in arms.items():
         _spread(rows, name, run(arm, targets, 2)[1], settings)
     if settings.oracle:
-        measured = [gains.repeat_interleave(count, 0) for gains in level_gains(session, tokens, space)]
-        oracle = Oracle(space, (measured[0], measured[1], measured[2]))
+        costs = measured_costs(session, tokens, space)
+        oracle = Oracle(space, LevelCosts(*(axis.repeat_interleave(count, 0) for axis in costs)))
         _spread(rows, "oracle", run(Arm(oracle), targets, 2)[1], settings)
     for trial in range(settings.trials):
         _spread(rows, f"random/{trial}", run(Arm(Random(space)), targets, 3 + trial)[1], settings)
@@ -239,21 +235,21 @@ def _spread(rows: Rows, arm: str, values: list[list[float]], settings: Evaluatio
         rows[f"{arm}@{budget}"] = values[position::count]
 
 
-def _averages(episode: Episode) -> torch.Tensor:
+def _averages(scored: Scored) -> torch.Tensor:
     """Realised average per row and axis over controllable steps [N, 3]; 1 where there is none."""
-    counted = episode.controllable
-    sums = (episode.realised * counted[..., None]).sum(1)
+    counted = scored.controllable
+    sums = (scored.realised * counted[..., None]).sum(1)
     return torch.where(counted.any(1)[:, None], sums / counted.sum(1, keepdim=True).clamp(min=1), 1.0)
 
 
-def _costs(lm: LanguageModel, episode: Episode, settings: EvaluationSettings, model: CostModel) -> torch.Tensor:
+def _costs(lm: LanguageModel, scored: Scored, settings: EvaluationSettings, model: CostModel) -> torch.Tensor:
     """What every step costs as a share of the dense one [N, T]."""
     kv_length = settings.context + 1 + torch.arange(settings.length)
-    shares = torch.where(episode.controllable[..., None], episode.realised, 1.0)
-    return relative_cost(shares, kv_length, lm.control.shapes, lm.sparsity, model)
+    shares = torch.where(scored.controllable[..., None], scored.realised, 1.0)
+    return relative_cost(shares, kv_length, lm.shapes, lm.sparsity, model)
 
 
-def _row_means(lm: LanguageModel, episode: Episode, settings: EvaluationSettings) -> list[list[float]]:
-    nats = -episode.log_probabilities.double().mean(1).cpu()
-    cost = [_costs(lm, episode, settings, model).mean(1) for model in ("bytes", "flops")]
-    return torch.cat([nats[:, None], _averages(episode), torch.stack(cost, 1)], 1).tolist()
+def _row_means(lm: LanguageModel, scored: Scored, settings: EvaluationSettings) -> list[list[float]]:
+    nats = -scored.log_probabilities.double().mean(1).cpu()
+    cost = [_costs(lm, scored, settings, model).mean(1) for model in ("bytes", "flops")]
+    return torch.cat([nats[:, None], _averages(scored), torch.stack(cost, 1)], 1).tolist()

@@ -61,10 +61,11 @@ def evaluate_tasks(
     """
     space = lm.space if space is None else space
     budgets = [Budget.from_net(net, space) if lm.trained is None else lm.budget(net) for net in settings.budgets]
-    arms = {"static": Arm(Static(space)), "random": Arm(Random(space))}
+    uniform = lm.sparsity.under(None)
+    arms = {"uniform": Arm(Static(space), sparsity=uniform), "random": Arm(Random(space))}
     arms |= {name: Arm(policy) for name, policy in (blind or {}).items()}
     if lm.sparsity.allocation is not None:
-        arms["uniform"] = Arm(Static(space), even=True)
+        arms["allocated"] = Arm(Static(space))
     key = [settings.model_dump(mode="json"), lm.name, str(lm.model.dtype), space.model_dump(mode="json"), sorted(arms)]
     key += [lm.sparsity.model_dump(mode="json"), {} if lm.trained is None else lm.trained.config.provenance]
     finished = _read_partial(partial, json.loads(json.dumps(key)))
@@ -75,8 +76,7 @@ def evaluate_tasks(
         nonlocal done
         name = f"{task}/{name}@{net:g}"
         if name not in finished:
-            sparsity = lm.sparsity.under(None) if arm.even else None
-            finished[name] = _ask(model.under(arm.policy, budget, sparsity), tasks[task], settings)
+            finished[name] = _ask(model.under(arm.policy, budget, arm.sparsity), tasks[task], settings)
             if partial is not None:
                 write_json(partial, {"key": key, "runs": finished})
         done += 1

@@ -45,9 +45,10 @@ class Memory(NamedTuple):
     keys: torch.Tensor
     values: torch.Tensor
 
-    def repeat(self, times: int) -> "Memory":
-        """Every row `times` times, next to one another."""
-        return Memory(self.keys.repeat_interleave(times, 0), self.values.repeat_interleave(times, 0))
+    def rows(self, index: torch.Tensor) -> "Memory":
+        """The memory of rows index [n] int64, of which some may occur several times."""
+        index = index.to(self.keys.device)
+        return Memory(self.keys[index], self.values[index])
 
 
 class PolicyNetwork(nn.Module):

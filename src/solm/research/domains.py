@@ -96,7 +96,7 @@ def shift(
         raise SolmError("this study asks what a policy trained with --method values predicts; give one with --policy")
     for stream in streams:
         held_out_windows([stream], settings)  # a source that is too short is told before hours of work
-    known = policy.network.calibration.float()
+    known = policy.network.training_sensitivities.float()
     told: dict[str, Any] = settings.model_dump(mode="json") | {
         "model": lm.name, "dtype": str(lm.model.dtype).removeprefix("torch."),
         "space": lm.space.model_dump(mode="json"), "sparsity": lm.sparsity.model_dump(mode="json"),

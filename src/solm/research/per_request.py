@@ -6,7 +6,7 @@ from torch import nn
 from solm.backends.torch.families import decoder_layers
 from solm.core.errors import SolmError
 from solm.evaluation.arms import Arm
-from solm.policies.priced import equal_prices, price_curves
+from solm.policies.priced import LevelCosts, equal_prices, price_curves
 from solm.policies.schedules import Static
 from solm.policies.value_policy import ValuePolicy
 from solm.runtime.language_model import LanguageModel
@@ -27,12 +27,12 @@ def per_request(lm: LanguageModel) -> Arm:
         hidden = prompt_states(lm, prompts, network.config.layer)
         with torch.no_grad():
             dense = torch.ones(*hidden.shape[:2], 3, device=hidden.device)
-            asked = policy.priced(network(hidden, dense).mean(1))
+            asked = policy.level_costs(network(hidden, dense).mean(1))
         rows = torch.arange(len(target)) // (len(target) // len(prompts))
         shares = []
         for row, net in zip(rows.tolist(), target.mean(1).tolist(), strict=True):
-            gains = tuple(gain[row : row + 1] for gain in asked)
-            shares.append(equal_prices(price_curves(space, (gains[0], gains[1], gains[2])), net).shares)
+            costs = LevelCosts(*(cost[row : row + 1] for cost in asked))
+            shares.append(equal_prices(price_curves(space, costs), net).shares)
         return torch.tensor(shares, dtype=torch.float64)
 
     return Arm(Static(space), retarget=split)

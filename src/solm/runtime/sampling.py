@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from solm.backends.cpu.threads import one_torch_thread
+from solm.backends.threads import one_torch_thread
 from solm.core.errors import SolmError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Sampler:
         """Tokens after which a reply ends."""
         self.generator = torch.Generator().manual_seed(seed)
         self._sequence = ids
-        self._beside_engine = lm.engine is not None
+        self._beside_engine = lm.backend.name.startswith("cpu")
 
     def choose(self, logits: torch.Tensor) -> int:
         """The next token, from logits [V]; it counts as said from here on."""

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
+from solm.backends.session import AnyPolicy
 from solm.core.actions import FULL_BITS, ActionSpace
 from solm.core.budget import Budget
 from solm.core.errors import BudgetError, SolmError
-from solm.policies.priced import PricedPolicy
-from solm.policies.protocol import Policy
 from solm.runtime.language_model import UNTRAINED, LanguageModel
 from solm.serving.requests import AxisBudget, Efficiency, NetOrAxes
 
@@ -18,7 +17,7 @@ class Order:
     """What a request asks for: who decides, the budget, and the least that the governor may cut it to."""
 
     name: str
-    policy: Policy | PricedPolicy
+    policy: AnyPolicy
     budget: Budget
     floor: Budget
 
@@ -31,8 +30,8 @@ class Order:
 class Dial:
     """The policies and budgets that one model offers.
 
-    space: of the untrained policies, where no trained one is loaded. floor: net keep that the governor goes down to.
-    governed: there is a governor, so that a request that asks for nothing is not dense but may be cut.
+    space: of the schedules where no policy is loaded. floor: net keep that the governor goes down to. governed: there
+    is one, so a request that asks for nothing is not dense but may be cut.
     """
 
     def __init__(

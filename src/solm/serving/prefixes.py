@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import torch
 
-from solm.backends.torch.session import Session
+from solm.backends.session import Session
 
 
 class PrefixCache:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from solm.backends.session import Session
 from solm.core.actions import AXES, Action
-from solm.runtime.batching import Seat
 from solm.runtime.generate import Compute, compute
 from solm.runtime.generate import Token as Spent
 from solm.runtime.language_model import LanguageModel
@@ -88,7 +88,6 @@ class Row:
         self.lm, self.job = lm, job
         self.sampler = Sampler(lm, job.ids[None], job.seed, job.sampling)
         self.text = TextStream(lm.tokenizer, skip_special_tokens=True)
-        self.seat = Seat(job.order.policy, job.order.target(1.0), max(1, job.max_tokens), self.sampler.generator)
         self.cached = 0
         self.last = -1
         self.spent: list[Spent] = []
@@ -96,6 +95,11 @@ class Row:
         self._overhead = lm.overhead(job.order.policy)
         self._pending = ""
         self._first = (job.order.policy.space.actions[-1], [1.0, 1.0, 1.0], False)
+
+    def control(self, session: Session) -> None:
+        """Put a session of one row, whose prompt is read, under the job's policy."""
+        target = self.job.order.target(1.0)[None]
+        session.control(self.job.order.policy, target, max(1, self.job.max_tokens), self.sampler.generator)
 
     @property
     def largest_only(self) -> bool:

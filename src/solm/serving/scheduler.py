@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.backends.torch.session import Session
+from solm.backends.session import Session
 from solm.core.errors import SolmError
-from solm.runtime.batching import Batch
 from solm.runtime.language_model import LanguageModel
 from solm.serving.governor import Governor
 from solm.serving.metrics import Metrics
@@ -51,7 +50,8 @@ class Scheduler:
         self.prefixes = PrefixCache(settings.prefix_tokens, lm.sparsity.page_size)
         self._waiting: deque[Job] = deque()
         self._filling: _Filling | None = None
-        self._batch, self._rows = Batch(), list[Row]()
+        self._session: Session | None = None  # of the rows that decode, in the order of `_rows`
+        self._rows: list[Row] = []
         self._told: dict[Row, float] = {}
         self._changed = threading.Condition()
         self._stopping = False
@@ -114,7 +114,7 @@ class Scheduler:
             self._fail(job, Failed("the server is stopping", "shutting_down"))
         self._waiting.clear()
         self._rows.clear()
-        self._filling, self._batch = None, Batch()
+        self._filling = self._session = None
         self._measure()
 
     def _filled(self) -> list[Job]:
@@ -156,10 +156,14 @@ class Scheduler:
         job.emit(failed)
 
     def _leave(self, index: int) -> None:
-        self._batch.leave(index)
         self._told.pop(self._rows[index], None)
         self._rows[index] = self._rows[-1]
         self._rows.pop()
+        assert self._session is not None
+        if self._rows:
+            self._session.leave(index)
+        else:
+            self._session = None
 
     def _fill(self) -> None:
         """Read one chunk of the prompt that is next."""
@@ -190,7 +194,11 @@ class Scheduler:
                 self.prefixes.keep(job.ids, filling.session)
             self._take(filling.row, logits[0])
             if filling.row.finished is None:
-                self._batch.join(filling.session, filling.row.seat)
+                filling.row.control(filling.session)
+                if self._session is None:
+                    self._session = filling.session
+                else:
+                    self._session.join(filling.session)
                 self._rows.append(filling.row)
             self._filling = None
         except Exception as error:
@@ -207,33 +215,36 @@ class Scheduler:
 
     def _step(self) -> None:
         """One token for every row that decodes."""
-        rows, governor = self._rows, self.governor
-        if not rows:
+        rows, session, governor = self._rows, self._session, self.governor
+        if session is None:
             governor.idle()
             return
         now = self.clock()
         if governor.objective is not None or any(row.job.deadline is not None for row in rows):
             dials = [governor.dial_for(row.job.deadline, now, row.left) for row in rows]
             targets = [row.job.order.target(dial) for row, dial in zip(rows, dials, strict=True)]
-            self._batch.aim(torch.stack(targets))
-        assert self._batch.session is not None
-        self._batch.session.approximate_tail = all(row.largest_only for row in rows)
+            session.aim(torch.stack(targets))
         try:
-            found = self._batch.step(torch.tensor([row.last for row in rows]))
+            found = session.step(
+                torch.tensor([row.last for row in rows]), approximate_tail=all(row.largest_only for row in rows)
+            )
         except Exception as error:
             # The rows share the pass that failed; none of them can go on.
             for row in rows:
                 self._broken(row.job, error)
-            self._rows, self._batch = [], Batch()
+            self._rows, self._session = [], None
             self._told.clear()
             return
         governor.stepped(len(rows))
-        actions, realised, controllable = (x.tolist() for x in (found.actions, found.realised, found.controllable))
+        assert found.actions is not None
+        actions, realised, controllable = (
+            x[:, 0].tolist() for x in (found.actions, found.realised, found.controllable)
+        )
         for index in reversed(range(len(rows))):
             row = rows[index]
             action = row.job.order.policy.space.actions[actions[index]]
             try:
-                self._take(row, found.logits[index], (action, realised[index], controllable[index]))
+                self._take(row, found.logits[index, 0], (action, realised[index], controllable[index]))
             except Exception as error:
                 self._broken(row.job, error)
                 row.finished = "error"

@@ -74,8 +74,7 @@ class Service:
         self.scheduler = Scheduler(lm, settings, self.metrics, thread)
         self.ready = False
         self._tokenizer, self._lock = copy.deepcopy(lm.tokenizer), threading.Lock()
-        config = lm.model.config.get_text_config(decoder=True)
-        self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
+        self.context = lm.context or 1 << 20
 
     async def start(self) -> None:
         """Decode a few tokens of every policy, so that the first request does not pay for what is made once."""
@@ -86,7 +85,7 @@ class Service:
             loop.call_soon_threadsafe(done.put_nowait, event)
 
         length = self.lm.sparsity.always_read + 2
-        ids = torch.arange(length) % self.lm.control.shapes.vocabulary
+        ids = torch.arange(length) % self.lm.shapes.vocabulary
         for name, policy in self.dial.policies.items():
             if length + 4 > self.context:
                 break
@@ -182,7 +181,7 @@ class Service:
     def _prompts(self, prompt: Prompt) -> list[list[int]]:
         texts: Any = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
         found = [self.tokens(text) if isinstance(text, str) else list(text) for text in texts]
-        vocabulary = self.lm.control.shapes.vocabulary
+        vocabulary = self.lm.shapes.vocabulary
         for ids in found:
             if not ids:
                 raise ApiError(400, "the prompt is empty", "prompt")
@@ -208,7 +207,7 @@ class Service:
         logprobs: int | None,
         echo: bool,
     ) -> Job:
-        vocabulary = self.lm.control.shapes.vocabulary
+        vocabulary = self.lm.shapes.vocabulary
         sampling: dict[str, Any] = {"do_sample": False}
         if request.temperature > _COLDEST:
             sampling = {

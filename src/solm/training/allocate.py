@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from solm.backends.passes import divergences
-from solm.backends.torch.session import Session
+from solm.backends.session import divergences
 from solm.core.allocation import KNOTS, Allocation
 from solm.core.errors import DamagedFileError, DataError
 from solm.core.files import write_text
@@ -149,8 +148,8 @@ def _measured(path: Path, key: str) -> dict[str, float]:
 def _differing(lm: LanguageModel) -> tuple[dict[str, list[int]], dict[str, int]]:
     """Per axis the KV heads or layers that an action changes, between which there is something to deal out, by number;
     and how many there are in all."""
-    cache, axes, shapes = lm.session().cache, lm.control.capability.axes, lm.control.shapes
-    full = [index for index, layer in enumerate(cache.layers) if not layer.is_sliding]
+    capability, axes, shapes = lm.backend.capability, lm.backend.capability.axes, lm.shapes
+    full = [layer for layer in range(shapes.layers) if layer not in capability.sliding]
     heads = [layer * shapes.kv_heads + head for layer in full for head in range(shapes.kv_heads)]
     own = {"attention": heads, "mlp": list(range(shapes.layers)) if axes["mlp"] else []}
     return own, {"attention": shapes.layers * shapes.kv_heads, "mlp": shapes.layers}
@@ -190,14 +189,13 @@ class _Texts:
     def __init__(self, lm: LanguageModel, windows: torch.Tensor, context: int, shortest: int, length: int):
         windows = windows[: max(1, len(windows) * shortest // context)]
         self.context, self.tokens = context, windows[:, context : context + length]
-        self.parent = Session(lm.control, lm.sparsity, context)
+        self.parent = lm.session(context)
         self.parent.prefill(windows[:, :context])
         self.dense = self.parent.fork(1, self.tokens.shape[1]).extend(self.tokens).logits
 
     def divergence(self, sparsity: SparsityConfig, axis: str, keep: float) -> np.ndarray:
         """KL from the dense predictions where every step keeps `keep` of one axis: mean of every text [N]."""
-        rows = self.parent.fork(1, self.tokens.shape[1])
-        rows.sparsity = sparsity
+        rows = self.parent.fork(1, self.tokens.shape[1], sparsity)
         action = torch.tensor([keep if axis == name else 1.0 for name in SHARES] + [16.0], dtype=torch.float64)
         logits = rows.extend(self.tokens, action.expand(*self.tokens.shape, 3)).logits
         found = divergences(logits.flatten(0, 1)[:, None], self.dense.flatten(0, 1))

@@ -20,7 +20,7 @@ def budget_penalty(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Soft penalty [S, K] of average shares realised [S, K, 3] against target [S, K, 3], and the signed gaps.
 
-    Only axes with more than one level can be blamed.
+    Only axes with more than one level count.
     """
     gap = realised - target
     weight = torch.tensor(config.penalty) * torch.tensor([levels > 1 for levels in config.space.shape])
@@ -35,11 +35,11 @@ def advantages(
 
     rewards: [S, K, T] log-probabilities; realised: [S, K, T, 3] shares spent; penalty: [S, K]; counted: [S, K, T].
 
-    ``process`` centres the return-to-go at every step over the K rollouts of a text, ``outcome`` gives every step
-    the episode's total, centred likewise (both arXiv 2605.10875). Either way a step that spends more looks better
-    at once and worse only through the penalty and the steps that go short later. ``priced`` charges a step for what
-    it spends: the price per axis is the batch's least-squares gain in return per share spent, so what is left is
-    whether this token gained more from its compute than compute gains on average.
+    ``process`` centres the return-to-go of every step over the K rollouts of a text; ``outcome`` gives every step the
+    episode's total, centred likewise (both arXiv 2605.10875). With both, a step that spends more has a higher return,
+    and a lower one only through the penalty and through later steps. ``priced`` subtracts what a step spends times a
+    price per axis, the least-squares return per share spent in the batch. What is left says whether compute had more
+    effect on this token than on average.
     """
     rewards = rewards * counted
     if config.advantage == "outcome":
@@ -51,8 +51,6 @@ def advantages(
         spent = (realised - realised.mean(1, keepdim=True))[counted]
         prices = torch.linalg.lstsq(spent, value[counted][:, None], driver="gelsd").solution
         value = value - ((realised - realised.mean(1, keepdim=True)) @ prices)[..., 0]
-    if config.zscore:
-        value = value / value.std(1, keepdim=True).clamp(min=1e-6)
     used = value[counted]
     return (value - used.mean()) / used.std().clamp(min=1e-6)
 

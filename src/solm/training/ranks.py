@@ -29,7 +29,7 @@ class Ranks:
     def share(self, count: int) -> slice:
         """This process's part of `count` things. Raises `SolmError` where they cannot be dealt out evenly."""
         if count % self.world:
-            raise SolmError(f"{count} sequences per update cannot be dealt out to {self.world} processes evenly")
+            raise SolmError(f"{count} texts per update cannot be shared evenly by {self.world} processes")
         each = count // self.world
         return slice(self.rank * each, (self.rank + 1) * each)
 

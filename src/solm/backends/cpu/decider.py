@@ -2,11 +2,14 @@
 
 import ctypes
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from solm.core.actions import FULL_BITS
+from solm.policies.priced import FALLING_PRICES
+from solm.policies.value_policy import ValuePolicy
 
 ROW = np.dtype(
     [
@@ -70,3 +73,26 @@ class Decider:
     @property
     def address(self) -> int:
         return ctypes.addressof(self._struct)
+
+
+_DECIDERS: WeakKeyDictionary[ValuePolicy, Decider] = WeakKeyDictionary()
+
+
+def decider_of(policy: ValuePolicy) -> Decider:
+    """The decisions of `policy` in the engine's terms, made once per policy object."""
+    if policy not in _DECIDERS:
+        network, space = policy.network, policy.space
+        _DECIDERS[policy] = Decider(
+            layer=policy.layer,
+            read=(network.read.weight, network.read.bias),
+            head=(network.head.weight, network.head.bias),
+            scale=network.scale,
+            trust=network.trust,
+            levels=[np.array(levels, dtype=np.float64) for levels in (space.attention, space.mlp, space.bits)],
+            own=[-cost.numpy() for cost in policy.own_cost],
+            rest=[-cost.numpy() for cost in policy.fixed_cost],
+            curves=[curve.rising for curve in policy.curves],
+            prices=FALLING_PRICES,
+            clamp=policy.clamp,
+        )
+    return _DECIDERS[policy]

@@ -221,6 +221,13 @@ class Cache:
             self.engine.library.solm_cache_free(self.handle)
             self.handle = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and bounds that `capacity` tokens take."""
+        sizes = self.engine.sizes
+        number = 4 if sizes.precision == 0 else 1 if sizes.kv_bytes else 2
+        return 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * self.capacity * number
+
     def fill(self, layer: int, position: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Keep keys and values [kv_heads, count, D] from `position` on."""
         keys, values = keys.float().contiguous(), values.float().contiguous()

@@ -1,11 +1,12 @@
 """What of a model can be controlled, found in its structure: the MLP's sites and the attention layers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from solm.backends.capability import Capability
 from solm.backends.torch.cache import PagedCache
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError, UnsupportedModelError
@@ -29,25 +30,6 @@ class MLPSites:
     down: nn.Module
     activation: nn.Module | None
     gated: bool
-
-
-@dataclass(frozen=True)
-class Capability:
-    """Which axes work on a model; a reason for each that does not."""
-
-    family: str
-    tested: bool
-    shapes: ModelShapes | None
-    reasons: dict[str, str] = field(default_factory=dict)
-    sliding_layers: int = 0
-
-    @property
-    def axes(self) -> dict[str, bool]:
-        return {axis: axis not in self.reasons for axis in ("attention", "mlp", "bits")}
-
-    def require(self, axis: str) -> None:
-        if axis in self.reasons:
-            raise UnsupportedModelError(f"the {axis} axis is not supported on {self.family!r}: {self.reasons[axis]}")
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -97,14 +79,16 @@ def model_shapes(config: PretrainedConfig, gated: bool) -> ModelShapes:
 def probe(model: PreTrainedModel) -> Capability:
     """What can be controlled on `model`, from its structure alone (a model on the meta device will do)."""
     reasons: dict[str, str] = {}
-    gated, sliding = False, 0
+    gated = False
+    sliding: tuple[int, ...] = ()
     try:
         sites = [mlp_sites(layer) for layer in decoder_layers(model)]
         gated = sites[0].gated
     except UnsupportedModelError as error:
         reasons["mlp"] = reasons["bits"] = str(error)
     try:
-        sliding = sum(layer.is_sliding for layer in PagedCache.empty(model.config, page_size=16, capacity=0).layers)
+        layers = PagedCache.empty(model.config, page_size=16, capacity=0).layers
+        sliding = tuple(index for index, layer in enumerate(layers) if layer.is_sliding)
         if not getattr(model, "_supports_attention_backend", False):
             raise UnsupportedModelError(f"{type(model).__name__} does not call transformers' attention interface")
         if model.get_output_embeddings() is None:

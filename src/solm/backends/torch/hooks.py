@@ -1,5 +1,6 @@
 """Putting a model under control, reversibly: hooks on its MLPs and head, and our attention function by name."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -7,10 +8,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from solm.backends.capability import Capability
 from solm.backends.torch.active import ActivePass, active_pass
 from solm.backends.torch.adaptive import HIDDEN, INPUT
+from solm.backends.torch.cache import PagedCache
 from solm.backends.torch.channel_linear import ChannelLinears
-from solm.backends.torch.families import Capability, MLPSites, decoder_layers, mlp_sites, probe
+from solm.backends.torch.families import MLPSites, decoder_layers, mlp_sites, probe
 from solm.backends.torch.interface import PREFIX, register
 from solm.backends.torch.nested_linear import NestedLinears
 from solm.backends.torch.quantize import fake_quantize
@@ -19,7 +22,7 @@ from solm.core.cost import ModelShapes
 from solm.core.errors import UnsupportedModelError
 
 
-class ModelControl:
+class HookedModel:
     """A model whose forward passes obey the active plan. Weights are never touched; `detach` undoes everything.
 
     Raises `UnsupportedModelError` for a model that is controlled already, or whose attention cannot be.
@@ -37,7 +40,11 @@ class ModelControl:
         self._implementation = implementation
         self._training = model.training
         self._handles: list[Any] = []
-        self._hidden: torch.Tensor | None = None
+        self.device: torch.device = next(model.parameters()).device
+        """Where the embeddings are, and what sessions hand out but logits; layers may lie elsewhere."""
+        last = next(decoder_layers(model)[-1].parameters()).device
+        self._end = self.device if last.type == "meta" else last  # weights that wait on the disk are on `meta`
+        self._seen = threading.local()  # passes of several threads do not see each other's hidden states
         self._linears, self._nested = ChannelLinears(), NestedLinears()
         model.eval()
         model.set_attn_implementation(register(implementation))
@@ -56,14 +63,36 @@ class ModelControl:
         self.model.set_attn_implementation(self._implementation)
         self.model.train(self._training)
 
-    def last_hidden(self) -> torch.Tensor:
-        """What the head read in the last pass: [N, Q, H]."""
-        assert self._hidden is not None, "no forward pass has run"
-        hidden, self._hidden = self._hidden, None
-        return hidden
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model's context holds, where its configuration says so."""
+        return getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Input embeddings of tokens [...]: [..., H]."""
+        embeddings: torch.Tensor = self.model.get_input_embeddings()(tokens.to(self.device))
+        return embeddings
+
+    def forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, cache: PagedCache, keep_logits: int | torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One pass over tokens [N, Q] at positions [N, Q]: logits [N, L, V] of the positions keep_logits [N, L] (0: of
+        all), and what the head read for them [N, L, H], on `device`."""
+        if isinstance(keep_logits, torch.Tensor):
+            keep_logits = keep_logits.to(self._end)
+        output = self.model(
+            input_ids=tokens.to(self.device),
+            position_ids=positions.to(self.device),
+            cache=cache,
+            use_cache=True,
+            logits_to_keep=keep_logits,
+        )
+        hidden: torch.Tensor = self._seen.hidden
+        del self._seen.hidden
+        return output.logits, hidden.to(self.device)
 
     def _read_hidden(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        self._hidden = args[0]
+        self._seen.hidden = args[0]
 
     def _hook_mlp(self, sites: MLPSites) -> None:
         before, after = nn.Module.register_forward_pre_hook, nn.Module.register_forward_hook

@@ -67,11 +67,9 @@ def load_base(
         source = locate(name)
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, revision=revision or "main"
+                source, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, revision=revision
             )
-            tokenizer = AutoTokenizer.from_pretrained(
-                source, trust_remote_code=trust_remote_code, revision=revision or "main"
-            )
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loadable(name, error) from error
     model.requires_grad_(False)

@@ -56,7 +56,7 @@ def _training(provenance: dict[str, Any]) -> str:
     config = provenance.get("config", {})
     if config.get("method") != "values":
         return f"<p>{escape(str(config.get('updates', '?')))} updates of policy gradient.</p>"
-    tokens = config["batches"] * config["sequences"] * config["horizon"]
+    tokens = config["batches"] * config["texts"] * config["length"]
     explained = provenance["explained"][-1:] or [float("nan")]
     return (
         f"<p>{config['schedules']} random schedules on each of {tokens:,} tokens of {escape(', '.join(config['data']))}"

@@ -1,0 +1,47 @@
+"""Untrained policies and made-up allocations for the tiny models."""
+
+import numpy as np
+import torch
+
+from solm.core.actions import ActionSpace
+from solm.core.allocation import KNOTS, Allocation
+from solm.core.sparsity import SparsityConfig
+from solm.policies.artifact import PolicyConfig, TrainedPolicy
+from solm.policies.value_policy import ValueConfig, ValueNetwork
+
+SPARSITY = SparsityConfig(page_size=8, window=8)
+SPACE = ActionSpace.preset("joint-27")
+EVEN = tuple((np.arange(KNOTS) / (KNOTS - 1)).tolist())
+
+
+def network(layer: int = 1, grid: ActionSpace = SPACE, seed: int = 0) -> ValueNetwork:
+    """Random sensitivities and plausible costs."""
+    torch.manual_seed(seed)
+    made = ValueNetwork(ValueConfig(base_hidden=64, layer=layer, grid=grid, width=16))
+    torch.nn.init.normal_(made.head.weight, std=0.5)
+    with torch.no_grad():
+        for costs in made.level_costs:
+            costs.copy_(torch.tensor([1.0, 0.3]))
+        count = len(made.training_sensitivities)
+        made.training_sensitivities.copy_(made(torch.randn(count, 64), torch.ones(count, 3)))
+    return made.eval()
+
+
+def under_values(lm, sparsity):
+    """The tiny model with a value policy that was not trained but tells tokens apart."""
+    values = network(layer=1)
+    config = PolicyConfig(
+        base=lm.identity, space=values.config.grid, sparsity=sparsity, network=values.config
+    )  # fmt: skip
+    return lm.with_policy(TrainedPolicy(config, values))
+
+
+def profile_of(*bends: float) -> Allocation:
+    """Layers that keep s + bend · s (1 - s) where the average keeps s; bends should add up to 0."""
+    s = np.array(EVEN)
+    curves = tuple(tuple((s + bend * s * (1 - s)).round(12).tolist()) for bend in bends)
+    return Allocation(attention=curves, mlp=tuple(reversed(curves)))
+
+
+def sparsity_of(*bends: float, **options) -> SparsityConfig:
+    return SparsityConfig(window=16, allocation=profile_of(*bends), **options)

@@ -1,0 +1,186 @@
+"""What a policy did is counted right; a page shows any results, and refuses those that do not belong together."""
+
+import json
+import shutil
+
+import pytest
+
+from helpers.texts import FISH as TEXT
+from solm.core.actions import AXES
+from solm.core.errors import DamagedFileError, SolmError
+from solm.data.windows import stream_of
+from solm.evaluation.perplexity import EvaluationSettings, evaluate
+from solm.evaluation.pictures import kind_of, violins
+from solm.evaluation.report.actions import histograms, texts
+from solm.evaluation.report.combined import render
+from solm.evaluation.report.read import read_results
+from solm.evaluation.use import CLASSES, token_class
+from solm.research.domains import shift
+from solm.research.kv_drift import PollutionResult, pollution
+
+SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), sequences=5, context=60, length=40, trials=6, batch=2)
+
+
+@pytest.fixture
+def result(value_lm, byte_tokenizer):
+    return evaluate(value_lm, [stream_of(["Say 42 <b>.\n" + TEXT], byte_tokenizer, "fish")], SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [(" the", 0), ("The", 1), ("ing", 1), (" 42", 2), ("7", 2), (",", 3), (' "', 3), ("\n\n", 4), ("  ", 4), ("", 4)],
+)
+def test_classes_of_tokens(text, found):
+    assert token_class(text) == CLASSES[found]
+    assert token_class("</s>", special=True) == "special"
+
+
+def test_levels_are_counted_at_every_position_and_class(result, value_lm):
+    space, counted = value_lm.space, SETTINGS.sequences * SETTINGS.length
+    assert [use.budget for use in result.use] == [0.6, 0.8]
+    for use in result.use:
+        assert [group.group for group in use.positions] == ["1 to 16", "17 to 32", "33 to 40"]
+        for groups in (use.positions, use.classes):
+            for axis, size in zip(AXES, space.shape, strict=True):
+                assert sum(sum(group.counts[axis]) for group in groups) == counted
+                assert all(len(group.counts[axis]) == size for group in groups)
+        # The levels that were counted are those that the budget paid for.
+        mlp = sum(
+            level * group.counts["mlp"][index]
+            for group in use.positions for index, level in enumerate(space.mlp)
+        )  # fmt: skip
+        assert mlp / counted == pytest.approx(result.arm("policy", use.budget).axes["mlp"], abs=0.03)
+    assert {group.group for group in result.use[0].classes} <= set(CLASSES)
+    assert "begins a word" not in {group.group for group in result.use[0].classes}  # a byte is never a space and more
+
+
+def test_examples_are_the_texts_that_were_scored(result, value_lm, byte_tokenizer):
+    assert [example.budget for example in result.examples] == [0.6, 0.8] * 2
+    for example in result.examples:
+        assert "".join(token.text for token in example.tokens) in "Say 42 <b>.\n" + TEXT
+        assert len(example.tokens) == SETTINGS.length
+        assert all(0 < token.cost <= 1.5 and token.nats > 0 for token in example.tokens)
+        assert {token.action for token in example.tokens} <= {action.tag for action in value_lm.space.actions}
+    none = evaluate(
+        value_lm, [stream_of([TEXT], byte_tokenizer, "fish")], SETTINGS.model_copy(update={"examples": 0})
+    )  # fmt: skip
+    assert none.examples == []
+
+
+def test_trials_are_those_behind_the_random_arms(result):
+    for trials in result.trials:
+        assert len(trials.nats) == 6
+        assert min(trials.nats) == pytest.approx(result.arm("best-of-6-random", trials.budget).nats)
+        assert sum(trials.nats) / 6 == pytest.approx(result.arm("random", trials.budget).nats)
+    assert violins(result).startswith(b"\x89PNG")
+    assert b"<svg" in violins(result, "svg")
+
+
+def test_a_page_of_everything_stands_alone(result, value_lm, byte_tokenizer, tmp_path):
+    from solm.core.actions import Action
+
+    stream = stream_of([TEXT], byte_tokenizer, "fish")
+    small = SETTINGS.model_copy(update={"trials": 1, "examples": 0, "sequences": 2})
+    sizes = {"burst": 8, "stretch": 8, "sequences": 4, "context": 60, "length": 24}
+    files = {
+        "eval": result,
+        "pollution": pollution(value_lm, [stream], Action(0.2, 0.3, 4), **sizes),
+        "shift": shift(value_lm, [stream], small),
+    }
+    for name, one in files.items():
+        (tmp_path / f"{name}.json").write_text(one.model_dump_json(indent=2))
+    page = render(read_results([tmp_path / f"{name}.json" for name in files]))
+    for words in (
+        "Random search",
+        "by position",
+        "Texts under the policy",
+        "KV pollution",
+        "Other sources",
+        "budget kept",
+    ):
+        assert words in page
+    assert page.count("data:image/png;base64,") == 5
+    assert "http" not in page
+    assert "<script" not in page
+    assert PollutionResult.model_validate_json(files["pollution"].model_dump_json()) == files["pollution"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_it_without_overflow(result, tmp_path, scheme):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser_path is None:
+        pytest.skip("no browser")
+    (tmp_path / "eval.json").write_text(result.model_dump_json())
+    (tmp_path / "page.html").write_text(render(read_results([tmp_path / "eval.json"])))
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+        page.goto((tmp_path / "page.html").as_uri())
+        for summary in page.locator("summary").all()[1:]:
+            summary.click()
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        ink, paper = page.evaluate(
+            "[getComputedStyle(document.body).color, getComputedStyle(document.body).background]"
+        )
+        assert ("rgb(33, 37, 41)" in ink) == (scheme == "light")
+        assert "rgb(255, 255, 255)" in paper or scheme == "dark"
+        browser.close()
+
+
+def test_texts_are_escaped(result):
+    result.examples[0].tokens[0].text = "<b>&'"
+    shown = texts(result)
+    assert "&lt;b&gt;&amp;" in shown
+    assert shown.count("class=reply") == 4
+    assert histograms(result).count("<details") == 2
+
+
+def test_older_results_are_read_and_not_mixed(result, tmp_path):
+    new, old = tmp_path / "new.json", tmp_path / "old.json"
+    new.write_text(result.model_dump_json())
+    content = json.loads(result.model_dump_json(exclude={"trials", "use", "examples"}))
+    old.write_text(json.dumps({**content, "schema_version": 1}))
+    page = render(read_results([old]))
+    assert "Random search" not in page
+    assert "What the policy did" not in page
+    with pytest.raises(SolmError, match="new has schema version 2 and old 1"):
+        read_results([new, old])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"schema_version": 3}', "schema version 3; this solm reads 1 and 2"),
+        ('{"points": []}', "schema version None"),
+        ('{"kind": "shift", "schema_version": 2}', "schema version 2; this solm reads 1"),
+        ('{"kind": "poem", "schema_version": 1}', "kind 'poem'"),
+        ('{"schema_version": 2, "command": "x"}', "damaged: settings: Field required"),
+        ("[1, 2]", "holds a list, not an object"),
+        ('{"schema_version": 2, "poi', "half-written"),
+        ("", "half-written"),
+    ],
+)
+def test_a_bad_file_is_one_line(tmp_path, content, words):
+    path = tmp_path / "result.json"
+    path.write_text(content)
+    with pytest.raises(DamagedFileError, match=words) as caught:
+        read_results([path])
+    assert "\n" not in str(caught.value)
+    assert "result.json" in str(caught.value)
+
+
+def test_no_file_and_an_empty_one(tmp_path):
+    with pytest.raises(SolmError, match=r"cannot read .*missing\.json"):
+        read_results([tmp_path / "missing.json"])
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(SolmError, match="no results"):
+        read_results([tmp_path / "empty.jsonl"])
+
+
+def test_pictures_are_png_or_svg(tmp_path):
+    assert kind_of(tmp_path / "a.svg") == "svg"
+    assert kind_of(None) == "png"
+    with pytest.raises(SolmError, match=r"a\.pdf: a picture is \.png or \.svg"):
+        kind_of(tmp_path / "a.pdf")
