@@ -74,7 +74,7 @@ def test_the_server_says_what_generate_says(service, client):
             model="tiny", prompt=LONG, max_tokens=50, temperature=0,
             extra_body={"efficiency": {"policy": policy, "budget": budget, "trace": True}}, seed=5,
         )  # fmt: skip
-        alone = lm.generate(ids, budget=budget, schedule=policy, max_new_tokens=50, seed=5)
+        alone = lm.generate(ids, budget=budget, policy=policy, max_new_tokens=50, seed=5)
         assert answer.choices[0].text == alone.text
         trace = answer.choices[0].efficiency["tokens"]
         assert [token["action"] for token in trace] == [token.action for token in alone.tokens]

@@ -22,7 +22,7 @@ from solm.cli.options import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from solm.runtime.timings import StepTimings
+    from solm.core.timings import StepTimings
 
 _STEPS = 16
 """Positions that the timed steps need after a context."""
@@ -57,8 +57,8 @@ def bench(
     from solm.cli.output import output, print_json, progress_bar
     from solm.core.files import write_text
     from solm.data.windows import token_stream
-    from solm.runtime.load import load
     from solm.evaluation.step_timing import measure
+    from solm.runtime.load import load
 
     lengths = checks.counts(context, "--context")
     checks.out_file(out)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from solm.cli.options import DECIDERS
-from solm.core.errors import BudgetError, ContextLengthError, SolmError
+from solm.core.errors import BudgetError, ContextLengthError, DataError, SolmError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -137,6 +137,7 @@ def trained_policy(
     """
     if name is None:
         return None
+    from solm.backends.torch.families import model_shapes
     from solm.policies.artifact import TrainedPolicy
 
     with option(typed):
@@ -148,7 +149,7 @@ def trained_policy(
             "family": config.model_type, "hidden": config.hidden_size, "layers": config.num_hidden_layers,
             "vocabulary": config.vocab_size,
         }  # fmt: skip
-        base.check(base.model_copy(update=other))
+        trained.check(base.model_copy(update=other), model_shapes(config, gated=True))
     if space is None:
         return trained
     with option("--space"):
@@ -230,6 +231,14 @@ def read_sources(text: str, typed: str = "--data") -> Sources:
         if not all(names):
             raise SolmError(f"{text!r} has an empty place; separate sources by one comma")
         return [(name, documents(name)) for name in names]
+
+
+def long_enough(sources: Sources, tokens: int, typed: str = "--data") -> None:
+    """Refuse a source that cannot hold one text of `tokens` tokens, because it has fewer bytes."""
+    for name, texts in sources:
+        size = sum(len(text.encode()) + 1 for text in texts)  # an end-of-text token follows every document
+        if size < tokens:
+            raise DataError(f"{typed}: {name} holds {size} bytes; one text needs {tokens} tokens")
 
 
 def streams(sources: Sources, tokenizer: "PreTrainedTokenizerBase | None") -> "list[TokenStream]":

@@ -118,6 +118,7 @@ def evaluate(
     checks.room(config, context + length, "--context and --length")
     rivals: dict[str, PricedPolicy | Arm] = dict(_rival(item, config, offered) for item in rival or [])
     sources = checks.read_sources(data)
+    checks.long_enough(sources, context + length + 1)
     tuning_sources = None if tuning is None else checks.read_sources(tuning, "--tuning")
     lm = load(
         model, trained, sparsity=how, dtype=dtype, backend=backend, precision=precision,

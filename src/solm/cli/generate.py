@@ -68,8 +68,8 @@ def generate(
     from solm.core.actions import ActionSpace
     from solm.core.budget import Budget
     from solm.core.files import write_json
-    from solm.runtime.generate import summarise
     from solm.core.timings import read_timings
+    from solm.runtime.generate import summarise
     from solm.runtime.load import load
 
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -89,7 +89,9 @@ def generate(
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config, grid)
     decider = policy if policy in DECIDERS else "policy" if trained else "dense" if budget is None else "static"
     # What the backend can skip, where nothing else says what to choose among.
-    offered = trained.config.space if trained else grid or ActionSpace.preset("fine" if backend == "torch" else "cpu-fine")
+    offered = (
+        trained.config.space if trained else grid or ActionSpace.preset("fine" if backend == "torch" else "cpu-fine")
+    )
     timed = budget is not None and budget.startswith("ms=")
     known = None
     with checks.option("--timings"):

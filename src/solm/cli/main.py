@@ -1,6 +1,7 @@
 """The `solm` command."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -67,7 +68,13 @@ def solm(
         print(context.get_help())
 
 
-_REASONS = {"valid integer": "it must be a whole number", "valid number": "it must be a number"}
+_REASONS = {
+    ".*valid integer.*": "it must be a whole number",
+    ".*valid number.*": "it must be a number",
+    "Input should be greater than or equal to": "it must be at least",
+    "Input should be less than or equal to": "it must be at most",
+}
+"""Typer's words for a value it cannot read, and plainer ones."""
 
 
 def main() -> None:
@@ -95,6 +102,6 @@ def _usage(error: Any) -> str:
         name = max(parameter.opts, key=len) if parameter.param_type_name == "option" else parameter.name.upper()
         reason = error.message.rstrip(".") or "it is missing"
         for words, plain in _REASONS.items():
-            reason = plain if words in reason else reason
+            reason = re.sub(words, plain, reason)
         text = f"{name}: {reason}"
     return text if context is None else f"{text} (see {context.command_path} --help)"

@@ -88,10 +88,14 @@ def report(
     """
     from solm.cli.output import output, print_json
     from solm.core.files import write_text
+
+    checks.out_file(out)
+    for path in results:
+        if not path.is_file():
+            raise SolmError(f"RESULTS: no file {path}")
     from solm.evaluation.report.combined import render
     from solm.evaluation.report.read import read_results
 
-    checks.out_file(out)
     write_text(out, render(read_results(results)))
     if json:
         print_json({"report": str(out)})

@@ -162,7 +162,7 @@ def _check(chosen: "RunConfig", revision: str | None, trust: bool) -> None:
     for source in chosen.data:
         name, _, count = source.partition(":")
         if name != "self":
-            checks.read_sources(source)
+            checks.long_enough(checks.read_sources(source), chosen.context + chosen.length + 1)
         elif count and (not count.isdigit() or int(count) < 1):
             raise SolmError(f"--data: {source!r} is not self:N with N of at least 1")
 

@@ -20,7 +20,7 @@ TRAIN = ["--context", "100", "--length", "16", "--texts", "2", "--batches", "3",
 GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--length", "6", "--texts", "2",
         "--rollouts", "2", "--updates", "2", "--set", "width=16", "--set", "dtype=float32", "--set",
         "checkpoint_every=1"]  # fmt: skip
-EVAL = ["--space", "mlp-40", "--budgets", "0.9,0.95", "--sequences", "24", "--context", "90", "--length", "12",
+EVAL = ["--space", "mlp-40", "--budgets", "0.9,0.95", "--texts", "24", "--context", "90", "--length", "12",
         "--trials", "2", "--dtype", "float32"]  # fmt: skip
 
 
@@ -30,7 +30,7 @@ EVAL = ["--space", "mlp-40", "--budgets", "0.9,0.95", "--sequences", "24", "--co
     [
         (["train", "--out", "out", "--data", "text.txt", *TRAIN], 16_000, "out/policy/policy.safetensors"),
         (["train", "--out", "out", "--data", "text.txt", *GRPO], 20_000, "out/policy/policy.safetensors"),
-        (["eval", "--data", "text.txt", "--json", "out/result.json", *EVAL], 900, "out/result.json"),
+        (["eval", "--data", "text.txt", "--out", "out/result.json", *EVAL], 900, "out/result.json"),
     ],
     ids=["values", "grpo", "eval"],
 )
@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(verb, tiny_folder, tmp_path
     data = ["--data", str(tmp_path / "text.txt"), "--model", str(tiny_folder)]
     options = {
         "train": ["--out", "/proc/solm", *data, *TRAIN],
-        "eval": ["--json", "/proc/solm/result.json", *data, *EVAL],
+        "eval": ["--out", "/proc/solm/result.json", *data, *EVAL],
         "sweep": [str(tmp_path / "sweep.yaml"), "--out", "/proc/solm"],
     }[verb]
     monkeypatch.setattr(sys, "argv", ["solm", verb, *options])

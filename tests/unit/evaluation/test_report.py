@@ -18,7 +18,7 @@ from solm.evaluation.use import CLASSES, token_class
 from solm.research.domains import shift
 from solm.research.kv_drift import PollutionResult, pollution
 
-SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), sequences=5, context=60, length=40, trials=6, batch=2)
+SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=5, context=60, length=40, trials=6, batch=2)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_classes_of_tokens(text, found):
 
 
 def test_levels_are_counted_at_every_position_and_class(result, value_lm):
-    space, counted = value_lm.space, SETTINGS.sequences * SETTINGS.length
+    space, counted = value_lm.space, SETTINGS.texts * SETTINGS.length
     assert [use.budget for use in result.use] == [0.6, 0.8]
     for use in result.use:
         assert [group.group for group in use.positions] == ["1 to 16", "17 to 32", "33 to 40"]
@@ -80,7 +80,7 @@ def test_a_page_of_everything_stands_alone(result, value_lm, byte_tokenizer, tmp
     from solm.core.actions import Action
 
     stream = stream_of([TEXT], byte_tokenizer, "fish")
-    small = SETTINGS.model_copy(update={"trials": 1, "examples": 0, "sequences": 2})
+    small = SETTINGS.model_copy(update={"trials": 1, "examples": 0, "texts": 2})
     sizes = {"burst": 8, "stretch": 8, "sequences": 4, "context": 60, "length": 24}
     files = {
         "eval": result,

@@ -23,7 +23,7 @@ def config(tiny_folder, tmp_path) -> SweepConfig:
     (tmp_path / "text.txt").write_text(TEXT)
     return SweepConfig(
         models=(str(tiny_folder),), spaces=("mlp-40", "bits-5"), data=(str(tmp_path / "text.txt"),),
-        budgets=(0.9, 0.95), sequences=4, context=90, length=12, trials=2,
+        budgets=(0.9, 0.95), texts=4, context=90, length=12, trials=2,
     )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_a_killed_sweep_goes_on(config, tmp_path):
 @pytest.mark.slow
 def test_a_sweep_on_ray_survives_a_killed_worker_and_gives_the_same(config, tmp_path):
     ray = pytest.importorskip("ray")
-    more = config.model_copy(update={"spaces": ("mlp-40", "mlp-50", "bits-5", "bits-6"), "sequences": 24})
+    more = config.model_copy(update={"spaces": ("mlp-40", "mlp-50", "bits-5", "bits-6"), "texts": 24})
     sweep(more, tmp_path / "whole")
     killed = []
 

@@ -148,7 +148,7 @@ def test_what_cannot_be_read_is_named(data, tmp_path):
 def test_the_commands_answer_a_task(tiny_folder, data, tmp_path):
     out = tmp_path / "tasks.json"
     solm("tasks", "--model", tiny_folder, "--space", "joint-8", "--tasks", "piqa", "--data", data, "--limit", 3,
-         "--budgets", "0.7", "--json", out)  # fmt: skip
+         "--budgets", "0.7", "--out", out)  # fmt: skip
     points = json.loads(out.read_text())["points"]
     assert {point["arm"] for point in points} == {"dense", "static", "random"}
     assert "unknown task" in solm("tasks", "--space", "joint-8", "--tasks", "nope", "--data", data, code=2).stderr

@@ -39,10 +39,10 @@ def test_top_k_of_one_is_greedy(tiny_lm):
     assert tiny_lm.generate(prompt(), max_new_tokens=8, top_k=1, seed=9).tokens == greedy.tokens
 
 
-@pytest.mark.parametrize("schedule", ["policy", "static", "random"])
-def test_the_budget_is_spent_and_every_token_traced(policy_lm, schedule):
+@pytest.mark.parametrize("policy", ["policy", "static", "random"])
+def test_the_budget_is_spent_and_every_token_traced(policy_lm, policy):
     tokens = 40
-    reply = policy_lm.generate(prompt(), budget=0.7, schedule=schedule, max_new_tokens=tokens, min_new_tokens=tokens)
+    reply = policy_lm.generate(prompt(), budget=0.7, policy=policy, max_new_tokens=tokens, min_new_tokens=tokens)
     assert len(reply.tokens) == tokens
     assert [token.controllable for token in reply.tokens] == [False] + [True] * (tokens - 1)
     for axis, share in reply.compute.realised.items():
@@ -91,8 +91,8 @@ def test_bad_requests_are_one_clear_error(tiny_lm, policy_lm):
     for options, error, message in [
         ({"max_new_tokens": 0}, SolmError, "max_new_tokens must be at least 1, got 0"),
         ({"max_new_tokens": 500}, ContextLengthError, "100 and 500 new tokens exceed this model's context of 512"),
-        ({"schedule": "fast"}, SolmError, "unknown schedule 'fast'; choose policy, dense, static, random"),
-        ({"tempreature": 1}, SolmError, "unknown generation option 'tempreature'"),
+        ({"policy": "fast"}, SolmError, "unknown policy 'fast'; choose policy, dense, static, random"),
+        ({"tempreature": 1}, SolmError, "generation option 'tempreature' is unknown"),
         ({"budget": 0.05}, BudgetError, "0.05 is unreachable"),
     ]:
         with pytest.raises(error, match=message):
