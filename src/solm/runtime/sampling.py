@@ -69,10 +69,15 @@ class Sampler:
         if self.takes_largest and self._beside_engine and logits.dtype == torch.float32:
             return int(logits.numpy().argmax())
         with one_torch_thread(self._beside_engine):
-            scores: Any = self._processors(self._sequence.to(logits.device), logits[None].float())
+            scores = self.scores(logits)
             if self.draws:
-                chosen = torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator)
+                chosen = torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator)[None]
             else:
-                chosen = scores.argmax(-1, keepdim=True).cpu()
+                chosen = scores.argmax(-1, keepdim=True).cpu()[None]
         self._sequence = torch.cat([self._sequence, chosen.to(self._sequence)], 1)
         return int(chosen)
+
+    def scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the next token is chosen by [V] float32: logits [V] after all processors."""
+        processed: Any = self._processors(self._sequence.to(logits.device), logits[None].float())
+        return processed[0]

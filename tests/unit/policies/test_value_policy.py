@@ -12,8 +12,8 @@ import solm
 from helpers.models import CONTEXT, STEPS, tiny_model, tokens
 from helpers.policies import SPACE, SPARSITY, network
 from helpers.sessions import scored_under
-from solm.backends.torch.backend import TorchBackend
 from solm.backends.session import SplitSchedule
+from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
 from solm.core.budget import Ledger
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
@@ -21,7 +21,6 @@ from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.priced import PriceCurve
-from solm.policies.protocol import Observation
 from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy, costs_between, known_levels
 from solm.training.checkpoint import read_stored
 from solm.training.config import FitConfig, ValueTrainConfig

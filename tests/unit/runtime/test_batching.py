@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import solm
-
 from helpers.models import tiny_model
 from helpers.policies import under_values
 from solm.core.budget import Budget
