@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from helpers.models import keep_of, tokens
 from solm.core.actions import ActionSpace
 from solm.core.allocation import KNOTS, Allocation
 from solm.core.sparsity import SparsityConfig
@@ -45,3 +46,24 @@ def profile_of(*bends: float) -> Allocation:
 
 def sparsity_of(*bends: float, **options) -> SparsityConfig:
     return SparsityConfig(window=16, allocation=profile_of(*bends), **options)
+
+
+def by_head(allocation: Allocation) -> Allocation:
+    """Two KV heads of every layer, the first of which reads more than the layer did and the other less."""
+    pairs = [(np.sqrt(curve), 2 * np.array(curve) - np.sqrt(curve)) for curve in allocation.attention]
+    curves = (tuple(np.maximum.accumulate(head.clip(0, 1)).tolist()) for pair in pairs for head in pair)
+    return Allocation(attention=tuple(curves), mlp=allocation.mlp)
+
+
+BENDS = (0.9, -0.6, -0.7, 0.4)
+
+
+def test_an_even_profile_changes_nothing_but_rounding_cost(control):
+    ids, keep = tokens(2, 100), keep_of((0.3, 0.5, 16), 2, 40)
+    found = []
+    for sparsity in (SparsityConfig(window=16), sparsity_of(0, 0, 0, 0)):
+        session = control.session(sparsity)
+        session.prefill(ids)
+        found.append(session.fork(1).extend(tokens(2, 40, seed=5), keep))
+    torch.testing.assert_close(found[0].realised, found[1].realised, rtol=0, atol=16 / 100)
+    torch.testing.assert_close(found[0].realised[..., 1:], found[1].realised[..., 1:])

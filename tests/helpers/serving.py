@@ -1,14 +1,19 @@
 """A server of the tiny model on a real port, for the tests of the API and of the page."""
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
 
+import httpx
 import torch
 import uvicorn
 
 import solm
+from helpers.commands import free_port
 from helpers.models import tiny_model
 from helpers.policies import network
 from solm.core.sparsity import SparsityConfig
@@ -80,3 +85,23 @@ def gauges(service) -> tuple[float, float, int]:
         registry.get_sample_value("solm_rows_running"), registry.get_sample_value("solm_rows_waiting"),
         service.scheduler.busy,
     )  # fmt: skip
+
+
+def start(*options, keys=""):
+    """A server process and its address."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "solm.cli", "serve", "--port", str(port), *map(str, options)],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "SOLM_API_KEYS": keys},
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+
+    def ready():
+        assert process.poll() is None, process.stderr.read()
+        try:
+            return httpx.get(f"{address}/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    until(ready, 120)
+    return process, address

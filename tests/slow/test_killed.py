@@ -17,7 +17,6 @@ TRAIN = ["--context", "100", "--length", "16", "--texts", "2", "--seed", "3", "-
          "--set", "level_cost_length=16", "--set", "level_cost_context=100"]  # fmt: skip
 EVAL = ["--space", "joint-8", "--budgets", "0.6,0.7,0.8", "--texts", "24", "--context", "90", "--length", "12",
         "--trials", "4", "--dtype", "float32"]  # fmt: skip
-pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("verb", ["train", "eval", "sweep"])

@@ -15,7 +15,6 @@ from solm.data.windows import token_stream
 quantization = pytest.importorskip("torchao.quantization")
 
 
-@pytest.mark.slow
 def test_int8_weights_cost_little_and_obey_every_action():
     from solm.backends.torch.load import load_base
 

@@ -15,7 +15,6 @@ from helpers.serving import TEMPLATE, until
 pytest.importorskip("ray")
 
 
-@pytest.mark.slow
 def test_two_replicas_answer_as_one_and_survive_the_loss_of_one(tiny_folder, byte_tokenizer):
     byte_tokenizer.chat_template = TEMPLATE
     byte_tokenizer.save_pretrained(tiny_folder)

@@ -16,9 +16,9 @@ class Allocation(BaseModel):
     """Curves of KNOTS points: the share that a layer or head keeps where the average share is 0, 0.05, ... 1.
 
     attention: share of the pages that may be skipped (all but sinks and window), a curve for every layer, or for every
-    KV head of every layer, layer by layer. mlp: share of the MLP's channels (ρ), a curve for every layer. Curves rise to
-    1. The mean over curves equals the average share where `solm.training.allocate` found them; for other curves it need
-    not, as ledgers count the realised shares.
+    KV head of every layer, layer by layer. mlp: share of the MLP's channels, a curve for every layer. Curves rise to 1.
+    `solm.training.allocate` finds curves whose mean is the average share. Others are allowed, as ledgers count realised
+    shares.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +42,7 @@ class Allocation(BaseModel):
 
     @property
     def heads(self) -> int:
-        """Curves of attention for every layer: its KV heads, or 1 for all of them."""
+        """Attention curves per layer: the number of KV heads, or 1 where they share a curve."""
         return len(self.attention) // self.layers
 
     def check(self, layers: int, kv_heads: int | None = None) -> None:

@@ -1,6 +1,6 @@
 """Shares: how much of the KV cache, of the MLP's channels and of the bits a step realises under an action.
 
-All of it depends on the action and on how many keys the step sees, never on activations. A ledger can therefore be
+They depend on the action and on the number of keys that the step sees, never on activations. A ledger can therefore be
 booked, and a schedule found, without running the model.
 """
 
@@ -19,7 +19,8 @@ _PART = 4096
 
 
 def ceil_share(share: torch.Tensor, total: torch.Tensor | int) -> torch.Tensor:
-    """ceil(share · total) as int64, immune to the rounding of a product such as 0.1 · 30 in binary."""
+    """ceil(share * total) as int64; a product that exceeds an integer by less than 1e-9, such as 0.1 * 30, is that
+    integer."""
     return torch.ceil(share.to(torch.float64) * total - 1e-9).to(torch.int64)
 
 
@@ -27,9 +28,9 @@ def ceil_share(share: torch.Tensor, total: torch.Tensor | int) -> torch.Tensor:
 class KVBudget:
     """How much of the KV cache each step reads; all [N, Q] int64.
 
-    window_start: first position of the recent window. tokens: tokens the criterion may choose beyond what is always
-    read (`recency`, `relevance`). pages: pages the criterion may choose (`pages`), under an allocation those of every KV
-    head (or of all of them, heads 1): [layers, heads, N, Q], of which `Plan.at` takes the layer's.
+    window_start: first position of the recent window. tokens: number of tokens that the criteria `recency` and
+    `relevance` choose, besides those always read. pages: number of pages that the criterion `pages` chooses. Under an
+    allocation [layers, heads, N, Q], with heads 1 where all KV heads of a layer read alike.
     """
 
     window_start: torch.Tensor
@@ -38,13 +39,13 @@ class KVBudget:
 
 
 def kv_budget(keep: torch.Tensor, kv_length: torch.Tensor, sparsity: SparsityConfig) -> tuple[KVBudget, torch.Tensor]:
-    """The KV budget of steps that see kv_length [N, Q] keys at keep rate κ [N, Q], and the share that layers realise:
-    [N, Q], or under an allocation [layers, N, Q].
+    """The KV budget of steps that see kv_length [N, Q] keys at keep rate keep [N, Q], and the share of keys that layers
+    read: float64 [N, Q], or under an allocation [layers, N, Q].
 
-    `pages`: sinks and window are rounded to whole pages, always read, and count against ceil(κ·n) tokens; what is
-    left buys whole pages between them, which an allocation deals out to the layers. Without sinks and window (`paper`)
-    the page that holds the current token is an ordinary candidate. `recency`: sinks, window and ceil(κ·rest) more
-    recent tokens. `relevance`: ceil(κ·n) tokens anywhere.
+    `pages`: sinks and window are rounded to whole pages and always read. They count against ceil(keep * kv_length)
+    tokens; the rest is the number of whole pages chosen between them, which an allocation splits over layers and heads.
+    Without a window (`paper`) the page of the current token is chosen like any other. `recency`: sinks, window and
+    ceil(keep * rest) more recent tokens. `relevance`: ceil(keep * kv_length) tokens anywhere.
     """
     page = sparsity.page_size
     budget = ceil_share(keep, kv_length)
@@ -77,8 +78,8 @@ def kv_budget(keep: torch.Tensor, kv_length: torch.Tensor, sparsity: SparsityCon
 
 
 def realised_mlp(keep: torch.Tensor, sparsity: SparsityConfig, shapes: ModelShapes) -> torch.Tensor:
-    """Share of MLP channels that every layer keeps at keep rates ρ [...], the mean over the sites in use: float64
-    [layers, ...], or without an allocation [...]."""
+    """The share of MLP channels that layers compute at keep rates keep [...], the mean over the sites in use: float64
+    [...], or under an allocation [layers, ...]."""
     if sparsity.allocation is not None:
         keep = sparsity.allocation.channels(keep)
     inputs = (keep, shapes.hidden)
@@ -89,7 +90,7 @@ def realised_mlp(keep: torch.Tensor, sparsity: SparsityConfig, shapes: ModelShap
 
 
 def bits_share(bits: torch.Tensor, sparsity: SparsityConfig) -> torch.Tensor:
-    """What `bits` [...] realise as a share of 16: of weights there are the high halves or all."""
+    """The share of 16 bits that `bits` [...] realise. Of weights a step reads the high halves or everything."""
     if sparsity.bits_site == "weights":
         bits = torch.where(bits <= HIGH_BITS, HIGH_BITS, FULL_BITS).to(torch.float64)
     return bits / FULL_BITS
@@ -102,9 +103,10 @@ def axis_levels(
     shapes: ModelShapes,
     before: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per axis what every level of `space` realises for steps that see kv_length [...] keys: shares [..., levels].
+    """Per axis the shares [..., levels] float64 that levels of `space` realise in steps that see kv_length [...] keys.
 
-    before: what the layers before this one contribute to them, instead of the whole.
+    before: only the contribution of the layers before this one. Tables are cached, for contexts up to the next power of
+    two.
     """
     longest = 1 << int(kv_length.max()).bit_length()
     attention, mlp, bits = _level_tables(space, sparsity, shapes, longest, before)
@@ -116,8 +118,8 @@ def axis_levels(
 def _level_tables(
     space: ActionSpace, sparsity: SparsityConfig, shapes: ModelShapes, longest: int, before: int | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Shares by KV length, attention [longest + 1, levels], and those that do not depend on it: they are asked for at
-    every decoded token."""
+    """Shares of attention by KV length [longest + 1, levels], and those of MLP and bits [levels]. Every decoded token
+    needs them, so they are computed once."""
     attention = torch.tensor(space.attention, dtype=torch.float64).expand(longest + 1, -1)
     seen = torch.arange(longest + 1).clamp(min=1)[:, None].expand_as(attention)
     mlp = realised_mlp(torch.tensor(space.mlp, dtype=torch.float64), sparsity, shapes)
@@ -127,7 +129,6 @@ def _level_tables(
     def contributed(shares: torch.Tensor) -> torch.Tensor:
         return shares * part if sparsity.allocation is None else shares[:before].sum(0) / shapes.layers
 
-    # In parts, as a long context of many layers and heads would not fit into memory.
     lengths = zip(attention.split(_PART), seen.split(_PART), strict=True)
     read = torch.cat([contributed(kv_budget(keep, count, sparsity)[1]) for keep, count in lengths])
     return read, contributed(mlp), bits * part

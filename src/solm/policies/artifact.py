@@ -13,7 +13,7 @@ from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.cost import ModelShapes
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
-from solm.core.files import read_model, read_tensors, write_bytes, write_json, write_text
+from solm.core.files import read_json, read_model, read_tensors, write_bytes, write_json, write_text
 from solm.core.sparsity import SparsityConfig
 from solm.policies.learned import LearnedPolicy
 from solm.policies.network import NetworkConfig, PolicyNetwork
@@ -139,8 +139,8 @@ class TrainedPolicy:
             folder = _from_hub(str(name))
         config = read_model(folder / CONFIG, PolicyConfig)
         tensors = read_tensors(folder / WEIGHTS)
-        content = json.loads((folder / CONFIG).read_bytes())
-        if digest_of(content, (folder / WEIGHTS).read_bytes()) != config.digest:
+        # Of the file, not of the model's fields: a field that is added later must not change it.
+        if digest_of(read_json(folder / CONFIG), (folder / WEIGHTS).read_bytes()) != config.digest:
             raise DamagedFileError(f"{folder} is damaged: {CONFIG} and {WEIGHTS} do not match the digest in {CONFIG}")
         trained = cls(config)
         _check_tensors(trained.network, tensors)
@@ -178,8 +178,8 @@ def shipped() -> list[str]:
 
 
 def digest_of(config: dict[str, Any], weights: bytes) -> str:
-    """sha256 of a policy, hexadecimal: of the JSON of its `config` without the key ``digest``, keys sorted and no spaces,
-    followed by the bytes of its weights' file."""
+    """The sha256 of a policy in hexadecimal: over the JSON of its `config` without the key ``digest``, keys sorted and
+    without spaces, followed by the bytes of its weights' file."""
     content = {key: value for key, value in config.items() if key != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode() + weights).hexdigest()
 

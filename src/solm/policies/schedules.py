@@ -32,7 +32,7 @@ class Dense(BlindSchedule):
 
 
 class _TwoLevel(BlindSchedule, ABC):
-    """Per axis the two levels of the grid whose realised shares enclose the target, and a rule to choose between them."""
+    """Per axis the two levels whose realised shares enclose the target, and a rule to choose between them."""
 
     def act(
         self, observation: Observation, state: None, generator: torch.Generator | None

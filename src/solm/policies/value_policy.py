@@ -83,7 +83,7 @@ class ValueNetwork(nn.Module):
         """Raises `PolicyMismatchError` for values that no fit gives: level costs below 0, a scale of at most 0, or a
         trust outside [0, 1]."""
         bounds = [
-            *((f"level_costs.{axis}", costs, 0.0, np.inf) for axis, costs in enumerate(self.level_costs)),
+            *((f"level_costs.{axis}", costs.detach(), 0.0, np.inf) for axis, costs in enumerate(self.level_costs)),
             ("scale", self.scale, np.nextafter(0, 1, dtype=np.float32), np.inf),
             ("trust", self.trust, 0.0, 1.0),
             ("training_sensitivities", self.training_sensitivities, 0.0, np.inf),

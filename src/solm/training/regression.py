@@ -21,8 +21,8 @@ _FIRST_INTERFERENCE = 0.05
 
 @dataclass(frozen=True)
 class Fit:
-    """explained: share of the held-out deviance of divergences, beyond every action's mean, that is explained after each
-    epoch. slopes: [3] per axis, least squares of held-out costs on predicted ones."""
+    """explained: after each epoch, the share of the held-out deviance of divergences that the network explains beyond
+    every action's mean. slopes: [3] per axis, least squares of held-out costs on predicted ones."""
 
     explained: list[float]
     slopes: list[float]
@@ -30,8 +30,8 @@ class Fit:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Samples in one row each: hidden [M, H], before [M, 3] shares, after [M, 3] levels, saved [M, 3] average share that
-    the sample's schedule leaves out, divergence [M] and cost [M] nats."""
+    """Samples in one row each: hidden [M, H], before [M, 3] shares, after [M, 3] levels, saved [M, 3] average
+    shares that the sample's schedule leaves out, divergence [M] and cost [M] in nats."""
 
     hidden: torch.Tensor
     before: torch.Tensor
@@ -158,7 +158,7 @@ def _action_index(levels: torch.Tensor, config: ValueConfig) -> torch.Tensor:
 
 
 def _by_action(value: torch.Tensor, action: torch.Tensor, config: ValueConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of a value [M] per action of the grid, [A] float64; those of all rows where an action is rare."""
+    """Mean and variance [A] float64 of a value [M] per action of the grid; of all rows where an action is rare."""
     count = torch.bincount(action, minlength=len(config.grid)).double()
     mean = torch.bincount(action, value.double(), len(config.grid)) / count.clamp(min=1)
     square = torch.bincount(action, value.double() ** 2, len(config.grid)) / count.clamp(min=1)

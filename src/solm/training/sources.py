@@ -20,8 +20,8 @@ Record = dict[str, Any]
 
 
 def training_streams(lm: LanguageModel, config: RunConfig, out: Path, ranks: Ranks) -> list[TokenStream]:
-    """The tokens of every source. Self-sampled texts are kept in the folder `out`; the first process samples them, or all
-    processes together where they share one model."""
+    """The tokens of every source. Self-sampled texts are kept in the folder `out`. The first process samples them, or
+    all processes together where they share one model."""
     assert lm.tokenizer is not None
     for source in config.data:
         if source.split(":")[0] == "self" and (ranks.first or ranks.lockstep):

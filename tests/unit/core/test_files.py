@@ -1,89 +1,10 @@
-"""What a full disk, a folder that cannot be written and a second process do to a run: one line, and nothing is lost."""
-
-import json
-import multiprocessing
-import sys
+"""Files: locks, atomic writes and partial results."""
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from helpers.commands import everything_is_readable, limited, start
-from helpers.texts import FOX as TEXT
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.core.files import locked, read_model, resumable, write_bytes
 from solm.training.config import ValueTrainConfig
-
-TRAIN = ["--context", "100", "--length", "16", "--texts", "2", "--batches", "3", "--set", "layer=1", "--set",
-         "width=16", "--set", "dtype=float32", "--set", "level_cost_texts=2", "--set", "level_cost_length=16",
-         "--set", "level_cost_context=100"]  # fmt: skip
-GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--length", "6", "--texts", "2",
-        "--rollouts", "2", "--updates", "2", "--set", "width=16", "--set", "dtype=float32", "--set",
-        "checkpoint_every=1"]  # fmt: skip
-EVAL = ["--space", "mlp-40", "--budgets", "0.9,0.95", "--texts", "24", "--context", "90", "--length", "12",
-        "--trials", "2", "--dtype", "float32"]  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "most", "name"),
-    [
-        (["train", "--out", "out", "--data", "text.txt", *TRAIN], 16_000, "out/policy/policy.safetensors"),
-        (["train", "--out", "out", "--data", "text.txt", *GRPO], 20_000, "out/policy/policy.safetensors"),
-        (["eval", "--data", "text.txt", "--out", "out/result.json", *EVAL], 900, "out/result.json"),
-    ],
-    ids=["values", "grpo", "eval"],
-)
-def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(arguments, most, name, tiny_folder, tmp_path):
-    arguments = [*arguments, "--model", str(tiny_folder)]
-    for part in ("full", "whole"):
-        (tmp_path / part / "out").mkdir(parents=True)
-        (tmp_path / part / "text.txt").write_text(TEXT)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["solm.cli.main", "solm.runtime.load", "solm.evaluation.sweep", "helpers.commands"])
-    process = context.Process(target=limited, args=(arguments, tmp_path / "full", most))
-    process.start()
-    process.join(240)
-    said = [line for line in (tmp_path / "full/stderr.txt").read_text().splitlines() if line.startswith("solm: ")]
-    assert process.exitcode == 2, said
-    assert len(said) == 1
-    assert "cannot write" in said[0]
-    assert "File too large" in said[0]
-    assert not (tmp_path / "full" / name).exists()
-    everything_is_readable(tmp_path / "full/out")
-    for part in ("full", "whole"):
-        again = start(arguments, tmp_path / part)
-        again.join(240)
-        assert again.exitcode == 0
-    found = [tmp_path / part / name for part in ("full", "whole")]
-    if name.endswith(".json"):
-        first, second = (json.loads(path.read_text())["points"] for path in found)
-        assert first == second
-        return
-    first, second = map(load_file, found)
-    assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-@pytest.mark.parametrize("verb", ["train", "eval", "sweep"])
-def test_a_folder_that_cannot_be_written_is_one_line(verb, tiny_folder, tmp_path, monkeypatch, capsys):
-    """/proc, which nobody can write to, not even root."""
-    from solm.cli.main import main
-
-    (tmp_path / "text.txt").write_text(TEXT)
-    grid = {"models": [str(tiny_folder)], "spaces": ["mlp-40"], "data": [str(tmp_path / "text.txt")], "budgets": [0.9]}
-    (tmp_path / "sweep.yaml").write_text(json.dumps(grid))
-    data = ["--data", str(tmp_path / "text.txt"), "--model", str(tiny_folder)]
-    options = {
-        "train": ["--out", "/proc/solm", *data, *TRAIN],
-        "eval": ["--out", "/proc/solm/result.json", *data, *EVAL],
-        "sweep": [str(tmp_path / "sweep.yaml"), "--out", "/proc/solm"],
-    }[verb]
-    monkeypatch.setattr(sys, "argv", ["solm", verb, *options])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("solm: ")]
-    assert "/proc/solm" in line
 
 
 def test_a_folder_is_held_by_one_process_until_it_lets_go(tmp_path):

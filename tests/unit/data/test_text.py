@@ -1,12 +1,9 @@
 """Text sources: what they give, and what malformed ones say."""
 
 import pytest
-import torch
 
 from solm.core.errors import DataError
 from solm.data.text import documents, undo_wikitext
-from solm.data.windows import stream_of, token_stream
-from solm.training.self_text import sample_texts
 
 
 def test_pydoc_is_split_by_topic_without_overlap():
@@ -59,32 +56,3 @@ def test_wikitext_spacing_is_undone_and_plain_text_kept():
         'a state-of-the-art ship, 1,000 tons. "Quoted" (so)'
     )
     assert undo_wikitext("x , y") == "x , y"
-
-
-def test_windows(byte_tokenizer):
-    stream = stream_of(["abcdefgh" * 10, "xyz"], byte_tokenizer, "s")
-    assert len(stream.tokens) == 85
-    generator = torch.Generator().manual_seed(0)
-    spaced = stream.spaced(99, 10, generator)
-    assert spaced.shape == (8, 10)
-    assert (
-        len({tuple(row) for row in stream.tokens[:80].view(8, 10).tolist()} & {tuple(r) for r in spaced.tolist()}) > 0
-    )
-    assert stream.random(5, 85, generator).tolist() == [stream.tokens.tolist()] * 5
-    with pytest.raises(DataError, match="s holds 85 tokens; one sequence needs 86"):
-        stream.random(1, 86, generator)
-
-
-def test_fingerprint_depends_on_the_text(byte_tokenizer, tmp_path):
-    (tmp_path / "a.txt").write_text("one")
-    first = token_stream(str(tmp_path / "a.txt"), byte_tokenizer).fingerprint
-    (tmp_path / "a.txt").write_text("two")
-    assert token_stream(str(tmp_path / "a.txt"), byte_tokenizer).fingerprint != first
-
-
-def test_self_samples_begin_as_told_and_repeat_for_a_seed(tiny_lm):
-    starts = torch.tensor([[40, 41, 42], [50, 51, 52]])
-    texts = sample_texts(tiny_lm, starts, 12, seed=1)
-    assert [text[:3] for text in texts] == tiny_lm.tokenizer.batch_decode(starts)
-    assert sample_texts(tiny_lm, starts, 12, seed=1) == texts
-    assert sample_texts(tiny_lm, starts, 12, seed=2) != texts

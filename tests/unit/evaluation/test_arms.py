@@ -1,6 +1,5 @@
 """The baselines that are measured: tuned static, oracle, rivals, and the estimated best of many random trials."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,7 +13,6 @@ from solm.data.windows import stream_of, token_stream
 from solm.evaluation.arms import Oracle, Tuned, lower_hull, tuned_nats
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.show import verdict
-from solm.evaluation.statistics import expected_best
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.schedules import Static
 from solm.policies.value_policy import ValuePolicy
@@ -87,14 +85,6 @@ def test_expected_costs_are_the_mean_of_measured_ones_over_what_the_dense_run_pr
         assert (low != dense).any()
 
 
-def test_the_best_of_many_trials_is_estimated_from_the_spread_of_a_few():
-    rng = np.random.default_rng(0)
-    base = rng.normal(3, 0.5, 200)
-    trials = base + rng.normal(0, 0.1, (500, 200))
-    actual = trials.mean() - trials.mean(1).min()
-    assert expected_best(trials[:4], 500) == pytest.approx(actual, rel=0.25)
-
-
 @pytest.mark.parametrize("bend", [0.0, 0.3], ids=["even", "bent"])
 def test_static_even_ignores_the_profile_and_spends_the_same(byte_tokenizer, bend):
     line = tuple(round(knot / 20, 9) for knot in range(21))
@@ -118,7 +108,7 @@ def test_every_arm_is_matched_to_a_value_policy(byte_tokenizer):
     with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer) as lm:
         made = network().float()
         config = PolicyConfig(base=lm.identity, space=SPACE, sparsity=SPARSITY, network=made.config)
-        lm.trained, lm.sparsity = TrainedPolicy(config, made), SPARSITY
+        lm = lm.with_policy(TrainedPolicy(config, made))
         settings = EvaluationSettings(budgets=(0.6, 0.8), texts=5, context=60, length=24, trials=2, oracle=True)
         text = documents("pydoc:heldout")
         streams = [stream_of(text[i : i + 1], byte_tokenizer, str(i)) for i in range(2)]

@@ -11,9 +11,9 @@ from helpers.texts import FISH as TEXT
 from solm.backends.torch.adaptive import HIDDEN, INPUT, Rule
 from solm.backends.torch.adaptive_session import AdaptiveSession
 from solm.backends.torch.families import decoder_layers, mlp_sites
+from solm.backends.torch.plan import ceil_share
 from solm.core.actions import ActionSpace
 from solm.core.errors import SolmError
-from solm.core.shares import ceil_share
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
 from solm.evaluation.arms import Arm
@@ -194,26 +194,3 @@ def test_what_a_baseline_lacks_is_one_line(tiny_lm, exact_lm):
     exact_lm.sparsity = SparsityConfig(mlp_site="gate-first")
     with pytest.raises(SolmError, match="gate-first"):
         thresholds(exact_lm, stream_of([TEXT], exact_lm.tokenizer, "fish"), space, 60)
-
-
-@pytest.mark.slow
-def test_on_the_real_model_mass_beats_a_fixed_number_of_pages(real_model):
-    """At the same share of attention, pages by mass lose less than as many pages at every step and layer."""
-    from solm.data.windows import token_stream
-
-    model, tokenizer = real_model
-    with solm.attach(model, tokenizer=tokenizer) as lm:
-        ids = token_stream("pydoc:heldout", tokenizer).spaced(4, 512 + 49, torch.Generator().manual_seed(0))
-        session = lm.session(capacity=512)
-        session.prefill(ids[:, :512])
-        actions = torch.tensor([[0.0, 1, 16]], dtype=torch.float64).repeat(48, 1).expand(4, 48, 3).clone()
-
-        def run(number: float, rule: Rule | None = None):
-            rows = session.fork(1, capacity=80)
-            rows = rows if rule is None else AdaptiveSession.of(rows, rule)
-            actions[..., 0] = number
-            return rows.score(ids[:, 512:], actions)
-
-        mass, fixed = run(0.85, Rule(top_p=True)), run(0.3)
-        assert mass.realised[..., 0].mean() < fixed.realised[..., 0].mean()
-        assert mass.log_probabilities.double().mean() > fixed.log_probabilities.double().mean()

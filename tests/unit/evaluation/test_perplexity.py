@@ -1,4 +1,4 @@
-"""Evaluation: statistics, matching, pairing, resuming, the result file and what is shown of it."""
+"""Evaluation: arms matched in budget, interruption, the result file and what is shown of it."""
 
 import json
 
@@ -14,7 +14,6 @@ from solm.data.windows import stream_of
 from solm.evaluation import perplexity, show
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
-from solm.evaluation.statistics import paired_difference
 
 SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=6, context=90, length=20, trials=3, batch=4)
 
@@ -24,27 +23,6 @@ def stream(byte_tokenizer):
     from solm.data.text import documents
 
     return stream_of(documents("pydoc:heldout")[:2], byte_tokenizer, "docs")
-
-
-def test_interval_of_a_known_case():
-    rng = np.random.default_rng(0)
-    theirs = rng.normal(3, 1, 400)
-    ours = theirs - 0.1 + rng.normal(0, 0.2, 400)
-    value, low, high = paired_difference(ours, theirs)
-    assert low < value < high < 0
-    assert high - low == pytest.approx(2 * 1.96 * 0.2 / 20, rel=0.15)
-    assert paired_difference(ours, ours) == (0, 0, 0)
-    assert paired_difference(ours[:1], theirs[:1])[1:] == (-np.inf, np.inf)
-
-
-def test_interval_covers_at_its_nominal_rate():
-    rng = np.random.default_rng(1)
-    covered = 0
-    for _ in range(200):
-        sample = rng.normal(0.3, 1, 50)
-        _, low, high = paired_difference(sample, np.zeros(50), resamples=500)
-        covered += low <= 0.3 <= high
-    assert 180 <= covered <= 198
 
 
 def test_arms_are_matched_in_budget_and_the_dense_arm_is_the_stock_model(policy_lm, stream):

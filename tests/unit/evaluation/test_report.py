@@ -1,15 +1,15 @@
 """What a policy did is counted right; a page shows any results, and refuses those that do not belong together."""
 
 import json
-import shutil
 
 import pytest
 
+from helpers.evaluation import SHORT
 from helpers.texts import FISH as TEXT
 from solm.core.actions import AXES
 from solm.core.errors import DamagedFileError, SolmError
 from solm.data.windows import stream_of
-from solm.evaluation.perplexity import EvaluationSettings, evaluate
+from solm.evaluation.perplexity import evaluate
 from solm.evaluation.pictures import kind_of, violins
 from solm.evaluation.report.actions import histograms, texts
 from solm.evaluation.report.combined import render
@@ -17,13 +17,6 @@ from solm.evaluation.report.read import read_results
 from solm.evaluation.use import CLASSES, token_class
 from solm.research.domains import shift
 from solm.research.kv_drift import PollutionResult, pollution
-
-SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=5, context=60, length=40, trials=6, batch=2)
-
-
-@pytest.fixture
-def result(value_lm, byte_tokenizer):
-    return evaluate(value_lm, [stream_of(["Say 42 <b>.\n" + TEXT], byte_tokenizer, "fish")], SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +29,7 @@ def test_classes_of_tokens(text, found):
 
 
 def test_levels_are_counted_at_every_position_and_class(result, value_lm):
-    space, counted = value_lm.space, SETTINGS.texts * SETTINGS.length
+    space, counted = value_lm.space, SHORT.texts * SHORT.length
     assert [use.budget for use in result.use] == [0.6, 0.8]
     for use in result.use:
         assert [group.group for group in use.positions] == ["1 to 16", "17 to 32", "33 to 40"]
@@ -58,11 +51,11 @@ def test_examples_are_the_texts_that_were_scored(result, value_lm, byte_tokenize
     assert [example.budget for example in result.examples] == [0.6, 0.8] * 2
     for example in result.examples:
         assert "".join(token.text for token in example.tokens) in "Say 42 <b>.\n" + TEXT
-        assert len(example.tokens) == SETTINGS.length
+        assert len(example.tokens) == SHORT.length
         assert all(0 < token.cost <= 1.5 and token.nats > 0 for token in example.tokens)
         assert {token.action for token in example.tokens} <= {action.tag for action in value_lm.space.actions}
     none = evaluate(
-        value_lm, [stream_of([TEXT], byte_tokenizer, "fish")], SETTINGS.model_copy(update={"examples": 0})
+        value_lm, [stream_of([TEXT], byte_tokenizer, "fish")], SHORT.model_copy(update={"examples": 0})
     )  # fmt: skip
     assert none.examples == []
 
@@ -80,7 +73,7 @@ def test_a_page_of_everything_stands_alone(result, value_lm, byte_tokenizer, tmp
     from solm.core.actions import Action
 
     stream = stream_of([TEXT], byte_tokenizer, "fish")
-    small = SETTINGS.model_copy(update={"trials": 1, "examples": 0, "texts": 2})
+    small = SHORT.model_copy(update={"trials": 1, "examples": 0, "texts": 2})
     sizes = {"burst": 8, "stretch": 8, "sequences": 4, "context": 60, "length": 24}
     files = {
         "eval": result,
@@ -103,30 +96,6 @@ def test_a_page_of_everything_stands_alone(result, value_lm, byte_tokenizer, tmp
     assert "http" not in page
     assert "<script" not in page
     assert PollutionResult.model_validate_json(files["pollution"].model_dump_json()) == files["pollution"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_it_without_overflow(result, tmp_path, scheme):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser_path is None:
-        pytest.skip("no browser")
-    (tmp_path / "eval.json").write_text(result.model_dump_json())
-    (tmp_path / "page.html").write_text(render(read_results([tmp_path / "eval.json"])))
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
-        page.goto((tmp_path / "page.html").as_uri())
-        for summary in page.locator("summary").all()[1:]:
-            summary.click()
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
-        ink, paper = page.evaluate(
-            "[getComputedStyle(document.body).color, getComputedStyle(document.body).background]"
-        )
-        assert ("rgb(33, 37, 41)" in ink) == (scheme == "light")
-        assert "rgb(255, 255, 255)" in paper or scheme == "dark"
-        browser.close()
 
 
 def test_texts_are_escaped(result):

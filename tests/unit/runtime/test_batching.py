@@ -1,32 +1,18 @@
 """Continuous batching: a row decides and says what it would alone, whoever comes and goes beside it."""
 
-import shutil
-
 import pytest
 import torch
 
-import solm
-from helpers.models import tiny_model
 from helpers.policies import under_values
 from solm.core.budget import Budget
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 from solm.runtime.sampling import Sampler
-from solm.runtime.text import TextStream
 
 
 @pytest.fixture
 def value_lm(tiny_lm):
     return under_values(tiny_lm, SparsityConfig(window=32, page_size=8))
-
-
-@pytest.fixture
-def cpu_lm(tiny_lm):
-    if shutil.which("g++") is None:
-        pytest.skip("no C++ compiler here")
-    config = under_values(tiny_lm, SparsityConfig(window=32)).trained
-    with solm.attach(tiny_model("llama", torch.float32), config, tiny_lm.tokenizer, backend="cpu", precision="int8") as lm:
-        yield lm
 
 
 def prompt(seed: int, length: int) -> torch.Tensor:
@@ -167,16 +153,3 @@ def test_forks_do_not_join(tiny_lm):
     other.prefill(prompt(2, 40))
     with pytest.raises(DataError, match="share a prefix"):
         session.join(other.fork(2))
-
-
-def test_text_never_shows_half_a_character(byte_tokenizer):
-    text = "naïve 😀 café — ok"
-    ids = byte_tokenizer(text, add_special_tokens=False)["input_ids"]
-    stream = TextStream(byte_tokenizer)
-    pieces = [stream.push(token) for token in ids]
-    assert "".join(pieces) == text
-    assert not any("\ufffd" in piece for piece in pieces)
-    cut = TextStream(byte_tokenizer)
-    shown = "".join(cut.push(token) for token in byte_tokenizer("ok 😀", add_special_tokens=False)["input_ids"][:-1])
-    assert shown == "ok "
-    assert cut.flush().startswith("\ufffd")

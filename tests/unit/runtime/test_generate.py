@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import solm
+from helpers.models import tiny_model
 from solm.core.errors import BudgetError, ContextLengthError, DataError, SolmError
 from solm.runtime.sampling import SUPPORTED, Sampler
 
@@ -40,10 +41,10 @@ def test_top_k_of_one_is_greedy(tiny_lm):
     assert tiny_lm.generate(prompt(), max_new_tokens=8, top_k=1, seed=9).tokens == greedy.tokens
 
 
-@pytest.mark.parametrize("policy", ["policy", "static", "random"])
-def test_the_budget_is_spent_and_every_token_traced(policy_lm, policy):
+@pytest.mark.parametrize("name", ["policy", "static", "random"])
+def test_the_budget_is_spent_and_every_token_traced(policy_lm, name):
     tokens = 40
-    reply = policy_lm.generate(prompt(), budget=0.7, policy=policy, max_new_tokens=tokens, min_new_tokens=tokens)
+    reply = policy_lm.generate(prompt(), budget=0.7, policy=name, max_new_tokens=tokens, min_new_tokens=tokens)
     assert len(reply.tokens) == tokens
     assert [token.controllable for token in reply.tokens] == [False] + [True] * (tokens - 1)
     for axis, share in reply.compute.realised.items():
@@ -95,7 +96,8 @@ def test_stops_at_the_end_token(tiny_lm):
         ("assistant_early_exit", 1), ("prompt_lookup_num_tokens", 3), ("penalty_alpha", 0.6), ("guidance_scale", 2.0),
         ("dola_layers", "high"), ("diversity_penalty", 0.5), ("length_penalty", 2.0), ("early_stopping", True),
         ("max_time", 1.0), ("token_healing", True), ("watermarking_config", None), ("forced_eos_token_id", 2),
-        ("encoder_repetition_penalty", 2.0), ("use_cache", False), ("output_scores", True), ("cache_implementation", "x"),
+        ("encoder_repetition_penalty", 2.0), ("use_cache", False), ("output_scores", True),
+        ("cache_implementation", "static"),
     ],
 )  # fmt: skip
 def test_options_that_are_not_carried_out_are_refused_by_name(tiny_lm, option, value):
@@ -105,8 +107,8 @@ def test_options_that_are_not_carried_out_are_refused_by_name(tiny_lm, option, v
 
 OPTIONS = [
     {"do_sample": True}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.5}, {"do_sample": True, "min_p": 0.3},
-    {"do_sample": True, "top_h": 0.4}, {"do_sample": True, "typical_p": 0.4}, {"do_sample": True, "epsilon_cutoff": 0.01},
-    {"do_sample": True, "eta_cutoff": 0.01}, {"repetition_penalty": 2.0}, {"no_repeat_ngram_size": 1},
+    {"do_sample": True, "top_h": 0.4}, {"do_sample": True, "typical_p": 0.4},
+    {"do_sample": True, "epsilon_cutoff": 0.01}, {"do_sample": True, "eta_cutoff": 0.01}, {"repetition_penalty": 2.0}, {"no_repeat_ngram_size": 1},
     {"bad_words_ids": [[7]]}, {"sequence_bias": {(7,): 50.0}}, {"suppress_tokens": [7]}, {"begin_suppress_tokens": [7]},
     {"min_length": 105}, {"min_new_tokens": 5}, {"exponential_decay_length_penalty": (2, 9.0)},
     {"remove_invalid_values": True}, {"renormalize_logits": True}, {"eos_token_id": 7}, {"pad_token_id": 0},
@@ -177,6 +179,5 @@ def test_bad_requests_are_one_clear_error(tiny_lm, policy_lm):
 
 
 def torch_model():
-    from helpers.models import tiny_model
 
     return tiny_model("llama", torch.float32)

@@ -5,15 +5,17 @@ import sys
 
 import pytest
 import torch
-from solm.runtime.timings import StepTimings, measure, read_timings
 
 import solm
 from solm.cli.main import main
 from solm.core.budget import Budget
 from solm.core.errors import BudgetError, DamagedFileError, PolicyMismatchError
+from solm.core.timings import StepTimings, read_timings
+from solm.evaluation.step_timing import measure
+from solm.runtime.language_model import LanguageModel
 
 KNOWN = {
-    "model": "m", "backend": "native int8", "threads": 2, "contexts": (100, 1000),
+    "model": "m", "backend": "cpu int8", "threads": 2, "contexts": (100, 1000),
     "attention": (0.1, 1.0), "mlp": (0.4, 0.6, 1.0),
     "attention_ms": ((4.0, 5.0), (5.0, 9.0)), "mlp_ms": ((3.0, 4.0, 5.0), (7.0, 8.0, 9.0)), "joint_ms": (2.0, 3.0),
     "gigabytes_per_second": 30.0,
@@ -38,9 +40,9 @@ def test_high_halves_of_weights_take_their_own_time(tiny_folder):
     with solm.load(str(tiny_folder), sparsity=solm.SparsityConfig.preset("nested")) as lm:
         found = measure(lm, torch.randint(3, 259, (1, 201)), (100, 200), rounds=1)
         assert len(found.halved_ms) == 2
-        assert found.check(lm) is found
+        assert found.check(lm.name, lm.backend.name, lm.sparsity) is found
         with pytest.raises(PolicyMismatchError, match="bits of weights"):
-            found.model_copy(update={"halved_ms": ()}).check(lm)
+            found.model_copy(update={"halved_ms": ()}).check(lm.name, lm.backend.name, lm.sparsity)
 
 
 def test_a_budget_takes_the_time_it_was_asked_for():
@@ -60,14 +62,15 @@ def test_a_measured_model_takes_budgets_in_milliseconds(value_lm):
     lm = value_lm
     with pytest.raises(BudgetError, match="run solm bench"):
         lm.budget("ms=3")
-    lm.calibration = measure(lm, torch.randint(3, 259, (1, 201)), (100, 200), rounds=1)
-    assert len(lm.calibration.mlp_ms) == 2
-    dense = lm.calibration.milliseconds(Budget(), 150)
+    timings = measure(lm, torch.randint(3, 259, (1, 201)), (100, 200), rounds=1)
+    assert len(timings.mlp_ms) == 2
+    dense = timings.milliseconds(Budget(), 150)
+    lm = LanguageModel(lm.backend, lm.tokenizer, lm.trained, lm.sparsity, lm.name, timings)
     assert lm.budget(f"ms={10 * dense}").net == 1
     with pytest.raises(BudgetError, match="'soon' is not a number"):
         lm.budget("ms=soon")
     with pytest.raises(PolicyMismatchError, match="run solm bench"):
-        StepTimings(**KNOWN).check(lm)
+        StepTimings(**KNOWN).check(lm.name, lm.backend.name, lm.sparsity)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,12 @@ from solm.core.actions import DENSE
 from solm.core.errors import DataError, SolmError
 
 ROW = np.dtype(
-    [("decider", np.uint64), *((n, np.float64, 3) for n in ("target", "spent", "early")), ("booked", np.int64), ("left", np.int64)]
+    [
+        ("decider", np.uint64),
+        *((n, np.float64, 3) for n in ("target", "spent", "early")),
+        ("booked", np.int64),
+        ("left", np.int64),
+    ]
 )
 
 
@@ -28,8 +33,14 @@ class EngineCall:
         self.engine, self.sparsity = engine, sparsity
         a = sparsity.allocation
         self.rules = Rules(
-            sparsity.sinks, sparsity.window, "input" in sparsity.mlp_site, "hidden" in sparsity.mlp_site, sparsity.hidden_power,
-            sparsity.bits_group or 0, 1 if a is None else a.heads, sparsity.bits_site == "weights",
+            sparsity.sinks,
+            sparsity.window,
+            "input" in sparsity.mlp_site,
+            "hidden" in sparsity.mlp_site,
+            sparsity.hidden_power,
+            sparsity.bits_group or 0,
+            1 if a is None else a.heads,
+            sparsity.bits_site == "weights",
             None if a is None else a.table.data_ptr(),
         )
 
@@ -39,16 +50,21 @@ class EngineCall:
         rows, count = tokens.shape
         whole = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
         if count < 1 or rows != len(lengths) or tokens.dtype not in whole:
-            raise DataError(f"tokens must be whole numbers [{len(lengths)}, at least 1], got {tokens.dtype} {list(tokens.shape)}")
+            raise DataError(
+                f"tokens must be whole numbers [{len(lengths)}, at least 1], got {tokens.dtype} {list(tokens.shape)}"
+            )
         tokens = tokens.to(torch.int64).contiguous()
         n = rows * count
-        plan = np.empty((n, 3)); plan[:] = DENSE
+        plan = np.empty((n, 3))
+        plan[:] = DENSE
         if keep is not None:
             if keep.shape != (rows, count, 3):
                 raise DataError(f"keep must be {[rows, count, 3]} for tokens {[rows, count]}, got {list(keep.shape)}")
             plan[:] = keep.reshape(-1, 3).numpy()
         realised, actions32 = np.zeros((n, 3)), np.zeros((rows, count), np.int32)
-        stream = np.empty((rows, count, self.engine.sizes.hidden), np.float32) if before is None else before.stream.copy()
+        stream = (
+            np.empty((rows, count, self.engine.sizes.hidden), np.float32) if before is None else before.stream.copy()
+        )
         logits = torch.empty(rows, count, self.engine.sizes.vocabulary)
         places = (lengths[:, None] + np.arange(count)).astype(np.int32)
         handles = (ctypes.c_void_p * n)(*(c.handle for c in caches for _ in range(count)))
@@ -59,12 +75,27 @@ class EngineCall:
                 lent[name] = state[name]
             lent["left"] = state["horizon"] - state["taken"]
         failed = self.engine.library.solm_run(
-            self.engine.handle, ctypes.addressof(self.rules), n, count, handles, tokens.data_ptr(), places.ctypes.data, plan.ctypes.data,
-            lent.ctypes.data if decide else None, actions32.ctypes.data, realised.ctypes.data, first, last, stream.ctypes.data,
-            logits.data_ptr(), approximate_tail,
+            self.engine.handle,
+            ctypes.addressof(self.rules),
+            n,
+            count,
+            handles,
+            tokens.data_ptr(),
+            places.ctypes.data,
+            plan.ctypes.data,
+            lent.ctypes.data if decide else None,
+            actions32.ctypes.data,
+            realised.ctypes.data,
+            first,
+            last,
+            stream.ctypes.data,
+            logits.data_ptr(),
+            approximate_tail,
         )
         if failed == 1:
-            raise DataError(f"token ids must be in [0, {self.engine.sizes.vocabulary - 1}], got {tokens.flatten()[:8].tolist()}")
+            raise DataError(
+                f"token ids must be in [0, {self.engine.sizes.vocabulary - 1}], got {tokens.flatten()[:8].tolist()}"
+            )
         if failed == 3:
             raise SolmError(f"no memory for caches of {rows} rows")
         if failed:

@@ -1,8 +1,4 @@
-"""From actions to per-step quantities: what each row and position may read, and what that realises.
-
-Everything here depends only on the action and on how many keys the step sees, never on activations. That is what
-lets a ledger be booked, and a schedule be priced, without running the model.
-"""
+"""The plan of a pass: what every row and position may read and compute under its action (`solm.core.shares`)."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property

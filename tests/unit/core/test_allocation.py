@@ -1,0 +1,22 @@
+"""Allocations: which are refused."""
+
+import pytest
+from pydantic import ValidationError
+
+from helpers.policies import EVEN
+from solm.core.allocation import KNOTS, Allocation
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mlp": ((0.5,) * KNOTS,) * 2}, "rise from at least 0 to 1"),
+        ({"attention": (EVEN,)}, "points for every layer"),
+        ({"attention": (EVEN,) * 3}, "points for every layer"),
+        ({"attention": (EVEN[:-1], EVEN[:-1])}, "points for every layer"),
+        ({"mlp": ((*EVEN[:3], 0.05, *EVEN[4:]), EVEN)}, "rise from at least 0 to 1"),
+    ],
+)
+def test_wrong_profiles_are_refused(change, message):
+    with pytest.raises(ValidationError, match=message):
+        Allocation(**{"attention": (EVEN, EVEN), "mlp": (EVEN, EVEN), **change})
