@@ -125,7 +125,7 @@ def sweep_config(tiny_folder, tmp_path) -> SweepConfig:
     (tmp_path / "text.txt").write_text(FOX)
     return SweepConfig(
         models=(str(tiny_folder),), spaces=("mlp-40", "bits-5"), data=(str(tmp_path / "text.txt"),),
-        budgets=(0.9, 0.95), sequences=4, context=90, length=12, trials=2,
+        budgets=(0.9, 0.95), texts=4, context=90, length=12, trials=2,
     )  # fmt: skip
 
 

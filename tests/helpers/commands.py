@@ -24,13 +24,13 @@ VALUES = ["--context", "100", "--length", "12", "--texts", "2", "--set", "layer=
 GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--length", "6", "--texts", "2",
         "--rollouts", "2", "--updates", "2", "--set", "width=16", "--set", "dtype=float32", "--set",
         "checkpoint_every=1"]  # fmt: skip
-SHORT_TRAIN = ["--context", "100", "--horizon", "16", "--sequences", "2", "--batches", "3", "--set", "layer=1", "--set",
-         "width=16", "--set", "dtype=float32", "--set", "calibration_texts=2", "--set", "calibration_horizon=16",
-         "--set", "calibration_context=100"]  # fmt: skip
-SHORT_GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--horizon", "6", "--sequences", "2",
+SHORT_TRAIN = ["--context", "100", "--length", "16", "--texts", "2", "--batches", "3", "--set", "layer=1", "--set",
+         "width=16", "--set", "dtype=float32", "--set", "level_cost_texts=2", "--set", "level_cost_length=16",
+         "--set", "level_cost_context=100"]  # fmt: skip
+SHORT_GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--length", "6", "--texts", "2",
         "--rollouts", "2", "--updates", "2", "--set", "width=16", "--set", "dtype=float32", "--set",
         "checkpoint_every=1"]  # fmt: skip
-SHORT_EVAL = ["--space", "mlp-40", "--budgets", "0.9,0.95", "--sequences", "24", "--context", "90", "--length", "12",
+SHORT_EVAL = ["--space", "mlp-40", "--budgets", "0.9,0.95", "--texts", "24", "--context", "90", "--length", "12",
         "--trials", "2", "--dtype", "float32"]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.plan import make_plan
 from solm.cli.main import app
 from solm.core.allocation import Allocation
-from solm.core.errors import DataError, PolicyMismatchError
+from solm.core.errors import PolicyMismatchError, SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.training.allocate import read_allocation
 
@@ -67,9 +67,9 @@ def test_a_turn_in_mid_pass_books_what_each_part_spent(control):
 
 @pytest.mark.parametrize("context", ["abc", "1024,", "64;128"])
 def test_contexts_that_are_no_numbers_are_named(context, tmp_path):
-    done = CliRunner().invoke(app, ["allocation", "--out", str(tmp_path / "layers.json"), "--context", context])
-    assert isinstance(done.exception, DataError)
-    assert str(done.exception) == f"context must be whole numbers of tokens, such as 1024,4096, got {context!r}"
+    done = CliRunner().invoke(app, ["allocate", "--out", str(tmp_path / "layers.json"), "--context", context])
+    assert isinstance(done.exception, SolmError)
+    assert str(done.exception) == f"--context: {context!r} is not a list of whole numbers such as 64,1024"
 
 
 def test_an_interrupted_command_says_how_to_go_on(tiny_folder, tmp_path, monkeypatch):
@@ -78,7 +78,7 @@ def test_an_interrupted_command_says_how_to_go_on(tiny_folder, tmp_path, monkeyp
 
     monkeypatch.setattr("solm.training.allocate.find_allocation", interrupted)
     done = CliRunner().invoke(
-        app, ["allocation", "--model", str(tiny_folder), "--out", str(tmp_path / "l.json"), "--context", "64"]
+        app, ["allocate", "--model", str(tiny_folder), "--out", str(tmp_path / "l.json"), "--context", "64"]
     )
     assert done.exit_code == 130
     assert "goes on from there" in done.output
@@ -100,10 +100,10 @@ def test_the_commands_work_together(tiny_folder, tmp_path):
     layers, run = tmp_path / "layers.json", tmp_path / "run"
     common = ["--model", str(tiny_folder), "--data", str(text)]
     done = CliRunner().invoke(
-        app, ["allocation", *common, "--out", str(layers), "--texts", "2", "--context", "128", "--tokens", "16"]
+        app, ["allocate", *common, "--out", str(layers), "--texts", "2", "--context", "128", "--length", "16"]
     )
     assert done.exit_code == 0, done.output
-    assert done.output.count("evenly") == 7
+    assert done.output.count("uniform") == 7
     done = CliRunner().invoke(
         app,
         ["train", *common, "--out", str(run), "--allocation", str(layers), "--batches", "1", "--context", "128",

@@ -20,7 +20,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(verb, tiny_folder, tmp_path
     data = ["--data", str(tmp_path / "text.txt"), "--model", str(tiny_folder)]
     options = {
         "train": ["--out", "/proc/solm", *data, *SHORT_TRAIN],
-        "eval": ["--json", "/proc/solm/result.json", *data, *SHORT_EVAL],
+        "eval": ["--out", "/proc/solm/result.json", *data, *SHORT_EVAL],
         "sweep": [str(tmp_path / "sweep.yaml"), "--out", "/proc/solm"],
     }[verb]
     monkeypatch.setattr(sys, "argv", ["solm", verb, *options])

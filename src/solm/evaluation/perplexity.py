@@ -37,19 +37,19 @@ class _Batch(TypedDict):
 
 
 class EvaluationSettings(BaseModel):
-    """What is measured: `sequences` texts of `context` dense and `length` controlled tokens."""
+    """What is measured: `texts` texts of `context` dense and `length` controlled tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     budgets: tuple[float, ...] = Field(min_length=1)
-    sequences: int = Field(64, ge=1)
+    texts: int = Field(64, ge=1)
     context: int = Field(512, ge=1)
     length: int = Field(128, ge=1)
     trials: int = Field(8, ge=1)
-    """Random schedules per sequence; whole-set trials, of which the best is an arm of its own."""
+    """Random schedules of every text; whole-set trials, of which the best is an arm of its own."""
     seed: int = 0
     batch: int = Field(8, ge=1)
-    """Sequences that share a pass."""
+    """Texts that share a pass."""
     oracle: bool = False
     """Also measure the ceiling: every level on every token, then the schedule that these answers suggest."""
     best_of: int = Field(500, ge=2)
@@ -124,18 +124,18 @@ def evaluate(
 
 
 def held_out_windows(streams: list[TokenStream], settings: EvaluationSettings) -> torch.Tensor:
-    """`sequences` windows [sequences, context + length + 1], the same number from every stream (within one).
+    """`texts` windows [texts, context + length + 1], the same number from every stream (within one).
 
     Raises `DataError` where a stream has no room for its share.
     """
     length = settings.context + settings.length + 1
     parts = []
     for index, stream in enumerate(streams):
-        share = (settings.sequences + len(streams) - 1 - index) // len(streams)
+        share = (settings.texts + len(streams) - 1 - index) // len(streams)
         windows = stream.spaced(share, length, torch.Generator().manual_seed(settings.seed))
         if len(windows) < share:
             raise DataError(
-                f"{stream.name} has room for {len(windows)} sequences of {length} tokens, {share} were asked for"
+                f"{stream.name} has room for {len(windows)} texts of {length} tokens, {share} were asked for"
             )
         parts.append(windows)
     return torch.cat(parts)
@@ -184,7 +184,7 @@ def _run_batch(
     index: int,
     arms: dict[str, Arm],
 ) -> _Batch:
-    """Per arm and sequence of one batch: nats, κ, ρ, b/16, cost in bytes and flops, all means per token; and what the
+    """Per arm and text of one batch: nats, κ, ρ, b/16, cost in bytes and flops, all means per token; and what the
     policy did."""
     context, count = settings.context, len(budgets)
     session = lm.session(capacity=context)

@@ -53,7 +53,7 @@ def measure(
         mlp_ms=tuple(tuple(row[count : len(single)]) for row in times),
         joint_ms=tuple(row[len(single)] for row in times),
         halved_ms=tuple(row[-1] for row in times) if _nested(lm) else (),
-        gigabytes_per_second=_bandwidth(),
+        gigabytes_per_second=memory_bandwidth(),
         command=command_line(),
         environment=environment(),
     )
@@ -72,7 +72,7 @@ def _median_step(session: Session, token: torch.Tensor, keep: torch.Tensor) -> f
     return statistics.median(times)
 
 
-def _bandwidth() -> float:
+def memory_bandwidth() -> float:
     """Gigabytes per second of a sum over more memory than any cache holds."""
     data = torch.ones(1 << 26)
     times = []

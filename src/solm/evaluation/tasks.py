@@ -53,9 +53,9 @@ def evaluate_tasks(
     partial: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TaskResult:
-    """Dense, then per budget the policy, static, random and `blind` schedules at what the policy realised.
+    """Dense, then per budget the policy, static, random and `blind` policies at what the policy realised.
 
-    Without a policy the schedules get the budget itself, in `space`. Where the sparsity have an allocation, all arms
+    Without a policy the others get the budget itself, in `space`. Where the sparsity has an allocation, all arms
     follow it but uniform. partial: a file of finished runs, so that an interrupted evaluation goes on. progress:
     called with runs done and in all.
     """
@@ -63,7 +63,7 @@ def evaluate_tasks(
     budgets = [Budget.from_net(net, space) if lm.trained is None else lm.budget(net) for net in settings.budgets]
     uniform = lm.sparsity.under(None)
     arms = {"uniform": Arm(Static(space), sparsity=uniform), "random": Arm(Random(space))}
-    arms |= {name: Arm(schedule) for name, schedule in (blind or {}).items()}
+    arms |= {name: Arm(policy) for name, policy in (blind or {}).items()}
     if lm.sparsity.allocation is not None:
         arms["allocated"] = Arm(Static(space))
     key = [settings.model_dump(mode="json"), lm.name, str(lm.model.dtype), space.model_dump(mode="json"), sorted(arms)]
@@ -86,7 +86,7 @@ def evaluate_tasks(
     points = []
     for task in tasks:
         # All arms share what was prefilled for the task's questions.
-        model = ControlledLM(lm, schedule=Dense(space), batch_size=settings.batch, seed=settings.seed, keep=True)
+        model = ControlledLM(lm, policy=Dense(space), batch_size=settings.batch, seed=settings.seed, keep=True)
         found = run(task, "dense", Arm(Dense(space)), 1.0, Budget())
         points.append(_point(task, "dense", 1.0, found, None))
         for net, budget in zip(settings.budgets, budgets, strict=True):

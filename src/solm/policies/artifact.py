@@ -171,6 +171,12 @@ class TrainedPolicy:
             return str(api.upload_folder(repo_id=repository, folder_path=folder))
 
 
+def shipped() -> list[str]:
+    """The names of the policies that ship with solm."""
+    root = Path(__file__).parent / "builtin"
+    return [BUILTIN + folder.name for folder in sorted(root.iterdir()) if (folder / CONFIG).is_file()]
+
+
 def digest_of(config: dict[str, Any], weights: bytes) -> str:
     """The sha256 of a policy in hexadecimal: over the JSON of its `config` without the key ``digest``, keys sorted and
     without spaces, followed by the bytes of its weights' file."""
@@ -215,8 +221,9 @@ def _builtin(name: str, device: str | torch.device) -> TrainedPolicy:
         preset = name.removeprefix(folder.name + "-")
         if preset != name:
             return TrainedPolicy.from_pretrained(folder, device).with_space(ActionSpace.preset(preset))
-    known = ", ".join(BUILTIN + folder.name for folder in sorted(root.iterdir()))
-    raise SolmError(f"no policy {BUILTIN}{name} ships with solm; choose {known}, alone or with -PRESET of a space")
+    raise SolmError(
+        f"no policy {BUILTIN}{name} ships with solm; choose {', '.join(shipped())}, alone or with -PRESET of a space"
+    )
 
 
 def _from_hub(name: str) -> Path:

@@ -86,7 +86,7 @@ def shift(
     partial: Path | None = None,
     progress: Callable[[str, int, int], None] = lambda source, done, total: None,
 ) -> ShiftResult:
-    """Evaluate the policy on each of `streams` by itself, `settings.sequences` texts each.
+    """Evaluate the policy on each of `streams` by itself, `settings.texts` texts each.
 
     partial: a file of finished sources, so that an interrupted study goes on. progress: called with the source, batches
     of it done and in all. Raises `SolmError` without a policy trained with --method values, `DataError` as `evaluate`.

@@ -61,7 +61,7 @@ def pollution(
         Action(1.0, 1.0, action.bits),
     )
     kinds = {"all": action} | {axis: some for axis, some in zip(AXES, alone, strict=True) if some != DENSE}
-    settings = EvaluationSettings(budgets=(1.0,), sequences=sequences, context=context, length=length, seed=seed)
+    settings = EvaluationSettings(budgets=(1.0,), texts=sequences, context=context, length=length, seed=seed)
     batches = held_out_windows(streams, settings).split(settings.batch)
     lost: dict[str, list[torch.Tensor]] = {kind: [] for kind in kinds}
     for done, batch in enumerate(batches, start=1):

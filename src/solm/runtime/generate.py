@@ -104,8 +104,10 @@ def stream(
     ids: torch.Tensor,
     budget: float | str | Budget | None = None,
     policy: str | AnyPolicy | None = None,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     seed: int = 0,
+    max_length: int | None = None,
+    stop_strings: str | list[str] | None = None,
     **sampling: Any,
 ) -> Iterator[Token]:
     """Generate token by token from ids [1, C].
@@ -115,14 +117,22 @@ def stream(
             action space allows.
         policy: ``policy`` (the loaded one), ``dense``, ``static`` or ``random``, or a policy itself; by default the
             loaded one; without one, ``static`` where there is a budget, else ``dense``.
-        sampling: any of transformers' generation options (do_sample, temperature, top_p, top_k,
-            repetition_penalty, ...), carried out by its own processors. Greedy by default.
+        max_new_tokens: longest reply; by default 128.
+        max_length: the same, counted with the prompt.
+        stop_strings: texts after any of which the reply ends; it still contains them.
+        sampling: transformers' generation options in `solm.runtime.sampling.SUPPORTED` (do_sample, temperature, top_p,
+            top_k, repetition_penalty, ...), carried out by its own processors. Greedy by default.
 
     Raises:
-        ContextLengthError: prompt and new tokens exceed the model's context. SolmError: an unknown option.
+        ContextLengthError: prompt and new tokens exceed the model's context. SolmError: an option that is unknown or
+        not supported, or an impossible length.
     """
-    if max_new_tokens < 1:
-        raise SolmError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    max_new_tokens = _longest(ids.shape[1], max_new_tokens, max_length)
+    stops = [stop_strings] if isinstance(stop_strings, str) else stop_strings or []
+    if stops and lm.tokenizer is None:
+        raise SolmError("stop_strings need a tokenizer; pass one to attach")
+    if not all(isinstance(stop, str) and stop for stop in stops):
+        raise SolmError(f"stop_strings must be texts that are not empty, got {stop_strings!r}")
     check_length(ids.shape[1], max_new_tokens, lm.context)
     decides = chosen_policy(lm, policy, budget)
     target = requested(lm, decides, budget, ids.shape[1] + max_new_tokens // 2)
@@ -131,20 +141,35 @@ def stream(
     logits = session.prefill(ids)
     session.control(decides, target.tensor(1), max_new_tokens, sampler.generator)
     overhead = lm.overhead(decides)
-    text = TextStream(lm.tokenizer)
+    text, said = TextStream(lm.tokenizer), ""
     action, realised, controllable = decides.space.actions[-1], [1.0, 1.0, 1.0], False
     for seen in range(ids.shape[1], ids.shape[1] + max_new_tokens):
         chosen = sampler.choose(logits[0])
         piece = text.push(chosen)
         cost = lm.step_cost(realised, seen, overhead)
         yield Token(chosen, piece, action.tag, dict(zip(AXES, realised, strict=True)), cost, controllable)
-        if chosen in sampler.stops or len(text.ids) == max_new_tokens:
+        said += piece if stops else ""
+        if chosen in sampler.stops or len(text.ids) == max_new_tokens or any(stop in said for stop in stops):
             return
         found = session.step(torch.tensor([chosen]), approximate_tail=sampler.takes_largest)
         assert found.actions is not None
         logits = found.logits[:, 0]
         action, realised = decides.space.actions[found.actions.tolist()[0][0]], found.realised.tolist()[0][0]
         controllable = seen >= lm.sparsity.always_read
+
+
+def _longest(prompt: int, max_new_tokens: int | None, max_length: int | None) -> int:
+    """How many tokens a reply to `prompt` tokens may have."""
+    if max_length is not None:
+        if max_new_tokens is not None:
+            raise SolmError("max_new_tokens and max_length say the same thing twice; give one of them")
+        if max_length <= prompt:
+            raise SolmError(f"max_length must be above the {prompt} tokens of the prompt, got {max_length}")
+        return max_length - prompt
+    longest = 128 if max_new_tokens is None else max_new_tokens
+    if longest < 1:
+        raise SolmError(f"max_new_tokens must be at least 1, got {longest}")
+    return longest
 
 
 def check_length(prompt: int, new: int, context: int | None) -> None:

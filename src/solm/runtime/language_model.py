@@ -18,7 +18,7 @@ from solm.policies.protocol import Policy
 from solm.policies.schedules import Dense, Random, Static
 from solm.runtime.generate import Reply, Token, generate, stream
 
-SCHEDULES: dict[str, Callable[[ActionSpace], Policy]] = {"dense": Dense, "static": Static, "random": Random}
+UNTRAINED: dict[str, Callable[[ActionSpace], Policy]] = {"dense": Dense, "static": Static, "random": Random}
 """Policies that depend on the budget alone, by name."""
 
 
@@ -116,9 +116,9 @@ class LanguageModel:
             if self.trained is None:
                 raise SolmError("no policy is loaded; give one, or choose dense, static or random")
             return self.trained.policy()
-        if name not in SCHEDULES:
-            raise SolmError(f"unknown policy {name!r}; choose policy, {', '.join(SCHEDULES)}")
-        return SCHEDULES[name](self.space if space is None else space)
+        if name not in UNTRAINED:
+            raise SolmError(f"unknown policy {name!r}; choose policy, {', '.join(UNTRAINED)}")
+        return UNTRAINED[name](self.space if space is None else space)
 
     def overhead(self, policy: AnyPolicy) -> int:
         """Weights that `policy` reads at every step besides the model's."""

@@ -1,4 +1,4 @@
-"""The loop that decodes: rows join and leave between steps, one thread owns the model."""
+"""The decode loop: rows join and leave between steps, and one thread owns the model."""
 
 import logging
 import threading
@@ -22,7 +22,7 @@ _LOG = logging.getLogger("solm.serving")
 
 
 class BusyError(SolmError):
-    """More rows than may wait."""
+    """Too many rows wait already."""
 
 
 @dataclass
@@ -35,10 +35,10 @@ class _Filling:
 
 
 class Scheduler:
-    """Takes jobs from any thread and decodes them in `thread`, one of its own; `clock` is for deadlines.
+    """Takes jobs from any thread and decodes them in `thread`, by default a new one. `clock`: seconds, for deadlines.
 
-    Model and policy should have been loaded in that thread. A second one that uses OpenMP gets a second team of
-    workers, and where they outnumber the cores they sleep between operations instead of waiting: 34 ms a step for 23.
+    Load model and policy in that thread. Every thread that uses OpenMP gets workers of its own; where there are more
+    workers than cores they sleep between operations, and a step took 34 ms instead of 23.
     """
 
     clock = staticmethod(time.perf_counter)
@@ -63,7 +63,7 @@ class Scheduler:
         self._running = self._thread.submit(self._run)
 
     def stop(self, seconds: float = 0.0) -> None:
-        """End the thread; rows that are not complete after `seconds` fail."""
+        """End the loop. Rows that are not complete after `seconds` fail."""
         end = self.clock() + seconds
         while self.clock() < end and self.busy:
             time.sleep(0.02)
@@ -75,11 +75,11 @@ class Scheduler:
 
     @property
     def busy(self) -> int:
-        """Rows that wait, are read or decode."""
+        """Rows that wait, prefill or decode."""
         return len(self._waiting) + (self._filling is not None) + len(self._rows)
 
     def submit(self, jobs: list[Job]) -> None:
-        """Queue jobs. Raises `BusyError` where they are more than may wait."""
+        """Queue jobs. Raises `BusyError` where too many wait already, or while the server stops."""
         with self._changed:
             if self._stopping:
                 raise BusyError("the server is stopping")
@@ -93,7 +93,7 @@ class Scheduler:
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Nobody wants this reply any more; it ends without an event, before the next step."""
+        """Drop a job before the next step. It ends without an event."""
         with self._changed:
             job.cancelled = True
             self._changed.notify()
@@ -129,7 +129,7 @@ class Scheduler:
         metrics.prefix.set(self.prefixes.held)
 
     def _drop(self) -> None:
-        """Forget jobs that were cancelled, and fail those whose time is up."""
+        """Drop cancelled jobs, and fail those that have expired."""
         now = self.clock()
 
         def over(job: Job) -> bool:
@@ -166,7 +166,7 @@ class Scheduler:
             self._session = None
 
     def _fill(self) -> None:
-        """Read one chunk of the prompt that is next."""
+        """Prefill one chunk of the next prompt."""
         allowed = min(self.settings.max_rows, self.governor.rows)
         if self._filling is None and self._waiting and len(self._rows) < allowed:
             job = self._waiting[0]
@@ -266,7 +266,7 @@ class Scheduler:
             self.metrics.net.observe(row.end().compute.realised["net"])
 
     def _broken(self, job: Job, error: Exception) -> None:
-        """An error of ours, or a mistake of the user that shows only now."""
+        """End a job with an error: the user's where it is a `SolmError`, else the server's."""
         if isinstance(error, SolmError):
             self._fail(job, Failed(str(error), "invalid_request_error"))
             return

@@ -17,7 +17,7 @@ def test_windows(byte_tokenizer):
         len({tuple(row) for row in stream.tokens[:80].view(8, 10).tolist()} & {tuple(r) for r in spaced.tolist()}) > 0
     )
     assert stream.random(5, 85, generator).tolist() == [stream.tokens.tolist()] * 5
-    with pytest.raises(DataError, match="s holds 85 tokens; one sequence needs 86"):
+    with pytest.raises(DataError, match="s holds 85 tokens; one text needs 86"):
         stream.random(1, 86, generator)
 
 

@@ -91,7 +91,7 @@ def test_static_even_ignores_the_profile_and_spends_the_same(byte_tokenizer, ben
     more, less = (tuple(min(1.0, max(0.0, s + sign * bend * s * (1 - s))) for s in line) for sign in (1, -1))
     sparsity = SPARSITY.under(Allocation(attention=(more, less), mlp=(less, more)))
     with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer, sparsity=sparsity) as lm:
-        settings = EvaluationSettings(budgets=(0.6,), sequences=3, context=60, length=16, trials=1)
+        settings = EvaluationSettings(budgets=(0.6,), texts=3, context=60, length=16, trials=1)
         stream = token_stream("pydoc:heldout", byte_tokenizer)
         result = evaluate(lm, [stream], settings, SPACE)
         plain = {point.arm: point for point in result.points}
@@ -109,7 +109,7 @@ def test_every_arm_is_matched_to_a_value_policy(byte_tokenizer):
         made = network().float()
         config = PolicyConfig(base=lm.identity, space=SPACE, sparsity=SPARSITY, network=made.config)
         lm = lm.with_policy(TrainedPolicy(config, made))
-        settings = EvaluationSettings(budgets=(0.6, 0.8), sequences=5, context=60, length=24, trials=2, oracle=True)
+        settings = EvaluationSettings(budgets=(0.6, 0.8), texts=5, context=60, length=24, trials=2, oracle=True)
         text = documents("pydoc:heldout")
         streams = [stream_of(text[i : i + 1], byte_tokenizer, str(i)) for i in range(2)]
         result = evaluate(

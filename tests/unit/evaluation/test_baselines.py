@@ -165,7 +165,7 @@ def test_per_request_splits_by_the_prompt_and_then_stays(value_lm):
 
 def test_every_baseline_is_an_arm_on_the_same_tokens(value_lm, byte_tokenizer):
     stream, tuning = stream_of([TEXT], byte_tokenizer, "fish"), stream_of([TEXT[::-1]], byte_tokenizer, "hsif")
-    settings = EvaluationSettings(budgets=(0.7,), sequences=4, context=60, length=24, trials=1, batch=2)
+    settings = EvaluationSettings(budgets=(0.7,), texts=4, context=60, length=24, trials=1, batch=2)
     value_lm.sparsity = PAGES
     arms = {name: baseline(name, value_lm, value_lm.space, tuning, 60) for name in BASELINES}
     result = evaluate(value_lm, [stream], settings, rivals=arms)

@@ -15,7 +15,7 @@ from solm.evaluation import perplexity, show
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
 
-SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), sequences=6, context=90, length=20, trials=3, batch=4)
+SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=6, context=90, length=20, trials=3, batch=4)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_arms_are_matched_in_budget_and_the_dense_arm_is_the_stock_model(policy_
     assert dense.cost == pytest.approx({"nominal": 1, "bytes": 1, "flops": 1})
 
 
-def test_sequences_match_static_to_policy_one_by_one(policy_lm, stream):
+def test_texts_match_static_to_policy_one_by_one(policy_lm, stream):
     """Each sequence's static schedule spends what that sequence's policy spent, to half a level per run."""
     window = stream.spaced(4, 111, torch.Generator().manual_seed(0))
     budgets = [solm.Budget.from_net(net, policy_lm.space) for net in SETTINGS.budgets]
@@ -82,7 +82,7 @@ def test_results_do_not_depend_on_an_interruption(policy_lm, stream, tmp_path):
 def test_a_foreign_or_broken_partial_file_is_ignored(policy_lm, stream, tmp_path, content):
     partial = tmp_path / "partial.json"
     partial.write_text(content)
-    small = SETTINGS.model_copy(update={"sequences": 2, "trials": 1})
+    small = SETTINGS.model_copy(update={"texts": 2, "trials": 1})
     assert evaluate(policy_lm, [stream], small, partial=partial).points == evaluate(policy_lm, [stream], small).points
 
 
@@ -131,5 +131,5 @@ def test_bad_requests(policy_lm, stream):
         evaluate(policy_lm, [stream], SETTINGS.model_copy(update={"budgets": (0.2,)}))
     with pytest.raises(BudgetError, match="twice"):
         evaluate(policy_lm, [stream], SETTINGS.model_copy(update={"budgets": (0.6, 0.6)}))
-    with pytest.raises(DataError, match=r"has room for .* sequences of 111 tokens, 9999 were asked for"):
-        evaluate(policy_lm, [stream], SETTINGS.model_copy(update={"sequences": 9999}))
+    with pytest.raises(DataError, match=r"has room for .* texts of 111 tokens, 9999 were asked for"):
+        evaluate(policy_lm, [stream], SETTINGS.model_copy(update={"texts": 9999}))

@@ -29,7 +29,7 @@ def test_classes_of_tokens(text, found):
 
 
 def test_levels_are_counted_at_every_position_and_class(result, value_lm):
-    space, counted = value_lm.space, SHORT.sequences * SHORT.length
+    space, counted = value_lm.space, SHORT.texts * SHORT.length
     assert [use.budget for use in result.use] == [0.6, 0.8]
     for use in result.use:
         assert [group.group for group in use.positions] == ["1 to 16", "17 to 32", "33 to 40"]
@@ -73,7 +73,7 @@ def test_a_page_of_everything_stands_alone(result, value_lm, byte_tokenizer, tmp
     from solm.core.actions import Action
 
     stream = stream_of([TEXT], byte_tokenizer, "fish")
-    small = SHORT.model_copy(update={"trials": 1, "examples": 0, "sequences": 2})
+    small = SHORT.model_copy(update={"trials": 1, "examples": 0, "texts": 2})
     sizes = {"burst": 8, "stretch": 8, "sequences": 4, "context": 60, "length": 24}
     files = {
         "eval": result,

@@ -13,7 +13,7 @@ from solm.data.windows import stream_of
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.research.domains import ShiftResult, divergence, observed, plot, shift
 
-SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), sequences=4, context=60, length=20, trials=1, examples=0)
+SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=4, context=60, length=20, trials=1, examples=0)
 
 
 def streams(tokenizer):

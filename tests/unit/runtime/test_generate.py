@@ -6,6 +6,7 @@ import torch
 import solm
 from helpers.models import tiny_model
 from solm.core.errors import BudgetError, ContextLengthError, DataError, SolmError
+from solm.runtime.sampling import SUPPORTED, Sampler
 
 
 def prompt(length: int = 100) -> torch.Tensor:
@@ -88,12 +89,85 @@ def test_stops_at_the_end_token(tiny_lm):
     assert len(tiny_lm.generate(prompt(), max_new_tokens=3).tokens) == 2
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("num_beams", 4), ("num_return_sequences", 2), ("constraints", []), ("force_words_ids", [[5]]),
+        ("assistant_early_exit", 1), ("prompt_lookup_num_tokens", 3), ("penalty_alpha", 0.6), ("guidance_scale", 2.0),
+        ("dola_layers", "high"), ("diversity_penalty", 0.5), ("length_penalty", 2.0), ("early_stopping", True),
+        ("max_time", 1.0), ("token_healing", True), ("watermarking_config", None), ("forced_eos_token_id", 2),
+        ("encoder_repetition_penalty", 2.0), ("use_cache", False), ("output_scores", True),
+        ("cache_implementation", "static"),
+    ],
+)  # fmt: skip
+def test_options_that_are_not_carried_out_are_refused_by_name(tiny_lm, option, value):
+    with pytest.raises(SolmError, match=f"generation option '{option}' is not supported; supported are do_sample"):
+        tiny_lm.generate(prompt(), max_new_tokens=2, **{option: value})
+
+
+OPTIONS = [
+    {"do_sample": True}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.5}, {"do_sample": True, "min_p": 0.3},
+    {"do_sample": True, "top_h": 0.4}, {"do_sample": True, "typical_p": 0.4},
+    {"do_sample": True, "epsilon_cutoff": 0.01}, {"do_sample": True, "eta_cutoff": 0.01}, {"repetition_penalty": 2.0}, {"no_repeat_ngram_size": 1},
+    {"bad_words_ids": [[7]]}, {"sequence_bias": {(7,): 50.0}}, {"suppress_tokens": [7]}, {"begin_suppress_tokens": [7]},
+    {"min_length": 105}, {"min_new_tokens": 5}, {"exponential_decay_length_penalty": (2, 9.0)},
+    {"remove_invalid_values": True}, {"renormalize_logits": True}, {"eos_token_id": 7}, {"pad_token_id": 0},
+]  # fmt: skip
+
+
+def test_every_supported_option_is_tried():
+    assert {name for options in OPTIONS for name in options} == set(SUPPORTED)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_supported_option_changes_scores_as_in_transformers(tiny_lm, options):
+    """What transformers chooses the first token by and what we choose it by are the same."""
+    ids = prompt()
+    logits = tiny_lm.model(ids).logits[0, -1]
+    sampled = {"do_sample": any(name in options for name in ("temperature", "top_p", "top_k"))} | options
+    theirs = tiny_lm.model.generate(
+        ids, max_new_tokens=9, min_new_tokens=sampled.pop("min_new_tokens", None), return_dict_in_generate=True,
+        output_scores=True, **sampled,
+    )  # fmt: skip
+    scores = Sampler(tiny_lm, ids, 0, options).scores(logits)
+    torch.testing.assert_close(scores, theirs.scores[0][0], rtol=1e-4, atol=1e-4)
+
+
+def test_stop_strings_end_a_reply_and_stay_in_it(tiny_lm):
+    whole = tiny_lm.generate(prompt(), max_new_tokens=20)
+    text = "".join(token.text for token in whole.tokens)
+    stop = next(text[at : at + 2] for at in range(4, len(text)) if "\ufffd" not in text[at : at + 2])
+    for given in (stop, ["never said", stop]):
+        reply = tiny_lm.generate(prompt(), max_new_tokens=20, stop_strings=given)
+        assert stop in "".join(token.text for token in reply.tokens)
+        assert stop not in "".join(token.text for token in reply.tokens[:-1])
+        assert reply.tokens == whole.tokens[: len(reply.tokens)]
+        assert len(reply.tokens) < len(whole.tokens)
+    with pytest.raises(SolmError, match="stop_strings must be texts that are not empty"):
+        tiny_lm.generate(prompt(), stop_strings=[""])
+
+
+def test_max_length_counts_the_prompt(tiny_lm):
+    reply = tiny_lm.generate(prompt(), max_length=104)
+    assert reply.tokens == tiny_lm.generate(prompt(), max_new_tokens=4).tokens
+    with pytest.raises(SolmError, match="max_length must be above the 100 tokens of the prompt, got 100"):
+        tiny_lm.generate(prompt(), max_length=100)
+    with pytest.raises(SolmError, match="max_new_tokens and max_length say the same thing twice"):
+        tiny_lm.generate(prompt(), max_length=104, max_new_tokens=4)
+
+
+def test_temperature_0_is_greedy(tiny_lm):
+    greedy = tiny_lm.generate(prompt(), max_new_tokens=8)
+    assert tiny_lm.generate(prompt(), max_new_tokens=8, temperature=0.0, seed=3).tokens == greedy.tokens
+
+
 def test_bad_requests_are_one_clear_error(tiny_lm, policy_lm):
     for options, error, message in [
         ({"max_new_tokens": 0}, SolmError, "max_new_tokens must be at least 1, got 0"),
         ({"max_new_tokens": 500}, ContextLengthError, "100 and 500 new tokens exceed this model's context of 512"),
         ({"policy": "fast"}, SolmError, "unknown policy 'fast'; choose policy, dense, static, random"),
-        ({"tempreature": 1}, SolmError, "unknown generation option 'tempreature'"),
+        ({"tempreature": 1}, SolmError, "generation option 'tempreature' is unknown"),
+        ({"repetition_penalty": -1.0}, SolmError, "generation options: .*penalty"),
         ({"budget": 0.05}, BudgetError, "0.05 is unreachable"),
     ]:
         with pytest.raises(error, match=message):

@@ -40,6 +40,11 @@ def library(flags: str | None = None) -> ctypes.CDLL:
     return _library(os.environ.get("SOLM_CXXFLAGS", "") if flags is None else flags)
 
 
+def find_compiler() -> str | None:
+    """The C++ compiler that builds the engine; None where there is none."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+
+
 @cache
 def _library(flags: str) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(_built([*_FLAGS, *flags.split()])))
@@ -71,7 +76,7 @@ def check_layout(loaded: ctypes.CDLL) -> None:
 
 def _built(flags: list[str]) -> Path:
     """The library's file, which is compiled where it is not in the cache yet."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    compiler = find_compiler()
     if compiler is None:
         raise SolmError("the cpu backend needs a C++20 compiler (g++ 11 or clang++ 14); none was found")
     sources = b"".join(path.read_bytes() for path in sorted(CSRC.rglob("*")) if path.suffix in (".h", ".cpp"))

@@ -24,7 +24,7 @@ def render(found: list[tuple[str, Result]]) -> str:
     if evaluations:
         s = evaluations[0][1].settings
         parts.append(
-            f"<p class=soft>{escape(str(s['model']))} ({s['dtype']}), {s['sequences']} sequences of {s['length']} "
+            f"<p class=soft>{escape(str(s['model']))} ({s['dtype']}), {s['texts']} texts of {s['length']} "
             f"tokens after {s['context']} dense ones, {escape(str(s['data']))}. Every arm saw the same tokens. "
             "Differences are policy minus arm with paired bootstrap 95 % intervals.</p>"
         )

@@ -25,7 +25,7 @@ def render(
     """The page. picture: PNG; replies: by budget; seconds: what this run took."""
     s = result.settings
     facts = (
-        f"{s['model']} ({s['dtype']}), {s['sequences']} held-out sequences of {s['length']} tokens after "
+        f"{s['model']} ({s['dtype']}), {s['texts']} held-out texts of {s['length']} tokens after "
         f"{s['context']} dense ones, data {s['data']}, seed {s['seed']}; commit {result.environment['commit']}, "
         f"{result.environment['machine']['processor']} with {result.environment['machine']['cores']} cores; "
         f"this run took {seconds / 60:.1f} minutes."
@@ -36,7 +36,7 @@ def render(
         "<h2>Did the policy win?</h2><ul>",
         *(f"<li>{escape(line)}</li>" for line in verdict(result)),
         "</ul><p class=soft>Every arm saw the same tokens and spent, per sequence and axis, what the policy spent. "
-        "Differences are nats per token, policy minus arm, with paired bootstrap 95 % intervals over sequences; "
+        "Differences are nats per token, policy minus arm, with paired bootstrap 95 % intervals over texts; "
         f"negative is better.{_ON_PROFILE if s['sparsity'].get('allocation') else ''}</p>",
         "<h2>Perplexity at matched budget</h2>",
         perplexity_table(result),

@@ -15,7 +15,7 @@ Result = EvaluationResult | TaskResult | PollutionResult | ShiftResult
 _KINDS: dict[str | None, type[Result]] = {
     None: EvaluationResult, "tasks": TaskResult, "pollution": PollutionResult, "shift": ShiftResult,
 }  # fmt: skip
-_SAME = ("model", "dtype", "sequences", "context", "length", "seed", "data")
+_SAME = ("model", "dtype", "texts", "context", "length", "seed", "data")
 
 
 def read_results(paths: list[Path]) -> list[tuple[str, Result]]:
