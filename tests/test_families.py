@@ -14,9 +14,6 @@ from solm.core.sparsity import SparsityConfig
 SPARSITY = {
     "default": SparsityConfig(page_size=8, sinks=4, window=8, bits_group=32),
     "paper": SparsityConfig.preset("paper").model_copy(update={"page_size": 8}),
-    "recency": SparsityConfig(criterion="recency", page_size=8, window=8),
-    "relevance": SparsityConfig(criterion="relevance", page_size=8, window=8),
-    "gate-first": SparsityConfig(page_size=8, window=8, mlp_site="gate-first"),
     "nested": SparsityConfig(page_size=8, window=8, bits_site="weights"),
 }
 AXES = {"attention": (0.3, 1.0, 16), "mlp": (1.0, 0.5, 16), "bits": (1.0, 1.0, 4), "joint": (0.3, 0.5, 5)}

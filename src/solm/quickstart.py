@@ -27,7 +27,7 @@ BUDGETS = (0.45, 0.5, 0.6)
 PRETRAINED = "builtin:smollm2-135m"
 
 CONFIG = {"model": "builtin:smollm2-135m", "data": "pydoc:train", "calibration_texts": 32}
-SETTINGS = EvaluationSettings(budgets=BUDGETS, sequences=48, context=512, length=128, trials=4)
+SETTINGS = EvaluationSettings(budgets=BUDGETS, texts=48, context=512, length=128, trials=4)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def run(out: Path, batches: int, report: Callable[..., None], pretrained: bool =
 
 
 def _train(out: Path, batches: int, report: Callable[..., None]) -> TrainedPolicy:
-    # A allocation is the model's, whatever the policy, and takes as long to find as a policy takes to train.
+    # An allocation is the model's, whatever the policy, and takes as long to find as a policy takes to train.
     sparsity = SparsityConfig().under(read_allocation(PRETRAINED))
     config = ValueTrainConfig.build({**CONFIG, "sparsity": sparsity, "batches": batches}, "the quickstart")
     lm = load(config.model, sparsity=config.sparsity)

@@ -38,7 +38,7 @@ def evaluate(
     model: ModelOption = DEFAULT_MODEL,
     policy: PolicyOption = None,
     budgets: Annotated[str, typer.Option(help="Net keeps, fixed in advance.")] = "0.55,0.65,0.75",
-    sequences: Annotated[int, typer.Option(help="Texts.")] = 64,
+    texts: Annotated[int, typer.Option(help="Texts.")] = 64,
     context: Annotated[int, typer.Option(help="Tokens read densely first.")] = 512,
     length: Annotated[int, typer.Option(help="Controlled tokens that are scored.")] = 128,
     trials: Annotated[int, typer.Option(help="Random schedules per text.")] = 8,
@@ -57,8 +57,7 @@ def evaluate(
     baselines: Annotated[
         str | None,
         typer.Option(
-            help="More arms: constant, drift, entropy, per-request, teal, top-p. "
-            "drift, entropy and top-p step token by token: slow."
+            help="More arms: constant, teal, drift, entropy, per-request. drift and entropy step token by token: slow."
         ),
     ] = None,
     oracle: Annotated[bool, typer.Option("--oracle", help="Also measure the ceiling, with access to answers.")] = False,
@@ -72,7 +71,7 @@ def evaluate(
         Path | None, typer.Option(help="Write a picture of perplexity against cost (.png or .svg) here.")
     ] = None,
 ) -> None:
-    """Compare a policy with dense, static and random schedules at the same realised budget.
+    """Compare a policy with dense, uniform, allocated and random schedules at the same realised budget.
 
     Examples:
 
@@ -82,7 +81,7 @@ def evaluate(
 
         solm eval --policy builtin:smollm2-135m --space joint-27 --data wiki.txt --tuning web.jsonl --oracle
 
-        solm eval --policy builtin:smollm2-135m --space attention-fine --data wiki.txt --baselines constant,top-p
+        solm eval --policy builtin:smollm2-135m --space attention-fine --data wiki.txt --baselines constant,entropy
 
     An interrupted evaluation with --json goes on where it stopped.
     """
@@ -91,7 +90,7 @@ def evaluate(
     from solm.core.sparsity import SparsityConfig
     from solm.data.windows import token_stream
     from solm.evaluation import show
-    from solm.evaluation.baselines import baseline
+    from solm.evaluation.baselines import BaselineRequest, baseline
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.perplexity import evaluate as run
     from solm.evaluation.pictures import kind_of
@@ -104,7 +103,7 @@ def evaluate(
         raise SolmError("give a policy to evaluate, or --space to compare the baselines alone")
     kind = kind_of(plot)
     chosen = settings(
-        EvaluationSettings, budgets=numbers(budgets, "--budgets"), sequences=sequences, context=context, length=length,
+        EvaluationSettings, budgets=numbers(budgets, "--budgets"), texts=texts, context=context, length=length,
         trials=trials, seed=seed, oracle=oracle,
     )  # fmt: skip
     grid = None if space is None else ActionSpace.preset(space)
@@ -120,7 +119,7 @@ def evaluate(
     streams = [token_stream(source, lm.tokenizer) for source in data.split(",")]
     calibration = None if tuning is None else token_stream(tuning.split(","), lm.tokenizer)
     for name in (item.strip() for item in (baselines or "").split(",") if item.strip()):
-        rivals[name] = baseline(name, lm, grid or lm.space, calibration, context, seed)
+        rivals[name] = baseline(name, BaselineRequest(lm, grid or lm.space, calibration, context, seed))
     with resumable(json) as partial, progress_bar() as progress:
         task = progress.add_task("evaluating", total=None, note="")
         result = run(

@@ -9,11 +9,10 @@ from solm.cli.bench import bench
 from solm.cli.eval import evaluate
 from solm.cli.generate import generate
 from solm.cli.inspect import inspect
-from solm.cli.pollution import pollution
 from solm.cli.push import push
 from solm.cli.quickstart import quickstart
 from solm.cli.serve import serve
-from solm.cli.shift import shift
+from solm.cli.study import studies
 from solm.cli.sweep import report, sweep
 from solm.cli.tasks import PASSED_ON, lm_eval, tasks
 from solm.cli.train import train
@@ -35,8 +34,7 @@ app.command("tasks")(tasks)
 app.command("lm-eval", context_settings=PASSED_ON)(lm_eval)
 app.command("sweep")(sweep)
 app.command("report")(report)
-app.command("pollution")(pollution)
-app.command("shift")(shift)
+app.add_typer(studies, name="study")
 app.command("generate")(generate)
 app.command("bench")(bench)
 app.command("serve")(serve)

@@ -54,9 +54,7 @@ def sweep(
 
 
 def report(
-    results: Annotated[
-        list[Path], typer.Argument(help="Results of eval, tasks, pollution, shift (.json) or sweep (.jsonl).")
-    ],
+    results: Annotated[list[Path], typer.Argument(help="Results of eval, tasks (.json) or sweep (.jsonl).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
 ) -> None:
     """Turn any set of result files into one self-contained HTML page.

@@ -1,16 +1,16 @@
-"""Arms of a comparison, and those that need measurements of their own: the tuned static schedule and the oracle."""
+"""Arms of a comparison, and those that need measurements of their own: tuned and oracle."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from solm.backends.torch.adaptive import Rule
 from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.sparsity import SparsityConfig
 from solm.data.windows import TokenStream
 from solm.policies.priced import Gains, PricedPolicy, price_curves
 from solm.policies.protocol import Observation, Policy
-from solm.policies.schedules import BlindSchedule
+from solm.policies.schedules import BlindSchedule, Static
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.level_costs import expected_gains
 
@@ -21,15 +21,21 @@ _TUNING_TEXTS, _TUNING_BATCH = 24, 8
 class Arm:
     """One way to spend a budget.
 
-    rule: what reads by activations instead of exact numbers, where something does. retarget: another split of the same
-    net keep, from prompts [N, C] and the budget shares [N·K, 3] of their K rows each, adjacent. even: every layer keeps
-    the same share, whatever the allocation.
+    sparsity: how its actions are carried out, where it is not as for the other arms. retarget: another split of the
+    same net keep, from prompts [N, C] and the budget shares [N·K, 3] of their K rows each, adjacent.
     """
 
     policy: Policy | PricedPolicy
-    rule: Callable[[], Rule] | None = None
+    sparsity: SparsityConfig | None = None
     retarget: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
-    even: bool = False
+
+
+def static_arms(lm: LanguageModel, space: ActionSpace) -> dict[str, Arm]:
+    """Two levels mixed to meet a budget: `uniform`, every layer alike, and, where the model has an allocation,
+    `allocated`, the same by the allocation."""
+    if lm.sparsity.allocation is None:
+        return {"uniform": Arm(Static(space))}
+    return {"allocated": Arm(Static(space)), "uniform": Arm(Static(space), lm.sparsity.under(None))}
 
 
 class Oracle(PricedPolicy):

@@ -1,4 +1,4 @@
-"""Perplexity at matched budget: dense, policy, static, random and the best of N random trials on the same tokens."""
+"""Perplexity at matched budget: dense, policy, uniform, allocated, random and the best of N, on the same tokens."""
 
 import hashlib
 import json
@@ -10,20 +10,19 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from solm.backends.torch.adaptive_session import AdaptiveSession
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.cost import CostModel, relative_cost
 from solm.core.errors import BudgetError, DataError
 from solm.core.files import write_json
 from solm.data.windows import TokenStream
-from solm.evaluation.arms import Arm, Oracle, tuned
+from solm.evaluation.arms import Arm, Oracle, static_arms, tuned
 from solm.evaluation.points import points, random_trials
 from solm.evaluation.result import SCHEMA_VERSION, EvaluationResult, command_line, environment
 from solm.evaluation.use import Taken, action_use, examples
 from solm.policies.priced import PricedPolicy
 from solm.policies.protocol import Policy
-from solm.policies.schedules import Dense, Random, Static
+from solm.policies.schedules import Dense, Random
 from solm.runtime.drive import Episode, teacher_forced
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.level_costs import level_gains
@@ -39,19 +38,19 @@ class _Batch(TypedDict):
 
 
 class EvaluationSettings(BaseModel):
-    """What is measured: `sequences` texts of `context` dense and `length` controlled tokens."""
+    """What is measured: `texts` texts of `context` dense and `length` controlled tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     budgets: tuple[float, ...] = Field(min_length=1)
-    sequences: int = Field(64, ge=1)
+    texts: int = Field(64, ge=1)
     context: int = Field(512, ge=1)
     length: int = Field(128, ge=1)
     trials: int = Field(8, ge=1)
-    """Random schedules per sequence; whole-set trials, of which the best is an arm of its own."""
+    """Random schedules of every text; whole-set trials, of which the best is an arm of its own."""
     seed: int = 0
     batch: int = Field(8, ge=1)
-    """Sequences that share a pass."""
+    """Texts that share a pass."""
     oracle: bool = False
     """Also measure the ceiling: every level on every token, then the schedule that these answers suggest."""
     best_of: int = Field(500, ge=2)
@@ -72,9 +71,9 @@ def evaluate(
 ) -> EvaluationResult:
     """Compare all arms at every budget, on as many texts from each of `streams`.
 
-    Static, random and the rivals get, per sequence and axis, the average that the policy *realised* (without a
-    policy: the budget itself, in `space`); tuned gets its net keep. Where the sparsity have an allocation, all arms
-    follow it but uniform. partial: a file that holds finished batches, so that an interrupted evaluation goes on.
+    All baselines and the rivals get, per text and axis, the average that the policy *realised* (without a policy: the
+    budget itself, in `space`); tuned gets its net keep. Where the sparsity has an allocation, all arms but uniform
+    follow it. partial: a file that holds finished batches, so that an interrupted evaluation goes on.
     progress: called with batches done and in all. tuning: text to choose tuned on, which is left out without it.
     rivals: more policies and baselines, by name.
     """
@@ -85,9 +84,7 @@ def evaluate(
     windows = held_out_windows(streams, settings)
     batches = windows.split(settings.batch)
     key = _key(lm, streams, settings, space, sorted(rivals or {}), tuning)
-    arms = {"static": Arm(Static(space))}
-    if lm.sparsity.allocation is not None:
-        arms["uniform"] = Arm(Static(space), even=True)
+    arms = static_arms(lm, space)
     arms |= {name: rival if isinstance(rival, Arm) else Arm(rival) for name, rival in (rivals or {}).items()}
     if tuning is not None:
         arms["tuned"] = Arm(tuned(lm, tuning, space, settings.context, settings.length, settings.seed))
@@ -126,18 +123,18 @@ def evaluate(
 
 
 def held_out_windows(streams: list[TokenStream], settings: EvaluationSettings) -> torch.Tensor:
-    """`sequences` windows [sequences, context + length + 1], the same number from every stream (within one).
+    """`texts` windows [texts, context + length + 1], the same number from every stream (within one).
 
     Raises `DataError` where a stream has no room for its share.
     """
     length = settings.context + settings.length + 1
     parts = []
     for index, stream in enumerate(streams):
-        share = (settings.sequences + len(streams) - 1 - index) // len(streams)
+        share = (settings.texts + len(streams) - 1 - index) // len(streams)
         windows = stream.spaced(share, length, torch.Generator().manual_seed(settings.seed))
         if len(windows) < share:
             raise DataError(
-                f"{stream.name} has room for {len(windows)} sequences of {length} tokens, {share} were asked for"
+                f"{stream.name} has room for {len(windows)} texts of {length} tokens, {share} were asked for"
             )
         parts.append(windows)
     return torch.cat(parts)
@@ -186,7 +183,7 @@ def _run_batch(
     index: int,
     arms: dict[str, Arm],
 ) -> _Batch:
-    """Per arm and sequence of one batch: nats, κ, ρ, b/16, cost in bytes and flops, all means per token; and what the
+    """Per arm and text of one batch: nats, κ, ρ, b/16, cost in bytes and flops, all means per token; and what the
     policy did."""
     context, count = settings.context, len(budgets)
     session = lm.session(capacity=context)
@@ -197,10 +194,8 @@ def _run_batch(
     def run(arm: Arm, target: torch.Tensor, purpose: int) -> tuple[Episode, list[list[float]]]:
         forks = len(target) // len(windows)
         forked = session.fork(forks, capacity=settings.length + lm.sparsity.page_size)
-        if arm.even:
-            forked.sparsity = forked.sparsity.under(None)
-        if arm.rule is not None:
-            forked = AdaptiveSession.of(forked, arm.rule())
+        if arm.sparsity is not None:
+            forked.sparsity = arm.sparsity
         if arm.retarget is not None:
             target = arm.retarget(windows[:, :context], target)
         generator = torch.Generator().manual_seed((settings.seed * 100_003 + index) * 1_009 + purpose)

@@ -16,12 +16,12 @@ from solm.core.actions import AXES, FULL_BITS, ActionSpace
 from solm.core.budget import Budget
 from solm.core.errors import SolmError
 from solm.core.files import write_json
-from solm.evaluation.arms import Arm
+from solm.evaluation.arms import Arm, static_arms
 from solm.evaluation.harness import ControlledLM
 from solm.evaluation.result import Difference, TaskPoint, TaskResult, command_line, environment
 from solm.evaluation.statistics import paired_difference
 from solm.policies.protocol import Policy
-from solm.policies.schedules import Dense, Random, Static
+from solm.policies.schedules import Dense, Random
 from solm.runtime.language_model import LanguageModel
 
 Answers = dict[str, list[float]]
@@ -53,18 +53,16 @@ def evaluate_tasks(
     partial: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TaskResult:
-    """Dense, then per budget the policy, static, random and `blind` schedules at what the policy realised.
+    """Dense, then per budget the policy, uniform, allocated, random and `blind` schedules at what the policy realised.
 
-    Without a policy the schedules get the budget itself, in `space`. Where the sparsity have an allocation, all arms
-    follow it but uniform. partial: a file of finished runs, so that an interrupted evaluation goes on. progress:
+    Without a policy the schedules get the budget itself, in `space`. Where the sparsity has an allocation, all arms
+    but uniform follow it. partial: a file of finished runs, so that an interrupted evaluation goes on. progress:
     called with runs done and in all.
     """
     space = lm.space if space is None else space
     budgets = [Budget.from_net(net, space) if lm.trained is None else lm.budget(net) for net in settings.budgets]
-    arms = {"static": Arm(Static(space)), "random": Arm(Random(space))}
+    arms = static_arms(lm, space) | {"random": Arm(Random(space))}
     arms |= {name: Arm(schedule) for name, schedule in (blind or {}).items()}
-    if lm.sparsity.allocation is not None:
-        arms["uniform"] = Arm(Static(space), even=True)
     key = [settings.model_dump(mode="json"), lm.name, str(lm.model.dtype), space.model_dump(mode="json"), sorted(arms)]
     key += [lm.sparsity.model_dump(mode="json"), {} if lm.trained is None else lm.trained.config.provenance]
     finished = _read_partial(partial, json.loads(json.dumps(key)))
@@ -75,8 +73,7 @@ def evaluate_tasks(
         nonlocal done
         name = f"{task}/{name}@{net:g}"
         if name not in finished:
-            sparsity = lm.sparsity.under(None) if arm.even else None
-            finished[name] = _ask(model.under(arm.policy, budget, sparsity), tasks[task], settings)
+            finished[name] = _ask(model.under(arm.policy, budget, arm.sparsity), tasks[task], settings)
             if partial is not None:
                 write_json(partial, {"key": key, "runs": finished})
         done += 1

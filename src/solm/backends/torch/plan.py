@@ -1,7 +1,8 @@
 """From actions to per-step quantities: what each row and position may read, and what that realises.
 
-Everything here depends only on the action and on how many keys the step sees, never on activations. That is what
-lets a ledger be booked, and a schedule be priced, without running the model.
+Everything here depends only on the action and on how many keys the step sees, never on activations. So what a schedule
+spends is known without running the model. Thresholds on channels are the exception: there a plan's MLP share is what is
+asked for, and what is realised is counted in the pass.
 """
 
 from dataclasses import dataclass, field, replace
@@ -11,9 +12,12 @@ import torch
 
 from solm.core.actions import FULL_BITS, ActionSpace
 from solm.core.cost import ModelShapes
+from solm.core.errors import SolmError
 from solm.core.nested import HIGH_BITS
 from solm.core.sparsity import SparsityConfig
 
+INPUT, HIDDEN = 0, 1
+"""The MLP's sites: what gate and up read, and what down reads."""
 _PART = 4096  # KV lengths whose levels are dealt out at once
 
 
@@ -26,13 +30,12 @@ def ceil_share(share: torch.Tensor, total: torch.Tensor | int) -> torch.Tensor:
 class KVBudget:
     """How much of the KV cache each step reads; all [N, Q] int64.
 
-    window_start: first position of the recent window. tokens: tokens the criterion may choose beyond what is always
-    read (`recency`, `relevance`). pages: pages the criterion may choose (`pages`), under an allocation those of every KV
-    head (or of all of them, heads 1): [layers, heads, N, Q], of which `Plan.at` takes the layer's.
+    window_start: first position of the recent window. pages: pages that are chosen beyond what is always read; under an
+    allocation those of every KV head (or of all of them, heads 1): [layers, heads, N, Q], of which `Plan.at` takes the
+    layer's.
     """
 
     window_start: torch.Tensor
-    tokens: torch.Tensor
     pages: torch.Tensor
 
 
@@ -40,27 +43,17 @@ def kv_budget(keep: torch.Tensor, kv_length: torch.Tensor, sparsity: SparsityCon
     """The KV budget of steps that see kv_length [N, Q] keys at keep rate κ [N, Q], and the share that layers realise:
     [N, Q], or under an allocation [layers, N, Q].
 
-    `pages`: sinks and window are rounded to whole pages, always read, and count against ceil(κ·n) tokens; what is
-    left buys whole pages between them, which an allocation deals out to the layers. Without sinks and window (`paper`)
-    the page that holds the current token is an ordinary candidate. `recency`: sinks, window and ceil(κ·rest) more
-    recent tokens. `relevance`: ceil(κ·n) tokens anywhere.
+    Sinks and window are rounded to whole pages, always read, and count against ceil(κ·n) tokens; what is left buys
+    whole pages between them, which an allocation deals out to the layers. Without sinks and window (`paper`) the page
+    that holds the current token is an ordinary candidate.
     """
     page = sparsity.page_size
     budget = ceil_share(keep, kv_length)
-    if sparsity.criterion == "relevance":
-        zero = torch.zeros_like(kv_length)
-        return KVBudget(zero, budget, zero), budget / kv_length.double()
-    if sparsity.criterion == "recency":
-        rest = (kv_length - sparsity.always_read).clamp(min=0)
-        tokens = ceil_share(keep, rest)
-        start = (kv_length - sparsity.window - 1 - tokens).clamp(min=0)
-        read = start.clamp(max=sparsity.sinks) + kv_length - start
-        return KVBudget(start, tokens, torch.zeros_like(tokens)), read / kv_length.double()
     if sparsity.window == 0:
         candidates = -(-kv_length // page)
         pages = torch.minimum(-(-budget // page), candidates)
         read = torch.minimum(pages * page, kv_length)
-        return KVBudget(kv_length, torch.zeros_like(pages), pages), read / kv_length.double()
+        return KVBudget(kv_length, pages), read / kv_length.double()
     sinks = -(-sparsity.sinks // page)
     start = ((kv_length - sparsity.window - 1).clamp(min=0) // page) * page
     between = (start // page - sinks).clamp(min=0)
@@ -71,8 +64,8 @@ def kv_budget(keep: torch.Tensor, kv_length: torch.Tensor, sparsity: SparsityCon
         share = (keep.to(torch.float64) * kv_length - always) / (between * page).clamp(min=1)
         pages = ceil_share(sparsity.allocation.pages(share.clamp(0, 1)), between)
         read = (always + pages * page).double().mean(1)
-        return KVBudget(start, torch.zeros_like(between), pages), read / kv_length.double()
-    return KVBudget(start, torch.zeros_like(pages), pages), (always + pages * page) / kv_length.double()
+        return KVBudget(start, pages), read / kv_length.double()
+    return KVBudget(start, pages), (always + pages * page) / kv_length.double()
 
 
 @dataclass(frozen=True)
@@ -123,6 +116,10 @@ class Plan:
             self._counts[size, power] = ceil_share(self.keep[..., 1:2] ** power, size)
         return self._counts[size, power]
 
+    def drops(self, site: int) -> bool:
+        """Whether any step of the pass drops channels at this site of the MLP."""
+        return self.sparse_mlp and (site == INPUT or self.sparsity.mlp_site == "input+hidden")
+
     @property
     def sparse(self) -> bool:
         """Whether any step of the pass spends less than everything."""
@@ -130,7 +127,7 @@ class Plan:
 
     def to(self, device: torch.device) -> "Plan":
         """The plan with its tensors on `device`."""
-        kv = KVBudget(self.kv.window_start.to(device), self.kv.tokens.to(device), self.kv.pages.to(device))
+        kv = KVBudget(self.kv.window_start.to(device), self.kv.pages.to(device))
         return replace(self, keep=self.keep.to(device), kv=kv, shares=self.shares.to(device), _counts={})
 
     @cached_property
@@ -146,8 +143,8 @@ def realised_mlp(keep: torch.Tensor, sparsity: SparsityConfig, shapes: ModelShap
         keep = sparsity.allocation.channels(keep)
     inputs = (keep, shapes.hidden)
     hidden = (keep**sparsity.hidden_power, shapes.intermediate)
-    sites = {"input": (inputs,), "hidden": (hidden,), "gate-first": (hidden,), "input+hidden": (inputs, hidden)}
-    shares = [ceil_share(share, size).double() / size for share, size in sites[sparsity.mlp_site]]
+    sites = (inputs, hidden) if sparsity.mlp_site == "input+hidden" else (inputs,)
+    shares = [ceil_share(share, size).double() / size for share, size in sites]
     return torch.stack(shares).mean(0)
 
 
@@ -159,7 +156,12 @@ def bits_share(bits: torch.Tensor, sparsity: SparsityConfig) -> torch.Tensor:
 
 
 def make_plan(keep: torch.Tensor, kv_length: torch.Tensor, sparsity: SparsityConfig, shapes: ModelShapes) -> Plan:
-    """The plan of a pass whose N × Q steps see kv_length [N, Q] keys under actions keep [N, Q, 3] (κ, ρ, bits)."""
+    """The plan of a pass whose N × Q steps see kv_length [N, Q] keys under actions keep [N, Q, 3] (κ, ρ, bits).
+
+    Raises `SolmError` where the thresholds are of a model with another number of layers.
+    """
+    if sparsity.thresholds is not None and sparsity.thresholds.layers != shapes.layers:
+        raise SolmError(f"thresholds of {sparsity.thresholds.layers} layers do not fit a model of {shapes.layers}")
     budget, attention = kv_budget(keep[..., 0], kv_length, sparsity)
     dense = torch.tensor([1.0, 1.0, float(FULL_BITS)], dtype=keep.dtype, device=keep.device)
     used = (keep < dense).flatten(0, -2).any(0).tolist()

@@ -49,6 +49,8 @@ class Session(Rows):
         self.hidden = torch.zeros(0)
         """[N, H] last hidden state of every row."""
         self._realised = torch.zeros(0, 3, dtype=torch.float64)
+        self._counted: torch.Tensor | None = None
+        """[N, Q] share of MLP channels that thresholds kept in the last pass; None without thresholds."""
 
     @property
     def realised(self) -> torch.Tensor:
@@ -128,6 +130,8 @@ class Session(Rows):
         wanted = 0 if keep_logits is None else keep_logits
         logits = self._forward(tokens, positions, wanted, plan, None if turn is None else turn.layer, choose)
         hidden = self.control.last_hidden().to(self.device)
+        if self._counted is not None:
+            realised = torch.stack([realised[..., 0], self._counted, realised[..., 2]], -1)
         self.hidden, self._realised = hidden[:, -1], realised[:, -1]
         self.lengths = self.lengths + count
         counted = controllable.to(torch.float64)
@@ -287,4 +291,5 @@ class Session(Rows):
                 use_cache=True,
                 logits_to_keep=keep_logits,
             )
+        self._counted = None if current is None else current.realised_mlp()
         return output.logits
