@@ -97,20 +97,20 @@ def test_the_best_of_many_trials_is_estimated_from_the_spread_of_a_few():
 
 
 @pytest.mark.parametrize("bend", [0.0, 0.3], ids=["even", "bent"])
-def test_static_even_ignores_the_profile_and_spends_the_same(byte_tokenizer, bend):
+def test_uniform_ignores_the_allocation_and_spends_the_same(byte_tokenizer, bend):
     line = tuple(round(knot / 20, 9) for knot in range(21))
     more, less = (tuple(min(1.0, max(0.0, s + sign * bend * s * (1 - s))) for s in line) for sign in (1, -1))
     sparsity = SPARSITY.under(Allocation(attention=(more, less), mlp=(less, more)))
     with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer, sparsity=sparsity) as lm:
-        settings = EvaluationSettings(budgets=(0.6,), sequences=3, context=60, length=16, trials=1)
+        settings = EvaluationSettings(budgets=(0.6,), texts=3, context=60, length=16, trials=1)
         stream = token_stream("pydoc:heldout", byte_tokenizer)
         result = evaluate(lm, [stream], settings, SPACE)
         plain = {point.arm: point for point in result.points}
         lm.sparsity = SPARSITY
-        assert evaluate(lm, [stream], settings, SPACE).arm("uniform", 0.6) is None
-    even, static = plain["uniform"], plain["static"]
-    assert even.realised == pytest.approx(static.realised, abs=0.03)
-    assert (even.nats == pytest.approx(static.nats, abs=1e-6)) is (bend == 0)
+        assert evaluate(lm, [stream], settings, SPACE).arm("allocated", 0.6) is None
+    even, allocated = plain["uniform"], plain["allocated"]
+    assert even.realised == pytest.approx(allocated.realised, abs=0.03)
+    assert (even.nats == pytest.approx(allocated.nats, abs=1e-6)) is (bend == 0)
 
 
 def test_every_arm_is_matched_to_a_value_policy(byte_tokenizer):
@@ -120,7 +120,7 @@ def test_every_arm_is_matched_to_a_value_policy(byte_tokenizer):
         made = network().float()
         config = PolicyConfig(base=lm.identity, space=SPACE, sparsity=SPARSITY, network=made.config)
         lm.trained, lm.sparsity = TrainedPolicy(config, made), SPARSITY
-        settings = EvaluationSettings(budgets=(0.6, 0.8), sequences=5, context=60, length=24, trials=2, oracle=True)
+        settings = EvaluationSettings(budgets=(0.6, 0.8), texts=5, context=60, length=24, trials=2, oracle=True)
         text = documents("pydoc:heldout")
         streams = [stream_of(text[i : i + 1], byte_tokenizer, str(i)) for i in range(2)]
         result = evaluate(
@@ -130,12 +130,12 @@ def test_every_arm_is_matched_to_a_value_policy(byte_tokenizer):
                 for name, seed in {"token-table": 1, "token-table/again": 2}.items()
             },
         )  # fmt: skip
-    assert all("of the oracle's gain over static" in line and "oracle," not in line for line in verdict(result))
+    assert all("of the oracle's gain over uniform" in line and "oracle," not in line for line in verdict(result))
     for budget in settings.budgets:
         arms = {point.arm: point for point in result.points if point.budget == budget}
         assert set(arms) == {
-            "policy", "static", "token-table", "token-table/again", "tuned", "oracle", "random",
-            "best-of-2-random", "best-of-500-random-estimated",
+            "policy", "uniform", "token-table", "token-table/again", "tuned", "oracle", "random",
+            "best-of-2", "best-of-500-estimated",
         }  # fmt: skip
         assert arms["policy"].realised == pytest.approx(budget, abs=0.03)
         for name, point in arms.items():
@@ -145,4 +145,4 @@ def test_every_arm_is_matched_to_a_value_policy(byte_tokenizer):
                 for axis, share in arms["policy"].axes.items():
                     assert point.axes[axis] == pytest.approx(share, abs=0.04), (name, axis)
         assert arms["oracle"].nats < arms["random"].nats
-        assert arms["best-of-500-random-estimated"].nats < arms["random"].nats
+        assert arms["best-of-500-estimated"].nats < arms["random"].nats

@@ -10,11 +10,17 @@ from solm.backends.torch.hooks import ModelControl
 from solm.backends.torch.session import Session
 from solm.core.actions import ActionSpace
 from solm.core.sparsity import SparsityConfig
+from solm.core.thresholds import ChannelThresholds
 
 SPARSITY = {
     "default": SparsityConfig(page_size=8, sinks=4, window=8, bits_group=32),
     "paper": SparsityConfig.preset("paper").model_copy(update={"page_size": 8}),
     "nested": SparsityConfig(page_size=8, window=8, bits_site="weights"),
+    "thresholds": SparsityConfig(
+        page_size=8,
+        window=8,
+        thresholds=ChannelThresholds(limits=((tuple(0.02 * (100 - percent) for percent in range(101)),) * 2,) * 2),
+    ),
 }
 AXES = {"attention": (0.3, 1.0, 16), "mlp": (1.0, 0.5, 16), "bits": (1.0, 1.0, 4), "joint": (0.3, 0.5, 5)}
 CONTEXT, STEPS = 61, 12
@@ -105,7 +111,7 @@ def test_padded_rows_and_rows_with_other_actions_equal_each_row_alone(family):
 
 @pytest.mark.parametrize("name", SPARSITY)
 @pytest.mark.parametrize("family_", ["llama", "gemma2", "gpt2"])
-def test_forks_equal_separate_rows_under_every_semantics(name, family_):
+def test_forks_equal_separate_rows_under_every_sparsity(name, family_):
     control = ModelControl(tiny_model(family_))
     ids, keep = tokens(2, CONTEXT + STEPS + 1), mixed_keep(6)
     parent = Session(control, SPARSITY[name])

@@ -22,7 +22,7 @@ TRAIN = ["--context", "100", "--horizon", "16", "--sequences", "2", "--batches",
 GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--horizon", "6", "--sequences", "2",
         "--rollouts", "2", "--updates", "2", "--set", "width=16", "--set", "dtype=float32", "--set",
         "checkpoint_every=1"]  # fmt: skip
-EVAL = ["--space", "mlp-40", "--budgets", "0.9,0.95", "--sequences", "24", "--context", "90", "--length", "12",
+EVAL = ["--space", "mlp-40", "--budgets", "0.9,0.95", "--texts", "24", "--context", "90", "--length", "12",
         "--trials", "2", "--dtype", "float32"]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ KILLS = 17
 TRAIN = ["--context", "100", "--horizon", "16", "--sequences", "2", "--seed", "3", "--batches", "14",
          "--set", "layer=1", "--set", "width=16", "--set", "dtype=float32", "--set", "calibration_texts=2",
          "--set", "calibration_horizon=16", "--set", "calibration_context=100"]  # fmt: skip
-EVAL = ["--space", "joint-8", "--budgets", "0.6,0.7,0.8", "--sequences", "24", "--context", "90", "--length", "12",
+EVAL = ["--space", "joint-8", "--budgets", "0.6,0.7,0.8", "--texts", "24", "--context", "90", "--length", "12",
         "--trials", "4", "--dtype", "float32"]  # fmt: skip
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def test_killed_at_random_moments_it_always_goes_on(verb, tiny_folder, tmp_path)
     (tmp_path / "text.txt").write_text(TEXT * 3)
     grid = {
         "models": [str(tiny_folder)], "spaces": ["mlp-40", "bits-5"], "data": ["text.txt"], "budgets": [0.9, 0.95],
-        "sequences": 8, "context": 90, "length": 12, "trials": 2,
+        "texts": 8, "context": 90, "length": 12, "trials": 2,
     }  # fmt: skip
     arguments = {
         "train": ["train", "--model", str(tiny_folder), "--out", "out", "--data", "text.txt", *TRAIN],

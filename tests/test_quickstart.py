@@ -11,7 +11,7 @@ def test_quickstart_trains_compares_generates_and_is_reused(real_model, tmp_path
     from solm import quickstart
     from solm.evaluation.perplexity import EvaluationSettings
 
-    small = EvaluationSettings(budgets=(0.6, 0.8), sequences=3, context=128, length=24, trials=2)
+    small = EvaluationSettings(budgets=(0.6, 0.8), texts=3, context=128, length=24, trials=2)
     monkeypatch.setattr(quickstart, "SETTINGS", small)
     monkeypatch.setattr(quickstart, "BUDGETS", small.budgets)
     monkeypatch.setattr(

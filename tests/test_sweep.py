@@ -24,7 +24,7 @@ def config(tiny_folder, tmp_path) -> SweepConfig:
     (tmp_path / "text.txt").write_text(TEXT)
     return SweepConfig(
         models=(str(tiny_folder),), spaces=("mlp-40", "bits-5"), data=(str(tmp_path / "text.txt"),),
-        budgets=(0.9, 0.95), sequences=4, context=90, length=12, trials=2,
+        budgets=(0.9, 0.95), texts=4, context=90, length=12, trials=2,
     )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_a_killed_sweep_goes_on(config, tmp_path):
 @pytest.mark.slow
 def test_a_sweep_on_ray_survives_a_killed_worker_and_gives_the_same(config, tmp_path):
     ray = pytest.importorskip("ray")
-    more = config.model_copy(update={"spaces": ("mlp-40", "mlp-50", "bits-5", "bits-6"), "sequences": 24})
+    more = config.model_copy(update={"spaces": ("mlp-40", "mlp-50", "bits-5", "bits-6"), "texts": 24})
     sweep(more, tmp_path / "whole")
     killed = []
 
@@ -92,7 +92,7 @@ def test_a_page_shows_every_result_and_stands_alone(config, tmp_path):
     sweep(config, tmp_path / "out")
     page = render(read_results([tmp_path / "out" / RESULTS]))
     assert page.count("<h2>results, line") == 2
-    assert "static" in page
+    assert "uniform" in page
     assert "data:image/png;base64," in page
     assert "http" not in page.replace("http-equiv", "")
 

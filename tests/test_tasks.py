@@ -86,18 +86,18 @@ def test_all_arms_answer_the_same_questions_at_what_was_asked(tiny_lm, data, tmp
     tasks = load_tasks(list(settings.tasks), data)
     calls = []
     result = evaluate_tasks(tiny_lm, tasks, settings, space, progress=lambda done, total: calls.append((done, total)))
-    assert [point.arm for point in result.points] == ["dense", "static", "random"] * 2
+    assert [point.arm for point in result.points] == ["dense", "uniform", "random"] * 2
     assert all(point.questions == 6 for point in result.points)
     assert calls[-1] == (6, 6)
-    static = result.points[1]
-    assert static.requested["net"] == pytest.approx(0.8)
-    assert static.realised["net"] == pytest.approx(0.8, abs=0.03)
+    uniform = result.points[1]
+    assert uniform.requested["net"] == pytest.approx(0.8)
+    assert uniform.realised["net"] == pytest.approx(0.8, abs=0.03)
     assert result.points[0].realised["net"] == 1
     assert result.points[4].scores["margin"] < 0  # no choice: the target's own log-likelihood
     assert "lambada_openai" in str(task_table(result).columns[0]._cells)
 
 
-def test_static_even_is_static_without_the_profile(tiny_lm, data, monkeypatch):
+def test_uniform_ignores_the_allocation(tiny_lm, data, monkeypatch):
     space = ActionSpace(mlp=(0.4, 1.0))
     settings = TaskSettings(tasks=("arc_easy",), budgets=(0.85,), limit=6, fewshot=3, batch=4)
     tasks = load_tasks(["arc_easy"], data)
@@ -109,10 +109,10 @@ def test_static_even_is_static_without_the_profile(tiny_lm, data, monkeypatch):
         tiny_lm, "sparsity", tiny_lm.sparsity.under(Allocation(attention=(more,) * layers, mlp=(less,) * layers))
     )
     dealt = evaluate_tasks(tiny_lm, tasks, settings, space)
-    even, static = ({point.arm: point for point in result.points} for result in (dealt, plain))
-    assert even["uniform"].scores == static["static"].scores
-    assert even["uniform"].realised == static["static"].realised
-    assert even["static"].scores != static["static"].scores
+    dealt, plain = ({point.arm: point for point in result.points} for result in (dealt, plain))
+    assert dealt["uniform"].scores == plain["uniform"].scores
+    assert dealt["uniform"].realised == plain["uniform"].realised
+    assert dealt["allocated"].scores != plain["uniform"].scores
 
 
 def test_an_interrupted_run_goes_on(tiny_lm, data, tmp_path):
@@ -126,8 +126,8 @@ def test_an_interrupted_run_goes_on(tiny_lm, data, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         evaluate_tasks(tiny_lm, tasks, settings, space, partial=partial, progress=stop)
-    kept = json.loads(partial.read_text())["runs"]
-    assert sorted(kept) == ["openbookqa/dense@1", "openbookqa/static@0.8"]
+    kept = json.loads(partial.read_text())["parts"]
+    assert sorted(kept) == ["openbookqa/dense@1", "openbookqa/uniform@0.8"]
     whole = evaluate_tasks(tiny_lm, tasks, settings, space, partial=partial)
     again = evaluate_tasks(tiny_lm, tasks, settings, space)
     assert whole.points == again.points
@@ -150,7 +150,7 @@ def test_the_commands_answer_a_task(tiny_folder, data, tmp_path):
     solm("tasks", "--model", tiny_folder, "--space", "joint-8", "--tasks", "piqa", "--data", data, "--limit", 3,
          "--budgets", "0.7", "--json", out)  # fmt: skip
     points = json.loads(out.read_text())["points"]
-    assert {point["arm"] for point in points} == {"dense", "static", "random"}
+    assert {point["arm"] for point in points} == {"dense", "uniform", "random"}
     assert "unknown task" in solm("tasks", "--space", "joint-8", "--tasks", "nope", "--data", data, code=2).stderr
 
 
