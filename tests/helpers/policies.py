@@ -67,3 +67,15 @@ def test_an_even_profile_changes_nothing_but_rounding_cost(control):
         found.append(session.fork(1).extend(tokens(2, 40, seed=5), keep))
     torch.testing.assert_close(found[0].realised, found[1].realised, rtol=0, atol=16 / 100)
     torch.testing.assert_close(found[0].realised[..., 1:], found[1].realised[..., 1:])
+
+
+def shares_of(space: ActionSpace, rows: int) -> tuple[torch.Tensor, ...]:
+    """Per axis the nominal shares [rows, levels]."""
+    axes = (space.attention, space.mlp, [bits / 16 for bits in space.bits])
+    return tuple(torch.tensor(axis, dtype=torch.float64).expand(rows, -1) for axis in axes)
+
+
+def allocate(policy, costs, levels, target, ledger, remaining) -> torch.Tensor:
+    arrays = ([axis.numpy() for axis in axes] for axes in (costs, levels))
+    budget = (part.numpy() for part in (target, ledger.spent, ledger.steps))
+    return torch.from_numpy(policy.allocate(*arrays, *budget, remaining))

@@ -1,5 +1,7 @@
 """Every family on every axis: dense is exact, detaching restores, rows are independent, one pass equals steps."""
 
+from solm.backends.torch.backend import TorchBackend
+from solm.core.thresholds import ChannelThresholds
 import pytest
 import torch
 
@@ -13,10 +15,12 @@ from solm.core.sparsity import SparsityConfig
 SPARSITY = {
     "default": SparsityConfig(page_size=8, sinks=4, window=8, bits_group=32),
     "paper": SparsityConfig.preset("paper").model_copy(update={"page_size": 8}),
-    "recency": SparsityConfig(criterion="recency", page_size=8, window=8),
-    "relevance": SparsityConfig(criterion="relevance", page_size=8, window=8),
-    "gate-first": SparsityConfig(page_size=8, window=8, mlp_site="gate-first"),
     "nested": SparsityConfig(page_size=8, window=8, bits_site="weights"),
+    "thresholds": SparsityConfig(
+        page_size=8,
+        window=8,
+        thresholds=ChannelThresholds(limits=((tuple(0.02 * (100 - percent) for percent in range(101)),) * 2,) * 2),
+    ),
 }
 AXES = {"attention": (0.3, 1.0, 16), "mlp": (1.0, 0.5, 16), "bits": (1.0, 1.0, 4), "joint": (0.3, 0.5, 5)}
 
@@ -96,6 +100,23 @@ def test_padded_rows_and_rows_with_other_actions_equal_each_row_alone(family):
         single = alone.score(following[row : row + 1], keep[row : row + 1])
         torch.testing.assert_close(single.log_probabilities[0], scored.log_probabilities[row], atol=1e-5, rtol=0)
         torch.testing.assert_close(single.realised[0], scored.realised[row])
+    control.detach()
+
+
+@pytest.mark.parametrize("name", SPARSITY)
+@pytest.mark.parametrize("family_", ["llama", "gemma2", "gpt2"])
+def test_forks_equal_separate_rows_under_every_sparsity(name, family_):
+    control = TorchBackend(tiny_model(family_))
+    ids, keep = tokens(2, CONTEXT + STEPS + 1), mixed_keep(6)
+    parent = control.session(SPARSITY[name])
+    parent.prefill(ids[:, :CONTEXT])
+    following = ids[:, CONTEXT:].repeat_interleave(3, 0)
+    together = parent.fork(3).score(following, keep)
+    for row in range(6):
+        alone = control.session(SPARSITY[name])
+        alone.prefill(ids[row // 3 : row // 3 + 1, :CONTEXT])
+        single = alone.score(following[row : row + 1], keep[row : row + 1])
+        torch.testing.assert_close(single.log_probabilities[0], together.log_probabilities[row], atol=1e-5, rtol=0)
     control.detach()
 
 

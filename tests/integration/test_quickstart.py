@@ -17,7 +17,7 @@ def test_quickstart_trains_compares_generates_and_is_reused(real_model, tmp_path
     monkeypatch.setattr(
         quickstart,
         "CONFIG",
-        {**quickstart.CONFIG, "context": 96, "length": 48, "level_cost_texts": 2},
+        {**quickstart.CONFIG, "context": 96, "horizon": 48, "calibration_texts": 2},
     )
     stages = []
     outcome = quickstart.run(tmp_path, batches, lambda stage, *rest: stages.append(stage))

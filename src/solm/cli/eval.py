@@ -56,7 +56,7 @@ def evaluate(
     ] = None,
     baselines: Annotated[
         str | None,
-        typer.Option(help="More arms: constant, drift, entropy, per-request, teal, top-p. Some step token by token."),
+        typer.Option(help="More arms: constant, teal, drift, entropy, per-request. drift and entropy step by step: slow."),
     ] = None,
     oracle: Annotated[bool, typer.Option("--oracle", help="Also measure the ceiling, with access to answers.")] = False,
     seed: SeedOption = 0,
@@ -72,7 +72,7 @@ def evaluate(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare a policy with dense, static and random policies at the same realised budget.
+    """Compare a policy with dense, uniform, allocated and random schedules at the same realised budget.
 
     An interrupted evaluation with --out goes on where it stopped.
 
@@ -86,7 +86,7 @@ def evaluate(
     from solm.cli.output import output, print_json, progress_bar
     from solm.core.files import resumable, write_bytes, write_text
     from solm.evaluation import show
-    from solm.evaluation.baselines import BASELINES, baseline
+    from solm.evaluation.baselines import BASELINES, BaselineRequest, baseline
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.perplexity import evaluate as run
     from solm.evaluation.pictures import kind_of
@@ -127,7 +127,7 @@ def evaluate(
     tokens = checks.streams(sources, lm.tokenizer)
     calibration = checks.one_stream(tuning_sources, lm.tokenizer)
     for name in names:
-        rivals[name] = baseline(name, lm, offered, calibration, context, seed)
+        rivals[name] = baseline(name, BaselineRequest(lm, offered, calibration, context, seed))
     with resumable(out) as partial, progress_bar() as progress:
         result = run(
             lm, tokens, chosen, grid, partial, lambda done, total: progress.show("evaluating", done, total),

@@ -20,6 +20,7 @@ from solm.cli.policies import policies
 from solm.cli.push import push
 from solm.cli.quickstart import quickstart
 from solm.cli.serve import serve
+from solm.cli.study import studies
 from solm.cli.sweep import report, sweep
 from solm.cli.tasks import PASSED_ON, lm_eval, tasks
 from solm.cli.train import train
@@ -38,6 +39,7 @@ VERBS: dict[str, Callable[..., None]] = {
 }  # fmt: skip
 for name, function in VERBS.items():
     app.command(name)(verb(function))
+app.add_typer(studies, name="study")
 app.command("lm-eval", context_settings=PASSED_ON)(lm_eval)
 
 

@@ -28,13 +28,11 @@ def ceil_share(share: torch.Tensor, total: torch.Tensor | int) -> torch.Tensor:
 class KVBudget:
     """How much of the KV cache each step reads; all [N, Q] int64.
 
-    window_start: first position of the recent window. tokens: number of tokens that the criteria `recency` and
-    `relevance` choose, besides those always read. pages: number of pages that the criterion `pages` chooses. Under an
-    allocation [layers, heads, N, Q], with heads 1 where all KV heads of a layer read alike.
+    window_start: first position of the recent window. pages: number of pages that are chosen besides those always read;
+    under an allocation [layers, heads, N, Q], with heads 1 where all KV heads of a layer read alike.
     """
 
     window_start: torch.Tensor
-    tokens: torch.Tensor
     pages: torch.Tensor
 
 
@@ -42,27 +40,17 @@ def kv_budget(keep: torch.Tensor, kv_length: torch.Tensor, sparsity: SparsityCon
     """The KV budget of steps that see kv_length [N, Q] keys at keep rate keep [N, Q], and the share of keys that layers
     read: float64 [N, Q], or under an allocation [layers, N, Q].
 
-    `pages`: sinks and window are rounded to whole pages and always read. They count against ceil(keep * kv_length)
-    tokens; the rest is the number of whole pages chosen between them, which an allocation splits over layers and heads.
-    Without a window (`paper`) the page of the current token is chosen like any other. `recency`: sinks, window and
-    ceil(keep * rest) more recent tokens. `relevance`: ceil(keep * kv_length) tokens anywhere.
+    Sinks and window are rounded to whole pages and always read. They count against ceil(keep * kv_length) tokens; the
+    rest is the number of whole pages chosen between them, which an allocation splits over layers and heads. Without a
+    window (`paper`) the page of the current token is chosen like any other.
     """
     page = sparsity.page_size
     budget = ceil_share(keep, kv_length)
-    if sparsity.criterion == "relevance":
-        zero = torch.zeros_like(kv_length)
-        return KVBudget(zero, budget, zero), budget / kv_length.double()
-    if sparsity.criterion == "recency":
-        rest = (kv_length - sparsity.always_read).clamp(min=0)
-        tokens = ceil_share(keep, rest)
-        start = (kv_length - sparsity.window - 1 - tokens).clamp(min=0)
-        read = start.clamp(max=sparsity.sinks) + kv_length - start
-        return KVBudget(start, tokens, torch.zeros_like(tokens)), read / kv_length.double()
     if sparsity.window == 0:
         candidates = -(-kv_length // page)
         pages = torch.minimum(-(-budget // page), candidates)
         read = torch.minimum(pages * page, kv_length)
-        return KVBudget(kv_length, torch.zeros_like(pages), pages), read / kv_length.double()
+        return KVBudget(kv_length, pages), read / kv_length.double()
     sinks = -(-sparsity.sinks // page)
     start = ((kv_length - sparsity.window - 1).clamp(min=0) // page) * page
     between = (start // page - sinks).clamp(min=0)
@@ -73,8 +61,8 @@ def kv_budget(keep: torch.Tensor, kv_length: torch.Tensor, sparsity: SparsityCon
         share = (keep.to(torch.float64) * kv_length - always) / (between * page).clamp(min=1)
         pages = ceil_share(sparsity.allocation.pages(share.clamp(0, 1)), between)
         read = (always + pages * page).double().mean(1)
-        return KVBudget(start, torch.zeros_like(between), pages), read / kv_length.double()
-    return KVBudget(start, torch.zeros_like(pages), pages), (always + pages * page) / kv_length.double()
+        return KVBudget(start, pages), read / kv_length.double()
+    return KVBudget(start, pages), (always + pages * page) / kv_length.double()
 
 
 def realised_mlp(keep: torch.Tensor, sparsity: SparsityConfig, shapes: ModelShapes) -> torch.Tensor:
@@ -84,8 +72,8 @@ def realised_mlp(keep: torch.Tensor, sparsity: SparsityConfig, shapes: ModelShap
         keep = sparsity.allocation.channels(keep)
     inputs = (keep, shapes.hidden)
     hidden = (keep**sparsity.hidden_power, shapes.intermediate)
-    sites = {"input": (inputs,), "hidden": (hidden,), "gate-first": (hidden,), "input+hidden": (inputs, hidden)}
-    shares = [ceil_share(share, size).double() / size for share, size in sites[sparsity.mlp_site]]
+    sites = (inputs, hidden) if sparsity.mlp_site == "input+hidden" else (inputs,)
+    shares = [ceil_share(share, size).double() / size for share, size in sites]
     return torch.stack(shares).mean(0)
 
 

@@ -1,4 +1,4 @@
-"""Arms of a comparison, and those that need measurements of their own: the tuned static schedule and the oracle."""
+"""Arms of a comparison, and those that need measurements of their own: tuned and oracle."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from solm.data.windows import TokenStream
 from solm.policies.levels import take, two_levels
 from solm.policies.priced import LevelCosts, PricedPolicy, price_curves
 from solm.policies.protocol import Observation
-from solm.policies.schedules import BlindSchedule
+from solm.policies.schedules import BlindSchedule, Static
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.level_costs import expected_costs
 
@@ -24,13 +24,21 @@ _TUNING_TEXTS, _TUNING_BATCH = 24, 8
 class Arm:
     """One way to spend a budget.
 
-    sparsity: how its actions are carried out, where that differs from the model's. retarget: another split of the same
-    net keep, from prompts [N, C] and the budget shares [N·K, 3] of their K rows each, adjacent.
+    sparsity: how its actions are carried out, where it is not as for the other arms. retarget: another split of the
+    same net keep, from prompts [N, C] and the budget shares [N·K, 3] of their K rows each, adjacent.
     """
 
     policy: AnyPolicy
     sparsity: SparsityConfig | None = None
     retarget: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+
+
+def static_arms(lm: LanguageModel, space: ActionSpace) -> dict[str, Arm]:
+    """Two levels mixed to meet a budget: `uniform`, every layer alike, and, where the model has an allocation,
+    `allocated`, the same by the allocation."""
+    if lm.sparsity.allocation is None:
+        return {"uniform": Arm(Static(space))}
+    return {"allocated": Arm(Static(space)), "uniform": Arm(Static(space), lm.sparsity.under(None))}
 
 
 class Oracle(PricedPolicy):

@@ -1,7 +1,6 @@
-"""Perplexity at matched budget: dense, policy, static, random and the best of N random trials on the same tokens."""
+"""Perplexity at matched budget: dense, policy, uniform, allocated, random and the best of N, on the same tokens."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypedDict
@@ -15,9 +14,9 @@ from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.cost import CostModel, relative_cost
 from solm.core.errors import BudgetError, DataError
-from solm.core.files import write_json
+from solm.core.parts import Parts
 from solm.data.windows import TokenStream
-from solm.evaluation.arms import Arm, Oracle, tuned
+from solm.evaluation.arms import Arm, Oracle, static_arms, tuned
 from solm.evaluation.points import points, random_trials
 from solm.evaluation.result import SCHEMA_VERSION, EvaluationResult, command_line, environment
 from solm.evaluation.use import Taken, action_use, examples
@@ -70,9 +69,9 @@ def evaluate(
 ) -> EvaluationResult:
     """Compare all arms at every budget, on as many texts from each of `streams`.
 
-    Static, random and the rivals get, per sequence and axis, the average that the policy *realised* (without a
-    policy: the budget itself, in `space`); tuned gets its net keep. Where the sparsity have an allocation, all arms
-    follow it but uniform. partial: a file that holds finished batches, so that an interrupted evaluation goes on.
+    All baselines and the rivals get, per text and axis, the average that the policy *realised* (without a policy: the
+    budget itself, in `space`); tuned gets its net keep. Where the sparsity has an allocation, all arms but uniform
+    follow it. partial: a file that holds finished batches, so that an interrupted evaluation goes on.
     progress: called with batches done and in all. tuning: text to choose tuned on, which is left out without it.
     rivals: more policies and baselines, by name.
     """
@@ -83,18 +82,15 @@ def evaluate(
     windows = held_out_windows(streams, settings)
     batches = windows.split(settings.batch)
     key = _key(lm, streams, settings, space, sorted(rivals or {}), tuning)
-    arms = {"uniform": Arm(Static(space), sparsity=lm.sparsity.under(None))}
-    if lm.sparsity.allocation is not None:
-        arms["allocated"] = Arm(Static(space))
+    arms = static_arms(lm, space)
     arms |= {name: rival if isinstance(rival, Arm) else Arm(rival) for name, rival in (rivals or {}).items()}
     if tuning is not None:
         arms["tuned"] = Arm(tuned(lm, tuning, space, settings.context, settings.length, settings.seed))
-    finished = _read_partial(partial, key)
+    parts = Parts(partial, key)
+    finished: list[_Batch] = []
     for index, batch in enumerate(batches):
-        if index >= len(finished):
-            finished.append(_run_batch(lm, batch, budgets, space, settings, index, arms))
-            if partial is not None:
-                write_json(partial, {"key": key, "batches": finished})
+        made = parts.get(str(index), lambda i=index, b=batch: _run_batch(lm, b, budgets, space, settings, i, arms))  # type: ignore[misc]
+        finished.append(made)
         progress(index + 1, len(batches))
     rows = {arm: np.concatenate([np.array(part["rows"][arm]) for part in finished]) for arm in finished[0]["rows"]}
     taken = [part["taken"] for part in finished if part["taken"] is not None]
@@ -118,8 +114,7 @@ def evaluate(
         examples=examples(lm, taken, tokens, settings.budgets),
         policy={} if lm.trained is None else lm.trained.config.provenance,
     )
-    if partial is not None:
-        partial.unlink(missing_ok=True)
+    parts.done()
     return result
 
 
@@ -163,16 +158,6 @@ def _key(
     parts += [*(stream.fingerprint for stream in streams), str(lm.model.dtype), space.model_dump_json(), *rivals]
     parts.append("" if tuning is None else tuning.fingerprint)
     return hashlib.sha256("".join(parts).encode() + b"".join(weights)).hexdigest()
-
-
-def _read_partial(path: Path | None, key: str) -> list[_Batch]:
-    if path is None or not path.exists():
-        return []
-    try:
-        content = json.loads(path.read_text())
-        return list(content["batches"]) if content["key"] == key else []
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
-        return []  # half-written or foreign: measured again
 
 
 def _run_batch(

@@ -1,4 +1,4 @@
-"""Training-free controllers: compute follows a signal that the model gives away for nothing."""
+"""The arms `entropy` and `drift`: controllers without training, whose compute follows a signal of the model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from solm.core.actions import ActionSpace
+from solm.evaluation.arms import Arm
+from solm.evaluation.baselines import BaselineRequest
 from solm.policies.levels import SHORTEST_HORIZON, due_share, take, two_levels
 from solm.policies.protocol import Observation
 
@@ -27,7 +29,7 @@ class _Seen:
 class SignalController(ABC):
     """Takes the higher of the two levels around the budget where its signal is high for this text.
 
-    The signal's rank among those of the steps so far decides; what is left of the budget sets which rank is enough.
+    The signal's rank among those of the steps so far decides. What is left of the budget sets the rank that is needed.
     """
 
     reads_model = True
@@ -86,3 +88,11 @@ class DriftController(SignalController):
         if before is None:
             return torch.zeros(len(hidden))
         return 1 - torch.cosine_similarity(hidden.float(), before.float(), dim=-1)
+
+
+def entropy(request: BaselineRequest) -> Arm:
+    return Arm(EntropyController(request.space, request.lm.model.get_output_embeddings()))
+
+
+def drift(request: BaselineRequest) -> Arm:
+    return Arm(DriftController(request.space))

@@ -1,5 +1,12 @@
 """Allocations: which are refused."""
 
+from test_families import tokens
+from solm.training.allocate import find_allocation
+from conftest import tiny_model
+import solm
+from helpers.policies import profile_of
+from solm.core.errors import SolmError
+from solm.core.sparsity import SparsityConfig
 import pytest
 from pydantic import ValidationError
 
@@ -20,3 +27,14 @@ from solm.core.allocation import KNOTS, Allocation
 def test_wrong_profiles_are_refused(change, message):
     with pytest.raises(ValidationError, match=message):
         Allocation(**{"attention": (EVEN, EVEN), "mlp": (EVEN, EVEN), **change})
+
+
+def test_a_sparsity_without_a_window_has_no_allocation(tmp_path):
+    sparsity = SparsityConfig.preset("paper")
+    with pytest.raises(SolmError, match="an allocation needs a window"):
+        sparsity.under(profile_of(0, 0))
+    with (
+        solm.attach(tiny_model("llama"), sparsity=sparsity) as lm,
+        pytest.raises(SolmError, match="needs a window"),
+    ):
+        find_allocation(lm, tokens(4, 200), (160,), tmp_path / "layers.json")

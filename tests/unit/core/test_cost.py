@@ -41,9 +41,8 @@ def test_costs_are_one_when_dense_and_fall_with_every_share():
         SparsityConfig(),
         SparsityConfig.preset("cpu"),
         SparsityConfig.preset("paper"),
-        SparsityConfig(mlp_site="gate-first"),
     ],
-    ids=["default", "cpu", "paper", "gate-first"],
+    ids=["default", "cpu", "paper"],
 )
 @given(shares=st.tuples(*[st.floats(0, 1)] * 3), length=st.integers(1, 9000), policy=st.integers(0, 10**6))
 def test_a_single_steps_cost_is_the_tensors(sparsity, model, shares, length, policy):

@@ -1,5 +1,11 @@
 """Baselines by name: what they read is booked, budgets are kept, and each is what its name says."""
 
+import subprocess
+from solm.backends.cpu.engine import unsuited
+from pydantic import ValidationError
+from solm.core.thresholds import ChannelThresholds
+from solm.evaluation.channel_thresholds import channel_thresholds
+from solm.evaluation.baselines import BaselineRequest
 import pytest
 import torch
 
@@ -44,37 +50,8 @@ def keep(rows: int, *numbers: float) -> torch.Tensor:
     return torch.tensor(numbers, dtype=torch.float64).expand(rows, STEPS, 3)
 
 
-def test_more_mass_reads_more_pages_and_all_of_it_is_dense(exact_lm):
-    session, ids = prefilled(exact_lm, 3)
-    dense = session.fork(1).score(ids, keep(3, 1, 1, 16))
-    spent, lost = [], []
-    for p in (0.3, 0.6, 0.8, 0.95, 1.0):
-        rows = AdaptiveSession.of(session.fork(1), Rule(top_p=True))
-        found = rows.score(ids, keep(3, p, 1, 16))
-        torch.testing.assert_close(rows.ledger.average, found.realised.mean(1))
-        assert torch.equal(rows.realised, found.realised[:, -1])
-        spent.append(float(found.realised[..., 0].mean()))
-        lost.append(float((found.log_probabilities - dense.log_probabilities).abs().mean()))
-    assert spent == sorted(spent)
-    assert spent[-1] == 1
-    assert lost == sorted(lost, reverse=True)
-    assert lost[-1] < 1e-12
 
 
-def test_stepping_by_mass_equals_one_pass_and_reads_what_it_says(exact_lm):
-    session, ids = prefilled(exact_lm, 2)
-    whole = AdaptiveSession.of(session.fork(1), Rule(top_p=True)).score(ids, keep(2, 0.7, 1, 16))
-    rows = AdaptiveSession.of(session.fork(1), Rule(top_p=True))
-    parts = [rows.extend(ids[:, step : step + 1], keep(2, 0.7, 1, 16)[:, :1]) for step in range(STEPS)]
-    torch.testing.assert_close(torch.cat([part.realised for part in parts], 1), whole.realised)
-    torch.testing.assert_close(torch.cat([part.hidden for part in parts], 1), whole.hidden)
-    # Whole pages between sinks and window, on top of what is always read: never less than that, never more than all.
-    always = torch.tensor([4 + n - max(0, n - 9) // 4 * 4 for n in range(CONTEXT + 1, CONTEXT + STEPS + 1)])
-    read = whole.realised[..., 0] * (CONTEXT + 1 + torch.arange(STEPS))
-    assert (read >= always - 1e-9).all()
-    # Two layers of two KV heads: an average over four heads.
-    pages = (read - always) / 4
-    torch.testing.assert_close(pages * 4, (pages * 4).round(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("target", [0.4, 0.6, 0.8])
@@ -96,7 +73,7 @@ def test_static_at_a_level_is_quest_at_a_constant_budget(exact_lm):
     pages = -(-ceil_share(torch.tensor(0.4, dtype=torch.float64), length) // 4)
     torch.testing.assert_close(quest.realised[0, :, 0] * length, torch.minimum(pages * 4, length).double())
     space = ActionSpace(attention=(0.4, 1.0))
-    for arm in (Arm(Static(space)), baseline("constant", exact_lm, space)):
+    for arm in (Arm(Static(space)), baseline("constant", BaselineRequest(exact_lm, space))):
         for step in (1, 2):
             goal = quest.realised[:, :step].mean(1)
             episode = scored_under(session.fork(1), arm.policy, ids[:, : step + 1], goal)
@@ -106,19 +83,16 @@ def test_static_at_a_level_is_quest_at_a_constant_budget(exact_lm):
 def test_constant_needs_no_level_of_the_space(exact_lm):
     session, ids = prefilled(exact_lm, 2)
     goal = torch.tensor([[1.0, 0.63, 1.0]] * 2, dtype=torch.float64)
-    arm = baseline("constant", exact_lm, ActionSpace(mlp=(0.4, 1.0)))
+    arm = baseline("constant", BaselineRequest(exact_lm, ActionSpace(mlp=(0.4, 1.0))))
     found = scored_under(session.fork(1), arm.policy, ids, goal).realised[..., 1]
     assert found.std(1).max() < 0.01
     coarse = scored_under(session.fork(1), Static(ActionSpace(mlp=(0.4, 1.0))), ids, goal).realised[..., 1]
     assert coarse.std(1).min() > 0.2
 
 
-def test_thresholds_pass_the_calibrated_share_and_book_what_passed(exact_lm):
+def test_thresholds_pass_the_calibrated_share_and_what_passed_is_realised(exact_lm):
     windows = tokens(4, CONTEXT)
-    limits = channel_limits(exact_lm, windows)
-    assert limits.shape == (2, 2, 101)
-    assert (limits.diff(dim=-1) <= 0).all()
-    assert (limits[..., -1] == 0).all()
+    thresholds = channel_thresholds(exact_lm, windows)
     seen = {}
     hooks = []
     for index, layer in enumerate(decoder_layers(exact_lm.model)):
@@ -127,26 +101,72 @@ def test_thresholds_pass_the_calibrated_share_and_book_what_passed(exact_lm):
     exact_lm.session().prefill(windows)
     for hook in hooks:
         hook.remove()
-    for key, x in seen.items():
-        assert float((x.abs().float() >= limits[key][60]).double().mean()) == pytest.approx(0.6, abs=0.01)
+    for (index, site), x in seen.items():
+        limit = thresholds.at(index, site, torch.tensor(0.6, dtype=torch.float64))
+        assert float((x.abs().float() >= limit).double().mean()) == pytest.approx(0.6, abs=0.01)
     session, ids = prefilled(exact_lm, 3)
-    rows = AdaptiveSession.of(session.fork(1), Rule(thresholds=limits))
-    found = rows.score(ids, keep(3, 1, 0.6, 16))
-    torch.testing.assert_close(rows.ledger.average, found.realised.mean(1))
+
+    def rows(**changes):
+        forked = session.fork(1)
+        forked.sparsity = forked.sparsity.model_copy(update={"thresholds": thresholds, **changes})
+        return forked
+
+    some = rows()
+    found = some.score(ids, keep(3, 1, 0.6, 16))
+    torch.testing.assert_close(some.ledger.average, found.realised.mean(1))
+    torch.testing.assert_close(some.realised, found.realised[:, -1])
     share = found.realised[..., 1]
     assert float(share.mean()) == pytest.approx(0.6, abs=0.05)
     assert share.std() > 0.005  # tokens differ, exact top-k would not let them
-    rows = AdaptiveSession.of(session.fork(1), Rule(thresholds=limits))
-    rows.sparsity = rows.sparsity.model_copy(update={"hidden_power": 2})
-    squared = rows.score(ids, keep(3, 1, 0.6, 16)).realised[..., 1]
+    squared = rows(hidden_power=2).score(ids, keep(3, 1, 0.6, 16)).realised[..., 1]
     assert float(squared.mean()) == pytest.approx((0.6 + 0.6**2) / 2, abs=0.05)
-    everything = AdaptiveSession.of(session.fork(1), Rule(thresholds=limits)).score(ids, keep(3, 1, 1, 16))
+    inputs = rows(mlp_site="input").score(ids, keep(3, 1, 0.6, 16)).realised[..., 1]
+    assert float(inputs.mean()) == pytest.approx(0.6, abs=0.05)
+    everything = rows().score(ids, keep(3, 1, 1, 16))
     dense = session.fork(1).score(ids, keep(3, 1, 1, 16))
     torch.testing.assert_close(everything.log_probabilities, dense.log_probabilities, rtol=0, atol=0)
+    assert (everything.realised == 1).all()
+
+
+def test_under_thresholds_layers_before_a_decision_count_as_dense(exact_lm):
+    """A mid-pass decision after a dense layer: half of the layers keep everything."""
+    thresholds = channel_thresholds(exact_lm, tokens(4, CONTEXT))
+    session, ids = prefilled(exact_lm, 2)
+    rows = session.fork(1)
+    rows.sparsity = rows.sparsity.model_copy(update={"thresholds": thresholds})
+    whole = rows.fork(1).score(ids, keep(2, 1, 0.5, 16)).realised[..., 1].mean()
+    late = rows.fork(1).extend(ids[:, :-1], keep(2, 1, 1, 16), Turn(1, lambda hidden: keep(2, 1, 0.5, 16)))
+    assert float(late.realised[..., 1].mean()) == pytest.approx((1 + float(whole)) / 2, abs=0.03)
+
+
+def test_thresholds_of_another_model_are_refused(exact_lm):
+    fall = tuple(1 - percent / 100 for percent in range(101))
+    session, ids = prefilled(exact_lm, 1)
+    session.sparsity = session.sparsity.model_copy(update={"thresholds": ChannelThresholds(limits=((fall, fall),) * 3)})
+    with pytest.raises(SolmError, match="thresholds of 3 layers do not fit a model of 2"):
+        session.score(ids, keep(1, 1, 0.6, 16))
+    for limits, words in (
+        ((), "at least one layer"),
+        (((fall,),), "2 sites"),
+        (((fall, fall[1:]),), "101 numbers"),
+        (((fall, fall[::-1]),), "fall to 0"),
+        (((fall, (float("nan"), *fall[1:])),), "finite"),
+    ):
+        with pytest.raises(ValidationError, match=words):
+            ChannelThresholds(limits=limits)
+
+
+def test_the_cpu_backend_has_no_thresholds(exact_lm):
+    fall = tuple(1 - percent / 100 for percent in range(101))
+    sparsity = SparsityConfig(thresholds=ChannelThresholds(limits=((fall, fall),) * 2))
+    assert "thresholds" in unsuited(exact_lm.model, sparsity)
+    assert unsuited(exact_lm.model, SparsityConfig()) is None
+
+
 
 
 def test_per_request_splits_by_the_prompt_and_then_stays(value_lm):
-    arm = per_request(value_lm)
+    arm = per_request(BaselineRequest(value_lm, value_lm.space))
     prompts = tokens(3, CONTEXT)
     target = torch.tensor([[0.9, 0.9, 0.6], [0.5, 0.7, 0.9]], dtype=torch.float64).repeat(3, 1)
     split = arm.retarget(prompts, target)
@@ -158,7 +178,7 @@ def test_per_request_splits_by_the_prompt_and_then_stays(value_lm):
     assert isinstance(arm.policy, Static)
     # A prompt that suffers more on an axis keeps more of it.
     value_lm.trained.network.head.bias.data[2] += 20
-    dearer = per_request(value_lm).retarget(prompts, target)
+    dearer = per_request(BaselineRequest(value_lm, value_lm.space)).retarget(prompts, target)
     assert (dearer[:, 2] >= split[:, 2] - 1e-9).all()
     assert (dearer[:, 2] > split[:, 2] + 0.01).any()
 
@@ -167,7 +187,7 @@ def test_every_baseline_is_an_arm_on_the_same_tokens(value_lm, byte_tokenizer):
     stream, tuning = stream_of([TEXT], byte_tokenizer, "fish"), stream_of([TEXT[::-1]], byte_tokenizer, "hsif")
     settings = EvaluationSettings(budgets=(0.7,), texts=4, context=60, length=24, trials=1, batch=2)
     value_lm.sparsity = PAGES
-    arms = {name: baseline(name, value_lm, value_lm.space, tuning, 60) for name in BASELINES}
+    arms = {name: baseline(name, BaselineRequest(value_lm, value_lm.space, tuning, 60)) for name in BASELINES}
     result = evaluate(value_lm, [stream], settings, rivals=arms)
     found = {point.arm: point for point in result.points}
     assert set(BASELINES) <= set(found)
@@ -180,17 +200,17 @@ def test_every_baseline_is_an_arm_on_the_same_tokens(value_lm, byte_tokenizer):
             assert found[name].axes[axis] == pytest.approx(share, abs=0.07), (name, axis)
 
 
-def test_what_a_baseline_lacks_is_one_line(tiny_lm, exact_lm):
-    space = ActionSpace.preset("joint-8")
+def test_what_a_baseline_lacks_is_one_line(exact_lm):
+    request = BaselineRequest(exact_lm, ActionSpace.preset("joint-8"))
     with pytest.raises(SolmError, match="unknown baseline 'quest'; choose among constant"):
-        baseline("quest", exact_lm, space)
+        baseline("quest", request)
     with pytest.raises(SolmError, match="give --tuning"):
-        baseline("teal", exact_lm, space)
+        baseline("teal", request)
     with pytest.raises(SolmError, match="--method values"):
-        baseline("per-request", exact_lm, space)
-    exact_lm.sparsity = SparsityConfig(window=0, sinks=0)
-    with pytest.raises(SolmError, match="default sparsity"):
-        baseline("top-p", exact_lm, space)
-    exact_lm.sparsity = SparsityConfig(mlp_site="gate-first")
-    with pytest.raises(SolmError, match="gate-first"):
-        thresholds(exact_lm, stream_of([TEXT], exact_lm.tokenizer, "fish"), space, 60)
+        baseline("per-request", request)
+
+
+def test_evaluation_imports_no_research_until_an_arm_of_it_is_asked_for():
+    script = "import sys, solm.evaluation.baselines, solm.evaluation.report.combined; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "solm.research" not in loaded

@@ -1,5 +1,6 @@
 """Evaluation: arms matched in budget, interruption, the result file and what is shown of it."""
 
+from solm.evaluation.arms import static_arms
 import json
 
 import numpy as np
@@ -15,7 +16,7 @@ from solm.evaluation import perplexity, show
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
 
-SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=6, context=90, length=20, trials=3, batch=4)
+SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=5, context=60, length=40, trials=6, batch=2)
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def stream(byte_tokenizer):
 
 def test_arms_are_matched_in_budget_and_the_dense_arm_is_the_stock_model(policy_lm, stream):
     result = evaluate(policy_lm, [stream], SETTINGS)
-    arms = ["policy", "static", "random", "best-of-3-random", "best-of-500-random-estimated"]
+    arms = ["policy", "uniform", "random", "best-of-3", "best-of-500-estimated"]
     assert [(p.arm, p.budget) for p in result.points] == [("dense", 1.0)] + [
         (arm, budget) for budget in SETTINGS.budgets for arm in arms
     ]
@@ -39,7 +40,7 @@ def test_arms_are_matched_in_budget_and_the_dense_arm_is_the_stock_model(policy_
             assert point.difference.value == pytest.approx(policy.nats - point.nats)
             assert point.difference.low <= point.difference.value <= point.difference.high
             assert point.tokens == 120
-        assert result.arm("best-of-3-random", budget).nats <= result.arm("random", budget).nats
+        assert result.arm("best-of-3", budget).nats <= result.arm("random", budget).nats
     windows = stream.spaced(6, 111, torch.Generator().manual_seed(0))
     with torch.no_grad():
         stock = torch.log_softmax(policy_lm.model(windows).logits[:, 90:-1], -1)
@@ -48,6 +49,17 @@ def test_arms_are_matched_in_budget_and_the_dense_arm_is_the_stock_model(policy_
     assert dense.nats == pytest.approx(float(nats), abs=1e-4)
     assert dense.perplexity == pytest.approx(np.exp(dense.nats))
     assert dense.cost == pytest.approx({"nominal": 1, "bytes": 1, "flops": 1})
+
+
+def test_every_texts_uniform_schedule_is_matched_to_the_policy(policy_lm, stream):
+    """A text's uniform schedule spends what the policy spent on that text, to half a level per run."""
+    window = stream.spaced(4, 111, torch.Generator().manual_seed(0))
+    budgets = [solm.Budget.from_net(net, policy_lm.space) for net in SETTINGS.budgets]
+    arms = static_arms(policy_lm, policy_lm.space)
+    rows = perplexity._run_batch(policy_lm, window, budgets, policy_lm.space, SETTINGS, 0, arms)["rows"]
+    for budget in SETTINGS.budgets:
+        policy, static = np.array(rows[f"policy@{budget}"]), np.array(rows[f"uniform@{budget}"])
+        assert np.abs(policy[:, 1:4] - static[:, 1:4]).max() <= 0.9 / 20 / 2
 
 
 def test_texts_match_static_to_policy_one_by_one(policy_lm, stream):
@@ -71,14 +83,14 @@ def test_results_do_not_depend_on_an_interruption(policy_lm, stream, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(policy_lm, [stream], SETTINGS, partial=partial, progress=stop)
-    assert len(json.loads(partial.read_text())["batches"]) == 1
+    assert len(json.loads(partial.read_text())["parts"]) == 1
     seen = []
     resumed = evaluate(policy_lm, [stream], SETTINGS, partial=partial, progress=lambda done, total: seen.append(done))
     assert resumed.points == whole.points
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"key": 1, "batches": []}', "[]"])
+@pytest.mark.parametrize("content", ["", "{", '{"key": 1, "parts": {}}', "[]"])
 def test_a_foreign_or_broken_partial_file_is_ignored(policy_lm, stream, tmp_path, content):
     partial = tmp_path / "partial.json"
     partial.write_text(content)
@@ -92,12 +104,12 @@ def test_baselines_alone_without_a_policy(tiny_lm, stream):
     result = evaluate(tiny_lm, [stream], settings, ActionSpace.preset("mlp-50"))
     assert {point.arm for point in result.points} == {
         "dense",
-        "static",
+        "uniform",
         "random",
-        "best-of-3-random",
-        "best-of-500-random-estimated",
+        "best-of-3",
+        "best-of-500-estimated",
     }
-    assert result.arm("static", 0.9).axes == pytest.approx({"attention": 1, "mlp": 0.7, "bits": 1}, abs=0.0126)
+    assert result.arm("uniform", 0.9).axes == pytest.approx({"attention": 1, "mlp": 0.7, "bits": 1}, abs=0.0126)
     assert all(point.difference is None for point in result.points)
 
 
@@ -107,7 +119,7 @@ def test_result_file_round_trips_and_is_shown(policy_lm, stream):
     assert again == result
     assert show.plot(result).startswith(b"\x89PNG")
     assert b"<svg" in show.plot(result, "svg")
-    policy, static = result.arm("policy", 0.6), result.arm("static", 0.6)
+    policy, static = result.arm("policy", 0.6), result.arm("uniform", 0.6)
     low, high = show._ends(result, static)
     assert low <= static.nats <= high
     assert high - low == pytest.approx(static.difference.high - static.difference.low)
@@ -121,9 +133,9 @@ def test_result_file_round_trips_and_is_shown(policy_lm, stream):
 
 def test_verdict_says_plainly_when_the_policy_loses(policy_lm, stream):
     result = evaluate(policy_lm, [stream], SETTINGS)
-    point = result.arm("static", 0.6)
+    point = result.arm("uniform", 0.6)
     point.difference = point.difference.model_copy(update={"value": 0.2, "low": 0.1, "high": 0.3})
-    assert "the policy LOSES to static" in show.verdict(result)[0]
+    assert "the policy LOSES to uniform" in show.verdict(result)[0]
 
 
 def test_bad_requests(policy_lm, stream):

@@ -29,7 +29,7 @@ def test_classes_of_tokens(text, found):
 
 
 def test_levels_are_counted_at_every_position_and_class(result, value_lm):
-    space, counted = value_lm.space, SHORT.texts * SHORT.length
+    space, counted = value_lm.space, SETTINGS.texts * SETTINGS.length
     assert [use.budget for use in result.use] == [0.6, 0.8]
     for use in result.use:
         assert [group.group for group in use.positions] == ["1 to 16", "17 to 32", "33 to 40"]
@@ -63,39 +63,25 @@ def test_examples_are_the_texts_that_were_scored(result, value_lm, byte_tokenize
 def test_trials_are_those_behind_the_random_arms(result):
     for trials in result.trials:
         assert len(trials.nats) == 6
-        assert min(trials.nats) == pytest.approx(result.arm("best-of-6-random", trials.budget).nats)
+        assert min(trials.nats) == pytest.approx(result.arm("best-of-6", trials.budget).nats)
         assert sum(trials.nats) / 6 == pytest.approx(result.arm("random", trials.budget).nats)
     assert violins(result).startswith(b"\x89PNG")
     assert b"<svg" in violins(result, "svg")
 
 
-def test_a_page_of_everything_stands_alone(result, value_lm, byte_tokenizer, tmp_path):
-    from solm.core.actions import Action
-
-    stream = stream_of([TEXT], byte_tokenizer, "fish")
-    small = SHORT.model_copy(update={"trials": 1, "examples": 0, "texts": 2})
-    sizes = {"burst": 8, "stretch": 8, "sequences": 4, "context": 60, "length": 24}
-    files = {
-        "eval": result,
-        "pollution": pollution(value_lm, [stream], Action(0.2, 0.3, 4), **sizes),
-        "shift": shift(value_lm, [stream], small),
-    }
-    for name, one in files.items():
-        (tmp_path / f"{name}.json").write_text(one.model_dump_json(indent=2))
-    page = render(read_results([tmp_path / f"{name}.json" for name in files]))
+def test_a_page_of_everything_stands_alone(result, tmp_path):
+    (tmp_path / "eval.json").write_text(result.model_dump_json(indent=2))
+    page = render(read_results([tmp_path / "eval.json"]))
     for words in (
         "Random search",
         "by position",
         "Texts under the policy",
-        "KV pollution",
-        "Other sources",
         "budget kept",
     ):
         assert words in page
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 3
     assert "http" not in page
     assert "<script" not in page
-    assert PollutionResult.model_validate_json(files["pollution"].model_dump_json()) == files["pollution"]
 
 
 def test_texts_are_escaped(result):
@@ -106,26 +92,16 @@ def test_texts_are_escaped(result):
     assert histograms(result).count("<details") == 2
 
 
-def test_older_results_are_read_and_not_mixed(result, tmp_path):
-    new, old = tmp_path / "new.json", tmp_path / "old.json"
-    new.write_text(result.model_dump_json())
-    content = json.loads(result.model_dump_json(exclude={"trials", "use", "examples"}))
-    old.write_text(json.dumps({**content, "schema_version": 1}))
-    page = render(read_results([old]))
-    assert "Random search" not in page
-    assert "What the policy did" not in page
-    with pytest.raises(SolmError, match="new has schema version 2 and old 1"):
-        read_results([new, old])
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"schema_version": 3}', "schema version 3; this solm reads 1 and 2"),
-        ('{"points": []}', "schema version None"),
-        ('{"kind": "shift", "schema_version": 2}', "schema version 2; this solm reads 1"),
-        ('{"kind": "poem", "schema_version": 1}', "kind 'poem'"),
-        ('{"schema_version": 2, "command": "x"}', "damaged: settings: Field required"),
+        ('{"kind": "evaluation", "schema_version": 2}', "schema version 2; this solm reads 3"),
+        ('{"kind": "tasks", "points": []}', "schema version None"),
+        ('{"kind": "kv-drift", "schema_version": 3}', "kind 'kv-drift'; a report reads evaluation and tasks"),
+        ('{"points": []}', "kind None"),
+        ('{"kind": "evaluation", "schema_version": 3, "command": "x"}', "damaged: settings: Field required"),
         ("[1, 2]", "holds a list, not an object"),
         ('{"schema_version": 2, "poi', "half-written"),
         ("", "half-written"),

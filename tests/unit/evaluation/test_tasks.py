@@ -44,21 +44,39 @@ def test_local_tasks_ask_in_lm_evals_own_words(questions):
     assert task.doc_to_text(document) == 1
 
 
-def test_all_arms_answer_the_same_questions_at_what_was_asked(tiny_lm, questions, tmp_path):
+def test_all_arms_answer_the_same_questions_at_what_was_asked(tiny_lm, data, tmp_path):
     space = ActionSpace(mlp=(0.4, 1.0), bits=(5, 16))
     settings = TaskSettings(tasks=("arc_easy", "lambada_openai"), budgets=(0.8,), limit=6, fewshot=3, batch=4)
-    tasks = load_tasks(list(settings.tasks), questions)
+    tasks = load_tasks(list(settings.tasks), data)
     calls = []
     result = evaluate_tasks(tiny_lm, tasks, settings, space, progress=lambda done, total: calls.append((done, total)))
-    assert [point.arm for point in result.points] == ["dense", "static", "random"] * 2
+    assert [point.arm for point in result.points] == ["dense", "uniform", "random"] * 2
     assert all(point.questions == 6 for point in result.points)
     assert calls[-1] == (6, 6)
-    static = result.points[1]
-    assert static.requested["net"] == pytest.approx(0.8)
-    assert static.realised["net"] == pytest.approx(0.8, abs=0.03)
+    uniform = result.points[1]
+    assert uniform.requested["net"] == pytest.approx(0.8)
+    assert uniform.realised["net"] == pytest.approx(0.8, abs=0.03)
     assert result.points[0].realised["net"] == 1
     assert result.points[4].scores["margin"] < 0  # no choice: the target's own log-likelihood
     assert "lambada_openai" in str(task_table(result).columns[0]._cells)
+
+
+def test_uniform_ignores_the_allocation(tiny_lm, data, monkeypatch):
+    space = ActionSpace(mlp=(0.4, 1.0))
+    settings = TaskSettings(tasks=("arc_easy",), budgets=(0.85,), limit=6, fewshot=3, batch=4)
+    tasks = load_tasks(["arc_easy"], data)
+    plain = evaluate_tasks(tiny_lm, tasks, settings, space)
+    line = np.arange(21) / 20
+    more, less = (tuple((line + sign * 0.8 * line * (1 - line)).round(9).tolist()) for sign in (1, -1))
+    layers = tiny_lm.shapes.layers
+    monkeypatch.setattr(
+        tiny_lm, "sparsity", tiny_lm.sparsity.under(Allocation(attention=(more,) * layers, mlp=(less,) * layers))
+    )
+    dealt = evaluate_tasks(tiny_lm, tasks, settings, space)
+    dealt, plain = ({point.arm: point for point in result.points} for result in (dealt, plain))
+    assert dealt["uniform"].scores == plain["uniform"].scores
+    assert dealt["uniform"].realised == plain["uniform"].realised
+    assert dealt["allocated"].scores != plain["uniform"].scores
 
 
 def test_static_even_is_static_without_the_profile(tiny_lm, data, monkeypatch):
@@ -79,10 +97,10 @@ def test_static_even_is_static_without_the_profile(tiny_lm, data, monkeypatch):
     assert even["static"].scores != static["static"].scores
 
 
-def test_an_interrupted_run_goes_on(tiny_lm, questions, tmp_path):
+def test_an_interrupted_run_goes_on(tiny_lm, data, tmp_path):
     space, partial = ActionSpace(mlp=(0.4, 1.0)), tmp_path / "partial"
     settings = TaskSettings(tasks=("openbookqa",), budgets=(0.8,), limit=4, fewshot=5)
-    tasks = load_tasks(["openbookqa"], questions)
+    tasks = load_tasks(["openbookqa"], data)
 
     def stop(done: int, total: int) -> None:
         if done == 2:
@@ -90,8 +108,8 @@ def test_an_interrupted_run_goes_on(tiny_lm, questions, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         evaluate_tasks(tiny_lm, tasks, settings, space, partial=partial, progress=stop)
-    kept = json.loads(partial.read_text())["runs"]
-    assert sorted(kept) == ["openbookqa/dense@1", "openbookqa/static@0.8"]
+    kept = json.loads(partial.read_text())["parts"]
+    assert sorted(kept) == ["openbookqa/dense@1", "openbookqa/uniform@0.8"]
     whole = evaluate_tasks(tiny_lm, tasks, settings, space, partial=partial)
     again = evaluate_tasks(tiny_lm, tasks, settings, space)
     assert whole.points == again.points

@@ -25,18 +25,6 @@ def test_the_price_of_a_share_makes_known_tokens_spend_it():
     assert (float(beyond[0]), float(beyond[1])) == (pytest.approx(10**1.5), 0)
 
 
-def shares_of(space: ActionSpace, rows: int) -> tuple[torch.Tensor, ...]:
-    """Per axis the nominal shares [rows, levels]."""
-    axes = (space.attention, space.mlp, [bits / 16 for bits in space.bits])
-    return tuple(torch.tensor(axis, dtype=torch.float64).expand(rows, -1) for axis in axes)
-
-
-def allocate(policy, costs, levels, target, ledger, remaining) -> torch.Tensor:
-    arrays = ([axis.numpy() for axis in axes] for axes in (costs, levels))
-    budget = (part.numpy() for part in (target, ledger.spent, ledger.steps))
-    return torch.from_numpy(policy.allocate(*arrays, *budget, remaining))
-
-
 @pytest.mark.parametrize("horizon", [16, 128])
 @pytest.mark.parametrize("shares", [(0.3, 0.5, 0.4), (0.5, 0.7, 0.5), (0.8, 0.9, 0.7)])
 def test_every_row_meets_its_budget_and_saves_where_it_costs_least(shares, horizon):

@@ -120,15 +120,6 @@ def test_too_little_to_measure_on_is_refused(tmp_path, texts, context, message):
         find_allocation(lm, tokens(texts, 200), (context,), tmp_path / "layers.json")
 
 
-@pytest.mark.parametrize("sparsity", [SparsityConfig(criterion="recency"), SparsityConfig.preset("paper")])
-def test_semantics_that_do_not_count_pages_beside_a_window_have_no_profile(sparsity, tmp_path):
-    with pytest.raises(SolmError, match="needs criterion 'pages' with a window"):
-        sparsity.under(profile_of(0, 0))
-    with (
-        solm.attach(tiny_model("llama"), sparsity=sparsity) as lm,
-        pytest.raises(SolmError, match="needs criterion"),
-    ):
-        find_allocation(lm, tokens(4, 200), (160,), tmp_path / "layers.json")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"allocation": {"attention": [], "mlp": []}}'])

@@ -50,12 +50,14 @@ def unsuited(model: PreTrainedModel, sparsity: SparsityConfig) -> str | None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if head_dim % 16:
         return f"its head dimension {head_dim} is not a multiple of 16"
-    if sparsity.criterion != "pages" or sparsity.page_size != PAGE or sparsity.window < PAGE:
+    if sparsity.page_size != PAGE or sparsity.window < PAGE:
         return f"it needs pages of {PAGE} tokens and a window of at least a page"
     if sparsity.select_per != "kv_head" or sparsity.keep_ties:
         return "it selects exactly the budgeted pages per KV head"
-    if sparsity.mlp_site == "gate-first" or sparsity.bits_site == "output":
-        return "it supports the MLP sites input and hidden, and bits of the input or of weights"
+    if sparsity.bits_site == "output":
+        return "it supports bits of the input or of weights, not of the output"
+    if sparsity.thresholds is not None:
+        return "thresholds on channels need the torch backend"
     if sparsity.bits_site == "weights" and sparsity.bits_group != GROUP:
         return f"its nested weights share a grid in groups of {GROUP} channels"
     return None

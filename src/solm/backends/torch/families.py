@@ -19,7 +19,6 @@ TESTED_FAMILIES = (
 
 _MLP_NAMES = ("mlp", "feed_forward", "ffn")
 _DOWN_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "w2", "fc_out")
-_ACTIVATION_NAMES = ("act_fn", "activation_fn", "act", "activation")
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,6 @@ class MLPSites:
 
     mlp: nn.Module
     down: nn.Module
-    activation: nn.Module | None
     gated: bool
 
 
@@ -52,12 +50,9 @@ def mlp_sites(layer: nn.Module) -> MLPSites:
     down = next((getattr(mlp, name) for name in _DOWN_NAMES if isinstance(getattr(mlp, name, None), nn.Module)), None)
     if down is None:
         raise UnsupportedModelError(f"no down projection among the children of {type(mlp).__name__}")
-    activation = next(
-        (getattr(mlp, name) for name in _ACTIVATION_NAMES if isinstance(getattr(mlp, name, None), nn.Module)), None
-    )
     linears = [child for child in mlp.children() if isinstance(child, nn.Linear | Conv1D)]
     gated = len(linears) > 2 or any("gate_up" in name for name, _ in mlp.named_children())
-    return MLPSites(mlp, down, activation, gated)
+    return MLPSites(mlp, down, gated)
 
 
 def model_shapes(config: PretrainedConfig, gated: bool) -> ModelShapes:

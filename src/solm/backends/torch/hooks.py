@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 
 from solm.backends.capability import Capability
 from solm.backends.torch.active import ActivePass, active_pass
-from solm.backends.torch.adaptive import HIDDEN, INPUT
 from solm.backends.torch.cache import PagedCache
 from solm.backends.torch.channel_linear import ChannelLinears
 from solm.backends.torch.families import MLPSites, decoder_layers, mlp_sites, probe
 from solm.backends.torch.interface import PREFIX, register
 from solm.backends.torch.nested_linear import NestedLinears
+from solm.backends.torch.plan import HIDDEN, INPUT
 from solm.backends.torch.quantize import fake_quantize
-from solm.backends.torch.select import keep_channels
+from solm.backends.torch.select import keep_channels, keep_where
 from solm.core.cost import ModelShapes
 from solm.core.errors import UnsupportedModelError
 
@@ -97,23 +97,23 @@ class HookedModel:
     def _hook_mlp(self, sites: MLPSites) -> None:
         before, after = nn.Module.register_forward_pre_hook, nn.Module.register_forward_hook
         self._handles += [
-            before(sites.mlp, _before_matmul(("input", "input+hidden"), INPUT)),
-            before(sites.down, _before_matmul(("hidden", "input+hidden"), HIDDEN)),
+            before(sites.mlp, _before_matmul(INPUT)),
+            before(sites.down, _before_matmul(HIDDEN)),
             after(sites.mlp, _after_mlp),
             *self._linears.replace(sites),
             *self._nested.hook(sites),
         ]
-        if sites.activation is not None:
-            # Channels zeroed in act(gate) stay zero in act(gate)·up, whose columns need not be computed.
-            self._handles.append(after(sites.activation, _after_activation))
 
 
 def _select(x: torch.Tensor, current: ActivePass, site: int) -> torch.Tensor:
     current.follow(x.device)
-    rule, plan = current.rule, current.plan
+    plan = current.plan
     power = plan.sparsity.hidden_power if site == HIDDEN else 1
-    if rule is not None and rule.thresholds is not None:
-        return rule.keep_above(x, rule.thresholds[current.layer, site], plan.keep[..., 1] ** power)
+    if plan.sparsity.thresholds is not None:
+        limit = plan.sparsity.thresholds.at(current.layer, site, plan.keep[..., 1] ** power)
+        above = x.abs().float() >= limit[..., None]
+        current.count(above.double().mean(-1))
+        return keep_where(x, above)
     return keep_channels(x, plan.channels(x.shape[-1], power))
 
 
@@ -131,26 +131,19 @@ def _before_layer(index: int) -> Callable[..., None]:
     return hook
 
 
-def _before_matmul(sites: tuple[str, ...], site: int) -> Callable[..., Any]:
+def _before_matmul(site: int) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         current = active_pass()
         if current is None:
             return None
         x, plan = args[0], current.plan
-        if plan.sparse_mlp and plan.sparsity.mlp_site in sites:
+        if plan.drops(site):
             x = _select(x, current, site)
         if plan.low_bits and plan.sparsity.bits_site == "input":
             x = _quantise(x, current)
         return None if x is args[0] else (x, *args[1:])
 
     return hook
-
-
-def _after_activation(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
-    current = active_pass()
-    if current is None or not current.plan.sparse_mlp or current.plan.sparsity.mlp_site != "gate-first":
-        return None
-    return _select(output, current, HIDDEN)
 
 
 def _after_mlp(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:

@@ -7,8 +7,13 @@ import torch
 
 from solm.core.actions import FULL_BITS
 from solm.core.cost import ModelShapes
+from solm.core.errors import SolmError
 from solm.core.shares import KVBudget, bits_share, ceil_share, kv_budget, realised_mlp
 from solm.core.sparsity import SparsityConfig
+
+
+INPUT, HIDDEN = 0, 1
+"""The MLP's sites: what gate and up read, and what down reads."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,10 @@ class Plan:
             self._counts[size, power] = ceil_share(self.keep[..., 1:2] ** power, size)
         return self._counts[size, power]
 
+    def drops(self, site: int) -> bool:
+        """Whether any step of the pass drops channels at this site of the MLP."""
+        return self.sparse_mlp and (site == INPUT or self.sparsity.mlp_site == "input+hidden")
+
     @property
     def sparse(self) -> bool:
         """Whether any step of the pass spends less than everything."""
@@ -66,7 +75,7 @@ class Plan:
 
     def to(self, device: torch.device) -> "Plan":
         """The plan with its tensors on `device`."""
-        kv = KVBudget(self.kv.window_start.to(device), self.kv.tokens.to(device), self.kv.pages.to(device))
+        kv = KVBudget(self.kv.window_start.to(device), self.kv.pages.to(device))
         return replace(self, keep=self.keep.to(device), kv=kv, shares=self.shares.to(device), _counts={})
 
     @cached_property
@@ -76,7 +85,12 @@ class Plan:
 
 
 def make_plan(keep: torch.Tensor, kv_length: torch.Tensor, sparsity: SparsityConfig, shapes: ModelShapes) -> Plan:
-    """The plan of a pass whose N × Q steps see kv_length [N, Q] keys under actions keep [N, Q, 3] (κ, ρ, bits)."""
+    """The plan of a pass whose N × Q steps see kv_length [N, Q] keys under actions keep [N, Q, 3] (κ, ρ, bits).
+
+    Raises `SolmError` where the thresholds are of a model with another number of layers.
+    """
+    if sparsity.thresholds is not None and sparsity.thresholds.layers != shapes.layers:
+        raise SolmError(f"thresholds of {sparsity.thresholds.layers} layers do not fit a model of {shapes.layers}")
     budget, attention = kv_budget(keep[..., 0], kv_length, sparsity)
     dense = torch.tensor([1.0, 1.0, float(FULL_BITS)], dtype=keep.dtype, device=keep.device)
     used = (keep < dense).flatten(0, -2).any(0).tolist()

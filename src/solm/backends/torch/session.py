@@ -104,7 +104,7 @@ class TorchSession:
             self._lengths = self._base = torch.zeros(len(tokens), dtype=torch.int64)
             self._budgets = budgets.uncontrolled(len(tokens))
         wanted = 0 if every_logit else (counts - 1)[:, None]
-        logits, hidden = self._forward(tokens, self._positions(tokens.shape[1]), wanted)
+        logits, hidden, _ = self._forward(tokens, self._positions(tokens.shape[1]), wanted)
         self._hidden = hidden[torch.arange(len(tokens)), counts - 1] if every_logit else hidden[:, -1]
         self._lengths = self._lengths + counts
         return logits if every_logit else logits[:, -1]
@@ -272,7 +272,9 @@ class TorchSession:
                 return rest.to(self.model.device)
 
         wanted = 0 if keep_logits is None else keep_logits
-        logits, hidden = self._forward(tokens, positions, wanted, plan, layer, choose)
+        logits, hidden, counted = self._forward(tokens, positions, wanted, plan, layer, choose)
+        if counted is not None:
+            realised = torch.stack([realised[..., 0], counted, realised[..., 2]], -1)
         self._hidden = hidden[:, -1]
         self._lengths = self._lengths + count
         budgets.book(self._budgets, realised, controllable)
@@ -319,8 +321,8 @@ class TorchSession:
         plan: Plan | None = None,
         layer: int | None = None,
         choose: Callable[[torch.Tensor], Plan] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and hidden states of one pass of the model under `plan`, from `layer` on under what `choose` returns.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Logits, hidden states and what thresholds kept of the MLP (see `ActivePass.realised_mlp`) of one pass of the model under `plan`, from `layer` on under what `choose` returns.
 
         Without forks and without a sparse axis it is the stock model's, bit for bit.
         """
@@ -344,7 +346,8 @@ class TorchSession:
             current = ActivePass(plan.to(self.model.device), layout, self._cache, layer, choose)
         self._cache.write_to(slots)
         with activate(current):
-            return self.model.forward(tokens, positions, self._cache, keep_logits)
+            logits, hidden = self.model.forward(tokens, positions, self._cache, keep_logits)
+        return logits, hidden, None if current is None else current.realised_mlp()
 
 
 def _only(found: Result, keep_logits: torch.Tensor) -> Result:

@@ -199,7 +199,7 @@ def decode(model, sparsity, keep, lengths, forks):
         ("llama", "joint", [150], 1, {}),
         ("llama", "joint", [101, 77], 2, {}),
         ("qwen3", "attention", [120], 1, {}),
-        ("llama", "mlp", [100, 60], 1, {"mlp_site": "gate-first"}),
+        ("llama", "mlp", [100, 60], 1, {"hidden_power": 2}),
         ("gemma2", "joint", [140], 1, {}),
         ("gpt2", "mlp", [100], 1, {}),
         ("phi3", "joint", [130], 1, {"mlp_site": "input"}),
@@ -242,7 +242,6 @@ def test_more_rows_than_are_worth_it_are_masked(monkeypatch, plainly):
 def test_what_kernels_do_not_cover_stays_plain(plainly):
     assert solm.SparsityConfig().window > 0
     for changed in (
-        {"criterion": "recency"},
         {"select_per": "query_head"},
         {"sinks": 0, "window": 0},
         {"keep_ties": True},

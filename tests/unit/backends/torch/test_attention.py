@@ -88,7 +88,7 @@ def test_attention_over_shared_prefix_equals_the_naive_reference(split, count):
 
 @pytest.mark.parametrize("split", [0, 40])
 @pytest.mark.parametrize("sliding_window", [None, 30])
-@pytest.mark.parametrize("changes", [{}, {"select_per": "query_head"}, {"criterion": "recency"}])
+@pytest.mark.parametrize("changes", [{}, {"select_per": "query_head"}])
 def test_fused_attention_equals_attention_by_scores(split, sliding_window, changes, monkeypatch):
     arguments, _ = drawn_attention(split, 20, SparsityConfig(page_size=8, window=16, sinks=4, **changes))
     fused = attend(*arguments, sliding_window=sliding_window)

@@ -96,17 +96,15 @@ def test_ceil_share_is_exact_integer_arithmetic(total, percent):
 @given(
     st.integers(1, 700),
     st.sampled_from([0.1, 0.2, 0.35, 0.6, 0.9, 1.0]),
-    st.sampled_from(["pages", "recency", "relevance"]),
 )
-def test_realised_share_is_what_the_masks_read(length, keep, criterion):
-    sparsity = SparsityConfig(criterion=criterion, page_size=8, window=16)
+def test_realised_share_is_what_the_masks_read(length, keep):
+    sparsity = SparsityConfig(page_size=8, window=16)
     budget, realised = kv_budget(torch.tensor([[keep]], dtype=torch.float64), torch.tensor([[length]]), sparsity)
     assert 0 < float(realised) <= 1
     assert keep < 1 or float(realised) == 1
-    if criterion == "pages":
-        start, pages = int(budget.window_start), int(budget.pages)
-        assert start % 8 == 0
-        assert length - start > min(length - 1, 16)
-        always = min(start, 8) + length - start
-        assert float(realised) == pytest.approx((always + 8 * pages) / length)
-        assert always + 8 * pages <= max(always, math.ceil(keep * length - 1e-9) + 7)
+    start, pages = int(budget.window_start), int(budget.pages)
+    assert start % 8 == 0
+    assert length - start > min(length - 1, 16)
+    always = min(start, 8) + length - start
+    assert float(realised) == pytest.approx((always + 8 * pages) / length)
+    assert always + 8 * pages <= max(always, math.ceil(keep * length - 1e-9) + 7)
