@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.policies import SPACE, network
+from helpers.policies import SPACE, allocate, network, shares_of
 from solm.core.actions import ActionSpace
 from solm.core.budget import Ledger
 from solm.policies.priced import PriceCurve

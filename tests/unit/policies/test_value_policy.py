@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from helpers.policies import SPACE
+from helpers.policies import SPACE, allocate
 from solm.core.actions import ActionSpace
 from solm.core.budget import Ledger
 from solm.core.errors import PolicyMismatchError
