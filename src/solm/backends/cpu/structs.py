@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from solm.backends import budgets
 from solm.core import actions, allocation, nested
 from solm.core.sparsity import SparsityConfig
-from solm.policies import priced
+from solm.policies.levels import SHORTEST_HORIZON
 
 PAGE = 16
 """Tokens of a page of the KV cache."""
@@ -132,15 +132,14 @@ def layout() -> list[str]:
         "PAGE": PAGE, "GROUP": GROUP, "BLOCK": BLOCK, "STRIP": STRIP, "KNOTS": allocation.KNOTS,
         "HIGH_BITS": nested.HIGH_BITS, "FULL_BITS": actions.FULL_BITS, "MOST_ROWS": MOST_ROWS,
         "MOST_QUERIES": MOST_QUERIES, "MOST_LEVELS": MOST_LEVELS, "MOST_WIDTH": MOST_WIDTH, "MOST_STEPS": MOST_STEPS,
-        "SHORTEST_HORIZON": priced.SHORTEST_HORIZON, "MESSAGE": MESSAGE,
+        "SHORTEST_HORIZON": SHORTEST_HORIZON, "MESSAGE": MESSAGE,
     }  # fmt: skip
     lines = [f"{name} = {value}" for name, value in constants.items()]
     for struct in (Sizes, Matrix, Layer, Model, SparsityRules, Decider):
         lines += _lines(struct.__name__, ctypes.sizeof(struct), _fields(struct))
     state = budgets.ROW_STATE
-    lines += _lines(
-        "RowState", state.itemsize, [(name, state.fields[name][1], state[name].itemsize) for name in state.names]
-    )
+    places = {name: place for name, (_, place, *_) in (state.fields or {}).items()}
+    lines += _lines("RowState", state.itemsize, [(name, places[name], state[name].itemsize) for name in places])
     return lines + _lines("Call", ctypes.sizeof(Call), _fields(Call))
 
 
