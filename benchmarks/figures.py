@@ -99,7 +99,7 @@ def quality() -> None:
         (1024, "solm int8", of.step("int8", "dense", 1024), BLUE, 84, "start"),
         (1024, "llama.cpp Q4_1", of.llama_cpp_step("Q4_1", 1024), PINK, 56, "start"),
         (1024, "llama.cpp Q8_0", of.llama_cpp_step("Q8_0", 1024), PINK, 28, "start"),
-        (1024, "transformers bfloat16", of.transformers_step(1024), GREY, 56, "end"),
+        (1024, "transformers bfloat16", of.transformers_step(1024), GREY, 84, "end"),
         (8064, "solm int4, int8 KV cache", of.dial_dense(8064), BLUE, 28, "end"),
     ):
         place = {context: across for context, across, _ in panels}[context](time)
