@@ -14,33 +14,48 @@ def headline() -> str:
     """What the engine, the precision and the dial each contribute, everything else equal."""
     at = (64, 1024, 4096)
 
-    def row(name: str, equal: str, before: Callable[[int], float], after: Callable[[int], float]) -> list[str]:
-        return [name, equal, *(change(before(context), after(context)) for context in at), NONE, "none"]
+    def row(name: str, quality: str, before: Callable[[int], float], after: Callable[[int], float]) -> list[str]:
+        return [*name.split(": "), quality, *(change(before(context), after(context)) for context in at), NONE]
 
     def dial(limit: float) -> list[str]:
         cells = [NONE] * 4
         for place, context in ((1, 1024), (3, 8064)):
             cells[place] = change(of.dial_dense(context), of.fastest(context, log(1 + limit)).milliseconds["policy"])
-        return ["**Dial**", "dense → policy, int4 weights, int8 KV cache", *cells, f"at most +{100 * limit:.0f} %"]
+        words = f"perplexity at most +{100 * limit:.0f} %"
+        return ["**Dial**", "dense → policy, int4 weights, int8 KV cache", words, *cells]
 
     return markdown(
-        ("Part", "What changes, all else equal", *(f"{context:,} tokens" for context in (*at, 8064)), "Perplexity"),
+        ("Part", "What changes", "Quality", *(f"{context:,} tokens" for context in (*at, 8064))),
         [
-            row("**Engine**", "transformers → solm, bfloat16 weights", of.transformers_step,
-                lambda context: of.step("bfloat16", "dense", context)),
-            row("**Engine**", "llama.cpp Q8_0 → solm int8, every logit",
-                lambda context: of.llama_cpp_step("Q8_0", context),
-                lambda context: of.step("int8", "dense, every logit", context)),
-            row("**Engine**", "llama.cpp Q4_1 → solm int4, every logit",
-                lambda context: of.llama_cpp_step("Q4_1", context),
-                lambda context: of.step("int4", "dense, every logit", context)),
-            row("**Precision**", "bfloat16 → int4 weights, int8 KV cache",
+            row(
+                "**Engine**: transformers → solm, bfloat16",
+                "the same weights",
+                of.transformers_step,
                 lambda context: of.step("bfloat16", "dense", context),
-                lambda context: of.step(BEST, "dense", context)),
+            ),
+            row(
+                "**Engine**: llama.cpp Q8_0 → solm int8, every logit",
+                "8-bit weights on both sides",
+                lambda context: of.llama_cpp_step("Q8_0", context),
+                lambda context: of.step("int8", "dense, every logit", context),
+            ),
+            row(
+                "**Engine**: llama.cpp Q4_1 → solm int4, every logit",
+                "the same 4-bit weights",
+                lambda context: of.llama_cpp_step("Q4_1", context),
+                lambda context: of.step("int4", "dense, every logit", context),
+            ),
+            row(
+                "**Precision**: bfloat16 → int4 weights, int8 KV cache",
+                "no weight of the layers is rounded",
+                lambda context: of.step("bfloat16", "dense", context),
+                lambda context: of.step(BEST, "dense", context),
+            ),
             dial(0.05),
             dial(0.15),
         ],
-    )  # fmt: skip
+        words=3,
+    )
 
 
 @table
@@ -100,7 +115,7 @@ def budget() -> str:
                 cells += [NONE] * 3
         rows.append([f"{setting[0]:g}", f"{setting[1]:g}", *cells])
     head = [cell for context in found for cell in (f"{context:,} tokens: ms", "speed", "perplexity")]
-    return markdown(("KV pages", "MLP", *head), rows)
+    return markdown(("KV pages", "MLP", *head), rows, words=2)
 
 
 @table

@@ -23,11 +23,12 @@ def commands() -> str:
 def described(group: Any, prefix: str) -> list[tuple[str, Any]]:
     """Every command below `group` with its full name."""
     found = []
-    for name, command in group.commands.items():
-        if command.hidden:
-            continue
-        whole = f"{prefix} {name}"
-        found += described(command, whole) if hasattr(command, "commands") else [(whole, command)]
+    context = typer.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if not command.hidden:
+            whole = f"{prefix} {name}"
+            found += described(command, whole) if hasattr(command, "list_commands") else [(whole, command)]
     return found
 
 
