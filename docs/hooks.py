@@ -49,20 +49,15 @@ def section(name: str, command: Any) -> str:
 
 
 def help_text(text: str) -> str:
-    """The help with its indented examples as code: consecutive examples in one block."""
-    paragraphs, block = [], []
-    for paragraph in text.replace("\b\n", "").split("\n\n"):
-        lines = paragraph.splitlines()
-        if all(line.startswith("    ") for line in lines):
-            block += [line.strip() for line in lines]
-            continue
-        if block:
-            paragraphs.append("```\n" + "\n".join(block) + "\n```")
-            block = []
-        paragraphs.append(paragraph)
-    if block:
-        paragraphs.append("```\n" + "\n".join(block) + "\n```")
-    return "\n\n".join(paragraphs)
+    """The help as markdown: indented lines, which are examples, as one block of code."""
+    words, code = [], []
+    for line in text.replace("\b\n", "").splitlines():
+        if line.startswith("  "):
+            code.append(line.strip())
+        elif line.strip() or not code:
+            words.append(line)
+    block = "\n\n```\n" + "\n".join(code) + "\n```" if code else ""
+    return "\n".join(words).strip() + block
 
 
 def row(parameter: Any) -> str:
