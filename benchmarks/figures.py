@@ -11,7 +11,7 @@ import published as of
 from published import BEST
 
 STYLE = """<style>
-text { font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328 }
+text { font: 14px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328 }
 .quiet { fill: #59636e } .title { font-weight: 600 } .grid { stroke: #d1d9e0 } .axis { stroke: #8b949e }
 @media (prefers-color-scheme: dark) { text { fill: #f0f6fc } .quiet { fill: #9198a1 } .grid { stroke: #3d444d } }
 </style>"""
@@ -23,9 +23,9 @@ class Canvas:
     """Shapes in pixels, collected as SVG."""
 
     def __init__(self, width: int, height: int, label: str):
+        size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
         self.parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-            f'aria-label="{escape(label)}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{escape(label)}">',
             STYLE,
         ]
 
@@ -99,7 +99,7 @@ def quality() -> None:
         (1024, "solm int8", of.step("int8", "dense", 1024), BLUE, 84, "start"),
         (1024, "llama.cpp Q4_1", of.llama_cpp_step("Q4_1", 1024), PINK, 56, "start"),
         (1024, "llama.cpp Q8_0", of.llama_cpp_step("Q8_0", 1024), PINK, 28, "start"),
-        (1024, "transformers bfloat16", of.transformers_step(1024), GREY, 84, "end"),
+        (1024, "transformers bfloat16", of.transformers_step(1024), GREY, 140, "end"),
         (8064, "solm int4, int8 KV cache", of.dial_dense(8064), BLUE, 28, "end"),
     ):
         place = {context: across for context, across, _ in panels}[context](time)
@@ -114,7 +114,7 @@ def quality() -> None:
     ):  # fmt: skip
         canvas.dot((place, zero + 75), colour, hollow)
         canvas.text((place + 12, zero + 80), words)
-        place += 36 + 7.2 * len(words)
+        place += 36 + 7 * len(words)
     words = "SmolLM2-135M, 2 threads of an Intel Xeon. llama.cpp computes every logit; solm's greedy steps need not."
     canvas.text((70, zero + 115), words, "quiet")
     texts = {context: of.dial_texts(context) for context in of.DIAL_FILES}
