@@ -142,7 +142,7 @@ def context() -> None:
         ("llama.cpp Q4_1", PINK, True, lambda at: of.llama_cpp_step("Q4_1", at)),
         ("solm int8, dense", BLUE, False, lambda at: of.step("int8", "dense", at)),
         ("solm int4, int8 KV cache, dense", BLUE, True, lambda at: of.step(BEST, "dense", at)),
-        ("... pages 0.2, MLP 0.6", TEAL, False, lambda at: of.step(BEST, "pages .2, mlp .6", at)),
+        ("... pages 0.2, MLP 0.6", TEAL, False, lambda at: of.step(BEST, "pages 0.2, mlp 0.6", at)),
     )
     label = -100.0
     for words, colour, dashed, read in series:

@@ -11,21 +11,22 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-BEST = "int4 with int8 KV cache"
-"""The precision in which the dial was measured: the fastest that is exact for this model."""
+BEST = "int4+int8"
+"""The precision in which the dial was measured: int4 weights and an int8 KV cache, the fastest that is exact here."""
 ARMS = {
-    "policy": "policy", "allocated": "static", "uniform": "static-even", "tuned": "static-tuned",
-    "token table": "token-table", "best of 500": "best-of-500-random-estimated", "constant": "constant",
-    "random": "random", "oracle": "oracle", "top-p": "top-p", "thresholds": "teal",
+    "policy": "policy", "allocated": "allocated", "uniform": "uniform", "tuned": "tuned", "constant": "constant",
+    "random": "random", "oracle": "oracle", "token table": "token-table", "best of 500": "best-of-500-estimated",
+    "top-p": "top-p", "thresholds": "teal",
 }  # fmt: skip
 """The arms of a comparison, as the documentation calls them, and their keys in the results."""
-DIAL_ARMS = {"uniform": "even", "allocated": "static", "policy": "policy"}
+DIAL_ARMS = ("uniform", "allocated", "policy")
 
 
 @cache
 def read(name: str) -> Any:
-    """The contents of docs/results/`name`.json."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    """What docs/results/`name`.json found."""
+    whole = json.loads((RESULTS / f"{name}.json").read_text())
+    return whole.get("results", whole)
 
 
 @dataclass(frozen=True)
@@ -45,22 +46,32 @@ class Difference:
 
 
 def contexts() -> list[int]:
-    return [int(context) for context in read("decode")["milliseconds"]]
+    return sorted({point["context"] for point in read("engine")["points"]})
+
+
+def timed(engine: str, precision: str, context: int, settings: tuple[str, ...], kv_cache: str = "auto") -> float:
+    """Milliseconds of a step: the fastest of `settings`."""
+    wanted = {"engine": engine, "precision": precision, "context": context, "kv_cache": kv_cache, "rows": 1}
+    return min(
+        point["milliseconds"]["median"]
+        for point in read("engine")["points"]
+        if wanted.items() <= point.items() and point["setting"] in settings
+    )
 
 
 def step(kind: str, setting: str, context: int) -> float:
-    """Milliseconds of a step of the cpu backend, `kind` such as int8 or `BEST`, `setting` such as dense."""
-    return read("decode")["milliseconds"][str(context)][f"native {kind}, {setting}"]
+    """Milliseconds of a step of the cpu backend. kind: such as int8, or int8+int8 with a KV cache in int8."""
+    precision, _, kv_cache = kind.partition("+")
+    return timed("cpu", precision, context, (setting,), kv_cache or "auto")
 
 
 def transformers_step(context: int) -> float:
-    return read("decode")["milliseconds"][str(context)]["transformers, bfloat16"]
+    return timed("transformers", "bfloat16", context, ("dense",))
 
 
 def llama_cpp_step(kind: str, context: int) -> float:
     """The faster of llama.cpp's two attention implementations."""
-    found = read("decode")["milliseconds"][str(context)]
-    return min(found[f"llama.cpp {kind}"], found[f"llama.cpp {kind}, fused attention"])
+    return timed("llama.cpp", kind, context, ("dense", "dense, fused attention"))
 
 
 # The dial: quality and milliseconds of the same settings
@@ -77,7 +88,7 @@ class Setting:
     policy_minus: dict[str, Difference]
 
 
-DIAL_FILES = {1024: "dial-many", 8064: "dial-8064"}
+DIAL_FILES = {1024: "dial-1024", 8064: "dial-8064"}
 
 
 def dial_texts(context: int) -> int:
@@ -93,11 +104,11 @@ def dial(context: int) -> list[Setting]:
                 Setting(
                     item["pages"],
                     item["mlp"],
-                    {arm: item[key]["milliseconds"] for arm, key in DIAL_ARMS.items()},
-                    {arm: Difference.of(item[key]["loss"]) for arm, key in DIAL_ARMS.items()},
+                    {arm: item[arm]["milliseconds"] for arm in DIAL_ARMS},
+                    {arm: Difference.of(item[arm]["loss"]) for arm in DIAL_ARMS},
                     {
-                        "allocated": Difference.of(item["policy_minus_static"]),
-                        "allocated minus uniform": Difference.of(item["static_minus_even"]),
+                        "allocated": Difference.of(item["policy_minus_allocated"]),
+                        "allocated minus uniform": Difference.of(item["allocated_minus_uniform"]),
                     },
                 )
             )
@@ -107,7 +118,7 @@ def dial(context: int) -> list[Setting]:
 def dial_dense(context: int) -> float:
     """Milliseconds of a dense step of `BEST` precision in the run of the dial.
 
-    Where that run timed no such step: its dense int8 step, times the ratio of the two in `decode`.
+    Where that run timed no such step: its dense int8 step, times the ratio of the two in `engine`.
     """
     for setting in dial(context):
         if setting.pages == setting.mlp == 1:
@@ -156,20 +167,20 @@ def comparisons(folder: str, space: str) -> list[Comparison]:
 
 def allocation_text() -> dict[int, list[dict[str, Any]]]:
     """Per context the settings measured on text; each has attention, mlp, and per way of dealing out loss and share."""
-    return {int(context): rows for context, rows in read("layers")["text"].items()}
+    return {int(context): rows for context, rows in read("allocation")["text"].items()}
 
 
 def allocation_retrieval() -> dict[str, list[dict[str, Any]]]:
-    return read("layers")["retrieval"]
+    return read("allocation")["retrieval"]
 
 
-ALLOCATIONS = {"uniform": "evenly", "by layers": "layers", "by KV heads": "heads"}
-HEADS_MINUS_UNIFORM = "heads_minus_evenly"
+ALLOCATIONS = {"uniform": "uniform", "by layers": "layers", "by KV heads": "heads"}
+HEADS_MINUS_UNIFORM = "heads_minus_uniform"
 
 
 def books() -> dict[int, dict[str, dict[str, Any]]]:
     """Per context the arms of the attention axis, such as `book_arm`, each with share, bytes and minus_dense."""
-    return {int(context): arms for context, arms in read("long-context")["books"].items()}
+    return {int(context): arms for context, arms in read("long-context")["text"].items()}
 
 
 def retrieval() -> dict[str, dict[str, dict[str, Any]]]:
@@ -177,7 +188,7 @@ def retrieval() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def book_arm(arm: str, share: float) -> str:
-    return f"{ {'allocated': 'constant', 'uniform': 'evenly', 'policy': 'policy'}[arm] } {share:g}"
+    return f"{'constant' if arm == 'allocated' else arm} {share:g}"
 
 
 TASKS = ("arc_easy", "arc_challenge", "openbookqa", "winogrande", "lambada_openai", "mmlu", "piqa", "hellaswag")
@@ -189,22 +200,22 @@ def task_points(task: str) -> list[dict[str, Any]]:
 
 def servers() -> dict[str, dict[str, dict[str, float]]]:
     """Per server, per number of clients, what was measured."""
-    return read("serve-xeon")["servers"]
+    return read("serve")["servers"]
 
 
 SERVERS = {
     "transformers serve, bfloat16": "transformers",
-    "solm, torch backend, bfloat16, dense": "reference",
-    "solm, cpu backend, bfloat16, dense": "native-bfloat16",
-    "solm, cpu backend, int8, dense": "native-int8",
-    "solm, cpu backend, int8, policy at net keep 0.6": "native-int8 at .6",
+    "solm, torch backend, bfloat16, dense": "torch",
+    "solm, cpu backend, bfloat16, dense": "cpu bfloat16",
+    "solm, cpu backend, int8, dense": "cpu int8",
+    "solm, cpu backend, int8, policy at net keep 0.6": "cpu int8 at 0.6",
 }
 
 
 def governed() -> tuple[float, dict[str, dict[str, float]]]:
     """The objective in milliseconds, and per way of governing what was measured."""
-    found = read("governor")["servers"]
-    return found["objective_ms"], found["results"]
+    found = read("governor")
+    return found["objective_ms"], found["servers"]
 
 
 def learning() -> list[dict[str, Any]]:
@@ -213,6 +224,11 @@ def learning() -> list[dict[str, Any]]:
 
 def free_running() -> list[dict[str, Any]]:
     return read("free-running")["points"]
+
+
+def kl_difference(point: dict[str, Any], arm: str) -> Difference:
+    """KL from dense of the policy minus that of `arm`, of a point of `free_running`."""
+    return Difference.of(point[f"policy_minus_{ {'allocated': 'static', 'uniform': 'static-even'}[arm] }_kl"])
 
 
 def adherence() -> list[dict[str, Any]]:
@@ -229,11 +245,16 @@ def kv_cache() -> list[dict[str, Any]]:
 
 def policy_cost() -> list[dict[str, Any]]:
     """Per precision and action space: milliseconds of a dense step, what decisions add, and that as a share."""
-    return read("policy-cost-bfloat16")["native"]
+    return read("policy-cost")["cpu"]
 
 
-def rollouts(dtype: str) -> dict[str, Any]:
-    return read(f"rollout-{dtype}")
+def rollouts(dtype: str) -> dict[str, float]:
+    """Median token-steps per second of the ways to train."""
+    found = read(f"rollout-{dtype}")
+    return {
+        "random schedules": found["samples_per_second"]["default"]["median"],
+        **{f"policy gradient, {texts}": speed["median"] for texts, speed in found["rollouts_per_second"].items()},
+    }
 
 
 def tasks_speed() -> dict[str, Any]:

@@ -162,7 +162,7 @@ def free_running() -> str:
     rows = []
     for point in of.free_running():
         kl = {arm: point["arms"][of.ARMS[arm]]["kl"] for arm in ("policy", "allocated", "uniform")}
-        minus = [Difference.of(point[f"policy_minus_{of.ARMS[arm]}_kl"]) for arm in ("allocated", "uniform")]
+        minus = [of.kl_difference(point, arm) for arm in ("allocated", "uniform")]
         rows.append(
             [f"{point['budget']:g}", *(f"{value:.4f}" for value in kl.values()), *(interval(d, 4) for d in minus)]
         )

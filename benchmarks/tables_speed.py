@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from math import log
-from typing import Any
 
 import published as of
 from cells import NONE, change, interval, markdown, perplexity, table
@@ -71,13 +70,13 @@ def clock() -> str:
     ]
     shown = [
         (kind, setting)
-        for kind in ("float32", "bfloat16", "int8", "int8 with int8 KV cache", "int4", BEST)
-        for setting in ("dense", "dense, every logit", "pages .2, mlp .6")
+        for kind in ("float32", "bfloat16", "int8", "int8+int8", "int4", BEST)
+        for setting in ("dense", "dense, every logit", "pages 0.2, mlp 0.6")
         if kind not in ("float32", "bfloat16") or setting == "dense"
     ]
     ours = [
         row(
-            f"solm {kind}, {setting.replace('pages .2, mlp .6', 'pages 0.2, MLP 0.6')}",
+            f"solm {kind.replace('+int8', ', int8 KV cache')}, {setting.replace('mlp', 'MLP')}",
             lambda c, k=kind, s=setting: of.step(k, s, c),
         )
         for kind, setting in shown
@@ -174,19 +173,14 @@ def policy_cost() -> str:
 
 @table
 def training_speed() -> str:
-    def row(name: str, read: Callable[[dict[str, Any]], float]) -> list[str]:
-        return [name, *(f"{read(of.rollouts(dtype)):.0f}" for dtype in ("bfloat16", "float32"))]
-
-    return markdown(
-        ("Token-steps per second", "bfloat16", "float32"),
-        [
-            row(
-                "random schedules, as the default method trains", lambda r: r["samples_per_second"]["default_shape"][0]
-            ),
-            row("policy gradient, 2 texts × 16 schedules × 16 steps", lambda r: r["token_steps_per_second"]),
-            row("policy gradient, 8 texts × 16 schedules × 16 steps", lambda r: r["with_more_sequences"]["median"]),
-        ],
-    )
+    names = {
+        "random schedules": "random schedules, as the default method trains",
+        "policy gradient, 2 texts": "policy gradient, 2 texts × 16 schedules × 16 steps",
+        "policy gradient, 8 texts": "policy gradient, 8 texts × 16 schedules × 16 steps",
+    }
+    found = [of.rollouts(dtype) for dtype in ("bfloat16", "float32")]
+    rows = [[label, *(f"{speeds[name]:.0f}" for speeds in found)] for name, label in names.items()]
+    return markdown(("Token-steps per second", "bfloat16", "float32"), rows)
 
 
 @table
@@ -202,7 +196,7 @@ def tasks_speed() -> str:
 def nested() -> str:
     rows = [
         [f"pages {s['pages']:g}, MLP {s['mlp']:g}", f"{100 * (s['bits'] - 0.25) / 0.75:.0f} %",
-         f"{s['static']['loss']['value']:.3f}", f"{s['static']['speedup']:.2f}×"]
+         f"{s['allocated']['loss']['value']:.3f}", f"{s['allocated']['speedup']:.2f}×"]
         for s in of.nested() if s["mlp"] > 0.75
     ]  # fmt: skip
     return markdown(("Shares", "steps that read both halves", "loss, nats", "speed, dense int8 = 1"), rows)
