@@ -1,105 +1,160 @@
-"""The documentation's figures, from the results in docs/results.
+"""The documentation's figures, from the results in docs/results: SVG that is readable on light and dark pages.
 
-python benchmarks/figures.py          # writes docs/figures/*.svg
+python benchmarks/figures.py          # writes docs/figures/quality.svg and docs/figures/context.svg
 """
 
-import json
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from html import escape
+from math import exp, log2
 
-import matplotlib
+import published as of
+from published import BEST
 
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
-
-ROOT = Path(__file__).parent.parent / "docs"
-ARMS = (("static", "tab:blue"), ("tuned", "tab:orange"), ("best-of-500-random-estimated", "tab:green"))
-
-
-def against_baselines() -> plt.Figure:
-    """Policy minus baseline, nats per token, with 95 % intervals, at every budget that was fixed beforehand."""
-    points: dict[str, dict[str, dict[str, float]]] = {}
-    for path in sorted((ROOT / "results/policies").glob("*.json")):
-        for point in json.loads(path.read_text())["points"]:
-            if point["difference"] is not None:
-                points.setdefault(f"{path.stem} {point['budget']:g}", {})[point["arm"]] = point["difference"]
-    names = list(reversed(points))
-    figure, axes = plt.subplots(figsize=(7, 0.42 * len(points) + 1))
-    for row, name in enumerate(names):
-        for place, (arm, colour) in enumerate(ARMS):
-            value, low, high = (points[name][arm][key] for key in ("value", "low", "high"))
-            axes.errorbar(value, row + 0.22 * (1 - place), xerr=[[value - low], [high - value]], fmt="o", ms=4,
-                          color=colour, capsize=2, label=arm if row == 0 else None)  # fmt: skip
-    axes.axvline(0, color="gray", lw=1)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("policy minus baseline, nats per token (left: the policy is better)")
-    axes.legend(fontsize=8, loc="lower left")
-    return figure
+STYLE = """<style>
+text { font: 14px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328 }
+.quiet { fill: #59636e } .title { font-weight: 600 } .grid { stroke: #d1d9e0 } .axis { stroke: #8b949e }
+@media (prefers-color-scheme: dark) { text { fill: #f0f6fc } .quiet { fill: #9198a1 } .grid { stroke: #3d444d } }
+</style>"""
+TEAL, BLUE, ORANGE, GREY, PINK = "#0f9d8a", "#4f8ff7", "#e07b1a", "#8b949e", "#d6509a"
+Point = tuple[float, float]
 
 
-def on_the_clock() -> plt.Figure:
-    """Milliseconds of a decode step by context."""
-    found = json.loads((ROOT / "results/decode.json").read_text())["milliseconds"]
-    shown = {
-        "transformers, bfloat16": "stock transformers, bfloat16", "llama.cpp Q8_0": "llama.cpp Q8_0",
-        "native bfloat16, dense": "native bfloat16", "native int8, dense": "native int8",
-        "native int4, dense": "native int4 (exact for this model)",
-        "native int8, pages .2, mlp .6": "native int8, pages .2 and MLP .6",
-    }  # fmt: skip
-    figure, axes = plt.subplots(figsize=(7, 3.4))
-    contexts = [int(context) for context in found]
-    for name, label in shown.items():
-        if name in next(iter(found.values())):
-            # llama.cpp: the faster of its two attentions, as in the README's table.
-            times = [
-                min(values[name], values.get(f"{name}, fused attention", float("inf"))) for values in found.values()
-            ]
-            axes.plot(contexts, times, marker="o", label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(contexts, map(str, contexts))
-    shown_ms = (2, 3, 5, 10, 20, 30, 50, 100)
-    axes.set_yticks(shown_ms, map(str, shown_ms))
-    axes.minorticks_off()
-    axes.set_xlabel("tokens of context")
-    axes.set_ylabel("ms per token, batch 1, 2 threads")
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
-    return figure
+class Canvas:
+    """Shapes in pixels, collected as SVG."""
 
-
-def learning() -> plt.Figure:
-    """Policy minus static by minutes of one thread's training, with 95 % intervals."""
-    points = json.loads((ROOT / "results/learning.json").read_text())["points"]
-    shown = {
-        "values": "counterfactual regression",
-        "grpo": "GRPO with our priors",
-        "grpo-paper": "GRPO as in the paper",
-    }
-    figure, axes = plt.subplots(figsize=(7, 3.2))
-    for place, (method, label) in enumerate(shown.items()):
-        mine = [point for point in points if point["method"] == method]
-        values = [point["difference"]["value"] for point in mine]
-        away = [
-            [abs(point["difference"][end] - point["difference"]["value"]) for point in mine] for end in ("low", "high")
+    def __init__(self, width: int, height: int, label: str):
+        size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+        self.parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{escape(label)}">',
+            STYLE,
         ]
-        minutes = [point["minutes"] * 1.03 ** (place - 1) for point in mine]
-        axes.errorbar(minutes, values, yerr=away, marker="o", capsize=2, label=label)
-    axes.axhline(0, color="gray", lw=1)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([3, 6, 12], ["3", "6", "12"])
-    axes.set_xlabel("minutes of training on one thread")
-    axes.set_ylabel("policy minus static, nats per token")
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
-    return figure
+
+    def line(self, start: Point, end: Point, kind: str) -> None:
+        self.parts.append(
+            f'<line x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}" class="{kind}"/>'
+        )
+
+    def curve(self, points: Sequence[Point], colour: str, dashed: bool = False) -> None:
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        dash = ' stroke-dasharray="5 4"' if dashed else ""
+        self.parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
+
+    def dot(self, at: Point, colour: str, hollow: bool = False) -> None:
+        paint = f'fill="none" stroke="{colour}" stroke-width="2"' if hollow else f'fill="{colour}"'
+        self.parts.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="5" {paint}/>')
+
+    def text(self, at: Point, words: str, kind: str = "", anchor: str = "start", turned: int = 0) -> None:
+        turn = f' transform="rotate({turned} {at[0]:.1f} {at[1]:.1f})"' if turned else ""
+        self.parts.append(
+            f'<text x="{at[0]:.1f}" y="{at[1]:.1f}" class="{kind}" text-anchor="{anchor}"{turn}>{escape(words)}</text>'
+        )
+
+    def write(self, name: str) -> None:
+        path = of.ROOT / "docs" / "figures" / f"{name}.svg"
+        path.write_text("\n".join([*self.parts, "</svg>"]) + "\n")
+        print(path.relative_to(of.ROOT))
 
 
-def main() -> None:
-    out = ROOT / "figures"
-    out.mkdir(exist_ok=True)
-    plt.rcParams["svg.hashsalt"] = "solm"
-    figures = {"baselines": against_baselines(), "decode": on_the_clock(), "learning": learning()}
-    for name, figure in figures.items():
-        figure.savefig(out / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+def scale(low: float, high: float, first: float, last: float, log: bool = False) -> Callable[[float], float]:
+    """From values in [low, high] to pixels from `first` to `last`."""
+    change = log2 if log else float
+    return lambda value: first + (change(value) - change(low)) / (change(high) - change(low)) * (last - first)
+
+
+def frontier(context: int, arm: str, most: float) -> list[Point]:
+    """Milliseconds and per cent of perplexity of the settings that no other one beats in both; the fastest first."""
+    found: list[Point] = [(of.dial_dense(context), 0.0)]
+    for setting in of.dial(context):
+        found.append((setting.milliseconds[arm], max(0.0, 100 * (exp(setting.loss[arm].value) - 1))))
+    best = [point for point in found if not any(o != point and o[0] <= point[0] and o[1] <= point[1] for o in found)]
+    return sorted(point for point in best if point[1] <= most)
+
+
+def quality() -> None:
+    """Milliseconds per token against perplexity: peers and the dial after 1,024 tokens, the dial after 8,064."""
+    canvas = Canvas(880, 470, "Milliseconds per token against perplexity, with peers")
+    top, zero, most = 60.0, 320.0, 30.0
+    high = scale(0, most, zero, top)
+    panels = (
+        (1024, scale(2, 64, 70, 500, log=True), (2, 4, 8, 16, 32, 64)),
+        (8064, scale(3, 9, 570, 850), (3, 4, 5, 6, 7, 8, 9)),
+    )
+    for context, across, ticks in panels:
+        left, right = across(ticks[0]), across(ticks[-1])
+        canvas.text((left, 30), f"after {context:,} tokens", "title")
+        for percent in range(0, int(most) + 1, 10):
+            canvas.line((left, high(percent)), (right, high(percent)), "grid")
+            canvas.text((left - 8, high(percent) + 4), f"+{percent} %" if percent else "dense", "quiet", "end")
+        for tick in ticks:
+            canvas.line((across(tick), zero), (across(tick), zero + 5), "axis")
+            canvas.text((across(tick), zero + 20), f"{tick}", "quiet", "middle")
+        canvas.text(((left + right) / 2, zero + 42), "milliseconds per token (left is faster)", "quiet", "middle")
+        for arm, colour, hollow in (("uniform", ORANGE, True), ("policy", TEAL, False)):
+            points = [(across(time), high(min(percent, most))) for time, percent in frontier(context, arm, most)]
+            canvas.curve(points, colour)
+            for point in points:
+                canvas.dot(point, colour, hollow)
+    for context, words, time, colour, lift, anchor in (
+        (1024, "solm int4, int8 KV cache", of.dial_dense(1024), BLUE, 112, "start"),
+        (1024, "solm int8", of.step("int8", "dense", 1024), BLUE, 84, "start"),
+        (1024, "llama.cpp Q4_1", of.llama_cpp_step("Q4_1", 1024), PINK, 56, "start"),
+        (1024, "llama.cpp Q8_0", of.llama_cpp_step("Q8_0", 1024), PINK, 28, "start"),
+        (1024, "transformers bfloat16", of.transformers_step(1024), GREY, 140, "end"),
+        (8064, "solm int4, int8 KV cache", of.dial_dense(8064), BLUE, 28, "end"),
+    ):
+        place = {context: across for context, across, _ in panels}[context](time)
+        canvas.line((place, zero), (place, zero - lift), "grid")
+        canvas.dot((place, zero), colour)
+        canvas.text((place + (4 if anchor == "start" else -4), zero - lift + 10), f"{words}: {time:.1f}", "", anchor)
+    canvas.text((20, (top + zero) / 2), "perplexity above dense", "quiet", "middle", -90)
+    place = 70.0
+    for words, colour, hollow in (
+        ("solm, policy", TEAL, False), ("solm, every layer alike", ORANGE, True), ("solm, dense", BLUE, False),
+        ("llama.cpp, dense", PINK, False), ("transformers, dense", GREY, False),
+    ):  # fmt: skip
+        canvas.dot((place, zero + 75), colour, hollow)
+        canvas.text((place + 12, zero + 80), words)
+        place += 36 + 7 * len(words)
+    words = "SmolLM2-135M, 2 threads of an Intel Xeon. llama.cpp computes every logit; solm's greedy steps need not."
+    canvas.text((70, zero + 115), words, "quiet")
+    texts = {context: of.dial_texts(context) for context in of.DIAL_FILES}
+    words = "Curves: the settings that no other one beats in both; int4 weights, int8 KV cache; "
+    words += f"{texts[1024]} texts and {texts[8064]} books."
+    canvas.text((70, zero + 136), words, "quiet")
+    canvas.write("quality")
+
+
+def context() -> None:
+    """Milliseconds of a decode step by context."""
+    canvas = Canvas(880, 430, "Milliseconds of a decode step by context")
+    contexts = of.contexts()
+    across, high = scale(64, 4096, 70, 590, log=True), scale(2, 64, 360, 50, log=True)
+    for tick in (2, 4, 8, 16, 32, 64):
+        canvas.line((70, high(tick)), (590, high(tick)), "grid")
+        canvas.text((60, high(tick) + 4), f"{tick} ms", "quiet", "end")
+    for tick in contexts:
+        canvas.text((across(tick), 382), f"{tick:,}", "quiet", "middle")
+    canvas.text((330, 408), "tokens in the context", "quiet", "middle")
+    canvas.text((70, 28), "A decode step of SmolLM2-135M, 2 threads of an Intel Xeon", "title")
+    series: tuple[tuple[str, str, bool, Callable[[int], float]], ...] = (
+        ("transformers, bfloat16", GREY, False, of.transformers_step),
+        ("llama.cpp Q8_0", PINK, False, lambda at: of.llama_cpp_step("Q8_0", at)),
+        ("llama.cpp Q4_1", PINK, True, lambda at: of.llama_cpp_step("Q4_1", at)),
+        ("solm int8, dense", BLUE, False, lambda at: of.step("int8", "dense", at)),
+        ("solm int4, int8 KV cache, dense", BLUE, True, lambda at: of.step(BEST, "dense", at)),
+        ("... pages 0.2, MLP 0.6", TEAL, False, lambda at: of.step(BEST, "pages 0.2, mlp 0.6", at)),
+    )
+    label = -100.0
+    for words, colour, dashed, read in series:
+        points = [(across(at), high(read(at))) for at in contexts]
+        canvas.curve(points, colour, dashed)
+        for point in points:
+            canvas.dot(point, colour)
+        label = max(points[-1][1] + 4, label + 17)
+        canvas.text((604, label), f"{words}: {read(contexts[-1]):.1f}")
+    canvas.write("context")
 
 
 if __name__ == "__main__":
-    main()
+    quality()
+    context()

@@ -1,0 +1,42 @@
+"""How tables are registered and how their cells are written."""
+
+from collections.abc import Callable, Iterable, Sequence
+from math import exp
+
+from published import Difference
+
+TABLES: dict[str, Callable[[], str]] = {}
+"""Every table by its name between the markers."""
+NONE = "—"
+
+
+def table(build: Callable[[], str]) -> Callable[[], str]:
+    """Register a function whose name, with hyphens, is the table's."""
+    TABLES[build.__name__.replace("_", "-")] = build
+    return build
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """A table whose first `words` columns are text and whose others are numbers, aligned to the right."""
+    lines = [head, ["---"] * words + ["---:"] * (len(head) - words), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def change(before: float, after: float) -> str:
+    return f"{before:.1f} → {after:.1f} ({before / after:.2f}×)"
+
+
+def perplexity(nats: float) -> str:
+    """A loss in nats per token as a change of perplexity in per cent."""
+    percent = 100 * (exp(nats) - 1)
+    return f"{percent:+.0f} %" if abs(percent) >= 10 else f"{percent:+.1f} %"
+
+
+def signed(nats: float, digits: int = 3) -> str:
+    return f"{nats:+.{digits}f}"
+
+
+def interval(found: Difference, digits: int = 3, scale: float = 1.0) -> str:
+    """A difference with its interval; bold where it is below zero beyond the noise."""
+    value, low, high = (f"{scale * number:+.{digits}f}" for number in (found.value, found.low, found.high))
+    return f"**{value}** [{low}, {high}]" if found.high < 0 else f"{value} [{low}, {high}]"

@@ -1,0 +1,266 @@
+"""Reading the published results: what each file in docs/results is called, and where in it a number lies.
+
+Tables and figures read results through this module alone, so that a change of a file's layout is a change here.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results"
+BEST = "int4+int8"
+"""The precision in which the dial was measured: int4 weights and an int8 KV cache, the fastest that is exact here."""
+ARMS = {
+    "policy": "policy", "allocated": "allocated", "uniform": "uniform", "tuned": "tuned", "constant": "constant",
+    "random": "random", "oracle": "oracle", "token table": "token-table", "best of 500": "best-of-500-estimated",
+    "top-p": "top-p", "thresholds": "teal",
+}  # fmt: skip
+"""The arms of a comparison, as the documentation calls them, and their keys in the results."""
+DIAL_ARMS = ("uniform", "allocated", "policy")
+
+
+@cache
+def read(name: str) -> Any:
+    """What docs/results/`name`.json found."""
+    whole = json.loads((RESULTS / f"{name}.json").read_text())
+    return whole.get("results", whole)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference with its 95 % interval, in nats unless said otherwise."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, found: dict[str, float]) -> "Difference":
+        return cls(found["value"], found["low"], found["high"])
+
+
+# Milliseconds of a decode step
+
+
+def contexts() -> list[int]:
+    return sorted({point["context"] for point in read("engine")["points"]})
+
+
+def timed(engine: str, precision: str, context: int, settings: tuple[str, ...], kv_cache: str = "auto") -> float:
+    """Milliseconds of a step: the fastest of `settings`."""
+    wanted = {"engine": engine, "precision": precision, "context": context, "kv_cache": kv_cache, "rows": 1}
+    return min(
+        point["milliseconds"]["median"]
+        for point in read("engine")["points"]
+        if wanted.items() <= point.items() and point["setting"] in settings
+    )
+
+
+def step(kind: str, setting: str, context: int) -> float:
+    """Milliseconds of a step of the cpu backend. kind: such as int8, or int8+int8 with a KV cache in int8."""
+    precision, _, kv_cache = kind.partition("+")
+    return timed("cpu", precision, context, (setting,), kv_cache or "auto")
+
+
+def transformers_step(context: int) -> float:
+    return timed("transformers", "bfloat16", context, ("dense",))
+
+
+def llama_cpp_step(kind: str, context: int) -> float:
+    """The faster of llama.cpp's two attention implementations."""
+    return timed("llama.cpp", kind, context, ("dense", "dense, fused attention"))
+
+
+# The dial: quality and milliseconds of the same settings
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of the dial: shares of KV pages and MLP channels; per arm milliseconds and loss in nats."""
+
+    pages: float
+    mlp: float
+    milliseconds: dict[str, float]
+    loss: dict[str, Difference]
+    policy_minus: dict[str, Difference]
+
+
+DIAL_FILES = {1024: "dial-1024", 8064: "dial-8064"}
+
+
+def dial_texts(context: int) -> int:
+    return read(DIAL_FILES[context])["contexts"][str(context)]["texts"]
+
+
+def dial(context: int) -> list[Setting]:
+    """The measured settings, in `BEST` precision."""
+    found = []
+    for item in read(DIAL_FILES[context])["contexts"][str(context)]["settings"]:
+        if item["kind"] == BEST:
+            found.append(
+                Setting(
+                    item["pages"],
+                    item["mlp"],
+                    {arm: item[arm]["milliseconds"] for arm in DIAL_ARMS},
+                    {arm: Difference.of(item[arm]["loss"]) for arm in DIAL_ARMS},
+                    {
+                        "allocated": Difference.of(item["policy_minus_allocated"]),
+                        "allocated minus uniform": Difference.of(item["allocated_minus_uniform"]),
+                    },
+                )
+            )
+    return found
+
+
+def dial_dense(context: int) -> float:
+    """Milliseconds of a dense step of `BEST` precision in the run of the dial.
+
+    Where that run timed no such step: its dense int8 step, times the ratio of the two in `engine`.
+    """
+    for setting in dial(context):
+        if setting.pages == setting.mlp == 1:
+            return setting.milliseconds["uniform"]
+    int8 = read(DIAL_FILES[context])["contexts"][str(context)]["dense_milliseconds"]
+    return int8 * step(BEST, "dense", context) / step("int8", "dense", context)
+
+
+def fastest(context: int, loss: float, arm: str = "policy") -> Setting:
+    """The fastest setting that loses at most `loss` nats per token."""
+    within = [setting for setting in dial(context) if setting.loss[arm].value <= loss]
+    return min(within, key=lambda setting: setting.milliseconds[arm])
+
+
+# Comparisons at equal compute
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One budget: per arm nats per token above dense, and policy minus arm."""
+
+    space: str
+    net_keep: float
+    above_dense: dict[str, float]
+    policy_minus: dict[str, Difference]
+
+
+def comparisons(folder: str, space: str) -> list[Comparison]:
+    """The budgets of docs/results/`folder`/`space`.json, in the order of the file."""
+    points = read(f"{folder}/{space}")["points"]
+    dense = next(point["nats"] for point in points if point["arm"] == "dense")
+    found: dict[float, Comparison] = {}
+    names = {key: arm for arm, key in ARMS.items()}
+    for point in points:
+        if point["arm"] in names and point["arm"] != "dense":
+            row = found.setdefault(point["budget"], Comparison(space, point["budget"], {}, {}))
+            arm = names[point["arm"]]
+            row.above_dense[arm] = point["nats"] - dense
+            if point["difference"] is not None:
+                row.policy_minus[arm] = Difference.of(point["difference"])
+    return list(found.values())
+
+
+# Allocation, long contexts, tasks, serving, training
+
+
+def allocation_text() -> dict[int, list[dict[str, Any]]]:
+    """Per context the settings measured on text; each has attention, mlp, and per way of dealing out loss and share."""
+    return {int(context): rows for context, rows in read("allocation")["text"].items()}
+
+
+def allocation_retrieval() -> dict[str, list[dict[str, Any]]]:
+    return read("allocation")["retrieval"]
+
+
+ALLOCATIONS = {"uniform": "uniform", "by layers": "layers", "by KV heads": "heads"}
+HEADS_MINUS_UNIFORM = "heads_minus_uniform"
+
+
+def books() -> dict[int, dict[str, dict[str, Any]]]:
+    """Per context the arms of the attention axis, such as `book_arm`, each with share, bytes and minus_dense."""
+    return {int(context): arms for context, arms in read("long-context")["text"].items()}
+
+
+def retrieval() -> dict[str, dict[str, dict[str, Any]]]:
+    return read("long-context")["retrieval"]
+
+
+def book_arm(arm: str, share: float) -> str:
+    return f"{'constant' if arm == 'allocated' else arm} {share:g}"
+
+
+TASKS = ("arc_easy", "arc_challenge", "openbookqa", "winogrande", "lambada_openai", "mmlu", "piqa", "hellaswag")
+
+
+def task_points(task: str) -> list[dict[str, Any]]:
+    return read(f"tasks/{task}")["points"]
+
+
+def servers() -> dict[str, dict[str, dict[str, float]]]:
+    """Per server, per number of clients, what was measured."""
+    return read("serve")["servers"]
+
+
+SERVERS = {
+    "transformers serve, bfloat16": "transformers",
+    "solm, torch backend, bfloat16, dense": "torch",
+    "solm, cpu backend, bfloat16, dense": "cpu bfloat16",
+    "solm, cpu backend, int8, dense": "cpu int8",
+    "solm, cpu backend, int8, policy at net keep 0.6": "cpu int8 at 0.6",
+}
+
+
+def governed() -> tuple[float, dict[str, dict[str, float]]]:
+    """The objective in milliseconds, and per way of governing what was measured."""
+    found = read("governor")
+    return found["objective_ms"], found["servers"]
+
+
+def learning() -> list[dict[str, Any]]:
+    return read("learning")["points"]
+
+
+def free_running() -> list[dict[str, Any]]:
+    return read("free-running")["points"]
+
+
+def kl_difference(point: dict[str, Any], arm: str) -> Difference:
+    """KL from dense of the policy minus that of `arm`, of a point of `free_running`."""
+    return Difference.of(point[f"policy_minus_{ {'allocated': 'static', 'uniform': 'static-even'}[arm] }_kl"])
+
+
+def adherence() -> list[dict[str, Any]]:
+    return read("adherence")["points"]
+
+
+def best_of() -> list[dict[str, Any]]:
+    return read("best-of")["points"]
+
+
+def kv_cache() -> list[dict[str, Any]]:
+    return read("kv-cache")["points"]
+
+
+def policy_cost() -> list[dict[str, Any]]:
+    """Per precision and action space: milliseconds of a dense step, what decisions add, and that as a share."""
+    return read("policy-cost")["cpu"]
+
+
+def rollouts(dtype: str) -> dict[str, float]:
+    """Median token-steps per second of the ways to train."""
+    found = read(f"rollout-{dtype}")
+    return {
+        "random schedules": found["samples_per_second"]["default"]["median"],
+        **{f"policy gradient, {texts}": speed["median"] for texts, speed in found["rollouts_per_second"].items()},
+    }
+
+
+def tasks_speed() -> dict[str, Any]:
+    return read("tasks-speed")
+
+
+def nested() -> list[dict[str, Any]]:
+    [found] = read("dial-nested")["contexts"].values()
+    return found["settings"]

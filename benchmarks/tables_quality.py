@@ -1,0 +1,192 @@
+"""The tables about quality at equal compute."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import published as of
+from cells import NONE, interval, markdown, signed, table
+from published import Difference
+
+
+def compared(folder: str, spaces: Sequence[str], arms: Sequence[str], against: Sequence[str]) -> str:
+    rows = []
+    for space in spaces:
+        for found in of.comparisons(folder, space):
+            rows.append(
+                [
+                    f"{space}, {found.net_keep:g}",
+                    *(signed(found.above_dense[arm]) if arm in found.above_dense else NONE for arm in arms),
+                    *(interval(found.policy_minus[arm]) if arm in found.policy_minus else NONE for arm in against),
+                ]
+            )
+    return markdown(("Space, net keep", *arms, *(f"policy − {arm}" for arm in against)), rows)
+
+
+@table
+def baselines() -> str:
+    against = ("allocated", "uniform", "tuned", "best of 500")
+    return compared("policies", ["fine"], ("policy", *against, "token table"), against)
+
+
+@table
+def grids() -> str:
+    against = ("allocated", "uniform", "tuned", "best of 500")
+    spaces = ("attention-fine", "mlp-fine", "bits-fine", "joint-8", "joint-27", "joint-336")
+    return compared("policies", spaces, ("policy", "constant"), against)
+
+
+@table
+def rules() -> str:
+    return compared("rules", ("attention-fine", "mlp-fine"), ("policy", "constant", "top-p", "thresholds"),
+                    ("constant", "top-p", "thresholds"))  # fmt: skip
+
+
+@table
+def oracle() -> str:
+    """The share of an oracle's gain over constant schedules that the policy gets."""
+    rows = []
+    for space in ("joint-27", "mlp-fine"):
+        for found in of.comparisons("oracle", space):
+            lost = found.above_dense
+            shares = [(lost[arm] - lost["policy"]) / (lost[arm] - lost["oracle"]) for arm in ("allocated", "uniform")]
+            rows.append(
+                [f"{space}, {found.net_keep:g}",
+                 *(signed(lost[arm]) for arm in ("uniform", "allocated", "policy", "oracle")),
+                 *(f"{100 * share:.0f} %" for share in shares)]
+            )  # fmt: skip
+    return markdown(
+        ("Space, net keep", "uniform", "allocated", "policy", "oracle", "of allocated → oracle", "of uniform → oracle"),
+        rows,
+    )
+
+
+@table
+def allocation() -> str:
+    """Loss of the same share, by how it is dealt out to layers and KV heads."""
+
+    def row(name: str, found: dict[str, Any]) -> list[str]:
+        losses = [f"{found[key]['loss']:.3f}" for key in of.ALLOCATIONS.values()]
+        return [name, *losses, interval(Difference.of(found[of.HEADS_MINUS_UNIFORM]))]
+
+    rows = []
+    for context in (1024, 4096):
+        for found in of.allocation_text()[context]:
+            if (found["attention"], found["mlp"]) in ((0.1, 1), (0.2, 1), (1, 0.5), (1, 0.6), (0.2, 0.6)):
+                rows.append(row(f"text after {context:,}: pages {found['attention']:g}, MLP {found['mlp']:g}", found))
+    for name, label in (("longeval_lines", "line retrieval, whole answer"), ("niah_multikey", "needle, whole answer")):
+        rows += [row(f"{label}: pages {found['attention']:g}", found) for found in of.allocation_retrieval()[name]]
+    return markdown(("Nats above dense", *of.ALLOCATIONS, "by KV heads − uniform"), rows)
+
+
+@table
+def long_context() -> str:
+    rows = []
+    for context, arms in of.books().items():
+        cells = []
+        for share in (0.3, 0.2, 0.1):
+            uniform, allocated = (arms[of.book_arm(arm, share)] for arm in ("uniform", "allocated"))
+            cells.append(f"{uniform['minus_dense']['value']:+.3f} → {allocated['minus_dense']['value']:+.3f}")
+        policy = interval(Difference.of(arms[of.book_arm("policy", 0.2)]["minus_constant"]))
+        rows.append([f"{context:,}", *cells, f"{arms[of.book_arm('allocated', 0.2)]['bytes']:.2f}", policy])
+    head = [f"pages {share:g}: uniform → allocated" for share in (0.3, 0.2, 0.1)]
+    return markdown(("Context", *head, "bytes at 0.2", "policy − constant at 0.2"), rows)
+
+
+@table
+def retrieval() -> str:
+    rows = []
+    for name, label in (("longeval_lines", "lines"), ("niah_multikey", "needles")):
+        arms = of.retrieval()[name]
+        nats = {
+            arm: [f"{-arms[of.book_arm(arm, share)]['nats']:.1f}" for share in (0.3, 0.2, 0.1)]
+            for arm in ("uniform", "allocated")
+        }
+        rows.append(
+            [label, f"{-arms[of.book_arm('allocated', 1)]['nats']:.1f}", *(", ".join(nats[arm]) for arm in nats)]
+        )
+    return markdown(
+        ("Log-probability of the answer", "dense", "uniform at 0.3, 0.2, 0.1", "allocated at 0.3, 0.2, 0.1"), rows
+    )
+
+
+@table
+def tasks() -> str:
+    """Means over tasks: accuracy of dense and policy, and the policy's differences."""
+    points = {task: of.task_points(task) for task in of.TASKS}
+    budgets = sorted({point["budget"] for point in points["mmlu"] if point["arm"] != "dense"})
+    arms = ("dense", "uniform", "allocated", "tuned", "policy")
+
+    def score(task: str, arm: str, budget: float) -> float:
+        key = of.ARMS.get(arm, arm)
+        [found] = [p for p in points[task] if p["arm"] == key and (arm == "dense" or p["budget"] == budget)]
+        return 100 * found["scores"]["acc"]
+
+    rows = [
+        [f"{budget:g}", *(f"{sum(score(task, arm, budget) for task in points) / len(points):.1f}" for arm in arms)]
+        for budget in budgets
+    ]
+    return markdown(("Net keep", *arms), rows)
+
+
+@table
+def task_list() -> str:
+    rows = []
+    for task in of.TASKS:
+        points = of.task_points(task)
+        budgets = sorted({point["budget"] for point in points if point["arm"] != "dense"})
+        by = {(point["arm"], point["budget"]): point for point in points}
+        [dense] = [point for point in points if point["arm"] == "dense"]
+        rows.append(
+            [task, str(dense["questions"]), f"{100 * dense['scores']['acc']:.1f}",
+             *(f"{100 * by['policy', budget]['scores']['acc']:.1f}" for budget in budgets)]
+        )  # fmt: skip
+    return markdown(("Task", "questions", "dense", *(f"policy at {budget:g}" for budget in budgets)), rows)
+
+
+@table
+def learning() -> str:
+    names = {"values": "regression on counterfactual schedules (default)",
+             "grpo": "policy gradient, with our budget prior",
+             "grpo-paper": "policy gradient, as in the paper"}  # fmt: skip
+    minutes = sorted({point["limit"] for point in of.learning()})
+    by = {(point["method"], point["limit"]): point for point in of.learning()}
+    rows = [
+        [label, *(interval(Difference.of(by[key, limit]["difference"])) for limit in minutes)]
+        for key, label in names.items()
+    ]
+    return markdown(("Policy − allocated", *(f"{limit:g} minutes" for limit in minutes)), rows)
+
+
+@table
+def free_running() -> str:
+    rows = []
+    for point in of.free_running():
+        kl = {arm: point["arms"][of.ARMS[arm]]["kl"] for arm in ("policy", "allocated", "uniform")}
+        minus = [of.kl_difference(point, arm) for arm in ("allocated", "uniform")]
+        rows.append(
+            [f"{point['budget']:g}", *(f"{value:.4f}" for value in kl.values()), *(interval(d, 4) for d in minus)]
+        )
+    return markdown(("Net keep", "policy", "allocated", "uniform", "policy − allocated", "policy − uniform"), rows)
+
+
+@table
+def adherence() -> str:
+    rows = [
+        [
+            point["space"],
+            str(point["length"]),
+            *(f"{max(axis['max'] for axis in point[key].values()):.3f}" for key in ("policy", of.ARMS["allocated"])),
+        ]
+        for point in of.adherence()
+    ]
+    return markdown(("Space", "steps", "policy, largest miss", "allocated, largest miss"), rows)
+
+
+@table
+def best_of() -> str:
+    rows = [
+        [f"{p['budget']:g}", f"{p['best']:.3f}", f"{p['best_estimated_from_2']['mean']:.3f}", f"{p['policy']:.3f}",
+         interval(Difference.of(p["policy_minus_best"]))]
+        for p in of.best_of()
+    ]  # fmt: skip
+    return markdown(("Net keep", "best of 500", "as estimated from 2", "policy", "policy − best of 500"), rows)

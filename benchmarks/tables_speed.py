@@ -1,0 +1,208 @@
+"""The tables about time: what a step, a reply or a question takes."""
+
+from collections.abc import Callable
+from math import log
+
+import published as of
+from cells import NONE, change, interval, markdown, perplexity, table
+from published import BEST, Difference
+
+
+@table
+def headline() -> str:
+    """What the engine, the precision and the dial each contribute, everything else equal."""
+    at = (64, 1024, 4096)
+
+    def row(name: str, quality: str, before: Callable[[int], float], after: Callable[[int], float]) -> list[str]:
+        return [*name.split(": "), quality, *(change(before(context), after(context)) for context in at), NONE]
+
+    def dial(limit: float) -> list[str]:
+        cells = [NONE] * 4
+        for place, context in ((1, 1024), (3, 8064)):
+            cells[place] = change(of.dial_dense(context), of.fastest(context, log(1 + limit)).milliseconds["policy"])
+        words = f"perplexity at most +{100 * limit:.0f} %"
+        return ["**Dial**", "dense → policy, int4 weights, int8 KV cache", words, *cells]
+
+    return markdown(
+        ("Part", "What changes", "Quality", *(f"{context:,} tokens" for context in (*at, 8064))),
+        [
+            row(
+                "**Engine**: transformers → solm, bfloat16",
+                "the same weights",
+                of.transformers_step,
+                lambda context: of.step("bfloat16", "dense", context),
+            ),
+            row(
+                "**Engine**: llama.cpp Q8_0 → solm int8, every logit",
+                "8-bit weights on both sides",
+                lambda context: of.llama_cpp_step("Q8_0", context),
+                lambda context: of.step("int8", "dense, every logit", context),
+            ),
+            row(
+                "**Engine**: llama.cpp Q4_1 → solm int4, every logit",
+                "the same 4-bit weights",
+                lambda context: of.llama_cpp_step("Q4_1", context),
+                lambda context: of.step("int4", "dense, every logit", context),
+            ),
+            row(
+                "**Precision**: bfloat16 → int4 weights, int8 KV cache",
+                "no weight of the layers is rounded",
+                lambda context: of.step("bfloat16", "dense", context),
+                lambda context: of.step(BEST, "dense", context),
+            ),
+            dial(0.05),
+            dial(0.15),
+        ],
+        words=3,
+    )
+
+
+@table
+def clock() -> str:
+    """Milliseconds of a decode step."""
+
+    def row(name: str, read: Callable[[int], float]) -> list[str]:
+        return [name, *(f"{read(context):.1f}" for context in of.contexts())]
+
+    peers = [row("transformers, bfloat16", of.transformers_step)]
+    peers += [
+        row(f"llama.cpp {kind}", lambda c, k=kind: of.llama_cpp_step(k, c)) for kind in ("BF16", "Q8_0", "Q4_1", "Q4_0")
+    ]
+    shown = [
+        (kind, setting)
+        for kind in ("float32", "bfloat16", "int8", "int8+int8", "int4", BEST)
+        for setting in ("dense", "dense, every logit", "pages 0.2, mlp 0.6")
+        if kind not in ("float32", "bfloat16") or setting == "dense"
+    ]
+    ours = [
+        row(
+            f"solm {kind.replace('+int8', ', int8 KV cache')}, {setting.replace('mlp', 'MLP')}",
+            lambda c, k=kind, s=setting: of.step(k, s, c),
+        )
+        for kind, setting in shown
+    ]
+    return markdown(("Milliseconds per step", *(f"{context:,} tokens" for context in of.contexts())), peers + ours)
+
+
+@table
+def budget() -> str:
+    """What a setting costs and saves, by context."""
+    found = {context: {(s.pages, s.mlp): s for s in of.dial(context)} for context in of.DIAL_FILES}
+    settings = [
+        (0.4, 1.0),
+        (0.4, 0.8),
+        (0.4, 0.7),
+        (0.2, 1.0),
+        (0.2, 0.8),
+        (0.2, 0.7),
+        (0.2, 0.6),
+        (0.1, 0.8),
+        (0.1, 0.6),
+    ]
+    rows = [["1", "1", *(cell for context in found for cell in (f"{of.dial_dense(context):.1f}", "1.00×", "0 %"))]]
+    for setting in settings:
+        cells = []
+        for context, known in found.items():
+            if setting in known:
+                time = known[setting].milliseconds["policy"]
+                cells += [
+                    f"{time:.1f}",
+                    f"{of.dial_dense(context) / time:.2f}×",
+                    perplexity(known[setting].loss["policy"].value),
+                ]
+            else:
+                cells += [NONE] * 3
+        rows.append([f"{setting[0]:g}", f"{setting[1]:g}", *cells])
+    head = [cell for context in found for cell in (f"{context:,} tokens: ms", "speed", "perplexity")]
+    return markdown(("KV pages", "MLP", *head), rows, words=2)
+
+
+@table
+def equal_time() -> str:
+    """At 1,024 tokens: loss and milliseconds of the same shares."""
+    rows = [
+        [
+            f"pages {s.pages:g}, MLP {s.mlp:g}", *(f"{s.loss[arm].value:.3f}" for arm in of.DIAL_ARMS),
+            " / ".join(f"{s.milliseconds[arm]:.2f}" for arm in of.DIAL_ARMS),
+            interval(s.policy_minus["allocated minus uniform"]), interval(s.policy_minus["allocated"]),
+        ]
+        for s in of.dial(1024)
+    ]  # fmt: skip
+    return markdown(("Shares", *of.DIAL_ARMS, "milliseconds", "allocated − uniform", "policy − allocated"), rows)
+
+
+@table
+def serving() -> str:
+    rows = []
+    for label, key in of.SERVERS.items():
+        cells = []
+        for clients in ("1", "4"):
+            found = of.servers()[key][clients]
+            cells += [
+                f"{found['tokens_per_second']:.0f}",
+                f"{found['first_p50_ms']:,.0f}",
+                f"{found['tpot_p50_ms']:.1f}",
+            ]
+        rows.append([label, *cells])
+    head = [
+        f"{n}: {what}" for n in ("1 client", "4 clients") for what in ("tokens/s", "first token, ms", "ms per token")
+    ]
+    return markdown(("Server", *head), rows)
+
+
+@table
+def governor() -> str:
+    objective, found = of.governed()
+    rows = [
+        [name, f"{r['tpot_p50_ms']:.1f}", f"{r['tpot_p95_ms']:.1f}", f"{r['tokens_per_second']:.0f}",
+         f"{r['first_p50_ms'] / 1000:.1f}", f"{r['net_keep']:.2f}"]
+        for name, r in found.items()
+    ]  # fmt: skip
+    head = ("tokens/s", "first token, s", "net keep")
+    return markdown((f"Objective: {objective:.1f} ms", "ms per token, median", "95th percentile", *head), rows)
+
+
+@table
+def policy_cost() -> str:
+    rows = [
+        [f"{p['precision']}, {p['space']}", f"{p['dense']:.2f}", f"{p['added']:.3f}", f"{100 * p['overhead']:.1f} %"]
+        for p in of.policy_cost()
+    ]
+    return markdown(("Precision, action space", "dense step, ms", "decisions, ms", "share"), rows)
+
+
+@table
+def training_speed() -> str:
+    names = {
+        "random schedules": "random schedules, as the default method trains",
+        "policy gradient, 2 texts": "policy gradient, 2 texts × 16 schedules × 16 steps",
+        "policy gradient, 8 texts": "policy gradient, 8 texts × 16 schedules × 16 steps",
+    }
+    found = [of.rollouts(dtype) for dtype in ("bfloat16", "float32")]
+    rows = [[label, *(f"{speeds[name]:.0f}" for speeds in found)] for name, label in names.items()]
+    return markdown(("Token-steps per second", "bfloat16", "float32"), rows)
+
+
+@table
+def tasks_speed() -> str:
+    rows = []
+    for key, label in (("5-shot", "five examples"), ("0-shot", "none")):
+        found = of.tasks_speed()[key]["questions_per_second"]
+        rows.append([label, *(f"{found[arm]:.2f}" for arm in ("hf", "dense", "policy"))])
+    return markdown(("Questions per second, MMLU", "lm-eval's hf model", "solm dense", "solm policy"), rows)
+
+
+@table
+def nested() -> str:
+    rows = [
+        [f"pages {s['pages']:g}, MLP {s['mlp']:g}", f"{100 * (s['bits'] - 0.25) / 0.75:.0f} %",
+         f"{s['allocated']['loss']['value']:.3f}", f"{s['allocated']['speedup']:.2f}×"]
+        for s in of.nested() if s["mlp"] > 0.75
+    ]  # fmt: skip
+    return markdown(("Shares", "steps that read both halves", "loss, nats", "speed, dense int8 = 1"), rows)
+
+
+@table
+def kv_cache() -> str:
+    rows = [[f"{p['pages']:g}", interval(Difference.of(p["int8_minus_auto"]))] for p in of.kv_cache()]
+    return markdown(("KV pages read", "int8 − bfloat16, nats per token"), rows)

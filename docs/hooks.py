@@ -1,0 +1,75 @@
+"""A hook of mkdocs: writes the command line reference from the commands themselves."""
+
+from typing import Any
+
+import typer
+
+MARK = "<!-- commands -->"
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """The page's text, with every command in place of the mark."""
+    return markdown.replace(MARK, commands()) if page.file.src_uri == "cli.md" else markdown
+
+
+def commands() -> str:
+    """Markdown of all commands: usage, help and options."""
+    from solm.cli.main import app
+
+    group: Any = typer.main.get_command(app)
+    return "\n\n".join(section(name, command) for name, command in described(group, "solm"))
+
+
+def described(group: Any, prefix: str) -> list[tuple[str, Any]]:
+    """Every command below `group` with its full name."""
+    found = []
+    context = typer.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if not command.hidden:
+            whole = f"{prefix} {name}"
+            found += described(command, whole) if hasattr(command, "list_commands") else [(whole, command)]
+    return found
+
+
+def section(name: str, command: Any) -> str:
+    parameters = [parameter for parameter in command.params if parameter.name != "help"]
+    arguments = [parameter for parameter in parameters if parameter.param_type_name == "argument"]
+    options = [parameter for parameter in parameters if parameter.param_type_name == "option"]
+    required = [option for option in options if option.required]
+    usage = " ".join(
+        [name, *(argument.name.upper() for argument in arguments), *(f"{o.opts[0]} {o.name.upper()}" for o in required)]
+    )
+    more = " [OPTIONS]" if len(required) < len(options) else ""
+    lines = [f"## {name}", "", f"```\n{usage}{more}\n```", "", help_text(command.help or "")]
+    if parameters:
+        lines += ["", "| Option | Meaning | Default |", "| --- | --- | --- |"]
+        lines += [row(parameter) for parameter in parameters]
+    return "\n".join(lines)
+
+
+def help_text(text: str) -> str:
+    """The help as markdown: indented lines, which are examples, as one block of code."""
+    words, code = [], []
+    for line in text.replace("\b\n", "").splitlines():
+        if line.startswith("  "):
+            code.append(line.strip())
+        elif line.strip() or not code:
+            words.append(line)
+    block = "\n\n```\n" + "\n".join(code) + "\n```" if code else ""
+    return "\n".join(words).strip() + block
+
+
+def row(parameter: Any) -> str:
+    """One line of the table of options."""
+    argument = parameter.param_type_name == "argument"
+    name = parameter.name.upper() if argument else ", ".join([*parameter.opts, *parameter.secondary_opts])
+    default = parameter.default
+    if parameter.required:
+        shown = "required"
+    elif default is None or default is False or callable(default) or "Sentinel" in type(default).__name__:
+        shown = ""
+    else:
+        shown = f"`{default}`" if default is not True else f"`{parameter.opts[0]}`"
+    meaning = (getattr(parameter, "help", None) or "").replace("|", "\\|")
+    return f"| `{name}` | {meaning} | {shown} |"
