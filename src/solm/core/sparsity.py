@@ -31,7 +31,7 @@ class SparsityConfig(BaseModel):
     bits_group: int | None = Field(32, ge=1)
     """Channels that share one quantisation scale; None: the whole token."""
     allocation: Allocation | None = None
-    """How κ and ρ are dealt out to KV heads and layers; None: evenly."""
+    """The shares of attention and MLP that KV heads and layers keep; None: all the same."""
 
     @model_validator(mode="after")
     def _check_window(self) -> "SparsityConfig":
