@@ -40,7 +40,7 @@ from solm.training.ranks import Ranks
 from solm.training.regression import fit
 from solm.training.rollout import collect, step_generator
 from solm.training.sources import draw_windows, training_streams
-from solm.training.values import SAMPLES, calibrate, level_costs, read_samples
+from solm.training.values import SAMPLES, average_costs, read_samples, set_level_costs
 from texts import Texts
 
 SOURCES = ("books", "code", "news", "qa", "technical", "textbooks", "web", "wiki")
@@ -56,7 +56,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "grpo-process": {"advantage": "process"},
     "grpo-outcome": {"advantage": "outcome"},
     "grpo-myopic": {"gamma": 0.01},
-    "grpo-long": {"horizon": 64},
+    "grpo-long": {"length": 64},
 }
 """What differs from the defaults of `solm train`."""
 TEXTS, CONTEXT, LENGTH = 48, 512, 128
@@ -94,10 +94,10 @@ def grpo(lm: LanguageModel, config: TrainConfig, streams: list[TokenStream], lim
     torch.manual_seed(config.seed)
     sizes = NetworkConfig(
         base_hidden=lm.control.shapes.hidden, actions=len(config.space), width=config.width, heads=config.heads,
-        memory=config.memory, temperature=config.temperature, budget_prior=config.budget_prior,
+        budget_prior=config.budget_prior,
     )  # fmt: skip
     network = PolicyNetwork(sizes)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=0.01)
     folder = RunFolder(out, config)
     folder.restore(network, optimizer)
     records = logged(out)
@@ -128,7 +128,7 @@ def values(
     parts = [read_samples(out, len(records))] if records else []
     clock = Clock(records[-1]["seconds"] if records else 0)
     if not records:
-        write_tensors(out / COSTS, {str(axis): cost for axis, cost in enumerate(level_costs(lm, config, streams))})
+        write_tensors(out / COSTS, {str(axis): cost for axis, cost in enumerate(average_costs(lm, config, streams))})
     while not records or clock() + FIT * len(records) < 60 * limit:
         batch = len(records) + 1
         generator = step_generator(config.seed, batch, 0)
@@ -142,7 +142,7 @@ def values(
     samples = Samples.join(parts)
     network, found = fit(samples, sizes, config.fit)
     costs = read_tensors(out / COSTS)
-    calibrate(network, [costs[str(axis)] for axis in range(3)])
+    set_level_costs(network, [costs[str(axis)] for axis in range(3)])
     known = PolicyConfig(base=lm.identity, space=config.space, sparsity=lm.sparsity, network=network.config)
     said = {"token_steps": samples.cost.numel(), "explained": found.explained[-1], "slopes": found.slopes}
     return Snapshot(clock() / 60, TrainedPolicy(known, network), said)

@@ -33,7 +33,7 @@ class SparsityConfig(BaseModel):
     bits_group: int | None = Field(32, ge=1)
     """Channels that share one quantisation scale; None: the whole token."""
     allocation: Allocation | None = None
-    """How κ and ρ are dealt out to KV heads and layers; None: evenly."""
+    """The shares of attention and MLP that KV heads and layers keep; None: all the same."""
     thresholds: ChannelThresholds | None = None
     """Keep the MLP channels that pass a threshold, and realise what passed; None: exactly the share ρ of them."""
 

@@ -119,9 +119,6 @@ class TrainConfig(RunConfig):
     updates: int = Field(400, ge=1)
 
     learning_rate: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    gradient_clip: float = Field(2.0, gt=0)
-    ratio_clip: float = Field(0.2, gt=0)
     entropy: float = Field(0.05, ge=0)
     epochs: int = Field(1, ge=1)
     """Optimiser steps per batch. With one, the ratio is always 1 and the objective is REINFORCE with a group
@@ -129,16 +126,11 @@ class TrainConfig(RunConfig):
     gamma: float = Field(0.85, gt=0, le=1)
     advantage: Literal["priced", "process", "outcome"] = "priced"
     """How advantages are computed: see `solm.training.objective.advantages`."""
-    penalty: tuple[float, float, float] = (100.0, 100.0, 200.0)
-    tolerance: float = Field(0.02, ge=0)
-    """Budget gap per axis without penalty, in shares."""
     budgets: tuple[float, ...] = ()
     """Net keeps to train at. Empty: every axis is drawn uniformly from its range, independently."""
 
     width: int = Field(256, ge=8)
     heads: int = Field(4, ge=1)
-    memory: int = Field(64, ge=1)
-    temperature: float = Field(1.3, gt=0)
     budget_prior: bool = True
     checkpoint_every: int = Field(50, ge=1)
     accumulate: int = Field(1, ge=1)

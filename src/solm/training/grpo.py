@@ -20,6 +20,8 @@ from solm.training.ranks import Ranks
 from solm.training.rollout import Batch, collect
 from solm.training.sources import Record, provenance, training_streams
 
+_WEIGHT_DECAY, _GRADIENT_CLIP = 0.01, 2.0
+
 
 def train(
     lm: LanguageModel,
@@ -44,12 +46,10 @@ def train(
             actions=len(config.space),
             width=config.width,
             heads=config.heads,
-            memory=config.memory,
-            temperature=config.temperature,
             budget_prior=config.budget_prior,
         )
     ).to(lm.backend.device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=_WEIGHT_DECAY)
     ranks = ranks or Ranks()
     ranks.share(config.texts)
     folder = RunFolder(out, config, ranks)
@@ -181,7 +181,7 @@ def optimise(
             loss.total.backward()
             entropy += loss.entropy.detach()
         ranks.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_CLIP)
         optimizer.step()
     network.eval()
     ranks.add_up([entropy])

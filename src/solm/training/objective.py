@@ -6,6 +6,12 @@ import torch
 
 from solm.training.config import TrainConfig
 
+_PENALTY = (100.0, 100.0, 200.0)
+"""Weight per axis of the squared budget gap."""
+_TOLERANCE = 0.02
+"""Budget gap per axis without penalty, in shares."""
+_RATIO_CLIP = 0.2
+
 
 def returns_to_go(rewards: torch.Tensor, gamma: float) -> torch.Tensor:
     """G_t = Σ γ^i r_{t+i} along the last dimension."""
@@ -23,8 +29,8 @@ def budget_penalty(
     Only axes with more than one level count.
     """
     gap = realised - target
-    weight = torch.tensor(config.penalty) * torch.tensor([levels > 1 for levels in config.space.shape])
-    excess = (gap.abs() - config.tolerance).clamp(min=0)
+    weight = torch.tensor(_PENALTY) * torch.tensor([levels > 1 for levels in config.space.shape])
+    excess = (gap.abs() - _TOLERANCE).clamp(min=0)
     return (weight.to(gap) * excess**2).sum(-1), gap
 
 
@@ -76,7 +82,7 @@ def clipped_objective(
     log_policy = logits.log_softmax(-1)
     chosen = log_policy.gather(-1, actions[..., None])[..., 0]
     ratio = (chosen - old).exp()
-    clipped = ratio.clamp(1 - config.ratio_clip, 1 + config.ratio_clip)
+    clipped = ratio.clamp(1 - _RATIO_CLIP, 1 + _RATIO_CLIP)
     gain = torch.minimum(ratio * advantage, clipped * advantage)
     entropy = -(log_policy.exp() * log_policy).sum(-1)
     mean_entropy = (entropy * weight).sum()
