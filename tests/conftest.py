@@ -7,6 +7,12 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if importlib.util.find_spec("triton") is not None:
+    # Triton decides at its import, which other packages cause, whether it interprets kernels on the CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton.language  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
 
 import pytest
 import torch

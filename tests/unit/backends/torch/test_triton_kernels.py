@@ -1,7 +1,4 @@
-"""The Triton kernels against plain torch, on the CPU. test_triton.py runs this file with TRITON_INTERPRET=1: Triton
-decides at its import whether it interprets."""
-
-import os
+"""The Triton kernels against plain torch, on the CPU under Triton's interpreter."""
 
 import pytest
 import torch
@@ -19,13 +16,16 @@ from solm.backends.torch.pages import PageBounds, select_pages
 from solm.backends.torch.plan import make_plan
 from solm.backends.torch.select import keep_channels
 from solm.backends.torch.session import Session
-from solm.backends.torch.triton import channel_product as products
-from solm.backends.torch.triton import page_attention
 from solm.core.allocation import Allocation
 from solm.core.cost import ModelShapes
 from solm.core.sparsity import SparsityConfig
 
-assert os.environ.get("TRITON_INTERPRET") == "1", "run by test_triton.py"
+pytest.importorskip("triton")
+with pytest.MonkeyPatch.context() as patched:
+    patched.setenv("TRITON_INTERPRET", "1")
+    from solm.backends.torch.triton import channel_product as products
+    from solm.backends.torch.triton import page_attention
+
 SHAPES = ModelShapes(layers=2, hidden=64, intermediate=96, heads=4, kv_heads=2, head_dim=16, vocabulary=259, gated=True)
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
@@ -80,6 +80,11 @@ class Case:
         visible = self.layout.visible(None)[1][:, :, :, None]
         prefix = None if masks[0] is None else masks[0][:, :, :, 0, 0].expand(shape)
         return prefix, (masks[1] & visible)[:, :, :, 0, 0].expand(shape)
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture
