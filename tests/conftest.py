@@ -43,7 +43,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("slow")
 
 
-@pytest.fixture(params=TESTED_FAMILIES)
+REPRESENTATIVE = ("llama", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox", "olmo2")
+"""Families that differ most in their code: norms of queries and keys, sliding layers and softcaps, fused projections,
+transposed weights, parallel branches, norms after layers. `make test` runs these, `make test-all` all."""
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(family, marks=[] if family in REPRESENTATIVE else [pytest.mark.slow]) for family in TESTED_FAMILIES
+    ]
+)
 def family(request) -> str:
     return request.param
 

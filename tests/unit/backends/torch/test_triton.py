@@ -29,7 +29,9 @@ def run(*arguments, **environment):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize(("capability", "dtype"), [("80", "float32"), ("90", "bfloat16")])
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [pytest.param("80", "float32", marks=pytest.mark.slow), ("90", "bfloat16")]
+)
 def test_kernels_compile_for_gpus_and_fit_their_shared_memory(capability, dtype, tmp_path):
     # A process of its own: Triton interprets kernels in this one.
     done = run("-m", "helpers.compile_kernels", capability, dtype, TRITON_CACHE_DIR=str(tmp_path), PYTHONPATH=PATH)

@@ -202,7 +202,7 @@ def decode(model, sparsity, keep, lengths, forks):
 @pytest.mark.parametrize(
     ("family", "action", "lengths", "forks", "sparsity"),
     [
-        ("llama", "joint", [150], 1, {}),
+        pytest.param("llama", "joint", [150], 1, {}, marks=pytest.mark.slow),  # part of the next one
         ("llama", "joint", [101, 77], 2, {}),
         ("qwen3", "attention", [120], 1, {}),
         ("llama", "mlp", [100, 60], 1, {"mlp_site": "gate-first"}),
