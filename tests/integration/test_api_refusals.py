@@ -51,7 +51,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_request_is_refused(address, name):
+def test_malformed_bodies_are_refused(address, name):
     answer = httpx.post(
         f"{address}/v1/chat/completions", content=BAD[name], headers={"Content-Type": "application/json"}
     )
@@ -61,7 +61,7 @@ def test_what_is_no_request_is_refused(address, name):
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_done_is_refused_by_name(address, client, name):
+def test_invalid_parameters_are_refused_by_name(address, client, name):
     change, param = WRONG[name]
     body = {"model": "tiny", "messages": CHAT, "max_tokens": 2} | change
     answer = httpx.post(f"{address}/v1/chat/completions", json=body)

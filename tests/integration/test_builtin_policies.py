@@ -48,7 +48,7 @@ def test_it_holds_every_budget_and_beats_static_at_the_same_spending(real_model,
             assert ours.log_probabilities.mean() > static.log_probabilities.mean()
 
 
-def test_the_native_one_keeps_its_budgets_under_its_profile(real_model):
+def test_the_policy_for_the_cpu_backend_keeps_its_budgets_under_its_allocation(real_model):
     model, tokenizer = real_model
     trained = TrainedPolicy.from_pretrained(f"{NAME}-cpu")
     allocation = trained.config.sparsity.allocation

@@ -167,7 +167,7 @@ def test_inspect_says_what_works_and_why_not(trained, tmp_path):
     assert "family 'mixtral'" in content["combines"]["cpu backend"]["reason"]
 
 
-def test_users_mistakes_are_one_line_and_exit_2(trained, tmp_path, monkeypatch, capsys):
+def test_user_errors_are_one_line_and_exit_with_code_2(trained, tmp_path, monkeypatch, capsys):
     model, policy = trained
     (tmp_path / "short.txt").write_text("too short")
     (tmp_path / "bad.jsonl").write_text('{"text": "x"}\nnope\n')
@@ -216,7 +216,7 @@ def test_users_mistakes_are_one_line_and_exit_2(trained, tmp_path, monkeypatch, 
         assert error.count("\n") == 1, error
 
 
-def test_damage_exits_3(trained, tmp_path):
+def test_a_damaged_policy_exits_with_code_3(trained, tmp_path):
     import shutil
 
     model, policy = trained

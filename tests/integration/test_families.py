@@ -99,7 +99,7 @@ def test_padded_rows_and_rows_with_other_actions_equal_each_row_alone(family):
 
 @pytest.mark.parametrize("name", SPARSITY)
 @pytest.mark.parametrize("family_", ["llama", "gemma2", "gpt2"])
-def test_forks_equal_separate_rows_under_every_semantics(name, family_):
+def test_forks_equal_separate_rows_under_every_sparsity(name, family_):
     control = ModelControl(tiny_model(family_))
     ids, keep = tokens(2, CONTEXT + STEPS + 1), mixed_keep(6)
     parent = Session(control, SPARSITY[name])

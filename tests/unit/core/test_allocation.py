@@ -17,6 +17,6 @@ from solm.core.allocation import KNOTS, Allocation
         ({"mlp": ((*EVEN[:3], 0.05, *EVEN[4:]), EVEN)}, "rise from at least 0 to 1"),
     ],
 )
-def test_wrong_profiles_are_refused(change, message):
+def test_malformed_allocations_are_refused(change, message):
     with pytest.raises(ValidationError, match=message):
         Allocation(**{"attention": (EVEN, EVEN), "mlp": (EVEN, EVEN), **change})

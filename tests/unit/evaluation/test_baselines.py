@@ -180,7 +180,7 @@ def test_every_baseline_is_an_arm_on_the_same_tokens(value_lm, byte_tokenizer):
             assert found[name].axes[axis] == pytest.approx(share, abs=0.07), (name, axis)
 
 
-def test_what_a_baseline_lacks_is_one_line(tiny_lm, exact_lm):
+def test_a_baseline_that_cannot_run_gives_one_line(tiny_lm, exact_lm):
     space = ActionSpace.preset("joint-8")
     with pytest.raises(SolmError, match="unknown baseline 'quest'; choose among constant"):
         baseline("quest", exact_lm, space)

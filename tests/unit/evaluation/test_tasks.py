@@ -61,7 +61,7 @@ def test_all_arms_answer_the_same_questions_at_what_was_asked(tiny_lm, questions
     assert "lambada_openai" in str(task_table(result).columns[0]._cells)
 
 
-def test_static_even_is_static_without_the_profile(tiny_lm, questions, monkeypatch):
+def test_uniform_is_static_without_the_allocation(tiny_lm, questions, monkeypatch):
     space = ActionSpace(mlp=(0.4, 1.0))
     settings = TaskSettings(tasks=("arc_easy",), budgets=(0.85,), limit=6, fewshot=3, batch=4)
     tasks = load_tasks(["arc_easy"], questions)
@@ -98,7 +98,7 @@ def test_an_interrupted_run_goes_on(tiny_lm, questions, tmp_path):
     assert not partial.exists()
 
 
-def test_what_cannot_be_read_is_named(questions, tmp_path):
+def test_unknown_tasks_and_broken_files_are_named(questions, tmp_path):
     with pytest.raises(DataError, match="unknown task 'arc_esay'"):
         load_tasks(["arc_esay"], questions)
     with pytest.raises(DataError, match="there is no folder"):

@@ -66,7 +66,7 @@ def test_every_source_is_compared_by_itself(value_lm, byte_tokenizer, tmp_path):
     assert not partial.exists()
 
 
-def test_what_is_missing_is_told_before_the_work(value_lm, tiny_lm, byte_tokenizer):
+def test_missing_inputs_are_reported_before_the_work(value_lm, tiny_lm, byte_tokenizer):
     short = stream_of(["One fish."], byte_tokenizer, "short.txt")
     with pytest.raises(DataError, match=r"short.txt holds 10 tokens"):
         shift(value_lm, [streams(byte_tokenizer)[0], short], SETTINGS)

@@ -9,7 +9,7 @@ from solm.data.windows import stream_of
 from solm.research.kv_drift import plot, pollution
 
 
-def test_a_burst_costs_while_it_lasts_and_less_after_it(tiny_lm):
+def test_a_burst_of_sparsity_costs_while_it_lasts_and_less_after_it(tiny_lm):
     stream = stream_of([TEXT], tiny_lm.tokenizer, "fish")
     sizes = {"burst": 8, "stretch": 8, "sequences": 6, "context": 90, "length": 40}
     result = pollution(tiny_lm, [stream], Action(0.1, 0.1, 3), **sizes)
