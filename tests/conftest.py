@@ -8,6 +8,12 @@ import shutil
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if importlib.util.find_spec("triton") is not None:
+    # Triton decides at its import, which other packages cause, whether it interprets kernels on the CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton.language  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
 
 import pytest
 import torch
@@ -38,7 +44,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("slow")
 
 
-@pytest.fixture(params=TESTED_FAMILIES)
+REPRESENTATIVE = ("llama", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox", "olmo2")
+"""Families that differ most in their code: norms of queries and keys, sliding layers and softcaps, fused projections,
+transposed weights, parallel branches, norms after layers. `make test` runs these, `make test-all` all."""
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(family, marks=[] if family in REPRESENTATIVE else [pytest.mark.slow]) for family in TESTED_FAMILIES
+    ]
+)
 def family(request) -> str:
     return request.param
 

@@ -63,6 +63,12 @@ def running(service: Service, keys=(), hosts=("127.0.0.1", "localhost")):
         service.lm.detach()
 
 
+def slow_passes(monkeypatch, seconds: float) -> None:
+    """From now on every pass of a session after its prefill takes `seconds` longer."""
+    extend = Session.extend
+    monkeypatch.setattr(Session, "extend", lambda *a, **k: (time.sleep(seconds), extend(*a, **k))[1])
+
+
 def until(true, seconds: float = 60.0) -> None:
     """Wait for a condition that another thread brings about."""
     end = time.monotonic() + seconds

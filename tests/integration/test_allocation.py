@@ -31,7 +31,7 @@ def control():
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 @pytest.mark.parametrize(("power", "heads"), [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("action", [(0.3, 1.0, 16), (1.0, 0.5, 16), (0.25, 0.4, 6), (1.0, 1.0, 16)])
-def test_the_engine_deals_as_the_reference_does(control, action, power, heads):
+def test_both_backends_carry_out_an_allocation_alike(control, action, power, heads):
     sparsity = sparsity_of(*BENDS, hidden_power=power)
     if heads > 1:
         sparsity = sparsity.under(by_head(sparsity.allocation))
@@ -52,7 +52,7 @@ def test_the_engine_deals_as_the_reference_does(control, action, power, heads):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
-def test_a_turn_in_mid_pass_books_what_each_part_spent(control):
+def test_a_mid_pass_decision_spends_what_its_parts_spend(control):
     sparsity = sparsity_of(*BENDS)
     low, high = keep_of((0.2, 0.4, 16), 2, 30), keep_of((0.6, 0.9, 16), 2, 30)
     parts = [make_plan(keep, 101 + torch.arange(30).expand(2, 30), sparsity, control.shapes) for keep in (low, high)]
@@ -84,7 +84,7 @@ def test_an_interrupted_command_says_how_to_go_on(tiny_folder, tmp_path, monkeyp
     assert "goes on from there" in done.output
 
 
-def test_a_policy_keeps_its_profile_and_another_model_is_refused(found):
+def test_an_allocation_for_another_model_is_refused(found):
     with pytest.raises(PolicyMismatchError, match="4 layers, this one has 2"):
         solm.attach(tiny_model("llama"), sparsity=sparsity_of(*BENDS))
     three = Allocation(attention=(EVEN,) * 6, mlp=(EVEN,) * 2)
@@ -94,7 +94,7 @@ def test_a_policy_keeps_its_profile_and_another_model_is_refused(found):
     solm.attach(model).detach()  # the refusal left no hooks behind elsewhere, and this model is free
 
 
-def test_the_commands_work_together(tiny_folder, tmp_path):
+def test_train_uses_the_allocation_that_allocate_wrote(tiny_folder, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("All that glisters is not gold, often have you heard that told. " * 60)
     layers, run = tmp_path / "layers.json", tmp_path / "run"

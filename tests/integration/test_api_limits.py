@@ -46,7 +46,7 @@ EDGES = {
 
 
 @pytest.mark.parametrize("name", EDGES)
-def test_the_last_value_is_answered_and_the_next_refused(address, name):
+def test_values_at_a_limit_are_answered_and_beyond_it_refused(address, name):
     make, most, param = EDGES[name]
     assert post(address, make(most)).status_code == 200, post(address, make(most)).text
     refused = post(address, make(most + 1))
@@ -115,7 +115,7 @@ TYPES = {
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_nothing_is_taken_for_something_else(address, name):
+def test_values_of_other_types_are_refused(address, name):
     change, param = TYPES[name]
     answer = post(address, change)
     assert answer.status_code == 400, answer.text
@@ -142,7 +142,7 @@ HEAD = (
 )
 
 
-def test_bodies_that_never_come(address, monkeypatch, caplog):
+def test_incomplete_bodies_time_out(address, monkeypatch, caplog):
     with raw(address, HEAD % 10**9) as connection:
         assert b" 413 " in connection.recv(64)
     monkeypatch.setattr(app_module, "BODY_SECONDS", 0.2)

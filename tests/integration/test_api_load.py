@@ -12,14 +12,15 @@ from helpers.serving import CHAT, ask, gauges, running, tiny_service, until
 from solm.backends.session import Session
 
 
-def test_two_hundred_at_once_all_get_their_own_answer(service, client):
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_many_at_once_all_get_their_own_answer(service, client, count):
     rng = random.Random(0)
     orders = [
         {
             "messages": [{"role": "user", "content": f"secret {number} " * rng.randint(1, 20)}], "temperature": 0,
             "max_tokens": rng.randint(1, 24), "budget": rng.choice([None, 0.5, 0.7, 0.9]), "stream": rng.random() < 0.5,
         }
-        for number in range(200)
+        for number in range(count)
     ]  # fmt: skip
 
     def one(order):
@@ -28,15 +29,17 @@ def test_two_hundred_at_once_all_get_their_own_answer(service, client):
             return "".join(piece.choices[0].delta.content or "" for piece in answer)
         return answer.choices[0].message.content
 
-    with ThreadPoolExecutor(200) as pool:
+    with ThreadPoolExecutor(count) as pool:
         together = list(pool.map(one, orders))
-    some = rng.sample(range(200), 12)
+    some = rng.sample(range(count), 12)
     assert [together[number] for number in some] == [one(orders[number]) for number in some]
     until(lambda: gauges(service) == (0, 0, 0))
 
 
-def test_five_hundred_hang_up_and_nothing_is_left(service, address, client):
-    rng = random.Random(1)
+@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_many_hang_up_and_nothing_is_left(service, address, client, count):
+    rng, cancelled = random.Random(1), ("solm_rows_ended_total", {"reason": "cancelled"})
+    before = service.metrics.registry.get_sample_value(*cancelled) or 0
 
     def hang_up(number):
         body = {"model": "tiny", "messages": CHAT, "max_tokens": 350, "stream": number % 2 == 0}
@@ -56,10 +59,10 @@ def test_five_hundred_hang_up_and_nothing_is_left(service, address, client):
             return
 
     with ThreadPoolExecutor(24) as pool:
-        list(pool.map(hang_up, range(500)))
+        list(pool.map(hang_up, range(count)))
     until(lambda: gauges(service) == (0, 0, 0), 120)
     assert service.scheduler.busy == 0
-    assert service.metrics.registry.get_sample_value("solm_rows_ended_total", {"reason": "cancelled"}) > 250
+    assert (service.metrics.registry.get_sample_value(*cancelled) or 0) - before > count / 2
     assert ask(client).choices[0].message.content
 
 

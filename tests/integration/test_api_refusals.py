@@ -1,14 +1,13 @@
 """Requests that the API refuses: malformed, out of range, too many, and without a key."""
 
 import base64
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
 import pytest
 
-from helpers.serving import CHAT, ask, running, tiny_service
+from helpers.serving import CHAT, ask, running, slow_passes, tiny_service
 from solm.serving.settings import MAX_BODY
 
 BAD = {
@@ -52,7 +51,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_request_is_refused(address, name):
+def test_malformed_bodies_are_refused(address, name):
     answer = httpx.post(
         f"{address}/v1/chat/completions", content=BAD[name], headers={"Content-Type": "application/json"}
     )
@@ -62,7 +61,7 @@ def test_what_is_no_request_is_refused(address, name):
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_done_is_refused_by_name(address, client, name):
+def test_invalid_parameters_are_refused_by_name(address, client, name):
     change, param = WRONG[name]
     body = {"model": "tiny", "messages": CHAT, "max_tokens": 2} | change
     answer = httpx.post(f"{address}/v1/chat/completions", json=body)
@@ -90,12 +89,11 @@ def test_other_refusals(address, client):
     assert httpx.get(f"{address}/v1/models", headers={"Host": "evil.example"}).status_code == 400
 
 
-def test_requests_beyond_the_queue_are_refused_and_slow_ones_end(byte_tokenizer):
+def test_requests_beyond_the_queue_are_refused_and_slow_ones_end(byte_tokenizer, monkeypatch):
     service = tiny_service(byte_tokenizer, max_rows=1, max_waiting=1, max_seconds=0.5)
     with running(service) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
-        step = service.scheduler._batch.step
-        service.scheduler._batch.step = lambda tokens: (time.sleep(0.1), step(tokens))[1]
+        slow_passes(monkeypatch, 0.1)
         with ThreadPoolExecutor(6) as pool:
             results = [pool.submit(ask, client, max_tokens=300) for _ in range(6)]
             errors = [result.exception() for result in results]

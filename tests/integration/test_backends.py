@@ -28,7 +28,7 @@ def test_a_bfloat16_model_generates_on_the_engine(tiny_folder, precision):
     assert all(said)
 
 
-def test_auto_says_why_it_goes_on_without(tiny_folder, caplog, monkeypatch):
+def test_auto_falls_back_to_torch_and_says_why(tiny_folder, caplog, monkeypatch):
     monkeypatch.setattr("solm.backends.cpu.backend.Engine", lambda *_: (_ for _ in ()).throw(SolmError("no compiler")))
     lm = package.load(str(tiny_folder), dtype="float32", backend="auto")
     assert lm.backend.name == "torch float32"

@@ -27,7 +27,7 @@ def test_it_is_small_names_its_space_and_refuses_unknown_ones():
         TrainedPolicy.from_pretrained("builtin:llama")
 
 
-@pytest.mark.parametrize(("steps", "tolerance"), [(128, 0.01), (16, 0.025)])
+@pytest.mark.parametrize(("steps", "tolerance"), [pytest.param(128, 0.01, marks=pytest.mark.slow), (16, 0.025)])
 def test_it_holds_every_budget_and_beats_static_at_the_same_spending(real_model, steps, tolerance):
     model, tokenizer = real_model
     trained = TrainedPolicy.from_pretrained(f"{NAME}-joint-27")
@@ -48,9 +48,9 @@ def test_it_holds_every_budget_and_beats_static_at_the_same_spending(real_model,
             assert ours.log_probabilities.mean() > static.log_probabilities.mean()
 
 
-def test_the_native_one_keeps_its_budgets_under_its_profile(real_model):
+def test_the_policy_for_the_cpu_backend_keeps_its_budgets_under_its_allocation(real_model):
     model, tokenizer = real_model
-    trained = TrainedPolicy.from_pretrained(f"{NAME}-native")
+    trained = TrainedPolicy.from_pretrained(f"{NAME}-cpu")
     allocation = trained.config.sparsity.allocation
     assert allocation is not None
     assert (allocation.layers, allocation.heads) == (30, 3)

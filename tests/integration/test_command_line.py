@@ -197,7 +197,7 @@ def test_inspect_says_what_works_and_why_not(trained, tmp_path):
     assert "family 'mixtral'" in content["backends"]["cpu"]["reason"]
 
 
-def test_damage_exits_3(trained, tmp_path):
+def test_a_damaged_policy_exits_with_code_3(trained, tmp_path):
     import shutil
 
     model, policy = trained

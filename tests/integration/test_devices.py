@@ -111,7 +111,7 @@ def test_layers_on_another_device_obey_every_action_like_those_in_one_place(name
 @pytest.mark.parametrize(
     ("options", "more"), [(VALUES, ("--batches", 3)), (GRPO, ("--updates", 2))], ids=["values", "grpo"]
 )
-def test_a_model_dealt_out_trains_the_policy_of_a_whole_one(tiny_folder, tmp_path, options, more):
+def test_a_sharded_model_trains_the_same_policy_as_a_whole_one(tiny_folder, tmp_path, options, more):
     options = [*options, "--data", "pydoc:train,self:2"]  # dense samples of the model itself among the texts
     train(2, tiny_folder, tmp_path / "whole", *options, *more)
     train(2, tiny_folder, tmp_path / "dealt", *options, *more, "--shard")
@@ -122,7 +122,7 @@ def test_a_model_dealt_out_trains_the_policy_of_a_whole_one(tiny_folder, tmp_pat
         assert all(torch.equal(whole[key], dealt[key]) for key in whole), name
 
 
-def test_one_process_has_nobody_to_deal_out_to(tiny_folder):
+def test_sharding_in_one_process_is_refused(tiny_folder):
     with pytest.raises(SolmError, match="start them with torchrun"):
         solm.load(str(tiny_folder), shard=True)
     with pytest.raises(SolmError, match="shard goes with the torch backend"):

@@ -1,7 +1,5 @@
 """Every family on every axis: dense is exact, detaching restores, rows are independent, one pass equals steps."""
 
-from solm.backends.torch.backend import TorchBackend
-from solm.core.thresholds import ChannelThresholds
 import pytest
 import torch
 
@@ -11,6 +9,7 @@ from solm.backends.session import log_probabilities
 from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
 from solm.core.sparsity import SparsityConfig
+from solm.core.thresholds import ChannelThresholds
 
 SPARSITY = {
     "default": SparsityConfig(page_size=8, sinks=4, window=8, bits_group=32),

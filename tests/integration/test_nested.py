@@ -171,7 +171,7 @@ def test_high_halves_are_half_the_bytes_and_no_fewer_products():
 
 
 @compiled
-def test_what_it_cannot_nest_is_said(tiny_folder):
+def test_models_that_cannot_be_nested_are_refused(tiny_folder):
     llama = tiny_model("llama", torch.float32)
     with pytest.raises(SolmError, match="bits of weights need precision nested, not int8"):
         Engine(llama, WEIGHTS, "int8")

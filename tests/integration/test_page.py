@@ -1,11 +1,10 @@
 """The page, in a real browser, against a real server."""
 
 import shutil
-import time
 
 import pytest
 
-from helpers.serving import running, tiny_service, until
+from helpers.serving import running, slow_passes, tiny_service, until
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -29,10 +28,9 @@ def address(service):
 
 
 @pytest.fixture
-def slow(service, monkeypatch):
+def slow(monkeypatch):
     """Steps of 50 ms, so that a reply can be stopped while it streams."""
-    step = service.scheduler._batch.step
-    monkeypatch.setattr(service.scheduler._batch, "step", lambda tokens: (time.sleep(0.05), step(tokens))[1])
+    slow_passes(monkeypatch, 0.05)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def test_policy_gradient_follows_one_trajectory_whatever_the_number_of_processes
         torch.testing.assert_close(one[key], two[key], atol=2e-5, rtol=1e-4)
 
 
-def test_what_cannot_be_dealt_out_is_said():
+def test_numbers_that_ranks_cannot_share_are_refused():
     assert Ranks(1, 2).share(4) == slice(2, 4)
     with pytest.raises(SolmError, match="3 texts per update cannot be shared evenly by 2 processes"):
         Ranks(0, 2).share(3)

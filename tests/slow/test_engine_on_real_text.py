@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ comp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_a_shortlist_chooses_the_same_token_on_real_text(real_model, precision):
+def test_an_approximate_tail_chooses_the_same_token_on_real_text(real_model, precision):
     """5,120 tokens: the largest logit is the exact head's, and so is all that is likely."""
     model, tokenizer = real_model
     control = TorchBackend(model)
@@ -41,7 +41,7 @@ def test_a_shortlist_chooses_the_same_token_on_real_text(real_model, precision):
     ("precision", "agreement"),
     [("float32", 1.0), ("bfloat16", 0.98), ("int8", 0.95), ("int4", 0.95), ("int4 beside a cache of bytes", 0.95)],
 )
-def test_real_text_gets_the_reference_backends_predictions(real_model, precision, agreement):
+def test_real_text_gets_the_torch_backends_predictions(real_model, precision, agreement):
     model, tokenizer = real_model
     control = TorchBackend(model)
     ids = token_stream("pydoc:heldout", tokenizer).spaced(6, 385, torch.Generator().manual_seed(0))

@@ -1,17 +1,16 @@
 """Allocations: which are refused."""
 
-from test_families import tokens
-from solm.training.allocate import find_allocation
-from conftest import tiny_model
-import solm
-from helpers.policies import profile_of
-from solm.core.errors import SolmError
-from solm.core.sparsity import SparsityConfig
 import pytest
 from pydantic import ValidationError
+from test_families import tokens
 
-from helpers.policies import EVEN
+import solm
+from conftest import tiny_model
+from helpers.policies import EVEN, profile_of
 from solm.core.allocation import KNOTS, Allocation
+from solm.core.errors import SolmError
+from solm.core.sparsity import SparsityConfig
+from solm.training.allocate import find_allocation
 
 
 @pytest.mark.parametrize(
@@ -24,7 +23,7 @@ from solm.core.allocation import KNOTS, Allocation
         ({"mlp": ((*EVEN[:3], 0.05, *EVEN[4:]), EVEN)}, "rise from at least 0 to 1"),
     ],
 )
-def test_wrong_profiles_are_refused(change, message):
+def test_malformed_allocations_are_refused(change, message):
     with pytest.raises(ValidationError, match=message):
         Allocation(**{"attention": (EVEN, EVEN), "mlp": (EVEN, EVEN), **change})
 

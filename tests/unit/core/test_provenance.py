@@ -6,7 +6,7 @@ from helpers.training import run
 from solm.core.provenance import command_line, commit
 
 
-def test_a_policy_says_where_it_comes_from(tmp_path, byte_tokenizer):
+def test_a_policy_records_its_provenance(tmp_path, byte_tokenizer):
     run(tmp_path, "a", byte_tokenizer, updates=1, seed=5)
     known = json.loads((tmp_path / "a" / "policy" / "policy_config.json").read_text())["provenance"]
     assert known["config"]["seed"] == 5
@@ -16,6 +16,6 @@ def test_a_policy_says_where_it_comes_from(tmp_path, byte_tokenizer):
     assert known["made"]["commit"] == commit()
 
 
-def test_commands_are_told_as_a_user_would_type_them(monkeypatch, tmp_path):
+def test_the_recorded_command_is_the_one_a_user_types(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["/x/solm/cli/__main__.py", "train", "--out", str(tmp_path / "a b")])
     assert command_line() == "solm train --out 'a b'"

@@ -86,7 +86,7 @@ def test_expected_costs_are_the_mean_of_measured_ones_over_what_the_dense_run_pr
 
 
 @pytest.mark.parametrize("bend", [0.0, 0.3], ids=["even", "bent"])
-def test_static_even_ignores_the_profile_and_spends_the_same(byte_tokenizer, bend):
+def test_uniform_ignores_the_allocation_and_spends_the_same(byte_tokenizer, bend):
     line = tuple(round(knot / 20, 9) for knot in range(21))
     more, less = (tuple(min(1.0, max(0.0, s + sign * bend * s * (1 - s))) for s in line) for sign in (1, -1))
     sparsity = SPARSITY.under(Allocation(attention=(more, less), mlp=(less, more)))

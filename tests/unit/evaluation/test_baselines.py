@@ -1,30 +1,29 @@
 """Baselines by name: what they read is booked, budgets are kept, and each is what its name says."""
 
 import subprocess
-from solm.backends.cpu.engine import unsuited
-from pydantic import ValidationError
-from solm.core.thresholds import ChannelThresholds
-from solm.evaluation.channel_thresholds import channel_thresholds
-from solm.evaluation.baselines import BaselineRequest
+
 import pytest
 import torch
+from pydantic import ValidationError
+from solm.backends.torch.adaptive import HIDDEN, INPUT
+from solm.backends.torch.adaptive_session import AdaptiveSession
 
 import solm
 from helpers.models import tiny_model, tokens
 from helpers.policies import SPACE
 from helpers.sessions import scored_under
 from helpers.texts import FISH as TEXT
-from solm.backends.torch.adaptive import HIDDEN, INPUT, Rule
-from solm.backends.torch.adaptive_session import AdaptiveSession
+from solm.backends.cpu.engine import unsuited
 from solm.backends.torch.families import decoder_layers, mlp_sites
 from solm.backends.torch.plan import ceil_share
 from solm.core.actions import ActionSpace
 from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
+from solm.core.thresholds import ChannelThresholds
 from solm.data.windows import stream_of
 from solm.evaluation.arms import Arm
-from solm.evaluation.baselines import BASELINES, baseline
-from solm.evaluation.channel_thresholds import channel_limits, thresholds
+from solm.evaluation.baselines import BASELINES, BaselineRequest, baseline
+from solm.evaluation.channel_thresholds import channel_thresholds
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.policies.schedules import Static
 from solm.research.per_request import per_request, prompt_states
@@ -48,10 +47,6 @@ def prefilled(lm, rows: int):
 
 def keep(rows: int, *numbers: float) -> torch.Tensor:
     return torch.tensor(numbers, dtype=torch.float64).expand(rows, STEPS, 3)
-
-
-
-
 
 
 @pytest.mark.parametrize("target", [0.4, 0.6, 0.8])
@@ -163,8 +158,6 @@ def test_the_cpu_backend_has_no_thresholds(exact_lm):
     assert unsuited(exact_lm.model, SparsityConfig()) is None
 
 
-
-
 def test_per_request_splits_by_the_prompt_and_then_stays(value_lm):
     arm = per_request(BaselineRequest(value_lm, value_lm.space))
     prompts = tokens(3, CONTEXT)
@@ -200,7 +193,7 @@ def test_every_baseline_is_an_arm_on_the_same_tokens(value_lm, byte_tokenizer):
             assert found[name].axes[axis] == pytest.approx(share, abs=0.07), (name, axis)
 
 
-def test_what_a_baseline_lacks_is_one_line(exact_lm):
+def test_a_baseline_that_cannot_run_gives_one_line(exact_lm):
     request = BaselineRequest(exact_lm, ActionSpace.preset("joint-8"))
     with pytest.raises(SolmError, match="unknown baseline 'quest'; choose among constant"):
         baseline("quest", request)

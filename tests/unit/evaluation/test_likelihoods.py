@@ -117,7 +117,7 @@ def test_a_stateful_policy_goes_on_from_pass_to_pass(lm, monkeypatch):
     assert likelihoods(lm, pairs, EveryThird(), DENSE).log_probabilities == pytest.approx(whole.log_probabilities)
 
 
-def test_too_long_a_pair_loses_its_beginning(lm):
+def test_a_pair_longer_than_the_context_loses_its_beginning(lm):
     context, continuation = words(1, 600), words(2, 4)
     found = likelihoods(lm, [(context, continuation)], Dense(SPACE), DENSE)
     logits = lm.model(torch.tensor([(context + continuation)[-513:-1]])).logits[0, -4:].detach()
@@ -125,7 +125,7 @@ def test_too_long_a_pair_loses_its_beginning(lm):
     assert found.log_probabilities[0] == pytest.approx(expected, abs=1e-5)
 
 
-def test_cut_rows_go_on_as_if_the_rest_had_never_been(lm):
+def test_truncated_rows_continue_as_if_the_rest_had_not_been_seen(lm):
     keep = torch.tensor([0.2, 0.4, 5.0], dtype=torch.float64)
     session = lm.session()
     session.prefill(torch.tensor([words(1, 40)]))

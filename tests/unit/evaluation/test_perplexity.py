@@ -1,18 +1,17 @@
 """Evaluation: arms matched in budget, interruption, the result file and what is shown of it."""
 
-from solm.evaluation.arms import static_arms
 import json
 
 import numpy as np
 import pytest
 import torch
 
-import solm
 from solm.core.actions import ActionSpace
 from solm.core.errors import BudgetError, DataError
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
-from solm.evaluation import perplexity, show
+from solm.evaluation import show
+from solm.evaluation.arms import static_arms
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
 
@@ -64,10 +63,15 @@ def test_every_texts_uniform_schedule_is_matched_to_the_policy(policy_lm, stream
 
 def test_texts_match_static_to_policy_one_by_one(policy_lm, stream):
     """Each sequence's static schedule spends what that sequence's policy spent, to half a level per run."""
-    window = stream.spaced(4, 111, torch.Generator().manual_seed(0))
-    budgets = [solm.Budget.from_net(net, policy_lm.space) for net in SETTINGS.budgets]
-    arms = {"static": perplexity.Arm(perplexity.Static(policy_lm.space))}
-    rows = perplexity._run_batch(policy_lm, window, budgets, policy_lm.space, SETTINGS, 0, arms)["rows"]
+    partial = tmp_path / "partial.json"
+
+    def stop(done, total):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(policy_lm, [stream], SETTINGS, partial=partial, progress=stop)
+    rows = json.loads(partial.read_text())["batches"][0]["rows"]
     for budget in SETTINGS.budgets:
         policy, static = np.array(rows[f"policy@{budget}"]), np.array(rows[f"static@{budget}"])
         assert np.abs(policy[:, 1:4] - static[:, 1:4]).max() <= 0.9 / 20 / 2

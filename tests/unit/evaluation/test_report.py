@@ -1,7 +1,5 @@
 """What a policy did is counted right; a page shows any results, and refuses those that do not belong together."""
 
-import json
-
 import pytest
 
 from helpers.evaluation import SHORT
@@ -15,8 +13,6 @@ from solm.evaluation.report.actions import histograms, texts
 from solm.evaluation.report.combined import render
 from solm.evaluation.report.read import read_results
 from solm.evaluation.use import CLASSES, token_class
-from solm.research.domains import shift
-from solm.research.kv_drift import PollutionResult, pollution
 
 
 @pytest.mark.parametrize(
@@ -90,8 +86,6 @@ def test_texts_are_escaped(result):
     assert "&lt;b&gt;&amp;" in shown
     assert shown.count("class=reply") == 4
     assert histograms(result).count("<details") == 2
-
-
 
 
 @pytest.mark.parametrize(

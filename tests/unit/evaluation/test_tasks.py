@@ -116,7 +116,7 @@ def test_an_interrupted_run_goes_on(tiny_lm, data, tmp_path):
     assert not partial.exists()
 
 
-def test_what_cannot_be_read_is_named(questions, tmp_path):
+def test_unknown_tasks_and_broken_files_are_named(questions, tmp_path):
     with pytest.raises(DataError, match="unknown task 'arc_esay'"):
         load_tasks(["arc_esay"], questions)
     with pytest.raises(DataError, match="there is no folder"):

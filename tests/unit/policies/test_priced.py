@@ -5,13 +5,12 @@ import pytest
 import torch
 
 from helpers.policies import SPACE, allocate, network, shares_of
-from solm.core.actions import ActionSpace
 from solm.core.budget import Ledger
 from solm.policies.priced import PriceCurve
 from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy
 
 
-def test_the_price_of_a_share_makes_known_tokens_spend_it():
+def test_at_the_price_of_a_share_tokens_spend_that_share():
     generator = torch.Generator().manual_seed(0)
     steep = torch.rand(4000, 1, generator=generator)
     shares = torch.tensor([0.4, 0.6, 0.8, 1.0], dtype=torch.float64)

@@ -30,7 +30,7 @@ def test_levels_between_those_learned_cost_what_convex_costs_would_and_others_ar
 
 
 @pytest.mark.parametrize(("own", "message"), [((0.5,), "needs 2 parts"), ((0.5, 1.5), "between 0 and 1")])
-def test_parts_that_cannot_be_are_refused(own, message):
+def test_own_parts_out_of_range_are_refused(own, message):
     with pytest.raises(ValidationError, match=message):
         ValueConfig(base_hidden=64, layer=1, grid=SPACE, attention_own=own)
 

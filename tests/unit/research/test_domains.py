@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_baselines import TEXT
 
 from solm.core.actions import AXES
 from solm.core.errors import DataError, SolmError
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import Record
 from solm.research.domains import Options, divergence, lines, measure, observed, plot
-from test_baselines import TEXT
 
 SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=4, context=60, length=20, trials=1, examples=0)
 

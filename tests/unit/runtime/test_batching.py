@@ -69,7 +69,7 @@ def run_together(lm, requests, changed=None):
 
 
 @pytest.mark.parametrize("kind", ["value_lm", "policy_lm", "cpu_lm"])
-def test_a_row_says_and_spends_what_it_would_alone(kind, request):
+def test_a_row_generates_and_spends_what_it_would_alone(kind, request):
     lm = request.getfixturevalue(kind)
     said = run_together(lm, REQUESTS)
     for number, (_, length, name, budget, seed, tokens) in enumerate(REQUESTS):
@@ -127,7 +127,7 @@ def test_page_bounds_follow_rows_of_unequal_length(tiny_lm):
     torch.testing.assert_close(together.ledger.spent, torch.cat([session.ledger.spent for session in alone]))
 
 
-def test_a_copy_goes_on_where_it_was_cut(tiny_lm):
+def test_a_copy_continues_from_where_it_was_taken(tiny_lm):
     ids = prompt(1, 90)
     whole = tiny_lm.session()
     expected = whole.prefill(ids)

@@ -8,17 +8,17 @@ import torch
 
 import solm
 from helpers.models import tiny_model, tokens
-from helpers.policies import EVEN, network, profile_of
+from helpers.policies import EVEN, network
 from helpers.policies import SPACE as GRID
 from helpers.policies import SPARSITY as PLAIN
 from solm.core.allocation import KNOTS, Allocation
-from solm.core.errors import DamagedFileError, DataError, SolmError
+from solm.core.errors import DamagedFileError, DataError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.training.allocate import _rounding_cost, find_allocation, greedy_curves, read_allocation
 
 
-def test_dealing_gives_more_to_layers_that_lose_more():
+def test_layers_that_lose_more_get_more():
     shares = (0.2, 0.6)
     costs = np.array([[0.01, 0.001], [0.08, 0.01], [0.01, 0.001], [0.02, 0.002]])
     curves = np.array(greedy_curves(costs, shares))
@@ -37,13 +37,13 @@ def test_dealing_gives_more_to_layers_that_lose_more():
     assert all(loss(curves[:, knot]) < loss(np.full(4, EVEN[knot])) for knot in range(3, KNOTS - 3))
 
 
-def test_a_layer_without_any_cost_is_served_last_and_noise_below_zero_is_none():
+def test_a_layer_without_cost_gets_least_and_negative_costs_count_as_zero():
     curves = np.array(greedy_curves(np.array([[-0.002, -0.001], [0.1, 0.05]]), (0.2, 0.6)))
     assert curves[1, 8] > curves[0, 8]
     assert np.isfinite(curves).all()
 
 
-def test_what_rounding_costs_falls_with_depth_and_is_not_taken_for_a_loss():
+def test_the_cost_of_rounding_falls_with_depth_and_is_subtracted():
     """Two heads in each of four layers; the first layer's is sliding and was not measured."""
     costs = {2: [0.9, 0.5], 3: [0.5, 0.3], 4: [0.2, 0.12], 5: [0.9, 0.4], 6: [0.8, 0.2], 7: [0.6, 0.13]}
     assert _rounding_cost(costs, 2, 4, 0.08).tolist() == [0.24, 0.24, 0.12, 0.12]  # at most three times the least
@@ -80,7 +80,7 @@ def found(tmp_path_factory):
     return out, result, calls, model
 
 
-def test_a_profile_is_found_and_helps(found):
+def test_an_allocation_is_found_and_helps(found):
     out, result, calls, _ = found
     allocation = read_allocation(out)
     assert allocation == Allocation.model_validate(result["allocation"])
@@ -120,17 +120,15 @@ def test_too_little_to_measure_on_is_refused(tmp_path, texts, context, message):
         find_allocation(lm, tokens(texts, 200), (context,), tmp_path / "layers.json")
 
 
-
-
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"allocation": {"attention": [], "mlp": []}}'])
-def test_a_file_without_a_profile_is_told_apart(tmp_path, content):
+def test_a_file_without_an_allocation_is_refused(tmp_path, content):
     path = tmp_path / "layers.json"
     path.write_text(content)
     with pytest.raises(DamagedFileError, match="does not hold an allocation"):
         read_allocation(path)
 
 
-def test_a_policy_without_a_profile_has_none_to_give(tmp_path):
+def test_a_policy_without_an_allocation_gives_none(tmp_path):
     made = network()
     with solm.attach(tiny_model("llama")) as lm:
         config = PolicyConfig(base=lm.identity, space=GRID, sparsity=PLAIN, network=made.config)

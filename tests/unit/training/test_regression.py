@@ -40,7 +40,7 @@ def test_regression_finds_what_is_there_and_little_where_nothing_is():
     assert fit(nothing, config, FitConfig(epochs=2, batch=512))[1].explained[-1] < 0.01
 
 
-def test_trust_in_the_network_is_what_held_out_costs_support():
+def test_trust_in_the_network_is_the_slope_on_held_out_samples():
     config = ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=32)
     network, found = fit(planted(noise=1), config, FitConfig(batch=512, dropout=0.1))
     assert found.slopes[1] == pytest.approx(1, abs=0.25)

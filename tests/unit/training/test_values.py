@@ -20,7 +20,7 @@ from solm.training.interrupt import Interrupted
 from solm.training.values import set_level_costs, train_values
 
 
-def test_what_is_chosen_among_is_fine_by_default_and_lies_between_the_levels_learned():
+def test_the_space_of_choices_is_fine_by_default_and_within_the_learned_levels():
     assert ValueTrainConfig.build({}, "test").choices == ActionSpace.preset("fine")
     assert ValueTrainConfig.build({"space": "joint-27"}, "test").choices == ActionSpace.preset("joint-27")
     assert ValueTrainConfig.build({"choose": "joint-336"}, "test").choices == ActionSpace.preset("joint-336")
@@ -28,7 +28,7 @@ def test_what_is_chosen_among_is_fine_by_default_and_lies_between_the_levels_lea
         ValueTrainConfig.build({"space": "joint-27", "choose": "fine"}, "test")
 
 
-def test_only_what_a_step_bears_itself_of_attentions_cost_follows_its_sensitivity():
+def test_only_a_steps_own_part_of_attentions_cost_scales_with_sensitivity():
     made = ValueNetwork(ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=16))
     with torch.no_grad():
         for costs in made.level_costs:
@@ -110,6 +110,6 @@ def test_generation_under_a_value_policy_meets_its_budget(tmp_path, byte_tokeniz
 
 
 @pytest.mark.parametrize(("learned", "chosen"), [("grid", "fine"), ("cpu", "cpu-fine"), ("joint-27", "joint-27")])
-def test_what_learned_far_levels_chooses_among_close_ones(learned, chosen):
+def test_a_coarse_learned_space_chooses_from_its_fine_one(learned, chosen):
     assert ValueTrainConfig(space=learned).choices == ActionSpace.preset(chosen)
     assert ValueTrainConfig(space=learned, choose=learned).choices == ActionSpace.preset(learned)

@@ -91,7 +91,7 @@ def test_decisions_equal_the_policys(engine, name, layer, clamp, dealt):
     torch.testing.assert_close(python.ledger.spent, native.ledger.spent)
 
 
-def test_steps_that_cannot_be_controlled_run_dense_and_are_not_booked(engine):
+def test_uncontrollable_steps_run_dense_and_are_not_counted(engine):
     policy = policy_of(SPACES["joint"], 1)
     python, native = both(
         engine, policy, torch.tensor([[0.5123, 0.6071, 0.5037]] * 2, dtype=torch.float64), 30, rows=2, context=5

@@ -32,7 +32,7 @@ def control(request):
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_every_action_gives_the_reference_backends_logits(control, action):
+def test_every_action_gives_the_torch_backends_logits(control, action):
     ours, native = pair(control)
     following = tokens(2, 40, seed=5)
     keep = keep_of(ACTIONS[action], 2, 40)
@@ -45,7 +45,7 @@ def test_every_action_gives_the_reference_backends_logits(control, action):
     assert ours.lengths.tolist() == native.lengths.tolist() == [140, 140]
 
 
-def test_a_hidden_site_that_keeps_less_equals_the_references():
+def test_hidden_power_gives_the_torch_backends_logits():
     control = TorchBackend(tiny_model("llama", torch.float32))
     ours, native = pair(control, SparsityConfig(window=16, hidden_power=2))
     following = tokens(2, 40, seed=5)
@@ -72,7 +72,7 @@ def test_page_boundaries(context):
     control.detach()
 
 
-def test_steps_forks_and_cuts_equal_the_references():
+def test_steps_forks_and_truncation_equal_the_torch_backend():
     control = TorchBackend(tiny_model("llama", torch.float32))
     ours, native = pair(control, threads=1)
     keep = keep_of((0.3, 0.6, 16), 4, 1)[:, 0]
@@ -114,7 +114,7 @@ def test_what_is_spent_step_by_step_and_in_stretches_is_the_same():
 
 
 @pytest.mark.parametrize("layer", [0, 1])
-def test_a_schedule_that_changes_inside_the_pass_equals_the_references(layer):
+def test_a_split_schedule_equals_the_torch_backends(layer):
     control = TorchBackend(tiny_model("llama", torch.float32))
     sessions = pair(control)
     schedule = SplitSchedule(layer, keep_of((1.0, 0.8, 16), 2, 12), keep_of((0.3, 0.5, 6), 2, 12))
@@ -202,7 +202,7 @@ def test_no_token_outside_the_vocabulary_reaches_the_engine(bad):
     control.detach()
 
 
-def test_what_it_cannot_run_is_said():
+def test_unsupported_models_and_options_are_refused_with_a_reason():
     with pytest.raises(UnsupportedModelError, match="family 'gpt2'"):
         Engine(tiny_model("gpt2"), SPARSITY)
     llama = tiny_model("llama", torch.float32)

@@ -13,7 +13,7 @@ from solm.core.sparsity import SparsityConfig
 from solm.policies.value_policy import ValuePolicy
 
 
-def test_a_turn_sees_the_layers_input_and_governs_the_layers_after_it(family):
+def test_a_mid_pass_decision_sees_its_layers_input_and_controls_the_layers_from_it_on(family):
     model, ids = tiny_model(family), tokens(2, CONTEXT + STEPS + 1)
     states = model(ids[:, :-1], output_hidden_states=True, use_cache=False).hidden_states
     dense, low = (torch.tensor(a, dtype=torch.float64).expand(2, STEPS, 3) for a in ((1, 1, 16.0), (0.3, 0.5, 5.0)))

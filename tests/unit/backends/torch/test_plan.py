@@ -29,7 +29,7 @@ def control():
     control.detach()
 
 
-def test_layers_read_what_the_profile_deals_out(control):
+def test_layers_read_what_the_allocation_gives_them(control):
     allocation = profile_of(*BENDS)
     plan = make_plan(
         keep_of((0.4, 0.6, 16), 1, 1),
@@ -51,7 +51,7 @@ def test_layers_read_what_the_profile_deals_out(control):
     assert plan.realised[0, 0, 1] == pytest.approx(0.6, abs=0.02)
 
 
-def test_heads_read_what_the_profile_deals_out_to_them(control):
+def test_heads_read_what_the_allocation_gives_them(control):
     """What the masks let every head read is what is booked."""
     allocation = by_head(profile_of(*BENDS))
     seen = torch.tensor([[400], [300]])
@@ -75,7 +75,7 @@ def test_heads_read_what_the_profile_deals_out_to_them(control):
 
 
 @given(st.floats(0.05, 0.95), st.integers(16, 120))
-def test_static_keeps_the_budget_under_a_profile(part, steps):
+def test_static_keeps_the_budget_under_an_allocation(part, steps):
     with solm.attach(tiny_model("llama"), sparsity=sparsity_of(0.8, -0.8)) as lm:
         ids = tokens(1, 200 + steps + 1)
         session = lm.session()

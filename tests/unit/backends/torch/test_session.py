@@ -90,7 +90,7 @@ def test_a_pass_started_by_hand_ends_with_its_block():
     assert active_pass() is None
 
 
-def test_uncontrollable_steps_run_dense_and_are_not_booked(control):
+def test_uncontrollable_steps_run_dense_and_are_not_counted(control):
     sparsity = SparsityConfig(page_size=8, window=32)
     ids = tokens(1, 60)
     session = control.session(sparsity)
