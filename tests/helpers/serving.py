@@ -16,6 +16,7 @@ import solm
 from helpers.commands import free_port
 from helpers.models import tiny_model
 from helpers.policies import network
+from solm.backends.torch.session import TorchSession
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.serving.app import create_app
@@ -65,8 +66,8 @@ def running(service: Service, keys=(), hosts=("127.0.0.1", "localhost")):
 
 def slow_passes(monkeypatch, seconds: float) -> None:
     """From now on every pass of a session after its prefill takes `seconds` longer."""
-    extend = Session.extend
-    monkeypatch.setattr(Session, "extend", lambda *a, **k: (time.sleep(seconds), extend(*a, **k))[1])
+    extend = TorchSession.extend
+    monkeypatch.setattr(TorchSession, "extend", lambda *a, **k: (time.sleep(seconds), extend(*a, **k))[1])
 
 
 def until(true, seconds: float = 60.0) -> None:

@@ -2,10 +2,10 @@
 
 import pytest
 from pydantic import ValidationError
-from test_families import tokens
+from helpers.models import tokens
 
 import solm
-from conftest import tiny_model
+from helpers.models import tiny_model
 from helpers.policies import EVEN, profile_of
 from solm.core.allocation import KNOTS, Allocation
 from solm.core.errors import SolmError

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_families import tokens
+from helpers.models import tokens
 
 from helpers.sessions import scored_under
 from solm.core.actions import ActionSpace

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_baselines import TEXT
+from helpers.texts import FISH as TEXT
 
 from solm.core.actions import AXES
 from solm.core.errors import DataError, SolmError
