@@ -1,6 +1,5 @@
 """Evaluation: arms matched in budget, interruption, the result file and what is shown of it."""
 
-from solm.evaluation.arms import static_arms
 import json
 
 import numpy as np
@@ -13,6 +12,7 @@ from solm.core.errors import BudgetError, DataError
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
 from solm.evaluation import perplexity, show
+from solm.evaluation.arms import static_arms
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
 

@@ -1,7 +1,5 @@
 """What a policy did is counted right; a page shows any results, and refuses those that do not belong together."""
 
-import json
-
 import pytest
 
 from helpers.evaluation import SHORT
@@ -15,8 +13,6 @@ from solm.evaluation.report.actions import histograms, texts
 from solm.evaluation.report.combined import render
 from solm.evaluation.report.read import read_results
 from solm.evaluation.use import CLASSES, token_class
-from solm.research.domains import shift
-from solm.research.kv_drift import PollutionResult, pollution
 
 
 @pytest.mark.parametrize(
@@ -29,7 +25,7 @@ def test_classes_of_tokens(text, found):
 
 
 def test_levels_are_counted_at_every_position_and_class(result, value_lm):
-    space, counted = value_lm.space, SETTINGS.texts * SETTINGS.length
+    space, counted = value_lm.space, SHORT.texts * SHORT.length
     assert [use.budget for use in result.use] == [0.6, 0.8]
     for use in result.use:
         assert [group.group for group in use.positions] == ["1 to 16", "17 to 32", "33 to 40"]
@@ -90,8 +86,6 @@ def test_texts_are_escaped(result):
     assert "&lt;b&gt;&amp;" in shown
     assert shown.count("class=reply") == 4
     assert histograms(result).count("<details") == 2
-
-
 
 
 @pytest.mark.parametrize(

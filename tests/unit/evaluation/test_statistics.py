@@ -1,17 +1,15 @@
 """Intervals of paired differences."""
 
-from test_values import SPACE
-from solm.evaluation.perplexity import evaluate
-from solm.data.windows import token_stream
-from solm.evaluation.perplexity import EvaluationSettings
-import torch
-from conftest import tiny_model
-import solm
-from solm.core.allocation import Allocation
-from test_values import SPARSITY
 import numpy as np
 import pytest
+import torch
 
+import solm
+from helpers.models import tiny_model
+from helpers.policies import SPACE, SPARSITY
+from solm.core.allocation import Allocation
+from solm.data.windows import token_stream
+from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.statistics import expected_best, paired_difference
 
 

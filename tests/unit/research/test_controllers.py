@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from helpers.models import tokens
+from helpers.sessions import scored_under
 from solm.core.actions import ActionSpace
 from solm.core.budget import Ledger
 from solm.policies.protocol import Observation
 from solm.research.controllers import DriftController, EntropyController
-from solm.runtime.drive import teacher_forced
-from test_families import tokens
 
 SPACE = ActionSpace(attention=(0.3, 1.0), mlp=(0.4, 0.7, 1.0), bits=(5, 16))
 
@@ -21,7 +21,7 @@ def test_budgets_are_kept(tiny_lm, kind):
     session = tiny_lm.session()
     session.prefill(ids[:, :90])
     target = torch.tensor([[0.9, 0.6, 0.7]], dtype=torch.float64).expand(3, 3)
-    episode = teacher_forced(session.fork(1), controller, ids[:, 90:], target)
+    episode = scored_under(session.fork(1), controller, ids[:, 90:], target)
     assert (episode.realised.mean(1) - target).abs().max() < 0.03
 
 
