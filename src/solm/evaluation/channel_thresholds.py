@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.families import decoder_layers, mlp_sites
 from solm.core.actions import ActionSpace
 from solm.core.errors import SolmError
@@ -24,7 +25,7 @@ def teal(request: BaselineRequest) -> Arm:
     Raises `SolmError` without tuning text, and on the cpu backend, which has no thresholds.
     """
     lm, space = request.lm, request.space
-    if lm.engine is not None:
+    if not isinstance(lm.backend, TorchBackend):
         raise SolmError("the arm teal needs the torch backend: thresholds on channels are not part of cpu")
     if request.tuning is None:
         raise SolmError("the arm teal needs text to calibrate its thresholds on: give --tuning")

@@ -21,7 +21,7 @@ from solm.evaluation.points import points, random_trials
 from solm.evaluation.result import SCHEMA_VERSION, EvaluationResult, command_line, environment
 from solm.evaluation.use import Taken, action_use, examples
 from solm.policies.priced import LevelCosts
-from solm.policies.schedules import Dense, Random, Static
+from solm.policies.schedules import Dense, Random
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.level_costs import measured_costs
 

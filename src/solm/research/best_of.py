@@ -47,8 +47,9 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     streams = options.streams(lm)
     windows = windows_of(streams, options.texts, options.context, options.length, options.seed)
     settings = options.model_dump(mode="json") | {"data_fingerprint": [stream.fingerprint for stream in streams]}
-    weights = lm.trained.config.weights_sha256, lm.trained.config.network.model_dump(mode="json")
-    parts = Parts(partial, [{name: value for name, value in settings.items() if name != "trials"}, weights])
+    parts = Parts(
+        partial, [{name: value for name, value in settings.items() if name != "trials"}, lm.trained.config.digest]
+    )
     texts = Texts(lm, windows, options.context, _BATCH)
     arm, static = next(iter(static_arms(lm, lm.space).items()))
     rounds = -(-options.trials // _ROUND)

@@ -64,7 +64,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     streams = options.streams(lm)
     for stream in streams:
         held_out_windows([stream], how)  # a source that is too short is told before hours of work
-    known = policy.network.calibration.float()
+    known = policy.network.training_sensitivities.float()
     settings = options.model_dump(mode="json") | {
         "space": lm.space.model_dump(mode="json"), "sparsity": lm.sparsity.model_dump(mode="json"),
     }  # fmt: skip

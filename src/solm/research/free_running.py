@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from solm.backends.session import divergences, log_probabilities
 from solm.core.actions import AXES
 from solm.core.parts import Parts
 from solm.evaluation.arms import Arm, static_arms
@@ -23,7 +24,6 @@ from solm.evaluation.result import Record, record
 from solm.evaluation.statistics import paired_difference
 from solm.research.studies import Numbers, Progress, StudyOptions
 from solm.research.texts import windows_of
-from solm.runtime.drive import drive
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import load
 
@@ -53,8 +53,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     streams = options.streams(lm)
     prompts = windows_of(streams, options.texts, options.context, options.length, options.seed)[:, : options.context]
     settings = options.model_dump(mode="json") | {"data_fingerprint": [stream.fingerprint for stream in streams]}
-    weights = lm.trained.config.weights_sha256, lm.trained.config.network.model_dump(mode="json")
-    parts = Parts(partial, [settings, weights, lm.sparsity.model_dump(mode="json")])
+    parts = Parts(partial, [settings, lm.trained.config.digest, lm.sparsity.model_dump(mode="json")])
     statics = static_arms(lm, lm.space)
     arms = {"dense": Arm(lm.policy("dense")), "policy": Arm(lm.policy("policy")), **statics}
     points = []
@@ -96,10 +95,8 @@ def generated(
     """Per prompt: mean log-probability under the dense model, mean KL, realised shares [N, 3]."""
     parent = lm.session(capacity=prompts.shape[1])
     logits = parent.prefill(prompts)
-    session, dense = (parent.fork(1, capacity=length + _CHUNK) for _ in range(2))
-    if arm.sparsity is not None:
-        session.sparsity = arm.sparsity
-    driver = drive(session, arm.policy, target, length)
+    session, dense = (parent.fork(1, length + _CHUNK, sparsity) for sparsity in (arm.sparsity, None))
+    session.control(arm.policy, target, length)
     generator = torch.Generator().manual_seed(seed)
     scores, distances = [], []
     before = logits[:, None]
@@ -107,19 +104,17 @@ def generated(
         tokens, seen = [], []
         for _ in range(_CHUNK):
             noise = -torch.empty(logits.shape).exponential_(generator=generator).log()
-            tokens.append((logits.float() + noise).argmax(-1))
+            tokens.append((logits.float().cpu() + noise).argmax(-1))
             seen.append(logits)
-            logits, _ = driver.step(tokens[-1])
-        known = torch.stack(tokens, 1)
+            logits = session.step(tokens[-1]).logits[:, 0]
+        known, ours = torch.stack(tokens, 1), torch.stack(seen, 1)
         after = dense.extend(known).logits
         theirs = torch.cat([before, after[:, :-1]], 1)
         before = after[:, -1:]
-        for step in range(_CHUNK):
-            reference, ours = theirs[:, step].float().log_softmax(-1), seen[step].float().log_softmax(-1)
-            distances.append((reference.exp() * (reference - ours)).sum(-1))
-            scores.append(reference.gather(1, known[:, step, None])[:, 0])
+        scores.append(log_probabilities(theirs, known))
+        distances.append(divergences(ours.flatten(0, 1)[:, None], theirs.flatten(0, 1)).view(known.shape))
     return {
-        "score": torch.stack(scores, 1).mean(1).tolist(), "kl": torch.stack(distances, 1).mean(1).tolist(),
+        "score": torch.cat(scores, 1).mean(1).tolist(), "kl": torch.cat(distances, 1).mean(1).tolist(),
         "realised": session.ledger.average.tolist(),
     }  # fmt: skip
 

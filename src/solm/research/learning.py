@@ -2,7 +2,7 @@
 
 Every method trains on the same text, on one thread, and is measured after every number of minutes: policy minus
 allocated on held-out text, at what the policy spent. Minutes are the process's own, so that a busy machine counts
-nothing; loading and measuring do not count, collecting, fitting and calibrating do. The further methods change one
+nothing; loading and evaluating do not count, collecting, fitting and measuring level costs do. The further methods change one
 thing about counterfactual regression or policy gradient each.
 
 Example: OMP_NUM_THREADS=1 solm study learning --train books.txt,web.txt --data wiki.txt --minutes 3,6 --out learn.json
@@ -43,7 +43,7 @@ from solm.training.ranks import Ranks
 from solm.training.regression import fit
 from solm.training.rollout import collect, step_generator
 from solm.training.sources import draw_windows, training_streams
-from solm.training.values import SAMPLES, calibrate, level_costs, read_samples
+from solm.training.values import SAMPLES, average_costs, read_samples, set_level_costs
 
 METHODS: dict[str, dict[str, Any]] = {
     "values": {},
@@ -56,7 +56,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "grpo-process": {"advantage": "process"},
     "grpo-outcome": {"advantage": "outcome"},
     "grpo-myopic": {"gamma": 0.01},
-    "grpo-long": {"horizon": 64},
+    "grpo-long": {"length": 64},
 }
 """What differs from the defaults of `solm train`."""
 _COSTS = "costs.safetensors"
@@ -72,6 +72,7 @@ class Options(StudyOptions):
     budget: float = Field(0.45, gt=0, le=1, description="Its net keep.")
     allocation: str = Field("builtin:smollm2-135m", description="Policy whose sparsity and allocation all methods use.")
     runs: Path = Field(Path("runs/learning"), description="Folder for unfinished training.")
+    layer: int = Field(4, ge=0, description="Layer before which a value policy decides.")
     train_batch: int = Field(4, ge=1, description="Texts of a training batch.")
     train_length: int = Field(384, ge=1, description="Tokens of a training text, for counterfactual regression.")
 
@@ -95,10 +96,10 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     texts = Texts(lm, windows, options.context, batch=options.texts)
     everything = torch.ones(options.texts, 1, 3, dtype=torch.float64)
     dense = float(texts.run(Dense(ActionSpace()), everything)[0].mean())
-    common = {"data": options.train, "sequences": options.train_batch, "seed": options.seed, "model": options.model}
+    common = {"data": options.train, "texts": options.train_batch, "seed": options.seed, "model": options.model}
     how = ValueTrainConfig(
-        **common, context=options.context, horizon=options.train_length, sparsity=lm.sparsity,
-        calibration_texts=8, calibration_context=options.context,
+        **common, context=options.context, length=options.train_length, sparsity=lm.sparsity,
+        level_cost_texts=8, level_cost_context=options.context, layer=options.layer,
     )  # fmt: skip
     streams = training_streams(lm, how, options.runs, Ranks())
     jobs = [(limit, method) for limit in options.minutes for method in options.methods]
@@ -165,10 +166,10 @@ def grpo(lm: LanguageModel, config: TrainConfig, streams: list[TokenStream], lim
     """The policy after `limit` minutes, going on from what is in the folder `out`."""
     torch.manual_seed(config.seed)
     sizes = NetworkConfig(
-        base_hidden=lm.control.shapes.hidden, actions=len(config.space), width=config.width, heads=config.heads,
+        base_hidden=lm.shapes.hidden, actions=len(config.space), width=config.width, heads=config.heads,
         memory=config.memory, temperature=config.temperature, budget_prior=config.budget_prior,
     )  # fmt: skip
-    network = PolicyNetwork(sizes)
+    network = PolicyNetwork(sizes).to(lm.backend.device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     folder = RunFolder(out, config)
     folder.restore(network, optimizer)
@@ -184,7 +185,7 @@ def grpo(lm: LanguageModel, config: TrainConfig, streams: list[TokenStream], lim
     folder.close()
     last = records[-8:]
     said = {name: sum(one[name] for one in last) / len(last) for name in last[0]}
-    steps = len(records) * config.sequences * config.rollouts * config.horizon
+    steps = len(records) * config.texts * config.rollouts * config.length
     known = PolicyConfig(base=lm.identity, space=config.space, sparsity=lm.sparsity, network=sizes)
     return Snapshot(clock() / 60, TrainedPolicy(known, network), {**said, "update": len(records), "token_steps": steps})
 
@@ -192,28 +193,28 @@ def grpo(lm: LanguageModel, config: TrainConfig, streams: list[TokenStream], lim
 def values(
     lm: LanguageModel, config: ValueTrainConfig, streams: list[TokenStream], limit: float, out: Path
 ) -> Snapshot:
-    """The same for counterfactual regression. The limit covers what a run of that length does: one calibration, the
-    collecting, and one fit of all that was collected."""
-    sizes = ValueConfig(base_hidden=lm.control.shapes.hidden, layer=config.layer, grid=config.space, width=config.width)
+    """The same for counterfactual regression. The limit covers what a run of that length does: measuring level
+    costs once, the collecting, and one fit of all that was collected."""
+    sizes = ValueConfig(base_hidden=lm.shapes.hidden, layer=config.layer, grid=config.space, width=config.width)
     folder = RunFolder(out, config)
     records = _logged(out)
     parts = [read_samples(out, len(records))] if records else []
     clock = _Clock(records[-1]["seconds"] if records else 0)
     if not records:
-        write_tensors(out / _COSTS, {str(axis): cost for axis, cost in enumerate(level_costs(lm, config, streams))})
+        write_tensors(out / _COSTS, {str(axis): cost for axis, cost in enumerate(average_costs(lm, config, streams))})
     while not records or clock() + _FIT * len(records) < 60 * limit:
         batch = len(records) + 1
         parts.append(next(samples(lm, config, streams, batch)))
         write_tensors(out / SAMPLES / f"{batch:05d}.safetensors", dict(vars(parts[-1])))
-        records.append({"update": batch, "gain": float(parts[-1].gain.mean()), "seconds": clock()})
+        records.append({"update": batch, "cost": float(parts[-1].cost.mean()), "seconds": clock()})
         folder.log(records[-1])
     folder.close()
     collected = Samples.join(parts)
     network, found = fit(collected, sizes, config.fit)
     costs = read_tensors(out / _COSTS)
-    calibrate(network, [costs[str(axis)] for axis in range(3)])
+    set_level_costs(network, [costs[str(axis)] for axis in range(3)])
     known = PolicyConfig(base=lm.identity, space=config.space, sparsity=lm.sparsity, network=network.config)
-    said = {"token_steps": collected.gain.numel(), "explained": found.explained[-1], "slopes": found.slopes}
+    said = {"token_steps": collected.cost.numel(), "explained": found.explained[-1], "slopes": found.slopes}
     return Snapshot(clock() / 60, TrainedPolicy(known, network), said)
 
 
@@ -224,8 +225,8 @@ def samples(
     batch = first
     while True:
         generator = step_generator(config.seed, batch, 0)
-        windows = draw_windows(streams, config.sequences, config.context + config.horizon + 1, generator)
-        before, after = draw_levels(config.space, config.sequences, config.schedules, config.horizon, generator)
+        windows = draw_windows(streams, config.texts, config.context + config.length + 1, generator)
+        before, after = draw_levels(config.space, config.texts, config.schedules, config.length, generator)
         yield collect_samples(lm, windows, config.context, config.layer, before, after, config.space)
         batch += 1
 

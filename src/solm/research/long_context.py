@@ -16,20 +16,18 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from solm.backends.passes import log_probabilities
-from solm.backends.torch.plan import kv_budget
-from solm.backends.torch.session import Session
+from solm.backends.session import Session, log_probabilities
 from solm.core.actions import FULL_BITS
 from solm.core.cost import relative_cost
 from solm.core.errors import SolmError
 from solm.core.parts import Parts
+from solm.core.shares import kv_budget
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.pictures import Kind, blank, picture
 from solm.evaluation.result import Record, record
 from solm.evaluation.statistics import paired_difference
 from solm.research.studies import Numbers, Progress, StudyOptions
 from solm.research.texts import windows_of
-from solm.runtime.drive import teacher_forced
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import load
 
@@ -132,11 +130,11 @@ def constant(sparsity: SparsityConfig, share: float, kv_length: torch.Tensor) ->
 def arms(lm: LanguageModel, session: Session, tokens: torch.Tensor) -> Found:
     """What every arm makes of tokens [1, T + 1] after what `session` has read."""
     steps = tokens.shape[1] - 1
-    kv_length = session.kv_length[0] + torch.arange(steps)
+    kv_length = session.lengths[0] + 1 + torch.arange(steps)
     found: Found = {}
 
     def tell(name: str, scores: torch.Tensor, greedy: torch.Tensor | None, realised: torch.Tensor, extra: int) -> float:
-        cost = relative_cost(realised, kv_length, lm.control.shapes, lm.sparsity, "bytes", extra)
+        cost = relative_cost(realised, kv_length, lm.shapes, lm.sparsity, "bytes", extra)
         share = float(realised[:, 0].mean())
         found[name] = {
             "nats": (-scores.double()).tolist(), "share": share, "bytes": float(cost.mean()),
@@ -145,8 +143,7 @@ def arms(lm: LanguageModel, session: Session, tokens: torch.Tensor) -> Found:
         return share
 
     def run(name: str, keep: torch.Tensor, sparsity: SparsityConfig) -> None:
-        rows = session.fork(1, capacity=steps + sparsity.page_size)
-        rows.sparsity = sparsity
+        rows = session.fork(1, steps + sparsity.page_size, sparsity)
         passed = rows.extend(tokens[:, :-1], keep)
         hit = passed.logits.argmax(-1).cpu() == tokens[:, 1:]
         tell(name, log_probabilities(passed.logits, tokens[:, 1:])[0], hit, passed.realised[0], 0)
@@ -159,8 +156,9 @@ def arms(lm: LanguageModel, session: Session, tokens: torch.Tensor) -> Found:
     policy = lm.policy("policy")
     for target in _TARGETS:
         rows = session.fork(1, capacity=steps + lm.sparsity.page_size)
-        episode = teacher_forced(rows, policy, tokens, lm.budget(f"attention={target}").tensor(1))
-        share = tell(f"policy {target:g}", episode.log_probabilities[0], None, episode.realised[0], lm.overhead(policy))
+        rows.control(policy, lm.budget(f"attention={target}").tensor(1), steps)
+        scored = rows.score(tokens)
+        share = tell(f"policy {target:g}", scored.log_probabilities[0], None, scored.realised[0], lm.overhead(policy))
         run(f"constant as policy {target:g}", constant(lm.sparsity, share, kv_length), lm.sparsity)
     return found
 

@@ -7,7 +7,7 @@ from solm.backends.torch.families import decoder_layers
 from solm.core.errors import SolmError
 from solm.evaluation.arms import Arm
 from solm.evaluation.baselines import BaselineRequest
-from solm.policies.priced import equal_prices, price_curves
+from solm.policies.priced import LevelCosts, equal_prices, price_curves
 from solm.policies.schedules import Static
 from solm.policies.value_policy import ValuePolicy
 from solm.runtime.language_model import LanguageModel

@@ -2,12 +2,9 @@
 
 import torch
 
-from solm.backends.torch.session import Session
+from solm.backends.session import AnyPolicy, Session
 from solm.data.windows import TokenStream
 from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
-from solm.policies.priced import PricedPolicy
-from solm.policies.protocol import Policy
-from solm.runtime.drive import teacher_forced
 from solm.runtime.language_model import LanguageModel
 
 
@@ -29,9 +26,7 @@ class Texts:
             session.prefill(some[:, :context])
             self.read.append((session, some[:, context:]))
 
-    def run(
-        self, policy: Policy | PricedPolicy, target: torch.Tensor, seed: int = 0
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, policy: AnyPolicy, target: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """K runs over every text, target [S, K, 3]: float64 nats per token [S, K], mean realised shares [S, K, 3]."""
         forks = target.shape[1]
         nats, spent = [], []
@@ -39,7 +34,8 @@ class Texts:
         for index, ((session, tokens), goal) in enumerate(zip(self.read, goals, strict=True)):
             rows = session.fork(forks, capacity=self.room)
             generator = torch.Generator().manual_seed(seed * len(self.read) + index)
-            episode = teacher_forced(rows, policy, tokens.repeat_interleave(forks, 0), goal.flatten(0, 1), generator)
-            nats.append(-episode.log_probabilities.double().mean(1).view(-1, forks))
+            rows.control(policy, goal.flatten(0, 1), tokens.shape[1] - 1, generator)
+            scored = rows.score(tokens.repeat_interleave(forks, 0))
+            nats.append(-scored.log_probabilities.double().cpu().mean(1).view(-1, forks))
             spent.append(rows.ledger.average.view(-1, forks, 3))
         return torch.cat(nats), torch.cat(spent)

@@ -8,8 +8,7 @@ from helpers.models import CONTEXT, STEPS, tiny_model, tokens
 from helpers.policies import SPACE, SPARSITY, network
 from helpers.sessions import scored_under
 from solm.core.actions import ActionSpace
-from solm.core.allocation import Allocation
-from solm.data.windows import stream_of, token_stream
+from solm.data.windows import stream_of
 from solm.evaluation.arms import Oracle, Tuned, lower_hull, tuned_nats
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.show import verdict
@@ -83,23 +82,6 @@ def test_expected_costs_are_the_mean_of_measured_ones_over_what_the_dense_run_pr
         torch.testing.assert_close(expected, mean, rtol=1e-3, atol=1e-6)
         assert (expected[..., 0] > 0).all()
         assert (low != dense).any()
-
-
-@pytest.mark.parametrize("bend", [0.0, 0.3], ids=["even", "bent"])
-def test_uniform_ignores_the_allocation_and_spends_the_same(byte_tokenizer, bend):
-    line = tuple(round(knot / 20, 9) for knot in range(21))
-    more, less = (tuple(min(1.0, max(0.0, s + sign * bend * s * (1 - s))) for s in line) for sign in (1, -1))
-    sparsity = SPARSITY.under(Allocation(attention=(more, less), mlp=(less, more)))
-    with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer, sparsity=sparsity) as lm:
-        settings = EvaluationSettings(budgets=(0.6,), texts=3, context=60, length=16, trials=1)
-        stream = token_stream("pydoc:heldout", byte_tokenizer)
-        result = evaluate(lm, [stream], settings, SPACE)
-        plain = {point.arm: point for point in result.points}
-        lm.sparsity = SPARSITY
-        assert evaluate(lm, [stream], settings, SPACE).arm("uniform", 0.6) is None
-    even, static = plain["uniform"], plain["static"]
-    assert even.realised == pytest.approx(static.realised, abs=0.03)
-    assert (even.nats == pytest.approx(static.nats, abs=1e-6)) is (bend == 0)
 
 
 def test_every_arm_is_matched_to_a_value_policy(byte_tokenizer):

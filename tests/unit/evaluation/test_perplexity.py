@@ -10,7 +10,7 @@ from solm.core.actions import ActionSpace
 from solm.core.errors import BudgetError, DataError
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
-from solm.evaluation import show
+from solm.evaluation import perplexity, show
 from solm.evaluation.arms import static_arms
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult

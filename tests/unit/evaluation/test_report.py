@@ -25,7 +25,7 @@ def test_classes_of_tokens(text, found):
 
 
 def test_levels_are_counted_at_every_position_and_class(result, value_lm):
-    space, counted = value_lm.space, SETTINGS.texts * SETTINGS.length
+    space, counted = value_lm.space, SHORT.texts * SHORT.length
     assert [use.budget for use in result.use] == [0.6, 0.8]
     for use in result.use:
         assert [group.group for group in use.positions] == ["1 to 16", "17 to 32", "33 to 40"]

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from helpers.policies import SPACE, SPARSITY
 
 import solm
 from helpers.models import tiny_model
+from helpers.policies import SPACE, SPARSITY
 from solm.core.allocation import Allocation
 from solm.data.windows import token_stream
 from solm.evaluation.perplexity import EvaluationSettings, evaluate

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.models import tokens
 
+from helpers.models import tokens
 from helpers.sessions import scored_under
 from solm.core.actions import ActionSpace
 from solm.core.budget import Ledger

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.texts import FISH as TEXT
 
+from helpers.texts import FISH
 from solm.core.actions import AXES
 from solm.core.errors import DataError, SolmError
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
@@ -24,7 +25,7 @@ def ignore(*progress) -> None:
 def chosen(folder: Path) -> Options:
     """The study of two sources in `folder`, with `SETTINGS`."""
     digits = "".join(f"{number * 7919 % 10007} " for number in range(600))
-    for name, text in (("fish.txt", TEXT), ("digits.txt", digits)):
+    for name, text in (("fish.txt", FISH), ("digits.txt", digits)):
         (folder / name).write_text(text)
     return Options(
         policy="policy", data=f"{folder / 'fish.txt'},{folder / 'digits.txt'}", budgets=SETTINGS.budgets,
@@ -45,7 +46,8 @@ def test_divergence_is_zero_at_home_and_grows_with_distance():
 
 def test_every_source_is_compared_by_itself(value_lm, tmp_path):
     network = value_lm.trained.network
-    network.calibration.copy_(1 + 0.1 * torch.randn(network.calibration.shape))
+    seen = network.training_sensitivities
+    seen.copy_(1 + 0.1 * torch.randn(seen.shape))
     options = chosen(tmp_path)
     found = measure(value_lm, options, None, ignore)
     sources = found.results["sources"]

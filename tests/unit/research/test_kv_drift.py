@@ -2,11 +2,10 @@
 
 import pytest
 
+from helpers.texts import FISH
 from solm.core.actions import Action
 from solm.core.errors import SolmError
 from solm.research.kv_drift import Options, lines, measure, plot, run
-
-TEXT = "One fish, two fish, red fish, blue fish; some are old and some are new. " * 60
 
 
 def ignore(*progress) -> None:
@@ -14,7 +13,7 @@ def ignore(*progress) -> None:
 
 
 def test_a_burst_costs_while_it_lasts_and_less_after_it(tiny_lm, tmp_path):
-    (tmp_path / "fish.txt").write_text(TEXT)
+    (tmp_path / "fish.txt").write_text(FISH)
     sizes = {"burst": 8, "stretch": 8, "texts": 6, "context": 90, "length": 40}
     options = Options(data=str(tmp_path / "fish.txt"), **sizes)
     found = measure(tiny_lm, Action(0.1, 0.1, 3), options, None, ignore)

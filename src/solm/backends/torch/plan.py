@@ -11,7 +11,6 @@ from solm.core.errors import SolmError
 from solm.core.shares import KVBudget, bits_share, ceil_share, kv_budget, realised_mlp
 from solm.core.sparsity import SparsityConfig
 
-
 INPUT, HIDDEN = 0, 1
 """The MLP's sites: what gate and up read, and what down reads."""
 
