@@ -23,16 +23,12 @@ from transformers import PreTrainedTokenizerFast
 import solm
 from helpers.evaluation import SHORT
 from helpers.models import tiny_model
-from helpers.policies import SPARSITY, under_values
+from helpers.policies import SPARSITY, under_policy, under_values
 from helpers.texts import FISH, FOX
 from solm.backends.torch.families import TESTED_FAMILIES
-from solm.core.actions import ActionSpace
-from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
 from solm.evaluation.perplexity import evaluate
 from solm.evaluation.sweep import SweepConfig
-from solm.policies.artifact import PolicyConfig, TrainedPolicy
-from solm.policies.network import NetworkConfig
 
 settings.register_profile("solm", deadline=None)  # a loaded machine is no bug
 settings.load_profile("solm")
@@ -104,15 +100,7 @@ def cpu_lm(tiny_lm):
 
 @pytest.fixture
 def policy_lm(tiny_lm):
-    """The tiny model with an untrained policy on it."""
-    space = ActionSpace.preset("joint-8")
-    config = PolicyConfig(
-        base=tiny_lm.identity,
-        space=space,
-        sparsity=SparsityConfig(window=32, page_size=8),
-        network=NetworkConfig(base_hidden=64, actions=8, width=16, heads=2),
-    )
-    return tiny_lm.with_policy(TrainedPolicy(config))
+    return under_policy(tiny_lm)
 
 
 @pytest.fixture
@@ -175,7 +163,14 @@ def questions(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def evaluated(byte_tokenizer):
+    with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer) as lm:
+        stream = stream_of(["Say 42 <b>.\n" + FISH], byte_tokenizer, "fish")
+        return evaluate(under_values(lm, SPARSITY), [stream], SHORT)
+
+
 @pytest.fixture
-def result(value_lm, byte_tokenizer):
-    """What `solm eval` writes for the value policy."""
-    return evaluate(value_lm, [stream_of(["Say 42 <b>.\n" + FISH], byte_tokenizer, "fish")], SHORT)
+def result(evaluated):
+    """What `solm eval` writes for the value policy; a copy that a test may change."""
+    return evaluated.model_copy(deep=True)

@@ -8,6 +8,7 @@ from solm.core.actions import ActionSpace
 from solm.core.allocation import KNOTS, Allocation
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
+from solm.policies.network import NetworkConfig
 from solm.policies.value_policy import ValueConfig, ValueNetwork
 
 SPARSITY = SparsityConfig(page_size=8, window=8)
@@ -35,6 +36,18 @@ def under_values(lm, sparsity):
         base=lm.identity, space=values.config.grid, sparsity=sparsity, network=values.config
     )  # fmt: skip
     return lm.with_policy(TrainedPolicy(config, values))
+
+
+def under_policy(lm):
+    """The tiny model with an untrained policy network."""
+    config = PolicyConfig(
+        base=lm.identity,
+        space=ActionSpace.preset("joint-8"),
+        sparsity=SparsityConfig(window=32, page_size=8),
+        network=NetworkConfig(base_hidden=64, actions=8, width=16, heads=2),
+    )
+    lm.trained, lm.sparsity = TrainedPolicy(config), config.sparsity
+    return lm
 
 
 def profile_of(*bends: float) -> Allocation:

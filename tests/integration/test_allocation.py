@@ -84,7 +84,7 @@ def test_an_interrupted_command_says_how_to_go_on(tiny_folder, tmp_path, monkeyp
     assert "goes on from there" in done.output
 
 
-def test_an_allocation_for_another_model_is_refused(found):
+def test_an_allocation_for_another_model_is_refused():
     with pytest.raises(PolicyMismatchError, match="4 layers, this one has 2"):
         solm.attach(tiny_model("llama"), sparsity=sparsity_of(*BENDS))
     three = Allocation(attention=(EVEN,) * 6, mlp=(EVEN,) * 2)

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+import solm
+from helpers.models import tiny_model
+from helpers.policies import under_policy
 from solm.core.actions import ActionSpace
 from solm.core.errors import BudgetError, DataError
 from solm.core.sparsity import SparsityConfig
@@ -15,18 +18,24 @@ from solm.evaluation.arms import static_arms
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
 
-SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=5, context=60, length=40, trials=6, batch=2)
+SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=6, context=90, length=20, trials=3, batch=4)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def stream(byte_tokenizer):
     from solm.data.text import documents
 
     return stream_of(documents("pydoc:heldout")[:2], byte_tokenizer, "docs")
 
 
-def test_arms_are_matched_in_budget_and_the_dense_arm_is_the_stock_model(policy_lm, stream):
-    result = evaluate(policy_lm, [stream], SETTINGS)
+@pytest.fixture(scope="module")
+def whole(byte_tokenizer, stream):
+    with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer) as lm:
+        return evaluate(under_policy(lm), [stream], SETTINGS)
+
+
+def test_arms_are_matched_in_budget_and_the_dense_arm_is_the_stock_model(policy_lm, stream, whole):
+    result = whole
     arms = ["policy", "uniform", "random", "best-of-3", "best-of-500-estimated"]
     assert [(p.arm, p.budget) for p in result.points] == [("dense", 1.0)] + [
         (arm, budget) for budget in SETTINGS.budgets for arm in arms
@@ -77,9 +86,8 @@ def test_texts_match_static_to_policy_one_by_one(policy_lm, stream):
         assert np.abs(policy[:, 1:4] - static[:, 1:4]).max() <= 0.9 / 20 / 2
 
 
-def test_results_do_not_depend_on_an_interruption(policy_lm, stream, tmp_path):
+def test_results_do_not_depend_on_an_interruption(policy_lm, stream, whole, tmp_path):
     partial = tmp_path / "partial.json"
-    whole = evaluate(policy_lm, [stream], SETTINGS)
 
     def stop(done, total):
         if done == 1:
@@ -117,8 +125,8 @@ def test_baselines_alone_without_a_policy(tiny_lm, stream):
     assert all(point.difference is None for point in result.points)
 
 
-def test_result_file_round_trips_and_is_shown(policy_lm, stream):
-    result = evaluate(policy_lm, [stream], SETTINGS)
+def test_result_file_round_trips_and_is_shown(whole):
+    result = whole
     again = EvaluationResult.model_validate_json(result.model_dump_json())
     assert again == result
     assert show.plot(result).startswith(b"\x89PNG")
@@ -135,8 +143,8 @@ def test_result_file_round_trips_and_is_shown(policy_lm, stream):
         assert "beats" in line or "LOSES" in line or "noise" in line
 
 
-def test_verdict_says_plainly_when_the_policy_loses(policy_lm, stream):
-    result = evaluate(policy_lm, [stream], SETTINGS)
+def test_verdict_says_plainly_when_the_policy_loses(whole):
+    result = whole.model_copy(deep=True)
     point = result.arm("uniform", 0.6)
     point.difference = point.difference.model_copy(update={"value": 0.2, "low": 0.1, "high": 0.3})
     assert "the policy LOSES to uniform" in show.verdict(result)[0]
