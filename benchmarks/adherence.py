@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from solm.backends.torch.plan import axis_levels
 from solm.core.actions import AXES, ActionSpace
 from solm.core.files import write_text
+from solm.core.shares import axis_levels
 from solm.evaluation.result import command_line, environment
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.schedules import Static
@@ -64,7 +64,10 @@ def measure(lm: LanguageModel, texts: Texts, trained: TrainedPolicy, length: int
     _, spent = texts.run(trained.policy(), asked.expand(TEXTS, TARGETS, 3))
     # Static does not read the text.
     rows = texts.read[0][0].fork(TARGETS)
-    schedule = unroll(rows, Static(space), length, asked.repeat(rows.rows // TARGETS, 1))
+    schedule = unroll(
+        Static(space), rows.kv_length, rows.sparsity, lm.control.shapes, length, asked.repeat(rows.rows // TARGETS, 1),
+        rows.ledger,
+    )  # fmt: skip
     static = schedule.ledger.average[:TARGETS]
     found = {"policy": gaps(spent, asked, space, bound), "static": gaps(static, asked, space, bound)}
     return {"length": length, "bound": bound, **found}

@@ -278,7 +278,7 @@ def main() -> None:
         # Short texts end long before 8,000 tokens: books alone are left.
         long = [stream_of(documents(str(options.data / "eval/books_long.jsonl")), lm.tokenizer, "books_long")]
         streams = held_out(options.data, lm) if context < 4096 else long
-        drawn = EvaluationSettings(budgets=(1.0,), sequences=count, context=context, length=LENGTH)
+        drawn = EvaluationSettings(budgets=(1.0,), texts=count, context=context, length=LENGTH)
         arms = measure(lm, engines, held_out_windows(streams, drawn), context, kinds, settings, clocked)
         found[str(context)] = summary(arms, kinds, settings)
     told = json.dumps({"machine": machine(), "model": options.model, "policy": options.policy, "contexts": found})

@@ -78,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     precision = "int8" if options.backend == "cpu" else None
     lm = load("builtin:smollm2-135m", options.policy, backend=options.backend, precision=precision)
-    settings = EvaluationSettings(budgets=(1.0,), sequences=options.prompts, context=PROMPT, length=options.length)
+    settings = EvaluationSettings(budgets=(1.0,), texts=options.prompts, context=PROMPT, length=options.length)
     prompts = held_out_windows(held_out(options.data, lm), settings)[:, :PROMPT]
     kept, key, finished = options.out.with_suffix(".partial"), told_apart(lm, prompts, options), {}
     if kept.exists() and (known := json.loads(kept.read_text()))["key"] == key:

@@ -37,7 +37,7 @@ def reply(lm: solm.LanguageModel, ids: torch.Tensor, schedule: str, budget: floa
     """Median time from one token of a reply to the next."""
     told = []
     # Without an end, so that every reply has as many tokens.
-    for _ in lm.stream(ids, schedule=schedule, budget=budget, max_new_tokens=TOKENS, eos_token_id=-1):
+    for _ in lm.stream(ids, policy=schedule, budget=budget, max_new_tokens=TOKENS, eos_token_id=-1):
         told.append(time.perf_counter())
     return median([1e3 * (after - before) for before, after in pairwise(told[1:])])
 

@@ -70,7 +70,7 @@ def score(rows: Session, tokens: torch.Tensor, attention: float, mlp: float, who
 
 def text(lm: LanguageModel, data: Path, ways: Ways, context: int, count: int) -> Arms:
     arms: Arms = defaultdict(list)
-    settings = EvaluationSettings(budgets=(1.0,), sequences=count, context=context, length=LENGTH)
+    settings = EvaluationSettings(budgets=(1.0,), texts=count, context=context, length=LENGTH)
     for some in held_out_windows(held_out(data, lm), settings).split(max(1, BATCH * 512 // context)):
         session = lm.session(capacity=context)
         session.prefill(some[:, :context])

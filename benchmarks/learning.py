@@ -40,7 +40,7 @@ from solm.training.ranks import Ranks
 from solm.training.regression import fit
 from solm.training.rollout import collect, step_generator
 from solm.training.sources import draw_windows, training_streams
-from solm.training.values import SAMPLES, calibrate, level_costs, read_samples
+from solm.training.values import SAMPLES, average_costs, read_samples, set_level_costs
 from texts import Texts
 
 SOURCES = ("books", "code", "news", "qa", "technical", "textbooks", "web", "wiki")
@@ -56,7 +56,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "grpo-process": {"advantage": "process"},
     "grpo-outcome": {"advantage": "outcome"},
     "grpo-myopic": {"gamma": 0.01},
-    "grpo-long": {"horizon": 64},
+    "grpo-long": {"length": 64},
 }
 """What differs from the defaults of `solm train`."""
 TEXTS, CONTEXT, LENGTH = 48, 512, 128
@@ -94,10 +94,10 @@ def grpo(lm: LanguageModel, config: TrainConfig, streams: list[TokenStream], lim
     torch.manual_seed(config.seed)
     sizes = NetworkConfig(
         base_hidden=lm.control.shapes.hidden, actions=len(config.space), width=config.width, heads=config.heads,
-        memory=config.memory, temperature=config.temperature, budget_prior=config.budget_prior,
+        budget_prior=config.budget_prior,
     )  # fmt: skip
     network = PolicyNetwork(sizes)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=0.01)
     folder = RunFolder(out, config)
     folder.restore(network, optimizer)
     records = logged(out)
@@ -112,7 +112,7 @@ def grpo(lm: LanguageModel, config: TrainConfig, streams: list[TokenStream], lim
     folder.close()
     last = records[-8:]
     said = {name: sum(record[name] for record in last) / len(last) for name in last[0]}
-    steps = len(records) * config.sequences * config.rollouts * config.horizon
+    steps = len(records) * config.texts * config.rollouts * config.length
     known = PolicyConfig(base=lm.identity, space=config.space, sparsity=lm.sparsity, network=sizes)
     return Snapshot(clock() / 60, TrainedPolicy(known, network), {**said, "update": len(records), "token_steps": steps})
 
@@ -128,23 +128,23 @@ def values(
     parts = [read_samples(out, len(records))] if records else []
     clock = Clock(records[-1]["seconds"] if records else 0)
     if not records:
-        write_tensors(out / COSTS, {str(axis): cost for axis, cost in enumerate(level_costs(lm, config, streams))})
+        write_tensors(out / COSTS, {str(axis): cost for axis, cost in enumerate(average_costs(lm, config, streams))})
     while not records or clock() + FIT * len(records) < 60 * limit:
         batch = len(records) + 1
         generator = step_generator(config.seed, batch, 0)
-        windows = draw_windows(streams, config.sequences, config.context + config.horizon + 1, generator)
-        before, after = draw_levels(config.space, config.sequences, config.schedules, config.horizon, generator)
+        windows = draw_windows(streams, config.texts, config.context + config.length + 1, generator)
+        before, after = draw_levels(config.space, config.texts, config.schedules, config.length, generator)
         parts.append(collect_samples(lm, windows, config.context, config.layer, before, after, config.space))
         write_tensors(out / SAMPLES / f"{batch:05d}.safetensors", dict(vars(parts[-1])))
-        records.append({"update": batch, "gain": float(parts[-1].gain.mean()), "seconds": clock()})
+        records.append({"update": batch, "cost": float(parts[-1].cost.mean()), "seconds": clock()})
         folder.log(records[-1])
     folder.close()
     samples = Samples.join(parts)
     network, found = fit(samples, sizes, config.fit)
     costs = read_tensors(out / COSTS)
-    calibrate(network, [costs[str(axis)] for axis in range(3)])
+    set_level_costs(network, [costs[str(axis)] for axis in range(3)])
     known = PolicyConfig(base=lm.identity, space=config.space, sparsity=lm.sparsity, network=network.config)
-    said = {"token_steps": samples.gain.numel(), "explained": found.explained[-1], "slopes": found.slopes}
+    said = {"token_steps": samples.cost.numel(), "explained": found.explained[-1], "slopes": found.slopes}
     return Snapshot(clock() / 60, TrainedPolicy(known, network), said)
 
 
@@ -181,7 +181,7 @@ def main() -> None:
     texts = Texts(lm, options.data, TEXTS, CONTEXT, LENGTH, TEXTS, seed=1)
     dense = float(texts.run(Dense(ActionSpace()), torch.ones(TEXTS, 1, 3, dtype=torch.float64))[0].mean())
     common = {"data": tuple(str(options.data / "train" / source) for source in SOURCES)}
-    how = ValueTrainConfig(**common, context=CONTEXT, horizon=384, calibration_texts=8)
+    how = ValueTrainConfig(**common, context=CONTEXT, length=384, level_cost_texts=8)
     streams = training_streams(lm, how, options.runs, Ranks())
     jobs = [
         (limit, method, spaces)

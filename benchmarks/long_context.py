@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 from solm.backends.passes import log_probabilities
-from solm.backends.torch.plan import kv_budget
 from solm.backends.torch.session import Session
 from solm.core.cost import relative_cost
 from solm.core.files import write_json, write_text
+from solm.core.shares import kv_budget
 from solm.core.sparsity import SparsityConfig
 from solm.data.text import documents
 from solm.data.windows import stream_of

@@ -75,8 +75,8 @@ def token_table(run: Path, trained: TrainedPolicy) -> ValueNetwork:
     )
     print("token table explains", found.explained, flush=True)
     with torch.no_grad():
-        for allocation, known in zip(network.profiles, trained.network.profiles, strict=True):
-            allocation.copy_(known)
+        for costs, known in zip(network.level_costs, trained.network.level_costs, strict=True):
+            costs.copy_(known)
     return network.eval()
 
 
@@ -97,7 +97,7 @@ def main() -> None:
         lm = load("builtin:smollm2-135m", trained.with_space(space))
         assert lm.tokenizer is not None
         settings = EvaluationSettings(
-            budgets=BUDGETS[name], sequences=options.sequences, trials=options.trials,
+            budgets=BUDGETS[name], texts=options.sequences, trials=options.trials,
             oracle=name in options.oracle.split(","),
         )  # fmt: skip
         texts = documents(str(options.data / "train/web"))[:500] + documents(str(options.data / "train/wiki"))[:500]

@@ -54,7 +54,7 @@ def main() -> None:
             token, table = ids[:, CONTEXT + step], policy.space.table
             taken["dense_step"].append(milliseconds(dense.step, token))
             taken["controlled_step"].append(milliseconds(driver.step, token))
-            taken["network"].append(milliseconds(policy.gains, hidden, table[before]))
+            taken["network"].append(milliseconds(policy.costs, hidden, table[before]))
             taken["decision"].append(milliseconds(spare.decide, hidden, before))
         for name, values in taken.items():
             rounds[name].append(median(values))

@@ -36,8 +36,8 @@ def collected(lm: LanguageModel, config: ValueTrainConfig, streams: list[TokenSt
     parts = []
     for batch in range(1, config.batches + 1):
         generator = step_generator(config.seed, batch, 0)
-        windows = draw_windows(streams, config.sequences, config.context + config.horizon + 1, generator)
-        before, after = draw_levels(config.space, config.sequences, config.schedules, config.horizon, generator)
+        windows = draw_windows(streams, config.texts, config.context + config.length + 1, generator)
+        before, after = draw_levels(config.space, config.texts, config.schedules, config.length, generator)
         parts.append(collect_samples(lm, windows, config.context, config.layer, before, after, config.space))
         print(f"{lm.model.dtype}: {batch} of {config.batches} batches", flush=True)
     return Samples.join(parts)
@@ -69,7 +69,7 @@ def main() -> None:
         samples = Samples.join([some(found[dtype], slice(seen)), test])
         hows = [FitConfig(held_out=HELD_OUT, seed=seed) for seed in range(SEEDS)]
         explained[dtype] = [fit(samples, network, how)[1].explained[-1] for how in hows]
-    low, full = (found[dtype].gain.double().flatten() for dtype in DTYPES)
+    low, full = (found[dtype].cost.double().flatten() for dtype in DTYPES)
     gains: dict[str, Any] = {
         "mean": {"bfloat16": float(low.mean()), "float32": float(full.mean())},
         "sd": {"bfloat16": float(low.std()), "float32": float(full.std())},

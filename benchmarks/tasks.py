@@ -54,9 +54,9 @@ def main() -> None:
     space, budget = ActionSpace.preset(SPACE), lm.budget(NET)
     models = {
         "hf": hf,
-        "dense": ControlledLM(lm, schedule=Dense(space)),
-        "static": ControlledLM(lm, schedule=Static(space), target=budget),
-        "policy": ControlledLM(lm, schedule="policy", target=budget),
+        "dense": ControlledLM(lm, policy=Dense(space)),
+        "static": ControlledLM(lm, policy=Static(space), target=budget),
+        "policy": ControlledLM(lm, policy="policy", target=budget),
     }
     total = len(SUBJECTS) * options.questions
     dtype = str(stock.dtype).removeprefix("torch.")

@@ -17,7 +17,7 @@ class Texts:
     """S held-out texts of `context` tokens, read densely `batch` at a time, and of `length` that follow."""
 
     def __init__(self, lm: LanguageModel, data: Path, count: int, context: int, length: int, batch: int, seed: int = 0):
-        settings = EvaluationSettings(budgets=(1.0,), sequences=count, context=context, length=length, seed=seed)
+        settings = EvaluationSettings(budgets=(1.0,), texts=count, context=context, length=length, seed=seed)
         self.windows = held_out_windows(held_out(data, lm), settings)
         self.room = length + lm.sparsity.page_size
         self.read: list[tuple[Session, torch.Tensor]] = []

@@ -1,59 +1,59 @@
 """Fixtures: tiny random models of every family, a byte tokenizer, and the embedded real model."""
 
+import csv
 import importlib.util
+import json
 import os
+import shutil
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if importlib.util.find_spec("triton") is not None:
+    # Triton decides at its import, which other packages cause, whether it interprets kernels on the CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton.language  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
 
 import pytest
 import torch
 from hypothesis import settings
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 import solm
+from helpers.evaluation import SHORT
+from helpers.models import tiny_model
+from helpers.policies import SPARSITY, under_values
+from helpers.texts import FISH, FOX
 from solm.backends.torch.families import TESTED_FAMILIES
+from solm.core.actions import ActionSpace
+from solm.core.sparsity import SparsityConfig
+from solm.data.windows import stream_of
+from solm.evaluation.perplexity import evaluate
+from solm.evaluation.sweep import SweepConfig
+from solm.policies.artifact import PolicyConfig, TrainedPolicy
+from solm.policies.network import NetworkConfig
 
 settings.register_profile("solm", deadline=None)  # a loaded machine is no bug
 settings.load_profile("solm")
 
-SIZES = {
-    "vocab_size": 259,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "intermediate_size": 96,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-EXTRA = {
-    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
-    "gemma2": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
-    "gemma3_text": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
-    "mistral": {"sliding_window": None},
-    "starcoder2": {"sliding_window": None},
-    "phi3": {"sliding_window": None, "original_max_position_embeddings": 512},
-    "ministral": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
-    "exaone4": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
-}  # fmt: skip
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Everything in tests/slow has the marker `slow`."""
+    if Path(__file__).parent / "slow" in item.path.parents:
+        item.add_marker("slow")
 
 
-def tiny_model(family: str, dtype: torch.dtype = torch.float64, **changes):
-    """A random two-layer model of `family`, weights scaled up so that its choices are not all ties."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **{**SIZES, **EXTRA.get(family, {}), **changes})
-    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=dtype) * 0.15
-    return model
+REPRESENTATIVE = ("llama", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox", "olmo2")
+"""Families that differ most in their code: norms of queries and keys, sliding layers and softcaps, fused projections,
+transposed weights, parallel branches, norms after layers. `make test` runs these, `make test-all` all."""
 
 
-@pytest.fixture(params=TESTED_FAMILIES)
+@pytest.fixture(
+    params=[
+        pytest.param(family, marks=[] if family in REPRESENTATIVE else [pytest.mark.slow]) for family in TESTED_FAMILIES
+    ]
+)
 def family(request) -> str:
     return request.param
 
@@ -87,14 +87,32 @@ def tiny_lm(byte_tokenizer):
 @pytest.fixture
 def value_lm(byte_tokenizer):
     """A tiny llama with a value policy that has learned nothing."""
-    from solm.policies.artifact import PolicyConfig, TrainedPolicy
-    from test_values import SPACE, SPARSITY, network
-
     with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer) as lm:
-        made = network().float()
-        config = PolicyConfig(base=lm.identity, space=SPACE, sparsity=SPARSITY, network=made.config)
-        lm.trained, lm.sparsity = TrainedPolicy(config, made), SPARSITY
+        yield under_values(lm, SPARSITY)
+
+
+@pytest.fixture
+def cpu_lm(tiny_lm):
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler here")
+    config = under_values(tiny_lm, SparsityConfig(window=32)).trained
+    with solm.attach(
+        tiny_model("llama", torch.float32), config, tiny_lm.tokenizer, backend="cpu", precision="int8"
+    ) as lm:
         yield lm
+
+
+@pytest.fixture
+def policy_lm(tiny_lm):
+    """The tiny model with an untrained policy on it."""
+    space = ActionSpace.preset("joint-8")
+    config = PolicyConfig(
+        base=tiny_lm.identity,
+        space=space,
+        sparsity=SparsityConfig(window=32, page_size=8),
+        network=NetworkConfig(base_hidden=64, actions=8, width=16, heads=2),
+    )
+    return tiny_lm.with_policy(TrainedPolicy(config))
 
 
 @pytest.fixture
@@ -114,3 +132,50 @@ def real_model():
     from solm.backends.torch.load import load_base
 
     return load_base("builtin:smollm2-135m", "float32")
+
+
+@pytest.fixture
+def sweep_config(tiny_folder, tmp_path) -> SweepConfig:
+    """Two short jobs on the tiny model."""
+    (tmp_path / "text.txt").write_text(FOX)
+    return SweepConfig(
+        models=(str(tiny_folder),), spaces=("mlp-40", "bits-5"), data=(str(tmp_path / "text.txt"),),
+        budgets=(0.9, 0.95), texts=4, context=90, length=12, trials=2,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory) -> Path:
+    """Every task with 24 questions made up here, in the form of the real files."""
+    fruit = ["apple", "pear", "plum", "fig"]
+    root = tmp_path_factory.mktemp("tasks")
+    files = {
+        "arc_easy": {"query": "Question: Which is fruit {n}?", "choices": fruit, "gold": 2},
+        "openbook_qa": {"query": "Fruit {n} grows on a", "choices": fruit, "gold": 1},
+        "hellaswag_val": {"query": "Baking: Cake {n} is", "choices": fruit, "gold": 3},
+        "piqa": {"query": "Question: How to peel fruit {n}?\n", "choices": ["with a knife", "not"], "gold": 0},
+        "winogrande": {
+            "context_options": ["Ann met Eve {n} because Ann", "Ann met Eve {n} because Eve"],
+            "continuation": "was there.", "gold": 1,
+        },
+        "longeval_200_lines": {
+            "random_idx": ["big-cat", 1], "expected_number": 417, "prompt": "line big-cat: <417> {n}\nWhat is it? ",
+        },
+        "lambada_openai": {"context": "It rained all day {n} and so they stayed at", "continuation": "home"},
+    }  # fmt: skip
+    for name, record in files.items():
+        lines = [json.dumps(record).replace("{n}", str(n)) for n in range(24)]
+        (root / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    for split, count in (("dev", 5), ("test", 6)):
+        (root / "mmlu" / split).mkdir(parents=True)
+        with (root / "mmlu" / split / f"anatomy_{split}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["question", *(f"choice{index}" for index in range(4)), "answer"])
+            writer.writerows([[f'What, "{n}", is {split}?', *fruit, n % 4] for n in range(count)])
+    return root
+
+
+@pytest.fixture
+def result(value_lm, byte_tokenizer):
+    """What `solm eval` writes for the value policy."""
+    return evaluate(value_lm, [stream_of(["Say 42 <b>.\n" + FISH], byte_tokenizer, "fish")], SHORT)

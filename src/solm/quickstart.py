@@ -26,8 +26,8 @@ HELD_OUT = "pydoc:heldout"
 BUDGETS = (0.45, 0.5, 0.6)
 PRETRAINED = "builtin:smollm2-135m"
 
-CONFIG = {"model": "builtin:smollm2-135m", "data": "pydoc:train", "calibration_texts": 32}
-SETTINGS = EvaluationSettings(budgets=BUDGETS, sequences=48, context=512, length=128, trials=4)
+CONFIG = {"model": "builtin:smollm2-135m", "data": "pydoc:train", "level_cost_texts": 32}
+SETTINGS = EvaluationSettings(budgets=BUDGETS, texts=48, context=512, length=128, trials=4)
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class Outcome:
 
 
 def run(out: Path, batches: int, report: Callable[..., None], pretrained: bool = False) -> Outcome:
-    """Do everything in the folder `out`; finished parts are reused.
+    """Train, compare and generate in the folder `out`; parts that are finished are reused.
 
-    report: called as report(stage, done, total[, training record]). pretrained: take the policy that ships with solm.
+    batches: of training. report: called as report(stage, done, total[, training record]). pretrained: use the policy
+    that ships with solm instead of training one.
     """
     started = time.perf_counter()
     report("loading the model", 0, 1)
@@ -72,7 +73,7 @@ def run(out: Path, batches: int, report: Callable[..., None], pretrained: bool =
 
 
 def _train(out: Path, batches: int, report: Callable[..., None]) -> TrainedPolicy:
-    # A allocation is the model's, whatever the policy, and takes as long to find as a policy takes to train.
+    # An allocation is the model's, whatever the policy, and takes as long to find as a policy takes to train.
     sparsity = SparsityConfig().under(read_allocation(PRETRAINED))
     config = ValueTrainConfig.build({**CONFIG, "sparsity": sparsity, "batches": batches}, "the quickstart")
     lm = load(config.model, sparsity=config.sparsity)
@@ -82,7 +83,7 @@ def _train(out: Path, batches: int, report: Callable[..., None]) -> TrainedPolic
 
 
 def _reuse(path: Path, provenance: dict[str, Any]) -> EvaluationResult | None:
-    """The result at `path`, if it is this policy's."""
+    """The result at `path`; None where there is none, or where it belongs to another policy."""
     try:
         result = EvaluationResult.model_validate_json(path.read_bytes())
     except (OSError, ValueError):

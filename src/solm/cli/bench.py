@@ -1,77 +1,96 @@
 """`solm bench`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from solm.cli import checks
 from solm.cli.options import (
     DEFAULT_MODEL,
     BackendOption,
     DtypeOption,
+    JsonOption,
     KvCacheOption,
     ModelOption,
     PolicyOption,
     PrecisionOption,
-    output,
-    progress_bar,
+    RevisionOption,
+    TrustOption,
 )
-from solm.core.errors import ContextLengthError, SolmError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from solm.core.timings import StepTimings
+
+_STEPS = 16
+"""Positions that the timed steps need after a context."""
 
 
 def bench(
     model: ModelOption = DEFAULT_MODEL,
     policy: PolicyOption = None,
-    contexts: Annotated[str, typer.Option(help="Tokens seen before the steps that are timed.")] = "64,1024,4096",
+    context: Annotated[str, typer.Option(help="Tokens seen before the steps that are timed.")] = "64,1024,4096",
     rounds: Annotated[int, typer.Option(help="Interleaved rounds; medians are kept.", min=1, max=1000)] = 5,
     dtype: DtypeOption = "auto",
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
     kv_cache_dtype: KvCacheOption = "auto",
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the calibration here, for budgets in milliseconds.")
+        Path | None, typer.Option("--out", "-o", help="Write the timings here, for budgets in milliseconds.")
     ] = None,
+    json: JsonOption = False,
 ) -> None:
-    """Measure this machine: what a step takes at every level of the dial, for several contexts.
+    """Measure this machine: milliseconds of a step at every level of the dial, for several contexts.
 
+    \b
     Examples:
-
-        solm bench --backend native --precision int8 --out calibration.json
-
-        solm generate --backend native --precision int8 --calibration calibration.json --budget ms=4.5 "Why?"
+      solm bench --backend cpu --precision int8 --out timings.json
+      solm generate --backend cpu --precision int8 --policy builtin:smollm2-135m-cpu \\
+        --timings timings.json --budget ms=9 "Why?"
     """
     import torch
-    from rich.table import Table
 
+    from solm.cli.output import output, print_json, progress_bar
     from solm.core.files import write_text
     from solm.data.windows import token_stream
+    from solm.evaluation.step_timing import measure
     from solm.runtime.load import load
-    from solm.runtime.timings import measure
 
-    try:
-        lengths = tuple(sorted({int(part) for part in contexts.split(",")}))
-    except ValueError:
-        raise SolmError(f"--contexts: {contexts!r} is not a list of whole numbers such as 64,1024") from None
-    if lengths[0] < 1:
-        raise SolmError(f"--contexts: {lengths[0]} is out of range, a context has at least 1 token")
-    lm = load(model, policy, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype)
-    limit = getattr(lm.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if limit is not None and lengths[-1] + 16 > limit:
-        raise ContextLengthError(f"--contexts: {lengths[-1]} and 16 steps exceed this model's context of {limit}")
+    lengths = checks.counts(context, "--context")
+    checks.out_file(out)
+    checks.backend(backend, precision, kv_cache_dtype, dtype)
+    config = checks.model_config(model, revision, trust_remote_code)
+    checks.room(config, lengths[-1] + _STEPS, "--context and the steps after it")
+    trained = checks.trained_policy(policy, config)
+    lm = load(
+        model, trained, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
+        revision=revision, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     assert lm.tokenizer is not None
     tokens = token_stream("pydoc:train", lm.tokenizer).spaced(1, lengths[-1] + 1, torch.Generator().manual_seed(0))
     with progress_bar() as progress:
-        task = progress.add_task("measuring", total=None, note="")
-        found = measure(
-            lm, tokens, lengths, rounds, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+        found = measure(lm, tokens, lengths, rounds, lambda done, total: progress.show("measuring", done, total))
     if out is not None:
         write_text(out, found.model_dump_json(indent=2) + "\n")
+    if json:
+        print_json(found.model_dump(mode="json"))
+        return
+    output().print(_table(found))
+
+
+def _table(found: "StepTimings") -> "Table":
+    """Milliseconds and the factor to dense, by level and context."""
+    from rich.table import Table
+
     about = f"{found.model}, {found.backend}, {found.threads} threads, {found.gigabytes_per_second:.0f} GB/s"
     shown = Table(title=f"{about}: milliseconds per step")
     shown.add_column("")
-    for context in found.contexts:
-        shown.add_column(f"context {context}", justify="right")
+    for seen in found.contexts:
+        shown.add_column(f"context {seen}", justify="right")
     rows = [("dense", [row[-1] for row in found.attention_ms])]
     rows += [
         (f"{name} {level:g}", [row[place] for row in table])
@@ -84,4 +103,4 @@ def bench(
     for name, values in rows:
         cells = (f"{value:.2f} ({dense / value:.2f} x)" for value, dense in zip(values, rows[0][1], strict=True))
         shown.add_row(name, *cells)
-    output().print(shown)
+    return shown

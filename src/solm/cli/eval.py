@@ -5,48 +5,48 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from solm.cli import checks
 from solm.cli.options import (
     DEFAULT_MODEL,
     BackendOption,
+    BudgetsOption,
+    ContextOption,
+    DataOption,
     DtypeOption,
+    JsonOption,
     KvCacheOption,
+    LengthOption,
     ModelOption,
     PolicyOption,
     PrecisionOption,
+    RevisionOption,
     SeedOption,
-    in_space,
-    numbers,
-    output,
-    progress_bar,
-    settings,
+    SpaceOption,
+    SparsityOption,
+    TextsOption,
+    TrustOption,
 )
 from solm.core.errors import SolmError
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from solm.core.actions import ActionSpace
     from solm.evaluation.arms import Arm
     from solm.policies.priced import PricedPolicy
-    from solm.runtime.language_model import LanguageModel
 
 
 def evaluate(
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data", "-d", help="Comma-separated: files (.txt, .jsonl), folders, hub data sets, pydoc:heldout."
-        ),
-    ],
+    data: DataOption,
     model: ModelOption = DEFAULT_MODEL,
     policy: PolicyOption = None,
-    budgets: Annotated[str, typer.Option(help="Net keeps, fixed in advance.")] = "0.55,0.65,0.75",
-    sequences: Annotated[int, typer.Option(help="Texts.")] = 64,
-    context: Annotated[int, typer.Option(help="Tokens read densely first.")] = 512,
-    length: Annotated[int, typer.Option(help="Controlled tokens that are scored.")] = 128,
-    trials: Annotated[int, typer.Option(help="Random schedules per text.")] = 8,
-    space: Annotated[
-        str | None,
-        typer.Option(help="Action space, such as joint-8; with a policy, one within its own."),
-    ] = None,
-    sparsity: Annotated[str | None, typer.Option(help="Without a policy: default or paper.")] = None,
+    budgets: BudgetsOption = "0.55,0.65,0.75",
+    texts: TextsOption = 64,
+    context: ContextOption = 512,
+    length: LengthOption = 128,
+    trials: Annotated[int, typer.Option(help="Random trials per text.")] = 8,
+    space: SpaceOption = None,
+    sparsity: SparsityOption = None,
     tuning: Annotated[
         str | None,
         typer.Option(help="Text to choose tuned and to calibrate teal on; not the text that is evaluated."),
@@ -56,10 +56,7 @@ def evaluate(
     ] = None,
     baselines: Annotated[
         str | None,
-        typer.Option(
-            help="More arms: constant, drift, entropy, per-request, teal, top-p. "
-            "drift, entropy and top-p step token by token: slow."
-        ),
+        typer.Option(help="More arms: constant, teal, drift, entropy, per-request. drift and entropy step by step: slow."),
     ] = None,
     oracle: Annotated[bool, typer.Option("--oracle", help="Also measure the ceiling, with access to answers.")] = False,
     seed: SeedOption = 0,
@@ -67,84 +64,98 @@ def evaluate(
     backend: BackendOption = "torch",
     precision: PrecisionOption = None,
     kv_cache_dtype: KvCacheOption = "auto",
-    json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the result here, as JSON.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Write a picture of perplexity against cost (.png or .svg) here.")
     ] = None,
+    json: JsonOption = False,
 ) -> None:
-    """Compare a policy with dense, static and random schedules at the same realised budget.
+    """Compare a policy with dense, uniform, allocated and random schedules at the same realised budget.
 
+    An interrupted evaluation with --out goes on where it stopped.
+
+    \b
     Examples:
-
-        solm eval --policy runs/a/policy --data pydoc:heldout --json result.json --plot result.png
-
-        solm eval --space joint-27 --data wiki.txt --budgets 0.6     (baselines alone)
-
-        solm eval --policy builtin:smollm2-135m --space joint-27 --data wiki.txt --tuning web.jsonl --oracle
-
-        solm eval --policy builtin:smollm2-135m --space attention-fine --data wiki.txt --baselines constant,top-p
-
-    An interrupted evaluation with --json goes on where it stopped.
+      solm eval --policy builtin:smollm2-135m --data pydoc:heldout --out result.json --plot result.png
+      solm eval --space joint-27 --data wiki.txt --budgets 0.6
+      solm eval --policy builtin:smollm2-135m --space joint-27 --data wiki.txt --tuning web.jsonl --oracle
+      solm eval --policy builtin:smollm2-135m --data wiki.txt --baselines constant
     """
-    from solm.core.actions import ActionSpace
+    from solm.cli.output import output, print_json, progress_bar
     from solm.core.files import resumable, write_bytes, write_text
-    from solm.core.sparsity import SparsityConfig
-    from solm.data.windows import token_stream
     from solm.evaluation import show
-    from solm.evaluation.baselines import baseline
+    from solm.evaluation.baselines import BASELINES, BaselineRequest, baseline
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.perplexity import evaluate as run
     from solm.evaluation.pictures import kind_of
-    from solm.policies.artifact import TrainedPolicy
     from solm.runtime.load import load
 
     if policy is not None and sparsity is not None:
-        raise SolmError("a policy brings its own sparsity; drop --sparsity")
+        raise SolmError("--sparsity: a policy brings its own; drop one of the two")
     if policy is None and space is None:
-        raise SolmError("give a policy to evaluate, or --space to compare the baselines alone")
-    kind = kind_of(plot)
-    chosen = settings(
-        EvaluationSettings, budgets=numbers(budgets, "--budgets"), sequences=sequences, context=context, length=length,
+        raise SolmError("--policy: give a policy to evaluate, or --space to compare the baselines alone")
+    checks.out_file(out)
+    checks.plot_file(plot)
+    names = [item.strip() for item in (baselines or "").split(",") if item.strip()]
+    for name in names:
+        if name not in BASELINES:
+            raise SolmError(f"--baselines: unknown baseline {name!r}; choose among {', '.join(BASELINES)}")
+    if "teal" in names and tuning is None:
+        raise SolmError("--baselines: teal needs text to calibrate its thresholds on; give --tuning")
+    how = checks.sparsity_of(sparsity)
+    grid = checks.space_of(space)
+    checks.backend(backend, precision, kv_cache_dtype, dtype, how)
+    config = checks.model_config(model, revision, trust_remote_code)
+    trained = checks.trained_policy(policy, config, grid)
+    offered = trained.config.space if trained is not None else grid
+    assert offered is not None
+    chosen = checks.settings(
+        EvaluationSettings, budgets=checks.budgets(budgets, offered), texts=texts, context=context, length=length,
         trials=trials, seed=seed, oracle=oracle,
     )  # fmt: skip
-    grid = None if space is None else ActionSpace.preset(space)
-    trained = None if policy is None else in_space(TrainedPolicy.from_pretrained(policy), grid)
-    how = None if sparsity is None else SparsityConfig.preset(sparsity)
+    checks.room(config, context + length, "--context and --length")
+    rivals: dict[str, PricedPolicy | Arm] = dict(_rival(item, config, offered) for item in rival or [])
+    sources = checks.read_sources(data)
+    checks.long_enough(sources, context + length + 1)
+    tuning_sources = None if tuning is None else checks.read_sources(tuning, "--tuning")
     lm = load(
-        model, trained, sparsity=how, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype
-    )
-    rivals: dict[str, PricedPolicy | Arm] = {}
-    for name, _, folder in (item.partition("=") for item in rival or []):
-        rivals[name] = _rival(folder, lm)
-    assert lm.tokenizer is not None
-    streams = [token_stream(source, lm.tokenizer) for source in data.split(",")]
-    calibration = None if tuning is None else token_stream(tuning.split(","), lm.tokenizer)
-    for name in (item.strip() for item in (baselines or "").split(",") if item.strip()):
-        rivals[name] = baseline(name, lm, grid or lm.space, calibration, context, seed)
-    with resumable(json) as partial, progress_bar() as progress:
-        task = progress.add_task("evaluating", total=None, note="")
+        model, trained, sparsity=how, dtype=dtype, backend=backend, precision=precision,
+        kv_cache_dtype=kv_cache_dtype, revision=revision, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    tokens = checks.streams(sources, lm.tokenizer)
+    calibration = checks.one_stream(tuning_sources, lm.tokenizer)
+    for name in names:
+        rivals[name] = baseline(name, BaselineRequest(lm, offered, calibration, context, seed))
+    with resumable(out) as partial, progress_bar() as progress:
         result = run(
-            lm, streams, chosen, grid, partial,
-            lambda done, total: progress.update(task, completed=done, total=total),
+            lm, tokens, chosen, grid, partial, lambda done, total: progress.show("evaluating", done, total),
             tuning=calibration, rivals=rivals,
         )  # fmt: skip
-        if json is not None:
-            write_text(json, result.model_dump_json(indent=2) + "\n")
+        if out is not None:
+            write_text(out, result.model_dump_json(indent=2) + "\n")
     if plot is not None:
-        write_bytes(plot, show.plot(result, kind))
+        write_bytes(plot, show.plot(result, kind_of(plot)))
+    if json:
+        print_json(result.model_dump(mode="json"))
+        return
     console = output()
     console.print(show.table(result))
     for line in show.verdict(result):
         console.print(line)
 
 
-def _rival(folder: str, lm: "LanguageModel") -> "PricedPolicy":
-    from solm.policies.artifact import TrainedPolicy
+def _rival(item: str, config: "PretrainedConfig", space: "ActionSpace") -> "tuple[str, PricedPolicy]":
+    """Name and policy of a --rival."""
     from solm.policies.priced import PricedPolicy
 
-    trained = TrainedPolicy.from_pretrained(folder)
-    trained.config.base.check(lm.identity)
-    policy = trained.with_space(lm.space).policy()
+    name, equals, folder = item.partition("=")
+    if not (name and equals and folder):
+        raise SolmError(f"--rival: {item!r} is not name=folder")
+    trained = checks.trained_policy(folder, config, space, "--rival")
+    assert trained is not None
+    policy = trained.policy()
     if not isinstance(policy, PricedPolicy):
-        raise SolmError(f"{folder} is not a policy trained with --method values, which a rival has to be")
-    return policy
+        raise SolmError(f"--rival: {folder} is not a policy trained with --method values, which a rival has to be")
+    return name, policy

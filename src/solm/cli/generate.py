@@ -1,85 +1,143 @@
 """`solm generate`."""
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from solm.cli import checks
 from solm.cli.options import (
+    DECIDERS,
     DEFAULT_MODEL,
     BackendOption,
+    DeciderOption,
     DtypeOption,
+    JsonOption,
     KvCacheOption,
     ModelOption,
-    PolicyOption,
     PrecisionOption,
+    RevisionOption,
     SeedOption,
+    SpaceOption,
+    TrustOption,
 )
+from solm.core.errors import BudgetError, DataError
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
     model: ModelOption = DEFAULT_MODEL,
-    policy: PolicyOption = None,
+    policy: DeciderOption = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", "-b", help="Net keep such as 0.6, or attention=0.5,mlp=0.7,bits=8.")
+        str | None,
+        typer.Option("--budget", "-b", help="Net keep such as 0.6, attention=0.5,mlp=0.7,bits=8, or ms=4.5."),
     ] = None,
-    schedule: Annotated[str | None, typer.Option(help="policy, dense, static or random.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 128,
-    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Top-k sampling.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="transformers' repetition penalty.")] = None,
+    space: SpaceOption = None,
+    system: Annotated[str | None, typer.Option(help="System message, for models with a chat template.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.", min=1)] = 128,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sample at this temperature; greedy without.", min=0)
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.", min=0, max=1)] = None,
+    top_k: Annotated[int | None, typer.Option(help="Top-k sampling.", min=0)] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: fewer repetitions.", min=1e-3)] = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
     backend: BackendOption = "torch",
     precision: PrecisionOption = None,
     kv_cache_dtype: KvCacheOption = "auto",
-    calibration: Annotated[
-        Path | None, typer.Option(help="What solm bench measured; then budgets such as ms=4.5 work.")
+    timings: Annotated[
+        Path | None, typer.Option(help="File of solm bench, which budgets in milliseconds need.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the reply here, as JSON.")] = None,
+    json: JsonOption = False,
 ) -> None:
-    """Generate text under a compute budget; in a terminal, tokens are coloured by what they cost.
+    """Generate text under a compute budget. In a terminal, tokens are coloured by what they cost.
 
+    \b
     Examples:
-
-        solm generate --policy runs/a/policy --budget 0.6 "Why is the sky blue?"
-
-        solm generate --policy runs/a/policy --budget mlp=0.7,bits=8 --json "Hello" | jq .realised
+      solm generate --policy builtin:smollm2-135m --budget 0.6 "Why is the sky blue?"
+      solm generate --policy static --budget mlp=0.7 "Why is the sky blue?"
+      solm generate --policy builtin:smollm2-135m --budget 0.6 --json "Hello" | jq .realised
     """
-    from json import dumps
-
+    from solm.cli.output import print_json, say
+    from solm.core.actions import ActionSpace
+    from solm.core.budget import Budget
+    from solm.core.files import write_json
+    from solm.core.timings import read_timings
     from solm.runtime.generate import summarise
     from solm.runtime.load import load
-    from solm.runtime.timings import read_timings
 
     text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise DataError("PROMPT: the prompt is empty")
     options: dict[str, Any] = {
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "repetition_penalty": repetition_penalty,
     }  # fmt: skip
     options = {name: value for name, value in options.items() if value is not None}
-    lm = load(model, policy, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype)
-    if calibration is not None:
-        lm.calibration = read_timings(calibration).check(lm)
-    ids = lm.encode(text)
-    asked = lm.budget(budget, ids.shape[1] + max_new_tokens // 2)
-    tokens = []
+    for name, value in options.items():
+        checks.finite(checks.typed(name), value)
+    checks.out_file(out)
+    checks.backend(backend, precision, kv_cache_dtype, dtype)
+    grid = checks.space_of(space)
+    config = checks.model_config(model, revision, trust_remote_code)
+    checks.room(config, max_new_tokens, "--max-new-tokens")
+    trained = None if policy in DECIDERS else checks.trained_policy(policy, config, grid)
+    decider = policy if policy in DECIDERS else "policy" if trained else "dense" if budget is None else "static"
+    # What the backend can skip, where nothing else says what to choose among.
+    offered = (
+        trained.config.space if trained else grid or ActionSpace.preset("fine" if backend == "torch" else "cpu-fine")
+    )
+    timed = budget is not None and budget.startswith("ms=")
+    known = None
+    with checks.option("--timings"):
+        known = None if timings is None else read_timings(timings)
+    with checks.option("--budget"):
+        if timed and (known is None or trained is None):
+            missing = "--timings (a file of solm bench --out)" if known is None else "a trained policy as --policy"
+            raise BudgetError(f"{budget} needs {missing}")
+        if budget is not None and not timed:
+            parsed = Budget.parse(budget, offered)
+            if decider == "dense" and parsed.net < 1:
+                raise BudgetError(f"{budget} needs another --policy than dense, which spends everything")
+    lm = load(
+        model, trained, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
+        timings=timings, revision=revision, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    with checks.option("--system"):
+        ids = lm.encode(text, system)
+    chosen = lm.policy(decider, offered)
+    if trained is None:
+        asked = Budget() if budget is None else Budget.parse(budget, offered)
+    else:
+        asked = lm.budget(budget, ids.shape[1] + max_new_tokens // 2)
+    tokens, moments = [], []
     coloured = sys.stdout.isatty() and not json
-    for token in lm.stream(ids, budget=asked, schedule=schedule, max_new_tokens=max_new_tokens, seed=seed, **options):
+    for token in lm.stream(ids, budget=asked, policy=chosen, max_new_tokens=max_new_tokens, seed=seed, **options):
         tokens.append(token)
+        moments.append(time.perf_counter())
         if not json:
             print(paint(token.text, token.cost) if coloured else token.text, end="", flush=True)
     reply = summarise(lm, tokens, asked)
+    if out is not None:
+        write_json(out, reply.as_dict())
     if json:
-        print(dumps(reply.as_dict(), ensure_ascii=False))
+        print_json(reply.as_dict())
         return
     print()
-    shares = ", ".join(f"{axis} {reply.compute.realised[axis]:.3f}" for axis in ("attention", "mlp", "bits", "net"))
-    wanted = ", ".join(f"{axis} {reply.compute.requested[axis]:.3f}" for axis in ("attention", "mlp", "bits", "net"))
-    print(f"requested: {wanted}", file=sys.stderr)
-    print(f"realised:  {shares}; bytes read {reply.compute.bytes:.3f} of dense", file=sys.stderr)
+    say(f"requested: {_shares(reply.compute.requested)}")
+    say(f"realised:  {_shares(reply.compute.realised)}; bytes read {reply.compute.bytes:.3f} of dense")
+    if len(moments) > 1:
+        seconds = (moments[-1] - moments[0]) / (len(moments) - 1)
+        say(f"speed:     {1 / seconds:.1f} tokens/s, {1000 * seconds:.1f} ms per token")
+
+
+def _shares(shares: dict[str, float]) -> str:
+    return ", ".join(f"{axis} {shares[axis]:.3f}" for axis in ("attention", "mlp", "bits", "net"))
 
 
 def paint(text: str, cost: float) -> str:

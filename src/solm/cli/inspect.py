@@ -1,61 +1,86 @@
 """`solm inspect`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from solm.cli.options import JsonOption, RevisionOption, TrustOption
+
+if TYPE_CHECKING:
+    from solm.backends.gguf_header import GgufHeader
 
 
 def inspect(
     model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or builtin:smollm2-135m.")],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    json: JsonOption = False,
 ) -> None:
-    """Say which axes can be controlled on a model, what that combines with, and why not. Reads no weights.
+    """Say what a model is, which axes and backends are supported on it, and why others are not. Reads no weights.
 
-    Example:
-
-        solm inspect Qwen/Qwen3-0.6B
+    \b
+    Examples:
+      solm inspect builtin:smollm2-135m
+      solm inspect qwen2.5-coder-0.5b-instruct-q4_k_m.gguf
+      solm inspect Qwen/Qwen3-0.6B --json
     """
-    from json import dumps
-
     from solm.backends.cpu.engine import unsuited
+    from solm.backends.gguf_header import read_header
     from solm.backends.torch.families import probe
-    from solm.backends.torch.load import skeleton
+    from solm.backends.torch.load import gguf_of, skeleton
+    from solm.cli.output import print_json
     from solm.core.sparsity import SparsityConfig
 
-    structure = skeleton(model)
+    gguf = gguf_of(model)
+    header = None if gguf is None else read_header(gguf)
+    structure = skeleton(model, trust_remote_code, revision)
     capability = probe(structure)
-    unsuited_to_native = unsuited(structure, SparsityConfig())
+    on_cpu = unsuited(structure, SparsityConfig())
+    on_torch = "; ".join(dict.fromkeys(capability.reasons.values())) if not any(capability.axes.values()) else None
     combines = {
-        "cpu backend": unsuited_to_native,
         "weights that torchao quantised": None,
-        "... on the cpu backend": unsuited_to_native or "it makes int8 and int4 from float weights itself",
+        "... on the cpu backend": on_cpu or "it makes int8 and int4 from float weights itself",
         "layers that wait in memory or on the disk": None,
         "layers that compute on several devices": None,
         "layers dealt out to several processes": None,
     }
-    report = {
+
+    def said(reasons: dict[str, str | None]) -> dict[str, Any]:
+        return {name: {"supported": reason is None, "reason": reason} for name, reason in reasons.items()}
+
+    config: Any = structure.config.get_text_config(decoder=True)
+    report: dict[str, Any] = {
         "model": model,
         "family": capability.family,
         "tested": capability.tested,
-        "axes": {
-            axis: {"supported": supported, "reason": capability.reasons.get(axis)}
-            for axis, supported in capability.axes.items()
-        },
-        "sliding_window_layers": capability.sliding_layers,
-        "combines": {name: {"supported": not reason, "reason": reason} for name, reason in combines.items()},
-        "shapes": None if capability.shapes is None else capability.shapes.model_dump(),
+        "context": getattr(config, "max_position_embeddings", None),
+        "sizes": None if capability.shapes is None else capability.shapes.model_dump(),
+        "tensors": None if header is None else _types(header),
+        "axes": said({axis: capability.reasons.get(axis) for axis in capability.axes}),
+        "backends": said({"torch": on_torch, "cpu": on_cpu}),
+        "combines": said(combines),
+        "sliding_window_layers": len(capability.sliding),
     }
     if json:
-        print(dumps(report))
+        print_json(report)
         return
     print(f"{model}: family {capability.family}{'' if capability.tested else ' (not among the tested families)'}")
-    for axis, supported in capability.axes.items():
-        print(f"  {axis:10} {'yes' if supported else 'no: ' + capability.reasons[axis]}")
-    if capability.sliding_layers and capability.shapes is not None:
+    for name, size in [("context", report["context"]), *(report["sizes"] or {}).items()]:
+        print(f"  {name:14} {size}")
+    if header is not None:
+        print("tensors")
+        for name, found in _types(header).items():
+            print(f"  {name:14} {found['count']:>5} tensors {found['bytes'] / 1e6:>10.1f} MB")
+    for title in ("axes", "backends", "combines"):
+        print(title if title != "combines" else "combines with")
+        for name, found in report[title].items():
+            print(f"  {name:42} {'yes' if found['supported'] else 'no: ' + found['reason']}")
+    if capability.sliding and capability.shapes is not None:
         print(
-            f"  {capability.sliding_layers} of {capability.shapes.layers} layers have a sliding window; "
-            "the attention axis acts on the others"
+            f"{len(capability.sliding)} of {capability.shapes.layers} layers have a sliding window; the attention "
+            "axis acts on the others"
         )
-    print("combines with")
-    for name, reason in combines.items():
-        print(f"  {name:42} {'yes' if reason is None else 'no: ' + reason}")
+
+
+def _types(header: "GgufHeader") -> dict[str, dict[str, int]]:
+    return {name: {"count": count, "bytes": size} for name, (count, size) in header.types().items()}

@@ -1,19 +1,26 @@
 """The `solm` command."""
 
+import os
+import re
 import sys
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
-from solm.cli.allocate import allocation
+from solm.cli.allocate import allocate
 from solm.cli.bench import bench
+from solm.cli.doctor import doctor
 from solm.cli.eval import evaluate
 from solm.cli.generate import generate
 from solm.cli.inspect import inspect
-from solm.cli.pollution import pollution
+from solm.cli.options import verb
+from solm.cli.policies import policies
 from solm.cli.push import push
 from solm.cli.quickstart import quickstart
 from solm.cli.serve import serve
-from solm.cli.shift import shift
+from solm.cli.study import studies
 from solm.cli.sweep import report, sweep
 from solm.cli.tasks import PASSED_ON, lm_eval, tasks
 from solm.cli.train import train
@@ -21,36 +28,82 @@ from solm.core.errors import SolmError
 
 app = typer.Typer(
     name="solm",
-    help="A quality/compute dial, per token, for a frozen language model.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-app.command("quickstart")(quickstart)
-app.command("allocation")(allocation)
-app.command("train")(train)
-app.command("eval")(evaluate)
-app.command("tasks")(tasks)
+VERBS: dict[str, Callable[..., None]] = {
+    "quickstart": quickstart, "generate": generate, "serve": serve, "allocate": allocate, "train": train,
+    "eval": evaluate, "tasks": tasks, "sweep": sweep, "report": report, "bench": bench, "inspect": inspect,
+    "policies": policies, "push": push, "doctor": doctor,
+}  # fmt: skip
+for name, function in VERBS.items():
+    app.command(name)(verb(function))
+app.add_typer(studies, name="study")
 app.command("lm-eval", context_settings=PASSED_ON)(lm_eval)
-app.command("sweep")(sweep)
-app.command("report")(report)
-app.command("pollution")(pollution)
-app.command("shift")(shift)
-app.command("generate")(generate)
-app.command("bench")(bench)
-app.command("serve")(serve)
-app.command("inspect")(inspect)
-app.command("push")(push)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(f"solm {version('solm')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def solm(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A quality/compute dial, per token, for a frozen language model.
+
+    \b
+    Examples:
+      solm generate --policy builtin:smollm2-135m --budget 0.6 "Why is the sky blue?"
+      solm serve --policy builtin:smollm2-135m
+      solm doctor
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+_REASONS = {
+    ".*valid integer.*": "it must be a whole number",
+    ".*valid number.*": "it must be a number",
+    "Input should be greater than or equal to": "it must be at least",
+    "Input should be less than or equal to": "it must be at most",
+}
+"""Typer's words for a value it cannot read, and plainer ones."""
 
 
 def main() -> None:
-    """Run the command line. A user's mistake is one line on stderr; exit code 2, or 3 for a damaged file."""
+    """Run the command line. A user's mistake is one line on standard error; exit code 2, or 3 for a damaged file."""
+    # Parallel tokenizers warn on every fork that follows; texts are short.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        sys.exit(app(standalone_mode=False, prog_name="solm"))
+    except TyperException as error:
+        print(f"solm: {_usage(error)}", file=sys.stderr)
+        sys.exit(2)
     except SolmError as error:
-        print(f"solm: {error}", file=sys.stderr)
+        print(f"solm: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("solm: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _usage(error: Any) -> str:
+    """A mistake in the arguments themselves, in one line."""
+    parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    text = " ".join(error.format_message().split()).rstrip(".")
+    if parameter is not None:
+        name = max(parameter.opts, key=len) if parameter.param_type_name == "option" else parameter.name.upper()
+        reason = error.message.rstrip(".") or "it is missing"
+        for words, plain in _REASONS.items():
+            reason = re.sub(words, plain, reason)
+        text = f"{name}: {reason}"
+    return text if context is None else f"{text} (see {context.command_path} --help)"

@@ -1,98 +1,94 @@
-"""Options and small conversions that several verbs share."""
+"""Options that several verbs share, one word per concept, and those that every verb has."""
 
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+import functools
+import inspect
+import logging
+import os
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel, ValidationError
 
 from solm.core.errors import SolmError
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from solm.core.actions import ActionSpace
-    from solm.policies.artifact import TrainedPolicy
-
-Settings = TypeVar("Settings", bound=BaseModel)
-
-ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file or builtin:smollm2-135m.", show_default=True)
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file or builtin:smollm2-135m.")]
+RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with a model. Only for models you trust.")
 ]
-PolicyOption = Annotated[str | None, typer.Option("--policy", "-p", help="Folder or hub id of a trained policy.")]
+PolicyOption = Annotated[
+    str | None, typer.Option("--policy", "-p", help="Folder, hub id or builtin:... of a trained policy.")
+]
+DeciderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        "-p",
+        help="Who decides: folder, hub id or builtin:... of a trained policy, or dense, static, random.",
+    ),
+]
+SpaceOption = Annotated[
+    str | None, typer.Option(help="Action space, such as joint-27; with a policy, one within its own.")
+]
+SparsityOption = Annotated[str | None, typer.Option(help="How actions are carried out: default, cpu, nested or paper.")]
+BudgetsOption = Annotated[str, typer.Option(help="Budgets, fixed in advance, such as 0.55,0.65.")]
+TextsOption = Annotated[int, typer.Option(help="Number of texts.")]
+ContextOption = Annotated[int, typer.Option(help="Tokens read densely before the controlled ones.")]
+LengthOption = Annotated[int, typer.Option(help="Controlled tokens per text that are scored.")]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data", "-d", help="Text, separated by commas: files (.txt, .jsonl), folders, hub data sets, pydoc."
+    ),
+]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 BackendOption = Annotated[
-    str, typer.Option(help="reference; native: steps on the compiled CPU engine; auto: native where it can be.")
+    str, typer.Option(help="torch: simulates, on any device; cpu: the compiled engine; auto: cpu where it can run.")
 ]
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
-        help="Weights of the cpu backend: float32, bfloat16 (default), int8, int4 where they lie on such a grid, or "
-        "nested: an MLP's in two halves of 4 bits, for policies that say how many are read."
+        help="Weights of the cpu backend: float32, bfloat16 (default), int8, int4 (where weights lie on such a grid) "
+        "or nested (an MLP's in two halves of 4 bits, for policies that choose how many are read)."
     ),
 ]
 KvCacheOption = Annotated[
-    str, typer.Option("--kv-cache-dtype", help="auto, or int8: half the size, beside weights in int8, int4 or nested.")
+    str, typer.Option("--kv-cache-dtype", help="auto, or int8 at half the size, with int8, int4 or nested weights.")
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(help="Threads of computation; by default one a core.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more about what is done.")]
 DEFAULT_MODEL = "builtin:smollm2-135m"
+DECIDERS = ("dense", "static", "random")
+"""Policies that need no training, by name."""
 
 
-def settings(kind: type[Settings], **values: Any) -> Settings:
-    """A settings object, or one line that names the bad value and what is allowed."""
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise SolmError(f"{name}: {first['msg']} (got {first['input']!r})") from error
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """`function` with the options that every verb has: --threads, --quiet and --verbose."""
 
+    @functools.wraps(function)
+    def run(*, threads: int | None, quiet: bool, verbose: bool, **given: Any) -> None:
+        if verbose:
+            logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("solm").setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING)
+        if threads is not None:
+            cores = os.cpu_count() or 1
+            if not 1 <= threads <= cores:
+                raise SolmError(f"--threads: {threads} is out of range: this machine has 1 to {cores}")
+            import torch
 
-def numbers(text: str, name: str) -> tuple[float, ...]:
-    """The numbers of a list such as 0.5,0.6."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise SolmError(f"{name}: {text!r} is not a list of numbers such as 0.5,0.6") from None
+            torch.set_num_threads(threads)
+        function(**given)
 
-
-def in_space(trained: "TrainedPolicy", space: "ActionSpace | None") -> "TrainedPolicy":
-    """The policy, choosing in another space where one is given."""
-    return trained if space is None else trained.with_space(space)
-
-
-def output() -> "Console":
-    """Standard output; wide enough for the result table where it is not a terminal."""
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 130
-    return console
-
-
-def progress_bar(shown: bool = True) -> "Progress":
-    """A bar with counts, elapsed time and time left, on a terminal's stderr; it vanishes when done."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        disable=not (shown and console.is_terminal),
-        transient=True,
-    )
+    common = {"threads": (ThreadsOption, None), "quiet": (QuietOption, False), "verbose": (VerboseOption, False)}
+    own = inspect.signature(function)
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in common.items()
+    ]
+    run.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])  # type: ignore[attr-defined]
+    return run

@@ -1,19 +1,25 @@
 """`solm serve`."""
 
+import errno
 import os
+import socket
 from typing import Annotated
 
 import typer
 
+from solm.cli import checks
 from solm.cli.options import (
     DEFAULT_MODEL,
     BackendOption,
     DtypeOption,
+    JsonOption,
     KvCacheOption,
     ModelOption,
     PolicyOption,
     PrecisionOption,
-    settings,
+    RevisionOption,
+    SpaceOption,
+    TrustOption,
 )
 from solm.core.errors import SolmError
 
@@ -21,9 +27,7 @@ from solm.core.errors import SolmError
 def serve(
     model: ModelOption = DEFAULT_MODEL,
     policy: PolicyOption = None,
-    space: Annotated[
-        str | None, typer.Option(help="Action space: of the policy, or without one of static (then: grid).")
-    ] = None,
+    space: SpaceOption = None,
     name: Annotated[str | None, typer.Option(help="What clients call the model; by default as --model.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to the network.")] = (
         "127.0.0.1"
@@ -35,11 +39,12 @@ def serve(
     prefix_tokens: Annotated[int, typer.Option(help="Prompt tokens kept for later prompts that begin alike.")] = 8192,
     drain_seconds: Annotated[float, typer.Option(help="What requests in flight get when the server stops.")] = 30.0,
     slo_tpot_ms: Annotated[
-        float | None, typer.Option(help="Time per token that budgets are lowered to hold; none: they are left alone.")
+        float | None,
+        typer.Option(help="Time per token that budgets are lowered to hold; without, they are left alone."),
     ] = None,
-    slo_floor: Annotated[float | None, typer.Option(help="Net keep below which that never goes.")] = None,
+    slo_floor: Annotated[float | None, typer.Option(help="Net keep below which budgets are never lowered.")] = None,
     slo_rows: Annotated[
-        bool, typer.Option(help="Also hold replies back where the lowest budgets are not enough.")
+        bool, typer.Option(help="Also decode fewer replies together where the lowest budgets are not enough.")
     ] = True,
     replicas: Annotated[
         int, typer.Option(help="Processes with a model each, through Ray Serve (extra: ray).", min=1, max=1024)
@@ -48,20 +53,20 @@ def serve(
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
     kv_cache_dtype: KvCacheOption = "auto",
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Serve a model over OpenAI's API, with a compute budget per request, and a page to try it at /.
 
-    API keys are read from the environment variable SOLM_API_KEYS, separated by commas; without any, nobody needs one.
+    API keys are read from the environment variable SOLM_API_KEYS, separated by commas. Without any, nobody needs one.
 
+    \b
     Examples:
-
-        solm serve --policy builtin:smollm2-135m
-
-        solm serve --policy builtin:smollm2-135m --replicas 4
-
-        solm serve --model HuggingFaceTB/SmolLM2-360M-Instruct --space joint-27 --port 9000
-
-        SOLM_API_KEYS=secret solm serve --policy runs/a/policy --host 0.0.0.0 --slo-tpot-ms 25 --slo-floor 0.5
+      solm serve --policy builtin:smollm2-135m
+      solm serve --policy builtin:smollm2-135m --replicas 4
+      solm serve --model HuggingFaceTB/SmolLM2-360M-Instruct --space joint-27 --port 9000
+      SOLM_API_KEYS=secret solm serve --host 0.0.0.0 --slo-tpot-ms 25 --slo-floor 0.5
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -74,47 +79,83 @@ def serve(
         raise SolmError(f"serving needs the extra: pip install 'solm[serve]' ({error})") from error
     from fastapi import FastAPI
 
-    from solm.cli.options import in_space
+    from solm.cli.output import print_json, say
     from solm.core.actions import ActionSpace
-    from solm.policies.artifact import TrainedPolicy
+    from solm.core.budget import Budget
     from solm.runtime.load import load
     from solm.serving.logs import log_lines
     from solm.serving.settings import ServeSettings
 
-    chosen = settings(
+    chosen = checks.settings(
         ServeSettings, max_rows=max_rows, max_waiting=max_waiting, max_seconds=max_seconds,
         prefix_tokens=prefix_tokens, drain_seconds=drain_seconds, slo_tpot_ms=slo_tpot_ms, slo_floor=slo_floor,
         slo_rows=slo_rows,
     )  # fmt: skip
-    grid = None if space is None else ActionSpace.preset(space)
+    checks.backend(backend, precision, kv_cache_dtype, dtype)
+    grid = checks.space_of(space)
+    trained = checks.trained_policy(policy, checks.model_config(model, revision, trust_remote_code), grid)
+    if slo_floor is not None:
+        with checks.option("--slo-floor"):
+            Budget.from_net(slo_floor, trained.config.space if trained else grid or ActionSpace.preset("grid"))
+    _check_port(host, port)
     keys = [key.strip() for key in os.environ.get("SOLM_API_KEYS", "").split(",") if key.strip()]
     local = ("127.0.0.1", "localhost", "::1")
     hosts = local if host in local else None
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{port}"
 
     def build() -> FastAPI:
         log_lines()
         thread = ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
 
         def make() -> Service:
-            trained = None if policy is None else in_space(TrainedPolicy.from_pretrained(policy), grid)
-            lm = load(model, trained, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype)
+            # Loaded here and not above: policy and model belong to the thread that decodes, in every replica.
+            own = checks.trained_policy(policy, checks.model_config(model, revision, trust_remote_code), grid)
+            lm = load(
+                model, own, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
+                revision=revision, trust_remote_code=trust_remote_code,
+            )  # fmt: skip
             return Service(lm, chosen, name or model, grid, thread)
 
         return create_app(thread.submit(make).result(), keys, hosts)
 
-    shown = f"[{host}]" if ":" in host else host
-    announced = f"solm: {name or model} at http://{shown}:{port}/v1, a page to try it at /"
+    def announce() -> None:
+        say(f"solm: {name or model} at {address}/v1, a page to try it at {address}/")
+        if json:
+            print_json({"model": name or model, "address": f"{address}/v1", "page": f"{address}/"})
+
     if replicas > 1:
         from solm.serving.replicas import serve_replicas
 
-        typer.echo(announced, err=True)
+        announce()
         serve_replicas(build, replicas, host, port, max(1.0, (os.cpu_count() or 1) / replicas))
         return
-    app = build()
-    typer.echo(announced, err=True)
     config = uvicorn.Config(
-        app, host=host, port=port, log_config=None, access_log=False, lifespan="on",
+        build(), host=host, port=port, log_config=None, access_log=False, lifespan="on",
         timeout_keep_alive=75, limit_concurrency=4096,
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )  # fmt: skip
-    uvicorn.Server(config).run()
+
+    class Server(uvicorn.Server):
+        """Says where it is once it listens."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                announce()
+
+    Server(config).run()
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on, before a model is loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except socket.gaierror as error:
+        raise SolmError(f"--host: {host!r} is not an address of this machine: {error.strerror}") from error
+    except OSError as error:
+        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise SolmError(f"{option}: cannot listen on {host} port {port}: {error.strerror}") from error

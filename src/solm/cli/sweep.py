@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from solm.cli.options import output, progress_bar
+from solm.cli import checks
+from solm.cli.options import JsonOption
 from solm.core.errors import SolmError
 
 
@@ -16,60 +17,87 @@ def sweep(
         bool, typer.Option("--ray", help="Run the jobs on Ray: on RAY_ADDRESS, else on this machine (extra: ray).")
     ] = False,
     ray_cores: Annotated[int, typer.Option(help="Cores of each job on Ray.", min=1)] = 1,
+    json: JsonOption = False,
 ) -> None:
-    """Run a grid of evaluations; killed at any moment and run again, it goes on where it was.
+    """Run a grid of evaluations. Stopped at any moment and run again, it goes on where it was.
 
+    \b
     Example of a file:
+      policies: ["builtin:smollm2-135m"]
+      spaces: [mlp-fine, joint-27]
+      data: [wiki.txt, books.jsonl]
+      tasks: [arc_easy, lambada_openai]
+      budgets: [0.55, 0.65, 0.75]
+      texts: 64
 
-        policies: ["builtin:smollm2-135m"]
-
-        spaces: [mlp-fine, joint-27]
-
-        data: [wiki.txt, books.jsonl]
-
-        tasks: [arc_easy, lambada_openai]
-
-        budgets: [0.55, 0.65, 0.75]
-
-    Then: solm sweep sweep.yaml --out runs/sweep; solm report runs/sweep/results.jsonl --out report.html
+    \b
+    Examples:
+      solm sweep sweep.yaml --out runs/sweep
+      solm report runs/sweep/results.jsonl --out report.html
     """
     import logging
 
+    from solm.cli.output import output, print_json, progress_bar
+    from solm.core.budget import Budget
     from solm.evaluation.sweep import read_config
     from solm.evaluation.sweep import sweep as run
     from solm.training.config import read_values
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    logging.getLogger("lm_eval.solm").setLevel(logging.WARNING)
     if not config.exists():
         raise SolmError(f"no file {config}")
     chosen = read_config(config, read_values(config))
+    checks.out_folder(out)
+    for source in chosen.data:
+        with checks.option(f"{config}: data"):
+            checks.read_sources(source, source)
+    for model in chosen.models:
+        with checks.option(f"{config}: models"):
+            known = checks.model_config(model)
+        for policy in chosen.policies:
+            for space in chosen.spaces:
+                grid = checks.space_of(space)
+                trained = checks.trained_policy(policy, known, grid, f"{config}: policies")
+                offered = trained.config.space if trained is not None else grid
+                assert offered is not None  # the configuration has spaces where there is no policy
+                with checks.option(f"{config}: budgets"):
+                    for budget in chosen.budgets:
+                        Budget.from_net(budget, offered)
     with progress_bar() as progress:
-        bar = progress.add_task("evaluating", total=None, note="")
         paths = run(
-            chosen, out, lambda job, done, total: progress.update(bar, completed=done, total=total, note=job),
+            chosen, out, lambda job, done, total: progress.show("evaluating", done, total, job),
             ray_cores if ray else None,
         )  # fmt: skip
+    if json:
+        print_json({"results": str(out / "results.jsonl"), "files": [str(path) for path in paths]})
+        return
     output().print(f"{len(paths)} results: {out / 'results.jsonl'}")
 
 
 def report(
-    results: Annotated[
-        list[Path], typer.Argument(help="Results of eval, tasks, pollution, shift (.json) or sweep (.jsonl).")
-    ],
+    results: Annotated[list[Path], typer.Argument(help="Results of eval and tasks (.json) or sweep (.jsonl).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
+    json: JsonOption = False,
 ) -> None:
     """Turn any set of result files into one self-contained HTML page.
 
+    \b
     Examples:
-
-        solm report docs/results/policies/*.json --out report.html
-
-        solm report runs/sweep/results.jsonl
+      solm report runs/sweep/results.jsonl
+      solm report docs/results/policies/*.json --out report.html
     """
+    from solm.cli.output import output, print_json
     from solm.core.files import write_text
+
+    checks.out_file(out)
+    for path in results:
+        if not path.is_file():
+            raise SolmError(f"RESULTS: no file {path}")
     from solm.evaluation.report.combined import render
     from solm.evaluation.report.read import read_results
 
     write_text(out, render(read_results(results)))
+    if json:
+        print_json({"report": str(out)})
+        return
     output().print(f"report: {out}")

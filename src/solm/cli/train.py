@@ -1,12 +1,17 @@
 """`solm train`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
-from solm.cli.options import progress_bar
+from solm.cli import checks
+from solm.cli.options import JsonOption, RevisionOption, TrustOption
 from solm.core.errors import SolmError
+
+if TYPE_CHECKING:
+    from solm.training.config import RunConfig
 
 
 def train(
@@ -19,17 +24,19 @@ def train(
     model: Annotated[str | None, typer.Option("--model", "-m", help="Base model.")] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", help="Comma-separated: files, folders, hub data sets, pydoc:train, self:N."),
+        typer.Option("--data", "-d", help="Text, separated by commas: files, folders, hub data sets, pydoc, self:N."),
     ] = None,
-    space: Annotated[str | None, typer.Option(help="Action space preset, such as grid or joint-8.")] = None,
-    sparsity: Annotated[str | None, typer.Option(help="default, native, nested or paper.")] = None,
+    space: Annotated[str | None, typer.Option(help="Action space, such as grid or joint-8.")] = None,
+    sparsity: Annotated[
+        str | None, typer.Option(help="How actions are carried out: default, cpu, nested or paper.")
+    ] = None,
     allocation: Annotated[
         str | None,
-        typer.Option(help="What layers keep of an action: a file of solm allocation, or a policy's. Evenly without."),
+        typer.Option(help="What layers keep of an action: a file of solm allocate, or a policy's. Uniform without."),
     ] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens read densely before an episode.")] = None,
-    horizon: Annotated[int | None, typer.Option(help="Controlled tokens per episode.")] = None,
-    sequences: Annotated[int | None, typer.Option(help="Texts per batch.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens read densely before the controlled ones.")] = None,
+    length: Annotated[int | None, typer.Option(help="Controlled tokens per text.")] = None,
+    texts: Annotated[int | None, typer.Option(help="Number of texts per batch.")] = None,
     batches: Annotated[int | None, typer.Option(help="values: batches of random schedules to score.")] = None,
     rollouts: Annotated[int | None, typer.Option(help="grpo: schedules per text.")] = None,
     updates: Annotated[int | None, typer.Option(help="grpo: optimiser updates in all.")] = None,
@@ -42,79 +49,129 @@ def train(
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting, as key=value; may be repeated.")
     ] = None,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    json: JsonOption = False,
 ) -> None:
-    """Train a policy for a frozen model.
+    """Train a policy for a frozen model. An interrupted run goes on with the same --out.
 
+    \b
     Examples:
-
-        solm train --out runs/a --data pydoc:train,self:32 --batches 60
-
-        solm train --out runs/b --method grpo --space joint-8 --updates 200 --set gamma=0.95
-
-        solm train --out runs/a          (goes on after an interruption)
-
-        torchrun --nproc-per-node 8 -m solm.cli train --shard --model meta-llama/Llama-3.1-70B --out runs/c
+      solm train --out runs/a --data pydoc:train,self:32 --batches 60
+      solm train --out runs/b --method grpo --space joint-8 --updates 200 --set gamma=0.95
+      torchrun --nproc-per-node 8 -m solm.cli train --shard --model meta-llama/Llama-3.1-70B --out runs/c
     """
     import yaml
 
+    from solm.cli.output import print_json, progress_bar, say
     from solm.core.sparsity import SparsityConfig
     from solm.training.allocate import read_allocation
     from solm.training.checkpoint import CONFIG, read_stored
-    from solm.training.config import METHODS, TrainConfig, read_values
+    from solm.training.config import TrainConfig, read_values
     from solm.training.grpo import train as train_grpo
     from solm.training.interrupt import Interrupted
     from solm.training.ranks import ranks
     from solm.training.values import train_values
 
     given: dict[str, Any] = {
-        "model": model, "data": data, "space": space, "sparsity": sparsity, "context": context, "horizon": horizon,
-        "sequences": sequences, "batches": batches, "rollouts": rollouts, "updates": updates,
+        "model": model, "data": data, "space": space, "sparsity": sparsity, "context": context, "length": length,
+        "texts": texts, "batches": batches, "rollouts": rollouts, "updates": updates,
         "learning_rate": learning_rate, "seed": seed, "method": method,
     }  # fmt: skip
     overrides = {key: value for key, value in given.items() if value is not None}
+    names = {key: checks.typed(key) for key in overrides}
     for item in setting or []:
         key, equals, value = item.partition("=")
         if not equals:
-            raise SolmError(f"--set {item!r}: expected key=value")
-        overrides[key.strip()] = yaml.safe_load(value)
+            raise SolmError(f"--set: {item!r} is not key=value")
+        try:
+            overrides[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise SolmError(f"--set: {value!r} is not a value of YAML") from None
+        names[key.strip()] = f"--set {key.strip()}"
+    checks.out_folder(out)
     if allocation is not None:
-        overrides["sparsity"] = SparsityConfig.preset(sparsity or "default").under(read_allocation(allocation))
+        how = checks.sparsity_of(sparsity) or SparsityConfig()
+        with checks.option("--allocation"):
+            overrides["sparsity"] = how.under(read_allocation(allocation))
+        names["sparsity"] = "--allocation"
     source = out / CONFIG if config is None and (out / CONFIG).exists() else config
-    known = read_stored(out).model_dump() if source == out / CONFIG else read_values(config)
-    asked = {**known, **overrides}
-    name = asked.setdefault("method", "values")
-    if name not in METHODS:
-        raise SolmError(f"unknown method {name!r}; choose {' or '.join(METHODS)}")
-    chosen = METHODS[name].build(asked, str(source or "the configuration"))
+    with checks.option("--config" if source == config else "--out"):
+        known = read_stored(out).model_dump() if source == out / CONFIG else read_values(config)
+    chosen = _configuration({**known, **overrides}, names, str(source or "the configuration"))
+    _check(chosen, revision, trust_remote_code)
 
     from solm.runtime.load import load
 
     with ranks(shard) as processes, progress_bar(processes.first) as progress:
-        lm = load(chosen.model, sparsity=chosen.sparsity, dtype=chosen.dtype, shard=shard)
-        total = chosen.updates if isinstance(chosen, TrainConfig) else chosen.batches
-        task = progress.add_task("training", total=total, note="")
+        lm = load(
+            chosen.model, sparsity=chosen.sparsity, dtype=chosen.dtype, shard=shard, revision=revision,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
 
         def report(record: dict[str, Any]) -> None:
-            progress.update(task, completed=record["update"], note=note(record))
+            progress.show("training", record["update"], total, note(record))
 
         try:
             if isinstance(chosen, TrainConfig):
+                total = chosen.updates
                 train_grpo(lm, chosen, out, report, processes)
             else:
+                total = chosen.batches
                 train_values(lm, chosen, out, report, processes)
         except Interrupted as interrupted:
             progress.stop()
-            typer.echo(f"interrupted; saved. Go on with: solm train --out {out}", err=True)
+            say(f"interrupted; saved. Go on with: solm train --out {out}")
             raise typer.Exit(interrupted.exit_code) from None
-    if processes.first:
-        typer.echo(f"policy: {out / 'policy'}")
+    if processes.first and json:
+        print_json({"policy": str(out / "policy"), "method": chosen.method})
+    elif processes.first:
+        print(f"policy: {out / 'policy'}")
+
+
+def _configuration(asked: dict[str, Any], names: dict[str, str], origin: str) -> Any:
+    """The run's settings. names: what the user typed for a key that is not from the file `origin`."""
+    from solm.training.config import METHODS
+
+    method = asked.setdefault("method", "values")
+    if method not in METHODS:
+        raise SolmError(f"{names.get('method', origin)}: unknown method {method!r}; choose {' or '.join(METHODS)}")
+    fields = METHODS[method].model_fields
+    for key, name in names.items():
+        others = [other for other, kind in METHODS.items() if key in kind.model_fields]
+        if key not in fields and others:
+            raise SolmError(f"{name}: it goes with --method {others[0]}, not {method}")
+    try:
+        return METHODS[method].build(asked, origin)
+    except SolmError as error:
+        if not isinstance(error.__cause__, ValidationError):
+            raise
+        raise SolmError(checks.explain(error.__cause__, lambda key: names.get(key, f"{origin}: {key}"))) from error
+
+
+def _check(chosen: "RunConfig", revision: str | None, trust: bool) -> None:
+    """Check model, layer, context and text of a run."""
+    checks.backend("torch", None, "auto", chosen.dtype)
+    known = checks.model_config(chosen.model, revision, trust)
+    checks.room(known, chosen.context + chosen.length, "--context and --length")
+    layer = getattr(chosen, "layer", None)
+    if layer is not None and layer >= known.num_hidden_layers:
+        raise SolmError(
+            f"--set layer: {layer} is out of range: this model has layers 0 to {known.num_hidden_layers - 1}"
+        )
+    for source in chosen.data:
+        name, _, count = source.partition(":")
+        if name != "self":
+            checks.long_enough(checks.read_sources(source), chosen.context + chosen.length + 1)
+        elif count and (not count.isdigit() or int(count) < 1):
+            raise SolmError(f"--data: {source!r} is not self:N with N of at least 1")
 
 
 def note(record: dict[str, Any]) -> str:
     """One line about an update or batch."""
     speed = f"{record['token_steps_per_second']:.0f} token-steps/s"
-    if "gain" in record:
-        return f"mean gain {record['gain']:.3f} dense ppl {record['perplexity']:.1f} {speed}"
+    if "cost" in record:
+        return f"mean cost {record['cost']:.3f} dense ppl {record['perplexity']:.1f} {speed}"
     gaps = "/".join(f"{record[f'gap_{axis}']:.3f}" for axis in ("attention", "mlp", "bits"))
     return (
         f"reward {record['reward']:.3f} ppl {record['perplexity']:.1f} gap {gaps} "

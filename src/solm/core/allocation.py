@@ -1,9 +1,11 @@
-"""How an action is dealt out to layers and heads: more to those that lose more without it, the same on average."""
+"""The allocation: which share of an action every layer and KV head keeps, the same on average."""
 
 from functools import cached_property
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
+
+from solm.core.errors import PolicyMismatchError
 
 KNOTS = 21
 """Points of a curve, evenly spaced over the shares from 0 to 1."""
@@ -11,11 +13,12 @@ Curves = tuple[tuple[float, ...], ...]
 
 
 class Allocation(BaseModel):
-    """What each keeps where the average one keeps a share s = 0, .05, ... 1: curves of KNOTS points.
+    """Curves of KNOTS points: the share that a layer or head keeps where the average share is 0, 0.05, ... 1.
 
-    attention: of the pages that may be skipped (all but sinks and window), a curve for every layer or, layer by layer,
-    for every KV head; mlp: of the MLP's channels (ρ), a curve for every layer. Curves rise to 1; their mean is s where
-    `solm.training.allocate` found them. What is realised is booked in any case.
+    attention: share of the pages that may be skipped (all but sinks and window), a curve for every layer, or for every
+    KV head of every layer, layer by layer. mlp: share of the MLP's channels, a curve for every layer. Curves rise to 1.
+    `solm.training.allocate` finds curves whose mean is the average share. Others are allowed, as ledgers count realised
+    shares.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,10 +42,18 @@ class Allocation(BaseModel):
 
     @property
     def heads(self) -> int:
-        """Curves of attention for every layer: its KV heads, or 1 for all of them."""
+        """Attention curves per layer: the number of KV heads, or 1 where they share a curve."""
         return len(self.attention) // self.layers
 
-    # SparsityConfig are compared and hashed at every pass.
+    def check(self, layers: int, kv_heads: int | None = None) -> None:
+        """Raises `PolicyMismatchError` unless this is an allocation of a model of `layers` and `kv_heads` (None: not
+        checked)."""
+        if self.layers != layers:
+            raise PolicyMismatchError(f"the allocation is of a model of {self.layers} layers, this one has {layers}")
+        if kv_heads is not None and self.heads not in (1, kv_heads):
+            raise PolicyMismatchError(f"the allocation is of a model of {self.heads} KV heads, this one has {kv_heads}")
+
+    # A SparsityConfig is compared and hashed in every pass.
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Allocation) and (self.attention, self.mlp) == (other.attention, other.mlp)
 
@@ -59,15 +70,15 @@ class Allocation(BaseModel):
         return torch.tensor(self.attention + self.mlp, dtype=torch.float64)
 
     def pages(self, share: torch.Tensor) -> torch.Tensor:
-        """The share of pages that may be skipped which heads read, the average one reading `share` [...]: [layers,
-        heads, ...]."""
-        return self._deal(self.table[: len(self.attention)], share).unflatten(0, (self.layers, self.heads))
+        """[layers, heads, ...] float64: the share of the pages that may be skipped which every head reads, where the
+        average is `share` [...]."""
+        return self._interpolate(self.table[: len(self.attention)], share).unflatten(0, (self.layers, self.heads))
 
     def channels(self, share: torch.Tensor) -> torch.Tensor:
-        """The share of channels ρ that layers keep, the average one keeping `share` [...]: [layers, ...]."""
-        return self._deal(self.table[len(self.attention) :], share)
+        """[layers, ...] float64: the share of channels that every layer keeps, where the average is `share` [...]."""
+        return self._interpolate(self.table[len(self.attention) :], share)
 
-    def _deal(self, curves: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    def _interpolate(self, curves: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
         place = share.to(torch.float64) * (KNOTS - 1)
         below = place.floor().clamp(0, KNOTS - 2).long()
         curves = curves.to(share.device)

@@ -1,4 +1,4 @@
-"""What a request asks for (`Budget`) and what has been spent so far (`Ledger`)."""
+"""Budgets: what a request may spend on average (`Budget`) and what rows have spent (`Ledger`)."""
 
 from dataclasses import dataclass
 
@@ -39,12 +39,12 @@ class Budget(BaseModel):
 
     @property
     def shares(self) -> tuple[float, float, float]:
-        """(κ*, ρ*, b*/16)."""
+        """Attention, MLP and bits / 16."""
         return self.attention, self.mlp, self.bits / FULL_BITS
 
     @property
     def net(self) -> float:
-        """Net keep: the mean of the three shares, what the paper plots."""
+        """Net keep: the mean of the three shares."""
         return sum(self.shares) / 3
 
     @classmethod
@@ -84,7 +84,7 @@ class Budget(BaseModel):
         return cls(**values).check(space)
 
     def check(self, space: ActionSpace) -> "Budget":
-        """Itself if `space` can average to it; raises `BudgetError` otherwise."""
+        """This budget, if averages over actions of `space` can meet it; raises `BudgetError` otherwise."""
         for axis, share, (low, high) in zip(AXES, self.shares, space.ranges, strict=True):
             if not low - _TOLERANCE <= share <= high + _TOLERANCE:
                 unit = FULL_BITS if axis == "bits" else 1
@@ -101,9 +101,9 @@ class Budget(BaseModel):
 
 @dataclass(frozen=True)
 class Ledger:
-    """What rows have spent on their controllable steps: realised shares, not nominal ones.
+    """What N rows have spent on their controllable steps, in realised shares.
 
-    spent: [N, 3] float64, the sum of realised shares per axis; steps: [N] int64, how many steps were booked.
+    spent: [N, 3] float64 sums of realised shares per axis; steps: [N] int64 number of steps booked.
     """
 
     spent: torch.Tensor
@@ -117,22 +117,22 @@ class Ledger:
         )
 
     def book(self, realised: torch.Tensor, controllable: torch.Tensor) -> "Ledger":
-        """The ledger after one step of realised [N, 3] shares; rows not controllable [N] bool are not counted."""
+        """The ledger after one step of realised [N, 3] shares; only rows that are controllable [N] bool count."""
         counted = controllable.to(realised.dtype)
         return Ledger(self.spent + realised * counted[:, None], self.steps + controllable.to(self.steps.dtype))
 
     @property
     def average(self) -> torch.Tensor:
-        """Mean realised share per axis [N, 3]; 1 where nothing was booked yet."""
+        """Mean realised share per axis [N, 3]; 1 where no step was booked."""
         mean = self.spent / self.steps.clamp(min=1)[:, None]
         return torch.where(self.steps[:, None] > 0, mean, 1.0)
 
     def deviation(self, target: torch.Tensor) -> torch.Tensor:
-        """Average minus target [N, 3]; zero before the first controllable step."""
+        """Average minus target [N, 3]; 0 where no step was booked."""
         return torch.where(self.steps[:, None] > 0, self.average - target, 0.0)
 
     def rows(self, index: torch.Tensor) -> "Ledger":
-        """The ledger of rows index [n]."""
+        """The ledger of rows index [n] int64, of which some may occur several times."""
         return Ledger(self.spent[index], self.steps[index])
 
     def join(self, other: "Ledger") -> "Ledger":

@@ -49,21 +49,14 @@ class ModelShapes(BaseModel):
 def mlp_share(keep: Number, shapes: ModelShapes, sparsity: SparsityConfig) -> Number:
     """Share of the MLP's weights read at a realised MLP share `keep` (any shape), the mean of the sites'.
 
-    Input channels skip columns of gate and up, hidden channels skip rows of down; gate-first reads the whole gate
-    and skips rows of up and down. Of an allocation only the mean is known here, which is a few thousandths off where
-    hidden channels keep the square of a share.
+    Dropped input channels skip columns of gate and up, dropped hidden channels skip rows of down. Of an allocation only
+    the mean is known here, which is a few thousandths off where hidden channels keep the square of a share.
     """
     up, down = shapes.up_weights, shapes.down_weights
     if sparsity.hidden_power == 2:
         inputs = ((1 + 8 * keep) ** 0.5 - 1) / 2  # of keep = (inputs + inputs²) / 2
         return (up * inputs + down * inputs**2) / (up + down)
-    if sparsity.mlp_site == "gate-first" and shapes.gated:
-        return (up / 2 + (up / 2 + down) * keep) / (up + down)
-    always = 0 * keep + 1
-    read = up * (keep if "input" in sparsity.mlp_site else always) + down * (
-        keep if sparsity.mlp_site in ("hidden", "input+hidden", "gate-first") else always
-    )
-    return read / (up + down)
+    return (up * keep + down * (keep if sparsity.mlp_site == "input+hidden" else 1)) / (up + down)
 
 
 def relative_cost(
@@ -127,7 +120,7 @@ def _relative(
     cached = 2 * length * shapes.head_dim
     if sparsity.bits_site == "weights" and model == "bytes":
         weights -= (weights - shapes.attention_weights) * (1 - bits) * _LOW_PART
-    metadata = cached / sparsity.page_size * (attention < 1) * (sparsity.criterion == "pages")
+    metadata = cached / sparsity.page_size * (attention < 1)
     step = shapes.layers * (weights + heads * (cached * attention + metadata))
     dense = shapes.layers * (dense_weights + heads * cached)
     return (step + shapes.head_weights + policy_parameters) / (dense + shapes.head_weights)

@@ -102,6 +102,16 @@ def read_model(path: Path, model: type[Model]) -> Model:
         raise DamagedFileError(f"{path} is damaged or of another version: {error}") from error
 
 
+def read_json(path: Path) -> Any:
+    """The content of the JSON file at `path`; raises `DamagedFileError` for anything that is not one."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise SolmError(f"no file {path}") from None
+    except (ValueError, OSError) as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from error
+
+
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file; raises `DamagedFileError` for anything that is not one."""
     try:

@@ -1,4 +1,4 @@
-"""How an action is carried out: selection criterion, sites and granularity (METHOD section 2)."""
+"""How an action is carried out: page size, sites and granularity (METHOD section 2)."""
 
 from typing import Literal
 
@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from solm.core.allocation import Allocation
 from solm.core.errors import SolmError
+from solm.core.thresholds import ChannelThresholds
 
 
 class SparsityConfig(BaseModel):
@@ -13,16 +14,17 @@ class SparsityConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    criterion: Literal["pages", "recency", "relevance"] = "pages"
     page_size: int = Field(16, ge=1, le=256)
     sinks: int = Field(4, ge=0)
-    """First tokens that are always read; rounded up to whole pages by the criterion `pages`."""
+    """First tokens that are always read, rounded up to whole pages."""
     window: int = Field(64, ge=0)
-    """Most recent tokens, besides the current one, that are always read; `pages` rounds up to a page's start."""
+    """Most recent tokens, besides the current one, that are always read, rounded up to a page's start. With 0 no page
+    is always read, not even the one that holds the current token."""
     select_per: Literal["kv_head", "query_head"] = "kv_head"
     keep_ties: bool = False
     """Keep every page that scores as much as the last one kept, instead of exactly the budgeted number."""
-    mlp_site: Literal["input", "hidden", "input+hidden", "gate-first"] = "input+hidden"
+    mlp_site: Literal["input", "input+hidden"] = "input+hidden"
+    """Which channels an action drops: those that gate and up read alone, or also those that down reads."""
     hidden_power: Literal[1, 2] = 1
     """With ``input+hidden`` the hidden site keeps ρ to this power: its channels are cheaper to lose."""
     bits_site: Literal["input", "output", "weights"] = "input"
@@ -31,14 +33,16 @@ class SparsityConfig(BaseModel):
     bits_group: int | None = Field(32, ge=1)
     """Channels that share one quantisation scale; None: the whole token."""
     allocation: Allocation | None = None
-    """How κ and ρ are dealt out to KV heads and layers; None: evenly."""
+    """The shares of attention and MLP that KV heads and layers keep; None: all the same."""
+    thresholds: ChannelThresholds | None = None
+    """Keep the MLP channels that pass a threshold, and realise what passed; None: exactly the share ρ of them."""
 
     @model_validator(mode="after")
     def _check_window(self) -> "SparsityConfig":
-        if 0 < self.window < self.page_size and self.criterion == "pages":
+        if 0 < self.window < self.page_size:
             raise ValueError(f"window {self.window} must be 0 or at least the page size {self.page_size}")
-        if self.window == 0 and self.sinks > 0 and self.criterion == "pages":
-            raise ValueError(f"sinks {self.sinks} need a window with criterion 'pages'; set window or sinks=0")
+        if self.window == 0 and self.sinks > 0:
+            raise ValueError(f"sinks {self.sinks} need a window; set window or sinks=0")
         return self
 
     @model_validator(mode="after")
@@ -55,10 +59,15 @@ class SparsityConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_allocation(self) -> "SparsityConfig":
-        if self.allocation is not None and (self.criterion != "pages" or self.window == 0):
-            raise ValueError(
-                f"an allocation needs criterion 'pages' with a window, got {self.criterion!r} and {self.window}"
-            )
+        if self.allocation is not None and self.window == 0:
+            raise ValueError("an allocation needs a window, got window 0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_thresholds(self) -> "SparsityConfig":
+        both = self.thresholds is not None and self.allocation is not None
+        if both and self.thresholds.layers != self.allocation.layers:  # type: ignore[union-attr]
+            raise ValueError("thresholds and allocation are of models with different numbers of layers")
         return self
 
     def under(self, allocation: Allocation | None) -> "SparsityConfig":
@@ -82,7 +91,7 @@ class SparsityConfig(BaseModel):
 
 PRESETS = {
     "default": SparsityConfig(),
-    # The best quality for the bytes that a compiled step reads.
+    # The best quality for the bytes that a step of the cpu backend reads.
     "cpu": SparsityConfig(hidden_power=2),
     # The same, and the bits are those of the MLP's weights, whose high halves can be read alone.
     "nested": SparsityConfig(hidden_power=2, bits_site="weights"),

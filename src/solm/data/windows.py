@@ -32,7 +32,7 @@ class TokenStream:
 
     def _check(self, length: int) -> None:
         if len(self.tokens) < length:
-            raise DataError(f"{self.name} holds {len(self.tokens)} tokens; one sequence needs {length}")
+            raise DataError(f"{self.name} holds {len(self.tokens)} tokens; one text needs {length}")
 
 
 def token_stream(sources: list[str] | str, tokenizer: PreTrainedTokenizerBase) -> TokenStream:

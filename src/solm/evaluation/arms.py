@@ -1,18 +1,21 @@
-"""Arms of a comparison, and those that need measurements of their own: the tuned static schedule and the oracle."""
+"""Arms of a comparison, and those that need measurements of their own: tuned and oracle."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from solm.backends.torch.adaptive import Rule
+from solm.backends.session import AnyPolicy
 from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.sparsity import SparsityConfig
 from solm.data.windows import TokenStream
-from solm.policies.priced import Gains, PricedPolicy, price_curves
-from solm.policies.protocol import Observation, Policy
-from solm.policies.schedules import BlindSchedule
+from solm.policies.levels import take, two_levels
+from solm.policies.priced import LevelCosts, PricedPolicy, price_curves
+from solm.policies.protocol import Observation
+from solm.policies.schedules import BlindSchedule, Static
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.level_costs import expected_gains
+from solm.runtime.level_costs import expected_costs
 
 _TUNING_TEXTS, _TUNING_BATCH = 24, 8
 
@@ -21,34 +24,39 @@ _TUNING_TEXTS, _TUNING_BATCH = 24, 8
 class Arm:
     """One way to spend a budget.
 
-    rule: what reads by activations instead of exact numbers, where something does. retarget: another split of the same
-    net keep, from prompts [N, C] and the budget shares [N·K, 3] of their K rows each, adjacent. even: every layer keeps
-    the same share, whatever the allocation.
+    sparsity: how its actions are carried out, where it is not as for the other arms. retarget: another split of the
+    same net keep, from prompts [N, C] and the budget shares [N·K, 3] of their K rows each, adjacent.
     """
 
-    policy: Policy | PricedPolicy
-    rule: Callable[[], Rule] | None = None
+    policy: AnyPolicy
+    sparsity: SparsityConfig | None = None
     retarget: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
-    even: bool = False
+
+
+def static_arms(lm: LanguageModel, space: ActionSpace) -> dict[str, Arm]:
+    """Two levels mixed to meet a budget: `uniform`, every layer alike, and, where the model has an allocation,
+    `allocated`, the same by the allocation."""
+    if lm.sparsity.allocation is None:
+        return {"uniform": Arm(Static(space))}
+    return {"allocated": Arm(Static(space)), "uniform": Arm(Static(space), lm.sparsity.under(None))}
 
 
 class Oracle(PricedPolicy):
-    """Allocates by gains that were measured on the very tokens it is used on: a ceiling, not a policy.
+    """Buys by level costs that were measured on the very tokens it decides about: a ceiling, not a policy.
 
-    gains: per axis [N, Q, levels] of the N rows and Q steps that it will see.
+    costs: per axis [N, Q, levels] of the N rows and Q steps that it will see.
     """
 
-    def __init__(self, space: ActionSpace, gains: Gains):
-        flat = (gains[0].flatten(0, 1), gains[1].flatten(0, 1), gains[2].flatten(0, 1))
-        super().__init__(space, 0, price_curves(space, flat))
-        self._gains = gains
+    def __init__(self, space: ActionSpace, costs: LevelCosts):
+        super().__init__(space, 0, price_curves(space, LevelCosts(*(axis.flatten(0, 1) for axis in costs))))
+        self._costs = costs
 
-    def gains(self, hidden: torch.Tensor, before: torch.Tensor) -> Gains:
-        return self._gains
+    def costs(self, hidden: torch.Tensor, before: torch.Tensor) -> LevelCosts:
+        return self._costs
 
 
 class Tuned(BlindSchedule):
-    """The best constant action, or mixture of two, of the same net keep: chosen on calibration text.
+    """The best constant action, or mixture of two, of the same net keep, chosen on other texts.
 
     nats: [A] what every action of the space costs there.
     """
@@ -64,14 +72,12 @@ class Tuned(BlindSchedule):
     ) -> tuple[torch.Tensor, None]:
         levels = self.space.level_table[self.actions].unbind(1)
         net = torch.stack([axis[:, index] for axis, index in zip(observation.levels, levels, strict=True)]).mean(0)
-        target = observation.target.mean(1, keepdim=True)
-        below = ((net <= target + 1e-12).sum(1, keepdim=True) - 1).clamp(0, max(0, net.shape[1] - 2))
-        above = (below + 1).clamp(max=net.shape[1] - 1)
-        low, high = net.gather(1, below)[:, 0], net.gather(1, above)[:, 0]
-        spent = observation.ledger.spent.mean(1)
-        goal = target[:, 0] * (observation.ledger.steps + 1)
-        take_high = (spent + high - goal).abs() < (spent + low - goal).abs()
-        return self.actions[torch.where(take_high, above[:, 0], below[:, 0])], None
+        target, shares = observation.target.mean(1).numpy(), net.numpy()
+        lower, upper = two_levels(shares, target)
+        spent = observation.ledger.spent.mean(1).numpy()
+        goal = target * (observation.ledger.steps.numpy() + 1)
+        take_upper = abs(spent + take(shares, upper) - goal) < abs(spent + take(shares, lower) - goal)
+        return self.actions[torch.from_numpy(np.where(take_upper, upper, lower))], None
 
 
 def tuned(
@@ -88,14 +94,13 @@ def tuned(
     for batch in windows.split(_TUNING_BATCH):
         session = lm.session(capacity=context)
         session.prefill(batch[:, :context])
-        parts.append(expected_gains(session, batch[:, context:], space))
-    attention, mlp, bits = (torch.cat(axis) for axis in zip(*parts, strict=True))
-    return Tuned(space, tuned_nats((attention, mlp, bits)))
+        parts.append(expected_costs(session, batch[:, context:], space))
+    return Tuned(space, tuned_nats(LevelCosts(*(torch.cat(axis) for axis in zip(*parts, strict=True)))))
 
 
-def tuned_nats(gains: Gains) -> torch.Tensor:
-    """What every action of the space costs per token [A], the axes' costs added, from gains [N, T, levels]."""
-    attention, mlp, bits = (-gain.mean((0, 1)) for gain in gains)
+def tuned_nats(costs: LevelCosts) -> torch.Tensor:
+    """What every action of the space costs per token [A], the axes' costs added, from level costs [N, T, levels]."""
+    attention, mlp, bits = (axis.mean((0, 1)) for axis in costs)
     return (attention[:, None, None] + mlp[:, None] + bits).flatten()
 
 

@@ -1,48 +1,50 @@
-"""TEAL's way on the MLP axis (arXiv 2408.14690): magnitude thresholds per layer in place of an exact top-k."""
+"""The arm `teal`: magnitude thresholds on MLP channels in place of an exact top-k (TEAL, arXiv 2408.14690)."""
 
 import numpy as np
 import torch
 from torch import nn
 
-from solm.backends.torch.adaptive import PERCENTS, Rule
 from solm.backends.torch.families import decoder_layers, mlp_sites
 from solm.core.actions import ActionSpace
 from solm.core.errors import SolmError
-from solm.data.windows import TokenStream
+from solm.core.thresholds import PERCENTAGES, SITES, ChannelThresholds
 from solm.evaluation.arms import Arm
+from solm.evaluation.baselines import BaselineRequest
 from solm.policies.schedules import Static
 from solm.runtime.language_model import LanguageModel
 
 _TEXTS, _TOKENS_KEPT = 16, 1024
 
 
-def thresholds(lm: LanguageModel, tuning: TokenStream, space: ActionSpace, context: int, seed: int = 0) -> Arm:
-    """A constant MLP keep rate by thresholds, the same rate in every layer and site; the other axes are static.
+def teal(request: BaselineRequest) -> Arm:
+    """A constant MLP keep rate by thresholds; the other axes mix two levels.
 
-    The rate is an average over `tuning`: on other text and on single tokens more or fewer channels pass, and that is
-    booked. The rate need not be a level of `space`, as a threshold can be anything.
-    Raises `SolmError` where the MLP site is ``gate-first``.
+    The rate is an average over the tuning text: on other text and on single tokens more or fewer channels pass, and
+    what passed is what is realised. The rate need not be a level of the space, as a threshold can be anything.
+    Raises `SolmError` without tuning text, and on the cpu backend, which has no thresholds.
     """
-    if lm.sparsity.mlp_site == "gate-first":
-        raise SolmError("thresholds need the MLP site input, hidden or input+hidden, not gate-first")
-    rates = tuple(percent / 100 for percent in range(1, 101))
+    lm, space = request.lm, request.space
+    if lm.engine is not None:
+        raise SolmError("the arm teal needs the torch backend: thresholds on channels are not part of cpu")
+    if request.tuning is None:
+        raise SolmError("the arm teal needs text to calibrate its thresholds on: give --tuning")
+    windows = request.tuning.spaced(_TEXTS, request.context, torch.Generator().manual_seed(request.seed))
+    rates = tuple(percent / 100 for percent in range(1, PERCENTAGES))
     fine = ActionSpace(attention=space.attention, mlp=rates, bits=space.bits)
-    limits = channel_limits(lm, tuning.spaced(_TEXTS, context, torch.Generator().manual_seed(seed)))
-    return Arm(Static(fine), rule=lambda: Rule(thresholds=limits))
+    return Arm(Static(fine), lm.sparsity.model_copy(update={"thresholds": channel_thresholds(lm, windows)}))
 
 
-def channel_limits(lm: LanguageModel, windows: torch.Tensor) -> torch.Tensor:
-    """The |x| above which a given percentage of channels lies [layers, 2, 101] float32, when windows [N, C] are read
-    densely: of the inputs of every layer's MLP and of its down projection."""
+def channel_thresholds(lm: LanguageModel, windows: torch.Tensor) -> ChannelThresholds:
+    """The |x| above which every whole percentage of channels lies when windows [N, C] are read densely."""
     layers = [mlp_sites(layer) for layer in decoder_layers(lm.model)]
     some = torch.randperm(windows.numel(), generator=torch.Generator().manual_seed(0))[:_TOKENS_KEPT]
-    steps = np.linspace(1, 0, PERCENTS)
-    found = torch.zeros(len(layers), 2, PERCENTS)
+    steps = np.linspace(1, 0, PERCENTAGES)
+    found = np.zeros((len(layers), SITES, PERCENTAGES), dtype=np.float32)
 
     def measure(layer: int, site: int):  # type: ignore[no-untyped-def]
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             size = args[0].flatten(0, -2)[some.to(args[0].device)].abs().float().cpu().numpy()
-            found[layer, site] = torch.from_numpy(np.quantile(size, steps)).float()
+            found[layer, site] = np.quantile(size, steps)
 
         return hook
 
@@ -55,5 +57,5 @@ def channel_limits(lm: LanguageModel, windows: torch.Tensor) -> torch.Tensor:
     finally:
         for hook in hooks:
             hook.remove()
-    found[..., -1] = 0  # everything
-    return found
+    found[..., -1] = 0  # at 100 percent everything passes
+    return ChannelThresholds(limits=found.tolist())

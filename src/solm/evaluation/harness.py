@@ -11,15 +11,14 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
+from solm.backends.session import AnyPolicy
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
 from solm.core.budget import Budget
 from solm.core.errors import BudgetError, SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.likelihoods import Prefills, Spent, likelihoods
-from solm.policies.priced import PricedPolicy
-from solm.policies.protocol import Policy
 from solm.runtime.generate import Compute
-from solm.runtime.language_model import LanguageModel
+from solm.runtime.language_model import UNTRAINED, LanguageModel
 from solm.runtime.load import load
 
 # Beneath lm-eval's own, so that its command line shows what was spent beside the scores.
@@ -33,23 +32,23 @@ class ControlledLM(HFLM):
     Tokenisation, chat templates and few-shot prompts are its own; what differs is how likelihoods and texts come
     about, and that `compute` says what they cost.
 
-    Model arguments: pretrained (model or a `LanguageModel`), policy (as for `solm.load`), space (without a policy:
-    an action space preset), budget (net keep) or attention, mlp, bits; schedule (``policy``, ``dense``, ``static`` or
-    ``random``; by default the policy where there is one), sparsity, seed, dtype, and those of `hf`. In Python,
-    schedule may be a policy itself and target a budget that is not checked against its action space. keep: hold on to
-    token ids and prefilled contexts, for the same questions `under` another schedule.
+    Model arguments: pretrained (a model's name or a `LanguageModel`); policy, who decides (as for `solm.load`, or
+    ``dense``, ``static`` or ``random``; by default ``dense``, or ``static`` with a budget); space (without a trained
+    policy: an action space preset); budget (net keep) or attention, mlp, bits; sparsity, seed, dtype, and those of
+    `hf`. In Python, policy may be a policy itself, or ``policy`` for that of a `LanguageModel`, and target a budget
+    that is not checked against its action space. keep: hold on to token ids and prefilled contexts, for the same
+    questions `under` another policy.
     """
 
     def __init__(
         self,
         pretrained: str | LanguageModel,
-        policy: str | None = None,
+        policy: str | AnyPolicy | None = None,
         space: str | None = None,
         budget: float | str | Budget | None = None,
         attention: float | None = None,
         mlp: float | None = None,
         bits: float | None = None,
-        schedule: str | Policy | PricedPolicy | None = None,
         target: Budget | None = None,
         sparsity: str | None = None,
         seed: int = 0,
@@ -63,7 +62,9 @@ class ControlledLM(HFLM):
             raise SolmError(f"batch_size {batch_size!r} is not supported; give a number of contexts a pass, such as 16")
         if not isinstance(pretrained, LanguageModel):
             how = None if sparsity is None else SparsityConfig.preset(sparsity)
-            pretrained = load(pretrained, policy, sparsity=how, dtype=dtype)
+            trained = policy if isinstance(policy, str) and policy not in UNTRAINED else None
+            pretrained = load(pretrained, trained, sparsity=how, dtype=dtype)
+            policy = None if trained is not None else policy
         self.controlled, self.seed = pretrained, seed
         given = ActionSpace.preset(space) if space is not None else pretrained.space
         per_axis = {axis: value for axis, value in zip(AXES, (attention, mlp, bits), strict=True) if value is not None}
@@ -77,18 +78,18 @@ class ControlledLM(HFLM):
             self.target = pretrained.budget(budget)
         else:
             self.target = Budget() if budget is None else Budget.parse(budget, given)
-        if schedule is None:
-            schedule = "policy" if pretrained.trained is not None else "dense" if budget is None else "static"
-        self.schedule = pretrained.policy(schedule, given) if isinstance(schedule, str) else schedule
+        if policy is None:
+            policy = "policy" if pretrained.trained is not None else "dense" if budget is None else "static"
+        self.policy = pretrained.policy(policy, given) if isinstance(policy, str) else policy
         self.spent: list[Spent] = []
-        self._semantics: SparsityConfig | None = None
+        self._sparsity: SparsityConfig | None = None
         self._prefills = Prefills() if keep else None
         self._encoded: dict[tuple[str, str], tuple[array[int], array[int]]] = {}
         super().__init__(pretrained.model, tokenizer=pretrained.tokenizer, batch_size=int(batch_size), **options)
 
-    def under(self, schedule: Policy | PricedPolicy, target: Budget, sparsity: SparsityConfig | None = None) -> Self:
-        """Itself with another schedule and budget, nothing spent; sparsity: others than the model's to score under."""
-        self.schedule, self.target, self.spent, self._semantics = schedule, target, [], sparsity
+    def under(self, policy: AnyPolicy, target: Budget, sparsity: SparsityConfig | None = None) -> Self:
+        """Itself with another policy and budget, nothing spent; sparsity: another than the model's to score under."""
+        self.policy, self.target, self.spent, self._sparsity = policy, target, [], sparsity
         return self
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -112,13 +113,13 @@ class ControlledLM(HFLM):
         found = likelihoods(
             self.controlled,
             [(context, continuation) for _, context, continuation in requests],
-            self.schedule,
+            self.policy,
             self.target.tensor(1)[0],
             override_bs or int(self.batch_size),
             self.seed,
             lambda done, total: bar.update(done - bar.n),
             self._prefills,
-            self._semantics,
+            self._sparsity,
         )
         bar.close()
         self._book(found.spent)
@@ -142,7 +143,7 @@ class ControlledLM(HFLM):
             for token in self.controlled.stream(
                 torch.tensor([ids]),
                 budget=self.target,
-                schedule=self.schedule,
+                policy=self.policy,
                 max_new_tokens=longest,
                 seed=self.seed,
                 **options,
@@ -196,6 +197,6 @@ class ControlledLM(HFLM):
             for axis, scale in zip((*AXES, "net"), (1, 1, FULL_BITS, 1), strict=True)
         )
         log.info("spent: %s; %d of %d steps controllable", line, controllable, steps)
-        for axis, low in zip(AXES, self.schedule.space.ranges, strict=True):
+        for axis, low in zip(AXES, self.policy.space.ranges, strict=True):
             if compute.requested[axis] < 1 and compute.realised[axis] == 1 and low[0] < 1:
                 log.warning("the axis %s never acted: every step was dense on it, so its budget means nothing", axis)

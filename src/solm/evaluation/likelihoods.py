@@ -6,17 +6,13 @@ from itertools import chain
 
 import torch
 
-from solm.backends.midpass import MidPassDriver
-from solm.backends.passes import Extended
-from solm.backends.torch.session import Session
+from solm.backends.session import AnyPolicy, Result, Session
 from solm.core.budget import Ledger
 from solm.core.cost import relative_cost
 from solm.core.sparsity import SparsityConfig
 from solm.policies.priced import PricedPolicy
-from solm.policies.protocol import Policy
 from solm.policies.schedules import Random, Static
 from solm.policies.unroll import unroll
-from solm.runtime.drive import Driver, run_over
 from solm.runtime.language_model import LanguageModel
 
 _PHASES = 64
@@ -77,7 +73,7 @@ class Prefills:
         found = self._kept.get(key)
         if found is None:
             found = prefill()
-            size = found[0].cache.memory_bytes() + found[1].nbytes
+            size = found[0].memory_bytes() + found[1].nbytes
             if self.held + size <= self.limit:
                 self._kept[key] = found
                 self.held += size
@@ -87,7 +83,7 @@ class Prefills:
 def likelihoods(
     lm: LanguageModel,
     pairs: Sequence[Pair],
-    policy: Policy | PricedPolicy,
+    policy: AnyPolicy,
     target: torch.Tensor,
     batch: int = 16,
     seed: int = 0,
@@ -145,7 +141,7 @@ def _clusters(contexts: list[_Tokens]) -> list[tuple[_Tokens, list[_Tokens]]]:
 
 def _grouped(lm: LanguageModel, pairs: Sequence[Pair]) -> dict[_Tokens, list[_Row]]:
     """Rows by the context that they continue, the shortest first."""
-    limit = getattr(lm.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    limit = lm.context
     groups: dict[_Tokens, dict[_Tokens, _Row]] = {}
     for index, (context, continuation) in enumerate(pairs):
         whole = [*context, *continuation][-(limit + 1) if limit else 0 :]
@@ -164,7 +160,7 @@ class _Job:
     def __init__(
         self,
         lm: LanguageModel,
-        policy: Policy | PricedPolicy,
+        policy: AnyPolicy,
         target: torch.Tensor,
         total: int,
         generator: torch.Generator,
@@ -229,42 +225,44 @@ class _Job:
         for place, row in rows.items():
             inputs[place, : len(row.inputs)] = torch.tensor(row.inputs, dtype=torch.int64)
             counts[place] = len(row.inputs)
-        session = prefilled.fork(1, length + self.sparsity.page_size)
-        session.sparsity = self.sparsity
-        target, horizon = self.target.expand(session.rows, 3), max(self.left, length)
-        driver: MidPassDriver | Driver | None = None
-        if isinstance(self.policy, PricedPolicy):
-            early = self._phases(session, Static(self.policy.space), target)
-            session.ledger = self.ledger.repeat(session.rows)
-            driver = MidPassDriver(session, self.policy, target, horizon, early)
-        elif self.policy.reads_model:
-            session.ledger = self.ledger.repeat(session.rows)
-            driver = Driver(session, self.policy, target, horizon, self.generator)
-        else:
-            session.ledger = self._phases(session, self.policy, target)
+        session = prefilled.fork(1, length + self.sparsity.page_size, self.sparsity)
+        self._control(session, length)
         for start in range(0, length, _LONGEST_PASS):
-            kv_length, tokens = session.kv_length, inputs[:, start : start + _LONGEST_PASS]
-            if driver is not None:
-                found, _ = driver.extend(tokens)
-            else:
-                found = run_over(session, self.policy, tokens, target, horizon - start, self.generator).found
+            kv_length, tokens = session.lengths + 1, inputs[:, start : start + _LONGEST_PASS]
+            found = session.extend(tokens)
             real = start + torch.arange(tokens.shape[1]) < counts[:, None]
             self._book(found, real, kv_length[:, None] + torch.arange(tokens.shape[1]))
             self._score(found.logits, start + 1, wanted)
 
-    def _phases(self, session: Session, policy: Policy, target: torch.Tensor) -> Ledger:
-        """For every row what a schedule would have over- or underspent after another number of steps: the phases of a
-        static one in turn, and for a random one in an order drawn once."""
+    def _control(self, session: Session, length: int) -> None:
+        """Put rows that have `length` steps to go under the job's policy, within what is left of its budget."""
+        target = self.target.expand(session.rows, 3)
+        if not self.policy.reads_model:
+            session.control(self.policy, target, length, self.generator, ledger=self._phases(session, self.policy))
+            return
+        ledger, early = self.ledger.rows(torch.zeros(session.rows, dtype=torch.int64)), None
+        if isinstance(self.policy, PricedPolicy):
+            # What the layers before the policy's owe or own, on top of what the budget has allowed so far.
+            early = self._phases(session, Static(self.policy.space)).spent + target * ledger.steps[:, None]
+        horizon = max(self.left, length)
+        session.control(self.policy, target, horizon, self.generator, ledger=ledger, early=early)
+
+    def _phases(self, session: Session, policy: AnyPolicy) -> Ledger:
+        """For every row what a policy that depends on budgets alone would have over- or underspent after another number
+        of steps: the phases of a static one in turn, and for a random one in an order drawn once."""
         phase = (self.steps + torch.arange(session.rows)) % _PHASES
         if isinstance(policy, Random):
             policy, phase = Static(policy.space), self.shuffled[phase]
-        schedule = unroll(session, policy, _PHASES, target, ledger=Ledger.empty(session.rows))
+        assert not isinstance(policy, PricedPolicy)
+        target = self.target.expand(session.rows, 3)
+        kv_length = session.lengths + 1
+        schedule = unroll(policy, kv_length, self.sparsity, self.lm.shapes, _PHASES, target, Ledger.empty(session.rows))
         owed = (schedule.realised - target[:, None]).cumsum(1)
         return Ledger(owed[torch.arange(session.rows), phase], torch.zeros(session.rows, dtype=torch.int64))
 
-    def _book(self, found: Extended, real: torch.Tensor, kv_length: torch.Tensor) -> None:
+    def _book(self, found: Result, real: torch.Tensor, kv_length: torch.Tensor) -> None:
         counted = found.controllable & real
-        cost = relative_cost(found.realised, kv_length, self.lm.control.shapes, self.sparsity, "bytes")
+        cost = relative_cost(found.realised, kv_length, self.lm.shapes, self.sparsity, "bytes")
         self.bytes += float(cost[counted].sum())
         spent, steps = found.realised[counted].sum(0), int(counted.sum())
         self.ledger = Ledger(self.ledger.spent + spent, self.ledger.steps + steps)

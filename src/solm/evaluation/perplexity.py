@@ -1,7 +1,6 @@
-"""Perplexity at matched budget: dense, policy, static, random and the best of N random trials on the same tokens."""
+"""Perplexity at matched budget: dense, policy, uniform, allocated, random and the best of N, on the same tokens."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypedDict
@@ -10,23 +9,21 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from solm.backends.torch.adaptive_session import AdaptiveSession
+from solm.backends.session import AnyPolicy, Scored
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.cost import CostModel, relative_cost
 from solm.core.errors import BudgetError, DataError
-from solm.core.files import write_json
+from solm.core.parts import Parts
 from solm.data.windows import TokenStream
-from solm.evaluation.arms import Arm, Oracle, tuned
+from solm.evaluation.arms import Arm, Oracle, static_arms, tuned
 from solm.evaluation.points import points, random_trials
 from solm.evaluation.result import SCHEMA_VERSION, EvaluationResult, command_line, environment
 from solm.evaluation.use import Taken, action_use, examples
-from solm.policies.priced import PricedPolicy
-from solm.policies.protocol import Policy
+from solm.policies.priced import LevelCosts
 from solm.policies.schedules import Dense, Random, Static
-from solm.runtime.drive import Episode, teacher_forced
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.level_costs import level_gains
+from solm.runtime.level_costs import measured_costs
 
 Rows = dict[str, list[list[float]]]
 
@@ -39,19 +36,19 @@ class _Batch(TypedDict):
 
 
 class EvaluationSettings(BaseModel):
-    """What is measured: `sequences` texts of `context` dense and `length` controlled tokens."""
+    """What is measured: `texts` texts of `context` dense and `length` controlled tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     budgets: tuple[float, ...] = Field(min_length=1)
-    sequences: int = Field(64, ge=1)
+    texts: int = Field(64, ge=1)
     context: int = Field(512, ge=1)
     length: int = Field(128, ge=1)
     trials: int = Field(8, ge=1)
-    """Random schedules per sequence; whole-set trials, of which the best is an arm of its own."""
+    """Random schedules of every text; whole-set trials, of which the best is an arm of its own."""
     seed: int = 0
     batch: int = Field(8, ge=1)
-    """Sequences that share a pass."""
+    """Texts that share a pass."""
     oracle: bool = False
     """Also measure the ceiling: every level on every token, then the schedule that these answers suggest."""
     best_of: int = Field(500, ge=2)
@@ -68,13 +65,13 @@ def evaluate(
     partial: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     tuning: TokenStream | None = None,
-    rivals: Mapping[str, Policy | PricedPolicy | Arm] | None = None,
+    rivals: Mapping[str, AnyPolicy | Arm] | None = None,
 ) -> EvaluationResult:
     """Compare all arms at every budget, on as many texts from each of `streams`.
 
-    Static, random and the rivals get, per sequence and axis, the average that the policy *realised* (without a
-    policy: the budget itself, in `space`); tuned gets its net keep. Where the sparsity have an allocation, all arms
-    follow it but uniform. partial: a file that holds finished batches, so that an interrupted evaluation goes on.
+    All baselines and the rivals get, per text and axis, the average that the policy *realised* (without a policy: the
+    budget itself, in `space`); tuned gets its net keep. Where the sparsity has an allocation, all arms but uniform
+    follow it. partial: a file that holds finished batches, so that an interrupted evaluation goes on.
     progress: called with batches done and in all. tuning: text to choose tuned on, which is left out without it.
     rivals: more policies and baselines, by name.
     """
@@ -85,18 +82,15 @@ def evaluate(
     windows = held_out_windows(streams, settings)
     batches = windows.split(settings.batch)
     key = _key(lm, streams, settings, space, sorted(rivals or {}), tuning)
-    arms = {"static": Arm(Static(space))}
-    if lm.sparsity.allocation is not None:
-        arms["uniform"] = Arm(Static(space), even=True)
+    arms = static_arms(lm, space)
     arms |= {name: rival if isinstance(rival, Arm) else Arm(rival) for name, rival in (rivals or {}).items()}
     if tuning is not None:
         arms["tuned"] = Arm(tuned(lm, tuning, space, settings.context, settings.length, settings.seed))
-    finished = _read_partial(partial, key)
+    parts = Parts(partial, key)
+    finished: list[_Batch] = []
     for index, batch in enumerate(batches):
-        if index >= len(finished):
-            finished.append(_run_batch(lm, batch, budgets, space, settings, index, arms))
-            if partial is not None:
-                write_json(partial, {"key": key, "batches": finished})
+        made = parts.get(str(index), lambda i=index, b=batch: _run_batch(lm, b, budgets, space, settings, i, arms))  # type: ignore[misc]
+        finished.append(made)
         progress(index + 1, len(batches))
     rows = {arm: np.concatenate([np.array(part["rows"][arm]) for part in finished]) for arm in finished[0]["rows"]}
     taken = [part["taken"] for part in finished if part["taken"] is not None]
@@ -106,7 +100,7 @@ def evaluate(
         settings={
             **settings.model_dump(mode="json"),
             "model": lm.name,
-            "backend": "torch" if lm.engine is None else lm.engine.name,
+            "backend": lm.backend.name,
             "dtype": str(lm.model.dtype).removeprefix("torch."),
             "data": ", ".join(stream.name for stream in streams),
             "space": space.model_dump(mode="json"),
@@ -120,24 +114,23 @@ def evaluate(
         examples=examples(lm, taken, tokens, settings.budgets),
         policy={} if lm.trained is None else lm.trained.config.provenance,
     )
-    if partial is not None:
-        partial.unlink(missing_ok=True)
+    parts.done()
     return result
 
 
 def held_out_windows(streams: list[TokenStream], settings: EvaluationSettings) -> torch.Tensor:
-    """`sequences` windows [sequences, context + length + 1], the same number from every stream (within one).
+    """`texts` windows [texts, context + length + 1], the same number from every stream (within one).
 
     Raises `DataError` where a stream has no room for its share.
     """
     length = settings.context + settings.length + 1
     parts = []
     for index, stream in enumerate(streams):
-        share = (settings.sequences + len(streams) - 1 - index) // len(streams)
+        share = (settings.texts + len(streams) - 1 - index) // len(streams)
         windows = stream.spaced(share, length, torch.Generator().manual_seed(settings.seed))
         if len(windows) < share:
             raise DataError(
-                f"{stream.name} has room for {len(windows)} sequences of {length} tokens, {share} were asked for"
+                f"{stream.name} has room for {len(windows)} texts of {length} tokens, {share} were asked for"
             )
         parts.append(windows)
     return torch.cat(parts)
@@ -167,16 +160,6 @@ def _key(
     return hashlib.sha256("".join(parts).encode() + b"".join(weights)).hexdigest()
 
 
-def _read_partial(path: Path | None, key: str) -> list[_Batch]:
-    if path is None or not path.exists():
-        return []
-    try:
-        content = json.loads(path.read_text())
-        return list(content["batches"]) if content["key"] == key else []
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
-        return []  # half-written or foreign: measured again
-
-
 def _run_batch(
     lm: LanguageModel,
     windows: torch.Tensor,
@@ -186,7 +169,7 @@ def _run_batch(
     index: int,
     arms: dict[str, Arm],
 ) -> _Batch:
-    """Per arm and sequence of one batch: nats, κ, ρ, b/16, cost in bytes and flops, all means per token; and what the
+    """Per arm and text of one batch: nats, κ, ρ, b/16, cost in bytes and flops, all means per token; and what the
     policy did."""
     context, count = settings.context, len(budgets)
     session = lm.session(capacity=context)
@@ -194,37 +177,35 @@ def _run_batch(
     tokens = windows[:, context:]
     targets = torch.tensor([budget.shares for budget in budgets], dtype=torch.float64).repeat(len(windows), 1)
 
-    def run(arm: Arm, target: torch.Tensor, purpose: int) -> tuple[Episode, list[list[float]]]:
+    def run(arm: Arm, target: torch.Tensor, purpose: int) -> tuple[Scored, list[list[float]]]:
         forks = len(target) // len(windows)
-        forked = session.fork(forks, capacity=settings.length + lm.sparsity.page_size)
-        if arm.even:
-            forked.sparsity = forked.sparsity.under(None)
-        if arm.rule is not None:
-            forked = AdaptiveSession.of(forked, arm.rule())
+        forked = session.fork(forks, settings.length + lm.sparsity.page_size, arm.sparsity)
         if arm.retarget is not None:
             target = arm.retarget(windows[:, :context], target)
         generator = torch.Generator().manual_seed((settings.seed * 100_003 + index) * 1_009 + purpose)
-        episode = teacher_forced(forked, arm.policy, tokens.repeat_interleave(forks, 0), target, generator)
-        return episode, _row_means(lm, episode, settings)
+        forked.control(arm.policy, target, settings.length, generator)
+        scored = forked.score(tokens.repeat_interleave(forks, 0))
+        return scored, _row_means(lm, scored, settings)
 
     rows: Rows = {}
     taken = None
     _, rows["dense"] = run(Arm(Dense(space)), targets[: len(windows)], 0)
     if lm.trained is not None:
-        episode, ours = run(Arm(lm.policy("policy")), targets, 1)
+        scored, ours = run(Arm(lm.policy("policy")), targets, 1)
         _spread(rows, "policy", ours, settings)
-        targets = _averages(episode)
+        assert scored.actions is not None
+        targets = _averages(scored)
         shown = 0 if index else min(settings.examples, len(windows)) * count
         taken = Taken(
-            actions=episode.actions.tolist(),
-            nats=(-episode.log_probabilities[:shown].double()).tolist(),
-            cost=_costs(lm, episode, settings, "bytes")[:shown].tolist(),
+            actions=scored.actions.tolist(),
+            nats=(-scored.log_probabilities[:shown].double()).tolist(),
+            cost=_costs(lm, scored, settings, "bytes")[:shown].tolist(),
         )
     for name, arm in arms.items():
         _spread(rows, name, run(arm, targets, 2)[1], settings)
     if settings.oracle:
-        measured = [gains.repeat_interleave(count, 0) for gains in level_gains(session, tokens, space)]
-        oracle = Oracle(space, (measured[0], measured[1], measured[2]))
+        costs = measured_costs(session, tokens, space)
+        oracle = Oracle(space, LevelCosts(*(axis.repeat_interleave(count, 0) for axis in costs)))
         _spread(rows, "oracle", run(Arm(oracle), targets, 2)[1], settings)
     for trial in range(settings.trials):
         _spread(rows, f"random/{trial}", run(Arm(Random(space)), targets, 3 + trial)[1], settings)
@@ -239,21 +220,21 @@ def _spread(rows: Rows, arm: str, values: list[list[float]], settings: Evaluatio
         rows[f"{arm}@{budget}"] = values[position::count]
 
 
-def _averages(episode: Episode) -> torch.Tensor:
+def _averages(scored: Scored) -> torch.Tensor:
     """Realised average per row and axis over controllable steps [N, 3]; 1 where there is none."""
-    counted = episode.controllable
-    sums = (episode.realised * counted[..., None]).sum(1)
+    counted = scored.controllable
+    sums = (scored.realised * counted[..., None]).sum(1)
     return torch.where(counted.any(1)[:, None], sums / counted.sum(1, keepdim=True).clamp(min=1), 1.0)
 
 
-def _costs(lm: LanguageModel, episode: Episode, settings: EvaluationSettings, model: CostModel) -> torch.Tensor:
+def _costs(lm: LanguageModel, scored: Scored, settings: EvaluationSettings, model: CostModel) -> torch.Tensor:
     """What every step costs as a share of the dense one [N, T]."""
     kv_length = settings.context + 1 + torch.arange(settings.length)
-    shares = torch.where(episode.controllable[..., None], episode.realised, 1.0)
-    return relative_cost(shares, kv_length, lm.control.shapes, lm.sparsity, model)
+    shares = torch.where(scored.controllable[..., None], scored.realised, 1.0)
+    return relative_cost(shares, kv_length, lm.shapes, lm.sparsity, model)
 
 
-def _row_means(lm: LanguageModel, episode: Episode, settings: EvaluationSettings) -> list[list[float]]:
-    nats = -episode.log_probabilities.double().mean(1).cpu()
-    cost = [_costs(lm, episode, settings, model).mean(1) for model in ("bytes", "flops")]
-    return torch.cat([nats[:, None], _averages(episode), torch.stack(cost, 1)], 1).tolist()
+def _row_means(lm: LanguageModel, scored: Scored, settings: EvaluationSettings) -> list[list[float]]:
+    nats = -scored.log_probabilities.double().mean(1).cpu()
+    cost = [_costs(lm, scored, settings, model).mean(1) for model in ("bytes", "flops")]
+    return torch.cat([nats[:, None], _averages(scored), torch.stack(cost, 1)], 1).tolist()

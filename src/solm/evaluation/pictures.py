@@ -45,7 +45,7 @@ def picture(figure: Any, kind: Kind = "png") -> bytes:
 
 
 def violins(result: EvaluationResult, kind: Kind = "png") -> bytes:
-    """Whole-set perplexities of all random trials by budget, with policy and static among them."""
+    """Whole-set perplexities of all random trials by budget, with policy and allocated (or uniform) among them."""
     figure, axes = blank()
     for place, trials in enumerate(result.trials):
         values = np.exp(trials.nats)
@@ -57,10 +57,10 @@ def violins(result: EvaluationResult, kind: Kind = "png") -> bytes:
                 parts[name].set_color("#868e96")
         else:
             axes.plot([place] * len(values), values, "o", color="#868e96", alpha=0.6)
-        for arm, colour in (("policy", "#0b7285"), ("static", "#e8590c")):
-            point = result.arm(arm, trials.budget)
+        found = ((result.arm("policy", trials.budget), "#0b7285"), (result.static(trials.budget), "#e8590c"))
+        for point, colour in found:
             if point is not None:
-                label = arm if place == 0 else None
+                label = point.arm if place == 0 else None
                 axes.plot([place - 0.4, place + 0.4], [point.perplexity] * 2, color=colour, lw=2, label=label)
     axes.set_xticks(range(len(result.trials)), [f"{trials.budget:g}" for trials in result.trials])
     axes.set_xlabel("net keep")

@@ -25,11 +25,11 @@ def points(
         others = [name for name in names if name != "policy" and not name.startswith("random/")]
         arms: dict[str, Any] = {name: rows[f"{name}@{budget}"] for name in others}
         arms["random"] = np.mean(runs, axis=0)
-        arms[f"best-of-{trials}-random"] = min(runs, key=lambda trial: trial[:, 0].mean())
+        arms[f"best-of-{trials}"] = min(runs, key=lambda trial: trial[:, 0].mean())
         if len(runs) > 1:
             lucky = arms["random"].copy()
             lucky[:, 0] -= expected_best(np.stack([trial[:, 0] for trial in runs]), best_of)
-            arms[f"best-of-{best_of}-random-estimated"] = lucky
+            arms[f"best-of-{best_of}-estimated"] = lucky
         if policy is not None:
             found.append(_point("policy", budget, policy, tokens))
         found += [_point(arm, budget, values, tokens, policy) for arm, values in arms.items()]

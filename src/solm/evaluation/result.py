@@ -1,4 +1,4 @@
-"""The result file of an evaluation. The owner of that format."""
+"""The result files of evaluations, tasks, studies and benchmarks. The owner of their formats."""
 
 from typing import Any, Literal
 
@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from solm.core.provenance import command_line as command_line
 from solm.core.provenance import environment as environment
 
-SCHEMA_VERSION: Literal[2] = 2
-"""Version 1, which is still read, of an evaluation has neither `trials` nor `use` nor `examples`."""
+SCHEMA_VERSION: Literal[3] = 3
+"""Of all kinds."""
 
 
 class Difference(BaseModel):
@@ -94,7 +94,8 @@ class EvaluationResult(BaseModel):
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    kind: Literal["evaluation"] = "evaluation"
+    schema_version: Literal[3] = SCHEMA_VERSION
     command: str
     settings: dict[str, Any]
     environment: dict[str, Any]
@@ -107,6 +108,10 @@ class EvaluationResult(BaseModel):
 
     def arm(self, name: str, budget: float) -> Point | None:
         return next((point for point in self.points if point.arm == name and point.budget == budget), None)
+
+    def static(self, budget: float) -> Point | None:
+        """The arm that the policy's gain is told over: allocated, or without an allocation uniform."""
+        return self.arm("allocated", budget) or self.arm("uniform", budget)
 
 
 class TaskPoint(BaseModel):
@@ -136,10 +141,28 @@ class TaskResult(BaseModel):
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
     kind: Literal["tasks"] = "tasks"
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     command: str
     settings: dict[str, Any]
     environment: dict[str, Any]
     data_fingerprint: str = ""
     points: list[TaskPoint]
     policy: dict[str, Any] = Field(default_factory=dict)
+
+
+class Record(BaseModel):
+    """What a study or a benchmark found, and what is needed to repeat it. `results` has a form of its own by kind."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    kind: str
+    schema_version: Literal[3] = SCHEMA_VERSION
+    command: str
+    environment: dict[str, Any]
+    settings: dict[str, Any]
+    results: dict[str, Any]
+
+
+def record(kind: str, settings: dict[str, Any], results: dict[str, Any]) -> Record:
+    """A record of the command being run, on this machine."""
+    return Record(kind=kind, command=command_line(), environment=environment(), settings=settings, results=results)

@@ -7,9 +7,9 @@ from solm.evaluation.pictures import Kind, blank, picture
 from solm.evaluation.result import Difference, EvaluationResult, Point, TaskResult
 
 _COLOURS = {
-    "policy": "#0b7285", "static": "#e8590c", "uniform": "#a61e4d", "random": "#868e96", "tuned": "#f08c00",
+    "policy": "#0b7285", "allocated": "#e8590c", "uniform": "#a61e4d", "random": "#868e96", "tuned": "#f08c00",
     "token-table": "#9c36b5", "oracle": "#2f9e44", "entropy": "#1971c2", "drift": "#c2255c", "constant": "#d9480f",
-    "teal": "#5f3dc4", "top-p": "#087f5b", "per-request": "#364fc7",
+    "teal": "#5f3dc4", "per-request": "#364fc7",
 }  # fmt: skip
 
 
@@ -95,14 +95,15 @@ def verdict(result: EvaluationResult) -> list[str]:
             parts.append(f"the difference to {', '.join(open_)} is within the noise")
         share = captured(result, budget)
         if share is not None:
-            parts.append(f"it gets {share:.0%} of the oracle's gain over static")
+            static = "allocated" if result.arm("allocated", budget) else "uniform"
+            parts.append(f"it gets {share:.0%} of the oracle's gain over {static}")
         lines.append(f"budget {told(budget)}: {'; '.join(parts)}")
     return lines
 
 
 def captured(result: EvaluationResult, budget: float) -> float | None:
-    """The policy's gain over static as a share of the oracle's; None where one of the three is missing."""
-    policy, static, oracle = (result.arm(name, budget) for name in ("policy", "static", "oracle"))
+    """The policy's gain over allocated (or uniform) as a share of the oracle's; None where one of them is missing."""
+    policy, static, oracle = result.arm("policy", budget), result.static(budget), result.arm("oracle", budget)
     if policy is None or static is None or oracle is None or static.nats <= oracle.nats:
         return None
     return (static.nats - policy.nats) / (static.nats - oracle.nats)

@@ -1,4 +1,4 @@
-"""Paired bootstrap over sequences."""
+"""Paired bootstrap over texts."""
 
 from statistics import NormalDist
 from typing import NamedTuple
@@ -15,9 +15,9 @@ class Interval(NamedTuple):
 
 
 def paired_difference(ours: np.ndarray, theirs: np.ndarray, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Mean of ours - theirs with its 95 % percentile interval from resampling sequences.
+    """Mean of ours - theirs with its 95 % percentile interval from resampling texts.
 
-    ours, theirs: [sequences] mean nats per token of the same, equally long sequences. One sequence has no spread to
+    ours, theirs: [texts] mean nats per token of the same, equally long texts. One text has no spread to
     resample; its interval is the whole line.
     """
     difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
@@ -31,8 +31,8 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray, resamples: int = 10_
 def expected_best(trials: np.ndarray, count: int) -> float:
     """How far below the mean of whole-set trials the best of `count` is expected to lie, in nats per token.
 
-    trials: [trials, sequences] of at least two trials. A whole set's mean is the sum of many sequences' independent
-    draws, hence normal, with the variance that sequences show between trials; the expected extreme of `count` normal
+    trials: [trials, texts] of at least two trials. A whole set's mean is the sum of many texts' independent
+    draws, hence normal, with the variance that texts show between trials; the expected extreme of `count` normal
     draws is Blom's (1958) approximation.
     """
     spread = float(np.sqrt(trials.var(0, ddof=1).sum()) / trials.shape[1])

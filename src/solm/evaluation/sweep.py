@@ -38,7 +38,7 @@ class SweepConfig(BaseModel):
     """lm-eval tasks, an evaluation each."""
     task_data: Path | None = None
     budgets: tuple[float, ...] = (0.55, 0.65, 0.75)
-    sequences: int = Field(64, ge=1)
+    texts: int = Field(64, ge=1)
     context: int = Field(512, ge=1)
     length: int = Field(128, ge=1)
     trials: int = Field(8, ge=1)
@@ -174,7 +174,7 @@ def _run(job: Job, lm: LanguageModel, config: SweepConfig, partial: Path) -> str
     assert lm.tokenizer is not None
     if job.task is None:
         settings = EvaluationSettings(
-            budgets=config.budgets, sequences=config.sequences, context=config.context, length=config.length,
+            budgets=config.budgets, texts=config.texts, context=config.context, length=config.length,
             trials=config.trials, seed=config.seed,
         )  # fmt: skip
         streams = [token_stream(source, lm.tokenizer) for source in config.data]

@@ -15,13 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
 from solm.core.budget import Budget
 from solm.core.errors import SolmError
-from solm.core.files import write_json
-from solm.evaluation.arms import Arm
+from solm.core.parts import Parts
+from solm.evaluation.arms import Arm, static_arms
 from solm.evaluation.harness import ControlledLM
 from solm.evaluation.result import Difference, TaskPoint, TaskResult, command_line, environment
 from solm.evaluation.statistics import paired_difference
 from solm.policies.protocol import Policy
-from solm.policies.schedules import Dense, Random, Static
+from solm.policies.schedules import Dense, Random
 from solm.runtime.language_model import LanguageModel
 
 Answers = dict[str, list[float]]
@@ -53,40 +53,36 @@ def evaluate_tasks(
     partial: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TaskResult:
-    """Dense, then per budget the policy, static, random and `blind` schedules at what the policy realised.
+    """Dense, then per budget the policy, uniform, allocated, random and `blind` schedules at what the policy realised.
 
-    Without a policy the schedules get the budget itself, in `space`. Where the sparsity have an allocation, all arms
-    follow it but uniform. partial: a file of finished runs, so that an interrupted evaluation goes on. progress:
+    Without a policy the schedules get the budget itself, in `space`. Where the sparsity has an allocation, all arms
+    but uniform follow it. partial: a file of finished runs, so that an interrupted evaluation goes on. progress:
     called with runs done and in all.
     """
     space = lm.space if space is None else space
     budgets = [Budget.from_net(net, space) if lm.trained is None else lm.budget(net) for net in settings.budgets]
-    arms = {"static": Arm(Static(space)), "random": Arm(Random(space))}
+    arms = static_arms(lm, space) | {"random": Arm(Random(space))}
     arms |= {name: Arm(schedule) for name, schedule in (blind or {}).items()}
-    if lm.sparsity.allocation is not None:
-        arms["uniform"] = Arm(Static(space), even=True)
     key = [settings.model_dump(mode="json"), lm.name, str(lm.model.dtype), space.model_dump(mode="json"), sorted(arms)]
     key += [lm.sparsity.model_dump(mode="json"), {} if lm.trained is None else lm.trained.config.provenance]
-    finished = _read_partial(partial, json.loads(json.dumps(key)))
+    parts = Parts(partial, key)
     total = len(tasks) * (1 + len(budgets) * (len(arms) + (lm.trained is not None)))
     done = 0
 
     def run(task: str, name: str, arm: Arm, net: float, budget: Budget) -> dict[str, Any]:
         nonlocal done
-        name = f"{task}/{name}@{net:g}"
-        if name not in finished:
-            sparsity = lm.sparsity.under(None) if arm.even else None
-            finished[name] = _ask(model.under(arm.policy, budget, sparsity), tasks[task], settings)
-            if partial is not None:
-                write_json(partial, {"key": key, "runs": finished})
+        found: dict[str, Any] = parts.get(
+            f"{task}/{name}@{net:g}",
+            lambda: _ask(model.under(arm.policy, budget, arm.sparsity), tasks[task], settings),
+        )
         done += 1
         progress(done, total)
-        return finished[name]
+        return found
 
     points = []
     for task in tasks:
         # All arms share what was prefilled for the task's questions.
-        model = ControlledLM(lm, schedule=Dense(space), batch_size=settings.batch, seed=settings.seed, keep=True)
+        model = ControlledLM(lm, policy=Dense(space), batch_size=settings.batch, seed=settings.seed, keep=True)
         found = run(task, "dense", Arm(Dense(space)), 1.0, Budget())
         points.append(_point(task, "dense", 1.0, found, None))
         for net, budget in zip(settings.budgets, budgets, strict=True):
@@ -98,8 +94,7 @@ def evaluate_tasks(
                 points[-1].differences = _differences(policy["answers"], found["answers"])
             for name, arm in arms.items():
                 points.append(_point(task, name, net, run(task, name, arm, net, budget), policy))
-    if partial is not None:
-        partial.unlink(missing_ok=True)
+    parts.done()
     told = settings.model_dump(mode="json") | {
         "model": lm.name, "dtype": str(lm.model.dtype).removeprefix("torch."), "space": space.model_dump(mode="json"),
         "sparsity": lm.sparsity.model_dump(mode="json"),
@@ -185,12 +180,3 @@ def _differences(ours: Answers, theirs: Answers) -> dict[str, Difference]:
         for metric, values in ours.items()
     }
 
-
-def _read_partial(path: Path | None, key: list[Any]) -> dict[str, dict[str, Any]]:
-    if path is None or not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-        return dict(content["runs"]) if content["key"] == key else {}
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-        return {}  # half-written or foreign: asked again

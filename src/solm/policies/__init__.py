@@ -1,1 +1,1 @@
-"""Who decides: the learned network and the schedules it is compared with, all behind one protocol."""
+"""Policies: what decides the action of every token. Networks, schedules, and how they are saved."""

@@ -1,6 +1,7 @@
 """A policy on disk: ``policy_config.json``, ``policy.safetensors`` and a model card. The owner of that format."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +11,9 @@ from safetensors.torch import save
 
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
+from solm.core.cost import ModelShapes
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
-from solm.core.files import read_model, read_tensors, write_bytes, write_json, write_text
+from solm.core.files import read_json, read_model, read_tensors, write_bytes, write_json, write_text
 from solm.core.sparsity import SparsityConfig
 from solm.policies.learned import LearnedPolicy
 from solm.policies.network import NetworkConfig, PolicyNetwork
@@ -22,8 +24,8 @@ CONFIG, WEIGHTS, CARD = "policy_config.json", "policy.safetensors", "README.md"
 
 
 class BaseIdentity(BaseModel):
-    """Which base model a policy belongs to. `sample` are weights of its last norm or embedding, compared loosely:
-    dtype and weight quantisation may differ, the model may not."""
+    """Which base model a policy belongs to. `sample` holds some weights of its embedding, compared with a tolerance:
+    dtype and quantisation may differ, the model may not."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,21 +52,24 @@ class BaseIdentity(BaseModel):
 
 
 class PolicyConfig(BaseModel):
-    """What a policy is and where it comes from."""
+    """What a policy is and where it comes from. `digest` is that of `digest_of`, in a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     base: BaseIdentity
     space: ActionSpace
     sparsity: SparsityConfig
     network: NetworkConfig | ValueConfig
     provenance: dict[str, Any] = Field(default_factory=dict)
-    weights_sha256: str = ""
+    digest: str = ""
 
 
 class TrainedPolicy:
-    """A policy network with everything needed to use it again."""
+    """A policy network with everything needed to use it again.
+
+    Raises `PolicyMismatchError` where network, action space and base model of `config` do not fit one another.
+    """
 
     def __init__(self, config: PolicyConfig, network: PolicyNetwork | ValueNetwork | None = None):
         sizes = config.network
@@ -72,6 +77,7 @@ class TrainedPolicy:
             known_levels(sizes.grid, config.space)
         elif sizes.actions != len(config.space):
             raise PolicyMismatchError(f"the network has {sizes.actions} actions, its action space {len(config.space)}")
+        _check_sizes(config, config.base.layers, config.base.hidden)
         self.config = config
         if network is None:
             network = ValueNetwork(sizes) if isinstance(sizes, ValueConfig) else PolicyNetwork(sizes)
@@ -83,8 +89,7 @@ class TrainedPolicy:
     ) -> LearnedPolicy | ValuePolicy:
         """What decides; `decision` is for policies that are distributions, a value policy takes the best action.
 
-        A value policy is made once: its price curves take a while, and every request asks. The network must not
-        change afterwards.
+        A value policy is made once, as its price curves take long to compute. The network must not change afterwards.
         """
         if isinstance(self.network, ValueNetwork):
             if clamp not in self._made:
@@ -93,7 +98,10 @@ class TrainedPolicy:
         return LearnedPolicy(self.network.eval(), self.config.space, decision, clamp)
 
     def budget(self, budget: "float | str | Budget") -> Budget:
-        """`budget` per axis. A value policy splits a net keep over the axes so that all pay one price."""
+        """`budget` per axis. A value policy splits a net keep over the axes so that all pay the same price.
+
+        Raises `BudgetError` for a budget that the action space cannot meet.
+        """
         parsed = Budget.parse(budget, self.config.space)
         policy = self.policy()
         if isinstance(policy, LearnedPolicy) or isinstance(budget, Budget) or "=" in str(budget):
@@ -109,7 +117,8 @@ class TrainedPolicy:
         """Write config, weights and card to `folder`."""
         folder = Path(folder)
         weights = save({name: tensor.contiguous().cpu() for name, tensor in self.network.state_dict().items()})
-        config = self.config.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
+        digest = digest_of(self.config.model_dump(mode="json"), weights)
+        config = self.config.model_copy(update={"digest": digest})
         write_bytes(folder / WEIGHTS, weights)
         write_json(folder / CONFIG, config.model_dump(mode="json"))
         write_text(folder / CARD, model_card(config))
@@ -119,7 +128,9 @@ class TrainedPolicy:
         """A policy from a folder, a hub id, or one that ships with solm: ``builtin:smollm2-135m`` or, in the action
         space of a preset, ``builtin:smollm2-135m-joint-27``.
 
-        Raises `DamagedFileError` for any damage and `SolmError` where there is none.
+        Raises `DamagedFileError` where config or weights are damaged or of another version, `PolicyMismatchError` where
+        they do not fit each other, and `SolmError` where there is no policy. What needs the base model is checked by
+        `check`.
         """
         if str(name).startswith(BUILTIN):
             return _builtin(str(name).removeprefix(BUILTIN), device)
@@ -128,17 +139,24 @@ class TrainedPolicy:
             folder = _from_hub(str(name))
         config = read_model(folder / CONFIG, PolicyConfig)
         tensors = read_tensors(folder / WEIGHTS)
-        if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != config.weights_sha256:
-            raise DamagedFileError(f"{folder / WEIGHTS} does not match the checksum in {CONFIG}")
+        # Of the file, not of the model's fields: a field that is added later must not change it.
+        if digest_of(read_json(folder / CONFIG), (folder / WEIGHTS).read_bytes()) != config.digest:
+            raise DamagedFileError(f"{folder} is damaged: {CONFIG} and {WEIGHTS} do not match the digest in {CONFIG}")
         trained = cls(config)
-        try:
-            trained.network.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise DamagedFileError(
-                f"{folder / WEIGHTS} does not fit {CONFIG}: {str(error).splitlines()[-1]}"
-            ) from error
+        _check_tensors(trained.network, tensors)
+        trained.network.load_state_dict(tensors)
+        if isinstance(trained.network, ValueNetwork):
+            trained.network.check()
         trained.network.to(device)
         return trained
+
+    def check(self, identity: BaseIdentity, shapes: ModelShapes) -> None:
+        """Raises `PolicyMismatchError` unless the policy fits the base model `identity` of `shapes`: the same model, a
+        decision layer that it has, its hidden size, and an allocation of its layers and KV heads."""
+        self.config.base.check(identity)
+        _check_sizes(self.config, shapes.layers, shapes.hidden)
+        if self.config.sparsity.allocation is not None:
+            self.config.sparsity.allocation.check(shapes.layers, shapes.kv_heads)
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:
         """Upload to the hub repository `repository`, made if need be; its address."""
@@ -153,16 +171,59 @@ class TrainedPolicy:
             return str(api.upload_folder(repo_id=repository, folder_path=folder))
 
 
+def shipped() -> list[str]:
+    """The names of the policies that ship with solm."""
+    root = Path(__file__).parent / "builtin"
+    return [BUILTIN + folder.name for folder in sorted(root.iterdir()) if (folder / CONFIG).is_file()]
+
+
+def digest_of(config: dict[str, Any], weights: bytes) -> str:
+    """The sha256 of a policy in hexadecimal: over the JSON of its `config` without the key ``digest``, keys sorted and
+    without spaces, followed by the bytes of its weights' file."""
+    content = {key: value for key, value in config.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode() + weights).hexdigest()
+
+
+def _check_sizes(config: PolicyConfig, layers: int, hidden: int) -> None:
+    """Raises `PolicyMismatchError` unless the policy network fits a base model of `layers` and `hidden`."""
+    network, allocation = config.network, config.sparsity.allocation
+    if network.base_hidden != hidden:
+        raise PolicyMismatchError(f"the policy network reads hidden size {network.base_hidden}, the model has {hidden}")
+    if isinstance(network, ValueConfig) and network.layer >= layers:
+        raise PolicyMismatchError(
+            f"the policy decides before layer {network.layer}, the model has layers 0 to {layers - 1}"
+        )
+    if allocation is not None:
+        allocation.check(layers)
+
+
+def _check_tensors(network: PolicyNetwork | ValueNetwork, tensors: dict[str, torch.Tensor]) -> None:
+    """Raises `PolicyMismatchError` unless `tensors` have the names and shapes of the network's, and finite values."""
+    wanted = network.state_dict()
+    for name in sorted(wanted.keys() | tensors.keys()):
+        if name not in tensors or name not in wanted:
+            what = "lack" if name in wanted else "hold the unknown tensor"
+            raise PolicyMismatchError(f"the weights of the policy {what} {name}")
+        if tensors[name].shape != wanted[name].shape:
+            raise PolicyMismatchError(
+                f"{name} of the policy has shape {list(tensors[name].shape)}; it must be {list(wanted[name].shape)}"
+            )
+        if not torch.isfinite(tensors[name].float()).all():
+            raise PolicyMismatchError(f"{name} of the policy holds values that are not finite")
+
+
 def _builtin(name: str, device: str | torch.device) -> TrainedPolicy:
     root = Path(__file__).parent / "builtin"
     if (root / name / CONFIG).is_file():
         return TrainedPolicy.from_pretrained(root / name, device)
-    for folder in sorted(root.iterdir(), key=lambda folder: -len(folder.name)):  # one's name may begin another's
+    # The longest name first, as one name may begin with another.
+    for folder in sorted(root.iterdir(), key=lambda folder: -len(folder.name)):
         preset = name.removeprefix(folder.name + "-")
         if preset != name:
             return TrainedPolicy.from_pretrained(folder, device).with_space(ActionSpace.preset(preset))
-    known = ", ".join(BUILTIN + folder.name for folder in sorted(root.iterdir()))
-    raise SolmError(f"no policy {BUILTIN}{name} ships with solm; choose {known}, alone or with -PRESET of a space")
+    raise SolmError(
+        f"no policy {BUILTIN}{name} ships with solm; choose {', '.join(shipped())}, alone or with -PRESET of a space"
+    )
 
 
 def _from_hub(name: str) -> Path:
@@ -188,8 +249,8 @@ def model_card(config: PolicyConfig) -> str:
         f"MLP keep {list(space.mlp)}, {kind} bits {list(space.bits)}. The base model stays frozen.", "",
         "```python", "import solm", "", f'lm = solm.load("{config.base.name}", policy="<this folder>")',
         'print(lm.generate("Why is the sky blue?", budget=0.6).text)', "```", "",
-        f"SparsityConfig: `{config.sparsity.model_dump_json(exclude={'allocation'})}`"
-        + ("" if config.sparsity.allocation is None else f", dealt out by an allocation (in {CONFIG})") + ".",
+        f"Sparsity: `{config.sparsity.model_dump_json(exclude={'allocation'})}`"
+        + ("" if config.sparsity.allocation is None else f", with an allocation (in {CONFIG})") + ".",
         "", "## Training", "", *_training(config.provenance),
         "Trained on teacher-forced text only; levels below the lowest ones are not chosen.", "",
     ]  # fmt: skip
@@ -197,13 +258,13 @@ def model_card(config: PolicyConfig) -> str:
 
 
 def _training(provenance: dict[str, Any]) -> list[str]:
-    """How the policy came to be: the command as it was typed, then everything else that is known."""
-    told = {**provenance, **provenance.get("made", {})}
-    told.pop("made", None)
-    command = told.pop("command", None)
+    """Lines about the training: the command as it was typed, then the rest of the provenance."""
+    entries = {**provenance, **provenance.get("made", {})}
+    entries.pop("made", None)
+    command = entries.pop("command", None)
     typed = [] if command is None else ["```bash", command, "```", ""]
     parts = (
         (key, ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else value)
-        for key, value in told.items()
+        for key, value in entries.items()
     )
     return [*typed, *(f"- {key}: {value}" for key, value in parts), ""]

@@ -1,4 +1,4 @@
-"""A trained network as a policy."""
+"""The learned policy: a policy network that reads the previous step's hidden state and draws an action."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from solm.policies.protocol import Observation, budget_prior, feasible
 
 
 def features(observation: Observation) -> Features:
-    """One step's observation as network input, T = 1."""
+    """One step's observation as network input, T = 1, on the device of the hidden state."""
     assert observation.hidden is not None
     assert observation.embedding is not None
     device = observation.hidden.device
@@ -24,11 +24,11 @@ def features(observation: Observation) -> Features:
 
 
 class LearnedPolicy:
-    """Samples from, or takes the best of, a network's distribution.
+    """Samples from a network's distribution over actions, or takes the most likely one.
 
-    part: of how many rows' draws these rows take which, so that a batch dealt out to several processes draws what it
-    would in one. clamp: rule out actions after which the budget could no longer be met by the horizon. Training
-    leaves it off: there the soft penalty does the work.
+    clamp: rule out actions after which the budget could no longer be met by the horizon. Training leaves it off and
+    has a penalty instead. part: these rows among the rows of all processes, and the number of those, so that a batch
+    which several processes share draws what it would in one.
     """
 
     reads_model = True

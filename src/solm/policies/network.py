@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from torch.nn import functional as F
 
@@ -11,7 +11,7 @@ from solm.policies.protocol import SCALARS
 
 
 class NetworkConfig(BaseModel):
-    """Sizes of a policy network. `small` halves the width of arXiv 2605.10875."""
+    """Sizes of a policy network. The default width is half of that in arXiv 2605.10875."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,17 +20,23 @@ class NetworkConfig(BaseModel):
     width: int = Field(256, ge=8, le=4096)
     heads: int = Field(4, ge=1)
     memory: int = Field(64, ge=1, le=4096)
-    """Own past steps that a step may attend to, besides itself."""
+    """Past steps that a step attends to, besides itself."""
     scalar_width: int = Field(64, ge=1)
     previous_width: int = Field(32, ge=1)
     temperature: float = Field(1.3, gt=0)
     budget_prior: bool = True
-    """Learn what to add to the schedule that knows the budget alone; False: the network starts from nothing."""
+    """Add the log-odds of `policies.protocol.budget_prior` to the network's output."""
+
+    @model_validator(mode="after")
+    def _check_width(self) -> "NetworkConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        return self
 
 
 class Features(NamedTuple):
-    """Observations of N rows over T steps: hidden, embedding [N, T, H], scalars [N, T, 8], previous [N, T]; prior
-    [N, T, A], the log-odds of the schedule that knows the budget alone."""
+    """Observations of N rows over T steps: hidden, embedding [N, T, H], scalars [N, T, 8], previous [N, T] int64, prior
+    [N, T, A] log-odds of `policies.protocol.budget_prior`."""
 
     hidden: torch.Tensor
     embedding: torch.Tensor
@@ -40,22 +46,23 @@ class Features(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Keys and values of the past steps [N, heads, M, width/heads], M ≤ memory."""
+    """Keys and values of the past steps: [N, heads, M, width / heads], M at most `NetworkConfig.memory`."""
 
     keys: torch.Tensor
     values: torch.Tensor
 
-    def repeat(self, times: int) -> "Memory":
-        """Every row `times` times, next to one another."""
-        return Memory(self.keys.repeat_interleave(times, 0), self.values.repeat_interleave(times, 0))
+    def rows(self, index: torch.Tensor) -> "Memory":
+        """The memory of rows index [n] int64, of which some may occur several times."""
+        index = index.to(self.keys.device)
+        return Memory(self.keys[index], self.values[index])
 
 
 class PolicyNetwork(nn.Module):
     """Observations to logits over actions, one causal pass for any number of steps.
 
-    Positions are relative (a learned bias per head and distance) and the memory is bounded, so a run of any length
-    continues from one state. The base model's features come at very different scales; both are layer-normalised
-    before the projection, so that no family needs its own.
+    Positions are relative (a learned bias per head and distance) and the memory is bounded, so that a run of any length
+    can be continued. Hidden states and embeddings are layer-normalised before the projection, as their scale differs
+    between families.
     """
 
     def __init__(self, config: NetworkConfig):
@@ -77,7 +84,7 @@ class PolicyNetwork(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.actions)
         self.budget_head = nn.Sequential(nn.Linear(3, 32), nn.GELU(), nn.Linear(32, config.actions))
-        # A new policy is its prior (or, without one, uniform) whatever it sees.
+        # A new policy is its prior, or uniform without one, for all inputs.
         for last in (*self.head.parameters(), *self.budget_head[-1].parameters()):
             nn.init.zeros_(last)
 
@@ -87,9 +94,9 @@ class PolicyNetwork(nn.Module):
         return Memory(empty, empty)
 
     def forward(self, features: Features, memory: Memory) -> tuple[torch.Tensor, Memory]:
-        """Logits [N, T, A] and the memory after the last step.
+        """Logits [N, T, A] float32 and the memory after the last step.
 
-        The network's own output is divided by the temperature; the prior, a distribution already, is not.
+        The network's output is divided by the temperature; the prior, which is a distribution already, is not.
         """
         config, dtype = self.config, self.project.weight.dtype
         normed = [F.layer_norm(part.to(dtype), part.shape[-1:]) for part in (features.hidden, features.embedding)]

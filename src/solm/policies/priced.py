@@ -1,36 +1,39 @@
-"""Buying compute where it is worth its price: from predicted gains to actions that meet a budget."""
+"""Policies that buy compute at a price: the level of the lowest level cost plus price times share."""
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from solm.core.actions import FULL_BITS, ActionSpace
 from solm.core.budget import Budget
-from solm.policies.protocol import Observation, feasible_levels
-
-Gains = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Per axis [..., levels]: log-probability of the next token above the dense step's, in nats."""
+from solm.policies.levels import SAME_SHARE, SHORTEST_HORIZON, due_share, take, two_levels
+from solm.policies.protocol import Count, feasible_levels
 
 _PRICES = torch.cat([torch.zeros(1), torch.logspace(-3, 1.5, 128)]).double()
-FALLING = _PRICES.flip(0).numpy()
-"""The prices that belong to the points of `PriceCurve.rising`."""
-_SAME = 1e-9
-"""Shares that differ by less are one."""
-_SHORTEST_HORIZON = 8
-"""Steps over which a deviation from the budget is made good, even where fewer are left: the feasibility clamp takes
-care of the last ones."""
+FALLING_PRICES = _PRICES.flip(0).numpy()
+"""[P] float64, nats per share: the prices that belong to the points of `PriceCurve.rising`."""
+
+
+class LevelCosts(NamedTuple):
+    """Per axis [..., levels]: what a level costs, in nats per token above the dense level."""
+
+    attention: torch.Tensor
+    mlp: torch.Tensor
+    bits: torch.Tensor
 
 
 class PriceCurve:
-    """Which price makes one axis spend what, for tokens of known gains [M, levels] at shares [levels].
+    """Which price makes one axis realise which average share, for tokens of known level costs [M, levels].
 
-    A token takes the level of the highest gain − price · share. `spent` is the average share at every price.
+    A token takes the level of the lowest cost + price * share, for shares [levels] float64. `spent` [P] is the average
+    share at every price.
     """
 
-    def __init__(self, gains: torch.Tensor, shares: torch.Tensor):
-        gains = gains.double()
-        self.spent = torch.stack([shares[(gains - price * shares).argmax(-1)].mean() for price in _PRICES])
+    def __init__(self, costs: torch.Tensor, shares: torch.Tensor):
+        costs = costs.double()
+        self.spent = torch.stack([shares[(costs + price * shares).argmin(-1)].mean() for price in _PRICES])
         self.shares = shares.numpy()
         # Strictly falling, so that every share between has one price.
         falling = torch.cummin(self.spent, 0).values - torch.arange(len(_PRICES)) * 1e-9
@@ -38,7 +41,7 @@ class PriceCurve:
 
     def price(self, share: np.ndarray) -> np.ndarray:
         """The price at which the average is `share` [...]; the highest or lowest known one beyond the ends."""
-        return np.interp(share, self.rising, FALLING)
+        return np.interp(share, self.rising, FALLING_PRICES)
 
     def share(self, price: float) -> float:
         """The average share at `price`."""
@@ -47,11 +50,11 @@ class PriceCurve:
         return float(self.spent[upper - 1] + min(1.0, max(0.0, part)) * (self.spent[upper] - self.spent[upper - 1]))
 
 
-def price_curves(space: ActionSpace, gains: Gains) -> list[PriceCurve]:
-    """Per axis the curve of tokens with gains [M, levels], at nominal shares."""
+def price_curves(space: ActionSpace, costs: LevelCosts) -> list[PriceCurve]:
+    """Per axis the curve of tokens with level costs [M, levels], at nominal shares."""
     shares = (space.attention, space.mlp, [bits / FULL_BITS for bits in space.bits])
     return [
-        PriceCurve(gain, torch.tensor(levels, dtype=torch.float64)) for gain, levels in zip(gains, shares, strict=True)
+        PriceCurve(cost, torch.tensor(levels, dtype=torch.float64)) for cost, levels in zip(costs, shares, strict=True)
     ]
 
 
@@ -74,12 +77,13 @@ def equal_prices(curves: list[PriceCurve], net: float) -> Budget:
 
 
 class PricedPolicy(ABC):
-    """Takes, token by token, the action of the highest gain less price, in mid-pass before layer `layer`.
+    """Takes for every token the action of the lowest level costs plus price, in the middle of a pass.
 
-    The layers before it follow the static schedule of the same budget, so nothing that it reads depends on what it
-    decided earlier: known tokens are decided in the pass that scores them.
+    It decides before layer `layer`. The layers before it follow the static schedule of the same budget, so that nothing
+    the policy reads depends on its own earlier decisions: known tokens are decided in one pass (`policies.mid_pass`).
 
-    curves: per axis, what every price spends. clamp: rule out actions after which the budget could no longer be met.
+    curves: per axis the average share that every price gives. clamp: rule out actions after which the budget could no
+    longer be met.
     """
 
     reads_model = True
@@ -88,45 +92,58 @@ class PricedPolicy(ABC):
         self.space, self.layer, self.curves, self.clamp = space, layer, curves, clamp
 
     @abstractmethod
-    def gains(self, hidden: torch.Tensor, before: torch.Tensor) -> Gains:
-        """Per axis [N, Q, levels] on the host, from the residual stream hidden [N, Q, H] and what the layers before
-        did, keep numbers before [N, Q, 3]."""
+    def costs(self, hidden: torch.Tensor, before: torch.Tensor) -> LevelCosts:
+        """Level costs [N, Q, levels] on the host, from the residual stream hidden [N, Q, H] that enters the layer and
+        the numbers (attention, MLP, bits) of the layers before it, before [N, Q, 3]."""
 
     def split(self, net: float) -> Budget:
         """The budget of net keep `net` at which every axis pays the same price for a share."""
-
         return equal_prices(self.curves, net)
 
-    def allocate(self, gains: Gains, seen: Observation) -> torch.Tensor:
-        """The action [N] for one step with gains [N, levels] per axis, at the price that what is left of the budget
-        per remaining step sets."""
-        # On the host and in numpy: these are a few numbers a row, and torch takes ten times as long to start.
-        horizon = np.maximum(seen.remaining, _SHORTEST_HORIZON)
-        target, spent, steps = seen.target.numpy(), seen.ledger.spent.numpy(), seen.ledger.steps.numpy()
+    def allocate(
+        self,
+        costs: tuple[np.ndarray, ...],
+        levels: tuple[np.ndarray, ...],
+        target: np.ndarray,
+        spent: np.ndarray,
+        booked: np.ndarray,
+        remaining: Count,
+        later: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """The action [N] int64 of one step, at the price that the rest of the budget sets per remaining step.
+
+        costs, levels: per axis [N, levels], level costs in nats and the shares that the levels would realise. target,
+        spent: [N, 3] shares asked for, and the sums of those realised over `booked` [N] steps. remaining: steps left,
+        this one included. later: lowest and highest average shares [N, 3] that the steps after this one can realise, by
+        default this step's.
+        """
+        # In NumPy: these are a few numbers a row, and a call of torch takes about ten times as long to start.
+        horizon = np.maximum(remaining, SHORTEST_HORIZON)
         action = np.zeros(len(target), dtype=np.int64)
-        allowed = feasible_levels(seen) if self.clamp else None
-        for axis, (gain, realised, curve) in enumerate(zip(gains, seen.levels, self.curves, strict=True)):
-            levels = realised.numpy()
-            size = levels.shape[1]
+        for axis, (cost, realised, curve) in enumerate(zip(costs, levels, self.curves, strict=True)):
+            size = realised.shape[1]
             if size == 1:
                 continue
-            due = (target[:, axis] * (steps + horizon) - spent[:, axis]) / horizon
-            # Prices are of nominal shares. What a step realises is not in proportion to them: some pages are always
-            # read, and all of them whole. In short contexts several levels may realise the same.
-            price = curve.price(_at(due, levels, curve.shares))
-            score = gain.numpy().astype(np.float64) - price[:, None] * curve.shares
-            if allowed is not None:
-                score = np.where(allowed[axis], score, -np.inf)
-            # Axes share neither gains nor budgets: the best action has the best level of each.
-            action = action * size + score.argmax(1)
-        return torch.from_numpy(action)
+            due = due_share(target[:, axis], spent[:, axis], booked, horizon)
+            # Prices are those of nominal shares. A step realises other ones: some pages are always read, and pages
+            # are read whole.
+            price = curve.price(_nominal_share(due, realised, curve.shares))
+            score = cost.astype(np.float64) + price[:, None] * curve.shares
+            if self.clamp:
+                ends = (realised[:, 0], realised[:, -1]) if later is None else (later[0][:, axis], later[1][:, axis])
+                allowed = feasible_levels(realised, target[:, axis], spent[:, axis], booked, remaining, ends)
+                score = np.where(allowed, score, np.inf)
+            # Axes share neither costs nor budgets: the best action has the best level of each.
+            action = action * size + score.argmin(1)
+        return action
 
 
-def _at(wanted: np.ndarray, realised: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """The nominal share [N] at which rows realise `wanted` [N], where levels of `shares` [L] realise `realised` [N, L],
-    rising; the first or last one beyond the ends."""
-    rows, last = np.arange(len(wanted)), realised.shape[1] - 2
-    below = ((realised <= wanted[:, None] + _SAME).sum(1) - 1).clip(0, last)
-    low, high = realised[rows, below], realised[rows, below + 1]
-    part = ((wanted - low) / np.maximum(high - low, _SAME)).clip(0, 1)
-    return np.asarray(shares[below] + part * (shares[below + 1] - shares[below]))
+def _nominal_share(wanted: np.ndarray, realised: np.ndarray, nominal: np.ndarray) -> np.ndarray:
+    """The nominal share [N] at which rows realise `wanted` [N]; the first or last level's beyond the ends.
+
+    realised: [N, L] shares, rising, that levels of nominal shares [L] realise; in short contexts several may be equal.
+    """
+    lower, upper = two_levels(realised, wanted, SAME_SHARE)
+    low, high = take(realised, lower), take(realised, upper)
+    part = ((wanted - low) / np.maximum(high - low, SAME_SHARE)).clip(0, 1)
+    return np.asarray(nominal[lower] + part * (nominal[upper] - nominal[lower]))

@@ -1,16 +1,19 @@
-"""What a policy sees before a step, and the protocol every policy answers."""
+"""What a policy sees before a step, and the protocol that every policy follows."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 
 from solm.core.actions import ActionSpace
 from solm.core.budget import Ledger
+from solm.policies.levels import due_share
 
 Count = int | np.ndarray
+"""A number of steps: the same for all rows, or [N] int64."""
 SCALARS = 8
+"""Numbers in `Observation.scalars`."""
 _PRIOR_SHARPNESS = 3.0
 
 
@@ -23,10 +26,8 @@ class Observation:
             processed. None for policies that do not read the model.
         target: [N, 3] float64 budget shares. ledger: what was spent.
         levels: per axis [N, levels] float64, the share that each of its levels would realise at this step.
-        step: steps taken so far, of all rows or [N] of each. horizon: steps in all, likewise; it is what progress and
-            feasibility refer to.
+        step: steps taken so far; horizon: steps that the budget is meant for.
         controllable: [N] bool. previous: [N] int64 action of the previous step (dense at first).
-        later: lowest and highest average share [N, 3] that the steps after this one can realise; None: this one's.
     """
 
     hidden: torch.Tensor | None
@@ -38,11 +39,10 @@ class Observation:
     horizon: Count
     controllable: torch.Tensor
     previous: torch.Tensor
-    later: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def remaining(self) -> Count:
-        """Steps left, this one included."""
+        """Steps left, this one included; at least 1."""
         return np.maximum(1, self.horizon - self.step)
 
     def scalars(self) -> torch.Tensor:
@@ -55,18 +55,25 @@ class Observation:
         return torch.cat(parts, dim=1).float()
 
 
+class PolicyState(Protocol):
+    """What a policy remembers of N rows."""
+
+    def rows(self, index: torch.Tensor) -> Self:
+        """The state of rows index [n] int64; an index may occur several times, as forks of a row do."""
+
+
 class Policy(Protocol):
     """Decides the action of every row, step by step.
 
-    A policy with `reads_model` False depends on budget and ledger alone, so its whole schedule can be known before
-    the model runs and be scored in one pass.
+    A policy with `reads_model` False depends on budget and ledger alone: its whole schedule can be found before the
+    model runs (`solm.policies.unroll`), and all steps be scored in one pass.
     """
 
     space: ActionSpace
     reads_model: bool
 
     def start(self, rows: int, device: torch.device) -> Any:
-        """The state of `rows` new rows."""
+        """The state of `rows` new rows: a `PolicyState`, or None for a policy that remembers nothing."""
 
     def act(self, observation: Observation, state: Any, generator: torch.Generator | None) -> tuple[torch.Tensor, Any]:
         """Action indices [N] int64 and the next state."""
@@ -75,15 +82,15 @@ class Policy(Protocol):
 def budget_prior(observation: Observation) -> torch.Tensor:
     """Log-odds [N, A] float32 of a schedule that knows the budget and nothing else.
 
-    Per axis the running residual says what share this step should realise for the average to be on target; levels
-    lose the square of their distance to it, on a scale where the axis's range is 1. Taking the best level would be
-    `Static`. A policy that adds what it learns to this keeps budgets from its first update on, starts as well as
-    the strongest blind schedule, and spends its learning on where compute goes rather than on how much.
+    Per axis the score of a level is minus the squared distance between the share it realises and the share that is due
+    at this step, where the axis's range is 1. The best action is that of `Static`. A network whose output is added to
+    this meets its budgets from the first update on and starts as good as the static schedule.
     """
     parts = []
     for axis, levels in enumerate(observation.levels):
         span = levels[:, -1:] - levels[:, :1]
-        due = observation.target[:, axis] * (observation.ledger.steps + 1) - observation.ledger.spent[:, axis]
+        ledger = observation.ledger
+        due = due_share(observation.target[:, axis], ledger.spent[:, axis], ledger.steps, 1)
         distance = (levels - due[:, None]) / span.clamp(min=1e-9)
         parts.append(torch.where(span > 1e-9, -_PRIOR_SHARPNESS * distance**2, 0.0))
     attention, mlp, bits = parts
@@ -91,27 +98,42 @@ def budget_prior(observation: Observation) -> torch.Tensor:
     return grid.flatten(1).float()
 
 
-def feasible_levels(observation: Observation) -> list[np.ndarray]:
-    """Per axis [N, levels] bool: levels after which the budget can still be met by the horizon.
+def feasible_levels(
+    levels: np.ndarray,
+    target: np.ndarray,
+    spent: np.ndarray,
+    booked: np.ndarray,
+    remaining: Count,
+    later: tuple[np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """[N, L] bool: levels of one axis after which the budget can still be met by the horizon.
 
-    Where no level of an axis can meet it any more, the levels that miss it least.
+    Where no level can meet it any more, the levels that miss it least.
+
+    levels: [N, L] shares realised at this step. target, spent [N]: share asked for, and sum of shares over the `booked`
+    [N] steps. remaining: steps left, this one included. later: [N] lowest and highest average share that the steps
+    after this one can realise.
     """
-    allowed = []
-    left = np.reshape(observation.remaining - 1, (-1, 1))
-    steps = (observation.ledger.steps.numpy() + observation.remaining)[:, None]
-    target, booked = observation.target.numpy(), observation.ledger.spent.numpy()
-    later = None if observation.later is None else [bound.numpy() for bound in observation.later]
-    for axis, shares in enumerate(observation.levels):
-        levels = shares.numpy()
-        low, high = (levels[:, :1], levels[:, -1:]) if later is None else (bound[:, axis, None] for bound in later)
-        goal, spent = target[:, axis, None] * steps, booked[:, axis, None] + levels
-        miss = np.maximum(spent + left * low - goal, 0) + np.maximum(goal - spent - left * high, 0)
-        allowed.append(miss <= miss.min(1, keepdims=True) + 1e-9)
-    return allowed
+    left = np.reshape(np.asarray(remaining) - 1, (-1, 1))
+    goal = target[:, None] * (booked + remaining)[:, None]
+    total = spent[:, None] + levels
+    low, high = (bound[:, None] for bound in later)
+    miss = np.maximum(total + left * low - goal, 0) + np.maximum(goal - total - left * high, 0)
+    return np.asarray(miss <= miss.min(1, keepdims=True) + 1e-9)
 
 
 def feasible(observation: Observation) -> torch.Tensor:
-    """[N, A] bool: actions whose levels are all feasible."""
-    attention, mlp, bits = feasible_levels(observation)
+    """[N, A] bool: actions whose levels are all feasible, if later steps can realise what this one can."""
+    target, ledger = observation.target.numpy(), observation.ledger
+    parts = []
+    for axis, shares in enumerate(observation.levels):
+        levels = shares.numpy()
+        parts.append(
+            feasible_levels(
+                levels, target[:, axis], ledger.spent[:, axis].numpy(), ledger.steps.numpy(), observation.remaining,
+                (levels[:, 0], levels[:, -1]),
+            )
+        )  # fmt: skip
+    attention, mlp, bits = parts
     grid = attention[:, :, None, None] & mlp[:, None, :, None] & bits[:, None, None, :]
     return torch.from_numpy(grid.reshape(len(grid), -1))

@@ -1,4 +1,4 @@
-"""Schedules that do not read the model: dense, static, random, replay. The baselines, on the policy's own terms."""
+"""Schedules that do not read the model: dense, static, random, replay. The baselines of every comparison."""
 
 from abc import ABC, abstractmethod
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from solm.core.actions import ActionSpace
+from solm.policies.levels import take, two_levels
 from solm.policies.protocol import Count, Observation
 
 
@@ -31,24 +32,22 @@ class Dense(BlindSchedule):
 
 
 class _TwoLevel(BlindSchedule, ABC):
-    """Per axis, the two grid levels whose realised shares enclose the target, and a rule to choose between them."""
+    """Per axis the two levels whose realised shares enclose the target, and a rule to choose between them."""
 
     def act(
         self, observation: Observation, state: None, generator: torch.Generator | None
     ) -> tuple[torch.Tensor, None]:
         action = np.zeros(len(observation.target), dtype=np.int64)
         target, spent = observation.target.numpy(), observation.ledger.spent.numpy()
-        steps, rows = observation.ledger.steps.numpy(), np.arange(len(action))
+        steps = observation.ledger.steps.numpy()
         for axis, shares in enumerate(observation.levels):
             levels = shares.numpy()
-            size = levels.shape[1]
-            below = ((levels <= target[:, axis, None] + 1e-12).sum(1) - 1).clip(0, max(0, size - 2))
-            above = (below + 1).clip(max=size - 1)
-            low, high = levels[rows, below], levels[rows, above]
-            take_high = self._choose(
-                low, high, spent[:, axis], target[:, axis], steps, observation.remaining, generator
-            )
-            action = action * size + np.where(take_high, above, below)
+            lower, upper = two_levels(levels, target[:, axis])
+            take_upper = self._choose(
+                take(levels, lower), take(levels, upper), spent[:, axis], target[:, axis], steps,
+                observation.remaining, generator,
+            )  # fmt: skip
+            action = action * levels.shape[1] + np.where(take_upper, upper, lower)
         return torch.from_numpy(action), None
 
     @abstractmethod
@@ -62,11 +61,11 @@ class _TwoLevel(BlindSchedule, ABC):
         remaining: Count,
         generator: torch.Generator | None,
     ) -> np.ndarray:
-        """Whether each row takes the higher of its two levels, of realised shares low and high [N]: [N] bool."""
+        """[N] bool: whether each row takes the higher of its two levels, which realise the shares low and high [N]."""
 
 
 class Static(_TwoLevel):
-    """Uniform allocation, matched exactly: the level that leaves the smaller running residual.
+    """The level after which the sum of realised shares is closest to target times steps.
 
     Over a run of T steps the average misses the target by at most half the distance of the two levels over T.
     """
@@ -77,15 +76,15 @@ class Static(_TwoLevel):
 
 
 class Random(_TwoLevel):
-    """A uniformly random permutation of the matched two-level schedule, drawn without replacement step by step."""
+    """The levels of the static schedule in a uniformly random order, drawn without replacement step by step."""
 
     def _choose(self, low, high, spent, target, steps, remaining, generator):  # type: ignore[no-untyped-def]
         goal = target * (steps + remaining)
-        # High levels still to place, rounded once to a whole number so that the last steps are certain.
+        # How often the higher level is still to be taken, rounded once so that the last steps are certain.
         gap = np.maximum(high - low, 1e-12)
-        place = np.round((goal - spent - low * remaining) / gap).clip(0, remaining)
+        count = np.round((goal - spent - low * remaining) / gap).clip(0, remaining)
         draw = torch.rand(len(low), generator=generator, dtype=torch.float64).numpy()
-        return (draw < place / remaining) & (high > low)
+        return (draw < count / remaining) & (high > low)
 
 
 class Replay(BlindSchedule):
@@ -98,4 +97,5 @@ class Replay(BlindSchedule):
     def act(
         self, observation: Observation, state: None, generator: torch.Generator | None
     ) -> tuple[torch.Tensor, None]:
-        return self.actions[:, min(observation.step, self.actions.shape[1] - 1)], None
+        step = np.minimum(np.broadcast_to(observation.step, len(self.actions)), self.actions.shape[1] - 1)
+        return self.actions[torch.arange(len(self.actions)), torch.from_numpy(step)], None

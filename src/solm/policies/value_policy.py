@@ -1,6 +1,4 @@
-"""Predicting how much this token suffers from every axis."""
-
-from functools import cached_property
+"""The value policy: a small network predicts how sensitive the current token is to each axis."""
 
 import numpy as np
 import torch
@@ -8,17 +6,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from torch.nn import functional as F
 
-from solm.backends.cpu.decider import Decider
-from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.actions import AXES, FULL_BITS, ActionSpace
 from solm.core.errors import PolicyMismatchError
-from solm.policies.priced import FALLING, Gains, PricedPolicy, price_curves
+from solm.policies.priced import LevelCosts, PricedPolicy, price_curves
 
 _SOFTPLUS_ONE = 0.5413  # softplus of it is 1
-_LEAST_COST = 1e-9  # nats; of a level that costs nothing there is no logarithm
+_LEAST_COST = 1e-9  # nats; the logarithm of a level cost needs a positive one
 
 
 class ValueConfig(BaseModel):
-    """Sizes of a value network: it reads the residual stream that enters `layer` and predicts gains on `grid`."""
+    """Sizes of a value network: it reads the residual stream that enters `layer` and knows level costs on `grid`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,11 +23,12 @@ class ValueConfig(BaseModel):
     layer: int = Field(ge=0)
     grid: ActionSpace
     width: int = Field(64, ge=8, le=4096)
-    calibration: int = Field(2048, ge=1)
-    """Tokens whose sensitivities are kept, to know what price meets which budget."""
+    kept_sensitivities: int = Field(2048, ge=1, le=65536)
+    """Training tokens whose sensitivities are kept; they tell which price gives which average share."""
     attention_own: tuple[float, ...] = ()
-    """Per attention level of the grid but the dense one, the part of its cost that the step itself bears, and that so
-    follows its sensitivity. The rest falls on later steps, which read its keys and values. Empty: all of it."""
+    """Per attention level of the grid but the dense one, the part of its level cost that the step itself bears and that
+    is multiplied with the token's sensitivity. Later steps, which read this step's keys and values, bear the rest.
+    Empty: all of it."""
 
     @model_validator(mode="after")
     def _check_own(self) -> "ValueConfig":
@@ -43,26 +41,28 @@ class ValueConfig(BaseModel):
 
 
 class ValueNetwork(nn.Module):
-    """Residual stream of the current token to how sensitive it is to each axis, with one hidden layer.
+    """Residual stream of the current token to its sensitivity per axis, with one hidden layer.
 
-    The gain of a level is its axis's sensitivity times what the level costs on average, `profile_*` (nats, at most 0,
-    and 0 for the dense level), or of attention times the own part of that; the gain of an action is the sum over its
-    axes. One number per axis keeps the order and
-    the convexity of the levels, which a prediction per level would lose in its noise: a network that has learned
-    nothing allocates as the static schedule does. `scale` [3] makes sensitivities 1 on average, `trust` [3] draws them
-    towards 1 per axis, and `calibration` [M, 3] are sensitivities on training text.
+    The cost of a level is the axis's sensitivity times the level's average cost; on attention only the own part of that
+    average is multiplied. The cost of an action is the sum over its axes. With one number per axis the costs of its
+    levels stay ordered and convex, which a prediction per level would lose in its noise, and a network that has learned
+    nothing allocates as the static schedule does.
+
+    level_costs: per axis [levels - 1] average costs of the levels of the grid below the dense one, nats, at least 0.
+    scale: [3] divides sensitivities so that they are 1 on average. trust: [3] in [0, 1] shrinks them towards 1.
+    training_sensitivities: [M, 3] float16 sensitivities of training tokens.
     """
 
     def __init__(self, config: ValueConfig, dropout: float = 0.0):
         super().__init__()
         self.config = config
-        self.sizes = [size - 1 for size in config.grid.shape]
         self.read = nn.Linear(config.base_hidden + 3, config.width)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(config.width, 3)
-        self.profiles = nn.ParameterList(-torch.linspace(0.5, 0.1, size) for size in self.sizes)
-        self.calibration: torch.Tensor
-        self.register_buffer("calibration", torch.ones(config.calibration, 3, dtype=torch.float16))
+        self.level_costs = nn.ParameterList(torch.linspace(0.5, 0.1, size - 1) for size in config.grid.shape)
+        self.training_sensitivities: torch.Tensor
+        kept = torch.ones(config.kept_sensitivities, 3, dtype=torch.float16)
+        self.register_buffer("training_sensitivities", kept)
         self.scale: torch.Tensor
         self.register_buffer("scale", torch.ones(3))
         self.trust: torch.Tensor
@@ -71,13 +71,29 @@ class ValueNetwork(nn.Module):
         nn.init.constant_(self.head.bias, _SOFTPLUS_ONE)
 
     def forward(self, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-        """Sensitivities [..., 3], 1 on average, from hidden [..., H] and the shares that the layers before spend,
-        before [..., 3]."""
+        """Sensitivities [..., 3], 1 on average, from hidden [..., H] and the shares (attention, MLP, bits/16) of the
+        layers before, before [..., 3]."""
         dtype = self.read.weight.dtype
         normed = F.layer_norm(hidden.to(dtype), hidden.shape[-1:])
         x = self.read(torch.cat([normed, before.to(normed)], -1))
         sensitivity = F.softplus(self.head(self.dropout(F.gelu(x)))) / self.scale
         return 1 + self.trust * (sensitivity - 1)
+
+    def check(self) -> None:
+        """Raises `PolicyMismatchError` for values that no fit gives: level costs below 0, a scale of at most 0, or a
+        trust outside [0, 1]."""
+        bounds = [
+            *((f"level_costs.{axis}", costs.detach(), 0.0, np.inf) for axis, costs in enumerate(self.level_costs)),
+            ("scale", self.scale, np.nextafter(0, 1, dtype=np.float32), np.inf),
+            ("trust", self.trust, 0.0, 1.0),
+            ("training_sensitivities", self.training_sensitivities, 0.0, np.inf),
+        ]
+        for name, values, low, high in bounds:
+            outside = values[(values < low) | (values > high)]
+            if len(outside):
+                above = "above 0" if name == "scale" else f"at least {low:g}"
+                limit = above if high == np.inf else f"in [{low:g}, {high:g}]"
+                raise PolicyMismatchError(f"{name} of the policy holds {float(outside[0]):g}; it must be {limit}")
 
 
 def known_levels(grid: ActionSpace, space: ActionSpace) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -86,11 +102,10 @@ def known_levels(grid: ActionSpace, space: ActionSpace) -> list[tuple[np.ndarray
     Raises `PolicyMismatchError` for a level of `space` below those of `grid`.
     """
     found = []
-    for name, known, wanted, full in (
-        ("attention", grid.attention, space.attention, 1),
-        ("mlp", grid.mlp, space.mlp, 1),
-        ("bits", grid.bits, space.bits, FULL_BITS),
+    for name, known, wanted in zip(
+        AXES, (grid.attention, grid.mlp, grid.bits), (space.attention, space.mlp, space.bits), strict=True
     ):
+        full = FULL_BITS if name == "bits" else 1
         if wanted[0] < known[0] - 1e-9:
             raise PolicyMismatchError(
                 f"{name} level {wanted[0]:g} is below what this policy was trained on, {known[0]:g} to {known[-1]:g}"
@@ -99,75 +114,62 @@ def known_levels(grid: ActionSpace, space: ActionSpace) -> list[tuple[np.ndarray
     return found
 
 
-def gains_between(known: np.ndarray, gains: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """What levels `wanted` gain, of which levels `known` [K], the dense one last, gain `gains` [K - 1] (at most 0).
+def costs_between(known: np.ndarray, costs: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Level costs [W] float64, nats, of levels `wanted` [W], from the `costs` [K - 1] of levels `known` [K], the dense
+    one, which costs nothing, last. Levels are shares.
 
-    From one known level to the next the cost falls exponentially with the share, and to the dense one with the square
-    of what is left out: convex, as costs are. On straight lines no level between two known ones would ever be taken.
+    Between known levels the cost falls exponentially with the share, and from the last but one to the dense level with
+    the square of what is left out. Both are convex, as measured costs are. With straight lines no level between two
+    known ones would ever be the cheapest.
     """
-    costs = np.maximum(-gains.astype(np.float64), _LEAST_COST)
     if len(known) == 1:
         return np.zeros(len(wanted))
+    costs = np.maximum(costs.astype(np.float64), _LEAST_COST)
     between = np.exp(np.interp(wanted, known[:-1], np.log(costs)))
     above = costs[-1] * ((1 - wanted) / (1 - known[-2])) ** 2
-    return -np.where(wanted > known[-2], above, between)
+    return np.where(wanted > known[-2], above, between)
 
 
 class ValuePolicy(PricedPolicy):
-    """Allocates by a value network's predictions."""
+    """Buys by the level costs that a value network predicts, in an action space within the network's grid.
+
+    own_cost: per axis [levels] float64, the part of a level's cost that is multiplied with the token's sensitivity;
+    fixed_cost: the part that is not. Raises `PolicyMismatchError` where the space has levels below the grid's.
+    """
 
     def __init__(self, network: ValueNetwork, space: ActionSpace, clamp: bool = True):
         self.network = network
-        own, rest = [], []
+        own, fixed = [], []
         parts = (network.config.attention_own, (), ())
-        for (known, wanted), allocation, part in zip(
-            known_levels(network.config.grid, space), network.profiles, parts, strict=True
+        for (known, wanted), costs, part in zip(
+            known_levels(network.config.grid, space), network.level_costs, parts, strict=True
         ):
-            gains = gains_between(known, allocation.detach().cpu().numpy(), wanted)
-            borne = gains * (np.interp(wanted, known[:-1], part) if part else 1.0)
+            cost = costs_between(known, costs.detach().cpu().numpy(), wanted)
+            borne = cost * (np.interp(wanted, known[:-1], part) if part else 1.0)
             own.append(torch.from_numpy(borne))
-            rest.append(torch.from_numpy(gains - borne))
-        self.own: Gains = own[0], own[1], own[2]
-        """Per axis what every level of the space gains a token of sensitivity 1 itself: [levels] float64."""
-        self.rest: Gains = rest[0], rest[1], rest[2]
-        """... and what it gains whatever the token's sensitivity."""
-        super().__init__(space, network.config.layer, price_curves(space, self.priced(network.calibration)), clamp)
+            fixed.append(torch.from_numpy(cost - borne))
+        self.own_cost, self.fixed_cost = LevelCosts(*own), LevelCosts(*fixed)
+        curves = price_curves(space, self.level_costs(network.training_sensitivities))
+        super().__init__(space, network.config.layer, curves, clamp)
 
-    def priced(self, sensitivity: torch.Tensor) -> Gains:
-        """Gains per axis [..., levels] float64 of tokens of sensitivities [..., 3]."""
-        sensitivity = sensitivity.detach().double().cpu()
-        attention, mlp, bits = (
-            rest + sensitivity[..., axis, None] * own
-            for axis, (own, rest) in enumerate(zip(self.own, self.rest, strict=True))
+    def level_costs(self, sensitivities: torch.Tensor) -> LevelCosts:
+        """Level costs [..., levels] float64 on the host, of tokens of sensitivities [..., 3]."""
+        sensitivities = sensitivities.detach().double().cpu()
+        return LevelCosts(
+            *(
+                fixed + sensitivities[..., axis, None] * own
+                for axis, (own, fixed) in enumerate(zip(self.own_cost, self.fixed_cost, strict=True))
+            )
         )
-        return attention, mlp, bits
 
     @torch.no_grad()
     def sensitivities(self, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-        """How much tokens suffer per axis [..., 3], 1 on average in training; arguments as for `gains`."""
+        """Predicted sensitivities [N, Q, 3], 1 on average in training; arguments as for `costs`."""
         hidden = hidden.to(self.network.read.weight.device)
         shares = before.clone()
         shares[..., 2] /= FULL_BITS
         return self.network(hidden, shares.to(hidden.device))
 
     @torch.no_grad()
-    def gains(self, hidden: torch.Tensor, before: torch.Tensor) -> Gains:
-        return self.priced(self.sensitivities(hidden, before))
-
-    @cached_property
-    def compiled(self) -> Decider:
-        """The same decisions in the engine's terms."""
-        network, space = self.network, self.space
-        return Decider(
-            layer=self.layer,
-            read=(network.read.weight, network.read.bias),
-            head=(network.head.weight, network.head.bias),
-            scale=network.scale,
-            trust=network.trust,
-            levels=[np.array(levels, dtype=np.float64) for levels in (space.attention, space.mlp, space.bits)],
-            own=[gain.numpy() for gain in self.own],
-            rest=[gain.numpy() for gain in self.rest],
-            curves=[curve.rising for curve in self.curves],
-            prices=FALLING,
-            clamp=self.clamp,
-        )
+    def costs(self, hidden: torch.Tensor, before: torch.Tensor) -> LevelCosts:
+        return self.level_costs(self.sensitivities(hidden, before))

@@ -1,4 +1,4 @@
-"""Training-free controllers: compute follows a signal that the model gives away for nothing."""
+"""The arms `entropy` and `drift`: controllers without training, whose compute follows a signal of the model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from solm.core.actions import ActionSpace
+from solm.evaluation.arms import Arm
+from solm.evaluation.baselines import BaselineRequest
+from solm.policies.levels import SHORTEST_HORIZON, due_share, take, two_levels
 from solm.policies.protocol import Observation
-
-_SHORTEST_HORIZON = 8
-"""Steps over which a deviation from the budget is made good."""
 
 
 @dataclass
@@ -21,11 +21,15 @@ class _Seen:
     signals: torch.Tensor
     hidden: torch.Tensor | None
 
+    def rows(self, index: torch.Tensor) -> "_Seen":
+        hidden = None if self.hidden is None else self.hidden[index.to(self.hidden.device)]
+        return _Seen(self.signals[index], hidden)
+
 
 class SignalController(ABC):
     """Takes the higher of the two levels around the budget where its signal is high for this text.
 
-    The signal's rank among those of the steps so far decides; what is left of the budget sets which rank is enough.
+    The signal's rank among those of the steps so far decides. What is left of the budget sets the rank that is needed.
     """
 
     reads_model = True
@@ -48,18 +52,17 @@ class SignalController(ABC):
         signals = torch.cat([state.signals, now], 1)
         # Ties count half, so that the first step, which has nothing to compare with, is in the middle.
         rank = ((signals < now).sum(1) + (signals == now).sum(1) / 2) / signals.shape[1]
-        horizon = torch.as_tensor(np.maximum(observation.remaining, _SHORTEST_HORIZON))
-        action = torch.zeros_like(observation.previous)
-        for axis, levels in enumerate(observation.levels):
-            size = levels.shape[1]
-            goal = observation.target[:, axis] * (observation.ledger.steps + horizon)
-            due = ((goal - observation.ledger.spent[:, axis]) / horizon)[:, None]
-            below = ((levels <= due + 1e-12).sum(1, keepdim=True) - 1).clamp(0, max(0, size - 2))
-            above = (below + 1).clamp(max=size - 1)
-            low, high = levels.gather(1, below), levels.gather(1, above)
-            share = ((due - low) / (high - low).clamp(min=1e-12))[:, 0].clamp(0, 1)
-            action = action * size + torch.where(rank > 1 - share, above[:, 0], below[:, 0])
-        return action, _Seen(signals, observation.hidden)
+        horizon = np.maximum(observation.remaining, SHORTEST_HORIZON)
+        target, ledger = observation.target.numpy(), observation.ledger
+        action = np.zeros(len(target), dtype=np.int64)
+        for axis, shares in enumerate(observation.levels):
+            levels = shares.numpy()
+            due = due_share(target[:, axis], ledger.spent[:, axis].numpy(), ledger.steps.numpy(), horizon)
+            lower, upper = two_levels(levels, due)
+            low, high = take(levels, lower), take(levels, upper)
+            share = ((due - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
+            action = action * levels.shape[1] + np.where(rank.numpy() > 1 - share, upper, lower)
+        return torch.from_numpy(action), _Seen(signals, observation.hidden)
 
 
 class EntropyController(SignalController):
@@ -85,3 +88,11 @@ class DriftController(SignalController):
         if before is None:
             return torch.zeros(len(hidden))
         return 1 - torch.cosine_similarity(hidden.float(), before.float(), dim=-1)
+
+
+def entropy(request: BaselineRequest) -> Arm:
+    return Arm(EntropyController(request.space, request.lm.model.get_output_embeddings()))
+
+
+def drift(request: BaselineRequest) -> Arm:
+    return Arm(DriftController(request.space))

@@ -1,149 +1,113 @@
-"""Distribution shift: what a policy is worth, what it spends and what it predicts on text of other sources."""
+"""Distribution shift: what a policy is worth, what it spends and what it predicts on text of other sources.
 
-import json
-from collections.abc import Callable
+Every source is evaluated by itself: policy minus allocated (without an allocation: minus uniform) at the same realised
+budget, how far what was spent is from what was asked for, and how differently the network judges tokens from how it did
+in training.
+
+Example: solm study domains --policy builtin:smollm2-135m --space joint-27 --data poems.txt,logs.txt,pydoc --out d.json
+"""
+
 from functools import partial as bind
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field
 
-from solm.core.actions import AXES
+from solm.core.actions import AXES, ActionSpace
 from solm.core.errors import SolmError
-from solm.core.files import write_json
+from solm.core.parts import Parts
 from solm.data.windows import TokenStream
 from solm.evaluation.perplexity import EvaluationSettings, evaluate, held_out_windows
 from solm.evaluation.pictures import Kind, blank, picture
-from solm.evaluation.result import Difference, command_line, environment
+from solm.evaluation.result import Record, record
+from solm.policies.artifact import TrainedPolicy
 from solm.policies.value_policy import ValuePolicy
-from solm.runtime.drive import teacher_forced
+from solm.research.studies import Numbers, Progress, StudyOptions
+from solm.research.texts import Texts
 from solm.runtime.language_model import LanguageModel
+from solm.runtime.load import load
 
 _BINS = 10
 _WATCHED = 16
 """Texts of a source whose sensitivities are compared with training."""
 
 
-class SourcePoint(BaseModel):
-    """The policy on one source at one budget: requested and realised shares per axis, and policy minus static in nats
-    per token, paired over texts."""
-
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
-
-    budget: float
-    requested: dict[str, float]
-    realised: dict[str, float]
-    policy: float
-    static: float
-    dense: float
-    difference: Difference
-
-    @property
-    def gap(self) -> float:
-        """The largest |realised − requested| of an axis."""
-        return max(abs(self.realised[axis] - self.requested[axis]) for axis in AXES)
+class Options(StudyOptions):
+    policy: str = Field(description="Folder or hub id of a policy trained with --method values.")
+    space: str | None = Field(None, description="Action space within the policy's own, such as joint-27.")
+    budgets: Numbers = Field((0.5, 0.65), description="Net keeps, fixed in advance.")
+    texts: int = Field(32, ge=1, description="Texts of each source.")
 
 
-class Sensitivity(BaseModel):
-    """What the network says on one source about one axis. mean: 1 in training. divergence: KL of what it says here from
-    what it said on training text, nats, over ten bins that were equally full there."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    mean: float
-    divergence: float
+def run(options: Options, partial: Path | None, progress: Progress) -> Record:
+    trained = TrainedPolicy.from_pretrained(options.policy)
+    if options.space is not None:
+        trained = trained.with_space(ActionSpace.preset(options.space))
+    return measure(load(options.model, trained, dtype=options.dtype), options, partial, progress)
 
 
-class Source(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+def measure(lm: LanguageModel, options: Options, partial: Path | None, progress: Progress) -> Record:
+    """Results, by source: `points`, the policy at every budget, and `sensitivities` by axis: the mean of what the
+    network says (1 in training) and its divergence from what it said on training text, in nats.
 
-    name: str
-    fingerprint: str
-    points: list[SourcePoint]
-    sensitivities: dict[str, Sensitivity]
-
-
-class ShiftResult(BaseModel):
-    """Everything a study of distribution shift found, and what is needed to repeat it."""
-
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
-
-    kind: Literal["shift"] = "shift"
-    schema_version: Literal[1] = 1
-    command: str
-    settings: dict[str, Any]
-    environment: dict[str, Any]
-    sources: list[Source]
-    policy: dict[str, Any]
-
-
-def shift(
-    lm: LanguageModel,
-    streams: list[TokenStream],
-    settings: EvaluationSettings,
-    partial: Path | None = None,
-    progress: Callable[[str, int, int], None] = lambda source, done, total: None,
-) -> ShiftResult:
-    """Evaluate the policy on each of `streams` by itself, `settings.sequences` texts each.
-
-    partial: a file of finished sources, so that an interrupted study goes on. progress: called with the source, batches
-    of it done and in all. Raises `SolmError` without a policy trained with --method values, `DataError` as `evaluate`.
+    Raises `SolmError` without a policy trained with --method values, `DataError` where a source has too little text.
     """
     policy = None if lm.trained is None else lm.trained.policy()
     if lm.trained is None or not isinstance(policy, ValuePolicy):
         raise SolmError("this study asks what a policy trained with --method values predicts; give one with --policy")
+    how = EvaluationSettings(
+        budgets=options.budgets, texts=options.texts, context=options.context, length=options.length, trials=1,
+        seed=options.seed, examples=0,
+    )  # fmt: skip
+    streams = options.streams(lm)
     for stream in streams:
-        held_out_windows([stream], settings)  # a source that is too short is told before hours of work
+        held_out_windows([stream], how)  # a source that is too short is told before hours of work
     known = policy.network.calibration.float()
-    told: dict[str, Any] = settings.model_dump(mode="json") | {
-        "model": lm.name, "dtype": str(lm.model.dtype).removeprefix("torch."),
+    settings = options.model_dump(mode="json") | {
         "space": lm.space.model_dump(mode="json"), "sparsity": lm.sparsity.model_dump(mode="json"),
     }  # fmt: skip
-    key = json.loads(json.dumps([told, lm.trained.config.provenance, known.sum(0).tolist()]))
-    finished = {source.fingerprint: source for source in _read_partial(partial, key)}
+    parts = Parts(partial, [settings, lm.trained.config.provenance, known.sum(0).tolist()])
+    sources = []
     for stream in streams:
-        if stream.fingerprint in finished:
-            continue
-        result = evaluate(lm, [stream], settings, progress=bind(progress, stream.name))
-        points = []
-        for budget in settings.budgets:
-            ours, static, dense = result.arm("policy", budget), result.arm("static", budget), result.points[0]
-            assert ours is not None
-            assert static is not None
-            assert static.difference is not None
-            points.append(
-                SourcePoint(
-                    budget=budget,
-                    requested=dict(zip(AXES, lm.budget(budget).shares, strict=True)),
-                    realised=ours.axes,
-                    policy=ours.nats,
-                    static=static.nats,
-                    dense=dense.nats,
-                    difference=static.difference,
-                )
-            )
-        seen = observed(lm, policy, held_out_windows([stream], settings)[:_WATCHED], settings)
-        finished[stream.fingerprint] = Source(
-            name=stream.name, fingerprint=stream.fingerprint, points=points,
-            sensitivities={
-                axis: Sensitivity(
-                    mean=float(seen[:, index].mean()),
-                    divergence=divergence(seen[:, index].numpy(), known[:, index].numpy()),
-                )
-                for index, axis in enumerate(AXES)
-            },
-        )  # fmt: skip
-        if partial is not None:
-            kept = [source.model_dump(mode="json") for source in finished.values()]
-            write_json(partial, {"key": key, "sources": kept})
-    if partial is not None:
-        partial.unlink(missing_ok=True)
-    return ShiftResult(
-        command=command_line(), settings=told, environment=environment(), policy=lm.trained.config.provenance,
-        sources=[finished[stream.fingerprint] for stream in streams],
-    )  # fmt: skip
+        found = parts.get(
+            stream.fingerprint,
+            lambda stream=stream: _source(lm, policy, known, stream, how, bind(progress, stream.name)),  # type: ignore[misc]
+        )
+        sources.append(found | {"name": stream.name, "fingerprint": stream.fingerprint})
+    parts.done()
+    return record("domains", settings, {"sources": sources, "policy": lm.trained.config.provenance})
+
+
+def _source(
+    lm: LanguageModel, policy: ValuePolicy, known: torch.Tensor, stream: TokenStream, how: EvaluationSettings,
+    progress: Any,
+) -> dict[str, Any]:  # fmt: skip
+    result = evaluate(lm, [stream], how, progress=progress)
+    points = []
+    for budget in how.budgets:
+        ours, static = result.arm("policy", budget), result.static(budget)
+        assert ours is not None
+        assert static is not None
+        assert static.difference is not None
+        requested = dict(zip(AXES, lm.budget(budget).shares, strict=True))
+        points.append({
+            "budget": budget, "requested": requested, "realised": ours.axes,
+            "gap": max(abs(ours.axes[axis] - requested[axis]) for axis in AXES),
+            "policy": ours.nats, static.arm: static.nats, "dense": result.points[0].nats,
+            "difference": static.difference.model_dump(mode="json"),
+        })  # fmt: skip
+    windows = held_out_windows([stream], how)[:_WATCHED]
+    seen = observed(lm, policy, windows, how.context, how.budgets).numpy()
+    sensitivities = {
+        axis: {
+            "mean": float(seen[:, index].mean()),
+            "divergence": divergence(seen[:, index], known[:, index].numpy()),
+        }
+        for index, axis in enumerate(AXES)
+    }
+    return {"points": points, "sensitivities": sensitivities}
 
 
 class _Watched(ValuePolicy):
@@ -158,18 +122,13 @@ class _Watched(ValuePolicy):
 
 
 def observed(
-    lm: LanguageModel, policy: ValuePolicy, windows: torch.Tensor, settings: EvaluationSettings
+    lm: LanguageModel, policy: ValuePolicy, windows: torch.Tensor, context: int, budgets: tuple[float, ...]
 ) -> torch.Tensor:
-    """What the policy's network says of the controlled tokens of windows [N, C+T+1] at all budgets: [M, 3]."""
+    """What the policy's network says of the controlled tokens of windows [N, C+T+1] at all budgets: [M, 3] float32."""
     watched = _Watched(policy.network, policy.space, policy.clamp)
     watched.said = []
-    shares = torch.tensor([lm.budget(net).shares for net in settings.budgets], dtype=torch.float64)
-    for batch in windows.split(settings.batch):
-        session = lm.session(capacity=settings.context)
-        session.prefill(batch[:, : settings.context])
-        rows = session.fork(len(shares), capacity=settings.length + lm.sparsity.page_size)
-        tokens = batch[:, settings.context :].repeat_interleave(len(shares), 0)
-        teacher_forced(rows, watched, tokens, shares.repeat(len(batch), 1))
+    target = torch.tensor([lm.budget(net).shares for net in budgets], dtype=torch.float64)
+    Texts(lm, windows, context, batch=8).run(watched, target.expand(len(windows), -1, 3))
     return torch.cat(watched.said)
 
 
@@ -184,32 +143,38 @@ def divergence(seen: np.ndarray, known: np.ndarray) -> float:
     return float((p * np.log(p / q)).sum())
 
 
-def _read_partial(path: Path | None, key: Any) -> list[Source]:
-    if path is None or not path.exists():
-        return []
-    try:
-        content = json.loads(path.read_text())
-        return [Source.model_validate(source) for source in content["sources"]] if content["key"] == key else []
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError, ValidationError):
-        return []  # half-written or foreign: measured again
+def lines(found: Record) -> list[str]:
+    shown = []
+    for source in found.results["sources"]:
+        said = ", ".join(
+            f"{axis} {one['mean']:.2f} (KL {one['divergence']:.3f})" for axis, one in source["sensitivities"].items()
+        )
+        shown.append(f"{Path(source['name']).name}: mean sensitivities {said}")
+        for point in source["points"]:
+            gain, net = point["difference"], sum(point["realised"].values()) / 3
+            shown.append(
+                f"  budget {point['budget']:g}: realised {net:.3f}, largest gap {point['gap']:.3f}, policy minus baseline "
+                f"{gain['value']:+.4f} [{float(gain['low']):+.4f}, {float(gain['high']):+.4f}]"
+            )
+    return shown
 
 
-def plot(result: ShiftResult, kind: Kind = "png") -> bytes:
-    """Policy minus static by source and budget, and by how much the network's word differs from training."""
-    names = [Path(source.name).stem or source.name for source in result.sources]
+def plot(found: Record, kind: Kind) -> bytes:
+    """Policy minus baseline by source and budget, and by how much the network's word differs from training."""
+    sources = found.results["sources"]
+    names = [Path(source["name"]).stem or source["name"] for source in sources]
     figure, (worth, said) = blank(6, 2.2 + 0.75 * len(names), rows=2)
-    budgets = [point.budget for point in result.sources[0].points]
+    budgets = [point["budget"] for point in sources[0]["points"]]
     for place, budget in enumerate(budgets):
-        found = [source.points[place].difference for source in result.sources]
-        middle = np.array([one.value for one in found])
-        ends = [middle - [one.low for one in found], [one.high for one in found] - middle]
+        gains = [source["points"][place]["difference"] for source in sources]
+        middle, low, high = (np.array([float(gain[end]) for gain in gains]) for end in ("value", "low", "high"))
         rows = np.arange(len(names)) + 0.18 * (place - (len(budgets) - 1) / 2)
-        worth.errorbar(middle, rows, xerr=ends, fmt="o", capsize=3, label=f"{budget:g}")
+        worth.errorbar(middle, rows, xerr=[middle - low, high - middle], fmt="o", capsize=3, label=f"{budget:g}")
     worth.axvline(0, color="#495057", ls="--", lw=1)
-    worth.set_xlabel("policy − static, nats per token (left: the policy is better)")
+    worth.set_xlabel("policy minus baseline, nats per token (left: the policy is better)")
     for place, axis in enumerate(AXES):
         rows = np.arange(len(names)) + 0.25 * (place - 1)
-        said.barh(rows, [source.sensitivities[axis].divergence for source in result.sources], 0.22, label=axis)
+        said.barh(rows, [source["sensitivities"][axis]["divergence"] for source in sources], 0.22, label=axis)
     said.set_xlabel("sensitivities: KL from training, nats")
     for axes, title in ((worth, "net keep"), (said, "axis")):
         axes.set_yticks(range(len(names)), names)

@@ -1,4 +1,4 @@
-"""The per-request policy: the network is asked once, about the prompt, and its split holds for the whole reply."""
+"""The arm `per-request`: the policy's network is asked once, about the prompt, and its split holds for the reply."""
 
 import torch
 from torch import nn
@@ -6,18 +6,20 @@ from torch import nn
 from solm.backends.torch.families import decoder_layers
 from solm.core.errors import SolmError
 from solm.evaluation.arms import Arm
+from solm.evaluation.baselines import BaselineRequest
 from solm.policies.priced import equal_prices, price_curves
 from solm.policies.schedules import Static
 from solm.policies.value_policy import ValuePolicy
 from solm.runtime.language_model import LanguageModel
 
 
-def per_request(lm: LanguageModel) -> Arm:
-    """Static at the net keep that the policy realised, split over the axes as the prompt's mean sensitivities suggest.
+def per_request(request: BaselineRequest) -> Arm:
+    """Two levels mixed at the net keep that the policy realised, split over axes by the prompt's mean sensitivities.
 
-    What is missing against the policy are decisions per token: on a space of one axis this is static itself.
+    What it lacks are decisions per token: on a space of one axis it is `allocated` (or `uniform`) itself.
     Raises `SolmError` without a policy trained with --method values.
     """
+    lm = request.lm
     policy = None if lm.trained is None else lm.trained.policy()
     if not isinstance(policy, ValuePolicy):
         raise SolmError("the arm per-request asks a policy trained with --method values; give one with --policy")
@@ -27,12 +29,12 @@ def per_request(lm: LanguageModel) -> Arm:
         hidden = prompt_states(lm, prompts, network.config.layer)
         with torch.no_grad():
             dense = torch.ones(*hidden.shape[:2], 3, device=hidden.device)
-            asked = policy.priced(network(hidden, dense).mean(1))
+            asked = policy.level_costs(network(hidden, dense).mean(1))
         rows = torch.arange(len(target)) // (len(target) // len(prompts))
         shares = []
         for row, net in zip(rows.tolist(), target.mean(1).tolist(), strict=True):
-            gains = tuple(gain[row : row + 1] for gain in asked)
-            shares.append(equal_prices(price_curves(space, (gains[0], gains[1], gains[2])), net).shares)
+            costs = LevelCosts(*(cost[row : row + 1] for cost in asked))
+            shares.append(equal_prices(price_curves(space, costs), net).shares)
         return torch.tensor(shares, dtype=torch.float64)
 
     return Arm(Static(space), retarget=split)

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from solm.backends.session import AnyPolicy
 from solm.core.actions import AXES
 from solm.core.budget import Budget
 from solm.core.errors import ContextLengthError, SolmError
-from solm.policies.priced import PricedPolicy
-from solm.policies.protocol import Policy
-from solm.runtime.drive import drive
 from solm.runtime.sampling import Sampler
 from solm.runtime.text import TextStream
 
@@ -62,21 +60,25 @@ class Reply:
 
 def generate(lm: "LanguageModel", ids: torch.Tensor, **options: Any) -> Reply:
     """Generate from token ids [1, C]; options as for `stream`."""
-    policy = _policy(lm, options.get("schedule"))
-    tokens = list(stream(lm, ids, **{**options, "schedule": policy}))
-    return summarise(lm, tokens, _asked(lm, policy, options.get("budget")))
+    policy = chosen_policy(lm, options.get("policy"), options.get("budget"))
+    tokens = list(stream(lm, ids, **{**options, "policy": policy}))
+    return summarise(lm, tokens, requested(lm, policy, options.get("budget")))
 
 
-def _policy(lm: "LanguageModel", schedule: str | Policy | PricedPolicy | None) -> Policy | PricedPolicy:
-    schedule = schedule or ("dense" if lm.trained is None else "policy")
-    return lm.policy(schedule) if isinstance(schedule, str) else schedule
+def chosen_policy(
+    lm: "LanguageModel", policy: str | AnyPolicy | None, budget: float | str | Budget | None
+) -> AnyPolicy:
+    """The policy that was asked for; else the loaded one; without one, static where there is a budget, else dense."""
+    name = policy or ("policy" if lm.trained is not None else "dense" if budget is None else "static")
+    return lm.policy(name) if isinstance(name, str) else name
 
 
-def _asked(
-    lm: "LanguageModel", policy: Policy | PricedPolicy, budget: float | str | Budget | None, context: int = 1024
+def requested(
+    lm: "LanguageModel", policy: AnyPolicy, budget: float | str | Budget | None, context: int = 1024
 ) -> Budget:
-    """The budget as the loaded policy splits it, or within a schedule's own space where none is loaded."""
-    if lm.trained is None and budget is not None:
+    """The budget per axis: as the loaded policy splits it, or within the policy's own space where none is loaded."""
+    timed = isinstance(budget, str) and budget.startswith("ms=")
+    if lm.trained is None and budget is not None and not timed:
         return Budget.parse(budget, policy.space)
     return lm.budget(budget, context)
 
@@ -101,9 +103,11 @@ def stream(
     lm: "LanguageModel",
     ids: torch.Tensor,
     budget: float | str | Budget | None = None,
-    schedule: str | Policy | PricedPolicy | None = None,
-    max_new_tokens: int = 128,
+    policy: str | AnyPolicy | None = None,
+    max_new_tokens: int | None = None,
     seed: int = 0,
+    max_length: int | None = None,
+    stop_strings: str | list[str] | None = None,
     **sampling: Any,
 ) -> Iterator[Token]:
     """Generate token by token from ids [1, C].
@@ -111,41 +115,67 @@ def stream(
     Args:
         budget: net keep, per-axis text, ``ms=4.5`` (see `LanguageModel.budget`) or `Budget`; None: the densest the
             action space allows.
-        schedule: ``policy``, ``dense``, ``static`` or ``random``, or a policy itself; by default the policy where one
-            is loaded.
-        sampling: any of transformers' generation options (do_sample, temperature, top_p, top_k,
-            repetition_penalty, ...), carried out by its own processors. Greedy by default.
+        policy: ``policy`` (the loaded one), ``dense``, ``static`` or ``random``, or a policy itself; by default the
+            loaded one; without one, ``static`` where there is a budget, else ``dense``.
+        max_new_tokens: longest reply; by default 128.
+        max_length: the same, counted with the prompt.
+        stop_strings: texts after any of which the reply ends; it still contains them.
+        sampling: transformers' generation options in `solm.runtime.sampling.SUPPORTED` (do_sample, temperature, top_p,
+            top_k, repetition_penalty, ...), carried out by its own processors. Greedy by default.
 
     Raises:
-        ContextLengthError: prompt and new tokens exceed the model's context. SolmError: an unknown option.
+        ContextLengthError: prompt and new tokens exceed the model's context. SolmError: an option that is unknown or
+        not supported, or an impossible length.
     """
-    if max_new_tokens < 1:
-        raise SolmError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    limit = getattr(lm.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if limit is not None and ids.shape[1] + max_new_tokens > limit:
-        raise ContextLengthError(
-            f"a prompt of {ids.shape[1]} and {max_new_tokens} new tokens exceed this model's context of {limit}"
-        )
-    policy = _policy(lm, schedule)
-    target = _asked(lm, policy, budget, ids.shape[1] + max_new_tokens // 2)
+    max_new_tokens = _longest(ids.shape[1], max_new_tokens, max_length)
+    stops = [stop_strings] if isinstance(stop_strings, str) else stop_strings or []
+    if stops and lm.tokenizer is None:
+        raise SolmError("stop_strings need a tokenizer; pass one to attach")
+    if not all(isinstance(stop, str) and stop for stop in stops):
+        raise SolmError(f"stop_strings must be texts that are not empty, got {stop_strings!r}")
+    check_length(ids.shape[1], max_new_tokens, lm.context)
+    decides = chosen_policy(lm, policy, budget)
+    target = requested(lm, decides, budget, ids.shape[1] + max_new_tokens // 2)
     sampler = Sampler(lm, ids, seed, sampling)
     session = lm.session(capacity=ids.shape[1] + max_new_tokens)
-    session.approximate_tail = sampler.takes_largest
     logits = session.prefill(ids)
-    driver = drive(session, policy, target.tensor(1), max_new_tokens, sampler.generator)
-    overhead = lm.overhead(policy)
-    text = TextStream(lm.tokenizer)
-    action, realised, controllable = policy.space.actions[-1], [1.0, 1.0, 1.0], False
+    session.control(decides, target.tensor(1), max_new_tokens, sampler.generator)
+    overhead = lm.overhead(decides)
+    text, said = TextStream(lm.tokenizer), ""
+    action, realised, controllable = decides.space.actions[-1], [1.0, 1.0, 1.0], False
     for seen in range(ids.shape[1], ids.shape[1] + max_new_tokens):
         chosen = sampler.choose(logits[0])
         piece = text.push(chosen)
         cost = lm.step_cost(realised, seen, overhead)
         yield Token(chosen, piece, action.tag, dict(zip(AXES, realised, strict=True)), cost, controllable)
-        if chosen in sampler.stops or len(text.ids) == max_new_tokens:
+        said += piece if stops else ""
+        if chosen in sampler.stops or len(text.ids) == max_new_tokens or any(stop in said for stop in stops):
             return
-        logits, actions = driver.step(torch.tensor([chosen]))
-        action, realised = policy.space.actions[actions.tolist()[0]], session.realised[0].tolist()
+        found = session.step(torch.tensor([chosen]), approximate_tail=sampler.takes_largest)
+        assert found.actions is not None
+        logits = found.logits[:, 0]
+        action, realised = decides.space.actions[found.actions.tolist()[0][0]], found.realised.tolist()[0][0]
         controllable = seen >= lm.sparsity.always_read
+
+
+def _longest(prompt: int, max_new_tokens: int | None, max_length: int | None) -> int:
+    """How many tokens a reply to `prompt` tokens may have."""
+    if max_length is not None:
+        if max_new_tokens is not None:
+            raise SolmError("max_new_tokens and max_length say the same thing twice; give one of them")
+        if max_length <= prompt:
+            raise SolmError(f"max_length must be above the {prompt} tokens of the prompt, got {max_length}")
+        return max_length - prompt
+    longest = 128 if max_new_tokens is None else max_new_tokens
+    if longest < 1:
+        raise SolmError(f"max_new_tokens must be at least 1, got {longest}")
+    return longest
+
+
+def check_length(prompt: int, new: int, context: int | None) -> None:
+    """Raises `ContextLengthError` where `prompt` tokens and `new` ones exceed the model's context."""
+    if context is not None and prompt + new > context:
+        raise ContextLengthError(f"a prompt of {prompt} and {new} new tokens exceed this model's context of {context}")
 
 
 def _mean(values: list[float]) -> float:

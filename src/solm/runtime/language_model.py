@@ -4,25 +4,22 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from solm.backends.cpu.engine import Engine
-from solm.backends.cpu.session import CpuSession
-from solm.backends.torch.hooks import ModelControl
-from solm.backends.torch.session import Session
+from solm.backends.session import AnyPolicy, Backend, Session
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
-from solm.core.cost import step_cost
-from solm.core.errors import BudgetError, DataError, PolicyMismatchError, SolmError
+from solm.core.cost import ModelShapes, step_cost
+from solm.core.errors import BudgetError, DataError, SolmError
 from solm.core.sparsity import SparsityConfig
+from solm.core.timings import StepTimings
 from solm.policies.artifact import BaseIdentity, TrainedPolicy
-from solm.policies.priced import PricedPolicy
 from solm.policies.protocol import Policy
 from solm.policies.schedules import Dense, Random, Static
 from solm.runtime.generate import Reply, Token, generate, stream
-from solm.runtime.timings import StepTimings
 
-SCHEDULES: dict[str, Callable[[ActionSpace], Policy]] = {"dense": Dense, "static": Static, "random": Random}
+UNTRAINED: dict[str, Callable[[ActionSpace], Policy]] = {"dense": Dense, "static": Static, "random": Random}
+"""Policies that depend on the budget alone, by name."""
 
 
 def sparsity_of(policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> SparsityConfig:
@@ -31,38 +28,30 @@ def sparsity_of(policy: TrainedPolicy | None, sparsity: SparsityConfig | None = 
 
 
 class LanguageModel:
-    """A frozen model under control, with its tokenizer and, where given, its policy. Also a context manager."""
+    """A frozen model on a backend, with its tokenizer and, where given, its policy. Also a context manager.
+
+    timings: what steps take on this machine, for budgets in milliseconds. Raises `PolicyMismatchError` for a policy or
+    an allocation that does not fit the model, or timings of another model or backend.
+    """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        backend: Backend,
         tokenizer: PreTrainedTokenizerBase | None = None,
         policy: TrainedPolicy | None = None,
         sparsity: SparsityConfig | None = None,
         name: str = "",
+        timings: StepTimings | None = None,
     ):
-        self.control = ModelControl(model)
-        self.model, self.tokenizer, self.trained = model, tokenizer, policy
-        self.name = name or model.config._name_or_path
-        self.engine: Engine | None = None
-        self.calibration: StepTimings | None = None
-        """What steps take on this machine, where budgets in milliseconds are wanted."""
-        self.sparsity = sparsity = sparsity_of(policy, sparsity)
-        try:
-            if policy is not None:
-                policy.config.base.check(self.identity)
-                policy.network.to(next(model.parameters()).device)
-            allocation, shapes = sparsity.allocation, self.control.shapes
-            if allocation is not None and (
-                allocation.layers != shapes.layers or allocation.heads not in (1, shapes.kv_heads)
-            ):
-                known, own = f"{allocation.layers} layers", f"{shapes.layers}"
-                if allocation.layers == shapes.layers:
-                    known, own = f"{allocation.heads} KV heads", f"{shapes.kv_heads}"
-                raise PolicyMismatchError(f"the allocation is of a model of {known}, this one has {own}")
-        except SolmError:
-            self.detach()
-            raise
+        self.backend, self.tokenizer, self.trained = backend, tokenizer, policy
+        self.name = name or backend.model.config._name_or_path
+        self.sparsity = sparsity_of(policy, sparsity)
+        if policy is not None:
+            policy.check(self.identity, backend.shapes)
+            policy.network.to(backend.device)
+        if self.sparsity.allocation is not None:
+            self.sparsity.allocation.check(backend.shapes.layers, backend.shapes.kv_heads)
+        self.timings = None if timings is None else timings.check(self.name, backend.name, self.sparsity)
 
     def __enter__(self) -> "LanguageModel":
         return self
@@ -72,17 +61,35 @@ class LanguageModel:
 
     def detach(self) -> None:
         """Give the model back exactly as it was."""
-        self.control.detach()
+        self.backend.detach()
+
+    def with_policy(self, policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> "LanguageModel":
+        """The same model under another policy; `detach` of either gives the model back."""
+        return LanguageModel(self.backend, self.tokenizer, policy, sparsity, self.name, self.timings)
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self.backend.model
+
+    @property
+    def shapes(self) -> ModelShapes:
+        return self.backend.shapes
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model's context holds, where its configuration says so."""
+        return self.backend.context
 
     @property
     def identity(self) -> BaseIdentity:
         """What a policy for this model must match."""
-        shapes = self.control.shapes
+        shapes = self.shapes
         embedding: Any = self.model.get_input_embeddings().weight
         rows = torch.linspace(0, len(embedding) - 1, 32).long()
         return BaseIdentity(
             name=self.name,
-            family=self.control.capability.family,
+            family=self.backend.capability.family,
             hidden=shapes.hidden,
             layers=shapes.layers,
             vocabulary=shapes.vocabulary,
@@ -91,35 +98,29 @@ class LanguageModel:
 
     @property
     def space(self) -> ActionSpace:
-        return ActionSpace() if self.trained is None else self.trained.config.space
+        """The actions that budgets are checked against: the policy's; without one, all that the backend can carry out
+        under these sparsity rules."""
+        if self.trained is not None:
+            return self.trained.config.space
+        if self.sparsity.bits_site == "weights":
+            return ActionSpace.preset("nested")
+        return ActionSpace.preset("fine" if self.backend.name.startswith("torch") else "cpu-fine")
 
-    def session(self, capacity: int = 0) -> Session:
-        """An empty session; `capacity` tokens are reserved."""
-        if self.engine is not None:
-            return CpuSession(self.control, self.sparsity, self.engine, capacity)
-        return Session(self.control, self.sparsity, capacity)
+    def session(self, capacity: int = 0, sparsity: SparsityConfig | None = None) -> Session:
+        """An empty session; `capacity` tokens are reserved. sparsity: other rules than the model's."""
+        return self.backend.session(sparsity or self.sparsity, capacity)
 
-    def compile(
-        self, precision: str = "bfloat16", threads: int | None = None, kv_cache_dtype: str = "auto"
-    ) -> "LanguageModel":
-        """From now on, run every step after a prefill on the compiled engine; itself. Arguments as for `Engine`.
-
-        Raises `UnsupportedModelError` where the engine cannot run this model, `SolmError` without a compiler.
-        """
-        self.engine = Engine(self.model, self.sparsity, precision, threads, kv_cache_dtype)
-        return self
-
-    def policy(self, name: str = "policy", space: ActionSpace | None = None) -> Policy | PricedPolicy:
-        """The trained policy (``policy``), or one of the schedules ``dense``, ``static``, ``random``."""
+    def policy(self, name: str = "policy", space: ActionSpace | None = None) -> AnyPolicy:
+        """The trained policy (``policy``), or one of ``dense``, ``static``, ``random`` in `space`."""
         if name == "policy":
             if self.trained is None:
                 raise SolmError("no policy is loaded; give one, or choose dense, static or random")
             return self.trained.policy()
-        if name not in SCHEDULES:
-            raise SolmError(f"unknown schedule {name!r}; choose policy, {', '.join(SCHEDULES)}")
-        return SCHEDULES[name](self.space if space is None else space)
+        if name not in UNTRAINED:
+            raise SolmError(f"unknown policy {name!r}; choose policy, {', '.join(UNTRAINED)}")
+        return UNTRAINED[name](self.space if space is None else space)
 
-    def overhead(self, policy: Policy | PricedPolicy) -> int:
+    def overhead(self, policy: AnyPolicy) -> int:
         """Weights that `policy` reads at every step besides the model's."""
         if not policy.reads_model or self.trained is None:
             return 0
@@ -127,7 +128,7 @@ class LanguageModel:
 
     def step_cost(self, realised: Sequence[float], kv_length: int, overhead: int = 0) -> float:
         """Bytes read by a step of realised shares [3] that saw kv_length keys, as a share of the dense step's."""
-        return step_cost(realised, kv_length, self.control.shapes, self.sparsity, "bytes", overhead)
+        return step_cost(realised, kv_length, self.shapes, self.sparsity, "bytes", overhead)
 
     def generate(self, prompt: str | torch.Tensor | None = None, **options: Any) -> Reply:
         """Generate under a budget; see `solm.runtime.generate.stream` for the options.
@@ -151,8 +152,8 @@ class LanguageModel:
             raise DataError(f"generate takes one row of token ids [1, C], got shape {list(ids.shape)}")
         return ids if mask is None else ids[:, mask[0].bool()]
 
-    def encode(self, prompt: str | torch.Tensor) -> torch.Tensor:
-        """Token ids [1, C] of a prompt, through the chat template where the tokenizer has one."""
+    def encode(self, prompt: str | torch.Tensor, system: str | None = None) -> torch.Tensor:
+        """Token ids [1, C] of a prompt, through the chat template where the tokenizer has one, after `system`."""
         if isinstance(prompt, torch.Tensor):
             return prompt
         if self.tokenizer is None:
@@ -160,17 +161,21 @@ class LanguageModel:
         if not prompt.strip():
             raise DataError("the prompt is empty")
         if self.tokenizer.chat_template:
+            before = [] if system is None else [{"role": "system", "content": system}]
             encoded: Any = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
+                [*before, {"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt",
+                return_dict=True,
+            )  # fmt: skip
             return encoded["input_ids"]
+        if system is not None:
+            raise SolmError("this model has no chat template, so a system prompt has no place; put it into the prompt")
         return self.tokenizer(prompt, return_tensors="pt").input_ids
 
     def budget(self, budget: "float | str | Budget | None", context: int = 1024) -> Budget:
-        """`budget` per axis, checked against the policy's action space; None asks for everything.
+        """`budget` per axis, checked against the action space; None asks for everything.
 
-        ``ms=4.5`` is the budget whose average step takes that long with `context` tokens seen, by `calibration`; what
-        the policy itself takes comes on top.
+        ``ms=4.5`` is the budget whose average step takes that long with `context` tokens seen, by `timings`; what the
+        policy itself takes comes on top. Raises `BudgetError`.
         """
         if budget is None:
             return Budget()
@@ -183,7 +188,7 @@ class LanguageModel:
             milliseconds = float(text)
         except ValueError:
             raise BudgetError(f"budget ms={text}: {text!r} is not a number") from None
-        if self.calibration is None:
-            raise BudgetError("a budget in milliseconds needs a calibration of this machine; run solm bench --out FILE")
+        if self.timings is None:
+            raise BudgetError("a budget in milliseconds needs timings of this machine; run solm bench --out FILE")
         lows, _ = zip(*self.space.ranges, strict=True)
-        return self.calibration.check(self).budget(milliseconds, context, self.budget, sum(lows) / 3)
+        return self.timings.budget(milliseconds, context, self.budget, sum(lows) / 3)

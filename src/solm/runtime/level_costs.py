@@ -1,37 +1,36 @@
-"""What every level of every axis costs, measured token by token."""
+"""Level costs, measured token by token: what every level of every axis costs where all steps take it."""
 
 from collections.abc import Callable
 
 import torch
 
-from solm.backends.passes import divergences, log_probabilities
-from solm.backends.torch.session import Session
+from solm.backends.session import Session, divergences, log_probabilities
 from solm.core.actions import DENSE, ActionSpace
-from solm.policies.priced import Gains
+from solm.policies.priced import LevelCosts
 
 
-def level_gains(session: Session, tokens: torch.Tensor, space: ActionSpace) -> Gains:
-    """What every level costs when every step takes it, one axis at a time: per axis [N, T, levels] float64, the
-    log-probability of the token that came above the dense run's.
+def measured_costs(session: Session, tokens: torch.Tensor, space: ActionSpace) -> LevelCosts:
+    """What every level costs on the tokens that came, one axis at a time: [N, T, levels] float64, nats.
 
-    session: N prefilled rows; tokens: [N, T+1].
+    That is the log-probability of the next token in the dense run less that under the level; a single one may be
+    negative. session: N prefilled rows; tokens: [N, T+1].
     """
     following = tokens[:, 1:]
     dense = log_probabilities(_logits(session, tokens, DENSE), following)
-    return _each_level(session, tokens, space, lambda logits: log_probabilities(logits, following) - dense)
+    return _each_level(session, tokens, space, lambda logits: dense - log_probabilities(logits, following))
 
 
-def expected_gains(session: Session, tokens: torch.Tensor, space: ActionSpace) -> Gains:
-    """The same in expectation over next tokens that the dense run predicts: minus the divergence from it.
+def expected_costs(session: Session, tokens: torch.Tensor, space: ActionSpace) -> LevelCosts:
+    """The same in expectation over the next tokens that the dense run predicts: the divergence from it, at least 0.
 
-    On a text, the average of both is equal for a calibrated model, and this one varies far less.
+    For a calibrated model both have the same average over a text, and this one has far less variance.
     """
     dense = _logits(session, tokens, DENSE).flatten(0, 1)
 
-    def gain(logits: torch.Tensor) -> torch.Tensor:
-        return -divergences(logits.flatten(0, 1)[:, None], dense).view(logits.shape[:2])
+    def cost(logits: torch.Tensor) -> torch.Tensor:
+        return divergences(logits.flatten(0, 1)[:, None], dense).view(logits.shape[:2])
 
-    return _each_level(session, tokens, space, gain)
+    return _each_level(session, tokens, space, cost)
 
 
 def _logits(session: Session, tokens: torch.Tensor, action: tuple[float, float, float]) -> torch.Tensor:
@@ -41,13 +40,13 @@ def _logits(session: Session, tokens: torch.Tensor, action: tuple[float, float, 
 
 
 def _each_level(
-    session: Session, tokens: torch.Tensor, space: ActionSpace, gain: Callable[[torch.Tensor], torch.Tensor]
-) -> Gains:
+    session: Session, tokens: torch.Tensor, space: ActionSpace, cost: Callable[[torch.Tensor], torch.Tensor]
+) -> LevelCosts:
     parts = []
     for axis, levels in enumerate((space.attention, space.mlp, space.bits)):
-        gains = torch.zeros(len(tokens), tokens.shape[1] - 1, len(levels), dtype=torch.float64)
+        costs = torch.zeros(len(tokens), tokens.shape[1] - 1, len(levels), dtype=torch.float64)
         for index, level in enumerate(levels[:-1]):
             attention, mlp, bits = (level if axis == other else DENSE[other] for other in range(3))
-            gains[..., index] = gain(_logits(session, tokens, (float(attention), float(mlp), float(bits))))
-        parts.append(gains)
-    return parts[0], parts[1], parts[2]
+            costs[..., index] = cost(_logits(session, tokens, (float(attention), float(mlp), float(bits))))
+        parts.append(costs)
+    return LevelCosts(*parts)

@@ -6,37 +6,53 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from solm.backends.cpu.threads import one_torch_thread
+from solm.backends.threads import one_torch_thread
 from solm.core.errors import SolmError
 
 if TYPE_CHECKING:
     from solm.runtime.language_model import LanguageModel
 
 
+SUPPORTED = (
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
+    "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "suppress_tokens",
+    "begin_suppress_tokens", "min_length", "min_new_tokens", "exponential_decay_length_penalty",
+    "remove_invalid_values", "renormalize_logits", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+"""Generation options that are carried out. A reply is one row, which needs no padding, whatever the token."""
+
+
 class Sampler:
     """What follows token ids [1, C], drawn with a generator of its own.
 
-    options: any of transformers' generation options; greedy unless one of temperature, top_p and top_k, or do_sample,
-    is given. Raises `SolmError` for an option that transformers does not know.
+    options: those of transformers' generation options that are in `SUPPORTED`; greedy unless one of temperature, top_p
+    and top_k, or do_sample, is given. Temperature 0 is greedy. Raises `SolmError` for any other option, and for a value
+    that transformers refuses.
     """
 
     def __init__(self, lm: "LanguageModel", ids: torch.Tensor, seed: int, options: dict[str, Any]):
         config = deepcopy(lm.model.generation_config)
-        known = {**GenerationConfig().to_dict(), **vars(config)}
         for name in options:
-            if name not in known:
-                raise SolmError(f"unknown generation option {name!r}; see transformers' GenerationConfig")
+            if name not in SUPPORTED:
+                known = name in {**GenerationConfig().to_dict(), **vars(config)}
+                what = "is not supported" if known else "is unknown"
+                raise SolmError(f"generation option {name!r} {what}; supported are {', '.join(SUPPORTED)}")
         if "do_sample" not in options:
             options = {**options, "do_sample": any(name in options for name in ("temperature", "top_p", "top_k"))}
+        if options.get("temperature") == 0:
+            options = {**options, "do_sample": False}
         config.update(**options)
         if not config.do_sample:
             config.temperature = config.top_p = config.top_k = None
         model: Any = lm.model
         prepared, _ = model._prepare_generation_config(config)
         model._prepare_special_tokens(prepared, kwargs_has_attention_mask=True, device=ids.device)
-        self._processors = model._get_logits_processor(
-            prepared, input_ids_seq_length=ids.shape[1], device=ids.device.type
-        )
+        try:
+            self._processors = model._get_logits_processor(
+                prepared, input_ids_seq_length=ids.shape[1], device=ids.device.type
+            )
+        except ValueError as error:
+            raise SolmError(f"generation options: {' '.join(str(error).split())}") from error
         self.draws = bool(prepared.do_sample)
         self.takes_largest = not self.draws and not self._processors
         """Whether the largest logit is all that counts."""
@@ -45,7 +61,7 @@ class Sampler:
         """Tokens after which a reply ends."""
         self.generator = torch.Generator().manual_seed(seed)
         self._sequence = ids
-        self._beside_engine = lm.engine is not None
+        self._beside_engine = lm.backend.name.startswith("cpu")
 
     def choose(self, logits: torch.Tensor) -> int:
         """The next token, from logits [V]; it counts as said from here on."""
@@ -53,10 +69,15 @@ class Sampler:
         if self.takes_largest and self._beside_engine and logits.dtype == torch.float32:
             return int(logits.numpy().argmax())
         with one_torch_thread(self._beside_engine):
-            scores: Any = self._processors(self._sequence.to(logits.device), logits[None].float())
+            scores = self.scores(logits)
             if self.draws:
-                chosen = torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator)
+                chosen = torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator)[None]
             else:
-                chosen = scores.argmax(-1, keepdim=True).cpu()
+                chosen = scores.argmax(-1, keepdim=True).cpu()[None]
         self._sequence = torch.cat([self._sequence, chosen.to(self._sequence)], 1)
         return int(chosen)
+
+    def scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the next token is chosen by [V] float32: logits [V] after all processors."""
+        processed: Any = self._processors(self._sequence.to(logits.device), logits[None].float())
+        return processed[0]

@@ -1,1 +1,1 @@
-"""A standard API over a controlled model: continuous batching with a budget per request."""
+"""OpenAI's API over a controlled model: continuous batching with a compute budget per request."""

@@ -1,4 +1,4 @@
-"""What the API says, in the types of the `openai` package."""
+"""Responses of the API, in the types of the `openai` package."""
 
 import time
 from collections import Counter
@@ -17,7 +17,7 @@ from solm.serving.rows import Ended, Piece, Said
 
 @dataclass
 class Choice:
-    """One reply as its client will see it, or has seen so far."""
+    """One reply as far as its events have arrived: text, tokens and, once it is complete, its end."""
 
     text: str = ""
     said: list[Said] = field(default_factory=list)
@@ -29,9 +29,10 @@ class Choice:
 
 
 class Answers:
-    """Builds the objects of one request. chat: of a chat or a plain completion; trace: with every token's cost.
+    """Builds the response objects of one request.
 
-    each: choices per prompt.
+    chat: a chat completion, else a plain one. logprobs: with log-probabilities. trace: with every token's action and
+    cost. each: choices per prompt.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Answers:
         """Characters of every choice's tokens so far, for `text_offset`."""
 
     def whole(self, choices: list[Choice], echo: list[str]) -> BaseModel:
-        """The answer of a request that is not streamed; echo: what is put before every text."""
+        """The response of a request that is not streamed. echo: the text to put before every choice."""
         found = []
         for index, (choice, before) in enumerate(zip(choices, echo, strict=True)):
             assert choice.ended is not None
@@ -83,7 +84,7 @@ class Answers:
         return self._event([body])
 
     def last(self, index: int, ended: Ended) -> BaseModel:
-        """The event that says how a choice ended."""
+        """The event with the finish reason of a choice."""
         body: dict[str, Any] = {"index": index, "finish_reason": ended.reason, "logprobs": None}
         body["delta" if self.chat else "text"] = {} if self.chat else ""
         return self._event([body])
@@ -93,7 +94,8 @@ class Answers:
         return self._event([], self.usage(choices))
 
     def usage(self, choices: list[Choice]) -> CompletionUsage:
-        """Tokens and compute of all choices together; `compute` weights them by their tokens, a prompt counts once."""
+        """Tokens and compute of all choices together. `compute` is the mean over choices, weighted by their tokens; a
+        prompt of several choices counts once."""
         ends = [choice.ended for choice in choices if choice.ended is not None]
         written, weights = sum(ended.tokens for ended in ends), [max(1, ended.tokens) for ended in ends]
 

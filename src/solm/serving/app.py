@@ -32,8 +32,11 @@ _STATIC = {"page.js": "text/javascript", "page.css": "text/css"}
 
 
 def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] | None = None) -> FastAPI:
-    """The application. keys: one of them is needed for every route but `/health`, where there are any. hosts: names
-    that are answered, None: any (see `Gate`)."""
+    """The application.
+
+    keys: API keys, of which every route but `/health` requires one; none: no key is required. hosts: accepted names in
+    the Host header, None: any (see `Gate`).
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -68,7 +71,7 @@ def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] 
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """The model, and what its dial offers."""
+        """The model, its policies and the budgets that it can meet."""
         return {"object": "list", "data": [_model(service)]}
 
     @app.get("/v1/models/{name:path}", responses={404: {"description": "Unknown model."}})
@@ -80,7 +83,7 @@ def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] 
 
     @app.get("/health", responses={503: {"description": "Not warm yet."}})
     async def health() -> JSONResponse:
-        """200 once a request would be answered at full speed; the server's limits."""
+        """Status 200 once the server is warm, and its limits."""
         limits = service.settings.model_dump() | {"context": service.context} | FIXED_LIMITS
         state = {"status": "ready" if service.ready else "starting", "limits": limits, "version": version("solm")}
         return JSONResponse(state, 200 if service.ready else 503)
@@ -106,8 +109,8 @@ def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] 
 
 
 async def _parse(request: Request, kind: type[Body]) -> Body:
-    """The body as `kind`. By hand, because a request must be limited before it is read, and numbers such as NaN or
-    nesting without end must not pass for JSON."""
+    """The body as `kind`. FastAPI's own parsing is not used: it has no limits on size and time, and it accepts NaN and
+    unlimited nesting as JSON."""
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise ApiError(400, "the content type must be application/json", code="invalid_content_type")
     body = bytearray()
@@ -123,7 +126,7 @@ async def _parse(request: Request, kind: type[Body]) -> Body:
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {BODY_SECONDS} s", code="body_too_slow") from None
     except ClientDisconnect:
-        raise ApiError(499, "the client hung up") from None
+        raise ApiError(499, "the client disconnected") from None
     try:
         return kind.model_validate_json(bytes(body))
     except ValidationError as error:
@@ -156,13 +159,13 @@ async def _complete(service: Service, request: Request, asked: ChatRequest | Com
 
 
 async def _gone(request: Request) -> None:
-    """Returns when the client has hung up."""
+    """Returns when the client has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 async def _events(service: Service, request: Request, exchange: Exchange, with_usage: bool) -> AsyncIterator[str]:
-    """Server-sent events of a streamed answer. Left early, by a client that is gone, it cancels what is left."""
+    """Server-sent events of a streamed response. A client that disconnects early cancels what has not ended."""
     choices = [Choice() for _ in exchange.jobs]
     begun: set[int] = set()
     try:
@@ -191,7 +194,7 @@ def _sse(event: BaseModel) -> str:
 
 
 def _note(request: Request, choices: list[Choice]) -> None:
-    """Leave for the log what was spent; never what was said."""
+    """Add tokens and compute to the request's log line. Text is never logged."""
     ends = [choice.ended for choice in choices if choice.ended is not None]
     request.state.log = {
         "prompt_tokens": sum(ended.prompt_tokens for ended in ends),
@@ -231,8 +234,7 @@ def _takes(kind: type[BaseModel]) -> dict[str, Any]:
 
 
 def _describe(app: FastAPI) -> None:
-    """Put the bodies, which are parsed by hand, into the OpenAPI document, and the answers that FastAPI does not know
-    of."""
+    """Add to the OpenAPI document what FastAPI does not know: the bodies, which `_parse` reads, and some responses."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:

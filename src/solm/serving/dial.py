@@ -4,26 +4,25 @@ from dataclasses import dataclass
 
 import torch
 
+from solm.backends.session import AnyPolicy
 from solm.core.actions import FULL_BITS, ActionSpace
 from solm.core.budget import Budget
 from solm.core.errors import BudgetError, SolmError
-from solm.policies.priced import PricedPolicy
-from solm.policies.protocol import Policy
-from solm.runtime.language_model import SCHEDULES, LanguageModel
+from solm.runtime.language_model import UNTRAINED, LanguageModel
 from solm.serving.requests import AxisBudget, Efficiency, NetOrAxes
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a request asks for: who decides, the budget, and the least that the governor may cut it to."""
+    """What a request asks for: the policy, the budget, and the floor below which the governor may not lower it."""
 
     name: str
-    policy: Policy | PricedPolicy
+    policy: AnyPolicy
     budget: Budget
     floor: Budget
 
     def target(self, dial: float) -> torch.Tensor:
-        """Shares [3] float64 at `dial`, from 0, the floor, to 1, what was asked for."""
+        """Target shares [3] float64 at `dial`: 0 is the floor, 1 the budget that was asked for."""
         low, high = self.floor.tensor(1)[0], self.budget.tensor(1)[0]
         return low + dial * (high - low)
 
@@ -31,8 +30,8 @@ class Order:
 class Dial:
     """The policies and budgets that one model offers.
 
-    space: of the schedules where no policy is loaded. floor: net keep that the governor goes down to. governed: there
-    is one, so a request that asks for nothing is not dense but may be cut.
+    space: of the untrained policies, where no trained one is loaded. floor: net keep below which the governor never
+    goes. governed: there is a governor, so that a request without a budget may be lowered and is not dense.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class Dial:
     ):
         self.lm, self.governed = lm, governed
         self.space = lm.space if lm.trained is not None else space or ActionSpace.preset("grid")
-        self.policies = {name: lm.policy(name, self.space) for name in SCHEDULES}
+        self.policies = {name: lm.policy(name, self.space) for name in UNTRAINED}
         if lm.trained is not None:
             self.policies = {"policy": lm.policy(), **self.policies}
         lows, _ = zip(*self.space.ranges, strict=True)
@@ -53,11 +52,11 @@ class Dial:
 
     @property
     def default(self) -> str:
-        """The policy of a request that names a budget but none."""
+        """The policy of a request that names a budget but no policy."""
         return next(iter(self.policies)) if self.lm.trained is not None else "static"
 
     def order(self, asked: Efficiency | None) -> Order:
-        """Raises `SolmError` (`BudgetError`) for what this model does not offer."""
+        """The order of a request. Raises `SolmError` for an unknown policy, `BudgetError` for an unreachable budget."""
         asked = asked or Efficiency()
         cut = self.governed or any(part is not None for part in (asked.budget, asked.deadline_ms, asked.floor))
         name = asked.policy or (self.default if cut else "dense")

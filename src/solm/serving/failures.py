@@ -1,4 +1,4 @@
-"""Errors in the shape that OpenAI's clients read."""
+"""Errors as JSON in the form of OpenAI's API."""
 
 import logging
 from typing import Any
@@ -18,7 +18,7 @@ _FIELDS = {name for kind in (*BODIES, *PARTS) for name in kind.model_fields}
 
 
 class ApiError(Exception):
-    """An answer other than 200."""
+    """A response with a status other than 200."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
         super().__init__(message)
@@ -26,7 +26,7 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The JSON that goes out."""
+        """The JSON of the response."""
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
@@ -37,14 +37,14 @@ class ApiError(Exception):
 
 
 def from_validation(error: ValidationError) -> ApiError:
-    """What is wrong with a body, one thing of all."""
-    # Where several shapes are allowed, each complains: the shape that was meant got furthest, or has the right type.
+    """The first mistake in a body."""
+    # A union reports errors for every branch. The branch that was meant has the right type and the deepest location.
     first = max(
         error.errors(include_url=False, include_context=False),
         key=lambda found: (not found["type"].endswith("_type"), len(found["loc"])),
     )
     unknown = first["type"] == "extra_forbidden"
-    # Unions name their branches in the place; only fields and indices mean something to a user.
+    # Locations contain the names of union branches, which mean nothing to a user.
     parts = [part for part in first["loc"][: len(first["loc"]) - unknown] if isinstance(part, int) or part in _FIELDS]
     place = ".".join(str(part)[:_SHOWN] for part in [*parts, *first["loc"][-1:][:unknown]])
     if unknown:
@@ -59,7 +59,7 @@ def from_validation(error: ValidationError) -> ApiError:
 
 
 def from_ours(error: SolmError) -> ApiError:
-    """A user's mistake that a lower layer found."""
+    """A user's mistake that a lower layer raised."""
     if isinstance(error, BusyError):
         return ApiError(429, str(error), code="queue_full")
     if isinstance(error, ContextLengthError):
@@ -75,7 +75,7 @@ def from_row(failed: Failed) -> ApiError:
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Give every error of `app` that shape."""
+    """Make `app` answer every error in that form."""
 
     async def ours(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, SolmError)

@@ -1,4 +1,4 @@
-"""What every request passes first: the key, the log line and the count."""
+"""Middleware for every request: API key, host name, log line and request count."""
 
 import base64
 import binascii
@@ -21,12 +21,11 @@ OPEN = ("/health",)
 
 
 class Gate:
-    """Refuses requests without one of `keys`, where there are any; writes one line of JSON per request, without text.
+    """Refuses requests without a valid key and logs one line of JSON per request, without text.
 
-    hosts: names in the Host header that are answered, so that no other site's page can reach a server on this machine
-    by a name of its own; None: any.
-
-    A key comes as a bearer token or as the password of HTTP Basic, which is what a browser can send.
+    keys: valid API keys; none: no key is required. A key is sent as a bearer token, or as the password of HTTP Basic,
+    which browsers can send. hosts: accepted names in the Host header, None: any. On a server that listens locally this
+    prevents DNS rebinding: the page of another site cannot reach it under a host name of that site.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], metrics: Metrics, hosts: Sequence[str] | None = None):
@@ -84,5 +83,5 @@ class Gate:
         elif scheme.lower() != "bearer":
             return False
         digest = hashlib.sha256(given.strip().encode("utf-8", "replace")).digest()
-        # Every key is compared, whichever matches, so that time tells nothing.
+        # All keys are compared, so that the time taken does not reveal which one matched.
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0

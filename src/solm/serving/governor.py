@@ -1,27 +1,27 @@
-"""Holding a time per token under load: budgets first, then how many rows decode at once.
+"""Holds a time per token under load: lowers budgets first, then the number of rows that decode together.
 
-The paper leaves run-time budgets to future work (its section on limitations). A governed row keeps its policy; what
-changes is the budget that the policy is asked to meet from here on, between the request's own and its floor.
+The paper leaves run-time budgets to future work (its section on limitations). A governed row keeps its policy. Its
+budget changes for the steps to come, between the request's own and its floor.
 """
 
 import time
 from collections.abc import Callable
 
 _SMOOTHING = 0.03
-"""Slow, so that a prompt that is read every dozen steps shows as its mean and not as a peak."""
+"""Weight of the latest gap in the mean. Small, so that a prompt that is read every dozen steps makes no peak."""
 _GAIN = 0.05
 """Change of the dial per step at a time per token twice, or half, the objective."""
 _LONGEST_CHANGE = 0.1
 _STEPS_PER_ROW_CHANGE = 32
 _MARGIN = 0.9
-"""Share of the objective that is aimed at, so that the 95th percentile meets it and not the mean."""
+"""The mean is held at this share of the objective, so that the 95th percentile meets the objective."""
 
 
 class Governor:
     """An integral controller on the smoothed time between tokens.
 
-    objective: seconds per token, None: budgets stay as they were asked for. max_rows: rows that may decode together;
-    hold_rows: whether fewer may where budgets at their floors are not enough. clock: seconds.
+    objective: seconds per token, None: budgets are left alone. max_rows: rows that may decode together. hold_rows:
+    whether to decode fewer rows where budgets at their floors are not enough. clock: a function that returns seconds.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class Governor:
         self._last: float | None = None
 
     def idle(self) -> None:
-        """Nobody decodes: the time until the next step is no time per token."""
+        """No row decodes: the time until the next step does not count as time per token."""
         self._last = None
 
     def stepped(self, rows: int) -> None:
-        """A step of `rows` rows has ended."""
+        """Called after every step of `rows` rows."""
         now, last = self.clock(), self._last
         self._last = now
         if last is None:

@@ -1,4 +1,4 @@
-"""What a server tells Prometheus."""
+"""Metrics of a server in the format of Prometheus."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -28,5 +28,5 @@ class Metrics:
         self.prefix = Gauge("solm_prefix_cache_tokens", "Prompt tokens kept for later prompts.", registry=of)
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """All metrics in the text format of Prometheus."""
         return generate_latest(self.registry)

@@ -1,14 +1,14 @@
-"""Prompts that were read lately, so that what a new one shares with them is not read again."""
+"""A cache of recent prompts: a new prompt that begins like one of them reuses its keys and values."""
 
 from collections import OrderedDict
 
 import torch
 
-from solm.backends.torch.session import Session
+from solm.backends.session import Session
 
 
 class PrefixCache:
-    """The last prompts' sessions, at most `tokens` tokens in all, least recently used ones dropped first."""
+    """Sessions of recent prompts, at most `tokens` tokens together. The least recently used one is dropped first."""
 
     def __init__(self, tokens: int, page: int):
         self.tokens, self.page = tokens, page
@@ -20,7 +20,8 @@ class PrefixCache:
         return sum(len(ids) for ids in self._kept)
 
     def find(self, ids: torch.Tensor, capacity: int) -> Session | None:
-        """A session that has seen as many whole pages of ids [C], but never all of them, as any prompt kept."""
+        """A copy of the kept session that shares the most whole pages with ids [C]; None where none shares a page. At
+        least one token of ids is left to read, because its logits are needed."""
         best, most = None, 0
         for known in self._kept:
             count = min(len(known), len(ids) - 1)
@@ -34,7 +35,7 @@ class PrefixCache:
         return self._kept[best].copy(most, capacity)
 
     def keep(self, ids: torch.Tensor, session: Session) -> None:
-        """Keep a copy of what `session`, one row, has read: ids [C]. Prompts that it continues are dropped."""
+        """Keep a copy of `session`, one row that has read ids [C]. Kept prompts that ids begins with are dropped."""
         whole = len(ids) // self.page * self.page
         known = tuple(ids[:whole].tolist())
         if not whole or whole > self.tokens or known in self._kept:

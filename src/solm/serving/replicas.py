@@ -1,4 +1,4 @@
-"""More servers than one, through Ray Serve: its proxy, its health checks and restarts, on one machine or a cluster."""
+"""Several server processes through Ray Serve, with its proxy, health checks and restarts, on a machine or a cluster."""
 
 from collections.abc import Callable
 
@@ -10,8 +10,8 @@ from solm.core.errors import SolmError
 def serve_replicas(build: Callable[[], FastAPI], replicas: int, host: str, port: int, cores: float) -> None:
     """Run `replicas` processes of the application that `build` makes, behind one address, until interrupted.
 
-    cores: what each replica is given; Ray puts them where there is room. Requests go to the replica with the fewest in
-    flight, so the prefix cache and the governor are each replica's own.
+    cores: CPU cores reserved for each replica. A request goes to the replica with the fewest in flight. Every replica
+    has a prefix cache and a governor of its own.
     Raises `SolmError` where the extra is not installed.
     """
     try:

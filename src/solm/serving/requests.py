@@ -1,4 +1,4 @@
-"""What the API accepts. Anything else is refused, never ignored."""
+"""Request bodies of the API. A field that is not listed is refused."""
 
 from typing import Annotated, Literal
 
@@ -23,12 +23,12 @@ Zero = Annotated[float, Field(ge=0, le=0, description="Accepted for compatibilit
 
 
 class _Strict(BaseModel):
-    # Strict: "5" and true are no numbers.
+    # Strict: "5" and true are not accepted as numbers.
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class AxisBudget(_Strict):
-    """Averages per axis; an axis that is left out is dense."""
+    """Averages per axis. An axis that is not given is dense."""
 
     attention: float = Field(1.0, gt=0, le=1)
     mlp: float = Field(1.0, gt=0, le=1)
@@ -92,7 +92,7 @@ class Message(_Strict):
     content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
     def plain(self) -> dict[str, str]:
-        """As chat templates want it."""
+        """Role and text, as chat templates expect them."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
@@ -106,7 +106,7 @@ class ChatRequest(_Request):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
 
-# A megabyte of wrong list items must not become a megabyte of errors: the first one is enough.
+# fail_fast: a megabyte of wrong list items gives one error and not a megabyte of them.
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 Prompt = (
     str

@@ -1,4 +1,4 @@
-"""One reply in the making: what it asked for, what it has said, and what it tells its client."""
+"""A reply while it is decoded: the job, the tokens so far, and the events for the client."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from solm.backends.session import Session
 from solm.core.actions import AXES, Action
-from solm.runtime.batching import Seat
 from solm.runtime.generate import Compute, compute
 from solm.runtime.generate import Token as Spent
 from solm.runtime.language_model import LanguageModel
@@ -18,7 +18,7 @@ from solm.serving.dial import Order
 
 @dataclass(frozen=True)
 class Said:
-    """A token for the client. likely: (id, log-probability) of the likeliest tokens in its place."""
+    """A token as reported to the client. likely: (id, log-probability) of the most likely tokens at its position."""
 
     id: int
     log_probability: float | None = None
@@ -28,7 +28,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that is certain by now, and the tokens since the last piece."""
+    """Text that can no longer change, and the tokens since the last piece."""
 
     text: str
     tokens: tuple[Said, ...]
@@ -60,9 +60,10 @@ StepTaken = tuple[Action, list[float], bool]
 
 @dataclass(eq=False)
 class Job:
-    """A reply that was asked for. ids: [C]. emit: gets every event, in the scheduler's thread.
+    """A request for one reply.
 
-    logprobs: how many likely tokens to report, None: no log-probabilities. echo: report the prompt's too.
+    ids: prompt [C] int64. emit: receives every event, called in the scheduler's thread. logprobs: number of likely
+    tokens to report, None: no log-probabilities. echo: also report those of the prompt.
     """
 
     ids: torch.Tensor
@@ -88,7 +89,6 @@ class Row:
         self.lm, self.job = lm, job
         self.sampler = Sampler(lm, job.ids[None], job.seed, job.sampling)
         self.text = TextStream(lm.tokenizer, skip_special_tokens=True)
-        self.seat = Seat(job.order.policy, job.order.target(1.0), max(1, job.max_tokens), self.sampler.generator)
         self.cached = 0
         self.last = -1
         self.spent: list[Spent] = []
@@ -97,9 +97,14 @@ class Row:
         self._pending = ""
         self._first = (job.order.policy.space.actions[-1], [1.0, 1.0, 1.0], False)
 
+    def control(self, session: Session) -> None:
+        """Put a session of one row, whose prompt is read, under the job's policy."""
+        target = self.job.order.target(1.0)[None]
+        session.control(self.job.order.policy, target, max(1, self.job.max_tokens), self.sampler.generator)
+
     @property
     def largest_only(self) -> bool:
-        """Whether it reads no logit but the largest."""
+        """Whether only the largest logit is needed."""
         return self.sampler.takes_largest and self.job.logprobs is None
 
     @property
@@ -108,7 +113,7 @@ class Row:
         return self.job.max_tokens - len(self.text.ids)
 
     def echo(self, logits: torch.Tensor, start: int) -> None:
-        """Tell the prompt's tokens from `start` on, and what logits [C, V] after each say of the next one."""
+        """Report the prompt's tokens from `start` on, with log-probabilities from the logits [C, V] after each."""
         ids = self.job.ids
         following = ids[start + 1 : start + 1 + len(logits)]
         told = [self._said(int(token), row, None) for row, token in zip(logits, following, strict=False)]
@@ -117,9 +122,9 @@ class Row:
         self.job.emit(Piece("", tuple(told)))
 
     def take(self, logits: torch.Tensor, step: StepTaken | None = None) -> None:
-        """Choose the next token from logits [V] and tell the client.
+        """Choose the next token from logits [V] and report it.
 
-        step: what gave the logits; None: the prefill.
+        step: the decode step that gave the logits, None: the prefill.
         """
         if self.job.max_tokens == 0:
             self.finished = "length"
@@ -146,7 +151,7 @@ class Row:
         return Said(token, float(known[token]), likely, spent)
 
     def _tell(self, new: str, said: Said) -> None:
-        """Emit what can no longer become part of a stop string."""
+        """Emit text as far as it cannot become part of a stop string."""
         text = self._pending + new
         places = [place for place in (text.find(stop) for stop in self.job.stops) if place >= 0]
         if places:
@@ -159,7 +164,7 @@ class Row:
         self.job.emit(Piece(text, (said,)))
 
     def end(self) -> Ended:
-        """Tell the client that the reply is complete."""
+        """Report the end of the reply."""
         job = self.job
         assert self.finished is not None
         ended = Ended(self.finished, len(job.ids), self.cached, len(self.spent), compute(self.spent, job.order.budget))
@@ -168,5 +173,5 @@ class Row:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` may begin with."""
+    """Length of the longest suffix of `text` that is a prefix of `stop`."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)

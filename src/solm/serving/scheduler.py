@@ -1,4 +1,4 @@
-"""The loop that decodes: rows join and leave between steps, one thread owns the model."""
+"""The decode loop: rows join and leave between steps, and one thread owns the model."""
 
 import logging
 import threading
@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.backends.torch.session import Session
+from solm.backends.session import Session
 from solm.core.errors import SolmError
-from solm.runtime.batching import Batch
 from solm.runtime.language_model import LanguageModel
 from solm.serving.governor import Governor
 from solm.serving.metrics import Metrics
@@ -23,7 +22,7 @@ _LOG = logging.getLogger("solm.serving")
 
 
 class BusyError(SolmError):
-    """More rows than may wait."""
+    """Too many rows wait already."""
 
 
 @dataclass
@@ -36,10 +35,10 @@ class _Filling:
 
 
 class Scheduler:
-    """Takes jobs from any thread and decodes them in `thread`, one of its own; `clock` is for deadlines.
+    """Takes jobs from any thread and decodes them in `thread`, by default a new one. `clock`: seconds, for deadlines.
 
-    Model and policy should have been loaded in that thread. A second one that uses OpenMP gets a second team of
-    workers, and where they outnumber the cores they sleep between operations instead of waiting: 34 ms a step for 23.
+    Load model and policy in that thread. Every thread that uses OpenMP gets workers of its own; where there are more
+    workers than cores they sleep between operations, and a step took 34 ms instead of 23.
     """
 
     clock = staticmethod(time.perf_counter)
@@ -51,7 +50,8 @@ class Scheduler:
         self.prefixes = PrefixCache(settings.prefix_tokens, lm.sparsity.page_size)
         self._waiting: deque[Job] = deque()
         self._filling: _Filling | None = None
-        self._batch, self._rows = Batch(), list[Row]()
+        self._session: Session | None = None  # of the rows that decode, in the order of `_rows`
+        self._rows: list[Row] = []
         self._told: dict[Row, float] = {}
         self._changed = threading.Condition()
         self._stopping = False
@@ -63,7 +63,7 @@ class Scheduler:
         self._running = self._thread.submit(self._run)
 
     def stop(self, seconds: float = 0.0) -> None:
-        """End the thread; rows that are not complete after `seconds` fail."""
+        """End the loop. Rows that are not complete after `seconds` fail."""
         end = self.clock() + seconds
         while self.clock() < end and self.busy:
             time.sleep(0.02)
@@ -75,11 +75,11 @@ class Scheduler:
 
     @property
     def busy(self) -> int:
-        """Rows that wait, are read or decode."""
+        """Rows that wait, prefill or decode."""
         return len(self._waiting) + (self._filling is not None) + len(self._rows)
 
     def submit(self, jobs: list[Job]) -> None:
-        """Queue jobs. Raises `BusyError` where they are more than may wait."""
+        """Queue jobs. Raises `BusyError` where too many wait already, or while the server stops."""
         with self._changed:
             if self._stopping:
                 raise BusyError("the server is stopping")
@@ -93,7 +93,7 @@ class Scheduler:
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Nobody wants this reply any more; it ends without an event, before the next step."""
+        """Drop a job before the next step. It ends without an event."""
         with self._changed:
             job.cancelled = True
             self._changed.notify()
@@ -114,7 +114,7 @@ class Scheduler:
             self._fail(job, Failed("the server is stopping", "shutting_down"))
         self._waiting.clear()
         self._rows.clear()
-        self._filling, self._batch = None, Batch()
+        self._filling = self._session = None
         self._measure()
 
     def _filled(self) -> list[Job]:
@@ -129,7 +129,7 @@ class Scheduler:
         metrics.prefix.set(self.prefixes.held)
 
     def _drop(self) -> None:
-        """Forget jobs that were cancelled, and fail those whose time is up."""
+        """Drop cancelled jobs, and fail those that have expired."""
         now = self.clock()
 
         def over(job: Job) -> bool:
@@ -156,13 +156,17 @@ class Scheduler:
         job.emit(failed)
 
     def _leave(self, index: int) -> None:
-        self._batch.leave(index)
         self._told.pop(self._rows[index], None)
         self._rows[index] = self._rows[-1]
         self._rows.pop()
+        assert self._session is not None
+        if self._rows:
+            self._session.leave(index)
+        else:
+            self._session = None
 
     def _fill(self) -> None:
-        """Read one chunk of the prompt that is next."""
+        """Prefill one chunk of the next prompt."""
         allowed = min(self.settings.max_rows, self.governor.rows)
         if self._filling is None and self._waiting and len(self._rows) < allowed:
             job = self._waiting[0]
@@ -190,7 +194,11 @@ class Scheduler:
                 self.prefixes.keep(job.ids, filling.session)
             self._take(filling.row, logits[0])
             if filling.row.finished is None:
-                self._batch.join(filling.session, filling.row.seat)
+                filling.row.control(filling.session)
+                if self._session is None:
+                    self._session = filling.session
+                else:
+                    self._session.join(filling.session)
                 self._rows.append(filling.row)
             self._filling = None
         except Exception as error:
@@ -207,33 +215,36 @@ class Scheduler:
 
     def _step(self) -> None:
         """One token for every row that decodes."""
-        rows, governor = self._rows, self.governor
-        if not rows:
+        rows, session, governor = self._rows, self._session, self.governor
+        if session is None:
             governor.idle()
             return
         now = self.clock()
         if governor.objective is not None or any(row.job.deadline is not None for row in rows):
             dials = [governor.dial_for(row.job.deadline, now, row.left) for row in rows]
             targets = [row.job.order.target(dial) for row, dial in zip(rows, dials, strict=True)]
-            self._batch.aim(torch.stack(targets))
-        assert self._batch.session is not None
-        self._batch.session.approximate_tail = all(row.largest_only for row in rows)
+            session.aim(torch.stack(targets))
         try:
-            found = self._batch.step(torch.tensor([row.last for row in rows]))
+            found = session.step(
+                torch.tensor([row.last for row in rows]), approximate_tail=all(row.largest_only for row in rows)
+            )
         except Exception as error:
             # The rows share the pass that failed; none of them can go on.
             for row in rows:
                 self._broken(row.job, error)
-            self._rows, self._batch = [], Batch()
+            self._rows, self._session = [], None
             self._told.clear()
             return
         governor.stepped(len(rows))
-        actions, realised, controllable = (x.tolist() for x in (found.actions, found.realised, found.controllable))
+        assert found.actions is not None
+        actions, realised, controllable = (
+            x[:, 0].tolist() for x in (found.actions, found.realised, found.controllable)
+        )
         for index in reversed(range(len(rows))):
             row = rows[index]
             action = row.job.order.policy.space.actions[actions[index]]
             try:
-                self._take(row, found.logits[index], (action, realised[index], controllable[index]))
+                self._take(row, found.logits[index, 0], (action, realised[index], controllable[index]))
             except Exception as error:
                 self._broken(row.job, error)
                 row.finished = "error"
@@ -255,7 +266,7 @@ class Scheduler:
             self.metrics.net.observe(row.end().compute.realised["net"])
 
     def _broken(self, job: Job, error: Exception) -> None:
-        """An error of ours, or a mistake of the user that shows only now."""
+        """End a job with an error: the user's where it is a `SolmError`, else the server's."""
         if isinstance(error, SolmError):
             self._fail(job, Failed(str(error), "invalid_request_error"))
             return

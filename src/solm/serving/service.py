@@ -1,4 +1,4 @@
-"""From a parsed request to jobs, and from their events to answers."""
+"""Turns parsed requests into jobs for the scheduler, and their events into responses."""
 
 import asyncio
 import copy
@@ -34,7 +34,7 @@ _COLDEST = 1e-3
 
 @dataclass
 class Exchange:
-    """A request in progress: its jobs, their events, and how they are told."""
+    """A request in progress: its jobs, the queue of their events, and what builds the response."""
 
     jobs: list[Job]
     events: "asyncio.Queue[tuple[int, Event]]"
@@ -53,9 +53,9 @@ class Exchange:
 
 
 class Service:
-    """One model behind the API. Text is made into tokens here, by a tokenizer that no other thread uses.
+    """One model behind the API. It has a tokenizer of its own, because tokenizers cannot be shared by threads.
 
-    thread: what decodes, where the model was loaded in it (see `Scheduler`).
+    thread: the thread that decodes, in which the model was loaded (see `Scheduler`).
     """
 
     def __init__(
@@ -74,11 +74,10 @@ class Service:
         self.scheduler = Scheduler(lm, settings, self.metrics, thread)
         self.ready = False
         self._tokenizer, self._lock = copy.deepcopy(lm.tokenizer), threading.Lock()
-        config = lm.model.config.get_text_config(decoder=True)
-        self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
+        self.context = lm.context or 1 << 20
 
     async def start(self) -> None:
-        """Decode a few tokens of every policy, so that the first request does not pay for what is made once."""
+        """Decode a few tokens under every policy, so that the first request does not wait for what is built once."""
         self.scheduler.start()
         loop, done = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
@@ -86,7 +85,7 @@ class Service:
             loop.call_soon_threadsafe(done.put_nowait, event)
 
         length = self.lm.sparsity.always_read + 2
-        ids = torch.arange(length) % self.lm.control.shapes.vocabulary
+        ids = torch.arange(length) % self.lm.shapes.vocabulary
         for name, policy in self.dial.policies.items():
             if length + 4 > self.context:
                 break
@@ -116,9 +115,9 @@ class Service:
     def open(
         self, request: ChatRequest | CompletionRequest, identity: str, loop: asyncio.AbstractEventLoop
     ) -> Exchange:
-        """Queue what a request asks for; its events arrive on `loop`.
+        """Queue the jobs of a request. Their events arrive on `loop`.
 
-        Raises `SolmError` and `ApiError` for what cannot be done.
+        Raises `SolmError` and `ApiError` for a request that cannot be carried out.
         """
         if request.model != self.name:
             raise ApiError(404, f"model {request.model!r} is not served here; use {self.name!r}", "model", "not_found")
@@ -165,7 +164,7 @@ class Service:
         return Exchange(jobs, events, answers, before)
 
     def close(self, exchange: Exchange) -> None:
-        """Nobody reads any more; what has not ended is cancelled."""
+        """Cancel the jobs that have not ended."""
         for job in exchange.jobs:
             self.scheduler.cancel(job)
 
@@ -182,7 +181,7 @@ class Service:
     def _prompts(self, prompt: Prompt) -> list[list[int]]:
         texts: Any = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
         found = [self.tokens(text) if isinstance(text, str) else list(text) for text in texts]
-        vocabulary = self.lm.control.shapes.vocabulary
+        vocabulary = self.lm.shapes.vocabulary
         for ids in found:
             if not ids:
                 raise ApiError(400, "the prompt is empty", "prompt")
@@ -208,7 +207,7 @@ class Service:
         logprobs: int | None,
         echo: bool,
     ) -> Job:
-        vocabulary = self.lm.control.shapes.vocabulary
+        vocabulary = self.lm.shapes.vocabulary
         sampling: dict[str, Any] = {"do_sample": False}
         if request.temperature > _COLDEST:
             sampling = {

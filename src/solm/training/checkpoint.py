@@ -27,7 +27,7 @@ class _Stored(RootModel[TrainConfig | ValueTrainConfig]):
 
 
 _AFTER_COLLECTION = (
-    "batches", "fit", "width", "calibration_context", "calibration_horizon", "calibration_texts",
+    "batches", "fit", "width", "level_cost_context", "level_cost_length", "level_cost_texts",
 )  # fmt: skip
 """Settings of a value run that its samples do not depend on."""
 

@@ -27,7 +27,7 @@ class FitConfig(BaseModel):
     weight_decay: float = Field(0.5, ge=0)
     dropout: float = Field(0.5, ge=0, lt=1)
     held_out: float = Field(0.1, ge=0, lt=1)
-    """Share of the texts that the fit does not see: they tell how much it explains, and how far to believe it."""
+    """Share of the texts that the fit does not see. They measure how much it explains, and set the trust in it."""
     seed: int = 0
 
 
@@ -48,7 +48,7 @@ Config = TypeVar("Config", bound="RunConfig")
 
 
 class RunConfig(BaseModel):
-    """What every training run has, however it learns. Equal configurations give equal policies on one CPU."""
+    """Settings of every training run. Equal configurations give equal policies on one CPU."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,9 +59,10 @@ class RunConfig(BaseModel):
     space: ActionSpace
     sparsity: SparsityConfig = SPARSITY["default"]
     context: int = Field(512, ge=1)
-    horizon: int = Field(16, ge=1)
-    """Controlled steps per episode."""
-    sequences: int = Field(4, ge=1)
+    """Tokens read densely before an episode."""
+    length: int = Field(16, ge=1)
+    """Controlled tokens per episode."""
+    texts: int = Field(4, ge=1)
     """Different texts per batch."""
     seed: int = 0
 
@@ -82,7 +83,7 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
-        if self.context + self.horizon <= self.sparsity.always_read:
+        if self.context + self.length <= self.sparsity.always_read:
             raise ValueError(
                 f"context {self.context} leaves no controllable step: attention always reads "
                 f"{self.sparsity.always_read} tokens"
@@ -118,31 +119,23 @@ class TrainConfig(RunConfig):
     updates: int = Field(400, ge=1)
 
     learning_rate: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    gradient_clip: float = Field(2.0, gt=0)
-    ratio_clip: float = Field(0.2, gt=0)
     entropy: float = Field(0.05, ge=0)
     epochs: int = Field(1, ge=1)
     """Optimiser steps per batch. With one, the ratio is always 1 and the objective is REINFORCE with a group
     baseline."""
     gamma: float = Field(0.85, gt=0, le=1)
     advantage: Literal["priced", "process", "outcome"] = "priced"
-    """What a step is credited with: see `solm.training.objective.advantages`."""
-    zscore: bool = False
-    penalty: tuple[float, float, float] = (100.0, 100.0, 200.0)
-    tolerance: float = Field(0.02, ge=0)
-    """Budget gap per axis that costs nothing."""
+    """How advantages are computed: see `solm.training.objective.advantages`."""
     budgets: tuple[float, ...] = ()
-    """Net keeps to train at; none: every axis uniformly over its range, independently."""
+    """Net keeps to train at. Empty: every axis is drawn uniformly from its range, independently."""
 
     width: int = Field(256, ge=8)
     heads: int = Field(4, ge=1)
-    memory: int = Field(64, ge=1)
-    temperature: float = Field(1.3, gt=0)
     budget_prior: bool = True
     checkpoint_every: int = Field(50, ge=1)
     accumulate: int = Field(1, ge=1)
-    """Passes in which a process collects the gradient of an update; more need less memory and give the same."""
+    """Parts in which a process computes the gradient of an update. More parts need less memory; the result is the same
+    but for rounding."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -152,29 +145,31 @@ class TrainConfig(RunConfig):
 
 
 class ValueTrainConfig(RunConfig):
-    """Counterfactual regression: score random schedules, and fit a network that predicts what every level costs.
+    """Counterfactual regression: score random schedules, and fit a network that predicts level costs.
 
-    `space` is the grid that is learned; the policy can then choose in any space between its levels.
+    `space` is the grid whose level costs are learned. The policy can be used in any space within that grid.
     """
 
     method: Literal["values"] = "values"
     space: ActionSpace = SPACES["grid"]
     choose: ActionSpace | None = None
-    """What the policy chooses among unless told otherwise; None: `fine` after learning `grid`, `native-fine` after
-    `native`, else `space` itself."""
+    """Action space that the policy is saved with. None: `fine` for the grid `grid`, `cpu-fine` for `cpu`, else `space`
+    itself."""
     context: int = Field(384, ge=1)
-    horizon: int = Field(256, ge=1)
+    length: int = Field(256, ge=1)
     schedules: int = Field(3, ge=1)
     """Random schedules per text."""
     batches: int = Field(60, ge=1)
     layer: int = Field(4, ge=0)
-    """The layer before which the policy decides: it sees what the layers below computed for the current token."""
-    calibration_context: int = Field(512, ge=1)
-    calibration_horizon: int = Field(64, ge=1)
-    calibration_texts: int = Field(64, ge=1)
-    """Texts on which the average cost of a level is measured, every step taking it. Texts differ more than steps."""
+    """Decision layer: the policy reads the residual stream that enters it, for the current token."""
+    level_cost_context: int = Field(512, ge=1)
+    """Tokens read densely before level costs are measured."""
+    level_cost_length: int = Field(64, ge=1)
+    """Tokens of every text on which level costs are measured."""
+    level_cost_texts: int = Field(64, ge=1)
+    """Texts on which level costs are measured. Costs differ more between texts than between tokens of a text."""
     width: int = Field(64, ge=8)
-    """Hidden units of the network; more of them fit noise sooner."""
+    """Hidden units of the network. More of them overfit earlier."""
     fit: FitConfig = FitConfig()
 
     @model_validator(mode="after")

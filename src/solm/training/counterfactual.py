@@ -1,30 +1,32 @@
-"""Counterfactual samples: what random actions cost, token by token, beside the dense run of the same text."""
+"""Counterfactual samples: what random actions cost, token by token, against the dense run of the same text."""
 
 from dataclasses import dataclass
 
 import torch
 
-from solm.backends.passes import Turn, divergences, log_probabilities
+from solm.backends.session import SplitSchedule, divergences, log_probabilities
 from solm.core.actions import DENSE, ActionSpace
 from solm.runtime.language_model import LanguageModel
 
 _TILT = 3.0
+"""Largest difference of log-odds between the lowest and the highest level of an axis in one row."""
 
 
 @dataclass(frozen=True)
 class Samples:
     """R random schedules for each of W texts, T steps each.
 
-    hidden: [W, R, T, H] bfloat16, the residual stream that enters the observed layer. before, after: [W, R, T, 3]
-    uint8, levels of the grid for the layers before it and from it on. gain: [W, R, T] float32, log-probability of
-    the next token above the dense run's. divergence: [W, R, T] float32, minus its expectation over what the dense run
-    predicts: KL from there. dense: [W, T] float32, log-probability in that run. tokens: [W, T] int32, the step's token.
+    hidden: [W, R, T, H] bfloat16, the residual stream that enters the decision layer. before, after: [W, R, T, 3]
+    uint8, levels of the grid for the layers before it and from it on. cost: [W, R, T] float32 nats, the log-probability
+    of the next token in the dense run less that under the schedule. divergence: [W, R, T] float32 nats, its expectation
+    over the next tokens that the dense run predicts (KL). dense: [W, T] float32, log-probability in the dense run.
+    tokens: [W, T] int32, the token that the step processes.
     """
 
     hidden: torch.Tensor
     before: torch.Tensor
     after: torch.Tensor
-    gain: torch.Tensor
+    cost: torch.Tensor
     divergence: torch.Tensor
     dense: torch.Tensor
     tokens: torch.Tensor
@@ -37,15 +39,15 @@ class Samples:
 def draw_levels(
     grid: ActionSpace, texts: int, rows: int, steps: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random levels before and after the observed layer, [texts, rows, steps, 3] uint8 each.
+    """Random levels before the decision layer and from it on, [texts, rows, steps, 3] uint8 each.
 
-    Most texts vary one axis per row, so that its effect is not drowned by the others'; every fourth varies all at
-    once. How often a row takes low levels is drawn per row, so that every budget is seen.
+    In three of four texts each row varies one axis, whose effect is then not covered by that of others; in the rest all
+    axes vary. How often a row takes low levels is drawn per row, so that every budget occurs.
     """
     axes = [axis for axis, size in enumerate(grid.shape) if size > 1]
     joint = torch.rand(texts, generator=generator) < (0.25 if len(axes) > 1 else 0.0)
-    turn = torch.randint(len(axes), (texts, 1), generator=generator) + torch.arange(rows)
-    alone = torch.tensor(axes)[turn % len(axes)]
+    number = torch.randint(len(axes), (texts, 1), generator=generator) + torch.arange(rows)
+    alone = torch.tensor(axes)[number % len(axes)]
     drawn = []
     for axis, size in enumerate(grid.shape):
         rank = torch.linspace(0, 1, size)
@@ -77,20 +79,16 @@ def collect_samples(
     forked = session.fork(rows + 1, capacity=steps + lm.sparsity.page_size)
     dense = torch.tensor(DENSE, dtype=torch.float64).expand(texts, 1, steps, 3)
     first, second = (torch.cat([dense, keep_of(levels, grid)], 1).flatten(0, 1) for levels in (before, after))
-    seen: list[torch.Tensor] = []
-
-    def choose(hidden: torch.Tensor) -> torch.Tensor:
-        seen.append(hidden.unflatten(0, (texts, rows + 1))[:, 1:].to("cpu", torch.bfloat16))
-        return second
-
     tokens = windows[:, context:]
     known = tokens.repeat_interleave(rows + 1, 0)
-    logits = forked.extend(known[:, :-1], first, Turn(layer, choose)).logits
-    scores = log_probabilities(logits, known[:, 1:]).float().cpu().unflatten(0, (texts, rows + 1))
-    split = logits.unflatten(0, (texts, rows + 1))
+    found = forked.extend(known[:, :-1], SplitSchedule(layer, first, second))
+    assert found.stream is not None
+    seen = found.stream.unflatten(0, (texts, rows + 1))[:, 1:].to("cpu", torch.bfloat16)
+    scores = log_probabilities(found.logits, known[:, 1:]).float().cpu().unflatten(0, (texts, rows + 1))
+    split = found.logits.unflatten(0, (texts, rows + 1))
     distances = torch.stack([divergences(text[1:].transpose(0, 1), text[0]).T.cpu() for text in split])
     return Samples(
-        seen[0], before, after, scores[:, 1:] - scores[:, :1], distances, scores[:, 0], tokens[:, :-1].to(torch.int32)
+        seen, before, after, scores[:, :1] - scores[:, 1:], distances, scores[:, 0], tokens[:, :-1].to(torch.int32)
     )
 
 

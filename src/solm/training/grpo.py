@@ -20,6 +20,8 @@ from solm.training.ranks import Ranks
 from solm.training.rollout import Batch, collect
 from solm.training.sources import Record, provenance, training_streams
 
+_WEIGHT_DECAY, _GRADIENT_CLIP = 0.01, 2.0
+
 
 def train(
     lm: LanguageModel,
@@ -30,8 +32,8 @@ def train(
 ) -> TrainedPolicy:
     """Train a policy for `lm` in the folder `out`, going on from what is there; the finished policy.
 
-    With several processes the sequences of an update are dealt out, advantages are whitened over all of them and
-    gradients added up once per update: the trajectory is that of one process, but for the order of float sums. A run
+    Several processes share the texts of an update. Advantages are whitened over all of them and gradients are summed
+    once per update: the result is that of one process, but for the order of float sums. A run
     may go on with another number of them.
 
     report: called with the log record of every update. On SIGINT or SIGTERM the update in progress is finished and
@@ -40,18 +42,16 @@ def train(
     torch.manual_seed(config.seed)
     network = PolicyNetwork(
         NetworkConfig(
-            base_hidden=lm.control.shapes.hidden,
+            base_hidden=lm.shapes.hidden,
             actions=len(config.space),
             width=config.width,
             heads=config.heads,
-            memory=config.memory,
-            temperature=config.temperature,
             budget_prior=config.budget_prior,
         )
-    ).to(next(lm.model.parameters()).device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    ).to(lm.backend.device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=_WEIGHT_DECAY)
     ranks = ranks or Ranks()
-    ranks.share(config.sequences)
+    ranks.share(config.texts)
     folder = RunFolder(out, config, ranks)
     try:
         done = folder.restore(network, optimizer)
@@ -100,9 +100,9 @@ def _loop(
 
     network = trained.network
     assert isinstance(network, PolicyNetwork)
-    mine = ranks.share(config.sequences)
+    mine = ranks.share(config.texts)
     rows = slice(mine.start * config.rollouts, mine.stop * config.rollouts)
-    part = (rows, config.sequences * config.rollouts)
+    part = (rows, config.texts * config.rollouts)
     policy = LearnedPolicy(network.eval(), config.space, "sample", clamp=False, part=part)
     saved, started = done, time.perf_counter()
     writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=done + 1) if ranks.first else None
@@ -114,7 +114,7 @@ def _loop(
                 record = {"update": update, **optimise(network, optimizer, batch, config, ranks)}
                 seconds = time.perf_counter() - begun
                 record |= {
-                    "token_steps_per_second": ranks.world * batch.episode.actions.numel() / seconds,
+                    "token_steps_per_second": ranks.world * batch.episode.log_probabilities.numel() / seconds,
                     "seconds": time.perf_counter() - started,
                 }
                 done = update
@@ -141,10 +141,10 @@ def optimise(
 ) -> Record:
     """Update the network on one batch, of which this process holds a share; what happened to all, for the log."""
     episode = batch.episode
-    assert episode.features is not None
-    device = episode.features.hidden.device
-    group = (config.sequences, config.rollouts)
-    mine = ranks.share(config.sequences * config.rollouts)
+    assert episode.actions is not None
+    device = batch.features.hidden.device
+    group = (config.texts, config.rollouts)
+    mine = ranks.share(config.texts * config.rollouts)
 
     def everyones(part: torch.Tensor) -> torch.Tensor:
         return ranks.gather(part.to(device)).cpu()
@@ -172,7 +172,7 @@ def optimise(
         optimizer.zero_grad(set_to_none=True)
         entropy = torch.zeros((), device=device)
         for index, part in enumerate(parts):
-            features = Features(*(value[part].detach() for value in episode.features))
+            features = Features(*(value[part].detach() for value in batch.features))
             logits, _ = network(features, network.start(len(part), device))
             if len(old) == index:
                 old.append(logits.detach().log_softmax(-1).gather(-1, actions[part][..., None])[..., 0])
@@ -181,7 +181,7 @@ def optimise(
             loss.total.backward()
             entropy += loss.entropy.detach()
         ranks.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_CLIP)
         optimizer.step()
     network.eval()
     ranks.add_up([entropy])

@@ -6,6 +6,12 @@ import torch
 
 from solm.training.config import TrainConfig
 
+_PENALTY = (100.0, 100.0, 200.0)
+"""Weight per axis of the squared budget gap."""
+_TOLERANCE = 0.02
+"""Budget gap per axis without penalty, in shares."""
+_RATIO_CLIP = 0.2
+
 
 def returns_to_go(rewards: torch.Tensor, gamma: float) -> torch.Tensor:
     """G_t = Σ γ^i r_{t+i} along the last dimension."""
@@ -20,11 +26,11 @@ def budget_penalty(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Soft penalty [S, K] of average shares realised [S, K, 3] against target [S, K, 3], and the signed gaps.
 
-    Only axes with more than one level can be blamed.
+    Only axes with more than one level count.
     """
     gap = realised - target
-    weight = torch.tensor(config.penalty) * torch.tensor([levels > 1 for levels in config.space.shape])
-    excess = (gap.abs() - config.tolerance).clamp(min=0)
+    weight = torch.tensor(_PENALTY) * torch.tensor([levels > 1 for levels in config.space.shape])
+    excess = (gap.abs() - _TOLERANCE).clamp(min=0)
     return (weight.to(gap) * excess**2).sum(-1), gap
 
 
@@ -35,11 +41,11 @@ def advantages(
 
     rewards: [S, K, T] log-probabilities; realised: [S, K, T, 3] shares spent; penalty: [S, K]; counted: [S, K, T].
 
-    ``process`` centres the return-to-go at every step over the K rollouts of a text, ``outcome`` gives every step
-    the episode's total, centred likewise (both arXiv 2605.10875). Either way a step that spends more looks better
-    at once and worse only through the penalty and the steps that go short later. ``priced`` charges a step for what
-    it spends: the price per axis is the batch's least-squares gain in return per share spent, so what is left is
-    whether this token gained more from its compute than compute gains on average.
+    ``process`` centres the return-to-go of every step over the K rollouts of a text; ``outcome`` gives every step the
+    episode's total, centred likewise (both arXiv 2605.10875). With both, a step that spends more has a higher return,
+    and a lower one only through the penalty and through later steps. ``priced`` subtracts what a step spends times a
+    price per axis, the least-squares return per share spent in the batch. What is left says whether compute had more
+    effect on this token than on average.
     """
     rewards = rewards * counted
     if config.advantage == "outcome":
@@ -51,8 +57,6 @@ def advantages(
         spent = (realised - realised.mean(1, keepdim=True))[counted]
         prices = torch.linalg.lstsq(spent, value[counted][:, None], driver="gelsd").solution
         value = value - ((realised - realised.mean(1, keepdim=True)) @ prices)[..., 0]
-    if config.zscore:
-        value = value / value.std(1, keepdim=True).clamp(min=1e-6)
     used = value[counted]
     return (value - used.mean()) / used.std().clamp(min=1e-6)
 
@@ -78,7 +82,7 @@ def clipped_objective(
     log_policy = logits.log_softmax(-1)
     chosen = log_policy.gather(-1, actions[..., None])[..., 0]
     ratio = (chosen - old).exp()
-    clipped = ratio.clamp(1 - config.ratio_clip, 1 + config.ratio_clip)
+    clipped = ratio.clamp(1 - _RATIO_CLIP, 1 + _RATIO_CLIP)
     gain = torch.minimum(ratio * advantage, clipped * advantage)
     entropy = -(log_policy.exp() * log_policy).sum(-1)
     mean_entropy = (entropy * weight).sum()

@@ -13,13 +13,13 @@ from solm.core.errors import SolmError
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of how many processes this one is, and what they do together. All of them must call every method in the
+    """The number of this process, how many there are, and their exchanges. All processes must call every method in the
     same order."""
 
     rank: int = 0
     world: int = 1
     lockstep: bool = False
-    """Whether the base model is dealt out to them, so that all must run it together, pass by pass."""
+    """Whether the base model is split over the processes, so that all must run every pass together."""
 
     @property
     def first(self) -> bool:
@@ -27,9 +27,9 @@ class Ranks:
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """This process's part of `count` things. Raises `SolmError` where they cannot be dealt out evenly."""
+        """This process's part of `count` texts or rows; raises `SolmError` unless all parts can be equal."""
         if count % self.world:
-            raise SolmError(f"{count} sequences per update cannot be dealt out to {self.world} processes evenly")
+            raise SolmError(f"{count} texts per update cannot be shared evenly by {self.world} processes")
         each = count // self.world
         return slice(self.rank * each, (self.rank + 1) * each)
 
@@ -51,7 +51,7 @@ class Ranks:
             tensor.copy_(total.view_as(tensor))
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
+        """Whether `flag` is set in any process."""
         if self.world == 1:
             return flag
         said = torch.tensor([float(flag)], device=_device())
@@ -59,7 +59,7 @@ class Ranks:
         return bool(said.item())
 
     def wait(self) -> None:
-        """Go on when everyone has come here."""
+        """Wait until all processes have come here."""
         if self.world > 1:
             distributed.barrier()
 

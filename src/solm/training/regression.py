@@ -11,18 +11,18 @@ from solm.policies.value_policy import ValueConfig, ValueNetwork
 from solm.training.config import FitConfig
 from solm.training.counterfactual import Samples, keep_of
 
-_LARGEST_GAIN = 5.0
-"""Nats; single tokens can change by more, and would then decide how far the network is believed."""
+_LARGEST_COST = 5.0
+"""Nats. A few tokens change by more; without the limit they would decide the trust in the network."""
 _LEAST = 1e-3
 """Nats that every action is taken to cost at least: the deviance needs positive means."""
-_SPILL = -0.05
-"""Where `spill` begins."""
+_FIRST_INTERFERENCE = 0.05
+"""Nats at which the parameter `interference` starts."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """explained: share of the held-out deviance of divergences explained beyond every action's mean, by epoch. slopes:
-    per axis by how much held-out gains change where the network says by 1."""
+    """explained: after each epoch, the share of the held-out deviance of divergences that the network explains beyond
+    every action's mean. slopes: [3] per axis, least squares of held-out costs on predicted ones."""
 
     explained: list[float]
     slopes: list[float]
@@ -30,22 +30,22 @@ class Fit:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Samples in one row each: hidden [M, H], before [M, 3] shares, after [M, 3] levels, saved [M, 3] what the
-    schedule that the sample is from saves on average, divergence [M], gain [M]."""
+    """Samples in one row each: hidden [M, H], before [M, 3] shares, after [M, 3] levels, saved [M, 3] average
+    shares that the sample's schedule leaves out, divergence [M] and cost [M] in nats."""
 
     hidden: torch.Tensor
     before: torch.Tensor
     after: torch.Tensor
     saved: torch.Tensor
     divergence: torch.Tensor
-    gain: torch.Tensor
+    cost: torch.Tensor
 
     def take(self, index: torch.Tensor) -> "_Rows":
         return _Rows(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
     def parts(self) -> "Iterator[_Rows]":
-        """All rows, so many at a time as fit into memory in float32."""
-        return (self.take(index) for index in torch.arange(len(self.gain)).split(65536))
+        """All rows, in parts that fit into memory in float32."""
+        return (self.take(index) for index in torch.arange(len(self.cost)).split(65536))
 
 
 def fit(
@@ -56,10 +56,9 @@ def fit(
 ) -> tuple[ValueNetwork, Fit]:
     """A value network for `samples`.
 
-    It is fitted to divergences, by Poisson deviance, whose variance grows with the mean as theirs does. For a
-    calibrated model the divergence is the expectation, over next tokens, of what the action costs, so that the fit
-    does not see the luck of the token that came (a Rao-Blackwell estimate). What came still judges: gains held out
-    say how far the network is believed.
+    It is fitted to divergences by Poisson deviance, as their variance grows with their mean. For a calibrated model the
+    divergence is the expected cost over next tokens, so that the fit does not see the variance of the token that came
+    (a Rao-Blackwell estimate). The costs on tokens that came, of held-out texts, set the trust in the network.
 
     progress: called with optimiser steps done and in all.
     """
@@ -68,17 +67,19 @@ def fit(
     rows, texts = _flatten(samples, config)
     last = texts >= int(len(samples.dense) * (1 - how.held_out))
     train, test = rows.take((~last).nonzero()[:, 0]), rows.take(last.nonzero()[:, 0])
-    total = how.epochs * -(-len(train.gain) // how.batch)
-    # What a step loses to the savings of the steps around it is no part of its own action's cost.
-    spill = torch.nn.Parameter(torch.full((3,), _SPILL))
-    optimizer = torch.optim.AdamW([*network.parameters(), spill], lr=how.learning_rate, weight_decay=how.weight_decay)
+    total = how.epochs * -(-len(train.cost) // how.batch)
+    # What a step loses through the savings of the steps around it is no part of its own action's cost.
+    interference = torch.nn.Parameter(torch.full((3,), _FIRST_INTERFERENCE))
+    optimizer = torch.optim.AdamW(
+        [*network.parameters(), interference], lr=how.learning_rate, weight_decay=how.weight_decay
+    )
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, how.learning_rate, total_steps=total, pct_start=0.1)
     explained, done = [], 0
     for _ in range(how.epochs):
         network.train()
-        for index in torch.randperm(len(train.gain)).split(how.batch):
+        for index in torch.randperm(len(train.cost)).split(how.batch):
             batch = train.take(index)
-            cost = predict(network, batch, spill)
+            cost = predict(network, batch, interference)
             optimizer.zero_grad(set_to_none=True)
             (cost - batch.divergence * cost.log()).mean().backward()
             optimizer.step()
@@ -86,47 +87,50 @@ def fit(
             done += 1
             progress(done, total)
         network.eval()
-        if len(test.gain):
-            explained.append(_explained(network, train, test, spill.detach()))
+        if len(test.cost):
+            explained.append(_explained(network, train, test, interference.detach()))
     with torch.no_grad():
-        some = torch.randperm(len(rows.gain))[: config.calibration]
+        count = config.kept_sensitivities
+        some = torch.randperm(len(rows.cost))[:count]
         kept = network(rows.hidden[some].float(), rows.before[some])
         scale = kept.mean(0)
-        slopes = _slopes(network, train, test, spill, scale) if len(test.gain) else torch.ones(3)
+        slopes = _slopes(network, train, test, interference, scale) if len(test.cost) else torch.ones(3)
         trust = slopes.clamp(0, 1)
         kept = 1 + trust * (kept / scale - 1)
-        network.calibration.copy_(kept.repeat(-(-config.calibration // len(kept)), 1)[: config.calibration])
-        for axis, allocation in enumerate(network.profiles):
-            allocation.mul_(scale[axis]).clamp_(max=0)
+        network.training_sensitivities.copy_(kept.repeat(-(-count // len(kept)), 1)[:count])
+        for axis, costs in enumerate(network.level_costs):
+            costs.mul_(scale[axis]).clamp_(min=0)
         network.scale.copy_(scale)
         network.trust.copy_(trust)
     return network, Fit(explained, slopes.tolist())
 
 
-def predict(network: ValueNetwork, rows: _Rows, spill: torch.Tensor) -> torch.Tensor:
-    """Cost [M] of the rows' actions, nats; spill [3] is the gain per axis of a step among others that save all."""
-    gain = (network(rows.hidden, rows.before) * _unit_gains(network, rows, spill)).sum(-1)
-    return (-gain).clamp(min=_LEAST)
+def predict(network: ValueNetwork, rows: _Rows, interference: torch.Tensor) -> torch.Tensor:
+    """Cost [M] of the rows' actions, nats. interference: [3] cost per axis of a step among others that save all."""
+    cost = (network(rows.hidden, rows.before) * _unit_costs(network, rows, interference)).sum(-1)
+    return cost.clamp(min=_LEAST)
 
 
-def _unit_gains(network: ValueNetwork, rows: _Rows, spill: torch.Tensor) -> torch.Tensor:
-    """Per axis what the rows' levels, and the savings around them, gain a token of sensitivity 1: [M, 3]."""
-    own = [F.pad(allocation, (0, 1))[rows.after[:, axis].long()] for axis, allocation in enumerate(network.profiles)]
-    return torch.stack(own, 1) + rows.saved * spill
+def _unit_costs(network: ValueNetwork, rows: _Rows, interference: torch.Tensor) -> torch.Tensor:
+    """[M, 3]: per axis what the rows' levels, and the savings around them, cost a token of sensitivity 1."""
+    own = [F.pad(costs, (0, 1))[rows.after[:, axis].long()] for axis, costs in enumerate(network.level_costs)]
+    return torch.stack(own, 1) + rows.saved * interference
 
 
-def _slopes(network: ValueNetwork, train: _Rows, test: _Rows, spill: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """Least squares, per axis, of what average sensitivities `mean` [3] leave unexplained of `test`'s gains on what the
-    network adds; actions are weighted by how little gains vary in `train`.
+def _slopes(
+    network: ValueNetwork, train: _Rows, test: _Rows, interference: torch.Tensor, mean: torch.Tensor
+) -> torch.Tensor:
+    """[3] least squares of what average sensitivities, mean [3], leave unexplained of `test`'s costs, on what the
+    network's sensitivities add. Actions are weighted by the inverse variance of their costs in `train`.
 
-    Below 1 the network tells tokens further apart than they are: that much of its word should be believed.
+    A slope below 1 says that the network separates tokens too far; it becomes the trust in the network.
     """
-    _, variance = _by_action(train.gain, _action_index(train.after, network.config), network.config)
+    _, variance = _by_action(train.cost, _action_index(train.after, network.config), network.config)
     left, right = torch.zeros(3, 3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     for part in test.parts():
-        unit = _unit_gains(network, part, spill)
+        unit = _unit_costs(network, part, interference)
         added = ((network(part.hidden, part.before) - mean) * unit).double()
-        missing = part.gain.double() - (mean * unit).sum(1).double()
+        missing = part.cost.double() - (mean * unit).sum(1).double()
         weighted = added / variance.clamp(min=0.05)[_action_index(part.after, network.config)][:, None]
         left += weighted.T @ added
         right += weighted.T @ missing
@@ -134,8 +138,8 @@ def _slopes(network: ValueNetwork, train: _Rows, test: _Rows, spill: torch.Tenso
 
 
 def _flatten(samples: Samples, config: ValueConfig) -> tuple[_Rows, torch.Tensor]:
-    """Rows of all samples, and which text each is from."""
-    shape = samples.gain.shape
+    """Rows of all samples, and the number of the text that each is from."""
+    shape = samples.cost.shape
     before, after = keep_of(samples.before, config.grid), keep_of(samples.after, config.grid)
     for keep in (before, after):
         keep[..., 2] /= FULL_BITS
@@ -143,7 +147,7 @@ def _flatten(samples: Samples, config: ValueConfig) -> tuple[_Rows, torch.Tensor
     texts = torch.arange(shape[0]).repeat_interleave(shape[1] * shape[2])
     rows = _Rows(
         samples.hidden.flatten(0, 2), before.float().flatten(0, 2), samples.after.flatten(0, 2), saved.flatten(0, 2),
-        samples.divergence.flatten(), samples.gain.clamp(-_LARGEST_GAIN, _LARGEST_GAIN).flatten(),
+        samples.divergence.flatten(), samples.cost.clamp(-_LARGEST_COST, _LARGEST_COST).flatten(),
     )  # fmt: skip
     return rows, texts
 
@@ -154,7 +158,7 @@ def _action_index(levels: torch.Tensor, config: ValueConfig) -> torch.Tensor:
 
 
 def _by_action(value: torch.Tensor, action: torch.Tensor, config: ValueConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of a value [M] per action of the grid, [A] float64; of all where an action is rare."""
+    """Mean and variance [A] float64 of a value [M] per action of the grid; of all rows where an action is rare."""
     count = torch.bincount(action, minlength=len(config.grid)).double()
     mean = torch.bincount(action, value.double(), len(config.grid)) / count.clamp(min=1)
     square = torch.bincount(action, value.double() ** 2, len(config.grid)) / count.clamp(min=1)
@@ -164,10 +168,10 @@ def _by_action(value: torch.Tensor, action: torch.Tensor, config: ValueConfig) -
 
 
 @torch.no_grad()
-def _explained(network: ValueNetwork, train: _Rows, test: _Rows, spill: torch.Tensor) -> float:
+def _explained(network: ValueNetwork, train: _Rows, test: _Rows, interference: torch.Tensor) -> float:
     mean, _ = _by_action(train.divergence, _action_index(train.after, network.config), network.config)
     base = mean[_action_index(test.after, network.config)].clamp(min=_LEAST)
-    cost = torch.cat([predict(network, part, spill) for part in test.parts()])
+    cost = torch.cat([predict(network, part, interference) for part in test.parts()])
     return float(1 - _deviance(test.divergence, cost) / _deviance(test.divergence, base))
 
 

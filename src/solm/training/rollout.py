@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
+from solm.backends.session import Scored
 from solm.core.budget import Budget
+from solm.core.shares import axis_levels
 from solm.data.windows import TokenStream
 from solm.policies.learned import LearnedPolicy
-from solm.runtime.drive import Episode, teacher_forced
+from solm.policies.network import Features
 from solm.runtime.language_model import LanguageModel
 from solm.training.config import TrainConfig
 from solm.training.ranks import Ranks
@@ -18,7 +20,8 @@ from solm.training.sources import draw_windows
 class Batch:
     """N = S·K episodes, the K rollouts of a text adjacent; target: [N, 3] budget shares."""
 
-    episode: Episode
+    episode: Scored
+    features: Features
     target: torch.Tensor
 
 
@@ -30,11 +33,11 @@ def step_generator(seed: int, update: int, purpose: int) -> torch.Generator:
 def draw_targets(config: TrainConfig, generator: torch.Generator) -> torch.Tensor:
     """A budget for each of S texts: [S, 3] float64."""
     if config.budgets:
-        picks = torch.randint(len(config.budgets), (config.sequences,), generator=generator)
+        picks = torch.randint(len(config.budgets), (config.texts,), generator=generator)
         shares = [Budget.from_net(config.budgets[index], config.space).shares for index in picks.tolist()]
         return torch.tensor(shares, dtype=torch.float64)
     low, high = torch.tensor(config.space.ranges, dtype=torch.float64).unbind(1)
-    return low + (high - low) * torch.rand(config.sequences, 3, generator=generator, dtype=torch.float64)
+    return low + (high - low) * torch.rand(config.texts, 3, generator=generator, dtype=torch.float64)
 
 
 def collect(
@@ -45,18 +48,20 @@ def collect(
     update: int,
     ranks: Ranks,
 ) -> Batch:
-    """This process's share of the episodes of one update, by sequences."""
-    mine = ranks.share(config.sequences)
+    """This process's share of the episodes of one update: some of its texts, with all their rollouts."""
+    mine = ranks.share(config.texts)
     windows = draw_windows(
-        streams, config.sequences, config.context + config.horizon + 1, step_generator(config.seed, update, 0)
+        streams, config.texts, config.context + config.length + 1, step_generator(config.seed, update, 0)
     )[mine]
     targets = draw_targets(config, step_generator(config.seed, update, 1))[mine].repeat_interleave(config.rollouts, 0)
     session = lm.session(capacity=config.context)
     session.prefill(windows[:, : config.context])
-    forks = session.fork(config.rollouts, capacity=config.horizon + lm.sparsity.page_size)
+    forks = session.fork(config.rollouts, capacity=config.length + lm.sparsity.page_size)
     tokens = windows[:, config.context :].repeat_interleave(config.rollouts, 0)
-    # Targets below what the always-read tokens cost cannot be met by any policy; asking for them teaches nothing.
-    floors = torch.stack([levels[:, 0] for levels in forks.levels(policy.space)], 1)
-    targets = torch.maximum(targets, floors)
-    generator = step_generator(config.seed, update, 2)
-    return Batch(teacher_forced(forks, policy, tokens, targets, generator, record=True), targets)
+    # No policy can meet targets below what the always-read tokens cost.
+    levels = axis_levels(policy.space, forks.lengths + 1, lm.sparsity, lm.shapes)
+    targets = torch.maximum(targets, torch.stack([axis[:, 0] for axis in levels], 1))
+    forks.control(policy, targets, config.length, step_generator(config.seed, update, 2), record=True)
+    episode = forks.score(tokens)
+    assert forks.seen is not None
+    return Batch(episode, forks.seen, targets)

@@ -28,7 +28,7 @@ def sample_texts(
         probabilities = (logits.float() / temperature).softmax(-1).cpu()
         token = torch.multinomial(probabilities, 1, generator=generator)
         rows.append(token)
-        logits = session.step(token[:, 0])
+        logits = session.step(token[:, 0]).logits[:, 0]
         progress(step + 1)
     assert lm.tokenizer is not None
     return list(lm.tokenizer.batch_decode(torch.cat(rows, 1), skip_special_tokens=True))

@@ -20,8 +20,8 @@ Record = dict[str, Any]
 
 
 def training_streams(lm: LanguageModel, config: RunConfig, out: Path, ranks: Ranks) -> list[TokenStream]:
-    """The tokens of every source; self-sampled texts are kept in the folder. The first process makes them, or all of
-    them together where the model is dealt out to them."""
+    """The tokens of every source. Self-sampled texts are kept in the folder `out`. The first process samples them, or
+    all processes together where they share one model."""
     assert lm.tokenizer is not None
     for source in config.data:
         if source.split(":")[0] == "self" and (ranks.first or ranks.lockstep):
@@ -49,7 +49,7 @@ def self_texts(lm: LanguageModel, config: RunConfig, out: Path, source: str) -> 
     path = out / f"self-{count}.jsonl"
     if not path.exists():
         assert lm.tokenizer is not None
-        length = config.context + config.horizon + 1
+        length = config.context + config.length + 1
         starts = stream_of(documents("pydoc:train"), lm.tokenizer, "pydoc:train").random(
             int(count), 8, torch.Generator().manual_seed(config.seed)
         )
@@ -59,7 +59,7 @@ def self_texts(lm: LanguageModel, config: RunConfig, out: Path, source: str) -> 
 
 
 def provenance(config: RunConfig, streams: list[TokenStream]) -> Record:
-    """What a policy's card says about its making. `made` may differ between runs that give the same policy."""
+    """What a policy's card says about its training. `made` may differ between runs that give the same policy."""
     return {
         "config": config.model_dump(mode="json", exclude={"space", "sparsity"}),
         "data_fingerprint": "-".join(stream.fingerprint for stream in streams),

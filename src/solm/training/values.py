@@ -1,4 +1,4 @@
-"""Counterfactual regression: collect samples batch by batch, fit the network, keep the policy."""
+"""Training by counterfactual regression: collect samples batch by batch, fit the network, save the policy."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from solm.data.windows import TokenStream
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.value_policy import ValueConfig, ValueNetwork
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.level_costs import expected_gains
+from solm.runtime.level_costs import expected_costs
 from solm.training.checkpoint import RunFolder
 from solm.training.config import ValueTrainConfig
 from solm.training.counterfactual import Samples, collect_samples, draw_levels
@@ -34,47 +34,45 @@ def train_values(
     report: Callable[[Record], None] = lambda record: None,
     ranks: Ranks | None = None,
 ) -> TrainedPolicy:
-    """Train in the folder `out`; every finished batch there is kept, so an interrupted run goes on.
+    """Train in the folder `out`. Every finished batch is kept there, so that an interrupted run goes on.
 
-    With several processes, which share the folder, each collects every so many-th batch and the first one fits: what
-    comes out does not depend on how many there are, and a run may go on with more or fewer.
+    Several processes share the folder: each collects its part of the batches, and the first one fits. The policy does
+    not depend on the number of processes, which may change when a run goes on.
 
-    report: called after every batch with what the log gets. Raises `Interrupted` at SIGINT or SIGTERM,
+    report: called after every batch with the record that the log gets. Raises `Interrupted` at SIGINT or SIGTERM,
     `RunMismatchError` where `out` holds another configuration, and `SolmError` for a layer that the model lacks.
     """
-    layers = lm.control.shapes.layers
+    layers = lm.shapes.layers
     if config.layer >= layers:
         raise SolmError(f"layer {config.layer} is out of range: this model has layers 0 to {layers - 1}")
     ranks = ranks or Ranks()
     folder = RunFolder(out, config, ranks)
     try:
         streams = training_streams(lm, config, out, ranks)
-        told = provenance(config, streams)
-        done = _finished(out, told)
-        # Nobody may write before everyone has looked.
+        about = provenance(config, streams)
+        done = _finished(out, about)
+        # No process may write before all have looked.
         ranks.wait()
         if done is not None:
             return done
         _collect(lm, config, out, folder, streams, report, ranks)
-        costs = level_costs(lm, config, streams) if ranks.first or ranks.lockstep else []
+        costs = average_costs(lm, config, streams) if ranks.first or ranks.lockstep else []
         ranks.wait()
         if not ranks.first:
             ranks.wait()
             return TrainedPolicy.from_pretrained(out / "policy")
         samples = read_samples(out, config.batches)
-        network = ValueConfig(
-            base_hidden=lm.control.shapes.hidden, layer=config.layer, grid=config.space, width=config.width
-        )
+        network = ValueConfig(base_hidden=lm.shapes.hidden, layer=config.layer, grid=config.space, width=config.width)
         fitted, found = fit(samples, network, config.fit)
-        calibrate(fitted, costs)
-        told = {**told, "explained": [round(value, 5) for value in found.explained]}
+        set_level_costs(fitted, costs)
+        about = {**about, "explained": [round(value, 5) for value in found.explained]}
         trained = TrainedPolicy(
             PolicyConfig(
                 base=lm.identity,
                 space=config.choices,
                 sparsity=config.sparsity,
                 network=fitted.config,
-                provenance=told,
+                provenance=about,
             ),
             fitted,
         )
@@ -86,35 +84,36 @@ def train_values(
 
 
 @torch.no_grad()
-def level_costs(
+def average_costs(
     lm: LanguageModel, config: ValueTrainConfig, streams: list[TokenStream], batch: int = 8
 ) -> list[torch.Tensor]:
-    """Per axis what every level costs, in nats per token, where every step takes it: [levels] each."""
-    length = config.calibration_context + config.calibration_horizon + 1
-    windows = draw_windows(streams, config.calibration_texts, length, step_generator(config.seed, 0, 1))
+    """Per axis [levels] float64: what every level costs where all steps take it, nats per token."""
+    context, length = config.level_cost_context, config.level_cost_length
+    windows = draw_windows(streams, config.level_cost_texts, context + length + 1, step_generator(config.seed, 0, 1))
     parts = []
     for some in windows.split(batch):
-        session = lm.session(capacity=config.calibration_context)
-        session.prefill(some[:, : config.calibration_context])
-        parts.append(expected_gains(session, some[:, config.calibration_context :], config.space))
+        session = lm.session(capacity=context)
+        session.prefill(some[:, :context])
+        parts.append(expected_costs(session, some[:, context:], config.space))
     return [torch.cat([part[axis] for part in parts]).mean((0, 1)) for axis in range(3)]
 
 
 @torch.no_grad()
-def calibrate(network: ValueNetwork, costs: list[torch.Tensor]) -> None:
-    """Set a fitted network's profiles to `level_costs`.
+def set_level_costs(network: ValueNetwork, costs: list[torch.Tensor]) -> None:
+    """Set a fitted network's level costs to measured averages, per axis `costs` [levels] nats.
 
-    The fit sees one step at a time among others that are random; a budget buys whole runs, in which a step also bears
-    what others did to its keys and values. On the MLP and in bits, tokens that suffer more do more of that too; on
-    attention there is no such relation (docs/results), so there only what the fit ascribes to the step itself follows
-    its sensitivity.
+    The fit sees single steps among others that are random. Under a budget all steps save, and a step also bears what
+    the others did to its keys and values. On the MLP and in bits this grows with the sensitivity of the token; on
+    attention it does not (docs/results), so that there only the part that the fit ascribes to the step itself is
+    multiplied with the sensitivity (`ValueConfig.attention_own`).
     """
-    borne = network.profiles[0].clone()
-    for allocation, cost in zip(network.profiles, costs, strict=True):
-        # Noise may put a level above the next one; costs fall with every level.
-        allocation.copy_(cost[:-1].flip(0).clamp(max=0).cummin(0).values.flip(0))
-    own = (borne / network.profiles[0].clamp(max=-_LEAST)).clamp(0, 1).abs()
-    network.config = network.config.model_copy(update={"attention_own": tuple(own.double().round(decimals=3).tolist())})
+    own = network.level_costs[0].clone()
+    for known, measured in zip(network.level_costs, costs, strict=True):
+        # Noise may put a level above a lower one; costs fall with the level.
+        known.copy_(measured[:-1].flip(0).clamp(min=0).cummax(0).values.flip(0))
+    part = (own / network.level_costs[0].clamp(min=_LEAST)).clamp(0, 1)
+    parts = tuple(part.double().round(decimals=3).tolist())
+    network.config = network.config.model_copy(update={"attention_own": parts})
 
 
 def _collect(
@@ -128,27 +127,27 @@ def _collect(
 ) -> None:
     started = time.perf_counter()
     with signals() as stop:
-        for turn in range(1, config.batches + 1, ranks.world):
-            # Where nothing is left for a process that the others need, it goes through the last batch once more.
-            batch = min(turn + ranks.rank, config.batches)
+        for first in range(1, config.batches + 1, ranks.world):
+            # A process without a batch of its own that the others need repeats the last batch.
+            batch = min(first + ranks.rank, config.batches)
             path = _path(out, batch)
-            wanted = turn + ranks.rank <= config.batches and not path.exists()
+            wanted = first + ranks.rank <= config.batches and not path.exists()
             if not (ranks.any(wanted) if ranks.lockstep else wanted):
                 continue
             begun = time.perf_counter()
             generator = step_generator(config.seed, batch, 0)
-            windows = draw_windows(streams, config.sequences, config.context + config.horizon + 1, generator)
-            before, after = draw_levels(config.space, config.sequences, config.schedules, config.horizon, generator)
+            windows = draw_windows(streams, config.texts, config.context + config.length + 1, generator)
+            before, after = draw_levels(config.space, config.texts, config.schedules, config.length, generator)
             samples = collect_samples(lm, windows, config.context, config.layer, before, after, config.space)
             stopping = ranks.any(bool(stop)) if ranks.lockstep else bool(stop)
             if wanted:
                 write_tensors(path, dict(vars(samples)))
                 record = {
                     "update": batch,
-                    "gain": float(samples.gain.mean()),
+                    "cost": float(samples.cost.mean()),
                     "divergence": float(samples.divergence.mean()),
                     "perplexity": float(torch.exp(-samples.dense.mean())),
-                    "token_steps_per_second": samples.gain.numel() / (time.perf_counter() - begun),
+                    "token_steps_per_second": samples.cost.numel() / (time.perf_counter() - begun),
                     "seconds": time.perf_counter() - started,
                 }
                 folder.log(record)
@@ -173,14 +172,14 @@ def _read(path: Path) -> Samples:
         raise DamagedFileError(f"{path} does not hold samples: {error}") from error
 
 
-def _finished(out: Path, told: Record) -> TrainedPolicy | None:
-    """The policy of this very run, if there is one."""
+def _finished(out: Path, about: Record) -> TrainedPolicy | None:
+    """The policy that this run has saved with these settings, if there is one."""
     try:
         trained = TrainedPolicy.from_pretrained(out / "policy")
     except SolmError:
         return None
     stored, now = (
         {name: value for name, value in found.items() if name not in ("explained", "made")}
-        for found in (trained.config.provenance, json.loads(json.dumps(told)))
+        for found in (trained.config.provenance, json.loads(json.dumps(about)))
     )
     return trained if stored == now else None

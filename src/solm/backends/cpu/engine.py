@@ -1,4 +1,4 @@
-"""A frozen model's weights in the engine's layout, and the engine over them."""
+"""The engine over a frozen model's weights, and the KV caches of its rows."""
 
 import ctypes
 import os
@@ -8,20 +8,22 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from solm.backends.cpu.library import Sizes, library
-from solm.backends.cpu.weights import GROUP, INTEGERS, Head, Matrix, NestedMatrix
+from solm.backends.cpu import structs
+from solm.backends.cpu.library import INVALID
+from solm.backends.cpu.library import library as built
+from solm.backends.cpu.structs import GROUP, MESSAGE, MOST_QUERIES, PAGE
+from solm.backends.cpu.weights import INTEGERS, Head, Matrix, NestedMatrix
 from solm.backends.torch.families import decoder_layers
-from solm.core.errors import SolmError, UnsupportedModelError
+from solm.core.errors import DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
 
-PAGE, MOST_QUERIES = 16, 32
 PRECISIONS = ("float32", "bfloat16", "int8", "int4", "nested")
 KV_CACHE_DTYPES = ("auto", "int8")
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2")
 
 
 def why_not(model: PreTrainedModel, sparsity: SparsityConfig) -> str | None:
-    """The reason why this model under these sparsity cannot run on the cpu backend; None if it can."""
+    """The reason why the cpu backend cannot run this model under this sparsity; None if it can."""
     weights = [parameter.data for parameter in model.parameters()]
     if any(type(weight) is not torch.Tensor or not weight.is_floating_point() for weight in weights):
         return "it quantises float weights by itself, and these are quantised already"
@@ -31,7 +33,7 @@ def why_not(model: PreTrainedModel, sparsity: SparsityConfig) -> str | None:
 
 
 def unsuited(model: PreTrainedModel, sparsity: SparsityConfig) -> str | None:
-    """The same as far as the structure tells, whatever the weights are and wherever they lie."""
+    """The same as far as the model's configuration tells, without regard to its weights."""
     config: Any = model.config.get_text_config(decoder=True)
     if config.model_type not in FAMILIES:
         return f"family {config.model_type!r} is not among {', '.join(FAMILIES)}"
@@ -48,19 +50,21 @@ def unsuited(model: PreTrainedModel, sparsity: SparsityConfig) -> str | None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if head_dim % 16:
         return f"its head dimension {head_dim} is not a multiple of 16"
-    if sparsity.criterion != "pages" or sparsity.page_size != PAGE or sparsity.window < PAGE:
+    if sparsity.page_size != PAGE or sparsity.window < PAGE:
         return f"it needs pages of {PAGE} tokens and a window of at least a page"
     if sparsity.select_per != "kv_head" or sparsity.keep_ties:
         return "it selects exactly the budgeted pages per KV head"
-    if sparsity.mlp_site == "gate-first" or sparsity.bits_site == "output":
-        return "it supports the MLP sites input and hidden, and bits of the input or of weights"
+    if sparsity.bits_site == "output":
+        return "it supports bits of the input or of weights, not of the output"
+    if sparsity.thresholds is not None:
+        return "thresholds on channels need the torch backend"
     if sparsity.bits_site == "weights" and sparsity.bits_group != GROUP:
         return f"its nested weights share a grid in groups of {GROUP} channels"
     return None
 
 
 def check_precision(precision: str, kv_cache_dtype: str = "auto") -> None:
-    """Raises `SolmError` for what no engine computes in."""
+    """Raises `SolmError` for a precision or a KV cache dtype that no engine has."""
     if precision not in PRECISIONS:
         raise SolmError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     if kv_cache_dtype not in KV_CACHE_DTYPES:
@@ -70,16 +74,22 @@ def check_precision(precision: str, kv_cache_dtype: str = "auto") -> None:
 
 
 def check_bits(sparsity: SparsityConfig, precision: str) -> None:
-    """Raises `SolmError` where an action's bits are those of weights that the engine would read whole."""
+    """Raises `SolmError` where an action's bits are those of weights, and the weights are not nested."""
     if sparsity.bits_site == "weights" and precision != "nested":
         raise SolmError(f"bits of weights need precision nested, not {precision}")
+
+
+def error_of(code: int, message: ctypes.Array[ctypes.c_char]) -> SolmError:
+    """The exception for what a function of the library returned and wrote."""
+    return (DataError if code == INVALID else SolmError)(message.value.decode())
 
 
 class Engine:
     """The engine over a model's weights, which are copied into its layout.
 
-    kv_cache_dtype: ``auto`` holds keys and values in float32 beside float32 weights and in bfloat16 beside all others;
-    ``int8``, with weights in int8, int4 or nested, in whole numbers with a scale per token and head, at half the size.
+    threads: None for as many as torch uses. kv_cache_dtype: ``auto`` holds keys and values in float32 beside float32
+    weights and in bfloat16 beside all others; ``int8``, with weights in int8, int4 or nested, in int8 with a scale per
+    token and head, at half the size of bfloat16. library: of `solm.backends.cpu.library.library`, for another build.
     Raises `UnsupportedModelError` for a model or sparsity that it cannot run, `SolmError` for a bad precision, dtype
     or number of threads, a missing compiler or memory.
     """
@@ -91,6 +101,7 @@ class Engine:
         precision: str = "bfloat16",
         threads: int | None = None,
         kv_cache_dtype: str = "auto",
+        library: ctypes.CDLL | None = None,
     ):
         reason = why_not(model, sparsity)
         if reason is not None:
@@ -101,45 +112,29 @@ class Engine:
         threads = min(torch.get_num_threads(), cores) if threads is None else threads
         if not 1 <= threads <= cores:
             raise SolmError(f"threads {threads} is out of range: this machine has 1 to {cores}")
-        self.library = library()
         config: Any = model.config.get_text_config(decoder=True)
         if precision == "nested" and (config.hidden_size % 64 or config.intermediate_size % GROUP):
             sizes = f"{config.hidden_size} and {config.intermediate_size}"
             raise UnsupportedModelError(f"nested weights need MLP sizes in multiples of 64 and {GROUP}, not {sizes}")
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.library = built() if library is None else library
         self.precision = precision
-        embedding, kind = self._embedding(model)
-        first: Any = decoder_layers(model)[0]
-        norm = getattr(first.self_attn, "q_norm", None)
-        self.sizes = Sizes(
-            config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.num_attention_heads,
-            config.num_key_value_heads, head_dim, config.vocab_size,
-            PRECISIONS.index(precision), kind, kv_cache_dtype == "int8", threads,
-            not hasattr(first, "input_layernorm"), norm is not None and norm.weight.numel() > head_dim,
-            config.rms_norm_eps,
-        )  # fmt: skip
-        self._kept: list[torch.Tensor] = [embedding]
+        self._kept: list[torch.Tensor] = []  # what the engine reads of the model
         self._arena: int | None = None
-        layers = [self._matrices(layer, precision) for layer in decoder_layers(model)]
-        head = Head(model.get_output_embeddings().weight, precision)  # type: ignore[arg-type]
-        self._place([part for layer in layers for part in layer] + [head])
-        pointers = []
-        for layer, matrices in zip(decoder_layers(model), layers, strict=True):
-            pointers += [value for matrix in matrices for value in matrix.pointers] + self._vectors(layer)
-        table = (ctypes.c_void_p * len(pointers))(*(value or None for value in pointers))
-        cosine, sine = self._rotary(model, config)
-        base: Any = model.get_decoder()
-        self.handle: int | None = self.library.solm_engine(
-            ctypes.byref(self.sizes), table, embedding.data_ptr(), (ctypes.c_void_p * 4)(*head.addresses),
-            *(self._floats(values) for values in (base.norm.weight, cosine, sine)),
-        )  # fmt: skip
-        if not self.handle:
-            raise SolmError("the cpu backend could not get the memory it needs")
+        self.handle: int | None = None
+        described = self._describe(model, threads, kv_cache_dtype)
+        made, message = ctypes.c_void_p(), ctypes.create_string_buffer(MESSAGE)
+        code = self.library.solm_engine(ctypes.byref(described), ctypes.byref(made), message)
+        if code == INVALID:
+            raise UnsupportedModelError(f"the cpu backend cannot run this model: {message.value.decode()}")
+        if code:
+            raise error_of(code, message)
+        self.handle = made.value
+        self.sizes: structs.Sizes = described.sizes
 
     @property
     def name(self) -> str:
-        """How it computes, such as ``native int8``."""
-        return f"native {self.precision}" + (", int8 KV cache" if self.sizes.kv_bytes else "")
+        """How it computes, such as ``cpu int8``."""
+        return f"cpu {self.precision}" + (", int8 KV cache" if self.sizes.kv_int8 else "")
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):
@@ -149,84 +144,150 @@ class Engine:
             self.library.solm_arena_free(self._arena)
             self._arena = None
 
-    @staticmethod
-    def _embedding(model: PreTrainedModel) -> tuple[torch.Tensor, int]:
-        """The model's own embeddings [V, H], and which of the engine's kinds they are."""
+    def _describe(self, model: PreTrainedModel, threads: int, kv_cache_dtype: str) -> structs.Model:
+        """The model with its weights in the engine's layout."""
+        config: Any = model.config.get_text_config(decoder=True)
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        base: Any = model.get_decoder()
+        blocks: Any = decoder_layers(model)
+        norm = getattr(blocks[0].self_attn, "q_norm", None)
+        embedding, kind = self._embedding(model)
+        cosine, sine = self._rotary(base, config)
+        matrices = [self._matrices(block) for block in blocks]
+        head = Head(model.get_output_embeddings().weight, self.precision)  # type: ignore[arg-type]
+        self._place([matrix for layer in matrices for matrix in layer.values()] + [head])
+        layers = (structs.Layer * len(matrices))()
+        for layer, block, parts in zip(layers, blocks, matrices, strict=True):
+            for name, value in [*((n, m.struct) for n, m in parts.items()), *self._vectors(block).items()]:
+                setattr(layer, name, value)
+        sizes = structs.Sizes(
+            layers=len(matrices),
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=head_dim,
+            vocabulary=config.vocab_size,
+            positions=len(cosine),
+            precision=PRECISIONS.index(self.precision),
+            embedding=kind,
+            kv_int8=kv_cache_dtype == "int8",
+            threads=threads,
+            norms_after=not hasattr(blocks[0], "input_layernorm"),
+            whole_norms=norm is not None and norm.weight.numel() > head_dim,
+            epsilon=config.rms_norm_eps,
+        )
+        return structs.Model(
+            sizes=sizes,
+            layers=layers,
+            embedding=embedding.data_ptr(),
+            head=head.struct,
+            final_norm=self._floats(base.norm.weight),
+            cosine=self._floats(cosine),
+            sine=self._floats(sine),
+        )
+
+    def _embedding(self, model: PreTrainedModel) -> tuple[torch.Tensor, int]:
+        """The model's own embeddings [V, H], and the engine's number of their dtype."""
         weight: torch.Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[assignment, operator]
         kinds = (torch.float32, torch.bfloat16, torch.float16)
         weight = (weight if weight.dtype in kinds else weight.float()).contiguous()
+        self._kept.append(weight)
         return weight, kinds.index(weight.dtype)
 
     def _place(self, matrices: list[Matrix]) -> None:
         """Move all weights next to one another, in the order in which a step reads them."""
         self._arena = self.library.solm_arena(sum(matrix.room for matrix in matrices))
         if not self._arena:
-            raise SolmError("the cpu backend could not get the memory for the model's weights")
+            raise SolmError("no memory for the model's weights in the layout of the cpu backend")
         address: int = self.library.solm_arena_data(self._arena)
         for matrix in matrices:
             matrix.move(address)
             address += matrix.room
-        self._matrices_kept = matrices  # what the engine reads belongs to them
+        self._matrices_kept = matrices
 
-    def _floats(self, values: torch.Tensor | None) -> int:
-        """The address of `values` in float32; 0 for None."""
+    def _floats(self, values: torch.Tensor | None) -> int | None:
+        """The address of a copy of `values` in float32; None for None."""
         if values is None:
-            return 0
+            return None
         kept = values.detach().float().contiguous()
         self._kept.append(kept)
         return kept.data_ptr()
 
-    def _matrices(self, layer: nn.Module, precision: str) -> list[Matrix]:
-        """A layer's matrices in the order of the engine: qkv, out, gate and up, down."""
+    def _matrices(self, layer: nn.Module) -> dict[str, Matrix]:
+        """A layer's matrices by their names in `structs.Layer`."""
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
         qkv = torch.cat([part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj)])
-        gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
-        inner = [Matrix(weight, precision) for weight in (qkv, attention.o_proj.weight)]
-        kind = NestedMatrix if precision == "nested" else Matrix
-        return inner + [kind(weight, precision) for weight in (gate_up, mlp.down_proj.weight)]
+        kind = NestedMatrix if self.precision == "nested" else Matrix
+        return {
+            "qkv": Matrix(qkv, self.precision),
+            "out": Matrix(attention.o_proj.weight, self.precision),
+            "gate_up": kind(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), self.precision),
+            "down": kind(mlp.down_proj.weight, self.precision),
+        }
 
-    def _vectors(self, layer: nn.Module) -> list[int]:
-        """The addresses of a layer's norms and bias, 0 where there is none."""
+    def _vectors(self, layer: nn.Module) -> dict[str, int | None]:
+        """The addresses of a layer's norms and bias by their names in `structs.Layer`."""
         attention: Any = layer.self_attn
         names = ("input_layernorm", "post_attention_layernorm", "post_feedforward_layernorm")
-        norms: tuple[Any, ...] = tuple(getattr(layer, name) for name in names if hasattr(layer, name))
-        norms += tuple(getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        before, after = (getattr(layer, name) for name in names if hasattr(layer, name))
+        norms = {"attention_norm": before, "mlp_norm": after}
+        norms.update((name, getattr(attention, name, None)) for name in ("q_norm", "k_norm"))
+        vectors = {name: self._floats(None if norm is None else norm.weight) for name, norm in norms.items()}
         biases = [part.bias for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
-        weights = [None if norm is None else norm.weight for norm in norms]
-        return [self._floats(weight) for weight in [*weights, None if biases[0] is None else torch.cat(biases)]]
+        vectors["qkv_bias"] = self._floats(None if biases[0] is None else torch.cat(biases))
+        return vectors
 
-    def _rotary(self, model: PreTrainedModel, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    @staticmethod
+    def _rotary(base: Any, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of every position [positions, D], from the model's own rotary module."""
-        base: Any = model.get_decoder()
         positions = torch.arange(config.max_position_embeddings)[None]
         cosine, sine = base.rotary_emb(torch.zeros(1, 1, dtype=torch.float32), positions)
         return cosine[0], sine[0]
 
 
 class Cache:
-    """Keys and values of one row, the first `length` tokens those of `source`, if given, sharing whole pages with it.
+    """Keys and values of one row, with the first `length` tokens of `source`, if given, whose whole pages it shares.
 
-    Writing to what is shared makes a copy first, so that either goes on as if the other were not there."""
+    Writing to shared pages makes a copy first, so that neither row sees what the other writes. Raises `SolmError`
+    without memory, `DataError` for a length or capacity that is out of range and for a source of another engine.
+    """
 
     def __init__(self, engine: Engine, capacity: int, source: "Cache | None" = None, length: int = 0):
         self.engine, self.capacity = engine, -(-max(capacity, 1) // PAGE) * PAGE
-        handle = None if source is None else source.handle
-        self.handle: int | None = engine.library.solm_cache(engine.handle, handle, length, self.capacity)
-        if not self.handle:
-            raise SolmError(f"no memory for a cache of {self.capacity} tokens")
+        made, message = ctypes.c_void_p(), ctypes.create_string_buffer(MESSAGE)
+        held = None if source is None else source.handle
+        code = engine.library.solm_cache(engine.handle, held, length, self.capacity, ctypes.byref(made), message)
+        if code:
+            raise error_of(code, message)
+        self.handle: int | None = made.value
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):
             self.engine.library.solm_cache_free(self.handle)
             self.handle = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and bounds that `capacity` tokens take."""
+        sizes = self.engine.sizes
+        number = 4 if sizes.precision == 0 else 1 if sizes.kv_int8 else 2
+        return 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * self.capacity * number
+
     def fill(self, layer: int, position: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Keep keys and values [kv_heads, count, D] from `position` on."""
+        """Write keys and values [kv_heads, count, D] of one layer from `position` on.
+
+        Raises `DataError` for shapes, layers and positions that do not fit, `SolmError` without memory.
+        """
+        sizes, count = self.engine.sizes, keys.shape[1]
+        if keys.shape != values.shape or keys.shape != (sizes.kv_heads, count, sizes.head_dim):
+            wanted = [sizes.kv_heads, count, sizes.head_dim]
+            raise DataError(f"keys and values must be {wanted}, got {list(keys.shape)} and {list(values.shape)}")
         keys, values = keys.float().contiguous(), values.float().contiguous()
-        count = keys.shape[1]
-        failed = self.engine.library.solm_cache_fill(
-            self.engine.handle, self.handle, layer, position, count, keys.data_ptr(), values.data_ptr()
+        message = ctypes.create_string_buffer(MESSAGE)
+        code = self.engine.library.solm_cache_fill(
+            self.engine.handle, self.handle, layer, position, count, keys.data_ptr(), values.data_ptr(), message
         )
-        if failed:
-            raise SolmError(f"no memory for a cache of {self.capacity} tokens")
+        if code:
+            raise error_of(code, message)

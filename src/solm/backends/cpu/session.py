@@ -1,264 +1,307 @@
-"""`Session` on the compiled engine: prefill by the stock model, every step after it compiled."""
+"""Sessions of the cpu backend: prompts are read by the torch model, every step after them runs on the compiled engine."""
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from solm.backends.cpu.buffers import Frame, Pass
+from solm.backends import budgets
+from solm.backends.control import Control
+from solm.backends.cpu.call import Computed, EngineCall
+from solm.backends.cpu.decider import decider_of
 from solm.backends.cpu.engine import Cache, Engine, check_bits
-from solm.backends.cpu.threads import one_torch_thread
-from solm.backends.passes import Extended, Turn
-from solm.backends.torch.cache import PagedCache
-from solm.backends.torch.hooks import ModelControl
-from solm.backends.torch.session import Session
+from solm.backends.session import (
+    AnyPolicy,
+    Result,
+    Schedule,
+    Scored,
+    SplitSchedule,
+    check_cut,
+    check_length,
+    joined,
+)
+from solm.backends.threads import one_torch_thread
+from solm.backends.torch.backend import TorchBackend
+from solm.backends.torch.session import TorchSession
 from solm.core.budget import Ledger
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
+from solm.policies.network import Features
+from solm.policies.priced import PricedPolicy
+from solm.policies.schedules import Dense
+from solm.policies.value_policy import ValuePolicy
 
 _SPARE = 64  # tokens of room that a cache has beyond what was asked for
 
 
-class CpuSession(Session):
-    """The same rows, ledger and calls; a step computes what its plan keeps and nothing else.
+class CpuSession:
+    """N rows on the engine. See `solm.backends.session.Session`.
 
-    Rows walk through the weights together, up to 16 at once; forks share whole pages with their parent. A step leaves
-    its books and its hidden state until somebody asks for them: while Python runs, no weight is read.
+    Rows walk through the weights together, up to 16 at once; forks share whole pages with their parent. The engine
+    decides for the policies that it knows, and counts what every step spends in the rows' budget records.
     """
 
-    def __init__(self, control: ModelControl, sparsity: SparsityConfig, engine: Engine, capacity: int = 0):
+    def __init__(self, reader: TorchBackend, engine: Engine, sparsity: SparsityConfig, capacity: int = 0):
+        """reader: the model that reads prompts. capacity: tokens to reserve room for; more are taken when needed."""
         check_bits(sparsity, engine.precision)
-        self.frame: Frame | None = None  # of the last step, as long as rows keep their caches
-        self.mark = 0
-        """Grows with every pass and with every change of the ledger."""
-        self._stream: np.ndarray | None = None  # of the last pass [N, Q, H], until its hidden state is taken
-        self.held: np.ndarray = np.zeros(0, dtype=np.int64)
-        """`lengths`, as numbers that a step can do without torch."""
-        super().__init__(control, sparsity, capacity)
-        self.engine, self.capacity = engine, capacity
-        self._caches: list[Cache] = []
-        self.dtype = control.model.dtype
-        self._prefilling = False
+        self.reader, self.engine = reader, engine
+        self._sparsity, self._capacity = sparsity, capacity
+        self._prompt: TorchSession | None = None  # what has read the prompt, until the engine has its keys and values
+        self._caches: tuple[Cache, ...] = ()
+        self._call = EngineCall(engine, sparsity)
+        self._held = np.zeros(0, dtype=np.int64)  # tokens of every row
+        self._hidden = torch.zeros(0)  # [N, H] what the output head read last, but for
+        self._last: Computed | None = None  # the pass that it has not been taken from yet
+        self._budgets = budgets.uncontrolled(0)
+        self._control = Control(sparsity, reader.shapes)
+        self._by_engine: frozenset[int] = frozenset()  # groups that the engine decides for
+        self._all_by_engine = True  # whether nothing is left to decide in Python
 
     @property
-    def ledger(self) -> Ledger:
-        self._settle()
-        return self._ledger
-
-    @ledger.setter
-    def ledger(self, ledger: Ledger) -> None:
-        self._ledger, self.mark = ledger, self.mark + 1
-        if self.frame is not None:
-            self.frame.clear_books()
-
-    def _settle(self) -> None:
-        """Take into the ledger what the frame has booked."""
-        frame = self.frame
-        if frame is not None and frame.booked:
-            spent, steps = torch.from_numpy(frame.spent.copy()), frame.booked
-            self.ledger = Ledger(self._ledger.spent + spent, self._ledger.steps + steps)
-
-    @property
-    def lengths(self) -> torch.Tensor:
-        return torch.from_numpy(self.held)
-
-    @lengths.setter
-    def lengths(self, lengths: torch.Tensor) -> None:
-        self.held = lengths.numpy()
+    def sparsity(self) -> SparsityConfig:
+        return self._sparsity
 
     @property
     def rows(self) -> int:
-        return len(self.held)
+        return len(self._held)
 
     @property
-    def realised(self) -> torch.Tensor:
-        frame = self.frame
-        if frame is None:
-            return self._realised
-        return torch.from_numpy(frame.realised[frame.shape[1] - 1 :: frame.shape[1]].copy())
+    def lengths(self) -> torch.Tensor:
+        return torch.from_numpy(self._held)
 
     @property
-    def hidden(self) -> torch.Tensor:
-        if self._stream is not None:
-            self.hidden = torch.from_numpy(self._stream[:, -1].copy()).to(self.dtype)
-        return self._hidden
+    def ledger(self) -> Ledger:
+        return budgets.ledger_of(self._budgets)
 
-    @hidden.setter
-    def hidden(self, hidden: torch.Tensor) -> None:
-        self._hidden, self._stream = hidden, None
+    @property
+    def seen(self) -> Features | None:
+        return self._control.seen
 
-    def _leave_frame(self) -> None:
-        """Take out of the frame what may be asked for after it."""
-        self._settle()
-        self.hidden = self.hidden.clone()
+    def memory_bytes(self) -> int:
+        """Bytes of keys and values, pages that are shared with other rows counted in each."""
+        held = sum(cache.nbytes for cache in self._caches)
+        return held if self._prompt is None else held + self._prompt.memory_bytes()
 
     def prefill(
         self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
     ) -> torch.Tensor:
-        """Also refuses, with `DataError`, to go on after a step: what the engine appended, the stock model lacks."""
-        before = int(self.lengths.max()) if self.caches else 0
-        if self.caches and self.cache.layers[0].length != before:
-            raise DataError("the cpu backend prefills before the first step alone")
-        logits = self._stock_prefill(tokens, lengths, every_logit)
-        self._fill(before)
+        """As `Session.prefill`; also refuses, with `DataError`, to go on after a step, whose keys only the engine has."""
+        if self._prompt is None:
+            if self.rows:
+                raise DataError("the cpu backend prefills before the first step alone")
+            self._prompt = self.reader.session(self._sparsity, self._capacity)
+        elif len(set(self._held.tolist())) > 1:
+            raise DataError("prefill continues only rows that were not forked or padded")
+        logits = self._prompt.read(tokens, lengths, every_logit)
+        self._held = self._prompt.lengths.numpy()
+        self._hidden, self._last = self._prompt.last_hidden(torch.arange(self.rows)).float(), None
+        if len(self._budgets) != self.rows:
+            self._budgets = budgets.uncontrolled(self.rows)
         return logits
 
-    @property
-    def caches(self) -> list[Cache]:
-        """One for every row; to be replaced as a whole."""
-        return self._caches
+    def control(
+        self,
+        policy: AnyPolicy,
+        target: torch.Tensor,
+        horizon: int,
+        generator: torch.Generator | None = None,
+        *,
+        ledger: Ledger | None = None,
+        early: torch.Tensor | None = None,
+        record: bool = False,
+    ) -> None:
+        """As `Session.control`."""
+        self._budgets = budgets.open_budgets(target, horizon, policy.space.dense_index, ledger, early)
+        self._control.assign(policy, self.rows, self.reader.device, generator, record)
+        if type(policy) is ValuePolicy:  # a subclass may decide otherwise
+            self._budgets["decider"] = decider_of(policy).address
+        self._regroup()
 
-    @caches.setter
-    def caches(self, caches: list[Cache]) -> None:
-        self._leave_frame()
-        self._caches, self.frame = caches, None
+    def aim(self, target: torch.Tensor) -> None:
+        """As `Session.aim`."""
+        budgets.aim(self._budgets, target)
 
-    def reframe(self, rows: int, count: int) -> Frame:
-        """A frame for passes of another shape."""
-        self._leave_frame()
-        self.frame = Frame(self.engine, self.sparsity, self.caches, rows, count)
-        return self.frame
-
-    def prepare(self, longest: int) -> None:
-        """Make room for rows of up to `longest` tokens."""
-        if not self._caches:
-            self._fill(0)
-        self._reserve(longest)
-
-    def _fill(self, before: int) -> None:
-        """Give the engine the stock model's keys and values from token `before` on."""
-        if not self.caches:
-            self.caches = [Cache(self.engine, max(self.capacity, int(n)) + _SPARE) for n in self.lengths]
-        self._reserve(int(self.lengths.max()))
-        for index, layer in enumerate(self.cache.layers):
-            for row, cache in enumerate(self.caches):
-                new = slice(before, int(self.lengths[row]))
-                cache.fill(index, before, layer.keys[row, :, 0, new], layer.values[row, :, 0, new])
-
-    def _stock_prefill(self, tokens: torch.Tensor, lengths: torch.Tensor | None, every_logit: bool) -> torch.Tensor:
-        self._prefilling = True
-        try:
-            return super().prefill(tokens, lengths, every_logit)
-        finally:
-            self._prefilling = False
-
-    def fork(self, forks: int, capacity: int = 0) -> "Session":
-        self._leave_frame()
-        return super().fork(forks, capacity)
-
-    def copy(self, length: int, capacity: int = 0) -> "Session":
-        self._leave_frame()
-        child = super().copy(length, capacity)
-        assert isinstance(child, CpuSession)
-        child.capacity, child.caches = capacity, []  # filled when they are needed
-        return child
-
-    def _take_in(self, other: Session) -> None:
-        assert isinstance(other, CpuSession)
-        for session in (self, other):
-            if not session.caches:
-                session._fill(0)
-        self.caches = self.caches + other.caches
-        self.cache = PagedCache([])  # the stock model's keys were needed for the prefill alone
-
-    def _let_go(self, row: int) -> None:
-        caches = self.caches[:-1]
-        if row < len(caches):
-            caches[row] = self.caches[-1]
-        self.caches = caches
-
-    def _branch(self, forks: int, capacity: int = 0) -> None:
-        if self._prefilling:  # padded rows need no copy here: every row has a cache of its own
-            return
-        room = capacity + _SPARE
-        self.caches = [
-            Cache(self.engine, int(length) + room, cache, int(length))
-            for cache, length in zip(self.caches, self.lengths, strict=True) for _ in range(forks)
-        ]  # fmt: skip
-        self._spread(forks, self.base)
-
-    def _forget(self, own: torch.Tensor) -> None:
-        """Nothing to do: the engine reads no further than a row's length."""
-
-    def _reserve(self, longest: int) -> None:
-        if all(cache.capacity >= longest for cache in self._caches):
-            return
-        self.caches = [
-            cache if cache.capacity >= longest else Cache(self.engine, longest + longest // 2, cache, int(length))
-            for cache, length in zip(self.caches, self.lengths, strict=True)
-        ]
-
-    def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, turn: Turn | None = None) -> torch.Tensor:
-        if turn is not None:
-            return super().step(tokens, keep, turn)
-        found = Pass(self, tokens, 1, keep)
-        found.run(0, self.engine.sizes.layers)
-        self._take_down(found)
-        return found.logits
+    def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, approximate_tail: bool = False) -> Result:
+        """As `Session.step`."""
+        if keep is not None:
+            return self._known(tokens[:, None], keep[:, None], approximate_tail)
+        return self._decided(tokens[:, None], approximate_tail)
 
     def extend(
+        self, tokens: torch.Tensor, keep: Schedule | None = None, keep_logits: torch.Tensor | None = None
+    ) -> Result:
+        """As `Session.extend`."""
+        if keep is not None:
+            found = self._known(tokens, keep)
+        elif self._control.stepwise and tokens.shape[1] > 1:
+            found = joined([self._decided(one) for one in tokens.split(1, 1)])
+        else:
+            found = self._decided(tokens)
+        if keep_logits is None:
+            return found
+        index = keep_logits[..., None]
+        hidden, logits = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (found.hidden, found.logits))
+        return replace(found, logits=logits, hidden=hidden)
+
+    def score(self, tokens: torch.Tensor, keep: Schedule | None = None) -> Scored:
+        """As `Session.score`."""
+        return Scored.of(self.extend(tokens[:, :-1], keep), tokens[:, 1:])
+
+    def fork(self, forks: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "CpuSession":
+        """As `Session.fork`."""
+        self._fill()
+        child = CpuSession(self.reader, self.engine, sparsity or self._sparsity)
+        index = np.arange(self.rows).repeat(forks)
+        room = capacity + _SPARE
+        child._caches = tuple(
+            Cache(self.engine, int(self._held[row]) + room, self._caches[row], int(self._held[row])) for row in index
+        )
+        child._held, child._budgets = self._held[index], self._budgets[index]
+        child._hidden = self.last_hidden(torch.from_numpy(index))
+        child._control = self._control.take(torch.from_numpy(index), child._sparsity, copied=True)
+        child._regroup()
+        return child
+
+    def copy(self, length: int, capacity: int = 0) -> "CpuSession":
+        """As `Session.copy`; also refuses rows that have stepped or were forked."""
+        if self._prompt is None:
+            raise DataError(f"cannot copy {length} tokens of rows that were stepped or forked")
+        child = CpuSession(self.reader, self.engine, self._sparsity, capacity)
+        child._prompt = self._prompt.copy(length, capacity)
+        child._held, child._budgets = child._prompt.lengths.numpy(), budgets.uncontrolled(1)
+        return child
+
+    def join(self, other: "CpuSession") -> None:
+        """As `Session.join`."""
+        self._control.check_join(other._control)
+        self._fill()
+        other._fill()
+        self._control.join(other._control, self.rows)
+        self._caches = self._caches + other._caches
+        self._held = np.concatenate([self._held, other._held])
+        self._budgets = np.concatenate([self._budgets, other._budgets])
+        self._hidden, self._last = torch.cat([s.last_hidden(torch.arange(s.rows)) for s in (self, other)]), None
+        self._regroup()
+
+    def leave(self, row: int) -> None:
+        """As `Session.leave`."""
+        self._fill()
+        index = np.arange(self.rows - 1)
+        if row < len(index):
+            index[row] = self.rows - 1
+        self._caches = tuple(self._caches[place] for place in index)
+        self._hidden = self.last_hidden(torch.from_numpy(index))
+        self._held, self._budgets = self._held[index], self._budgets[index]
+        self._control = self._control.take(torch.from_numpy(index), self._sparsity)
+        self._regroup()
+
+    def truncate(self, lengths: torch.Tensor) -> None:
+        """As `Session.truncate`; the engine reads no further than a row's length."""
+        check_cut(lengths, self.lengths, torch.zeros_like(lengths))
+        self._fill()
+        self._held = lengths.numpy()
+
+    def last_hidden(self, rows: torch.Tensor) -> torch.Tensor:
+        """[n, H], what the output head read after the last token of `rows` [n]."""
+        if self._last is not None:
+            self._hidden, self._last = torch.from_numpy(self._last.stream[:, -1].copy()), None
+        return self._hidden[rows]
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Input embeddings of tokens [...]: [..., H]."""
+        return self.reader.embed(tokens)
+
+    def _regroup(self) -> None:
+        """Find the groups of rows that the engine decides for: those of the policies that it knows, unless others decide
+        inside the pass, too, which only Python can do."""
+        decided, groups = self._budgets["decider"] != 0, self._control.groups
+        known = [bool(decided[int(group.rows[0])]) for group in groups]
+        inside = [isinstance(group.policy, PricedPolicy) for group in groups]
+        alone = all(there for there, priced in zip(known, inside, strict=True) if priced)
+        self._by_engine = frozenset(number for number, there in enumerate(known) if there and alone)
+        self._all_by_engine = all(
+            number in self._by_engine or isinstance(group.policy, Dense) for number, group in enumerate(groups)
+        )
+
+    def _decided(self, tokens: torch.Tensor, approximate_tail: bool = False) -> Result:
+        """One pass in which the rows' policies decide."""
+        groups = self._control.groups
+        if self._all_by_engine:
+            return self._pass(tokens, None, approximate_tail, decide=bool(self._by_engine))
+        self._prepare(tokens.shape[1])
+        with one_torch_thread():
+            made = self._control.decide(self._budgets, self.lengths, tokens, self, self._by_engine)
+        split = None if made.layer is None or made.choose is None else (made.layer, made.choose)
+        found = self._pass(tokens, made.keep, approximate_tail, split, decide=bool(self._by_engine))
+        for number in self._by_engine:
+            made.actions[groups[number].rows] = found.actions[groups[number].rows]  # type: ignore[index]
+        return replace(found, actions=made.actions)
+
+    def _known(self, tokens: torch.Tensor, keep: Schedule, approximate_tail: bool = False) -> Result:
+        """One pass under a known schedule, whatever policy the rows have."""
+        if not isinstance(keep, SplitSchedule):
+            return replace(self._pass(tokens, keep, approximate_tail), actions=None)
+        streams: list[torch.Tensor] = []
+
+        def choose(hidden: torch.Tensor) -> torch.Tensor:
+            streams.append(hidden)
+            return keep.after
+
+        found = self._pass(tokens, keep.before, approximate_tail, (keep.layer, choose))
+        return replace(found, actions=None, stream=streams[0])
+
+    def _pass(
         self,
         tokens: torch.Tensor,
-        keep: torch.Tensor | None = None,
-        turn: Turn | None = None,
-        keep_logits: torch.Tensor | None = None,
-    ) -> Extended:
-        found = Pass(self, tokens, tokens.shape[1], keep)
-        layers = self.engine.sizes.layers
-        if turn is None:
-            found.run(0, layers)
+        keep: torch.Tensor | None,
+        approximate_tail: bool = False,
+        split: tuple[int, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        decide: bool = False,
+    ) -> Result:
+        """Process tokens [N, Q] under keep [N, Q, 3] (None: dense) in the rows that the engine does not decide for.
+
+        split: a layer, and what chooses the schedule of the layers from it on. decide: whether the engine decides at
+        all. It counts what was spent.
+        """
+        count = tokens.shape[1]
+        self._prepare(count)
+        run, rows = self._call.run, (self._caches, tokens, self._held, self._budgets)
+        if split is None:
+            done = run(*rows, keep, decide=decide, approximate_tail=approximate_tail)
         else:
-            if turn.layer:
-                found.run(0, turn.layer)
-            else:
-                found.frame.stream[:] = self.embed(tokens).detach().float().numpy()
-                found.frame.realised.fill(0)
-            before = found.frame.realised.copy()
+            layer, choose = split
+            before = run(*rows, keep, last=layer) if layer else None
             with torch.no_grad(), one_torch_thread():
-                keep = turn.choose(torch.from_numpy(found.frame.stream.copy()))
-            found.frame.set_keep(keep)
-            found.run(turn.layer, layers)
-            found.frame.realised += before
-        return self._book(found, keep_logits)
+                enters = self.embed(tokens).float() if before is None else torch.from_numpy(before.stream.copy())
+                later = choose(enters)
+            done = run(*rows, later, first=layer, before=before, approximate_tail=approximate_tail)
+        places = self._held[:, None] + np.arange(count)
+        self._held = self._held + count
+        self._last = done
+        controllable = torch.from_numpy(places >= self._sparsity.always_read)
+        actions = torch.from_numpy(np.where(done.actions < 0, self._budgets["previous"][:, None], done.actions))
+        return Result(done.logits, torch.from_numpy(done.stream), torch.from_numpy(done.realised), controllable, actions)
 
-    def decide(
-        self, tokens: torch.Tensor, rows: np.ndarray, keep: torch.Tensor | None = None
-    ) -> tuple[Extended, torch.Tensor]:
-        """Process tokens [N, Q] while the engine decides for the rows [N] of dtype `ROW` that have a decider, and books
-        them there; the others follow keep [N, Q, 3]. Also the actions taken [N, Q], 0 for those others."""
-        found = Pass(self, tokens, tokens.shape[1], keep)
-        found.run(0, self.engine.sizes.layers, rows)
-        return self._book(found, None), torch.from_numpy(found.frame.actions.astype(np.int64))
+    def _prepare(self, count: int) -> None:
+        """Give the engine the prompt, and rows room for `count` more tokens."""
+        longest = int(self._held.max()) + count
+        check_length(longest, self.reader.context)
+        self._fill()
+        if all(cache.capacity >= longest for cache in self._caches):
+            return
+        self._caches = tuple(
+            cache if cache.capacity >= longest else Cache(self.engine, longest + longest // 2, cache, int(length))
+            for cache, length in zip(self._caches, self._held, strict=True)
+        )
 
-    def decide_step(self, tokens: torch.Tensor, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for one token a row, tokens [N], all with a decider: logits [N, V] and the actions taken [N]."""
-        found = Pass(self, tokens, 1, None)
-        found.run(0, self.engine.sizes.layers, rows)
-        self._take_down(found)
-        return found.logits, torch.from_numpy(found.frame.actions[:, 0].astype(np.int64))
-
-    def _book(self, found: Pass, keep_logits: torch.Tensor | None) -> Extended:
-        frame = found.frame
-        rows, count = frame.shape
-        self._take_down(found)
-        hidden, logits = torch.from_numpy(frame.stream.copy()), found.logits.view(rows, count, -1)
-        if keep_logits is not None:
-            index = keep_logits[..., None]
-            hidden, logits = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (hidden, logits))
-        controllable = torch.from_numpy(frame.places >= frame.always_read)
-        realised = torch.from_numpy(frame.realised.reshape(rows, count, 3).copy())
-        return Extended(logits, hidden, realised, controllable)
-
-    def _take_down(self, found: Pass) -> None:
-        """Books, hidden state and length after a pass."""
-        frame = found.frame
-        rows, count = frame.shape
-        if count == 1 and found.shortest >= frame.always_read:
-            frame.spent += frame.realised
-            frame.booked += 1
-            self.mark += 1
-        else:
-            controllable = frame.places >= frame.always_read
-            spent = (frame.realised.reshape(rows, count, 3) * controllable[..., None]).sum(1)
-            ledger, steps = self.ledger, controllable.sum(1)
-            self.ledger = Ledger(ledger.spent + torch.from_numpy(spent), ledger.steps + torch.from_numpy(steps))
-        self._stream = frame.stream
-        self.held = found.lengths + count
+    def _fill(self) -> None:
+        """Give the engine the keys and values of the prompt."""
+        if self._prompt is None:
+            return
+        caches = [Cache(self.engine, max(self._capacity, int(length)) + _SPARE) for length in self._held]
+        for index, layer in enumerate(self._prompt.cache.layers):
+            for row, cache in enumerate(caches):
+                read = slice(0, int(self._held[row]))
+                cache.fill(index, 0, layer.keys[row, :, 0, read], layer.values[row, :, 0, read])
+        self._caches, self._prompt = tuple(caches), None

@@ -4,20 +4,19 @@ import ctypes
 
 import torch
 
+from solm.backends.cpu import structs
+from solm.backends.cpu.structs import BLOCK, GROUP, STRIP
 from solm.core.nested import halves
 
-GROUP = 32
-"""Input channels of a packed matrix that share a step and a lowest value, as in GGUF's Q4_0 and Q4_1."""
-_STRIP = 32  # outputs of a head that lie together
 INTEGERS = ("int8", "int4", "nested")
 PACKED = ("int4", "nested")
 """Precisions in which a matrix that lies on a grid of 4 bits is packed."""
 
 
 class Matrix:
-    """A weight matrix [out, in] in the engine's layout, input-major [in, out], per-output scales where it is int8.
+    """A weight matrix [out, in] in the engine's layout: input-major [in, out], with a scale per output where it is int8.
 
-    With precision int4 a matrix whose weights lie on a grid of 4 bits is packed, exactly; any other is int8.
+    With precision int4 a matrix whose weights lie on a grid of 4 bits is packed without loss; any other is int8.
     """
 
     def __init__(self, weight: torch.Tensor, precision: str):
@@ -38,7 +37,7 @@ class Matrix:
 
     @property
     def room(self) -> int:
-        """Bytes, each part up to the next cache line."""
+        """Bytes in memory, every part rounded up to whole cache lines."""
         return sum(_lines(part) for part in self._parts.values())
 
     @property
@@ -47,30 +46,21 @@ class Matrix:
         return {name: part for name, part in named.items() if part is not None}
 
     def move(self, address: int) -> None:
-        """Live at `address` from now on."""
+        """Copy all parts to `address`, and use them there from now on."""
         for name, part in self._parts.items():
             memory = (ctypes.c_char * part.nbytes).from_address(address)
             setattr(self, name, torch.frombuffer(memory, dtype=part.dtype).view(part.shape).copy_(part))
             address += _lines(part)
 
     @property
-    def pointers(self) -> tuple[int, int, int, int]:
-        """Addresses of data, scale, grid and low; 0 for what there is none of."""
-        data, low, scale, grid = self.addresses
-        return data, scale, grid, low
-
-    @property
-    def addresses(self) -> tuple[int, int, int, int]:
-        """Addresses of data, low, scale and grid; 0 for what there is none of."""
-        data, low, scale, grid = (
-            0 if part is None else part.data_ptr() for part in (self.data, self.low, self.scale, self.grid)
-        )
-        return data, low, scale, grid
+    def struct(self) -> structs.Matrix:
+        """Where its parts are, which must outlive what reads them."""
+        return structs.Matrix(**{name: part.data_ptr() for name, part in self._parts.items()})
 
 
 class NestedMatrix(Matrix):
-    """The same in two halves of 4 bits (`solm.core.nested`), whatever the weights: the high ones packed in `data` and
-    `grid`, the low ones in `low`. In must be a multiple of 32, out one of 64."""
+    """A matrix in two halves of 4 bits (`solm.core.nested`): the high ones packed in `data` and `grid`, the low ones in
+    `low`. The number of inputs must be a multiple of 32, that of outputs one of 64."""
 
     def _stored(self, weight: torch.Tensor, precision: str) -> torch.Tensor:
         nested = halves(weight, GROUP)
@@ -79,17 +69,17 @@ class NestedMatrix(Matrix):
 
 
 class Head(Matrix):
-    """The head [V, H] in the engine's layout: rows as they are, or the strips of head.h where weights are integers."""
+    """The head [V, H] in the engine's layout: rows of floats, or the strips of head.h where weights are integers."""
 
     def _stored(self, weight: torch.Tensor, precision: str) -> torch.Tensor:
         if precision not in INTEGERS:
             return weight.to(FLOATS[precision]).contiguous()
-        missing = -len(weight) % _STRIP
+        missing = -len(weight) % STRIP
         found = grid_of(weight) if precision in PACKED else None
         if found is not None:
             numbers, step, lowest = found
             grid = torch.nn.functional.pad(torch.stack([step, lowest], -1), (0, 0, 0, 0, 0, missing))
-            self.grid = grid.unflatten(0, (-1, _STRIP)).permute(0, 2, 3, 1).to(torch.float16).contiguous()
+            self.grid = grid.unflatten(0, (-1, STRIP)).permute(0, 2, 3, 1).to(torch.float16).contiguous()
             return _in_strips(numbers)
         numbers, scale = _rounded(weight)
         self.scale = torch.nn.functional.pad(scale, (0, missing))
@@ -105,7 +95,7 @@ def _lines(part: torch.Tensor) -> int:
 
 
 def _rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights [out, in] as int8 numbers plus 128 in uint8, and the scale of every output."""
+    """Weights [out, in] as int8 plus 128 in uint8, and the scale of every output."""
     weight = weight.float()
     scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
     return ((weight / scale).round() + 128).to(torch.uint8), scale[:, 0].contiguous()
@@ -115,7 +105,7 @@ def grid_of(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     """Weights [out, in] that lie on grids of 16 values, one for 32 inputs of an output: numbers [out, in] in uint8, and
     the steps and lowest values [out, in / 32]. None for any other weights.
 
-    GGUF's Q4_0 and Q4_1 are such grids. What the dtype of `weight` has rounded away is forgiven, nothing else.
+    GGUF's Q4_0 and Q4_1 are such grids. Weights may be off by the rounding of their dtype, and no more.
     """
     if weight.shape[1] % GROUP:
         return None
@@ -123,7 +113,7 @@ def grid_of(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     allowed = 2 * torch.finfo(weight.dtype).eps * groups.abs().amax(-1, keepdim=True) + 1e-12
     step, found = torch.zeros_like(low), high == low
-    # The extreme values are on the grid; how many steps lie between them is not known.
+    # The extreme values are on the grid; the number of steps between them is unknown.
     for steps in range(15, 0, -1):
         guess = ((high - low) / steps).clamp(min=1e-30)
         off = (groups - low - ((groups - low) / guess).round() * guess).abs().amax(-1, keepdim=True)
@@ -137,9 +127,9 @@ def grid_of(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Weights [out, in] on such grids in the engine's layout: bytes [in, out / 2] and grids [in / 32, 2, out] float16
-    (step, lowest value); None where they are not, or out is not a multiple of 64."""
+    (step, lowest value). None for other weights, and where out is not a multiple of 64."""
     out = len(weight)
-    found = grid_of(weight) if out % 64 == 0 else None
+    found = grid_of(weight) if out % BLOCK == 0 else None
     if found is None:
         return None
     numbers, step, lowest = found
@@ -152,7 +142,7 @@ def _grid(step: torch.Tensor, lowest: torch.Tensor) -> torch.Tensor:
 
 
 def _in_pairs(numbers: torch.Tensor) -> torch.Tensor:
-    """Numbers of 4 bits [out, in], two to a byte in the order of integers.h: [in, out / 2]."""
+    """Numbers of 4 bits [out, in], two to a byte in the order of dot_integer.h: [in, out / 2]."""
     blocks = _in_blocks(numbers.T)
     whole = len(numbers) // 128 * 128
     pairs = blocks[:, :whole].unflatten(1, (-1, 2, 64)).transpose(1, 2)
@@ -162,15 +152,15 @@ def _in_pairs(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def _in_blocks(bytes_: torch.Tensor) -> torch.Tensor:
-    """Bytes [in, out] in the order of integers.h, with zeros up to a whole block of 64 outputs."""
-    padded = torch.nn.functional.pad(bytes_, (0, -bytes_.shape[1] % 64))
+    """Bytes [in, out] in the order of dot_integer.h, with zeros up to a whole block of 64 outputs."""
+    padded = torch.nn.functional.pad(bytes_, (0, -bytes_.shape[1] % BLOCK))
     return padded.unflatten(1, (-1, 4, 4, 4)).transpose(2, 3).flatten(1).contiguous()
 
 
 def _in_strips(numbers: torch.Tensor) -> torch.Tensor:
     """Numbers of 4 bits [out, in] in the order of head.h, with zeros up to a whole strip and four channels:
     [strips, in / 4, 64]."""
-    padded = torch.nn.functional.pad(numbers, (0, -numbers.shape[1] % 4, 0, -len(numbers) % _STRIP))
+    padded = torch.nn.functional.pad(numbers, (0, -numbers.shape[1] % 4, 0, -len(numbers) % STRIP))
     halves = padded.view(-1, 2, 16, padded.shape[1] // 4, 4).transpose(2, 3)
     return (halves[:, 0] | halves[:, 1] << 4).flatten(2).contiguous()
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from solm.backends.torch.adaptive import Rule, current_rule
 from solm.backends.torch.cache import PagedCache
 from solm.backends.torch.layout import Layout
 from solm.backends.torch.plan import Plan
@@ -18,9 +17,8 @@ class ActivePass:
     """What the hooked modules need during one controlled forward pass.
 
     plan: of the layer in progress. turn: the layer before which `choose` is called, with the residual stream
-    [N, Q, H] that enters it, for the plan of the layers from there on. None: the pass keeps its plan. rule: what
-    decides what is read instead of the plan's exact numbers, where something does. layer: the one in progress.
-    Plan and layout follow the layers of a model that lies on several devices.
+    [N, Q, H] that enters it, for the plan of the layers from there on. None: the pass keeps its plan. layer: the one
+    in progress. Plan and layout follow the layers of a model that lies on several devices.
     """
 
     plan: Plan
@@ -28,8 +26,8 @@ class ActivePass:
     cache: PagedCache
     turn: int | None = None
     choose: Callable[[torch.Tensor], Plan] | None = None
-    rule: Rule | None = field(default_factory=current_rule)
     layer: int = 0
+    _kept: dict[int, list[torch.Tensor]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self._whole = self.plan
@@ -40,6 +38,21 @@ class ActivePass:
         if layer == self.turn and self.choose is not None:
             self._whole = self.choose(hidden)
         self.plan = self._whole.at(layer)
+
+    def count(self, share: torch.Tensor) -> None:
+        """A site of the layer in progress kept this share [N, Q] of its channels under a threshold."""
+        self._kept.setdefault(self.layer, []).append(share.to("cpu", torch.float64))
+
+    def realised_mlp(self) -> torch.Tensor | None:
+        """The share of MLP channels that thresholds kept, the mean over layers and sites: [N, Q] float64 on the CPU.
+
+        Layers that counted nothing ran dense. None where no layer counted: then the plan's own share holds.
+        """
+        if not self._kept:
+            return None
+        layers = len(self.cache.layers)
+        counted = torch.stack([torch.stack(sites).mean(0) for sites in self._kept.values()])
+        return (counted.sum(0) + layers - len(counted)) / layers
 
     def follow(self, device: torch.device) -> None:
         """The layer in progress computes on `device`."""

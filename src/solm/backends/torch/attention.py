@@ -5,10 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from solm.backends.torch import triton as kernels
-from solm.backends.torch.adaptive import Rule
 from solm.backends.torch.layout import Layout
-from solm.backends.torch.mass import select_mass
-from solm.backends.torch.pages import PageBounds, select_pages, select_recent, select_relevant
+from solm.backends.torch.pages import PageBounds, select_pages
 from solm.backends.torch.plan import Plan
 
 
@@ -30,11 +28,8 @@ def attend(
     scaling: float,
     softcap: float | None = None,
     sliding_window: int | None = None,
-    rule: Rule | None = None,
 ) -> torch.Tensor:
     """Attention output [N, Hq, Q, Dv] of query [N, Hq, Q, D].
-
-    rule: what decides instead of the plan's exact numbers, where something does.
 
     The prefix is read once for all K forks: their queries are folded into one matrix product, or, where there are so
     many that their scores outweigh it, a copy for every fork goes with them through torch's fused attention, which
@@ -43,7 +38,7 @@ def attend(
     `kernels.reads_pages` names run as Triton kernels that read the chosen pages only; everything else is masked.
     """
     sparse = plan.sparse_attention and sliding_window is None
-    if sparse and rule is None and kernels.reads_pages(query, plan):
+    if sparse and kernels.reads_pages(query, plan):
         from solm.backends.torch.triton.page_attention import attend_pages
 
         return attend_pages(query, prefix, own, layout, plan, scaling, softcap)
@@ -52,25 +47,17 @@ def attend(
     folded = (query * scaling).reshape(layout.sequences, layout.forks, kv_heads, -1, length, size).transpose(1, 2)
     groups = folded.shape[3]
 
-    by_scores = softcap is not None or (sparse and plan.sparsity.criterion == "relevance")
-    by_scores |= rule is not None and bool(rule.top_p)
-    fused = not by_scores and groups * length > 2 * size
+    fused = softcap is None and groups * length > 2 * size
     parts = [] if fused else _scores(folded, prefix, own, softcap)
 
     see_prefix, see_own = layout.visible(sliding_window)
     masks: list[torch.Tensor | None] = [see_own[:, :, :, None]]
     if prefix is not None:
         masks.insert(0, None if see_prefix is None else see_prefix[:, :, :, None])
-    if sparse and plan.sparsity.criterion != "relevance":
-        if plan.sparsity.criterion == "pages":
-            prefix_bounds = None if prefix is None else prefix.bounds
-            assert own.bounds is not None, "the cache keeps page bounds whenever a plan is sparse"
-            if rule is not None and rule.top_p:
-                read_prefix, read_own = select_mass(folded, prefix_bounds, own.bounds, parts, masks, layout, plan, rule)
-            else:
-                read_prefix, read_own = select_pages(folded, prefix_bounds, own.bounds, own.keys, layout, plan)
-        else:
-            read_prefix, read_own = select_recent(layout, plan)
+    if sparse:
+        prefix_bounds = None if prefix is None else prefix.bounds
+        assert own.bounds is not None, "the cache keeps page bounds whenever a plan is sparse"
+        read_prefix, read_own = select_pages(folded, prefix_bounds, own.bounds, own.keys, layout, plan)
         reads = [read_own] if prefix is None else [read_prefix, read_own]
         masks = [_both(mask, read) for mask, read in zip(masks, reads, strict=True)]
     if fused:
@@ -78,10 +65,7 @@ def attend(
     for part, mask in zip(parts, masks, strict=True):
         if mask is not None:
             _hide(part, mask)
-    scores = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
-    if sparse and plan.sparsity.criterion == "relevance":
-        _hide(scores, select_relevant(scores, layout, plan))
-    weights = torch.softmax(scores, -1)
+    weights = torch.softmax(torch.cat(parts, -1) if len(parts) > 1 else parts[0], -1)
 
     split = 0 if prefix is None else prefix.keys.shape[3]
     output = (weights[..., split:].flatten(3, 4) @ own.values).unflatten(3, (groups, length))

@@ -1,6 +1,6 @@
 """Products of an MLP that read the weights of kept channels only: on a GPU, in steps of a few rows.
 
-The hooks of the controller zero the channels that an action drops; here the products that follow skip them. A weight
+The hooks of `ModelControl` zero the channels that an action drops; here the products that follow skip them. A weight
 must lie input-major for that, so the first such step copies the weights of all MLPs: SmolLM2-135M takes 59 % more
 memory in bfloat16, a Llama of 8B 11.3 GB more. (Laying them out anew in place would cost nothing but could change the
 last bits of dense passes, which are the stock model's.) Detaching frees the copies.
@@ -19,8 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from solm.backends.torch import triton as kernels
 from solm.backends.torch.active import active_pass
 from solm.backends.torch.families import MLPSites
+from solm.backends.torch.plan import HIDDEN, INPUT
 
-_INPUT, _DOWN = ("input", "input+hidden"), ("hidden", "input+hidden", "gate-first")
 _log = logging.getLogger(__name__)
 
 
@@ -49,16 +49,16 @@ class ChannelLinears:
         """Let the layers of an MLP skip the channels that its sites drop; removing what is returned undoes it."""
         layers: list[Any] = [layer for layer in sites.mlp.children() if _plain(layer)]
         for layer in layers:
-            layer.forward = self._skipping(layer, layer.forward, _DOWN if layer is sites.down else _INPUT)
+            layer.forward = self._skipping(layer, layer.forward, HIDDEN if layer is sites.down else INPUT)
         self._layers += layers
         return [Replaced(layer) for layer in layers]
 
     def _skipping(
-        self, layer: Any, stock: Callable[[torch.Tensor], torch.Tensor], sites: tuple[str, ...]
+        self, layer: Any, stock: Callable[[torch.Tensor], torch.Tensor], site: int
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         def forward(x: torch.Tensor) -> torch.Tensor:
             current = active_pass()
-            if current is None or not current.plan.sparse_mlp or current.plan.sparsity.mlp_site not in sites:
+            if current is None or not current.plan.drops(site):
                 return stock(x)
             if not kernels.usable(x) or x.numel() > kernels.MOST_ROWS * x.shape[-1]:
                 return stock(x)

@@ -1,11 +1,12 @@
 """What of a model can be controlled, found in its structure: the MLP's sites and the attention layers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from solm.backends.capability import Capability
 from solm.backends.torch.cache import PagedCache
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError, UnsupportedModelError
@@ -18,7 +19,6 @@ TESTED_FAMILIES = (
 
 _MLP_NAMES = ("mlp", "feed_forward", "ffn")
 _DOWN_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "w2", "fc_out")
-_ACTIVATION_NAMES = ("act_fn", "activation_fn", "act", "activation")
 
 
 @dataclass(frozen=True)
@@ -27,27 +27,7 @@ class MLPSites:
 
     mlp: nn.Module
     down: nn.Module
-    activation: nn.Module | None
     gated: bool
-
-
-@dataclass(frozen=True)
-class Capability:
-    """Which axes work on a model; a reason for each that does not."""
-
-    family: str
-    tested: bool
-    shapes: ModelShapes | None
-    reasons: dict[str, str] = field(default_factory=dict)
-    sliding_layers: int = 0
-
-    @property
-    def axes(self) -> dict[str, bool]:
-        return {axis: axis not in self.reasons for axis in ("attention", "mlp", "bits")}
-
-    def require(self, axis: str) -> None:
-        if axis in self.reasons:
-            raise UnsupportedModelError(f"the {axis} axis is not supported on {self.family!r}: {self.reasons[axis]}")
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -70,12 +50,9 @@ def mlp_sites(layer: nn.Module) -> MLPSites:
     down = next((getattr(mlp, name) for name in _DOWN_NAMES if isinstance(getattr(mlp, name, None), nn.Module)), None)
     if down is None:
         raise UnsupportedModelError(f"no down projection among the children of {type(mlp).__name__}")
-    activation = next(
-        (getattr(mlp, name) for name in _ACTIVATION_NAMES if isinstance(getattr(mlp, name, None), nn.Module)), None
-    )
     linears = [child for child in mlp.children() if isinstance(child, nn.Linear | Conv1D)]
     gated = len(linears) > 2 or any("gate_up" in name for name, _ in mlp.named_children())
-    return MLPSites(mlp, down, activation, gated)
+    return MLPSites(mlp, down, gated)
 
 
 def model_shapes(config: PretrainedConfig, gated: bool) -> ModelShapes:
@@ -97,14 +74,16 @@ def model_shapes(config: PretrainedConfig, gated: bool) -> ModelShapes:
 def probe(model: PreTrainedModel) -> Capability:
     """What can be controlled on `model`, from its structure alone (a model on the meta device will do)."""
     reasons: dict[str, str] = {}
-    gated, sliding = False, 0
+    gated = False
+    sliding: tuple[int, ...] = ()
     try:
         sites = [mlp_sites(layer) for layer in decoder_layers(model)]
         gated = sites[0].gated
     except UnsupportedModelError as error:
         reasons["mlp"] = reasons["bits"] = str(error)
     try:
-        sliding = sum(layer.is_sliding for layer in PagedCache.empty(model.config, page_size=16, capacity=0).layers)
+        layers = PagedCache.empty(model.config, page_size=16, capacity=0).layers
+        sliding = tuple(index for index, layer in enumerate(layers) if layer.is_sliding)
         if not getattr(model, "_supports_attention_backend", False):
             raise UnsupportedModelError(f"{type(model).__name__} does not call transformers' attention interface")
         if model.get_output_embeddings() is None:

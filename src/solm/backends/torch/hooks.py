@@ -1,5 +1,6 @@
 """Putting a model under control, reversibly: hooks on its MLPs and head, and our attention function by name."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -7,19 +8,21 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from solm.backends.capability import Capability
 from solm.backends.torch.active import ActivePass, active_pass
-from solm.backends.torch.adaptive import HIDDEN, INPUT
+from solm.backends.torch.cache import PagedCache
 from solm.backends.torch.channel_linear import ChannelLinears
-from solm.backends.torch.families import Capability, MLPSites, decoder_layers, mlp_sites, probe
+from solm.backends.torch.families import MLPSites, decoder_layers, mlp_sites, probe
 from solm.backends.torch.interface import PREFIX, register
 from solm.backends.torch.nested_linear import NestedLinears
+from solm.backends.torch.plan import HIDDEN, INPUT
 from solm.backends.torch.quantize import fake_quantize
-from solm.backends.torch.select import keep_channels
+from solm.backends.torch.select import keep_channels, keep_where
 from solm.core.cost import ModelShapes
 from solm.core.errors import UnsupportedModelError
 
 
-class ModelControl:
+class HookedModel:
     """A model whose forward passes obey the active plan. Weights are never touched; `detach` undoes everything.
 
     Raises `UnsupportedModelError` for a model that is controlled already, or whose attention cannot be.
@@ -37,7 +40,11 @@ class ModelControl:
         self._implementation = implementation
         self._training = model.training
         self._handles: list[Any] = []
-        self._hidden: torch.Tensor | None = None
+        self.device: torch.device = next(model.parameters()).device
+        """Where the embeddings are, and what sessions hand out but logits; layers may lie elsewhere."""
+        last = next(decoder_layers(model)[-1].parameters()).device
+        self._end = self.device if last.type == "meta" else last  # weights that wait on the disk are on `meta`
+        self._seen = threading.local()  # passes of several threads do not see each other's hidden states
         self._linears, self._nested = ChannelLinears(), NestedLinears()
         model.eval()
         model.set_attn_implementation(register(implementation))
@@ -56,35 +63,57 @@ class ModelControl:
         self.model.set_attn_implementation(self._implementation)
         self.model.train(self._training)
 
-    def last_hidden(self) -> torch.Tensor:
-        """What the head read in the last pass: [N, Q, H]."""
-        assert self._hidden is not None, "no forward pass has run"
-        hidden, self._hidden = self._hidden, None
-        return hidden
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model's context holds, where its configuration says so."""
+        return getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Input embeddings of tokens [...]: [..., H]."""
+        embeddings: torch.Tensor = self.model.get_input_embeddings()(tokens.to(self.device))
+        return embeddings
+
+    def forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, cache: PagedCache, keep_logits: int | torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One pass over tokens [N, Q] at positions [N, Q]: logits [N, L, V] of the positions keep_logits [N, L] (0: of
+        all), and what the head read for them [N, L, H], on `device`."""
+        if isinstance(keep_logits, torch.Tensor):
+            keep_logits = keep_logits.to(self._end)
+        output = self.model(
+            input_ids=tokens.to(self.device),
+            position_ids=positions.to(self.device),
+            cache=cache,
+            use_cache=True,
+            logits_to_keep=keep_logits,
+        )
+        hidden: torch.Tensor = self._seen.hidden
+        del self._seen.hidden
+        return output.logits, hidden.to(self.device)
 
     def _read_hidden(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        self._hidden = args[0]
+        self._seen.hidden = args[0]
 
     def _hook_mlp(self, sites: MLPSites) -> None:
         before, after = nn.Module.register_forward_pre_hook, nn.Module.register_forward_hook
         self._handles += [
-            before(sites.mlp, _before_matmul(("input", "input+hidden"), INPUT)),
-            before(sites.down, _before_matmul(("hidden", "input+hidden"), HIDDEN)),
+            before(sites.mlp, _before_matmul(INPUT)),
+            before(sites.down, _before_matmul(HIDDEN)),
             after(sites.mlp, _after_mlp),
             *self._linears.replace(sites),
             *self._nested.hook(sites),
         ]
-        if sites.activation is not None:
-            # Channels zeroed in act(gate) stay zero in act(gate)·up, whose columns need not be computed.
-            self._handles.append(after(sites.activation, _after_activation))
 
 
 def _select(x: torch.Tensor, current: ActivePass, site: int) -> torch.Tensor:
     current.follow(x.device)
-    rule, plan = current.rule, current.plan
+    plan = current.plan
     power = plan.sparsity.hidden_power if site == HIDDEN else 1
-    if rule is not None and rule.thresholds is not None:
-        return rule.keep_above(x, rule.thresholds[current.layer, site], plan.keep[..., 1] ** power)
+    if plan.sparsity.thresholds is not None:
+        limit = plan.sparsity.thresholds.at(current.layer, site, plan.keep[..., 1] ** power)
+        above = x.abs().float() >= limit[..., None]
+        current.count(above.double().mean(-1))
+        return keep_where(x, above)
     return keep_channels(x, plan.channels(x.shape[-1], power))
 
 
@@ -102,26 +131,19 @@ def _before_layer(index: int) -> Callable[..., None]:
     return hook
 
 
-def _before_matmul(sites: tuple[str, ...], site: int) -> Callable[..., Any]:
+def _before_matmul(site: int) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         current = active_pass()
         if current is None:
             return None
         x, plan = args[0], current.plan
-        if plan.sparse_mlp and plan.sparsity.mlp_site in sites:
+        if plan.drops(site):
             x = _select(x, current, site)
         if plan.low_bits and plan.sparsity.bits_site == "input":
             x = _quantise(x, current)
         return None if x is args[0] else (x, *args[1:])
 
     return hook
-
-
-def _after_activation(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
-    current = active_pass()
-    if current is None or not current.plan.sparse_mlp or current.plan.sparsity.mlp_site != "gate-first":
-        return None
-    return _select(output, current, HIDDEN)
 
 
 def _after_mlp(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:

@@ -68,7 +68,6 @@ def _controlled(base: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | N
             scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
             softcap=kwargs.get("softcap"),
             sliding_window=layer.sliding_window,
-            rule=current.rule,
         )
         return output.transpose(1, 2).contiguous(), None
 

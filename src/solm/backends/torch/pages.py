@@ -1,4 +1,4 @@
-"""Which cached tokens a step reads: page selection by upper bound (Quest, ICML 2024), recency, exact relevance."""
+"""Which cached tokens a step reads: page selection by upper bound (Quest, ICML 2024)."""
 
 from dataclasses import dataclass
 
@@ -131,21 +131,3 @@ def token_masks(
     if not prefix_pages:
         return None, own
     return pages[..., :prefix_pages].repeat_interleave(page, -1), own
-
-
-def select_recent(layout: Layout, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
-    """Criterion `recency`: masks [S, 1, K, 1, Q, P] and [S, 1, K, 1, Q, T]."""
-    start = layout.spread(plan.kv.window_start)[:, :, :, None, :, None]
-
-    def read(positions: torch.Tensor) -> torch.Tensor:
-        return (positions >= start) | (positions < plan.sparsity.sinks)
-
-    return read(layout.prefix_positions), read(layout.own_positions[:, :, :, None])
-
-
-def select_relevant(scores: torch.Tensor, layout: Layout, plan: Plan) -> torch.Tensor:
-    """Criterion `relevance`: the tokens of largest q·k; scores [S, H, K, G, Q, P + T], hidden tokens at -inf."""
-    count = layout.spread(plan.kv.tokens)[:, :, :, None, :, None]
-    if plan.sparsity.select_per == "kv_head":
-        scores = scores.sum(3, keepdim=True)
-    return largest(scores.float(), count, keep_ties=plan.sparsity.keep_ties)

@@ -1,78 +1,19 @@
-"""From actions to per-step quantities: what each row and position may read, and what that realises.
-
-Everything here depends only on the action and on how many keys the step sees, never on activations. That is what
-lets a ledger be booked, and a schedule be priced, without running the model.
-"""
+"""The plan of a pass: what every row and position may read and compute under its action (`solm.core.shares`)."""
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 
-from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.actions import FULL_BITS
 from solm.core.cost import ModelShapes
-from solm.core.nested import HIGH_BITS
+from solm.core.errors import SolmError
+from solm.core.shares import KVBudget, bits_share, ceil_share, kv_budget, realised_mlp
 from solm.core.sparsity import SparsityConfig
 
-_PART = 4096  # KV lengths whose levels are dealt out at once
 
-
-def ceil_share(share: torch.Tensor, total: torch.Tensor | int) -> torch.Tensor:
-    """ceil(share · total) as int64, immune to the rounding of a product such as 0.1 · 30 in binary."""
-    return torch.ceil(share.to(torch.float64) * total - 1e-9).to(torch.int64)
-
-
-@dataclass(frozen=True)
-class KVBudget:
-    """How much of the KV cache each step reads; all [N, Q] int64.
-
-    window_start: first position of the recent window. tokens: tokens the criterion may choose beyond what is always
-    read (`recency`, `relevance`). pages: pages the criterion may choose (`pages`), under an allocation those of every KV
-    head (or of all of them, heads 1): [layers, heads, N, Q], of which `Plan.at` takes the layer's.
-    """
-
-    window_start: torch.Tensor
-    tokens: torch.Tensor
-    pages: torch.Tensor
-
-
-def kv_budget(keep: torch.Tensor, kv_length: torch.Tensor, sparsity: SparsityConfig) -> tuple[KVBudget, torch.Tensor]:
-    """The KV budget of steps that see kv_length [N, Q] keys at keep rate κ [N, Q], and the share that layers realise:
-    [N, Q], or under an allocation [layers, N, Q].
-
-    `pages`: sinks and window are rounded to whole pages, always read, and count against ceil(κ·n) tokens; what is
-    left buys whole pages between them, which an allocation deals out to the layers. Without sinks and window (`paper`)
-    the page that holds the current token is an ordinary candidate. `recency`: sinks, window and ceil(κ·rest) more
-    recent tokens. `relevance`: ceil(κ·n) tokens anywhere.
-    """
-    page = sparsity.page_size
-    budget = ceil_share(keep, kv_length)
-    if sparsity.criterion == "relevance":
-        zero = torch.zeros_like(kv_length)
-        return KVBudget(zero, budget, zero), budget / kv_length.double()
-    if sparsity.criterion == "recency":
-        rest = (kv_length - sparsity.always_read).clamp(min=0)
-        tokens = ceil_share(keep, rest)
-        start = (kv_length - sparsity.window - 1 - tokens).clamp(min=0)
-        read = start.clamp(max=sparsity.sinks) + kv_length - start
-        return KVBudget(start, tokens, torch.zeros_like(tokens)), read / kv_length.double()
-    if sparsity.window == 0:
-        candidates = -(-kv_length // page)
-        pages = torch.minimum(-(-budget // page), candidates)
-        read = torch.minimum(pages * page, kv_length)
-        return KVBudget(kv_length, torch.zeros_like(pages), pages), read / kv_length.double()
-    sinks = -(-sparsity.sinks // page)
-    start = ((kv_length - sparsity.window - 1).clamp(min=0) // page) * page
-    between = (start // page - sinks).clamp(min=0)
-    always = start.clamp(max=sinks * page) + kv_length - start
-    if sparsity.allocation is None:
-        pages = torch.minimum(((budget - always).clamp(min=0) + page - 1) // page, between)
-    else:
-        share = (keep.to(torch.float64) * kv_length - always) / (between * page).clamp(min=1)
-        pages = ceil_share(sparsity.allocation.pages(share.clamp(0, 1)), between)
-        read = (always + pages * page).double().mean(1)
-        return KVBudget(start, torch.zeros_like(between), pages), read / kv_length.double()
-    return KVBudget(start, torch.zeros_like(pages), pages), (always + pages * page) / kv_length.double()
+INPUT, HIDDEN = 0, 1
+"""The MLP's sites: what gate and up read, and what down reads."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +64,10 @@ class Plan:
             self._counts[size, power] = ceil_share(self.keep[..., 1:2] ** power, size)
         return self._counts[size, power]
 
+    def drops(self, site: int) -> bool:
+        """Whether any step of the pass drops channels at this site of the MLP."""
+        return self.sparse_mlp and (site == INPUT or self.sparsity.mlp_site == "input+hidden")
+
     @property
     def sparse(self) -> bool:
         """Whether any step of the pass spends less than everything."""
@@ -130,7 +75,7 @@ class Plan:
 
     def to(self, device: torch.device) -> "Plan":
         """The plan with its tensors on `device`."""
-        kv = KVBudget(self.kv.window_start.to(device), self.kv.tokens.to(device), self.kv.pages.to(device))
+        kv = KVBudget(self.kv.window_start.to(device), self.kv.pages.to(device))
         return replace(self, keep=self.keep.to(device), kv=kv, shares=self.shares.to(device), _counts={})
 
     @cached_property
@@ -139,68 +84,16 @@ class Plan:
         return self.keep[..., 2:3].to(torch.int64)
 
 
-def realised_mlp(keep: torch.Tensor, sparsity: SparsityConfig, shapes: ModelShapes) -> torch.Tensor:
-    """Share of MLP channels that every layer keeps at keep rates ρ [...], the mean over the sites in use: float64
-    [layers, ...], or without an allocation [...]."""
-    if sparsity.allocation is not None:
-        keep = sparsity.allocation.channels(keep)
-    inputs = (keep, shapes.hidden)
-    hidden = (keep**sparsity.hidden_power, shapes.intermediate)
-    sites = {"input": (inputs,), "hidden": (hidden,), "gate-first": (hidden,), "input+hidden": (inputs, hidden)}
-    shares = [ceil_share(share, size).double() / size for share, size in sites[sparsity.mlp_site]]
-    return torch.stack(shares).mean(0)
-
-
-def bits_share(bits: torch.Tensor, sparsity: SparsityConfig) -> torch.Tensor:
-    """What `bits` [...] realise as a share of 16: of weights there are the high halves or all."""
-    if sparsity.bits_site == "weights":
-        bits = torch.where(bits <= HIGH_BITS, HIGH_BITS, FULL_BITS).to(torch.float64)
-    return bits / FULL_BITS
-
-
 def make_plan(keep: torch.Tensor, kv_length: torch.Tensor, sparsity: SparsityConfig, shapes: ModelShapes) -> Plan:
-    """The plan of a pass whose N × Q steps see kv_length [N, Q] keys under actions keep [N, Q, 3] (κ, ρ, bits)."""
+    """The plan of a pass whose N × Q steps see kv_length [N, Q] keys under actions keep [N, Q, 3] (κ, ρ, bits).
+
+    Raises `SolmError` where the thresholds are of a model with another number of layers.
+    """
+    if sparsity.thresholds is not None and sparsity.thresholds.layers != shapes.layers:
+        raise SolmError(f"thresholds of {sparsity.thresholds.layers} layers do not fit a model of {shapes.layers}")
     budget, attention = kv_budget(keep[..., 0], kv_length, sparsity)
     dense = torch.tensor([1.0, 1.0, float(FULL_BITS)], dtype=keep.dtype, device=keep.device)
     used = (keep < dense).flatten(0, -2).any(0).tolist()
     mlp = realised_mlp(keep[..., 1], sparsity, shapes)
     bits = bits_share(keep[..., 2], sparsity).expand_as(mlp)
     return Plan(sparsity, keep, budget, torch.stack([attention, mlp, bits], -1), *used)
-
-
-def axis_levels(
-    space: ActionSpace,
-    kv_length: torch.Tensor,
-    sparsity: SparsityConfig,
-    shapes: ModelShapes,
-    before: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per axis what every level of `space` realises for steps that see kv_length [...] keys: shares [..., levels].
-
-    before: what the layers before this one contribute to them, instead of the whole.
-    """
-    longest = 1 << int(kv_length.max()).bit_length()
-    attention, mlp, bits = _level_tables(space, sparsity, shapes, longest, before)
-    shape = kv_length.shape
-    return attention[kv_length], mlp.expand(*shape, -1), bits.expand(*shape, -1)
-
-
-@lru_cache(maxsize=64)
-def _level_tables(
-    space: ActionSpace, sparsity: SparsityConfig, shapes: ModelShapes, longest: int, before: int | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Shares by KV length, attention [longest + 1, levels], and those that do not depend on it: they are asked for at
-    every decoded token."""
-    attention = torch.tensor(space.attention, dtype=torch.float64).expand(longest + 1, -1)
-    seen = torch.arange(longest + 1).clamp(min=1)[:, None].expand_as(attention)
-    mlp = realised_mlp(torch.tensor(space.mlp, dtype=torch.float64), sparsity, shapes)
-    bits = bits_share(torch.tensor(space.bits, dtype=torch.float64), sparsity)
-    part = 1.0 if before is None else before / shapes.layers
-
-    def contributed(shares: torch.Tensor) -> torch.Tensor:
-        return shares * part if sparsity.allocation is None else shares[:before].sum(0) / shapes.layers
-
-    # In parts, as a long context of many layers and heads would not fit into memory.
-    lengths = zip(attention.split(_PART), seen.split(_PART), strict=True)
-    read = torch.cat([contributed(kv_budget(keep, count, sparsity)[1]) for keep, count in lengths])
-    return read, contributed(mlp), bits * part

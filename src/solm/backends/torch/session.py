@@ -1,249 +1,317 @@
-"""`Session`: prefill, step, fork and score for a batch of rows on a controlled model."""
+"""Sessions of the torch backend: rows of a transformers model, every action simulated exactly."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import torch
 
-from solm.backends.passes import Extended, Scored, Turn, log_probabilities
-from solm.backends.rows import Rows
+from solm.backends import budgets
+from solm.backends.control import Control
+from solm.backends.session import (
+    AnyPolicy,
+    Result,
+    Schedule,
+    Scored,
+    SplitSchedule,
+    check_cut,
+    check_length,
+    joined,
+)
 from solm.backends.torch.active import ActivePass, activate
 from solm.backends.torch.cache import PagedCache
-from solm.backends.torch.families import decoder_layers
-from solm.backends.torch.hooks import ModelControl
+from solm.backends.torch.hooks import HookedModel
 from solm.backends.torch.layout import Layout
 from solm.backends.torch.plan import Plan, make_plan
 from solm.core.actions import DENSE
 from solm.core.budget import Ledger
-from solm.core.errors import ContextLengthError, DataError
+from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
+from solm.policies.network import Features
+from solm.policies.schedules import Dense
 
 
-class Session(Rows):
-    """N = S·K rows: K forks of each of S sequences, with their cache and ledger.
+class TorchSession:
+    """N = S·K rows: K forks of each of S sequences. See `solm.backends.session.Session`.
 
-    A step's action is given as numbers, keep [N, 3] = (κ, ρ, bits); steps that are not controllable yet (KV length
-    at most sinks + window + 1) run dense whatever it says, and are not booked. It holds for all layers, or, with a
-    `Turn`, for the layers before it.
+    Steps that are not controllable yet (KV length at most sinks + window + 1) run dense, whatever decides, and are not
+    counted in the budget.
     """
 
-    approximate_tail = False
-    """Whether logits that are well below a step's largest may be approximate, for whoever chooses the largest only. The
-    compiled engine then reads little more than half of an int8 head."""
-
-    def __init__(self, control: ModelControl, sparsity: SparsityConfig, capacity: int = 0):
+    def __init__(self, model: HookedModel, sparsity: SparsityConfig, capacity: int = 0):
         """capacity: tokens to reserve room for; more are taken, at the price of a copy."""
-        self.control, self.sparsity = control, sparsity
-        self.device = next(control.model.parameters()).device
-        """Where the embeddings are, and what sessions hand out but logits; layers may lie elsewhere."""
-        last = next(decoder_layers(control.model)[-1].parameters()).device
-        self._end = self.device if last.type == "meta" else last  # weights that wait on the disk are on `meta`
-        config = control.model.config.get_text_config(decoder=True)
-        self.limit: int | None = getattr(config, "max_position_embeddings", None)
-        """Tokens that the model's context holds, where its configuration says so."""
-        self.cache = PagedCache.empty(control.model.config, sparsity.page_size, capacity)
-        self.sequences, self.forks = 0, 1
-        self.lengths = torch.zeros(0, dtype=torch.int64)
-        self.base = torch.zeros(0, dtype=torch.int64)
-        self.shared = 0
-        self.ledger = Ledger.empty(0)
-        self.hidden = torch.zeros(0)
-        """[N, H] last hidden state of every row."""
-        self._realised = torch.zeros(0, 3, dtype=torch.float64)
+        self.model = model
+        self._sparsity = sparsity
+        self._cache = PagedCache.empty(model.model.config, sparsity.page_size, capacity)
+        self._sequences, self._forks = 0, 1
+        self._lengths = torch.zeros(0, dtype=torch.int64)
+        self._base = torch.zeros(0, dtype=torch.int64)  # [N] tokens of every row that lie in the shared prefix
+        self._shared = 0  # the longest of those
+        self._hidden = torch.zeros(0)  # [N, H] what the head read last
+        self._budgets = budgets.uncontrolled(0)
+        self._control = Control(sparsity, model.shapes)
 
     @property
-    def realised(self) -> torch.Tensor:
-        """[N, 3] shares that the last step of every row realised."""
-        return self._realised
+    def sparsity(self) -> SparsityConfig:
+        return self._sparsity
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Input embeddings of tokens [...]: [..., H]."""
-        return self.control.model.get_input_embeddings()(tokens.to(self.device))
+    @property
+    def rows(self) -> int:
+        return len(self._lengths)
 
-    @torch.no_grad()
+    @property
+    def lengths(self) -> torch.Tensor:
+        return self._lengths
+
+    @property
+    def ledger(self) -> Ledger:
+        return budgets.ledger_of(self._budgets)
+
+    @property
+    def seen(self) -> Features | None:
+        return self._control.seen
+
+    @property
+    def cache(self) -> PagedCache:
+        """Keys and values, to be read only."""
+        return self._cache
+
+    def memory_bytes(self) -> int:
+        """Bytes of this session's own keys and values; shared prefixes are counted by their owner."""
+        return self._cache.memory_bytes()
+
     def prefill(
         self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
     ) -> torch.Tensor:
-        """Read tokens [S, C] densely, through the stock model's own path; logits of every row's last token [S, V].
+        """As `Session.prefill`; through the stock model's own path."""
+        logits = self.read(tokens, lengths, every_logit)
+        if int(self._lengths.min()) < int(self._lengths.max()):
+            self._branch(1)
+        return logits
 
-        lengths: [S] tokens that count in each row, the rest being padding on the right. every_logit: of every token
-        instead, [S, C, V].
-        Raises `ContextLengthError` and `DataError` (no tokens), and refuses forked rows.
-        """
-        if self.forks > 1 or self.shared or (self.rows and len(tokens) != self.rows):
+    @torch.no_grad()
+    def read(
+        self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
+    ) -> torch.Tensor:
+        """The same, but rows of different lengths stay padded in the cache: somebody else goes on with them."""
+        if self._forks > 1 or self._shared or (self.rows and len(tokens) != self.rows):
             raise DataError("prefill continues only rows that were not forked or padded")
         counts = torch.full((len(tokens),), tokens.shape[1]) if lengths is None else lengths.cpu()
         if tokens.shape[1] == 0 or int(counts.min()) < 1:
             raise DataError("nothing to prefill: every row needs at least one token")
         if not self.rows:
-            self.sequences = len(tokens)
-            self.lengths = self.base = torch.zeros(len(tokens), dtype=torch.int64)
-            self.ledger = Ledger.empty(len(tokens))
+            self._sequences = len(tokens)
+            self._lengths = self._base = torch.zeros(len(tokens), dtype=torch.int64)
+            self._budgets = budgets.uncontrolled(len(tokens))
         wanted = 0 if every_logit else (counts - 1)[:, None]
-        logits = self._forward(tokens, self._positions(tokens.shape[1]), wanted)
-        hidden = self.control.last_hidden().to(self.device)
-        self.hidden = hidden[torch.arange(len(tokens)), counts - 1] if every_logit else hidden[:, -1]
-        self.lengths = self.lengths + counts
-        if int(counts.min()) < tokens.shape[1]:
-            self._branch(1)
+        logits, hidden, _ = self._forward(tokens, self._positions(tokens.shape[1]), wanted)
+        self._hidden = hidden[torch.arange(len(tokens)), counts - 1] if every_logit else hidden[:, -1]
+        self._lengths = self._lengths + counts
         return logits if every_logit else logits[:, -1]
 
-    @torch.no_grad()
-    def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, turn: Turn | None = None) -> torch.Tensor:
-        """Process one token per row, tokens [N], under keep [N, 3] (None: dense); logits of the next [N, V]."""
-        return self.extend(tokens[:, None], None if keep is None else keep[:, None], turn).logits[:, 0]
+    def control(
+        self,
+        policy: AnyPolicy,
+        target: torch.Tensor,
+        horizon: int,
+        generator: torch.Generator | None = None,
+        *,
+        ledger: Ledger | None = None,
+        early: torch.Tensor | None = None,
+        record: bool = False,
+    ) -> None:
+        """As `Session.control`."""
+        self._budgets = budgets.open_budgets(target, horizon, policy.space.dense_index, ledger, early)
+        self._control.assign(policy, self.rows, self.model.device, generator, record)
+
+    def aim(self, target: torch.Tensor) -> None:
+        """As `Session.aim`."""
+        budgets.aim(self._budgets, target)
+
+    def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, approximate_tail: bool = False) -> Result:
+        """As `Session.step`; logits are always exact."""
+        return self.extend(tokens[:, None], None if keep is None else keep[:, None])
 
     @torch.no_grad()
     def extend(
-        self,
-        tokens: torch.Tensor,
-        keep: torch.Tensor | None = None,
-        turn: Turn | None = None,
-        keep_logits: torch.Tensor | None = None,
-    ) -> Extended:
-        """Process tokens [N, Q] in one pass under a known schedule keep [N, Q, 3] (None: dense). Equals Q steps.
+        self, tokens: torch.Tensor, keep: Schedule | None = None, keep_logits: torch.Tensor | None = None
+    ) -> Result:
+        """As `Session.extend`."""
+        if keep is not None:
+            return self._known(tokens, keep, keep_logits)
+        if self._control.stepwise and tokens.shape[1] > 1:
+            found = joined([self._decided(one, None) for one in tokens.split(1, 1)])
+            return found if keep_logits is None else _only(found, keep_logits)
+        return self._decided(tokens, keep_logits)
 
-        keep_logits: [N, L] positions among the Q whose hidden states and logits are wanted; None: all.
-        """
-        count = tokens.shape[1]
-        keep = self._dense(count) if keep is None else keep
-        positions = self._positions(count)
-        controllable = positions + 1 > self.sparsity.always_read
-        dense = self._dense(count)
+    def score(self, tokens: torch.Tensor, keep: Schedule | None = None) -> Scored:
+        """As `Session.score`; step by step, no step's logits outlive it."""
+        if keep is None and self._control.stepwise:
+            steps = range(tokens.shape[1] - 1)
+            return joined([Scored.of(self.extend(tokens[:, t : t + 1]), tokens[:, t + 1 : t + 2]) for t in steps])
+        return Scored.of(self.extend(tokens[:, :-1], keep), tokens[:, 1:])
 
-        def settle(keep: torch.Tensor) -> Plan:
-            keep = torch.where(controllable[..., None], keep.to("cpu", torch.float64), dense)
-            return make_plan(keep, positions + 1, self.sparsity, self.control.shapes)
-
-        plan = settle(keep)
-        realised, choose = plan.realised, None
-        if turn is not None:
-            layers = self.control.shapes.layers
-
-            def choose(hidden: torch.Tensor) -> Plan:
-                nonlocal realised
-                rest = settle(turn.choose(hidden))
-                realised = plan.realised_by(0, turn.layer, layers) + rest.realised_by(turn.layer, layers, layers)
-                return rest.to(self.device)
-
-        wanted = 0 if keep_logits is None else keep_logits
-        logits = self._forward(tokens, positions, wanted, plan, None if turn is None else turn.layer, choose)
-        hidden = self.control.last_hidden().to(self.device)
-        self.hidden, self._realised = hidden[:, -1], realised[:, -1]
-        self.lengths = self.lengths + count
-        counted = controllable.to(torch.float64)
-        self.ledger = Ledger(
-            self.ledger.spent + (realised * counted[..., None]).sum(1), self.ledger.steps + controllable.sum(1)
-        )
-        return Extended(logits, hidden, realised, controllable)
-
-    def score(self, tokens: torch.Tensor, keep: torch.Tensor, turn: Turn | None = None) -> Scored:
-        """Process tokens[:, :T] of [N, T+1] under keep [N, T, 3]: log p(tokens[:, t+1] | tokens and schedule up to t)
-        for every t."""
-        found = self.extend(tokens[:, :-1], keep, turn)
-        return Scored(log_probabilities(found.logits, tokens[:, 1:]), found.hidden, found.realised, found.controllable)
-
-    def truncate(self, lengths: torch.Tensor) -> None:
-        """Forget what rows hold beyond lengths [N], such as the padding of an `extend`; the ledger stays as it is.
-
-        Raises `DataError` where a row holds less than that, or shares what it should forget.
-        """
-        if bool((lengths > self.lengths).any()) or bool((lengths < self.base).any()):
-            raise DataError(f"rows of {self.lengths.tolist()} tokens cannot be cut to {lengths.tolist()}")
-        self.lengths = lengths
-        self._forget(lengths - self.base)
-
-    def _forget(self, own: torch.Tensor) -> None:
-        for layer in self.cache.layers:
-            layer.truncate(int(own.max()), int(own.min()))
-
-    def copy(self, length: int, capacity: int = 0) -> "Session":
-        """A session of one row that has seen the first `length` tokens of this one's only row, nothing decided.
-
-        Raises `DataError` where that row has not seen them in a prefill of its own.
-        """
-        if self.rows != 1 or self.shared or not 0 < length <= int(self.lengths[0]):
-            raise DataError(f"cannot copy {length} tokens of {self.rows} rows with {self.lengths.tolist()}")
-        child = object.__new__(type(self))
-        child.__dict__.update(self.__dict__)
-        child.cache = self.cache.copy(length, capacity)
-        child.lengths, child.ledger = torch.tensor([length]), Ledger.empty(1)
-        return child
-
-    def join(self, other: "Session") -> None:
-        """Append the rows of `other`, which must not be used afterwards; rows may have different lengths.
-
-        Raises `DataError` for rows that are forks.
-        """
-        for session in (self, other):
-            if session.shared or session.forks > 1:
-                raise DataError("rows that share a prefix cannot join others")
-        self.sequences += other.sequences
-        self.base = torch.cat([self.base, other.base])
-        self.lengths = torch.cat([self.lengths, other.lengths])
-        self.hidden = torch.cat([self.hidden, other.hidden])
-        self.ledger = self.ledger.join(other.ledger)
-        self._take_in(other)
-
-    def leave(self, row: int) -> None:
-        """Drop a row; the last one takes its place."""
-        index = torch.arange(self.rows - 1)
-        if row < len(index):
-            index[row] = self.rows - 1
-        self.sequences -= 1
-        self.base, self.lengths, self.hidden = self.base[index], self.lengths[index], self.hidden[index]
-        self.ledger = self.ledger.rows(index)
-        self._let_go(row)
-
-    def _take_in(self, other: "Session") -> None:
-        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            mine.join(theirs)
-        self._forget(self.lengths)
-
-    def _let_go(self, row: int) -> None:
-        for layer in self.cache.layers:
-            layer.leave(row)
-        if self.rows:
-            self._forget(self.lengths)
-
-    def fork(self, forks: int, capacity: int = 0) -> "Session":
-        """A session of `forks` rows for each of this one's, adjacent; independent of this one from here on.
-
-        Rows that own nothing but a whole sequence share it: only what lies beyond the last whole page is copied.
-        Rows that are forks already keep sharing their prefix, and what they decoded since is copied.
-        """
-        child = object.__new__(type(self))
-        child.__dict__.update(self.__dict__)
+    def fork(self, forks: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "TorchSession":
+        """As `Session.fork`. Rows that own nothing but a whole sequence share its whole pages; rows that are forks
+        already keep sharing their prefix, and what they decoded since is copied."""
+        child = self._child(sparsity or self._sparsity)
         child._branch(forks, capacity)
         return child
 
-    def _branch(self, forks: int, capacity: int = 0) -> None:
-        base = self.base
-        if not self.shared and self.forks == 1:
-            base = self.lengths // self.sparsity.page_size * self.sparsity.page_size
-            self.shared = int(base.max())
-            self.cache = self.cache.fork(forks, self.lengths, self.shared, capacity)
-        else:
-            self.cache = self.cache.widen(forks, capacity)
-        self._spread(forks, base)
+    def copy(self, length: int, capacity: int = 0) -> "TorchSession":
+        """As `Session.copy`."""
+        if self.rows != 1 or self._shared or not 0 < length <= int(self._lengths[0]):
+            raise DataError(f"cannot copy {length} tokens of {self.rows} rows with {self._lengths.tolist()}")
+        child = self._child(self._sparsity)
+        child._cache = self._cache.copy(length, capacity)
+        child._lengths = torch.tensor([length])
+        child._budgets, child._control = budgets.uncontrolled(1), Control(self._sparsity, self.model.shapes)
+        return child
 
-    def _spread(self, forks: int, base: torch.Tensor) -> None:
-        self.forks *= forks
-        self.base = base.repeat_interleave(forks)
-        self.lengths = self.lengths.repeat_interleave(forks)
-        self.ledger = self.ledger.repeat(forks)
-        self.hidden = self.hidden.repeat_interleave(forks, 0)
+    def join(self, other: "TorchSession") -> None:
+        """As `Session.join`."""
+        for session in (self, other):
+            if session._shared or session._forks > 1:
+                raise DataError("rows that share a prefix cannot join others")
+        self._control.check_join(other._control)
+        self._control.join(other._control, self.rows)
+        self._sequences += other._sequences
+        self._base = torch.cat([self._base, other._base])
+        self._lengths = torch.cat([self._lengths, other._lengths])
+        self._hidden = torch.cat([self._hidden, other._hidden])
+        self._budgets = np.concatenate([self._budgets, other._budgets])
+        for mine, theirs in zip(self._cache.layers, other._cache.layers, strict=True):
+            mine.join(theirs)
+        self._forget(self._lengths)
+
+    def leave(self, row: int) -> None:
+        """As `Session.leave`."""
+        index = torch.arange(self.rows - 1)
+        if row < len(index):
+            index[row] = self.rows - 1
+        self._sequences -= 1
+        self._base, self._lengths, self._hidden = self._base[index], self._lengths[index], self._hidden[index]
+        self._budgets = self._budgets[index.numpy()]
+        self._control = self._control.take(index, self._sparsity)
+        for layer in self._cache.layers:
+            layer.leave(row)
+        if self.rows:
+            self._forget(self._lengths)
+
+    def truncate(self, lengths: torch.Tensor) -> None:
+        """As `Session.truncate`."""
+        check_cut(lengths, self._lengths, self._base)
+        self._lengths = lengths
+        self._forget(lengths - self._base)
+
+    def last_hidden(self, rows: torch.Tensor) -> torch.Tensor:
+        """[n, H], what the output head read after the last token of `rows` [n]."""
+        return self._hidden if len(rows) == self.rows else self._hidden[rows.to(self._hidden.device)]
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Input embeddings of tokens [...]: [..., H]."""
+        return self.model.embed(tokens)
+
+    def _decided(self, tokens: torch.Tensor, keep_logits: torch.Tensor | None) -> Result:
+        """One pass in which the rows' policies decide."""
+        if all(isinstance(group.policy, Dense) for group in self._control.groups):
+            found = self._pass(tokens, None, keep_logits, None)
+            return replace(found, actions=self._dense_actions(tokens.shape[1]))
+        positions = self._positions(tokens.shape[1])  # refuses what is too long before anything is decided
+        made = self._control.decide(self._budgets, positions[:, 0], tokens, self)
+        split = None if made.layer is None or made.choose is None else (made.layer, made.choose)
+        found = self._pass(tokens, made.keep, keep_logits, split)
+        return replace(found, actions=made.actions)
+
+    def _dense_actions(self, count: int) -> torch.Tensor:
+        """[N, Q]: the dense action of every row's space, which no other action has followed."""
+        return torch.from_numpy(self._budgets["previous"].copy())[:, None].expand(-1, count)
+
+    def _known(self, tokens: torch.Tensor, keep: Schedule, keep_logits: torch.Tensor | None) -> Result:
+        """One pass under a known schedule."""
+        if not isinstance(keep, SplitSchedule):
+            return self._pass(tokens, keep, keep_logits, None)
+        streams: list[torch.Tensor] = []
+
+        def choose(hidden: torch.Tensor) -> torch.Tensor:
+            streams.append(hidden)
+            return keep.after
+
+        found = self._pass(tokens, keep.before, keep_logits, (keep.layer, choose))
+        return replace(found, stream=streams[0])
+
+    def _pass(
+        self,
+        tokens: torch.Tensor,
+        keep: torch.Tensor | None,
+        keep_logits: torch.Tensor | None,
+        split: tuple[int, Callable[[torch.Tensor], torch.Tensor]] | None,
+    ) -> Result:
+        """Process tokens [N, Q] under keep [N, Q, 3] (None: dense) and count it in the budgets.
+
+        split: a layer, and what chooses the schedule of the layers from it on.
+        """
+        count = tokens.shape[1]
+        positions = self._positions(count)
+        controllable = positions + 1 > self._sparsity.always_read
+        dense = torch.tensor(DENSE, dtype=torch.float64).expand(self.rows, count, 3)
+
+        def planned(keep: torch.Tensor) -> Plan:
+            keep = torch.where(controllable[..., None], keep.to("cpu", torch.float64), dense)
+            return make_plan(keep, positions + 1, self._sparsity, self.model.shapes)
+
+        plan = planned(dense if keep is None else keep)
+        realised, layer, choose = plan.realised, None, None
+        if split is not None:
+            layer, layers = split[0], self.model.shapes.layers
+
+            def choose(hidden: torch.Tensor) -> Plan:
+                nonlocal realised
+                rest = planned(split[1](hidden))
+                realised = plan.realised_by(0, split[0], layers) + rest.realised_by(split[0], layers, layers)
+                return rest.to(self.model.device)
+
+        wanted = 0 if keep_logits is None else keep_logits
+        logits, hidden, counted = self._forward(tokens, positions, wanted, plan, layer, choose)
+        if counted is not None:
+            realised = torch.stack([realised[..., 0], counted, realised[..., 2]], -1)
+        self._hidden = hidden[:, -1]
+        self._lengths = self._lengths + count
+        budgets.book(self._budgets, realised, controllable)
+        return Result(logits, hidden, realised, controllable)
+
+    def _child(self, sparsity: SparsityConfig) -> "TorchSession":
+        """A session of the same rows with the same cache; what is mutable is the child's own."""
+        child = TorchSession(self.model, sparsity)
+        child._cache, child._sequences, child._forks, child._shared = (
+            self._cache, self._sequences, self._forks, self._shared,
+        )  # fmt: skip
+        child._lengths, child._base, child._hidden = self._lengths, self._base, self._hidden
+        child._budgets = self._budgets.copy()
+        child._control = self._control.take(torch.arange(self.rows), sparsity, copied=True)
+        return child
+
+    def _branch(self, forks: int, capacity: int = 0) -> None:
+        base = self._base
+        if not self._shared and self._forks == 1:
+            base = self._lengths // self._sparsity.page_size * self._sparsity.page_size
+            self._shared = int(base.max())
+            self._cache = self._cache.fork(forks, self._lengths, self._shared, capacity)
+        else:
+            self._cache = self._cache.widen(forks, capacity)
+        index = torch.arange(self.rows).repeat_interleave(forks)
+        self._forks *= forks
+        self._base, self._lengths, self._hidden = base[index], self._lengths[index], self._hidden[index]
+        self._budgets = self._budgets[index.numpy()]
+        self._control = self._control.take(index, self._sparsity)
+
+    def _forget(self, own: torch.Tensor) -> None:
+        for layer in self._cache.layers:
+            layer.truncate(int(own.max()), int(own.min()))
 
     def _positions(self, count: int) -> torch.Tensor:
-        self.check_length(int(self.lengths.max()) + count)
-        return self.lengths[:, None] + torch.arange(count)
-
-    def check_length(self, longest: int) -> None:
-        """Raises `ContextLengthError` where rows of `longest` tokens are more than the model can read."""
-        if self.limit is not None and longest > self.limit:
-            raise ContextLengthError(f"{longest} tokens are too many: this model's context holds {self.limit}")
-
-    def _dense(self, count: int) -> torch.Tensor:
-        return torch.tensor(DENSE, dtype=torch.float64).expand(self.rows, count, 3)
+        check_length(int(self._lengths.max()) + count, self.model.context)
+        return self._lengths[:, None] + torch.arange(count)
 
     def _forward(
         self,
@@ -251,40 +319,39 @@ class Session(Rows):
         positions: torch.Tensor,
         keep_logits: int | torch.Tensor,
         plan: Plan | None = None,
-        turn: int | None = None,
+        layer: int | None = None,
         choose: Callable[[torch.Tensor], Plan] | None = None,
-    ) -> torch.Tensor:
-        """One pass of the model under `plan`, from layer `turn` on under the one that `choose` returns.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Logits, hidden states and what thresholds kept of the MLP (see `ActivePass.realised_mlp`) of one pass of the model under `plan`, from `layer` on under what `choose` returns.
 
         Without forks and without a sparse axis it is the stock model's, bit for bit.
         """
         current = None
         slots = None
-        ragged = int(self.lengths.min()) < int(self.lengths.max())
-        if ragged or self.shared or self.forks > 1 or turn is not None or (plan is not None and plan.sparse):
+        ragged = int(self._lengths.min()) < int(self._lengths.max())
+        if ragged or self._shared or self._forks > 1 or layer is not None or (plan is not None and plan.sparse):
             assert plan is not None
             count = positions.shape[1]
-            slots = (positions - self.base[:, None]).to(self.device) if ragged else None
-            own = int((self.lengths - self.base).max()) + count
+            slots = (positions - self._base[:, None]).to(self.model.device) if ragged else None
+            own = int((self._lengths - self._base).max()) + count
             layout = Layout(
-                self.sequences,
-                self.forks,
-                positions.to(self.device),
-                self.base.to(self.device),
-                self.shared,
+                self._sequences,
+                self._forks,
+                positions.to(self.model.device),
+                self._base.to(self.model.device),
+                self._shared,
                 own,
-                uniform_base=int(self.base.min()) == int(self.base.max()),
+                uniform_base=int(self._base.min()) == int(self._base.max()),
             )
-            current = ActivePass(plan.to(self.device), layout, self.cache, turn, choose)
-        self.cache.write_to(slots)
-        if isinstance(keep_logits, torch.Tensor):
-            keep_logits = keep_logits.to(self._end)
+            current = ActivePass(plan.to(self.model.device), layout, self._cache, layer, choose)
+        self._cache.write_to(slots)
         with activate(current):
-            output = self.control.model(
-                input_ids=tokens.to(self.device),
-                position_ids=positions.to(self.device),
-                cache=self.cache,
-                use_cache=True,
-                logits_to_keep=keep_logits,
-            )
-        return output.logits
+            logits, hidden = self.model.forward(tokens, positions, self._cache, keep_logits)
+        return logits, hidden, None if current is None else current.realised_mlp()
+
+
+def _only(found: Result, keep_logits: torch.Tensor) -> Result:
+    """The result with logits and hidden states of positions [N, L] alone."""
+    index = keep_logits[..., None]
+    logits, hidden = (x.gather(1, index.to(x.device).expand(-1, -1, x.shape[-1])) for x in (found.logits, found.hidden))
+    return replace(found, logits=logits, hidden=hidden)

@@ -4,16 +4,12 @@ from html import escape
 from typing import Any
 
 from solm.core.actions import AXES
-from solm.research import domains as shift
-from solm.research import kv_drift as pollution
 from solm.evaluation.pictures import blank, picture, violins
 from solm.evaluation.report.actions import histograms, texts
 from solm.evaluation.report.page import difference, head, image, perplexity_table
 from solm.evaluation.report.read import Result
 from solm.evaluation.result import EvaluationResult, TaskResult
 from solm.evaluation.show import plot, told, verdict
-from solm.research.domains import ShiftResult
-from solm.research.kv_drift import PollutionResult
 
 
 def render(found: list[tuple[str, Result]]) -> str:
@@ -24,7 +20,7 @@ def render(found: list[tuple[str, Result]]) -> str:
     if evaluations:
         s = evaluations[0][1].settings
         parts.append(
-            f"<p class=soft>{escape(str(s['model']))} ({s['dtype']}), {s['sequences']} sequences of {s['length']} "
+            f"<p class=soft>{escape(str(s['model']))} ({s['dtype']}), {s['texts']} texts of {s['length']} "
             f"tokens after {s['context']} dense ones, {escape(str(s['data']))}. Every arm saw the same tokens. "
             "Differences are policy minus arm with paired bootstrap 95 % intervals.</p>"
         )
@@ -32,11 +28,6 @@ def render(found: list[tuple[str, Result]]) -> str:
         parts += _evaluation(name, result)
     if tasks:
         parts += ["<h2>Tasks</h2>", *(_task_table(name, result) for name, result in tasks)]
-    for name, study in found:
-        if isinstance(study, PollutionResult):
-            parts += _pollution(name, study)
-        elif isinstance(study, ShiftResult):
-            parts += _shift(name, study)
     compared: list[tuple[str, EvaluationResult | TaskResult]] = [*evaluations, *tasks]
     if any(point.arm == "policy" for _, run in compared for point in run.points):
         parts += [
@@ -60,7 +51,7 @@ def _evaluation(name: str, result: EvaluationResult) -> list[str]:
     if result.trials:
         parts += [
             "<h3>Random search</h3>",
-            image(violins(result), f"{name}: perplexity of random schedules, policy and static among them"),
+            image(violins(result), f"{name}: perplexity of random schedules, with the policy and a static schedule"),
         ]
     if result.use:
         parts += ["<h3>What the policy did</h3>", histograms(result)]
@@ -71,39 +62,6 @@ def _evaluation(name: str, result: EvaluationResult) -> list[str]:
             texts(result),
         ]
     return parts
-
-
-def _pollution(name: str, result: PollutionResult) -> list[str]:
-    losses = "; ".join(f"{kind} {loss.value:+.3f}" for kind, loss in result.during.items())
-    return [
-        f"<h2>KV pollution: {escape(name)}</h2><p class=soft>{result.burst} cheap steps, then dense ones; "
-        f"{result.sequences} texts. During the burst, nats per token above dense: {escape(losses)}.</p>",
-        image(pollution.plot(result), "nats per token above dense after a burst of cheap steps"),
-    ]
-
-
-def _shift(name: str, result: ShiftResult) -> list[str]:
-    rows = []
-    for source in result.sources:
-        for index, point in enumerate(source.points):
-            said = [
-                f"<td>{source.sensitivities[axis].mean:.2f}<td>{source.sensitivities[axis].divergence:.3f}"
-                for axis in AXES
-            ]
-            rows.append(
-                f"<tr{'' if index else ' class=first'}><td>{told(point.budget)}<td>{escape(source.name)}"
-                f"<td>{sum(point.realised.values()) / 3:.3f}<td>{point.gap:.3f}<td>{difference(point.difference, -1)}"
-                f"{''.join(said)}</tr>"
-            )
-    titles = "".join(f"<th>{axis}<th>KL" for axis in AXES)
-    return [
-        f"<h2>Other sources: {escape(name)}</h2><p class=soft>{_levels(result.settings['space'])}. Gap: the largest "
-        "difference of an axis between what was asked for and spent. Then, per axis, the mean sensitivity that the "
-        "network predicts (1 on training text) and its KL from training, in nats.</p>",
-        image(shift.plot(result), "policy minus static, and divergence of sensitivities, by source"),
-        f"<div class=scroll><table><tr><th>budget<th>source<th>realised<th>gap<th>policy − static{titles}</tr>"
-        f"{''.join(rows)}</table></div>",
-    ]
 
 
 def _levels(space: dict[str, Any]) -> str:
@@ -131,7 +89,7 @@ def _task_table(name: str, result: TaskResult) -> str:
 
 
 def _adherence(found: list[tuple[str, EvaluationResult | TaskResult]]) -> bytes:
-    """PNG: what policies realised net over what they were asked for; static, which is matched to them, is left out."""
+    """PNG: the net keep that policies realised over what was asked for. Baselines are matched to them and left out."""
     figure, axes = blank(4.6, 4.4)
     axes.plot([0, 1], [0, 1], color="#adb5bd", lw=1)
     for name, result in found:

@@ -9,9 +9,9 @@ from solm.evaluation.result import EvaluationResult
 from solm.evaluation.show import verdict
 from solm.runtime.generate import Reply
 
-_ON_PROFILE = (
-    " All arms deal an action out to layers and heads by the model's allocation, more to those that lose more without it, "
-    "but uniform, which gives all the same."
+_UNDER_ALLOCATION = (
+    " All arms but uniform follow the model's allocation, which gives more to the layers and heads that lose more. "
+    "In uniform all layers keep the same."
 )
 
 
@@ -25,7 +25,7 @@ def render(
     """The page. picture: PNG; replies: by budget; seconds: what this run took."""
     s = result.settings
     facts = (
-        f"{s['model']} ({s['dtype']}), {s['sequences']} held-out sequences of {s['length']} tokens after "
+        f"{s['model']} ({s['dtype']}), {s['texts']} held-out texts of {s['length']} tokens after "
         f"{s['context']} dense ones, data {s['data']}, seed {s['seed']}; commit {result.environment['commit']}, "
         f"{result.environment['machine']['processor']} with {result.environment['machine']['cores']} cores; "
         f"this run took {seconds / 60:.1f} minutes."
@@ -35,9 +35,9 @@ def render(
         f"<h1>A compute dial for a frozen model</h1><p class=soft>{escape(facts)}</p>",
         "<h2>Did the policy win?</h2><ul>",
         *(f"<li>{escape(line)}</li>" for line in verdict(result)),
-        "</ul><p class=soft>Every arm saw the same tokens and spent, per sequence and axis, what the policy spent. "
-        "Differences are nats per token, policy minus arm, with paired bootstrap 95 % intervals over sequences; "
-        f"negative is better.{_ON_PROFILE if s['sparsity'].get('allocation') else ''}</p>",
+        "</ul><p class=soft>Every arm saw the same tokens and spent, per text and axis, what the policy spent. "
+        "Differences are nats per token, policy minus arm, with paired bootstrap 95 % intervals over texts; "
+        f"negative is better.{_UNDER_ALLOCATION if s['sparsity'].get('allocation') else ''}</p>",
         "<h2>Perplexity at matched budget</h2>",
         perplexity_table(result),
         image(picture, "perplexity against realised net keep"),
@@ -56,7 +56,7 @@ def _training(provenance: dict[str, Any]) -> str:
     config = provenance.get("config", {})
     if config.get("method") != "values":
         return f"<p>{escape(str(config.get('updates', '?')))} updates of policy gradient.</p>"
-    tokens = config["batches"] * config["sequences"] * config["horizon"]
+    tokens = config["batches"] * config["texts"] * config["length"]
     explained = provenance["explained"][-1:] or [float("nan")]
     return (
         f"<p>{config['schedules']} random schedules on each of {tokens:,} tokens of {escape(', '.join(config['data']))}"

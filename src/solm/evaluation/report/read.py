@@ -2,27 +2,22 @@
 
 import json
 from pathlib import Path
-from typing import get_args
 
 from pydantic import ValidationError
 
 from solm.core.errors import DamagedFileError, SolmError
-from solm.evaluation.result import EvaluationResult, TaskResult
-from solm.research.domains import ShiftResult
-from solm.research.kv_drift import PollutionResult
+from solm.evaluation.result import SCHEMA_VERSION, EvaluationResult, TaskResult
 
-Result = EvaluationResult | TaskResult | PollutionResult | ShiftResult
-_KINDS: dict[str | None, type[Result]] = {
-    None: EvaluationResult, "tasks": TaskResult, "pollution": PollutionResult, "shift": ShiftResult,
-}  # fmt: skip
-_SAME = ("model", "dtype", "sequences", "context", "length", "seed", "data")
+Result = EvaluationResult | TaskResult
+_KINDS: dict[str, type[Result]] = {"evaluation": EvaluationResult, "tasks": TaskResult}
+_SAME = ("model", "dtype", "texts", "context", "length", "seed", "data")
 
 
 def read_results(paths: list[Path]) -> list[tuple[str, Result]]:
     """The results in `paths`, files of one result (.json) or of one a line (.jsonl), under names of their own.
 
     Raises `DamagedFileError` for a half-written file or a schema version that this solm cannot read, and `SolmError`
-    where results that would share a plot were measured on different tokens or have different versions.
+    where results that would share a plot were measured on different tokens.
     """
     found: list[tuple[str, Result]] = []
     for path in paths:
@@ -49,12 +44,10 @@ def _parse(text: str, where: str) -> Result:
         raise DamagedFileError(f"{where} is no result: it holds a {type(content).__name__}, not an object")
     kind = content.get("kind")
     if kind not in _KINDS:
-        raise DamagedFileError(f"{where} is a result of kind {kind!r}; this solm reads eval, tasks, pollution, shift")
-    version, known = content.get("schema_version"), get_args(_KINDS[kind].model_fields["schema_version"].annotation)
-    if version not in known:
-        raise DamagedFileError(
-            f"{where} has schema version {version!r}; this solm reads {' and '.join(map(str, known))}"
-        )
+        raise DamagedFileError(f"{where} is a result of kind {kind!r}; a report reads {' and '.join(_KINDS)}")
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise DamagedFileError(f"{where} has schema version {version!r}; this solm reads {SCHEMA_VERSION}")
     try:
         return _KINDS[kind].model_validate(content)
     except ValidationError as error:
@@ -64,17 +57,10 @@ def _parse(text: str, where: str) -> Result:
 
 
 def _check_together(found: list[tuple[str, Result]]) -> None:
-    """Evaluations must be of the same tokens, and results of one kind of one version."""
-    first: dict[type[Result], tuple[str, Result]] = {}
-    for name, result in found:
-        known, other = first.setdefault(type(result), (name, result))
-        if result.schema_version != other.schema_version:
-            raise SolmError(
-                f"{known} has schema version {other.schema_version} and {name} {result.schema_version}: "
-                "measure again, or report on them apart"
-            )
-        if not isinstance(result, EvaluationResult) or not isinstance(other, EvaluationResult):
-            continue
+    """Evaluations must be of the same tokens."""
+    evaluations = [(name, result) for name, result in found if isinstance(result, EvaluationResult)]
+    for name, result in evaluations[1:]:
+        known, other = evaluations[0]
         changed = [key for key in _SAME if result.settings.get(key) != other.settings.get(key)]
         if result.data_fingerprint != other.data_fingerprint:
             changed.append("text")

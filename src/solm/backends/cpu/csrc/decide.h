@@ -1,78 +1,30 @@
-// What a step may spend, and a value policy's word on it: the rules of solm.backends.torch.plan, solm.policies and
-// solm.backends.midpass in the engine, so that a decision costs microseconds.
+// A value policy's decision in the middle of a pass: the rules of solm.policies, in microseconds.
 #pragma once
 
-#include "integers.h"
-#include "model.h"
+#include "dot_float.h"
+#include "plan.h"
 
-inline int64_t ceil_share(double share, int64_t total) { return int64_t(std::ceil(share * double(total) - 1e-9)); }
+namespace solm {
 
-// The plan of a step that sees kv_length keys under keep = (attention, MLP, bits), without a profile.
-inline Plan make_plan(const Rules& rules, const Sizes& s, const double* keep, int kv_length) {
-  const int sinks = (rules.sinks + PAGE - 1) / PAGE;
-  const int start = std::max(kv_length - rules.window - 1, 0) / PAGE * PAGE;
-  const int between = std::max(start / PAGE - sinks, 0);
-  const int always = std::min(start, sinks * PAGE) + kv_length - start;
-  const int budget = int(ceil_share(keep[0], kv_length));
-  const int pages = std::min((std::max(budget - always, 0) + PAGE - 1) / PAGE, between);
-  const double share = (keep[0] * kv_length - always) / std::max(between * PAGE, 1);
-  const double hidden_keep = rules.hidden_power == 2 ? keep[1] * keep[1] : keep[1];
-  return {rules.input_site ? int(ceil_share(keep[1], s.hidden)) : s.hidden,
-          rules.hidden_site ? int(ceil_share(hidden_keep, s.intermediate)) : s.intermediate,
-          rules.weight_bits ? int32_t(FULL_BITS) : int32_t(keep[2]), rules.weight_bits && keep[2] <= HIGH_BITS, rules.group, keep[0] < 1, rules.sinks, start, pages, between, always,
-          std::clamp(share, 0.0, 1.0), keep[1]};
+// The shares that every level of every axis realises at a step, and the part of them in the layers before the decider's.
+struct LevelShares {
+  double share[3][MOST_LEVELS], early[3][MOST_LEVELS];
+};
+
+inline LevelShares level_shares(const Decider& d, const SparsityRules& rules, const Sizes& s, int kv_length) {
+  LevelShares found;
+  for (int axis = 0; axis < 3; ++axis)
+    for (int l = 0; l < d.sizes[axis]; ++l) {
+      double keep[3] = {1, 1, FULL_BITS};
+      keep[axis] = d.levels[axis][l];
+      const Plan plan = make_plan(rules, s, keep, kv_length);
+      found.early[axis][l] = realised_share(rules, s, plan, kv_length, axis, 0, d.layer);
+      found.share[axis][l] = found.early[axis][l] + realised_share(rules, s, plan, kv_length, axis, d.layer, s.layers);
+    }
+  return found;
 }
 
-// The point of a profile's curve number `unit` where the average one is at `share`.
-inline double deal(const Rules& rules, int unit, double share) {
-  const double place = share * (KNOTS - 1);
-  const int below = std::clamp(int(place), 0, KNOTS - 2);
-  const double* curve = rules.profile + size_t(unit) * KNOTS + below;
-  return curve[0] + (place - below) * (curve[1] - curve[0]);
-}
-
-// The pages that a KV head reads of a step's plan.
-inline int pages_of(const Rules& rules, const Plan& plan, int layer, int head) {
-  if (!rules.profile) return plan.pages;
-  const int unit = layer * rules.heads + (rules.heads > 1 ? head : 0);
-  return int(ceil_share(deal(rules, unit, plan.share), plan.between));
-}
-
-// What a layer follows of a step's plan, but for its pages.
-inline Plan plan_at(const Rules& rules, const Sizes& s, Plan plan, int layer) {
-  if (!rules.profile) return plan;
-  plan.keep = deal(rules, s.layers * rules.heads + layer, plan.keep);
-  if (rules.input_site) plan.inputs = int(ceil_share(plan.keep, s.hidden));
-  if (rules.hidden_site)
-    plan.hiddens = int(ceil_share(rules.hidden_power == 2 ? plan.keep * plan.keep : plan.keep, s.intermediate));
-  return plan;
-}
-
-// What a layer realises on the axis of attention or of the MLP, under a step's plan.
-inline double layer_share(const Rules& rules, const Sizes& s, const Plan& whole, int kv_length, int axis, int layer) {
-  if (axis == 0) {
-    int pages = 0;
-    for (int head = 0; head < rules.heads; ++head) pages += pages_of(rules, whole, layer, head);
-    return (whole.always + double(pages * PAGE) / rules.heads) / kv_length;
-  }
-  const Plan plan = plan_at(rules, s, whole, layer);
-  const double inputs = double(plan.inputs) / s.hidden, hiddens = double(plan.hiddens) / s.intermediate;
-  return rules.input_site && rules.hidden_site ? (inputs + hiddens) / 2 : rules.input_site ? inputs : hiddens;
-}
-
-// What layers first to last (not included) contribute to the share of an axis that a step of kv_length keys realises.
-inline double realise(const Rules& rules, const Sizes& s, const Plan& plan, int kv_length, int axis, int first, int last) {
-  const double part = double(last - first) / s.layers;
-  if (axis == 2) return (plan.halved ? HIGH_BITS : plan.bits) / FULL_BITS * part;
-  if (!rules.profile) return layer_share(rules, s, plan, kv_length, axis, 0) * part;
-  double sum = 0;
-  for (int l = first; l < last; ++l) sum += layer_share(rules, s, plan, kv_length, axis, l);
-  return sum / s.layers;
-}
-
-inline bool controllable(const Rules& rules, int kv_length) { return kv_length > rules.sinks + rules.window + 1; }
-
-// The point of a table, both ascending, at x; its ends beyond them.
+// The value at x of a piecewise linear function with ascending points; constant beyond its ends.
 inline double interpolate(double x, const double* from, const double* to, int points) {
   if (x <= from[0]) return to[0];
   if (x >= from[points - 1]) return to[points - 1];
@@ -81,8 +33,8 @@ inline double interpolate(double x, const double* from, const double* to, int po
   return to[upper - 1] + part * (to[upper] - to[upper - 1]);
 }
 
-// The nominal share at which a step realises `wanted`, where levels of nominal shares realise `realised`, rising, some
-// perhaps the same.
+// The nominal share at which a step realises `wanted`, where levels of nominal shares realise `realised`, ascending, possibly
+// with equal ones.
 inline double nominal_share(double wanted, const double* realised, const double* nominal, int size) {
   constexpr double SAME = 1e-9;  // as in solm.policies.priced
   int below = -1;
@@ -93,8 +45,9 @@ inline double nominal_share(double wanted, const double* realised, const double*
   return nominal[below] + part * (nominal[below + 1] - nominal[below]);
 }
 
-// Inputs [from, to) of the network for a token of residual stream x, its share of the hidden layer's sums [width].
-inline void sum_units(const Decider& d, const float* x, int hidden, const double* shares, int from, int to, float* unit) {
+// Inputs [from, to) of the network for one residual stream x: their part of the hidden layer's sums [width]. The inputs are x,
+// layer-normed, and the shares that the layers before spend.
+inline void hidden_sums(const Decider& d, const float* x, int hidden, const double* shares, int from, int to, float* sums) {
   float mean = 0, square = 0;
 #pragma omp simd reduction(+ : mean)
   for (int i = 0; i < hidden; ++i) mean += x[i];
@@ -102,58 +55,44 @@ inline void sum_units(const Decider& d, const float* x, int hidden, const double
 #pragma omp simd reduction(+ : square)
   for (int i = 0; i < hidden; ++i) square += (x[i] - mean) * (x[i] - mean);
   const float scale = 1.0f / std::sqrt(square / float(hidden) + 1e-5f);
-  std::fill_n(unit, d.width, 0.0f);
+  std::fill_n(sums, d.width, 0.0f);
   for (int i = from; i < to; ++i) {
     const float v = i < hidden ? (x[i] - mean) * scale : float(shares[i - hidden]);
     const float* row = d.read + size_t(i) * d.width;
 #pragma GCC ivdep
-    for (int u = 0; u < d.width; ++u) unit[u] += v * row[u];
+    for (int u = 0; u < d.width; ++u) sums[u] += v * row[u];
   }
 }
 
-// How much a token suffers from every axis: sensitivities [3], 1 on average, from the hidden layer's sums, which this
-// overwrites.
-inline void sensitivities(const Decider& d, float* unit, double* found) {
-  for (int u = 0; u < d.width; ++u) unit[u] += d.read_bias[u];
-  for (int u = 0; u < d.width; ++u) unit[u] *= 0.5f * (1.0f + std::erf(unit[u] * 0.70710678f));
+// The predicted sensitivities [3] of a token, 1 on average, from the hidden layer's sums, which this overwrites.
+inline void sensitivities(const Decider& d, float* sums, double* found) {
+  for (int u = 0; u < d.width; ++u) sums[u] += d.read_bias[u];
+  for (int u = 0; u < d.width; ++u) sums[u] *= 0.5f * (1.0f + std::erf(sums[u] * 0.70710678f));
   for (int axis = 0; axis < 3; ++axis) {
-    const float raw = d.head_bias[axis] + dot(d.head + size_t(axis) * d.width, unit, d.width);
+    const float raw = d.head_bias[axis] + dot(d.head + size_t(axis) * d.width, sums, d.width);
     const float soft = raw > 20 ? raw : std::log1p(std::exp(raw));
     found[axis] = 1 + d.trust[axis] * (soft / d.scale[axis] - 1);
   }
 }
 
-// An action as a level per axis, and back; the last axis is innermost.
-inline void levels_of(const Decider& d, int action, int* level) {
-  for (int axis = 2; axis >= 0; --axis) level[axis] = action % d.sizes[axis], action /= d.sizes[axis];
+// An action as a level per axis, and back. The last axis is innermost.
+inline void levels_of(const Decider& d, int64_t action, int* level) {
+  int rest = int(action);
+  for (int axis = 2; axis >= 0; --axis) level[axis] = rest % d.sizes[axis], rest /= d.sizes[axis];
 }
 inline int action_of(const Decider& d, const int* level) {
   return (level[0] * d.sizes[1] + level[1]) * d.sizes[2] + level[2];
 }
 
-// The shares that an action asks for.
-inline void shares_of(const Decider& d, int action, double* shares) {
+// An action as the numbers of `keep` [3].
+inline void keep_of(const Decider& d, int64_t action, double* keep) {
   int level[3];
   levels_of(d, action, level);
-  for (int axis = 0; axis < 3; ++axis) shares[axis] = d.levels[axis][level[axis]] / (axis == 2 ? FULL_BITS : 1);
+  for (int axis = 0; axis < 3; ++axis) keep[axis] = d.levels[axis][level[axis]];
 }
 
-inline Realised realised_by(const Decider& d, const Rules& rules, const Sizes& s, int kv_length) {
-  Realised found;
-  for (int axis = 0; axis < 3; ++axis)
-    for (int l = 0; l < d.sizes[axis]; ++l) {
-      double keep[3] = {1, 1, FULL_BITS};
-      keep[axis] = d.levels[axis][l];
-      const Plan plan = make_plan(rules, s, keep, kv_length);
-      found.begun[axis][l] = realise(rules, s, plan, kv_length, axis, 0, d.layer);
-      found.share[axis][l] = found.begun[axis][l] + realise(rules, s, plan, kv_length, axis, d.layer, s.layers);
-    }
-  return found;
-}
-
-// The static schedule of the row's budget, which the layers before the policy's follow: the action of the step after
-// `booked` ones.
-inline int static_action(const Decider& d, const Realised& own, Row& row, int64_t booked, bool counted) {
+// The action of the static schedule, which the layers before the decider's follow, for the step after `booked` ones.
+inline int static_action(const Decider& d, const LevelShares& own, RowState& row, int64_t booked, bool controllable) {
   int level[3];
   for (int axis = 0; axis < 3; ++axis) {
     const double* share = own.share[axis];
@@ -164,52 +103,56 @@ inline int static_action(const Decider& d, const Realised& own, Row& row, int64_
     const int above = std::min(below + 1, size - 1);
     const double goal = row.target[axis] * double(booked + 1) - row.early[axis];
     level[axis] = std::fabs(share[above] - goal) < std::fabs(share[below] - goal) ? above : below;
-    if (!counted) level[axis] = size - 1;
+    if (!controllable) level[axis] = size - 1;
     else row.early[axis] += share[level[axis]];
   }
   return action_of(d, level);
 }
 
-constexpr int SHORTEST_HORIZON = 8;  // as in solm.policies.priced
-
-// The action of the highest gain less price that the budget still allows, for a step whose layers before the policy's
-// took `before` and whose hidden layer adds up to `unit`; books what it realises in `row` and tells it.
-inline int decide(const Decider& d, const Realised& own, const Sizes& s, float* unit, int before, bool counted, Row& row,
-                  double* realised) {
-  int early[3], level[3];
-  levels_of(d, before, early);
-  double suffers[3];
-  if (counted) sensitivities(d, unit, suffers);
-  const double remaining = double(std::max<int64_t>(row.left, 1)), horizon = std::max(remaining, double(SHORTEST_HORIZON));
-  const double first = double(d.layer) / s.layers;
+// The action of the lowest level cost plus price that the budget allows, for a step whose early layers took `early_action`
+// and whose hidden layer has the sums [width]. Books what it realises, and writes it to realised [3].
+inline int decide(const Decider& d, const LevelShares& own, const Sizes& s, float* sums, int64_t early_action,
+                  bool controllable, RowState& row, double* realised) {
+  int early_level[3], level[3];
+  levels_of(d, early_action, early_level);
+  double sensitivity[3];
+  if (controllable) sensitivities(d, sums, sensitivity);
+  const int64_t left = std::max<int64_t>(row.horizon - row.taken, 1);
+  const double remaining = double(left), horizon = std::max(remaining, double(SHORTEST_HORIZON));
+  const double early_part = double(d.layer) / s.layers;
   for (int axis = 0; axis < 3; ++axis) {
     const int size = d.sizes[axis];
-    const double *share = own.share[axis], *begun = own.begun[axis], target = row.target[axis];
-    double mixed[MOST_LEVELS], more[MOST_LEVELS], miss[MOST_LEVELS], least = INFINITY, best = -INFINITY;
-    for (int l = 0; l < size; ++l) mixed[l] = begun[early[axis]] + (share[l] - begun[l]);
-    for (int l = 0; l < size; ++l) more[l] = begun[l] - first * share[l];  // than the number of those layers says
+    const double *share = own.share[axis], *early = own.early[axis], target = row.target[axis];
+    // What a level realises after the early layers; how much more the early layers spend than their number suggests; by how
+    // much the budget would be missed after the level.
+    double here[MOST_LEVELS], more[MOST_LEVELS], miss[MOST_LEVELS], least = INFINITY, lowest = INFINITY;
+    for (int l = 0; l < size; ++l) here[l] = early[early_level[axis]] + (share[l] - early[l]);
+    for (int l = 0; l < size; ++l) more[l] = early[l] - early_part * share[l];
     level[axis] = size - 1;
-    if (counted && size > 1) {
-      const double goal = target * double(row.booked + std::max<int64_t>(row.left, 1));
-      const double ahead = first * target + interpolate(target, share, more, size);
-      const double low = ahead + (share[0] - begun[0]), high = ahead + (share[size - 1] - begun[size - 1]);
+    if (controllable && size > 1) {
+      const double goal = target * double(row.booked + left);
+      const double later_early = early_part * target + interpolate(target, share, more, size);
+      const double low = later_early + (share[0] - early[0]), high = later_early + (share[size - 1] - early[size - 1]);
       for (int l = 0; l < size; ++l) {
-        const double spent = row.spent[axis] + mixed[l], left = remaining - 1;
-        miss[l] = std::max(spent + left * low - goal, 0.0) + std::max(goal - spent - left * high, 0.0);
+        const double spent = row.spent[axis] + here[l], later = remaining - 1;
+        miss[l] = std::max(spent + later * low - goal, 0.0) + std::max(goal - spent - later * high, 0.0);
         least = std::min(least, miss[l]);
       }
       const double due = (target * (double(row.booked) + horizon) - row.spent[axis]) / horizon;
       const double* nominal = d.shares[axis];
-      const double price = interpolate(nominal_share(due, mixed, nominal, size), d.spent[axis], d.prices, d.points);
+      const double price = interpolate(nominal_share(due, here, nominal, size), d.curve[axis], d.prices, d.points);
       for (int l = 0; l < size; ++l) {
-        const double score = d.rest[axis][l] + suffers[axis] * d.own[axis][l] - price * nominal[l];
-        if ((d.clamp && miss[l] > least + 1e-9) || score <= best) continue;
-        best = score, level[axis] = l;
+        const double cost = d.fixed_cost[axis][l] + sensitivity[axis] * d.own_cost[axis][l] + price * nominal[l];
+        if ((d.clamp && miss[l] > least + 1e-9) || cost >= lowest) continue;
+        lowest = cost, level[axis] = l;
       }
     }
-    realised[axis] = mixed[level[axis]];
-    if (counted) row.spent[axis] += realised[axis];
+    realised[axis] = here[level[axis]];
+    if (controllable) row.spent[axis] += realised[axis];
   }
-  row.booked += counted, --row.left;
-  return action_of(d, level);
+  row.booked += controllable, ++row.taken;
+  row.previous = action_of(d, level);
+  return int(row.previous);
 }
+
+}  // namespace solm

@@ -1,52 +1,60 @@
-// One thread's share of a head of integers. Outputs lie in strips of 32, one after the other, since no channel of a head is
-// ever skipped: a byte's low half belongs to one of the first 16 outputs, its high half to one of the others, and a strip's
-// 64 bytes for four channels are in the order of `Integers::add`. The low halves of int8 lie output by output, 64 bytes for
-// 128 channels (the first 64 in their low halves) and 32 for a last 64, so that few of them can be read.
+// One thread's part of a head of integers. Outputs are stored in strips of 32, one strip after the other, because no input
+// channel of the head is ever skipped. The low half of a byte belongs to one of the first 16 outputs, its high half to one of
+// the others; the 64 bytes of a strip for four channels are in the order of DotI8::add. The low halves of int8 weights are
+// stored output by output, so that few of them can be read: 64 bytes for 128 channels, the first 64 in the low halves of the
+// bytes, and 32 bytes for a last 64 channels.
 #pragma once
 
-#include "integers.h"
-#include "model.h"
+#include "dot_integer.h"
+#include "engine.h"
 
-constexpr int STRIP = 32;
-constexpr float REACH = 8;  // how far below the largest a shortlisted logit may be
+namespace solm {
 
-struct Strips {
-  const Head& head;
-  const int vocabulary, rows, first, last;  // strips from first to last (not included)
-  const size_t bytes;                       // of a strip
-  const int wide;                           // channels, up to a multiple of 64
+constexpr float EXACT_RANGE = 8;  // with approximate_tail, logits within this of the largest are exact
+
+struct HeadSlice {
+  const Matrix& head;
+  const int vocabulary, first, last;  // this thread's strips, [first, last)
+  const size_t bytes;                 // of a strip
+  const int wide;                     // channels, rounded up to a multiple of 64
+  int rows = 0;                       // steps of the batch
   std::vector<Group> groups;
-  // Rows' inputs in whole numbers [rows, wide] and the scale of every four of them; what an average low half adds, and half
-  // the variance of what low halves add, for weights of scale 1.
+  // The steps' rounded inputs [MOST_ROWS, wide] and their scale for every four channels.
   std::vector<int8_t> number;
   std::vector<float> scale;
-  float mean[MOST_ROWS], spread[MOST_ROWS];
+  // For weights of scale 1: the mean of what the low halves add, and half the variance.
+  float mean[MOST_ROWS], half_variance[MOST_ROWS];
 
-  Strips(const Engine& e, int thread, const Rounded* rounded, int rows)
-      : head(e.head), vocabulary(e.s.vocabulary), rows(rows), first(start(e, thread)), last(start(e, thread + 1)),
+  HeadSlice(const Engine& e, int thread)
+      : head(e.head), vocabulary(e.s.vocabulary), first(start(e.s, thread)), last(start(e.s, thread + 1)),
         bytes(size_t(e.s.hidden + 3) / 4 * 64), wide((e.s.hidden + 63) / 64 * 64),
-        groups((e.s.hidden + GROUP - 1) / GROUP), number(size_t(rows) * wide), scale(size_t(rows) * wide / 4) {
+        groups((e.s.hidden + GROUP - 1) / GROUP), number(size_t(MOST_ROWS) * wide),
+        scale(size_t(MOST_ROWS) * wide / 4) {}
+
+  // Takes the inputs of `count` steps.
+  void prepare(const RoundedInput* rounded, int count) {
+    rows = count;
     for (size_t g = 0; g < groups.size(); ++g) groups[g].gather(int(g), rounded, rows, nullptr, 0, [](int) { return true; });
     constexpr float VARIANCE = (16.0f * 16 - 1) / 12;  // of numbers from 0 to 15
     for (int r = 0; r < rows; ++r) {
-      mean[r] = spread[r] = 0;
+      mean[r] = half_variance[r] = 0;
       for (size_t g = 0; g < groups.size(); ++g) {
         const Group& group = groups[g];
         int32_t square = 0;
         for (int i = 0; i < group.count; ++i) square += int32_t(group.q[r][i]) * group.q[r][i];
         mean[r] += 7.5f * group.scale[r] * float(group.total[r]);
-        spread[r] += 0.5f * VARIANCE * group.scale[r] * group.scale[r] * float(square);
+        half_variance[r] += 0.5f * VARIANCE * group.scale[r] * group.scale[r] * float(square);
         std::copy_n(group.q[r], group.count, &number[size_t(r) * wide + g * GROUP]);
         std::fill_n(&scale[(size_t(r) * wide + g * GROUP) / 4], QUADS, group.scale[r]);
       }
     }
   }
 
-  static int start(const Engine& e, int thread) {
-    return int(int64_t((e.s.vocabulary + STRIP - 1) / STRIP) * thread / e.s.threads);
+  static int start(const Sizes& s, int thread) {
+    return int(int64_t((s.vocabulary + STRIP - 1) / STRIP) * thread / s.threads);
   }
 
-  // Numbers of 4 bits on grids [strips, groups, 2, 32]; to(row) is where that row's logits go.
+  // Logits of packed weights with grids [strips, groups, 2, 32]. to(r) is where the logits of step r go.
   template <typename To>
   void packed(To to) const {
     const uint8_t* numbers = static_cast<const uint8_t*>(head.data);
@@ -73,11 +81,11 @@ struct Strips {
     }
   }
 
-  // Logits from the high halves, which are half of the bytes, and each row's largest in peak [rows]. What the low halves
-  // would have added is as good as random, with a known spread: taking off half its square keeps the sum of the
-  // exponentials right on average.
+  // Logits of int8 weights from their high halves, which are half of the bytes, and every step's largest in peak [rows]. What
+  // the low halves would add is treated as random with a known variance; taking off half of the variance keeps the sum of the
+  // exponentials unbiased.
   template <typename To>
-  void screened(To to, float* peak) const {
+  void approximate(To to, float* peak) const {
     std::fill_n(peak, rows, -INFINITY);
     const uint8_t* high = static_cast<const uint8_t*>(head.data);
     for (int s = first; s < last; ++s) {
@@ -94,20 +102,20 @@ struct Strips {
         float found[STRIP];
         sum[r][0].write(found), sum[r][1].write(found + 16);
         float* logits = to(r) + s * STRIP;
-        for (int i = 0; i < count; ++i) logits[i] = scale[i] * (found[i] + mean[r] - scale[i] * spread[r]);
+        for (int i = 0; i < count; ++i) logits[i] = scale[i] * (found[i] + mean[r] - scale[i] * half_variance[r]);
         for (int i = 0; i < count; ++i) peak[r] = logits[i] > peak[r] ? logits[i] : peak[r];
       }
     }
   }
 
-  // Puts what is exact in place of what is screened, where a row's logits [V] reach `least`.
-  void settle(int r, float least, float* logits) const {
-    constexpr int MANY = 32;  // whose low halves are fetched before the first of them is read
+  // Replaces approximate logits [V] of step r by exact ones where they are at least `least`.
+  void refine(int r, float least, float* logits) const {
+    constexpr int MANY = 32;  // outputs whose low halves are fetched before the first of them is read
     int found[MANY + BLOCK], count = 0;
-    auto settle_found = [&] {
+    auto refine_found = [&] {
       for (int i = 0; i < count; ++i) {
         const float scale = head.scale[found[i]];
-        logits[found[i]] += scale * (low_dot(r, low_of(found[i])) - mean[r] + scale * spread[r]);
+        logits[found[i]] += scale * (low_dot(r, low_of(found[i])) - mean[r] + scale * half_variance[r]);
       }
       count = 0;
     };
@@ -119,16 +127,16 @@ struct Strips {
       for (int v = block; v < stop; ++v) any |= logits[v] >= least;
       for (int v = any ? block : stop; v < stop; ++v) {
         if (!(logits[v] >= least)) continue;
-        ::fetch(low_of(v), wide / 2);
+        solm::fetch(low_of(v), wide / 2);
         found[count++] = v;
       }
-      if (count >= MANY) settle_found();
+      if (count >= MANY) refine_found();
     }
-    settle_found();
+    refine_found();
   }
 
  private:
-  const uint8_t* low_of(int output) const { return head.low + size_t(output) * (wide / 2); }
+  const uint8_t* low_of(int output) const { return static_cast<const uint8_t*>(head.low) + size_t(output) * (wide / 2); }
 
   void clear(Lanes (*sum)[2]) const {
     for (int r = 0; r < rows; ++r) sum[r][0] = sum[r][1] = Lanes::zero();
@@ -141,22 +149,23 @@ struct Strips {
     return two;
   }
 
-  // Group by group: quads(quad, two) reads the bytes of four channels, and use(group, j)(row, 16 sums) takes what they add.
+  // Multiplies group by group. quads(quad, part, two) reads the bytes of four channels; use(group, j)(r, 16 sums) takes the
+  // products of outputs 16 j to 16 j + 15.
   template <int BIAS, typename Quads, typename Use>
   void add(Quads quads, Use use) const {
     for (size_t g = 0; g < groups.size(); ++g)
-      integer_tiles<BIAS, 2>(groups[g], rows,
+      dot_all_rows<BIAS, 2>(groups[g], rows,
                              [&](int i, int part, Bytes* two) { return quads(int(g) * QUADS + i / 4, part, two); },
                              [&](int j) { return use(groups[g], j); });
   }
 
-  // Product of row r with the low halves of an output's weights.
+  // The product of step r's input with the low halves of an output's weights.
   float low_dot(int r, const uint8_t* w) const {
     const int8_t* x = number.data() + size_t(r) * wide;
     const float* by = scale.data() + size_t(r) * wide / 4;
     Lanes sum = Lanes::zero();
     auto use = [&](int channel, auto bytes) {
-      auto products = Integers<0>::begin(0);
+      auto products = DotI8<0>::begin(0);
       each_part([&](auto part) { products.add(part, bytes(part), x + channel + part * Bytes::WIDTH); });
       sum.add(Lanes::load(by + channel / 4), products.lanes());
     };
@@ -170,5 +179,6 @@ struct Strips {
     if (c < wide) use(c, [&](int part) { return Bytes::single(w + c / 2, part); });
     return sum.sum();
   }
-
 };
+
+}  // namespace solm

@@ -1,14 +1,18 @@
-// Zeroed memory in huge pages, where the system has them: a step walks through all weights, and would miss the TLB at every
-// 4 KiB. Straight from the system, since what malloc hands out again was mapped in small pages before.
+// Zeroed memory in huge pages, where the system has them: a step reads all weights, and would miss the TLB at every 4 KiB.
+// It comes straight from the system, because malloc hands out again what was mapped in small pages before.
 #pragma once
 
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
+#include "allocations.h"
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+
+namespace solm {
 
 class Memory {
  public:
@@ -21,15 +25,14 @@ class Memory {
   void allocate(size_t bytes) {
     release();
     if (!bytes) return;
+    count_allocation();
 #if defined(__linux__)
-    mapped_ = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE + HUGE_PAGE;
-    base_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (base_ == MAP_FAILED) {
-      base_ = nullptr;
-      throw std::bad_alloc();
-    }
+    const size_t mapped = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE + HUGE_PAGE;
+    void* base = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED) throw std::bad_alloc();
+    base_ = base, mapped_ = mapped;
     data_ = reinterpret_cast<char*>((reinterpret_cast<size_t>(base_) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
-    // Little of it would be used: a cache of a few tokens.
+    // In less than a huge page, most of it would stay unused: a cache of a few tokens.
     if (bytes >= HUGE_PAGE) madvise(data_, (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
 #else
     base_ = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
@@ -58,3 +61,5 @@ class Memory {
     base_ = nullptr, data_ = nullptr;
   }
 };
+
+}  // namespace solm

@@ -38,7 +38,6 @@ def reads_pages(query: torch.Tensor, plan: Plan) -> bool:
     sparsity = plan.sparsity
     return (
         query.shape[2] == 1
-        and sparsity.criterion == "pages"
         and sparsity.select_per == "kv_head"
         and sparsity.window > 0
         and not sparsity.keep_ties

@@ -1,0 +1,160 @@
+"""One call of the compiled engine: what goes in, in buffers that are used again, and what comes out."""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import torch
+
+from solm.backends.budgets import ROW_STATE
+from solm.backends.cpu import structs
+from solm.backends.cpu.engine import Cache, Engine, error_of
+from solm.core.errors import DataError
+from solm.core.sparsity import SparsityConfig
+
+_INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
+
+
+class Computed:
+    """The results of one call over Q tokens of N rows, which later calls leave as they are.
+
+    logits: [N, L, V] float32, of the last L tokens of every row; not set unless the call reached the last layer.
+    """
+
+    # Everything but the logits is in one block: realised, actions, stream. Few callers look at all of them, and an
+    # array is only made when it is asked for.
+    __slots__ = ("_block", "logits", "shape")
+
+    def __init__(self, shape: tuple[int, int, int], block: torch.Tensor, logits: torch.Tensor):
+        self.shape, self._block, self.logits = shape, block, logits
+
+    @property
+    def realised(self) -> np.ndarray:
+        """Realised shares [N, Q, 3] float64, of the layers up to the last one that was computed."""
+        rows, count, _ = self.shape
+        return self._block.numpy()[: 3 * rows * count].reshape(rows, count, 3)
+
+    @property
+    def actions(self) -> np.ndarray:
+        """The actions that the engine decided [N, Q] int64; -1 for rows that did not decide."""
+        rows, count, _ = self.shape
+        steps = rows * count
+        return self._block.numpy()[3 * steps : 4 * steps].view(np.int64).reshape(rows, count)
+
+    @property
+    def stream(self) -> np.ndarray:
+        """The residual stream after the last layer of the call [N, Q, H] float32, after the model's last one normed: the
+        input of the head."""
+        rows, count, hidden = self.shape
+        return self._block.numpy()[4 * rows * count :].view(np.float32)[: rows * count * hidden].reshape(self.shape)
+
+
+class StepBuffers:
+    """Inputs for N rows of Q tokens, which stay at their addresses, and the struct that points to them."""
+
+    def __init__(self, engine: Engine, rules: structs.SparsityRules, caches: tuple[Cache, ...], count: int):
+        rows, steps = len(caches), len(caches) * count
+        self.caches, self.shape = caches, (rows, count, engine.sizes.hidden)
+        self.lengths, self.keep = np.empty(rows, dtype=np.int64), np.empty((rows, count, 3))
+        self.message = ctypes.create_string_buffer(structs.MESSAGE)
+        self.rules = rules
+        self.states: np.ndarray | None = None
+        self._handles = (ctypes.c_void_p * rows)(*(cache.handle for cache in caches))
+        self.words = 4 * steps + (steps * engine.sizes.hidden + 1) // 2  # of a result's block, 8 bytes each
+        self.stream_at = 4 * steps * 8
+        self.actions_at = 3 * steps * 8
+        self.keep_at = self.keep.ctypes.data
+        self.call = structs.Call(
+            rules=ctypes.addressof(rules),
+            rows=rows,
+            count=count,
+            caches=ctypes.addressof(self._handles),
+            lengths=self.lengths.ctypes.data,
+            message=ctypes.addressof(self.message),
+        )
+        self.call_at = ctypes.addressof(self.call)
+
+
+class EngineCall:
+    """Calls of the engine for the rows of one session, under its sparsity.
+
+    A step reads all weights, which leaves nothing of Python's or torch's in the processor's caches. Right after it, a
+    look at an attribute takes a microsecond, an operation of numpy's five and one of torch's ten to twenty. So as few
+    objects are touched here as possible. Not for several threads at once; the engine itself is.
+    """
+
+    def __init__(self, engine: Engine, sparsity: SparsityConfig):
+        self.engine, self.rules = engine, structs.sparsity_rules(sparsity)
+        self._buffers: StepBuffers | None = None
+        self._layers, self._vocabulary = engine.sizes.layers, engine.sizes.vocabulary
+        self._run, self._handle = engine.library.solm_run, engine.handle
+
+    def run(
+        self,
+        caches: tuple[Cache, ...],
+        tokens: torch.Tensor,
+        lengths: np.ndarray,
+        states: np.ndarray,
+        keep: torch.Tensor | None = None,
+        *,
+        decide: bool = False,
+        first: int = 0,
+        last: int | None = None,
+        before: Computed | None = None,
+        logit_steps: int | None = None,
+        approximate_tail: bool = False,
+    ) -> Computed:
+        """Process tokens [N, Q], or [N] for one token a row, after the lengths [N] int64 tokens that caches [N] hold.
+
+        states: records of dtype `ROW_STATE` [N], in which the engine books the steps. keep: [N, Q, 3], or [N, 3] for
+        one token, of the rows that do not decide; None: dense. decide: rows whose state has a decider decide for
+        themselves. first, last: layers [first, last) only; with first > 0, `before` is the result of those before.
+        logit_steps: tokens at the end of every row whose logits are wanted; None: all. approximate_tail: logits far
+        below the largest may be approximate.
+
+        The same tuple of caches and the same array of states are the cheapest to pass again. Raises `DataError` for
+        what the engine cannot process, `SolmError` without memory; nothing has changed then.
+        """
+        rows, count = len(caches), tokens.shape[1] if tokens.dim() > 1 else 1
+        if not count or tokens.numel() != rows * count or len(tokens) != rows or tokens.dtype not in _INTEGERS:
+            wanted = f"integers [{rows}, at least 1]"
+            raise DataError(f"tokens must be {wanted}, got {tokens.dtype} {list(tokens.shape)}")
+        if tokens.dtype is not torch.int64 or not tokens.is_contiguous() or tokens.device.type != "cpu":
+            tokens = tokens.to("cpu", torch.int64).contiguous()
+        buffers = self._buffers
+        if buffers is None or buffers.caches is not caches or buffers.shape[1] != count:
+            self._buffers = buffers = StepBuffers(self.engine, self.rules, caches, count)
+        call = buffers.call
+        if states is not buffers.states:
+            _check_states(states, rows)
+            buffers.states, call.states = states, states.ctypes.data
+        if lengths.shape != (rows,):
+            raise DataError(f"lengths must be {[rows]}, got {list(lengths.shape)}")
+        buffers.lengths[:] = lengths
+        if keep is None:
+            call.keep = None
+        else:
+            if keep.shape != (rows, count, 3) and (count > 1 or keep.shape != (rows, 3)):
+                raise DataError(f"keep must be {[rows, count, 3]} for tokens {[rows, count]}, got {list(keep.shape)}")
+            buffers.keep[:] = keep.reshape(rows, count, 3).numpy()
+            call.keep = buffers.keep_at
+        if (before is None) != (first == 0) or (before is not None and before.shape != buffers.shape):
+            raise DataError(f"layers from {first} on need the result of those before them for {rows} rows of {count}")
+        block = torch.empty(buffers.words, dtype=torch.float64) if before is None else before._block.clone()
+        wanted_logits = count if logit_steps is None else logit_steps
+        last = self._layers if last is None else last
+        logits = torch.empty(rows, max(wanted_logits, 0) if last == self._layers else 0, self._vocabulary)
+        at = block.data_ptr()
+        call.tokens, call.realised = tokens.data_ptr(), at
+        call.actions, call.stream, call.logits = at + buffers.actions_at, at + buffers.stream_at, logits.data_ptr()
+        call.first, call.last, call.logit_steps = first, last, wanted_logits
+        call.decide, call.approximate_tail = decide, approximate_tail
+        code = self._run(self._handle, buffers.call_at)
+        if code:
+            raise error_of(code, buffers.message)
+        return Computed(buffers.shape, block, logits)
+
+
+def _check_states(states: Any, rows: int) -> None:
+    if states.dtype != ROW_STATE or states.shape != (rows,) or not states.flags.c_contiguous or not states.flags.writeable:
+        raise DataError(f"states must be writable records of dtype ROW_STATE [{rows}], got {states.dtype} {states.shape}")

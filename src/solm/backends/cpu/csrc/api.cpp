@@ -1,0 +1,126 @@
+// The compiled engine's interface: decode steps of Llama-like models that read and compute only what an action keeps.
+//
+// Several threads process a call together, with up to 16 steps at once: of several rows, of several known tokens of one row,
+// or both. Matrices are stored input-major, so that an input channel which every step skips is a row of weights that is never
+// read. The results of a step do not depend on the steps that it is computed with.
+//
+// Every function may be called from any thread; calls of one engine are serialised. Functions that can fail
+// return one of these codes, and then write one line to `message` [MESSAGE]. A call that fails changes nothing.
+
+#include "layout.h"
+#include "run.h"
+#include "validate.h"
+
+namespace {
+
+using namespace solm;
+
+enum Code : int32_t { DONE = 0, INVALID = 1, NO_MEMORY = 2 };
+
+Engine& engine_of(void* engine) { return *static_cast<Engine*>(engine); }
+
+}  // namespace
+
+extern "C" {
+
+// Lines that describe all structs and constants.
+const char* solm_layout() {
+  static const std::string text = layout();
+  return text.c_str();
+}
+
+// Memory for the weights; null where there is not enough.
+void* solm_arena(size_t bytes) try {
+  auto memory = std::make_unique<Memory>();
+  memory->allocate(bytes);
+  return memory.release();
+} catch (const std::exception&) {
+  return nullptr;
+}
+
+void* solm_arena_data(void* arena) { return static_cast<Memory*>(arena)->data(); }
+
+void solm_arena_free(void* arena) { delete static_cast<Memory*>(arena); }
+
+// What the model points to must outlive the engine, except for the array of layers.
+int32_t solm_engine(const Model* model, void** made, char* message) try {
+  if (!valid_model(*model, message)) return INVALID;
+  *made = new Engine(*model);
+  return DONE;
+} catch (const std::exception&) {
+  refuse(message, "no memory for the working space of the engine");
+  return NO_MEMORY;
+}
+
+// No call may be in progress. Caches may be freed later.
+void solm_engine_free(void* engine) { delete static_cast<Engine*>(engine); }
+
+// A cache of `capacity` tokens (a multiple of PAGE), with the first `length` ones of `source`, which may be null.
+int32_t solm_cache(void* engine, const void* source, int64_t length, int64_t capacity, void** made, char* message) try {
+  Engine& e = engine_of(engine);
+  const std::lock_guard lock(*e.mutex);
+  const auto* from = static_cast<const Cache*>(source);
+  if (from && !valid_cache(e, from, message)) return INVALID;
+  constexpr int64_t MOST = int64_t(1) << 30;
+  if (capacity < PAGE || capacity > MOST || capacity % PAGE)
+    return refuse(message, "a cache's capacity must be a multiple of %d in [%d, %lld], got %lld", PAGE, PAGE,
+                  static_cast<long long>(MOST), static_cast<long long>(capacity)), INVALID;
+  const int64_t most = from ? std::min<int64_t>(capacity, int64_t(from->pages()) * PAGE) : 0;
+  if (length < 0 || length > most)
+    return refuse(message, "a cache can take over [0, %lld] tokens, got %lld", static_cast<long long>(most),
+                  static_cast<long long>(length)), INVALID;
+  *made = make_cache(e.mutex, e.s, from, int(length), int(capacity)).release();
+  return DONE;
+} catch (const std::exception&) {
+  refuse(message, "no memory for a cache of %lld tokens", static_cast<long long>(capacity));
+  return NO_MEMORY;
+}
+
+void solm_cache_free(void* cache) {
+  const std::shared_ptr<std::mutex> mutex = static_cast<Cache*>(cache)->mutex;
+  const std::lock_guard lock(*mutex);
+  delete static_cast<Cache*>(cache);
+}
+
+// Writes keys and values [kv_heads, count, D] of one layer to a cache, from `position` on.
+int32_t solm_cache_fill(void* engine, void* cache, int32_t layer, int64_t position, int64_t count, const float* keys,
+                        const float* values, char* message) try {
+  Engine& e = engine_of(engine);
+  const std::lock_guard lock(*e.mutex);
+  auto* c = static_cast<Cache*>(cache);
+  if (!valid_cache(e, c, message)) return INVALID;
+  if (layer < 0 || layer >= e.s.layers)
+    return refuse(message, "a cache has layers [0, %d], got %d", e.s.layers - 1, layer), INVALID;
+  const int64_t room = int64_t(c->pages()) * PAGE;
+  if (position < 0 || count < 0 || position > room || count > room - position)
+    return refuse(message, "a cache of %lld tokens cannot take %lld from %lld on", static_cast<long long>(room),
+                  static_cast<long long>(count), static_cast<long long>(position)), INVALID;
+  if (!count) return DONE;
+  make_writable(e.s, *c, position);
+  with_kv_type(e.s, [&]<typename K>(K) {
+    for (int64_t t = 0; t < count; ++t)
+      for (int h = 0; h < e.s.kv_heads; ++h) {
+        const size_t offset = (size_t(h) * count + t) * e.s.head_dim;
+        append<K>(*c, e.s, layer, h, int(position + t), keys + offset, values + offset);
+      }
+  });
+  return DONE;
+} catch (const std::exception&) {
+  refuse(message, "no memory for a copy of the pages that a cache shares");
+  return NO_MEMORY;
+}
+
+// See `Call`.
+int32_t solm_run(void* engine, const Call* call) try {
+  Engine& e = engine_of(engine);
+  const std::lock_guard lock(*e.mutex);
+  if (!valid_call(e, *call, call->message)) return INVALID;
+  e.reserve(*call);
+  e.run(*call);
+  return DONE;
+} catch (const std::exception&) {
+  refuse(call->message, "no memory for a step of %d rows", call->rows);
+  return NO_MEMORY;
+}
+
+}  // extern "C"

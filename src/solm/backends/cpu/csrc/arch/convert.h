@@ -1,0 +1,46 @@
+// Conversions between float32 and the two 16-bit float formats, one number at a time.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace solm {
+
+using bf16 = uint16_t;
+
+inline float widen(float x) { return x; }
+inline float widen(bf16 x) {
+  uint32_t bits = uint32_t(x) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// Round to nearest, ties to even.
+inline bf16 narrow(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// From IEEE float16.
+inline float widen_half(uint16_t x) {
+  const uint32_t sign = uint32_t(x & 0x8000) << 16, magnitude = x & 0x7fff;
+  uint32_t bits = magnitude << 13;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  value *= 0x1p112f;  // from float16's exponents to float's, its subnormal numbers included
+  std::memcpy(&bits, &value, 4);
+  bits |= sign;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+template <typename T>
+T store(float x);
+template <>
+inline float store<float>(float x) { return x; }
+template <>
+inline bf16 store<bf16>(float x) { return narrow(x); }
+
+}  // namespace solm

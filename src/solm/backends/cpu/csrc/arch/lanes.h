@@ -1,0 +1,88 @@
+// Sixteen floats at a time: one AVX-512 vector where there is one, elsewhere two vectors of eight, which compilers split
+// into what the processor has.
+#pragma once
+
+#include "convert.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace solm {
+
+#if defined(__AVX512F__)
+
+struct Lanes {
+  __m512 v;
+  static Lanes zero() { return {_mm512_setzero_ps()}; }
+  static Lanes all(float x) { return {_mm512_set1_ps(x)}; }
+  static Lanes load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Lanes load(const bf16* p) {
+    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))};
+  }
+  static Lanes load_half(const uint16_t* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  void add(Lanes a, Lanes b) { v = _mm512_fmadd_ps(a.v, b.v, v); }
+  Lanes plus(Lanes other) const { return {_mm512_add_ps(v, other.v)}; }
+  static Lanes of(__m256 low, __m256 high) {
+    return {_mm512_castpd_ps(_mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512(low)), _mm256_castps_pd(high), 1))};
+  }
+  void write(float* p) const { _mm512_storeu_ps(p, v); }
+  float sum() const { return _mm512_reduce_add_ps(v); }
+};
+
+#else
+
+struct Lanes {
+  using Floats = float __attribute__((vector_size(32)));
+  using Whole = uint32_t __attribute__((vector_size(32)));
+  using Shorts = uint16_t __attribute__((vector_size(16)));
+  Floats half[2];
+
+  static Lanes zero() { return all(0); }
+  static Lanes all(float x) { return {{Floats{} + x, Floats{} + x}}; }
+  static Lanes load(const float* p) {
+    Lanes r;
+    std::memcpy(&r, p, sizeof r);
+    return r;
+  }
+  static Lanes load(const bf16* p) {
+    Lanes r;
+    for (int h = 0; h < 2; ++h) {
+      Shorts raw;
+      std::memcpy(&raw, p + 8 * h, sizeof raw);
+      r.half[h] = (Floats)(__builtin_convertvector(raw, Whole) << 16);
+    }
+    return r;
+  }
+  static Lanes load_half(const uint16_t* p) {
+    Lanes r;
+#if defined(__F16C__)
+    for (int h = 0; h < 2; ++h)
+      r.half[h] = (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8 * h)));
+#else
+    for (int i = 0; i < 16; ++i) r.half[i / 8][i % 8] = widen_half(p[i]);
+#endif
+    return r;
+  }
+  void add(const Lanes& a, const Lanes& b) {
+    for (int h = 0; h < 2; ++h) half[h] += a.half[h] * b.half[h];
+  }
+  Lanes plus(const Lanes& other) const { return {{half[0] + other.half[0], half[1] + other.half[1]}}; }
+#if defined(__AVX__)
+  static Lanes of(__m256 low, __m256 high) { return {{(Floats)low, (Floats)high}}; }
+#endif
+  void write(float* p) const { std::memcpy(p, half, sizeof half); }
+  float sum() const {
+    const Floats both = half[0] + half[1];
+    float total = 0;
+    for (int i = 0; i < 8; ++i) total += both[i];
+    return total;
+  }
+};
+
+#endif
+
+}  // namespace solm

@@ -1,0 +1,241 @@
+// Matrix products of int8 and 4-bit weights with activations rounded to int8, one group of 32 input channels at a time, for
+// all steps of a batch together.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "arch/compress.h"
+#include "arch/dot_i8.h"
+#include "prefetch.h"
+#include "structs.h"
+
+namespace solm {
+
+// Weights are unsigned bytes (int8 plus 128) in blocks of 64 outputs, in an order that makes `interleave` put 16 neighbours
+// into one vector: byte 16 L + 4 k + m of a block belongs to output 16 k + 4 L + m. Of 4-bit numbers two blocks share their
+// bytes, the first one in the low halves. A last single block fills 32 bytes, its first half in the low halves.
+constexpr int QUADS = GROUP / 4;
+static_assert(Prefetch::MOST >= GROUP);
+
+// One step's input of a matrix, rounded to int8 with a scale per group: the numbers of all channels, 0 where skipped, and per
+// group a bit for every kept channel, the scale and the sum of the numbers.
+struct RoundedInput {
+  std::vector<int8_t> number;
+  std::vector<uint32_t> kept;
+  std::vector<float> scale;
+  std::vector<int32_t> total;
+  std::vector<float> dense;  // the input in float32, 0 where channels are skipped
+
+  void resize(int most_channels) {
+    const int groups = (most_channels + GROUP - 1) / GROUP;
+    number.resize(size_t(groups) * GROUP), dense.resize(size_t(groups) * GROUP);
+    kept.resize(groups), scale.resize(groups), total.resize(groups);
+  }
+
+  // Rounds groups [from, to) of x [count], whose channels are `index`. most: the integer that a group's largest value becomes.
+  void round(const int32_t* index, const float* x, int count, int from, int to, int most) {
+    int at = int(std::lower_bound(index, index + count, from * GROUP) - index);
+    std::fill(kept.begin() + from, kept.begin() + to, 0);
+    std::fill(dense.begin() + size_t(from) * GROUP, dense.begin() + size_t(to) * GROUP, 0.0f);
+    for (; at < count && index[at] < to * GROUP; ++at) {
+      dense[index[at]] = x[at];
+      kept[index[at] / GROUP] |= 1u << (index[at] % GROUP);
+    }
+    for (int g = from; g < to; ++g) {
+      const float* in = dense.data() + size_t(g) * GROUP;
+      int8_t* out = number.data() + size_t(g) * GROUP;
+      float peak = 0;
+#pragma omp simd reduction(max : peak)
+      for (int i = 0; i < GROUP; ++i) peak = std::max(peak, std::fabs(in[i]));
+      scale[g] = peak / float(most);
+      const float inverse = float(most) / std::max(peak, 1.17549435e-36f);
+      int32_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int i = 0; i < GROUP; ++i) {
+        const int32_t value = int32_t(std::nearbyint(in[i] * inverse));
+        out[i] = int8_t(value);
+        sum += value;
+      }
+      total[g] = sum;
+    }
+  }
+};
+
+// One group of input channels for all steps of a batch: the rows of weights that any step needs, padded to a multiple of
+// four, and per step its numbers (0 where it skips a channel), their scale and their sum.
+struct Group : Prefetch {
+  int8_t q[MOST_ROWS][GROUP];
+  float scale[MOST_ROWS];
+  int32_t total[MOST_ROWS];
+
+  // takes(r): whether step r needs these weights.
+  template <typename Takes>
+  void gather(int number, const RoundedInput* rounded, int rows, const uint8_t* weights, size_t width, Takes takes) {
+    uint32_t used = 0;
+    for (int r = 0; r < rows; ++r) used |= takes(r) ? rounded[r].kept[number] : 0;
+    const int found = __builtin_popcount(used);
+    int8_t channel[GROUP], all[GROUP];
+    for (int i = 0; i < GROUP; ++i) all[i] = int8_t(i);
+    compress_bytes(used, all, channel);
+    count = found, bytes = int(width);
+    const uint8_t* from = weights + size_t(number) * GROUP * width;
+    for (int i = 0; i < GROUP; ++i) row[i] = from + size_t(channel[i]) * width;
+    pad();
+    for (int r = 0; r < rows; ++r) {
+      compress_bytes(used, rounded[r].number.data() + size_t(number) * GROUP, q[r]);
+      scale[r] = takes(r) ? rounded[r].scale[number] : 0, total[r] = rounded[r].total[number];
+    }
+  }
+};
+
+// Products of a group for T steps from r on with N times 16 outputs. quads(i, part, room) gives the interleaved bytes of four
+// channels from i on, in `room` or where they are already. For every j of N, done(j)(step, 16 sums) takes the results.
+template <int BIAS, int N, int T, typename Quads, typename Done>
+void dot_rows(const Group& g, int r, Quads quads, Done done) {
+  DotI8<BIAS> sum[T][N];
+#pragma GCC unroll 4
+  for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) sum[t][j] = DotI8<BIAS>::begin(g.total[r + t]);
+  auto multiply_add = [&](auto part, int i) {
+    Bytes room[N];
+    const Bytes* quad = quads(i, part.value, room);
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+      int32_t four;
+      std::memcpy(&four, &g.q[r + t][i], 4);
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) sum[t][j].add(part, quad[j], four);
+    }
+  };
+  // The sums of all parts fit in the registers for one step only.
+  if constexpr (T == 1)
+    for (int i = 0; i < g.count; i += 4) each_part([&](auto part) { multiply_add(part, i); });
+  else
+    each_part([&](auto part) {
+      for (int i = 0; i < g.count; i += 4) multiply_add(part, i);
+    });
+#pragma GCC unroll 4
+  for (int j = 0; j < N; ++j) {
+    const auto take = done(j);  // reads what all steps share once
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) take(r + t, sum[t][j].lanes());
+  }
+}
+
+// Steps whose sums fit in the registers together.
+template <int N>
+constexpr int ROWS_AT_ONCE = PARTS == 1 ? 4 : 8 / N;
+
+template <int BIAS, int N, typename Quads, typename Done, int T = ROWS_AT_ONCE<N>>
+void dot_all_rows(const Group& g, int rows, Quads quads, Done done, int r = 0) {
+  for (; r + T <= rows; r += T) dot_rows<BIAS, N, T>(g, r, quads, done);
+  if constexpr (T > 1) dot_all_rows<BIAS, N, Quads, Done, T - 1>(g, rows, quads, done, r);
+}
+
+// One block of outputs for all steps; load(row, part) reads a row's bytes of the block.
+template <int BIAS, typename Load, typename Done>
+void dot_block(const Group& g, int rows, PrefetchCursor& cursor, Load load, Done done) {
+  auto interleaved = [&](int i, int part, Bytes* quad) {
+    Bytes row[4];
+    for (int k = 0; k < 4; ++k) row[k] = load(g.row[i + k], part);
+    interleave(row, quad);
+    if (!part) cursor.fetch();
+    return quad;
+  };
+  if (rows <= ROWS_AT_ONCE<4>) return dot_all_rows<BIAS, 4>(g, rows, interleaved, done);
+  Bytes known[PARTS][QUADS][4];
+  for (int part = 0; part < PARTS; ++part)
+    for (int i = 0; i < g.count; i += 4) interleaved(i, part, known[part][i / 4]);
+  dot_all_rows<BIAS, 4>(g, rows, [&](int i, int part, Bytes*) { return known[part][i / 4]; }, done);
+}
+
+// y[rows, out] += the group's products with int8 weights, without the scales of the outputs.
+inline void add_group(const Group& g, PrefetchCursor& cursor, int rows, int out, float* y) {
+  for (int o = 0; o < out; o += BLOCK)
+    dot_block<128>(g, rows, cursor, [&](const uint8_t* row, int part) { return Bytes::load(row + o + part * Bytes::WIDTH); },
+                  [&](int j) {
+                    return [&g, to = y + o + 16 * j, out](int r, Lanes sum) {
+                      Lanes result = Lanes::load(to + size_t(r) * out);
+                      result.add(Lanes::all(g.scale[r]), sum);
+                      result.write(to + size_t(r) * out);
+                    };
+                  });
+}
+
+// The same for packed weights, with a step and a lowest value per group and output, grid [2, out]. LOW: for the low halves of
+// nested weights.
+template <bool LOW>
+void add_packed_group(const Group& g, PrefetchCursor& cursor, int rows, const uint16_t* grid, const uint16_t* grid_next,
+                             int out, float* y) {
+  auto scaled = [&](int o) {
+    return [&g, grid, to = y + o, out, o](int j) {
+      const Lanes step = Lanes::load_half(grid + o + 16 * j), least = Lanes::load_half(grid + out + o + 16 * j);
+      return [&g, step, least, to = to + 16 * j, out](int r, Lanes sum) {
+        Lanes steps = Lanes::zero(), result = Lanes::load(to + size_t(r) * out);
+        if constexpr (LOW) {
+          Lanes rest = Lanes::all(-0.5f * float(g.total[r]));
+          rest.add(Lanes::all(1.0f / 15), sum);
+          steps.add(step, rest);
+        } else {
+          steps.add(step, sum);
+          steps.add(least, Lanes::all(float(g.total[r])));
+        }
+        result.add(Lanes::all(g.scale[r]), steps);
+        result.write(to + size_t(r) * out);
+      };
+    };
+  };
+  int o = 0;
+  for (; o + 2 * BLOCK <= out; o += 2 * BLOCK) {
+    for (int line = 0; line < 2 * BLOCK; line += 32) {
+      __builtin_prefetch(grid_next + o + line, 0, 2);
+      __builtin_prefetch(grid_next + out + o + line, 0, 2);
+    }
+#if defined(DOT_I8_VNNI)
+    if (rows == 1) {
+      DotI8<0> low[4], both[4];
+      for (int j = 0; j < 4; ++j) low[j] = both[j] = DotI8<0>::begin(0);
+      for (int i = 0; i < g.count; i += 4) {
+        Bytes row[4], quad[4];
+        for (int k = 0; k < 4; ++k) row[k] = Bytes::load(g.row[i + k] + o / 2);
+        interleave(row, quad);
+        cursor.fetch();
+        int32_t four;
+        std::memcpy(&four, &g.q[0][i], 4);
+        for (int j = 0; j < 4; ++j) low[j].add(0, quad[j].low(), four), both[j].add(0, quad[j], four);
+      }
+      // A byte is its low half plus 16 times its high half.
+      for (int j = 0; j < 4; ++j) {
+        scaled(o)(j)(0, low[j].lanes());
+        scaled(o + BLOCK)(j)(0, both[j].sixteenth(low[j]).lanes());
+      }
+      continue;
+    }
+#endif
+    // Interleaving both blocks before separating their halves takes half the work.
+    Bytes both[PARTS][QUADS][4];
+    for (int i = 0; i < g.count; i += 4) {
+      each_part([&](auto part) {
+        Bytes row[4];
+        for (int k = 0; k < 4; ++k) row[k] = Bytes::load(g.row[i + k] + o / 2 + part * Bytes::WIDTH);
+        interleave(row, both[part][i / 4]);
+      });
+      cursor.fetch();
+    }
+    auto half_of = [&](auto half) {
+      return [&both, half](int i, int part, Bytes* room) {
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) room[k] = half(both[part][i / 4][k]);
+        return room;
+      };
+    };
+    dot_all_rows<0, 4>(g, rows, half_of([](const Bytes& bytes) { return bytes.low(); }), scaled(o));
+    dot_all_rows<0, 4>(g, rows, half_of([](const Bytes& bytes) { return bytes.high(); }), scaled(o + BLOCK));
+  }
+  if (o < out) dot_block<0>(g, rows, cursor, [&](const uint8_t* row, int part) { return Bytes::single(row + o / 2, part); }, scaled(o));
+}
+
+}  // namespace solm

@@ -1,0 +1,113 @@
+// The engine: a model's weights, the threads that work on a call, and all memory that a step needs.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "cache.h"
+#include "decide.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace solm {
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+class Barrier {
+ public:
+  explicit Barrier(int threads) : threads_(threads) {}
+  void wait(bool& sense) {
+    sense = !sense;
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      sense_.store(sense, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; sense_.load(std::memory_order_acquire) != sense; ++spins) {
+      pause();
+      if (spins > 20000) std::this_thread::yield();
+    }
+  }
+
+ private:
+  const int threads_;
+  std::atomic<int> arrived_{0};
+  std::atomic<bool> sense_{false};
+};
+
+// One step of a call. decider: null where the step follows `keep`.
+struct Step {
+  Cache* cache;
+  RowState* row;
+  const Decider* decider;
+  int64_t token;
+  int32_t position;
+  Plan plan;
+};
+
+// One thread's part of every step; see step.h.
+struct WorkerBase {
+  virtual ~WorkerBase() = default;
+  virtual void run() = 0;
+  // Makes room for rows of `pages` pages. Throws std::bad_alloc.
+  virtual void reserve(int pages) = 0;
+};
+
+struct Engine {
+  Sizes s;
+  std::vector<Layer> layers;
+  const void* embedding;
+  Matrix head;
+  const float *final_norm, *cosine, *sine;
+  Barrier barrier;
+  std::shared_ptr<std::mutex> mutex = std::make_shared<std::mutex>();  // serialises all calls
+
+  // What threads work in. It is allocated here and by `reserve`, so that no thread allocates in a step.
+  std::vector<std::vector<float>> partial_sums;   // per thread, for the others to read: two halves, used in turn
+  std::vector<std::unique_ptr<WorkerBase>> workers;
+  std::vector<float> page_upper_bounds;           // [MOST_ROWS, kv_heads, span] of the layer in progress
+  std::vector<std::vector<float>> unit_sums;      // per thread: hidden layers of deciders [MOST_ROWS, unit_width]
+  std::vector<LevelShares> level_shares;          // [MOST_ROWS], where a call has no more steps than that
+  std::vector<Step> steps;
+  int reserved_pages = 0;
+
+  // The call in progress.
+  const Call* call = nullptr;
+  int step_count = 0, decision_layer = -1, unit_width = 0;
+  size_t span = 0;
+  int64_t* actions = nullptr;
+
+  Engine(const Model& model);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Makes room for a call, and rows of their own for what it writes to. Throws std::bad_alloc, and changes nothing that a
+  // later call could see then.
+  void reserve(const Call& c);
+  // Processes a valid call for which `reserve` has made room. Allocates nothing.
+  void run(const Call& c);
+
+ private:
+  std::vector<std::thread> pool;
+  std::atomic<uint64_t> ticket{0};  // grows with every call
+  std::atomic<bool> stop{false};
+
+  void wake();
+  void serve(int thread);
+  void plan_steps(const Call& c);
+  void book_steps(const Call& c);
+};
+
+}  // namespace solm

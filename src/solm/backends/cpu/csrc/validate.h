@@ -1,0 +1,129 @@
+// Checks at the border. Each returns whether the arguments are valid, and writes what is wrong to `message` [MESSAGE].
+#pragma once
+
+#include <cmath>
+#include <cstdio>
+
+#include "engine.h"
+
+namespace solm {
+
+template <typename... Values>
+bool refuse(char* message, const char* format, Values... values) {
+  std::snprintf(message, MESSAGE, format, values...);
+  return false;
+}
+
+inline bool valid_model(const Model& model, char* message) {
+  const Sizes& s = model.sizes;
+  const struct {
+    const char* name;
+    int value, least, most;
+  } ranges[] = {
+      {"layers", s.layers, 1, 1 << 16},       {"hidden", s.hidden, 1, 1 << 24},
+      {"intermediate", s.intermediate, 1, 1 << 24}, {"heads", s.heads, 1, 1 << 16},
+      {"kv_heads", s.kv_heads, 1, s.heads},   {"head_dim", s.head_dim, 16, 1 << 16},
+      {"vocabulary", s.vocabulary, 1, 1 << 28}, {"positions", s.positions, 1, 1 << 28},
+      {"precision", s.precision, 0, 4},       {"embedding", s.embedding, 0, 2},
+      {"kv_int8", s.kv_int8, 0, s.precision >= 2}, {"threads", s.threads, 1, 1 << 12},
+  };
+  for (const auto& range : ranges)
+    if (range.value < range.least || range.value > range.most)
+      return refuse(message, "%s must be in [%d, %d], got %d", range.name, range.least, range.most, range.value);
+  if (s.head_dim % 16) return refuse(message, "head_dim must be a multiple of 16, got %d", s.head_dim);
+  if (s.heads % s.kv_heads || s.heads / s.kv_heads > MOST_QUERIES)
+    return refuse(message, "heads must be 1 to %d times kv_heads %d, got %d", MOST_QUERIES, s.kv_heads, s.heads);
+  return true;
+}
+
+inline bool valid_rules(const Sizes& s, const SparsityRules& rules, char* message) {
+  if (rules.sinks < 0 || rules.sinks > 1 << 28) return refuse(message, "sinks must be at least 0, got %d", rules.sinks);
+  if (rules.window < PAGE || rules.window > 1 << 28)
+    return refuse(message, "window must be at least %d, got %d", PAGE, rules.window);
+  if (rules.group < 0) return refuse(message, "bits_group must be at least 1, got %d", rules.group);
+  if (rules.weight_bits && s.precision != 4) return refuse(message, "bits of weights need precision nested");
+  if (rules.allocation && rules.layers != s.layers)
+    return refuse(message, "the allocation is for %d layers, and the model has %d", rules.layers, s.layers);
+  if (rules.heads != 1 && (!rules.allocation || rules.heads != s.kv_heads))
+    return refuse(message, "the allocation is for %d KV heads, and the model has %d", rules.heads, s.kv_heads);
+  return true;
+}
+
+inline bool valid_decider(const Sizes& s, const Decider& d, char* message) {
+  if (d.layer < 0 || d.layer >= s.layers)
+    return refuse(message, "the policy's layer must be in [0, %d], got %d", s.layers - 1, d.layer);
+  if (d.hidden != s.hidden) return refuse(message, "the policy reads %d channels, and the model has %d", d.hidden, s.hidden);
+  if (d.width < 1 || d.width > MOST_WIDTH)
+    return refuse(message, "the policy's width must be in [1, %d], got %d", MOST_WIDTH, d.width);
+  for (const int size : d.sizes)
+    if (size < 1 || size > MOST_LEVELS)
+      return refuse(message, "an axis must have 1 to %d levels, got %d", MOST_LEVELS, size);
+  if (d.points < 1) return refuse(message, "the policy's price curves need at least 1 point, got %d", d.points);
+  return true;
+}
+
+// The states of rows that decide.
+inline bool valid_states(const Engine& e, const Call& c, char* message) {
+  const Decider* first = nullptr;
+  for (int r = 0; r < c.rows; ++r) {
+    const RowState& row = c.states[r];
+    if (!row.decider) continue;
+    if (row.decider != first && !valid_decider(e.s, *row.decider, message)) return false;
+    if (!first) first = row.decider;
+    if (row.decider->layer != first->layer)
+      return refuse(message, "policies of one step must decide before the same layer, got %d and %d", first->layer,
+                    row.decider->layer);
+    for (int axis = 0; axis < 3; ++axis)
+      if (!(row.target[axis] >= 0 && row.target[axis] <= 1) || !std::isfinite(row.spent[axis]) ||
+          !std::isfinite(row.early[axis]))
+        return refuse(message, "row %d: budget shares must be in [0, 1] and what was spent finite, got %g and %g", r,
+                      row.target[axis], row.spent[axis]);
+    const int64_t least = std::min({row.booked, row.taken, row.horizon - 1}), most = std::max(row.booked, row.horizon);
+    if (least < 0 || most > int64_t(1) << 40 || row.taken > int64_t(1) << 40)
+      return refuse(message, "row %d: horizon must be at least 1 and steps at least 0, got horizon %lld, booked %lld, taken %lld",
+                    r, static_cast<long long>(row.horizon), static_cast<long long>(row.booked),
+                    static_cast<long long>(row.taken));
+  }
+  if (first && (c.first > 0 || c.last < e.s.layers))
+    return refuse(message, "a policy decides in calls of all layers [0, %d), got [%d, %d)", e.s.layers, c.first, c.last);
+  return true;
+}
+
+inline bool valid_cache(const Engine& e, const Cache* cache, char* message) {
+  if (!cache) return refuse(message, "a cache is missing");
+  if (cache->mutex != e.mutex) return refuse(message, "a cache belongs to another engine");
+  return true;
+}
+
+inline bool valid_call(const Engine& e, const Call& c, char* message) {
+  if (c.rows < 1 || c.count < 1 || int64_t(c.rows) * c.count > MOST_STEPS)
+    return refuse(message, "a call needs 1 to %d steps, got %d rows of %d", MOST_STEPS, c.rows, c.count);
+  if (c.first < 0 || c.first >= c.last || c.last > e.s.layers)
+    return refuse(message, "layers must be within [0, %d), got [%d, %d)", e.s.layers, c.first, c.last);
+  if (c.logit_steps < 0 || c.logit_steps > c.count)
+    return refuse(message, "logit_steps must be in [0, %d], got %d", c.count, c.logit_steps);
+  if (!valid_rules(e.s, *c.rules, message)) return false;
+  for (int r = 0; r < c.rows; ++r) {
+    const auto* cache = static_cast<const Cache*>(c.caches[r]);
+    if (!valid_cache(e, cache, message)) return false;
+    const int64_t most = std::min<int64_t>(int64_t(cache->pages()) * PAGE, e.s.positions) - c.count;
+    if (c.lengths[r] < 0 || c.lengths[r] > most)
+      return refuse(message, "row %d: a cache of %d tokens and a model of %d positions take %d more from [0, %lld], got %lld",
+                    r, cache->pages() * PAGE, e.s.positions, c.count, static_cast<long long>(most),
+                    static_cast<long long>(c.lengths[r]));
+  }
+  const int steps = c.rows * c.count;
+  for (int i = 0; i < steps; ++i)
+    if (c.tokens[i] < 0 || c.tokens[i] >= e.s.vocabulary)
+      return refuse(message, "token ids must be in [0, %d], got %lld", e.s.vocabulary - 1,
+                    static_cast<long long>(c.tokens[i]));
+  for (int i = 0; c.keep && i < steps; ++i) {
+    const double* k = c.keep + 3 * size_t(i);
+    // Written so that NaN is refused too.
+    if (!(k[0] >= 0 && k[0] <= 1 && k[1] >= 0 && k[1] <= 1 && k[2] >= 2 && k[2] <= FULL_BITS))
+      return refuse(message, "keep must be shares in [0, 1] and bits in [2, %g], got %g, %g, %g", FULL_BITS, k[0], k[1], k[2]);
+  }
+  return !c.decide || valid_states(e, c, message);
+}
+
+}  // namespace solm

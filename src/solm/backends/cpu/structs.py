@@ -1,0 +1,153 @@
+"""Structs and constants that cross the border to the compiled engine: csrc/structs.h as ctypes declares it."""
+
+import ctypes
+from collections.abc import Iterable
+
+from solm.backends import budgets
+from solm.core import actions, allocation, nested
+from solm.core.sparsity import SparsityConfig
+from solm.policies.levels import SHORTEST_HORIZON
+
+PAGE = 16
+"""Tokens of a page of the KV cache."""
+GROUP = 32
+"""Input channels of a packed matrix that share a step and a lowest value, as in GGUF's Q4_0 and Q4_1."""
+BLOCK, STRIP = 64, 32
+"""Outputs of a matrix, and of the head, that are stored together."""
+MOST_ROWS = 16
+"""Steps that share one pass over the weights."""
+MOST_QUERIES = 32
+"""Query heads of one KV head."""
+MOST_LEVELS, MOST_WIDTH = 100, 4096
+"""Levels of one axis, and hidden units, of a policy in the engine."""
+MOST_STEPS = 1 << 20
+"""Steps of one call."""
+MESSAGE = 200
+"""Bytes of an error message."""
+
+_pointer, _double = ctypes.c_void_p, ctypes.POINTER(ctypes.c_double)
+
+
+def _integers(*names: str) -> list[tuple[str, type]]:
+    return [(name, ctypes.c_int32) for name in names]
+
+
+def _pointers(*names: str) -> list[tuple[str, type]]:
+    return [(name, _pointer) for name in names]
+
+
+class Sizes(ctypes.Structure):
+    """A model's sizes and how it is stored; see csrc/structs.h."""
+
+    _fields_ = [
+        *_integers(
+            "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary", "positions", "precision",
+            "embedding", "kv_int8", "threads", "norms_after", "whole_norms",
+        ),
+        ("epsilon", ctypes.c_float),
+    ]  # fmt: skip
+
+
+class Matrix(ctypes.Structure):
+    """Addresses of a weight matrix's parts, None for those that it lacks."""
+
+    _fields_ = _pointers("data", "low", "scale", "grid")
+
+
+class Layer(ctypes.Structure):
+    """The matrices of a layer, and addresses of its norms and bias."""
+
+    _fields_ = [
+        *((name, Matrix) for name in ("qkv", "out", "gate_up", "down")),
+        *_pointers("attention_norm", "mlp_norm", "q_norm", "k_norm", "qkv_bias"),
+    ]
+
+
+class Model(ctypes.Structure):
+    """Everything that the engine needs to know of a model."""
+
+    _fields_ = [
+        ("sizes", Sizes), ("layers", ctypes.POINTER(Layer)), ("embedding", _pointer), ("head", Matrix),
+        *_pointers("final_norm", "cosine", "sine"),
+    ]  # fmt: skip
+
+
+class SparsityRules(ctypes.Structure):
+    """How an action is carried out: the engine's part of `SparsityConfig`; see `sparsity_rules`."""
+
+    _fields_ = [
+        *_integers("sinks", "window", "input_site", "hidden_site", "hidden_power", "group", "weight_bits", "layers", "heads"),
+        ("allocation", _pointer),
+    ]  # fmt: skip
+
+
+class Decider(ctypes.Structure):
+    """A value policy; see `solm.backends.cpu.decider`."""
+
+    _fields_ = [
+        *_integers("layer", "width", "hidden", "clamp", "points"),
+        ("sizes", ctypes.c_int32 * 3),
+        *_pointers("read", "read_bias", "head", "head_bias", "scale", "trust"),
+        *((name, _double * 3) for name in ("levels", "shares", "own_cost", "fixed_cost", "curve")),
+        ("prices", _double),
+    ]
+
+
+class Call(ctypes.Structure):
+    """One call of the engine; see csrc/structs.h."""
+
+    _fields_ = [
+        ("rules", _pointer),
+        *_integers("rows", "count", "first", "last", "decide", "approximate_tail", "logit_steps"),
+        *_pointers(
+            "caches", "tokens", "lengths", "keep", "states", "actions", "realised", "stream", "logits", "message"
+        ),
+    ]  # fmt: skip
+
+
+def sparsity_rules(sparsity: SparsityConfig) -> SparsityRules:
+    """The rules of `sparsity` for the engine. They keep the allocation's table alive."""
+    site, allocation_ = sparsity.mlp_site, sparsity.allocation
+    rules = SparsityRules(
+        sinks=sparsity.sinks,
+        window=sparsity.window,
+        input_site="input" in site,
+        hidden_site="hidden" in site,
+        hidden_power=sparsity.hidden_power,
+        group=sparsity.bits_group or 0,
+        weight_bits=sparsity.bits_site == "weights",
+        layers=0,
+        heads=1,
+    )
+    if allocation_ is not None:
+        table = allocation_.table.contiguous()
+        rules.layers, rules.heads, rules.allocation = allocation_.layers, allocation_.heads, table.data_ptr()
+        rules.table = table  # type: ignore[attr-defined]
+    return rules
+
+
+def layout() -> list[str]:
+    """What the library must say of structs and constants, line by line as `solm_layout` does."""
+    constants = {
+        "PAGE": PAGE, "GROUP": GROUP, "BLOCK": BLOCK, "STRIP": STRIP, "KNOTS": allocation.KNOTS,
+        "HIGH_BITS": nested.HIGH_BITS, "FULL_BITS": actions.FULL_BITS, "MOST_ROWS": MOST_ROWS,
+        "MOST_QUERIES": MOST_QUERIES, "MOST_LEVELS": MOST_LEVELS, "MOST_WIDTH": MOST_WIDTH, "MOST_STEPS": MOST_STEPS,
+        "SHORTEST_HORIZON": SHORTEST_HORIZON, "MESSAGE": MESSAGE,
+    }  # fmt: skip
+    lines = [f"{name} = {value}" for name, value in constants.items()]
+    for struct in (Sizes, Matrix, Layer, Model, SparsityRules, Decider):
+        lines += _lines(struct.__name__, ctypes.sizeof(struct), _fields(struct))
+    state = budgets.ROW_STATE
+    places = {name: place for name, (_, place, *_) in (state.fields or {}).items()}
+    lines += _lines("RowState", state.itemsize, [(name, places[name], state[name].itemsize) for name in places])
+    return lines + _lines("Call", ctypes.sizeof(Call), _fields(Call))
+
+
+def _fields(struct: type[ctypes.Structure]) -> list[tuple[str, int, int]]:
+    found = [(field[0], getattr(struct, field[0])) for field in struct._fields_]
+    return [(name, field.offset, field.size) for name, field in found]
+
+
+def _lines(name: str, size: int, fields: Iterable[tuple[str, int, int]]) -> list[str]:
+    found = [(name, 0, size), *((f"{name}.{field}", at, length) for field, at, length in fields)]
+    return [f"{what} at {at} of {length} bytes" for what, at, length in found]

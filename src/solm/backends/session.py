@@ -1,0 +1,249 @@
+"""The session protocol: how everything above the backends runs a model, and what it gets back.
+
+A session holds N rows. A row is one sequence with all of its state: keys and values, the policy that decides for it and
+that policy's state, its budget and what it has spent, its random generator. Rows are read densely (`prefill`), put under
+a policy (`control`) and then advanced by `step`, `extend` or `score`: under a known schedule where one is given, else
+under the rows' policies.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, Self, TypeVar
+
+import torch
+from torch.nn import functional as F
+
+from solm.backends.capability import Capability
+from solm.core.budget import Ledger
+from solm.core.cost import ModelShapes
+from solm.core.errors import ContextLengthError, DataError
+from solm.core.sparsity import SparsityConfig
+from solm.policies.network import Features
+from solm.policies.priced import PricedPolicy
+from solm.policies.protocol import Policy
+
+AnyPolicy = Policy | PricedPolicy
+_LOGITS_PER_SLICE = 8  # a float32 slice that stays in the last-level cache
+_Part = TypeVar("_Part", "Result", "Scored")
+
+
+@dataclass(frozen=True)
+class SplitSchedule:
+    """A known schedule that changes inside the pass: the layers before `layer` follow `before`, the others `after`.
+
+    before, after: [N, Q, 3] float64, numbers (attention share, MLP share, bits). The result then holds the residual
+    stream that enters `layer`.
+    """
+
+    layer: int
+    before: torch.Tensor
+    after: torch.Tensor
+
+
+Schedule = torch.Tensor | SplitSchedule
+"""A known schedule: [N, Q, 3] float64 for all layers, or one that changes inside the pass."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What processing Q tokens of N rows gave.
+
+    logits: [N, Q, V] after every token, or [N, L, V] after those that were asked for. hidden: what the output head read,
+    likewise. realised: [N, Q, 3] float64, shares that the steps realised. controllable: [N, Q] bool. actions: [N, Q]
+    int64, indices in the space of the row's policy; None under a known schedule. stream: [N, Q, H], the residual stream
+    that enters the layer of a `SplitSchedule`; None otherwise.
+    """
+
+    logits: torch.Tensor
+    hidden: torch.Tensor
+    realised: torch.Tensor
+    controllable: torch.Tensor
+    actions: torch.Tensor | None = None
+    stream: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The same for known next tokens, with their log-probabilities [N, Q] float32 in place of logits."""
+
+    log_probabilities: torch.Tensor
+    hidden: torch.Tensor
+    realised: torch.Tensor
+    controllable: torch.Tensor
+    actions: torch.Tensor | None = None
+    stream: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, result: Result, following: torch.Tensor) -> "Scored":
+        """What `result` says of the tokens that follow [N, Q]."""
+        known = log_probabilities(result.logits, following)
+        rest = (result.hidden, result.realised, result.controllable, result.actions, result.stream)
+        return cls(known, *rest)
+
+
+class Session(Protocol):
+    """N rows of one model. Token ids are int64, on any device; lengths, budgets and schedules are on the host."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """[N] int64, tokens that every row has seen."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """What rows have spent so far: a copy."""
+
+    @property
+    def sparsity(self) -> SparsityConfig:
+        """How actions are carried out in this session."""
+
+    @property
+    def seen(self) -> Features | None:
+        """What the policy's network saw at every step so far, where `control` was asked to record it."""
+
+    def prefill(
+        self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
+    ) -> torch.Tensor:
+        """Read tokens [S, C] densely; logits after every row's last token [S, V].
+
+        lengths: [S] tokens that count in each row; the others are padding on the right. every_logit: logits after every
+        token, [S, C, V]. Raises `ContextLengthError`, and `DataError` for no tokens and for rows that are forks.
+        """
+
+    def control(
+        self,
+        policy: AnyPolicy,
+        target: torch.Tensor,
+        horizon: int,
+        generator: torch.Generator | None = None,
+        *,
+        ledger: Ledger | None = None,
+        early: torch.Tensor | None = None,
+        record: bool = False,
+    ) -> None:
+        """From here on `policy` decides for all rows, within target [N, 3] float64 shares over `horizon` steps.
+
+        generator: for policies that draw. ledger: what the rows are taken to have spent; by default nothing. early:
+        [N, 3] float64, what the layers before a priced policy's are taken to have spent over the ledger's steps, as if
+        they were the whole model. record: keep what the policy's network sees.
+        """
+
+    def aim(self, target: torch.Tensor) -> None:
+        """Other targets [N, 3] from here on; what was spent is seen against what was allowed until now."""
+
+    def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, approximate_tail: bool = False) -> Result:
+        """Process one token a row, tokens [N], Q = 1.
+
+        keep: [N, 3], what all layers follow; None: the rows' policies decide, dense in rows without one.
+        approximate_tail: logits far below a row's largest may be approximate (`cpu` then reads half of an int8 head).
+        """
+
+    def extend(
+        self, tokens: torch.Tensor, keep: Schedule | None = None, keep_logits: torch.Tensor | None = None
+    ) -> Result:
+        """Process known tokens [N, Q]: equal to Q steps, in one pass unless a policy reads the previous step's state.
+
+        keep_logits: [N, L] positions among the Q whose hidden states and logits are wanted; None: all.
+        """
+
+    def score(self, tokens: torch.Tensor, keep: Schedule | None = None) -> Scored:
+        """Process the first T of tokens [N, T+1]: log p(tokens[:, t+1]) for every t."""
+
+    def fork(self, forks: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> Self:
+        """A session of `forks` rows for each of this one's, adjacent, independent of it from here on. Whole pages are
+        shared, not copied. capacity: tokens to reserve room for. sparsity: how the fork carries actions out."""
+
+    def copy(self, length: int, capacity: int = 0) -> Self:
+        """A session of one row that has seen the first `length` tokens of this one's only row, under no policy.
+
+        Raises `DataError` where that row has not read them in a prefill of its own.
+        """
+
+    def join(self, other: Self) -> None:
+        """Append the rows of `other`, which must not be used afterwards.
+
+        Raises `DataError` for rows that are forks, `SolmError` for a policy that decides before another layer.
+        """
+
+    def leave(self, row: int) -> None:
+        """Drop a row; the last one takes its place."""
+
+    def truncate(self, lengths: torch.Tensor) -> None:
+        """Forget what rows hold beyond lengths [N]; budgets stay as they are.
+
+        Raises `DataError` where a row holds less than that, or shares what it should forget.
+        """
+
+    def memory_bytes(self) -> int:
+        """Bytes of keys and values that belong to this session alone."""
+
+
+class Backend(Protocol):
+    """One loaded model and how it is run. Tensors of sessions are on `device`, but for logits."""
+
+    model: Any
+    shapes: ModelShapes
+    capability: Capability
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def name(self) -> str:
+        """How steps are computed, such as ``torch bfloat16`` or ``cpu int8``."""
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model's context holds, where its configuration says so."""
+
+    def session(self, sparsity: SparsityConfig, capacity: int = 0) -> Session:
+        """An empty session; `capacity` tokens are reserved."""
+
+    def detach(self) -> None:
+        """Give the model back exactly as it was."""
+
+
+def check_length(longest: int, context: int | None) -> None:
+    """Raises `ContextLengthError` where rows of `longest` tokens are more than the model can read."""
+    if context is not None and longest > context:
+        raise ContextLengthError(f"{longest} tokens are too many: this model's context holds {context}")
+
+
+def check_cut(lengths: torch.Tensor, held: torch.Tensor, shared: torch.Tensor) -> None:
+    """Raises `DataError` where rows that hold `held` [N] tokens, the first `shared` [N] not their own, cannot be cut to
+    lengths [N]."""
+    if bool((lengths > held).any()) or bool((lengths < shared).any()):
+        raise DataError(f"rows of {held.tolist()} tokens cannot be cut to {lengths.tolist()}")
+
+
+def joined(parts: Sequence[_Part]) -> _Part:
+    """Results of consecutive stretches of the same rows as one."""
+    if len(parts) == 1:
+        return parts[0]
+    found: dict[str, Any] = {}
+    for name in (field.name for field in fields(parts[0])):
+        values = [getattr(part, name) for part in parts]
+        found[name] = None if values[0] is None else torch.cat(values, 1)
+    return type(parts[0])(**found)
+
+
+def log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """log p(tokens) under logits [..., V], in float32: [...]. Sliced, so that no float32 copy of all logits exists."""
+    slices = logits.flatten(0, -2).split(_LOGITS_PER_SLICE)
+    targets = tokens.to(logits.device).flatten().split(_LOGITS_PER_SLICE)
+    parts = [
+        -F.cross_entropy(part.float(), target, reduction="none") for part, target in zip(slices, targets, strict=True)
+    ]
+    return torch.cat(parts).view(tokens.shape)
+
+
+def divergences(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """KL in nats from reference [M, V] to logits [M, R, V]: [M, R] float32, sliced likewise."""
+    step = max(1, _LOGITS_PER_SLICE // logits.shape[1])
+    parts = []
+    for ours, theirs in zip(logits.split(step), reference.split(step), strict=True):
+        known = theirs.float().log_softmax(-1)
+        parts.append(torch.einsum("mv,mrv->mr", known.exp(), known[:, None] - ours.float().log_softmax(-1)))
+    return torch.cat(parts).clamp(min=0)  # rounding

@@ -1,0 +1,45 @@
+"""The torch backend: a transformers model under control, on whatever device it lies."""
+
+import torch
+from transformers import PreTrainedModel
+
+from solm.backends.torch.hooks import HookedModel
+from solm.backends.torch.session import TorchSession
+from solm.core.sparsity import SparsityConfig
+
+
+class TorchBackend:
+    """See `solm.backends.session.Backend`. Every action is simulated exactly; no time is saved.
+
+    Raises `UnsupportedModelError` for a model that is controlled already, or whose attention cannot be.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self.hooked = HookedModel(model)
+        self.shapes, self.capability = self.hooked.shapes, self.hooked.capability
+
+    @property
+    def name(self) -> str:
+        """Such as ``torch bfloat16``."""
+        return f"torch {str(self.model.dtype).removeprefix('torch.')}"
+
+    @property
+    def device(self) -> torch.device:
+        return self.hooked.device
+
+    @property
+    def context(self) -> int | None:
+        return self.hooked.context
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Input embeddings of tokens [...]: [..., H]."""
+        return self.hooked.embed(tokens)
+
+    def session(self, sparsity: SparsityConfig, capacity: int = 0) -> TorchSession:
+        """As `Backend.session`."""
+        return TorchSession(self.hooked, sparsity, capacity)
+
+    def detach(self) -> None:
+        """Give the model back exactly as it was."""
+        self.hooked.detach()

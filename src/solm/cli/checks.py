@@ -1,0 +1,260 @@
+"""Checks that come before a model is loaded. Every error names the option as it was typed."""
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from solm.cli.options import DECIDERS
+from solm.core.errors import BudgetError, ContextLengthError, DataError, SolmError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from solm.core.actions import ActionSpace
+    from solm.core.sparsity import SparsityConfig
+    from solm.data.windows import TokenStream
+    from solm.policies.artifact import TrainedPolicy
+
+Settings = TypeVar("Settings", bound=BaseModel)
+Sources = list[tuple[str, list[str]]]
+"""Texts by the name of where they come from."""
+
+
+@contextmanager
+def option(name: str) -> Iterator[None]:
+    """Put the name of an option before the errors of the block."""
+    try:
+        yield
+    except SolmError as error:
+        raise type(error)(f"{name}: {error}") from error
+
+
+def typed(field: str) -> str:
+    """The option that sets a field of a settings class."""
+    return "--" + field.replace("_", "-")
+
+
+def settings(kind: type[Settings], **values: Any) -> Settings:
+    """A settings object; raises `SolmError` that names the option, its value and what is allowed."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise SolmError(explain(error, typed)) from error
+
+
+def explain(error: ValidationError, name: Callable[[str], str]) -> str:
+    """The first mistake of several in one line. name: what the user typed for a field."""
+    first = error.errors()[0]
+    fields = [str(part) for part in first["loc"]]
+    where = f"{name(fields[0])}: " if fields else ""
+    value, limits = first["input"], first.get("ctx", {})
+    bounds = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    bound = next((f"{words} {limits[key]:g}" for key, words in bounds.items() if key in limits), None)
+    if bound is not None:
+        return f"{where}{value!r} is out of range: it must be {bound}"
+    reasons = {
+        "too_short": "give at least one",
+        "literal_error": f"unknown value {value!r}; choose {limits.get('expected')}",
+        "int_parsing": f"{value!r} is not a whole number",
+        "int_type": f"{value!r} is not a whole number",
+        "float_parsing": f"{value!r} is not a number",
+        "float_type": f"{value!r} is not a number",
+        "extra_forbidden": "there is no such setting",
+        "value_error": first["msg"].removeprefix("Value error, "),
+    }
+    return where + reasons.get(first["type"], f"{first['msg']} (got {value!r})")
+
+
+def counts(text: str, name: str) -> tuple[int, ...]:
+    """The whole numbers of at least 1 in a list such as 64,1024, by rising size."""
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise SolmError(f"{name}: {text!r} is not a list of whole numbers such as 64,1024") from None
+    if found[0] < 1:
+        raise SolmError(f"{name}: {found[0]} is out of range: it must be at least 1")
+    return tuple(found)
+
+
+def finite(name: str, value: float | None) -> None:
+    """Refuse nan and infinity."""
+    if value is not None and not math.isfinite(value):
+        raise SolmError(f"{name}: {value} is not a number that can be used")
+
+
+def budgets(text: str, space: "ActionSpace") -> tuple[float, ...]:
+    """The budgets of a list such as 0.55,0.65, each of which `space` can spend."""
+    from solm.core.budget import Budget
+
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise BudgetError(f"--budgets: {text!r} is not a list of numbers such as 0.55,0.65") from None
+    for value in found:
+        if found.count(value) > 1:
+            raise BudgetError(f"--budgets: {value:g} is given twice")
+        with option("--budgets"):
+            Budget.from_net(value, space)
+    return found
+
+
+def space_of(name: str | None) -> "ActionSpace | None":
+    """The action space of --space."""
+    from solm.core.actions import ActionSpace
+
+    with option("--space"):
+        return None if name is None else ActionSpace.preset(name)
+
+
+def sparsity_of(name: str | None) -> "SparsityConfig | None":
+    """What --sparsity names."""
+    from solm.core.sparsity import SparsityConfig
+
+    with option("--sparsity"):
+        return None if name is None else SparsityConfig.preset(name)
+
+
+def model_config(model: str, revision: str | None = None, trust: bool = False) -> "PretrainedConfig":
+    """The configuration of the model that --model names; no weights are read."""
+    from solm.backends.torch.load import base_config
+
+    with option("--model"):
+        return base_config(model, trust, revision).get_text_config(decoder=True)
+
+
+def trained_policy(
+    name: str | None, config: "PretrainedConfig", space: "ActionSpace | None" = None, typed: str = "--policy"
+) -> "TrainedPolicy | None":
+    """The trained policy called `name`, choosing in `space` where one is given; None for None.
+
+    Raises `PolicyMismatchError` where it belongs to another model than that of `config`.
+    """
+    if name is None:
+        return None
+    from solm.backends.torch.families import model_shapes
+    from solm.policies.artifact import TrainedPolicy
+
+    with option(typed):
+        if name in DECIDERS:
+            raise SolmError(f"{name} is no trained policy; give a folder, a hub id or builtin:...")
+        trained = TrainedPolicy.from_pretrained(name)
+        base = trained.config.base
+        other = {
+            "family": config.model_type, "hidden": config.hidden_size, "layers": config.num_hidden_layers,
+            "vocabulary": config.vocab_size,
+        }  # fmt: skip
+        trained.check(base.model_copy(update=other), model_shapes(config, gated=True))
+    if space is None:
+        return trained
+    with option("--space"):
+        return trained.with_space(space)
+
+
+def backend(
+    name: str, precision: str | None, kv_cache_dtype: str, dtype: str, sparsity: "SparsityConfig | None" = None
+) -> None:
+    """Check the options that say where and in what numbers a model is computed."""
+    from solm.backends.cpu.engine import KV_CACHE_DTYPES, PRECISIONS, check_precision
+    from solm.backends.torch.load import resolve_dtype
+    from solm.runtime.load import BACKENDS
+
+    for typed, value, known in (
+        ("--backend", name, BACKENDS), ("--precision", precision, PRECISIONS),
+        ("--kv-cache-dtype", kv_cache_dtype, KV_CACHE_DTYPES),
+    ):  # fmt: skip
+        if value is not None and value not in known:
+            raise SolmError(f"{typed}: unknown value {value!r}; choose one of {', '.join(known)}")
+    with option("--dtype"):
+        resolve_dtype(dtype)
+    if name == "torch":
+        for typed, given in (("--precision", precision is not None), ("--kv-cache-dtype", kv_cache_dtype != "auto")):
+            if given:
+                raise SolmError(f"{typed}: it needs --backend cpu; the torch backend computes in the model's own dtype")
+    bits = sparsity is not None and sparsity.bits_site == "weights"
+    with option("--kv-cache-dtype"):
+        check_precision(precision or ("nested" if bits else "bfloat16"), kv_cache_dtype)
+
+
+def room(config: "PretrainedConfig", tokens: int, typed: str) -> None:
+    """Refuse more tokens than the model has positions for."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and tokens > limit:
+        raise ContextLengthError(f"{typed}: {tokens} tokens exceed this model's context of {limit}")
+
+
+def out_file(path: Path | None, typed: str = "--out") -> None:
+    """Check that a file can be written at `path`."""
+    if path is not None and path.is_dir():
+        raise SolmError(f"{typed}: {path} is a folder; give a file")
+    if path is not None:
+        _writable(path.parent, path, typed)
+
+
+def out_folder(path: Path, typed: str = "--out") -> None:
+    """Check that `path` is a folder that can be written to, or can become one."""
+    _writable(path, path, typed)
+
+
+def _writable(folder: Path, path: Path, typed: str) -> None:
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise SolmError(f"{typed}: cannot write {path}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK):
+        raise SolmError(f"{typed}: cannot write {path}: no permission in {existing}")
+
+
+def plot_file(path: Path | None) -> None:
+    """Check that a picture can be drawn and written at `path`."""
+    if path is None:
+        return
+    if path.suffix not in (".png", ".svg"):
+        raise SolmError(f"--plot: {path} is neither .png nor .svg")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SolmError("--plot: pictures need matplotlib; run: pip install 'solm[eval]'")
+    out_file(path, "--plot")
+
+
+def read_sources(text: str, typed: str = "--data") -> Sources:
+    """The texts of a list of sources; raises `DataError` for one that is missing, empty or malformed."""
+    from solm.data.text import documents
+
+    names = [part.strip() for part in text.split(",")]
+    with option(typed):
+        if not all(names):
+            raise SolmError(f"{text!r} has an empty place; separate sources by one comma")
+        return [(name, documents(name)) for name in names]
+
+
+def long_enough(sources: Sources, tokens: int, typed: str = "--data") -> None:
+    """Refuse a source that cannot hold one text of `tokens` tokens, because it has fewer bytes."""
+    for name, texts in sources:
+        size = sum(len(text.encode()) + 1 for text in texts)  # an end-of-text token follows every document
+        if size < tokens:
+            raise DataError(f"{typed}: {name} holds {size} bytes; one text needs {tokens} tokens")
+
+
+def streams(sources: Sources, tokenizer: "PreTrainedTokenizerBase | None") -> "list[TokenStream]":
+    """The tokens of every source."""
+    from solm.data.windows import stream_of
+
+    assert tokenizer is not None
+    return [stream_of(texts, tokenizer, name) for name, texts in sources]
+
+
+def one_stream(sources: Sources | None, tokenizer: "PreTrainedTokenizerBase | None") -> "TokenStream | None":
+    """The tokens of all sources together; None for None."""
+    from solm.data.windows import stream_of
+
+    if sources is None:
+        return None
+    assert tokenizer is not None
+    texts = [text for _, found in sources for text in found]
+    return stream_of(texts, tokenizer, ", ".join(name for name, _ in sources))

@@ -1,0 +1,98 @@
+"""`solm doctor`."""
+
+import os
+import platform
+import subprocess
+from typing import Any
+
+from solm.cli.options import DEFAULT_MODEL, JsonOption, ModelOption
+
+_FEATURES = (
+    "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16",
+    "asimd", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+_INSTALL = "install one, such as: apt install g++ (or set CXX to a compiler)"
+
+
+def doctor(model: ModelOption = DEFAULT_MODEL, json: JsonOption = False) -> None:
+    """Check this machine: processor, compiler, memory bandwidth, and which backend would run a model.
+
+    \b
+    Examples:
+      solm doctor
+      solm doctor --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --json
+    """
+    import torch
+
+    from solm.backends.cpu.engine import unsuited
+    from solm.backends.cpu.library import find_compiler, library
+    from solm.backends.torch.load import skeleton
+    from solm.cli.output import print_json
+    from solm.core.errors import SolmError
+    from solm.core.sparsity import SparsityConfig
+    from solm.evaluation.step_timing import memory_bandwidth
+
+    fixes = []
+    compiler = find_compiler()
+    engine_error: str | None = None
+    try:
+        library()
+    except SolmError as error:
+        engine_error = str(error)
+        fixes.append(_INSTALL if compiler is None else f"update the compiler, or set CXX to another: {error}")
+    try:
+        unsuitable, model_error = unsuited(skeleton(model), SparsityConfig()), None
+    except SolmError as error:
+        unsuitable = model_error = str(error)
+    reason = engine_error or unsuitable
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    features = _features()
+    if platform.machine() == "x86_64" and "avx2" not in features:
+        fixes.append("this processor lacks AVX2: steps are slow on any backend")
+    if unsuitable is not None and model_error is None:
+        fixes.append("the torch backend runs this model and simulates budgets; it saves no time on a CPU")
+    report: dict[str, Any] = {
+        "processor": {"features": features, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "gigabytes_per_second": round(memory_bandwidth(), 1),
+        "accelerator": None if accelerator is None else str(accelerator),
+        "compiler": None if compiler is None else {"path": compiler, "version": _version(compiler)},
+        "engine": {"builds": engine_error is None, "reason": engine_error},
+        "model": {"name": model, "error": model_error},
+        "backend": {"auto": None if model_error else "cpu" if reason is None else "torch", "reason": reason},
+        "fixes": fixes,
+    }
+    if json:
+        print_json(report)
+        return
+    where = report["processor"]
+    print(
+        f"processor   {', '.join(features) or 'no known feature'}; {where['cores']} cores, {where['threads']} threads"
+    )
+    print(f"memory      {report['gigabytes_per_second']} GB/s read on {where['threads']} threads")
+    print(f"accelerator {report['accelerator'] or 'none'}")
+    print(f"compiler    {'none found' if compiler is None else report['compiler']['version']}")
+    print(f"engine      {'builds' if engine_error is None else engine_error}")
+    runs = "nothing runs it" if model_error else f"runs on the {report['backend']['auto']} backend"
+    print(f"{model}: {runs}" + ("" if reason is None else f": {reason}"))
+    for fix in fixes:
+        print(f"to fix: {fix}")
+
+
+def _features() -> list[str]:
+    """The instruction sets that matter here and that the processor has."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            line = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return []
+    known = set(line.partition(":")[2].split())
+    return [name for name in _FEATURES if name in known]
+
+
+def _version(compiler: str) -> str:
+    """The first line of what a compiler says about itself."""
+    try:
+        done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"cannot be run: {error}"
+    return (done.stdout or done.stderr).strip().split("\n")[0]

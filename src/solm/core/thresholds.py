@@ -1,0 +1,64 @@
+"""Thresholds on MLP channels: how large |x| must be for a channel to be kept, by the share that an action keeps."""
+
+from functools import cached_property
+
+import torch
+from pydantic import BaseModel, ConfigDict, field_validator
+
+SITES = 2
+"""Of a layer: what its gate and up projections read, and what its down projection reads."""
+PERCENTAGES = 101
+
+
+class ChannelThresholds(BaseModel):
+    """Limits on |x| that replace an exact number of channels (TEAL, arXiv 2408.14690).
+
+    limits: for every layer and site 101 numbers. The number at place p is the least |x| that a step keeps whose action
+    keeps p percent of the site's channels. They fall to 0, with which every channel is kept. What a step keeps is known
+    after it has run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
+
+    limits: tuple[tuple[tuple[float, ...], ...], ...]
+
+    @field_validator("limits")
+    @classmethod
+    def _check(cls, limits: tuple[tuple[tuple[float, ...], ...], ...]) -> tuple[tuple[tuple[float, ...], ...], ...]:
+        if not limits or any(len(layer) != SITES for layer in limits):
+            raise ValueError(f"limits need at least one layer, and {SITES} sites for every layer")
+        if any(len(site) != PERCENTAGES for layer in limits for site in layer):
+            raise ValueError(f"limits need {PERCENTAGES} numbers for every site, of 0 to 100 percent")
+        table = torch.tensor(limits, dtype=torch.float64)
+        if (
+            not bool(table.isfinite().all())
+            or bool((table.diff(dim=-1) > 0).any())
+            or bool((table[..., -1] != 0).any())
+        ):
+            raise ValueError("the limits of a site must be finite and fall to 0 at 100 percent")
+        return limits
+
+    @property
+    def layers(self) -> int:
+        return len(self.limits)
+
+    # A sparsity is compared and hashed at every pass.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ChannelThresholds) and self.limits == other.limits
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.limits)
+
+    @cached_property
+    def table(self) -> torch.Tensor:
+        """[layers, 2, 101] float32."""
+        return torch.tensor(self.limits, dtype=torch.float32)
+
+    def at(self, layer: int, site: int, keep: torch.Tensor) -> torch.Tensor:
+        """The limits of steps that keep the share `keep` [...] of a site's channels: float32 [...]."""
+        place = (keep * (PERCENTAGES - 1)).round().long()
+        return self.table[layer, site].to(keep.device)[place]

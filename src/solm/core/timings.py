@@ -1,0 +1,111 @@
+"""`StepTimings`: what steps take on a machine, in milliseconds; kept in a file and used for budgets in milliseconds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.budget import Budget
+from solm.core.errors import BudgetError, PolicyMismatchError
+from solm.core.files import read_model
+from solm.core.nested import HIGH_BITS
+from solm.core.sparsity import SparsityConfig
+
+_HALVINGS = 40
+LEVELS = ActionSpace(attention=(0.1, 0.2, 0.4, 1.0), mlp=(0.4, 0.6, 0.8, 1.0))
+"""What is measured: one axis at a time, the others dense. Bits of activations change no step's time."""
+
+
+class StepTimings(BaseModel):
+    """Milliseconds of a step at batch 1, [contexts][levels] per axis; the last level is dense.
+
+    Savings of the two axes are taken to add up; `joint_ms`, both at their lowest levels, tells how far that is so.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format: int = Field(1, ge=1, le=1)
+    model: str
+    backend: str
+    threads: int = Field(ge=1)
+    contexts: tuple[int, ...] = Field(min_length=1)
+    attention: tuple[float, ...] = LEVELS.attention
+    mlp: tuple[float, ...] = LEVELS.mlp
+    attention_ms: tuple[tuple[float, ...], ...]
+    mlp_ms: tuple[tuple[float, ...], ...]
+    joint_ms: tuple[float, ...]
+    halved_ms: tuple[float, ...] = ()
+    """Where bits are those of nested weights: steps that read the high halves alone, [contexts]."""
+    gigabytes_per_second: float = Field(gt=0)
+    """Plain reading, on the threads that were measured."""
+    command: str = ""
+    environment: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> "StepTimings":
+        rows = len(self.contexts)
+        for name, table, levels in (("attention", self.attention_ms, self.attention), ("mlp", self.mlp_ms, self.mlp)):
+            if len(table) != rows or any(len(row) != len(levels) for row in table):
+                raise ValueError(f"{name}_ms must have {rows} rows of {len(levels)}")
+            if any(value <= 0 for row in table for value in row):
+                raise ValueError(f"{name}_ms holds a time that is not positive")
+        if list(self.contexts) != sorted(set(self.contexts)) or self.contexts[0] < 1:
+            raise ValueError(f"contexts must rise, got {self.contexts}")
+        if len(self.joint_ms) != rows or len(self.halved_ms) not in (0, rows):
+            raise ValueError(f"joint_ms must have {rows} values, and halved_ms as many or none")
+        return self
+
+    def milliseconds(self, budget: Budget, context: int) -> float:
+        """The average step at `budget` with `context` tokens seen; what lies between measurements is interpolated,
+        beyond them the nearest holds."""
+        tables = ((self.attention_ms, self.attention, budget.attention), (self.mlp_ms, self.mlp, budget.mlp))
+        dense, total = self._at(context, [row[-1] for row in self.attention_ms]), 0.0
+        for table, levels, share in tables:
+            total += self._at(context, [float(np.interp(share, levels, row)) for row in table])
+            total -= self._at(context, [row[-1] for row in table])
+        if self.halved_ms:
+            saved = self._at(context, [row[-1] for row in self.attention_ms]) - self._at(context, list(self.halved_ms))
+            total -= saved * (1 - budget.shares[2]) / (1 - HIGH_BITS / FULL_BITS)
+        return dense + total
+
+    def _at(self, context: int, values: list[float]) -> float:
+        return float(np.interp(context, self.contexts, values))
+
+    def budget(self, milliseconds: float, context: int, of_net: Callable[[float], Budget], lowest: float) -> Budget:
+        """The budget whose average step takes `milliseconds`; the densest where that is more than enough.
+
+        of_net: the budget of a net keep, from `lowest` to 1. Raises `BudgetError` for less than the cheapest takes.
+        """
+        if self.milliseconds(of_net(1.0), context) <= milliseconds:
+            return of_net(1.0)
+        cheapest = self.milliseconds(of_net(lowest), context)
+        if cheapest > milliseconds:
+            dense = self.milliseconds(of_net(1.0), context)
+            raise BudgetError(
+                f"budget ms={milliseconds:g} is unreachable: at {context} tokens steps take {cheapest:.3g} to "
+                f"{dense:.3g} ms"
+            )
+        low, high = lowest, 1.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            fits = self.milliseconds(of_net(middle), context) <= milliseconds
+            low, high = (middle, high) if fits else (low, middle)
+        return of_net(low)
+
+    def check(self, model: str, backend: str, sparsity: SparsityConfig) -> "StepTimings":
+        """Itself if it was measured for `model` on `backend`; raises `PolicyMismatchError` otherwise."""
+        if sparsity.bits_site == "weights" and not self.halved_ms:
+            raise PolicyMismatchError("these timings do not cover the bits of weights; run solm bench --policy")
+        if (self.model, self.backend) != (model, backend):
+            raise PolicyMismatchError(
+                f"these timings are of {self.model} on {self.backend}, not of {model} on {backend}; run solm bench"
+            )
+        return self
+
+
+def read_timings(path: Path) -> StepTimings:
+    """The timings in a file; raises `DamagedFileError` for anything that is not one."""
+    return read_model(path, StepTimings)

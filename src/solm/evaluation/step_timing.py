@@ -1,0 +1,83 @@
+"""Measuring `StepTimings`: every level of the dial at several contexts, on this machine."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from solm.backends.session import Session
+from solm.core.actions import FULL_BITS
+from solm.core.nested import HIGH_BITS
+from solm.core.provenance import command_line, environment
+from solm.core.timings import LEVELS, StepTimings
+from solm.runtime.language_model import LanguageModel
+
+_STEPS = 12
+
+
+def measure(
+    lm: LanguageModel,
+    tokens: torch.Tensor,
+    contexts: tuple[int, ...],
+    rounds: int = 5,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> StepTimings:
+    """Time every level at every context, in interleaved rounds; medians. tokens: [1, longest context + 1]."""
+    single = [(axis, level) for axis in ("attention", "mlp") for level in getattr(LEVELS, axis)]
+    keeps = [(level, 1.0) if axis == "attention" else (1.0, level) for axis, level in single]
+    keeps.append((LEVELS.attention[0], LEVELS.mlp[0]))
+    actions = [(*keep, FULL_BITS) for keep in keeps] + [(1.0, 1.0, HIGH_BITS)] * _nested(lm)
+    plans = [torch.tensor([action], dtype=torch.float64) for action in actions]
+    times: list[list[float]] = []
+    total = len(contexts) * (rounds + 1)
+    for number, context in enumerate(contexts):
+        session = lm.session(capacity=context + (rounds + 1) * len(plans) * _STEPS + _STEPS)
+        session.prefill(tokens[:, :context])
+        session = session.fork(1, capacity=context)
+        start, token = session.lengths.clone(), tokens[:, context]
+        found: list[list[float]] = [[] for _ in plans]
+        for turn in range(rounds + 1):
+            for plan, kept in zip(plans, found, strict=True):
+                kept.append(_median_step(session, token, plan))
+                session.truncate(start)
+            progress(number * (rounds + 1) + turn + 1, total)
+        times.append([statistics.median(values[1:]) for values in found])
+    count = len(LEVELS.attention)
+    return StepTimings(
+        model=lm.name,
+        backend=lm.backend.name,
+        threads=torch.get_num_threads(),
+        contexts=contexts,
+        attention_ms=tuple(tuple(row[:count]) for row in times),
+        mlp_ms=tuple(tuple(row[count : len(single)]) for row in times),
+        joint_ms=tuple(row[len(single)] for row in times),
+        halved_ms=tuple(row[-1] for row in times) if _nested(lm) else (),
+        gigabytes_per_second=memory_bandwidth(),
+        command=command_line(),
+        environment=environment(),
+    )
+
+
+def _nested(lm: LanguageModel) -> bool:
+    return lm.sparsity.bits_site == "weights"
+
+
+def _median_step(session: Session, token: torch.Tensor, keep: torch.Tensor) -> float:
+    times = []
+    for _ in range(_STEPS):
+        begun = time.perf_counter()
+        session.step(token, keep)
+        times.append(1000 * (time.perf_counter() - begun))
+    return statistics.median(times)
+
+
+def memory_bandwidth() -> float:
+    """Gigabytes per second of a sum over more memory than any cache holds."""
+    data = torch.ones(1 << 26)
+    times = []
+    for _ in range(7):
+        begun = time.perf_counter()
+        data.sum()
+        times.append(time.perf_counter() - begun)
+    return data.nbytes / 1e9 / statistics.median(times)

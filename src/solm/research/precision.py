@@ -1,0 +1,121 @@
+"""Is bfloat16 good enough to train on? The same random schedules on the same text, scored in bfloat16 and in float32.
+
+Compares the gains token by token, and how much of the *float32* gains of held-out texts a network explains that was
+fitted to the samples of either; every fit is repeated with a few seeds, which tells what a difference is worth.
+`--off-grid FOLDER` writes the model with weights that lie on no grid of 4 bits, and compares nothing.
+
+Example: solm study precision --data books.txt,web.txt --batches 10 --out precision.json
+"""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from solm.core.errors import SolmError
+from solm.data.windows import TokenStream
+from solm.evaluation.pictures import Kind, blank, picture
+from solm.evaluation.result import Record, record
+from solm.policies.value_policy import ValueConfig
+from solm.research.learning import samples
+from solm.research.off_grid import write_off_grid
+from solm.research.studies import Progress, StudyOptions
+from solm.runtime.language_model import LanguageModel
+from solm.runtime.load import load
+from solm.training.config import FitConfig, ValueTrainConfig
+from solm.training.counterfactual import Samples
+from solm.training.ranks import Ranks
+from solm.training.regression import fit
+from solm.training.sources import training_streams
+
+_DTYPES = ("bfloat16", "float32")
+_HELD_OUT, _SEEDS = 0.25, 5
+
+
+class Options(StudyOptions):
+    texts: int = Field(4, ge=2, description="Texts of a batch.")
+    context: int = Field(384, ge=1, description="Tokens read densely first.")
+    length: int = Field(256, ge=1, description="Tokens under random schedules.")
+    batches: int = Field(10, ge=1, description="Batches of texts.")
+    off_grid: Path | None = Field(None, description="Write the rescaled model to this folder, and nothing else.")
+
+
+def run(options: Options, partial: Path | None, progress: Progress) -> Record:
+    """Results: the gains of either dtype and how they differ, and the shares of float32 gains explained, by seed."""
+    settings = options.model_dump(mode="json")
+    if options.off_grid is not None:
+        return record("precision", settings, {"largest_change": write_off_grid(options.model, options.off_grid)})
+    if options.dtype != "auto":
+        raise SolmError("--dtype: this study compares bfloat16 with float32; leave it out")
+    config = ValueTrainConfig(
+        model=options.model, data=options.data, batches=options.batches, sequences=options.texts,
+        context=options.context, horizon=options.length, seed=options.seed,
+    )  # fmt: skip
+    found: dict[str, Samples] = {}
+    streams: list[TokenStream] = []
+    for dtype in _DTYPES:
+        with load(options.model, dtype=dtype) as lm:
+            streams = streams or training_streams(lm, config, Path(), Ranks())
+            found[dtype] = _collected(lm, config, streams, progress, dtype)
+    seen = int(len(found["float32"].dense) * (1 - _HELD_OUT))
+    test = _some(found["float32"], slice(seen, None))
+    network = ValueConfig(base_hidden=test.hidden.shape[-1], layer=config.layer, grid=config.space, width=config.width)
+    explained: dict[str, list[float]] = {}
+    for dtype in _DTYPES:
+        joined = Samples.join([_some(found[dtype], slice(seen)), test])
+        hows = [FitConfig(held_out=_HELD_OUT, seed=seed) for seed in range(_SEEDS)]
+        explained[dtype] = [fit(joined, network, how)[1].explained[-1] for how in hows]
+    low, full = (found[dtype].gain.double().flatten() for dtype in _DTYPES)
+    gains: dict[str, Any] = {
+        "mean": {"bfloat16": float(low.mean()), "float32": float(full.mean())},
+        "sd": {"bfloat16": float(low.std()), "float32": float(full.std())},
+        "rms_difference": float((low - full).square().mean().sqrt()),
+        "median_difference": float((low - full).abs().median()),
+        "correlation": float(torch.corrcoef(torch.stack([low, full]))[0, 1]),
+    }
+    fits = {"held_out_texts": len(test.dense), "explained_of_float32": explained}
+    return record("precision", settings, {"samples": len(full), "gains": gains, **fits})
+
+
+def _collected(
+    lm: LanguageModel, config: ValueTrainConfig, streams: list[TokenStream], progress: Progress, dtype: str
+) -> Samples:
+    parts = []
+    for batch in islice(samples(lm, config, streams), config.batches):
+        parts.append(batch)
+        progress(dtype, len(parts), config.batches)
+    return Samples.join(parts)
+
+
+def _some(found: Samples, texts: slice) -> Samples:
+    return Samples(**{name: value[texts] for name, value in vars(found).items()})
+
+
+def lines(found: Record) -> list[str]:
+    if "gains" not in found.results:
+        return [f"largest change of a logit: {found.results['largest_change']:.1e}"]
+    gains, explained = found.results["gains"], found.results["explained_of_float32"]
+    return [
+        f"gains in bfloat16 and float32: correlation {gains['correlation']:.4f}, RMS difference "
+        f"{gains['rms_difference']:.4f} nats",
+        *(
+            f"{dtype}: {np.mean(shares):.4f} ± {np.std(shares):.4f} of the float32 gains explained"
+            for dtype, shares in explained.items()
+        ),
+    ]
+
+
+def plot(found: Record, kind: Kind) -> bytes:
+    """The share of float32 gains that is explained, by seed of the fit; raises `SolmError` after --off-grid."""
+    if "gains" not in found.results:
+        raise SolmError("--plot: there is nothing to draw with --off-grid")
+    figure, axes = blank()
+    for place, (dtype, shares) in enumerate(found.results["explained_of_float32"].items()):
+        axes.plot([place] * len(shares), shares, "o", label=dtype)
+    axes.set_xticks(range(len(_DTYPES)), _DTYPES)
+    axes.set_ylabel("share of float32 gains explained")
+    axes.grid(alpha=0.25)
+    return picture(figure, kind)

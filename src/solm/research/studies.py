@@ -1,0 +1,88 @@
+"""The studies by name, and what a study's module offers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Protocol, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from solm.core.errors import SolmError
+from solm.data.windows import TokenStream, token_stream
+from solm.evaluation.pictures import Kind
+from solm.evaluation.result import Record
+from solm.runtime.language_model import LanguageModel
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being worked on, the parts done and in all."""
+
+
+def _split(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_split), Field(min_length=1)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
+
+
+class StudyOptions(BaseModel):
+    """What every study can be told. A study's own options extend these; `solm study NAME --help` shows them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Names = Field(description="Sources of held-out text, separated by commas.")
+    model: str = Field("builtin:smollm2-135m", description="Hub id, folder, .gguf file or builtin:smollm2-135m.")
+    texts: int = Field(48, ge=1, description="Texts.")
+    context: int = Field(512, ge=1, description="Tokens read densely first.")
+    length: int = Field(128, ge=1, description="Tokens after those.")
+    seed: int = Field(0, description="Seed of everything that is drawn.")
+    dtype: str = Field("auto", description="auto, float32, bfloat16 or float16.")
+
+    def streams(self, lm: LanguageModel) -> list[TokenStream]:
+        """The held-out text as the model's tokens, a stream for every source."""
+        assert lm.tokenizer is not None
+        return [token_stream(source, lm.tokenizer) for source in self.data]
+
+
+class StudyModule(Protocol):
+    """What a study's module has. `partial` is a file that keeps what an interrupted run has found."""
+
+    Options: type[StudyOptions]
+
+    def run(self, options: Any, partial: Path | None, progress: Progress) -> Record: ...
+
+    def lines(self, found: Record) -> list[str]:
+        """What was found, for a terminal."""
+
+    def plot(self, found: Record, kind: Kind) -> bytes:
+        """A picture of it."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's module, imported when it is asked for, and what it asks in one line."""
+
+    path: str
+    about: str
+
+    def load(self) -> StudyModule:
+        return cast(StudyModule, import_module(self.path))
+
+
+STUDIES = {
+    "kv-drift": Study("solm.research.kv_drift", "How long a burst of cheap steps makes dense steps after it worse."),
+    "domains": Study("solm.research.domains", "What a policy is worth, spends and predicts on text of other sources."),
+    "best-of": Study("solm.research.best_of", "Is the estimated best of many random schedules what many find?"),
+    "learning": Study("solm.research.learning", "Quality against minutes of training, for every method."),
+    "precision": Study("solm.research.precision", "Is bfloat16 good enough to train on?"),
+    "free-running": Study("solm.research.free_running", "Text generated under a budget, judged by the dense model."),
+    "long-context": Study("solm.research.long_context", "Quality against the share of a long KV cache that is read."),
+}
+
+
+def study(name: str) -> Study:
+    """The study called `name`; raises `SolmError` for an unknown one."""
+    if name not in STUDIES:
+        raise SolmError(f"unknown study {name!r}; choose among {', '.join(STUDIES)}")
+    return STUDIES[name]

@@ -1,0 +1,24 @@
+"""Pairs of a torch session and a session of the compiled engine, over the same prompts."""
+
+from helpers.models import tokens
+from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.session import CpuSession
+from solm.core.sparsity import SparsityConfig
+
+SPARSITY = SparsityConfig(window=16)
+ACTIONS = {
+    "dense": (1.0, 1.0, 16), "attention": (0.3, 1.0, 16), "mlp": (1.0, 0.5, 16), "bits": (1.0, 1.0, 5),
+    "joint": (0.25, 0.4, 6),
+}  # fmt: skip
+
+
+def pair(control, sparsity=SPARSITY, context=100, rows=2, **options):
+    """A reference and a native session over the same prompts."""
+    engine = Engine(control.model, sparsity, "float32", **options)
+    ids = tokens(rows, context)
+    sessions = control.session(sparsity), CpuSession(control, engine, sparsity)
+    for session in sessions:
+        session.prefill(ids)
+    forks = [session.fork(1) for session in sessions]
+    assert isinstance(forks[1], CpuSession)
+    return forks

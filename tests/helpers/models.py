@@ -1,0 +1,49 @@
+"""Tiny random models of every family, and token ids and keep rates for them."""
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+CONTEXT, STEPS = 61, 12
+SIZES = {
+    "vocab_size": 259,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 96,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EXTRA = {
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "gemma2": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma3_text": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
+    "mistral": {"sliding_window": None},
+    "starcoder2": {"sliding_window": None},
+    "phi3": {"sliding_window": None, "original_max_position_embeddings": 512},
+    "ministral": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
+    "exaone4": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
+}  # fmt: skip
+
+
+def tiny_model(family: str, dtype: torch.dtype = torch.float64, **changes):
+    """A random two-layer model of `family`, weights scaled up so that its choices are not all ties."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**SIZES, **EXTRA.get(family, {}), **changes})
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=dtype) * 0.15
+    return model
+
+
+def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(3, 259, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def keep_of(action, rows: int, steps: int) -> torch.Tensor:
+    return torch.tensor(action, dtype=torch.float64).expand(rows, steps, 3)

@@ -1,0 +1,81 @@
+"""Untrained policies and made-up allocations for the tiny models."""
+
+import numpy as np
+import torch
+
+from helpers.models import keep_of, tokens
+from solm.core.actions import ActionSpace
+from solm.core.allocation import KNOTS, Allocation
+from solm.core.sparsity import SparsityConfig
+from solm.policies.artifact import PolicyConfig, TrainedPolicy
+from solm.policies.value_policy import ValueConfig, ValueNetwork
+
+SPARSITY = SparsityConfig(page_size=8, window=8)
+SPACE = ActionSpace.preset("joint-27")
+EVEN = tuple((np.arange(KNOTS) / (KNOTS - 1)).tolist())
+
+
+def network(layer: int = 1, grid: ActionSpace = SPACE, seed: int = 0) -> ValueNetwork:
+    """Random sensitivities and plausible costs."""
+    torch.manual_seed(seed)
+    made = ValueNetwork(ValueConfig(base_hidden=64, layer=layer, grid=grid, width=16))
+    torch.nn.init.normal_(made.head.weight, std=0.5)
+    with torch.no_grad():
+        for costs in made.level_costs:
+            costs.copy_(torch.tensor([1.0, 0.3]))
+        count = len(made.training_sensitivities)
+        made.training_sensitivities.copy_(made(torch.randn(count, 64), torch.ones(count, 3)))
+    return made.eval()
+
+
+def under_values(lm, sparsity):
+    """The tiny model with a value policy that was not trained but tells tokens apart."""
+    values = network(layer=1)
+    config = PolicyConfig(
+        base=lm.identity, space=values.config.grid, sparsity=sparsity, network=values.config
+    )  # fmt: skip
+    return lm.with_policy(TrainedPolicy(config, values))
+
+
+def profile_of(*bends: float) -> Allocation:
+    """Layers that keep s + bend · s (1 - s) where the average keeps s; bends should add up to 0."""
+    s = np.array(EVEN)
+    curves = tuple(tuple((s + bend * s * (1 - s)).round(12).tolist()) for bend in bends)
+    return Allocation(attention=curves, mlp=tuple(reversed(curves)))
+
+
+def sparsity_of(*bends: float, **options) -> SparsityConfig:
+    return SparsityConfig(window=16, allocation=profile_of(*bends), **options)
+
+
+def by_head(allocation: Allocation) -> Allocation:
+    """Two KV heads of every layer, the first of which reads more than the layer did and the other less."""
+    pairs = [(np.sqrt(curve), 2 * np.array(curve) - np.sqrt(curve)) for curve in allocation.attention]
+    curves = (tuple(np.maximum.accumulate(head.clip(0, 1)).tolist()) for pair in pairs for head in pair)
+    return Allocation(attention=tuple(curves), mlp=allocation.mlp)
+
+
+BENDS = (0.9, -0.6, -0.7, 0.4)
+
+
+def test_an_even_profile_changes_nothing_but_rounding_cost(control):
+    ids, keep = tokens(2, 100), keep_of((0.3, 0.5, 16), 2, 40)
+    found = []
+    for sparsity in (SparsityConfig(window=16), sparsity_of(0, 0, 0, 0)):
+        session = control.session(sparsity)
+        session.prefill(ids)
+        found.append(session.fork(1).extend(tokens(2, 40, seed=5), keep))
+    torch.testing.assert_close(found[0].realised, found[1].realised, rtol=0, atol=16 / 100)
+    torch.testing.assert_close(found[0].realised[..., 1:], found[1].realised[..., 1:])
+
+
+def shares_of(space: ActionSpace, rows: int) -> tuple[torch.Tensor, ...]:
+    """Per axis the nominal shares [rows, levels]."""
+    axes = (space.attention, space.mlp, [bits / 16 for bits in space.bits])
+    return tuple(torch.tensor(axis, dtype=torch.float64).expand(rows, -1) for axis in axes)
+
+
+def allocate(policy, costs, levels, target, ledger, remaining) -> torch.Tensor:
+    arrays = ([axis.numpy() for axis in axes] for axes in (costs, levels))
+    budget = (part.numpy() for part in (target, ledger.spent, ledger.steps))
+    return torch.from_numpy(policy.allocate(*arrays, *budget, remaining))

@@ -1,0 +1,113 @@
+"""A server of the tiny model on a real port, for the tests of the API and of the page."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx
+import torch
+import uvicorn
+
+import solm
+from helpers.commands import free_port
+from helpers.models import tiny_model
+from helpers.policies import network
+from solm.core.sparsity import SparsityConfig
+from solm.policies.artifact import PolicyConfig, TrainedPolicy
+from solm.serving.app import create_app
+from solm.serving.service import Service
+from solm.serving.settings import ServeSettings
+
+LONG = "The quick brown fox jumps over the lazy dog, again and again, until the evening comes. "
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": LONG}]
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+
+
+def tiny_service(byte_tokenizer, policy=True, **settings) -> Service:
+    """The tiny llama under a value policy that was not trained but tells tokens apart."""
+    lm = solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer)
+    lm.tokenizer.chat_template = TEMPLATE
+    if policy:
+        values = network(layer=1)
+        config = PolicyConfig(
+            base=lm.identity, space=values.config.grid, sparsity=SparsityConfig(window=32, page_size=8),
+            network=values.config,
+        )  # fmt: skip
+        lm = lm.with_policy(TrainedPolicy(config, values))
+    return Service(lm, ServeSettings(**settings), "tiny")
+
+
+@contextmanager
+def running(service: Service, keys=(), hosts=("127.0.0.1", "localhost")):
+    """The address of a server that answers for `service`."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(service, keys, hosts), log_config=None, access_log=False, lifespan="on", timeout_keep_alive=75
+        )
+    )
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        until(lambda: service.ready)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+        service.lm.detach()
+
+
+def slow_passes(monkeypatch, seconds: float) -> None:
+    """From now on every pass of a session after its prefill takes `seconds` longer."""
+    extend = Session.extend
+    monkeypatch.setattr(Session, "extend", lambda *a, **k: (time.sleep(seconds), extend(*a, **k))[1])
+
+
+def until(true, seconds: float = 60.0) -> None:
+    """Wait for a condition that another thread brings about."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.01)
+
+
+def ask(client, budget=0.6, **options):
+    efficiency = {"budget": budget, **options.pop("efficiency", {})}
+    extra = {"efficiency": efficiency} if any(efficiency.values()) else {}
+    return client.chat.completions.create(
+        **{"model": "tiny", "messages": CHAT, "max_tokens": 40, "seed": 3, "extra_body": extra, **options}
+    )
+
+
+def gauges(service) -> tuple[float, float, int]:
+    registry = service.metrics.registry
+    return (
+        registry.get_sample_value("solm_rows_running"), registry.get_sample_value("solm_rows_waiting"),
+        service.scheduler.busy,
+    )  # fmt: skip
+
+
+def start(*options, keys=""):
+    """A server process and its address."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "solm.cli", "serve", "--port", str(port), *map(str, options)],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "SOLM_API_KEYS": keys},
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+
+    def ready():
+        assert process.poll() is None, process.stderr.read()
+        try:
+            return httpx.get(f"{address}/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    until(ready, 120)
+    return process, address

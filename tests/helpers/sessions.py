@@ -1,0 +1,18 @@
+"""Sessions of tiny models under a policy, for tests that need a known text decided and scored."""
+
+import torch
+
+from solm.backends.session import AnyPolicy, Scored, Session
+
+
+def scored_under(
+    session: Session,
+    policy: AnyPolicy,
+    tokens: torch.Tensor,
+    target: torch.Tensor,
+    generator: torch.Generator | None = None,
+    record: bool = False,
+) -> Scored:
+    """Tokens [N, T+1] decided by `policy` within target [N, 3] over their T steps, and scored."""
+    session.control(policy, target, tokens.shape[1] - 1, generator, record=record)
+    return session.score(tokens)

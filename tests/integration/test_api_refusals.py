@@ -1,0 +1,127 @@
+"""Requests that the API refuses: malformed, out of range, too many, and without a key."""
+
+import base64
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+
+from helpers.serving import CHAT, ask, running, slow_passes, tiny_service
+from solm.serving.settings import MAX_BODY
+
+BAD = {
+    "not json": b"{",
+    "not utf-8": b'{"model": "tiny", "messages": [{"role": "user", "content": "\xff"}]}',
+    "deep": b"[" * 100_000,
+    "nan": b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "temperature": NaN}',
+    "infinite": b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "top_p": Infinity}',
+    "huge integer": b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "seed": 1' + b"0" * 5000 + b"}",
+    "lone surrogate": b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}',
+}  # fmt: skip
+
+
+WRONG = {
+    "unsupported": ({"tools": []}, "tools"),
+    "user": ({"user": "me"}, "user"),
+    "penalty": ({"presence_penalty": 0.5}, "presence_penalty"),
+    "negative": ({"max_tokens": -1}, "max_tokens"),
+    "temperature": ({"temperature": 2.5}, "temperature"),
+    "top_p": ({"top_p": 0}, "top_p"),
+    "n": ({"n": 9}, "n"),
+    "stops": ({"stop": ["a"] * 5}, "stop"),
+    "empty stop": ({"stop": ""}, "stop"),
+    "logprobs": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    "logprobs off": ({"top_logprobs": 2}, "top_logprobs"),
+    "bias": ({"logit_bias": {"259": 1}}, "logit_bias"),
+    "bias value": ({"logit_bias": {"5": 101}}, "logit_bias"),
+    "bias key": ({"logit_bias": {"x": 1}}, None),
+    "role": ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role"),
+    "no messages": ({"messages": []}, "messages"),
+    "image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
+    "stream options": ({"stream_options": {"include_usage": True}}, "stream_options"),
+    "too low": ({"efficiency": {"budget": 0.05}}, "efficiency.budget"),
+    "too high": ({"efficiency": {"budget": 1.5}}, None),
+    "axis": ({"efficiency": {"budget": {"attention": 0.001}}}, "efficiency.budget"),
+    "policy": ({"efficiency": {"policy": "magic"}}, None),
+    "dense": ({"efficiency": {"policy": "dense", "budget": 0.6}}, "efficiency.budget"),
+    "too long": ({"max_tokens": 600}, None),
+    "prompt too long": ({"messages": [{"role": "user", "content": "a" * 600}]}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_malformed_bodies_are_refused(address, name):
+    answer = httpx.post(
+        f"{address}/v1/chat/completions", content=BAD[name], headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert len(answer.text) < 1000
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_invalid_parameters_are_refused_by_name(address, client, name):
+    change, param = WRONG[name]
+    body = {"model": "tiny", "messages": CHAT, "max_tokens": 2} | change
+    answer = httpx.post(f"{address}/v1/chat/completions", json=body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert param is None or error["param"] == param
+    with pytest.raises(openai.BadRequestError):
+        client.post("/chat/completions", body=body, cast_to=object)
+
+
+def test_other_refusals(address, client):
+    with pytest.raises(openai.NotFoundError, match="'tiny'"):
+        ask(client, model="other")
+    for body, word in [({"prompt": ""}, "empty"), ({"prompt": [259]}, "token 259"), ({"prompt": []}, "prompt")]:
+        with pytest.raises(openai.BadRequestError, match=word):
+            client.post("/completions", body={"model": "tiny", **body}, cast_to=object)
+    large = httpx.post(
+        f"{address}/v1/completions", content=b'"' + b"a" * MAX_BODY, headers={"Content-Type": "application/json"}
+    )
+    assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
+    assert httpx.post(f"{address}/v1/completions", content=b"{}").status_code == 400
+    assert httpx.get(f"{address}/nothing").json()["error"]["type"] == "invalid_request_error"
+    assert httpx.get(f"{address}/v1/completions").status_code == 405
+    assert httpx.get(f"{address}/v1/models", headers={"Host": "evil.example"}).status_code == 400
+
+
+def test_requests_beyond_the_queue_are_refused_and_slow_ones_end(byte_tokenizer, monkeypatch):
+    service = tiny_service(byte_tokenizer, max_rows=1, max_waiting=1, max_seconds=0.5)
+    with running(service) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        slow_passes(monkeypatch, 0.1)
+        with ThreadPoolExecutor(6) as pool:
+            results = [pool.submit(ask, client, max_tokens=300) for _ in range(6)]
+            errors = [result.exception() for result in results]
+        kinds = sorted(type(error).__name__ for error in errors)
+        assert kinds.count("RateLimitError") == 4, kinds
+        assert kinds.count("InternalServerError") == 2, kinds
+        assert any("not complete after 0.5 s" in str(error) for error in errors)
+        refused = next(error for error in errors if isinstance(error, openai.RateLimitError))
+        assert refused.response.headers["retry-after"] == "1"
+
+
+def test_keys_guard_every_route_but_health(byte_tokenizer):
+    service = tiny_service(byte_tokenizer)
+    with running(service, keys=["alpha", "bëta"]) as address:
+        routes = ["/", "/static/page.js", "/v1/models", "/metrics", "/openapi.json", "/nothing"]
+        for path in routes:
+            assert httpx.get(f"{address}{path}").status_code == 401, path
+        assert httpx.post(f"{address}/v1/completions", json={}).status_code == 401
+        assert httpx.get(f"{address}/health").status_code == 200
+
+        def status(header):
+            return httpx.get(f"{address}/v1/models", headers={"Authorization": header}).status_code
+
+        assert status("Bearer alpha") == 200
+        assert status(b"Bearer b\xc3\xabta") in (200, 401)
+        basic = base64.b64encode(b"anyone:alpha").decode()
+        assert status(f"Basic {basic}") == 200
+        for bad in ("Bearer alph", "Bearer", "alpha", "Basic alpha", "Basic !!!", "Digest alpha"):
+            assert status(bad) == 401, bad
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0).models.list()

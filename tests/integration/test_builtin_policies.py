@@ -1,0 +1,66 @@
+"""The policy that ships with solm, on the real model and real text."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import solm
+from helpers.sessions import scored_under
+from solm.core.actions import ActionSpace
+from solm.core.errors import SolmError
+from solm.data.windows import token_stream
+from solm.policies.artifact import TrainedPolicy
+from solm.policies.schedules import Static
+
+NAME = "builtin:smollm2-135m"
+
+
+def test_it_is_small_names_its_space_and_refuses_unknown_ones():
+    trained = TrainedPolicy.from_pretrained(f"{NAME}-joint-27")
+    assert trained.config.space == ActionSpace.preset("joint-27")
+    folder = Path(solm.__file__).parent / "policies/builtin/smollm2-135m"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 8e6
+    with pytest.raises(SolmError, match="unknown action space 'joint-9'"):
+        TrainedPolicy.from_pretrained(f"{NAME}-joint-9")
+    with pytest.raises(SolmError, match=r"no policy builtin:llama ships with solm; choose builtin:smollm2-135m"):
+        TrainedPolicy.from_pretrained("builtin:llama")
+
+
+@pytest.mark.parametrize(("steps", "tolerance"), [pytest.param(128, 0.01, marks=pytest.mark.slow), (16, 0.025)])
+def test_it_holds_every_budget_and_beats_static_at_the_same_spending(real_model, steps, tolerance):
+    model, tokenizer = real_model
+    trained = TrainedPolicy.from_pretrained(f"{NAME}-joint-27")
+    with solm.attach(model, trained, tokenizer) as lm:
+        windows = token_stream("pydoc:heldout", tokenizer).spaced(4, 513 + steps, torch.Generator().manual_seed(0))
+        session = lm.session(capacity=512)
+        session.prefill(windows[:, :512])
+        targets = torch.tensor([lm.budget(net).shares for net in (0.45, 0.6, 0.8)], dtype=torch.float64)
+        rows = targets.repeat(len(windows), 1)
+        tokens = windows[:, 512:].repeat_interleave(3, 0)
+        ours = scored_under(session.fork(3, capacity=steps + 16), lm.policy(), tokens, rows)
+        spent = ours.realised.mean(1)
+        floor = torch.stack([levels[:, 0] for levels in session.fork(3).levels(lm.space)], 1)
+        reachable = rows >= floor + 0.01
+        assert (spent - rows).abs()[reachable].max() <= tolerance
+        if steps == 128:
+            static = scored_under(session.fork(3, capacity=steps + 16), Static(lm.space), tokens, spent)
+            assert ours.log_probabilities.mean() > static.log_probabilities.mean()
+
+
+def test_the_policy_for_the_cpu_backend_keeps_its_budgets_under_its_allocation(real_model):
+    model, tokenizer = real_model
+    trained = TrainedPolicy.from_pretrained(f"{NAME}-cpu")
+    allocation = trained.config.sparsity.allocation
+    assert allocation is not None
+    assert (allocation.layers, allocation.heads) == (30, 3)
+    assert trained.config.space == ActionSpace.preset("cpu-fine")
+    coarse = TrainedPolicy.from_pretrained(f"{NAME}-native-native").config
+    assert (coarse.space, coarse.sparsity) == (ActionSpace.preset("cpu"), trained.config.sparsity)
+    with solm.attach(model, trained, tokenizer) as lm:
+        windows = token_stream("pydoc:heldout", tokenizer).spaced(3, 1025 + 128, torch.Generator().manual_seed(0))
+        session = lm.session(capacity=1024)
+        session.prefill(windows[:, :1024])
+        targets = torch.tensor([[0.15, 0.5, 1.0], [0.3, 0.6, 1.0], [0.6, 0.8, 1.0]], dtype=torch.float64)
+        spent = scored_under(session, lm.policy(), windows[:, 1024:], targets).realised.mean(1)
+    assert (spent - targets).abs().max() <= 0.01

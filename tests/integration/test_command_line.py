@@ -1,0 +1,211 @@
+"""The command as a stranger types it: real processes, exit codes, one line per mistake."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from helpers.commands import solm
+from helpers.models import tiny_model
+
+TINY_TRAIN = ["--context", "90", "--length", "6", "--updates", "2", "--set", "width=16", "--set", "dtype=float32"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, byte_tokenizer):
+    """A tiny model folder and a policy trained for it by the command."""
+    import torch
+
+    root = tmp_path_factory.mktemp("cli")
+    tiny_model("llama", torch.float32).save_pretrained(root / "model")
+    byte_tokenizer.save_pretrained(root / "model")
+    solm(
+        "train", "--model", root / "model", "--out", root / "run", "--method", "grpo", "--space", "joint-8", *TINY_TRAIN
+    )
+    return root / "model", root / "run" / "policy"
+
+
+def test_help_of_every_verb_has_examples_and_is_fast():
+    for verb in (
+        "allocation",
+        "train",
+        "eval",
+        "tasks",
+        "sweep",
+        "report",
+        "study",
+        "generate",
+        "serve",
+        "inspect",
+        "push",
+        "quickstart",
+    ):
+        assert "Example" in solm(verb, "--help").stdout
+    script = "import sys; sys.argv=['solm','--help']; import solm.cli.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
+
+
+def test_the_version_is_printed():
+    from importlib.metadata import version
+
+    assert solm("--version").stdout == f"solm {version('solm')}\n"
+
+
+def test_eval_writes_the_promised_json(trained, tmp_path):
+    model, policy = trained
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    out, picture = tmp_path / "out.json", tmp_path / "out.png"
+    shown = solm(
+        "eval", "--model", model, "--policy", policy, "--data", tmp_path / "text.txt", "--budgets", "0.6,0.8",
+        "--texts", 3, "--context", 90, "--length", 12, "--trials", 2, "--seed", 0, "--json", out, "--plot", picture,
+    )  # fmt: skip
+    assert "budget 0.60" in shown.stdout
+    points = json.loads(out.read_text())["points"]
+    for point in points:
+        assert {"arm", "budget", "realised", "nats", "perplexity", "tokens"} <= set(point)
+        if point["arm"] not in ("dense", "policy"):
+            assert point["difference"]["low"] <= point["difference"]["high"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_token_table_is_a_policy_that_decides_before_the_first_layer(trained, tmp_path):
+    model, _ = trained
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    small = {"width": 16, "dtype": "float32", "calibration_context": 90, "calibration_horizon": 12}
+    options = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
+    for name, layer in (("policy", 1), ("table", 0)):
+        solm(
+            "train", "--model", model, "--data", tmp_path / "text.txt", "--out", tmp_path / name, "--context", 90,
+            "--horizon", 20, "--batches", 2, "--set", f"layer={layer}", *options,
+        )  # fmt: skip
+    out = tmp_path / "out.json"
+    solm(
+        "eval", "--model", model, "--policy", tmp_path / "policy/policy", "--space", "joint-8", "--data",
+        tmp_path / "text.txt", "--rival", f"token-table={tmp_path / 'table/policy'}", "--budgets", 0.75,
+        "--texts", 3, "--context", 90, "--length", 12, "--trials", 1, "--json", out,
+    )  # fmt: skip
+    found = {point["arm"]: point for point in json.loads(out.read_text())["points"]}
+    assert found["token-table"]["realised"] == pytest.approx(found["policy"]["realised"], abs=0.05)
+
+
+def test_a_value_policy_is_trained_resumed_and_compared_with_every_arm(trained, tmp_path):
+    model, _ = trained
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    (tmp_path / "other.txt").write_text("Sphinx of black quartz, judge my vow. " * 700)
+    small = {"layer": 1, "width": 16, "dtype": "float32", "calibration_context": 90, "calibration_horizon": 12}
+    options = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
+    command = ["train", "--model", model, "--data", tmp_path / "text.txt", "--out", tmp_path / "run", "--context", 90]
+    solm(*command, "--horizon", 20, "--batches", 2, *options)
+    solm("train", "--out", tmp_path / "run", "--batches", 3)
+    assert len(list((tmp_path / "run/samples").iterdir())) == 3
+    out, policy = tmp_path / "out.json", tmp_path / "run/policy"
+    shown = solm(
+        "eval", "--model", model, "--policy", policy, "--data", tmp_path / "text.txt", "--space", "joint-27",
+        "--budgets", "0.7", "--texts", 3, "--context", 90, "--length", 12, "--trials", 2, "--oracle",
+        "--tuning", tmp_path / "other.txt", "--rival", f"same={policy}", "--json", out,
+    )  # fmt: skip
+    points = {point["arm"]: point for point in json.loads(out.read_text())["points"]}
+    assert {"oracle", "tuned", "same", "best-of-500-estimated"} <= set(points)
+    assert points["same"]["axes"] == pytest.approx(points["policy"]["axes"], abs=0.05)
+    assert "budget 0.70" in shown.stdout
+
+
+def test_generate_prints_one_json_object(trained):
+    model, policy = trained
+    shown = solm(
+        "generate", "--model", model, "--policy", policy, "--budget", "0.6", "--max-new-tokens", 8, "--json", "x" * 90
+    )
+    content = json.loads(shown.stdout)
+    assert len(content["tokens"]) <= 8
+    assert all(token["action"].startswith("k") for token in content["tokens"])
+    assert content["requested"]["net"] == pytest.approx(0.6)
+    assert set(content["realised"]) >= {"attention", "mlp", "bits", "net"}
+
+
+def test_generate_reads_standard_input_and_streams_plain_text_to_a_pipe(trained):
+    model, _ = trained
+    command = [sys.executable, "-m", "solm.cli", "generate", "--model", str(model), "--max-new-tokens", "4", "-"]
+    done = subprocess.run(command, input="hello there", capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert "realised:" in done.stderr
+
+
+def test_a_budget_without_a_trained_policy_is_static_and_a_reply_is_written(trained, tmp_path):
+    model, _ = trained
+    out = tmp_path / "reply.json"
+    options = ["--budget", "0.7", "--space", "joint-8", "--max-new-tokens", 30, "--out", out, "--json"]
+    shown = solm("generate", "--model", model, *options, "x" * 90)
+    assert json.loads(shown.stdout) == json.loads(out.read_text())
+    assert shown.stderr == ""
+    assert json.loads(shown.stdout)["realised"]["net"] < 1
+
+
+def test_a_system_message_needs_a_chat_template(trained):
+    model, _ = trained
+    done = solm("generate", "--model", model, "--system", "Be brief.", "x", code=2)
+    assert done.stderr.startswith("solm: --system: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_policies_lists_what_ships_and_shows_one(trained):
+    _, policy = trained
+    found = json.loads(solm("policies", "--json").stdout)["policies"]
+    assert "builtin:smollm2-135m" in [told["name"] for told in found]
+    told = json.loads(solm("policies", "show", policy, "--json").stdout)
+    assert told["base"]["hidden"] == 64
+    assert told["method"] == "grpo"
+    assert "sample" not in told["base"]
+    assert "hidden" in solm("policies", "show", policy).stdout
+
+
+def test_doctor_says_which_backend_runs_a_model_and_why_not(trained, monkeypatch):
+    model, _ = trained
+    told = json.loads(solm("doctor", "--model", model, "--json").stdout)
+    assert told["engine"]["builds"]
+    assert told["backend"] == {"auto": "cpu", "reason": None}
+    assert told["gigabytes_per_second"] > 0
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    monkeypatch.setenv("SOLM_CXXFLAGS", "-DFRESH")  # another engine than the one that is built
+    told = json.loads(solm("doctor", "--model", model, "--json").stdout)
+    assert told["backend"]["auto"] == "torch"
+    assert "/nowhere/c++" in told["backend"]["reason"]
+    assert told["fixes"]
+
+
+def test_inspect_says_what_works_and_why_not(trained, tmp_path):
+    model, _ = trained
+    content = json.loads(solm("inspect", model, "--json").stdout)
+    assert all(axis["supported"] for axis in content["axes"].values())
+    combined = content["combines"]
+    assert content["backends"]["cpu"] == {"supported": True, "reason": None}
+    assert content["backends"]["torch"]["supported"]
+    assert content["context"] == 512
+    assert content["tensors"] is None
+    assert combined["layers that compute on several devices"]["supported"]
+    assert not combined["... on the cpu backend"]["supported"]
+    moe = tmp_path / "moe"
+    moe.mkdir()
+    (moe / "config.json").write_text(
+        json.dumps({"model_type": "mixtral", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+                    "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 50})
+    )  # fmt: skip
+    content = json.loads(solm("inspect", moe, "--json").stdout)
+    assert content["axes"]["attention"]["supported"]
+    assert "experts" in content["axes"]["mlp"]["reason"]
+    assert "family 'mixtral'" in content["backends"]["cpu"]["reason"]
+
+
+def test_a_damaged_policy_exits_with_code_3(trained, tmp_path):
+    import shutil
+
+    model, policy = trained
+    broken = tmp_path / "policy"
+    shutil.copytree(policy, broken)
+    content = bytearray((broken / "policy.safetensors").read_bytes())
+    content[-1] ^= 1
+    (broken / "policy.safetensors").write_bytes(content)
+    done = solm("generate", "--model", model, "--policy", broken, "x", code=3)
+    assert "does not match the checksum" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,202 @@
+"""Nested weights: two halves of 4 bits, of which a step may read the high one alone, on both backends."""
+
+import shutil
+
+import pytest
+import torch
+
+import solm
+from helpers.models import keep_of, tiny_model, tokens
+from helpers.weights import GRID_SIZES, on_grid, rounded
+from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.session import CpuSession
+from solm.backends.torch.backend import TorchBackend
+from solm.core.actions import ActionSpace
+from solm.core.cost import relative_cost
+from solm.core.errors import SolmError, UnsupportedModelError
+from solm.core.nested import halves, high_half
+from solm.core.sparsity import SparsityConfig
+from solm.policies.schedules import Static
+
+WEIGHTS = SparsityConfig(window=16, bits_site="weights")
+SIZES = {**GRID_SIZES, "intermediate_size": 352}
+compiled = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+
+
+def whole(weight):
+    """What both halves of a weight [out, in] say together."""
+    nested = halves(weight)
+    step, lowest = (part.float().repeat_interleave(32, 1) for part in (nested.step, nested.lowest))
+    return lowest + step * (nested.high + nested.low / 15 - 0.5)
+
+
+def with_mlp(model, change):
+    """The model with its MLPs' weights changed."""
+    for layer in model.model.layers:
+        for linear in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
+            linear.weight.data = change(linear.weight.data.float()).to(linear.weight.dtype)
+    return model
+
+
+@pytest.mark.parametrize("channels", [32, 96, 70])
+def test_halves_are_as_fine_as_four_bits_and_as_eight(channels):
+    weight = torch.randn(64, channels, generator=torch.Generator().manual_seed(2)) * 0.1
+    weight[5] = 0.25  # a group of equal weights has no step
+    groups = torch.nn.functional.pad(weight, (0, -channels % 32), value=float("nan")).unflatten(1, (-1, 32))
+    width = groups.nan_to_num(-9).amax(-1) - groups.nan_to_num(9).amin(-1)
+    step = (width / 15).repeat_interleave(32, 1)[:, :channels]
+    assert ((high_half(weight) - weight).abs() <= 0.51 * step + 2e-4).all()
+    assert (high_half(weight) - weight).abs().mean() > 0.2 * step.mean()
+    if channels % 32 == 0:
+        assert ((whole(weight) - weight).abs() <= 0.04 * step + 2e-4).all()
+
+
+def test_weights_on_a_grid_lose_nothing_in_their_high_halves():
+    weight = rounded(torch.randn(64, 96, generator=torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(high_half(weight), weight, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_a_step_of_four_bits_computes_with_the_high_halves(family):
+    """gpt2 stores its weights transposed, phi3 has gate and up in one."""
+    model = tiny_model(family, torch.float64)
+    expected = tiny_model(family, torch.float64)
+    for name, parameter in expected.named_parameters():
+        if "mlp" in name and parameter.dim() == 2:
+            turned = parameter.data.T if family == "gpt2" else parameter.data
+            parameter.data = (high_half(turned).T if family == "gpt2" else high_half(turned)).contiguous()
+    ids, following = tokens(2, 40), tokens(2, 9, seed=5)
+    control, other = TorchBackend(model), TorchBackend(expected)
+    found, wanted = (each.session(WEIGHTS) for each in (control, other))
+    found.prefill(ids), wanted.prefill(ids)
+    # Same keys and values: prefills are dense, and the other model's are not this one's.
+    for ours, theirs in zip(found.cache.layers, wanted.cache.layers, strict=True):
+        theirs.keys, theirs.values = ours.keys.clone(), ours.values.clone()
+    four, dense = keep_of((1.0, 1.0, 4), 2, 9), keep_of((1.0, 1.0, 16), 2, 9)
+    mixed = torch.where(torch.tensor([True, False])[:, None, None], four, dense)
+    runs = {
+        name: found.fork(1).extend(following, keep) for name, keep in (("4", four), ("16", dense), ("mixed", mixed))
+    }
+    torch.testing.assert_close(runs["4"].logits, wanted.fork(1).extend(following, dense).logits, rtol=0, atol=1e-9)
+    assert (runs["4"].logits - runs["16"].logits).abs().max() > 1e-3
+    for row, name in enumerate(("4", "16")):
+        torch.testing.assert_close(runs["mixed"].logits[row], runs[name].logits[row], rtol=0, atol=1e-12)
+    assert runs["mixed"].realised[:, 0, 2].tolist() == [0.25, 1.0]
+    control.detach(), other.detach()
+    before = tiny_model(family, torch.float64).state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_every_family_computes_with_them(family):
+    control = TorchBackend(tiny_model(family, torch.float64))
+    session = control.session(SparsityConfig(page_size=8, window=8, bits_site="weights"))
+    session.prefill(tokens(2, 40))
+    following, four = tokens(2, 6, seed=5), keep_of((1.0, 1.0, 4), 2, 6)
+    found = session.fork(1).extend(following, four).logits
+    steps = session.fork(1)
+    alone = torch.stack([steps.step(following[:, step], four[:, step]) for step in range(6)], 1)
+    torch.testing.assert_close(found, alone, rtol=0, atol=1e-9)
+    assert (found - session.fork(1).extend(following).logits).abs().max() > 1e-3
+    control.detach()
+
+
+@compiled
+@pytest.mark.parametrize("bits", [4, 16])
+def test_the_engine_reads_what_an_action_says(bits):
+    """Against weights in float that are what the halves say: no further off than int8 activations put an engine whose
+    packed weights are exact."""
+    change = high_half if bits == 4 else whole
+    ids, following = tokens(2, 100), tokens(2, 30, seed=5)
+    exact = TorchBackend(on_grid(tiny_model("llama", torch.float32, **SIZES)))
+    known = with_mlp(tiny_model("llama", torch.float32, **SIZES), change)
+    nested = TorchBackend(tiny_model("llama", torch.float32, **SIZES))
+    simulated = TorchBackend(known)
+
+    def hidden(control, precision, sparsity, bits, source=None):
+        session = CpuSession(control, Engine(control.model, sparsity, precision), sparsity)
+        session.prefill(ids)
+        if source is not None:  # the same keys and values, of the model whose weights are as they were
+            for layer, other in zip(session.cache.layers, source.cache.layers, strict=True):
+                layer.keys, layer.values = other.keys.clone(), other.values.clone()
+            session.caches = []
+            session._fill(0)
+        return session.extend(following, keep_of((1.0, 1.0, bits), 2, 30)).hidden, session
+
+    found, session = hidden(nested, "nested", WEIGHTS, bits)
+    expected, _ = hidden(simulated, "float32", SparsityConfig(window=16), 16, session)
+    packed, session = hidden(exact, "int4", SparsityConfig(window=16), 16)
+    floats, _ = hidden(exact, "float32", SparsityConfig(window=16), 16, session)
+    off, usual = (found - expected).abs().mean(), (packed - floats).abs().mean()
+    assert off < 1.5 * usual, (off, usual)
+    other, _ = hidden(nested, "nested", WEIGHTS, 20 - bits)
+    assert (found - other).abs().mean() > 2 * off
+    for control in (exact, nested, simulated):
+        control.detach()
+
+
+@compiled
+@pytest.mark.parametrize("rows", [2, 5, 19])
+def test_rows_of_different_bits_go_together_to_the_last_bit(rows):
+    control = TorchBackend(tiny_model("llama", torch.float32, **SIZES))
+    engine = Engine(control.model, WEIGHTS, "nested", kv_cache_dtype="int8")
+    actions = [(1.0, 1.0, 4), (1.0, 1.0, 16), (0.3, 0.5, 4), (0.3, 0.5, 16), (1.0, 0.4, 6)]
+    keep = torch.tensor([actions[row % 5] for row in range(rows)], dtype=torch.float64)
+    sessions = []
+    for row in range(rows):
+        sessions.append(CpuSession(control, engine, WEIGHTS))
+        sessions[-1].prefill(tokens(1, 40 + 13 * row, seed=row))
+    together = sessions[0].fork(1)
+    for session in sessions[1:]:
+        together.join(session.fork(1))
+    for step in range(3):
+        ids = tokens(rows, 1, seed=step)[:, 0]
+        found = together.step(ids, keep)
+        alone = torch.cat([one.step(ids[row : row + 1], keep[row : row + 1]) for row, one in enumerate(sessions)])
+        assert torch.equal(found, alone)
+    assert together.ledger.spent[:, 2].tolist() == [3 * (0.25 if row % 5 in (0, 2) else 1.0) for row in range(rows)]
+    control.detach()
+
+
+def test_high_halves_are_half_the_bytes_and_no_fewer_products():
+    control = TorchBackend(tiny_model("llama", torch.float32))
+    shapes = control.shapes
+    control.detach()
+    halved = torch.tensor([1.0, 1.0, 0.25])
+    mlp = shapes.layers * (shapes.up_weights + shapes.down_weights)
+    kv = shapes.layers * shapes.kv_heads * 2 * 100 * shapes.head_dim
+    total = mlp + kv + shapes.layers * shapes.attention_weights + shapes.head_weights
+    assert float(relative_cost(halved, 100, shapes, WEIGHTS, "bytes")) == pytest.approx(1 - mlp / 2 / total)
+    assert float(relative_cost(halved, 100, shapes, WEIGHTS, "flops")) == 1
+    assert float(relative_cost(halved, 100, shapes, SparsityConfig(), "bytes")) == 1
+
+
+@compiled
+def test_models_that_cannot_be_nested_are_refused(tiny_folder):
+    llama = tiny_model("llama", torch.float32)
+    with pytest.raises(SolmError, match="bits of weights need precision nested, not int8"):
+        Engine(llama, WEIGHTS, "int8")
+    control = TorchBackend(llama)
+    with pytest.raises(SolmError, match="bits of weights need precision nested, not float32"):
+        CpuSession(control, WEIGHTS, Engine(llama, SparsityConfig(window=16), "float32"))
+    control.detach()
+    with pytest.raises(UnsupportedModelError, match="in groups of 32"):
+        Engine(llama, WEIGHTS.model_copy(update={"bits_group": 16}), "nested")
+    with pytest.raises(UnsupportedModelError, match="multiples of 64 and 32, not 64 and 90"):
+        Engine(tiny_model("llama", torch.float32, intermediate_size=90), WEIGHTS, "nested")
+    with pytest.raises(ValueError, match="needs a bits_group"):
+        SparsityConfig(bits_site="weights", bits_group=None)
+    whole_numbers = tiny_model("llama", torch.float32)
+    down = whole_numbers.model.layers[1].mlp.down_proj
+    down.weight = torch.nn.Parameter(down.weight.to(torch.int8), requires_grad=False)
+    with (
+        solm.attach(whole_numbers, sparsity=WEIGHTS) as lm,
+        pytest.raises(UnsupportedModelError, match="float weights"),
+    ):
+        lm.control._nested._weight(down, 32)
+    lm = solm.load(str(tiny_folder), sparsity=SparsityConfig.preset("nested"), dtype="float32", backend="cpu")
+    assert lm.engine is not None
+    assert lm.engine.precision == "nested"  # what its sparsity need, where nothing is asked for
+    reply = lm.generate(
+        "A long enough prompt. " * 6, budget=0.6, policy=Static(ActionSpace.preset("nested")), max_new_tokens=8
+    )
+    assert {token.action[-3:] for token in reply.tokens[1:]} == {"-q4", "q16"}

@@ -1,0 +1,196 @@
+"""The page, in a real browser, against a real server."""
+
+import shutil
+
+import pytest
+
+from helpers.serving import running, slow_passes, tiny_service, until
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the page is not tested")
+
+
+@pytest.fixture(scope="module")
+def service(byte_tokenizer):
+    """Without a token that ends replies: sampled ones are as long as asked, and never done before a test looks."""
+    service = tiny_service(byte_tokenizer)
+    service.lm.model.generation_config.eos_token_id = None
+    return service
+
+
+@pytest.fixture(scope="module")
+def address(service):
+    with running(service) as address:
+        yield address
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Steps of 50 ms, so that a reply can be stopped while it streams."""
+    slow_passes(monkeypatch, 0.05)
+
+
+@pytest.fixture
+def page(address, request):
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(**getattr(request, "param", {}))
+        errors = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(address)
+        page.wait_for_selector("#policy option", state="attached")
+        page.set_default_timeout(8000)
+        page.locator("#dial").evaluate("dial => { dial.open = true }")
+        page.locator("#sampling summary").click()
+        yield page
+        browser.close()
+        assert [error for error in errors if "400" not in error] == []
+
+
+def finished(page):
+    page.wait_for_selector("#send:visible")
+
+
+def test_send_stream_and_compare(page):
+    page.locator("#net").fill("0.5")
+    page.check("#compare")
+    page.fill("#longest", "60")
+    page.fill("#prompt", "What is a page of the KV cache, and who reads it when? " * 2)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".answer .said span", state="attached")
+    finished(page)
+    titles = page.locator(".answer h2").all_inner_texts()
+    assert titles == ["policy 0.50", "dense"]
+    budgeted, dense = page.locator(".answer").all()
+    assert "net 1.00" in dense.locator(".facts").inner_text()
+    shown = budgeted.locator(".facts").inner_text()
+    assert "tokens/s" in shown
+    assert float(shown.split("net ")[1].split(" ")[0]) < 0.75
+    colours = {span.evaluate("e => e.style.backgroundColor") for span in budgeted.locator(".said span").all()}
+    assert len(colours) > 2
+    assert budgeted.locator(".bars > div").count() == 3
+    budgeted.locator(".said span").evaluate_all("all => all.find((one) => one.offsetWidth > 4).click()")
+    assert budgeted.locator(".picked").inner_text().startswith("k")
+    asked, spent = (
+        budgeted.locator(f".meter {part}").evaluate("e => e.getBoundingClientRect().right") for part in "bi"
+    )
+    bar = budgeted.locator(".meter").bounding_box()
+    assert (asked - bar["x"]) / bar["width"] == pytest.approx(0.5, abs=0.02)
+    assert (spent - bar["x"]) / bar["width"] == pytest.approx(float(shown.split("net ")[1].split(" ")[0]), abs=0.02)
+    heights = budgeted.locator(".columns i").evaluate_all("all => all.map(bar => bar.offsetHeight)")
+    assert len(heights) > 3
+    assert max(heights) > 5
+
+
+def test_the_dial_is_kept_over_a_reload_and_so_is_the_talk(page):
+    page.locator("#net").fill("0.72")
+    page.fill("#longest", "5")
+    page.fill("#prompt", "hello")
+    page.click("#send")
+    finished(page)
+    said = page.locator(".answer .said").inner_text()
+    page.reload()
+    page.wait_for_selector("#policy option", state="attached")
+    page.wait_for_selector(".answer")
+    assert page.locator("#net-value").inner_text() == "0.72"
+    assert page.locator(".answer .said").inner_text() == said
+    page.click("#clear")
+    assert page.locator(".turn").count() == 0
+
+
+def test_axes_and_dense(page):
+    page.check("#axes")
+    page.locator("#mlp").fill("0.6")
+    assert page.locator("#mlp-value").inner_text() == "0.60"
+    assert page.locator("#net").is_disabled()
+    page.select_option("#policy", "dense")
+    assert page.locator("#mlp").is_disabled()
+
+
+@pytest.mark.parametrize("how", ["escape", "button"])
+def test_a_reply_is_stopped_while_it_streams(page, service, slow, how):
+    page.fill("#longest", "400")
+    page.fill("#prompt", "go on")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".answer .said span", state="attached")
+    assert page.locator("#talk").get_attribute("aria-busy") == "true"
+    page.keyboard.press("Escape") if how == "escape" else page.click("#stop")
+    finished(page)
+    until(lambda: service.scheduler.busy == 0)
+    assert "stopped" in page.locator(".facts").inner_text()
+    assert page.locator(".answer .said span").count() < 400
+    page.fill("#longest", "3")
+    page.fill("#prompt", "again")
+    page.keyboard.press("Enter")
+    finished(page)
+    assert page.locator(".turn.assistant").count() == 2
+
+
+def test_a_new_chat_forgets_the_reply_that_was_streaming(page, service, slow):
+    page.fill("#longest", "400")
+    page.fill("#prompt", "go on")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".answer .said span", state="attached")
+    assert not page.locator(".empty").is_visible()
+    page.click("#clear")
+    finished(page)
+    until(lambda: service.scheduler.busy == 0)
+    page.reload()
+    page.wait_for_selector("#policy option", state="attached")
+    assert page.locator(".turn").count() == 0
+    assert page.locator(".empty").is_visible()
+
+
+def test_the_slider_moves_by_keys_and_the_next_reply_obeys(page):
+    page.focus("#net")
+    for _ in range(5):
+        page.keyboard.press("ArrowLeft")
+    assert page.locator("#net-value").inner_text() == "0.55"
+    page.locator("#talk").focus()
+    page.keyboard.press("/")
+    page.keyboard.type("hello")
+    page.fill("#longest", "3")
+    page.focus("#prompt")
+    page.keyboard.press("Enter")
+    finished(page)
+    assert page.locator(".user .said").inner_text() == "hello"
+    assert page.locator(".answer h2").inner_text() == "policy 0.55"
+
+
+PHONES = [
+    {"viewport": {"width": 390, "height": 844}, "color_scheme": scheme, "has_touch": True}
+    for scheme in ("light", "dark")
+]
+
+
+@pytest.mark.parametrize("page", PHONES, ids=["light", "dark"], indirect=True)
+def test_it_fits_a_phone_in_either_light(page):
+    page.check("#compare")
+    page.fill("#longest", "80")
+    page.fill("#prompt", "What is a page of the KV cache, and who reads it when? ")
+    page.locator("#send").tap()
+    finished(page)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert not page.locator("#net").is_visible()
+    page.locator("#dial > summary").tap()
+    page.wait_for_selector("#net:visible")
+    boxes = [answer.bounding_box() for answer in page.locator(".answer").all()]
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
+    assert boxes[1]["y"] > boxes[0]["y"] + boxes[0]["height"]
+    back, text = page.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    )
+    brightness = [sum(int(part) for part in colour[4:-1].split(",")) for colour in (back, text)]
+    assert abs(brightness[0] - brightness[1]) > 450
+    assert (brightness[0] < brightness[1]) == page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+
+
+def test_a_refusal_is_shown(page):
+    page.fill("#prompt", "x" * 600)
+    page.keyboard.press("Enter")
+    finished(page)
+    assert "context" in page.locator(".facts.failed").inner_text()

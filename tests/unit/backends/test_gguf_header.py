@@ -1,0 +1,143 @@
+"""GGUF headers: what they say, without weights; every damage is one line that names file and field."""
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFWriter
+
+from solm.backends.gguf_header import ArrayInfo, read_header
+from solm.backends.torch.families import probe
+from solm.backends.torch.load import base_config, skeleton
+from solm.core.errors import DamagedFileError, SolmError
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    """A llama of two layers, with a vocabulary and one tensor of each of two types."""
+    path = tmp_path / "small.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_name("small")
+    writer.add_block_count(2)
+    writer.add_context_length(256)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_token_list([f"token{index}" for index in range(5000)])
+    writer.add_array("llama.some_numbers", [1, 2, 3])
+    writer.add_tensor("token_embd.weight", np.zeros((5000, 64), np.float16))
+    writer.add_tensor("output_norm.weight", np.zeros(64, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_header_says_family_sizes_and_tensor_types(small):
+    header = read_header(small)
+    assert header.family == "llama"
+    assert header.size("block_count") == 2
+    assert header.size("nothing") is None
+    assert header.vocabulary == 5000
+    assert header.metadata["tokenizer.ggml.tokens"] == ArrayInfo("STRING", 5000)
+    assert header.metadata["llama.some_numbers"] == [1, 2, 3]
+    assert header.types() == {"F16": (1, 640_000), "F32": (1, 256)}
+    last = header.tensors[-1]
+    assert last.shape == (64,)
+    assert last.offset + last.bytes <= small.stat().st_size
+
+
+def test_the_structure_comes_from_the_header_alone(small):
+    config = base_config(str(small))
+    assert (config.model_type, config.num_hidden_layers, config.vocab_size) == ("llama", 2, 5000)
+    assert config.max_position_embeddings == 256
+    assert config.num_key_value_heads == 2
+    assert config.tie_word_embeddings  # there is no output.weight
+    structure = skeleton(str(small))
+    assert all(parameter.is_meta for parameter in structure.parameters())
+    assert not probe(structure).reasons
+
+
+def test_weights_are_not_read(small):
+    """The weights' bytes may be anything, as long as they are there."""
+    start = read_header(small).tensors[0].offset
+    content = small.read_bytes()
+    small.write_bytes(content[:start] + b"\xff" * (len(content) - start))
+    assert read_header(small).types() == {"F16": (1, 640_000), "F32": (1, 256)}
+
+
+def changed(content: bytes, before: bytes, after: bytes) -> bytes:
+    assert before in content
+    return content.replace(before, after, 1)
+
+
+UINT32, FLOAT16, TYPE_77, TYPE_99 = (struct.pack("<I", number) for number in (4, 1, 77, 99))
+BLOCKS = b"llama.block_count"
+EMBEDDING = b"token_embd.weight" + struct.pack("<I2Q", 2, 64, 5000)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda content: b"", "magic: the file ends within it"),
+        (lambda content: b"GGML" + content[4:], "is not a GGUF file"),
+        (lambda content: content[:4] + struct.pack("<I", 9) + content[8:], "version: 9 is not among 2, 3"),
+        (lambda content: content[:4] + struct.pack(">I", 3) + content[8:], "version: a big-endian file"),
+        (lambda content: content[:20], "field count: the file ends within it"),
+        (lambda content: content[:200], "the file ends within it, at byte 200"),
+        (lambda content: content[:16] + struct.pack("<Q", 1 << 60) + content[24:], "ends within|UTF-8|twice"),
+        (lambda content: changed(content, BLOCKS + UINT32, BLOCKS + TYPE_77), "block_count: unknown type 77"),
+        (lambda content: changed(content, BLOCKS, b"llama.block_c\xff\xfe\xfdt"), "name of field .*: it is not UTF-8"),
+        (lambda content: changed(content, b"general.architecture", b"general.architectura"), "it is missing"),
+        (lambda content: changed(content, EMBEDDING + FLOAT16, EMBEDDING + TYPE_99), "unknown tensor type 99"),
+        (
+            lambda content: changed(content, EMBEDDING, b"token_embd.weight" + struct.pack("<I2Q", 2, 64, 1 << 40)),
+            "token_embd.weight: bytes .* lie past the end",
+        ),
+        (
+            lambda content: changed(content, EMBEDDING, b"token_embd.weight" + struct.pack("<I2Q", 9, 64, 5000)),
+            "token_embd.weight: 9 dimensions",
+        ),
+        (lambda content: content[:-100], "lie past the end"),
+        (lambda content: changed(content, b"output_norm.weight", b"token_embd.weightx"), None),
+    ],
+)  # fmt: skip
+def test_damage_is_one_line_that_names_file_and_field(small, damage, words):
+    small.write_bytes(damage(small.read_bytes()))
+    if words is None:  # another name is no damage
+        assert len(read_header(small).tensors) == 2
+        return
+    for read in (read_header, lambda path: skeleton(str(path))):
+        with pytest.raises(DamagedFileError, match=words) as found:
+            read(small)
+        assert str(small) in str(found.value)
+        assert "\n" not in str(found.value)
+
+
+def test_every_truncation_is_refused(small):
+    content = small.read_bytes()
+    for size in [*range(0, 600, 7), *range(600, len(content), 20_011)]:
+        small.write_bytes(content[:size])
+        with pytest.raises(DamagedFileError):
+            read_header(small)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(SolmError, match=r"cannot read .*none\.gguf: No such file"):
+        read_header(tmp_path / "none.gguf")
+
+
+def test_the_header_of_a_real_file(capsys):
+    folder = os.environ.get("SOLM_MODELS")
+    files = [] if folder is None else sorted(Path(folder).glob("qwen2.5-coder-0.5b*.gguf"))
+    if not files:
+        pytest.skip("SOLM_MODELS names no folder with qwen2.5-coder-0.5b")
+    header = read_header(files[0])
+    assert (header.family, header.size("block_count"), header.vocabulary) == ("qwen2", 24, 151936)
+    assert sum(count for count, _ in header.types().values()) == len(header.tensors) == 291
+    assert probe(skeleton(str(files[0]))).axes == {"attention": True, "mlp": True, "bits": True}

@@ -1,0 +1,230 @@
+"""Sessions: shared prefixes, no leaks between passes, limits; and the real model."""
+
+import pytest
+import torch
+
+from helpers.models import CONTEXT, STEPS, keep_of, tiny_model, tokens
+from helpers.sessions import scored_under
+from solm.backends.session import log_probabilities
+from solm.backends.torch.active import ActivePass, activate
+from solm.backends.torch.backend import TorchBackend
+from solm.backends.torch.families import probe
+from solm.core.actions import ActionSpace
+from solm.core.errors import ContextLengthError, DataError, UnsupportedModelError
+from solm.core.sparsity import SparsityConfig
+from solm.policies.learned import LearnedPolicy
+from solm.policies.network import NetworkConfig, PolicyNetwork
+from solm.policies.schedules import Random
+
+SPARSITY = SparsityConfig(page_size=8, window=8)
+
+
+@pytest.fixture
+def control():
+    control = TorchBackend(tiny_model("llama"))
+    yield control
+    control.detach()
+
+
+def test_forks_share_the_prefix_and_memory_grows_with_it_once(control):
+    session = control.session(SPARSITY)
+    session.prefill(tokens(2, 400))
+    few, many = session.fork(1), session.fork(16)
+    for layer, parent in zip(many.cache.layers, session.cache.layers, strict=True):
+        assert layer.prefix.keys.data_ptr() == parent.keys.data_ptr()
+        assert layer.prefix.keys.shape[3] == 400
+    assert many.cache.memory_bytes() <= 16 * few.cache.memory_bytes()
+    assert many.cache.memory_bytes() < session.cache.memory_bytes() / 2
+
+
+def test_forks_do_not_disturb_one_another_or_their_parent(control):
+    ids = tokens(1, CONTEXT + 2 * STEPS + 1)
+    session = control.session(SPARSITY)
+    session.prefill(ids[:, :CONTEXT])
+    keep = keep_of((0.3, 0.6, 5), 1, STEPS)
+    following = ids[:, CONTEXT : CONTEXT + STEPS + 1]
+    first = session.fork(1).score(following, keep)
+    session.fork(4).score(tokens(4, STEPS + 1, seed=9), keep.expand(4, -1, -1))
+    session.score(following, keep)
+    again = control.session(SPARSITY)
+    again.prefill(ids[:, :CONTEXT])
+    torch.testing.assert_close(again.fork(1).score(following, keep).log_probabilities, first.log_probabilities)
+
+
+def test_a_fork_of_a_fork_continues_each_row(control):
+    ids = tokens(2, CONTEXT + 2 * STEPS + 1)
+    keep = keep_of((0.3, 0.6, 5), 2, STEPS)
+    middle = CONTEXT + STEPS
+    session = control.session(SPARSITY)
+    session.prefill(ids[:, :CONTEXT])
+    child = session.fork(1)
+    child.score(ids[:, CONTEXT : middle + 1], keep)
+    grandchild = child.fork(2)
+    twice = grandchild.score(ids[:, middle:].repeat_interleave(2, 0), keep.repeat_interleave(2, 0))
+    once = child.score(ids[:, middle:], keep)
+    torch.testing.assert_close(twice.log_probabilities[::2], once.log_probabilities)
+    torch.testing.assert_close(twice.log_probabilities[1::2], once.log_probabilities)
+    torch.testing.assert_close(grandchild.ledger.spent[::2], child.ledger.spent)
+
+
+def test_no_plan_leaks_into_a_later_prefill_even_after_an_error(control):
+    ids = tokens(1, CONTEXT)
+    clean = control.session(SPARSITY)
+    expected = clean.prefill(ids)
+    session = control.session(SPARSITY)
+    session.prefill(ids)
+    with pytest.raises(IndexError):
+        session.score(torch.full((1, STEPS + 1), 10**6), keep_of((0.1, 0.5, 4), 1, STEPS))
+    session = control.session(SPARSITY)
+    session.prefill(ids)
+    session.score(tokens(1, STEPS + 1), keep_of((0.1, 0.5, 4), 1, STEPS))
+    fresh = control.session(SPARSITY)
+    assert torch.equal(fresh.prefill(ids), expected)
+
+
+def test_a_pass_started_by_hand_ends_with_its_block():
+    from solm.backends.torch.active import active_pass
+
+    with pytest.raises(ValueError, match="inside"), activate(ActivePass(None, None, None)):
+        raise ValueError("inside")
+    assert active_pass() is None
+
+
+def test_uncontrollable_steps_run_dense_and_are_not_counted(control):
+    sparsity = SparsityConfig(page_size=8, window=32)
+    ids = tokens(1, 60)
+    session = control.session(sparsity)
+    session.prefill(ids[:, :20])
+    scored = session.score(ids[:, 20:], keep_of((0.1, 0.5, 4), 1, 39))
+    assert scored.controllable[0].tolist() == [position + 1 > 37 for position in range(20, 59)]
+    assert int(session.ledger.steps) == 22
+    with torch.no_grad():
+        stock = torch.log_softmax(control.model(ids).logits, -1)[0, 20:37]
+    expected = stock.gather(-1, ids[0, 21:38, None])[:, 0]
+    torch.testing.assert_close(scored.log_probabilities[0, :17].double(), expected, atol=1e-5, rtol=0)
+
+
+def test_limits_are_stated(control):
+    session = control.session(SPARSITY)
+    with pytest.raises(ContextLengthError, match="513 tokens are too many: this model's context holds 512"):
+        session.prefill(tokens(1, 513))
+    with pytest.raises(DataError, match="nothing to prefill"):
+        session.prefill(torch.zeros(1, 0, dtype=torch.long))
+    session.prefill(tokens(1, 512))
+    with pytest.raises(ContextLengthError):
+        session.step(torch.tensor([5]))
+    forked = session.fork(2)
+    with pytest.raises(DataError, match="prefill continues only rows"):
+        forked.prefill(tokens(2, 3))
+
+
+def test_a_second_prefill_continues_the_row(control):
+    ids = tokens(1, 60)
+    split, whole = control.session(SPARSITY), control.session(SPARSITY)
+    split.prefill(ids[:, :30])
+    torch.testing.assert_close(split.prefill(ids[:, 30:]), whole.prefill(ids))
+
+
+def test_attaching_twice_and_unsupported_families_are_refused(control):
+    with pytest.raises(UnsupportedModelError, match="attached already"):
+        TorchBackend(control.model)
+    mixtral = tiny_model("mixtral", torch.float32, num_local_experts=2, sliding_window=None)
+    capability = probe(mixtral)
+    assert capability.axes == {"attention": True, "mlp": False, "bits": False}
+    assert "experts" in capability.reasons["mlp"]
+    bloom = tiny_model("bloom", torch.float32, n_head=4)
+    assert not probe(bloom).axes["attention"]
+    with pytest.raises(UnsupportedModelError, match="attention"):
+        TorchBackend(bloom)
+
+
+@pytest.fixture(scope="module")
+def real_text(real_model):
+    from solm.data.text import documents
+
+    _, tokenizer = real_model
+    return tokenizer(documents("pydoc:heldout")[0], return_tensors="pt").input_ids[:, :401]
+
+
+def test_real_model_dense_steps_equal_the_stock_model(real_model, real_text):
+    model, _ = real_model
+    with torch.no_grad():
+        stock = torch.log_softmax(model(real_text[:, :240]).logits[0], -1)
+    control = TorchBackend(model)
+    try:
+        session = control.session(SparsityConfig())
+        session.prefill(real_text[:, :200])
+        scored = session.fork(2).score(real_text[:, 200:240].expand(2, -1), keep_of((1, 1, 16), 2, 39))
+        expected = stock[200:239].gather(-1, real_text[0, 201:240, None])[:, 0]
+        torch.testing.assert_close(scored.log_probabilities, expected.expand(2, -1), atol=1e-4, rtol=0)
+    finally:
+        control.detach()
+
+
+def test_real_model_attention_one_pass_equals_steps_in_float32(real_model, real_text):
+    """The attention axis decides from continuous scores; float32 rounding flips none of its choices here."""
+    model, _ = real_model
+    control = TorchBackend(model)
+    try:
+        session = control.session(SparsityConfig())
+        session.prefill(real_text[:, :300])
+        following, keep = real_text[:, 300:341], keep_of((0.3, 1, 16), 1, 40)
+        scored = session.fork(1).score(following, keep)
+        stepwise = session.fork(1)
+        steps = [
+            log_probabilities(stepwise.step(following[:, t], keep[:, t]).logits[:, 0], following[:, t + 1])
+            for t in range(40)
+        ]
+        torch.testing.assert_close(torch.stack(steps, 1), scored.log_probabilities, atol=1e-4, rtol=0)
+    finally:
+        control.detach()
+
+
+@pytest.mark.parametrize("name", ["default", "paper"])
+def test_real_model_one_pass_equals_steps_for_joint_actions(real_model, real_text, name):
+    """In float64: top-k and rounding decide at thresholds, and float32 noise between matrix shapes flips a few."""
+    model, _ = real_model
+    model.double()
+    control = TorchBackend(model)
+    try:
+        space, sparsity = ActionSpace.preset("joint-27"), SparsityConfig.preset(name)
+        session = control.session(sparsity)
+        session.prefill(real_text[:, :200])
+        following = real_text[:, 200:225].expand(2, -1)
+        target = torch.tensor([[0.5, 0.7, 0.5]], dtype=torch.float64).expand(2, 3)
+        known = session.fork(2)
+        episode = scored_under(known, Random(space), following, target, torch.Generator().manual_seed(0))
+        stepwise, keep = session.fork(2), space.table[episode.actions]
+        steps = [
+            log_probabilities(stepwise.step(following[:, t], keep[:, t]).logits[:, 0], following[:, t + 1])
+            for t in range(24)
+        ]
+        torch.testing.assert_close(torch.stack(steps, 1), episode.log_probabilities, atol=1e-4, rtol=0)
+        torch.testing.assert_close(stepwise.ledger.spent, known.ledger.spent)
+    finally:
+        control.detach()
+        model.float()
+
+
+def test_a_rollout_scores_what_walking_it_and_scoring_its_schedule_in_one_pass_give(control):
+    space, horizon = ActionSpace.preset("joint-8"), 24
+    session = control.session(SPARSITY)
+    session.prefill(tokens(2, 100))
+    following = tokens(2, horizon + 1, seed=5).repeat_interleave(3, 0)
+    target = torch.full((6, 3), 0.7, dtype=torch.float64)
+    network = PolicyNetwork(NetworkConfig(base_hidden=64, actions=8, width=16, heads=2)).to(control.model.dtype).eval()
+    policy = LearnedPolicy(network, space, clamp=False)
+    rolled = session.fork(3)
+    episode = scored_under(rolled, policy, following, target, torch.Generator().manual_seed(0), record=True)
+    assert len(episode.actions.unique()) > 2
+
+    walking = session.fork(3)
+    walking.control(policy, target, horizon, torch.Generator().manual_seed(0), record=True)
+    walked = walking.extend(following[:, :-1])
+    assert torch.equal(walked.actions, episode.actions)
+    assert torch.equal(log_probabilities(walked.logits, following[:, 1:]), episode.log_probabilities)
+    assert torch.equal(walking.seen.hidden, rolled.seen.hidden)
+
+    scored = session.fork(3).score(following, space.table[episode.actions])
+    torch.testing.assert_close(scored.log_probabilities, episode.log_probabilities, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scored.realised, episode.realised)

@@ -1,0 +1,186 @@
+"""What a user can get wrong on the command line: one line that names the option, exit code 2 or 3, no model loaded."""
+
+import json
+import socket
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import solm
+from helpers.models import tiny_model
+from solm.cli.main import main
+from solm.core.actions import ActionSpace
+from solm.core.sparsity import SparsityConfig
+from solm.policies.artifact import PolicyConfig, TrainedPolicy
+from solm.policies.network import NetworkConfig
+
+MODEL = ["--model", "{model}"]
+SMALL = ["--context", "90", "--length", "9"]
+EVAL = ["eval", *MODEL, "--data", "{text}"]
+SPACED = [*EVAL, "--space", "joint-8"]
+SHORT = ["eval", *MODEL, "--space", "joint-8", *SMALL, "--data"]
+TRAIN = ["train", *MODEL, "--data", "{text}", "--out", "{root}/run"]
+TASKS = ["tasks", *MODEL, "--tasks", "piqa"]
+
+# Arguments, exit code, and what the line must say.
+CASES: list[tuple[list[str], int, str]] = [
+    (["generat"], 2, "No such command 'generat'"),
+    (["generate"], 2, "PROMPT: it is missing"),
+    (["generate", *MODEL, " "], 2, "PROMPT: the prompt is empty"),
+    (["generate", *MODEL, "--schedule", "static", "x"], 2, "No such option: --schedule"),
+    (["generate", "--model", "{root}/none.gguf", "x"], 2, "--model: no GGUF file at"),
+    (["generate", "--model", "{root}/cut.gguf", "x"], 3, "the file ends within it"),
+    (["generate", "--model", "{root}", "x"], 2, "--model: {root} is a folder without config.json"),
+    (["generate", "--model", "builtin:gpt5", "x"], 2, "--model: unknown built-in model 'builtin:gpt5'"),
+    (["generate", "--model", "nobody/nothing", "x"], 2, "--model: cannot load model 'nobody/nothing'"),
+    (["generate", *MODEL, "--policy", "{policy}", "--budget", "0.01", "x"], 2, "--budget: budget 0.01 is unreachable"),
+    (["generate", *MODEL, "--policy", "{policy}", "--budget", "1.5", "x"], 2, "--budget: budget 1.5 is unreachable"),
+    (["generate", *MODEL, "--policy", "{policy}", "--budget", "nan", "x"], 2, "--budget: budget nan is unreachable"),
+    (["generate", *MODEL, "--policy", "static", "--budget", "half", "x"], 2, "--budget: budget 'half' is not a number"),
+    (["generate", *MODEL, "--policy", "static", "--budget", "mlp=x", "x"], 2, "--budget: budget 'mlp=x': 'x' is not"),
+    (["generate", *MODEL, "--policy", "static", "--budget", "mlp=2", "x"], 2, "--budget: budget 2.0 is out of range"),
+    (["generate", *MODEL, "--policy", "dense", "--budget", "0.7", "x"], 2, "--budget: 0.7 needs another --policy"),
+    (["generate", *MODEL, "--budget", "ms=4", "x"], 2, "--budget: ms=4 needs --timings"),
+    (["generate", *MODEL, "--timings", "{root}/none.json", "x"], 2, "--timings: no file {root}/none.json"),
+    (["generate", *MODEL, "--timings", "{root}/bad.json", "x"], 3, "--timings: {root}/bad.json is damaged"),
+    (["generate", *MODEL, "--policy", "{root}/nothing", "x"], 2, "--policy: no policy at '{root}/nothing'"),
+    (["generate", *MODEL, "--policy", "builtin:nothing", "x"], 2, "--policy: no policy builtin:nothing ships"),
+    (["generate", *MODEL, "--policy", "builtin:smollm2-135m", "x"], 2, "--policy: this policy belongs to"),
+    (["generate", *MODEL, "--policy", "{root}/damaged", "x"], 3, "--policy: "),
+    (["generate", *MODEL, "--space", "joint-9", "x"], 2, "--space: unknown action space 'joint-9'"),
+    (["generate", *MODEL, "--max-new-tokens", "0", "x"], 2, "--max-new-tokens: it must be at least 1"),
+    (["generate", *MODEL, "--max-new-tokens", "9999", "x"], 2, "--max-new-tokens: 9999 tokens exceed this model's"),
+    (["generate", *MODEL, "--temperature", "-1", "x"], 2, "--temperature: it must be at least 0"),
+    (["generate", *MODEL, "--temperature", "inf", "x"], 2, "--temperature: inf is not a number that can be used"),
+    (["generate", *MODEL, "--top-k", "few", "x"], 2, "--top-k: it must be a whole number"),
+    (["generate", *MODEL, "--backend", "native", "x"], 2, "--backend: unknown value 'native'; choose one of torch"),
+    (["generate", *MODEL, "--precision", "int3", "x"], 2, "--precision: unknown value 'int3'"),
+    (["generate", *MODEL, "--precision", "int8", "x"], 2, "--precision: it needs --backend cpu"),
+    (["generate", *MODEL, "--backend", "cpu", "--kv-cache-dtype", "int8", "x"], 2, "--kv-cache-dtype: an int8"),
+    (["generate", *MODEL, "--dtype", "float8", "x"], 2, "--dtype: unknown dtype 'float8'"),
+    (["generate", *MODEL, "--threads", "0", "x"], 2, "--threads: 0 is out of range"),
+    (["generate", *MODEL, "--out", "{text}/reply.json", "x"], 2, "--out: cannot write {text}/reply.json"),
+    (["generate", *MODEL, "--out", "{root}", "x"], 2, "--out: {root} is a folder; give a file"),
+    (EVAL, 2, "--policy: give a policy to evaluate, or --space"),
+    ([*EVAL, "--policy", "dense"], 2, "--policy: dense is no trained policy"),
+    ([*EVAL, "--policy", "{policy}", "--sparsity", "cpu"], 2, "--sparsity: a policy brings its own"),
+    ([*EVAL, "--policy", "{policy}", "--space", "joint-27"], 2, "--space: the network has 8 actions"),
+    ([*EVAL, *SMALL, "--policy", "{policy}", "--rival", "other"], 2, "--rival: 'other' is not name=folder"),
+    ([*EVAL, *SMALL, "--policy", "{policy}", "--rival", "a={policy}"], 2, "--rival: {policy} is not a policy"),
+    ([*SPACED, "--budgets", "a"], 2, "--budgets: 'a' is not a list of numbers"),
+    ([*SPACED, "--budgets", "0.6,0.6"], 2, "--budgets: 0.6 is given twice"),
+    ([*SPACED, "--budgets", "0.6,0.01"], 2, "--budgets: budget 0.01 is unreachable"),
+    ([*SPACED, "--texts", "0"], 2, "--texts: 0 is out of range: it must be at least 1"),
+    ([*SPACED, "--length", "0"], 2, "--length: 0 is out of range: it must be at least 1"),
+    ([*SPACED, "--context", "many"], 2, "--context: it must be a whole number"),
+    ([*SPACED, "--context", "500"], 2, "--context and --length: 628 tokens exceed this model's context of 512"),
+    ([*SPACED, "--sparsity", "native"], 2, "--sparsity: unknown sparsity 'native'"),
+    ([*SPACED, "--plot", "{root}/a.pdf"], 2, "--plot: {root}/a.pdf is neither .png nor .svg"),
+    ([*SPACED, "--baselines", "quest"], 2, "--baselines: unknown baseline 'quest'"),
+    ([*SPACED, "--baselines", "teal"], 2, "--baselines: teal needs text to calibrate"),
+    ([*SHORT, "{text}", "--tuning", "{root}/none.txt"], 2, "--tuning: cannot read"),
+    ([*SHORT, "{root}/short.txt"], 2, "--data: {root}/short"),
+    ([*SHORT, "{root}/bad.jsonl"], 2, "line 2: not JSON"),
+    ([*SHORT, "{text},"], 2, "--data: '{text},' has an empty"),
+    ([*TASKS, "--space", "joint-8", "--limit", "0"], 2, "--limit: 0 is out of range"),
+    ([*TASKS, "--space", "joint-8", "--data", "{root}/none"], 2, "--data: there is no folder"),
+    (["tasks", *MODEL, "--space", "joint-8", "--tasks", "nope", "--data", "{root}"], 2, "--tasks: unknown task 'nope'"),
+    ([*TRAIN, "--method", "ppo"], 2, "--method: unknown method 'ppo'; choose values or grpo"),
+    ([*TRAIN, "--updates", "3"], 2, "--updates: it goes with --method grpo, not values"),
+    ([*TRAIN, "--set", "gamma"], 2, "--set: 'gamma' is not key=value"),
+    ([*TRAIN, "--method", "grpo", "--set", "gama=1"], 2, "did you mean 'gamma'"),
+    ([*TRAIN, "--texts", "0"], 2, "--texts: 0 is out of range: it must be at least 1"),
+    ([*TRAIN, "--set", "width=1"], 2, "--set width: 1 is out of range: it must be at least 8"),
+    ([*TRAIN, *SMALL], 2, "--set layer: 4 is out of range: this model has layers 0 to 1"),
+    ([*TRAIN, "--allocation", "{root}/none.json"], 2, "--allocation: cannot read {root}/none.json"),
+    ([*TRAIN, "--config", "{root}/none.yaml"], 2, "--config: cannot read {root}/none.yaml"),
+    (["train", *MODEL, "--out", "{text}"], 2, "--out: cannot write {text}: {text} is not a folder"),
+    (["allocate", *MODEL, "--context", "64;128", "--out", "{root}/a.json"], 2, "--context: '64;128' is not a list"),
+    (["allocate", *MODEL, "--context", "8", "--out", "{root}/a.json"], 2, "--context: 8 is out of range"),
+    (["allocate", *MODEL, "--sparsity", "paper", "--out", "{root}/a.json"], 2, "--sparsity: paper"),
+    (["bench", *MODEL, "--context", "0"], 2, "--context: 0 is out of range: it must be at least 1"),
+    (["bench", *MODEL, "--context", "4096"], 2, "exceed this model's context of 512"),
+    (["sweep", "{root}/none.yaml", "--out", "{root}/s"], 2, "no file {root}/none.yaml"),
+    (["sweep", "{root}/sweep.yaml", "--out", "{root}/s"], 2, "{root}/sweep.yaml: budgets: budget 0.01 is unreachable"),
+    (["report", "{root}/none.json"], 2, "RESULTS: no file {root}/none.json"),
+    (["serve", *MODEL, "--port", "70000"], 2, "--port: it must be at most 65535"),
+    (["serve", *MODEL, "--port", "{port}"], 2, "--port: cannot listen on 127.0.0.1 port {port}"),
+    (["serve", *MODEL, "--host", "999.1.1.1"], 2, "--host: "),
+    (["serve", *MODEL, "--max-rows", "0"], 2, "--max-rows: 0 is out of range: it must be at least 1"),
+    (["serve", *MODEL, "--slo-floor", "0.01"], 2, "--slo-floor: budget 0.01 is unreachable"),
+    (["inspect", "{root}/not.gguf"], 3, "not.gguf is not a GGUF file"),
+    (["policies", "drop"], 2, "unknown action 'drop'; choose list or show"),
+    (["policies", "show"], 2, "give the policy to show"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, byte_tokenizer):
+    """What the cases name: a tiny model, a policy for it, texts, damaged files, a port in use."""
+    root = tmp_path_factory.mktemp("bad")
+    tiny_model("llama", torch.float32).save_pretrained(root / "model")
+    byte_tokenizer.save_pretrained(root / "model")
+    with solm.attach(tiny_model("llama", torch.float32)) as lm:
+        config = PolicyConfig(
+            base=lm.identity, space=ActionSpace.preset("joint-8"), sparsity=SparsityConfig(),
+            network=NetworkConfig(base_hidden=64, actions=8, width=16, heads=2),
+        )  # fmt: skip
+        TrainedPolicy(config).save_pretrained(root / "policy")
+        TrainedPolicy(config).save_pretrained(root / "damaged")
+    weights = root / "damaged" / "policy.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    (root / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 50)
+    (root / "short.txt").write_text("too short")
+    (root / "bad.jsonl").write_text('{"text": "x"}\nnope\n')
+    (root / "bad.json").write_text("{")
+    (root / "cut.gguf").write_bytes(b"GGUF\x03\x00\x00\x00\x01")
+    (root / "not.gguf").write_bytes(b"PK" * 40)
+    grid = {"models": [str(root / "model")], "spaces": ["joint-8"], "data": [str(root / "text.txt")], "budgets": [0.01]}
+    (root / "sweep.yaml").write_text(json.dumps(grid))
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        yield SimpleNamespace(
+            root=root, model=root / "model", policy=root / "policy", text=root / "text.txt", port=used.getsockname()[1]
+        )
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), CASES, ids=[" ".join(case[0]) for case in CASES])
+def test_a_mistake_is_one_line_before_anything_is_loaded(arguments, code, words, places, monkeypatch, capsys):
+    def loaded(*_: object, **__: object) -> None:
+        pytest.fail("a model was loaded")
+
+    monkeypatch.setattr("solm.runtime.load.load_base", loaded)
+    monkeypatch.setattr("solm.backends.torch.load._dequantised", loaded)
+    known = vars(places)
+    monkeypatch.setattr(sys, "argv", ["solm", *(part.format(**known) for part in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = capsys.readouterr()
+    assert ended.value.code == code, shown.err
+    assert shown.err.count("\n") == 1, shown.err
+    assert shown.err.startswith("solm: ")
+    assert words.format(**known) in shown.err
+    assert shown.out == ""
+
+
+def test_options_name_the_policies_that_need_no_training():
+    from solm.cli.options import DECIDERS
+    from solm.runtime.language_model import UNTRAINED
+
+    assert set(DECIDERS) == set(UNTRAINED)
+
+
+def test_a_failed_command_leaves_the_files_it_would_have_written(places, tmp_path, monkeypatch, capsys):
+    mine = tmp_path / "mine.json"
+    mine.write_text("mine")
+    for more in (["--budgets", "a"], ["--baselines", "quest"], ["--texts", "0"]):
+        words = ["eval", "--model", places.model, "--space", "joint-8", "--data", places.text, "--out", mine, *more]
+        monkeypatch.setattr(sys, "argv", ["solm", *map(str, words)])
+        with pytest.raises(SystemExit):
+            main()
+        assert mine.read_text() == "mine"
+    assert not list(Path(tmp_path).glob(".*.lock"))

@@ -1,0 +1,54 @@
+"""Progress in a log, and what --quiet leaves."""
+
+import logging
+import re
+import time
+
+import pytest
+
+from solm.cli.output import _Lines, progress_bar, say
+
+
+@pytest.fixture
+def quiet():
+    logger = logging.getLogger("solm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(level)
+
+
+def test_a_log_gets_stage_counts_time_and_time_left(capsys):
+    with _Lines(interval=0.2) as progress:
+        progress.show("reading", 0, 4)
+        time.sleep(1.3)
+        progress.show("reading", 1, 4, "a note")
+        time.sleep(1.3)
+        progress.show("writing", 0, None)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "reading 0/4"
+    assert any(re.fullmatch(r"reading 1/4, 0:0\d elapsed, about 0:0\d left, a note", line) for line in lines)
+    assert lines[-1] == "writing"
+
+
+def test_a_stage_is_told_at_once_and_then_at_intervals(capsys):
+    with _Lines(interval=60) as progress:
+        for done in range(50):
+            progress.show("reading", done, 50)
+    assert capsys.readouterr().err == "reading 0/50\n"
+
+
+def test_without_a_terminal_progress_is_lines(capsys):
+    with progress_bar() as progress:
+        progress.show("reading", 0, 2)
+    assert capsys.readouterr().err == "reading 0/2\n"
+    with progress_bar(shown=False) as progress:
+        progress.show("reading", 0, 2)
+    assert capsys.readouterr().err == ""
+
+
+def test_quiet_leaves_neither_progress_nor_remarks(quiet, capsys):
+    with progress_bar() as progress:
+        progress.show("reading", 0, 2)
+    say("a remark")
+    assert capsys.readouterr().err == ""

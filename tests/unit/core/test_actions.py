@@ -1,0 +1,29 @@
+"""Actions and action spaces."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.schedules import SPACES
+from solm.core.actions import PRESETS, Action, ActionSpace
+
+
+def test_presets_are_the_papers_grids():
+    sizes = {name: len(space) for name, space in PRESETS.items() if name.startswith("joint")}
+    assert sizes == {"joint-8": 8, "joint-27": 27, "joint-336": 336, "joint-1560": 1560}
+    for space in PRESETS.values():
+        assert space.actions[space.dense_index] == (1.0, 1.0, 16)
+    order = [action.tag for action in PRESETS["joint-8"].actions[:3]]
+    assert order == ["k010-s060-q5", "k010-s060-q16", "k010-s100-q5"]
+
+
+@given(SPACES, st.data())
+def test_tags_and_indices_round_trip(space, data):
+    index = data.draw(st.integers(0, len(space) - 1))
+    assert space.index(Action.from_tag(space.actions[index].tag)) == index
+
+
+@pytest.mark.parametrize("levels", [{"mlp": (0.5,)}, {"mlp": (1.0, 0.5)}, {"bits": (1, 16)}, {"attention": (0.0, 1.0)}])
+def test_spaces_without_the_dense_action_or_out_of_range_are_refused(levels):
+    with pytest.raises(ValueError, match=r"levels must rise|keep rates|activation bits"):
+        ActionSpace(**levels)

@@ -1,0 +1,39 @@
+"""Allocations: which are refused."""
+
+import pytest
+from pydantic import ValidationError
+from test_families import tokens
+
+import solm
+from conftest import tiny_model
+from helpers.policies import EVEN, profile_of
+from solm.core.allocation import KNOTS, Allocation
+from solm.core.errors import SolmError
+from solm.core.sparsity import SparsityConfig
+from solm.training.allocate import find_allocation
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mlp": ((0.5,) * KNOTS,) * 2}, "rise from at least 0 to 1"),
+        ({"attention": (EVEN,)}, "points for every layer"),
+        ({"attention": (EVEN,) * 3}, "points for every layer"),
+        ({"attention": (EVEN[:-1], EVEN[:-1])}, "points for every layer"),
+        ({"mlp": ((*EVEN[:3], 0.05, *EVEN[4:]), EVEN)}, "rise from at least 0 to 1"),
+    ],
+)
+def test_malformed_allocations_are_refused(change, message):
+    with pytest.raises(ValidationError, match=message):
+        Allocation(**{"attention": (EVEN, EVEN), "mlp": (EVEN, EVEN), **change})
+
+
+def test_a_sparsity_without_a_window_has_no_allocation(tmp_path):
+    sparsity = SparsityConfig.preset("paper")
+    with pytest.raises(SolmError, match="an allocation needs a window"):
+        sparsity.under(profile_of(0, 0))
+    with (
+        solm.attach(tiny_model("llama"), sparsity=sparsity) as lm,
+        pytest.raises(SolmError, match="needs a window"),
+    ):
+        find_allocation(lm, tokens(4, 200), (160,), tmp_path / "layers.json")

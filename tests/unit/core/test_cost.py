@@ -1,0 +1,51 @@
+"""Costs of steps."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from solm.core.cost import ModelShapes, relative_cost, step_cost
+from solm.core.errors import SolmError
+from solm.core.sparsity import SparsityConfig
+
+SHAPES = ModelShapes(
+    layers=30, hidden=576, intermediate=1536, heads=9, kv_heads=3, head_dim=64, vocabulary=49152, gated=True
+)
+
+
+def test_costs_are_one_when_dense_and_fall_with_every_share():
+    sparsity = SparsityConfig()
+    dense = torch.ones(3, dtype=torch.float64)
+    for model in ("nominal", "bytes", "flops"):
+        assert float(relative_cost(dense, 600, SHAPES, sparsity, model)) == pytest.approx(1)
+    half_mlp = torch.tensor([1, 0.5, 1], dtype=torch.float64)
+    half_kv = torch.tensor([0.5, 1, 1], dtype=torch.float64)
+    for model in ("bytes", "flops"):
+        assert float(relative_cost(half_mlp, 600, SHAPES, sparsity, model)) < 0.75
+        assert float(relative_cost(half_kv, 8000, SHAPES, sparsity, model)) < 0.9
+        few = torch.tensor([1, 1, 5 / 16], dtype=torch.float64)
+        assert float(relative_cost(few, 600, SHAPES, sparsity, model)) == pytest.approx(1)
+    # Shares of the step's weights as measured by hand: gate+up 39.5 %, down 19.7 %, attention 19.7 %, head 21 %.
+    sparse = torch.tensor([1, 0.6, 1], dtype=torch.float64)
+    assert float(relative_cost(sparse, 0, SHAPES, sparsity, "bytes")) == pytest.approx(1 - 0.4 * 0.592, abs=0.002)
+    assert float(relative_cost(dense, 600, SHAPES, sparsity, "bytes", 10**6)) > 1
+    with pytest.raises(SolmError, match="unknown cost model"):
+        relative_cost(dense, 600, SHAPES, sparsity, "watts")
+
+
+@pytest.mark.parametrize("model", ["nominal", "bytes", "flops"])
+@pytest.mark.parametrize(
+    "sparsity",
+    [
+        SparsityConfig(),
+        SparsityConfig.preset("cpu"),
+        SparsityConfig.preset("paper"),
+    ],
+    ids=["default", "cpu", "paper"],
+)
+@given(shares=st.tuples(*[st.floats(0, 1)] * 3), length=st.integers(1, 9000), policy=st.integers(0, 10**6))
+def test_a_single_steps_cost_is_the_tensors(sparsity, model, shares, length, policy):
+    realised = torch.tensor([shares], dtype=torch.float64)
+    expected = relative_cost(realised, torch.tensor([length]), SHAPES, sparsity, model, policy)
+    assert step_cost(shares, length, SHAPES, sparsity, model, policy) == pytest.approx(float(expected), rel=1e-12)

@@ -1,0 +1,41 @@
+"""Files: locks, atomic writes and partial results."""
+
+import pytest
+
+from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
+from solm.core.files import locked, read_model, resumable, write_bytes
+from solm.training.config import ValueTrainConfig
+
+
+def test_a_folder_is_held_by_one_process_until_it_lets_go(tmp_path):
+    taken = pytest.raises(RunMismatchError, match="another process is training")
+    with locked(tmp_path / "run", "training"), taken, locked(tmp_path / "run", "training"):
+        pass
+    with locked(tmp_path / "run", "training"):
+        pass
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+    with pytest.raises(SolmError, match="cannot write"):
+        write_bytes(path / "below", b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    path.write_text('{"batches": ')
+    with pytest.raises(DamagedFileError, match="damaged or of another version"):
+        read_model(path, ValueTrainConfig)
+
+
+def test_two_processes_do_not_work_on_one_result(tmp_path):
+    with resumable(tmp_path / "a.json") as partial:
+        assert partial == tmp_path / "a.json.partial"
+        with (
+            pytest.raises(RunMismatchError, match=r"another process is working on a\.json"),
+            resumable(tmp_path / "a.json"),
+        ):
+            pass
+        with resumable(tmp_path / "b.json"), resumable(None) as nothing:
+            assert nothing is None
+    with resumable(tmp_path / "a.json"):
+        pass

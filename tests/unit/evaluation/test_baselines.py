@@ -1,0 +1,209 @@
+"""Baselines by name: what they read is booked, budgets are kept, and each is what its name says."""
+
+import subprocess
+
+import pytest
+import torch
+from pydantic import ValidationError
+from solm.backends.torch.adaptive import HIDDEN, INPUT
+from solm.backends.torch.adaptive_session import AdaptiveSession
+
+import solm
+from helpers.models import tiny_model, tokens
+from helpers.policies import SPACE
+from helpers.sessions import scored_under
+from helpers.texts import FISH as TEXT
+from solm.backends.cpu.engine import unsuited
+from solm.backends.torch.families import decoder_layers, mlp_sites
+from solm.backends.torch.plan import ceil_share
+from solm.core.actions import ActionSpace
+from solm.core.errors import SolmError
+from solm.core.sparsity import SparsityConfig
+from solm.core.thresholds import ChannelThresholds
+from solm.data.windows import stream_of
+from solm.evaluation.arms import Arm
+from solm.evaluation.baselines import BASELINES, BaselineRequest, baseline
+from solm.evaluation.channel_thresholds import channel_thresholds
+from solm.evaluation.perplexity import EvaluationSettings, evaluate
+from solm.policies.schedules import Static
+from solm.research.per_request import per_request, prompt_states
+
+PAGES = SparsityConfig(page_size=4, sinks=4, window=8)
+CONTEXT, STEPS = 90, 40
+
+
+@pytest.fixture
+def exact_lm(byte_tokenizer):
+    with solm.attach(tiny_model("llama"), tokenizer=byte_tokenizer, sparsity=PAGES) as lm:
+        yield lm
+
+
+def prefilled(lm, rows: int):
+    ids = tokens(rows, CONTEXT + STEPS + 1)
+    session = lm.session()
+    session.prefill(ids[:, :CONTEXT])
+    return session, ids[:, CONTEXT:]
+
+
+def keep(rows: int, *numbers: float) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float64).expand(rows, STEPS, 3)
+
+
+@pytest.mark.parametrize("target", [0.4, 0.6, 0.8])
+def test_the_controller_of_p_keeps_the_budget(exact_lm, target):
+    session, ids = prefilled(exact_lm, 3)
+    arm = baseline("top-p", exact_lm, ActionSpace(attention=(0.2, 1.0), mlp=(0.5, 1.0)))
+    goal = torch.tensor([[target, 0.75, 1.0]] * 3, dtype=torch.float64)
+    episode = scored_under(AdaptiveSession.of(session.fork(1), arm.rule()), arm.policy, ids, goal)
+    assert (episode.realised.mean(1) - goal).abs().max() < 0.03
+    assert episode.realised[..., 0].std(1).min() > 0.01
+
+
+def test_static_at_a_level_is_quest_at_a_constant_budget(exact_lm):
+    """Without sinks and window a step of Quest reads ceil(budget / page) pages, whatever was read before."""
+    exact_lm.sparsity = SparsityConfig(page_size=4, sinks=0, window=0)
+    session, ids = prefilled(exact_lm, 2)
+    quest = session.fork(1).score(ids, keep(2, 0.4, 1, 16))
+    length = CONTEXT + 1 + torch.arange(STEPS)
+    pages = -(-ceil_share(torch.tensor(0.4, dtype=torch.float64), length) // 4)
+    torch.testing.assert_close(quest.realised[0, :, 0] * length, torch.minimum(pages * 4, length).double())
+    space = ActionSpace(attention=(0.4, 1.0))
+    for arm in (Arm(Static(space)), baseline("constant", BaselineRequest(exact_lm, space))):
+        for step in (1, 2):
+            goal = quest.realised[:, :step].mean(1)
+            episode = scored_under(session.fork(1), arm.policy, ids[:, : step + 1], goal)
+            torch.testing.assert_close(episode.log_probabilities, quest.log_probabilities[:, :step])
+
+
+def test_constant_needs_no_level_of_the_space(exact_lm):
+    session, ids = prefilled(exact_lm, 2)
+    goal = torch.tensor([[1.0, 0.63, 1.0]] * 2, dtype=torch.float64)
+    arm = baseline("constant", BaselineRequest(exact_lm, ActionSpace(mlp=(0.4, 1.0))))
+    found = scored_under(session.fork(1), arm.policy, ids, goal).realised[..., 1]
+    assert found.std(1).max() < 0.01
+    coarse = scored_under(session.fork(1), Static(ActionSpace(mlp=(0.4, 1.0))), ids, goal).realised[..., 1]
+    assert coarse.std(1).min() > 0.2
+
+
+def test_thresholds_pass_the_calibrated_share_and_what_passed_is_realised(exact_lm):
+    windows = tokens(4, CONTEXT)
+    thresholds = channel_thresholds(exact_lm, windows)
+    seen = {}
+    hooks = []
+    for index, layer in enumerate(decoder_layers(exact_lm.model)):
+        for site, module in ((INPUT, mlp_sites(layer).mlp), (HIDDEN, mlp_sites(layer).down)):
+            hooks.append(module.register_forward_pre_hook(lambda m, x, key=(index, site): seen.update({key: x[0]})))
+    exact_lm.session().prefill(windows)
+    for hook in hooks:
+        hook.remove()
+    for (index, site), x in seen.items():
+        limit = thresholds.at(index, site, torch.tensor(0.6, dtype=torch.float64))
+        assert float((x.abs().float() >= limit).double().mean()) == pytest.approx(0.6, abs=0.01)
+    session, ids = prefilled(exact_lm, 3)
+
+    def rows(**changes):
+        forked = session.fork(1)
+        forked.sparsity = forked.sparsity.model_copy(update={"thresholds": thresholds, **changes})
+        return forked
+
+    some = rows()
+    found = some.score(ids, keep(3, 1, 0.6, 16))
+    torch.testing.assert_close(some.ledger.average, found.realised.mean(1))
+    torch.testing.assert_close(some.realised, found.realised[:, -1])
+    share = found.realised[..., 1]
+    assert float(share.mean()) == pytest.approx(0.6, abs=0.05)
+    assert share.std() > 0.005  # tokens differ, exact top-k would not let them
+    squared = rows(hidden_power=2).score(ids, keep(3, 1, 0.6, 16)).realised[..., 1]
+    assert float(squared.mean()) == pytest.approx((0.6 + 0.6**2) / 2, abs=0.05)
+    inputs = rows(mlp_site="input").score(ids, keep(3, 1, 0.6, 16)).realised[..., 1]
+    assert float(inputs.mean()) == pytest.approx(0.6, abs=0.05)
+    everything = rows().score(ids, keep(3, 1, 1, 16))
+    dense = session.fork(1).score(ids, keep(3, 1, 1, 16))
+    torch.testing.assert_close(everything.log_probabilities, dense.log_probabilities, rtol=0, atol=0)
+    assert (everything.realised == 1).all()
+
+
+def test_under_thresholds_layers_before_a_decision_count_as_dense(exact_lm):
+    """A mid-pass decision after a dense layer: half of the layers keep everything."""
+    thresholds = channel_thresholds(exact_lm, tokens(4, CONTEXT))
+    session, ids = prefilled(exact_lm, 2)
+    rows = session.fork(1)
+    rows.sparsity = rows.sparsity.model_copy(update={"thresholds": thresholds})
+    whole = rows.fork(1).score(ids, keep(2, 1, 0.5, 16)).realised[..., 1].mean()
+    late = rows.fork(1).extend(ids[:, :-1], keep(2, 1, 1, 16), Turn(1, lambda hidden: keep(2, 1, 0.5, 16)))
+    assert float(late.realised[..., 1].mean()) == pytest.approx((1 + float(whole)) / 2, abs=0.03)
+
+
+def test_thresholds_of_another_model_are_refused(exact_lm):
+    fall = tuple(1 - percent / 100 for percent in range(101))
+    session, ids = prefilled(exact_lm, 1)
+    session.sparsity = session.sparsity.model_copy(update={"thresholds": ChannelThresholds(limits=((fall, fall),) * 3)})
+    with pytest.raises(SolmError, match="thresholds of 3 layers do not fit a model of 2"):
+        session.score(ids, keep(1, 1, 0.6, 16))
+    for limits, words in (
+        ((), "at least one layer"),
+        (((fall,),), "2 sites"),
+        (((fall, fall[1:]),), "101 numbers"),
+        (((fall, fall[::-1]),), "fall to 0"),
+        (((fall, (float("nan"), *fall[1:])),), "finite"),
+    ):
+        with pytest.raises(ValidationError, match=words):
+            ChannelThresholds(limits=limits)
+
+
+def test_the_cpu_backend_has_no_thresholds(exact_lm):
+    fall = tuple(1 - percent / 100 for percent in range(101))
+    sparsity = SparsityConfig(thresholds=ChannelThresholds(limits=((fall, fall),) * 2))
+    assert "thresholds" in unsuited(exact_lm.model, sparsity)
+    assert unsuited(exact_lm.model, SparsityConfig()) is None
+
+
+def test_per_request_splits_by_the_prompt_and_then_stays(value_lm):
+    arm = per_request(BaselineRequest(value_lm, value_lm.space))
+    prompts = tokens(3, CONTEXT)
+    target = torch.tensor([[0.9, 0.9, 0.6], [0.5, 0.7, 0.9]], dtype=torch.float64).repeat(3, 1)
+    split = arm.retarget(prompts, target)
+    torch.testing.assert_close(split.mean(1), target.mean(1), rtol=0, atol=1e-6)
+    lows, highs = torch.tensor(SPACE.ranges, dtype=torch.float64).unbind(1)
+    assert ((split >= lows - 1e-9) & (split <= highs + 1e-9)).all()
+    states = prompt_states(value_lm, prompts, 0)
+    torch.testing.assert_close(states, value_lm.model.get_input_embeddings()(prompts))
+    assert isinstance(arm.policy, Static)
+    # A prompt that suffers more on an axis keeps more of it.
+    value_lm.trained.network.head.bias.data[2] += 20
+    dearer = per_request(BaselineRequest(value_lm, value_lm.space)).retarget(prompts, target)
+    assert (dearer[:, 2] >= split[:, 2] - 1e-9).all()
+    assert (dearer[:, 2] > split[:, 2] + 0.01).any()
+
+
+def test_every_baseline_is_an_arm_on_the_same_tokens(value_lm, byte_tokenizer):
+    stream, tuning = stream_of([TEXT], byte_tokenizer, "fish"), stream_of([TEXT[::-1]], byte_tokenizer, "hsif")
+    settings = EvaluationSettings(budgets=(0.7,), texts=4, context=60, length=24, trials=1, batch=2)
+    value_lm.sparsity = PAGES
+    arms = {name: baseline(name, BaselineRequest(value_lm, value_lm.space, tuning, 60)) for name in BASELINES}
+    result = evaluate(value_lm, [stream], settings, rivals=arms)
+    found = {point.arm: point for point in result.points}
+    assert set(BASELINES) <= set(found)
+    for name in BASELINES:
+        assert found[name].realised == pytest.approx(found["policy"].realised, abs=0.05), name
+        assert found[name].difference is not None
+        assert found[name].tokens == found["policy"].tokens
+    for name in set(BASELINES) - {"per-request"}:
+        for axis, share in found["policy"].axes.items():
+            assert found[name].axes[axis] == pytest.approx(share, abs=0.07), (name, axis)
+
+
+def test_a_baseline_that_cannot_run_gives_one_line(exact_lm):
+    request = BaselineRequest(exact_lm, ActionSpace.preset("joint-8"))
+    with pytest.raises(SolmError, match="unknown baseline 'quest'; choose among constant"):
+        baseline("quest", request)
+    with pytest.raises(SolmError, match="give --tuning"):
+        baseline("teal", request)
+    with pytest.raises(SolmError, match="--method values"):
+        baseline("per-request", request)
+
+
+def test_evaluation_imports_no_research_until_an_arm_of_it_is_asked_for():
+    script = "import sys, solm.evaluation.baselines, solm.evaluation.report.combined; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "solm.research" not in loaded

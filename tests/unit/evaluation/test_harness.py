@@ -1,0 +1,45 @@
+"""The model class for lm-eval against lm-eval's own."""
+
+import pytest
+import torch
+
+import solm
+from helpers.models import tiny_model
+
+
+def test_the_harness_tells_what_was_spent_and_what_never_acted(tiny_lm, caplog):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+
+    from solm.evaluation.harness import ControlledLM
+
+    caplog.set_level("INFO", "lm_eval.solm")
+    ours = ControlledLM(tiny_lm, space="joint-8", budget=0.7)
+    ours.loglikelihood([Instance("loglikelihood", {}, ("Too short to be controlled", " at all"), 0)])
+    assert "the axis mlp never acted" in caplog.text
+    caplog.clear()
+    ours.loglikelihood([Instance("loglikelihood", {}, ("Long enough to be controlled. " * 8, " at last"), 0)])
+    assert "spent: attention" in caplog.text
+    assert "never acted" not in caplog.text
+    assert ours.compute.realised["mlp"] < 1
+
+
+def test_the_harness_scores_as_lm_evals_own_model_does(byte_tokenizer):
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    from lm_eval.api.instance import Instance
+
+    from solm.evaluation.harness import ControlledLM
+
+    texts = [("The capital of France is", " Paris"), ("The capital of France is", " Rome"), ("2 + 2 =", " 4")]
+    requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(texts)]
+    rolling = [Instance("loglikelihood_rolling", {}, ("A longer text " * 20,), 0)]
+    with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer) as lm:
+        stock = huggingface.HFLM(lm.model, tokenizer=byte_tokenizer)
+        ours = ControlledLM(lm)
+        for mine, theirs in zip(ours.loglikelihood(requests), stock.loglikelihood(requests), strict=True):
+            assert mine[0] == pytest.approx(theirs[0], abs=1e-3)
+            assert mine[1] == theirs[1]
+        assert ours.loglikelihood_rolling(rolling) == pytest.approx(stock.loglikelihood_rolling(rolling), abs=1e-2)
+        assert ours.compute.realised["net"] == 1
+        generation = [Instance("generate_until", {}, ("Once", {"until": ["zzz"], "max_gen_toks": 6}), 0)]
+        assert ours.generate_until(generation) == stock.generate_until(generation)

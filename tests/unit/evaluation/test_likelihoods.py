@@ -1,0 +1,146 @@
+"""Likelihoods of continuations against the stock model, whoever shares a batch."""
+
+import pytest
+import torch
+
+from helpers.models import tiny_model
+from solm.core.actions import ActionSpace
+from solm.core.budget import Budget
+from solm.core.errors import DataError
+from solm.core.sparsity import SparsityConfig
+from solm.evaluation import likelihoods as continuations
+from solm.evaluation.likelihoods import Prefills, likelihoods
+from solm.policies.schedules import Dense, Random, Static
+from solm.runtime.language_model import LanguageModel
+
+SPACE = ActionSpace(attention=(0.2, 1.0), mlp=(0.4, 1.0), bits=(5, 16))
+DENSE = torch.ones(3, dtype=torch.float64)
+
+
+def words(seed: int, count: int) -> list[int]:
+    return torch.randint(3, 259, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def varied_pairs() -> list[tuple[list[int], list[int]]]:
+    """Contexts of many lengths, one of a single token, options of one and of several tokens, a shared beginning."""
+    pairs = [([7], words(1, 5)), ([7], [9]), (words(2, 90), [11]), (words(2, 90), [12]), (words(3, 30), words(4, 40))]
+    start = words(5, 50)
+    for index in range(6):
+        context = start + words(10 + index, 3 + 5 * index)
+        pairs += [(context, words(20 + index, 2)), (context, words(30 + index, 7))]
+    return pairs
+
+
+@pytest.fixture
+def lm(byte_tokenizer):
+    with LanguageModel(tiny_model("llama"), byte_tokenizer, sparsity=SparsityConfig(page_size=8, window=8)) as lm:
+        yield lm
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_dense_likelihoods_are_the_stock_models(lm, batch):
+    pairs = varied_pairs()
+    found = likelihoods(lm, pairs, Dense(SPACE), DENSE, batch)
+    for (context, continuation), got, greedy in zip(pairs, found.log_probabilities, found.greedy, strict=True):
+        logits = lm.model(torch.tensor([context + continuation])).logits[0, len(context) - 1 : -1].detach()
+        scores = logits.log_softmax(-1)[torch.arange(len(continuation)), torch.tensor(continuation)]
+        assert got == pytest.approx(float(scores.sum()), abs=1e-5)
+        assert greedy == bool((logits.argmax(-1) == torch.tensor(continuation)).all())
+
+
+def test_a_shared_beginning_changes_nothing(lm, monkeypatch):
+    pairs, low = varied_pairs(), ActionSpace(attention=(0.2, 1.0), mlp=(0.4, 1.0))
+    target = torch.tensor([0.2, 0.4, 1.0], dtype=torch.float64)
+    together = likelihoods(lm, pairs, Static(low), target)
+    monkeypatch.setattr(continuations, "_SMALLEST_CLUSTER", 1000)
+    apart = likelihoods(lm, pairs, Static(low), target)
+    assert together.log_probabilities == pytest.approx(apart.log_probabilities, abs=1e-5)
+    assert together.spent.average.tolist() == pytest.approx(apart.spent.average.tolist(), abs=1e-9)
+
+
+def test_a_constant_schedule_equals_single_steps(lm):
+    context, continuation = words(2, 90), words(3, 6)
+    keep = torch.tensor([0.2, 0.4, 5.0], dtype=torch.float64)
+    target = keep / torch.tensor([1, 1, 16])
+    target[0] = 0.2
+    session = lm.session()
+    session.prefill(torch.tensor([context[:-1]]))
+    steps = session.fork(1)
+    expected = 0.0
+    for token, following in zip([context[-1], *continuation[:-1]], continuation, strict=True):
+        logits = steps.step(torch.tensor([token]), keep[None])
+        expected += float(logits[0].log_softmax(-1)[following])
+    found = likelihoods(lm, [(context, continuation), *varied_pairs()], Static(SPACE), target)
+    assert found.log_probabilities[0] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("policy", [Static, Random])
+def test_a_budget_holds_over_questions_of_one_step_each(lm, policy):
+    pairs = [(words(index, 60), [5]) for index in range(256)]
+    target = torch.tensor(Budget(attention=0.7, mlp=0.63, bits=9).shares, dtype=torch.float64)
+    spent = likelihoods(lm, pairs, policy(SPACE), target).spent
+    assert spent.controllable == spent.steps == 256
+    torch.testing.assert_close(spent.average, target, atol=0.012, rtol=0)
+
+
+@pytest.mark.parametrize("limit", [0, 40_000, 1 << 30])
+def test_kept_prefills_change_nothing(lm, limit):
+    pairs, prefills = varied_pairs(), Prefills(limit)
+    target = torch.tensor([0.7, 0.6, 0.5], dtype=torch.float64)
+    for policy, asked in ((Dense(SPACE), DENSE), (Static(SPACE), target), (Random(SPACE), target)):
+        apart = likelihoods(lm, pairs, policy, asked, 3)
+        kept = likelihoods(lm, pairs, policy, asked, 3, prefills=prefills)
+        assert kept.log_probabilities == apart.log_probabilities
+        assert kept.greedy == apart.greedy
+        assert torch.equal(kept.spent.shares, apart.spent.shares)
+    assert prefills.held <= limit
+    assert (prefills.held > 0) == (limit > 0)
+
+
+class EveryThird:
+    """Spends everything at every third step of a row, and reads the previous one's state."""
+
+    reads_model, space = True, SPACE
+
+    def start(self, rows: int, device: torch.device) -> int:
+        return 0
+
+    def act(self, observation, state, generator):
+        assert observation.step == state
+        return torch.full((len(observation.target),), self.space.dense_index if state % 3 == 0 else 0), state + 1
+
+
+def test_a_stateful_policy_goes_on_from_pass_to_pass(lm, monkeypatch):
+    pairs = [(words(1, 60), words(2, 40)), (words(3, 80), words(4, 33))]
+    whole = likelihoods(lm, pairs, EveryThird(), DENSE)
+    monkeypatch.setattr(continuations, "_LONGEST_PASS", 7)
+    assert likelihoods(lm, pairs, EveryThird(), DENSE).log_probabilities == pytest.approx(whole.log_probabilities)
+
+
+def test_a_pair_longer_than_the_context_loses_its_beginning(lm):
+    context, continuation = words(1, 600), words(2, 4)
+    found = likelihoods(lm, [(context, continuation)], Dense(SPACE), DENSE)
+    logits = lm.model(torch.tensor([(context + continuation)[-513:-1]])).logits[0, -4:].detach()
+    expected = float(logits.log_softmax(-1)[torch.arange(4), torch.tensor(continuation)].sum())
+    assert found.log_probabilities[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_truncated_rows_continue_as_if_the_rest_had_not_been_seen(lm):
+    keep = torch.tensor([0.2, 0.4, 5.0], dtype=torch.float64)
+    session = lm.session()
+    session.prefill(torch.tensor([words(1, 40)]))
+    rows = session.fork(2)
+    tokens = torch.tensor([words(2, 60), words(3, 60)])
+    rows.extend(tokens)
+    rows.truncate(torch.tensor([40 + 23, 40 + 51]))
+    following = torch.tensor([words(4, 9), words(5, 9)])
+    found = rows.fork(2).score(following.repeat_interleave(2, 0), keep.expand(4, 8, 3))
+    for row, count in enumerate((23, 51)):
+        alone = lm.session()
+        alone.prefill(torch.tensor([words(1, 40)]))
+        single = alone.fork(1)
+        single.extend(tokens[row : row + 1, :count])
+        expected = single.score(following[row : row + 1], keep.expand(1, 8, 3)).log_probabilities[0]
+        torch.testing.assert_close(found.log_probabilities[2 * row], expected)
+    with pytest.raises(DataError, match="cannot be cut"):
+        rows.truncate(torch.tensor([64, 20]))

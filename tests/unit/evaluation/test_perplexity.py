@@ -1,0 +1,151 @@
+"""Evaluation: arms matched in budget, interruption, the result file and what is shown of it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from solm.core.actions import ActionSpace
+from solm.core.errors import BudgetError, DataError
+from solm.core.sparsity import SparsityConfig
+from solm.data.windows import stream_of
+from solm.evaluation import show
+from solm.evaluation.arms import static_arms
+from solm.evaluation.perplexity import EvaluationSettings, evaluate
+from solm.evaluation.result import EvaluationResult
+
+SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=5, context=60, length=40, trials=6, batch=2)
+
+
+@pytest.fixture
+def stream(byte_tokenizer):
+    from solm.data.text import documents
+
+    return stream_of(documents("pydoc:heldout")[:2], byte_tokenizer, "docs")
+
+
+def test_arms_are_matched_in_budget_and_the_dense_arm_is_the_stock_model(policy_lm, stream):
+    result = evaluate(policy_lm, [stream], SETTINGS)
+    arms = ["policy", "uniform", "random", "best-of-3", "best-of-500-estimated"]
+    assert [(p.arm, p.budget) for p in result.points] == [("dense", 1.0)] + [
+        (arm, budget) for budget in SETTINGS.budgets for arm in arms
+    ]
+    for budget in SETTINGS.budgets:
+        policy = result.arm("policy", budget)
+        for arm in arms[1:]:
+            point = result.arm(arm, budget)
+            assert point.axes == pytest.approx(policy.axes, abs=0.9 / 20)
+            assert point.difference.value == pytest.approx(policy.nats - point.nats)
+            assert point.difference.low <= point.difference.value <= point.difference.high
+            assert point.tokens == 120
+        assert result.arm("best-of-3", budget).nats <= result.arm("random", budget).nats
+    windows = stream.spaced(6, 111, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        stock = torch.log_softmax(policy_lm.model(windows).logits[:, 90:-1], -1)
+    nats = -stock.gather(-1, windows[:, 91:, None]).mean()
+    dense = result.points[0]
+    assert dense.nats == pytest.approx(float(nats), abs=1e-4)
+    assert dense.perplexity == pytest.approx(np.exp(dense.nats))
+    assert dense.cost == pytest.approx({"nominal": 1, "bytes": 1, "flops": 1})
+
+
+def test_every_texts_uniform_schedule_is_matched_to_the_policy(policy_lm, stream):
+    """A text's uniform schedule spends what the policy spent on that text, to half a level per run."""
+    window = stream.spaced(4, 111, torch.Generator().manual_seed(0))
+    budgets = [solm.Budget.from_net(net, policy_lm.space) for net in SETTINGS.budgets]
+    arms = static_arms(policy_lm, policy_lm.space)
+    rows = perplexity._run_batch(policy_lm, window, budgets, policy_lm.space, SETTINGS, 0, arms)["rows"]
+    for budget in SETTINGS.budgets:
+        policy, static = np.array(rows[f"policy@{budget}"]), np.array(rows[f"uniform@{budget}"])
+        assert np.abs(policy[:, 1:4] - static[:, 1:4]).max() <= 0.9 / 20 / 2
+
+
+def test_texts_match_static_to_policy_one_by_one(policy_lm, stream):
+    """Each sequence's static schedule spends what that sequence's policy spent, to half a level per run."""
+    partial = tmp_path / "partial.json"
+
+    def stop(done, total):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(policy_lm, [stream], SETTINGS, partial=partial, progress=stop)
+    rows = json.loads(partial.read_text())["batches"][0]["rows"]
+    for budget in SETTINGS.budgets:
+        policy, static = np.array(rows[f"policy@{budget}"]), np.array(rows[f"static@{budget}"])
+        assert np.abs(policy[:, 1:4] - static[:, 1:4]).max() <= 0.9 / 20 / 2
+
+
+def test_results_do_not_depend_on_an_interruption(policy_lm, stream, tmp_path):
+    partial = tmp_path / "partial.json"
+    whole = evaluate(policy_lm, [stream], SETTINGS)
+
+    def stop(done, total):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(policy_lm, [stream], SETTINGS, partial=partial, progress=stop)
+    assert len(json.loads(partial.read_text())["parts"]) == 1
+    seen = []
+    resumed = evaluate(policy_lm, [stream], SETTINGS, partial=partial, progress=lambda done, total: seen.append(done))
+    assert resumed.points == whole.points
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"key": 1, "parts": {}}', "[]"])
+def test_a_foreign_or_broken_partial_file_is_ignored(policy_lm, stream, tmp_path, content):
+    partial = tmp_path / "partial.json"
+    partial.write_text(content)
+    small = SETTINGS.model_copy(update={"texts": 2, "trials": 1})
+    assert evaluate(policy_lm, [stream], small, partial=partial).points == evaluate(policy_lm, [stream], small).points
+
+
+def test_baselines_alone_without_a_policy(tiny_lm, stream):
+    tiny_lm.sparsity = SparsityConfig(window=32, page_size=8)
+    settings = SETTINGS.model_copy(update={"budgets": (0.9,)})
+    result = evaluate(tiny_lm, [stream], settings, ActionSpace.preset("mlp-50"))
+    assert {point.arm for point in result.points} == {
+        "dense",
+        "uniform",
+        "random",
+        "best-of-3",
+        "best-of-500-estimated",
+    }
+    assert result.arm("uniform", 0.9).axes == pytest.approx({"attention": 1, "mlp": 0.7, "bits": 1}, abs=0.0126)
+    assert all(point.difference is None for point in result.points)
+
+
+def test_result_file_round_trips_and_is_shown(policy_lm, stream):
+    result = evaluate(policy_lm, [stream], SETTINGS)
+    again = EvaluationResult.model_validate_json(result.model_dump_json())
+    assert again == result
+    assert show.plot(result).startswith(b"\x89PNG")
+    assert b"<svg" in show.plot(result, "svg")
+    policy, static = result.arm("policy", 0.6), result.arm("uniform", 0.6)
+    low, high = show._ends(result, static)
+    assert low <= static.nats <= high
+    assert high - low == pytest.approx(static.difference.high - static.difference.low)
+    assert show._ends(result, policy) == (policy.nats, policy.nats)
+    assert show.table(result).row_count == len(result.points)
+    lines = show.verdict(result)
+    assert len(lines) == 2
+    for line in lines:
+        assert "beats" in line or "LOSES" in line or "noise" in line
+
+
+def test_verdict_says_plainly_when_the_policy_loses(policy_lm, stream):
+    result = evaluate(policy_lm, [stream], SETTINGS)
+    point = result.arm("uniform", 0.6)
+    point.difference = point.difference.model_copy(update={"value": 0.2, "low": 0.1, "high": 0.3})
+    assert "the policy LOSES to uniform" in show.verdict(result)[0]
+
+
+def test_bad_requests(policy_lm, stream):
+    with pytest.raises(BudgetError, match=r"0\.2 is unreachable"):
+        evaluate(policy_lm, [stream], SETTINGS.model_copy(update={"budgets": (0.2,)}))
+    with pytest.raises(BudgetError, match="twice"):
+        evaluate(policy_lm, [stream], SETTINGS.model_copy(update={"budgets": (0.6, 0.6)}))
+    with pytest.raises(DataError, match=r"has room for .* texts of 111 tokens, 9999 were asked for"):
+        evaluate(policy_lm, [stream], SETTINGS.model_copy(update={"texts": 9999}))

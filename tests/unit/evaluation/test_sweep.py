@@ -1,0 +1,68 @@
+"""Sweeps that are interrupted go on; results that do not belong together are refused."""
+
+import json
+
+import pytest
+
+from helpers.commands import points, solm
+from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
+from solm.evaluation.report.combined import render
+from solm.evaluation.report.read import read_results
+from solm.evaluation.sweep import RESULTS, read_config, sweep
+
+
+def test_a_sweep_goes_on_and_equals_one_that_was_never_stopped(sweep_config, tmp_path):
+    sweep(sweep_config, tmp_path / "whole")
+
+    def stop(job: str, done: int, total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(sweep_config, tmp_path / "parts", stop)
+    assert len(points(tmp_path / "parts")) == 1
+    kept = next((tmp_path / "parts" / "jobs").glob("*.json")).stat().st_mtime_ns
+    sweep(sweep_config, tmp_path / "parts")
+    assert points(tmp_path / "parts") == points(tmp_path / "whole")
+    assert kept in [path.stat().st_mtime_ns for path in (tmp_path / "parts" / "jobs").glob("*.json")]
+    with pytest.raises(RunMismatchError, match="another sweep"):
+        sweep(sweep_config.model_copy(update={"seed": 1}), tmp_path / "parts")
+
+
+def test_a_page_shows_every_result_and_stands_alone(config, tmp_path):
+    sweep(config, tmp_path / "out")
+    page = render(read_results([tmp_path / "out" / RESULTS]))
+    assert page.count("<h2>results, line") == 2
+    assert "uniform" in page
+    assert "data:image/png;base64," in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_results_that_do_not_belong_together_are_refused(sweep_config, tmp_path):
+    first, *_ = sweep(sweep_config, tmp_path / "out")
+    content = json.loads(first.read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**content, "data_fingerprint": "else"}))
+    with pytest.raises(SolmError, match="differ in text"):
+        read_results([first, other])
+    other.write_text(json.dumps({**content, "schema_version": 7}))
+    with pytest.raises(DamagedFileError, match="schema version 7"):
+        read_results([other])
+    other.write_text(first.read_text()[:300])
+    with pytest.raises(DamagedFileError, match="half-written"):
+        read_results([other])
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    solm("report", other, "--out", page, code=3)
+    assert page.read_text() == "mine"
+
+
+def test_a_bad_configuration_is_one_line(tmp_path):
+    for values, words in (
+        ({"data": ["a.txt"]}, "needs spaces"),
+        ({"spaces": ["joint-8"]}, "nothing to do"),
+        ({"spaces": ["joint-9"], "data": ["a"]}, "unknown action space"),
+        ({"spaces": ["joint-8"], "data": ["a"], "budget": 3}, "budget"),
+    ):
+        with pytest.raises(SolmError, match=words):
+            read_config(tmp_path / "sweep.yaml", values)

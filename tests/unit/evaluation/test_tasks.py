@@ -1,0 +1,126 @@
+"""lm-eval tasks over local files: all arms on the same questions."""
+
+import json
+
+import numpy as np
+import pytest
+
+from solm.core.actions import ActionSpace
+from solm.core.allocation import Allocation
+from solm.core.errors import DataError
+
+pytest.importorskip("lm_eval")
+from solm.evaluation.local_tasks import load_tasks
+from solm.evaluation.show import task_table
+from solm.evaluation.tasks import TaskSettings, evaluate_tasks
+
+FRUIT = ["apple", "pear", "plum", "fig"]
+
+
+def prompt(task, index: int = 0) -> tuple[str, object]:
+    document = list(task.eval_docs)[index]
+    return task.doc_to_text(document), task.doc_to_target(document)
+
+
+def test_local_tasks_ask_in_lm_evals_own_words(questions):
+    wanted = ["arc_easy", "openbookqa", "hellaswag", "piqa", "winogrande", "lambada_openai", "mmlu"]
+    found = load_tasks(wanted, questions)
+    assert list(found) == wanted
+    assert list(found["mmlu"]) == ["mmlu_anatomy"]
+    # Half of so few questions are examples.
+    assert prompt(found["arc_easy"]["arc_easy"]) == ("Question: Which is fruit 12?\nAnswer:", 2)
+    assert prompt(found["openbookqa"]["openbookqa"]) == ("Fruit 12 grows on a", 1)
+    assert prompt(found["piqa"]["piqa"])[0].endswith("?\nAnswer:")
+    assert prompt(found["lambada_openai"]["lambada_openai"])[1] == " home"
+    assert prompt(found["mmlu"]["mmlu_anatomy"], 1)[0] == (
+        'What, "1", is test?\nA. apple\nB. pear\nC. plum\nD. fig\nAnswer:'
+    )
+    lines = load_tasks(["longeval_lines"], questions)["longeval_lines"]["longeval_lines"]
+    assert prompt(lines) == ("line big-cat: <417> 12\nWhat is it?\nline big-cat: REGISTER_CONTENT is", " <417>")
+    task = found["winogrande"]["winogrande"]
+    document = next(iter(task.eval_docs))
+    assert task.doc_to_choice(document) == ["Ann met Eve 12 because Ann", "Ann met Eve 12 because Eve"]
+    assert task.doc_to_target(document) == "was there."
+    assert task.doc_to_text(document) == 1
+
+
+def test_all_arms_answer_the_same_questions_at_what_was_asked(tiny_lm, data, tmp_path):
+    space = ActionSpace(mlp=(0.4, 1.0), bits=(5, 16))
+    settings = TaskSettings(tasks=("arc_easy", "lambada_openai"), budgets=(0.8,), limit=6, fewshot=3, batch=4)
+    tasks = load_tasks(list(settings.tasks), data)
+    calls = []
+    result = evaluate_tasks(tiny_lm, tasks, settings, space, progress=lambda done, total: calls.append((done, total)))
+    assert [point.arm for point in result.points] == ["dense", "uniform", "random"] * 2
+    assert all(point.questions == 6 for point in result.points)
+    assert calls[-1] == (6, 6)
+    uniform = result.points[1]
+    assert uniform.requested["net"] == pytest.approx(0.8)
+    assert uniform.realised["net"] == pytest.approx(0.8, abs=0.03)
+    assert result.points[0].realised["net"] == 1
+    assert result.points[4].scores["margin"] < 0  # no choice: the target's own log-likelihood
+    assert "lambada_openai" in str(task_table(result).columns[0]._cells)
+
+
+def test_uniform_ignores_the_allocation(tiny_lm, data, monkeypatch):
+    space = ActionSpace(mlp=(0.4, 1.0))
+    settings = TaskSettings(tasks=("arc_easy",), budgets=(0.85,), limit=6, fewshot=3, batch=4)
+    tasks = load_tasks(["arc_easy"], data)
+    plain = evaluate_tasks(tiny_lm, tasks, settings, space)
+    line = np.arange(21) / 20
+    more, less = (tuple((line + sign * 0.8 * line * (1 - line)).round(9).tolist()) for sign in (1, -1))
+    layers = tiny_lm.shapes.layers
+    monkeypatch.setattr(
+        tiny_lm, "sparsity", tiny_lm.sparsity.under(Allocation(attention=(more,) * layers, mlp=(less,) * layers))
+    )
+    dealt = evaluate_tasks(tiny_lm, tasks, settings, space)
+    dealt, plain = ({point.arm: point for point in result.points} for result in (dealt, plain))
+    assert dealt["uniform"].scores == plain["uniform"].scores
+    assert dealt["uniform"].realised == plain["uniform"].realised
+    assert dealt["allocated"].scores != plain["uniform"].scores
+
+
+def test_static_even_is_static_without_the_profile(tiny_lm, data, monkeypatch):
+    space = ActionSpace(mlp=(0.4, 1.0))
+    settings = TaskSettings(tasks=("arc_easy",), budgets=(0.85,), limit=6, fewshot=3, batch=4)
+    tasks = load_tasks(["arc_easy"], data)
+    plain = evaluate_tasks(tiny_lm, tasks, settings, space)
+    line = np.arange(21) / 20
+    more, less = (tuple((line + sign * 0.8 * line * (1 - line)).round(9).tolist()) for sign in (1, -1))
+    layers = tiny_lm.shapes.layers
+    monkeypatch.setattr(
+        tiny_lm, "sparsity", tiny_lm.sparsity.under(Allocation(attention=(more,) * layers, mlp=(less,) * layers))
+    )
+    dealt = evaluate_tasks(tiny_lm, tasks, settings, space)
+    even, static = ({point.arm: point for point in result.points} for result in (dealt, plain))
+    assert even["uniform"].scores == static["static"].scores
+    assert even["uniform"].realised == static["static"].realised
+    assert even["static"].scores != static["static"].scores
+
+
+def test_an_interrupted_run_goes_on(tiny_lm, data, tmp_path):
+    space, partial = ActionSpace(mlp=(0.4, 1.0)), tmp_path / "partial"
+    settings = TaskSettings(tasks=("openbookqa",), budgets=(0.8,), limit=4, fewshot=5)
+    tasks = load_tasks(["openbookqa"], data)
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_tasks(tiny_lm, tasks, settings, space, partial=partial, progress=stop)
+    kept = json.loads(partial.read_text())["parts"]
+    assert sorted(kept) == ["openbookqa/dense@1", "openbookqa/uniform@0.8"]
+    whole = evaluate_tasks(tiny_lm, tasks, settings, space, partial=partial)
+    again = evaluate_tasks(tiny_lm, tasks, settings, space)
+    assert whole.points == again.points
+    assert not partial.exists()
+
+
+def test_unknown_tasks_and_broken_files_are_named(questions, tmp_path):
+    with pytest.raises(DataError, match="unknown task 'arc_esay'"):
+        load_tasks(["arc_esay"], questions)
+    with pytest.raises(DataError, match="there is no folder"):
+        load_tasks(["arc_easy"], tmp_path / "none")
+    (tmp_path / "piqa.jsonl").write_text('{"query": "half')
+    with pytest.raises(DataError, match=r"piqa\.jsonl"):
+        load_tasks(["piqa"], tmp_path)

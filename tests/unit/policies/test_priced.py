@@ -1,0 +1,61 @@
+"""Prices of shares: budgets are met, and compute goes where it gains."""
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.policies import SPACE, allocate, network, shares_of
+from solm.core.budget import Ledger
+from solm.policies.priced import PriceCurve
+from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy
+
+
+def test_at_the_price_of_a_share_tokens_spend_that_share():
+    generator = torch.Generator().manual_seed(0)
+    steep = torch.rand(4000, 1, generator=generator)
+    shares = torch.tensor([0.4, 0.6, 0.8, 1.0], dtype=torch.float64)
+    costs = steep * torch.tensor([1.0, 0.4, 0.1, 0.0])
+    curve = PriceCurve(costs, shares)
+    for wanted in (0.45, 0.6, 0.75, 0.9):
+        price = curve.price(np.array([wanted]))
+        assert float(shares[(costs + price[0] * shares).argmin(-1)].mean()) == pytest.approx(wanted, abs=0.02)
+        assert curve.share(float(price[0])) == pytest.approx(wanted, abs=0.02)
+    beyond = curve.price(np.array([0.1, 1.5]))
+    assert (float(beyond[0]), float(beyond[1])) == (pytest.approx(10**1.5), 0)
+
+
+@pytest.mark.parametrize("horizon", [16, 128])
+@pytest.mark.parametrize("shares", [(0.3, 0.5, 0.4), (0.5, 0.7, 0.5), (0.8, 0.9, 0.7)])
+def test_every_row_meets_its_budget_and_saves_where_it_costs_least(shares, horizon):
+    policy = ValuePolicy(network(), SPACE)
+    target = torch.tensor([shares] * 8, dtype=torch.float64)
+    ledger, generator = Ledger.empty(8), torch.Generator().manual_seed(1)
+    levels, costs = [], []
+    for step in range(horizon):
+        predicted = policy.costs(torch.randn(8, 1, 64, generator=generator), SPACE.table[-1].expand(8, 1, 3))
+        action = allocate(
+            policy, tuple(axis[:, 0] for axis in predicted), shares_of(SPACE, 8), target, ledger, horizon - step
+        )
+        share = SPACE.table[action] / torch.tensor([1, 1, 16])
+        ledger = ledger.book(share, torch.ones(8, dtype=torch.bool))
+        levels.append(torch.unravel_index(action, SPACE.shape)[1])
+        costs.append(predicted.mlp[:, 0])
+    # The coarsest level gap is 0.5625 bits-share: half of it is left over at worst, once, at the end.
+    assert (ledger.average - target).abs().max() <= max(0.002, 0.6 * 0.5625 / horizon)
+    levels, costs = torch.cat(levels), torch.cat(costs)
+    shuffled = levels[torch.randperm(len(levels), generator=generator)]
+    ours, theirs = (costs.gather(1, choice[:, None]).mean() for choice in (levels, shuffled))
+    assert ours < theirs
+
+
+def test_a_net_keep_is_split_at_one_price():
+    cheap = ValueNetwork(ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=16))
+    noise = 1 + 0.3 * torch.rand(len(cheap.training_sensitivities), 1, generator=torch.Generator().manual_seed(0))
+    # Attention costs ten times as much as the MLP, bits nothing.
+    cheap.training_sensitivities.copy_(noise.expand(-1, 3))
+    with torch.no_grad():
+        for known, costs in zip(cheap.level_costs, ([1.0, 0.4], [0.1, 0.04], [0.0, 0.0]), strict=True):
+            known.copy_(torch.tensor(costs))
+    budget = ValuePolicy(cheap, SPACE).split(0.6)
+    assert budget.net == pytest.approx(0.6, abs=1e-6)
+    assert budget.attention > budget.mlp > budget.bits / 16 == 5 / 16

@@ -1,0 +1,47 @@
+"""Schedules that need no model keep their budgets."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.schedules import SPACES, run_schedule
+from solm.core.actions import PRESETS
+from solm.policies.schedules import Dense, Random, Replay, Static
+
+
+@given(SPACES, st.floats(0, 1), st.integers(1, 150), st.integers(0, 9))
+def test_static_and_random_meet_the_target_within_half_a_quantum(space, fraction, steps, seed):
+    low, high = torch.tensor(space.ranges, dtype=torch.float64).unbind(1)
+    target = (low + fraction * (high - low)).expand(2, 3)
+    for policy in (Static(space), Random(space)):
+        average = run_schedule(policy, target, steps, seed)
+        for axis, levels in enumerate((space.attention, space.mlp, space.bits)):
+            shares = [level / (16 if axis == 2 else 1) for level in levels]
+            quantum = max((b - a for a, b in pairwise(shares)), default=0)
+            assert (average[:, axis] - target[:, axis]).abs().max() <= quantum / steps / 2 + 1e-9
+
+
+def test_static_matches_128_steps_within_0_002_on_the_papers_large_grids():
+    for name in ("joint-336", "joint-1560"):
+        space = PRESETS[name]
+        low, high = torch.tensor(space.ranges, dtype=torch.float64).unbind(1)
+        target = low + (high - low) * torch.rand(64, 3, dtype=torch.float64)
+        assert (run_schedule(Static(space), target, 128) - target).abs().max() <= 0.002
+
+
+def test_random_is_a_permutation_and_differs_between_rows():
+    space = PRESETS["mlp-40"]
+    target = torch.tensor([[1.0, 0.7, 1.0]], dtype=torch.float64).expand(50, 3)
+    seen = {seed: run_schedule(Random(space), target, 10, seed) for seed in range(2)}
+    assert torch.allclose(seen[0][:, 1], torch.tensor(0.7, dtype=torch.float64))
+
+
+def test_dense_and_replay_do_what_they_say():
+    space = PRESETS["joint-8"]
+    target = torch.full((2, 3), 0.5, dtype=torch.float64)
+    assert run_schedule(Dense(space), target, 5).tolist() == [[1.0] * 3] * 2
+    replay = Replay(space, torch.zeros(2, 5, dtype=torch.long))
+    assert run_schedule(replay, target, 5)[0].tolist() == pytest.approx([0.1, 0.6, 5 / 16])

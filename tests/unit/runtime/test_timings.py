@@ -1,0 +1,113 @@
+"""Times of steps: what is measured, what is made of it, and what is refused."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import solm
+from solm.cli.main import main
+from solm.core.budget import Budget
+from solm.core.errors import BudgetError, DamagedFileError, PolicyMismatchError
+from solm.core.timings import StepTimings, read_timings
+from solm.evaluation.step_timing import measure
+from solm.runtime.language_model import LanguageModel
+
+KNOWN = {
+    "model": "m", "backend": "cpu int8", "threads": 2, "contexts": (100, 1000),
+    "attention": (0.1, 1.0), "mlp": (0.4, 0.6, 1.0),
+    "attention_ms": ((4.0, 5.0), (5.0, 9.0)), "mlp_ms": ((3.0, 4.0, 5.0), (7.0, 8.0, 9.0)), "joint_ms": (2.0, 3.0),
+    "gigabytes_per_second": 30.0,
+}  # fmt: skip
+
+
+def test_times_are_interpolated_over_levels_and_contexts():
+    known = StepTimings(**KNOWN)
+    assert known.milliseconds(Budget(), 100) == 5
+    assert known.milliseconds(Budget(), 550) == 7
+    assert known.milliseconds(Budget(), 9000) == 9
+    assert known.milliseconds(Budget(attention=0.55), 100) == pytest.approx(4.5)
+    assert known.milliseconds(Budget(attention=0.1, mlp=0.5), 1000) == pytest.approx(9 - 4 - 1.5)
+
+
+def test_high_halves_of_weights_take_their_own_time(tiny_folder):
+    known = StepTimings(**KNOWN, halved_ms=(2.0, 6.0))
+    assert known.milliseconds(Budget(bits=4), 100) == 2
+    assert known.milliseconds(Budget(bits=10), 1000) == pytest.approx(7.5)
+    with pytest.raises(ValueError, match="halved_ms"):
+        StepTimings(**KNOWN, halved_ms=(2.0,))
+    with solm.load(str(tiny_folder), sparsity=solm.SparsityConfig.preset("nested")) as lm:
+        found = measure(lm, torch.randint(3, 259, (1, 201)), (100, 200), rounds=1)
+        assert len(found.halved_ms) == 2
+        assert found.check(lm.name, lm.backend.name, lm.sparsity) is found
+        with pytest.raises(PolicyMismatchError, match="bits of weights"):
+            found.model_copy(update={"halved_ms": ()}).check(lm.name, lm.backend.name, lm.sparsity)
+
+
+def test_a_budget_takes_the_time_it_was_asked_for():
+    known = StepTimings(**KNOWN)
+
+    def of_net(net):
+        return Budget(attention=net, mlp=max(0.4, net))
+
+    found = known.budget(6.0, 1000, of_net, 0.4)
+    assert known.milliseconds(found, 1000) == pytest.approx(6.0, abs=1e-6)
+    assert known.budget(99.0, 1000, of_net, 0.4) == Budget()
+    with pytest.raises(BudgetError, match=r"ms=1 is unreachable: at 1000 tokens steps take 4.33 to 9 ms"):
+        known.budget(1.0, 1000, of_net, 0.4)
+
+
+def test_a_measured_model_takes_budgets_in_milliseconds(value_lm):
+    lm = value_lm
+    with pytest.raises(BudgetError, match="run solm bench"):
+        lm.budget("ms=3")
+    timings = measure(lm, torch.randint(3, 259, (1, 201)), (100, 200), rounds=1)
+    assert len(timings.mlp_ms) == 2
+    dense = timings.milliseconds(Budget(), 150)
+    lm = LanguageModel(lm.backend, lm.tokenizer, lm.trained, lm.sparsity, lm.name, timings)
+    assert lm.budget(f"ms={10 * dense}").net == 1
+    with pytest.raises(BudgetError, match="'soon' is not a number"):
+        lm.budget("ms=soon")
+    with pytest.raises(PolicyMismatchError, match="run solm bench"):
+        StepTimings(**KNOWN).check(lm.name, lm.backend.name, lm.sparsity)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attention_ms": [[1.0, 2.0]]}, {"mlp_ms": [[1.0, 2.0, 0.0], [1.0, 2.0, 3.0]]}, {"contexts": [1000, 100]},
+        {"joint_ms": [1.0]}, {"format": 2}, {"threads": 0}, {"extra": 1}, {"model": None},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_a_damaged_file_is_refused(tmp_path, change):
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(KNOWN | change))
+    with pytest.raises(DamagedFileError, match=r"calibration.json is damaged"):
+        read_timings(path)
+    path.write_text(json.dumps(KNOWN)[:-20])
+    with pytest.raises(DamagedFileError):
+        read_timings(path)
+
+
+def test_the_command_measures_and_its_file_is_used(tiny_folder, tmp_path, monkeypatch, capsys):
+    def solm(*arguments):
+        monkeypatch.setattr(sys, "argv", ["solm", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capsys.readouterr()
+
+    out = tmp_path / "calibration.json"
+    common = ["--model", tiny_folder, "--backend", "torch"]
+    code, said = solm("bench", *common, "--contexts", "90,200", "--rounds", "1", "--out", out)
+    assert code == 0
+    assert "pages 0.1, MLP 0.4" in said.out
+    assert read_timings(out).contexts == (90, 200)
+    code, said = solm("generate", *common, "--calibration", out, "--budget", "ms=1000", "--max-new-tokens", "4", "hi")
+    assert code == 0, said.err
+    assert "net 1.000" in said.err
+    code, said = solm("bench", *common, "--contexts", "5000")
+    assert (code, "context of 512" in said.err) == (2, True)
+    code, said = solm("bench", *common, "--contexts", "a")
+    assert (code, "'a' is not a list" in said.err) == (2, True)

@@ -1,0 +1,75 @@
+"""Checkpoints: killed runs, damaged files, a full disk, and folders of other runs."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers.training import run, tiny_config
+from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
+
+
+@pytest.mark.parametrize("written", ["nothing", "weights", "an older policy"])
+def test_killed_after_the_last_checkpoint_the_policy_is_written_again(tmp_path, byte_tokenizer, written):
+    whole = run(tmp_path, "a", byte_tokenizer, updates=4)
+    folder = tmp_path / "a" / "policy"
+    if written == "an older policy":
+        run(tmp_path, "b", byte_tokenizer, updates=2)
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "b" / "policy", folder)
+    else:
+        for path in folder.iterdir():
+            if written == "nothing" or path.suffix != ".safetensors":
+                path.unlink()
+    again = run(tmp_path, "a", byte_tokenizer, updates=4)
+    stored = load_file(folder / "policy.safetensors")
+    assert all(torch.equal(value, again[name]) and torch.equal(value, stored[name]) for name, value in whole.items())
+
+
+def test_a_folder_of_another_run_or_in_use_is_refused_and_left_alone(tmp_path, byte_tokenizer):
+    from solm.training.checkpoint import RunFolder
+
+    run(tmp_path, "a", byte_tokenizer, updates=2)
+    kept = (tmp_path / "a" / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(RunMismatchError, match=r"gamma: 0\.85 there, 0\.5 here"):
+        run(tmp_path, "a", byte_tokenizer, gamma=0.5)
+    folder = RunFolder(tmp_path / "a", tiny_config())
+    with pytest.raises(RunMismatchError, match="another process is training"):
+        run(tmp_path, "a", byte_tokenizer)
+    folder.close()
+    assert (tmp_path / "a" / "checkpoint.safetensors").read_bytes() == kept
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "foreign"])
+def test_a_damaged_checkpoint_is_one_typed_error(tmp_path, byte_tokenizer, damage):
+    from safetensors.torch import save_file
+
+    run(tmp_path, "a", byte_tokenizer, updates=2)
+    path = tmp_path / "a" / "checkpoint.safetensors"
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-9])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        save_file({"policy.x": torch.zeros(1)}, path, {"updates": "2"})
+    with pytest.raises(DamagedFileError, match=r"damaged|does not fit"):
+        run(tmp_path, "a", byte_tokenizer)
+
+
+def test_a_full_disk_is_reported_and_the_old_checkpoint_survives(tmp_path, byte_tokenizer, monkeypatch):
+    import solm.core.files
+
+    run(tmp_path, "a", byte_tokenizer, updates=2)
+    kept = (tmp_path / "a" / "checkpoint.safetensors").read_bytes()
+
+    def full(descriptor):
+        if "checkpoint" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(solm.core.files.os, "fsync", full)
+    with pytest.raises(SolmError, match=r"cannot write .*checkpoint\.safetensors: No space left on device"):
+        run(tmp_path, "a", byte_tokenizer, updates=4)
+    assert (tmp_path / "a" / "checkpoint.safetensors").read_bytes() == kept
+    assert not list((tmp_path / "a").glob(".checkpoint*"))

@@ -1,0 +1,46 @@
+"""Samples of a value policy's training: drawn levels, and differences to the dense run."""
+
+import torch
+
+import solm
+from helpers.models import CONTEXT, STEPS, tiny_model, tokens
+from helpers.policies import SPACE, SPARSITY
+from solm.backends.session import SplitSchedule
+from solm.training.counterfactual import collect_samples, draw_levels, keep_of
+
+
+def test_drawn_levels_vary_one_axis_or_all_and_cover_every_budget():
+    before, after = draw_levels(SPACE, 400, 3, 64, torch.Generator().manual_seed(0))
+    varied = (after != torch.tensor(SPACE.shape) - 1).any(2).sum(-1)
+    assert set(varied.unique().tolist()) == {1, 3}
+    assert 0.15 < float((varied == 3).float().mean()) < 0.35
+    means = after[varied == 3].double().mean(1) / 2
+    assert means.min() < 0.2
+    assert means.max() > 0.8
+    assert not torch.equal(before, after)
+
+
+def test_samples_are_differences_to_the_dense_run_of_the_same_tokens():
+    with solm.attach(tiny_model("llama"), sparsity=SPARSITY) as lm:
+        ids = tokens(2, CONTEXT + STEPS + 1)
+        before, after = draw_levels(SPACE, 2, 3, STEPS, torch.Generator().manual_seed(0))
+        got = collect_samples(lm, ids, CONTEXT, 1, before, after, SPACE)
+        session = lm.session()
+        session.prefill(ids[:, :CONTEXT])
+        dense = session.fork(1).score(ids[:, CONTEXT:], torch.tensor((1.0, 1, 16)).expand(2, STEPS, 3))
+        torch.testing.assert_close(got.dense, dense.log_probabilities)
+        first, second = keep_of(before, SPACE).flatten(0, 1), keep_of(after, SPACE).flatten(0, 1)
+        alone = session.fork(3).score(ids[:, CONTEXT:].repeat_interleave(3, 0), SplitSchedule(1, first, second))
+        expected = dense.log_probabilities[:, None] - alone.log_probabilities.view(2, 3, -1)
+        torch.testing.assert_close(got.cost, expected.float(), rtol=1e-4, atol=1e-5)
+        logits = [
+            session.fork(forks).extend(ids[:, CONTEXT:-1].repeat_interleave(forks, 0), keep).logits.log_softmax(-1)
+            for forks, keep in (
+                (1, torch.tensor((1.0, 1, 16)).expand(2, STEPS, 3)),
+                (3, SplitSchedule(1, first, second)),
+            )
+        ]
+        expected = (logits[0].exp() * (logits[0] - logits[1].unflatten(0, (2, 3)).transpose(0, 1))).sum(-1)
+        torch.testing.assert_close(got.divergence, expected.transpose(0, 1).float(), rtol=1e-3, atol=1e-5)
+        assert torch.equal(got.tokens, ids[:, CONTEXT:-1].to(torch.int32))
+        assert got.hidden.shape == (2, 3, STEPS, 64)

@@ -1,0 +1,52 @@
+"""Regression of sensitivities: it finds what was planted, and little where there is nothing."""
+
+import pytest
+import torch
+
+from helpers.policies import SPACE
+from solm.policies.value_policy import ValueConfig
+from solm.training.config import FitConfig
+from solm.training.counterfactual import Samples, draw_levels
+from solm.training.regression import fit
+
+
+def planted(noise: float) -> Samples:
+    """Costs of which one direction of the hidden state says what the MLP's levels cost; divergences vary by a factor,
+    as costs do by what token came."""
+    generator = torch.Generator().manual_seed(0)
+    before, after = draw_levels(SPACE, 120, 3, 64, generator)
+    hidden = torch.randn(120, 3, 64, 64, generator=generator)
+    need = torch.sigmoid(2 * hidden[..., 0])
+    cost = torch.tensor([1.0, 0.3, 0.0])[after[..., 1].long()] * need
+    came = cost - noise * torch.randn(cost.shape, generator=generator)
+    divergence = cost * 2 * torch.rand(cost.shape, generator=generator)
+    return Samples(
+        hidden.bfloat16(), before, after, came, divergence, torch.zeros(120, 64),
+        torch.zeros(120, 64, dtype=torch.int32),
+    )  # fmt: skip
+
+
+def test_regression_finds_what_is_there_and_little_where_nothing_is():
+    config = ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=32)
+    network, found = fit(planted(noise=1), config, FitConfig(batch=512, dropout=0.1))
+    assert found.explained[-1] > 0.2
+    # Sensitivities are 1 on average; the costs are the planted ones, on the planted axis alone.
+    torch.testing.assert_close(network.training_sensitivities.float().mean(0), torch.ones(3), rtol=0, atol=0.05)
+    costs = [axis.detach() for axis in network.level_costs]
+    assert float(costs[1][0]) == pytest.approx(0.5, abs=0.1)
+    assert float(costs[0][0]) == pytest.approx(0, abs=0.1)
+    nothing = planted(noise=1)
+    nothing.divergence.copy_(torch.rand(nothing.cost.shape, generator=torch.Generator().manual_seed(3)))
+    assert fit(nothing, config, FitConfig(epochs=2, batch=512))[1].explained[-1] < 0.01
+
+
+def test_trust_in_the_network_is_the_slope_on_held_out_samples():
+    config = ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=32)
+    network, found = fit(planted(noise=1), config, FitConfig(batch=512, dropout=0.1))
+    assert found.slopes[1] == pytest.approx(1, abs=0.25)
+    assert float(network.trust[1]) == pytest.approx(min(found.slopes[1], 1))
+    luck = planted(noise=1)
+    order = torch.randperm(luck.cost.numel(), generator=torch.Generator().manual_seed(4))
+    luck.cost.copy_(luck.cost.flatten()[order].view(luck.cost.shape))
+    network, found = fit(luck, config, FitConfig(batch=512, dropout=0.1))
+    assert float(network.trust[1]) < 0.4
