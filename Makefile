@@ -25,7 +25,7 @@ lint: $(INSTALLED_DEV)
 	$(MAKE) docs
 
 docs: $(INSTALLED_DEV)
-	$(BIN)/mkdocs build --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 bench: $(INSTALLED_DEV)
 	$(BIN)/python benchmarks/rollout.py

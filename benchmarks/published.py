@@ -228,7 +228,7 @@ def free_running() -> list[dict[str, Any]]:
 
 def kl_difference(point: dict[str, Any], arm: str) -> Difference:
     """KL from dense of the policy minus that of `arm`, of a point of `free_running`."""
-    return Difference.of(point[f"policy_minus_{ {'allocated': 'static', 'uniform': 'static-even'}[arm] }_kl"])
+    return Difference.of(point[f"policy_minus_{arm}_kl"])
 
 
 def adherence() -> list[dict[str, Any]]:

@@ -26,9 +26,14 @@ def described(group: Any, prefix: str) -> list[tuple[str, Any]]:
     context = typer.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
-        if not command.hidden:
-            whole = f"{prefix} {name}"
-            found += described(command, whole) if hasattr(command, "list_commands") else [(whole, command)]
+        if command.hidden:
+            continue
+        whole = f"{prefix} {name}"
+        if hasattr(command, "list_commands"):
+            found += described(command, whole)
+        else:  # a command may be loaded when its context is made
+            loaded = command.make_context(name, [], parent=context, resilient_parsing=True).command
+            found.append((whole, loaded))
     return found
 
 

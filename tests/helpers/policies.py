@@ -46,8 +46,7 @@ def under_policy(lm):
         sparsity=SparsityConfig(window=32, page_size=8),
         network=NetworkConfig(base_hidden=64, actions=8, width=16, heads=2),
     )
-    lm.trained, lm.sparsity = TrainedPolicy(config), config.sparsity
-    return lm
+    return lm.with_policy(TrainedPolicy(config))
 
 
 def profile_of(*bends: float) -> Allocation:

@@ -124,8 +124,8 @@ def stream(
             top_k, repetition_penalty, ...), carried out by its own processors. Greedy by default.
 
     Raises:
-        ContextLengthError: prompt and new tokens exceed the model's context. SolmError: an option that is unknown or
-        not supported, or an impossible length.
+        ContextLengthError: prompt and new tokens exceed the model's context.
+        SolmError: an option that is unknown or not supported, or an impossible length.
     """
     max_new_tokens = _longest(ids.shape[1], max_new_tokens, max_length)
     stops = [stop_strings] if isinstance(stop_strings, str) else stop_strings or []
