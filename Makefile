@@ -26,7 +26,6 @@ docs: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/rollout.py
-	$(BIN)/python benchmarks/evaluate.py
 
 install: $(INSTALLED)
 

@@ -12,7 +12,15 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parent.parent / "docs"
-ARMS = (("static", "tab:blue"), ("tuned", "tab:orange"), ("best-of-500-random-estimated", "tab:green"))
+ARMS = (("allocated", "tab:blue"), ("tuned", "tab:orange"), ("best-of-500-estimated", "tab:green"))
+ENGINES = {
+    ("transformers", "bfloat16", "dense"): "stock transformers, bfloat16",
+    ("llama.cpp", "Q8_0", "dense"): "llama.cpp Q8_0",
+    ("cpu", "bfloat16", "dense"): "cpu bfloat16",
+    ("cpu", "int8", "dense"): "cpu int8",
+    ("cpu", "int4", "dense"): "cpu int4 (exact for this model)",
+    ("cpu", "int8", "pages 0.2, mlp 0.6"): "cpu int8, pages 0.2 and MLP 0.6",
+}
 
 
 def against_baselines() -> plt.Figure:
@@ -37,22 +45,25 @@ def against_baselines() -> plt.Figure:
 
 
 def on_the_clock() -> plt.Figure:
-    """Milliseconds of a decode step by context."""
-    found = json.loads((ROOT / "results/decode.json").read_text())["milliseconds"]
-    shown = {
-        "transformers, bfloat16": "stock transformers, bfloat16", "llama.cpp Q8_0": "llama.cpp Q8_0",
-        "native bfloat16, dense": "native bfloat16", "native int8, dense": "native int8",
-        "native int4, dense": "native int4 (exact for this model)",
-        "native int8, pages .2, mlp .6": "native int8, pages .2 and MLP .6",
-    }  # fmt: skip
+    """Milliseconds of a decode step by context; of llama.cpp the faster of its two attentions."""
+    points = json.loads((ROOT / "results/engine.json").read_text())["results"]["points"]
     figure, axes = plt.subplots(figsize=(7, 3.4))
-    contexts = [int(context) for context in found]
-    for name, label in shown.items():
-        if name in next(iter(found.values())):
-            # llama.cpp: the faster of its two attentions, as in the README's table.
-            times = [
-                min(values[name], values.get(f"{name}, fused attention", float("inf"))) for values in found.values()
-            ]
+    contexts = sorted({point["context"] for point in points})
+    for (engine, precision, setting), label in ENGINES.items():
+        times = [
+            min(
+                (
+                    point["milliseconds"]["median"]
+                    for point in points
+                    if (point["context"], point["engine"], point["precision"]) == (context, engine, precision)
+                    and point["kv_cache"] == "auto"
+                    and point["setting"].removesuffix(", fused attention") == setting
+                ),
+                default=None,
+            )
+            for context in contexts
+        ]
+        if None not in times:
             axes.plot(contexts, times, marker="o", label=label)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -67,8 +78,8 @@ def on_the_clock() -> plt.Figure:
 
 
 def learning() -> plt.Figure:
-    """Policy minus static by minutes of one thread's training, with 95 % intervals."""
-    points = json.loads((ROOT / "results/learning.json").read_text())["points"]
+    """Policy minus allocated by minutes of one thread's training, with 95 % intervals."""
+    points = json.loads((ROOT / "results/learning.json").read_text())["results"]["points"]
     shown = {
         "values": "counterfactual regression",
         "grpo": "GRPO with our priors",
@@ -87,7 +98,7 @@ def learning() -> plt.Figure:
     axes.set_xscale("log", base=2)
     axes.set_xticks([3, 6, 12], ["3", "6", "12"])
     axes.set_xlabel("minutes of training on one thread")
-    axes.set_ylabel("policy minus static, nats per token")
+    axes.set_ylabel("policy minus allocated, nats per token")
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
