@@ -99,12 +99,13 @@ def _parameter(name: str, field: Any) -> inspect.Parameter:
 
 studies = typer.Typer(
     cls=StudyGroup,
-    no_args_is_help=True,
+    invoke_without_command=True,
     help="Studies of the method. `solm study NAME --help` explains one.\n\n"
     "Example: solm study kv-drift --data pydoc:heldout --out drift.json --plot drift.svg",
 )
 
 
 @studies.callback()
-def _group() -> None:
-    """Only so that typer makes a group of it."""
+def _listed(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        output().print(context.get_help(), markup=False)

@@ -72,6 +72,7 @@ class Options(StudyOptions):
     budget: float = Field(0.45, gt=0, le=1, description="Its net keep.")
     allocation: str = Field("builtin:smollm2-135m", description="Policy whose sparsity and allocation all methods use.")
     runs: Path = Field(Path("runs/learning"), description="Folder for unfinished training.")
+    layer: int = Field(4, ge=0, description="Layer before which a value policy decides.")
     train_batch: int = Field(4, ge=1, description="Texts of a training batch.")
     train_length: int = Field(384, ge=1, description="Tokens of a training text, for counterfactual regression.")
 
@@ -98,7 +99,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     common = {"data": options.train, "sequences": options.train_batch, "seed": options.seed, "model": options.model}
     how = ValueTrainConfig(
         **common, context=options.context, horizon=options.train_length, sparsity=lm.sparsity,
-        calibration_texts=8, calibration_context=options.context,
+        calibration_texts=8, calibration_context=options.context, layer=options.layer,
     )  # fmt: skip
     streams = training_streams(lm, how, options.runs, Ranks())
     jobs = [(limit, method) for limit in options.minutes for method in options.methods]

@@ -39,6 +39,7 @@ class Options(StudyOptions):
     texts: int = Field(4, ge=2, description="Texts of a batch.")
     context: int = Field(384, ge=1, description="Tokens read densely first.")
     length: int = Field(256, ge=1, description="Tokens under random schedules.")
+    layer: int = Field(4, ge=0, description="Layer before which the network observes.")
     batches: int = Field(10, ge=1, description="Batches of texts.")
     off_grid: Path | None = Field(None, description="Write the rescaled model to this folder, and nothing else.")
 
@@ -52,7 +53,7 @@ def run(options: Options, partial: Path | None, progress: Progress) -> Record:
         raise SolmError("--dtype: this study compares bfloat16 with float32; leave it out")
     config = ValueTrainConfig(
         model=options.model, data=options.data, batches=options.batches, sequences=options.texts,
-        context=options.context, horizon=options.length, seed=options.seed,
+        context=options.context, horizon=options.length, seed=options.seed, layer=options.layer,
     )  # fmt: skip
     found: dict[str, Samples] = {}
     streams: list[TokenStream] = []

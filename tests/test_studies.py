@@ -1,0 +1,150 @@
+"""Studies on a tiny model: each finds what its name says, can be drawn, told and resumed; the command finds them all."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from solm.cli.main import app
+from solm.core.errors import SolmError
+from solm.core.parts import Parts
+from solm.evaluation.result import Record
+from solm.research import best_of, free_running, learning, long_context, precision
+from solm.research.studies import STUDIES, study
+
+TEXT = "One fish, two fish, red fish, blue fish; some are old and some are new. " * 60
+
+
+def ignore(*progress) -> None:
+    pass
+
+
+@pytest.fixture
+def source(tmp_path) -> str:
+    (tmp_path / "fish.txt").write_text(TEXT)
+    return str(tmp_path / "fish.txt")
+
+
+def check(module, found: Record) -> None:
+    """What every study's result must allow."""
+    again = Record.model_validate_json(found.model_dump_json())
+    assert module.lines(again) == module.lines(found)
+    assert module.lines(found)
+    assert module.plot(found, "png").startswith(b"\x89PNG")
+
+
+def test_the_best_of_many_is_beside_its_estimates_and_an_interruption_changes_nothing(value_lm, source, tmp_path):
+    value_lm.trained.config = value_lm.trained.config.model_copy(update={"weights_sha256": "x"})
+    options = best_of.Options(data=source, budgets="0.7", trials=30, texts=3, context=60, length=8)
+    found = best_of.measure(value_lm, options, None, ignore)
+    check(best_of, found)
+    (point,) = found.results["points"]
+    assert point["best"] <= point["random_median"]
+    assert point["best_estimated_from_8"]["groups"] == 3
+    assert {"policy_minus_best", "policy_minus_uniform"} <= set(point)
+
+    def stop(part, done, total):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    partial = tmp_path / "partial.json"
+    with pytest.raises(KeyboardInterrupt):
+        best_of.measure(value_lm, options, partial, stop)
+    assert set(json.loads(partial.read_text())["parts"]) == {"0.7", "0.7/0"}
+    assert best_of.measure(value_lm, options, partial, ignore).results == found.results
+    assert not partial.exists()
+
+
+def test_free_running_dense_text_is_what_the_dense_model_predicts(value_lm, source):
+    options = free_running.Options(data=source, budgets="0.7", texts=2, context=60, length=16)
+    found = free_running.measure(value_lm, options, None, ignore)
+    check(free_running, found)
+    arms = found.results["points"][0]["arms"]
+    assert set(arms) == {"dense", "policy", "uniform"}
+    assert arms["dense"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert arms["policy"]["kl"] > 0.001
+    assert sum(arms["uniform"][axis] for axis in ("attention", "mlp", "bits")) / 3 == pytest.approx(0.7, abs=0.05)
+
+
+def test_long_contexts_compare_what_reads_the_same_share(value_lm, source):
+    options = long_context.Options(data=source, contexts="90,120", length=32, texts=2)
+    found = long_context.measure(value_lm, options, None, ignore)
+    check(long_context, found)
+    assert set(found.results["text"]) == {"90", "120"}
+    for arms in found.results["text"].values():
+        assert arms["constant 1"]["minus_dense"]["value"] == 0
+        assert arms["constant 0.2"]["share"] < arms["constant 0.5"]["share"] < 1
+        for target in ("0.2", "0.3"):
+            ours, constant = arms[f"policy {target}"], arms[f"constant as policy {target}"]
+            assert constant["share"] == pytest.approx(ours["share"], abs=0.02)
+
+
+def test_learning_measures_every_method_after_its_minutes(tiny_lm, source, tmp_path):
+    options = learning.Options(
+        data=source, train=source, minutes="0.0001", methods="values,grpo", space="mlp-50", budget=0.9, texts=2,
+        context=90, length=16, layer=1, train_batch=2, train_length=20, runs=tmp_path / "runs",
+    )  # fmt: skip
+    found = learning.measure(tiny_lm, options, None, ignore)
+    check(learning, found)
+    for point in found.results["points"]:
+        assert point["training"]["token_steps"] > 0
+        assert point["net_keep"] == pytest.approx(0.9, abs=0.05)
+        assert {"policy_above_dense", "uniform_above_dense"} <= set(point)
+    with pytest.raises(SolmError, match="--methods: unknown magic"):
+        learning.run(options.model_copy(update={"methods": ("magic",)}), None, ignore)
+
+
+def test_bfloat16_and_float32_are_scored_on_the_same_schedules(tiny_lm, source, tmp_path):
+    tiny_lm.model.to(torch.float32).save_pretrained(tmp_path / "model")
+    tiny_lm.tokenizer.save_pretrained(tmp_path / "model")
+    options = precision.Options(
+        data=source, model=str(tmp_path / "model"), texts=4, context=90, length=20, batches=1, layer=1
+    )
+    found = precision.run(options, None, ignore)
+    check(precision, found)
+    assert found.results["gains"]["correlation"] > 0.5
+    assert {name: len(shares) for name, shares in found.results["explained_of_float32"].items()} == {
+        "bfloat16": 5, "float32": 5,
+    }  # fmt: skip
+    away = options.model_copy(update={"off_grid": tmp_path / "off-grid"})
+    assert precision.run(away, None, ignore).results["largest_change"] < 1e-3
+    assert (tmp_path / "off-grid/model.safetensors").exists()
+
+
+def test_every_study_has_options_that_the_command_shows():
+    runner = CliRunner()
+    listed = runner.invoke(app, ["study"])
+    assert listed.exit_code == 0
+    for name in STUDIES:
+        assert name in listed.stdout
+        module = study(name).load()
+        shown = runner.invoke(app, ["study", name, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+        assert shown.exit_code == 0
+        assert "Example" in shown.stdout
+        for option in module.Options.model_fields:
+            assert f"--{option.replace('_', '-')}" in shown.stdout, (name, option)
+    with pytest.raises(SolmError, match="unknown study 'poem'; choose among kv-drift"):
+        study("poem")
+
+
+def test_a_mistake_in_a_studys_options_is_one_line(source):
+    runner = CliRunner()
+    done = runner.invoke(app, ["study", "kv-drift", "--data", source, "--burst", "0"])
+    assert isinstance(done.exception, SolmError)
+    assert "burst" in str(done.exception)
+    assert "\n" not in str(done.exception)
+    done = runner.invoke(app, ["study", "kv-drift", "--data", source, "--burst", "500"])
+    assert str(done.exception) == "--burst 500 must leave 16 of 128 tokens after it"
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"key": 1, "parts": {"a": 1}}', '{"key": [1, 2]}', "[]"])
+def test_parts_of_another_job_or_half_written_are_not_used(tmp_path, content):
+    path = tmp_path / "parts.json"
+    path.write_text(content)
+    parts = Parts(path, (1, 2))
+    assert "a" not in parts
+    assert parts.get("a", lambda: 2) == 2
+    assert Parts(path, [1, 2]).get("a", lambda: 3) == 2
+    parts.done()
+    assert not path.exists()
