@@ -33,7 +33,7 @@ class SparsityConfig(BaseModel):
     bits_group: int | None = Field(32, ge=1)
     """Channels that share one quantisation scale; None: the whole token."""
     allocation: Allocation | None = None
-    """How κ and ρ are dealt out to KV heads and layers; None: evenly."""
+    """What of κ and ρ each KV head and layer keeps; None: all keep the same."""
     thresholds: ChannelThresholds | None = None
     """Keep the MLP channels that pass a threshold, and realise what passed; None: exactly the share ρ of them."""
 
@@ -71,7 +71,7 @@ class SparsityConfig(BaseModel):
         return self
 
     def under(self, allocation: Allocation | None) -> "SparsityConfig":
-        """The same with another allocation, None: evenly. Raises `SolmError` where they do not go together."""
+        """The same with another allocation, None: all layers alike. Raises `SolmError` where it does not fit."""
         try:
             return SparsityConfig.model_validate({**dict(self), "allocation": allocation})
         except ValidationError as error:

@@ -179,4 +179,3 @@ def _differences(ours: Answers, theirs: Answers) -> dict[str, Difference]:
         metric: Difference(**paired_difference(np.array(values), np.array(theirs[metric]))._asdict())
         for metric, values in ours.items()
     }
-

@@ -18,7 +18,7 @@ from solm.core.sparsity import SparsityConfig
 
 INPUT, HIDDEN = 0, 1
 """The MLP's sites: what gate and up read, and what down reads."""
-_PART = 4096  # KV lengths whose levels are dealt out at once
+_PART = 4096  # KV lengths whose levels are found at once
 
 
 def ceil_share(share: torch.Tensor, total: torch.Tensor | int) -> torch.Tensor:
@@ -44,8 +44,8 @@ def kv_budget(keep: torch.Tensor, kv_length: torch.Tensor, sparsity: SparsityCon
     [N, Q], or under an allocation [layers, N, Q].
 
     Sinks and window are rounded to whole pages, always read, and count against ceil(κ·n) tokens; what is left buys
-    whole pages between them, which an allocation deals out to the layers. Without sinks and window (`paper`) the page
-    that holds the current token is an ordinary candidate.
+    whole pages between them, of which an allocation gives every layer its own number. Without sinks and window
+    (`paper`) the page that holds the current token is an ordinary candidate.
     """
     page = sparsity.page_size
     budget = ceil_share(keep, kv_length)
