@@ -29,7 +29,6 @@ docs: $(INSTALLED_DEV)
 
 bench: $(INSTALLED_DEV)
 	$(BIN)/python benchmarks/rollout.py
-	$(BIN)/python benchmarks/evaluate.py
 
 install: $(INSTALLED)
 

@@ -2,20 +2,21 @@
 
     python benchmarks/gpu.py --contexts 4096,32768 --rows 1,8 --json
 
-Attention and products have the shapes of a Llama of 8B, bfloat16, random numbers: what they take depends on how much is
-read alone. Medians of `triton.testing.do_bench`, which empties the L2 cache between runs. Steps are SmolLM2-135M's, as
-`generate` calls them, Python included: medians over interleaved rounds.
+Attention and products have the shapes of a Llama of 8B, in bfloat16, with random numbers: their time depends only on
+how much is read. Medians of `triton.testing.do_bench`, which empties the L2 cache between runs. Steps are those of
+--model, Python included: medians over interleaved rounds.
 """
 
-import json
+import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
 
 import solm
+from common import STEPS, constant_step, draw_text, finish, interleaved, numbers, parser
+from engine import SETTINGS
 from solm.backends.torch import triton as kernels
 from solm.backends.torch.attention import KeyValues, attend
 from solm.backends.torch.layout import Layout
@@ -24,16 +25,11 @@ from solm.backends.torch.plan import Plan, make_plan
 from solm.backends.torch.select import keep_channels
 from solm.core.cost import ModelShapes
 from solm.core.sparsity import SparsityConfig
-from timing import MODEL, arguments, draw_text, machine, median
 
 SHAPES = ModelShapes(
     layers=32, hidden=4096, intermediate=14336, heads=32, kv_heads=8, head_dim=128, vocabulary=128256, gated=True
 )
 KEEP = (0.5, 0.2, 0.1)
-DIAL = {
-    "dense": (1.0, 1.0, 16), "mlp .6": (1.0, 0.6, 16), "pages .2": (0.2, 1.0, 16), "pages .2, mlp .6": (0.2, 0.6, 16),
-}  # fmt: skip
-STEPS = 24
 
 Timer = Callable[[Callable[[], object]], float]
 
@@ -80,57 +76,54 @@ def product(rows: int, device: str, timer: Timer) -> dict[str, float]:
     return found
 
 
-def steps(lm: solm.LanguageModel, context: int, rounds: int) -> dict[str, float]:
-    """Steps of one row after `context` tokens."""
-    ids = draw_text(lm, 1, context + 1)
-    parent = lm.session(capacity=context)
-    parent.prefill(ids[:, :context])
-    forks = {name: parent.fork(1, STEPS * (rounds + 1)) for name in DIAL}
-    taken: dict[str, list[float]] = {name: [] for name in DIAL}
-    for _ in range(rounds + 1):
-        for name, action in DIAL.items():
-            keep = torch.tensor([action], dtype=torch.float64)
-            times = []
-            for _ in range(STEPS):
-                begun = time.perf_counter()
-                int(forks[name].step(ids[:, context], keep).argmax())  # waits for the device
-                times.append(1e3 * (time.perf_counter() - begun))
-            taken[name].append(median(times))
-    return {name: median(values[1:]) for name, values in taken.items()}
-
-
 def main() -> None:
-    options = arguments(
-        __doc__,
-        lambda parser: parser.add_argument("--contexts", default="4096,32768"),
-        lambda parser: parser.add_argument("--rows", default="1,8"),
-    )
+    options = parser(__doc__)
+    options.add_argument("--contexts", default="4096,32768")
+    options.add_argument("--rows", default="1,8")
+    asked = options.parse_args()
     if not torch.cuda.is_available():
         print("benchmarks/gpu.py needs a CUDA device; torch sees none", file=sys.stderr)
         sys.exit(2)
     import triton
 
-    contexts, rows = ([int(part) for part in text.split(",")] for text in (options.contexts, options.rows))
+    contexts, rows = ([int(part) for part in numbers(text)] for text in (asked.contexts, asked.rows))
 
     def timer(run: Callable[[], object]) -> float:
-        return triton.testing.do_bench(run, return_mode="median")
+        return float(triton.testing.do_bench(run, return_mode="median"))
 
-    lm = solm.load(MODEL, dtype="bfloat16")
+    lm = solm.load(asked.model, dtype="bfloat16")
     limit = lm.model.config.max_position_embeddings
-    told = {
+    results = {
         "attention": {f"{n} rows, {seen}": attention(n, seen, "cuda", timer) for n in rows for seen in contexts},
         "product": {f"{n} rows": product(n, "cuda", timer) for n in range(1, kernels.MOST_ROWS + 1)},
-        "steps": {context: steps(lm, context, options.rounds) for context in contexts if context + 1024 < limit},
-        "gpu": torch.cuda.get_device_name(), "triton": triton.__version__, "machine": machine(),
+        "steps": {f"{seen}": steps(lm, seen, asked.rounds) for seen in contexts if seen + 1024 < limit},
+        "gpu": torch.cuda.get_device_name(), "triton": triton.__version__,
     }  # fmt: skip
-    if options.json:
-        print(json.dumps(told))
-        return
-    for part in ("attention", "product", "steps"):
-        for shape, values in told[part].items():
-            print(f"{part}, {shape}")
-            for name, value in values.items():
-                print(f"  {name:24} {value:8.4f} ms")
+    lines = [
+        f"{part}, {shape}: {name:24} {value:8.4f} ms"
+        for part in ("attention", "product", "steps")
+        for shape, values in results[part].items()
+        for name, value in values.items()
+    ]
+    finish("gpu", asked, results, lines)
+
+
+def steps(lm: solm.LanguageModel, context: int, rounds: int) -> dict[str, float]:
+    """Medians of steps of one row after `context` tokens."""
+    ids = draw_text(lm, 1, context + 1)
+    parent = lm.session(capacity=context)
+    parent.prefill(ids[:, :context])
+    calls = {name: constant_step(parent.fork(1, STEPS * (rounds + 1)), keep) for name, keep in SETTINGS.items()}
+
+    def waiting(step: Callable[[torch.Tensor], object]) -> Callable[[], object]:
+        def run() -> None:
+            step(ids[:, context])
+            torch.cuda.synchronize()
+
+        return run
+
+    taken = interleaved({name: waiting(step) for name, step in calls.items()}, rounds)
+    return {name: statistics.median(values) for name, values in taken.items()}
 
 
 if __name__ == "__main__":

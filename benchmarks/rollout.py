@@ -1,144 +1,146 @@
 """Controlled token-steps per second of training, prefill included.
 
-SmolLM2-135M, context 512, 2 sequences x 16 schedules x 16 steps, joint-27, pages of 8: rollouts of a policy that reads
-h(t-1), step by step (`--method grpo`), the same with 8 sequences, and random schedules scored in one pass beside the
-dense run (`--method values`; the dense run is not counted). Then the latter in its default shape, 4 x 3 x 256 after
-384. `agreement` tells how much of what sets schedules of one text apart is rounding: the correlation of their mean
-log-probabilities, texts' averages taken off, in float32 with those of other arithmetic.
-
-    python benchmarks/rollout.py
     python benchmarks/rollout.py --json --dtype float32
+
+Context 512, 2 texts x 16 schedules x 16 steps, joint-27, pages of 8: rollouts of a policy that reads the previous
+step's hidden state, step by step (`--method grpo`), the same with 8 texts, and random schedules scored in one pass
+beside the dense run (`--method values`; the dense run is not counted). Then the latter in its default shape, 4 x 3 x
+256 after 384. `agreement` tells how much of what sets schedules of one text apart is rounding: the correlation of their
+mean log-probabilities, texts' averages taken off, in float32 with those of other arithmetic.
 """
 
-import json
+import statistics
 import time
+from dataclasses import dataclass
 
 import torch
+from solm.runtime.drive import teacher_forced
 
+import solm
+from common import draw_text, finish, parser, peak_memory_gib, seconds_inside, spread
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.sparsity import SparsityConfig
 from solm.policies.learned import LearnedPolicy
 from solm.policies.network import NetworkConfig, PolicyNetwork
-from solm.runtime.drive import teacher_forced
 from solm.training.counterfactual import collect_samples, draw_levels
-from timing import arguments, draw_text, load, machine, median, peak_memory_gib, seconds_inside
 
-CONTEXT, SEQUENCES, ROLLOUTS, STEPS, SPACE, PAGE = 512, 2, 16, 16, "joint-27", 8
-MORE = 8  # sequences
+SPACE, PAGE, MORE = "joint-27", 8, 8
 
 
-def sample_rates(lm, context: int, sequences: int, schedules: int, steps: int, rounds: int) -> list[float]:  # type: ignore[no-untyped-def]
+@dataclass(frozen=True)
+class Shape:
+    context: int
+    texts: int
+    schedules: int
+    steps: int
+
+    @property
+    def token_steps(self) -> int:
+        return self.texts * self.schedules * self.steps
+
+
+def sample_rates(lm: solm.LanguageModel, shape: Shape, rounds: int) -> list[float]:
     """Token-steps per second of random schedules, the dense run beside them not counted, once per round."""
     space = ActionSpace.preset(SPACE)
-    windows = draw_text(lm, sequences, context + steps + 1)
+    windows = draw_text(lm, shape.texts, shape.context + shape.steps + 1)
     rates = []
-    for index in range(rounds + 1):
-        before, after = draw_levels(space, sequences, schedules, steps, torch.Generator().manual_seed(index))
+    for turn in range(rounds + 1):
+        generator = torch.Generator().manual_seed(turn)
+        before, after = draw_levels(space, shape.texts, shape.schedules, shape.steps, generator)
         begun = time.perf_counter()
-        collect_samples(lm, windows, context, 4, before, after, space)
-        rates.append(sequences * schedules * steps / (time.perf_counter() - begun))
+        collect_samples(lm, windows, shape.context, min(4, lm.control.shapes.layers - 1), before, after, space)
+        rates.append(shape.token_steps / (time.perf_counter() - begun))
     return rates[1:]
 
 
-def rollouts(lm, windows: torch.Tensor, policy: LearnedPolicy, rounds: int) -> list[dict[str, float]]:  # type: ignore[no-untyped-def]
+def rollouts(lm: solm.LanguageModel, shape: Shape, rounds: int) -> list[dict[str, float]]:
     """Seconds of every round, by what they went into."""
-    target = Budget.from_net(0.7, policy.space).tensor(len(windows) * ROLLOUTS)
-    following = windows[:, CONTEXT:].repeat_interleave(ROLLOUTS, 0)
+    space = ActionSpace.preset(SPACE)
+    torch.manual_seed(0)
+    network = PolicyNetwork(NetworkConfig(base_hidden=lm.control.shapes.hidden, actions=len(space))).eval()
+    policy = LearnedPolicy(network, space, clamp=False)
+    windows = draw_text(lm, shape.texts, shape.context + shape.steps + 1)
+    target = Budget.from_net(0.7, space).tensor(shape.texts * shape.schedules)
+    following = windows[:, shape.context :].repeat_interleave(shape.schedules, 0)
     found = []
-    for index in range(rounds + 1):
-        generator = torch.Generator().manual_seed(index)
-        with seconds_inside(model=lm.model, policy=policy.network) as inside:
+    for turn in range(rounds + 1):
+        generator = torch.Generator().manual_seed(turn)
+        with seconds_inside(model=lm.model, policy=network) as inside:
             begun = time.perf_counter()
-            session = lm.session(capacity=CONTEXT)
-            session.prefill(windows[:, :CONTEXT])
-            prefilled, prefill_model = time.perf_counter(), inside["model"]
-            forks = session.fork(ROLLOUTS, capacity=STEPS + PAGE)
+            session = lm.session(capacity=shape.context)
+            session.prefill(windows[:, : shape.context])
+            prefill, prefill_model = time.perf_counter() - begun, inside["model"]
+            forks = session.fork(shape.schedules, capacity=shape.steps + PAGE)
             teacher_forced(forks, policy, following, target, generator, record=True)
             total = time.perf_counter() - begun
-        spent = {
-            "prefill": prefilled - begun, "model_steps": inside["model"] - prefill_model, "policy": inside["policy"],
-        }  # fmt: skip
+        spent = {"prefill": prefill, "model_steps": inside["model"] - prefill_model, "policy": inside["policy"]}
         found.append({"total": total, **spent, "rest": total - sum(spent.values())})
     return found[1:]  # the first round pays for warm-up
 
 
-def schedule_scores(lm, windows: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    """Mean log-probability of each of the same random schedules [texts, schedules], the text's average taken off."""
-    space, count = ActionSpace.preset(SPACE), len(windows)
-    session = lm.session(capacity=CONTEXT)
-    session.prefill(windows[:, :CONTEXT])
-    forks = session.fork(ROLLOUTS, capacity=STEPS + 16)
-    following = windows[:, CONTEXT:].repeat_interleave(ROLLOUTS, 0)
-    target = Budget.from_net(0.7, space).tensor(count * ROLLOUTS)
-    run = teacher_forced(forks, lm.policy("random", space), following, target, torch.Generator().manual_seed(0))
-    scores = run.log_probabilities.double().mean(1).unflatten(0, (count, ROLLOUTS))
-    return scores - scores.mean(1, keepdim=True)
+def schedule_scores(lm: solm.LanguageModel, shape: Shape) -> torch.Tensor:
+    """Mean log-probability of each of the same random schedules [texts · schedules], the text's average taken off."""
+    space = ActionSpace.preset(SPACE)
+    windows = draw_text(lm, shape.texts, shape.context + shape.steps + 1)
+    session = lm.session(capacity=shape.context)
+    session.prefill(windows[:, : shape.context])
+    forks = session.fork(shape.schedules, capacity=shape.steps + lm.sparsity.page_size)
+    following = windows[:, shape.context :].repeat_interleave(shape.schedules, 0)
+    target = Budget.from_net(0.7, space).tensor(len(following))
+    generator = torch.Generator().manual_seed(0)
+    run = teacher_forced(forks, lm.policy("random", space), following, target, generator)
+    scores = run.log_probabilities.double().mean(1).unflatten(0, (shape.texts, shape.schedules))
+    return (scores - scores.mean(1, keepdim=True)).flatten()
 
 
-def agreement() -> dict[str, float]:
-    """Correlation of `schedule_scores` with those of the torch backend in float32: in bfloat16, and on the native
-    backend, which adds up the same float32 numbers in another order."""
+def agreement(model: str, shape: Shape) -> dict[str, float]:
+    """Correlation of `schedule_scores` with those of the torch backend in float32: in bfloat16, and on the cpu backend,
+    which adds up the same float32 numbers in another order."""
     scores = []
-    for dtype, native in (("float32", False), ("bfloat16", False), ("float32", True)):
-        lm, windows = load(dtype, SparsityConfig(), MORE, CONTEXT + STEPS + 1)
-        if native:
-            lm.compile("float32")
-        scores.append(schedule_scores(lm, windows).flatten())
+    for dtype, backend in (("float32", "torch"), ("bfloat16", "torch"), ("float32", "cpu")):
+        precision = "float32" if backend == "cpu" else None
+        lm = solm.load(model, sparsity=SparsityConfig(), dtype=dtype, backend=backend, precision=precision)
+        scores.append(schedule_scores(lm, shape))
         lm.detach()
     found = torch.corrcoef(torch.stack(scores))[0]
     return {"bfloat16": float(found[1]), "float32 in another order": float(found[2])}
 
 
 def main() -> None:
-    options = arguments(__doc__)
-
-    space = ActionSpace.preset(SPACE)
-    lm, windows = load(options.dtype, SparsityConfig(page_size=PAGE), SEQUENCES, CONTEXT + STEPS + 1)
-    torch.manual_seed(0)
-    network = PolicyNetwork(NetworkConfig(base_hidden=lm.control.shapes.hidden, actions=len(space))).eval()
-    policy = LearnedPolicy(network, space, clamp=False)
-
-    shapes = {"same_shape": (CONTEXT, SEQUENCES, ROLLOUTS, STEPS), "default_shape": (384, 4, 3, 256)}
-    samples = {name: sample_rates(lm, *shape, options.rounds) for name, shape in shapes.items()}
-    runs = {
-        count: rollouts(lm, draw_text(lm, count, windows.shape[1]), policy, options.rounds)
-        for count in (SEQUENCES, MORE)
-    }
-    rates = {count: [count * ROLLOUTS * STEPS / r["total"] for r in rounds] for count, rounds in runs.items()}
-    memory, rounds = peak_memory_gib(), runs[SEQUENCES]
-    lm.detach()
-    result = {
-        "token_steps_per_second": median(rates[SEQUENCES]),
-        "range": [min(rates[SEQUENCES]), max(rates[SEQUENCES])],
-        "with_more_sequences": {
-            "sequences": MORE,
-            "median": median(rates[MORE]),
-            "range": [min(rates[MORE]), max(rates[MORE])],
+    options = parser(__doc__)
+    options.add_argument("--context", type=int, default=512)
+    options.add_argument("--steps", type=int, default=16)
+    options.add_argument("--no-agreement", action="store_true", help="leave the comparison of precisions out")
+    asked = options.parse_args()
+    lm = solm.load(asked.model, sparsity=SparsityConfig(page_size=PAGE), dtype=asked.dtype)
+    few, more = (Shape(asked.context, texts, 16, asked.steps) for texts in (2, MORE))
+    default = Shape(asked.context * 3 // 4, 4, 3, asked.steps * 16)
+    runs = {shape: rollouts(lm, shape, asked.rounds) for shape in (few, more)}
+    results = {
+        "rollouts_per_second": {
+            f"{shape.texts} texts": spread([shape.token_steps / one["total"] for one in rounds])
+            for shape, rounds in runs.items()
         },
-        "samples_per_second": {name: [median(r), min(r), max(r)] for name, r in samples.items()},
-        "agreement_with_float32": agreement(),
-        "peak_memory_gib": memory,
-        "seconds": {name: median([r[name] for r in rounds]) for name in rounds[0]},
-        "dtype": str(lm.model.dtype).removeprefix("torch."),
-        "rounds": options.rounds,
-        "machine": machine(),
+        "seconds": {name: statistics.median(one[name] for one in runs[few]) for name in runs[few][0]},
+        "samples_per_second": {
+            name: spread(sample_rates(lm, shape, asked.rounds)) for name, shape in (("same", few), ("default", default))
+        },
+        "peak_memory_gib": peak_memory_gib(),
     }
-    if options.json:
-        print(json.dumps(result))
-        return
-    print(f"after {CONTEXT} tokens, {SPACE}, {result['dtype']}; peak memory {result['peak_memory_gib']:.2f} GiB")
-    for count, found in rates.items():
-        print(
-            f"{count} x {ROLLOUTS} x {STEPS} steps: {median(found):.0f} token-steps per second (median of "
-            f"{options.rounds}; {min(found):.0f} to {max(found):.0f})"
-        )
-    for name, value in result["agreement_with_float32"].items():
-        print(f"agreement of float32 with {name}: {value:.3f}")
-    for name, (middle, low, high) in result["samples_per_second"].items():
-        print(f"random schedules, {name}: {middle:.0f} token-steps per second ({low:.0f} to {high:.0f})")
-    for name, seconds in result["seconds"].items():
-        print(f"  {name:12} {seconds:.3f} s  {100 * seconds / result['seconds']['total']:5.1f} %")
+    lm.detach()
+    if not asked.no_agreement:
+        results["agreement_with_float32"] = agreement(asked.model, more)
+    lines = [
+        f"{part}, {name}: {rate['median']:.0f} token-steps per second ({rate['low']:.0f} to {rate['high']:.0f})"
+        for part in ("rollouts_per_second", "samples_per_second")
+        for name, rate in results[part].items()
+    ]
+    lines += [f"  {name:12} {seconds:.3f} s" for name, seconds in results["seconds"].items()]
+    lines += [
+        f"agreement with {name}: {value:.3f}" for name, value in results.get("agreement_with_float32", {}).items()
+    ]
+    finish("rollout", asked, results, lines)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ Every server runs as a process of its own, all at the same time; clients take tu
 clients is measured on all servers within minutes. Requests stream greedy chat replies to texts that no other request
 shares. All models have one dtype, by default bfloat16 where the processor has it and float32 elsewhere.
 
-    python benchmarks/serve.py                       # transformers serve, reference, native bfloat16 and int8
+    python benchmarks/serve.py                       # transformers serve; torch, cpu in bfloat16 and in int8
     python benchmarks/serve.py --governor --json     # twice the clients that a dense server holds its objective for
 """
 
+import argparse
 import asyncio
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,16 +27,16 @@ import httpx
 import numpy as np
 import torch
 
+from common import MODEL, finish, parser
 from solm.backends.torch.load import load_base
 from solm.data.windows import token_stream
-from timing import MODEL, arguments, machine, median
 
-TOKENS, PROMPT = 64, 96
+PROMPT = 96
 STARTED = 180
 SERVERS = {
     "torch": ["--backend", "torch"],
-    "native-bfloat16": ["--backend", "cpu", "--precision", "bfloat16"],
-    "native-int8": ["--backend", "cpu", "--precision", "int8"],
+    "cpu bfloat16": ["--backend", "cpu", "--precision", "bfloat16"],
+    "cpu int8": ["--backend", "cpu", "--precision", "int8"],
 }
 
 
@@ -73,7 +75,7 @@ def ours(*options: str) -> list[str]:
 class Load:
     """Requests to one server. efficiency: what each asks for, None: the field is left out (not ours)."""
 
-    def __init__(self, address: str, model: str, efficiency: dict[str, Any] | None, tokens: int = TOKENS):
+    def __init__(self, address: str, model: str, efficiency: dict[str, Any] | None, tokens: int):
         self.address, self.model, self.efficiency, self.tokens = address, model, efficiency, tokens
 
     async def one(self, client: httpx.AsyncClient, text: str) -> dict[str, Any]:
@@ -142,12 +144,14 @@ def throughput(options: Any) -> dict[str, Any]:
         tokenizer.save_pretrained(base)
         transformers = [str(Path(sys.executable).with_name("transformers")), "serve", str(base), "--device", "cpu"]
         loads = {}
-        for name in ["transformers", *SERVERS]:
+        for name in [*(["transformers"] if options.peer else []), *SERVERS]:
             command = transformers if name == "transformers" else ours(*SERVERS[name], "--dtype", options.dtype)
             address = stack.enter_context(server(command, free_port(), Path(folder) / f"{name}.log"))
             plain = name == "transformers"
-            loads[name] = Load(address, str(base) if plain else "served", None if plain else {"policy": "dense"})
-        loads["native-int8 at .6"] = Load(loads["native-int8"].address, "served", {"budget": 0.6})
+            loads[name] = Load(
+                address, str(base) if plain else "served", None if plain else {"policy": "dense"}, options.tokens
+            )
+        loads["cpu int8 at 0.6"] = Load(loads["cpu int8"].address, "served", {"budget": 0.6}, options.tokens)
         for clients in options.clients:
             each = max(1, options.replies // clients)
             texts = some_texts(clients * each * (options.rounds + 1) * len(loads), PROMPT)
@@ -164,18 +168,18 @@ def throughput(options: Any) -> dict[str, Any]:
 
 def middle(runs: list[dict[str, float]]) -> dict[str, float]:
     """The median of every number over rounds."""
-    return {key: median([run[key] for run in runs]) for key in runs[0]}
+    return {key: statistics.median([run[key] for run in runs]) for key in runs[0]}
 
 
 def governed(options: Any) -> dict[str, Any]:
     """The objective is what a dense server's 95th percentile of the time per output token (a reply's time after its
     first token over the number of tokens after it) is at `--hold` clients; then twice as many come."""
-    tokens, rows = 256, options.hold
+    tokens, rows = options.tokens * 4, options.hold
     texts = some_texts(rows * 2 * 2 * 4 + rows * 4, options.context)
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        native = ["--backend", "cpu", "--precision", options.precision]
-        with server(ours(*native), free_port(), Path(folder) / "dense.log") as address:
+        cpu = ["--backend", "cpu", "--precision", options.precision]
+        with server(ours(*cpu), free_port(), Path(folder) / "dense.log") as address:
             load = Load(address, "served", {"policy": "dense"}, tokens)
             asyncio.run(load.run(rows, 1, texts[-rows * 2 : -rows]))
             calm = asyncio.run(load.run(rows, 2, texts[: rows * 2]))
@@ -190,41 +194,38 @@ def governed(options: Any) -> dict[str, Any]:
             "governor, rows": ["--slo-floor", "1"],
         }
         for name, more in kinds.items():
-            with server(ours(*native, *slo, *more), free_port(), Path(folder) / "governed.log") as address:
+            with server(ours(*cpu, *slo, *more), free_port(), Path(folder) / "governed.log") as address:
                 load = Load(address, "served", {"budget": 1.0, "policy": "policy"}, tokens)
                 asyncio.run(load.run(rows * 2, 1, texts[-rows * 2 :]))
                 results[name] = asyncio.run(load.run(rows * 2, 2, texts[: rows * 4]))
-    return {"objective_ms": objective, "clients": {"calm": rows, "overload": rows * 2}, "results": results}
+    return {"objective_ms": objective, "clients": {"calm": rows, "overload": rows * 2}, "servers": results}
 
 
 def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    options = arguments(
-        __doc__,
-        lambda parser: parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16]),
-        lambda parser: parser.add_argument("--replies", type=int, default=8, help="replies per round"),
-        lambda parser: parser.add_argument("--governor", action="store_true"),
-        lambda parser: parser.add_argument("--hold", type=int, default=4, help="clients without overload"),
-        lambda parser: parser.add_argument("--context", type=int, default=256, help="tokens of prompt, --governor"),
-        lambda parser: parser.add_argument("--floor", type=float, default=0.5, help="net keep, --governor"),
-        lambda parser: parser.add_argument("--precision", default="int8", help="of --governor's server"),
-    )
-    result = governed(options) if options.governor else throughput(options)
-    if options.json:
-        print(json.dumps({"servers": result, "machine": machine()}))
-        return
-    rows = result["results"].items() if options.governor else [
-        (f"{name}, {clients} clients", run) for name, runs in result.items() for clients, run in runs.items()
-    ]  # fmt: skip
-    if options.governor:
-        print(f"objective: {result['objective_ms']:.1f} ms per token at the 95th percentile")
-    for name, run in rows:
-        first, tpot, gap = ([run[f"{kind}_{rank}_ms"] for rank in ("p50", "p95")] for kind in ("first", "tpot", "gap"))
-        print(
-            f"{name:34} {run['tokens_per_second']:7.1f} tokens/s  first {first[0]:7.0f} / {first[1]:7.0f} ms"
-            f"  per token {tpot[0]:6.1f} / {tpot[1]:6.1f}  gaps {gap[0]:6.1f} / {gap[1]:6.1f} ms"
-            f"  net {run['net_keep']:.2f}"
-        )
+    options = parser(__doc__)
+    options.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
+    options.add_argument("--replies", type=int, default=8, help="replies per round")
+    options.add_argument("--tokens", type=int, default=64, help="tokens of a reply")
+    options.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="also transformers serve")
+    options.add_argument("--governor", action="store_true")
+    options.add_argument("--hold", type=int, default=4, help="clients without overload")
+    options.add_argument("--context", type=int, default=256, help="tokens of prompt, --governor")
+    options.add_argument("--floor", type=float, default=0.5, help="net keep, --governor")
+    options.add_argument("--precision", default="int8", help="of --governor's server")
+    asked = options.parse_args()
+    if asked.governor:
+        results = governed(asked)
+        rows = list(results["servers"].items())
+    else:
+        results = {"servers": throughput(asked)}
+        rows = [(f"{name}, {n} clients", run) for name, runs in results["servers"].items() for n, run in runs.items()]
+    lines = [
+        f"{name:34} {run['tokens_per_second']:7.1f}/s, first {run['first_p50_ms']:.0f} / {run['first_p95_ms']:.0f}, "
+        f"per token {run['tpot_p50_ms']:.1f} / {run['tpot_p95_ms']:.1f} ms, net keep {run['net_keep']:.2f}"
+        for name, run in rows
+    ]
+    finish("governor" if asked.governor else "serve", asked, results, lines)
 
 
 if __name__ == "__main__":

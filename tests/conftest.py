@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+from solm.core.sparsity import SparsityConfig
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if importlib.util.find_spec("triton") is not None:
     # Triton decides at its import, which other packages cause, whether it interprets kernels on the CPU.

@@ -56,7 +56,9 @@ def evaluate(
     ] = None,
     baselines: Annotated[
         str | None,
-        typer.Option(help="More arms: constant, teal, drift, entropy, per-request. drift and entropy step by step: slow."),
+        typer.Option(
+            help="More arms: constant, teal, drift, entropy, per-request. drift and entropy step by step: slow."
+        ),
     ] = None,
     oracle: Annotated[bool, typer.Option("--oracle", help="Also measure the ceiling, with access to answers.")] = False,
     seed: SeedOption = 0,

@@ -71,7 +71,7 @@ class SparsityConfig(BaseModel):
         return self
 
     def under(self, allocation: Allocation | None) -> "SparsityConfig":
-        """The same with another allocation, None: evenly. Raises `SolmError` where they do not go together."""
+        """The same with another allocation, None: all layers alike. Raises `SolmError` where it does not fit."""
         try:
             return SparsityConfig.model_validate({**dict(self), "allocation": allocation})
         except ValidationError as error:

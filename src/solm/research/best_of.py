@@ -1,7 +1,7 @@
 """Is the estimated best of many random schedules what many find? On the paper's size: 112 texts of 16 tokens.
 
-Runs every trial at every budget, and compares their best with what 8 of them predict (`expected_best`), and 2 of them as
-in the tables of results. Every text is read once and all its schedules share that prefix.
+Runs every trial at every budget, and compares their best with what 8 of them predict (`expected_best`), and 2 of them
+as in the tables of results. Every text is read once and all its schedules share that prefix.
 
 Example: solm study best-of --data wiki.txt,books.jsonl --trials 500 --out best-of.json
 """

@@ -153,7 +153,7 @@ def lines(found: Record) -> list[str]:
         for point in source["points"]:
             gain, net = point["difference"], sum(point["realised"].values()) / 3
             shown.append(
-                f"  budget {point['budget']:g}: realised {net:.3f}, largest gap {point['gap']:.3f}, policy minus baseline "
+                f"  budget {point['budget']:g}: realised {net:.3f}, gap {point['gap']:.3f}, policy minus baseline "
                 f"{gain['value']:+.4f} [{float(gain['low']):+.4f}, {float(gain['high']):+.4f}]"
             )
     return shown

@@ -2,10 +2,9 @@
 
 import pytest
 from pydantic import ValidationError
-from helpers.models import tokens
 
 import solm
-from helpers.models import tiny_model
+from helpers.models import tiny_model, tokens
 from helpers.policies import EVEN, profile_of
 from solm.core.allocation import KNOTS, Allocation
 from solm.core.errors import SolmError

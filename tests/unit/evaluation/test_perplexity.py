@@ -70,22 +70,6 @@ def test_every_texts_uniform_schedule_is_matched_to_the_policy(policy_lm, stream
         assert np.abs(policy[:, 1:4] - static[:, 1:4]).max() <= 0.9 / 20 / 2
 
 
-def test_texts_match_static_to_policy_one_by_one(policy_lm, stream):
-    """Each sequence's static schedule spends what that sequence's policy spent, to half a level per run."""
-    partial = tmp_path / "partial.json"
-
-    def stop(done, total):
-        if done == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(policy_lm, [stream], SETTINGS, partial=partial, progress=stop)
-    rows = json.loads(partial.read_text())["batches"][0]["rows"]
-    for budget in SETTINGS.budgets:
-        policy, static = np.array(rows[f"policy@{budget}"]), np.array(rows[f"static@{budget}"])
-        assert np.abs(policy[:, 1:4] - static[:, 1:4]).max() <= 0.9 / 20 / 2
-
-
 def test_results_do_not_depend_on_an_interruption(policy_lm, stream, whole, tmp_path):
     partial = tmp_path / "partial.json"
 

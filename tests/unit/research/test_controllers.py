@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from helpers.models import tokens
 
 from helpers.models import tokens
 from helpers.sessions import scored_under

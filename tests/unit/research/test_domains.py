@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.texts import FISH as TEXT
 
 from helpers.texts import FISH
 from solm.core.actions import AXES

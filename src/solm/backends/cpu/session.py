@@ -281,7 +281,9 @@ class CpuSession:
         self._last = done
         controllable = torch.from_numpy(places >= self._sparsity.always_read)
         actions = torch.from_numpy(np.where(done.actions < 0, self._budgets["previous"][:, None], done.actions))
-        return Result(done.logits, torch.from_numpy(done.stream), torch.from_numpy(done.realised), controllable, actions)
+        return Result(
+            done.logits, torch.from_numpy(done.stream), torch.from_numpy(done.realised), controllable, actions
+        )
 
     def _prepare(self, count: int) -> None:
         """Give the engine the prompt, and rows room for `count` more tokens."""

@@ -1,0 +1,144 @@
+"""What the benchmarks share: options, the model and text, steps of a session, medians of interleaved rounds."""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from solm.runtime.drive import drive
+
+import solm
+from solm.core.files import write_text
+from solm.data.text import documents
+from solm.data.windows import TokenStream, stream_of, token_stream
+from solm.evaluation.result import record
+
+MODEL, TEXT = "builtin:smollm2-135m", "pydoc:heldout"
+STEPS = 24
+"""Steps of a round."""
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark takes."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    made.add_argument("--out", type=Path, help="write the JSON here")
+    made.add_argument("--model", default=MODEL)
+    made.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
+    made.add_argument("--rounds", type=int, default=5, help="interleaved rounds, after one that warms up")
+    return made
+
+
+def numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def finish(kind: str, options: argparse.Namespace, results: dict[str, Any], lines: list[str]) -> None:
+    """Print or write the result of the benchmark `kind`; `lines` are for a terminal."""
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    ours = {name: value for name, value in settings.items() if name not in ("json", "out")}
+    found = record(kind, ours | {"threads": torch.get_num_threads()}, results)
+    if options.out is not None:
+        write_text(options.out, found.model_dump_json(indent=2) + "\n")
+    print(found.model_dump_json() if options.json else "\n".join(lines))
+
+
+def draw_text(lm: solm.LanguageModel, count: int, length: int) -> torch.Tensor:
+    """`count` windows [count, length] of real text."""
+    assert lm.tokenizer is not None
+    return token_stream(TEXT, lm.tokenizer).spaced(count, length, torch.Generator().manual_seed(0))
+
+
+def held_out(data: Path, lm: solm.LanguageModel) -> list[TokenStream]:
+    """Wikipedia, books and the web: the files in the folder `data` that the published tables were measured on."""
+    assert lm.tokenizer is not None
+    web = []
+    for line in (data / "eval/hellaswag_val.jsonl").read_text().splitlines():
+        item = json.loads(line)
+        web.append(f"{item['query']} {item['choices'][item['gold']]}\n")
+    # Short texts: twenty to a document, so that a context of 512 tokens is not all boundaries.
+    pages = ["\n".join(web[start : start + 20]) for start in range(0, len(web), 20)]
+    return [
+        stream_of(documents(str(data / "eval/wikitext.valid.tokens.txt")), lm.tokenizer, "wikitext.valid"),
+        stream_of(documents(str(data / "eval/books_long.jsonl")), lm.tokenizer, "books_long"),
+        stream_of(pages, lm.tokenizer, "hellaswag_val"),
+    ]
+
+
+def tuning_text(data: Path, lm: solm.LanguageModel) -> TokenStream:
+    """Text to choose the arm tuned on: some of the training text in the folder `data`."""
+    assert lm.tokenizer is not None
+    texts = documents(str(data / "train/web"))[:500] + documents(str(data / "train/wiki"))[:500]
+    return stream_of(texts, lm.tokenizer, "train/web, train/wiki")
+
+
+def constant_step(session: Any, keep: tuple[float, float, float]) -> Callable[[torch.Tensor], object]:
+    """A greedy step of all rows, tokens [N], under one action; as greedy generation runs it."""
+    session.approximate_tail = True
+    action = torch.tensor([keep], dtype=torch.float64).expand(session.rows, 3)
+    return lambda tokens: session.step(tokens, action)
+
+
+def policy_step(session: Any, policy: Any, target: torch.Tensor, horizon: int) -> Callable[[torch.Tensor], object]:
+    """A greedy step of all rows that a policy decides, within target [N, 3] over `horizon` steps."""
+    session.approximate_tail = True
+    return drive(session, policy, target, horizon).step
+
+
+def clock(run: Callable[[], object]) -> float:
+    """Milliseconds that a call takes."""
+    begun = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - begun)
+
+
+def interleaved(runs: dict[str, Callable[[], object]], rounds: int, steps: int = STEPS) -> dict[str, list[float]]:
+    """Every round's median milliseconds of a call, by name. Rounds take turns; one before the first warms up."""
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            middle = statistics.median(clock(run) for _ in range(steps))
+            if turn:
+                found[name].append(middle)
+    return found
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, lowest and highest of rounds."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+@contextmanager
+def seconds_inside(**modules: torch.nn.Module) -> Iterator[dict[str, float]]:
+    """Seconds spent in the forward passes of modules, by name."""
+    spent: dict[str, float] = defaultdict(float)
+    begun: dict[str, float] = {}
+    handles = []
+    for name, module in modules.items():
+
+        def start(*_: Any, name: str = name) -> None:
+            begun[name] = time.perf_counter()
+
+        def stop(*_: Any, name: str = name) -> None:
+            spent[name] += time.perf_counter() - begun[name]
+
+        handles += [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]
+    try:
+        yield spent
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def peak_memory_gib() -> float:
+    """Largest resident size of this process so far."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
