@@ -156,5 +156,12 @@ class EngineCall:
 
 
 def _check_states(states: Any, rows: int) -> None:
-    if states.dtype != ROW_STATE or states.shape != (rows,) or not states.flags.c_contiguous or not states.flags.writeable:
-        raise DataError(f"states must be writable records of dtype ROW_STATE [{rows}], got {states.dtype} {states.shape}")
+    if (
+        states.dtype != ROW_STATE
+        or states.shape != (rows,)
+        or not states.flags.c_contiguous
+        or not states.flags.writeable
+    ):
+        raise DataError(
+            f"states must be writable records of dtype ROW_STATE [{rows}], got {states.dtype} {states.shape}"
+        )
