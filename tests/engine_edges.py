@@ -140,29 +140,25 @@ def steps_do_not_depend_on_the_batch(built) -> None:
                     assert torch.equal(found[row], torch.cat([step.logits[0] for step in steps])), (precision, row)
 
 
+def _going_on(rows: Rows, cut: int, seed: int) -> torch.Tensor:
+    rows.lengths = rows.lengths - cut
+    return rows.run(tokens(1, 70, seed=seed).expand(len(rows.caches), -1), (0.3, 1.0, 16)).logits
+
+
 def forks_go_on_alone(built) -> None:
     """Forks, forks of forks, and rows that are cut back into pages that they share."""
     model = tiny_model("llama", torch.float32)
     for kv in ("auto", "int8"):
         engine = Engine(model, SPARSITY, "int8", kv_cache_dtype=kv, library=built)
         for context in (15, 16, 40, 300):
-            ids = tokens(1, context)
-
-            def going_on(rows: Rows, cut: int, seed: int) -> torch.Tensor:
-                rows.lengths = rows.lengths - cut
-                return rows.run(tokens(1, 70, seed=seed).expand(len(rows.caches), -1), (0.3, 1.0, 16)).logits
-
-            def alone(cut: int, seed: int) -> torch.Tensor:
-                rows = Rows(engine)
-                rows.run(ids)
-                return going_on(rows, cut, seed)
-
             parent = Rows(engine)
-            parent.run(ids)
+            parent.run(tokens(1, context))
             forks = parent.fork(2)
             grown, cut = forks.fork(2), forks.fork()
             for rows, back, seed in ((parent, 9, 1), (forks, 0, 2), (cut, 12, 3), (grown, 0, 4)):
-                found, expected = going_on(rows, back, seed), alone(back, seed)
+                alone = Rows(engine)
+                alone.run(tokens(1, context))
+                found, expected = _going_on(rows, back, seed), _going_on(alone, back, seed)
                 assert torch.equal(found, expected.expand_as(found)), (kv, context, back)
 
 

@@ -227,7 +227,7 @@ class CpuSession(Session):
         return found
 
     def _extended(self, found: Computed, keep_logits: torch.Tensor | None) -> Extended:
-        rows, count, _ = found.shape
+        count = found.shape[1]
         hidden, logits = torch.from_numpy(found.stream), found.logits
         if keep_logits is not None:
             index = keep_logits[..., None]
@@ -239,7 +239,7 @@ class CpuSession(Session):
 
     def _take_down(self, found: Computed) -> None:
         """Books, hidden state and length after a pass."""
-        rows, count, _ = found.shape
+        count = found.shape[1]
         controllable = self._controllable(count, 0)
         spent = (torch.from_numpy(found.realised) * controllable[..., None]).sum(1)
         self.ledger = Ledger(self.ledger.spent + spent, self.ledger.steps + controllable.sum(1))

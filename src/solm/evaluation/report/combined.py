@@ -4,14 +4,14 @@ from html import escape
 from typing import Any
 
 from solm.core.actions import AXES
+from solm.research import domains as shift
+from solm.research import kv_drift as pollution
 from solm.evaluation.pictures import blank, picture, violins
 from solm.evaluation.report.actions import histograms, texts
 from solm.evaluation.report.page import difference, head, image, perplexity_table
 from solm.evaluation.report.read import Result
 from solm.evaluation.result import EvaluationResult, TaskResult
 from solm.evaluation.show import plot, told, verdict
-from solm.research import domains as shift
-from solm.research import kv_drift as pollution
 from solm.research.domains import ShiftResult
 from solm.research.kv_drift import PollutionResult
 
