@@ -15,10 +15,13 @@ ROW_STATE = np.dtype(
         *((name, np.int64) for name in ("booked", "taken", "horizon", "previous")),
     ]
 )
-"""decider: address of the policy in the engine's terms, 0 where the engine does not decide. target: shares per axis that
-the budget allows on average. spent: realised shares, summed over the controllable steps. early: the same of the layers
-before a priced policy's, as if they were the whole model. shift: what `aim` has added to spent. booked: controllable
-steps. taken: all steps. horizon: steps that the budget is meant for. previous: the last action."""
+"""One record per row; shares (attention, mlp, bits / 16) are float64 [3].
+
+decider: address of the policy in the engine's terms, 0 where the engine does not decide. target: average shares that
+the budget allows. spent: realised shares, summed over the controllable steps. early: the same for the layers before a
+priced policy's, as if they were the whole model. shift: what `aim` has added to spent. booked: number of controllable
+steps. taken: number of all steps. horizon: steps that the budget is meant for. previous: index of the last action.
+"""
 
 
 def open_budgets(
@@ -28,8 +31,10 @@ def open_budgets(
     ledger: Ledger | None = None,
     early: torch.Tensor | None = None,
 ) -> np.ndarray:
-    """Records [N] for target [N, 3] float64 shares over `horizon` steps, of rows that have spent what `ledger` and early
-    [N, 3] say; by default nothing."""
+    """Records [N] for target [N, 3] float64 shares over `horizon` steps.
+
+    ledger, early [N, 3] float64: what the rows have spent before; by default nothing.
+    """
     state = np.zeros(len(target), ROW_STATE)
     state["target"], state["horizon"], state["previous"] = target.numpy(), horizon, previous
     if ledger is not None:

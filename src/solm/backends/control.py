@@ -117,8 +117,10 @@ class Control:
                 mine.rows = torch.cat([mine.rows, moved.rows])
 
     def take(self, index: torch.Tensor, sparsity: SparsityConfig, copied: bool = False) -> "Control":
-        """The control of rows index [n] of these, in that order, under `sparsity`. copied: random generators are copied,
-        too, so that the rows go on as if these were not there."""
+        """The control of rows index [n] of these, in that order, under `sparsity`.
+
+        copied: random generators are copied, so that neither session's draws change the other's.
+        """
         kept = []
         for group in self.groups if len(index) else []:
             place = torch.full((int(max(index.max(), group.rows.max())) + 1,), -1)

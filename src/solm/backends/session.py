@@ -1,9 +1,9 @@
 """The session protocol: how everything above the backends runs a model, and what it gets back.
 
 A session holds N rows. A row is one sequence with all of its state: keys and values, the policy that decides for it and
-that policy's state, its budget and what it has spent, its random generator. Rows are read densely (`prefill`), put under
-a policy (`control`) and then advanced by `step`, `extend` or `score`: under a known schedule where one is given, else
-under the rows' policies.
+that policy's state, its budget and what it has spent, its random generator. Rows are read densely (`prefill`), put
+under a policy (`control`) and then advanced by `step`, `extend` or `score`. These follow a known schedule where one is
+given, else the rows' policies.
 """
 
 from collections.abc import Sequence
@@ -48,10 +48,10 @@ Schedule = torch.Tensor | SplitSchedule
 class Result:
     """What processing Q tokens of N rows gave.
 
-    logits: [N, Q, V] after every token, or [N, L, V] after those that were asked for. hidden: what the output head read,
-    likewise. realised: [N, Q, 3] float64, shares that the steps realised. controllable: [N, Q] bool. actions: [N, Q]
-    int64, indices in the space of the row's policy; None under a known schedule. stream: [N, Q, H], the residual stream
-    that enters the layer of a `SplitSchedule`; None otherwise.
+    logits: [N, Q, V] after every token, or [N, L, V] after those that were asked for. hidden: [N, Q or L, H], the input
+    of the output head. realised: [N, Q, 3] float64, the shares that the steps realised. controllable: [N, Q] bool.
+    actions: [N, Q] int64, indices in the space of the row's policy; None under a known schedule. stream: [N, Q, H], the
+    residual stream that enters the layer of a `SplitSchedule`; None otherwise.
     """
 
     logits: torch.Tensor

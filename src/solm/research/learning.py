@@ -2,8 +2,8 @@
 
 Every method trains on the same text, on one thread, and is measured after every number of minutes: policy minus
 allocated on held-out text, at what the policy spent. Minutes are the process's own, so that a busy machine counts
-nothing; loading and evaluating do not count, collecting, fitting and measuring level costs do. The further methods change one
-thing about counterfactual regression or policy gradient each.
+nothing. Collecting, fitting and measuring level costs count; loading and evaluating do not. The further methods change
+one thing each about counterfactual regression or policy gradient.
 
 Example: OMP_NUM_THREADS=1 solm study learning --train books.txt,web.txt --data wiki.txt --minutes 3,6 --out learn.json
 """
@@ -38,7 +38,7 @@ from solm.runtime.load import load
 from solm.training.checkpoint import LOG, RunFolder
 from solm.training.config import TrainConfig, ValueTrainConfig
 from solm.training.counterfactual import Samples, collect_samples, draw_levels
-from solm.training.grpo import optimise
+from solm.training.grpo import WEIGHT_DECAY, optimise
 from solm.training.ranks import Ranks
 from solm.training.regression import fit
 from solm.training.rollout import collect, step_generator
@@ -167,10 +167,10 @@ def grpo(lm: LanguageModel, config: TrainConfig, streams: list[TokenStream], lim
     torch.manual_seed(config.seed)
     sizes = NetworkConfig(
         base_hidden=lm.shapes.hidden, actions=len(config.space), width=config.width, heads=config.heads,
-        memory=config.memory, temperature=config.temperature, budget_prior=config.budget_prior,
+        budget_prior=config.budget_prior,
     )  # fmt: skip
     network = PolicyNetwork(sizes).to(lm.backend.device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
     folder = RunFolder(out, config)
     folder.restore(network, optimizer)
     records = _logged(out)

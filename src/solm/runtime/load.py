@@ -38,8 +38,8 @@ def load(
 
     Args:
         sparsity: how actions are carried out; by default the policy's own, else `SparsityConfig()`.
-        backend: ``torch`` (any device, exact simulation), ``cpu`` (steps on the compiled engine), or ``auto``: cpu where
-            it can run the model, with a warning that says why where it cannot.
+        backend: ``torch`` (any device, exact simulation), ``cpu`` (steps on the compiled engine), or ``auto``: cpu
+            where it can run the model, with a warning that says why where it cannot.
         precision: of the weights of the cpu backend; by default bfloat16, or nested where actions say how many of their
             bits are read. kv_cache_dtype: of its keys and values, ``auto`` or ``int8``. threads: that it steps with.
         timings: a file of ``solm bench``, for budgets in milliseconds.

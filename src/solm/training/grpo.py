@@ -20,7 +20,7 @@ from solm.training.ranks import Ranks
 from solm.training.rollout import Batch, collect
 from solm.training.sources import Record, provenance, training_streams
 
-_WEIGHT_DECAY, _GRADIENT_CLIP = 0.01, 2.0
+WEIGHT_DECAY, _GRADIENT_CLIP = 0.01, 2.0
 
 
 def train(
@@ -49,7 +49,7 @@ def train(
             budget_prior=config.budget_prior,
         )
     ).to(lm.backend.device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=_WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
     ranks = ranks or Ranks()
     ranks.share(config.texts)
     folder = RunFolder(out, config, ranks)

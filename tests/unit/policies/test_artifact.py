@@ -227,10 +227,8 @@ def test_weights_that_cannot_be_are_refused_before_a_model_is_loaded(priced, tmp
 
 
 def test_what_needs_the_model_is_refused_when_it_is_attached(priced, base, tmp_path):
-    heads = (
-        lambda config: config["sparsity"]["allocation"].update(  # noqa: E731
-            attention=config["sparsity"]["allocation"]["attention"][:1] * 6
-        )
+    heads = lambda config: config["sparsity"]["allocation"].update(
+        attention=config["sparsity"]["allocation"]["attention"][:1] * 6
     )
     trained = TrainedPolicy.from_pretrained(altered(priced, tmp_path / "heads", heads))
     with pytest.raises(PolicyMismatchError, match="allocation is of a model of 3 KV heads, this one has 2"):

@@ -108,7 +108,8 @@ def test_options_that_are_not_carried_out_are_refused_by_name(tiny_lm, option, v
 OPTIONS = [
     {"do_sample": True}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.5}, {"do_sample": True, "min_p": 0.3},
     {"do_sample": True, "top_h": 0.4}, {"do_sample": True, "typical_p": 0.4},
-    {"do_sample": True, "epsilon_cutoff": 0.01}, {"do_sample": True, "eta_cutoff": 0.01}, {"repetition_penalty": 2.0}, {"no_repeat_ngram_size": 1},
+    {"do_sample": True, "epsilon_cutoff": 0.01}, {"do_sample": True, "eta_cutoff": 0.01},
+    {"repetition_penalty": 2.0}, {"no_repeat_ngram_size": 1},
     {"bad_words_ids": [[7]]}, {"sequence_bias": {(7,): 50.0}}, {"suppress_tokens": [7]}, {"begin_suppress_tokens": [7]},
     {"min_length": 105}, {"min_new_tokens": 5}, {"exponential_decay_length_penalty": (2, 9.0)},
     {"remove_invalid_values": True}, {"renormalize_logits": True}, {"eos_token_id": 7}, {"pad_token_id": 0},

@@ -43,8 +43,8 @@ class Computed:
 
     @property
     def stream(self) -> np.ndarray:
-        """The residual stream after the last layer of the call [N, Q, H] float32, after the model's last one normed: the
-        input of the head."""
+        """The residual stream after the last layer of the call [N, Q, H] float32; after the model's last layer, normed,
+        the input of the head."""
         rows, count, hidden = self.shape
         return self._block.numpy()[4 * rows * count :].view(np.float32)[: rows * count * hidden].reshape(self.shape)
 

@@ -1,4 +1,4 @@
-"""Sessions of the cpu backend: prompts are read by the torch model, every step after them runs on the compiled engine."""
+"""Sessions of the cpu backend: the torch model reads prompts, and the compiled engine runs every step after them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -86,7 +86,7 @@ class CpuSession:
     def prefill(
         self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
     ) -> torch.Tensor:
-        """As `Session.prefill`; also refuses, with `DataError`, to go on after a step, whose keys only the engine has."""
+        """As `Session.prefill`. Also raises `DataError` after a step, as only the engine has its keys and values."""
         if self._prompt is None:
             if self.rows:
                 raise DataError("the cpu backend prefills before the first step alone")
@@ -213,8 +213,8 @@ class CpuSession:
         return self.reader.embed(tokens)
 
     def _regroup(self) -> None:
-        """Find the groups of rows that the engine decides for: those of the policies that it knows, unless others decide
-        inside the pass, too, which only Python can do."""
+        """Find the groups of rows that the engine decides for: those under value policies. If another kind of policy
+        decides inside the pass, too, Python decides for all."""
         decided, groups = self._budgets["decider"] != 0, self._control.groups
         known = [bool(decided[int(group.rows[0])]) for group in groups]
         inside = [isinstance(group.policy, PricedPolicy) for group in groups]

@@ -76,7 +76,9 @@ class SparsityRules(ctypes.Structure):
     """How an action is carried out: the engine's part of `SparsityConfig`; see `sparsity_rules`."""
 
     _fields_ = [
-        *_integers("sinks", "window", "input_site", "hidden_site", "hidden_power", "group", "weight_bits", "layers", "heads"),
+        *_integers(
+            "sinks", "window", "input_site", "hidden_site", "hidden_power", "group", "weight_bits", "layers", "heads"
+        ),
         ("allocation", _pointer),
     ]  # fmt: skip
 
@@ -138,8 +140,8 @@ def layout() -> list[str]:
     for struct in (Sizes, Matrix, Layer, Model, SparsityRules, Decider):
         lines += _lines(struct.__name__, ctypes.sizeof(struct), _fields(struct))
     state = budgets.ROW_STATE
-    places = {name: place for name, (_, place, *_) in (state.fields or {}).items()}
-    lines += _lines("RowState", state.itemsize, [(name, places[name], state[name].itemsize) for name in places])
+    fields = [(name, at, dtype.itemsize) for name, (dtype, at, *_) in (state.fields or {}).items()]
+    lines += _lines("RowState", state.itemsize, fields)
     return lines + _lines("Call", ctypes.sizeof(Call), _fields(Call))
 
 

@@ -14,7 +14,7 @@ PACKED = ("int4", "nested")
 
 
 class Matrix:
-    """A weight matrix [out, in] in the engine's layout: input-major [in, out], with a scale per output where it is int8.
+    """A weight matrix [out, in] in the engine's layout: input-major [in, out], in int8 with a scale per output.
 
     With precision int4 a matrix whose weights lie on a grid of 4 bits is packed without loss; any other is int8.
     """

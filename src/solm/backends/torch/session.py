@@ -322,7 +322,9 @@ class TorchSession:
         layer: int | None = None,
         choose: Callable[[torch.Tensor], Plan] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Logits, hidden states and what thresholds kept of the MLP (see `ActivePass.realised_mlp`) of one pass of the model under `plan`, from `layer` on under what `choose` returns.
+        """One pass of the model under `plan`, from `layer` on under the plan that `choose` returns.
+
+        Returns logits, hidden states, and what thresholds kept of the MLP (`ActivePass.realised_mlp`).
 
         Without forks and without a sparse axis it is the stock model's, bit for bit.
         """

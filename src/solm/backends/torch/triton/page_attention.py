@@ -1,7 +1,7 @@
 """Attention of one position per row over the pages its plan reads: pages are scored, chosen and read, without a mask.
 
-What is chosen, and by what rounding, is what `solm.backends.torch.pages` does in plain torch. Not a number is read back by the
-host: the list of pages has room for all of them, and kernels read how many there are.
+Pages are chosen, with the same rounding, as `solm.backends.torch.pages` does in plain torch. The host reads nothing
+back: the list of pages has room for all of them, and kernels read how many there are.
 """
 
 # Kernel arguments are pointers and numbers, which Triton types by itself.
@@ -230,7 +230,7 @@ def attend_pages(
     scaling: float,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """`solm.backends.torch.attention.attend` of query [N, Hq, 1, D], for plans that `reads_pages` takes: [N, Hq, 1, Dv].
+    """What `attend` of the torch backend gives for query [N, Hq, 1, D], [N, Hq, 1, Dv], for plans that `reads_pages` takes.
 
     Of keys and values only the chosen pages are read, once for all query heads of a KV head. A row's pages are split
     over as many programs as it takes to fill a GPU; a second step weights the parts by what their softmax sums to.

@@ -1,0 +1,297 @@
+"""Checks of the compiled engine at its edges, without a session, for any build of it.
+
+The tests run them for several processors. Run as a script, with compiler flags as its arguments, they run once for one
+build: that is how they run under sanitizers, whose runtime must be loaded before Python is.
+"""
+
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from helpers.models import tiny_model
+from solm.backends.budgets import ROW_STATE
+from solm.backends.cpu.call import Computed, EngineCall
+from solm.backends.cpu.decider import Decider
+from solm.backends.cpu.engine import Cache, Engine
+from solm.backends.cpu.library import library
+from solm.core.errors import DataError
+from solm.core.sparsity import SparsityConfig
+
+SPARSITY = SparsityConfig(window=16)
+ACTIONS = [(1.0, 1.0, 16), (0.3, 1.0, 16), (1.0, 0.5, 16), (1.0, 1.0, 5), (0.25, 0.4, 6), (0.5, 0.6, 4)]
+# Outputs in 64s and inputs in 32s, with a last 64 outside of the 128s.
+GRID_SIZES = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+class Rows:
+    """Rows of one engine with all that belongs to them."""
+
+    def __init__(self, engine: Engine, rows: int = 1, sparsity: SparsityConfig = SPARSITY, capacity: int = 640):
+        self.engine, self.sparsity, self.capacity = engine, sparsity, capacity
+        self.caches = tuple(Cache(engine, capacity) for _ in range(rows))
+        self.lengths, self.states = np.zeros(rows, np.int64), np.zeros(rows, ROW_STATE)
+        self.call = EngineCall(engine, sparsity)
+
+    def run(self, tokens: torch.Tensor, keep=None, **how) -> Computed:
+        """Tokens [N, Q] under keep [N, Q, 3], or one action for all."""
+        if isinstance(keep, tuple):
+            keep = torch.tensor(keep, dtype=torch.float64).expand(*tokens.shape, 3)
+        found = self.call.run(self.caches, tokens, self.lengths, self.states, keep, **how)
+        if how.get("last") is None:
+            self.lengths = self.lengths + tokens.shape[1]
+        return found
+
+    def fork(self, forks: int = 1, capacity: int = 640) -> "Rows":
+        child = Rows.__new__(Rows)
+        child.__dict__.update(self.__dict__)
+        child.caches = tuple(
+            Cache(self.engine, capacity, cache, int(length))
+            for cache, length in zip(self.caches, self.lengths, strict=True)
+            for _ in range(forks)
+        )
+        child.lengths, child.states = self.lengths.repeat(forks), self.states.repeat(forks)
+        child.call = EngineCall(self.engine, self.sparsity)
+        return child
+
+
+def tokens(rows: int, count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(3, 259, (rows, count), generator=torch.Generator().manual_seed(seed))
+
+
+def on_grid(model):
+    """The model with every linear layer's weights rounded to 4 bits in groups of 32, as in a Q4_1 file."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            groups = module.weight.data.unflatten(1, (-1, 32))
+            low = groups.amin(-1, keepdim=True).half().float()
+            step = ((groups.amax(-1, keepdim=True) - low) / 15).half().float()
+            module.weight.data = (low + step * ((groups - low) / step).round().clamp(0, 15)).flatten(1)
+    return model
+
+
+def decider(layer: int, hidden: int = 64, **changes) -> Decider:
+    """A random policy over 3 x 2 x 2 levels."""
+    draw = torch.Generator().manual_seed(abs(layer))
+    levels = [np.array(axis) for axis in ((0.2, 0.5, 1.0), (0.5, 1.0), (5.0, 16.0))]
+    costs = [np.array(axis) for axis in ((0.3, 0.1, 0.0), (0.2, 0.0), (0.1, 0.0))]
+    options = {
+        "layer": layer, "read": (torch.randn(8, hidden + 3, generator=draw), torch.randn(8, generator=draw)),
+        "head": (torch.randn(3, 8, generator=draw), torch.zeros(3)), "scale": torch.ones(3), "trust": torch.ones(3),
+        "levels": levels, "own_cost": costs, "fixed_cost": [0 * cost for cost in costs],
+        "curves": [np.linspace(axis[0] / axis[-1], 1, 5) for axis in levels], "prices": np.linspace(2, 0, 5),
+        "clamp": True,
+    }  # fmt: skip
+    return Decider(**{**options, **changes})
+
+
+def under(rows: Rows, policy: Decider, target: float = 0.7, horizon: int = 100) -> Rows:
+    rows.states["decider"], rows.states["target"], rows.states["horizon"] = policy.address, target, horizon
+    return rows
+
+
+def dense_equals_the_model(built) -> None:
+    """At page boundaries, one token and several at a time."""
+    model = tiny_model("llama", torch.float32)
+    engine = Engine(model, SPARSITY, "float32", library=built)
+    for context in (1, 15, 16, 17, 33, 300):
+        ids = tokens(1, context + 40, seed=context)
+        rows = Rows(engine)
+        found = [rows.run(part).logits for part in ids.split([context, 1, 1, 7, 31], 1)]
+        with torch.no_grad():
+            torch.testing.assert_close(torch.cat(found, 1), model(ids).logits, atol=2e-3, rtol=0)
+
+
+def sparse_equals_the_native_build(built) -> None:
+    """But for tokens of which selections differ, where values tie to the last bit."""
+    model = tiny_model("qwen3", torch.float32)
+    rows = [Rows(Engine(model, SPARSITY, "float32", library=some), 2) for some in (library(), built)]
+    for some in rows:
+        some.run(tokens(2, 100))
+    for action in ACTIONS:
+        found = [some.fork().run(tokens(2, 40, seed=5), action) for some in rows]
+        close = (found[0].logits - found[1].logits).abs().amax(-1) < 1e-3
+        assert close.float().mean() > 0.97, action
+        assert np.allclose(found[0].realised, found[1].realised, rtol=0, atol=1e-12), action
+
+
+def steps_do_not_depend_on_the_batch(built) -> None:
+    """To the last bit: rows of other lengths and actions share the pass through the weights, known tokens too."""
+    model = on_grid(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES))
+    for precision in ("float32", "bfloat16", "int8", "int4", "nested", "int4 kv"):
+        precision, _, kv = precision.partition(" ")
+        sparsity = SPARSITY.model_copy(update={"bits_site": "weights" if precision == "nested" else "input"})
+        engine = Engine(model, sparsity, precision, kv_cache_dtype="int8" if kv else "auto", library=built)
+        for count in (5, 19) if precision == "int4" else (5,):
+            alone = [Rows(engine, 1, sparsity) for _ in range(count)]
+            for row, some in enumerate(alone):
+                some.run(tokens(1, 20 + 13 * row, seed=row))
+            together = Rows(engine, count, sparsity)
+            together.caches = tuple(some.fork().caches[0] for some in alone)
+            together.lengths = np.concatenate([some.lengths for some in alone])
+            keep = torch.tensor([ACTIONS[row % len(ACTIONS)] for row in range(count)], dtype=torch.float64)
+            for some in (tokens(count, 1, seed=1), tokens(count, 3, seed=2)):
+                found = together.run(some, keep[:, None].expand(-1, some.shape[1], -1)).logits
+                for row, one in enumerate(alone):
+                    steps = [
+                        one.run(some[row : row + 1, q : q + 1], keep[row, None, None]) for q in range(some.shape[1])
+                    ]
+                    assert torch.equal(found[row], torch.cat([step.logits[0] for step in steps])), (precision, row)
+
+
+def _going_on(rows: Rows, cut: int, seed: int) -> torch.Tensor:
+    rows.lengths = rows.lengths - cut
+    return rows.run(tokens(1, 70, seed=seed).expand(len(rows.caches), -1), (0.3, 1.0, 16)).logits
+
+
+def forks_go_on_alone(built) -> None:
+    """Forks, forks of forks, and rows that are cut back into pages that they share."""
+    model = tiny_model("llama", torch.float32)
+    for kv in ("auto", "int8"):
+        engine = Engine(model, SPARSITY, "int8", kv_cache_dtype=kv, library=built)
+        for context in (15, 16, 40, 300):
+            parent = Rows(engine)
+            parent.run(tokens(1, context))
+            forks = parent.fork(2)
+            grown, cut = forks.fork(2), forks.fork()
+            for rows, back, seed in ((parent, 9, 1), (forks, 0, 2), (cut, 12, 3), (grown, 0, 4)):
+                alone = Rows(engine)
+                alone.run(tokens(1, context))
+                found, expected = _going_on(rows, back, seed), _going_on(alone, back, seed)
+                assert torch.equal(found, expected.expand_as(found)), (kv, context, back)
+
+
+def approximate_tails_are_exact_near_the_top(built) -> None:
+    for hidden in (48, 64, 192):
+        model = tiny_model("llama", torch.float32, hidden_size=hidden, vocab_size=2000)
+        model.get_output_embeddings().weight.data *= 20 / hidden**0.5  # logits spread like a real model's
+        rows = Rows(Engine(model, SPARSITY, "int8", library=built), 5)
+        rows.run(tokens(5, 40))
+        exact, short = (rows.fork().run(tokens(5, 12, seed=5), approximate_tail=tail).logits for tail in (False, True))
+        near = exact > exact.amax(-1, keepdim=True) - 6
+        assert torch.equal(exact[near], short[near])
+        off = (exact - short)[exact < exact.amax(-1, keepdim=True) - 9]
+        assert 0 < off.abs().mean() < 0.5
+        torch.testing.assert_close(exact.logsumexp(-1), short.logsumexp(-1), atol=0.02, rtol=0)
+
+
+def integer_heads_give_what_their_weights_give(built) -> None:
+    """Odd sizes: strips and halves that are not full. Also the last logits alone."""
+    model = on_grid(tiny_model("llama", torch.float32, vocab_size=1003, **GRID_SIZES))
+    for precision in ("int8", "int4"):
+        rows = Rows(Engine(model, SPARSITY, precision, library=built), 3)
+        rows.run(tokens(3, 40))
+        found = rows.fork().run(tokens(3, 7, seed=5))
+        expected = torch.from_numpy(found.stream) @ model.get_output_embeddings().weight.detach().T
+        assert (found.logits - expected).abs().max() / expected.std() < 0.05, precision
+        for wanted in (0, 1, 3):
+            last = rows.fork().run(tokens(3, 7, seed=5), logit_steps=wanted)
+            assert torch.equal(last.logits, found.logits[:, 7 - wanted :])
+
+
+def low_precision_stays_close(built) -> None:
+    """Packed weights, which lose nothing, closer than int8; a KV cache in int8 as close as one in bfloat16."""
+    model = on_grid(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES))
+    found = {}
+    for name in ("float32", "int8", "int4", "nested", "int8 kv"):
+        precision, _, kv = name.partition(" ")
+        rows = Rows(Engine(model, SPARSITY, precision, kv_cache_dtype="int8" if kv else "auto", library=built), 2)
+        rows.run(tokens(2, 450))
+        found[name] = torch.from_numpy(rows.run(tokens(2, 30, seed=5)).stream)
+    norm = found["float32"].norm()
+    off = {name: float((stream - found["float32"]).norm() / norm) for name, stream in found.items()}
+    assert off["int4"] < 0.9 * off["int8"], off
+    assert off["int4"] < 0.04, off
+    assert off["nested"] < 0.04, off
+    assert off["int8 kv"] < 1.2 * off["int8"], off
+
+
+def decisions_are_booked(built) -> None:
+    """The same whether tokens come one by one or at once, for rows with and without a policy."""
+    model = tiny_model("llama", torch.float32)
+    policies = [decider(layer) for layer in (0, 1)]
+    for policy in policies:
+        engine = Engine(model, SPARSITY, "float32", library=built)
+        rows = [under(Rows(engine, 3), policy) for _ in range(2)]
+        ids = tokens(3, 60, seed=7)
+        for some in rows:
+            some.states["decider"][1] = 0
+            some.run(ids[:, :10])
+        at_once = rows[0].run(ids[:, 10:], decide=True)
+        found = [rows[1].run(ids[:, q : q + 1], decide=True) for q in range(10, 60)]
+        assert np.array_equal(at_once.actions, np.concatenate([step.actions for step in found], 1))
+        assert (at_once.actions[1] == -1).all()
+        assert len(np.unique(at_once.actions[0])) > 2
+        assert rows[0].states.tobytes() == rows[1].states.tobytes()
+        state = rows[0].states
+        assert state["taken"].tolist() == [60] * 3
+        assert state["booked"].tolist() == [60 - SPARSITY.always_read] * 3
+        assert state["previous"][0] == at_once.actions[0, -1]
+        counted = at_once.realised[:, SPARSITY.always_read - 10 :].sum(1)
+        assert np.allclose(state["spent"], counted, rtol=0, atol=1e-12)
+
+
+def whatever_it_is_given_it_computes_or_refuses(built) -> None:
+    """And nothing has changed after a refusal."""
+    draw = np.random.default_rng(0)
+    odd = [0.0, 0.5, 1.0, 2.0, 16.0, 17.0, -1.0, float("nan"), float("inf")]
+    engine = Engine(tiny_model("llama", torch.float32), SPARSITY, "int8", library=built)
+    parent = Rows(engine, 2, capacity=100)
+    parent.run(tokens(2, 70))
+    outcomes = set()
+    for _ in range(100):
+        rows, count = parent.fork(capacity=96), int(draw.integers(0, 30))
+        ids = torch.from_numpy(draw.integers(-1 if draw.random() < 0.1 else 0, 260, (2, count)))
+        keep = torch.tensor([draw.choice(odd[1:3]), draw.choice(odd[:3]), 8.0], dtype=torch.float64).expand(2, count, 3)
+        if draw.random() < 0.4:
+            keep = torch.from_numpy(draw.choice(odd, (2, count, 3)))
+        before = rows.states.tobytes()
+        try:
+            assert bool(rows.run(ids, keep).logits.isfinite().all())
+            outcomes.add("computed")
+        except DataError:
+            assert rows.states.tobytes() == before
+            outcomes.add("refused")
+    assert outcomes == {"computed", "refused"}
+
+
+def python_threads_share_an_engine() -> None:
+    """Two threads step two forks of one parent and two parents, beside one that forks and drops: as one thread does."""
+    model = tiny_model("llama", torch.float32)
+    engine = Engine(model, SPARSITY, "float32", threads=2)
+    parents = [Rows(engine, 2) for _ in range(2)]
+    for seed, parent in enumerate(parents):
+        parent.run(tokens(2, 60, seed=seed))
+
+    def steps(rows: Rows, seed: int) -> torch.Tensor:
+        return torch.stack([rows.run(tokens(2, 1, seed=seed + q), (0.4, 0.6, 8)).logits for q in range(60)])
+
+    def churn(seed: int) -> torch.Tensor:
+        for _ in range(60):
+            parents[seed].fork(2).run(tokens(4, 1))
+        return torch.zeros(1)
+
+    def opened() -> list[Rows]:
+        return [parents[0].fork(), parents[0].fork(), parents[1].fork()]
+
+    expected = [steps(rows, seed) for seed, rows in enumerate(opened())]
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(steps, rows, seed) for seed, rows in enumerate(opened())] + [pool.submit(churn, 1)]
+        found = [job.result() for job in jobs]
+    assert all(torch.equal(*pair) for pair in zip(expected, found, strict=False))
+
+
+EDGES: list[Callable[..., None]] = [
+    dense_equals_the_model, sparse_equals_the_native_build, steps_do_not_depend_on_the_batch, forks_go_on_alone,
+    approximate_tails_are_exact_near_the_top, integer_heads_give_what_their_weights_give, low_precision_stays_close,
+    decisions_are_booked, whatever_it_is_given_it_computes_or_refuses,
+]  # fmt: skip
+
+if __name__ == "__main__":
+    built = library(" ".join(sys.argv[1:]))
+    for edge in EDGES:
+        if edge is not sparse_equals_the_native_build:  # a build without the sanitizers' runtime would go unchecked
+            edge(built)
+            print(edge.__name__, flush=True)

@@ -1,0 +1,358 @@
+"""The border to the compiled engine: whatever crosses it is checked, from any thread, with or without memory."""
+
+import ctypes
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.engine_edges import SPARSITY, Rows, decider, tokens, under
+from helpers.models import tiny_model
+from solm.backends import budgets
+from solm.backends.budgets import ROW_STATE
+from solm.backends.cpu import structs
+from solm.backends.cpu.engine import Cache, Engine
+from solm.backends.cpu.library import check_layout, library
+from solm.core import actions, allocation, nested
+from solm.core.allocation import KNOTS, Allocation
+from solm.core.errors import DataError, SolmError
+from solm.core.sparsity import SparsityConfig
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+TESTS = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine(tiny_model("llama", torch.float32), SPARSITY, "float32")
+
+
+@pytest.fixture
+def rows(engine):
+    """Two rows of 70 tokens."""
+    rows = Rows(engine, 2)
+    rows.run(tokens(2, 70))
+    return rows
+
+
+STEP = tokens(2, 1, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": torch.tensor([[5], [259]])}, r"token ids must be in \[0, 258\], got 259"),
+        ({"tokens": torch.tensor([[5], [-1]])}, r"token ids must be in \[0, 258\], got -1"),
+        ({"tokens": tokens(3, 1)}, r"tokens must be integers \[2, at least 1\]"),
+        ({"tokens": STEP.float()}, "tokens must be integers"),
+        ({"keep": (1.1, 1.0, 16)}, r"keep must be shares in \[0, 1\] and bits in \[2, 16\], got 1.1, 1, 16"),
+        ({"keep": (1.0, float("nan"), 16)}, "keep must be shares"),
+        ({"keep": (1.0, 1.0, 1)}, "keep must be shares"),
+        ({"lengths": np.array([70, 512])}, r"row 1: .* 512 positions take 1 more from \[0, 511\], got 512"),
+        ({"lengths": np.array([70, -1])}, r"row 1: .*got -1"),
+        ({"lengths": np.array([70])}, r"lengths must be \[2\]"),
+        ({"last": 3}, r"layers must be within \[0, 2\), got \[0, 3\)"),
+        ({"last": 0}, r"layers must be within \[0, 2\), got \[0, 0\)"),
+        ({"first": 1}, "layers from 1 on need the result of those before them"),
+        ({"logit_steps": 2}, r"logit_steps must be in \[0, 1\], got 2"),
+        ({"logit_steps": -1}, r"logit_steps must be in \[0, 1\], got -1"),
+        ({"states": np.zeros(1, ROW_STATE)}, r"states must be writable records of dtype ROW_STATE \[2\]"),
+        ({"states": np.zeros(2)}, "states must be writable records"),
+    ],
+)
+def test_a_call_that_is_out_of_range_is_refused_and_changes_nothing(rows, change, message):
+    expected, known = rows.fork().run(STEP).logits, rows.states.tobytes()
+    given = {"tokens": STEP, "lengths": rows.lengths, "states": rows.states, "keep": None, **change}
+    if given["keep"] is not None:
+        given["keep"] = torch.tensor(given["keep"], dtype=torch.float64).expand(2, 1, 3)
+    with pytest.raises(DataError, match=message):
+        rows.call.run(rows.caches, **given)
+    assert rows.states.tobytes() == known
+    assert torch.equal(rows.run(STEP).logits, expected)
+
+
+def test_a_row_that_would_outgrow_its_cache_is_refused(engine):
+    rows = Rows(engine, capacity=48)
+    rows.run(tokens(1, 40))
+    with pytest.raises(DataError, match=r"a cache of 48 tokens .* take 9 more from \[0, 39\], got 40"):
+        rows.run(tokens(1, 9))
+    assert rows.run(tokens(1, 8)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layer": 2}, r"the policy's layer must be in \[0, 1\], got 2"),
+        ({"layer": 4000}, r"layer must be in \[0, 1\], got 4000"),
+        ({"layer": -1}, "got -1"),
+        ({"layer": 1, "hidden": 96}, "the policy reads 96 channels, and the model has 64"),
+        ({"layer": 1, "levels": [np.linspace(0.1, 1, 101), np.ones(1), np.array([16.0])]}, "1 to 100 levels, got 101"),
+        ({"layer": 1, "prices": np.zeros(0)}, "at least 1 point, got 0"),
+    ],
+)
+def test_a_policy_that_does_not_fit_the_model_is_refused(rows, options, message):
+    policy = decider(**{"layer": 1, **options})
+    known = under(rows, policy).states.tobytes()
+    with pytest.raises(DataError, match=message):
+        rows.run(STEP, decide=True)
+    assert rows.states.tobytes() == known
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("horizon", 0, "row 1: horizon must be at least 1"),
+        ("horizon", -(2**60), "row 1: horizon"),
+        ("taken", -1, "row 1: horizon must be at least 1 and steps at least 0"),
+        ("booked", -1, "row 1: horizon must be at least 1 and steps at least 0"),
+        ("booked", 2**62, "row 1: horizon"),
+        ("target", 1.5, r"row 1: budget shares must be in \[0, 1\]"),
+        ("target", float("nan"), "row 1: budget shares"),
+        ("spent", float("inf"), "row 1: budget shares"),
+        ("early", float("nan"), "row 1: budget shares"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_refused(rows, field, value, message):
+    under(rows, policy := decider(1)).states[field][1] = value
+    with pytest.raises(DataError, match=message):
+        rows.run(STEP, decide=True)
+    assert policy.address
+    rows.run(STEP)  # nothing is decided
+
+
+def test_policies_of_one_call_decide_before_one_layer_and_in_calls_of_all_layers(rows):
+    policies = decider(0), decider(1)
+    under(rows, policies[0])
+    with pytest.raises(DataError, match=r"a policy decides in calls of all layers \[0, 2\), got \[0, 1\)"):
+        rows.run(STEP, decide=True, last=1)
+    rows.states["decider"][1] = policies[1].address
+    with pytest.raises(DataError, match="must decide before the same layer, got 0 and 1"):
+        rows.run(STEP, decide=True)
+
+
+def test_caches_belong_to_one_engine(engine, rows):
+    other = Engine(tiny_model("llama", torch.float32, num_hidden_layers=1), SPARSITY, "float32")
+    stranger = Cache(other, 64)
+    with pytest.raises(DataError, match="a cache belongs to another engine"):
+        rows.call.run((rows.caches[0], stranger), STEP, np.zeros(2, np.int64), rows.states)
+    with pytest.raises(DataError, match="a cache belongs to another engine"):
+        Cache(engine, 64, stranger)
+    keys = torch.zeros(2, 3, 16)
+    code = engine.library.solm_cache_fill(
+        engine.handle, stranger.handle, 0, 0, 3, keys.data_ptr(), keys.data_ptr(), ctypes.create_string_buffer(200)
+    )
+    assert code == 1
+
+
+@pytest.mark.parametrize(
+    ("capacity", "length", "message"),
+    [
+        (64, 65, r"can take over \[0, 64\] tokens, got 65"), (1000, 641, r"\[0, 640\] tokens, got 641"),
+        (64, -1, "got -1"), (2**31, 0, "capacity must be a multiple of 16"),
+    ],
+)  # fmt: skip
+def test_a_cache_takes_over_no_more_than_there_is(engine, rows, capacity, length, message):
+    with pytest.raises(DataError, match=message):
+        Cache(engine, capacity, rows.caches[0], length)
+
+
+@pytest.mark.parametrize(("layer", "position", "count"), [(2, 0, 3), (-1, 0, 3), (0, 62, 3), (0, -1, 3), (0, 2**40, 3)])
+def test_a_cache_is_filled_within_its_bounds(engine, layer, position, count):
+    cache, keys = Cache(engine, 64), torch.ones(2, count, 16)
+    with pytest.raises(DataError, match="a cache"):
+        cache.fill(layer, position, keys, keys)
+    with pytest.raises(DataError, match="keys and values must be"):
+        cache.fill(0, 0, keys, keys[:1])
+    cache.fill(1, 61, keys, keys)
+
+
+def test_sparsity_must_fit_the_model(engine):
+    even = tuple((np.arange(KNOTS) / (KNOTS - 1)).tolist())
+    for sparsity, message in (
+        (SPARSITY.under(Allocation(attention=(even,) * 3, mlp=(even,) * 3)), "for 3 layers, and the model has 2"),
+        (SPARSITY.under(Allocation(attention=(even,) * 6, mlp=(even,) * 2)), "for 3 KV heads, and the model has 2"),
+        (SparsityConfig(window=16, bits_site="weights"), "bits of weights need precision nested"),
+        (SparsityConfig(window=0, sinks=0), "window must be at least 16, got 0"),
+    ):
+        with pytest.raises(DataError, match=message):
+            Rows(engine, sparsity=sparsity).run(tokens(1, 1))
+
+
+def test_the_rules_of_a_call_are_those_of_its_sparsity(engine):
+    """One engine under two sparsities, one of them with an allocation whose table nothing else keeps."""
+    bend = np.arange(KNOTS) / (KNOTS - 1)
+    curves = [tuple((bend + part * bend * (1 - bend)).round(12).tolist()) for part in (0.9, -0.9)]
+    dealt = SPARSITY.under(Allocation(attention=tuple(curves), mlp=tuple(curves)))
+    assert structs.sparsity_rules(dealt).layers == 2
+    found = []
+    for sparsity in (SPARSITY, dealt, SPARSITY):
+        rows = Rows(engine, 2, sparsity)
+        rows.run(tokens(2, 200))
+        found.append(rows.run(tokens(2, 9, seed=3), (0.5, 0.6, 16)).logits)
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
+
+
+def test_layers_in_two_calls_equal_one_call(rows):
+    """And are booked once, with what both realised."""
+    whole, parts = rows.fork(), rows.fork()
+    ids, keep = tokens(2, 3, seed=2), (0.3, 0.5, 6)
+    expected = whole.run(ids, keep)
+    first = parts.run(ids, keep, last=1)
+    known, stream = parts.states.tobytes(), first.stream.copy()
+    assert known == rows.states.tobytes()
+    second = parts.run(ids, keep, first=1, before=first)
+    assert torch.equal(second.logits, expected.logits)
+    assert np.array_equal(first.stream, stream)
+    assert np.allclose(second.realised, expected.realised, rtol=0, atol=1e-15)
+    assert parts.states["booked"].tolist() == whole.states["booked"].tolist() == [70 + 3 - SPARSITY.always_read] * 2
+    assert np.allclose(parts.states["spent"], whole.states["spent"], rtol=0, atol=1e-12)
+
+
+def test_known_steps_are_booked_as_python_would(engine):
+    """To the last bit: spent + realised, step by step, once a step can be controlled."""
+    rows, spent = Rows(engine, 2), np.zeros((2, 3))
+    for step in range(60):
+        action = (0.3, 0.6, 5) if step % 3 else (0.7, 0.9, 8)
+        found = rows.run(tokens(2, 1, seed=step), action)
+        if step >= SPARSITY.always_read:
+            spent = spent + found.realised[:, 0]
+        else:
+            assert (found.realised == 1).all()
+    assert np.array_equal(rows.states["spent"], spent)
+    assert rows.states["taken"].tolist() == [60, 60]
+    assert rows.states["booked"].tolist() == [60 - SPARSITY.always_read] * 2
+
+
+def test_results_outlive_the_next_step(rows):
+    first = rows.run(STEP, (0.3, 0.6, 8))
+    kept = [first.logits.clone(), first.stream.copy(), first.realised.copy(), first.actions.copy()]
+    rows.run(tokens(2, 1, seed=9))
+    for now, then in zip((first.logits, first.stream, first.realised, first.actions), kept, strict=True):
+        assert np.array_equal(np.asarray(now), np.asarray(then))
+
+
+def test_threads_of_python_may_share_an_engine():
+    """In a process of its own, which is given up where it hangs."""
+    run = "from helpers.engine_edges import python_threads_share_an_engine as run; run()"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=300, cwd=TESTS)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def counting():
+    """A build that counts allocations and can be told to fail one."""
+    built = library("-DSOLM_TEST_ALLOCATIONS -Wl,-Bsymbolic -O1")
+    built.solm_test_allocations.restype = ctypes.c_int64
+    built.solm_test_fail_allocation.argtypes = [ctypes.c_int64]
+    yield built
+    built.solm_test_fail_allocation(-1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4", "nested", "int8 kv"])
+def test_a_step_allocates_nothing(counting, precision):
+    precision, _, kv = precision.partition(" ")
+    model = tiny_model("llama", torch.float32, vocab_size=300)
+    engine = Engine(model, SPARSITY, precision, 2, "int8" if kv else "auto", library=counting)
+    rows, policy = Rows(engine, 3), decider(1)
+    rows.run(tokens(3, 65))
+    known = []
+    for step in range(12):
+        before = counting.solm_test_allocations()
+        deciding = step >= 4
+        under(rows, policy) if deciding else None
+        rows.run(tokens(3, 1, seed=step), (0.3, 0.6, 8), decide=deciding, approximate_tail=step % 2 == 1)
+        known.append(counting.solm_test_allocations() - before)
+    assert counting.solm_test_allocations() > 10
+    assert known[1:4] == [0] * 3
+    assert known[5:] == [0] * 7  # the first decision makes room for the network
+
+
+def _larger_batch(engine: Engine) -> torch.Tensor:
+    rows = Rows(engine, 19, capacity=32)
+    return rows.run(tokens(19, 2)).logits
+
+
+def _longer_context(engine: Engine) -> torch.Tensor:
+    rows = Rows(engine)
+    rows.run(tokens(1, 300))
+    return rows.run(tokens(1, 5, seed=3), (0.3, 1.0, 16)).logits
+
+
+def _decided(engine: Engine) -> torch.Tensor:
+    policy = decider(1)
+    rows = under(Rows(engine, 2), policy)
+    return rows.run(tokens(2, 60), decide=True).logits
+
+
+def _filled(engine: Engine) -> torch.Tensor:
+    rows = Rows(engine)
+    keys = torch.linspace(-1, 1, 2 * 40 * 16).view(2, 40, 16)
+    for layer in range(2):
+        rows.caches[0].fill(layer, 0, keys, -keys)
+    rows.lengths = np.array([40])
+    child = rows.fork()
+    rows.caches[0].fill(0, 3, keys[:, :2], keys[:, :2])  # a copy on write
+    return torch.cat([some.run(tokens(1, 3)).logits for some in (rows, child)])
+
+
+def _copied_on_write(engine: Engine) -> torch.Tensor:
+    rows = Rows(engine)
+    rows.run(tokens(1, 40))
+    forks = rows.fork(2)
+    for some in (rows, forks):
+        some.lengths = some.lengths - 20  # within what they share
+    return torch.cat([some.run(tokens(1, 3, seed=2).expand(len(some.caches), -1)).logits for some in (forks, rows)])
+
+
+@pytest.mark.parametrize("job", [_larger_batch, _longer_context, _decided, _filled, _copied_on_write])
+def test_without_memory_there_is_one_error_and_everything_goes_on(counting, job):
+    """Whichever allocation fails, of the engine's creation too."""
+    model = tiny_model("llama", torch.float32)
+
+    def make() -> Engine:
+        return Engine(model, SPARSITY, "int8", 2, library=counting)
+
+    expected, engine = job(make()), None
+    for call in (make, job):
+        messages: list[str] = []
+        while True:
+            given = () if call is make else (engine,)
+            counting.solm_test_fail_allocation(len(messages))
+            try:
+                found = call(*given)
+                break
+            except SolmError as error:
+                messages.append(str(error))
+            finally:
+                counting.solm_test_fail_allocation(-1)
+        assert messages
+        assert all(message.startswith("no memory for") and "\n" not in message for message in messages)
+        if call is make:
+            engine = found
+    assert torch.equal(found, expected)
+    assert torch.equal(job(engine), expected)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value", "message"),
+    [
+        (allocation, "KNOTS", 11, r"the library has KNOTS = 21, Python has KNOTS = 11"),
+        (nested, "HIGH_BITS", 5, r"HIGH_BITS = 4, Python has HIGH_BITS = 5"),
+        (actions, "FULL_BITS", 8, "FULL_BITS = 16, Python has FULL_BITS = 8"),
+        (structs, "PAGE", 32, "PAGE = 16, Python has PAGE = 32"),
+        (
+            budgets, "ROW_STATE",
+            np.dtype([(name, ROW_STATE[name]) for name in ("decider", "spent", "target", *ROW_STATE.names[3:])]),
+            "the library has RowState.target at 8 of 24 bytes, Python has RowState.spent at 8 of 24 bytes",
+        ),
+    ],
+)  # fmt: skip
+def test_a_library_of_other_structs_or_constants_is_refused(monkeypatch, module, name, value, message):
+    monkeypatch.setattr(module, name, value)
+    with pytest.raises(SolmError, match=message):
+        check_layout(library())
