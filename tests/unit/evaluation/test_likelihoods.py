@@ -3,15 +3,15 @@
 import pytest
 import torch
 
+import solm
 from helpers.models import tiny_model
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
-from solm.evaluation import likelihoods as continuations
+from solm.evaluation import likelihoods as module
 from solm.evaluation.likelihoods import Prefills, likelihoods
 from solm.policies.schedules import Dense, Random, Static
-from solm.runtime.language_model import LanguageModel
 
 SPACE = ActionSpace(attention=(0.2, 1.0), mlp=(0.4, 1.0), bits=(5, 16))
 DENSE = torch.ones(3, dtype=torch.float64)
@@ -33,7 +33,8 @@ def varied_pairs() -> list[tuple[list[int], list[int]]]:
 
 @pytest.fixture
 def lm(byte_tokenizer):
-    with LanguageModel(tiny_model("llama"), byte_tokenizer, sparsity=SparsityConfig(page_size=8, window=8)) as lm:
+    sparsity = SparsityConfig(page_size=8, window=8)
+    with solm.attach(tiny_model("llama"), tokenizer=byte_tokenizer, sparsity=sparsity) as lm:
         yield lm
 
 
@@ -52,7 +53,7 @@ def test_a_shared_beginning_changes_nothing(lm, monkeypatch):
     pairs, low = varied_pairs(), ActionSpace(attention=(0.2, 1.0), mlp=(0.4, 1.0))
     target = torch.tensor([0.2, 0.4, 1.0], dtype=torch.float64)
     together = likelihoods(lm, pairs, Static(low), target)
-    monkeypatch.setattr(continuations, "_SMALLEST_CLUSTER", 1000)
+    monkeypatch.setattr(module, "_SMALLEST_CLUSTER", 1000)
     apart = likelihoods(lm, pairs, Static(low), target)
     assert together.log_probabilities == pytest.approx(apart.log_probabilities, abs=1e-5)
     assert together.spent.average.tolist() == pytest.approx(apart.spent.average.tolist(), abs=1e-9)
@@ -68,8 +69,8 @@ def test_a_constant_schedule_equals_single_steps(lm):
     steps = session.fork(1)
     expected = 0.0
     for token, following in zip([context[-1], *continuation[:-1]], continuation, strict=True):
-        logits = steps.step(torch.tensor([token]), keep[None])
-        expected += float(logits[0].log_softmax(-1)[following])
+        logits = steps.step(torch.tensor([token]), keep[None]).logits
+        expected += float(logits[0, 0].log_softmax(-1)[following])
     found = likelihoods(lm, [(context, continuation), *varied_pairs()], Static(SPACE), target)
     assert found.log_probabilities[0] == pytest.approx(expected, abs=1e-5)
 
@@ -106,14 +107,14 @@ class EveryThird:
         return 0
 
     def act(self, observation, state, generator):
-        assert observation.step == state
+        assert (observation.step == state).all()
         return torch.full((len(observation.target),), self.space.dense_index if state % 3 == 0 else 0), state + 1
 
 
 def test_a_stateful_policy_goes_on_from_pass_to_pass(lm, monkeypatch):
     pairs = [(words(1, 60), words(2, 40)), (words(3, 80), words(4, 33))]
     whole = likelihoods(lm, pairs, EveryThird(), DENSE)
-    monkeypatch.setattr(continuations, "_LONGEST_PASS", 7)
+    monkeypatch.setattr(module, "_LONGEST_PASS", 7)
     assert likelihoods(lm, pairs, EveryThird(), DENSE).log_probabilities == pytest.approx(whole.log_probabilities)
 
 

@@ -29,8 +29,8 @@ def test_a_sweep_goes_on_and_equals_one_that_was_never_stopped(sweep_config, tmp
         sweep(sweep_config.model_copy(update={"seed": 1}), tmp_path / "parts")
 
 
-def test_a_page_shows_every_result_and_stands_alone(config, tmp_path):
-    sweep(config, tmp_path / "out")
+def test_a_page_shows_every_result_and_stands_alone(sweep_config, tmp_path):
+    sweep(sweep_config, tmp_path / "out")
     page = render(read_results([tmp_path / "out" / RESULTS]))
     assert page.count("<h2>results, line") == 2
     assert "uniform" in page

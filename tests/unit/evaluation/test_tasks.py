@@ -44,10 +44,10 @@ def test_local_tasks_ask_in_lm_evals_own_words(questions):
     assert task.doc_to_text(document) == 1
 
 
-def test_all_arms_answer_the_same_questions_at_what_was_asked(tiny_lm, data, tmp_path):
+def test_all_arms_answer_the_same_questions_at_what_was_asked(tiny_lm, questions, tmp_path):
     space = ActionSpace(mlp=(0.4, 1.0), bits=(5, 16))
     settings = TaskSettings(tasks=("arc_easy", "lambada_openai"), budgets=(0.8,), limit=6, fewshot=3, batch=4)
-    tasks = load_tasks(list(settings.tasks), data)
+    tasks = load_tasks(list(settings.tasks), questions)
     calls = []
     result = evaluate_tasks(tiny_lm, tasks, settings, space, progress=lambda done, total: calls.append((done, total)))
     assert [point.arm for point in result.points] == ["dense", "uniform", "random"] * 2
@@ -61,10 +61,10 @@ def test_all_arms_answer_the_same_questions_at_what_was_asked(tiny_lm, data, tmp
     assert "lambada_openai" in str(task_table(result).columns[0]._cells)
 
 
-def test_uniform_ignores_the_allocation(tiny_lm, data, monkeypatch):
+def test_uniform_ignores_the_allocation(tiny_lm, questions, monkeypatch):
     space = ActionSpace(mlp=(0.4, 1.0))
     settings = TaskSettings(tasks=("arc_easy",), budgets=(0.85,), limit=6, fewshot=3, batch=4)
-    tasks = load_tasks(["arc_easy"], data)
+    tasks = load_tasks(["arc_easy"], questions)
     plain = evaluate_tasks(tiny_lm, tasks, settings, space)
     line = np.arange(21) / 20
     more, less = (tuple((line + sign * 0.8 * line * (1 - line)).round(9).tolist()) for sign in (1, -1))
@@ -79,28 +79,10 @@ def test_uniform_ignores_the_allocation(tiny_lm, data, monkeypatch):
     assert dealt["allocated"].scores != plain["uniform"].scores
 
 
-def test_static_even_is_static_without_the_profile(tiny_lm, data, monkeypatch):
-    space = ActionSpace(mlp=(0.4, 1.0))
-    settings = TaskSettings(tasks=("arc_easy",), budgets=(0.85,), limit=6, fewshot=3, batch=4)
-    tasks = load_tasks(["arc_easy"], data)
-    plain = evaluate_tasks(tiny_lm, tasks, settings, space)
-    line = np.arange(21) / 20
-    more, less = (tuple((line + sign * 0.8 * line * (1 - line)).round(9).tolist()) for sign in (1, -1))
-    layers = tiny_lm.shapes.layers
-    monkeypatch.setattr(
-        tiny_lm, "sparsity", tiny_lm.sparsity.under(Allocation(attention=(more,) * layers, mlp=(less,) * layers))
-    )
-    dealt = evaluate_tasks(tiny_lm, tasks, settings, space)
-    even, static = ({point.arm: point for point in result.points} for result in (dealt, plain))
-    assert even["uniform"].scores == static["static"].scores
-    assert even["uniform"].realised == static["static"].realised
-    assert even["static"].scores != static["static"].scores
-
-
-def test_an_interrupted_run_goes_on(tiny_lm, data, tmp_path):
+def test_an_interrupted_run_goes_on(tiny_lm, questions, tmp_path):
     space, partial = ActionSpace(mlp=(0.4, 1.0)), tmp_path / "partial"
     settings = TaskSettings(tasks=("openbookqa",), budgets=(0.8,), limit=4, fewshot=5)
-    tasks = load_tasks(["openbookqa"], data)
+    tasks = load_tasks(["openbookqa"], questions)
 
     def stop(done: int, total: int) -> None:
         if done == 2:
