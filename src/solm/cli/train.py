@@ -44,7 +44,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")] = None,
     shard: Annotated[
         bool,
-        typer.Option("--shard", help="Under torchrun: deal the model's layers out to the processes, for big models."),
+        typer.Option("--shard", help="Under torchrun: split the model's layers across the processes, for big models."),
     ] = False,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting, as key=value; may be repeated.")

@@ -103,7 +103,7 @@ class Budget(BaseModel):
 class Ledger:
     """What N rows have spent on their controllable steps, in realised shares.
 
-    spent: [N, 3] float64 sums of realised shares per axis; steps: [N] int64 number of steps booked.
+    spent: [N, 3] float64 sums of realised shares per axis; steps: [N] int64 number of steps counted.
     """
 
     spent: torch.Tensor
@@ -116,29 +116,21 @@ class Ledger:
             torch.zeros(rows, dtype=torch.int64, device=device),
         )
 
-    def book(self, realised: torch.Tensor, controllable: torch.Tensor) -> "Ledger":
+    def add(self, realised: torch.Tensor, controllable: torch.Tensor) -> "Ledger":
         """The ledger after one step of realised [N, 3] shares; only rows that are controllable [N] bool count."""
         counted = controllable.to(realised.dtype)
         return Ledger(self.spent + realised * counted[:, None], self.steps + controllable.to(self.steps.dtype))
 
     @property
     def average(self) -> torch.Tensor:
-        """Mean realised share per axis [N, 3]; 1 where no step was booked."""
+        """Mean realised share per axis [N, 3]; 1 where no step was counted."""
         mean = self.spent / self.steps.clamp(min=1)[:, None]
         return torch.where(self.steps[:, None] > 0, mean, 1.0)
 
     def deviation(self, target: torch.Tensor) -> torch.Tensor:
-        """Average minus target [N, 3]; 0 where no step was booked."""
+        """Average minus target [N, 3]; 0 where no step was counted."""
         return torch.where(self.steps[:, None] > 0, self.average - target, 0.0)
 
     def rows(self, index: torch.Tensor) -> "Ledger":
         """The ledger of rows index [n] int64, of which some may occur several times."""
         return Ledger(self.spent[index], self.steps[index])
-
-    def join(self, other: "Ledger") -> "Ledger":
-        """The ledger of these rows and then those of `other`."""
-        return Ledger(torch.cat([self.spent, other.spent]), torch.cat([self.steps, other.steps]))
-
-    def repeat(self, times: int) -> "Ledger":
-        """Every row `times` times, next to one another."""
-        return Ledger(self.spent.repeat_interleave(times, 0), self.steps.repeat_interleave(times, 0))

@@ -122,7 +122,7 @@ class ControlledLM(HFLM):
             self._sparsity,
         )
         bar.close()
-        self._book(found.spent)
+        self._add(found.spent)
         answers = list(zip(found.log_probabilities, found.greedy, strict=True))
         for (key, _, _), answer in zip(requests, answers, strict=True):
             if key is not None:
@@ -156,7 +156,7 @@ class ControlledLM(HFLM):
             counted = [token for token in tokens if token.controllable]
             shares = torch.tensor([list(token.realised.values()) for token in counted], dtype=torch.float64).view(-1, 3)
             cost = sum(token.cost for token in counted)
-            self._book(Spent(shares.sum(0), cost, len(counted), len(tokens)), quiet=True)
+            self._add(Spent(shares.sum(0), cost, len(counted), len(tokens)), quiet=True)
             texts.append(text)
             self.cache_hook.add_partial("generate_until", request.args, text)
         self._tell()
@@ -184,7 +184,7 @@ class ControlledLM(HFLM):
             "compute": {"requested": compute.requested, "realised": {**compute.realised, "bytes": compute.bytes}},
         }
 
-    def _book(self, spent: Spent, quiet: bool = False) -> None:
+    def _add(self, spent: Spent, quiet: bool = False) -> None:
         self.spent.append(spent)
         if not quiet:
             self._tell()

@@ -43,7 +43,7 @@ def load(
         precision: of the weights of the cpu backend; by default bfloat16, or nested where actions say how many of their
             bits are read. kv_cache_dtype: of its keys and values, ``auto`` or ``int8``. threads: that it steps with.
         timings: a file of ``solm bench``, for budgets in milliseconds.
-        shard: deal the decoder layers out to the processes of `torch.distributed`, which then run the model together.
+        shard: split the decoder layers across the processes of `torch.distributed`, which then run the model together.
 
     Raises:
         SolmError: subclasses for an unknown model, unsupported family, damaged or mismatched policy; all that can be

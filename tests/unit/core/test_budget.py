@@ -47,7 +47,7 @@ def test_parse_per_axis_leaves_the_others_dense():
 def test_ledger_averages_only_what_was_controllable(history):
     ledger = Ledger.empty(1)
     for share, on in history:
-        ledger = ledger.book(torch.full((1, 3), share, dtype=torch.float64), torch.tensor([on]))
+        ledger = ledger.add(torch.full((1, 3), share, dtype=torch.float64), torch.tensor([on]))
     counted = [share for share, on in history if on]
     expected = sum(counted) / len(counted) if counted else 1.0
     assert ledger.average[0].tolist() == pytest.approx([expected] * 3)
