@@ -78,7 +78,7 @@ def test_the_limits_are_stated(address):
     """By `/health`, and in the documentation with the same values."""
     stated = httpx.get(f"{address}/health").json()["limits"]
     assert stated == ServeSettings(max_rows=8).model_dump() | {"context": 512} | FIXED_LIMITS
-    page = (Path(__file__).parents[2] / "docs/how-to/serve.md").read_text().partition("## Limits")[2]
+    page = (Path(__file__).parents[2] / "docs/serving.md").read_text().partition("## Limits")[2]
     defaults = ServeSettings()
     for words in (
         "1 MiB", f"{FIXED_LIMITS['body_seconds']} s", f"`--max-rows` {defaults.max_rows}",

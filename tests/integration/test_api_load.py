@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from helpers.serving import CHAT, ask, gauges, running, tiny_service, until
-from solm.backends.session import Session
+from solm.backends.torch.session import TorchSession
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
@@ -90,9 +90,8 @@ def test_an_error_in_one_row_fails_that_request_alone(service, client, monkeypat
 
 
 def test_a_pass_that_fails_ends_its_rows_and_the_server_goes_on(service, client, monkeypatch):
-
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "extend", lambda *_: 1 / 0)
+        patch.setattr(TorchSession, "step", lambda *_, **__: 1 / 0)
         with pytest.raises(openai.InternalServerError):
             ask(client)
     assert ask(client).usage.completion_tokens == 40

@@ -84,7 +84,7 @@ def test_layers_on_another_device_obey_every_action_like_those_in_one_place(name
             ]
             ragged = lm.session()
             ragged.prefill(ids[:, :100], torch.tensor([100, 85]))
-            several.append(ragged.step(ids[:, 0], keep_of((0.4, 0.6, 6), 2, 1)[:, 0]))
+            several.append(ragged.step(ids[:, 0], keep_of((0.4, 0.6, 6), 2, 1)[:, 0]).logits[:, 0])
             target = torch.full((2, 3), 0.7, dtype=torch.float64)
             several.append(
                 scored_under(session.fork(1), lm.policy("static", space), ids[:, 100:], target).log_probabilities
