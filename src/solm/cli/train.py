@@ -105,8 +105,8 @@ def train(
 
     with ranks(shard) as processes, progress_bar(processes.first) as progress:
         lm = load(
-            chosen.model, sparsity=chosen.sparsity, dtype=chosen.dtype, shard=shard, revision=revision,
-            trust_remote_code=trust_remote_code,
+            chosen.model, sparsity=chosen.sparsity, dtype=chosen.dtype, backend="torch", shard=shard,
+            revision=revision, trust_remote_code=trust_remote_code,
         )  # fmt: skip
 
         def report(record: dict[str, Any]) -> None:
