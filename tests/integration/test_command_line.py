@@ -114,7 +114,17 @@ def test_a_value_policy_is_trained_resumed_and_compared_with_every_arm(trained, 
 def test_generate_prints_one_json_object(trained):
     model, policy = trained
     shown = solm(
-        "generate", "--model", model, "--policy", policy, "--budget", "0.6", "--max-new-tokens", 8, "--json", "x" * 90
+        "generate",
+        "--model",
+        model,
+        "--policy",
+        policy,
+        "--budget",
+        "keep=0.6",
+        "--max-new-tokens",
+        8,
+        "--json",
+        "x" * 90,
     )
     content = json.loads(shown.stdout)
     assert len(content["tokens"]) <= 8
@@ -135,7 +145,7 @@ def test_generate_reads_standard_input_and_streams_plain_text_to_a_pipe(trained)
 def test_a_budget_without_a_trained_policy_is_static_and_a_reply_is_written(trained, tmp_path):
     model, _ = trained
     out = tmp_path / "reply.json"
-    options = ["--budget", "0.7", "--space", "joint-8", "--max-new-tokens", 30, "--out", out, "--json"]
+    options = ["--budget", "keep=0.7", "--space", "joint-8", "--max-new-tokens", 30, "--out", out, "--json"]
     shown = solm("generate", "--model", model, *options, "x" * 90)
     assert json.loads(shown.stdout) == json.loads(out.read_text())
     assert shown.stderr == ""

@@ -54,7 +54,7 @@ def allocate(
 
     contexts = list(checks.counts(context, "--context"))
     checks.out_file(out)
-    checks.backend("torch", None, "auto", dtype)
+    checks.backend("torch", None, None, dtype)
     how = checks.sparsity_of(sparsity)
     assert how is not None
     if how.window == 0:

@@ -71,7 +71,7 @@ def tasks(
         raise SolmError("--policy: give a policy to evaluate, or --space to compare the baselines alone")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     checks.out_file(out)
-    checks.backend("torch", None, "auto", dtype)
+    checks.backend("torch", None, None, dtype)
     grid = checks.space_of(space)
     config = checks.model_config(model, revision, trust_remote_code)
     trained = checks.trained_policy(policy, config, grid)

@@ -151,7 +151,7 @@ def _configuration(asked: dict[str, Any], names: dict[str, str], origin: str) ->
 
 def _check(chosen: "RunConfig", revision: str | None, trust: bool) -> None:
     """Check model, layer, context and text of a run."""
-    checks.backend("torch", None, "auto", chosen.dtype)
+    checks.backend("torch", None, None, chosen.dtype)
     known = checks.model_config(chosen.model, revision, trust)
     checks.room(known, chosen.context + chosen.length, "--context and --length")
     layer = getattr(chosen, "layer", None)

@@ -1,5 +1,6 @@
 """What budgets a model can meet, and what each is per axis: the one place that turns a request into shares."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -76,7 +77,7 @@ class Offer:
                 return lowest
             raise BudgetError(
                 f"budget {share:g} is unreachable: at {self._controllable(context)} tokens this model reads "
-                f"{least:.2g} to 1 of the dense step's bytes"
+                f"{math.ceil(100 * least) / 100:g} to 1 of the dense step's bytes"
             )
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
