@@ -219,3 +219,16 @@ def test_a_damaged_policy_exits_with_code_3(trained, tmp_path):
     done = solm("generate", "--model", model, "--policy", broken, "x", code=3)
     assert "do not match the digest" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_generate_says_which_backend_ran_and_why_first_steps_were_dense(trained):
+    model, _ = trained
+    common = ["generate", "--model", model, "--backend", "torch", "--max-new-tokens", 40]
+    shown = solm(*common, "--budget", "mlp=0.7", "x" * 50)
+    assert "solm: torch " in shown.stderr
+    assert "the first 19 steps ran dense: attention always reads the first 4 and the last 64 tokens" in shown.stderr
+    assert "of the dense step's bytes (attention" in shown.stderr
+    long = solm(*common, "--budget", "attention=0.1", "x" * 120)
+    assert "more was read than asked for: attention always reads the first 4" in long.stderr
+    quiet = solm(*common, "-q", "--budget", "mlp=0.7", "x" * 50)
+    assert quiet.stderr == ""

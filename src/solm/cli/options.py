@@ -85,14 +85,14 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
         log.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
         log.addHandler(handler)
-        if threads is not None:
-            cores = os.cpu_count() or 1
-            if not 1 <= threads <= cores:
-                raise SolmError(f"--threads: {threads} is out of range: this machine has 1 to {cores}")
-            import torch
-
-            torch.set_num_threads(threads)
         try:
+            if threads is not None:
+                cores = os.cpu_count() or 1
+                if not 1 <= threads <= cores:
+                    raise SolmError(f"--threads: {threads} is out of range: this machine has 1 to {cores}")
+                import torch
+
+                torch.set_num_threads(threads)
             function(**given)
         finally:
             log.removeHandler(handler)

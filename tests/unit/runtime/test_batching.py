@@ -21,12 +21,12 @@ def prompt(seed: int, length: int) -> torch.Tensor:
 
 REQUESTS = [
     # joins at, prompt length, policy, budget, seed, tokens
-    (0, 100, "policy", 0.6, 1, 40),
-    (0, 30, "static", 0.8, 2, 70),
-    (3, 180, "random", 0.7, 3, 20),
+    (0, 100, "policy", "keep=0.6", 1, 40),
+    (0, 30, "static", "keep=0.8", 2, 70),
+    (3, 180, "random", "keep=0.7", 3, 20),
     (5, 75, "dense", None, 4, 30),
-    (30, 100, "policy", 0.8, 5, 25),
-    (31, 120, "static", 0.5, 6, 50),
+    (30, 100, "policy", "keep=0.8", 5, 25),
+    (31, 120, "static", "keep=0.5", 6, 50),
 ]
 
 
@@ -43,7 +43,7 @@ def run_together(lm, requests, changed=None):
             sampler = Sampler(lm, ids, seed, {"temperature": 1.5})
             session = lm.session(capacity=length)
             first = sampler.choose(session.prefill(ids)[0])
-            session.control(policies[name], lm.budget(f"keep={budget}").tensor(1), tokens, sampler.generator)
+            session.control(policies[name], lm.budget(budget).tensor(1), tokens, sampler.generator)
             if batch is None:
                 batch = session
             else:
@@ -74,7 +74,7 @@ def test_a_row_generates_and_spends_what_it_would_alone(kind, request):
     said = run_together(lm, REQUESTS)
     for number, (_, length, name, budget, seed, tokens) in enumerate(REQUESTS):
         alone = lm.generate(
-            prompt(seed, length), budget=f"keep={budget}", policy=name, seed=seed, max_new_tokens=tokens, temperature=1.5,
+            prompt(seed, length), budget=budget, policy=name, seed=seed, max_new_tokens=tokens, temperature=1.5,
             min_new_tokens=0, eos_token_id=-1,
         )  # fmt: skip
         _, ids, actions = said[number]
