@@ -48,7 +48,7 @@ def run(out: Path, batches: int, report: Callable[..., None], pretrained: bool =
         trained = TrainedPolicy.from_pretrained(PRETRAINED)
     else:
         trained = _train(out, batches, report)
-    lm = load(str(CONFIG["model"]), trained)
+    lm = load(str(CONFIG["model"]), trained, backend="torch")
     assert lm.tokenizer is not None
     stream = token_stream(HELD_OUT, lm.tokenizer)
     result = _reuse(out / "result.json", trained.config.provenance)
@@ -76,7 +76,7 @@ def _train(out: Path, batches: int, report: Callable[..., None]) -> TrainedPolic
     # An allocation is the model's, whatever the policy, and takes as long to find as a policy takes to train.
     sparsity = SparsityConfig().under(read_allocation(PRETRAINED))
     config = ValueTrainConfig.build({**CONFIG, "sparsity": sparsity, "batches": batches}, "the quickstart")
-    lm = load(config.model, sparsity=config.sparsity)
+    lm = load(config.model, sparsity=config.sparsity, backend="torch")
     trained = train_values(lm, config, out, lambda record: report("training", record["update"], batches, record))
     lm.detach()
     return trained

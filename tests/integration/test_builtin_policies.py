@@ -36,7 +36,7 @@ def test_it_holds_every_budget_and_beats_static_at_the_same_spending(real_model,
         windows = token_stream("pydoc:heldout", tokenizer).spaced(4, 513 + steps, torch.Generator().manual_seed(0))
         session = lm.session(capacity=512)
         session.prefill(windows[:, :512])
-        targets = torch.tensor([lm.budget(net).shares for net in (0.45, 0.6, 0.8)], dtype=torch.float64)
+        targets = torch.tensor([lm.budget(f"keep={net}").shares for net in (0.45, 0.6, 0.8)], dtype=torch.float64)
         rows = targets.repeat(len(windows), 1)
         tokens = windows[:, 512:].repeat_interleave(3, 0)
         ours = scored_under(session.fork(3, capacity=steps + 16), lm.policy(), tokens, rows)

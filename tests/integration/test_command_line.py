@@ -114,7 +114,17 @@ def test_a_value_policy_is_trained_resumed_and_compared_with_every_arm(trained, 
 def test_generate_prints_one_json_object(trained):
     model, policy = trained
     shown = solm(
-        "generate", "--model", model, "--policy", policy, "--budget", "0.6", "--max-new-tokens", 8, "--json", "x" * 90
+        "generate",
+        "--model",
+        model,
+        "--policy",
+        policy,
+        "--budget",
+        "keep=0.6",
+        "--max-new-tokens",
+        8,
+        "--json",
+        "x" * 90,
     )
     content = json.loads(shown.stdout)
     assert len(content["tokens"]) <= 8
@@ -135,7 +145,7 @@ def test_generate_reads_standard_input_and_streams_plain_text_to_a_pipe(trained)
 def test_a_budget_without_a_trained_policy_is_static_and_a_reply_is_written(trained, tmp_path):
     model, _ = trained
     out = tmp_path / "reply.json"
-    options = ["--budget", "0.7", "--space", "joint-8", "--max-new-tokens", 30, "--out", out, "--json"]
+    options = ["--budget", "keep=0.7", "--space", "joint-8", "--max-new-tokens", 30, "--out", out, "--json"]
     shown = solm("generate", "--model", model, *options, "x" * 90)
     assert json.loads(shown.stdout) == json.loads(out.read_text())
     assert shown.stderr == ""
@@ -209,3 +219,16 @@ def test_a_damaged_policy_exits_with_code_3(trained, tmp_path):
     done = solm("generate", "--model", model, "--policy", broken, "x", code=3)
     assert "do not match the digest" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_generate_says_which_backend_ran_and_why_first_steps_were_dense(trained):
+    model, _ = trained
+    common = ["generate", "--model", model, "--backend", "torch", "--max-new-tokens", 40]
+    shown = solm(*common, "--budget", "mlp=0.7", "x" * 50)
+    assert "solm: torch " in shown.stderr
+    assert "the first 19 steps ran dense: attention always reads the first 4 and the last 64 tokens" in shown.stderr
+    assert "of the dense step's bytes (attention" in shown.stderr
+    long = solm(*common, "--budget", "attention=0.1", "x" * 120)
+    assert "more was read than asked for: attention always reads the first 4" in long.stderr
+    quiet = solm(*common, "-q", "--budget", "mlp=0.7", "x" * 50)
+    assert quiet.stderr == ""

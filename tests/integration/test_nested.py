@@ -194,6 +194,6 @@ def test_models_that_cannot_be_nested_are_refused(tiny_folder):
     assert lm.engine is not None
     assert lm.engine.precision == "nested"  # what its sparsity need, where nothing is asked for
     reply = lm.generate(
-        "A long enough prompt. " * 6, budget=0.6, policy=Static(ActionSpace.preset("nested")), max_new_tokens=8
+        "A long enough prompt. " * 6, budget="keep=0.6", policy=Static(ActionSpace.preset("nested")), max_new_tokens=8
     )
     assert {token.action[-3:] for token in reply.tokens[1:]} == {"-q4", "q16"}

@@ -62,8 +62,8 @@ def solm(
 
     \b
     Examples:
-      solm generate --policy builtin:smollm2-135m --budget 0.6 "Why is the sky blue?"
-      solm serve --policy builtin:smollm2-135m
+      solm generate --policy builtin:smollm2-135m-cpu --budget 0.8 "Why is the sky blue?"
+      solm serve --policy builtin:smollm2-135m-cpu
       solm doctor
     """
     if context.invoked_subcommand is None:

@@ -1,6 +1,8 @@
-"""Budgets: what a request may spend on average (`Budget`) and what rows have spent (`Ledger`)."""
+"""Budgets: how one is asked for (`BudgetRequest`), averages per axis (`Budget`), and what rows spent (`Ledger`)."""
 
+import math
 from dataclasses import dataclass
+from typing import Literal, Union
 
 import torch
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -8,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
 from solm.core.errors import BudgetError
 
+BudgetLike = Union[float, str, "Budget", "BudgetRequest", None]
 _TOLERANCE = 1e-9
 
 
@@ -61,42 +64,65 @@ class Budget(BaseModel):
         attention, mlp, bits = (a + fraction * (b - a) for a, b in space.ranges)
         return cls(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
 
-    @classmethod
-    def parse(cls, text: "str | float | Budget", space: ActionSpace) -> "Budget":
-        """A budget from ``0.6`` (net keep) or ``attention=0.5,mlp=0.7,bits=8``, checked against `space`."""
-        if isinstance(text, Budget):
-            return text.check(space)
-        try:
-            return cls.from_net(float(text), space)
-        except ValueError:
-            pass
-        values = {}
-        for part in str(text).split(","):
-            name, equals, number = part.partition("=")
-            if not equals or name.strip() not in AXES:
-                raise BudgetError(
-                    f"budget {text!r} is not a number or a list such as attention=0.5,mlp=0.7,bits=8 ({part!r})"
-                )
-            try:
-                values[name.strip()] = float(number)
-            except ValueError:
-                raise BudgetError(f"budget {part!r}: {number!r} is not a number") from None
-        return cls(**values).check(space)
-
-    def check(self, space: ActionSpace) -> "Budget":
-        """This budget, if averages over actions of `space` can meet it; raises `BudgetError` otherwise."""
-        for axis, share, (low, high) in zip(AXES, self.shares, space.ranges, strict=True):
-            if not low - _TOLERANCE <= share <= high + _TOLERANCE:
-                unit = FULL_BITS if axis == "bits" else 1
-                raise BudgetError(
-                    f"budget {axis}={share * unit:g} is unreachable: this action space offers "
-                    f"{low * unit:g} to {high * unit:g}"
-                )
-        return self
-
     def tensor(self, rows: int) -> torch.Tensor:
         """The shares for `rows` rows: [rows, 3] float64."""
         return torch.tensor(self.shares, dtype=torch.float64).expand(rows, 3)
+
+
+@dataclass(frozen=True)
+class BudgetRequest:
+    """A budget as it was asked for. What it is per axis depends on the model: see `LanguageModel.budget`.
+
+    kind: ``bytes``, the share of the dense step's bytes; ``keep``, net keep; ``ms``, milliseconds per step; ``shares``,
+    averages per axis. value: a `Budget` for ``shares``, else a number.
+    """
+
+    kind: Literal["bytes", "keep", "ms", "shares"]
+    value: "float | Budget"
+
+    @classmethod
+    def parse(cls, asked: BudgetLike) -> "BudgetRequest":
+        """The request in ``0.7``, ``keep=0.6``, ``ms=4.5`` or ``attention=0.5,mlp=0.7,bits=8``; None asks for all.
+
+        Raises `BudgetError` for anything else and for values out of range. What a model can meet is not checked.
+        """
+        if isinstance(asked, BudgetRequest):
+            return asked
+        if asked is None or isinstance(asked, Budget):
+            return cls("shares", asked or Budget())
+        try:
+            return cls("bytes", _share(float(asked), asked))
+        except ValueError:
+            pass
+        values: dict[str, float] = {}
+        for part in str(asked).split(","):
+            name, equals, number = (piece.strip() for piece in part.partition("="))
+            if not equals or name not in (*AXES, "keep", "ms"):
+                raise BudgetError(
+                    f"budget {asked!r} is not a number, keep=0.6, ms=4.5 or a list such as "
+                    f"attention=0.5,mlp=0.7,bits=8 ({part!r})"
+                )
+            if name in values:
+                raise BudgetError(f"budget {asked!r} gives {name} twice")
+            try:
+                values[name] = float(number)
+            except ValueError:
+                raise BudgetError(f"budget {part!r}: {number!r} is not a number") from None
+        if len(values) > 1 and not values.keys() <= set(AXES):
+            raise BudgetError(f"budget {asked!r} says several things; give keep and ms alone")
+        if "keep" in values:
+            return cls("keep", _share(values["keep"], asked))
+        if "ms" in values:
+            if not 0 < values["ms"] < math.inf:
+                raise BudgetError(f"budget {asked} is out of range: milliseconds must be above 0")
+            return cls("ms", values["ms"])
+        return cls("shares", Budget(**values))
+
+
+def _share(value: float, asked: object) -> float:
+    if not 0 < value <= 1:
+        raise BudgetError(f"budget {asked} is out of range: a share must be above 0 and at most 1")
+    return value
 
 
 @dataclass(frozen=True)

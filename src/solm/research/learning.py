@@ -83,7 +83,9 @@ def run(options: Options, partial: Path | None, progress: Progress) -> Record:
         raise SolmError(f"--methods: unknown {', '.join(sorted(unknown))}; choose among {', '.join(METHODS)}")
     # Under the allocation that ships, all of them: it was found before any training.
     sparsity = TrainedPolicy.from_pretrained(options.allocation).config.sparsity
-    return measure(load(options.model, sparsity=sparsity, dtype=options.dtype), options, partial, progress)
+    return measure(
+        load(options.model, sparsity=sparsity, dtype=options.dtype, backend="torch"), options, partial, progress
+    )
 
 
 def measure(lm: LanguageModel, options: Options, partial: Path | None, progress: Progress) -> Record:

@@ -58,7 +58,7 @@ def run(options: Options, partial: Path | None, progress: Progress) -> Record:
     found: dict[str, Samples] = {}
     streams: list[TokenStream] = []
     for dtype in _DTYPES:
-        with load(options.model, dtype=dtype) as lm:
+        with load(options.model, dtype=dtype, backend="torch") as lm:
             streams = streams or training_streams(lm, config, Path(), Ranks())
             found[dtype] = _collected(lm, config, streams, progress, dtype)
     seen = int(len(found["float32"].dense) * (1 - _HELD_OUT))

@@ -205,18 +205,18 @@ async function reply(efficiency, answer, shown, messages) {
 function dial() {
   const policy = value("policy");
   if (policy === "dense") return { policy };
-  if (!value("axes")) return { policy, budget: value("net") };
+  if (!value("axes")) return { policy, budget: `keep=${value("net")}` };
   return { policy, budget: Object.fromEntries(AXES.map((axis) => [axis, value(axis)])) };
 }
 
 function title({ policy, budget }) {
   if (budget === undefined) return policy;
-  if (typeof budget === "number") return `${policy} ${budget.toFixed(2)}`;
+  if (typeof budget === "string") return `${policy} ${value("net").toFixed(2)}`;
   return `${policy} ${AXES.map((axis) => `${axis} ${budget[axis]}`).join(", ")}`;
 }
 
 function asked({ budget }) {
-  if (typeof budget !== "object") return budget ?? 1;
+  if (typeof budget !== "object") return budget === undefined ? 1 : value("net");
   return (budget.attention + budget.mlp + budget.bits / 16) / 3;
 }
 
