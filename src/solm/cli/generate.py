@@ -64,6 +64,7 @@ def generate(
       solm generate --policy static --budget mlp=0.7 "Why is the sky blue?"
       solm generate --policy builtin:smollm2-135m --budget 0.6 --json "Hello" | jq .realised
     """
+    from solm.cli import spent
     from solm.cli.output import print_json, say
     from solm.core.actions import ActionSpace
     from solm.core.budget import Budget
@@ -130,10 +131,11 @@ def generate(
         return
     print()
     say(f"requested: {_shares(reply.compute.requested)}")
-    say(f"realised:  {_shares(reply.compute.realised)}; bytes read {reply.compute.bytes:.3f} of dense")
-    if len(moments) > 1:
-        seconds = (moments[-1] - moments[0]) / (len(moments) - 1)
-        say(f"speed:     {1 / seconds:.1f} tokens/s, {1000 * seconds:.1f} ms per token")
+    say(f"realised:  {_shares(reply.compute.realised)}")
+    say(f"speed:     {spent.speed(moments)}, {lm.backend.name}")
+    told = spent.saved(lm, reply, moments, ids.shape[1])
+    if told is not None:
+        say(f"saved:     {told}")
 
 
 def _shares(shares: dict[str, float]) -> str:
