@@ -7,14 +7,11 @@ if TYPE_CHECKING:
     from solm.runtime.language_model import LanguageModel
 
 
-def milliseconds(moments: list[float]) -> float | None:
-    """The mean step between `moments`, seconds at which tokens were chosen; None for fewer than two."""
-    return None if len(moments) < 2 else 1000 * (moments[-1] - moments[0]) / (len(moments) - 1)
-
-
 def speed(moments: list[float]) -> str:
     """How fast a reply came after its first token."""
-    step = milliseconds(moments)
+    from solm.evaluation.speeds import step_milliseconds
+
+    step = step_milliseconds(moments)
     return "too short to be timed" if step is None else f"{1000 / step:.1f} tokens/s, {step:.1f} ms per token"
 
 
@@ -23,6 +20,8 @@ def saved(lm: "LanguageModel", reply: "Reply", moments: list[float], prompt: int
 
     The factor over dense steps is told where the model has timings of this machine.
     """
+    from solm.evaluation.speeds import step_milliseconds
+
     if reply.compute.requested["net"] >= 1:
         return None
     steps = len(reply.tokens) - 1  # the first token comes from reading the prompt
@@ -30,7 +29,7 @@ def saved(lm: "LanguageModel", reply: "Reply", moments: list[float], prompt: int
     if steps == dense:
         return f"nothing: a context of up to {lm.sparsity.always_read} tokens is read densely; ask for a longer reply"
     told = f"steps read {reply.compute.bytes:.3f} of the bytes of dense ones"
-    step = milliseconds(moments)
+    step = step_milliseconds(moments)
     if lm.timings is not None and step is not None:
         from solm.core.budget import Budget
 
