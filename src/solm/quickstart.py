@@ -35,7 +35,7 @@ HELD_OUT = "pydoc:heldout"
 
 FAST_POLICY = "builtin:smollm2-135m-cpu"
 FAST_BUDGETS = [Budget(attention=0.4, mlp=0.8), Budget(attention=0.2, mlp=0.7)]
-FAST = {"context": 3000, "tokens": 120, "rounds": 3}
+FAST = {"context": 2000, "tokens": 120, "rounds": 3}
 SIMULATED = {"context": 500, "tokens": 40, "rounds": 1}
 """The same where only the torch backend runs, whose steps take ten times as long."""
 PASSAGE = "Compound statements"
