@@ -112,20 +112,20 @@ def test_the_engine_reads_what_an_action_says(bits):
     nested = TorchBackend(tiny_model("llama", torch.float32, **SIZES))
     simulated = TorchBackend(known)
 
-    def hidden(control, precision, sparsity, bits, source=None):
-        session = CpuSession(control, Engine(control.model, sparsity, precision), sparsity)
+    def hidden(reader, control, precision, sparsity, bits):
+        """What `control`'s weights compute in the engine after the prompt as `reader`'s weights read it."""
+        session = CpuSession(reader, Engine(control.model, sparsity, precision), sparsity)
         session.prefill(ids)
-        if source is not None:  # the same keys and values, of the model whose weights are as they were
-            session._prompt = source.copy(ids.shape[1])._prompt
-        return session.extend(following, keep_of((1.0, 1.0, bits), 2, 30)).hidden, session
+        return session.extend(following, keep_of((1.0, 1.0, bits), 2, 30)).hidden
 
-    found, session = hidden(nested, "nested", WEIGHTS, bits)
-    expected, _ = hidden(simulated, "float32", SparsityConfig(window=16), 16, session)
-    packed, session = hidden(exact, "int4", SparsityConfig(window=16), 16)
-    floats, _ = hidden(exact, "float32", SparsityConfig(window=16), 16, session)
+    dense = SparsityConfig(window=16)
+    found = hidden(nested, nested, "nested", WEIGHTS, bits)
+    expected = hidden(nested, simulated, "float32", dense, 16)
+    packed = hidden(exact, exact, "int4", dense, 16)
+    floats = hidden(exact, exact, "float32", dense, 16)
     off, usual = (found - expected).abs().mean(), (packed - floats).abs().mean()
     assert off < 1.5 * usual, (off, usual)
-    other, _ = hidden(nested, "nested", WEIGHTS, 20 - bits)
+    other = hidden(nested, nested, "nested", WEIGHTS, 20 - bits)
     assert (found - other).abs().mean() > 2 * off
     for control in (exact, nested, simulated):
         control.detach()
@@ -148,7 +148,9 @@ def test_rows_of_different_bits_go_together_to_the_last_bit(rows):
     for step in range(3):
         ids = tokens(rows, 1, seed=step)[:, 0]
         found = together.step(ids, keep).logits
-        alone = torch.cat([one.step(ids[row : row + 1], keep[row : row + 1]).logits for row, one in enumerate(sessions)])
+        alone = torch.cat(
+            [one.step(ids[row : row + 1], keep[row : row + 1]).logits for row, one in enumerate(sessions)]
+        )
         assert torch.equal(found, alone)
     assert together.ledger.spent[:, 2].tolist() == [3 * (0.25 if row % 5 in (0, 2) else 1.0) for row in range(rows)]
     control.detach()
@@ -189,7 +191,7 @@ def test_models_that_cannot_be_nested_are_refused(tiny_folder):
         solm.attach(whole_numbers, sparsity=WEIGHTS) as lm,
         pytest.raises(UnsupportedModelError, match="float weights"),
     ):
-        lm.control._nested._weight(down, 32)
+        lm.backend._nested._weight(down, 32)
     lm = solm.load(str(tiny_folder), sparsity=SparsityConfig.preset("nested"), dtype="float32", backend="cpu")
     assert lm.engine is not None
     assert lm.engine.precision == "nested"  # what its sparsity need, where nothing is asked for

@@ -65,6 +65,7 @@ def generate(
       solm generate --budget mlp=0.7 "Why is the sky blue?"
       solm generate --policy builtin:smollm2-135m-cpu --budget keep=0.7 --json "Hello" | jq .realised
     """
+    from solm.cli import spent
     from solm.cli.output import print_json, say
     from solm.core.budget import Budget
     from solm.core.files import write_json
@@ -120,15 +121,13 @@ def generate(
     print()
     say(f"requested: {_shares(reply.compute.requested)}")
     say(f"realised:  {_shares(reply.compute.realised)}")
-    always = f"attention always reads the first {lm.sparsity.sinks} and the last {lm.sparsity.window} tokens"
-    spent, wanted = reply.compute.realised, reply.compute.requested
-    if reply.compute.dense_steps and asked.net < 1:
-        say(f"           the first {reply.compute.dense_steps} steps ran dense: {always}")
-    elif spent["attention"] > wanted["attention"] + _NOTICEABLE:
-        say(f"           more was read than asked for: {always}")
-    if len(moments) > 1:
-        seconds = (moments[-1] - moments[0]) / (len(moments) - 1)
-        say(f"speed:     {1 / seconds:.1f} tokens/s, {1000 * seconds:.1f} ms per token")
+    if reply.compute.realised["attention"] > reply.compute.requested["attention"] + _NOTICEABLE:
+        first, last = lm.sparsity.sinks, lm.sparsity.window
+        say(f"           attention always reads the first {first} and the last {last} tokens, more than asked for")
+    say(f"speed:     {spent.speed(moments)}, {lm.backend.name}")
+    told = spent.saved(lm, reply, moments, ids.shape[1])
+    if told is not None:
+        say(f"saved:     {told}")
 
 
 def _shares(shares: dict[str, float]) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from solm.backends.session import AnyPolicy
+from solm.backends.session import AnyPolicy, Session
 from solm.core.actions import AXES
 from solm.core.budget import Budget, BudgetLike
 from solm.core.errors import ContextLengthError, SolmError
@@ -118,6 +118,7 @@ def stream(
     seed: int = 0,
     max_length: int | None = None,
     stop_strings: str | list[str] | None = None,
+    session: Session | None = None,
     **sampling: Any,
 ) -> Iterator[Token]:
     """Generate token by token from ids [1, C].
@@ -130,6 +131,8 @@ def stream(
         max_new_tokens: longest reply; by default 128.
         max_length: the same, counted with the prompt.
         stop_strings: texts after any of which the reply ends; it still contains them.
+        session: one row that has read the first tokens of ids, at least one less than all, and goes on from there; by
+            default a new one. It must not be used afterwards.
         sampling: transformers' generation options in `solm.runtime.sampling.SUPPORTED` (do_sample, temperature, top_p,
             top_k, repetition_penalty, ...), carried out by its own processors. Greedy by default.
 
@@ -149,8 +152,9 @@ def stream(
     decides = chosen_policy(lm, policy, budget)
     target = lm.budget(budget, context, decides)
     sampler = Sampler(lm, ids, seed, sampling)
-    session = lm.session(capacity=ids.shape[1] + max_new_tokens)
-    logits = session.prefill(ids)
+    if session is None:
+        session = lm.session(capacity=ids.shape[1] + max_new_tokens)
+    logits = session.prefill(ids[:, int(session.lengths[0]) if session.rows else 0 :])
     session.control(decides, target.tensor(1), max_new_tokens, sampler.generator)
     overhead = lm.overhead(decides)
     text, said = TextStream(lm.tokenizer), ""
