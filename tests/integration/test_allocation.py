@@ -1,5 +1,6 @@
 """Allocations on both backends and in the command line."""
 
+import re
 import shutil
 
 import pytest
@@ -78,7 +79,7 @@ def test_an_interrupted_command_says_how_to_go_on(tiny_folder, tmp_path, monkeyp
 
     monkeypatch.setattr("solm.training.allocate.find_allocation", interrupted)
     done = CliRunner().invoke(
-        app, ["allocate", "--model", str(tiny_folder), "--out", str(tmp_path / "l.json"), "--context", "64"]
+        app, ["allocate", "--model", str(tiny_folder), "--out", str(tmp_path / "l.json"), "--context", "96"]
     )
     assert done.exit_code == 130
     assert "goes on from there" in done.output
@@ -103,7 +104,7 @@ def test_train_uses_the_allocation_that_allocate_wrote(tiny_folder, tmp_path):
         app, ["allocate", *common, "--out", str(layers), "--texts", "2", "--context", "128", "--length", "16"]
     )
     assert done.exit_code == 0, done.output
-    assert done.output.count("uniform") == 7
+    assert len(re.findall(r"uniform \d", done.output)) == 7
     done = CliRunner().invoke(
         app,
         ["train", *common, "--out", str(run), "--allocation", str(layers), "--batches", "1", "--context", "128",

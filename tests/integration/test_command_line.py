@@ -207,5 +207,5 @@ def test_a_damaged_policy_exits_with_code_3(trained, tmp_path):
     content[-1] ^= 1
     (broken / "policy.safetensors").write_bytes(content)
     done = solm("generate", "--model", model, "--policy", broken, "x", code=3)
-    assert "does not match the checksum" in done.stderr
+    assert "do not match the digest" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -34,7 +34,7 @@ def test_a_process_drains_on_sigterm(tiny_folder, byte_tokenizer):
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [(["--max-rows", "0"], "max_rows"), (["--policy", "nowhere"], "nowhere"), (["--slo-floor", "2"], "slo_floor")],
+    [(["--max-rows", "0"], "--max-rows: 0"), (["--policy", "nowhere"], "nowhere"), (["--slo-floor", "2"], "--slo-floor: 2")],
 )
 def test_bad_options_are_one_line(tiny_folder, options, word, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["solm", "serve", "--model", str(tiny_folder), *options])

@@ -16,7 +16,7 @@ from solm.backends.torch.load import load_base
 
 
 def write_off_grid(model: str, out: Path) -> float:
-    """Write the rescaled model (Llama's family) and its tokeniser to `out`. Returns the largest change of a logit."""
+    """Write the rescaled model (of Llama's family) and tokenizer to `out`. Returns the largest change of a logit."""
     base, tokenizer = load_base(model, "float32")
     assert tokenizer is not None
     ids = tokenizer("Rescaling must not change what a model says.", return_tensors="pt").input_ids

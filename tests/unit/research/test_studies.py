@@ -1,4 +1,4 @@
-"""Studies on a tiny model: each finds what its name says, can be drawn and told, and resumes; the command lists all."""
+"""Studies on a tiny model: each finds what its name says, draws it and resumes; the command lists them all."""
 
 import json
 

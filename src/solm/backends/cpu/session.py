@@ -1,41 +1,27 @@
 """Sessions of the cpu backend: the torch model reads prompts, and the compiled engine runs every step after them."""
 
-from collections.abc import Callable
-from dataclasses import replace
-
 import numpy as np
 import torch
 
 from solm.backends import budgets
-from solm.backends.control import Control
+from solm.backends.base import BaseSession, Split, only
 from solm.backends.cpu.call import Computed, EngineCall
 from solm.backends.cpu.decider import decider_of
 from solm.backends.cpu.engine import Cache, Engine, check_bits
-from solm.backends.session import (
-    AnyPolicy,
-    Result,
-    Schedule,
-    Scored,
-    SplitSchedule,
-    check_cut,
-    check_length,
-    joined,
-)
+from solm.backends.session import AnyPolicy, Result, check_cut
 from solm.backends.threads import one_torch_thread
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.session import TorchSession
 from solm.core.budget import Ledger
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
-from solm.policies.network import Features
 from solm.policies.priced import PricedPolicy
-from solm.policies.schedules import Dense
 from solm.policies.value_policy import ValuePolicy
 
 _SPARE = 64  # tokens of room that a cache has beyond what was asked for
 
 
-class CpuSession:
+class CpuSession(BaseSession):
     """N rows on the engine. See `solm.backends.session.Session`.
 
     Rows walk through the weights together, up to 16 at once; forks share whole pages with their parent. The engine
@@ -45,22 +31,16 @@ class CpuSession:
     def __init__(self, reader: TorchBackend, engine: Engine, sparsity: SparsityConfig, capacity: int = 0):
         """reader: the model that reads prompts. capacity: tokens to reserve room for; more are taken when needed."""
         check_bits(sparsity, engine.precision)
+        super().__init__(sparsity, reader.shapes, reader.context, reader.device)
         self.reader, self.engine = reader, engine
-        self._sparsity, self._capacity = sparsity, capacity
+        self._capacity = capacity
         self._prompt: TorchSession | None = None  # what has read the prompt, until the engine has its keys and values
         self._caches: tuple[Cache, ...] = ()
         self._call = EngineCall(engine, sparsity)
         self._held = np.zeros(0, dtype=np.int64)  # tokens of every row
         self._hidden = torch.zeros(0)  # [N, H] what the output head read last, but for
         self._last: Computed | None = None  # the pass that it has not been taken from yet
-        self._budgets = budgets.uncontrolled(0)
-        self._control = Control(sparsity, reader.shapes)
         self._by_engine: frozenset[int] = frozenset()  # groups that the engine decides for
-        self._all_by_engine = True  # whether nothing is left to decide in Python
-
-    @property
-    def sparsity(self) -> SparsityConfig:
-        return self._sparsity
 
     @property
     def rows(self) -> int:
@@ -69,14 +49,6 @@ class CpuSession:
     @property
     def lengths(self) -> torch.Tensor:
         return torch.from_numpy(self._held)
-
-    @property
-    def ledger(self) -> Ledger:
-        return budgets.ledger_of(self._budgets)
-
-    @property
-    def seen(self) -> Features | None:
-        return self._control.seen
 
     def memory_bytes(self) -> int:
         """Bytes of keys and values, pages that are shared with other rows counted in each."""
@@ -112,41 +84,10 @@ class CpuSession:
         record: bool = False,
     ) -> None:
         """As `Session.control`."""
-        self._budgets = budgets.open_budgets(target, horizon, policy.space.dense_index, ledger, early)
-        self._control.assign(policy, self.rows, self.reader.device, generator, record)
+        super().control(policy, target, horizon, generator, ledger=ledger, early=early, record=record)
         if type(policy) is ValuePolicy:  # a subclass may decide otherwise
             self._budgets["decider"] = decider_of(policy).address
         self._regroup()
-
-    def aim(self, target: torch.Tensor) -> None:
-        """As `Session.aim`."""
-        budgets.aim(self._budgets, target)
-
-    def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, approximate_tail: bool = False) -> Result:
-        """As `Session.step`."""
-        if keep is not None:
-            return self._known(tokens[:, None], keep[:, None], approximate_tail)
-        return self._decided(tokens[:, None], approximate_tail)
-
-    def extend(
-        self, tokens: torch.Tensor, keep: Schedule | None = None, keep_logits: torch.Tensor | None = None
-    ) -> Result:
-        """As `Session.extend`."""
-        if keep is not None:
-            found = self._known(tokens, keep)
-        elif self._control.stepwise and tokens.shape[1] > 1:
-            found = joined([self._decided(one) for one in tokens.split(1, 1)])
-        else:
-            found = self._decided(tokens)
-        if keep_logits is None:
-            return found
-        index = keep_logits[..., None]
-        hidden, logits = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (found.hidden, found.logits))
-        return replace(found, logits=logits, hidden=hidden)
-
-    def score(self, tokens: torch.Tensor, keep: Schedule | None = None) -> Scored:
-        """As `Session.score`."""
-        return Scored.of(self.extend(tokens[:, :-1], keep), tokens[:, 1:])
 
     def fork(self, forks: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "CpuSession":
         """As `Session.fork`."""
@@ -220,75 +161,48 @@ class CpuSession:
         inside = [isinstance(group.policy, PricedPolicy) for group in groups]
         alone = all(there for there, priced in zip(known, inside, strict=True) if priced)
         self._by_engine = frozenset(number for number, there in enumerate(known) if there and alone)
-        self._all_by_engine = all(
-            number in self._by_engine or isinstance(group.policy, Dense) for number, group in enumerate(groups)
-        )
 
-    def _decided(self, tokens: torch.Tensor, approximate_tail: bool = False) -> Result:
-        """One pass in which the rows' policies decide."""
-        groups = self._control.groups
-        if self._all_by_engine:
-            return self._pass(tokens, None, approximate_tail, decide=bool(self._by_engine))
-        self._prepare(tokens.shape[1])
-        with one_torch_thread():
-            made = self._control.decide(self._budgets, self.lengths, tokens, self, self._by_engine)
-        split = None if made.layer is None or made.choose is None else (made.layer, made.choose)
-        found = self._pass(tokens, made.keep, approximate_tail, split, decide=bool(self._by_engine))
-        for number in self._by_engine:
-            made.actions[groups[number].rows] = found.actions[groups[number].rows]  # type: ignore[index]
-        return replace(found, actions=made.actions)
-
-    def _known(self, tokens: torch.Tensor, keep: Schedule, approximate_tail: bool = False) -> Result:
-        """One pass under a known schedule, whatever policy the rows have."""
-        if not isinstance(keep, SplitSchedule):
-            return replace(self._pass(tokens, keep, approximate_tail), actions=None)
-        streams: list[torch.Tensor] = []
-
-        def choose(hidden: torch.Tensor) -> torch.Tensor:
-            streams.append(hidden)
-            return keep.after
-
-        found = self._pass(tokens, keep.before, approximate_tail, (keep.layer, choose))
-        return replace(found, actions=None, stream=streams[0])
+    @property
+    def _own_groups(self) -> frozenset[int]:
+        return self._by_engine
 
     def _pass(
         self,
         tokens: torch.Tensor,
         keep: torch.Tensor | None,
+        split: Split | None = None,
+        keep_logits: torch.Tensor | None = None,
         approximate_tail: bool = False,
-        split: tuple[int, Callable[[torch.Tensor], torch.Tensor]] | None = None,
         decide: bool = False,
     ) -> Result:
-        """Process tokens [N, Q] under keep [N, Q, 3] (None: dense) in the rows that the engine does not decide for.
-
-        split: a layer, and what chooses the schedule of the layers from it on. decide: whether the engine decides at
-        all. It counts what was spent.
-        """
+        """As `BaseSession._pass`; the engine counts what was spent."""
         count = tokens.shape[1]
         self._prepare(count)
         run, rows = self._call.run, (self._caches, tokens, self._held, self._budgets)
         if split is None:
             done = run(*rows, keep, decide=decide, approximate_tail=approximate_tail)
         else:
-            layer, choose = split
-            before = run(*rows, keep, last=layer) if layer else None
+            before = run(*rows, keep, last=split.layer) if split.layer else None
             with torch.no_grad(), one_torch_thread():
                 enters = self.embed(tokens).float() if before is None else torch.from_numpy(before.stream.copy())
-                later = choose(enters)
-            done = run(*rows, later, first=layer, before=before, approximate_tail=approximate_tail)
+                later = split.choose(enters)
+            done = run(*rows, later, first=split.layer, before=before, approximate_tail=approximate_tail)
         places = self._held[:, None] + np.arange(count)
         self._held = self._held + count
         self._last = done
         controllable = torch.from_numpy(places >= self._sparsity.always_read)
-        actions = torch.from_numpy(np.where(done.actions < 0, self._budgets["previous"][:, None], done.actions))
-        return Result(
+        actions = self._dense_actions(count)
+        if decide:  # the engine gives -1 for rows that it does not decide for
+            actions = torch.from_numpy(np.where(done.actions < 0, actions.numpy(), done.actions))
+        found = Result(
             done.logits, torch.from_numpy(done.stream), torch.from_numpy(done.realised), controllable, actions
         )
+        return found if keep_logits is None else only(found, keep_logits)
 
     def _prepare(self, count: int) -> None:
         """Give the engine the prompt, and rows room for `count` more tokens."""
+        self._check_room(count)
         longest = int(self._held.max()) + count
-        check_length(longest, self.reader.context)
         self._fill()
         if all(cache.capacity >= longest for cache in self._caches):
             return

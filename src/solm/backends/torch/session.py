@@ -1,37 +1,25 @@
 """Sessions of the torch backend: rows of a transformers model, every action simulated exactly."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
 
 from solm.backends import budgets
+from solm.backends.base import BaseSession, Split
 from solm.backends.control import Control
-from solm.backends.session import (
-    AnyPolicy,
-    Result,
-    Schedule,
-    Scored,
-    SplitSchedule,
-    check_cut,
-    check_length,
-    joined,
-)
+from solm.backends.session import Result, check_cut
 from solm.backends.torch.active import ActivePass, activate
 from solm.backends.torch.cache import PagedCache
 from solm.backends.torch.hooks import HookedModel
 from solm.backends.torch.layout import Layout
 from solm.backends.torch.plan import Plan, make_plan
 from solm.core.actions import DENSE
-from solm.core.budget import Ledger
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
-from solm.policies.network import Features
-from solm.policies.schedules import Dense
 
 
-class TorchSession:
+class TorchSession(BaseSession):
     """N = S·K rows: K forks of each of S sequences. See `solm.backends.session.Session`.
 
     Steps that are not controllable yet (KV length at most sinks + window + 1) run dense, whatever decides, and are not
@@ -40,36 +28,18 @@ class TorchSession:
 
     def __init__(self, model: HookedModel, sparsity: SparsityConfig, capacity: int = 0):
         """capacity: tokens to reserve room for; more are taken, at the price of a copy."""
+        super().__init__(sparsity, model.shapes, model.context, model.device)
         self.model = model
-        self._sparsity = sparsity
         self._cache = PagedCache.empty(model.model.config, sparsity.page_size, capacity)
         self._sequences, self._forks = 0, 1
         self._lengths = torch.zeros(0, dtype=torch.int64)
         self._base = torch.zeros(0, dtype=torch.int64)  # [N] tokens of every row that lie in the shared prefix
         self._shared = 0  # the longest of those
         self._hidden = torch.zeros(0)  # [N, H] what the head read last
-        self._budgets = budgets.uncontrolled(0)
-        self._control = Control(sparsity, model.shapes)
-
-    @property
-    def sparsity(self) -> SparsityConfig:
-        return self._sparsity
-
-    @property
-    def rows(self) -> int:
-        return len(self._lengths)
 
     @property
     def lengths(self) -> torch.Tensor:
         return self._lengths
-
-    @property
-    def ledger(self) -> Ledger:
-        return budgets.ledger_of(self._budgets)
-
-    @property
-    def seen(self) -> Features | None:
-        return self._control.seen
 
     @property
     def cache(self) -> PagedCache:
@@ -108,48 +78,6 @@ class TorchSession:
         self._hidden = hidden[torch.arange(len(tokens)), counts - 1] if every_logit else hidden[:, -1]
         self._lengths = self._lengths + counts
         return logits if every_logit else logits[:, -1]
-
-    def control(
-        self,
-        policy: AnyPolicy,
-        target: torch.Tensor,
-        horizon: int,
-        generator: torch.Generator | None = None,
-        *,
-        ledger: Ledger | None = None,
-        early: torch.Tensor | None = None,
-        record: bool = False,
-    ) -> None:
-        """As `Session.control`."""
-        self._budgets = budgets.open_budgets(target, horizon, policy.space.dense_index, ledger, early)
-        self._control.assign(policy, self.rows, self.model.device, generator, record)
-
-    def aim(self, target: torch.Tensor) -> None:
-        """As `Session.aim`."""
-        budgets.aim(self._budgets, target)
-
-    def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, approximate_tail: bool = False) -> Result:
-        """As `Session.step`; logits are always exact."""
-        return self.extend(tokens[:, None], None if keep is None else keep[:, None])
-
-    @torch.no_grad()
-    def extend(
-        self, tokens: torch.Tensor, keep: Schedule | None = None, keep_logits: torch.Tensor | None = None
-    ) -> Result:
-        """As `Session.extend`."""
-        if keep is not None:
-            return self._known(tokens, keep, keep_logits)
-        if self._control.stepwise and tokens.shape[1] > 1:
-            found = joined([self._decided(one, None) for one in tokens.split(1, 1)])
-            return found if keep_logits is None else _only(found, keep_logits)
-        return self._decided(tokens, keep_logits)
-
-    def score(self, tokens: torch.Tensor, keep: Schedule | None = None) -> Scored:
-        """As `Session.score`; step by step, no step's logits outlive it."""
-        if keep is None and self._control.stepwise:
-            steps = range(tokens.shape[1] - 1)
-            return joined([Scored.of(self.extend(tokens[:, t : t + 1]), tokens[:, t + 1 : t + 2]) for t in steps])
-        return Scored.of(self.extend(tokens[:, :-1], keep), tokens[:, 1:])
 
     def fork(self, forks: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "TorchSession":
         """As `Session.fork`. Rows that own nothing but a whole sequence share its whole pages; rows that are forks
@@ -212,45 +140,17 @@ class TorchSession:
         """Input embeddings of tokens [...]: [..., H]."""
         return self.model.embed(tokens)
 
-    def _decided(self, tokens: torch.Tensor, keep_logits: torch.Tensor | None) -> Result:
-        """One pass in which the rows' policies decide."""
-        if all(isinstance(group.policy, Dense) for group in self._control.groups):
-            found = self._pass(tokens, None, keep_logits, None)
-            return replace(found, actions=self._dense_actions(tokens.shape[1]))
-        positions = self._positions(tokens.shape[1])  # refuses what is too long before anything is decided
-        made = self._control.decide(self._budgets, positions[:, 0], tokens, self)
-        split = None if made.layer is None or made.choose is None else (made.layer, made.choose)
-        found = self._pass(tokens, made.keep, keep_logits, split)
-        return replace(found, actions=made.actions)
-
-    def _dense_actions(self, count: int) -> torch.Tensor:
-        """[N, Q]: the dense action of every row's space, which no other action has followed."""
-        return torch.from_numpy(self._budgets["previous"].copy())[:, None].expand(-1, count)
-
-    def _known(self, tokens: torch.Tensor, keep: Schedule, keep_logits: torch.Tensor | None) -> Result:
-        """One pass under a known schedule."""
-        if not isinstance(keep, SplitSchedule):
-            return self._pass(tokens, keep, keep_logits, None)
-        streams: list[torch.Tensor] = []
-
-        def choose(hidden: torch.Tensor) -> torch.Tensor:
-            streams.append(hidden)
-            return keep.after
-
-        found = self._pass(tokens, keep.before, keep_logits, (keep.layer, choose))
-        return replace(found, stream=streams[0])
-
+    @torch.no_grad()
     def _pass(
         self,
         tokens: torch.Tensor,
         keep: torch.Tensor | None,
-        keep_logits: torch.Tensor | None,
-        split: tuple[int, Callable[[torch.Tensor], torch.Tensor]] | None,
+        split: Split | None = None,
+        keep_logits: torch.Tensor | None = None,
+        approximate_tail: bool = False,
+        decide: bool = False,
     ) -> Result:
-        """Process tokens [N, Q] under keep [N, Q, 3] (None: dense) and count it in the budgets.
-
-        split: a layer, and what chooses the schedule of the layers from it on.
-        """
+        """As `BaseSession._pass`; logits are always exact, and policies decide in Python."""
         count = tokens.shape[1]
         positions = self._positions(count)
         controllable = positions + 1 > self._sparsity.always_read
@@ -261,24 +161,25 @@ class TorchSession:
             return make_plan(keep, positions + 1, self._sparsity, self.model.shapes)
 
         plan = planned(dense if keep is None else keep)
-        realised, layer, choose = plan.realised, None, None
+        realised, choose = plan.realised, None
         if split is not None:
-            layer, layers = split[0], self.model.shapes.layers
+            layers = self.model.shapes.layers
 
             def choose(hidden: torch.Tensor) -> Plan:
                 nonlocal realised
-                rest = planned(split[1](hidden))
-                realised = plan.realised_by(0, split[0], layers) + rest.realised_by(split[0], layers, layers)
+                rest = planned(split.choose(hidden))
+                realised = plan.realised_by(0, split.layer, layers) + rest.realised_by(split.layer, layers, layers)
                 return rest.to(self.model.device)
 
         wanted = 0 if keep_logits is None else keep_logits
+        layer = None if split is None else split.layer
         logits, hidden, counted = self._forward(tokens, positions, wanted, plan, layer, choose)
         if counted is not None:
             realised = torch.stack([realised[..., 0], counted, realised[..., 2]], -1)
         self._hidden = hidden[:, -1]
         self._lengths = self._lengths + count
         budgets.book(self._budgets, realised, controllable)
-        return Result(logits, hidden, realised, controllable)
+        return Result(logits, hidden, realised, controllable, self._dense_actions(count))
 
     def _child(self, sparsity: SparsityConfig) -> "TorchSession":
         """A session of the same rows with the same cache; what is mutable is the child's own."""
@@ -310,7 +211,7 @@ class TorchSession:
             layer.truncate(int(own.max()), int(own.min()))
 
     def _positions(self, count: int) -> torch.Tensor:
-        check_length(int(self._lengths.max()) + count, self.model.context)
+        self._check_room(count)
         return self._lengths[:, None] + torch.arange(count)
 
     def _forward(
@@ -350,10 +251,3 @@ class TorchSession:
         with activate(current):
             logits, hidden = self.model.forward(tokens, positions, self._cache, keep_logits)
         return logits, hidden, None if current is None else current.realised_mlp()
-
-
-def _only(found: Result, keep_logits: torch.Tensor) -> Result:
-    """The result with logits and hidden states of positions [N, L] alone."""
-    index = keep_logits[..., None]
-    logits, hidden = (x.gather(1, index.to(x.device).expand(-1, -1, x.shape[-1])) for x in (found.logits, found.hidden))
-    return replace(found, logits=logits, hidden=hidden)

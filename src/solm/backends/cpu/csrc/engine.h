@@ -74,7 +74,7 @@ struct Engine {
   std::shared_ptr<std::mutex> mutex = std::make_shared<std::mutex>();  // serialises all calls
 
   // What threads work in. It is allocated here and by `reserve`, so that no thread allocates in a step.
-  std::vector<std::vector<float>> partial_sums;   // per thread, for the others to read: two halves, used in turn
+  std::vector<std::vector<float>> partial_sums;   // per thread, for the others to read: two halves, used alternately
   std::vector<std::unique_ptr<WorkerBase>> workers;
   std::vector<float> page_upper_bounds;           // [MOST_ROWS, kv_heads, span] of the layer in progress
   std::vector<std::vector<float>> unit_sums;      // per thread: hidden layers of deciders [MOST_ROWS, unit_width]

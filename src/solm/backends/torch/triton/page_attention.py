@@ -230,7 +230,7 @@ def attend_pages(
     scaling: float,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """What `attend` of the torch backend gives for query [N, Hq, 1, D], [N, Hq, 1, Dv], for plans that `reads_pages` takes.
+    """As `attend` of the torch backend, of query [N, Hq, 1, D], for plans that `reads_pages` takes: [N, Hq, 1, Dv].
 
     Of keys and values only the chosen pages are read, once for all query heads of a KV head. A row's pages are split
     over as many programs as it takes to fill a GPU; a second step weights the parts by what their softmax sums to.

@@ -32,7 +32,7 @@ inline uint32_t magnitude_separator(const float* x, int n, int count, uint16_t* 
 }
 
 // See `select`.
-inline int select_avx512(const float* x, int n, int count, int32_t* index, float* values) {
+__attribute__((always_inline)) inline int select_avx512(const float* x, int n, int count, int32_t* index, float* values) {
   int kept = 0;
   const uint32_t threshold = magnitude_separator(x, n, count, reinterpret_cast<uint16_t*>(index));
   int ties = count;
