@@ -7,8 +7,9 @@ fitted to the samples of either; every fit is repeated with a few seeds, which t
 Example: solm study precision --data books.txt,web.txt --batches 10 --out precision.json
 """
 
-from itertools import islice
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import torch
 from pydantic import Field
 
 from solm.core.errors import SolmError
+from solm.core.files import read_tensors, write_tensors
+from solm.core.parts import Parts
 from solm.data.windows import TokenStream
 from solm.evaluation.pictures import Kind, blank, picture
 from solm.evaluation.result import Record, record
@@ -45,30 +48,46 @@ class Options(StudyOptions):
 
 
 def run(options: Options, partial: Path | None, progress: Progress) -> Record:
-    """Results: the costs of either dtype and how they differ, and the shares of float32 costs explained, by seed."""
-    settings = options.model_dump(mode="json")
+    """Results: the costs in either dtype and how they differ, and the shares of float32 costs explained, by seed.
+
+    Samples are kept in a folder beside `partial` until the study is finished.
+    """
     if options.off_grid is not None:
-        return record("precision", settings, {"largest_change": write_off_grid(options.model, options.off_grid)})
+        change = write_off_grid(options.model, options.off_grid)
+        return record("precision", options.model_dump(mode="json"), {"largest_change": change})
     if options.dtype != "auto":
         raise SolmError("--dtype: this study compares bfloat16 with float32; leave it out")
+    if partial is None:
+        with TemporaryDirectory() as folder:
+            return _compare(options, None, Path(folder), progress)
+    kept = partial.with_name(partial.name + ".samples")
+    found = _compare(options, partial, kept, progress)
+    shutil.rmtree(kept)
+    return found
+
+
+def _compare(options: Options, partial: Path | None, folder: Path, progress: Progress) -> Record:
+    """Collect samples in `folder`, fit networks to them, and compare."""
     config = ValueTrainConfig(
         model=options.model, data=options.data, batches=options.batches, texts=options.texts,
         context=options.context, length=options.length, seed=options.seed, layer=options.layer,
     )  # fmt: skip
     found: dict[str, Samples] = {}
-    streams: list[TokenStream] = []
     for dtype in _DTYPES:
         with load(options.model, dtype=dtype, backend="torch") as lm:
-            streams = streams or training_streams(lm, config, Path(), Ranks())
-            found[dtype] = _collected(lm, config, streams, progress, dtype)
+            streams = training_streams(lm, config, folder, Ranks())
+            # Both dtypes read the same tokens, so that both get the same key.
+            parts = Parts(partial, [config.model_dump(mode="json"), [stream.fingerprint for stream in streams]])
+            found[dtype] = _collected(lm, config, streams, parts, folder / dtype, progress)
     seen = int(len(found["float32"].dense) * (1 - _HELD_OUT))
     test = _some(found["float32"], slice(seen, None))
     network = ValueConfig(base_hidden=test.hidden.shape[-1], layer=config.layer, grid=config.space, width=config.width)
-    explained: dict[str, list[float]] = {}
+    explained: dict[str, list[float]] = {dtype: [] for dtype in _DTYPES}
     for dtype in _DTYPES:
         joined = Samples.join([_some(found[dtype], slice(seen)), test])
-        hows = [FitConfig(held_out=_HELD_OUT, seed=seed) for seed in range(_SEEDS)]
-        explained[dtype] = [fit(joined, network, how)[1].explained[-1] for how in hows]
+        for seed in range(_SEEDS):
+            progress(f"fits to {dtype}", seed, _SEEDS)
+            explained[dtype].append(fit(joined, network, FitConfig(held_out=_HELD_OUT, seed=seed))[1].explained[-1])
     low, full = (found[dtype].cost.double().flatten() for dtype in _DTYPES)
     costs: dict[str, Any] = {
         "mean": {"bfloat16": float(low.mean()), "float32": float(full.mean())},
@@ -77,18 +96,28 @@ def run(options: Options, partial: Path | None, progress: Progress) -> Record:
         "median_difference": float((low - full).abs().median()),
         "correlation": float(torch.corrcoef(torch.stack([low, full]))[0, 1]),
     }
+    parts.done()
     fits = {"held_out_texts": len(test.dense), "explained_of_float32": explained}
-    return record("precision", settings, {"samples": len(full), "costs": costs, **fits})
+    return record("precision", options.model_dump(mode="json"), {"samples": len(full), "costs": costs, **fits})
 
 
 def _collected(
-    lm: LanguageModel, config: ValueTrainConfig, streams: list[TokenStream], progress: Progress, dtype: str
-) -> Samples:
-    parts = []
-    for batch in islice(samples(lm, config, streams), config.batches):
-        parts.append(batch)
-        progress(dtype, len(parts), config.batches)
-    return Samples.join(parts)
+    lm: LanguageModel, config: ValueTrainConfig, streams: list[TokenStream], parts: Parts, folder: Path,
+    progress: Progress,
+) -> Samples:  # fmt: skip
+    """All batches of samples, each in a file of `folder`. `parts` names those that an interrupted run has written."""
+
+    def write(batch: int) -> str:
+        path = folder / f"{batch:05d}.safetensors"
+        write_tensors(path, dict(vars(next(samples(lm, config, streams, batch)))))
+        return path.name
+
+    found = []
+    for batch in range(1, config.batches + 1):
+        progress(folder.name, batch - 1, config.batches)
+        name = parts.get(f"{folder.name} {batch}", lambda batch=batch: write(batch))  # type: ignore[misc]
+        found.append(Samples(**read_tensors(folder / name)))
+    return Samples.join(found)
 
 
 def _some(found: Samples, texts: slice) -> Samples:

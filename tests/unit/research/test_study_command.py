@@ -1,0 +1,91 @@
+"""`solm study`: every study runs on a tiny model, prints and writes one result, and resumes after an interruption."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import solm
+from helpers.policies import SPARSITY, under_values
+from helpers.texts import FISH
+from solm.cli.main import app
+from solm.core.parts import Parts
+from solm.research.studies import STUDIES
+
+SMALL = ["--texts", "2", "--context", "60", "--length", "32", "--dtype", "float32"]
+OPTIONS = {
+    "kv-drift": [*SMALL, "--burst", "8", "--stretch", "8"],
+    "domains": [*SMALL, "--policy", "POLICY", "--budgets", "0.7"],
+    "best-of": [*SMALL, "--policy", "POLICY", "--budgets", "0.7", "--trials", "30"],
+    "learning": [
+        *SMALL, "--train", "TEXT", "--minutes", "0.0001", "--methods", "values,grpo", "--space", "mlp-50", "--budget",
+        "0.9", "--allocation", "POLICY", "--layer", "1", "--train-batch", "2", "--train-length", "20", "--runs", "RUNS",
+    ],
+    "precision": ["--texts", "4", "--context", "90", "--length", "20", "--batches", "1", "--layer", "1"],
+    "free-running": [*SMALL, "--policy", "POLICY", "--budgets", "0.7", "--backend", "torch"],
+    "long-context": [*SMALL, "--policy", "POLICY", "--contexts", "90,120"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(tiny_folder, tmp_path):
+    """A function that runs a study with its result in tmp_path/NAME."""
+    with solm.load(str(tiny_folder), dtype="float32") as lm:
+        under_values(lm, SPARSITY).trained.save_pretrained(tmp_path / "policy")
+    (tmp_path / "fish.txt").write_text(FISH)
+
+    def study(name: str, out: str):
+        places = {"POLICY": tmp_path / "policy", "TEXT": tmp_path / "fish.txt", "RUNS": tmp_path / f"{out} runs"}
+        options = [str(places.get(option, option)) for option in OPTIONS[name]]
+        common = ["--model", tiny_folder, "--data", tmp_path / "fish.txt", "--out", tmp_path / out, "--json"]
+        return CliRunner().invoke(app, ["study", name, *map(str, common), *options])
+
+    return study
+
+
+def timeless(results: dict) -> dict:
+    """Without what depends on how long training took."""
+    for point in results.get("points", []):
+        point.pop("minutes", None)
+        point.get("training", {}).pop("seconds", None)
+    return results
+
+
+def test_every_study_is_run():
+    assert set(OPTIONS) == set(STUDIES)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_study_prints_and_writes_one_result_and_resumes(name, run, tmp_path, monkeypatch):
+    whole = run(name, "whole.json")
+    assert whole.exit_code == 0, whole.output
+    written = json.loads((tmp_path / "whole.json").read_text())
+    assert json.loads(whole.stdout) == written
+    assert written["kind"] == name
+
+    made, get = [], Parts.get
+
+    def counting(self, part, make):
+        def counted():
+            made.append(part)
+            return make()
+
+        if self.path is None:
+            return get(self, part, make)
+        found = get(self, part, counted)
+        if interrupted:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Parts, "get", counting)
+    interrupted = True
+    assert run(name, "parts.json").exit_code != 0
+    kept = json.loads((tmp_path / "parts.json.partial").read_text())["parts"]
+    assert kept
+    interrupted = False
+    made.clear()
+    resumed = run(name, "parts.json")
+    assert resumed.exit_code == 0, resumed.output
+    assert not set(kept) & set(made)
+    assert timeless(json.loads(resumed.stdout)["results"]) == timeless(written["results"])
+    assert not list(tmp_path.glob("parts.json.partial*"))
