@@ -15,16 +15,16 @@ from pathlib import Path
 
 COMMANDS = {
     "perplexity": "eval {joint} --data {data}/wiki.txt --budgets 0.45,0.55,0.65,0.75 --oracle "
-    "--json {out}/eval.json --plot {out}/eval.png",
+    "--out {out}/eval.json --plot {out}/eval.png",
     "random-search": "eval {joint} --data {data}/wiki.txt --budgets 0.5,0.6,0.7 --texts 112 --length 16 --trials 500 "
-    "--json {out}/random.json",
+    "--out {out}/random.json",
     "baselines": "eval {policy} --space attention-fine --data {data}/wiki.txt --budgets 0.735,0.77 "
-    "--baselines constant,entropy,drift --json {out}/attention.json",
+    "--baselines constant,entropy,drift --out {out}/attention.json",
     "thresholds": "eval {policy} --space mlp-fine --data {data}/wiki.txt --budgets 0.82,0.855 "
-    "--tuning {data}/tuning.txt --baselines constant,teal --json {out}/mlp.json",
-    "tasks": "tasks {joint} --tasks mmlu,arc_easy,hellaswag --fewshot 5 --data {data}/eval --json {out}/tasks.json",
+    "--tuning {data}/tuning.txt --baselines constant,teal --out {out}/mlp.json",
+    "tasks": "tasks {joint} --tasks mmlu,arc_easy,hellaswag --fewshot 5 --data {data}/eval --out {out}/tasks.json",
     "retrieval": "tasks {policy} --space attention-fine --tasks niah_multikey --budgets 0.75,0.85 --data {data}/eval "
-    "--json {out}/retrieval.json",
+    "--out {out}/retrieval.json",
     "kv-drift": "study kv-drift --model {model} --data {data}/wiki.txt --out {out}/kv-drift.json "
     "--plot {out}/kv-drift.svg",
     "domains": "study domains {joint} --data {data}/poems.txt,{data}/logs.txt,pydoc --out {out}/domains.json "
