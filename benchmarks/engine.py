@@ -48,7 +48,7 @@ def main() -> None:
             asked.model, asked.policy, sparsity=sparsity, dtype=asked.dtype, backend="cpu", precision=precision,
             kv_cache_dtype=cache or "auto",
         )  # fmt: skip
-    stock = solm.load(asked.model, dtype=asked.dtype) if asked.peers else None
+    stock = solm.load(asked.model, dtype=asked.dtype, backend="torch") if asked.peers else None
     room = STEPS * (asked.rounds + 2)
     points = []
     for context in map(int, numbers(asked.contexts)):
@@ -84,7 +84,7 @@ def settings(
         for name, keep in (SETTINGS | (HALVES if precision == "nested" else {})).items()
     }
     for net in budgets if policy else ():
-        target = lm.budget(net).tensor(len(ids))
+        target = lm.budget(f"keep={net}").tensor(len(ids))
         steps[f"policy {net:g}"] = policy_step(parent.fork(1, room), lm.policy("policy"), target, room)
     return {name: lambda step=step: step(ids[:, -1]) for name, step in steps.items()}
 

@@ -91,7 +91,7 @@ def main() -> None:
     def timer(run: Callable[[], object]) -> float:
         return float(triton.testing.do_bench(run, return_mode="median"))
 
-    lm = solm.load(asked.model, dtype="bfloat16")
+    lm = solm.load(asked.model, dtype="bfloat16", backend="torch")
     limit = lm.model.config.max_position_embeddings
     results = {
         "attention": {f"{n} rows, {seen}": attention(n, seen, "cuda", timer) for n in rows for seen in contexts},

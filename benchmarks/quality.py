@@ -55,7 +55,9 @@ def policies(options: argparse.Namespace) -> None:
     """One policy in several action spaces against every baseline; a result file for each space."""
     trained = TrainedPolicy.from_pretrained(options.policy)
     for name in options.spaces.split(","):
-        lm = solm.load(options.model, trained.with_space(ActionSpace.preset(name)), dtype=options.dtype)
+        lm = solm.load(
+            options.model, trained.with_space(ActionSpace.preset(name)), dtype=options.dtype, backend="torch"
+        )
         tuning = tuning_text(options.data, lm)
         request = BaselineRequest(lm, lm.space, tuning, options.context)
         result = evaluate(
@@ -77,7 +79,9 @@ def policies(options: argparse.Namespace) -> None:
 
 def allocations(options: argparse.Namespace) -> None:
     """Constant actions with every layer alike and by each allocation, on the same text: what was lost and read."""
-    lm = solm.load(options.model, sparsity=SparsityConfig.preset(options.sparsity), dtype=options.dtype)
+    lm = solm.load(
+        options.model, sparsity=SparsityConfig.preset(options.sparsity), dtype=options.dtype, backend="torch"
+    )
     ways = {"uniform": None} | {path.stem: read_allocation(path) for path in options.allocations}
     windows = windows_of(held_out(options.data, lm), options.texts, options.context, options.length)
     found: dict[tuple[str, float, float], list[torch.Tensor]] = {}
@@ -120,7 +124,7 @@ def adherence(options: argparse.Namespace) -> None:
     hypercube). A static schedule rounds to whole steps and nothing else, and so tells what the grid allows.
     """
     trained = TrainedPolicy.from_pretrained(options.policy)
-    lm = solm.load(options.model, trained, dtype=options.dtype)
+    lm = solm.load(options.model, trained, dtype=options.dtype, backend="torch")
     points = []
     for length, bound in BOUNDS.items():
         windows = windows_of(held_out(options.data, lm), options.texts, options.context, length)

@@ -113,7 +113,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=16)
     options.add_argument("--no-agreement", action="store_true", help="leave the comparison of precisions out")
     asked = options.parse_args()
-    lm = solm.load(asked.model, sparsity=SparsityConfig(page_size=PAGE), dtype=asked.dtype)
+    lm = solm.load(asked.model, sparsity=SparsityConfig(page_size=PAGE), dtype=asked.dtype, backend="torch")
     few, more = (Shape(asked.context, texts, 16, asked.steps) for texts in (2, MORE))
     default = Shape(asked.context * 3 // 4, 4, 3, asked.steps * 16)
     runs = {shape: rollouts(lm, shape, asked.rounds) for shape in (few, more)}

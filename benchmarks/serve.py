@@ -151,7 +151,7 @@ def throughput(options: Any) -> dict[str, Any]:
             loads[name] = Load(
                 address, str(base) if plain else "served", None if plain else {"policy": "dense"}, options.tokens
             )
-        loads["cpu int8 at 0.6"] = Load(loads["cpu int8"].address, "served", {"budget": 0.6}, options.tokens)
+        loads["cpu int8 at 0.6"] = Load(loads["cpu int8"].address, "served", {"budget": "keep=0.6"}, options.tokens)
         for clients in options.clients:
             each = max(1, options.replies // clients)
             texts = some_texts(clients * each * (options.rounds + 1) * len(loads), PROMPT)
@@ -189,8 +189,8 @@ def governed(options: Any) -> dict[str, Any]:
         objective = calm["tpot_p95_ms"]
         slo = ["--slo-tpot-ms", f"{objective:.3f}"]
         kinds = {
-            "governor, budgets": ["--slo-floor", str(options.floor), "--no-slo-rows"],
-            "governor, budgets and rows": ["--slo-floor", str(options.floor)],
+            "governor, budgets": ["--slo-floor", f"keep={options.floor}", "--no-slo-rows"],
+            "governor, budgets and rows": ["--slo-floor", f"keep={options.floor}"],
             "governor, rows": ["--slo-floor", "1"],
         }
         for name, more in kinds.items():

@@ -62,7 +62,7 @@ def oracle() -> str:
 
 @table
 def allocation() -> str:
-    """Loss of the same share, by how it is dealt out to layers and KV heads."""
+    """Loss of the same share, by how it is divided among layers and KV heads."""
 
     def row(name: str, found: dict[str, Any]) -> list[str]:
         losses = [f"{found[key]['loss']:.3f}" for key in of.ALLOCATIONS.values()]

@@ -41,7 +41,7 @@ BATCH, NET = 8, 0.6
 
 
 def answers(options: argparse.Namespace) -> None:
-    lm = solm.load(options.model, options.policy, dtype=options.dtype)
+    lm = solm.load(options.model, options.policy, dtype=options.dtype, backend="torch")
     left = [name for name in options.tasks.split(",") if not (options.folder / f"{name}.json").exists()]
     best = tuned(lm, tuning_text(options.data, lm), lm.space, context=256) if left else None
     for name in left:
@@ -63,8 +63,8 @@ def answers(options: argparse.Namespace) -> None:
 
 def speed(options: argparse.Namespace) -> None:
     stock, tokenizer = load_base(options.model, options.dtype)
-    lm = solm.load(options.model, options.policy, dtype=options.dtype)
-    budget = lm.budget(NET)
+    lm = solm.load(options.model, options.policy, dtype=options.dtype, backend="torch")
+    budget = lm.budget(f"keep={NET}")
     static, arm = next(iter(static_arms(lm, lm.space).items()))
     models = {
         "hf": HFLM(stock, tokenizer=tokenizer, batch_size=BATCH),

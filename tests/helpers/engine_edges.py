@@ -227,7 +227,7 @@ def decisions_are_booked(built) -> None:
         assert rows[0].states.tobytes() == rows[1].states.tobytes()
         state = rows[0].states
         assert state["taken"].tolist() == [60] * 3
-        assert state["booked"].tolist() == [60 - SPARSITY.always_read] * 3
+        assert state["counted"].tolist() == [60 - SPARSITY.always_read] * 3
         assert state["previous"][0] == at_once.actions[0, -1]
         counted = at_once.realised[:, SPARSITY.always_read - 10 :].sum(1)
         assert np.allclose(state["spent"], counted, rtol=0, atol=1e-12)

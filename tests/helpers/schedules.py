@@ -22,7 +22,7 @@ def run_schedule(policy, target, steps, seed=0):
     for step in range(steps):
         observation = Observation(None, None, target, ledger, levels, step, steps, on, previous)
         previous, _ = policy.act(observation, None, generator)
-        ledger = ledger.book(shares[previous], on)
+        ledger = ledger.add(shares[previous], on)
     return ledger.average
 
 

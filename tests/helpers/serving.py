@@ -78,7 +78,7 @@ def until(true, seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-def ask(client, budget=0.6, **options):
+def ask(client, budget="keep=0.6", **options):
     efficiency = {"budget": budget, **options.pop("efficiency", {})}
     extra = {"efficiency": efficiency} if any(efficiency.values()) else {}
     return client.chat.completions.create(

@@ -43,7 +43,7 @@ def test_the_server_says_what_generate_says(service, client):
     lm = service.lm
     ids = torch.tensor([service.tokens(LONG)])
     for policy in ("policy", "static", "random", "dense"):
-        budget = None if policy == "dense" else 0.7
+        budget = None if policy == "dense" else "keep=0.7"
         answer = client.completions.create(
             model="tiny", prompt=LONG, max_tokens=50, temperature=0,
             extra_body={"efficiency": {"policy": policy, "budget": budget, "trace": True}}, seed=5,
@@ -58,7 +58,12 @@ def test_the_server_says_what_generate_says(service, client):
 def test_a_reply_does_not_depend_on_who_shares_the_batch(client):
     orders = [
         {"budget": budget, "max_tokens": tokens, "temperature": 0, "messages": [{"role": "user", "content": text}]}
-        for budget, tokens, text in [(0.5, 60, LONG), (0.9, 30, LONG * 2), (None, 45, "hi" * 60), (0.7, 50, LONG[::-1])]
+        for budget, tokens, text in [
+            ("keep=0.5", 60, LONG),
+            (0.95, 30, LONG * 2),
+            (None, 45, "hi" * 60),
+            ("keep=0.7", 50, LONG[::-1]),
+        ]
     ]
     alone = [ask(client, **order).choices[0].message.content for order in orders]
     with ThreadPoolExecutor(8) as pool:
@@ -162,7 +167,7 @@ def test_a_server_without_a_policy_offers_static(byte_tokenizer):
         (model,) = client.models.list().data
         assert model.efficiency["default_policy"] == "static"
         messages = [{"role": "user", "content": LONG}]
-        answer = ask(client, messages=messages, budget=0.7, max_tokens=100, logit_bias={"2": -100})
+        answer = ask(client, messages=messages, budget="keep=0.7", max_tokens=100, logit_bias={"2": -100})
         assert answer.usage.compute["realised"]["net"] == pytest.approx(0.7, abs=0.05)
         with pytest.raises(openai.BadRequestError, match="dense, static, random"):
             ask(client, efficiency={"policy": "policy"})

@@ -78,7 +78,7 @@ def test_the_limits_are_stated(address):
     """By `/health`, and in the documentation with the same values."""
     stated = httpx.get(f"{address}/health").json()["limits"]
     assert stated == ServeSettings(max_rows=8).model_dump() | {"context": 512} | FIXED_LIMITS
-    page = (Path(__file__).parents[2] / "docs/how-to/serve.md").read_text().partition("## Limits")[2]
+    page = (Path(__file__).parents[2] / "docs/serving.md").read_text().partition("## Limits")[2]
     defaults = ServeSettings()
     for words in (
         "1 MiB", f"{FIXED_LIMITS['body_seconds']} s", f"`--max-rows` {defaults.max_rows}",
@@ -226,7 +226,7 @@ def test_two_clients_with_secrets_never_see_each_other(service, client):
         ]
         return "".join(choice.delta.content or "" for choice in choices), trace, pieces[-1].usage
 
-    orders = [order("alice", 0.5, False), order("bob", 0.9, True)]
+    orders = [order("alice", "keep=0.5", False), order("bob", "keep=0.9", True)]
     alone = [told(one) for one in orders]
     assert alone[0][0] != alone[1][0]
     with ThreadPoolExecutor(8) as pool:
@@ -234,7 +234,7 @@ def test_two_clients_with_secrets_never_see_each_other(service, client):
     for mine, expected, asked in zip(together, alone * 12, orders * 12, strict=True):
         assert mine[:2] == expected[:2]
         assert mine[2].compute == expected[2].compute
-        assert mine[2].compute["requested"]["net"] == pytest.approx(asked["budget"])
+        assert mine[2].compute["requested"]["net"] == pytest.approx(float(asked["budget"].removeprefix("keep=")))
         assert mine[2].prompt_tokens == expected[2].prompt_tokens
     until(lambda: gauges(service) == (0, 0, 0))
 
@@ -263,6 +263,8 @@ def test_every_route_needs_a_key_but_health(byte_tokenizer):
 def test_a_client_without_a_budget_beside_one_with(client):
     """`CHAT` twice at once, dense and at .5: the dense reply spends everything."""
     with ThreadPoolExecutor(2) as pool:
-        dense, cheap = pool.map(lambda budget: ask(client, budget=budget, messages=CHAT, max_tokens=60), (None, 0.5))
+        dense, cheap = pool.map(
+            lambda budget: ask(client, budget=budget, messages=CHAT, max_tokens=60), (None, "keep=0.5")
+        )
     assert dense.usage.compute["realised"]["net"] == 1
     assert cheap.usage.compute["realised"]["net"] < 0.8

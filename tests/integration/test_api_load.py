@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from helpers.serving import CHAT, ask, gauges, running, tiny_service, until
-from solm.backends.session import Session
+from solm.backends.torch.session import TorchSession
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
@@ -18,7 +18,7 @@ def test_many_at_once_all_get_their_own_answer(service, client, count):
     orders = [
         {
             "messages": [{"role": "user", "content": f"secret {number} " * rng.randint(1, 20)}], "temperature": 0,
-            "max_tokens": rng.randint(1, 24), "budget": rng.choice([None, 0.5, 0.7, 0.9]), "stream": rng.random() < 0.5,
+            "max_tokens": rng.randint(1, 24), "budget": rng.choice([None, "keep=0.5", "keep=0.7", 0.95]), "stream": rng.random() < 0.5,
         }
         for number in range(count)
     ]  # fmt: skip
@@ -44,7 +44,7 @@ def test_many_hang_up_and_nothing_is_left(service, address, client, count):
     def hang_up(number):
         body = {"model": "tiny", "messages": CHAT, "max_tokens": 350, "stream": number % 2 == 0}
         body["logit_bias"] = {"2": -100}
-        body["efficiency"] = {"budget": 0.6}
+        body["efficiency"] = {"budget": "keep=0.6"}
         # Whoever streams leaves after some lines; the others leave at any moment, read or not.
         patience = 60 if body["stream"] else rng.uniform(0.01, 0.5)
         try:
@@ -90,9 +90,8 @@ def test_an_error_in_one_row_fails_that_request_alone(service, client, monkeypat
 
 
 def test_a_pass_that_fails_ends_its_rows_and_the_server_goes_on(service, client, monkeypatch):
-
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "extend", lambda *_: 1 / 0)
+        patch.setattr(TorchSession, "step", lambda *_, **__: 1 / 0)
         with pytest.raises(openai.InternalServerError):
             ask(client)
     assert ask(client).usage.completion_tokens == 40

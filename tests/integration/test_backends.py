@@ -3,9 +3,12 @@
 import shutil
 
 import pytest
+import torch
 
 import solm as package
+from helpers.models import tiny_model
 from solm.core.errors import SolmError
+from solm.runtime.load import default_kv_cache, default_precision
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 
@@ -28,10 +31,47 @@ def test_a_bfloat16_model_generates_on_the_engine(tiny_folder, precision):
     assert all(said)
 
 
+def test_the_engine_is_the_default_and_says_how_it_runs(tiny_folder, caplog):
+    caplog.set_level("INFO", "solm")
+    with package.load(str(tiny_folder), dtype="float32") as lm:
+        assert lm.backend.name == "cpu int4"
+        assert lm.sparsity == package.SparsityConfig.preset("cpu")
+        assert lm.space == package.ActionSpace.preset("cpu-fine")
+        reply = lm.generate("A long enough prompt. " * 9, budget=0.97, max_new_tokens=30, min_new_tokens=30)
+        assert reply.compute.bytes == pytest.approx(0.97, abs=0.02)
+    assert "cpu int4 (int8 where that is not exact), bfloat16 KV cache, " in caplog.text
+    nested = package.SparsityConfig.preset("nested")
+    assert (default_precision(nested), default_precision(package.SparsityConfig())) == ("nested", "int4")
+    assert default_kv_cache("builtin:smollm2-135m", "int4") == "int8"
+    assert default_kv_cache("builtin:smollm2-135m", "bfloat16") == default_kv_cache("other", "int4") == "auto"
+
+
+def test_a_model_that_is_loaded_already_stays_on_torch():
+    with package.attach(tiny_model("llama", torch.float32)) as lm:
+        assert lm.backend.name == "torch float32"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"sparsity": package.SparsityConfig.preset("paper")}, "it needs pages of 16 tokens and a window"),
+        ({"dtype": "float32", "threads": 4096}, "threads 4096 is out of range"),
+    ],
+)
+def test_what_the_engine_cannot_run_is_run_by_torch(tiny_folder, options, reason, caplog):
+    with package.load(str(tiny_folder), **options) as lm:
+        assert lm.backend.name.startswith("torch")
+        assert lm.sparsity == options.get("sparsity", package.SparsityConfig())
+    assert "not the cpu backend: " in caplog.text
+    assert reason in caplog.text
+    with pytest.raises(SolmError, match=reason):
+        package.load(str(tiny_folder), backend="cpu", **options)
+
+
 def test_auto_falls_back_to_torch_and_says_why(tiny_folder, caplog, monkeypatch):
     monkeypatch.setattr("solm.backends.cpu.backend.Engine", lambda *_: (_ for _ in ()).throw(SolmError("no compiler")))
     lm = package.load(str(tiny_folder), dtype="float32", backend="auto")
     assert lm.backend.name == "torch float32"
-    assert "no compiler; going on with the torch backend" in caplog.text
+    assert "; not the cpu backend: no compiler" in caplog.text
     with pytest.raises(SolmError, match="unknown backend 'fast'"):
         package.load(str(tiny_folder), backend="fast")

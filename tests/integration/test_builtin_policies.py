@@ -9,6 +9,7 @@ import solm
 from helpers.sessions import scored_under
 from solm.core.actions import ActionSpace
 from solm.core.errors import SolmError
+from solm.core.shares import axis_levels
 from solm.data.windows import token_stream
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.schedules import Static
@@ -35,12 +36,13 @@ def test_it_holds_every_budget_and_beats_static_at_the_same_spending(real_model,
         windows = token_stream("pydoc:heldout", tokenizer).spaced(4, 513 + steps, torch.Generator().manual_seed(0))
         session = lm.session(capacity=512)
         session.prefill(windows[:, :512])
-        targets = torch.tensor([lm.budget(net).shares for net in (0.45, 0.6, 0.8)], dtype=torch.float64)
+        targets = torch.tensor([lm.budget(f"keep={net}").shares for net in (0.45, 0.6, 0.8)], dtype=torch.float64)
         rows = targets.repeat(len(windows), 1)
         tokens = windows[:, 512:].repeat_interleave(3, 0)
         ours = scored_under(session.fork(3, capacity=steps + 16), lm.policy(), tokens, rows)
         spent = ours.realised.mean(1)
-        floor = torch.stack([levels[:, 0] for levels in session.fork(3).levels(lm.space)], 1)
+        kv_length = session.lengths.repeat_interleave(3)[:, None] + 1
+        floor = torch.cat([levels[..., 0] for levels in axis_levels(lm.space, kv_length, lm.sparsity, lm.shapes)], 1)
         reachable = rows >= floor + 0.01
         assert (spent - rows).abs()[reachable].max() <= tolerance
         if steps == 128:
@@ -55,7 +57,7 @@ def test_the_policy_for_the_cpu_backend_keeps_its_budgets_under_its_allocation(r
     assert allocation is not None
     assert (allocation.layers, allocation.heads) == (30, 3)
     assert trained.config.space == ActionSpace.preset("cpu-fine")
-    coarse = TrainedPolicy.from_pretrained(f"{NAME}-native-native").config
+    coarse = TrainedPolicy.from_pretrained(f"{NAME}-cpu-cpu").config
     assert (coarse.space, coarse.sparsity) == (ActionSpace.preset("cpu"), trained.config.sparsity)
     with solm.attach(model, trained, tokenizer) as lm:
         windows = token_stream("pydoc:heldout", tokenizer).spaced(3, 1025 + 128, torch.Generator().manual_seed(0))

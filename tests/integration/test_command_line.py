@@ -28,7 +28,7 @@ def trained(tmp_path_factory, byte_tokenizer):
 
 def test_help_of_every_verb_has_examples_and_is_fast():
     for verb in (
-        "allocation",
+        "allocate",
         "train",
         "eval",
         "tasks",
@@ -58,7 +58,7 @@ def test_eval_writes_the_promised_json(trained, tmp_path):
     out, picture = tmp_path / "out.json", tmp_path / "out.png"
     shown = solm(
         "eval", "--model", model, "--policy", policy, "--data", tmp_path / "text.txt", "--budgets", "0.6,0.8",
-        "--texts", 3, "--context", 90, "--length", 12, "--trials", 2, "--seed", 0, "--json", out, "--plot", picture,
+        "--texts", 3, "--context", 90, "--length", 12, "--trials", 2, "--seed", 0, "--out", out, "--plot", picture,
     )  # fmt: skip
     assert "budget 0.60" in shown.stdout
     points = json.loads(out.read_text())["points"]
@@ -72,18 +72,18 @@ def test_eval_writes_the_promised_json(trained, tmp_path):
 def test_a_token_table_is_a_policy_that_decides_before_the_first_layer(trained, tmp_path):
     model, _ = trained
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
-    small = {"width": 16, "dtype": "float32", "calibration_context": 90, "calibration_horizon": 12}
+    small = {"width": 16, "dtype": "float32", "level_cost_context": 90, "level_cost_length": 12}
     options = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
     for name, layer in (("policy", 1), ("table", 0)):
         solm(
             "train", "--model", model, "--data", tmp_path / "text.txt", "--out", tmp_path / name, "--context", 90,
-            "--horizon", 20, "--batches", 2, "--set", f"layer={layer}", *options,
+            "--length", 20, "--batches", 2, "--set", f"layer={layer}", *options,
         )  # fmt: skip
     out = tmp_path / "out.json"
     solm(
         "eval", "--model", model, "--policy", tmp_path / "policy/policy", "--space", "joint-8", "--data",
         tmp_path / "text.txt", "--rival", f"token-table={tmp_path / 'table/policy'}", "--budgets", 0.75,
-        "--texts", 3, "--context", 90, "--length", 12, "--trials", 1, "--json", out,
+        "--texts", 3, "--context", 90, "--length", 12, "--trials", 1, "--out", out,
     )  # fmt: skip
     found = {point["arm"]: point for point in json.loads(out.read_text())["points"]}
     assert found["token-table"]["realised"] == pytest.approx(found["policy"]["realised"], abs=0.05)
@@ -93,17 +93,17 @@ def test_a_value_policy_is_trained_resumed_and_compared_with_every_arm(trained, 
     model, _ = trained
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
     (tmp_path / "other.txt").write_text("Sphinx of black quartz, judge my vow. " * 700)
-    small = {"layer": 1, "width": 16, "dtype": "float32", "calibration_context": 90, "calibration_horizon": 12}
+    small = {"layer": 1, "width": 16, "dtype": "float32", "level_cost_context": 90, "level_cost_length": 12}
     options = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
     command = ["train", "--model", model, "--data", tmp_path / "text.txt", "--out", tmp_path / "run", "--context", 90]
-    solm(*command, "--horizon", 20, "--batches", 2, *options)
+    solm(*command, "--length", 20, "--batches", 2, *options)
     solm("train", "--out", tmp_path / "run", "--batches", 3)
     assert len(list((tmp_path / "run/samples").iterdir())) == 3
     out, policy = tmp_path / "out.json", tmp_path / "run/policy"
     shown = solm(
         "eval", "--model", model, "--policy", policy, "--data", tmp_path / "text.txt", "--space", "joint-27",
         "--budgets", "0.7", "--texts", 3, "--context", 90, "--length", 12, "--trials", 2, "--oracle",
-        "--tuning", tmp_path / "other.txt", "--rival", f"same={policy}", "--json", out,
+        "--tuning", tmp_path / "other.txt", "--rival", f"same={policy}", "--out", out,
     )  # fmt: skip
     points = {point["arm"]: point for point in json.loads(out.read_text())["points"]}
     assert {"oracle", "tuned", "same", "best-of-500-estimated"} <= set(points)
@@ -114,7 +114,17 @@ def test_a_value_policy_is_trained_resumed_and_compared_with_every_arm(trained, 
 def test_generate_prints_one_json_object(trained):
     model, policy = trained
     shown = solm(
-        "generate", "--model", model, "--policy", policy, "--budget", "0.6", "--max-new-tokens", 8, "--json", "x" * 90
+        "generate",
+        "--model",
+        model,
+        "--policy",
+        policy,
+        "--budget",
+        "keep=0.6",
+        "--max-new-tokens",
+        8,
+        "--json",
+        "x" * 90,
     )
     content = json.loads(shown.stdout)
     assert len(content["tokens"]) <= 8
@@ -135,7 +145,7 @@ def test_generate_reads_standard_input_and_streams_plain_text_to_a_pipe(trained)
 def test_a_budget_without_a_trained_policy_is_static_and_a_reply_is_written(trained, tmp_path):
     model, _ = trained
     out = tmp_path / "reply.json"
-    options = ["--budget", "0.7", "--space", "joint-8", "--max-new-tokens", 30, "--out", out, "--json"]
+    options = ["--budget", "keep=0.7", "--space", "joint-8", "--max-new-tokens", 30, "--out", out, "--json"]
     shown = solm("generate", "--model", model, *options, "x" * 90)
     assert json.loads(shown.stdout) == json.loads(out.read_text())
     assert shown.stderr == ""
@@ -209,3 +219,16 @@ def test_a_damaged_policy_exits_with_code_3(trained, tmp_path):
     done = solm("generate", "--model", model, "--policy", broken, "x", code=3)
     assert "do not match the digest" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_generate_says_which_backend_ran_and_why_first_steps_were_dense(trained):
+    model, _ = trained
+    common = ["generate", "--model", model, "--backend", "torch", "--max-new-tokens", 40]
+    shown = solm(*common, "--budget", "mlp=0.7", "x" * 50)
+    assert "solm: torch " in shown.stderr
+    assert "the first 19 steps ran dense: attention always reads the first 4 and the last 64 tokens" in shown.stderr
+    assert "of the dense step's bytes (attention" in shown.stderr
+    long = solm(*common, "--budget", "attention=0.1", "x" * 120)
+    assert "more was read than asked for: attention always reads the first 4" in long.stderr
+    quiet = solm(*common, "-q", "--budget", "mlp=0.7", "x" * 50)
+    assert quiet.stderr == ""

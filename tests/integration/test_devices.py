@@ -84,7 +84,7 @@ def test_layers_on_another_device_obey_every_action_like_those_in_one_place(name
             ]
             ragged = lm.session()
             ragged.prefill(ids[:, :100], torch.tensor([100, 85]))
-            several.append(ragged.step(ids[:, 0], keep_of((0.4, 0.6, 6), 2, 1)[:, 0]))
+            several.append(ragged.step(ids[:, 0], keep_of((0.4, 0.6, 6), 2, 1)[:, 0]).logits[:, 0])
             target = torch.full((2, 3), 0.7, dtype=torch.float64)
             several.append(
                 scored_under(session.fork(1), lm.policy("static", space), ids[:, 100:], target).log_probabilities
@@ -114,12 +114,12 @@ def test_layers_on_another_device_obey_every_action_like_those_in_one_place(name
 def test_a_sharded_model_trains_the_same_policy_as_a_whole_one(tiny_folder, tmp_path, options, more):
     options = [*options, "--data", "pydoc:train,self:2"]  # dense samples of the model itself among the texts
     train(2, tiny_folder, tmp_path / "whole", *options, *more)
-    train(2, tiny_folder, tmp_path / "dealt", *options, *more, "--shard")
+    train(2, tiny_folder, tmp_path / "sharded", *options, *more, "--shard")
     names = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.safetensors"))
     assert len(names) >= 2
     for name in names:
-        whole, dealt = (load_file(tmp_path / run / name) for run in ("whole", "dealt"))
-        assert all(torch.equal(whole[key], dealt[key]) for key in whole), name
+        whole, sharded = (load_file(tmp_path / run / name) for run in ("whole", "sharded"))
+        assert all(torch.equal(whole[key], sharded[key]) for key in whole), name
 
 
 def test_sharding_in_one_process_is_refused(tiny_folder):

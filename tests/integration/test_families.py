@@ -43,7 +43,7 @@ def test_dense_action_equals_the_untouched_model_bit_for_bit(family, dtype):
         assert torch.equal(session.prefill(ids[:, :CONTEXT]), stock.logits[:, -1])
         dense = torch.tensor((1.0, 1.0, 16.0), dtype=torch.float64).expand(2, 3)
         for index, expected in enumerate(steps):
-            assert torch.equal(session.step(ids[:, CONTEXT + index], dense), expected), index
+            assert torch.equal(session.step(ids[:, CONTEXT + index], dense).logits[:, 0], expected), index
 
 
 def test_detach_restores_outputs_and_modules_bit_for_bit(family):
@@ -105,23 +105,6 @@ def test_padded_rows_and_rows_with_other_actions_equal_each_row_alone(family):
 @pytest.mark.parametrize("name", SPARSITY)
 @pytest.mark.parametrize("family_", ["llama", "gemma2", "gpt2"])
 def test_forks_equal_separate_rows_under_every_sparsity(name, family_):
-    control = TorchBackend(tiny_model(family_))
-    ids, keep = tokens(2, CONTEXT + STEPS + 1), mixed_keep(6)
-    parent = control.session(SPARSITY[name])
-    parent.prefill(ids[:, :CONTEXT])
-    following = ids[:, CONTEXT:].repeat_interleave(3, 0)
-    together = parent.fork(3).score(following, keep)
-    for row in range(6):
-        alone = control.session(SPARSITY[name])
-        alone.prefill(ids[row // 3 : row // 3 + 1, :CONTEXT])
-        single = alone.score(following[row : row + 1], keep[row : row + 1])
-        torch.testing.assert_close(single.log_probabilities[0], together.log_probabilities[row], atol=1e-5, rtol=0)
-    control.detach()
-
-
-@pytest.mark.parametrize("name", SPARSITY)
-@pytest.mark.parametrize("family_", ["llama", "gemma2", "gpt2"])
-def test_forks_equal_separate_rows_under_every_semantics(name, family_):
     control = TorchBackend(tiny_model(family_))
     ids, keep = tokens(2, CONTEXT + STEPS + 1), mixed_keep(6)
     parent = control.session(SPARSITY[name])

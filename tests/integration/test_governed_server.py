@@ -8,12 +8,12 @@ from helpers.serving import ask, running, tiny_service
 
 
 def test_a_server_under_pressure_lowers_budgets_to_the_floor_that_was_asked_for(byte_tokenizer):
-    service = tiny_service(byte_tokenizer, slo_tpot_ms=0.01, slo_floor=0.5, slo_rows=False)
+    service = tiny_service(byte_tokenizer, slo_tpot_ms=0.01, slo_floor="keep=0.5", slo_rows=False)
     with running(service) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
 
         def realised(**efficiency):
-            budget = efficiency.pop("budget", 0.9)
+            budget = efficiency.pop("budget", "keep=0.9")
             answer = ask(
                 client, max_tokens=200, logit_bias={"2": -100}, budget=budget,
                 efficiency={"policy": "static", "trace": True, **efficiency},

@@ -94,7 +94,7 @@ def test_every_family_computes_with_them(family):
     following, four = tokens(2, 6, seed=5), keep_of((1.0, 1.0, 4), 2, 6)
     found = session.fork(1).extend(following, four).logits
     steps = session.fork(1)
-    alone = torch.stack([steps.step(following[:, step], four[:, step]) for step in range(6)], 1)
+    alone = torch.stack([steps.step(following[:, step], four[:, step]).logits[:, 0] for step in range(6)], 1)
     torch.testing.assert_close(found, alone, rtol=0, atol=1e-9)
     assert (found - session.fork(1).extend(following).logits).abs().max() > 1e-3
     control.detach()
@@ -112,23 +112,20 @@ def test_the_engine_reads_what_an_action_says(bits):
     nested = TorchBackend(tiny_model("llama", torch.float32, **SIZES))
     simulated = TorchBackend(known)
 
-    def hidden(control, precision, sparsity, bits, source=None):
-        session = CpuSession(control, Engine(control.model, sparsity, precision), sparsity)
+    def hidden(reader, control, precision, sparsity, bits):
+        """What `control`'s weights compute in the engine after the prompt as `reader`'s weights read it."""
+        session = CpuSession(reader, Engine(control.model, sparsity, precision), sparsity)
         session.prefill(ids)
-        if source is not None:  # the same keys and values, of the model whose weights are as they were
-            for layer, other in zip(session.cache.layers, source.cache.layers, strict=True):
-                layer.keys, layer.values = other.keys.clone(), other.values.clone()
-            session.caches = []
-            session._fill(0)
-        return session.extend(following, keep_of((1.0, 1.0, bits), 2, 30)).hidden, session
+        return session.extend(following, keep_of((1.0, 1.0, bits), 2, 30)).hidden
 
-    found, session = hidden(nested, "nested", WEIGHTS, bits)
-    expected, _ = hidden(simulated, "float32", SparsityConfig(window=16), 16, session)
-    packed, session = hidden(exact, "int4", SparsityConfig(window=16), 16)
-    floats, _ = hidden(exact, "float32", SparsityConfig(window=16), 16, session)
+    dense = SparsityConfig(window=16)
+    found = hidden(nested, nested, "nested", WEIGHTS, bits)
+    expected = hidden(nested, simulated, "float32", dense, 16)
+    packed = hidden(exact, exact, "int4", dense, 16)
+    floats = hidden(exact, exact, "float32", dense, 16)
     off, usual = (found - expected).abs().mean(), (packed - floats).abs().mean()
     assert off < 1.5 * usual, (off, usual)
-    other, _ = hidden(nested, "nested", WEIGHTS, 20 - bits)
+    other = hidden(nested, nested, "nested", WEIGHTS, 20 - bits)
     assert (found - other).abs().mean() > 2 * off
     for control in (exact, nested, simulated):
         control.detach()
@@ -150,8 +147,10 @@ def test_rows_of_different_bits_go_together_to_the_last_bit(rows):
         together.join(session.fork(1))
     for step in range(3):
         ids = tokens(rows, 1, seed=step)[:, 0]
-        found = together.step(ids, keep)
-        alone = torch.cat([one.step(ids[row : row + 1], keep[row : row + 1]) for row, one in enumerate(sessions)])
+        found = together.step(ids, keep).logits
+        alone = torch.cat(
+            [one.step(ids[row : row + 1], keep[row : row + 1]).logits for row, one in enumerate(sessions)]
+        )
         assert torch.equal(found, alone)
     assert together.ledger.spent[:, 2].tolist() == [3 * (0.25 if row % 5 in (0, 2) else 1.0) for row in range(rows)]
     control.detach()
@@ -177,7 +176,7 @@ def test_models_that_cannot_be_nested_are_refused(tiny_folder):
         Engine(llama, WEIGHTS, "int8")
     control = TorchBackend(llama)
     with pytest.raises(SolmError, match="bits of weights need precision nested, not float32"):
-        CpuSession(control, WEIGHTS, Engine(llama, SparsityConfig(window=16), "float32"))
+        CpuSession(control, Engine(llama, SparsityConfig(window=16), "float32"), WEIGHTS)
     control.detach()
     with pytest.raises(UnsupportedModelError, match="in groups of 32"):
         Engine(llama, WEIGHTS.model_copy(update={"bits_group": 16}), "nested")
@@ -192,11 +191,11 @@ def test_models_that_cannot_be_nested_are_refused(tiny_folder):
         solm.attach(whole_numbers, sparsity=WEIGHTS) as lm,
         pytest.raises(UnsupportedModelError, match="float weights"),
     ):
-        lm.control._nested._weight(down, 32)
+        lm.backend._nested._weight(down, 32)
     lm = solm.load(str(tiny_folder), sparsity=SparsityConfig.preset("nested"), dtype="float32", backend="cpu")
     assert lm.engine is not None
     assert lm.engine.precision == "nested"  # what its sparsity need, where nothing is asked for
     reply = lm.generate(
-        "A long enough prompt. " * 6, budget=0.6, policy=Static(ActionSpace.preset("nested")), max_new_tokens=8
+        "A long enough prompt. " * 6, budget="keep=0.6", policy=Static(ActionSpace.preset("nested")), max_new_tokens=8
     )
     assert {token.action[-3:] for token in reply.tokens[1:]} == {"-q4", "q16"}

@@ -1,5 +1,6 @@
 """The page, in a real browser, against a real server."""
 
+import re
 import shutil
 
 import pytest
@@ -68,7 +69,15 @@ def test_send_stream_and_compare(page):
     budgeted, dense = page.locator(".answer").all()
     assert "net 1.00" in dense.locator(".facts").inner_text()
     shown = budgeted.locator(".facts").inner_text()
-    assert "tokens/s" in shown
+    steps = []
+    for answer in (budgeted, dense):
+        told = answer.locator(".facts").inner_text()
+        assert "tokens/s" in told
+        steps.append(float(re.search(r"([\d.]+) ms per token", told)[1]))
+        factor = float(re.search(r"([\d.]+)× dense speed", told)[1])
+    assert factor == 1  # of the dense answer itself
+    factor = float(re.search(r"([\d.]+)× dense speed", shown)[1])
+    assert factor == pytest.approx(steps[1] / steps[0], rel=0.1, abs=0.02)
     assert float(shown.split("net ")[1].split(" ")[0]) < 0.75
     colours = {span.evaluate("e => e.style.backgroundColor") for span in budgeted.locator(".said span").all()}
     assert len(colours) > 2
@@ -84,6 +93,21 @@ def test_send_stream_and_compare(page):
     heights = budgeted.locator(".columns i").evaluate_all("all => all.map(bar => bar.offsetHeight)")
     assert len(heights) > 3
     assert max(heights) > 5
+
+
+def test_the_dense_answer_waits_for_the_other(page, service, slow):
+    page.check("#compare")
+    page.fill("#longest", "20")
+    page.fill("#prompt", "go on")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".answer:nth-child(1) .said span", state="attached")
+    counts = "all => all.map((one) => one.querySelectorAll('.said span').length)"
+    assert page.locator(".answer").evaluate_all(counts)[1] == 0
+    page.wait_for_selector(".answer:nth-child(2) .said span", state="attached")
+    assert page.locator(".answer").evaluate_all(counts)[0] == 20
+    page.keyboard.press("Escape")
+    finished(page)
+    assert "dense speed" not in page.locator(".facts").first.inner_text()
 
 
 def test_the_dial_is_kept_over_a_reload_and_so_is_the_talk(page):

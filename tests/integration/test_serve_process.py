@@ -21,7 +21,7 @@ def test_a_process_drains_on_sigterm(tiny_folder, byte_tokenizer):
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="other", max_retries=0)
     stream = client.chat.completions.create(
         model="tiny", messages=[{"role": "user", "content": "x" * 100}], max_tokens=300, stream=True,
-        logit_bias={"2": -100}, extra_body={"efficiency": {"budget": 0.6}},
+        logit_bias={"2": -100}, extra_body={"efficiency": {"budget": "keep=0.6"}},
     )  # fmt: skip
     pieces = [next(iter(stream))]
     process.send_signal(signal.SIGTERM)
@@ -34,7 +34,11 @@ def test_a_process_drains_on_sigterm(tiny_folder, byte_tokenizer):
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [(["--max-rows", "0"], "--max-rows: 0"), (["--policy", "nowhere"], "nowhere"), (["--slo-floor", "2"], "--slo-floor: 2")],
+    [
+        (["--max-rows", "0"], "--max-rows: 0"),
+        (["--policy", "nowhere"], "nowhere"),
+        (["--slo-floor", "2"], "--slo-floor: budget 2 is out of range"),
+    ],
 )
 def test_bad_options_are_one_line(tiny_folder, options, word, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["solm", "serve", "--model", str(tiny_folder), *options])

@@ -28,7 +28,7 @@ def test_int8_weights_cost_little_and_obey_every_action():
             session = lm.session()
             session.prefill(ids[:, :128])
             scored = session.fork(1).score(ids[:, 128:], keep_of(action, 2, 64))
-            assert lm.generate("Why?", budget=0.6, max_new_tokens=4).text
+            assert lm.generate("Why?", budget="keep=0.6", max_new_tokens=4).text
             return float(-scored.log_probabilities.mean())
 
     actions = ((1.0, 1.0, 16), (0.4, 0.6, 6))

@@ -40,7 +40,7 @@ def test_two_replicas_answer_as_one_and_survive_the_loss_of_one(tiny_folder, byt
         def ask():
             return client.completions.create(
                 model="tiny", prompt="hello " * 20, max_tokens=20, temperature=0,
-                extra_body={"efficiency": {"budget": 0.6}},
+                extra_body={"efficiency": {"budget": "keep=0.6"}},
             ).choices[0].text  # fmt: skip
 
         texts = {ask() for _ in range(8)}

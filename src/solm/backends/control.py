@@ -145,7 +145,7 @@ class Control:
         """What the next steps of all rows follow: tokens [N, Q] after `lengths` [N] others.
 
         Rows without a policy are dense. skip: numbers of groups that somebody else decides for. Records of `budgets`
-        advance by what is decided, but for what steps realise, which is booked after the pass.
+        advance by what is decided, but for what steps realise, which is counted after the pass.
         """
         rows, count = tokens.shape
         keep = torch.tensor(DENSE, dtype=torch.float64).repeat(rows, count, 1)
@@ -179,7 +179,7 @@ class Control:
                 here = hidden if len(group.rows) == rows else hidden[group.rows.to(hidden.device)]
                 decided = decide_known(
                     group.policy, here, before, kv_length, self.sparsity, self.shapes, target=_target(state),
-                    spent=_tensor(state, "spent"), booked=_tensor(state, "booked"), taken=_tensor(state, "taken"),
+                    spent=_tensor(state, "spent"), counted=_tensor(state, "counted"), taken=_tensor(state, "taken"),
                     horizon=_tensor(state, "horizon"),
                 )  # fmt: skip
                 actions[group.rows] = decided.actions
@@ -191,7 +191,7 @@ class Control:
 
     def _early(self, policy: PricedPolicy, state: np.ndarray, kv_length: torch.Tensor, count: int) -> torch.Tensor:
         """Actions [n, Q] of the layers before a priced policy's: the static schedule of the same budget."""
-        ledger = Ledger(_tensor(state, "early"), _tensor(state, "booked"))
+        ledger = Ledger(_tensor(state, "early"), _tensor(state, "counted"))
         found = unroll(Static(policy.space), kv_length, self.sparsity, self.shapes, count, _target(state), ledger)
         state["early"] = found.ledger.spent.numpy()
         return found.actions
@@ -235,4 +235,4 @@ def _target(state: np.ndarray) -> torch.Tensor:
 
 
 def _ledger(state: np.ndarray) -> Ledger:
-    return Ledger(_tensor(state, "spent"), _tensor(state, "booked"))
+    return Ledger(_tensor(state, "spent"), _tensor(state, "counted"))

@@ -54,7 +54,7 @@ def allocate(
 
     contexts = list(checks.counts(context, "--context"))
     checks.out_file(out)
-    checks.backend("torch", None, "auto", dtype)
+    checks.backend("torch", None, None, dtype)
     how = checks.sparsity_of(sparsity)
     assert how is not None
     if how.window == 0:
@@ -65,7 +65,7 @@ def allocate(
     checks.room(config, contexts[-1] + length, "--context and --length")
     sources = checks.read_sources(data)
     checks.long_enough(sources, contexts[-1] + length)
-    lm = load(model, sparsity=how, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    lm = load(model, sparsity=how, dtype=dtype, backend="torch", revision=revision, trust_remote_code=trust_remote_code)
     tokens = checks.streams(sources, lm.tokenizer)
     windows = draw_windows(tokens, texts, contexts[-1] + length, torch.Generator().manual_seed(seed))
     with progress_bar() as progress:

@@ -36,7 +36,7 @@ def bench(
     dtype: DtypeOption = "auto",
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
-    kv_cache_dtype: KvCacheOption = "auto",
+    kv_cache_dtype: KvCacheOption = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     out: Annotated[
@@ -48,9 +48,8 @@ def bench(
 
     \b
     Examples:
-      solm bench --backend cpu --precision int8 --out timings.json
-      solm generate --backend cpu --precision int8 --policy builtin:smollm2-135m-cpu \\
-        --timings timings.json --budget ms=9 "Why?"
+      solm bench --policy builtin:smollm2-135m-cpu --out timings.json
+      solm generate --policy builtin:smollm2-135m-cpu --timings timings.json --budget ms=2.5 "Why?"
     """
     import torch
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from solm.core.actions import ActionSpace
+    from solm.core.budget import BudgetRequest
     from solm.core.sparsity import SparsityConfig
     from solm.data.windows import TokenStream
     from solm.policies.artifact import TrainedPolicy
@@ -89,7 +90,7 @@ def finite(name: str, value: float | None) -> None:
 
 
 def budgets(text: str, space: "ActionSpace") -> tuple[float, ...]:
-    """The budgets of a list such as 0.55,0.65, each of which `space` can spend."""
+    """The net keeps of a list such as 0.55,0.65, each of which `space` can spend."""
     from solm.core.budget import Budget
 
     try:
@@ -102,6 +103,37 @@ def budgets(text: str, space: "ActionSpace") -> tuple[float, ...]:
         with option("--budgets"):
             Budget.from_net(value, space)
     return found
+
+
+def budget(
+    text: str | None,
+    config: "PretrainedConfig",
+    trained: "TrainedPolicy | None",
+    space: "ActionSpace | None",
+    timed: bool,
+    typed: str = "--budget",
+) -> "BudgetRequest":
+    """The budget of --budget; refuses one that the model cannot meet after any context that it can hold.
+
+    timed: there are timings, for budgets in milliseconds.
+    """
+    from solm.backends.torch.families import model_shapes
+    from solm.core.actions import ActionSpace
+    from solm.core.budget import BudgetRequest
+    from solm.runtime.load import engine_sparsity
+    from solm.runtime.offer import Offer
+
+    with option(typed):
+        request = BudgetRequest.parse(text)
+        if request.kind == "ms" and not timed:
+            raise BudgetError(f"{text} needs --timings (a file of solm bench --out)")
+        if request.kind != "ms":
+            # Without a policy and a space it depends on the backend, and these are the widest: the exact check is that
+            # of the loaded model.
+            grid = trained.config.space if trained else space or ActionSpace.preset("fine")
+            longest = getattr(config, "max_position_embeddings", None) or 1 << 20
+            Offer(grid, engine_sparsity(trained), model_shapes(config, gated=True), trained).budget(request, longest)
+    return request
 
 
 def space_of(name: str | None) -> "ActionSpace | None":
@@ -157,12 +189,13 @@ def trained_policy(
 
 
 def backend(
-    name: str, precision: str | None, kv_cache_dtype: str, dtype: str, sparsity: "SparsityConfig | None" = None
+    name: str, precision: str | None, kv_cache_dtype: str | None, dtype: str, sparsity: "SparsityConfig | None" = None
 ) -> None:
     """Check the options that say where and in what numbers a model is computed."""
     from solm.backends.cpu.engine import KV_CACHE_DTYPES, PRECISIONS, check_precision
     from solm.backends.torch.load import resolve_dtype
-    from solm.runtime.load import BACKENDS
+    from solm.core.sparsity import SparsityConfig
+    from solm.runtime.load import BACKENDS, default_precision
 
     for typed, value, known in (
         ("--backend", name, BACKENDS), ("--precision", precision, PRECISIONS),
@@ -173,12 +206,11 @@ def backend(
     with option("--dtype"):
         resolve_dtype(dtype)
     if name == "torch":
-        for typed, given in (("--precision", precision is not None), ("--kv-cache-dtype", kv_cache_dtype != "auto")):
+        for typed, given in (("--precision", precision is not None), ("--kv-cache-dtype", kv_cache_dtype is not None)):
             if given:
                 raise SolmError(f"{typed}: it needs --backend cpu; the torch backend computes in the model's own dtype")
-    bits = sparsity is not None and sparsity.bits_site == "weights"
     with option("--kv-cache-dtype"):
-        check_precision(precision or ("nested" if bits else "bfloat16"), kv_cache_dtype)
+        check_precision(precision or default_precision(sparsity or SparsityConfig()), kv_cache_dtype or "auto")
 
 
 def room(config: "PretrainedConfig", tokens: int, typed: str) -> None:

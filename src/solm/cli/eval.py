@@ -65,7 +65,7 @@ def evaluate(
     dtype: DtypeOption = "auto",
     backend: BackendOption = "torch",
     precision: PrecisionOption = None,
-    kv_cache_dtype: KvCacheOption = "auto",
+    kv_cache_dtype: KvCacheOption = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the result here, as JSON.")] = None,

@@ -12,6 +12,7 @@ from solm.cli.options import (
     DECIDERS,
     DEFAULT_MODEL,
     BackendOption,
+    BudgetOption,
     DeciderOption,
     DtypeOption,
     JsonOption,
@@ -25,15 +26,15 @@ from solm.cli.options import (
 )
 from solm.core.errors import BudgetError, DataError
 
+_NOTICEABLE = 0.02
+"""Share of the tokens read above what was asked for."""
+
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
     model: ModelOption = DEFAULT_MODEL,
     policy: DeciderOption = None,
-    budget: Annotated[
-        str | None,
-        typer.Option("--budget", "-b", help="Net keep such as 0.6, attention=0.5,mlp=0.7,bits=8, or ms=4.5."),
-    ] = None,
+    budget: BudgetOption = None,
     space: SpaceOption = None,
     system: Annotated[str | None, typer.Option(help="System message, for models with a chat template.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply.", min=1)] = 128,
@@ -45,9 +46,9 @@ def generate(
     repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: fewer repetitions.", min=1e-3)] = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
-    backend: BackendOption = "torch",
+    backend: BackendOption = "auto",
     precision: PrecisionOption = None,
-    kv_cache_dtype: KvCacheOption = "auto",
+    kv_cache_dtype: KvCacheOption = None,
     timings: Annotated[
         Path | None, typer.Option(help="File of solm bench, which budgets in milliseconds need.")
     ] = None,
@@ -60,16 +61,16 @@ def generate(
 
     \b
     Examples:
-      solm generate --policy builtin:smollm2-135m --budget 0.6 "Why is the sky blue?"
-      solm generate --policy static --budget mlp=0.7 "Why is the sky blue?"
-      solm generate --policy builtin:smollm2-135m --budget 0.6 --json "Hello" | jq .realised
+      solm generate --policy builtin:smollm2-135m-cpu --budget 0.8 "Why is the sky blue?"
+      solm generate --budget mlp=0.7 "Why is the sky blue?"
+      solm generate --policy builtin:smollm2-135m-cpu --budget keep=0.7 --json "Hello" | jq .realised
     """
+    from solm.cli import spent
     from solm.cli.output import print_json, say
-    from solm.core.actions import ActionSpace
     from solm.core.budget import Budget
     from solm.core.files import write_json
     from solm.core.timings import read_timings
-    from solm.runtime.generate import summarise
+    from solm.runtime.generate import asked_for, seen_on_average, summarise
     from solm.runtime.load import load
 
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -88,33 +89,22 @@ def generate(
     checks.room(config, max_new_tokens, "--max-new-tokens")
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config, grid)
     decider = policy if policy in DECIDERS else "policy" if trained else "dense" if budget is None else "static"
-    # What the backend can skip, where nothing else says what to choose among.
-    offered = (
-        trained.config.space if trained else grid or ActionSpace.preset("fine" if backend == "torch" else "cpu-fine")
-    )
-    timed = budget is not None and budget.startswith("ms=")
     known = None
     with checks.option("--timings"):
         known = None if timings is None else read_timings(timings)
-    with checks.option("--budget"):
-        if timed and (known is None or trained is None):
-            missing = "--timings (a file of solm bench --out)" if known is None else "a trained policy as --policy"
-            raise BudgetError(f"{budget} needs {missing}")
-        if budget is not None and not timed:
-            parsed = Budget.parse(budget, offered)
-            if decider == "dense" and parsed.net < 1:
-                raise BudgetError(f"{budget} needs another --policy than dense, which spends everything")
+    request = checks.budget(budget, config, trained, grid, known is not None)
+    if decider == "dense" and request.value not in (1.0, Budget()):
+        raise BudgetError(f"--budget: {budget} needs another --policy than dense, which spends everything")
     lm = load(
         model, trained, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
         timings=timings, revision=revision, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with checks.option("--system"):
         ids = lm.encode(text, system)
-    chosen = lm.policy(decider, offered)
-    if trained is None:
-        asked = Budget() if budget is None else Budget.parse(budget, offered)
-    else:
-        asked = lm.budget(budget, ids.shape[1] + max_new_tokens // 2)
+    chosen = lm.policy(decider, grid)
+    seen = seen_on_average(ids, max_new_tokens)
+    with checks.option("--budget"):
+        asked = lm.budget(request, seen, chosen)
     tokens, moments = [], []
     coloured = sys.stdout.isatty() and not json
     for token in lm.stream(ids, budget=asked, policy=chosen, max_new_tokens=max_new_tokens, seed=seed, **options):
@@ -122,7 +112,7 @@ def generate(
         moments.append(time.perf_counter())
         if not json:
             print(paint(token.text, token.cost) if coloured else token.text, end="", flush=True)
-    reply = summarise(lm, tokens, asked)
+    reply = summarise(lm, tokens, asked_for(lm, asked, seen, chosen))
     if out is not None:
         write_json(out, reply.as_dict())
     if json:
@@ -130,14 +120,19 @@ def generate(
         return
     print()
     say(f"requested: {_shares(reply.compute.requested)}")
-    say(f"realised:  {_shares(reply.compute.realised)}; bytes read {reply.compute.bytes:.3f} of dense")
-    if len(moments) > 1:
-        seconds = (moments[-1] - moments[0]) / (len(moments) - 1)
-        say(f"speed:     {1 / seconds:.1f} tokens/s, {1000 * seconds:.1f} ms per token")
+    say(f"realised:  {_shares(reply.compute.realised)}")
+    if reply.compute.realised["attention"] > reply.compute.requested["attention"] + _NOTICEABLE:
+        first, last = lm.sparsity.sinks, lm.sparsity.window
+        say(f"           attention always reads the first {first} and the last {last} tokens, more than asked for")
+    say(f"speed:     {spent.speed(moments)}, {lm.backend.name}")
+    told = spent.saved(lm, reply, moments, ids.shape[1])
+    if told is not None:
+        say(f"saved:     {told}")
 
 
 def _shares(shares: dict[str, float]) -> str:
-    return ", ".join(f"{axis} {shares[axis]:.3f}" for axis in ("attention", "mlp", "bits", "net"))
+    axes = ", ".join(f"{axis} {shares[axis]:.3f}" for axis in ("attention", "mlp", "bits"))
+    return f"{shares['bytes']:.3f} of the dense step's bytes ({axes}; net keep {shares['net']:.3f})"
 
 
 def paint(text: str, cost: float) -> str:

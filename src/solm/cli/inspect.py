@@ -42,7 +42,7 @@ def inspect(
         "... on the cpu backend": on_cpu or "it makes int8 and int4 from float weights itself",
         "layers that wait in memory or on the disk": None,
         "layers that compute on several devices": None,
-        "layers dealt out to several processes": None,
+        "layers split across several processes": None,
     }
 
     def said(reasons: dict[str, str | None]) -> dict[str, Any]:

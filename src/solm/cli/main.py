@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 
 from solm.cli.allocate import allocate
 from solm.cli.bench import bench
+from solm.cli.chat import chat
 from solm.cli.doctor import doctor
 from solm.cli.eval import evaluate
 from solm.cli.generate import generate
@@ -33,7 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 VERBS: dict[str, Callable[..., None]] = {
-    "quickstart": quickstart, "generate": generate, "serve": serve, "allocate": allocate, "train": train,
+    "quickstart": quickstart, "generate": generate, "chat": chat, "serve": serve, "allocate": allocate, "train": train,
     "eval": evaluate, "tasks": tasks, "sweep": sweep, "report": report, "bench": bench, "inspect": inspect,
     "policies": policies, "push": push, "doctor": doctor,
 }  # fmt: skip
@@ -62,8 +63,9 @@ def solm(
 
     \b
     Examples:
-      solm generate --policy builtin:smollm2-135m --budget 0.6 "Why is the sky blue?"
-      solm serve --policy builtin:smollm2-135m
+      solm generate --policy builtin:smollm2-135m-cpu --budget 0.8 "Why is the sky blue?"
+      solm chat --policy builtin:smollm2-135m-cpu
+      solm serve --policy builtin:smollm2-135m-cpu
       solm doctor
     """
     if context.invoked_subcommand is None:

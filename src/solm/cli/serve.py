@@ -42,7 +42,9 @@ def serve(
         float | None,
         typer.Option(help="Time per token that budgets are lowered to hold; without, they are left alone."),
     ] = None,
-    slo_floor: Annotated[float | None, typer.Option(help="Net keep below which budgets are never lowered.")] = None,
+    slo_floor: Annotated[
+        str | None, typer.Option(help="Budget, in any form of generate's --budget, below which none is lowered.")
+    ] = None,
     slo_rows: Annotated[
         bool, typer.Option(help="Also decode fewer replies together where the lowest budgets are not enough.")
     ] = True,
@@ -52,7 +54,7 @@ def serve(
     dtype: DtypeOption = "auto",
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
-    kv_cache_dtype: KvCacheOption = "auto",
+    kv_cache_dtype: KvCacheOption = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     json: JsonOption = False,
@@ -63,8 +65,8 @@ def serve(
 
     \b
     Examples:
-      solm serve --policy builtin:smollm2-135m
-      solm serve --policy builtin:smollm2-135m --replicas 4
+      solm serve --policy builtin:smollm2-135m-cpu
+      solm serve --policy builtin:smollm2-135m-cpu --replicas 4
       solm serve --model HuggingFaceTB/SmolLM2-360M-Instruct --space joint-27 --port 9000
       SOLM_API_KEYS=secret solm serve --host 0.0.0.0 --slo-tpot-ms 25 --slo-floor 0.5
     """
@@ -80,8 +82,7 @@ def serve(
     from fastapi import FastAPI
 
     from solm.cli.output import print_json, say
-    from solm.core.actions import ActionSpace
-    from solm.core.budget import Budget
+    from solm.core.budget import BudgetRequest
     from solm.runtime.load import load
     from solm.serving.logs import log_lines
     from solm.serving.settings import ServeSettings
@@ -93,10 +94,10 @@ def serve(
     )  # fmt: skip
     checks.backend(backend, precision, kv_cache_dtype, dtype)
     grid = checks.space_of(space)
-    trained = checks.trained_policy(policy, checks.model_config(model, revision, trust_remote_code), grid)
+    checks.trained_policy(policy, checks.model_config(model, revision, trust_remote_code), grid)
     if slo_floor is not None:
         with checks.option("--slo-floor"):
-            Budget.from_net(slo_floor, trained.config.space if trained else grid or ActionSpace.preset("grid"))
+            BudgetRequest.parse(slo_floor)
     _check_port(host, port)
     keys = [key.strip() for key in os.environ.get("SOLM_API_KEYS", "").split(",") if key.strip()]
     local = ("127.0.0.1", "localhost", "::1")

@@ -71,7 +71,7 @@ def tasks(
         raise SolmError("--policy: give a policy to evaluate, or --space to compare the baselines alone")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     checks.out_file(out)
-    checks.backend("torch", None, "auto", dtype)
+    checks.backend("torch", None, None, dtype)
     grid = checks.space_of(space)
     config = checks.model_config(model, revision, trust_remote_code)
     trained = checks.trained_policy(policy, config, grid)
@@ -85,7 +85,7 @@ def tasks(
     with checks.option("--tasks" if data is None else "--data" if not data.is_dir() else "--tasks"):
         found = load_tasks(list(names), data)
     sources = None if tuning is None else checks.read_sources(tuning, "--tuning")
-    lm = load(model, trained, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    lm = load(model, trained, dtype=dtype, backend="torch", revision=revision, trust_remote_code=trust_remote_code)
     stream = checks.one_stream(sources, lm.tokenizer)
     blind = {} if stream is None else {"tuned": tuned(lm, stream, offered)}
     with resumable(out) as partial, progress_bar() as progress:

@@ -44,7 +44,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")] = None,
     shard: Annotated[
         bool,
-        typer.Option("--shard", help="Under torchrun: deal the model's layers out to the processes, for big models."),
+        typer.Option("--shard", help="Under torchrun: split the model's layers across the processes, for big models."),
     ] = False,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting, as key=value; may be repeated.")
@@ -105,8 +105,8 @@ def train(
 
     with ranks(shard) as processes, progress_bar(processes.first) as progress:
         lm = load(
-            chosen.model, sparsity=chosen.sparsity, dtype=chosen.dtype, shard=shard, revision=revision,
-            trust_remote_code=trust_remote_code,
+            chosen.model, sparsity=chosen.sparsity, dtype=chosen.dtype, backend="torch", shard=shard,
+            revision=revision, trust_remote_code=trust_remote_code,
         )  # fmt: skip
 
         def report(record: dict[str, Any]) -> None:
@@ -151,7 +151,7 @@ def _configuration(asked: dict[str, Any], names: dict[str, str], origin: str) ->
 
 def _check(chosen: "RunConfig", revision: str | None, trust: bool) -> None:
     """Check model, layer, context and text of a run."""
-    checks.backend("torch", None, "auto", chosen.dtype)
+    checks.backend("torch", None, None, chosen.dtype)
     known = checks.model_config(chosen.model, revision, trust)
     checks.room(known, chosen.context + chosen.length, "--context and --length")
     layer = getattr(chosen, "layer", None)

@@ -1,6 +1,8 @@
-"""Budgets: what a request may spend on average (`Budget`) and what rows have spent (`Ledger`)."""
+"""Budgets: how one is asked for (`BudgetRequest`), averages per axis (`Budget`), and what rows spent (`Ledger`)."""
 
+import math
 from dataclasses import dataclass
+from typing import Literal, Union
 
 import torch
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -8,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
 from solm.core.errors import BudgetError
 
+BudgetLike = Union[float, str, "Budget", "BudgetRequest", None]
 _TOLERANCE = 1e-9
 
 
@@ -61,49 +64,72 @@ class Budget(BaseModel):
         attention, mlp, bits = (a + fraction * (b - a) for a, b in space.ranges)
         return cls(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
 
-    @classmethod
-    def parse(cls, text: "str | float | Budget", space: ActionSpace) -> "Budget":
-        """A budget from ``0.6`` (net keep) or ``attention=0.5,mlp=0.7,bits=8``, checked against `space`."""
-        if isinstance(text, Budget):
-            return text.check(space)
-        try:
-            return cls.from_net(float(text), space)
-        except ValueError:
-            pass
-        values = {}
-        for part in str(text).split(","):
-            name, equals, number = part.partition("=")
-            if not equals or name.strip() not in AXES:
-                raise BudgetError(
-                    f"budget {text!r} is not a number or a list such as attention=0.5,mlp=0.7,bits=8 ({part!r})"
-                )
-            try:
-                values[name.strip()] = float(number)
-            except ValueError:
-                raise BudgetError(f"budget {part!r}: {number!r} is not a number") from None
-        return cls(**values).check(space)
-
-    def check(self, space: ActionSpace) -> "Budget":
-        """This budget, if averages over actions of `space` can meet it; raises `BudgetError` otherwise."""
-        for axis, share, (low, high) in zip(AXES, self.shares, space.ranges, strict=True):
-            if not low - _TOLERANCE <= share <= high + _TOLERANCE:
-                unit = FULL_BITS if axis == "bits" else 1
-                raise BudgetError(
-                    f"budget {axis}={share * unit:g} is unreachable: this action space offers "
-                    f"{low * unit:g} to {high * unit:g}"
-                )
-        return self
-
     def tensor(self, rows: int) -> torch.Tensor:
         """The shares for `rows` rows: [rows, 3] float64."""
         return torch.tensor(self.shares, dtype=torch.float64).expand(rows, 3)
 
 
 @dataclass(frozen=True)
+class BudgetRequest:
+    """A budget as it was asked for. What it is per axis depends on the model: see `LanguageModel.budget`.
+
+    kind: ``bytes``, the share of the dense step's bytes; ``keep``, net keep; ``ms``, milliseconds per step; ``shares``,
+    averages per axis. value: a `Budget` for ``shares``, else a number.
+    """
+
+    kind: Literal["bytes", "keep", "ms", "shares"]
+    value: "float | Budget"
+
+    @classmethod
+    def parse(cls, asked: BudgetLike) -> "BudgetRequest":
+        """The request in ``0.7``, ``keep=0.6``, ``ms=4.5`` or ``attention=0.5,mlp=0.7,bits=8``; None asks for all.
+
+        Raises `BudgetError` for anything else and for values out of range. What a model can meet is not checked.
+        """
+        if isinstance(asked, BudgetRequest):
+            return asked
+        if asked is None or isinstance(asked, Budget):
+            return cls("shares", asked or Budget())
+        try:
+            return cls("bytes", _share(float(asked), asked))
+        except ValueError:
+            pass
+        values: dict[str, float] = {}
+        for part in str(asked).split(","):
+            name, equals, number = (piece.strip() for piece in part.partition("="))
+            if not equals or name not in (*AXES, "keep", "ms"):
+                raise BudgetError(
+                    f"budget {asked!r} is not a number, keep=0.6, ms=4.5 or a list such as "
+                    f"attention=0.5,mlp=0.7,bits=8 ({part!r})"
+                )
+            if name in values:
+                raise BudgetError(f"budget {asked!r} gives {name} twice")
+            try:
+                values[name] = float(number)
+            except ValueError:
+                raise BudgetError(f"budget {part!r}: {number!r} is not a number") from None
+        if len(values) > 1 and not values.keys() <= set(AXES):
+            raise BudgetError(f"budget {asked!r} says several things; give keep and ms alone")
+        if "keep" in values:
+            return cls("keep", _share(values["keep"], asked))
+        if "ms" in values:
+            if not 0 < values["ms"] < math.inf:
+                raise BudgetError(f"budget {asked} is out of range: milliseconds must be above 0")
+            return cls("ms", values["ms"])
+        return cls("shares", Budget(**values))
+
+
+def _share(value: float, asked: object) -> float:
+    if not 0 < value <= 1:
+        raise BudgetError(f"budget {asked} is out of range: a share must be above 0 and at most 1")
+    return value
+
+
+@dataclass(frozen=True)
 class Ledger:
     """What N rows have spent on their controllable steps, in realised shares.
 
-    spent: [N, 3] float64 sums of realised shares per axis; steps: [N] int64 number of steps booked.
+    spent: [N, 3] float64 sums of realised shares per axis; steps: [N] int64 number of steps counted.
     """
 
     spent: torch.Tensor
@@ -116,29 +142,21 @@ class Ledger:
             torch.zeros(rows, dtype=torch.int64, device=device),
         )
 
-    def book(self, realised: torch.Tensor, controllable: torch.Tensor) -> "Ledger":
+    def add(self, realised: torch.Tensor, controllable: torch.Tensor) -> "Ledger":
         """The ledger after one step of realised [N, 3] shares; only rows that are controllable [N] bool count."""
         counted = controllable.to(realised.dtype)
         return Ledger(self.spent + realised * counted[:, None], self.steps + controllable.to(self.steps.dtype))
 
     @property
     def average(self) -> torch.Tensor:
-        """Mean realised share per axis [N, 3]; 1 where no step was booked."""
+        """Mean realised share per axis [N, 3]; 1 where no step was counted."""
         mean = self.spent / self.steps.clamp(min=1)[:, None]
         return torch.where(self.steps[:, None] > 0, mean, 1.0)
 
     def deviation(self, target: torch.Tensor) -> torch.Tensor:
-        """Average minus target [N, 3]; 0 where no step was booked."""
+        """Average minus target [N, 3]; 0 where no step was counted."""
         return torch.where(self.steps[:, None] > 0, self.average - target, 0.0)
 
     def rows(self, index: torch.Tensor) -> "Ledger":
         """The ledger of rows index [n] int64, of which some may occur several times."""
         return Ledger(self.spent[index], self.steps[index])
-
-    def join(self, other: "Ledger") -> "Ledger":
-        """The ledger of these rows and then those of `other`."""
-        return Ledger(torch.cat([self.spent, other.spent]), torch.cat([self.steps, other.steps]))
-
-    def repeat(self, times: int) -> "Ledger":
-        """Every row `times` times, next to one another."""
-        return Ledger(self.spent.repeat_interleave(times, 0), self.steps.repeat_interleave(times, 0))

@@ -1,7 +1,7 @@
 """Shares: how much of the KV cache, of the MLP's channels and of the bits a step realises under an action.
 
 They depend on the action and on the number of keys that the step sees, never on activations. A ledger can therefore be
-booked, and a schedule found, without running the model.
+counted, and a schedule found, without running the model.
 """
 
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from solm.backends.session import AnyPolicy
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
-from solm.core.budget import Budget
+from solm.core.budget import Budget, BudgetLike
 from solm.core.errors import BudgetError, SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.likelihoods import Prefills, Spent, likelihoods
@@ -34,10 +34,11 @@ class ControlledLM(HFLM):
 
     Model arguments: pretrained (a model's name or a `LanguageModel`); policy, who decides (as for `solm.load`, or
     ``dense``, ``static`` or ``random``; by default ``dense``, or ``static`` with a budget); space (without a trained
-    policy: an action space preset); budget (net keep) or attention, mlp, bits; sparsity, seed, dtype, and those of
-    `hf`. In Python, policy may be a policy itself, or ``policy`` for that of a `LanguageModel`, and target a budget
-    that is not checked against its action space. keep: hold on to token ids and prefilled contexts, for the same
-    questions `under` another policy.
+    policy: an action space preset); budget (in any form of `LanguageModel.budget`) or attention, mlp, bits; context
+    (tokens seen, for which a share of bytes or milliseconds are meant); sparsity, seed, dtype, and those of `hf`. In
+    Python, policy may be a policy itself, or ``policy`` for that of a `LanguageModel`, and target a budget that is not
+    checked against its action space. keep: hold on to token ids and prefilled contexts, for the same questions `under`
+    another policy.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class ControlledLM(HFLM):
         pretrained: str | LanguageModel,
         policy: str | AnyPolicy | None = None,
         space: str | None = None,
-        budget: float | str | Budget | None = None,
+        budget: BudgetLike = None,
         attention: float | None = None,
         mlp: float | None = None,
         bits: float | None = None,
+        context: int = 1024,
         target: Budget | None = None,
         sparsity: str | None = None,
         seed: int = 0,
@@ -63,7 +65,7 @@ class ControlledLM(HFLM):
         if not isinstance(pretrained, LanguageModel):
             how = None if sparsity is None else SparsityConfig.preset(sparsity)
             trained = policy if isinstance(policy, str) and policy not in UNTRAINED else None
-            pretrained = load(pretrained, trained, sparsity=how, dtype=dtype)
+            pretrained = load(pretrained, trained, sparsity=how, dtype=dtype, backend="torch")
             policy = None if trained is not None else policy
         self.controlled, self.seed = pretrained, seed
         given = ActionSpace.preset(space) if space is not None else pretrained.space
@@ -72,15 +74,10 @@ class ControlledLM(HFLM):
             raise BudgetError(f"budget {budget} and {', '.join(per_axis)} say the same thing twice; give one of them")
         if per_axis:
             budget = Budget(**per_axis)
-        if target is not None:
-            self.target = target
-        elif pretrained.trained is not None:
-            self.target = pretrained.budget(budget)
-        else:
-            self.target = Budget() if budget is None else Budget.parse(budget, given)
         if policy is None:
             policy = "policy" if pretrained.trained is not None else "dense" if budget is None else "static"
         self.policy = pretrained.policy(policy, given) if isinstance(policy, str) else policy
+        self.target = pretrained.budget(budget, int(context), self.policy) if target is None else target
         self.spent: list[Spent] = []
         self._sparsity: SparsityConfig | None = None
         self._prefills = Prefills() if keep else None
@@ -122,7 +119,7 @@ class ControlledLM(HFLM):
             self._sparsity,
         )
         bar.close()
-        self._book(found.spent)
+        self._add(found.spent)
         answers = list(zip(found.log_probabilities, found.greedy, strict=True))
         for (key, _, _), answer in zip(requests, answers, strict=True):
             if key is not None:
@@ -156,7 +153,7 @@ class ControlledLM(HFLM):
             counted = [token for token in tokens if token.controllable]
             shares = torch.tensor([list(token.realised.values()) for token in counted], dtype=torch.float64).view(-1, 3)
             cost = sum(token.cost for token in counted)
-            self._book(Spent(shares.sum(0), cost, len(counted), len(tokens)), quiet=True)
+            self._add(Spent(shares.sum(0), cost, len(counted), len(tokens)), quiet=True)
             texts.append(text)
             self.cache_hook.add_partial("generate_until", request.args, text)
         self._tell()
@@ -169,11 +166,10 @@ class ControlledLM(HFLM):
         shares = sum((spent.shares for spent in self.spent), torch.zeros(3, dtype=torch.float64)) / max(1, steps)
         realised = shares.tolist() if steps else [1.0] * 3
         asked = dict(zip(AXES, self.target.shares, strict=True))
-        spent = dict(zip(AXES, realised, strict=True))
+        spent, read = dict(zip(AXES, realised, strict=True)), sum(spent.bytes for spent in self.spent)
         return Compute(
-            {**asked, "net": self.target.net},
-            {**spent, "net": sum(realised) / 3},
-            sum(spent.bytes for spent in self.spent) / steps if steps else 1.0,
+            asked | {"net": self.target.net},
+            spent | {"net": sum(realised) / 3, "bytes": read / steps if steps else 1.0},
         )
 
     def get_model_info(self) -> dict[str, Any]:
@@ -181,10 +177,10 @@ class ControlledLM(HFLM):
         compute = self.compute
         return {
             **super().get_model_info(),
-            "compute": {"requested": compute.requested, "realised": {**compute.realised, "bytes": compute.bytes}},
+            "compute": {"requested": compute.requested, "realised": compute.realised},
         }
 
-    def _book(self, spent: Spent, quiet: bool = False) -> None:
+    def _add(self, spent: Spent, quiet: bool = False) -> None:
         self.spent.append(spent)
         if not quiet:
             self._tell()

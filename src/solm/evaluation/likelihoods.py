@@ -231,7 +231,7 @@ class _Job:
             kv_length, tokens = session.lengths + 1, inputs[:, start : start + _LONGEST_PASS]
             found = session.extend(tokens)
             real = start + torch.arange(tokens.shape[1]) < counts[:, None]
-            self._book(found, real, kv_length[:, None] + torch.arange(tokens.shape[1]))
+            self._add(found, real, kv_length[:, None] + torch.arange(tokens.shape[1]))
             self._score(found.logits, start + 1, wanted)
 
     def _control(self, session: Session, length: int) -> None:
@@ -260,7 +260,7 @@ class _Job:
         owed = (schedule.realised - target[:, None]).cumsum(1)
         return Ledger(owed[torch.arange(session.rows), phase], torch.zeros(session.rows, dtype=torch.int64))
 
-    def _book(self, found: Result, real: torch.Tensor, kv_length: torch.Tensor) -> None:
+    def _add(self, found: Result, real: torch.Tensor, kv_length: torch.Tensor) -> None:
         counted = found.controllable & real
         cost = relative_cost(found.realised, kv_length, self.lm.shapes, self.sparsity, "bytes")
         self.bytes += float(cost[counted].sum())

@@ -76,7 +76,8 @@ def evaluate(
     rivals: more policies and baselines, by name.
     """
     space = lm.space if space is None else space
-    budgets = [Budget.from_net(net, space) if lm.trained is None else lm.budget(net) for net in settings.budgets]
+    offer = lm.offer(lm.policy("static", space))
+    budgets = [offer.of_net(net) for net in settings.budgets]
     if len(set(settings.budgets)) < len(budgets):
         raise BudgetError(f"budgets {settings.budgets} name one value twice")
     windows = held_out_windows(streams, settings)

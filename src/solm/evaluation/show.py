@@ -75,8 +75,30 @@ def _coloured(difference: Difference | None, better: int) -> str:
     return f"[{colour}]{value:+.4f} [{low:+.4f}, {high:+.4f}][/{colour}]"
 
 
+def measured(result: EvaluationResult) -> str:
+    """What an evaluation measured, in words."""
+    s = result.settings
+    return (
+        f"{s['texts']} texts of {s['length']} tokens after {s['context']} dense ones, from {s['data']}. Every arm saw "
+        "the same tokens and spent, per text and axis, what the policy spent."
+    )
+
+
+def cost(result: EvaluationResult) -> list[str]:
+    """For every budget what the policy read and what that cost in perplexity."""
+    dense, lines = result.points[0], []
+    for budget in result.settings["budgets"]:
+        point = result.arm("policy", budget)
+        if point is not None:
+            lines.append(
+                f"budget {told(budget)}: steps read {point.cost['bytes']:.2f} of the dense bytes; perplexity "
+                f"{point.perplexity:.2f}, dense {dense.perplexity:.2f} ({point.perplexity / dense.perplexity - 1:+.1%})"
+            )
+    return lines
+
+
 def verdict(result: EvaluationResult) -> list[str]:
-    """For every budget one plain sentence: where the policy won, lost, or cannot be told apart."""
+    """For every budget one plain sentence: where the policy won, cannot be told apart, or lost."""
     lines = []
     for budget in result.settings["budgets"]:
         at = [point for point in result.points if point.budget == budget and point.difference is not None]
@@ -89,10 +111,11 @@ def verdict(result: EvaluationResult) -> list[str]:
         parts = []
         if beats:
             parts.append(f"the policy beats {', '.join(beats)}")
-        if loses:
-            parts.append(f"the policy LOSES to {', '.join(loses)}")
         if open_:
-            parts.append(f"the difference to {', '.join(open_)} is within the noise")
+            few = f" of {result.settings['texts']} texts" if "texts" in result.settings else ""
+            parts.append(f"the difference to {', '.join(open_)} is within the noise{few}")
+        if loses:
+            parts.append(f"the policy loses to {', '.join(loses)}")
         share = captured(result, budget)
         if share is not None:
             static = "allocated" if result.arm("allocated", budget) else "uniform"

@@ -165,7 +165,7 @@ def _load(job: Job, config: SweepConfig) -> LanguageModel:
     trained = None if job.policy is None else TrainedPolicy.from_pretrained(job.policy)
     if trained is not None and job.space is not None:
         trained = trained.with_space(ActionSpace.preset(job.space))
-    return load(job.model, trained, dtype=config.dtype)
+    return load(job.model, trained, dtype=config.dtype, backend="torch")
 
 
 def _run(job: Job, lm: LanguageModel, config: SweepConfig, partial: Path) -> str:

@@ -60,7 +60,8 @@ def evaluate_tasks(
     called with runs done and in all.
     """
     space = lm.space if space is None else space
-    budgets = [Budget.from_net(net, space) if lm.trained is None else lm.budget(net) for net in settings.budgets]
+    offer = lm.offer(lm.policy("static", space))
+    budgets = [offer.of_net(net) for net in settings.budgets]
     arms = static_arms(lm, space) | {"random": Arm(Random(space))}
     arms |= {name: Arm(schedule) for name, schedule in (blind or {}).items()}
     key = [settings.model_dump(mode="json"), lm.name, str(lm.model.dtype), space.model_dump(mode="json"), sorted(arms)]
@@ -141,7 +142,7 @@ def _ask(model: ControlledLM, tasks: dict[str, Task], settings: TaskSettings) ->
     return {
         "answers": {metric: values for metric, values in answers.items() if values},
         "requested": compute.requested,
-        "realised": {**compute.realised, "bytes": compute.bytes},
+        "realised": compute.realised,
     }
 
 

@@ -83,6 +83,7 @@ class TrainedPolicy:
             network = ValueNetwork(sizes) if isinstance(sizes, ValueConfig) else PolicyNetwork(sizes)
         self.network = network
         self._made: dict[bool, ValuePolicy] = {}
+        self._budgets: dict[float, Budget] = {}  # a server asks for many, and a split takes a millisecond
 
     def policy(
         self, decision: Literal["sample", "greedy"] = "sample", clamp: bool = True
@@ -97,16 +98,15 @@ class TrainedPolicy:
             return self._made[clamp]
         return LearnedPolicy(self.network.eval(), self.config.space, decision, clamp)
 
-    def budget(self, budget: "float | str | Budget") -> Budget:
-        """`budget` per axis. A value policy splits a net keep over the axes so that all pay the same price.
+    def budget(self, net: float) -> Budget:
+        """The budget of net keep `net`. A value policy splits it over the axes so that all pay the same price.
 
-        Raises `BudgetError` for a budget that the action space cannot meet.
+        Raises `BudgetError` for a net keep that the action space cannot meet.
         """
-        parsed = Budget.parse(budget, self.config.space)
-        policy = self.policy()
-        if isinstance(policy, LearnedPolicy) or isinstance(budget, Budget) or "=" in str(budget):
-            return parsed
-        return policy.split(parsed.net)
+        if net not in self._budgets:
+            even, policy = Budget.from_net(net, self.config.space), self.policy()
+            self._budgets[net] = even if isinstance(policy, LearnedPolicy) else policy.split(net)
+        return self._budgets[net]
 
     def with_space(self, space: ActionSpace) -> "TrainedPolicy":
         """The same policy choosing among other actions; raises `PolicyMismatchError` where it was not trained on

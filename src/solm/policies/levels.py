@@ -15,7 +15,7 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 def due_share(target: Array, spent: Array, steps: Array, horizon: Array | int) -> Array:
     """The average share that the next `horizon` steps must realise for the average over all steps to be `target`.
 
-    target: share asked for; spent: sum of the shares realised in the `steps` booked so far. NumPy arrays or tensors of
+    target: share asked for; spent: sum of the shares realised in the `steps` counted so far. NumPy arrays or tensors of
     any shapes that broadcast.
     """
     due: Array = (target * (steps + horizon) - spent) / horizon

@@ -17,7 +17,7 @@ class Decided:
     """Decisions about Q steps of N rows.
 
     actions: [N, Q] int64, of the layers from the policy's on. realised: [N, Q, 3] float64 shares of all layers
-    together. controllable: [N, Q] bool; only these steps count towards a budget. spent: [N, 3] float64 and booked: [N]
+    together. controllable: [N, Q] bool; only these steps count towards a budget. spent: [N, 3] float64 and counted: [N]
     int64, the sums of realised shares and the number of steps that counted, after the last step.
     """
 
@@ -25,7 +25,7 @@ class Decided:
     realised: torch.Tensor
     controllable: torch.Tensor
     spent: torch.Tensor
-    booked: torch.Tensor
+    counted: torch.Tensor
 
 
 def decide_known(
@@ -38,7 +38,7 @@ def decide_known(
     *,
     target: torch.Tensor,
     spent: torch.Tensor,
-    booked: torch.Tensor,
+    counted: torch.Tensor,
     taken: torch.Tensor,
     horizon: torch.Tensor,
 ) -> Decided:
@@ -46,9 +46,9 @@ def decide_known(
 
     hidden: [N, Q, H] residual stream that enters `policy.layer`. before: [N, Q] int64 actions of the layers before it
     (`policies.unroll` with `Static` finds them). kv_length: [N] int64 keys that the first of the steps sees, its own
-    included. target: [N, 3] float64 shares. spent: [N, 3] float64 sums of realised shares over booked: [N] int64 steps.
-    taken: [N] int64 steps since the budget began, booked or not; horizon: [N] int64 steps that it is meant for. All but
-    hidden on the host.
+    included. target: [N, 3] float64 shares. spent: [N, 3] float64 sums of realised shares over `counted` [N] int64
+    steps. taken: [N] int64 steps since the budget began, counted or not; horizon: [N] int64 steps that it is meant for.
+    All but hidden on the host.
     """
     space, steps = policy.space, before.shape[1]
     costs = [axis.numpy() for axis in policy.costs(hidden, space.table[before])]
@@ -68,23 +68,23 @@ def decide_known(
         [_first_layers_share(goal[:, axis, None], whole[axis], first[axis], part) for axis in range(3)], -1
     )
     lowest, highest = (ahead + np.stack([axis[..., end] for axis in rest], -1) for end in (0, -1))
-    total, counted, done, meant = spent.numpy().copy(), booked.numpy().copy(), taken.numpy(), horizon.numpy()
+    total, total_steps, done, meant = spent.numpy().copy(), counted.numpy().copy(), taken.numpy(), horizon.numpy()
     on = controllable.numpy()
     actions, realised = np.empty(before.shape, dtype=np.int64), np.empty((*before.shape, 3))
     for step in range(steps):
         now = tuple(axis[:, step] for axis in levels)
         action = policy.allocate(
-            tuple(axis[:, step] for axis in costs), now, goal, total, counted,
+            tuple(axis[:, step] for axis in costs), now, goal, total, total_steps,
             np.maximum(1, meant - done - step), (lowest[:, step], highest[:, step]),
         )  # fmt: skip
         actions[:, step] = np.where(on[:, step], action, space.dense_index)
         index = chosen_levels[actions[:, step]]
         realised[:, step] = np.stack([take(axis, index[:, number]) for number, axis in enumerate(now)], 1)
         total += realised[:, step] * on[:, step, None]
-        counted += on[:, step]
+        total_steps += on[:, step]
     return Decided(
         torch.from_numpy(actions), torch.from_numpy(realised), controllable, torch.from_numpy(total),
-        torch.from_numpy(counted),
+        torch.from_numpy(total_steps),
     )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def feasible_levels(
     levels: np.ndarray,
     target: np.ndarray,
     spent: np.ndarray,
-    booked: np.ndarray,
+    counted: np.ndarray,
     remaining: Count,
     later: tuple[np.ndarray, np.ndarray],
 ) -> np.ndarray:
@@ -110,12 +110,12 @@ def feasible_levels(
 
     Where no level can meet it any more, the levels that miss it least.
 
-    levels: [N, L] shares realised at this step. target, spent [N]: share asked for, and sum of shares over the `booked`
-    [N] steps. remaining: steps left, this one included. later: [N] lowest and highest average share that the steps
+    levels: [N, L] shares realised at this step. target, spent [N]: share asked for, and sum of shares over `counted`
+    steps [N]. remaining: steps left, this one included. later: [N] lowest and highest average share that the steps
     after this one can realise.
     """
     left = np.reshape(np.asarray(remaining) - 1, (-1, 1))
-    goal = target[:, None] * (booked + remaining)[:, None]
+    goal = target[:, None] * (counted + remaining)[:, None]
     total = spent[:, None] + levels
     low, high = (bound[:, None] for bound in later)
     miss = np.maximum(total + left * low - goal, 0) + np.maximum(goal - total - left * high, 0)

@@ -69,7 +69,7 @@ def unroll(
             inputs.append((seen.scalars(), previous, budget_prior(seen)))
         chosen = space.level_table[taken]
         realised = torch.stack([axis[rows, chosen[:, index]] for index, axis in enumerate(now)], 1)
-        ledger, previous = ledger.book(realised, seen.controllable), taken
+        ledger, previous = ledger.add(realised, seen.controllable), taken
         actions.append(taken)
         shares.append(realised)
     kept = [torch.stack(parts, 1) for parts in zip(*inputs, strict=True)]

@@ -37,7 +37,9 @@ class Options(StudyOptions):
 
 
 def run(options: Options, partial: Path | None, progress: Progress) -> Record:
-    return measure(load(options.model, options.policy, dtype=options.dtype), options, partial, progress)
+    return measure(
+        load(options.model, options.policy, dtype=options.dtype, backend="torch"), options, partial, progress
+    )
 
 
 def measure(lm: LanguageModel, options: Options, partial: Path | None, progress: Progress) -> Record:
@@ -55,7 +57,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     rounds = -(-options.trials // _ROUND)
 
     def first(net: float) -> dict[str, Any]:
-        ours, realised = texts.run(lm.policy("policy"), lm.budget(net).tensor(len(windows))[:, None])
+        ours, realised = texts.run(lm.policy("policy"), lm.budget(f"keep={net}").tensor(len(windows))[:, None])
         theirs, _ = texts.run(static.policy, realised)
         return {"policy": ours[:, 0].tolist(), arm: theirs[:, 0].tolist(), "realised": realised.tolist()}
 

@@ -45,7 +45,7 @@ def run(options: Options, partial: Path | None, progress: Progress) -> Record:
     trained = TrainedPolicy.from_pretrained(options.policy)
     if options.space is not None:
         trained = trained.with_space(ActionSpace.preset(options.space))
-    return measure(load(options.model, trained, dtype=options.dtype), options, partial, progress)
+    return measure(load(options.model, trained, dtype=options.dtype, backend="torch"), options, partial, progress)
 
 
 def measure(lm: LanguageModel, options: Options, partial: Path | None, progress: Progress) -> Record:
@@ -91,7 +91,7 @@ def _source(
         assert ours is not None
         assert static is not None
         assert static.difference is not None
-        requested = dict(zip(AXES, lm.budget(budget).shares, strict=True))
+        requested = dict(zip(AXES, lm.budget(f"keep={budget}").shares, strict=True))
         points.append({
             "budget": budget, "requested": requested, "realised": ours.axes,
             "gap": max(abs(ours.axes[axis] - requested[axis]) for axis in AXES),
@@ -127,7 +127,7 @@ def observed(
     """What the policy's network says of the controlled tokens of windows [N, C+T+1] at all budgets: [M, 3] float32."""
     watched = _Watched(policy.network, policy.space, policy.clamp)
     watched.said = []
-    target = torch.tensor([lm.budget(net).shares for net in budgets], dtype=torch.float64)
+    target = torch.tensor([lm.budget(f"keep={net}").shares for net in budgets], dtype=torch.float64)
     Texts(lm, windows, context, batch=8).run(watched, target.expand(len(windows), -1, 3))
     return torch.cat(watched.said)
 

@@ -41,8 +41,11 @@ class Options(StudyOptions):
 
 
 def run(options: Options, partial: Path | None, progress: Progress) -> Record:
-    precision = "int8" if options.backend == "cpu" else None
-    lm = load(options.model, options.policy, dtype=options.dtype, backend=options.backend, precision=precision)
+    precision, cache = ("int8", "auto") if options.backend == "cpu" else (None, None)
+    lm = load(
+        options.model, options.policy, dtype=options.dtype, backend=options.backend, precision=precision,
+        kv_cache_dtype=cache,
+    )  # fmt: skip
     return measure(lm, options, partial, progress)
 
 
@@ -58,7 +61,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     arms = {"dense": Arm(lm.policy("dense")), "policy": Arm(lm.policy("policy")), **statics}
     points = []
     for place, net in enumerate(options.budgets):
-        target = lm.budget(net).tensor(len(prompts))
+        target = lm.budget(f"keep={net}").tensor(len(prompts))
         rows: dict[str, dict[str, np.ndarray]] = {}
         for step, (name, arm) in enumerate(arms.items()):
             progress(f"{name} at {net:g}", place * len(arms) + step, len(arms) * len(options.budgets))

@@ -37,7 +37,7 @@ def run(options: Options, partial: Path | None, progress: Progress) -> Record:
     action = Action.from_tag(options.action)
     if options.burst + options.stretch > options.length:
         raise SolmError(f"--burst {options.burst} must leave {options.stretch} of {options.length} tokens after it")
-    return measure(load(options.model, dtype=options.dtype), action, options, partial, progress)
+    return measure(load(options.model, dtype=options.dtype, backend="torch"), action, options, partial, progress)
 
 
 def measure(lm: LanguageModel, action: Action, options: Options, partial: Path | None, progress: Progress) -> Record:

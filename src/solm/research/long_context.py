@@ -49,7 +49,9 @@ class Options(StudyOptions):
 
 
 def run(options: Options, partial: Path | None, progress: Progress) -> Record:
-    return measure(load(options.model, options.policy, dtype=options.dtype), options, partial, progress)
+    return measure(
+        load(options.model, options.policy, dtype=options.dtype, backend="torch"), options, partial, progress
+    )
 
 
 def measure(lm: LanguageModel, options: Options, partial: Path | None, progress: Progress) -> Record:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from solm.backends.session import AnyPolicy
+from solm.backends.session import AnyPolicy, Session
 from solm.core.actions import AXES
-from solm.core.budget import Budget
+from solm.core.budget import Budget, BudgetLike
 from solm.core.errors import ContextLengthError, SolmError
 from solm.runtime.sampling import Sampler
 from solm.runtime.text import TextStream
@@ -35,11 +35,20 @@ class Token:
 
 @dataclass(frozen=True)
 class Compute:
-    """Budget asked for and averages spent; `bytes` is the mean cost of the steps as a share of dense ones."""
+    """What was asked for and what the controllable steps spent on average.
+
+    Both by axis, with ``net`` (the mean of the axes) and ``bytes`` (a share of what dense steps read). dense_steps:
+    steps that ran dense before any could be controlled.
+    """
 
     requested: dict[str, float]
     realised: dict[str, float]
-    bytes: float
+    dense_steps: int = 0
+
+    @property
+    def bytes(self) -> float:
+        """Bytes read as a share of what dense steps read."""
+        return self.realised["bytes"]
 
 
 @dataclass(frozen=True)
@@ -54,79 +63,85 @@ class Reply:
             "text": self.text,
             "tokens": [asdict(token) for token in self.tokens],
             "requested": self.compute.requested,
-            "realised": {**self.compute.realised, "bytes": self.compute.bytes},
+            "realised": self.compute.realised,
         }
 
 
 def generate(lm: "LanguageModel", ids: torch.Tensor, **options: Any) -> Reply:
     """Generate from token ids [1, C]; options as for `stream`."""
-    policy = chosen_policy(lm, options.get("policy"), options.get("budget"))
-    tokens = list(stream(lm, ids, **{**options, "policy": policy}))
-    return summarise(lm, tokens, requested(lm, policy, options.get("budget")))
+    policy = chosen_policy(lm, options.pop("policy", None), options.get("budget"))
+    context = seen_on_average(ids, options.get("max_new_tokens"), options.get("max_length"))
+    budget = lm.budget(options.pop("budget", None), context, policy)
+    tokens = list(stream(lm, ids, budget, policy, **options))
+    return summarise(lm, tokens, asked_for(lm, budget, context, policy))
 
 
-def chosen_policy(
-    lm: "LanguageModel", policy: str | AnyPolicy | None, budget: float | str | Budget | None
-) -> AnyPolicy:
+def chosen_policy(lm: "LanguageModel", policy: str | AnyPolicy | None, budget: BudgetLike) -> AnyPolicy:
     """The policy that was asked for; else the loaded one; without one, static where there is a budget, else dense."""
     name = policy or ("policy" if lm.trained is not None else "dense" if budget is None else "static")
     return lm.policy(name) if isinstance(name, str) else name
 
 
-def requested(
-    lm: "LanguageModel", policy: AnyPolicy, budget: float | str | Budget | None, context: int = 1024
-) -> Budget:
-    """The budget per axis: as the loaded policy splits it, or within the policy's own space where none is loaded."""
-    timed = isinstance(budget, str) and budget.startswith("ms=")
-    if lm.trained is None and budget is not None and not timed:
-        return Budget.parse(budget, policy.space)
-    return lm.budget(budget, context)
+def seen_on_average(ids: torch.Tensor, max_new_tokens: int | None = None, max_length: int | None = None) -> int:
+    """The tokens that a step of a reply to ids [1, C] sees on average: those of the prompt and half of the reply's."""
+    return ids.shape[1] + _longest(ids.shape[1], max_new_tokens, max_length) // 2
 
 
-def summarise(lm: "LanguageModel", tokens: list[Token], budget: Budget) -> Reply:
-    """The reply that a finished stream amounts to."""
+def asked_for(lm: "LanguageModel", budget: Budget, context: int, policy: AnyPolicy) -> dict[str, float]:
+    """The budget by axis, with ``net`` and ``bytes``, for steps that see `context` tokens."""
+    shares = dict(zip(AXES, budget.shares, strict=True))
+    return shares | {"net": budget.net, "bytes": lm.offer(policy).bytes(budget, context)}
+
+
+def summarise(lm: "LanguageModel", tokens: list[Token], requested: dict[str, float]) -> Reply:
+    """The reply that a finished stream amounts to; requested: of `asked_for`."""
     ids = [token.id for token in tokens]
     text = "" if lm.tokenizer is None else str(lm.tokenizer.decode(ids, skip_special_tokens=True))
-    return Reply(text, tokens, compute(tokens, budget))
+    return Reply(text, tokens, compute(tokens, requested))
 
 
-def compute(tokens: list[Token], budget: Budget) -> Compute:
-    """What a reply's tokens spent, beside the budget that was asked for."""
+def compute(tokens: list[Token], requested: dict[str, float]) -> Compute:
+    """What a reply's tokens spent, beside what was asked for."""
     counted = [token for token in tokens if token.controllable]
     realised = {axis: _mean([token.realised[axis] for token in counted]) for axis in AXES}
     realised["net"] = sum(realised.values()) / 3
-    asked = dict(zip(AXES, budget.shares, strict=True)) | {"net": budget.net}
-    return Compute(asked, realised, _mean([token.cost for token in counted]))
+    realised["bytes"] = _mean([token.cost for token in counted])
+    return Compute(requested, realised, len(tokens[1:]) - len(counted))
 
 
 def stream(
     lm: "LanguageModel",
     ids: torch.Tensor,
-    budget: float | str | Budget | None = None,
+    budget: BudgetLike = None,
     policy: str | AnyPolicy | None = None,
     max_new_tokens: int | None = None,
     seed: int = 0,
     max_length: int | None = None,
     stop_strings: str | list[str] | None = None,
+    session: Session | None = None,
     **sampling: Any,
 ) -> Iterator[Token]:
     """Generate token by token from ids [1, C].
 
     Args:
-        budget: net keep, per-axis text, ``ms=4.5`` (see `LanguageModel.budget`) or `Budget`; None: the densest the
-            action space allows.
+        budget: what the steps may spend on average, in any form of `LanguageModel.budget`: ``0.7`` of the dense step's
+            bytes, ``"keep=0.6"``, ``"attention=0.4,mlp=0.8"``, ``"ms=4.5"`` or a `Budget`; None: everything.
         policy: ``policy`` (the loaded one), ``dense``, ``static`` or ``random``, or a policy itself; by default the
             loaded one; without one, ``static`` where there is a budget, else ``dense``.
         max_new_tokens: longest reply; by default 128.
         max_length: the same, counted with the prompt.
         stop_strings: texts after any of which the reply ends; it still contains them.
+        session: one row that has read the first tokens of ids, at least one less than all, and goes on from there; by
+            default a new one. It must not be used afterwards.
         sampling: transformers' generation options in `solm.runtime.sampling.SUPPORTED` (do_sample, temperature, top_p,
             top_k, repetition_penalty, ...), carried out by its own processors. Greedy by default.
 
     Raises:
+        BudgetError: a budget that cannot be read or met.
         ContextLengthError: prompt and new tokens exceed the model's context.
         SolmError: an option that is unknown or not supported, or an impossible length.
     """
+    context = seen_on_average(ids, max_new_tokens, max_length)
     max_new_tokens = _longest(ids.shape[1], max_new_tokens, max_length)
     stops = [stop_strings] if isinstance(stop_strings, str) else stop_strings or []
     if stops and lm.tokenizer is None:
@@ -135,10 +150,11 @@ def stream(
         raise SolmError(f"stop_strings must be texts that are not empty, got {stop_strings!r}")
     check_length(ids.shape[1], max_new_tokens, lm.context)
     decides = chosen_policy(lm, policy, budget)
-    target = requested(lm, decides, budget, ids.shape[1] + max_new_tokens // 2)
+    target = lm.budget(budget, context, decides)
     sampler = Sampler(lm, ids, seed, sampling)
-    session = lm.session(capacity=ids.shape[1] + max_new_tokens)
-    logits = session.prefill(ids)
+    if session is None:
+        session = lm.session(capacity=ids.shape[1] + max_new_tokens)
+    logits = session.prefill(ids[:, int(session.lengths[0]) if session.rows else 0 :])
     session.control(decides, target.tensor(1), max_new_tokens, sampler.generator)
     overhead = lm.overhead(decides)
     text, said = TextStream(lm.tokenizer), ""

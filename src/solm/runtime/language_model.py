@@ -8,15 +8,16 @@ from transformers import PreTrainedTokenizerBase
 
 from solm.backends.session import AnyPolicy, Backend, Session
 from solm.core.actions import ActionSpace
-from solm.core.budget import Budget
+from solm.core.budget import Budget, BudgetLike
 from solm.core.cost import ModelShapes, step_cost
-from solm.core.errors import BudgetError, DataError, SolmError
+from solm.core.errors import DataError, SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.core.timings import StepTimings
 from solm.policies.artifact import BaseIdentity, TrainedPolicy
 from solm.policies.protocol import Policy
 from solm.policies.schedules import Dense, Random, Static
 from solm.runtime.generate import Reply, Token, generate, stream
+from solm.runtime.offer import Offer
 
 UNTRAINED: dict[str, Callable[[ActionSpace], Policy]] = {"dense": Dense, "static": Static, "random": Random}
 """Policies that depend on the budget alone, by name."""
@@ -171,24 +172,25 @@ class LanguageModel:
             raise SolmError("this model has no chat template, so a system prompt has no place; put it into the prompt")
         return self.tokenizer(prompt, return_tensors="pt").input_ids
 
-    def budget(self, budget: "float | str | Budget | None", context: int = 1024) -> Budget:
-        """`budget` per axis, checked against the action space; None asks for everything.
+    def budget(self, asked: BudgetLike, context: int = 1024, policy: AnyPolicy | None = None) -> Budget:
+        """A budget per axis, for steps that see `context` tokens; None asks for everything.
 
-        ``ms=4.5`` is the budget whose average step takes that long with `context` tokens seen, by `timings`; what the
-        policy itself takes comes on top. Raises `BudgetError`.
+        ``0.7`` is the share of the dense step's bytes that the average step may read, with the policy's own weights;
+        ``keep=0.6`` net keep; ``ms=4.5`` the time of the average step by `timings`, to which the policy's own is added.
+        All three follow the loaded policy's split over the axes, or without one the same fraction of every axis's
+        range. Bits that save no bytes are left alone by the first.
+
+        Args:
+            policy: who decides; by default the loaded one.
+
+        Raises:
+            BudgetError: what was asked for cannot be read, is out of range or out of reach.
         """
-        if budget is None:
-            return Budget()
-        if isinstance(budget, str) and budget.startswith("ms="):
-            return self._timed(budget.removeprefix("ms="), context)
-        return Budget.parse(budget, self.space) if self.trained is None else self.trained.budget(budget)
+        return self.offer(policy).budget(asked, context)
 
-    def _timed(self, text: str, context: int) -> Budget:
-        try:
-            milliseconds = float(text)
-        except ValueError:
-            raise BudgetError(f"budget ms={text}: {text!r} is not a number") from None
-        if self.timings is None:
-            raise BudgetError("a budget in milliseconds needs timings of this machine; run solm bench --out FILE")
-        lows, _ = zip(*self.space.ranges, strict=True)
-        return self.timings.budget(milliseconds, context, self.budget, sum(lows) / 3)
+    def offer(self, policy: AnyPolicy | None = None) -> Offer:
+        """The budgets that can be met under `policy`, by default the loaded one."""
+        decides = policy or (None if self.trained is None else self.trained.policy())
+        space = self.space if self.trained is not None or policy is None else policy.space
+        overhead = 0 if decides is None else self.overhead(decides)
+        return Offer(space, self.sparsity, self.shapes, self.trained, overhead, self.timings)

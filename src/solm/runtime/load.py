@@ -3,12 +3,14 @@
 import logging
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from solm.backends.cpu.backend import CpuBackend, check_precision
+from solm.backends.cpu.weights import INTEGERS
 from solm.backends.session import Backend
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.load import load_base
+from solm.backends.torch.load import BUILTIN, load_base
 from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.core.timings import StepTimings, read_timings
@@ -27,9 +29,9 @@ def load(
     device: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    backend: str = "torch",
+    backend: str = "auto",
     precision: str | None = None,
-    kv_cache_dtype: str = "auto",
+    kv_cache_dtype: str | None = None,
     threads: int | None = None,
     timings: str | Path | None = None,
     shard: bool = False,
@@ -37,13 +39,16 @@ def load(
     """Load a base model (hub id, folder, ``.gguf`` file or ``builtin:smollm2-135m``), with a policy if given.
 
     Args:
-        sparsity: how actions are carried out; by default the policy's own, else `SparsityConfig()`.
-        backend: ``torch`` (any device, exact simulation), ``cpu`` (steps on the compiled engine), or ``auto``: cpu
-            where it can run the model, with a warning that says why where it cannot.
-        precision: of the weights of the cpu backend; by default bfloat16, or nested where actions say how many of their
-            bits are read. kv_cache_dtype: of its keys and values, ``auto`` or ``int8``. threads: that it steps with.
+        sparsity: how actions are carried out; by default the policy's own, else preset ``cpu`` on the cpu backend and
+            ``default`` on torch.
+        backend: ``cpu`` (steps on the compiled engine), ``torch`` (any device, exact simulation, saves no time), or
+            ``auto``: cpu where it can run the model, else torch. The logger ``solm`` says which one and why.
+        precision: of the weights of the cpu backend; by default int4 (exact where weights lie on a grid of 4 bits,
+            int8 elsewhere), or nested where actions say how many of their bits are read.
+        kv_cache_dtype: of its keys and values, ``auto`` (that of the weights, at least 16 bits) or ``int8``; by default
+            auto, and int8 for the built-in model, which loses nothing by it. threads: that it steps with.
         timings: a file of ``solm bench``, for budgets in milliseconds.
-        shard: deal the decoder layers out to the processes of `torch.distributed`, which then run the model together.
+        shard: split the decoder layers across the processes of `torch.distributed`, which then run the model together.
 
     Raises:
         SolmError: subclasses for an unknown model, unsupported family, damaged or mismatched policy; all that can be
@@ -51,10 +56,10 @@ def load(
     """
     if isinstance(policy, str | Path):
         policy = TrainedPolicy.from_pretrained(policy)
-    check_backend(backend, precision, kv_cache_dtype, shard, sparsity_of(policy, sparsity))
+    check_backend(backend, precision, kv_cache_dtype, shard, engine_sparsity(policy, sparsity))
     known = None if timings is None else read_timings(Path(timings))
     base, tokenizer = load_base(model, dtype, device, trust_remote_code, shard, revision)
-    return _built(base, tokenizer, policy, sparsity, model, known, backend, precision, kv_cache_dtype, threads)
+    return _built(base, tokenizer, policy, sparsity, model, known, backend, precision, kv_cache_dtype, threads, shard)
 
 
 def attach(
@@ -65,31 +70,31 @@ def attach(
     sparsity: SparsityConfig | None = None,
     backend: str = "torch",
     precision: str | None = None,
-    kv_cache_dtype: str = "auto",
+    kv_cache_dtype: str | None = None,
     threads: int | None = None,
 ) -> LanguageModel:
     """Put a loaded model under control; `detach`, or leaving the ``with`` block, gives it back bit for bit.
 
-    Arguments as for `load`.
+    Arguments as for `load`, but that `backend` is torch unless it is given.
     """
     if isinstance(policy, str | Path):
         policy = TrainedPolicy.from_pretrained(policy)
-    check_backend(backend, precision, kv_cache_dtype, False, sparsity_of(policy, sparsity))
+    check_backend(backend, precision, kv_cache_dtype, False, engine_sparsity(policy, sparsity))
     return _built(model, tokenizer, policy, sparsity, "", None, backend, precision, kv_cache_dtype, threads)
 
 
 def check_backend(
-    backend: str, precision: str | None, kv_cache_dtype: str, shard: bool, sparsity: SparsityConfig
+    backend: str, precision: str | None, kv_cache_dtype: str | None, shard: bool, sparsity: SparsityConfig
 ) -> None:
     """Raises `SolmError` for options that no model could be loaded with."""
     if backend not in BACKENDS:
         raise SolmError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
-    if backend == "torch" and (precision is not None or kv_cache_dtype != "auto"):
+    if backend == "torch" and (precision is not None or kv_cache_dtype is not None):
         what = f"a KV cache in {kv_cache_dtype}" if precision is None else f"precision {precision}"
         raise SolmError(f"{what} needs the cpu backend; the torch backend computes in the model's own dtype")
-    if shard and backend != "torch":
+    if shard and backend == "cpu":
         raise SolmError(f"backend {backend} needs the whole model in one process; shard goes with the torch backend")
-    check_precision(precision or _default_precision(sparsity), kv_cache_dtype)
+    check_precision(precision or default_precision(sparsity), kv_cache_dtype or "auto")
 
 
 def _built(
@@ -101,26 +106,61 @@ def _built(
     timings: StepTimings | None,
     backend: str,
     precision: str | None,
-    kv_cache_dtype: str,
+    kv_cache_dtype: str | None,
     threads: int | None,
+    shard: bool = False,
 ) -> LanguageModel:
     reader = TorchBackend(base)
     made: Backend = reader
+    reason = None
     try:
-        if backend != "torch":
-            how = sparsity_of(policy, sparsity)
+        how = engine_sparsity(policy, sparsity)
+        if shard and backend == "auto":
+            reason = "the cpu backend needs the whole model in one process"
+        elif backend != "torch":
+            numbers = precision or default_precision(how)
+            cache = kv_cache_dtype or default_kv_cache(name, numbers)
             try:
-                made = CpuBackend(reader, how, precision or _default_precision(how), threads, kv_cache_dtype)
+                made, sparsity = CpuBackend(reader, how, numbers, threads, cache), how
             except SolmError as error:
                 if backend == "cpu":
                     raise
-                told = "%s; going on with the torch backend, which saves no time"
-                logging.getLogger("solm").warning(told, error)
+                reason = str(error)
+        # On another device torch is what one expects; on the CPU it saves no time.
+        level = logging.WARNING if reason is not None and made.device.type == "cpu" and not shard else logging.INFO
+        told = "" if reason is None else f"; not the cpu backend: {reason}"
+        logging.getLogger("solm").log(level, "%s%s", _in_words(made, threads), told)
         return LanguageModel(made, tokenizer, policy, sparsity, name, timings)
     except SolmError:
         made.detach()
         raise
 
 
-def _default_precision(sparsity: SparsityConfig) -> str:
-    return "nested" if sparsity.bits_site == "weights" else "bfloat16"
+def _in_words(backend: Backend, threads: int | None) -> str:
+    """Backend, precision, KV cache and threads in use."""
+    parts = [backend.name.replace("int4", "int4 (int8 where that is not exact)")]
+    if isinstance(backend, CpuBackend) and not backend.engine.sizes.kv_int8:
+        parts.append(f"{'float32' if backend.engine.precision == 'float32' else 'bfloat16'} KV cache")
+    used = torch.get_num_threads() if threads is None else threads
+    return ", ".join([*parts, "1 thread" if used == 1 else f"{used} threads"])
+
+
+def engine_sparsity(policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> SparsityConfig:
+    """How the cpu backend carries actions out: as asked, else as the policy was trained, else preset ``cpu``."""
+    return sparsity_of(policy, sparsity or (SparsityConfig.preset("cpu") if policy is None else None))
+
+
+def default_precision(sparsity: SparsityConfig) -> str:
+    """The weights of the cpu backend where nothing is asked for.
+
+    int4 is exact where weights lie on such a grid, as in many GGUF files, and int8 elsewhere.
+    """
+    return "nested" if sparsity.bits_site == "weights" else "int4"
+
+
+def default_kv_cache(model: str, precision: str) -> str:
+    """What keys and values the cpu backend has where nothing is asked for.
+
+    int8 where it was measured to lose nothing (docs/results/kv-cache.json), which is so far one model.
+    """
+    return "int8" if model == BUILTIN and precision in INTEGERS else "auto"

@@ -102,7 +102,7 @@ class Answers:
         def mean(values: list[float]) -> float:
             return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
 
-        names = [*AXES, "net"]
+        names = [*AXES, "net", "bytes"]
         read = sum(ended.prompt_tokens for ended in ends[:: self.each])
         return CompletionUsage.model_validate(
             {

@@ -35,17 +35,21 @@ class AxisBudget(_Strict):
     bits: float = Field(16.0, ge=2, le=16)
 
 
-NetOrAxes = Annotated[float, Field(gt=0, le=1)] | AxisBudget
+BudgetText = Annotated[str, StringConstraints(pattern="=", max_length=64)]
+Asked = Annotated[float, Field(gt=0, le=1)] | BudgetText | AxisBudget
 
 
 class Efficiency(_Strict):
     """The compute dial of one request."""
 
-    budget: NetOrAxes | None = Field(None, description="Net keep, such as 0.6, or averages per axis.")
+    budget: Asked | None = Field(
+        None,
+        description='Share of the dense step\'s bytes, such as 0.7, averages per axis, or text such as "keep=0.6".',
+    )
     policy: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
         None, description="dense, static, random, or policy where the server has one."
     )
-    floor: NetOrAxes | None = Field(None, description="Least the governor may cut the budget to.")
+    floor: Asked | None = Field(None, description="Least the governor may cut the budget to, in the same forms.")
     deadline_ms: float | None = Field(
         None, gt=0, le=MAX_DEADLINE_MS, description="When the reply should be complete; the budget falls to meet it."
     )

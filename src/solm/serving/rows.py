@@ -167,7 +167,9 @@ class Row:
         """Report the end of the reply."""
         job = self.job
         assert self.finished is not None
-        ended = Ended(self.finished, len(job.ids), self.cached, len(self.spent), compute(self.spent, job.order.budget))
+        ended = Ended(
+            self.finished, len(job.ids), self.cached, len(self.spent), compute(self.spent, job.order.requested)
+        )
         job.emit(ended)
         return ended
 

@@ -89,7 +89,8 @@ class Service:
         for name, policy in self.dial.policies.items():
             if length + 4 > self.context:
                 break
-            self.scheduler.submit([Job(ids, 4, Order(name, policy, self.dial.floor, self.dial.floor), emit)])
+            budget = self.dial.floor(None, length, policy)
+            self.scheduler.submit([Job(ids, 4, Order(name, policy, budget, budget), emit)])
             while isinstance(await done.get(), Piece):
                 pass
         # What is there by now stays: a full collection would walk through all of it, a quarter of a second in mid-step.
@@ -123,7 +124,6 @@ class Service:
             raise ApiError(404, f"model {request.model!r} is not served here; use {self.name!r}", "model", "not_found")
         if request.stream_options is not None and not request.stream:
             raise ApiError(400, "stream_options need stream to be true", "stream_options")
-        order = self.dial.order(request.efficiency)
         if isinstance(request, ChatRequest):
             if request.max_tokens is not None and request.max_completion_tokens is not None:
                 raise ApiError(400, "give either max_tokens or max_completion_tokens", "max_completion_tokens")
@@ -147,6 +147,7 @@ class Service:
         jobs: list[Job] = []
         for ids in prompts:
             longest = self._longest(len(ids), wanted)
+            order = self.dial.order(request.efficiency, len(ids) + longest // 2)
             for _ in range(request.n):
                 index = len(jobs)
 

@@ -24,8 +24,8 @@ class ServeSettings(BaseModel):
     """What requests in flight get to finish when the server is told to stop."""
     slo_tpot_ms: float | None = Field(None, gt=0)
     """Time per output token that the governor holds by lowering budgets; None: it leaves them alone."""
-    slo_floor: float | None = Field(None, gt=0, le=1)
-    """Net keep below which the governor never goes; None: the least that the action space can spend."""
+    slo_floor: float | str | None = None
+    """Budget below which the governor never goes, in any form of a budget; None: the least that there is."""
     slo_rows: bool = True
     """Whether the governor also holds rows back where the lowest budgets are not enough."""
 

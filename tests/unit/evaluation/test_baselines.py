@@ -1,4 +1,4 @@
-"""Baselines by name: what they read is booked, budgets are kept, and each is what its name says."""
+"""Baselines by name: what they read is counted, budgets are kept, and each is what its name says."""
 
 import subprocess
 import sys

@@ -14,7 +14,7 @@ def test_the_harness_tells_what_was_spent_and_what_never_acted(tiny_lm, caplog):
     from solm.evaluation.harness import ControlledLM
 
     caplog.set_level("INFO", "lm_eval.solm")
-    ours = ControlledLM(tiny_lm, space="joint-8", budget=0.7)
+    ours = ControlledLM(tiny_lm, space="joint-8", budget="keep=0.7")
     ours.loglikelihood([Instance("loglikelihood", {}, ("Too short to be controlled", " at all"), 0)])
     assert "the axis mlp never acted" in caplog.text
     caplog.clear()

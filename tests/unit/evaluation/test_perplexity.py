@@ -124,14 +124,14 @@ def test_result_file_round_trips_and_is_shown(whole):
     lines = show.verdict(result)
     assert len(lines) == 2
     for line in lines:
-        assert "beats" in line or "LOSES" in line or "noise" in line
+        assert "beats" in line or "loses" in line or "noise" in line
 
 
 def test_verdict_says_plainly_when_the_policy_loses(whole):
     result = whole.model_copy(deep=True)
     point = result.arm("uniform", 0.6)
     point.difference = point.difference.model_copy(update={"value": 0.2, "low": 0.1, "high": 0.3})
-    assert "the policy LOSES to uniform" in show.verdict(result)[0]
+    assert "the policy loses to uniform" in show.verdict(result)[0]
 
 
 def test_bad_requests(policy_lm, stream):

@@ -50,7 +50,7 @@ def test_a_fine_space_is_used_between_the_levels_that_were_learned(floor):
         costs = (one * 0, policy.own_cost.mlp[None], one * 0)
         taken.append(int(allocate(policy, costs, (one, shares, one), target, ledger, 64 - step)))
         spent = float(shares[0, taken[-1]])
-        ledger = ledger.book(torch.tensor([[1.0, spent, 1.0]], dtype=torch.float64), torch.tensor([True]))
+        ledger = ledger.add(torch.tensor([[1.0, spent, 1.0]], dtype=torch.float64), torch.tensor([True]))
     assert {fine.mlp[level] for level in taken[:-4]} == {0.65, 0.7}
     assert float(ledger.average[0, 1]) == pytest.approx(0.68, abs=0.002)
 

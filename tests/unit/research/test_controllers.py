@@ -37,7 +37,7 @@ def test_compute_goes_to_uncertain_tokens():
             torch.zeros(1, dtype=torch.int64),
         )  # fmt: skip
         action, state = controller.act(seen, state, None)
-        ledger = ledger.book(torch.tensor([[1.0, (0.4, 1.0)[int(action)], 1.0]]), seen.controllable)
+        ledger = ledger.add(torch.tensor([[1.0, (0.4, 1.0)[int(action)], 1.0]]), seen.controllable)
         taken.append(int(action))
     assert taken[10::2] == [1] * 15
     assert taken[11::2] == [0] * 15

@@ -21,12 +21,12 @@ def prompt(seed: int, length: int) -> torch.Tensor:
 
 REQUESTS = [
     # joins at, prompt length, policy, budget, seed, tokens
-    (0, 100, "policy", 0.6, 1, 40),
-    (0, 30, "static", 0.8, 2, 70),
-    (3, 180, "random", 0.7, 3, 20),
+    (0, 100, "policy", "keep=0.6", 1, 40),
+    (0, 30, "static", "keep=0.8", 2, 70),
+    (3, 180, "random", "keep=0.7", 3, 20),
     (5, 75, "dense", None, 4, 30),
-    (30, 100, "policy", 0.8, 5, 25),
-    (31, 120, "static", 0.5, 6, 50),
+    (30, 100, "policy", "keep=0.8", 5, 25),
+    (31, 120, "static", "keep=0.5", 6, 50),
 ]
 
 

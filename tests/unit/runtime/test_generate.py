@@ -5,6 +5,7 @@ import torch
 
 import solm
 from helpers.models import tiny_model
+from solm.core.actions import AXES
 from solm.core.errors import BudgetError, ContextLengthError, DataError, SolmError
 from solm.runtime.sampling import SUPPORTED, Sampler
 
@@ -44,10 +45,11 @@ def test_top_k_of_one_is_greedy(tiny_lm):
 @pytest.mark.parametrize("name", ["policy", "static", "random"])
 def test_the_budget_is_spent_and_every_token_traced(policy_lm, name):
     tokens = 40
-    reply = policy_lm.generate(prompt(), budget=0.7, policy=name, max_new_tokens=tokens, min_new_tokens=tokens)
+    reply = policy_lm.generate(prompt(), budget="keep=0.7", policy=name, max_new_tokens=tokens, min_new_tokens=tokens)
     assert len(reply.tokens) == tokens
     assert [token.controllable for token in reply.tokens] == [False] + [True] * (tokens - 1)
-    for axis, share in reply.compute.realised.items():
+    for axis in (*AXES, "net"):
+        share = reply.compute.realised[axis]
         counted = [token.realised[axis] for token in reply.tokens[1:]] if axis != "net" else []
         assert not counted or share == pytest.approx(sum(counted) / len(counted))
         # The level gap of attention is 0.9 at most, and its floor falls as the context grows.
@@ -67,8 +69,8 @@ def test_per_axis_budgets_hold_each_axis(policy_lm):
 
 
 def test_stream_is_the_reply_in_pieces(policy_lm):
-    reply = policy_lm.generate(prompt(), budget=0.7, max_new_tokens=15)
-    assert list(policy_lm.stream(prompt(), budget=0.7, max_new_tokens=15)) == reply.tokens
+    reply = policy_lm.generate(prompt(), budget="keep=0.7", max_new_tokens=15)
+    assert list(policy_lm.stream(prompt(), budget="keep=0.7", max_new_tokens=15)) == reply.tokens
 
 
 def test_what_a_tokenizer_returns_can_be_passed_on(tiny_lm):
@@ -169,7 +171,7 @@ def test_bad_requests_are_one_clear_error(tiny_lm, policy_lm):
         ({"policy": "fast"}, SolmError, "unknown policy 'fast'; choose policy, dense, static, random"),
         ({"tempreature": 1}, SolmError, "generation option 'tempreature' is unknown"),
         ({"repetition_penalty": -1.0}, SolmError, "generation options: .*penalty"),
-        ({"budget": 0.05}, BudgetError, "0.05 is unreachable"),
+        ({"budget": 0.05}, BudgetError, "0.05 is unreachable: at 1[0-9]+ tokens this model reads"),
     ]:
         with pytest.raises(error, match=message):
             policy_lm.generate(prompt(), **options)

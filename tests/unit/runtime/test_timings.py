@@ -82,9 +82,9 @@ def test_a_measured_model_takes_budgets_in_milliseconds(value_lm):
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_a_damaged_file_is_refused(tmp_path, change):
-    path = tmp_path / "calibration.json"
+    path = tmp_path / "timings.json"
     path.write_text(json.dumps(KNOWN | change))
-    with pytest.raises(DamagedFileError, match=r"calibration.json is damaged"):
+    with pytest.raises(DamagedFileError, match=r"timings.json is damaged"):
         read_timings(path)
     path.write_text(json.dumps(KNOWN)[:-20])
     with pytest.raises(DamagedFileError):
@@ -98,16 +98,16 @@ def test_the_command_measures_and_its_file_is_used(tiny_folder, tmp_path, monkey
             main()
         return ended.value.code, capsys.readouterr()
 
-    out = tmp_path / "calibration.json"
+    out = tmp_path / "timings.json"
     common = ["--model", tiny_folder, "--backend", "torch"]
-    code, said = solm("bench", *common, "--contexts", "90,200", "--rounds", "1", "--out", out)
-    assert code == 0
+    code, said = solm("bench", *common, "--context", "90,200", "--rounds", "1", "--out", out)
+    assert not code, said.err
     assert "pages 0.1, MLP 0.4" in said.out
     assert read_timings(out).contexts == (90, 200)
-    code, said = solm("generate", *common, "--calibration", out, "--budget", "ms=1000", "--max-new-tokens", "4", "hi")
-    assert code == 0, said.err
-    assert "net 1.000" in said.err
-    code, said = solm("bench", *common, "--contexts", "5000")
+    code, said = solm("generate", *common, "--timings", out, "--budget", "ms=1000", "--max-new-tokens", "4", "hi")
+    assert not code, said.err
+    assert "net keep 1.000" in said.err
+    code, said = solm("bench", *common, "--context", "5000")
     assert (code, "context of 512" in said.err) == (2, True)
-    code, said = solm("bench", *common, "--contexts", "a")
+    code, said = solm("bench", *common, "--context", "a")
     assert (code, "'a' is not a list" in said.err) == (2, True)

@@ -101,8 +101,8 @@ def test_generation_under_a_value_policy_meets_its_budget(tmp_path, byte_tokeniz
     trained = run(tmp_path, "a", byte_tokenizer)
     with solm.attach(tiny_model("llama", torch.float32), trained, byte_tokenizer) as lm:
         ids = stream_of(["a quick brown fox " * 20], byte_tokenizer, "fox").tokens[None, :80]
-        reply = lm.generate(ids, budget=0.7, max_new_tokens=100, do_sample=True, eos_token_id=-1)
-        again = lm.generate(ids, budget=0.7, max_new_tokens=100, do_sample=True, eos_token_id=-1)
+        reply = lm.generate(ids, budget="keep=0.7", max_new_tokens=100, do_sample=True, eos_token_id=-1)
+        again = lm.generate(ids, budget="keep=0.7", max_new_tokens=100, do_sample=True, eos_token_id=-1)
     assert reply == again
     assert len({token.action for token in reply.tokens}) > 2
     for axis in ("attention", "mlp", "bits"):

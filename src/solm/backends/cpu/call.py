@@ -106,7 +106,7 @@ class EngineCall:
     ) -> Computed:
         """Process tokens [N, Q], or [N] for one token a row, after the lengths [N] int64 tokens that caches [N] hold.
 
-        states: records of dtype `ROW_STATE` [N], in which the engine books the steps. keep: [N, Q, 3], or [N, 3] for
+        states: records of dtype `ROW_STATE` [N], to which the engine adds the steps. keep: [N, Q, 3], or [N, 3] for
         one token, of the rows that do not decide; None: dense. decide: rows whose state has a decider decide for
         themselves. first, last: layers [first, last) only; with first > 0, `before` is the result of those before.
         logit_steps: tokens at the end of every row whose logits are wanted; None: all. approximate_tail: logits far

@@ -119,10 +119,11 @@ class CpuSession(BaseSession):
         self._fill()
         other._fill()
         self._control.join(other._control, self.rows)
+        self._hidden = torch.cat([session.last_hidden(torch.arange(session.rows)) for session in (self, other)])
+        self._last = None
         self._caches = self._caches + other._caches
         self._held = np.concatenate([self._held, other._held])
         self._budgets = np.concatenate([self._budgets, other._budgets])
-        self._hidden, self._last = torch.cat([s.last_hidden(torch.arange(s.rows)) for s in (self, other)]), None
         self._regroup()
 
     def leave(self, row: int) -> None:

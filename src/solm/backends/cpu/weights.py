@@ -112,15 +112,19 @@ def grid_of(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     groups = weight.float().unflatten(1, (-1, GROUP))
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     allowed = 2 * torch.finfo(weight.dtype).eps * groups.abs().amax(-1, keepdim=True) + 1e-12
-    step, found = torch.zeros_like(low), high == low
-    # The extreme values are on the grid; the number of steps between them is unknown.
+    above, span, limit = (groups - low).flatten(0, 1), (high - low).flatten(0, 1), allowed.flatten(0, 1)
+    step = torch.zeros_like(span)
+    rest = (span[:, 0] > 0).nonzero()[:, 0]
+    # The extreme values are on the grid; the number of steps between them is unknown. Few groups need a second guess.
     for steps in range(15, 0, -1):
-        guess = ((high - low) / steps).clamp(min=1e-30)
-        off = (groups - low - ((groups - low) / guess).round() * guess).abs().amax(-1, keepdim=True)
-        fits = ~found & (off <= allowed)
-        step, found = torch.where(fits, guess, step), found | fits
-    if not bool(found.all()):
+        part, guess = above[rest], (span[rest] / steps).clamp(min=1e-30)
+        off = (part - (part / guess).round() * guess).abs().amax(-1, keepdim=True)
+        fits = (off <= limit[rest])[:, 0]
+        step[rest[fits]] = guess[fits]
+        rest = rest[~fits]
+    if len(rest):
         return None
+    step = step.view(low.shape)
     numbers = ((groups - low) / step.clamp(min=1e-30)).round().clamp(0, 15).to(torch.uint8).flatten(1)
     return numbers, step[..., 0], low[..., 0]
 

@@ -16,7 +16,7 @@ from solm.backends.torch.plan import Plan
 class ActivePass:
     """What the hooked modules need during one controlled forward pass.
 
-    plan: of the layer in progress. turn: the layer before which `choose` is called, with the residual stream
+    plan: of the layer in progress. decide_before: the layer before which `choose` is called, with the residual stream
     [N, Q, H] that enters it, for the plan of the layers from there on. None: the pass keeps its plan. layer: the one
     in progress. Plan and layout follow the layers of a model that lies on several devices.
     """
@@ -24,7 +24,7 @@ class ActivePass:
     plan: Plan
     layout: Layout
     cache: PagedCache
-    turn: int | None = None
+    decide_before: int | None = None
     choose: Callable[[torch.Tensor], Plan] | None = None
     layer: int = 0
     _kept: dict[int, list[torch.Tensor]] = field(default_factory=dict, repr=False)
@@ -35,7 +35,7 @@ class ActivePass:
     def enter(self, layer: int, hidden: torch.Tensor) -> None:
         """The pass reaches `layer`."""
         self.layer = layer
-        if layer == self.turn and self.choose is not None:
+        if layer == self.decide_before and self.choose is not None:
             self._whole = self.choose(hidden)
         self.plan = self._whole.at(layer)
 

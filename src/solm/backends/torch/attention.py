@@ -1,22 +1,11 @@
 """Attention of N = S·K rows over S shared prefixes and the rows' own tokens, reading only what the plan allows."""
 
-from dataclasses import dataclass
-
 import torch
 
 from solm.backends.torch import triton as kernels
 from solm.backends.torch.layout import Layout
-from solm.backends.torch.pages import PageBounds, select_pages
+from solm.backends.torch.pages import KeyValues, select_pages
 from solm.backends.torch.plan import Plan
-
-
-@dataclass(frozen=True)
-class KeyValues:
-    """keys, values: [S, H, K, T, D]; K is 1 for a prefix. bounds: of the keys' whole pages, where pages are used."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    bounds: PageBounds | None = None
 
 
 def attend(

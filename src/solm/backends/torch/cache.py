@@ -9,8 +9,7 @@ import torch
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from solm.backends.torch.attention import KeyValues
-from solm.backends.torch.pages import PageBounds
+from solm.backends.torch.pages import KeyValues, PageBounds
 from solm.core.errors import UnsupportedModelError
 
 

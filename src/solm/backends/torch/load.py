@@ -55,11 +55,12 @@ def load_base(
     """The frozen base model and its tokenizer.
 
     GGUF weights are dequantised once and kept as safetensors under the cache folder (SOLM_CACHE, by default
-    ``~/.cache/solm``), because parsing a GGUF takes ten times as long as reading them back. shard: deal the layers out
-    to the processes that this one was started with, see `shard_layers`. revision: branch, tag or commit of a hub id.
+    ``~/.cache/solm``), because parsing a GGUF takes ten times as long as reading them back. shard: split the layers
+    across the processes that this one was started with, see `shard_layers`. revision: branch, tag or commit of a hub
+    id.
 
     Raises:
-        SolmError: nothing of that name here or on the hub (the message says what was tried), or nobody to deal out to.
+        SolmError: nothing of that name here or on the hub (the message says what was tried), or no peer process.
     """
     if shard:
         check_processes()

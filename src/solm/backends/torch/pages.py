@@ -23,6 +23,15 @@ class PageBounds:
         return cls(pages.amin(-2), pages.amax(-2))
 
 
+@dataclass(frozen=True)
+class KeyValues:
+    """keys, values: [S, H, K, T, D]; K is 1 for a prefix. bounds: of the keys' whole pages, where pages are used."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    bounds: PageBounds | None = None
+
+
 def _group_queries(query: torch.Tensor, per: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Positive and negative parts of query [..., G, Q, D], summed over the G heads of a KV head unless per query
     head: [..., G' , Q, D] with G' = 1 or G. The bound is linear in each part, so summing first is exact."""

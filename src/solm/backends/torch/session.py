@@ -178,7 +178,7 @@ class TorchSession(BaseSession):
             realised = torch.stack([realised[..., 0], counted, realised[..., 2]], -1)
         self._hidden = hidden[:, -1]
         self._lengths = self._lengths + count
-        budgets.book(self._budgets, realised, controllable)
+        budgets.add(self._budgets, realised, controllable)
         return Result(logits, hidden, realised, controllable, self._dense_actions(count))
 
     def _child(self, sparsity: SparsityConfig) -> "TorchSession":

@@ -1,4 +1,4 @@
-"""A base model dealt out to the processes of `torch.distributed`: each keeps a part of every decoder layer (FSDP2)."""
+"""A base model split across the processes of `torch.distributed`: each keeps a part of every decoder layer (FSDP2)."""
 
 import torch
 from torch import distributed
@@ -13,7 +13,7 @@ from solm.core.errors import SolmError
 def check_processes() -> None:
     """Raises `SolmError` outside a process group."""
     if not distributed.is_initialized():
-        raise SolmError("a model can be dealt out to several processes alone; start them with torchrun")
+        raise SolmError("a model can only be split across several processes; start them with torchrun")
 
 
 def shard_layers(model: PreTrainedModel, device: torch.device) -> None:

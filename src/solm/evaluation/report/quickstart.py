@@ -1,4 +1,4 @@
-"""A self-contained HTML page about one evaluation: verdict, table, plot, training, coloured generations."""
+"""A self-contained HTML page about a quickstart: speeds, comparison, training, coloured generations."""
 
 from html import escape
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 from solm.evaluation.report.actions import coloured
 from solm.evaluation.report.page import head, image, perplexity_table
 from solm.evaluation.result import EvaluationResult
-from solm.evaluation.show import verdict
+from solm.evaluation.show import cost, measured, verdict
+from solm.evaluation.speeds import Speeds, difference
 from solm.runtime.generate import Reply
 
 _UNDER_ALLOCATION = (
@@ -21,23 +22,28 @@ def render(
     prompt: str,
     replies: dict[float, Reply],
     seconds: float,
+    speeds: Speeds,
 ) -> str:
-    """The page. picture: PNG; replies: by budget; seconds: what this run took."""
+    """The page. picture: PNG; replies: by budget; seconds: what training and comparison took; speeds: what came
+    before."""
     s = result.settings
     facts = (
-        f"{s['model']} ({s['dtype']}), {s['texts']} held-out texts of {s['length']} tokens after "
-        f"{s['context']} dense ones, data {s['data']}, seed {s['seed']}; commit {result.environment['commit']}, "
-        f"{result.environment['machine']['processor']} with {result.environment['machine']['cores']} cores; "
-        f"this run took {seconds / 60:.1f} minutes."
+        f"{s['model']}, seed {s['seed']}, commit {result.environment['commit']}, "
+        f"{result.environment['machine']['processor']} with {result.environment['machine']['cores']} cores. "
+        f"Training and comparison took {seconds / 60:.1f} minutes."
     )
     parts = [
         head("solm quickstart"),
         f"<h1>A compute dial for a frozen model</h1><p class=soft>{escape(facts)}</p>",
-        "<h2>Did the policy win?</h2><ul>",
-        *(f"<li>{escape(line)}</li>" for line in verdict(result)),
-        "</ul><p class=soft>Every arm saw the same tokens and spent, per text and axis, what the policy spent. "
-        "Differences are nats per token, policy minus arm, with paired bootstrap 95 % intervals over texts; "
-        f"negative is better.{_UNDER_ALLOCATION if s['sparsity'].get('allocation') else ''}</p>",
+        "<h2>What the dial saves on this machine</h2>",
+        *_speeds(speeds),
+        "<h2>How the trained policy compares</h2>",
+        f"<p>Measured: perplexity ({s['dtype']}) on {escape(measured(result))}</p><ul>",
+        *(f"<li>{escape(line)}</li>" for line in [*cost(result), *verdict(result)]),
+        "</ul><p class=soft>The table gives differences in nats per token, policy minus arm, with paired bootstrap 95 "
+        f"% intervals over texts. Negative is better. An interval that holds 0 is within the noise: {s['texts']} texts "
+        f"cannot tell the two apart.{_UNDER_ALLOCATION if s['sparsity'].get('allocation') else ''} The best of several "
+        "random schedules is known only afterwards: it is a bound, not something to run.</p>",
         "<h2>Perplexity at matched budget</h2>",
         perplexity_table(result),
         image(picture, "perplexity against realised net keep"),
@@ -49,6 +55,29 @@ def render(
         *(_reply(budget, reply) for budget, reply in replies.items()),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _speeds(speeds: Speeds) -> list[str]:
+    """One prompt, decoded dense and under budgets: a table and the texts."""
+    rows = "".join(
+        f"<tr><td>{1000 / one.milliseconds:.0f}<td>{escape(one.name)}<td>{one.milliseconds:.2f}"
+        f"<td>{speeds.factor(one):.2f}×<td>{one.reply.compute.bytes:.2f}</tr>"
+        for one in speeds.found
+    )
+    titles = "<tr><th>tokens/s<th>kept on average<th>ms per token<th>speed<th>bytes read</tr>"
+    note = f"<p>{escape(speeds.note)}</p>" if speeds.note else ""
+    texts = [
+        f"<p><b>{escape(one.name)}</b> <span class=soft>{escape(difference(speeds, one)) if one.budget else ''}</span>"
+        f"</p><div class=reply>{escape(one.reply.text)}</div>"
+        for one in speeds.found
+    ]
+    return [
+        f"<p>The same prompt of {speeds.prompt:,} tokens, decoded on {escape(speeds.backend)} with {speeds.threads} "
+        f"threads. Speed is relative to dense steps in the same precision.</p>{note}",
+        f"<div class=scroll><table>{titles}{rows}</table></div>",
+        f"<p class=soft>{escape(speeds.question)}</p>",
+        *texts,
+    ]
 
 
 def _training(provenance: dict[str, Any]) -> str:

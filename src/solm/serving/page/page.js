@@ -5,7 +5,7 @@ const AXES = ["attention", "mlp", "bits"];
 const SETTINGS = ["policy", "net", "attention", "mlp", "bits", "axes", "compare", "temperature", "longest"];
 let offers = null; // what the model's dial offers
 let model = "";
-let turns = []; // {role, text, answers?: [{title, tokens, facts}]}
+let turns = []; // {role, text, answers?: [{title, tokens, facts, step}]}, step: milliseconds per token
 let running = null; // AbortController of the replies that stream
 const narrow = matchMedia("(max-width: 46rem)");
 
@@ -92,11 +92,11 @@ function meter(answer, parent) {
   parent.title = `net keep ${spent.toFixed(2)} of ${(answer.asked ?? 1).toFixed(2)} asked for`;
 }
 
-function facts(tokens, seconds) {
+function facts({ tokens, step }) {
   const counted = tokens.filter((token) => token.controllable);
   const mean = (pick) => counted.reduce((sum, token) => sum + pick(token), 0) / counted.length;
   const parts = [`${tokens.length} tokens`];
-  if (seconds > 0) parts.push(`${(tokens.length / seconds).toFixed(1)} tokens/s`);
+  if (step > 0) parts.push(`${(1000 / step).toFixed(1)} tokens/s`, `${step.toFixed(1)} ms per token`);
   if (counted.length) {
     const shares = AXES.map((axis) => mean((token) => token.realised[axis]));
     parts.push(`net ${net(tokens).toFixed(2)}`);
@@ -109,7 +109,7 @@ function facts(tokens, seconds) {
 function showFacts(line, parts) {
   line.replaceChildren();
   for (const part of parts) {
-    element("span", line, /^net|tokens.s$/.test(part) ? "rate" : "", part);
+    element("span", line, /^net|tokens.s$|dense speed$/.test(part) ? "rate" : "", part);
     line.append(" ");
   }
 }
@@ -170,7 +170,7 @@ async function reply(efficiency, answer, shown, messages) {
     model, messages, stream: true, temperature: value("temperature"), max_tokens: value("longest"),
     efficiency: { ...efficiency, trace: true },
   };
-  let begun = 0;
+  let begun = 0, counted = 0, already = 0; // tokens that had come when the clock started
   try {
     const response = await fetch("v1/chat/completions", {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
@@ -181,14 +181,16 @@ async function reply(efficiency, answer, shown, messages) {
       if (event.error) throw new Error(event.error.message);
       for (const choice of event.choices) {
         for (const token of choice.efficiency?.tokens ?? []) {
-          begun ||= performance.now();
           answer.tokens.push(token);
           drawToken(token, shown.said);
         }
         // The trace holds every token; the text stops short of a stop token.
         answer.text += choice.delta.content ?? "";
       }
-      answer.facts = facts(answer.tokens, (performance.now() - begun) / 1000);
+      if (!begun && answer.tokens.length) [begun, already] = [performance.now(), answer.tokens.length];
+      else if (answer.tokens.length > counted) answer.step = (performance.now() - begun) / (answer.tokens.length - already);
+      counted = answer.tokens.length;
+      answer.facts = facts(answer);
       showFacts(shown.line, answer.facts);
       meter(answer, shown.gauge);
       histogram(answer.tokens, shown.bars);
@@ -205,19 +207,29 @@ async function reply(efficiency, answer, shown, messages) {
 function dial() {
   const policy = value("policy");
   if (policy === "dense") return { policy };
-  if (!value("axes")) return { policy, budget: value("net") };
+  if (!value("axes")) return { policy, budget: `keep=${value("net")}` };
   return { policy, budget: Object.fromEntries(AXES.map((axis) => [axis, value(axis)])) };
 }
 
 function title({ policy, budget }) {
   if (budget === undefined) return policy;
-  if (typeof budget === "number") return `${policy} ${budget.toFixed(2)}`;
+  if (typeof budget === "string") return `${policy} ${value("net").toFixed(2)}`;
   return `${policy} ${AXES.map((axis) => `${axis} ${budget[axis]}`).join(", ")}`;
 }
 
 function asked({ budget }) {
-  if (typeof budget !== "object") return budget ?? 1;
+  if (typeof budget !== "object") return budget === undefined ? 1 : value("net");
   return (budget.attention + budget.mlp + budget.bits / 16) / 3;
+}
+
+// How many times as fast as the dense answer, which is the last of two.
+function compareSpeeds(answers, shown) {
+  const dense = answers[1]?.step;
+  if (!dense || !answers[0].step) return;
+  answers.forEach((answer, index) => {
+    answer.facts.push(`${(dense / answer.step).toFixed(2)}× dense speed`);
+    showFacts(shown[index].line, answer.facts);
+  });
 }
 
 async function ask(text) {
@@ -227,7 +239,7 @@ async function ask(text) {
   const messages = turns.map((one) => ({ role: one.role, content: one.text }));
   const orders = [dial()];
   if (value("compare") && orders[0].policy !== "dense") orders.push({ policy: "dense" });
-  const answers = orders.map((order) => ({ title: title(order), asked: asked(order), tokens: [], text: "", facts: [] }));
+  const answers = orders.map((order) => ({ title: title(order), asked: asked(order), tokens: [], text: "", facts: [], step: 0 }));
   const answered = { role: "assistant", text: "", answers: [] };
   const box = draw(answered).querySelector(".answers");
   const shown = answers.map((answer) => drawAnswer(box, answer));
@@ -240,7 +252,9 @@ async function ask(text) {
   }
   follow();
   busy(true);
-  await Promise.all(orders.map((efficiency, index) => reply(efficiency, answers[index], shown[index], messages)));
+  // One after the other: side by side they would share passes, and neither would show its own speed.
+  for (const [index, efficiency] of orders.entries()) await reply(efficiency, answers[index], shown[index], messages);
+  if (!running.signal.aborted) compareSpeeds(answers, shown);
   running = null;
   busy(false);
   talk.push({ ...answered, text: answers[0].text, answers });

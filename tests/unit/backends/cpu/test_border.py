@@ -108,8 +108,8 @@ def test_a_policy_that_does_not_fit_the_model_is_refused(rows, options, message)
         ("horizon", 0, "row 1: horizon must be at least 1"),
         ("horizon", -(2**60), "row 1: horizon"),
         ("taken", -1, "row 1: horizon must be at least 1 and steps at least 0"),
-        ("booked", -1, "row 1: horizon must be at least 1 and steps at least 0"),
-        ("booked", 2**62, "row 1: horizon"),
+        ("counted", -1, "row 1: horizon must be at least 1 and steps at least 0"),
+        ("counted", 2**62, "row 1: horizon"),
         ("target", 1.5, r"row 1: budget shares must be in \[0, 1\]"),
         ("target", float("nan"), "row 1: budget shares"),
         ("spent", float("inf"), "row 1: budget shares"),
@@ -198,7 +198,7 @@ def test_the_rules_of_a_call_are_those_of_its_sparsity(engine):
 
 
 def test_layers_in_two_calls_equal_one_call(rows):
-    """And are booked once, with what both realised."""
+    """And are counted once, with what both realised."""
     whole, parts = rows.fork(), rows.fork()
     ids, keep = tokens(2, 3, seed=2), (0.3, 0.5, 6)
     expected = whole.run(ids, keep)
@@ -209,7 +209,7 @@ def test_layers_in_two_calls_equal_one_call(rows):
     assert torch.equal(second.logits, expected.logits)
     assert np.array_equal(first.stream, stream)
     assert np.allclose(second.realised, expected.realised, rtol=0, atol=1e-15)
-    assert parts.states["booked"].tolist() == whole.states["booked"].tolist() == [70 + 3 - SPARSITY.always_read] * 2
+    assert parts.states["counted"].tolist() == whole.states["counted"].tolist() == [70 + 3 - SPARSITY.always_read] * 2
     assert np.allclose(parts.states["spent"], whole.states["spent"], rtol=0, atol=1e-12)
 
 
@@ -225,7 +225,7 @@ def test_known_steps_are_booked_as_python_would(engine):
             assert (found.realised == 1).all()
     assert np.array_equal(rows.states["spent"], spent)
     assert rows.states["taken"].tolist() == [60, 60]
-    assert rows.states["booked"].tolist() == [60 - SPARSITY.always_read] * 2
+    assert rows.states["counted"].tolist() == [60 - SPARSITY.always_read] * 2
 
 
 def test_results_outlive_the_next_step(rows):

@@ -1,4 +1,4 @@
-"""Decisions in the engine equal those of the policy in Python: same actions, same books."""
+"""Decisions in the engine equal those of the policy in Python: same actions, same sums."""
 
 import shutil
 

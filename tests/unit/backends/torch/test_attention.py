@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from solm.backends.torch.attention import KeyValues, attend
+from solm.backends.torch.attention import attend
 from solm.backends.torch.layout import Layout
-from solm.backends.torch.pages import PageBounds
+from solm.backends.torch.pages import KeyValues, PageBounds
 from solm.backends.torch.plan import make_plan
 from solm.core.cost import ModelShapes
 from solm.core.sparsity import SparsityConfig

@@ -52,7 +52,7 @@ def test_layers_read_what_the_allocation_gives_them(control):
 
 
 def test_heads_read_what_the_allocation_gives_them(control):
-    """What the masks let every head read is what is booked."""
+    """What the masks let every head read is what is counted."""
     allocation = by_head(profile_of(*BENDS))
     seen = torch.tensor([[400], [300]])
     plan = make_plan(

@@ -9,10 +9,10 @@ import solm
 from helpers.models import keep_of, tiny_model, tokens
 from solm.backends.torch import channel_linear
 from solm.backends.torch import triton as kernels
-from solm.backends.torch.attention import KeyValues, attend
+from solm.backends.torch.attention import attend
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.layout import Layout
-from solm.backends.torch.pages import PageBounds, select_pages
+from solm.backends.torch.pages import KeyValues, PageBounds, select_pages
 from solm.backends.torch.plan import make_plan
 from solm.backends.torch.select import keep_channels
 from solm.backends.torch.triton import channel_product as products

@@ -91,8 +91,8 @@ inline void keep_of(const Decider& d, int64_t action, double* keep) {
   for (int axis = 0; axis < 3; ++axis) keep[axis] = d.levels[axis][level[axis]];
 }
 
-// The action of the static schedule, which the layers before the decider's follow, for the step after `booked` ones.
-inline int static_action(const Decider& d, const LevelShares& own, RowState& row, int64_t booked, bool controllable) {
+// The action of the static schedule, which the layers before the decider's follow, for the step after `counted` ones.
+inline int static_action(const Decider& d, const LevelShares& own, RowState& row, int64_t counted, bool controllable) {
   int level[3];
   for (int axis = 0; axis < 3; ++axis) {
     const double* share = own.share[axis];
@@ -101,7 +101,7 @@ inline int static_action(const Decider& d, const LevelShares& own, RowState& row
     for (int l = 0; l < size; ++l) below += share[l] <= row.target[axis] + 1e-12;
     below = std::clamp(below, 0, std::max(0, size - 2));
     const int above = std::min(below + 1, size - 1);
-    const double goal = row.target[axis] * double(booked + 1) - row.early[axis];
+    const double goal = row.target[axis] * double(counted + 1) - row.early[axis];
     level[axis] = std::fabs(share[above] - goal) < std::fabs(share[below] - goal) ? above : below;
     if (!controllable) level[axis] = size - 1;
     else row.early[axis] += share[level[axis]];
@@ -110,7 +110,7 @@ inline int static_action(const Decider& d, const LevelShares& own, RowState& row
 }
 
 // The action of the lowest level cost plus price that the budget allows, for a step whose early layers took `early_action`
-// and whose hidden layer has the sums [width]. Books what it realises, and writes it to realised [3].
+// and whose hidden layer has the sums [width]. Adds what it realises to the budget, and writes it to realised [3].
 inline int decide(const Decider& d, const LevelShares& own, const Sizes& s, float* sums, int64_t early_action,
                   bool controllable, RowState& row, double* realised) {
   int early_level[3], level[3];
@@ -130,7 +130,7 @@ inline int decide(const Decider& d, const LevelShares& own, const Sizes& s, floa
     for (int l = 0; l < size; ++l) more[l] = early[l] - early_part * share[l];
     level[axis] = size - 1;
     if (controllable && size > 1) {
-      const double goal = target * double(row.booked + left);
+      const double goal = target * double(row.counted + left);
       const double later_early = early_part * target + interpolate(target, share, more, size);
       const double low = later_early + (share[0] - early[0]), high = later_early + (share[size - 1] - early[size - 1]);
       for (int l = 0; l < size; ++l) {
@@ -138,7 +138,7 @@ inline int decide(const Decider& d, const LevelShares& own, const Sizes& s, floa
         miss[l] = std::max(spent + later * low - goal, 0.0) + std::max(goal - spent - later * high, 0.0);
         least = std::min(least, miss[l]);
       }
-      const double due = (target * (double(row.booked) + horizon) - row.spent[axis]) / horizon;
+      const double due = (target * (double(row.counted) + horizon) - row.spent[axis]) / horizon;
       const double* nominal = d.shares[axis];
       const double price = interpolate(nominal_share(due, here, nominal, size), d.curve[axis], d.prices, d.points);
       for (int l = 0; l < size; ++l) {
@@ -150,7 +150,7 @@ inline int decide(const Decider& d, const LevelShares& own, const Sizes& s, floa
     realised[axis] = here[level[axis]];
     if (controllable) row.spent[axis] += realised[axis];
   }
-  row.booked += controllable, ++row.taken;
+  row.counted += controllable, ++row.taken;
   row.previous = action_of(d, level);
   return int(row.previous);
 }

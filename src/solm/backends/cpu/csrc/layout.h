@@ -52,7 +52,7 @@ inline std::string layout() {
   SOLM_FIELD(Decider, curve) SOLM_FIELD(Decider, prices)
   SOLM_STRUCT(RowState)
   SOLM_FIELD(RowState, decider) SOLM_FIELD(RowState, target) SOLM_FIELD(RowState, spent) SOLM_FIELD(RowState, early)
-  SOLM_FIELD(RowState, shift) SOLM_FIELD(RowState, booked) SOLM_FIELD(RowState, taken) SOLM_FIELD(RowState, horizon)
+  SOLM_FIELD(RowState, shift) SOLM_FIELD(RowState, counted) SOLM_FIELD(RowState, taken) SOLM_FIELD(RowState, horizon)
   SOLM_FIELD(RowState, previous)
   SOLM_STRUCT(Call)
   SOLM_FIELD(Call, rules) SOLM_FIELD(Call, rows) SOLM_FIELD(Call, count) SOLM_FIELD(Call, first) SOLM_FIELD(Call, last)

@@ -1,4 +1,4 @@
-// The engine's side of a call: memory and plans before the threads start, bookkeeping after them.
+// The engine's side of a call: memory and plans before the threads start, sums after them.
 #pragma once
 
 #include "step.h"
@@ -104,7 +104,7 @@ inline void Engine::plan_steps(const Call& c) {
     RowState& row = c.states[r];
     const Decider* d = c.decide ? row.decider : nullptr;
     if (d) decision_layer = d->layer;
-    int64_t ahead = 0;  // steps of this row before step i, which will be booked by then
+    int64_t ahead = 0;  // steps of this row before step i, which will be counted by then
     for (int q = 0; q < c.count; ++q, ++i) {
       const int position = int(c.lengths[r]) + q, kv_length = position + 1;
       const bool controllable = is_controllable(*c.rules, kv_length);
@@ -113,7 +113,7 @@ inline void Engine::plan_steps(const Call& c) {
       if (d) {
         const LevelShares own = solm::level_shares(*d, *c.rules, s, kv_length);
         if (step_count <= MOST_ROWS) level_shares[i] = own;
-        c.actions[i] = static_action(*d, own, row, row.booked + ahead, controllable);
+        c.actions[i] = static_action(*d, own, row, row.counted + ahead, controllable);
         ahead += controllable;
         keep_of(*d, c.actions[i], keep);
       } else if (c.keep && controllable) {
@@ -129,14 +129,14 @@ inline void Engine::plan_steps(const Call& c) {
   }
 }
 
-// Books the steps that no decider has booked.
+// Adds the steps that no decider has added.
 inline void Engine::book_steps(const Call& c) {
   for (int i = 0; i < step_count; ++i) {
     if (steps[i].decider) continue;
     RowState& row = *steps[i].row;
     ++row.taken;
     if (!is_controllable(*c.rules, steps[i].position + 1)) continue;
-    ++row.booked;
+    ++row.counted;
     for (int axis = 0; axis < 3; ++axis) row.spent[axis] += c.realised[3 * size_t(i) + axis];
   }
 }

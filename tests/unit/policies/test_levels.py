@@ -70,7 +70,7 @@ def test_a_schedule_found_in_parts_equals_the_whole(kind):
     assert torch.equal(ledger.spent, whole.ledger.spent)
     for index, wanted in enumerate(whole.inputs):
         assert torch.equal(torch.cat([part[index] for part in inputs], 1), wanted)
-    # The first steps of the shortest row read only what is always read: dense, and not booked.
+    # The first steps of the shortest row read only what is always read: dense, and not counted.
     assert (whole.actions[0, :4] == SPACE.dense_index).all()
     assert whole.ledger.steps.tolist() == [16, 20, 20]
 
@@ -93,10 +93,10 @@ def test_mid_pass_decisions_in_parts_equal_the_whole_and_leave_their_arguments_a
     nothing, horizon = torch.zeros(3, dtype=torch.int64), torch.tensor([20, 30, 12])
     spent = torch.zeros(3, 3, dtype=torch.float64)
 
-    def decide(first: int, last: int, spent: torch.Tensor, booked: torch.Tensor):
+    def decide(first: int, last: int, spent: torch.Tensor, counted: torch.Tensor):
         return decide_known(
             policy, hidden[:, first:last], before[:, first:last], KV_LENGTH + first, SPARSITY, SHAPES, target=TARGET,
-            spent=spent, booked=booked, taken=nothing + first, horizon=horizon,
+            spent=spent, counted=counted, taken=nothing + first, horizon=horizon,
         )  # fmt: skip
 
     whole = decide(0, 20, spent, nothing)
@@ -105,11 +105,11 @@ def test_mid_pass_decisions_in_parts_equal_the_whole_and_leave_their_arguments_a
     assert len(whole.actions.unique()) > 3
     counted = whole.controllable[..., None]
     torch.testing.assert_close(whole.spent, (whole.realised * counted).sum(1))
-    assert whole.booked.tolist() == whole.controllable.sum(1).tolist() == [16, 20, 20]
-    actions, booked = [], nothing
+    assert whole.counted.tolist() == whole.controllable.sum(1).tolist() == [16, 20, 20]
+    actions, counted = [], nothing
     for first, last in ((0, 4), (4, 5), (5, 20)):
-        part = decide(first, last, spent, booked)
-        spent, booked = part.spent, part.booked
+        part = decide(first, last, spent, counted)
+        spent, counted = part.spent, part.counted
         actions.append(part.actions)
     assert torch.equal(torch.cat(actions, 1), whole.actions)
     assert torch.equal(spent, whole.spent)

@@ -1,0 +1,180 @@
+"""`solm chat`."""
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from solm.cli import checks
+from solm.cli.options import (
+    DECIDERS,
+    DEFAULT_MODEL,
+    BackendOption,
+    DeciderOption,
+    DtypeOption,
+    KvCacheOption,
+    ModelOption,
+    PrecisionOption,
+    RevisionOption,
+    SeedOption,
+    TrustOption,
+)
+from solm.core.errors import BudgetError, SolmError
+
+if TYPE_CHECKING:
+    from solm.cli.talk import Talk
+
+_HELP = """\
+/budget 0.7       the budget of the next replies: a number or attention=0.5,mlp=0.8; without either, none
+/policy dense     who decides: policy (the trained one), dense, static, random, or a folder, hub id or builtin:...
+/system Be brief  the system message; it begins the conversation anew
+/reset            begin the conversation anew
+/help             these lines
+/quit             end; so does Ctrl-D. Ctrl-C ends a reply."""
+
+
+def chat(
+    model: ModelOption = DEFAULT_MODEL,
+    policy: DeciderOption = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", "-b", help="Budget to begin with, such as 0.7 or attention=0.5,mlp=0.8.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message, for models with a chat template.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(help="Sample at this temperature; 0: greedy.", min=0)] = 0.0,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: fewer repetitions.", min=1e-3)] = None,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = "auto",
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = None,
+    kv_cache_dtype: KvCacheOption = "auto",
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Talk with a model, and change the budget between replies. Type /help for the commands.
+
+    \b
+    Examples:
+      solm chat --policy builtin:smollm2-135m-cpu --budget attention=0.4,mlp=0.8
+      echo "Why is the sky blue?" | solm chat --policy static
+    """
+    from solm.cli.output import say
+    from solm.cli.talk import Talk
+    from solm.runtime.load import load
+
+    checks.finite("--temperature", temperature)
+    checks.finite("--repetition-penalty", repetition_penalty)
+    checks.backend(backend, precision, kv_cache_dtype, dtype)
+    config = checks.model_config(model, revision, trust_remote_code)
+    checks.room(config, max_new_tokens, "--max-new-tokens")
+    if policy == "dense" and budget is not None:
+        raise BudgetError(f"--budget: {budget} needs another --policy than dense, which spends everything")
+    trained = None if policy in DECIDERS else checks.trained_policy(policy, config)
+    lm = load(
+        model, trained, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
+        revision=revision, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    sampling: dict[str, Any] = {"seed": seed, "max_new_tokens": max_new_tokens}
+    if temperature > 0:
+        sampling["temperature"] = temperature
+    if repetition_penalty is not None:
+        sampling["repetition_penalty"] = repetition_penalty
+    with checks.option("--model"):
+        talk = Talk(lm, policy if policy in DECIDERS else None, sampling)
+    with checks.option("--system"):
+        talk.start(system)
+    with checks.option("--budget"):
+        talk.set_budget(budget)
+    say(f"{lm.name} on {lm.backend.name}, {talk.setting}. /help lists the commands.")
+    for line in _lines(sys.stdin.isatty()):
+        if not line.startswith("/"):
+            _answer(talk, line)
+        elif line.split()[0] in ("/quit", "/exit"):
+            return
+        else:
+            _obey(talk, line)
+
+
+def _lines(terminal: bool) -> Iterator[str]:
+    """What is typed, line by line, without empty lines; from a pipe, its lines."""
+    if terminal:
+        import readline  # noqa: F401  # arrow keys and history in input()
+    while True:
+        try:
+            line = input("> ") if terminal else sys.stdin.readline()
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print("\n/quit or Ctrl-D ends the program")
+            continue
+        if not terminal and not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _obey(talk: "Talk", line: str) -> None:
+    """Carry out a command."""
+    from solm.cli.output import say
+
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    try:
+        if name == "/budget":
+            talk.set_budget(rest or None)
+        elif name == "/policy" and rest:
+            talk.set_policy(rest)
+        elif name == "/system":
+            talk.start(rest)
+        elif name == "/reset":
+            talk.start(talk.system)
+        elif name == "/help":
+            say(_HELP)
+        else:
+            say(f"unknown command {line!r}; /help lists them")
+            return
+    except SolmError as error:
+        say(f"{name}: {error}")
+        return
+    if name in ("/budget", "/policy"):
+        say(talk.setting)
+    elif name != "/help":
+        say("a new conversation")
+
+
+def _answer(talk: "Talk", line: str) -> None:
+    """Print the reply to `line` and what it cost. Ctrl-C ends the reply; a second one acts as usual."""
+    from solm.cli import spent
+    from solm.cli.generate import paint
+    from solm.cli.output import say
+    from solm.runtime.generate import summarise
+    from solm.training.interrupt import SIGTERM_CODE, signals
+
+    tokens, moments = [], []
+    coloured = sys.stdout.isatty()
+    with signals() as stop:
+        try:
+            reply = talk.stream(line)
+            for token in reply:
+                tokens.append(token)
+                moments.append(time.perf_counter())
+                text = "" if token.id in talk.special else token.text
+                print(paint(text, token.cost) if coloured else text, end="", flush=True)
+                if stop:
+                    reply.close()
+                    break
+        except SolmError as error:
+            say(f"{error}; /reset begins anew")
+            return
+    print()
+    done = summarise(talk.lm, tokens, talk.requested())
+    told = [spent.speed(moments)]
+    if done.compute.requested["net"] < 1:
+        told.append(f"realised {done.compute.realised['net']:.3f} of {done.compute.requested['net']:.3f} asked for")
+        told.append(str(spent.saved(talk.lm, done, moments, talk.read)))
+    say(f"[{'; '.join(told)}{'; stopped' if stop else ''}]")
+    if SIGTERM_CODE in stop:
+        raise typer.Exit(SIGTERM_CODE)

@@ -1,0 +1,40 @@
+"""What a reply cost, in lines for a terminal."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from solm.runtime.generate import Reply
+    from solm.runtime.language_model import LanguageModel
+
+
+def speed(moments: list[float]) -> str:
+    """How fast a reply came after its first token."""
+    from solm.evaluation.speeds import step_milliseconds
+
+    step = step_milliseconds(moments)
+    return "too short to be timed" if step is None else f"{1000 / step:.1f} tokens/s, {step:.1f} ms per token"
+
+
+def saved(lm: "LanguageModel", reply: "Reply", moments: list[float], prompt: int) -> str | None:
+    """What the dial saved in a reply to `prompt` tokens; None where nothing was to be saved.
+
+    The factor over dense steps is told where the model has timings of this machine.
+    """
+    from solm.evaluation.speeds import step_milliseconds
+
+    if reply.compute.requested["net"] >= 1:
+        return None
+    steps = len(reply.tokens) - 1  # the first token comes from reading the prompt
+    dense = steps - sum(token.controllable for token in reply.tokens)
+    if steps == dense:
+        return f"nothing: a context of up to {lm.sparsity.always_read} tokens is read densely; ask for a longer reply"
+    told = f"steps read {reply.compute.bytes:.3f} of the bytes of dense ones"
+    step = step_milliseconds(moments)
+    if lm.timings is not None and step is not None:
+        from solm.core.budget import Budget
+
+        whole = lm.timings.milliseconds(Budget(), prompt + steps // 2)
+        told += f", and are {whole / step:.2f} times as fast as dense ones ({whole:.1f} ms by the timings)"
+    if dense:
+        told += f"; the first {dense} of {steps} steps were dense, because their context was too short"
+    return told

@@ -1,0 +1,131 @@
+"""`Talk`: a conversation with a model, whose budget and policy change between replies."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from solm.cli.options import DECIDERS
+from solm.core.errors import SolmError
+from solm.policies.artifact import TrainedPolicy
+from solm.runtime.generate import Token, check_length, chosen_policy, requested, stream
+from solm.runtime.language_model import LanguageModel
+from solm.serving.prefixes import PrefixCache
+
+
+class Talk:
+    """A conversation, and what the next reply is generated with.
+
+    What the last prompt shares with the next one is not read again. Raises `SolmError` for a model without a tokenizer.
+    """
+
+    def __init__(self, lm: LanguageModel, policy: str | None, sampling: dict[str, Any]):
+        if lm.tokenizer is None:
+            raise SolmError("this model has no tokenizer, so there is nothing to talk with")
+        self.lm, self.sampling = lm, sampling
+        self.policy, self.budget = policy, None
+        self.read = 0
+        """Tokens of the last prompt, with the conversation before it."""
+        self.start(None)
+
+    @property
+    def setting(self) -> str:
+        """The policy and the budget of the next reply."""
+        if self.policy == "dense" or self.budget is None:
+            return "dense" if self.policy == "dense" else "dense (no budget)"
+        return f"policy {self.policy or ('policy' if self.lm.trained else 'static')}, budget {self.budget}"
+
+    def start(self, system: str | None) -> None:
+        """Begin anew, after a system message or without one."""
+        assert self.lm.tokenizer is not None
+        if system and not self.lm.tokenizer.chat_template:
+            raise SolmError("this model has no chat template, so a system message has no place")
+        self.system = system or None
+        self.messages = [{"role": "system", "content": system}] if system else []
+        self._forget()
+
+    def set_budget(self, budget: str | None) -> None:
+        """Another budget; None: dense. One that is given ends the policy `dense`, which spends everything.
+
+        Raises `BudgetError` for one that cannot be met, and keeps the old one.
+        """
+        policy = None if self.policy == "dense" and budget is not None else self.policy
+        self._check(policy, budget)
+        self.policy, self.budget = policy, budget
+
+    def set_policy(self, name: str) -> None:
+        """Another policy. Raises `SolmError` for one that is unknown or cannot meet the budget; all stays then."""
+        lm = self.lm
+        if name not in (*DECIDERS, "policy"):
+            lm, name = lm.with_policy(TrainedPolicy.from_pretrained(name)), "policy"
+        lm.policy(name)
+        previous, self.lm = self.lm, lm
+        try:
+            self._check(name, self.budget)
+        except SolmError:
+            self.lm = previous
+            raise
+        self.policy = name
+        self._forget()  # keys and values belong to the policy's sparsity
+
+    def stream(self, said: str) -> Iterator[Token]:
+        """The reply to `said`, token by token; what was said of it, whole or not, becomes part of the conversation.
+
+        Raises `ContextLengthError` where the conversation has become too long, which then stays as it was.
+        """
+        self.messages.append({"role": "user", "content": said})
+        tokens: list[Token] = []
+        try:
+            ids = self._encode()
+            self.read = ids.shape[1]
+            check_length(self.read, self.sampling["max_new_tokens"], self.lm.context)
+            budget = None if self.policy == "dense" else self.budget
+            for token in stream(
+                self.lm, ids, budget=budget, policy=self.policy, session=self._read(ids), **self.sampling
+            ):
+                tokens.append(token)
+                yield token
+        finally:
+            if tokens:
+                assert self.lm.tokenizer is not None
+                text = self.lm.tokenizer.decode([token.id for token in tokens], skip_special_tokens=True)
+                self.messages.append({"role": "assistant", "content": str(text)})
+            else:
+                self.messages.pop()
+
+    @property
+    def special(self) -> set[int]:
+        """Tokens that are no text."""
+        assert self.lm.tokenizer is not None
+        return set(self.lm.tokenizer.all_special_ids)
+
+    def requested(self) -> Any:
+        """The budget of the next reply, per axis."""
+        return self._check(self.policy, self.budget)
+
+    def _check(self, policy: str | None, budget: str | None) -> Any:
+        chosen = chosen_policy(self.lm, policy, budget)
+        if policy == "dense":
+            budget = None  # which spends everything
+        return requested(self.lm, chosen, budget)
+
+    def _forget(self) -> None:
+        self._prefixes = PrefixCache(self.lm.context or 1 << 20, self.lm.sparsity.page_size)
+
+    def _read(self, ids: torch.Tensor) -> Any:
+        """A session that has read ids [1, C] but for the last token, as far as possible out of the last prompt's."""
+        capacity = ids.shape[1] + self.sampling["max_new_tokens"]
+        session = self._prefixes.find(ids[0], capacity) or self.lm.session(capacity)
+        seen = int(session.lengths[0]) if session.rows else 0
+        if seen < ids.shape[1] - 1:
+            session.prefill(ids[:, seen:-1])
+        self._prefixes.keep(ids[0, :-1], session)
+        return session
+
+    def _encode(self) -> torch.Tensor:
+        tokenizer: Any = self.lm.tokenizer
+        if tokenizer.chat_template:
+            options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+            return tokenizer.apply_chat_template(self.messages, **options)["input_ids"]  # type: ignore[no-any-return]
+        text = "\n".join(message["content"] for message in self.messages)
+        return tokenizer(text + "\n", return_tensors="pt").input_ids  # type: ignore[no-any-return]

@@ -1,0 +1,130 @@
+"""What budgets a model can meet, and what each is per axis: the one place that turns a request into shares."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from solm.core.actions import AXES, FULL_BITS, ActionSpace
+from solm.core.budget import Budget, BudgetLike, BudgetRequest
+from solm.core.cost import ModelShapes, step_cost
+from solm.core.errors import BudgetError
+from solm.core.shares import bits_share, kv_budget, realised_mlp
+from solm.core.sparsity import SparsityConfig
+from solm.core.timings import StepTimings
+from solm.policies.artifact import TrainedPolicy
+
+_HALVINGS = 14
+"""Of the range of net keeps: a share of bytes is met to less than a thousandth."""
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The budgets of one model under one policy.
+
+    space: the actions to choose among. trained: whose split over the axes is used; None: the same fraction of every
+    axis's range. overhead: weights that the policy reads at every step. timings: for budgets in milliseconds.
+    """
+
+    space: ActionSpace
+    sparsity: SparsityConfig
+    shapes: ModelShapes
+    trained: TrainedPolicy | None = None
+    overhead: int = 0
+    timings: StepTimings | None = None
+
+    def budget(self, asked: BudgetLike, context: int, clamp: bool = False) -> Budget:
+        """What was asked for per axis, for steps that see `context` keys.
+
+        Raises `BudgetError` where it is out of reach. clamp: the least there is instead, where a share of bytes or a
+        net keep is below it.
+        """
+        request = BudgetRequest.parse(asked)
+        if isinstance(request.value, Budget):
+            return self._checked(request.value)
+        if request.kind == "keep":
+            return self.of_net(max(request.value, self.lowest_net) if clamp else request.value)
+        if request.kind == "bytes":
+            return self._of_bytes(request.value, context, clamp)
+        if self.timings is None:
+            raise BudgetError("a budget in milliseconds needs timings of this machine; run solm bench --out FILE")
+        return self.timings.budget(request.value, context, self.of_net, self.lowest_net)
+
+    @property
+    def lowest_net(self) -> float:
+        """The lowest net keep of the action space."""
+        return sum(low for low, _ in self.space.ranges) / 3
+
+    def of_net(self, net: float) -> Budget:
+        """The budget of net keep `net`."""
+        return Budget.from_net(net, self.space) if self.trained is None else self.trained.budget(net)
+
+    def bytes(self, budget: Budget, context: int) -> float:
+        """What steps at `budget` that see `context` keys read, as a share of the dense step's bytes."""
+        return step_cost(budget.shares, self._controllable(context), self.shapes, self.sparsity, "bytes", self.overhead)
+
+    def _of_bytes(self, share: float, context: int, clamp: bool) -> Budget:
+        if share == 1:
+            return Budget()
+        low, high = self.lowest_net, 1.0
+        lowest = self._realised(low, context)
+        least = self.bytes(lowest, context)
+        if share < least - _TOLERANCE:
+            if clamp:
+                return lowest
+            raise BudgetError(
+                f"budget {share:g} is unreachable: at {self._controllable(context)} tokens this model reads "
+                f"{math.ceil(100 * least) / 100:g} to 1 of the dense step's bytes"
+            )
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            fits = self.bytes(self._realised(middle, context), context) <= share
+            low, high = (middle, high) if fits else (low, middle)
+        return self._realised(low, context)
+
+    def _realised(self, net: float, context: int) -> Budget:
+        """What net keep `net` realises after `context` tokens. Bits that save no bytes are left alone."""
+        nominal = self.of_net(net)
+        levels = self._levels(self._controllable(context))
+        axes = (self.space.attention, self.space.mlp, [bits / FULL_BITS for bits in self.space.bits])
+        attention, mlp, bits = (
+            float(np.interp(share, axis, realised))
+            for share, axis, realised in zip(nominal.shares, axes, levels, strict=True)
+        )
+        saved = self.sparsity.bits_site == "weights"
+        return Budget(attention=attention, mlp=mlp, bits=bits * FULL_BITS if saved else FULL_BITS)
+
+    def _levels(self, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Per axis the shares [levels] that a step which sees `context` keys realises."""
+        keep = torch.tensor(self.space.attention, dtype=torch.float64)[None]
+        read = kv_budget(keep, torch.full(keep.shape, context), self.sparsity)[1]
+        return (read.reshape(-1, keep.shape[1]).mean(0).numpy(), *self._fixed_levels)
+
+    @cached_property
+    def _fixed_levels(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same of MLP and bits, which do not depend on the context."""
+        mlp = realised_mlp(torch.tensor(self.space.mlp, dtype=torch.float64), self.sparsity, self.shapes)
+        bits = bits_share(torch.tensor(self.space.bits, dtype=torch.float64), self.sparsity)
+        return mlp.reshape(-1, len(self.space.mlp)).mean(0).numpy(), bits.numpy()
+
+    def _controllable(self, context: int) -> int:
+        """`context`, or where steps are dense so early, the first that is not."""
+        return max(context, self.sparsity.always_read + 1)
+
+    def _checked(self, budget: Budget) -> Budget:
+        """`budget`, if averages over actions of the space can meet it after a context that is long enough."""
+        mlp, bits = (float(levels[0]) for levels in self._fixed_levels)
+        for axis, share, (low, high), least in zip(
+            AXES, budget.shares, self.space.ranges, (1.0, mlp, bits), strict=True
+        ):
+            lowest = min(low, least)  # a level of 0.5 computes 0.375 of the channels where hidden ones keep its square
+            if not lowest - _TOLERANCE <= share <= high + _TOLERANCE:
+                unit = FULL_BITS if axis == "bits" else 1
+                raise BudgetError(
+                    f"budget {axis}={share * unit:g} is unreachable: this action space offers "
+                    f"{lowest * unit:g} to {high * unit:g}"
+                )
+        return budget

@@ -1,0 +1,88 @@
+"""What budgets a model can meet: the range is named, shares of bytes are met, and no axis is asked for in vain."""
+
+import pytest
+import torch
+
+import solm
+from helpers.policies import SPARSITY, under_policy, under_values
+from solm.core.actions import ActionSpace
+from solm.core.errors import BudgetError
+from solm.core.sparsity import SparsityConfig
+from solm.policies.schedules import Random, Static
+from solm.runtime.offer import Offer
+
+
+def prompt(length: int = 200) -> torch.Tensor:
+    return torch.randint(3, 259, (1, length), generator=torch.Generator().manual_seed(4))
+
+
+@pytest.mark.parametrize("kind", ["value policy", "policy network", "static", "random", "nested"])
+def test_a_share_of_the_bytes_is_met(tiny_lm, kind):
+    policy = None
+    if kind == "value policy":
+        lm = under_values(tiny_lm, SPARSITY)
+    elif kind == "policy network":
+        lm = under_policy(tiny_lm)
+    else:
+        lm = tiny_lm.with_policy(None, SparsityConfig.preset("nested" if kind == "nested" else "cpu"))
+        policy = (Random if kind == "random" else Static)(lm.space)
+    offer = lm.offer(policy)
+    least = offer.bytes(offer.budget(0.01, 230, clamp=True), 230)
+    for share in (least + 0.05, (least + 1) / 2):
+        reply = lm.generate(prompt(), budget=share, policy=policy, max_new_tokens=60, min_new_tokens=60)
+        assert reply.compute.requested["bytes"] == pytest.approx(share, abs=1e-3)
+        assert reply.compute.bytes == pytest.approx(share, abs=0.02)
+        if kind != "nested":
+            assert reply.compute.realised["bits"] == 1, "bits save no bytes"
+
+
+@pytest.mark.parametrize("context", [20, 100, 500, 5000])
+@pytest.mark.parametrize("preset", ["default", "cpu", "nested", "paper"])
+def test_what_is_out_of_reach_is_refused_with_the_range(tiny_lm, preset, context):
+    offer = Offer(ActionSpace.preset("nested"), SparsityConfig.preset(preset), tiny_lm.shapes)
+    seen = max(context, offer.sparsity.always_read + 1)
+    with pytest.raises(BudgetError, match=f"budget 0.02 is unreachable: at {seen} tokens this model reads") as refused:
+        offer.budget(0.02, context)
+    least = float(str(refused.value).split(" to 1 of")[0].split()[-1])
+    lowest = offer.budget(0.02, context, clamp=True)
+    assert offer.bytes(lowest, context) == pytest.approx(least, abs=0.01)
+    assert offer.bytes(offer.budget(least + 0.05, context), context) == pytest.approx(least + 0.05, abs=1e-3)
+    assert offer.budget(1, context) == solm.Budget()
+
+
+def test_the_reachable_range_widens_with_the_context(tiny_lm):
+    offer = Offer(ActionSpace.preset("cpu"), SparsityConfig.preset("cpu"), tiny_lm.shapes)
+    found = [offer.bytes(offer.budget(0.01, context, clamp=True), context) for context in (80, 200, 1000, 8000)]
+    assert found == sorted(found, reverse=True)
+    assert found[0] > found[-1] + 0.1
+
+
+def test_without_a_policy_every_axis_is_at_the_same_fraction_of_what_it_realises(tiny_lm):
+    offer = Offer(ActionSpace.preset("cpu"), SparsityConfig.preset("cpu"), tiny_lm.shapes)
+    budget, least = offer.budget(0.8, 2000), offer.budget(0.01, 2000, clamp=True)
+    fractions = [(share - low) / (1 - low) for share, low in zip(budget.shares[:2], least.shares, strict=False)]
+    assert fractions[0] == pytest.approx(fractions[1], abs=0.05)
+    assert budget.bits == 16
+
+
+def test_net_keep_follows_the_price_split_of_a_value_policy(value_lm):
+    assert value_lm.budget("keep=0.6") == value_lm.trained.budget(0.6) == value_lm.trained.policy().split(0.6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("keep=0.1", "budget 0.1 is unreachable: this action space spends 0.3375 to 1"),
+        ("attention=0.05", "attention=0.05 is unreachable: this action space offers 0.1 to 1"),
+        ("bits=4", "bits=4 is unreachable: this action space offers 5 to 16"),
+    ],
+)
+def test_axes_out_of_reach_are_named(policy_lm, text, message):
+    with pytest.raises(BudgetError, match=message):
+        policy_lm.budget(text)
+
+
+def test_the_policys_own_weights_are_charged(value_lm):
+    decides, static = value_lm.offer(), value_lm.offer(value_lm.policy("static"))
+    assert decides.overhead > 0 == static.overhead
+    assert decides.budget(0.9, 300).mlp < static.budget(0.9, 300).mlp
