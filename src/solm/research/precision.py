@@ -74,17 +74,11 @@ def _compare(options: Options, partial: Path | None, folder: Path, progress: Pro
     )  # fmt: skip
     found: dict[str, Samples] = {}
     for dtype in _DTYPES:
-<<<<<<< HEAD
-        with load(options.model, dtype=dtype) as lm:
+        with load(options.model, dtype=dtype, backend="torch") as lm:
             streams = training_streams(lm, config, folder, Ranks())
             # Both dtypes read the same tokens, so that both get the same key.
             parts = Parts(partial, [config.model_dump(mode="json"), [stream.fingerprint for stream in streams]])
             found[dtype] = _collected(lm, config, streams, parts, folder / dtype, progress)
-=======
-        with load(options.model, dtype=dtype, backend="torch") as lm:
-            streams = streams or training_streams(lm, config, Path(), Ranks())
-            found[dtype] = _collected(lm, config, streams, progress, dtype)
->>>>>>> main
     seen = int(len(found["float32"].dense) * (1 - _HELD_OUT))
     test = _some(found["float32"], slice(seen, None))
     network = ValueConfig(base_hidden=test.hidden.shape[-1], layer=config.layer, grid=config.space, width=config.width)
