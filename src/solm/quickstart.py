@@ -133,7 +133,8 @@ def _train(out: Path, batches: int, report: Report) -> TrainedPolicy:
     sparsity = SparsityConfig().under(read_allocation(PRETRAINED))
     config = ValueTrainConfig.build({**CONFIG, "sparsity": sparsity, "batches": batches}, "the quickstart")
     lm = load(config.model, sparsity=config.sparsity, backend="torch")
-    report("training a policy", 0, batches)
+    if not (out / "policy").exists():
+        report("training a policy", 0, batches)
 
     def told(record: dict[str, Any]) -> None:
         report("training a policy", record["update"], batches, record)

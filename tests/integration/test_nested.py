@@ -148,10 +148,8 @@ def test_rows_of_different_bits_go_together_to_the_last_bit(rows):
     for step in range(3):
         ids = tokens(rows, 1, seed=step)[:, 0]
         found = together.step(ids, keep).logits
-        alone = torch.cat(
-            [one.step(ids[row : row + 1], keep[row : row + 1]).logits for row, one in enumerate(sessions)]
-        )
-        assert torch.equal(found, alone)
+        alone = [one.step(ids[row : row + 1], keep[row : row + 1]).logits for row, one in enumerate(sessions)]
+        assert torch.equal(found, torch.cat(alone))
     assert together.ledger.spent[:, 2].tolist() == [3 * (0.25 if row % 5 in (0, 2) else 1.0) for row in range(rows)]
     control.detach()
 

@@ -17,11 +17,16 @@ def test_quickstart_trains_compares_generates_and_is_reused(real_model, tmp_path
     monkeypatch.setattr(
         quickstart,
         "CONFIG",
-        {**quickstart.CONFIG, "context": 96, "horizon": 48, "calibration_texts": 2},
+        {**quickstart.CONFIG, "context": 96, "length": 48, "level_cost_texts": 2},
     )
+    for how in ("FAST", "SIMULATED"):
+        monkeypatch.setattr(quickstart, how, {"context": 150, "tokens": 12, "rounds": 1})
     stages = []
-    outcome = quickstart.run(tmp_path, batches, lambda stage, *rest: stages.append(stage))
+    speeds = quickstart.decode(tmp_path, lambda stage, *rest: stages.append(stage))
+    assert [one.budget for one in speeds.found] == [None, *quickstart.FAST_BUDGETS]
+    outcome = quickstart.run(tmp_path, speeds, batches, lambda stage, *rest: stages.append(stage))
     for name in (
+        "speeds.json",
         "policy/policy.safetensors",
         "policy/README.md",
         "result.json",
@@ -32,14 +37,14 @@ def test_quickstart_trains_compares_generates_and_is_reused(real_model, tmp_path
         assert (tmp_path / name).stat().st_size > 0, name
     page = (tmp_path / "report.html").read_text()
     assert not re.search(r"(src|href)=['\"]?https?:", page)
-    assert "Did the policy win?" in page
+    assert "What the dial saves on this machine" in page
     assert "budget 0.60" in page
     assert json.loads((tmp_path / "replies.json").read_text()).keys() == {"0.6", "0.8"}
-    assert "training" in stages
+    assert "training a policy" in stages
 
     stages.clear()
-    again = quickstart.run(tmp_path, batches, lambda stage, *rest: stages.append(stage))
-    assert "training" not in stages
+    again = quickstart.run(tmp_path, speeds, batches, lambda stage, *rest: stages.append(stage))
+    assert "training a policy" not in stages
     assert "comparing on held-out text" not in stages
     assert again.result == outcome.result
     assert again.replies == outcome.replies

@@ -1,6 +1,6 @@
 """`Talk`: a conversation with a model, whose budget and policy change between replies."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from solm.cli.options import DECIDERS
 from solm.core.errors import SolmError
 from solm.policies.artifact import TrainedPolicy
-from solm.runtime.generate import Token, check_length, chosen_policy, requested, stream
+from solm.runtime.generate import Token, asked_for, check_length, chosen_policy, stream
 from solm.runtime.language_model import LanguageModel
 from solm.serving.prefixes import PrefixCache
 
@@ -23,7 +23,8 @@ class Talk:
         if lm.tokenizer is None:
             raise SolmError("this model has no tokenizer, so there is nothing to talk with")
         self.lm, self.sampling = lm, sampling
-        self.policy, self.budget = policy, None
+        self.policy = policy
+        self.budget: str | None = None
         self.read = 0
         """Tokens of the last prompt, with the conversation before it."""
         self.start(None)
@@ -68,7 +69,7 @@ class Talk:
         self.policy = name
         self._forget()  # keys and values belong to the policy's sparsity
 
-    def stream(self, said: str) -> Iterator[Token]:
+    def stream(self, said: str) -> Generator[Token]:
         """The reply to `said`, token by token; what was said of it, whole or not, becomes part of the conversation.
 
         Raises `ContextLengthError` where the conversation has become too long, which then stays as it was.
@@ -99,15 +100,16 @@ class Talk:
         assert self.lm.tokenizer is not None
         return set(self.lm.tokenizer.all_special_ids)
 
-    def requested(self) -> Any:
-        """The budget of the next reply, per axis."""
+    def requested(self) -> dict[str, float]:
+        """The budget of the last reply by axis, with ``net`` and ``bytes``."""
         return self._check(self.policy, self.budget)
 
-    def _check(self, policy: str | None, budget: str | None) -> Any:
-        chosen = chosen_policy(self.lm, policy, budget)
+    def _check(self, policy: str | None, budget: str | None) -> dict[str, float]:
         if policy == "dense":
             budget = None  # which spends everything
-        return requested(self.lm, chosen, budget)
+        chosen = chosen_policy(self.lm, policy, budget)
+        seen = self.read + self.sampling["max_new_tokens"] // 2
+        return asked_for(self.lm, self.lm.budget(budget, seen, chosen), seen, chosen)
 
     def _forget(self) -> None:
         self._prefixes = PrefixCache(self.lm.context or 1 << 20, self.lm.sparsity.page_size)

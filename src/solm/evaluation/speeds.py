@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from solm.core.budget import Budget
-from solm.runtime.generate import Reply, Token, stream, summarise
+from solm.runtime.generate import Reply, Token, asked_for, chosen_policy, stream, summarise
 from solm.runtime.language_model import LanguageModel
 
 
@@ -100,10 +100,15 @@ def side_by_side(
             replies[index] = said
             progress(2 + turn * len(orders) + index, total)
     found = [
-        Decoded(budget, summarise(lm, said, budget or Budget()), statistics.median(taken), common(replies[0], said))
+        Decoded(budget, _reply(lm, ids, budget, said), statistics.median(taken), common(replies[0], said))
         for budget, said, taken in zip(orders, replies, times, strict=True)
     ]
     return Speeds(lm.backend.name, torch.get_num_threads(), question, ids.shape[1], found)
+
+
+def _reply(lm: LanguageModel, ids: torch.Tensor, budget: Budget | None, said: list[Token]) -> Reply:
+    policy = chosen_policy(lm, "dense" if budget is None else None, budget)
+    return summarise(lm, said, asked_for(lm, budget or Budget(), ids.shape[1] + len(said) // 2, policy))
 
 
 def step_milliseconds(moments: list[float]) -> float | None:

@@ -1,0 +1,28 @@
+"""Interrupting the quickstart: what is finished is kept, and the line says how to go on."""
+
+import sys
+
+import pytest
+
+from solm import quickstart
+from solm.cli.main import main
+from solm.training.interrupt import SIGTERM_CODE, Interrupted
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (Interrupted(SIGTERM_CODE), SIGTERM_CODE)])
+def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, raised, code):
+    def decode(out, report):
+        report("decoding", 0, 3)
+        raise raised
+
+    monkeypatch.setattr(quickstart, "decode", decode)
+    monkeypatch.setattr("solm.cli.checks.model_config", lambda *given: None)
+    monkeypatch.setattr(sys, "argv", ["solm", "quickstart", "--out", str(tmp_path), "--batches", "3"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == code
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("1. one prompt")
+    assert (
+        lines[-1] == f"interrupted; what is finished is kept. Go on with: solm quickstart --out {tmp_path} --batches 3"
+    )
