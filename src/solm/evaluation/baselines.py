@@ -15,7 +15,7 @@ from solm.runtime.language_model import LanguageModel
 class BaselineRequest:
     """What a baseline is made from.
 
-    tuning: text to calibrate on, which is not evaluated. context: tokens of a prompt.
+    tuning: text to measure thresholds on, which is not evaluated. context: tokens of a prompt.
     """
 
     lm: LanguageModel

@@ -28,7 +28,7 @@ def teal(request: BaselineRequest) -> Arm:
     if not isinstance(lm.backend, TorchBackend):
         raise SolmError("the arm teal needs the torch backend: thresholds on channels are not part of cpu")
     if request.tuning is None:
-        raise SolmError("the arm teal needs text to calibrate its thresholds on: give --tuning")
+        raise SolmError("the arm teal needs text to measure its thresholds on: give --tuning")
     windows = request.tuning.spaced(_TEXTS, request.context, torch.Generator().manual_seed(request.seed))
     rates = tuple(percent / 100 for percent in range(1, PERCENTAGES))
     fine = ActionSpace(attention=space.attention, mlp=rates, bits=space.bits)

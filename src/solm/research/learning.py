@@ -116,8 +116,8 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
                 **METHODS[method],
             )  # fmt: skip
             snapshot = grpo(lm, config, streams, limit, out)
-        gain = compare(texts, dense, snapshot.policy, options)
-        return {"method": method, "limit": limit, "minutes": snapshot.minutes, **gain, "training": snapshot.said}
+        compared = compare(texts, dense, snapshot.policy, options)
+        return {"method": method, "limit": limit, "minutes": snapshot.minutes, **compared, "training": snapshot.said}
 
     points = []
     for done, (limit, method) in enumerate(jobs):
@@ -247,10 +247,10 @@ def plot(found: Record, kind: Kind) -> bytes:
     methods = list(dict.fromkeys(point["method"] for point in found.results["points"]))
     for place, method in enumerate(methods):
         mine = [point for point in found.results["points"] if point["method"] == method]
-        gains = [point["difference"] for point in mine]
-        away = [[abs(gain[end] - gain["value"]) for gain in gains] for end in ("low", "high")]
+        differences = [point["difference"] for point in mine]
+        away = [[abs(one[end] - one["value"]) for one in differences] for end in ("low", "high")]
         minutes = [point["minutes"] * 1.03 ** (place - 1) for point in mine]
-        axes.errorbar(minutes, [gain["value"] for gain in gains], yerr=away, marker="o", capsize=2, label=method)
+        axes.errorbar(minutes, [one["value"] for one in differences], yerr=away, marker="o", capsize=2, label=method)
     axes.axhline(0, color="gray", lw=1)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("minutes of training on one thread")
