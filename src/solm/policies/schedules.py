@@ -85,17 +85,3 @@ class Random(_TwoLevel):
         count = np.round((goal - spent - low * remaining) / gap).clip(0, remaining)
         draw = torch.rand(len(low), generator=generator, dtype=torch.float64).numpy()
         return (draw < count / remaining) & (high > low)
-
-
-class Replay(BlindSchedule):
-    """A schedule given in advance: actions [N, T] int64. Steps after T repeat the last one."""
-
-    def __init__(self, space: ActionSpace, actions: torch.Tensor):
-        super().__init__(space)
-        self.actions = actions
-
-    def act(
-        self, observation: Observation, state: None, generator: torch.Generator | None
-    ) -> tuple[torch.Tensor, None]:
-        step = np.minimum(np.broadcast_to(observation.step, len(self.actions)), self.actions.shape[1] - 1)
-        return self.actions[torch.arange(len(self.actions)), torch.from_numpy(step)], None

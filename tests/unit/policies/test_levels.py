@@ -12,7 +12,7 @@ from solm.core.cost import ModelShapes
 from solm.core.sparsity import SparsityConfig
 from solm.policies.levels import due_share, take, two_levels
 from solm.policies.mid_pass import decide_known
-from solm.policies.schedules import Random, Replay, Static
+from solm.policies.schedules import Random, Static
 from solm.policies.unroll import unroll
 from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy
 
@@ -73,14 +73,6 @@ def test_a_schedule_found_in_parts_equals_the_whole(kind):
     # The first steps of the shortest row read only what is always read: dense, and not counted.
     assert (whole.actions[0, :4] == SPACE.dense_index).all()
     assert whole.ledger.steps.tolist() == [16, 20, 20]
-
-
-def test_a_replay_goes_on_where_it_was():
-    replay = Replay(SPACE, torch.arange(15).reshape(3, 5))
-    found = unroll(
-        replay, KV_LENGTH + 100, SPARSITY, SHAPES, 3, TARGET, Ledger.empty(3), first_step=np.array([0, 1, 4])
-    )
-    assert found.actions.tolist() == [[0, 1, 2], [6, 7, 8], [14, 14, 14]]
 
 
 def test_mid_pass_decisions_in_parts_equal_the_whole_and_leave_their_arguments_alone():

@@ -2,14 +2,13 @@
 
 from itertools import pairwise
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.schedules import SPACES, run_schedule
 from solm.core.actions import PRESETS
-from solm.policies.schedules import Dense, Random, Replay, Static
+from solm.policies.schedules import Dense, Random, Static
 
 
 @given(SPACES, st.floats(0, 1), st.integers(1, 150), st.integers(0, 9))
@@ -39,9 +38,7 @@ def test_random_is_a_permutation_and_differs_between_rows():
     assert torch.allclose(seen[0][:, 1], torch.tensor(0.7, dtype=torch.float64))
 
 
-def test_dense_and_replay_do_what_they_say():
+def test_dense_spends_everything():
     space = PRESETS["joint-8"]
     target = torch.full((2, 3), 0.5, dtype=torch.float64)
     assert run_schedule(Dense(space), target, 5).tolist() == [[1.0] * 3] * 2
-    replay = Replay(space, torch.zeros(2, 5, dtype=torch.long))
-    assert run_schedule(replay, target, 5)[0].tolist() == pytest.approx([0.1, 0.6, 5 / 16])
