@@ -1,6 +1,6 @@
 """`Talk`: a conversation with a model, whose budget and policy change between replies."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ class Talk:
         if lm.tokenizer is None:
             raise SolmError("this model has no tokenizer, so there is nothing to talk with")
         self.lm, self.sampling = lm, sampling
-        self.policy, self.budget = policy, None
+        self.policy = policy
+        self.budget: str | None = None
         self.read = 0
         """Tokens of the last prompt, with the conversation before it."""
         self.start(None)
@@ -68,7 +69,7 @@ class Talk:
         self.policy = name
         self._forget()  # keys and values belong to the policy's sparsity
 
-    def stream(self, said: str) -> Iterator[Token]:
+    def stream(self, said: str) -> Generator[Token, None, None]:
         """The reply to `said`, token by token; what was said of it, whole or not, becomes part of the conversation.
 
         Raises `ContextLengthError` where the conversation has become too long, which then stays as it was.
