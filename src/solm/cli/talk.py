@@ -23,7 +23,7 @@ class Talk:
         if lm.tokenizer is None:
             raise SolmError("this model has no tokenizer, so there is nothing to talk with")
         self.lm, self.sampling = lm, sampling
-        self.policy = policy
+        self.policy: str | None = policy
         self.budget: str | None = None
         self.read = 0
         """Tokens of the last prompt, with the conversation before it."""
