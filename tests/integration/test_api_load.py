@@ -18,7 +18,8 @@ def test_many_at_once_all_get_their_own_answer(service, client, count):
     orders = [
         {
             "messages": [{"role": "user", "content": f"secret {number} " * rng.randint(1, 20)}], "temperature": 0,
-            "max_tokens": rng.randint(1, 24), "budget": rng.choice([None, "keep=0.5", "keep=0.7", 0.95]), "stream": rng.random() < 0.5,
+            "max_tokens": rng.randint(1, 24), "budget": rng.choice([None, "keep=0.5", "keep=0.7", 0.95]),
+            "stream": rng.random() < 0.5,
         }
         for number in range(count)
     ]  # fmt: skip
