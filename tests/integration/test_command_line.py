@@ -157,7 +157,7 @@ def test_a_budget_without_a_trained_policy_is_static_and_a_reply_is_written(trai
 def test_a_system_message_needs_a_chat_template(trained):
     model, _ = trained
     done = solm("generate", "--model", model, "--system", "Be brief.", "x", code=2)
-    assert done.stderr.startswith("solm: --system: ")
+    assert "\nsolm: --system: " in done.stderr
     assert done.stderr.count("\n") == 1
 
 
