@@ -22,7 +22,7 @@ def test_a_server_under_pressure_lowers_budgets_to_the_floor_that_was_asked_for(
             return float(torch.tensor(shares[-100:]).mean())
 
         assert realised() == pytest.approx(0.5, abs=0.04)
-        assert realised(floor=0.8) == pytest.approx(0.8, abs=0.04)
+        assert realised(floor="keep=0.8") == pytest.approx(0.8, abs=0.04)
         assert realised(budget=None, policy="dense") == 1
         assert realised(budget=None, policy=None, trace=True) == pytest.approx(0.5, abs=0.06)
         assert service.scheduler.governor.dial == 0

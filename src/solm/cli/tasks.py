@@ -110,7 +110,7 @@ def lm_eval(context: typer.Context) -> None:
     \b
     Example:
       solm lm-eval run --model solm --tasks lambada_openai --limit 50 \\
-        --model_args pretrained=builtin:smollm2-135m,policy=builtin:smollm2-135m,budget=0.6
+        --model_args pretrained=builtin:smollm2-135m,policy=builtin:smollm2-135m,budget=keep=0.6
     """
     # lm-eval has no way to find model classes of other packages: ours is registered by its import.
     try:

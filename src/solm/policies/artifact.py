@@ -248,7 +248,7 @@ def model_card(config: PolicyConfig) -> str:
         f"Chooses among {len(space)} actions for every decoded token: attention keep {list(space.attention)}, "
         f"MLP keep {list(space.mlp)}, {kind} bits {list(space.bits)}. The base model stays frozen.", "",
         "```python", "import solm", "", f'lm = solm.load("{config.base.name}", policy="<this folder>")',
-        'print(lm.generate("Why is the sky blue?", budget=0.6).text)', "```", "",
+        'print(lm.generate("Why is the sky blue?", budget=0.85).text)', "```", "",
         f"Sparsity: `{config.sparsity.model_dump_json(exclude={'allocation'})}`"
         + ("" if config.sparsity.allocation is None else f", with an allocation (in {CONFIG})") + ".",
         "", "## Training", "", *_training(config.provenance),

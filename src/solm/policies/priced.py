@@ -45,9 +45,7 @@ class PriceCurve:
 
     def share(self, price: float) -> float:
         """The average share at `price`."""
-        upper = int(torch.searchsorted(_PRICES, torch.tensor(price, dtype=torch.float64)).clamp(1, len(_PRICES) - 1))
-        part = (price - float(_PRICES[upper - 1])) / float(_PRICES[upper] - _PRICES[upper - 1])
-        return float(self.spent[upper - 1] + min(1.0, max(0.0, part)) * (self.spent[upper] - self.spent[upper - 1]))
+        return float(np.interp(price, _PRICES.numpy(), self.spent.numpy()))
 
 
 def price_curves(space: ActionSpace, costs: LevelCosts) -> list[PriceCurve]:
