@@ -1,5 +1,6 @@
 """A server of the tiny model on a real port, for the tests of the API and of the page."""
 
+import copy
 import os
 import socket
 import subprocess
@@ -28,10 +29,16 @@ CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
 
 
+def with_template(tokenizer):
+    """A copy, since the tokenizer is shared by all tests, that has a chat template."""
+    copied = copy.deepcopy(tokenizer)
+    copied.chat_template = TEMPLATE
+    return copied
+
+
 def tiny_service(byte_tokenizer, policy=True, **settings) -> Service:
     """The tiny llama under a value policy that was not trained but tells tokens apart."""
-    lm = solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer)
-    lm.tokenizer.chat_template = TEMPLATE
+    lm = solm.attach(tiny_model("llama", torch.float32), tokenizer=with_template(byte_tokenizer))
     if policy:
         values = network(layer=1)
         config = PolicyConfig(

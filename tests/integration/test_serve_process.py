@@ -9,13 +9,12 @@ import openai
 import pytest
 
 from helpers.models import tiny_model
-from helpers.serving import TEMPLATE, running, start, tiny_service
+from helpers.serving import running, start, tiny_service, with_template
 from solm.cli.main import main
 
 
 def test_a_process_drains_on_sigterm(tiny_folder, byte_tokenizer):
-    byte_tokenizer.chat_template = TEMPLATE
-    byte_tokenizer.save_pretrained(tiny_folder)
+    with_template(byte_tokenizer).save_pretrained(tiny_folder)
     process, address = start("--model", tiny_folder, "--name", "tiny", keys="secret, other")
     assert httpx.get(f"{address}/v1/models").status_code == 401
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="other", max_retries=0)

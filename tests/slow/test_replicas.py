@@ -10,14 +10,13 @@ import openai
 import pytest
 
 from helpers.commands import free_port
-from helpers.serving import TEMPLATE, until
+from helpers.serving import until, with_template
 
 pytest.importorskip("ray")
 
 
 def test_two_replicas_answer_as_one_and_survive_the_loss_of_one(tiny_folder, byte_tokenizer):
-    byte_tokenizer.chat_template = TEMPLATE
-    byte_tokenizer.save_pretrained(tiny_folder)
+    with_template(byte_tokenizer).save_pretrained(tiny_folder)
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "solm.cli", "serve", "--model", str(tiny_folder), "--name", "tiny", "--replicas", "2",
