@@ -1,5 +1,7 @@
 """Generation: dense equals the stock model's own, budgets are spent and traced, options are transformers'."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -184,3 +186,18 @@ def test_bad_requests_are_one_clear_error(tiny_lm, policy_lm):
 def torch_model():
 
     return tiny_model("llama", torch.float32)
+
+
+@pytest.mark.parametrize("name", ["value_lm", "cpu_lm"])
+def test_threads_generate_what_one_would(name, request):
+    lm = request.getfixturevalue(name)
+    orders = [(100 + 7 * index, f"keep={0.7 + 0.05 * (index % 4)}") for index in range(8)]
+
+    def ids(order):
+        length, budget = order
+        return [token.id for token in lm.generate(prompt(length), budget=budget, max_new_tokens=24).tokens]
+
+    alone = [ids(order) for order in orders]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ids, orders)) == alone
+    assert len({tuple(said) for said in alone}) > 1
