@@ -158,7 +158,7 @@ def test_a_system_message_needs_a_chat_template(trained):
     model, _ = trained
     done = solm("generate", "--model", model, "--system", "Be brief.", "x", code=2)
     assert "\nsolm: --system: " in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("\n") == 2  # after the line that says which backend runs
 
 
 def test_policies_lists_what_ships_and_shows_one(trained):
@@ -226,11 +226,14 @@ def test_a_damaged_policy_exits_with_code_3(trained, tmp_path):
 def test_generate_says_which_backend_ran_and_why_first_steps_were_dense(trained):
     model, _ = trained
     common = ["generate", "--model", model, "--backend", "torch", "--max-new-tokens", 40]
-    shown = solm(*common, "--budget", "mlp=0.7", "x" * 30)
+    shown = solm(*common, "--budget", "mlp=0.7", "--temperature", 3, "x" * 60)
     assert "solm: torch " in shown.stderr
-    assert re.search(r"the first \d+ steps ran dense: attention always reads the first 4 and the last 64", shown.stderr)
+    assert re.search(
+        r"the first \d+ of \d+ steps were dense, as attention always reads the first 4 tokens and the last 64",
+        shown.stderr,
+    )
     assert "of the dense step's bytes (attention" in shown.stderr
     long = solm(*common, "--budget", "attention=0.1", "x" * 120)
-    assert "more was read than asked for: attention always reads the first 4" in long.stderr
+    assert "attention always reads the first 4 and the last 64 tokens, more than asked for" in long.stderr
     quiet = solm(*common, "-q", "--budget", "mlp=0.7", "x" * 30)
     assert quiet.stderr == ""

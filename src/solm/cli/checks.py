@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -239,8 +239,11 @@ def _writable(folder: Path, path: Path, typed: str) -> None:
         existing = existing.parent
     if not existing.is_dir():
         raise SolmError(f"{typed}: cannot write {path}: {existing} is not a folder")
-    if not os.access(existing, os.W_OK):
-        raise SolmError(f"{typed}: cannot write {path}: no permission in {existing}")
+    try:  # permissions do not tell everything: a file system may be read-only or none that takes files
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise SolmError(f"{typed}: cannot write {path}: {existing}: {error.strerror}") from error
 
 
 def plot_file(path: Path | None) -> None:

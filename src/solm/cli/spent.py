@@ -26,8 +26,9 @@ def saved(lm: "LanguageModel", reply: "Reply", moments: list[float], prompt: int
         return None
     steps = len(reply.tokens) - 1  # the first token comes from reading the prompt
     dense = steps - sum(token.controllable for token in reply.tokens)
+    why = f"attention always reads the first {lm.sparsity.sinks} tokens and the last {lm.sparsity.window}"
     if steps == dense:
-        return f"nothing: a context of up to {lm.sparsity.always_read} tokens is read densely; ask for a longer reply"
+        return f"nothing, as {why}; ask for a longer reply"
     told = f"steps read {reply.compute.bytes:.3f} of the bytes of dense ones"
     step = step_milliseconds(moments)
     if lm.timings is not None and step is not None:
@@ -36,5 +37,5 @@ def saved(lm: "LanguageModel", reply: "Reply", moments: list[float], prompt: int
         whole = lm.timings.milliseconds(Budget(), prompt + steps // 2)
         told += f", and are {whole / step:.2f} times as fast as dense ones ({whole:.1f} ms by the timings)"
     if dense:
-        told += f"; the first {dense} of {steps} steps were dense, because their context was too short"
+        told += f"; the first {dense} of {steps} steps were dense, as {why}"
     return told

@@ -17,7 +17,7 @@ def check_processes() -> None:
 
 
 def shard_layers(model: PreTrainedModel, device: torch.device) -> None:
-    """Deal the decoder layers of `model` out, in place; a layer is put together while it computes.
+    """Split the decoder layers of `model` across the processes, in place; a layer is put together while it computes.
 
     What lies outside the layers, embeddings and head, stays whole in every process and moves to `device`. From then on
     all processes must run the model together: as many passes, whatever is read in each.
