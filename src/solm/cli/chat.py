@@ -12,6 +12,7 @@ from solm.cli.options import (
     DECIDERS,
     DEFAULT_MODEL,
     BackendOption,
+    BudgetOption,
     DeciderOption,
     DtypeOption,
     KvCacheOption,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from solm.cli.talk import Talk
 
 _HELP = """\
-/budget 0.7       the budget of the next replies: a number or attention=0.5,mlp=0.8; without either, none
+/budget 0.7       share of the dense step's bytes in the next replies, or attention=0.5,mlp=0.8; alone: dense
 /policy dense     who decides: policy (the trained one), dense, static, random, or a folder, hub id or builtin:...
 /system Be brief  the system message; it begins the conversation anew
 /reset            begin the conversation anew
@@ -38,9 +39,7 @@ _HELP = """\
 def chat(
     model: ModelOption = DEFAULT_MODEL,
     policy: DeciderOption = None,
-    budget: Annotated[
-        str | None, typer.Option("--budget", "-b", help="Budget to begin with, such as 0.7 or attention=0.5,mlp=0.8.")
-    ] = None,
+    budget: BudgetOption = None,
     system: Annotated[str | None, typer.Option(help="System message, for models with a chat template.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply.", min=1)] = 256,
     temperature: Annotated[float, typer.Option(help="Sample at this temperature; 0: greedy.", min=0)] = 0.0,
@@ -49,7 +48,7 @@ def chat(
     dtype: DtypeOption = "auto",
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
-    kv_cache_dtype: KvCacheOption = "auto",
+    kv_cache_dtype: KvCacheOption = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
@@ -72,6 +71,7 @@ def chat(
     if policy == "dense" and budget is not None:
         raise BudgetError(f"--budget: {budget} needs another --policy than dense, which spends everything")
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config)
+    checks.budget(budget, config, trained, None, timed=False)
     lm = load(
         model, trained, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
         revision=revision, trust_remote_code=trust_remote_code,

@@ -248,8 +248,8 @@ def test_generate_refuses_with_one_line_and_the_exit_code(priced, tmp_path, tiny
     shutil.copytree(priced, damaged)
     (damaged / CONFIG).write_text((damaged / CONFIG).read_text().replace('"layer": 1', '"layer": 0'))
     for folder, code, message in (
-        (deep, 2, "solm: the policy decides before layer 4000, the model has layers 0 to 1"),
-        (negative, 2, "solm: level_costs.0 of the policy holds -1; it must be at least 0"),
+        (deep, 2, "solm: --policy: the policy decides before layer 4000, the model has layers 0 to 1"),
+        (negative, 2, "solm: --policy: level_costs.0 of the policy holds -1; it must be at least 0"),
         (damaged, 3, "do not match the digest"),
     ):
         monkeypatch.setattr("sys.argv", ["solm", "generate", "hello", "-m", str(tiny_folder), "-p", str(folder)])

@@ -226,9 +226,9 @@ def test_unsupported_models_and_options_are_refused_with_a_reason():
     with pytest.raises(SolmError, match="goes with precision int8, int4, nested, not bfloat16"):
         Engine(llama, SPARSITY, "bfloat16", kv_cache_dtype="int8")
     with pytest.raises(SolmError, match="a KV cache in int8 needs the cpu backend"):
-        package.load("builtin:smollm2-135m", kv_cache_dtype="int8")
+        package.load("builtin:smollm2-135m", backend="torch", kv_cache_dtype="int8")
     with pytest.raises(SolmError, match="precision int8 needs the cpu backend"):
-        package.load("builtin:smollm2-135m", precision="int8")
+        package.load("builtin:smollm2-135m", backend="torch", precision="int8")
     # A mistake, and no reason for `auto` to go on without the engine.
     with pytest.raises(SolmError, match="goes with precision int8, int4, nested, not bfloat16"):
-        package.load("builtin:smollm2-135m", backend="auto", kv_cache_dtype="int8")
+        package.load("builtin:smollm2-135m", precision="bfloat16", kv_cache_dtype="int8")

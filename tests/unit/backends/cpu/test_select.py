@@ -18,7 +18,7 @@ def test_selection_takes_the_largest_and_of_equal_ones_the_first(tmp_path, flags
     source = Path(package.__file__).parent / "backends/cpu/csrc"
     (tmp_path / "chosen.cpp").write_text(
         '#include "select.h"\nextern "C" int chosen(const float* x, int n, int count, int32_t* index, float* values)'
-        " { return select(x, n, count, index, values); }"
+        " { return solm::select(x, n, count, index, values); }"
     )
     built = tmp_path / "chosen.so"
     command = [

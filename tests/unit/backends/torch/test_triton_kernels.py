@@ -61,7 +61,7 @@ class Case:
         self.query, self.scaling = draw(rows, kv_heads * group, 1, size), size**-0.5
 
     def by_head(self, layer):
-        """From now on each KV head has a budget of its own, as an allocation deals it out in `layer`."""
+        """From now on each KV head has a budget of its own, as an allocation divides it in `layer`."""
         knots = torch.arange(21) / 20
         attention = tuple(tuple((knots**power).tolist()) for power in (0.5, 2, 1, 3))
         mlp = (tuple(knots.tolist()),) * 2
@@ -194,7 +194,7 @@ def decode(model, sparsity, keep, lengths, forks):
     parent.prefill(ids, torch.tensor(lengths))
     session = parent.fork(forks) if forks > 1 else parent
     following = tokens(session.rows, 2, seed=1)
-    logits = [session.step(following[:, step], keep_of(keep, session.rows, 1)[:, 0]) for step in range(2)]
+    logits = [session.step(following[:, step], keep_of(keep, session.rows, 1)[:, 0]).logits[:, 0] for step in range(2)]
     control.detach()
     assert not any("forward" in vars(module) for module in model.modules())
     return torch.stack(logits)
