@@ -7,8 +7,6 @@ import os
 import shutil
 from pathlib import Path
 
-from solm.core.sparsity import SparsityConfig
-
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if importlib.util.find_spec("triton") is not None:
     # Triton decides at its import, which other packages cause, whether it interprets kernels on the CPU.
@@ -28,6 +26,7 @@ from helpers.models import tiny_model
 from helpers.policies import SPARSITY, under_policy, under_values
 from helpers.texts import FISH, FOX
 from solm.backends.torch.families import TESTED_FAMILIES
+from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
 from solm.evaluation.perplexity import evaluate
 from solm.evaluation.sweep import SweepConfig

@@ -19,7 +19,7 @@ def test_rollouts_of_a_text_share_tokens_and_budget_and_are_recorded(tiny_lm):
     batch = collect(tiny_lm, LearnedPolicy(network, config.space, clamp=False), [stream], config, 1, Ranks())
     target = batch.target.unflatten(0, (2, 4))
     assert torch.equal(target, target[:, :1].expand_as(target))
-    embedding = batch.episode.features.embedding.unflatten(0, (2, 4))
+    embedding = batch.features.embedding.unflatten(0, (2, 4))
     assert torch.equal(embedding, embedding[:, :1].expand_as(embedding))
     assert len({tuple(row) for row in batch.episode.actions.tolist()}) > 2
     again = collect(tiny_lm, LearnedPolicy(network, config.space, clamp=False), [stream], config, 1, Ranks())

@@ -15,8 +15,6 @@ from solm.backends.torch.layout import Layout
 from solm.backends.torch.pages import KeyValues, PageBounds, select_pages
 from solm.backends.torch.plan import make_plan
 from solm.backends.torch.select import keep_channels
-from solm.backends.torch.triton import channel_product as products
-from solm.backends.torch.triton import page_attention
 from solm.core.allocation import Allocation
 from solm.core.cost import ModelShapes
 from solm.core.sparsity import SparsityConfig
