@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from solm.runtime.drive import drive
 
 import solm
+from solm.backends.session import AnyPolicy, Scored, Session
 from solm.core.files import write_text
 from solm.data.text import documents
 from solm.data.windows import TokenStream, stream_of, token_stream
@@ -80,17 +80,27 @@ def tuning_text(data: Path, lm: solm.LanguageModel) -> TokenStream:
     return stream_of(texts, lm.tokenizer, "train/web, train/wiki")
 
 
-def constant_step(session: Any, keep: tuple[float, float, float]) -> Callable[[torch.Tensor], object]:
+def constant_step(session: Session, keep: tuple[float, float, float]) -> Callable[[torch.Tensor], object]:
     """A greedy step of all rows, tokens [N], under one action; as greedy generation runs it."""
-    session.approximate_tail = True
     action = torch.tensor([keep], dtype=torch.float64).expand(session.rows, 3)
-    return lambda tokens: session.step(tokens, action)
+    return lambda tokens: session.step(tokens, action, approximate_tail=True)
 
 
-def policy_step(session: Any, policy: Any, target: torch.Tensor, horizon: int) -> Callable[[torch.Tensor], object]:
+def policy_step(
+    session: Session, policy: AnyPolicy, target: torch.Tensor, horizon: int
+) -> Callable[[torch.Tensor], object]:
     """A greedy step of all rows that a policy decides, within target [N, 3] over `horizon` steps."""
-    session.approximate_tail = True
-    return drive(session, policy, target, horizon).step
+    session.control(policy, target, horizon)
+    return lambda tokens: session.step(tokens, approximate_tail=True)
+
+
+def scored_under(
+    session: Session, policy: AnyPolicy, tokens: torch.Tensor, target: torch.Tensor,
+    generator: torch.Generator | None = None, record: bool = False,
+) -> Scored:  # fmt: skip
+    """Tokens [N, T+1] decided by `policy` within target [N, 3] over their T steps, and scored."""
+    session.control(policy, target, tokens.shape[1] - 1, generator, record=record)
+    return session.score(tokens)
 
 
 def clock(run: Callable[[], object]) -> float:

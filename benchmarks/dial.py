@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from solm.runtime.drive import teacher_forced
 
 import solm
-from common import clock, finish, held_out, numbers, policy_step
+from common import clock, finish, held_out, numbers, policy_step, scored_under
 from solm.core.actions import FULL_BITS
 from solm.core.nested import HIGH_BITS
 from solm.core.sparsity import SparsityConfig
@@ -69,18 +68,16 @@ def steps_at(setting: Setting, length: int) -> torch.Tensor:
 
 
 def constant(arm: Arm, parent: Any, tokens: torch.Tensor, keep: torch.Tensor, timed: bool, how: SparsityConfig) -> None:
-    quality, timing = (parent.fork(1, keep.shape[1]) for _ in range(2))
-    quality.sparsity = timing.sparsity = how
+    quality, timing = (parent.fork(1, keep.shape[1], how) for _ in range(2))
     arm.take(quality.score(tokens, keep))
     if timed:
-        timing.approximate_tail = True
         coming = iter(keep[0].split(1))
-        arm.time(tokens, lambda token: timing.step(token, next(coming)))
+        arm.time(tokens, lambda token: timing.step(token, next(coming), approximate_tail=True))
 
 
 def decided(arm: Arm, parent: Any, tokens: torch.Tensor, policy: Any, target: torch.Tensor, timed: bool) -> None:
     length = tokens.shape[1] - 1
-    arm.take(teacher_forced(parent.fork(1, length), policy, tokens, target))
+    arm.take(scored_under(parent.fork(1, length), policy, tokens, target))
     if timed:
         arm.time(tokens, policy_step(parent.fork(1, length), policy, target, length))
 

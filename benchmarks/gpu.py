@@ -18,9 +18,9 @@ import solm
 from common import STEPS, constant_step, draw_text, finish, interleaved, numbers, parser
 from engine import SETTINGS
 from solm.backends.torch import triton as kernels
-from solm.backends.torch.attention import KeyValues, attend
+from solm.backends.torch.attention import attend
 from solm.backends.torch.layout import Layout
-from solm.backends.torch.pages import PageBounds
+from solm.backends.torch.pages import KeyValues, PageBounds
 from solm.backends.torch.plan import Plan, make_plan
 from solm.backends.torch.select import keep_channels
 from solm.core.cost import ModelShapes

@@ -19,9 +19,10 @@ import torch
 import solm
 from common import finish, held_out, numbers, parser, tuning_text
 from dial import dial
-from solm.backends.torch.plan import axis_levels
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
+from solm.core.budget import Ledger
 from solm.core.files import write_text
+from solm.core.shares import axis_levels
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.baselines import BaselineRequest, baseline
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
@@ -91,8 +92,8 @@ def allocations(options: argparse.Namespace) -> None:
         for attention, mlp in ((1.0, 1.0), *ACTIONS):
             keep = torch.tensor([attention, mlp, FULL_BITS], dtype=torch.float64)
             for way, allocation in ways.items():
-                rows = session.fork(1, capacity=options.length + lm.sparsity.page_size)
-                rows.sparsity = lm.sparsity.under(allocation)
+                room = options.length + lm.sparsity.page_size
+                rows = session.fork(1, room, lm.sparsity.under(allocation))
                 scored = rows.score(some[:, options.context :], keep.expand(len(some), options.length, 3))
                 nats = -scored.log_probabilities.double().mean(1, keepdim=True).cpu()
                 part = torch.cat([nats, scored.realised.mean(1)[:, :2]], 1)
@@ -133,9 +134,11 @@ def adherence(options: argparse.Namespace) -> None:
             there = trained.with_space(ActionSpace.preset(name))
             asked = reachable(lm, there.config.space, options.context, length)
             _, spent = texts.run(there.policy(), asked.expand(len(windows), TARGETS, 3))
-            rows = texts.read[0][0].fork(TARGETS)  # a static schedule does not read the text
-            schedule = unroll(rows, Static(there.config.space), length, asked.repeat(rows.rows // TARGETS, 1))
-            static = schedule.ledger.average[:TARGETS]
+            first = torch.full((TARGETS,), options.context + 1)
+            schedule = unroll(
+                Static(there.config.space), first, lm.sparsity, lm.shapes, length, asked, Ledger.empty(TARGETS)
+            )
+            static = schedule.ledger.average
             arm = "uniform" if lm.sparsity.allocation is None else "allocated"
             points.append({"space": name, "length": length, "bound": bound} | {
                 who: gaps(shares, asked, there.config.space, bound)
@@ -153,7 +156,7 @@ def reachable(lm: solm.LanguageModel, space: ActionSpace, context: int, length: 
     """Targets [TARGETS, 3] between what the lowest and the highest level of every axis realise on a run."""
     kv_length = context + 1 + torch.arange(length)[None]
     found = []
-    for axis, levels in enumerate(axis_levels(space, kv_length, lm.sparsity, lm.control.shapes)):
+    for axis, levels in enumerate(axis_levels(space, kv_length, lm.sparsity, lm.shapes)):
         low, high = levels[..., 0].mean(), levels[..., -1].mean()
         order = torch.randperm(TARGETS, generator=torch.Generator().manual_seed(axis))
         found.append(low + (high - low) * order / (TARGETS - 1))

@@ -14,10 +14,9 @@ import time
 from dataclasses import dataclass
 
 import torch
-from solm.runtime.drive import teacher_forced
 
 import solm
-from common import draw_text, finish, parser, peak_memory_gib, seconds_inside, spread
+from common import draw_text, finish, parser, peak_memory_gib, scored_under, seconds_inside, spread
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.sparsity import SparsityConfig
@@ -49,7 +48,7 @@ def sample_rates(lm: solm.LanguageModel, shape: Shape, rounds: int) -> list[floa
         generator = torch.Generator().manual_seed(turn)
         before, after = draw_levels(space, shape.texts, shape.schedules, shape.steps, generator)
         begun = time.perf_counter()
-        collect_samples(lm, windows, shape.context, min(4, lm.control.shapes.layers - 1), before, after, space)
+        collect_samples(lm, windows, shape.context, min(4, lm.shapes.layers - 1), before, after, space)
         rates.append(shape.token_steps / (time.perf_counter() - begun))
     return rates[1:]
 
@@ -58,7 +57,7 @@ def rollouts(lm: solm.LanguageModel, shape: Shape, rounds: int) -> list[dict[str
     """Seconds of every round, by what they went into."""
     space = ActionSpace.preset(SPACE)
     torch.manual_seed(0)
-    network = PolicyNetwork(NetworkConfig(base_hidden=lm.control.shapes.hidden, actions=len(space))).eval()
+    network = PolicyNetwork(NetworkConfig(base_hidden=lm.shapes.hidden, actions=len(space))).eval()
     policy = LearnedPolicy(network, space, clamp=False)
     windows = draw_text(lm, shape.texts, shape.context + shape.steps + 1)
     target = Budget.from_net(0.7, space).tensor(shape.texts * shape.schedules)
@@ -72,7 +71,7 @@ def rollouts(lm: solm.LanguageModel, shape: Shape, rounds: int) -> list[dict[str
             session.prefill(windows[:, : shape.context])
             prefill, prefill_model = time.perf_counter() - begun, inside["model"]
             forks = session.fork(shape.schedules, capacity=shape.steps + PAGE)
-            teacher_forced(forks, policy, following, target, generator, record=True)
+            scored_under(forks, policy, following, target, generator, record=True)
             total = time.perf_counter() - begun
         spent = {"prefill": prefill, "model_steps": inside["model"] - prefill_model, "policy": inside["policy"]}
         found.append({"total": total, **spent, "rest": total - sum(spent.values())})
@@ -89,7 +88,7 @@ def schedule_scores(lm: solm.LanguageModel, shape: Shape) -> torch.Tensor:
     following = windows[:, shape.context :].repeat_interleave(shape.schedules, 0)
     target = Budget.from_net(0.7, space).tensor(len(following))
     generator = torch.Generator().manual_seed(0)
-    run = teacher_forced(forks, lm.policy("random", space), following, target, generator)
+    run = scored_under(forks, lm.policy("random", space), following, target, generator)
     scores = run.log_probabilities.double().mean(1).unflatten(0, (shape.texts, shape.schedules))
     return (scores - scores.mean(1, keepdim=True)).flatten()
 
