@@ -27,6 +27,7 @@ def test_every_processor_computes_the_same(flags, edge):
     edge(library(flags))
 
 
+@pytest.mark.slow
 def test_no_sanitizer_finds_anything_in_the_engine():
     runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not Path(runtime).is_file():
