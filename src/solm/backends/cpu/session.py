@@ -8,7 +8,7 @@ from solm.backends.base import BaseSession, Split, only
 from solm.backends.cpu.call import Computed, EngineCall
 from solm.backends.cpu.decider import decider_of
 from solm.backends.cpu.engine import Cache, Engine, check_bits
-from solm.backends.session import AnyPolicy, Result, check_cut
+from solm.backends.session import AnyPolicy, Result, check_cut, check_length
 from solm.backends.threads import one_torch_thread
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.session import TorchSession
@@ -41,6 +41,7 @@ class CpuSession(BaseSession):
         self._hidden = torch.zeros(0)  # [N, H] what the output head read last, but for
         self._last: Computed | None = None  # the pass that it has not been taken from yet
         self._by_engine: frozenset[int] = frozenset()  # groups that the engine decides for
+        self._all_by_engine = False
 
     @property
     def rows(self) -> int:
@@ -162,6 +163,7 @@ class CpuSession(BaseSession):
         inside = [isinstance(group.policy, PricedPolicy) for group in groups]
         alone = all(there for there, priced in zip(known, inside, strict=True) if priced)
         self._by_engine = frozenset(number for number, there in enumerate(known) if there and alone)
+        self._all_by_engine = len(self._by_engine) == len(groups)
 
     @property
     def _own_groups(self) -> frozenset[int]:
@@ -188,13 +190,18 @@ class CpuSession(BaseSession):
                 enters = self.embed(tokens).float() if before is None else torch.from_numpy(before.stream.copy())
                 later = split.choose(enters)
             done = run(*rows, later, first=split.layer, before=before, approximate_tail=approximate_tail)
-        places = self._held[:, None] + np.arange(count)
+        # As few operations as can be: right after a pass each takes several times as long as usual (see `EngineCall`).
+        places = self._held[:, None] if count == 1 else self._held[:, None] + np.arange(count)
+        controllable = torch.from_numpy(places >= self._sparsity.always_read)
         self._held = self._held + count
         self._last = done
-        controllable = torch.from_numpy(places >= self._sparsity.always_read)
-        actions = self._dense_actions(count)
-        if decide:  # the engine gives -1 for rows that it does not decide for
-            actions = torch.from_numpy(np.where(done.actions < 0, actions.numpy(), done.actions))
+        actions = None
+        if decide and self._all_by_engine:
+            actions = torch.from_numpy(done.actions)
+        elif keep is None or decide:
+            actions = self._dense_actions(count)
+            if decide:  # the engine gives -1 for rows that it does not decide for
+                actions = torch.from_numpy(np.where(done.actions < 0, actions.numpy(), done.actions))
         found = Result(
             done.logits, torch.from_numpy(done.stream), torch.from_numpy(done.realised), controllable, actions
         )
@@ -202,8 +209,8 @@ class CpuSession(BaseSession):
 
     def _prepare(self, count: int) -> None:
         """Give the engine the prompt, and rows room for `count` more tokens."""
-        self._check_room(count)
         longest = int(self._held.max()) + count
+        check_length(longest, self._context)
         self._fill()
         if all(cache.capacity >= longest for cache in self._caches):
             return
