@@ -13,7 +13,7 @@ ACTIONS = {
 
 
 def pair(control, sparsity=SPARSITY, context=100, rows=2, **options):
-    """A reference and a native session over the same prompts."""
+    """A torch and a cpu session over the same prompts."""
     engine = Engine(control.model, sparsity, "float32", **options)
     ids = tokens(rows, context)
     sessions = control.session(sparsity), CpuSession(control, engine, sparsity)

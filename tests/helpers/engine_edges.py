@@ -208,7 +208,7 @@ def low_precision_stays_close(built) -> None:
     assert off["int8 kv"] < 1.2 * off["int8"], off
 
 
-def decisions_are_booked(built) -> None:
+def decisions_are_counted(built) -> None:
     """The same whether tokens come one by one or at once, for rows with and without a policy."""
     model = tiny_model("llama", torch.float32)
     policies = [decider(layer) for layer in (0, 1)]
@@ -286,7 +286,7 @@ def python_threads_share_an_engine() -> None:
 EDGES: list[Callable[..., None]] = [
     dense_equals_the_model, sparse_equals_the_native_build, steps_do_not_depend_on_the_batch, forks_go_on_alone,
     approximate_tails_are_exact_near_the_top, integer_heads_give_what_their_weights_give, low_precision_stays_close,
-    decisions_are_booked, whatever_it_is_given_it_computes_or_refuses,
+    decisions_are_counted, whatever_it_is_given_it_computes_or_refuses,
 ]  # fmt: skip
 
 if __name__ == "__main__":

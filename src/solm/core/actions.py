@@ -149,7 +149,7 @@ PRESETS: dict[str, ActionSpace] = {
     "joint-336": ActionSpace(
         attention=(0.1, 0.4, 0.7, 1.0), mlp=(0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), bits=tuple(range(5, 17))
     ),
-    # What a compiled step can skip; for sparsity `native`.
+    # What a compiled step can skip; for sparsity `cpu`.
     "cpu": ActionSpace(attention=(0.1, 0.2, 0.3, 0.4, 0.6, 1.0), mlp=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),
     # The same, so close that a mixture of two levels costs little more than what lies between.
     "cpu-fine": ActionSpace(attention=(0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), mlp=_steps(50, 100, 5)),
