@@ -213,7 +213,7 @@ def test_layers_in_two_calls_equal_one_call(rows):
     assert np.allclose(parts.states["spent"], whole.states["spent"], rtol=0, atol=1e-12)
 
 
-def test_known_steps_are_booked_as_python_would(engine):
+def test_known_steps_are_counted_as_python_would(engine):
     """To the last bit: spent + realised, step by step, once a step can be controlled."""
     rows, spent = Rows(engine, 2), np.zeros((2, 3))
     for step in range(60):
