@@ -93,6 +93,10 @@ class BaseSession(ABC):
         """As `Session.control`."""
         self._budgets = budgets.open_budgets(target, horizon, policy.space.dense_index, ledger, early)
         self._control.assign(policy, self.rows, self._device, generator, record)
+        self._took_over(policy)
+
+    def _took_over(self, policy: AnyPolicy) -> None:  # noqa: B027
+        """What a backend does once all rows are under `policy`; nothing, where Python decides everything."""
 
     def aim(self, target: torch.Tensor) -> None:
         """As `Session.aim`."""

@@ -12,7 +12,6 @@ from solm.backends.session import AnyPolicy, Result, check_cut, check_length
 from solm.backends.threads import one_torch_thread
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.session import TorchSession
-from solm.core.budget import Ledger
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.priced import PricedPolicy
@@ -73,19 +72,7 @@ class CpuSession(BaseSession):
             self._budgets = budgets.uncontrolled(self.rows)
         return logits
 
-    def control(
-        self,
-        policy: AnyPolicy,
-        target: torch.Tensor,
-        horizon: int,
-        generator: torch.Generator | None = None,
-        *,
-        ledger: Ledger | None = None,
-        early: torch.Tensor | None = None,
-        record: bool = False,
-    ) -> None:
-        """As `Session.control`."""
-        super().control(policy, target, horizon, generator, ledger=ledger, early=early, record=record)
+    def _took_over(self, policy: AnyPolicy) -> None:
         if type(policy) is ValuePolicy:  # a subclass may decide otherwise
             self._budgets["decider"] = decider_of(policy).address
         self._regroup()
