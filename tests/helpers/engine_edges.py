@@ -17,6 +17,7 @@ from solm.backends.cpu.call import Computed, EngineCall
 from solm.backends.cpu.decider import Decider
 from solm.backends.cpu.engine import Cache, Engine
 from solm.backends.cpu.library import library
+from solm.backends.cpu.weights import Matrix
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 
@@ -208,6 +209,62 @@ def low_precision_stays_close(built) -> None:
     assert off["int8 kv"] < 1.2 * off["int8"], off
 
 
+class PackedEngine(Engine):
+    """An engine whose matrices hold random numbers of `bits` bits, as matrices of `stored` bits; q, k and v apart."""
+
+    def __init__(self, model, bits: int, stored: int, group: int, centre: int, built, threads: int = 2):
+        self.how = bits, stored, group, centre
+        super().__init__(model, SPARSITY, "nested", threads, library=built)
+
+    def _matrices(self, layer):
+        bits, stored, group, centre = self.how
+        attention, mlp = layer.self_attn, layer.mlp
+        parts = {
+            "qkv": [part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj)],
+            "out": [attention.o_proj.weight],
+            "gate_up": [mlp.gate_proj.weight, mlp.up_proj.weight],
+            "down": [mlp.down_proj.weight],
+        }
+        found = {}
+        for place, (name, weights) in enumerate(parts.items()):
+            found[name] = []
+            for number, weight in enumerate(weights):
+                draw = torch.Generator().manual_seed(10 * place + number)
+                numbers = torch.randint(0, 1 << bits, weight.shape, generator=draw).to(torch.uint8)
+                shape = len(weight), weight.shape[1] // group
+                step = (torch.rand(shape, generator=draw) * 0.1 / (1 << bits)).half()
+                lowest = None if centre >= 0 else (-step * (1 << bits - 1) * torch.rand(shape, generator=draw)).half()
+                grid = step.repeat_interleave(group, 1).float(), 0.0 if lowest is None else lowest
+                low = -centre * grid[0] if lowest is None else lowest.repeat_interleave(group, 1).float()
+                weight.data = low + grid[0] * numbers
+                found[name].append(Matrix.packed(numbers, step, lowest, bits=stored, group=group, centre=centre))
+        return found
+
+
+def packed_weights_of_all_widths_give_the_same(built) -> None:
+    """As what they mean in float does, and to rounding as the same numbers stored in more bits."""
+    sizes = {**GRID_SIZES, "intermediate_size": 576}
+    actions = [(1.0, 1.0, 16), (1.0, 0.5, 16)]
+    for bits, group, centre in ((4, 32, 8), (4, 32, -1), (5, 32, 16), (5, 16, -1), (6, 16, 32), (8, 32, 128)):
+        found = {}
+        for stored in sorted({bits, 8}):
+            model = tiny_model("llama", torch.float32, **sizes)
+            rows = Rows(PackedEngine(model, bits, stored, group, centre, built), 3)
+            rows.run(tokens(3, 40))
+            found[stored] = [rows.fork().run(tokens(3, 9, seed=5), action).stream for action in actions]
+            steps = rows.fork()
+            one_by_one = [steps.run(tokens(3, 9, seed=5)[:, q : q + 1], actions[1]).stream for q in range(9)]
+            assert np.array_equal(np.concatenate(one_by_one, 1), found[stored][1]), (bits, stored)
+        float_rows = Rows(Engine(model, SPARSITY, "float32", library=built), 3)
+        float_rows.run(tokens(3, 40))
+        expected = [float_rows.fork().run(tokens(3, 9, seed=5), action).stream for action in actions]
+        for action in range(2):
+            off = np.abs(found[bits][action] - found[8][action]).max() / np.abs(expected[action]).max()
+            assert off < 1e-2, (bits, group, centre, off)
+        off = np.linalg.norm(found[bits][0] - expected[0]) / np.linalg.norm(expected[0])
+        assert off < 0.03, (bits, group, centre, off)
+
+
 def decisions_are_counted(built) -> None:
     """The same whether tokens come one by one or at once, for rows with and without a policy."""
     model = tiny_model("llama", torch.float32)
@@ -286,6 +343,7 @@ def python_threads_share_an_engine() -> None:
 EDGES: list[Callable[..., None]] = [
     dense_equals_the_model, sparse_equals_the_native_build, steps_do_not_depend_on_the_batch, forks_go_on_alone,
     approximate_tails_are_exact_near_the_top, integer_heads_give_what_their_weights_give, low_precision_stays_close,
+    packed_weights_of_all_widths_give_the_same,
     decisions_are_counted, whatever_it_is_given_it_computes_or_refuses,
 ]  # fmt: skip
 

@@ -12,7 +12,7 @@ from solm.backends.cpu import structs
 from solm.backends.cpu.library import INVALID
 from solm.backends.cpu.library import library as built
 from solm.backends.cpu.structs import GROUP, MESSAGE, MOST_QUERIES, PAGE
-from solm.backends.cpu.weights import INTEGERS, Head, Matrix, NestedMatrix
+from solm.backends.cpu.weights import INTEGERS, Head, Matrix, Stored
 from solm.backends.torch.families import decoder_layers
 from solm.core.errors import DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
@@ -152,13 +152,14 @@ class Engine:
         blocks: Any = decoder_layers(model)
         norm = getattr(blocks[0].self_attn, "q_norm", None)
         embedding, kind = self._embedding(model)
-        cosine, sine = self._rotary(base, config)
+        frequencies, rotary_scale = base.rotary_emb.inv_freq, base.rotary_emb.attention_scaling
         matrices = [self._matrices(block) for block in blocks]
         head = Head(model.get_output_embeddings().weight, self.precision)  # type: ignore[arg-type]
-        self._place([matrix for layer in matrices for matrix in layer.values()] + [head])
+        self._place([*(matrix for layer in matrices for parts in layer.values() for matrix in parts), head])
         layers = (structs.Layer * len(matrices))()
         for layer, block, parts in zip(layers, blocks, matrices, strict=True):
-            for name, value in [*((n, m.struct) for n, m in parts.items()), *self._vectors(block).items()]:
+            values = {name: structs.product(*(part.struct for part in found)) for name, found in parts.items()} | self._vectors(block)
+            for name, value in values.items():
                 setattr(layer, name, value)
         sizes = structs.Sizes(
             layers=len(matrices),
@@ -168,13 +169,14 @@ class Engine:
             kv_heads=config.num_key_value_heads,
             head_dim=head_dim,
             vocabulary=config.vocab_size,
-            positions=len(cosine),
-            precision=PRECISIONS.index(self.precision),
+            positions=config.max_position_embeddings,
+            precision=0 if self.precision == "float32" else 1 if self.precision == "bfloat16" else 2,
             embedding=kind,
             kv_int8=kv_cache_dtype == "int8",
             threads=threads,
             norms_after=not hasattr(blocks[0], "input_layernorm"),
             whole_norms=norm is not None and norm.weight.numel() > head_dim,
+            rotary=2 * len(frequencies),
             epsilon=config.rms_norm_eps,
         )
         return structs.Model(
@@ -183,8 +185,8 @@ class Engine:
             embedding=embedding.data_ptr(),
             head=head.struct,
             final_norm=self._floats(base.norm.weight),
-            cosine=self._floats(cosine),
-            sine=self._floats(sine),
+            frequencies=self._floats(frequencies),
+            rotary_scale=rotary_scale,
         )
 
     def _embedding(self, model: PreTrainedModel) -> tuple[torch.Tensor, int]:
@@ -195,7 +197,7 @@ class Engine:
         self._kept.append(weight)
         return weight, kinds.index(weight.dtype)
 
-    def _place(self, matrices: list[Matrix]) -> None:
+    def _place(self, matrices: list[Stored]) -> None:
         """Move all weights next to one another, in the order in which a step reads them."""
         self._arena = self.library.solm_arena(sum(matrix.room for matrix in matrices))
         if not self._arena:
@@ -214,17 +216,18 @@ class Engine:
         self._kept.append(kept)
         return kept.data_ptr()
 
-    def _matrices(self, layer: nn.Module) -> dict[str, Matrix]:
+    def _matrices(self, layer: nn.Module) -> dict[str, list[Matrix]]:
         """A layer's matrices by their names in `structs.Layer`."""
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
         qkv = torch.cat([part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj)])
-        kind = NestedMatrix if self.precision == "nested" else Matrix
+        gate_up, down = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), mlp.down_proj.weight
+        nested = self.precision == "nested"
         return {
-            "qkv": Matrix(qkv, self.precision),
-            "out": Matrix(attention.o_proj.weight, self.precision),
-            "gate_up": kind(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), self.precision),
-            "down": kind(mlp.down_proj.weight, self.precision),
+            "qkv": [Matrix.of(qkv, self.precision)],
+            "out": [Matrix.of(attention.o_proj.weight, self.precision)],
+            "gate_up": [Matrix.nested(gate_up) if nested else Matrix.of(gate_up, self.precision)],
+            "down": [Matrix.nested(down) if nested else Matrix.of(down, self.precision)],
         }
 
     def _vectors(self, layer: nn.Module) -> dict[str, int | None]:
@@ -236,15 +239,9 @@ class Engine:
         norms.update((name, getattr(attention, name, None)) for name in ("q_norm", "k_norm"))
         vectors = {name: self._floats(None if norm is None else norm.weight) for name, norm in norms.items()}
         biases = [part.bias for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        vectors["rotates"] = True
         vectors["qkv_bias"] = self._floats(None if biases[0] is None else torch.cat(biases))
         return vectors
-
-    @staticmethod
-    def _rotary(base: Any, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of every position [positions, D], from the model's own rotary module."""
-        positions = torch.arange(config.max_position_embeddings)[None]
-        cosine, sine = base.rotary_emb(torch.zeros(1, 1, dtype=torch.float32), positions)
-        return cosine[0], sine[0]
 
 
 class Cache:

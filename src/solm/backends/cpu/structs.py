@@ -42,33 +42,53 @@ class Sizes(ctypes.Structure):
     _fields_ = [
         *_integers(
             "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary", "positions", "precision",
-            "embedding", "kv_int8", "threads", "norms_after", "whole_norms",
+            "embedding", "kv_int8", "threads", "norms_after", "whole_norms", "rotary",
         ),
         ("epsilon", ctypes.c_float),
     ]  # fmt: skip
 
 
 class Matrix(ctypes.Structure):
-    """Addresses of a weight matrix's parts, None for those that it lacks."""
+    """A weight matrix of a layer; see csrc/structs.h for its forms."""
+
+    _fields_ = [*_pointers("data", "scale", "grid"), *_integers("outputs", "bits", "group", "centre")]
+
+
+class Product(ctypes.Structure):
+    """A matrix product whose outputs come from up to three matrices; see `product`."""
+
+    _fields_ = [("part", Matrix * 3), ("parts", ctypes.c_int32)]
+
+
+def product(*parts: Matrix) -> Product:
+    """The product of these matrices, whose outputs stand one after another."""
+    made = Product(parts=len(parts))
+    for place, part in enumerate(parts):
+        made.part[place] = part
+    return made
+
+
+class Head(ctypes.Structure):
+    """Addresses of the head's parts, None for those that it lacks."""
 
     _fields_ = _pointers("data", "low", "scale", "grid")
 
 
 class Layer(ctypes.Structure):
-    """The matrices of a layer, and addresses of its norms and bias."""
+    """The matrix products of a layer, and addresses of its norms and bias."""
 
     _fields_ = [
-        *((name, Matrix) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, Product) for name in ("qkv", "out", "gate_up", "down")), *_integers("rotates"),
         *_pointers("attention_norm", "mlp_norm", "q_norm", "k_norm", "qkv_bias"),
-    ]
+    ]  # fmt: skip
 
 
 class Model(ctypes.Structure):
     """Everything that the engine needs to know of a model."""
 
     _fields_ = [
-        ("sizes", Sizes), ("layers", ctypes.POINTER(Layer)), ("embedding", _pointer), ("head", Matrix),
-        *_pointers("final_norm", "cosine", "sine"),
+        ("sizes", Sizes), ("layers", ctypes.POINTER(Layer)), ("embedding", _pointer), ("head", Head),
+        *_pointers("final_norm", "frequencies"), ("rotary_scale", ctypes.c_float),
     ]  # fmt: skip
 
 
@@ -137,7 +157,7 @@ def layout() -> list[str]:
         "SHORTEST_HORIZON": SHORTEST_HORIZON, "MESSAGE": MESSAGE,
     }  # fmt: skip
     lines = [f"{name} = {value}" for name, value in constants.items()]
-    for struct in (Sizes, Matrix, Layer, Model, SparsityRules, Decider):
+    for struct in (Sizes, Matrix, Product, Head, Layer, Model, SparsityRules, Decider):
         lines += _lines(struct.__name__, ctypes.sizeof(struct), _fields(struct))
     state = budgets.ROW_STATE
     fields = [(name, at, dtype.itemsize) for name, (dtype, at, *_) in (state.fields or {}).items()]

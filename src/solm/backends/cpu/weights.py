@@ -6,34 +6,17 @@ import torch
 
 from solm.backends.cpu import structs
 from solm.backends.cpu.structs import BLOCK, GROUP, STRIP
-from solm.core.nested import halves
+from solm.core.nested import nested
 
 INTEGERS = ("int8", "int4", "nested")
 PACKED = ("int4", "nested")
 """Precisions in which a matrix that lies on a grid of 4 bits is packed."""
 
 
-class Matrix:
-    """A weight matrix [out, in] in the engine's layout: input-major [in, out], in int8 with a scale per output.
+class Stored:
+    """What the engine reads of one matrix: tensors, which `move` places in memory of the engine."""
 
-    With precision int4 a matrix whose weights lie on a grid of 4 bits is packed without loss; any other is int8.
-    """
-
-    def __init__(self, weight: torch.Tensor, precision: str):
-        self.scale: torch.Tensor | None = None
-        self.grid: torch.Tensor | None = None
-        self.low: torch.Tensor | None = None
-        self.data = self._stored(weight.detach(), precision)
-
-    def _stored(self, weight: torch.Tensor, precision: str) -> torch.Tensor:
-        packed = pack(weight) if precision in PACKED else None
-        if packed is not None:
-            data, self.grid = packed
-            return data
-        if precision in INTEGERS:
-            numbers, self.scale = _rounded(weight)
-            return _in_blocks(numbers.T)
-        return weight.to(FLOATS[precision]).T.contiguous()
+    _names: tuple[str, ...] = ()
 
     @property
     def room(self) -> int:
@@ -42,8 +25,12 @@ class Matrix:
 
     @property
     def _parts(self) -> dict[str, torch.Tensor]:
-        named = {name: getattr(self, name) for name in ("data", "low", "scale", "grid")}
+        named = {name: getattr(self, name) for name in self._names}
         return {name: part for name, part in named.items() if part is not None}
+
+    @property
+    def _addresses(self) -> dict[str, int]:
+        return {name: part.data_ptr() for name, part in self._parts.items()}
 
     def move(self, address: int) -> None:
         """Copy all parts to `address`, and use them there from now on."""
@@ -52,24 +39,88 @@ class Matrix:
             setattr(self, name, torch.frombuffer(memory, dtype=part.dtype).view(part.shape).copy_(part))
             address += _lines(part)
 
+
+class Matrix(Stored):
+    """A weight matrix in the engine's layout, input-major; csrc/structs.h describes its forms.
+
+    data: [in, out] floats, [in, out] uint8 with a scale per output, or rows of packed numbers of `bits` bits. grid: of
+    packed numbers, [groups, outputs] steps with lowest = -centre * step, or with centre -1 [groups, 2, outputs].
+    """
+
+    _names = ("data", "scale", "grid")
+
+    def __init__(
+        self,
+        outputs: int,
+        data: torch.Tensor,
+        scale: torch.Tensor | None = None,
+        grid: torch.Tensor | None = None,
+        bits: int = 0,
+        group: int = GROUP,
+        centre: int = -1,
+    ):
+        self.outputs, self.data, self.scale, self.grid = outputs, data, scale, grid
+        self.bits, self.group, self.centre = bits, group, centre
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, precision: str) -> "Matrix":
+        """A matrix from float weights [out, in]."""
+        weight, out = weight.detach(), len(weight)
+        found = grid_of(weight) if precision in PACKED and out % BLOCK == 0 else None
+        if found is not None:
+            return cls.packed(*found, bits=4)
+        if precision in INTEGERS:
+            numbers, scale = _rounded(weight)
+            return cls(out, _in_blocks(numbers.T), scale)
+        return cls(out, weight.to(FLOATS[precision]).T.contiguous())
+
+    @classmethod
+    def nested(cls, weight: torch.Tensor) -> "Matrix":
+        """A matrix of 8 bits from float weights [out, in]; in must be a multiple of 32, out one of 64."""
+        return cls.packed(*nested(weight, GROUP), bits=8)
+
+    @classmethod
+    def packed(
+        cls,
+        numbers: torch.Tensor,
+        step: torch.Tensor,
+        lowest: torch.Tensor | None = None,
+        *,
+        bits: int,
+        group: int = GROUP,
+        centre: int = -1,
+    ) -> "Matrix":
+        """A matrix of numbers [out, in] uint8 below 2 ** bits, with steps and lowest values [out, in / group]."""
+        low_bits = bits - 4
+        data = _in_pairs(numbers >> low_bits)
+        if low_bits:
+            data = torch.cat([data, _in_fields(numbers & (1 << low_bits) - 1, low_bits)], 1)
+        grid = step.T if lowest is None else torch.stack([step.T, lowest.T], 1)
+        return cls(len(numbers), data, None, grid.to(torch.float16).contiguous(), bits, group, centre)
+
     @property
     def struct(self) -> structs.Matrix:
         """Where its parts are, which must outlive what reads them."""
-        return structs.Matrix(**{name: part.data_ptr() for name, part in self._parts.items()})
+        return structs.Matrix(
+            outputs=self.outputs, bits=self.bits, group=self.group, centre=self.centre, **self._addresses
+        )
 
 
-class NestedMatrix(Matrix):
-    """A matrix in two halves of 4 bits (`solm.core.nested`): the high ones packed in `data` and `grid`, the low ones in
-    `low`. The number of inputs must be a multiple of 32, that of outputs one of 64."""
-
-    def _stored(self, weight: torch.Tensor, precision: str) -> torch.Tensor:
-        nested = halves(weight, GROUP)
-        self.grid, self.low = _grid(nested.step, nested.lowest), _in_pairs(nested.low)
-        return _in_pairs(nested.high)
-
-
-class Head(Matrix):
+class Head(Stored):
     """The head [V, H] in the engine's layout: rows of floats, or the strips of head.h where weights are integers."""
+
+    _names = ("data", "low", "scale", "grid")
+
+    def __init__(self, weight: torch.Tensor, precision: str):
+        self.scale: torch.Tensor | None = None
+        self.grid: torch.Tensor | None = None
+        self.low: torch.Tensor | None = None
+        self.data = self._stored(weight.detach(), precision)
+
+    @property
+    def struct(self) -> structs.Head:
+        """Where its parts are, which must outlive what reads them."""
+        return structs.Head(**self._addresses)
 
     def _stored(self, weight: torch.Tensor, precision: str) -> torch.Tensor:
         if precision not in INTEGERS:
@@ -129,22 +180,6 @@ def grid_of(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     return numbers, step[..., 0], low[..., 0]
 
 
-def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Weights [out, in] on such grids in the engine's layout: bytes [in, out / 2] and grids [in / 32, 2, out] float16
-    (step, lowest value). None for other weights, and where out is not a multiple of 64."""
-    out = len(weight)
-    found = grid_of(weight) if out % BLOCK == 0 else None
-    if found is None:
-        return None
-    numbers, step, lowest = found
-    return _in_pairs(numbers), _grid(step, lowest)
-
-
-def _grid(step: torch.Tensor, lowest: torch.Tensor) -> torch.Tensor:
-    """Grids of packed weights: [in / 32, 2, out] float16."""
-    return torch.stack([step.T, lowest.T], 1).to(torch.float16).contiguous()
-
-
 def _in_pairs(numbers: torch.Tensor) -> torch.Tensor:
     """Numbers of 4 bits [out, in], two to a byte in the order of dot_integer.h: [in, out / 2]."""
     blocks = _in_blocks(numbers.T)
@@ -153,6 +188,14 @@ def _in_pairs(numbers: torch.Tensor) -> torch.Tensor:
     single = blocks[:, whole:].unflatten(1, (2, -1)).transpose(0, 1)
     first, second = (torch.cat([pairs[:, half].flatten(1), single[half]], 1) for half in (0, 1))
     return (first + second * 16).contiguous()
+
+
+def _in_fields(numbers: torch.Tensor, bits: int) -> torch.Tensor:
+    """Numbers of 1, 2 or 4 bits [out, in], several to a byte in the order of dot_packed.h: [in, 64 * chunks]."""
+    of_chunk = 8 // bits
+    blocks = _in_blocks(torch.nn.functional.pad(numbers.T, (0, -len(numbers) % (of_chunk * BLOCK))))
+    fields = blocks.unflatten(1, (-1, of_chunk, BLOCK)).int() << (torch.arange(of_chunk) * bits)[:, None]
+    return fields.sum(2).to(torch.uint8).flatten(1)
 
 
 def _in_blocks(bytes_: torch.Tensor) -> torch.Tensor:

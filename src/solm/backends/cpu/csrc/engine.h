@@ -68,10 +68,14 @@ struct Engine {
   Sizes s;
   std::vector<Layer> layers;
   const void* embedding;
-  Matrix head;
-  const float *final_norm, *cosine, *sine;
+  Head head;
+  const float *final_norm, *frequencies;
+  float rotary_scale;
+  bool nested = true;  // every weight of an MLP has upper bits that can be read alone
   Barrier barrier;
   std::shared_ptr<std::mutex> mutex = std::make_shared<std::mutex>();  // serialises all calls
+
+  std::vector<float> cosine, sine;  // [positions so far, rotary / 2]
 
   // What threads work in. It is allocated here and by `reserve`, so that no thread allocates in a step.
   std::vector<std::vector<float>> partial_sums;   // per thread, for the others to read: two halves, used alternately
@@ -105,6 +109,7 @@ struct Engine {
   std::atomic<bool> stop{false};
 
   void wake();
+  void rotate_up_to(int64_t end);
   void serve(int thread);
   void plan_steps(const Call& c);
   void book_steps(const Call& c);

@@ -13,7 +13,7 @@ namespace solm {
 constexpr float EXACT_RANGE = 8;  // with approximate_tail, logits within this of the largest are exact
 
 struct HeadSlice {
-  const Matrix& head;
+  const Head& head;
   const int vocabulary, first, last;  // this thread's strips, [first, last)
   const size_t bytes;                 // of a strip
   const int wide;                     // channels, rounded up to a multiple of 64
@@ -34,7 +34,7 @@ struct HeadSlice {
   // Takes the inputs of `count` steps.
   void prepare(const RoundedInput* rounded, int count) {
     rows = count;
-    for (size_t g = 0; g < groups.size(); ++g) groups[g].gather(int(g), rounded, rows, nullptr, 0, [](int) { return true; });
+    for (size_t g = 0; g < groups.size(); ++g) groups[g].gather(int(g), GROUP, rounded, rows, nullptr, 0, 0, [](int) { return true; });
     constexpr float VARIANCE = (16.0f * 16 - 1) / 12;  // of numbers from 0 to 15
     for (int r = 0; r < rows; ++r) {
       mean[r] = half_variance[r] = 0;

@@ -100,13 +100,13 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     for (int r = 0; r < rows; ++r) append_key_and_value(l, number, steps[r], result(r));
     barrier();
     attend(number, steps, rows);
-    fetch(first_rows(l.out, Q * D, H));
+    fetch(first_rows(l.out, Q * D));
     barrier();
     const size_t share = size_t(Q) * (D + 2);
     for (int r = 0; r < rows; ++r) combine(r * share, &heads[size_t(r) * Q * D]);
     half = !half;
     keep_all(heads.data(), Q * D, rows);
-    multiply(l.out, Q * D, H, rows, first_rows(l.gate_up, H, 2 * I));
+    multiply(l.out, Q * D, H, rows, first_rows(l.gate_up, H));
 
     for (int r = 0; r < rows; ++r) {
       float* x = &streams[size_t(r) * H];
@@ -114,12 +114,12 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       if (!e.s.norms_after) rms_norm(x, l.mlp_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
       keep_largest(e.s.norms_after ? x : &normed[size_t(r) * H], H, plans[r].inputs, plans[r], r);
     }
-    multiply(l.gate_up, H, 2 * I, rows, first_rows(l.down, I, H));
+    multiply(l.gate_up, H, 2 * I, rows, first_rows(l.down, I));
     for (int r = 0; r < rows; ++r) {
       silu_times(result(r), result(r) + I, I, values.data());
       keep_largest(values.data(), I, plans[r].hiddens, plans[r], r);
     }
-    multiply(l.down, I, H, rows, number + 1 < e.call->last ? first_rows(e.layers[number + 1].qkv, H, wide) : Prefetch());
+    multiply(l.down, I, H, rows, number + 1 < e.call->last ? first_rows(e.layers[number + 1].qkv, H) : Prefetch());
     for (int r = 0; r < rows; ++r) add_result(r, l.mlp_norm);
   }
 
@@ -135,7 +135,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       float* head = queries + h * D;
       const float* norm = h < Q ? l.q_norm : l.k_norm;
       if (norm && !e.s.whole_norms) rms_norm(head, norm, D, e.s.epsilon, head);
-      rotate(head, step.position);
+      if (l.rotates) rotate(head, step.position);
     }
     const float *key = queries + Q * D, *value = key + KV * D;
     if (thread == threads - 1)  // the last thread, because it reads the last page
@@ -143,12 +143,12 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   }
 
   void rotate(float* x, int position) const {
-    const float *c = e.cosine + size_t(position) * D, *s = e.sine + size_t(position) * D;
-    const int middle = D / 2;
+    const int middle = e.s.rotary / 2;
+    const float *c = &e.cosine[size_t(position) * middle], *s = &e.sine[size_t(position) * middle];
     for (int i = 0; i < middle; ++i) {
       const float a = x[i], b = x[i + middle];
       x[i] = a * c[i] - b * s[i];
-      x[i + middle] = b * c[i + middle] + a * s[i + middle];
+      x[i + middle] = b * c[i] + a * s[i];
     }
   }
 
