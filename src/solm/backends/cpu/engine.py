@@ -158,7 +158,9 @@ class Engine:
         self._place([*(matrix for layer in matrices for parts in layer.values() for matrix in parts), head])
         layers = (structs.Layer * len(matrices))()
         for layer, block, parts in zip(layers, blocks, matrices, strict=True):
-            values = {name: structs.product(*(part.struct for part in found)) for name, found in parts.items()} | self._vectors(block)
+            values = {
+                name: structs.product(*(part.struct for part in found)) for name, found in parts.items()
+            } | self._vectors(block)
             for name, value in values.items():
                 setattr(layer, name, value)
         sizes = structs.Sizes(

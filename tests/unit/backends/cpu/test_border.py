@@ -175,7 +175,10 @@ def test_sparsity_must_fit_the_model(engine):
     for sparsity, message in (
         (SPARSITY.under(Allocation(attention=(even,) * 3, mlp=(even,) * 3)), "for 3 layers, and the model has 2"),
         (SPARSITY.under(Allocation(attention=(even,) * 6, mlp=(even,) * 2)), "for 3 KV heads, and the model has 2"),
-        (SparsityConfig(window=16, bits_site="weights"), "bits of weights need precision nested"),
+        (
+            SparsityConfig(window=16, bits_site="weights"),
+            "bits of weights need MLP weights whose upper 4 bits can be read alone",
+        ),
         (SparsityConfig(window=0, sinks=0), "window must be at least 16, got 0"),
     ):
         with pytest.raises(DataError, match=message):

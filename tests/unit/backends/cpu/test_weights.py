@@ -7,45 +7,41 @@ import torch
 
 from helpers.engine import SPARSITY
 from helpers.models import keep_of, tiny_model, tokens
-from helpers.weights import GRID_SIZES, on_grid, rounded
+from helpers.weights import GRID_SIZES, on_grid
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.session import CpuSession
-from solm.backends.cpu.weights import pack
+from solm.backends.cpu.weights import Matrix
 from solm.backends.torch.backend import TorchBackend
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 
 
 @pytest.mark.parametrize("shape", [(64, 32), (128, 96), (192, 64), (960, 576)])
-@pytest.mark.parametrize("steps", [15, 9])
-def test_weights_on_a_grid_are_packed_exactly(shape, steps):
-    weight = rounded(torch.randn(shape, generator=torch.Generator().manual_seed(1)), steps)
-    weight[3, :32] = 0.5
-    data, grid = pack(weight)
-    assert data.shape == (shape[1], shape[0] // 2)
-    # As integers.h says: halves of bytes are blocks of 64 outputs, or the two halves of a last one.
-    stored = torch.empty(shape[1], shape[0], dtype=torch.int64)
-    for byte in range(shape[0] // 2):
-        first = byte // 64 * 128 + byte % 64 if byte < shape[0] // 128 * 64 else shape[0] - 64 + byte % 64
-        second = first + (64 if byte < shape[0] // 128 * 64 else 32)
-        stored[:, first], stored[:, second] = data[:, byte].long() & 15, data[:, byte].long() >> 4
-    found = torch.empty(shape[1], shape[0])
-    for output in range(shape[0]):
-        quad, lane, place = output % 64 // 16, output % 16 // 4, output % 4
-        found[:, output] = stored[:, output // 64 * 64 + 16 * lane + 4 * quad + place]
-    step, low = (grid[:, place].float().repeat_interleave(32, 0) for place in (0, 1))
-    torch.testing.assert_close((found * step + low).T, weight, atol=1e-6, rtol=1e-6)
-
-
-def test_other_weights_are_not_packed():
-    weight = torch.randn(128, 64, generator=torch.Generator().manual_seed(1))
-    assert pack(weight) is None
-    assert pack(rounded(weight)[:, :31]) is None
-    assert pack(rounded(weight)[:100]) is None
-    off = rounded(weight)
-    off[5, 7] += 0.01
-    assert pack(off) is None
-    assert pack(rounded(weight).bfloat16()) is not None
+@pytest.mark.parametrize("bits", [4, 5, 6, 8])
+def test_rows_of_packed_weights_are_laid_out_as_the_engine_reads_them(shape, bits):
+    out, low_bits = shape[0], bits - 4
+    numbers = torch.randint(0, 1 << bits, shape, generator=torch.Generator().manual_seed(bits)).to(torch.uint8)
+    step = torch.rand(out, shape[1] // 16)
+    matrix = Matrix.packed(numbers, step, -step, bits=bits, group=16)
+    data = matrix.data.long()
+    assert torch.equal(matrix.grid, torch.stack([step.T, -step.T], 1).half())
+    found = torch.empty(shape[1], out, dtype=torch.long)
+    for output in range(out):
+        # As structs.h says: two blocks of 64 outputs share bytes, or the two halves of a last one.
+        block, place = output // 64, output % 64
+        byte = (
+            place % 16 // 4 * 16 + place // 16 * 4 + place % 4
+        )  # dot_integer.h: output 16 k + 4 L + m at 16 L + 4 k + m
+        if output < out // 128 * 128:
+            upper = data[:, block // 2 * 64 + byte] >> block % 2 * 4
+        else:
+            upper = data[:, block * 32 + byte % 32] >> byte // 32 * 4
+        found[:, output] = (upper & 15) << low_bits
+        if low_bits:
+            of_chunk = 8 // low_bits
+            lower = data[:, out // 2 + block // of_chunk * 64 + byte] >> block % of_chunk * low_bits
+            found[:, output] += lower & (1 << low_bits) - 1
+    assert torch.equal(found.T, numbers.long())
 
 
 def test_packed_weights_give_what_the_same_weights_in_float_give():

@@ -35,8 +35,9 @@ class Barrier {
       return;
     }
     for (int spins = 0; sense_.load(std::memory_order_acquire) != sense; ++spins) {
-      pause();
-      if (spins > 20000) std::this_thread::yield();
+      // Longer than threads are apart where each has a core of its own; where they share cores, the others need it.
+      if (spins < 1000) pause();
+      else std::this_thread::yield();
     }
   }
 
