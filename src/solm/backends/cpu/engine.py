@@ -9,10 +9,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from solm.backends.cpu import structs
+from solm.backends.cpu.head import Head
 from solm.backends.cpu.library import INVALID
 from solm.backends.cpu.library import library as built
 from solm.backends.cpu.structs import GROUP, MESSAGE, MOST_QUERIES, PAGE
-from solm.backends.cpu.weights import INTEGERS, Head, Matrix, Stored
+from solm.backends.cpu.weights import INTEGERS, Matrix, Stored
 from solm.backends.torch.families import decoder_layers
 from solm.core.errors import DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
@@ -154,7 +155,7 @@ class Engine:
         embedding, kind = self._embedding(model)
         frequencies, rotary_scale = base.rotary_emb.inv_freq, base.rotary_emb.attention_scaling
         matrices = [self._matrices(block) for block in blocks]
-        head = Head(model.get_output_embeddings().weight, self.precision)  # type: ignore[arg-type]
+        head = Head.of(model.get_output_embeddings().weight, self.precision)  # type: ignore[arg-type]
         self._place([*(matrix for layer in matrices for parts in layer.values() for matrix in parts), head])
         layers = (structs.Layer * len(matrices))()
         for layer, block, parts in zip(layers, blocks, matrices, strict=True):

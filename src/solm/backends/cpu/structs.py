@@ -22,6 +22,8 @@ MOST_LEVELS, MOST_WIDTH = 100, 4096
 """Levels of one axis, and hidden units, of a policy in the engine."""
 MOST_STEPS = 1 << 20
 """Steps of one call."""
+MOST_EXACT = 64
+"""Largest logits of a step that can be exact where others are approximate."""
 MESSAGE = 200
 """Bytes of an error message."""
 
@@ -69,9 +71,9 @@ def product(*parts: Matrix) -> Product:
 
 
 class Head(ctypes.Structure):
-    """Addresses of the head's parts, None for those that it lacks."""
+    """The output head: addresses of its parts, None for those that it lacks, and its form; see csrc/structs.h."""
 
-    _fields_ = _pointers("data", "low", "scale", "grid")
+    _fields_ = [*_pointers("data", "low", "scale", "grid"), *_integers("bits", "group", "centre")]
 
 
 class Layer(ctypes.Structure):
@@ -154,7 +156,7 @@ def layout() -> list[str]:
         "PAGE": PAGE, "GROUP": GROUP, "BLOCK": BLOCK, "STRIP": STRIP, "KNOTS": allocation.KNOTS,
         "HIGH_BITS": nested.HIGH_BITS, "FULL_BITS": actions.FULL_BITS, "MOST_ROWS": MOST_ROWS,
         "MOST_QUERIES": MOST_QUERIES, "MOST_LEVELS": MOST_LEVELS, "MOST_WIDTH": MOST_WIDTH, "MOST_STEPS": MOST_STEPS,
-        "SHORTEST_HORIZON": SHORTEST_HORIZON, "MESSAGE": MESSAGE,
+        "MOST_EXACT": MOST_EXACT, "SHORTEST_HORIZON": SHORTEST_HORIZON, "MESSAGE": MESSAGE,
     }  # fmt: skip
     lines = [f"{name} = {value}" for name, value in constants.items()]
     for struct in (Sizes, Matrix, Product, Head, Layer, Model, SparsityRules, Decider):

@@ -5,7 +5,7 @@ import ctypes
 import torch
 
 from solm.backends.cpu import structs
-from solm.backends.cpu.structs import BLOCK, GROUP, STRIP
+from solm.backends.cpu.structs import BLOCK, GROUP
 from solm.core.nested import nested
 
 INTEGERS = ("int8", "int4", "nested")
@@ -70,7 +70,7 @@ class Matrix(Stored):
         if found is not None:
             return cls.packed(*found, bits=4)
         if precision in INTEGERS:
-            numbers, scale = _rounded(weight)
+            numbers, scale = rounded(weight)
             return cls(out, _in_blocks(numbers.T), scale)
         return cls(out, weight.to(FLOATS[precision]).T.contiguous())
 
@@ -106,38 +106,6 @@ class Matrix(Stored):
         )
 
 
-class Head(Stored):
-    """The head [V, H] in the engine's layout: rows of floats, or the strips of head.h where weights are integers."""
-
-    _names = ("data", "low", "scale", "grid")
-
-    def __init__(self, weight: torch.Tensor, precision: str):
-        self.scale: torch.Tensor | None = None
-        self.grid: torch.Tensor | None = None
-        self.low: torch.Tensor | None = None
-        self.data = self._stored(weight.detach(), precision)
-
-    @property
-    def struct(self) -> structs.Head:
-        """Where its parts are, which must outlive what reads them."""
-        return structs.Head(**self._addresses)
-
-    def _stored(self, weight: torch.Tensor, precision: str) -> torch.Tensor:
-        if precision not in INTEGERS:
-            return weight.to(FLOATS[precision]).contiguous()
-        missing = -len(weight) % STRIP
-        found = grid_of(weight) if precision in PACKED else None
-        if found is not None:
-            numbers, step, lowest = found
-            grid = torch.nn.functional.pad(torch.stack([step, lowest], -1), (0, 0, 0, 0, 0, missing))
-            self.grid = grid.unflatten(0, (-1, STRIP)).permute(0, 2, 3, 1).to(torch.float16).contiguous()
-            return _in_strips(numbers)
-        numbers, scale = _rounded(weight)
-        self.scale = torch.nn.functional.pad(scale, (0, missing))
-        self.low = _in_rows(numbers & 15)
-        return _in_strips(numbers >> 4)
-
-
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -145,7 +113,7 @@ def _lines(part: torch.Tensor) -> int:
     return -(-part.nbytes // 64) * 64
 
 
-def _rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights [out, in] as int8 plus 128 in uint8, and the scale of every output."""
     weight = weight.float()
     scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
@@ -202,20 +170,3 @@ def _in_blocks(bytes_: torch.Tensor) -> torch.Tensor:
     """Bytes [in, out] in the order of dot_integer.h, with zeros up to a whole block of 64 outputs."""
     padded = torch.nn.functional.pad(bytes_, (0, -bytes_.shape[1] % BLOCK))
     return padded.unflatten(1, (-1, 4, 4, 4)).transpose(2, 3).flatten(1).contiguous()
-
-
-def _in_strips(numbers: torch.Tensor) -> torch.Tensor:
-    """Numbers of 4 bits [out, in] in the order of head.h, with zeros up to a whole strip and four channels:
-    [strips, in / 4, 64]."""
-    padded = torch.nn.functional.pad(numbers, (0, -numbers.shape[1] % 4, 0, -len(numbers) % STRIP))
-    halves = padded.view(-1, 2, 16, padded.shape[1] // 4, 4).transpose(2, 3)
-    return (halves[:, 0] | halves[:, 1] << 4).flatten(2).contiguous()
-
-
-def _in_rows(numbers: torch.Tensor) -> torch.Tensor:
-    """Numbers of 4 bits [out, in] output by output, as head.h has them: [out, in / 2], `in` up to a multiple of 64."""
-    padded = torch.nn.functional.pad(numbers, (0, -numbers.shape[1] % 64))
-    whole = padded.shape[1] // 128 * 128
-    pairs, single = padded[:, :whole].unflatten(1, (-1, 2, 64)), padded[:, whole:].unflatten(1, (2, -1))
-    halves = (pairs[:, :, 0] | pairs[:, :, 1] << 4).flatten(1), single[:, 0] | single[:, 1] << 4
-    return torch.cat(halves, 1).contiguous()

@@ -253,14 +253,11 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     for (int r = 0; r < rows; ++r) rounded[r].round(all.data(), inputs[r], H, 0, groups, 127);
     head->prepare(rounded.data(), rows);
     auto to = [&](int r) { return logits[r]; };
-    if (e.head.grid) return head->packed(to);
-    head->approximate(to, partial(thread));
-    if (e.call->approximate_tail) barrier();
-    for (int r = 0; r < rows; ++r) {
-      float peak = -INFINITY;
-      for (int t = 0; t < threads; ++t) peak = std::max(peak, partial(t)[r]);
-      head->refine(r, e.call->approximate_tail ? peak - EXACT_RANGE : -INFINITY, logits[r]);
-    }
+    const int largest = e.call->approximate_tail;
+    if (!largest || e.head.bits == HIGH_BITS) return head->exact(to);
+    head->approximate(largest, to, partial(thread));
+    barrier();
+    head->refine(largest, threads, to, [&](int t) { return partial(t); });
     half = !half;
   }
 };

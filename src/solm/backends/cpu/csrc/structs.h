@@ -18,6 +18,7 @@ constexpr int MOST_QUERIES = 32;     // query heads of one KV head
 constexpr int MOST_LEVELS = 100;     // of one axis
 constexpr int MOST_WIDTH = 4096;     // hidden units of a decider
 constexpr int MOST_STEPS = 1 << 20;  // of one call
+constexpr int MOST_EXACT = 64;       // logits that are exact beside approximate ones
 constexpr int SHORTEST_HORIZON = 8;  // steps over which a deviation from the budget is made good at least
 constexpr int MESSAGE = 200;         // bytes of an error message
 
@@ -53,12 +54,16 @@ struct Product {
   int32_t parts;
 };
 
-// The head [V, H], not transposed: rows of floats, or integers in the strips of head.h. int8: high halves in `data`, low
-// halves in `low` and a `scale` per output; packed: 4 bits in `data` and their `grid` of steps and lowest values.
+// The head [V, H], not transposed: with bits 0 rows of floats, otherwise numbers of 4, 5, 6 or 8 bits in the strips of head.h,
+// their upper 4 bits in `data` and the others in `low`. A weight is step * number + lowest. With `group` (16 or 32, a divisor
+// of H) there is a float16 step for every output and as many channels, `grid` [strips, H / group, STRIP], and lowest = -centre *
+// step; with centre -1 the grid is [strips, H / group, 2, STRIP], steps and then lowest values. With group 0 the step is
+// `scale` [strips * STRIP], float32, and 8 bits and centre 128 belong to it.
 struct Head {
   const void *data, *low;
   const float* scale;
   const uint16_t* grid;
+  int32_t bits, group, centre;
 };
 
 // qkv [H, (heads + 2 kv_heads) D], out [heads D, H], gate_up [H, 2 I], down [I, H]. Norms and bias are float32 or null.
@@ -116,7 +121,7 @@ struct RowState {
 //
 // stream [rows, count, H] is read with first > 0, and written: the residual stream, or after the last layer the input of the
 // head. logits [rows, logit_steps, V] receives the logits of the last logit_steps steps of every row, after the last layer.
-// With approximate_tail, logits of an int8 head that are far below the largest may be approximate.
+// approximate_tail: 0, or how many of a step's largest logits are exact, at most MOST_EXACT, where others may be approximate.
 struct Call {
   const SparsityRules* rules;
   int32_t rows, count, first, last, decide, approximate_tail, logit_steps;

@@ -39,6 +39,23 @@ inline bool valid_product(const Sizes& s, const Product& p, int in, int out, con
   return true;
 }
 
+inline bool valid_head(const Sizes& s, const Head& h, char* message) {
+  if (!h.data) return refuse(message, "the head has no weights");
+  if ((s.precision == 2) != (h.bits > 0)) return refuse(message, "the head needs integers where layers have them");
+  if (!h.bits) return true;
+  if (!(h.bits == 4 || h.bits == 5 || h.bits == 6 || h.bits == 8))
+    return refuse(message, "the head's bits must be 4, 5, 6 or 8, got %d", h.bits);
+  if ((h.bits > HIGH_BITS) != (h.low != nullptr)) return refuse(message, "the head needs lower bits above 4 bits and no others");
+  if (!h.group)
+    return (h.scale && h.bits == 8 && h.centre == 128) || refuse(message, "a head without groups needs scales, 8 bits and centre 128");
+  if ((h.group != GROUP / 2 && h.group != GROUP) || s.hidden % h.group)
+    return refuse(message, "a head of %d channels needs groups of %d or %d that divide them, got %d", s.hidden, GROUP / 2, GROUP,
+                  h.group);
+  if (!h.grid) return refuse(message, "a head with groups needs a grid");
+  if (h.centre < -1 || h.centre > 255) return refuse(message, "the head's centre must be in [-1, 255], got %d", h.centre);
+  return true;
+}
+
 inline bool valid_model(const Model& model, char* message) {
   const Sizes& s = model.sizes;
   const struct {
@@ -69,7 +86,7 @@ inline bool valid_model(const Model& model, char* message) {
         !valid_product(s, layer.down, I, H, "down", message))
       return false;
   }
-  return true;
+  return valid_head(s, model.head, message);
 }
 
 inline bool valid_rules(const Engine& e, const SparsityRules& rules, char* message) {
@@ -140,6 +157,8 @@ inline bool valid_call(const Engine& e, const Call& c, char* message) {
     return refuse(message, "layers must be within [0, %d), got [%d, %d)", e.s.layers, c.first, c.last);
   if (c.logit_steps < 0 || c.logit_steps > c.count)
     return refuse(message, "logit_steps must be in [0, %d], got %d", c.count, c.logit_steps);
+  if (c.approximate_tail < 0 || c.approximate_tail > MOST_EXACT)
+    return refuse(message, "approximate_tail must be in [0, %d], got %d", MOST_EXACT, c.approximate_tail);
   if (!valid_rules(e, *c.rules, message)) return false;
   for (int r = 0; r < c.rows; ++r) {
     const auto* cache = static_cast<const Cache*>(c.caches[r]);
