@@ -1,1 +1,1 @@
-"""Where the engine's weights come from: GGUF files, folders of safetensors, loaded models; and how they are repacked."""
+"""Sources of the engine's weights (GGUF files, folders of safetensors, loaded models), and how they are repacked."""

@@ -36,6 +36,24 @@ inline float widen_half(uint16_t x) {
   return value;
 }
 
+// To IEEE float16, to nearest, ties to even.
+inline uint16_t narrow_half(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint32_t sign = bits >> 16 & 0x8000;
+  bits &= 0x7fffffff;
+  if (bits >= 0x47800000) return uint16_t(sign | (bits > 0x7f800000 ? 0x7e00 : 0x7c00));
+  if (bits < 0x38800000) {  // subnormal: next to 0.5, float32 has the same steps
+    float value;
+    std::memcpy(&value, &bits, 4);
+    value += 0.5f;
+    std::memcpy(&bits, &value, 4);
+    return uint16_t(sign | (bits - 0x3f000000));
+  }
+  bits += 0xfff + (bits >> 13 & 1);
+  return uint16_t(sign | (bits - 0x38000000) >> 13);
+}
+
 template <typename T>
 T store(float x);
 template <>
