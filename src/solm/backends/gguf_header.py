@@ -1,12 +1,12 @@
 """The header of a GGUF file: its metadata and its list of tensors. No weight is read."""
 
 import math
-import os
+import mmap
 import struct
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from gguf.constants import (
     GGML_QUANT_SIZES,
@@ -20,6 +20,11 @@ from solm.core.errors import DamagedFileError, SolmError
 
 _VERSIONS = (2, 3)
 _MOST_DIMENSIONS = 4
+_MOST_FIELDS, _MOST_TENSORS = 1 << 16, 1 << 17
+_LONGEST_TEXT, _LONGEST_ARRAY = 1 << 24, 1 << 24
+"""Bytes of a text, and members of an array. What claims to be longer is damage that would take long to read."""
+_LONGEST_SHOWN = 100
+"""Letters of a name in a message."""
 _LONGEST_KEPT = 4096
 """Numbers of an array that are kept. Longer ones belong to the tokenizer."""
 _SCALARS = {
@@ -65,7 +70,7 @@ class GgufHeader:
     def size(self, name: str) -> int | None:
         """The number `name` of the model's family, such as ``block_count``; None where the file has none."""
         value = self.metadata.get(f"{self.family}.{name}")
-        return value if isinstance(value, int) else None
+        return value if type(value) is int else None
 
     @property
     def vocabulary(self) -> int | None:
@@ -90,7 +95,10 @@ def read_header(path: Path) -> GgufHeader:
     """
     try:
         with path.open("rb") as file:
-            return _Reader(path, file).header()
+            if not file.seek(0, 2):
+                return _Reader(path, b"").header()
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return _Reader(path, content).header()
     except OSError as error:
         raise SolmError(f"cannot read {path}: {error.strerror}") from error
 
@@ -98,12 +106,13 @@ def read_header(path: Path) -> GgufHeader:
 class _Reader:
     """Reads one file from its start; every read is checked against the file's size before it is made."""
 
-    def __init__(self, path: Path, file: BinaryIO):
-        self.path, self.file, self.size = path, file, os.fstat(file.fileno()).st_size
+    def __init__(self, path: Path, content: "bytes | mmap.mmap"):
+        self.path, self.content, self.size = path, content, len(content)
         self.place = 0
 
     def damaged(self, field: str, reason: str) -> DamagedFileError:
-        return DamagedFileError(f"{self.path} is damaged: {field}: {reason}")
+        shown = "".join(letter if letter.isprintable() else "?" for letter in field[:_LONGEST_SHOWN])
+        return DamagedFileError(f"{self.path} is damaged: {shown}: {reason}")
 
     def header(self) -> GgufHeader:
         if self._number("I", "magic") != GGUF_MAGIC:
@@ -113,7 +122,7 @@ class _Reader:
             raise self.damaged("version", "a big-endian file, which is not supported")
         if version not in _VERSIONS:
             raise self.damaged("version", f"{version} is not among {', '.join(map(str, _VERSIONS))}")
-        tensors, fields = self._number("Q", "tensor count"), self._number("Q", "field count")
+        tensors, fields = self._count("tensor count", _MOST_TENSORS), self._count("field count", _MOST_FIELDS)
         metadata: dict[str, Any] = {}
         for index in range(fields):
             key = self._text(f"name of field {index}")
@@ -125,27 +134,28 @@ class _Reader:
         listed = [self._tensor(index) for index in range(tensors)]
         return GgufHeader(self.path, version, metadata, self._placed(listed, metadata))
 
-    def _take(self, count: int, field: str) -> bytes:
-        self._room(count, field)
-        self.place += count
-        return self.file.read(count)
-
-    def _skip(self, count: int, field: str) -> None:
-        self._room(count, field)
-        self.place += count
-        self.file.seek(self.place)
-
-    def _room(self, count: int, field: str) -> None:
-        if count > self.size - self.place:
+    def _skip(self, count: int, field: str) -> int:
+        """Where the next `count` bytes begin, which are passed over."""
+        begin = self.place
+        if count > self.size - begin:
             raise self.damaged(field, f"the file ends within it, at byte {self.size}")
+        self.place += count
+        return begin
 
     def _number(self, code: str, field: str) -> Any:
-        (value,) = struct.unpack("<" + code, self._take(struct.calcsize("<" + code), field))
-        return value
+        begin = self._skip(struct.calcsize("<" + code), field)
+        return struct.unpack_from("<" + code, self.content, begin)[0]
+
+    def _count(self, field: str, most: int) -> int:
+        count: int = self._number("Q", field)
+        if count > most:
+            raise self.damaged(field, f"{count} is more than {most}")
+        return count
 
     def _text(self, field: str) -> str:
+        begin = self._skip(self._count(field, _LONGEST_TEXT), field)
         try:
-            return self._take(self._number("Q", field), field).decode()
+            return self.content[begin : self.place].decode()
         except UnicodeDecodeError:
             raise self.damaged(field, "it is not UTF-8") from None
 
@@ -161,17 +171,25 @@ class _Reader:
             return self._text(field)
         if kind != GGUFValueType.ARRAY:
             return self._number(_SCALARS[kind], field)
-        inner, length = self._kind(field), self._number("Q", field)
+        inner, length = self._kind(field), self._count(field, _LONGEST_ARRAY)
         if inner == GGUFValueType.ARRAY:
             raise self.damaged(field, "an array of arrays, which is not supported")
         if inner == GGUFValueType.STRING:
-            for _ in range(length):
-                self._skip(self._number("Q", field), field)
+            self._skip_texts(length, field)
         elif length <= _LONGEST_KEPT:
             return [self._number(_SCALARS[inner], field) for _ in range(length)]
         else:
             self._skip(length * struct.calcsize("<" + _SCALARS[inner]), field)
         return ArrayInfo(inner.name, length)
+
+    def _skip_texts(self, count: int, field: str) -> None:
+        """Pass over texts; a vocabulary has hundreds of thousands."""
+        length_at, place, last = struct.Struct("<Q").unpack_from, self.place, self.size - 8
+        for _ in range(count):
+            place += 8 if place > last else 8 + length_at(self.content, place)[0]
+            if place > last + 8:
+                break
+        self._skip(place - self.place, field)
 
     def _tensor(self, index: int) -> TensorInfo:
         name = self._text(f"name of tensor {index}")

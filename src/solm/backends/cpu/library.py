@@ -48,20 +48,26 @@ def find_compiler() -> str | None:
 @cache
 def _library(flags: str) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(_built([*_FLAGS, *flags.split()])))
-    pointer, integer, long = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+    pointer, integer, long, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t
     for name, returns, arguments in (
         ("layout", ctypes.c_char_p, []),
         ("repack_head", integer, [integer, pointer, long, integer, integer, integer, pointer, pointer]),
         ("engine", integer, [pointer, pointer, pointer]),
         ("engine_free", None, [pointer]),
-        ("arena", pointer, [ctypes.c_size_t]),
+        ("arena", pointer, [size]),
         ("arena_data", pointer, [pointer]),
         ("arena_free", None, [pointer]),
+        (
+            "repack", integer,
+            [integer, pointer, size, integer, integer, pointer, *[integer] * 3, *[pointer] * 3, integer, pointer],
+        ),
+        ("dequantise", integer, [integer, pointer, size, integer, integer, pointer, long, pointer, pointer]),
+        ("checksum", ctypes.c_uint64, [pointer, size, integer]),
         ("cache", integer, [pointer, pointer, long, long, pointer, pointer]),
         ("cache_free", None, [pointer]),
         ("cache_fill", integer, [pointer, pointer, integer, long, long, pointer, pointer, pointer]),
         ("run", integer, [pointer, pointer]),
-    ):
+    ):  # fmt: skip
         function = getattr(loaded, f"solm_{name}")
         function.restype, function.argtypes = returns, arguments
     check_layout(loaded)

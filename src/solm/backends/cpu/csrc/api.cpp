@@ -7,10 +7,12 @@
 // Every function may be called from any thread; calls of one engine are serialised. Functions that can fail
 // return one of these codes, and then write one line to `message` [MESSAGE]. A call that fails changes nothing.
 
+#include "checksum.h"
 #include "head_repack.h"
 #include "layout.h"
 #include "run.h"
 #include "validate.h"
+#include "validate_repack.h"
 
 namespace {
 
@@ -52,6 +54,46 @@ int32_t solm_repack_head(int32_t type, const void* rows, int64_t row_bytes, int3
 } catch (const std::exception&) {
   refuse(message, "no memory for the conversion of the head");
   return NO_MEMORY;
+}
+
+// Puts a tensor of a file, `bytes` long at `blocks`, at its place in a matrix. See `RawTensor` and `PackedPlace`.
+int32_t solm_repack(int32_t type, const void* blocks, size_t bytes, int32_t outputs, int32_t inputs, const int32_t* order,
+                    int32_t target, int32_t first, int32_t total, void* data, float* scale, uint16_t* grid, int32_t threads,
+                    char* message) try {
+  const RawTensor tensor{type, static_cast<const uint8_t*>(blocks), outputs, inputs, order};
+  const PackedPlace to{target, first, total, data, scale, grid, threads};
+  if (!valid_tensor(tensor, bytes, message) || !valid_place(tensor, to, message)) return INVALID;
+  std::atomic<int> bad{-1};
+  if (!repack(tensor, to, bad)) return refuse(message, "row %d has values that are not finite", bad.load()), INVALID;
+  return DONE;
+} catch (const std::exception&) {
+  refuse(message, "no memory or no threads for repacking weights");
+  return NO_MEMORY;
+}
+
+// Writes values [count, inputs] of `rows` [count] of a tensor of a file.
+int32_t solm_dequantise(int32_t type, const void* blocks, size_t bytes, int32_t outputs, int32_t inputs, const int64_t* rows,
+                        int64_t count, float* values, char* message) {
+  const RawTensor tensor{type, static_cast<const uint8_t*>(blocks), outputs, inputs, nullptr};
+  if (!valid_tensor(tensor, bytes, message)) return INVALID;
+  for (int64_t r = 0; r < count; ++r)
+    if (rows[r] < 0 || rows[r] >= outputs)
+      return refuse(message, "row %lld is not among its %d", static_cast<long long>(rows[r]), outputs), INVALID;
+  for (int64_t r = 0; r < count; ++r) {
+    float group_values[GROUP], *to = values + r * inputs;
+    for (int g = 0; g < tensor.groups(); ++g) {
+      const int found = read_group(tensor, tensor.row(int(rows[r])), g, group_values);
+      std::copy_n(group_values, found, to + g * GROUP);
+    }
+  }
+  return DONE;
+}
+
+// A checksum of memory; 0 where there are no threads for it.
+uint64_t solm_checksum(const void* data, size_t bytes, int32_t threads) try {
+  return checksum(static_cast<const uint8_t*>(data), bytes, threads);
+} catch (const std::exception&) {
+  return 0;
 }
 
 // What the model points to must outlive the engine, except for the array of layers.

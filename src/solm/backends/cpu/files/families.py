@@ -1,0 +1,114 @@
+"""The families of models that the engine runs: what a layer is, and what files call its tensors.
+
+A new family is one function that names the tensors of a layer, and one entry of `FAMILIES` that describes it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from solm.backends.cpu.files.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a weight is called in GGUF files and in transformers models, without the layer's prefix."""
+
+    gguf: str
+    transformers: str
+
+
+Names = Callable[["ModelSpec"], dict[str, Place]]
+"""Gives the tensors of a layer by our names: matrices q, k, v, out, gate, up and down; norms of the inputs of attention
+and MLP (attention_norm, mlp_norm), of their outputs (attention_output_norm, mlp_output_norm), of queries and keys
+(q_norm, k_norm); q_bias, k_bias and v_bias. Those that a layer lacks are left out."""
+
+GGUF_LAYER, TRANSFORMERS_LAYER = "blk.{}.", "model.layers.{}."
+"""What files write before the names of layer {}."""
+MODEL = {
+    "embedding": Place("token_embd.weight", "model.embed_tokens.weight"),
+    "final_norm": Place("output_norm.weight", "model.norm.weight"),
+    "head": Place("output.weight", "lm_head.weight"),
+}
+"""Tensors outside the layers. A model with a tied head lacks `head`."""
+
+
+def _matrices(spec: "ModelSpec") -> dict[str, Place]:
+    """The seven matrices of a layer, and the biases where there are any."""
+    places = {
+        "q": Place("attn_q.weight", "self_attn.q_proj.weight"),
+        "k": Place("attn_k.weight", "self_attn.k_proj.weight"),
+        "v": Place("attn_v.weight", "self_attn.v_proj.weight"),
+        "out": Place("attn_output.weight", "self_attn.o_proj.weight"),
+        "gate": Place("ffn_gate.weight", "mlp.gate_proj.weight"),
+        "up": Place("ffn_up.weight", "mlp.up_proj.weight"),
+        "down": Place("ffn_down.weight", "mlp.down_proj.weight"),
+    }
+    if spec.qkv_bias:
+        places |= {f"{n}_bias": Place(f"attn_{n}.bias", f"self_attn.{n}_proj.bias") for n in ("q", "k", "v")}
+    return places
+
+
+_QK_NORMS = {
+    "q_norm": Place("attn_q_norm.weight", "self_attn.q_norm.weight"),
+    "k_norm": Place("attn_k_norm.weight", "self_attn.k_norm.weight"),
+}
+
+
+def llama(spec: "ModelSpec") -> dict[str, Place]:
+    return _matrices(spec) | {
+        "attention_norm": Place("attn_norm.weight", "input_layernorm.weight"),
+        "mlp_norm": Place("ffn_norm.weight", "post_attention_layernorm.weight"),
+    }
+
+
+def qwen3(spec: "ModelSpec") -> dict[str, Place]:
+    return llama(spec) | _QK_NORMS
+
+
+def olmo2(spec: "ModelSpec") -> dict[str, Place]:
+    return (
+        _matrices(spec)
+        | _QK_NORMS
+        | {
+            "attention_output_norm": Place("post_attention_norm.weight", "post_attention_layernorm.weight"),
+            "mlp_output_norm": Place("post_ffw_norm.weight", "post_feedforward_layernorm.weight"),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the layers of a family are.
+
+    names: of the tensors of a layer. architecture: what GGUF files call the family. qk_norms: of queries and keys, over
+    a ``head`` each or over the ``whole`` of all heads. interleaved: in GGUF files, the rows of q and k stand so that
+    neighbours are rotated together. qkv_bias: of transformers models; a GGUF file shows whether it has any.
+    no_rope_interval: every so many layers, one has no rotary positions, where the file does not say which.
+    defaults: of transformers' configuration, where they are not `DEFAULTS`.
+    """
+
+    names: Names
+    architecture: str
+    qk_norms: Literal["head", "whole"] | None = None
+    interleaved: bool = False
+    qkv_bias: bool = False
+    no_rope_interval: int | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False}
+
+FAMILIES = {
+    "llama": Family(llama, "llama", interleaved=True),
+    "mistral": Family(llama, "llama", interleaved=True, defaults={"sliding_window": 4096}),
+    "qwen2": Family(llama, "qwen2", qkv_bias=True),
+    "qwen3": Family(qwen3, "qwen3", qk_norms="head", defaults={"head_dim": 128}),
+    "smollm3": Family(
+        llama, "smollm3", interleaved=True, no_rope_interval=4,
+        defaults={"rope_theta": 2_000_000.0, "tie_word_embeddings": True},
+    ),
+    "olmo2": Family(olmo2, "olmo2", qk_norms="whole", defaults={"rms_norm_eps": 1e-5}),
+}  # fmt: skip
+"""By transformers' name. Where GGUF files do not tell two families apart, they are of the first."""
