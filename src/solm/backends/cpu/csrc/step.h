@@ -9,6 +9,7 @@
 #include "attention.h"
 #include "head.h"
 #include "products.h"
+#include "repack.h"
 
 namespace solm {
 
@@ -80,11 +81,12 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   }
 
   void embed(int64_t token, float* x) const {
-    const size_t from = size_t(token) * H;
-    for (int i = 0; i < H; ++i)
-      x[i] = e.s.embedding == 0   ? static_cast<const float*>(e.embedding)[from + i]
-             : e.s.embedding == 1 ? widen(static_cast<const bf16*>(e.embedding)[from + i])
-                                  : widen_half(static_cast<const uint16_t*>(e.embedding)[from + i]);
+    const RawTensor rows{e.s.embedding, static_cast<const uint8_t*>(e.embedding), e.s.vocabulary, H, nullptr};
+    for (int g = 0; g < rows.groups(); ++g) {
+      float values[GROUP];
+      const int count = read_group(rows, rows.row(int(token)), g, values);
+      std::copy_n(values, count, x + g * GROUP);
+    }
   }
 
   void layer(int number, int start, int rows) {

@@ -22,7 +22,7 @@ constexpr int MOST_EXACT = 64;       // logits that are exact beside approximate
 constexpr int SHORTEST_HORIZON = 8;  // steps over which a deviation from the budget is made good at least
 constexpr int MESSAGE = 200;         // bytes of an error message
 
-// precision 0: float32, 1: bfloat16, 2: integers. embedding 0: float32, 1: bfloat16, 2: float16. kv_int8: keys and values in
+// precision 0: float32, 1: bfloat16, 2: integers. embedding: the tensor type of embeddings, as GGUF numbers it. kv_int8: keys and values in
 // int8. norms_after: the outputs of attention and MLP are normed, not their inputs. whole_norms: queries and keys are normed
 // over all heads together. positions: the model's context. rotary: channels of a head that are rotated.
 struct Sizes {
@@ -77,7 +77,7 @@ struct Layer {
 struct Model {
   Sizes sizes;
   const Layer* layers;
-  const void* embedding;  // [V, H] in the dtype that sizes.embedding names
+  const void* embedding;  // [V, H], blocks of the type sizes.embedding row by row
   Head head;
   const float *final_norm, *frequencies;  // [H]; [rotary / 2] radians per position
   float rotary_scale;                     // factor of cosines and sines

@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "engine.h"
+#include "gguf_types.h"
 
 namespace solm {
 
@@ -66,13 +67,16 @@ inline bool valid_model(const Model& model, char* message) {
       {"intermediate", s.intermediate, 1, 1 << 24}, {"heads", s.heads, 1, 1 << 16},
       {"kv_heads", s.kv_heads, 1, s.heads},   {"head_dim", s.head_dim, 16, 1 << 16},
       {"vocabulary", s.vocabulary, 1, 1 << 28}, {"positions", s.positions, 1, 1 << 28},
-      {"precision", s.precision, 0, 2},       {"embedding", s.embedding, 0, 2},
+      {"precision", s.precision, 0, 2},
       {"rotary", s.rotary, 2, s.head_dim},
       {"kv_int8", s.kv_int8, 0, s.precision >= 2}, {"threads", s.threads, 1, 1 << 12},
   };
   for (const auto& range : ranges)
     if (range.value < range.least || range.value > range.most)
       return refuse(message, "%s must be in [%d, %d], got %d", range.name, range.least, range.most, range.value);
+  const TypeInfo embedding = type_info(s.embedding);
+  if (!embedding.values || s.hidden % embedding.values || !model.embedding)
+    return refuse(message, "embeddings of %d channels cannot be of type %d", s.hidden, s.embedding);
   if (s.rotary % 2) return refuse(message, "rotary must be even, got %d", s.rotary);
   if (s.head_dim % 16) return refuse(message, "head_dim must be a multiple of 16, got %d", s.head_dim);
   if (s.heads % s.kv_heads || s.heads / s.kv_heads > MOST_QUERIES)
