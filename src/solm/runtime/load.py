@@ -1,7 +1,9 @@
-"""The two ways in: `load` a model by name, or `attach` to one that is loaded already."""
+"""The ways in: `load` a model by name, `attach` to one that is loaded already, or decode inside its own `generate`."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,11 +13,13 @@ from solm.backends.cpu.weights import INTEGERS
 from solm.backends.session import Backend
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.load import BUILTIN, load_base
+from solm.core.budget import BudgetLike
 from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.core.timings import StepTimings, read_timings
 from solm.policies.artifact import TrainedPolicy
-from solm.runtime.language_model import LanguageModel, sparsity_of
+from solm.runtime.controlled import sparsity_of
+from solm.runtime.language_model import LanguageModel
 
 BACKENDS = ("torch", "cpu", "auto")
 
@@ -81,6 +85,37 @@ def attach(
         policy = TrainedPolicy.from_pretrained(policy)
     check_backend(backend, precision, kv_cache_dtype, False, engine_sparsity(policy, sparsity))
     return _built(model, tokenizer, policy, sparsity, "", None, backend, precision, kv_cache_dtype, threads)
+
+
+def custom_generate(
+    policy: str | Path | TrainedPolicy | None = None,
+    budget: BudgetLike = None,
+    *,
+    sparsity: SparsityConfig | None = None,
+    streamer: Any = None,
+) -> Callable[..., torch.Tensor]:
+    """What makes ``model.generate`` of a plain transformers model decode under a budget.
+
+    Pass it as ``model.generate(**inputs, custom_generate=solm.custom_generate(policy, budget=0.7))``. Sampling options,
+    logits processors, stopping criteria, lengths and the form of the result are transformers' own. The model is under
+    control, on the torch backend, only while it generates. To keep it under control, or for the speed of the cpu
+    backend, `attach` it and pass `LanguageModel.custom_generate`.
+
+    Args:
+        policy: folder, hub id or ``builtin:...`` of a trained policy, or the policy itself; without one a budget is
+            kept by the same schedule for every text.
+        budget: in any form of `LanguageModel.budget`; None: everything.
+        streamer: as for `model.generate`, for one prompt; transformers hands none to a loop of another.
+
+    Raises:
+        SolmError: when it is called, for a policy that does not fit the model, a budget out of reach, beam search.
+    """
+
+    def loop(model: Any, input_ids: torch.Tensor, **given: Any) -> torch.Tensor:
+        with attach(model, policy, sparsity=sparsity) as lm:
+            return lm.custom_generate(budget, streamer=streamer)(model, input_ids, **given)
+
+    return loop
 
 
 def check_backend(
