@@ -116,6 +116,7 @@ def run(out: Path, speeds: Speeds, batches: int, report: Report, pretrained: boo
             progress=lambda done, total: report("comparing on held-out text", done, total),
         )
         write_text(out / "result.json", result.model_dump_json(indent=2) + "\n")
+        (out / "result.json.partial").unlink(missing_ok=True)
     replies = {}
     for index, net in enumerate(BUDGETS):
         report("generating with the policy", index, len(BUDGETS))

@@ -12,7 +12,7 @@ from solm.backends.cpu.backend import CpuBackend, check_precision
 from solm.backends.cpu.weights import INTEGERS
 from solm.backends.session import Backend
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.load import BUILTIN, load_base
+from solm.backends.torch.load import BUILTIN, load_base, resolve_dtype
 from solm.core.budget import BudgetLike
 from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
@@ -28,9 +28,12 @@ def load(
     model: str,
     policy: str | Path | TrainedPolicy | None = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     sparsity: SparsityConfig | None = None,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    torch_dtype: str | torch.dtype | None = None,
     device: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     backend: str = "auto",
@@ -43,6 +46,11 @@ def load(
     """Load a base model (hub id, folder, ``.gguf`` file or ``builtin:smollm2-135m``), with a policy if given.
 
     Args:
+        tokenizer: in place of the one that comes with the model.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``, or the dtype of torch. torch_dtype: its older name.
+        device: such as ``cuda:1``; by default the accelerator, else the CPU. device_map: instead, how the layers are
+            spread over devices, as for transformers: ``auto``, a device, or devices by module name.
+        revision: branch, tag or commit of a hub id.
         sparsity: how actions are carried out; by default the policy's own, else preset ``cpu`` on the cpu backend and
             ``default`` on torch.
         backend: ``cpu`` (steps on the compiled engine), ``torch`` (any device, exact simulation, saves no time), or
@@ -61,8 +69,13 @@ def load(
     if isinstance(policy, str | Path):
         policy = TrainedPolicy.from_pretrained(policy)
     check_backend(backend, precision, kv_cache_dtype, shard, engine_sparsity(policy, sparsity))
+    if torch_dtype is not None:
+        if dtype != "auto":
+            raise SolmError("dtype and torch_dtype say the same thing twice; give one of them")
+        dtype = torch_dtype
+    resolve_dtype(dtype)
     known = None if timings is None else read_timings(Path(timings))
-    base, tokenizer = load_base(model, dtype, device, trust_remote_code, shard, revision)
+    base, tokenizer = load_base(model, dtype, device, trust_remote_code, shard, revision, device_map, tokenizer)
     return _built(base, tokenizer, policy, sparsity, model, known, backend, precision, kv_cache_dtype, threads, shard)
 
 
