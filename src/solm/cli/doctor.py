@@ -5,7 +5,7 @@ import platform
 import subprocess
 from typing import Any
 
-from solm.cli.options import DEFAULT_MODEL, JsonOption, ModelOption
+from solm.cli.options import DEFAULT_MODEL, JsonOption, ModelOption, RevisionOption, TrustOption
 
 _FEATURES = (
     "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16",
@@ -14,7 +14,12 @@ _FEATURES = (
 _INSTALL = "install one, such as: apt install g++ (or set CXX to a compiler)"
 
 
-def doctor(model: ModelOption = DEFAULT_MODEL, json: JsonOption = False) -> None:
+def doctor(
+    model: ModelOption = DEFAULT_MODEL,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    json: JsonOption = False,
+) -> None:
     """Check this machine: processor, compiler, memory bandwidth, and which backend would run a model.
 
     \b
@@ -41,7 +46,7 @@ def doctor(model: ModelOption = DEFAULT_MODEL, json: JsonOption = False) -> None
         engine_error = str(error)
         fixes.append(_INSTALL if compiler is None else f"update the compiler, or set CXX to another: {error}")
     try:
-        unsuitable, model_error = unsuited(skeleton(model), SparsityConfig()), None
+        unsuitable, model_error = unsuited(skeleton(model, trust_remote_code, revision), SparsityConfig()), None
     except SolmError as error:
         unsuitable = model_error = str(error)
     reason = engine_error or unsuitable

@@ -115,7 +115,6 @@ def evaluate(
         examples=examples(lm, taken, tokens, settings.budgets),
         policy={} if lm.trained is None else lm.trained.config.provenance,
     )
-    parts.done()
     return result
 
 

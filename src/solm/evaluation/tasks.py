@@ -95,7 +95,6 @@ def evaluate_tasks(
                 points[-1].differences = _differences(policy["answers"], found["answers"])
             for name, arm in arms.items():
                 points.append(_point(task, name, net, run(task, name, arm, net, budget), policy))
-    parts.done()
     told = settings.model_dump(mode="json") | {
         "model": lm.name, "dtype": str(lm.model.dtype).removeprefix("torch."), "space": space.model_dump(mode="json"),
         "sparsity": lm.sparsity.model_dump(mode="json"),

@@ -1,7 +1,9 @@
-"""The two ways in: `load` a model by name, or `attach` to one that is loaded already."""
+"""The ways in: `load` a model by name, `attach` to one that is loaded already, or decode inside its own `generate`."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -10,12 +12,14 @@ from solm.backends.cpu.backend import CpuBackend, check_precision
 from solm.backends.cpu.weights import INTEGERS
 from solm.backends.session import Backend
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.load import BUILTIN, load_base
+from solm.backends.torch.load import BUILTIN, load_base, resolve_dtype
+from solm.core.budget import BudgetLike
 from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.core.timings import StepTimings, read_timings
 from solm.policies.artifact import TrainedPolicy
-from solm.runtime.language_model import LanguageModel, sparsity_of
+from solm.runtime.controlled import sparsity_of
+from solm.runtime.language_model import LanguageModel
 
 BACKENDS = ("torch", "cpu", "auto")
 
@@ -24,9 +28,12 @@ def load(
     model: str,
     policy: str | Path | TrainedPolicy | None = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     sparsity: SparsityConfig | None = None,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    torch_dtype: str | torch.dtype | None = None,
     device: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     backend: str = "auto",
@@ -39,6 +46,11 @@ def load(
     """Load a base model (hub id, folder, ``.gguf`` file or ``builtin:smollm2-135m``), with a policy if given.
 
     Args:
+        tokenizer: in place of the one that comes with the model.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``, or the dtype of torch. torch_dtype: its older name.
+        device: such as ``cuda:1``; by default the accelerator, else the CPU. device_map: instead, how the layers are
+            spread over devices, as for transformers: ``auto``, a device, or devices by module name.
+        revision: branch, tag or commit of a hub id.
         sparsity: how actions are carried out; by default the policy's own, else preset ``cpu`` on the cpu backend and
             ``default`` on torch.
         backend: ``cpu`` (steps on the compiled engine), ``torch`` (any device, exact simulation, saves no time), or
@@ -57,8 +69,13 @@ def load(
     if isinstance(policy, str | Path):
         policy = TrainedPolicy.from_pretrained(policy)
     check_backend(backend, precision, kv_cache_dtype, shard, engine_sparsity(policy, sparsity))
+    if torch_dtype is not None:
+        if dtype != "auto":
+            raise SolmError("dtype and torch_dtype say the same thing twice; give one of them")
+        dtype = torch_dtype
+    resolve_dtype(dtype)
     known = None if timings is None else read_timings(Path(timings))
-    base, tokenizer = load_base(model, dtype, device, trust_remote_code, shard, revision)
+    base, tokenizer = load_base(model, dtype, device, trust_remote_code, shard, revision, device_map, tokenizer)
     return _built(base, tokenizer, policy, sparsity, model, known, backend, precision, kv_cache_dtype, threads, shard)
 
 
@@ -81,6 +98,37 @@ def attach(
         policy = TrainedPolicy.from_pretrained(policy)
     check_backend(backend, precision, kv_cache_dtype, False, engine_sparsity(policy, sparsity))
     return _built(model, tokenizer, policy, sparsity, "", None, backend, precision, kv_cache_dtype, threads)
+
+
+def custom_generate(
+    policy: str | Path | TrainedPolicy | None = None,
+    budget: BudgetLike = None,
+    *,
+    sparsity: SparsityConfig | None = None,
+    streamer: Any = None,
+) -> Callable[..., torch.Tensor]:
+    """What makes ``model.generate`` of a plain transformers model decode under a budget.
+
+    Pass it as ``model.generate(**inputs, custom_generate=solm.custom_generate(policy, budget=0.7))``. Sampling options,
+    logits processors, stopping criteria, lengths and the form of the result are transformers' own. The model is under
+    control, on the torch backend, only while it generates. To keep it under control, or for the speed of the cpu
+    backend, `attach` it and pass `LanguageModel.custom_generate`.
+
+    Args:
+        policy: folder, hub id or ``builtin:...`` of a trained policy, or the policy itself; without one a budget is
+            kept by the same schedule for every text.
+        budget: in any form of `LanguageModel.budget`; None: everything.
+        streamer: as for `model.generate`, for one prompt; transformers hands none to a loop of another.
+
+    Raises:
+        SolmError: when it is called, for a policy that does not fit the model, a budget out of reach, beam search.
+    """
+
+    def loop(model: Any, input_ids: torch.Tensor, **given: Any) -> torch.Tensor:
+        with attach(model, policy, sparsity=sparsity) as lm:
+            return lm.custom_generate(budget, streamer=streamer)(model, input_ids, **given)
+
+    return loop
 
 
 def check_backend(

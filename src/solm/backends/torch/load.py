@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,10 +33,13 @@ BUILTIN = "builtin:smollm2-135m"
 _BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _BUILTIN_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""What a `device_map` may say instead of devices."""
 
 
-def resolve_dtype(name: str) -> torch.dtype:
-    """The dtype called `name`. ``auto``: bfloat16 on an accelerator or a CPU with native bfloat16, else float32."""
+def resolve_dtype(asked: str | torch.dtype) -> torch.dtype:
+    """The dtype `asked` for. ``auto``: bfloat16 on an accelerator or a CPU with native bfloat16, else float32."""
+    name = str(asked).removeprefix("torch.")
     if name not in DTYPES:
         raise SolmError(f"unknown dtype {name!r}; choose one of {', '.join(DTYPES)}")
     if name != "auto":
@@ -44,45 +48,106 @@ def resolve_dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def check_device(device: str | torch.device) -> torch.device:
+    """The device called `device`; raises `SolmError` for one that is unknown or not there."""
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except Exception as error:  # every kind of device has errors of its own
+        reason = str(error).strip().split("\n")[0]
+        raise SolmError(f"device {str(device)!r} cannot be used here: {reason}") from error
+    return found
+
+
+def check_device_map(device_map: str | dict[str, Any]) -> None:
+    """Raises `SolmError` for a `device_map` that is neither a way to spread layers, nor devices that are there."""
+    if device_map in _SPREADS:
+        return
+    if not isinstance(device_map, str | dict):
+        raise SolmError(f"device_map must be one of {', '.join(_SPREADS)}, a device, or devices by module name")
+    for device in [device_map] if isinstance(device_map, str) else device_map.values():
+        if device == "disk":
+            raise SolmError("device_map: layers on the disk are not supported by load; attach such a model")
+        try:
+            check_device(device)
+        except SolmError as error:
+            raise SolmError(f"device_map: {error}") from error
+
+
 def load_base(
     name: str,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     device: str | None = None,
     trust_remote_code: bool = False,
     shard: bool = False,
     revision: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The frozen base model and its tokenizer.
+    """The frozen base model and its tokenizer, by default the one that comes with it, which is read first.
 
     GGUF weights are dequantised once and kept as safetensors under the cache folder (SOLM_CACHE, by default
     ``~/.cache/solm``), because parsing a GGUF takes ten times as long as reading them back. shard: split the layers
     across the processes that this one was started with, see `shard_layers`. revision: branch, tag or commit of a hub
-    id.
+    id. device_map: as for transformers, in place of `device`.
 
     Raises:
-        SolmError: nothing of that name here or on the hub (the message says what was tried), or no peer process.
+        SolmError: nothing of that name here or on the hub (the message says what was tried), no tokenizer, a device
+            that is not there, or no peer process.
     """
     if shard:
         check_processes()
+    if device_map is not None:
+        if device is not None or shard:
+            raise SolmError(f"device_map and {'shard' if shard else 'device'} say the same thing; give one of them")
+        check_device_map(device_map)
+    if device is None:
+        device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    target = check_device(device)
+    tokenizer = tokenizer or load_tokenizer(name, trust_remote_code, revision)
     try:
         source = locate(name)
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, revision=revision
-            )
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+                source, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, revision=revision,
+                device_map=device_map,
+            )  # fmt: skip
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loadable(name, error) from error
     model.requires_grad_(False)
-    if device is None:
-        device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-    if device == "cpu":
+    if target.type == "cpu":
         keep_freed_memory()
     if shard:
-        shard_layers(model, torch.device(device))
-    else:
-        model.to(torch.device(device))  # type: ignore[arg-type]
+        shard_layers(model, target)
+    elif device_map is None:
+        model.to(target)  # type: ignore[arg-type]
     return model.eval(), tokenizer
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that comes with a model; raises `SolmError` for a model without one, or where there is none."""
+    has_chat_template(name)
+    try:
+        with _quiet():
+            return AutoTokenizer.from_pretrained(locate(name), trust_remote_code=trust_remote_code, revision=revision)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        base_config(name, trust_remote_code, revision)  # no such model at all: that is what to say
+        reason = str(error).strip().split("\n")[0].rstrip(":. ")
+        raise SolmError(f"model {name!r} has no tokenizer that can be read ({reason})") from error
+
+
+def has_chat_template(name: str) -> bool | None:
+    """Whether a GGUF file's tokenizer has a chat template, by the file's header; None for other models.
+
+    Raises `SolmError` for a file without a tokenizer.
+    """
+    gguf = gguf_of(name)
+    if gguf is None:
+        return None
+    known = read_header(gguf).metadata
+    if "tokenizer.ggml.tokens" not in known:
+        raise SolmError(f"model {name!r} has no tokenizer: the file has no field tokenizer.ggml.tokens")
+    return "tokenizer.chat_template" in known
 
 
 def skeleton(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedModel:
