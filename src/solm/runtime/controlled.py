@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from solm.backends.session import AnyPolicy, Backend, Session
+from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget, BudgetLike
 from solm.core.cost import ModelShapes, step_cost
@@ -42,9 +43,15 @@ class ControlledModel:
         sparsity: SparsityConfig | None = None,
         name: str = "",
         timings: StepTimings | None = None,
+        model: PreTrainedModel | None = None,
+        generator: Any = None,
     ):
+        """model: the transformers model, where the backend does not hold it. generator: what has its generation
+        options, by default the model."""
         self.backend, self.tokenizer, self.trained = backend, tokenizer, policy
-        self.name = name or backend.model.config._name_or_path
+        self._model = backend.model if isinstance(backend, TorchBackend) else model
+        self.generator: Any = generator or self._model
+        self.name = name or self.model.config._name_or_path
         self.sparsity = sparsity_of(policy, sparsity)
         if policy is not None:
             policy.check(self.identity, backend.shapes)
@@ -65,12 +72,16 @@ class ControlledModel:
 
     def with_policy(self, policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> Self:
         """The same model under another policy; `detach` of either gives the model back."""
-        return type(self)(self.backend, self.tokenizer, policy, sparsity, self.name, self.timings)
+        return type(self)(
+            self.backend, self.tokenizer, policy, sparsity, self.name, self.timings, self._model, self.generator
+        )
 
     @property
     def model(self) -> Any:
-        """The transformers model."""
-        return self.backend.model
+        """The transformers model. Raises `SolmError` where none is in memory."""
+        if self._model is None:
+            raise SolmError(f"{self.name} has no transformers model in memory; load it with the torch backend")
+        return self._model
 
     @property
     def beside_engine(self) -> bool:
@@ -90,15 +101,15 @@ class ControlledModel:
     def identity(self) -> BaseIdentity:
         """What a policy for this model must match."""
         shapes = self.shapes
-        embedding: Any = self.model.get_input_embeddings().weight
-        rows = torch.linspace(0, len(embedding) - 1, 32).long()
+        rows = torch.linspace(0, shapes.vocabulary - 1, 32).long()
+        embedding = self.backend.embed(rows.to(self.backend.device))
         return BaseIdentity(
             name=self.name,
             family=self.backend.capability.family,
             hidden=shapes.hidden,
             layers=shapes.layers,
             vocabulary=shapes.vocabulary,
-            sample=tuple(round(value, 4) for value in embedding[rows, 0].float().tolist()),
+            sample=tuple(round(value, 4) for value in embedding[:, 0].float().tolist()),
         )
 
     @property

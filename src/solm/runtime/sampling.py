@@ -48,7 +48,7 @@ class Sampler:
         options: those in `SUPPORTED`; greedy unless one of temperature, top_p and top_k, or do_sample, is given.
         Temperature 0 is greedy. Raises `SolmError` for any other option, and for a value that transformers refuses.
         """
-        config = deepcopy(lm.model.generation_config)
+        config = deepcopy(lm.generator.generation_config)
         for name in options:
             if name not in SUPPORTED:
                 known = name in {**GenerationConfig().to_dict(), **vars(config)}
@@ -61,7 +61,7 @@ class Sampler:
         config.update(**options)
         if not config.do_sample:
             config.temperature = config.top_p = config.top_k = None
-        model: Any = lm.model
+        model: Any = lm.generator
         prepared, _ = model._prepare_generation_config(config)
         model._prepare_special_tokens(prepared, kwargs_has_attention_mask=True, device=ids.device)
         try:

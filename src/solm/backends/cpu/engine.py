@@ -22,7 +22,7 @@ from solm.core.errors import DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
 
 KV_CACHE_DTYPES = ("auto", "int8")
-_FLOATS = {"float32": 4, "bfloat16": 2}
+FLOAT_PRECISIONS = {"float32": 4, "bfloat16": 2}
 """Precisions of floats, and bytes of a number."""
 _ROWS_AT_ONCE = 1024
 """Of a head of floats, which are converted together."""
@@ -55,8 +55,8 @@ def check_precision(precision: str, kv_cache_dtype: str = "auto") -> None:
         raise SolmError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     if kv_cache_dtype not in KV_CACHE_DTYPES:
         raise SolmError(f"unknown KV cache dtype {kv_cache_dtype!r}; choose one of {', '.join(KV_CACHE_DTYPES)}")
-    if kv_cache_dtype == "int8" and precision in _FLOATS:
-        known = ", ".join(name for name in PRECISIONS if name not in _FLOATS)
+    if kv_cache_dtype == "int8" and precision in FLOAT_PRECISIONS:
+        known = ", ".join(name for name in PRECISIONS if name not in FLOAT_PRECISIONS)
         raise SolmError(f"an int8 KV cache goes with precision {known}, not {precision}")
 
 
@@ -201,13 +201,13 @@ class Engine:
         return vectors | {"rotates": layer not in spec.layers_without_rope}
 
     def _head_room(self, tensor: Tensor) -> int:
-        if self.precision in _FLOATS:
-            return tensor.outputs * tensor.inputs * _FLOATS[self.precision]
+        if self.precision in FLOAT_PRECISIONS:
+            return tensor.outputs * tensor.inputs * FLOAT_PRECISIONS[self.precision]
         return _head_layout(tensor).room
 
     def _head(self, tensor: Tensor, address: int, threads: int) -> structs.Head:
         """The output head at `address`: floats, or a file's own numbers, or int8 where the file has floats."""
-        if self.precision not in _FLOATS:
+        if self.precision not in FLOAT_PRECISIONS:
             rows = tensor.data.reshape(tensor.outputs, -1)
             return repack_head(self.library, tensor.type, rows, _head_layout(tensor), address, threads)
         dtype = np.uint16 if self.precision == "bfloat16" else np.float32

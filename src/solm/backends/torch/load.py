@@ -7,12 +7,14 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from gguf import GGUFWriter
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -127,9 +129,11 @@ def load_base(
 def load_tokenizer(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer that comes with a model; raises `SolmError` for a model without one, or where there is none."""
     has_chat_template(name)
+    gguf = gguf_of(name)
     try:
         with _quiet():
-            return AutoTokenizer.from_pretrained(locate(name), trust_remote_code=trust_remote_code, revision=revision)
+            source = str(_tokenizer_of(gguf)) if gguf is not None else locate(name)
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError, KeyError, ImportError) as error:
         base_config(name, trust_remote_code, revision)  # no such model at all: that is what to say
         reason = str(error).strip().split("\n")[0].rstrip(":. ")
@@ -250,38 +254,74 @@ def _not_loadable(name: str, error: Exception) -> SolmError:
     return SolmError(f"cannot load model {name!r} as a folder, GGUF file or hub id: {reason}{hint}")
 
 
-def _dequantised(gguf: Path) -> Path:
-    """The folder that holds `gguf` as float32 safetensors with its tokenizer, made on first use."""
-    read_header(gguf)  # a damaged file gets one line here, and anything inside transformers
-    with gguf.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    root = Path(os.environ.get("SOLM_CACHE", Path.home() / ".cache" / "solm"))
-    folder = root / f"{gguf.stem}-{digest}"
-    if folder.is_dir():
-        return folder
-    root.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=root))
+def folder_of(name: str, revision: str | None = None) -> Path:
+    """The folder of a model that is no GGUF file; that of a hub id is downloaded, without code."""
+    source = locate(name)
+    if Path(source).is_dir():
+        return Path(source)
     try:
-        # The conversion's progress bar is tqdm's own, which no setting of transformers turns off.
-        with _quiet(), contextlib.redirect_stderr(io.StringIO()):
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent,
-                gguf_file=gguf.name,
-                dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),
-            )
-            # transformers refuses to save a model that remembers being quantised.
-            model.config.__dict__.pop("quantization_config", None)
-            vars(model)["hf_quantizer"] = None
-            model.save_pretrained(work)
-            AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(work)
+        with _quiet():
+            return Path(snapshot_download(source, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        raise _not_loadable(name, error) from error
+
+
+def _tokenizer_of(gguf: Path) -> Path:
+    """The folder that holds the tokenizer of `gguf` as transformers saves it, made on first use: its reader takes
+    seconds for a vocabulary of 150,000 tokens."""
+    status = gguf.stat()
+    stamp = f"{gguf.resolve()} {status.st_size} {status.st_mtime_ns}"
+    folder = cache_folder() / f"tokenizer-{hashlib.sha256(stamp.encode()).hexdigest()[:16]}"
+    if not folder.is_dir():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        _made(folder, tokenizer.save_pretrained)
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where what takes time is kept: SOLM_CACHE, by default ``~/.cache/solm``."""
+    return Path(os.environ.get("SOLM_CACHE", Path.home() / ".cache" / "solm"))
+
+
+def _made(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a new folder, which appears under its name when it is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        write(work)
         os.rename(work, folder)
     except OSError:
         if not folder.is_dir():  # another process may have been faster
             raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _dequantised(gguf: Path) -> Path:
+    """The folder that holds `gguf` as float32 safetensors with its tokenizer, made on first use."""
+    read_header(gguf)  # a damaged file gets one line here, and anything inside transformers
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    folder = cache_folder() / f"{gguf.stem}-{digest}"
+    if not folder.is_dir():
+        _made(folder, lambda work: _dequantise(gguf, work))
     return folder
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    # The conversion's progress bar is tqdm's own, which no setting of transformers turns off.
+    with _quiet(), contextlib.redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        # transformers refuses to save a model that remembers being quantised.
+        model.config.__dict__.pop("quantization_config", None)
+        vars(model)["hf_quantizer"] = None
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
 class _quiet:
