@@ -26,6 +26,7 @@ from transformers.utils.quantization_config import GgufConfig
 from solm.backends.gguf_header import ArrayInfo, GgufHeader, read_header
 from solm.backends.torch.heap import keep_freed_memory
 from solm.backends.torch.shard import check_processes, shard_layers
+from solm.core.cache_folder import cache_folder
 from solm.core.errors import SolmError
 
 BUILTIN = "builtin:smollm2-135m"
@@ -190,7 +191,7 @@ def _dequantised(gguf: Path) -> Path:
     read_header(gguf)  # a damaged file gets one line here, and anything inside transformers
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    root = Path(os.environ.get("SOLM_CACHE", Path.home() / ".cache" / "solm"))
+    root = cache_folder()
     folder = root / f"{gguf.stem}-{digest}"
     if folder.is_dir():
         return folder

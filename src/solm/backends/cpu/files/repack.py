@@ -40,11 +40,11 @@ def repack(
     source: WeightSource,
     layout: Layout,
     library: ctypes.CDLL,
-    memory: Arena,
+    address: int,
     threads: int,
     progress: Progress | None = None,
 ) -> None:
-    """Write all matrices of `layout` to `memory`, which holds zeros, one tensor after another.
+    """Write all matrices of `layout` to zeroed memory from `address` on, one tensor after another.
 
     Raises `DamagedFileError` with file and tensor for weights that are not finite, `SolmError` without memory.
     """
@@ -53,7 +53,7 @@ def repack(
             first = 0
             for name in part.tensors:
                 tensor = source.tensor(name, number)
-                _repack(library, tensor, part.moved(memory.address), first, threads, str(source.spec.file))
+                _repack(library, tensor, part.moved(address), first, threads, str(source.spec.file))
                 source.release(tensor)
                 first += tensor.outputs
         if progress is not None:

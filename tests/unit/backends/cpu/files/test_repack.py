@@ -168,7 +168,7 @@ def test_a_model_is_repacked_site_by_site(tmp_path, precision):
         assert names == [[tensors] for tensors in SITES.values()]
         assert set(layout.forms()) == {precision}
     arena = Arena(built, layout.nbytes)
-    repack(source, layout, built, arena, 2)
+    repack(source, layout, built, arena.address, 2)
     memory = np.frombuffer((ctypes.c_uint8 * layout.nbytes).from_address(arena.address), np.uint8)
     for number, layer in enumerate(layout.layers):
         for part in (part for site in layer.values() for part in site.parts):
@@ -206,10 +206,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     source, built = GgufFile(path), library()
     for precision in ("auto", "nested", "int8"):
         layout = layout_of(source, precision)
-        with pytest.raises(
-            DamagedFileError, match=r"inf.gguf is damaged: blk.1.ffn_up.weight: row 3 has values that are"
-        ):
-            repack(source, layout, built, Arena(built, layout.nbytes), 2)
+        arena = Arena(built, layout.nbytes)
+        with pytest.raises(DamagedFileError, match=r"inf.gguf is damaged: blk.1.ffn_up.weight: row 3 has values that"):
+            repack(source, layout, built, arena.address, 2)
 
 
 def test_the_border_refuses_what_does_not_fit():
@@ -220,9 +219,9 @@ def test_the_border_refuses_what_does_not_fit():
     good = [12, tensor.data.ctypes.data, len(tensor.data), 64, 256, None, 0, 0, 64, data, data, data, 1, message]
     assert library().solm_repack(*good) == 0
     for place, value, words in (
-        (0, 99, "type 99 is not supported"), (0, 0, "must have 65536 bytes"),
-        (1, None, "must have"),
-        (2, 5, "must have 9216 bytes, not 5"), (3, 0, "no shape"), (4, 128, "no shape"), (5, order.ctypes.data, "row 64"),
+        (0, 99, "type 99 is not supported"), (0, 0, "must have 65536 bytes"), (1, None, "must have"),
+        (2, 5, "must have 9216 bytes, not 5"), (3, 0, "no shape"), (4, 128, "no shape"),
+        (5, order.ctypes.data, "row 64"),
         (6, 5, "unknown target"), (7, 1, "not among 64"), (7, -1, "not among 64"), (8, 96, "multiples of 64"),
         (9, None, "no memory"), (11, None, "no memory"), (12, 0, "threads"),
     ):  # fmt: skip
