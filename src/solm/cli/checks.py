@@ -208,7 +208,8 @@ def backend(
     name: str, precision: str | None, kv_cache_dtype: str | None, dtype: str, sparsity: "SparsityConfig | None" = None
 ) -> None:
     """Check the options that say where and in what numbers a model is computed."""
-    from solm.backends.cpu.engine import KV_CACHE_DTYPES, PRECISIONS, check_precision
+    from solm.backends.cpu.engine import KV_CACHE_DTYPES, check_precision
+    from solm.backends.cpu.files.layout import PRECISIONS
     from solm.backends.torch.load import resolve_dtype
     from solm.core.sparsity import SparsityConfig
     from solm.runtime.load import BACKENDS, default_precision

@@ -29,9 +29,9 @@ def doctor(
     """
     import torch
 
-    from solm.backends.cpu.engine import unsuited
+    from solm.backends.cpu.engine import unsuited_config
     from solm.backends.cpu.library import find_compiler, library
-    from solm.backends.torch.load import skeleton
+    from solm.backends.torch.load import base_config
     from solm.cli.output import print_json
     from solm.core.errors import SolmError
     from solm.core.sparsity import SparsityConfig
@@ -46,7 +46,8 @@ def doctor(
         engine_error = str(error)
         fixes.append(_INSTALL if compiler is None else f"update the compiler, or set CXX to another: {error}")
     try:
-        unsuitable, model_error = unsuited(skeleton(model, trust_remote_code, revision), SparsityConfig()), None
+        config = base_config(model, trust_remote_code, revision).get_text_config(decoder=True)
+        unsuitable, model_error = unsuited_config(config.to_dict(), model, SparsityConfig()), None
     except SolmError as error:
         unsuitable = model_error = str(error)
     reason = engine_error or unsuitable

@@ -59,7 +59,8 @@ def load(
 
     Args:
         tokenizer: in place of the one that comes with the model.
-        dtype: of the torch backend, ``auto``, ``float32``, ``bfloat16`` or ``float16``, or the dtype of torch. torch_dtype: its older name.
+        dtype: of the torch backend, ``auto``, ``float32``, ``bfloat16`` or ``float16``, or the dtype of torch.
+            torch_dtype: its older name.
         device: such as ``cuda:1``; by default the accelerator, else the CPU. device_map: instead, how the layers are
             spread over devices, as for transformers: ``auto``, a device, or devices by module name.
         revision: branch, tag or commit of a hub id.

@@ -2,12 +2,14 @@
 
 import ctypes
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from solm.backends.cpu import structs
+from solm.backends.cpu.files.config_spec import from_config
 from solm.backends.cpu.files.layout import PRECISIONS, SITES, Part, Site, layout_of
 from solm.backends.cpu.files.repack import Arena, Progress, dequantise, repack
 from solm.backends.cpu.files.source import WeightSource
@@ -49,6 +51,14 @@ def unsuited(spec: ModelSpec, sparsity: SparsityConfig) -> str | None:
     return None
 
 
+def unsuited_config(config: Mapping[str, Any], name: str, sparsity: SparsityConfig) -> str | None:
+    """The same by a transformers configuration, of which nothing else is read."""
+    try:
+        return unsuited(from_config(config, name, name), sparsity)
+    except SolmError as error:
+        return str(error)
+
+
 def check_precision(precision: str, kv_cache_dtype: str = "auto") -> None:
     """Raises `SolmError` for a precision or a KV cache dtype that no engine has."""
     if precision not in PRECISIONS:
@@ -72,8 +82,8 @@ class Engine:
     weights and in bfloat16 beside all others; ``int8``, with weights in integers, in int8 with a scale per token and
     head, at half the size of bfloat16. library: of `solm.backends.cpu.library.library`, for another build. progress:
     told how many layers are repacked. Raises `UnsupportedModelError` for a model or sparsity that it cannot run,
-    `DamagedFileError` for weights that cannot be, `SolmError` for a bad precision, dtype or number of threads, no compiler
-    or no memory.
+    `DamagedFileError` for weights that cannot be, `SolmError` for a bad precision, dtype or number of threads, or where
+    there is no compiler or memory.
     """
 
     def __init__(
@@ -210,13 +220,13 @@ class Engine:
         if self.precision not in FLOAT_PRECISIONS:
             rows = tensor.data.reshape(tensor.outputs, -1)
             return repack_head(self.library, tensor.type, rows, _head_layout(tensor), address, threads)
-        dtype = np.uint16 if self.precision == "bfloat16" else np.float32
         memory = (ctypes.c_char * self._head_room(tensor)).from_address(address)
-        stored = np.frombuffer(memory, dtype).reshape(tensor.outputs, tensor.inputs)
+        stored = np.frombuffer(memory, np.uint16 if self.precision == "bfloat16" else np.float32)
+        stored = stored.reshape(tensor.outputs, tensor.inputs)
         for first in range(0, tensor.outputs, _ROWS_AT_ONCE):
-            rows = np.arange(first, min(first + _ROWS_AT_ONCE, tensor.outputs))
-            values = dequantise(self.library, tensor, rows, str(self.spec.file))
-            stored[rows] = _bfloat16(values) if dtype is np.uint16 else values
+            chosen = np.arange(first, min(first + _ROWS_AT_ONCE, tensor.outputs))
+            values = dequantise(self.library, tensor, chosen, str(self.spec.file))
+            stored[chosen] = _bfloat16(values) if self.precision == "bfloat16" else values
         return structs.Head(data=address)
 
 

@@ -16,6 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from solm.backends.cpu import structs
+from solm.core.cache_folder import cache_folder
 from solm.core.errors import SolmError
 
 CSRC = Path(__file__).parent / "csrc"
@@ -88,7 +89,7 @@ def _built(flags: list[str]) -> Path:
         raise SolmError("the cpu backend needs a C++20 compiler (g++ 11 or clang++ 14); none was found")
     sources = b"".join(path.read_bytes() for path in sorted(CSRC.rglob("*")) if path.suffix in (".h", ".cpp"))
     stamp = hashlib.sha256(sources + " ".join([compiler, *flags, _processor()]).encode()).hexdigest()
-    root = Path(os.environ.get("SOLM_CACHE", Path.home() / ".cache" / "solm"))
+    root = cache_folder()
     target = root / f"engine-{stamp[:16]}.so"
     if target.exists():
         return target

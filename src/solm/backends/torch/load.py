@@ -29,6 +29,7 @@ from transformers.utils.quantization_config import GgufConfig
 from solm.backends.gguf_header import ArrayInfo, GgufHeader, read_header
 from solm.backends.torch.heap import keep_freed_memory
 from solm.backends.torch.shard import check_processes, shard_layers
+from solm.core.cache_folder import cache_folder
 from solm.core.errors import SolmError
 
 BUILTIN = "builtin:smollm2-135m"
@@ -276,11 +277,6 @@ def _tokenizer_of(gguf: Path) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         _made(folder, tokenizer.save_pretrained)
     return folder
-
-
-def cache_folder() -> Path:
-    """Where what takes time is kept: SOLM_CACHE, by default ``~/.cache/solm``."""
-    return Path(os.environ.get("SOLM_CACHE", Path.home() / ".cache" / "solm"))
 
 
 def _made(folder: Path, write: Callable[[Path], object]) -> None:

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "arch/convert.h"
 #include "structs.h"
@@ -39,10 +40,11 @@ inline TypeInfo type_info(int32_t type) {
 
 namespace blocks {
 
+// A float16 of a file, which may be infinite or no number.
 inline float half_at(const uint8_t* place) {
   uint16_t half;
   std::memcpy(&half, place, 2);
-  return widen_half(half);
+  return (half & 0x7c00) == 0x7c00 ? std::numeric_limits<float>::quiet_NaN() : widen_half(half);
 }
 
 // Numbers 0 to 15 are in the low halves of 16 bytes, the others in the high halves.

@@ -48,7 +48,7 @@ inline int read_group(const RawTensor& tensor, const uint8_t* row, int group, fl
   switch (tensor.type) {
     case F32: std::memcpy(values, from, 4 * size_t(count)); break;
     case F16:
-      for (int i = 0; i < count; ++i) std::memcpy(&half, from + 2 * i, 2), values[i] = widen_half(half);
+      for (int i = 0; i < count; ++i) values[i] = blocks::half_at(from + 2 * i);
       break;
     case BF16:
       for (int i = 0; i < count; ++i) std::memcpy(&half, from + 2 * i, 2), values[i] = widen(half);
@@ -94,6 +94,8 @@ struct PackedRows {
   }
 };
 
+inline bool is_finite_half(uint16_t x) { return (x & 0x7c00) != 0x7c00; }
+
 // decode(row, group, numbers, step, lowest) gives the numbers of a group, as `decode_block` does. False where a step or a
 // lowest value is not finite in float16; `bad` is then a row of the file that has one.
 template <typename Decode>
@@ -116,7 +118,7 @@ bool repack_numbers(const RawTensor& tensor, const PackedPlace& to, const TypeIn
             uint16_t* grid = to.grid + size_t(g * steps + s) * kinds * to.total + o;
             grid[0] = narrow_half(step[s]);
             if (kinds == 2) grid[to.total] = narrow_half(lowest[s]);
-            if (!std::isfinite(widen_half(grid[0])) || (kinds == 2 && !std::isfinite(widen_half(grid[to.total]))))
+            if (!is_finite_half(grid[0]) || (kinds == 2 && !is_finite_half(grid[to.total])))
               bad = tensor.order ? tensor.order[o - to.first] : o - to.first;
           }
         }

@@ -1,0 +1,149 @@
+"""Repacked weights kept in a file, which the next start maps into memory instead of repacking, and other processes
+share."""
+
+import ctypes
+import hashlib
+import json
+import logging
+import mmap
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from solm.backends.cpu.files.repack import Arena
+from solm.backends.cpu.files.source import WeightSource
+from solm.backends.cpu.library import CSRC
+from solm.core.cache_folder import cache_folder
+
+SUFFIX = ".weights"
+_MAGIC = b"solm weights 1\n"
+_LONGEST_HEADER = 1 << 20
+_ALIGNED = 1 << 12
+_PIECE = 1 << 26
+"""Bytes that are written at a time."""
+_log = logging.getLogger(__name__)
+
+
+class MappedWeights:
+    """Weights in a file that is mapped read-only, for as long as the object lives."""
+
+    def __init__(self, map_: mmap.mmap, start: int):
+        self._content = np.frombuffer(map_, np.uint8)[start:]
+        self.address: int = self._content.ctypes.data
+        self.nbytes = len(self._content)
+
+
+def load_weights(
+    library: ctypes.CDLL,
+    source: WeightSource,
+    precision: str,
+    layout: str,
+    nbytes: int,
+    fill: Callable[[int], None],
+    threads: int,
+) -> Arena | MappedWeights:
+    """`nbytes` of a source's repacked weights in memory, from `address` on: mapped from the cache folder where they are
+    kept there, otherwise written by `fill`, which is given the address of zeroed memory, and kept.
+
+    layout: a digest of where everything is, see `solm.backends.cpu.files.layout.Layout.digest`. A file of another
+    layout, engine or source is replaced, and so is one of which any byte has changed. A folder that cannot be read or
+    written costs time and a line in the log, nothing else. Raises `SolmError` without memory, and what `fill` raises.
+    """
+    identity = source.identity
+    if identity is None:
+        return _filled(library, nbytes, fill)
+    path = cache_folder() / _name_of(source, identity, precision)
+    expected = {
+        "identity": identity, "times": source.times, "precision": precision, "layout": layout, "nbytes": nbytes,
+        "code": _code(),
+    }  # fmt: skip
+    mapped = _mapped(library, path, expected, threads)
+    if mapped is not None:
+        return mapped
+    arena = _filled(library, nbytes, fill)
+    _keep(library, path, expected, arena, threads)
+    return arena
+
+
+def _filled(library: ctypes.CDLL, nbytes: int, fill: Callable[[int], None]) -> Arena:
+    arena = Arena(library, nbytes)
+    fill(arena.address)
+    return arena
+
+
+def _name_of(source: WeightSource, identity: str, precision: str) -> str:
+    """The name of a source's file, which a person can recognise."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", source.spec.name)[:60].strip("-.") or "model"
+    return f"{readable}-{precision}-{identity[:16]}{SUFFIX}"
+
+
+def _code() -> str:
+    """A digest of the code that repacks."""
+    digest = hashlib.sha256()
+    for path in sorted([*CSRC.glob("*repack.h"), CSRC / "gguf_types.h"]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _mapped(library: ctypes.CDLL, path: Path, expected: dict[str, Any], threads: int) -> MappedWeights | None:
+    """The weights in `path`; None where it is not there or not what is expected."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            found, start = _header(file.read(len(_MAGIC) + 8 + _LONGEST_HEADER))
+            if found is None or size != start + expected["nbytes"]:
+                raise ValueError("it is damaged")
+            checksum = found.pop("checksum", None)
+            if found != expected:
+                raise ValueError("it was made from another file or by another version")
+            flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
+            weights = MappedWeights(mmap.mmap(file.fileno(), size, flags=flags, prot=mmap.PROT_READ), start)
+        if library.solm_checksum(weights.address, weights.nbytes, threads) != checksum:
+            raise ValueError("it is damaged")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _log.info("not using %s: %s", path, getattr(error, "strerror", None) or error)
+        return None
+    return weights
+
+
+def _header(begin: bytes) -> tuple[dict[str, Any] | None, int]:
+    """The header that a file begins with, None where it is damaged, and where its weights start."""
+    place = len(_MAGIC) + 8
+    length = int.from_bytes(begin[len(_MAGIC) : place], "little")
+    text, digest = begin[place : place + length], begin[place + length : place + length + 32]
+    if not begin.startswith(_MAGIC) or length > _LONGEST_HEADER or hashlib.sha256(text).digest() != digest:
+        return None, 0
+    found: dict[str, Any] = json.loads(text)
+    return found, -(-(place + length + 32) // _ALIGNED) * _ALIGNED
+
+
+def _keep(library: ctypes.CDLL, path: Path, header: dict[str, Any], arena: Arena, threads: int) -> None:
+    """Write the weights to `path`, whole or not at all."""
+    checksum = library.solm_checksum(arena.address, arena.nbytes, threads)
+    text = json.dumps(header | {"checksum": checksum}).encode()
+    begin = _MAGIC + len(text).to_bytes(8, "little") + text + hashlib.sha256(text).digest()
+    weights = memoryview((ctypes.c_char * arena.nbytes).from_address(arena.address)).cast("B")
+    work = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        work = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(begin.ljust(-(-len(begin) // _ALIGNED) * _ALIGNED, b"\0"))
+            for place in range(0, len(weights), _PIECE):
+                file.write(weights[place : place + _PIECE])
+            file.flush()
+            os.fsync(file.fileno())
+        work.replace(path)
+    except OSError as error:
+        _log.warning("the repacked weights are not kept, so that the next start takes as long: %s", error)
+    finally:
+        if work is not None:
+            work.unlink(missing_ok=True)

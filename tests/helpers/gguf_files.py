@@ -1,0 +1,139 @@
+"""Small GGUF files of any family and tensor type, and the engine's layout read back."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFWriter, quants
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.constants import GGMLQuantizationType as TensorType
+
+from helpers.models import tiny_model
+from solm.backends.cpu.files.loaded_model import LoadedModel
+from solm.backends.cpu.files.spec import ModelSpec
+from solm.backends.cpu.files.tensors import FLOATS, QUANTISED
+
+WIDE = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "head_dim": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""Sizes that every tensor type divides."""
+_SCALES = {
+    TensorType.Q4_0: (0,), TensorType.Q4_1: (0, 2), TensorType.Q5_0: (0,), TensorType.Q5_1: (0, 2),
+    TensorType.Q8_0: (0,), TensorType.Q4_K: (0, 2), TensorType.Q5_K: (0, 2), TensorType.Q6_K: (208,),
+}  # fmt: skip
+"""Where in a block its float16 scales are."""
+
+
+def random_blocks(kind: TensorType, outputs: int, inputs: int, seed: int = 0) -> np.ndarray:
+    """Rows of blocks [outputs, bytes] of random bytes, with scales as real files have them."""
+    draw = np.random.default_rng(seed)
+    values, size = GGML_QUANT_SIZES[kind]
+    blocks = draw.integers(0, 256, (outputs * inputs // values, size), np.uint8)
+    for place in _SCALES[kind]:
+        scales = draw.uniform(0.001, 0.004, len(blocks)) * draw.choice([-1, 1], len(blocks))
+        blocks[:, place : place + 2] = scales.astype(np.float16).view(np.uint8).reshape(-1, 2)
+    return blocks.reshape(outputs, -1)
+
+
+def encoded(weight: np.ndarray, kind: TensorType) -> np.ndarray:
+    """A matrix in float32 as rows of blocks; of types that only llama.cpp can quantise to, random ones of its shape."""
+    if kind in (TensorType.Q4_K, TensorType.Q5_K, TensorType.Q6_K):
+        return random_blocks(kind, *weight.shape, seed=weight.size)
+    return quants.quantize(weight, kind)
+
+
+def write_gguf(
+    path: Path,
+    family: str,
+    type_of: Callable[[str], TensorType] = lambda name: TensorType.F32,
+    fields: dict[str, Any] | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
+    **changes: Any,
+) -> Any:
+    """Write a tiny random model of `family` as its GGUF file, and give that model.
+
+    type_of: the type of a matrix by our name of it, such as ``q`` or ``embedding``. fields, tensors: more of them,
+    those in float32.
+    """
+    import torch
+
+    model = tiny_model(family, torch.float32, **changes)
+    source = LoadedModel(model)
+    spec = source.spec
+    writer = GGUFWriter(path, spec.description.architecture)
+    write_sizes(writer, spec, model.config.rope_parameters["rope_theta"])
+    for key, value in (fields or {}).items():
+        add = writer.add_string if isinstance(value, str) else writer.add_float32
+        (writer.add_uint32 if type(value) is int else add)(key, value)
+    for name, values in (tensors or {}).items():
+        writer.add_tensor(name, values)
+    for layer in (None, *range(spec.layers)):
+        for name, place in spec.places(layer).items():
+            weight = source.tensor(name, layer).floats()
+            if spec.description.interleaved and name in ("q", "k", "q_bias", "k_bias"):
+                weight = interleaved(weight, spec.head_dim)
+            kind = TensorType.F32 if weight.ndim == 1 else type_of(name)
+            writer.add_tensor(place.gguf, weight if kind == TensorType.F32 else encoded(weight, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+def write_sizes(writer: GGUFWriter, spec: ModelSpec, theta: float) -> None:
+    writer.add_name("tiny")
+    writer.add_block_count(spec.layers)
+    writer.add_context_length(spec.context)
+    writer.add_embedding_length(spec.hidden)
+    writer.add_feed_forward_length(spec.intermediate)
+    writer.add_head_count(spec.heads)
+    writer.add_head_count_kv(spec.kv_heads)
+    writer.add_key_length(spec.head_dim)
+    writer.add_value_length(spec.head_dim)
+    writer.add_layer_norm_rms_eps(spec.epsilon)
+    writer.add_rope_freq_base(theta)
+    writer.add_rope_dimension_count(spec.head_dim)
+    writer.add_token_list([f"token{index}" for index in range(spec.vocabulary)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
+def interleaved(weight: np.ndarray, head_dim: int) -> np.ndarray:
+    """Rows in the order of llama.cpp's files: those that are rotated together next to each other."""
+    halves = weight.reshape(-1, 2, head_dim // 2, *weight.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
+
+
+def read_packed(data: np.ndarray, inputs: int, outputs: int, bits: int) -> np.ndarray:
+    """Numbers [outputs, inputs] of a packed matrix, byte by byte as csrc/structs.h says."""
+    rows = data.reshape(inputs, -1).astype(int)
+    found = np.zeros((outputs, inputs), int)
+    low, blocks = bits - 4, outputs // 64
+    for output in range(outputs):
+        block, place = output // 64, output % 64
+        byte = 16 * (place % 16 // 4) + 4 * (place // 16) + place % 4
+        if block == blocks - 1 and blocks % 2:
+            at, shift = block * 32 + byte % 32, byte // 32 * 4
+        else:
+            at, shift = block // 2 * 64 + byte, block % 2 * 4
+        found[output] = rows[:, at] >> shift & 15
+        if low:
+            fields = 8 // low
+            plane = rows[:, outputs // 2 + block // fields * 64 + byte]
+            found[output] = found[output] << low | plane >> block % fields * low & (1 << low) - 1
+    return found
+
+
+def weights_of(numbers: np.ndarray, grid: np.ndarray, group: int, centre: int) -> np.ndarray:
+    """Weights [outputs, inputs] of numbers and their grid [groups, 1 or 2, outputs] in float16."""
+    step = grid[:, 0].T.astype(np.float64).repeat(group, 1)
+    return step * numbers + (grid[:, 1].T.astype(np.float64).repeat(group, 1) if centre < 0 else -centre * step)
+
+
+ALL_TYPES = (*FLOATS, *QUANTISED)

@@ -1,0 +1,239 @@
+"""Tensors of every type in the engine's layout, against gguf's own reading of the same blocks."""
+
+import ctypes
+import shutil
+
+import numpy as np
+import pytest
+from gguf import quants
+from gguf.constants import GGMLQuantizationType as TensorType
+
+from helpers.gguf_files import ALL_TYPES, WIDE, random_blocks, read_packed, weights_of, write_gguf
+from solm.backends.cpu.files.gguf_file import GgufFile
+from solm.backends.cpu.files.layout import INT8, NESTED, PRECISIONS, SITES, Form, Target, layout_of
+from solm.backends.cpu.files.repack import Arena, dequantise, repack
+from solm.backends.cpu.files.tensors import FLOATS, QUANTISED, Tensor, half_split
+from solm.backends.cpu.library import INVALID, library
+from solm.backends.cpu.structs import MESSAGE
+from solm.core.errors import DamagedFileError, SolmError
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+
+
+def tensor_of(kind: TensorType, outputs: int, inputs: int, seed: int = 0, order=None) -> Tensor:
+    if kind in FLOATS:
+        values = np.random.default_rng(seed).normal(0, 0.05, (outputs, inputs)).astype(np.float32)
+        blocks = values.view(np.uint8) if kind == TensorType.F32 else quants.quantize(values, kind).view(np.uint8)
+    else:
+        blocks = random_blocks(kind, outputs, inputs, seed)
+    return Tensor(kind.name, kind, (outputs, inputs), np.ascontiguousarray(blocks).reshape(-1), order)
+
+
+def expected(tensor: Tensor) -> np.ndarray:
+    """What gguf reads, in order."""
+    blocks = tensor.data.reshape(tensor.outputs, -1)
+    values = blocks.view(np.float32) if tensor.type == TensorType.F32 else quants.dequantize(blocks, tensor.type)
+    return values if tensor.row_order is None else values[tensor.row_order]
+
+
+def packed(tensors: list[Tensor], form: Form, threads: int = 2) -> dict[str, np.ndarray]:
+    """The parts of a matrix of several tensors."""
+    inputs, total, first = tensors[0].inputs, sum(tensor.outputs for tensor in tensors), 0
+    parts = {name: np.zeros(size, np.uint8) for name, size in form.sizes(inputs, total).items()}
+    addresses = [parts[name].ctypes.data if name in parts else None for name in ("data", "scale", "grid")]
+    message = ctypes.create_string_buffer(MESSAGE)
+    for tensor in tensors:
+        order = None if tensor.row_order is None else tensor.row_order.ctypes.data
+        code = library().solm_repack(
+            tensor.type, tensor.data.ctypes.data, len(tensor.data), tensor.outputs, inputs, order, form.target, first,
+            total, *addresses, threads, message,
+        )  # fmt: skip
+        assert not code, message.value
+        first += tensor.outputs
+    return parts
+
+
+def numbers_and_grid(parts: dict[str, np.ndarray], form: Form, inputs: int, outputs: int):
+    numbers = read_packed(parts["data"], inputs, outputs, form.numbers.bits)
+    return numbers, parts["grid"].view(np.float16).reshape(inputs // form.numbers.group, -1, outputs)
+
+
+@pytest.mark.parametrize("outputs", [64, 128, 192, 320, 640])
+@pytest.mark.parametrize("kind", QUANTISED, ids=lambda kind: kind.name)
+def test_numbers_are_exact_and_steps_are_rounded_once(kind, outputs):
+    form, tensor = Form(Target.OWN, QUANTISED[kind]), tensor_of(kind, outputs, 512)
+    numbers, grid = numbers_and_grid(packed([tensor], form), form, 512, outputs)
+    assert grid.shape[1] == (1 if form.numbers.centre >= 0 else 2)
+    found, wanted = weights_of(numbers, grid, form.numbers.group, form.numbers.centre), expected(tensor)
+    step = np.abs(grid[:, 0].T.astype(np.float64)).repeat(form.numbers.group, 1)
+    # Each of the two is off by 2^-11 of itself at most, or by half of the smallest float16.
+    lowest = form.numbers.centre * step if grid.shape[1] == 1 else np.abs(grid[:, 1].T).repeat(form.numbers.group, 1)
+    allowed = 2.0**-11 * (step * np.abs(numbers - max(form.numbers.centre, 0)) + lowest * (form.numbers.centre < 0))
+    assert (np.abs(found - wanted) <= allowed + 2.0**-25 * 256).all()
+    if kind in (TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1, TensorType.Q5_0, TensorType.Q5_1):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-7)  # their scales are float16 already
+
+
+@pytest.mark.parametrize("kind", ALL_TYPES, ids=lambda kind: kind.name)
+def test_dequantised_rows_are_what_gguf_reads(kind):
+    tensor = tensor_of(kind, 24, 512)
+    np.testing.assert_allclose(dequantise(library(), tensor), expected(tensor), rtol=1e-5, atol=1e-7)
+    rows = [5, 0, 23, 5]
+    np.testing.assert_array_equal(dequantise(library(), tensor, rows), dequantise(library(), tensor)[rows])
+    ordered = tensor_of(kind, 24, 512, order=half_split(3, 8))
+    np.testing.assert_array_equal(dequantise(library(), ordered), dequantise(library(), tensor)[half_split(3, 8)])
+
+
+@pytest.mark.parametrize("form", [Form(Target.OWN, QUANTISED[kind]) for kind in QUANTISED] + [NESTED, INT8], ids=str)
+def test_tensors_share_a_matrix_wherever_they_begin(form):
+    """Also where two share bytes."""
+    kind = next((kind for kind, numbers in QUANTISED.items() if Form(Target.OWN, numbers) == form), TensorType.BF16)
+    parts = [tensor_of(kind, count, 256, seed) for seed, count in enumerate((64, 32, 96, 128))]
+    together = Tensor("all", kind, (320, 256), np.concatenate([part.data for part in parts]))
+    found, wanted = packed(parts, form), packed([together], form, threads=1)
+    for name in wanted:
+        np.testing.assert_array_equal(found[name], wanted[name])
+
+
+@pytest.mark.parametrize("target", [Target.OWN, Target.NESTED, Target.INT8, Target.BFLOAT16, Target.FLOAT32])
+def test_rows_are_put_in_order(target):
+    form = (
+        Form(target, QUANTISED[TensorType.Q5_0] if target == Target.OWN else NESTED.numbers)
+        if target in (0, 4)
+        else Form(target)
+    )
+    order = np.random.default_rng(3).permutation(192).astype(np.int32)
+    blocks = tensor_of(TensorType.Q5_0, 192, 256)
+    sorted_ = blocks.data.reshape(192, -1)[order].reshape(-1)
+    found = packed([Tensor("t", blocks.type, blocks.shape, blocks.data, order)], form)
+    wanted = packed([Tensor("t", blocks.type, blocks.shape, sorted_)], form)
+    for name in wanted:
+        np.testing.assert_array_equal(found[name], wanted[name])
+
+
+@pytest.mark.parametrize("kind", ALL_TYPES, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("outputs", [96, 128])
+def test_int8_has_a_scale_per_output(kind, outputs):
+    tensor = tensor_of(kind, outputs, 256)
+    parts, wanted = packed([tensor], INT8), expected(tensor)
+    stride = -(-outputs // 64) * 64
+    rows = parts["data"].reshape(256, stride // 64, 4, 4, 4).swapaxes(2, 3).reshape(256, stride)
+    assert not rows[:, outputs:].any()
+    scale = parts["scale"].view(np.float32)
+    np.testing.assert_allclose(scale, np.abs(wanted).max(1) / 127, rtol=1e-5)
+    weights = (rows[:, :outputs].T.astype(int) - 128) * scale[:, None]
+    assert (np.abs(weights - wanted) <= 0.501 * scale[:, None]).all()
+
+
+@pytest.mark.parametrize("kind", ALL_TYPES, ids=lambda kind: kind.name)
+def test_floats_are_transposed(kind):
+    tensor = tensor_of(kind, 96, 256)
+    found = packed([tensor], Form(Target.FLOAT32))["data"].view(np.float32).reshape(256, 96).T
+    np.testing.assert_allclose(found, expected(tensor), rtol=1e-5, atol=1e-7)
+    short = packed([tensor], Form(Target.BFLOAT16))["data"].view(np.uint16).reshape(256, 96).T
+    np.testing.assert_array_equal(short, quants.quantize(np.ascontiguousarray(found), TensorType.BF16).view(np.uint16))
+
+
+@pytest.mark.parametrize("size", [0.05, 0.001, 0.00001])
+def test_nested_numbers_are_as_fine_as_8_bits_and_their_upper_halves_a_grid(size):
+    """Also where steps are below the normal float16 numbers."""
+    tensor = tensor_of(TensorType.F32, 128, 256)
+    tensor = Tensor(
+        "t", tensor.type, tensor.shape, (tensor.data.view(np.float32) * np.float32(size / 0.05)).view(np.uint8)
+    )
+    numbers, grid = numbers_and_grid(packed([tensor], NESTED), NESTED, 256, 128)
+    weight = expected(tensor)
+    step = grid[:, 0].T.astype(np.float64).repeat(32, 1)
+    unit = 2.0**-25  # half of the smallest float16
+    assert (
+        np.abs(weights_of(numbers, grid, 32, -1) - weight) <= 0.5 * step + 256 * unit + 2.0**-11 * np.abs(weight)
+    ).all()
+    upper = weights_of(numbers // 16 * 16 + 7.5, grid, 32, -1)
+    assert (np.abs(upper - weight) <= 8.1 * step + 256 * unit + 2.0**-11 * np.abs(weight)).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_model_is_repacked_site_by_site(tmp_path, precision):
+    """q, k and v of different types are parts of their own; what every part holds are the file's weights."""
+    kinds = {"q": TensorType.Q4_K, "k": TensorType.Q4_K, "v": TensorType.Q6_K, "down": TensorType.F16}
+    path = tmp_path / "mixed.gguf"
+    write_gguf(path, "llama", lambda name: kinds.get(name, TensorType.Q5_0), **WIDE)
+    source, built = GgufFile(path), library()
+    layout = layout_of(source, precision)
+    names = [[part.tensors for part in site.parts] for site in layout.layers[0].values()]
+    if precision == "auto":
+        assert names == [[("q", "k"), ("v",)], [("out",)], [("gate", "up")], [("down",)]]
+        assert set(layout.forms()) == {"4 bits", "5 bits", "6 bits", "int8"}
+    else:
+        assert names == [[tensors] for tensors in SITES.values()]
+        assert set(layout.forms()) == {precision}
+    arena = Arena(built, layout.nbytes)
+    repack(source, layout, built, arena.address, 2)
+    memory = np.frombuffer((ctypes.c_uint8 * layout.nbytes).from_address(arena.address), np.uint8)
+    for number, layer in enumerate(layout.layers):
+        for part in (part for site in layer.values() for part in site.parts):
+            tensors = [source.tensor(name, number) for name in part.tensors]
+            for name, wanted in packed(tensors, part.form).items():
+                at = getattr(part, name)
+                assert at % 64 == 0
+                np.testing.assert_array_equal(memory[at : at + len(wanted)], wanted, err_msg=f"{part.tensors} {name}")
+
+
+def test_outputs_that_fill_no_blocks_become_int8(tmp_path):
+    path = tmp_path / "narrow.gguf"
+    narrow = {"hidden_size": 96, "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
+    kinds = {"v": TensorType.Q8_0, "q": TensorType.Q8_0, "k": TensorType.Q8_0}
+    write_gguf(path, "qwen2", lambda name: kinds.get(name, TensorType.Q5_1), **narrow)
+    forms = {
+        name: [part.form for part in site.parts] for name, site in layout_of(GgufFile(path), "auto").layers[1].items()
+    }
+    assert forms["qkv"] == [Form(Target.OWN, QUANTISED[TensorType.Q8_0])]  # 64 + 32 + 32
+    assert forms["out"] == [INT8]  # 96
+    assert forms["gate_up"] == [Form(Target.OWN, QUANTISED[TensorType.Q5_1])]  # 96 + 96
+    kinds["v"] = TensorType.Q4_0
+    write_gguf(path, "qwen2", lambda name: kinds.get(name, TensorType.Q5_1), **narrow)
+    assert [part.form for part in layout_of(GgufFile(path), "auto").layers[1]["qkv"].parts] == [INT8]
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    path = tmp_path / "inf.gguf"
+    write_gguf(path, "llama", lambda name: TensorType.Q8_0, **WIDE)
+    tensor = GgufFile(path).tensor("up", 1)
+    content = bytearray(path.read_bytes())
+    at = content.index(tensor.data.tobytes())
+    content[at + 272 * 3 : at + 272 * 3 + 2] = np.float16(np.inf).tobytes()
+    path.write_bytes(content)
+    source, built = GgufFile(path), library()
+    for precision in ("auto", "nested", "int8"):
+        layout = layout_of(source, precision)
+        arena = Arena(built, layout.nbytes)
+        with pytest.raises(DamagedFileError, match=r"inf.gguf is damaged: blk.1.ffn_up.weight: row 3 has values that"):
+            repack(source, layout, built, arena.address, 2)
+
+
+def test_the_border_refuses_what_does_not_fit():
+    tensor, message = tensor_of(TensorType.Q4_K, 64, 256), ctypes.create_string_buffer(MESSAGE)
+    memory = np.zeros(1 << 20, np.uint8)
+    data = memory.ctypes.data
+    order = np.full(64, 64, np.int32)
+    good = [12, tensor.data.ctypes.data, len(tensor.data), 64, 256, None, 0, 0, 64, data, data, data, 1, message]
+    assert library().solm_repack(*good) == 0
+    for place, value, words in (
+        (0, 99, "type 99 is not supported"), (0, 0, "must have 65536 bytes"), (1, None, "must have"),
+        (2, 5, "must have 9216 bytes, not 5"), (3, 0, "no shape"), (4, 128, "no shape"),
+        (5, order.ctypes.data, "row 64"),
+        (6, 5, "unknown target"), (7, 1, "not among 64"), (7, -1, "not among 64"), (8, 96, "multiples of 64"),
+        (9, None, "no memory"), (11, None, "no memory"), (12, 0, "threads"),
+    ):  # fmt: skip
+        assert library().solm_repack(*[value if at == place else some for at, some in enumerate(good)]) == INVALID
+        assert words in message.value.decode(), (place, message.value)
+    rows = np.array([64], np.int64)
+    bad = [*good[:5], rows.ctypes.data, 1, data, message]
+    assert library().solm_dequantise(*bad) == INVALID
+    assert message.value == b"row 64 is not among its 64"
+
+
+def test_an_unknown_precision_is_refused(tmp_path):
+    write_gguf(tmp_path / "a.gguf", "llama")
+    with pytest.raises(SolmError, match="unknown precision 'int4'; choose one of auto, float32"):
+        layout_of(GgufFile(tmp_path / "a.gguf"), "int4")
