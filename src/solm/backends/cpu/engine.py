@@ -11,10 +11,11 @@ import torch
 from solm.backends.cpu import structs
 from solm.backends.cpu.files.config_spec import from_config
 from solm.backends.cpu.files.layout import PRECISIONS, SITES, Part, Site, layout_of
-from solm.backends.cpu.files.repack import Arena, Progress, dequantise, repack
+from solm.backends.cpu.files.repack import Progress, dequantise, repack
 from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.files.spec import ModelSpec
 from solm.backends.cpu.files.tensors import QUANTISED, Tensor
+from solm.backends.cpu.files.weight_cache import load_weights
 from solm.backends.cpu.head_layout import HeadLayout, repack_head
 from solm.backends.cpu.library import INVALID
 from solm.backends.cpu.library import library as built
@@ -26,6 +27,7 @@ from solm.core.sparsity import SparsityConfig
 KV_CACHE_DTYPES = ("auto", "int8")
 FLOAT_PRECISIONS = {"float32": 4, "bfloat16": 2}
 """Precisions of floats, and bytes of a number."""
+_LINE = 64
 _ROWS_AT_ONCE = 1024
 """Of a head of floats, which are converted together."""
 
@@ -164,13 +166,21 @@ class Engine:
         """The model with its weights in the engine's layout."""
         spec, source = self.spec, self.source
         embedding, head = source.tensor("embedding"), source.tensor("head")
-        head_at = -(-self.layout.nbytes // 64) * 64
-        self._arena = Arena(self.library, head_at + self._head_room(head))
-        repack(source, self.layout, self.library, self._arena.address, threads, progress)
+        head_at = -(-self.layout.nbytes // _LINE) * _LINE
+
+        def fill(address: int) -> None:
+            repack(source, self.layout, self.library, address, threads, progress)
+            self._fill_head(head, address + head_at, threads)
+
+        digest = f"{self.layout.digest()} {head_at} {self._head_room(head)}"
+        self._weights = load_weights(
+            self.library, source, self.precision, digest, head_at + self._head_room(head), fill, threads
+        )
+        address = self._weights.address
         layers = (structs.Layer * spec.layers)()
         for number, layer in enumerate(layers):
             for name in SITES:
-                site = self.layout.layers[number][name].moved(self._arena.address)
+                site = self.layout.layers[number][name].moved(address)
                 setattr(layer, name, _product(site))
             for name, value in self._vectors(number).items():
                 setattr(layer, name, value)
@@ -186,7 +196,7 @@ class Engine:
             sizes=sizes,
             layers=layers,
             embedding=embedding.data.ctypes.data,
-            head=self._head(head, self._arena.address + head_at, threads),
+            head=self._head_at(head, address + head_at),
             final_norm=self._floats(source.tensor("final_norm").floats()),
             frequencies=self._floats(spec.rope.inverse_frequencies),
             rotary_scale=spec.rope.scaling,
@@ -215,19 +225,23 @@ class Engine:
             return tensor.outputs * tensor.inputs * FLOAT_PRECISIONS[self.precision]
         return _head_layout(tensor).room
 
-    def _head(self, tensor: Tensor, address: int, threads: int) -> structs.Head:
-        """The output head at `address`: floats, or a file's own numbers, or int8 where the file has floats."""
+    def _head_at(self, tensor: Tensor, address: int) -> structs.Head:
+        """The output head at `address`."""
+        return structs.Head(data=address) if self.precision in FLOAT_PRECISIONS else _head_layout(tensor).at(address)
+
+    def _fill_head(self, tensor: Tensor, address: int, threads: int) -> None:
+        """Write the output head: floats, or a file's own numbers, or int8 where the file has floats."""
         if self.precision not in FLOAT_PRECISIONS:
             rows = tensor.data.reshape(tensor.outputs, -1)
-            return repack_head(self.library, tensor.type, rows, _head_layout(tensor), address, threads)
+            repack_head(self.library, tensor.type, rows, _head_layout(tensor), address, threads)
+            return
         memory = (ctypes.c_char * self._head_room(tensor)).from_address(address)
-        stored = np.frombuffer(memory, np.uint16 if self.precision == "bfloat16" else np.float32)
-        stored = stored.reshape(tensor.outputs, tensor.inputs)
+        bytes_ = np.frombuffer(memory, np.uint8).reshape(tensor.outputs, -1)
+        stored: np.ndarray = bytes_.view(np.uint16 if self.precision == "bfloat16" else np.float32)
         for first in range(0, tensor.outputs, _ROWS_AT_ONCE):
             chosen = np.arange(first, min(first + _ROWS_AT_ONCE, tensor.outputs))
             values = dequantise(self.library, tensor, chosen, str(self.spec.file))
             stored[chosen] = _bfloat16(values) if self.precision == "bfloat16" else values
-        return structs.Head(data=address)
 
 
 def _head_layout(tensor: Tensor) -> HeadLayout:
