@@ -1,7 +1,7 @@
 """The tables of the README and the documentation, written from the results in docs/results.
 
 python benchmarks/tables.py            # rewrites what lies between <!-- table: NAME --> and <!-- end -->
-python benchmarks/tables.py --check    # changes nothing; exits 1 where a table differs from the results
+python benchmarks/tables.py --check    # changes nothing; exits 1 where a table or a statement differs from the results
 """
 
 import argparse
@@ -12,6 +12,7 @@ import tables_quality  # noqa: F401  (registers its tables)
 import tables_speed  # noqa: F401
 from cells import TABLES
 from published import ROOT
+from statements import wrong
 
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -33,7 +34,9 @@ def main() -> None:
         sys.exit(f"no page has the tables {', '.join(sorted(unused))}")
     for path in stale:
         print(f"{path}: {'differs from docs/results; run python benchmarks/tables.py' if check else 'rewritten'}")
-    if check and stale:
+    untrue = list(wrong())
+    print(*untrue, sep="\n", end="\n" if untrue else "")
+    if untrue or (check and stale):
         sys.exit(1)
 
 
