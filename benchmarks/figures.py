@@ -1,10 +1,5 @@
-"""The documentation's figures, from the results in docs/results: SVG that is readable on light and dark pages.
+"""The figures, from the results: SVG that is readable on light and dark pages. `tables.py` writes them."""
 
-python benchmarks/figures.py            # writes docs/figures/quality.svg and docs/figures/context.svg
-python benchmarks/figures.py --check    # changes nothing; exits 1 where a figure differs from the results
-"""
-
-import sys
 from collections.abc import Callable, Sequence
 from html import escape
 from math import exp, log2
@@ -156,21 +151,5 @@ def context() -> str:
     return canvas.svg()
 
 
-def main() -> None:
-    check = sys.argv[1:] == ["--check"]
-    stale = []
-    for draw in (quality, context):
-        path, fresh = of.ROOT / "docs" / "figures" / f"{draw.__name__}.svg", draw()
-        if not path.exists() or path.read_text() != fresh:
-            stale.append(path)
-            if not check:
-                path.write_text(fresh)
-    for path in stale:
-        name = path.relative_to(of.ROOT)
-        print(f"{name}: {'differs from docs/results; run python benchmarks/figures.py' if check else 'rewritten'}")
-    if check and stale:
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
+FIGURES = {"quality": quality, "context": context}
+"""What draws docs/figures/NAME.svg, by name."""

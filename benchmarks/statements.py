@@ -1,8 +1,10 @@
 """What the pages say in words about the results, each beside the results that make it true.
 
-`python benchmarks/tables.py --check` fails where a sentence is no longer on its page, or its results say otherwise.
+`python benchmarks/tables.py --check` fails where a sentence is no longer on its page, where its results say otherwise,
+and where a page states a quantity or shows a table of numbers that neither a statement nor a table accounts for.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from math import log
@@ -24,13 +26,32 @@ def says(page: str, words: str) -> Callable[[Callable[[], bool]], Callable[[], b
     return register
 
 
+DEFINITIONS = ("95 % interval", "0.05 nats are 5 % of perplexity", "0.05 nats is 5 % of perplexity")
+QUANTITY = re.compile(
+    r"\d[\d.,]*(?: (?:to|and) [\d.,]+)? ?(?:%|×|ms\b|milliseconds|nats|times\b|tokens/s|tokens per second)"
+)
+GENERATED = re.compile(r"<!-- table.*?<!-- end -->|^```.*?^```", re.DOTALL | re.MULTILINE)
+
+
 def wrong() -> Iterator[str]:
-    """A line for every statement that is missing or no longer true."""
+    """A line for every statement that is missing or no longer true, and for every number without a source."""
+    said: dict[str, list[str]] = {}
     for page, words, true in STATEMENTS:
+        said.setdefault(page, []).append(words)
         if words not in " ".join((of.ROOT / page).read_text().split()):
             yield f"{page}: does not say any more: {words!r}"
         elif not true():
             yield f"{page}: the results say otherwise: {words!r}"
+    for path in [of.ROOT / "README.md", *sorted((of.ROOT / "docs").glob("*.md"))]:
+        page = path.relative_to(of.ROOT).as_posix()
+        written = GENERATED.sub("", path.read_text())
+        if "---:" in written:
+            yield f"{page}: a table of numbers that is not written from the results"
+        prose = " ".join(re.sub(r"`[^`]*`", "", written).split())
+        for words in (*DEFINITIONS, *said.get(page, [])):
+            prose = prose.replace(re.sub(r"`[^`]*`", "", words), "")
+        for found in QUANTITY.findall(prose):
+            yield f"{page}: no statement says where {found!r} comes from"
 
 
 def won(found: Difference) -> bool:
