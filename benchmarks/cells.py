@@ -24,7 +24,8 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1)
 
 def change(before: float, after: float, scaled: bool = False) -> str:
     """From one time to another; scaled: the first one was not timed in the run of the second."""
-    return f"{'≈' if scaled else ''}{before:.1f} → {after:.1f} ({before / after:.2f}×)"
+    arrow = "\u00a0→\u00a0"  # a narrow cell may break before the bracket only
+    return f"{'≈' if scaled else ''}{before:.1f}{arrow}{after:.1f} ({before / after:.2f}×)"
 
 
 def perplexity(nats: float) -> str:

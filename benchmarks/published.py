@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from solm.core.cost import ModelShapes, step_cost
+from solm.core.errors import BudgetError
 from solm.core.sparsity import SparsityConfig
+from solm.policies.artifact import TrainedPolicy
+from solm.runtime.offer import Offer
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -133,6 +136,22 @@ def dial(context: int) -> list[Setting]:
                 )
             )
     return found
+
+
+@cache
+def offer() -> Offer:
+    """The budgets of the policy that the dial was measured with; its own weights are left out, as above."""
+    config = (trained := TrainedPolicy.from_pretrained("builtin:smollm2-135m-cpu")).config
+    return Offer(config.space, config.sparsity, SMOLLM2, trained)
+
+
+def split(share: float, context: int) -> tuple[float, float] | None:
+    """The shares of KV pages and MLP channels that a budget of one number becomes; None where it is out of reach."""
+    try:
+        budget = offer().budget(share, context + DIAL_STEPS // 2)
+    except BudgetError:
+        return None
+    return budget.attention, budget.mlp
 
 
 def dial_timed_dense(context: int) -> bool:

@@ -115,6 +115,16 @@ def budget() -> str:
 
 
 @table
+def split() -> str:
+    """What a budget of one number becomes, by context."""
+    rows = []
+    for share in (0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5):
+        shares = [of.split(share, context) for context in of.DIAL_FILES]
+        rows.append([f"{share:g}", *(f"attention={s[0]:.2f},mlp={s[1]:.2f}" if s else NONE for s in shares)])
+    return markdown(("`--budget`", *(f"{context:,} tokens" for context in of.DIAL_FILES)), rows)
+
+
+@table
 def equal_time() -> str:
     """At 1,024 tokens: loss and milliseconds of the same shares."""
     rows = [
