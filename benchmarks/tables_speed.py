@@ -21,7 +21,7 @@ def headline() -> str:
         for place, context in ((1, 1024), (3, 8064)):
             after = of.fastest(context, log(1 + limit)).milliseconds["policy"]
             cells[place] = change(of.dial_dense(context), after, not of.dial_timed_dense(context))
-        words = f"perplexity at most +{100 * limit:.0f} %"
+        words = f"perplexity at most +{100 * limit:.0f}\u00a0%"
         return ["**Dial**", "dense → policy, int4 weights, int8 KV cache", words, *cells]
 
     return markdown(

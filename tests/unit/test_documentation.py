@@ -17,7 +17,7 @@ from solm.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 FENCED = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -40,7 +40,7 @@ def commands(page: Path) -> Iterator[tuple[list[str], bool]]:
     spans = [" ".join(found.split()) for found in INLINE.findall(without_code(text))]
     for line, whole in [*((line, True) for line in blocks), *((line, False) for line in spans)]:
         for part in re.split(r" && | \| |; ", re.sub(r"\s#.*", "", line)):
-            words = shlex.split(re.sub(r"^[A-Z_]+=\S* ", "", part))
+            words = shlex.split(re.sub(r"^[A-Z_]+=\S* | <.*", "", part))
             if "solm.cli" in words:  # torchrun ... -m solm.cli
                 words = ["solm", *words[words.index("solm.cli") + 1 :]]
             if words[:1] == ["solm"] or (len(words) > 1 and words[1].startswith("benchmarks/")):
@@ -100,6 +100,13 @@ def test_the_readme_names_every_family_of_each_backend() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text()))
+    files = [link.partition("#")[0] for link in links if not link.startswith(("http", "#"))]
+    assert [name for name in files if not (page.parent / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
 def test_pages_use_the_words_of_the_glossary(page: Path) -> None:
     text = page.read_text().lower()
     assert [word for word in OLD_WORDS if re.search(rf"\b{word}s?\b", text)] == []
