@@ -100,6 +100,22 @@ def rows_keep_the_objective() -> bool:
     return slower and found["governor, rows"]["tpot_p95_ms"] < objective < found["governor, budgets"]["tpot_p95_ms"]
 
 
+@says("docs/faq.md", "At equal precision solm's dense step was faster on both machines that were measured")
+@says("docs/faq.md", "without AVX-512, after 64 tokens, hardly")
+def beside_llama_cpp() -> bool:
+    def fastest(name: str, context: int, **wanted: str) -> float:
+        points = (point for point in of.read(name)["points"] if wanted.items() <= point.items())
+        return min(p["milliseconds"]["median"] for p in points if p["context"] == context)
+
+    def gain(name: str, context: int, theirs: str, ours: str) -> float:
+        llama = fastest(name, context, engine="llama.cpp", precision=theirs)
+        return llama / fastest(name, context, engine="cpu", precision=ours, setting="dense, every logit")
+
+    pairs = (("Q8_0", "int8"), ("Q4_1", "int4"))
+    found = [gain(name, at, *pair) for name in ("engine", "engine-avx2") for at in of.contexts() for pair in pairs]
+    return min(found) > 1 and max(gain("engine-avx2", 64, *pair) for pair in pairs) < 1.1
+
+
 # The same shares: uniform, allocated, policy
 
 
