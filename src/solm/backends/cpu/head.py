@@ -10,8 +10,8 @@ from solm.backends.cpu.weights import FLOATS, INTEGERS, PACKED, Stored, grid_of,
 class Head(Stored):
     """The head [V, H]: rows of floats, or numbers in the strips of csrc/head.h; csrc/structs.h describes its forms.
 
-    data: [V, H] floats, or the upper 4 bits of all numbers [strips, H / 4, 64]. low: their other bits. scale: a step per
-    output [strips * 32]. grid: [strips, groups, 32] steps with lowest = -centre * step, or with centre -1
+    data: [V, H] floats, or the upper 4 bits of all numbers [strips, H / 4, 64]. low: their other bits. scale: a step
+    per output [strips * 32]. grid: [strips, groups, 32] steps with lowest = -centre * step, or with centre -1
     [strips, groups, 2, 32] steps and lowest values.
     """
 

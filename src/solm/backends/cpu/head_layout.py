@@ -15,8 +15,8 @@ from solm.core.errors import DataError, SolmError
 class HeadLayout:
     """The sizes of a head of integers [vocabulary, hidden]; csrc/structs.h and csrc/head.h describe its parts.
 
-    bits: 4, 5, 6 or 8. group: input channels that share a step of the grid, 16 or 32; 0: a scale per output. centre: the
-    number that stands for zero; -1: groups have lowest values.
+    bits: 4, 5, 6 or 8. group: input channels that share a step of the grid, 16 or 32; 0: a scale per output. centre:
+    the number that stands for zero; -1: groups have lowest values.
     """
 
     vocabulary: int
@@ -66,7 +66,9 @@ def repack_head(
     without memory.
     """
     if rows.dtype != np.uint8 or rows.ndim != 2 or len(rows) != layout.vocabulary or not rows.flags.c_contiguous:
-        raise DataError(f"rows must be uint8 [{layout.vocabulary}, bytes of a row], got {rows.dtype} {list(rows.shape)}")
+        raise DataError(
+            f"rows must be uint8 [{layout.vocabulary}, bytes of a row], got {rows.dtype} {list(rows.shape)}"
+        )
     head, message = layout.at(address), ctypes.create_string_buffer(MESSAGE)
     code = library.solm_repack_head(
         type_, rows.ctypes.data, rows.shape[1], layout.vocabulary, layout.hidden, threads, ctypes.byref(head), message
