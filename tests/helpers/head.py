@@ -1,4 +1,4 @@
-"""The engine's output head alone: an engine whose layers add nothing, over states that are the embeddings of its tokens."""
+"""The engine's output head alone: an engine whose layers add nothing, over states that are its tokens' embeddings."""
 
 import ctypes
 
