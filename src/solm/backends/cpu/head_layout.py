@@ -15,8 +15,8 @@ from solm.core.errors import DataError, SolmError
 class HeadLayout:
     """The sizes of a head of integers [vocabulary, hidden]; csrc/structs.h and csrc/head.h describe its parts.
 
-    bits: 4, 5, 6 or 8. group: input channels that share a step of the grid, 16 or 32; 0: a scale per output. centre: the
-    number that stands for zero; -1: groups have lowest values.
+    bits: 4, 5, 6 or 8. group: input channels that share a step of the grid, 16 or 32; 0: a scale per output. centre:
+    the number that stands for zero; -1: groups have lowest values.
     """
 
     vocabulary: int
