@@ -22,22 +22,29 @@ struct ChunkInput {
 
   // Rounds x [channels] as steps do.
   void round(int token, const float* x) const {
+    const int whole = channels / GROUP;
+    for (int g = 0; g < whole; ++g) round_group(token, g, x + g * GROUP);
+    if (whole == groups) return;
+    float last[GROUP] = {};
+    std::copy_n(x + whole * GROUP, channels - whole * GROUP, last);
+    round_group(token, whole, last);
+  }
+
+ private:
+  void round_group(int token, int group, const float* x) const {
     constexpr int HALF = GROUP / 2;
-    int8_t* to = number + size_t(token) * stride;
-    size_t at = size_t(token) * groups;
-    for (int first = 0; first < channels; first += GROUP, ++at) {
-      float in[GROUP] = {}, peak = 0;
-      std::copy_n(x + first, std::min(GROUP, channels - first), in);
+    int8_t* to = number + size_t(token) * stride + group * GROUP;
+    float peak = 0;
 #pragma omp simd reduction(max : peak)
-      for (int i = 0; i < GROUP; ++i) peak = std::max(peak, std::fabs(in[i]));
-      const float inverse = 127 / std::max(peak, 1.17549435e-36f);
-      int32_t rounded[GROUP], total[2] = {0, 0};
-      for (int i = 0; i < GROUP; ++i) rounded[i] = int32_t(std::nearbyint(in[i] * inverse));
-      for (int i = 0; i < GROUP; ++i) to[first + i] = int8_t(rounded[i]);
-      for (int i = 0; i < HALF; ++i) total[0] += rounded[i], total[1] += rounded[HALF + i];
-      scale[at] = peak / 127, sum[at] = scale[at] * float(total[0] + total[1]);
-      for (int half = 0; half < 2; ++half) half_sum[2 * at + half] = scale[at] * float(total[half]);
-    }
+    for (int i = 0; i < GROUP; ++i) peak = std::fabs(x[i]) > peak ? std::fabs(x[i]) : peak;
+    const float inverse = 127 / std::max(peak, 1.17549435e-36f), step = peak / 127;
+    int32_t rounded[GROUP], first = 0, second = 0;
+    for (int i = 0; i < GROUP; ++i) rounded[i] = int32_t(std::nearbyint(x[i] * inverse));
+    for (int i = 0; i < GROUP; ++i) to[i] = int8_t(rounded[i]);
+    for (int i = 0; i < HALF; ++i) first += rounded[i], second += rounded[HALF + i];
+    const size_t at = size_t(token) * groups + group;
+    scale[at] = step, sum[at] = step * float(first + second);
+    half_sum[2 * at] = step * float(first), half_sum[2 * at + 1] = step * float(second);
   }
 };
 
@@ -97,8 +104,7 @@ void multiply_groups(Tile& tile, const ChunkInput& x, int first, int groups, int
     for (int j = 0; j < 4; ++j) {
       float* to_y = y + size_t(t - from) * BLOCK + 16 * j;
       Lanes sum[Dot::TOKENS];
-#pragma GCC unroll 12
-      for (int k = 0; k < Dot::TOKENS; ++k) sum[k] = add ? Lanes::load(to_y + k * BLOCK) : Lanes::zero();
+      each<Dot::TOKENS>([&](auto k) SOLM_INLINE { sum[k] = add ? Lanes::load(to_y + k * BLOCK) : Lanes::zero(); });
       for (int g = 0; g < groups; ++g) {
         const float* scale = x.scale + size_t(t) * x.groups + (first + g) / PARTS_OF_GROUP;
         const float* total = sums + size_t(t) * parts + first + g;
@@ -119,8 +125,7 @@ void multiply_groups(Tile& tile, const ChunkInput& x, int first, int groups, int
               }
             });
       }
-#pragma GCC unroll 12
-      for (int k = 0; k < Dot::TOKENS; ++k) sum[k].write(to_y + k * BLOCK);
+      each<Dot::TOKENS>([&](auto k) SOLM_INLINE { sum[k].write(to_y + k * BLOCK); });
     }
   }
 }

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "arch/each.h"
 #include "arch/lanes.h"
 
 namespace solm {
@@ -22,15 +23,12 @@ constexpr int rounded_up(int count, int step) { return (count + step - 1) / step
 template <bool ADD>
 void multiply_tile(const float* a, size_t a_stride, const float* b, size_t b_stride, int count, float* y, size_t y_stride) {
   Lanes sum[FLOAT_ROWS];
-#pragma GCC unroll 12
-  for (int r = 0; r < FLOAT_ROWS; ++r) sum[r] = ADD ? Lanes::load(y + r * y_stride) : Lanes::zero();
+  each<FLOAT_ROWS>([&](auto r) SOLM_INLINE { sum[r] = ADD ? Lanes::load(y + r * y_stride) : Lanes::zero(); });
   for (int i = 0; i < count; ++i) {
     const Lanes row = Lanes::load(b + i * b_stride);
-#pragma GCC unroll 12
-    for (int r = 0; r < FLOAT_ROWS; ++r) sum[r].add(Lanes::all(a[r * a_stride + i]), row);
+    each<FLOAT_ROWS>([&](auto r) SOLM_INLINE { sum[r].add(Lanes::all(a[r * a_stride + i]), row); });
   }
-#pragma GCC unroll 12
-  for (int r = 0; r < FLOAT_ROWS; ++r) sum[r].write(y + r * y_stride);
+  each<FLOAT_ROWS>([&](auto r) SOLM_INLINE { sum[r].write(y + r * y_stride); });
 }
 
 }  // namespace solm

@@ -3,11 +3,9 @@
 #pragma once
 
 #include <algorithm>
-#include <utility>
 
 #include "dot_i8.h"
-
-#define SOLM_INLINE __attribute__((always_inline))
+#include "each.h"
 
 namespace solm {
 
@@ -34,16 +32,14 @@ struct TileDot {
   template <int QUADS, typename Use>
   static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Use use) {
     __m512i sum[TOKENS];
-#pragma GCC unroll 12
-    for (int t = 0; t < TOKENS; ++t) sum[t] = _mm512_setzero_si512();
+    each<TOKENS>([&](auto t) SOLM_INLINE { sum[t] = _mm512_setzero_si512(); });
     for (int i = 0; i < QUADS; ++i) {
       const __m512i w = _mm512_load_si512(tile + i * BYTES);
-#pragma GCC unroll 12
-      for (int t = 0; t < TOKENS; ++t) {
+      each<TOKENS>([&](auto t) SOLM_INLINE {
         int32_t four;
         std::memcpy(&four, x + t * stride + 4 * i, 4);
         sum[t] = _mm512_dpbusd_epi32(sum[t], w, _mm512_set1_epi32(four));
-      }
+      });
     }
     each<TOKENS>([&](auto t) SOLM_INLINE { use(t, Lanes{_mm512_cvtepi32_ps(sum[t])}); });
   }
