@@ -97,6 +97,26 @@ def dense_equals_the_model(built) -> None:
             torch.testing.assert_close(torch.cat(found, 1), model(ids).logits, atol=2e-3, rtol=0)
 
 
+def prompts_equal_steps(built) -> None:
+    """What is read at once against dense steps, and to the last bit whatever else is read with it and however it is cut."""
+    off = {"float32": 1e-5, "bfloat16": 1e-3, "int8": 0.02, "packed": 0.02, "nested": 0.02, "int8 kv": 0.04}
+    for name, most in off.items():
+        model = tiny_model("qwen3", torch.float32, intermediate_size=352, **GRID_SIZES)
+        precision, _, kv = name.partition(" ")
+        engine = engine_of(model, SPARSITY, precision, kv_cache_dtype="int8" if kv else "auto", library=built)
+        ids = tokens(2, 310)
+        stepped, cut, whole = Rows(engine, 2), Rows(engine, 2), Rows(engine, 2)
+        expected = [stepped.run(part, (1.0, 1.0, 16)).stream for part in ids.split([45, 133, 132], 1)]
+        found = torch.cat([torch.from_numpy(cut.run(part).stream) for part in ids.split([45, 133, 132], 1)], 1)
+        expected = torch.cat([torch.from_numpy(stream) for stream in expected], 1)
+        assert float((found - expected).norm() / expected.norm()) < most, name
+        assert np.array_equal(whole.run(ids).stream, found.numpy()), name
+        alone = Rows(engine)
+        assert np.array_equal(alone.run(ids[1:]).stream[0], found[1].numpy()), name
+        after = [rows.run(tokens(2, 3, seed=2), (0.3, 0.6, 8)).logits for rows in (cut, whole)]
+        assert torch.equal(*after), name
+
+
 def sparse_equals_the_native_build(built) -> None:
     """But for tokens of which selections differ, where values tie to the last bit."""
     model = tiny_model("qwen3", torch.float32)
@@ -315,9 +335,9 @@ def python_threads_share_an_engine() -> None:
 
 
 EDGES: list[Callable[..., None]] = [
-    dense_equals_the_model, sparse_equals_the_native_build, steps_do_not_depend_on_the_batch, forks_go_on_alone,
-    approximate_tails_are_exact_at_the_top, integer_heads_give_what_their_weights_give, heads_of_every_form_are_exact,
-    low_precision_stays_close, packed_weights_of_every_type_give_what_they_mean,
+    dense_equals_the_model, prompts_equal_steps, sparse_equals_the_native_build, steps_do_not_depend_on_the_batch,
+    forks_go_on_alone, approximate_tails_are_exact_at_the_top, integer_heads_give_what_their_weights_give,
+    heads_of_every_form_are_exact, low_precision_stays_close, packed_weights_of_every_type_give_what_they_mean,
     decisions_are_counted, whatever_it_is_given_it_computes_or_refuses,
 ]  # fmt: skip
 
