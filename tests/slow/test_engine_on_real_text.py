@@ -27,7 +27,7 @@ def _engine(model, precision, kv_cache_dtype="auto"):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "auto"])
 def test_an_approximate_tail_chooses_the_same_token_on_real_text(real_model, precision):
-    """5,120 tokens: the largest logit is the exact head's, and so is all that is likely, of which there are at most 10."""
+    """5,120 tokens: the largest logit is the exact head's, and so is all that is likely, at most 10 tokens."""
     model, tokenizer = real_model
     control = TorchBackend(model)
     ids = token_stream("pydoc:heldout", tokenizer).spaced(40, 193, torch.Generator().manual_seed(0))
