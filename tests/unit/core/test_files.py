@@ -42,10 +42,15 @@ def test_two_processes_do_not_work_on_one_result(tmp_path):
 
 
 def test_what_was_found_is_kept_until_the_result_is_written(tmp_path):
-    with pytest.raises(SolmError, match="the disk is full"), resumable(tmp_path / "a.json") as partial:
-        partial.write_text("found")
-        beside(partial).mkdir()
-        raise SolmError("the disk is full")
+    def interrupted():
+        with resumable(tmp_path / "a.json") as partial:
+            partial.write_text("found")
+            beside(partial).mkdir()
+            raise SolmError("the disk is full")
+
+    with pytest.raises(SolmError, match="the disk is full"):
+        interrupted()
+    partial = tmp_path / "a.json.partial"
     assert partial.read_text() == "found"
     assert beside(partial).is_dir()
     with resumable(tmp_path / "a.json") as again:
