@@ -61,3 +61,12 @@ def test_a_page_has_examples_that_parse_and_no_gaps(name):
         assert context.info_name == (words[1] if words[0] == "study" and len(words) > 1 else words[0])
         assert not context.args or words[0] == "lm-eval"
     assert any(" ".join(words).startswith(name) for words in found)
+
+
+LOADS = ("generate", "chat", "serve", "allocate", "train", "eval", "tasks", "sweep", "bench", "inspect", "doctor")
+
+
+@pytest.mark.parametrize("name", [*LOADS, *(f"study {name}" for name in STUDIES)])
+def test_a_command_that_loads_a_model_has_the_common_options(name):
+    for option in ("--revision", "--trust-remote-code", "--threads", "-q, --quiet", "-v, --verbose"):
+        assert option in PAGES[name]
