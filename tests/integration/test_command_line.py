@@ -154,13 +154,6 @@ def test_a_budget_without_a_trained_policy_is_static_and_a_reply_is_written(trai
     assert json.loads(shown.stdout)["realised"]["net"] < 1
 
 
-def test_a_system_message_needs_a_chat_template(trained):
-    model, _ = trained
-    done = solm("generate", "--model", model, "--system", "Be brief.", "x", code=2)
-    assert "\nsolm: --system: " in done.stderr
-    assert done.stderr.count("\n") == 2  # after the line that says which backend runs
-
-
 def test_policies_lists_what_ships_and_shows_one(trained):
     _, policy = trained
     found = json.loads(solm("policies", "--json").stdout)["policies"]

@@ -37,7 +37,7 @@ BACKENDS = ("torch", "cpu", "auto")
 
 
 def load(
-    model: str,
+    model: str | Path,
     policy: str | Path | TrainedPolicy | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -79,6 +79,7 @@ def load(
         SolmError: subclasses for an unknown model, unsupported family, damaged or mismatched policy; all that can be
             checked is checked before the model is loaded.
     """
+    model = str(model)
     if isinstance(policy, str | Path):
         policy = TrainedPolicy.from_pretrained(policy)
     check_backend(backend, precision, kv_cache_dtype, shard, engine_sparsity(policy, sparsity))
