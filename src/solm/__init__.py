@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from solm.core.sparsity import SparsityConfig
     from solm.policies.artifact import TrainedPolicy
     from solm.runtime.language_model import LanguageModel
-    from solm.runtime.load import attach, load
+    from solm.runtime.load import attach, custom_generate, load
 
 # Torch and transformers take seconds to import; nobody who asks for --help should wait for them.
 _HOMES = {
@@ -22,6 +22,7 @@ _HOMES = {
     "SolmError": "solm.core.errors",
     "TrainedPolicy": "solm.policies.artifact",
     "attach": "solm.runtime.load",
+    "custom_generate": "solm.runtime.load",
     "load": "solm.runtime.load",
 }
 
@@ -34,6 +35,7 @@ __all__ = [
     "SparsityConfig",
     "TrainedPolicy",
     "attach",
+    "custom_generate",
     "load",
 ]
 

@@ -22,9 +22,9 @@ from solm.evaluation.result import EvaluationResult
 from solm.evaluation.show import plot
 from solm.evaluation.speeds import Speeds, side_by_side
 from solm.policies.artifact import TrainedPolicy
-from solm.runtime.generate import Reply
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import load
+from solm.runtime.reply import Reply
 from solm.training.allocate import read_allocation
 from solm.training.config import ValueTrainConfig
 from solm.training.values import train_values
@@ -116,6 +116,7 @@ def run(out: Path, speeds: Speeds, batches: int, report: Report, pretrained: boo
             progress=lambda done, total: report("comparing on held-out text", done, total),
         )
         write_text(out / "result.json", result.model_dump_json(indent=2) + "\n")
+        (out / "result.json.partial").unlink(missing_ok=True)
     replies = {}
     for index, net in enumerate(BUDGETS):
         report("generating with the policy", index, len(BUDGETS))

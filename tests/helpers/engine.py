@@ -1,7 +1,9 @@
 """Pairs of a torch session and a session of the compiled engine, over the same prompts."""
 
 from helpers.models import tokens
+from helpers.weights import MIXED, QuantisedModel
 from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.session import CpuSession
 from solm.core.sparsity import SparsityConfig
 
@@ -12,11 +14,18 @@ ACTIONS = {
 }  # fmt: skip
 
 
+def engine_of(model, sparsity=SPARSITY, precision="float32", threads=None, kv_cache_dtype="auto", **options):
+    """The engine over a loaded model. precision ``packed``: the model's matrices become random blocks of GGUF types."""
+    source = QuantisedModel(model, *MIXED) if precision == "packed" else LoadedModel(model)
+    precision = "auto" if precision == "packed" else precision
+    return Engine(source, sparsity, precision, threads, kv_cache_dtype, **options)
+
+
 def pair(control, sparsity=SPARSITY, context=100, rows=2, **options):
     """A torch and a cpu session over the same prompts."""
-    engine = Engine(control.model, sparsity, "float32", **options)
+    engine = engine_of(control.model, sparsity, **options)
     ids = tokens(rows, context)
-    sessions = control.session(sparsity), CpuSession(control, engine, sparsity)
+    sessions = control.session(sparsity), CpuSession(engine, sparsity)
     for session in sessions:
         session.prefill(ids)
     forks = [session.fork(1) for session in sessions]

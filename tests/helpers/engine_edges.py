@@ -10,20 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from gguf.constants import GGMLQuantizationType as TensorType
 
+from helpers.engine import engine_of
 from helpers.models import tiny_model
+from helpers.weights import GRID_SIZES, K_SIZES, QuantisedModel
 from solm.backends.budgets import ROW_STATE
+from solm.backends.cpu.cache import Cache
 from solm.backends.cpu.call import Computed, EngineCall
 from solm.backends.cpu.decider import Decider
-from solm.backends.cpu.engine import Cache, Engine
+from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.library import library
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 
 SPARSITY = SparsityConfig(window=16)
 ACTIONS = [(1.0, 1.0, 16), (0.3, 1.0, 16), (1.0, 0.5, 16), (1.0, 1.0, 5), (0.25, 0.4, 6), (0.5, 0.6, 4)]
-# Outputs in 64s and inputs in 32s, with a last 64 outside of the 128s.
-GRID_SIZES = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 class Rows:
@@ -61,17 +64,6 @@ def tokens(rows: int, count: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, 259, (rows, count), generator=torch.Generator().manual_seed(seed))
 
 
-def on_grid(model):
-    """The model with every linear layer's weights rounded to 4 bits in groups of 32, as in a Q4_1 file."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            groups = module.weight.data.unflatten(1, (-1, 32))
-            low = groups.amin(-1, keepdim=True).half().float()
-            step = ((groups.amax(-1, keepdim=True) - low) / 15).half().float()
-            module.weight.data = (low + step * ((groups - low) / step).round().clamp(0, 15)).flatten(1)
-    return model
-
-
 def decider(layer: int, hidden: int = 64, **changes) -> Decider:
     """A random policy over 3 x 2 x 2 levels."""
     draw = torch.Generator().manual_seed(abs(layer))
@@ -95,7 +87,7 @@ def under(rows: Rows, policy: Decider, target: float = 0.7, horizon: int = 100) 
 def dense_equals_the_model(built) -> None:
     """At page boundaries, one token and several at a time."""
     model = tiny_model("llama", torch.float32)
-    engine = Engine(model, SPARSITY, "float32", library=built)
+    engine = engine_of(model, SPARSITY, "float32", library=built)
     for context in (1, 15, 16, 17, 33, 300):
         ids = tokens(1, context + 40, seed=context)
         rows = Rows(engine)
@@ -107,7 +99,7 @@ def dense_equals_the_model(built) -> None:
 def sparse_equals_the_native_build(built) -> None:
     """But for tokens of which selections differ, where values tie to the last bit."""
     model = tiny_model("qwen3", torch.float32)
-    rows = [Rows(Engine(model, SPARSITY, "float32", library=some), 2) for some in (library(), built)]
+    rows = [Rows(engine_of(model, SPARSITY, "float32", library=some), 2) for some in (library(), built)]
     for some in rows:
         some.run(tokens(2, 100))
     for action in ACTIONS:
@@ -119,12 +111,12 @@ def sparse_equals_the_native_build(built) -> None:
 
 def steps_do_not_depend_on_the_batch(built) -> None:
     """To the last bit: rows of other lengths and actions share the pass through the weights, known tokens too."""
-    model = on_grid(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES))
-    for precision in ("float32", "bfloat16", "int8", "int4", "nested", "int4 kv"):
+    model = tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)
+    for precision in ("float32", "bfloat16", "int8", "packed", "nested", "packed kv"):
         precision, _, kv = precision.partition(" ")
         sparsity = SPARSITY.model_copy(update={"bits_site": "weights" if precision == "nested" else "input"})
-        engine = Engine(model, sparsity, precision, kv_cache_dtype="int8" if kv else "auto", library=built)
-        for count in (5, 19) if precision == "int4" else (5,):
+        engine = engine_of(model, sparsity, precision, kv_cache_dtype="int8" if kv else "auto", library=built)
+        for count in (5, 19) if precision == "packed" else (5,):
             alone = [Rows(engine, 1, sparsity) for _ in range(count)]
             for row, some in enumerate(alone):
                 some.run(tokens(1, 20 + 13 * row, seed=row))
@@ -150,7 +142,7 @@ def forks_go_on_alone(built) -> None:
     """Forks, forks of forks, and rows that are cut back into pages that they share."""
     model = tiny_model("llama", torch.float32)
     for kv in ("auto", "int8"):
-        engine = Engine(model, SPARSITY, "int8", kv_cache_dtype=kv, library=built)
+        engine = engine_of(model, SPARSITY, "int8", kv_cache_dtype=kv, library=built)
         for context in (15, 16, 40, 300):
             parent = Rows(engine)
             parent.run(tokens(1, context))
@@ -167,7 +159,7 @@ def approximate_tails_are_exact_near_the_top(built) -> None:
     for hidden in (48, 64, 192):
         model = tiny_model("llama", torch.float32, hidden_size=hidden, vocab_size=2000)
         model.get_output_embeddings().weight.data *= 20 / hidden**0.5  # logits spread like a real model's
-        rows = Rows(Engine(model, SPARSITY, "int8", library=built), 5)
+        rows = Rows(engine_of(model, SPARSITY, "int8", library=built), 5)
         rows.run(tokens(5, 40))
         exact, short = (rows.fork().run(tokens(5, 12, seed=5), approximate_tail=tail).logits for tail in (False, True))
         near = exact > exact.amax(-1, keepdim=True) - 6
@@ -179,13 +171,14 @@ def approximate_tails_are_exact_near_the_top(built) -> None:
 
 def integer_heads_give_what_their_weights_give(built) -> None:
     """Odd sizes: strips and halves that are not full. Also the last logits alone."""
-    model = on_grid(tiny_model("llama", torch.float32, vocab_size=1003, **GRID_SIZES))
-    for precision in ("int8", "int4"):
-        rows = Rows(Engine(model, SPARSITY, precision, library=built), 3)
+    for kind in (None, TensorType.Q4_1, TensorType.Q5_0, TensorType.Q8_0):
+        model = tiny_model("llama", torch.float32, vocab_size=1003, **GRID_SIZES)
+        source = LoadedModel(model) if kind is None else QuantisedModel(model, kind, embedding=kind)
+        rows = Rows(Engine(source, SPARSITY, library=built), 3)
         rows.run(tokens(3, 40))
         found = rows.fork().run(tokens(3, 7, seed=5))
         expected = torch.from_numpy(found.stream) @ model.get_output_embeddings().weight.detach().T
-        assert (found.logits - expected).abs().max() / expected.std() < 0.05, precision
+        assert (found.logits - expected).abs().max() / expected.std() < 0.05, kind
         for wanted in (0, 1, 3):
             last = rows.fork().run(tokens(3, 7, seed=5), logit_steps=wanted)
             assert torch.equal(last.logits, found.logits[:, 7 - wanted :])
@@ -193,19 +186,43 @@ def integer_heads_give_what_their_weights_give(built) -> None:
 
 def low_precision_stays_close(built) -> None:
     """Packed weights, which lose nothing, closer than int8; a KV cache in int8 as close as one in bfloat16."""
-    model = on_grid(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES))
+    model = tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)
     found = {}
-    for name in ("float32", "int8", "int4", "nested", "int8 kv"):
+    for name in ("packed", "float32", "int8", "nested", "int8 kv"):
         precision, _, kv = name.partition(" ")
-        rows = Rows(Engine(model, SPARSITY, precision, kv_cache_dtype="int8" if kv else "auto", library=built), 2)
+        rows = Rows(engine_of(model, SPARSITY, precision, kv_cache_dtype="int8" if kv else "auto", library=built), 2)
         rows.run(tokens(2, 450))
         found[name] = torch.from_numpy(rows.run(tokens(2, 30, seed=5)).stream)
     norm = found["float32"].norm()
     off = {name: float((stream - found["float32"]).norm() / norm) for name, stream in found.items()}
-    assert off["int4"] < 0.9 * off["int8"], off
-    assert off["int4"] < 0.04, off
+    assert off["packed"] < 0.9 * off["int8"], off
+    assert off["packed"] < 0.04, off
     assert off["nested"] < 0.04, off
     assert off["int8 kv"] < 1.2 * off["int8"], off
+
+
+def packed_weights_of_every_type_give_what_they_mean(built) -> None:
+    """No further off than int8, of which the weights are rounded: tensors of different types side by side, groups of 16
+    and 32; also of embeddings and heads."""
+    types = TensorType.Q4_0, TensorType.Q5_0, TensorType.Q6_K, TensorType.Q8_0, TensorType.Q4_K, TensorType.Q5_1
+    actions = [(1.0, 1.0, 16), (1.0, 0.5, 16)]
+    for shift, kind in enumerate(types):
+        model = tiny_model("llama", torch.float32, **K_SIZES)
+        source = QuantisedModel(model, *types[shift:], *types[:shift], embedding=kind)
+        floats, int8 = (engine_of(model, precision=name, library=built) for name in ("float32", "int8"))
+        found = []
+        for engine in (floats, int8, Engine(source, SPARSITY, library=built)):
+            rows = Rows(engine, 3)
+            rows.run(tokens(3, 40))
+            found.append([rows.fork().run(tokens(3, 9, seed=5), action) for action in actions])
+            steps = rows.fork()
+            stepped = [steps.run(tokens(3, 9, seed=5)[:, q : q + 1], actions[1]).stream for q in range(9)]
+            assert np.array_equal(np.concatenate(stepped, 1), found[-1][1].stream), kind
+        for exact, rounded, packed in zip(*found, strict=True):
+            usual, off = (np.linalg.norm(other.stream - exact.stream) for other in (rounded, packed))
+            assert off < 1.3 * usual, (kind, off / usual)
+            usual, off = ((other.logits - exact.logits).norm() for other in (rounded, packed))
+            assert off < 1.3 * usual, (kind, off / usual)
 
 
 def decisions_are_counted(built) -> None:
@@ -213,7 +230,7 @@ def decisions_are_counted(built) -> None:
     model = tiny_model("llama", torch.float32)
     policies = [decider(layer) for layer in (0, 1)]
     for policy in policies:
-        engine = Engine(model, SPARSITY, "float32", library=built)
+        engine = engine_of(model, SPARSITY, "float32", library=built)
         rows = [under(Rows(engine, 3), policy) for _ in range(2)]
         ids = tokens(3, 60, seed=7)
         for some in rows:
@@ -237,7 +254,7 @@ def whatever_it_is_given_it_computes_or_refuses(built) -> None:
     """And nothing has changed after a refusal."""
     draw = np.random.default_rng(0)
     odd = [0.0, 0.5, 1.0, 2.0, 16.0, 17.0, -1.0, float("nan"), float("inf")]
-    engine = Engine(tiny_model("llama", torch.float32), SPARSITY, "int8", library=built)
+    engine = engine_of(tiny_model("llama", torch.float32), SPARSITY, "int8", library=built)
     parent = Rows(engine, 2, capacity=100)
     parent.run(tokens(2, 70))
     outcomes = set()
@@ -260,7 +277,7 @@ def whatever_it_is_given_it_computes_or_refuses(built) -> None:
 def python_threads_share_an_engine() -> None:
     """Two threads step two forks of one parent and two parents, beside one that forks and drops: as one thread does."""
     model = tiny_model("llama", torch.float32)
-    engine = Engine(model, SPARSITY, "float32", threads=2)
+    engine = engine_of(model, SPARSITY, "float32", threads=2)
     parents = [Rows(engine, 2) for _ in range(2)]
     for seed, parent in enumerate(parents):
         parent.run(tokens(2, 60, seed=seed))
@@ -286,6 +303,7 @@ def python_threads_share_an_engine() -> None:
 EDGES: list[Callable[..., None]] = [
     dense_equals_the_model, sparse_equals_the_native_build, steps_do_not_depend_on_the_batch, forks_go_on_alone,
     approximate_tails_are_exact_near_the_top, integer_heads_give_what_their_weights_give, low_precision_stays_close,
+    packed_weights_of_every_type_give_what_they_mean,
     decisions_are_counted, whatever_it_is_given_it_computes_or_refuses,
 ]  # fmt: skip
 

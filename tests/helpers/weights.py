@@ -1,21 +1,75 @@
-"""Weights that lie on the grid of a 4-bit file."""
+"""Weights as GGUF files have them: random blocks of every type, and models whose matrices consist of them."""
 
+import numpy as np
 import torch
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.constants import GGMLQuantizationType as TensorType
+from gguf.quants import dequantize
+
+from solm.backends.cpu.files.loaded_model import LoadedModel
+from solm.backends.cpu.files.tensors import QUANTISED, Tensor
 
 # Outputs in 64s and inputs in 32s, with a last 64 outside of the 128s.
 GRID_SIZES = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+# Of q, k, v, out, gate, up and down.
+MIXED = (
+    TensorType.Q4_1, TensorType.Q4_1, TensorType.Q8_0, TensorType.Q5_0, TensorType.Q4_0, TensorType.Q4_0,
+    TensorType.Q5_1,
+)  # fmt: skip
+# Whole blocks of K-quants, too.
+K_SIZES = {
+    "hidden_size": 256, "head_dim": 32, "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 512,
+}  # fmt: skip
 
 
-def on_grid(model, steps=15):
-    """The model with every matrix but its embedding rounded to 4 bits, in groups of 32, as in a Q4_1 file."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.weight.data = rounded(module.weight.data, steps)
-    return model
+def random_blocks(kind: TensorType, outputs: int, inputs: int, seed: int = 0, deviation: float = 0.1) -> np.ndarray:
+    """Blocks of a quantised type, uint8 [outputs, bytes of a row], whose weights have about that deviation."""
+    values, size = GGML_QUANT_SIZES[kind]
+    draw, numbers = np.random.default_rng(seed), QUANTISED[kind]
+    blocks = draw.integers(0, 256, (outputs * inputs // values, size), dtype=np.uint8)
+    scale = deviation / (1 << numbers.bits) * 4 * draw.uniform(0.5, 1.5, len(blocks))
+    if kind in (TensorType.Q4_K, TensorType.Q5_K):
+        scale /= 32  # steps are multiples of it
+    if kind == TensorType.Q6_K:
+        scale /= 64
+    place = 208 if kind == TensorType.Q6_K else 0
+    blocks[:, place : place + 2] = scale.astype(np.float16)[:, None].view(np.uint8)
+    if numbers.centre < 0:
+        middle = scale * (1 << numbers.bits - 1)
+        lowest = -middle if values == 32 else middle
+        blocks[:, 2:4] = lowest.astype(np.float16)[:, None].view(np.uint8)
+    return blocks.reshape(outputs, -1)
 
 
-def rounded(weight, steps=15):
-    groups = weight.unflatten(1, (-1, 32))
-    low = groups.amin(-1, keepdim=True).half().float()
-    step = ((groups.amax(-1, keepdim=True) - low) / steps).half().float()
-    return (low + step * ((groups - low) / step).round().clamp(0, steps)).flatten(1)
+class QuantisedModel(LoadedModel):
+    """A model whose matrices are random blocks of `kinds`, tensor by tensor in turn. The model's own weights become
+    what the blocks mean."""
+
+    def __init__(self, model, *kinds: TensorType, embedding: TensorType | None = None):
+        super().__init__(model)
+        self._blocks = {}
+        names = [name for layer in range(self.spec.layers) for name in self._matrices(layer)]
+        for number, name in enumerate(names):
+            self._become(name, kinds[number % len(kinds)], number)
+        if embedding is not None:
+            self._become("model.embed_tokens.weight", embedding, 99)
+            self._become("lm_head.weight", embedding, 100)
+
+    def _matrices(self, layer: int) -> list[str]:
+        places = self.spec.places(layer)
+        return [places[name].transformers for name in ("q", "k", "v", "out", "gate", "up", "down")]
+
+    def _become(self, name: str, kind: TensorType, seed: int) -> None:
+        if name not in self._parameters:
+            return
+        weight = self._parameters[name]
+        blocks = random_blocks(kind, *weight.shape, seed=seed)
+        weight.copy_(torch.from_numpy(dequantize(blocks, kind)))
+        self._blocks[name] = kind, blocks
+
+    def tensor(self, name: str, layer: int | None = None) -> Tensor:
+        found = super().tensor(name, layer)
+        if found.name not in self._blocks:
+            return found
+        kind, blocks = self._blocks[found.name]
+        return Tensor(found.name, kind, found.shape, blocks.reshape(-1))

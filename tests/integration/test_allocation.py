@@ -8,9 +8,9 @@ import torch
 from typer.testing import CliRunner
 
 import solm
+from helpers.engine import engine_of
 from helpers.models import keep_of, tiny_model, tokens
 from helpers.policies import BENDS, EVEN, by_head, sparsity_of
-from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.session import CpuSession
 from solm.backends.session import SplitSchedule
 from solm.backends.torch.backend import TorchBackend
@@ -38,7 +38,7 @@ def test_both_backends_carry_out_an_allocation_alike(control, action, power, hea
         sparsity = sparsity.under(by_head(sparsity.allocation))
     sessions = (
         control.session(sparsity),
-        CpuSession(control, Engine(control.model, sparsity, "float32"), sparsity),
+        CpuSession(engine_of(control.model, sparsity, "float32"), sparsity),
     )
     found = []
     for session in sessions:
@@ -59,7 +59,7 @@ def test_a_mid_pass_decision_spends_what_its_parts_spend(control):
     parts = [make_plan(keep, 101 + torch.arange(30).expand(2, 30), sparsity, control.shapes) for keep in (low, high)]
     expected = parts[0].realised_by(0, 1, 4) + parts[1].realised_by(1, 4, 4)
     for session in (
-        control.session(sparsity), CpuSession(control, Engine(control.model, sparsity, "float32"), sparsity)
+        control.session(sparsity), CpuSession(engine_of(control.model, sparsity, "float32"), sparsity)
     ):  # fmt: skip
         session.prefill(tokens(2, 100))
         found = session.fork(1).extend(tokens(2, 30, seed=5), SplitSchedule(1, low, high))

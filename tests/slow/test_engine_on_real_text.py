@@ -7,22 +7,31 @@ import torch
 
 from helpers.models import keep_of
 from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.files.gguf_file import GgufFile
+from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
+from solm.backends.torch.load import BUILTIN, gguf_of
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import token_stream
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 
 
+def _engine(model, precision, kv_cache_dtype="auto"):
+    """auto: the file's own bits."""
+    source = GgufFile(gguf_of(BUILTIN)) if precision == "auto" else LoadedModel(model)
+    return Engine(source, SparsityConfig(), precision, kv_cache_dtype=kv_cache_dtype)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", ["int8", "auto"])
 def test_an_approximate_tail_chooses_the_same_token_on_real_text(real_model, precision):
     """5,120 tokens: the largest logit is the exact head's, and so is all that is likely."""
     model, tokenizer = real_model
     control = TorchBackend(model)
     ids = token_stream("pydoc:heldout", tokenizer).spaced(40, 193, torch.Generator().manual_seed(0))
-    session = CpuSession(control, Engine(model, SparsityConfig(), precision), SparsityConfig())
+    session = CpuSession(_engine(model, precision), SparsityConfig())
     session.prefill(ids[:, :64])
     found = []
     for approximate_tail in (False, True):
@@ -39,15 +48,15 @@ def test_an_approximate_tail_chooses_the_same_token_on_real_text(real_model, pre
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "agreement"),
-    [("float32", 1.0), ("bfloat16", 0.98), ("int8", 0.95), ("int4", 0.95), ("int4 beside a cache of bytes", 0.95)],
+    [("float32", 1.0), ("bfloat16", 0.98), ("int8", 0.95), ("auto", 0.95), ("auto beside a cache of bytes", 0.95)],
 )
 def test_real_text_gets_the_torch_backends_predictions(real_model, precision, agreement):
     model, tokenizer = real_model
     control = TorchBackend(model)
     ids = token_stream("pydoc:heldout", tokenizer).spaced(6, 385, torch.Generator().manual_seed(0))
     precision, _, bytes_ = precision.partition(" beside ")
-    engine = Engine(model, SparsityConfig(), precision, kv_cache_dtype="int8" if bytes_ else "auto")
-    sessions = control.session(SparsityConfig()), CpuSession(control, engine, SparsityConfig())
+    engine = _engine(model, precision, "int8" if bytes_ else "auto")
+    sessions = control.session(SparsityConfig()), CpuSession(engine, SparsityConfig())
     for session in sessions:
         session.prefill(ids[:, :256])
     keep = keep_of((0.4, 1.0, 16), 6, 128)

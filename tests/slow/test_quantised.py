@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import solm
+from helpers.engine import engine_of
 from helpers.models import keep_of
-from solm.backends.cpu.engine import Engine
 from solm.core.errors import UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import token_stream
@@ -36,7 +36,7 @@ def test_int8_weights_cost_little_and_obey_every_action():
     quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
     after = [nats(action) for action in actions]
     with pytest.raises(UnsupportedModelError, match="quantised already"):
-        Engine(model, SparsityConfig())
+        engine_of(model, SparsityConfig())
     assert after[0] - before[0] == pytest.approx(0, abs=0.03)
     assert after[1] - before[1] == pytest.approx(0, abs=0.08)
     assert after[1] > after[0] + 0.1

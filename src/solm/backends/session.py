@@ -183,7 +183,6 @@ class Session(Protocol):
 class Backend(Protocol):
     """One loaded model and how it is run. Tensors of sessions are on `device`, but for logits."""
 
-    model: Any
     shapes: ModelShapes
     capability: Capability
 
@@ -195,8 +194,15 @@ class Backend(Protocol):
         """How steps are computed, such as ``torch bfloat16`` or ``cpu int8``."""
 
     @property
+    def dtype(self) -> str:
+        """What the weights are in, such as ``bfloat16`` or ``int8``."""
+
+    @property
     def context(self) -> int | None:
         """Tokens that the model's context holds, where its configuration says so."""
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Input embeddings [..., H] of tokens [...]."""
 
     def session(self, sparsity: SparsityConfig, capacity: int = 0) -> Session:
         """An empty session; `capacity` tokens are reserved."""

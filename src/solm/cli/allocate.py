@@ -16,6 +16,7 @@ from solm.cli.options import (
     SeedOption,
     TrustOption,
 )
+from solm.cli.sources import long_enough, read_sources, streams
 from solm.core.errors import SolmError
 
 
@@ -63,10 +64,13 @@ def allocate(
         raise SolmError(f"--context: {contexts[0]} is out of range: {how.always_read} tokens are always read")
     config = checks.model_config(model, revision, trust_remote_code)
     checks.room(config, contexts[-1] + length, "--context and --length")
-    sources = checks.read_sources(data)
-    checks.long_enough(sources, contexts[-1] + length)
-    lm = load(model, sparsity=how, dtype=dtype, backend="torch", revision=revision, trust_remote_code=trust_remote_code)
-    tokens = checks.streams(sources, lm.tokenizer)
+    sources = read_sources(data)
+    long_enough(sources, contexts[-1] + length)
+    lm = load(
+        model, tokenizer=checks.tokenizer(model, revision, trust_remote_code), sparsity=how, dtype=dtype,
+        backend="torch", revision=revision, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    tokens = streams(sources, lm.tokenizer)
     windows = draw_windows(tokens, texts, contexts[-1] + length, torch.Generator().manual_seed(seed))
     with progress_bar() as progress:
         try:

@@ -65,9 +65,10 @@ def bench(
     config = checks.model_config(model, revision, trust_remote_code)
     checks.room(config, lengths[-1] + _STEPS, "--context and the steps after it")
     trained = checks.trained_policy(policy, config)
+    tokenizer = checks.tokenizer(model, revision, trust_remote_code)
     lm = load(
-        model, trained, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
-        revision=revision, trust_remote_code=trust_remote_code,
+        model, trained, tokenizer=tokenizer, dtype=dtype, backend=backend, precision=precision,
+        kv_cache_dtype=kv_cache_dtype, revision=revision, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     assert lm.tokenizer is not None
     tokens = token_stream("pydoc:train", lm.tokenizer).spaced(1, lengths[-1] + 1, torch.Generator().manual_seed(0))

@@ -68,23 +68,22 @@ def chat(
     checks.backend(backend, precision, kv_cache_dtype, dtype)
     config = checks.model_config(model, revision, trust_remote_code)
     checks.room(config, max_new_tokens, "--max-new-tokens")
+    tokenizer = checks.tokenizer(model, revision, trust_remote_code, system)
     if policy == "dense" and budget is not None:
         raise BudgetError(f"--budget: {budget} needs another --policy than dense, which spends everything")
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config)
     checks.budget(budget, config, trained, None, timed=False)
     lm = load(
-        model, trained, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
-        revision=revision, trust_remote_code=trust_remote_code,
+        model, trained, tokenizer=tokenizer, dtype=dtype, backend=backend, precision=precision,
+        kv_cache_dtype=kv_cache_dtype, revision=revision, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     sampling: dict[str, Any] = {"seed": seed, "max_new_tokens": max_new_tokens}
     if temperature > 0:
         sampling["temperature"] = temperature
     if repetition_penalty is not None:
         sampling["repetition_penalty"] = repetition_penalty
-    with checks.option("--model"):
-        talk = Talk(lm, policy if policy in DECIDERS else None, sampling)
-    with checks.option("--system"):
-        talk.start(system)
+    talk = Talk(lm, policy if policy in DECIDERS else None, sampling)
+    talk.start(system)
     with checks.option("--budget"):
         talk.set_budget(budget)
     say(f"{lm.name} on {lm.backend.name}, {talk.setting}. /help lists the commands.")

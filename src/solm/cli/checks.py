@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from solm.cli.options import DECIDERS
-from solm.core.errors import BudgetError, ContextLengthError, DataError, SolmError
+from solm.core.errors import BudgetError, ContextLengthError, SolmError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -19,12 +19,9 @@ if TYPE_CHECKING:
     from solm.core.actions import ActionSpace
     from solm.core.budget import BudgetRequest
     from solm.core.sparsity import SparsityConfig
-    from solm.data.windows import TokenStream
     from solm.policies.artifact import TrainedPolicy
 
 Settings = TypeVar("Settings", bound=BaseModel)
-Sources = list[tuple[str, list[str]]]
-"""Texts by the name of where they come from."""
 
 
 @contextmanager
@@ -160,6 +157,25 @@ def model_config(model: str, revision: str | None = None, trust: bool = False) -
         return base_config(model, trust, revision).get_text_config(decoder=True)
 
 
+def tokenizer(
+    model: str, revision: str | None = None, trust: bool = False, system: str | None = None
+) -> "PreTrainedTokenizerBase | None":
+    """The tokenizer of --model, for `load`; None where it comes with the weights, as in a GGUF file.
+
+    Refuses a model without one, and a --system message for one without a chat template.
+    """
+    from solm.backends.torch.load import has_chat_template, load_tokenizer
+
+    with option("--model"):
+        templated = has_chat_template(model)
+        found = load_tokenizer(model, trust, revision) if templated is None else None
+    if system is not None and not (templated if found is None else found.chat_template):
+        raise SolmError(
+            "--system: this model has no chat template, so a system message has no place; put it into the prompt"
+        )
+    return found
+
+
 def trained_policy(
     name: str | None, config: "PretrainedConfig", space: "ActionSpace | None" = None, typed: str = "--policy"
 ) -> "TrainedPolicy | None":
@@ -192,7 +208,8 @@ def backend(
     name: str, precision: str | None, kv_cache_dtype: str | None, dtype: str, sparsity: "SparsityConfig | None" = None
 ) -> None:
     """Check the options that say where and in what numbers a model is computed."""
-    from solm.backends.cpu.engine import KV_CACHE_DTYPES, PRECISIONS, check_precision
+    from solm.backends.cpu.engine import KV_CACHE_DTYPES, check_precision
+    from solm.backends.cpu.files.layout import PRECISIONS
     from solm.backends.torch.load import resolve_dtype
     from solm.core.sparsity import SparsityConfig
     from solm.runtime.load import BACKENDS, default_precision
@@ -255,41 +272,3 @@ def plot_file(path: Path | None) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise SolmError("--plot: pictures need matplotlib; run: pip install 'solm[eval]'")
     out_file(path, "--plot")
-
-
-def read_sources(text: str, typed: str = "--data") -> Sources:
-    """The texts of a list of sources; raises `DataError` for one that is missing, empty or malformed."""
-    from solm.data.text import documents
-
-    names = [part.strip() for part in text.split(",")]
-    with option(typed):
-        if not all(names):
-            raise SolmError(f"{text!r} has an empty place; separate sources by one comma")
-        return [(name, documents(name)) for name in names]
-
-
-def long_enough(sources: Sources, tokens: int, typed: str = "--data") -> None:
-    """Refuse a source that cannot hold one text of `tokens` tokens, because it has fewer bytes."""
-    for name, texts in sources:
-        size = sum(len(text.encode()) + 1 for text in texts)  # an end-of-text token follows every document
-        if size < tokens:
-            raise DataError(f"{typed}: {name} holds {size} bytes; one text needs {tokens} tokens")
-
-
-def streams(sources: Sources, tokenizer: "PreTrainedTokenizerBase | None") -> "list[TokenStream]":
-    """The tokens of every source."""
-    from solm.data.windows import stream_of
-
-    assert tokenizer is not None
-    return [stream_of(texts, tokenizer, name) for name, texts in sources]
-
-
-def one_stream(sources: Sources | None, tokenizer: "PreTrainedTokenizerBase | None") -> "TokenStream | None":
-    """The tokens of all sources together; None for None."""
-    from solm.data.windows import stream_of
-
-    if sources is None:
-        return None
-    assert tokenizer is not None
-    texts = [text for _, found in sources for text in found]
-    return stream_of(texts, tokenizer, ", ".join(name for name, _ in sources))

@@ -5,7 +5,7 @@ import platform
 import subprocess
 from typing import Any
 
-from solm.cli.options import DEFAULT_MODEL, JsonOption, ModelOption
+from solm.cli.options import DEFAULT_MODEL, JsonOption, ModelOption, RevisionOption, TrustOption
 
 _FEATURES = (
     "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16",
@@ -14,7 +14,12 @@ _FEATURES = (
 _INSTALL = "install one, such as: apt install g++ (or set CXX to a compiler)"
 
 
-def doctor(model: ModelOption = DEFAULT_MODEL, json: JsonOption = False) -> None:
+def doctor(
+    model: ModelOption = DEFAULT_MODEL,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    json: JsonOption = False,
+) -> None:
     """Check this machine: processor, compiler, memory bandwidth, and which backend would run a model.
 
     \b
@@ -24,9 +29,9 @@ def doctor(model: ModelOption = DEFAULT_MODEL, json: JsonOption = False) -> None
     """
     import torch
 
-    from solm.backends.cpu.engine import unsuited
+    from solm.backends.cpu.engine import unsuited_config
     from solm.backends.cpu.library import find_compiler, library
-    from solm.backends.torch.load import skeleton
+    from solm.backends.torch.load import base_config
     from solm.cli.output import print_json
     from solm.core.errors import SolmError
     from solm.core.sparsity import SparsityConfig
@@ -41,7 +46,8 @@ def doctor(model: ModelOption = DEFAULT_MODEL, json: JsonOption = False) -> None
         engine_error = str(error)
         fixes.append(_INSTALL if compiler is None else f"update the compiler, or set CXX to another: {error}")
     try:
-        unsuitable, model_error = unsuited(skeleton(model), SparsityConfig()), None
+        config = base_config(model, trust_remote_code, revision).get_text_config(decoder=True)
+        unsuitable, model_error = unsuited_config(config.to_dict(), model, SparsityConfig()), None
     except SolmError as error:
         unsuitable = model_error = str(error)
     reason = engine_error or unsuitable

@@ -26,6 +26,7 @@ from solm.cli.options import (
     TextsOption,
     TrustOption,
 )
+from solm.cli.sources import long_enough, one_stream, read_sources, streams
 from solm.core.errors import SolmError
 
 if TYPE_CHECKING:
@@ -119,15 +120,16 @@ def evaluate(
     )  # fmt: skip
     checks.room(config, context + length, "--context and --length")
     rivals: dict[str, PricedPolicy | Arm] = dict(_rival(item, config, offered) for item in rival or [])
-    sources = checks.read_sources(data)
-    checks.long_enough(sources, context + length + 1)
-    tuning_sources = None if tuning is None else checks.read_sources(tuning, "--tuning")
+    sources = read_sources(data)
+    long_enough(sources, context + length + 1)
+    tuning_sources = None if tuning is None else read_sources(tuning, "--tuning")
+    tokenizer = checks.tokenizer(model, revision, trust_remote_code)
     lm = load(
-        model, trained, sparsity=how, dtype=dtype, backend=backend, precision=precision,
+        model, trained, tokenizer=tokenizer, sparsity=how, dtype=dtype, backend=backend, precision=precision,
         kv_cache_dtype=kv_cache_dtype, revision=revision, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    tokens = checks.streams(sources, lm.tokenizer)
-    calibration = checks.one_stream(tuning_sources, lm.tokenizer)
+    tokens = streams(sources, lm.tokenizer)
+    calibration = one_stream(tuning_sources, lm.tokenizer)
     for name in names:
         rivals[name] = baseline(name, BaselineRequest(lm, offered, calibration, context, seed))
     with resumable(out) as partial, progress_bar() as progress:

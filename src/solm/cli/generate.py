@@ -70,8 +70,9 @@ def generate(
     from solm.core.budget import Budget
     from solm.core.files import write_json
     from solm.core.timings import read_timings
-    from solm.runtime.generate import asked_for, seen_on_average, summarise
+    from solm.runtime.generate import asked_for, check_length, seen_on_average, summarise
     from solm.runtime.load import load
+    from solm.runtime.prompts import encode
 
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
@@ -87,6 +88,11 @@ def generate(
     grid = checks.space_of(space)
     config = checks.model_config(model, revision, trust_remote_code)
     checks.room(config, max_new_tokens, "--max-new-tokens")
+    tokenizer = checks.tokenizer(model, revision, trust_remote_code, system)
+    if tokenizer is not None:
+        with checks.option("PROMPT"):
+            prompt_tokens = encode(tokenizer, text, system).shape[1]
+            check_length(prompt_tokens, max_new_tokens, getattr(config, "max_position_embeddings", None))
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config, grid)
     decider = policy if policy in DECIDERS else "policy" if trained else "dense" if budget is None else "static"
     known = None
@@ -96,11 +102,10 @@ def generate(
     if decider == "dense" and request.value not in (1.0, Budget()):
         raise BudgetError(f"--budget: {budget} needs another --policy than dense, which spends everything")
     lm = load(
-        model, trained, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
-        timings=timings, revision=revision, trust_remote_code=trust_remote_code,
+        model, trained, tokenizer=tokenizer, dtype=dtype, backend=backend, precision=precision,
+        kv_cache_dtype=kv_cache_dtype, timings=timings, revision=revision, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    with checks.option("--system"):
-        ids = lm.encode(text, system)
+    ids = lm.encode(text, system)
     chosen = lm.policy(decider, grid)
     seen = seen_on_average(ids, max_new_tokens)
     with checks.option("--budget"):

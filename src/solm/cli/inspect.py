@@ -24,7 +24,7 @@ def inspect(
       solm inspect qwen2.5-coder-0.5b-instruct-q4_k_m.gguf
       solm inspect Qwen/Qwen3-0.6B --json
     """
-    from solm.backends.cpu.engine import unsuited
+    from solm.backends.cpu.engine import unsuited_config
     from solm.backends.gguf_header import read_header
     from solm.backends.torch.families import probe
     from solm.backends.torch.load import gguf_of, skeleton
@@ -35,7 +35,7 @@ def inspect(
     header = None if gguf is None else read_header(gguf)
     structure = skeleton(model, trust_remote_code, revision)
     capability = probe(structure)
-    on_cpu = unsuited(structure, SparsityConfig())
+    on_cpu = unsuited_config(structure.config.get_text_config(decoder=True).to_dict(), model, SparsityConfig())
     on_torch = "; ".join(dict.fromkeys(capability.reasons.values())) if not any(capability.axes.values()) else None
     combines = {
         "weights that torchao quantised": None,

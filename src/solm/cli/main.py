@@ -16,7 +16,7 @@ from solm.cli.doctor import doctor
 from solm.cli.eval import evaluate
 from solm.cli.generate import generate
 from solm.cli.inspect import inspect
-from solm.cli.options import verb
+from solm.cli.options import HELP, verb
 from solm.cli.policies import policies
 from solm.cli.push import push
 from solm.cli.quickstart import quickstart
@@ -31,7 +31,7 @@ app = typer.Typer(
     name="solm",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings=HELP,
 )
 VERBS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart, "generate": generate, "chat": chat, "serve": serve, "allocate": allocate, "train": train,

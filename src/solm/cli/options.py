@@ -71,6 +71,8 @@ JsonOption = Annotated[
 ThreadsOption = Annotated[int | None, typer.Option(help="Threads of computation; by default one a core.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more about what is done.")]
+HELP: Any = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+"""How help is asked for, and how wide it is at most."""
 DEFAULT_MODEL = "builtin:smollm2-135m"
 DECIDERS = ("dense", "static", "random")
 """Policies that need no training, by name."""

@@ -95,6 +95,7 @@ def serve(
     checks.backend(backend, precision, kv_cache_dtype, dtype)
     grid = checks.space_of(space)
     checks.trained_policy(policy, checks.model_config(model, revision, trust_remote_code), grid)
+    checks.tokenizer(model, revision, trust_remote_code)
     if slo_floor is not None:
         with checks.option("--slo-floor"):
             BudgetRequest.parse(slo_floor)

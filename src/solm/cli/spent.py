@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from solm.runtime.generate import Reply
     from solm.runtime.language_model import LanguageModel
+    from solm.runtime.reply import Reply
 
 
 def speed(moments: list[float]) -> str:

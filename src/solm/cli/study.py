@@ -10,7 +10,9 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from solm.cli import checks
+from solm.cli.options import HELP, verb
 from solm.cli.output import output, print_json, progress_bar
+from solm.cli.sources import read_sources
 
 
 class StudyGroup(TyperGroup):
@@ -48,6 +50,7 @@ def command(name: str) -> Any:
         checks.plot_file(plot)
         given = {key: value for key, value in values.items() if value is not None}
         chosen = checks.settings(found.Options, **given)
+        _check(chosen)
         with resumable(out) as partial, progress_bar() as progress:
             result = found.run(chosen, partial, lambda part, done, total: progress.show(name, done, total, part))
             if out is not None:
@@ -74,14 +77,28 @@ def command(name: str) -> Any:
     ]  # fmt: skip
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    run.__doc__ = inspect.getdoc(found)
-    app = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False)
-    app.command(name, context_settings={"help_option_names": ["-h", "--help"]})(run)
+    about, _, example = (inspect.getdoc(found) or "").partition("\n\nExample: ")
+    run.__doc__ = f"{about}\n\n\b\nExample:\n  {example}"
+    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+    app.command(name, context_settings=HELP)(verb(run))
     return get_command(app)
+
+
+def _check(chosen: Any) -> None:
+    """Check model, policy and text of a study before the model is loaded."""
+    config = checks.model_config(chosen.model, chosen.revision, chosen.trust_remote_code)
+    checks.backend(getattr(chosen, "backend", "torch"), None, None, chosen.dtype)
+    checks.tokenizer(chosen.model, chosen.revision, chosen.trust_remote_code)
+    checks.trained_policy(getattr(chosen, "policy", None), config)
+    checks.room(config, max(getattr(chosen, "contexts", (chosen.context,))) + chosen.length, "--context and --length")
+    read_sources(",".join(chosen.data))
 
 
 def _parameter(name: str, field: Any) -> inspect.Parameter:
     """A field of a study's options as an option; several values are separated by commas."""
+    if field.annotation is bool:
+        switch = Annotated[bool, typer.Option(checks.typed(name), help=field.description)]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=switch)
     kind = field.annotation if field.annotation in (int, float) else str
     default = field.default
     if isinstance(default, tuple):
@@ -99,8 +116,8 @@ def _parameter(name: str, field: Any) -> inspect.Parameter:
 studies = typer.Typer(
     cls=StudyGroup,
     invoke_without_command=True,
-    help="Studies of the method. `solm study NAME --help` explains one.\n\n"
-    "Example: solm study kv-drift --data pydoc:heldout --out drift.json --plot drift.svg",
+    help="Studies of the method. `solm study NAME --help` explains one.\n\n\b\nExample:\n"
+    "  solm study kv-drift --data pydoc:heldout --out drift.json --plot drift.svg",
 )
 
 

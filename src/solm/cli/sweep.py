@@ -1,12 +1,13 @@
 """`solm sweep` and `solm report`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from solm.cli import checks
-from solm.cli.options import JsonOption
+from solm.cli.options import JsonOption, RevisionOption, TrustOption
+from solm.cli.sources import read_sources
 from solm.core.errors import SolmError
 
 
@@ -17,6 +18,8 @@ def sweep(
         bool, typer.Option("--ray", help="Run the jobs on Ray: on RAY_ADDRESS, else on this machine (extra: ray).")
     ] = False,
     ray_cores: Annotated[int, typer.Option(help="Cores of each job on Ray.", min=1)] = 1,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
     """Run a grid of evaluations. Stopped at any moment and run again, it goes on where it was.
@@ -46,14 +49,18 @@ def sweep(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if not config.exists():
         raise SolmError(f"no file {config}")
-    chosen = read_config(config, read_values(config))
+    given: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code or None}
+    chosen = read_config(
+        config, read_values(config) | {key: value for key, value in given.items() if value is not None}
+    )
     checks.out_folder(out)
     for source in chosen.data:
         with checks.option(f"{config}: data"):
-            checks.read_sources(source, source)
+            read_sources(source, source)
     for model in chosen.models:
         with checks.option(f"{config}: models"):
-            known = checks.model_config(model)
+            known = checks.model_config(model, chosen.revision, chosen.trust_remote_code)
+            checks.tokenizer(model, chosen.revision, chosen.trust_remote_code)
         for policy in chosen.policies:
             for space in chosen.spaces:
                 grid = checks.space_of(space)

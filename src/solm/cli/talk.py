@@ -8,8 +8,9 @@ import torch
 from solm.cli.options import DECIDERS
 from solm.core.errors import SolmError
 from solm.policies.artifact import TrainedPolicy
-from solm.runtime.generate import Token, asked_for, check_length, chosen_policy, stream
+from solm.runtime.generate import asked_for, check_length, chosen_policy, stream
 from solm.runtime.language_model import LanguageModel
+from solm.runtime.reply import Token
 from solm.serving.prefixes import PrefixCache
 
 

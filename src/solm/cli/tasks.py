@@ -19,6 +19,7 @@ from solm.cli.options import (
     SpaceOption,
     TrustOption,
 )
+from solm.cli.sources import one_stream, read_sources
 from solm.core.errors import SolmError
 
 
@@ -84,9 +85,12 @@ def tasks(
     )  # fmt: skip
     with checks.option("--tasks" if data is None else "--data" if not data.is_dir() else "--tasks"):
         found = load_tasks(list(names), data)
-    sources = None if tuning is None else checks.read_sources(tuning, "--tuning")
-    lm = load(model, trained, dtype=dtype, backend="torch", revision=revision, trust_remote_code=trust_remote_code)
-    stream = checks.one_stream(sources, lm.tokenizer)
+    sources = None if tuning is None else read_sources(tuning, "--tuning")
+    lm = load(
+        model, trained, tokenizer=checks.tokenizer(model, revision, trust_remote_code), dtype=dtype, backend="torch",
+        revision=revision, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    stream = one_stream(sources, lm.tokenizer)
     blind = {} if stream is None else {"tuned": tuned(lm, stream, offered)}
     with resumable(out) as partial, progress_bar() as progress:
         result = evaluate_tasks(

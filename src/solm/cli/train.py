@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from solm.cli import checks
 from solm.cli.options import JsonOption, RevisionOption, TrustOption
+from solm.cli.sources import long_enough, read_sources
 from solm.core.errors import SolmError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def train(
     given: dict[str, Any] = {
         "model": model, "data": data, "space": space, "sparsity": sparsity, "context": context, "length": length,
         "texts": texts, "batches": batches, "rollouts": rollouts, "updates": updates,
-        "learning_rate": learning_rate, "seed": seed, "method": method,
+        "learning_rate": learning_rate, "seed": seed, "method": method, "revision": revision,
     }  # fmt: skip
     overrides = {key: value for key, value in given.items() if value is not None}
     names = {key: checks.typed(key) for key in overrides}
@@ -99,14 +100,14 @@ def train(
     with checks.option("--config" if source == config else "--out"):
         known = read_stored(out).model_dump() if source == out / CONFIG else read_values(config)
     chosen = _configuration({**known, **overrides}, names, str(source or "the configuration"))
-    _check(chosen, revision, trust_remote_code)
+    _check(chosen, trust_remote_code)
 
     from solm.runtime.load import load
 
     with ranks(shard) as processes, progress_bar(processes.first) as progress:
         lm = load(
             chosen.model, sparsity=chosen.sparsity, dtype=chosen.dtype, backend="torch", shard=shard,
-            revision=revision, trust_remote_code=trust_remote_code,
+            revision=chosen.revision, trust_remote_code=trust_remote_code,
         )  # fmt: skip
 
         def report(record: dict[str, Any]) -> None:
@@ -149,10 +150,11 @@ def _configuration(asked: dict[str, Any], names: dict[str, str], origin: str) ->
         raise SolmError(checks.explain(error.__cause__, lambda key: names.get(key, f"{origin}: {key}"))) from error
 
 
-def _check(chosen: "RunConfig", revision: str | None, trust: bool) -> None:
+def _check(chosen: "RunConfig", trust: bool) -> None:
     """Check model, layer, context and text of a run."""
     checks.backend("torch", None, None, chosen.dtype)
-    known = checks.model_config(chosen.model, revision, trust)
+    known = checks.model_config(chosen.model, chosen.revision, trust)
+    checks.tokenizer(chosen.model, chosen.revision, trust)
     checks.room(known, chosen.context + chosen.length, "--context and --length")
     layer = getattr(chosen, "layer", None)
     if layer is not None and layer >= known.num_hidden_layers:
@@ -162,7 +164,7 @@ def _check(chosen: "RunConfig", revision: str | None, trust: bool) -> None:
     for source in chosen.data:
         name, _, count = source.partition(":")
         if name != "self":
-            checks.long_enough(checks.read_sources(source), chosen.context + chosen.length + 1)
+            long_enough(read_sources(source), chosen.context + chosen.length + 1)
         elif count and (not count.isdigit() or int(count) < 1):
             raise SolmError(f"--data: {source!r} is not self:N with N of at least 1")
 

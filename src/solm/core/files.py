@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,13 +45,22 @@ def locked(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
 def resumable(result: Path | None) -> Iterator[Path | None]:
     """The file beside `result` that keeps what an unfinished command has found, held for one process; None for None.
 
-    Raises as `locked` does.
+    Write the result inside the block: where the block ends without an error, what was kept goes, with the folder
+    `beside` it. Raises as `locked` does.
     """
     if result is None:
         yield None
         return
     with locked(result.parent, f"working on {result.name}", f".{result.name}.lock"):
-        yield result.with_name(result.name + ".partial")
+        partial = result.with_name(result.name + ".partial")
+        yield partial
+        partial.unlink(missing_ok=True)
+        shutil.rmtree(beside(partial), ignore_errors=True)
+
+
+def beside(partial: Path) -> Path:
+    """The folder for what is too large for the file `partial` itself."""
+    return partial.with_name(partial.name + ".d")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

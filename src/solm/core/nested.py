@@ -1,8 +1,8 @@
-"""Weights in two halves of 4 bits, of which the high ones alone are a 4-bit model: precision as a level of each step.
+"""Weights of 8 bits whose upper 4 bits are a model of their own: precision as a level of each step.
 
-The high half rounds to a grid of 16 values from the lowest to the highest weight of a group of input channels, as in
-GGUF's Q4_1; the low half is what that leaves, in fifteenths of a step. So weights that lie on such a grid already lose
-nothing in their high halves, and both halves together are as fine as 8 bits.
+The numbers 0 to 255 of a group of input channels are so placed that the upper halves alone round to the 16 values from
+the lowest to the highest weight, as in GGUF's Q4_1. So weights that lie on such a grid already lose little in their
+upper halves.
 """
 
 from typing import NamedTuple
@@ -10,40 +10,38 @@ from typing import NamedTuple
 import torch
 
 HIGH_BITS = 4
-_MOST = 15
+_HALF = 16
+"""Numbers that share their upper half."""
+_MIDDLE = (_HALF - 1) / 2
 
 
 class Nested(NamedTuple):
-    """Weights [out, in] as halves: high and low [out, in] uint8, steps and lowest values [out, groups] float16.
+    """Weights [out, in] as numbers [out, in] uint8, with steps and lowest values [out, groups] float16.
 
-    A weight is lowest + step · high, plus step · (low / 15 - 1 / 2) where its low half is read too.
+    A weight is lowest + step * number. Where its lower half is not read, 7.5 is taken for it.
     """
 
-    high: torch.Tensor
-    low: torch.Tensor
+    number: torch.Tensor
     step: torch.Tensor
     lowest: torch.Tensor
 
 
-def halves(weight: torch.Tensor, group: int = 32) -> Nested:
-    """Split weights [out, in] of any float dtype; `group` input channels share a grid, a last group may be shorter."""
+def nested(weight: torch.Tensor, group: int = 32) -> Nested:
+    """Round weights [out, in] of any float dtype; `group` input channels share a grid, a last group may be shorter."""
     short = -weight.shape[1] % group
     # A group's own last weight is among its values already, so it moves neither end of the grid.
     padded = torch.cat([weight, weight[:, -1:].expand(-1, short)], 1).float()
     groups = padded.unflatten(1, (-1, group))
-    lowest = groups.amin(-1, keepdim=True).half()
-    step = ((groups.amax(-1, keepdim=True) - lowest) / _MOST).half()
-    steps = (groups - lowest) / step.float().clamp(min=torch.finfo(torch.float16).tiny)
-    high = steps.round().clamp(0, _MOST)
-    low = ((steps - high + 0.5) * _MOST).round().clamp(0, _MOST)
-    high, low = (part.to(torch.uint8).flatten(1)[:, : weight.shape[1]] for part in (high, low))
-    return Nested(high, low, step[..., 0], lowest[..., 0])
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    step = ((high - low) / (15 * _HALF)).half()
+    lowest = (low - _MIDDLE * step.float()).half()
+    numbers = (groups - lowest) / step.float().clamp(min=torch.finfo(torch.float16).tiny)
+    number = numbers.round().clamp(0, 255).to(torch.uint8).flatten(1)[:, : weight.shape[1]]
+    return Nested(number, step[..., 0], lowest[..., 0])
 
 
 def high_half(weight: torch.Tensor, group: int = 32) -> torch.Tensor:
-    """The weights [out, in] that a step reads which leaves their low halves alone, in the dtype of `weight`."""
-    nested = halves(weight, group)
-    step, lowest = (
-        part.float().repeat_interleave(group, 1)[:, : weight.shape[1]] for part in (nested.step, nested.lowest)
-    )
-    return (lowest + step * nested.high).to(weight.dtype)
+    """The weights [out, in] that a step reads which leaves their lower halves alone, in the dtype of `weight`."""
+    number, *grid = nested(weight, group)
+    step, lowest = (part.float().repeat_interleave(group, 1)[:, : weight.shape[1]] for part in grid)
+    return (lowest + step * (number // _HALF * _HALF + _MIDDLE)).to(weight.dtype)

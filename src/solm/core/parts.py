@@ -11,7 +11,7 @@ from solm.core.files import write_json
 class Parts:
     """JSON values by name. `key` says what they are parts of: a file with another key is not used.
 
-    path: None keeps nothing beyond the process.
+    path: None keeps nothing beyond the process. Whoever writes the result removes the file (see `files.resumable`).
     """
 
     def __init__(self, path: Path | None, key: Any):
@@ -35,8 +35,3 @@ class Parts:
             if self.path is not None:
                 write_json(self.path, {"key": self.key, "parts": self._found})
         return self._found[name]
-
-    def done(self) -> None:
-        """The job is finished: the file goes."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)

@@ -17,9 +17,10 @@ from solm.core.budget import Budget, BudgetLike
 from solm.core.errors import BudgetError, SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.likelihoods import Prefills, Spent, likelihoods
-from solm.runtime.generate import Compute
-from solm.runtime.language_model import UNTRAINED, LanguageModel
+from solm.runtime.controlled import UNTRAINED
+from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import load
+from solm.runtime.reply import Compute
 
 # Beneath lm-eval's own, so that its command line shows what was spent beside the scores.
 log = logging.getLogger("lm_eval.solm")

@@ -102,7 +102,7 @@ def evaluate(
             **settings.model_dump(mode="json"),
             "model": lm.name,
             "backend": lm.backend.name,
-            "dtype": str(lm.model.dtype).removeprefix("torch."),
+            "dtype": lm.backend.dtype,
             "data": ", ".join(stream.name for stream in streams),
             "space": space.model_dump(mode="json"),
             "sparsity": lm.sparsity.model_dump(mode="json"),
@@ -115,7 +115,6 @@ def evaluate(
         examples=examples(lm, taken, tokens, settings.budgets),
         policy={} if lm.trained is None else lm.trained.config.provenance,
     )
-    parts.done()
     return result
 
 
@@ -156,7 +155,7 @@ def _key(
         lm.identity.model_dump_json(),
         lm.sparsity.model_dump_json(),
     ]
-    parts += [*(stream.fingerprint for stream in streams), str(lm.model.dtype), space.model_dump_json(), *rivals]
+    parts += [*(stream.fingerprint for stream in streams), lm.backend.dtype, space.model_dump_json(), *rivals]
     parts.append("" if tuning is None else tuning.fingerprint)
     return hashlib.sha256("".join(parts).encode() + b"".join(weights)).hexdigest()
 

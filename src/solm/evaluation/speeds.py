@@ -10,8 +10,9 @@ import torch
 from rich.table import Table
 
 from solm.core.budget import Budget
-from solm.runtime.generate import Reply, Token, asked_for, chosen_policy, stream, summarise
+from solm.runtime.generate import asked_for, chosen_policy, stream, summarise
 from solm.runtime.language_model import LanguageModel
+from solm.runtime.reply import Reply, Token
 
 
 @dataclass(frozen=True)

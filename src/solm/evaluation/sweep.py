@@ -45,6 +45,9 @@ class SweepConfig(BaseModel):
     limit: int | None = Field(None, ge=1)
     fewshot: int | None = Field(None, ge=0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    revision: str | None = None
+    """Branch, tag or commit of the models on the hub."""
+    trust_remote_code: bool = False
     seed: int = 0
 
     @model_validator(mode="after")
@@ -138,7 +141,7 @@ def _sweep(
         if not path.exists():
             if loaded is None or loaded[0].model_copy(update={"task": job.task}) != job:
                 loaded = job, _load(job, config)
-            write_text(path, _run(job, loaded[1], config, path.with_suffix(".partial")) + "\n")
+            _finish(job, loaded[1], config, path)
         finished.append(path)
         # Rewritten after every job, from the jobs' own files: it holds whole lines only, always in the grid's order.
         write_text(out / RESULTS, "".join(json.dumps(json.loads(p.read_text())) + "\n" for p in finished))
@@ -158,14 +161,24 @@ def run_job(config: str, job: str, path: str, cores: int) -> None:
     """A job, as JSON, from nothing: what a worker does."""
     torch.set_num_threads(cores)
     settings, what, target = SweepConfig.model_validate_json(config), Job.model_validate_json(job), Path(path)
-    write_text(target, _run(what, _load(what, settings), settings, target.with_suffix(".partial")) + "\n")
+    _finish(what, _load(what, settings), settings, target)
 
 
 def _load(job: Job, config: SweepConfig) -> LanguageModel:
     trained = None if job.policy is None else TrainedPolicy.from_pretrained(job.policy)
     if trained is not None and job.space is not None:
         trained = trained.with_space(ActionSpace.preset(job.space))
-    return load(job.model, trained, dtype=config.dtype, backend="torch")
+    return load(
+        job.model, trained, dtype=config.dtype, backend="torch", revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )  # fmt: skip
+
+
+def _finish(job: Job, lm: LanguageModel, config: SweepConfig, path: Path) -> None:
+    """Write the result of a job to `path`; what it has found so far is kept beside that until then."""
+    partial = path.with_suffix(".partial")
+    write_text(path, _run(job, lm, config, partial) + "\n")
+    partial.unlink(missing_ok=True)
 
 
 def _run(job: Job, lm: LanguageModel, config: SweepConfig, partial: Path) -> str:

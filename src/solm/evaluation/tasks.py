@@ -64,7 +64,7 @@ def evaluate_tasks(
     budgets = [offer.of_net(net) for net in settings.budgets]
     arms = static_arms(lm, space) | {"random": Arm(Random(space))}
     arms |= {name: Arm(schedule) for name, schedule in (blind or {}).items()}
-    key = [settings.model_dump(mode="json"), lm.name, str(lm.model.dtype), space.model_dump(mode="json"), sorted(arms)]
+    key = [settings.model_dump(mode="json"), lm.name, lm.backend.dtype, space.model_dump(mode="json"), sorted(arms)]
     key += [lm.sparsity.model_dump(mode="json"), {} if lm.trained is None else lm.trained.config.provenance]
     parts = Parts(partial, key)
     total = len(tasks) * (1 + len(budgets) * (len(arms) + (lm.trained is not None)))
@@ -95,9 +95,8 @@ def evaluate_tasks(
                 points[-1].differences = _differences(policy["answers"], found["answers"])
             for name, arm in arms.items():
                 points.append(_point(task, name, net, run(task, name, arm, net, budget), policy))
-    parts.done()
     told = settings.model_dump(mode="json") | {
-        "model": lm.name, "dtype": str(lm.model.dtype).removeprefix("torch."), "space": space.model_dump(mode="json"),
+        "model": lm.name, "dtype": lm.backend.dtype, "space": space.model_dump(mode="json"),
         "sparsity": lm.sparsity.model_dump(mode="json"),
     }  # fmt: skip
     provenance = {} if lm.trained is None else lm.trained.config.provenance

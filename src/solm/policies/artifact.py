@@ -124,9 +124,11 @@ class TrainedPolicy:
         write_text(folder / CARD, model_card(config))
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu") -> "TrainedPolicy":
-        """A policy from a folder, a hub id, or one that ships with solm: ``builtin:smollm2-135m`` or, in the action
-        space of a preset, ``builtin:smollm2-135m-joint-27``.
+    def from_pretrained(
+        cls, name: str | Path, device: str | torch.device = "cpu", revision: str | None = None
+    ) -> "TrainedPolicy":
+        """A policy from a folder, a hub id (revision: branch, tag or commit), or one that ships with solm:
+        ``builtin:smollm2-135m`` or, in the action space of a preset, ``builtin:smollm2-135m-joint-27``.
 
         Raises `DamagedFileError` where config or weights are damaged or of another version, `PolicyMismatchError` where
         they do not fit each other, and `SolmError` where there is no policy. What needs the base model is checked by
@@ -136,7 +138,7 @@ class TrainedPolicy:
             return _builtin(str(name).removeprefix(BUILTIN), device)
         folder = Path(name)
         if not folder.is_dir():
-            folder = _from_hub(str(name))
+            folder = from_hub(str(name), revision)
         config = read_model(folder / CONFIG, PolicyConfig)
         tensors = read_tensors(folder / WEIGHTS)
         # Of the file, not of the model's fields: a field that is added later must not change it.
@@ -226,15 +228,22 @@ def _builtin(name: str, device: str | torch.device) -> TrainedPolicy:
     )
 
 
-def _from_hub(name: str) -> Path:
+def from_hub(name: str, revision: str | None = None) -> Path:
+    """The folder in the hub's cache with the policy of the repository `name`, downloaded if need be.
+
+    Raises `SolmError` where there is no such repository, no connection, or no policy in it.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SolmError(f"no policy at {name!r}, neither a folder nor a hub repository: {reason}") from error
+    if not (folder / CONFIG).is_file():
+        raise SolmError(f"no policy at {name!r}: this hub repository has no {CONFIG}")
+    return folder
 
 
 def model_card(config: PolicyConfig) -> str:

@@ -21,7 +21,6 @@ from solm.evaluation.statistics import expected_best, paired_difference
 from solm.research.studies import Numbers, Progress, StudyOptions
 from solm.research.texts import Texts, windows_of
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.load import load
 
 _ROUND, _BATCH = 25, 4
 """Trials of one pass, and texts."""
@@ -37,9 +36,7 @@ class Options(StudyOptions):
 
 
 def run(options: Options, partial: Path | None, progress: Progress) -> Record:
-    return measure(
-        load(options.model, options.policy, dtype=options.dtype, backend="torch"), options, partial, progress
-    )
+    return measure(options.load(options.policy), options, partial, progress)
 
 
 def measure(lm: LanguageModel, options: Options, partial: Path | None, progress: Progress) -> Record:
@@ -76,7 +73,6 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     for net in options.budgets:
         rows = [row for turn in range(rounds) for row in parts.get(f"{net}/{turn}", list)]
         points.append({"budget": net} | summary(parts.get(f"{net}", dict), np.array(rows[: options.trials]), arm))
-    parts.done()
     return record("best-of", settings, {"points": points})
 
 

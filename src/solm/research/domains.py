@@ -27,7 +27,6 @@ from solm.policies.value_policy import ValuePolicy
 from solm.research.studies import Numbers, Progress, StudyOptions
 from solm.research.texts import Texts
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.load import load
 
 _BINS = 10
 _WATCHED = 16
@@ -45,7 +44,7 @@ def run(options: Options, partial: Path | None, progress: Progress) -> Record:
     trained = TrainedPolicy.from_pretrained(options.policy)
     if options.space is not None:
         trained = trained.with_space(ActionSpace.preset(options.space))
-    return measure(load(options.model, trained, dtype=options.dtype, backend="torch"), options, partial, progress)
+    return measure(options.load(trained), options, partial, progress)
 
 
 def measure(lm: LanguageModel, options: Options, partial: Path | None, progress: Progress) -> Record:
@@ -76,7 +75,6 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
             lambda stream=stream: _source(lm, policy, known, stream, how, bind(progress, stream.name)),  # type: ignore[misc]
         )
         sources.append(found | {"name": stream.name, "fingerprint": stream.fingerprint})
-    parts.done()
     return record("domains", settings, {"sources": sources, "policy": lm.trained.config.provenance})
 
 

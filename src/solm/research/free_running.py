@@ -25,7 +25,6 @@ from solm.evaluation.statistics import paired_difference
 from solm.research.studies import Numbers, Progress, StudyOptions
 from solm.research.texts import windows_of
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.load import load
 
 _CHUNK, _ROWS = 16, 50
 """Tokens between two passes of the dense model, and texts that are generated at once."""
@@ -42,10 +41,7 @@ class Options(StudyOptions):
 
 def run(options: Options, partial: Path | None, progress: Progress) -> Record:
     precision, cache = ("int8", "auto") if options.backend == "cpu" else (None, None)
-    lm = load(
-        options.model, options.policy, dtype=options.dtype, backend=options.backend, precision=precision,
-        kv_cache_dtype=cache,
-    )  # fmt: skip
+    lm = options.load(options.policy, backend=options.backend, precision=precision, kv_cache_dtype=cache)
     return measure(lm, options, partial, progress)
 
 
@@ -87,7 +83,6 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
                 gain = paired_difference(rows["policy"][what], rows[name][what])
                 point[f"policy_minus_{name}_{what}"] = gain._asdict()
         points.append(point)
-    parts.done()
     return record("free-running", settings, {"points": points})
 
 

@@ -21,7 +21,6 @@ from solm.evaluation.statistics import paired_difference
 from solm.research.studies import Progress, StudyOptions
 from solm.research.texts import windows_of
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.load import load
 
 _BATCH = 8
 
@@ -37,7 +36,7 @@ def run(options: Options, partial: Path | None, progress: Progress) -> Record:
     action = Action.from_tag(options.action)
     if options.burst + options.stretch > options.length:
         raise SolmError(f"--burst {options.burst} must leave {options.stretch} of {options.length} tokens after it")
-    return measure(load(options.model, dtype=options.dtype, backend="torch"), action, options, partial, progress)
+    return measure(options.load(), action, options, partial, progress)
 
 
 def measure(lm: LanguageModel, action: Action, options: Options, partial: Path | None, progress: Progress) -> Record:
@@ -61,7 +60,6 @@ def measure(lm: LanguageModel, action: Action, options: Options, partial: Path |
         for kind in kinds:
             lost[kind] += found[kind]
     progress("texts", len(batches), len(batches))
-    parts.done()
     starts = range(options.burst, options.length - options.stretch + 1, options.stretch)
     during, after = {}, {}
     for kind, rows in lost.items():

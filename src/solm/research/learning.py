@@ -5,7 +5,7 @@ allocated on held-out text, at what the policy spent. Minutes are the process's 
 nothing. Collecting, fitting and measuring level costs count; loading and evaluating do not. The further methods change
 one thing each about counterfactual regression or policy gradient.
 
-Example: OMP_NUM_THREADS=1 solm study learning --train books.txt,web.txt --data wiki.txt --minutes 3,6 --out learn.json
+Example: solm study learning --threads 1 --train books.txt,web.txt --data wiki.txt --minutes 3,6 --out learn.json
 """
 
 import json
@@ -34,7 +34,6 @@ from solm.policies.value_policy import ValueConfig
 from solm.research.studies import Names, Numbers, Progress, StudyOptions
 from solm.research.texts import Texts, windows_of
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.load import load
 from solm.training.checkpoint import LOG, RunFolder
 from solm.training.config import TrainConfig, ValueTrainConfig
 from solm.training.counterfactual import Samples, collect_samples, draw_levels
@@ -83,9 +82,7 @@ def run(options: Options, partial: Path | None, progress: Progress) -> Record:
         raise SolmError(f"--methods: unknown {', '.join(sorted(unknown))}; choose among {', '.join(METHODS)}")
     # Under the allocation that ships, all of them: it was found before any training.
     sparsity = TrainedPolicy.from_pretrained(options.allocation).config.sparsity
-    return measure(
-        load(options.model, sparsity=sparsity, dtype=options.dtype, backend="torch"), options, partial, progress
-    )
+    return measure(options.load(sparsity=sparsity), options, partial, progress)
 
 
 def measure(lm: LanguageModel, options: Options, partial: Path | None, progress: Progress) -> Record:
@@ -123,7 +120,6 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     for done, (limit, method) in enumerate(jobs):
         progress(f"{method}, {limit:g} minutes", done, len(jobs))
         points.append(parts.get(f"{method}/{limit}", lambda limit=limit, method=method: point(limit, method)))  # type: ignore[misc]
-    parts.done()
     return record("learning", settings, {"dense": dense, "points": points})
 
 

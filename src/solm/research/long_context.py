@@ -29,7 +29,6 @@ from solm.evaluation.statistics import paired_difference
 from solm.research.studies import Numbers, Progress, StudyOptions
 from solm.research.texts import windows_of
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.load import load
 
 _BLOCK = 32
 """Tokens of a text that are resampled together."""
@@ -49,9 +48,7 @@ class Options(StudyOptions):
 
 
 def run(options: Options, partial: Path | None, progress: Progress) -> Record:
-    return measure(
-        load(options.model, options.policy, dtype=options.dtype, backend="torch"), options, partial, progress
-    )
+    return measure(options.load(options.policy), options, partial, progress)
 
 
 def measure(lm: LanguageModel, options: Options, partial: Path | None, progress: Progress) -> Record:
@@ -79,7 +76,6 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
             found["retrieval"][name].append(
                 parts.get(f"{name} {index}", lambda ids=ids, begun=begun: _answer(lm, ids, begun))  # type: ignore[misc]
             )
-    parts.done()
     results = {
         "text": {context: summary(texts, _BLOCK) for context, texts in found["text"].items()},
         "retrieval": {name: summary(answers, None) for name, answers in found["retrieval"].items()},

@@ -12,12 +12,16 @@ from typing import Any
 import torch
 
 from solm.backends.torch.families import decoder_layers
-from solm.backends.torch.load import load_base
+from solm.runtime.language_model import LanguageModel
 
 
-def write_off_grid(model: str, out: Path) -> float:
-    """Write the rescaled model (of Llama's family) and tokenizer to `out`. Returns the largest change of a logit."""
-    base, tokenizer = load_base(model, "float32")
+def write_off_grid(lm: LanguageModel, out: Path) -> float:
+    """Write the model (of Llama's family, in float32) rescaled to `out`, with its tokenizer; `lm` is rescaled, too.
+
+    Returns the largest change of a logit.
+    """
+    lm.detach()
+    base, tokenizer = lm.model, lm.tokenizer
     assert tokenizer is not None
     ids = tokenizer("Rescaling must not change what a model says.", return_tensors="pt").input_ids
     with torch.no_grad():

@@ -7,7 +7,6 @@ fitted to the samples of either; every fit is repeated with a few seeds, which t
 Example: solm study precision --data books.txt,web.txt --batches 10 --out precision.json
 """
 
-import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from pydantic import Field
 
 from solm.core.errors import SolmError
-from solm.core.files import read_tensors, write_tensors
+from solm.core.files import beside, read_tensors, write_tensors
 from solm.core.parts import Parts
 from solm.data.windows import TokenStream
 from solm.evaluation.pictures import Kind, blank, picture
@@ -27,7 +26,6 @@ from solm.research.learning import samples
 from solm.research.off_grid import write_off_grid
 from solm.research.studies import Progress, StudyOptions
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.load import load
 from solm.training.config import FitConfig, ValueTrainConfig
 from solm.training.counterfactual import Samples
 from solm.training.ranks import Ranks
@@ -50,20 +48,17 @@ class Options(StudyOptions):
 def run(options: Options, partial: Path | None, progress: Progress) -> Record:
     """Results: the costs in either dtype and how they differ, and the shares of float32 costs explained, by seed.
 
-    Samples are kept in a folder beside `partial` until the study is finished.
+    Samples are kept in the folder beside `partial` until the result is written.
     """
     if options.off_grid is not None:
-        change = write_off_grid(options.model, options.off_grid)
+        change = write_off_grid(options.load(dtype="float32"), options.off_grid)
         return record("precision", options.model_dump(mode="json"), {"largest_change": change})
     if options.dtype != "auto":
         raise SolmError("--dtype: this study compares bfloat16 with float32; leave it out")
     if partial is None:
         with TemporaryDirectory() as folder:
             return _compare(options, None, Path(folder), progress)
-    kept = partial.with_name(partial.name + ".samples")
-    found = _compare(options, partial, kept, progress)
-    shutil.rmtree(kept)
-    return found
+    return _compare(options, partial, beside(partial), progress)
 
 
 def _compare(options: Options, partial: Path | None, folder: Path, progress: Progress) -> Record:
@@ -74,7 +69,7 @@ def _compare(options: Options, partial: Path | None, folder: Path, progress: Pro
     )  # fmt: skip
     found: dict[str, Samples] = {}
     for dtype in _DTYPES:
-        with load(options.model, dtype=dtype, backend="torch") as lm:
+        with options.load(dtype=dtype) as lm:
             streams = training_streams(lm, config, folder, Ranks())
             # Both dtypes read the same tokens, so that both get the same key.
             parts = Parts(partial, [config.model_dump(mode="json"), [stream.fingerprint for stream in streams]])
@@ -96,7 +91,6 @@ def _compare(options: Options, partial: Path | None, folder: Path, progress: Pro
         "median_difference": float((low - full).abs().median()),
         "correlation": float(torch.corrcoef(torch.stack([low, full]))[0, 1]),
     }
-    parts.done()
     fits = {"held_out_texts": len(test.dense), "explained_of_float32": explained}
     return record("precision", options.model_dump(mode="json"), {"samples": len(full), "costs": costs, **fits})
 

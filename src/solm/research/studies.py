@@ -12,7 +12,9 @@ from solm.core.errors import SolmError
 from solm.data.windows import TokenStream, token_stream
 from solm.evaluation.pictures import Kind
 from solm.evaluation.result import Record
+from solm.policies.artifact import TrainedPolicy
 from solm.runtime.language_model import LanguageModel
+from solm.runtime.load import load
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being worked on, the parts done and in all."""
@@ -38,6 +40,13 @@ class StudyOptions(BaseModel):
     length: int = Field(128, ge=1, description="Tokens after those.")
     seed: int = Field(0, description="Seed of everything that is drawn.")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a model on the hub.")
+    trust_remote_code: bool = Field(False, description="Run code that comes with a model. Only for models you trust.")
+
+    def load(self, policy: str | TrainedPolicy | None = None, **options: Any) -> LanguageModel:
+        """The model, by default on the torch backend. options: of `solm.load`, in place of these."""
+        known = {"dtype": self.dtype, "revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        return load(self.model, policy, **{"backend": "torch", **known, **options})
 
     def streams(self, lm: LanguageModel) -> list[TokenStream]:
         """The held-out text as the model's tokens, a stream for every source."""

@@ -1,116 +1,79 @@
-"""Free-running generation under a budget, with a trace of what every token cost."""
+"""Free-running generation under a budget, of one prompt or several, with a trace of what every token cost."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
 from solm.backends.session import AnyPolicy, Session
 from solm.core.actions import AXES
 from solm.core.budget import Budget, BudgetLike
-from solm.core.errors import ContextLengthError, SolmError
+from solm.core.errors import BudgetError, ContextLengthError, SolmError
+from solm.runtime.controlled import ControlledModel
+from solm.runtime.decode import Draft, Row, decode
+from solm.runtime.reply import Reply, Token, compute
 from solm.runtime.sampling import Sampler
-from solm.runtime.text import TextStream
-
-if TYPE_CHECKING:
-    from solm.runtime.language_model import LanguageModel
 
 
-@dataclass(frozen=True)
-class Token:
-    """One generated token and the action of the step that processed the token before it.
+def generate(
+    lm: ControlledModel,
+    prompts: Sequence[torch.Tensor],
+    budget: BudgetLike | Sequence[BudgetLike] = None,
+    policy: str | AnyPolicy | None = None,
+    seed: int = 0,
+    streamer: Any = None,
+    batch_size: int = 16,
+    **options: Any,
+) -> list[Reply]:
+    """The replies to prompts of token ids [1, C] each, which share the passes over the weights.
 
-    realised: shares per axis. cost: bytes read by that step as a share of the dense step. The first token of a
-    reply comes from the dense prefill.
+    Args:
+        budget: as for `stream`; a list has one for every prompt.
+        policy: as for `stream`.
+        seed: of the first prompt's draws; prompt i draws as it would alone with seed + i.
+        streamer: of transformers, such as `TextStreamer` or `TextIteratorStreamer`, for one prompt: gets the prompt,
+            every token, and the end.
+        batch_size: prompts that decode together; the others wait.
+        options: the other options of `stream`.
+
+    Raises:
+        SolmError: as `stream` does, before anything is generated; the message says which prompt.
     """
-
-    id: int
-    text: str
-    action: str
-    realised: dict[str, float]
-    cost: float
-    controllable: bool
-
-
-@dataclass(frozen=True)
-class Compute:
-    """What was asked for and what the controllable steps spent on average.
-
-    Both by axis, with ``net`` (the mean of the axes) and ``bytes`` (a share of what dense steps read). dense_steps:
-    steps that ran dense before any could be controlled.
-    """
-
-    requested: dict[str, float]
-    realised: dict[str, float]
-    dense_steps: int = 0
-
-    @property
-    def bytes(self) -> float:
-        """Bytes read as a share of what dense steps read."""
-        return self.realised["bytes"]
-
-
-@dataclass(frozen=True)
-class Reply:
-    text: str
-    tokens: list[Token]
-    compute: Compute
-
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON form: text, tokens with their actions, requested and realised compute."""
-        return {
-            "text": self.text,
-            "tokens": [asdict(token) for token in self.tokens],
-            "requested": self.compute.requested,
-            "realised": self.compute.realised,
-        }
-
-
-def generate(lm: "LanguageModel", ids: torch.Tensor, **options: Any) -> Reply:
-    """Generate from token ids [1, C]; options as for `stream`."""
-    policy = chosen_policy(lm, options.pop("policy", None), options.get("budget"))
-    context = seen_on_average(ids, options.get("max_new_tokens"), options.get("max_length"))
-    budget = lm.budget(options.pop("budget", None), context, policy)
-    tokens = list(stream(lm, ids, budget, policy, **options))
-    return summarise(lm, tokens, asked_for(lm, budget, context, policy))
-
-
-def chosen_policy(lm: "LanguageModel", policy: str | AnyPolicy | None, budget: BudgetLike) -> AnyPolicy:
-    """The policy that was asked for; else the loaded one; without one, static where there is a budget, else dense."""
-    name = policy or ("policy" if lm.trained is not None else "dense" if budget is None else "static")
-    return lm.policy(name) if isinstance(name, str) else name
-
-
-def seen_on_average(ids: torch.Tensor, max_new_tokens: int | None = None, max_length: int | None = None) -> int:
-    """The tokens that a step of a reply to ids [1, C] sees on average: those of the prompt and half of the reply's."""
-    return ids.shape[1] + _longest(ids.shape[1], max_new_tokens, max_length) // 2
-
-
-def asked_for(lm: "LanguageModel", budget: Budget, context: int, policy: AnyPolicy) -> dict[str, float]:
-    """The budget by axis, with ``net`` and ``bytes``, for steps that see `context` tokens."""
-    shares = dict(zip(AXES, budget.shares, strict=True))
-    return shares | {"net": budget.net, "bytes": lm.offer(policy).bytes(budget, context)}
-
-
-def summarise(lm: "LanguageModel", tokens: list[Token], requested: dict[str, float]) -> Reply:
-    """The reply that a finished stream amounts to; requested: of `asked_for`."""
-    ids = [token.id for token in tokens]
-    text = "" if lm.tokenizer is None else str(lm.tokenizer.decode(ids, skip_special_tokens=True))
-    return Reply(text, tokens, compute(tokens, requested))
-
-
-def compute(tokens: list[Token], requested: dict[str, float]) -> Compute:
-    """What a reply's tokens spent, beside what was asked for."""
-    counted = [token for token in tokens if token.controllable]
-    realised = {axis: _mean([token.realised[axis] for token in counted]) for axis in AXES}
-    realised["net"] = sum(realised.values()) / 3
-    realised["bytes"] = _mean([token.cost for token in counted])
-    return Compute(requested, realised, len(tokens[1:]) - len(counted))
+    if batch_size < 1:
+        raise SolmError(f"batch_size must be at least 1, got {batch_size}")
+    budgets: list[Any] = list(budget) if isinstance(budget, list | tuple) else [budget] * len(prompts)
+    if len(budgets) != len(prompts):
+        raise BudgetError(f"there are {len(budgets)} budgets for {len(prompts)} prompts; give one, or one for each")
+    try:
+        if streamer is not None and len(prompts) != 1:
+            raise SolmError(f"a streamer takes one prompt, got {len(prompts)}")
+        known: dict[str, AnyPolicy] = {}
+        rows, asked = [], []
+        for number, (ids, wanted) in enumerate(zip(prompts, budgets, strict=True)):
+            name = _named(lm, policy, wanted)
+            # One object for all rows of a policy, which are then decided together.
+            decides = known.setdefault(name, lm.policy(name)) if isinstance(name, str) else name
+            try:
+                rows.append(_row(lm, ids, wanted, decides, seed=seed + number, **options))
+            except SolmError as error:
+                if len(prompts) == 1:
+                    raise
+                raise type(error)(f"prompt {number}: {error}") from error
+            seen = ids.shape[1] + rows[-1].longest // 2
+            asked.append(asked_for(lm, rows[-1].budget, seen, decides))
+        if streamer is not None:
+            streamer.put(prompts[0].cpu())
+        for _, token in decode(lm, rows, batch_size):
+            if streamer is not None:
+                streamer.put(torch.tensor([token.id]))
+    finally:
+        if streamer is not None:  # somebody may wait for it in another thread
+            streamer.end()
+    return [summarise(lm, row.draft.tokens, wanted) for row, wanted in zip(rows, asked, strict=True)]
 
 
 def stream(
-    lm: "LanguageModel",
+    lm: ControlledModel,
     ids: torch.Tensor,
     budget: BudgetLike = None,
     policy: str | AnyPolicy | None = None,
@@ -141,37 +104,80 @@ def stream(
         ContextLengthError: prompt and new tokens exceed the model's context.
         SolmError: an option that is unknown or not supported, or an impossible length.
     """
-    context = seen_on_average(ids, max_new_tokens, max_length)
-    max_new_tokens = _longest(ids.shape[1], max_new_tokens, max_length)
+    decides = chosen_policy(lm, policy, budget)
+    row = _row(lm, ids, budget, decides, max_new_tokens, seed, max_length, stop_strings, session, **sampling)
+    for _, token in decode(lm, [row], 1):
+        yield token
+
+
+def _row(
+    lm: ControlledModel,
+    ids: torch.Tensor,
+    budget: BudgetLike,
+    policy: AnyPolicy,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    max_length: int | None = None,
+    stop_strings: str | list[str] | None = None,
+    session: Session | None = None,
+    **sampling: Any,
+) -> Row:
+    """What `stream` is asked for, checked."""
+    prompt = ids.shape[1]
+    longest = _longest(prompt, max_new_tokens, max_length)
     stops = [stop_strings] if isinstance(stop_strings, str) else stop_strings or []
     if stops and lm.tokenizer is None:
         raise SolmError("stop_strings need a tokenizer; pass one to attach")
     if not all(isinstance(stop, str) and stop for stop in stops):
         raise SolmError(f"stop_strings must be texts that are not empty, got {stop_strings!r}")
-    check_length(ids.shape[1], max_new_tokens, lm.context)
-    decides = chosen_policy(lm, policy, budget)
-    target = lm.budget(budget, context, decides)
-    sampler = Sampler(lm, ids, seed, sampling)
-    if session is None:
-        session = lm.session(capacity=ids.shape[1] + max_new_tokens)
-    logits = session.prefill(ids[:, int(session.lengths[0]) if session.rows else 0 :])
-    session.control(decides, target.tensor(1), max_new_tokens, sampler.generator)
-    overhead = lm.overhead(decides)
-    text, said = TextStream(lm.tokenizer), ""
-    action, realised, controllable = decides.space.actions[-1], [1.0, 1.0, 1.0], False
-    for seen in range(ids.shape[1], ids.shape[1] + max_new_tokens):
-        chosen = sampler.choose(logits[0])
-        piece = text.push(chosen)
-        cost = lm.step_cost(realised, seen, overhead)
-        yield Token(chosen, piece, action.tag, dict(zip(AXES, realised, strict=True)), cost, controllable)
-        said += piece if stops else ""
-        if chosen in sampler.stops or len(text.ids) == max_new_tokens or any(stop in said for stop in stops):
-            return
-        found = session.step(torch.tensor([chosen]), approximate_tail=sampler.takes_largest)
-        assert found.actions is not None
-        logits = found.logits[:, 0]
-        action, realised = decides.space.actions[found.actions.tolist()[0][0]], found.realised.tolist()[0][0]
-        controllable = seen >= lm.sparsity.always_read
+    check_length(prompt, longest, lm.context)
+    target = lm.budget(budget, prompt + longest // 2, policy)
+    sampler = Sampler.of(lm, ids, seed, sampling)
+    return Row(ids, policy, target, longest, Draft(lm, sampler, prompt, policy), _End(longest, stops), session)
+
+
+class _End:
+    """Whether a reply is complete: an end token, the longest length, or a text after which it ends."""
+
+    def __init__(self, longest: int, stops: list[str]):
+        self._longest, self._stops, self._said = longest, stops, ""
+
+    def __call__(self, draft: Draft) -> bool:
+        last = draft.tokens[-1]
+        self._said += last.text if self._stops else ""
+        return (
+            last.id in draft.sampler.stops
+            or len(draft.tokens) == self._longest
+            or any(stop in self._said for stop in self._stops)
+        )
+
+
+def chosen_policy(lm: ControlledModel, policy: str | AnyPolicy | None, budget: BudgetLike) -> AnyPolicy:
+    """The policy that was asked for; else the loaded one; without one, static where there is a budget, else dense."""
+    name = _named(lm, policy, budget)
+    return lm.policy(name) if isinstance(name, str) else name
+
+
+def _named(lm: ControlledModel, policy: str | AnyPolicy | None, budget: BudgetLike) -> str | AnyPolicy:
+    return policy or ("policy" if lm.trained is not None else "dense" if budget is None else "static")
+
+
+def seen_on_average(ids: torch.Tensor, max_new_tokens: int | None = None, max_length: int | None = None) -> int:
+    """The tokens that a step of a reply to ids [1, C] sees on average: those of the prompt and half of the reply's."""
+    return ids.shape[1] + _longest(ids.shape[1], max_new_tokens, max_length) // 2
+
+
+def asked_for(lm: ControlledModel, budget: Budget, context: int, policy: AnyPolicy) -> dict[str, float]:
+    """The budget by axis, with ``net`` and ``bytes``, for steps that see `context` tokens."""
+    shares = dict(zip(AXES, budget.shares, strict=True))
+    return shares | {"net": budget.net, "bytes": lm.offer(policy).bytes(budget, context)}
+
+
+def summarise(lm: ControlledModel, tokens: list[Token], requested: dict[str, float]) -> Reply:
+    """The reply that a finished stream amounts to; requested: of `asked_for`."""
+    ids = [token.id for token in tokens]
+    text = "" if lm.tokenizer is None else str(lm.tokenizer.decode(ids, skip_special_tokens=True))
+    return Reply(text, tokens, compute(tokens, requested))
 
 
 def _longest(prompt: int, max_new_tokens: int | None, max_length: int | None) -> int:
@@ -192,8 +198,3 @@ def check_length(prompt: int, new: int, context: int | None) -> None:
     """Raises `ContextLengthError` where `prompt` tokens and `new` ones exceed the model's context."""
     if context is not None and prompt + new > context:
         raise ContextLengthError(f"a prompt of {prompt} and {new} new tokens exceed this model's context of {context}")
-
-
-def _mean(values: list[float]) -> float:
-    """Mean, 1 (dense) where no step was controllable."""
-    return sum(values) / len(values) if values else 1.0

@@ -1,196 +1,69 @@
 """`LanguageModel`: what `solm.load` and `solm.attach` return."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, overload
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from solm.backends.session import AnyPolicy, Backend, Session
-from solm.core.actions import ActionSpace
-from solm.core.budget import Budget, BudgetLike
-from solm.core.cost import ModelShapes, step_cost
-from solm.core.errors import DataError, SolmError
-from solm.core.sparsity import SparsityConfig
-from solm.core.timings import StepTimings
-from solm.policies.artifact import BaseIdentity, TrainedPolicy
-from solm.policies.protocol import Policy
-from solm.policies.schedules import Dense, Random, Static
-from solm.runtime.generate import Reply, Token, generate, stream
-from solm.runtime.offer import Offer
-
-UNTRAINED: dict[str, Callable[[ActionSpace], Policy]] = {"dense": Dense, "static": Static, "random": Random}
-"""Policies that depend on the budget alone, by name."""
+from solm.backends.session import AnyPolicy
+from solm.core.budget import BudgetLike
+from solm.core.errors import DataError
+from solm.runtime import custom
+from solm.runtime.controlled import ControlledModel
+from solm.runtime.generate import generate, stream
+from solm.runtime.prompts import Message, Prompt, Prompts, encode, token_rows
+from solm.runtime.reply import Reply, Token
 
 
-def sparsity_of(policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> SparsityConfig:
-    """How actions are carried out: as asked, else as the policy was trained, else the default."""
-    return sparsity or (SparsityConfig() if policy is None else policy.config.sparsity)
+class LanguageModel(ControlledModel):
+    """A frozen model under control that generates: from text, conversations, token ids, or several of them."""
 
+    @overload
+    def generate(self, prompt: str | list[Message], **options: Any) -> Reply: ...
+    @overload
+    def generate(self, prompt: list[str] | list[list[Message]], **options: Any) -> list[Reply]: ...
+    @overload
+    def generate(self, prompt: torch.Tensor | None = None, **options: Any) -> Any: ...
+    def generate(self, prompt: Prompts | None = None, **options: Any) -> Any:
+        """Generate under a budget; see `solm.runtime.generate.generate` for the options.
 
-class LanguageModel:
-    """A frozen model on a backend, with its tokenizer and, where given, its policy. Also a context manager.
-
-    timings: what steps take on this machine, for budgets in milliseconds. Raises `PolicyMismatchError` for a policy or
-    an allocation that does not fit the model, or timings of another model or backend.
-    """
-
-    def __init__(
-        self,
-        backend: Backend,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        policy: TrainedPolicy | None = None,
-        sparsity: SparsityConfig | None = None,
-        name: str = "",
-        timings: StepTimings | None = None,
-    ):
-        self.backend, self.tokenizer, self.trained = backend, tokenizer, policy
-        self.name = name or backend.model.config._name_or_path
-        self.sparsity = sparsity_of(policy, sparsity)
-        if policy is not None:
-            policy.check(self.identity, backend.shapes)
-            policy.network.to(backend.device)
-        if self.sparsity.allocation is not None:
-            self.sparsity.allocation.check(backend.shapes.layers, backend.shapes.kv_heads)
-        self.timings = None if timings is None else timings.check(self.name, backend.name, self.sparsity)
-
-    def __enter__(self) -> "LanguageModel":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.detach()
-
-    def detach(self) -> None:
-        """Give the model back exactly as it was."""
-        self.backend.detach()
-
-    def with_policy(self, policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> "LanguageModel":
-        """The same model under another policy; `detach` of either gives the model back."""
-        return LanguageModel(self.backend, self.tokenizer, policy, sparsity, self.name, self.timings)
-
-    @property
-    def model(self) -> Any:
-        """The transformers model."""
-        return self.backend.model
-
-    @property
-    def shapes(self) -> ModelShapes:
-        return self.backend.shapes
-
-    @property
-    def context(self) -> int | None:
-        """Tokens that the model's context holds, where its configuration says so."""
-        return self.backend.context
-
-    @property
-    def identity(self) -> BaseIdentity:
-        """What a policy for this model must match."""
-        shapes = self.shapes
-        embedding: Any = self.model.get_input_embeddings().weight
-        rows = torch.linspace(0, len(embedding) - 1, 32).long()
-        return BaseIdentity(
-            name=self.name,
-            family=self.backend.capability.family,
-            hidden=shapes.hidden,
-            layers=shapes.layers,
-            vocabulary=shapes.vocabulary,
-            sample=tuple(round(value, 4) for value in embedding[rows, 0].float().tolist()),
-        )
-
-    @property
-    def space(self) -> ActionSpace:
-        """The actions that budgets are checked against: the policy's; without one, all that the backend can carry out
-        under these sparsity rules."""
-        if self.trained is not None:
-            return self.trained.config.space
-        if self.sparsity.bits_site == "weights":
-            return ActionSpace.preset("nested")
-        return ActionSpace.preset("fine" if self.backend.name.startswith("torch") else "cpu-fine")
-
-    def session(self, capacity: int = 0, sparsity: SparsityConfig | None = None) -> Session:
-        """An empty session; `capacity` tokens are reserved. sparsity: other rules than the model's."""
-        return self.backend.session(sparsity or self.sparsity, capacity)
-
-    def policy(self, name: str = "policy", space: ActionSpace | None = None) -> AnyPolicy:
-        """The trained policy (``policy``), or one of ``dense``, ``static``, ``random`` in `space`."""
-        if name == "policy":
-            if self.trained is None:
-                raise SolmError("no policy is loaded; give one, or choose dense, static or random")
-            return self.trained.policy()
-        if name not in UNTRAINED:
-            raise SolmError(f"unknown policy {name!r}; choose policy, {', '.join(UNTRAINED)}")
-        return UNTRAINED[name](self.space if space is None else space)
-
-    def overhead(self, policy: AnyPolicy) -> int:
-        """Weights that `policy` reads at every step besides the model's."""
-        if not policy.reads_model or self.trained is None:
-            return 0
-        return sum(parameter.numel() for parameter in self.trained.network.parameters())
-
-    def step_cost(self, realised: Sequence[float], kv_length: int, overhead: int = 0) -> float:
-        """Bytes read by a step of realised shares [3] that saw kv_length keys, as a share of the dense step's."""
-        return step_cost(realised, kv_length, self.shapes, self.sparsity, "bytes", overhead)
-
-    def generate(self, prompt: str | torch.Tensor | None = None, **options: Any) -> Reply:
-        """Generate under a budget; see `solm.runtime.generate.stream` for the options.
-
-        The prompt is text, token ids [1, C], or what a tokenizer returns: ``generate(**inputs, budget=0.6)``.
+        The prompt is text, a list of messages (dicts with role and content), token ids [N, C] with their
+        attention_mask, what a tokenizer returns (``generate(**inputs, budget=0.6)``), or a list of texts or of lists of
+        messages. One prompt gives a `Reply`, a list of prompts (and N > 1) a list of them.
         """
-        return generate(self, self._prompt(prompt, options), **options)
+        rows, several = self._rows(prompt, options)
+        replies = generate(self, rows, **options)
+        return replies if several else replies[0]
 
-    def stream(self, prompt: str | torch.Tensor | None = None, **options: Any) -> Iterator[Token]:
-        """The same, token by token."""
-        return stream(self, self._prompt(prompt, options), **options)
+    def stream(self, prompt: Prompt | None = None, **options: Any) -> Iterator[Token]:
+        """The reply to one prompt, token by token; see `solm.runtime.generate.stream` for the options."""
+        rows, several = self._rows(prompt, options)
+        if several:
+            raise DataError(f"stream takes one prompt, got {len(rows)}; generate takes several")
+        return stream(self, rows[0], **options)
 
-    def _prompt(self, prompt: str | torch.Tensor | None, options: dict[str, Any]) -> torch.Tensor:
-        """Token ids [1, C] of a prompt, or of `input_ids` and `attention_mask` taken out of `options`."""
-        ids, mask = options.pop("input_ids", None), options.pop("attention_mask", None)
-        if prompt is not None:
-            ids = self.encode(prompt)
-        if ids is None:
-            raise DataError("nothing to generate from: give a prompt or input_ids")
-        if ids.dim() != 2 or len(ids) != 1:
-            raise DataError(f"generate takes one row of token ids [1, C], got shape {list(ids.shape)}")
-        return ids if mask is None else ids[:, mask[0].bool()]
+    def custom_generate(
+        self, budget: BudgetLike = None, policy: str | AnyPolicy | None = None, streamer: Any = None
+    ) -> Callable[..., torch.Tensor]:
+        """What makes transformers' own ``model.generate`` of the attached model decode under a budget.
 
-    def encode(self, prompt: str | torch.Tensor, system: str | None = None) -> torch.Tensor:
+        Pass it as ``custom_generate``; see `solm.custom_generate`, which attaches by itself.
+        """
+        return custom.custom_generate(self, budget, policy, streamer)
+
+    def encode(self, prompt: Prompt, system: str | None = None) -> torch.Tensor:
         """Token ids [1, C] of a prompt, through the chat template where the tokenizer has one, after `system`."""
-        if isinstance(prompt, torch.Tensor):
-            return prompt
-        if self.tokenizer is None:
-            raise SolmError("text needs a tokenizer; pass one to attach, or pass token ids")
-        if not prompt.strip():
-            raise DataError("the prompt is empty")
-        if self.tokenizer.chat_template:
-            before = [] if system is None else [{"role": "system", "content": system}]
-            encoded: Any = self.tokenizer.apply_chat_template(
-                [*before, {"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt",
-                return_dict=True,
-            )  # fmt: skip
-            return encoded["input_ids"]
-        if system is not None:
-            raise SolmError("this model has no chat template, so a system prompt has no place; put it into the prompt")
-        return self.tokenizer(prompt, return_tensors="pt").input_ids
+        return prompt if isinstance(prompt, torch.Tensor) else encode(self.tokenizer, prompt, system)
 
-    def budget(self, asked: BudgetLike, context: int = 1024, policy: AnyPolicy | None = None) -> Budget:
-        """A budget per axis, for steps that see `context` tokens; None asks for everything.
-
-        ``0.7`` is the share of the dense step's bytes that the average step may read, with the policy's own weights;
-        ``keep=0.6`` net keep; ``ms=4.5`` the time of the average step by `timings`, to which the policy's own is added.
-        All three follow the loaded policy's split over the axes, or without one the same fraction of every axis's
-        range. Bits that save no bytes are left alone by the first.
-
-        Args:
-            policy: who decides; by default the loaded one.
-
-        Raises:
-            BudgetError: what was asked for cannot be read, is out of range or out of reach.
-        """
-        return self.offer(policy).budget(asked, context)
-
-    def offer(self, policy: AnyPolicy | None = None) -> Offer:
-        """The budgets that can be met under `policy`, by default the loaded one."""
-        decides = policy or (None if self.trained is None else self.trained.policy())
-        space = self.space if self.trained is not None or policy is None else policy.space
-        overhead = 0 if decides is None else self.overhead(decides)
-        return Offer(space, self.sparsity, self.shapes, self.trained, overhead, self.timings)
+    def _rows(self, prompt: Prompts | None, options: dict[str, Any]) -> tuple[list[torch.Tensor], bool]:
+        """The rows of a prompt, or of `input_ids` and `attention_mask` taken out of `options`."""
+        rows, several = token_rows(
+            self.tokenizer, prompt, options.pop("input_ids", None), options.pop("attention_mask", None)
+        )
+        options.pop("token_type_ids", None)  # some tokenizers return them; causal models read none
+        for row in rows:
+            low, high = row.aminmax()
+            if int(low) < 0 or int(high) >= self.shapes.vocabulary:
+                wrong = int(low) if int(low) < 0 else int(high)
+                raise DataError(f"token {wrong} is not among the model's {self.shapes.vocabulary}")
+        return rows, several

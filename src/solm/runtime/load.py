@@ -1,21 +1,37 @@
-"""The two ways in: `load` a model by name, or `attach` to one that is loaded already."""
+"""The ways in: `load` a model by name, `attach` to one that is loaded already, or decode inside its own `generate`."""
 
+import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from solm.backends.cpu.backend import CpuBackend, check_precision
-from solm.backends.cpu.weights import INTEGERS
+from solm.backends.cpu.engine import FLOAT_PRECISIONS
+from solm.backends.cpu.files.gguf_file import GgufFile
+from solm.backends.cpu.files.loaded_model import LoadedModel
+from solm.backends.cpu.files.safetensors_folder import SafetensorsFolder
+from solm.backends.cpu.files.source import WeightSource
+from solm.backends.cpu.files.spec import ModelSpec
 from solm.backends.session import Backend
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.load import BUILTIN, load_base
-from solm.core.errors import SolmError
+from solm.backends.torch.load import BUILTIN, folder_of, gguf_of, load_base, load_tokenizer, resolve_dtype
+from solm.core.budget import BudgetLike
+from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
-from solm.core.timings import StepTimings, read_timings
+from solm.core.timings import read_timings
 from solm.policies.artifact import TrainedPolicy
-from solm.runtime.language_model import LanguageModel, sparsity_of
+from solm.runtime.controlled import sparsity_of
+from solm.runtime.language_model import LanguageModel
 
 BACKENDS = ("torch", "cpu", "auto")
 
@@ -24,9 +40,12 @@ def load(
     model: str,
     policy: str | Path | TrainedPolicy | None = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     sparsity: SparsityConfig | None = None,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    torch_dtype: str | torch.dtype | None = None,
     device: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     backend: str = "auto",
@@ -39,12 +58,18 @@ def load(
     """Load a base model (hub id, folder, ``.gguf`` file or ``builtin:smollm2-135m``), with a policy if given.
 
     Args:
+        tokenizer: in place of the one that comes with the model.
+        dtype: of the torch backend, ``auto``, ``float32``, ``bfloat16`` or ``float16``, or the dtype of torch.
+            torch_dtype: its older name.
+        device: such as ``cuda:1``; by default the accelerator, else the CPU. device_map: instead, how the layers are
+            spread over devices, as for transformers: ``auto``, a device, or devices by module name.
+        revision: branch, tag or commit of a hub id.
         sparsity: how actions are carried out; by default the policy's own, else preset ``cpu`` on the cpu backend and
             ``default`` on torch.
         backend: ``cpu`` (steps on the compiled engine), ``torch`` (any device, exact simulation, saves no time), or
             ``auto``: cpu where it can run the model, else torch. The logger ``solm`` says which one and why.
-        precision: of the weights of the cpu backend; by default int4 (exact where weights lie on a grid of 4 bits,
-            int8 elsewhere), or nested where actions say how many of their bits are read.
+        precision: of the weights of the cpu backend; by default ``auto``: the types of a GGUF file as they
+            are, int8 for floats; or nested where actions say how many of their bits are read.
         kv_cache_dtype: of its keys and values, ``auto`` (that of the weights, at least 16 bits) or ``int8``; by default
             auto, and int8 for the built-in model, which loses nothing by it. threads: that it steps with.
         timings: a file of ``solm bench``, for budgets in milliseconds.
@@ -57,9 +82,37 @@ def load(
     if isinstance(policy, str | Path):
         policy = TrainedPolicy.from_pretrained(policy)
     check_backend(backend, precision, kv_cache_dtype, shard, engine_sparsity(policy, sparsity))
+    if torch_dtype is not None:
+        if dtype != "auto":
+            raise SolmError("dtype and torch_dtype say the same thing twice; give one of them")
+        dtype = torch_dtype
+    resolve_dtype(dtype)
     known = None if timings is None else read_timings(Path(timings))
-    base, tokenizer = load_base(model, dtype, device, trust_remote_code, shard, revision)
-    return _built(base, tokenizer, policy, sparsity, model, known, backend, precision, kv_cache_dtype, threads, shard)
+    how, reason = engine_sparsity(policy, sparsity), None
+    if backend != "torch":
+        reason = _elsewhere(device, device_map, shard)
+        if reason is not None and backend == "cpu":
+            raise SolmError(f"the cpu backend cannot run this model: {reason}")
+        if reason is None:
+            tokenizer = tokenizer or load_tokenizer(model, trust_remote_code, revision)
+            try:
+                made = _on_cpu(source_of(model, revision), how, model, precision, kv_cache_dtype, threads)
+            except SolmError as error:
+                if backend == "cpu" or isinstance(error, DamagedFileError):
+                    raise
+                reason = str(error)
+            else:
+                _announce(made, threads)
+                generator = _Generator(_generation_config(model, revision, made.engine.spec))
+                return LanguageModel(made, tokenizer, policy, how, model, known, generator=generator)
+    base, tokenizer = load_base(model, dtype, device, trust_remote_code, shard, revision, device_map, tokenizer)
+    torch_backend = TorchBackend(base)
+    _announce(torch_backend, threads, reason, expected=shard)
+    try:
+        return LanguageModel(torch_backend, tokenizer, policy, sparsity, model, known)
+    except SolmError:
+        torch_backend.detach()
+        raise
 
 
 def attach(
@@ -80,7 +133,55 @@ def attach(
     if isinstance(policy, str | Path):
         policy = TrainedPolicy.from_pretrained(policy)
     check_backend(backend, precision, kv_cache_dtype, False, engine_sparsity(policy, sparsity))
-    return _built(model, tokenizer, policy, sparsity, "", None, backend, precision, kv_cache_dtype, threads)
+    how = engine_sparsity(policy, sparsity)
+    reason = None
+    if backend != "torch":
+        try:
+            made = _on_cpu(LoadedModel(model), how, "", precision, kv_cache_dtype, threads)
+            _announce(made, threads)
+            return LanguageModel(made, tokenizer, policy, how, model=model)
+        except UnsupportedModelError as error:
+            if backend == "cpu":
+                raise
+            reason = str(error)
+    torch_backend = TorchBackend(model)
+    try:
+        _announce(torch_backend, threads, reason)
+        return LanguageModel(torch_backend, tokenizer, policy, sparsity)
+    except SolmError:
+        torch_backend.detach()
+        raise
+
+
+def custom_generate(
+    policy: str | Path | TrainedPolicy | None = None,
+    budget: BudgetLike = None,
+    *,
+    sparsity: SparsityConfig | None = None,
+    streamer: Any = None,
+) -> Callable[..., torch.Tensor]:
+    """What makes ``model.generate`` of a plain transformers model decode under a budget.
+
+    Pass it as ``model.generate(**inputs, custom_generate=solm.custom_generate(policy, budget=0.7))``. Sampling options,
+    logits processors, stopping criteria, lengths and the form of the result are transformers' own. The model is under
+    control, on the torch backend, only while it generates. To keep it under control, or for the speed of the cpu
+    backend, `attach` it and pass `LanguageModel.custom_generate`.
+
+    Args:
+        policy: folder, hub id or ``builtin:...`` of a trained policy, or the policy itself; without one a budget is
+            kept by the same schedule for every text.
+        budget: in any form of `LanguageModel.budget`; None: everything.
+        streamer: as for `model.generate`, for one prompt; transformers hands none to a loop of another.
+
+    Raises:
+        SolmError: when it is called, for a policy that does not fit the model, a budget out of reach, beam search.
+    """
+
+    def loop(model: Any, input_ids: torch.Tensor, **given: Any) -> torch.Tensor:
+        with attach(model, policy, sparsity=sparsity) as lm:
+            return lm.custom_generate(budget, streamer=streamer)(model, input_ids, **given)
+
+    return loop
 
 
 def check_backend(
@@ -97,52 +198,68 @@ def check_backend(
     check_precision(precision or default_precision(sparsity), kv_cache_dtype or "auto")
 
 
-def _built(
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    policy: TrainedPolicy | None,
-    sparsity: SparsityConfig | None,
+def source_of(name: str, revision: str | None = None) -> WeightSource:
+    """The files of a model: a GGUF file, or a folder of safetensors, which of a hub id is downloaded.
+
+    Raises `SolmError` where there is no such model, `DamagedFileError` for files that cannot be, and
+    `UnsupportedModelError` for a family that the cpu backend does not know.
+    """
+    gguf = gguf_of(name)
+    return SafetensorsFolder(folder_of(name, revision)) if gguf is None else GgufFile(gguf)
+
+
+def _elsewhere(device: str | None, device_map: object, shard: bool) -> str | None:
+    """Why a model does not run on the CPU of this process; None if it does."""
+    if shard:
+        return "it needs the whole model in one process"
+    if device_map is not None or (device is not None and torch.device(device).type != "cpu"):
+        return "it runs on the CPU only"
+    if device is None and torch.accelerator.is_available():
+        return "there is an accelerator"
+    return None
+
+
+def _on_cpu(
+    source: WeightSource,
+    sparsity: SparsityConfig,
     name: str,
-    timings: StepTimings | None,
-    backend: str,
     precision: str | None,
     kv_cache_dtype: str | None,
     threads: int | None,
-    shard: bool = False,
-) -> LanguageModel:
-    reader = TorchBackend(base)
-    made: Backend = reader
-    reason = None
-    try:
-        how = engine_sparsity(policy, sparsity)
-        if shard and backend == "auto":
-            reason = "the cpu backend needs the whole model in one process"
-        elif backend != "torch":
-            numbers = precision or default_precision(how)
-            cache = kv_cache_dtype or default_kv_cache(name, numbers)
-            try:
-                made, sparsity = CpuBackend(reader, how, numbers, threads, cache), how
-            except SolmError as error:
-                if backend == "cpu":
-                    raise
-                reason = str(error)
-        # On another device torch is what one expects; on the CPU it saves no time.
-        level = logging.WARNING if reason is not None and made.device.type == "cpu" and not shard else logging.INFO
-        told = "" if reason is None else f"; not the cpu backend: {reason}"
-        logging.getLogger("solm").log(level, "%s%s", _in_words(made, threads), told)
-        return LanguageModel(made, tokenizer, policy, sparsity, name, timings)
-    except SolmError:
-        made.detach()
-        raise
+) -> CpuBackend:
+    numbers = precision or default_precision(sparsity)
+    return CpuBackend(source, sparsity, numbers, threads, kv_cache_dtype or default_kv_cache(name, numbers))
 
 
-def _in_words(backend: Backend, threads: int | None) -> str:
-    """Backend, precision, KV cache and threads in use."""
-    parts = [backend.name.replace("int4", "int4 (int8 where that is not exact)")]
+def _announce(backend: Backend, threads: int | None, reason: str | None = None, expected: bool = False) -> None:
+    """Say what is in use: backend, precision, KV cache and threads. reason: why it is not the cpu backend."""
+    parts = [backend.name]
     if isinstance(backend, CpuBackend) and not backend.engine.sizes.kv_int8:
         parts.append(f"{'float32' if backend.engine.precision == 'float32' else 'bfloat16'} KV cache")
     used = torch.get_num_threads() if threads is None else threads
-    return ", ".join([*parts, "1 thread" if used == 1 else f"{used} threads"])
+    parts.append("1 thread" if used == 1 else f"{used} threads")
+    # On another device torch is what one expects; on the CPU it saves no time.
+    slow = reason is not None and backend.device.type == "cpu" and not expected
+    told = "" if reason is None else f"; not the cpu backend: {reason}"
+    logging.getLogger("solm").log(logging.WARNING if slow else logging.INFO, "%s%s", ", ".join(parts), told)
+
+
+class _Generator(GenerationMixin):
+    """What transformers' generation options need to know of a model, without the model."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, generation_config: GenerationConfig):
+        self.generation_config, self.config = generation_config, PretrainedConfig()
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+
+
+def _generation_config(name: str, revision: str | None, spec: ModelSpec) -> GenerationConfig:
+    """A folder's own generation options, or those of the tokens that end a text."""
+    if gguf_of(name) is None:
+        with contextlib.suppress(OSError):
+            return GenerationConfig.from_pretrained(folder_of(name, revision))
+    return GenerationConfig(bos_token_id=spec.bos, eos_token_id=list(spec.eos) or None)
 
 
 def engine_sparsity(policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> SparsityConfig:
@@ -151,11 +268,8 @@ def engine_sparsity(policy: TrainedPolicy | None, sparsity: SparsityConfig | Non
 
 
 def default_precision(sparsity: SparsityConfig) -> str:
-    """The weights of the cpu backend where nothing is asked for.
-
-    int4 is exact where weights lie on such a grid, as in many GGUF files, and int8 elsewhere.
-    """
-    return "nested" if sparsity.bits_site == "weights" else "int4"
+    """The weights of the cpu backend where nothing is asked for: what the files have."""
+    return "nested" if sparsity.bits_site == "weights" else "auto"
 
 
 def default_kv_cache(model: str, precision: str) -> str:
@@ -163,4 +277,4 @@ def default_kv_cache(model: str, precision: str) -> str:
 
     int8 where it was measured to lose nothing (docs/results/kv-cache.json), which is so far one model.
     """
-    return "int8" if model == BUILTIN and precision in INTEGERS else "auto"
+    return "int8" if model == BUILTIN and precision not in FLOAT_PRECISIONS else "auto"

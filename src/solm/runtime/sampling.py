@@ -1,17 +1,14 @@
 """Choosing the next token of one row: transformers' own processors and options."""
 
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
 from solm.backends.threads import one_torch_thread
 from solm.core.errors import SolmError
-
-if TYPE_CHECKING:
-    from solm.runtime.language_model import LanguageModel
-
+from solm.runtime.controlled import ControlledModel
 
 SUPPORTED = (
     "do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
@@ -25,13 +22,33 @@ SUPPORTED = (
 class Sampler:
     """What follows token ids [1, C], drawn with a generator of its own.
 
-    options: those of transformers' generation options that are in `SUPPORTED`; greedy unless one of temperature, top_p
-    and top_k, or do_sample, is given. Temperature 0 is greedy. Raises `SolmError` for any other option, and for a value
-    that transformers refuses.
+    processors: transformers' logits processors, in their order. draws: whether tokens are drawn; else the largest
+    logit counts. stops: tokens after which a reply ends. beside_engine: whether steps run on the compiled engine.
     """
 
-    def __init__(self, lm: "LanguageModel", ids: torch.Tensor, seed: int, options: dict[str, Any]):
-        config = deepcopy(lm.model.generation_config)
+    def __init__(
+        self,
+        ids: torch.Tensor,
+        seed: int,
+        processors: Any,
+        draws: bool,
+        stops: frozenset[int] = frozenset(),
+        beside_engine: bool = False,
+    ):
+        self._sequence, self._processors, self.draws, self.stops = ids, processors, draws, stops
+        self.takes_largest = not draws and not processors
+        """Whether the largest logit is all that counts."""
+        self.generator = torch.Generator().manual_seed(seed)
+        self._beside_engine = beside_engine
+
+    @classmethod
+    def of(cls, lm: ControlledModel, ids: torch.Tensor, seed: int, options: dict[str, Any]) -> "Sampler":
+        """The sampler that transformers' generation options make.
+
+        options: those in `SUPPORTED`; greedy unless one of temperature, top_p and top_k, or do_sample, is given.
+        Temperature 0 is greedy. Raises `SolmError` for any other option, and for a value that transformers refuses.
+        """
+        config = deepcopy(lm.generator.generation_config)
         for name in options:
             if name not in SUPPORTED:
                 known = name in {**GenerationConfig().to_dict(), **vars(config)}
@@ -44,24 +61,18 @@ class Sampler:
         config.update(**options)
         if not config.do_sample:
             config.temperature = config.top_p = config.top_k = None
-        model: Any = lm.model
+        model: Any = lm.generator
         prepared, _ = model._prepare_generation_config(config)
         model._prepare_special_tokens(prepared, kwargs_has_attention_mask=True, device=ids.device)
         try:
-            self._processors = model._get_logits_processor(
+            processors = model._get_logits_processor(
                 prepared, input_ids_seq_length=ids.shape[1], device=ids.device.type
             )
         except ValueError as error:
             raise SolmError(f"generation options: {' '.join(str(error).split())}") from error
-        self.draws = bool(prepared.do_sample)
-        self.takes_largest = not self.draws and not self._processors
-        """Whether the largest logit is all that counts."""
-        stops = prepared.eos_token_id
-        self.stops = frozenset(stops if isinstance(stops, list) else [stops])
-        """Tokens after which a reply ends."""
-        self.generator = torch.Generator().manual_seed(seed)
-        self._sequence = ids
-        self._beside_engine = lm.backend.name.startswith("cpu")
+        ends = prepared.eos_token_id
+        stops = frozenset(ends if isinstance(ends, list) else [ends])
+        return cls(ids, seed, processors, bool(prepared.do_sample), stops, lm.beside_engine)
 
     def choose(self, logits: torch.Tensor) -> int:
         """The next token, from logits [V]; it counts as said from here on."""

@@ -8,8 +8,9 @@ from solm.backends.session import AnyPolicy
 from solm.core.actions import FULL_BITS, ActionSpace
 from solm.core.budget import Budget, BudgetLike, BudgetRequest
 from solm.core.errors import BudgetError, SolmError
+from solm.runtime.controlled import UNTRAINED
 from solm.runtime.generate import asked_for
-from solm.runtime.language_model import UNTRAINED, LanguageModel
+from solm.runtime.language_model import LanguageModel
 from solm.serving.requests import Asked, AxisBudget, Efficiency
 
 

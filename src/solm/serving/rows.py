@@ -7,12 +7,10 @@ from typing import Any
 import torch
 
 from solm.backends.session import Session
-from solm.core.actions import AXES, Action
-from solm.runtime.generate import Compute, compute
-from solm.runtime.generate import Token as Spent
+from solm.runtime.decode import Draft, StepTaken
 from solm.runtime.language_model import LanguageModel
+from solm.runtime.reply import Compute, Token, compute
 from solm.runtime.sampling import Sampler
-from solm.runtime.text import TextStream
 from solm.serving.dial import Order
 
 
@@ -23,7 +21,7 @@ class Said:
     id: int
     log_probability: float | None = None
     likely: tuple[tuple[int, float], ...] = ()
-    spent: Spent | None = None
+    spent: Token | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,6 @@ class Failed:
 
 
 Event = Piece | Ended | Failed
-StepTaken = tuple[Action, list[float], bool]
-"""Action, realised shares [3], and whether the step could be controlled."""
 
 
 @dataclass(eq=False)
@@ -86,31 +82,32 @@ class Row:
     """A job that decodes."""
 
     def __init__(self, lm: LanguageModel, job: Job):
-        self.lm, self.job = lm, job
-        self.sampler = Sampler(lm, job.ids[None], job.seed, job.sampling)
-        self.text = TextStream(lm.tokenizer, skip_special_tokens=True)
+        self.job = job
+        sampler = Sampler.of(lm, job.ids[None], job.seed, job.sampling)
+        self.draft = Draft(lm, sampler, len(job.ids), job.order.policy, skip_special_tokens=True)
         self.cached = 0
-        self.last = -1
-        self.spent: list[Spent] = []
         self.finished: str | None = None
-        self._overhead = lm.overhead(job.order.policy)
         self._pending = ""
-        self._first = (job.order.policy.space.actions[-1], [1.0, 1.0, 1.0], False)
 
     def control(self, session: Session) -> None:
         """Put a session of one row, whose prompt is read, under the job's policy."""
         target = self.job.order.target(1.0)[None]
-        session.control(self.job.order.policy, target, max(1, self.job.max_tokens), self.sampler.generator)
+        session.control(self.job.order.policy, target, max(1, self.job.max_tokens), self.draft.sampler.generator)
 
     @property
     def largest_only(self) -> bool:
         """Whether only the largest logit is needed."""
-        return self.sampler.takes_largest and self.job.logprobs is None
+        return self.draft.sampler.takes_largest and self.job.logprobs is None
+
+    @property
+    def last(self) -> int:
+        """The token that was chosen last."""
+        return self.draft.tokens[-1].id
 
     @property
     def left(self) -> int:
         """Tokens that the reply may still have."""
-        return self.job.max_tokens - len(self.text.ids)
+        return self.job.max_tokens - len(self.draft.tokens)
 
     def echo(self, logits: torch.Tensor, start: int) -> None:
         """Report the prompt's tokens from `start` on, with log-probabilities from the logits [C, V] after each."""
@@ -129,20 +126,14 @@ class Row:
         if self.job.max_tokens == 0:
             self.finished = "length"
             return
-        action, realised, controllable = step or self._first
-        self.last = token = self.sampler.choose(logits)
-        length = len(self.job.ids) + len(self.text.ids)
-        cost = self.lm.step_cost(realised, length, self._overhead)
-        new = self.text.push(token)
-        shares = dict(zip(AXES, realised, strict=True))
-        self.spent.append(Spent(token, new, action.tag, shares, cost, controllable))
-        ended = token in self.sampler.stops
+        token = self.draft.add(logits, step)
+        new, ended = token.text, token.id in self.draft.sampler.stops
         if ended or self.left == 0:
             self.finished = "stop" if ended else "length"
-            new += self.text.flush()
-        self._tell(new, self._said(token, logits, self.spent[-1]))
+            new += self.draft.text.flush()
+        self._tell(new, self._said(token.id, logits, token))
 
-    def _said(self, token: int, logits: torch.Tensor, spent: Spent | None) -> Said:
+    def _said(self, token: int, logits: torch.Tensor, spent: Token | None) -> Said:
         if self.job.logprobs is None:
             return Said(token, spent=spent)
         known = logits.float().log_softmax(-1)
@@ -167,9 +158,8 @@ class Row:
         """Report the end of the reply."""
         job = self.job
         assert self.finished is not None
-        ended = Ended(
-            self.finished, len(job.ids), self.cached, len(self.spent), compute(self.spent, job.order.requested)
-        )
+        tokens = self.draft.tokens
+        ended = Ended(self.finished, len(job.ids), self.cached, len(tokens), compute(tokens, job.order.requested))
         job.emit(ended)
         return ended
 

@@ -11,11 +11,12 @@ import torch
 
 from solm.backends.session import Session
 from solm.core.errors import SolmError
+from solm.runtime.decode import StepTaken, steps
 from solm.runtime.language_model import LanguageModel
 from solm.serving.governor import Governor
 from solm.serving.metrics import Metrics
 from solm.serving.prefixes import PrefixCache
-from solm.serving.rows import Failed, Job, Row, StepTaken
+from solm.serving.rows import Failed, Job, Row
 from solm.serving.settings import ServeSettings
 
 _LOG = logging.getLogger("solm.serving")
@@ -236,15 +237,11 @@ class Scheduler:
             self._told.clear()
             return
         governor.stepped(len(rows))
-        assert found.actions is not None
-        actions, realised, controllable = (
-            x[:, 0].tolist() for x in (found.actions, found.realised, found.controllable)
-        )
+        taken = steps(found, [row.job.order.policy for row in rows])
         for index in reversed(range(len(rows))):
             row = rows[index]
-            action = row.job.order.policy.space.actions[actions[index]]
             try:
-                self._take(row, found.logits[index, 0], (action, realised[index], controllable[index]))
+                self._take(row, found.logits[index, 0], taken[index])
             except Exception as error:
                 self._broken(row.job, error)
                 row.finished = "error"

@@ -53,6 +53,8 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = "builtin:smollm2-135m"
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     data: tuple[str, ...] = ("pydoc:train",)
     """Sources of text; ``self:N`` adds N texts sampled from the model itself."""

@@ -172,7 +172,7 @@ def test_a_mistake_is_one_line_before_anything_is_loaded(arguments, code, words,
 
 def test_options_name_the_policies_that_need_no_training():
     from solm.cli.options import DECIDERS
-    from solm.runtime.language_model import UNTRAINED
+    from solm.runtime.controlled import UNTRAINED
 
     assert set(DECIDERS) == set(UNTRAINED)
 

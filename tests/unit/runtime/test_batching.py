@@ -40,7 +40,7 @@ def run_together(lm, requests, changed=None):
             if joins != step:
                 continue
             ids = prompt(seed, length)
-            sampler = Sampler(lm, ids, seed, {"temperature": 1.5})
+            sampler = Sampler.of(lm, ids, seed, {"temperature": 1.5})
             session = lm.session(capacity=length)
             first = sampler.choose(session.prefill(ids)[0])
             session.control(policies[name], lm.budget(budget).tensor(1), tokens, sampler.generator)

@@ -81,8 +81,8 @@ def test_what_a_tokenizer_returns_can_be_passed_on(tiny_lm):
     )
     padded = tiny_lm.generate(**inputs, max_new_tokens=5)
     assert padded.tokens == tiny_lm.generate(inputs.input_ids[:, 20:], max_new_tokens=5).tokens
-    with pytest.raises(DataError, match=r"one row of token ids \[1, C\], got shape \[2, 30\]"):
-        tiny_lm.generate(input_ids=torch.ones(2, 30, dtype=torch.long))
+    with pytest.raises(DataError, match="stream takes one prompt, got 2"):
+        tiny_lm.stream(input_ids=torch.ones(2, 30, dtype=torch.long))
     with pytest.raises(DataError, match="give a prompt or input_ids"):
         tiny_lm.generate()
 
@@ -134,7 +134,7 @@ def test_a_supported_option_changes_scores_as_in_transformers(tiny_lm, options):
         ids, max_new_tokens=9, min_new_tokens=sampled.pop("min_new_tokens", None), return_dict_in_generate=True,
         output_scores=True, **sampled,
     )  # fmt: skip
-    scores = Sampler(tiny_lm, ids, 0, options).scores(logits)
+    scores = Sampler.of(tiny_lm, ids, 0, options).scores(logits)
     torch.testing.assert_close(scores, theirs.scores[0][0], rtol=1e-4, atol=1e-4)
 
 
@@ -184,7 +184,6 @@ def test_bad_requests_are_one_clear_error(tiny_lm, policy_lm):
 
 
 def torch_model():
-
     return tiny_model("llama", torch.float32)
 
 

@@ -1,33 +1,35 @@
-"""The cpu backend: a model's prompts on torch, its steps on the compiled engine."""
+"""The cpu backend: the compiled engine alone, from files or from a loaded model."""
 
 import torch
 
+from solm.backends.capability import Capability
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.engine import check_precision as check_precision
+from solm.backends.cpu.files.repack import Progress
+from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.session import CpuSession
-from solm.backends.torch.backend import TorchBackend
 from solm.core.sparsity import SparsityConfig
 
 
 class CpuBackend:
     """See `solm.backends.session.Backend`. Steps read and compute only what an action keeps.
 
-    reader: the model, which reads prompts and whose weights the engine copies; it is given back by `detach`. precision,
-    threads, kv_cache_dtype: as for `Engine`. Raises `UnsupportedModelError` for a model or rules that the engine cannot
-    carry out, `SolmError` without a compiler or memory.
+    source: the weights, which the engine copies into its own layout, but for the embeddings. precision, threads,
+    kv_cache_dtype, progress: as for `Engine`. Raises as `Engine` does.
     """
 
     def __init__(
         self,
-        reader: TorchBackend,
+        source: WeightSource,
         sparsity: SparsityConfig,
-        precision: str = "bfloat16",
+        precision: str = "auto",
         threads: int | None = None,
         kv_cache_dtype: str = "auto",
+        progress: Progress | None = None,
     ):
-        self.reader, self.model = reader, reader.model
-        self.shapes, self.capability = reader.shapes, reader.capability
-        self.engine = Engine(reader.model, sparsity, precision, threads, kv_cache_dtype)
+        self.engine = Engine(source, sparsity, precision, threads, kv_cache_dtype, progress=progress)
+        self.shapes = self.engine.shapes
+        self.capability = Capability(source.spec.family, tested=True, shapes=self.shapes)
 
     @property
     def name(self) -> str:
@@ -36,16 +38,23 @@ class CpuBackend:
 
     @property
     def device(self) -> torch.device:
-        return self.reader.device
+        return torch.device("cpu")
 
     @property
-    def context(self) -> int | None:
-        return self.reader.context
+    def dtype(self) -> str:
+        return self.engine.name.removeprefix("cpu ")
+
+    @property
+    def context(self) -> int:
+        return self.engine.spec.context
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """As `Backend.embed`."""
+        return torch.from_numpy(self.engine.embed(tokens.numpy()))
 
     def session(self, sparsity: SparsityConfig, capacity: int = 0) -> CpuSession:
         """As `Backend.session`."""
-        return CpuSession(self.reader, self.engine, sparsity, capacity)
+        return CpuSession(self.engine, sparsity, capacity)
 
     def detach(self) -> None:
-        """Give the model back exactly as it was."""
-        self.reader.detach()
+        """As `Backend.detach`; a loaded model was never changed."""

@@ -8,7 +8,8 @@ import torch
 
 from solm.backends.budgets import ROW_STATE
 from solm.backends.cpu import structs
-from solm.backends.cpu.engine import Cache, Engine, error_of
+from solm.backends.cpu.cache import Cache
+from solm.backends.cpu.engine import Engine, error_of
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 

@@ -1,55 +1,45 @@
-"""The engine over a frozen model's weights, and the KV caches of its rows."""
+"""The engine over a frozen model's weights."""
 
 import ctypes
 import os
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from transformers import PreTrainedModel
 
 from solm.backends.cpu import structs
+from solm.backends.cpu.files.config_spec import from_config
+from solm.backends.cpu.files.layout import PRECISIONS, SITES, Part, Site, layout_of
+from solm.backends.cpu.files.repack import Progress, dequantise, repack
+from solm.backends.cpu.files.source import WeightSource
+from solm.backends.cpu.files.spec import ModelSpec
+from solm.backends.cpu.files.tensors import QUANTISED, Tensor
+from solm.backends.cpu.files.weight_cache import load_weights
+from solm.backends.cpu.head_layout import HeadLayout, repack_head
 from solm.backends.cpu.library import INVALID
 from solm.backends.cpu.library import library as built
 from solm.backends.cpu.structs import GROUP, MESSAGE, MOST_QUERIES, PAGE
-from solm.backends.cpu.weights import INTEGERS, Head, Matrix, NestedMatrix
-from solm.backends.torch.families import decoder_layers
+from solm.core.cost import ModelShapes
 from solm.core.errors import DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
 
-PRECISIONS = ("float32", "bfloat16", "int8", "int4", "nested")
 KV_CACHE_DTYPES = ("auto", "int8")
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2")
+FLOAT_PRECISIONS = {"float32": 4, "bfloat16": 2}
+"""Precisions of floats, and bytes of a number."""
+_LINE = 64
+_ROWS_AT_ONCE = 1024
+"""Of a head of floats, which are converted together."""
 
 
-def why_not(model: PreTrainedModel, sparsity: SparsityConfig) -> str | None:
-    """The reason why the cpu backend cannot run this model under this sparsity; None if it can."""
-    weights = [parameter.data for parameter in model.parameters()]
-    if any(type(weight) is not torch.Tensor or not weight.is_floating_point() for weight in weights):
-        return "it quantises float weights by itself, and these are quantised already"
-    if any(weight.device.type != "cpu" for weight in weights):
-        return "it runs on the CPU only, with all weights in memory"
-    return unsuited(model, sparsity)
-
-
-def unsuited(model: PreTrainedModel, sparsity: SparsityConfig) -> str | None:
-    """The same as far as the model's configuration tells, without regard to its weights."""
-    config: Any = model.config.get_text_config(decoder=True)
-    if config.model_type not in FAMILIES:
-        return f"family {config.model_type!r} is not among {', '.join(FAMILIES)}"
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+def unsuited(spec: ModelSpec, sparsity: SparsityConfig) -> str | None:
+    """The reason why the engine cannot run this model under this sparsity; None if it can."""
+    if spec.sliding_layers:
         return "sliding-window layers are not supported"
-    if getattr(config, "attention_bias", False) and config.model_type in ("llama", "olmo2"):
-        return f"attention biases are not supported for {config.model_type}"
-    if config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
-        return "only SiLU-gated MLPs without biases are supported"
-    if getattr(config, "no_rope_layers", None) is not None and not all(config.no_rope_layers):
-        return "layers without rotary positions are not supported"
-    if config.num_attention_heads // config.num_key_value_heads > MOST_QUERIES:
+    if spec.heads // spec.kv_heads > MOST_QUERIES:
         return f"more than {MOST_QUERIES} query heads share a KV head"
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if head_dim % 16:
-        return f"its head dimension {head_dim} is not a multiple of 16"
+    if spec.head_dim % 16:
+        return f"its head dimension {spec.head_dim} is not a multiple of 16"
     if sparsity.page_size != PAGE or sparsity.window < PAGE:
         return f"it needs pages of {PAGE} tokens and a window of at least a page"
     if sparsity.select_per != "kv_head" or sparsity.keep_ties:
@@ -63,20 +53,23 @@ def unsuited(model: PreTrainedModel, sparsity: SparsityConfig) -> str | None:
     return None
 
 
+def unsuited_config(config: Mapping[str, Any], name: str, sparsity: SparsityConfig) -> str | None:
+    """The same by a transformers configuration, of which nothing else is read."""
+    try:
+        return unsuited(from_config(config, name, name), sparsity)
+    except SolmError as error:
+        return str(error)
+
+
 def check_precision(precision: str, kv_cache_dtype: str = "auto") -> None:
     """Raises `SolmError` for a precision or a KV cache dtype that no engine has."""
     if precision not in PRECISIONS:
         raise SolmError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     if kv_cache_dtype not in KV_CACHE_DTYPES:
         raise SolmError(f"unknown KV cache dtype {kv_cache_dtype!r}; choose one of {', '.join(KV_CACHE_DTYPES)}")
-    if kv_cache_dtype == "int8" and precision not in INTEGERS:
-        raise SolmError(f"an int8 KV cache goes with precision {', '.join(INTEGERS)}, not {precision}")
-
-
-def check_bits(sparsity: SparsityConfig, precision: str) -> None:
-    """Raises `SolmError` where an action's bits are those of weights, and the weights are not nested."""
-    if sparsity.bits_site == "weights" and precision != "nested":
-        raise SolmError(f"bits of weights need precision nested, not {precision}")
+    if kv_cache_dtype == "int8" and precision in FLOAT_PRECISIONS:
+        known = ", ".join(name for name in PRECISIONS if name not in FLOAT_PRECISIONS)
+        raise SolmError(f"an int8 KV cache goes with precision {known}, not {precision}")
 
 
 def error_of(code: int, message: ctypes.Array[ctypes.c_char]) -> SolmError:
@@ -85,43 +78,40 @@ def error_of(code: int, message: ctypes.Array[ctypes.c_char]) -> SolmError:
 
 
 class Engine:
-    """The engine over a model's weights, which are copied into its layout.
+    """The engine over a source's weights, which are repacked into memory of its own.
 
     threads: None for as many as torch uses. kv_cache_dtype: ``auto`` holds keys and values in float32 beside float32
-    weights and in bfloat16 beside all others; ``int8``, with weights in int8, int4 or nested, in int8 with a scale per
-    token and head, at half the size of bfloat16. library: of `solm.backends.cpu.library.library`, for another build.
-    Raises `UnsupportedModelError` for a model or sparsity that it cannot run, `SolmError` for a bad precision, dtype
-    or number of threads, a missing compiler or memory.
+    weights and in bfloat16 beside all others; ``int8``, with weights in integers, in int8 with a scale per token and
+    head, at half the size of bfloat16. library: of `solm.backends.cpu.library.library`, for another build. progress:
+    told how many layers are repacked. Raises `UnsupportedModelError` for a model or sparsity that it cannot run,
+    `DamagedFileError` for weights that cannot be, `SolmError` for a bad precision, dtype or number of threads, or where
+    there is no compiler or memory.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        source: WeightSource,
         sparsity: SparsityConfig,
-        precision: str = "bfloat16",
+        precision: str = "auto",
         threads: int | None = None,
         kv_cache_dtype: str = "auto",
         library: ctypes.CDLL | None = None,
+        progress: Progress | None = None,
     ):
-        reason = why_not(model, sparsity)
+        self.source, self.spec, self.precision = source, source.spec, precision
+        reason = unsuited(source.spec, sparsity)
         if reason is not None:
             raise UnsupportedModelError(f"the cpu backend cannot run this model: {reason}")
         check_precision(precision, kv_cache_dtype)
-        check_bits(sparsity, precision)
         cores = os.cpu_count() or 1
         threads = min(torch.get_num_threads(), cores) if threads is None else threads
         if not 1 <= threads <= cores:
             raise SolmError(f"threads {threads} is out of range: this machine has 1 to {cores}")
-        config: Any = model.config.get_text_config(decoder=True)
-        if precision == "nested" and (config.hidden_size % 64 or config.intermediate_size % GROUP):
-            sizes = f"{config.hidden_size} and {config.intermediate_size}"
-            raise UnsupportedModelError(f"nested weights need MLP sizes in multiples of 64 and {GROUP}, not {sizes}")
         self.library = built() if library is None else library
-        self.precision = precision
-        self._kept: list[torch.Tensor] = []  # what the engine reads of the model
-        self._arena: int | None = None
         self.handle: int | None = None
-        described = self._describe(model, threads, kv_cache_dtype)
+        self.layout = layout_of(source, precision)
+        self._kept: list[Any] = []  # what the engine reads and does not own
+        described = self._describe(threads, kv_cache_dtype, progress)
         made, message = ctypes.c_void_p(), ctypes.create_string_buffer(MESSAGE)
         code = self.library.solm_engine(ctypes.byref(described), ctypes.byref(made), message)
         if code == INVALID:
@@ -130,164 +120,147 @@ class Engine:
             raise error_of(code, message)
         self.handle = made.value
         self.sizes: structs.Sizes = described.sizes
+        self.check(sparsity)
+
+    def check(self, sparsity: SparsityConfig) -> None:
+        """Raises `SolmError` where the bits of an action are those of weights that cannot be read in part."""
+        forms = [
+            part.form for layer in self.layout.layers for name in ("gate_up", "down") for part in layer[name].parts
+        ]
+        if sparsity.bits_site == "weights" and any(form.numbers is None for form in forms):
+            if self.precision == "nested":
+                raise SolmError("bits of weights need precision nested, and MLP sizes in multiples of 64")
+            raise SolmError(f"bits of weights need precision nested, not {self.precision}")
+
+    @property
+    def shapes(self) -> ModelShapes:
+        """The model's sizes, as costs need them."""
+        spec = self.spec
+        return ModelShapes(
+            layers=spec.layers, hidden=spec.hidden, intermediate=spec.intermediate, heads=spec.heads,
+            kv_heads=spec.kv_heads, head_dim=spec.head_dim, vocabulary=spec.vocabulary, gated=True,
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
-        """How it computes, such as ``cpu int8``."""
-        return f"cpu {self.precision}" + (", int8 KV cache" if self.sizes.kv_int8 else "")
+        """What its weights are stored in, such as ``cpu int8`` or ``cpu 5, 4, 6 and 8 bits``."""
+        forms = list(self.layout.forms())
+        numbers = [form.removesuffix(" bits") for form in forms if form.endswith(" bits")]
+        others = [form for form in forms if not form.endswith(" bits")]
+        if numbers:
+            others.insert(0, (", ".join(numbers[:-1]) + " and " if numbers[1:] else "") + numbers[-1] + " bits")
+        return f"cpu {', '.join(others)}" + (", int8 KV cache" if self.sizes.kv_int8 else "")
+
+    def embed(self, tokens: np.ndarray) -> np.ndarray:
+        """Input embeddings [..., H] float32 of tokens [...]. Raises `DamagedFileError` for one outside the
+        vocabulary."""
+        rows = dequantise(self.library, self.source.tensor("embedding"), tokens.reshape(-1), str(self.spec.file))
+        return rows.reshape(*tokens.shape, -1)
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):
             self.library.solm_engine_free(self.handle)
             self.handle = None
-        if getattr(self, "_arena", None):
-            self.library.solm_arena_free(self._arena)
-            self._arena = None
 
-    def _describe(self, model: PreTrainedModel, threads: int, kv_cache_dtype: str) -> structs.Model:
+    def _describe(self, threads: int, kv_cache_dtype: str, progress: Progress | None) -> structs.Model:
         """The model with its weights in the engine's layout."""
-        config: Any = model.config.get_text_config(decoder=True)
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        base: Any = model.get_decoder()
-        blocks: Any = decoder_layers(model)
-        norm = getattr(blocks[0].self_attn, "q_norm", None)
-        embedding, kind = self._embedding(model)
-        cosine, sine = self._rotary(base, config)
-        matrices = [self._matrices(block) for block in blocks]
-        head = Head(model.get_output_embeddings().weight, self.precision)  # type: ignore[arg-type]
-        self._place([matrix for layer in matrices for matrix in layer.values()] + [head])
-        layers = (structs.Layer * len(matrices))()
-        for layer, block, parts in zip(layers, blocks, matrices, strict=True):
-            for name, value in [*((n, m.struct) for n, m in parts.items()), *self._vectors(block).items()]:
-                setattr(layer, name, value)
-        sizes = structs.Sizes(
-            layers=len(matrices),
-            hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            head_dim=head_dim,
-            vocabulary=config.vocab_size,
-            positions=len(cosine),
-            precision=PRECISIONS.index(self.precision),
-            embedding=kind,
-            kv_int8=kv_cache_dtype == "int8",
-            threads=threads,
-            norms_after=not hasattr(blocks[0], "input_layernorm"),
-            whole_norms=norm is not None and norm.weight.numel() > head_dim,
-            epsilon=config.rms_norm_eps,
+        spec, source = self.spec, self.source
+        embedding, head = source.tensor("embedding"), source.tensor("head")
+        head_at = -(-self.layout.nbytes // _LINE) * _LINE
+
+        def fill(address: int) -> None:
+            repack(source, self.layout, self.library, address, threads, progress)
+            self._fill_head(head, address + head_at, threads)
+
+        digest = f"{self.layout.digest()} {head_at} {self._head_room(head)}"
+        self._weights = load_weights(
+            self.library, source, self.precision, digest, head_at + self._head_room(head), fill, threads
         )
+        address = self._weights.address
+        layers = (structs.Layer * spec.layers)()
+        for number, layer in enumerate(layers):
+            for name in SITES:
+                site = self.layout.layers[number][name].moved(address)
+                setattr(layer, name, _product(site))
+            for name, value in self._vectors(number).items():
+                setattr(layer, name, value)
+        self._kept.append(embedding)
+        sizes = structs.Sizes(
+            layers=spec.layers, hidden=spec.hidden, intermediate=spec.intermediate, heads=spec.heads,
+            kv_heads=spec.kv_heads, head_dim=spec.head_dim, vocabulary=spec.vocabulary, positions=spec.context,
+            precision={"float32": 0, "bfloat16": 1}.get(self.precision, 2), embedding=embedding.type,
+            kv_int8=kv_cache_dtype == "int8", threads=threads, norms_after=spec.norms_after,
+            whole_norms=spec.whole_norms, rotary=2 * len(spec.rope.inverse_frequencies), epsilon=spec.epsilon,
+        )  # fmt: skip
         return structs.Model(
             sizes=sizes,
             layers=layers,
-            embedding=embedding.data_ptr(),
-            head=head.struct,
-            final_norm=self._floats(base.norm.weight),
-            cosine=self._floats(cosine),
-            sine=self._floats(sine),
+            embedding=embedding.data.ctypes.data,
+            head=self._head_at(head, address + head_at),
+            final_norm=self._floats(source.tensor("final_norm").floats()),
+            frequencies=self._floats(spec.rope.inverse_frequencies),
+            rotary_scale=spec.rope.scaling,
         )
 
-    def _embedding(self, model: PreTrainedModel) -> tuple[torch.Tensor, int]:
-        """The model's own embeddings [V, H], and the engine's number of their dtype."""
-        weight: torch.Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[assignment, operator]
-        kinds = (torch.float32, torch.bfloat16, torch.float16)
-        weight = (weight if weight.dtype in kinds else weight.float()).contiguous()
-        self._kept.append(weight)
-        return weight, kinds.index(weight.dtype)
-
-    def _place(self, matrices: list[Matrix]) -> None:
-        """Move all weights next to one another, in the order in which a step reads them."""
-        self._arena = self.library.solm_arena(sum(matrix.room for matrix in matrices))
-        if not self._arena:
-            raise SolmError("no memory for the model's weights in the layout of the cpu backend")
-        address: int = self.library.solm_arena_data(self._arena)
-        for matrix in matrices:
-            matrix.move(address)
-            address += matrix.room
-        self._matrices_kept = matrices
-
-    def _floats(self, values: torch.Tensor | None) -> int | None:
-        """The address of a copy of `values` in float32; None for None."""
-        if values is None:
-            return None
-        kept = values.detach().float().contiguous()
+    def _floats(self, values: np.ndarray) -> int:
+        """The address of `values` in float32, which are kept."""
+        kept = np.ascontiguousarray(values, np.float32)
         self._kept.append(kept)
-        return kept.data_ptr()
+        return kept.ctypes.data
 
-    def _matrices(self, layer: nn.Module) -> dict[str, Matrix]:
-        """A layer's matrices by their names in `structs.Layer`."""
-        attention: Any = layer.self_attn
-        mlp: Any = layer.mlp
-        qkv = torch.cat([part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj)])
-        kind = NestedMatrix if self.precision == "nested" else Matrix
-        return {
-            "qkv": Matrix(qkv, self.precision),
-            "out": Matrix(attention.o_proj.weight, self.precision),
-            "gate_up": kind(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), self.precision),
-            "down": kind(mlp.down_proj.weight, self.precision),
-        }
-
-    def _vectors(self, layer: nn.Module) -> dict[str, int | None]:
+    def _vectors(self, layer: int) -> dict[str, int]:
         """The addresses of a layer's norms and bias by their names in `structs.Layer`."""
-        attention: Any = layer.self_attn
-        names = ("input_layernorm", "post_attention_layernorm", "post_feedforward_layernorm")
-        before, after = (getattr(layer, name) for name in names if hasattr(layer, name))
-        norms = {"attention_norm": before, "mlp_norm": after}
-        norms.update((name, getattr(attention, name, None)) for name in ("q_norm", "k_norm"))
-        vectors = {name: self._floats(None if norm is None else norm.weight) for name, norm in norms.items()}
-        biases = [part.bias for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
-        vectors["qkv_bias"] = self._floats(None if biases[0] is None else torch.cat(biases))
-        return vectors
+        spec, places = self.spec, self.spec.places(layer)
+        after = "_output" if spec.norms_after else ""
+        names = {"attention_norm": f"attention{after}_norm", "mlp_norm": f"mlp{after}_norm"}
+        names |= {name: name for name in ("q_norm", "k_norm") if name in places}
+        vectors = {ours: self._floats(self.source.tensor(name, layer).floats()) for ours, name in names.items()}
+        if spec.qkv_bias:
+            biases = [self.source.tensor(f"{name}_bias", layer).floats() for name in ("q", "k", "v")]
+            vectors["qkv_bias"] = self._floats(np.concatenate(biases))
+        return vectors | {"rotates": layer not in spec.layers_without_rope}
 
-    @staticmethod
-    def _rotary(base: Any, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of every position [positions, D], from the model's own rotary module."""
-        positions = torch.arange(config.max_position_embeddings)[None]
-        cosine, sine = base.rotary_emb(torch.zeros(1, 1, dtype=torch.float32), positions)
-        return cosine[0], sine[0]
+    def _head_room(self, tensor: Tensor) -> int:
+        if self.precision in FLOAT_PRECISIONS:
+            return tensor.outputs * tensor.inputs * FLOAT_PRECISIONS[self.precision]
+        return _head_layout(tensor).room
+
+    def _head_at(self, tensor: Tensor, address: int) -> structs.Head:
+        """The output head at `address`."""
+        return structs.Head(data=address) if self.precision in FLOAT_PRECISIONS else _head_layout(tensor).at(address)
+
+    def _fill_head(self, tensor: Tensor, address: int, threads: int) -> None:
+        """Write the output head: floats, or a file's own numbers, or int8 where the file has floats."""
+        if self.precision not in FLOAT_PRECISIONS:
+            rows = tensor.data.reshape(tensor.outputs, -1)
+            repack_head(self.library, tensor.type, rows, _head_layout(tensor), address, threads)
+            return
+        memory = (ctypes.c_char * self._head_room(tensor)).from_address(address)
+        bytes_ = np.frombuffer(memory, np.uint8).reshape(tensor.outputs, -1)
+        stored: np.ndarray = bytes_.view(np.uint16 if self.precision == "bfloat16" else np.float32)
+        for first in range(0, tensor.outputs, _ROWS_AT_ONCE):
+            chosen = np.arange(first, min(first + _ROWS_AT_ONCE, tensor.outputs))
+            values = dequantise(self.library, tensor, chosen, str(self.spec.file))
+            stored[chosen] = _bfloat16(values) if self.precision == "bfloat16" else values
 
 
-class Cache:
-    """Keys and values of one row, with the first `length` tokens of `source`, if given, whose whole pages it shares.
+def _head_layout(tensor: Tensor) -> HeadLayout:
+    numbers = QUANTISED.get(tensor.type)
+    how = (8, 0, 128) if numbers is None else (numbers.bits, numbers.group, numbers.centre)
+    return HeadLayout(tensor.outputs, tensor.inputs, *how)
 
-    Writing to shared pages makes a copy first, so that neither row sees what the other writes. Raises `SolmError`
-    without memory, `DataError` for a length or capacity that is out of range and for a source of another engine.
-    """
 
-    def __init__(self, engine: Engine, capacity: int, source: "Cache | None" = None, length: int = 0):
-        self.engine, self.capacity = engine, -(-max(capacity, 1) // PAGE) * PAGE
-        made, message = ctypes.c_void_p(), ctypes.create_string_buffer(MESSAGE)
-        held = None if source is None else source.handle
-        code = engine.library.solm_cache(engine.handle, held, length, self.capacity, ctypes.byref(made), message)
-        if code:
-            raise error_of(code, message)
-        self.handle: int | None = made.value
+def _product(site: Site) -> structs.Product:
+    return structs.product(*(_matrix(part) for part in site.parts))
 
-    def __del__(self) -> None:
-        if getattr(self, "handle", None):
-            self.engine.library.solm_cache_free(self.handle)
-            self.handle = None
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys, values and bounds that `capacity` tokens take."""
-        sizes = self.engine.sizes
-        number = 4 if sizes.precision == 0 else 1 if sizes.kv_int8 else 2
-        return 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * self.capacity * number
+def _matrix(part: Part) -> structs.Matrix:
+    numbers = part.form.numbers
+    packed = {} if numbers is None else {"bits": numbers.bits, "group": numbers.group, "centre": numbers.centre}
+    return structs.Matrix(data=part.data, scale=part.scale, grid=part.grid, outputs=part.outputs, **packed)
 
-    def fill(self, layer: int, position: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write keys and values [kv_heads, count, D] of one layer from `position` on.
 
-        Raises `DataError` for shapes, layers and positions that do not fit, `SolmError` without memory.
-        """
-        sizes, count = self.engine.sizes, keys.shape[1]
-        if keys.shape != values.shape or keys.shape != (sizes.kv_heads, count, sizes.head_dim):
-            wanted = [sizes.kv_heads, count, sizes.head_dim]
-            raise DataError(f"keys and values must be {wanted}, got {list(keys.shape)} and {list(values.shape)}")
-        keys, values = keys.float().contiguous(), values.float().contiguous()
-        message = ctypes.create_string_buffer(MESSAGE)
-        code = self.engine.library.solm_cache_fill(
-            self.engine.handle, self.handle, layer, position, count, keys.data_ptr(), values.data_ptr(), message
-        )
-        if code:
-            raise error_of(code, message)
+def _bfloat16(values: np.ndarray) -> np.ndarray:
+    """float32 rounded to nearest, ties to even: uint16 of the same shape."""
+    bits = values.view(np.uint32)
+    return ((bits + ((bits >> 16 & 1) + 0x7FFF)) >> 16).astype(np.uint16)

@@ -52,6 +52,7 @@ def _library(flags: str) -> ctypes.CDLL:
     pointer, integer, long, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t
     for name, returns, arguments in (
         ("layout", ctypes.c_char_p, []),
+        ("repack_head", integer, [integer, pointer, long, integer, integer, integer, pointer, pointer]),
         ("engine", integer, [pointer, pointer, pointer]),
         ("engine_free", None, [pointer]),
         ("arena", pointer, [size]),

@@ -1,23 +1,23 @@
-"""Sessions of the cpu backend: the torch model reads prompts, and the compiled engine runs every step after them."""
+"""Sessions of the cpu backend: rows whose prompts and steps run on the compiled engine."""
 
 import numpy as np
 import torch
 
 from solm.backends import budgets
 from solm.backends.base import BaseSession, Split, only
+from solm.backends.cpu.cache import Cache
 from solm.backends.cpu.call import Computed, EngineCall
 from solm.backends.cpu.decider import decider_of
-from solm.backends.cpu.engine import Cache, Engine, check_bits
+from solm.backends.cpu.engine import Engine
 from solm.backends.session import AnyPolicy, Result, check_cut, check_length
 from solm.backends.threads import one_torch_thread
-from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.session import TorchSession
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.priced import PricedPolicy
 from solm.policies.value_policy import ValuePolicy
 
 _SPARE = 64  # tokens of room that a cache has beyond what was asked for
+_CHUNK = 256  # tokens of a prompt that the engine reads in one call
 
 
 class CpuSession(BaseSession):
@@ -27,16 +27,16 @@ class CpuSession(BaseSession):
     decides for the policies that it knows, and counts what every step spends in the rows' budget records.
     """
 
-    def __init__(self, reader: TorchBackend, engine: Engine, sparsity: SparsityConfig, capacity: int = 0):
-        """reader: the model that reads prompts. capacity: tokens to reserve room for; more are taken when needed."""
-        check_bits(sparsity, engine.precision)
-        super().__init__(sparsity, reader.shapes, reader.context, reader.device)
-        self.reader, self.engine = reader, engine
+    def __init__(self, engine: Engine, sparsity: SparsityConfig, capacity: int = 0):
+        """capacity: tokens to reserve room for; more are taken when needed."""
+        engine.check(sparsity)
+        super().__init__(sparsity, engine.shapes, engine.spec.context, torch.device("cpu"))
+        self.engine = engine
         self._capacity = capacity
-        self._prompt: TorchSession | None = None  # what has read the prompt, until the engine has its keys and values
         self._caches: tuple[Cache, ...] = ()
         self._call = EngineCall(engine, sparsity)
         self._held = np.zeros(0, dtype=np.int64)  # tokens of every row
+        self._dense = np.zeros(0, dtype=np.int64)  # of which the first ones were read in a prefill
         self._hidden = torch.zeros(0)  # [N, H] what the output head read last, but for
         self._last: Computed | None = None  # the pass that it has not been taken from yet
         self._by_engine: frozenset[int] = frozenset()  # groups that the engine decides for
@@ -52,25 +52,45 @@ class CpuSession(BaseSession):
 
     def memory_bytes(self) -> int:
         """Bytes of keys and values, pages that are shared with other rows counted in each."""
-        held = sum(cache.nbytes for cache in self._caches)
-        return held if self._prompt is None else held + self._prompt.memory_bytes()
+        return sum(cache.nbytes for cache in self._caches)
 
     def prefill(
         self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
     ) -> torch.Tensor:
-        """As `Session.prefill`. Also raises `DataError` after a step, as only the engine has its keys and values."""
-        if self._prompt is None:
-            if self.rows:
-                raise DataError("the cpu backend prefills before the first step alone")
-            self._prompt = self.reader.session(self._sparsity, self._capacity)
-        elif len(set(self._held.tolist())) > 1:
-            raise DataError("prefill continues only rows that were not forked or padded")
-        logits = self._prompt.read(tokens, lengths, every_logit)
-        self._held = self._prompt.lengths.numpy()
-        self._hidden, self._last = self._prompt.last_hidden(torch.arange(self.rows)).float(), None
-        if len(self._budgets) != self.rows:
-            self._budgets = budgets.uncontrolled(self.rows)
-        return logits
+        """As `Session.prefill`. Rows that have stepped or are forks may go on reading, too."""
+        rows, count = tokens.shape
+        if not count or (self.rows and rows != self.rows):
+            raise DataError(f"prefill needs [{self.rows or 'rows'}, at least 1] tokens, got {list(tokens.shape)}")
+        counts = np.full(rows, count) if lengths is None else lengths.numpy()
+        if counts.min() < 1 or counts.max() > count or len(counts) != rows:
+            raise DataError(f"lengths must be {rows} numbers in [1, {count}], got {counts.tolist()}")
+        held = self._held if self.rows else np.zeros(rows, dtype=np.int64)
+        check_length(int((held + counts).max()), self._context)
+        if not self.rows:
+            longest = max(self._capacity, int(counts.max()))
+            self._caches = tuple(Cache(self.engine, longest + _SPARE) for _ in range(rows))
+            self._held, self._dense = held, held
+            self._budgets = budgets.uncontrolled(rows)
+        self._make_room(held + counts)
+        read = [self._read(row, tokens[row, : counts[row]], every_logit) for row in range(rows)]
+        self._dense = np.where(self._dense == held, held + counts, self._dense)
+        self._held = held + counts
+        self._hidden, self._last = torch.stack([hidden for _, hidden in read]), None
+        if not every_logit:
+            return torch.stack([logits[-1] for logits, _ in read])
+        return torch.nn.utils.rnn.pad_sequence([logits for logits, _ in read], batch_first=True)
+
+    def _read(self, row: int, tokens: torch.Tensor, every_logit: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read tokens [C] of one row densely: logits after every one of them or after the last [C or 1, V], and what
+        the head read last [H]."""
+        call, state = EngineCall(self.engine, self._sparsity), budgets.uncontrolled(1)
+        parts, at = [], int(self._held[row])
+        for part in tokens.split(_CHUNK):
+            wanted = len(part) if every_logit else int(at + len(part) == self._held[row] + len(tokens))
+            found = call.run((self._caches[row],), part[None], np.array([at]), state, logit_steps=wanted)
+            parts.append(found.logits[0])
+            at += len(part)
+        return torch.cat(parts), torch.from_numpy(found.stream[0, -1].copy())
 
     def _took_over(self, policy: AnyPolicy) -> None:
         if type(policy) is ValuePolicy:  # a subclass may decide otherwise
@@ -79,58 +99,58 @@ class CpuSession(BaseSession):
 
     def fork(self, forks: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "CpuSession":
         """As `Session.fork`."""
-        self._fill()
-        child = CpuSession(self.reader, self.engine, sparsity or self._sparsity)
+        child = CpuSession(self.engine, sparsity or self._sparsity)
         index = np.arange(self.rows).repeat(forks)
         room = capacity + _SPARE
         child._caches = tuple(
             Cache(self.engine, int(self._held[row]) + room, self._caches[row], int(self._held[row])) for row in index
         )
-        child._held, child._budgets = self._held[index], self._budgets[index]
+        child._held, child._dense = self._held[index], self._dense[index]
+        child._budgets = self._budgets[index]
         child._hidden = self.last_hidden(torch.from_numpy(index))
         child._control = self._control.take(torch.from_numpy(index), child._sparsity, copied=True)
         child._regroup()
         return child
 
     def copy(self, length: int, capacity: int = 0) -> "CpuSession":
-        """As `Session.copy`; also refuses rows that have stepped or were forked."""
-        if self._prompt is None:
-            raise DataError(f"cannot copy {length} tokens of rows that were stepped or forked")
-        child = CpuSession(self.reader, self.engine, self._sparsity, capacity)
-        child._prompt = self._prompt.copy(length, capacity)
-        child._held, child._budgets = child._prompt.lengths.numpy(), budgets.uncontrolled(1)
+        """As `Session.copy`."""
+        if self.rows != 1 or not 0 < length <= self._dense[0]:
+            raise DataError(f"cannot copy {length} tokens of rows that read {self._dense.tolist()} in a prefill")
+        child = CpuSession(self.engine, self._sparsity, capacity)
+        child._caches = (Cache(self.engine, max(capacity, length) + _SPARE, self._caches[0], length),)
+        child._held = child._dense = np.array([length])
+        child._budgets, child._hidden = budgets.uncontrolled(1), torch.zeros(1, self.engine.sizes.hidden)
         return child
 
     def join(self, other: "CpuSession") -> None:
         """As `Session.join`."""
         self._control.check_join(other._control)
-        self._fill()
-        other._fill()
         self._control.join(other._control, self.rows)
         self._hidden = torch.cat([session.last_hidden(torch.arange(session.rows)) for session in (self, other)])
         self._last = None
         self._caches = self._caches + other._caches
-        self._held = np.concatenate([self._held, other._held])
+        self._held, self._dense = (
+            np.concatenate(pair) for pair in ((self._held, other._held), (self._dense, other._dense))
+        )
         self._budgets = np.concatenate([self._budgets, other._budgets])
         self._regroup()
 
     def leave(self, row: int) -> None:
         """As `Session.leave`."""
-        self._fill()
         index = np.arange(self.rows - 1)
         if row < len(index):
             index[row] = self.rows - 1
         self._caches = tuple(self._caches[place] for place in index)
         self._hidden = self.last_hidden(torch.from_numpy(index))
-        self._held, self._budgets = self._held[index], self._budgets[index]
+        self._held, self._dense, self._budgets = self._held[index], self._dense[index], self._budgets[index]
         self._control = self._control.take(torch.from_numpy(index), self._sparsity)
         self._regroup()
 
     def truncate(self, lengths: torch.Tensor) -> None:
         """As `Session.truncate`; the engine reads no further than a row's length."""
         check_cut(lengths, self.lengths, torch.zeros_like(lengths))
-        self._fill()
         self._held = lengths.numpy()
+        self._dense = np.minimum(self._dense, self._held)
 
     def last_hidden(self, rows: torch.Tensor) -> torch.Tensor:
         """[n, H], what the output head read after the last token of `rows` [n]."""
@@ -140,7 +160,7 @@ class CpuSession(BaseSession):
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Input embeddings of tokens [...]: [..., H]."""
-        return self.reader.embed(tokens)
+        return torch.from_numpy(self.engine.embed(tokens.numpy()))
 
     def _regroup(self) -> None:
         """Find the groups of rows that the engine decides for: those under value policies. If another kind of policy
@@ -195,24 +215,16 @@ class CpuSession(BaseSession):
         return found if keep_logits is None else only(found, keep_logits)
 
     def _prepare(self, count: int) -> None:
-        """Give the engine the prompt, and rows room for `count` more tokens."""
-        longest = int(self._held.max()) + count
-        check_length(longest, self._context)
-        self._fill()
+        """Give rows room for `count` more tokens."""
+        check_length(int(self._held.max()) + count, self._context)
+        self._make_room(self._held + count)
+
+    def _make_room(self, wanted: np.ndarray) -> None:
+        """Give every row a cache of at least wanted [N] tokens."""
+        longest = int(wanted.max())
         if all(cache.capacity >= longest for cache in self._caches):
             return
         self._caches = tuple(
             cache if cache.capacity >= longest else Cache(self.engine, longest + longest // 2, cache, int(length))
             for cache, length in zip(self._caches, self._held, strict=True)
         )
-
-    def _fill(self) -> None:
-        """Give the engine the keys and values of the prompt."""
-        if self._prompt is None:
-            return
-        caches = [Cache(self.engine, max(self._capacity, int(length)) + _SPARE) for length in self._held]
-        for index, layer in enumerate(self._prompt.cache.layers):
-            for row, cache in enumerate(caches):
-                read = slice(0, int(self._held[row]))
-                cache.fill(index, 0, layer.keys[row, :, 0, read], layer.values[row, :, 0, read])
-        self._caches, self._prompt = tuple(caches), None

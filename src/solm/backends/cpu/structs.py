@@ -22,6 +22,8 @@ MOST_LEVELS, MOST_WIDTH = 100, 4096
 """Levels of one axis, and hidden units, of a policy in the engine."""
 MOST_STEPS = 1 << 20
 """Steps of one call."""
+MOST_EXACT = 64
+"""Largest logits of a step that can be exact where others are approximate."""
 MESSAGE = 200
 """Bytes of an error message."""
 
@@ -42,33 +44,53 @@ class Sizes(ctypes.Structure):
     _fields_ = [
         *_integers(
             "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary", "positions", "precision",
-            "embedding", "kv_int8", "threads", "norms_after", "whole_norms",
+            "embedding", "kv_int8", "threads", "norms_after", "whole_norms", "rotary",
         ),
         ("epsilon", ctypes.c_float),
     ]  # fmt: skip
 
 
 class Matrix(ctypes.Structure):
-    """Addresses of a weight matrix's parts, None for those that it lacks."""
+    """A weight matrix of a layer; see csrc/structs.h for its forms."""
 
-    _fields_ = _pointers("data", "low", "scale", "grid")
+    _fields_ = [*_pointers("data", "scale", "grid"), *_integers("outputs", "bits", "group", "centre")]
+
+
+class Product(ctypes.Structure):
+    """A matrix product whose outputs come from up to three matrices; see `product`."""
+
+    _fields_ = [("part", Matrix * 3), ("parts", ctypes.c_int32)]
+
+
+def product(*parts: Matrix) -> Product:
+    """The product of these matrices, whose outputs stand one after another."""
+    made = Product(parts=len(parts))
+    for place, part in enumerate(parts):
+        made.part[place] = part
+    return made
+
+
+class Head(ctypes.Structure):
+    """The output head: addresses of its parts, None for those that it lacks, and its form; see csrc/structs.h."""
+
+    _fields_ = [*_pointers("data", "low", "scale", "grid"), *_integers("bits", "group", "centre")]
 
 
 class Layer(ctypes.Structure):
-    """The matrices of a layer, and addresses of its norms and bias."""
+    """The matrix products of a layer, and addresses of its norms and bias."""
 
     _fields_ = [
-        *((name, Matrix) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, Product) for name in ("qkv", "out", "gate_up", "down")), *_integers("rotates"),
         *_pointers("attention_norm", "mlp_norm", "q_norm", "k_norm", "qkv_bias"),
-    ]
+    ]  # fmt: skip
 
 
 class Model(ctypes.Structure):
     """Everything that the engine needs to know of a model."""
 
     _fields_ = [
-        ("sizes", Sizes), ("layers", ctypes.POINTER(Layer)), ("embedding", _pointer), ("head", Matrix),
-        *_pointers("final_norm", "cosine", "sine"),
+        ("sizes", Sizes), ("layers", ctypes.POINTER(Layer)), ("embedding", _pointer), ("head", Head),
+        *_pointers("final_norm", "frequencies"), ("rotary_scale", ctypes.c_float),
     ]  # fmt: skip
 
 
@@ -134,10 +156,10 @@ def layout() -> list[str]:
         "PAGE": PAGE, "GROUP": GROUP, "BLOCK": BLOCK, "STRIP": STRIP, "KNOTS": allocation.KNOTS,
         "HIGH_BITS": nested.HIGH_BITS, "FULL_BITS": actions.FULL_BITS, "MOST_ROWS": MOST_ROWS,
         "MOST_QUERIES": MOST_QUERIES, "MOST_LEVELS": MOST_LEVELS, "MOST_WIDTH": MOST_WIDTH, "MOST_STEPS": MOST_STEPS,
-        "SHORTEST_HORIZON": SHORTEST_HORIZON, "MESSAGE": MESSAGE,
+        "MOST_EXACT": MOST_EXACT, "SHORTEST_HORIZON": SHORTEST_HORIZON, "MESSAGE": MESSAGE,
     }  # fmt: skip
     lines = [f"{name} = {value}" for name, value in constants.items()]
-    for struct in (Sizes, Matrix, Layer, Model, SparsityRules, Decider):
+    for struct in (Sizes, Matrix, Product, Head, Layer, Model, SparsityRules, Decider):
         lines += _lines(struct.__name__, ctypes.sizeof(struct), _fields(struct))
     state = budgets.ROW_STATE
     fields = [(name, at, dtype.itemsize) for name, (dtype, at, *_) in (state.fields or {}).items()]

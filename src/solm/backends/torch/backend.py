@@ -22,7 +22,11 @@ class TorchBackend:
     @property
     def name(self) -> str:
         """Such as ``torch bfloat16``."""
-        return f"torch {str(self.model.dtype).removeprefix('torch.')}"
+        return f"torch {self.dtype}"
+
+    @property
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
 
     @property
     def device(self) -> torch.device:

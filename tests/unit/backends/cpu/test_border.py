@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.engine import engine_of
 from helpers.engine_edges import SPARSITY, Rows, decider, tokens, under
 from helpers.models import tiny_model
 from solm.backends import budgets
 from solm.backends.budgets import ROW_STATE
 from solm.backends.cpu import structs
-from solm.backends.cpu.engine import Cache, Engine
+from solm.backends.cpu.cache import Cache
+from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.library import check_layout, library
 from solm.core import actions, allocation, nested
 from solm.core.allocation import KNOTS, Allocation
@@ -28,7 +30,7 @@ TESTS = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def engine():
-    return Engine(tiny_model("llama", torch.float32), SPARSITY, "float32")
+    return engine_of(tiny_model("llama", torch.float32), SPARSITY, "float32")
 
 
 @pytest.fixture
@@ -135,7 +137,7 @@ def test_policies_of_one_call_decide_before_one_layer_and_in_calls_of_all_layers
 
 
 def test_caches_belong_to_one_engine(engine, rows):
-    other = Engine(tiny_model("llama", torch.float32, num_hidden_layers=1), SPARSITY, "float32")
+    other = engine_of(tiny_model("llama", torch.float32, num_hidden_layers=1), SPARSITY, "float32")
     stranger = Cache(other, 64)
     with pytest.raises(DataError, match="a cache belongs to another engine"):
         rows.call.run((rows.caches[0], stranger), STEP, np.zeros(2, np.int64), rows.states)
@@ -175,7 +177,10 @@ def test_sparsity_must_fit_the_model(engine):
     for sparsity, message in (
         (SPARSITY.under(Allocation(attention=(even,) * 3, mlp=(even,) * 3)), "for 3 layers, and the model has 2"),
         (SPARSITY.under(Allocation(attention=(even,) * 6, mlp=(even,) * 2)), "for 3 KV heads, and the model has 2"),
-        (SparsityConfig(window=16, bits_site="weights"), "bits of weights need precision nested"),
+        (
+            SparsityConfig(window=16, bits_site="weights"),
+            "bits of weights need MLP weights whose upper 4 bits can be read alone",
+        ),
         (SparsityConfig(window=0, sinks=0), "window must be at least 16, got 0"),
     ):
         with pytest.raises(DataError, match=message):
@@ -253,11 +258,11 @@ def counting():
     built.solm_test_fail_allocation(-1)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4", "nested", "int8 kv"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "packed", "nested", "int8 kv"])
 def test_a_step_allocates_nothing(counting, precision):
     precision, _, kv = precision.partition(" ")
     model = tiny_model("llama", torch.float32, vocab_size=300)
-    engine = Engine(model, SPARSITY, precision, 2, "int8" if kv else "auto", library=counting)
+    engine = engine_of(model, SPARSITY, precision, 2, "int8" if kv else "auto", library=counting)
     rows, policy = Rows(engine, 3), decider(1)
     rows.run(tokens(3, 65))
     known = []
@@ -315,7 +320,7 @@ def test_without_memory_there_is_one_error_and_everything_goes_on(counting, job)
     model = tiny_model("llama", torch.float32)
 
     def make() -> Engine:
-        return Engine(model, SPARSITY, "int8", 2, library=counting)
+        return engine_of(model, SPARSITY, "int8", 2, library=counting)
 
     expected, engine = job(make()), None
     for call in (make, job):

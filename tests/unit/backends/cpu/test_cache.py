@@ -5,9 +5,8 @@ import shutil
 import pytest
 import torch
 
-from helpers.engine import SPARSITY, pair
+from helpers.engine import SPARSITY, engine_of, pair
 from helpers.models import keep_of, tiny_model, tokens
-from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 
@@ -24,7 +23,7 @@ def test_a_cache_of_bytes_stays_close_to_bfloat16(context, group):
     control = TorchBackend(tiny_model("llama", torch.float32, **sizes))
     found = []
     for precision, dtype in (("float32", "auto"), ("int8", "auto"), ("int8", "int8")):
-        session = CpuSession(control, Engine(control.model, SPARSITY, precision, kv_cache_dtype=dtype), SPARSITY)
+        session = CpuSession(engine_of(control.model, SPARSITY, precision, kv_cache_dtype=dtype), SPARSITY)
         session.prefill(tokens(2, context))
         session = session.fork(2)
         hidden = [session.extend(tokens(4, 90, seed=3), keep_of((1.0, 1.0, 16), 4, 90)).hidden]
@@ -42,7 +41,7 @@ def test_a_cache_of_bytes_chooses_the_same_pages():
     control = TorchBackend(tiny_model("llama", torch.float32))
     found = []
     for dtype, pages in (("auto", 0.2), ("int8", 0.2), ("auto", 0.3)):
-        session = CpuSession(control, Engine(control.model, SPARSITY, "int8", kv_cache_dtype=dtype), SPARSITY)
+        session = CpuSession(engine_of(control.model, SPARSITY, "int8", kv_cache_dtype=dtype), SPARSITY)
         session.prefill(tokens(2, 300))
         found.append(session.extend(tokens(2, 40, seed=5), keep_of((pages, 1.0, 16), 2, 40)).hidden)
     same, other = ((found[0] - off).norm(dim=-1).median() for off in found[1:])
@@ -66,7 +65,7 @@ def test_rows_outgrow_what_was_reserved_and_keep_what_they_held():
 def test_rows_share_pages_and_go_on_as_if_they_did_not(context, dtype):
     """Forks, forks of forks, and whoever is cut back into what it shares, all after one another."""
     control = TorchBackend(tiny_model("llama", torch.float32, max_position_embeddings=1024))
-    engine = Engine(control.model, SPARSITY, "int8", kv_cache_dtype=dtype)
+    engine = engine_of(control.model, SPARSITY, "int8", kv_cache_dtype=dtype)
     ids = tokens(1, context)
 
     def going_on(session, cut, seed):
@@ -76,18 +75,18 @@ def test_rows_share_pages_and_go_on_as_if_they_did_not(context, dtype):
         return session.extend(tokens(1, 70, seed=seed).expand(rows, -1), keep).logits
 
     def alone(cut, seed):
-        session = CpuSession(control, engine, SPARSITY)
+        session = CpuSession(engine, SPARSITY)
         session.prefill(ids)
         return going_on(session, cut, seed)
 
-    parent = CpuSession(control, engine, SPARSITY)
+    parent = CpuSession(engine, SPARSITY)
     parent.prefill(ids)
     forks = parent.fork(2)
     grown, cut = forks.fork(2), forks.fork(1)
     for session, back, seed in ((parent, 9, 1), (forks, 0, 2), (cut, 12, 3), (grown, 0, 4)):
         found, expected = going_on(session, back, seed), alone(back, seed)
         assert torch.equal(found, expected.expand_as(found)), (back, seed)
-    again, session = forks.fork(2), CpuSession(control, engine, SPARSITY)
+    again, session = forks.fork(2), CpuSession(engine, SPARSITY)
     session.prefill(ids)
     going_on(session, 0, 2)
     found, expected = going_on(again, -70, 5), going_on(session, -70, 5)  # after what the forks went on with

@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 
+from helpers.engine import engine_of
 from helpers.models import tiny_model, tokens
 from helpers.policies import sparsity_of
-from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
@@ -28,7 +28,7 @@ SPARSITY = SparsityConfig(window=16)
 @pytest.fixture(scope="module")
 def engine():
     control = TorchBackend(tiny_model("llama", torch.float32, num_hidden_layers=4))
-    yield control, Engine(control.model, SparsityConfig(window=16), "float32")
+    yield control, engine_of(control.model, SparsityConfig(window=16), "float32")
     control.detach()
 
 
@@ -74,7 +74,7 @@ def test_decisions_equal_the_policys(engine, name, layer, clamp, dealt):
     space = SPACES[name]
     policy = policy_of(space, layer, clamp)
     if sparsity.bits_site == "weights":
-        engine = engine[0], Engine(engine[0].model, sparsity, "nested")
+        engine = engine[0], engine_of(engine[0].model, sparsity, "nested")
     lows = torch.tensor([low for low, _ in space.ranges], dtype=torch.float64)
     target = torch.stack([lows + part * (1 - lows) for part in (0.1137, 0.4071, 0.7919)])
     python, native = both(engine, policy, target, 48, sparsity=sparsity)

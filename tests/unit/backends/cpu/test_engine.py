@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import solm as package
-from helpers.engine import ACTIONS, SPARSITY, pair
+from helpers.engine import ACTIONS, SPARSITY, engine_of, pair
 from helpers.models import keep_of, tiny_model, tokens
-from helpers.weights import GRID_SIZES, on_grid
-from solm.backends.cpu.engine import FAMILIES, Engine
+from helpers.weights import GRID_SIZES
+from solm.backends.cpu.files.families import FAMILIES
 from solm.backends.cpu.session import CpuSession
 from solm.backends.session import SplitSchedule
 from solm.backends.torch.backend import TorchBackend
@@ -125,18 +125,20 @@ def test_a_split_schedule_equals_the_torch_backends(layer):
     control.detach()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4", "nested", "int4 beside a cache of bytes"])
+@pytest.mark.parametrize(
+    "precision", ["float32", "bfloat16", "int8", "packed", "nested", "packed beside a cache of bytes"]
+)
 @pytest.mark.parametrize("rows", [2, 3, 5, 16, 19])
 def test_a_rows_logits_do_not_depend_on_who_goes_with_it(precision, rows):
     """To the last bit: rows of other lengths and actions share the walk through the weights, known tokens too."""
-    control = TorchBackend(on_grid(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)))
+    control = TorchBackend(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES))
     precision, _, bytes_ = precision.partition(" beside ")
     sparsity = SPARSITY.model_copy(update={"bits_site": "weights" if precision == "nested" else "input"})
-    engine = Engine(control.model, sparsity, precision, kv_cache_dtype="int8" if bytes_ else "auto")
+    engine = engine_of(control.model, sparsity, precision, kv_cache_dtype="int8" if bytes_ else "auto")
     actions = [*ACTIONS.values(), (0.5, 0.6, 4)] * 4
 
     def opened(row):
-        session = CpuSession(control, engine, sparsity)
+        session = CpuSession(engine, sparsity)
         session.prefill(tokens(1, 20 + 13 * row, seed=row))
         return session
 
@@ -185,7 +187,7 @@ def test_whatever_it_is_given_the_engine_computes_or_refuses(opened, rows, count
 @pytest.fixture(scope="module")
 def opened():
     control = TorchBackend(tiny_model("llama", torch.float32))
-    session = CpuSession(control, Engine(control.model, SPARSITY, "int8"), SPARSITY)
+    session = CpuSession(engine_of(control.model, SPARSITY, "int8"), SPARSITY)
     session.prefill(tokens(2, 70))
     yield session
     control.detach()
@@ -204,31 +206,31 @@ def test_no_token_outside_the_vocabulary_reaches_the_engine(bad):
 
 def test_unsupported_models_and_options_are_refused_with_a_reason():
     with pytest.raises(UnsupportedModelError, match="family 'gpt2'"):
-        Engine(tiny_model("gpt2"), SPARSITY)
+        engine_of(tiny_model("gpt2"), SPARSITY)
     llama = tiny_model("llama", torch.float32)
     with pytest.raises(UnsupportedModelError, match="pages of 16"):
-        Engine(llama, SparsityConfig(page_size=8))
+        engine_of(llama, SparsityConfig(page_size=8))
     waiting = tiny_model("llama", torch.float32)
     waiting.model.layers[1].to("meta")
     with pytest.raises(UnsupportedModelError, match="with all weights in memory"):
-        Engine(waiting, SPARSITY)
+        engine_of(waiting, SPARSITY)
     whole_numbers = tiny_model("llama", torch.float32)
     down = whole_numbers.model.layers[1].mlp.down_proj
     down.weight = torch.nn.Parameter(down.weight.to(torch.int8), requires_grad=False)
     with pytest.raises(UnsupportedModelError, match="quantised already"):
-        Engine(whole_numbers, SPARSITY)
+        engine_of(whole_numbers, SPARSITY)
     with pytest.raises(SolmError, match="threads 4096 is out of range"):
-        Engine(llama, SPARSITY, threads=4096)
+        engine_of(llama, SPARSITY, threads=4096)
     with pytest.raises(SolmError, match="unknown precision"):
-        Engine(llama, SPARSITY, "int3")
+        engine_of(llama, SPARSITY, "int3")
     with pytest.raises(SolmError, match="unknown KV cache dtype 'fp8'"):
-        Engine(llama, SPARSITY, "int8", kv_cache_dtype="fp8")
-    with pytest.raises(SolmError, match="goes with precision int8, int4, nested, not bfloat16"):
-        Engine(llama, SPARSITY, "bfloat16", kv_cache_dtype="int8")
+        engine_of(llama, SPARSITY, "int8", kv_cache_dtype="fp8")
+    with pytest.raises(SolmError, match="goes with precision auto, int8, nested, not bfloat16"):
+        engine_of(llama, SPARSITY, "bfloat16", kv_cache_dtype="int8")
     with pytest.raises(SolmError, match="a KV cache in int8 needs the cpu backend"):
         package.load("builtin:smollm2-135m", backend="torch", kv_cache_dtype="int8")
     with pytest.raises(SolmError, match="precision int8 needs the cpu backend"):
         package.load("builtin:smollm2-135m", backend="torch", precision="int8")
     # A mistake, and no reason for `auto` to go on without the engine.
-    with pytest.raises(SolmError, match="goes with precision int8, int4, nested, not bfloat16"):
+    with pytest.raises(SolmError, match="goes with precision auto, int8, nested, not bfloat16"):
         package.load("builtin:smollm2-135m", precision="bfloat16", kv_cache_dtype="int8")

@@ -8,6 +8,7 @@
 // return one of these codes, and then write one line to `message` [MESSAGE]. A call that fails changes nothing.
 
 #include "checksum.h"
+#include "head_repack.h"
 #include "layout.h"
 #include "run.h"
 #include "validate.h"
@@ -43,6 +44,17 @@ void* solm_arena(size_t bytes) try {
 void* solm_arena_data(void* arena) { return static_cast<Memory*>(arena)->data(); }
 
 void solm_arena_free(void* arena) { delete static_cast<Memory*>(arena); }
+
+// See `repack_head`.
+int32_t solm_repack_head(int32_t type, const void* rows, int64_t row_bytes, int32_t vocabulary, int32_t hidden, int32_t threads,
+                         const Head* to, char* message) try {
+  if (!valid_head_repack(type, rows, row_bytes, vocabulary, hidden, threads, *to, message)) return INVALID;
+  repack_head(type, static_cast<const uint8_t*>(rows), vocabulary, hidden, threads, *to);
+  return DONE;
+} catch (const std::exception&) {
+  refuse(message, "no memory for the conversion of the head");
+  return NO_MEMORY;
+}
 
 // Puts a tensor of a file, `bytes` long at `blocks`, at its place in a matrix. See `RawTensor` and `PackedPlace`.
 int32_t solm_repack(int32_t type, const void* blocks, size_t bytes, int32_t outputs, int32_t inputs, const int32_t* order,

@@ -20,18 +20,18 @@ constexpr int QUADS = GROUP / 4;
 static_assert(Prefetch::MOST >= GROUP);
 
 // One step's input of a matrix, rounded to int8 with a scale per group: the numbers of all channels, 0 where skipped, and per
-// group a bit for every kept channel, the scale and the sum of the numbers.
+// group a bit for every kept channel, the scale and the sums of the numbers of its halves.
 struct RoundedInput {
   std::vector<int8_t> number;
   std::vector<uint32_t> kept;
   std::vector<float> scale;
-  std::vector<int32_t> total;
+  std::vector<int32_t> total;  // of every half group
   std::vector<float> dense;  // the input in float32, 0 where channels are skipped
 
   void resize(int most_channels) {
     const int groups = (most_channels + GROUP - 1) / GROUP;
     number.resize(size_t(groups) * GROUP), dense.resize(size_t(groups) * GROUP);
-    kept.resize(groups), scale.resize(groups), total.resize(groups);
+    kept.resize(groups), scale.resize(groups), total.resize(2 * groups);
   }
 
   // Rounds groups [from, to) of x [count], whose channels are `index`. most: the integer that a group's largest value becomes.
@@ -51,14 +51,16 @@ struct RoundedInput {
       for (int i = 0; i < GROUP; ++i) peak = std::max(peak, std::fabs(in[i]));
       scale[g] = peak / float(most);
       const float inverse = float(most) / std::max(peak, 1.17549435e-36f);
-      int32_t sum = 0;
+      for (int half = 0; half < 2; ++half) {
+        int32_t sum = 0;
 #pragma omp simd reduction(+ : sum)
-      for (int i = 0; i < GROUP; ++i) {
-        const int32_t value = int32_t(std::nearbyint(in[i] * inverse));
-        out[i] = int8_t(value);
-        sum += value;
+        for (int i = half * GROUP / 2; i < (half + 1) * GROUP / 2; ++i) {
+          const int32_t value = int32_t(std::nearbyint(in[i] * inverse));
+          out[i] = int8_t(value);
+          sum += value;
+        }
+        total[2 * g + half] = sum;
       }
-      total[g] = sum;
     }
   }
 };
@@ -70,22 +72,28 @@ struct Group : Prefetch {
   float scale[MOST_ROWS];
   int32_t total[MOST_ROWS];
 
-  // takes(r): whether step r needs these weights.
+  // Takes group `number` of `size` (16 or 32) channels, whose rows of weights are `stride` bytes apart; the first `width` of
+  // them will be read. takes(r): whether step r needs these weights.
   template <typename Takes>
-  void gather(int number, const RoundedInput* rounded, int rows, const uint8_t* weights, size_t width, Takes takes) {
+  void gather(int number, int size, const RoundedInput* rounded, int rows, const uint8_t* weights, size_t stride, size_t width,
+              Takes takes) {
+    const int whole = number * size / GROUP, offset = number * size % GROUP;
     uint32_t used = 0;
-    for (int r = 0; r < rows; ++r) used |= takes(r) ? rounded[r].kept[number] : 0;
+    for (int r = 0; r < rows; ++r) used |= takes(r) ? rounded[r].kept[whole] : 0;
+    if (size < GROUP) used &= 0xffffu << offset;
     const int found = __builtin_popcount(used);
     int8_t channel[GROUP], all[GROUP];
     for (int i = 0; i < GROUP; ++i) all[i] = int8_t(i);
     compress_bytes(used, all, channel);
     count = found, bytes = int(width);
-    const uint8_t* from = weights + size_t(number) * GROUP * width;
-    for (int i = 0; i < GROUP; ++i) row[i] = from + size_t(channel[i]) * width;
+    const uint8_t* from = weights + size_t(whole) * GROUP * stride;
+    for (int i = 0; i < GROUP; ++i) row[i] = from + size_t(i < found ? channel[i] : offset) * stride;
     pad();
     for (int r = 0; r < rows; ++r) {
-      compress_bytes(used, rounded[r].number.data() + size_t(number) * GROUP, q[r]);
-      scale[r] = takes(r) ? rounded[r].scale[number] : 0, total[r] = rounded[r].total[number];
+      const int32_t* half = &rounded[r].total[2 * whole];
+      compress_bytes(used, rounded[r].number.data() + size_t(whole) * GROUP, q[r]);
+      scale[r] = takes(r) ? rounded[r].scale[whole] : 0;
+      total[r] = size < GROUP ? half[offset != 0] : half[0] + half[1];
     }
   }
 };
@@ -152,90 +160,17 @@ void dot_block(const Group& g, int rows, PrefetchCursor& cursor, Load load, Done
   dot_all_rows<BIAS, 4>(g, rows, [&](int i, int part, Bytes*) { return known[part][i / 4]; }, done);
 }
 
-// y[rows, out] += the group's products with int8 weights, without the scales of the outputs.
-inline void add_group(const Group& g, PrefetchCursor& cursor, int rows, int out, float* y) {
+// y[row * stride + o] += the group's products with int8 weights of `out` outputs, without the scales of the outputs.
+inline void add_group(const Group& g, PrefetchCursor& cursor, int rows, int out, size_t stride, float* y) {
   for (int o = 0; o < out; o += BLOCK)
     dot_block<128>(g, rows, cursor, [&](const uint8_t* row, int part) { return Bytes::load(row + o + part * Bytes::WIDTH); },
                   [&](int j) {
-                    return [&g, to = y + o + 16 * j, out](int r, Lanes sum) {
-                      Lanes result = Lanes::load(to + size_t(r) * out);
+                    return [&g, to = y + o + 16 * j, stride](int r, Lanes sum) {
+                      Lanes result = Lanes::load(to + size_t(r) * stride);
                       result.add(Lanes::all(g.scale[r]), sum);
-                      result.write(to + size_t(r) * out);
+                      result.write(to + size_t(r) * stride);
                     };
                   });
-}
-
-// The same for packed weights, with a step and a lowest value per group and output, grid [2, out]. LOW: for the low halves of
-// nested weights.
-template <bool LOW>
-void add_packed_group(const Group& g, PrefetchCursor& cursor, int rows, const uint16_t* grid, const uint16_t* grid_next,
-                             int out, float* y) {
-  auto scaled = [&](int o) {
-    return [&g, grid, to = y + o, out, o](int j) {
-      const Lanes step = Lanes::load_half(grid + o + 16 * j), least = Lanes::load_half(grid + out + o + 16 * j);
-      return [&g, step, least, to = to + 16 * j, out](int r, Lanes sum) {
-        Lanes steps = Lanes::zero(), result = Lanes::load(to + size_t(r) * out);
-        if constexpr (LOW) {
-          Lanes rest = Lanes::all(-0.5f * float(g.total[r]));
-          rest.add(Lanes::all(1.0f / 15), sum);
-          steps.add(step, rest);
-        } else {
-          steps.add(step, sum);
-          steps.add(least, Lanes::all(float(g.total[r])));
-        }
-        result.add(Lanes::all(g.scale[r]), steps);
-        result.write(to + size_t(r) * out);
-      };
-    };
-  };
-  int o = 0;
-  for (; o + 2 * BLOCK <= out; o += 2 * BLOCK) {
-    for (int line = 0; line < 2 * BLOCK; line += 32) {
-      __builtin_prefetch(grid_next + o + line, 0, 2);
-      __builtin_prefetch(grid_next + out + o + line, 0, 2);
-    }
-#if defined(DOT_I8_VNNI)
-    if (rows == 1) {
-      DotI8<0> low[4], both[4];
-      for (int j = 0; j < 4; ++j) low[j] = both[j] = DotI8<0>::begin(0);
-      for (int i = 0; i < g.count; i += 4) {
-        Bytes row[4], quad[4];
-        for (int k = 0; k < 4; ++k) row[k] = Bytes::load(g.row[i + k] + o / 2);
-        interleave(row, quad);
-        cursor.fetch();
-        int32_t four;
-        std::memcpy(&four, &g.q[0][i], 4);
-        for (int j = 0; j < 4; ++j) low[j].add(0, quad[j].low(), four), both[j].add(0, quad[j], four);
-      }
-      // A byte is its low half plus 16 times its high half.
-      for (int j = 0; j < 4; ++j) {
-        scaled(o)(j)(0, low[j].lanes());
-        scaled(o + BLOCK)(j)(0, both[j].sixteenth(low[j]).lanes());
-      }
-      continue;
-    }
-#endif
-    // Interleaving both blocks before separating their halves takes half the work.
-    Bytes both[PARTS][QUADS][4];
-    for (int i = 0; i < g.count; i += 4) {
-      each_part([&](auto part) {
-        Bytes row[4];
-        for (int k = 0; k < 4; ++k) row[k] = Bytes::load(g.row[i + k] + o / 2 + part * Bytes::WIDTH);
-        interleave(row, both[part][i / 4]);
-      });
-      cursor.fetch();
-    }
-    auto half_of = [&](auto half) {
-      return [&both, half](int i, int part, Bytes* room) {
-#pragma GCC unroll 4
-        for (int k = 0; k < 4; ++k) room[k] = half(both[part][i / 4][k]);
-        return room;
-      };
-    };
-    dot_all_rows<0, 4>(g, rows, half_of([](const Bytes& bytes) { return bytes.low(); }), scaled(o));
-    dot_all_rows<0, 4>(g, rows, half_of([](const Bytes& bytes) { return bytes.high(); }), scaled(o + BLOCK));
-  }
-  if (o < out) dot_block<0>(g, rows, cursor, [&](const uint8_t* row, int part) { return Bytes::single(row + o / 2, part); }, scaled(o));
 }
 
 }  // namespace solm

@@ -35,8 +35,9 @@ class Barrier {
       return;
     }
     for (int spins = 0; sense_.load(std::memory_order_acquire) != sense; ++spins) {
-      pause();
-      if (spins > 20000) std::this_thread::yield();
+      // Longer than threads are apart where each has a core of its own; where they share cores, the others need it.
+      if (spins < 1000) pause();
+      else std::this_thread::yield();
     }
   }
 
@@ -68,10 +69,14 @@ struct Engine {
   Sizes s;
   std::vector<Layer> layers;
   const void* embedding;
-  Matrix head;
-  const float *final_norm, *cosine, *sine;
+  Head head;
+  const float *final_norm, *frequencies;
+  float rotary_scale;
+  bool nested = true;  // every weight of an MLP has upper bits that can be read alone
   Barrier barrier;
   std::shared_ptr<std::mutex> mutex = std::make_shared<std::mutex>();  // serialises all calls
+
+  std::vector<float> cosine, sine;  // [positions so far, rotary / 2]
 
   // What threads work in. It is allocated here and by `reserve`, so that no thread allocates in a step.
   std::vector<std::vector<float>> partial_sums;   // per thread, for the others to read: two halves, used alternately
@@ -105,6 +110,7 @@ struct Engine {
   std::atomic<bool> stop{false};
 
   void wake();
+  void rotate_up_to(int64_t end);
   void serve(int thread);
   void plan_steps(const Call& c);
   void book_steps(const Call& c);

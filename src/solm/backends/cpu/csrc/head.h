@@ -1,8 +1,11 @@
-// One thread's part of a head of integers. Outputs are stored in strips of 32, one strip after the other, because no input
-// channel of the head is ever skipped. The low half of a byte belongs to one of the first 16 outputs, its high half to one of
-// the others; the 64 bytes of a strip for four channels are in the order of DotI8::add. The low halves of int8 weights are
-// stored output by output, so that few of them can be read: 64 bytes for 128 channels, the first 64 in the low halves of the
-// bytes, and 32 bytes for a last 64 channels.
+// One thread's part of a head of integers. No input channel of the head is ever skipped, so that outputs are stored in strips
+// of 32, one strip after the other. `data` has the upper 4 bits of all numbers: 64 bytes for four channels of a strip, in the
+// order of DotI8::add, the low halves of the bytes for the first 16 outputs and the high halves for the others. `low` has the
+// other bits of numbers of 5, 6 or 8 bits, in fields of 1, 2 or 4 bits: 64 bytes for 16, 8 or 4 channels, the fields 2 i and
+// 2 i + 1 of every byte for the i-th four of them.
+//
+// With approximate_tail, all upper bits are read first. What the lower bits would add is treated as random with a known
+// variance, and only strips where a logit may be one of the largest are read whole.
 #pragma once
 
 #include "dot_integer.h"
@@ -10,43 +13,38 @@
 
 namespace solm {
 
-constexpr float EXACT_RANGE = 8;  // with approximate_tail, logits within this of the largest are exact
+constexpr float SAFE_DEVIATIONS = 6;  // standard deviations that an approximate logit is taken to be off at most
 
 struct HeadSlice {
-  const Matrix& head;
+  // One group of channels: for every step of the batch, what its sums of numbers are multiplied with.
+  struct ScaledGroup : Group {
+    float upper[MOST_ROWS];     // per sum of upper bits
+    float centre[MOST_ROWS];    // the part of the centre, per step of the grid
+    float mean[MOST_ROWS];      // what lower bits add on average, likewise
+    float variance[MOST_ROWS];  // of what they add, likewise
+    float total[MOST_ROWS];     // per lowest value
+  };
+
+  const Head& head;
   const int vocabulary, first, last;  // this thread's strips, [first, last)
-  const size_t bytes;                 // of a strip
-  const int wide;                     // channels, rounded up to a multiple of 64
+  const int channels, low_bits;       // of a group; of a number
+  const size_t high_bytes, low_bytes; // of a strip
   int rows = 0;                       // steps of the batch
-  std::vector<Group> groups;
-  // The steps' rounded inputs [MOST_ROWS, wide] and their scale for every four channels.
-  std::vector<int8_t> number;
-  std::vector<float> scale;
-  // For weights of scale 1: the mean of what the low halves add, and half the variance.
-  float mean[MOST_ROWS], half_variance[MOST_ROWS];
+  std::vector<ScaledGroup> groups;
+  // Per step of the batch and strip of this thread: what its largest logit is at least and at most.
+  std::vector<float> at_least, at_most;
+  std::vector<float> bounds;
 
   HeadSlice(const Engine& e, int thread)
       : head(e.head), vocabulary(e.s.vocabulary), first(start(e.s, thread)), last(start(e.s, thread + 1)),
-        bytes(size_t(e.s.hidden + 3) / 4 * 64), wide((e.s.hidden + 63) / 64 * 64),
-        groups((e.s.hidden + GROUP - 1) / GROUP), number(size_t(MOST_ROWS) * wide),
-        scale(size_t(MOST_ROWS) * wide / 4) {}
-
-  // Takes the inputs of `count` steps.
-  void prepare(const RoundedInput* rounded, int count) {
-    rows = count;
-    for (size_t g = 0; g < groups.size(); ++g) groups[g].gather(int(g), rounded, rows, nullptr, 0, [](int) { return true; });
-    constexpr float VARIANCE = (16.0f * 16 - 1) / 12;  // of numbers from 0 to 15
-    for (int r = 0; r < rows; ++r) {
-      mean[r] = half_variance[r] = 0;
-      for (size_t g = 0; g < groups.size(); ++g) {
-        const Group& group = groups[g];
-        int32_t square = 0;
-        for (int i = 0; i < group.count; ++i) square += int32_t(group.q[r][i]) * group.q[r][i];
-        mean[r] += 7.5f * group.scale[r] * float(group.total[r]);
-        half_variance[r] += 0.5f * VARIANCE * group.scale[r] * group.scale[r] * float(square);
-        std::copy_n(group.q[r], group.count, &number[size_t(r) * wide + g * GROUP]);
-        std::fill_n(&scale[(size_t(r) * wide + g * GROUP) / 4], QUADS, group.scale[r]);
-      }
+        channels(head.group ? head.group : GROUP), low_bits(head.bits - HIGH_BITS),
+        high_bytes(size_t(e.s.hidden + 3) / 4 * 64),
+        low_bytes(low_bits ? (size_t(e.s.hidden + 3) / 4 + 4 / low_bits - 1) / (4 / low_bits) * 64 : 0),
+        groups((e.s.hidden + channels - 1) / channels), at_least(low_bits ? size_t(MOST_ROWS) * (last - first) : 0),
+        at_most(at_least.size()), bounds(std::max(last - first, e.s.threads * MOST_EXACT)) {
+    for (size_t g = 0; g < groups.size(); ++g) {
+      const int rest = e.s.hidden - int(g) * channels;
+      groups[g].count = (std::min(channels, rest) + 3) / 4 * 4;
     }
   }
 
@@ -54,130 +52,197 @@ struct HeadSlice {
     return int(int64_t((s.vocabulary + STRIP - 1) / STRIP) * thread / s.threads);
   }
 
-  // Logits of packed weights with grids [strips, groups, 2, 32]. to(r) is where the logits of step r go.
-  template <typename To>
-  void packed(To to) const {
-    const uint8_t* numbers = static_cast<const uint8_t*>(head.data);
-    for (int s = first; s < last; ++s) {
-      Lanes sum[MOST_ROWS][2];
-      clear(sum);
-      const uint8_t* from = numbers + s * bytes;
-      const uint16_t* grid = head.grid + size_t(s) * groups.size() * 2 * STRIP;
-      add<0>([&](int quad, int part, Bytes* two) { return halves(from + 64 * quad, part, two); },
-          [&](const Group& g, int j) {
-            const uint16_t* from = grid + (&g - groups.data()) * 2 * STRIP + 16 * j;
-            return [&g, &sum, j, step = Lanes::load_half(from), least = Lanes::load_half(from + STRIP)](int r, Lanes part) {
-              Lanes steps = Lanes::zero();
-              steps.add(step, part);
-              steps.add(least, Lanes::all(float(g.total[r])));
-              sum[r][j].add(Lanes::all(g.scale[r]), steps);
-            };
-          });
-      for (int r = 0; r < rows; ++r) {
-        float found[STRIP];
-        sum[r][0].write(found), sum[r][1].write(found + 16);
-        std::copy_n(found, std::min(STRIP, vocabulary - s * STRIP), to(r) + s * STRIP);
+  // Takes the inputs of `count` steps.
+  void prepare(const RoundedInput* rounded, int count) {
+    rows = count;
+    const float per_upper = float(1 << low_bits), centre = head.centre < 0 ? 0 : float(head.centre);
+    for (int r = 0; r < rows; ++r)
+      for (size_t g = 0; g < groups.size(); ++g) {
+        ScaledGroup& group = groups[g];
+        const int from = int(g) * channels;
+        const float scale = rounded[r].scale[from / GROUP];
+        int32_t total = 0, squares = 0;
+        for (int i = 0; i < channels; ++i) {
+          const int32_t q = rounded[r].number[from + i];
+          group.q[r][i] = int8_t(q), total += q, squares += q * q;
+        }
+        group.Group::total[r] = total, group.scale[r] = scale;
+        group.upper[r] = scale * per_upper;
+        group.total[r] = scale * float(total);
+        group.centre[r] = -centre * group.total[r];
+        group.mean[r] = 0.5f * (per_upper - 1) * group.total[r];
+        group.variance[r] = (per_upper * per_upper - 1) / 12 * scale * scale * float(squares);
       }
+  }
+
+  // All logits, exactly. to(r) is where the logits of step r go.
+  template <typename To>
+  void exact(To to) const {
+    with_form([&]<int FORM>() {
+      for (int s = first; s < last; ++s) whole_strip<FORM>(s, 0, rows, to);
+    });
+  }
+
+  // Logits from upper bits alone, and what the `largest` largest of this thread are at least, in found[r * largest].
+  // Taking off half of the variance keeps the sum of the exponentials unbiased.
+  template <typename To>
+  void approximate(int largest, To to, float* found) {
+    with_form([&]<int FORM>() {
+      for (int s = first; s < last; ++s) upper_strip<FORM>(s, to);
+    });
+    const int strips = last - first, known = std::min(strips, largest);
+    for (int r = 0; r < rows; ++r) {
+      std::copy_n(&at_least[size_t(r) * strips], strips, bounds.data());
+      take_largest(bounds.data(), strips, known);
+      std::copy_n(bounds.data(), known, found + size_t(r) * largest);
+      std::fill_n(found + size_t(r) * largest + known, largest - known, -INFINITY);
     }
   }
 
-  // Logits of int8 weights from their high halves, which are half of the bytes, and every step's largest in peak [rows]. What
-  // the low halves would add is treated as random with a known variance; taking off half of the variance keeps the sum of the
-  // exponentials unbiased.
-  template <typename To>
-  void approximate(To to, float* peak) const {
-    std::fill_n(peak, rows, -INFINITY);
-    const uint8_t* high = static_cast<const uint8_t*>(head.data);
-    for (int s = first; s < last; ++s) {
-      Lanes sum[MOST_ROWS][2];
-      clear(sum);
-      const uint8_t* from = high + s * bytes;
-      add<8>([&](int quad, int part, Bytes* two) { return halves(from + 64 * quad, part, two); },
-          [&](const Group& g, int j) {
-            return [&g, &sum, j](int r, Lanes part) { sum[r][j].add(Lanes::all(16 * g.scale[r]), part); };
-          });
-      const int count = std::min(STRIP, vocabulary - s * STRIP);
-      const float* scale = head.scale + s * STRIP;
-      for (int r = 0; r < rows; ++r) {
-        float found[STRIP];
-        sum[r][0].write(found), sum[r][1].write(found + 16);
-        float* logits = to(r) + s * STRIP;
-        for (int i = 0; i < count; ++i) logits[i] = scale[i] * (found[i] + mean[r] - scale[i] * half_variance[r]);
-        for (int i = 0; i < count; ++i) peak[r] = logits[i] > peak[r] ? logits[i] : peak[r];
-      }
+  // Replaces approximate logits by exact ones where they may be among the `largest` largest. found(t): what thread t found.
+  template <typename To, typename Found>
+  void refine(int largest, int threads, To to, Found found) {
+    const int strips = last - first;
+    for (int r = 0; r < rows; ++r) {
+      for (int t = 0; t < threads; ++t) std::copy_n(found(t) + size_t(r) * largest, largest, &bounds[size_t(t) * largest]);
+      take_largest(bounds.data(), threads * largest, largest);
+      const float needed = bounds[largest - 1];
+      with_form([&]<int FORM>() {
+        for (int s = 0; s < strips; ++s)
+          if (!(at_most[size_t(r) * strips + s] < needed)) whole_strip<FORM>(first + s, r, r + 1, to);
+      });
     }
-  }
-
-  // Replaces approximate logits [V] of step r by exact ones where they are at least `least`.
-  void refine(int r, float least, float* logits) const {
-    constexpr int MANY = 32;  // outputs whose low halves are fetched before the first of them is read
-    int found[MANY + BLOCK], count = 0;
-    auto refine_found = [&] {
-      for (int i = 0; i < count; ++i) {
-        const float scale = head.scale[found[i]];
-        logits[found[i]] += scale * (low_dot(r, low_of(found[i])) - mean[r] + scale * half_variance[r]);
-      }
-      count = 0;
-    };
-    const int end = std::min(last * STRIP, vocabulary);
-    for (int block = first * STRIP; block < end; block += BLOCK) {
-      const int stop = std::min(block + BLOCK, end);
-      bool any = false;
-#pragma omp simd reduction(| : any)
-      for (int v = block; v < stop; ++v) any |= logits[v] >= least;
-      for (int v = any ? block : stop; v < stop; ++v) {
-        if (!(logits[v] >= least)) continue;
-        solm::fetch(low_of(v), wide / 2);
-        found[count++] = v;
-      }
-      if (count >= MANY) refine_found();
-    }
-    refine_found();
   }
 
  private:
-  const uint8_t* low_of(int output) const { return static_cast<const uint8_t*>(head.low) + size_t(output) * (wide / 2); }
+  enum Form { SCALES, STEPS, STEPS_AND_LOWEST };  // of weights: scales per output, grids without and with lowest values
 
-  void clear(Lanes (*sum)[2]) const {
-    for (int r = 0; r < rows; ++r) sum[r][0] = sum[r][1] = Lanes::zero();
+  template <typename Use>
+  void with_form(Use use) const {
+    if (!head.group) use.template operator()<SCALES>();
+    else if (head.centre >= 0) use.template operator()<STEPS>();
+    else use.template operator()<STEPS_AND_LOWEST>();
   }
 
-  static const Bytes* halves(const uint8_t* from, int part, Bytes* two) {
-    if (!part) __builtin_prefetch(from + 4096, 0, 2);
+  // Moves the `count` largest of `values` [n] to their front, the last of them the smallest.
+  static void take_largest(float* values, int n, int count) {
+    if (count == 1) std::swap(values[0], *std::max_element(values, values + n));
+    else if (count < n) std::nth_element(values, values + count - 1, values + n, std::greater<float>());
+  }
+
+  // The grid of a group of a strip: steps, then lowest values, of 32 outputs each.
+  template <int FORM>
+  const uint16_t* grid(int strip, int group) const {
+    return head.grid + (size_t(strip) * groups.size() + group) * FORM * STRIP;
+  }
+
+  static void prefetch(const uint8_t* from) { __builtin_prefetch(from, 0, 2); }
+
+  // Upper bits of four channels as bytes of two vectors.
+  static const Bytes* upper(const uint8_t* from, int part, Bytes* two) {
+    if (!part) prefetch(from + 4096);
     const Bytes both = Bytes::load(from + part * Bytes::WIDTH);
     two[0] = both.low(), two[1] = both.high();
     return two;
   }
 
-  // Multiplies group by group. quads(quad, part, two) reads the bytes of four channels; use(group, j)(r, 16 sums) takes the
-  // products of outputs 16 j to 16 j + 15.
-  template <int BIAS, typename Quads, typename Use>
-  void add(Quads quads, Use use) const {
-    for (size_t g = 0; g < groups.size(); ++g)
-      dot_all_rows<BIAS, 2>(groups[g], rows,
-                             [&](int i, int part, Bytes* two) { return quads(int(g) * QUADS + i / 4, part, two); },
-                             [&](int j) { return use(groups[g], j); });
+  // Writes the logits of a strip that exist: scale(i) * sum.
+  void write(int strip, const Lanes* sum, float* logits) const {
+    float found[STRIP];
+    sum[0].write(found), sum[1].write(found + 16);
+    const int at = strip * STRIP, count = std::min(STRIP, vocabulary - at);
+    if (!head.group)
+      for (int i = 0; i < count; ++i) found[i] *= head.scale[at + i];
+    std::copy_n(found, count, logits + at);
   }
 
-  // The product of step r's input with the low halves of an output's weights.
-  float low_dot(int r, const uint8_t* w) const {
-    const int8_t* x = number.data() + size_t(r) * wide;
-    const float* by = scale.data() + size_t(r) * wide / 4;
-    Lanes sum = Lanes::zero();
-    auto use = [&](int channel, auto bytes) {
-      auto products = DotI8<0>::begin(0);
-      each_part([&](auto part) { products.add(part, bytes(part), x + channel + part * Bytes::WIDTH); });
-      sum.add(Lanes::load(by + channel / 4), products.lanes());
-    };
-    int c = 0;
-    for (; c + 128 <= wide; c += 128) {
-      __builtin_prefetch(w + c / 2 + 2048, 0, 2);
-      auto both = [&](int part) { return Bytes::load(w + c / 2 + part * Bytes::WIDTH); };
-      use(c, [&](int part) { return both(part).low(); });
-      use(c + 64, [&](int part) { return both(part).high(); });
+  // The logits of steps [from, to_row) from all bits.
+  template <int FORM, typename To>
+  void whole_strip(int strip, int from, int to_row, To to) const {
+    Lanes sum[MOST_ROWS][2];
+    for (int r = from; r < to_row; ++r) sum[r][0] = sum[r][1] = Lanes::zero();
+    const uint8_t* high = static_cast<const uint8_t*>(head.data) + strip * high_bytes;
+    const uint8_t* low = static_cast<const uint8_t*>(head.low) + strip * low_bytes;
+    const int fields = low_bits ? 4 / low_bits : 0, most = (1 << low_bits) - 1;
+    for (int g = 0; g < int(groups.size()); ++g) {
+      const ScaledGroup& group = groups[g];
+      const uint16_t* grid = this->grid<FORM>(strip, g);
+      Lanes step[2] = {Lanes::all(1), Lanes::all(1)};
+      for (int j = 0; FORM != SCALES && j < 2; ++j) step[j] = Lanes::load_half(grid + 16 * j);
+      // Of upper bits, and all that does not depend on numbers.
+      auto add_upper = [&](int j) {
+        return [&group, &sum, j, grid, step = step[j]](int r, Lanes part) {
+          Lanes value = Lanes::all(group.centre[r]);
+          value.add(Lanes::all(group.upper[r]), part);
+          sum[r][j].add(step, value);
+          if constexpr (FORM == STEPS_AND_LOWEST)
+            sum[r][j].add(Lanes::load_half(grid + STRIP + 16 * j), Lanes::all(group.total[r]));
+        };
+      };
+      const int quad = g * channels / 4;
+      dot_all_rows<0, 2>(group, to_row, [&](int i, int part, Bytes* two) { return upper(high + 64 * (quad + i / 4), part, two); },
+                         add_upper, from);
+      if (!low_bits) continue;
+      auto add_lower = [&](int j) {
+        return [&group, &sum, j, step = step[j]](int r, Lanes part) {
+          Lanes value = Lanes::zero();
+          value.add(Lanes::all(group.scale[r]), part);
+          sum[r][j].add(step, value);
+        };
+      };
+      dot_all_rows<0, 2>(group, to_row, [&](int i, int part, Bytes* two) {
+            const int number = quad + i / 4, at = number % fields * 2 * low_bits;
+            const uint8_t* place = low + number / fields * 64;
+            if (!part) prefetch(place + 4096);
+            const Bytes all = Bytes::load(place + part * Bytes::WIDTH);
+            two[0] = all.field(at, most), two[1] = all.field(at + low_bits, most);
+            return static_cast<const Bytes*>(two);
+          }, add_lower, from);
     }
-    if (c < wide) use(c, [&](int part) { return Bytes::single(w + c / 2, part); });
-    return sum.sum();
+    for (int r = from; r < to_row; ++r) write(strip, sum[r], to(r));
+  }
+
+  // The logits of all steps from upper bits, and the bounds of the strip's largest.
+  template <int FORM, typename To>
+  void upper_strip(int strip, To to) {
+    Lanes sum[MOST_ROWS][2], variance[MOST_ROWS][2];
+    for (int r = 0; r < rows; ++r)
+      for (int j = 0; j < 2; ++j) sum[r][j] = variance[r][j] = Lanes::zero();
+    const uint8_t* high = static_cast<const uint8_t*>(head.data) + strip * high_bytes;
+    for (int g = 0; g < int(groups.size()); ++g) {
+      const ScaledGroup& group = groups[g];
+      const uint16_t* grid = this->grid<FORM>(strip, g);
+      if constexpr (FORM != SCALES) prefetch(reinterpret_cast<const uint8_t*>(grid) + 1024);
+      const int quad = g * channels / 4;
+      dot_all_rows<0, 2>(group, rows, [&](int i, int part, Bytes* two) { return upper(high + 64 * (quad + i / 4), part, two); },
+          [&](int j) {
+            Lanes step = Lanes::all(1), square = Lanes::zero();
+            if constexpr (FORM != SCALES) step = Lanes::load_half(grid + 16 * j);
+            square.add(step, step);
+            return [&, j, step, square](int r, Lanes part) {
+              Lanes value = Lanes::all(group.centre[r] + group.mean[r]);
+              value.add(Lanes::all(group.upper[r]), part);
+              sum[r][j].add(step, value);
+              variance[r][j].add(square, Lanes::all(group.variance[r]));
+              if constexpr (FORM == STEPS_AND_LOWEST)
+                sum[r][j].add(Lanes::load_half(grid + STRIP + 16 * j), Lanes::all(group.total[r]));
+            };
+          });
+    }
+    const int at = strip * STRIP, count = std::min(STRIP, vocabulary - at);
+    for (int r = 0; r < rows; ++r) {
+      float found[STRIP], spread[STRIP];
+      for (int j = 0; j < 2; ++j) sum[r][j].write(found + 16 * j), variance[r][j].write(spread + 16 * j);
+      if (!head.group)
+        for (int i = 0; i < count; ++i) found[i] *= head.scale[at + i], spread[i] *= head.scale[at + i] * head.scale[at + i];
+      float peak = -INFINITY, widest = 0;
+      for (int i = 0; i < count; ++i) peak = std::max(peak, found[i]), widest = std::max(widest, spread[i]);
+      float* logits = to(r) + at;
+      for (int i = 0; i < count; ++i) logits[i] = found[i] - 0.5f * spread[i];
+      const float off = SAFE_DEVIATIONS * std::sqrt(widest);
+      const size_t place = size_t(r) * (last - first) + strip - first;
+      at_least[place] = peak - off, at_most[place] = peak + off;
+    }
   }
 };
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "dot_float.h"
-#include "dot_integer.h"
+#include "dot_packed.h"
 #include "engine.h"
 #include "select.h"
 
@@ -53,13 +53,13 @@ struct Products {
   // result(row)[0:out] = scale * sum over kept inputs, for every step, in every thread. A thread adds up the same channels
   // whatever a step keeps and whatever steps it is computed with, so that results do not depend on the batch.
   // next: what this thread reads afterwards, if that is known. It is fetched while the memory is idle.
-  void multiply(const Matrix& m, int in, int out, int rows, const Prefetch& next = {}) {
+  void multiply(const Product& p, int in, int out, int rows, const Prefetch& next = {}) {
     constexpr bool integers = std::is_same_v<W, int8_t>;
     float* own_sums = partial(thread);
-    const int stride = integers ? (out + BLOCK - 1) / BLOCK * BLOCK : out;
+    const int stride = integers ? padded(out) : out;
     std::fill_n(own_sums, size_t(rows) * stride, 0.0f);
-    if constexpr (integers) multiply_integers(m, in, stride, rows, own_sums, next);
-    else multiply_floats(static_cast<const W*>(m.data), in, out, rows, own_sums), fetch(next);
+    if constexpr (integers) multiply_integers(p, in, stride, rows, own_sums, next);
+    else multiply_floats(static_cast<const W*>(p.part[0].data), in, out, rows, own_sums), fetch(next);
     barrier();
     for (int r = 0; r < rows; ++r) {
       float* to = result(r);
@@ -70,22 +70,41 @@ struct Products {
 #pragma GCC ivdep
         for (int o = 0; o < out; ++o) to[o] = first[o] + other[o];
       }
-      if (m.scale) {
+      for (int i = 0; i < p.parts; to += p.part[i++].outputs) {
+        const float* scale = p.part[i].scale;
+        if (!scale) continue;
 #pragma GCC ivdep
-        for (int o = 0; o < out; ++o) to[o] *= m.scale[o];
+        for (int o = 0; o < p.part[i].outputs; ++o) to[o] *= scale[o];
       }
     }
     half = !half;
   }
 
-  // What this thread reads first of a matrix, or of its low halves.
-  Prefetch first_rows(const Matrix& m, int in, int out, bool low = false) const {
-    const int stride = (out + BLOCK - 1) / BLOCK * BLOCK, groups = (in + GROUP - 1) / GROUP, from = groups * thread / threads;
+  static int padded(int out) { return (out + BLOCK - 1) / BLOCK * BLOCK; }
+
+  // Bytes from one input channel's weights to the next one's.
+  static size_t stride_of(const Matrix& m) { return m.bits ? Packing(m, false).stride() : padded(m.outputs); }
+
+  // The groups of a matrix, of `size` channels each, that this thread multiplies.
+  struct Range {
+    int size, from, to;
+  };
+  Range range_of(const Matrix& m, int in) const {
+    const int groups = (in + GROUP - 1) / GROUP, size = m.bits ? m.group : GROUP, each = GROUP / size;
+    return {size, groups * thread / threads * each, std::min(groups * (thread + 1) / threads * each, (in + size - 1) / size)};
+  }
+
+  // What this thread reads first of a matrix product.
+  Prefetch first_rows(const Product& p, int in) const { return first_rows(p.part[0], in, false); }
+
+  Prefetch first_rows(const Matrix& m, int in, bool high_only) const {
     Prefetch next;
     if (!std::is_same_v<W, int8_t>) return next;
-    next.bytes = m.grid ? stride / 2 : stride;
-    for (int i = from * GROUP; i < std::min(in, (from + 1) * GROUP); ++i)
-      next.row[next.count++] = static_cast<const uint8_t*>(low ? m.low : m.data) + size_t(i) * next.bytes;
+    const Range range = range_of(m, in);
+    const size_t stride = stride_of(m);
+    next.bytes = int(m.bits ? Packing(m, high_only).read() : stride);
+    for (int i = range.from * range.size; i < std::min(in, (range.from + 1) * range.size); ++i)
+      next.row[next.count++] = static_cast<const uint8_t*>(m.data) + i * stride;
     next.pad();
     return next;
   }
@@ -106,35 +125,50 @@ struct Products {
     }
   }
 
-  void multiply_integers(const Matrix& m, int in, int out, int rows, float* own_sums, const Prefetch& after) {
+  void multiply_integers(const Product& p, int in, int stride, int rows, float* own_sums, const Prefetch& after) {
     const int groups = (in + GROUP - 1) / GROUP;
     const int from = groups * thread / threads, to = groups * (thread + 1) / threads;
     if (from == to) return fetch(after);
     for (int r = 0; r < rows; ++r)
       rounded[r].round(inputs[r].index, inputs[r].x, inputs[r].count, from, to, inputs[r].most);
-    const bool whole = m.low && !std::all_of(inputs, inputs + rows, [](const Inputs& row) { return row.high_halves_only; });
-    const Prefetch low = whole ? first_rows(m, in, out, true) : Prefetch();
-    stream_groups<false>(m, from, to, out, rows, own_sums, whole ? low : after);
-    if (whole) stream_groups<true>(m, from, to, out, rows, own_sums, after);
+    // Steps that read weights in full, and those that read their upper bits alone, take a pass each.
+    const bool some_high = std::any_of(inputs, inputs + rows, [](const Inputs& row) { return row.high_halves_only; });
+    const bool all_high = some_high && std::all_of(inputs, inputs + rows, [](const Inputs& row) { return row.high_halves_only; });
+    for (int i = 0; i < p.parts; own_sums += p.part[i++].outputs) {
+      const Matrix& m = p.part[i];
+      const Prefetch next = i + 1 < p.parts ? first_rows(p.part[i + 1], in, all_high) : after;
+      if (!m.bits || !some_high) {
+        stream_groups(m, in, stride, rows, own_sums, next, false, [](int) { return true; });
+        continue;
+      }
+      if (!all_high) {
+        const Prefetch again = first_rows(m, in, true);
+        stream_groups(m, in, stride, rows, own_sums, again, false, [&](int r) { return !inputs[r].high_halves_only; });
+      }
+      stream_groups(m, in, stride, rows, own_sums, next, true, [&](int r) { return inputs[r].high_halves_only; });
+    }
   }
 
-  // Adds the products of groups [from, to). LOW: of the low halves of nested weights, for the steps that use them.
-  template <bool LOW>
-  void stream_groups(const Matrix& m, int from, int to, int out, int rows, float* own_sums, const Prefetch& after) {
-    const uint8_t* weights = static_cast<const uint8_t*>(LOW ? m.low : m.data);
-    const size_t bytes = m.grid ? out / 2 : out;
-    auto takes = [&](int r) { return !LOW || !inputs[r].high_halves_only; };
+  // Adds the products of this thread's groups, for the steps that takes(r) names.
+  template <typename Takes>
+  void stream_groups(const Matrix& m, int in, int stride, int rows, float* own_sums, const Prefetch& after, bool high_only,
+                     Takes takes) {
+    const Range range = range_of(m, in);
+    const Packing packing(m, high_only);
+    const size_t row = stride_of(m), width = m.bits ? packing.read() : row;
+    const auto* weights = static_cast<const uint8_t*>(m.data);
     Group two[2];
-    two[from % 2].gather(from, rounded.data(), rows, weights, bytes, takes);
-    for (int g = from; g < to; ++g) {
+    auto gather = [&](int g) { two[g % 2].gather(g, range.size, rounded.data(), rows, weights, row, width, takes); };
+    gather(range.from);
+    for (int g = range.from; g < range.to; ++g) {
       const Group& now = two[g % 2];
-      Group& next = two[(g + 1) % 2];
-      const bool last = g + 1 == to;
-      if (!last) next.gather(g + 1, rounded.data(), rows, weights, bytes, takes);
-      PrefetchCursor cursor{last ? after : next};
-      const uint16_t* grid = m.grid + size_t(2) * g * out;
-      if (now.count && m.grid) add_packed_group<LOW>(now, cursor, rows, grid, last ? grid : grid + size_t(2) * out, out, own_sums);
-      else if (now.count) add_group(now, cursor, rows, out, own_sums);
+      const bool last = g + 1 == range.to;
+      if (!last) gather(g + 1);
+      PrefetchCursor cursor{last ? after : two[(g + 1) % 2]};
+      if (now.count && m.bits)
+        PackedProducts(now, cursor, rows, packing, Grid(m, g), Grid(m, last ? g : g + 1), stride, own_sums).add();
+      else if (now.count)
+        add_group(now, cursor, rows, padded(m.outputs), stride, own_sums);
       while (cursor.left()) cursor.fetch();
     }
   }

@@ -12,8 +12,11 @@ std::unique_ptr<WorkerBase> make_worker(Engine& e, int thread) {
 
 inline Engine::Engine(const Model& model)
     : s(model.sizes), layers(model.layers, model.layers + model.sizes.layers), embedding(model.embedding),
-      head(model.head), final_norm(model.final_norm), cosine(model.cosine), sine(model.sine),
+      head(model.head), final_norm(model.final_norm), frequencies(model.frequencies), rotary_scale(model.rotary_scale),
       barrier(model.sizes.threads) {
+  for (const Layer& layer : layers)
+    for (const Product* p : {&layer.gate_up, &layer.down})
+      for (int i = 0; i < p->parts; ++i) nested &= p->part[i].bits > 0;
   const int widest = std::max({2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden,
                                s.heads * (s.head_dim + 2)});
   partial_sums.assign(s.threads, std::vector<float>(size_t(2) * MOST_ROWS * (widest + BLOCK)));
@@ -74,6 +77,7 @@ inline void Engine::reserve(const Call& c) {
     longest = std::max(longest, c.lengths[r] + c.count);
     if (c.decide && c.states[r].decider) width = std::max(width, c.states[r].decider->width);
   }
+  rotate_up_to(longest);
   // Growth is geometric, so that a row which grows by a token a step seldom allocates.
   auto grow = [](auto& values, size_t wanted) {
     if (wanted > values.size()) values.resize(std::max(wanted, 2 * values.size()));
@@ -89,6 +93,20 @@ inline void Engine::reserve(const Call& c) {
   grow(page_upper_bounds, std::min(count, MOST_ROWS) * s.kv_heads * span);
   for (auto& sums : unit_sums) grow(sums, size_t(MOST_ROWS) * width);
   unit_width = width;
+}
+
+// Cosines and sines of all positions below `end`, in float32 as transformers computes them.
+inline void Engine::rotate_up_to(int64_t end) {
+  const int middle = s.rotary / 2;
+  const int64_t from = int64_t(cosine.size()) / middle;
+  if (end <= from) return;
+  for (auto* table : {&cosine, &sine})
+    if (table->capacity() < size_t(end) * middle) table->reserve(std::max(size_t(end) * middle, 2 * table->capacity()));
+  for (int64_t position = from; position < end; ++position)
+    for (int i = 0; i < middle; ++i) {
+      const float angle = frequencies[i] * float(position);
+      cosine.push_back(std::cos(angle) * rotary_scale), sine.push_back(std::sin(angle) * rotary_scale);
+    }
 }
 
 inline void Engine::run(const Call& c) {

@@ -9,6 +9,7 @@
 #include "attention.h"
 #include "head.h"
 #include "products.h"
+#include "repack.h"
 
 namespace solm {
 
@@ -80,11 +81,12 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   }
 
   void embed(int64_t token, float* x) const {
-    const size_t from = size_t(token) * H;
-    for (int i = 0; i < H; ++i)
-      x[i] = e.s.embedding == 0   ? static_cast<const float*>(e.embedding)[from + i]
-             : e.s.embedding == 1 ? widen(static_cast<const bf16*>(e.embedding)[from + i])
-                                  : widen_half(static_cast<const uint16_t*>(e.embedding)[from + i]);
+    const RawTensor rows{e.s.embedding, static_cast<const uint8_t*>(e.embedding), e.s.vocabulary, H, nullptr};
+    for (int g = 0; g < rows.groups(); ++g) {
+      float values[GROUP];
+      const int count = read_group(rows, rows.row(int(token)), g, values);
+      std::copy_n(values, count, x + g * GROUP);
+    }
   }
 
   void layer(int number, int start, int rows) {
@@ -100,13 +102,13 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     for (int r = 0; r < rows; ++r) append_key_and_value(l, number, steps[r], result(r));
     barrier();
     attend(number, steps, rows);
-    fetch(first_rows(l.out, Q * D, H));
+    fetch(first_rows(l.out, Q * D));
     barrier();
     const size_t share = size_t(Q) * (D + 2);
     for (int r = 0; r < rows; ++r) combine(r * share, &heads[size_t(r) * Q * D]);
     half = !half;
     keep_all(heads.data(), Q * D, rows);
-    multiply(l.out, Q * D, H, rows, first_rows(l.gate_up, H, 2 * I));
+    multiply(l.out, Q * D, H, rows, first_rows(l.gate_up, H));
 
     for (int r = 0; r < rows; ++r) {
       float* x = &streams[size_t(r) * H];
@@ -114,12 +116,12 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       if (!e.s.norms_after) rms_norm(x, l.mlp_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
       keep_largest(e.s.norms_after ? x : &normed[size_t(r) * H], H, plans[r].inputs, plans[r], r);
     }
-    multiply(l.gate_up, H, 2 * I, rows, first_rows(l.down, I, H));
+    multiply(l.gate_up, H, 2 * I, rows, first_rows(l.down, I));
     for (int r = 0; r < rows; ++r) {
       silu_times(result(r), result(r) + I, I, values.data());
       keep_largest(values.data(), I, plans[r].hiddens, plans[r], r);
     }
-    multiply(l.down, I, H, rows, number + 1 < e.call->last ? first_rows(e.layers[number + 1].qkv, H, wide) : Prefetch());
+    multiply(l.down, I, H, rows, number + 1 < e.call->last ? first_rows(e.layers[number + 1].qkv, H) : Prefetch());
     for (int r = 0; r < rows; ++r) add_result(r, l.mlp_norm);
   }
 
@@ -135,7 +137,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       float* head = queries + h * D;
       const float* norm = h < Q ? l.q_norm : l.k_norm;
       if (norm && !e.s.whole_norms) rms_norm(head, norm, D, e.s.epsilon, head);
-      rotate(head, step.position);
+      if (l.rotates) rotate(head, step.position);
     }
     const float *key = queries + Q * D, *value = key + KV * D;
     if (thread == threads - 1)  // the last thread, because it reads the last page
@@ -143,12 +145,12 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   }
 
   void rotate(float* x, int position) const {
-    const float *c = e.cosine + size_t(position) * D, *s = e.sine + size_t(position) * D;
-    const int middle = D / 2;
+    const int middle = e.s.rotary / 2;
+    const float *c = &e.cosine[size_t(position) * middle], *s = &e.sine[size_t(position) * middle];
     for (int i = 0; i < middle; ++i) {
       const float a = x[i], b = x[i + middle];
       x[i] = a * c[i] - b * s[i];
-      x[i + middle] = b * c[i + middle] + a * s[i + middle];
+      x[i + middle] = b * c[i] + a * s[i];
     }
   }
 
@@ -253,14 +255,11 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     for (int r = 0; r < rows; ++r) rounded[r].round(all.data(), inputs[r], H, 0, groups, 127);
     head->prepare(rounded.data(), rows);
     auto to = [&](int r) { return logits[r]; };
-    if (e.head.grid) return head->packed(to);
-    head->approximate(to, partial(thread));
-    if (e.call->approximate_tail) barrier();
-    for (int r = 0; r < rows; ++r) {
-      float peak = -INFINITY;
-      for (int t = 0; t < threads; ++t) peak = std::max(peak, partial(t)[r]);
-      head->refine(r, e.call->approximate_tail ? peak - EXACT_RANGE : -INFINITY, logits[r]);
-    }
+    const int largest = e.call->approximate_tail;
+    if (!largest || e.head.bits == HIGH_BITS) return head->exact(to);
+    head->approximate(largest, to, partial(thread));
+    barrier();
+    head->refine(largest, threads, to, [&](int t) { return partial(t); });
     half = !half;
   }
 };

@@ -18,44 +18,69 @@ constexpr int MOST_QUERIES = 32;     // query heads of one KV head
 constexpr int MOST_LEVELS = 100;     // of one axis
 constexpr int MOST_WIDTH = 4096;     // hidden units of a decider
 constexpr int MOST_STEPS = 1 << 20;  // of one call
+constexpr int MOST_EXACT = 64;       // logits that are exact beside approximate ones
 constexpr int SHORTEST_HORIZON = 8;  // steps over which a deviation from the budget is made good at least
 constexpr int MESSAGE = 200;         // bytes of an error message
 
-// precision 0: float32, 1: bfloat16, 2: int8 weights, 3: 4 bits where weights lie on such a grid and int8 elsewhere, 4: the
-// MLP's weights nested and others as with 3. embedding 0: float32, 1: bfloat16, 2: float16. kv_int8: keys and values in int8.
-// norms_after: the outputs of attention and MLP are normed, not their inputs. whole_norms: queries and keys are normed over
-// all heads together. positions: rows of the rotary table.
+// precision 0: float32, 1: bfloat16, 2: integers. embedding: the tensor type of embeddings, as GGUF numbers it. kv_int8: keys and values in
+// int8. norms_after: the outputs of attention and MLP are normed, not their inputs. whole_norms: queries and keys are normed
+// over all heads together. positions: the model's context. rotary: channels of a head that are rotated.
 struct Sizes {
   int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, positions, precision, embedding, kv_int8,
-      threads, norms_after, whole_norms;
+      threads, norms_after, whole_norms, rotary;
   float epsilon;
 };
 
-// A matrix [in, out] of a layer, input-major: floats, or int8 plus 128 with a `scale` per output in the order of
-// dot_integer.h. With a `grid` [in / 32, 2, out] (float16: step, then lowest value) it is packed, 4 bits a weight: per input
-// channel 64 bytes for every 128 outputs and 32 for a last 64. With `low` as well it is nested: `low` holds 4 more bits of
-// every weight, packed alike, in fifteenths of a step from minus half a step on.
+// A matrix [in, outputs] of a layer, input-major, in one of three forms:
 //
-// As the head: rows [V, H] of floats, or integers in the strips of head.h. int8: high halves in `data`, low halves in `low`
-// and a `scale` per output; packed: 4 bits in `data` and their `grid`.
+// bits 0, no scale: floats.
+// bits 0: int8 plus 128 with a `scale` per output, in the order of dot_integer.h.
+// bits 4, 5, 6 or 8: packed. A weight is step * number + lowest, with a number of `bits` bits. `grid` holds a float16 step per
+// output and `group` (16 or 32) of input channels: [groups, outputs], and lowest = -centre * step. With centre -1 it is
+// [groups, 2, outputs], steps and then lowest values. An input channel has one row: the upper 4 bits of all numbers, 64 bytes
+// for every 128 outputs and 32 for a last 64; then, of bits above 4, 64 bytes for every 64 * 8 / (bits - 4) outputs with
+// the lower bits: field b of a byte, from the lowest on, belongs to the b-th block of 64 outputs.
 struct Matrix {
+  const void* data;
+  const float* scale;
+  const uint16_t* grid;
+  int32_t outputs, bits, group, centre;
+};
+
+// A matrix product whose outputs come from up to three matrices, one after another. All but the last have multiples of 64
+// outputs. Floats are one matrix.
+struct Product {
+  Matrix part[3];
+  int32_t parts;
+};
+
+// The head [V, H], not transposed: with bits 0 rows of floats, otherwise numbers of 4, 5, 6 or 8 bits in the strips of head.h,
+// their upper 4 bits in `data` and the others in `low`. A weight is step * number + lowest. With `group` (16 or 32, a divisor
+// of H) there is a float16 step for every output and as many channels, `grid` [strips, H / group, STRIP], and lowest = -centre *
+// step; with centre -1 the grid is [strips, H / group, 2, STRIP], steps and then lowest values. With group 0 the step is
+// `scale` [strips * STRIP], float32, and 8 bits and centre 128 belong to it.
+struct Head {
   const void *data, *low;
   const float* scale;
   const uint16_t* grid;
+  int32_t bits, group, centre;
 };
 
 // qkv [H, (heads + 2 kv_heads) D], out [heads D, H], gate_up [H, 2 I], down [I, H]. Norms and bias are float32 or null.
+// rotates: queries and keys are rotated by their positions.
 struct Layer {
-  Matrix qkv, out, gate_up, down;
+  Product qkv, out, gate_up, down;
+  int32_t rotates;
   const float *attention_norm, *mlp_norm, *q_norm, *k_norm, *qkv_bias;
 };
 
 struct Model {
   Sizes sizes;
   const Layer* layers;
-  const void* embedding;  // [V, H] in the dtype that sizes.embedding names
-  Matrix head;
-  const float *final_norm, *cosine, *sine;  // [H]; [positions, D] each
+  const void* embedding;  // [V, H], blocks of the type sizes.embedding row by row
+  Head head;
+  const float *final_norm, *frequencies;  // [H]; [rotary / 2] radians per position
+  float rotary_scale;                     // factor of cosines and sines
 };
 
 // How an action is carried out (solm.core.sparsity). input_site, hidden_site: flags of the MLP's sites. group: channels that
@@ -96,7 +121,7 @@ struct RowState {
 //
 // stream [rows, count, H] is read with first > 0, and written: the residual stream, or after the last layer the input of the
 // head. logits [rows, logit_steps, V] receives the logits of the last logit_steps steps of every row, after the last layer.
-// With approximate_tail, logits of an int8 head that are far below the largest may be approximate.
+// approximate_tail: 0, or how many of a step's largest logits are exact, at most MOST_EXACT, where others may be approximate.
 struct Call {
   const SparsityRules* rules;
   int32_t rows, count, first, last, decide, approximate_tail, logit_steps;

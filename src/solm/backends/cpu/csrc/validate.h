@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "engine.h"
+#include "gguf_types.h"
 
 namespace solm {
 
@@ -12,6 +13,48 @@ template <typename... Values>
 bool refuse(char* message, const char* format, Values... values) {
   std::snprintf(message, MESSAGE, format, values...);
   return false;
+}
+
+// A matrix product [in, out].
+inline bool valid_product(const Sizes& s, const Product& p, int in, int out, const char* name, char* message) {
+  if (p.parts < 1 || p.parts > (s.precision == 2 ? 3 : 1))
+    return refuse(message, "%s must have 1 to 3 parts, and of floats 1, got %d", name, p.parts);
+  int64_t outputs = 0;
+  for (int i = 0; i < p.parts; ++i) {
+    const Matrix& m = p.part[i];
+    if (!m.data) return refuse(message, "%s has no weights", name);
+    if (m.outputs < 1 || ((i + 1 < p.parts || m.bits) && m.outputs % BLOCK))
+      return refuse(message, "outputs of %s must be a multiple of %d, got %d", name, BLOCK, m.outputs);
+    outputs += m.outputs;
+    if (!m.bits) {
+      if ((s.precision == 2) != (m.scale != nullptr)) return refuse(message, "%s needs scales with int8 and no others", name);
+      continue;
+    }
+    if (s.precision != 2 || !m.grid || !(m.bits == 4 || m.bits == 5 || m.bits == 6 || m.bits == 8))
+      return refuse(message, "packed weights of %s need a grid and 4, 5, 6 or 8 bits, got %d", name, m.bits);
+    if ((m.group != GROUP / 2 && m.group != GROUP) || in % m.group)
+      return refuse(message, "%d inputs of %s need groups of %d or %d that divide them, got %d", in, name, GROUP / 2, GROUP, m.group);
+    if (m.centre < -1 || m.centre > 255) return refuse(message, "the centre of %s must be in [-1, 255], got %d", name, m.centre);
+  }
+  if (outputs != out) return refuse(message, "%s needs %d outputs, got %lld", name, out, static_cast<long long>(outputs));
+  return true;
+}
+
+inline bool valid_head(const Sizes& s, const Head& h, char* message) {
+  if (!h.data) return refuse(message, "the head has no weights");
+  if ((s.precision == 2) != (h.bits > 0)) return refuse(message, "the head needs integers where layers have them");
+  if (!h.bits) return true;
+  if (!(h.bits == 4 || h.bits == 5 || h.bits == 6 || h.bits == 8))
+    return refuse(message, "the head's bits must be 4, 5, 6 or 8, got %d", h.bits);
+  if ((h.bits > HIGH_BITS) != (h.low != nullptr)) return refuse(message, "the head needs lower bits above 4 bits and no others");
+  if (!h.group)
+    return (h.scale && h.bits == 8 && h.centre == 128) || refuse(message, "a head without groups needs scales, 8 bits and centre 128");
+  if ((h.group != GROUP / 2 && h.group != GROUP) || s.hidden % h.group)
+    return refuse(message, "a head of %d channels needs groups of %d or %d that divide them, got %d", s.hidden, GROUP / 2, GROUP,
+                  h.group);
+  if (!h.grid) return refuse(message, "a head with groups needs a grid");
+  if (h.centre < -1 || h.centre > 255) return refuse(message, "the head's centre must be in [-1, 255], got %d", h.centre);
+  return true;
 }
 
 inline bool valid_model(const Model& model, char* message) {
@@ -24,24 +67,40 @@ inline bool valid_model(const Model& model, char* message) {
       {"intermediate", s.intermediate, 1, 1 << 24}, {"heads", s.heads, 1, 1 << 16},
       {"kv_heads", s.kv_heads, 1, s.heads},   {"head_dim", s.head_dim, 16, 1 << 16},
       {"vocabulary", s.vocabulary, 1, 1 << 28}, {"positions", s.positions, 1, 1 << 28},
-      {"precision", s.precision, 0, 4},       {"embedding", s.embedding, 0, 2},
+      {"precision", s.precision, 0, 2},
+      {"rotary", s.rotary, 2, s.head_dim},
       {"kv_int8", s.kv_int8, 0, s.precision >= 2}, {"threads", s.threads, 1, 1 << 12},
   };
   for (const auto& range : ranges)
     if (range.value < range.least || range.value > range.most)
       return refuse(message, "%s must be in [%d, %d], got %d", range.name, range.least, range.most, range.value);
+  const TypeInfo embedding = type_info(s.embedding);
+  if (!embedding.values || s.hidden % embedding.values || !model.embedding)
+    return refuse(message, "embeddings of %d channels cannot be of type %d", s.hidden, s.embedding);
+  if (s.rotary % 2) return refuse(message, "rotary must be even, got %d", s.rotary);
   if (s.head_dim % 16) return refuse(message, "head_dim must be a multiple of 16, got %d", s.head_dim);
   if (s.heads % s.kv_heads || s.heads / s.kv_heads > MOST_QUERIES)
     return refuse(message, "heads must be 1 to %d times kv_heads %d, got %d", MOST_QUERIES, s.kv_heads, s.heads);
-  return true;
+  for (int l = 0; l < s.layers; ++l) {
+    const Layer& layer = model.layers[l];
+    const int D = s.head_dim, H = s.hidden, I = s.intermediate;
+    if (!valid_product(s, layer.qkv, H, (s.heads + 2 * s.kv_heads) * D, "qkv", message) ||
+        !valid_product(s, layer.out, s.heads * D, H, "out", message) ||
+        !valid_product(s, layer.gate_up, H, 2 * I, "gate_up", message) ||
+        !valid_product(s, layer.down, I, H, "down", message))
+      return false;
+  }
+  return valid_head(s, model.head, message);
 }
 
-inline bool valid_rules(const Sizes& s, const SparsityRules& rules, char* message) {
+inline bool valid_rules(const Engine& e, const SparsityRules& rules, char* message) {
+  const Sizes& s = e.s;
   if (rules.sinks < 0 || rules.sinks > 1 << 28) return refuse(message, "sinks must be at least 0, got %d", rules.sinks);
   if (rules.window < PAGE || rules.window > 1 << 28)
     return refuse(message, "window must be at least %d, got %d", PAGE, rules.window);
   if (rules.group < 0) return refuse(message, "bits_group must be at least 1, got %d", rules.group);
-  if (rules.weight_bits && s.precision != 4) return refuse(message, "bits of weights need precision nested");
+  if (rules.weight_bits && !e.nested)
+    return refuse(message, "bits of weights need MLP weights whose upper 4 bits can be read alone");
   if (rules.allocation && rules.layers != s.layers)
     return refuse(message, "the allocation is for %d layers, and the model has %d", rules.layers, s.layers);
   if (rules.heads != 1 && (!rules.allocation || rules.heads != s.kv_heads))
@@ -102,7 +161,9 @@ inline bool valid_call(const Engine& e, const Call& c, char* message) {
     return refuse(message, "layers must be within [0, %d), got [%d, %d)", e.s.layers, c.first, c.last);
   if (c.logit_steps < 0 || c.logit_steps > c.count)
     return refuse(message, "logit_steps must be in [0, %d], got %d", c.count, c.logit_steps);
-  if (!valid_rules(e.s, *c.rules, message)) return false;
+  if (c.approximate_tail < 0 || c.approximate_tail > MOST_EXACT)
+    return refuse(message, "approximate_tail must be in [0, %d], got %d", MOST_EXACT, c.approximate_tail);
+  if (!valid_rules(e, *c.rules, message)) return false;
   for (int r = 0; r < c.rows; ++r) {
     const auto* cache = static_cast<const Cache*>(c.caches[r]);
     if (!valid_cache(e, cache, message)) return false;

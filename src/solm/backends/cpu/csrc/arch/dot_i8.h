@@ -24,6 +24,10 @@ struct Bytes {
   static Bytes load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
   Bytes low() const { return {_mm512_and_si512(v, _mm512_set1_epi8(15))}; }
   Bytes high() const { return {_mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15))}; }
+  // Of every byte the bits from `at` on, as many as `most` has.
+  Bytes field(int at, int most) const {
+    return {_mm512_and_si512(_mm512_srl_epi16(v, _mm_cvtsi32_si128(at)), _mm512_set1_epi8(char(most)))};
+  }
   // A part of 64 numbers of 4 bits in 32 bytes: the first 32 numbers are the low halves.
   static Bytes single(const uint8_t* p, int) {
     const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), most = _mm256_set1_epi8(15);
@@ -63,6 +67,9 @@ struct Bytes {
   static Bytes load(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
   Bytes low() const { return {_mm256_and_si256(v, _mm256_set1_epi8(15))}; }
   Bytes high() const { return {_mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15))}; }
+  Bytes field(int at, int most) const {
+    return {_mm256_and_si256(_mm256_srl_epi16(v, _mm_cvtsi32_si128(at)), _mm256_set1_epi8(char(most)))};
+  }
   static Bytes single(const uint8_t* p, int part) { return part ? load(p).high() : load(p).low(); }
 };
 
@@ -128,6 +135,11 @@ struct Bytes {
   Bytes high() const {
     Bytes r;
     for (int i = 0; i < 64; ++i) r.v[i] = v[i] >> 4;
+    return r;
+  }
+  Bytes field(int at, int most) const {
+    Bytes r;
+    for (int i = 0; i < 64; ++i) r.v[i] = uint8_t((v[i] >> at) & most);
     return r;
   }
   static Bytes single(const uint8_t* p, int) {

@@ -1,0 +1,175 @@
+// Matrix products with packed weights (structs.h), one group of input channels at a time, for all steps of a batch together.
+#pragma once
+
+#include "dot_integer.h"
+
+namespace solm {
+
+// How the rows of a packed matrix are laid out, and what its numbers mean.
+struct Packing {
+  int out, low_bits;
+  bool high_only;  // the lower bits are not read: each is taken to be the middle of its range
+  float centre;    // lowest = -centre * step where the grid holds none
+
+  Packing(const Matrix& m, bool high_only)
+      : out(m.outputs), low_bits(m.bits - 4), high_only(high_only), centre(m.centre < 0 ? 0 : float(m.centre)) {}
+
+  size_t high_bytes() const { return size_t(out) / 2; }
+  int blocks_of_chunk() const { return 8 / low_bits; }  // blocks of outputs that share 64 bytes of lower bits
+  size_t stride() const {
+    if (!low_bits) return high_bytes();
+    const int of_chunk = BLOCK * blocks_of_chunk();
+    return high_bytes() + size_t((out + of_chunk - 1) / of_chunk) * 64;
+  }
+  size_t read() const { return high_only ? high_bytes() : stride(); }
+  bool reads_low() const { return low_bits && !high_only; }
+  // A number is factor * (its upper bits) + its lower bits; these are `middle` where they are not read.
+  float factor() const { return float(1 << low_bits); }
+  float middle() const { return high_only ? (factor() - 1) / 2 : 0; }
+};
+
+// The grid of one group of channels. lowest: null where the step gives it.
+struct Grid {
+  const uint16_t *step, *lowest;
+
+  Grid(const Matrix& m, int group)
+      : step(m.grid + size_t(m.centre < 0 ? 2 : 1) * group * m.outputs), lowest(m.centre < 0 ? step + m.outputs : nullptr) {}
+
+  void fetch(int outputs, int count) const {
+    for (int line = 0; line < count; line += 32) {
+      __builtin_prefetch(step + outputs + line, 0, 2);
+      if (lowest) __builtin_prefetch(lowest + outputs + line, 0, 2);
+    }
+  }
+};
+
+// Four input channels at a time of some blocks of outputs, interleaved.
+using InterleavedGroup = Bytes[PARTS][QUADS][4];
+
+// Sums over lower bits [rows, 4], of 64 outputs.
+using LowSums = Lanes[MOST_ROWS][4];
+
+// y[row * stride + o] += the group's products. next: the grid of what is read afterwards.
+class PackedProducts {
+ public:
+  PackedProducts(const Group& g, PrefetchCursor& cursor, int rows, const Packing& packing, Grid grid, Grid next, size_t stride,
+                 float* y)
+      : g_(g), cursor_(cursor), rows_(rows), packing_(packing), grid_(grid), next_(next), stride_(stride), y_(y) {}
+
+  void add() {
+    if (!packing_.reads_low()) return blocks(0, packing_.out, [](int) { return nullptr; });
+    const int of_chunk = BLOCK * packing_.blocks_of_chunk();
+    InterleavedGroup chunk;
+    LowSums sums;
+    for (int from = 0; from < packing_.out; from += of_chunk) {
+      const size_t place = packing_.high_bytes() + size_t(from) / of_chunk * 64;
+      interleave_rows(place, chunk);
+      blocks(from, std::min(packing_.out, from + of_chunk), [&](int o) {
+        const int at = (o - from) / BLOCK * packing_.low_bits, most = (1 << packing_.low_bits) - 1;
+        auto field = [&](int i, int part, Bytes* room) {
+#pragma GCC unroll 4
+          for (int k = 0; k < 4; ++k) room[k] = chunk[part][i / 4][k].field(at, most);
+          return room;
+        };
+        dot_all_rows<0, 4>(g_, rows_, field, [&](int j) { return [&sums, j](int r, Lanes sum) { sums[r][j] = sum; }; });
+        return const_cast<const LowSums*>(&sums);
+      });
+    }
+  }
+
+ private:
+  const Group& g_;
+  PrefetchCursor& cursor_;
+  const int rows_;
+  const Packing& packing_;
+  const Grid grid_, next_;
+  const size_t stride_;
+  float* y_;
+
+  void interleave_rows(size_t place, InterleavedGroup& to) {
+    for (int i = 0; i < g_.count; i += 4) {
+      each_part([&](auto part) {
+        Bytes row[4];
+        for (int k = 0; k < 4; ++k) row[k] = Bytes::load(g_.row[i + k] + place + part * Bytes::WIDTH);
+        interleave(row, to[part][i / 4]);
+      });
+      cursor_.fetch();
+    }
+  }
+
+  // Takes the sums over the upper bits of the block of outputs from o on. low: those over its lower bits, or nullptr.
+  template <typename Low>
+  auto scaled(int o, Low low) {
+    return [this, o, low](int j) {
+      constexpr bool ADDS_LOW = !std::is_same_v<Low, std::nullptr_t>;
+      const int at = o + 16 * j;
+      const Lanes step = Lanes::load_half(grid_.step + at);
+      Lanes lowest = grid_.lowest ? Lanes::load_half(grid_.lowest + at) : Lanes::zero();
+      lowest.add(step, Lanes::all(packing_.middle() - packing_.centre));
+      Lanes large_step = Lanes::zero();
+      large_step.add(step, Lanes::all(packing_.factor()));
+      return [this, step, large_step, lowest, low, j, to = y_ + at](int r, Lanes sum) {
+        Lanes steps = Lanes::zero(), result = Lanes::load(to + r * stride_);
+        steps.add(large_step, sum);
+        if constexpr (ADDS_LOW) steps.add(step, (*low)[r][j]);
+        steps.add(lowest, Lanes::all(float(g_.total[r])));
+        result.add(Lanes::all(g_.scale[r]), steps);
+        result.write(to + r * stride_);
+      };
+    };
+  }
+
+  // Adds the products of outputs [from, end). low(o): the sums over the lower bits of the block from o on.
+  template <typename Low>
+  void blocks(int from, int end, Low low) {
+    int o = from;
+    for (; o + 2 * BLOCK <= end; o += 2 * BLOCK) {
+      next_.fetch(o, 2 * BLOCK);
+      if (two_blocks_of_one_step(o)) continue;
+      // Interleaving both blocks before separating their halves takes half the work.
+      InterleavedGroup both;
+      interleave_rows(size_t(o) / 2, both);
+      auto half_of = [&](auto half) {
+        return [&both, half](int i, int part, Bytes* room) {
+#pragma GCC unroll 4
+          for (int k = 0; k < 4; ++k) room[k] = half(both[part][i / 4][k]);
+          return room;
+        };
+      };
+      const auto first = low(o);
+      dot_all_rows<0, 4>(g_, rows_, half_of([](const Bytes& bytes) { return bytes.low(); }), scaled(o, first));
+      const auto second = low(o + BLOCK);
+      dot_all_rows<0, 4>(g_, rows_, half_of([](const Bytes& bytes) { return bytes.high(); }), scaled(o + BLOCK, second));
+    }
+    if (o < end)
+      dot_block<0>(g_, rows_, cursor_, [&](const uint8_t* row, int part) { return Bytes::single(row + o / 2, part); },
+                   scaled(o, low(o)));
+  }
+
+  // With VNNI one step takes fewer instructions: a byte is its low half plus 16 times its high half.
+  bool two_blocks_of_one_step([[maybe_unused]] int o) {
+#if defined(DOT_I8_VNNI)
+    if (rows_ > 1 || packing_.reads_low()) return false;
+    DotI8<0> low[4], both[4];
+    for (int j = 0; j < 4; ++j) low[j] = both[j] = DotI8<0>::begin(0);
+    for (int i = 0; i < g_.count; i += 4) {
+      Bytes row[4], quad[4];
+      for (int k = 0; k < 4; ++k) row[k] = Bytes::load(g_.row[i + k] + o / 2);
+      interleave(row, quad);
+      cursor_.fetch();
+      int32_t four;
+      std::memcpy(&four, &g_.q[0][i], 4);
+      for (int j = 0; j < 4; ++j) low[j].add(0, quad[j].low(), four), both[j].add(0, quad[j], four);
+    }
+    for (int j = 0; j < 4; ++j) {
+      scaled(o, nullptr)(j)(0, low[j].lanes());
+      scaled(o + BLOCK, nullptr)(j)(0, both[j].sixteenth(low[j]).lanes());
+    }
+    return true;
+#else
+    return false;
+#endif
+  }
+};
+
+}  // namespace solm

@@ -1,0 +1,170 @@
+"""A model on a backend with its policy: sessions, budgets, and what steps cost."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from solm.backends.session import AnyPolicy, Backend, Session
+from solm.backends.torch.backend import TorchBackend
+from solm.core.actions import ActionSpace
+from solm.core.budget import Budget, BudgetLike
+from solm.core.cost import ModelShapes, step_cost
+from solm.core.errors import SolmError
+from solm.core.sparsity import SparsityConfig
+from solm.core.timings import StepTimings
+from solm.policies.artifact import BaseIdentity, TrainedPolicy
+from solm.policies.protocol import Policy
+from solm.policies.schedules import Dense, Random, Static
+from solm.runtime.offer import Offer
+
+UNTRAINED: dict[str, Callable[[ActionSpace], Policy]] = {"dense": Dense, "static": Static, "random": Random}
+"""Policies that depend on the budget alone, by name."""
+
+
+def sparsity_of(policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> SparsityConfig:
+    """How actions are carried out: as asked, else as the policy was trained, else the default."""
+    return sparsity or (SparsityConfig() if policy is None else policy.config.sparsity)
+
+
+class ControlledModel:
+    """A frozen model on a backend, with its tokenizer and, where given, its policy. Also a context manager.
+
+    timings: what steps take on this machine, for budgets in milliseconds. Raises `PolicyMismatchError` for a policy or
+    an allocation that does not fit the model, or timings of another model or backend.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        policy: TrainedPolicy | None = None,
+        sparsity: SparsityConfig | None = None,
+        name: str = "",
+        timings: StepTimings | None = None,
+        model: PreTrainedModel | None = None,
+        generator: Any = None,
+    ):
+        """model: the transformers model, where the backend does not hold it. generator: what has its generation
+        options, by default the model."""
+        self.backend, self.tokenizer, self.trained = backend, tokenizer, policy
+        self._model = backend.model if isinstance(backend, TorchBackend) else model
+        self.generator: Any = generator or self._model
+        self.name = name or self.model.config._name_or_path
+        self.sparsity = sparsity_of(policy, sparsity)
+        if policy is not None:
+            policy.check(self.identity, backend.shapes)
+            policy.network.to(backend.device)
+        if self.sparsity.allocation is not None:
+            self.sparsity.allocation.check(backend.shapes.layers, backend.shapes.kv_heads)
+        self.timings = None if timings is None else timings.check(self.name, backend.name, self.sparsity)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Give the model back exactly as it was."""
+        self.backend.detach()
+
+    def with_policy(self, policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> Self:
+        """The same model under another policy; `detach` of either gives the model back."""
+        return type(self)(
+            self.backend, self.tokenizer, policy, sparsity, self.name, self.timings, self._model, self.generator
+        )
+
+    @property
+    def model(self) -> Any:
+        """The transformers model. Raises `SolmError` where none is in memory."""
+        if self._model is None:
+            raise SolmError(f"{self.name} has no transformers model in memory; load it with the torch backend")
+        return self._model
+
+    @property
+    def beside_engine(self) -> bool:
+        """Whether steps run on the compiled engine, whose threads torch's must not disturb."""
+        return self.backend.name.startswith("cpu")
+
+    @property
+    def shapes(self) -> ModelShapes:
+        return self.backend.shapes
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model's context holds, where its configuration says so."""
+        return self.backend.context
+
+    @property
+    def identity(self) -> BaseIdentity:
+        """What a policy for this model must match."""
+        shapes = self.shapes
+        rows = torch.linspace(0, shapes.vocabulary - 1, 32).long()
+        embedding = self.backend.embed(rows.to(self.backend.device))
+        return BaseIdentity(
+            name=self.name,
+            family=self.backend.capability.family,
+            hidden=shapes.hidden,
+            layers=shapes.layers,
+            vocabulary=shapes.vocabulary,
+            sample=tuple(round(value, 4) for value in embedding[:, 0].float().tolist()),
+        )
+
+    @property
+    def space(self) -> ActionSpace:
+        """The actions that budgets are checked against: the policy's; without one, all that the backend can carry out
+        under these sparsity rules."""
+        if self.trained is not None:
+            return self.trained.config.space
+        if self.sparsity.bits_site == "weights":
+            return ActionSpace.preset("nested")
+        return ActionSpace.preset("fine" if self.backend.name.startswith("torch") else "cpu-fine")
+
+    def session(self, capacity: int = 0, sparsity: SparsityConfig | None = None) -> Session:
+        """An empty session; `capacity` tokens are reserved. sparsity: other rules than the model's."""
+        return self.backend.session(sparsity or self.sparsity, capacity)
+
+    def policy(self, name: str = "policy", space: ActionSpace | None = None) -> AnyPolicy:
+        """The trained policy (``policy``), or one of ``dense``, ``static``, ``random`` in `space`."""
+        if name == "policy":
+            if self.trained is None:
+                raise SolmError("no policy is loaded; give one, or choose dense, static or random")
+            return self.trained.policy()
+        if name not in UNTRAINED:
+            raise SolmError(f"unknown policy {name!r}; choose policy, {', '.join(UNTRAINED)}")
+        return UNTRAINED[name](self.space if space is None else space)
+
+    def overhead(self, policy: AnyPolicy) -> int:
+        """Weights that `policy` reads at every step besides the model's."""
+        if not policy.reads_model or self.trained is None:
+            return 0
+        return sum(parameter.numel() for parameter in self.trained.network.parameters())
+
+    def step_cost(self, realised: Sequence[float], kv_length: int, overhead: int = 0) -> float:
+        """Bytes read by a step of realised shares [3] that saw kv_length keys, as a share of the dense step's."""
+        return step_cost(realised, kv_length, self.shapes, self.sparsity, "bytes", overhead)
+
+    def budget(self, asked: BudgetLike, context: int = 1024, policy: AnyPolicy | None = None) -> Budget:
+        """A budget per axis, for steps that see `context` tokens; None asks for everything.
+
+        ``0.7`` is the share of the dense step's bytes that the average step may read, with the policy's own weights;
+        ``keep=0.6`` net keep; ``ms=4.5`` the time of the average step by `timings`, to which the policy's own is added.
+        All three follow the loaded policy's split over the axes, or without one the same fraction of every axis's
+        range. Bits that save no bytes are left alone by the first.
+
+        Args:
+            policy: who decides; by default the loaded one.
+
+        Raises:
+            BudgetError: what was asked for cannot be read, is out of range or out of reach.
+        """
+        return self.offer(policy).budget(asked, context)
+
+    def offer(self, policy: AnyPolicy | None = None) -> Offer:
+        """The budgets that can be met under `policy`, by default the loaded one."""
+        decides = policy or (None if self.trained is None else self.trained.policy())
+        space = self.space if self.trained is not None or policy is None else policy.space
+        overhead = 0 if decides is None else self.overhead(decides)
+        return Offer(space, self.sparsity, self.shapes, self.trained, overhead, self.timings)

@@ -1,0 +1,101 @@
+"""Decoding under a budget inside transformers' own `model.generate`."""
+
+from collections.abc import Callable
+from copy import copy
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+
+from solm.backends.session import AnyPolicy
+from solm.core.budget import BudgetLike
+from solm.core.errors import SolmError
+from solm.runtime.controlled import ControlledModel
+from solm.runtime.decode import Draft, Row, decode
+from solm.runtime.generate import chosen_policy
+from solm.runtime.sampling import Sampler
+
+_BATCH = 16
+"""Rows that decode together."""
+
+
+def custom_generate(
+    lm: ControlledModel, budget: BudgetLike, policy: str | AnyPolicy | None, streamer: Any
+) -> Callable[..., torch.Tensor]:
+    """The decoding loop that `model.generate(custom_generate=...)` calls, for the model of `lm`.
+
+    transformers prepares the prompt, the logits processors and the stopping criteria, and pads what ended early; the
+    steps follow the policy. It hands no streamer to such a loop, so that it is given here.
+    """
+
+    def loop(
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if model is not lm.model:
+            raise SolmError("custom_generate belongs to another model than the one that generates")
+        for name, plain in (("num_beams", 1), ("return_dict_in_generate", False)):
+            if getattr(generation_config, name) not in (None, plain):
+                raise SolmError(f"generation option {name!r} is not supported under a budget")
+        if streamer is not None and len(input_ids) != 1:
+            raise SolmError(f"a streamer takes one prompt, got {len(input_ids)}")
+        longest = int(generation_config.max_length) - input_ids.shape[1]
+        decides, mask = chosen_policy(lm, policy, budget), kwargs.get("attention_mask")
+        rows = []
+        for number, padded in enumerate(input_ids):
+            ids = padded if mask is None else padded[mask[number].bool()]
+            # The global generator, so that torch.manual_seed and transformers' set_seed decide.
+            seed = int(torch.randint(1 << 62, ()))
+            draws = bool(generation_config.do_sample)
+            own = _of_row(logits_processor, number)
+            sampler = Sampler(padded[None], seed, own, draws, beside_engine=lm.beside_engine)
+            target = lm.budget(budget, len(ids) + longest // 2, decides)
+            draft = Draft(lm, sampler, len(ids), decides)
+            rows.append(Row(ids[None], decides, target, longest, draft, _End(padded, stopping_criteria)))
+        try:
+            if streamer is not None:
+                streamer.put(input_ids.cpu())
+            for _, token in decode(lm, rows, _BATCH):
+                if streamer is not None:
+                    streamer.put(torch.tensor([token.id]))
+        finally:
+            if streamer is not None:
+                streamer.end()
+        return _padded(input_ids, [row.draft for row in rows], generation_config._pad_token_tensor)
+
+    return loop
+
+
+def _of_row(processors: Any, number: int) -> LogitsProcessorList:
+    """Logits processors of a batch for its row `number` alone, with a state of their own."""
+    own = LogitsProcessorList(map(copy, processors))
+    for processor in own:
+        if isinstance(processor, RepetitionPenaltyLogitsProcessor):
+            padding = processor.prompt_ignore_length  # tokens of every row that do not count
+            if isinstance(padding, torch.Tensor):
+                processor.prompt_ignore_length = padding[number : number + 1]
+    return own
+
+
+class _End:
+    """Whether transformers' criteria end a reply to prompt [C], padding included."""
+
+    def __init__(self, prompt: torch.Tensor, criteria: Any):
+        self._prompt, self._criteria = prompt, criteria
+
+    def __call__(self, draft: Draft) -> bool:
+        said = self._prompt.new_tensor([token.id for token in draft.tokens])
+        return bool(self._criteria(torch.cat([self._prompt, said])[None], None).all())
+
+
+def _padded(input_ids: torch.Tensor, drafts: list[Draft], padding: torch.Tensor | None) -> torch.Tensor:
+    """Prompts and replies [N, C + longest reply]."""
+    most = max(len(draft.tokens) for draft in drafts)
+    replies = input_ids.new_full((len(drafts), most), 0 if padding is None else int(padding))
+    for reply, draft in zip(replies, drafts, strict=True):
+        reply[: len(draft.tokens)] = torch.tensor([token.id for token in draft.tokens])
+    return torch.cat([input_ids, replies], 1)

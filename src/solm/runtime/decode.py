@@ -1,0 +1,112 @@
+"""The decode loop: rows that share the passes over the weights, each with its own policy, budget and sampler."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from solm.backends.session import AnyPolicy, Result, Session
+from solm.core.actions import AXES, Action
+from solm.core.budget import Budget
+from solm.runtime.controlled import ControlledModel
+from solm.runtime.reply import Token
+from solm.runtime.sampling import Sampler
+from solm.runtime.text import TextStream
+
+StepTaken = tuple[Action, list[float], bool]
+"""Action, realised shares [3], and whether the step could be controlled."""
+
+
+class Draft:
+    """The tokens of a reply in the making, each with what its step cost.
+
+    prompt: tokens before the reply. policy: who decides its steps.
+    """
+
+    def __init__(
+        self,
+        lm: ControlledModel,
+        sampler: Sampler,
+        prompt: int,
+        policy: AnyPolicy,
+        skip_special_tokens: bool = False,
+    ):
+        self.sampler = sampler
+        self.tokens: list[Token] = []
+        self.text = TextStream(lm.tokenizer, skip_special_tokens)
+        self._lm, self._prompt, self._overhead = lm, prompt, lm.overhead(policy)
+        self._first: StepTaken = (policy.space.actions[-1], [1.0, 1.0, 1.0], False)
+
+    def add(self, logits: torch.Tensor, step: StepTaken | None = None) -> Token:
+        """Choose the next token from logits [V]. step: the one that gave them, None: the prefill."""
+        action, realised, controllable = step or self._first
+        chosen = self.sampler.choose(logits)
+        cost = self._lm.step_cost(realised, self._prompt + len(self.tokens), self._overhead)
+        shares = dict(zip(AXES, realised, strict=True))
+        self.tokens.append(Token(chosen, self.text.push(chosen), action.tag, shares, cost, controllable))
+        return self.tokens[-1]
+
+
+@dataclass
+class Row:
+    """A prompt and how its reply comes about.
+
+    ids: [1, C]. longest: tokens that the reply may have, over which the budget is an average. ended: called after every
+    token, whether it was the last. session: has read the first tokens of ids, at least one less than all.
+    """
+
+    ids: torch.Tensor
+    policy: AnyPolicy
+    budget: Budget
+    longest: int
+    draft: Draft
+    ended: Callable[[Draft], bool]
+    session: Session | None = None
+
+
+def decode(lm: ControlledModel, rows: Sequence[Row], batch_size: int) -> Iterator[tuple[int, Token]]:
+    """The tokens of all rows as they come, each with the number of its row.
+
+    At most `batch_size` rows decode together; another one's prompt is read when one has ended.
+    """
+    waiting, active = deque(range(len(rows))), list[int]()
+    batch: Session | None = None
+    while waiting or active:
+        while waiting and len(active) < batch_size:
+            number = waiting.popleft()
+            row = rows[number]
+            session = row.session or lm.session(capacity=row.ids.shape[1] + row.longest)
+            logits = session.prefill(row.ids[:, int(session.lengths[0]) if session.rows else 0 :])
+            session.control(row.policy, row.budget.tensor(1), row.longest, row.draft.sampler.generator)
+            yield number, row.draft.add(logits[0])
+            if row.ended(row.draft):
+                continue
+            if batch is None:
+                batch = session
+            else:
+                batch.join(session)
+            active.append(number)
+        if batch is None:  # every reply ended with its first token
+            continue
+        drafts = [rows[number].draft for number in active]
+        found = batch.step(
+            torch.tensor([draft.tokens[-1].id for draft in drafts]),
+            approximate_tail=all(draft.sampler.takes_largest for draft in drafts),
+        )
+        for place, step in enumerate(steps(found, [rows[number].policy for number in active])):
+            yield active[place], drafts[place].add(found.logits[place, 0], step)
+        for place in reversed(range(len(active))):
+            if rows[active[place]].ended(drafts[place]):
+                active[place] = active[-1]
+                active.pop()
+                if active:
+                    batch.leave(place)
+        batch = batch if active else None
+
+
+def steps(found: Result, policies: Sequence[AnyPolicy]) -> list[StepTaken]:
+    """What a step of N rows under N policies was, row by row."""
+    assert found.actions is not None
+    parts = zip(policies, found.actions.tolist(), found.realised.tolist(), found.controllable.tolist(), strict=True)
+    return [(policy.space.actions[actions[0]], shares[0], could[0]) for policy, actions, shares, could in parts]

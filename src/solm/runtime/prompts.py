@@ -1,0 +1,116 @@
+"""What a model can be asked with: text, a conversation, token ids, and several of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from solm.core.errors import DataError, SolmError
+
+Message = dict[str, Any]
+"""One message of a conversation, with the keys ``role`` and ``content``, both texts."""
+Prompt = str | list[Message] | torch.Tensor
+Prompts = Prompt | list[str] | list[list[Message]]
+
+
+def token_rows(
+    tokenizer: PreTrainedTokenizerBase | None,
+    prompt: Prompts | None,
+    input_ids: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+) -> tuple[list[torch.Tensor], bool]:
+    """The token ids [1, C] of every prompt, and whether there are several: a list of prompts or ids [N, C] of N > 1.
+
+    input_ids [N, C] int64 are taken in place of a prompt. attention_mask [N, C]: the tokens that count, 1 or true;
+    all without. Raises `DataError` for a prompt that is empty or malformed, `SolmError` for text without a tokenizer.
+    """
+    if (prompt is None) == (input_ids is None):
+        raise DataError("nothing to generate from: give a prompt or input_ids" if prompt is None else _TWICE)
+    asked = input_ids if prompt is None else prompt
+    if isinstance(asked, torch.Tensor):
+        rows = _counted(asked, attention_mask)
+        return rows, len(rows) > 1
+    if attention_mask is not None:
+        raise DataError("an attention_mask goes with token ids, not with text")
+    if isinstance(asked, str) or (isinstance(asked, Sequence) and asked and isinstance(asked[0], Mapping)):
+        return [encode(tokenizer, asked)], False  # type: ignore[arg-type]
+    if not isinstance(asked, list | tuple):
+        raise DataError(f"a prompt must be text, a list of messages or token ids, got {type(asked).__name__}")
+    if not asked:
+        raise DataError("there are no prompts: the list is empty")
+    rows = []
+    for number, one in enumerate(asked):
+        try:
+            rows.append(encode(tokenizer, one))  # type: ignore[arg-type]
+        except SolmError as error:
+            raise type(error)(f"prompt {number}: {error}") from error
+    return rows, True
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase | None, prompt: str | list[Message], system: str | None = None
+) -> torch.Tensor:
+    """Token ids [1, C] of a text or a conversation, through the chat template where the tokenizer has one.
+
+    system: a message that comes first. Raises as `token_rows` does, and `SolmError` for a conversation or a system
+    message where there is no chat template.
+    """
+    messages = _conversation(prompt, system)
+    if tokenizer is None:
+        raise SolmError("text needs a tokenizer; pass one to attach or load, or pass token ids")
+    if not tokenizer.chat_template:
+        if system is not None:
+            raise SolmError("this model has no chat template, so a system message has no place; put it into the prompt")
+        if not isinstance(prompt, str):
+            raise SolmError("this model has no chat template, so a list of messages has no form; give one text")
+        return tokenizer(prompt, return_tensors="pt").input_ids
+    try:
+        encoded: Any = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    except Exception as error:  # templates are programs, and refuse in many ways
+        raise DataError(f"the model's chat template refuses these messages: {error}") from error
+    return encoded["input_ids"]
+
+
+_TWICE = "prompt and input_ids say the same thing twice; give one of them"
+
+
+def _conversation(prompt: str | list[Message], system: str | None) -> list[Message]:
+    """The messages of a prompt, checked."""
+    before = [] if system is None else [{"role": "system", "content": system}]
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise DataError("the prompt is empty")
+        return [*before, {"role": "user", "content": prompt}]
+    if not isinstance(prompt, list | tuple):
+        raise DataError(f"it must be text or a list of messages, got {type(prompt).__name__}")
+    if not prompt:
+        raise DataError("the list of messages is empty")
+    for number, message in enumerate(prompt):
+        if not isinstance(message, Mapping):
+            raise DataError(f"message {number} must be a dict with role and content, got {type(message).__name__}")
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                raise DataError(f"message {number}: {key} must be text, got {message.get(key)!r}")
+    return [*before, *map(dict, prompt)]
+
+
+def _counted(ids: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
+    """The rows [1, C] of ids [N, C], without what the mask leaves out."""
+    if ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
+        raise DataError(f"token ids must be whole numbers of shape [N, C], got {_kind(ids)}")
+    if mask is None:
+        return list(ids.split(1))
+    if mask.shape != ids.shape:
+        raise DataError(f"attention_mask must have the shape {list(ids.shape)} of the token ids, got {_kind(mask)}")
+    rows = [row[keep][None] for row, keep in zip(ids, mask.bool(), strict=True)]
+    for number, row in enumerate(rows):
+        if not row.numel():
+            raise DataError(f"row {number}: the attention_mask leaves no token")
+    return rows
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
