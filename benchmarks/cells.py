@@ -22,8 +22,10 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def change(before: float, after: float) -> str:
-    return f"{before:.1f} → {after:.1f} ({before / after:.2f}×)"
+def change(before: float, after: float, scaled: bool = False) -> str:
+    """From one time to another; scaled: the first one was not timed in the run of the second."""
+    arrow = "\u00a0→\u00a0"  # a narrow cell may break before the bracket only
+    return f"{'≈' if scaled else ''}{before:.1f}{arrow}{after:.1f} ({before / after:.2f}×)"
 
 
 def perplexity(nats: float) -> str:

@@ -1,7 +1,4 @@
-"""The documentation's figures, from the results in docs/results: SVG that is readable on light and dark pages.
-
-python benchmarks/figures.py          # writes docs/figures/quality.svg and docs/figures/context.svg
-"""
+"""The figures, from the results: SVG that is readable on light and dark pages. `tables.py` writes them."""
 
 from collections.abc import Callable, Sequence
 from html import escape
@@ -49,10 +46,8 @@ class Canvas:
             f'<text x="{at[0]:.1f}" y="{at[1]:.1f}" class="{kind}" text-anchor="{anchor}"{turn}>{escape(words)}</text>'
         )
 
-    def write(self, name: str) -> None:
-        path = of.ROOT / "docs" / "figures" / f"{name}.svg"
-        path.write_text("\n".join([*self.parts, "</svg>"]) + "\n")
-        print(path.relative_to(of.ROOT))
+    def svg(self) -> str:
+        return "\n".join([*self.parts, "</svg>"]) + "\n"
 
 
 def scale(low: float, high: float, first: float, last: float, log: bool = False) -> Callable[[float], float]:
@@ -70,61 +65,62 @@ def frontier(context: int, arm: str, most: float) -> list[Point]:
     return sorted(point for point in best if point[1] <= most)
 
 
-def quality() -> None:
+def quality() -> str:
     """Milliseconds per token against perplexity: peers and the dial after 1,024 tokens, the dial after 8,064."""
     canvas = Canvas(880, 470, "Milliseconds per token against perplexity, with peers")
     top, zero, most = 60.0, 320.0, 30.0
     high = scale(0, most, zero, top)
-    panels = (
-        (1024, scale(2, 64, 70, 500, log=True), (2, 4, 8, 16, 32, 64)),
-        (8064, scale(3, 9, 570, 850), (3, 4, 5, 6, 7, 8, 9)),
-    )
-    for context, across, ticks in panels:
-        left, right = across(ticks[0]), across(ticks[-1])
+    # An octave is as wide in both panels.
+    panels = {1024: (scale(2, 32, 90, 490, log=True), 32), 8064: (scale(2, 16, 545, 845, log=True), 16)}
+    for context, (across, slowest) in panels.items():
+        left, right = across(2), across(slowest)
         canvas.text((left, 30), f"after {context:,} tokens", "title")
         for percent in range(0, int(most) + 1, 10):
             canvas.line((left, high(percent)), (right, high(percent)), "grid")
-            canvas.text((left - 8, high(percent) + 4), f"+{percent} %" if percent else "dense", "quiet", "end")
-        for tick in ticks:
+            if context == 1024:
+                words = f"+{percent} %" if percent else "dense"
+                canvas.text((left - 8, high(percent) + 4), words, "quiet", "end")
+        for tick in (tick for tick in (2, 4, 8, 16, 32) if tick <= slowest):
             canvas.line((across(tick), zero), (across(tick), zero + 5), "axis")
             canvas.text((across(tick), zero + 20), f"{tick}", "quiet", "middle")
         canvas.text(((left + right) / 2, zero + 42), "milliseconds per token (left is faster)", "quiet", "middle")
         for arm, colour, hollow in (("uniform", ORANGE, True), ("policy", TEAL, False)):
-            points = [(across(time), high(min(percent, most))) for time, percent in frontier(context, arm, most)]
+            points = [(across(time), high(percent)) for time, percent in frontier(context, arm, most)]
             canvas.curve(points, colour)
             for point in points:
                 canvas.dot(point, colour, hollow)
-    for context, words, time, colour, lift, anchor in (
-        (1024, "solm int4, int8 KV cache", of.dial_dense(1024), BLUE, 112, "start"),
-        (1024, "solm int8", of.step("int8", "dense", 1024), BLUE, 84, "start"),
-        (1024, "llama.cpp Q4_1", of.llama_cpp_step("Q4_1", 1024), PINK, 56, "start"),
-        (1024, "llama.cpp Q8_0", of.llama_cpp_step("Q8_0", 1024), PINK, 28, "start"),
-        (1024, "transformers bfloat16", of.transformers_step(1024), GREY, 140, "end"),
-        (8064, "solm int4, int8 KV cache", of.dial_dense(8064), BLUE, 28, "end"),
+    for context, words, time, colour, lift in (
+        (1024, "solm int4, int8 KV cache", of.dial_dense(1024), BLUE, 132),
+        (1024, "solm int8", of.step("int8", "dense", 1024), BLUE, 104),
+        (1024, "llama.cpp Q4_1", of.llama_cpp_step("Q4_1", 1024), PINK, 70),
+        (1024, "llama.cpp Q8_0", of.llama_cpp_step("Q8_0", 1024), PINK, 40),
+        (8064, "solm, dense", of.dial_dense(8064), BLUE, 28),
     ):
-        place = {context: across for context, across, _ in panels}[context](time)
+        place = panels[context][0](time)
         canvas.line((place, zero), (place, zero - lift), "grid")
         canvas.dot((place, zero), colour)
-        canvas.text((place + (4 if anchor == "start" else -4), zero - lift + 10), f"{words}: {time:.1f}", "", anchor)
-    canvas.text((20, (top + zero) / 2), "perplexity above dense", "quiet", "middle", -90)
-    place = 70.0
+        canvas.text((place + 4, zero - lift + 10), f"{words}: {time:.1f}")
+    canvas.text((490, zero - 6), f"transformers: {of.transformers_step(1024):.1f} →", "quiet", "end")
+    canvas.text((26, (top + zero) / 2), "perplexity above dense", "quiet", "middle", -90)
+    place = 90.0
     for words, colour, hollow in (
         ("solm, policy", TEAL, False), ("solm, every layer alike", ORANGE, True), ("solm, dense", BLUE, False),
-        ("llama.cpp, dense", PINK, False), ("transformers, dense", GREY, False),
+        ("llama.cpp, dense", PINK, False),
     ):  # fmt: skip
         canvas.dot((place, zero + 75), colour, hollow)
         canvas.text((place + 12, zero + 80), words)
-        place += 36 + 7 * len(words)
-    words = "SmolLM2-135M, 2 threads of an Intel Xeon. llama.cpp computes every logit; solm's greedy steps need not."
-    canvas.text((70, zero + 115), words, "quiet")
+        place += 40 + 7.5 * len(words)
     texts = {context: of.dial_texts(context) for context in of.DIAL_FILES}
-    words = "Curves: the settings that no other one beats in both; int4 weights, int8 KV cache; "
-    words += f"{texts[1024]} texts and {texts[8064]} books."
-    canvas.text((70, zero + 136), words, "quiet")
-    canvas.write("quality")
+    for row, words in enumerate((
+        "SmolLM2-135M, 2 threads of an Intel Xeon. llama.cpp computes every logit; solm's greedy steps need not.",
+        "Curves: int4 weights, int8 KV cache; settings that no other one beats in both; "
+        f"{texts[1024]} texts and {texts[8064]} books.",
+    )):  # fmt: skip
+        canvas.text((90, zero + 115 + 21 * row), words, "quiet")
+    return canvas.svg()
 
 
-def context() -> None:
+def context() -> str:
     """Milliseconds of a decode step by context."""
     canvas = Canvas(880, 430, "Milliseconds of a decode step by context")
     contexts = of.contexts()
@@ -152,9 +148,8 @@ def context() -> None:
             canvas.dot(point, colour)
         label = max(points[-1][1] + 4, label + 17)
         canvas.text((604, label), f"{words}: {read(contexts[-1]):.1f}")
-    canvas.write("context")
+    return canvas.svg()
 
 
-if __name__ == "__main__":
-    quality()
-    context()
+FIGURES = {"quality": quality, "context": context}
+"""What draws docs/figures/NAME.svg, by name."""

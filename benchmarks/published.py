@@ -9,6 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from solm.core.cost import ModelShapes, step_cost
+from solm.core.errors import BudgetError
+from solm.core.sparsity import SparsityConfig
+from solm.policies.artifact import TrainedPolicy
+from solm.runtime.offer import Offer
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 BEST = "int4+int8"
@@ -79,16 +85,32 @@ def llama_cpp_step(kind: str, context: int) -> float:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of the dial: shares of KV pages and MLP channels; per arm milliseconds and loss in nats."""
+    """One setting of the dial: levels of KV pages and MLP channels, the shares of both that the policy's steps read, as
+    `--budget attention=...,mlp=...` counts them; per arm milliseconds and loss in nats.
+    """
 
     pages: float
     mlp: float
+    realised: tuple[float, float]
     milliseconds: dict[str, float]
     loss: dict[str, Difference]
     policy_minus: dict[str, Difference]
 
 
 DIAL_FILES = {1024: "dial-1024", 8064: "dial-8064"}
+DIAL_STEPS = 128
+SMOLLM2 = ModelShapes(
+    layers=30, hidden=576, intermediate=1536, heads=9, kv_heads=3, head_dim=64, vocabulary=49152, gated=True
+)  # fmt: skip
+
+
+def share_of_bytes(setting: Setting, context: int) -> float:
+    """What the setting's steps read, as a share of the dense step's bytes: computed from the model's sizes.
+
+    The policy's own weights are left out: they are less than a thousandth.
+    """
+    shares = (*setting.realised, 1.0)
+    return step_cost(shares, context + DIAL_STEPS // 2, SMOLLM2, SparsityConfig.preset("cpu"), "bytes")
 
 
 def dial_texts(context: int) -> int:
@@ -104,6 +126,7 @@ def dial(context: int) -> list[Setting]:
                 Setting(
                     item["pages"],
                     item["mlp"],
+                    (item["policy"]["realised"][0], item["policy"]["realised"][1]),
                     {arm: item[arm]["milliseconds"] for arm in DIAL_ARMS},
                     {arm: Difference.of(item[arm]["loss"]) for arm in DIAL_ARMS},
                     {
@@ -113,6 +136,27 @@ def dial(context: int) -> list[Setting]:
                 )
             )
     return found
+
+
+@cache
+def offer() -> Offer:
+    """The budgets of the policy that the dial was measured with; its own weights are left out, as above."""
+    config = (trained := TrainedPolicy.from_pretrained("builtin:smollm2-135m-cpu")).config
+    return Offer(config.space, config.sparsity, SMOLLM2, trained)
+
+
+def split(share: float, context: int) -> tuple[float, float] | None:
+    """The shares of KV pages and MLP channels that a budget of one number becomes; None where it is out of reach."""
+    try:
+        budget = offer().budget(share, context + DIAL_STEPS // 2)
+    except BudgetError:
+        return None
+    return budget.attention, budget.mlp
+
+
+def dial_timed_dense(context: int) -> bool:
+    """Whether the run of the dial timed a dense step of `BEST` precision."""
+    return any(setting.pages == setting.mlp == 1 for setting in dial(context))
 
 
 def dial_dense(context: int) -> float:

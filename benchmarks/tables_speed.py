@@ -19,8 +19,9 @@ def headline() -> str:
     def dial(limit: float) -> list[str]:
         cells = [NONE] * 4
         for place, context in ((1, 1024), (3, 8064)):
-            cells[place] = change(of.dial_dense(context), of.fastest(context, log(1 + limit)).milliseconds["policy"])
-        words = f"perplexity at most +{100 * limit:.0f} %"
+            after = of.fastest(context, log(1 + limit)).milliseconds["policy"]
+            cells[place] = change(of.dial_dense(context), after, not of.dial_timed_dense(context))
+        words = f"perplexity at most +{100 * limit:.0f}\u00a0%"
         return ["**Dial**", "dense → policy, int4 weights, int8 KV cache", words, *cells]
 
     return markdown(
@@ -89,32 +90,38 @@ def budget() -> str:
     """What a setting costs and saves, by context."""
     found = {context: {(s.pages, s.mlp): s for s in of.dial(context)} for context in of.DIAL_FILES}
     settings = [
-        (0.4, 1.0),
-        (0.4, 0.8),
-        (0.4, 0.7),
-        (0.2, 1.0),
-        (0.2, 0.8),
-        (0.2, 0.7),
-        (0.2, 0.6),
-        (0.1, 0.8),
-        (0.1, 0.6),
-    ]
-    rows = [["1", "1", *(cell for context in found for cell in (f"{of.dial_dense(context):.1f}", "1.00×", "0 %"))]]
-    for setting in settings:
+        (0.4, 1.0), (0.4, 0.8), (0.4, 0.7), (0.2, 1.0), (0.2, 0.8), (0.2, 0.7), (0.2, 0.6), (0.1, 0.8), (0.1, 0.6)
+    ]  # fmt: skip
+    dense = {context: of.dial_dense(context) for context in found}
+    marks = {context: "" if of.dial_timed_dense(context) else "≈" for context in found}
+    rows = [["1", *(c for context in found for c in ("1", f"{marks[context]}{dense[context]:.1f} (1.00×)", "0 %"))]]
+    for key in settings:
         cells = []
         for context, known in found.items():
-            if setting in known:
-                time = known[setting].milliseconds["policy"]
+            if key in known:
+                time = known[key].milliseconds["policy"]
                 cells += [
-                    f"{time:.1f}",
-                    f"{of.dial_dense(context) / time:.2f}×",
-                    perplexity(known[setting].loss["policy"].value),
+                    f"{of.share_of_bytes(known[key], context):.2f}",
+                    f"{time:.1f} ({dense[context] / time:.2f}×)",
+                    perplexity(known[key].loss["policy"].value),
                 ]
             else:
                 cells += [NONE] * 3
-        rows.append([f"{setting[0]:g}", f"{setting[1]:g}", *cells])
-    head = [cell for context in found for cell in (f"{context:,} tokens: ms", "speed", "perplexity")]
-    return markdown(("KV pages", "MLP", *head), rows, words=2)
+        # Shares that are read hardly depend on the context.
+        pages, mlp = next(known[key].realised for known in reversed(found.values()) if key in known)
+        rows.append([f"attention={pages:.1f},mlp={mlp:.2g}", *cells])
+    head = [cell for context in found for cell in (f"{context:,} tokens: bytes", "ms", "perplexity")]
+    return markdown(("`--budget`", *head), rows)
+
+
+@table
+def split() -> str:
+    """What a budget of one number becomes, by context."""
+    rows = []
+    for share in (0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5):
+        shares = [of.split(share, context) for context in of.DIAL_FILES]
+        rows.append([f"{share:g}", *(f"attention={s[0]:.2f},mlp={s[1]:.2f}" if s else NONE for s in shares)])
+    return markdown(("`--budget`", *(f"{context:,} tokens" for context in of.DIAL_FILES)), rows)
 
 
 @table

@@ -1,0 +1,117 @@
+"""README and documentation: sizes, words, families, and commands that exist with the options that they show."""
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from solm.backends.cpu.engine import FAMILIES
+from solm.backends.torch.families import TESTED_FAMILIES
+from solm.cli.main import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+FENCED = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+INLINE = re.compile(r"`((?:solm|python benchmarks/)[^`]*)`")
+OLD_WORDS = (
+    "semantics", "reference backend", "native backend", "static-even", "shortlist", "booked", "horizon", "pollution",
+    "profile", "calibration",
+)  # fmt: skip
+"""Words that the glossary replaced."""
+
+
+def without_code(text: str) -> str:
+    return FENCED.sub("", text)
+
+
+def commands(page: Path) -> Iterator[tuple[list[str], bool]]:
+    """Every command of solm and of the benchmarks on a page, as a shell splits it, and whether it can be pasted."""
+    text = page.read_text()
+    blocks = [line for block in FENCED.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    spans = [" ".join(found.split()) for found in INLINE.findall(without_code(text))]
+    for line, whole in [*((line, True) for line in blocks), *((line, False) for line in spans)]:
+        for part in re.split(r" && | \| |; ", re.sub(r"\s#.*", "", line)):
+            words = shlex.split(re.sub(r"^[A-Z_]+=\S* | <.*", "", part))
+            if "solm.cli" in words:  # torchrun ... -m solm.cli
+                words = ["solm", *words[words.index("solm.cli") + 1 :]]
+            if words[:1] == ["solm"] or (len(words) > 1 and words[1].startswith("benchmarks/")):
+                yield words, whole and "..." not in words
+
+
+SHOWN = [
+    pytest.param(words, whole, id=f"{page.relative_to(ROOT)}: {' '.join(words)}")
+    for page in PAGES
+    for words, whole in commands(page)
+]
+
+
+@cache
+def known() -> dict[str, Any]:
+    """The commands of the command line by name, such as `solm study kv-drift`."""
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    return dict(hooks.described(typer.main.get_command(app), "solm"))
+
+
+@pytest.mark.parametrize(("words", "whole"), SHOWN)
+def test_shown_commands_exist_with_their_options(words: list[str], whole: bool) -> None:
+    asked = {word.partition("=")[0] for word in words if word.startswith("--")}
+    if words[0] != "solm":
+        assert (ROOT / words[1]).exists()
+        sources = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
+        assert {option for option in asked if f'"{option}"' not in sources} == set()
+        return
+    name = " ".join(words[: 3 if words[1:2] == ["study"] else 2])
+    if name in ("solm", "solm --version", "solm study", "solm study NAME", "solm lm-eval"):
+        return
+    command = known()[name]
+    assert (
+        asked - {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
+        == set()
+    )
+    if whole:  # raises for what is missing, superfluous or out of range
+        command.make_context(name, words[len(name.split()) :])
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert len(without_code(text).split()) <= 900
+
+
+def test_the_readme_names_every_family_of_each_backend() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    both, torch_alone = (line.split("|")[1].split(",") for line in lines if line.startswith(("| llama,", "| gemma,")))
+    assert tuple(name.strip() for name in both) == FAMILIES
+    named = {name.strip() for name in [*both, *torch_alone]}
+    assert named == {name.removesuffix("_text") for name in TESTED_FAMILIES}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text()))
+    files = [link.partition("#")[0] for link in links if not link.startswith(("http", "#"))]
+    assert [name for name in files if not (page.parent / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_pages_use_the_words_of_the_glossary(page: Path) -> None:
+    text = page.read_text().lower()
+    assert [word for word in OLD_WORDS if re.search(rf"\b{word}s?\b", text)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_decimals_begin_with_a_digit(page: Path) -> None:
+    assert re.findall(r"(?<![\w.\]`])\.\d+", without_code(page.read_text())) == []
