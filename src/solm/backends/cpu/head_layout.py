@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from solm.backends.cpu import structs
+from solm.backends.cpu.files.tensors import QUANTISED, Tensor
 from solm.backends.cpu.library import INVALID
 from solm.backends.cpu.structs import MESSAGE, STRIP
 from solm.core.errors import DataError, SolmError
@@ -15,8 +16,8 @@ from solm.core.errors import DataError, SolmError
 class HeadLayout:
     """The sizes of a head of integers [vocabulary, hidden]; csrc/structs.h and csrc/head.h describe its parts.
 
-    bits: 4, 5, 6 or 8. group: input channels that share a step of the grid, 16 or 32; 0: a scale per output. centre: the
-    number that stands for zero; -1: groups have lowest values.
+    bits: 4, 5, 6 or 8. group: input channels that share a step of the grid, 16 or 32; 0: a scale per output. centre:
+    the number that stands for zero; -1: groups have lowest values.
     """
 
     vocabulary: int
@@ -24,6 +25,13 @@ class HeadLayout:
     bits: int
     group: int
     centre: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "HeadLayout":
+        """As `repack_head` stores a tensor: its own numbers, or int8 for floats."""
+        numbers = QUANTISED.get(tensor.type)
+        bits, group, centre = (8, 0, 128) if numbers is None else (numbers.bits, numbers.group, numbers.centre)
+        return cls(tensor.outputs, tensor.inputs, bits, group, centre)
 
     @property
     def strips(self) -> int:
