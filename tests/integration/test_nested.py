@@ -4,13 +4,11 @@ import shutil
 
 import pytest
 import torch
-from gguf.constants import GGMLQuantizationType as TensorType
-from gguf.quants import dequantize
 
 import solm
 from helpers.engine import engine_of
 from helpers.models import keep_of, tiny_model, tokens
-from helpers.weights import GRID_SIZES, random_blocks
+from helpers.weights import GRID_SIZES
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.nested_linear import NestedLinears
@@ -34,14 +32,6 @@ def whole(weight):
     return lowest + step * number
 
 
-def with_mlp(model, change):
-    """The model with its MLPs' weights changed."""
-    for layer in model.model.layers:
-        for linear in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
-            linear.weight.data = change(linear.weight.data.float()).to(linear.weight.dtype)
-    return model
-
-
 @pytest.mark.parametrize("channels", [32, 96, 70])
 def test_halves_are_as_fine_as_four_bits_and_as_eight(channels):
     weight = torch.randn(64, channels, generator=torch.Generator().manual_seed(2)) * 0.1
@@ -56,9 +46,10 @@ def test_halves_are_as_fine_as_four_bits_and_as_eight(channels):
 
 
 def test_weights_on_a_grid_lose_a_hundredth_of_a_step_in_their_high_halves():
-    blocks = random_blocks(TensorType.Q4_1, 64, 96)
-    weight = torch.from_numpy(dequantize(blocks, TensorType.Q4_1))
-    groups = weight.unflatten(1, (-1, 32))
+    numbers = torch.randint(0, 16, (64, 3, 32), generator=torch.Generator().manual_seed(1))
+    numbers[..., 0], numbers[..., 1] = 0, 15
+    groups = numbers * 0.0123 - 0.0987
+    weight = groups.flatten(1)
     step = (groups.amax(-1) - groups.amin(-1)).repeat_interleave(32, 1) / 15
     assert ((high_half(weight) - weight).abs() < 0.01 * step).all()
 
@@ -110,23 +101,24 @@ def test_every_family_computes_with_them(family):
 @compiled
 @pytest.mark.parametrize("bits", [4, 16])
 def test_the_engine_reads_what_an_action_says(bits):
-    """Against weights in float that are what the halves say: no further off than int8 activations put an engine whose
-    packed weights are exact."""
+    """Against the torch backend's simulation: not much further off than int8 activations put an engine whose packed
+    weights are exact."""
     ids, following = tokens(2, 100), tokens(2, 30, seed=5)
-    model = tiny_model("llama", torch.float32, **SIZES)
-    known = with_mlp(tiny_model("llama", torch.float32, **SIZES), high_half if bits == 4 else whole)
-    exact = tiny_model("llama", torch.float32, **SIZES)
+    model, exact = (tiny_model("llama", torch.float32, **SIZES) for _ in range(2))
 
-    def hidden(model, precision, sparsity=DENSE, bits=16):
-        session = CpuSession(engine_of(model, sparsity, precision), sparsity)
+    def hidden(session, bits=16):
         session.prefill(ids)
         return session.extend(following, keep_of((1.0, 1.0, bits), 2, 30)).hidden
 
-    found, expected = hidden(model, "nested", WEIGHTS, bits), hidden(known, "float32")
-    packed, floats = hidden(exact, "packed"), hidden(exact, "float32")
+    simulated = TorchBackend(model)
+    engine = engine_of(model, WEIGHTS, "nested")
+    found, other = (hidden(CpuSession(engine, WEIGHTS), some) for some in (bits, 20 - bits))
+    expected = hidden(simulated.session(WEIGHTS), bits)
+    packed, floats = (hidden(CpuSession(engine_of(exact, DENSE, name), DENSE)) for name in ("packed", "float32"))
     off, usual = (found - expected).abs().mean(), (packed - floats).abs().mean()
     assert off < 2 * usual, (off, usual)
-    assert (found - hidden(model, "nested", WEIGHTS, 20 - bits)).abs().mean() > 2 * off
+    assert (found - other).abs().mean() > 2 * off
+    simulated.detach()
 
 
 @compiled

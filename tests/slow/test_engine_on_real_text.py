@@ -27,14 +27,14 @@ def _engine(model, precision, kv_cache_dtype="auto"):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "auto"])
 def test_an_approximate_tail_chooses_the_same_token_on_real_text(real_model, precision):
-    """5,120 tokens: the largest logit is the exact head's, and so is all that is likely."""
+    """5,120 tokens: the largest logit is the exact head's, and so is all that is likely, of which there are at most 10."""
     model, tokenizer = real_model
     control = TorchBackend(model)
     ids = token_stream("pydoc:heldout", tokenizer).spaced(40, 193, torch.Generator().manual_seed(0))
     session = CpuSession(_engine(model, precision), SparsityConfig())
     session.prefill(ids[:, :64])
     found = []
-    for approximate_tail in (False, True):
+    for approximate_tail in (0, 16):
         fork = session.fork(1)
         steps = [fork.step(token, approximate_tail=approximate_tail).logits for token in ids[:, 64:192].T]
         found.append(torch.cat(steps, 1))

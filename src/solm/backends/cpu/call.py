@@ -103,15 +103,15 @@ class EngineCall:
         last: int | None = None,
         before: Computed | None = None,
         logit_steps: int | None = None,
-        approximate_tail: bool = False,
+        approximate_tail: int = 0,
     ) -> Computed:
         """Process tokens [N, Q], or [N] for one token a row, after the lengths [N] int64 tokens that caches [N] hold.
 
         states: records of dtype `ROW_STATE` [N], to which the engine adds the steps. keep: [N, Q, 3], or [N, 3] for
         one token, of the rows that do not decide; None: dense. decide: rows whose state has a decider decide for
         themselves. first, last: layers [first, last) only; with first > 0, `before` is the result of those before.
-        logit_steps: tokens at the end of every row whose logits are wanted; None: all. approximate_tail: logits far
-        below the largest may be approximate.
+        logit_steps: tokens at the end of every row whose logits are wanted; None: all. approximate_tail: 0, or how many
+        of a token's largest logits are exact, at most 64, where others may be approximate.
 
         The same tuple of caches and the same array of states are the cheapest to pass again. Raises `DataError` for
         what the engine cannot process, `SolmError` without memory; nothing has changed then.

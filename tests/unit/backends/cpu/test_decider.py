@@ -51,8 +51,7 @@ class InPython(ValuePolicy):
 
 def both(engine, policy, target, horizon, rows=3, context=30, sparsity=SPARSITY):
     """The same rows twice: decided in Python, and in the engine."""
-    backend, compiled = engine
-    parent = CpuSession(backend, compiled, sparsity)
+    parent = CpuSession(engine[1], sparsity)
     parent.prefill(tokens(rows, context))
     sessions = []
     for some in (InPython(policy.network, policy.space, policy.clamp), policy):

@@ -67,7 +67,7 @@ int32_t solm_repack(int32_t type, const void* blocks, size_t bytes, int32_t outp
   if (!repack(tensor, to, bad)) return refuse(message, "row %d has values that are not finite", bad.load()), INVALID;
   return DONE;
 } catch (const std::exception&) {
-  refuse(message, "no memory or no threads for repacking weights");
+  refuse(message, "no memory for repacking weights, or no threads");
   return NO_MEMORY;
 }
 

@@ -57,12 +57,24 @@ struct Step {
   Plan plan;
 };
 
+// What prompts are read in: a chunk of up to CHUNK_TOKENS steps at a time. See prompt.h.
+struct PromptRoom {
+  static constexpr int CHUNK_TOKENS = 256, LEAST_TOKENS = 32;
+  int tokens = 0;  // that there is room for
+  std::vector<float> stream, results, heads;  // of all tokens: residual stream, products, outputs of heads or the last norm
+  std::vector<float> dense, scale, sum, half_sum;             // see ChunkInput
+  std::vector<int8_t> number;
+  std::atomic<int> next[2] = {0, 0};                          // tasks that threads have taken
+};
+
 // One thread's part of every step; see step.h.
 struct WorkerBase {
   virtual ~WorkerBase() = default;
   virtual void run() = 0;
   // Makes room for rows of `pages` pages. Throws std::bad_alloc.
   virtual void reserve(int pages) = 0;
+  // The same for reading prompts in chunks of `tokens`.
+  virtual void reserve_prompt(int tokens) = 0;
 };
 
 struct Engine {
@@ -86,9 +98,11 @@ struct Engine {
   std::vector<LevelShares> level_shares;          // [MOST_ROWS], where a call has no more steps than that
   std::vector<Step> steps;
   int reserved_pages = 0;
+  PromptRoom prompt;
 
   // The call in progress.
   const Call* call = nullptr;
+  bool reads_prompt = false;
   int step_count = 0, decision_layer = -1, unit_width = 0;
   size_t span = 0;
   int64_t* actions = nullptr;
@@ -112,6 +126,7 @@ struct Engine {
   void wake();
   void rotate_up_to(int64_t end);
   void serve(int thread);
+  void reserve_prompt(int tokens);
   void plan_steps(const Call& c);
   void book_steps(const Call& c);
 };

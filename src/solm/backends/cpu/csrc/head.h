@@ -138,15 +138,15 @@ struct HeadSlice {
 
   static void prefetch(const uint8_t* from) { __builtin_prefetch(from, 0, 2); }
 
-  // Upper bits of four channels as bytes of two vectors.
-  static const Bytes* upper(const uint8_t* from, int part, Bytes* two) {
+  // Numbers of 4 bits of four channels as bytes of two vectors.
+  static const Bytes* halves(const uint8_t* from, int part, Bytes* two) {
     if (!part) prefetch(from + 4096);
     const Bytes both = Bytes::load(from + part * Bytes::WIDTH);
     two[0] = both.low(), two[1] = both.high();
     return two;
   }
 
-  // Writes the logits of a strip that exist: scale(i) * sum.
+  // Writes the logits of a strip.
   void write(int strip, const Lanes* sum, float* logits) const {
     float found[STRIP];
     sum[0].write(found), sum[1].write(found + 16);
@@ -180,7 +180,7 @@ struct HeadSlice {
         };
       };
       const int quad = g * channels / 4;
-      dot_all_rows<0, 2>(group, to_row, [&](int i, int part, Bytes* two) { return upper(high + 64 * (quad + i / 4), part, two); },
+      dot_all_rows<0, 2>(group, to_row, [&](int i, int part, Bytes* two) { return halves(high + 64 * (quad + i / 4), part, two); },
                          add_upper, from);
       if (!low_bits) continue;
       auto add_lower = [&](int j) {
@@ -190,6 +190,11 @@ struct HeadSlice {
           sum[r][j].add(step, value);
         };
       };
+      if (low_bits == HIGH_BITS) {
+        dot_all_rows<0, 2>(group, to_row, [&](int i, int part, Bytes* two) { return halves(low + 64 * (quad + i / 4), part, two); },
+                           add_lower, from);
+        continue;
+      }
       dot_all_rows<0, 2>(group, to_row, [&](int i, int part, Bytes* two) {
             const int number = quad + i / 4, at = number % fields * 2 * low_bits;
             const uint8_t* place = low + number / fields * 64;
@@ -214,7 +219,7 @@ struct HeadSlice {
       const uint16_t* grid = this->grid<FORM>(strip, g);
       if constexpr (FORM != SCALES) prefetch(reinterpret_cast<const uint8_t*>(grid) + 1024);
       const int quad = g * channels / 4;
-      dot_all_rows<0, 2>(group, rows, [&](int i, int part, Bytes* two) { return upper(high + 64 * (quad + i / 4), part, two); },
+      dot_all_rows<0, 2>(group, rows, [&](int i, int part, Bytes* two) { return halves(high + 64 * (quad + i / 4), part, two); },
           [&](int j) {
             Lanes step = Lanes::all(1), square = Lanes::zero();
             if constexpr (FORM != SCALES) step = Lanes::load_half(grid + 16 * j);
@@ -239,9 +244,10 @@ struct HeadSlice {
       for (int i = 0; i < count; ++i) peak = std::max(peak, found[i]), widest = std::max(widest, spread[i]);
       float* logits = to(r) + at;
       for (int i = 0; i < count; ++i) logits[i] = found[i] - 0.5f * spread[i];
-      const float off = SAFE_DEVIATIONS * std::sqrt(widest);
+      const float off = SAFE_DEVIATIONS * std::sqrt(widest), least = peak - off;
       const size_t place = size_t(r) * (last - first) + strip - first;
-      at_least[place] = peak - off, at_most[place] = peak + off;
+      at_least[place] = least > -INFINITY ? least : -INFINITY;  // not NaN, which could not be sorted
+      at_most[place] = peak + off;
     }
   }
 };

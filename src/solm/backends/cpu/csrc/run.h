@@ -93,6 +93,26 @@ inline void Engine::reserve(const Call& c) {
   grow(page_upper_bounds, std::min(count, MOST_ROWS) * s.kv_heads * span);
   for (auto& sums : unit_sums) grow(sums, size_t(MOST_ROWS) * width);
   unit_width = width;
+  // Many known tokens of a row that all run dense go another way.
+  reads_prompt = !c.keep && !c.decide && c.first == 0 && c.last == s.layers && c.count >= PromptRoom::LEAST_TOKENS;
+  if (reads_prompt) reserve_prompt(std::min(count, PromptRoom::CHUNK_TOKENS));
+}
+
+inline void Engine::reserve_prompt(int tokens) {
+  if (tokens <= prompt.tokens) return;
+  const size_t rows = rounded_up(tokens, ROW_STEP);
+  const int wide = (s.heads + 2 * s.kv_heads) * s.head_dim, narrow = std::max(s.hidden, s.heads * s.head_dim);
+  const size_t inputs = rows * rounded_up(std::max(narrow, s.intermediate), GROUP);
+  prompt.stream.resize(rows * s.hidden), prompt.heads.resize(rows * narrow);
+  prompt.results.resize(rows * std::max({wide, 2 * s.intermediate, s.hidden}));
+  if (s.precision < 2) {
+    prompt.dense.resize(inputs);
+  } else {
+    prompt.number.resize(inputs), prompt.scale.resize(inputs / GROUP), prompt.sum.resize(inputs / GROUP);
+    prompt.half_sum.resize(2 * inputs / GROUP);
+  }
+  for (auto& worker : workers) worker->reserve_prompt(tokens);
+  prompt.tokens = tokens;
 }
 
 // Cosines and sines of all positions below `end`, in float32 as transformers computes them.

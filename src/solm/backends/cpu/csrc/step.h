@@ -9,7 +9,7 @@
 #include "attention.h"
 #include "head.h"
 #include "products.h"
-#include "repack.h"
+#include "prompt.h"
 
 namespace solm {
 
@@ -24,13 +24,14 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   std::vector<float> values;                  // of one step
   Plan plans[MOST_ROWS];                      // for the layer in progress
   std::optional<HeadSlice> head;              // where weights are integers
+  Prompt<W, K> prompt;
 
   Worker(Engine& engine, int t)
       : Base(engine, t, widest(engine.s),
              std::max({engine.s.hidden, engine.s.intermediate, engine.s.heads * engine.s.head_dim})),
         H(engine.s.hidden), I(engine.s.intermediate), D(engine.s.head_dim), Q(engine.s.heads), KV(engine.s.kv_heads),
         attention(engine.s, t), streams(size_t(MOST_ROWS) * H), normed(size_t(MOST_ROWS) * H),
-        heads(size_t(MOST_ROWS) * Q * D), values(I) {
+        heads(size_t(MOST_ROWS) * Q * D), values(I), prompt(engine, t, this->sense) {
     if constexpr (std::is_same_v<W, int8_t>) head.emplace(engine, t);
   }
 
@@ -39,9 +40,12 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   }
 
   void reserve(int pages) override { attention.reserve(pages); }
+  void reserve_prompt(int tokens) override { prompt.reserve(tokens); }
 
   void run() override {
-    for (int start = 0; start < e.step_count; start += MOST_ROWS) batch(start, std::min(MOST_ROWS, e.step_count - start));
+    if (e.reads_prompt) read_prompt();
+    else
+      for (int start = 0; start < e.step_count; start += MOST_ROWS) batch(start, std::min(MOST_ROWS, e.step_count - start));
     barrier();
   }
 
@@ -52,7 +56,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     for (int r = 0; r < rows; ++r) {
       float* x = &streams[size_t(r) * H];
       if (c.first > 0) std::copy_n(c.stream + size_t(start + r) * H, H, x);
-      else embed(e.steps[start + r].token, x);
+      else embed(e, e.steps[start + r].token, x);
     }
     for (int l = c.first; l < c.last; ++l) {
       if (l == e.decision_layer) decide_steps(start, rows);
@@ -66,27 +70,34 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     for (int r = 0; r < rows; ++r)
       rms_norm(&streams[size_t(r) * H], e.final_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
     if (thread == 0) std::copy_n(normed.data(), size_t(rows) * H, c.stream + size_t(start) * H);
-    const float* x[MOST_ROWS];
+    write_logits(start, rows, normed.data());
+  }
+
+  void read_prompt() {
+    for (int start = 0; start < e.step_count; start += e.prompt.tokens) {
+      const int count = std::min(e.prompt.tokens, e.step_count - start);
+      prompt.read(start, count);
+      for (int i = 0; i < count; i += MOST_ROWS)
+        write_logits(start + i, std::min(MOST_ROWS, count - i), &e.prompt.heads[size_t(i) * H]);
+      barrier();  // all threads have read the inputs of the head
+    }
+  }
+
+  // The logits that are wanted of steps [start, start + rows), whose inputs of the head are x [rows, H].
+  void write_logits(int start, int rows, const float* x) {
+    const Call& c = *e.call;
+    const float* inputs[MOST_ROWS];
     float* logits[MOST_ROWS];
     int wanted = 0;
     for (int r = 0; r < rows; ++r) {
       const int row = (start + r) / c.count, from_end = (row + 1) * c.count - (start + r);
       if (from_end > c.logit_steps) continue;
-      x[wanted] = &normed[size_t(r) * H];
+      inputs[wanted] = x + size_t(r) * H;
       logits[wanted++] = c.logits + (size_t(row + 1) * c.logit_steps - from_end) * e.s.vocabulary;
     }
     if (!wanted) return;
-    if constexpr (std::is_same_v<W, int8_t>) integer_head(x, logits, wanted);
-    else float_head(x, logits, wanted);
-  }
-
-  void embed(int64_t token, float* x) const {
-    const RawTensor rows{e.s.embedding, static_cast<const uint8_t*>(e.embedding), e.s.vocabulary, H, nullptr};
-    for (int g = 0; g < rows.groups(); ++g) {
-      float values[GROUP];
-      const int count = read_group(rows, rows.row(int(token)), g, values);
-      std::copy_n(values, count, x + g * GROUP);
-    }
+    if constexpr (std::is_same_v<W, int8_t>) integer_head(inputs, logits, wanted);
+    else float_head(inputs, logits, wanted);
   }
 
   void layer(int number, int start, int rows) {
@@ -99,7 +110,10 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       rms_norm(&streams[size_t(r) * H], l.attention_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
     keep_all(e.s.norms_after ? streams.data() : normed.data(), H, rows);
     multiply(l.qkv, H, wide, rows, attention.first_rows(*steps[0].cache, number, steps[0].position + 1, plans[0]));
-    for (int r = 0; r < rows; ++r) append_key_and_value(l, number, steps[r], result(r));
+    for (int r = 0; r < rows; ++r) {
+      place_token(e, l, steps[r].position, result(r));
+      if (thread == threads - 1) append_token<K>(e, steps[r], number, result(r));  // which reads the last page
+    }
     barrier();
     attend(number, steps, rows);
     fetch(first_rows(l.out, Q * D));
@@ -123,35 +137,6 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     }
     multiply(l.down, I, H, rows, number + 1 < e.call->last ? first_rows(e.layers[number + 1].qkv, H) : Prefetch());
     for (int r = 0; r < rows; ++r) add_result(r, l.mlp_norm);
-  }
-
-  // Biases, norms and rotates queries, keys and values [(heads + 2 kv_heads) D] in place; one thread writes to the cache.
-  void append_key_and_value(const Layer& l, int number, const Step& step, float* queries) const {
-    if (l.qkv_bias)
-      for (int o = 0; o < (Q + 2 * KV) * D; ++o) queries[o] += l.qkv_bias[o];
-    if (e.s.whole_norms) {
-      rms_norm(queries, l.q_norm, Q * D, e.s.epsilon, queries);
-      rms_norm(queries + Q * D, l.k_norm, KV * D, e.s.epsilon, queries + Q * D);
-    }
-    for (int h = 0; h < Q + KV; ++h) {
-      float* head = queries + h * D;
-      const float* norm = h < Q ? l.q_norm : l.k_norm;
-      if (norm && !e.s.whole_norms) rms_norm(head, norm, D, e.s.epsilon, head);
-      if (l.rotates) rotate(head, step.position);
-    }
-    const float *key = queries + Q * D, *value = key + KV * D;
-    if (thread == threads - 1)  // the last thread, because it reads the last page
-      for (int h = 0; h < KV; ++h) append<K>(*step.cache, e.s, number, h, step.position, key + h * D, value + h * D);
-  }
-
-  void rotate(float* x, int position) const {
-    const int middle = e.s.rotary / 2;
-    const float *c = &e.cosine[size_t(position) * middle], *s = &e.sine[size_t(position) * middle];
-    for (int i = 0; i < middle; ++i) {
-      const float a = x[i], b = x[i + middle];
-      x[i] = a * c[i] - b * s[i];
-      x[i + middle] = b * c[i] + a * s[i];
-    }
   }
 
   // This thread's part of the attention of all steps, into its partial sums.

@@ -39,14 +39,15 @@ struct Lanes {
   using Floats = float __attribute__((vector_size(32)));
   using Whole = uint32_t __attribute__((vector_size(32)));
   using Shorts = uint16_t __attribute__((vector_size(16)));
+  // In memory. Compilers keep sums in registers that are read and written so, but not those that are copied as bytes.
+  using Anywhere = float __attribute__((vector_size(32), aligned(4), may_alias));
   Floats half[2];
 
   static Lanes zero() { return all(0); }
   static Lanes all(float x) { return {{Floats{} + x, Floats{} + x}}; }
   static Lanes load(const float* p) {
-    Lanes r;
-    std::memcpy(&r, p, sizeof r);
-    return r;
+    const auto* from = reinterpret_cast<const Anywhere*>(p);
+    return {{from[0], from[1]}};
   }
   static Lanes load(const bf16* p) {
     Lanes r;
@@ -68,13 +69,17 @@ struct Lanes {
     return r;
   }
   void add(const Lanes& a, const Lanes& b) {
-    for (int h = 0; h < 2; ++h) half[h] += a.half[h] * b.half[h];
+    half[0] += a.half[0] * b.half[0];
+    half[1] += a.half[1] * b.half[1];
   }
   Lanes plus(const Lanes& other) const { return {{half[0] + other.half[0], half[1] + other.half[1]}}; }
 #if defined(__AVX__)
   static Lanes of(__m256 low, __m256 high) { return {{(Floats)low, (Floats)high}}; }
 #endif
-  void write(float* p) const { std::memcpy(p, half, sizeof half); }
+  void write(float* p) const {
+    auto* to = reinterpret_cast<Anywhere*>(p);
+    to[0] = half[0], to[1] = half[1];
+  }
   float sum() const {
     const Floats both = half[0] + half[1];
     float total = 0;

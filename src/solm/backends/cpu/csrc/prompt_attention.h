@@ -1,0 +1,113 @@
+// Causal attention of neighbouring tokens of a row to all tokens up to them: in blocks of keys, with a running maximum and sum.
+#pragma once
+
+#include "cache.h"
+#include "layer_math.h"
+#include "tile_float.h"
+
+namespace solm {
+
+// A page's keys as floats [D, 16], and its values as floats [16, D].
+inline void widen_keys(const float* page, int dim, float* to) { std::copy_n(page, size_t(PAGE) * dim, to); }
+inline void widen_values(const float* page, int dim, float* to) { std::copy_n(page, size_t(PAGE) * dim, to); }
+
+// The first and the second numbers of `count` pairs.
+inline void widen_pairs(const bf16* pairs, int count, float* first, float* second) {
+  for (int i = 0; i < count; ++i) first[i] = widen(pairs[2 * i]), second[i] = widen(pairs[2 * i + 1]);
+}
+inline void widen_keys(const bf16* page, int dim, float* to) {
+  for (int d = 0; d < dim; d += 2) widen_pairs(page + PAGE * d, PAGE, to + PAGE * d, to + PAGE * (d + 1));
+}
+inline void widen_values(const bf16* page, int dim, float* to) {
+  for (int t = 0; t < PAGE; t += 2) widen_pairs(page + t * dim, dim, to + t * dim, to + (t + 1) * dim);
+}
+
+inline float number_of(uint8_t byte) { return float(int(byte) - 128); }
+inline void widen_keys(const uint8_t* page, int dim, float* to) {
+  const float* scale = scales(page, dim);
+  for (int d = 0; d < dim; d += 4)
+    for (int k = 0; k < 4; ++k)
+      for (int t = 0; t < PAGE; ++t) to[(d + k) * PAGE + t] = scale[t] * number_of(page[d * PAGE + 4 * t + k]);
+}
+inline void widen_values(const uint8_t* page, int dim, float* to) {
+  const float* scale = scales(page, dim);
+  for (int t = 0; t < PAGE; ++t)
+    for (int d = 0; d < dim; ++d) to[t * dim + d] = scale[t] * number_of(page[t / 4 * 4 * dim + 4 * d + t % 4]);
+}
+
+// One thread's part. Blocks of keys start at the same positions whatever the tokens are, so that a token's result does not
+// depend on which others are read with it.
+template <typename K>
+struct PromptAttention {
+  static constexpr int KEYS = 64;                                    // of a block
+  static constexpr int ROWS = rounded_up(4 * MOST_QUERIES, ROW_STEP);  // queries of a block
+  const Sizes& s;
+  const int D, group;
+  std::vector<float> queries, out, scores, keys, values, peak, total;
+
+  explicit PromptAttention(const Sizes& sizes) : s(sizes), D(sizes.head_dim), group(sizes.heads / sizes.kv_heads) {}
+
+  void reserve() {
+    queries.resize(size_t(ROWS) * D), out.resize(size_t(ROWS) * D), scores.resize(size_t(ROWS) * KEYS);
+    keys.resize(size_t(KEYS) * D), values.resize(size_t(KEYS) * D), peak.resize(ROWS), total.resize(ROWS);
+  }
+
+  // Tokens whose queries of one KV head make a block.
+  static int tokens(const Sizes& s) { return 4 * MOST_QUERIES / (s.heads / s.kv_heads); }
+
+  // The outputs of the query heads of a KV head for `count` tokens, the first of them at `position`. from: those heads'
+  // queries of the first token; to: where their outputs go. Both are `*_stride` floats apart from token to token.
+  void attend(const Cache& cache, int layer, int head, int position, int count, const float* from, size_t from_stride,
+              float* to, size_t to_stride) {
+    const int rows = count * group, width = group * D;
+    const float scale = 1.0f / std::sqrt(float(D));
+    for (int t = 0; t < count; ++t)
+      for (int i = 0; i < width; ++i) queries[size_t(t) * width + i] = scale * from[t * from_stride + i];
+    std::fill(out.begin(), out.end(), 0.0f);
+    std::fill(peak.begin(), peak.end(), -INFINITY), std::fill(total.begin(), total.end(), 0.0f);
+    const PageRange<K> key_pages = cache.range<K>(&Pages::keys, s, layer, head);
+    const PageRange<K> value_pages = cache.range<K>(&Pages::values, s, layer, head);
+    const int seen = position + count;
+    for (int first = 0; first < seen; first += KEYS) {
+      const int here = std::min(KEYS, seen - first);
+      for (int t = 0; t < here; t += PAGE) {
+        widen_keys(key_pages[(first + t) / PAGE], D, &keys[size_t(t) * D]);
+        widen_values(value_pages[(first + t) / PAGE], D, &values[size_t(t) * D]);
+      }
+      for (int r = 0; r < rows; r += FLOAT_ROWS) {
+        const int last = position + std::min(r + FLOAT_ROWS - 1, rows - 1) / group;  // the last position of these rows
+        if (last < first) continue;
+        for (int t = 0; t < std::min(here, last - first + 1); t += PAGE)
+          multiply_tile<false>(&queries[size_t(r) * D], D, &keys[size_t(t) * D], PAGE, D, &scores[size_t(r) * KEYS + t], KEYS);
+        for (int i = r; i < std::min(r + FLOAT_ROWS, rows); ++i) weigh(i, std::min(here, position + i / group - first + 1), here);
+        for (int d = 0; d < D; d += 16)
+          multiply_tile<true>(&scores[size_t(r) * KEYS], KEYS, &values[d], D, here, &out[size_t(r) * D + d], D);
+      }
+    }
+    for (int r = 0; r < rows; ++r) {
+      float* result = to + r / group * to_stride + r % group * D;
+      const float inverse = 1.0f / total[r];
+      for (int d = 0; d < D; ++d) result[d] = out[size_t(r) * D + d] * inverse;
+    }
+  }
+
+ private:
+  // Makes weights of a row's first `visible` scores of a block, zeros of the others up to `here`, and scales what it has
+  // summed up to the new maximum.
+  void weigh(int row, int visible, int here) {
+    float* own = &scores[size_t(row) * KEYS];
+    std::fill(own + std::max(visible, 0), own + here, 0.0f);
+    if (visible <= 0) return;
+    float added;
+    const float before = peak[row];
+    peak[row] = softmax_terms(own, visible, added, before);
+    if (peak[row] > before) {
+      const float weight = std::exp(before - peak[row]);
+      total[row] *= weight;
+      for (int d = 0; d < D; ++d) out[size_t(row) * D + d] *= weight;
+    }
+    total[row] += added;
+  }
+};
+
+}  // namespace solm

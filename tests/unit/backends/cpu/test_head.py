@@ -1,0 +1,144 @@
+"""The output head alone: every form, exact and approximate, from float weights and from GGUF tensors."""
+
+import ctypes
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+
+from helpers.head import FORMS, HeadEngine, random_head, rounded_states
+from solm.backends.cpu.head_layout import HeadLayout, repack_head
+from solm.backends.cpu.library import library
+from solm.core.errors import DataError
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+VOCABULARY, HIDDEN = 1003, 96  # a last strip that is not full
+
+
+def states(count: int, hidden: int = HIDDEN) -> torch.Tensor:
+    return torch.randn(count, hidden, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module", params=FORMS, ids=lambda form: "{} bits, groups of {}, centre {}".format(*form))
+def opened(request):
+    head, weight = random_head(request.param, VOCABULARY, HIDDEN)
+    engine = HeadEngine(head.struct, VOCABULARY, HIDDEN, states(48), library())
+    return engine, head, weight
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16, 19])
+def test_exact_logits_are_the_product_with_the_weights(opened, rows):
+    engine, _, weight = opened
+    expected = rounded_states(states(48)[:rows]) @ weight.T
+    torch.testing.assert_close(engine.logits(0, rows).double(), expected, rtol=0, atol=2e-5 * expected.std())
+
+
+@pytest.mark.parametrize("largest", [1, 7, 64])
+def test_the_largest_approximate_logits_are_exact(opened, largest):
+    """To the last bit, and those of other rows do not matter."""
+    engine, head, _ = opened
+    for rows in (1, 3, 16):
+        exact, found = (engine.logits(5, rows, tail) for tail in (0, largest))
+        top = exact.topk(largest).indices
+        assert torch.equal(exact.gather(1, top), found.gather(1, top))
+        assert torch.equal(exact.argmax(-1), found.argmax(-1))
+        alone = torch.cat([engine.logits(5 + row, 1, largest) for row in range(rows)])
+        assert torch.equal(found, alone)
+    off = (exact - found).abs()
+    if head.bits == 4:
+        assert not off.any()
+    elif largest == 1:
+        assert off.mean() > 0
+        torch.testing.assert_close(exact.logsumexp(-1), found.logsumexp(-1), atol=0.1, rtol=0)
+
+
+TYPES = {
+    GGMLQuantizationType.Q4_0: (4, 32, 8), GGMLQuantizationType.Q4_1: (4, 32, -1),
+    GGMLQuantizationType.Q5_0: (5, 32, 16), GGMLQuantizationType.Q5_1: (5, 32, -1),
+    GGMLQuantizationType.Q8_0: (8, 32, 128), GGMLQuantizationType.Q4_K: (4, 32, -1),
+    GGMLQuantizationType.Q5_K: (5, 32, -1), GGMLQuantizationType.Q6_K: (6, 16, 32),
+    GGMLQuantizationType.F32: (8, 0, 128), GGMLQuantizationType.F16: (8, 0, 128),
+    GGMLQuantizationType.BF16: (8, 0, 128),
+}  # fmt: skip
+K_TYPES = (GGMLQuantizationType.Q4_K, GGMLQuantizationType.Q5_K, GGMLQuantizationType.Q6_K)
+
+
+def raw_rows(kind: GGMLQuantizationType, vocabulary: int, hidden: int) -> np.ndarray:
+    """Rows of a tensor of this type [V, bytes of a row] uint8."""
+    draw = np.random.default_rng(7)
+    if kind not in K_TYPES:
+        return quants.quantize(draw.standard_normal((vocabulary, hidden), np.float32), kind).view(np.uint8)
+    values, size = GGML_QUANT_SIZES[kind]
+    blocks = draw.integers(0, 256, (vocabulary, hidden // values, size), np.uint8)
+    places = (208,) if kind is GGMLQuantizationType.Q6_K else (0, 2)
+    for place in places:
+        scales = draw.uniform(0.001, 0.002, blocks.shape[:2]).astype(np.float16)
+        blocks[..., place : place + 2] = scales[..., None].view(np.uint8)
+    return blocks.reshape(vocabulary, -1)
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_a_gguf_tensor_becomes_a_head(kind):
+    """With any number of threads; K-quants' steps are rounded to float16, weights in floats to int8."""
+    hidden, states_ = 512, states(3, 512)
+    rows, layout = raw_rows(kind, VOCABULARY, hidden), HeadLayout(VOCABULARY, hidden, *TYPES[kind])
+    found = []
+    for threads in (1, 2, 64):
+        memory = torch.full((layout.room // 64 + 1, 64), 85, dtype=torch.uint8)
+        at = -(-memory.data_ptr() // 64) * 64
+        head = repack_head(library(), int(kind), rows, layout, at, threads)
+        found.append(bytes((ctypes.c_char * layout.room).from_address(at)))
+        engine = HeadEngine(head, VOCABULARY, hidden, states_, library())
+        logits = engine.logits(0, 3)
+    assert found[0] == found[1] == found[2]
+    expected = rounded_states(states_) @ torch.from_numpy(quants.dequantize(rows, kind)).double().T
+    within = 2e-2 if not layout.group else 1e-3 if kind in K_TYPES else 2e-5
+    torch.testing.assert_close(logits.double(), expected, rtol=0, atol=within * expected.std())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"type": 99}, "tensor type 99 is not supported"),
+        ({"hidden": 96, "group": 16}, "a head of 8 bits in groups of 16 does not hold tensor type 8"),
+        ({"bits": 7}, "the head's bits must be 4, 5, 6 or 8, got 7"),
+        ({"hidden": 100}, "hidden must be a multiple of 32"),
+        ({"hidden": 128}, "a row of 128 weights of type 8 takes 136 bytes, got 102"),
+        ({"vocabulary": 0}, "rows must be uint8"),
+        ({"threads": 0}, "threads must be in"),
+    ],
+)
+def test_a_head_that_does_not_fit_its_tensor_is_refused(change, message):
+    values = {"type": 8, "vocabulary": 64, "hidden": 96, "bits": 8, "group": 32, "centre": 128, "threads": 1} | change
+    kind, threads = values.pop("type"), values.pop("threads")
+    memory = torch.empty(1 << 16, dtype=torch.uint8)
+    with pytest.raises(DataError, match=message):
+        repack_head(library(), kind, np.zeros((64, 102), np.uint8), HeadLayout(**values), memory.data_ptr(), threads)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": None}, "the head has no weights"),
+        ({"bits": 0}, "the head needs integers where layers have them"),
+        ({"bits": 3}, "the head's bits must be"),
+        ({"low": None}, "the head needs lower bits above 4 bits"),
+        ({"group": 24}, "needs groups of 16 or 32 that divide them, got 24"),
+        ({"grid": None}, "a head with groups needs a grid"),
+        ({"group": 0}, "a head without groups needs scales"),
+        ({"centre": 256}, r"the head's centre must be in \[-1, 255\], got 256"),
+    ],
+)
+def test_an_engine_refuses_a_head_that_makes_no_sense(change, message):
+    head = random_head((8, 32, 128), 64, 96)[0].struct
+    for name, value in change.items():
+        setattr(head, name, value)
+    with pytest.raises(AssertionError, match=message):
+        HeadEngine(head, 64, 96, states(1), library())
+
+
+def test_an_approximate_tail_has_a_limit(opened):
+    with pytest.raises(DataError, match=r"approximate_tail must be in \[0, 64\], got 65"):
+        opened[0].logits(0, 1, 65)

@@ -1,0 +1,135 @@
+"""Prompts that the engine reads at once, against its steps one by one; helpers.engine_edges has more, for every build."""
+
+import ctypes
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.engine import engine_of
+from helpers.engine_edges import SPARSITY, Rows, tokens
+from helpers.models import tiny_model
+from solm.backends.cpu.call import StepBuffers
+from solm.backends.cpu.engine import Engine
+from solm.core.errors import DataError
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+DENSE = (1.0, 1.0, 16)
+PRECISIONS = ["float32", "bfloat16", "int8", "packed", "nested", "int8 kv", "packed kv"]
+# The streams' relative difference to that of steps. Of integers: where activations that differ by their last bit are
+# rounded to different numbers.
+MOST = {
+    "float32": 1e-5,
+    "bfloat16": 2e-3,
+    "int8": 0.02,
+    "packed": 0.02,
+    "nested": 0.02,
+    "int8 kv": 0.05,
+    "packed kv": 0.05,
+}
+SHAPES = {16: (64, 4, 2), 64: (192, 3, 3), 128: (256, 2, 1)}  # of a head: hidden size, heads, KV heads
+
+
+def opened(family: str, precision: str, head_dim: int = 64, **options) -> Engine:
+    """Over random weights, with norms and biases that are not all alike."""
+    hidden, heads, kv_heads = SHAPES[head_dim]
+    sizes = {"hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim}
+    model = tiny_model(family, torch.float32, intermediate_size=352, max_position_embeddings=1024, **sizes)
+    draw = torch.Generator().manual_seed(3)
+    for vector in model.parameters():
+        if vector.dim() == 1:
+            vector.data += 0.3 * torch.randn(vector.shape, generator=draw)
+    precision, _, kv = precision.partition(" ")
+    return engine_of(model, SPARSITY, precision, kv_cache_dtype="int8" if kv else "auto", **options)
+
+
+def off(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("head_dim", SHAPES)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "olmo2"])
+def test_prompts_equal_steps(family, head_dim, precision):
+    """With biases, norms of heads, norms of outputs; for the prompt's own outputs and for steps after it."""
+    engine = opened(family, precision, head_dim)
+    ids = tokens(1, 75)
+    rows, stepped = Rows(engine), Rows(engine)
+    found = rows.run(ids).stream
+    expected = np.concatenate([stepped.run(ids[:, q : q + 1], DENSE).stream for q in range(75)], 1)
+    assert off(found, expected) < MOST[precision]
+    following = tokens(1, 4, seed=1)
+    assert off(*(some.run(following, (0.5, 0.8, 16)).stream for some in (rows, stepped))) < 4 * MOST[precision]
+    assert rows.states["taken"].tolist() == stepped.states["taken"].tolist() == [79]
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "packed kv"])
+@pytest.mark.parametrize("count", [32, 33, 47, 48, 49, 255, 256, 257, 520])
+def test_any_length_after_any_length(precision, count):
+    """From the middle of a page and from its first token, and where pages are shared with a parent."""
+    engine = opened("llama", precision)
+    for before in (0, 7, 16):
+        ids = tokens(1, before + count, seed=count)
+        parent = Rows(engine)
+        if before:
+            parent.run(ids[:, :before])
+        stepped, rows = parent.fork(), parent.fork()
+        expected = stepped.run(ids[:, before:], DENSE)
+        found = rows.run(ids[:, before:])
+        assert off(found.stream, expected.stream) < MOST[precision], before
+        assert found.realised.tolist() == expected.realised.tolist()
+        assert rows.states.tobytes() == stepped.states.tobytes()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_tokens_results_do_not_depend_on_what_is_read_with_it(precision):
+    """To the last bit: several rows, cuts, threads."""
+    engine = opened("llama", precision, threads=1)
+    ids = tokens(3, 300)
+    whole = Rows(engine, 3)
+    found = whole.run(ids, logit_steps=2)
+    for cut in ([32, 268], [100, 40, 160], [256, 44]):
+        rows = Rows(engine, 3)
+        parts = [rows.run(part, logit_steps=2) for part in ids.split(cut, 1)]
+        assert np.array_equal(np.concatenate([part.stream for part in parts], 1), found.stream)
+        assert torch.equal(parts[-1].logits, found.logits)
+    for row in range(3):
+        assert np.array_equal(Rows(engine).run(ids[row : row + 1]).stream[0], found.stream[row])
+    other = opened("llama", precision, threads=2)
+    assert np.array_equal(Rows(other, 3).run(ids).stream, found.stream)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8", "packed"])
+def test_the_last_logits_alone(precision):
+    engine = opened("llama", precision)
+    ids = tokens(2, 300)
+    every = Rows(engine, 2).run(ids).logits
+    for wanted in (0, 1, 40):
+        assert torch.equal(Rows(engine, 2).run(ids, logit_steps=wanted).logits, every[:, 300 - wanted :])
+    top = every.topk(5).indices
+    assert torch.equal(Rows(engine, 2).run(ids, approximate_tail=5).logits.gather(-1, top), every.gather(-1, top))
+
+
+def test_a_stream_that_nobody_wants():
+    engine = opened("llama", "int8")
+    ids = tokens(1, 64)
+    expected = Rows(engine).run(ids, logit_steps=1).logits
+    rows = Rows(engine)
+    buffers = StepBuffers(engine, rows.call.rules, rows.caches, 64)
+    logits, actions, realised = torch.zeros_like(expected), np.zeros(64, np.int64), np.zeros((64, 3))
+    call, buffers.lengths[:] = buffers.call, 0
+    call.tokens, call.states, call.last, call.logit_steps = ids.data_ptr(), rows.states.ctypes.data, 2, 1
+    call.actions, call.realised, call.logits = actions.ctypes.data, realised.ctypes.data, logits.data_ptr()
+    assert engine.library.solm_run(engine.handle, ctypes.byref(call)) == 0
+    assert torch.equal(logits, expected)
+
+
+def test_what_is_refused_changes_nothing():
+    engine = opened("llama", "int8")
+    rows = Rows(engine, capacity=64)
+    for bad in (tokens(1, 65), torch.full((1, 40), 259)):
+        with pytest.raises(DataError):
+            rows.run(bad)
+    assert rows.states["taken"].tolist() == [0]
+    assert bool(rows.run(tokens(1, 64)).logits.isfinite().all())
