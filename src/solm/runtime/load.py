@@ -24,7 +24,9 @@ from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.files.spec import ModelSpec
 from solm.backends.session import Backend
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.load import BUILTIN, folder_of, gguf_of, load_base, load_tokenizer, resolve_dtype
+from solm.backends.torch.heap import keep_freed_memory
+from solm.backends.torch.load import load_base, load_tokenizer, resolve_dtype
+from solm.backends.torch.names import BUILTIN, folder_of, gguf_of
 from solm.core.budget import BudgetLike
 from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
@@ -228,6 +230,7 @@ def _on_cpu(
     kv_cache_dtype: str | None,
     threads: int | None,
 ) -> CpuBackend:
+    keep_freed_memory()
     numbers = precision or default_precision(sparsity)
     return CpuBackend(source, sparsity, numbers, threads, kv_cache_dtype or default_kv_cache(name, numbers))
 
