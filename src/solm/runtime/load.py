@@ -25,7 +25,7 @@ from solm.backends.cpu.files.spec import ModelSpec
 from solm.backends.session import Backend
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.heap import keep_freed_memory
-from solm.backends.torch.load import load_base, load_tokenizer, resolve_dtype
+from solm.backends.torch.load import check_device, load_base, load_tokenizer, resolve_dtype
 from solm.backends.torch.names import BUILTIN, folder_of, gguf_of
 from solm.core.budget import BudgetLike
 from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError
@@ -215,7 +215,7 @@ def _elsewhere(device: str | None, device_map: object, shard: bool) -> str | Non
     """Why a model does not run on the CPU of this process; None if it does."""
     if shard:
         return "it needs the whole model in one process"
-    if device_map is not None or (device is not None and torch.device(device).type != "cpu"):
+    if device_map is not None or (device is not None and check_device(device).type != "cpu"):
         return "it runs on the CPU only"
     if device is None and torch.accelerator.is_available():
         return "there is an accelerator"
