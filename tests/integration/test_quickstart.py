@@ -38,7 +38,7 @@ def test_quickstart_trains_compares_generates_and_is_reused(real_model, tmp_path
     page = (tmp_path / "report.html").read_text()
     assert not re.search(r"(src|href)=['\"]?https?:", page)
     assert "What the dial saves on this machine" in page
-    assert "budget 0.60" in page
+    assert "net keep 0.60" in page
     assert json.loads((tmp_path / "replies.json").read_text()).keys() == {"0.6", "0.8"}
     assert "training a policy" in stages
 
