@@ -35,7 +35,7 @@ PRETRAINED = "builtin:smollm2-135m"
 HELD_OUT = "pydoc:heldout"
 
 FAST_POLICY = "builtin:smollm2-135m-cpu"
-FAST: dict[str, Any] = {"context": 6000, "budgets": [0.75, 0.6], "tokens": 100, "rounds": 3}
+FAST: dict[str, Any] = {"context": 4000, "budgets": [0.75, 0.6], "tokens": 100, "rounds": 3}
 """Budgets are shares of the dense step's bytes. A short prompt would show little: a step that reads many keys has more
 to leave out."""
 SIMULATED: dict[str, Any] = {"context": 500, "budgets": [0.85, 0.75], "tokens": 40, "rounds": 1}

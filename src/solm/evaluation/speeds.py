@@ -51,6 +51,11 @@ class Speeds:
     found: list[Decoded]
     note: str = ""
 
+    @property
+    def machine(self) -> str:
+        """Backend and threads, in words."""
+        return f"{self.backend}, {self.threads} thread{'' if self.threads == 1 else 's'}"
+
     def factor(self, decoded: Decoded) -> float:
         """How many times as fast as dense steps, in the same precision."""
         return self.found[0].milliseconds / decoded.milliseconds
@@ -150,7 +155,7 @@ def cells(speeds: Speeds, decoded: Decoded) -> list[str]:
 
 def table(speeds: Speeds) -> Table:
     """The decodings as a table in the terminal."""
-    told = f"After {speeds.prompt:,} tokens, on {speeds.backend}, {speeds.threads} threads"
+    told = f"After {speeds.prompt:,} tokens, on {speeds.machine}. A budget is the share of the dense step's bytes."
     shown = Table(title=told, title_justify="left")
     for column in COLUMNS:
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)

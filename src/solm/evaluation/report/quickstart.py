@@ -95,8 +95,8 @@ def _speeds(speeds: Speeds) -> list[str]:
         for one in speeds.found
     ]
     return [
-        f"<p>The same prompt of {speeds.prompt:,} tokens, decoded on {escape(speeds.backend)} with {speeds.threads} "
-        f"threads. A budget is the share of the dense step's bytes. Speed is relative to dense steps in the same "
+        f"<p>The same prompt of {speeds.prompt:,} tokens, decoded on {escape(speeds.machine)}. "
+        f"A budget is the share of the dense step's bytes. Speed is relative to dense steps in the same "
         f"precision.</p>{note}",
         f"<div class='scroll names'><table>{titles}{rows}</table></div>",
         f"<p class=soft>{escape(speeds.question)}</p>",
