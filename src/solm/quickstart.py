@@ -28,7 +28,7 @@ from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import load
 from solm.training.allocate import read_allocation
 from solm.training.config import ValueTrainConfig
-from solm.training.values import train_values
+from solm.training.values import SAMPLES, train_values
 
 MODEL = "builtin:smollm2-135m"
 PRETRAINED = "builtin:smollm2-135m"
@@ -162,7 +162,7 @@ def _train(out: Path, batches: int, report: Report) -> TrainedPolicy:
     config = ValueTrainConfig.build({**CONFIG, "sparsity": sparsity, "batches": batches}, "the quickstart")
     lm = load(config.model, sparsity=config.sparsity, backend="torch")
     if not (out / "policy").exists():
-        report("training a policy", 0, batches)
+        report("training a policy", min(batches, len(list((out / SAMPLES).glob("*")))), batches)
 
     def told(record: dict[str, Any]) -> None:
         report("training a policy", record["update"], batches, record)

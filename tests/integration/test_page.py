@@ -65,13 +65,14 @@ def test_send_stream_and_compare(page):
     page.wait_for_selector(".answer .said span", state="attached")
     finished(page)
     titles = page.locator(".answer h2").all_inner_texts()
-    assert titles == ["policy 0.80", "dense"]
+    assert titles == ["policy, budget 0.80", "dense"]
     budgeted, dense = page.locator(".answer").all()
-    assert "bytes" not in dense.locator(".facts").inner_text()
-    shown = budgeted.locator(".facts").inner_text()
+    assert "bytes" not in dense.locator(".facts").first.inner_text()
+    assert dense.locator(".bars > div").count() == 0
+    shown = budgeted.locator(".facts").first.inner_text()
     steps = []
     for answer in (budgeted, dense):
-        told = answer.locator(".facts").inner_text()
+        told = answer.locator(".facts").first.inner_text()
         assert "tokens/s" in told
         steps.append(float(re.search(r"([\d.]+) ms per token", told)[1]))
         factor = float(re.search(r"([\d.]+)× dense speed", told)[1])
@@ -175,7 +176,7 @@ def test_the_slider_moves_by_keys_and_the_next_reply_obeys(page):
     page.focus("#bytes")
     for _ in range(3):
         page.keyboard.press("ArrowLeft")
-    assert page.locator("#bytes-value").inner_text() == "0.77"
+    assert page.locator("#bytes-value").inner_text() == "0.82"
     page.locator("#talk").focus()
     page.keyboard.press("/")
     page.keyboard.type("hello")
@@ -184,7 +185,7 @@ def test_the_slider_moves_by_keys_and_the_next_reply_obeys(page):
     page.keyboard.press("Enter")
     finished(page)
     assert page.locator(".user .said").inner_text() == "hello"
-    assert page.locator(".answer h2").inner_text() == "policy 0.77"
+    assert page.locator(".answer h2").inner_text() == "policy, budget 0.82"
 
 
 def test_the_slider_ends_at_what_the_context_allows(page, service):
@@ -211,7 +212,7 @@ def test_a_short_reply_says_why_it_saved_nothing(page):
     page.fill("#prompt", "hi")
     page.keyboard.press("Enter")
     finished(page)
-    assert "the first 9 of 9 steps ran dense, as a context up to 37 tokens does" in page.locator(".facts").inner_text()
+    assert "The first 9 of 9 steps ran dense: the first 37 tokens" in page.locator(".answer").inner_text()
 
 
 PHONES = [

@@ -2,6 +2,7 @@
 
 const $ = (id) => document.getElementById(id);
 const AXES = ["attention", "mlp", "bits"];
+const NAMES = { attention: "KV pages read", mlp: "MLP channels computed", bits: "Activation bits" };
 const SETTINGS = ["policy", "bytes", "attention", "mlp", "bits", "axes", "compare", "temperature", "longest"];
 let offers = null; // what the model's dial offers
 let model = "";
@@ -87,24 +88,25 @@ function drawToken(token, lowest, parent) {
   made.title = `${token.action}, reads ${(100 * token.cost).toFixed(0)} % of the dense step's bytes`;
 }
 
-function histogram(tokens, parent) {
+function histogram({ tokens, asked }, parent) {
   const counted = tokens.filter((token) => token.controllable);
   parent.replaceChildren();
-  if (!counted.length) return;
+  if (!counted.length || asked === 1) return;
   AXES.forEach((axis, place) => {
     const levels = offers.axes[axis];
     if (levels.length < 2) return;
     const group = element("div", parent);
-    element("b", group, "", axis);
+    element("b", group, "", NAMES[axis]);
     const columns = element("div", group, "columns");
     const seen = counted.map((token) => Number(token.action.split("-")[place].slice(1)));
-    for (const level of levels) {
+    levels.forEach((level, index) => {
       const share = seen.filter((one) => one === (axis === "bits" ? level : Math.round(level * 100))).length / seen.length;
       const column = element("span", columns);
       element("i", column).style.height = `${Math.round(26 * share)}px`;
-      column.append(String(level));
+      // Every label where there are few, else every third, up to the last.
+      element("small", column, "", levels.length < 7 || (levels.length - 1 - index) % 3 === 0 ? String(level) : "\u00a0");
       column.title = `${axis} ${level}: ${(100 * share).toFixed(0)} % of tokens`;
-    }
+    });
   });
 }
 
@@ -117,7 +119,7 @@ function spentBytes(tokens) {
 // Spent so far, and a mark at what was asked for.
 function meter({ tokens, asked }, parent) {
   const spent = spentBytes(tokens);
-  parent.hidden = Number.isNaN(spent);
+  parent.hidden = Number.isNaN(spent) || asked === 1;
   parent.firstChild.style.width = `${100 * Math.min(1, spent)}%`;
   parent.lastChild.hidden = asked === null;
   parent.lastChild.style.left = `${100 * asked}%`;
@@ -134,9 +136,14 @@ function facts({ tokens, step, asked }) {
     parts.push(`KV pages ${mean("attention").toFixed(2)}`, `MLP ${mean("mlp").toFixed(2)}`);
     if (offers.axes.bits.length > 1) parts.push(`bits ${(16 * mean("bits")).toFixed(1)}`);
   }
-  const dense = tokens.length - 1 - counted.length; // the first token comes from reading the prompt
-  if (asked !== 1 && dense > 0) parts.push(`the first ${dense} of ${tokens.length - 1} steps ran dense, as a context up to ${offers.always_read} tokens does`);
   return parts;
+}
+
+// Why a reply to a short prompt spent more than was asked for. Its first token comes from reading the prompt.
+function why({ tokens, asked }) {
+  const steps = tokens.length - 1, dense = tokens.slice(1).filter((token) => !token.controllable).length;
+  if (asked === 1 || !(dense > 0)) return "";
+  return `The first ${dense} of ${steps} steps ran dense: the first ${offers.always_read} tokens of a context always do.`;
 }
 
 function showFacts(line, parts) {
@@ -161,9 +168,10 @@ function drawAnswer(parent, answer) {
   meter(answer, gauge);
   const line = element("p", box, answer.failed ? "facts failed" : "facts");
   showFacts(line, answer.facts);
+  const reason = element("p", box, "why", why(answer));
   const bars = element("div", box, "bars");
-  histogram(answer.tokens, bars);
-  return { said, gauge, line, bars };
+  histogram(answer, bars);
+  return { said, gauge, line, reason, bars };
 }
 
 function draw(turn) {
@@ -225,8 +233,9 @@ async function reply(efficiency, answer, shown, messages) {
       counted = answer.tokens.length;
       answer.facts = facts(answer);
       showFacts(shown.line, answer.facts);
+      shown.reason.textContent = why(answer);
       meter(answer, shown.gauge);
-      histogram(answer.tokens, shown.bars);
+      histogram(answer, shown.bars);
       follow();
     }
   } catch (error) {
@@ -246,9 +255,9 @@ function dial() {
 
 function title({ policy, budget }) {
   if (budget === undefined) return policy;
-  if (typeof budget === "number") return `${policy} ${budget.toFixed(2)}`;
+  if (typeof budget === "number") return `${policy}, budget ${budget.toFixed(2)}`;
   const axes = AXES.filter((axis) => offers.axes[axis].length > 1);
-  return `${policy} ${axes.map((axis) => `${axis} ${budget[axis]}`).join(", ")}`;
+  return `${policy}, ${axes.map((axis) => `${axis} ${budget[axis]}`).join(", ")}`;
 }
 
 // The share of bytes that was asked for; null where axes were set instead.
@@ -261,7 +270,7 @@ function compareSpeeds(answers, shown) {
   const dense = answers[1]?.step;
   if (!dense || !answers[0].step) return;
   answers.forEach((answer, index) => {
-    answer.facts.push(`${(dense / answer.step).toFixed(2)}× dense speed`);
+    answer.facts.splice(3, 0, `${(dense / answer.step).toFixed(2)}× dense speed`);
     showFacts(shown[index].line, answer.facts);
   });
 }
@@ -328,8 +337,7 @@ async function connect() {
   $("model").textContent = model;
   for (const name of offers.policies) $("policy").append(new Option(name, name));
   $("policy").value = offers.default_policy;
-  $("bytes").min = lowestBytes();
-  $("bytes").value = 0.8;
+  $("bytes").value = 0.85;
   for (const axis of AXES) {
     $(axis).min = offers.axes[axis][0];
     $(axis).value = offers.axes[axis].at(-1);
