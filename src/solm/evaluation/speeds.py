@@ -142,14 +142,14 @@ def common(ours: list[Token], theirs: list[Token]) -> int:
     return count
 
 
-COLUMNS = ("", "KV pages", "MLP channels", "bytes read", "ms per token", "tokens/s", "speed")
+COLUMNS = ("", "tokens/s", "ms per token", "speed", "bytes read", "KV pages", "MLP channels")
 
 
 def cells(speeds: Speeds, decoded: Decoded) -> list[str]:
     """A row of the table of decodings, by `COLUMNS`."""
     return [
-        decoded.name, f"{decoded.attention:.2f}", f"{decoded.mlp:.2f}", f"{decoded.bytes:.2f}",
-        f"{decoded.milliseconds:.2f}", f"{1000 / decoded.milliseconds:.0f}", f"{speeds.factor(decoded):.2f}×",
+        decoded.name, f"{1000 / decoded.milliseconds:.0f}", f"{decoded.milliseconds:.2f}",
+        f"{speeds.factor(decoded):.2f}×", f"{decoded.bytes:.2f}", f"{decoded.attention:.2f}", f"{decoded.mlp:.2f}",
     ]  # fmt: skip
 
 

@@ -62,7 +62,8 @@ def render(
     took = ", ".join(f"{stage} {told}" for stage, told in seconds_table(seconds))
     parts = [
         head("solm quickstart"),
-        f"<h1>A compute dial for a frozen model</h1><p class=soft>{escape(facts)} Seconds: {escape(took)}.</p><ul>",
+        f"<h1>A compute dial for a frozen model</h1><p class=soft>{escape(facts)} Seconds taken: {escape(took)}.</p>",
+        "<ul>",
         *(f"<li>{escape(line)}</li>" for line in summary(speeds, result)),
         "</ul><h2>What the dial saves on this machine</h2>",
         *_speeds(speeds),

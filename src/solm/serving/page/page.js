@@ -2,7 +2,7 @@
 
 const $ = (id) => document.getElementById(id);
 const AXES = ["attention", "mlp", "bits"];
-const NAMES = { attention: "KV pages read", mlp: "MLP channels computed", bits: "Activation bits" };
+const NAMES = { attention: "KV pages chosen", mlp: "MLP channels chosen", bits: "Activation bits chosen" };
 const SETTINGS = ["policy", "bytes", "attention", "mlp", "bits", "axes", "compare", "temperature", "longest"];
 let offers = null; // what the model's dial offers
 let model = "";
