@@ -61,7 +61,7 @@ def test_eval_writes_the_promised_json(trained, tmp_path):
         "eval", "--model", model, "--policy", policy, "--data", tmp_path / "text.txt", "--budgets", "0.6,0.8",
         "--texts", 3, "--context", 90, "--length", 12, "--trials", 2, "--seed", 0, "--out", out, "--plot", picture,
     )  # fmt: skip
-    assert "budget 0.60" in shown.stdout
+    assert "net keep 0.60" in shown.stdout
     points = json.loads(out.read_text())["points"]
     for point in points:
         assert {"arm", "budget", "realised", "nats", "perplexity", "tokens"} <= set(point)
@@ -109,7 +109,7 @@ def test_a_value_policy_is_trained_resumed_and_compared_with_every_arm(trained, 
     points = {point["arm"]: point for point in json.loads(out.read_text())["points"]}
     assert {"oracle", "tuned", "same", "best-of-500-estimated"} <= set(points)
     assert points["same"]["axes"] == pytest.approx(points["policy"]["axes"], abs=0.05)
-    assert "budget 0.70" in shown.stdout
+    assert "net keep 0.70" in shown.stdout
 
 
 def test_generate_prints_one_json_object(trained):
