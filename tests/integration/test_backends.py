@@ -69,7 +69,9 @@ def test_what_the_engine_cannot_run_is_run_by_torch(tiny_folder, options, reason
 
 
 def test_auto_falls_back_to_torch_and_says_why(tiny_folder, caplog, monkeypatch):
-    monkeypatch.setattr("solm.backends.cpu.backend.Engine", lambda *_, **__: (_ for _ in ()).throw(SolmError("no compiler")))
+    monkeypatch.setattr(
+        "solm.backends.cpu.backend.Engine", lambda *_, **__: (_ for _ in ()).throw(SolmError("no compiler"))
+    )
     lm = package.load(str(tiny_folder), dtype="float32", backend="auto")
     assert lm.backend.name == "torch float32"
     assert "; not the cpu backend: no compiler" in caplog.text
