@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -94,20 +95,26 @@ def _built(flags: list[str]) -> Path:
     if target.exists():
         return target
     root.mkdir(parents=True, exist_ok=True)
-    handle, work = tempfile.mkstemp(dir=root, suffix=".so")
-    os.close(handle)
     try:
-        command = [compiler, *flags, str(CSRC / "api.cpp"), "-o", work]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
-            raise SolmError(f"{compiler} could not build the cpu backend: {line}")
-        os.replace(work, target)
+        with tempfile.TemporaryDirectory(dir=root) as folder:
+            work = Path(folder)
+            parts = {path: work / f"{path.stem}.o" for path in sorted(CSRC.glob("*.cpp"))}
+            with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+                commands = [[compiler, *flags, "-c", str(path), "-o", str(part)] for path, part in parts.items()]
+                for _ in pool.map(_run, commands):
+                    pass
+            _run([compiler, *flags, *map(str, parts.values()), "-o", str(work / target.name)])
+            os.replace(work / target.name, target)
     except OSError as error:
         raise SolmError(f"cannot build the cpu backend with {compiler}: {error}") from error
-    finally:
-        Path(work).unlink(missing_ok=True)
     return target
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
+        raise SolmError(f"{command[0]} could not build the cpu backend: {line}")
 
 
 def _processor() -> str:

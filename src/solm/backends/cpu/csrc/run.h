@@ -1,14 +1,13 @@
 // The engine's side of a call: memory and plans before the threads start, sums after them.
 #pragma once
 
-#include "step.h"
+#include <cmath>
+
+#include "engine.h"
+#include "tile_float.h"
+#include "workers.h"
 
 namespace solm {
-
-template <typename W, typename K>
-std::unique_ptr<WorkerBase> make_worker(Engine& e, int thread) {
-  return std::make_unique<Worker<W, K>>(e, thread);
-}
 
 inline Engine::Engine(const Model& model)
     : s(model.sizes), layers(model.layers, model.layers + model.sizes.layers), embedding(model.embedding),

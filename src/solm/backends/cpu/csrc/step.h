@@ -10,6 +10,7 @@
 #include "head.h"
 #include "products.h"
 #include "prompt.h"
+#include "workers.h"
 
 namespace solm {
 
@@ -248,5 +249,10 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     half = !half;
   }
 };
+
+template <typename W, typename K>
+std::unique_ptr<WorkerBase> make_worker(Engine& e, int thread) {
+  return std::make_unique<Worker<W, K>>(e, thread);
+}
 
 }  // namespace solm
