@@ -83,7 +83,7 @@ def decode(out: Path, report: Report, clock: Clock) -> Speeds:
     code has found before is not measured again.
     """
     with clock.stage(STAGES[0]):
-        made = {
+        made: dict[str, Any] = {
             "commit": commit(), "versions": versions(), "compiler": find_compiler(),
             "threads": torch.get_num_threads(), "settings": FAST,
         }  # fmt: skip
