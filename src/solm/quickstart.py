@@ -83,13 +83,12 @@ def decode(out: Path, report: Report, clock: Clock) -> Speeds:
     code has found before is not measured again.
     """
     with clock.stage(STAGES[0]):
-        at = commit()
-        made = {
-            "commit": at, "versions": versions(), "compiler": find_compiler(),
+        made: dict[str, Any] = {
+            "commit": commit(), "versions": versions(), "compiler": find_compiler(),
             "threads": torch.get_num_threads(), "settings": FAST,
         }  # fmt: skip
         path = out / "speeds.json"
-        found = None if at.endswith("+changes") else _speeds_before(path, made)
+        found = None if made["commit"].endswith("+changes") else _speeds_before(path, made)
         if found is None:
             found = _speeds(report)
             write_json(path, {"made": made, **found.as_dict()})

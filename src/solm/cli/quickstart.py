@@ -106,13 +106,16 @@ def _show_comparison(speeds: "Speeds", outcome: "Outcome") -> None:
     from solm.cli.generate import paint
     from solm.cli.output import output
     from solm.evaluation import show
-    from solm.evaluation.report.quickstart import seconds_table, summary
+    from solm.evaluation.report.quickstart import seconds_table, summary, why_more
 
     console, result = output(), outcome.result
     console.print(f"\nMeasured: perplexity on {show.measured(result)}\n", markup=False)
     console.print(show.table(result))
     for net, reply in outcome.replies.items():
-        console.print(f"\nnet keep {net:.2f}, realised {reply.compute.realised['net']:.3f}:")
+        why = why_more(result, net, reply)
+        console.print(
+            f"\nnet keep {net:.2f}, realised {reply.compute.realised['net']:.3f}{f' ({why})' if why else ''}:"
+        )
         colour = console.is_terminal
         print("".join(paint(token.text, token.cost) if colour else token.text for token in reply.tokens))
     took = Table("stage", "seconds", title="\nWhat it took", title_justify="left")

@@ -40,6 +40,17 @@ def summary(speeds: Speeds, result: EvaluationResult) -> list[str]:
     ]
 
 
+def why_more(result: EvaluationResult, net: float, reply: Reply) -> str:
+    """Why a reply spent more than net keep `net`; empty where it did not."""
+    sparsity = result.settings["sparsity"]
+    if reply.compute.realised["net"] < net + 0.02:
+        return ""
+    return (
+        f"more than asked for: attention always reads the first {sparsity['sinks']} tokens and the last "
+        f"{sparsity['window']}, which is much of so short a context"
+    )
+
+
 def seconds_table(seconds: dict[str, float]) -> list[tuple[str, str]]:
     """The stages and their sum, each with its seconds."""
     return [(stage, f"{took:.0f}") for stage, took in [*seconds.items(), ("all", sum(seconds.values()))]]
@@ -80,7 +91,7 @@ def render(
         f"<h2>A reply under the trained policy</h2><p>{escape(prompt)}</p>",
         "<p class=soft>Background: bytes read by the step behind each token, from green (few) to red (dense). "
         "Hover for the action.</p>",
-        *(_reply(budget, reply) for budget, reply in replies.items()),
+        *(_reply(budget, reply, why_more(result, budget, reply)) for budget, reply in replies.items()),
     ]
     return "\n".join(parts) + "\n"
 
@@ -119,10 +130,10 @@ def _training(provenance: dict[str, Any]) -> str:
     )
 
 
-def _reply(budget: float, reply: Reply) -> str:
+def _reply(budget: float, reply: Reply, why: str) -> str:
     got = reply.compute
     return (
         f"<p><b>net keep {budget:.2f}</b> <span class=soft>realised {got.realised['net']:.3f} (attention "
         f"{got.realised['attention']:.2f}, MLP {got.realised['mlp']:.2f}, bits {got.realised['bits']:.2f}); "
-        f"{got.bytes:.2f} of dense bytes</span></p>"
+        f"{got.bytes:.2f} of dense bytes{'; ' if why else ''}{escape(why)}</span></p>"
     ) + coloured((token.text, token.cost, f"{token.action}, {token.cost:.2f} of dense bytes") for token in reply.tokens)
