@@ -13,6 +13,7 @@ import torch
 from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.engine import engine_of
+from helpers.gguf_files import ALL_TYPES, repacked, tensor_of, values_of
 from helpers.head import FORMS, HeadEngine, random_head, rounded_states
 from helpers.models import tiny_model
 from helpers.weights import GRID_SIZES, K_SIZES, QuantisedModel
@@ -21,7 +22,10 @@ from solm.backends.cpu.cache import Cache
 from solm.backends.cpu.call import Computed, EngineCall
 from solm.backends.cpu.decider import Decider
 from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.files.layout import INT8, NESTED, Form, Target
 from solm.backends.cpu.files.loaded_model import LoadedModel
+from solm.backends.cpu.files.repack import dequantise
+from solm.backends.cpu.files.tensors import QUANTISED
 from solm.backends.cpu.library import library
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
@@ -334,11 +338,27 @@ def python_threads_share_an_engine() -> None:
     assert all(torch.equal(*pair) for pair in zip(expected, found, strict=False))
 
 
+def tensors_are_repacked_within_their_memory(built) -> None:
+    """Whatever their type, and where two share bytes; the same on every processor."""
+    for kind in ALL_TYPES:
+        numbers = QUANTISED.get(kind)
+        own = [] if numbers is None else [Form(Target.OWN, numbers)]
+        for form in (*own, NESTED, INT8, Form(Target.BFLOAT16), Form(Target.FLOAT32)):
+            for counts in ((64,), (96, 32, 192), *([] if form.numbers else [(20,)])):
+                tensors = [tensor_of(kind, count, 256, seed) for seed, count in enumerate(counts)]
+                found = repacked(tensors, form, built=built)
+                for name, wanted in repacked(tensors, form, threads=1).items():
+                    # A fused product and sum may round another way, and a number that is then halfway, too.
+                    assert (found[name] != wanted).mean() <= (0 if form in own else 0.01), (kind, form, name)
+        some = tensors[0]
+        np.testing.assert_allclose(dequantise(built, some), values_of(some), rtol=1e-5, atol=1e-7)
+
+
 EDGES: list[Callable[..., None]] = [
     dense_equals_the_model, prompts_equal_steps, sparse_equals_the_native_build, steps_do_not_depend_on_the_batch,
     forks_go_on_alone, approximate_tails_are_exact_at_the_top, integer_heads_give_what_their_weights_give,
     heads_of_every_form_are_exact, low_precision_stays_close, packed_weights_of_every_type_give_what_they_mean,
-    decisions_are_counted, whatever_it_is_given_it_computes_or_refuses,
+    tensors_are_repacked_within_their_memory, decisions_are_counted, whatever_it_is_given_it_computes_or_refuses,
 ]  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Small GGUF files of any family and tensor type, and the engine's layout read back."""
 
+import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.models import tiny_model
+from solm.backends.cpu.files.layout import Form
 from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.files.spec import ModelSpec
-from solm.backends.cpu.files.tensors import FLOATS, QUANTISED
+from solm.backends.cpu.files.tensors import FLOATS, QUANTISED, Tensor
+from solm.backends.cpu.library import library
+from solm.backends.cpu.structs import MESSAGE
 
 WIDE = {
     "hidden_size": 256,
@@ -108,6 +112,42 @@ def interleaved(weight: np.ndarray, head_dim: int) -> np.ndarray:
     """Rows in the order of llama.cpp's files: those that are rotated together next to each other."""
     halves = weight.reshape(-1, 2, head_dim // 2, *weight.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
+
+
+def tensor_of(kind: TensorType, outputs: int, inputs: int, seed: int = 0, order: np.ndarray | None = None) -> Tensor:
+    """A random matrix of any type."""
+    if kind in FLOATS:
+        values = np.random.default_rng(seed).normal(0, 0.05, (outputs, inputs)).astype(np.float32)
+        blocks = values.view(np.uint8) if kind == TensorType.F32 else quants.quantize(values, kind).view(np.uint8)
+    else:
+        blocks = random_blocks(kind, outputs, inputs, seed)
+    return Tensor(kind.name, kind, (outputs, inputs), np.ascontiguousarray(blocks).reshape(-1), order)
+
+
+def values_of(tensor: Tensor) -> np.ndarray:
+    """What gguf reads of a tensor, in order."""
+    blocks = tensor.data.reshape(tensor.outputs, -1)
+    values = blocks.view(np.float32) if tensor.type == TensorType.F32 else quants.dequantize(blocks, tensor.type)
+    return values if tensor.row_order is None else values[tensor.row_order]
+
+
+def repacked(
+    tensors: list[Tensor], form: Form, threads: int = 2, built: ctypes.CDLL | None = None
+) -> dict[str, np.ndarray]:
+    """The parts of a matrix of several tensors, as the library writes them."""
+    inputs, total, first = tensors[0].inputs, sum(tensor.outputs for tensor in tensors), 0
+    parts = {name: np.zeros(size, np.uint8) for name, size in form.sizes(inputs, total).items()}
+    addresses = [parts[name].ctypes.data if name in parts else None for name in ("data", "scale", "grid")]
+    message = ctypes.create_string_buffer(MESSAGE)
+    for tensor in tensors:
+        order = None if tensor.row_order is None else tensor.row_order.ctypes.data
+        code = (built or library()).solm_repack(
+            tensor.type, tensor.data.ctypes.data, len(tensor.data), tensor.outputs, inputs, order, form.target, first,
+            total, *addresses, threads, message,
+        )  # fmt: skip
+        assert not code, message.value
+        first += tensor.outputs
+    return parts
 
 
 def read_packed(data: np.ndarray, inputs: int, outputs: int, bits: int) -> np.ndarray:

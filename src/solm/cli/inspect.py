@@ -1,13 +1,20 @@
 """`solm inspect`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from solm.cli.options import JsonOption, RevisionOption, TrustOption
+from solm.core.errors import DamagedFileError, SolmError
 
 if TYPE_CHECKING:
+    from solm.backends.capability import Capability
+    from solm.backends.cpu.files.source import WeightSource
     from solm.backends.gguf_header import GgufHeader
+
+_CONTEXTS = (1024, 4096, 16_384)
+"""Tokens for which memory is told, beside the model's own context."""
 
 
 def inspect(
@@ -16,7 +23,8 @@ def inspect(
     trust_remote_code: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Say what a model is, which axes and backends are supported on it, and why others are not. Reads no weights.
+    """Say what a model is, how much memory it takes, which axes and backends are supported on it, and why others are
+    not. Reads no weights.
 
     \b
     Examples:
@@ -24,63 +32,157 @@ def inspect(
       solm inspect qwen2.5-coder-0.5b-instruct-q4_k_m.gguf
       solm inspect Qwen/Qwen3-0.6B --json
     """
-    from solm.backends.cpu.engine import unsuited_config
     from solm.backends.gguf_header import read_header
-    from solm.backends.torch.families import probe
-    from solm.backends.torch.load import gguf_of, skeleton
+    from solm.backends.torch.names import gguf_of
     from solm.cli.output import print_json
-    from solm.core.sparsity import SparsityConfig
 
     gguf = gguf_of(model)
     header = None if gguf is None else read_header(gguf)
-    structure = skeleton(model, trust_remote_code, revision)
-    capability = probe(structure)
-    on_cpu = unsuited_config(structure.config.get_text_config(decoder=True).to_dict(), model, SparsityConfig())
-    on_torch = "; ".join(dict.fromkeys(capability.reasons.values())) if not any(capability.axes.values()) else None
+    source, on_cpu = _source(model, gguf)
+    capability, context, config, on_torch = _structure(model, header, source, trust_remote_code, revision)
+    if config is not None and source is None and gguf is None:
+        from solm.backends.cpu.engine import unsuited_config
+        from solm.core.sparsity import SparsityConfig
+
+        on_cpu = unsuited_config(config, model, SparsityConfig())
     combines = {
-        "weights that torchao quantised": None,
-        "... on the cpu backend": on_cpu or "it makes int8 and int4 from float weights itself",
-        "layers that wait in memory or on the disk": None,
-        "layers that compute on several devices": None,
-        "layers split across several processes": None,
+        "weights that torchao quantised": on_torch,
+        "... on the cpu backend": on_cpu or "it reads the types of GGUF files, and makes int8 of floats itself",
+        "layers that wait in memory or on the disk": on_torch,
+        "layers that compute on several devices": on_torch,
+        "layers split across several processes": on_torch,
     }
-
-    def said(reasons: dict[str, str | None]) -> dict[str, Any]:
-        return {name: {"supported": reason is None, "reason": reason} for name, reason in reasons.items()}
-
-    config: Any = structure.config.get_text_config(decoder=True)
     report: dict[str, Any] = {
         "model": model,
         "family": capability.family,
         "tested": capability.tested,
-        "context": getattr(config, "max_position_embeddings", None),
+        "context": context,
         "sizes": None if capability.shapes is None else capability.shapes.model_dump(),
         "tensors": None if header is None else _types(header),
-        "axes": said({axis: capability.reasons.get(axis) for axis in capability.axes}),
-        "backends": said({"torch": on_torch, "cpu": on_cpu}),
-        "combines": said(combines),
+        "memory": None if source is None else _memory(source),
+        "axes": _said({axis: capability.reasons.get(axis) for axis in capability.axes}),
+        "backends": _said({"torch": on_torch, "cpu": on_cpu}),
+        "combines": _said(combines),
         "sliding_window_layers": len(capability.sliding),
     }
     if json:
         print_json(report)
-        return
-    print(f"{model}: family {capability.family}{'' if capability.tested else ' (not among the tested families)'}")
-    for name, size in [("context", report["context"]), *(report["sizes"] or {}).items()]:
-        print(f"  {name:14} {size}")
-    if header is not None:
-        print("tensors")
-        for name, found in _types(header).items():
-            print(f"  {name:14} {found['count']:>5} tensors {found['bytes'] / 1e6:>10.1f} MB")
-    for title in ("axes", "backends", "combines"):
-        print(title if title != "combines" else "combines with")
-        for name, found in report[title].items():
-            print(f"  {name:42} {'yes' if found['supported'] else 'no: ' + found['reason']}")
-    if capability.sliding and capability.shapes is not None:
-        print(
-            f"{len(capability.sliding)} of {capability.shapes.layers} layers have a sliding window; the attention "
-            "axis acts on the others"
-        )
+    else:
+        _show(report)
+
+
+def _source(model: str, gguf: Path | None) -> "tuple[WeightSource | None, str | None]":
+    """The model's weights as the engine reads them, and why it cannot. None for a model that is not on this machine."""
+    from solm.backends.cpu.engine import unsuited
+    from solm.backends.cpu.files.gguf_file import GgufFile
+    from solm.backends.cpu.files.safetensors_folder import SafetensorsFolder
+    from solm.core.sparsity import SparsityConfig
+
+    try:
+        if gguf is not None:
+            source: WeightSource = GgufFile(gguf)
+        elif any(Path(model).glob("*.safetensors")):
+            source = SafetensorsFolder(Path(model))
+        else:
+            return None, None
+    except DamagedFileError:
+        raise
+    except SolmError as error:
+        return None, str(error)
+    return source, unsuited(source.spec, SparsityConfig())
+
+
+def _structure(
+    model: str,
+    header: "GgufHeader | None",
+    source: "WeightSource | None",
+    trust_remote_code: bool,
+    revision: str | None,
+) -> "tuple[Capability, int | None, dict[str, Any] | None, str | None]":
+    """What can be controlled, the model's context and configuration, and why the torch backend cannot run it.
+
+    transformers reads GGUF files of fewer families than the engine.
+    """
+    from solm.backends.capability import Capability
+    from solm.backends.cpu.engine import shapes_of
+    from solm.backends.torch.families import probe
+    from solm.backends.torch.load import skeleton
+    from solm.core.actions import AXES
+
+    try:
+        structure = skeleton(model, trust_remote_code, revision)
+    except SolmError as error:
+        if header is None or isinstance(error, DamagedFileError):
+            raise
+        if source is None:
+            reasons = dict.fromkeys(AXES, "no backend runs this model")
+            return Capability(header.family, False, None, reasons), header.size("context_length"), None, str(error)
+        spec = source.spec
+        return Capability(spec.family, True, shapes_of(spec), {}, spec.sliding_layers), spec.context, None, str(error)
+    capability = probe(structure)
+    config: Any = structure.config.get_text_config(decoder=True)
+    reasons = capability.reasons
+    unable = "; ".join(dict.fromkeys(reasons.values())) if not any(capability.axes.values()) else None
+    return capability, getattr(config, "max_position_embeddings", None), config.to_dict(), unable
+
+
+def _memory(source: "WeightSource") -> dict[str, Any]:
+    """Bytes on the cpu backend with precision auto: weights, and the cache of one row at several contexts."""
+    from solm.backends.cpu.memory import cache_memory, weight_memory
+
+    weights, spec = weight_memory(source), source.spec
+    contexts = sorted({*(tokens for tokens in _CONTEXTS if tokens < spec.context), spec.context})
+    return {
+        "weights": weights.total,
+        "head": weights.head,
+        "forms": weights.forms,
+        "contexts": [
+            {"tokens": tokens}
+            | {
+                name: {"cache": cache, "total": weights.total + cache}
+                for name, cache in (
+                    ("bfloat16", cache_memory(spec, tokens, False)), ("int8", cache_memory(spec, tokens, True)),
+                )
+            }
+            for tokens in contexts
+        ],
+    }  # fmt: skip
+
+
+def _said(reasons: dict[str, str | None]) -> dict[str, Any]:
+    return {name: {"supported": reason is None, "reason": reason} for name, reason in reasons.items()}
 
 
 def _types(header: "GgufHeader") -> dict[str, dict[str, int]]:
     return {name: {"count": count, "bytes": size} for name, (count, size) in header.types().items()}
+
+
+def _show(report: dict[str, Any]) -> None:
+    untested = "" if report["tested"] else " (not among the tested families)"
+    print(f"{report['model']}: family {report['family']}{untested}")
+    for name, size in [("context", report["context"]), *(report["sizes"] or {}).items()]:
+        print(f"  {name:14} {size}")
+    if report["tensors"] is not None:
+        print("tensors")
+        for name, found in report["tensors"].items():
+            print(f"  {name:14} {found['count']:>5} tensors {found['bytes'] / 1e6:>10.1f} MB")
+    if report["memory"] is not None:
+        memory = report["memory"]
+        parts = {**memory["forms"], "head": memory["head"]}
+        stored = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in parts.items())
+        print(f"memory on the cpu backend, MB: weights {memory['weights'] / 1e6:.1f} ({stored})")
+        for at in memory["contexts"]:
+            told = [
+                f"{at[kind]['cache'] / 1e6:.1f} of keys and values in {kind}, {at[kind]['total'] / 1e6:.1f} in all"
+                for kind in ("bfloat16", "int8")
+            ]
+            print(f"  {at['tokens']:>9} tokens: {'; '.join(told)}")
+    for title in ("axes", "backends", "combines"):
+        print(title if title != "combines" else "combines with")
+        for name, found in report[title].items():
+            print(f"  {name:42} {'yes' if found['supported'] else 'no: ' + found['reason']}")
+    if report["sliding_window_layers"] and report["sizes"] is not None:
+        print(
+            f"{report['sliding_window_layers']} of {report['sizes']['layers']} layers have a sliding window; the "
+            "attention axis acts on the others"
+        )

@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 
 from solm.cli.allocate import allocate
 from solm.cli.bench import bench
+from solm.cli.cache import cache
 from solm.cli.chat import chat
 from solm.cli.doctor import doctor
 from solm.cli.eval import evaluate
@@ -36,7 +37,7 @@ app = typer.Typer(
 VERBS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart, "generate": generate, "chat": chat, "serve": serve, "allocate": allocate, "train": train,
     "eval": evaluate, "tasks": tasks, "sweep": sweep, "report": report, "bench": bench, "inspect": inspect,
-    "policies": policies, "push": push, "doctor": doctor,
+    "policies": policies, "push": push, "cache": cache, "doctor": doctor,
 }  # fmt: skip
 for name, function in VERBS.items():
     app.command(name)(verb(function))

@@ -14,7 +14,7 @@ from solm.backends.cpu.files.layout import PRECISIONS, SITES, Part, Site, layout
 from solm.backends.cpu.files.repack import Progress, dequantise, repack
 from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.files.spec import ModelSpec
-from solm.backends.cpu.files.tensors import QUANTISED, Tensor
+from solm.backends.cpu.files.tensors import Tensor
 from solm.backends.cpu.files.weight_cache import load_weights
 from solm.backends.cpu.head_layout import HeadLayout, repack_head
 from solm.backends.cpu.library import INVALID
@@ -59,6 +59,14 @@ def unsuited_config(config: Mapping[str, Any], name: str, sparsity: SparsityConf
         return unsuited(from_config(config, name, name), sparsity)
     except SolmError as error:
         return str(error)
+
+
+def shapes_of(spec: ModelSpec) -> ModelShapes:
+    """A model's sizes, as costs need them."""
+    return ModelShapes(
+        layers=spec.layers, hidden=spec.hidden, intermediate=spec.intermediate, heads=spec.heads,
+        kv_heads=spec.kv_heads, head_dim=spec.head_dim, vocabulary=spec.vocabulary, gated=True,
+    )  # fmt: skip
 
 
 def check_precision(precision: str, kv_cache_dtype: str = "auto") -> None:
@@ -135,11 +143,7 @@ class Engine:
     @property
     def shapes(self) -> ModelShapes:
         """The model's sizes, as costs need them."""
-        spec = self.spec
-        return ModelShapes(
-            layers=spec.layers, hidden=spec.hidden, intermediate=spec.intermediate, heads=spec.heads,
-            kv_heads=spec.kv_heads, head_dim=spec.head_dim, vocabulary=spec.vocabulary, gated=True,
-        )  # fmt: skip
+        return shapes_of(self.spec)
 
     @property
     def name(self) -> str:
@@ -223,31 +227,25 @@ class Engine:
     def _head_room(self, tensor: Tensor) -> int:
         if self.precision in FLOAT_PRECISIONS:
             return tensor.outputs * tensor.inputs * FLOAT_PRECISIONS[self.precision]
-        return _head_layout(tensor).room
+        return HeadLayout.of(tensor).room
 
     def _head_at(self, tensor: Tensor, address: int) -> structs.Head:
         """The output head at `address`."""
-        return structs.Head(data=address) if self.precision in FLOAT_PRECISIONS else _head_layout(tensor).at(address)
+        return structs.Head(data=address) if self.precision in FLOAT_PRECISIONS else HeadLayout.of(tensor).at(address)
 
     def _fill_head(self, tensor: Tensor, address: int, threads: int) -> None:
         """Write the output head: floats, or a file's own numbers, or int8 where the file has floats."""
         if self.precision not in FLOAT_PRECISIONS:
             rows = tensor.data.reshape(tensor.outputs, -1)
-            repack_head(self.library, tensor.type, rows, _head_layout(tensor), address, threads)
+            repack_head(self.library, tensor.type, rows, HeadLayout.of(tensor), address, threads)
             return
-        memory = (ctypes.c_char * self._head_room(tensor)).from_address(address)
-        bytes_ = np.frombuffer(memory, np.uint8).reshape(tensor.outputs, -1)
+        memory = (ctypes.c_uint8 * self._head_room(tensor)).from_address(address)
+        bytes_ = np.ctypeslib.as_array(memory).view(np.uint8).reshape(tensor.outputs, -1)
         stored: np.ndarray = bytes_.view(np.uint16 if self.precision == "bfloat16" else np.float32)
         for first in range(0, tensor.outputs, _ROWS_AT_ONCE):
             chosen = np.arange(first, min(first + _ROWS_AT_ONCE, tensor.outputs))
             values = dequantise(self.library, tensor, chosen, str(self.spec.file))
             stored[chosen] = _bfloat16(values) if self.precision == "bfloat16" else values
-
-
-def _head_layout(tensor: Tensor) -> HeadLayout:
-    numbers = QUANTISED.get(tensor.type)
-    how = (8, 0, 128) if numbers is None else (numbers.bits, numbers.group, numbers.centre)
-    return HeadLayout(tensor.outputs, tensor.inputs, *how)
 
 
 def _product(site: Site) -> structs.Product:

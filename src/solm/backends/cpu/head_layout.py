@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from solm.backends.cpu import structs
+from solm.backends.cpu.files.tensors import QUANTISED, Tensor
 from solm.backends.cpu.library import INVALID
 from solm.backends.cpu.structs import MESSAGE, STRIP
 from solm.core.errors import DataError, SolmError
@@ -24,6 +25,13 @@ class HeadLayout:
     bits: int
     group: int
     centre: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "HeadLayout":
+        """As `repack_head` stores a tensor: its own numbers, or int8 for floats."""
+        numbers = QUANTISED.get(tensor.type)
+        bits, group, centre = (8, 0, 128) if numbers is None else (numbers.bits, numbers.group, numbers.centre)
+        return cls(tensor.outputs, tensor.inputs, bits, group, centre)
 
     @property
     def strips(self) -> int:

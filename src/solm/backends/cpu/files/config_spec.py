@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from solm.backends.cpu.files.families import DEFAULTS, FAMILIES, Family
-from solm.backends.cpu.files.fields import Fields
+from solm.backends.cpu.files.fields import Fields, shown
 from solm.backends.cpu.files.rope import rope
 from solm.backends.cpu.files.spec import MOST_HEADS, MOST_LAYERS, MOST_TOKENS, MOST_WIDTH, ModelSpec
 from solm.core.errors import UnsupportedModelError
@@ -18,8 +18,8 @@ def from_config(config: Mapping[str, Any], file: Path | str, name: str) -> Model
     `file` and the field for sizes that are missing or make no sense.
     """
     family = config.get("model_type")
-    if family not in FAMILIES:
-        raise UnsupportedModelError(f"family {family!r} is not among {', '.join(FAMILIES)}")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise UnsupportedModelError(f"family {shown(family)} is not among {', '.join(FAMILIES)}")
     known = FAMILIES[family]
     fields = Fields(file, {**DEFAULTS, **known.defaults, **config})
     if config.get("hidden_act", "silu") != "silu" or config.get("mlp_bias"):

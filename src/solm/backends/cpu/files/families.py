@@ -5,10 +5,7 @@ A new family is one function that names the tensors of a layer, and one entry of
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from solm.backends.cpu.files.spec import ModelSpec
+from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -19,7 +16,14 @@ class Place:
     transformers: str
 
 
-Names = Callable[["ModelSpec"], dict[str, Place]]
+class Sizes(Protocol):
+    """What of a model's description decides which tensors a layer has."""
+
+    @property
+    def qkv_bias(self) -> bool: ...
+
+
+Names = Callable[[Sizes], dict[str, Place]]
 """Gives the tensors of a layer by our names: matrices q, k, v, out, gate, up and down; norms of the inputs of attention
 and MLP (attention_norm, mlp_norm), of their outputs (attention_output_norm, mlp_output_norm), of queries and keys
 (q_norm, k_norm); q_bias, k_bias and v_bias. Those that a layer lacks are left out."""
@@ -34,7 +38,7 @@ MODEL = {
 """Tensors outside the layers. A model with a tied head lacks `head`."""
 
 
-def _matrices(spec: "ModelSpec") -> dict[str, Place]:
+def _matrices(sizes: Sizes) -> dict[str, Place]:
     """The seven matrices of a layer, and the biases where there are any."""
     places = {
         "q": Place("attn_q.weight", "self_attn.q_proj.weight"),
@@ -45,7 +49,7 @@ def _matrices(spec: "ModelSpec") -> dict[str, Place]:
         "up": Place("ffn_up.weight", "mlp.up_proj.weight"),
         "down": Place("ffn_down.weight", "mlp.down_proj.weight"),
     }
-    if spec.qkv_bias:
+    if sizes.qkv_bias:
         places |= {f"{n}_bias": Place(f"attn_{n}.bias", f"self_attn.{n}_proj.bias") for n in ("q", "k", "v")}
     return places
 
@@ -56,20 +60,20 @@ _QK_NORMS = {
 }
 
 
-def llama(spec: "ModelSpec") -> dict[str, Place]:
-    return _matrices(spec) | {
+def llama(sizes: Sizes) -> dict[str, Place]:
+    return _matrices(sizes) | {
         "attention_norm": Place("attn_norm.weight", "input_layernorm.weight"),
         "mlp_norm": Place("ffn_norm.weight", "post_attention_layernorm.weight"),
     }
 
 
-def qwen3(spec: "ModelSpec") -> dict[str, Place]:
-    return llama(spec) | _QK_NORMS
+def qwen3(sizes: Sizes) -> dict[str, Place]:
+    return llama(sizes) | _QK_NORMS
 
 
-def olmo2(spec: "ModelSpec") -> dict[str, Place]:
+def olmo2(sizes: Sizes) -> dict[str, Place]:
     return (
-        _matrices(spec)
+        _matrices(sizes)
         | _QK_NORMS
         | {
             "attention_output_norm": Place("post_attention_norm.weight", "post_attention_layernorm.weight"),

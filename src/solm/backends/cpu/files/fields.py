@@ -9,7 +9,7 @@ from typing import Any
 from solm.core.errors import DamagedFileError
 
 _LONGEST_SHOWN = 60
-"""Letters of a bad value in a message."""
+"""Letters of a value in a message."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,10 @@ class Fields:
     def _bad(self, name: str, value: Any, wanted: str) -> DamagedFileError:
         if value is None:
             return self.damaged(name, "it is missing")
-        shown = repr(value)
-        shown = shown if len(shown) <= _LONGEST_SHOWN else shown[:_LONGEST_SHOWN] + "..."
-        return self.damaged(name, f"must be {wanted}, not {shown}")
+        return self.damaged(name, f"must be {wanted}, not {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value of a file as a message shows it: on one line, and not too long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."

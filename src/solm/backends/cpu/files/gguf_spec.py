@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solm.backends.cpu.files.families import FAMILIES, MODEL
-from solm.backends.cpu.files.fields import Fields
+from solm.backends.cpu.files.fields import Fields, shown
 from solm.backends.cpu.files.rope import Rope, rope
 from solm.backends.cpu.files.spec import MOST_HEADS, MOST_LAYERS, MOST_TOKENS, MOST_WIDTH, ModelSpec
 from solm.backends.gguf_header import GgufHeader
@@ -19,7 +19,7 @@ def from_gguf(header: GgufHeader) -> ModelSpec:
     known = next((name for name, family in FAMILIES.items() if family.architecture == header.family), None)
     if known is None:
         names = dict.fromkeys(family.architecture for family in FAMILIES.values())
-        raise UnsupportedModelError(f"GGUF architecture {header.family!r} is not among {', '.join(names)}")
+        raise UnsupportedModelError(f"GGUF architecture {shown(header.family)} is not among {', '.join(names)}")
     fields = Fields(header.path, header.metadata, f"{header.family}.")
     tensors = {tensor.name: tensor for tensor in header.tensors}
     embedding = tensors.get(MODEL["embedding"].gguf)

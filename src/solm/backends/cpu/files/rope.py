@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from solm.backends.cpu.files.fields import Fields
+from solm.backends.cpu.files.fields import Fields, shown
 from solm.core.errors import UnsupportedModelError
 
 KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
@@ -31,10 +31,20 @@ def rope(fields: Fields, kind: str, head_dim: int, context: int) -> Rope:
     missing.
     """
     if kind not in KINDS:
-        raise UnsupportedModelError(f"rotary positions of type {kind!r} are not among {', '.join(KINDS)}")
-    base, dim = fields.number("rope_theta"), int(head_dim * fields.number("partial_rotary_factor", 1.0))
-    if not 2 <= dim <= head_dim or dim % 2:
-        raise fields.damaged("partial_rotary_factor", f"{dim} of {head_dim} dimensions of a head cannot be rotated")
+        raise UnsupportedModelError(f"rotary positions of type {shown(kind)} are not among {', '.join(KINDS)}")
+    base, share = fields.number("rope_theta"), fields.number("partial_rotary_factor", 1.0)
+    dim = int(head_dim * min(share, 1.0))
+    if share > 1 or dim < 2 or dim % 2:
+        raise fields.damaged("partial_rotary_factor", f"{share:g} of {head_dim} dimensions of a head cannot be rotated")
+    with np.errstate(all="ignore"):
+        found = _scaled(fields, kind, base, dim, head_dim, context)
+    if not np.isfinite(found.inverse_frequencies).all():
+        raise fields.damaged("rope_theta", f"{base:g} and the scaling give frequencies that are not finite")
+    return found
+
+
+def _scaled(fields: Fields, kind: str, base: float, dim: int, head_dim: int, context: int) -> Rope:
+    """The frequencies of one kind."""
     if kind == "proportional":
         inverse = np.concatenate([_inverse(base, dim, head_dim), np.zeros((head_dim - dim) // 2, np.float32)])
         return Rope(_divided(inverse, fields.number("factor", 1.0)), 1.0, context)

@@ -7,6 +7,7 @@ from typing import Protocol
 from gguf.constants import GGMLQuantizationType as TensorType
 
 from solm.backends.cpu.files.families import MODEL
+from solm.backends.cpu.files.fields import shown
 from solm.backends.cpu.files.spec import ModelSpec
 from solm.backends.cpu.files.tensors import FLOATS, SUPPORTED, Tensor, supported
 from solm.core.errors import DamagedFileError, UnsupportedModelError
@@ -66,7 +67,7 @@ def check_tensors(spec: ModelSpec, listed: Listed, gguf: bool, ignored: Iterable
                 known = ", ".join(some.name for some in FLOATS) if allowed is FLOATS else supported()
                 raise _damaged(spec.file, name, f"type {kind.name} is not among {known}")
     if left:
-        raise UnsupportedModelError(f"{spec.file}: tensor {min(left)} is not known in family {spec.family}")
+        raise UnsupportedModelError(f"{spec.file}: tensor {shown(min(left))} is not known in family {spec.family}")
 
 
 def ignored_of(spec: ModelSpec, listed: Iterable[str]) -> set[str]:

@@ -8,49 +8,16 @@ import pytest
 from gguf import quants
 from gguf.constants import GGMLQuantizationType as TensorType
 
-from helpers.gguf_files import ALL_TYPES, WIDE, random_blocks, read_packed, weights_of, write_gguf
+from helpers.gguf_files import ALL_TYPES, WIDE, read_packed, repacked, tensor_of, values_of, weights_of, write_gguf
 from solm.backends.cpu.files.gguf_file import GgufFile
 from solm.backends.cpu.files.layout import INT8, NESTED, PRECISIONS, SITES, Form, Target, layout_of
 from solm.backends.cpu.files.repack import Arena, dequantise, repack
-from solm.backends.cpu.files.tensors import FLOATS, QUANTISED, Tensor, half_split
+from solm.backends.cpu.files.tensors import QUANTISED, Tensor, half_split
 from solm.backends.cpu.library import INVALID, library
 from solm.backends.cpu.structs import MESSAGE
 from solm.core.errors import DamagedFileError, SolmError
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
-
-
-def tensor_of(kind: TensorType, outputs: int, inputs: int, seed: int = 0, order=None) -> Tensor:
-    if kind in FLOATS:
-        values = np.random.default_rng(seed).normal(0, 0.05, (outputs, inputs)).astype(np.float32)
-        blocks = values.view(np.uint8) if kind == TensorType.F32 else quants.quantize(values, kind).view(np.uint8)
-    else:
-        blocks = random_blocks(kind, outputs, inputs, seed)
-    return Tensor(kind.name, kind, (outputs, inputs), np.ascontiguousarray(blocks).reshape(-1), order)
-
-
-def expected(tensor: Tensor) -> np.ndarray:
-    """What gguf reads, in order."""
-    blocks = tensor.data.reshape(tensor.outputs, -1)
-    values = blocks.view(np.float32) if tensor.type == TensorType.F32 else quants.dequantize(blocks, tensor.type)
-    return values if tensor.row_order is None else values[tensor.row_order]
-
-
-def packed(tensors: list[Tensor], form: Form, threads: int = 2) -> dict[str, np.ndarray]:
-    """The parts of a matrix of several tensors."""
-    inputs, total, first = tensors[0].inputs, sum(tensor.outputs for tensor in tensors), 0
-    parts = {name: np.zeros(size, np.uint8) for name, size in form.sizes(inputs, total).items()}
-    addresses = [parts[name].ctypes.data if name in parts else None for name in ("data", "scale", "grid")]
-    message = ctypes.create_string_buffer(MESSAGE)
-    for tensor in tensors:
-        order = None if tensor.row_order is None else tensor.row_order.ctypes.data
-        code = library().solm_repack(
-            tensor.type, tensor.data.ctypes.data, len(tensor.data), tensor.outputs, inputs, order, form.target, first,
-            total, *addresses, threads, message,
-        )  # fmt: skip
-        assert not code, message.value
-        first += tensor.outputs
-    return parts
 
 
 def numbers_and_grid(parts: dict[str, np.ndarray], form: Form, inputs: int, outputs: int):
@@ -62,9 +29,9 @@ def numbers_and_grid(parts: dict[str, np.ndarray], form: Form, inputs: int, outp
 @pytest.mark.parametrize("kind", QUANTISED, ids=lambda kind: kind.name)
 def test_numbers_are_exact_and_steps_are_rounded_once(kind, outputs):
     form, tensor = Form(Target.OWN, QUANTISED[kind]), tensor_of(kind, outputs, 512)
-    numbers, grid = numbers_and_grid(packed([tensor], form), form, 512, outputs)
+    numbers, grid = numbers_and_grid(repacked([tensor], form), form, 512, outputs)
     assert grid.shape[1] == (1 if form.numbers.centre >= 0 else 2)
-    found, wanted = weights_of(numbers, grid, form.numbers.group, form.numbers.centre), expected(tensor)
+    found, wanted = weights_of(numbers, grid, form.numbers.group, form.numbers.centre), values_of(tensor)
     step = np.abs(grid[:, 0].T.astype(np.float64)).repeat(form.numbers.group, 1)
     # Each of the two is off by 2^-11 of itself at most, or by half of the smallest float16.
     lowest = form.numbers.centre * step if grid.shape[1] == 1 else np.abs(grid[:, 1].T).repeat(form.numbers.group, 1)
@@ -77,7 +44,7 @@ def test_numbers_are_exact_and_steps_are_rounded_once(kind, outputs):
 @pytest.mark.parametrize("kind", ALL_TYPES, ids=lambda kind: kind.name)
 def test_dequantised_rows_are_what_gguf_reads(kind):
     tensor = tensor_of(kind, 24, 512)
-    np.testing.assert_allclose(dequantise(library(), tensor), expected(tensor), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(dequantise(library(), tensor), values_of(tensor), rtol=1e-5, atol=1e-7)
     rows = [5, 0, 23, 5]
     np.testing.assert_array_equal(dequantise(library(), tensor, rows), dequantise(library(), tensor)[rows])
     ordered = tensor_of(kind, 24, 512, order=half_split(3, 8))
@@ -90,7 +57,7 @@ def test_tensors_share_a_matrix_wherever_they_begin(form):
     kind = next((kind for kind, numbers in QUANTISED.items() if Form(Target.OWN, numbers) == form), TensorType.BF16)
     parts = [tensor_of(kind, count, 256, seed) for seed, count in enumerate((64, 32, 96, 128))]
     together = Tensor("all", kind, (320, 256), np.concatenate([part.data for part in parts]))
-    found, wanted = packed(parts, form), packed([together], form, threads=1)
+    found, wanted = repacked(parts, form), repacked([together], form, threads=1)
     for name in wanted:
         np.testing.assert_array_equal(found[name], wanted[name])
 
@@ -105,8 +72,8 @@ def test_rows_are_put_in_order(target):
     order = np.random.default_rng(3).permutation(192).astype(np.int32)
     blocks = tensor_of(TensorType.Q5_0, 192, 256)
     sorted_ = blocks.data.reshape(192, -1)[order].reshape(-1)
-    found = packed([Tensor("t", blocks.type, blocks.shape, blocks.data, order)], form)
-    wanted = packed([Tensor("t", blocks.type, blocks.shape, sorted_)], form)
+    found = repacked([Tensor("t", blocks.type, blocks.shape, blocks.data, order)], form)
+    wanted = repacked([Tensor("t", blocks.type, blocks.shape, sorted_)], form)
     for name in wanted:
         np.testing.assert_array_equal(found[name], wanted[name])
 
@@ -115,7 +82,7 @@ def test_rows_are_put_in_order(target):
 @pytest.mark.parametrize("outputs", [96, 128])
 def test_int8_has_a_scale_per_output(kind, outputs):
     tensor = tensor_of(kind, outputs, 256)
-    parts, wanted = packed([tensor], INT8), expected(tensor)
+    parts, wanted = repacked([tensor], INT8), values_of(tensor)
     stride = -(-outputs // 64) * 64
     rows = parts["data"].reshape(256, stride // 64, 4, 4, 4).swapaxes(2, 3).reshape(256, stride)
     assert not rows[:, outputs:].any()
@@ -128,9 +95,9 @@ def test_int8_has_a_scale_per_output(kind, outputs):
 @pytest.mark.parametrize("kind", ALL_TYPES, ids=lambda kind: kind.name)
 def test_floats_are_transposed(kind):
     tensor = tensor_of(kind, 96, 256)
-    found = packed([tensor], Form(Target.FLOAT32))["data"].view(np.float32).reshape(256, 96).T
-    np.testing.assert_allclose(found, expected(tensor), rtol=1e-5, atol=1e-7)
-    short = packed([tensor], Form(Target.BFLOAT16))["data"].view(np.uint16).reshape(256, 96).T
+    found = repacked([tensor], Form(Target.FLOAT32))["data"].view(np.float32).reshape(256, 96).T
+    np.testing.assert_allclose(found, values_of(tensor), rtol=1e-5, atol=1e-7)
+    short = repacked([tensor], Form(Target.BFLOAT16))["data"].view(np.uint16).reshape(256, 96).T
     np.testing.assert_array_equal(short, quants.quantize(np.ascontiguousarray(found), TensorType.BF16).view(np.uint16))
 
 
@@ -141,8 +108,8 @@ def test_nested_numbers_are_as_fine_as_8_bits_and_their_upper_halves_a_grid(size
     tensor = Tensor(
         "t", tensor.type, tensor.shape, (tensor.data.view(np.float32) * np.float32(size / 0.05)).view(np.uint8)
     )
-    numbers, grid = numbers_and_grid(packed([tensor], NESTED), NESTED, 256, 128)
-    weight = expected(tensor)
+    numbers, grid = numbers_and_grid(repacked([tensor], NESTED), NESTED, 256, 128)
+    weight = values_of(tensor)
     step = grid[:, 0].T.astype(np.float64).repeat(32, 1)
     unit = 2.0**-25  # half of the smallest float16
     assert (
@@ -173,7 +140,7 @@ def test_a_model_is_repacked_site_by_site(tmp_path, precision):
     for number, layer in enumerate(layout.layers):
         for part in (part for site in layer.values() for part in site.parts):
             tensors = [source.tensor(name, number) for name in part.tensors]
-            for name, wanted in packed(tensors, part.form).items():
+            for name, wanted in repacked(tensors, part.form).items():
                 at = getattr(part, name)
                 assert at % 64 == 0
                 np.testing.assert_array_equal(memory[at : at + len(wanted)], wanted, err_msg=f"{part.tensors} {name}")

@@ -1,0 +1,105 @@
+"""`solm cache`."""
+
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from solm.cli.options import JsonOption
+from solm.core.errors import SolmError
+
+_KINDS = {
+    "repacked weights": r".+\.weights",
+    "built engine": r"engine-[0-9a-f]{16}\.so",
+    "converted model": r".+-[0-9a-f]{16}",
+    "unfinished": r"\..+\.weights\..+|tmp\w+(\.so)?",
+}
+"""What is kept, by the whole name of a file or folder. Nothing else in the folder is touched."""
+_UNFINISHED_AFTER = 3600.0
+"""Seconds without a change after which nobody is writing any more."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that is kept."""
+
+    path: Path
+    kind: str
+    nbytes: int
+
+
+def cache(
+    action: Annotated[str, typer.Argument(help="list what is kept, or clear it.")] = "list",
+    names: Annotated[list[str] | None, typer.Argument(help="clear: names from the list; all without.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """List or clear what can be made again: repacked weights, built engines and converted models.
+
+    They are kept in the folder that SOLM_CACHE names, by default ~/.cache/solm.
+
+    \b
+    Examples:
+      solm cache
+      solm cache list --json
+      solm cache clear
+    """
+    from solm.cli.output import print_json
+    from solm.core.cache_folder import cache_folder
+
+    folder = cache_folder()
+    if action not in ("list", "clear"):
+        raise SolmError(f"ACTION: unknown action {action!r}; choose list or clear")
+    if names and action != "clear":
+        raise SolmError(f"NAMES: they go with clear, not {action}")
+    found = entries(folder)
+    if action == "clear":
+        known = {entry.path.name: entry for entry in found}
+        for name in names or []:
+            if name not in known:
+                raise SolmError(f"NAMES: nothing called {name!r} is kept in {folder}")
+        found = [known[name] for name in dict.fromkeys(names)] if names else found
+        for entry in found:
+            _remove(entry.path)
+    total = sum(entry.nbytes for entry in found)
+    if json:
+        listed = [{"name": entry.path.name, "kind": entry.kind, "bytes": entry.nbytes} for entry in found]
+        print_json({"folder": str(folder), "removed" if action == "clear" else "entries": listed, "bytes": total})
+        return
+    if action == "clear":
+        print(f"removed {len(found)} from {folder}: {total / 1e6:.1f} MB")
+        return
+    print(f"{folder}: {total / 1e6:.1f} MB")
+    for entry in found:
+        print(f"  {entry.nbytes / 1e6:>9.1f} MB  {entry.kind:16}  {entry.path.name}")
+
+
+def entries(folder: Path) -> list[Entry]:
+    """What is kept in `folder`, largest first; what another process may be writing now is left out."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else []:
+        kind = next((kind for kind, name in _KINDS.items() if re.fullmatch(name, path.name)), None)
+        if kind is None or path.is_symlink() or (kind == "converted model" and not (path / "config.json").is_file()):
+            continue
+        if kind == "unfinished" and time.time() - path.stat().st_mtime < _UNFINISHED_AFTER:
+            continue
+        found.append(Entry(path, kind, _size(path)))
+    return sorted(found, key=lambda entry: (-entry.nbytes, entry.path.name))
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _remove(path: Path) -> None:
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as error:
+        raise SolmError(f"cannot remove {path}: {error.strerror}") from error

@@ -1,0 +1,273 @@
+"""Bad files: every damage is one line that names the file and the field, whatever the damage is."""
+
+import json
+import random
+import struct
+import time
+
+import numpy as np
+import pytest
+from gguf.constants import GGMLQuantizationType as TensorType
+
+from helpers.gguf_files import WIDE, write_gguf
+from helpers.models import tiny_model
+from solm.backends.cpu.files.gguf_file import GgufFile
+from solm.backends.cpu.files.identity import identity_of
+from solm.backends.cpu.files.loaded_model import LoadedModel
+from solm.backends.cpu.files.safetensors_folder import SafetensorsFolder
+from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError
+
+TINY = {
+    "hidden_size": 32, "intermediate_size": 32, "head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "num_hidden_layers": 1, "vocab_size": 16,
+}  # fmt: skip
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.gguf"
+    write_gguf(path, "llama", lambda name: TensorType.Q8_0, **TINY)
+    return path
+
+
+def changed(path, before: bytes, after: bytes):
+    content = path.read_bytes()
+    assert before in content
+    path.write_bytes(content.replace(before, after, 1))
+
+
+def field(name: str, kind: int, value: bytes) -> bytes:
+    return struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", kind) + value
+
+
+def listed(name: str, *shape: int, kind: int) -> bytes:
+    return struct.pack("<Q", len(name)) + name.encode() + struct.pack(f"<I{len(shape)}QI", len(shape), *shape, kind)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (b"blk.0.ffn_up", b"blk.0.ffn_xx", "blk.0.ffn_up.weight: it is missing"),
+        (b"output_norm", b"outputxnorm", "output_norm.weight: it is missing"),
+        (b"token_embd", b"token_xxxx", "token_embd.weight: it is missing"),
+        (b"llama.block_count", b"llama.block_xxxxx", "llama.block_count: it is missing"),
+        (b"llama.context_length", b"llama.context_xxxxxx", "llama.context_length: it is missing"),
+        (
+            field("llama.block_count", 4, struct.pack("<I", 1)), field("llama.block_count", 4, struct.pack("<I", 4000)),
+            "blk.1.attn_q.weight: it is missing",
+        ),
+        (
+            field("llama.embedding_length", 4, struct.pack("<I", 32)),
+            field("llama.embedding_length", 4, struct.pack("<I", 64)),
+            r"token_embd.weight: its shape is \[16, 32\], not \[16, 64\]",
+        ),
+        (
+            field("llama.attention.head_count", 4, struct.pack("<I", 2)),
+            field("llama.attention.head_count", 6, struct.pack("<f", 2.5)),
+            "attention.head_count: must be a whole number from 1 to 4096, not 2.5",
+        ),
+        (
+            listed("blk.0.ffn_up.weight", 32, 32, kind=8), listed("blk.0.ffn_up.weight", 64, 16, kind=8),
+            r"blk.0.ffn_up.weight: its shape is \[16, 64\], not \[32, 32\]",
+        ),
+        (
+            listed("blk.0.ffn_up.weight", 32, 32, kind=8), listed("blk.0.ffn_up.weight", 1 << 63, 1 << 63, kind=8),
+            "blk.0.ffn_up.weight: bytes .* lie past the end",
+        ),
+        (
+            listed("blk.0.ffn_up.weight", 32, 32, kind=8), listed("blk.0.ffn_up.weight", 32, 32, kind=20),
+            "blk.0.ffn_up.weight: type IQ4_NL is not among F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, ",
+        ),
+        (
+            listed("output_norm.weight", 32, kind=0), listed("output_norm.weight", 32, kind=8),
+            "output_norm.weight: type Q8_0 is not among F32, F16, BF16",
+        ),
+        (
+            field("general.name", 8, struct.pack("<Q", 4) + b"tiny"),
+            field("general.name", 8, struct.pack("<Q", 1 << 30) + b"tiny"),
+            "general.name: 1073741824 is more than 16777216",
+        ),
+        (
+            field("general.name", 8, struct.pack("<Q", 4) + b"tiny"),
+            field("general.name", 9, struct.pack("<IQ", 9, 1 << 40)), "general.name: 1099511627776 is more than",
+        ),
+        (
+            field("general.name", 8, struct.pack("<Q", 4) + b"tiny"),
+            field("general.name", 9, struct.pack("<IQIQ", 9, 1, 9, 1)), "general.name: an array of arrays",
+        ),
+    ],
+)  # fmt: skip
+def test_damage_to_a_gguf_file_is_one_line(small, before, after, words):
+    changed(small, before, after)
+    with pytest.raises(DamagedFileError, match=words) as found:
+        GgufFile(small)
+    message = str(found.value)
+    assert message.startswith(f"{small} is damaged: ")
+    assert "\n" not in message
+    assert found.value.exit_code == 3
+
+
+def test_tensors_that_a_family_does_not_have_are_refused(tmp_path):
+    """Never silently left out: experts, biases and adapters change what a model computes."""
+    path = tmp_path / "more.gguf"
+    for name in ("blk.0.ffn_gate_inp.weight", "blk.1.attn_output.bias"):
+        write_gguf(path, "llama", tensors={name: np.zeros(4, np.float32)})
+        with pytest.raises(UnsupportedModelError, match=f"more.gguf: tensor '{name}' is not known in family llama"):
+            GgufFile(path)
+    write_gguf(path, "llama", tensors={"rope_freqs.weight": np.ones(8, np.float32)})
+    assert GgufFile(path).spec.layers == 2
+    write_gguf(path, "olmo2")
+    changed(path, b"\5\0\0\0\0\0\0\0olmo2", b"\6\0\0\0\0\0\0\0olmo2x")
+    with pytest.raises(UnsupportedModelError, match="GGUF architecture 'olmo2x' is not among llama, qwen2, qwen3"):
+        GgufFile(path)
+
+
+def mutated(content: bytes, header: int, draw: random.Random) -> bytes:
+    """The content with some damage to its first `header` bytes."""
+    made = bytearray(content)
+    for _ in range(draw.choice((1, 1, 1, 2, 5))):
+        place = draw.randrange(header)
+        match draw.randrange(6):
+            case 0:
+                made[place] ^= 1 << draw.randrange(8)
+            case 1:
+                made[place] = draw.randrange(256)
+            case 2:
+                value = draw.choice((0, 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1, draw.randrange(1 << 64)))
+                made[place : place + 8] = struct.pack("<Q", value)
+            case 3:
+                made[place : place + 4] = struct.pack("<I", draw.choice((0, 8, 9, 12, 2**31, 2**32 - 1)))
+            case 4:
+                del made[place : place + draw.randrange(1, 40)]
+            case 5:
+                made[place:place] = made[(other := draw.randrange(header)) : other + draw.randrange(1, 40)]
+    return bytes(made[: draw.randrange(len(made))] if draw.random() < 0.1 else made)
+
+
+def test_ten_thousand_mutated_headers_are_read_or_refused(small):
+    """No other error, no crash, no long message, and nothing takes long."""
+    content = small.read_bytes()
+    header = min(tensor.offset for tensor in GgufFile(small)._tensors.values())
+    assert header < 5000
+    draw, slowest = random.Random(1), 0.0
+    messages = []
+    for _ in range(10_000):
+        small.unlink()  # some file systems flush what is written over
+        small.write_bytes(mutated(content, header, draw))
+        begun = time.process_time()
+        try:
+            GgufFile(small)
+        except SolmError as error:
+            messages.append(str(error))
+        slowest = max(slowest, time.process_time() - begun)
+    assert len(messages) > 5_000
+    assert max(map(len, messages)) < 400
+    assert not any("\n" in message for message in messages)
+    assert slowest < 1
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_model("qwen3").float().save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def rewritten(path, change) -> None:
+    """A safetensors file with another header."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+
+
+NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda h: h.pop(UP), f"config.json is damaged: {UP}: it is missing"),
+        (lambda h: h[UP].update(shape=[64, 96]), rf"{UP}: its shape is \[64, 96\], not \[96, 64\]"),
+        (lambda h: h[UP].update(shape=[64, 97]), rf"{UP}: bytes \[.*\] do not hold F32 of shape \[64, 97\]"),
+        (lambda h: h[UP].update(shape=[-64, -96]), f"{UP}: shape: it is no list of whole numbers"),
+        (lambda h: h[UP].update(shape=[1 << 63, 1 << 63]), f"{UP}: bytes .* do not hold F32"),
+        (lambda h: h[UP].update(dtype="F8_E4M3"), f"{UP}: type F8_E4M3 is not among F32, F16, BF16"),
+        (lambda h: h[UP].update(data_offsets=[0]), f"{UP}: bytes"),
+        (lambda h: h[NORM].update(data_offsets=[1 << 50, (1 << 50) + 256]), f"{NORM}: its bytes .* lie past the end"),
+        (lambda h: h.update({UP: 3}), f"{UP}: its entry is no object with dtype, shape, data_offsets"),
+    ],
+)
+def test_damage_to_safetensors_is_one_line(folder, change, words):
+    rewritten(folder / "model.safetensors", change)
+    with pytest.raises(DamagedFileError, match=words) as found:
+        SafetensorsFolder(folder)
+    assert str(folder) in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "header: it is said to take 0 of 0 bytes"),
+        (b"\xff" * 100, "header: it is said to take 18446744073709551615 of 100 bytes"),
+        (struct.pack("<Q", 4) + b"[1]x", "model.safetensors is damaged: it is not JSON"),
+        (struct.pack("<Q", 4) + b"[12]", "it holds no JSON object"),
+        (struct.pack("<Q", 200_000) + b"[" * 200_000, "it is not JSON"),
+    ],
+)
+def test_what_is_no_safetensors_file_is_refused(folder, content, words):
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(DamagedFileError, match=words):
+        SafetensorsFolder(folder)
+
+
+def test_folders_that_hold_no_model_are_named(folder):
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    with pytest.raises(SolmError, match=r"tiny has neither model.safetensors nor model.safetensors.index.json"):
+        SafetensorsFolder(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x"}}')
+    with pytest.raises(DamagedFileError, match="weight_map: it does not name files"):
+        SafetensorsFolder(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "none.safetensors"}}')
+    with pytest.raises(SolmError, match=r"cannot read .*none.safetensors: No such file"):
+        SafetensorsFolder(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(DamagedFileError, match=r"config.json is damaged: it is not JSON"):
+        SafetensorsFolder(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(SolmError, match=r"cannot read .*config.json: No such file"):
+        SafetensorsFolder(folder)
+
+
+def test_loaded_models_that_cannot_be_read_are_named():
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.up_proj.weight.data = model.model.layers[0].mlp.up_proj.weight.data[:5]
+    with pytest.raises(DamagedFileError, match=r"up_proj.weight: its shape is \[5, 64\], not \[96, 64\]"):
+        LoadedModel(model)
+    with pytest.raises(UnsupportedModelError, match="is on meta; weights must be on the CPU"):
+        LoadedModel(tiny_model("llama").to("meta"))
+    assert LoadedModel(tiny_model("llama")).identity is None
+
+
+def test_released_tensors_can_be_read_again(tmp_path):
+    write_gguf(tmp_path / "a.gguf", "llama", lambda name: TensorType.Q4_K, **WIDE)
+    tiny_model("llama").bfloat16().save_pretrained(tmp_path / "tiny")
+    for source in (GgufFile(tmp_path / "a.gguf"), SafetensorsFolder(tmp_path / "tiny")):
+        before = {name: source.tensor(name, 0).data.copy() for name in ("q", "down")}
+        for name, content in before.items():
+            source.release(source.tensor(name, 0))
+            np.testing.assert_array_equal(source.tensor(name, 0).data, content)
+
+
+def test_an_identity_is_that_of_the_content(small, tmp_path):
+    other = tmp_path / "copy.gguf"
+    other.write_bytes(small.read_bytes())
+    assert GgufFile(other).identity == GgufFile(small).identity
+    assert GgufFile(other).times != GgufFile(small).times
+    content = bytearray(small.read_bytes())
+    content[-1] ^= 1
+    other.write_bytes(content)
+    assert GgufFile(other).identity != GgufFile(small).identity
+    assert identity_of([(small, 100)]) != identity_of([(small, 101)])

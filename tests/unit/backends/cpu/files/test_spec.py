@@ -1,0 +1,183 @@
+"""Every family's description and tensors, from a loaded model, its folder and its GGUF file, against transformers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig
+
+from helpers.gguf_files import write_gguf
+from helpers.models import SIZES, tiny_model
+from solm.backends.cpu.files.config_spec import from_config
+from solm.backends.cpu.files.families import FAMILIES
+from solm.backends.cpu.files.gguf_file import GgufFile
+from solm.backends.cpu.files.layout import SITES
+from solm.backends.cpu.files.loaded_model import LoadedModel
+from solm.backends.cpu.files.safetensors_folder import SafetensorsFolder
+from solm.core.errors import DamagedFileError, UnsupportedModelError
+
+OURS = (
+    "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary", "context", "qkv_bias", "bos",
+    "eos", "norms_after", "whole_norms", "layers_without_rope", "sliding_window", "sliding_layers",
+)  # fmt: skip
+
+
+def sources(family, folder, dtype=torch.float32, **changes):
+    """The same model as all three kinds of source, and its parameters."""
+    model = write_gguf(folder / "tiny.gguf", family, **changes).to(dtype)
+    model.save_pretrained(folder / "tiny")
+    return model, (LoadedModel(model), SafetensorsFolder(folder / "tiny"), GgufFile(folder / "tiny.gguf"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_sources_describe_the_model_that_transformers_has(family, tmp_path):
+    model, found = sources(family, tmp_path, num_hidden_layers=5)
+    config = model.config
+    for source in found:
+        spec = source.spec
+        assert (spec.layers, spec.hidden, spec.heads, spec.kv_heads) == (5, 64, 4, 2)
+        assert (spec.vocabulary, spec.context, spec.bos, spec.eos) == (259, 512, 1, (2,))
+        assert spec.head_dim == model.model.layers[0].self_attn.head_dim
+        assert spec.epsilon == pytest.approx(config.rms_norm_eps, rel=1e-6)
+        assert spec.qkv_bias == (model.model.layers[0].self_attn.q_proj.bias is not None)
+        assert spec.norms_after == (not hasattr(model.model.layers[0], "input_layernorm"))
+        expected = model.model.rotary_emb.inv_freq.numpy()
+        np.testing.assert_allclose(spec.rope.inverse_frequencies, expected, rtol=1e-6)
+        assert spec.rope.scaling == model.model.rotary_emb.attention_scaling
+        rotated = getattr(config, "no_rope_layers", None) or [1] * 5
+        assert spec.layers_without_rope == tuple(layer for layer in range(5) if not rotated[layer])
+        for name in OURS:
+            assert getattr(spec, name) == getattr(found[0].spec, name), name
+    # A GGUF file of llama and mistral does not say which.
+    assert [source.spec.family for source in found] == [family, family, "llama" if family == "mistral" else family]
+    assert found[0].spec.tied_head == found[1].spec.tied_head == config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_sources_have_the_same_tensors(family, tmp_path):
+    model, found = sources(family, tmp_path)
+    parameters = dict(model.named_parameters())
+    for layer in (None, 0, 1):
+        for name, place in found[0].spec.places(layer).items():
+            expected = parameters[place.transformers].detach().numpy()
+            for source in found:
+                tensor = source.tensor(name, layer)
+                assert tensor.shape == expected.shape == source.spec.shape(name)
+                np.testing.assert_array_equal(tensor.floats(), expected, err_msg=f"{name} of {type(source).__name__}")
+    tied = model.config.tie_word_embeddings
+    for source in found[:2]:
+        head = source.tensor("head").floats()
+        np.testing.assert_array_equal(
+            head, parameters["model.embed_tokens.weight" if tied else "lm_head.weight"].detach()
+        )
+    assert {name for names in SITES.values() for name in names} <= set(found[0].spec.places(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_floats_of_any_size_are_read(dtype, tmp_path):
+    model = tiny_model("llama", dtype)
+    expected = model.model.layers[1].mlp.up_proj.weight.detach().float().numpy()
+    np.testing.assert_array_equal(LoadedModel(model).tensor("up", 1).floats(), expected)
+    if dtype != torch.float64:
+        model.save_pretrained(tmp_path / "tiny")
+        np.testing.assert_array_equal(SafetensorsFolder(tmp_path / "tiny").tensor("up", 1).floats(), expected)
+
+
+def test_a_folder_may_have_several_files_and_a_tied_head(tmp_path):
+    model = tiny_model("smollm3", torch.bfloat16)
+    assert model.config.tie_word_embeddings
+    model.save_pretrained(tmp_path / "tiny", max_shard_size="50KB")
+    assert len(list((tmp_path / "tiny").glob("*.safetensors"))) > 2
+    source = SafetensorsFolder(tmp_path / "tiny")
+    assert source.spec.tied_head
+    expected = model.model.embed_tokens.weight.detach().float().numpy()
+    np.testing.assert_array_equal(source.tensor("head").floats(), expected)
+    assert source.nbytes == sum(parameter.nbytes for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_configuration_leaves_out_is_what_transformers_assumes(family):
+    given = {name: size for name, size in SIZES.items() if name not in ("head_dim", "pad_token_id")}
+    config = AutoConfig.for_model(family, **given)
+    short = from_config({"model_type": family, **given}, "config.json", family)
+    full = from_config(config.to_dict(), "config.json", family)
+    for name in (*OURS, "epsilon", "tied_head"):
+        assert getattr(short, name) == getattr(full, name), name
+    assert full.epsilon == config.rms_norm_eps
+    assert full.tied_head == config.tie_word_embeddings
+    np.testing.assert_array_equal(short.rope.inverse_frequencies, full.rope.inverse_frequencies)
+    base = float(full.rope.inverse_frequencies[1]) ** (-full.head_dim / 2)
+    assert base == pytest.approx(config.rope_parameters["rope_theta"], rel=1e-4)
+
+
+def test_older_configurations_are_read(tmp_path):
+    """With rope_theta and rope_scaling apart."""
+    config = {"model_type": "llama", **SIZES, "rope_theta": 50_000.0, "rope_scaling": {"type": "linear", "factor": 4.0}}
+    spec = from_config(config, "config.json", "old")
+    new = {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0}
+    expected = tiny_model("llama", rope_parameters=new).model.rotary_emb.inv_freq
+    np.testing.assert_allclose(spec.rope.inverse_frequencies, expected, rtol=1e-6)
+
+
+def test_sliding_windows_are_told():
+    def spec(family, **given):
+        return from_config({"model_type": family, **SIZES, **given}, "config.json", family)
+
+    assert (spec("mistral").sliding_window, spec("mistral").sliding_layers) == (4096, (0, 1))
+    assert spec("mistral", sliding_window=None).sliding_layers == ()
+    assert spec("qwen2", sliding_window=64).sliding_layers == ()
+    window = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}
+    assert (spec("qwen2", **window).sliding_window, spec("qwen2", **window).sliding_layers) == (64, (1,))
+    for family in ("qwen2", "qwen3"):
+        config = AutoConfig.for_model(family, **SIZES, **window)
+        kinds = [index for index, kind in enumerate(config.layer_types) if kind == "sliding_attention"]
+        assert spec(family, **config.to_dict()).sliding_layers == tuple(kinds) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"model_type": "gpt2"}, "family 'gpt2' is not among llama, mistral"),
+        ({"hidden_act": "gelu"}, "only SiLU-gated MLPs"),
+        ({"mlp_bias": True}, "only SiLU-gated MLPs"),
+        ({"attention_bias": True}, "attention biases are not supported for llama"),
+        ({"rope_scaling": {"rope_type": "su"}}, "rotary positions of type 'su' are not among default, linear"),
+    ],
+)
+def test_what_is_not_described_is_named(given, words):
+    with pytest.raises(UnsupportedModelError, match=words):
+        from_config({"model_type": "llama", **SIZES, **given}, "config.json", "tiny")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"hidden_size": None}, "hidden_size: it is missing"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: must be a whole number from 1 to 4096, not 0"),
+        ({"num_attention_heads": True}, "num_attention_heads: must be a whole number from 1 to 4096, not True"),
+        ({"vocab_size": 2**63}, "vocab_size: must be a whole number from 1 to 16777216, not 9223372036854775808"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps: must be a number above 0, not -1.0"),
+        ({"num_key_value_heads": 3}, "4 heads cannot share 3"),
+        ({"eos_token_id": [2, 9999]}, r"eos_token_id: must be token ids below 259, not \[2, 9999\]"),
+        ({"no_rope_layers": [1]}, "no_rope_layers: must be a list of 2"),
+        ({"rope_scaling": [1]}, "rope_scaling: must be an object"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor: it is missing"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "x" * 500}}, "factor: must be a number above 0, not 'xxx"),
+        ({"rope_theta": float("nan")}, "rope_theta: must be a number above 0, not nan"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: must be true or false, not 'yes'"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_named(given, words):
+    with pytest.raises(DamagedFileError, match="config.json is damaged: .*" + words) as found:
+        from_config({"model_type": "llama", **SIZES, **given}, "config.json", "tiny")
+    assert len(str(found.value)) < 200
+
+
+def test_a_saved_configuration_is_json(tmp_path):
+    """What save_pretrained writes and what a loaded model says of itself give one description."""
+    model = tiny_model("qwen3", torch.float32)
+    model.save_pretrained(tmp_path)
+    saved = from_config(json.loads((tmp_path / "config.json").read_text()), "config.json", "tiny")
+    loaded = LoadedModel(model).spec
+    assert all(getattr(saved, name) == getattr(loaded, name) for name in OURS)

@@ -1,0 +1,191 @@
+"""Repacked weights that are kept: mapped at the next start, replaced where anything about them has changed."""
+
+import ctypes
+import errno
+import logging
+import multiprocessing
+import os
+import shutil
+
+import numpy as np
+import pytest
+from gguf.constants import GGMLQuantizationType as TensorType
+
+from helpers.gguf_files import WIDE, write_gguf
+from helpers.models import tiny_model
+from solm.backends.cpu.files import weight_cache
+from solm.backends.cpu.files.gguf_file import GgufFile
+from solm.backends.cpu.files.layout import layout_of
+from solm.backends.cpu.files.loaded_model import LoadedModel
+from solm.backends.cpu.files.repack import Arena, repack
+from solm.backends.cpu.files.weight_cache import SUFFIX, MappedWeights, load_weights
+from solm.backends.cpu.library import library
+from solm.core.errors import SolmError
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
+    write_gguf(path, "llama", lambda name: TensorType.Q6_K, **WIDE)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    built = library()  # before the folder changes, so that it is not built anew
+    monkeypatch.setenv("SOLM_CACHE", str(tmp_path / "cache"))
+    assert built is library()
+    return tmp_path / "cache"
+
+
+def load(source, precision="auto", threads=2):
+    """The weights, whether they were repacked, and what they are."""
+    layout, filled = layout_of(source, precision), []
+
+    def fill(address):
+        filled.append(address)
+        repack(source, layout, library(), address, threads)
+
+    weights = load_weights(library(), source, precision, layout.digest(), layout.nbytes, fill, threads)
+    content = np.frombuffer((ctypes.c_uint8 * layout.nbytes).from_address(weights.address), np.uint8).copy()
+    assert isinstance(weights, Arena if filled else MappedWeights)
+    assert weights.address % 64 == 0
+    return content, bool(filled)
+
+
+def kept(folder):
+    return sorted(folder.glob("*" + SUFFIX))
+
+
+def test_the_next_start_maps_what_the_first_has_repacked(path, folder):
+    first, repacked = load(GgufFile(path))
+    assert repacked
+    assert [file.name for file in kept(folder)] == [f"tiny-auto-{GgufFile(path).identity[:16]}.weights"]
+    again, repacked = load(GgufFile(path))
+    assert not repacked
+    np.testing.assert_array_equal(first, again)
+    assert load(GgufFile(path), "int8")[1]
+    assert not load(GgufFile(path), "int8")[1]
+    assert not load(GgufFile(path))[1]
+    assert len(list(folder.iterdir())) == 2  # nothing unfinished is left
+
+
+def test_a_flipped_byte_anywhere_is_noticed(path, folder):
+    first, _ = load(GgufFile(path))
+    (file,) = kept(folder)
+    content = file.read_bytes()
+    length = int.from_bytes(content[15:23], "little")
+    start = len(content) - len(first)
+    places = [0, 15, 20, 23, 23 + length // 2, 23 + length, 23 + length + 31, start, start + len(first) // 2, -1]
+    for place in places:
+        changed = bytearray(content)
+        changed[place] ^= 16
+        file.write_bytes(changed)
+        found, repacked = load(GgufFile(path))
+        assert repacked, place
+        np.testing.assert_array_equal(found, first)
+        assert file.read_bytes()[start:] == content[start:]  # it is whole again
+    for size in (0, 10, start, len(content) - 1):
+        file.write_bytes(content[:size])
+        assert load(GgufFile(path))[1], size
+    file.write_bytes(content + b"x")
+    assert load(GgufFile(path))[1]
+    assert not load(GgufFile(path))[1]
+
+
+def test_a_changed_file_code_or_layout_is_noticed(path, folder, tmp_path, monkeypatch):
+    copy = tmp_path / "copy.gguf"
+    shutil.copy(path, copy)
+    assert load(GgufFile(copy))[1]
+    os.utime(copy, ns=(1, 1))
+    assert load(GgufFile(copy))[1]
+    assert not load(GgufFile(copy))[1]
+    monkeypatch.setattr(weight_cache, "_code", lambda: "other")
+    assert load(GgufFile(copy))[1]
+    assert not load(GgufFile(copy))[1]
+    monkeypatch.setattr("solm.backends.cpu.files.layout.Layout.digest", lambda self: "other")
+    assert load(GgufFile(copy))[1]
+    assert len(kept(folder)) == 1
+
+
+def test_a_full_disk_costs_time_and_one_line(path, folder, monkeypatch, caplog):
+    def full(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Full:
+        def __init__(self, handle, mode):
+            self.handle = handle
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            os.close(self.handle)
+
+        write = full
+
+    expected, _ = load(GgufFile(path))
+    shutil.rmtree(folder)
+    with monkeypatch.context() as patched, caplog.at_level(logging.INFO):
+        patched.setattr(weight_cache.os, "fdopen", Full)
+        found, repacked = load(GgufFile(path))
+    assert repacked
+    np.testing.assert_array_equal(found, expected)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "No space left on device" in caplog.text
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_costs_time_and_one_line(path, folder, caplog):
+    folder.write_text("a file where the folder would be")
+    with caplog.at_level(logging.WARNING):
+        assert load(GgufFile(path))[1]
+        assert load(GgufFile(path))[1]
+    assert len(caplog.records) == 2
+
+
+def test_loaded_models_are_not_kept(folder):
+    assert load(LoadedModel(tiny_model("llama").float()), "int8")[1]
+    assert not folder.exists()
+
+
+def test_a_failure_while_repacking_keeps_nothing(path, folder):
+    source = GgufFile(path)
+
+    def fail(address):
+        raise SolmError("no")
+
+    with pytest.raises(SolmError, match="no"):
+        load_weights(library(), source, "auto", "layout", 1 << 20, fail, 1)
+    assert not folder.exists()
+
+
+def test_processes_may_start_at_once(path, folder):
+    """Before anything is kept."""
+    processes = multiprocessing.get_context("fork")
+    with processes.Pool(3) as pool:
+        found = pool.map(_sum_of, [path] * 3)
+    assert set(found) == {int(load(GgufFile(path))[0].sum())}
+    assert len(kept(folder)) == 1
+    assert not load(GgufFile(path))[1]
+
+
+def _sum_of(path):
+    return int(load(GgufFile(path))[0].sum())
+
+
+def test_checksums_change_with_every_bit_and_not_with_the_threads():
+    content = np.random.default_rng(1).integers(0, 256, (1 << 21) + 13, np.uint8)
+    total = library().solm_checksum(content.ctypes.data, len(content), 1)
+    assert total == library().solm_checksum(content.ctypes.data, len(content), 3)
+    for place in (0, 7, 8, 1 << 20, (1 << 20) - 1, 1 << 21, len(content) - 1):
+        for bit in range(8):
+            content[place] ^= 1 << bit
+            assert library().solm_checksum(content.ctypes.data, len(content), 2) != total
+            content[place] ^= 1 << bit
+    assert library().solm_checksum(content.ctypes.data, len(content) - 1, 2) != total
+    swapped = content.copy()
+    swapped[: 1 << 20], swapped[1 << 20 : 1 << 21] = content[1 << 20 : 1 << 21], content[: 1 << 20]
+    assert library().solm_checksum(swapped.ctypes.data, len(content), 2) != total

@@ -1,0 +1,86 @@
+"""`solm inspect` on files: what they are and the memory they take, from headers alone."""
+
+import json
+import shutil
+
+import pytest
+from gguf.constants import GGMLQuantizationType as TensorType
+
+from helpers.gguf_files import WIDE, write_gguf
+from helpers.models import tiny_model
+from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.files.families import FAMILIES
+from solm.backends.cpu.files.gguf_file import GgufFile
+from solm.backends.cpu.library import library
+from solm.backends.cpu.memory import cache_memory
+from solm.cli.inspect import inspect
+from solm.core.errors import DamagedFileError
+from solm.core.sparsity import SparsityConfig
+
+
+def told(capsys, path):
+    inspect(str(path), json=True)
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_runs_from_its_file(family, tmp_path, capsys):
+    """Also where transformers reads no such file."""
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, family, max_position_embeddings=2048)
+    found = told(capsys, path)
+    assert found["backends"]["cpu"] == {"supported": True, "reason": None}
+    assert found["family"] == ("llama" if family == "mistral" else family)
+    assert (found["context"], found["sizes"]["layers"], found["sizes"]["vocabulary"]) == (2048, 2, 259)
+    assert all(axis["supported"] for axis in found["axes"].values())
+    assert [at["tokens"] for at in found["memory"]["contexts"]] == [1024, 2048]
+    reason = found["backends"]["torch"]["reason"]
+    assert (reason is None) == (family not in ("smollm3", "olmo2")), reason
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+def test_memory_is_what_the_engine_takes(tmp_path, capsys, monkeypatch):
+    library()  # before the folder changes, so that it is not built anew
+    monkeypatch.setenv("SOLM_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, "llama", lambda name: TensorType.Q6_K if name in ("down", "head") else TensorType.Q5_0, **WIDE)
+    memory = told(capsys, path)["memory"]
+    engine = Engine(GgufFile(path), SparsityConfig())
+    assert memory["weights"] == engine._weights.nbytes
+    assert set(memory["forms"]) == {"5 bits", "6 bits"}
+    for at in memory["contexts"]:
+        assert at["int8"]["cache"] < at["bfloat16"]["cache"] < at["bfloat16"]["total"]
+    spec = engine.spec
+    # Two layers of two heads of 64, for 300 tokens: 19 pages, and 2 tiles of bounds.
+    assert cache_memory(spec, 300, int8=False) == 2 * 2 * 2 * (19 * 16 * 64 * 2 + 2 * 16 * 64 * 2)
+    assert cache_memory(spec, 300, int8=True) == 2 * 2 * 2 * (19 * 16 * (64 + 4) + 2 * 16 * 64 * 2)
+
+
+def test_folders_are_told_from_their_headers(tmp_path, capsys):
+    tiny_model("qwen2").float().save_pretrained(tmp_path / "tiny")
+    found = told(capsys, tmp_path / "tiny")
+    assert found["tensors"] is None
+    assert set(found["memory"]["forms"]) == {"int8"}
+    assert found["backends"]["cpu"]["supported"]
+
+
+def test_what_no_backend_runs_is_said(tmp_path, capsys):
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, "llama")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0llxxa"))
+    found = told(capsys, path)
+    assert found["family"] == "llxxa"
+    assert found["memory"] is found["sizes"] is None
+    assert "architecture 'llxxa' is not among" in found["backends"]["cpu"]["reason"]
+    assert not any(axis["supported"] for axis in found["axes"].values())
+    inspect(str(path))
+    assert "no backend runs this model" in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_damaged_here_too(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, "llama")
+    path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_up", b"blk.1.ffn_xx"))
+    with pytest.raises(DamagedFileError, match=r"blk.1.ffn_up.weight: it is missing"):
+        inspect(str(path))
