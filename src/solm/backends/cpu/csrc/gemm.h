@@ -57,22 +57,24 @@ struct Tile {
 };
 
 // Writes `quads` times four rows of 64 outputs to a tile: for every sixteen outputs those of all quads, one after another.
-// load(row, part) reads a part of one row's bytes.
-template <int BITS, typename Load>
-void place_quads(uint8_t* tile, int quads, Load load) {
+// row_of(i) is where row i starts; load(row, part) reads a part of its bytes.
+template <int BITS, typename RowOf, typename Load>
+void place_quads(uint8_t* tile, int quads, RowOf row_of, Load load) {
   constexpr int BYTES = TileDot<BITS>::BYTES;
-  for (int i = 0; i < quads; ++i)
+  for (int i = 0; i < quads; ++i) {
+    const uint8_t* from[4] = {row_of(4 * i), row_of(4 * i + 1), row_of(4 * i + 2), row_of(4 * i + 3)};
     each_part([&](auto part) {
       Bytes row[4], quad[4];
-      for (int k = 0; k < 4; ++k) row[k] = load(4 * i + k, part.value);
+      for (int k = 0; k < 4; ++k) row[k] = load(from[k], part.value);
       interleave(row, quad);
       for (int j = 0; j < 4; ++j) TileDot<BITS>::place(quad[j], part.value, tile + (size_t(j) * quads + i) * BYTES);
     });
+  }
 }
 
 // Block `block` of a row of packed numbers of BITS bits: see structs.h.
 template <int BITS>
-Bytes packed_block(const Packing& packing, const uint8_t* row, int block, int part) {
+SOLM_INLINE inline Bytes packed_block(const Packing& packing, const uint8_t* row, int block, int part) {
   using Numbers = uint8_t __attribute__((vector_size(sizeof(Bytes))));
   constexpr int LOW = BITS - 4;
   const uint8_t* from = row + block / 2 * BLOCK;
@@ -176,7 +178,20 @@ struct TileProducts {
     for (int first = 0; first < all; first += AT_ONCE) {
       const int groups = std::min(AT_ONCE, all - first);
       unpack<BITS, QUADS_OF_GROUP, GRID>(m, x.channels, block, first, groups);
+      fetch_rows<GRID ? BITS - 4 : 0, GRID>(m, block, (first + groups) * SIZE, std::min((first + groups + AT_ONCE) * SIZE, x.channels));
       multiply_groups<BITS, QUADS_OF_GROUP, GRID>(*tile, x, first, groups, from, to, first > 0, sums.data());
+    }
+  }
+
+  // Fetches a block of rows [from, to), whose distance the hardware does not guess, while there is something to multiply.
+  template <int LOW_BITS, bool GRID>
+  void fetch_rows(const Matrix& m, int block, int from, int to) const {
+    const Packing packing(m, false);
+    const size_t stride = GRID ? packing.stride() : size_t(rounded_up(m.outputs, BLOCK));
+    const auto* row = static_cast<const uint8_t*>(m.data) + from * stride;
+    for (int i = from; i < to; ++i, row += stride) {
+      fetch_line(row, size_t(GRID ? block / 2 : block) * BLOCK);
+      if constexpr (LOW_BITS > 0) fetch_line(row, packing.high_bytes() + size_t(block / (8 / LOW_BITS)) * 64);
     }
   }
 
@@ -186,8 +201,8 @@ struct TileProducts {
     const Packing packing(m, false);
     const size_t stride = GRID ? packing.stride() : size_t(rounded_up(m.outputs, BLOCK));
     const auto* data = static_cast<const uint8_t*>(m.data);
-    place_quads<BITS>(tile->numbers, groups * QUADS_OF_GROUP, [&](int i, int part) {
-      const uint8_t* row = data + size_t(std::min(first * 4 * QUADS_OF_GROUP + i, channels - 1)) * stride;
+    auto row_of = [&](int i) { return data + size_t(std::min(first * 4 * QUADS_OF_GROUP + i, channels - 1)) * stride; };
+    place_quads<BITS>(tile->numbers, groups * QUADS_OF_GROUP, row_of, [&](const uint8_t* row, int part) {
       if constexpr (GRID) return packed_block<BITS>(packing, row, block, part);
       else return Bytes::load(row + block * BLOCK + part * Bytes::WIDTH);
     });
