@@ -18,8 +18,8 @@ test-all: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m ""
 
 lint: $(INSTALLED_DEV)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks notebooks
+	$(BIN)/ruff format --check src tests benchmarks notebooks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) docs

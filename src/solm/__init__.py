@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from solm.runtime.language_model import LanguageModel
     from solm.runtime.load import attach, custom_generate, load
 
+    __version__: str
+
 # Torch and transformers take seconds to import; nobody who asks for --help should wait for them.
 _HOMES = {
     "Action": "solm.core.actions",
@@ -41,6 +43,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("solm")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'solm' has no attribute {name!r}")

@@ -102,8 +102,7 @@ def dense_equals_the_model(built) -> None:
 
 
 def prompts_equal_steps(built) -> None:
-    """What is read at once against dense steps, and to the last bit whatever else is read with it and however it is
-    cut."""
+    """What is read at once against dense steps; to the last bit whatever else is read with it and however it is cut."""
     off = {"float32": 1e-5, "bfloat16": 1e-3, "int8": 0.02, "packed": 0.02, "nested": 0.02, "int8 kv": 0.04}
     for name, most in off.items():
         model = tiny_model("qwen3", torch.float32, intermediate_size=352, **GRID_SIZES)

@@ -34,16 +34,16 @@ def test_a_bfloat16_model_generates_on_the_engine(tiny_folder, precision):
 def test_the_engine_is_the_default_and_says_how_it_runs(tiny_folder, caplog):
     caplog.set_level("INFO", "solm")
     with package.load(str(tiny_folder), dtype="float32") as lm:
-        assert lm.backend.name == "cpu int4"
+        assert lm.backend.name == "cpu int8"
         assert lm.sparsity == package.SparsityConfig.preset("cpu")
         assert lm.space == package.ActionSpace.preset("cpu-fine")
         reply = lm.generate("A long enough prompt. " * 9, budget=0.97, max_new_tokens=30, min_new_tokens=30)
         assert reply.compute.bytes == pytest.approx(0.97, abs=0.02)
-    assert "cpu int4 (int8 where that is not exact), bfloat16 KV cache, " in caplog.text
+    assert "cpu int8, bfloat16 KV cache, " in caplog.text
     nested = package.SparsityConfig.preset("nested")
-    assert (default_precision(nested), default_precision(package.SparsityConfig())) == ("nested", "int4")
-    assert default_kv_cache("builtin:smollm2-135m", "int4") == "int8"
-    assert default_kv_cache("builtin:smollm2-135m", "bfloat16") == default_kv_cache("other", "int4") == "auto"
+    assert (default_precision(nested), default_precision(package.SparsityConfig())) == ("nested", "auto")
+    assert default_kv_cache("builtin:smollm2-135m", "auto") == "int8"
+    assert default_kv_cache("builtin:smollm2-135m", "bfloat16") == default_kv_cache("other", "auto") == "auto"
 
 
 def test_a_model_that_is_loaded_already_stays_on_torch():
@@ -69,7 +69,9 @@ def test_what_the_engine_cannot_run_is_run_by_torch(tiny_folder, options, reason
 
 
 def test_auto_falls_back_to_torch_and_says_why(tiny_folder, caplog, monkeypatch):
-    monkeypatch.setattr("solm.backends.cpu.backend.Engine", lambda *_: (_ for _ in ()).throw(SolmError("no compiler")))
+    monkeypatch.setattr(
+        "solm.backends.cpu.backend.Engine", lambda *_, **__: (_ for _ in ()).throw(SolmError("no compiler"))
+    )
     lm = package.load(str(tiny_folder), dtype="float32", backend="auto")
     assert lm.backend.name == "torch float32"
     assert "; not the cpu backend: no compiler" in caplog.text

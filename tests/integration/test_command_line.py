@@ -61,7 +61,7 @@ def test_eval_writes_the_promised_json(trained, tmp_path):
         "eval", "--model", model, "--policy", policy, "--data", tmp_path / "text.txt", "--budgets", "0.6,0.8",
         "--texts", 3, "--context", 90, "--length", 12, "--trials", 2, "--seed", 0, "--out", out, "--plot", picture,
     )  # fmt: skip
-    assert "budget 0.60" in shown.stdout
+    assert "net keep 0.60" in shown.stdout
     points = json.loads(out.read_text())["points"]
     for point in points:
         assert {"arm", "budget", "realised", "nats", "perplexity", "tokens"} <= set(point)
@@ -109,7 +109,7 @@ def test_a_value_policy_is_trained_resumed_and_compared_with_every_arm(trained, 
     points = {point["arm"]: point for point in json.loads(out.read_text())["points"]}
     assert {"oracle", "tuned", "same", "best-of-500-estimated"} <= set(points)
     assert points["same"]["axes"] == pytest.approx(points["policy"]["axes"], abs=0.05)
-    assert "budget 0.70" in shown.stdout
+    assert "net keep 0.70" in shown.stdout
 
 
 def test_generate_prints_one_json_object(trained):
@@ -152,13 +152,6 @@ def test_a_budget_without_a_trained_policy_is_static_and_a_reply_is_written(trai
     assert shown.stderr.startswith("solm: ")
     assert shown.stderr.count("\n") == 1
     assert json.loads(shown.stdout)["realised"]["net"] < 1
-
-
-def test_a_system_message_needs_a_chat_template(trained):
-    model, _ = trained
-    done = solm("generate", "--model", model, "--system", "Be brief.", "x", code=2)
-    assert "\nsolm: --system: " in done.stderr
-    assert done.stderr.count("\n") == 2  # after the line that says which backend runs
 
 
 def test_policies_lists_what_ships_and_shows_one(trained):

@@ -11,7 +11,7 @@ from solm.backends.cpu.files.gguf_file import GgufFile
 from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.load import BUILTIN, gguf_of
+from solm.backends.torch.names import BUILTIN, gguf_of
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import token_stream
 
@@ -27,7 +27,7 @@ def _engine(model, precision, kv_cache_dtype="auto"):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "auto"])
 def test_an_approximate_tail_chooses_the_same_token_on_real_text(real_model, precision):
-    """5,120 tokens: the largest logit is the exact head's, and so is all that is likely, of which there are at most 10."""
+    """5,120 tokens: the largest logit is the exact head's, and so is all that is likely, at most 10 tokens."""
     model, tokenizer = real_model
     control = TorchBackend(model)
     ids = token_stream("pydoc:heldout", tokenizer).spaced(40, 193, torch.Generator().manual_seed(0))

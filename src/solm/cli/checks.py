@@ -149,16 +149,18 @@ def sparsity_of(name: str | None) -> "SparsityConfig | None":
         return None if name is None else SparsityConfig.preset(name)
 
 
-def model_config(model: str, revision: str | None = None, trust: bool = False) -> "PretrainedConfig":
+def model_config(
+    model: str, revision: str | None = None, trust: bool = False, typed: str = "--model"
+) -> "PretrainedConfig":
     """The configuration of the model that --model names; no weights are read."""
     from solm.backends.torch.load import base_config
 
-    with option("--model"):
+    with option(typed):
         return base_config(model, trust, revision).get_text_config(decoder=True)
 
 
 def tokenizer(
-    model: str, revision: str | None = None, trust: bool = False, system: str | None = None
+    model: str, revision: str | None = None, trust: bool = False, system: str | None = None, typed: str = "--model"
 ) -> "PreTrainedTokenizerBase | None":
     """The tokenizer of --model, for `load`; None where it comes with the weights, as in a GGUF file.
 
@@ -166,7 +168,7 @@ def tokenizer(
     """
     from solm.backends.torch.load import has_chat_template, load_tokenizer
 
-    with option("--model"):
+    with option(typed):
         templated = has_chat_template(model)
         found = load_tokenizer(model, trust, revision) if templated is None else None
     if system is not None and not (templated if found is None else found.chat_template):

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from solm.cli import checks
 from solm.cli.options import JsonOption
 
 
@@ -22,7 +23,10 @@ def push(
     from solm.cli.output import print_json
     from solm.policies.artifact import TrainedPolicy
 
-    address = TrainedPolicy.from_pretrained(policy).push_to_hub(repository, private)
+    with checks.option("POLICY"):
+        trained = TrainedPolicy.from_pretrained(policy)
+    with checks.option("REPOSITORY"):
+        address = trained.push_to_hub(repository, private)
     if json:
         print_json({"policy": policy, "address": address})
         return

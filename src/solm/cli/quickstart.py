@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from solm.quickstart import Outcome
 
 _INTERRUPTED = 130
+_BATCHES = 4
 
 
 def quickstart(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything that is made.")] = Path(
         "runs/quickstart"
     ),
-    batches: Annotated[int, typer.Option(help="Training batches, of about 8 seconds each on 2 cores.", min=1)] = 10,
+    batches: Annotated[int, typer.Option(help="Training batches; more of them take longer.", min=1)] = _BATCHES,
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Take the policy that ships with solm instead of training one.")
     ] = False,
@@ -35,22 +36,24 @@ def quickstart(
       solm quickstart --pretrained --out runs/pretrained
       solm quickstart --out /tmp/quick --batches 2
     """
-    from solm import quickstart as job
     from solm.cli.output import print_json, progress_bar, say
-    from solm.cli.train import note
-    from solm.evaluation import show
     from solm.training.interrupt import Interrupted
 
     checks.out_folder(out)
     checks.model_config(DEFAULT_MODEL)
+    training = "no training" if pretrained else f"a small training ({batches} batches)"
     say(
-        "1. one prompt, dense and under two budgets (less than a minute)\n"
-        f"2. {'no training' if pretrained else f'a small training ({batches} batches)'}, and a comparison on held-out "
-        "text\nAll of it takes about 5 minutes on 2 cores. Ctrl-C loses nothing that is finished."
+        "1. One prompt, dense and under two budgets, on this machine: within a minute.\n"
+        f"2. {training[0].upper()}{training[1:]} and a comparison on held-out text: a few minutes.\n"
+        "3. A summary and a report. Ctrl-C loses nothing that is finished; the same command goes on.\n"
     )
     try:
+        from solm import quickstart as job
+        from solm.cli.train import note
+
+        clock = job.Clock()
         with progress_bar() as progress:
-            speeds = job.decode(out, progress.show)
+            speeds = job.decode(out, progress.show, clock)
         if not json:
             _show_speeds(speeds)
         with progress_bar() as progress:
@@ -58,9 +61,9 @@ def quickstart(
             def report(stage: str, done: int, total: int | None, record: dict[str, Any] | None = None) -> None:
                 progress.show(stage, done, total, "" if record is None else note(record))
 
-            outcome = job.run(out, speeds, batches, report, pretrained)
+            outcome = job.run(out, speeds, batches, report, clock, pretrained)
     except (Interrupted, KeyboardInterrupt) as interrupted:
-        options = [f"--out {out}", *([f"--batches {batches}"] if batches != job.BATCHES else [])]
+        options = [f"--out {out}", *([f"--batches {batches}"] if batches != _BATCHES else [])]
         again = " ".join(["solm quickstart", *options, *(["--pretrained"] if pretrained else [])])
         say(f"interrupted; what is finished is kept. Go on with: {again}")
         raise typer.Exit(getattr(interrupted, "exit_code", _INTERRUPTED)) from None
@@ -69,10 +72,14 @@ def quickstart(
         "replies": str(out / "replies.json"), "policy": job.PRETRAINED if pretrained else str(out / "policy"),
     }  # fmt: skip
     if json:
-        print_json(made | {"verdict": show.verdict(outcome.result), "decoded": speeds.as_dict()["decoded"]})
+        from solm.evaluation.report.quickstart import summary
+
+        told = {"summary": summary(speeds, outcome.result), "seconds": outcome.seconds}
+        print_json(made | told | {"decoded": speeds.as_dict()["found"]})
         return
-    _show_comparison(outcome)
+    _show_comparison(speeds, outcome)
     print(f"\nreport: {made['report']}\npolicy: {made['policy']}")
+    print(f"Go on with: solm chat --policy {job.FAST_POLICY} --budget {job.FAST['budgets'][0]}")
 
 
 def _show_speeds(speeds: "Speeds") -> None:
@@ -88,22 +95,31 @@ def _show_speeds(speeds: "Speeds") -> None:
     console.print(f"\nAsked: {speeds.question}", markup=False)
     for one in speeds.found:
         told = "" if one.budget is None else f" ({difference(speeds, one)})"
-        console.print(f"\n{one.name}{told}:\n{one.reply.text.strip()}", markup=False)
+        console.print(f"\n{one.name}{told}:\n{one.text.strip()}", markup=False)
     console.print()
 
 
-def _show_comparison(outcome: "Outcome") -> None:
-    """What was measured, the table, what it says, and what the policy's replies look like."""
+def _show_comparison(speeds: "Speeds", outcome: "Outcome") -> None:
+    """What was measured, the table, a reply, what it all says, and how long it took."""
+    from rich.table import Table
+
     from solm.cli.generate import paint
     from solm.cli.output import output
     from solm.evaluation import show
+    from solm.evaluation.report.quickstart import seconds_table, summary
 
     console, result = output(), outcome.result
     console.print(f"\nMeasured: perplexity on {show.measured(result)}\n", markup=False)
     console.print(show.table(result))
-    for line in [*show.cost(result), *show.verdict(result)]:
-        console.print(line, markup=False)
-    for budget, reply in outcome.replies.items():
-        console.print(f"\nbudget {budget}, realised {reply.compute.realised['net']:.3f}:")
+    for net, reply in outcome.replies.items():
+        console.print(f"\nnet keep {net:.2f}, realised {reply.compute.realised['net']:.3f}:")
         colour = console.is_terminal
         print("".join(paint(token.text, token.cost) if colour else token.text for token in reply.tokens))
+    took = Table("stage", "seconds", title="\nWhat it took", title_justify="left")
+    took.columns[1].justify = "right"
+    for row in seconds_table(outcome.seconds):
+        took.add_row(*row)
+    console.print(took)
+    console.print()
+    for line in summary(speeds, result):
+        console.print(line, markup=False)

@@ -89,7 +89,8 @@ def _check(chosen: Any) -> None:
     config = checks.model_config(chosen.model, chosen.revision, chosen.trust_remote_code)
     checks.backend(getattr(chosen, "backend", "torch"), None, None, chosen.dtype)
     checks.tokenizer(chosen.model, chosen.revision, chosen.trust_remote_code)
-    checks.trained_policy(getattr(chosen, "policy", None), config)
+    space = checks.space_of(getattr(chosen, "space", None))
+    checks.trained_policy(getattr(chosen, "policy", None), config, space)
     checks.room(config, max(getattr(chosen, "contexts", (chosen.context,))) + chosen.length, "--context and --length")
     read_sources(",".join(chosen.data))
 

@@ -48,19 +48,19 @@ def sweep(
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if not config.exists():
-        raise SolmError(f"no file {config}")
-    given: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code or None}
-    chosen = read_config(
-        config, read_values(config) | {key: value for key, value in given.items() if value is not None}
-    )
+        raise SolmError(f"CONFIG: no file {config}")
+    given: dict[str, Any] = {} if revision is None else {"revision": revision}
+    if trust_remote_code:
+        given["trust_remote_code"] = True
+    chosen = read_config(config, read_values(config) | given)
     checks.out_folder(out)
     for source in chosen.data:
         with checks.option(f"{config}: data"):
             read_sources(source, source)
     for model in chosen.models:
-        with checks.option(f"{config}: models"):
-            known = checks.model_config(model, chosen.revision, chosen.trust_remote_code)
-            checks.tokenizer(model, chosen.revision, chosen.trust_remote_code)
+        where = f"{config}: models"
+        known = checks.model_config(model, chosen.revision, chosen.trust_remote_code, where)
+        checks.tokenizer(model, chosen.revision, chosen.trust_remote_code, typed=where)
         for policy in chosen.policies:
             for space in chosen.spaces:
                 grid = checks.space_of(space)

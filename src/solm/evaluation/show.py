@@ -21,7 +21,7 @@ def told(budget: float) -> str:
 def table(result: EvaluationResult) -> Table:
     """Arms by budget, with the policy's difference to each baseline."""
     shown = Table(title="Perplexity at matched budget", title_justify="left")
-    for column in ("budget", "arm", "realised", "bytes", "perplexity", "nats/token", "policy − arm [95 %]"):
+    for column in ("net keep", "arm", "realised", "bytes", "perplexity", "nats/token", "policy − arm [95 %]"):
         shown.add_column(column, justify="left" if column.endswith(("arm", "]")) else "right", no_wrap=True)
     last = None
     for point in result.points:
@@ -91,7 +91,7 @@ def cost(result: EvaluationResult) -> list[str]:
         point = result.arm("policy", budget)
         if point is not None:
             lines.append(
-                f"budget {told(budget)}: steps read {point.cost['bytes']:.2f} of the dense bytes; perplexity "
+                f"net keep {told(budget)}: steps read {point.cost['bytes']:.2f} of the dense bytes; perplexity "
                 f"{point.perplexity:.2f}, dense {dense.perplexity:.2f} ({point.perplexity / dense.perplexity - 1:+.1%})"
             )
     return lines
@@ -120,7 +120,7 @@ def verdict(result: EvaluationResult) -> list[str]:
         if share is not None:
             static = "allocated" if result.arm("allocated", budget) else "uniform"
             parts.append(f"it gets {share:.0%} of the oracle's gain over {static}")
-        lines.append(f"budget {told(budget)}: {'; '.join(parts)}")
+        lines.append(f"net keep {told(budget)}: {'; '.join(parts)}")
     return lines
 
 

@@ -3,34 +3,41 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import torch
 from rich.table import Table
 
-from solm.core.budget import Budget
-from solm.runtime.generate import asked_for, chosen_policy, stream, summarise
+from solm.runtime.generate import Token, stream, summarise
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.reply import Reply, Token
+
+_CHUNK = 256
+"""Tokens of the prompt that are read between two reports of progress."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One way of decoding. budget: None for dense. milliseconds: of a step. same: tokens of the reply that are those of
-    the dense one, up to the first that is not."""
+    """One way of decoding.
 
-    budget: Budget | None
-    reply: Reply
+    budget: share of the dense step's bytes that was asked for; None for dense. attention, mlp, bytes: shares of KV
+    pages and MLP channels that steps realised, and of the dense step's bytes that they read. milliseconds: of a step.
+    tokens: of the reply. same: its first tokens that are those of the dense one.
+    """
+
+    budget: float | None
+    attention: float
+    mlp: float
+    bytes: float
     milliseconds: float
+    tokens: int
     same: int
+    text: str
 
     @property
     def name(self) -> str:
-        """What was kept, in words."""
-        if self.budget is None:
-            return "dense"
-        return f"{self.budget.attention:.0%} of KV pages, {self.budget.mlp:.0%} of MLP channels"
+        """What was asked for, in words."""
+        return "dense" if self.budget is None else f"budget {self.budget:.2f}"
 
 
 @dataclass(frozen=True)
@@ -44,49 +51,48 @@ class Speeds:
     found: list[Decoded]
     note: str = ""
 
+    @property
+    def machine(self) -> str:
+        """Backend and threads, in words."""
+        return f"{self.backend}, {self.threads} thread{'' if self.threads == 1 else 's'}"
+
     def factor(self, decoded: Decoded) -> float:
         """How many times as fast as dense steps, in the same precision."""
         return self.found[0].milliseconds / decoded.milliseconds
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        rows = [
-            {
-                "budget": None if one.budget is None else one.budget.model_dump(),
-                "milliseconds": one.milliseconds,
-                "tokens_per_second": 1000 / one.milliseconds,
-                "factor": self.factor(one),
-                "bytes": one.reply.compute.bytes,
-                "tokens_as_dense": one.same,
-                "tokens": len(one.reply.tokens),
-                "text": one.reply.text,
-            }
-            for one in self.found
-        ]
-        head = {"backend": self.backend, "threads": self.threads, "prompt_tokens": self.prompt, "note": self.note}
-        return {**head, "question": self.question, "decoded": rows}
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        """Of the JSON form. Raises `TypeError` or `KeyError` for anything else."""
+        return cls(**{**content, "found": [Decoded(**one) for one in content["found"]]})
 
 
 def side_by_side(
     lm: LanguageModel,
     ids: torch.Tensor,
     question: str,
-    budgets: list[Budget],
+    budgets: list[float],
     tokens: int,
     rounds: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Speeds:
     """Decode up to `tokens` tokens greedily after ids [1, C], dense and at every budget, in interleaved rounds.
 
-    The prompt is read once. A step's time is the median over rounds of their mean steps; the first step, which hands
-    the prompt over, does not count.
+    budgets: shares of the dense step's bytes. The prompt is read once. A step's time is the median over rounds of their
+    mean steps; the first step, which hands the prompt over, does not count. progress: called with the stage, parts done
+    and parts in all.
     """
-    orders: list[Budget | None] = [None, *budgets]
-    total = 1 + rounds * len(orders)
-    progress(0, total)
+    orders: list[float | None] = [None, *budgets]
     read = lm.session(capacity=ids.shape[1])
-    read.prefill(ids[:, :-1])
-    progress(1, total)
+    parts = ids[:, :-1].split(_CHUNK, 1)
+    for index, part in enumerate(parts):
+        progress("reading the prompt", index, len(parts))
+        read.prefill(part)
+    total = rounds * len(orders)
+    progress("decoding dense and under budgets", 0, total)
     times: list[list[float]] = [[] for _ in orders]
     replies: list[list[Token]] = [[] for _ in orders]
     for turn in range(rounds):
@@ -99,17 +105,23 @@ def side_by_side(
                 moments.append(time.perf_counter())
             times[index].append(step_milliseconds(moments) or 0.0)
             replies[index] = said
-            progress(2 + turn * len(orders) + index, total)
+            progress("decoding dense and under budgets", 1 + turn * len(orders) + index, total)
     found = [
-        Decoded(budget, _reply(lm, ids, budget, said), statistics.median(taken), common(replies[0], said))
+        _decoded(lm, budget, said, statistics.median(taken), replies[0])
         for budget, said, taken in zip(orders, replies, times, strict=True)
     ]
     return Speeds(lm.backend.name, torch.get_num_threads(), question, ids.shape[1], found)
 
 
-def _reply(lm: LanguageModel, ids: torch.Tensor, budget: Budget | None, said: list[Token]) -> Reply:
-    policy = chosen_policy(lm, "dense" if budget is None else None, budget)
-    return summarise(lm, said, asked_for(lm, budget or Budget(), ids.shape[1] + len(said) // 2, policy))
+def _decoded(
+    lm: LanguageModel, budget: float | None, said: list[Token], milliseconds: float, dense: list[Token]
+) -> Decoded:
+    reply = summarise(lm, said, {})
+    shares = reply.compute.realised
+    return Decoded(
+        budget, shares["attention"], shares["mlp"], shares["bytes"], milliseconds, len(said), common(dense, said),
+        reply.text,
+    )  # fmt: skip
 
 
 def step_milliseconds(moments: list[float]) -> float | None:
@@ -130,23 +142,30 @@ def common(ours: list[Token], theirs: list[Token]) -> int:
     return count
 
 
+COLUMNS = ("", "tokens/s", "ms per token", "speed", "bytes read", "KV pages", "MLP channels")
+
+
+def cells(speeds: Speeds, decoded: Decoded) -> list[str]:
+    """A row of the table of decodings, by `COLUMNS`."""
+    return [
+        decoded.name, f"{1000 / decoded.milliseconds:.0f}", f"{decoded.milliseconds:.2f}",
+        f"{speeds.factor(decoded):.2f}×", f"{decoded.bytes:.2f}", f"{decoded.attention:.2f}", f"{decoded.mlp:.2f}",
+    ]  # fmt: skip
+
+
 def table(speeds: Speeds) -> Table:
     """The decodings as a table in the terminal."""
-    told = f"After {speeds.prompt:,} tokens, on {speeds.backend}, {speeds.threads} threads"
+    told = f"After {speeds.prompt:,} tokens, on {speeds.machine}. A budget is the share of the dense step's bytes."
     shown = Table(title=told, title_justify="left")
-    for column in ("kept on average", "tokens/s", "ms per token", "speed", "bytes read"):
-        shown.add_column(column, justify="left" if column.startswith("kept") else "right", no_wrap=True)
+    for column in COLUMNS:
+        shown.add_column(column, justify="right" if column else "left", no_wrap=True)
     for one in speeds.found:
-        shown.add_row(
-            one.name, f"{1000 / one.milliseconds:.0f}", f"{one.milliseconds:.2f}", f"{speeds.factor(one):.2f}×",
-            f"{one.reply.compute.bytes:.2f}",
-        )  # fmt: skip
+        shown.add_row(*cells(speeds, one))
     return shown
 
 
 def difference(speeds: Speeds, decoded: Decoded) -> str:
     """How the text of one decoding differs from the dense one."""
-    dense, count = speeds.found[0], len(decoded.reply.tokens)
-    if decoded.same == count == len(dense.reply.tokens):
+    if decoded.same == decoded.tokens == speeds.found[0].tokens:
         return "the same text as dense"
-    return f"the first {decoded.same} of {count} tokens as dense, then other words"
+    return f"the first {decoded.same} of {decoded.tokens} tokens as dense, then other words"

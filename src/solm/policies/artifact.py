@@ -161,16 +161,22 @@ class TrainedPolicy:
             self.config.sparsity.allocation.check(shapes.layers, shapes.kv_heads)
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:
-        """Upload to the hub repository `repository`, made if need be; its address."""
+        """Upload to the hub repository `repository`, made if need be; its address. Raises `SolmError` if that fails."""
         import tempfile
 
+        from httpx import HTTPError
         from huggingface_hub import HfApi
+        from huggingface_hub.errors import HFValidationError
 
         api = HfApi()
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            api.create_repo(repository, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repository, folder_path=folder))
+            try:
+                api.create_repo(repository, private=private, exist_ok=True)
+                return str(api.upload_folder(repo_id=repository, folder_path=folder))
+            except (HFValidationError, HTTPError, OSError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise SolmError(f"cannot upload to the hub repository {repository!r}: {reason}") from error
 
 
 def shipped() -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from solm.core.actions import AXES, DENSE, FULL_BITS, Action
 from solm.core.errors import SolmError
@@ -29,6 +29,15 @@ class Options(StudyOptions):
     action: str = Field("k010-s040-q5", description="The cheap action, as a tag: attention, MLP, bits.")
     burst: int = Field(16, ge=1, description="Cheap steps.")
     stretch: int = Field(16, ge=1, description="Dense steps after them that are averaged.")
+
+    @field_validator("action")
+    @classmethod
+    def _check_action(cls, tag: str) -> str:
+        try:
+            Action.from_tag(tag)
+        except SolmError as error:
+            raise ValueError(str(error)) from error
+        return tag
 
 
 def run(options: Options, partial: Path | None, progress: Progress) -> Record:

@@ -11,7 +11,9 @@ from solm.core.budget import Budget, BudgetLike
 from solm.core.errors import BudgetError, ContextLengthError, SolmError
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.decode import Draft, Row, decode
-from solm.runtime.reply import Reply, Token, compute
+from solm.runtime.reply import Reply as Reply
+from solm.runtime.reply import Token as Token
+from solm.runtime.reply import compute
 from solm.runtime.sampling import Sampler
 
 

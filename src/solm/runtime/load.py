@@ -24,7 +24,9 @@ from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.files.spec import ModelSpec
 from solm.backends.session import Backend
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.load import BUILTIN, folder_of, gguf_of, load_base, load_tokenizer, resolve_dtype
+from solm.backends.torch.heap import keep_freed_memory
+from solm.backends.torch.load import check_device, load_base, load_tokenizer, resolve_dtype
+from solm.backends.torch.names import BUILTIN, folder_of, gguf_of
 from solm.core.budget import BudgetLike
 from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
@@ -37,7 +39,7 @@ BACKENDS = ("torch", "cpu", "auto")
 
 
 def load(
-    model: str,
+    model: str | Path,
     policy: str | Path | TrainedPolicy | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -79,6 +81,7 @@ def load(
         SolmError: subclasses for an unknown model, unsupported family, damaged or mismatched policy; all that can be
             checked is checked before the model is loaded.
     """
+    model = str(model)
     if isinstance(policy, str | Path):
         policy = TrainedPolicy.from_pretrained(policy)
     check_backend(backend, precision, kv_cache_dtype, shard, engine_sparsity(policy, sparsity))
@@ -212,7 +215,7 @@ def _elsewhere(device: str | None, device_map: object, shard: bool) -> str | Non
     """Why a model does not run on the CPU of this process; None if it does."""
     if shard:
         return "it needs the whole model in one process"
-    if device_map is not None or (device is not None and torch.device(device).type != "cpu"):
+    if device_map is not None or (device is not None and check_device(device).type != "cpu"):
         return "it runs on the CPU only"
     if device is None and torch.accelerator.is_available():
         return "there is an accelerator"
@@ -227,6 +230,7 @@ def _on_cpu(
     kv_cache_dtype: str | None,
     threads: int | None,
 ) -> CpuBackend:
+    keep_freed_memory()
     numbers = precision or default_precision(sparsity)
     return CpuBackend(source, sparsity, numbers, threads, kv_cache_dtype or default_kv_cache(name, numbers))
 

@@ -209,6 +209,7 @@ def _model(service: Service) -> dict[str, Any]:
     axes = dict(zip(AXES, (dial.space.attention, dial.space.mlp, dial.space.bits), strict=True))
     offers = {
         "policies": list(dial.policies), "default_policy": dial.default, "axes": axes, "lowest_net": dial.lowest,
+        "lowest_bytes": dial.lowest_bytes(service.context), "always_read": service.lm.sparsity.always_read,
         "floor": service.settings.slo_floor, "slo_tpot_ms": service.settings.slo_tpot_ms,
     }  # fmt: skip
     known = Model(id=service.name, object="model", created=0, owned_by="solm").model_dump()

@@ -13,6 +13,9 @@ from solm.runtime.generate import asked_for
 from solm.runtime.language_model import LanguageModel
 from solm.serving.requests import Asked, AxisBudget, Efficiency
 
+_LEAST = 1e-9
+"""A share of bytes that nothing can meet."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -59,6 +62,15 @@ class Dial:
     def default(self) -> str:
         """The policy of a request that names a budget but no policy."""
         return next(iter(self.policies)) if self.lm.trained is not None else "static"
+
+    def lowest_bytes(self, longest: int | None) -> dict[int, float]:
+        """By context the least share of the dense step's bytes that the default policy can meet.
+
+        It falls with the context: from the first tokens under control, at powers of two up to `longest` (or 8192).
+        """
+        offer, first = self.lm.offer(self.policies[self.default]), self.lm.sparsity.always_read + 1
+        contexts = [first, *(1 << power for power in range(first.bit_length(), (longest or 8192).bit_length()))]
+        return {context: offer.bytes(offer.budget(_LEAST, context, clamp=True), context) for context in contexts}
 
     def order(self, asked: Efficiency | None, context: int) -> Order:
         """The order of a request whose steps see `context` tokens on average.

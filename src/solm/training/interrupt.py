@@ -1,5 +1,6 @@
 """Stopping a run cleanly at a signal."""
 
+import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ def signals() -> Iterator[list[int]]:
     def handle(number: int, frame: object) -> None:
         stop.append(128 + number)
         signal.signal(number, previous[number])
+        logging.getLogger("solm").warning("stopping as soon as this part is saved; once more: at once")
 
     for number in numbers:
         previous[number] = signal.signal(number, handle)

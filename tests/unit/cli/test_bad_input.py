@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gguf import GGUFWriter
 
 import solm
 from helpers.models import tiny_model
@@ -23,6 +24,8 @@ EVAL = ["eval", *MODEL, "--data", "{text}"]
 SPACED = [*EVAL, "--space", "joint-8"]
 SHORT = ["eval", *MODEL, "--space", "joint-8", *SMALL, "--data"]
 TRAIN = ["train", *MODEL, "--data", "{text}", "--out", "{root}/run"]
+BARE = ["--model", "{root}/bare"]
+DRIFT = ["study", "kv-drift", *MODEL, "--data", "{text}"]
 TASKS = ["tasks", *MODEL, "--tasks", "piqa"]
 
 # Arguments, exit code, and what the line must say.
@@ -106,7 +109,7 @@ CASES: list[tuple[list[str], int, str]] = [
     (["allocate", *MODEL, "--sparsity", "paper", "--out", "{root}/a.json"], 2, "--sparsity: paper"),
     (["bench", *MODEL, "--context", "0"], 2, "--context: 0 is out of range: it must be at least 1"),
     (["bench", *MODEL, "--context", "4096"], 2, "exceed this model's context of 512"),
-    (["sweep", "{root}/none.yaml", "--out", "{root}/s"], 2, "no file {root}/none.yaml"),
+    (["sweep", "{root}/none.yaml", "--out", "{root}/s"], 2, "CONFIG: no file {root}/none.yaml"),
     (["sweep", "{root}/sweep.yaml", "--out", "{root}/s"], 2, "{root}/sweep.yaml: budgets: budget 0.01 is unreachable"),
     (["report", "{root}/none.json"], 2, "RESULTS: no file {root}/none.json"),
     (["serve", *MODEL, "--port", "70000"], 2, "--port: it must be at most 65535"),
@@ -115,8 +118,52 @@ CASES: list[tuple[list[str], int, str]] = [
     (["serve", *MODEL, "--max-rows", "0"], 2, "--max-rows: 0 is out of range: it must be at least 1"),
     (["serve", *MODEL, "--slo-floor", "0"], 2, "--slo-floor: budget 0 is out of range"),
     (["inspect", "{root}/not.gguf"], 3, "not.gguf is not a GGUF file"),
-    (["policies", "drop"], 2, "unknown action 'drop'; choose list or show"),
-    (["policies", "show"], 2, "give the policy to show"),
+    (["inspect", "{root}/none.gguf"], 2, "no GGUF file at"),
+    (["policies", "drop"], 2, "ACTION: unknown action 'drop'; choose list, show or pull"),
+    (["policies", "show"], 2, "NAME: give the policy to show"),
+    (["policies", "show", "{root}/nothing"], 2, "NAME: no policy at '{root}/nothing'"),
+    (["policies", "show", "{root}/damaged"], 3, "NAME: "),
+    (["policies", "list", "{policy}"], 2, "NAME: list takes none; run: solm policies show {policy}"),
+    (["policies", "show", "{policy}", "--out", "{root}/copy"], 2, "--out: it goes with pull, not show"),
+    (["policies", "pull"], 2, "NAME: give the hub id of the policy to pull"),
+    (["policies", "pull", "{policy}"], 2, "NAME: {policy} is here already; pull takes a hub id"),
+    (["policies", "pull", "builtin:smollm2-135m"], 2, "NAME: builtin:smollm2-135m is here already"),
+    (["policies", "pull", "nobody/nothing"], 2, "NAME: no policy at 'nobody/nothing'"),
+    (["policies", "pull", "nobody/nothing/at/all"], 2, "NAME: no policy at 'nobody/nothing/at/all'"),
+    (["policies", "pull", "nobody/nothing", "--out", "{policy}"], 2, "--out: {policy} holds a policy already"),
+    (["policies", "pull", "nobody/nothing", "--out", "{text}"], 2, "--out: cannot write {text}"),
+    (["push", "{root}/nothing", "nobody/nothing"], 2, "POLICY: no policy at '{root}/nothing'"),
+    (["push", "{policy}", "nobody/nothing/at/all"], 2, "REPOSITORY: cannot upload to the hub repository"),
+    (["generate", *BARE, "x"], 2, "--model: model '{root}/bare' has no tokenizer that can be read"),
+    (["chat", *BARE], 2, "--model: model '{root}/bare' has no tokenizer that can be read"),
+    (["serve", *BARE, "--port", "8765"], 2, "--model: model '{root}/bare' has no tokenizer that can be read"),
+    (["bench", *BARE, "--context", "64"], 2, "--model: model '{root}/bare' has no tokenizer that can be read"),
+    (["train", *BARE, "--out", "{root}/run"], 2, "--model: model '{root}/bare' has no tokenizer that can be read"),
+    (["allocate", *BARE, "--data", "{text}", "--context", "90", "--out", "{root}/a"], 2, "--model: model '{root}/b"),
+    (["eval", *BARE, "--data", "{text}", "--space", "joint-8", *SMALL], 2, "--model: model '{root}/bare' has no"),
+    (["study", "kv-drift", *BARE, "--data", "{text}"], 2, "--model: model '{root}/bare' has no tokenizer"),
+    (["sweep", "{root}/bare.yaml", "--out", "{root}/s"], 2, "{root}/bare.yaml: models: model '{root}/bare' has no"),
+    (["generate", "--model", "{root}/bare.gguf", "x"], 2, "--model: model '{root}/bare.gguf' has no tokenizer"),
+    (["generate", *MODEL, "--system", "Be brief.", "x"], 2, "--system: this model has no chat template"),
+    (["chat", *MODEL, "--system", "Be brief."], 2, "--system: this model has no chat template"),
+    (["generate", *MODEL, "--max-new-tokens", "20", "x" * 500], 2, "PROMPT: a prompt of 500 and 20 new tokens exceed"),
+    (["generate", *MODEL, "--top-p", "1.5", "x"], 2, "--top-p: it must be at most 1"),
+    (["generate", *MODEL, "--threads", "many", "x"], 2, "--threads: it must be a whole number"),
+    (["chat", *MODEL, "--seed", "x"], 2, "--seed: it must be a whole number"),
+    (["serve", *MODEL, "--drain-seconds", "-1"], 2, "--drain-seconds: -1.0 is out of range"),
+    (["study", "poem"], 2, "No such command 'poem'"),
+    (["study", "kv-drift", *MODEL], 2, "--data: it is missing"),
+    ([*DRIFT, "--burst", "0"], 2, "--burst: 0 is out of range: it must be at least 1"),
+    ([*DRIFT, "--threads", "0"], 2, "--threads: 0 is out of range"),
+    ([*DRIFT, "--context", "500"], 2, "--context and --length: 628 tokens exceed this model's context of 512"),
+    ([*DRIFT, "--dtype", "int7"], 2, "--dtype: unknown dtype 'int7'"),
+    ([*DRIFT, "--out", "{root}"], 2, "--out: {root} is a folder; give a file"),
+    ([*DRIFT, "--plot", "{root}/a.gif"], 2, "--plot: {root}/a.gif is neither .png nor .svg"),
+    ([*DRIFT, "--action", "k2"], 2, "--action: 'k2' is not an action tag"),
+    (["study", "kv-drift", *MODEL, "--data", "{root}/none.txt", *SMALL], 2, "--data: cannot read"),
+    (["study", "domains", *MODEL, "--data", "{text}", "--policy", "{root}/nothing"], 2, "--policy: no policy at"),
+    (["study", "domains", *MODEL, "--data", "{text}", "--policy", "{root}/damaged"], 3, "--policy: "),
+    (["study", "domains", *MODEL, "--data", "{text}", "--policy", "{policy}", "--space", "j"], 2, "--space: unknown"),
 ]  # fmt: skip
 
 
@@ -143,6 +190,17 @@ def places(tmp_path_factory, byte_tokenizer):
     (root / "not.gguf").write_bytes(b"PK" * 40)
     grid = {"models": [str(root / "model")], "spaces": ["joint-8"], "data": [str(root / "text.txt")], "budgets": [0.01]}
     (root / "sweep.yaml").write_text(json.dumps(grid))
+    tiny_model("llama", torch.float32).save_pretrained(root / "bare")  # no tokenizer
+    (root / "bare.yaml").write_text(json.dumps(grid | {"models": [str(root / "bare")]}))
+    untold = GGUFWriter(root / "bare.gguf", "llama")
+    for key, value in (("context_length", 512), ("embedding_length", 64), ("block_count", 2), ("vocab_size", 259),
+                       ("feed_forward_length", 96), ("attention.head_count", 4)):  # fmt: skip
+        untold.add_uint32(f"llama.{key}", value)
+    untold.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    untold.write_header_to_file()
+    untold.write_kv_data_to_file()
+    untold.write_tensors_to_file()
+    untold.close()
     with socket.socket() as used:
         used.bind(("127.0.0.1", 0))
         used.listen()
@@ -157,7 +215,7 @@ def test_a_mistake_is_one_line_before_anything_is_loaded(arguments, code, words,
         pytest.fail("a model was loaded")
 
     monkeypatch.setattr("solm.runtime.load.load_base", loaded)
-    monkeypatch.setattr("solm.backends.torch.load._dequantised", loaded)
+    monkeypatch.setattr("solm.backends.torch.names.dequantised", loaded)
     known = vars(places)
     monkeypatch.setattr(sys, "argv", ["solm", *(part.format(**known) for part in arguments)])
     with pytest.raises(SystemExit) as ended:

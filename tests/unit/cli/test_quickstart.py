@@ -11,7 +11,7 @@ from solm.training.interrupt import SIGTERM_CODE, Interrupted
 
 @pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (Interrupted(SIGTERM_CODE), SIGTERM_CODE)])
 def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, raised, code):
-    def decode(out, report):
+    def decode(out, report, clock):
         report("decoding", 0, 3)
         raise raised
 
@@ -22,7 +22,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, raised, c
         main()
     assert ended.value.code == code
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("1. one prompt")
+    assert lines[0].startswith("1. One prompt")
     assert (
         lines[-1] == f"interrupted; what is finished is kept. Go on with: solm quickstart --out {tmp_path} --batches 3"
     )

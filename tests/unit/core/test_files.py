@@ -3,7 +3,7 @@
 import pytest
 
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
-from solm.core.files import locked, read_model, resumable, write_bytes
+from solm.core.files import beside, locked, read_model, resumable, write_bytes
 from solm.training.config import ValueTrainConfig
 
 
@@ -39,3 +39,21 @@ def test_two_processes_do_not_work_on_one_result(tmp_path):
             assert nothing is None
     with resumable(tmp_path / "a.json"):
         pass
+
+
+def test_what_was_found_is_kept_until_the_result_is_written(tmp_path):
+    def interrupted():
+        with resumable(tmp_path / "a.json") as partial:
+            partial.write_text("found")
+            beside(partial).mkdir()
+            raise SolmError("the disk is full")
+
+    with pytest.raises(SolmError, match="the disk is full"):
+        interrupted()
+    partial = tmp_path / "a.json.partial"
+    assert partial.read_text() == "found"
+    assert beside(partial).is_dir()
+    with resumable(tmp_path / "a.json") as again:
+        assert again.read_text() == "found"
+    assert not partial.exists()
+    assert not beside(partial).exists()

@@ -1,48 +1,53 @@
 """One prompt decoded dense and under budgets: the dense one first, times of steps, and how the texts differ."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
 from helpers.texts import FISH
-from solm.core.budget import Budget
 from solm.core.errors import SolmError
 from solm.evaluation import speeds as module
-from solm.evaluation.report.quickstart import render
-from solm.evaluation.speeds import difference, side_by_side, step_milliseconds
+from solm.evaluation.report.quickstart import render, summary
+from solm.evaluation.speeds import Speeds, difference, side_by_side, step_milliseconds
 
-BUDGETS = [Budget(attention=1, mlp=1), Budget(attention=0.5, mlp=0.5, bits=8)]
+BUDGETS = [1.0, 0.75]
 
 
 @pytest.fixture
 def speeds(value_lm):
     stages = []
     ids = value_lm.encode(FISH[:150])
-    found = side_by_side(
-        value_lm, ids, "What is <it>?", BUDGETS, 24, 2, lambda done, total: stages.append((done, total))
-    )
-    assert stages[-1] == (7, 7)
-    assert stages == sorted(stages)
+    found = side_by_side(value_lm, ids, "What is <it>?", BUDGETS, 24, 2, lambda *told: stages.append(told))
+    assert stages[0] == ("reading the prompt", 0, 1)
+    assert [told[1:] for told in stages[1:]] == [(done, 6) for done in range(7)]
     return found
 
 
 def test_dense_comes_first_and_the_others_are_told_against_it(speeds, value_lm):
     dense, whole, cheap = speeds.found
-    assert dense.budget is None
-    assert [one.budget for one in (whole, cheap)] == BUDGETS
-    assert dense.reply.text == value_lm.generate(FISH[:150], policy="dense", max_new_tokens=24).text
+    assert [one.budget for one in speeds.found] == [None, *BUDGETS]
+    reply = value_lm.generate(FISH[:150], policy="dense", max_new_tokens=24)
+    assert (dense.text, dense.tokens, dense.bytes) == (reply.text, 24, 1)
     assert difference(speeds, whole) == "the same text as dense"
-    assert cheap.reply.compute.bytes < whole.reply.compute.bytes
-    assert cheap.name == "50% of KV pages, 50% of MLP channels"
+    assert cheap.bytes == pytest.approx(0.75, abs=0.05)
+    assert max(cheap.attention, cheap.mlp) < 1
+    assert cheap.name == "budget 0.75"
     assert speeds.factor(dense) == 1
     assert speeds.factor(cheap) == pytest.approx(dense.milliseconds / cheap.milliseconds)
-    ours = [token.id for token in dense.reply.tokens]
-    theirs = [token.id for token in cheap.reply.tokens]
+    controlled = value_lm.generate(FISH[:150], budget=0.75, max_new_tokens=24)
+    assert cheap.text == controlled.text
+    ours, theirs = ([token.id for token in one.tokens] for one in (reply, controlled))
     assert ours[: cheap.same] == theirs[: cheap.same]
     assert ours[: cheap.same + 1] != theirs[: cheap.same + 1] or ours == theirs
-    record = speeds.as_dict()
-    assert record["prompt_tokens"] == 150
-    assert [row["factor"] for row in record["decoded"]] == [speeds.factor(one) for one in speeds.found]
     assert module.table(speeds).row_count == 3
+
+
+def test_the_json_form_holds_everything(speeds):
+    assert Speeds.from_dict(json.loads(json.dumps(speeds.as_dict()))) == speeds
+    with pytest.raises((KeyError, TypeError)):
+        Speeds.from_dict({"found": [{}]})
 
 
 def test_the_step_that_takes_over_the_prompt_is_not_timed():
@@ -51,11 +56,26 @@ def test_the_step_that_takes_over_the_prompt_is_not_timed():
 
 
 def test_the_report_begins_with_speeds_and_says_what_was_measured(speeds, result):
-    page = render(result, b"png", "Why?", {}, 60.0, speeds)
-    parts = [page.index(words) for words in ("What the dial saves", "How the trained policy compares", "Measured: ")]
+    page = render(result, b"png", "Why?", {}, {"speeds": 12.3, "training": 60.0}, speeds)
+    parts = [
+        page.index(words)
+        for words in ("speeds 12, training 60, all 72", "Speed: after 150 tokens", "What the dial saves", "Measured: ")
+    ]
     assert parts == sorted(parts)
     assert "What is &lt;it&gt;?" in page
-    assert "50% of KV pages" in page
+    assert "budget 0.75" in page
+
+
+def test_the_summary_tells_speed_quality_and_what_the_sample_can_tell(speeds, result):
+    speed, *quality, sample = summary(speeds, result)
+    assert f"under budget 0.75 ({speeds.factor(speeds.found[2]):.2f} times as fast)" in speed
+    assert f"{result.settings['texts']} texts of {result.settings['length']} tokens" in sample
+    budgets = len(result.settings["budgets"])
+    assert len(quality) == 2 * budgets
+    assert all("of the dense bytes; perplexity" in line for line in quality[:budgets])
+    assert all("the policy" in line or "within the noise" in line for line in quality[budgets:])
+    simulated = replace(speeds, note="No compiler.")
+    assert summary(simulated, result)[0] == "Speed: not measured. No compiler."
 
 
 def test_without_the_engine_the_note_says_why_and_what_to_do(value_lm, tmp_path, monkeypatch):
@@ -68,8 +88,8 @@ def test_without_the_engine_the_note_says_why_and_what_to_do(value_lm, tmp_path,
 
     monkeypatch.setattr(quickstart, "load", load)
     monkeypatch.setattr(quickstart, "find_compiler", lambda: None)
-    monkeypatch.setattr(quickstart, "SIMULATED", {"context": 100, "tokens": 6, "rounds": 1})
-    found = quickstart.decode(tmp_path, lambda *told: None)
+    monkeypatch.setattr(quickstart, "SIMULATED", {"context": 100, "budgets": [0.9, 0.8], "tokens": 6, "rounds": 1})
+    found = quickstart.decode(tmp_path, lambda *told: None, quickstart.Clock())
     assert found.note.startswith("the cpu backend needs a C++20 compiler; install one (apt install g++")
     assert "its speeds say nothing" in found.note
     assert len(found.found) == 3

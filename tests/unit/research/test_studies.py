@@ -51,7 +51,7 @@ def test_the_best_of_many_is_beside_its_estimates_and_an_interruption_changes_no
         best_of.measure(value_lm, options, partial, stop)
     assert set(json.loads(partial.read_text())["parts"]) == {"0.7", "0.7/0"}
     assert best_of.measure(value_lm, options, partial, ignore).results == found.results
-    assert not partial.exists()
+    assert partial.exists()  # until the result is written
 
 
 def test_free_running_dense_text_is_what_the_dense_model_predicts(value_lm, source):
@@ -144,5 +144,3 @@ def test_parts_of_another_job_or_half_written_are_not_used(tmp_path, content):
     assert "a" not in parts
     assert parts.get("a", lambda: 2) == 2
     assert Parts(path, [1, 2]).get("a", lambda: 3) == 2
-    parts.done()
-    assert not path.exists()

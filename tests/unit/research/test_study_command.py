@@ -9,6 +9,7 @@ import solm
 from helpers.policies import SPARSITY, under_values
 from helpers.texts import FISH
 from solm.cli.main import app
+from solm.core.errors import SolmError
 from solm.core.parts import Parts
 from solm.research.studies import STUDIES
 
@@ -89,3 +90,16 @@ def test_a_study_prints_and_writes_one_result_and_resumes(name, run, tmp_path, m
     assert not set(kept) & set(made)
     assert timeless(json.loads(resumed.stdout)["results"]) == timeless(written["results"])
     assert not list(tmp_path.glob("parts.json.partial*"))
+
+
+def test_a_result_that_cannot_be_written_costs_nothing_that_was_found(run, tmp_path, monkeypatch):
+    def fail(path, text):
+        raise SolmError(f"cannot write {path}: the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("solm.core.files.write_text", fail)
+        patch.setattr("solm.core.parts.write_json", lambda path, content: path.write_text(json.dumps(content)))
+        assert "the disk is full" in str(run("kv-drift", "drift.json").exception)
+    monkeypatch.setattr("solm.research.kv_drift._batch", lambda *_: pytest.fail("measured again"))
+    assert run("kv-drift", "drift.json").exit_code == 0
+    assert not list(tmp_path.glob("drift.json.partial*"))

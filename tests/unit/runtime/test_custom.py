@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import LogitsProcessor, MaxTimeCriteria, StoppingCriteriaList, TextIteratorStreamer, set_seed
+from transformers import (
+    LogitsProcessor,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+    TextIteratorStreamer,
+    set_seed,
+)
 
 import solm
 from helpers.models import tiny_model
@@ -86,6 +93,17 @@ def test_processors_and_criteria_of_the_caller_are_carried_out(model):
         custom_generate=solm.custom_generate(),
     )  # fmt: skip
     assert found.shape[1] == 91
+
+
+def test_a_reply_ends_at_a_stop_string(model, byte_tokenizer):
+    whole = model.generate(input_ids=IDS[:1], max_new_tokens=20, do_sample=False)
+    text = byte_tokenizer.decode(whole[0, 90:])
+    stop = next(text[at] for at in range(3, len(text)) if text[at].isascii() and text[at].isprintable())
+    ends = StoppingCriteriaList([StopStringCriteria(byte_tokenizer, [stop])])
+    given = {"input_ids": IDS[:1], "max_new_tokens": 20, "do_sample": False, "stopping_criteria": ends}
+    found = model.generate(**given, custom_generate=solm.custom_generate())
+    assert torch.equal(found, model.generate(**given))
+    assert found.shape[1] < whole.shape[1]
 
 
 def test_a_streamer_is_given_to_it(model, byte_tokenizer):

@@ -239,8 +239,8 @@ class Engine:
             rows = tensor.data.reshape(tensor.outputs, -1)
             repack_head(self.library, tensor.type, rows, HeadLayout.of(tensor), address, threads)
             return
-        memory = (ctypes.c_char * self._head_room(tensor)).from_address(address)
-        bytes_ = np.frombuffer(memory, np.uint8).reshape(tensor.outputs, -1)
+        memory = (ctypes.c_uint8 * self._head_room(tensor)).from_address(address)
+        bytes_ = np.ctypeslib.as_array(memory).view(np.uint8).reshape(tensor.outputs, -1)
         stored: np.ndarray = bytes_.view(np.uint16 if self.precision == "bfloat16" else np.float32)
         for first in range(0, tensor.outputs, _ROWS_AT_ONCE):
             chosen = np.arange(first, min(first + _ROWS_AT_ONCE, tensor.outputs))

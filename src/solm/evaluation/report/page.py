@@ -16,7 +16,9 @@ body{max-width:60rem;margin:0 auto;padding:1.5rem}
 h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2rem 0 .5rem}p,li{max-width:46rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
 th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th:nth-child(2),td:nth-child(2){text-align:left}tr.first td{border-top:2px solid var(--line)}
+th:nth-child(2),td:nth-child(2){text-align:left}
+.names th:nth-child(2),.names td:nth-child(2){text-align:right}
+.names th:first-child,.names td:first-child{text-align:left}tr.first td{border-top:2px solid var(--line)}
 .good{color:var(--good)}.bad{color:var(--bad)}.open{color:var(--open)}.soft{color:var(--soft);font-size:.9rem}
 img{max-width:100%;background:#fff;border-radius:6px}
 .reply{white-space:pre-wrap;border:1px solid var(--line);border-radius:6px;padding:.8rem 1rem;margin:.4rem 0 1.2rem}
@@ -56,7 +58,7 @@ def perplexity_table(result: EvaluationResult) -> str:
             f"<td>{point.cost['bytes']:.3f}<td>{point.perplexity:.2f}<td>{point.nats:.4f}"
             f"<td>{difference(point.difference, -1)}</tr>"
         )
-    titles = "<tr><th>budget<th>arm<th>realised<th>bytes<th>perplexity<th>nats/token<th>policy − arm</tr>"
+    titles = "<tr><th>net keep<th>arm<th>realised<th>bytes<th>perplexity<th>nats/token<th>policy − arm</tr>"
     return f"<div class=scroll><table>{titles}{''.join(rows)}</table></div>"
 
 

@@ -7,8 +7,8 @@ from solm.evaluation.report.actions import coloured
 from solm.evaluation.report.page import head, image, perplexity_table
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.show import cost, measured, verdict
-from solm.evaluation.speeds import Speeds, difference
-from solm.runtime.reply import Reply
+from solm.evaluation.speeds import COLUMNS, Speeds, cells, difference
+from solm.runtime.generate import Reply
 
 _UNDER_ALLOCATION = (
     " All arms but uniform follow the model's allocation, which gives more to the layers and heads that lose more. "
@@ -16,40 +16,68 @@ _UNDER_ALLOCATION = (
 )
 
 
+def summary(speeds: Speeds, result: EvaluationResult) -> list[str]:
+    """What was found, in sentences: speed, cost, and what the comparison can tell."""
+    dense, *others = speeds.found
+    if speeds.note:
+        lines = [f"Speed: not measured. {speeds.note}"]
+    else:
+        told = [
+            f"{one.milliseconds:.1f} ms under budget {one.budget:.2f} ({speeds.factor(one):.2f} times as fast)"
+            for one in others
+        ]
+        lines = [
+            f"Speed: after {speeds.prompt:,} tokens a dense step took {dense.milliseconds:.1f} ms here, "
+            f"{' and '.join(told)}. A short context saves less."
+        ]
+    s = result.settings
+    lines += [f"Quality of the trained policy: {line}." for line in cost(result)]
+    lines += [f"Comparison: {line}." for line in verdict(result)]
+    return [
+        *lines,
+        f"Sample: {s['texts']} texts of {s['length']} tokens, {result.points[0].tokens:,} in all. Net keep is the mean "
+        "share of KV pages, MLP channels and activation bits.",
+    ]
+
+
+def seconds_table(seconds: dict[str, float]) -> list[tuple[str, str]]:
+    """The stages and their sum, each with its seconds."""
+    return [(stage, f"{took:.0f}") for stage, took in [*seconds.items(), ("all", sum(seconds.values()))]]
+
+
 def render(
     result: EvaluationResult,
     picture: bytes,
     prompt: str,
     replies: dict[float, Reply],
-    seconds: float,
+    seconds: dict[str, float],
     speeds: Speeds,
 ) -> str:
-    """The page. picture: PNG; replies: by budget; seconds: what training and comparison took; speeds: what came
-    before."""
+    """The page. picture: PNG; replies: by net keep; seconds: what the stages took; speeds: what came before."""
     s = result.settings
     facts = (
         f"{s['model']}, seed {s['seed']}, commit {result.environment['commit']}, "
-        f"{result.environment['machine']['processor']} with {result.environment['machine']['cores']} cores. "
-        f"Training and comparison took {seconds / 60:.1f} minutes."
+        f"{result.environment['machine']['processor']} with {result.environment['machine']['cores']} cores."
     )
+    took = ", ".join(f"{stage} {told}" for stage, told in seconds_table(seconds))
     parts = [
         head("solm quickstart"),
-        f"<h1>A compute dial for a frozen model</h1><p class=soft>{escape(facts)}</p>",
-        "<h2>What the dial saves on this machine</h2>",
+        f"<h1>A compute dial for a frozen model</h1><p class=soft>{escape(facts)} Seconds taken: {escape(took)}.</p>",
+        "<ul>",
+        *(f"<li>{escape(line)}</li>" for line in summary(speeds, result)),
+        "</ul><h2>What the dial saves on this machine</h2>",
         *_speeds(speeds),
         "<h2>How the trained policy compares</h2>",
-        f"<p>Measured: perplexity ({s['dtype']}) on {escape(measured(result))}</p><ul>",
-        *(f"<li>{escape(line)}</li>" for line in [*cost(result), *verdict(result)]),
-        "</ul><p class=soft>The table gives differences in nats per token, policy minus arm, with paired bootstrap 95 "
-        f"% intervals over texts. Negative is better. An interval that holds 0 is within the noise: {s['texts']} texts "
-        f"cannot tell the two apart.{_UNDER_ALLOCATION if s['sparsity'].get('allocation') else ''} The best of several "
-        "random schedules is known only afterwards: it is a bound, not something to run.</p>",
-        "<h2>Perplexity at matched budget</h2>",
+        f"<p>Measured: perplexity ({s['dtype']}) on {escape(measured(result))}</p>",
         perplexity_table(result),
+        "<p class=soft>The last column gives differences in nats per token, policy minus arm, with paired bootstrap "
+        f"95 % intervals over texts. Negative is better. An interval that holds 0 is within the noise: {s['texts']} "
+        f"texts cannot tell the two apart.{_UNDER_ALLOCATION if s['sparsity'].get('allocation') else ''} The best of "
+        "several random schedules is known only afterwards: it is a bound, not something to run.</p>",
         image(picture, "perplexity against realised net keep"),
         "<h2>Training</h2>",
         _training(result.policy),
-        f"<h2>One prompt, {len(replies)} budgets</h2><p>{escape(prompt)}</p>",
+        f"<h2>A reply under the trained policy</h2><p>{escape(prompt)}</p>",
         "<p class=soft>Background: bytes read by the step behind each token, from green (few) to red (dense). "
         "Hover for the action.</p>",
         *(_reply(budget, reply) for budget, reply in replies.items()),
@@ -59,22 +87,19 @@ def render(
 
 def _speeds(speeds: Speeds) -> list[str]:
     """One prompt, decoded dense and under budgets: a table and the texts."""
-    rows = "".join(
-        f"<tr><td>{1000 / one.milliseconds:.0f}<td>{escape(one.name)}<td>{one.milliseconds:.2f}"
-        f"<td>{speeds.factor(one):.2f}×<td>{one.reply.compute.bytes:.2f}</tr>"
-        for one in speeds.found
-    )
-    titles = "<tr><th>tokens/s<th>kept on average<th>ms per token<th>speed<th>bytes read</tr>"
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}' for cell in cells(speeds, one))}</tr>" for one in speeds.found)
+    titles = f"<tr>{''.join(f'<th>{column}' for column in COLUMNS)}</tr>"
     note = f"<p>{escape(speeds.note)}</p>" if speeds.note else ""
     texts = [
         f"<p><b>{escape(one.name)}</b> <span class=soft>{escape(difference(speeds, one)) if one.budget else ''}</span>"
-        f"</p><div class=reply>{escape(one.reply.text)}</div>"
+        f"</p><div class=reply>{escape(one.text.strip())}</div>"
         for one in speeds.found
     ]
     return [
-        f"<p>The same prompt of {speeds.prompt:,} tokens, decoded on {escape(speeds.backend)} with {speeds.threads} "
-        f"threads. Speed is relative to dense steps in the same precision.</p>{note}",
-        f"<div class=scroll><table>{titles}{rows}</table></div>",
+        f"<p>The same prompt of {speeds.prompt:,} tokens, decoded on {escape(speeds.machine)}. "
+        f"A budget is the share of the dense step's bytes. Speed is relative to dense steps in the same "
+        f"precision.</p>{note}",
+        f"<div class='scroll names'><table>{titles}{rows}</table></div>",
         f"<p class=soft>{escape(speeds.question)}</p>",
         *texts,
     ]
@@ -97,7 +122,7 @@ def _training(provenance: dict[str, Any]) -> str:
 def _reply(budget: float, reply: Reply) -> str:
     got = reply.compute
     return (
-        f"<p><b>budget {budget:.2f}</b> <span class=soft>realised {got.realised['net']:.3f} (attention "
+        f"<p><b>net keep {budget:.2f}</b> <span class=soft>realised {got.realised['net']:.3f} (attention "
         f"{got.realised['attention']:.2f}, MLP {got.realised['mlp']:.2f}, bits {got.realised['bits']:.2f}); "
         f"{got.bytes:.2f} of dense bytes</span></p>"
     ) + coloured((token.text, token.cost, f"{token.action}, {token.cost:.2f} of dense bytes") for token in reply.tokens)

@@ -2,11 +2,13 @@
 
 const $ = (id) => document.getElementById(id);
 const AXES = ["attention", "mlp", "bits"];
-const SETTINGS = ["policy", "net", "attention", "mlp", "bits", "axes", "compare", "temperature", "longest"];
+const NAMES = { attention: "KV pages chosen", mlp: "MLP channels chosen", bits: "Activation bits chosen" };
+const SETTINGS = ["policy", "bytes", "attention", "mlp", "bits", "axes", "compare", "temperature", "longest"];
 let offers = null; // what the model's dial offers
 let model = "";
-let turns = []; // {role, text, answers?: [{title, tokens, facts, step}]}, step: milliseconds per token
+let turns = []; // {role, text, answers?: [{title, asked, lowest, tokens, facts, step}]}, step: milliseconds per token
 let running = null; // AbortController of the replies that stream
+let context = 0; // tokens of the conversation with the message being written
 const narrow = matchMedia("(max-width: 46rem)");
 
 function element(tag, parent, className = "", text = "") {
@@ -23,14 +25,44 @@ function value(id) {
 }
 
 function showSettings() {
-  $("net-value").textContent = value("net").toFixed(2);
+  $("bytes").min = Math.ceil(lowestBytes() * 100) / 100;
+  $("bytes-value").textContent = value("bytes").toFixed(2);
+  $("least").textContent = `${context ? `After these ${context.toLocaleString("en")} tokens` : "In a short context"} steps read at least ${Number($("bytes").min).toFixed(2)}. ` +
+    `The first ${offers.always_read} tokens run dense.`;
   $("dial-value").textContent = [title(dial()), value("compare") ? "beside dense" : ""].filter(Boolean).join(", ");
   for (const axis of AXES) $(`${axis}-value`).textContent = value(axis).toFixed(axis === "bits" ? 1 : 2);
   $("per-axis").hidden = !value("axes");
-  $("net").disabled = value("axes") || value("policy") === "dense";
+  $("bytes").disabled = value("axes") || value("policy") === "dense";
   for (const axis of AXES) $(axis).disabled = value("policy") === "dense";
   const kept = Object.fromEntries(SETTINGS.map((id) => [id, value(id)]));
   localStorage.setItem("solm-settings", JSON.stringify(kept));
+}
+
+// The least share of the dense step's bytes after `context` tokens. It falls with the context.
+function lowestBytes() {
+  const shares = Object.entries(offers.lowest_bytes);
+  return (shares.findLast(([after]) => Number(after) <= context) ?? shares[0])[1];
+}
+
+// Count the tokens of the conversation, on which depends what can be saved.
+async function measure() {
+  const text = $("prompt").value.trim();
+  const messages = [...turns, ...(text ? [{ role: "user", text }] : [])].map((one) => ({ role: one.role, content: one.text }));
+  let count = 0;
+  if (messages.length) {
+    const response = await fetch("tokenize", {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ messages }),
+    });
+    if (response.ok) count = (await response.json()).count;
+  }
+  context = count;
+  showSettings();
+}
+
+let measuring = 0;
+function measureSoon() {
+  clearTimeout(measuring);
+  measuring = setTimeout(measure, 300);
 }
 
 function restore() {
@@ -44,72 +76,80 @@ function restore() {
   turns.forEach(draw);
 }
 
-function colour(shares) {
-  const net = (shares.attention + shares.mlp + shares.bits) / 3;
-  const share = Math.min(1, Math.max(0, (net - offers.lowest_net) / (1 - offers.lowest_net)));
+// From the least that steps can read in this context to all that dense ones read.
+function colour(cost, lowest) {
+  const share = Math.min(1, Math.max(0, (cost - lowest) / (1 - lowest)));
   return `hsl(${150 - 145 * share} 70% 50% / 0.28)`;
 }
 
-function drawToken(token, parent) {
+function drawToken(token, lowest, parent) {
   const made = element("span", parent, "", token.text);
-  made.style.backgroundColor = colour(token.realised);
+  made.style.backgroundColor = colour(token.cost, lowest);
   made.title = `${token.action}, reads ${(100 * token.cost).toFixed(0)} % of the dense step's bytes`;
 }
 
-function histogram(tokens, parent) {
+function histogram({ tokens, asked }, parent) {
   const counted = tokens.filter((token) => token.controllable);
   parent.replaceChildren();
-  if (!counted.length) return;
+  if (!counted.length || asked === 1) return;
   AXES.forEach((axis, place) => {
     const levels = offers.axes[axis];
     if (levels.length < 2) return;
     const group = element("div", parent);
-    element("b", group, "", axis);
+    element("b", group, "", NAMES[axis]);
     const columns = element("div", group, "columns");
     const seen = counted.map((token) => Number(token.action.split("-")[place].slice(1)));
-    for (const level of levels) {
+    levels.forEach((level, index) => {
       const share = seen.filter((one) => one === (axis === "bits" ? level : Math.round(level * 100))).length / seen.length;
       const column = element("span", columns);
       element("i", column).style.height = `${Math.round(26 * share)}px`;
-      column.append(axis === "bits" ? String(level) : level.toFixed(1).replace("0.", "."));
+      // Every label where there are few, else every third, up to the last.
+      element("small", column, "", levels.length < 7 || (levels.length - 1 - index) % 3 === 0 ? String(level) : "\u00a0");
       column.title = `${axis} ${level}: ${(100 * share).toFixed(0)} % of tokens`;
-    }
+    });
   });
 }
 
-function net(tokens) {
+// Mean of what the controllable steps read, as a share of dense bytes.
+function spentBytes(tokens) {
   const counted = tokens.filter((token) => token.controllable);
-  return AXES.reduce((sum, axis) => sum + counted.reduce((some, token) => some + token.realised[axis], 0), 0) /
-    (3 * counted.length);
+  return counted.reduce((sum, token) => sum + token.cost, 0) / counted.length;
 }
 
-// Achieved so far, and a mark at what was asked for.
-function meter(answer, parent) {
-  const spent = net(answer.tokens);
-  parent.hidden = Number.isNaN(spent);
-  parent.firstChild.style.width = `${100 * spent}%`;
-  parent.lastChild.style.left = `${100 * (answer.asked ?? 1)}%`;
-  parent.title = `net keep ${spent.toFixed(2)} of ${(answer.asked ?? 1).toFixed(2)} asked for`;
+// Spent so far, and a mark at what was asked for.
+function meter({ tokens, asked }, parent) {
+  const spent = spentBytes(tokens);
+  parent.hidden = Number.isNaN(spent) || asked === 1;
+  parent.firstChild.style.width = `${100 * Math.min(1, spent)}%`;
+  parent.lastChild.hidden = asked === null;
+  parent.lastChild.style.left = `${100 * asked}%`;
+  parent.title = `${spent.toFixed(2)} of dense bytes${asked === null ? "" : `, ${asked.toFixed(2)} asked for`}`;
 }
 
-function facts({ tokens, step }) {
+function facts({ tokens, step, asked }) {
   const counted = tokens.filter((token) => token.controllable);
-  const mean = (pick) => counted.reduce((sum, token) => sum + pick(token), 0) / counted.length;
   const parts = [`${tokens.length} tokens`];
   if (step > 0) parts.push(`${(1000 / step).toFixed(1)} tokens/s`, `${step.toFixed(1)} ms per token`);
-  if (counted.length) {
-    const shares = AXES.map((axis) => mean((token) => token.realised[axis]));
-    parts.push(`net ${net(tokens).toFixed(2)}`);
-    parts.push(`attention ${shares[0].toFixed(2)}`, `MLP ${shares[1].toFixed(2)}`, `bits ${(16 * shares[2]).toFixed(1)}`);
-    parts.push(`bytes ${mean((token) => token.cost).toFixed(2)}`);
+  if (counted.length && asked !== 1) {
+    const mean = (axis) => counted.reduce((sum, token) => sum + token.realised[axis], 0) / counted.length;
+    parts.push(`bytes ${spentBytes(tokens).toFixed(2)}${asked === null ? "" : ` of ${asked.toFixed(2)} asked`}`);
+    parts.push(`KV pages ${mean("attention").toFixed(2)}`, `MLP ${mean("mlp").toFixed(2)}`);
+    if (offers.axes.bits.length > 1) parts.push(`bits ${(16 * mean("bits")).toFixed(1)}`);
   }
   return parts;
+}
+
+// Why a reply to a short prompt spent more than was asked for. Its first token comes from reading the prompt.
+function why({ tokens, asked }) {
+  const steps = tokens.length - 1, dense = tokens.slice(1).filter((token) => !token.controllable).length;
+  if (asked === 1 || !(dense > 0)) return "";
+  return `The first ${dense} of ${steps} steps ran dense: the first ${offers.always_read} tokens of a context always do.`;
 }
 
 function showFacts(line, parts) {
   line.replaceChildren();
   for (const part of parts) {
-    element("span", line, /^net|tokens.s$|dense speed$/.test(part) ? "rate" : "", part);
+    element("span", line, /^bytes|tokens.s$|dense speed$/.test(part) ? "rate" : "", part);
     line.append(" ");
   }
 }
@@ -118,7 +158,7 @@ function drawAnswer(parent, answer) {
   const box = element("div", parent, "answer");
   element("h2", box, "", answer.title);
   const said = element("div", box, "said");
-  answer.tokens.forEach((token) => drawToken(token, said));
+  answer.tokens.forEach((token) => drawToken(token, answer.lowest, said));
   const picked = element("p", box, "picked");
   picked.setAttribute("role", "status");
   said.addEventListener("click", (event) => { picked.textContent = event.target.title; });
@@ -128,9 +168,10 @@ function drawAnswer(parent, answer) {
   meter(answer, gauge);
   const line = element("p", box, answer.failed ? "facts failed" : "facts");
   showFacts(line, answer.facts);
+  const reason = element("p", box, "why", why(answer));
   const bars = element("div", box, "bars");
-  histogram(answer.tokens, bars);
-  return { said, gauge, line, bars };
+  histogram(answer, bars);
+  return { said, gauge, line, reason, bars };
 }
 
 function draw(turn) {
@@ -182,7 +223,7 @@ async function reply(efficiency, answer, shown, messages) {
       for (const choice of event.choices) {
         for (const token of choice.efficiency?.tokens ?? []) {
           answer.tokens.push(token);
-          drawToken(token, shown.said);
+          drawToken(token, answer.lowest, shown.said);
         }
         // The trace holds every token; the text stops short of a stop token.
         answer.text += choice.delta.content ?? "";
@@ -192,8 +233,9 @@ async function reply(efficiency, answer, shown, messages) {
       counted = answer.tokens.length;
       answer.facts = facts(answer);
       showFacts(shown.line, answer.facts);
+      shown.reason.textContent = why(answer);
       meter(answer, shown.gauge);
-      histogram(answer.tokens, shown.bars);
+      histogram(answer, shown.bars);
       follow();
     }
   } catch (error) {
@@ -207,19 +249,20 @@ async function reply(efficiency, answer, shown, messages) {
 function dial() {
   const policy = value("policy");
   if (policy === "dense") return { policy };
-  if (!value("axes")) return { policy, budget: `keep=${value("net")}` };
+  if (!value("axes")) return { policy, budget: value("bytes") };
   return { policy, budget: Object.fromEntries(AXES.map((axis) => [axis, value(axis)])) };
 }
 
 function title({ policy, budget }) {
   if (budget === undefined) return policy;
-  if (typeof budget === "string") return `${policy} ${value("net").toFixed(2)}`;
-  return `${policy} ${AXES.map((axis) => `${axis} ${budget[axis]}`).join(", ")}`;
+  if (typeof budget === "number") return `${policy}, budget ${budget.toFixed(2)}`;
+  const axes = AXES.filter((axis) => offers.axes[axis].length > 1);
+  return `${policy}, ${axes.map((axis) => `${axis} ${budget[axis]}`).join(", ")}`;
 }
 
+// The share of bytes that was asked for; null where axes were set instead.
 function asked({ budget }) {
-  if (typeof budget !== "object") return budget === undefined ? 1 : value("net");
-  return (budget.attention + budget.mlp + budget.bits / 16) / 3;
+  return typeof budget === "object" ? null : budget ?? 1;
 }
 
 // How many times as fast as the dense answer, which is the last of two.
@@ -227,7 +270,7 @@ function compareSpeeds(answers, shown) {
   const dense = answers[1]?.step;
   if (!dense || !answers[0].step) return;
   answers.forEach((answer, index) => {
-    answer.facts.push(`${(dense / answer.step).toFixed(2)}× dense speed`);
+    answer.facts.splice(3, 0, `${(dense / answer.step).toFixed(2)}× dense speed`);
     showFacts(shown[index].line, answer.facts);
   });
 }
@@ -239,7 +282,7 @@ async function ask(text) {
   const messages = turns.map((one) => ({ role: one.role, content: one.text }));
   const orders = [dial()];
   if (value("compare") && orders[0].policy !== "dense") orders.push({ policy: "dense" });
-  const answers = orders.map((order) => ({ title: title(order), asked: asked(order), tokens: [], text: "", facts: [], step: 0 }));
+  const answers = orders.map((order) => ({ title: title(order), asked: asked(order), lowest: lowestBytes(), tokens: [], text: "", facts: [], step: 0 }));
   const answered = { role: "assistant", text: "", answers: [] };
   const box = draw(answered).querySelector(".answers");
   const shown = answers.map((answer) => drawAnswer(box, answer));
@@ -259,6 +302,7 @@ async function ask(text) {
   busy(false);
   talk.push({ ...answered, text: answers[0].text, answers });
   if (talk === turns) keep();
+  measureSoon();
   if (!narrow.matches) $("prompt").focus();
 }
 
@@ -293,15 +337,14 @@ async function connect() {
   $("model").textContent = model;
   for (const name of offers.policies) $("policy").append(new Option(name, name));
   $("policy").value = offers.default_policy;
-  // The lowest budget that the slider's steps reach.
-  $("net").min = Math.ceil(offers.lowest_net * 100) / 100;
-  $("net").value = 0.6;
+  $("bytes").value = 0.85;
   for (const axis of AXES) {
     $(axis).min = offers.axes[axis][0];
     $(axis).value = offers.axes[axis].at(-1);
+    $(axis).closest(".slider").hidden = offers.axes[axis].length < 2;
   }
   restore();
-  showSettings();
+  await measure();
 }
 
 $("ask").addEventListener("submit", send);
@@ -311,8 +354,10 @@ $("clear").addEventListener("click", () => {
   turns = [];
   sessionStorage.removeItem("solm-turns");
   document.querySelectorAll(".turn").forEach((turn) => turn.remove());
+  measureSoon();
   $("prompt").focus();
 });
+$("prompt").addEventListener("input", measureSoon);
 $("talk").addEventListener("scroll", () => {
   const talk = $("talk");
   following = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 40;

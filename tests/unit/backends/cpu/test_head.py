@@ -93,8 +93,13 @@ def test_a_gguf_tensor_becomes_a_head(kind):
         engine = HeadEngine(head, VOCABULARY, hidden, states_, library())
         logits = engine.logits(0, 3)
     assert found[0] == found[1] == found[2]
-    expected = rounded_states(states_) @ torch.from_numpy(quants.dequantize(rows, kind)).double().T
-    within = 2e-2 if not layout.group else 1e-3 if kind in K_TYPES else 2e-5
+    weight = torch.from_numpy(quants.dequantize(rows, kind))
+    if not layout.group:
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        weight = (weight / scale).round() * scale
+    expected = rounded_states(states_) @ weight.double().T
+    # Of floats, single weights half-way between two numbers may become either.
+    within = 5e-3 if not layout.group else 2e-3 if kind in K_TYPES else 2e-5
     torch.testing.assert_close(logits.double(), expected, rtol=0, atol=within * expected.std())
 
 

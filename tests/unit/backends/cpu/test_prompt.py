@@ -1,4 +1,4 @@
-"""Prompts that the engine reads at once, against its steps one by one; helpers.engine_edges has more, for every build."""
+"""Prompts that the engine reads at once, against its steps one by one; more for every build in helpers.engine_edges."""
 
 import ctypes
 import shutil

@@ -45,5 +45,5 @@ def test_an_approximate_tail_is_exact_at_the_top_and_unbiased_elsewhere(hidden):
     assert torch.equal(exact.amax(-1), short.amax(-1))
     off = (exact - short)[exact < exact.amax(-1, keepdim=True) - 9]
     assert 0 < off.abs().mean() < 0.5
-    torch.testing.assert_close(exact.logsumexp(-1), short.logsumexp(-1), atol=0.02, rtol=0)
+    torch.testing.assert_close(exact.logsumexp(-1), short.logsumexp(-1), atol=0.04, rtol=0)
     control.detach()

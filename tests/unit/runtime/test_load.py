@@ -1,0 +1,68 @@
+"""Loading in the habits of transformers, and what is refused before any weight is read."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import solm
+from helpers.models import tiny_model
+from solm.core.errors import SolmError
+
+
+@pytest.mark.parametrize("given", [{"dtype": "bfloat16"}, {"dtype": torch.bfloat16}, {"torch_dtype": torch.bfloat16}])
+def test_a_dtype_is_a_name_or_torchs_own(tiny_folder, given):
+    with solm.load(tiny_folder, backend="torch", **given) as lm:
+        assert lm.model.dtype == torch.bfloat16
+        assert lm.name == str(tiny_folder)
+
+
+@pytest.mark.parametrize("device_map", ["auto", "cpu", "sequential", {"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}])
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_layers_are_spread_by_a_device_map(tiny_folder, device_map, backend):
+    with solm.load(tiny_folder, dtype="float32", backend="torch") as plain:
+        expected = [token.id for token in plain.generate("hello " * 20, max_new_tokens=8).tokens]
+    with solm.load(tiny_folder, dtype="float32", device_map=device_map, backend=backend, precision=None) as lm:
+        assert lm.backend.device.type == "cpu"
+        found = [token.id for token in lm.generate("hello " * 20, max_new_tokens=8).tokens]
+        assert found == expected or backend == "auto"  # which may round weights to int8
+
+
+def test_a_revision_is_passed_on(tiny_folder, monkeypatch):
+    seen = []
+    load = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *names, **given: (seen.append(given), load(*names, **given))[1]
+    )
+    solm.load(tiny_folder, revision="v2", backend="torch").detach()
+    assert seen[0]["revision"] == "v2"
+
+
+def test_a_tokenizer_of_ones_own_takes_the_place_of_a_missing_one(tmp_path, byte_tokenizer):
+    tiny_model("llama", torch.float32).save_pretrained(tmp_path)
+    with solm.load(tmp_path, tokenizer=byte_tokenizer, backend="torch") as lm:
+        assert lm.tokenizer is byte_tokenizer
+        assert lm.generate("hello", max_new_tokens=2).tokens
+
+
+def test_mistakes_are_found_before_weights_are_read(tmp_path, tiny_folder, monkeypatch):
+    bare = tmp_path / "bare"
+    tiny_model("llama", torch.float32).save_pretrained(bare)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
+    for model, given, message in [
+        (bare, {}, "model '.*bare' has no tokenizer that can be read"),
+        (tmp_path / "none", {}, "cannot load model '.*none'"),
+        (tiny_folder, {"dtype": "float8"}, "unknown dtype 'float8'; choose one of auto, float32, bfloat16, float16"),
+        (tiny_folder, {"dtype": torch.int8}, "unknown dtype 'int8'"),
+        (tiny_folder, {"torch_dtype": "half"}, "unknown dtype 'half'"),
+        (tiny_folder, {"dtype": "float32", "torch_dtype": "float32"}, "dtype and torch_dtype say the same thing twice"),
+        (tiny_folder, {"device": "gpu"}, "device 'gpu' cannot be used here: "),
+        (tiny_folder, {"device": "cuda:99"}, "device 'cuda:99' cannot be used here: "),
+        (tiny_folder, {"device": "cpu", "device_map": "auto"}, "device_map and device say the same thing"),
+        (tiny_folder, {"device_map": "everywhere"}, "device_map: device 'everywhere' cannot be used here"),
+        (tiny_folder, {"device_map": {"": "cuda:99"}}, "device_map: device 'cuda:99' cannot be used here"),
+        (tiny_folder, {"device_map": {"": "disk"}}, "device_map: layers on the disk are not supported"),
+        (tiny_folder, {"device_map": 3}, "device_map must be one of auto, balanced"),
+    ]:
+        with pytest.raises(SolmError, match=message) as refused:
+            solm.load(model, **given)
+        assert "\n" not in str(refused.value)
