@@ -342,14 +342,22 @@ def tensors_are_repacked_within_their_memory(built) -> None:
     """Whatever their type, and where two share bytes; the same on every processor."""
     for kind in ALL_TYPES:
         numbers = QUANTISED.get(kind)
-        own = [] if numbers is None else [Form(Target.OWN, numbers)]
-        for form in (*own, NESTED, INT8, Form(Target.BFLOAT16), Form(Target.FLOAT32)):
+        # Numbers of a file on a grid of 16 values would all be halfway in the nested form.
+        own = [NESTED] if numbers is None else [Form(Target.OWN, numbers)]
+        for form in (*own, INT8, Form(Target.BFLOAT16), Form(Target.FLOAT32)):
             for counts in ((64,), (96, 32, 192), *([] if form.numbers else [(20,)])):
                 tensors = [tensor_of(kind, count, 256, seed) for seed, count in enumerate(counts)]
                 found = repacked(tensors, form, built=built)
                 for name, wanted in repacked(tensors, form, threads=1).items():
-                    # A fused product and sum may round another way, and a number that is then halfway, too.
-                    assert (found[name] != wanted).mean() <= (0 if form in own else 0.01), (kind, form, name)
+                    if name == "scale":
+                        np.testing.assert_allclose(found[name].view(np.float32), wanted.view(np.float32), rtol=1e-6)
+                        continue
+                    # Compilers round products and quotients in other ways, and so a few numbers that are halfway.
+                    assert (found[name] != wanted).mean() <= (0 if form.target == Target.OWN else 0.01), (
+                        kind,
+                        form,
+                        name,
+                    )
         some = tensors[0]
         np.testing.assert_allclose(dequantise(built, some), values_of(some), rtol=1e-5, atol=1e-7)
 

@@ -1,0 +1,50 @@
+"""Real GGUF files as sources of weights, against what transformers reads of them."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from solm.backends.cpu.files.gguf_file import GgufFile
+from solm.backends.cpu.files.layout import layout_of
+from solm.backends.cpu.files.repack import Arena, dequantise, repack
+from solm.backends.cpu.library import library
+from solm.backends.torch.load import BUILTIN, gguf_of, load_base
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+
+
+def compare(path: Path, model) -> None:
+    """Every tensor, in its order, is the model's parameter."""
+    source, parameters = GgufFile(path), dict(model.named_parameters())
+    np.testing.assert_allclose(source.spec.rope.inverse_frequencies, model.model.rotary_emb.inv_freq, rtol=1e-6)
+    assert source.spec.epsilon == pytest.approx(model.config.rms_norm_eps, rel=1e-6)
+    assert source.spec.context == model.config.max_position_embeddings
+    for layer in (None, *range(source.spec.layers)):
+        for name, place in source.spec.places(layer).items():
+            tensor, expected = source.tensor(name, layer), parameters[place.transformers].detach().float().numpy()
+            matrix = len(tensor.shape) == 2
+            some = np.arange(0, tensor.outputs, 101 if layer is None else 1)
+            found = dequantise(library(), tensor, some) if matrix else tensor.floats()
+            np.testing.assert_allclose(found, expected[some] if matrix else expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_built_in_file_is_the_model_that_transformers_reads(real_model):
+    path = gguf_of(BUILTIN)
+    assert path is not None
+    compare(path, real_model[0])
+
+
+def test_a_larger_file_is_too_and_is_repacked_at_its_own_bits():
+    folder = os.environ.get("SOLM_MODELS")
+    files = [] if folder is None else sorted(Path(folder).glob("qwen2.5-coder-0.5b*.gguf"))
+    if not files:
+        pytest.skip("SOLM_MODELS names no folder with qwen2.5-coder-0.5b")
+    source, built = GgufFile(files[0]), library()
+    layout = layout_of(source, "auto")
+    assert set(layout.forms()) == {"4 bits", "5 bits", "6 bits", "8 bits"}
+    arena = Arena(built, layout.nbytes)
+    repack(source, layout, built, arena.address, 2)
+    compare(files[0], load_base(str(files[0]), "float32")[0])
