@@ -13,6 +13,8 @@ HIGH_BITS = 4
 _HALF = 16
 """Numbers that share their upper half."""
 _MIDDLE = (_HALF - 1) / 2
+_LEAST_STEP = 2.0**-24
+"""The smallest float16 above 0. Weights of a few thousandths have steps below the normal numbers."""
 
 
 class Nested(NamedTuple):
@@ -35,7 +37,7 @@ def nested(weight: torch.Tensor, group: int = 32) -> Nested:
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     step = ((high - low) / (15 * _HALF)).half()
     lowest = (low - _MIDDLE * step.float()).half()
-    numbers = (groups - lowest) / step.float().clamp(min=torch.finfo(torch.float16).tiny)
+    numbers = (groups - lowest) / step.float().clamp(min=_LEAST_STEP)
     number = numbers.round().clamp(0, 255).to(torch.uint8).flatten(1)[:, : weight.shape[1]]
     return Nested(number, step[..., 0], lowest[..., 0])
 
