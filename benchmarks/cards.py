@@ -94,7 +94,7 @@ def on_the_clock() -> list[str]:
     ]
     processor = found["environment"]["machine"]["processor"]
     return [
-        f"int4 weights with an int8 KV cache after 1,024 tokens, {measured['texts']} held-out texts x 128 tokens: "
+        f"4-bit weights with an int8 KV cache after 1,024 tokens, {measured['texts']} held-out texts x 128 tokens: "
         f"milliseconds per token on two threads ({processor}; dense {measured['dense_milliseconds']:.2f}), nats per "
         "token above dense, policy minus the constant of the same allocation and budget; last, the policy's best "
         "setting in no more time than the uniform constant of that row takes, minus that constant. 95 % intervals, "

@@ -90,7 +90,7 @@ def quality() -> str:
             for point in points:
                 canvas.dot(point, colour, hollow)
     for context, words, time, colour, lift in (
-        (1024, "solm int4, int8 KV cache", of.dial_dense(1024), BLUE, 132),
+        (1024, "solm 4-bit, int8 KV cache", of.dial_dense(1024), BLUE, 132),
         (1024, "solm int8", of.step("int8", "dense", 1024), BLUE, 104),
         (1024, "llama.cpp Q4_1", of.llama_cpp_step("Q4_1", 1024), PINK, 70),
         (1024, "llama.cpp Q8_0", of.llama_cpp_step("Q8_0", 1024), PINK, 40),
@@ -113,7 +113,7 @@ def quality() -> str:
     texts = {context: of.dial_texts(context) for context in of.DIAL_FILES}
     for row, words in enumerate((
         "SmolLM2-135M, 2 threads of an Intel Xeon. llama.cpp computes every logit; solm's greedy steps need not.",
-        "Curves: int4 weights, int8 KV cache; settings that no other one beats in both; "
+        "Curves: 4-bit weights, int8 KV cache; settings that no other one beats in both; "
         f"{texts[1024]} texts and {texts[8064]} books.",
     )):  # fmt: skip
         canvas.text((90, zero + 115 + 21 * row), words, "quiet")
@@ -137,7 +137,7 @@ def context() -> str:
         ("llama.cpp Q8_0", PINK, False, lambda at: of.llama_cpp_step("Q8_0", at)),
         ("llama.cpp Q4_1", PINK, True, lambda at: of.llama_cpp_step("Q4_1", at)),
         ("solm int8, dense", BLUE, False, lambda at: of.step("int8", "dense", at)),
-        ("solm int4, int8 KV cache, dense", BLUE, True, lambda at: of.step(BEST, "dense", at)),
+        ("solm 4-bit, int8 KV cache, dense", BLUE, True, lambda at: of.step(BEST, "dense", at)),
         ("... pages 0.2, MLP 0.6", TEAL, False, lambda at: of.step(BEST, "pages 0.2, mlp 0.6", at)),
     )
     label = -100.0

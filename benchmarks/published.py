@@ -18,7 +18,7 @@ from solm.runtime.offer import Offer
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 BEST = "int4+int8"
-"""The precision in which the dial was measured: int4 weights and an int8 KV cache, the fastest that is exact here."""
+"""The precision in which the dial was measured: 4-bit weights (then called int4) and an int8 KV cache."""
 ARMS = {
     "policy": "policy", "allocated": "allocated", "uniform": "uniform", "tuned": "tuned", "constant": "constant",
     "random": "random", "oracle": "oracle", "token table": "token-table", "best of 500": "best-of-500-estimated",

@@ -22,7 +22,7 @@ def headline() -> str:
             after = of.fastest(context, log(1 + limit)).milliseconds["policy"]
             cells[place] = change(of.dial_dense(context), after, not of.dial_timed_dense(context))
         words = f"perplexity at most +{100 * limit:.0f}\u00a0%"
-        return ["**Dial**", "dense → policy, int4 weights, int8 KV cache", words, *cells]
+        return ["**Dial**", "dense → policy, 4-bit weights, int8 KV cache", words, *cells]
 
     return markdown(
         ("Part", "What changes", "Quality", *(f"{context:,} tokens" for context in (*at, 8064))),
@@ -40,13 +40,13 @@ def headline() -> str:
                 lambda context: of.step("int8", "dense, every logit", context),
             ),
             row(
-                "**Engine**: llama.cpp Q4_1 → solm int4, every logit",
+                "**Engine**: llama.cpp Q4_1 → solm, 4 bits, every logit",
                 "the same 4-bit weights",
                 lambda context: of.llama_cpp_step("Q4_1", context),
                 lambda context: of.step("int4", "dense, every logit", context),
             ),
             row(
-                "**Precision**: bfloat16 → int4 weights, int8 KV cache",
+                "**Precision**: bfloat16 → 4-bit weights, int8 KV cache",
                 "no weight of the layers is rounded",
                 lambda context: of.step("bfloat16", "dense", context),
                 lambda context: of.step(BEST, "dense", context),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from solm.backends.cpu.engine import FAMILIES
+from solm.backends.cpu.files.families import FAMILIES
 from solm.backends.torch.families import TESTED_FAMILIES
 from solm.cli.main import app
 

@@ -137,7 +137,7 @@ class Session(Protocol):
         """Process one token a row, tokens [N], Q = 1.
 
         keep: [N, 3], what all layers follow; None: the rows' policies decide, dense in rows without one.
-        approximate_tail: logits other than the largest of a row may be approximate (`cpu` then reads half of a packed head).
+        approximate_tail: logits other than a row's largest may be approximate (`cpu` then reads half of most heads).
         """
 
     def extend(

@@ -52,15 +52,15 @@ BackendOption = Annotated[
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
-        help="Weights of the cpu backend: float32, bfloat16, int8, int4 (default; int8 where weights lie on no such "
-        "grid) or nested (an MLP's in two halves of 4 bits; default for policies that choose how many are read)."
+        help="Weights of the cpu backend: auto (default: a GGUF file's own 4 to 8 bits, int8 for floats), float32, "
+        "bfloat16, int8 or nested (an MLP's in two halves of 4 bits; default for policies that choose what is read)."
     ),
 ]
 KvCacheOption = Annotated[
     str | None,
     typer.Option(
         "--kv-cache-dtype",
-        help="auto (16 bits or more), or int8 at half the size, with int8, int4 or nested weights. By default auto; "
+        help="auto (16 bits or more), or int8 at half the size, with auto, int8 or nested weights. By default auto; "
         "int8 for builtin:smollm2-135m, which loses nothing by it.",
     ),
 ]

@@ -175,6 +175,7 @@ class Engine:
         def fill(address: int) -> None:
             repack(source, self.layout, self.library, address, threads, progress)
             self._fill_head(head, address + head_at, threads)
+            source.release(head)
 
         digest = f"{self.layout.digest()} {head_at} {self._head_room(head)}"
         self._weights = load_weights(
