@@ -6,6 +6,7 @@ Nothing is built at installation: the package stays pure Python, works without a
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -95,6 +96,7 @@ def _built(flags: list[str]) -> Path:
     if target.exists():
         return target
     root.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("solm").info("compiling the engine for this processor, once; it takes up to a minute")
     try:
         with tempfile.TemporaryDirectory(dir=root) as folder:
             work = Path(folder)
