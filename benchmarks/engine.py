@@ -32,6 +32,7 @@ from solm.backends.session import Session
 from solm.backends.torch.names import gguf_of
 from solm.core.errors import SolmError
 from solm.evaluation.step_timing import memory_bandwidth
+from solm.runtime.load import source_of
 
 SETTINGS = {
     "dense": (1.0, 1.0, 16), "mlp 0.8": (1.0, 0.8, 16), "mlp 0.6": (1.0, 0.6, 16), "pages 0.2": (0.2, 1.0, 16),
@@ -82,7 +83,7 @@ class Ours:
             preset = "nested" if self.precision == "nested" else "cpu"
             self.lm = solm.load(
                 asked.model, asked.policy, sparsity=None if asked.policy else solm.SparsityConfig.preset(preset),
-                dtype=asked.dtype, backend="cpu", precision=self.precision, kv_cache_dtype=cache or None,
+                dtype=asked.dtype, backend="cpu", precision=self.precision, kv_cache_dtype=self.kv_cache,
             )  # fmt: skip
             self.name = "cpu"
 
@@ -192,19 +193,20 @@ def checked(options: argparse.ArgumentParser) -> argparse.Namespace:
     if asked.rounds < 1:
         options.error(f"--rounds {asked.rounds}: must be at least 1")
     asked.precision = asked.precision.split(",")
-    asked.peers = asked.peers.replace(peers.FUSED, "fused").split(",") if asked.peers else []
-    asked.peers = [peers.FUSED if name == "fused" else name for name in asked.peers]
+    asked.peers = asked.peers.split(",") if asked.peers else []
     asked.peer_types = asked.peer_types.split(",") if asked.peer_types else []
     known = (*peers.NAMES, TRANSFORMERS)
     for name in set(asked.peers) - set(known):
-        options.error(f"--peers {name}: must be among {'; '.join(known)}")
+        options.error(f"--peers {name}: must be among {', '.join(known)}")
     try:
         for kind in asked.precision:
             precision, _, cache = kind.partition("+")
             check_precision(precision, cache or "auto")
-        file = gguf_of(asked.model)
+        file, held = gguf_of(asked.model), source_of(asked.model).spec.context
     except SolmError as error:
         options.error(str(error))
+    if max(asked.contexts) + STEPS > held:
+        options.error(f"--contexts {max(asked.contexts)}: with {STEPS} steps more than the {held} of {asked.model}")
     if file is None and set(asked.peers) - {TRANSFORMERS}:
         options.error(f"--peers: they read GGUF files, and {asked.model} is not one")
     return asked

@@ -17,7 +17,8 @@ from solm.core.cache_folder import cache_folder
 
 WORKER = Path(__file__).with_name("peer_worker.py")
 MODULES = {"llama.cpp": "llama_cpp", "openvino": "openvino_genai"}
-FUSED = "llama.cpp, fused attention"
+FUSED = "llama.cpp fused"
+"""With its fused attention, also known as flash attention."""
 NAMES = ("llama.cpp", FUSED, "openvino")
 
 
