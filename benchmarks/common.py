@@ -7,10 +7,10 @@ import resource
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,6 +24,7 @@ from solm.evaluation.result import record
 MODEL, TEXT = "builtin:smollm2-135m", "pydoc:heldout"
 STEPS = 24
 """Steps of a round."""
+_Name = TypeVar("_Name", bound=Hashable)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -52,9 +53,11 @@ def finish(kind: str, options: argparse.Namespace, results: dict[str, Any], line
 
 
 def draw_text(lm: solm.LanguageModel, count: int, length: int) -> torch.Tensor:
-    """`count` windows [count, length] of real text."""
+    """`count` windows [count, length] of real text, which overlap where there is not enough of it."""
     assert lm.tokenizer is not None
-    return token_stream(TEXT, lm.tokenizer).spaced(count, length, torch.Generator().manual_seed(0))
+    stream, generator = token_stream(TEXT, lm.tokenizer), torch.Generator().manual_seed(0)
+    spaced = stream.spaced(count, length, generator)
+    return spaced if len(spaced) == count else stream.random(count, length, generator)
 
 
 def held_out(data: Path, lm: solm.LanguageModel) -> list[TokenStream]:
@@ -80,10 +83,12 @@ def tuning_text(data: Path, lm: solm.LanguageModel) -> TokenStream:
     return stream_of(texts, lm.tokenizer, "train/web, train/wiki")
 
 
-def constant_step(session: Session, keep: tuple[float, float, float]) -> Callable[[torch.Tensor], object]:
-    """A greedy step of all rows, tokens [N], under one action; as greedy generation runs it."""
+def constant_step(
+    session: Session, keep: tuple[float, float, float], approximate_tail: bool = True
+) -> Callable[[torch.Tensor], object]:
+    """A step of all rows, tokens [N], under one action; as greedy generation runs it, or with every logit exact."""
     action = torch.tensor([keep], dtype=torch.float64).expand(session.rows, 3)
-    return lambda tokens: session.step(tokens, action, approximate_tail=True)
+    return lambda tokens: session.step(tokens, action, approximate_tail=approximate_tail)
 
 
 def policy_step(
@@ -112,12 +117,21 @@ def clock(run: Callable[[], object]) -> float:
 
 def interleaved(runs: dict[str, Callable[[], object]], rounds: int, steps: int = STEPS) -> dict[str, list[float]]:
     """Every round's median milliseconds of a call, by name. Rounds take turns; one before the first warms up."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            middle = statistics.median(clock(run) for _ in range(steps))
-            if turn:
-                found[name].append(middle)
+    turns = {
+        name: lambda run=run: statistics.median(clock(run) for _ in range(steps))  # type: ignore[misc]
+        for name, run in runs.items()
+    }
+    return in_turns(turns, rounds)
+
+
+def in_turns(turns: dict[_Name, Callable[[], float]], rounds: int) -> dict[_Name, list[float]]:
+    """What every call finds in each round, by name; one round before the first warms up."""
+    found: dict[_Name, list[float]] = {name: [] for name in turns}
+    for number in range(rounds + 1):
+        for name, turn in turns.items():
+            measured = turn()
+            if number:
+                found[name].append(measured)
     return found
 
 

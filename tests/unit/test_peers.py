@@ -1,0 +1,104 @@
+"""The process of a peer: its answers line by line, its errors, and nothing else on standard output."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).parents[2] / "benchmarks" / "peer_worker.py"
+LLAMA_CPP = """
+import ctypes
+
+__version__ = "imitation"
+_Int, _Pointer = ctypes.c_int32, ctypes.POINTER(ctypes.c_int32)
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint32) for name in ("n_ctx", "n_batch", "n_seq_max")]
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = [
+        ("n_tokens", _Int), ("token", _Pointer), ("pos", _Pointer), ("n_seq_id", _Pointer),
+        ("seq_id", ctypes.POINTER(_Pointer)), ("logits", ctypes.POINTER(ctypes.c_int8)),
+    ]
+
+
+held = {}
+llama_backend_init = llama_model_default_params = llama_synchronize = lambda *_: None
+llama_context_default_params = _Options
+llama_get_memory = lambda context: 1
+
+
+def llama_model_load_from_file(file, options):
+    print("loading")
+    return file != b"wrong.gguf"
+
+
+def llama_init_from_model(model, options):
+    return options.n_ctx
+
+
+def llama_batch_init(tokens, embedding, rows):
+    made = _Batch()
+    made.token, made.pos, made.n_seq_id = ((_Int * tokens)() for _ in range(3))
+    made.seq_id = (_Pointer * tokens)(*((_Int * rows)() for _ in range(tokens)))
+    made.logits = (ctypes.c_int8 * tokens)()
+    return made
+
+
+def llama_memory_seq_rm(memory, row, first, last):
+    held[row] = held.get(row, [])[: max(first, 0)]
+
+
+def llama_decode(context, batch):
+    for i in range(batch.n_tokens):
+        row = held.setdefault(batch.seq_id[i][0], [])
+        if batch.pos[i] != len(row):
+            return 1
+        row.append(batch.token[i])
+    return 0
+"""
+
+
+def test_a_worker_answers_line_by_line(tmp_path: Path) -> None:
+    (tmp_path / "llama_cpp.py").write_text(LLAMA_CPP)
+    load = {"do": "load", "peer": "llama.cpp", "threads": 1, "fused": False}
+    texts = [list(range(1100)), list(range(1100))]
+    asked = [
+        load | {"file": "wrong.gguf"},
+        load | {"file": "model.gguf"},
+        {"do": "texts", "texts": texts, "room": 3},
+        {"do": "steps", "rows": 2, "count": 1},  # nothing has been read
+        {"do": "read", "row": 0},
+        {"do": "read", "row": 1},
+        {"do": "steps", "rows": 2, "count": 3},
+        {"do": "steps", "rows": 1, "count": 2},
+    ]
+    done = subprocess.run(
+        [sys.executable, str(WORKER), "serve"], input="".join(json.dumps(one) + "\n" for one in asked), text=True,
+        capture_output=True, env={"PYTHONPATH": str(tmp_path)}, check=True,
+    )  # fmt: skip
+    wrong, version, nothing, early, *reads, three, two = map(json.loads, done.stdout.splitlines())
+    assert wrong == {"error": "RuntimeError: llama.cpp cannot read wrong.gguf"}
+    assert version == {"found": "imitation"}
+    assert nothing == {"found": None}
+    assert early == {"error": "RuntimeError: llama_decode returned 1"}
+    assert all(read["found"] > 0 for read in reads)
+    assert [len(steps["found"]) for steps in (three, two)] == [3, 2]
+    assert "loading" in done.stderr
+
+
+@pytest.mark.parametrize(("code", "seconds"), [("print(1)", 0), ("import time; time.sleep(0.3); print(1)", 0.3)])
+def test_a_first_token_is_timed(code: str, seconds: float) -> None:
+    command = [sys.executable, str(WORKER.with_name("first_token.py")), sys.executable, "-c", code]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert found["seconds"] > seconds
+    assert 0 < found["peak_gib"] < 1
+
+
+def test_a_process_without_a_first_token_fails() -> None:
+    command = [sys.executable, str(WORKER.with_name("first_token.py")), sys.executable, "-c", "pass"]
+    assert subprocess.run(command, capture_output=True).returncode == 1
