@@ -210,7 +210,7 @@ def main() -> None:
     some.add_argument("--contexts", type=numbers, default="1024,8064")
     some.add_argument("--clocked", type=numbers, default="12,4", help="so many of the texts are timed")
     some.add_argument("--settings", help="pages and MLP of fewer settings, as 0.4,0.7;0.2,0.6")
-    some.add_argument("--kinds", default="int8,int4,int4+int8", help="precisions; +int8: with an int8 KV cache")
+    some.add_argument("--kinds", default="int8,auto,auto+int8", help="precisions; +int8: with an int8 KV cache")
     asked = whole.parse_args()
     run = asked.run
     del asked.run

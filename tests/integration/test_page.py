@@ -100,14 +100,14 @@ def test_send_stream_and_compare(page):
 
 def test_the_dense_answer_waits_for_the_other(page, service, slow):
     page.check("#compare")
-    page.fill("#longest", "20")
+    page.fill("#longest", "60")
     page.fill("#prompt", "go on")
     page.keyboard.press("Enter")
     page.wait_for_selector(".answer:nth-child(1) .said span", state="attached")
     counts = "all => all.map((one) => one.querySelectorAll('.said span').length)"
     assert page.locator(".answer").evaluate_all(counts)[1] == 0
     page.wait_for_selector(".answer:nth-child(2) .said span", state="attached")
-    assert page.locator(".answer").evaluate_all(counts)[0] == 20
+    assert page.locator(".answer").evaluate_all(counts)[0] == 60
     page.keyboard.press("Escape")
     finished(page)
     assert "dense speed" not in page.locator(".facts").first.inner_text()

@@ -94,7 +94,7 @@ def test_the_readme_is_short() -> None:
 def test_the_readme_names_every_family_of_each_backend() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     both, torch_alone = (line.split("|")[1].split(",") for line in lines if line.startswith(("| llama,", "| gemma,")))
-    assert tuple(name.strip() for name in both) == FAMILIES
+    assert tuple(name.strip() for name in both) == tuple(FAMILIES)
     named = {name.strip() for name in [*both, *torch_alone]}
     assert named == {name.removesuffix("_text") for name in TESTED_FAMILIES}
 

@@ -12,7 +12,7 @@ from helpers.models import tiny_model, tokens
 from helpers.policies import SPACE
 from helpers.sessions import scored_under
 from helpers.texts import FISH as TEXT
-from solm.backends.cpu.engine import unsuited
+from solm.backends.cpu.engine import unsuited_config
 from solm.backends.session import SplitSchedule
 from solm.backends.torch.families import decoder_layers, mlp_sites
 from solm.core.actions import ActionSpace
@@ -142,8 +142,9 @@ def test_thresholds_of_another_model_are_refused(exact_lm):
 def test_the_cpu_backend_has_no_thresholds(exact_lm):
     fall = tuple(1 - percent / 100 for percent in range(101))
     sparsity = SparsityConfig(thresholds=ChannelThresholds(limits=((fall, fall),) * 2))
-    assert "thresholds" in unsuited(exact_lm.model, sparsity)
-    assert unsuited(exact_lm.model, SparsityConfig()) is None
+    config = exact_lm.model.config.to_dict()
+    assert "thresholds" in unsuited_config(config, "model", sparsity)
+    assert unsuited_config(config, "model", SparsityConfig()) is None
 
 
 def test_per_request_splits_by_the_prompt_and_then_stays(value_lm):

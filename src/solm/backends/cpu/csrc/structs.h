@@ -22,9 +22,9 @@ constexpr int MOST_EXACT = 64;       // logits that are exact beside approximate
 constexpr int SHORTEST_HORIZON = 8;  // steps over which a deviation from the budget is made good at least
 constexpr int MESSAGE = 200;         // bytes of an error message
 
-// precision 0: float32, 1: bfloat16, 2: integers. embedding: the tensor type of embeddings, as GGUF numbers it. kv_int8: keys and values in
-// int8. norms_after: the outputs of attention and MLP are normed, not their inputs. whole_norms: queries and keys are normed
-// over all heads together. positions: the model's context. rotary: channels of a head that are rotated.
+// precision 0: float32, 1: bfloat16, 2: integers. embedding: the tensor type of embeddings, as GGUF numbers it. kv_int8: keys
+// and values in int8. norms_after: the outputs of attention and MLP are normed, not their inputs. whole_norms: queries and
+// keys are normed over all heads together. positions: the model's context. rotary: channels of a head that are rotated.
 struct Sizes {
   int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, positions, precision, embedding, kv_int8,
       threads, norms_after, whole_norms, rotary;
@@ -120,7 +120,7 @@ struct RowState {
 // its steps to `states`.
 //
 // stream [rows, count, H] is read with first > 0, and written: the residual stream, or after the last layer the input of the
-// head. logits [rows, logit_steps, V] receives the logits of the last logit_steps steps of every row, after the last layer.
+// head. Null where nobody wants it: only in calls that read a prompt (run.h). logits [rows, logit_steps, V] receives the logits of the last logit_steps steps of every row, after the last layer.
 // approximate_tail: 0, or how many of a step's largest logits are exact, at most MOST_EXACT, where others may be approximate.
 struct Call {
   const SparsityRules* rules;
