@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from solm.quickstart import Outcome
 
 _INTERRUPTED = 130
-_BATCHES = 4
+_BATCHES = 3
 
 
 def quickstart(
@@ -43,7 +43,7 @@ def quickstart(
     checks.model_config(DEFAULT_MODEL)
     training = "no training" if pretrained else f"a small training ({batches} batches)"
     say(
-        "1. One prompt, dense and under two budgets, on this machine: within a minute.\n"
+        "1. One prompt, dense and under two budgets, on this machine: about a minute at the first run.\n"
         f"2. {training[0].upper()}{training[1:]} and a comparison on held-out text: a few minutes.\n"
         "3. A summary and a report. Ctrl-C loses nothing that is finished; the same command goes on.\n"
     )

@@ -100,7 +100,8 @@ def _built(flags: list[str]) -> Path:
     try:
         with tempfile.TemporaryDirectory(dir=root) as folder:
             work = Path(folder)
-            parts = {path: work / f"{path.stem}.o" for path in sorted(CSRC.glob("*.cpp"))}
+            # The workers take longest, and come last by name.
+            parts = {path: work / f"{path.stem}.o" for path in sorted(CSRC.glob("*.cpp"), reverse=True)}
             with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
                 commands = [[compiler, *flags, "-c", str(path), "-o", str(part)] for path, part in parts.items()]
                 for _ in pool.map(_run, commands):
