@@ -17,12 +17,12 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, raised, c
 
     monkeypatch.setattr(quickstart, "decode", decode)
     monkeypatch.setattr("solm.cli.checks.model_config", lambda *given: None)
-    monkeypatch.setattr(sys, "argv", ["solm", "quickstart", "--out", str(tmp_path), "--batches", "3"])
+    monkeypatch.setattr(sys, "argv", ["solm", "quickstart", "--out", str(tmp_path), "--batches", "2"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == code
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("1. One prompt")
     assert (
-        lines[-1] == f"interrupted; what is finished is kept. Go on with: solm quickstart --out {tmp_path} --batches 3"
+        lines[-1] == f"interrupted; what is finished is kept. Go on with: solm quickstart --out {tmp_path} --batches 2"
     )
