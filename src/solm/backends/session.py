@@ -109,7 +109,8 @@ class Session(Protocol):
         """Read tokens [S, C] densely; logits after every row's last token [S, V].
 
         lengths: [S] tokens that count in each row; the others are padding on the right. every_logit: logits after every
-        token, [S, C, V]. Raises `ContextLengthError`, and `DataError` for no tokens and for rows that are forks.
+        token, [S, C, V]. Raises `ContextLengthError`, and `DataError` for no tokens and, on the torch backend, for rows
+        that are forks.
         """
 
     def control(

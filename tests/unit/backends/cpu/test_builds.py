@@ -21,7 +21,7 @@ TESTS = Path(__file__).parents[3]
     "flags", ["", "-march=x86-64-v3", pytest.param("-march=x86-64", marks=pytest.mark.slow)], ids=["here", "v3", "v1"]
 )
 def test_every_processor_computes_the_same(flags, edge):
-    """This machine's instructions, AVX2 and plain C++."""
+    """This machine's instructions, AVX2 and plain C++. What must hold is asserted in the edges themselves."""
     if flags and platform.machine() != "x86_64":
         pytest.skip("not an x86-64 machine")
     if flags == "-march=x86-64-v3" and "avx512" not in Path("/proc/cpuinfo").read_text():
