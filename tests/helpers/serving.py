@@ -71,10 +71,10 @@ def running(service: Service, keys=(), hosts=("127.0.0.1", "localhost")):
         service.lm.detach()
 
 
-def slow_passes(monkeypatch, seconds: float) -> None:
-    """From now on every pass of a session after its prefill takes `seconds` longer."""
-    extend = TorchSession.extend
-    monkeypatch.setattr(TorchSession, "extend", lambda *a, **k: (time.sleep(seconds), extend(*a, **k))[1])
+def slow_steps(monkeypatch, seconds: float) -> None:
+    """From now on every step of a session takes `seconds` longer."""
+    step = TorchSession.step
+    monkeypatch.setattr(TorchSession, "step", lambda *a, **k: (time.sleep(seconds), step(*a, **k))[1])
 
 
 def until(true, seconds: float = 60.0) -> None:

@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-from helpers.serving import CHAT, ask, running, slow_passes, tiny_service
+from helpers.serving import CHAT, ask, running, slow_steps, tiny_service
 from solm.serving.settings import MAX_BODY
 
 BAD = {
@@ -93,7 +93,7 @@ def test_requests_beyond_the_queue_are_refused_and_slow_ones_end(byte_tokenizer,
     service = tiny_service(byte_tokenizer, max_rows=1, max_waiting=1, max_seconds=0.5)
     with running(service) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
-        slow_passes(monkeypatch, 0.1)
+        slow_steps(monkeypatch, 0.1)
         with ThreadPoolExecutor(6) as pool:
             results = [pool.submit(ask, client, max_tokens=300) for _ in range(6)]
             errors = [result.exception() for result in results]

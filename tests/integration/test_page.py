@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from helpers.serving import running, slow_passes, tiny_service, until
+from helpers.serving import running, slow_steps, tiny_service, until
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -31,7 +31,7 @@ def address(service):
 @pytest.fixture
 def slow(monkeypatch):
     """Steps of 50 ms, so that a reply can be stopped while it streams."""
-    slow_passes(monkeypatch, 0.05)
+    slow_steps(monkeypatch, 0.05)
 
 
 @pytest.fixture
