@@ -97,14 +97,14 @@ struct Attention {
   // What this thread reads first: bounds of pages, or the first pages.
   Prefetch first_rows(const Cache& cache, int layer, int seen, const Plan& plan) const {
     Prefetch next;
-    next.bytes = int(page_size<K>(D) * sizeof(K));
+    next.lines = lines_of(page_size<K>(D) * sizeof(K));
     auto add = [&](const void* place) {
       if (next.count < Prefetch::MOST) next.row[next.count++] = static_cast<const uint8_t*>(place);
     };
     const int count = (seen + PAGE - 1) / PAGE;
     const int from = count * thread / threads, to = std::min(from + pages_ahead(), count * (thread + 1) / threads);
     if (plan.sparse && plan.pages > 0) {
-      next.bytes = int(PAGE * D * sizeof(Bound));
+      next.lines = lines_of(PAGE * D * sizeof(Bound));
       const auto [first, end] = tiles_of(plan);
       for (int tile = first; tile < end; ++tile)
         for (auto part : {&Pages::high, &Pages::low}) add(cache.bounds<Bound>(part, s, layer, 0)[tile]);

@@ -72,26 +72,25 @@ struct Group : Prefetch {
   float scale[MOST_ROWS];
   int32_t total[MOST_ROWS];
 
-  // Takes group `number` of `size` (16 or 32) channels, whose rows of weights are `stride` bytes apart; the first `width` of
-  // them will be read. takes(r): whether step r needs these weights.
+  // Takes group `number` of `size` (16 or 32) channels, whose rows of weights are `stride` bytes apart. takes(r): whether step
+  // r needs these weights.
   template <typename Takes>
-  void gather(int number, int size, const RoundedInput* rounded, int rows, const uint8_t* weights, size_t stride, size_t width,
+  void gather(int number, int size, const RoundedInput* rounded, int rows, const uint8_t* weights, size_t stride,
               Takes takes) {
     const int whole = number * size / GROUP, offset = number * size % GROUP;
     uint32_t used = 0;
     for (int r = 0; r < rows; ++r) used |= takes(r) ? rounded[r].kept[whole] : 0;
     if (size < GROUP) used &= 0xffffu << offset;
-    const int found = __builtin_popcount(used);
-    int8_t channel[GROUP], all[GROUP];
-    for (int i = 0; i < GROUP; ++i) all[i] = int8_t(i);
-    compress_bytes(used, all, channel);
-    count = found, bytes = int(width);
+        count = __builtin_popcount(used);
     const uint8_t* from = weights + size_t(whole) * GROUP * stride;
-    for (int i = 0; i < GROUP; ++i) row[i] = from + size_t(i < found ? channel[i] : offset) * stride;
+    int i = 0;
+    for (uint32_t left = used; left; left &= left - 1) row[i++] = from + size_t(__builtin_ctz(left)) * stride;
     pad();
     for (int r = 0; r < rows; ++r) {
       const int32_t* half = &rounded[r].total[2 * whole];
-      compress_bytes(used, rounded[r].number.data() + size_t(whole) * GROUP, q[r]);
+      const int8_t* number = rounded[r].number.data() + size_t(whole) * GROUP;
+      if (~used) compress_bytes(used, number, q[r]);
+      else std::copy_n(number, GROUP, q[r]);
       scale[r] = takes(r) ? rounded[r].scale[whole] : 0;
       total[r] = size < GROUP ? half[offset != 0] : half[0] + half[1];
     }

@@ -1,6 +1,7 @@
 // Matrix products with packed weights (structs.h), one group of input channels at a time, for all steps of a batch together.
 #pragma once
 
+#include "arch/packed_pairs.h"
 #include "dot_integer.h"
 
 namespace solm {
@@ -21,7 +22,12 @@ struct Packing {
     const int of_chunk = BLOCK * blocks_of_chunk();
     return high_bytes() + size_t((out + of_chunk - 1) / of_chunk) * 64;
   }
-  size_t read() const { return high_only ? high_bytes() : stride(); }
+  // Says in which order the lines of a row are read.
+  void order(Prefetch& rows) const {
+    const int high = lines_of(high_bytes());
+    rows.between = reads_low() ? blocks_of_chunk() / 2 : 0;
+    rows.low = high_bytes(), rows.lines = reads_low() ? high + (high + rows.between - 1) / rows.between : high;
+  }
   bool reads_low() const { return low_bits && !high_only; }
   // A number is factor * (its upper bits) + its lower bits; these are `middle` where they are not read.
   float factor() const { return float(1 << low_bits); }
@@ -57,6 +63,16 @@ class PackedProducts {
       : g_(g), cursor_(cursor), rows_(rows), packing_(packing), grid_(grid), next_(next), stride_(stride), y_(y) {}
 
   void add() {
+#if defined(DOT_I8_AVX2)
+    if (rows_ == 1) {
+      switch (packing_.reads_low() ? packing_.low_bits : 0) {
+        case 1: return add_pairs<1>();
+        case 2: return add_pairs<2>();
+        case 4: return add_pairs<4>();
+        default: return add_pairs<0>();
+      }
+    }
+#endif
     if (!packing_.reads_low()) return blocks(0, packing_.out, [](int) { return nullptr; });
     const int of_chunk = BLOCK * packing_.blocks_of_chunk();
     InterleavedGroup chunk;
@@ -104,20 +120,68 @@ class PackedProducts {
       constexpr bool ADDS_LOW = !std::is_same_v<Low, std::nullptr_t>;
       const int at = o + 16 * j;
       const Lanes step = Lanes::load_half(grid_.step + at);
-      Lanes lowest = grid_.lowest ? Lanes::load_half(grid_.lowest + at) : Lanes::zero();
-      lowest.add(step, Lanes::all(packing_.middle() - packing_.centre));
-      Lanes large_step = Lanes::zero();
-      large_step.add(step, Lanes::all(packing_.factor()));
-      return [this, step, large_step, lowest, low, j, to = y_ + at](int r, Lanes sum) {
+      const Lanes lowest = grid_.lowest ? Lanes::load_half(grid_.lowest + at) : Lanes::zero();
+      return [this, step, lowest, low, j, to = y_ + at](int r, Lanes sum) {
+        // Exact: integers and halves of them.
+        Lanes number = Lanes::all(offset(r));
+        number.add(Lanes::all(packing_.factor()), sum);
+        if constexpr (ADDS_LOW) number = number.plus((*low)[r][j]);
         Lanes steps = Lanes::zero(), result = Lanes::load(to + r * stride_);
-        steps.add(large_step, sum);
-        if constexpr (ADDS_LOW) steps.add(step, (*low)[r][j]);
-        steps.add(lowest, Lanes::all(float(g_.total[r])));
+        steps.add(step, number);
+        if (grid_.lowest) steps.add(lowest, Lanes::all(float(g_.total[r])));
         result.add(Lanes::all(g_.scale[r]), steps);
         result.write(to + r * stride_);
       };
     };
   }
+
+  // What is added to a step's sums of numbers.
+  float offset(int r) const { return (packing_.middle() - packing_.centre) * float(g_.total[r]); }
+
+#if defined(DOT_I8_AVX2)
+  // All products of one step with numbers of 4 + LOW bits.
+  template <int LOW>
+  void add_pairs() {
+    using Pairs = PackedPairs<LOW>;
+    const Pairs pairs(g_.count, g_.row, g_.q[0]);
+    typename Pairs::Chunk chunk;
+    typename Pairs::Sums upper, lower;
+    auto fetch = [this] { cursor_.fetch(); };
+    auto no_fetch = [] {};  // a line holds both parts
+    for (int o = 0; o < packing_.out; o += 2 * BLOCK) {
+      const int block = o / BLOCK % Pairs::OF_CHUNK;
+      if (LOW > 0 && block == 0) pairs.read_chunk(packing_.high_bytes() + size_t(o) / (Pairs::OF_CHUNK * BLOCK) * 64, fetch, chunk);
+      next_.fetch(o, 2 * BLOCK);
+      const bool last = o + BLOCK == packing_.out;  // a single block: its halves are in the halves of 32 bytes
+      for (int part = 0; part < (last ? 1 : 2); ++part) {
+        const typename Pairs::Field first(chunk, part, block);
+        const auto second = last ? typename Pairs::Field(chunk, 1, block) : typename Pairs::Field(chunk, part, block + 1);
+        const size_t place = size_t(o) / 2 + 32 * part;
+        if (part == 0) pairs.multiply(place, first, second, fetch, upper, lower);
+        else pairs.multiply(place, first, second, no_fetch, upper, lower);
+        take<LOW>(upper, lower, 0, o + 8 * part, first.shift);
+        take<LOW>(upper, lower, 1, last ? o + 8 : o + 8 * part + BLOCK, second.shift);
+      }
+    }
+  }
+
+  // Takes sums for outputs o + 16 k + [0, 8), as `scaled` does. They are too large by 2^shift.
+  template <int LOW>
+  SOLM_INLINE void take(const typename PackedPairs<LOW>::Sums& upper, const typename PackedPairs<LOW>::Sums& lower, int which, int o,
+                        int shift) {
+    const __m256 factor = _mm256_set1_ps(packing_.high_only ? packing_.factor() : 1 / float(1 << shift));
+    const __m256 offset = _mm256_set1_ps(this->offset(0)), scale = _mm256_set1_ps(g_.scale[0]);
+    auto halves = [](const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); };
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      const int at = o + 16 * k;
+      const __m256 sum = _mm256_cvtepi32_ps(PackedPairs<LOW>::total(upper, lower, which, k, shift));
+      __m256 steps = _mm256_mul_ps(halves(grid_.step + at), _mm256_fmadd_ps(sum, factor, offset));
+      if (grid_.lowest) steps = _mm256_fmadd_ps(halves(grid_.lowest + at), _mm256_set1_ps(float(g_.total[0])), steps);
+      _mm256_storeu_ps(y_ + at, _mm256_fmadd_ps(scale, steps, _mm256_loadu_ps(y_ + at)));
+    }
+  }
+#endif
 
   // Adds the products of outputs [from, end). low(o): the sums over the lower bits of the block from o on.
   template <typename Low>

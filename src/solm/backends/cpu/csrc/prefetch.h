@@ -1,6 +1,7 @@
 // Fetching memory before it is read, where the hardware cannot guess what comes next.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -14,32 +15,64 @@ inline void fetch(const void* from, size_t bytes) {
   for (size_t line = 0; line < bytes; line += 64) fetch_line(from, line);
 }
 
-// Places that will be read next, `bytes` from each on; after `pad`, a multiple of four of them.
+inline int lines_of(size_t bytes) { return int((bytes + 63) / 64); }
+
+// Rows that will be read next, `lines` cache lines of each, one line of every row in turn. count: after `pad`, a multiple of
+// four. Rows of packed weights are not read from front to back: before every `between` lines comes one from `low` bytes on.
 struct Prefetch {
   static constexpr int MOST = 32;
-  int count = 0, bytes = 0;
+  int count = 0, lines = 0, between = 0;
+  size_t low = 0;
   const uint8_t* row[MOST];
 
   void pad() {
     for (; count % 4; ++count) row[count] = row[0];
   }
+
+  // Where the line that is read as number `line` starts.
+  size_t place(int line) const {
+    if (!between) return size_t(line) * 64;
+    const int of_low = line / (between + 1), rest = line % (between + 1);
+    return rest ? size_t(line - of_low - 1) * 64 : low + size_t(of_low) * 64;
+  }
 };
 
 inline void fetch(const Prefetch& next) {
-  for (int i = 0; i < next.count; ++i) fetch(next.row[i], next.bytes);
+  for (int line = 0; line < next.lines; ++line)
+    for (int i = 0; i < next.count; ++i) fetch_line(next.row[i], next.place(line));
 }
 
-// Fetches four lines at a time, between multiplications: one line of every row in turn, since that is the order of reading.
-struct PrefetchCursor {
-  const Prefetch& next;
-  int row = 0, at = 0;
+// Fetches what is read a little later, four lines at a time, between multiplications: lines of the same rows, and at their
+// end the first ones of the next rows, or all of these.
+class PrefetchCursor {
+ public:
+  static constexpr int AHEAD = 4;  // lines of a row: 8 KiB of 32 rows
 
-  bool left() const { return row < next.count && at < next.bytes; }
+  PrefetchCursor(const Prefetch& now, const Prefetch& next, bool all)
+      : from_(now.count ? &now : &next), next_(next), last_(all ? next.lines : std::min(AHEAD, next.lines)) {
+    go_to(now.count ? AHEAD : 0);
+  }
+
+  bool left() const { return from_ != nullptr; }
   void fetch() {
     if (!left()) return;
-    for (int k = 0; k < 4; ++k) fetch_line(next.row[row + k], at);
-    row += 4;
-    if (row == next.count) row = 0, at += 64;
+    for (int k = 0; k < 4; ++k) __builtin_prefetch(from_->row[row_ + k] + place_, 0, 3);
+    row_ += 4;
+    if (row_ >= from_->count) go_to(line_ + 1);
+  }
+
+ private:
+  const Prefetch* from_;
+  const Prefetch& next_;
+  const int last_;  // lines of the next rows
+  int row_ = 0, line_ = 0;
+  size_t place_ = 0;
+
+  void go_to(int line) {
+    row_ = 0, line_ = line;
+    if (from_ != &next_ && line_ >= from_->lines) from_ = &next_, line_ = 0;
+    if (from_ == &next_ && (line_ >= last_ || !next_.count)) from_ = nullptr;
+    else place_ = from_->place(line_);
   }
 };
 

@@ -94,6 +94,11 @@ struct Products {
     return {size, groups * thread / threads * each, std::min(groups * (thread + 1) / threads * each, (in + size - 1) / size)};
   }
 
+  static void set_order(const Matrix& m, bool high_only, Prefetch& rows) {
+    if (m.bits) Packing(m, high_only).order(rows);
+    else rows.lines = lines_of(stride_of(m));
+  }
+
   // What this thread reads first of a matrix product.
   Prefetch first_rows(const Product& p, int in) const { return first_rows(p.part[0], in, false); }
 
@@ -102,7 +107,7 @@ struct Products {
     if (!std::is_same_v<W, int8_t>) return next;
     const Range range = range_of(m, in);
     const size_t stride = stride_of(m);
-    next.bytes = int(m.bits ? Packing(m, high_only).read() : stride);
+    set_order(m, high_only, next);
     for (int i = range.from * range.size; i < std::min(in, (range.from + 1) * range.size); ++i)
       next.row[next.count++] = static_cast<const uint8_t*>(m.data) + i * stride;
     next.pad();
@@ -155,16 +160,17 @@ struct Products {
                      Takes takes) {
     const Range range = range_of(m, in);
     const Packing packing(m, high_only);
-    const size_t row = stride_of(m), width = m.bits ? packing.read() : row;
+    const size_t row = stride_of(m);
     const auto* weights = static_cast<const uint8_t*>(m.data);
     Group two[2];
-    auto gather = [&](int g) { two[g % 2].gather(g, range.size, rounded.data(), rows, weights, row, width, takes); };
+    for (Group& group : two) set_order(m, high_only, group);
+    auto gather = [&](int g) { two[g % 2].gather(g, range.size, rounded.data(), rows, weights, row, takes); };
     gather(range.from);
     for (int g = range.from; g < range.to; ++g) {
       const Group& now = two[g % 2];
       const bool last = g + 1 == range.to;
       if (!last) gather(g + 1);
-      PrefetchCursor cursor{last ? after : two[(g + 1) % 2]};
+      PrefetchCursor cursor(now, last ? after : two[(g + 1) % 2], last);
       if (now.count && m.bits)
         PackedProducts(now, cursor, rows, packing, Grid(m, g), Grid(m, last ? g : g + 1), stride, own_sums).add();
       else if (now.count)
