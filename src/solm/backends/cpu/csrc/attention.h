@@ -1,4 +1,4 @@
-// Attention of one thread: its part of the pages that a step reads.
+// Attention of one step: all of it, or one thread's part of the pages that it reads.
 #pragma once
 
 #include <numeric>
@@ -21,8 +21,9 @@ struct Attention {
   Queries<K> query;
   std::vector<int32_t> pages;  // that are read
 
-  Attention(const Sizes& sizes, int t)
-      : s(sizes), thread(t), threads(s.threads), D(s.head_dim), Q(s.heads), KV(s.kv_heads), signs(2 * D), corners(2, D),
+  // Of part `thread` of `threads`.
+  Attention(const Sizes& sizes, int thread, int threads)
+      : s(sizes), thread(thread), threads(threads), D(s.head_dim), Q(s.heads), KV(s.kv_heads), signs(2 * D), corners(2, D),
         query(Q / KV, D) {}
 
   void reserve(int most_pages) {
@@ -51,29 +52,27 @@ struct Attention {
     return {from + count * thread / threads, from + count * (thread + 1) / threads};
   }
 
-  // Upper bounds of what the queries of a KV head score in a page (Quest, ICML 2024): this thread's part of
-  // page_upper_bounds [kv_heads, span], for the heads that have to select.
-  void bound_pages(const SparsityRules& rules, const Cache& cache, int layer, const float* queries, const Plan& plan,
-                   float* page_upper_bounds, size_t span) {
-    for (int head = 0; head < KV; ++head, queries += Q / KV * D, page_upper_bounds += span) {
-      const int budget = pages_read(rules, plan, layer, head);
-      if (budget == 0 || !selects(plan, budget)) continue;
-      std::fill(signs.begin(), signs.end(), 0.0f);
-      for (int g = 0; g < Q / KV; ++g)
+  // Upper bounds of what the queries of a KV head [Q / KV, D] score in a page (Quest, ICML 2024): this thread's part of
+  // page_upper_bounds [span], where the head has to select.
+  void bound_pages(const SparsityRules& rules, const Cache& cache, int layer, int head, const float* queries, const Plan& plan,
+                   float* page_upper_bounds) {
+    const int budget = pages_read(rules, plan, layer, head);
+    if (budget == 0 || !selects(plan, budget)) return;
+    std::fill(signs.begin(), signs.end(), 0.0f);
+    for (int g = 0; g < Q / KV; ++g)
 #pragma GCC ivdep
-        for (int d = 0; d < D; ++d) {
-          const float q = queries[g * D + d];
-          signs[d] += q > 0 ? q : 0, signs[D + d] += q < 0 ? q : 0;
-        }
-      corners.prepare(signs.data(), 2, 1);
-      const PageRange<Bound> bounds[2] = {cache.bounds<Bound>(&Pages::high, s, layer, head),
-                                          cache.bounds<Bound>(&Pages::low, s, layer, head)};
-      const auto [first, end] = tiles_of(plan);
-      for (int tile = first; tile < end; ++tile) {
-        Lanes sum = Lanes::zero();
-        for (int j = 0; j < 2; ++j) corners.dot_tile(j, bounds[j][tile], sum, bounds[j][std::min(tile + 2, end - 1)]);
-        sum.write(page_upper_bounds + tile * PAGE);
+      for (int d = 0; d < D; ++d) {
+        const float q = queries[g * D + d];
+        signs[d] += q > 0 ? q : 0, signs[D + d] += q < 0 ? q : 0;
       }
+    corners.prepare(signs.data(), 2, 1);
+    const PageRange<Bound> bounds[2] = {cache.bounds<Bound>(&Pages::high, s, layer, head),
+                                        cache.bounds<Bound>(&Pages::low, s, layer, head)};
+    const auto [first, end] = tiles_of(plan);
+    for (int tile = first; tile < end; ++tile) {
+      Lanes sum = Lanes::zero();
+      for (int j = 0; j < 2; ++j) corners.dot_tile(j, bounds[j][tile], sum, bounds[j][std::min(tile + 2, end - 1)]);
+      sum.write(page_upper_bounds + tile * PAGE);
     }
   }
 
@@ -119,42 +118,40 @@ struct Attention {
     return next;
   }
 
-  // This thread's part of one step's attention, for the others to read: in `sums`, per query head, D weighted sums of values,
-  // the largest score and the sum of the weights. page_upper_bounds: of `bound_pages`, complete.
-  void attend(const SparsityRules& rules, const Cache& cache, int layer, int seen, const float* queries, const Plan& plan,
-              const float* page_upper_bounds, size_t span, float* sums) {
+  // This thread's part of the attention of a KV head: in `sums`, per query head, D weighted sums of values, the largest score
+  // and the sum of the weights. page_upper_bounds: of `bound_pages`, complete.
+  void attend(const SparsityRules& rules, const Cache& cache, int layer, int head, int seen, const float* queries,
+              const Plan& plan, const float* page_upper_bounds, float* sums) {
     const int group = Q / KV, width = D + 2;
     const float scale = 1.0f / std::sqrt(float(D));
-    for (int head = 0; head < KV; ++head) {
-      select_pages(seen, plan, pages_read(rules, plan, layer, head), page_upper_bounds + head * span);
-      const int count = int(pages.size()), from = count * thread / threads, to = count * (thread + 1) / threads;
-      const int n = (to - from) * PAGE;
-      float* scores[MOST_QUERIES];
-      float* out[MOST_QUERIES];
-      for (int g = 0; g < group; ++g) {
-        out[g] = sums + (head * group + g) * width;
-        std::fill_n(out[g], D, 0.0f);
-      }
-      query.prepare(queries + head * group * D, group, scale);
-      const PageRange<K> keys = cache.range<K>(&Pages::keys, s, layer, head);
-      const PageRange<K> values = cache.range<K>(&Pages::values, s, layer, head);
-      const int ahead = std::min(pages_ahead(), to - from);
-      for (int p = from; p < to; ++p) {
-        for (int g = 0; g < group; ++g) scores[g] = scores_room.data() + size_t(g) * n + (p - from) * PAGE;
-        // After the last page of keys come the first pages of values.
-        const int next = p + ahead;
-        query.score(keys[pages[p]], group, scores, next < to ? keys[pages[next]] : values[pages[from + next - to]]);
-        for (int t = std::min(PAGE, seen - pages[p] * PAGE); t < PAGE; ++t)
-          for (int g = 0; g < group; ++g) scores[g][t] = -INFINITY;
-      }
-      for (int g = 0; g < group; ++g) {
-        scores[g] = scores_room.data() + size_t(g) * n;
-        float total;
-        out[g][D] = softmax_terms(scores[g], n, total);
-        out[g][D + 1] = total;
-      }
-      mix(values, from, to, seen, scores, out);
+    select_pages(seen, plan, pages_read(rules, plan, layer, head), page_upper_bounds);
+    const int count = int(pages.size()), from = count * thread / threads, to = count * (thread + 1) / threads;
+    const int n = (to - from) * PAGE;
+    float* scores[MOST_QUERIES];
+    float* out[MOST_QUERIES];
+    for (int g = 0; g < group; ++g) {
+      out[g] = sums + g * width;
+      std::fill_n(out[g], D, 0.0f);
     }
+    query.prepare(queries, group, scale);
+    const PageRange<K> keys = cache.range<K>(&Pages::keys, s, layer, head);
+    const PageRange<K> values = cache.range<K>(&Pages::values, s, layer, head);
+    const int ahead = std::min(pages_ahead(), to - from);
+    for (int p = from; p < to; ++p) {
+      for (int g = 0; g < group; ++g) scores[g] = scores_room.data() + size_t(g) * n + (p - from) * PAGE;
+      // After the last page of keys come the first pages of values.
+      const int next = p + ahead;
+      query.score(keys[pages[p]], group, scores, next < to ? keys[pages[next]] : values[pages[from + next - to]]);
+      for (int t = std::min(PAGE, seen - pages[p] * PAGE); t < PAGE; ++t)
+        for (int g = 0; g < group; ++g) scores[g][t] = -INFINITY;
+    }
+    for (int g = 0; g < group; ++g) {
+      scores[g] = scores_room.data() + size_t(g) * n;
+      float total;
+      out[g][D] = softmax_terms(scores[g], n, total);
+      out[g][D + 1] = total;
+    }
+    mix(values, from, to, seen, scores, out);
   }
 
  private:

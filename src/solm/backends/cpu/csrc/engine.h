@@ -57,13 +57,14 @@ struct Step {
   Plan plan;
 };
 
-// What prompts are read in: a chunk of up to CHUNK_TOKENS steps at a time. See prompt.h.
+// What calls of at least LEAST_STEPS steps are processed in, a chunk of up to CHUNK_TOKENS steps at a time. See prompt.h.
 struct PromptRoom {
-  static constexpr int CHUNK_TOKENS = 256, LEAST_TOKENS = 32;
+  static constexpr int CHUNK_TOKENS = 256, LEAST_STEPS = 4;
   int tokens = 0;  // that there is room for
   std::vector<float> stream, results, heads;  // of all tokens: residual stream, products, outputs of heads or the last norm
   std::vector<float> dense, scale, sum, half_sum;             // see ChunkInput
   std::vector<int8_t> number;
+  std::vector<float> unit_sums;                               // hidden layers of deciders [tokens, unit_width]
   std::atomic<int> next[2] = {0, 0};                          // tasks that threads have taken
 };
 
@@ -102,7 +103,7 @@ struct Engine {
 
   // The call in progress.
   const Call* call = nullptr;
-  bool reads_prompt = false;
+  bool in_chunks = false;  // as products of matrices; see prompt.h
   int step_count = 0, decision_layer = -1, unit_width = 0;
   size_t span = 0;
   int64_t* actions = nullptr;

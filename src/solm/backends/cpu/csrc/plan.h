@@ -73,6 +73,17 @@ inline Plan layer_plan(const SparsityRules& rules, const Sizes& s, Plan plan, in
   return plan;
 }
 
+// Whether every head reads all pages.
+inline bool reads_all_pages(const SparsityRules& rules, const Plan& plan) {
+  return !plan.sparse || (!rules.allocation && plan.pages == plan.between) || plan.between == 0;
+}
+
+// The integer that the largest value of a group of an MLP's inputs becomes. Values on a grid of few bits in such groups are
+// integers already and are not rounded again.
+inline int largest_integer(const Plan& plan) {
+  return plan.bits <= 8 && plan.group == GROUP ? (1 << (plan.bits - 1)) - 1 : 127;
+}
+
 // The share of attention (axis 0) or of the MLP (axis 1) that a layer realises.
 inline double layer_share(const SparsityRules& rules, const Sizes& s, const Plan& whole, int kv_length, int axis, int layer) {
   if (axis == 0) {

@@ -1,51 +1,98 @@
-// One thread's part of reading prompts: dense steps of many known tokens, layer by layer for a chunk of them at a time.
+// One thread's part of a call of many steps: known tokens of a row, one token of many rows, or both. A chunk of them goes
+// through the layers at a time, every step with its own plan, and the weights are multiplied with all of them at once.
 #pragma once
 
+#include "attention.h"
+#include "decision.h"
 #include "gemm.h"
 #include "prompt_attention.h"
+#include "select.h"
 #include "token.h"
 
 namespace solm {
 
 template <typename W, typename K>
 struct Prompt {
+  static constexpr bool INTEGERS = std::is_same_v<W, int8_t>;
   Engine& e;
   const int thread, threads, H, I, D, Q, KV;
   bool& sense;        // of the barrier
   int phase = 0;      // which counter of tasks is in use
+  // Neighbours of one row. selects: one step that reads some pages alone.
   struct Part {
     int first, count;
+    bool selects;
   };
   std::vector<Part> page_parts, query_parts;  // of a chunk
-  std::vector<float> normed;                  // of a token
+  // Steps [first, end) of a product. high_only: with the upper 4 bits of nested weights alone.
+  struct Range {
+    int first, end;
+    bool high_only;
+  };
+  Range full, high;                         // of the products of the MLP, where steps stand in another order:
+  std::vector<int32_t> place, at_place;     // of every step, and which one is there
+  std::vector<float> normed, kept, picked;  // of a step: input of a product; with zeros where it skips channels; values kept
+  std::vector<int32_t> index;               // of the channels kept
+  std::vector<float> bounds, sums;          // of pages; see Attention
   TileProducts<W> products;
   PromptAttention<K> attention;
+  Attention<K> alone;
 
   Prompt(Engine& engine, int t, bool& sense)
       : e(engine), thread(t), threads(engine.s.threads), H(engine.s.hidden), I(engine.s.intermediate), D(engine.s.head_dim),
-        Q(engine.s.heads), KV(engine.s.kv_heads), sense(sense), attention(engine.s) {}
+        Q(engine.s.heads), KV(engine.s.kv_heads), sense(sense), attention(engine.s), alone(engine.s, 0, 1) {}
 
   void reserve(int tokens) {
+    const int widest = std::max({H, I, Q * D});
     products.reserve(tokens), attention.reserve();
-    page_parts.reserve(tokens), query_parts.reserve(tokens), normed.resize(std::max(H, Q * D));
+    page_parts.reserve(tokens), query_parts.reserve(tokens), place.resize(tokens), at_place.resize(tokens + ROW_STEP);
+    normed.resize(widest), kept.resize(widest), picked.resize(widest + SPARE), index.resize(widest + SPARE);
+    sums.resize(size_t(Q / KV) * (D + 2));
+  }
+  void reserve_pages(int pages) { alone.reserve(pages), bounds.resize(pages + 2 * PAGE); }
+
+  // Takes steps [start, start + count) of the call through its layers; after the last one of the model, leaves the inputs of
+  // the head in e.prompt.heads [count, H].
+  void read(int start, int count) {
+    const Call& c = *e.call;
+    const Step* steps = &e.steps[start];
+    arrange(steps, count);
+    each_step(count, [&](int t) {
+      if (c.first > 0) std::copy_n(c.stream + size_t(start + t) * H, H, stream(t));
+      else embed(e, steps[t].token, stream(t));
+    });
+    for (int l = c.first; l < c.last; ++l) {
+      if (l == e.decision_layer) decide_steps(start, count);
+      layer(l, steps, count);
+    }
+    each_step(count, [&](int t) {
+      const float* result = stream(t);
+      if (c.last == e.s.layers) {
+        float* normed = &e.prompt.heads[size_t(t) * H];
+        rms_norm(stream(t), e.final_norm, H, e.s.epsilon, normed);
+        result = normed;
+      }
+      if (c.stream) std::copy_n(result, H, c.stream + size_t(start + t) * H);
+    });
   }
 
-  // Steps [start, start + count) of the call through all layers: leaves the inputs of the head in e.prompt.heads [count, H].
-  void read(int start, int count) {
-    const Step* steps = &e.steps[start];
-    split(steps, count);
-    each_token(count, [&](int t) { embed(e, steps[t].token, stream(t)); });
-    for (int l = 0; l < e.s.layers; ++l) layer(l, steps, count);
-    each_token(count, [&](int t) {
-      float* normed = &e.prompt.heads[size_t(t) * H];
-      rms_norm(stream(t), e.final_norm, H, e.s.epsilon, normed);
-      if (e.call->stream) std::copy_n(normed, H, e.call->stream + size_t(start + t) * H);
+  // The logits of the head, integers, for inputs x(i) [H] of `count` steps, which go to to(i).
+  template <typename Input, typename To>
+  void write_logits(int count, Input x, To to) {
+    const ChunkInput input = input_of(H);
+    each_step(count, [&](int i) { input.round(i, x(i)); });
+    multiply_blocks(e.s.vocabulary, {0, count, false}, [&](int block, int from, int end, int n) {
+      const float* y = products.multiply(e.head, e.s.vocabulary, input, block, from, end);
+      for (int i = from; i < end; ++i, y += BLOCK) {
+        float* logits = to(i) + size_t(block) * BLOCK;
+        for (int o = 0; o < n; ++o) logits[o] = e.head.group ? y[o] : y[o] * e.head.scale[block * BLOCK + o];
+      }
     });
   }
 
  private:
-  float* stream(int token) const { return &e.prompt.stream[size_t(token) * H]; }
-  float* result(int token, int width) const { return &e.prompt.results[size_t(token) * width]; }
+  float* stream(int step) const { return &e.prompt.stream[size_t(step) * H]; }
+  float* result(int step, int width) const { return &e.prompt.results[size_t(step) * width]; }
 
   ChunkInput input_of(int channels) const {
     PromptRoom& room = e.prompt;
@@ -64,59 +111,94 @@ struct Prompt {
   }
 
   template <typename Use>
-  void each_token(int count, Use use) {
-    constexpr int AT_ONCE = 8;
-    each_task((count + AT_ONCE - 1) / AT_ONCE, [&](int i) {
-      for (int t = i * AT_ONCE; t < std::min((i + 1) * AT_ONCE, count); ++t) use(t);
+  void each_step(int count, Use use) {
+    const int at_once = std::clamp(count / (4 * threads), 1, 8);
+    each_task((count + at_once - 1) / at_once, [&](int i) {
+      for (int t = i * at_once; t < std::min((i + 1) * at_once, count); ++t) use(t);
     });
   }
 
   void layer(int number, const Step* steps, int count) {
     const Layer& l = e.layers[number];
     const int wide = (Q + 2 * KV) * D;
+    const Range every = {0, count, false};
+    auto plan_of = [&](int t) { return layer_plan(*e.call->rules, e.s, steps[t].plan, number); };
     ChunkInput input = input_of(H);
-    each_token(count, [&](int t) { take(input, t, stream(t), e.s.norms_after ? nullptr : l.attention_norm); });
-    multiply(l.qkv, input, wide, count, [&](int t, int o, int n, const float* y) { std::copy_n(y, n, result(t, wide) + o); });
+    each_step(count, [&](int t) { take(input, t, norm(l.attention_norm, stream(t), H)); });
+    multiply(l.qkv, input, wide, every, [&](int t, int o, int n, const float* y) { std::copy_n(y, n, result(t, wide) + o); });
     append_keys_and_values(number, steps);
     attend(number, steps);
     input = input_of(Q * D);
-    each_token(count, [&](int t) { take(input, t, &e.prompt.heads[size_t(t) * Q * D], nullptr); });
-    add_product(l.out, input, l.attention_norm, count);
+    each_step(count, [&](int t) { take(input, t, &e.prompt.heads[size_t(t) * Q * D]); });
+    add_product(l.out, input, l.attention_norm, count, {every});
+
     input = input_of(H);
-    each_token(count, [&](int t) { take(input, t, stream(t), e.s.norms_after ? nullptr : l.mlp_norm); });
-    multiply(l.gate_up, input, 2 * I, count, [&](int t, int o, int n, const float* y) { std::copy_n(y, n, result(t, 2 * I) + o); });
+    each_step(count, [&](int t) {
+      const Plan plan = plan_of(t);
+      take_largest(input, place[t], norm(l.mlp_norm, stream(t), H), plan.inputs, plan);
+    });
+    for (const Range& range : {full, high})
+      multiply(l.gate_up, input, 2 * I, range, [&](int i, int o, int n, const float* y) {
+        std::copy_n(y, n, result(at_place[i], 2 * I) + o);
+      });
     input = input_of(I);
-    each_token(count, [&](int t) {
+    each_step(count, [&](int t) {
+      const Plan plan = plan_of(t);
       float* gate = result(t, 2 * I);
       silu_times(gate, gate + I, I, gate);
-      take(input, t, gate, nullptr);
+      take_largest(input, place[t], gate, plan.hiddens, plan);
     });
-    add_product(l.down, input, l.mlp_norm, count);
+    add_product(l.down, input, l.mlp_norm, count, {full, high});
   }
 
-  // Makes x, normed if there is a norm, an input of the next product.
-  void take(const ChunkInput& input, int token, const float* x, const float* norm) {
-    constexpr bool integers = std::is_same_v<W, int8_t>;
-    float* to = integers ? normed.data() : input.dense + size_t(token) * input.stride;
-    if (norm) rms_norm(x, norm, input.channels, e.s.epsilon, to);
-    else if (!integers) std::copy_n(x, input.channels, to);
-    if constexpr (integers) input.round(token, norm ? to : x);
+  // x [n], normed where it is inputs that are.
+  const float* norm(const float* weight, const float* x, int n) {
+    if (e.s.norms_after) return x;
+    rms_norm(x, weight, n, e.s.epsilon, normed.data());
+    return normed.data();
   }
 
-  // Calls done(token, first output, their number, y) for the products of all tokens of the chunk with all outputs.
-  template <typename Done>
-  void multiply(const Product& p, const ChunkInput& x, int out, int count, Done done) {
-    constexpr int TASKS_PER_THREAD = 8, LEAST = 3 * ROW_STEP;  // tokens of a task
-    const int blocks = (out + BLOCK - 1) / BLOCK, wanted = (TASKS_PER_THREAD * threads + blocks - 1) / blocks;
-    const int tokens = std::max(LEAST, rounded_up((count + wanted - 1) / wanted, ROW_STEP));
-    const int parts = (count + tokens - 1) / tokens;
+  // Makes x an input of the next product.
+  void take(const ChunkInput& input, int place, const float* x, int most = 127) {
+    if constexpr (INTEGERS) input.round(place, x, most);
+    else std::copy_n(x, input.channels, input.dense + size_t(place) * input.stride);
+  }
+
+  // Makes the `count` channels of largest magnitude of x, rounded to the plan's bits, an input, with zeros for the others.
+  void take_largest(const ChunkInput& input, int place, const float* x, int count, const Plan& plan) {
+    const int n = input.channels;
+    if (count >= n && plan.bits >= FULL_BITS) return take(input, place, x);
+    const int found = select(x, n, count, index.data(), picked.data());
+    round_to_grid(index.data(), picked.data(), found, plan.bits, plan.group ? plan.group : n);
+    std::fill_n(kept.data(), n, 0.0f);
+    for (int i = 0; i < found; ++i) kept[index[i]] = picked[i];
+    take(input, place, kept.data(), largest_integer(plan));
+  }
+
+  // Calls use(block, from, to, n) for blocks of `out` outputs, n of them in the block, and for parts of a range of steps.
+  template <typename Use>
+  void multiply_blocks(int out, const Range& range, Use use) {
+    constexpr int TASKS_PER_THREAD = 8, LEAST = 3 * ROW_STEP;  // steps of a task
+    const int count = range.end - range.first, blocks = (out + BLOCK - 1) / BLOCK;
+    if (!count) return;
+    const int wanted = (TASKS_PER_THREAD * threads + blocks - 1) / blocks;
+    const int steps = std::max(LEAST, rounded_up((count + wanted - 1) / wanted, ROW_STEP)), parts = (count + steps - 1) / steps;
     each_task(blocks * parts, [&](int i) {
-      const int first = i / parts * BLOCK, from = i % parts * tokens, to = std::min(from + tokens, count);
+      const int block = i / parts, from = range.first + i % parts * steps;
+      use(block, from, std::min(from + steps, range.end), std::min(BLOCK, out - block * BLOCK));
+    });
+  }
+
+  // Calls done(place, first output, their number, y) for the products of a range of steps with all outputs.
+  template <typename Done>
+  void multiply(const Product& p, const ChunkInput& x, int out, const Range& range, Done done) {
+    multiply_blocks(out, range, [&](int block, int from, int to, int n) {
       const Matrix* m = p.part;
+      const int first = block * BLOCK;
       int begin = 0;  // of the outputs of m
       while (first >= begin + m->outputs) begin += m++->outputs;
-      const int within = first - begin, n = std::min(BLOCK, out - first);
-      const float* y = products.multiply(*m, x, within / BLOCK, from, to);
+      const int within = first - begin;
+      const float* y = products.multiply(*m, range.high_only, x, within / BLOCK, from, to);
       for (int t = from; t < to; ++t, y += BLOCK) {
         float scaled[BLOCK];
         for (int o = 0; m->scale && o < n; ++o) scaled[o] = y[o] * m->scale[within + o];
@@ -126,13 +208,16 @@ struct Prompt {
   }
 
   // Adds a product to the residual stream.
-  void add_product(const Product& p, const ChunkInput& x, const float* norm, int count) {
-    multiply(p, x, H, count, [&](int t, int o, int n, const float* y) {
-      float* to = (e.s.norms_after ? result(t, H) : stream(t)) + o;
-      for (int i = 0; i < n; ++i) to[i] = e.s.norms_after ? y[i] : to[i] + y[i];
-    });
+  void add_product(const Product& p, const ChunkInput& x, const float* norm, int count, std::initializer_list<Range> ranges) {
+    const bool in_order = ranges.size() == 1;
+    for (const Range& range : ranges)
+      multiply(p, x, H, range, [&](int i, int o, int n, const float* y) {
+        const int t = in_order ? i : at_place[i];
+        float* to = (e.s.norms_after ? result(t, H) : stream(t)) + o;
+        for (int k = 0; k < n; ++k) to[k] = e.s.norms_after ? y[k] : to[k] + y[k];
+      });
     if (!e.s.norms_after) return;
-    each_token(count, [&](int t) {
+    each_step(count, [&](int t) {
       float *added = result(t, H), *x = stream(t);
       rms_norm(added, norm, H, e.s.epsilon, added);
       for (int i = 0; i < H; ++i) x[i] += added[i];
@@ -158,20 +243,59 @@ struct Prompt {
       const Part& part = query_parts[parts - 1 - i / KV];  // the longest ones first
       const Step& step = steps[part.first];
       const int head = i % KV;
-      attention.attend(*step.cache, number, head, step.position, part.count, result(part.first, wide) + head * group, wide,
-                       &e.prompt.heads[size_t(part.first) * Q * D + head * group], size_t(Q) * D);
+      const float* queries = result(part.first, wide) + head * group;
+      float* to = &e.prompt.heads[size_t(part.first) * Q * D + head * group];
+      if (part.selects) attend_alone(number, head, step, queries, to);
+      else attention.attend(*step.cache, number, head, step.position, part.count, queries, wide, to, size_t(Q) * D);
     });
   }
 
-  // Splits a chunk into neighbours of one row: those of a page, and those whose queries make a block.
-  void split(const Step* steps, int count) {
+  // The attention of one step's query heads of a KV head, which writes their outputs [Q / KV, D].
+  void attend_alone(int layer, int head, const Step& step, const float* queries, float* to) {
+    const SparsityRules& rules = *e.call->rules;
+    alone.bound_pages(rules, *step.cache, layer, head, queries, step.plan, bounds.data());
+    alone.attend(rules, *step.cache, layer, head, step.position + 1, queries, step.plan, bounds.data(), sums.data());
+    for (int g = 0; g < Q / KV; ++g) {
+      const float *from = &sums[size_t(g) * (D + 2)], inverse = 1.0f / from[D + 1];
+      for (int d = 0; d < D; ++d) to[g * D + d] = from[d] * inverse;
+    }
+  }
+
+  // Mid-pass decision: the hidden layers of the deciders step by step in all threads, and then the decisions, in order.
+  void decide_steps(int start, int count) {
+    auto unit_sums = [&](int t) { return &e.prompt.unit_sums[size_t(t) * e.unit_width]; };
+    each_step(count, [&](int t) {
+      const Decider* d = e.steps[start + t].decider;
+      if (!d) return;
+      double shares[3];
+      early_shares(e, start + t, shares);
+      hidden_sums(*d, stream(t), H, shares, 0, H + 3, unit_sums(t));
+    });
+    for (int t = 0; t < count && thread == 0; ++t)
+      if (e.steps[start + t].decider) decide_step(e, start + t, unit_sums(t));
+    e.barrier.wait(sense);
+    arrange(&e.steps[start], count);
+  }
+
+  // Splits a chunk into neighbours of one row: those of a page, and those whose queries make a block. Gives steps that read
+  // all bits of weights places before those that read the upper ones alone.
+  void arrange(const Step* steps, int count) {
+    const SparsityRules& rules = *e.call->rules;
     const int most = std::clamp(count * KV / (4 * threads), 1, PromptAttention<K>::tokens(e.s));
     page_parts.clear(), query_parts.clear();
     for (int t = 0; t < count; ++t) {
-      const bool next = t > 0 && steps[t].cache == steps[t - 1].cache;
-      if (!next || steps[t].position % PAGE == 0) page_parts.push_back({t, 0});
-      if (!next || query_parts.back().count == most) query_parts.push_back({t, 0});
+      const bool next = t > 0 && steps[t].cache == steps[t - 1].cache, selects = !reads_all_pages(rules, steps[t].plan);
+      if (!next || steps[t].position % PAGE == 0) page_parts.push_back({t, 0, false});
+      if (!next || selects || query_parts.back().selects || query_parts.back().count == most)
+        query_parts.push_back({t, 0, selects});
       ++page_parts.back().count, ++query_parts.back().count;
+    }
+    const auto reads_all_bits = [](const Step& step) { return !step.plan.high_halves_only; };
+    const int whole = int(std::count_if(steps, steps + count, reads_all_bits)), second = rounded_up(whole, ROW_STEP);
+    full = {0, whole, false}, high = {second, second + count - whole, true};
+    for (int t = 0, next[2] = {second, 0}; t < count; ++t) {
+      place[t] = next[reads_all_bits(steps[t])]++;
+      at_place[place[t]] = t;
     }
   }
 };

@@ -88,18 +88,22 @@ inline void Engine::reserve(const Call& c) {
     for (auto& worker : workers) worker->reserve(more);
     reserved_pages = more;
   }
+  unit_width = width;
+  in_chunks = count >= PromptRoom::LEAST_STEPS;
+  if (in_chunks) {
+    const int tokens = std::min(count, PromptRoom::CHUNK_TOKENS);
+    reserve_prompt(tokens);
+    grow(prompt.unit_sums, size_t(tokens) * width);
+    return;
+  }
   span = size_t(longest - 1) / PAGE + 1 + PAGE;
   grow(page_upper_bounds, std::min(count, MOST_ROWS) * s.kv_heads * span);
   for (auto& sums : unit_sums) grow(sums, size_t(MOST_ROWS) * width);
-  unit_width = width;
-  // Many known tokens of a row that all run dense go another way.
-  reads_prompt = !c.keep && !c.decide && c.first == 0 && c.last == s.layers && c.count >= PromptRoom::LEAST_TOKENS;
-  if (reads_prompt) reserve_prompt(std::min(count, PromptRoom::CHUNK_TOKENS));
 }
 
 inline void Engine::reserve_prompt(int tokens) {
   if (tokens <= prompt.tokens) return;
-  const size_t rows = rounded_up(tokens, ROW_STEP);
+  const size_t rows = rounded_up(tokens, ROW_STEP) + ROW_STEP;  // where the second range of a product begins
   const int wide = (s.heads + 2 * s.kv_heads) * s.head_dim, narrow = std::max(s.hidden, s.heads * s.head_dim);
   const size_t inputs = rows * rounded_up(std::max(narrow, s.intermediate), GROUP);
   prompt.stream.resize(rows * s.hidden), prompt.heads.resize(rows * narrow);

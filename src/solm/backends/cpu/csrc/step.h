@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "attention.h"
+#include "decision.h"
 #include "head.h"
 #include "products.h"
 #include "prompt.h"
@@ -16,6 +17,7 @@ namespace solm {
 
 template <typename W, typename K>
 struct alignas(64) Worker : WorkerBase, Products<W> {
+  static constexpr bool INTEGERS = std::is_same_v<W, int8_t>;
   using Base = Products<W>;
   using Base::all, Base::barrier, Base::e, Base::first_rows, Base::half, Base::inputs, Base::keep_all, Base::keep_largest,
       Base::multiply, Base::partial, Base::result, Base::rounded, Base::thread, Base::threads;
@@ -26,12 +28,13 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   Plan plans[MOST_ROWS];                      // for the layer in progress
   std::optional<HeadSlice> head;              // where weights are integers
   Prompt<W, K> prompt;
+  std::vector<int> wanted_steps;              // of a chunk, whose logits are wanted
 
   Worker(Engine& engine, int t)
       : Base(engine, t, widest(engine.s),
              std::max({engine.s.hidden, engine.s.intermediate, engine.s.heads * engine.s.head_dim})),
         H(engine.s.hidden), I(engine.s.intermediate), D(engine.s.head_dim), Q(engine.s.heads), KV(engine.s.kv_heads),
-        attention(engine.s, t), streams(size_t(MOST_ROWS) * H), normed(size_t(MOST_ROWS) * H),
+        attention(engine.s, t, engine.s.threads), streams(size_t(MOST_ROWS) * H), normed(size_t(MOST_ROWS) * H),
         heads(size_t(MOST_ROWS) * Q * D), values(I), prompt(engine, t, this->sense) {
     if constexpr (std::is_same_v<W, int8_t>) head.emplace(engine, t);
   }
@@ -40,11 +43,11 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     return std::max({2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden, s.heads * s.head_dim});
   }
 
-  void reserve(int pages) override { attention.reserve(pages); }
-  void reserve_prompt(int tokens) override { prompt.reserve(tokens); }
+  void reserve(int pages) override { attention.reserve(pages), prompt.reserve_pages(pages); }
+  void reserve_prompt(int tokens) override { prompt.reserve(tokens), wanted_steps.reserve(tokens); }
 
   void run() override {
-    if (e.reads_prompt) read_prompt();
+    if (e.in_chunks) read_chunks();
     else
       for (int start = 0; start < e.step_count; start += MOST_ROWS) batch(start, std::min(MOST_ROWS, e.step_count - start));
     barrier();
@@ -74,31 +77,53 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     write_logits(start, rows, normed.data());
   }
 
-  void read_prompt() {
-    for (int start = 0; start < e.step_count; start += e.prompt.tokens) {
-      const int count = std::min(e.prompt.tokens, e.step_count - start);
+  void read_chunks() {
+    const Call& c = *e.call;
+    const int most = e.prompt.tokens;
+    for (int start = 0; start < e.step_count; start += most) {
+      const int count = std::min(most, e.step_count - start);
       prompt.read(start, count);
-      for (int i = 0; i < count; i += MOST_ROWS)
-        write_logits(start + i, std::min(MOST_ROWS, count - i), &e.prompt.heads[size_t(i) * H]);
+      if (c.last == e.s.layers) {
+        if (INTEGERS && c.rows * c.logit_steps >= PromptRoom::LEAST_STEPS) write_many_logits(start, count);
+        else
+          for (int i = 0; i < count; i += MOST_ROWS)
+            write_logits(start + i, std::min(MOST_ROWS, count - i), &e.prompt.heads[size_t(i) * H]);
+      }
       barrier();  // all threads have read the inputs of the head
     }
   }
 
+  // Where the logits of step `number` of the call go; null where nobody wants them.
+  float* logits_of(int number) const {
+    const Call& c = *e.call;
+    const int row = number / c.count, from_end = (row + 1) * c.count - number;
+    if (from_end > c.logit_steps) return nullptr;
+    return c.logits + (size_t(row + 1) * c.logit_steps - from_end) * e.s.vocabulary;
+  }
+
   // The logits that are wanted of steps [start, start + rows), whose inputs of the head are x [rows, H].
   void write_logits(int start, int rows, const float* x) {
-    const Call& c = *e.call;
     const float* inputs[MOST_ROWS];
     float* logits[MOST_ROWS];
     int wanted = 0;
     for (int r = 0; r < rows; ++r) {
-      const int row = (start + r) / c.count, from_end = (row + 1) * c.count - (start + r);
-      if (from_end > c.logit_steps) continue;
-      inputs[wanted] = x + size_t(r) * H;
-      logits[wanted++] = c.logits + (size_t(row + 1) * c.logit_steps - from_end) * e.s.vocabulary;
+      float* to = logits_of(start + r);
+      if (to) inputs[wanted] = x + size_t(r) * H, logits[wanted++] = to;
     }
     if (!wanted) return;
-    if constexpr (std::is_same_v<W, int8_t>) integer_head(inputs, logits, wanted);
+    if constexpr (INTEGERS) integer_head(inputs, logits, wanted);
     else float_head(inputs, logits, wanted);
+  }
+
+  // The same for a chunk, as a product of matrices.
+  void write_many_logits(int start, int count) {
+    if constexpr (INTEGERS) {
+      wanted_steps.clear();
+      for (int i = 0; i < count; ++i)
+        if (logits_of(start + i)) wanted_steps.push_back(i);
+      prompt.write_logits(int(wanted_steps.size()), [&](int i) { return &e.prompt.heads[size_t(wanted_steps[i]) * H]; },
+                          [&](int i) { return logits_of(start + wanted_steps[i]); });
+    }
   }
 
   void layer(int number, int start, int rows) {
@@ -143,15 +168,18 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   // This thread's part of the attention of all steps, into its partial sums.
   void attend(int number, const Step* steps, int rows) {
     const SparsityRules& rules = *e.call->rules;
-    auto bounds = [&](int r) { return e.page_upper_bounds.data() + size_t(r) * KV * e.span; };
+    const size_t queries = size_t(Q / KV) * D, sums = size_t(Q / KV) * (D + 2);  // of a KV head
+    auto bounds = [&](int r, int head) { return e.page_upper_bounds.data() + (size_t(r) * KV + head) * e.span; };
     if (std::any_of(plans, plans + rows, [](const Plan& plan) { return plan.sparse && plan.between; })) {
       for (int r = 0; r < rows; ++r)
-        attention.bound_pages(rules, *steps[r].cache, number, result(r), plans[r], bounds(r), e.span);
+        for (int h = 0; h < KV; ++h)
+          attention.bound_pages(rules, *steps[r].cache, number, h, result(r) + h * queries, plans[r], bounds(r, h));
       barrier();
     }
     for (int r = 0; r < rows; ++r)
-      attention.attend(rules, *steps[r].cache, number, steps[r].position + 1, result(r), plans[r], bounds(r), e.span,
-                       partial(thread) + r * (size_t(Q) * (D + 2)));
+      for (int h = 0; h < KV; ++h)
+        attention.attend(rules, *steps[r].cache, number, h, steps[r].position + 1, result(r) + h * queries, plans[r],
+                         bounds(r, h), partial(thread) + (size_t(r) * KV + h) * sums);
   }
 
   // The output of attention [Q D] from all threads' parts at `offset` of their partial sums.
@@ -186,8 +214,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       const Decider* d = e.steps[start + r].decider;
       if (!d) continue;
       double shares[3];
-      keep_of(*d, e.actions[start + r], shares);
-      shares[2] /= FULL_BITS;
+      early_shares(e, start + r, shares);
       float* sums = e.unit_sums[thread].data() + size_t(r) * e.unit_width;
       hidden_sums(*d, &streams[size_t(r) * H], H, shares, (H + 3) * thread / threads, (H + 3) * (thread + 1) / threads, sums);
     }
@@ -198,24 +225,9 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       float* sums = e.unit_sums[0].data() + size_t(r) * e.unit_width;
       for (int t = 1; t < threads; ++t)
         for (int u = 0; u < d->width; ++u) sums[u] += e.unit_sums[t][size_t(r) * e.unit_width + u];
-      decide_step(*d, start + r, sums);
+      decide_step(e, start + r, sums);
     }
     barrier();
-  }
-
-  void decide_step(const Decider& d, int number, float* sums) {
-    const SparsityRules& rules = *e.call->rules;
-    Step& step = e.steps[number];
-    const int kv_length = step.position + 1;
-    // With more steps than level_shares has room for, they are computed again.
-    const LevelShares own =
-        e.step_count > MOST_ROWS ? level_shares(d, rules, e.s, kv_length) : e.level_shares[number];
-    int64_t& action = e.actions[number];
-    action = decide(d, own, e.s, sums, action, is_controllable(rules, kv_length), *step.row,
-                    e.call->realised + 3 * size_t(number));
-    double keep[3];
-    keep_of(d, action, keep);
-    step.plan = make_plan(rules, e.s, keep, kv_length);
   }
 
   void float_head(const float* const* inputs, float* const* logits, int rows) const {

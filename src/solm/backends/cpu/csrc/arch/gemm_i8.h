@@ -10,15 +10,22 @@
 namespace solm {
 
 // TileDot<BITS>: sums of products of unsigned weights of BITS bits (4, 5, 6 or 8) with signed bytes that are not -128.
-//   TOKENS: whose sums fit in the registers together.
+//   TOKENS: whose sums fit in the registers together. T below: so many, or fewer, as `at_once` gives.
 //   SIGNED: whether weights have 128 taken off when they are placed in a tile (BITS = 8).
 //   BYTES: of a tile for four channels and sixteen outputs; a tile starts at a multiple of 64 bytes.
 //   place(quad, part, to): writes a part of interleaved bytes (see `interleave`) to those.
 //   INPUT: bytes of one number of a token in the form that `panel` gives.
-//   panel(x, stride, count, room): `count` (a multiple of 32) numbers of TOKENS tokens in that form, `stride` bytes apart
-//     in x; in room [TOKENS, count], 2 bytes each, or where they are already. Sets `stride` to the new distance.
-//   multiply<QUADS>(tile, x, stride, use): for every token t, use(t, 16 sums) with the products of 4 QUADS channels, t as a
-//     compile-time constant.
+//   panel<T>(x, stride, count, room): `count` (a multiple of 32) numbers of T tokens in that form, `stride` bytes apart in x;
+//     in room [T, count], 2 bytes each, or where they are already. Sets `stride` to the new distance.
+//   multiply<QUADS, T>(tile, x, stride, use): for every token t, use(t, 16 sums) with the products of 4 QUADS channels, t as
+//     a compile-time constant.
+
+// How many of `left` tokens are multiplied next, 4, 8 or `most` (4 or 12): for the last ones as few as will do, but not 4
+// alone where 8 twice are as many.
+inline int at_once(int left, int most) {
+  if (left > 16 || most == 4) return most;
+  return left <= 4 ? 4 : left <= 8 || left > 12 ? 8 : most;
+}
 
 #if defined(DOT_I8_VNNI)
 
@@ -27,21 +34,22 @@ struct TileDot {
   static constexpr int TOKENS = 12, BYTES = 64, INPUT = 1;
   static constexpr bool SIGNED = false;
   static void place(const Bytes& quad, int, uint8_t* to) { _mm512_store_si512(to, quad.v); }
+  template <int T>
   static const int8_t* panel(const int8_t* x, size_t&, int, int8_t*) { return x; }
 
-  template <int QUADS, typename Use>
+  template <int QUADS, int T, typename Use>
   static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Use use) {
-    __m512i sum[TOKENS];
-    each<TOKENS>([&](auto t) SOLM_INLINE { sum[t] = _mm512_setzero_si512(); });
+    __m512i sum[T];
+    each<T>([&](auto t) SOLM_INLINE { sum[t] = _mm512_setzero_si512(); });
     for (int i = 0; i < QUADS; ++i) {
       const __m512i w = _mm512_load_si512(tile + i * BYTES);
-      each<TOKENS>([&](auto t) SOLM_INLINE {
+      each<T>([&](auto t) SOLM_INLINE {
         int32_t four;
         std::memcpy(&four, x + t * stride + 4 * i, 4);
         sum[t] = _mm512_dpbusd_epi32(sum[t], w, _mm512_set1_epi32(four));
       });
     }
-    each<TOKENS>([&](auto t) SOLM_INLINE { use(t, Lanes{_mm512_cvtepi32_ps(sum[t])}); });
+    each<T>([&](auto t) SOLM_INLINE { use(t, Lanes{_mm512_cvtepi32_ps(sum[t])}); });
   }
 };
 
@@ -104,12 +112,13 @@ struct TileDot {
   static void place(const Bytes& quad, int part, uint8_t* to) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(to) + part, quad.v);
   }
+  template <int T>
   static const int8_t* panel(const int8_t* x, size_t&, int, int8_t*) { return x; }
 
-  template <int QUADS, typename Use>
+  template <int QUADS, int T, typename Use>
   static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Use use) {
     constexpr int CHAIN = std::min(QUADS, 128 >> BITS);
-    static_assert(QUADS % CHAIN == 0);
+    static_assert(QUADS % CHAIN == 0 && T == TOKENS);
     FourTokens sum;
     add_chain<0, CHAIN>(tile, x, stride, sum);
     add_rest<CHAIN, CHAIN, QUADS>(tile, x, stride, sum);
@@ -172,8 +181,9 @@ struct TileDot<8> {
     _mm256_store_si256(pairs, _mm256_sub_epi16(first, most));
     _mm256_store_si256(pairs + 2, _mm256_sub_epi16(second, most));
   }
+  template <int T>
   static const int8_t* panel(const int8_t* x, size_t& stride, int count, int8_t* room) {
-    for (int t = 0; t < TOKENS; ++t)
+    for (int t = 0; t < T; ++t)
       for (int i = 0; i < count; i += 16)
         _mm256_storeu_si256(
             reinterpret_cast<__m256i*>(room + 2 * (size_t(t) * count + i)),
@@ -182,8 +192,9 @@ struct TileDot<8> {
     return room;
   }
 
-  template <int QUADS, typename Use>
+  template <int QUADS, int T, typename Use>
   static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Use use) {
+    static_assert(T == TOKENS);
     FourTokens sum;
     add_from<0, 2 * QUADS>(tile, x, stride, sum);
     TileDot<4>::write(sum, use);
@@ -201,15 +212,16 @@ struct TileDot<8> {
 
 template <int BITS>
 struct TileDot {
-  static constexpr int TOKENS = 4, BYTES = 64, INPUT = 1;
+  static constexpr int TOKENS = 12, BYTES = 64, INPUT = 1;  // so many as with VNNI, for its tests
   static constexpr bool SIGNED = false;
   static void place(const Bytes& quad, int, uint8_t* to) { std::memcpy(to, quad.v, 64); }
+  template <int T>
   static const int8_t* panel(const int8_t* x, size_t&, int, int8_t*) { return x; }
 
-  template <int QUADS, typename Use>
+  template <int QUADS, int T, typename Use>
   static void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Use use) {
     float sum[16];
-    for (int t = 0; t < TOKENS; ++t) {
+    for (int t = 0; t < T; ++t) {
       for (int o = 0; o < 16; ++o) {
         int32_t total = 0;
         for (int i = 0; i < QUADS; ++i)
