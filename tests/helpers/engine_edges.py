@@ -134,28 +134,32 @@ def sparse_equals_the_native_build(built) -> None:
         assert np.allclose(found[0].realised, found[1].realised, rtol=0, atol=1e-12), action
 
 
-def steps_do_not_depend_on_the_batch(built) -> None:
-    """To the last bit: rows of other lengths and actions share the pass through the weights, known tokens too."""
+def steps_do_not_depend_on_their_neighbours(built) -> None:
+    """To the last bit: rows of other lengths and actions share the pass through the weights, known tokens too. A row
+    gives what it gives beside dense ones, and one of two what it gives alone."""
     model = tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)
     for precision in ("float32", "bfloat16", "int8", "packed", "nested", "packed kv"):
         precision, _, kv = precision.partition(" ")
         sparsity = SPARSITY.model_copy(update={"bits_site": "weights" if precision == "nested" else "input"})
         engine = engine_of(model, sparsity, precision, kv_cache_dtype="int8" if kv else "auto", library=built)
-        for count in (5, 19) if precision == "packed" else (5,):
+        for count in (2, 5, 19) if precision == "packed" else (2, 5):
             alone = [Rows(engine, 1, sparsity) for _ in range(count)]
             for row, some in enumerate(alone):
                 some.run(tokens(1, 20 + 13 * row, seed=row))
             together = Rows(engine, count, sparsity)
             together.caches = tuple(some.fork().caches[0] for some in alone)
             together.lengths = np.concatenate([some.lengths for some in alone])
-            keep = torch.tensor([ACTIONS[row % len(ACTIONS)] for row in range(count)], dtype=torch.float64)
+            keep = torch.tensor([ACTIONS[row % len(ACTIONS)] for row in range(count)], dtype=torch.float64)[:, None]
             for some in (tokens(count, 1, seed=1), tokens(count, 3, seed=2)):
-                found = together.run(some, keep[:, None].expand(-1, some.shape[1], -1)).logits
-                for row, one in enumerate(alone):
-                    steps = [
-                        one.run(some[row : row + 1, q : q + 1], keep[row, None, None]) for q in range(some.shape[1])
-                    ]
-                    assert torch.equal(found[row], torch.cat([step.logits[0] for step in steps])), (precision, row)
+                every = keep.expand(-1, some.shape[1], -1)
+                others = torch.tensor(ACTIONS[0], dtype=torch.float64).expand_as(every).clone()
+                others[count - 1] = every[count - 1]
+                beside = together.fork().run(some, others).logits
+                found = together.run(some, every).logits
+                for row in (0, count - 1):
+                    assert torch.equal(found[row], beside[row]), (precision, row)
+                for row, one in enumerate(alone if count * some.shape[1] == 2 else []):
+                    assert torch.equal(found[row], one.run(some[row : row + 1], every[row : row + 1]).logits[0])
 
 
 def _going_on(rows: Rows, cut: int, seed: int) -> torch.Tensor:
@@ -363,8 +367,9 @@ def tensors_are_repacked_within_their_memory(built) -> None:
 
 
 EDGES: list[Callable[..., None]] = [
-    dense_equals_the_model, prompts_equal_steps, sparse_equals_the_native_build, steps_do_not_depend_on_the_batch,
-    forks_go_on_alone, approximate_tails_are_exact_at_the_top, integer_heads_give_what_their_weights_give,
+    dense_equals_the_model, prompts_equal_steps, sparse_equals_the_native_build,
+    steps_do_not_depend_on_their_neighbours, forks_go_on_alone, approximate_tails_are_exact_at_the_top,
+    integer_heads_give_what_their_weights_give,
     heads_of_every_form_are_exact, low_precision_stays_close, packed_weights_of_every_type_give_what_they_mean,
     tensors_are_repacked_within_their_memory, decisions_are_counted, whatever_it_is_given_it_computes_or_refuses,
 ]  # fmt: skip

@@ -9,7 +9,16 @@ from solm.backends.cpu.cache import Cache
 from solm.backends.cpu.call import Computed, EngineCall
 from solm.backends.cpu.decider import decider_of
 from solm.backends.cpu.engine import Engine
-from solm.backends.session import AnyPolicy, Result, check_cut, check_length
+from solm.backends.session import (
+    AnyPolicy,
+    Result,
+    Schedule,
+    Scored,
+    SplitSchedule,
+    check_cut,
+    check_length,
+    joined,
+)
 from solm.backends.threads import one_torch_thread
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
@@ -17,7 +26,7 @@ from solm.policies.priced import PricedPolicy
 from solm.policies.value_policy import ValuePolicy
 
 _SPARE = 64  # tokens of room that a cache has beyond what was asked for
-_CHUNK = 256  # tokens of a prompt that the engine reads in one call
+_CHUNK = 256  # tokens that the engine reads in one call while a prompt is read or known tokens are scored
 
 
 class CpuSession(BaseSession):
@@ -91,6 +100,20 @@ class CpuSession(BaseSession):
             parts.append(found.logits[0])
             at += len(part)
         return torch.cat(parts), torch.from_numpy(found.stream[0, -1].copy())
+
+    def score(self, tokens: torch.Tensor, keep: Schedule | None = None) -> Scored:
+        """As `Session.score`; in stretches of all rows, of which one's logits exist at a time."""
+        steps, each = tokens.shape[1] - 1, max(1, _CHUNK // max(1, self.rows))
+        if steps <= each:
+            return super().score(tokens, keep)
+        self._prepare(steps)  # before anything is counted
+        stretches = [slice(first, min(first + each, steps)) for first in range(0, steps, each)]
+        return joined(
+            [
+                super(CpuSession, self).score(tokens[:, some.start : some.stop + 1], _part(keep, some))
+                for some in stretches
+            ]
+        )
 
     def _took_over(self, policy: AnyPolicy) -> None:
         if type(policy) is ValuePolicy:  # a subclass may decide otherwise
@@ -189,14 +212,16 @@ class CpuSession(BaseSession):
         count = tokens.shape[1]
         self._prepare(count)
         run, rows = self._call.run, (self._caches, tokens, self._held, self._budgets)
+        skipped = 0 if keep_logits is None else int(keep_logits.min())  # first tokens, whose logits nobody wants
+        wanted = {"logit_steps": count - skipped, "approximate_tail": int(approximate_tail)}
         if split is None:
-            done = run(*rows, keep, decide=decide, approximate_tail=approximate_tail)
+            done = run(*rows, keep, decide=decide, **wanted)
         else:
             before = run(*rows, keep, last=split.layer) if split.layer else None
             with torch.no_grad(), one_torch_thread():
                 enters = self.embed(tokens).float() if before is None else torch.from_numpy(before.stream.copy())
                 later = split.choose(enters)
-            done = run(*rows, later, first=split.layer, before=before, approximate_tail=approximate_tail)
+            done = run(*rows, later, first=split.layer, before=before, **wanted)
         # As few operations as can be: right after a pass each takes several times as long as usual (see `EngineCall`).
         places = self._held[:, None] if count == 1 else self._held[:, None] + np.arange(count)
         controllable = torch.from_numpy(places >= self._sparsity.always_read)
@@ -209,10 +234,9 @@ class CpuSession(BaseSession):
             actions = self._dense_actions(count)
             if decide:  # the engine gives -1 for rows that it does not decide for
                 actions = torch.from_numpy(np.where(done.actions < 0, actions.numpy(), done.actions))
-        found = Result(
-            done.logits, torch.from_numpy(done.stream), torch.from_numpy(done.realised), controllable, actions
-        )
-        return found if keep_logits is None else only(found, keep_logits)
+        hidden = torch.from_numpy(done.stream[:, skipped:])
+        found = Result(done.logits, hidden, torch.from_numpy(done.realised), controllable, actions)
+        return found if keep_logits is None else only(found, keep_logits - skipped)
 
     def _prepare(self, count: int) -> None:
         """Give rows room for `count` more tokens."""
@@ -228,3 +252,10 @@ class CpuSession(BaseSession):
             cache if cache.capacity >= longest else Cache(self.engine, longest + longest // 2, cache, int(length))
             for cache, length in zip(self._caches, self._held, strict=True)
         )
+
+
+def _part(keep: Schedule | None, some: slice) -> Schedule | None:
+    """A known schedule's stretch of tokens."""
+    if isinstance(keep, SplitSchedule):
+        return SplitSchedule(keep.layer, keep.before[:, some], keep.after[:, some])
+    return None if keep is None else keep[:, some]

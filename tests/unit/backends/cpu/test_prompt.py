@@ -1,4 +1,5 @@
-"""Prompts that the engine reads at once, against its steps one by one; more for every build in helpers.engine_edges."""
+"""Many steps that the engine takes at once, prompts, known schedules and batches, against single steps; more for every
+build in helpers.engine_edges."""
 
 import ctypes
 import shutil
@@ -8,11 +9,12 @@ import pytest
 import torch
 
 from helpers.engine import engine_of
-from helpers.engine_edges import SPARSITY, Rows, tokens
+from helpers.engine_edges import ACTIONS, SPARSITY, Rows, decider, tokens, under
 from helpers.models import tiny_model
 from solm.backends.cpu.call import StepBuffers
 from solm.backends.cpu.engine import Engine
 from solm.core.errors import DataError
+from solm.core.sparsity import SparsityConfig
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 DENSE = (1.0, 1.0, 16)
@@ -105,10 +107,92 @@ def test_the_last_logits_alone(precision):
     engine = opened("llama", precision)
     ids = tokens(2, 300)
     every = Rows(engine, 2).run(ids).logits
-    for wanted in (0, 1, 40):
-        assert torch.equal(Rows(engine, 2).run(ids, logit_steps=wanted).logits, every[:, 300 - wanted :])
+    for wanted in (0, 1, 40):  # those of few steps are another product
+        found = Rows(engine, 2).run(ids, logit_steps=wanted).logits
+        torch.testing.assert_close(found, every[:, 300 - wanted :], atol=1e-4, rtol=0)
     top = every.topk(5).indices
     assert torch.equal(Rows(engine, 2).run(ids, approximate_tail=5).logits.gather(-1, top), every.gather(-1, top))
+
+
+def opened_nested(precision: str, **options) -> tuple[Engine, SparsityConfig]:
+    """With the sparsity under which its bits are those of weights, if it is nested."""
+    engine = opened("qwen3", precision, **options)
+    return engine, SPARSITY.model_copy(update={"bits_site": "weights" if precision == "nested" else "input"})
+
+
+def drawn(shape: tuple[int, int], seed: int = 0) -> torch.Tensor:
+    """One of `ACTIONS` for every step [N, Q, 3]."""
+    chosen = torch.randint(len(ACTIONS), shape, generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(ACTIONS, dtype=torch.float64)[chosen]
+
+
+def close(found: np.ndarray, expected: np.ndarray, most: float) -> bool:
+    """But for a few steps [..., H]: where values tie but for the last bits, others are selected."""
+    away = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    return bool((away < most).mean() > 0.9 and np.median(away) < most / 2)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_known_schedules_equal_steps(precision):
+    """An action per position, in several rows; also cut inside the pass and into stretches, with steps after them."""
+    engine, sparsity = opened_nested(precision)
+    ids, keep, most = tokens(2, 170), drawn((2, 170)), 10 * MOST[precision]
+    stepped, rows, cut, split = (Rows(engine, 2, sparsity) for _ in range(4))
+    steps = [stepped.run(ids[:, q : q + 1], keep[:, q : q + 1]) for q in range(170)]
+    expected = np.concatenate([step.stream for step in steps], 1)
+    found = rows.run(ids, keep)
+    assert close(found.stream, expected, most)
+    assert np.array_equal(found.realised, np.concatenate([step.realised for step in steps], 1))
+    assert rows.states.tobytes() == stepped.states.tobytes()
+    logits = torch.cat([step.logits for step in steps], 1)
+    assert close(found.logits.numpy(), logits.numpy(), most)
+    parts = [cut.run(ids[:, some], keep[:, some]).stream for some in (slice(61), slice(61, 130), slice(130, 170))]
+    assert np.array_equal(np.concatenate(parts, 1), found.stream)
+    before = split.run(ids, keep, last=1)
+    assert np.array_equal(split.run(ids, keep, first=1, before=before).stream, found.stream)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_batches_of_many_rows_equal_single_rows(precision):
+    """Rows of other lengths and actions, one token each."""
+    engine, sparsity = opened_nested(precision)
+    count, keep = 19, drawn((19, 3), seed=4)
+    alone = [Rows(engine, 1, sparsity) for _ in range(count)]
+    for row, some in enumerate(alone):
+        some.run(tokens(1, 20 + 13 * row, seed=row))
+    together = Rows(engine, count, sparsity)
+    together.caches = tuple(some.fork().caches[0] for some in alone)
+    together.lengths = np.concatenate([some.lengths for some in alone])
+    for q in range(3):
+        following = tokens(count, 1, seed=q)
+        found = together.run(following, keep[:, q : q + 1])
+        steps = [one.run(following[row : row + 1], keep[row : row + 1, q : q + 1]) for row, one in enumerate(alone)]
+        assert close(found.stream, np.concatenate([step.stream for step in steps]), 10 * MOST[precision]), q
+        assert np.array_equal(found.realised, np.concatenate([step.realised for step in steps]))
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "nested"])
+def test_rows_decide_in_a_batch_as_they_do_alone(precision):
+    """Inside the pass, beside rows that follow a known schedule, for one token and for several."""
+    engine, sparsity = opened_nested(precision)
+    policy = decider(1, engine.sizes.hidden)
+    together, alone = Rows(engine, 8, sparsity), [Rows(engine, 1, sparsity) for _ in range(8)]
+    for some in (together, *alone):
+        under(some, policy)
+    together.states["decider"][3] = alone[3].states["decider"][0] = 0
+    ids = tokens(8, 90)
+    for first, end in ((0, 60), (60, 61), (61, 62), (62, 90)):
+        found = together.run(ids[:, first:end], decide=True)
+        for row, some in enumerate(alone):
+            steps = [some.run(ids[row : row + 1, q : q + 1], decide=True) for q in range(first, end)]
+            if precision == "float32":
+                assert found.actions[row].tolist() == [int(step.actions[0, 0]) for step in steps]
+    assert (found.actions[3] == -1).all()
+    assert len(np.unique(found.actions[0])) > 1
+    for row, some in enumerate(alone):
+        assert together.states["counted"][row] == some.states["counted"][0] > 0
+        if precision == "float32":
+            assert together.states[row : row + 1].tobytes() == some.states.tobytes()
 
 
 def test_a_stream_that_nobody_wants():

@@ -77,7 +77,9 @@ struct TileProducts {
         groups<BITS, QUADS_OF_GROUP, GRID>(x, from, to, [&](int first, int count) {
           unpack_matrix<BITS, QUADS_OF_GROUP, GRID>(*tile, m, high_only, x.channels, block, first, count);
           constexpr int SIZE = 4 * QUADS_OF_GROUP;
-          fetch_rows<GRID ? BITS - 4 : 0, GRID>(m, block, (first + count) * SIZE, std::min((first + 2 * count) * SIZE, x.channels));
+          const int next = std::min((first + 2 * count) * SIZE, x.channels);
+          fetch_rows<GRID ? BITS - 4 : 0, GRID>(m, block, (first + count) * SIZE, next);
+          for (int g = first + count; GRID && g * SIZE < next; ++g) Grid(m, g).fetch(block * BLOCK, BLOCK);
         });
       });
     } else {

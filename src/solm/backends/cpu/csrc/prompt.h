@@ -18,10 +18,10 @@ struct Prompt {
   const int thread, threads, H, I, D, Q, KV;
   bool& sense;        // of the barrier
   int phase = 0;      // which counter of tasks is in use
-  // Neighbours of one row. selects: one step that reads some pages alone.
+  // Neighbours of one row. alone: a step whose queries have no neighbours, or that selects pages of its own.
   struct Part {
     int first, count;
-    bool selects;
+    bool alone;
   };
   std::vector<Part> page_parts, query_parts;  // of a chunk
   // Steps [first, end) of a product. high_only: with the upper 4 bits of nested weights alone.
@@ -245,7 +245,7 @@ struct Prompt {
       const int head = i % KV;
       const float* queries = result(part.first, wide) + head * group;
       float* to = &e.prompt.heads[size_t(part.first) * Q * D + head * group];
-      if (part.selects) attend_alone(number, head, step, queries, to);
+      if (part.alone) attend_alone(number, head, step, queries, to);
       else attention.attend(*step.cache, number, head, step.position, part.count, queries, wide, to, size_t(Q) * D);
     });
   }
@@ -284,10 +284,9 @@ struct Prompt {
     const int most = std::clamp(count * KV / (4 * threads), 1, PromptAttention<K>::tokens(e.s));
     page_parts.clear(), query_parts.clear();
     for (int t = 0; t < count; ++t) {
-      const bool next = t > 0 && steps[t].cache == steps[t - 1].cache, selects = !reads_all_pages(rules, steps[t].plan);
+      const bool next = t > 0 && steps[t].cache == steps[t - 1].cache, alone = e.call->count == 1 || !reads_all_pages(rules, steps[t].plan);
       if (!next || steps[t].position % PAGE == 0) page_parts.push_back({t, 0, false});
-      if (!next || selects || query_parts.back().selects || query_parts.back().count == most)
-        query_parts.push_back({t, 0, selects});
+      if (!next || alone || query_parts.back().alone || query_parts.back().count == most) query_parts.push_back({t, 0, alone});
       ++page_parts.back().count, ++query_parts.back().count;
     }
     const auto reads_all_bits = [](const Step& step) { return !step.plan.high_halves_only; };
