@@ -23,7 +23,7 @@ from solm.core.errors import SolmError
 
 CSRC = Path(__file__).parent / "csrc"
 # Not -ffast-math: linking with it makes the whole process flush subnormal numbers to zero. Not -fassociative-math: the
-# results of a step do not depend on the batch because sums are added up in the order that is written.
+# results of a step do not depend on its neighbours because sums are added up in the order that is written.
 _FLAGS = [
     "-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
     "-freciprocal-math", "-ffp-contract=fast", "-fopenmp-simd", "-shared", "-fPIC", "-pthread", "-Wno-psabi",

@@ -32,7 +32,7 @@ _CHUNK = 256  # tokens that the engine reads in one call while a prompt is read 
 class CpuSession(BaseSession):
     """N rows on the engine. See `solm.backends.session.Session`.
 
-    Rows walk through the weights together, up to 16 at once; forks share whole pages with their parent. The engine
+    Rows walk through the weights together; forks share whole pages with their parent. The engine
     decides for the policies that it knows, and counts what every step spends in the rows' budget records.
     """
 

@@ -151,7 +151,7 @@ def test_a_rows_logits_do_not_depend_on_what_its_neighbours_do(precision, rows):
         keep = torch.stack([keep_of(actions[row], 1, count)[0] for row in range(rows)])
         first = together.fork(1).extend(following, keep).logits
         for kept in (0, rows - 1):  # all others run dense, and then all of them
-            others = keep_of(ACTIONS["dense"], rows, count)
+            others = keep_of(ACTIONS["dense"], rows, count).clone()
             others[kept] = keep[kept]
             assert torch.equal(together.fork(1).extend(following, others).logits[kept], first[kept]), (kept, start)
         dense = together.fork(1).extend(following, keep_of(ACTIONS["dense"], rows, count)).logits

@@ -1,8 +1,9 @@
 // The compiled engine's interface: decode steps of Llama-like models that read and compute only what an action keeps.
 //
-// Several threads process a call together, with up to 16 steps at once: of several rows, of several known tokens of one row,
-// or both. Matrices are stored input-major, so that an input channel which every step skips is a row of weights that is never
-// read. The results of a step do not depend on the steps that it is computed with.
+// Several threads process a call together, with all of its steps at once: of several rows, of several known tokens of one row,
+// or both. Matrices are stored input-major, so that in a call of few steps an input channel which all of them skip is a row of
+// weights that is never read; many steps are products of matrices (prompt.h). The results of a step depend on which of the two
+// it is, in their last bits, and not on what the other steps of the call are.
 //
 // Every function may be called from any thread; calls of one engine are serialised. Functions that can fail
 // return one of these codes, and then write one line to `message` [MESSAGE]. A call that fails changes nothing.

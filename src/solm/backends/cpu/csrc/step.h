@@ -73,7 +73,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     }
     for (int r = 0; r < rows; ++r)
       rms_norm(&streams[size_t(r) * H], e.final_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
-    if (thread == 0) std::copy_n(normed.data(), size_t(rows) * H, c.stream + size_t(start) * H);
+    if (thread == 0 && c.stream) std::copy_n(normed.data(), size_t(rows) * H, c.stream + size_t(start) * H);
     write_logits(start, rows, normed.data());
   }
 
@@ -84,7 +84,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       const int count = std::min(most, e.step_count - start);
       prompt.read(start, count);
       if (c.last == e.s.layers) {
-        if (INTEGERS && c.rows * c.logit_steps >= PromptRoom::LEAST_STEPS) write_many_logits(start, count);
+        if (INTEGERS && !c.approximate_tail && c.rows * c.logit_steps >= PromptRoom::LEAST_LOGITS) write_many_logits(start, count);
         else
           for (int i = 0; i < count; i += MOST_ROWS)
             write_logits(start + i, std::min(MOST_ROWS, count - i), &e.prompt.heads[size_t(i) * H]);

@@ -120,7 +120,8 @@ struct RowState {
 // its steps to `states`.
 //
 // stream [rows, count, H] is read with first > 0, and written: the residual stream, or after the last layer the input of the
-// head. Null where nobody wants it: only in calls that read a prompt (run.h). logits [rows, logit_steps, V] receives the logits of the last logit_steps steps of every row, after the last layer.
+// head; null where nobody wants it, in calls of all layers. logits [rows, logit_steps, V] receives the logits of the last
+// logit_steps steps of every row, after the last layer.
 // approximate_tail: 0, or how many of a step's largest logits are exact, at most MOST_EXACT, where others may be approximate.
 struct Call {
   const SparsityRules* rules;

@@ -39,54 +39,57 @@ SOLM_INLINE inline Bytes joined_bits(Bytes upper, const Bytes& lower) {
   return upper;
 }
 
-// Writes `quads` times four rows of 64 outputs to a tile: for every sixteen outputs those of all quads, one after another.
-// row_of(i) is where row i starts; load(row, part) reads a part of its bytes.
-template <int BITS, typename RowOf, typename Load>
-void place_quads(uint8_t* tile, int quads, RowOf row_of, Load load) {
+// Writes `quads` times four of `rows` rows of 64 outputs, `stride` bytes apart, to a tile: for every sixteen outputs those of
+// all quads, one after another. load(row, part) reads a part of a row. Behind the last row it is repeated.
+template <int BITS, typename Load>
+void place_quads(uint8_t* tile, int quads, const uint8_t* from, int rows, size_t stride, Load load) {
   constexpr int BYTES = TileDot<BITS>::BYTES;
-  for (int i = 0; i < quads; ++i) {
-    const uint8_t* from[4] = {row_of(4 * i), row_of(4 * i + 1), row_of(4 * i + 2), row_of(4 * i + 3)};
+  const size_t sixteen = size_t(quads) * BYTES;
+  for (int i = 0; i < quads; ++i, from += rows > 4 ? 4 * stride : 0, rows -= 4, tile += BYTES) {
+    size_t at[4] = {0, stride, 2 * stride, 3 * stride};
+    if (rows < 4)
+      for (int k = 0; k < 4; ++k) at[k] = std::clamp(k, 0, std::max(rows - 1, 0)) * stride;
     each_part([&](auto part) {
       Bytes row[4], quad[4];
-      for (int k = 0; k < 4; ++k) row[k] = load(from[k], part.value);
+      for (int k = 0; k < 4; ++k) row[k] = load(from + at[k], part);
       interleave(row, quad);
-      for (int j = 0; j < 4; ++j) TileDot<BITS>::place(quad[j], part.value, tile + (size_t(j) * quads + i) * BYTES);
+      for (int j = 0; j < 4; ++j) TileDot<BITS>::place(quad[j], part.value, tile + j * sixteen);
     });
   }
 }
 
-// Block `block` of a row of packed numbers, of BITS bits each or their upper 4: see structs.h.
-template <int BITS>
-SOLM_INLINE inline Bytes packed_block(const Packing& packing, const uint8_t* row, int block, int part) {
-  constexpr int LOW = BITS - 4;
-  const uint8_t* from = row + block / 2 * BLOCK;
-  Bytes upper;
-  if ((block + 1) * BLOCK == packing.out && block % 2 == 0) {
-    upper = Bytes::single(from, part);
-  } else {
-    const Bytes both = Bytes::load(from + part * Bytes::WIDTH);
-    upper = block % 2 ? both.high() : both.low();
-  }
-  if constexpr (LOW > 0) {
-    constexpr int OF_CHUNK = 8 / LOW;
-    const uint8_t* chunk = row + packing.high_bytes() + size_t(block / OF_CHUNK) * 64;
-    const Bytes lower = Bytes::load(chunk + part * Bytes::WIDTH).field(block % OF_CHUNK * LOW, (1 << LOW) - 1);
-    upper = joined_bits<LOW>(upper, lower);
-  }
-  return upper;
+// Calls use(load) with a load(row, part) of block `block` in rows of packed numbers, of BITS bits each or their upper 4: see
+// structs.h.
+template <int BITS, typename Use>
+SOLM_INLINE inline void with_packed_block(const Packing& packing, int block, Use use) {
+  constexpr int LOW = BITS - 4, OF_CHUNK = LOW ? 8 / LOW : 1, MOST = (1 << LOW) - 1;
+  const size_t upper = size_t(block) / 2 * BLOCK, lower = packing.high_bytes() + size_t(block / OF_CHUNK) * 64;
+  const int shift = block % OF_CHUNK * LOW;
+  auto joined = [lower, shift](const Bytes& high, const uint8_t* row, auto part) SOLM_INLINE {
+    if constexpr (!LOW) return high;
+    else return joined_bits<LOW>(high, Bytes::load(row + lower + part.value * Bytes::WIDTH).field(shift, MOST));
+  };
+  auto both = [upper](const uint8_t* row, auto part) SOLM_INLINE { return Bytes::load(row + upper + part.value * Bytes::WIDTH); };
+  if (block % 2)
+    use([=](const uint8_t* row, auto part) SOLM_INLINE { return joined(both(row, part).high(), row, part); });
+  else if ((block + 1) * BLOCK == packing.out)
+    use([=](const uint8_t* row, auto part) SOLM_INLINE { return joined(Bytes::single(row + upper, part.value), row, part); });
+  else
+    use([=](const uint8_t* row, auto part) SOLM_INLINE { return joined(both(row, part).low(), row, part); });
 }
 
-// Unpacks groups [first, first + groups) of a block of a matrix of `channels` inputs. Rows behind the last channel are
+// Unpacks groups [first, first + groups) of a block of a matrix of `channels` inputs. What is behind the last channel is
 // multiplied with zeros. BITS: 4 where the lower bits are not read.
 template <int BITS, int QUADS_OF_GROUP, bool GRID>
 void unpack_matrix(Tile& tile, const Matrix& m, bool high_only, int channels, int block, int first, int groups) {
   const Packing packing(m, high_only);
   const size_t stride = GRID ? packing.stride() : size_t(rounded_up(m.outputs, BLOCK));
-  const auto* data = static_cast<const uint8_t*>(m.data);
-  auto row_of = [&](int i) { return data + size_t(std::min(first * 4 * QUADS_OF_GROUP + i, channels - 1)) * stride; };
-  place_quads<BITS>(tile.numbers, groups * QUADS_OF_GROUP, row_of, [&](const uint8_t* row, int part) {
-    if constexpr (GRID) return packed_block<BITS>(packing, row, block, part);
-    else return Bytes::load(row + block * BLOCK + part * Bytes::WIDTH);
+  const int channel = first * 4 * QUADS_OF_GROUP;
+  const uint8_t* from = static_cast<const uint8_t*>(m.data) + channel * stride;
+  auto place = [&](auto load) { place_quads<BITS>(tile.numbers, groups * QUADS_OF_GROUP, from, channels - channel, stride, load); };
+  if constexpr (GRID) with_packed_block<BITS>(packing, block, place);
+  else place([at = size_t(block) * BLOCK](const uint8_t* row, auto part) SOLM_INLINE {
+    return Bytes::load(row + at + part.value * Bytes::WIDTH);
   });
   for (int g = 0; GRID && g < groups; ++g) {
     const Grid grid(m, first + g);
