@@ -9,10 +9,25 @@
 
 namespace solm {
 
+// Rows of a block that are unpacked next. The hardware does not guess how far apart they are, and stalls when many lines are
+// requested at once, so that a few of them are fetched between multiplications. lower: where lower bits are, 0 for none.
+struct RowFetch {
+  const uint8_t* row = nullptr;
+  size_t stride = 0, lower = 0;
+  int rows = 0, at_once = 0;
+
+  void some() {
+    for (int i = 0; i < at_once && rows > 0; ++i, --rows, row += stride) {
+      fetch_line(row, 0);
+      if (lower) fetch_line(row, lower);
+    }
+  }
+};
+
 // y [T, 64], or with `add` y plus this, = the inputs of T tokens from t on times the groups [first, first + groups) of a tile,
 // of QUADS times four channels each. GRID: with steps and lowest values.
 template <int BITS, int QUADS, bool GRID, int T>
-void multiply_tokens(Tile& tile, const ChunkInput& x, int first, int groups, int t, bool add, float* y) {
+void multiply_tokens(Tile& tile, const ChunkInput& x, int first, int groups, int t, bool add, float* y, RowFetch& next) {
   using Dot = TileDot<BITS>;
   constexpr int CHANNELS = 4 * QUADS, PARTS_OF_GROUP = GROUP / CHANNELS;
   const float* sums = PARTS_OF_GROUP == 1 ? x.sum : x.half_sum;
@@ -25,6 +40,7 @@ void multiply_tokens(Tile& tile, const ChunkInput& x, int first, int groups, int
     Lanes sum[T];
     each<T>([&](auto k) SOLM_INLINE { sum[k] = add ? Lanes::load(to_y + k * BLOCK) : Lanes::zero(); });
     for (int g = 0; g < groups; ++g) {
+      next.some();
       const float* scale = x.scale + size_t(t) * x.groups + (first + g) / PARTS_OF_GROUP;
       const float* total = sums + size_t(t) * parts + first + g;
       [[maybe_unused]] const Lanes step = Lanes::load(tile.step[g] + 16 * j), least = Lanes::load(tile.least[g] + 16 * j);
@@ -50,15 +66,18 @@ void multiply_tokens(Tile& tile, const ChunkInput& x, int first, int groups, int
 
 // The same for tokens [from, to).
 template <int BITS, int QUADS, bool GRID>
-void multiply_groups(Tile& tile, const ChunkInput& x, int first, int groups, int from, int to, bool add, float* y) {
+void multiply_groups(Tile& tile, const ChunkInput& x, int first, int groups, int from, int to, bool add, float* y,
+                     RowFetch next) {
   constexpr int MOST = TileDot<BITS>::TOKENS;
+  const int times = (to - from + MOST - 1) / MOST * 4 * groups;
+  next.at_once = (next.rows + times - 1) / times;
   for (int t = from, count; t < to; t += count, y += size_t(count) * BLOCK) {
     count = at_once(to - t, MOST);
     if constexpr (MOST > 4) {
-      if (count == 4) multiply_tokens<BITS, QUADS, GRID, 4>(tile, x, first, groups, t, add, y);
-      if (count == 8) multiply_tokens<BITS, QUADS, GRID, 8>(tile, x, first, groups, t, add, y);
+      if (count == 4) multiply_tokens<BITS, QUADS, GRID, 4>(tile, x, first, groups, t, add, y, next);
+      if (count == 8) multiply_tokens<BITS, QUADS, GRID, 8>(tile, x, first, groups, t, add, y, next);
     }
-    if (count == MOST) multiply_tokens<BITS, QUADS, GRID, MOST>(tile, x, first, groups, t, add, y);
+    if (count == MOST) multiply_tokens<BITS, QUADS, GRID, MOST>(tile, x, first, groups, t, add, y, next);
   }
 }
 
@@ -66,7 +85,10 @@ void multiply_groups(Tile& tile, const ChunkInput& x, int first, int groups, int
 // [from, to) times the outputs [64 block, 64 block + 64) of a matrix or of the head, without their scales.
 template <typename W>
 struct TileProducts {
+  const int threads;
   std::vector<float> sums;  // of a chunk with one block
+
+  explicit TileProducts(int threads) : threads(threads) {}
 
   void reserve(int tokens) { sums.resize(size_t(rounded_up(tokens, ROW_STEP)) * BLOCK), tile = std::make_unique<Tile>(); }
 
@@ -77,9 +99,12 @@ struct TileProducts {
         groups<BITS, QUADS_OF_GROUP, GRID>(x, from, to, [&](int first, int count) {
           unpack_matrix<BITS, QUADS_OF_GROUP, GRID>(*tile, m, high_only, x.channels, block, first, count);
           constexpr int SIZE = 4 * QUADS_OF_GROUP;
-          const int next = std::min((first + 2 * count) * SIZE, x.channels);
-          fetch_rows<GRID ? BITS - 4 : 0, GRID>(m, block, (first + count) * SIZE, next);
-          for (int g = first + count; GRID && g * SIZE < next; ++g) Grid(m, g).fetch(block * BLOCK, BLOCK);
+          const int end = first + count, last = std::min((end + count) * SIZE, x.channels);
+          for (int g = end; GRID && g * SIZE < last; ++g) Grid(m, g).fetch(block * BLOCK, BLOCK);
+          if (end * SIZE < x.channels) return rows_of<GRID ? BITS - 4 : 0, GRID>(m, block, end * SIZE, last);
+          // Threads take blocks in turn, so that this is probably the next one.
+          const int then = std::min(block + threads, (m.outputs - 1) / BLOCK);
+          return rows_of<GRID ? BITS - 4 : 0, GRID>(m, then, 0, std::min(count * SIZE, x.channels));
         });
       });
     } else {
@@ -93,6 +118,7 @@ struct TileProducts {
     with_form(head.group ? head.bits : 0, head.group, [&]<int BITS, int QUADS_OF_GROUP, bool GRID>() {
       groups<BITS, QUADS_OF_GROUP, GRID>(x, from, to, [&](int first, int count) {
         unpack_head<BITS, QUADS_OF_GROUP, GRID>(*tile, head, x.channels, vocabulary, block, first, count);
+        return RowFetch();  // one byte after the other
       });
     });
     return sums.data();
@@ -117,7 +143,8 @@ struct TileProducts {
     }
   }
 
-  // Adds the products of all groups of channels. unpack(first, count) puts some of them into the tile.
+  // Adds the products of all groups of channels. unpack(first, count) puts some of them into the tile and says what it will
+  // read next time.
   template <int BITS, int QUADS_OF_GROUP, bool GRID, typename Unpack>
   void groups(const ChunkInput& x, int from, int to, Unpack unpack) {
     constexpr int SIZE = 4 * QUADS_OF_GROUP, AT_ONCE = Tile::ROOM / (SIZE * TileDot<BITS>::BYTES);
@@ -125,21 +152,22 @@ struct TileProducts {
     const int all = (x.channels + SIZE - 1) / SIZE;
     for (int first = 0; first < all; first += AT_ONCE) {
       const int count = std::min(AT_ONCE, all - first);
-      unpack(first, count);
-      multiply_groups<BITS, QUADS_OF_GROUP, GRID>(*tile, x, first, count, from, to, first > 0, sums.data());
+      const RowFetch next = unpack(first, count);
+      multiply_groups<BITS, QUADS_OF_GROUP, GRID>(*tile, x, first, count, from, to, first > 0, sums.data(), next);
     }
   }
 
-  // Fetches a block of rows [from, to), whose distance the hardware does not guess, while there is something to multiply.
+  // A block of rows [from, to).
   template <int LOW_BITS, bool GRID>
-  void fetch_rows(const Matrix& m, int block, int from, int to) const {
+  static RowFetch rows_of(const Matrix& m, int block, int from, int to) {
     const Packing packing(m, false);
-    const size_t stride = GRID ? packing.stride() : size_t(rounded_up(m.outputs, BLOCK));
-    const auto* row = static_cast<const uint8_t*>(m.data) + from * stride;
-    for (int i = from; i < to; ++i, row += stride) {
-      fetch_line(row, size_t(GRID ? block / 2 : block) * BLOCK);
-      if constexpr (LOW_BITS > 0) fetch_line(row, packing.high_bytes() + size_t(block / (8 / LOW_BITS)) * 64);
-    }
+    const size_t upper = size_t(GRID ? block / 2 : block) * BLOCK;
+    RowFetch next;
+    next.stride = GRID ? packing.stride() : size_t(rounded_up(m.outputs, BLOCK));
+    next.row = static_cast<const uint8_t*>(m.data) + from * next.stride + upper;
+    next.rows = std::max(to - from, 0);
+    if constexpr (LOW_BITS > 0) next.lower = packing.high_bytes() + size_t(block / (8 / LOW_BITS)) * 64 - upper;
+    return next;
   }
 
   void floats(const W* weights, const ChunkInput& x, int out, int block, int from, int to) {

@@ -40,7 +40,8 @@ struct Prompt {
 
   Prompt(Engine& engine, int t, bool& sense)
       : e(engine), thread(t), threads(engine.s.threads), H(engine.s.hidden), I(engine.s.intermediate), D(engine.s.head_dim),
-        Q(engine.s.heads), KV(engine.s.kv_heads), sense(sense), attention(engine.s), alone(engine.s, 0, 1) {}
+        Q(engine.s.heads), KV(engine.s.kv_heads), sense(sense), products(threads), attention(engine.s),
+        alone(engine.s, 0, 1) {}
 
   void reserve(int tokens) {
     const int widest = std::max({H, I, Q * D});
