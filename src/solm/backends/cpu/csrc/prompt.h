@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention.h"
+#include "chunk_order.h"
 #include "decision.h"
 #include "gemm.h"
 #include "prompt_attention.h"
@@ -18,19 +19,9 @@ struct Prompt {
   const int thread, threads, H, I, D, Q, KV;
   bool& sense;        // of the barrier
   int phase = 0;      // which counter of tasks is in use
-  // Neighbours of one row. alone: a step whose queries have no neighbours, or that selects pages of its own.
-  struct Part {
-    int first, count;
-    bool alone;
-  };
-  std::vector<Part> page_parts, query_parts;  // of a chunk
-  // Steps [first, end) of a product. high_only: with the upper 4 bits of nested weights alone.
-  struct Range {
-    int first, end;
-    bool high_only;
-  };
-  Range full, high;                         // of the products of the MLP, where steps stand in another order:
-  std::vector<int32_t> place, at_place;     // of every step, and which one is there
+  using Part = ChunkOrder::Part;
+  using Range = ChunkOrder::Range;
+  ChunkOrder order;
   std::vector<float> normed, kept, picked;  // of a step: input of a product; with zeros where it skips channels; values kept
   std::vector<int32_t> index;               // of the channels kept
   std::vector<float> bounds, sums;          // of pages; see Attention
@@ -45,8 +36,7 @@ struct Prompt {
 
   void reserve(int tokens) {
     const int widest = std::max({H, I, Q * D});
-    products.reserve(tokens), attention.reserve();
-    page_parts.reserve(tokens), query_parts.reserve(tokens), place.resize(tokens), at_place.resize(tokens + ROW_STEP);
+    order.reserve(tokens), products.reserve(tokens), attention.reserve();
     normed.resize(widest), kept.resize(widest), picked.resize(widest + SPARE), index.resize(widest + SPARE);
     sums.resize(size_t(Q / KV) * (D + 2));
   }
@@ -98,7 +88,8 @@ struct Prompt {
   ChunkInput input_of(int channels) const {
     PromptRoom& room = e.prompt;
     const int stride = rounded_up(channels, GROUP);
-    return {channels, stride, stride / GROUP, room.dense.data(), room.scale.data(), room.sum.data(), room.half_sum.data(), room.number.data()};
+    return {channels, stride, stride / GROUP, room.dense.data(), room.scale.data(), room.sum.data(), room.half_sum.data(),
+            room.number.data()};
   }
 
   // Calls use(i) for all i below count, each in the thread that comes first, and waits for all of them.
@@ -136,20 +127,20 @@ struct Prompt {
     input = input_of(H);
     each_step(count, [&](int t) {
       const Plan plan = plan_of(t);
-      take_largest(input, place[t], norm(l.mlp_norm, stream(t), H), plan.inputs, plan);
+      take_largest(input, order.place[t], norm(l.mlp_norm, stream(t), H), plan.inputs, plan);
     });
-    for (const Range& range : {full, high})
+    for (const Range& range : {order.full, order.high})
       multiply(l.gate_up, input, 2 * I, range, [&](int i, int o, int n, const float* y) {
-        std::copy_n(y, n, result(at_place[i], 2 * I) + o);
+        std::copy_n(y, n, result(order.at_place[i], 2 * I) + o);
       });
     input = input_of(I);
     each_step(count, [&](int t) {
       const Plan plan = plan_of(t);
       float* gate = result(t, 2 * I);
       silu_times(gate, gate + I, I, gate);
-      take_largest(input, place[t], gate, plan.hiddens, plan);
+      take_largest(input, order.place[t], gate, plan.hiddens, plan);
     });
-    add_product(l.down, input, l.mlp_norm, count, {full, high});
+    add_product(l.down, input, l.mlp_norm, count, {order.full, order.high});
   }
 
   // x [n], normed where it is inputs that are.
@@ -213,7 +204,7 @@ struct Prompt {
     const bool in_order = ranges.size() == 1;
     for (const Range& range : ranges)
       multiply(p, x, H, range, [&](int i, int o, int n, const float* y) {
-        const int t = in_order ? i : at_place[i];
+        const int t = in_order ? i : order.at_place[i];
         float* to = (e.s.norms_after ? result(t, H) : stream(t)) + o;
         for (int k = 0; k < n; ++k) to[k] = e.s.norms_after ? y[k] : to[k] + y[k];
       });
@@ -227,8 +218,8 @@ struct Prompt {
 
   // Places queries and keys, and writes keys and values to the cache: page by page, since a page is one thread's to write.
   void append_keys_and_values(int number, const Step* steps) {
-    each_task(int(page_parts.size()), [&](int i) {
-      const Part& part = page_parts[i];
+    each_task(int(order.page_parts.size()), [&](int i) {
+      const Part& part = order.page_parts[i];
       for (int t = part.first; t < part.first + part.count; ++t) {
         float* queries = result(t, (Q + 2 * KV) * D);
         place_token(e, e.layers[number], steps[t].position, queries);
@@ -239,9 +230,9 @@ struct Prompt {
 
   void attend(int number, const Step* steps) {
     const size_t wide = size_t(Q + 2 * KV) * D, group = size_t(Q / KV) * D;
-    const int parts = int(query_parts.size());
+    const int parts = int(order.query_parts.size());
     each_task(parts * KV, [&](int i) {
-      const Part& part = query_parts[parts - 1 - i / KV];  // the longest ones first
+      const Part& part = order.query_parts[parts - 1 - i / KV];  // the longest ones first
       const Step& step = steps[part.first];
       const int head = i % KV;
       const float* queries = result(part.first, wide) + head * group;
@@ -278,25 +269,8 @@ struct Prompt {
     arrange(&e.steps[start], count);
   }
 
-  // Splits a chunk into neighbours of one row: those of a page, and those whose queries make a block. Gives steps that read
-  // all bits of weights places before those that read the upper ones alone.
   void arrange(const Step* steps, int count) {
-    const SparsityRules& rules = *e.call->rules;
-    const int most = std::clamp(count * KV / (4 * threads), 1, PromptAttention<K>::tokens(e.s));
-    page_parts.clear(), query_parts.clear();
-    for (int t = 0; t < count; ++t) {
-      const bool next = t > 0 && steps[t].cache == steps[t - 1].cache, alone = e.call->count == 1 || !reads_all_pages(rules, steps[t].plan);
-      if (!next || steps[t].position % PAGE == 0) page_parts.push_back({t, 0, false});
-      if (!next || alone || query_parts.back().alone || query_parts.back().count == most) query_parts.push_back({t, 0, alone});
-      ++page_parts.back().count, ++query_parts.back().count;
-    }
-    const auto reads_all_bits = [](const Step& step) { return !step.plan.high_halves_only; };
-    const int whole = int(std::count_if(steps, steps + count, reads_all_bits)), second = rounded_up(whole, ROW_STEP);
-    full = {0, whole, false}, high = {second, second + count - whole, true};
-    for (int t = 0, next[2] = {second, 0}; t < count; ++t) {
-      place[t] = next[reads_all_bits(steps[t])]++;
-      at_place[place[t]] = t;
-    }
+    order.arrange(*e.call, steps, count, std::clamp(count * KV / (4 * threads), 1, PromptAttention<K>::tokens(e.s)));
   }
 };
 

@@ -83,12 +83,10 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     for (int start = 0; start < e.step_count; start += most) {
       const int count = std::min(most, e.step_count - start);
       prompt.read(start, count);
-      if (c.last == e.s.layers) {
-        if (INTEGERS && !c.approximate_tail && c.rows * c.logit_steps >= PromptRoom::LEAST_LOGITS) write_many_logits(start, count);
-        else
-          for (int i = 0; i < count; i += MOST_ROWS)
-            write_logits(start + i, std::min(MOST_ROWS, count - i), &e.prompt.heads[size_t(i) * H]);
-      }
+      const bool many = INTEGERS && !c.approximate_tail && c.rows * c.logit_steps >= PromptRoom::LEAST_LOGITS;
+      if (c.last == e.s.layers && many) write_many_logits(start, count);
+      for (int i = 0; c.last == e.s.layers && !many && i < count; i += MOST_ROWS)
+        write_logits(start + i, std::min(MOST_ROWS, count - i), &e.prompt.heads[size_t(i) * H]);
       barrier();  // all threads have read the inputs of the head
     }
   }

@@ -86,7 +86,9 @@ void unpack_matrix(Tile& tile, const Matrix& m, bool high_only, int channels, in
   const size_t stride = GRID ? packing.stride() : size_t(rounded_up(m.outputs, BLOCK));
   const int channel = first * 4 * QUADS_OF_GROUP;
   const uint8_t* from = static_cast<const uint8_t*>(m.data) + channel * stride;
-  auto place = [&](auto load) { place_quads<BITS>(tile.numbers, groups * QUADS_OF_GROUP, from, channels - channel, stride, load); };
+  auto place = [&](auto load) {
+    place_quads<BITS>(tile.numbers, groups * QUADS_OF_GROUP, from, channels - channel, stride, load);
+  };
   if constexpr (GRID) with_packed_block<BITS>(packing, block, place);
   else place([at = size_t(block) * BLOCK](const uint8_t* row, auto part) SOLM_INLINE {
     return Bytes::load(row + at + part.value * Bytes::WIDTH);
