@@ -40,6 +40,7 @@ struct Prompt {
       float* normed = &e.prompt.heads[size_t(t) * H];
       rms_norm(stream(t), e.final_norm, H, e.s.epsilon, normed);
       if (e.call->stream) std::copy_n(normed, H, e.call->stream + size_t(start + t) * H);
+      multiply_all(normed, H, e.s.logit_scale);
     });
   }
 
@@ -75,23 +76,23 @@ struct Prompt {
     const Layer& l = e.layers[number];
     const int wide = (Q + 2 * KV) * D;
     ChunkInput input = input_of(H);
-    each_token(count, [&](int t) { take(input, t, stream(t), e.s.norms_after ? nullptr : l.attention_norm); });
+    each_token(count, [&](int t) { take(input, t, stream(t), l.attention_norm); });
     multiply(l.qkv, input, wide, count, [&](int t, int o, int n, const float* y) { std::copy_n(y, n, result(t, wide) + o); });
     append_keys_and_values(number, steps);
     attend(number, steps);
     input = input_of(Q * D);
     each_token(count, [&](int t) { take(input, t, &e.prompt.heads[size_t(t) * Q * D], nullptr); });
-    add_product(l.out, input, l.attention_norm, count);
+    add_product(l.out, input, l.attention_output_norm, count);
     input = input_of(H);
-    each_token(count, [&](int t) { take(input, t, stream(t), e.s.norms_after ? nullptr : l.mlp_norm); });
+    each_token(count, [&](int t) { take(input, t, stream(t), l.mlp_norm); });
     multiply(l.gate_up, input, 2 * I, count, [&](int t, int o, int n, const float* y) { std::copy_n(y, n, result(t, 2 * I) + o); });
     input = input_of(I);
     each_token(count, [&](int t) {
       float* gate = result(t, 2 * I);
-      silu_times(gate, gate + I, I, gate);
+      activate(e.s.activation, gate, gate + I, I, gate);
       take(input, t, gate, nullptr);
     });
-    add_product(l.down, input, l.mlp_norm, count);
+    add_product(l.down, input, l.mlp_output_norm, count);
   }
 
   // Makes x, normed if there is a norm, an input of the next product.
@@ -125,17 +126,18 @@ struct Prompt {
     });
   }
 
-  // Adds a product to the residual stream.
+  // Adds a product, normed if there is a norm, to the residual stream.
   void add_product(const Product& p, const ChunkInput& x, const float* norm, int count) {
+    const float scale = e.s.residual_scale;
     multiply(p, x, H, count, [&](int t, int o, int n, const float* y) {
-      float* to = (e.s.norms_after ? result(t, H) : stream(t)) + o;
-      for (int i = 0; i < n; ++i) to[i] = e.s.norms_after ? y[i] : to[i] + y[i];
+      float* to = (norm ? result(t, H) : stream(t)) + o;
+      for (int i = 0; i < n; ++i) to[i] = norm ? y[i] : to[i] + scale * y[i];
     });
-    if (!e.s.norms_after) return;
+    if (!norm) return;
     each_token(count, [&](int t) {
       float *added = result(t, H), *x = stream(t);
       rms_norm(added, norm, H, e.s.epsilon, added);
-      for (int i = 0; i < H; ++i) x[i] += added[i];
+      for (int i = 0; i < H; ++i) x[i] += scale * added[i];
     });
   }
 
@@ -158,7 +160,8 @@ struct Prompt {
       const Part& part = query_parts[parts - 1 - i / KV];  // the longest ones first
       const Step& step = steps[part.first];
       const int head = i % KV;
-      attention.attend(*step.cache, number, head, step.position, part.count, result(part.first, wide) + head * group, wide,
+      attention.attend(*step.cache, number, head, step.position, part.count, e.layers[number].window,
+                       result(part.first, wide) + head * group, wide,
                        &e.prompt.heads[size_t(part.first) * Q * D + head * group], size_t(Q) * D);
     });
   }
