@@ -11,6 +11,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.models import tiny_model
+from helpers.weights import random_blocks as centred_blocks
 from solm.backends.cpu.files.layout import Form
 from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.files.spec import ModelSpec
@@ -47,7 +48,7 @@ def random_blocks(kind: TensorType, outputs: int, inputs: int, seed: int = 0) ->
 def encoded(weight: np.ndarray, kind: TensorType) -> np.ndarray:
     """A matrix in float32 as rows of blocks; of types that only llama.cpp can quantise to, random ones of its shape."""
     if kind in (TensorType.Q4_K, TensorType.Q5_K, TensorType.Q6_K):
-        return random_blocks(kind, *weight.shape, seed=weight.size)
+        return centred_blocks(kind, *weight.shape, seed=weight.size, deviation=0.05)
     return quants.quantize(weight, kind)
 
 
