@@ -61,9 +61,10 @@ struct PromptAttention {
   void attend(const Cache& cache, int layer, int head, int position, int count, int window, const float* from,
               size_t from_stride, float* to, size_t to_stride) {
     const int rows = count * group, width = group * D;
+    const float scale = s.softmax_scale;
     auto oldest = [&](int row) { return window ? std::max(0, position + row / group - window + 1) : 0; };
     for (int t = 0; t < count; ++t)
-      for (int i = 0; i < width; ++i) queries[size_t(t) * width + i] = s.softmax_scale * from[t * from_stride + i];
+      for (int i = 0; i < width; ++i) queries[size_t(t) * width + i] = scale * from[t * from_stride + i];
     std::fill(out.begin(), out.end(), 0.0f);
     std::fill(peak.begin(), peak.end(), -INFINITY), std::fill(total.begin(), total.end(), 0.0f);
     const PageRange<K> key_pages = cache.range<K>(&Pages::keys, s, layer, head);

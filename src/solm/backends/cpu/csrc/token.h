@@ -9,10 +9,11 @@ namespace solm {
 
 inline void embed(const Engine& e, int64_t token, float* x) {
   const RawTensor rows{e.s.embedding, static_cast<const uint8_t*>(e.embedding), e.s.vocabulary, e.s.hidden, nullptr};
+  const float scale = e.s.embedding_scale;
   for (int g = 0; g < rows.groups(); ++g) {
     float values[GROUP];
     const int count = read_group(rows, rows.row(int(token)), g, values);
-    for (int i = 0; i < count; ++i) x[g * GROUP + i] = values[i] * e.s.embedding_scale;
+    for (int i = 0; i < count; ++i) x[g * GROUP + i] = scale * values[i];
   }
 }
 
