@@ -16,9 +16,11 @@ from helpers.engine_edges import Rows
 from helpers.gguf_files import WIDE, write_gguf
 from helpers.models import keep_of, tiny_model, tokens
 from helpers.weights import GRID_SIZES
+from solm.backends.cpu.backend import CpuBackend
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.files.families import FAMILIES
 from solm.backends.cpu.files.gguf_file import GgufFile
+from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.files.repack import dequantise
 from solm.backends.cpu.library import library
 from solm.backends.cpu.session import CpuSession
@@ -83,6 +85,17 @@ def test_every_model_is_the_one_that_transformers_has(control):
     embedded = torch.from_numpy(engine.embed(ids.numpy()))
     torch.testing.assert_close(embedded, expected.hidden_states[0], atol=1e-6, rtol=0)
     torch.testing.assert_close(embedded, control.embed(ids), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 80**0.5), (torch.bfloat16, 8.9375)])
+def test_embeddings_are_multiplied_with_a_scale_of_their_type(dtype, scale):
+    model = tiny_model("gemma3_text", dtype, hidden_size=80)
+    backend = CpuBackend(LoadedModel(model), SPARSITY, "int8")
+    assert backend.engine.sizes.embedding_scale == pytest.approx(scale, rel=1e-7)
+    ids = tokens(1, 40)
+    expected = model.get_input_embeddings()(ids).detach().float()
+    torch.testing.assert_close(backend.embed(ids), expected, rtol=2**-8, atol=0)
+    assert backend.capability.sliding == (0,)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
