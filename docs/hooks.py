@@ -1,15 +1,39 @@
-"""A hook of mkdocs: writes the command line reference from the commands themselves."""
+"""A hook of mkdocs: writes the command line reference and the table of families from the code itself."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import typer
 
-MARK = "<!-- commands -->"
-
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """The page's text, with every command in place of the mark."""
-    return markdown.replace(MARK, commands()) if page.file.src_uri == "cli.md" else markdown
+    """The page's text, with every command or family in place of its mark."""
+    if page.file.src_uri == "cli.md":
+        return markdown.replace("<!-- commands -->", commands())
+    return markdown.replace("<!-- families -->", families()) if page.file.src_uri == "model.md" else markdown
+
+
+def families() -> str:
+    """A markdown table of the cpu backend's families and what their layers are."""
+    from solm.backends.cpu.files.families import FAMILIES
+
+    lines = [
+        "| Family | In GGUF files | Normed, in attention and MLP | Queries and keys | Gate | Sliding windows |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    windows = {None: "", "all": "all layers", "last": "the last layers"}
+    for name, family in FAMILIES.items():
+        places = family.names(SimpleNamespace(qkv_bias=family.qkv_bias))
+        normed = [what for what, key in (("inputs", ""), ("outputs", "_output")) if f"attention{key}_norm" in places]
+        own = {None: "", "head": "normed by head", "whole": "normed"}[family.qk_norms]
+        heads = [own, "biases" if family.qkv_bias else "", "fused" if places["q"].fused else ""]
+        every = family.sliding
+        sliding = f"{every - 1} of {every} layers" if isinstance(every, int) else windows[every]
+        lines.append(
+            f"| {name} | {family.architecture} | {' and '.join(normed)} | {', '.join(filter(None, heads))} | "
+            f"{family.activation} | {sliding} |"
+        )
+    return "\n".join(lines)
 
 
 def commands() -> str:

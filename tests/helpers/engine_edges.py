@@ -90,15 +90,16 @@ def under(rows: Rows, policy: Decider, target: float = 0.7, horizon: int = 100) 
 
 
 def dense_equals_the_model(built) -> None:
-    """At page boundaries, one token and several at a time."""
-    model = tiny_model("llama", torch.float32)
-    engine = engine_of(model, SPARSITY, "float32", library=built)
-    for context in (1, 15, 16, 17, 33, 300):
-        ids = tokens(1, context + 40, seed=context)
-        rows = Rows(engine)
-        found = [rows.run(part).logits for part in ids.split([context, 1, 1, 7, 31], 1)]
-        with torch.no_grad():
-            torch.testing.assert_close(torch.cat(found, 1), model(ids).logits, atol=2e-3, rtol=0)
+    """At page boundaries, one token and several at a time; also of layers that see 40 tokens."""
+    for family in ("llama", "gemma3_text"):
+        model = tiny_model(family, torch.float32)
+        engine = engine_of(model, SPARSITY, "float32", library=built)
+        for context in (1, 15, 16, 17, 33, 300):
+            ids = tokens(1, context + 40, seed=context)
+            rows = Rows(engine)
+            found = [rows.run(part).logits for part in ids.split([context, 1, 1, 7, 31], 1)]
+            with torch.no_grad():
+                torch.testing.assert_close(torch.cat(found, 1), model(ids).logits, atol=2e-3, rtol=0)
 
 
 def prompts_equal_steps(built) -> None:

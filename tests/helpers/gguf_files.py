@@ -11,6 +11,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.models import tiny_model
+from helpers.weights import random_blocks as centred_blocks
 from solm.backends.cpu.files.layout import Form
 from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.files.spec import ModelSpec
@@ -47,7 +48,7 @@ def random_blocks(kind: TensorType, outputs: int, inputs: int, seed: int = 0) ->
 def encoded(weight: np.ndarray, kind: TensorType) -> np.ndarray:
     """A matrix in float32 as rows of blocks; of types that only llama.cpp can quantise to, random ones of its shape."""
     if kind in (TensorType.Q4_K, TensorType.Q5_K, TensorType.Q6_K):
-        return random_blocks(kind, *weight.shape, seed=weight.size)
+        return centred_blocks(kind, *weight.shape, seed=weight.size, deviation=0.05)
     return quants.quantize(weight, kind)
 
 
@@ -70,7 +71,8 @@ def write_gguf(
     source = LoadedModel(model)
     spec = source.spec
     writer = GGUFWriter(path, spec.description.architecture)
-    write_sizes(writer, spec, model.config.rope_parameters["rope_theta"])
+    positions = model.config.rope_parameters
+    write_sizes(writer, spec, positions.get("full_attention", positions)["rope_theta"])
     for key, value in (fields or {}).items():
         add = writer.add_string if isinstance(value, str) else writer.add_float32
         (writer.add_uint32 if type(value) is int else add)(key, value)
@@ -78,7 +80,9 @@ def write_gguf(
         writer.add_tensor(name, values)
     for layer in (None, *range(spec.layers)):
         for name, place in spec.places(layer).items():
-            weight = source.tensor(name, layer).floats()
+            if name in place.fused[1:]:
+                continue  # written with the first of them
+            weight = np.concatenate([source.tensor(part, layer).floats() for part in place.fused or (name,)])
             if spec.description.interleaved and name in ("q", "k", "q_bias", "k_bias"):
                 weight = interleaved(weight, spec.head_dim)
             kind = TensorType.F32 if weight.ndim == 1 else type_of(name)
@@ -102,7 +106,20 @@ def write_sizes(writer: GGUFWriter, spec: ModelSpec, theta: float) -> None:
     writer.add_value_length(spec.head_dim)
     writer.add_layer_norm_rms_eps(spec.epsilon)
     writer.add_rope_freq_base(theta)
-    writer.add_rope_dimension_count(spec.head_dim)
+    writer.add_rope_dimension_count(2 * len(spec.rope.inverse_frequencies))
+    scales = spec.scales
+    for value, usual, add in (
+        (scales.softmax, spec.head_dim**-0.5, writer.add_attention_scale),
+        (scales.residual, 1, writer.add_residual_scale),
+        (1 / scales.logits, 1, writer.add_logit_scale),
+        (scales.embedding, spec.hidden**0.5 if spec.description.root_embeddings else 1, writer.add_embedding_scale),
+    ):
+        if value != usual:
+            add(value)
+    if spec.sliding_window is not None:
+        writer.add_sliding_window(spec.sliding_window)
+        if len(spec.sliding_layers) < spec.layers:
+            writer.add_sliding_window_pattern([layer in spec.sliding_layers for layer in range(spec.layers)])
     writer.add_token_list([f"token{index}" for index in range(spec.vocabulary)])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

@@ -63,14 +63,17 @@ class HeadEngine(Engine):
             return structs.product(matrix)
 
         norm = ones.data_ptr()
-        layer = structs.Layer(nothing(48), nothing(hidden), nothing(32), nothing(hidden), 0, norm, norm)
+        layer = structs.Layer(
+            nothing(48), nothing(hidden), nothing(32), nothing(hidden), rope=-1, attention_norm=norm, mlp_norm=norm
+        )
         sizes = structs.Sizes(
             layers=1, hidden=hidden, intermediate=16, heads=1, kv_heads=1, head_dim=16, vocabulary=vocabulary,
-            positions=64, precision=2, threads=threads, rotary=2, epsilon=1e12,
+            positions=64, precision=2, threads=threads, epsilon=1e12, embedding_scale=1, softmax_scale=0.25,
+            residual_scale=1, logit_scale=1,
         )  # fmt: skip
         model = structs.Model(
             sizes=sizes, layers=ctypes.pointer(layer), embedding=embedding.data_ptr(), head=head,
-            final_norm=large.data_ptr(), frequencies=norm, rotary_scale=1,
+            final_norm=large.data_ptr(),
         )  # fmt: skip
         made, message = ctypes.c_void_p(), ctypes.create_string_buffer(MESSAGE)
         code = library.solm_engine(ctypes.byref(model), ctypes.byref(made), message)

@@ -24,6 +24,9 @@ EXTRA = {
     "mistral": {"sliding_window": None},
     "starcoder2": {"sliding_window": None},
     "phi3": {"sliding_window": None, "original_max_position_embeddings": 512},
+    "granite": {
+        "embedding_multiplier": 6.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2, "logits_scaling": 4.0,
+    },
     "ministral": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
     "exaone4": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
 }  # fmt: skip

@@ -7,6 +7,7 @@ from gguf.constants import GGMLQuantizationType as TensorType
 from gguf.quants import dequantize
 
 from solm.backends.cpu.files.loaded_model import LoadedModel
+from solm.backends.cpu.files.source import meant, name_in
 from solm.backends.cpu.files.tensors import QUANTISED, Tensor
 
 # Outputs in 64s and inputs in 32s, with a last 64 outside of the 128s.
@@ -57,7 +58,8 @@ class QuantisedModel(LoadedModel):
 
     def _matrices(self, layer: int) -> list[str]:
         places = self.spec.places(layer)
-        return [places[name].transformers for name in ("q", "k", "v", "out", "gate", "up", "down")]
+        names = [places[name].transformers for name in ("q", "k", "v", "out", "gate", "up", "down")]
+        return list(dict.fromkeys(names))
 
     def _become(self, name: str, kind: TensorType, seed: int) -> None:
         if name not in self._parameters:
@@ -68,8 +70,9 @@ class QuantisedModel(LoadedModel):
         self._blocks[name] = kind, blocks
 
     def tensor(self, name: str, layer: int | None = None) -> Tensor:
-        found = super().tensor(name, layer)
-        if found.name not in self._blocks:
-            return found
-        kind, blocks = self._blocks[found.name]
-        return Tensor(found.name, kind, found.shape, blocks.reshape(-1))
+        stored = name_in(self.spec, name, layer, gguf=False)
+        if stored not in self._blocks:
+            return super().tensor(name, layer)
+        kind, blocks = self._blocks[stored]
+        shape = tuple(self._parameters[stored].shape)
+        return meant(self.spec, name, layer, Tensor(stored, kind, shape, blocks.reshape(-1)), gguf=False)

@@ -13,9 +13,13 @@ from solm.runtime.load import default_kv_cache, default_precision
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 
 
-def test_generation_is_the_same_on_both_backends(tiny_folder):
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "granite"])
+def test_generation_is_the_same_on_both_backends(family, tmp_path, byte_tokenizer):
+    windows = {"sliding_window": 40} if family == "phi3" else {}
+    tiny_model(family, torch.float32, **windows).save_pretrained(tmp_path / "tiny")
+    byte_tokenizer.save_pretrained(tmp_path / "tiny")
     replies = [
-        package.load(str(tiny_folder), dtype="float32", backend=backend, precision=precision).generate(
+        package.load(str(tmp_path / "tiny"), dtype="float32", backend=backend, precision=precision).generate(
             "A long enough prompt to read from. " * 4, max_new_tokens=12
         )
         for backend, precision in (("torch", None), ("cpu", "float32"))

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,14 +56,20 @@ SHOWN = [
 
 
 @cache
-def known() -> dict[str, Any]:
-    """The commands of the command line by name, such as `solm study kv-drift`."""
+def hooks() -> Any:
+    """The module that writes what documentation has from the code."""
     spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
     assert spec is not None
     assert spec.loader is not None
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
-    return dict(hooks.described(typer.main.get_command(app), "solm"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def known() -> dict[str, Any]:
+    """The commands of the command line by name, such as `solm study kv-drift`."""
+    return dict(hooks().described(typer.main.get_command(app), "solm"))
 
 
 @pytest.mark.parametrize(("words", "whole"), SHOWN)
@@ -94,9 +101,20 @@ def test_the_readme_is_short() -> None:
 def test_the_readme_names_every_family_of_each_backend() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     both, torch_alone = (line.split("|")[1].split(",") for line in lines if line.startswith(("| llama,", "| gemma,")))
-    assert tuple(name.strip() for name in both) == tuple(FAMILIES)
+    assert [name.strip() for name in both] == [name.removesuffix("_text") for name in FAMILIES]
+    row = next(line for line in (ROOT / "docs/model.md").read_text().splitlines() if line.startswith("| families |"))
+    assert row.split("|")[3].strip() == ",".join(both).strip()
     named = {name.strip() for name in [*both, *torch_alone]}
     assert named == {name.removesuffix("_text") for name in TESTED_FAMILIES}
+
+
+def test_the_table_of_families_is_written_from_the_code() -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="model.md"))
+    text = hooks().on_page_markdown((ROOT / "docs/model.md").read_text(), page)
+    rows = {line.split(" | ")[0]: line for line in text.splitlines()}
+    assert [name for name in FAMILIES if f"| {name}" not in rows] == []
+    assert "inputs and outputs | normed by head | gelu_pytorch_tanh | 5 of 6 layers" in rows["| gemma3_text"]
+    assert "fused" in rows["| phi3"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

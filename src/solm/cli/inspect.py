@@ -1,5 +1,6 @@
 """`solm inspect`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,9 @@ def inspect(
         from solm.core.sparsity import SparsityConfig
 
         on_cpu = unsuited_config(config, model, SparsityConfig())
+    reasons = dict(capability.reasons)
+    if capability.shapes is not None and len(capability.sliding) == capability.shapes.layers:
+        reasons.setdefault("attention", "every layer has a sliding window, which is read as it is")
     combines = {
         "weights that torchao quantised": on_torch,
         "... on the cpu backend": on_cpu or "it reads the types of GGUF files, and makes int8 of floats itself",
@@ -60,7 +64,7 @@ def inspect(
         "sizes": None if capability.shapes is None else capability.shapes.model_dump(),
         "tensors": None if header is None else _types(header),
         "memory": None if source is None else _memory(source),
-        "axes": _said({axis: capability.reasons.get(axis) for axis in capability.axes}),
+        "axes": _said({axis: reasons.get(axis) for axis in capability.axes}),
         "backends": _said({"torch": on_torch, "cpu": on_cpu}),
         "combines": _said(combines),
         "sliding_window_layers": len(capability.sliding),
@@ -121,6 +125,8 @@ def _structure(
         return Capability(spec.family, True, shapes_of(spec), {}, spec.sliding_layers), spec.context, None, str(error)
     capability = probe(structure)
     config: Any = structure.config.get_text_config(decoder=True)
+    if source is not None:  # transformers does not read the windows of all GGUF files
+        capability = replace(capability, sliding=source.spec.sliding_layers)
     reasons = capability.reasons
     unable = "; ".join(dict.fromkeys(reasons.values())) if not any(capability.axes.values()) else None
     return capability, getattr(config, "max_position_embeddings", None), config.to_dict(), unable
@@ -181,7 +187,7 @@ def _show(report: dict[str, Any]) -> None:
         print(title if title != "combines" else "combines with")
         for name, found in report[title].items():
             print(f"  {name:42} {'yes' if found['supported'] else 'no: ' + found['reason']}")
-    if report["sliding_window_layers"] and report["sizes"] is not None:
+    if report["sliding_window_layers"] and report["axes"]["attention"]["supported"]:
         print(
             f"{report['sliding_window_layers']} of {report['sizes']['layers']} layers have a sliding window; the "
             "attention axis acts on the others"

@@ -17,6 +17,9 @@ from solm.cli.inspect import inspect
 from solm.core.errors import DamagedFileError
 from solm.core.sparsity import SparsityConfig
 
+VOCABULARY = {"phi3": 32_064}
+"""Of families that transformers gives a padding token of their own, which a header does not have."""
+
 
 def told(capsys, path):
     inspect(str(path), json=True)
@@ -27,15 +30,32 @@ def told(capsys, path):
 def test_every_family_runs_from_its_file(family, tmp_path, capsys):
     """Also where transformers reads no such file."""
     path = tmp_path / "tiny.gguf"
-    write_gguf(path, family, max_position_embeddings=2048)
+    vocabulary = VOCABULARY.get(family, 259)
+    write_gguf(path, family, max_position_embeddings=2048, vocab_size=vocabulary)
     found = told(capsys, path)
     assert found["backends"]["cpu"] == {"supported": True, "reason": None}
     assert found["family"] == ("llama" if family == "mistral" else family)
-    assert (found["context"], found["sizes"]["layers"], found["sizes"]["vocabulary"]) == (2048, 2, 259)
+    assert (found["context"], found["sizes"]["layers"], found["sizes"]["vocabulary"]) == (2048, 2, vocabulary)
     assert all(axis["supported"] for axis in found["axes"].values())
     assert [at["tokens"] for at in found["memory"]["contexts"]] == [1024, 2048]
     reason = found["backends"]["torch"]["reason"]
-    assert (reason is None) == (family not in ("smollm3", "olmo2")), reason
+    assert (reason is None) == (family not in ("smollm3", "olmo2", "granite")), reason
+
+
+def test_layers_with_a_sliding_window_are_told(tmp_path, capsys):
+    path = tmp_path / "tiny.gguf"
+    for family, window, sliding in (("gemma3_text", 40, 1), ("phi3", 40, 2), ("phi3", None, 0)):
+        supported = sliding < 2
+        write_gguf(path, family, sliding_window=window, vocab_size=VOCABULARY.get(family, 259))
+        found = told(capsys, path)
+        assert found["sliding_window_layers"] == sliding
+        assert found["backends"]["cpu"]["supported"]
+        assert found["axes"]["attention"]["supported"] == supported
+        assert found["axes"]["mlp"]["supported"]
+        inspect(str(path))
+        shown = capsys.readouterr().out
+        assert ("1 of 2 layers have a sliding window" in shown) == (family == "gemma3_text")
+        assert ("no: every layer has a sliding window" in shown) == (not supported)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")

@@ -29,7 +29,9 @@ class CpuBackend:
     ):
         self.engine = Engine(source, sparsity, precision, threads, kv_cache_dtype, progress=progress)
         self.shapes = self.engine.shapes
-        self.capability = Capability(source.spec.family, tested=True, shapes=self.shapes)
+        self.capability = Capability(
+            source.spec.family, tested=True, shapes=self.shapes, sliding=source.spec.sliding_layers
+        )
 
     @property
     def name(self) -> str:

@@ -3,15 +3,18 @@
 import ctypes
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
+from gguf.constants import GGMLQuantizationType as TensorType
 
 from solm.backends.cpu import structs
 from solm.backends.cpu.files.config_spec import from_config
+from solm.backends.cpu.files.families import Activation
 from solm.backends.cpu.files.layout import PRECISIONS, SITES, Part, Site, layout_of
 from solm.backends.cpu.files.repack import Progress, dequantise, repack
+from solm.backends.cpu.files.rope import Rope
 from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.files.spec import ModelSpec
 from solm.backends.cpu.files.tensors import Tensor
@@ -34,8 +37,6 @@ _ROWS_AT_ONCE = 1024
 
 def unsuited(spec: ModelSpec, sparsity: SparsityConfig) -> str | None:
     """The reason why the engine cannot run this model under this sparsity; None if it can."""
-    if spec.sliding_layers:
-        return "sliding-window layers are not supported"
     if spec.heads // spec.kv_heads > MOST_QUERIES:
         return f"more than {MOST_QUERIES} query heads share a KV head"
     if spec.head_dim % 16:
@@ -156,10 +157,10 @@ class Engine:
         return f"cpu {', '.join(others)}" + (", int8 KV cache" if self.sizes.kv_int8 else "")
 
     def embed(self, tokens: np.ndarray) -> np.ndarray:
-        """Input embeddings [..., H] float32 of tokens [...]. Raises `DamagedFileError` for one outside the
-        vocabulary."""
+        """Input embeddings [..., H] float32 of tokens [...], as the first layer reads them. Raises `DamagedFileError`
+        for one outside the vocabulary."""
         rows = dequantise(self.library, self.source.tensor("embedding"), tokens.reshape(-1), str(self.spec.file))
-        return rows.reshape(*tokens.shape, -1)
+        return rows.reshape(*tokens.shape, -1) * np.float32(self.sizes.embedding_scale)
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):
@@ -182,20 +183,26 @@ class Engine:
             self.library, source, self.precision, digest, head_at + self._head_room(head), fill, threads
         )
         address = self._weights.address
-        layers = (structs.Layer * spec.layers)()
+        layers, ropes = (structs.Layer * spec.layers)(), []
         for number, layer in enumerate(layers):
             for name in SITES:
                 site = self.layout.layers[number][name].moved(address)
                 setattr(layer, name, _product(site))
             for name, value in self._vectors(number).items():
                 setattr(layer, name, value)
+            found = spec.rope_of(number)
+            if found is not None and found not in ropes:
+                ropes.append(found)
+            layer.rope, layer.window = -1 if found is None else ropes.index(found), spec.window_of(number) or 0
         self._kept.append(embedding)
         sizes = structs.Sizes(
             layers=spec.layers, hidden=spec.hidden, intermediate=spec.intermediate, heads=spec.heads,
             kv_heads=spec.kv_heads, head_dim=spec.head_dim, vocabulary=spec.vocabulary, positions=spec.context,
             precision={"float32": 0, "bfloat16": 1}.get(self.precision, 2), embedding=embedding.type,
-            kv_int8=kv_cache_dtype == "int8", threads=threads, norms_after=spec.norms_after,
-            whole_norms=spec.whole_norms, rotary=2 * len(spec.rope.inverse_frequencies), epsilon=spec.epsilon,
+            kv_int8=kv_cache_dtype == "int8", threads=threads, whole_norms=spec.whole_norms,
+            activation=get_args(Activation).index(spec.activation), epsilon=spec.epsilon,
+            embedding_scale=self._embedding_scale(embedding), softmax_scale=spec.scales.softmax,
+            residual_scale=spec.scales.residual, logit_scale=spec.scales.logits,
         )  # fmt: skip
         return structs.Model(
             sizes=sizes,
@@ -203,9 +210,20 @@ class Engine:
             embedding=embedding.data.ctypes.data,
             head=self._head_at(head, address + head_at),
             final_norm=self._floats(source.tensor("final_norm").floats()),
-            frequencies=self._floats(spec.rope.inverse_frequencies),
-            rotary_scale=spec.rope.scaling,
+            ropes=(structs.Rope * len(ropes))(*map(self._rope, ropes)),
+            rope_count=len(ropes),
         )
+
+    def _rope(self, rope: Rope) -> structs.Rope:
+        frequencies = rope.inverse_frequencies
+        return structs.Rope(frequencies=self._floats(frequencies), rotary=2 * len(frequencies), scale=rope.scaling)
+
+    def _embedding_scale(self, embedding: Tensor) -> float:
+        """What embeddings are multiplied with, rounded to their type, as transformers does."""
+        scale = np.array([self.spec.scales.embedding], np.float32)
+        if embedding.type == TensorType.BF16:
+            return float((_bfloat16(scale).astype(np.uint32) << 16).view(np.float32)[0])
+        return float(scale.astype(np.float16)[0]) if embedding.type == TensorType.F16 else float(scale[0])
 
     def _floats(self, values: np.ndarray) -> int:
         """The address of `values` in float32, which are kept."""
@@ -215,15 +233,12 @@ class Engine:
 
     def _vectors(self, layer: int) -> dict[str, int]:
         """The addresses of a layer's norms and bias by their names in `structs.Layer`."""
-        spec, places = self.spec, self.spec.places(layer)
-        after = "_output" if spec.norms_after else ""
-        names = {"attention_norm": f"attention{after}_norm", "mlp_norm": f"mlp{after}_norm"}
-        names |= {name: name for name in ("q_norm", "k_norm") if name in places}
-        vectors = {ours: self._floats(self.source.tensor(name, layer).floats()) for ours, name in names.items()}
-        if spec.qkv_bias:
+        norms = [name for name in self.spec.places(layer) if name.endswith("norm")]
+        vectors = {name: self._floats(self.source.tensor(name, layer).floats()) for name in norms}
+        if self.spec.qkv_bias:
             biases = [self.source.tensor(f"{name}_bias", layer).floats() for name in ("q", "k", "v")]
             vectors["qkv_bias"] = self._floats(np.concatenate(biases))
-        return vectors | {"rotates": layer not in spec.layers_without_rope}
+        return vectors
 
     def _head_room(self, tensor: Tensor) -> int:
         if self.precision in FLOAT_PRECISIONS:

@@ -34,6 +34,10 @@ def _integers(*names: str) -> list[tuple[str, type]]:
     return [(name, ctypes.c_int32) for name in names]
 
 
+def _floats(*names: str) -> list[tuple[str, type]]:
+    return [(name, ctypes.c_float) for name in names]
+
+
 def _pointers(*names: str) -> list[tuple[str, type]]:
     return [(name, _pointer) for name in names]
 
@@ -44,9 +48,9 @@ class Sizes(ctypes.Structure):
     _fields_ = [
         *_integers(
             "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary", "positions", "precision",
-            "embedding", "kv_int8", "threads", "norms_after", "whole_norms", "rotary",
+            "embedding", "kv_int8", "threads", "whole_norms", "activation",
         ),
-        ("epsilon", ctypes.c_float),
+        *_floats("epsilon", "embedding_scale", "softmax_scale", "residual_scale", "logit_scale"),
     ]  # fmt: skip
 
 
@@ -76,12 +80,20 @@ class Head(ctypes.Structure):
     _fields_ = [*_pointers("data", "low", "scale", "grid"), *_integers("bits", "group", "centre")]
 
 
+class Rope(ctypes.Structure):
+    """Rotary positions; see csrc/structs.h."""
+
+    _fields_ = [*_pointers("frequencies"), *_integers("rotary"), *_floats("scale")]
+
+
 class Layer(ctypes.Structure):
-    """The matrix products of a layer, and addresses of its norms and bias."""
+    """The matrix products of a layer, its rotary positions and window, and addresses of its norms and bias."""
 
     _fields_ = [
-        *((name, Product) for name in ("qkv", "out", "gate_up", "down")), *_integers("rotates"),
-        *_pointers("attention_norm", "mlp_norm", "q_norm", "k_norm", "qkv_bias"),
+        *((name, Product) for name in ("qkv", "out", "gate_up", "down")), *_integers("rope", "window"),
+        *_pointers(
+            "attention_norm", "attention_output_norm", "mlp_norm", "mlp_output_norm", "q_norm", "k_norm", "qkv_bias"
+        ),
     ]  # fmt: skip
 
 
@@ -90,7 +102,7 @@ class Model(ctypes.Structure):
 
     _fields_ = [
         ("sizes", Sizes), ("layers", ctypes.POINTER(Layer)), ("embedding", _pointer), ("head", Head),
-        *_pointers("final_norm", "frequencies"), ("rotary_scale", ctypes.c_float),
+        *_pointers("final_norm"), ("ropes", ctypes.POINTER(Rope)), *_integers("rope_count"),
     ]  # fmt: skip
 
 
@@ -159,7 +171,7 @@ def layout() -> list[str]:
         "MOST_EXACT": MOST_EXACT, "SHORTEST_HORIZON": SHORTEST_HORIZON, "MESSAGE": MESSAGE,
     }  # fmt: skip
     lines = [f"{name} = {value}" for name, value in constants.items()]
-    for struct in (Sizes, Matrix, Product, Head, Layer, Model, SparsityRules, Decider):
+    for struct in (Sizes, Matrix, Product, Head, Rope, Layer, Model, SparsityRules, Decider):
         lines += _lines(struct.__name__, ctypes.sizeof(struct), _fields(struct))
     state = budgets.ROW_STATE
     fields = [(name, at, dtype.itemsize) for name, (dtype, at, *_) in (state.fields or {}).items()]

@@ -69,9 +69,10 @@ class HookedModel:
         return getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Input embeddings of tokens [...]: [..., H]."""
+        """Input embeddings of tokens [...], as the first layer reads them: [..., H]."""
         embeddings: torch.Tensor = self.model.get_input_embeddings()(tokens.to(self.device))
-        return embeddings
+        # granite's model multiplies them, not the module that has them.
+        return embeddings * getattr(self.model.config.get_text_config(decoder=True), "embedding_multiplier", 1.0)
 
     def forward(
         self, tokens: torch.Tensor, positions: torch.Tensor, cache: PagedCache, keep_logits: int | torch.Tensor

@@ -3,16 +3,26 @@ What it refuses."""
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from gguf.constants import GGMLQuantizationType as TensorType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import solm as package
 from helpers.engine import ACTIONS, SPARSITY, engine_of, pair
+from helpers.engine_edges import Rows
+from helpers.gguf_files import WIDE, write_gguf
 from helpers.models import keep_of, tiny_model, tokens
 from helpers.weights import GRID_SIZES
+from solm.backends.cpu.backend import CpuBackend
+from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.files.families import FAMILIES
+from solm.backends.cpu.files.gguf_file import GgufFile
+from solm.backends.cpu.files.loaded_model import LoadedModel
+from solm.backends.cpu.files.repack import dequantise
+from solm.backends.cpu.library import library
 from solm.backends.cpu.session import CpuSession
 from solm.backends.session import SplitSchedule
 from solm.backends.torch.backend import TorchBackend
@@ -22,13 +32,95 @@ from solm.core.sparsity import SparsityConfig
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 
 
-@pytest.fixture(params=FAMILIES)
+SCALED = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0}
+MODELS = {
+    **{family: (family, {}) for family in FAMILIES},
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 1]}),
+    "mistral with windows": ("mistral", {"sliding_window": 40}),
+    "gemma3 of three kinds": (
+        "gemma3_text",
+        {
+            "num_hidden_layers": 3, "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {"full_attention": SCALED}, "query_pre_attn_scalar": 24, "sliding_window": 33,
+        },
+    ),
+    "phi3 with windows, partly rotated": (
+        "phi3", {"sliding_window": 17, "rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 10_000.0}},
+    ),
+    "phi3 with longrope": (
+        "phi3",
+        {
+            "rope_parameters": {
+                "rope_type": "longrope", "short_factor": [1.0 + n / 8 for n in range(8)], "long_factor": [4.0] * 8,
+                "rope_theta": 10_000.0,
+            },
+            "original_max_position_embeddings": 256,
+        },
+    ),
+}  # fmt: skip
+"""Every family, and what else its layers can be."""
+
+
+@pytest.fixture(params=MODELS)
 def control(request):
-    family = request.param
-    changes = {"no_rope_layers": [1, 1]} if family == "smollm3" else {}
+    family, changes = MODELS[request.param]
     control = TorchBackend(tiny_model(family, torch.float32, **changes))
     yield control
     control.detach()
+
+
+def test_every_model_is_the_one_that_transformers_has(control):
+    """Its logits, the hidden states that policies read, and embeddings; in prompts, steps and what is between them."""
+    model = control.model
+    engine = engine_of(model)
+    ids = tokens(3, 150, seed=8)
+    with torch.no_grad():
+        expected = model(ids, output_hidden_states=True)
+    rows = Rows(engine, 3, capacity=160)
+    found = [rows.run(part) for part in ids.split([100, 1, 1, 7, 33, 8], 1)]
+    scale = expected.logits.std()
+    torch.testing.assert_close(torch.cat([one.logits for one in found], 1), expected.logits, atol=1e-3 * scale, rtol=0)
+    stream = torch.cat([torch.from_numpy(one.stream) for one in found], 1)
+    torch.testing.assert_close(stream, expected.hidden_states[-1], atol=1e-3, rtol=0)
+    embedded = torch.from_numpy(engine.embed(ids.numpy()))
+    torch.testing.assert_close(embedded, expected.hidden_states[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(embedded, control.embed(ids), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 80**0.5), (torch.bfloat16, 8.9375)])
+def test_embeddings_are_multiplied_with_a_scale_of_their_type(dtype, scale):
+    model = tiny_model("gemma3_text", dtype, hidden_size=80)
+    backend = CpuBackend(LoadedModel(model), SPARSITY, "int8")
+    assert backend.engine.sizes.embedding_scale == pytest.approx(scale, rel=1e-7)
+    ids = tokens(1, 40)
+    expected = model.get_input_embeddings()(ids).detach().float()
+    torch.testing.assert_close(backend.embed(ids), expected, rtol=2**-8, atol=0)
+    assert backend.capability.sliding == (0,)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_files_of_every_family_run_at_their_own_bits(family, tmp_path):
+    """No further off what their weights mean than int8, of which the weights are rounded: a prompt, dense steps, and
+    steps under a budget."""
+    types = {"v": TensorType.Q6_K, "out": TensorType.Q5_K, "down": TensorType.Q6_K, "up": TensorType.Q5_0}
+    model = write_gguf(tmp_path / "a.gguf", family, lambda name: types.get(name, TensorType.Q4_K), **WIDE)
+    source, parameters = GgufFile(tmp_path / "a.gguf"), dict(model.named_parameters())
+    for layer in (None, 0, 1):
+        for name, place in source.spec.places(layer).items():
+            tensor, weight = source.tensor(name, layer), parameters[place.transformers].data
+            if weight.dim() > 1:
+                first = sum(source.spec.shape(other)[0] for other in place.fused[: (*place.fused, name).index(name)])
+                weight[first : first + tensor.outputs] = torch.from_numpy(dequantise(library(), tensor))
+    ids = tokens(2, 100)
+    engines = Engine(source, SPARSITY), engine_of(model), engine_of(model, precision="int8")
+    rows = [Rows(engine, 2) for engine in engines]
+    for count, keep, most in ((80, None, 0.05), (10, (1.0, 1.0, 16), 0.05), (10, (0.5, 0.6, 16), 0.2)):
+        part, ids = ids[:, :count], ids[:, count:]
+        found, exact, rounded = (some.run(part, keep).stream for some in rows)
+        off, usual = (np.linalg.norm(other - exact) / np.linalg.norm(exact) for other in (found, rounded))
+        assert off < min(1.3 * usual, most), (count, keep, off, usual)
+    assert engines[0].name.endswith("bits")
+    assert set(engines[0].layout.forms()) >= {"4 bits", "6 bits"}
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -128,11 +220,14 @@ def test_a_split_schedule_equals_the_torch_backends(layer):
 @pytest.mark.parametrize(
     "precision", ["float32", "bfloat16", "int8", "packed", "nested", "packed beside a cache of bytes"]
 )
-@pytest.mark.parametrize("rows", [2, 3, 5, 16, 19])
-def test_a_rows_logits_do_not_depend_on_what_its_neighbours_do(precision, rows):
+@pytest.mark.parametrize(
+    ("family", "rows"), [*(("llama", rows) for rows in (2, 3, 5, 16, 19)), ("gemma3_text", 5), ("phi3", 3)]
+)
+def test_a_rows_logits_do_not_depend_on_what_its_neighbours_do(precision, family, rows):
     """To the last bit: rows of other lengths and actions share the walk through the weights, known tokens too. A dense
     row among cheap ones gives what it gives among dense ones, and one of two rows what it gives alone."""
-    control = TorchBackend(tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES))
+    windows = {"sliding_window": 40} if family == "phi3" else {}
+    control = TorchBackend(tiny_model(family, torch.float32, intermediate_size=352, **GRID_SIZES, **windows))
     precision, _, bytes_ = precision.partition(" beside ")
     sparsity = SPARSITY.model_copy(update={"bits_site": "weights" if precision == "nested" else "input"})
     engine = engine_of(control.model, sparsity, precision, kv_cache_dtype="int8" if bytes_ else "auto")

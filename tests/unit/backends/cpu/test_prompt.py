@@ -37,6 +37,8 @@ def opened(family: str, precision: str, head_dim: int = 64, **options) -> Engine
     """Over random weights, with norms and biases that are not all alike."""
     hidden, heads, kv_heads = SHAPES[head_dim]
     sizes = {"hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim}
+    if family == "phi3":
+        sizes["sliding_window"] = 40
     model = tiny_model(family, torch.float32, intermediate_size=352, max_position_embeddings=1024, **sizes)
     draw = torch.Generator().manual_seed(3)
     for vector in model.parameters():
@@ -52,9 +54,9 @@ def off(found: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("head_dim", SHAPES)
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "olmo2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "olmo2", "gemma3_text", "phi3", "granite"])
 def test_prompts_equal_steps(family, head_dim, precision):
-    """With biases, norms of heads, norms of outputs; for the prompt's own outputs and for steps after it."""
+    """With biases, norms of heads, norms of outputs, windows; for the prompt's own outputs and for steps after it."""
     engine = opened(family, precision, head_dim)
     ids = tokens(1, 75)
     rows, stepped = Rows(engine), Rows(engine)
@@ -67,10 +69,11 @@ def test_prompts_equal_steps(family, head_dim, precision):
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "packed kv"])
+@pytest.mark.parametrize("family", ["llama", "phi3"])
 @pytest.mark.parametrize("count", [32, 33, 47, 48, 49, 255, 256, 257, 520])
-def test_any_length_after_any_length(precision, count):
+def test_any_length_after_any_length(precision, count, family):
     """From the middle of a page and from its first token, and where pages are shared with a parent."""
-    engine = opened("llama", precision)
+    engine = opened(family, precision)
     for before in (0, 7, 16):
         ids = tokens(1, before + count, seed=count)
         parent = Rows(engine)
@@ -85,9 +88,10 @@ def test_any_length_after_any_length(precision, count):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_tokens_results_do_not_depend_on_what_is_read_with_it(precision):
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_tokens_results_do_not_depend_on_what_is_read_with_it(precision, family):
     """To the last bit: several rows, cuts, threads."""
-    engine = opened("llama", precision, threads=1)
+    engine = opened(family, precision, threads=1)
     ids = tokens(3, 300)
     whole = Rows(engine, 3)
     found = whole.run(ids, logit_steps=2)
@@ -98,8 +102,24 @@ def test_a_tokens_results_do_not_depend_on_what_is_read_with_it(precision):
         assert torch.equal(parts[-1].logits, found.logits)
     for row in range(3):
         assert np.array_equal(Rows(engine).run(ids[row : row + 1]).stream[0], found.stream[row])
-    other = opened("llama", precision, threads=2)
+    other = opened(family, precision, threads=2)
     assert np.array_equal(Rows(other, 3).run(ids).stream, found.stream)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "packed kv"])
+@pytest.mark.parametrize("count", [1, 5, 60])
+def test_pages_outside_a_window_are_never_read(precision, count):
+    """In layers that see 40 tokens, at 150 of them: whatever the first 96 were."""
+    engine = opened("phi3", precision)
+    known, other = Rows(engine), Rows(engine)
+    for rows in (known, other):
+        rows.run(tokens(1, 150))
+    anything = torch.full((engine.sizes.kv_heads, 96, engine.sizes.head_dim), torch.nan)
+    for layer in range(engine.sizes.layers):
+        other.caches[0].fill(layer, 0, anything, anything)
+    following = tokens(1, count, seed=2)
+    assert torch.equal(*(some.run(following).logits for some in (known, other)))
+    assert torch.equal(*(some.run(following, (0.3, 0.6, 8)).logits for some in (known, other)))
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8", "packed"])

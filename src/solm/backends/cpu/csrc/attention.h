@@ -78,10 +78,10 @@ struct Attention {
 
   // Lists the pages that a KV head reads, ascending: of those between sinks and window the `budget` of largest bound.
   void select_pages(int seen, const Plan& plan, int budget, const float* page_upper_bounds) {
-    const int count = (seen + PAGE - 1) / PAGE;
+    const int count = (seen + PAGE - 1) / PAGE, oldest = plan.oldest / PAGE;
     const auto [first, end] = between(plan);
-    pages.resize(count);
-    std::iota(pages.begin(), pages.end(), 0);
+    pages.resize(count - oldest);
+    std::iota(pages.begin(), pages.end(), oldest);
     if (!selects(plan, budget)) return;
     int kept = first;
     if (budget > 0)
@@ -100,8 +100,9 @@ struct Attention {
     auto add = [&](const void* place) {
       if (next.count < Prefetch::MOST) next.row[next.count++] = static_cast<const uint8_t*>(place);
     };
-    const int count = (seen + PAGE - 1) / PAGE;
-    const int from = count * thread / threads, to = std::min(from + pages_ahead(), count * (thread + 1) / threads);
+    const int oldest = plan.oldest / PAGE, count = (seen + PAGE - 1) / PAGE - oldest;
+    const int from = oldest + count * thread / threads;
+    const int to = std::min(from + pages_ahead(), oldest + count * (thread + 1) / threads);
     if (plan.sparse && plan.pages > 0) {
       next.lines = lines_of(PAGE * D * sizeof(Bound));
       const auto [first, end] = tiles_of(plan);
@@ -123,7 +124,6 @@ struct Attention {
   void attend(const SparsityRules& rules, const Cache& cache, int layer, int head, int seen, const float* queries,
               const Plan& plan, const float* page_upper_bounds, float* sums) {
     const int group = Q / KV, width = D + 2;
-    const float scale = 1.0f / std::sqrt(float(D));
     select_pages(seen, plan, pages_read(rules, plan, layer, head), page_upper_bounds);
     const int count = int(pages.size()), from = count * thread / threads, to = count * (thread + 1) / threads;
     const int n = (to - from) * PAGE;
@@ -133,7 +133,7 @@ struct Attention {
       out[g] = sums + g * width;
       std::fill_n(out[g], D, 0.0f);
     }
-    query.prepare(queries, group, scale);
+    query.prepare(queries, group, s.softmax_scale);
     const PageRange<K> keys = cache.range<K>(&Pages::keys, s, layer, head);
     const PageRange<K> values = cache.range<K>(&Pages::values, s, layer, head);
     const int ahead = std::min(pages_ahead(), to - from);
@@ -142,8 +142,11 @@ struct Attention {
       // After the last page of keys come the first pages of values.
       const int next = p + ahead;
       query.score(keys[pages[p]], group, scores, next < to ? keys[pages[next]] : values[pages[from + next - to]]);
-      for (int t = std::min(PAGE, seen - pages[p] * PAGE); t < PAGE; ++t)
-        for (int g = 0; g < group; ++g) scores[g][t] = -INFINITY;
+      const int first = pages[p] * PAGE;
+      for (int g = 0; g < group; ++g) {
+        for (int t = 0; t < plan.oldest - first; ++t) scores[g][t] = -INFINITY;
+        for (int t = std::min(PAGE, seen - first); t < PAGE; ++t) scores[g][t] = -INFINITY;
+      }
     }
     for (int g = 0; g < group; ++g) {
       scores[g] = scores_room.data() + size_t(g) * n;

@@ -69,6 +69,13 @@ struct PromptRoom {
   std::atomic<int> next[2] = {0, 0};                          // tasks that threads have taken
 };
 
+// Cosines and sines [positions so far, rotary / 2].
+struct RopeTable : Rope {
+  std::vector<float> cosine, sine;
+
+  void extend(int64_t end);
+};
+
 // One thread's part of every step; see step.h.
 struct WorkerBase {
   virtual ~WorkerBase() = default;
@@ -84,13 +91,12 @@ struct Engine {
   std::vector<Layer> layers;
   const void* embedding;
   Head head;
-  const float *final_norm, *frequencies;
-  float rotary_scale;
+  const float* final_norm;
   bool nested = true;  // every weight of an MLP has upper bits that can be read alone
   Barrier barrier;
   std::shared_ptr<std::mutex> mutex = std::make_shared<std::mutex>();  // serialises all calls
 
-  std::vector<float> cosine, sine;  // [positions so far, rotary / 2]
+  std::vector<RopeTable> ropes;
 
   // What threads work in. It is allocated here and by `reserve`, so that no thread allocates in a step.
   std::vector<std::vector<float>> partial_sums;   // per thread, for the others to read: two halves, used alternately
@@ -126,7 +132,6 @@ struct Engine {
   std::atomic<bool> stop{false};
 
   void wake();
-  void rotate_up_to(int64_t end);
   void serve(int thread);
   void reserve_prompt(int tokens);
   void plan_steps(const Call& c);

@@ -29,10 +29,24 @@ inline float exponential(float x) {
   return y * scale;
 }
 
-// silu(gate) * up. The bounds avoid subnormal numbers such as 1 / e^88, which take the processor fifteen times as long.
-inline void silu_times(const float* gate, const float* up, int n, float* out) {
+// 1 + e^-x. The bounds avoid subnormal numbers such as 1 / e^88, which take the processor fifteen times as long.
+inline float one_plus_power(float x) { return 1.0f + exponential(std::min(std::max(-x, -80.0f), 80.0f)); }
+
+enum Activation : int32_t { SILU = 0, GELU_TANH = 1 };
+
+// out = activation(gate) * up, where silu(x) = x / (1 + e^-x), and GELU by its approximation with tanh is x / (1 + e^-2u) with
+// u = sqrt(2 / pi) (x + 0.044715 x^3).
+inline void activate(int32_t activation, const float* gate, const float* up, int n, float* out) {
+  if (activation == GELU_TANH) {
 #pragma GCC ivdep
-  for (int i = 0; i < n; ++i) out[i] = gate[i] / (1.0f + exponential(std::min(std::max(-gate[i], -80.0f), 80.0f))) * up[i];
+    for (int i = 0; i < n; ++i) {
+      const float x = gate[i];
+      out[i] = x / one_plus_power(1.59576912f * (x + 0.044715f * x * x * x)) * up[i];
+    }
+    return;
+  }
+#pragma GCC ivdep
+  for (int i = 0; i < n; ++i) out[i] = gate[i] / one_plus_power(gate[i]) * up[i];
 }
 
 // Replaces scores by e^(score - peak), those of -infinity by 0; returns the peak, which is at least the one that is given,
@@ -50,6 +64,10 @@ inline float softmax_terms(float* scores, int n, float& total, float peak = -INF
   }
   total = sum;
   return peak;
+}
+
+inline void multiply_all(float* x, int n, float by) {
+  for (int i = 0; i < n; ++i) x[i] *= by;
 }
 
 inline void rms_norm(const float* x, const float* weight, int n, float epsilon, float* out) {

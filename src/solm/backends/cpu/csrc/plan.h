@@ -14,9 +14,9 @@ namespace solm {
 // sinks and window, whose first page starts at window_start, while `always` tokens are read in any case.
 //
 // Under an allocation, pages and channels are those of the average layer until `layer_plan` and `pages_read` apply it to
-// `page_share` and `channel_share`.
+// `page_share` and `channel_share`. oldest: the first token that a layer's attention sees.
 struct Plan {
-  int32_t inputs, hiddens, bits, high_halves_only, group, sparse, sinks, window_start, pages, between, always;
+  int32_t inputs, hiddens, bits, high_halves_only, group, sparse, sinks, window_start, pages, between, always, oldest;
   double page_share, channel_share;
 };
 
@@ -41,7 +41,7 @@ inline Plan make_plan(const SparsityRules& rules, const Sizes& s, const double* 
   plan.high_halves_only = rules.weight_bits && keep[2] <= HIGH_BITS;
   plan.group = rules.group, plan.sparse = keep[0] < 1, plan.sinks = rules.sinks, plan.window_start = start;
   plan.pages = std::min((std::max(budget - always, 0) + PAGE - 1) / PAGE, between);
-  plan.between = between, plan.always = always;
+  plan.between = between, plan.always = always, plan.oldest = 0;
   plan.page_share = std::clamp((keep[0] * kv_length - always) / std::max(between * PAGE, 1), 0.0, 1.0);
   plan.channel_share = keep[1];
   return plan;
@@ -82,6 +82,12 @@ inline bool reads_all_pages(const SparsityRules& rules, const Plan& plan) {
 // integers already and are not rounded again.
 inline int largest_integer(const Plan& plan) {
   return plan.bits <= 8 && plan.group == GROUP ? (1 << (plan.bits - 1)) - 1 : 127;
+}
+
+// The plan of a layer that sees `window` tokens at most, 0: all. One with a window reads those, whatever the action says.
+inline Plan within_window(Plan plan, int kv_length, int window) {
+  if (window) plan.sparse = 0, plan.oldest = std::max(0, kv_length - window);
+  return plan;
 }
 
 // The share of attention (axis 0) or of the MLP (axis 1) that a layer realises.

@@ -64,6 +64,7 @@ struct Prompt {
         result = normed;
       }
       if (c.stream) std::copy_n(result, H, c.stream + size_t(start + t) * H);
+      if (c.last == e.s.layers) multiply_all(&e.prompt.heads[size_t(t) * H], H, e.s.logit_scale);
     });
   }
 
@@ -122,7 +123,7 @@ struct Prompt {
     attend(number, steps);
     input = input_of(Q * D);
     each_step(count, [&](int t) { take(input, t, &e.prompt.heads[size_t(t) * Q * D]); });
-    add_product(l.out, input, l.attention_norm, count, {every});
+    add_product(l.out, input, l.attention_output_norm, count, {every});
 
     input = input_of(H);
     each_step(count, [&](int t) {
@@ -137,15 +138,15 @@ struct Prompt {
     each_step(count, [&](int t) {
       const Plan plan = plan_of(t);
       float* gate = result(t, 2 * I);
-      silu_times(gate, gate + I, I, gate);
+      activate(e.s.activation, gate, gate + I, I, gate);
       take_largest(input, order.place[t], gate, plan.hiddens, plan);
     });
-    add_product(l.down, input, l.mlp_norm, count, {order.full, order.high});
+    add_product(l.down, input, l.mlp_output_norm, count, {order.full, order.high});
   }
 
-  // x [n], normed where it is inputs that are.
+  // x [n], normed if there is a norm.
   const float* norm(const float* weight, const float* x, int n) {
-    if (e.s.norms_after) return x;
+    if (!weight) return x;
     rms_norm(x, weight, n, e.s.epsilon, normed.data());
     return normed.data();
   }
@@ -199,20 +200,21 @@ struct Prompt {
     });
   }
 
-  // Adds a product to the residual stream.
+  // Adds a product, normed if there is a norm, to the residual stream.
   void add_product(const Product& p, const ChunkInput& x, const float* norm, int count, std::initializer_list<Range> ranges) {
     const bool in_order = ranges.size() == 1;
+    const float scale = e.s.residual_scale;
     for (const Range& range : ranges)
       multiply(p, x, H, range, [&](int i, int o, int n, const float* y) {
         const int t = in_order ? i : order.at_place[i];
-        float* to = (e.s.norms_after ? result(t, H) : stream(t)) + o;
-        for (int k = 0; k < n; ++k) to[k] = e.s.norms_after ? y[k] : to[k] + y[k];
+        float* to = (norm ? result(t, H) : stream(t)) + o;
+        for (int k = 0; k < n; ++k) to[k] = norm ? y[k] : to[k] + scale * y[k];
       });
-    if (!e.s.norms_after) return;
+    if (!norm) return;
     each_step(count, [&](int t) {
       float *added = result(t, H), *x = stream(t);
       rms_norm(added, norm, H, e.s.epsilon, added);
-      for (int i = 0; i < H; ++i) x[i] += added[i];
+      for (int i = 0; i < H; ++i) x[i] += scale * added[i];
     });
   }
 
@@ -238,15 +240,17 @@ struct Prompt {
       const float* queries = result(part.first, wide) + head * group;
       float* to = &e.prompt.heads[size_t(part.first) * Q * D + head * group];
       if (part.alone) attend_alone(number, head, step, queries, to);
-      else attention.attend(*step.cache, number, head, step.position, part.count, queries, wide, to, size_t(Q) * D);
+      else attention.attend(*step.cache, number, head, step.position, part.count, e.layers[number].window, queries, wide, to, size_t(Q) * D);
     });
   }
 
   // The attention of one step's query heads of a KV head, which writes their outputs [Q / KV, D].
   void attend_alone(int layer, int head, const Step& step, const float* queries, float* to) {
     const SparsityRules& rules = *e.call->rules;
-    alone.bound_pages(rules, *step.cache, layer, head, queries, step.plan, bounds.data());
-    alone.attend(rules, *step.cache, layer, head, step.position + 1, queries, step.plan, bounds.data(), sums.data());
+    const int seen = step.position + 1;
+    const Plan plan = within_window(step.plan, seen, e.layers[layer].window);
+    alone.bound_pages(rules, *step.cache, layer, head, queries, plan, bounds.data());
+    alone.attend(rules, *step.cache, layer, head, seen, queries, plan, bounds.data(), sums.data());
     for (int g = 0; g < Q / KV; ++g) {
       const float *from = &sums[size_t(g) * (D + 2)], inverse = 1.0f / from[D + 1];
       for (int d = 0; d < D; ++d) to[g * D + d] = from[d] * inverse;

@@ -55,12 +55,14 @@ struct PromptAttention {
   // Tokens whose queries of one KV head make a block.
   static int tokens(const Sizes& s) { return 4 * MOST_QUERIES / (s.heads / s.kv_heads); }
 
-  // The outputs of the query heads of a KV head for `count` tokens, the first of them at `position`. from: those heads'
-  // queries of the first token; to: where their outputs go. Both are `*_stride` floats apart from token to token.
-  void attend(const Cache& cache, int layer, int head, int position, int count, const float* from, size_t from_stride,
-              float* to, size_t to_stride) {
+  // The outputs of the query heads of a KV head for `count` tokens, the first of them at `position`, each of which sees the
+  // last `window` tokens, 0: all. from: those heads' queries of the first token; to: where their outputs go. Both are
+  // `*_stride` floats apart from token to token.
+  void attend(const Cache& cache, int layer, int head, int position, int count, int window, const float* from,
+              size_t from_stride, float* to, size_t to_stride) {
     const int rows = count * group, width = group * D;
-    const float scale = 1.0f / std::sqrt(float(D));
+    const float scale = s.softmax_scale;
+    auto oldest = [&](int row) { return window ? std::max(0, position + row / group - window + 1) : 0; };
     for (int t = 0; t < count; ++t)
       for (int i = 0; i < width; ++i) queries[size_t(t) * width + i] = scale * from[t * from_stride + i];
     std::fill(out.begin(), out.end(), 0.0f);
@@ -68,20 +70,22 @@ struct PromptAttention {
     const PageRange<K> key_pages = cache.range<K>(&Pages::keys, s, layer, head);
     const PageRange<K> value_pages = cache.range<K>(&Pages::values, s, layer, head);
     const int seen = position + count;
-    for (int first = 0; first < seen; first += KEYS) {
-      const int here = std::min(KEYS, seen - first);
-      for (int t = 0; t < here; t += PAGE) {
+    for (int first = oldest(0) / KEYS * KEYS; first < seen; first += KEYS) {
+      const int here = std::min(KEYS, seen - first), begin = std::max(0, oldest(0) - first) / PAGE * PAGE;
+      for (int t = begin; t < here; t += PAGE) {
         widen_keys(key_pages[(first + t) / PAGE], D, &keys[size_t(t) * D]);
         widen_values(value_pages[(first + t) / PAGE], D, &values[size_t(t) * D]);
       }
       for (int r = 0; r < rows; r += FLOAT_ROWS) {
         const int last = position + std::min(r + FLOAT_ROWS - 1, rows - 1) / group;  // the last position of these rows
-        if (last < first) continue;
-        for (int t = 0; t < std::min(here, last - first + 1); t += PAGE)
+        if (last < first || oldest(r) >= first + here) continue;
+        for (int t = begin; t < std::min(here, last - first + 1); t += PAGE)
           multiply_tile<false>(&queries[size_t(r) * D], D, &keys[size_t(t) * D], PAGE, D, &scores[size_t(r) * KEYS + t], KEYS);
-        for (int i = r; i < std::min(r + FLOAT_ROWS, rows); ++i) weigh(i, std::min(here, position + i / group - first + 1), here);
+        for (int i = r; i < std::min(r + FLOAT_ROWS, rows); ++i)
+          weigh(i, std::max(0, oldest(i) - first), std::min(here, position + i / group - first + 1), here);
         for (int d = 0; d < D; d += 16)
-          multiply_tile<true>(&scores[size_t(r) * KEYS], KEYS, &values[d], D, here, &out[size_t(r) * D + d], D);
+          multiply_tile<true>(&scores[size_t(r) * KEYS + begin], KEYS, &values[size_t(begin) * D + d], D, here - begin,
+                              &out[size_t(r) * D + d], D);
       }
     }
     for (int r = 0; r < rows; ++r) {
@@ -92,15 +96,16 @@ struct PromptAttention {
   }
 
  private:
-  // Makes weights of a row's first `visible` scores of a block, zeros of the others up to `here`, and scales what it has
-  // summed up to the new maximum.
-  void weigh(int row, int visible, int here) {
+  // Makes weights of a row's scores [from, to) of a block, zeros of the others up to `here`, and scales what it has summed up
+  // to the new maximum.
+  void weigh(int row, int from, int to, int here) {
     float* own = &scores[size_t(row) * KEYS];
-    std::fill(own + std::max(visible, 0), own + here, 0.0f);
-    if (visible <= 0) return;
+    std::fill(own, own + std::min(from, here), 0.0f);
+    std::fill(own + std::max(to, 0), own + here, 0.0f);
+    if (from >= to) return;
     float added;
     const float before = peak[row];
-    peak[row] = softmax_terms(own, visible, added, before);
+    peak[row] = softmax_terms(own + from, to - from, added, before);
     if (peak[row] > before) {
       const float weight = std::exp(before - peak[row]);
       total[row] *= weight;

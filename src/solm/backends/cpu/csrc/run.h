@@ -11,8 +11,8 @@ namespace solm {
 
 inline Engine::Engine(const Model& model)
     : s(model.sizes), layers(model.layers, model.layers + model.sizes.layers), embedding(model.embedding),
-      head(model.head), final_norm(model.final_norm), frequencies(model.frequencies), rotary_scale(model.rotary_scale),
-      barrier(model.sizes.threads) {
+      head(model.head), final_norm(model.final_norm), barrier(model.sizes.threads) {
+  for (int i = 0; i < model.rope_count; ++i) ropes.push_back({model.ropes[i], {}, {}});
   for (const Layer& layer : layers)
     for (const Product* p : {&layer.gate_up, &layer.down})
       for (int i = 0; i < p->parts; ++i) nested &= p->part[i].bits > 0;
@@ -76,7 +76,7 @@ inline void Engine::reserve(const Call& c) {
     longest = std::max(longest, c.lengths[r] + c.count);
     if (c.decide && c.states[r].decider) width = std::max(width, c.states[r].decider->width);
   }
-  rotate_up_to(longest);
+  for (RopeTable& rope : ropes) rope.extend(longest);
   // Growth is geometric, so that a row which grows by a token a step seldom allocates.
   auto grow = [](auto& values, size_t wanted) {
     if (wanted > values.size()) values.resize(std::max(wanted, 2 * values.size()));
@@ -118,9 +118,9 @@ inline void Engine::reserve_prompt(int tokens) {
   prompt.tokens = tokens;
 }
 
-// Cosines and sines of all positions below `end`, in float32 as transformers computes them.
-inline void Engine::rotate_up_to(int64_t end) {
-  const int middle = s.rotary / 2;
+// Makes it reach all positions below `end`, in float32 as transformers computes them. Throws std::bad_alloc.
+inline void RopeTable::extend(int64_t end) {
+  const int middle = rotary / 2;
   const int64_t from = int64_t(cosine.size()) / middle;
   if (end <= from) return;
   for (auto* table : {&cosine, &sine})
@@ -128,7 +128,7 @@ inline void Engine::rotate_up_to(int64_t end) {
   for (int64_t position = from; position < end; ++position)
     for (int i = 0; i < middle; ++i) {
       const float angle = frequencies[i] * float(position);
-      cosine.push_back(std::cos(angle) * rotary_scale), sine.push_back(std::sin(angle) * rotary_scale);
+      cosine.push_back(std::cos(angle) * scale), sine.push_back(std::sin(angle) * scale);
     }
 }
 

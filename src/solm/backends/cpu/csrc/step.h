@@ -71,9 +71,9 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       if (thread == 0) std::copy_n(streams.data(), size_t(rows) * H, c.stream + size_t(start) * H);
       return;
     }
-    for (int r = 0; r < rows; ++r)
-      rms_norm(&streams[size_t(r) * H], e.final_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
+    take_streams(e.final_norm, rows);
     if (thread == 0 && c.stream) std::copy_n(normed.data(), size_t(rows) * H, c.stream + size_t(start) * H);
+    multiply_all(normed.data(), rows * H, e.s.logit_scale);
     write_logits(start, rows, normed.data());
   }
 
@@ -129,10 +129,9 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     const Layer& l = e.layers[number];
     const int wide = (Q + 2 * KV) * D;
     const Step* steps = &e.steps[start];
-    for (int r = 0; r < rows; ++r) plans[r] = layer_plan(rules, e.s, steps[r].plan, number);
-    for (int r = 0; r < rows && !e.s.norms_after; ++r)
-      rms_norm(&streams[size_t(r) * H], l.attention_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
-    keep_all(e.s.norms_after ? streams.data() : normed.data(), H, rows);
+    for (int r = 0; r < rows; ++r)
+      plans[r] = within_window(layer_plan(rules, e.s, steps[r].plan, number), steps[r].position + 1, l.window);
+    keep_all(take_streams(l.attention_norm, rows), H, rows);
     multiply(l.qkv, H, wide, rows, attention.first_rows(*steps[0].cache, number, steps[0].position + 1, plans[0]));
     for (int r = 0; r < rows; ++r) {
       place_token(e, l, steps[r].position, result(r));
@@ -148,19 +147,23 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     keep_all(heads.data(), Q * D, rows);
     multiply(l.out, Q * D, H, rows, first_rows(l.gate_up, H));
 
-    for (int r = 0; r < rows; ++r) {
-      float* x = &streams[size_t(r) * H];
-      add_result(r, l.attention_norm);
-      if (!e.s.norms_after) rms_norm(x, l.mlp_norm, H, e.s.epsilon, &normed[size_t(r) * H]);
-      keep_largest(e.s.norms_after ? x : &normed[size_t(r) * H], H, plans[r].inputs, plans[r], r);
-    }
+    for (int r = 0; r < rows; ++r) add_result(r, l.attention_output_norm);
+    const float* x = take_streams(l.mlp_norm, rows);
+    for (int r = 0; r < rows; ++r) keep_largest(x + size_t(r) * H, H, plans[r].inputs, plans[r], r);
     multiply(l.gate_up, H, 2 * I, rows, first_rows(l.down, I));
     for (int r = 0; r < rows; ++r) {
-      silu_times(result(r), result(r) + I, I, values.data());
+      activate(e.s.activation, result(r), result(r) + I, I, values.data());
       keep_largest(values.data(), I, plans[r].hiddens, plans[r], r);
     }
     multiply(l.down, I, H, rows, number + 1 < e.call->last ? first_rows(e.layers[number + 1].qkv, H) : Prefetch());
-    for (int r = 0; r < rows; ++r) add_result(r, l.mlp_norm);
+    for (int r = 0; r < rows; ++r) add_result(r, l.mlp_output_norm);
+  }
+
+  // The residual streams of all steps [rows, H], normed if there is a norm.
+  const float* take_streams(const float* norm, int rows) {
+    if (!norm) return streams.data();
+    for (int r = 0; r < rows; ++r) rms_norm(&streams[size_t(r) * H], norm, H, e.s.epsilon, &normed[size_t(r) * H]);
+    return normed.data();
   }
 
   // This thread's part of the attention of all steps, into its partial sums.
@@ -198,12 +201,13 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     }
   }
 
-  // Adds a product's result to a step's residual stream.
+  // Adds a product's result, normed if there is a norm, to a step's residual stream.
   void add_result(int row, const float* norm) {
     float *x = &streams[size_t(row) * H], *added = result(row);
-    if (e.s.norms_after) rms_norm(added, norm, H, e.s.epsilon, added);
+    if (norm) rms_norm(added, norm, H, e.s.epsilon, added);
+    const float scale = e.s.residual_scale;
 #pragma GCC ivdep
-    for (int i = 0; i < H; ++i) x[i] += added[i];
+    for (int i = 0; i < H; ++i) x[i] += scale * added[i];
   }
 
   // Mid-pass decision: all threads add up their part of the deciders' hidden layers, and the first one decides.

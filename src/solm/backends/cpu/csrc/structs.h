@@ -23,12 +23,13 @@ constexpr int SHORTEST_HORIZON = 8;  // steps over which a deviation from the bu
 constexpr int MESSAGE = 200;         // bytes of an error message
 
 // precision 0: float32, 1: bfloat16, 2: integers. embedding: the tensor type of embeddings, as GGUF numbers it. kv_int8: keys
-// and values in int8. norms_after: the outputs of attention and MLP are normed, not their inputs. whole_norms: queries and
-// keys are normed over all heads together. positions: the model's context. rotary: channels of a head that are rotated.
+// and values in int8. whole_norms: queries and keys are normed over all heads together. positions: the model's context.
+// activation: of the MLP's gate, see `activate`. The scales are what embeddings, products of queries and keys, the outputs of
+// attention and MLP, and logits are multiplied with.
 struct Sizes {
   int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, positions, precision, embedding, kv_int8,
-      threads, norms_after, whole_norms, rotary;
-  float epsilon;
+      threads, whole_norms, activation;
+  float epsilon, embedding_scale, softmax_scale, residual_scale, logit_scale;
 };
 
 // A matrix [in, outputs] of a layer, input-major, in one of three forms:
@@ -66,12 +67,21 @@ struct Head {
   int32_t bits, group, centre;
 };
 
-// qkv [H, (heads + 2 kv_heads) D], out [heads D, H], gate_up [H, 2 I], down [I, H]. Norms and bias are float32 or null.
-// rotates: queries and keys are rotated by their positions.
+// Rotary positions: frequencies [rotary / 2] in radians per position, of the first `rotary` channels of a head. scale: factor
+// of cosines and sines.
+struct Rope {
+  const float* frequencies;
+  int32_t rotary;
+  float scale;
+};
+
+// qkv [H, (heads + 2 kv_heads) D], out [heads D, H], gate_up [H, 2 I], down [I, H]. rope: which of the model's rotary positions
+// queries and keys have, -1: none. window: the last tokens that attention sees, 0: all. Norms, of the inputs and of the outputs
+// of attention and MLP, and bias are float32 or null.
 struct Layer {
   Product qkv, out, gate_up, down;
-  int32_t rotates;
-  const float *attention_norm, *mlp_norm, *q_norm, *k_norm, *qkv_bias;
+  int32_t rope, window;
+  const float *attention_norm, *attention_output_norm, *mlp_norm, *mlp_output_norm, *q_norm, *k_norm, *qkv_bias;
 };
 
 struct Model {
@@ -79,8 +89,9 @@ struct Model {
   const Layer* layers;
   const void* embedding;  // [V, H], blocks of the type sizes.embedding row by row
   Head head;
-  const float *final_norm, *frequencies;  // [H]; [rotary / 2] radians per position
-  float rotary_scale;                     // factor of cosines and sines
+  const float* final_norm;  // [H]
+  const Rope* ropes;
+  int32_t rope_count;
 };
 
 // How an action is carried out (solm.core.sparsity). input_site, hidden_site: flags of the MLP's sites. group: channels that

@@ -9,16 +9,17 @@ namespace solm {
 
 inline void embed(const Engine& e, int64_t token, float* x) {
   const RawTensor rows{e.s.embedding, static_cast<const uint8_t*>(e.embedding), e.s.vocabulary, e.s.hidden, nullptr};
+  const float scale = e.s.embedding_scale;
   for (int g = 0; g < rows.groups(); ++g) {
     float values[GROUP];
     const int count = read_group(rows, rows.row(int(token)), g, values);
-    std::copy_n(values, count, x + g * GROUP);
+    for (int i = 0; i < count; ++i) x[g * GROUP + i] = scale * values[i];
   }
 }
 
-inline void rotate(const Engine& e, float* x, int position) {
-  const int middle = e.s.rotary / 2;
-  const float *c = &e.cosine[size_t(position) * middle], *s = &e.sine[size_t(position) * middle];
+inline void rotate(const RopeTable& rope, float* x, int position) {
+  const int middle = rope.rotary / 2;
+  const float *c = &rope.cosine[size_t(position) * middle], *s = &rope.sine[size_t(position) * middle];
   for (int i = 0; i < middle; ++i) {
     const float a = x[i], b = x[i + middle];
     x[i] = a * c[i] - b * s[i];
@@ -39,7 +40,7 @@ inline void place_token(const Engine& e, const Layer& l, int position, float* qu
     float* head = queries + h * D;
     const float* norm = h < Q ? l.q_norm : l.k_norm;
     if (norm && !e.s.whole_norms) rms_norm(head, norm, D, e.s.epsilon, head);
-    if (l.rotates) rotate(e, head, position);
+    if (l.rope >= 0) rotate(e.ropes[l.rope], head, position);
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include "engine.h"
 #include "gguf_types.h"
+#include "layer_math.h"
 
 namespace solm {
 
@@ -68,7 +69,7 @@ inline bool valid_model(const Model& model, char* message) {
       {"kv_heads", s.kv_heads, 1, s.heads},   {"head_dim", s.head_dim, 16, 1 << 16},
       {"vocabulary", s.vocabulary, 1, 1 << 28}, {"positions", s.positions, 1, 1 << 28},
       {"precision", s.precision, 0, 2},
-      {"rotary", s.rotary, 2, s.head_dim},
+      {"activation", s.activation, SILU, GELU_TANH}, {"ropes", model.rope_count, 0, s.layers},
       {"kv_int8", s.kv_int8, 0, s.precision >= 2}, {"threads", s.threads, 1, 1 << 12},
   };
   for (const auto& range : ranges)
@@ -77,13 +78,20 @@ inline bool valid_model(const Model& model, char* message) {
   const TypeInfo embedding = type_info(s.embedding);
   if (!embedding.values || s.hidden % embedding.values || !model.embedding)
     return refuse(message, "embeddings of %d channels cannot be of type %d", s.hidden, s.embedding);
-  if (s.rotary % 2) return refuse(message, "rotary must be even, got %d", s.rotary);
+  for (int i = 0; i < model.rope_count; ++i) {
+    const Rope& rope = model.ropes[i];
+    if (!rope.frequencies || rope.rotary < 2 || rope.rotary > s.head_dim || rope.rotary % 2)
+      return refuse(message, "rotary must be even and in [2, %d], got %d", s.head_dim, rope.rotary);
+  }
   if (s.head_dim % 16) return refuse(message, "head_dim must be a multiple of 16, got %d", s.head_dim);
   if (s.heads % s.kv_heads || s.heads / s.kv_heads > MOST_QUERIES)
     return refuse(message, "heads must be 1 to %d times kv_heads %d, got %d", MOST_QUERIES, s.kv_heads, s.heads);
   for (int l = 0; l < s.layers; ++l) {
     const Layer& layer = model.layers[l];
     const int D = s.head_dim, H = s.hidden, I = s.intermediate;
+    if (layer.rope < -1 || layer.rope >= model.rope_count)
+      return refuse(message, "rope must be in [-1, %d], got %d", model.rope_count - 1, layer.rope);
+    if (layer.window < 0 || layer.window > 1 << 28) return refuse(message, "a layer's window must be at least 0, got %d", layer.window);
     if (!valid_product(s, layer.qkv, H, (s.heads + 2 * s.kv_heads) * D, "qkv", message) ||
         !valid_product(s, layer.out, s.heads * D, H, "out", message) ||
         !valid_product(s, layer.gate_up, H, 2 * I, "gate_up", message) ||

@@ -10,10 +10,14 @@ from typing import Any, Literal, Protocol
 
 @dataclass(frozen=True)
 class Place:
-    """What a weight is called in GGUF files and in transformers models, without the layer's prefix."""
+    """What a weight is called in GGUF files and in transformers models, without the layer's prefix.
+
+    fused: our names of the tensors that files have as one, row after row in this order; none of a tensor of its own.
+    """
 
     gguf: str
     transformers: str
+    fused: tuple[str, ...] = ()
 
 
 class Sizes(Protocol):
@@ -82,6 +86,26 @@ def olmo2(sizes: Sizes) -> dict[str, Place]:
     )
 
 
+def gemma3(sizes: Sizes) -> dict[str, Place]:
+    return olmo2(sizes) | {
+        "attention_norm": Place("attn_norm.weight", "input_layernorm.weight"),
+        "mlp_norm": Place("ffn_norm.weight", "pre_feedforward_layernorm.weight"),
+    }
+
+
+def phi3(sizes: Sizes) -> dict[str, Place]:
+    attention, mlp = ("q", "k", "v"), ("gate", "up")
+    return (
+        llama(sizes)
+        | dict.fromkeys(attention, Place("attn_qkv.weight", "self_attn.qkv_proj.weight", attention))
+        | dict.fromkeys(mlp, Place("ffn_up.weight", "mlp.gate_up_proj.weight", mlp))
+    )
+
+
+Activation = Literal["silu", "gelu_pytorch_tanh"]
+"""Of the gate of an MLP; the second is GELU by its approximation with tanh."""
+
+
 @dataclass(frozen=True)
 class Family:
     """What the layers of a family are.
@@ -90,6 +114,11 @@ class Family:
     a ``head`` each or over the ``whole`` of all heads. interleaved: in GGUF files, the rows of q and k stand so that
     neighbours are rotated together. qkv_bias: of transformers models; a GGUF file shows whether it has any.
     no_rope_interval: every so many layers, one has no rotary positions, where the file does not say which.
+    activation: of the MLP's gate, where the file does not say which. norm_offset: what transformers adds to the weights
+    of norms, which GGUF files have added already. root_embeddings: embeddings are multiplied by the root of the hidden
+    size. sliding: which layers have a window, if the model has one and does not say which: ``all``; the ``last``, from
+    max_window_layers on; or all but one of so many. sliding_theta: the base of the rotary positions of those layers,
+    where it differs from that of the others.
     defaults: of transformers' configuration, where they are not `DEFAULTS`.
     """
 
@@ -99,6 +128,11 @@ class Family:
     interleaved: bool = False
     qkv_bias: bool = False
     no_rope_interval: int | None = None
+    activation: Activation = "silu"
+    norm_offset: float = 0.0
+    root_embeddings: bool = False
+    sliding: Literal["all", "last"] | int | None = None
+    sliding_theta: float | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -106,13 +140,25 @@ DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings":
 
 FAMILIES = {
     "llama": Family(llama, "llama", interleaved=True),
-    "mistral": Family(llama, "llama", interleaved=True, defaults={"sliding_window": 4096}),
-    "qwen2": Family(llama, "qwen2", qkv_bias=True),
-    "qwen3": Family(qwen3, "qwen3", qk_norms="head", defaults={"head_dim": 128}),
+    "mistral": Family(llama, "llama", interleaved=True, sliding="all", defaults={"sliding_window": 4096}),
+    "qwen2": Family(llama, "qwen2", qkv_bias=True, sliding="last"),
+    "qwen3": Family(qwen3, "qwen3", qk_norms="head", sliding="last", defaults={"head_dim": 128}),
     "smollm3": Family(
         llama, "smollm3", interleaved=True, no_rope_interval=4,
         defaults={"rope_theta": 2_000_000.0, "tie_word_embeddings": True},
     ),
     "olmo2": Family(olmo2, "olmo2", qk_norms="whole", defaults={"rms_norm_eps": 1e-5}),
+    "gemma3_text": Family(
+        gemma3, "gemma3", qk_norms="head", activation="gelu_pytorch_tanh", norm_offset=1.0, root_embeddings=True,
+        sliding=6, sliding_theta=10_000.0,
+        defaults={
+            "head_dim": 256, "query_pre_attn_scalar": 256, "rope_theta": 1_000_000.0, "sliding_window": 4096,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "phi3": Family(
+        phi3, "phi3", sliding="all", defaults={"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096}
+    ),
+    "granite": Family(llama, "granite", interleaved=True, defaults={"attention_multiplier": 1.0}),
 }  # fmt: skip
 """By transformers' name. Where GGUF files do not tell two families apart, they are of the first."""

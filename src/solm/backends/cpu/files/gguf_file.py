@@ -8,7 +8,7 @@ from gguf.constants import GGMLQuantizationType as TensorType
 
 from solm.backends.cpu.files.gguf_spec import from_gguf
 from solm.backends.cpu.files.identity import identity_of, times_of
-from solm.backends.cpu.files.source import check_tensors, name_in
+from solm.backends.cpu.files.source import check_tensors, meant, name_in
 from solm.backends.cpu.files.tensors import Tensor, half_split
 from solm.backends.gguf_header import TensorInfo, read_header
 from solm.core.errors import SolmError
@@ -53,7 +53,8 @@ class GgufFile:
         if self.spec.description.interleaved and name in ("q", "k", "q_bias", "k_bias"):
             order = half_split(self.spec.heads if name.startswith("q") else self.spec.kv_heads, self.spec.head_dim)
         data = self._content[found.offset : found.offset + found.bytes]
-        return Tensor(found.name, _type(found), found.shape[::-1], data, order)
+        stored = Tensor(found.name, _type(found), found.shape[::-1], data, order)
+        return meant(self.spec, name, layer, stored, gguf=True)
 
     def release(self, tensor: Tensor) -> None:
         found = self._tensors[tensor.name]

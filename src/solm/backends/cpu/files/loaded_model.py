@@ -6,7 +6,7 @@ from gguf.constants import GGMLQuantizationType as TensorType
 from transformers import PreTrainedModel
 
 from solm.backends.cpu.files.config_spec import from_config
-from solm.backends.cpu.files.source import check_tensors, ignored_of, name_in
+from solm.backends.cpu.files.source import check_tensors, ignored_of, meant, name_in
 from solm.backends.cpu.files.tensors import Tensor
 from solm.core.errors import UnsupportedModelError
 
@@ -47,7 +47,8 @@ class LoadedModel:
         weight = (weight if weight.dtype in _TYPES else weight.float()).contiguous()
         data = weight.flatten().view(torch.uint8).numpy()
         assert data.dtype == np.uint8
-        return Tensor(theirs, _TYPES[weight.dtype], tuple(weight.shape), data)
+        stored = Tensor(theirs, _TYPES[weight.dtype], tuple(weight.shape), data)
+        return meant(self.spec, name, layer, stored, gguf=False)
 
     def release(self, tensor: Tensor) -> None:
         pass

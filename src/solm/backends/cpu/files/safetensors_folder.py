@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from solm.backends.cpu.files.config_spec import from_config
 from solm.backends.cpu.files.identity import identity_of, times_of
-from solm.backends.cpu.files.source import check_tensors, ignored_of, name_in
+from solm.backends.cpu.files.source import check_tensors, ignored_of, meant, name_in
 from solm.backends.cpu.files.tensors import FLOATS, Tensor
 from solm.core.errors import DamagedFileError, SolmError
 
@@ -72,7 +72,8 @@ class SafetensorsFolder:
     def tensor(self, name: str, layer: int | None = None) -> Tensor:
         theirs = name_in(self.spec, name, layer, gguf=False)
         found = self._tensors[theirs]
-        return Tensor(theirs, found.type, found.shape, found.content[found.begin : found.end])
+        stored = Tensor(theirs, found.type, found.shape, found.content[found.begin : found.end])
+        return meant(self.spec, name, layer, stored, gguf=False)
 
     def release(self, tensor: Tensor) -> None:
         found = self._tensors[tensor.name]

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from gguf.constants import GGMLQuantizationType as TensorType
 
-from solm.backends.cpu.files.families import MODEL
+from solm.backends.cpu.files.families import MODEL, Place
 from solm.backends.cpu.files.fields import shown
 from solm.backends.cpu.files.spec import ModelSpec
 from solm.backends.cpu.files.tensors import FLOATS, SUPPORTED, Tensor, supported
@@ -60,8 +61,9 @@ def check_tensors(spec: ModelSpec, listed: Listed, gguf: bool, ignored: Iterable
                 raise _damaged(spec.file, name, "it is missing")
             kind, shape = listed[name]
             left.discard(name)
-            if shape != spec.shape(ours):
-                raise _damaged(spec.file, name, f"its shape is {list(shape)}, not {list(spec.shape(ours))}")
+            wanted = _whole_shape(spec, ours, place)
+            if shape != wanted:
+                raise _damaged(spec.file, name, f"its shape is {list(shape)}, not {list(wanted)}")
             allowed = FLOATS if ours.endswith(VECTORS) else SUPPORTED
             if kind not in allowed:
                 known = ", ".join(some.name for some in FLOATS) if allowed is FLOATS else supported()
@@ -81,8 +83,30 @@ def _damaged(file: Path | str, name: str, reason: str) -> DamagedFileError:
 
 
 def name_in(spec: ModelSpec, name: str, layer: int | None, gguf: bool) -> str:
-    """What a source calls the tensor `name`."""
-    if name == "head" and spec.tied_head:
-        name = "embedding"
-    place = spec.places(layer)[name]
+    """What a source calls the tensor `name`, or the one that has it among its rows."""
+    place = _place(spec, name, layer)
     return place.gguf if gguf else place.transformers
+
+
+def meant(spec: ModelSpec, name: str, layer: int | None, stored: Tensor, gguf: bool) -> Tensor:
+    """The tensor `name` of the one that a source has stored: its rows of a fused one, and norms with what transformers
+    adds to them."""
+    fused = _place(spec, name, layer).fused
+    if fused:
+        first = sum(spec.shape(other)[0] for other in fused[: fused.index(name)])
+        return stored.rows(first, spec.shape(name)[0])
+    offset = 0.0 if gguf else spec.description.norm_offset
+    if not offset or not name.endswith("norm"):
+        return stored
+    values = stored.floats() + np.float32(offset)
+    return Tensor(stored.name, TensorType.F32, stored.shape, values.view(np.uint8))
+
+
+def _place(spec: ModelSpec, name: str, layer: int | None) -> Place:
+    return spec.places(layer)["embedding" if name == "head" and spec.tied_head else name]
+
+
+def _whole_shape(spec: ModelSpec, name: str, place: Place) -> tuple[int, ...]:
+    """The shape of the tensor that has `name`, alone or among others."""
+    rows = sum(spec.shape(other)[0] for other in place.fused or (name,))
+    return (rows, *spec.shape(name)[1:])

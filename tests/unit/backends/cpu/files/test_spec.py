@@ -1,26 +1,31 @@
 """Every family's description and tensors, from a loaded model, its folder and its GGUF file, against transformers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 
 from helpers.gguf_files import write_gguf
 from helpers.models import SIZES, tiny_model
 from solm.backends.cpu.files.config_spec import from_config
 from solm.backends.cpu.files.families import FAMILIES
 from solm.backends.cpu.files.gguf_file import GgufFile
+from solm.backends.cpu.files.gguf_spec import from_gguf
 from solm.backends.cpu.files.layout import SITES
 from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.files.safetensors_folder import SafetensorsFolder
+from solm.backends.gguf_header import read_header
 from solm.core.errors import DamagedFileError, UnsupportedModelError
 
 OURS = (
     "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary", "context", "qkv_bias", "bos",
-    "eos", "norms_after", "whole_norms", "layers_without_rope", "sliding_window", "sliding_layers",
+    "eos", "activation", "whole_norms", "layers_without_rope", "sliding_window", "sliding_layers",
 )  # fmt: skip
+KINDS = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 
 
 def sources(family, folder, dtype=torch.float32, **changes):
@@ -32,21 +37,31 @@ def sources(family, folder, dtype=torch.float32, **changes):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_sources_describe_the_model_that_transformers_has(family, tmp_path):
-    model, found = sources(family, tmp_path, num_hidden_layers=5)
-    config = model.config
+    kinds = {"layer_types": KINDS, "query_pre_attn_scalar": 24} if family == "gemma3_text" else {}
+    model, found = sources(family, tmp_path, num_hidden_layers=5, **kinds)
+    config, attention = model.config, model.model.layers[0].self_attn
     for source in found:
         spec = source.spec
         assert (spec.layers, spec.hidden, spec.heads, spec.kv_heads) == (5, 64, 4, 2)
         assert (spec.vocabulary, spec.context, spec.bos, spec.eos) == (259, 512, 1, (2,))
-        assert spec.head_dim == model.model.layers[0].self_attn.head_dim
+        assert spec.head_dim == attention.head_dim
         assert spec.epsilon == pytest.approx(config.rms_norm_eps, rel=1e-6)
-        assert spec.qkv_bias == (model.model.layers[0].self_attn.q_proj.bias is not None)
-        assert spec.norms_after == (not hasattr(model.model.layers[0], "input_layernorm"))
-        expected = model.model.rotary_emb.inv_freq.numpy()
-        np.testing.assert_allclose(spec.rope.inverse_frequencies, expected, rtol=1e-6)
-        assert spec.rope.scaling == model.model.rotary_emb.attention_scaling
+        assert spec.qkv_bias == (hasattr(attention, "q_proj") and attention.q_proj.bias is not None)
+        rotary, by_kind = model.model.rotary_emb, family == "gemma3_text"
+        for rope, kind in ((spec.rope, "full_attention_"), (spec.sliding_rope, "sliding_attention_")):
+            expected = getattr(rotary, (kind if by_kind else "") + "inv_freq").numpy()
+            np.testing.assert_allclose(rope.inverse_frequencies, expected, rtol=1e-6)
+            assert rope.scaling == getattr(rotary, (kind if by_kind else "") + "attention_scaling")
         rotated = getattr(config, "no_rope_layers", None) or [1] * 5
         assert spec.layers_without_rope == tuple(layer for layer in range(5) if not rotated[layer])
+        assert spec.sliding_layers == ((0, 1, 3) if by_kind else ())
+        assert [spec.window_of(layer) for layer in range(5)] == ([40, 40, None, 40, None] if by_kind else [None] * 5)
+        assert spec.scales.softmax == pytest.approx(attention.scaling, rel=1e-6)
+        scales = [8.0 if by_kind else 1.0, 1.0, 1.0]
+        if family == "granite":
+            scales = [config.embedding_multiplier, config.residual_multiplier, 1 / config.logits_scaling]
+        found_scales = [spec.scales.embedding, spec.scales.residual, spec.scales.logits]
+        assert found_scales == pytest.approx(scales, rel=1e-6)
         for name in OURS:
             assert getattr(spec, name) == getattr(found[0].spec, name), name
     # A GGUF file of llama and mistral does not say which.
@@ -58,9 +73,15 @@ def test_all_sources_describe_the_model_that_transformers_has(family, tmp_path):
 def test_all_sources_have_the_same_tensors(family, tmp_path):
     model, found = sources(family, tmp_path)
     parameters = dict(model.named_parameters())
+    sizes = {"q": 64, "k": 32, "v": 32, "gate": 96, "up": 96}
     for layer in (None, 0, 1):
         for name, place in found[0].spec.places(layer).items():
             expected = parameters[place.transformers].detach().numpy()
+            if place.fused:
+                first = sum(sizes[other] for other in place.fused[: place.fused.index(name)])
+                expected = expected[first : first + sizes[name]]
+            if family == "gemma3_text" and name.endswith("norm"):
+                expected = expected + 1
             for source in found:
                 tensor = source.tensor(name, layer)
                 assert tensor.shape == expected.shape == source.spec.shape(name)
@@ -106,9 +127,15 @@ def test_what_a_configuration_leaves_out_is_what_transformers_assumes(family):
         assert getattr(short, name) == getattr(full, name), name
     assert full.epsilon == config.rms_norm_eps
     assert full.tied_head == config.tie_word_embeddings
-    np.testing.assert_array_equal(short.rope.inverse_frequencies, full.rope.inverse_frequencies)
-    base = float(full.rope.inverse_frequencies[1]) ** (-full.head_dim / 2)
-    assert base == pytest.approx(config.rope_parameters["rope_theta"], rel=1e-4)
+    assert short.scales == full.scales
+    parameters = config.rope_parameters
+    for rope, same, kind in (
+        (short.rope, full.rope, "full_attention"),
+        (short.sliding_rope, full.sliding_rope, "sliding_attention"),
+    ):
+        np.testing.assert_array_equal(rope.inverse_frequencies, same.inverse_frequencies)
+        base = float(rope.inverse_frequencies[1]) ** (-full.head_dim / 2)
+        assert base == pytest.approx(parameters.get(kind, parameters)["rope_theta"], rel=1e-4)
 
 
 def test_older_configurations_are_read(tmp_path):
@@ -120,12 +147,51 @@ def test_older_configurations_are_read(tmp_path):
     np.testing.assert_allclose(spec.rope.inverse_frequencies, expected, rtol=1e-6)
 
 
+def test_older_configurations_of_gemma3_are_read():
+    """With the bases of both kinds of layers apart, a scaling that is meant for one, and a number for the kinds."""
+    given = {
+        "rope_theta": 500_000.0, "rope_local_base_freq": 20_000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window": 512, "sliding_window_pattern": 3,
+    }  # fmt: skip
+    spec = from_config({"model_type": "gemma3_text", **SIZES, "num_hidden_layers": 7, **given}, "config.json", "old")
+    expected = AutoConfig.for_model("gemma3_text", **{**SIZES, "num_hidden_layers": 7}, **given)
+    assert expected.layer_types == [
+        "full_attention" if spec.window_of(n) is None else "sliding_attention" for n in range(7)
+    ]
+    assert spec.sliding_layers == (0, 1, 3, 4, 6)
+    rotary = Gemma3RotaryEmbedding(expected)
+    np.testing.assert_allclose(spec.rope.inverse_frequencies, rotary.full_attention_inv_freq, rtol=1e-6)
+    np.testing.assert_allclose(spec.sliding_rope.inverse_frequencies, rotary.sliding_attention_inv_freq, rtol=1e-6)
+
+
+def test_gguf_files_of_gemma3_without_a_pattern_have_every_sixth_layer_see_everything(tmp_path):
+    kinds = ["full_attention" if layer % 6 == 5 else "sliding_attention" for layer in range(7)]
+    write_gguf(tmp_path / "a.gguf", "gemma3_text", num_hidden_layers=7, layer_types=kinds, query_pre_attn_scalar=16)
+    header = read_header(tmp_path / "a.gguf")
+    pattern = "gemma3.attention.sliding_window_pattern"
+    assert from_gguf(header).sliding_layers == (0, 1, 2, 3, 4, 6)
+    assert "gemma3.attention.scale" not in header.metadata
+    without = {key: value for key, value in header.metadata.items() if key != pattern}
+    assert from_gguf(replace(header, metadata=without)).sliding_layers == (0, 1, 2, 3, 4, 6)
+    assert from_gguf(replace(header, metadata={**without, pattern: 2})).sliding_layers == (0, 2, 4, 6)
+    with pytest.raises(DamagedFileError, match="sliding_window_pattern: must be a list of 7"):
+        from_gguf(replace(header, metadata={**without, pattern: [True]}))
+    softcap = {"gemma3.final_logit_softcapping": 30.0}
+    with pytest.raises(UnsupportedModelError, match=r"gemma3.final_logit_softcapping 30.0 is not supported"):
+        from_gguf(replace(header, metadata=header.metadata | softcap))
+    assert from_gguf(header).scales.softmax == 16**-0.5
+    largest = from_gguf(replace(header, metadata={**without, "gemma3.block_count": 62}))
+    assert largest.scales.softmax == (64 // 4) ** -0.5
+
+
 def test_sliding_windows_are_told():
     def spec(family, **given):
         return from_config({"model_type": family, **SIZES, **given}, "config.json", family)
 
     assert (spec("mistral").sliding_window, spec("mistral").sliding_layers) == (4096, (0, 1))
     assert spec("mistral", sliding_window=None).sliding_layers == ()
+    assert (spec("phi3", sliding_window=2047).sliding_window, spec("phi3").sliding_window) == (2047, None)
     assert spec("qwen2", sliding_window=64).sliding_layers == ()
     window = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}
     assert (spec("qwen2", **window).sliding_window, spec("qwen2", **window).sliding_layers) == (64, (1,))
@@ -139,9 +205,17 @@ def test_sliding_windows_are_told():
     ("given", "words"),
     [
         ({"model_type": "gpt2"}, "family 'gpt2' is not among llama, mistral"),
-        ({"hidden_act": "gelu"}, "only SiLU-gated MLPs"),
-        ({"mlp_bias": True}, "only SiLU-gated MLPs"),
-        ({"attention_bias": True}, "attention biases are not supported for llama"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not among silu, gelu_pytorch_tanh"),
+        ({"mlp_bias": True}, "mlp_bias True is not supported for llama"),
+        ({"attention_bias": True}, "attention_bias True is not supported for llama"),
+        (
+            {"model_type": "gemma3_text", "final_logit_softcapping": 30.0},
+            "final_logit_softcapping 30.0 is not supported for gemma3_text",
+        ),
+        (
+            {"model_type": "gemma3_text", "use_bidirectional_attention": True},
+            "use_bidirectional_attention True is not supported for gemma3_text",
+        ),
         ({"rope_scaling": {"rope_type": "su"}}, "rotary positions of type 'su' are not among default, linear"),
     ],
 )
@@ -166,6 +240,12 @@ def test_what_is_not_described_is_named(given, words):
         ({"rope_scaling": {"rope_type": "linear", "factor": "x" * 500}}, "factor: must be a number above 0, not 'xxx"),
         ({"rope_theta": float("nan")}, "rope_theta: must be a number above 0, not nan"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: must be true or false, not 'yes'"),
+        ({"model_type": "granite", "logits_scaling": 0}, "logits_scaling: must be a number above 0, not 0"),
+        ({"model_type": "gemma3_text", "sliding_window": None}, "sliding_window: it is missing"),
+        (
+            {"model_type": "gemma3_text", "rope_parameters": {"full_attention": 3}},
+            "rope_parameters: must be objects by kinds of layers",
+        ),
     ],
 )
 def test_sizes_that_make_no_sense_are_named(given, words):
