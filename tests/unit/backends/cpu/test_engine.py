@@ -24,7 +24,7 @@ from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.files.repack import dequantise
 from solm.backends.cpu.library import library
 from solm.backends.cpu.session import CpuSession
-from solm.backends.session import SplitSchedule
+from solm.backends.session import Scored, SplitSchedule
 from solm.backends.torch.backend import TorchBackend
 from solm.core.errors import ContextLengthError, DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
@@ -255,6 +255,32 @@ def test_a_rows_logits_do_not_depend_on_what_its_neighbours_do(precision, family
         assert torch.equal(found, first)
         for row, session in enumerate(alone[:2] if rows == 2 and start == 0 else []):
             assert torch.equal(found[row], session.step(following[row : row + 1, 0], keep[row : row + 1, 0]).logits[0])
+    control.detach()
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_scores_in_stretches_are_those_of_one_pass(split):
+    """Stretches, because the logits of all tokens would take much memory; or the logits of a few positions alone."""
+    control = TorchBackend(tiny_model("llama", torch.float32, max_position_embeddings=512))
+    _, parent = pair(control, rows=3)
+    ids, draw = tokens(3, 221, seed=4), torch.Generator().manual_seed(0)
+    keep = torch.tensor(list(ACTIONS.values()), dtype=torch.float64)[torch.randint(5, (3, 220), generator=draw)]
+    schedule = SplitSchedule(1, keep, keep.flip(1)) if split else keep
+    scored, whole, some = (parent.fork(1) for _ in range(3))
+    found, result = scored.score(ids, schedule), whole.extend(ids[:, :-1], schedule)
+    expected = Scored.of(result, ids[:, 1:])
+    torch.testing.assert_close(found.log_probabilities, expected.log_probabilities, atol=1e-4, rtol=0)
+    assert torch.equal(found.hidden, expected.hidden)
+    assert torch.equal(found.realised, expected.realised)
+    assert split == (found.stream is not None)
+    assert torch.equal(scored.ledger.spent, whole.ledger.spent)
+    places = torch.tensor([[219], [70], [120]])
+    last = some.extend(ids[:, :-1], schedule, keep_logits=places)
+    torch.testing.assert_close(last.logits, result.logits.gather(1, places[..., None].expand(-1, -1, 259)))
+    assert torch.equal(last.hidden, result.hidden.gather(1, places[..., None].expand(-1, -1, last.hidden.shape[-1])))
+    with pytest.raises(ContextLengthError):
+        scored.score(tokens(3, 300))
+    assert scored.lengths.tolist() == [320] * 3
     control.detach()
 
 
