@@ -46,7 +46,9 @@ def main() -> int:
         results["precisions"][name] = {
             "mean_difference": mean, "standard_error": error, "mean_absolute_difference": float(gap.abs().mean())
         }  # fmt: skip
-        lines.append(f"{name:10} {mean:+.4f} nats per token (standard error {error:.4f}), {gap.abs().mean():.4f} absolute")
+        lines.append(
+            f"{name:10} {mean:+.4f} nats per token (standard error {error:.4f}), {gap.abs().mean():.4f} absolute"
+        )
     finish("fidelity", options, results, lines)
     return 0
 
