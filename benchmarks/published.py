@@ -48,6 +48,47 @@ class Difference:
         return cls(found["value"], found["low"], found["high"])
 
 
+# Larger models: one file each, on a machine without AVX-512
+
+LARGER = {"0.5B": "Qwen2.5-Coder-0.5B", "1.5B": "Qwen2.5-Coder-1.5B"}
+
+
+def larger(size: str) -> Any:
+    """What benchmarks/engine.py found for a model of `LARGER`: ours, and `peers` by name."""
+    return read(f"engine-{size.lower()}")
+
+
+def _larger(size: str, engine: str, context: int) -> list[dict[str, Any]]:
+    """What an engine did after a context; llama.cpp's two attention implementations are two."""
+    found = larger(size)
+    names = ("llama.cpp", "llama.cpp fused") if engine == "llama.cpp" else (engine,)
+    every = [found] if engine == "solm" else [found["peers"].get(name, {}) for name in names]
+    return [one["contexts"][str(context)] for one in every if str(context) in one.get("contexts", {})]
+
+
+def larger_step(size: str, engine: str, context: int, setting: str = "dense", rows: int = 1) -> float:
+    """Milliseconds of a step. engine: solm, or a peer, llama.cpp with the faster of its two attentions."""
+    return min(one["step_ms"][setting][str(rows)]["median"] for one in _larger(size, engine, context))
+
+
+def larger_prompt(size: str, engine: str, context: int) -> float:
+    """Prompt tokens per second, likewise the faster of two."""
+    return max(one["prefill_tokens_per_second"]["median"] for one in _larger(size, engine, context))
+
+
+def larger_start(size: str, engine: str) -> tuple[float, float]:
+    """Seconds from a second start to the first token, and the peak of resident memory in GiB."""
+    found = larger(size) if engine == "solm" else larger(size)["peers"][engine]
+    return found["start_seconds"]["second"]["median"], found["peak_gib"]["second"]
+
+
+def fidelity() -> dict[str, Any]:
+    """By model, what benchmarks/fidelity.py found."""
+    return {"SmolLM2-135M": read("fidelity-135m")} | {
+        name: read(f"fidelity-{size.lower()}") for size, name in LARGER.items()
+    }
+
+
 # Milliseconds of a decode step
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from math import log
 
 import published as of
-from cells import NONE, change, interval, markdown, perplexity, table
+from cells import NONE, change, interval, markdown, perplexity, signed, table
 from published import BEST, Difference
 
 
@@ -55,6 +55,42 @@ def headline() -> str:
             dial(0.15),
         ],
         words=3,
+    )
+
+
+@table
+def larger() -> str:
+    """Larger models beside llama.cpp on the same file."""
+    settings = {"solm, MLP 0.8": "mlp 0.8", "solm, pages 0.2, MLP 0.6": "pages 0.2, mlp 0.6"}
+    rows = []
+    for size, name in of.LARGER.items():
+        for context in (64, 1024, 4096):
+            theirs, ours = of.larger_step(size, "llama.cpp", context), of.larger_step(size, "solm", context)
+            dialled = (of.larger_step(size, "solm", context, setting) for setting in settings.values())
+            cells = [f"{ours:.1f} ({theirs / ours:.2f}×)", *(f"{time:.1f} ({ours / time:.2f}×)" for time in dialled)]
+            rows.append([name, f"step after {context:,} tokens, ms", f"{theirs:.1f}", *cells])
+        theirs, ours = (of.larger_prompt(size, engine, 1024) for engine in ("llama.cpp", "solm"))
+        rows.append(
+            [name, "prompt of 1,024, tokens/s", f"{theirs:.0f}", f"{ours:.0f} ({ours / theirs:.2f}×)", NONE, NONE]
+        )
+        (start, peak), (our_start, our_peak) = of.larger_start(size, "llama.cpp"), of.larger_start(size, "solm")
+        rows.append([name, "second start to first token, s", f"{start:.1f}", f"{our_start:.1f}", NONE, NONE])
+        rows.append([name, "peak memory, GiB", f"{peak:.2f}", f"{our_peak:.2f}", NONE, NONE])
+    return markdown(("Model, Q4_K_M", "", "llama.cpp", "solm, dense", *settings), rows, words=2)
+
+
+@table
+def fidelity() -> str:
+    """What the rounding of the cpu backend costs, beside the same weights in float32."""
+    rows = []
+    for name, found in of.fidelity().items():
+        for precision, gap in found["precisions"].items():
+            mean, error = gap["mean_difference"], gap["standard_error"]
+            rows.append(
+                [name, precision, f"{signed(mean, 4)} ± {1.96 * error:.4f}", f"{gap['mean_absolute_difference']:.3f}"]
+            )
+    return markdown(
+        ("Model", "Precision", "log-probability of a token, nats", "mean absolute difference"), rows, words=2
     )
 
 
