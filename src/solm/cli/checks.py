@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -86,20 +86,53 @@ def finite(name: str, value: float | None) -> None:
         raise SolmError(f"{name}: {value} is not a number that can be used")
 
 
-def budgets(text: str, space: "ActionSpace") -> tuple[float, ...]:
-    """The net keeps of a list such as 0.55,0.65, each of which `space` can spend."""
+class BudgetList(NamedTuple):
+    """What --budgets asks for: values, none for ``auto``; kind: ``keep`` for net keeps, ``compute`` for shares of
+    compute, which without timings are net keeps too."""
+
+    kind: str
+    values: tuple[float, ...]
+
+
+def budget_list(text: str) -> BudgetList:
+    """The budgets of ``auto`` or of a list such as 0.7,0.8 or keep=0.6,keep=0.7; all must be of one kind."""
+    if text.strip() == "auto":
+        return BudgetList("compute", ())
+    kinds, found = set(), []
+    for part in text.split(","):
+        name, equals, number = part.strip().rpartition("=")
+        try:
+            found.append(float(number))
+        except ValueError:
+            raise BudgetError(f"--budgets: {text!r} is not auto or a list of numbers such as 0.55,0.65") from None
+        if equals and name != "keep":
+            raise BudgetError(f"--budgets: {part.strip()!r} is not a number or keep=0.6")
+        kinds.add("keep" if equals else "compute")
+        if not 0 < found[-1] <= 1:
+            raise BudgetError(f"--budgets: {found[-1]:g} is out of range: a share must be above 0 and at most 1")
+        if found.count(found[-1]) > 1:
+            raise BudgetError(f"--budgets: {found[-1]:g} is given twice")
+    if len(kinds) > 1:
+        raise BudgetError(f"--budgets: {text!r} mixes net keeps and other shares")
+    return BudgetList(kinds.pop(), tuple(found))
+
+
+def net_keeps(values: tuple[float, ...], space: "ActionSpace") -> None:
+    """Refuse net keeps that `space` cannot spend."""
     from solm.core.budget import Budget
 
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise BudgetError(f"--budgets: {text!r} is not a list of numbers such as 0.55,0.65") from None
-    for value in found:
-        if found.count(value) > 1:
-            raise BudgetError(f"--budgets: {value:g} is given twice")
+    for value in values:
         with option("--budgets"):
             Budget.from_net(value, space)
-    return found
+
+
+def budgets(text: str, space: "ActionSpace") -> tuple[float, ...]:
+    """The net keeps of a list such as 0.55,0.65, each of which `space` can spend."""
+    values = budget_list(text).values
+    if not values:
+        raise BudgetError("--budgets: auto goes with solm eval; give a list of numbers such as 0.55,0.65")
+    net_keeps(values, space)
+    return values
 
 
 def budget(
@@ -122,9 +155,12 @@ def budget(
 
     with option(typed):
         request = BudgetRequest.parse(text)
-        if request.kind == "ms" and not timed:
-            raise BudgetError(f"{text} needs --timings (a file of solm bench --out)")
-        if request.kind != "ms":
+        curve = None if trained is None else trained.curve
+        if request.kind in ("ms", "speed") and not timed and curve is None:
+            raise BudgetError(f"{text} needs --timings (a file of solm bench --out), or a policy of solm fit")
+        if request.kind == "loss" and curve is None:
+            raise BudgetError(f"{text} needs a policy with a measured curve; solm fit makes one")
+        if request.kind in ("keep", "shares") or (request.kind == "compute" and curve is None and not timed):
             # Without a policy and a space it depends on the backend, and these are the widest: the exact check is that
             # of the loaded model.
             grid = trained.config.space if trained else space or ActionSpace.preset("fine")

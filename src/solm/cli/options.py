@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,10 +32,16 @@ SpaceOption = Annotated[
     str | None, typer.Option(help="Action space, such as joint-27; with a policy, one within its own.")
 ]
 SparsityOption = Annotated[str | None, typer.Option(help="How actions are carried out: default, cpu, nested or paper.")]
-BUDGET_FORMS = "0.7 (a share of the dense step's bytes), keep=0.6 (net keep), attention=0.4,mlp=0.8, or ms=4.5"
+BUDGET_FORMS = (
+    "0.7 (a share of the dense step's milliseconds where measured, else of its bytes), speed=1.5, ms=4.5, loss=0.05 "
+    "(nats per token), keep=0.6 (net keep), or attention=0.4,mlp=0.8"
+)
 BudgetOption = Annotated[str | None, typer.Option("--budget", "-b", help=f"{BUDGET_FORMS}; dense without.")]
 BudgetsOption = Annotated[
     str, typer.Option(help="Net keeps (not shares of bytes), as the paper plots, fixed in advance: 0.55,0.65.")
+]
+TimingsOption = Annotated[
+    Path | None, typer.Option("--timings", help="File of solm bench --out; by default the policy's own, where it has.")
 ]
 TextsOption = Annotated[int, typer.Option(help="Number of texts.")]
 ContextOption = Annotated[int, typer.Option(help="Tokens read densely before the controlled ones.")]

@@ -12,6 +12,12 @@ from solm.core.errors import BudgetError
 
 BudgetLike = Union[float, str, "Budget", "BudgetRequest", None]
 _TOLERANCE = 1e-9
+_LEAST: dict[Literal["speed", "ms", "loss"], tuple[float, str]] = {
+    "speed": (1.0, "a speed must be at least 1, the dense step's"),
+    "ms": (0.0, "milliseconds must be above 0"),
+    "loss": (0.0, "a loss must be above 0 nats per token"),
+}
+"""By form of a budget that needs measurements, its least value, and what is said below it."""
 
 
 class Budget(BaseModel):
@@ -73,16 +79,19 @@ class Budget(BaseModel):
 class BudgetRequest:
     """A budget as it was asked for. What it is per axis depends on the model: see `LanguageModel.budget`.
 
-    kind: ``bytes``, the share of the dense step's bytes; ``keep``, net keep; ``ms``, milliseconds per step; ``shares``,
-    averages per axis. value: a `Budget` for ``shares``, else a number.
+    kind: ``compute``, the share of the dense step's milliseconds, or of its bytes where none were measured; ``speed``,
+    the dense step's milliseconds over those of the average step; ``ms``, milliseconds per step; ``loss``, nats per
+    token above the dense model; ``keep``, net keep; ``shares``, averages per axis. value: a `Budget` for ``shares``,
+    else a number.
     """
 
-    kind: Literal["bytes", "keep", "ms", "shares"]
+    kind: Literal["compute", "speed", "ms", "loss", "keep", "shares"]
     value: "float | Budget"
 
     @classmethod
     def parse(cls, asked: BudgetLike) -> "BudgetRequest":
-        """The request in ``0.7``, ``keep=0.6``, ``ms=4.5`` or ``attention=0.5,mlp=0.7,bits=8``; None asks for all.
+        """The request in ``0.7``, ``speed=1.5``, ``ms=4.5``, ``loss=0.05``, ``keep=0.6`` or
+        ``attention=0.5,mlp=0.7,bits=8``; None asks for all.
 
         Raises `BudgetError` for anything else and for values out of range. What a model can meet is not checked.
         """
@@ -91,15 +100,15 @@ class BudgetRequest:
         if asked is None or isinstance(asked, Budget):
             return cls("shares", asked or Budget())
         try:
-            return cls("bytes", _share(float(asked), asked))
+            return cls("compute", _share(float(asked), asked))
         except ValueError:
             pass
         values: dict[str, float] = {}
         for part in str(asked).split(","):
             name, equals, number = (piece.strip() for piece in part.partition("="))
-            if not equals or name not in (*AXES, "keep", "ms"):
+            if not equals or name not in (*AXES, "keep", *_LEAST):
                 raise BudgetError(
-                    f"budget {asked!r} is not a number, keep=0.6, ms=4.5 or a list such as "
+                    f"budget {asked!r} is not a number, speed=1.5, ms=4.5, loss=0.05, keep=0.6 or a list such as "
                     f"attention=0.5,mlp=0.7,bits=8 ({part!r})"
                 )
             if name in values:
@@ -109,13 +118,14 @@ class BudgetRequest:
             except ValueError:
                 raise BudgetError(f"budget {part!r}: {number!r} is not a number") from None
         if len(values) > 1 and not values.keys() <= set(AXES):
-            raise BudgetError(f"budget {asked!r} says several things; give keep and ms alone")
+            raise BudgetError(f"budget {asked!r} says several things; give {' and '.join(values)} alone")
         if "keep" in values:
             return cls("keep", _share(values["keep"], asked))
-        if "ms" in values:
-            if not 0 < values["ms"] < math.inf:
-                raise BudgetError(f"budget {asked} is out of range: milliseconds must be above 0")
-            return cls("ms", values["ms"])
+        for kind, (least, words) in _LEAST.items():
+            if kind in values:
+                if not least <= values[kind] < math.inf or not values[kind]:
+                    raise BudgetError(f"budget {asked} is out of range: {words}")
+                return cls(kind, values[kind])
         return cls("shares", Budget(**values))
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.cost import ModelShapes
+from solm.core.curve import COLUMNS, CURVE, BudgetCurve
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
 from solm.core.files import read_json, read_model, read_tensors, write_bytes, write_json, write_text
 from solm.core.sparsity import SparsityConfig
@@ -66,12 +67,18 @@ class PolicyConfig(BaseModel):
 
 
 class TrainedPolicy:
-    """A policy network with everything needed to use it again.
+    """A policy network with everything needed to use it again. curve: what its budgets take and lose, where measured.
 
     Raises `PolicyMismatchError` where network, action space and base model of `config` do not fit one another.
     """
 
-    def __init__(self, config: PolicyConfig, network: PolicyNetwork | ValueNetwork | None = None):
+    def __init__(
+        self,
+        config: PolicyConfig,
+        network: PolicyNetwork | ValueNetwork | None = None,
+        curve: BudgetCurve | None = None,
+    ):
+        self.curve = curve
         sizes = config.network
         if isinstance(sizes, ValueConfig):
             known_levels(sizes.grid, config.space)
@@ -111,17 +118,21 @@ class TrainedPolicy:
     def with_space(self, space: ActionSpace) -> "TrainedPolicy":
         """The same policy choosing among other actions; raises `PolicyMismatchError` where it was not trained on
         them."""
-        return TrainedPolicy(self.config.model_copy(update={"space": space}), self.network)
+        return TrainedPolicy(self.config.model_copy(update={"space": space}), self.network, self.curve)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config, weights and card to `folder`."""
+        """Write config, weights, curve and card to `folder`."""
         folder = Path(folder)
         weights = save({name: tensor.contiguous().cpu() for name, tensor in self.network.state_dict().items()})
         digest = digest_of(self.config.model_dump(mode="json"), weights)
         config = self.config.model_copy(update={"digest": digest})
         write_bytes(folder / WEIGHTS, weights)
-        write_json(folder / CONFIG, config.model_dump(mode="json"))
-        write_text(folder / CARD, model_card(config))
+        if self.curve is not None:
+            write_json(folder / CURVE, self.curve.model_dump(mode="json"))
+        else:
+            (folder / CURVE).unlink(missing_ok=True)  # of a policy that was here before
+        write_text(folder / CARD, model_card(config, self.curve))
+        write_json(folder / CONFIG, config.model_dump(mode="json"))  # last: with it the folder is a policy
 
     @classmethod
     def from_pretrained(
@@ -144,7 +155,7 @@ class TrainedPolicy:
         # Of the file, not of the model's fields: a field that is added later must not change it.
         if digest_of(read_json(folder / CONFIG), (folder / WEIGHTS).read_bytes()) != config.digest:
             raise DamagedFileError(f"{folder} is damaged: {CONFIG} and {WEIGHTS} do not match the digest in {CONFIG}")
-        trained = cls(config)
+        trained = cls(config, curve=read_model(folder / CURVE, BudgetCurve) if (folder / CURVE).is_file() else None)
         _check_tensors(trained.network, tensors)
         trained.network.load_state_dict(tensors)
         if isinstance(trained.network, ValueNetwork):
@@ -243,7 +254,7 @@ def from_hub(name: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD, CURVE]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SolmError(f"no policy at {name!r}, neither a folder nor a hub repository: {reason}") from error
@@ -252,7 +263,7 @@ def from_hub(name: str, revision: str | None = None) -> Path:
     return folder
 
 
-def model_card(config: PolicyConfig) -> str:
+def model_card(config: PolicyConfig, curve: BudgetCurve | None = None) -> str:
     """The README of a saved policy."""
     space = config.space
     kind = "weight" if config.sparsity.bits_site == "weights" else "activation"
@@ -266,10 +277,19 @@ def model_card(config: PolicyConfig) -> str:
         'print(lm.generate("Why is the sky blue?", budget=0.85).text)', "```", "",
         f"Sparsity: `{config.sparsity.model_dump_json(exclude={'allocation'})}`"
         + ("" if config.sparsity.allocation is None else f", with an allocation (in {CONFIG})") + ".",
-        "", "## Training", "", *_training(config.provenance),
+        "", *([] if curve is None else _measured(curve)), "## Training", "", *_training(config.provenance),
         "Trained on teacher-forced text only; levels below the lowest ones are not chosen.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _measured(curve: BudgetCurve) -> list[str]:
+    """Lines about what budgets take and lose."""
+    rows = (f"| {' | '.join(row)} |" for row in curve.rows())
+    return [
+        "## Budgets", "", f"{curve.about} Numbers in brackets are 95 % intervals over texts.", "",
+        f"| {' | '.join(COLUMNS)} |", "| ---: " * len(COLUMNS) + "|", *rows, "",
+    ]  # fmt: skip
 
 
 def _training(provenance: dict[str, Any]) -> list[str]:

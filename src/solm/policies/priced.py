@@ -14,6 +14,11 @@ from solm.policies.protocol import Count, feasible_levels
 _PRICES = torch.cat([torch.zeros(1), torch.logspace(-3, 1.5, 128)]).double()
 FALLING_PRICES = _PRICES.flip(0).numpy()
 """[P] float64, nats per share: the prices that belong to the points of `PriceCurve.rising`."""
+NET_RATES = (1 / 3, 1 / 3, 1 / 3)
+"""What the whole of every axis is worth in net keep, the mean of the three shares."""
+_LEAST_RATE = 1e-6
+_HALVINGS = 64
+"""Of the range of prices, which is wide where the rates of two axes are far apart."""
 
 
 class LevelCosts(NamedTuple):
@@ -56,21 +61,37 @@ def price_curves(space: ActionSpace, costs: LevelCosts) -> list[PriceCurve]:
     ]
 
 
-def equal_prices(curves: list[PriceCurve], net: float) -> Budget:
-    """The budget of net keep `net` at which every axis pays the same price for a share; the nearest there is."""
+def realised_curves(costs: LevelCosts, levels: tuple[torch.Tensor, ...]) -> list[PriceCurve]:
+    """The same at the shares [levels] float64 that steps realise in some context."""
+    return [PriceCurve(cost, shares) for cost, shares in zip(costs, levels, strict=True)]
 
-    def shares(price: float) -> list[float]:
-        return [curve.share(price) for curve in curves]
 
-    low, high = 0.0, float(_PRICES[-1])
-    for _ in range(50):
+def equal_prices(
+    curves: list[PriceCurve], target: float, rates: tuple[float, ...] = NET_RATES, fixed: float = 0.0
+) -> Budget:
+    """The budget of cost fixed + sum of rates * shares = `target` at which every axis pays the same price for its cost;
+    the nearest there is.
+
+    rates: per axis what the whole of it costs, in any unit, such as milliseconds; net keep by default. An axis of rate
+    0 saves nothing, so it stays at its highest share.
+    """
+    costs = np.array(rates)
+
+    def shares(price: float) -> np.ndarray:
+        return np.array([curve.share(price * rate) for curve, rate in zip(curves, costs, strict=True)])
+
+    def cost(spent: np.ndarray) -> float:
+        return fixed + float(costs @ spent)
+
+    low, high = 0.0, float(_PRICES[-1]) / max(float(costs[costs > 0].min(initial=np.inf)), _LEAST_RATE)
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if sum(shares(middle)) / 3 > net else (low, middle)
+        low, high = (middle, high) if cost(shares(middle)) > target else (low, middle)
     cheap, dear = shares(low), shares(high)
     # The average jumps where many tokens change their level at one price: mix the two sides.
-    gap = (sum(cheap) - sum(dear)) / 3
-    part = 0.0 if gap < 1e-12 else min(1.0, max(0.0, (net - sum(dear) / 3) / gap))
-    attention, mlp, bits = (b + part * (a - b) for a, b in zip(cheap, dear, strict=True))
+    gap = cost(cheap) - cost(dear)
+    part = 0.0 if gap < 1e-12 else min(1.0, max(0.0, (target - cost(dear)) / gap))
+    attention, mlp, bits = (dear + part * (cheap - dear)).tolist()
     return Budget(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
 
 
@@ -97,6 +118,20 @@ class PricedPolicy(ABC):
     def split(self, net: float) -> Budget:
         """The budget of net keep `net` at which every axis pays the same price for a share."""
         return equal_prices(self.curves, net)
+
+    def split_cost(
+        self, target: float, levels: tuple[torch.Tensor, ...], rates: tuple[float, ...], fixed: float
+    ) -> Budget:
+        """The budget of realised shares of cost fixed + sum of rates * shares = `target`, at one price for that cost.
+
+        levels: per axis [levels] float64, the shares that the levels of the space realise at some context.
+        """
+        return equal_prices(realised_curves(self.training_costs, levels), target, rates, fixed)
+
+    @property
+    @abstractmethod
+    def training_costs(self) -> LevelCosts:
+        """Level costs [M, levels] of tokens seen in training."""
 
     def allocate(
         self,

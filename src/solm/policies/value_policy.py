@@ -149,8 +149,11 @@ class ValuePolicy(PricedPolicy):
             own.append(torch.from_numpy(borne))
             fixed.append(torch.from_numpy(cost - borne))
         self.own_cost, self.fixed_cost = LevelCosts(*own), LevelCosts(*fixed)
-        curves = price_curves(space, self.level_costs(network.training_sensitivities))
-        super().__init__(space, network.config.layer, curves, clamp)
+        super().__init__(space, network.config.layer, price_curves(space, self.training_costs), clamp)
+
+    @property
+    def training_costs(self) -> LevelCosts:
+        return self.level_costs(self.network.training_sensitivities)
 
     def level_costs(self, sensitivities: torch.Tensor) -> LevelCosts:
         """Level costs [..., levels] float64 on the host, of tokens of sensitivities [..., 3]."""

@@ -31,7 +31,8 @@ def sparsity_of(policy: TrainedPolicy | None, sparsity: SparsityConfig | None = 
 class ControlledModel:
     """A frozen model on a backend, with its tokenizer and, where given, its policy. Also a context manager.
 
-    timings: what steps take on this machine, for budgets in milliseconds. Raises `PolicyMismatchError` for a policy or
+    timings: what steps take on this machine, for budgets in time; by default those that the policy brings for this
+    backend. Raises `PolicyMismatchError` for a policy or
     an allocation that does not fit the model, or timings of another model or backend.
     """
 
@@ -59,6 +60,9 @@ class ControlledModel:
         if self.sparsity.allocation is not None:
             self.sparsity.allocation.check(backend.shapes.layers, backend.shapes.kv_heads)
         self.timings = None if timings is None else timings.check(self.name, backend.name, self.sparsity)
+        carried = None if policy is None or policy.curve is None else policy.curve.timings
+        if timings is None and carried is not None and carried.backend == backend.name:
+            self.timings = carried  # the policy was checked against the model
 
     def __enter__(self) -> Self:
         return self
@@ -149,10 +153,11 @@ class ControlledModel:
     def budget(self, asked: BudgetLike, context: int = 1024, policy: AnyPolicy | None = None) -> Budget:
         """A budget per axis, for steps that see `context` tokens; None asks for everything.
 
-        ``0.7`` is the share of the dense step's bytes that the average step may read, with the policy's own weights;
-        ``keep=0.6`` net keep; ``ms=4.5`` the time of the average step by `timings`, to which the policy's own is added.
-        All three follow the loaded policy's split over the axes, or without one the same fraction of every axis's
-        range. Bits that save no bytes are left alone by the first.
+        ``0.7`` is the share of the dense step's milliseconds that the average step may take by `timings`, to which the
+        policy's own are added, or without timings the share of its bytes, with the policy's own weights. ``speed=1.5``
+        and ``ms=4.5`` say the same in other words, ``loss=0.05`` by the policy's curve. ``keep=0.6`` is net keep. All
+        follow the loaded policy's split over the axes, at one price for a millisecond (or share) on each, or without
+        one the same fraction of every axis's range. Bits that save nothing are left alone but by net keep.
 
         Args:
             policy: who decides; by default the loaded one.
