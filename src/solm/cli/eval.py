@@ -46,9 +46,9 @@ def evaluate(
     budgets: Annotated[
         str,
         typer.Option(
-            help="Fixed in advance, such as 0.7,0.8, or auto: five between the least there is and 1. With measured step "
-            "times (of the policy, or --timings) shares of the dense step's milliseconds, else net keeps as the paper "
-            "plots, as also keep=0.6,keep=0.7."
+            help="Fixed in advance, such as 0.7,0.8, or auto: five between the least there is and 1. With measured "
+            "step times (the policy's, or --timings) shares of the dense step's milliseconds; else net keeps, as the "
+            "paper plots, as also with keep=0.6,keep=0.7."
         ),
     ] = "0.55,0.65,0.75",
     timings: TimingsOption = None,

@@ -7,7 +7,16 @@ from solm.core.errors import BudgetError
 from solm.core.timings import StepTimings
 
 CURVE = "curve.json"
-COLUMNS = ("context", "budget", "speed", "ms per step", "loss, nats per token", "perplexity", "KV pages", "MLP channels")
+COLUMNS = (
+    "context",
+    "budget",
+    "speed",
+    "ms per step",
+    "loss, nats per token",
+    "perplexity",
+    "KV pages",
+    "MLP channels",
+)
 """Of `BudgetCurve.rows`."""
 
 
@@ -89,9 +98,11 @@ class BudgetCurve(BaseModel):
             raise BudgetError(f"budget loss={nats:g} is out of range: a loss must be above 0 nats per token")
         near = min(self.contexts, key=lambda seen: abs(seen - context))
         budgets, losses = self._falling(near)
-        if nats >= losses[0]:
+        first = int((losses <= nats).argmax())  # the loss at 1 is 0
+        if first == 0:
             return float(budgets[0])
-        return float(np.interp(-nats, -losses, budgets))
+        part = (losses[first - 1] - nats) / (losses[first - 1] - losses[first])
+        return float(budgets[first - 1] + part * (budgets[first] - budgets[first - 1]))
 
     def loss(self, share: float, context: int) -> float:
         """The loss in nats per token at a share of the dense step's milliseconds, by the same points."""

@@ -95,8 +95,9 @@ def cost(result: EvaluationResult) -> list[str]:
         point = result.arm("policy", budget)
         if point is not None:
             lines.append(
-                f"{result.currency} {told(budget)}: steps read {point.cost['bytes']:.2f} of the dense bytes; perplexity "
-                f"{point.perplexity:.2f}, dense {dense.perplexity:.2f} ({point.perplexity / dense.perplexity - 1:+.1%})"
+                f"{result.currency} {told(budget)}: steps read {point.cost['bytes']:.2f} of the dense bytes; "
+                f"perplexity {point.perplexity:.2f}, dense {dense.perplexity:.2f} "
+                f"({point.perplexity / dense.perplexity - 1:+.1%})"
             )
     return lines
 

@@ -93,8 +93,8 @@ class Offer:
                 return lowest
             typed = f"{value:g}" if kind == "compute" else f"{kind}={value:g}"
             raise BudgetError(
-                f"budget {typed} is unreachable: at {seen} tokens steps take {math.ceil(1000 * floor) / 1000:g} to 1 of "
-                f"the dense step's milliseconds ({floor * dense:.3g} to {dense:.3g} ms, up to "
+                f"budget {typed} is unreachable: at {seen} tokens steps take {math.ceil(1000 * floor) / 1000:g} to 1 "
+                f"of the dense step's milliseconds ({floor * dense:.3g} to {dense:.3g} ms, up to "
                 f"{math.floor(100 / floor) / 100:g} times as fast)"
             )
         policy = None if self.trained is None else self.trained.policy()
