@@ -52,10 +52,7 @@ def fit(
       solm fit builtin:smollm2-135m --data pydoc:train --minutes 5 --out runs/smollm
       solm generate --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --policy runs/qwen/policy --budget speed=1.3 "Why?"
     """
-    from rich.table import Table
-
-    from solm.cli.output import output, print_json, progress_bar, say
-    from solm.core.curve import COLUMNS
+    from solm.cli.output import curve_table, output, print_json, progress_bar, say
     from solm.evaluation import show
     from solm.fitting.plan import PHASES
     from solm.fitting.run import fit as run
@@ -101,10 +98,7 @@ def fit(
         print_json({"policy": str(policy), "points": [point.model_dump(mode="json") for point in curve.points]})
         return
     console = output()
-    shown = Table(*COLUMNS, title=curve.about, title_justify="left")
-    for row in curve.rows():
-        shown.add_row(*row)
-    console.print(shown)
+    console.print(curve_table(curve))
     for line in show.verdict(result):
         console.print(line)
     console.print(f"policy: {policy}")

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+    from solm.core.curve import BudgetCurve
 
 _INTERVAL = 30.0
 """Seconds between two lines of progress in a log."""
@@ -39,6 +42,18 @@ def output() -> "Console":
     if not console.is_terminal:
         console.width = 130
     return console
+
+
+def curve_table(curve: "BudgetCurve") -> "Table":
+    """What the budgets of a policy take and lose."""
+    from rich.table import Table
+
+    from solm.core.curve import COLUMNS
+
+    shown = Table(*COLUMNS, title=curve.about, title_justify="left")
+    for row in curve.rows():
+        shown.add_row(*row)
+    return shown
 
 
 class Progress(Protocol):

@@ -19,6 +19,8 @@ HELD_OUT = 0.25
 """Part of every source, at its end, that only the comparison reads."""
 _SCORED = 129
 """Tokens after a context that the longest of the phases' texts has."""
+_LEAST_TEXTS = 4
+"""Texts that each part of a source must have room for."""
 _CONTEXTS = (512, 384, 256, 128)
 
 Report = Callable[[str, int, int, float], None]
@@ -41,9 +43,9 @@ class Texts:
         for context in _CONTEXTS:
             wanted = context + _SCORED
             parts = [_parted(stream, wanted) for stream in streams]
-            if wanted <= room and all(len(held.tokens) >= 4 * wanted <= len(train.tokens) for train, held in parts):
+            if wanted <= room and all(_enough(train, held, wanted) for train, held in parts):
                 return cls([train for train, _ in parts], [held for _, held in parts], context)
-        least = round(4 * (_CONTEXTS[-1] + _SCORED) / HELD_OUT)
+        least = 2 * _LEAST_TEXTS * (_CONTEXTS[-1] + _SCORED)
         small = min(streams, key=lambda stream: len(stream.tokens))
         if room < _CONTEXTS[-1] + _SCORED:
             raise DataError(
@@ -56,8 +58,14 @@ class Texts:
         return len(self.held_out) * min(len(stream.tokens) // length for stream in self.held_out)
 
 
+def _enough(train: TokenStream, held_out: TokenStream, length: int) -> bool:
+    return min(len(train.tokens), len(held_out.tokens)) >= _LEAST_TEXTS * length
+
+
 def _parted(stream: TokenStream, least: int) -> tuple[TokenStream, TokenStream]:
-    cut = len(stream.tokens) - max(round(HELD_OUT * len(stream.tokens)), min(4 * least, len(stream.tokens) // 2))
+    """The parts of a source, of which the held-out one has room for a few texts of `least` tokens if it is not half."""
+    total = len(stream.tokens)
+    cut = total - max(round(HELD_OUT * total), min(_LEAST_TEXTS * least, total // 2))
     return (
         TokenStream(stream.tokens[:cut], stream.name, f"{stream.fingerprint}:{cut}"),
         TokenStream(stream.tokens[cut:], stream.name, f"{stream.fingerprint}:-{cut}"),
