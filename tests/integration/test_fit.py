@@ -10,9 +10,13 @@ import pytest
 from helpers.timings import made_timings
 from solm.cli.main import main
 from solm.core.errors import RunMismatchError
+from solm.data.windows import token_stream
 from solm.fitting import phases
+from solm.fitting.plan import Speed
+from solm.fitting.run import fit
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.load import load
+from solm.training.interrupt import Interrupted
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 MINUTES = "0.3"
@@ -98,40 +102,34 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
     assert "ms per step" in said.out
 
 
-@pytest.mark.parametrize("stop", ["allocation", "samples", "level costs", "comparison"])
-def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(tiny_folder, texts, tmp_path, timed, stop):
-    from solm.data.windows import token_stream
-    from solm.fitting.plan import Speed
-    from solm.fitting.run import fit
-    from solm.training.interrupt import Interrupted
-
+def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(tiny_folder, texts, tmp_path, timed, monkeypatch):
+    monkeypatch.setattr("solm.fitting.job.measure_speed", lambda lm, tokens: Speed(10_000, 5000, 0.0005))
     lm = load(tiny_folder, backend="cpu")
     streams = [token_stream(name, lm.tokenizer) for name in texts.split(",")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("solm.fitting.job.measure_speed", lambda lm, tokens: Speed(10_000, 5000, 0.0005))
-        whole = fit(lm, streams, tmp_path / "whole", 0.1)
-        seen, raised = [], []
+    whole = fit(lm, streams, tmp_path / "whole", 0.1)
+    before = "timings"
+    for stop in ("allocation", "samples", "level costs", "comparison"):
+        seen = []
 
-        def report(phase, done, total, left):
+        def report(phase, done, total, left, seen=seen, stop=stop):
             seen.append(phase)
-            if phase == stop and done and not raised:
-                raised.append(phase)
+            if phase == stop and done == 1:
                 signal.raise_signal(signal.SIGTERM)
 
         with pytest.raises(Interrupted) as ended:
             fit(lm, streams, tmp_path / "parts", 0.1, report=report)
         assert ended.value.exit_code == 143
+        assert set(seen) <= {before, stop}, "what was done before is not done again"
         assert seen[-1] == stop
-        before = len(seen)
-        resumed = fit(lm, streams, tmp_path / "parts", 0.1, report=report)
-        assert "timings" not in seen[before:]
-        assert [point.model_dump() for point in resumed.points] == [point.model_dump() for point in whole.points]
-        weights = [(tmp_path / name / "policy" / "policy.safetensors").read_bytes() for name in ("whole", "parts")]
-        assert weights[0] == weights[1]
-        with pytest.raises(RunMismatchError, match="another minutes"):
-            fit(lm, streams, tmp_path / "parts", 0.2)
-        with pytest.raises(RunMismatchError, match="another data"):
-            fit(lm, streams[:1], tmp_path / "parts", 0.1)
+        before = stop
+    resumed = fit(lm, streams, tmp_path / "parts", 0.1)
+    assert resumed.points == whole.points
+    weights = [(tmp_path / name / "policy" / "policy.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert weights[0] == weights[1]
+    with pytest.raises(RunMismatchError, match="another minutes"):
+        fit(lm, streams, tmp_path / "parts", 0.2)
+    with pytest.raises(RunMismatchError, match="another data"):
+        fit(lm, streams[:1], tmp_path / "parts", 0.1)
 
 
 @pytest.mark.parametrize(
