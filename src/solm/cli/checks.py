@@ -104,7 +104,7 @@ def budget_list(text: str) -> BudgetList:
         try:
             found.append(float(number))
         except ValueError:
-            raise BudgetError(f"--budgets: {text!r} is not auto or a list of numbers such as 0.55,0.65") from None
+            raise BudgetError(f"--budgets: {text!r} is not a list of numbers such as 0.55,0.65, or auto") from None
         if equals and name != "keep":
             raise BudgetError(f"--budgets: {part.strip()!r} is not a number or keep=0.6")
         kinds.add("keep" if equals else "compute")

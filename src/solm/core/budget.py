@@ -118,7 +118,7 @@ class BudgetRequest:
             except ValueError:
                 raise BudgetError(f"budget {part!r}: {number!r} is not a number") from None
         if len(values) > 1 and not values.keys() <= set(AXES):
-            raise BudgetError(f"budget {asked!r} says several things; give {' and '.join(values)} alone")
+            raise BudgetError(f"budget {asked!r} says several things; give keep, speed, ms and loss alone")
         if "keep" in values:
             return cls("keep", _share(values["keep"], asked))
         for kind, (least, words) in _LEAST.items():
