@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from solm.cli import checks
+from solm.cli.budget_lists import budget_list, check_net_keeps
 from solm.cli.options import (
     DEFAULT_MODEL,
     BackendOption,
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.policies.priced import PricedPolicy
     from solm.runtime.language_model import LanguageModel
+
+_LOGITS = 1 << 28
+"""Numbers of logits that a pass may leave in memory: 1 GiB in float32."""
 
 
 def evaluate(
@@ -131,7 +135,7 @@ def evaluate(
     trained = checks.trained_policy(policy, config, grid)
     offered = trained.config.space if trained is not None else grid
     assert offered is not None
-    asked = checks.budget_list(budgets)
+    asked = budget_list(budgets)
     curve = None if trained is None else trained.curve
     with checks.option("--timings"):
         if timings is not None:
@@ -142,7 +146,7 @@ def evaluate(
         trials=8 if trials is None else trials, seed=seed, oracle=oracle,
     )  # fmt: skip
     if asked.kind == "keep" or (curve is None and timings is None):
-        checks.net_keeps(asked.values, offered)
+        check_net_keeps(asked.values, offered)
     checks.room(config, context + length, "--context and --length")
     rivals: dict[str, PricedPolicy | Arm] = dict(_rival(item, config, offered) for item in rival or [])
     sources = read_sources(data)
@@ -193,7 +197,12 @@ def _with_budgets(
     with checks.option("--budgets"):
         for value in values:
             offer.budget(value if in_time else f"keep={value}", middle)
-    return chosen.model_copy(update={"budgets": values, "currency": "time" if in_time else "keep"})
+    together = max(1, _LOGITS // (len(values) * chosen.length * lm.shapes.vocabulary))
+    return chosen.model_copy(
+        update={
+            "budgets": values, "currency": "time" if in_time else "keep", "batch": min(chosen.batch, together)
+        }
+    )  # fmt: skip
 
 
 def _rival(item: str, config: "PretrainedConfig", space: "ActionSpace") -> "tuple[str, PricedPolicy]":

@@ -87,6 +87,14 @@ class BudgetCurve(BaseModel):
             for point in self.points
         ]  # fmt: skip
 
+    def markdown(self) -> list[str]:
+        """The points as a chapter of a card."""
+        rows = (f"| {' | '.join(row)} |" for row in self.rows())
+        return [
+            "## Budgets", "", f"{self.about} Numbers in brackets are 95 % intervals over texts.", "",
+            f"| {' | '.join(COLUMNS)} |", "| ---: " * len(COLUMNS) + "|", *rows, "",
+        ]  # fmt: skip
+
     def share_for_loss(self, nats: float, context: int) -> float:
         """The lowest share of the dense step's milliseconds that loses at most `nats` per token after `context` tokens,
         by the points of the nearest context measured.

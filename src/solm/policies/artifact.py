@@ -12,7 +12,7 @@ from safetensors.torch import save
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.cost import ModelShapes
-from solm.core.curve import COLUMNS, CURVE, BudgetCurve
+from solm.core.curve import CURVE, BudgetCurve
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
 from solm.core.files import read_json, read_model, read_tensors, write_bytes, write_json, write_text
 from solm.core.sparsity import SparsityConfig
@@ -277,19 +277,10 @@ def model_card(config: PolicyConfig, curve: BudgetCurve | None = None) -> str:
         'print(lm.generate("Why is the sky blue?", budget=0.85).text)', "```", "",
         f"Sparsity: `{config.sparsity.model_dump_json(exclude={'allocation'})}`"
         + ("" if config.sparsity.allocation is None else f", with an allocation (in {CONFIG})") + ".",
-        "", *([] if curve is None else _measured(curve)), "## Training", "", *_training(config.provenance),
+        "", *([] if curve is None else curve.markdown()), "## Training", "", *_training(config.provenance),
         "Trained on teacher-forced text only; levels below the lowest ones are not chosen.", "",
     ]  # fmt: skip
     return "\n".join(lines)
-
-
-def _measured(curve: BudgetCurve) -> list[str]:
-    """Lines about what budgets take and lose."""
-    rows = (f"| {' | '.join(row)} |" for row in curve.rows())
-    return [
-        "## Budgets", "", f"{curve.about} Numbers in brackets are 95 % intervals over texts.", "",
-        f"| {' | '.join(COLUMNS)} |", "| ---: " * len(COLUMNS) + "|", *rows, "",
-    ]  # fmt: skip
 
 
 def _training(provenance: dict[str, Any]) -> list[str]:
