@@ -1,7 +1,8 @@
 """`MeasuredCost`: what a step takes in milliseconds, as a linear function of the shares that it realises."""
 
+from typing import Any
+
 import numpy as np
-import torch
 
 from solm.core.actions import FULL_BITS
 from solm.core.cost import ModelShapes
@@ -24,14 +25,17 @@ class MeasuredCost:
 
     def __init__(self, timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShapes):
         self.timings = timings
-        contexts = torch.tensor(timings.contexts)
+        contexts: Any = np.array(timings.contexts)
         known = LEVELS.model_copy(update={"attention": timings.attention, "mlp": timings.mlp})
         attention, mlp, _ = axis_levels(known, contexts, sparsity.under(None), shapes)
         dense = np.array([row[-1] for row in timings.attention_ms])
-        rates = [_rate(attention.numpy(), np.array(timings.attention_ms)), _rate(mlp.numpy(), np.array(timings.mlp_ms))]
+        rates = [
+            _rate(np.asarray(attention), np.array(timings.attention_ms)),
+            _rate(np.asarray(mlp), np.array(timings.mlp_ms)),
+        ]
         halved = dense if not timings.halved_ms else np.array(timings.halved_ms)
         rates.append(np.maximum((dense - halved) / (1 - HIGH_BITS / FULL_BITS), 0))
-        self._contexts, self._dense, self._rates = np.array(timings.contexts), dense, np.stack(rates)
+        self._contexts, self._dense, self._rates = contexts, dense, np.stack(rates)
 
     def dense(self, context: float) -> float:
         """Milliseconds of the dense step that sees `context` keys."""
@@ -42,16 +46,15 @@ class MeasuredCost:
         attention, mlp, bits = (float(np.interp(context, self._contexts, axis)) for axis in self._rates)
         return attention, mlp, bits
 
-    def milliseconds(self, realised: torch.Tensor, kv_length: torch.Tensor | float) -> torch.Tensor:
+    def milliseconds(self, realised: np.ndarray, kv_length: np.ndarray | float) -> np.ndarray:
         """Of steps of realised shares [..., 3] that see kv_length [...] keys: [...] float64."""
-        seen = np.asarray(kv_length, dtype=np.float64)
-        dense = torch.from_numpy(np.asarray(np.interp(seen, self._contexts, self._dense)))
-        rates = torch.from_numpy(np.stack([np.interp(seen, self._contexts, axis) for axis in self._rates], -1))
-        return dense - ((1 - realised.to(torch.float64)) * rates).sum(-1)
+        dense = np.interp(kv_length, self._contexts, self._dense)
+        rates = np.stack([np.interp(kv_length, self._contexts, axis) for axis in self._rates], -1)
+        return np.asarray(dense - ((1 - realised) * rates).sum(-1))
 
     def share(self, realised: tuple[float, ...], context: float) -> float:
         """Of the dense step's milliseconds, for realised shares [3]."""
-        return float(self.milliseconds(torch.tensor(realised, dtype=torch.float64), context)) / self.dense(context)
+        return float(self.milliseconds(np.array(realised), context)) / self.dense(context)
 
 
 def _rate(shares: np.ndarray, milliseconds: np.ndarray) -> np.ndarray:

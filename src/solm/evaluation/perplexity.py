@@ -264,5 +264,6 @@ def _row_means(lm: LanguageModel, scored: Scored, settings: EvaluationSettings) 
         cost.append(torch.full_like(nats, torch.nan))
     else:
         measured = MeasuredCost(lm.timings, lm.sparsity, lm.shapes)
-        cost.append(measured.milliseconds(_shares(scored), _kv_length(settings)).mean(1))
+        taken = measured.milliseconds(_shares(scored).double().cpu().numpy(), _kv_length(settings).numpy())
+        cost.append(torch.from_numpy(taken.mean(1)))
     return torch.cat([nats[:, None], _averages(scored), torch.stack(cost, 1)], 1).tolist()

@@ -61,9 +61,9 @@ def price_curves(space: ActionSpace, costs: LevelCosts) -> list[PriceCurve]:
     ]
 
 
-def realised_curves(costs: LevelCosts, levels: tuple[torch.Tensor, ...]) -> list[PriceCurve]:
+def realised_curves(costs: LevelCosts, levels: tuple[np.ndarray, ...]) -> list[PriceCurve]:
     """The same at the shares [levels] float64 that steps realise in some context."""
-    return [PriceCurve(cost, shares) for cost, shares in zip(costs, levels, strict=True)]
+    return [PriceCurve(cost, torch.from_numpy(shares)) for cost, shares in zip(costs, levels, strict=True)]
 
 
 def equal_prices(
@@ -120,7 +120,7 @@ class PricedPolicy(ABC):
         return equal_prices(self.curves, net)
 
     def split_cost(
-        self, target: float, levels: tuple[torch.Tensor, ...], rates: tuple[float, ...], fixed: float
+        self, target: float, levels: tuple[np.ndarray, ...], rates: tuple[float, ...], fixed: float
     ) -> Budget:
         """The budget of realised shares of cost fixed + sum of rates * shares = `target`, at one price for that cost.
 
