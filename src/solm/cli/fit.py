@@ -18,7 +18,7 @@ from solm.cli.sources import long_enough, read_sources, streams
 from solm.core.errors import SolmError
 
 _LEAST_TOKENS = 2056
-"""Of every source; see `solm.fitting.job.Texts`."""
+"""Of every source; see `solm.fitting.texts.Texts`."""
 
 
 def fit(
@@ -56,6 +56,7 @@ def fit(
     from solm.evaluation import show
     from solm.fitting.plan import PHASES
     from solm.fitting.run import fit as run
+    from solm.fitting.texts import sample
     from solm.policies.artifact import TrainedPolicy
     from solm.runtime.load import load
     from solm.training.interrupt import Interrupted
@@ -76,7 +77,7 @@ def fit(
             model, tokenizer=tokenizer, backend="cpu", precision=precision, kv_cache_dtype=kv_cache_dtype,
             revision=revision, trust_remote_code=trust_remote_code,
         )  # fmt: skip
-    tokens = streams(sources, lm.tokenizer)
+    tokens = streams([(name, sample(texts, seed)) for name, texts in sources], lm.tokenizer)
     numbers = {name: f"{number}/{len(PHASES)} {name}" for number, name in enumerate(PHASES, start=1)}
     with progress_bar() as progress:
         try:

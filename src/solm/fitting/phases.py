@@ -119,7 +119,7 @@ def compare(job: Job) -> None:
     path, told = job.folder.path / EVALUATION, job.progress("comparison")
     constant = baseline("constant", BaselineRequest(lm, lm.space, None, sizes.context, job.seed))
     with resumable(path) as partial:
-        told(0, sizes.comparison_texts)
+        told(0, -(-sizes.comparison_texts // sizes.comparison_batch))
         result = evaluate(lm, job.texts.held_out, settings, None, partial, told, rivals={"constant": constant})
         write_text(path, result.model_dump_json(indent=2) + "\n")
 

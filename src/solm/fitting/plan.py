@@ -24,6 +24,8 @@ _ARMS = 4
 _CONTEXTS = (128, 512, 1024, 4096, 8192)
 _LOGITS = 1 << 26
 """Numbers of logits that a pass may leave in memory: 256 MiB in float32."""
+_UNIT = 20.0
+"""Seconds of the comparison that an interruption may lose."""
 _DECIDING_TEXTS = 6
 """Texts below which KV heads are not told apart: layers are fewer, and their shares save more."""
 _LEAST = {"timings": 2.0, "allocation": 2.0, "samples": 6.0, "level costs": 2.0, "comparison": 4.0}
@@ -133,7 +135,9 @@ def plan(
     levels = 11  # of the preset `cpu`, the dense pass and both axes
     costs = seconds["level costs"] / (read + levels * 64 / speed.score)
     compared = min(64, logits // BUDGETS)
-    texts = seconds["comparison"] / (read + (1 + _ARMS * BUDGETS) * compared / speed.score)
+    compare = read + (1 + _ARMS * BUDGETS) * compared / speed.score
+    texts = seconds["comparison"] / compare
+    together = int(min(8, logits // (BUDGETS * compared), _UNIT / compare))
     found = dict(zip(PHASES, (rounds + 1, half, batches, costs, texts), strict=True))
     short, phase = max((_LEAST[name] / max(count, 1e-3), name) for name, count in found.items())
     if strict and short > 1:
@@ -147,7 +151,7 @@ def plan(
         allocation_axes=axes, allocation_texts=2 * int(min(half, logits // length, 64)), allocation_length=length,
         sample_batches=int(min(batches, 400)), sample_length=sampled, cost_texts=int(min(costs, 128)), cost_length=64,
         comparison_texts=int(min(texts, windows, 200)), comparison_length=compared,
-        comparison_batch=max(1, min(8, logits // (BUDGETS * compared))),
+        comparison_batch=max(1, together),
     )  # fmt: skip
 
 

@@ -13,9 +13,10 @@ from solm.data.windows import TokenStream
 from solm.evaluation.result import EvaluationResult
 from solm.fitting import phases
 from solm.fitting.folder import About, FitFolder
-from solm.fitting.job import Job, Report, Texts
+from solm.fitting.job import Job, Report
 from solm.fitting.phases import ALLOCATION, COLLECTED, COSTS, EVALUATION, FITTED, POLICY, TIMINGS
 from solm.fitting.plan import PHASES, default_minutes
+from solm.fitting.texts import Texts
 from solm.runtime.language_model import LanguageModel
 from solm.training.interrupt import Interrupted, signals
 

@@ -5,7 +5,7 @@ import torch
 
 from solm.core.errors import DataError
 from solm.data.windows import TokenStream
-from solm.fitting.job import Texts
+from solm.fitting.texts import Texts, sample
 
 
 def stream(tokens: int, name: str = "a") -> TokenStream:
@@ -33,3 +33,12 @@ def test_too_little_is_refused_by_name():
         Texts.split([stream(40_000), stream(2000, "b")], None)
     with pytest.raises(DataError, match="the model's context of 200 tokens is below 257"):
         Texts.split([stream(40_000)], 200)
+
+
+def test_of_much_text_pieces_from_everywhere_are_read():
+    documents = [str(number % 10) * 150_000 for number in range(20)]
+    assert sample(documents, 0) == documents
+    found = sample(documents, 0, most=1_000_000)
+    assert 1_000_000 <= sum(map(len, found)) < 1_100_000
+    assert len({piece[0] for piece in found}) > 5
+    assert found == sample(documents, 0, most=1_000_000) != sample(documents, 1, most=1_000_000)
