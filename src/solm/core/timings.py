@@ -72,6 +72,25 @@ class StepTimings(BaseModel):
     def _at(self, context: int, values: list[float]) -> float:
         return float(np.interp(context, self.contexts, values))
 
+    @property
+    def disturbance(self) -> float:
+        """How far apart two measurements of the same step are: the dense one is measured for both axes. The largest
+        relative difference over contexts; a quiet machine stays below 0.05."""
+        pairs = ((pages[-1], channels[-1]) for pages, channels in zip(self.attention_ms, self.mlp_ms, strict=True))
+        return max(abs(one - other) / min(one, other) for one, other in pairs)
+
+    def lowest(self, other: "StepTimings") -> "StepTimings":
+        """Of every step the lower of its times in two measurements: what other processes add only makes it longer."""
+        tables = {
+            name: tuple(
+                tuple(map(min, mine, theirs))
+                for mine, theirs in zip(getattr(self, name), getattr(other, name), strict=True)
+            )
+            for name in ("attention_ms", "mlp_ms")
+        }
+        rows = {name: tuple(map(min, getattr(self, name), getattr(other, name))) for name in ("joint_ms", "halved_ms")}
+        return self.model_copy(update={**tables, **rows})
+
     def check(self, model: str, backend: str, sparsity: SparsityConfig) -> "StepTimings":
         """Itself if it was measured for `model` on `backend`; raises `PolicyMismatchError` otherwise."""
         if sparsity.bits_site == "weights" and not self.halved_ms:

@@ -29,6 +29,7 @@ class Job:
     seed: int
     stop: list[int]
     report: Report = lambda phase, done, total, left: None
+    remark: Callable[[str], None] = lambda text: None
     _begun: dict[str, float] = field(default_factory=dict)
 
     def sizes(self, phase: str, timings: StepTimings | None = None) -> Sizes:

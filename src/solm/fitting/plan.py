@@ -28,7 +28,7 @@ _UNIT = 20.0
 """Seconds of the comparison that an interruption may lose."""
 _DECIDING_TEXTS = 6
 """Texts below which KV heads are not told apart: layers are fewer, and their shares save more."""
-_LEAST = {"timings": 2.0, "allocation": 2.0, "samples": 6.0, "level costs": 2.0, "comparison": 4.0}
+_LEAST = {"timings": 2.0, "allocation": 1.0, "samples": 4.0, "level costs": 1.0, "comparison": 2.0}
 """What a phase needs at least: rounds of timings (of which the first does not count), texts of each half, batches of
 samples, texts of level costs, texts compared."""
 MINUTES_PER_BILLION = 75

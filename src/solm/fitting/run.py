@@ -48,8 +48,8 @@ def fit(
     matplotlib is installed). Phases whose output is whole are skipped. A phase that was interrupted goes on where it
     stopped, but for the timings.
 
-    minutes: in all, on this machine; by default by the model's size. report: how far it is. remark: gets the plan, in
-    lines.
+    minutes: in all, on this machine; by default by the model's size. report: how far it is. remark: gets the plan and
+    what is worth saying, in lines.
 
     Raises:
         Interrupted: at SIGINT or SIGTERM, with at most the unit of work under way lost.
@@ -67,7 +67,7 @@ def fit(
         data={stream.name: stream.fingerprint for stream in streams}, minutes=minutes, seed=seed,
     )  # fmt: skip
     with signals() as stop, FitFolder.opened(out, about) as folder:
-        job = Job(lm, texts, folder, minutes, seed, stop, report)
+        job = Job(lm, texts, folder, minutes, seed, stop, report, remark)
         if not all(folder.is_done(name, output, inputs) for name, output, inputs, _ in ORDER):
             for line in plan_lines(job):
                 remark(line)
