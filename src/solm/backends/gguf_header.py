@@ -5,6 +5,7 @@ import mmap
 import struct
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,20 @@ def read_header(path: Path) -> GgufHeader:
     or is not GGUF, has an unknown type, or names a tensor that lies beyond its end.
     """
     try:
-        with path.open("rb") as file:
-            if not file.seek(0, 2):
-                return _Reader(path, b"").header()
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return _Reader(path, content).header()
+        status = path.stat()
+        return _read(path, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise SolmError(f"cannot read {path}: {error.strerror}") from error
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, size: int, changed: int) -> GgufHeader:
+    """The header of a file of this size and time; a large vocabulary takes a quarter of a second to pass over."""
+    with path.open("rb") as file:
+        if not file.seek(0, 2):
+            return _Reader(path, b"").header()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _Reader(path, content).header()
 
 
 class _Reader:

@@ -30,8 +30,6 @@ from solm.cli.sources import long_enough, one_stream, read_sources, streams
 from solm.core.errors import SolmError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from solm.core.actions import ActionSpace
     from solm.evaluation.arms import Arm
     from solm.policies.priced import PricedPolicy
@@ -150,7 +148,7 @@ def evaluate(
         console.print(line)
 
 
-def _rival(item: str, config: "PretrainedConfig", space: "ActionSpace") -> "tuple[str, PricedPolicy]":
+def _rival(item: str, config: checks.ModelFacts, space: "ActionSpace") -> "tuple[str, PricedPolicy]":
     """Name and policy of a --rival."""
     from solm.policies.priced import PricedPolicy
 

@@ -1,24 +1,22 @@
 """Rules that every budget shares: what is due per step, and the two levels between which a share lies."""
 
-from typing import TypeVar
-
 import numpy as np
-import torch
+
+from solm.core.arrays import AnyArray
 
 SHORTEST_HORIZON = 8
 """Steps over which a deviation from the budget is made good, even where fewer are left."""
 SAME_SHARE = 1e-9
 """Shares that differ by less count as equal."""
-Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
-def due_share(target: Array, spent: Array, steps: Array, horizon: Array | int) -> Array:
+def due_share(target: AnyArray, spent: AnyArray, steps: AnyArray, horizon: AnyArray | int) -> AnyArray:
     """The average share that the next `horizon` steps must realise for the average over all steps to be `target`.
 
     target: share asked for; spent: sum of the shares realised in the `steps` counted so far. NumPy arrays or tensors of
     any shapes that broadcast.
     """
-    due: Array = (target * (steps + horizon) - spent) / horizon
+    due: AnyArray = (target * (steps + horizon) - spent) / horizon
     return due
 
 
