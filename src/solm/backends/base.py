@@ -157,9 +157,7 @@ class BaseSession(ABC):
         """Numbers of the groups of rows that the backend decides for itself."""
         return frozenset()
 
-    def _decided(
-        self, tokens: Any, keep_logits: Array | None = None, approximate_tail: bool = False
-    ) -> Result:
+    def _decided(self, tokens: Any, keep_logits: Array | None = None, approximate_tail: bool = False) -> Result:
         """One pass in which the rows' policies decide."""
         own, groups = self._own_groups, self._control.groups
         if all(number in own or isinstance(group.policy, Dense) for number, group in enumerate(groups)):

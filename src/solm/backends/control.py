@@ -196,8 +196,8 @@ class Control:
                 here = hidden if len(group.rows) == rows else hidden[as_tensor(group.rows).to(hidden.device)]
                 decided = decide_known(
                     group.policy, here, as_tensor(before), kv_length, self.sparsity, self.shapes,
-                    target=_tensor(state, "target"), spent=_tensor(state, "spent"), counted=_tensor(state, "counted"), taken=_tensor(state, "taken"),
-                    horizon=_tensor(state, "horizon"),
+                    target=_tensor(state, "target"), spent=_tensor(state, "spent"), counted=_tensor(state, "counted"),
+                    taken=_tensor(state, "taken"), horizon=_tensor(state, "horizon"),
                 )  # fmt: skip
                 actions[group.rows] = decided.actions.numpy()
                 rest[group.rows] = group.policy.space.numbers[actions[group.rows]]
@@ -229,9 +229,7 @@ class Control:
         group.state = found.state
         return as_numpy(found.actions)
 
-    def _next(
-        self, group: Group, state: np.ndarray, kv_length: np.ndarray, tokens: Array, model: Model
-    ) -> np.ndarray:
+    def _next(self, group: Group, state: np.ndarray, kv_length: np.ndarray, tokens: Array, model: Model) -> np.ndarray:
         """Actions [n, 1] of a policy that sees what the previous step left."""
         policy = group.policy
         assert not isinstance(policy, PricedPolicy)

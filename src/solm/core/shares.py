@@ -25,8 +25,9 @@ def ceil_share(share: AnyArray, total: Array | int) -> AnyArray:
     """ceil(share * total) as int64; a product that exceeds an integer by less than 1e-9, such as 0.1 * 30, is that
     integer."""
     if is_tensor(share):  # which may be on an accelerator
-        return (share.double() * total - _ROUNDING).ceil().long()
-    return _ceil_share(share, total)
+        on_device: Any = share
+        return (on_device.double() * total - _ROUNDING).ceil().long()
+    return _ceil_share(as_numpy(share), total if isinstance(total, int) else as_numpy(total))  # type: ignore[return-value]
 
 
 def _ceil_share(share: np.ndarray, total: np.ndarray | int) -> np.ndarray:
@@ -111,11 +112,13 @@ def axis_levels(
     before: only the contribution of the layers before this one. Tables are cached, for contexts up to the next power of
     two.
     """
-    seen = as_numpy(kv_length)
-    longest = 1 << int(seen.max()).bit_length()
+    lengths = as_numpy(kv_length)
+    longest = 1 << int(lengths.max()).bit_length()
     attention, mlp, bits = _level_tables(space, sparsity, shapes, longest, before)
-    found = attention[seen], *(np.broadcast_to(axis, (*seen.shape, len(axis))) for axis in (mlp, bits))
-    return (in_kind(found[0], kv_length), in_kind(found[1], kv_length), in_kind(found[2], kv_length))
+    everywhere = [np.broadcast_to(axis, (*lengths.shape, len(axis))) for axis in (mlp, bits)]
+    return (
+        in_kind(attention[lengths], kv_length), in_kind(everywhere[0], kv_length), in_kind(everywhere[1], kv_length)
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=64)

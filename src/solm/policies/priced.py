@@ -53,9 +53,7 @@ class PriceCurve:
 def price_curves(space: ActionSpace, costs: LevelCosts) -> list[PriceCurve]:
     """Per axis the curve of tokens with level costs [M, levels], at nominal shares."""
     shares = (space.attention, space.mlp, [bits / FULL_BITS for bits in space.bits])
-    return [
-        PriceCurve(cost, np.array(levels, dtype=np.float64)) for cost, levels in zip(costs, shares, strict=True)
-    ]
+    return [PriceCurve(cost, np.array(levels, dtype=np.float64)) for cost, levels in zip(costs, shares, strict=True)]
 
 
 def equal_prices(curves: list[PriceCurve], net: float) -> Budget:

@@ -64,7 +64,8 @@ def unroll(
     levels = axis_levels(space, kv_lengths, sparsity, shapes)
     controllable = kv_lengths > sparsity.always_read
     if state is None and is_tensor(kv_length):
-        state = policy.start(len(lengths), kv_length.device)  # type: ignore[union-attr]
+        host: Any = kv_length
+        state = policy.start(len(lengths), host.device)
     last = np.full(len(lengths), space.dense_index) if previous is None else as_numpy(previous)
     spent = Ledger(as_numpy(ledger.spent), as_numpy(ledger.steps))
     actions, shares, inputs = [], [], []

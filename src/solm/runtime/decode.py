@@ -60,8 +60,8 @@ class Draft:
 class Row:
     """A prompt and how its reply comes about.
 
-    ids: [1, C] int64. longest: tokens that the reply may have, over which the budget is an average. ended: called after every
-    token, whether it was the last. session: has read the first tokens of ids, at least one less than all.
+    ids: [1, C] int64. longest: tokens that the reply may have, over which the budget is an average. ended: called
+    after every token, whether it was the last. session: has read the first tokens of ids, at least one less than all.
     """
 
     ids: Array

@@ -11,8 +11,8 @@ from solm.backends.cpu.engine import FLOAT_PRECISIONS
 from solm.backends.cpu.files.config_spec import from_config
 from solm.backends.cpu.files.gguf_file import GgufFile
 from solm.backends.cpu.files.gguf_spec import from_gguf
-from solm.backends.cpu.files.safetensors_folder import SafetensorsFolder
 from solm.backends.cpu.files.repack import Progress
+from solm.backends.cpu.files.safetensors_folder import SafetensorsFolder
 from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.files.spec import ModelSpec
 from solm.backends.dtypes import dtype_name

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Message = dict[str, Any]
 """One message of a conversation, with the keys ``role`` and ``content``, both texts."""
 Prompt = Union[str, list[Message], np.ndarray, "torch.Tensor"]
-Prompts = Union[Prompt, list[str], list[list[Message]]]
+Prompts = Prompt | list[str] | list[list[Message]]
 
 
 def token_rows(

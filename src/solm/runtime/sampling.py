@@ -178,7 +178,7 @@ def _plain(options: Mapping[str, Any]) -> Plain | None:
     numbers = all(type(value) in (int, float) for value in (temperature, top_p)) and type(top_k) is int
     if not numbers or not temperature > 0 or top_k < 0 or not 0 < top_p <= 1:
         return None
-    return Plain(float(temperature), top_k, float(top_p))
+    return Plain(float(temperature), int(top_k), float(top_p))
 
 
 def _refusal(name: str, own: Mapping[str, Any]) -> str:

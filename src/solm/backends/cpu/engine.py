@@ -91,9 +91,9 @@ class Engine:
     threads: None for as many as torch uses. kv_cache_dtype: ``auto`` holds keys and values in float32 beside float32
     weights and in bfloat16 beside all others; ``int8``, with weights in integers, in int8 with a scale per token and
     head, at half the size of bfloat16. library: of `solm.backends.cpu.library.library`, for another build. progress:
-    told how many of how many parts are repacked, the layers and the head. Raises `UnsupportedModelError` for a model or sparsity that it cannot run,
-    `DamagedFileError` for weights that cannot be, `SolmError` for a bad precision, dtype or number of threads, or where
-    there is no compiler or memory.
+    told how many of how many parts are repacked, the layers and the head. Raises `UnsupportedModelError` for a model or
+    sparsity that it cannot run, `DamagedFileError` for weights that cannot be, `SolmError` for a bad precision, dtype
+    or number of threads, or where there is no compiler or memory.
     """
 
     def __init__(

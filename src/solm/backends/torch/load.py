@@ -16,10 +16,10 @@ from transformers import (
 
 from solm.backends.dtypes import dtype_name
 from solm.backends.gguf_header import ArrayInfo, GgufHeader, read_header
+from solm.backends.heap import keep_freed_memory
 from solm.backends.names import gguf_of, not_loadable
 from solm.backends.quiet import quiet
 from solm.backends.tokenizer import model_tokenizer
-from solm.backends.heap import keep_freed_memory
 from solm.backends.torch.names import locate
 from solm.backends.torch.shard import check_processes, shard_layers
 from solm.core.errors import SolmError

@@ -54,9 +54,7 @@ class TorchSession(BaseSession):
         """Bytes of this session's own keys and values; shared prefixes are counted by their owner."""
         return self._cache.memory_bytes()
 
-    def prefill(
-        self, tokens: Array, lengths: Array | None = None, every_logit: bool = False
-    ) -> torch.Tensor:
+    def prefill(self, tokens: Array, lengths: Array | None = None, every_logit: bool = False) -> torch.Tensor:
         """As `Session.prefill`; through the stock model's own path."""
         logits = self.read(as_tensor(tokens), None if lengths is None else as_tensor(lengths), every_logit)
         if int(self._lengths.min()) < int(self._lengths.max()):
