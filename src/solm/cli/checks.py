@@ -177,14 +177,14 @@ def model_config(
 
 
 def _engine_facts(model: str, revision: str | None) -> ModelFacts | None:
-    """The same as the cpu backend describes it; None for a model that it does not know."""
+    """The same as the cpu backend describes it; None for a model that it does not know, or cannot read: what is wrong
+    is said where transformers' description is asked for, or else by `load`."""
     from solm.backends.cpu.engine import shapes_of
-    from solm.core.errors import UnsupportedModelError
     from solm.runtime.load import spec_of
 
     try:
         spec = spec_of(model, revision)
-    except UnsupportedModelError:
+    except SolmError:
         return None
     return ModelFacts(spec.family, spec.context, shapes_of(spec))
 

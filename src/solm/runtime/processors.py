@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig
 
 from solm.backends.threads import one_torch_thread
-from solm.core.arrays import Array, as_tensor
+from solm.core.arrays import Array, as_numpy, as_tensor
 from solm.core.errors import SolmError
 
 
@@ -26,7 +26,7 @@ class Processed:
         with one_torch_thread(self._alone):
             given = as_tensor(logits)
             found = self._processors(self._sequence.to(given.device), given[None].float())
-            return np.asarray(found[0].cpu().numpy())
+            return as_numpy(found[0])
 
     def said(self, token: int) -> None:
         """`token` was chosen."""
