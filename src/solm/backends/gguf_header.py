@@ -101,6 +101,16 @@ def read_header(path: Path) -> GgufHeader:
         raise SolmError(f"cannot read {path}: {error.strerror}") from error
 
 
+def read_arrays(path: Path, names: frozenset[str]) -> dict[str, list[Any]]:
+    """The long arrays `names` of a file's metadata, as far as it has them. Raises as `read_header` does."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            known = _Reader(path, content, names).header().metadata
+    except (OSError, ValueError) as error:
+        raise SolmError(f"cannot read {path}: {error}") from error
+    return {name: known[name] for name in names if isinstance(known.get(name), list)}
+
+
 @lru_cache(maxsize=4)
 def _read(path: Path, size: int, changed: int) -> GgufHeader:
     """The header of a file of this size and time; a large vocabulary takes a quarter of a second to pass over."""
@@ -112,10 +122,11 @@ def _read(path: Path, size: int, changed: int) -> GgufHeader:
 
 
 class _Reader:
-    """Reads one file from its start; every read is checked against the file's size before it is made."""
+    """Reads one file from its start; every read is checked against the file's size before it is made. whole: arrays
+    that are kept whatever their length."""
 
-    def __init__(self, path: Path, content: "bytes | mmap.mmap"):
-        self.path, self.content, self.size = path, content, len(content)
+    def __init__(self, path: Path, content: "bytes | mmap.mmap", whole: frozenset[str] = frozenset()):
+        self.path, self.content, self.size, self.whole = path, content, len(content), whole
         self.place = 0
 
     def damaged(self, field: str, reason: str) -> DamagedFileError:
@@ -182,9 +193,11 @@ class _Reader:
         inner, length = self._kind(field), self._count(field, _LONGEST_ARRAY)
         if inner == GGUFValueType.ARRAY:
             raise self.damaged(field, "an array of arrays, which is not supported")
+        if inner == GGUFValueType.STRING and field in self.whole:
+            return [self._text(field) for _ in range(length)]
         if inner == GGUFValueType.STRING:
             self._skip_texts(length, field)
-        elif length <= _LONGEST_KEPT:
+        elif length <= _LONGEST_KEPT or field in self.whole:
             return [self._number(_SCALARS[inner], field) for _ in range(length)]
         else:
             self._skip(length * struct.calcsize("<" + _SCALARS[inner]), field)

@@ -2,25 +2,26 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solm.backends.gguf_header import read_header
+from solm.backends.gguf_header import GgufHeader, read_header
+from solm.backends.gguf_tokenizer import byte_level_tokenizer
 from solm.backends.names import folder_of, folder_or_hub_id, gguf_of, made_folder, not_loadable
 from solm.backends.quiet import quiet
 from solm.core.cache_folder import cache_folder
 from solm.core.errors import SolmError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerBase
 
-    AnyTokenizer = PreTrainedTokenizerBase | "Tokenizer"
-
 _TOKENS, _FACTS = "tokenizer.json", "solm.json"
-_FORMAT = 2
+_FORMAT = 3
 _ERRORS = (OSError, ValueError, KeyError, ImportError)
 """What transformers raises where there is nothing that it can read."""
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
@@ -33,29 +34,44 @@ class _Facts:
     chat_template: str | None
     special_tokens: dict[str, str]
     all_special_ids: list[int]
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class Tokenizer:
-    """The tokenizer kept in `folder`: texts to tokens and back, and conversations to texts, as transformers' does it.
+    """Texts to tokens and back, and conversations to texts, as transformers' tokenizers do it.
 
-    Everything else that transformers' tokenizers can do is done by one, which `full` makes when it is asked for first.
+    Everything else that those can do is done by one, which is made of the same parts when it is asked for first.
     """
 
-    def __init__(self, folder: Path, full: "Callable[[], PreTrainedTokenizerBase]"):
+    def __init__(self, backend: "Backend", facts: _Facts):
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend, self._facts = backend, facts
+        self._full: PreTrainedTokenizerBase | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """The tokenizer that `save` wrote to `folder`."""
         from tokenizers import Tokenizer as Backend
 
-        self._facts = _Facts(**json.loads((folder / _FACTS).read_text()))
-        self._backend = Backend.from_file(str(folder / _TOKENS))
-        self._backend.no_padding()
-        self._backend.no_truncation()
-        self._make_full = full
-        self._full: PreTrainedTokenizerBase | None = None
+        facts = _Facts(**json.loads((folder / _FACTS).read_text()))
+        return cls(Backend.from_file(str(folder / _TOKENS)), facts)
+
+    def save(self, folder: Path) -> None:
+        """Write it to `folder`."""
+        self._backend.save(str(folder / _TOKENS))
+        (folder / _FACTS).write_text(json.dumps(vars(self._facts)))
 
     @property
     def full(self) -> "PreTrainedTokenizerBase":
         """transformers' tokenizer."""
         if self._full is None:
-            self._full = self._make_full()
+            from transformers import PreTrainedTokenizerFast
+
+            self._full = PreTrainedTokenizerFast(
+                tokenizer_object=self._backend, chat_template=self.chat_template, clean_up_tokenization_spaces=False,
+                **self._facts.special_tokens, **self._facts.settings,
+            )  # fmt: skip
         return self._full
 
     @property
@@ -120,17 +136,22 @@ def model_tokenizer(name: str, trust_remote_code: bool = False, revision: str | 
     gguf = gguf_of(name)
     files = [gguf] if gguf is not None else _files(folder_of(name, revision))
     folder = cache_folder() / f"tokenizer-{_stamp(files)}"
+    quick = None if gguf is None or folder.is_dir() else _from_header(read_header(gguf))
+    if quick is not None:
+        with suppress(OSError):
+            made_folder(folder, quick.save)
+        return quick
     if not folder.is_dir():
         made = full()
         facts = _facts_of(made)
         if facts is None:
             return made
         try:
-            made_folder(folder, lambda work: _write(work, made, facts))
+            made_folder(folder, Tokenizer(made.backend_tokenizer, facts).save)
         except OSError:
             return made
     try:
-        return Tokenizer(folder, _from(folder) if gguf is not None else full)
+        return Tokenizer.load(folder)
     except Exception:  # a damaged file, for which the package has no error of its own
         return full()
 
@@ -174,15 +195,15 @@ def has_chat_template(name: str) -> bool | None:
     return "tokenizer.chat_template" in known
 
 
-def _from(folder: Path) -> "Callable[[], PreTrainedTokenizerBase]":
-    """transformers' tokenizer out of the folder in which it was kept; its reader of GGUF files takes seconds."""
-
-    def load() -> "PreTrainedTokenizerBase":
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(folder)
-
-    return load
+def _from_header(header: GgufHeader) -> Tokenizer | None:
+    """The tokenizer of a GGUF file without transformers; None where only that can read it."""
+    template = header.metadata.get("tokenizer.chat_template")
+    found = byte_level_tokenizer(header)
+    if found is None or not isinstance(template, str | None):
+        return None
+    backend, special = found
+    ids = [backend.token_to_id(token) for token in dict.fromkeys(special.values())]
+    return Tokenizer(backend, _Facts(template, special, ids))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -206,10 +227,5 @@ def _facts_of(tokenizer: "PreTrainedTokenizerBase") -> _Facts | None:
     if backend is None or cleans or not isinstance(template, str | None):
         return None
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    return _Facts(template, special, list(tokenizer.all_special_ids))
-
-
-def _write(folder: Path, tokenizer: "PreTrainedTokenizerBase", facts: _Facts) -> None:
-    tokenizer.save_pretrained(folder)
-    tokenizer.backend_tokenizer.save(str(folder / _TOKENS))  # type: ignore[attr-defined]
-    (folder / _FACTS).write_text(json.dumps(vars(facts)))
+    settings = {name: getattr(tokenizer, name) for name in ("model_max_length", "padding_side", "truncation_side")}
+    return _Facts(template, special, list(tokenizer.all_special_ids), settings)

@@ -158,9 +158,7 @@ def _check(chosen: "RunConfig", trust: bool) -> None:
     checks.room(known, chosen.context + chosen.length, "--context and --length")
     layer = getattr(chosen, "layer", None)
     if layer is not None and layer >= known.shapes.layers:
-        raise SolmError(
-            f"--set layer: {layer} is out of range: this model has layers 0 to {known.shapes.layers - 1}"
-        )
+        raise SolmError(f"--set layer: {layer} is out of range: this model has layers 0 to {known.shapes.layers - 1}")
     for source in chosen.data:
         name, _, count = source.partition(":")
         if name != "self":
