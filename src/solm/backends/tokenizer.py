@@ -202,7 +202,8 @@ def _from_header(header: GgufHeader) -> Tokenizer | None:
     if found is None or not isinstance(template, str | None):
         return None
     backend, special = found
-    ids = [backend.token_to_id(token) for token in dict.fromkeys(special.values())]
+    numbers = [backend.token_to_id(token) for token in dict.fromkeys(special.values())]
+    ids = [number for number in numbers if number is not None]
     return Tokenizer(backend, _Facts(template, special, ids))
 
 

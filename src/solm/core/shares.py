@@ -112,7 +112,7 @@ def axis_levels(
     before: only the contribution of the layers before this one. Tables are cached, for contexts up to the next power of
     two.
     """
-    lengths = as_numpy(kv_length)
+    lengths: np.ndarray = as_numpy(kv_length)
     longest = 1 << int(lengths.max()).bit_length()
     attention, mlp, bits = _level_tables(space, sparsity, shapes, longest, before)
     everywhere = [np.broadcast_to(axis, (*lengths.shape, len(axis))) for axis in (mlp, bits)]

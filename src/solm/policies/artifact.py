@@ -15,7 +15,8 @@ from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
 from solm.core.files import read_arrays, read_json, read_model, read_tensors, write_bytes, write_json, write_text
 from solm.core.sparsity import SparsityConfig
 from solm.policies.network_config import NetworkConfig
-from solm.policies.value_policy import ValueConfig, ValuePolicy, ValueWeights, known_levels
+from solm.policies.value_policy import ValuePolicy, known_levels
+from solm.policies.value_weights import ValueConfig, ValueWeights
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +100,7 @@ class TrainedPolicy:
 
             sizes = self.config.network
             if self._weights is not None:
-                self._network = self._weights.network()
+                self._network = ValueNetwork.of(self._weights)
             else:
                 self._network = ValueNetwork(sizes) if isinstance(sizes, ValueConfig) else PolicyNetwork(sizes)
         return self._network
