@@ -110,7 +110,7 @@ class BaseSession(ABC):
         policy: AnyPolicy,
         target: Array,
         horizon: int,
-        generator: "torch.Generator | None" = None,
+        generator: "torch.Generator | np.random.Generator | None" = None,
         *,
         ledger: Ledger | None = None,
         early: Array | None = None,

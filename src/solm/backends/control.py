@@ -4,6 +4,7 @@ The torch backend decides everything here. The cpu backend does so for the polic
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -45,7 +46,7 @@ class Group:
     policy: AnyPolicy
     rows: np.ndarray
     state: Any = None
-    generator: "torch.Generator | None" = None
+    generator: "torch.Generator | np.random.Generator | None" = None
     seen: "list[Features] | None" = None
 
     @property
@@ -103,7 +104,7 @@ class Control:
         policy: AnyPolicy,
         rows: int,
         device: "torch.device | None",
-        generator: "torch.Generator | None",
+        generator: "torch.Generator | np.random.Generator | None",
         record: bool,
     ) -> None:
         """Let `policy` decide for all of `rows` rows. device: where its state is, None: the host."""
@@ -145,7 +146,7 @@ class Control:
                 continue
             chosen = place[index[inside]]
             state = None if group.state is None else group.state.rows(as_tensor(chosen))
-            generator = group.generator.clone_state() if copied and group.generator is not None else group.generator
+            generator = _copied(group.generator) if copied else group.generator
             kept.append(Group(group.policy, np.flatnonzero(inside), state, generator, None))
         return Control(sparsity, self.shapes, kept)
 
@@ -246,6 +247,11 @@ class Control:
             group.seen.append(features(observation))
         chosen, group.state = policy.act(observation, group.state, group.generator)
         return np.where(controllable, as_numpy(chosen), policy.space.dense_index)[:, None]
+
+
+def _copied(generator: Any) -> Any:
+    """A generator that draws the same from here on."""
+    return generator.clone_state() if hasattr(generator, "clone_state") else deepcopy(generator)
 
 
 def _tensor(state: np.ndarray, name: str) -> "torch.Tensor":

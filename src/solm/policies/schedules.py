@@ -80,11 +80,18 @@ class Random(_TwoLevel):
     """The levels of the static schedule in a uniformly random order, drawn without replacement step by step."""
 
     def _choose(self, low, high, spent, target, steps, remaining, generator):  # type: ignore[no-untyped-def]
-        import torch
-
         goal = target * (steps + remaining)
         # How often the higher level is still to be taken, rounded once so that the last steps are certain.
         gap = np.maximum(high - low, 1e-12)
         count = np.round((goal - spent - low * remaining) / gap).clip(0, remaining)
-        draw = torch.rand(len(low), generator=generator, dtype=torch.float64).numpy()
+        draw = _uniform(generator, len(low))
         return (draw < count / remaining) & (high > low)
+
+
+def _uniform(generator: Any, count: int) -> np.ndarray:
+    """Numbers [count] in [0, 1) from a generator of NumPy or torch; None: torch's global one."""
+    if isinstance(generator, np.random.Generator):
+        return generator.random(count)
+    import torch
+
+    return torch.rand(count, generator=generator, dtype=torch.float64).numpy()

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from solm.core.actions import AXES, Action
 from solm.core.arrays import Array
 from solm.core.budget import Budget
 from solm.policies.priced import PricedPolicy
-from solm.policies.schedules import Dense, Static
+from solm.policies.schedules import Dense, Random, Static
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.reply import Token
 from solm.runtime.sampling import Sampler
@@ -43,8 +44,12 @@ class Draft:
 
     def control(self, session: Session, target: np.ndarray, horizon: int) -> None:
         """Put a session of one row, whose prompt is read, under the policy, within target [1, 3] shares."""
-        draws = not isinstance(self._policy, Dense | Static | PricedPolicy)
-        session.control(self._policy, target, horizon, self.sampler.generator if draws else None)
+        generator: Any = None
+        if isinstance(self._policy, Random):
+            generator = self.sampler.schedule_generator
+        elif not isinstance(self._policy, Dense | Static | PricedPolicy):
+            generator = self.sampler.generator
+        session.control(self._policy, target, horizon, generator)
 
     def add(self, logits: Array, step: StepTaken | None = None) -> Token:
         """Choose the next token from logits [V]. step: the one that gave them, None: the prefill."""

@@ -109,6 +109,11 @@ class Sampler:
         return np.random.default_rng(self._seed % (1 << 64))
 
     @cached_property
+    def schedule_generator(self) -> np.random.Generator:
+        """A generator of the same seed, with numbers of its own, for the schedule `Random`."""
+        return np.random.default_rng([self._seed % (1 << 64), 1])
+
+    @cached_property
     def generator(self) -> "torch.Generator":
         """A generator of the same seed for a policy that draws."""
         import torch
