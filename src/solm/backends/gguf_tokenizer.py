@@ -1,6 +1,7 @@
 """The tokenizer of a GGUF file with a byte-level vocabulary (``gpt2``), made of its tokens and merges.
 
-It is what transformers makes of the same file, in a tenth of the time; a test compares both.
+It is what transformers makes of the same file, in a tenth of the time; a test compares both. Only that transformers
+adds GPT-2's ``<|endoftext|>`` to a vocabulary that lacks it, as a token that the model does not have.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ SPLITS: dict[str, str | None] = {
 """By what a file says in ``tokenizer.ggml.pre``, how texts are cut before merges apply; None: as GPT-2 cuts them."""
 _TOKENS, _KINDS, _MERGES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges"))
 _CONTROL, _USER_DEFINED = 3, 4
+_END_OF_TEXT = "<|endoftext|>"
 _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 """transformers' names of special tokens, and what GGUF files call them."""
 
@@ -78,7 +80,8 @@ def _made(
     made.decoder = decoders.ByteLevel()
     control = [t for t, kind in zip(tokens, kinds, strict=False) if kind == _CONTROL and alphabet.issuperset(t)]
     own = [t for t, kind in zip(tokens, kinds, strict=False) if kind == _USER_DEFINED and t in vocabulary]
-    named = [token for token in special.values() if token not in control and token not in own]
+    named = [token for token in (*special.values(), _END_OF_TEXT) if token not in control and token not in own]
+    named = [token for token in named if token in vocabulary]
     made.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
     made.add_tokens([AddedToken(token, normalized=False, special=False) for token in own])
     made.add_special_tokens([AddedToken(token, special=True) for token in named])

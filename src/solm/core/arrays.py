@@ -23,7 +23,7 @@ def is_tensor(value: object) -> bool:
 
 def as_numpy(values: Any) -> np.ndarray:
     """The values as an array on the host, without a copy where there need be none; bfloat16 becomes float32."""
-    if not is_tensor(values):
+    if type(values) is np.ndarray or not is_tensor(values):
         return np.asarray(values)
     values = values.detach().cpu()
     return np.asarray((values.float() if str(values.dtype) == "torch.bfloat16" else values).numpy())
@@ -41,4 +41,6 @@ def as_tensor(values: Any) -> "torch.Tensor":
 
 def in_kind(values: np.ndarray, kind: Any) -> Any:
     """`values` as an array, or where `kind` is a tensor, as a tensor on its device."""
-    return as_tensor(values).to(kind.device) if is_tensor(kind) else values
+    if type(kind) is np.ndarray or not is_tensor(kind):
+        return values
+    return as_tensor(values).to(kind.device)

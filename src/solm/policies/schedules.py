@@ -37,12 +37,16 @@ class Dense(BlindSchedule):
 class _TwoLevel(BlindSchedule, ABC):
     """Per axis the two levels whose realised shares enclose the target, and a rule to choose between them."""
 
+    _draws = False
+
     def act(self, observation: Observation, state: None, generator: "torch.Generator | None") -> tuple[Any, None]:
         action = np.zeros(len(observation.target), dtype=np.int64)
         target, ledger = as_numpy(observation.target), observation.ledger
         spent, steps = as_numpy(ledger.spent), as_numpy(ledger.steps)
         for axis, shares in enumerate(observation.levels):
             levels = as_numpy(shares)
+            if levels.shape[1] == 1 and not self._draws:
+                continue
             lower, upper = two_levels(levels, target[:, axis])
             take_upper = self._choose(
                 take(levels, lower), take(levels, upper), spent[:, axis], target[:, axis], steps,
@@ -78,6 +82,8 @@ class Static(_TwoLevel):
 
 class Random(_TwoLevel):
     """The levels of the static schedule in a uniformly random order, drawn without replacement step by step."""
+
+    _draws = True
 
     def _choose(self, low, high, spent, target, steps, remaining, generator):  # type: ignore[no-untyped-def]
         goal = target * (steps + remaining)
