@@ -31,8 +31,6 @@ from solm.cli.sources import long_enough, one_stream, read_sources, streams
 from solm.core.errors import SolmError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from solm.core.actions import ActionSpace
     from solm.evaluation.arms import Arm
     from solm.evaluation.perplexity import EvaluationSettings
@@ -205,7 +203,7 @@ def _with_budgets(
     )  # fmt: skip
 
 
-def _rival(item: str, config: "PretrainedConfig", space: "ActionSpace") -> "tuple[str, PricedPolicy]":
+def _rival(item: str, config: checks.ModelFacts, space: "ActionSpace") -> "tuple[str, PricedPolicy]":
     """Name and policy of a --rival."""
     from solm.policies.priced import PricedPolicy
 

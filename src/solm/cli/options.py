@@ -1,5 +1,6 @@
 """Options that several verbs share, one word per concept, and those that every verb has."""
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -95,14 +96,16 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
         log.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
         log.addHandler(handler)
         try:
+            chosen: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
             if threads is not None:
                 cores = os.cpu_count() or 1
                 if not 1 <= threads <= cores:
                     raise SolmError(f"--threads: {threads} is out of range: this machine has 1 to {cores}")
-                import torch
+                from solm.backends.threads import threads_of
 
-                torch.set_num_threads(threads)
-            function(**given)
+                chosen = threads_of(threads)
+            with chosen:
+                function(**given)
         finally:
             log.removeHandler(handler)
 

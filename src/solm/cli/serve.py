@@ -94,7 +94,11 @@ def serve(
     )  # fmt: skip
     checks.backend(backend, precision, kv_cache_dtype, dtype)
     grid = checks.space_of(space)
-    checks.trained_policy(policy, checks.model_config(model, revision, trust_remote_code), grid)
+
+    def facts() -> checks.ModelFacts:
+        return checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
+
+    checks.trained_policy(policy, facts(), grid)
     checks.tokenizer(model, revision, trust_remote_code)
     if slo_floor is not None:
         with checks.option("--slo-floor"):
@@ -112,7 +116,7 @@ def serve(
 
         def make() -> Service:
             # Loaded here and not above: policy and model belong to the thread that decodes, in every replica.
-            own = checks.trained_policy(policy, checks.model_config(model, revision, trust_remote_code), grid)
+            own = checks.trained_policy(policy, facts(), grid)
             lm = load(
                 model, own, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
                 revision=revision, trust_remote_code=trust_remote_code,

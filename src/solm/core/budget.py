@@ -2,13 +2,17 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
-import torch
+import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
+from solm.core.arrays import Array
 from solm.core.errors import BudgetError
+
+if TYPE_CHECKING:
+    import torch
 
 BudgetLike = Union[float, str, "Budget", "BudgetRequest", None]
 _TOLERANCE = 1e-9
@@ -70,8 +74,14 @@ class Budget(BaseModel):
         attention, mlp, bits = (a + fraction * (b - a) for a, b in space.ranges)
         return cls(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
 
-    def tensor(self, rows: int) -> torch.Tensor:
+    def array(self, rows: int) -> np.ndarray:
         """The shares for `rows` rows: [rows, 3] float64."""
+        return np.tile(np.array(self.shares, dtype=np.float64), (rows, 1))
+
+    def tensor(self, rows: int) -> "torch.Tensor":
+        """The same as a tensor."""
+        import torch
+
         return torch.tensor(self.shares, dtype=torch.float64).expand(rows, 3)
 
 
@@ -139,34 +149,37 @@ def _share(value: float, asked: object) -> float:
 class Ledger:
     """What N rows have spent on their controllable steps, in realised shares.
 
-    spent: [N, 3] float64 sums of realised shares per axis; steps: [N] int64 number of steps counted.
+    spent: [N, 3] float64 sums of realised shares per axis; steps: [N] int64 number of steps counted. Both are tensors,
+    or both are arrays, and so is what methods return.
     """
 
-    spent: torch.Tensor
-    steps: torch.Tensor
+    spent: Any
+    steps: Any
 
     @classmethod
-    def empty(cls, rows: int, device: torch.device | str = "cpu") -> "Ledger":
+    def empty(cls, rows: int, device: "torch.device | str" = "cpu") -> "Ledger":
+        """Tensors of rows that have spent nothing."""
+        import torch
+
         return cls(
             torch.zeros(rows, 3, dtype=torch.float64, device=device),
             torch.zeros(rows, dtype=torch.int64, device=device),
         )
 
-    def add(self, realised: torch.Tensor, controllable: torch.Tensor) -> "Ledger":
+    def add(self, realised: Array, controllable: Array) -> "Ledger":
         """The ledger after one step of realised [N, 3] shares; only rows that are controllable [N] bool count."""
-        counted = controllable.to(realised.dtype)
-        return Ledger(self.spent + realised * counted[:, None], self.steps + controllable.to(self.steps.dtype))
+        return Ledger(self.spent + realised * controllable[:, None], self.steps + controllable)
 
     @property
-    def average(self) -> torch.Tensor:
+    def average(self) -> Any:
         """Mean realised share per axis [N, 3]; 1 where no step was counted."""
-        mean = self.spent / self.steps.clamp(min=1)[:, None]
-        return torch.where(self.steps[:, None] > 0, mean, 1.0)
+        counted = self.steps[:, None] > 0
+        return self.spent / self.steps.clip(min=1)[:, None] * counted + ~counted
 
-    def deviation(self, target: torch.Tensor) -> torch.Tensor:
+    def deviation(self, target: Any) -> Any:
         """Average minus target [N, 3]; 0 where no step was counted."""
-        return torch.where(self.steps[:, None] > 0, self.average - target, 0.0)
+        return (self.average - target) * (self.steps[:, None] > 0)
 
-    def rows(self, index: torch.Tensor) -> "Ledger":
+    def rows(self, index: Array) -> "Ledger":
         """The ledger of rows index [n] int64, of which some may occur several times."""
         return Ledger(self.spent[index], self.steps[index])

@@ -3,22 +3,28 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import save
 
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.cost import ModelShapes
 from solm.core.curve import CURVE, BudgetCurve
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
-from solm.core.files import read_json, read_model, read_tensors, write_bytes, write_json, write_text
+from solm.core.files import read_arrays, read_json, read_model, read_tensors, write_bytes, write_json, write_text
 from solm.core.sparsity import SparsityConfig
-from solm.policies.learned import LearnedPolicy
-from solm.policies.network import NetworkConfig, PolicyNetwork
-from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy, known_levels
+from solm.policies.network_config import NetworkConfig
+from solm.policies.value_policy import ValuePolicy, known_levels
+from solm.policies.value_weights import ValueConfig, ValueWeights
+
+if TYPE_CHECKING:
+    import torch
+
+    from solm.policies.learned import LearnedPolicy
+    from solm.policies.network import PolicyNetwork
+    from solm.policies.value_network import ValueNetwork
 
 BUILTIN = "builtin:"
 CONFIG, WEIGHTS, CARD = "policy_config.json", "policy.safetensors", "README.md"
@@ -45,8 +51,8 @@ class BaseIdentity(BaseModel):
                 raise PolicyMismatchError(
                     f"this policy belongs to {self.name!r} ({field} {mine}); the model given has {field} {theirs}"
                 )
-        ours, theirs = torch.tensor(self.sample), torch.tensor(other.sample)
-        if ours.shape != theirs.shape or (ours - theirs).abs().max() > 0.05 * ours.abs().max():
+        ours, theirs = np.array(self.sample), np.array(other.sample)
+        if ours.shape != theirs.shape or abs(ours - theirs).max() > 0.05 * abs(ours).max():
             raise PolicyMismatchError(
                 f"this policy belongs to {self.name!r}; the model given has the same shapes but other weights"
             )
@@ -75,7 +81,7 @@ class TrainedPolicy:
     def __init__(
         self,
         config: PolicyConfig,
-        network: PolicyNetwork | ValueNetwork | None = None,
+        network: "PolicyNetwork | ValueNetwork | ValueWeights | None" = None,
         curve: BudgetCurve | None = None,
     ):
         self.curve = curve
@@ -86,23 +92,52 @@ class TrainedPolicy:
             raise PolicyMismatchError(f"the network has {sizes.actions} actions, its action space {len(config.space)}")
         _check_sizes(config, config.base.layers, config.base.hidden)
         self.config = config
-        if network is None:
-            network = ValueNetwork(sizes) if isinstance(sizes, ValueConfig) else PolicyNetwork(sizes)
-        self.network = network
+        self._weights = network if isinstance(network, ValueWeights) else None
+        self._network = None if isinstance(network, ValueWeights) else network
         self._made: dict[bool, ValuePolicy] = {}
         self._budgets: dict[float, Budget] = {}  # a server asks for many, and a split takes a millisecond
 
+    @property
+    def network(self) -> Any:
+        """The `PolicyNetwork` or `ValueNetwork`; one that was read from a file is made when it is asked for first,
+        because the compiled engine needs its weights alone."""
+        if self._network is None:
+            from solm.policies.network import PolicyNetwork
+            from solm.policies.value_network import ValueNetwork
+
+            sizes = self.config.network
+            if self._weights is not None:
+                self._network = ValueNetwork.of(self._weights)
+            else:
+                self._network = ValueNetwork(sizes) if isinstance(sizes, ValueConfig) else PolicyNetwork(sizes)
+        return self._network
+
+    @property
+    def size(self) -> int:
+        """Fitted numbers that are read at every step."""
+        if self._weights is not None:
+            return self._weights.size
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def to(self, device: "torch.device") -> None:
+        """Move the network to `device`."""
+        self.network.to(device)
+        self._made.clear()
+
     def policy(
         self, decision: Literal["sample", "greedy"] = "sample", clamp: bool = True
-    ) -> LearnedPolicy | ValuePolicy:
+    ) -> "LearnedPolicy | ValuePolicy":
         """What decides; `decision` is for policies that are distributions, a value policy takes the best action.
 
         A value policy is made once, as its price curves take long to compute. The network must not change afterwards.
         """
-        if isinstance(self.network, ValueNetwork):
+        if isinstance(self.config.network, ValueConfig):
             if clamp not in self._made:
-                self._made[clamp] = ValuePolicy(self.network.eval(), self.config.space, clamp)
+                only = self._weights if self._network is None else None
+                self._made[clamp] = ValuePolicy(only or self.network.eval(), self.config.space, clamp)
             return self._made[clamp]
+        from solm.policies.learned import LearnedPolicy
+
         return LearnedPolicy(self.network.eval(), self.config.space, decision, clamp)
 
     def budget(self, net: float) -> Budget:
@@ -112,16 +147,20 @@ class TrainedPolicy:
         """
         if net not in self._budgets:
             even, policy = Budget.from_net(net, self.config.space), self.policy()
-            self._budgets[net] = even if isinstance(policy, LearnedPolicy) else policy.split(net)
+            self._budgets[net] = policy.split(net) if isinstance(policy, ValuePolicy) else even
         return self._budgets[net]
 
     def with_space(self, space: ActionSpace) -> "TrainedPolicy":
         """The same policy choosing among other actions; raises `PolicyMismatchError` where it was not trained on
         them."""
-        return TrainedPolicy(self.config.model_copy(update={"space": space}), self.network, self.curve)
+        return TrainedPolicy(
+            self.config.model_copy(update={"space": space}), self._network or self._weights, self.curve
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, weights, curve and card to `folder`."""
+        from safetensors.torch import save
+
         folder = Path(folder)
         weights = save({name: tensor.contiguous().cpu() for name, tensor in self.network.state_dict().items()})
         digest = digest_of(self.config.model_dump(mode="json"), weights)
@@ -136,7 +175,7 @@ class TrainedPolicy:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, device: str | torch.device = "cpu", revision: str | None = None
+        cls, name: str | Path, device: "str | torch.device" = "cpu", revision: str | None = None
     ) -> "TrainedPolicy":
         """A policy from a folder, a hub id (revision: branch, tag or commit), or one that ships with solm:
         ``builtin:smollm2-135m`` or, in the action space of a preset, ``builtin:smollm2-135m-joint-27``.
@@ -151,16 +190,20 @@ class TrainedPolicy:
         if not folder.is_dir():
             folder = from_hub(str(name), revision)
         config = read_model(folder / CONFIG, PolicyConfig)
-        tensors = read_tensors(folder / WEIGHTS)
+        valued = isinstance(config.network, ValueConfig)
+        found: Any = read_arrays(folder / WEIGHTS) if valued else read_tensors(folder / WEIGHTS)
         # Of the file, not of the model's fields: a field that is added later must not change it.
         if digest_of(read_json(folder / CONFIG), (folder / WEIGHTS).read_bytes()) != config.digest:
             raise DamagedFileError(f"{folder} is damaged: {CONFIG} and {WEIGHTS} do not match the digest in {CONFIG}")
         trained = cls(config, curve=read_model(folder / CURVE, BudgetCurve) if (folder / CURVE).is_file() else None)
-        _check_tensors(trained.network, tensors)
-        trained.network.load_state_dict(tensors)
-        if isinstance(trained.network, ValueNetwork):
-            trained.network.check()
-        trained.network.to(device)
+        if isinstance(config.network, ValueConfig):
+            trained._weights = ValueWeights(config.network, found)
+            trained._weights.check()
+        else:
+            _check_tensors(trained.network, found)
+            trained.network.load_state_dict(found)
+        if str(device) != "cpu":
+            trained.to(device)  # type: ignore[arg-type]
         return trained
 
     def check(self, identity: BaseIdentity, shapes: ModelShapes) -> None:
@@ -216,8 +259,10 @@ def _check_sizes(config: PolicyConfig, layers: int, hidden: int) -> None:
         allocation.check(layers)
 
 
-def _check_tensors(network: PolicyNetwork | ValueNetwork, tensors: dict[str, torch.Tensor]) -> None:
+def _check_tensors(network: "PolicyNetwork", tensors: "dict[str, torch.Tensor]") -> None:
     """Raises `PolicyMismatchError` unless `tensors` have the names and shapes of the network's, and finite values."""
+    import torch
+
     wanted = network.state_dict()
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors or name not in wanted:
@@ -231,7 +276,7 @@ def _check_tensors(network: PolicyNetwork | ValueNetwork, tensors: dict[str, tor
             raise PolicyMismatchError(f"{name} of the policy holds values that are not finite")
 
 
-def _builtin(name: str, device: str | torch.device) -> TrainedPolicy:
+def _builtin(name: str, device: "str | torch.device") -> TrainedPolicy:
     root = Path(__file__).parent / "builtin"
     if (root / name / CONFIG).is_file():
         return TrainedPolicy.from_pretrained(root / name, device)

@@ -1,18 +1,21 @@
 """Policies that buy compute at a price: the level of the lowest level cost plus price times share."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.arrays import Array, as_numpy
 from solm.core.budget import Budget
 from solm.policies.levels import SAME_SHARE, SHORTEST_HORIZON, due_share, take, two_levels
 from solm.policies.protocol import Count, feasible_levels
 
-_PRICES = torch.cat([torch.zeros(1), torch.logspace(-3, 1.5, 128)]).double()
-FALLING_PRICES = _PRICES.flip(0).numpy()
+if TYPE_CHECKING:
+    import torch
+
+_PRICES = np.concatenate([np.zeros(1), np.logspace(-3, 1.5, 128, dtype=np.float32)]).astype(np.float64)
+FALLING_PRICES = np.ascontiguousarray(_PRICES[::-1])
 """[P] float64, nats per share: the prices that belong to the points of `PriceCurve.rising`."""
 NET_RATES = (1 / 3, 1 / 3, 1 / 3)
 """What the whole of every axis is worth in net keep, the mean of the three shares."""
@@ -22,11 +25,11 @@ _HALVINGS = 64
 
 
 class LevelCosts(NamedTuple):
-    """Per axis [..., levels]: what a level costs, in nats per token above the dense level."""
+    """Per axis [..., levels]: what a level costs, in nats per token above the dense level. Tensors or arrays."""
 
-    attention: torch.Tensor
-    mlp: torch.Tensor
-    bits: torch.Tensor
+    attention: Any
+    mlp: Any
+    bits: Any
 
 
 class PriceCurve:
@@ -36,13 +39,12 @@ class PriceCurve:
     share at every price.
     """
 
-    def __init__(self, costs: torch.Tensor, shares: torch.Tensor):
-        costs = costs.double()
-        self.spent = torch.stack([shares[(costs + price * shares).argmin(-1)].mean() for price in _PRICES])
-        self.shares = shares.numpy()
+    def __init__(self, costs: Array, shares: Array):
+        nats, self.shares = as_numpy(costs).astype(np.float64), as_numpy(shares)
+        self.spent = np.array([self.shares[(nats + price * self.shares).argmin(-1)].mean() for price in _PRICES])
         # Strictly falling, so that every share between has one price.
-        falling = torch.cummin(self.spent, 0).values - torch.arange(len(_PRICES)) * 1e-9
-        self.rising = falling.flip(0).numpy()
+        falling = np.minimum.accumulate(self.spent) - np.arange(len(_PRICES)) * 1e-9
+        self.rising = np.ascontiguousarray(falling[::-1])
 
     def price(self, share: np.ndarray) -> np.ndarray:
         """The price at which the average is `share` [...]; the highest or lowest known one beyond the ends."""
@@ -50,20 +52,18 @@ class PriceCurve:
 
     def share(self, price: float) -> float:
         """The average share at `price`."""
-        return float(np.interp(price, _PRICES.numpy(), self.spent.numpy()))
+        return float(np.interp(price, _PRICES, self.spent))
 
 
 def price_curves(space: ActionSpace, costs: LevelCosts) -> list[PriceCurve]:
     """Per axis the curve of tokens with level costs [M, levels], at nominal shares."""
     shares = (space.attention, space.mlp, [bits / FULL_BITS for bits in space.bits])
-    return [
-        PriceCurve(cost, torch.tensor(levels, dtype=torch.float64)) for cost, levels in zip(costs, shares, strict=True)
-    ]
+    return [PriceCurve(cost, np.array(levels, dtype=np.float64)) for cost, levels in zip(costs, shares, strict=True)]
 
 
 def realised_curves(costs: LevelCosts, levels: tuple[np.ndarray, ...]) -> list[PriceCurve]:
     """The same at the shares [levels] float64 that steps realise in some context."""
-    return [PriceCurve(cost, torch.from_numpy(shares)) for cost, shares in zip(costs, levels, strict=True)]
+    return [PriceCurve(cost, shares) for cost, shares in zip(costs, levels, strict=True)]
 
 
 def equal_prices(
@@ -111,7 +111,7 @@ class PricedPolicy(ABC):
         self.space, self.layer, self.curves, self.clamp = space, layer, curves, clamp
 
     @abstractmethod
-    def costs(self, hidden: torch.Tensor, before: torch.Tensor) -> LevelCosts:
+    def costs(self, hidden: "torch.Tensor", before: "torch.Tensor") -> LevelCosts:
         """Level costs [N, Q, levels] on the host, from the residual stream hidden [N, Q, H] that enters the layer and
         the numbers (attention, MLP, bits) of the layers before it, before [N, Q, 3]."""
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
 from solm.core.budget import Budget, BudgetLike, BudgetRequest
@@ -162,16 +161,16 @@ class Offer:
 
     def _levels(self, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Per axis the shares [levels] that a step which sees `context` keys realises."""
-        keep = torch.tensor(self.space.attention, dtype=torch.float64)[None]
-        read = kv_budget(keep, torch.full(keep.shape, context), self.sparsity)[1]
-        return (read.reshape(-1, keep.shape[1]).mean(0).numpy(), *self._fixed_levels)
+        keep = np.array(self.space.attention, dtype=np.float64)[None]
+        read = kv_budget(keep, np.full(keep.shape, context), self.sparsity)[1]
+        return (read.reshape(-1, keep.shape[1]).mean(0), *self._fixed_levels)
 
     @cached_property
     def _fixed_levels(self) -> tuple[np.ndarray, np.ndarray]:
         """The same of MLP and bits, which do not depend on the context."""
-        mlp = realised_mlp(torch.tensor(self.space.mlp, dtype=torch.float64), self.sparsity, self.shapes)
-        bits = bits_share(torch.tensor(self.space.bits, dtype=torch.float64), self.sparsity)
-        return mlp.reshape(-1, len(self.space.mlp)).mean(0).numpy(), bits.numpy()
+        mlp = realised_mlp(np.array(self.space.mlp, dtype=np.float64), self.sparsity, self.shapes)
+        bits = bits_share(np.array(self.space.bits, dtype=np.float64), self.sparsity)
+        return mlp.reshape(-1, len(self.space.mlp)).mean(0), bits
 
     def _controllable(self, context: int) -> int:
         """`context`, or where steps are dense so early, the first that is not."""

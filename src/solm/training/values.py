@@ -12,7 +12,8 @@ from solm.core.files import read_tensors, write_tensors
 from solm.core.parts import Parts
 from solm.data.windows import TokenStream
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
-from solm.policies.value_policy import ValueConfig, ValueNetwork
+from solm.policies.value_network import ValueNetwork
+from solm.policies.value_policy import ValueConfig
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.level_costs import expected_costs
 from solm.training.checkpoint import RunFolder

@@ -219,7 +219,7 @@ def test_a_mistake_is_one_line_before_anything_is_loaded(arguments, code, words,
     def loaded(*_: object, **__: object) -> None:
         pytest.fail("a model was loaded")
 
-    monkeypatch.setattr("solm.runtime.load.load_base", loaded)
+    monkeypatch.setattr("solm.backends.torch.load.load_base", loaded)
     monkeypatch.setattr("solm.backends.torch.names.dequantised", loaded)
     known = vars(places)
     monkeypatch.setattr(sys, "argv", ["solm", *(part.format(**known) for part in arguments)])

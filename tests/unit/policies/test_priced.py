@@ -7,7 +7,8 @@ import torch
 from helpers.policies import SPACE, allocate, network, shares_of
 from solm.core.budget import Ledger
 from solm.policies.priced import PriceCurve, equal_prices
-from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy
+from solm.policies.value_network import ValueNetwork
+from solm.policies.value_policy import ValueConfig, ValuePolicy
 
 
 def test_at_the_price_of_a_share_tokens_spend_that_share():
