@@ -140,7 +140,9 @@ def plan(
     texts = seconds["comparison"] / compare
     together = int(min(8, logits // (BUDGETS * compared), _UNIT / compare))
     found = dict(zip(PHASES, (rounds + 1, half, batches, costs, texts), strict=True))
-    short, phase = max((_LEAST[name] / max(count, 1e-3), name) for name, count in found.items())
+    needed = {name: _LEAST[name] / count for name, count in found.items() if name != "timings"}  # times the minutes
+    needed["timings"] = (contexts[0] / speed.prefill + _LEAST["timings"] * round_seconds) / seconds["timings"]
+    short, phase = max((times, name) for name, times in needed.items())
     if strict and short > 1:
         raise SolmError(
             f"--minutes: {minutes:g} is too short for the {phase} of this model on this machine; give at least "
