@@ -112,11 +112,6 @@ class BudgetCurve(BaseModel):
         part = (losses[first - 1] - nats) / (losses[first - 1] - losses[first])
         return float(budgets[first - 1] + part * (budgets[first] - budgets[first - 1]))
 
-    def loss(self, share: float, context: int) -> float:
-        """The loss in nats per token at a share of the dense step's milliseconds, by the same points."""
-        budgets, losses = self._falling(min(self.contexts, key=lambda seen: abs(seen - context)))
-        return float(np.interp(share, budgets, losses))
-
     def _falling(self, context: int) -> tuple[np.ndarray, np.ndarray]:
         """Budgets, rising to 1, and losses, falling to 0."""
         at = [point for point in self.points if point.context == context]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -30,7 +30,6 @@ class Job:
     stop: list[int]
     report: Report = lambda phase, done, total, left: None
     remark: Callable[[str], None] = lambda text: None
-    _begun: dict[str, float] = field(default_factory=dict)
 
     def sizes(self, phase: str, timings: StepTimings | None = None) -> Sizes:
         """What a phase measures. A new phase times the model first."""
@@ -56,13 +55,12 @@ class Job:
 
     def progress(self, phase: str) -> Callable[[int, int], None]:
         """What a phase calls with its parts done and in all. Raises `Interrupted` where the run is to stop."""
-        self._begun[phase] = time.monotonic()
-        names = list(PHASES)
+        begun, names = time.monotonic(), list(PHASES)
         later = sum(60 * self.minutes * PHASES[name] for name in names[names.index(phase) + 1 :])
         planned = 60 * self.minutes * PHASES[phase]
 
         def told(done: int, total: int) -> None:
-            elapsed = time.monotonic() - self._begun[phase]
+            elapsed = time.monotonic() - begun
             left = elapsed / done * (total - done) if done else planned
             self.report(phase, done, total, left + later)
             if self.stop and done < total:  # after the last part the phase writes its result first

@@ -1,6 +1,7 @@
 """How the minutes of a fit are spent: a fixed share for every phase, whose size follows from the model's speed."""
 
 import math
+import statistics
 import time
 from typing import NamedTuple
 
@@ -72,26 +73,26 @@ def default_minutes(shapes: ModelShapes) -> float:
 
 
 def measure_speed(lm: LanguageModel, tokens: torch.Tensor) -> Speed:
-    """How fast the model is on tokens [1, C + 1], in a few seconds: the last of a few short passes each."""
-    context = tokens.shape[1] - 1
+    """How fast the model is on tokens [1, C + 1], in a few seconds."""
+    context, rows, steps = tokens.shape[1] - 1, 8, 16
     session = lm.session(capacity=context)
     begun = time.perf_counter()
     session.prefill(tokens[:, :context])
     prefill = context / (time.perf_counter() - begun)
-    rows, steps = 8, 16
-    known = tokens[:, -steps - 1 : -1].expand(rows, -1)
+    known = tokens[:, -steps - 1 :].expand(rows, -1)
     keep = torch.tensor([0.5, 0.7, 16.0], dtype=torch.float64).expand(rows, steps, 3)
+    score = 0.0
     for _ in range(2):  # the first pass also takes memory
         forks = session.fork(rows, capacity=steps)
         begun = time.perf_counter()
-        forks.score(tokens[:, -steps - 1 :].expand(rows, -1), torch.cat([keep], 1))
-        score = known.numel() / (time.perf_counter() - begun)
+        forks.score(known, keep)
+        score = rows * steps / (time.perf_counter() - begun)
     row, taken = session.fork(1, capacity=steps), []
     for _ in range(5):
         begun = time.perf_counter()
         row.step(tokens[0, -1:], keep[:1, 0])
         taken.append(time.perf_counter() - begun)
-    return Speed(prefill, score, sorted(taken)[len(taken) // 2])
+    return Speed(prefill, score, statistics.median(taken))
 
 
 def plan(
@@ -139,7 +140,9 @@ def plan(
     texts = seconds["comparison"] / compare
     together = int(min(8, logits // (BUDGETS * compared), _UNIT / compare))
     found = dict(zip(PHASES, (rounds + 1, half, batches, costs, texts), strict=True))
-    short, phase = max((_LEAST[name] / max(count, 1e-3), name) for name, count in found.items())
+    needed = {name: _LEAST[name] / count for name, count in found.items() if name != "timings"}  # times the minutes
+    needed["timings"] = (contexts[0] / speed.prefill + _LEAST["timings"] * round_seconds) / seconds["timings"]
+    short, phase = max((times, name) for name, times in needed.items())
     if strict and short > 1:
         raise SolmError(
             f"--minutes: {minutes:g} is too short for the {phase} of this model on this machine; give at least "

@@ -32,11 +32,6 @@ def test_a_loss_is_the_lowest_budget_that_loses_no_more():
         KNOWN.share_for_loss(0, 500)
 
 
-def test_the_loss_at_a_share_is_read_from_the_same_points():
-    assert KNOWN.loss(0.7, 500) == pytest.approx(0.175)
-    assert KNOWN.loss(1.0, 500) == 0
-
-
 def test_a_row_says_what_a_point_is_worth():
     row = dict(zip(COLUMNS, KNOWN.rows()[0], strict=True))
     assert (row["context"], row["budget"], row["speed"]) == ("512", "0.600", "1.67 x")

@@ -49,10 +49,14 @@ def test_kv_heads_are_told_apart_only_where_pages_save_time_and_there_is_enough(
 
 
 def test_too_few_minutes_are_refused_with_what_is_needed():
-    with pytest.raises(SolmError, match=r"--minutes: 1 is too short for the .* give at least") as refused:
-        plan(1, SPEED, SMALL, **PLACE, strict=True)
-    needed = float(str(refused.value).split()[-1])
-    assert plan(needed, SPEED, SMALL, **PLACE, strict=True).comparison_texts >= 2
+    for speed in (SPEED, Speed(2500, 1500, 0.2)):
+        with pytest.raises(SolmError, match=r"--minutes: 0.2 is too short for the .* give at least") as refused:
+            plan(0.2, speed, SMALL, **PLACE, strict=True)
+        needed = float(str(refused.value).split()[-1])
+        assert needed < 15
+        assert plan(needed, speed, SMALL, **PLACE, strict=True).comparison_texts >= 2
+        with pytest.raises(SolmError, match="too short"):
+            plan(needed - 0.2, speed, SMALL, **PLACE, strict=True)
     assert plan(1, SPEED, SMALL, **PLACE).comparison_texts == 2, "a phase that has begun does the least there is"
 
 
