@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -22,6 +23,13 @@ try:
 finally:
     heavy = [name for name in ("torch", "transformers") if name in sys.modules]
     print("imported:", *heavy, file=sys.stderr)
+"""
+SLOWER = """
+add = decode.Draft.add
+def slowly(*given):
+    time.sleep(0.05)
+    return add(*given)
+decode.Draft.add = slowly
 """
 TEMPLATE = "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
 PROMPT = "the fox jumps over the dog " * 4
@@ -84,6 +92,32 @@ def test_chat_imports_neither(places):
     assert shown.strip()
 
 
+def test_a_random_schedule_is_drawn_without_torch(places):
+    given = ["--model", places["model"], "--backend", "cpu", "--max-new-tokens", "40", "--policy", "random"]
+    first, second = (run(["generate", *given, "--budget", "0.9", "--json", PROMPT]) for _ in range(2))
+    assert first == second
+    assert first[1] == []
+
+
 def test_what_needs_transformers_imports_it(places):
     given = ["--model", places["model"], "--backend", "cpu", "--repetition-penalty", "1.3", "--max-new-tokens", "4"]
     assert run(["generate", *given, PROMPT])[1] == ["torch", "transformers"]
+
+
+def test_an_interrupted_reply_is_kept_and_ends_with_one_line(places, tmp_path):
+    out = tmp_path / "reply.json"
+    given = ["--model", places["model"], "--backend", "cpu", "--max-new-tokens", "300", "--out", str(out), PROMPT]
+    slow = RUNNER.replace("import sys\n", "import sys, time\nimport solm.runtime.decode as decode\n" + SLOWER, 1)
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, "generate", *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    shown, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    lines = told.decode().splitlines()
+    assert lines[-2:] == ["solm: interrupted", "imported:"]
+    assert not any("Traceback" in line for line in lines)
+    kept = json.loads(out.read_text())
+    assert (first + shown).decode(errors="replace").rstrip("\n").startswith(kept["text"][:3])
+    assert 0 < len(kept["tokens"]) < 300
