@@ -5,11 +5,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
 
 import solm
+from helpers.commands import free_port
 from helpers.models import tiny_model
 from helpers.policies import under_values
 
@@ -90,6 +93,40 @@ def test_chat_imports_neither(places):
     shown, heavy = run(talk, "hello\n/budget 0.9\nand now?\n")
     assert heavy == []
     assert shown.strip()
+
+
+def test_serve_imports_neither(places):
+    """A request with a budget, sampling and log-probabilities, after the warm-up under every policy."""
+    pytest.importorskip("fastapi")
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, "serve", "--model", places["model"], "--backend", "cpu", "--port", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        address, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
+        while not ready(f"{address}/health"):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        body = {
+            "model": places["model"], "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 8,
+            "temperature": 0.7, "logprobs": True, "top_logprobs": 3, "efficiency": {"budget": 0.9},
+        }  # fmt: skip
+        asked = Request(
+            f"{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        choice = json.load(urlopen(asked))["choices"][0]
+        assert len(choice["logprobs"]["content"]) == 8
+    finally:
+        process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1].rsplit("imported:", 1)[1].split() == []
+
+
+def ready(address: str) -> bool:
+    try:
+        return json.load(urlopen(address))["status"] == "ready"
+    except OSError:
+        return False
 
 
 def test_a_random_schedule_is_drawn_without_torch(places):
