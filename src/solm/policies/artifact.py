@@ -118,7 +118,9 @@ class TrainedPolicy:
     def with_space(self, space: ActionSpace) -> "TrainedPolicy":
         """The same policy choosing among other actions; raises `PolicyMismatchError` where it was not trained on
         them."""
-        return TrainedPolicy(self.config.model_copy(update={"space": space}), self._network or self._weights)
+        return TrainedPolicy(
+            self.config.model_copy(update={"space": space}), self._network or self._weights or self.network
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, weights and card to `folder`."""
