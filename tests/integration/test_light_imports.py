@@ -2,13 +2,17 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
 
 import solm
+from helpers.commands import free_port
 from helpers.models import tiny_model
 from helpers.policies import under_values
 
@@ -22,6 +26,13 @@ try:
 finally:
     heavy = [name for name in ("torch", "transformers") if name in sys.modules]
     print("imported:", *heavy, file=sys.stderr)
+"""
+SLOWER = """
+add = decode.Draft.add
+def slowly(*given):
+    time.sleep(0.05)
+    return add(*given)
+decode.Draft.add = slowly
 """
 TEMPLATE = "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
 PROMPT = "the fox jumps over the dog " * 4
@@ -84,6 +95,66 @@ def test_chat_imports_neither(places):
     assert shown.strip()
 
 
+def test_serve_imports_neither(places):
+    """A request with a budget, sampling and log-probabilities, after the warm-up under every policy."""
+    pytest.importorskip("fastapi")
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, "serve", "--model", places["model"], "--backend", "cpu", "--port", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        address, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
+        while not ready(f"{address}/health"):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        body = {
+            "model": places["model"], "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 8,
+            "temperature": 0.7, "logprobs": True, "top_logprobs": 3, "efficiency": {"budget": 0.9},
+        }  # fmt: skip
+        asked = Request(
+            f"{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        choice = json.load(urlopen(asked))["choices"][0]
+        assert len(choice["logprobs"]["content"]) == 8
+    finally:
+        process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1].rsplit("imported:", 1)[1].split() == []
+
+
+def ready(address: str) -> bool:
+    try:
+        return json.load(urlopen(address))["status"] == "ready"
+    except OSError:
+        return False
+
+
+def test_a_random_schedule_is_drawn_without_torch(places):
+    given = ["--model", places["model"], "--backend", "cpu", "--max-new-tokens", "40", "--policy", "random"]
+    first, second = (run(["generate", *given, "--budget", "0.9", "--json", PROMPT]) for _ in range(2))
+    assert first == second
+    assert first[1] == []
+
+
 def test_what_needs_transformers_imports_it(places):
     given = ["--model", places["model"], "--backend", "cpu", "--repetition-penalty", "1.3", "--max-new-tokens", "4"]
     assert run(["generate", *given, PROMPT])[1] == ["torch", "transformers"]
+
+
+def test_an_interrupted_reply_is_kept_and_ends_with_one_line(places, tmp_path):
+    out = tmp_path / "reply.json"
+    given = ["--model", places["model"], "--backend", "cpu", "--max-new-tokens", "300", "--out", str(out), PROMPT]
+    slow = RUNNER.replace("import sys\n", "import sys, time\nimport solm.runtime.decode as decode\n" + SLOWER, 1)
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, "generate", *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    shown, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    lines = told.decode().splitlines()
+    assert lines[-2:] == ["solm: interrupted", "imported:"]
+    assert not any("Traceback" in line for line in lines)
+    kept = json.loads(out.read_text())
+    assert (first + shown).decode(errors="replace").rstrip("\n").startswith(kept["text"][:3])
+    assert 0 < len(kept["tokens"]) < 300

@@ -245,7 +245,7 @@ class Control:
             from solm.policies.learned import features
 
             group.seen.append(features(observation))
-        chosen, group.state = policy.act(observation, group.state, group.generator)
+        chosen, group.state = policy.act(observation, group.state, group.generator)  # type: ignore[arg-type]
         return np.where(controllable, as_numpy(chosen), policy.space.dense_index)[:, None]
 
 

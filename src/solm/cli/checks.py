@@ -147,10 +147,7 @@ def sparsity_of(name: str | None) -> "SparsityConfig | None":
 def model_config(
     model: str, revision: str | None = None, trust: bool = False, typed: str = "--model", on_engine: bool = False
 ) -> ModelFacts:
-    """What the files of the model that --model names say; no weights are read.
-
-    on_engine: the cpu backend runs it if it can, whose own description is enough then; else it is transformers'.
-    """
+    """What the files of --model say, without weights. on_engine: as the cpu backend reads them, if it can."""
     with option(typed):
         found = _engine_facts(model, revision) if on_engine and not trust else None
         if found is not None:
@@ -164,10 +161,9 @@ def model_config(
 
 
 def _engine_facts(model: str, revision: str | None) -> ModelFacts | None:
-    """The same as the cpu backend describes it; None for a model that it does not know, or cannot read: what is wrong
-    is said where transformers' description is asked for, or else by `load`."""
+    """The same as the cpu backend describes it; None for a model that it does not know or cannot read."""
     from solm.backends.cpu.engine import shapes_of
-    from solm.runtime.load import spec_of
+    from solm.backends.cpu.files.model_files import spec_of
 
     try:
         spec = spec_of(model, revision)

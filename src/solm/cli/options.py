@@ -5,6 +5,7 @@ import functools
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -106,6 +107,9 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
                 chosen = threads_of(threads)
             with chosen:
                 function(**given)
+        except KeyboardInterrupt:  # of which typer would say nothing
+            print("solm: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
         finally:
             log.removeHandler(handler)
 

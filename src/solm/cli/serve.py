@@ -81,7 +81,7 @@ def serve(
         raise SolmError(f"serving needs the extra: pip install 'solm[serve]' ({error})") from error
     from fastapi import FastAPI
 
-    from solm.cli.output import print_json, say
+    from solm.cli.output import print_json, repacking, say
     from solm.core.budget import BudgetRequest
     from solm.runtime.load import load
     from solm.serving.logs import log_lines
@@ -117,10 +117,11 @@ def serve(
         def make() -> Service:
             # Loaded here and not above: policy and model belong to the thread that decodes, in every replica.
             own = checks.trained_policy(policy, facts(), grid)
-            lm = load(
-                model, own, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
-                revision=revision, trust_remote_code=trust_remote_code,
-            )  # fmt: skip
+            with repacking() as progress:
+                lm = load(
+                    model, own, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
+                    revision=revision, trust_remote_code=trust_remote_code, progress=progress,
+                )  # fmt: skip
             return Service(lm, chosen, name or model, grid, thread)
 
         return create_app(thread.submit(make).result(), keys, hosts)

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from solm.core.actions import ActionSpace
@@ -15,6 +14,7 @@ from solm.core.curve import CURVE, BudgetCurve
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
 from solm.core.files import read_arrays, read_json, read_model, read_tensors, write_bytes, write_json, write_text
 from solm.core.sparsity import SparsityConfig
+from solm.policies.identity import BaseIdentity as BaseIdentity
 from solm.policies.network_config import NetworkConfig
 from solm.policies.value_policy import ValuePolicy, known_levels
 from solm.policies.value_weights import ValueConfig, ValueWeights
@@ -28,34 +28,6 @@ if TYPE_CHECKING:
 
 BUILTIN = "builtin:"
 CONFIG, WEIGHTS, CARD = "policy_config.json", "policy.safetensors", "README.md"
-
-
-class BaseIdentity(BaseModel):
-    """Which base model a policy belongs to. `sample` holds some weights of its embedding, compared with a tolerance:
-    dtype and quantisation may differ, the model may not."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    family: str
-    hidden: int
-    layers: int
-    vocabulary: int
-    sample: tuple[float, ...]
-
-    def check(self, other: "BaseIdentity") -> None:
-        """Raises `PolicyMismatchError` unless `other` is the same base model."""
-        for field in ("family", "hidden", "layers", "vocabulary"):
-            mine, theirs = getattr(self, field), getattr(other, field)
-            if mine != theirs:
-                raise PolicyMismatchError(
-                    f"this policy belongs to {self.name!r} ({field} {mine}); the model given has {field} {theirs}"
-                )
-        ours, theirs = np.array(self.sample), np.array(other.sample)
-        if ours.shape != theirs.shape or abs(ours - theirs).max() > 0.05 * abs(ours).max():
-            raise PolicyMismatchError(
-                f"this policy belongs to {self.name!r}; the model given has the same shapes but other weights"
-            )
 
 
 class PolicyConfig(BaseModel):
@@ -154,7 +126,7 @@ class TrainedPolicy:
         """The same policy choosing among other actions; raises `PolicyMismatchError` where it was not trained on
         them."""
         return TrainedPolicy(
-            self.config.model_copy(update={"space": space}), self._network or self._weights, self.curve
+            self.config.model_copy(update={"space": space}), self._network or self._weights or self.network, self.curve
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -200,8 +172,7 @@ class TrainedPolicy:
             trained._weights = ValueWeights(config.network, found)
             trained._weights.check()
         else:
-            _check_tensors(trained.network, found)
-            trained.network.load_state_dict(found)
+            trained.network.load(found)
         if str(device) != "cpu":
             trained.to(device)  # type: ignore[arg-type]
         return trained
@@ -257,23 +228,6 @@ def _check_sizes(config: PolicyConfig, layers: int, hidden: int) -> None:
         )
     if allocation is not None:
         allocation.check(layers)
-
-
-def _check_tensors(network: "PolicyNetwork", tensors: "dict[str, torch.Tensor]") -> None:
-    """Raises `PolicyMismatchError` unless `tensors` have the names and shapes of the network's, and finite values."""
-    import torch
-
-    wanted = network.state_dict()
-    for name in sorted(wanted.keys() | tensors.keys()):
-        if name not in tensors or name not in wanted:
-            what = "lack" if name in wanted else "hold the unknown tensor"
-            raise PolicyMismatchError(f"the weights of the policy {what} {name}")
-        if tensors[name].shape != wanted[name].shape:
-            raise PolicyMismatchError(
-                f"{name} of the policy has shape {list(tensors[name].shape)}; it must be {list(wanted[name].shape)}"
-            )
-        if not torch.isfinite(tensors[name].float()).all():
-            raise PolicyMismatchError(f"{name} of the policy holds values that are not finite")
 
 
 def _builtin(name: str, device: "str | torch.device") -> TrainedPolicy:

@@ -45,7 +45,7 @@ def unroll(
     first_step: Count = 0,
     state: Any = None,
     previous: Array | None = None,
-    generator: "torch.Generator | None" = None,
+    generator: "torch.Generator | np.random.Generator | None" = None,
     record: bool = False,
 ) -> Schedule:
     """The next `steps` actions of a policy with `reads_model` False; dense where a step cannot be controlled.
@@ -77,7 +77,7 @@ def unroll(
             (in_kind(now[0], kv_length), in_kind(now[1], kv_length), in_kind(now[2], kv_length)), first_step + step,
             horizon, in_kind(controllable[:, step], kv_length), in_kind(last, kv_length),
         )  # fmt: skip
-        chosen, state = policy.act(seen, state, generator)
+        chosen, state = policy.act(seen, state, generator)  # type: ignore[arg-type]
         taken = np.where(controllable[:, step], as_numpy(chosen), space.dense_index)
         if record:
             inputs.append((seen.scalars(), as_tensor(last), budget_prior(seen)))

@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING, Any
 from solm.backends.accelerator import accelerator_available
 from solm.backends.cpu.backend import CpuBackend, check_precision
 from solm.backends.cpu.engine import FLOAT_PRECISIONS
-from solm.backends.cpu.files.config_spec import from_config
-from solm.backends.cpu.files.gguf_file import GgufFile
-from solm.backends.cpu.files.gguf_spec import from_gguf
+from solm.backends.cpu.files.model_files import source_of as source_of
 from solm.backends.cpu.files.repack import Progress
-from solm.backends.cpu.files.safetensors_folder import SafetensorsFolder
 from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.files.spec import ModelSpec
 from solm.backends.dtypes import dtype_name
-from solm.backends.gguf_header import read_header
 from solm.backends.heap import keep_freed_memory
 from solm.backends.names import BUILTIN, folder_of, gguf_of
 from solm.backends.session import Backend
@@ -208,27 +204,6 @@ def check_backend(
     if shard and backend == "cpu":
         raise SolmError(f"backend {backend} needs the whole model in one process; shard goes with the torch backend")
     check_precision(precision or default_precision(sparsity), kv_cache_dtype or "auto")
-
-
-def source_of(name: str, revision: str | None = None) -> WeightSource:
-    """The files of a model: a GGUF file, or a folder of safetensors, which of a hub id is downloaded.
-
-    Raises `SolmError` where there is no such model, `DamagedFileError` for files that cannot be, and
-    `UnsupportedModelError` for a family that the cpu backend does not know.
-    """
-    gguf = gguf_of(name)
-    return SafetensorsFolder(folder_of(name, revision)) if gguf is None else GgufFile(gguf)
-
-
-def spec_of(name: str, revision: str | None = None) -> ModelSpec:
-    """The cpu backend's description of a model, from a GGUF file's header or a folder's config.json alone. Raises as
-    `source_of` does."""
-    gguf = gguf_of(name)
-    if gguf is not None:
-        return from_gguf(read_header(gguf))
-    path = folder_of(name, revision) / "config.json"
-    config = read_json(path)
-    return from_config(config if isinstance(config, dict) else {}, path, name)
 
 
 def _elsewhere(device: str | None, device_map: object, shard: bool) -> str | None:

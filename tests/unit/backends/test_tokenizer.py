@@ -131,7 +131,8 @@ def test_templates_give_what_transformers_makes_of_them(byte_tokenizer, name, pr
     ("template", "words"),
     [
         ("{{ raise_exception('no tools') }}", "no tools"), ("{{ ''.__class__.__mro__ }}", "unsafe"),
-        ("{% set ns = namespace() %}{% set ns._a = 1 %}", "_a"), ("{% for %}", "Expected"), ("{{ messages.append(1) }}", "append"),
+        ("{% set ns = namespace() %}{% set ns._a = 1 %}", "_a"), ("{% for %}", "Expected"),
+        ("{{ messages.append(1) }}", "append"),
     ],
 )  # fmt: skip
 def test_templates_are_programs_in_a_sandbox(template, words):
