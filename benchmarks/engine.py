@@ -28,8 +28,8 @@ import solm
 import starts
 from common import STEPS, clock, constant_step, draw_text, finish, in_turns, numbers, parser, policy_step, spread
 from solm.backends.cpu.backend import check_precision
+from solm.backends.names import gguf_of
 from solm.backends.session import Session
-from solm.backends.torch.names import gguf_of
 from solm.core.errors import SolmError
 from solm.evaluation.step_timing import memory_bandwidth
 from solm.runtime.load import source_of

@@ -93,7 +93,7 @@ class HeadEngine(Engine):
             )
         *given, call = self._rows[rows]
         tokens = torch.arange(first, first + rows)
-        return call.run(given[0], tokens, *given[1:], approximate_tail=approximate_tail).logits[:, 0]
+        return torch.from_numpy(call.run(given[0], tokens, *given[1:], approximate_tail=approximate_tail).logits[:, 0])
 
 
 def random_head(form: tuple[int, int, int], vocabulary: int, hidden: int, seed: int = 0) -> tuple[Head, torch.Tensor]:

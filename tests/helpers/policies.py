@@ -9,7 +9,8 @@ from solm.core.allocation import KNOTS, Allocation
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.network import NetworkConfig
-from solm.policies.value_policy import ValueConfig, ValueNetwork
+from solm.policies.value_network import ValueNetwork
+from solm.policies.value_policy import ValueConfig
 
 SPARSITY = SparsityConfig(page_size=8, window=8)
 SPACE = ActionSpace.preset("joint-27")

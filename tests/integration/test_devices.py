@@ -14,7 +14,8 @@ from helpers.models import keep_of, tiny_model
 from helpers.sessions import scored_under
 from solm.core.actions import ActionSpace
 from solm.core.errors import SolmError
-from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy
+from solm.policies.value_network import ValueNetwork
+from solm.policies.value_policy import ValueConfig, ValuePolicy
 
 ELSEWHERE = torch.device("meta")
 

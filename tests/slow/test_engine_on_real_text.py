@@ -10,8 +10,8 @@ from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.files.gguf_file import GgufFile
 from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.session import CpuSession
+from solm.backends.names import BUILTIN, gguf_of
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.names import BUILTIN, gguf_of
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import token_stream
 

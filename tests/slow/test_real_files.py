@@ -11,8 +11,8 @@ from solm.backends.cpu.files.gguf_file import GgufFile
 from solm.backends.cpu.files.layout import layout_of
 from solm.backends.cpu.files.repack import Arena, dequantise, repack
 from solm.backends.cpu.library import library
+from solm.backends.names import BUILTIN, gguf_of
 from solm.backends.torch.load import load_base
-from solm.backends.torch.names import BUILTIN, gguf_of
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 

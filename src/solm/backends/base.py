@@ -3,64 +3,81 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from solm.backends import budgets
 from solm.backends.control import Control
 from solm.backends.session import AnyPolicy, Result, Schedule, Scored, SplitSchedule, check_length, joined
+from solm.core.arrays import Array, as_numpy, as_tensor, is_tensor
 from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes
 from solm.core.sparsity import SparsityConfig
-from solm.policies.network import Features
 from solm.policies.schedules import Dense
+
+if TYPE_CHECKING:
+    import torch
+
+    from solm.policies.network import Features
 
 
 @dataclass(frozen=True)
 class Split:
     """A schedule that changes inside a pass: `choose` gives keep [N, Q, 3] of the layers from `layer` on, from the
-    residual stream [N, Q, H] that enters it."""
+    residual stream [N, Q, H] that enters it, a tensor."""
 
     layer: int
-    choose: Callable[[torch.Tensor], torch.Tensor]
+    choose: "Callable[[torch.Tensor], Array]"
 
 
 class BaseSession(ABC):
     """See `solm.backends.session.Session`. A backend adds the cache and `_pass`."""
 
-    def __init__(self, sparsity: SparsityConfig, shapes: ModelShapes, context: int | None, device: torch.device):
-        """context: tokens that the model can read, None: no limit. device: where policies' states are."""
+    def __init__(
+        self, sparsity: SparsityConfig, shapes: ModelShapes, context: int | None, device: "torch.device | None" = None
+    ):
+        """context: tokens that the model can read, None: no limit. device: where policies' states are, None: the
+        host."""
         self._sparsity, self._context, self._device = sparsity, context, device
         self._budgets: np.ndarray = budgets.uncontrolled(0)
         self._control = Control(sparsity, shapes)
 
     @property
     @abstractmethod
-    def lengths(self) -> torch.Tensor:
-        """As `Session.lengths`."""
+    def _counts(self) -> np.ndarray:
+        """[N] int64, tokens that every row has seen."""
 
     @abstractmethod
-    def last_hidden(self, rows: torch.Tensor) -> torch.Tensor:
+    def _ours(self, values: Array) -> Any:
+        """Values in the kind that the backend computes with, arrays or tensors."""
+
+    def _answer(self, found: Result, asked: Array) -> Result:
+        """A result as the caller gets it, who gave the tokens `asked`."""
+        return found.tensors() if is_tensor(asked) else found
+
+    @abstractmethod
+    def last_hidden(self, rows: np.ndarray) -> Array:
         """[n, H], the input of the output head after the last token of `rows` [n]."""
 
     @abstractmethod
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Input embeddings [..., H] of tokens [...]."""
+    def embed(self, tokens: Array) -> Array:
+        """Input embeddings [..., H] of tokens [...], in their kind."""
 
     @abstractmethod
     def _pass(
         self,
-        tokens: torch.Tensor,
-        keep: torch.Tensor | None,
+        tokens: Any,
+        keep: Array | None,
         split: Split | None = None,
-        keep_logits: torch.Tensor | None = None,
+        keep_logits: Array | None = None,
         approximate_tail: bool = False,
         decide: bool = False,
     ) -> Result:
         """Process tokens [N, Q] under keep [N, Q, 3] (None: dense), and count them in the budgets.
 
-        decide: whether the backend decides itself for the groups that `_own_groups` names.
+        Tokens are in the backend's kind. decide: whether the backend decides itself for the groups that `_own_groups`
+        names.
         """
 
     @property
@@ -69,25 +86,34 @@ class BaseSession(ABC):
 
     @property
     def rows(self) -> int:
-        return len(self.lengths)
+        return len(self._counts)
+
+    @property
+    def lengths(self) -> "torch.Tensor":
+        """As `Session.lengths`."""
+        return as_tensor(self._counts)
+
+    def length(self, row: int) -> int:
+        """As `Session.length`."""
+        return int(self._counts[row])
 
     @property
     def ledger(self) -> Ledger:
         return budgets.ledger_of(self._budgets)
 
     @property
-    def seen(self) -> Features | None:
+    def seen(self) -> "Features | None":
         return self._control.seen
 
     def control(
         self,
         policy: AnyPolicy,
-        target: torch.Tensor,
+        target: Array,
         horizon: int,
-        generator: torch.Generator | None = None,
+        generator: "torch.Generator | np.random.Generator | None" = None,
         *,
         ledger: Ledger | None = None,
-        early: torch.Tensor | None = None,
+        early: Array | None = None,
         record: bool = False,
     ) -> None:
         """As `Session.control`."""
@@ -98,28 +124,28 @@ class BaseSession(ABC):
     def _took_over(self, policy: AnyPolicy) -> None:  # noqa: B027
         """What a backend does once all rows are under `policy`; nothing, where Python decides everything."""
 
-    def aim(self, target: torch.Tensor) -> None:
+    def aim(self, target: Array) -> None:
         """As `Session.aim`."""
         budgets.aim(self._budgets, target)
 
-    def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, approximate_tail: bool = False) -> Result:
+    def step(self, tokens: Array, keep: Array | None = None, approximate_tail: bool = False) -> Result:
         """As `Session.step`."""
+        ours = self._ours(tokens)[:, None]
         if keep is not None:
-            return self._known(tokens[:, None], keep[:, None], None, approximate_tail)
-        return self._decided(tokens[:, None], None, approximate_tail)
+            return self._answer(self._known(ours, keep[:, None], None, approximate_tail), tokens)
+        return self._answer(self._decided(ours, None, approximate_tail), tokens)
 
-    def extend(
-        self, tokens: torch.Tensor, keep: Schedule | None = None, keep_logits: torch.Tensor | None = None
-    ) -> Result:
+    def extend(self, tokens: Array, keep: Schedule | None = None, keep_logits: Array | None = None) -> Result:
         """As `Session.extend`."""
+        ours = self._ours(tokens)
         if keep is not None:
-            return self._known(tokens, keep, keep_logits)
+            return self._answer(self._known(ours, keep, keep_logits), tokens)
         if not self._control.stepwise or tokens.shape[1] == 1:
-            return self._decided(tokens, keep_logits)
-        found = joined([self._decided(one) for one in tokens.split(1, 1)])
-        return found if keep_logits is None else only(found, keep_logits)
+            return self._answer(self._decided(ours, keep_logits), tokens)
+        found = joined([self._decided(ours[:, t : t + 1]) for t in range(tokens.shape[1])])
+        return self._answer(found if keep_logits is None else only(found, keep_logits), tokens)
 
-    def score(self, tokens: torch.Tensor, keep: Schedule | None = None) -> Scored:
+    def score(self, tokens: "torch.Tensor", keep: Schedule | None = None) -> Scored:
         """As `Session.score`; where rows are decided step by step, no step's logits outlive it."""
         if keep is None and self._control.stepwise:
             steps = range(tokens.shape[1] - 1)
@@ -131,52 +157,54 @@ class BaseSession(ABC):
         """Numbers of the groups of rows that the backend decides for itself."""
         return frozenset()
 
-    def _decided(
-        self, tokens: torch.Tensor, keep_logits: torch.Tensor | None = None, approximate_tail: bool = False
-    ) -> Result:
+    def _decided(self, tokens: Any, keep_logits: Array | None = None, approximate_tail: bool = False) -> Result:
         """One pass in which the rows' policies decide."""
         own, groups = self._own_groups, self._control.groups
         if all(number in own or isinstance(group.policy, Dense) for number, group in enumerate(groups)):
             return self._pass(tokens, None, None, keep_logits, approximate_tail, decide=bool(own))
         self._check_room(tokens.shape[1])  # before anything is decided
-        made = self._control.decide(self._budgets, self.lengths, tokens, self, own)
+        made = self._control.decide(self._budgets, self._counts, tokens, self, own)
         split = None if made.layer is None or made.choose is None else Split(made.layer, made.choose)
         found = self._pass(tokens, made.keep, split, keep_logits, approximate_tail, decide=bool(own))
         for number in own:
             assert found.actions is not None
-            made.actions[groups[number].rows] = found.actions[groups[number].rows]
-        return replace(found, actions=made.actions)
+            made.actions[groups[number].rows] = as_numpy(found.actions)[groups[number].rows]
+        return replace(found, actions=self._ours(made.actions))
 
     def _known(
         self,
-        tokens: torch.Tensor,
+        tokens: Any,
         keep: Schedule,
-        keep_logits: torch.Tensor | None = None,
+        keep_logits: Array | None = None,
         approximate_tail: bool = False,
     ) -> Result:
         """One pass under a known schedule, whatever policies the rows have."""
         if not isinstance(keep, SplitSchedule):
             return replace(self._pass(tokens, keep, None, keep_logits, approximate_tail), actions=None)
-        streams: list[torch.Tensor] = []
+        streams: list[Any] = []
 
-        def choose(hidden: torch.Tensor) -> torch.Tensor:
+        def choose(hidden: "torch.Tensor") -> Array:
             streams.append(hidden)
             return keep.after
 
         found = self._pass(tokens, keep.before, Split(keep.layer, choose), keep_logits, approximate_tail)
         return replace(found, actions=None, stream=streams[0])
 
-    def _dense_actions(self, count: int) -> torch.Tensor:
+    def _dense_actions(self, count: int) -> np.ndarray:
         """[N, Q]: every row's last action, which is the dense one in rows of the policy `Dense`."""
-        return torch.from_numpy(self._budgets["previous"].copy())[:, None].expand(-1, count)
+        return np.repeat(self._budgets["previous"][:, None], count, 1)
 
     def _check_room(self, count: int) -> None:
         """Raises `ContextLengthError` where `count` more tokens do not fit into the model's context."""
-        check_length(int(self.lengths.max()) + count, self._context)
+        check_length(int(self._counts.max()) + count, self._context)
 
 
-def only(found: Result, keep_logits: torch.Tensor) -> Result:
+def only(found: Result, keep_logits: Array) -> Result:
     """The result with the logits and hidden states of positions keep_logits [N, L] alone."""
-    index = keep_logits[..., None]
-    logits, hidden = (x.gather(1, index.to(x.device).expand(-1, -1, x.shape[-1])) for x in (found.logits, found.hidden))
+    if not is_tensor(found.logits):
+        index = as_numpy(keep_logits)[..., None]
+        logits, hidden = (np.take_along_axis(x, index, 1) for x in (found.logits, found.hidden))
+    else:
+        place = as_tensor(keep_logits)[..., None].to(found.logits.device)
+        logits, hidden = (x.gather(1, place.expand(-1, -1, x.shape[-1])) for x in (found.logits, found.hidden))
     return replace(found, logits=logits, hidden=hidden)

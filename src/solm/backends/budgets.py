@@ -4,8 +4,8 @@ The compiled engine reads and writes these records directly (`RowState` in csrc)
 """
 
 import numpy as np
-import torch
 
+from solm.core.arrays import Array, as_numpy, as_tensor
 from solm.core.budget import Ledger
 
 ROW_STATE = np.dtype(
@@ -25,47 +25,47 @@ steps. taken: number of all steps. horizon: steps that the budget is meant for. 
 
 
 def open_budgets(
-    target: torch.Tensor,
+    target: Array,
     horizon: int,
     previous: int,
     ledger: Ledger | None = None,
-    early: torch.Tensor | None = None,
+    early: Array | None = None,
 ) -> np.ndarray:
     """Records [N] for target [N, 3] float64 shares over `horizon` steps.
 
     ledger, early [N, 3] float64: what the rows have spent before; by default nothing.
     """
     state = np.zeros(len(target), ROW_STATE)
-    state["target"], state["horizon"], state["previous"] = target.numpy(), horizon, previous
+    state["target"], state["horizon"], state["previous"] = as_numpy(target), horizon, previous
     if ledger is not None:
-        state["spent"], state["counted"] = ledger.spent.numpy(), ledger.steps.numpy()
+        state["spent"], state["counted"] = as_numpy(ledger.spent), as_numpy(ledger.steps)
     if early is not None:
-        state["early"] = early.numpy()
+        state["early"] = as_numpy(early)
     return state
 
 
 def uncontrolled(rows: int) -> np.ndarray:
     """Records [N] of rows without a policy."""
-    return open_budgets(torch.ones(rows, 3, dtype=torch.float64), 1, 0)
+    return open_budgets(np.ones((rows, 3)), 1, 0)
 
 
-def aim(state: np.ndarray, target: torch.Tensor) -> None:
+def aim(state: np.ndarray, target: Array) -> None:
     """Let target [N, 3] hold from here on. What was spent before is moved by what targets differ, so that decisions see
     it against what was allowed then."""
-    moved = (target.numpy() - state["target"]) * state["counted"][:, None]
+    target = as_numpy(target)
+    moved = (target - state["target"]) * state["counted"][:, None]
     for name in ("spent", "early", "shift"):
         state[name] += moved
-    state["target"] = target.numpy()
+    state["target"] = target
 
 
-def add(state: np.ndarray, realised: torch.Tensor, controllable: torch.Tensor) -> None:
+def add(state: np.ndarray, realised: np.ndarray, controllable: np.ndarray) -> None:
     """Add Q steps of realised [N, Q, 3] shares, of which those marked controllable [N, Q] count."""
-    counted = controllable.numpy()
-    state["spent"] += (realised.numpy() * counted[..., None]).sum(1)
-    state["counted"] += counted.sum(1)
+    state["spent"] += (realised * controllable[..., None]).sum(1)
+    state["counted"] += controllable.sum(1)
     state["taken"] += realised.shape[1]
 
 
 def ledger_of(state: np.ndarray) -> Ledger:
-    """What rows have really spent, as a copy."""
-    return Ledger(torch.from_numpy(state["spent"] - state["shift"]), torch.from_numpy(state["counted"].copy()))
+    """What rows have really spent, as a copy: tensors."""
+    return Ledger(as_tensor(state["spent"] - state["shift"]), as_tensor(state["counted"].copy()))

@@ -4,36 +4,39 @@ The torch backend decides everything here. The cpu backend does so for the polic
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
 from solm.backends.session import AnyPolicy
 from solm.core.actions import DENSE
+from solm.core.arrays import Array, as_numpy, as_tensor
 from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.core.shares import axis_levels
 from solm.core.sparsity import SparsityConfig
-from solm.policies.learned import features
-from solm.policies.mid_pass import decide_known
-from solm.policies.network import Features
 from solm.policies.priced import PricedPolicy
 from solm.policies.protocol import Observation
-from solm.policies.schedules import Dense, Random, Static
+from solm.policies.schedules import BlindSchedule, Dense, Random, Static
 from solm.policies.unroll import unroll
+
+if TYPE_CHECKING:
+    import torch
+
+    from solm.policies.network import Features
 
 
 class Model(Protocol):
     """What a policy may see of the model before a step."""
 
-    def last_hidden(self, rows: torch.Tensor) -> torch.Tensor:
+    def last_hidden(self, rows: np.ndarray) -> Array:
         """[n, H], what the output head read after the last token of `rows` [n]."""
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Input embeddings [n, H] of tokens [n]."""
+    def embed(self, tokens: Array) -> Array:
+        """Input embeddings [n, H] of tokens [n], in their kind."""
 
 
 @dataclass
@@ -41,10 +44,10 @@ class Group:
     """Rows [n] that one policy decides for together; its state for them, and the generator that it draws with."""
 
     policy: AnyPolicy
-    rows: torch.Tensor
+    rows: np.ndarray
     state: Any = None
-    generator: torch.Generator | None = None
-    seen: list[Features] | None = None
+    generator: "torch.Generator | np.random.Generator | None" = None
+    seen: "list[Features] | None" = None
 
     @property
     def alone(self) -> bool:
@@ -62,10 +65,10 @@ class Decision:
     """What a pass follows. keep: [N, Q, 3] float64; actions: [N, Q] int64. With a `layer`, keep is of the layers before
     it, and `choose` gives that of the others, from the residual stream [N, Q, H] that enters it, and sets `actions`."""
 
-    keep: torch.Tensor
-    actions: torch.Tensor
+    keep: np.ndarray
+    actions: np.ndarray
     layer: int | None = None
-    choose: Callable[[torch.Tensor], torch.Tensor] | None = None
+    choose: "Callable[[torch.Tensor], np.ndarray] | None" = None
 
 
 class Control:
@@ -86,18 +89,31 @@ class Control:
         return next((group.policy.layer for group in self.groups if isinstance(group.policy, PricedPolicy)), None)
 
     @property
-    def seen(self) -> Features | None:
+    def seen(self) -> "Features | None":
         """What the network of the only group's policy saw so far, where it is recorded."""
         if len(self.groups) != 1 or not self.groups[0].seen:
             return None
+        import torch
+
+        from solm.policies.network import Features
+
         return Features(*(torch.cat(parts, 1) for parts in zip(*self.groups[0].seen, strict=True)))
 
     def assign(
-        self, policy: AnyPolicy, rows: int, device: torch.device, generator: torch.Generator | None, record: bool
+        self,
+        policy: AnyPolicy,
+        rows: int,
+        device: "torch.device | None",
+        generator: "torch.Generator | np.random.Generator | None",
+        record: bool,
     ) -> None:
-        """Let `policy` decide for all of `rows` rows."""
-        state = None if isinstance(policy, PricedPolicy) else policy.start(rows, device)
-        self.groups = [Group(policy, torch.arange(rows), state, generator, [] if record else None)]
+        """Let `policy` decide for all of `rows` rows. device: where its state is, None: the host."""
+        state = None
+        if not isinstance(policy, PricedPolicy | BlindSchedule):
+            import torch
+
+            state = policy.start(rows, device or torch.device("cpu"))
+        self.groups = [Group(policy, np.arange(rows), state, generator, [] if record else None)]
 
     def check_join(self, other: "Control") -> None:
         """Raises `SolmError` where the priced policies of both decide before different layers."""
@@ -114,31 +130,31 @@ class Control:
             if mine is None:
                 self.groups.append(moved)
             else:
-                mine.rows = torch.cat([mine.rows, moved.rows])
+                mine.rows = np.concatenate([mine.rows, moved.rows])
 
-    def take(self, index: torch.Tensor, sparsity: SparsityConfig, copied: bool = False) -> "Control":
+    def take(self, index: np.ndarray, sparsity: SparsityConfig, copied: bool = False) -> "Control":
         """The control of rows index [n] of these, in that order, under `sparsity`.
 
         copied: random generators are copied, so that neither session's draws change the other's.
         """
         kept = []
         for group in self.groups if len(index) else []:
-            place = torch.full((int(max(index.max(), group.rows.max())) + 1,), -1)
-            place[group.rows] = torch.arange(len(group.rows))
+            place = np.full(int(max(index.max(), group.rows.max())) + 1, -1)
+            place[group.rows] = np.arange(len(group.rows))
             inside = place[index] >= 0
-            if not bool(inside.any()):
+            if not inside.any():
                 continue
             chosen = place[index[inside]]
-            state = None if group.state is None else group.state.rows(chosen)
-            generator = group.generator.clone_state() if copied and group.generator is not None else group.generator
-            kept.append(Group(group.policy, inside.nonzero()[:, 0], state, generator, None))
+            state = None if group.state is None else group.state.rows(as_tensor(chosen))
+            generator = _copied(group.generator) if copied else group.generator
+            kept.append(Group(group.policy, np.flatnonzero(inside), state, generator, None))
         return Control(sparsity, self.shapes, kept)
 
     def decide(
         self,
         budgets: np.ndarray,
-        lengths: torch.Tensor,
-        tokens: torch.Tensor,
+        lengths: np.ndarray,
+        tokens: Array,
         model: Model,
         skip: frozenset[int] = frozenset(),
     ) -> Decision:
@@ -148,13 +164,13 @@ class Control:
         advance by what is decided, but for what steps realise, which is counted after the pass.
         """
         rows, count = tokens.shape
-        keep = torch.tensor(DENSE, dtype=torch.float64).repeat(rows, count, 1)
-        actions = torch.zeros(rows, count, dtype=torch.int64)
-        later: list[tuple[Group, torch.Tensor]] = []
+        keep = np.tile(np.array(DENSE, dtype=np.float64), (rows, count, 1))
+        actions = np.zeros((rows, count), dtype=np.int64)
+        later: list[tuple[Group, np.ndarray]] = []
         for number, group in enumerate(self.groups):
             if number in skip:
                 continue
-            state, kv_length = budgets[group.rows.numpy()], lengths[group.rows] + 1
+            state, kv_length = budgets[group.rows], lengths[group.rows] + 1
             if isinstance(group.policy, PricedPolicy):
                 before = self._early(group.policy, state, kv_length, count)
                 later.append((group, before))
@@ -165,74 +181,79 @@ class Control:
                 actions[group.rows] = self._next(group, state, kv_length, tokens[group.rows], model)
             else:
                 actions[group.rows] = self._known(group, state, kv_length, count)
-            state["previous"] = actions[group.rows, -1].numpy()
-            budgets[group.rows.numpy()] = state
-            keep[group.rows] = group.policy.space.table[actions[group.rows]]
+            state["previous"] = actions[group.rows, -1]
+            budgets[group.rows] = state
+            keep[group.rows] = group.policy.space.numbers[actions[group.rows]]
         if not later:
             return Decision(keep, actions)
 
-        def choose(hidden: torch.Tensor) -> torch.Tensor:
-            rest = keep.clone()
+        from solm.policies.mid_pass import decide_known
+
+        def choose(hidden: "torch.Tensor") -> np.ndarray:
+            rest = keep.copy()
             for group, before in later:
-                state, kv_length = budgets[group.rows.numpy()], lengths[group.rows] + 1
+                state, kv_length = budgets[group.rows], as_tensor(lengths[group.rows] + 1)
                 assert isinstance(group.policy, PricedPolicy)
-                here = hidden if len(group.rows) == rows else hidden[group.rows.to(hidden.device)]
+                here = hidden if len(group.rows) == rows else hidden[as_tensor(group.rows).to(hidden.device)]
                 decided = decide_known(
-                    group.policy, here, before, kv_length, self.sparsity, self.shapes, target=_target(state),
-                    spent=_tensor(state, "spent"), counted=_tensor(state, "counted"), taken=_tensor(state, "taken"),
-                    horizon=_tensor(state, "horizon"),
+                    group.policy, here, as_tensor(before), kv_length, self.sparsity, self.shapes,
+                    target=_tensor(state, "target"), spent=_tensor(state, "spent"), counted=_tensor(state, "counted"),
+                    taken=_tensor(state, "taken"), horizon=_tensor(state, "horizon"),
                 )  # fmt: skip
-                actions[group.rows] = decided.actions
-                rest[group.rows] = group.policy.space.table[actions[group.rows]]
-                budgets["previous"][group.rows.numpy()] = actions[group.rows, -1].numpy()
+                actions[group.rows] = decided.actions.numpy()
+                rest[group.rows] = group.policy.space.numbers[actions[group.rows]]
+                budgets["previous"][group.rows] = actions[group.rows, -1]
             return rest
 
         return Decision(keep, actions, self.layer, choose)
 
-    def _early(self, policy: PricedPolicy, state: np.ndarray, kv_length: torch.Tensor, count: int) -> torch.Tensor:
+    def _early(self, policy: PricedPolicy, state: np.ndarray, kv_length: np.ndarray, count: int) -> np.ndarray:
         """Actions [n, Q] of the layers before a priced policy's: the static schedule of the same budget."""
-        ledger = Ledger(_tensor(state, "early"), _tensor(state, "counted"))
-        found = unroll(Static(policy.space), kv_length, self.sparsity, self.shapes, count, _target(state), ledger)
-        state["early"] = found.ledger.spent.numpy()
-        return found.actions
+        ledger = Ledger(state["early"].copy(), state["counted"].copy())
+        found = unroll(Static(policy.space), kv_length, self.sparsity, self.shapes, count, state["target"], ledger)
+        state["early"] = found.ledger.spent
+        return as_numpy(found.actions)
 
-    def _known(self, group: Group, state: np.ndarray, kv_length: torch.Tensor, count: int) -> torch.Tensor:
+    def _known(self, group: Group, state: np.ndarray, kv_length: np.ndarray, count: int) -> np.ndarray:
         """Actions [n, Q] of a policy that depends on budgets alone."""
         assert not isinstance(group.policy, PricedPolicy)
+        arrays = isinstance(group.policy, Static | Random)  # others know tensors alone
+
+        def of(values: np.ndarray) -> Any:
+            return values.copy() if arrays else as_tensor(values.copy())
+
         found = unroll(
-            group.policy, kv_length, self.sparsity, self.shapes, count, _target(state), _ledger(state),
-            first_step=state["taken"], horizon=state["horizon"], previous=_tensor(state, "previous"),
-            state=group.state, generator=group.generator,
+            group.policy, of(kv_length), self.sparsity, self.shapes, count, of(state["target"]),
+            Ledger(of(state["spent"]), of(state["counted"])), first_step=state["taken"], horizon=state["horizon"],
+            previous=of(state["previous"]), state=group.state, generator=group.generator,
         )  # fmt: skip
         group.state = found.state
-        return found.actions
+        return as_numpy(found.actions)
 
-    def _next(
-        self, group: Group, state: np.ndarray, kv_length: torch.Tensor, tokens: torch.Tensor, model: Model
-    ) -> torch.Tensor:
+    def _next(self, group: Group, state: np.ndarray, kv_length: np.ndarray, tokens: Array, model: Model) -> np.ndarray:
         """Actions [n, 1] of a policy that sees what the previous step left."""
         policy = group.policy
         assert not isinstance(policy, PricedPolicy)
         controllable = kv_length > self.sparsity.always_read
         observation = Observation(
-            model.last_hidden(group.rows), model.embed(tokens[:, 0]), _target(state), _ledger(state),
-            axis_levels(policy.space, kv_length, self.sparsity, self.shapes), state["taken"], state["horizon"],
-            controllable, _tensor(state, "previous"),
+            as_tensor(model.last_hidden(group.rows)), as_tensor(model.embed(tokens[:, 0])), _tensor(state, "target"),
+            Ledger(_tensor(state, "spent"), _tensor(state, "counted")),
+            axis_levels(policy.space, as_tensor(kv_length), self.sparsity, self.shapes), state["taken"],
+            state["horizon"], as_tensor(controllable), _tensor(state, "previous"),
         )  # fmt: skip
         if group.seen is not None:
+            from solm.policies.learned import features
+
             group.seen.append(features(observation))
-        chosen, group.state = policy.act(observation, group.state, group.generator)
-        return torch.where(controllable, chosen, policy.space.dense_index)[:, None]
+        chosen, group.state = policy.act(observation, group.state, group.generator)  # type: ignore[arg-type]
+        return np.where(controllable, as_numpy(chosen), policy.space.dense_index)[:, None]
 
 
-def _tensor(state: np.ndarray, name: str) -> torch.Tensor:
+def _copied(generator: Any) -> Any:
+    """A generator that draws the same from here on."""
+    return generator.clone_state() if hasattr(generator, "clone_state") else deepcopy(generator)
+
+
+def _tensor(state: np.ndarray, name: str) -> "torch.Tensor":
     """A field of records [n], as a copy."""
-    return torch.from_numpy(state[name].copy())
-
-
-def _target(state: np.ndarray) -> torch.Tensor:
-    return _tensor(state, "target")
-
-
-def _ledger(state: np.ndarray) -> Ledger:
-    return Ledger(_tensor(state, "spent"), _tensor(state, "counted"))
+    return as_tensor(state[name].copy())

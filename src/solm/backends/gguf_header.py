@@ -5,6 +5,7 @@ import mmap
 import struct
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +95,38 @@ def read_header(path: Path) -> GgufHeader:
     or is not GGUF, has an unknown type, or names a tensor that lies beyond its end.
     """
     try:
-        with path.open("rb") as file:
-            if not file.seek(0, 2):
-                return _Reader(path, b"").header()
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return _Reader(path, content).header()
+        status = path.stat()
+        return _read(path, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise SolmError(f"cannot read {path}: {error.strerror}") from error
 
 
-class _Reader:
-    """Reads one file from its start; every read is checked against the file's size before it is made."""
+def read_arrays(path: Path, names: frozenset[str]) -> dict[str, list[Any]]:
+    """The long arrays `names` of a file's metadata, as far as it has them. Raises as `read_header` does."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            known = _Reader(path, content, names).header().metadata
+    except (OSError, ValueError) as error:
+        raise SolmError(f"cannot read {path}: {error}") from error
+    return {name: known[name] for name in names if isinstance(known.get(name), list)}
 
-    def __init__(self, path: Path, content: "bytes | mmap.mmap"):
-        self.path, self.content, self.size = path, content, len(content)
+
+@lru_cache(maxsize=4)
+def _read(path: Path, size: int, changed: int) -> GgufHeader:
+    """The header of a file of this size and time; a large vocabulary takes a quarter of a second to pass over."""
+    with path.open("rb") as file:
+        if not file.seek(0, 2):
+            return _Reader(path, b"").header()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _Reader(path, content).header()
+
+
+class _Reader:
+    """Reads one file from its start; every read is checked against the file's size before it is made. whole: arrays
+    that are kept whatever their length."""
+
+    def __init__(self, path: Path, content: "bytes | mmap.mmap", whole: frozenset[str] = frozenset()):
+        self.path, self.content, self.size, self.whole = path, content, len(content), whole
         self.place = 0
 
     def damaged(self, field: str, reason: str) -> DamagedFileError:
@@ -174,9 +193,11 @@ class _Reader:
         inner, length = self._kind(field), self._count(field, _LONGEST_ARRAY)
         if inner == GGUFValueType.ARRAY:
             raise self.damaged(field, "an array of arrays, which is not supported")
+        if inner == GGUFValueType.STRING and field in self.whole:
+            return [self._text(field) for _ in range(length)]
         if inner == GGUFValueType.STRING:
             self._skip_texts(length, field)
-        elif length <= _LONGEST_KEPT:
+        elif length <= _LONGEST_KEPT or field in self.whole:
             return [self._number(_SCALARS[inner], field) for _ in range(length)]
         else:
             self._skip(length * struct.calcsize("<" + _SCALARS[inner]), field)

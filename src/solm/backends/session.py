@@ -4,23 +4,30 @@ A session holds N rows. A row is one sequence with all of its state: keys and va
 that policy's state, its budget and what it has spent, its random generator. Rows are read densely (`prefill`), put
 under a policy (`control`) and then advanced by `step`, `extend` or `score`. These follow a known schedule where one is
 given, else the rows' policies.
+
+Sessions are given arrays or tensors. The cpu backend answers in the kind of the token ids, so that decoding needs no
+torch; the torch backend answers in tensors.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Protocol, Self, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Union
 
-import torch
-from torch.nn import functional as F
+import numpy as np
 
 from solm.backends.capability import Capability
+from solm.core.arrays import Array, as_tensor, is_tensor
 from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes
 from solm.core.errors import ContextLengthError, DataError
 from solm.core.sparsity import SparsityConfig
-from solm.policies.network import Features
 from solm.policies.priced import PricedPolicy
 from solm.policies.protocol import Policy
+
+if TYPE_CHECKING:
+    import torch
+
+    from solm.policies.network import Features
 
 AnyPolicy = Policy | PricedPolicy
 _LOGITS_PER_SLICE = 8  # a float32 slice that stays in the last-level cache
@@ -36,11 +43,11 @@ class SplitSchedule:
     """
 
     layer: int
-    before: torch.Tensor
-    after: torch.Tensor
+    before: Array
+    after: Array
 
 
-Schedule = torch.Tensor | SplitSchedule
+Schedule = Union[np.ndarray, "torch.Tensor", SplitSchedule]
 """A known schedule: [N, Q, 3] float64 for all layers, or one that changes inside the pass."""
 
 
@@ -54,28 +61,34 @@ class Result:
     residual stream that enters the layer of a `SplitSchedule`; None otherwise.
     """
 
-    logits: torch.Tensor
-    hidden: torch.Tensor
-    realised: torch.Tensor
-    controllable: torch.Tensor
-    actions: torch.Tensor | None = None
-    stream: torch.Tensor | None = None
+    logits: Any
+    hidden: Any
+    realised: Any
+    controllable: Any
+    actions: Any = None
+    stream: Any = None
+
+    def tensors(self) -> "Result":
+        """The same as tensors, which share the arrays' memory."""
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: as_tensor(values) for name, values in known.items() if values is not None})
 
 
 @dataclass(frozen=True)
 class Scored:
     """The same for known next tokens, with their log-probabilities [N, Q] float32 in place of logits."""
 
-    log_probabilities: torch.Tensor
-    hidden: torch.Tensor
-    realised: torch.Tensor
-    controllable: torch.Tensor
-    actions: torch.Tensor | None = None
-    stream: torch.Tensor | None = None
+    log_probabilities: "torch.Tensor"
+    hidden: "torch.Tensor"
+    realised: "torch.Tensor"
+    controllable: "torch.Tensor"
+    actions: "torch.Tensor | None" = None
+    stream: "torch.Tensor | None" = None
 
     @classmethod
-    def of(cls, result: Result, following: torch.Tensor) -> "Scored":
+    def of(cls, result: Result, following: "torch.Tensor") -> "Scored":
         """What `result` says of the tokens that follow [N, Q]."""
+        result = result.tensors()
         known = log_probabilities(result.logits, following)
         rest = (result.hidden, result.realised, result.controllable, result.actions, result.stream)
         return cls(known, *rest)
@@ -88,8 +101,11 @@ class Session(Protocol):
     def rows(self) -> int: ...
 
     @property
-    def lengths(self) -> torch.Tensor:
+    def lengths(self) -> "torch.Tensor":
         """[N] int64, tokens that every row has seen."""
+
+    def length(self, row: int) -> int:
+        """Tokens that `row` has seen."""
 
     @property
     def ledger(self) -> Ledger:
@@ -100,12 +116,10 @@ class Session(Protocol):
         """How actions are carried out in this session."""
 
     @property
-    def seen(self) -> Features | None:
+    def seen(self) -> "Features | None":
         """What the policy's network saw at every step so far, where `control` was asked to record it."""
 
-    def prefill(
-        self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
-    ) -> torch.Tensor:
+    def prefill(self, tokens: Array, lengths: Array | None = None, every_logit: bool = False) -> Any:
         """Read tokens [S, C] densely; logits after every row's last token [S, V].
 
         lengths: [S] tokens that count in each row; the others are padding on the right. every_logit: logits after every
@@ -116,40 +130,39 @@ class Session(Protocol):
     def control(
         self,
         policy: AnyPolicy,
-        target: torch.Tensor,
+        target: Array,
         horizon: int,
-        generator: torch.Generator | None = None,
+        generator: "torch.Generator | np.random.Generator | None" = None,
         *,
         ledger: Ledger | None = None,
-        early: torch.Tensor | None = None,
+        early: Array | None = None,
         record: bool = False,
     ) -> None:
         """From here on `policy` decides for all rows, within target [N, 3] float64 shares over `horizon` steps.
 
-        generator: for policies that draw. ledger: what the rows are taken to have spent; by default nothing. early:
-        [N, 3] float64, what the layers before a priced policy's are taken to have spent over the ledger's steps, as if
-        they were the whole model. record: keep what the policy's network sees.
+        generator: for policies that draw; NumPy's for the schedule `Random` alone. ledger: what the rows are taken to
+        have spent; by default nothing. early: [N, 3] float64, what the layers before a priced policy's are taken to
+        have spent over the ledger's steps, as if they were the whole model. record: keep what the policy's network
+        sees.
         """
 
-    def aim(self, target: torch.Tensor) -> None:
+    def aim(self, target: Array) -> None:
         """Other targets [N, 3] from here on; what was spent is seen against what was allowed until now."""
 
-    def step(self, tokens: torch.Tensor, keep: torch.Tensor | None = None, approximate_tail: bool = False) -> Result:
+    def step(self, tokens: Array, keep: Array | None = None, approximate_tail: bool = False) -> Result:
         """Process one token a row, tokens [N], Q = 1.
 
         keep: [N, 3], what all layers follow; None: the rows' policies decide, dense in rows without one.
         approximate_tail: logits other than a row's largest may be approximate (`cpu` then reads half of most heads).
         """
 
-    def extend(
-        self, tokens: torch.Tensor, keep: Schedule | None = None, keep_logits: torch.Tensor | None = None
-    ) -> Result:
+    def extend(self, tokens: Array, keep: Schedule | None = None, keep_logits: Array | None = None) -> Result:
         """Process known tokens [N, Q]: equal to Q steps, in one pass unless a policy reads the previous step's state.
 
         keep_logits: [N, L] positions among the Q whose hidden states and logits are wanted; None: all.
         """
 
-    def score(self, tokens: torch.Tensor, keep: Schedule | None = None) -> Scored:
+    def score(self, tokens: "torch.Tensor", keep: Schedule | None = None) -> Scored:
         """Process the first T of tokens [N, T+1]: log p(tokens[:, t+1]) for every t."""
 
     def fork(self, forks: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> Self:
@@ -171,7 +184,7 @@ class Session(Protocol):
     def leave(self, row: int) -> None:
         """Drop a row; the last one takes its place."""
 
-    def truncate(self, lengths: torch.Tensor) -> None:
+    def truncate(self, lengths: Array) -> None:
         """Forget what rows hold beyond lengths [N]; budgets stay as they are.
 
         Raises `DataError` where a row holds less than that, or shares what it should forget.
@@ -182,13 +195,14 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """One loaded model and how it is run. Tensors of sessions are on `device`, but for logits."""
+    """One loaded model and how it is run."""
 
     shapes: ModelShapes
     capability: Capability
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> "torch.device":
+        """Where tensors of its sessions are, but for logits."""
 
     @property
     def name(self) -> str:
@@ -202,8 +216,8 @@ class Backend(Protocol):
     def context(self) -> int | None:
         """Tokens that the model's context holds, where its configuration says so."""
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Input embeddings [..., H] of tokens [...]."""
+    def embed(self, tokens: Array) -> Any:
+        """Input embeddings [..., H] of tokens [...], in their kind."""
 
     def session(self, sparsity: SparsityConfig, capacity: int = 0) -> Session:
         """An empty session; `capacity` tokens are reserved."""
@@ -218,7 +232,7 @@ def check_length(longest: int, context: int | None) -> None:
         raise ContextLengthError(f"{longest} tokens are too many: this model's context holds {context}")
 
 
-def check_cut(lengths: torch.Tensor, held: torch.Tensor, shared: torch.Tensor) -> None:
+def check_cut(lengths: Array, held: Array, shared: Array) -> None:
     """Raises `DataError` where rows that hold `held` [N] tokens, the first `shared` [N] not their own, cannot be cut to
     lengths [N]."""
     if bool((lengths > held).any()) or bool((lengths < shared).any()):
@@ -232,12 +246,23 @@ def joined(parts: Sequence[_Part]) -> _Part:
     found: dict[str, Any] = {}
     for name in (field.name for field in fields(parts[0])):
         values = [getattr(part, name) for part in parts]
-        found[name] = None if values[0] is None else torch.cat(values, 1)
+        found[name] = None if values[0] is None else _cat(values)
     return type(parts[0])(**found)
 
 
-def log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def _cat(values: list[Any]) -> Any:
+    if not is_tensor(values[0]):
+        return np.concatenate(values, 1)
+    import torch
+
+    return torch.cat(values, 1)
+
+
+def log_probabilities(logits: "torch.Tensor", tokens: "torch.Tensor") -> "torch.Tensor":
     """log p(tokens) under logits [..., V], in float32: [...]. Sliced, so that no float32 copy of all logits exists."""
+    import torch
+    from torch.nn import functional as F
+
     slices = logits.flatten(0, -2).split(_LOGITS_PER_SLICE)
     targets = tokens.to(logits.device).flatten().split(_LOGITS_PER_SLICE)
     parts = [
@@ -246,8 +271,10 @@ def log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tenso
     return torch.cat(parts).view(tokens.shape)
 
 
-def divergences(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+def divergences(logits: "torch.Tensor", reference: "torch.Tensor") -> "torch.Tensor":
     """KL in nats from reference [M, V] to logits [M, R, V]: [M, R] float32, sliced likewise."""
+    import torch
+
     step = max(1, _LOGITS_PER_SLICE // logits.shape[1])
     parts = []
     for ours, theirs in zip(logits.split(step), reference.split(step), strict=True):

@@ -59,24 +59,25 @@ def chat(
       solm chat --policy builtin:smollm2-135m-cpu --budget attention=0.4,mlp=0.8
       echo "Why is the sky blue?" | solm chat --policy static
     """
-    from solm.cli.output import say
+    from solm.cli.output import repacking, say
     from solm.cli.talk import Talk
     from solm.runtime.load import load
 
     checks.finite("--temperature", temperature)
     checks.finite("--repetition-penalty", repetition_penalty)
     checks.backend(backend, precision, kv_cache_dtype, dtype)
-    config = checks.model_config(model, revision, trust_remote_code)
+    config = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
     checks.room(config, max_new_tokens, "--max-new-tokens")
     tokenizer = checks.tokenizer(model, revision, trust_remote_code, system)
     if policy == "dense" and budget is not None:
         raise BudgetError(f"--budget: {budget} needs another --policy than dense, which spends everything")
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config)
     checks.budget(budget, config, trained, None, timed=False)
-    lm = load(
-        model, trained, tokenizer=tokenizer, dtype=dtype, backend=backend, precision=precision,
-        kv_cache_dtype=kv_cache_dtype, revision=revision, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    with repacking() as progress:
+        lm = load(
+            model, trained, tokenizer=tokenizer, dtype=dtype, backend=backend, precision=precision,
+            kv_cache_dtype=kv_cache_dtype, revision=revision, trust_remote_code=trust_remote_code, progress=progress,
+        )  # fmt: skip
     sampling: dict[str, Any] = {"seed": seed, "max_new_tokens": max_new_tokens}
     if temperature > 0:
         sampling["temperature"] = temperature

@@ -5,6 +5,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,14 +15,22 @@ from solm.cli.options import DECIDERS
 from solm.core.errors import BudgetError, ContextLengthError, SolmError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
     from solm.core.actions import ActionSpace
     from solm.core.budget import BudgetRequest
+    from solm.core.cost import ModelShapes
     from solm.core.sparsity import SparsityConfig
     from solm.policies.artifact import TrainedPolicy
 
 Settings = TypeVar("Settings", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What of a model is known before it is loaded. context: tokens that it can read; None: not known."""
+
+    family: str
+    context: int | None
+    shapes: "ModelShapes"
 
 
 @contextmanager
@@ -86,25 +95,9 @@ def finite(name: str, value: float | None) -> None:
         raise SolmError(f"{name}: {value} is not a number that can be used")
 
 
-def budgets(text: str, space: "ActionSpace") -> tuple[float, ...]:
-    """The net keeps of a list such as 0.55,0.65, each of which `space` can spend."""
-    from solm.core.budget import Budget
-
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise BudgetError(f"--budgets: {text!r} is not a list of numbers such as 0.55,0.65") from None
-    for value in found:
-        if found.count(value) > 1:
-            raise BudgetError(f"--budgets: {value:g} is given twice")
-        with option("--budgets"):
-            Budget.from_net(value, space)
-    return found
-
-
 def budget(
     text: str | None,
-    config: "PretrainedConfig",
+    config: ModelFacts,
     trained: "TrainedPolicy | None",
     space: "ActionSpace | None",
     timed: bool,
@@ -114,7 +107,6 @@ def budget(
 
     timed: there are timings, for budgets in milliseconds.
     """
-    from solm.backends.torch.families import model_shapes
     from solm.core.actions import ActionSpace
     from solm.core.budget import BudgetRequest
     from solm.runtime.load import engine_sparsity
@@ -122,14 +114,17 @@ def budget(
 
     with option(typed):
         request = BudgetRequest.parse(text)
-        if request.kind == "ms" and not timed:
-            raise BudgetError(f"{text} needs --timings (a file of solm bench --out)")
-        if request.kind != "ms":
+        curve = None if trained is None else trained.curve
+        if request.kind in ("ms", "speed") and not timed and curve is None:
+            raise BudgetError(f"{text} needs --timings (a file of solm bench --out), or a policy of solm fit")
+        if request.kind == "loss" and curve is None:
+            raise BudgetError(f"{text} needs a policy with a measured curve; solm fit makes one")
+        if request.kind in ("keep", "shares") or (request.kind == "compute" and curve is None and not timed):
             # Without a policy and a space it depends on the backend, and these are the widest: the exact check is that
             # of the loaded model.
             grid = trained.config.space if trained else space or ActionSpace.preset("fine")
-            longest = getattr(config, "max_position_embeddings", None) or 1 << 20
-            Offer(grid, engine_sparsity(trained), model_shapes(config, gated=True), trained).budget(request, longest)
+            longest = config.context or 1 << 20
+            Offer(grid, engine_sparsity(trained), config.shapes, trained).budget(request, longest)
     return request
 
 
@@ -150,27 +145,45 @@ def sparsity_of(name: str | None) -> "SparsityConfig | None":
 
 
 def model_config(
-    model: str, revision: str | None = None, trust: bool = False, typed: str = "--model"
-) -> "PretrainedConfig":
-    """The configuration of the model that --model names; no weights are read."""
-    from solm.backends.torch.load import base_config
-
+    model: str, revision: str | None = None, trust: bool = False, typed: str = "--model", on_engine: bool = False
+) -> ModelFacts:
+    """What the files of --model say, without weights. on_engine: as the cpu backend reads them, if it can."""
     with option(typed):
-        return base_config(model, trust, revision).get_text_config(decoder=True)
+        found = _engine_facts(model, revision) if on_engine and not trust else None
+        if found is not None:
+            return found
+        from solm.backends.torch.families import model_shapes
+        from solm.backends.torch.load import base_config
+
+        config = base_config(model, trust, revision).get_text_config(decoder=True)
+        context = getattr(config, "max_position_embeddings", None)
+        return ModelFacts(str(config.model_type), context, model_shapes(config, gated=True))
+
+
+def _engine_facts(model: str, revision: str | None) -> ModelFacts | None:
+    """The same as the cpu backend describes it; None for a model that it does not know or cannot read."""
+    from solm.backends.cpu.engine import shapes_of
+    from solm.backends.cpu.files.model_files import spec_of
+
+    try:
+        spec = spec_of(model, revision)
+    except SolmError:
+        return None
+    return ModelFacts(spec.family, spec.context, shapes_of(spec))
 
 
 def tokenizer(
     model: str, revision: str | None = None, trust: bool = False, system: str | None = None, typed: str = "--model"
-) -> "PreTrainedTokenizerBase | None":
+) -> Any:
     """The tokenizer of --model, for `load`; None where it comes with the weights, as in a GGUF file.
 
     Refuses a model without one, and a --system message for one without a chat template.
     """
-    from solm.backends.torch.load import has_chat_template, load_tokenizer
+    from solm.backends.tokenizer import has_chat_template, model_tokenizer
 
     with option(typed):
         templated = has_chat_template(model)
-        found = load_tokenizer(model, trust, revision) if templated is None else None
+        found = model_tokenizer(model, trust, revision) if templated is None else None
     if system is not None and not (templated if found is None else found.chat_template):
         raise SolmError(
             "--system: this model has no chat template, so a system message has no place; put it into the prompt"
@@ -179,7 +192,7 @@ def tokenizer(
 
 
 def trained_policy(
-    name: str | None, config: "PretrainedConfig", space: "ActionSpace | None" = None, typed: str = "--policy"
+    name: str | None, config: ModelFacts, space: "ActionSpace | None" = None, typed: str = "--policy"
 ) -> "TrainedPolicy | None":
     """The trained policy called `name`, choosing in `space` where one is given; None for None.
 
@@ -187,7 +200,6 @@ def trained_policy(
     """
     if name is None:
         return None
-    from solm.backends.torch.families import model_shapes
     from solm.policies.artifact import TrainedPolicy
 
     with option(typed):
@@ -196,10 +208,10 @@ def trained_policy(
         trained = TrainedPolicy.from_pretrained(name)
         base = trained.config.base
         other = {
-            "family": config.model_type, "hidden": config.hidden_size, "layers": config.num_hidden_layers,
-            "vocabulary": config.vocab_size,
+            "family": config.family, "hidden": config.shapes.hidden, "layers": config.shapes.layers,
+            "vocabulary": config.shapes.vocabulary,
         }  # fmt: skip
-        trained.check(base.model_copy(update=other), model_shapes(config, gated=True))
+        trained.check(base.model_copy(update=other), config.shapes)
     if space is None:
         return trained
     with option("--space"):
@@ -212,7 +224,7 @@ def backend(
     """Check the options that say where and in what numbers a model is computed."""
     from solm.backends.cpu.engine import KV_CACHE_DTYPES, check_precision
     from solm.backends.cpu.files.layout import PRECISIONS
-    from solm.backends.torch.load import resolve_dtype
+    from solm.backends.dtypes import dtype_name
     from solm.core.sparsity import SparsityConfig
     from solm.runtime.load import BACKENDS, default_precision
 
@@ -223,7 +235,7 @@ def backend(
         if value is not None and value not in known:
             raise SolmError(f"{typed}: unknown value {value!r}; choose one of {', '.join(known)}")
     with option("--dtype"):
-        resolve_dtype(dtype)
+        dtype_name(dtype)
     if name == "torch":
         for typed, given in (("--precision", precision is not None), ("--kv-cache-dtype", kv_cache_dtype is not None)):
             if given:
@@ -232,11 +244,10 @@ def backend(
         check_precision(precision or default_precision(sparsity or SparsityConfig()), kv_cache_dtype or "auto")
 
 
-def room(config: "PretrainedConfig", tokens: int, typed: str) -> None:
+def room(config: ModelFacts, tokens: int, typed: str) -> None:
     """Refuse more tokens than the model has positions for."""
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is not None and tokens > limit:
-        raise ContextLengthError(f"{typed}: {tokens} tokens exceed this model's context of {limit}")
+    if config.context is not None and tokens > config.context:
+        raise ContextLengthError(f"{typed}: {tokens} tokens exceed this model's context of {config.context}")
 
 
 def out_file(path: Path | None, typed: str = "--out") -> None:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from solm.cli import checks
+from solm.cli.budget_lists import budget_list, check_net_keeps
 from solm.cli.options import (
     DEFAULT_MODEL,
     BackendOption,
-    BudgetsOption,
     ContextOption,
     DataOption,
     DtypeOption,
@@ -24,28 +24,42 @@ from solm.cli.options import (
     SpaceOption,
     SparsityOption,
     TextsOption,
+    TimingsOption,
     TrustOption,
 )
 from solm.cli.sources import long_enough, one_stream, read_sources, streams
 from solm.core.errors import SolmError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from solm.core.actions import ActionSpace
     from solm.evaluation.arms import Arm
+    from solm.evaluation.perplexity import EvaluationSettings
     from solm.policies.priced import PricedPolicy
+    from solm.runtime.language_model import LanguageModel
+
+_LOGITS = 1 << 28
+"""Numbers of logits that a pass may leave in memory: 1 GiB in float32."""
 
 
 def evaluate(
     data: DataOption,
     model: ModelOption = DEFAULT_MODEL,
     policy: PolicyOption = None,
-    budgets: BudgetsOption = "0.55,0.65,0.75",
+    budgets: Annotated[
+        str,
+        typer.Option(
+            help="Fixed in advance, such as 0.7,0.8, or auto: five between the least there is and 1. With measured "
+            "step times (the policy's, or --timings) shares of the dense step's milliseconds; else net keeps, as the "
+            "paper plots, as also with keep=0.6,keep=0.7."
+        ),
+    ] = "0.55,0.65,0.75",
+    timings: TimingsOption = None,
     texts: TextsOption = 64,
     context: ContextOption = 512,
     length: LengthOption = 128,
-    trials: Annotated[int, typer.Option(help="Random trials per text.")] = 8,
+    trials: Annotated[
+        int | None, typer.Option(help="Random trials per text; by default 8, and none for budgets in time.")
+    ] = None,
     space: SpaceOption = None,
     sparsity: SparsityOption = None,
     tuning: Annotated[
@@ -58,7 +72,8 @@ def evaluate(
     baselines: Annotated[
         str | None,
         typer.Option(
-            help="More arms: constant, teal, drift, entropy, per-request. drift and entropy step by step: slow."
+            help="More arms: constant (in any case for budgets in time), teal, drift, entropy, per-request. drift and "
+            "entropy step by step: slow."
         ),
     ] = None,
     oracle: Annotated[bool, typer.Option("--oracle", help="Also measure the ceiling, with access to answers.")] = False,
@@ -77,6 +92,8 @@ def evaluate(
 ) -> None:
     """Compare a policy with dense, uniform, allocated and random schedules at the same realised budget.
 
+    All arms spend what the policy spends on every axis, which takes equal milliseconds.
+
     An interrupted evaluation with --out goes on where it stopped.
 
     \b
@@ -85,9 +102,11 @@ def evaluate(
       solm eval --space joint-27 --data wiki.txt --budgets 0.6
       solm eval --policy builtin:smollm2-135m --space joint-27 --data wiki.txt --tuning web.jsonl --oracle
       solm eval --policy builtin:smollm2-135m --data wiki.txt --baselines constant
+      solm eval --model qwen.gguf --backend cpu --policy runs/qwen/policy --data wiki.txt --budgets auto
     """
     from solm.cli.output import output, print_json, progress_bar
     from solm.core.files import resumable, write_bytes, write_text
+    from solm.core.timings import read_timings
     from solm.evaluation import show
     from solm.evaluation.baselines import BASELINES, BaselineRequest, baseline
     from solm.evaluation.perplexity import EvaluationSettings
@@ -114,10 +133,18 @@ def evaluate(
     trained = checks.trained_policy(policy, config, grid)
     offered = trained.config.space if trained is not None else grid
     assert offered is not None
+    asked = budget_list(budgets)
+    curve = None if trained is None else trained.curve
+    with checks.option("--timings"):
+        if timings is not None:
+            read_timings(timings)
+    # Whether budgets are in time is certain once the model is loaded, as timings belong to one backend.
     chosen = checks.settings(
-        EvaluationSettings, budgets=checks.budgets(budgets, offered), texts=texts, context=context, length=length,
-        trials=trials, seed=seed, oracle=oracle,
+        EvaluationSettings, budgets=asked.values or (1.0,), texts=texts, context=context, length=length,
+        trials=8 if trials is None else trials, seed=seed, oracle=oracle,
     )  # fmt: skip
+    if asked.kind == "keep" or (curve is None and timings is None):
+        check_net_keeps(asked.values, offered)
     checks.room(config, context + length, "--context and --length")
     rivals: dict[str, PricedPolicy | Arm] = dict(_rival(item, config, offered) for item in rival or [])
     sources = read_sources(data)
@@ -126,8 +153,14 @@ def evaluate(
     tokenizer = checks.tokenizer(model, revision, trust_remote_code)
     lm = load(
         model, trained, tokenizer=tokenizer, sparsity=how, dtype=dtype, backend=backend, precision=precision,
-        kv_cache_dtype=kv_cache_dtype, revision=revision, trust_remote_code=trust_remote_code,
+        kv_cache_dtype=kv_cache_dtype, timings=timings, revision=revision, trust_remote_code=trust_remote_code,
     )  # fmt: skip
+    in_time = lm.timings is not None and asked.kind != "keep"
+    chosen = _with_budgets(lm, chosen, asked.values, offered, in_time)
+    if in_time:
+        names = list(dict.fromkeys(["constant", *names]))
+        if trials is None:
+            chosen = chosen.model_copy(update={"trials": 0})
     tokens = streams(sources, lm.tokenizer)
     calibration = one_stream(tuning_sources, lm.tokenizer)
     for name in names:
@@ -150,7 +183,27 @@ def evaluate(
         console.print(line)
 
 
-def _rival(item: str, config: "PretrainedConfig", space: "ActionSpace") -> "tuple[str, PricedPolicy]":
+def _with_budgets(
+    lm: "LanguageModel", chosen: "EvaluationSettings", values: tuple[float, ...], space: "ActionSpace", in_time: bool
+) -> "EvaluationSettings":
+    """The settings with their budgets: `values`, or five above the floor without any."""
+    from solm.core.curve import spaced_budgets
+
+    offer, middle = lm.offer(lm.policy("static", space)), chosen.context + chosen.length // 2
+    if not values:
+        values = spaced_budgets(offer.time_floor(middle) if in_time else offer.lowest_net)
+    with checks.option("--budgets"):
+        for value in values:
+            offer.budget(value if in_time else f"keep={value}", middle)
+    together = max(1, _LOGITS // (len(values) * chosen.length * lm.shapes.vocabulary))
+    return chosen.model_copy(
+        update={
+            "budgets": values, "currency": "time" if in_time else "keep", "batch": min(chosen.batch, together)
+        }
+    )  # fmt: skip
+
+
+def _rival(item: str, config: checks.ModelFacts, space: "ActionSpace") -> "tuple[str, PricedPolicy]":
     """Name and policy of a --rival."""
     from solm.policies.priced import PricedPolicy
 

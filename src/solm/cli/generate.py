@@ -66,7 +66,7 @@ def generate(
       solm generate --policy builtin:smollm2-135m-cpu --budget keep=0.7 --json "Hello" | jq .realised
     """
     from solm.cli import spent
-    from solm.cli.output import print_json, say
+    from solm.cli.output import print_json, repacking, say
     from solm.core.budget import Budget
     from solm.core.files import write_json
     from solm.core.timings import read_timings
@@ -86,13 +86,13 @@ def generate(
     checks.out_file(out)
     checks.backend(backend, precision, kv_cache_dtype, dtype)
     grid = checks.space_of(space)
-    config = checks.model_config(model, revision, trust_remote_code)
+    config = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
     checks.room(config, max_new_tokens, "--max-new-tokens")
     tokenizer = checks.tokenizer(model, revision, trust_remote_code, system)
     if tokenizer is not None:
         with checks.option("PROMPT"):
             prompt_tokens = encode(tokenizer, text, system).shape[1]
-            check_length(prompt_tokens, max_new_tokens, getattr(config, "max_position_embeddings", None))
+            check_length(prompt_tokens, max_new_tokens, config.context)
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config, grid)
     decider = policy if policy in DECIDERS else "policy" if trained else "dense" if budget is None else "static"
     known = None
@@ -101,25 +101,33 @@ def generate(
     request = checks.budget(budget, config, trained, grid, known is not None)
     if decider == "dense" and request.value not in (1.0, Budget()):
         raise BudgetError(f"--budget: {budget} needs another --policy than dense, which spends everything")
-    lm = load(
-        model, trained, tokenizer=tokenizer, dtype=dtype, backend=backend, precision=precision,
-        kv_cache_dtype=kv_cache_dtype, timings=timings, revision=revision, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    ids = lm.encode(text, system)
+    with repacking() as progress:
+        lm = load(
+            model, trained, tokenizer=tokenizer, dtype=dtype, backend=backend, precision=precision,
+            kv_cache_dtype=kv_cache_dtype, timings=timings, revision=revision, trust_remote_code=trust_remote_code,
+            progress=progress,
+        )  # fmt: skip
+    ids = encode(lm.tokenizer, text, system)
     chosen = lm.policy(decider, grid)
     seen = seen_on_average(ids, max_new_tokens)
     with checks.option("--budget"):
         asked = lm.budget(request, seen, chosen)
     tokens, moments = [], []
     coloured = sys.stdout.isatty() and not json
-    for token in lm.stream(ids, budget=asked, policy=chosen, max_new_tokens=max_new_tokens, seed=seed, **options):
-        tokens.append(token)
-        moments.append(time.perf_counter())
+    try:
+        for token in lm.stream(ids, budget=asked, policy=chosen, max_new_tokens=max_new_tokens, seed=seed, **options):
+            tokens.append(token)
+            moments.append(time.perf_counter())
+            if not json:
+                print(paint(token.text, token.cost) if coloured else token.text, end="", flush=True)
+    except KeyboardInterrupt:
         if not json:
-            print(paint(token.text, token.cost) if coloured else token.text, end="", flush=True)
-    reply = summarise(lm, tokens, asked_for(lm, asked, seen, chosen))
-    if out is not None:
-        write_json(out, reply.as_dict())
+            print(flush=True)
+        raise
+    finally:
+        reply = summarise(lm, tokens, asked_for(lm, asked, seen, chosen))
+        if out is not None and tokens:
+            write_json(out, reply.as_dict())
     if json:
         print_json(reply.as_dict())
         return

@@ -34,7 +34,7 @@ def inspect(
       solm inspect Qwen/Qwen3-0.6B --json
     """
     from solm.backends.gguf_header import read_header
-    from solm.backends.torch.names import gguf_of
+    from solm.backends.names import gguf_of
     from solm.cli.output import print_json
 
     gguf = gguf_of(model)

@@ -15,6 +15,7 @@ from solm.cli.cache import cache
 from solm.cli.chat import chat
 from solm.cli.doctor import doctor
 from solm.cli.eval import evaluate
+from solm.cli.fit import fit
 from solm.cli.generate import generate
 from solm.cli.inspect import inspect
 from solm.cli.options import HELP, verb
@@ -35,9 +36,9 @@ app = typer.Typer(
     context_settings=HELP,
 )
 VERBS: dict[str, Callable[..., None]] = {
-    "quickstart": quickstart, "generate": generate, "chat": chat, "serve": serve, "allocate": allocate, "train": train,
-    "eval": evaluate, "tasks": tasks, "sweep": sweep, "report": report, "bench": bench, "inspect": inspect,
-    "policies": policies, "push": push, "cache": cache, "doctor": doctor,
+    "quickstart": quickstart, "generate": generate, "chat": chat, "serve": serve, "fit": fit, "allocate": allocate,
+    "train": train, "eval": evaluate, "tasks": tasks, "sweep": sweep, "report": report, "bench": bench,
+    "inspect": inspect, "policies": policies, "push": push, "cache": cache, "doctor": doctor,
 }  # fmt: skip
 for name, function in VERBS.items():
     app.command(name)(verb(function))

@@ -1,10 +1,13 @@
 """Options that several verbs share, one word per concept, and those that every verb has."""
 
+import contextlib
 import functools
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,10 +34,16 @@ SpaceOption = Annotated[
     str | None, typer.Option(help="Action space, such as joint-27; with a policy, one within its own.")
 ]
 SparsityOption = Annotated[str | None, typer.Option(help="How actions are carried out: default, cpu, nested or paper.")]
-BUDGET_FORMS = "0.7 (a share of the dense step's bytes), keep=0.6 (net keep), attention=0.4,mlp=0.8, or ms=4.5"
+BUDGET_FORMS = (
+    "0.7 (a share of the dense step's milliseconds where measured, else of its bytes), speed=1.5, ms=4.5, loss=0.05 "
+    "(nats per token), keep=0.6 (net keep), or attention=0.4,mlp=0.8"
+)
 BudgetOption = Annotated[str | None, typer.Option("--budget", "-b", help=f"{BUDGET_FORMS}; dense without.")]
 BudgetsOption = Annotated[
     str, typer.Option(help="Net keeps (not shares of bytes), as the paper plots, fixed in advance: 0.55,0.65.")
+]
+TimingsOption = Annotated[
+    Path | None, typer.Option("--timings", help="File of solm bench --out; by default the policy's own, where it has.")
 ]
 TextsOption = Annotated[int, typer.Option(help="Number of texts.")]
 ContextOption = Annotated[int, typer.Option(help="Tokens read densely before the controlled ones.")]
@@ -88,14 +97,19 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
         log.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
         log.addHandler(handler)
         try:
+            chosen: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
             if threads is not None:
                 cores = os.cpu_count() or 1
                 if not 1 <= threads <= cores:
                     raise SolmError(f"--threads: {threads} is out of range: this machine has 1 to {cores}")
-                import torch
+                from solm.backends.threads import threads_of
 
-                torch.set_num_threads(threads)
-            function(**given)
+                chosen = threads_of(threads)
+            with chosen:
+                function(**given)
+        except KeyboardInterrupt:  # of which typer would say nothing
+            print("solm: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
         finally:
             log.removeHandler(handler)
 

@@ -5,12 +5,19 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
+    from solm.core.curve import BudgetCurve
+
+_NOTICEABLE = 2.0
+"""Seconds after which somebody who waits should be told what for."""
 _INTERVAL = 30.0
 """Seconds between two lines of progress in a log."""
 
@@ -41,6 +48,18 @@ def output() -> "Console":
     return console
 
 
+def curve_table(curve: "BudgetCurve") -> "Table":
+    """What the budgets of a policy take and lose."""
+    from rich.table import Table
+
+    from solm.core.curve import COLUMNS
+
+    shown = Table(*COLUMNS, title=curve.about, title_justify="left")
+    for row in curve.rows():
+        shown.add_row(*row)
+    return shown
+
+
 class Progress(Protocol):
     """How far a command is."""
 
@@ -58,6 +77,25 @@ def progress_bar(shown: bool = True) -> Progress:
     if not shown or quiet():
         return _Silent()
     return _Bar() if sys.stderr.isatty() else _Lines()
+
+
+@contextmanager
+def repacking() -> Iterator[Callable[[int, int], None]]:
+    """What shows the progress of repacking weights, from the moment on that it takes noticeably long."""
+    with ExitStack() as stack:
+        begun: float | None = None
+        bar: Progress | None = None
+
+        def show(done: int, total: int) -> None:
+            nonlocal begun, bar
+            now = time.monotonic()
+            begun = now if begun is None else begun
+            if bar is None and now - begun > _NOTICEABLE and done < total:
+                bar = stack.enter_context(progress_bar())
+            if bar is not None:
+                bar.show("repacking the weights, once", done, total)
+
+        yield show
 
 
 class _Silent:

@@ -35,7 +35,7 @@ def policies(
       solm policies show runs/a/policy --json
       solm policies pull me/my-policy --out policies/mine
     """
-    from solm.cli.output import print_json
+    from solm.cli.output import curve_table, output, print_json
     from solm.policies.artifact import TrainedPolicy, shipped
 
     if action not in ("list", "show", "pull"):
@@ -53,9 +53,11 @@ def policies(
         if name is None:
             raise SolmError("NAME: give the policy to show, such as: solm policies show builtin:smollm2-135m")
         with checks.option("NAME"):
-            told = _told(name, TrainedPolicy.from_pretrained(name, revision=revision).config)
+            trained = TrainedPolicy.from_pretrained(name, revision=revision)
+        told, measured = _told(name, trained.config), trained.curve
         if json:
-            print_json(told)
+            points = None if measured is None else [point.model_dump(mode="json") for point in measured.points]
+            print_json(told if points is None else told | {"budgets": points})
             return
         for key, value in told.items():
             if isinstance(value, dict):
@@ -64,6 +66,8 @@ def policies(
                     print(f"  {part:28} {content}")
             else:
                 print(f"{key:30} {value}")
+        if measured is not None:
+            output().print(curve_table(measured))
         return
     if name is not None:
         raise SolmError(f"NAME: list takes none; run: solm policies show {name}")
@@ -102,9 +106,8 @@ def _pull(name: str | None, out: Path | None, revision: str | None) -> Path:
 def _told(name: str, config: "PolicyConfig") -> dict[str, Any]:
     """What a policy is, without what only machines read."""
     provenance = dict(config.provenance)
-    curve = provenance.pop("curve", None)
     allocation = config.sparsity.allocation
-    told: dict[str, Any] = {
+    return {
         "name": name,
         "method": provenance.get("config", {}).get("method", "unknown"),
         "actions": len(config.space),
@@ -114,7 +117,6 @@ def _told(name: str, config: "PolicyConfig") -> dict[str, Any]:
         | {"allocation": None if allocation is None else f"{allocation.layers} layers"},
         "provenance": {**provenance.pop("made", {}), **provenance},
     }
-    return told if curve is None else told | {"curve": curve}
 
 
 def _flat(told: dict[str, Any], before: str = "") -> list[tuple[str, str]]:

@@ -81,7 +81,7 @@ def serve(
         raise SolmError(f"serving needs the extra: pip install 'solm[serve]' ({error})") from error
     from fastapi import FastAPI
 
-    from solm.cli.output import print_json, say
+    from solm.cli.output import print_json, repacking, say
     from solm.core.budget import BudgetRequest
     from solm.runtime.load import load
     from solm.serving.logs import log_lines
@@ -94,7 +94,11 @@ def serve(
     )  # fmt: skip
     checks.backend(backend, precision, kv_cache_dtype, dtype)
     grid = checks.space_of(space)
-    checks.trained_policy(policy, checks.model_config(model, revision, trust_remote_code), grid)
+
+    def facts() -> checks.ModelFacts:
+        return checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
+
+    checks.trained_policy(policy, facts(), grid)
     checks.tokenizer(model, revision, trust_remote_code)
     if slo_floor is not None:
         with checks.option("--slo-floor"):
@@ -112,11 +116,12 @@ def serve(
 
         def make() -> Service:
             # Loaded here and not above: policy and model belong to the thread that decodes, in every replica.
-            own = checks.trained_policy(policy, checks.model_config(model, revision, trust_remote_code), grid)
-            lm = load(
-                model, own, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
-                revision=revision, trust_remote_code=trust_remote_code,
-            )  # fmt: skip
+            own = checks.trained_policy(policy, facts(), grid)
+            with repacking() as progress:
+                lm = load(
+                    model, own, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
+                    revision=revision, trust_remote_code=trust_remote_code, progress=progress,
+                )  # fmt: skip
             return Service(lm, chosen, name or model, grid, thread)
 
         return create_app(thread.submit(make).result(), keys, hosts)

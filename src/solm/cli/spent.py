@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 def speed(moments: list[float]) -> str:
     """How fast a reply came after its first token."""
-    from solm.evaluation.speeds import step_milliseconds
+    from solm.runtime.reply import step_milliseconds
 
     step = step_milliseconds(moments)
     return "too short to be timed" if step is None else f"{1000 / step:.1f} tokens/s, {step:.1f} ms per token"
@@ -20,7 +20,7 @@ def saved(lm: "LanguageModel", reply: "Reply", moments: list[float], prompt: int
 
     The factor over dense steps is told where the model has timings of this machine.
     """
-    from solm.evaluation.speeds import step_milliseconds
+    from solm.runtime.reply import step_milliseconds
 
     if reply.compute.requested["net"] >= 1:
         return None

@@ -3,13 +3,14 @@
 from collections.abc import Generator
 from typing import Any
 
-import torch
+import numpy as np
 
 from solm.cli.options import DECIDERS
 from solm.core.errors import SolmError
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.generate import asked_for, check_length, chosen_policy, stream
 from solm.runtime.language_model import LanguageModel
+from solm.runtime.prompts import chat_tokens
 from solm.runtime.reply import Token
 from solm.serving.prefixes import PrefixCache
 
@@ -115,20 +116,21 @@ class Talk:
     def _forget(self) -> None:
         self._prefixes = PrefixCache(self.lm.context or 1 << 20, self.lm.sparsity.page_size)
 
-    def _read(self, ids: torch.Tensor) -> Any:
+    def _read(self, ids: np.ndarray) -> Any:
         """A session that has read ids [1, C] but for the last token, as far as possible out of the last prompt's."""
         capacity = ids.shape[1] + self.sampling["max_new_tokens"]
         session = self._prefixes.find(ids[0], capacity) or self.lm.session(capacity)
-        seen = int(session.lengths[0]) if session.rows else 0
+        seen = session.length(0) if session.rows else 0
         if seen < ids.shape[1] - 1:
             session.prefill(ids[:, seen:-1])
         self._prefixes.keep(ids[0, :-1], session)
         return session
 
-    def _encode(self) -> torch.Tensor:
+    def _encode(self) -> np.ndarray:
+        """Token ids [1, C] of the conversation."""
         tokenizer: Any = self.lm.tokenizer
         if tokenizer.chat_template:
-            options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
-            return tokenizer.apply_chat_template(self.messages, **options)["input_ids"]  # type: ignore[no-any-return]
-        text = "\n".join(message["content"] for message in self.messages)
-        return tokenizer(text + "\n", return_tensors="pt").input_ids  # type: ignore[no-any-return]
+            ids = chat_tokens(tokenizer, self.messages)
+        else:
+            ids = tokenizer.encode("\n".join(message["content"] for message in self.messages) + "\n")
+        return np.array([ids], dtype=np.int64)

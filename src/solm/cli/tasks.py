@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from solm.cli import checks
+from solm.cli.budget_lists import net_keep_list
 from solm.cli.options import (
     DEFAULT_MODEL,
     BudgetsOption,
@@ -80,7 +81,7 @@ def tasks(
     assert offered is not None
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     chosen = checks.settings(
-        TaskSettings, tasks=names, budgets=checks.budgets(budgets, offered), limit=limit, fewshot=fewshot,
+        TaskSettings, tasks=names, budgets=net_keep_list(budgets, offered), limit=limit, fewshot=fewshot,
         batch=batch, seed=seed,
     )  # fmt: skip
     with checks.option("--tasks" if data is None else "--data" if not data.is_dir() else "--tasks"):

@@ -157,10 +157,8 @@ def _check(chosen: "RunConfig", trust: bool) -> None:
     checks.tokenizer(chosen.model, chosen.revision, trust)
     checks.room(known, chosen.context + chosen.length, "--context and --length")
     layer = getattr(chosen, "layer", None)
-    if layer is not None and layer >= known.num_hidden_layers:
-        raise SolmError(
-            f"--set layer: {layer} is out of range: this model has layers 0 to {known.num_hidden_layers - 1}"
-        )
+    if layer is not None and layer >= known.shapes.layers:
+        raise SolmError(f"--set layer: {layer} is out of range: this model has layers 0 to {known.shapes.layers - 1}")
     for source in chosen.data:
         name, _, count = source.partition(":")
         if name != "self":

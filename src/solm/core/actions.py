@@ -3,12 +3,16 @@
 import re
 from functools import cached_property
 from itertools import product
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
+import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from solm.core.arrays import as_tensor
 from solm.core.errors import SolmError
+
+if TYPE_CHECKING:
+    import torch
 
 AXES = ("attention", "mlp", "bits")
 FULL_BITS = 16
@@ -107,14 +111,24 @@ class ActionSpace(BaseModel):
         return self.actions.index(action)
 
     @cached_property
-    def table(self) -> torch.Tensor:
+    def numbers(self) -> np.ndarray:
         """The actions as numbers: [A, 3] float64, columns κ, ρ and bits (not divided by 16)."""
-        return torch.tensor(self.actions, dtype=torch.float64)
+        return np.array(self.actions, dtype=np.float64)
 
     @cached_property
-    def level_table(self) -> torch.Tensor:
+    def levels(self) -> np.ndarray:
         """The actions as levels: [A, 3] int64, the position of each on its axis."""
-        return torch.tensor(list(product(*(range(size) for size in self.shape))))
+        return np.array(list(product(*(range(size) for size in self.shape))), dtype=np.int64)
+
+    @cached_property
+    def table(self) -> "torch.Tensor":
+        """`numbers` as a tensor."""
+        return as_tensor(self.numbers)
+
+    @cached_property
+    def level_table(self) -> "torch.Tensor":
+        """`levels` as a tensor."""
+        return as_tensor(self.levels)
 
     @cached_property
     def ranges(self) -> tuple[tuple[float, float], ...]:

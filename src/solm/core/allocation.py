@@ -2,9 +2,10 @@
 
 from functools import cached_property
 
-import torch
+import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from solm.core.arrays import AnyArray, as_numpy, in_kind
 from solm.core.errors import PolicyMismatchError
 
 KNOTS = 21
@@ -31,8 +32,8 @@ class Allocation(BaseModel):
         for name, curves in (("mlp", self.mlp), ("attention", self.attention)):
             if not curves or any(len(curve) != KNOTS for curve in curves) or len(curves) % self.layers:
                 raise ValueError(f"{name} needs {KNOTS} points for every layer")
-            table = torch.tensor(curves, dtype=torch.float64)
-            if bool((table < 0).any() or (table.diff(dim=1) < 0).any()) or not torch.all(table[:, -1] == 1):
+            table = np.array(curves, dtype=np.float64)
+            if (table < 0).any() or (np.diff(table) < 0).any() or not (table[:, -1] == 1).all():
                 raise ValueError(f"{name}: the shares of a layer must rise from at least 0 to 1")
         return self
 
@@ -65,22 +66,23 @@ class Allocation(BaseModel):
         return hash((self.attention, self.mlp))
 
     @cached_property
-    def table(self) -> torch.Tensor:
+    def table(self) -> np.ndarray:
         """[layers · heads + layers, KNOTS] float64: attention, then MLP."""
-        return torch.tensor(self.attention + self.mlp, dtype=torch.float64)
+        return np.array(self.attention + self.mlp, dtype=np.float64)
 
-    def pages(self, share: torch.Tensor) -> torch.Tensor:
+    def pages(self, share: AnyArray) -> AnyArray:
         """[layers, heads, ...] float64: the share of the pages that may be skipped which every head reads, where the
         average is `share` [...]."""
-        return self._interpolate(self.table[: len(self.attention)], share).unflatten(0, (self.layers, self.heads))
+        curves = _interpolated(self.table[: len(self.attention)], as_numpy(share))
+        return in_kind(curves.reshape(self.layers, self.heads, *curves.shape[1:]), share)
 
-    def channels(self, share: torch.Tensor) -> torch.Tensor:
+    def channels(self, share: AnyArray) -> AnyArray:
         """[layers, ...] float64: the share of channels that every layer keeps, where the average is `share` [...]."""
-        return self._interpolate(self.table[len(self.attention) :], share)
+        return in_kind(_interpolated(self.table[len(self.attention) :], as_numpy(share)), share)
 
-    def _interpolate(self, curves: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-        place = share.to(torch.float64) * (KNOTS - 1)
-        below = place.floor().clamp(0, KNOTS - 2).long()
-        curves = curves.to(share.device)
-        low, high = curves[:, below], curves[:, below + 1]
-        return low + (place - below) * (high - low)
+
+def _interpolated(curves: np.ndarray, share: np.ndarray) -> np.ndarray:
+    place = share.astype(np.float64) * (KNOTS - 1)
+    below = np.floor(place).clip(0, KNOTS - 2).astype(np.int64)
+    low, high = curves[:, below], curves[:, below + 1]
+    return np.asarray(low + (place - below) * (high - low))

@@ -2,16 +2,26 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
-import torch
+import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
+from solm.core.arrays import Array
 from solm.core.errors import BudgetError
+
+if TYPE_CHECKING:
+    import torch
 
 BudgetLike = Union[float, str, "Budget", "BudgetRequest", None]
 _TOLERANCE = 1e-9
+_LEAST: dict[Literal["speed", "ms", "loss"], tuple[float, str]] = {
+    "speed": (1.0, "a speed must be at least 1, the dense step's"),
+    "ms": (0.0, "milliseconds must be above 0"),
+    "loss": (0.0, "a loss must be above 0 nats per token"),
+}
+"""By form of a budget that needs measurements, its least value, and what is said below it."""
 
 
 class Budget(BaseModel):
@@ -64,8 +74,14 @@ class Budget(BaseModel):
         attention, mlp, bits = (a + fraction * (b - a) for a, b in space.ranges)
         return cls(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
 
-    def tensor(self, rows: int) -> torch.Tensor:
+    def array(self, rows: int) -> np.ndarray:
         """The shares for `rows` rows: [rows, 3] float64."""
+        return np.tile(np.array(self.shares, dtype=np.float64), (rows, 1))
+
+    def tensor(self, rows: int) -> "torch.Tensor":
+        """The same as a tensor."""
+        import torch
+
         return torch.tensor(self.shares, dtype=torch.float64).expand(rows, 3)
 
 
@@ -73,16 +89,19 @@ class Budget(BaseModel):
 class BudgetRequest:
     """A budget as it was asked for. What it is per axis depends on the model: see `LanguageModel.budget`.
 
-    kind: ``bytes``, the share of the dense step's bytes; ``keep``, net keep; ``ms``, milliseconds per step; ``shares``,
-    averages per axis. value: a `Budget` for ``shares``, else a number.
+    kind: ``compute``, the share of the dense step's milliseconds, or of its bytes where none were measured; ``speed``,
+    the dense step's milliseconds over those of the average step; ``ms``, milliseconds per step; ``loss``, nats per
+    token above the dense model; ``keep``, net keep; ``shares``, averages per axis. value: a `Budget` for ``shares``,
+    else a number.
     """
 
-    kind: Literal["bytes", "keep", "ms", "shares"]
+    kind: Literal["compute", "speed", "ms", "loss", "keep", "shares"]
     value: "float | Budget"
 
     @classmethod
     def parse(cls, asked: BudgetLike) -> "BudgetRequest":
-        """The request in ``0.7``, ``keep=0.6``, ``ms=4.5`` or ``attention=0.5,mlp=0.7,bits=8``; None asks for all.
+        """The request in ``0.7``, ``speed=1.5``, ``ms=4.5``, ``loss=0.05``, ``keep=0.6`` or
+        ``attention=0.5,mlp=0.7,bits=8``; None asks for all.
 
         Raises `BudgetError` for anything else and for values out of range. What a model can meet is not checked.
         """
@@ -91,15 +110,15 @@ class BudgetRequest:
         if asked is None or isinstance(asked, Budget):
             return cls("shares", asked or Budget())
         try:
-            return cls("bytes", _share(float(asked), asked))
+            return cls("compute", _share(float(asked), asked))
         except ValueError:
             pass
         values: dict[str, float] = {}
         for part in str(asked).split(","):
             name, equals, number = (piece.strip() for piece in part.partition("="))
-            if not equals or name not in (*AXES, "keep", "ms"):
+            if not equals or name not in (*AXES, "keep", *_LEAST):
                 raise BudgetError(
-                    f"budget {asked!r} is not a number, keep=0.6, ms=4.5 or a list such as "
+                    f"budget {asked!r} is not a number, speed=1.5, ms=4.5, loss=0.05, keep=0.6 or a list such as "
                     f"attention=0.5,mlp=0.7,bits=8 ({part!r})"
                 )
             if name in values:
@@ -109,13 +128,14 @@ class BudgetRequest:
             except ValueError:
                 raise BudgetError(f"budget {part!r}: {number!r} is not a number") from None
         if len(values) > 1 and not values.keys() <= set(AXES):
-            raise BudgetError(f"budget {asked!r} says several things; give keep and ms alone")
+            raise BudgetError(f"budget {asked!r} says several things; give keep, speed, ms and loss alone")
         if "keep" in values:
             return cls("keep", _share(values["keep"], asked))
-        if "ms" in values:
-            if not 0 < values["ms"] < math.inf:
-                raise BudgetError(f"budget {asked} is out of range: milliseconds must be above 0")
-            return cls("ms", values["ms"])
+        for kind, (least, words) in _LEAST.items():
+            if kind in values:
+                if not least <= values[kind] < math.inf or not values[kind]:
+                    raise BudgetError(f"budget {asked} is out of range: {words}")
+                return cls(kind, values[kind])
         return cls("shares", Budget(**values))
 
 
@@ -129,34 +149,37 @@ def _share(value: float, asked: object) -> float:
 class Ledger:
     """What N rows have spent on their controllable steps, in realised shares.
 
-    spent: [N, 3] float64 sums of realised shares per axis; steps: [N] int64 number of steps counted.
+    spent: [N, 3] float64 sums of realised shares per axis; steps: [N] int64 number of steps counted. Both are tensors,
+    or both are arrays, and so is what methods return.
     """
 
-    spent: torch.Tensor
-    steps: torch.Tensor
+    spent: Any
+    steps: Any
 
     @classmethod
-    def empty(cls, rows: int, device: torch.device | str = "cpu") -> "Ledger":
+    def empty(cls, rows: int, device: "torch.device | str" = "cpu") -> "Ledger":
+        """Tensors of rows that have spent nothing."""
+        import torch
+
         return cls(
             torch.zeros(rows, 3, dtype=torch.float64, device=device),
             torch.zeros(rows, dtype=torch.int64, device=device),
         )
 
-    def add(self, realised: torch.Tensor, controllable: torch.Tensor) -> "Ledger":
+    def add(self, realised: Array, controllable: Array) -> "Ledger":
         """The ledger after one step of realised [N, 3] shares; only rows that are controllable [N] bool count."""
-        counted = controllable.to(realised.dtype)
-        return Ledger(self.spent + realised * counted[:, None], self.steps + controllable.to(self.steps.dtype))
+        return Ledger(self.spent + realised * controllable[:, None], self.steps + controllable)
 
     @property
-    def average(self) -> torch.Tensor:
+    def average(self) -> Any:
         """Mean realised share per axis [N, 3]; 1 where no step was counted."""
-        mean = self.spent / self.steps.clamp(min=1)[:, None]
-        return torch.where(self.steps[:, None] > 0, mean, 1.0)
+        counted = self.steps[:, None] > 0
+        return self.spent / self.steps.clip(min=1)[:, None] * counted + ~counted
 
-    def deviation(self, target: torch.Tensor) -> torch.Tensor:
+    def deviation(self, target: Any) -> Any:
         """Average minus target [N, 3]; 0 where no step was counted."""
-        return torch.where(self.steps[:, None] > 0, self.average - target, 0.0)
+        return (self.average - target) * (self.steps[:, None] > 0)
 
-    def rows(self, index: torch.Tensor) -> "Ledger":
+    def rows(self, index: Array) -> "Ledger":
         """The ledger of rows index [n] int64, of which some may occur several times."""
         return Ledger(self.spent[index], self.steps[index])

@@ -1,17 +1,19 @@
 """What an action costs, as a share of the dense step: `nominal`, `bytes` and `flops` (METHOD section 3)."""
 
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
 
+if TYPE_CHECKING:
+    import torch
+
 CostModel = Literal["nominal", "bytes", "flops"]
 _LOW_PART = 2 / 3  # of nested weights' bytes, for a share of 1 left out: at a share of 4 / 16 half of them are left
-Number = TypeVar("Number", float, torch.Tensor)
+Number = TypeVar("Number", float, "torch.Tensor")
 
 
 class ModelShapes(BaseModel):
@@ -60,13 +62,13 @@ def mlp_share(keep: Number, shapes: ModelShapes, sparsity: SparsityConfig) -> Nu
 
 
 def relative_cost(
-    realised: torch.Tensor,
-    kv_length: torch.Tensor | int,
+    realised: "torch.Tensor",
+    kv_length: "torch.Tensor | int",
     shapes: ModelShapes,
     sparsity: SparsityConfig,
     model: CostModel = "nominal",
     policy_parameters: int = 0,
-) -> torch.Tensor:
+) -> "torch.Tensor":
     """Cost of a decode step of one row as a share of the dense step.
 
     Args:
@@ -81,6 +83,8 @@ def relative_cost(
     Returns:
         [...] float64; above 1 is possible where the policy costs more than it saves.
     """
+    import torch
+
     attention, mlp, bits = realised.to(torch.float64).unbind(-1)
     length = torch.as_tensor(kv_length, dtype=torch.float64)
     return _relative(attention, mlp, bits, length, shapes, sparsity, model, policy_parameters)

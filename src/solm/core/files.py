@@ -5,17 +5,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
+import numpy as np
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
+
+if TYPE_CHECKING:
+    import torch
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -94,7 +95,9 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: "dict[str, torch.Tensor]", metadata: dict[str, str] | None = None) -> None:
+    from safetensors.torch import save
+
     write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
 
@@ -122,11 +125,26 @@ def read_json(path: Path) -> Any:
         raise DamagedFileError(f"{path} is damaged: {error}") from error
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
     """The tensors of a safetensors file; raises `DamagedFileError` for anything that is not one."""
+    from safetensors.torch import load_file
+
+    return _loaded(path, load_file)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The same as arrays. Raises `DamagedFileError` for dtypes that NumPy lacks, too."""
+    from safetensors.numpy import load_file
+
+    return _loaded(path, load_file)
+
+
+def _loaded(path: Path, load: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    from safetensors import SafetensorError
+
     try:
-        return load_file(path)
+        return load(path)
     except FileNotFoundError:
         raise SolmError(f"no file {path}") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise DamagedFileError(f"{path} is damaged: {error}") from error

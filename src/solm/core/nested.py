@@ -5,9 +5,10 @@ the lowest to the highest weight, as in GGUF's Q4_1. So weights that lie on such
 upper halves.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 HIGH_BITS = 4
 _HALF = 16
@@ -23,13 +24,15 @@ class Nested(NamedTuple):
     A weight is lowest + step * number. Where its lower half is not read, 7.5 is taken for it.
     """
 
-    number: torch.Tensor
-    step: torch.Tensor
-    lowest: torch.Tensor
+    number: "torch.Tensor"
+    step: "torch.Tensor"
+    lowest: "torch.Tensor"
 
 
-def nested(weight: torch.Tensor, group: int = 32) -> Nested:
+def nested(weight: "torch.Tensor", group: int = 32) -> Nested:
     """Round weights [out, in] of any float dtype; `group` input channels share a grid, a last group may be shorter."""
+    import torch
+
     short = -weight.shape[1] % group
     # A group's own last weight is among its values already, so it moves neither end of the grid.
     padded = torch.cat([weight, weight[:, -1:].expand(-1, short)], 1).float()
@@ -42,7 +45,7 @@ def nested(weight: torch.Tensor, group: int = 32) -> Nested:
     return Nested(number, step[..., 0], lowest[..., 0])
 
 
-def high_half(weight: torch.Tensor, group: int = 32) -> torch.Tensor:
+def high_half(weight: "torch.Tensor", group: int = 32) -> "torch.Tensor":
     """The weights [out, in] that a step reads which leaves their lower halves alone, in the dtype of `weight`."""
     number, *grid = nested(weight, group)
     step, lowest = (part.float().repeat_interleave(group, 1)[:, : weight.shape[1]] for part in grid)

@@ -10,8 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def command_line() -> str:
     """The command being run, without the machine's folders: of an absolute path only the last part is told."""
@@ -22,6 +20,8 @@ def command_line() -> str:
 
 def environment() -> dict[str, Any]:
     """Versions, commit and machine."""
+    import torch
+
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),

@@ -1,9 +1,13 @@
 """Thresholds on MLP channels: how large |x| must be for a channel to be kept, by the share that an action keeps."""
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
+
+if TYPE_CHECKING:
+    import torch
 
 SITES = 2
 """Of a layer: what its gate and up projections read, and what its down projection reads."""
@@ -29,12 +33,8 @@ class ChannelThresholds(BaseModel):
             raise ValueError(f"limits need at least one layer, and {SITES} sites for every layer")
         if any(len(site) != PERCENTAGES for layer in limits for site in layer):
             raise ValueError(f"limits need {PERCENTAGES} numbers for every site, of 0 to 100 percent")
-        table = torch.tensor(limits, dtype=torch.float64)
-        if (
-            not bool(table.isfinite().all())
-            or bool((table.diff(dim=-1) > 0).any())
-            or bool((table[..., -1] != 0).any())
-        ):
+        table = np.array(limits, dtype=np.float64)
+        if not np.isfinite(table).all() or (np.diff(table) > 0).any() or (table[..., -1] != 0).any():
             raise ValueError("the limits of a site must be finite and fall to 0 at 100 percent")
         return limits
 
@@ -54,11 +54,13 @@ class ChannelThresholds(BaseModel):
         return hash(self.limits)
 
     @cached_property
-    def table(self) -> torch.Tensor:
+    def table(self) -> "torch.Tensor":
         """[layers, 2, 101] float32."""
+        import torch
+
         return torch.tensor(self.limits, dtype=torch.float32)
 
-    def at(self, layer: int, site: int, keep: torch.Tensor) -> torch.Tensor:
+    def at(self, layer: int, site: int, keep: "torch.Tensor") -> "torch.Tensor":
         """The limits of steps that keep the share `keep` [...] of a site's channels: float32 [...]."""
         place = (keep * (PERCENTAGES - 1)).round().long()
         return self.table[layer, site].to(keep.device)[place]

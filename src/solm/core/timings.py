@@ -1,6 +1,5 @@
 """`StepTimings`: what steps take on a machine, in milliseconds; kept in a file and used for budgets in milliseconds."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solm.core.actions import FULL_BITS, ActionSpace
 from solm.core.budget import Budget
-from solm.core.errors import BudgetError, PolicyMismatchError
+from solm.core.errors import PolicyMismatchError
 from solm.core.files import read_model
 from solm.core.nested import HIGH_BITS
 from solm.core.sparsity import SparsityConfig
 
-_HALVINGS = 40
 LEVELS = ActionSpace(attention=(0.1, 0.2, 0.4, 1.0), mlp=(0.4, 0.6, 0.8, 1.0))
 """What is measured: one axis at a time, the others dense. Bits of activations change no step's time."""
 
@@ -74,26 +72,24 @@ class StepTimings(BaseModel):
     def _at(self, context: int, values: list[float]) -> float:
         return float(np.interp(context, self.contexts, values))
 
-    def budget(self, milliseconds: float, context: int, of_net: Callable[[float], Budget], lowest: float) -> Budget:
-        """The budget whose average step takes `milliseconds`; the densest where that is more than enough.
+    @property
+    def disturbance(self) -> float:
+        """How far apart two measurements of the same step are: the dense one is measured for both axes. The largest
+        relative difference over contexts; a quiet machine stays below 0.05."""
+        pairs = ((pages[-1], channels[-1]) for pages, channels in zip(self.attention_ms, self.mlp_ms, strict=True))
+        return max(abs(one - other) / min(one, other) for one, other in pairs)
 
-        of_net: the budget of a net keep, from `lowest` to 1. Raises `BudgetError` for less than the cheapest takes.
-        """
-        if self.milliseconds(of_net(1.0), context) <= milliseconds:
-            return of_net(1.0)
-        cheapest = self.milliseconds(of_net(lowest), context)
-        if cheapest > milliseconds:
-            dense = self.milliseconds(of_net(1.0), context)
-            raise BudgetError(
-                f"budget ms={milliseconds:g} is unreachable: at {context} tokens steps take {cheapest:.3g} to "
-                f"{dense:.3g} ms"
+    def lowest(self, other: "StepTimings") -> "StepTimings":
+        """Of every step the lower of its times in two measurements: what other processes add only makes it longer."""
+        tables = {
+            name: tuple(
+                tuple(map(min, mine, theirs))
+                for mine, theirs in zip(getattr(self, name), getattr(other, name), strict=True)
             )
-        low, high = lowest, 1.0
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            fits = self.milliseconds(of_net(middle), context) <= milliseconds
-            low, high = (middle, high) if fits else (low, middle)
-        return of_net(low)
+            for name in ("attention_ms", "mlp_ms")
+        }
+        rows = {name: tuple(map(min, getattr(self, name), getattr(other, name))) for name in ("joint_ms", "halved_ms")}
+        return self.model_copy(update={**tables, **rows})
 
     def check(self, model: str, backend: str, sparsity: SparsityConfig) -> "StepTimings":
         """Itself if it was measured for `model` on `backend`; raises `PolicyMismatchError` otherwise."""

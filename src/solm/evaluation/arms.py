@@ -48,8 +48,12 @@ class Oracle(PricedPolicy):
     """
 
     def __init__(self, space: ActionSpace, costs: LevelCosts):
-        super().__init__(space, 0, price_curves(space, LevelCosts(*(axis.flatten(0, 1) for axis in costs))))
         self._costs = costs
+        super().__init__(space, 0, price_curves(space, self.training_costs))
+
+    @property
+    def training_costs(self) -> LevelCosts:
+        return LevelCosts(*(axis.flatten(0, 1) for axis in self._costs))
 
     def costs(self, hidden: torch.Tensor, before: torch.Tensor) -> LevelCosts:
         return self._costs

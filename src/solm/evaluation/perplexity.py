@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from solm.backends.session import AnyPolicy, Scored
 from solm.core.actions import ActionSpace
-from solm.core.budget import Budget
+from solm.core.budget import Budget, BudgetRequest
 from solm.core.cost import CostModel, relative_cost
 from solm.core.errors import BudgetError, DataError
+from solm.core.measured import MeasuredCost
 from solm.core.parts import Parts
 from solm.data.windows import TokenStream
 from solm.evaluation.arms import Arm, Oracle, static_arms, tuned
@@ -41,10 +42,12 @@ class EvaluationSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     budgets: tuple[float, ...] = Field(min_length=1)
+    currency: Literal["keep", "time"] = "keep"
+    """What budgets are: net keeps, or shares of the dense step's milliseconds by the model's timings."""
     texts: int = Field(64, ge=1)
     context: int = Field(512, ge=1)
     length: int = Field(128, ge=1)
-    trials: int = Field(8, ge=1)
+    trials: int = Field(8, ge=0)
     """Random schedules of every text; whole-set trials, of which the best is an arm of its own."""
     seed: int = 0
     batch: int = Field(8, ge=1)
@@ -70,14 +73,18 @@ def evaluate(
     """Compare all arms at every budget, on as many texts from each of `streams`.
 
     All baselines and the rivals get, per text and axis, the average that the policy *realised* (without a policy: the
-    budget itself, in `space`); tuned gets its net keep. Where the sparsity has an allocation, all arms but uniform
-    follow it. partial: a file that holds finished batches, so that an interrupted evaluation goes on.
-    progress: called with batches done and in all. tuning: text to choose tuned on, which is left out without it.
-    rivals: more policies and baselines, by name.
+    budget itself, in `space`), so that all take equal milliseconds; tuned gets its net keep. Where the sparsity has an
+    allocation, all arms but uniform follow it. partial: a file that holds finished batches, so that an interrupted
+    evaluation goes on. progress: called with batches done and in all. tuning: text to choose tuned on, which is left
+    out without it. rivals: more policies and baselines, by name.
     """
     space = lm.space if space is None else space
     offer = lm.offer(lm.policy("static", space))
-    budgets = [offer.of_net(net) for net in settings.budgets]
+    middle = settings.context + settings.length // 2
+    if settings.currency == "time":
+        offer.time_floor(middle)  # raises where nothing was measured
+    kind: Literal["compute", "keep"] = "compute" if settings.currency == "time" else "keep"
+    budgets = [offer.budget(BudgetRequest(kind, share), middle) for share in settings.budgets]
     if len(set(settings.budgets)) < len(budgets):
         raise BudgetError(f"budgets {settings.budgets} name one value twice")
     windows = held_out_windows(streams, settings)
@@ -109,7 +116,14 @@ def evaluate(
         },
         environment=environment(),
         data_fingerprint="-".join(stream.fingerprint for stream in streams),
-        points=points(rows, settings.budgets, settings.trials, settings.best_of, windows.shape[0] * settings.length),
+        points=points(
+            rows,
+            settings.budgets,
+            settings.trials,
+            settings.best_of,
+            windows.shape[0] * settings.length,
+            settings.currency == "time",
+        ),
         trials=random_trials(rows, settings.budgets, settings.trials),
         use=action_use(lm, taken, tokens, settings.budgets, settings.context),
         examples=examples(lm, taken, tokens, settings.budgets),
@@ -157,6 +171,7 @@ def _key(
     ]
     parts += [*(stream.fingerprint for stream in streams), lm.backend.dtype, space.model_dump_json(), *rivals]
     parts.append("" if tuning is None else tuning.fingerprint)
+    parts.append("" if lm.timings is None else lm.timings.model_dump_json())
     return hashlib.sha256("".join(parts).encode() + b"".join(weights)).hexdigest()
 
 
@@ -169,8 +184,8 @@ def _run_batch(
     index: int,
     arms: dict[str, Arm],
 ) -> _Batch:
-    """Per arm and text of one batch: nats, κ, ρ, b/16, cost in bytes and flops, all means per token; and what the
-    policy did."""
+    """Per arm and text of one batch: nats, κ, ρ, b/16, cost in bytes and flops and milliseconds, all means per token;
+    and what the policy did."""
     context, count = settings.context, len(budgets)
     session = lm.session(capacity=context)
     session.prefill(windows[:, :context])
@@ -229,12 +244,26 @@ def _averages(scored: Scored) -> torch.Tensor:
 
 def _costs(lm: LanguageModel, scored: Scored, settings: EvaluationSettings, model: CostModel) -> torch.Tensor:
     """What every step costs as a share of the dense one [N, T]."""
-    kv_length = settings.context + 1 + torch.arange(settings.length)
-    shares = torch.where(scored.controllable[..., None], scored.realised, 1.0)
-    return relative_cost(shares, kv_length, lm.shapes, lm.sparsity, model)
+    return relative_cost(_shares(scored), _kv_length(settings), lm.shapes, lm.sparsity, model)
+
+
+def _shares(scored: Scored) -> torch.Tensor:
+    """What every step realised [N, T, 3]; 1 where it could not be controlled."""
+    return torch.where(scored.controllable[..., None], scored.realised, 1.0)
+
+
+def _kv_length(settings: EvaluationSettings) -> torch.Tensor:
+    """Keys that every step sees [T]."""
+    return settings.context + 1 + torch.arange(settings.length)
 
 
 def _row_means(lm: LanguageModel, scored: Scored, settings: EvaluationSettings) -> list[list[float]]:
     nats = -scored.log_probabilities.double().mean(1).cpu()
     cost = [_costs(lm, scored, settings, model).mean(1) for model in ("bytes", "flops")]
+    if lm.timings is None:
+        cost.append(torch.full_like(nats, torch.nan))
+    else:
+        measured = MeasuredCost(lm.timings, lm.sparsity, lm.shapes)
+        taken = measured.milliseconds(_shares(scored).double().cpu().numpy(), _kv_length(settings).numpy())
+        cost.append(torch.from_numpy(taken.mean(1)))
     return torch.cat([nats[:, None], _averages(scored), torch.stack(cost, 1)], 1).tolist()

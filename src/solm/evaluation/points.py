@@ -10,12 +10,14 @@ from solm.evaluation.statistics import expected_best, paired_difference
 
 
 def points(
-    rows: dict[str, np.ndarray], budgets: tuple[float, ...], trials: int, best_of: int, tokens: int
+    rows: dict[str, np.ndarray], budgets: tuple[float, ...], trials: int, best_of: int, tokens: int, loss: bool = False
 ) -> list[Point]:
     """The points of all arms, at every one of `budgets` in turn.
 
-    rows: by ``arm@budget`` (``dense`` alone without) [texts, 6] nats per token, κ, ρ, b/16, bytes, flops. trials:
-    random arms, called ``random/0`` and so on. best_of: whole-set trials whose best is estimated. tokens: of all texts.
+    rows: by ``arm@budget`` (``dense`` alone without) [texts, 7] nats per token, κ, ρ, b/16, bytes, flops and
+    milliseconds of a step (nan where not measured). trials: random arms, called ``random/0`` and so on. best_of:
+    whole-set trials whose best is estimated. tokens: of all texts. loss: repeat the dense arm at every budget, with the
+    policy's difference to it.
     """
     found = [_point("dense", 1.0, rows["dense"], tokens)]
     for budget in budgets:
@@ -23,9 +25,11 @@ def points(
         runs = [rows[f"random/{trial}@{budget}"] for trial in range(trials)]
         names = [name.partition("@")[0] for name in rows if name.endswith(f"@{budget}")]
         others = [name for name in names if name != "policy" and not name.startswith("random/")]
-        arms: dict[str, Any] = {name: rows[f"{name}@{budget}"] for name in others}
-        arms["random"] = np.mean(runs, axis=0)
-        arms[f"best-of-{trials}"] = min(runs, key=lambda trial: trial[:, 0].mean())
+        arms: dict[str, Any] = {"dense": rows["dense"]} if loss and policy is not None else {}
+        arms |= {name: rows[f"{name}@{budget}"] for name in others}
+        if runs:
+            arms["random"] = np.mean(runs, axis=0)
+            arms[f"best-of-{trials}"] = min(runs, key=lambda trial: trial[:, 0].mean())
         if len(runs) > 1:
             lucky = arms["random"].copy()
             lucky[:, 0] -= expected_best(np.stack([trial[:, 0] for trial in runs]), best_of)
@@ -37,7 +41,9 @@ def points(
 
 
 def random_trials(rows: dict[str, np.ndarray], budgets: tuple[float, ...], trials: int) -> list[Trials]:
-    """Nats per token of every whole-set random trial, by budget."""
+    """Nats per token of every whole-set random trial, by budget; nothing without trials."""
+    if not trials:
+        return []
     return [
         Trials(budget=budget, nats=[float(rows[f"random/{trial}@{budget}"][:, 0].mean()) for trial in range(trials)])
         for budget in budgets
@@ -57,6 +63,7 @@ def _point(arm: str, budget: float, rows: np.ndarray, tokens: int, policy: np.nd
         realised=nominal,
         axes=dict(zip(AXES, axes, strict=True)),
         cost={"nominal": nominal, "bytes": float(rows[:, 4].mean()), "flops": float(rows[:, 5].mean())},
+        step_ms=None if np.isnan(rows[:, 6]).any() else float(rows[:, 6].mean()),
         nats=nats,
         low=spread.low,
         high=spread.high,

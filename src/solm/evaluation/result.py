@@ -22,8 +22,10 @@ class Difference(BaseModel):
 
 
 class Point(BaseModel):
-    """One arm at one budget. Budgets and `realised` are net keep; `axes` holds (κ, ρ, b/16); `cost` is relative to
-    dense; `nats` and `perplexity` are per token, `low` and `high` the 95 % interval of `nats`."""
+    """One arm at one budget: a net keep, or where the settings' currency is ``time`` a share of the dense step's
+    milliseconds. `realised` is net keep; `axes` holds (κ, ρ, b/16); `cost` is relative to dense; `step_ms` is the mean
+    step by the timings that budgets were told by; `nats` and `perplexity` are per token, `low` and `high` the 95 %
+    interval of `nats`."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
@@ -32,6 +34,7 @@ class Point(BaseModel):
     realised: float
     axes: dict[str, float]
     cost: dict[str, float]
+    step_ms: float | None = None
     nats: float
     low: float
     high: float
@@ -105,6 +108,11 @@ class EvaluationResult(BaseModel):
     trials: list[Trials] = Field(default_factory=list)
     use: list[ActionUse] = Field(default_factory=list)
     examples: list[Example] = Field(default_factory=list)
+
+    @property
+    def currency(self) -> str:
+        """What budgets are, in words."""
+        return "share of the dense step's time" if self.settings.get("currency") == "time" else "net keep"
 
     def arm(self, name: str, budget: float) -> Point | None:
         return next((point for point in self.points if point.arm == name and point.budget == budget), None)

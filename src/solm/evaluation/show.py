@@ -21,7 +21,10 @@ def told(budget: float) -> str:
 def table(result: EvaluationResult) -> Table:
     """Arms by budget, with the policy's difference to each baseline."""
     shown = Table(title="Perplexity at matched budget", title_justify="left")
-    for column in ("net keep", "arm", "realised", "bytes", "perplexity", "nats/token", "policy − arm [95 %]"):
+    timed = any(point.step_ms is not None for point in result.points)
+    shown.caption = f"budget: {result.currency}"
+    columns = ("budget", "arm", "realised", "bytes", *["ms"] * timed, "perplexity", "nats/token", "policy − arm [95 %]")
+    for column in columns:
         shown.add_column(column, justify="left" if column.endswith(("arm", "]")) else "right", no_wrap=True)
     last = None
     for point in result.points:
@@ -33,6 +36,7 @@ def table(result: EvaluationResult) -> Table:
             point.arm,
             f"{point.realised:.3f}",
             f"{point.cost['bytes']:.3f}",
+            *[f"{point.step_ms:.2f}" if point.step_ms is not None else ""] * timed,
             f"{point.perplexity:.2f}",
             f"{point.nats:.4f}",
             _difference(point),
@@ -91,8 +95,9 @@ def cost(result: EvaluationResult) -> list[str]:
         point = result.arm("policy", budget)
         if point is not None:
             lines.append(
-                f"net keep {told(budget)}: steps read {point.cost['bytes']:.2f} of the dense bytes; perplexity "
-                f"{point.perplexity:.2f}, dense {dense.perplexity:.2f} ({point.perplexity / dense.perplexity - 1:+.1%})"
+                f"{result.currency} {told(budget)}: steps read {point.cost['bytes']:.2f} of the dense bytes; "
+                f"perplexity {point.perplexity:.2f}, dense {dense.perplexity:.2f} "
+                f"({point.perplexity / dense.perplexity - 1:+.1%})"
             )
     return lines
 
@@ -102,7 +107,7 @@ def verdict(result: EvaluationResult) -> list[str]:
     lines = []
     for budget in result.settings["budgets"]:
         at = [point for point in result.points if point.budget == budget and point.difference is not None]
-        against = [point for point in at if point.arm != "oracle"]
+        against = [point for point in at if point.arm not in ("oracle", "dense")]
         if not against:
             continue
         beats = [point.arm for point in against if point.difference and point.difference.high < 0]
@@ -120,7 +125,7 @@ def verdict(result: EvaluationResult) -> list[str]:
         if share is not None:
             static = "allocated" if result.arm("allocated", budget) else "uniform"
             parts.append(f"it gets {share:.0%} of the oracle's gain over {static}")
-        lines.append(f"net keep {told(budget)}: {'; '.join(parts)}")
+        lines.append(f"{result.currency} {told(budget)}: {'; '.join(parts)}")
     return lines
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from solm.runtime.generate import Token, stream, summarise
 from solm.runtime.language_model import LanguageModel
+from solm.runtime.reply import step_milliseconds
 
 _CHUNK = 256
 """Tokens of the prompt that are read between two reports of progress."""
@@ -122,14 +123,6 @@ def _decoded(
         budget, shares["attention"], shares["mlp"], shares["bytes"], milliseconds, len(said), common(dense, said),
         reply.text,
     )  # fmt: skip
-
-
-def step_milliseconds(moments: list[float]) -> float | None:
-    """The mean step between `moments`, seconds at which tokens were chosen; None for fewer than three.
-
-    The first step is left out: it also takes over the prompt.
-    """
-    return None if len(moments) < 3 else 1000 * (moments[-1] - moments[1]) / (len(moments) - 2)
 
 
 def common(ours: list[Token], theirs: list[Token]) -> int:

@@ -13,7 +13,8 @@ from solm.core.provenance import command_line, environment
 from solm.core.timings import LEVELS, StepTimings
 from solm.runtime.language_model import LanguageModel
 
-_STEPS = 12
+STEPS = 12
+"""Steps of which the median is taken."""
 
 
 def measure(
@@ -32,7 +33,7 @@ def measure(
     times: list[list[float]] = []
     total = len(contexts) * (rounds + 1)
     for number, context in enumerate(contexts):
-        session = lm.session(capacity=context + (rounds + 1) * len(plans) * _STEPS + _STEPS)
+        session = lm.session(capacity=context + (rounds + 1) * len(plans) * STEPS + STEPS)
         session.prefill(tokens[:, :context])
         session = session.fork(1, capacity=context)
         start, token = session.lengths.clone(), tokens[:, context]
@@ -65,7 +66,7 @@ def _nested(lm: LanguageModel) -> bool:
 
 def _median_step(session: Session, token: torch.Tensor, keep: torch.Tensor) -> float:
     times = []
-    for _ in range(_STEPS):
+    for _ in range(STEPS):
         begun = time.perf_counter()
         session.step(token, keep)
         times.append(1000 * (time.perf_counter() - begun))

@@ -3,52 +3,31 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import save
 
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.cost import ModelShapes
+from solm.core.curve import CURVE, BudgetCurve
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
-from solm.core.files import read_json, read_model, read_tensors, write_bytes, write_json, write_text
+from solm.core.files import read_arrays, read_json, read_model, read_tensors, write_bytes, write_json, write_text
 from solm.core.sparsity import SparsityConfig
-from solm.policies.learned import LearnedPolicy
-from solm.policies.network import NetworkConfig, PolicyNetwork
-from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy, known_levels
+from solm.policies.identity import BaseIdentity as BaseIdentity
+from solm.policies.network_config import NetworkConfig
+from solm.policies.value_policy import ValuePolicy, known_levels
+from solm.policies.value_weights import ValueConfig, ValueWeights
+
+if TYPE_CHECKING:
+    import torch
+
+    from solm.policies.learned import LearnedPolicy
+    from solm.policies.network import PolicyNetwork
+    from solm.policies.value_network import ValueNetwork
 
 BUILTIN = "builtin:"
 CONFIG, WEIGHTS, CARD = "policy_config.json", "policy.safetensors", "README.md"
-
-
-class BaseIdentity(BaseModel):
-    """Which base model a policy belongs to. `sample` holds some weights of its embedding, compared with a tolerance:
-    dtype and quantisation may differ, the model may not."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    family: str
-    hidden: int
-    layers: int
-    vocabulary: int
-    sample: tuple[float, ...]
-
-    def check(self, other: "BaseIdentity") -> None:
-        """Raises `PolicyMismatchError` unless `other` is the same base model."""
-        for field in ("family", "hidden", "layers", "vocabulary"):
-            mine, theirs = getattr(self, field), getattr(other, field)
-            if mine != theirs:
-                raise PolicyMismatchError(
-                    f"this policy belongs to {self.name!r} ({field} {mine}); the model given has {field} {theirs}"
-                )
-        ours, theirs = torch.tensor(self.sample), torch.tensor(other.sample)
-        if ours.shape != theirs.shape or (ours - theirs).abs().max() > 0.05 * ours.abs().max():
-            raise PolicyMismatchError(
-                f"this policy belongs to {self.name!r}; the model given has the same shapes but other weights"
-            )
 
 
 class PolicyConfig(BaseModel):
@@ -66,12 +45,18 @@ class PolicyConfig(BaseModel):
 
 
 class TrainedPolicy:
-    """A policy network with everything needed to use it again.
+    """A policy network with everything needed to use it again. curve: what its budgets take and lose, where measured.
 
     Raises `PolicyMismatchError` where network, action space and base model of `config` do not fit one another.
     """
 
-    def __init__(self, config: PolicyConfig, network: PolicyNetwork | ValueNetwork | None = None):
+    def __init__(
+        self,
+        config: PolicyConfig,
+        network: "PolicyNetwork | ValueNetwork | ValueWeights | None" = None,
+        curve: BudgetCurve | None = None,
+    ):
+        self.curve = curve
         sizes = config.network
         if isinstance(sizes, ValueConfig):
             known_levels(sizes.grid, config.space)
@@ -79,23 +64,52 @@ class TrainedPolicy:
             raise PolicyMismatchError(f"the network has {sizes.actions} actions, its action space {len(config.space)}")
         _check_sizes(config, config.base.layers, config.base.hidden)
         self.config = config
-        if network is None:
-            network = ValueNetwork(sizes) if isinstance(sizes, ValueConfig) else PolicyNetwork(sizes)
-        self.network = network
+        self._weights = network if isinstance(network, ValueWeights) else None
+        self._network = None if isinstance(network, ValueWeights) else network
         self._made: dict[bool, ValuePolicy] = {}
         self._budgets: dict[float, Budget] = {}  # a server asks for many, and a split takes a millisecond
 
+    @property
+    def network(self) -> Any:
+        """The `PolicyNetwork` or `ValueNetwork`; one that was read from a file is made when it is asked for first,
+        because the compiled engine needs its weights alone."""
+        if self._network is None:
+            from solm.policies.network import PolicyNetwork
+            from solm.policies.value_network import ValueNetwork
+
+            sizes = self.config.network
+            if self._weights is not None:
+                self._network = ValueNetwork.of(self._weights)
+            else:
+                self._network = ValueNetwork(sizes) if isinstance(sizes, ValueConfig) else PolicyNetwork(sizes)
+        return self._network
+
+    @property
+    def size(self) -> int:
+        """Fitted numbers that are read at every step."""
+        if self._weights is not None:
+            return self._weights.size
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def to(self, device: "torch.device") -> None:
+        """Move the network to `device`."""
+        self.network.to(device)
+        self._made.clear()
+
     def policy(
         self, decision: Literal["sample", "greedy"] = "sample", clamp: bool = True
-    ) -> LearnedPolicy | ValuePolicy:
+    ) -> "LearnedPolicy | ValuePolicy":
         """What decides; `decision` is for policies that are distributions, a value policy takes the best action.
 
         A value policy is made once, as its price curves take long to compute. The network must not change afterwards.
         """
-        if isinstance(self.network, ValueNetwork):
+        if isinstance(self.config.network, ValueConfig):
             if clamp not in self._made:
-                self._made[clamp] = ValuePolicy(self.network.eval(), self.config.space, clamp)
+                only = self._weights if self._network is None else None
+                self._made[clamp] = ValuePolicy(only or self.network.eval(), self.config.space, clamp)
             return self._made[clamp]
+        from solm.policies.learned import LearnedPolicy
+
         return LearnedPolicy(self.network.eval(), self.config.space, decision, clamp)
 
     def budget(self, net: float) -> Budget:
@@ -105,27 +119,35 @@ class TrainedPolicy:
         """
         if net not in self._budgets:
             even, policy = Budget.from_net(net, self.config.space), self.policy()
-            self._budgets[net] = even if isinstance(policy, LearnedPolicy) else policy.split(net)
+            self._budgets[net] = policy.split(net) if isinstance(policy, ValuePolicy) else even
         return self._budgets[net]
 
     def with_space(self, space: ActionSpace) -> "TrainedPolicy":
         """The same policy choosing among other actions; raises `PolicyMismatchError` where it was not trained on
         them."""
-        return TrainedPolicy(self.config.model_copy(update={"space": space}), self.network)
+        return TrainedPolicy(
+            self.config.model_copy(update={"space": space}), self._network or self._weights or self.network, self.curve
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config, weights and card to `folder`."""
+        """Write config, weights, curve and card to `folder`."""
+        from safetensors.torch import save
+
         folder = Path(folder)
         weights = save({name: tensor.contiguous().cpu() for name, tensor in self.network.state_dict().items()})
         digest = digest_of(self.config.model_dump(mode="json"), weights)
         config = self.config.model_copy(update={"digest": digest})
         write_bytes(folder / WEIGHTS, weights)
-        write_json(folder / CONFIG, config.model_dump(mode="json"))
-        write_text(folder / CARD, model_card(config))
+        if self.curve is not None:
+            write_json(folder / CURVE, self.curve.model_dump(mode="json"))
+        else:
+            (folder / CURVE).unlink(missing_ok=True)  # of a policy that was here before
+        write_text(folder / CARD, model_card(config, self.curve))
+        write_json(folder / CONFIG, config.model_dump(mode="json"))  # last: with it the folder is a policy
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, device: str | torch.device = "cpu", revision: str | None = None
+        cls, name: str | Path, device: "str | torch.device" = "cpu", revision: str | None = None
     ) -> "TrainedPolicy":
         """A policy from a folder, a hub id (revision: branch, tag or commit), or one that ships with solm:
         ``builtin:smollm2-135m`` or, in the action space of a preset, ``builtin:smollm2-135m-joint-27``.
@@ -140,16 +162,19 @@ class TrainedPolicy:
         if not folder.is_dir():
             folder = from_hub(str(name), revision)
         config = read_model(folder / CONFIG, PolicyConfig)
-        tensors = read_tensors(folder / WEIGHTS)
+        valued = isinstance(config.network, ValueConfig)
+        found: Any = read_arrays(folder / WEIGHTS) if valued else read_tensors(folder / WEIGHTS)
         # Of the file, not of the model's fields: a field that is added later must not change it.
         if digest_of(read_json(folder / CONFIG), (folder / WEIGHTS).read_bytes()) != config.digest:
             raise DamagedFileError(f"{folder} is damaged: {CONFIG} and {WEIGHTS} do not match the digest in {CONFIG}")
-        trained = cls(config)
-        _check_tensors(trained.network, tensors)
-        trained.network.load_state_dict(tensors)
-        if isinstance(trained.network, ValueNetwork):
-            trained.network.check()
-        trained.network.to(device)
+        trained = cls(config, curve=read_model(folder / CURVE, BudgetCurve) if (folder / CURVE).is_file() else None)
+        if isinstance(config.network, ValueConfig):
+            trained._weights = ValueWeights(config.network, found)
+            trained._weights.check()
+        else:
+            trained.network.load(found)
+        if str(device) != "cpu":
+            trained.to(device)  # type: ignore[arg-type]
         return trained
 
     def check(self, identity: BaseIdentity, shapes: ModelShapes) -> None:
@@ -205,22 +230,7 @@ def _check_sizes(config: PolicyConfig, layers: int, hidden: int) -> None:
         allocation.check(layers)
 
 
-def _check_tensors(network: PolicyNetwork | ValueNetwork, tensors: dict[str, torch.Tensor]) -> None:
-    """Raises `PolicyMismatchError` unless `tensors` have the names and shapes of the network's, and finite values."""
-    wanted = network.state_dict()
-    for name in sorted(wanted.keys() | tensors.keys()):
-        if name not in tensors or name not in wanted:
-            what = "lack" if name in wanted else "hold the unknown tensor"
-            raise PolicyMismatchError(f"the weights of the policy {what} {name}")
-        if tensors[name].shape != wanted[name].shape:
-            raise PolicyMismatchError(
-                f"{name} of the policy has shape {list(tensors[name].shape)}; it must be {list(wanted[name].shape)}"
-            )
-        if not torch.isfinite(tensors[name].float()).all():
-            raise PolicyMismatchError(f"{name} of the policy holds values that are not finite")
-
-
-def _builtin(name: str, device: str | torch.device) -> TrainedPolicy:
+def _builtin(name: str, device: "str | torch.device") -> TrainedPolicy:
     root = Path(__file__).parent / "builtin"
     if (root / name / CONFIG).is_file():
         return TrainedPolicy.from_pretrained(root / name, device)
@@ -243,7 +253,7 @@ def from_hub(name: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD, CURVE]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SolmError(f"no policy at {name!r}, neither a folder nor a hub repository: {reason}") from error
@@ -252,7 +262,7 @@ def from_hub(name: str, revision: str | None = None) -> Path:
     return folder
 
 
-def model_card(config: PolicyConfig) -> str:
+def model_card(config: PolicyConfig, curve: BudgetCurve | None = None) -> str:
     """The README of a saved policy."""
     space = config.space
     kind = "weight" if config.sparsity.bits_site == "weights" else "activation"
@@ -266,7 +276,7 @@ def model_card(config: PolicyConfig) -> str:
         'print(lm.generate("Why is the sky blue?", budget=0.85).text)', "```", "",
         f"Sparsity: `{config.sparsity.model_dump_json(exclude={'allocation'})}`"
         + ("" if config.sparsity.allocation is None else f", with an allocation (in {CONFIG})") + ".",
-        "", "## Training", "", *_training(config.provenance),
+        "", *([] if curve is None else curve.markdown()), "## Training", "", *_training(config.provenance),
         "Trained on teacher-forced text only; levels below the lowest ones are not chosen.", "",
     ]  # fmt: skip
     return "\n".join(lines)

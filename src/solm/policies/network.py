@@ -3,35 +3,12 @@
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from torch.nn import functional as F
 
+from solm.core.errors import PolicyMismatchError
+from solm.policies.network_config import NetworkConfig as NetworkConfig
 from solm.policies.protocol import SCALARS
-
-
-class NetworkConfig(BaseModel):
-    """Sizes of a policy network. The default width is half of that in arXiv 2605.10875."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    base_hidden: int = Field(ge=1)
-    actions: int = Field(ge=1)
-    width: int = Field(256, ge=8, le=4096)
-    heads: int = Field(4, ge=1)
-    memory: int = Field(64, ge=1, le=4096)
-    """Past steps that a step attends to, besides itself."""
-    scalar_width: int = Field(64, ge=1)
-    previous_width: int = Field(32, ge=1)
-    temperature: float = Field(1.3, gt=0)
-    budget_prior: bool = True
-    """Add the log-odds of `policies.protocol.budget_prior` to the network's output."""
-
-    @model_validator(mode="after")
-    def _check_width(self) -> "NetworkConfig":
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
-        return self
 
 
 class Features(NamedTuple):
@@ -87,6 +64,22 @@ class PolicyNetwork(nn.Module):
         # A new policy is its prior, or uniform without one, for all inputs.
         for last in (*self.head.parameters(), *self.budget_head[-1].parameters()):
             nn.init.zeros_(last)
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take over `tensors`. Raises `PolicyMismatchError` unless they have the names and shapes of the network's, and
+        finite values."""
+        wanted = self.state_dict()
+        for name in sorted(wanted.keys() | tensors.keys()):
+            if name not in tensors or name not in wanted:
+                what = "lack" if name in wanted else "hold the unknown tensor"
+                raise PolicyMismatchError(f"the weights of the policy {what} {name}")
+            if tensors[name].shape != wanted[name].shape:
+                raise PolicyMismatchError(
+                    f"{name} of the policy has shape {list(tensors[name].shape)}; it must be {list(wanted[name].shape)}"
+                )
+            if not torch.isfinite(tensors[name].float()).all():
+                raise PolicyMismatchError(f"{name} of the policy holds values that are not finite")
+        self.load_state_dict(tensors)
 
     def start(self, rows: int, device: torch.device) -> Memory:
         config = self.config

@@ -1,27 +1,35 @@
 """Policies that buy compute at a price: the level of the lowest level cost plus price times share."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.arrays import Array, as_numpy
 from solm.core.budget import Budget
 from solm.policies.levels import SAME_SHARE, SHORTEST_HORIZON, due_share, take, two_levels
 from solm.policies.protocol import Count, feasible_levels
 
-_PRICES = torch.cat([torch.zeros(1), torch.logspace(-3, 1.5, 128)]).double()
-FALLING_PRICES = _PRICES.flip(0).numpy()
+if TYPE_CHECKING:
+    import torch
+
+_PRICES = np.concatenate([np.zeros(1), np.logspace(-3, 1.5, 128, dtype=np.float32)]).astype(np.float64)
+FALLING_PRICES = np.ascontiguousarray(_PRICES[::-1])
 """[P] float64, nats per share: the prices that belong to the points of `PriceCurve.rising`."""
+NET_RATES = (1 / 3, 1 / 3, 1 / 3)
+"""What the whole of every axis is worth in net keep, the mean of the three shares."""
+_LEAST_RATE = 1e-6
+_HALVINGS = 64
+"""Of the range of prices, which is wide where the rates of two axes are far apart."""
 
 
 class LevelCosts(NamedTuple):
-    """Per axis [..., levels]: what a level costs, in nats per token above the dense level."""
+    """Per axis [..., levels]: what a level costs, in nats per token above the dense level. Tensors or arrays."""
 
-    attention: torch.Tensor
-    mlp: torch.Tensor
-    bits: torch.Tensor
+    attention: Any
+    mlp: Any
+    bits: Any
 
 
 class PriceCurve:
@@ -31,13 +39,12 @@ class PriceCurve:
     share at every price.
     """
 
-    def __init__(self, costs: torch.Tensor, shares: torch.Tensor):
-        costs = costs.double()
-        self.spent = torch.stack([shares[(costs + price * shares).argmin(-1)].mean() for price in _PRICES])
-        self.shares = shares.numpy()
+    def __init__(self, costs: Array, shares: Array):
+        nats, self.shares = as_numpy(costs).astype(np.float64), as_numpy(shares)
+        self.spent = np.array([self.shares[(nats + price * self.shares).argmin(-1)].mean() for price in _PRICES])
         # Strictly falling, so that every share between has one price.
-        falling = torch.cummin(self.spent, 0).values - torch.arange(len(_PRICES)) * 1e-9
-        self.rising = falling.flip(0).numpy()
+        falling = np.minimum.accumulate(self.spent) - np.arange(len(_PRICES)) * 1e-9
+        self.rising = np.ascontiguousarray(falling[::-1])
 
     def price(self, share: np.ndarray) -> np.ndarray:
         """The price at which the average is `share` [...]; the highest or lowest known one beyond the ends."""
@@ -45,32 +52,46 @@ class PriceCurve:
 
     def share(self, price: float) -> float:
         """The average share at `price`."""
-        return float(np.interp(price, _PRICES.numpy(), self.spent.numpy()))
+        return float(np.interp(price, _PRICES, self.spent))
 
 
 def price_curves(space: ActionSpace, costs: LevelCosts) -> list[PriceCurve]:
     """Per axis the curve of tokens with level costs [M, levels], at nominal shares."""
     shares = (space.attention, space.mlp, [bits / FULL_BITS for bits in space.bits])
-    return [
-        PriceCurve(cost, torch.tensor(levels, dtype=torch.float64)) for cost, levels in zip(costs, shares, strict=True)
-    ]
+    return [PriceCurve(cost, np.array(levels, dtype=np.float64)) for cost, levels in zip(costs, shares, strict=True)]
 
 
-def equal_prices(curves: list[PriceCurve], net: float) -> Budget:
-    """The budget of net keep `net` at which every axis pays the same price for a share; the nearest there is."""
+def realised_curves(costs: LevelCosts, levels: tuple[np.ndarray, ...]) -> list[PriceCurve]:
+    """The same at the shares [levels] float64 that steps realise in some context."""
+    return [PriceCurve(cost, shares) for cost, shares in zip(costs, levels, strict=True)]
 
-    def shares(price: float) -> list[float]:
-        return [curve.share(price) for curve in curves]
 
-    low, high = 0.0, float(_PRICES[-1])
-    for _ in range(50):
+def equal_prices(
+    curves: list[PriceCurve], target: float, rates: tuple[float, ...] = NET_RATES, fixed: float = 0.0
+) -> Budget:
+    """The budget of cost fixed + sum of rates * shares = `target` at which every axis pays the same price for its cost;
+    the nearest there is.
+
+    rates: per axis what the whole of it costs, in any unit, such as milliseconds; net keep by default. An axis of rate
+    0 saves nothing, so it stays at its highest share.
+    """
+    costs = np.array(rates)
+
+    def shares(price: float) -> np.ndarray:
+        return np.array([curve.share(price * rate) for curve, rate in zip(curves, costs, strict=True)])
+
+    def cost(spent: np.ndarray) -> float:
+        return fixed + float(costs @ spent)
+
+    low, high = 0.0, float(_PRICES[-1]) / max(float(costs[costs > 0].min(initial=np.inf)), _LEAST_RATE)
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if sum(shares(middle)) / 3 > net else (low, middle)
+        low, high = (middle, high) if cost(shares(middle)) > target else (low, middle)
     cheap, dear = shares(low), shares(high)
     # The average jumps where many tokens change their level at one price: mix the two sides.
-    gap = (sum(cheap) - sum(dear)) / 3
-    part = 0.0 if gap < 1e-12 else min(1.0, max(0.0, (net - sum(dear) / 3) / gap))
-    attention, mlp, bits = (b + part * (a - b) for a, b in zip(cheap, dear, strict=True))
+    gap = cost(cheap) - cost(dear)
+    part = 0.0 if gap < 1e-12 else min(1.0, max(0.0, (target - cost(dear)) / gap))
+    attention, mlp, bits = (dear + part * (cheap - dear)).tolist()
     return Budget(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
 
 
@@ -90,13 +111,27 @@ class PricedPolicy(ABC):
         self.space, self.layer, self.curves, self.clamp = space, layer, curves, clamp
 
     @abstractmethod
-    def costs(self, hidden: torch.Tensor, before: torch.Tensor) -> LevelCosts:
+    def costs(self, hidden: "torch.Tensor", before: "torch.Tensor") -> LevelCosts:
         """Level costs [N, Q, levels] on the host, from the residual stream hidden [N, Q, H] that enters the layer and
         the numbers (attention, MLP, bits) of the layers before it, before [N, Q, 3]."""
 
     def split(self, net: float) -> Budget:
         """The budget of net keep `net` at which every axis pays the same price for a share."""
         return equal_prices(self.curves, net)
+
+    def split_cost(
+        self, target: float, levels: tuple[np.ndarray, ...], rates: tuple[float, ...], fixed: float
+    ) -> Budget:
+        """The budget of realised shares of cost fixed + sum of rates * shares = `target`, at one price for that cost.
+
+        levels: per axis [levels] float64, the shares that the levels of the space realise at some context.
+        """
+        return equal_prices(realised_curves(self.training_costs, levels), target, rates, fixed)
+
+    @property
+    @abstractmethod
+    def training_costs(self) -> LevelCosts:
+        """Level costs [M, levels] of tokens seen in training."""
 
     def allocate(
         self,

@@ -1,14 +1,16 @@
 """What a policy sees before a step, and the protocol that every policy follows."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
-import torch
 
 from solm.core.actions import ActionSpace
 from solm.core.budget import Ledger
 from solm.policies.levels import due_share
+
+if TYPE_CHECKING:
+    import torch
 
 Count = int | np.ndarray
 """A number of steps: the same for all rows, or [N] int64."""
@@ -28,25 +30,29 @@ class Observation:
         levels: per axis [N, levels] float64, the share that each of its levels would realise at this step.
         step: steps taken so far; horizon: steps that the budget is meant for.
         controllable: [N] bool. previous: [N] int64 action of the previous step (dense at first).
+
+    All are tensors, but for the policies of `solm.policies.schedules`, which get arrays where no tensor is at hand.
     """
 
-    hidden: torch.Tensor | None
-    embedding: torch.Tensor | None
-    target: torch.Tensor
+    hidden: "torch.Tensor | None"
+    embedding: "torch.Tensor | None"
+    target: "torch.Tensor"
     ledger: Ledger
-    levels: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    levels: "tuple[torch.Tensor, torch.Tensor, torch.Tensor]"
     step: Count
     horizon: Count
-    controllable: torch.Tensor
-    previous: torch.Tensor
+    controllable: "torch.Tensor"
+    previous: "torch.Tensor"
 
     @property
     def remaining(self) -> Count:
         """Steps left, this one included; at least 1."""
         return np.maximum(1, self.horizon - self.step)
 
-    def scalars(self) -> torch.Tensor:
+    def scalars(self) -> "torch.Tensor":
         """[N, 8] float32: progress, controllable flag, three targets, three ledger deviations."""
+        import torch
+
         rows = len(self.target)
         done = np.minimum(1.0, np.broadcast_to(self.step / self.horizon, (rows,)))
         progress = torch.from_numpy(done.astype(np.float64))[:, None]
@@ -58,7 +64,7 @@ class Observation:
 class PolicyState(Protocol):
     """What a policy remembers of N rows."""
 
-    def rows(self, index: torch.Tensor) -> Self:
+    def rows(self, index: "torch.Tensor") -> Self:
         """The state of rows index [n] int64; an index may occur several times, as forks of a row do."""
 
 
@@ -72,20 +78,24 @@ class Policy(Protocol):
     space: ActionSpace
     reads_model: bool
 
-    def start(self, rows: int, device: torch.device) -> Any:
+    def start(self, rows: int, device: "torch.device") -> Any:
         """The state of `rows` new rows: a `PolicyState`, or None for a policy that remembers nothing."""
 
-    def act(self, observation: Observation, state: Any, generator: torch.Generator | None) -> tuple[torch.Tensor, Any]:
+    def act(
+        self, observation: Observation, state: Any, generator: "torch.Generator | None"
+    ) -> "tuple[torch.Tensor, Any]":
         """Action indices [N] int64 and the next state."""
 
 
-def budget_prior(observation: Observation) -> torch.Tensor:
+def budget_prior(observation: Observation) -> "torch.Tensor":
     """Log-odds [N, A] float32 of a schedule that knows the budget and nothing else.
 
     Per axis the score of a level is minus the squared distance between the share it realises and the share that is due
     at this step, where the axis's range is 1. The best action is that of `Static`. A network whose output is added to
     this meets its budgets from the first update on and starts as good as the static schedule.
     """
+    import torch
+
     parts = []
     for axis, levels in enumerate(observation.levels):
         span = levels[:, -1:] - levels[:, :1]
@@ -122,8 +132,10 @@ def feasible_levels(
     return np.asarray(miss <= miss.min(1, keepdims=True) + 1e-9)
 
 
-def feasible(observation: Observation) -> torch.Tensor:
+def feasible(observation: Observation) -> "torch.Tensor":
     """[N, A] bool: actions whose levels are all feasible, if later steps can realise what this one can."""
+    import torch
+
     target, ledger = observation.target.numpy(), observation.ledger
     parts = []
     for axis, shares in enumerate(observation.levels):

@@ -1,13 +1,17 @@
 """Schedules that do not read the model: dense, static, random, replay. The baselines of every comparison."""
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from solm.core.actions import ActionSpace
+from solm.core.arrays import as_numpy, in_kind
 from solm.policies.levels import take, two_levels
 from solm.policies.protocol import Count, Observation
+
+if TYPE_CHECKING:
+    import torch
 
 
 class BlindSchedule:
@@ -18,37 +22,38 @@ class BlindSchedule:
     def __init__(self, space: ActionSpace):
         self.space = space
 
-    def start(self, rows: int, device: torch.device) -> None:
+    def start(self, rows: int, device: "torch.device") -> None:
         return None
 
 
 class Dense(BlindSchedule):
     """Every step dense: the reference."""
 
-    def act(
-        self, observation: Observation, state: None, generator: torch.Generator | None
-    ) -> tuple[torch.Tensor, None]:
-        return torch.full_like(observation.previous, self.space.dense_index), None
+    def act(self, observation: Observation, state: None, generator: "torch.Generator | None") -> tuple[Any, None]:
+        previous = observation.previous
+        return in_kind(np.full(len(previous), self.space.dense_index), previous), None
 
 
 class _TwoLevel(BlindSchedule, ABC):
     """Per axis the two levels whose realised shares enclose the target, and a rule to choose between them."""
 
-    def act(
-        self, observation: Observation, state: None, generator: torch.Generator | None
-    ) -> tuple[torch.Tensor, None]:
+    _draws = False
+
+    def act(self, observation: Observation, state: None, generator: "torch.Generator | None") -> tuple[Any, None]:
         action = np.zeros(len(observation.target), dtype=np.int64)
-        target, spent = observation.target.numpy(), observation.ledger.spent.numpy()
-        steps = observation.ledger.steps.numpy()
+        target, ledger = as_numpy(observation.target), observation.ledger
+        spent, steps = as_numpy(ledger.spent), as_numpy(ledger.steps)
         for axis, shares in enumerate(observation.levels):
-            levels = shares.numpy()
+            levels = as_numpy(shares)
+            if levels.shape[1] == 1 and not self._draws:
+                continue
             lower, upper = two_levels(levels, target[:, axis])
             take_upper = self._choose(
                 take(levels, lower), take(levels, upper), spent[:, axis], target[:, axis], steps,
                 observation.remaining, generator,
             )  # fmt: skip
             action = action * levels.shape[1] + np.where(take_upper, upper, lower)
-        return torch.from_numpy(action), None
+        return in_kind(action, observation.target), None
 
     @abstractmethod
     def _choose(
@@ -59,7 +64,7 @@ class _TwoLevel(BlindSchedule, ABC):
         target: np.ndarray,
         steps: np.ndarray,
         remaining: Count,
-        generator: torch.Generator | None,
+        generator: "torch.Generator | None",
     ) -> np.ndarray:
         """[N] bool: whether each row takes the higher of its two levels, which realise the shares low and high [N]."""
 
@@ -78,10 +83,21 @@ class Static(_TwoLevel):
 class Random(_TwoLevel):
     """The levels of the static schedule in a uniformly random order, drawn without replacement step by step."""
 
+    _draws = True
+
     def _choose(self, low, high, spent, target, steps, remaining, generator):  # type: ignore[no-untyped-def]
         goal = target * (steps + remaining)
         # How often the higher level is still to be taken, rounded once so that the last steps are certain.
         gap = np.maximum(high - low, 1e-12)
         count = np.round((goal - spent - low * remaining) / gap).clip(0, remaining)
-        draw = torch.rand(len(low), generator=generator, dtype=torch.float64).numpy()
+        draw = _uniform(generator, len(low))
         return (draw < count / remaining) & (high > low)
+
+
+def _uniform(generator: Any, count: int) -> np.ndarray:
+    """Numbers [count] in [0, 1) from a generator of NumPy or torch; None: torch's global one."""
+    if isinstance(generator, np.random.Generator):
+        return generator.random(count)
+    import torch
+
+    return torch.rand(count, generator=generator, dtype=torch.float64).numpy()

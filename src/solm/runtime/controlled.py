@@ -1,14 +1,13 @@
 """A model on a backend with its policy: sessions, budgets, and what steps cost."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import numpy as np
 
 from solm.backends.session import AnyPolicy, Backend, Session
-from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
+from solm.core.arrays import as_numpy
 from solm.core.budget import Budget, BudgetLike
 from solm.core.cost import ModelShapes, step_cost
 from solm.core.errors import SolmError
@@ -18,6 +17,9 @@ from solm.policies.artifact import BaseIdentity, TrainedPolicy
 from solm.policies.protocol import Policy
 from solm.policies.schedules import Dense, Random, Static
 from solm.runtime.offer import Offer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 UNTRAINED: dict[str, Callable[[ActionSpace], Policy]] = {"dense": Dense, "static": Static, "random": Random}
 """Policies that depend on the budget alone, by name."""
@@ -31,34 +33,39 @@ def sparsity_of(policy: TrainedPolicy | None, sparsity: SparsityConfig | None = 
 class ControlledModel:
     """A frozen model on a backend, with its tokenizer and, where given, its policy. Also a context manager.
 
-    timings: what steps take on this machine, for budgets in milliseconds. Raises `PolicyMismatchError` for a policy or
+    timings: what steps take on this machine, for budgets in time; by default those that the policy brings for this
+    backend. Raises `PolicyMismatchError` for a policy or
     an allocation that does not fit the model, or timings of another model or backend.
     """
 
     def __init__(
         self,
         backend: Backend,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: Any = None,
         policy: TrainedPolicy | None = None,
         sparsity: SparsityConfig | None = None,
         name: str = "",
         timings: StepTimings | None = None,
-        model: PreTrainedModel | None = None,
-        generator: Any = None,
+        model: "PreTrainedModel | None" = None,
+        generation: Mapping[str, Any] | None = None,
     ):
-        """model: the transformers model, where the backend does not hold it. generator: what has its generation
-        options, by default the model."""
+        """tokenizer: transformers' or `solm.backends.tokenizer.Tokenizer`. model: the transformers model, where the
+        backend does not hold it. generation: the model's own generation options, where there is no such model."""
         self.backend, self.tokenizer, self.trained = backend, tokenizer, policy
-        self._model = backend.model if isinstance(backend, TorchBackend) else model
-        self.generator: Any = generator or self._model
+        self._model = getattr(backend, "model", model)
+        self._generation = dict(generation or {})
         self.name = name or self.model.config._name_or_path
         self.sparsity = sparsity_of(policy, sparsity)
         if policy is not None:
             policy.check(self.identity, backend.shapes)
-            policy.network.to(backend.device)
+            if not self.beside_engine:
+                policy.to(backend.device)
         if self.sparsity.allocation is not None:
             self.sparsity.allocation.check(backend.shapes.layers, backend.shapes.kv_heads)
         self.timings = None if timings is None else timings.check(self.name, backend.name, self.sparsity)
+        carried = None if policy is None or policy.curve is None else policy.curve.timings
+        if timings is None and carried is not None and carried.backend == backend.name:
+            self.timings = carried  # the policy was checked against the model
 
     def __enter__(self) -> Self:
         return self
@@ -73,7 +80,7 @@ class ControlledModel:
     def with_policy(self, policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> Self:
         """The same model under another policy; `detach` of either gives the model back."""
         return type(self)(
-            self.backend, self.tokenizer, policy, sparsity, self.name, self.timings, self._model, self.generator
+            self.backend, self.tokenizer, policy, sparsity, self.name, self.timings, self._model, self._generation
         )
 
     @property
@@ -82,6 +89,19 @@ class ControlledModel:
         if self._model is None:
             raise SolmError(f"{self.name} has no transformers model in memory; load it with the torch backend")
         return self._model
+
+    @property
+    def loaded(self) -> Any:
+        """The transformers model; None where none is in memory."""
+        return self._model
+
+    @property
+    def generation_options(self) -> dict[str, Any]:
+        """The model's own generation options by transformers' names, as far as they are set."""
+        if self._model is None:
+            return dict(self._generation)
+        own = self._model.generation_config.to_dict()
+        return {name: value for name, value in own.items() if value is not None}
 
     @property
     def beside_engine(self) -> bool:
@@ -101,15 +121,14 @@ class ControlledModel:
     def identity(self) -> BaseIdentity:
         """What a policy for this model must match."""
         shapes = self.shapes
-        rows = torch.linspace(0, shapes.vocabulary - 1, 32).long()
-        embedding = self.backend.embed(rows.to(self.backend.device))
+        embedding = as_numpy(self.backend.embed(_spread(shapes.vocabulary)))
         return BaseIdentity(
             name=self.name,
             family=self.backend.capability.family,
             hidden=shapes.hidden,
             layers=shapes.layers,
             vocabulary=shapes.vocabulary,
-            sample=tuple(round(value, 4) for value in embedding[:, 0].float().tolist()),
+            sample=tuple(round(value, 4) for value in embedding[:, 0].astype(np.float32).tolist()),
         )
 
     @property
@@ -140,7 +159,7 @@ class ControlledModel:
         """Weights that `policy` reads at every step besides the model's."""
         if not policy.reads_model or self.trained is None:
             return 0
-        return sum(parameter.numel() for parameter in self.trained.network.parameters())
+        return self.trained.size
 
     def step_cost(self, realised: Sequence[float], kv_length: int, overhead: int = 0) -> float:
         """Bytes read by a step of realised shares [3] that saw kv_length keys, as a share of the dense step's."""
@@ -149,10 +168,11 @@ class ControlledModel:
     def budget(self, asked: BudgetLike, context: int = 1024, policy: AnyPolicy | None = None) -> Budget:
         """A budget per axis, for steps that see `context` tokens; None asks for everything.
 
-        ``0.7`` is the share of the dense step's bytes that the average step may read, with the policy's own weights;
-        ``keep=0.6`` net keep; ``ms=4.5`` the time of the average step by `timings`, to which the policy's own is added.
-        All three follow the loaded policy's split over the axes, or without one the same fraction of every axis's
-        range. Bits that save no bytes are left alone by the first.
+        ``0.7`` is the share of the dense step's milliseconds that the average step may take by `timings`, to which the
+        policy's own are added, or without timings the share of its bytes, with the policy's own weights. ``speed=1.5``
+        and ``ms=4.5`` say the same in other words, ``loss=0.05`` by the policy's curve. ``keep=0.6`` is net keep. All
+        follow the loaded policy's split over the axes, at one price for a millisecond (or share) on each, or without
+        one the same fraction of every axis's range. Bits that save nothing are left alone but by net keep.
 
         Args:
             policy: who decides; by default the loaded one.
@@ -168,3 +188,11 @@ class ControlledModel:
         space = self.space if self.trained is not None or policy is None else policy.space
         overhead = 0 if decides is None else self.overhead(decides)
         return Offer(space, self.sparsity, self.shapes, self.trained, overhead, self.timings)
+
+
+def _spread(vocabulary: int) -> np.ndarray:
+    """Token ids [32], evenly spread: those of which `BaseIdentity.sample` holds an embedding. As torch.linspace has
+    them, in float32 from either end."""
+    last, steps = np.float32(vocabulary - 1), np.arange(32, dtype=np.float32)
+    gap = last / np.float32(31)
+    return np.where(steps < 16, gap * steps, last - gap * (31 - steps)).astype(np.int64)

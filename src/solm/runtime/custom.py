@@ -13,6 +13,7 @@ from solm.core.errors import SolmError
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.decode import Draft, Row, decode
 from solm.runtime.generate import chosen_policy
+from solm.runtime.processors import Processed
 from solm.runtime.sampling import Sampler
 
 _BATCH = 16
@@ -52,7 +53,8 @@ def custom_generate(
             seed = int(torch.randint(1 << 62, ()))
             draws = bool(generation_config.do_sample)
             own = _of_row(logits_processor, number)
-            sampler = Sampler(padded[None], seed, own, draws, beside_engine=lm.beside_engine)
+            scoring = Processed(padded[None], own, lm.beside_engine) if own else None
+            sampler = Sampler(seed, scoring, draws)
             target = lm.budget(budget, len(ids) + longest // 2, decides)
             draft = Draft(lm, sampler, len(ids), decides)
             rows.append(Row(ids[None], decides, target, longest, draft, _End(padded, stopping_criteria)))

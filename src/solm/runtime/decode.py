@@ -3,12 +3,16 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
+import numpy as np
 
 from solm.backends.session import AnyPolicy, Result, Session
 from solm.core.actions import AXES, Action
+from solm.core.arrays import Array
 from solm.core.budget import Budget
+from solm.policies.priced import PricedPolicy
+from solm.policies.schedules import Dense, Random, Static
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.reply import Token
 from solm.runtime.sampling import Sampler
@@ -35,10 +39,19 @@ class Draft:
         self.sampler = sampler
         self.tokens: list[Token] = []
         self.text = TextStream(lm.tokenizer, skip_special_tokens)
-        self._lm, self._prompt, self._overhead = lm, prompt, lm.overhead(policy)
+        self._lm, self._prompt, self._policy, self._overhead = lm, prompt, policy, lm.overhead(policy)
         self._first: StepTaken = (policy.space.actions[-1], [1.0, 1.0, 1.0], False)
 
-    def add(self, logits: torch.Tensor, step: StepTaken | None = None) -> Token:
+    def control(self, session: Session, target: np.ndarray, horizon: int) -> None:
+        """Put a session of one row, whose prompt is read, under the policy, within target [1, 3] shares."""
+        generator: Any = None
+        if isinstance(self._policy, Random):
+            generator = self.sampler.schedule_generator
+        elif not isinstance(self._policy, Dense | Static | PricedPolicy):
+            generator = self.sampler.generator
+        session.control(self._policy, target, horizon, generator)
+
+    def add(self, logits: Array, step: StepTaken | None = None) -> Token:
         """Choose the next token from logits [V]. step: the one that gave them, None: the prefill."""
         action, realised, controllable = step or self._first
         chosen = self.sampler.choose(logits)
@@ -52,11 +65,11 @@ class Draft:
 class Row:
     """A prompt and how its reply comes about.
 
-    ids: [1, C]. longest: tokens that the reply may have, over which the budget is an average. ended: called after every
-    token, whether it was the last. session: has read the first tokens of ids, at least one less than all.
+    ids: [1, C] int64. longest: tokens that the reply may have, over which the budget is an average. ended: called
+    after every token, whether it was the last. session: has read the first tokens of ids, at least one less than all.
     """
 
-    ids: torch.Tensor
+    ids: Array
     policy: AnyPolicy
     budget: Budget
     longest: int
@@ -77,8 +90,8 @@ def decode(lm: ControlledModel, rows: Sequence[Row], batch_size: int) -> Iterato
             number = waiting.popleft()
             row = rows[number]
             session = row.session or lm.session(capacity=row.ids.shape[1] + row.longest)
-            logits = session.prefill(row.ids[:, int(session.lengths[0]) if session.rows else 0 :])
-            session.control(row.policy, row.budget.tensor(1), row.longest, row.draft.sampler.generator)
+            logits = session.prefill(row.ids[:, session.length(0) if session.rows else 0 :])
+            row.draft.control(session, row.budget.array(1), row.longest)
             yield number, row.draft.add(logits[0])
             if row.ended(row.draft):
                 continue
@@ -91,7 +104,7 @@ def decode(lm: ControlledModel, rows: Sequence[Row], batch_size: int) -> Iterato
             continue
         drafts = [rows[number].draft for number in active]
         found = batch.step(
-            torch.tensor([draft.tokens[-1].id for draft in drafts]),
+            np.array([draft.tokens[-1].id for draft in drafts]),
             approximate_tail=all(draft.sampler.takes_largest for draft in drafts),
         )
         for place, step in enumerate(steps(found, [rows[number].policy for number in active])):

@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-
 from solm.backends.session import AnyPolicy, Session
 from solm.core.actions import AXES
+from solm.core.arrays import Array, as_tensor
 from solm.core.budget import Budget, BudgetLike
 from solm.core.errors import BudgetError, ContextLengthError, SolmError
 from solm.runtime.controlled import ControlledModel
@@ -19,7 +18,7 @@ from solm.runtime.sampling import Sampler
 
 def generate(
     lm: ControlledModel,
-    prompts: Sequence[torch.Tensor],
+    prompts: Sequence[Array],
     budget: BudgetLike | Sequence[BudgetLike] = None,
     policy: str | AnyPolicy | None = None,
     seed: int = 0,
@@ -64,10 +63,10 @@ def generate(
             seen = ids.shape[1] + rows[-1].longest // 2
             asked.append(asked_for(lm, rows[-1].budget, seen, decides))
         if streamer is not None:
-            streamer.put(prompts[0].cpu())
+            streamer.put(as_tensor(prompts[0]).cpu())
         for _, token in decode(lm, rows, batch_size):
             if streamer is not None:
-                streamer.put(torch.tensor([token.id]))
+                streamer.put(as_tensor([token.id]))
     finally:
         if streamer is not None:  # somebody may wait for it in another thread
             streamer.end()
@@ -76,7 +75,7 @@ def generate(
 
 def stream(
     lm: ControlledModel,
-    ids: torch.Tensor,
+    ids: Array,
     budget: BudgetLike = None,
     policy: str | AnyPolicy | None = None,
     max_new_tokens: int | None = None,
@@ -99,7 +98,7 @@ def stream(
         session: one row that has read the first tokens of ids, at least one less than all, and goes on from there; by
             default a new one. It must not be used afterwards.
         sampling: transformers' generation options in `solm.runtime.sampling.SUPPORTED` (do_sample, temperature, top_p,
-            top_k, repetition_penalty, ...), carried out by its own processors. Greedy by default.
+            top_k, repetition_penalty, ...). Greedy by default.
 
     Raises:
         BudgetError: a budget that cannot be read or met.
@@ -114,7 +113,7 @@ def stream(
 
 def _row(
     lm: ControlledModel,
-    ids: torch.Tensor,
+    ids: Array,
     budget: BudgetLike,
     policy: AnyPolicy,
     max_new_tokens: int | None = None,
@@ -164,7 +163,7 @@ def _named(lm: ControlledModel, policy: str | AnyPolicy | None, budget: BudgetLi
     return policy or ("policy" if lm.trained is not None else "dense" if budget is None else "static")
 
 
-def seen_on_average(ids: torch.Tensor, max_new_tokens: int | None = None, max_length: int | None = None) -> int:
+def seen_on_average(ids: Array, max_new_tokens: int | None = None, max_length: int | None = None) -> int:
     """The tokens that a step of a reply to ids [1, C] sees on average: those of the prompt and half of the reply's."""
     return ids.shape[1] + _longest(ids.shape[1], max_new_tokens, max_length) // 2
 

@@ -1,18 +1,21 @@
 """`LanguageModel`: what `solm.load` and `solm.attach` return."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
-import torch
+import numpy as np
 
 from solm.backends.session import AnyPolicy
+from solm.core.arrays import Array, as_tensor, is_tensor
 from solm.core.budget import BudgetLike
 from solm.core.errors import DataError
-from solm.runtime import custom
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.generate import generate, stream
 from solm.runtime.prompts import Message, Prompt, Prompts, encode, token_rows
 from solm.runtime.reply import Reply, Token
+
+if TYPE_CHECKING:
+    import torch
 
 
 class LanguageModel(ControlledModel):
@@ -23,7 +26,7 @@ class LanguageModel(ControlledModel):
     @overload
     def generate(self, prompt: list[str] | list[list[Message]], **options: Any) -> list[Reply]: ...
     @overload
-    def generate(self, prompt: torch.Tensor | None = None, **options: Any) -> Any: ...
+    def generate(self, prompt: Array | None = None, **options: Any) -> Any: ...
     def generate(self, prompt: Prompts | None = None, **options: Any) -> Any:
         """Generate under a budget; see `solm.runtime.generate.generate` for the options.
 
@@ -44,26 +47,30 @@ class LanguageModel(ControlledModel):
 
     def custom_generate(
         self, budget: BudgetLike = None, policy: str | AnyPolicy | None = None, streamer: Any = None
-    ) -> Callable[..., torch.Tensor]:
+    ) -> "Callable[..., torch.Tensor]":
         """What makes transformers' own ``model.generate`` of the attached model decode under a budget.
 
         Pass it as ``custom_generate``; see `solm.custom_generate`, which attaches by itself.
         """
+        from solm.runtime import custom
+
         return custom.custom_generate(self, budget, policy, streamer)
 
-    def encode(self, prompt: Prompt, system: str | None = None) -> torch.Tensor:
+    def encode(self, prompt: Prompt, system: str | None = None) -> "torch.Tensor":
         """Token ids [1, C] of a prompt, through the chat template where the tokenizer has one, after `system`."""
-        return prompt if isinstance(prompt, torch.Tensor) else encode(self.tokenizer, prompt, system)
+        if is_tensor(prompt) or isinstance(prompt, np.ndarray):
+            return as_tensor(prompt)
+        return as_tensor(encode(self.tokenizer, prompt, system))  # type: ignore[arg-type]
 
-    def _rows(self, prompt: Prompts | None, options: dict[str, Any]) -> tuple[list[torch.Tensor], bool]:
+    def _rows(self, prompt: Prompts | None, options: dict[str, Any]) -> tuple[list[np.ndarray], bool]:
         """The rows of a prompt, or of `input_ids` and `attention_mask` taken out of `options`."""
         rows, several = token_rows(
             self.tokenizer, prompt, options.pop("input_ids", None), options.pop("attention_mask", None)
         )
         options.pop("token_type_ids", None)  # some tokenizers return them; causal models read none
         for row in rows:
-            low, high = row.aminmax()
-            if int(low) < 0 or int(high) >= self.shapes.vocabulary:
-                wrong = int(low) if int(low) < 0 else int(high)
+            low, high = int(row.min()), int(row.max())
+            if low < 0 or high >= self.shapes.vocabulary:
+                wrong = low if low < 0 else high
                 raise DataError(f"token {wrong} is not among the model's {self.shapes.vocabulary}")
         return rows, several

@@ -1,39 +1,35 @@
 """The ways in: `load` a model by name, `attach` to one that is loaded already, or decode inside its own `generate`."""
 
-import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import (
-    GenerationConfig,
-    GenerationMixin,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-
+from solm.backends.accelerator import accelerator_available
 from solm.backends.cpu.backend import CpuBackend, check_precision
 from solm.backends.cpu.engine import FLOAT_PRECISIONS
-from solm.backends.cpu.files.gguf_file import GgufFile
-from solm.backends.cpu.files.loaded_model import LoadedModel
-from solm.backends.cpu.files.safetensors_folder import SafetensorsFolder
+from solm.backends.cpu.files.model_files import source_of as source_of
+from solm.backends.cpu.files.repack import Progress
 from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.files.spec import ModelSpec
+from solm.backends.dtypes import dtype_name
+from solm.backends.heap import keep_freed_memory
+from solm.backends.names import BUILTIN, folder_of, gguf_of
 from solm.backends.session import Backend
-from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.heap import keep_freed_memory
-from solm.backends.torch.load import check_device, load_base, load_tokenizer, resolve_dtype
-from solm.backends.torch.names import BUILTIN, folder_of, gguf_of
+from solm.backends.threads import default_threads
+from solm.backends.tokenizer import model_tokenizer
 from solm.core.budget import BudgetLike
 from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError
+from solm.core.files import read_json
 from solm.core.sparsity import SparsityConfig
 from solm.core.timings import read_timings
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.controlled import sparsity_of
 from solm.runtime.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 BACKENDS = ("torch", "cpu", "auto")
 
@@ -42,10 +38,10 @@ def load(
     model: str | Path,
     policy: str | Path | TrainedPolicy | None = None,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: Any = None,
     sparsity: SparsityConfig | None = None,
-    dtype: str | torch.dtype = "auto",
-    torch_dtype: str | torch.dtype | None = None,
+    dtype: "str | torch.dtype" = "auto",
+    torch_dtype: "str | torch.dtype | None" = None,
     device: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     revision: str | None = None,
@@ -56,11 +52,12 @@ def load(
     threads: int | None = None,
     timings: str | Path | None = None,
     shard: bool = False,
+    progress: Progress | None = None,
 ) -> LanguageModel:
     """Load a base model (hub id, folder, ``.gguf`` file or ``builtin:smollm2-135m``), with a policy if given.
 
     Args:
-        tokenizer: in place of the one that comes with the model.
+        tokenizer: of transformers, in place of the one that comes with the model.
         dtype: of the torch backend, ``auto``, ``float32``, ``bfloat16`` or ``float16``, or the dtype of torch.
             torch_dtype: its older name.
         device: such as ``cuda:1``; by default the accelerator, else the CPU. device_map: instead, how the layers are
@@ -75,6 +72,7 @@ def load(
         kv_cache_dtype: of its keys and values, ``auto`` (that of the weights, at least 16 bits) or ``int8``; by default
             auto, and int8 for the built-in model, which loses nothing by it. threads: that it steps with.
         timings: a file of ``solm bench``, for budgets in milliseconds.
+        progress: told how many of how many parts are done, while the cpu backend repacks weights that it has not seen.
         shard: split the decoder layers across the processes of `torch.distributed`, which then run the model together.
 
     Raises:
@@ -89,7 +87,7 @@ def load(
         if dtype != "auto":
             raise SolmError("dtype and torch_dtype say the same thing twice; give one of them")
         dtype = torch_dtype
-    resolve_dtype(dtype)
+    dtype_name(dtype)
     known = None if timings is None else read_timings(Path(timings))
     how, reason = engine_sparsity(policy, sparsity), None
     if backend != "torch":
@@ -97,17 +95,20 @@ def load(
         if reason is not None and backend == "cpu":
             raise SolmError(f"the cpu backend cannot run this model: {reason}")
         if reason is None:
-            tokenizer = tokenizer or load_tokenizer(model, trust_remote_code, revision)
+            tokenizer = tokenizer or model_tokenizer(model, trust_remote_code, revision)
             try:
-                made = _on_cpu(source_of(model, revision), how, model, precision, kv_cache_dtype, threads)
+                made = _on_cpu(source_of(model, revision), how, model, precision, kv_cache_dtype, threads, progress)
             except SolmError as error:
                 if backend == "cpu" or isinstance(error, DamagedFileError):
                     raise
                 reason = str(error)
             else:
                 _announce(made, threads)
-                generator = _Generator(_generation_config(model, revision, made.engine.spec))
-                return LanguageModel(made, tokenizer, policy, how, model, known, generator=generator)
+                generation = _generation_options(model, revision, made.engine.spec)
+                return LanguageModel(made, tokenizer, policy, how, model, known, generation=generation)
+    from solm.backends.torch.backend import TorchBackend
+    from solm.backends.torch.load import load_base
+
     base, tokenizer = load_base(model, dtype, device, trust_remote_code, shard, revision, device_map, tokenizer)
     torch_backend = TorchBackend(base)
     _announce(torch_backend, threads, reason, expected=shard)
@@ -119,9 +120,9 @@ def load(
 
 
 def attach(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     policy: str | Path | TrainedPolicy | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: Any = None,
     *,
     sparsity: SparsityConfig | None = None,
     backend: str = "torch",
@@ -139,6 +140,8 @@ def attach(
     how = engine_sparsity(policy, sparsity)
     reason = None
     if backend != "torch":
+        from solm.backends.cpu.files.loaded_model import LoadedModel
+
         try:
             made = _on_cpu(LoadedModel(model), how, "", precision, kv_cache_dtype, threads)
             _announce(made, threads)
@@ -147,6 +150,8 @@ def attach(
             if backend == "cpu":
                 raise
             reason = str(error)
+    from solm.backends.torch.backend import TorchBackend
+
     torch_backend = TorchBackend(model)
     try:
         _announce(torch_backend, threads, reason)
@@ -162,7 +167,7 @@ def custom_generate(
     *,
     sparsity: SparsityConfig | None = None,
     streamer: Any = None,
-) -> Callable[..., torch.Tensor]:
+) -> "Callable[..., torch.Tensor]":
     """What makes ``model.generate`` of a plain transformers model decode under a budget.
 
     Pass it as ``model.generate(**inputs, custom_generate=solm.custom_generate(policy, budget=0.7))``. Sampling options,
@@ -180,7 +185,7 @@ def custom_generate(
         SolmError: when it is called, for a policy that does not fit the model, a budget out of reach, beam search.
     """
 
-    def loop(model: Any, input_ids: torch.Tensor, **given: Any) -> torch.Tensor:
+    def loop(model: Any, input_ids: "torch.Tensor", **given: Any) -> "torch.Tensor":
         with attach(model, policy, sparsity=sparsity) as lm:
             return lm.custom_generate(budget, streamer=streamer)(model, input_ids, **given)
 
@@ -201,23 +206,18 @@ def check_backend(
     check_precision(precision or default_precision(sparsity), kv_cache_dtype or "auto")
 
 
-def source_of(name: str, revision: str | None = None) -> WeightSource:
-    """The files of a model: a GGUF file, or a folder of safetensors, which of a hub id is downloaded.
-
-    Raises `SolmError` where there is no such model, `DamagedFileError` for files that cannot be, and
-    `UnsupportedModelError` for a family that the cpu backend does not know.
-    """
-    gguf = gguf_of(name)
-    return SafetensorsFolder(folder_of(name, revision)) if gguf is None else GgufFile(gguf)
-
-
 def _elsewhere(device: str | None, device_map: object, shard: bool) -> str | None:
     """Why a model does not run on the CPU of this process; None if it does."""
     if shard:
         return "it needs the whole model in one process"
-    if device_map is not None or (device is not None and check_device(device).type != "cpu"):
+    if device_map is not None:
         return "it runs on the CPU only"
-    if device is None and torch.accelerator.is_available():
+    if device not in (None, "cpu"):
+        from solm.backends.torch.load import check_device
+
+        if check_device(str(device)).type != "cpu":
+            return "it runs on the CPU only"
+    if device is None and accelerator_available():
         return "there is an accelerator"
     return None
 
@@ -229,10 +229,11 @@ def _on_cpu(
     precision: str | None,
     kv_cache_dtype: str | None,
     threads: int | None,
+    progress: Progress | None = None,
 ) -> CpuBackend:
     keep_freed_memory()
     numbers = precision or default_precision(sparsity)
-    return CpuBackend(source, sparsity, numbers, threads, kv_cache_dtype or default_kv_cache(name, numbers))
+    return CpuBackend(source, sparsity, numbers, threads, kv_cache_dtype or default_kv_cache(name, numbers), progress)
 
 
 def _announce(backend: Backend, threads: int | None, reason: str | None = None, expected: bool = False) -> None:
@@ -240,7 +241,7 @@ def _announce(backend: Backend, threads: int | None, reason: str | None = None, 
     parts = [backend.name]
     if isinstance(backend, CpuBackend) and not backend.engine.sizes.kv_int8:
         parts.append(f"{'float32' if backend.engine.precision == 'float32' else 'bfloat16'} KV cache")
-    used = torch.get_num_threads() if threads is None else threads
+    used = default_threads() if threads is None else threads
     parts.append("1 thread" if used == 1 else f"{used} threads")
     # On another device torch is what one expects; on the CPU it saves no time.
     slow = reason is not None and backend.device.type == "cpu" and not expected
@@ -248,22 +249,16 @@ def _announce(backend: Backend, threads: int | None, reason: str | None = None, 
     logging.getLogger("solm").log(logging.WARNING if slow else logging.INFO, "%s%s", ", ".join(parts), told)
 
 
-class _Generator(GenerationMixin):
-    """What transformers' generation options need to know of a model, without the model."""
-
-    main_input_name = "input_ids"
-
-    def __init__(self, generation_config: GenerationConfig):
-        self.generation_config, self.config = generation_config, PretrainedConfig()
-        self.device, self.dtype = torch.device("cpu"), torch.float32
-
-
-def _generation_config(name: str, revision: str | None, spec: ModelSpec) -> GenerationConfig:
-    """A folder's own generation options, or those of the tokens that end a text."""
+def _generation_options(name: str, revision: str | None, spec: ModelSpec) -> dict[str, Any]:
+    """A folder's own generation options, or the tokens that end a text."""
     if gguf_of(name) is None:
-        with contextlib.suppress(OSError):
-            return GenerationConfig.from_pretrained(folder_of(name, revision))
-    return GenerationConfig(bos_token_id=spec.bos, eos_token_id=list(spec.eos) or None)
+        path = folder_of(name, revision) / "generation_config.json"
+        if path.is_file():
+            found = read_json(path)
+            if not isinstance(found, dict):
+                raise DamagedFileError(f"{path} is damaged: it is no object")
+            return {key: value for key, value in found.items() if value is not None and not key.startswith("_")}
+    return {"bos_token_id": spec.bos, "eos_token_id": list(spec.eos) or None}
 
 
 def engine_sparsity(policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> SparsityConfig:

@@ -1,20 +1,22 @@
 """What budgets a model can meet, and what each is per axis: the one place that turns a request into shares."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
 from solm.core.budget import Budget, BudgetLike, BudgetRequest
 from solm.core.cost import ModelShapes, step_cost
 from solm.core.errors import BudgetError
+from solm.core.measured import MeasuredCost
 from solm.core.shares import bits_share, kv_budget, realised_mlp
 from solm.core.sparsity import SparsityConfig
 from solm.core.timings import StepTimings
 from solm.policies.artifact import TrainedPolicy
+from solm.policies.priced import PricedPolicy
 
 _HALVINGS = 14
 """Of the range of net keeps: a share of bytes is met to less than a thousandth."""
@@ -26,7 +28,8 @@ class Offer:
     """The budgets of one model under one policy.
 
     space: the actions to choose among. trained: whose split over the axes is used; None: the same fraction of every
-    axis's range. overhead: weights that the policy reads at every step. timings: for budgets in milliseconds.
+    axis's range. overhead: weights that the policy reads at every step. timings: of this model on this backend; with
+    them a share is one of the dense step's milliseconds, without them one of its bytes.
     """
 
     space: ActionSpace
@@ -47,11 +50,75 @@ class Offer:
             return self._checked(request.value)
         if request.kind == "keep":
             return self.of_net(max(request.value, self.lowest_net) if clamp else request.value)
-        if request.kind == "bytes":
+        if request.kind == "compute" and self.measured is None:
             return self._of_bytes(request.value, context, clamp)
-        if self.timings is None:
-            raise BudgetError("a budget in milliseconds needs timings of this machine; run solm bench --out FILE")
-        return self.timings.budget(request.value, context, self.of_net, self.lowest_net)
+        return self._of_time(request.kind, request.value, context, clamp)
+
+    @cached_property
+    def measured(self) -> MeasuredCost | None:
+        """The milliseconds of steps, where there are timings."""
+        return None if self.timings is None else MeasuredCost(self.timings, self.sparsity, self.shapes)
+
+    def time_floor(self, context: int) -> float:
+        """The least share of the dense step's milliseconds that can be met. Raises `BudgetError` without timings."""
+        return self._measured().share(self._lowest(context).shares, self._controllable(context))
+
+    def _measured(self) -> MeasuredCost:
+        if self.measured is None:
+            raise BudgetError(
+                "a budget in time needs step timings of this machine: a policy of solm fit brings them, and solm bench "
+                "--out FILE measures them for --timings FILE"
+            )
+        return self.measured
+
+    def _of_time(self, kind: str, value: float, context: int, clamp: bool) -> Budget:
+        """The budget of a share of the dense step's milliseconds, or of what comes down to one, at one price for a
+        millisecond on every axis."""
+        known, seen = self._measured(), self._controllable(context)
+        dense = known.dense(seen)
+        share = value
+        if kind == "speed":
+            share = 1 / value
+        elif kind == "ms":
+            share = value / dense
+        elif kind == "loss":
+            share = self._share_for_loss(value, seen)
+        if share >= 1:
+            return Budget()
+        lowest = self._lowest(context)
+        floor = known.share(lowest.shares, seen)
+        if share <= floor + _TOLERANCE:
+            if clamp or kind == "loss" or share >= floor - _TOLERANCE:
+                return lowest
+            typed = f"{value:g}" if kind == "compute" else f"{kind}={value:g}"
+            raise BudgetError(
+                f"budget {typed} is unreachable: at {seen} tokens steps take {math.ceil(1000 * floor) / 1000:g} to 1 "
+                f"of the dense step's milliseconds ({floor * dense:.3g} to {dense:.3g} ms, up to "
+                f"{math.floor(100 / floor) / 100:g} times as fast)"
+            )
+        policy = None if self.trained is None else self.trained.policy()
+        rates = tuple(rate / dense for rate in known.rates(seen))
+        if isinstance(policy, PricedPolicy):
+            return policy.split_cost(share, self._levels(seen), rates, 1 - sum(rates))
+        return self._densest(lambda budget: known.share(budget.shares, seen) <= share, context)
+
+    def _share_for_loss(self, nats: float, context: int) -> float:
+        curve = None if self.trained is None else self.trained.curve
+        if curve is None:
+            raise BudgetError("a budget as a loss needs a policy with a measured curve: solm fit makes one")
+        return curve.share_for_loss(nats, context)
+
+    def _lowest(self, context: int) -> Budget:
+        """What the lowest levels realise after `context` tokens."""
+        return self._realised(self.lowest_net, context)
+
+    def _densest(self, fits: Callable[[Budget], bool], context: int) -> Budget:
+        """The budget of the highest net keep that `fits`, which the lowest one does."""
+        low, high = self.lowest_net, 1.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if fits(self._realised(middle, context)) else (low, middle)
+        return self._realised(low, context)
 
     @property
     def lowest_net(self) -> float:
@@ -69,8 +136,7 @@ class Offer:
     def _of_bytes(self, share: float, context: int, clamp: bool) -> Budget:
         if share == 1:
             return Budget()
-        low, high = self.lowest_net, 1.0
-        lowest = self._realised(low, context)
+        lowest = self._lowest(context)
         least = self.bytes(lowest, context)
         if share < least - _TOLERANCE:
             if clamp:
@@ -79,11 +145,7 @@ class Offer:
                 f"budget {share:g} is unreachable: at {self._controllable(context)} tokens this model reads "
                 f"{math.ceil(100 * least) / 100:g} to 1 of the dense step's bytes"
             )
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            fits = self.bytes(self._realised(middle, context), context) <= share
-            low, high = (middle, high) if fits else (low, middle)
-        return self._realised(low, context)
+        return self._densest(lambda budget: self.bytes(budget, context) <= share, context)
 
     def _realised(self, net: float, context: int) -> Budget:
         """What net keep `net` realises after `context` tokens. Bits that save no bytes are left alone."""
@@ -99,16 +161,16 @@ class Offer:
 
     def _levels(self, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Per axis the shares [levels] that a step which sees `context` keys realises."""
-        keep = torch.tensor(self.space.attention, dtype=torch.float64)[None]
-        read = kv_budget(keep, torch.full(keep.shape, context), self.sparsity)[1]
-        return (read.reshape(-1, keep.shape[1]).mean(0).numpy(), *self._fixed_levels)
+        keep = np.array(self.space.attention, dtype=np.float64)[None]
+        read = kv_budget(keep, np.full(keep.shape, context), self.sparsity)[1]
+        return (read.reshape(-1, keep.shape[1]).mean(0), *self._fixed_levels)
 
     @cached_property
     def _fixed_levels(self) -> tuple[np.ndarray, np.ndarray]:
         """The same of MLP and bits, which do not depend on the context."""
-        mlp = realised_mlp(torch.tensor(self.space.mlp, dtype=torch.float64), self.sparsity, self.shapes)
-        bits = bits_share(torch.tensor(self.space.bits, dtype=torch.float64), self.sparsity)
-        return mlp.reshape(-1, len(self.space.mlp)).mean(0).numpy(), bits.numpy()
+        mlp = realised_mlp(np.array(self.space.mlp, dtype=np.float64), self.sparsity, self.shapes)
+        bits = bits_share(np.array(self.space.bits, dtype=np.float64), self.sparsity)
+        return mlp.reshape(-1, len(self.space.mlp)).mean(0), bits
 
     def _controllable(self, context: int) -> int:
         """`context`, or where steps are dense so early, the first that is not."""

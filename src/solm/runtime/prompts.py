@@ -1,25 +1,28 @@
 """What a model can be asked with: text, a conversation, token ids, and several of them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
-import torch
-from transformers import PreTrainedTokenizerBase
+import numpy as np
 
+from solm.core.arrays import Array, as_numpy, is_tensor
 from solm.core.errors import DataError, SolmError
+
+if TYPE_CHECKING:
+    import torch
 
 Message = dict[str, Any]
 """One message of a conversation, with the keys ``role`` and ``content``, both texts."""
-Prompt = str | list[Message] | torch.Tensor
+Prompt = Union[str, list[Message], np.ndarray, "torch.Tensor"]
 Prompts = Prompt | list[str] | list[list[Message]]
 
 
 def token_rows(
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: Any,
     prompt: Prompts | None,
-    input_ids: torch.Tensor | None = None,
-    attention_mask: torch.Tensor | None = None,
-) -> tuple[list[torch.Tensor], bool]:
+    input_ids: Array | None = None,
+    attention_mask: Array | None = None,
+) -> tuple[list[np.ndarray], bool]:
     """The token ids [1, C] of every prompt, and whether there are several: a list of prompts or ids [N, C] of N > 1.
 
     input_ids [N, C] int64 are taken in place of a prompt. attention_mask [N, C]: the tokens that count, 1 or true;
@@ -28,8 +31,8 @@ def token_rows(
     if (prompt is None) == (input_ids is None):
         raise DataError("nothing to generate from: give a prompt or input_ids" if prompt is None else _TWICE)
     asked = input_ids if prompt is None else prompt
-    if isinstance(asked, torch.Tensor):
-        rows = _counted(asked, attention_mask)
+    if is_tensor(asked) or isinstance(asked, np.ndarray):
+        rows = _counted(as_numpy(asked), None if attention_mask is None else as_numpy(attention_mask))
         return rows, len(rows) > 1
     if attention_mask is not None:
         raise DataError("an attention_mask goes with token ids, not with text")
@@ -48,10 +51,8 @@ def token_rows(
     return rows, True
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase | None, prompt: str | list[Message], system: str | None = None
-) -> torch.Tensor:
-    """Token ids [1, C] of a text or a conversation, through the chat template where the tokenizer has one.
+def encode(tokenizer: Any, prompt: str | list[Message], system: str | None = None) -> np.ndarray:
+    """Token ids [1, C] int64 of a text or a conversation, through the chat template where the tokenizer has one.
 
     system: a message that comes first. Raises as `token_rows` does, and `SolmError` for a conversation or a system
     message where there is no chat template.
@@ -64,14 +65,22 @@ def encode(
             raise SolmError("this model has no chat template, so a system message has no place; put it into the prompt")
         if not isinstance(prompt, str):
             raise SolmError("this model has no chat template, so a list of messages has no form; give one text")
-        return tokenizer(prompt, return_tensors="pt").input_ids
+        return _row(tokenizer.encode(prompt))
+    return _row(chat_tokens(tokenizer, messages))
+
+
+def chat_tokens(tokenizer: Any, messages: list[Message]) -> list[int]:
+    """The tokens of a conversation, checked already, with the beginning of a reply. Raises `DataError` where the chat
+    template refuses the messages."""
     try:
-        encoded: Any = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # templates are programs, and refuse in many ways
         raise DataError(f"the model's chat template refuses these messages: {error}") from error
-    return encoded["input_ids"]
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _row(ids: list[int]) -> np.ndarray:
+    return np.array([ids], dtype=np.int64)
 
 
 _TWICE = "prompt and input_ids say the same thing twice; give one of them"
@@ -97,20 +106,20 @@ def _conversation(prompt: str | list[Message], system: str | None) -> list[Messa
     return [*before, *map(dict, prompt)]
 
 
-def _counted(ids: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
+def _counted(ids: np.ndarray, mask: np.ndarray | None) -> list[np.ndarray]:
     """The rows [1, C] of ids [N, C], without what the mask leaves out."""
-    if ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
+    if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
         raise DataError(f"token ids must be whole numbers of shape [N, C], got {_kind(ids)}")
     if mask is None:
-        return list(ids.split(1))
+        return [row[None] for row in ids]
     if mask.shape != ids.shape:
         raise DataError(f"attention_mask must have the shape {list(ids.shape)} of the token ids, got {_kind(mask)}")
-    rows = [row[keep][None] for row, keep in zip(ids, mask.bool(), strict=True)]
+    rows = [row[keep][None] for row, keep in zip(ids, mask.astype(bool), strict=True)]
     for number, row in enumerate(rows):
-        if not row.numel():
+        if not row.size:
             raise DataError(f"row {number}: the attention_mask leaves no token")
     return rows
 
 
-def _kind(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+def _kind(values: np.ndarray) -> str:
+    return f"{values.dtype} {list(values.shape)}"

@@ -65,6 +65,14 @@ def compute(tokens: list[Token], requested: dict[str, float]) -> Compute:
     return Compute(requested, realised, len(tokens[1:]) - len(counted))
 
 
+def step_milliseconds(moments: list[float]) -> float | None:
+    """The mean step between `moments`, seconds at which tokens were chosen; None for fewer than three.
+
+    The first step is left out: it also takes over the prompt.
+    """
+    return None if len(moments) < 3 else 1000 * (moments[-1] - moments[1]) / (len(moments) - 2)
+
+
 def _mean(values: list[float]) -> float:
     """Mean, 1 (dense) where no step was controllable."""
     return sum(values) / len(values) if values else 1.0

@@ -1,14 +1,18 @@
-"""Choosing the next token of one row: transformers' own processors and options."""
+"""Choosing the next token of one row: greedy and plain sampling in NumPy, rarer options through transformers."""
 
-from copy import deepcopy
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from transformers import GenerationConfig
+import numpy as np
 
-from solm.backends.threads import one_torch_thread
+from solm.core.arrays import Array, as_numpy
 from solm.core.errors import SolmError
 from solm.runtime.controlled import ControlledModel
+
+if TYPE_CHECKING:
+    import torch
 
 SUPPORTED = (
     "do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
@@ -17,78 +21,173 @@ SUPPORTED = (
     "remove_invalid_values", "renormalize_logits", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 """Generation options that are carried out. A reply is one row, which needs no padding, whatever the token."""
+_TOP_K = 50
+"""What transformers takes where tokens are drawn and nothing else is said."""
+_DRAWN = ("temperature", "top_k", "top_p")
+"""Options that matter where tokens are drawn."""
+_NO_MATTER = (
+    "do_sample", "eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version",
+    "max_length", "max_new_tokens", "use_cache", "cache_implementation", "num_return_sequences", "early_stopping",
+    "length_penalty", "output_scores", "output_logits", "output_attentions", "output_hidden_states",
+    "return_dict_in_generate",
+)  # fmt: skip
+"""Options of a model's own that change no score."""
+_NEUTRAL: dict[str, Any] = {
+    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "typical_p": 1.0, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "min_length": 0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "num_beams": 1,
+    "num_beam_groups": 1, "diversity_penalty": 0.0, "remove_invalid_values": False, "renormalize_logits": False,
+}  # fmt: skip
+"""Values with which options change no score."""
+
+
+class Scoring(Protocol):
+    """What tokens are chosen by."""
+
+    def scores(self, logits: Array) -> np.ndarray:
+        """[V] float32 from logits [V]; minus infinity for a token that cannot be chosen."""
+
+    def said(self, token: int) -> None:
+        """`token` was chosen."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Logits over the temperature; of those the `top_k` largest (0: all), and of those the likeliest that together have
+    a probability of at least `top_p`. What transformers' own processors make of the same options."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def scores(self, logits: Array) -> np.ndarray:
+        scores = as_numpy(logits).astype(np.float32)
+        if self.temperature != 1:
+            scores /= np.float32(self.temperature)
+        if 0 < self.top_k < len(scores):
+            scores[scores < np.partition(scores, -self.top_k)[-self.top_k]] = -np.inf
+        if self.top_p < 1:
+            scores[_unlikely(scores, self.top_p)] = -np.inf
+        return scores
+
+    def said(self, token: int) -> None:
+        """Nothing depends on it."""
+
+
+def _unlikely(scores: np.ndarray, top_p: float) -> np.ndarray:
+    """[V] bool: tokens beside the likeliest that together have a probability of at least `top_p`."""
+    share = _probabilities(scores)
+    # What is less likely than an even part of the rest lies within the rest: only the others have to be sorted.
+    likely = np.flatnonzero(share >= (1 - top_p) / len(share))
+    order = likely[np.argsort(-share[likely], kind="stable")]
+    total = np.cumsum(share[order])
+    kept = order[: int(np.searchsorted(total, top_p)) + 1]
+    unlikely = np.ones(len(share), dtype=bool)
+    unlikely[kept] = False
+    return unlikely
+
+
+def _probabilities(scores: np.ndarray) -> np.ndarray:
+    """[V] float64."""
+    powers = np.exp((scores - scores.max()).astype(np.float64))
+    return np.asarray(powers / powers.sum())
 
 
 class Sampler:
-    """What follows token ids [1, C], drawn with a generator of its own.
+    """What follows the tokens of one row, drawn with a generator of its own.
 
-    processors: transformers' logits processors, in their order. draws: whether tokens are drawn; else the largest
-    logit counts. stops: tokens after which a reply ends. beside_engine: whether steps run on the compiled engine.
+    scoring: what tokens are chosen by; None: logits. draws: whether tokens are drawn; else the largest score counts.
+    stops: tokens after which a reply ends.
     """
 
-    def __init__(
-        self,
-        ids: torch.Tensor,
-        seed: int,
-        processors: Any,
-        draws: bool,
-        stops: frozenset[int] = frozenset(),
-        beside_engine: bool = False,
-    ):
-        self._sequence, self._processors, self.draws, self.stops = ids, processors, draws, stops
-        self.takes_largest = not draws and not processors
+    def __init__(self, seed: int, scoring: Scoring | None, draws: bool, stops: frozenset[int] = frozenset()):
+        self._seed, self._scoring, self.draws, self.stops = seed, scoring, draws, stops
+        self.takes_largest = not draws and scoring is None
         """Whether the largest logit is all that counts."""
-        self.generator = torch.Generator().manual_seed(seed)
-        self._beside_engine = beside_engine
+
+    @cached_property
+    def _random(self) -> np.random.Generator:
+        return np.random.default_rng(self._seed % (1 << 64))
+
+    @cached_property
+    def schedule_generator(self) -> np.random.Generator:
+        """A generator of the same seed, with numbers of its own, for the schedule `Random`."""
+        return np.random.default_rng([self._seed % (1 << 64), 1])
+
+    @cached_property
+    def generator(self) -> "torch.Generator":
+        """A generator of the same seed for a policy that draws."""
+        import torch
+
+        return torch.Generator().manual_seed(self._seed)
 
     @classmethod
-    def of(cls, lm: ControlledModel, ids: torch.Tensor, seed: int, options: dict[str, Any]) -> "Sampler":
-        """The sampler that transformers' generation options make.
+    def of(cls, lm: ControlledModel, ids: Array, seed: int, options: dict[str, Any]) -> "Sampler":
+        """The sampler after ids [1, C] that transformers' generation options make.
 
         options: those in `SUPPORTED`; greedy unless one of temperature, top_p and top_k, or do_sample, is given.
         Temperature 0 is greedy. Raises `SolmError` for any other option, and for a value that transformers refuses.
         """
-        config = deepcopy(lm.generator.generation_config)
+        own = lm.generation_options
         for name in options:
             if name not in SUPPORTED:
-                known = name in {**GenerationConfig().to_dict(), **vars(config)}
-                what = "is not supported" if known else "is unknown"
-                raise SolmError(f"generation option {name!r} {what}; supported are {', '.join(SUPPORTED)}")
+                raise SolmError(_refusal(name, own))
+        chosen = {**own, **options}
         if "do_sample" not in options:
-            options = {**options, "do_sample": any(name in options for name in ("temperature", "top_p", "top_k"))}
+            chosen["do_sample"] = any(name in options for name in _DRAWN)
         if options.get("temperature") == 0:
-            options = {**options, "do_sample": False}
-        config.update(**options)
-        if not config.do_sample:
-            config.temperature = config.top_p = config.top_k = None
-        model: Any = lm.generator
-        prepared, _ = model._prepare_generation_config(config)
-        model._prepare_special_tokens(prepared, kwargs_has_attention_mask=True, device=ids.device)
-        try:
-            processors = model._get_logits_processor(
-                prepared, input_ids_seq_length=ids.shape[1], device=ids.device.type
-            )
-        except ValueError as error:
-            raise SolmError(f"generation options: {' '.join(str(error).split())}") from error
-        ends = prepared.eos_token_id
-        stops = frozenset(ends if isinstance(ends, list) else [ends])
-        return cls(ids, seed, processors, bool(prepared.do_sample), stops, lm.beside_engine)
+            chosen["do_sample"] = False
+        if not chosen["do_sample"]:
+            chosen |= dict.fromkeys(_DRAWN)
+        plain = _plain(chosen)
+        if plain is not None:
+            ends = chosen.get("eos_token_id")
+            stops = frozenset(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])
+            return cls(seed, plain if chosen["do_sample"] else None, bool(chosen["do_sample"]), stops)
+        from solm.runtime.processors import Processed, prepared
 
-    def choose(self, logits: torch.Tensor) -> int:
+        processors, draws, ends = prepared(chosen, ids, lm.loaded)
+        scoring = Processed(ids, processors, lm.beside_engine) if processors else None
+        return cls(seed, scoring, draws, frozenset(ends if isinstance(ends, list) else [ends]))
+
+    def choose(self, logits: Array) -> int:
         """The next token, from logits [V]; it counts as said from here on."""
-        # The engine's logits are float32, the prefill's may not be; without torch no thread of its own wakes up.
-        if self.takes_largest and self._beside_engine and logits.dtype == torch.float32:
-            return int(logits.numpy().argmax())
-        with one_torch_thread(self._beside_engine):
-            scores = self.scores(logits)
-            if self.draws:
-                chosen = torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator)[None]
-            else:
-                chosen = scores.argmax(-1, keepdim=True).cpu()[None]
-        self._sequence = torch.cat([self._sequence, chosen.to(self._sequence)], 1)
-        return int(chosen)
+        if self.takes_largest:
+            return int(as_numpy(logits).argmax())
+        scores = self.scores(logits)
+        chosen = self._drawn(scores) if self.draws else int(scores.argmax())
+        if self._scoring is not None:
+            self._scoring.said(chosen)
+        return chosen
 
-    def scores(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the next token is chosen by [V] float32: logits [V] after all processors."""
-        processed: Any = self._processors(self._sequence.to(logits.device), logits[None].float())
-        return processed[0]
+    def scores(self, logits: Array) -> np.ndarray:
+        """What the next token is chosen by [V] float32, from logits [V]."""
+        return as_numpy(logits).astype(np.float32) if self._scoring is None else self._scoring.scores(logits)
+
+    def _drawn(self, scores: np.ndarray) -> int:
+        """A token of the distribution that scores [V] give."""
+        possible = np.flatnonzero(scores > -np.inf)
+        total = np.cumsum(_probabilities(scores[possible]))
+        place = np.searchsorted(total, self._random.random() * total[-1], side="right")
+        return int(possible[min(int(place), len(possible) - 1)])
+
+
+def _plain(options: Mapping[str, Any]) -> Plain | None:
+    """The rule that options amount to; None where they ask for more, or for what only transformers can refuse."""
+    for name, value in options.items():
+        if name not in _NO_MATTER and name not in _DRAWN and value is not None and value != _NEUTRAL.get(name):
+            return None
+    temperature, top_k, top_p = (
+        default if options.get(name) is None else options[name]
+        for name, default in (("temperature", 1.0), ("top_k", _TOP_K), ("top_p", 1.0))
+    )
+    numbers = all(type(value) in (int, float) for value in (temperature, top_p)) and type(top_k) is int
+    if not numbers or not temperature > 0 or top_k < 0 or not 0 < top_p <= 1:
+        return None
+    return Plain(float(temperature), int(top_k), float(top_p))
+
+
+def _refusal(name: str, own: Mapping[str, Any]) -> str:
+    from solm.runtime.processors import known_option
+
+    what = "is not supported" if name in own or known_option(name) else "is unknown"
+    return f"generation option {name!r} {what}; supported are {', '.join(SUPPORTED)}"

@@ -1,6 +1,6 @@
 """Token by token to text, without ever showing half a character."""
 
-from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 _UNFINISHED = "\ufffd"
 
@@ -12,7 +12,7 @@ class TextStream:
     costs no more per token than a short one (as text-generation-inference and vLLM do).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, skip_special_tokens: bool = False):
+    def __init__(self, tokenizer: Any, skip_special_tokens: bool = False):
         self.tokenizer, self.skip = tokenizer, skip_special_tokens
         self.ids: list[int] = []
         self._shown = self._context = 0

@@ -9,7 +9,6 @@ from typing import Any
 from openai.types import Completion, CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
-from transformers import PreTrainedTokenizerBase
 
 from solm.core.actions import AXES
 from solm.serving.rows import Ended, Piece, Said
@@ -39,7 +38,7 @@ class Answers:
         self,
         identity: str,
         model: str,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Any,
         chat: bool,
         logprobs: bool,
         trace: bool,

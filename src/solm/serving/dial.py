@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-import torch
+import numpy as np
 
 from solm.backends.session import AnyPolicy
 from solm.core.actions import FULL_BITS, ActionSpace
@@ -30,9 +30,9 @@ class Order:
     floor: Budget
     requested: dict[str, float] = field(default_factory=dict)
 
-    def target(self, dial: float) -> torch.Tensor:
+    def target(self, dial: float) -> np.ndarray:
         """Target shares [3] float64 at `dial`: 0 is the floor, 1 the budget that was asked for."""
-        low, high = self.floor.tensor(1)[0], self.budget.tensor(1)[0]
+        low, high = self.floor.array(1)[0], self.budget.array(1)[0]
         return low + dial * (high - low)
 
 

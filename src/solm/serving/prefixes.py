@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-import torch
+import numpy as np
 
 from solm.backends.session import Session
 
@@ -19,14 +19,14 @@ class PrefixCache:
         """Tokens kept."""
         return sum(len(ids) for ids in self._kept)
 
-    def find(self, ids: torch.Tensor, capacity: int) -> Session | None:
+    def find(self, ids: np.ndarray, capacity: int) -> Session | None:
         """A copy of the kept session that shares the most whole pages with ids [C]; None where none shares a page. At
         least one token of ids is left to read, because its logits are needed."""
         best, most = None, 0
         for known in self._kept:
             count = min(len(known), len(ids) - 1)
-            same = torch.tensor(known[:count]) == ids[:count]
-            shared = int(same.long().cumprod(0).sum()) // self.page * self.page
+            same = np.array(known[:count]) == ids[:count]
+            shared = int(np.logical_and.accumulate(same).sum()) // self.page * self.page
             if shared > most:
                 best, most = known, shared
         if best is None:
@@ -34,7 +34,7 @@ class PrefixCache:
         self._kept.move_to_end(best)
         return self._kept[best].copy(most, capacity)
 
-    def keep(self, ids: torch.Tensor, session: Session) -> None:
+    def keep(self, ids: np.ndarray, session: Session) -> None:
         """Keep a copy of `session`, one row that has read ids [C]. Kept prompts that ids begins with are dropped."""
         whole = len(ids) // self.page * self.page
         known = tuple(ids[:whole].tolist())

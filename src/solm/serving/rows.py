@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import numpy as np
 
 from solm.backends.session import Session
+from solm.core.arrays import Array, as_numpy
 from solm.runtime.decode import Draft, StepTaken
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.reply import Compute, Token, compute
@@ -62,7 +63,7 @@ class Job:
     tokens to report, None: no log-probabilities. echo: also report those of the prompt.
     """
 
-    ids: torch.Tensor
+    ids: np.ndarray
     max_tokens: int
     order: Order
     emit: Callable[[Event], None]
@@ -91,8 +92,7 @@ class Row:
 
     def control(self, session: Session) -> None:
         """Put a session of one row, whose prompt is read, under the job's policy."""
-        target = self.job.order.target(1.0)[None]
-        session.control(self.job.order.policy, target, max(1, self.job.max_tokens), self.draft.sampler.generator)
+        self.draft.control(session, self.job.order.target(1.0)[None], max(1, self.job.max_tokens))
 
     @property
     def largest_only(self) -> bool:
@@ -109,7 +109,7 @@ class Row:
         """Tokens that the reply may still have."""
         return self.job.max_tokens - len(self.draft.tokens)
 
-    def echo(self, logits: torch.Tensor, start: int) -> None:
+    def echo(self, logits: Array, start: int) -> None:
         """Report the prompt's tokens from `start` on, with log-probabilities from the logits [C, V] after each."""
         ids = self.job.ids
         following = ids[start + 1 : start + 1 + len(logits)]
@@ -118,7 +118,7 @@ class Row:
             told.insert(0, Said(int(ids[0])))
         self.job.emit(Piece("", tuple(told)))
 
-    def take(self, logits: torch.Tensor, step: StepTaken | None = None) -> None:
+    def take(self, logits: Array, step: StepTaken | None = None) -> None:
         """Choose the next token from logits [V] and report it.
 
         step: the decode step that gave the logits, None: the prefill.
@@ -133,12 +133,16 @@ class Row:
             new += self.draft.text.flush()
         self._tell(new, self._said(token.id, logits, token))
 
-    def _said(self, token: int, logits: torch.Tensor, spent: Token | None) -> Said:
+    def _said(self, token: int, logits: Array, spent: Token | None) -> Said:
         if self.job.logprobs is None:
             return Said(token, spent=spent)
-        known = logits.float().log_softmax(-1)
-        best = known.topk(min(self.job.logprobs, len(known)))
-        likely = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        known = as_numpy(logits).astype(np.float64)
+        known -= known.max()
+        known -= np.log(np.exp(known).sum())
+        count = min(self.job.logprobs, len(known))
+        best = np.argpartition(-known, count - 1)[:count] if count else np.zeros(0, dtype=np.int64)
+        best = best[np.argsort(-known[best], kind="stable")]
+        likely = tuple(zip(best.tolist(), known[best].tolist(), strict=True))
         return Said(token, float(known[token]), likely, spent)
 
     def _tell(self, new: str, said: Said) -> None:

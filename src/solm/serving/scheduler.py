@@ -7,9 +7,10 @@ from collections import deque
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from solm.backends.session import Session
+from solm.core.arrays import Array
 from solm.core.errors import SolmError
 from solm.runtime.decode import StepTaken, steps
 from solm.runtime.language_model import LanguageModel
@@ -211,7 +212,7 @@ class Scheduler:
         session = None if job.echo else self.prefixes.find(job.ids, capacity)
         if session is None:
             return _Filling(row, self.lm.session(capacity), 0)
-        row.cached = int(session.lengths[0])
+        row.cached = session.length(0)
         return _Filling(row, session, row.cached)
 
     def _step(self) -> None:
@@ -224,10 +225,10 @@ class Scheduler:
         if governor.objective is not None or any(row.job.deadline is not None for row in rows):
             dials = [governor.dial_for(row.job.deadline, now, row.left) for row in rows]
             targets = [row.job.order.target(dial) for row, dial in zip(rows, dials, strict=True)]
-            session.aim(torch.stack(targets))
+            session.aim(np.stack(targets))
         try:
             found = session.step(
-                torch.tensor([row.last for row in rows]), approximate_tail=all(row.largest_only for row in rows)
+                np.array([row.last for row in rows]), approximate_tail=all(row.largest_only for row in rows)
             )
         except Exception as error:
             # The rows share the pass that failed; none of them can go on.
@@ -248,7 +249,7 @@ class Scheduler:
             if row.finished is not None:
                 self._leave(index)
 
-    def _take(self, row: Row, logits: torch.Tensor, step: StepTaken | None = None) -> None:
+    def _take(self, row: Row, logits: Array, step: StepTaken | None = None) -> None:
         row.take(logits, step)
         now = self.clock()
         if row in self._told:

@@ -10,11 +10,12 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 
 from solm.core.actions import ActionSpace
 from solm.core.errors import ContextLengthError, SolmError
 from solm.runtime.language_model import LanguageModel
+from solm.runtime.prompts import chat_tokens
 from solm.serving.answers import Answers, Choice
 from solm.serving.dial import Dial, Order
 from solm.serving.failures import ApiError, from_row
@@ -85,7 +86,7 @@ class Service:
             loop.call_soon_threadsafe(done.put_nowait, event)
 
         length = self.lm.sparsity.always_read + 2
-        ids = torch.arange(length) % self.lm.shapes.vocabulary
+        ids = np.arange(length) % self.lm.shapes.vocabulary
         for name, policy in self.dial.policies.items():
             if length + 4 > self.context:
                 break
@@ -102,16 +103,10 @@ class Service:
         """Token ids of a text, or of messages through the chat template."""
         with self._lock:
             if isinstance(prompt, str):
-                return list(self._tokenizer(prompt)["input_ids"])
+                return list(self._tokenizer.encode(prompt))
             if not self._tokenizer.chat_template:
                 raise SolmError("this model has no chat template; use /v1/completions")
-            try:
-                encoded: Any = self._tokenizer.apply_chat_template(
-                    [message.plain() for message in prompt], add_generation_prompt=True, return_dict=True
-                )
-            except Exception as error:  # templates are programs, and refuse in many ways
-                raise SolmError(f"the model's chat template refuses these messages: {error}") from error
-            return list(encoded["input_ids"])
+            return chat_tokens(self._tokenizer, [message.plain() for message in prompt])
 
     def open(
         self, request: ChatRequest | CompletionRequest, identity: str, loop: asyncio.AbstractEventLoop
@@ -223,6 +218,6 @@ class Service:
         asked = None if request.efficiency is None else request.efficiency.deadline_ms
         deadline = None if asked is None else self.scheduler.clock() + asked / 1000
         return Job(
-            torch.tensor(ids), longest, order, emit, (seed + index) % (1 << 63), sampling, request.stops,
+            np.array(ids, dtype=np.int64), longest, order, emit, (seed + index) % (1 << 63), sampling, request.stops,
             logprobs, echo and logprobs is not None, deadline,
         )  # fmt: skip

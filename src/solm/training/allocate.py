@@ -35,13 +35,15 @@ def find_allocation(
     contexts: Sequence[int],
     out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    axes: Sequence[str] = tuple(SHARES),
 ) -> dict[str, Any]:
     """Find an allocation on the first half of windows [N, longest context + T] int64 and evaluate it on the second.
 
     contexts: numbers of tokens that are read densely first. Costs are averaged over contexts. Every context gets the
     same number of context tokens: the shortest one all texts of the half, longer ones fewer. The result is written to
     `out` and returned; measurements are written to a file beside it, from which an interrupted run goes on.
-    progress: called with measurements done and in all.
+    progress: called with measurements done and in all. axes: those of `SHARES` that are dealt out; the others stay
+    uniform.
     Raises `DataError` for fewer than two windows or a context in which no step can be controlled, `SolmError` where the
     model's `SparsityConfig` cannot have an allocation.
     """
@@ -53,10 +55,10 @@ def find_allocation(
         )
     half, length = len(windows) // 2, windows.shape[1] - max(contexts)
     plain = lm.sparsity.under(None)
-    measurable, units = _units(lm)
+    measurable, units = _units(lm, axes)
     plain.under(_probe("mlp", 1.0, 0, units))  # raises now, not after the measurements
     partial = out.with_name(out.name + ".partial")
-    about = f"{lm.identity.model_dump_json()} {plain.model_dump_json()} {list(contexts)}"
+    about = f"{lm.identity.model_dump_json()} {plain.model_dump_json()} {list(contexts)} {sorted(axes)}"
     key = hashlib.sha256(about.encode() + windows.numpy().tobytes()).hexdigest()
     found = _measured(partial, key)
     total = sum(len(measurable[axis]) * len(shares) for axis, shares in SHARES.items()) + 1
@@ -72,16 +74,15 @@ def find_allocation(
                     write_text(partial, json.dumps({"key": key, "found": found}))
                 costs[axis].setdefault(unit, []).append(found[name])
                 progress(len(found), total)
-    rounding = _rounding_cost(
-        costs["attention"], units["attention"] // units["mlp"], units["mlp"], min(found.values(), default=0)
-    )
+    heads = units["attention"] // units["mlp"] if costs["attention"] else 1
+    rounding = _rounding_cost(costs["attention"], heads, units["mlp"], min(found.values(), default=0))
     allocation = Allocation(
         **{axis: _curves(costs[axis], rounding, shares, units[axis]) for axis, shares in SHARES.items()}
     )
     del measured
     checked = []
     for context in contexts:
-        checked += _check(_Texts(lm, windows[half:], context, min(contexts), length), plain, allocation)
+        checked += _check(_Texts(lm, windows[half:], context, min(contexts), length), plain, allocation, axes)
     result = {
         "kind": "allocation", "command": command_line(), "environment": environment(),
         "model": lm.identity.model_dump(),
@@ -112,6 +113,21 @@ def read_allocation(source: str | Path) -> Allocation:
     except (ValueError, KeyError, TypeError) as error:
         reason = "it has no key 'allocation'" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise DamagedFileError(f"{path} does not hold an allocation: {reason}") from error
+
+
+def trusted(result: dict[str, Any]) -> Allocation:
+    """The allocation in a result of `find_allocation`, but uniform on every axis where on average it lost more than
+    uniform shares on the texts left out."""
+    found = Allocation.model_validate(result["allocation"])
+    gains: dict[str, list[float]] = {axis: [] for axis in SHARES}
+    for row in result["checked"]:
+        gains[row["axis"]].append(row["even"] - row["allocation"])
+    uniform = tuple(knot / (KNOTS - 1) for knot in range(KNOTS))
+    curves = {
+        axis: getattr(found, axis) if sum(gain) > 0 else (uniform,) * len(getattr(found, axis))
+        for axis, gain in gains.items()
+    }
+    return Allocation(**curves)
 
 
 def greedy_curves(costs: np.ndarray, shares: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
@@ -149,12 +165,14 @@ def _measured(path: Path, key: str) -> dict[str, float]:
         return {}
 
 
-def _units(lm: LanguageModel) -> tuple[dict[str, list[int]], dict[str, int]]:
-    """Per axis the numbers of the KV heads or layers that an action changes, and how many units there are in all."""
+def _units(lm: LanguageModel, wanted: Sequence[str]) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Per axis the numbers of the KV heads or layers that an action changes, none where it is not among `wanted`, and
+    how many units there are in all."""
     capability, axes, shapes = lm.backend.capability, lm.backend.capability.axes, lm.shapes
     full = [layer for layer in range(shapes.layers) if layer not in capability.sliding]
     heads = [layer * shapes.kv_heads + head for layer in full for head in range(shapes.kv_heads)]
     measurable = {"attention": heads, "mlp": list(range(shapes.layers)) if axes["mlp"] else []}
+    measurable = {axis: units if axis in wanted else [] for axis, units in measurable.items()}
     return measurable, {"attention": shapes.layers * shapes.kv_heads, "mlp": shapes.layers}
 
 
@@ -213,11 +231,11 @@ def _probe(axis: str, share: float, unit: int, units: dict[str, int]) -> Allocat
     return Allocation(attention=tuple(curves["attention"]), mlp=tuple(curves["mlp"]))
 
 
-def _check(texts: _Texts, plain: SparsityConfig, allocation: Allocation) -> list[dict[str, Any]]:
+def _check(texts: _Texts, plain: SparsityConfig, allocation: Allocation, axes: Sequence[str]) -> list[dict[str, Any]]:
     """KL on texts that the allocation was not found on, with uniform shares and with the allocation, nats per token."""
     allocated, rows = plain.under(allocation), []
-    for axis, keeps in CHECKED.items():
-        for keep in keeps:
+    for axis in axes:
+        for keep in CHECKED[axis]:
             even, ours = (texts.divergence(sparsity, axis, keep) for sparsity in (plain, allocated))
             error = float((ours - even).std(ddof=1) / len(even) ** 0.5) if len(even) > 1 else 0.0
             rows.append({"context": texts.context, "axis": axis, "keep": keep, "even": float(even.mean()),

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from solm.core.actions import FULL_BITS
-from solm.policies.value_policy import ValueConfig, ValueNetwork
+from solm.policies.value_network import ValueNetwork
+from solm.policies.value_policy import ValueConfig
 from solm.training.config import FitConfig
 from solm.training.counterfactual import Samples, keep_of
 

@@ -9,9 +9,11 @@ import torch
 
 from solm.core.errors import DamagedFileError, SolmError
 from solm.core.files import read_tensors, write_tensors
+from solm.core.parts import Parts
 from solm.data.windows import TokenStream
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
-from solm.policies.value_policy import ValueConfig, ValueNetwork
+from solm.policies.value_network import ValueNetwork
+from solm.policies.value_policy import ValueConfig
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.level_costs import expected_costs
 from solm.training.checkpoint import RunFolder
@@ -55,27 +57,13 @@ def train_values(
         ranks.wait()
         if done is not None:
             return done
-        _collect(lm, config, out, folder, streams, report, ranks)
+        collect(lm, config, folder, streams, report, ranks)
         costs = average_costs(lm, config, streams) if ranks.first or ranks.lockstep else []
         ranks.wait()
         if not ranks.first:
             ranks.wait()
             return TrainedPolicy.from_pretrained(out / "policy")
-        samples = read_samples(out, config.batches)
-        network = ValueConfig(base_hidden=lm.shapes.hidden, layer=config.layer, grid=config.space, width=config.width)
-        fitted, found = fit(samples, network, config.fit)
-        set_level_costs(fitted, costs)
-        about = {**about, "explained": [round(value, 5) for value in found.explained]}
-        trained = TrainedPolicy(
-            PolicyConfig(
-                base=lm.identity,
-                space=config.choices,
-                sparsity=config.sparsity,
-                network=fitted.config,
-                provenance=about,
-            ),
-            fitted,
-        )
+        trained = fitted_policy(lm, config, read_samples(out, config.batches), costs, about)
         trained.save_pretrained(out / "policy")
         ranks.wait()
         return trained
@@ -83,19 +71,53 @@ def train_values(
         folder.close()
 
 
+def fitted_policy(
+    lm: LanguageModel, config: ValueTrainConfig, samples: Samples, costs: list[torch.Tensor], about: Record
+) -> TrainedPolicy:
+    """The policy of a network fitted to `samples`, with the measured level costs `costs` of `average_costs`.
+
+    about: its provenance, to which is added how much of the divergence it explains.
+    """
+    network = ValueConfig(base_hidden=lm.shapes.hidden, layer=config.layer, grid=config.space, width=config.width)
+    fitted, found = fit(samples, network, config.fit)
+    set_level_costs(fitted, costs)
+    made = PolicyConfig(
+        base=lm.identity, space=config.choices, sparsity=config.sparsity, network=fitted.config,
+        provenance={**about, "explained": [round(value, 5) for value in found.explained]},
+    )  # fmt: skip
+    return TrainedPolicy(made, fitted)
+
+
 @torch.no_grad()
 def average_costs(
-    lm: LanguageModel, config: ValueTrainConfig, streams: list[TokenStream], batch: int = 8
+    lm: LanguageModel,
+    config: ValueTrainConfig,
+    streams: list[TokenStream],
+    batch: int = 8,
+    parts: Parts | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[torch.Tensor]:
-    """Per axis [levels] float64: what every level costs where all steps take it, nats per token."""
+    """Per axis [levels] float64: what every level costs where all steps take it, nats per token.
+
+    batch: texts that share a pass. parts: keeps finished batches. progress: called with texts done and in all.
+    """
     context, length = config.level_cost_context, config.level_cost_length
     windows = draw_windows(streams, config.level_cost_texts, context + length + 1, step_generator(config.seed, 0, 1))
-    parts = []
-    for some in windows.split(batch):
+    parts = parts or Parts(None, "")
+
+    def measure(some: torch.Tensor) -> list[list[float]]:
         session = lm.session(capacity=context)
         session.prefill(some[:, :context])
-        parts.append(expected_costs(session, some[:, context:], config.space))
-    return [torch.cat([part[axis] for part in parts]).mean((0, 1)) for axis in range(3)]
+        costs = expected_costs(session, some[:, context:], config.space)
+        return [axis.sum((0, 1)).tolist() for axis in costs]
+
+    sums, done = [], 0
+    for number, some in enumerate(windows.split(batch)):
+        sums.append(parts.get(str(number), lambda some=some: measure(some)))  # type: ignore[misc]
+        done += len(some)
+        progress(done, len(windows))
+    steps = len(windows) * length
+    return [torch.tensor([part[axis] for part in sums], dtype=torch.float64).sum(0) / steps for axis in range(3)]
 
 
 @torch.no_grad()
@@ -116,15 +138,17 @@ def set_level_costs(network: ValueNetwork, costs: list[torch.Tensor]) -> None:
     network.config = network.config.model_copy(update={"attention_own": parts})
 
 
-def _collect(
+def collect(
     lm: LanguageModel,
     config: ValueTrainConfig,
-    out: Path,
     folder: RunFolder,
     streams: list[TokenStream],
-    report: Callable[[Record], None],
-    ranks: Ranks,
+    report: Callable[[Record], None] = lambda record: None,
+    ranks: Ranks | None = None,
 ) -> None:
+    """Collect the batches of samples that the run folder lacks. Raises `Interrupted` at SIGINT or SIGTERM, with every
+    finished batch kept."""
+    ranks, out = ranks or Ranks(), folder.path
     started = time.perf_counter()
     with signals() as stop:
         for first in range(1, config.batches + 1, ranks.world):

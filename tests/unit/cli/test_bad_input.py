@@ -49,7 +49,9 @@ CASES: list[tuple[list[str], int, str]] = [
     (["generate", *MODEL, "--budget", "ms=4", "x"], 2, "--budget: ms=4 needs --timings"),
     (["generate", *MODEL, "--budget", "keep=0.1", "x"], 2, "--budget: budget 0.1 is unreachable: this action space"),
     (["generate", *MODEL, "--budget", "attention=0.01", "x"], 2, "--budget: budget attention=0.01 is unreachable"),
-    (["generate", *MODEL, "--budget", "keep=0.6,mlp=0.7", "x"], 2, "says several things; give keep and ms alone"),
+    (["generate", *MODEL, "--budget", "keep=0.6,mlp=0.7", "x"], 2, "says several things; give keep, speed,"),
+    (["generate", *MODEL, "--budget", "speed=1.5", "x"], 2, "--budget: speed=1.5 needs --timings (a file of solm"),
+    (["generate", *MODEL, "--budget", "loss=0.05", "x"], 2, "--budget: loss=0.05 needs a policy with a measured curve"),
     (["generate", *MODEL, "--timings", "{root}/none.json", "x"], 2, "--timings: no file {root}/none.json"),
     (["generate", *MODEL, "--timings", "{root}/bad.json", "x"], 3, "--timings: {root}/bad.json is damaged"),
     (["generate", *MODEL, "--policy", "{root}/nothing", "x"], 2, "--policy: no policy at '{root}/nothing'"),
@@ -77,6 +79,9 @@ CASES: list[tuple[list[str], int, str]] = [
     ([*EVAL, *SMALL, "--policy", "{policy}", "--rival", "other"], 2, "--rival: 'other' is not name=folder"),
     ([*EVAL, *SMALL, "--policy", "{policy}", "--rival", "a={policy}"], 2, "--rival: {policy} is not a policy"),
     ([*SPACED, "--budgets", "a"], 2, "--budgets: 'a' is not a list of numbers"),
+    ([*SPACED, "--budgets", "0.6,keep=0.7"], 2, "--budgets: '0.6,keep=0.7' mixes net keeps and other shares"),
+    ([*SPACED, "--budgets", "speed=2"], 2, "--budgets: 'speed=2' is not a number or keep=0.6"),
+    ([*SPACED, "--budgets", "1.5"], 2, "--budgets: 1.5 is out of range"),
     ([*SPACED, "--budgets", "0.6,0.6"], 2, "--budgets: 0.6 is given twice"),
     ([*SPACED, "--budgets", "0.6,0.01"], 2, "--budgets: budget 0.01 is unreachable"),
     ([*SPACED, "--texts", "0"], 2, "--texts: 0 is out of range: it must be at least 1"),
@@ -214,7 +219,7 @@ def test_a_mistake_is_one_line_before_anything_is_loaded(arguments, code, words,
     def loaded(*_: object, **__: object) -> None:
         pytest.fail("a model was loaded")
 
-    monkeypatch.setattr("solm.runtime.load.load_base", loaded)
+    monkeypatch.setattr("solm.backends.torch.load.load_base", loaded)
     monkeypatch.setattr("solm.backends.torch.names.dequantised", loaded)
     known = vars(places)
     monkeypatch.setattr(sys, "argv", ["solm", *(part.format(**known) for part in arguments)])

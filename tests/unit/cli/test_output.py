@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from solm.cli.output import _Lines, progress_bar, say
+from solm.cli import output
+from solm.cli.output import _Lines, progress_bar, repacking, say
 
 
 @pytest.fixture
@@ -52,3 +53,18 @@ def test_quiet_leaves_neither_progress_nor_remarks(quiet, capsys):
         progress.show("reading", 0, 2)
     say("a remark")
     assert capsys.readouterr().err == ""
+
+
+def test_repacking_is_told_where_it_takes_long(capsys, monkeypatch):
+    with repacking() as progress:
+        for done in range(1, 6):
+            progress(done, 5)
+    assert capsys.readouterr().err == "", "a small model"
+    monkeypatch.setattr(output, "_NOTICEABLE", 0.2)
+    monkeypatch.setattr(output, "_INTERVAL", 0.0)
+    with repacking() as progress:
+        progress(1, 5)
+        time.sleep(0.3)
+        progress(2, 5)
+        progress(5, 5)
+    assert "repacking the weights, once 2/5" in capsys.readouterr().err

@@ -8,7 +8,8 @@ import torch
 
 import solm
 from helpers.models import tiny_model
-from helpers.policies import under_policy
+from helpers.policies import under_policy, under_values
+from helpers.timings import made_timings
 from solm.core.actions import ActionSpace
 from solm.core.errors import BudgetError, DataError
 from solm.core.sparsity import SparsityConfig
@@ -141,3 +142,23 @@ def test_bad_requests(policy_lm, stream):
         evaluate(policy_lm, [stream], SETTINGS.model_copy(update={"budgets": (0.6, 0.6)}))
     with pytest.raises(DataError, match=r"has room for .* texts of 111 tokens, 9999 were asked for"):
         evaluate(policy_lm, [stream], SETTINGS.model_copy(update={"texts": 9999}))
+
+
+def test_budgets_in_time_are_met_and_arms_take_equal_milliseconds(tiny_lm, stream):
+    lm = under_values(tiny_lm, SparsityConfig(page_size=8, window=32))
+    timed = SETTINGS.model_copy(update={"budgets": (0.8, 0.9), "currency": "time", "trials": 0, "length": 40})
+    with pytest.raises(BudgetError, match="needs step timings"):
+        evaluate(lm, [stream], timed)
+    lm.timings = made_timings(lm.sparsity, lm.shapes)
+    result = evaluate(lm, [stream], timed)
+    assert result.points[0].step_ms == pytest.approx(10)
+    for budget in timed.budgets:
+        policy, uniform, dense = (result.arm(name, budget) for name in ("policy", "uniform", "dense"))
+        assert policy.step_ms == pytest.approx(10 * budget, rel=0.02)
+        assert uniform.step_ms == pytest.approx(policy.step_ms, rel=0.02)
+        assert dense.difference.value == pytest.approx(policy.nats - result.points[0].nats)
+    assert not result.trials
+    assert {point.arm for point in result.points} == {"dense", "policy", "uniform"}
+    assert "share of the dense step's time 0.80: " in show.verdict(result)[0]
+    assert show.table(result).row_count == len(result.points)
+    assert EvaluationResult.model_validate_json(result.model_dump_json()) == result

@@ -10,7 +10,8 @@ from helpers.texts import FISH
 from solm.core.errors import SolmError
 from solm.evaluation import speeds as module
 from solm.evaluation.report.quickstart import render, summary
-from solm.evaluation.speeds import Speeds, difference, side_by_side, step_milliseconds
+from solm.evaluation.speeds import Speeds, difference, side_by_side
+from solm.runtime.reply import step_milliseconds
 
 BUDGETS = [1.0, 0.75]
 

@@ -19,7 +19,8 @@ from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import CONFIG, WEIGHTS, PolicyConfig, TrainedPolicy, digest_of
 from solm.policies.network import Features, NetworkConfig, PolicyNetwork
-from solm.policies.value_policy import ValueConfig, ValueNetwork
+from solm.policies.value_network import ValueNetwork
+from solm.policies.value_policy import ValueConfig
 
 
 def random_features(rows: int, steps: int, actions: int = 8, hidden: int = 64) -> Features:

@@ -14,7 +14,8 @@ from solm.policies.levels import due_share, take, two_levels
 from solm.policies.mid_pass import decide_known
 from solm.policies.schedules import Random, Static
 from solm.policies.unroll import unroll
-from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy
+from solm.policies.value_network import ValueNetwork
+from solm.policies.value_policy import ValueConfig, ValuePolicy
 
 SPACE = ActionSpace.preset("joint-27")
 SPARSITY = SparsityConfig(page_size=8, window=8)

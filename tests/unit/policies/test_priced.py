@@ -6,8 +6,9 @@ import torch
 
 from helpers.policies import SPACE, allocate, network, shares_of
 from solm.core.budget import Ledger
-from solm.policies.priced import PriceCurve
-from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy
+from solm.policies.priced import PriceCurve, equal_prices
+from solm.policies.value_network import ValueNetwork
+from solm.policies.value_policy import ValueConfig, ValuePolicy
 
 
 def test_at_the_price_of_a_share_tokens_spend_that_share():
@@ -59,3 +60,19 @@ def test_a_net_keep_is_split_at_one_price():
     budget = ValuePolicy(cheap, SPACE).split(0.6)
     assert budget.net == pytest.approx(0.6, abs=1e-6)
     assert budget.attention > budget.mlp > budget.bits / 16 == 5 / 16
+
+
+def test_an_axis_that_saves_little_is_spent_less():
+    """Two axes of equal costs, of which one is worth four times as much: it alone is cut first."""
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.tensor([0.4, 0.6, 0.8, 1.0], dtype=torch.float64)
+    costs = (1 + torch.rand(4000, 1, generator=generator)) * torch.tensor([0.5, 0.2, 0.05, 0.0])
+    curves = [PriceCurve(costs, shares), PriceCurve(costs, shares), PriceCurve(torch.zeros(1, 1), torch.ones(1))]
+    rates = (0.1, 0.4, 0.0)
+    budget = equal_prices(curves, 0.85, rates, 0.5)
+    assert 0.5 + 0.1 * budget.attention + 0.4 * budget.mlp == pytest.approx(0.85, abs=1e-6)
+    assert budget.mlp < budget.attention - 0.1
+    idle = equal_prices(curves, 0.85, (0.0, 0.5, 0.0), 0.5)
+    assert (idle.attention, idle.mlp) == (1, pytest.approx(0.7, abs=1e-6))
+    floor = equal_prices(curves, 0.1, rates, 0.5)
+    assert (floor.attention, floor.mlp) == pytest.approx((0.4, 0.4))

@@ -9,7 +9,8 @@ from helpers.policies import SPACE, allocate
 from solm.core.actions import ActionSpace
 from solm.core.budget import Ledger
 from solm.core.errors import PolicyMismatchError
-from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy, costs_between, known_levels
+from solm.policies.value_network import ValueNetwork
+from solm.policies.value_policy import ValueConfig, ValuePolicy, costs_between, known_levels
 
 # Turns
 
@@ -47,7 +48,7 @@ def test_a_fine_space_is_used_between_the_levels_that_were_learned(floor):
     one, target = torch.ones(1, 1, dtype=torch.float64), torch.tensor([[1.0, 0.68, 1.0]], dtype=torch.float64)
     ledger, taken = Ledger.empty(1), []
     for step in range(64):
-        costs = (one * 0, policy.own_cost.mlp[None], one * 0)
+        costs = (one * 0, torch.from_numpy(policy.own_cost.mlp)[None], one * 0)
         taken.append(int(allocate(policy, costs, (one, shares, one), target, ledger, 64 - step)))
         spent = float(shares[0, taken[-1]])
         ledger = ledger.add(torch.tensor([[1.0, spent, 1.0]], dtype=torch.float64), torch.tensor([True]))

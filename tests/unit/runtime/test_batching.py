@@ -43,7 +43,8 @@ def run_together(lm, requests, changed=None):
             sampler = Sampler.of(lm, ids, seed, {"temperature": 1.5})
             session = lm.session(capacity=length)
             first = sampler.choose(session.prefill(ids)[0])
-            session.control(policies[name], lm.budget(budget).tensor(1), tokens, sampler.generator)
+            generator = sampler.schedule_generator if name == "random" else sampler.generator
+            session.control(policies[name], lm.budget(budget).tensor(1), tokens, generator)
             if batch is None:
                 batch = session
             else:

@@ -135,7 +135,7 @@ def test_a_supported_option_changes_scores_as_in_transformers(tiny_lm, options):
         output_scores=True, **sampled,
     )  # fmt: skip
     scores = Sampler.of(tiny_lm, ids, 0, options).scores(logits)
-    torch.testing.assert_close(scores, theirs.scores[0][0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(scores), theirs.scores[0][0], rtol=1e-4, atol=1e-4)
 
 
 def test_stop_strings_end_a_reply_and_stay_in_it(tiny_lm):

@@ -5,8 +5,11 @@ import torch
 
 import solm
 from helpers.policies import SPARSITY, under_policy, under_values
+from helpers.timings import made_timings
 from solm.core.actions import ActionSpace
+from solm.core.curve import BudgetCurve, CurvePoint
 from solm.core.errors import BudgetError
+from solm.core.measured import MeasuredCost
 from solm.core.sparsity import SparsityConfig
 from solm.policies.schedules import Random, Static
 from solm.runtime.offer import Offer
@@ -86,3 +89,51 @@ def test_the_policys_own_weights_are_charged(value_lm):
     decides, static = value_lm.offer(), value_lm.offer(value_lm.policy("static"))
     assert decides.overhead > 0 == static.overhead
     assert decides.budget(0.9, 300).mlp < static.budget(0.9, 300).mlp
+
+
+def timed(lm, **changes) -> Offer:
+    """The offer of a model whose steps take known times; with a curve where it has a policy."""
+    timings = made_timings(lm.sparsity, lm.shapes, (100, 4000), **changes)
+    if lm.trained is not None:
+        point = CurvePoint(
+            context=500, budget=0.7, step_ms=7, speed=10 / 7, attention=1, mlp=0.4, nats=0.1, low=0.09, high=0.11
+        )
+        lm.trained.curve = BudgetCurve(timings=timings, points=(point,), texts=4, tokens=256)
+    return Offer(lm.space, lm.sparsity, lm.shapes, lm.trained, timings=timings)
+
+
+@pytest.mark.parametrize("kind", ["value policy", "policy network", "static"])
+@pytest.mark.parametrize("context", [150, 1000, 4000])
+def test_a_share_of_the_time_is_met_in_all_its_words(tiny_lm, kind, context):
+    lm = {"value policy": lambda: under_values(tiny_lm, SPARSITY), "policy network": lambda: under_policy(tiny_lm)}.get(
+        kind, lambda: tiny_lm.with_policy(None, SparsityConfig.preset("cpu"))
+    )()
+    offer = timed(lm)
+    known = MeasuredCost(offer.timings, lm.sparsity, lm.shapes)
+    floor = offer.time_floor(context)
+    for share in ((floor + 1) / 2, floor + 0.05):
+        for words in (share, f"speed={1 / share}", f"ms={10 * share}"):
+            assert known.share(offer.budget(words, context).shares, context) == pytest.approx(share, abs=2e-3)
+    assert offer.budget("ms=11", context) == offer.budget(1, context) == solm.Budget()
+    for words in ("0.01", "speed=90", "ms=0.1"):
+        with pytest.raises(BudgetError, match=f"unreachable: at {context} tokens steps take .* to 1 of the dense step"):
+            offer.budget(words, context)
+        assert known.share(offer.budget(words, context, clamp=True).shares, context) == pytest.approx(floor)
+
+
+def test_pages_are_left_out_only_where_they_save_time(value_lm):
+    """One price for a millisecond: what saves nothing is not given up, whatever net keep it would bring."""
+    offer = timed(value_lm, attention=(0.0, 0.45))
+    short, long = offer.budget(0.8, 100), offer.budget(0.8, 4000)
+    assert short.attention == 1
+    assert long.attention < 0.9
+    assert long.mlp > short.mlp + 0.05
+    assert value_lm.budget("keep=0.8").attention < 1, "net keep gives them up all the same"
+
+
+def test_a_loss_is_what_the_curve_says(value_lm):
+    offer = timed(value_lm)
+    assert offer.budget("loss=0.05", 500) == offer.budget(0.85, 500)
+    value_lm.trained.curve = None
+    with pytest.raises(BudgetError, match="needs a policy with a measured curve"):
+        offer.budget("loss=0.05", 500)

@@ -13,7 +13,8 @@ from solm.core.actions import ActionSpace
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
 from solm.data.windows import stream_of
 from solm.policies.artifact import TrainedPolicy
-from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy
+from solm.policies.value_network import ValueNetwork
+from solm.policies.value_policy import ValueConfig, ValuePolicy
 from solm.training.checkpoint import read_stored
 from solm.training.config import ValueTrainConfig
 from solm.training.interrupt import Interrupted

@@ -1,6 +1,6 @@
 """The cpu backend: the compiled engine alone, from files or from a loaded model."""
 
-import torch
+from typing import TYPE_CHECKING
 
 from solm.backends.capability import Capability
 from solm.backends.cpu.engine import Engine
@@ -8,7 +8,11 @@ from solm.backends.cpu.engine import check_precision as check_precision
 from solm.backends.cpu.files.repack import Progress
 from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.session import CpuSession
+from solm.core.arrays import AnyArray, as_numpy, in_kind
 from solm.core.sparsity import SparsityConfig
+
+if TYPE_CHECKING:
+    import torch
 
 
 class CpuBackend:
@@ -39,7 +43,9 @@ class CpuBackend:
         return self.engine.name
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
+        import torch
+
         return torch.device("cpu")
 
     @property
@@ -50,9 +56,9 @@ class CpuBackend:
     def context(self) -> int:
         return self.engine.spec.context
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+    def embed(self, tokens: AnyArray) -> AnyArray:
         """As `Backend.embed`."""
-        return torch.from_numpy(self.engine.embed(tokens.numpy()))
+        return in_kind(self.engine.embed(as_numpy(tokens)), tokens)
 
     def session(self, sparsity: SparsityConfig, capacity: int = 0) -> CpuSession:
         """As `Backend.session`."""

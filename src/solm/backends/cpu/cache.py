@@ -2,10 +2,11 @@
 
 import ctypes
 
-import torch
+import numpy as np
 
 from solm.backends.cpu.engine import Engine, error_of
 from solm.backends.cpu.structs import MESSAGE, PAGE
+from solm.core.arrays import Array, as_numpy
 from solm.core.errors import DataError
 
 
@@ -37,7 +38,7 @@ class Cache:
         number = 4 if sizes.precision == 0 else 1 if sizes.kv_int8 else 2
         return 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * self.capacity * number
 
-    def fill(self, layer: int, position: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def fill(self, layer: int, position: int, keys: Array, values: Array) -> None:
         """Write keys and values [kv_heads, count, D] of one layer from `position` on.
 
         Raises `DataError` for shapes, layers and positions that do not fit, `SolmError` without memory.
@@ -46,10 +47,10 @@ class Cache:
         if keys.shape != values.shape or keys.shape != (sizes.kv_heads, count, sizes.head_dim):
             wanted = [sizes.kv_heads, count, sizes.head_dim]
             raise DataError(f"keys and values must be {wanted}, got {list(keys.shape)} and {list(values.shape)}")
-        keys, values = keys.float().contiguous(), values.float().contiguous()
+        ours, theirs = (np.ascontiguousarray(as_numpy(some), np.float32) for some in (keys, values))
         message = ctypes.create_string_buffer(MESSAGE)
         code = self.engine.library.solm_cache_fill(
-            self.engine.handle, self.handle, layer, position, count, keys.data_ptr(), values.data_ptr(), message
+            self.engine.handle, self.handle, layer, position, count, ours.ctypes.data, theirs.ctypes.data, message
         )
         if code:
             raise error_of(code, message)

@@ -4,16 +4,14 @@ import ctypes
 from typing import Any
 
 import numpy as np
-import torch
 
 from solm.backends.budgets import ROW_STATE
 from solm.backends.cpu import structs
 from solm.backends.cpu.cache import Cache
 from solm.backends.cpu.engine import Engine, error_of
+from solm.core.arrays import Array, as_numpy
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
-
-_INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 
 
 class Computed:
@@ -26,28 +24,28 @@ class Computed:
     # array is only made when it is asked for.
     __slots__ = ("_block", "logits", "shape")
 
-    def __init__(self, shape: tuple[int, int, int], block: torch.Tensor, logits: torch.Tensor):
+    def __init__(self, shape: tuple[int, int, int], block: np.ndarray, logits: np.ndarray):
         self.shape, self._block, self.logits = shape, block, logits
 
     @property
     def realised(self) -> np.ndarray:
         """Realised shares [N, Q, 3] float64, of the layers up to the last one that was computed."""
         rows, count, _ = self.shape
-        return self._block.numpy()[: 3 * rows * count].reshape(rows, count, 3)
+        return self._block[: 3 * rows * count].reshape(rows, count, 3)
 
     @property
     def actions(self) -> np.ndarray:
         """The actions that the engine decided [N, Q] int64; -1 for rows that did not decide."""
         rows, count, _ = self.shape
         steps = rows * count
-        return self._block.numpy()[3 * steps : 4 * steps].view(np.int64).reshape(rows, count)
+        return self._block[3 * steps : 4 * steps].view(np.int64).reshape(rows, count)
 
     @property
     def stream(self) -> np.ndarray:
         """The residual stream after the last layer of the call [N, Q, H] float32; after the model's last layer, normed,
         the input of the head."""
         rows, count, hidden = self.shape
-        return self._block.numpy()[4 * rows * count :].view(np.float32)[: rows * count * hidden].reshape(self.shape)
+        return self._block[4 * rows * count :].view(np.float32)[: rows * count * hidden].reshape(self.shape)
 
 
 class StepBuffers:
@@ -79,9 +77,9 @@ class StepBuffers:
 class EngineCall:
     """Calls of the engine for the rows of one session, under its sparsity.
 
-    A step reads all weights, which leaves nothing of Python's or torch's in the processor's caches. Right after it, a
-    look at an attribute takes a microsecond, an operation of numpy's five and one of torch's ten to twenty. So as few
-    objects are touched here as possible. Not for several threads at once; the engine itself is.
+    A step reads all weights, which leaves nothing of Python's or NumPy's in the processor's caches. Right after it, a
+    look at an attribute takes a microsecond and an operation of NumPy's five. So as few objects are touched here as
+    possible. Not for several threads at once; the engine itself is.
     """
 
     def __init__(self, engine: Engine, sparsity: SparsityConfig):
@@ -93,10 +91,10 @@ class EngineCall:
     def run(
         self,
         caches: tuple[Cache, ...],
-        tokens: torch.Tensor,
+        tokens: Array,
         lengths: np.ndarray,
         states: np.ndarray,
-        keep: torch.Tensor | None = None,
+        keep: Array | None = None,
         *,
         decide: bool = False,
         first: int = 0,
@@ -116,12 +114,13 @@ class EngineCall:
         The same tuple of caches and the same array of states are the cheapest to pass again. Raises `DataError` for
         what the engine cannot process, `SolmError` without memory; nothing has changed then.
         """
-        rows, count = len(caches), tokens.shape[1] if tokens.dim() > 1 else 1
-        if not count or tokens.numel() != rows * count or len(tokens) != rows or tokens.dtype not in _INTEGERS:
+        ids = as_numpy(tokens)
+        rows, count = len(caches), ids.shape[1] if ids.ndim > 1 else 1
+        if not count or ids.size != rows * count or len(ids) != rows or ids.dtype.kind not in "iu":
             wanted = f"integers [{rows}, at least 1]"
-            raise DataError(f"tokens must be {wanted}, got {tokens.dtype} {list(tokens.shape)}")
-        if tokens.dtype is not torch.int64 or not tokens.is_contiguous() or tokens.device.type != "cpu":
-            tokens = tokens.to("cpu", torch.int64).contiguous()
+            raise DataError(f"tokens must be {wanted}, got {ids.dtype} {list(ids.shape)}")
+        if ids.dtype != np.int64 or not ids.flags.c_contiguous:
+            ids = np.ascontiguousarray(ids, np.int64)
         buffers = self._buffers
         if buffers is None or buffers.caches is not caches or buffers.shape[1] != count:
             self._buffers = buffers = StepBuffers(self.engine, self.rules, caches, count)
@@ -137,17 +136,18 @@ class EngineCall:
         else:
             if keep.shape != (rows, count, 3) and (count > 1 or keep.shape != (rows, 3)):
                 raise DataError(f"keep must be {[rows, count, 3]} for tokens {[rows, count]}, got {list(keep.shape)}")
-            buffers.keep[:] = keep.reshape(rows, count, 3).numpy()
+            buffers.keep[:] = as_numpy(keep).reshape(rows, count, 3)
             call.keep = buffers.keep_at
         if (before is None) != (first == 0) or (before is not None and before.shape != buffers.shape):
             raise DataError(f"layers from {first} on need the result of those before them for {rows} rows of {count}")
-        block = torch.empty(buffers.words, dtype=torch.float64) if before is None else before._block.clone()
+        block = np.empty(buffers.words) if before is None else before._block.copy()
         wanted_logits = count if logit_steps is None else logit_steps
         last = self._layers if last is None else last
-        logits = torch.empty(rows, max(wanted_logits, 0) if last == self._layers else 0, self._vocabulary)
-        at = block.data_ptr()
-        call.tokens, call.realised = tokens.data_ptr(), at
-        call.actions, call.stream, call.logits = at + buffers.actions_at, at + buffers.stream_at, logits.data_ptr()
+        shape = (rows, max(wanted_logits, 0) if last == self._layers else 0, self._vocabulary)
+        logits = np.empty(shape, np.float32)
+        at = block.ctypes.data
+        call.tokens, call.realised = ids.ctypes.data, at
+        call.actions, call.stream, call.logits = at + buffers.actions_at, at + buffers.stream_at, logits.ctypes.data
         call.first, call.last, call.logit_steps = first, last, wanted_logits
         call.decide, call.approximate_tail = decide, approximate_tail
         code = self._run(self._handle, buffers.call_at)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 
 from solm.backends.cpu import structs
 from solm.core.actions import FULL_BITS
+from solm.core.arrays import Array, as_numpy
 from solm.policies.priced import FALLING_PRICES
 from solm.policies.value_policy import ValuePolicy
 
@@ -31,10 +31,10 @@ class Decider:
         self,
         *,
         layer: int,
-        read: tuple[torch.Tensor, torch.Tensor],
-        head: tuple[torch.Tensor, torch.Tensor],
-        scale: torch.Tensor,
-        trust: torch.Tensor,
+        read: tuple[Array, Array],
+        head: tuple[Array, Array],
+        scale: Array,
+        trust: Array,
         levels: Sequence[np.ndarray],
         own_cost: Sequence[np.ndarray],
         fixed_cost: Sequence[np.ndarray],
@@ -42,9 +42,9 @@ class Decider:
         prices: np.ndarray,
         clamp: bool,
     ):
-        floats = {"read": read[0].T, "read_bias": read[1], "head": head[0], "head_bias": head[1], "scale": scale}
-        floats["trust"] = trust
-        self._floats = {name: values.detach().float().cpu().contiguous() for name, values in floats.items()}
+        floats = {"read": as_numpy(read[0]).T, "read_bias": read[1], "head": head[0], "head_bias": head[1]}
+        floats |= {"scale": scale, "trust": trust}
+        self._floats = {name: np.array(as_numpy(values), np.float32, order="C") for name, values in floats.items()}
         attention, mlp, bits = levels
         tables = {
             "levels": levels, "shares": (attention, mlp, bits / FULL_BITS), "own_cost": own_cost,
@@ -62,7 +62,7 @@ class Decider:
             points=len(prices),
             sizes=(ctypes.c_int32 * 3)(*(len(part) for part in levels)),
             prices=self._prices.ctypes.data_as(_double),
-            **{name: values.data_ptr() for name, values in self._floats.items()},
+            **{name: values.ctypes.data for name, values in self._floats.items()},
             **{
                 name: (_double * 3)(*(values.ctypes.data_as(_double) for values in table))
                 for name, table in self._doubles.items()
@@ -81,16 +81,16 @@ _DECIDERS: WeakKeyDictionary[ValuePolicy, Decider] = WeakKeyDictionary()
 def decider_of(policy: ValuePolicy) -> Decider:
     """The decisions of `policy` in the engine's terms, made once per policy object."""
     if policy not in _DECIDERS:
-        network, space = policy.network, policy.space
+        arrays, space = policy.weights.arrays, policy.space
         _DECIDERS[policy] = Decider(
             layer=policy.layer,
-            read=(network.read.weight, network.read.bias),
-            head=(network.head.weight, network.head.bias),
-            scale=network.scale,
-            trust=network.trust,
+            read=(arrays["read.weight"], arrays["read.bias"]),
+            head=(arrays["head.weight"], arrays["head.bias"]),
+            scale=arrays["scale"],
+            trust=arrays["trust"],
             levels=[np.array(levels, dtype=np.float64) for levels in (space.attention, space.mlp, space.bits)],
-            own_cost=[cost.numpy() for cost in policy.own_cost],
-            fixed_cost=[cost.numpy() for cost in policy.fixed_cost],
+            own_cost=list(policy.own_cost),
+            fixed_cost=list(policy.fixed_cost),
             curves=[curve.rising for curve in policy.curves],
             prices=FALLING_PRICES,
             clamp=policy.clamp,

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 import numpy as np
-import torch
 from gguf.constants import GGMLQuantizationType as TensorType
 
 from solm.backends.cpu import structs
@@ -23,6 +22,7 @@ from solm.backends.cpu.head_layout import HeadLayout, repack_head
 from solm.backends.cpu.library import INVALID
 from solm.backends.cpu.library import library as built
 from solm.backends.cpu.structs import GROUP, MESSAGE, MOST_QUERIES, PAGE
+from solm.backends.threads import default_threads
 from solm.core.cost import ModelShapes
 from solm.core.errors import DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
@@ -92,9 +92,9 @@ class Engine:
     threads: None for as many as torch uses. kv_cache_dtype: ``auto`` holds keys and values in float32 beside float32
     weights and in bfloat16 beside all others; ``int8``, with weights in integers, in int8 with a scale per token and
     head, at half the size of bfloat16. library: of `solm.backends.cpu.library.library`, for another build. progress:
-    told how many layers are repacked. Raises `UnsupportedModelError` for a model or sparsity that it cannot run,
-    `DamagedFileError` for weights that cannot be, `SolmError` for a bad precision, dtype or number of threads, or where
-    there is no compiler or memory.
+    told how many of how many parts are repacked, the layers and the head. Raises `UnsupportedModelError` for a model or
+    sparsity that it cannot run, `DamagedFileError` for weights that cannot be, `SolmError` for a bad precision, dtype
+    or number of threads, or where there is no compiler or memory.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Engine:
             raise UnsupportedModelError(f"the cpu backend cannot run this model: {reason}")
         check_precision(precision, kv_cache_dtype)
         cores = os.cpu_count() or 1
-        threads = min(torch.get_num_threads(), cores) if threads is None else threads
+        threads = min(default_threads(), cores) if threads is None else threads
         if not 1 <= threads <= cores:
             raise SolmError(f"threads {threads} is out of range: this machine has 1 to {cores}")
         self.library = built() if library is None else library
@@ -174,9 +174,12 @@ class Engine:
         head_at = -(-self.layout.nbytes // _LINE) * _LINE
 
         def fill(address: int) -> None:
-            repack(source, self.layout, self.library, address, threads, progress)
+            parts = spec.layers + 1  # the head is one
+            repack(source, self.layout, self.library, address, threads, progress and (lambda n, _: progress(n, parts)))
             self._fill_head(head, address + head_at, threads)
             source.release(head)
+            if progress is not None:
+                progress(parts, parts)
 
         digest = f"{self.layout.digest()} {head_at} {self._head_room(head)}"
         self._weights = load_weights(

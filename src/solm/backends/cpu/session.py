@@ -1,7 +1,8 @@
 """Sessions of the cpu backend: rows whose prompts and steps run on the compiled engine."""
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
-import torch
 
 from solm.backends import budgets
 from solm.backends.base import BaseSession, Split, only
@@ -20,10 +21,14 @@ from solm.backends.session import (
     joined,
 )
 from solm.backends.threads import one_torch_thread
+from solm.core.arrays import Array, as_numpy, as_tensor, in_kind
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.priced import PricedPolicy
 from solm.policies.value_policy import ValuePolicy
+
+if TYPE_CHECKING:
+    import torch
 
 _SPARE = 64  # tokens of room that a cache has beyond what was asked for
 _CHUNK = 256  # tokens that the engine reads in one call while a prompt is read or known tokens are scored
@@ -39,38 +44,35 @@ class CpuSession(BaseSession):
     def __init__(self, engine: Engine, sparsity: SparsityConfig, capacity: int = 0):
         """capacity: tokens to reserve room for; more are taken when needed."""
         engine.check(sparsity)
-        super().__init__(sparsity, engine.shapes, engine.spec.context, torch.device("cpu"))
+        super().__init__(sparsity, engine.shapes, engine.spec.context)
         self.engine = engine
         self._capacity = capacity
         self._caches: tuple[Cache, ...] = ()
         self._call = EngineCall(engine, sparsity)
         self._held = np.zeros(0, dtype=np.int64)  # tokens of every row
         self._dense = np.zeros(0, dtype=np.int64)  # of which the first ones were read in a prefill
-        self._hidden = torch.zeros(0)  # [N, H] what the output head read last, but for
+        self._hidden = np.zeros((0, engine.sizes.hidden), np.float32)  # [N, H] what the output head read last, but for
         self._last: Computed | None = None  # the pass that it has not been taken from yet
         self._by_engine: frozenset[int] = frozenset()  # groups that the engine decides for
         self._all_by_engine = False
 
     @property
-    def rows(self) -> int:
-        return len(self._held)
+    def _counts(self) -> np.ndarray:
+        return self._held
 
-    @property
-    def lengths(self) -> torch.Tensor:
-        return torch.from_numpy(self._held)
+    def _ours(self, values: Array) -> np.ndarray:
+        return as_numpy(values)
 
     def memory_bytes(self) -> int:
         """Bytes of keys and values, pages that are shared with other rows counted in each."""
         return sum(cache.nbytes for cache in self._caches)
 
-    def prefill(
-        self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
-    ) -> torch.Tensor:
+    def prefill(self, tokens: Array, lengths: Array | None = None, every_logit: bool = False) -> Any:
         """As `Session.prefill`. Rows that have stepped or are forks may go on reading, too."""
         rows, count = tokens.shape
         if not count or (self.rows and rows != self.rows):
             raise DataError(f"prefill needs [{self.rows or 'rows'}, at least 1] tokens, got {list(tokens.shape)}")
-        counts = np.full(rows, count) if lengths is None else lengths.numpy()
+        counts = np.full(rows, count) if lengths is None else as_numpy(lengths)
         if counts.min() < 1 or counts.max() > count or len(counts) != rows:
             raise DataError(f"lengths must be {rows} numbers in [1, {count}], got {counts.tolist()}")
         held = self._held if self.rows else np.zeros(rows, dtype=np.int64)
@@ -81,27 +83,32 @@ class CpuSession(BaseSession):
             self._held, self._dense = held, held
             self._budgets = budgets.uncontrolled(rows)
         self._make_room(held + counts)
-        read = [self._read(row, tokens[row, : counts[row]], every_logit) for row in range(rows)]
+        ids = as_numpy(tokens)
+        read = [self._read(row, ids[row, : counts[row]], every_logit) for row in range(rows)]
         self._dense = np.where(self._dense == held, held + counts, self._dense)
         self._held = held + counts
-        self._hidden, self._last = torch.stack([hidden for _, hidden in read]), None
+        self._hidden, self._last = np.stack([hidden for _, hidden in read]), None
         if not every_logit:
-            return torch.stack([logits[-1] for logits, _ in read])
-        return torch.nn.utils.rnn.pad_sequence([logits for logits, _ in read], batch_first=True)
+            return in_kind(np.stack([logits[-1] for logits, _ in read]), tokens)
+        padded = np.zeros((rows, int(counts.max()), self.engine.sizes.vocabulary), np.float32)
+        for row, (logits, _) in enumerate(read):
+            padded[row, : len(logits)] = logits
+        return in_kind(padded, tokens)
 
-    def _read(self, row: int, tokens: torch.Tensor, every_logit: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def _read(self, row: int, tokens: np.ndarray, every_logit: bool) -> tuple[np.ndarray, np.ndarray]:
         """Read tokens [C] of one row densely: logits after every one of them or after the last [C or 1, V], and what
         the head read last [H]."""
         call, state = EngineCall(self.engine, self._sparsity), budgets.uncontrolled(1)
         parts, at = [], int(self._held[row])
-        for part in tokens.split(_CHUNK):
+        for first in range(0, len(tokens), _CHUNK):
+            part = tokens[first : first + _CHUNK]
             wanted = len(part) if every_logit else int(at + len(part) == self._held[row] + len(tokens))
             found = call.run((self._caches[row],), part[None], np.array([at]), state, logit_steps=wanted)
             parts.append(found.logits[0])
             at += len(part)
-        return torch.cat(parts), torch.from_numpy(found.stream[0, -1].copy())
+        return np.concatenate(parts), found.stream[0, -1].copy()
 
-    def score(self, tokens: torch.Tensor, keep: Schedule | None = None) -> Scored:
+    def score(self, tokens: "torch.Tensor", keep: Schedule | None = None) -> Scored:
         """As `Session.score`; in stretches of all rows, of which one's logits exist at a time."""
         steps, each = tokens.shape[1] - 1, max(1, _CHUNK // max(1, self.rows))
         if steps <= each:
@@ -130,8 +137,8 @@ class CpuSession(BaseSession):
         )
         child._held, child._dense = self._held[index], self._dense[index]
         child._budgets = self._budgets[index]
-        child._hidden = self.last_hidden(torch.from_numpy(index))
-        child._control = self._control.take(torch.from_numpy(index), child._sparsity, copied=True)
+        child._hidden = self.last_hidden(index)
+        child._control = self._control.take(index, child._sparsity, copied=True)
         child._regroup()
         return child
 
@@ -142,14 +149,14 @@ class CpuSession(BaseSession):
         child = CpuSession(self.engine, self._sparsity, capacity)
         child._caches = (Cache(self.engine, max(capacity, length) + _SPARE, self._caches[0], length),)
         child._held = child._dense = np.array([length])
-        child._budgets, child._hidden = budgets.uncontrolled(1), torch.zeros(1, self.engine.sizes.hidden)
+        child._budgets, child._hidden = budgets.uncontrolled(1), np.zeros((1, self.engine.sizes.hidden), np.float32)
         return child
 
     def join(self, other: "CpuSession") -> None:
         """As `Session.join`."""
         self._control.check_join(other._control)
         self._control.join(other._control, self.rows)
-        self._hidden = torch.cat([session.last_hidden(torch.arange(session.rows)) for session in (self, other)])
+        self._hidden = np.concatenate([session.last_hidden(np.arange(session.rows)) for session in (self, other)])
         self._last = None
         self._caches = self._caches + other._caches
         self._held, self._dense = (
@@ -164,26 +171,27 @@ class CpuSession(BaseSession):
         if row < len(index):
             index[row] = self.rows - 1
         self._caches = tuple(self._caches[place] for place in index)
-        self._hidden = self.last_hidden(torch.from_numpy(index))
+        self._hidden = self.last_hidden(index)
         self._held, self._dense, self._budgets = self._held[index], self._dense[index], self._budgets[index]
-        self._control = self._control.take(torch.from_numpy(index), self._sparsity)
+        self._control = self._control.take(index, self._sparsity)
         self._regroup()
 
-    def truncate(self, lengths: torch.Tensor) -> None:
+    def truncate(self, lengths: Array) -> None:
         """As `Session.truncate`; the engine reads no further than a row's length."""
-        check_cut(lengths, self.lengths, torch.zeros_like(lengths))
-        self._held = lengths.numpy()
+        left = as_numpy(lengths)
+        check_cut(left, self._held, np.zeros_like(left))
+        self._held = left
         self._dense = np.minimum(self._dense, self._held)
 
-    def last_hidden(self, rows: torch.Tensor) -> torch.Tensor:
+    def last_hidden(self, rows: np.ndarray) -> np.ndarray:
         """[n, H], what the output head read after the last token of `rows` [n]."""
         if self._last is not None:
-            self._hidden, self._last = torch.from_numpy(self._last.stream[:, -1].copy()), None
+            self._hidden, self._last = self._last.stream[:, -1].copy(), None
         return self._hidden[rows]
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+    def embed(self, tokens: Array) -> Any:
         """Input embeddings of tokens [...]: [..., H]."""
-        return torch.from_numpy(self.engine.embed(tokens.numpy()))
+        return in_kind(self.engine.embed(as_numpy(tokens)), tokens)
 
     def _regroup(self) -> None:
         """Find the groups of rows that the engine decides for: those under value policies. If another kind of policy
@@ -201,10 +209,10 @@ class CpuSession(BaseSession):
 
     def _pass(
         self,
-        tokens: torch.Tensor,
-        keep: torch.Tensor | None,
+        tokens: np.ndarray,
+        keep: Array | None,
         split: Split | None = None,
-        keep_logits: torch.Tensor | None = None,
+        keep_logits: Array | None = None,
         approximate_tail: bool = False,
         decide: bool = False,
     ) -> Result:
@@ -218,25 +226,30 @@ class CpuSession(BaseSession):
             done = run(*rows, keep, decide=decide, **wanted)
         else:
             before = run(*rows, keep, last=split.layer) if split.layer else None
-            with torch.no_grad(), one_torch_thread():
-                enters = self.embed(tokens).float() if before is None else torch.from_numpy(before.stream.copy())
-                later = split.choose(enters)
+            later = self._chosen(split, self.engine.embed(tokens) if before is None else before.stream.copy())
             done = run(*rows, later, first=split.layer, before=before, **wanted)
         # As few operations as can be: right after a pass each takes several times as long as usual (see `EngineCall`).
         places = self._held[:, None] if count == 1 else self._held[:, None] + np.arange(count)
-        controllable = torch.from_numpy(places >= self._sparsity.always_read)
+        controllable = places >= self._sparsity.always_read
         self._held = self._held + count
         self._last = done
         actions = None
         if decide and self._all_by_engine:
-            actions = torch.from_numpy(done.actions)
+            actions = done.actions
         elif keep is None or decide:
             actions = self._dense_actions(count)
             if decide:  # the engine gives -1 for rows that it does not decide for
-                actions = torch.from_numpy(np.where(done.actions < 0, actions.numpy(), done.actions))
-        hidden = torch.from_numpy(done.stream[:, skipped:])
-        found = Result(done.logits, hidden, torch.from_numpy(done.realised), controllable, actions)
+                actions = np.where(done.actions < 0, actions, done.actions)
+        found = Result(done.logits, done.stream[:, skipped:], done.realised, controllable, actions)
         return found if keep_logits is None else only(found, keep_logits - skipped)
+
+    @staticmethod
+    def _chosen(split: Split, enters: np.ndarray) -> Array:
+        """What the layers from `split.layer` on follow, decided in torch."""
+        import torch
+
+        with torch.no_grad(), one_torch_thread():
+            return split.choose(as_tensor(enters))
 
     def _prepare(self, count: int) -> None:
         """Give rows room for `count` more tokens."""

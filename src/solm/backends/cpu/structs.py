@@ -3,6 +3,8 @@
 import ctypes
 from collections.abc import Iterable
 
+import numpy as np
+
 from solm.backends import budgets
 from solm.core import actions, allocation, nested
 from solm.core.sparsity import SparsityConfig
@@ -156,8 +158,8 @@ def sparsity_rules(sparsity: SparsityConfig) -> SparsityRules:
         heads=1,
     )
     if allocation_ is not None:
-        table = allocation_.table.contiguous()
-        rules.layers, rules.heads, rules.allocation = allocation_.layers, allocation_.heads, table.data_ptr()
+        table = np.ascontiguousarray(allocation_.table)
+        rules.layers, rules.heads, rules.allocation = allocation_.layers, allocation_.heads, table.ctypes.data
         rules.table = table  # type: ignore[attr-defined]
     return rules
 

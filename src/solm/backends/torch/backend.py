@@ -5,6 +5,7 @@ from transformers import PreTrainedModel
 
 from solm.backends.torch.hooks import HookedModel
 from solm.backends.torch.session import TorchSession
+from solm.core.arrays import Array, as_tensor
 from solm.core.sparsity import SparsityConfig
 
 
@@ -36,9 +37,9 @@ class TorchBackend:
     def context(self) -> int | None:
         return self.hooked.context
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+    def embed(self, tokens: Array) -> torch.Tensor:
         """Input embeddings of tokens [...]: [..., H]."""
-        return self.hooked.embed(tokens)
+        return self.hooked.embed(as_tensor(tokens).to(self.device))
 
     def session(self, sparsity: SparsityConfig, capacity: int = 0) -> TorchSession:
         """As `Backend.session`."""

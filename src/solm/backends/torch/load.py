@@ -10,28 +10,27 @@ from gguf import GGUFWriter
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
+from solm.backends.dtypes import dtype_name
 from solm.backends.gguf_header import ArrayInfo, GgufHeader, read_header
-from solm.backends.torch.heap import keep_freed_memory
-from solm.backends.torch.names import gguf_of, locate, not_loadable, quiet, tokenizer_of
+from solm.backends.heap import keep_freed_memory
+from solm.backends.names import gguf_of, not_loadable
+from solm.backends.quiet import quiet
+from solm.backends.tokenizer import model_tokenizer
+from solm.backends.torch.names import locate
 from solm.backends.torch.shard import check_processes, shard_layers
 from solm.core.errors import SolmError
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
 """What a `device_map` may say instead of devices."""
 
 
 def resolve_dtype(asked: str | torch.dtype) -> torch.dtype:
     """The dtype `asked` for. ``auto``: bfloat16 on an accelerator or a CPU with native bfloat16, else float32."""
-    name = str(asked).removeprefix("torch.")
-    if name not in DTYPES:
-        raise SolmError(f"unknown dtype {name!r}; choose one of {', '.join(DTYPES)}")
+    name = dtype_name(asked)
     if name != "auto":
         return getattr(torch, name)
     native = torch.accelerator.is_available() or torch.cpu._is_avx512_bf16_supported()
@@ -72,8 +71,8 @@ def load_base(
     shard: bool = False,
     revision: str | None = None,
     device_map: str | dict[str, Any] | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer: Any = None,
+) -> tuple[PreTrainedModel, Any]:
     """The frozen base model and its tokenizer, by default the one that comes with it, which is read first.
 
     GGUF weights are dequantised once and kept as safetensors under the cache folder (SOLM_CACHE, by default
@@ -94,7 +93,7 @@ def load_base(
     if device is None:
         device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
     target = check_device(device)
-    tokenizer = tokenizer or load_tokenizer(name, trust_remote_code, revision)
+    tokenizer = tokenizer or model_tokenizer(name, trust_remote_code, revision)
     try:
         source = locate(name)
         with quiet():
@@ -112,34 +111,6 @@ def load_base(
     elif device_map is None:
         model.to(target)  # type: ignore[arg-type]
     return model.eval(), tokenizer
-
-
-def load_tokenizer(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer that comes with a model; raises `SolmError` for a model without one, or where there is none."""
-    has_chat_template(name)
-    gguf = gguf_of(name)
-    try:
-        with quiet():
-            source = str(tokenizer_of(gguf)) if gguf is not None else locate(name)
-            return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        base_config(name, trust_remote_code, revision)  # no such model at all: that is what to say
-        reason = str(error).strip().split("\n")[0].rstrip(":. ")
-        raise SolmError(f"model {name!r} has no tokenizer that can be read ({reason})") from error
-
-
-def has_chat_template(name: str) -> bool | None:
-    """Whether a GGUF file's tokenizer has a chat template, by the file's header; None for other models.
-
-    Raises `SolmError` for a file without a tokenizer.
-    """
-    gguf = gguf_of(name)
-    if gguf is None:
-        return None
-    known = read_header(gguf).metadata
-    if "tokenizer.ggml.tokens" not in known:
-        raise SolmError(f"model {name!r} has no tokenizer: the file has no field tokenizer.ggml.tokens")
-    return "tokenizer.chat_template" in known
 
 
 def skeleton(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedModel:

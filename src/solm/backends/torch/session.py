@@ -15,6 +15,7 @@ from solm.backends.torch.hooks import HookedModel
 from solm.backends.torch.layout import Layout
 from solm.backends.torch.plan import Plan, make_plan
 from solm.core.actions import DENSE
+from solm.core.arrays import Array, as_tensor
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 
@@ -38,8 +39,11 @@ class TorchSession(BaseSession):
         self._hidden = torch.zeros(0)  # [N, H] what the head read last
 
     @property
-    def lengths(self) -> torch.Tensor:
-        return self._lengths
+    def _counts(self) -> np.ndarray:
+        return self._lengths.numpy()
+
+    def _ours(self, values: Array) -> torch.Tensor:
+        return as_tensor(values)
 
     @property
     def cache(self) -> PagedCache:
@@ -50,11 +54,9 @@ class TorchSession(BaseSession):
         """Bytes of this session's own keys and values; shared prefixes are counted by their owner."""
         return self._cache.memory_bytes()
 
-    def prefill(
-        self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
-    ) -> torch.Tensor:
+    def prefill(self, tokens: Array, lengths: Array | None = None, every_logit: bool = False) -> torch.Tensor:
         """As `Session.prefill`; through the stock model's own path."""
-        logits = self.read(tokens, lengths, every_logit)
+        logits = self.read(as_tensor(tokens), None if lengths is None else as_tensor(lengths), every_logit)
         if int(self._lengths.min()) < int(self._lengths.max()):
             self._branch(1)
         return logits
@@ -120,33 +122,34 @@ class TorchSession(BaseSession):
         self._sequences -= 1
         self._base, self._lengths, self._hidden = self._base[index], self._lengths[index], self._hidden[index]
         self._budgets = self._budgets[index.numpy()]
-        self._control = self._control.take(index, self._sparsity)
+        self._control = self._control.take(index.numpy(), self._sparsity)
         for layer in self._cache.layers:
             layer.leave(row)
         if self.rows:
             self._forget(self._lengths)
 
-    def truncate(self, lengths: torch.Tensor) -> None:
+    def truncate(self, lengths: Array) -> None:
         """As `Session.truncate`."""
+        lengths = as_tensor(lengths)
         check_cut(lengths, self._lengths, self._base)
         self._lengths = lengths
         self._forget(lengths - self._base)
 
-    def last_hidden(self, rows: torch.Tensor) -> torch.Tensor:
+    def last_hidden(self, rows: np.ndarray) -> torch.Tensor:
         """[n, H], what the output head read after the last token of `rows` [n]."""
-        return self._hidden if len(rows) == self.rows else self._hidden[rows.to(self._hidden.device)]
+        return self._hidden if len(rows) == self.rows else self._hidden[as_tensor(rows).to(self._hidden.device)]
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+    def embed(self, tokens: Array) -> torch.Tensor:
         """Input embeddings of tokens [...]: [..., H]."""
-        return self.model.embed(tokens)
+        return self.model.embed(as_tensor(tokens))
 
     @torch.no_grad()
     def _pass(
         self,
         tokens: torch.Tensor,
-        keep: torch.Tensor | None,
+        keep: Array | None,
         split: Split | None = None,
-        keep_logits: torch.Tensor | None = None,
+        keep_logits: Array | None = None,
         approximate_tail: bool = False,
         decide: bool = False,
     ) -> Result:
@@ -160,26 +163,26 @@ class TorchSession(BaseSession):
             keep = torch.where(controllable[..., None], keep.to("cpu", torch.float64), dense)
             return make_plan(keep, positions + 1, self._sparsity, self.model.shapes)
 
-        plan = planned(dense if keep is None else keep)
+        plan = planned(dense if keep is None else as_tensor(keep))
         realised, choose = plan.realised, None
         if split is not None:
             layers = self.model.shapes.layers
 
             def choose(hidden: torch.Tensor) -> Plan:
                 nonlocal realised
-                rest = planned(split.choose(hidden))
+                rest = planned(as_tensor(split.choose(hidden)))
                 realised = plan.realised_by(0, split.layer, layers) + rest.realised_by(split.layer, layers, layers)
                 return rest.to(self.model.device)
 
-        wanted = 0 if keep_logits is None else keep_logits
+        wanted = 0 if keep_logits is None else as_tensor(keep_logits)
         layer = None if split is None else split.layer
         logits, hidden, counted = self._forward(tokens, positions, wanted, plan, layer, choose)
         if counted is not None:
             realised = torch.stack([realised[..., 0], counted, realised[..., 2]], -1)
         self._hidden = hidden[:, -1]
         self._lengths = self._lengths + count
-        budgets.add(self._budgets, realised, controllable)
-        return Result(logits, hidden, realised, controllable, self._dense_actions(count))
+        budgets.add(self._budgets, realised.numpy(), controllable.numpy())
+        return Result(logits, hidden, realised, controllable, as_tensor(self._dense_actions(count)))
 
     def _child(self, sparsity: SparsityConfig) -> "TorchSession":
         """A session of the same rows with the same cache; what is mutable is the child's own."""
@@ -189,7 +192,7 @@ class TorchSession(BaseSession):
         )  # fmt: skip
         child._lengths, child._base, child._hidden = self._lengths, self._base, self._hidden
         child._budgets = self._budgets.copy()
-        child._control = self._control.take(torch.arange(self.rows), sparsity, copied=True)
+        child._control = self._control.take(np.arange(self.rows), sparsity, copied=True)
         return child
 
     def _branch(self, forks: int, capacity: int = 0) -> None:
@@ -204,7 +207,7 @@ class TorchSession(BaseSession):
         self._forks *= forks
         self._base, self._lengths, self._hidden = base[index], self._lengths[index], self._hidden[index]
         self._budgets = self._budgets[index.numpy()]
-        self._control = self._control.take(index, self._sparsity)
+        self._control = self._control.take(index.numpy(), self._sparsity)
 
     def _forget(self, own: torch.Tensor) -> None:
         for layer in self._cache.layers:

@@ -29,6 +29,7 @@ def render(found: list[tuple[str, Result]]) -> str:
     if tasks:
         parts += ["<h2>Tasks</h2>", *(_task_table(name, result) for name, result in tasks)]
     compared: list[tuple[str, EvaluationResult | TaskResult]] = [*evaluations, *tasks]
+    compared = [(name, run) for name, run in compared if run.settings.get("currency") != "time"]
     if any(point.arm == "policy" for _, run in compared for point in run.points):
         parts += [
             "<h2>Was the budget kept?</h2>",

@@ -55,10 +55,14 @@ def perplexity_table(result: EvaluationResult) -> str:
         last = point.budget
         rows.append(
             f"<tr{first}><td>{told(point.budget)}<td>{escape(point.arm)}<td>{point.realised:.3f}"
-            f"<td>{point.cost['bytes']:.3f}<td>{point.perplexity:.2f}<td>{point.nats:.4f}"
+            f"<td>{point.cost['bytes']:.3f}<td>{'' if point.step_ms is None else f'{point.step_ms:.2f}'}"
+            f"<td>{point.perplexity:.2f}<td>{point.nats:.4f}"
             f"<td>{difference(point.difference, -1)}</tr>"
         )
-    titles = "<tr><th>net keep<th>arm<th>realised<th>bytes<th>perplexity<th>nats/token<th>policy − arm</tr>"
+    titles = (
+        f"<tr><th>{escape(result.currency)}<th>arm<th>net keep<th>bytes<th>ms<th>perplexity<th>nats/token"
+        "<th>policy − arm</tr>"
+    )
     return f"<div class=scroll><table>{titles}{''.join(rows)}</table></div>"
 
 

@@ -12,7 +12,8 @@ from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
 from solm.core.sparsity import SparsityConfig
-from solm.policies.value_policy import ValueConfig, ValueNetwork, ValuePolicy
+from solm.policies.value_network import ValueNetwork
+from solm.policies.value_policy import ValueConfig, ValuePolicy
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 SPACES = {

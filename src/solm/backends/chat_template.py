@@ -1,0 +1,84 @@
+"""Chat templates: Jinja programs that come with a model, rendered in a sandbox as transformers does."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+
+class _Generation(Extension):
+    """``{% generation %}`` marks what the assistant says, which matters in training alone."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+
+
+class _SafeNamespace(Namespace):
+    """A namespace without names that lead into Python's internals."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            raise SecurityError(f"a chat template may not set {name!r} on a namespace")
+        super().__setitem__(name, value)
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Unlike Jinja's own, without escapes for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {
+        "raise_exception": _refuse, "strftime_now": _now, "namespace": _SafeNamespace,
+        "dict": lambda *given, **named: dict(*given, **named),
+    }  # fmt: skip
+    return environment.from_string(template)
+
+
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, str]],
+    special_tokens: Mapping[str, str],
+    add_generation_prompt: bool,
+) -> str:
+    """The text of a conversation.
+
+    messages: with texts alone as values. special_tokens: by transformers' names, such as ``bos_token``. Raises
+    Jinja's errors where the template is no template or refuses the messages.
+    """
+    content = [dict(message) for message in messages]
+    return str(
+        _compiled(template).render(
+            messages=content, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **special_tokens
+        )
+    )

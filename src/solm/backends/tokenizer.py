@@ -1,0 +1,232 @@
+"""A model's tokenizer on the `tokenizers` package alone; transformers is imported for what only it can do."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from solm.backends.gguf_header import GgufHeader, read_header
+from solm.backends.gguf_tokenizer import byte_level_tokenizer
+from solm.backends.names import folder_of, folder_or_hub_id, gguf_of, made_folder, not_loadable
+from solm.backends.quiet import quiet
+from solm.core.cache_folder import cache_folder
+from solm.core.errors import SolmError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+    from transformers import PreTrainedTokenizerBase
+
+_TOKENS, _FACTS = "tokenizer.json", "solm.json"
+_FORMAT = 3
+_ERRORS = (OSError, ValueError, KeyError, ImportError)
+"""What transformers raises where there is nothing that it can read."""
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What of a tokenizer is not in its tokenizer.json."""
+
+    chat_template: str | None
+    special_tokens: dict[str, str]
+    all_special_ids: list[int]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class Tokenizer:
+    """Texts to tokens and back, and conversations to texts, as transformers' tokenizers do it.
+
+    Everything else that those can do is done by one, which is made of the same parts when it is asked for first.
+    """
+
+    def __init__(self, backend: "Backend", facts: _Facts):
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend, self._facts = backend, facts
+        self._full: PreTrainedTokenizerBase | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """The tokenizer that `save` wrote to `folder`."""
+        from tokenizers import Tokenizer as Backend
+
+        facts = _Facts(**json.loads((folder / _FACTS).read_text()))
+        return cls(Backend.from_file(str(folder / _TOKENS)), facts)
+
+    def save(self, folder: Path) -> None:
+        """Write it to `folder`."""
+        self._backend.save(str(folder / _TOKENS))
+        (folder / _FACTS).write_text(json.dumps(vars(self._facts)))
+
+    @property
+    def full(self) -> "PreTrainedTokenizerBase":
+        """transformers' tokenizer."""
+        if self._full is None:
+            from transformers import PreTrainedTokenizerFast
+
+            self._full = PreTrainedTokenizerFast(
+                tokenizer_object=self._backend, chat_template=self.chat_template, clean_up_tokenization_spaces=False,
+                **self._facts.special_tokens, **self._facts.settings,
+            )  # fmt: skip
+        return self._full
+
+    @property
+    def chat_template(self) -> str | None:
+        return self._facts.chat_template
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Tokens that are no text."""
+        return self._facts.all_special_ids
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The tokens of a text."""
+        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+        """The text of tokens [C], a list, an array or a tensor."""
+        listed = ids.tolist() if hasattr(ids, "tolist") else ids
+        return str(self._backend.decode([listed] if isinstance(listed, int) else listed, skip_special_tokens))
+
+    def apply_chat_template(
+        self, conversation: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False, **options: Any
+    ) -> Any:
+        """The text of a conversation with ``tokenize=False`` as the only option; anything else is transformers'."""
+        plain = all(type(value) is str for message in conversation for value in message.values())
+        if self.chat_template is None or not plain or options != {"tokenize": False}:
+            return self.full.apply_chat_template(
+                conversation,  # type: ignore[arg-type]
+                add_generation_prompt=add_generation_prompt,
+                **options,
+            )
+        from solm.backends.chat_template import render
+
+        return render(self.chat_template, conversation, self._facts.special_tokens, add_generation_prompt)
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        """As transformers' tokenizers are called."""
+        return self.full(*given, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # of a copy that is not set up yet
+            raise AttributeError(name)
+        return getattr(self.full, name)
+
+    def __len__(self) -> int:
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+
+def model_tokenizer(name: str, trust_remote_code: bool = False, revision: str | None = None) -> Any:
+    """The tokenizer that comes with a model: a `Tokenizer`, or transformers' own where only that can be used.
+
+    What transformers makes of a model's files is kept in the cache folder, and read from there the next time. Raises
+    `SolmError` for a model without a tokenizer, or where there is none.
+    """
+    has_chat_template(name)
+
+    def full() -> "PreTrainedTokenizerBase":
+        return transformers_tokenizer(name, trust_remote_code, revision)
+
+    if trust_remote_code:
+        return full()
+    gguf = gguf_of(name)
+    files = [gguf] if gguf is not None else _files(folder_of(name, revision))
+    folder = cache_folder() / f"tokenizer-{_stamp(files)}"
+    quick = None if gguf is None or folder.is_dir() else _from_header(read_header(gguf))
+    if quick is not None:
+        with suppress(OSError):
+            made_folder(folder, quick.save)
+        return quick
+    if not folder.is_dir():
+        made = full()
+        facts = _facts_of(made)
+        if facts is None:
+            return made
+        try:
+            made_folder(folder, Tokenizer(made.backend_tokenizer, facts).save)
+        except OSError:
+            return made
+    try:
+        return Tokenizer.load(folder)
+    except Exception:  # a damaged file, for which the package has no error of its own
+        return full()
+
+
+def transformers_tokenizer(
+    name: str, trust_remote_code: bool = False, revision: str | None = None
+) -> "PreTrainedTokenizerBase":
+    """transformers' tokenizer of a model; raises `SolmError` for a model without one, or where there is none."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    gguf = gguf_of(name)
+    try:
+        with quiet():
+            if gguf is not None:
+                return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            source = folder_or_hub_id(name)
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+    except _ERRORS as error:
+        try:  # no such model at all: that is what to say
+            if gguf is None:
+                AutoConfig.from_pretrained(
+                    folder_or_hub_id(name), trust_remote_code=trust_remote_code, revision=revision or "main"
+                )
+        except _ERRORS as missing:
+            raise not_loadable(name, missing) from missing
+        reason = str(error).strip().split("\n")[0].rstrip(":. ")
+        raise SolmError(f"model {name!r} has no tokenizer that can be read ({reason})") from error
+
+
+def has_chat_template(name: str) -> bool | None:
+    """Whether a GGUF file's tokenizer has a chat template, by the file's header; None for other models.
+
+    Raises `SolmError` for a file without a tokenizer.
+    """
+    gguf = gguf_of(name)
+    if gguf is None:
+        return None
+    known = read_header(gguf).metadata
+    if "tokenizer.ggml.tokens" not in known:
+        raise SolmError(f"model {name!r} has no tokenizer: the file has no field tokenizer.ggml.tokens")
+    return "tokenizer.chat_template" in known
+
+
+def _from_header(header: GgufHeader) -> Tokenizer | None:
+    """The tokenizer of a GGUF file without transformers; None where only that can read it."""
+    template = header.metadata.get("tokenizer.chat_template")
+    found = byte_level_tokenizer(header)
+    if found is None or not isinstance(template, str | None):
+        return None
+    backend, special = found
+    numbers = [backend.token_to_id(token) for token in dict.fromkeys(special.values())]
+    ids = [number for number in numbers if number is not None]
+    return Tokenizer(backend, _Facts(template, special, ids))
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a model's folder, without its weights."""
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix not in _WEIGHTS]
+
+
+def _stamp(files: Iterable[Path]) -> str:
+    """Differs for other files, other versions of them, and another transformers."""
+    parts = [str(_FORMAT), version("transformers")]
+    for path in files:
+        status = path.stat()
+        parts.append(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _facts_of(tokenizer: "PreTrainedTokenizerBase") -> _Facts | None:
+    """What is kept of a tokenizer beside its tokenizer.json; None where `Tokenizer` could not stand in for it."""
+    backend, template = getattr(tokenizer, "backend_tokenizer", None), tokenizer.chat_template
+    cleans = tokenizer.clean_up_tokenization_spaces and type(getattr(backend, "model", None)).__name__ != "BPE"
+    if backend is None or cleans or not isinstance(template, str | None):
+        return None
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    settings = {name: getattr(tokenizer, name) for name in ("model_max_length", "padding_side", "truncation_side")}
+    return _Facts(template, special, list(tokenizer.all_special_ids), settings)

@@ -1,0 +1,129 @@
+"""`BudgetCurve`: what the budgets of a policy take and lose, measured; a file beside the policy."""
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from solm.core.errors import BudgetError
+from solm.core.timings import StepTimings
+
+CURVE = "curve.json"
+COLUMNS = (
+    "context",
+    "budget",
+    "speed",
+    "ms per step",
+    "loss, nats per token",
+    "perplexity",
+    "KV pages",
+    "MLP channels",
+)
+"""Of `BudgetCurve.rows`."""
+
+
+class CurvePoint(BaseModel):
+    """A budget after `context` tokens. budget: share of the dense step's milliseconds; speed: dense over step.
+
+    attention, mlp: shares realised. nats: loss per token above the dense model, with its 95 % interval low to high over
+    texts. uniform: policy minus the uniform arm, nats per token, None where it was not compared.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    context: int
+    budget: float = Field(gt=0, le=1)
+    step_ms: float = Field(gt=0)
+    speed: float = Field(gt=0)
+    attention: float
+    mlp: float
+    nats: float
+    low: float
+    high: float
+    uniform: float | None = None
+
+
+class BudgetCurve(BaseModel):
+    """The points of a policy, and the step timings that budgets in time are told by. texts, tokens: of every point.
+
+    data: names of the held-out texts.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    format: int = Field(1, ge=1, le=1)
+    timings: StepTimings
+    points: tuple[CurvePoint, ...] = Field(min_length=1)
+    texts: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    data: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> "BudgetCurve":
+        places = [(point.context, point.budget) for point in self.points]
+        if places != sorted(set(places)):
+            raise ValueError("points must be ordered by context and budget, each given once")
+        return self
+
+    @property
+    def contexts(self) -> list[int]:
+        return sorted({point.context for point in self.points})
+
+    @property
+    def about(self) -> str:
+        """What was measured where, in a sentence or two."""
+        known = self.timings
+        return (
+            f"Measured on {known.backend}, {known.threads} threads, with {self.texts} texts per context "
+            f"({self.tokens} tokens) that no training saw. A budget is a share of the dense step's milliseconds."
+        )
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The points in words, by `COLUMNS`."""
+        return [
+            (
+                f"{point.context:,}", f"{point.budget:.3f}", f"{point.speed:.2f} x", f"{point.step_ms:.2f}",
+                f"{point.nats:.3f} [{point.low:.3f}, {point.high:.3f}]", f"{np.expm1(point.nats):+.1%}",
+                f"{point.attention:.2f}", f"{point.mlp:.2f}",
+            )
+            for point in self.points
+        ]  # fmt: skip
+
+    def markdown(self) -> list[str]:
+        """The points as a chapter of a card."""
+        rows = (f"| {' | '.join(row)} |" for row in self.rows())
+        return [
+            "## Budgets", "", f"{self.about} Numbers in brackets are 95 % intervals over texts.", "",
+            f"| {' | '.join(COLUMNS)} |", "| ---: " * len(COLUMNS) + "|", *rows, "",
+        ]  # fmt: skip
+
+    def share_for_loss(self, nats: float, context: int) -> float:
+        """The lowest share of the dense step's milliseconds that loses at most `nats` per token after `context` tokens,
+        by the points of the nearest context measured.
+
+        Between points the loss is interpolated; it is taken to fall as the budget rises and to be 0 at 1. Raises
+        `BudgetError` for a loss of at most 0, and never goes below the lowest budget measured.
+        """
+        if not nats > 0:
+            raise BudgetError(f"budget loss={nats:g} is out of range: a loss must be above 0 nats per token")
+        near = min(self.contexts, key=lambda seen: abs(seen - context))
+        budgets, losses = self._falling(near)
+        first = int((losses <= nats).argmax())  # the loss at 1 is 0
+        if first == 0:
+            return float(budgets[0])
+        part = (losses[first - 1] - nats) / (losses[first - 1] - losses[first])
+        return float(budgets[first - 1] + part * (budgets[first] - budgets[first - 1]))
+
+    def _falling(self, context: int) -> tuple[np.ndarray, np.ndarray]:
+        """Budgets, rising to 1, and losses, falling to 0."""
+        at = [point for point in self.points if point.context == context]
+        budgets = [point.budget for point in at if point.budget < 1] + [1.0]
+        losses = [max(point.nats, 0.0) for point in at if point.budget < 1] + [0.0]
+        return np.array(budgets), np.maximum.accumulate(np.array(losses)[::-1])[::-1]
+
+
+def spaced_budgets(floor: float, count: int = 5) -> tuple[float, ...]:
+    """`count` shares between `floor` and 1, evenly spaced, both ends left out, rounded to thousandths.
+
+    At the floor every step takes its lowest level, and at 1 its highest: there is nothing to decide.
+    """
+    steps = np.linspace(floor, 1, count + 2)[1:-1]
+    return tuple(round(float(step), 3) for step in steps)

@@ -1,0 +1,64 @@
+"""`MeasuredCost`: what a step takes in milliseconds, as a linear function of the shares that it realises."""
+
+from typing import Any
+
+import numpy as np
+
+from solm.core.actions import FULL_BITS
+from solm.core.cost import ModelShapes
+from solm.core.nested import HIGH_BITS
+from solm.core.shares import axis_levels
+from solm.core.sparsity import SparsityConfig
+from solm.core.timings import LEVELS, StepTimings
+
+Rates = tuple[float, float, float]
+"""Per axis what the whole of it costs, in one unit for all axes."""
+
+
+class MeasuredCost:
+    """Milliseconds of a step: those of the dense step less, per axis, a rate times the share that is left out.
+
+    A rate is fitted to the measured levels by least squares, at the shares that these levels realise, and is at least
+    0. Being linear, the cost of an average is the average cost: arms of equal average shares take equal time. Between
+    measured contexts rates are interpolated; beyond them the nearest holds.
+    """
+
+    def __init__(self, timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShapes):
+        self.timings = timings
+        contexts: Any = np.array(timings.contexts)
+        known = LEVELS.model_copy(update={"attention": timings.attention, "mlp": timings.mlp})
+        attention, mlp, _ = axis_levels(known, contexts, sparsity.under(None), shapes)
+        dense = np.array([row[-1] for row in timings.attention_ms])
+        rates = [
+            _rate(np.asarray(attention), np.array(timings.attention_ms)),
+            _rate(np.asarray(mlp), np.array(timings.mlp_ms)),
+        ]
+        halved = dense if not timings.halved_ms else np.array(timings.halved_ms)
+        rates.append(np.maximum((dense - halved) / (1 - HIGH_BITS / FULL_BITS), 0))
+        self._contexts, self._dense, self._rates = contexts, dense, np.stack(rates)
+
+    def dense(self, context: float) -> float:
+        """Milliseconds of the dense step that sees `context` keys."""
+        return float(np.interp(context, self._contexts, self._dense))
+
+    def rates(self, context: float) -> Rates:
+        """Per axis the milliseconds of all of it, at `context` keys."""
+        attention, mlp, bits = (float(np.interp(context, self._contexts, axis)) for axis in self._rates)
+        return attention, mlp, bits
+
+    def milliseconds(self, realised: np.ndarray, kv_length: np.ndarray | float) -> np.ndarray:
+        """Of steps of realised shares [..., 3] that see kv_length [...] keys: [...] float64."""
+        dense = np.interp(kv_length, self._contexts, self._dense)
+        rates = np.stack([np.interp(kv_length, self._contexts, axis) for axis in self._rates], -1)
+        return np.asarray(dense - ((1 - realised) * rates).sum(-1))
+
+    def share(self, realised: tuple[float, ...], context: float) -> float:
+        """Of the dense step's milliseconds, for realised shares [3]."""
+        return float(self.milliseconds(np.array(realised), context)) / self.dense(context)
+
+
+def _rate(shares: np.ndarray, milliseconds: np.ndarray) -> np.ndarray:
+    """[contexts] ms per share left out, from shares [contexts, levels] realised, the last one dense, and the steps'
+    milliseconds [contexts, levels]. 0 where no level leaves anything out."""
+    left, saved = 1 - shares, milliseconds[:, -1:] - milliseconds
+    return np.maximum((left * saved).sum(1) / np.maximum((left**2).sum(1), 1e-12), 0)

@@ -1,0 +1,100 @@
+"""The folder of a fit: what it is made for, the sizes of its phases, and which outputs are whole. The owner of
+``fit.json``."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from solm.core.errors import RunMismatchError
+from solm.core.files import locked, read_model, write_json
+from solm.fitting.plan import Sizes
+
+MANIFEST = "fit.json"
+
+
+class About(BaseModel):
+    """What a fit is made for; a folder holds one. data: fingerprints of the texts, by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    """The base model's identity as JSON, without the name that it was loaded by."""
+    backend: str
+    processor: str
+    threads: int
+    data: dict[str, str]
+    minutes: float
+    seed: int
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    about: About
+    sizes: dict[str, Sizes] = Field(default_factory=dict)
+    done: dict[str, tuple[str, str]] = Field(default_factory=dict)
+    """By phase the digests of what it was made from and of what it made."""
+
+
+class FitFolder:
+    """An open folder, locked for one process; see `opened`."""
+
+    def __init__(self, path: Path, manifest: _Manifest):
+        self.path, self._manifest = path, manifest
+
+    @classmethod
+    @contextmanager
+    def opened(cls, path: Path, about: About) -> Iterator[Self]:
+        """The folder `path`, made if need be.
+
+        Raises `RunMismatchError` where it holds a fit of something else or another process is fitting in it, and
+        `DamagedFileError` for a damaged manifest.
+        """
+        with locked(path, "fitting"):
+            manifest = read_model(path / MANIFEST, _Manifest) if (path / MANIFEST).exists() else _Manifest(about=about)
+            for name in About.model_fields:
+                there, here = getattr(manifest.about, name), getattr(about, name)
+                if there != here:
+                    told = "" if name in ("model", "data") else f" ({there} there, {here} here)"
+                    raise RunMismatchError(
+                        f"--out: {path} holds a fit with another {name}{told}; choose another folder"
+                    )
+            yield cls(path, manifest)
+
+    def sizes(self, phase: str, make: Callable[[], Sizes]) -> Sizes:
+        """The sizes that `phase` was begun with; of a new one what `make` returns."""
+        if phase not in self._manifest.sizes:
+            self._manifest.sizes[phase] = make()
+            self._save()
+        return self._manifest.sizes[phase]
+
+    def phase(self, name: str, output: str, inputs: list[str], make: Callable[[], None]) -> bool:
+        """Run `make`, which writes the file `output` from the files `inputs`, unless it is there already: whole, and
+        made from just these inputs. Whether it ran."""
+        key = self._digest(inputs)
+        if self._manifest.done.get(name) == (key, self._digest([output])):
+            return False
+        make()
+        self._manifest.done[name] = (key, self._digest([output]))
+        self._save()
+        return True
+
+    def is_done(self, name: str, output: str, inputs: list[str]) -> bool:
+        """Whether `phase` would skip it."""
+        return self._manifest.done.get(name) == (self._digest(inputs), self._digest([output]))
+
+    def _digest(self, names: list[str]) -> str:
+        found = hashlib.sha256()
+        for name in names:
+            path = self.path / name
+            found.update(path.read_bytes() if path.is_file() else b"missing")
+        return found.hexdigest()
+
+    def _save(self) -> None:
+        content: dict[str, Any] = self._manifest.model_dump(mode="json")
+        write_json(self.path / MANIFEST, content)

@@ -1,0 +1,72 @@
+"""What the phases of a fit share: the model, its texts, the folder, and how far everything is."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from solm.core.measured import MeasuredCost
+from solm.core.timings import StepTimings
+from solm.fitting.folder import FitFolder
+from solm.fitting.plan import PHASES, Sizes, Speed, measure_speed, plan
+from solm.fitting.texts import SCORED, Texts
+from solm.runtime.language_model import LanguageModel
+from solm.training.interrupt import Interrupted
+
+Report = Callable[[str, int, int, float], None]
+"""Called with a phase, its parts done and in all, and the seconds left of the whole fit."""
+
+
+@dataclass
+class Job:
+    """A fit under way. stop: gets an exit code when the run is to stop (`training.interrupt.signals`)."""
+
+    lm: LanguageModel
+    texts: Texts
+    folder: FitFolder
+    minutes: float
+    seed: int
+    stop: list[int]
+    report: Report = lambda phase, done, total, left: None
+    remark: Callable[[str], None] = lambda text: None
+
+    def sizes(self, phase: str, timings: StepTimings | None = None) -> Sizes:
+        """What a phase measures. A new phase times the model first."""
+        return self.folder.sizes(phase, lambda: self.planned(self.speed(), timings))
+
+    def speed(self) -> Speed:
+        tokens = self.texts.train[0].tokens[None, : self.texts.context + 1]
+        return measure_speed(self.lm, tokens)
+
+    def planned(self, speed: Speed, timings: StepTimings | None = None, strict: bool = False) -> Sizes:
+        """The sizes that fit into the minutes at `speed`; timings tell what pages are worth."""
+        worth = 0.0
+        if timings is not None:
+            known = MeasuredCost(timings, self.lm.sparsity, self.lm.shapes)
+            longest = timings.contexts[-1]
+            worth = known.rates(longest)[0] / known.dense(longest)
+        longest = min(self.lm.context or 1 << 30, min(len(stream.tokens) for stream in self.texts.train))
+        windows = self.texts.windows(self.texts.context + SCORED)
+        return plan(
+            self.minutes, speed, self.lm.shapes, context=self.texts.context, longest=longest, windows=windows,
+            attention=worth, strict=strict,
+        )  # fmt: skip
+
+    def progress(self, phase: str) -> Callable[[int, int], None]:
+        """What a phase calls with its parts done and in all. Raises `Interrupted` where the run is to stop."""
+        begun, names = time.monotonic(), list(PHASES)
+        later = sum(60 * self.minutes * PHASES[name] for name in names[names.index(phase) + 1 :])
+        planned = 60 * self.minutes * PHASES[phase]
+
+        def told(done: int, total: int) -> None:
+            elapsed = time.monotonic() - begun
+            left = elapsed / done * (total - done) if done else planned
+            self.report(phase, done, total, left + later)
+            if self.stop and done < total:  # after the last part the phase writes its result first
+                raise Interrupted(self.stop[0])
+
+        return told
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)

@@ -1,0 +1,197 @@
+"""The phases of a fit, each from files of the folder to one more file."""
+
+import shutil
+
+import torch
+
+from solm.core.actions import ActionSpace
+from solm.core.curve import BudgetCurve, CurvePoint, spaced_budgets
+from solm.core.errors import SolmError
+from solm.core.files import read_json, read_model, resumable, write_json, write_text
+from solm.core.parts import Parts
+from solm.core.sparsity import SparsityConfig
+from solm.core.timings import StepTimings, read_timings
+from solm.evaluation.baselines import BaselineRequest, baseline
+from solm.evaluation.perplexity import EvaluationSettings, evaluate
+from solm.evaluation.result import EvaluationResult
+from solm.evaluation.step_timing import measure
+from solm.fitting.job import Job
+from solm.fitting.plan import BUDGETS, SCHEDULES
+from solm.policies.artifact import TrainedPolicy
+from solm.runtime.language_model import LanguageModel
+from solm.runtime.offer import Offer
+from solm.training.allocate import find_allocation, trusted
+from solm.training.checkpoint import CONFIG, RunFolder, read_stored
+from solm.training.config import ValueTrainConfig
+from solm.training.sources import Record, draw_windows, provenance
+from solm.training.values import average_costs, collect, fitted_policy, read_samples
+
+TIMINGS, ALLOCATION, COSTS, EVALUATION = "timings.json", "allocation.json", "level-costs.json", "evaluation.json"
+TRAINING, COLLECTED, FITTED = "training", "training/collected.json", "training/policy/policy_config.json"
+POLICY = "policy/policy_config.json"
+SPACE = ActionSpace.preset("cpu")
+"""Levels whose costs are learned."""
+_LAYER = 4
+_REPEATS, _DISTURBED = 2, 0.05
+"""How often timings are repeated while two measurements of one step differ by more than this."""
+_WORST_FLOOR = 0.98
+"""Share of the dense step's time above which the lowest levels save nothing that is worth a fit."""
+
+
+def time_steps(job: Job) -> None:
+    """Milliseconds of steps at every level. Raises `SolmError` where no level saves any."""
+    sizes = job.sizes("timings")
+    contexts = sizes.timing_contexts
+    tokens = job.texts.train[0].tokens[None, : contexts[-1] + 1]
+    found = measure(job.lm, tokens, contexts, sizes.timing_rounds, job.progress("timings"))
+    for _ in range(_REPEATS):
+        if found.disturbance <= _DISTURBED:
+            break
+        job.remark(f"timings: two measurements of one step differ by {found.disturbance:.0%}; they are repeated")
+        found = found.lowest(measure(job.lm, tokens, contexts, sizes.timing_rounds, job.progress("timings")))
+    if found.disturbance > _DISTURBED:
+        job.remark(
+            f"timings: they still differ by {found.disturbance:.0%}, so budgets in time are no surer than that; other "
+            "processes use this machine"
+        )
+    check_worth(job.lm, found, sizes.context)
+    write_text(job.folder.path / TIMINGS, found.model_dump_json(indent=2) + "\n")
+
+
+def check_worth(lm: LanguageModel, timings: StepTimings, context: int) -> None:
+    """Raises `SolmError` where even the lowest levels save no time after `context` tokens."""
+    space = ActionSpace.preset("cpu-fine")
+    floor = Offer(space, lm.sparsity, lm.shapes, timings=timings).time_floor(context)
+    if floor > _WORST_FLOOR:
+        raise SolmError(
+            f"steps of this model take at least {floor:.3f} of the dense step's time, whatever they leave out "
+            f"({timings.backend}, {context} tokens): there is nothing to fit"
+        )
+
+
+def deal_out(job: Job) -> None:
+    """What every layer, and where pages are worth it every KV head, keeps of an action."""
+    sizes = job.sizes("allocation", read_timings(job.folder.path / TIMINGS))
+    windows = draw_windows(
+        job.texts.train, sizes.allocation_texts, sizes.context + sizes.allocation_length, job.generator()
+    )
+    find_allocation(
+        job.lm, windows, (sizes.context,), job.folder.path / ALLOCATION, job.progress("allocation"),
+        sizes.allocation_axes,
+    )  # fmt: skip
+
+
+def collect_samples(job: Job) -> None:
+    """What random schedules cost, token by token."""
+    config = _training(job, "samples")
+    folder = job.folder.path / TRAINING
+    if (folder / CONFIG).exists() and read_stored(folder) != config:
+        shutil.rmtree(folder)  # made from another allocation
+    run = RunFolder(folder, config)
+    told = job.progress("samples")
+    try:
+        told(0, config.batches)
+        collect(
+            _allocated(job), config, run, job.texts.train, lambda record: told(int(record["update"]), config.batches)
+        )
+    finally:
+        run.close()
+    write_json(job.folder.path / COLLECTED, {"batches": config.batches})
+
+
+def cost_levels(job: Job) -> None:
+    """What every level costs where all steps take it."""
+    config = _training(job, "level costs")
+    key = [config.model_dump(mode="json"), [stream.fingerprint for stream in job.texts.train]]
+    with resumable(job.folder.path / COSTS) as partial:
+        costs = average_costs(
+            _allocated(job), config, job.texts.train, 2, Parts(partial, key), job.progress("level costs")
+        )
+        write_json(job.folder.path / COSTS, [axis.tolist() for axis in costs])
+
+
+def fit_network(job: Job) -> None:
+    """The policy, not yet compared."""
+    config = _training(job, "level costs")
+    costs = [torch.tensor(axis, dtype=torch.float64) for axis in read_json(job.folder.path / COSTS)]
+    samples = read_samples(job.folder.path / TRAINING, config.batches)
+    about: Record = provenance(config, job.texts.train)
+    fitted_policy(_allocated(job), config, samples, costs, about).save_pretrained((job.folder.path / FITTED).parent)
+
+
+def compare(job: Job) -> None:
+    """The policy and baselines at equal milliseconds, on text that nothing was learned from."""
+    sizes = job.sizes("comparison")
+    lm = _controlled(job)
+    floor = lm.offer().time_floor(sizes.context + sizes.comparison_length // 2)
+    settings = EvaluationSettings(
+        budgets=spaced_budgets(floor, BUDGETS), currency="time", texts=sizes.comparison_texts, context=sizes.context,
+        length=sizes.comparison_length, trials=0, seed=job.seed, batch=sizes.comparison_batch,
+    )  # fmt: skip
+    path, told = job.folder.path / EVALUATION, job.progress("comparison")
+    constant = baseline("constant", BaselineRequest(lm, lm.space, None, sizes.context, job.seed))
+    with resumable(path) as partial:
+        told(0, -(-sizes.comparison_texts // sizes.comparison_batch))
+        result = evaluate(lm, job.texts.held_out, settings, None, partial, told, rivals={"constant": constant})
+        write_text(path, result.model_dump_json(indent=2) + "\n")
+
+
+def write_policy(job: Job) -> None:
+    """The policy with its curve and card."""
+    fitted = TrainedPolicy.from_pretrained((job.folder.path / FITTED).parent)
+    result = read_model(job.folder.path / EVALUATION, EvaluationResult)
+    curve = curve_of(result, read_timings(job.folder.path / TIMINGS))
+    TrainedPolicy(fitted.config, fitted.network, curve).save_pretrained((job.folder.path / POLICY).parent)
+
+
+def curve_of(result: EvaluationResult, timings: StepTimings) -> BudgetCurve:
+    """The curve of the policy in an evaluation at shares of the dense step's time."""
+    points, dense = [], result.points[0]
+    for budget in result.settings["budgets"]:
+        policy, loss, uniform = (result.arm(name, budget) for name in ("policy", "dense", "uniform"))
+        assert policy is not None
+        assert loss is not None
+        assert policy.step_ms is not None
+        assert dense.step_ms is not None
+        assert loss.difference is not None
+        points.append(
+            CurvePoint(
+                context=result.settings["context"], budget=budget, step_ms=policy.step_ms,
+                speed=dense.step_ms / policy.step_ms, attention=policy.axes["attention"], mlp=policy.axes["mlp"],
+                nats=loss.difference.value, low=loss.difference.low, high=loss.difference.high,
+                uniform=None if uniform is None or uniform.difference is None else uniform.difference.value,
+            )
+        )  # fmt: skip
+    return BudgetCurve(
+        timings=timings, points=tuple(points), texts=result.settings["texts"], tokens=dense.tokens,
+        data=result.settings["data"],
+    )  # fmt: skip
+
+
+def _sparsity(job: Job) -> SparsityConfig:
+    return job.lm.sparsity.under(trusted(read_json(job.folder.path / ALLOCATION)))
+
+
+def _allocated(job: Job) -> LanguageModel:
+    """The model without a policy, under the allocation."""
+    return job.lm.with_policy(None, _sparsity(job))
+
+
+def _controlled(job: Job) -> LanguageModel:
+    """The model under the fitted policy, with this machine's timings."""
+    lm = job.lm.with_policy(TrainedPolicy.from_pretrained((job.folder.path / FITTED).parent))
+    lm.timings = read_timings(job.folder.path / TIMINGS)
+    return lm
+
+
+def _training(job: Job, phase: str) -> ValueTrainConfig:
+    """The settings of the training, as far as they are fixed when `phase` begins: samples do not depend on those of the
+    level costs."""
+    samples, costs = job.sizes("samples"), job.sizes(phase)
+    return ValueTrainConfig(
+        model=job.lm.name, data=tuple(stream.name for stream in job.texts.train), space=SPACE, sparsity=_sparsity(job),
+        context=samples.context, length=samples.sample_length, texts=1, schedules=SCHEDULES,
+        batches=samples.sample_batches, layer=min(_LAYER, job.lm.shapes.layers // 4),
+        level_cost_context=samples.context, level_cost_length=costs.cost_length, level_cost_texts=costs.cost_texts,
+        seed=job.seed,
+    )  # fmt: skip

@@ -1,0 +1,167 @@
+"""How the minutes of a fit are spent: a fixed share for every phase, whose size follows from the model's speed."""
+
+import math
+import statistics
+import time
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from solm.core.cost import ModelShapes
+from solm.core.errors import SolmError
+from solm.core.timings import LEVELS
+from solm.evaluation.step_timing import STEPS
+from solm.runtime.language_model import LanguageModel
+from solm.training.allocate import CHECKED, SHARES
+
+PHASES = {"timings": 0.08, "allocation": 0.27, "samples": 0.33, "level costs": 0.12, "comparison": 0.2}
+"""Shares of the minutes, in the order of the phases."""
+BUDGETS = 5
+"""Budgets of the comparison."""
+SCHEDULES = 3
+"""Random schedules per text of the samples."""
+_ARMS = 4
+_CONTEXTS = (128, 512, 1024, 4096, 8192)
+_LOGITS = 1 << 26
+"""Numbers of logits that a pass may leave in memory: 256 MiB in float32."""
+_UNIT = 20.0
+"""Seconds of the comparison that an interruption may lose."""
+_DECIDING_TEXTS = 6
+"""Texts below which KV heads are not told apart: layers are fewer, and their shares save more."""
+_LEAST = {"timings": 2.0, "allocation": 1.0, "samples": 4.0, "level costs": 1.0, "comparison": 2.0}
+"""What a phase needs at least: rounds of timings (of which the first does not count), texts of each half, batches of
+samples, texts of level costs, texts compared."""
+MINUTES_PER_BILLION = 75
+"""Of weights: the default time, for two cores."""
+
+
+class Speed(NamedTuple):
+    """Tokens per second that are read densely, and that are scored under known actions; seconds of a single step."""
+
+    prefill: float
+    score: float
+    step: float
+
+
+class Sizes(BaseModel):
+    """How much every phase measures; kept in the folder, so that a run that goes on measures the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    context: int
+    """Tokens read densely before those that are scored."""
+    timing_contexts: tuple[int, ...]
+    timing_rounds: int
+    allocation_axes: tuple[str, ...]
+    allocation_texts: int
+    """Half to measure on, half to check on."""
+    allocation_length: int
+    sample_batches: int
+    sample_length: int
+    cost_texts: int
+    cost_length: int
+    comparison_texts: int
+    comparison_length: int
+    comparison_batch: int
+
+
+def default_minutes(shapes: ModelShapes) -> float:
+    """What a fit takes where nothing is asked for: longer for larger models, at least 5."""
+    weights = shapes.layers * (shapes.attention_weights + shapes.up_weights + shapes.down_weights)
+    return round(max(5.0, (weights + shapes.head_weights) / 1e9 * MINUTES_PER_BILLION))
+
+
+def measure_speed(lm: LanguageModel, tokens: torch.Tensor) -> Speed:
+    """How fast the model is on tokens [1, C + 1], in a few seconds."""
+    context, rows, steps = tokens.shape[1] - 1, 8, 16
+    session = lm.session(capacity=context)
+    begun = time.perf_counter()
+    session.prefill(tokens[:, :context])
+    prefill = context / (time.perf_counter() - begun)
+    known = tokens[:, -steps - 1 :].expand(rows, -1)
+    keep = torch.tensor([0.5, 0.7, 16.0], dtype=torch.float64).expand(rows, steps, 3)
+    score = 0.0
+    for _ in range(2):  # the first pass also takes memory
+        forks = session.fork(rows, capacity=steps)
+        begun = time.perf_counter()
+        forks.score(known, keep)
+        score = rows * steps / (time.perf_counter() - begun)
+    row, taken = session.fork(1, capacity=steps), []
+    for _ in range(5):
+        begun = time.perf_counter()
+        row.step(tokens[0, -1:], keep[:1, 0])
+        taken.append(time.perf_counter() - begun)
+    return Speed(prefill, score, statistics.median(taken))
+
+
+def plan(
+    minutes: float,
+    speed: Speed,
+    shapes: ModelShapes,
+    *,
+    context: int,
+    longest: int,
+    windows: int,
+    attention: float = 0.0,
+    strict: bool = False,
+) -> Sizes:
+    """The sizes that fit into `minutes`, or the least that a phase can do with.
+
+    context: tokens read densely. longest: tokens that model and text have room for. windows: texts of the comparison
+    that the held-out text has room for. attention: the most that all pages are worth, as a share of a step. strict:
+    raise `SolmError` where not even the least of every phase fits.
+    """
+    seconds = {name: 60 * minutes * share for name, share in PHASES.items()}
+    read = context / speed.prefill
+    logits = max(1, _LOGITS // shapes.vocabulary)
+
+    plans = len(LEVELS.attention) + len(LEVELS.mlp) + 1
+    round_seconds = plans * STEPS * speed.step
+    contexts = [seen for seen in _CONTEXTS if seen + 16 * STEPS <= longest] or [context]
+    cost = [sum(contexts[:count]) / speed.prefill + 3 * count * round_seconds for count in range(1, len(contexts) + 1)]
+    contexts = contexts[: max(1, sum(one <= seconds["timings"] for one in cost))]
+    rounds = (seconds["timings"] - sum(contexts) / speed.prefill) / (len(contexts) * round_seconds) - 1
+
+    length = min(32, logits // 2)
+    axes: tuple[str, ...] = ("mlp",)
+    half = _allocation_texts(seconds["allocation"], speed, shapes, axes, read, length)
+    if attention > 0.03:
+        both = _allocation_texts(seconds["allocation"], speed, shapes, tuple(SHARES), read, length)
+        if both >= _DECIDING_TEXTS:
+            axes, half = tuple(SHARES), both
+
+    sampled = min(128, logits // (SCHEDULES + 1))
+    batches = seconds["samples"] / (read + (SCHEDULES + 1) * sampled / speed.score)
+    levels = 11  # of the preset `cpu`, the dense pass and both axes
+    costs = seconds["level costs"] / (read + levels * 64 / speed.score)
+    compared = min(64, logits // BUDGETS)
+    compare = read + (1 + _ARMS * BUDGETS) * compared / speed.score
+    texts = seconds["comparison"] / compare
+    together = int(min(8, logits // (BUDGETS * compared), _UNIT / compare))
+    found = dict(zip(PHASES, (rounds + 1, half, batches, costs, texts), strict=True))
+    needed = {name: _LEAST[name] / count for name, count in found.items() if name != "timings"}  # times the minutes
+    needed["timings"] = (contexts[0] / speed.prefill + _LEAST["timings"] * round_seconds) / seconds["timings"]
+    short, phase = max((times, name) for name, times in needed.items())
+    if strict and short > 1:
+        raise SolmError(
+            f"--minutes: {minutes:g} is too short for the {phase} of this model on this machine; give at least "
+            f"{math.ceil(10 * minutes * short) / 10:g}"
+        )
+    rounds, half, batches, costs, texts = (max(count, _LEAST[name]) for name, count in found.items())
+    return Sizes(
+        context=context, timing_contexts=tuple(contexts), timing_rounds=int(min(rounds - 1, 9)),
+        allocation_axes=axes, allocation_texts=2 * int(min(half, logits // length, 64)), allocation_length=length,
+        sample_batches=int(min(batches, 400)), sample_length=sampled, cost_texts=int(min(costs, 128)), cost_length=64,
+        comparison_texts=int(min(texts, windows, 200)), comparison_length=compared,
+        comparison_batch=max(1, together),
+    )  # fmt: skip
+
+
+def _allocation_texts(
+    seconds: float, speed: Speed, shapes: ModelShapes, axes: tuple[str, ...], read: float, length: int
+) -> float:
+    """Texts per half that the allocation has time for."""
+    units = {"attention": shapes.layers * shapes.kv_heads, "mlp": shapes.layers}
+    passes = 2 + sum(units[axis] * len(SHARES[axis]) + 2 * len(CHECKED[axis]) for axis in axes)
+    return seconds / (2 * read + passes * length / speed.score)

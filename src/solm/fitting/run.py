@@ -1,0 +1,105 @@
+"""`fit`: all phases of a fit, in order, in one folder that an interrupted run goes on in."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from solm.core.errors import SolmError
+from solm.core.files import read_model, write_text
+from solm.core.provenance import environment
+from solm.data.windows import TokenStream
+from solm.evaluation.result import EvaluationResult
+from solm.fitting import phases
+from solm.fitting.folder import About, FitFolder
+from solm.fitting.job import Job, Report
+from solm.fitting.phases import ALLOCATION, COLLECTED, COSTS, EVALUATION, FITTED, POLICY, TIMINGS
+from solm.fitting.plan import PHASES, default_minutes
+from solm.fitting.texts import Texts
+from solm.runtime.language_model import LanguageModel
+from solm.training.interrupt import Interrupted, signals
+
+REPORT = "report.html"
+ORDER: tuple[tuple[str, str, list[str], Callable[[Job], None]], ...] = (
+    ("timings", TIMINGS, [], phases.time_steps),
+    ("allocation", ALLOCATION, [TIMINGS], phases.deal_out),
+    ("samples", COLLECTED, [ALLOCATION], phases.collect_samples),
+    ("level costs", COSTS, [ALLOCATION, COLLECTED], phases.cost_levels),
+    ("network", FITTED, [ALLOCATION, COLLECTED, COSTS], phases.fit_network),
+    ("comparison", EVALUATION, [TIMINGS, FITTED], phases.compare),
+    ("policy", POLICY, [TIMINGS, FITTED, EVALUATION], phases.write_policy),
+)
+"""Every phase with the file that it writes, those that it reads, and what does it."""
+
+
+def fit(
+    lm: LanguageModel,
+    streams: list[TokenStream],
+    out: Path,
+    minutes: float | None = None,
+    seed: int = 0,
+    report: Report = lambda phase, done, total, left: None,
+    remark: Callable[[str], None] = lambda text: None,
+) -> EvaluationResult:
+    """Fit a policy to a model without one, in the folder `out`, and compare it; the comparison.
+
+    ``out/policy`` holds the policy, its card and its curve, ``out/report.html`` the comparison as a page (where
+    matplotlib is installed). Phases whose output is whole are skipped. A phase that was interrupted goes on where it
+    stopped, but for the timings.
+
+    minutes: in all, on this machine; by default by the model's size. report: how far it is. remark: gets the plan and
+    what is worth saying, in lines.
+
+    Raises:
+        Interrupted: at SIGINT or SIGTERM, with at most the unit of work under way lost.
+        DataError: too little text.
+        RunMismatchError: `out` holds a fit of something else.
+        SolmError: too few minutes, a backend that saves no time, steps that take the same time at every level.
+    """
+    if not lm.backend.name.startswith("cpu"):
+        raise SolmError(f"a fit needs a backend whose steps save time: cpu, not {lm.backend.name}")
+    texts = Texts.split(streams, lm.context)
+    minutes = default_minutes(lm.shapes) if minutes is None else minutes
+    about = About(
+        model=lm.identity.model_dump_json(exclude={"name"}), backend=lm.backend.name,
+        processor=environment()["machine"]["processor"], threads=torch.get_num_threads(),
+        data={stream.name: stream.fingerprint for stream in streams}, minutes=minutes, seed=seed,
+    )  # fmt: skip
+    with signals() as stop, FitFolder.opened(out, about) as folder:
+        job = Job(lm, texts, folder, minutes, seed, stop, report, remark)
+        if not all(folder.is_done(name, output, inputs) for name, output, inputs, _ in ORDER):
+            for line in plan_lines(job):
+                remark(line)
+        for name, output, inputs, make in ORDER:
+            if not folder.phase(name, output, inputs, lambda make=make: make(job)):  # type: ignore[misc]
+                remark(f"{name}: done before")
+            if stop and name != ORDER[-1][0]:
+                raise Interrupted(stop[0])
+        result = read_model(out / EVALUATION, EvaluationResult)
+        if importlib.util.find_spec("matplotlib") is not None:
+            folder.phase("report", REPORT, [EVALUATION], lambda: _write_report(out, result))
+    return result
+
+
+def plan_lines(job: Job) -> list[str]:
+    """What is going to be measured, and for how long. Raises `SolmError` where the minutes are too few."""
+    speed = job.speed()
+    sizes = job.planned(speed, strict=True)
+    clock = {name: f"{job.minutes * share:.1f} min" for name, share in PHASES.items()}
+    return [
+        f"plan for {job.minutes:g} minutes, reading {speed.prefill:.0f} and scoring {speed.score:.0f} tokens/s:",
+        f"  timings      {clock['timings']:>9}  contexts {', '.join(map(str, sizes.timing_contexts))}",
+        f"  allocation   {clock['allocation']:>9}  {sizes.allocation_texts} texts of {sizes.allocation_length} tokens "
+        f"after {sizes.context}, or fewer and KV heads too where pages are worth it",
+        f"  samples      {clock['samples']:>9}  {sizes.sample_batches} texts of {sizes.sample_length} tokens",
+        f"  level costs  {clock['level costs']:>9}  {sizes.cost_texts} texts of {sizes.cost_length} tokens",
+        f"  comparison   {clock['comparison']:>9}  {sizes.comparison_texts} texts of {sizes.comparison_length} tokens "
+        "that nothing else reads",
+    ]
+
+
+def _write_report(out: Path, result: EvaluationResult) -> None:
+    from solm.evaluation.report.combined import render
+
+    write_text(out / REPORT, render([("fit", result)]))

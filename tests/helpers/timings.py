@@ -1,0 +1,27 @@
+"""Step timings that were not measured: pages are worth a known part of a step, MLP channels another."""
+
+import torch
+
+from solm.core.cost import ModelShapes
+from solm.core.shares import axis_levels
+from solm.core.sparsity import SparsityConfig
+from solm.core.timings import LEVELS, StepTimings
+
+SHAPES = ModelShapes(
+    layers=4, hidden=64, intermediate=128, heads=4, kv_heads=2, head_dim=16, vocabulary=259, gated=True
+)
+CPU = SparsityConfig.preset("cpu")
+
+
+def made_timings(
+    sparsity: SparsityConfig, shapes: ModelShapes, contexts=(100, 400), attention=(0.1, 0.4), mlp=0.5, **changes
+) -> StepTimings:
+    """A dense step takes 10 ms; by context, all pages take `attention` of it, all channels `mlp`."""
+    pages, channels, _ = axis_levels(LEVELS, torch.tensor(contexts), sparsity.under(None), shapes)
+    parts = torch.tensor(attention, dtype=torch.float64)[:, None]
+    known = {
+        "model": "m", "backend": "cpu int8", "threads": 2, "contexts": contexts,
+        "attention_ms": (10 - 10 * parts * (1 - pages)).tolist(), "mlp_ms": (10 - 10 * mlp * (1 - channels)).tolist(),
+        "joint_ms": (5.0,) * len(contexts), "gigabytes_per_second": 30.0,
+    }  # fmt: skip
+    return StepTimings(**{**known, **changes})

@@ -1,0 +1,162 @@
+"""`solm fit` on a tiny model: from text to a policy with a curve, interrupted and gone on with, and what is refused."""
+
+import json
+import shutil
+import signal
+import sys
+
+import pytest
+import torch
+
+from helpers.timings import made_timings
+from solm.cli.main import main
+from solm.core.errors import RunMismatchError
+from solm.data.windows import token_stream
+from solm.fitting import phases
+from solm.fitting.plan import Speed
+from solm.fitting.run import fit
+from solm.policies.artifact import TrainedPolicy
+from solm.runtime.load import load
+from solm.training.interrupt import Interrupted
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+MINUTES = "0.3"
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Timings that are known, as those of a tiny model are noise."""
+
+    def measure(lm, tokens, contexts, rounds, progress):
+        progress(1, 1)
+        known = made_timings(lm.sparsity, lm.shapes, tuple(contexts), (0.1,) * len(contexts))
+        return known.model_copy(update={"model": lm.name, "backend": lm.backend.name})
+
+    monkeypatch.setattr(phases, "measure", measure)
+
+
+@pytest.fixture
+def solm(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["solm", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Two sources of some thousand bytes, each a token."""
+    for name in ("a", "b"):
+        line = f"Text {name} says that numbers such as {ord(name)} come back in every line, and 17 words more.\n"
+        (tmp_path / f"{name}.txt").write_text("".join(f"{number} {line}" for number in range(200)))
+    return f"{tmp_path / 'a.txt'},{tmp_path / 'b.txt'}"
+
+
+def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_path, timed, solm):
+    out = tmp_path / "run"
+    code, said = solm("fit", tiny_folder, "--data", texts, "--minutes", MINUTES, "--out", out, "--json")
+    assert not code, said.err
+    assert "plan for 0.3 minutes" in said.err
+    told = json.loads(said.out)
+    assert told["policy"] == str(out / "policy")
+    budgets = [point["budget"] for point in told["points"]]
+    assert len(budgets) == 5
+    for point in told["points"]:
+        assert point["step_ms"] == pytest.approx(10 * point["budget"], rel=0.03), "the budget in time is kept"
+        assert point["speed"] == pytest.approx(10 / point["step_ms"])
+        assert point["low"] <= point["nats"] <= point["high"]
+    trained = TrainedPolicy.from_pretrained(out / "policy")
+    assert trained.curve is not None
+    assert "## Budgets" in (out / "policy" / "README.md").read_text()
+    assert (out / "report.html").is_file()
+
+    code, said = solm("fit", tiny_folder, "--data", texts, "--minutes", MINUTES, "--out", out, "--json")
+    assert not code
+    assert json.loads(said.out) == told, "all is done: nothing changes"
+    assert "plan" not in said.err
+
+    result = tmp_path / "eval.json"
+    code, said = solm(
+        "eval", "--model", tiny_folder, "--backend", "cpu", "--policy", out / "policy", "--data", texts.split(",")[0],
+        "--budgets", "auto", "--texts", "4", "--context", "200", "--length", "40", "--out", result,
+    )  # fmt: skip
+    assert not code, said.err
+    points = json.loads(result.read_text())["points"]
+    found = {(point["arm"], point["budget"]) for point in points}
+    for budget in {point["budget"] for point in points if point["arm"] == "policy"}:
+        assert {arm for arm, at in found if at == budget} == {"dense", "policy", "allocated", "uniform", "constant"}
+    for point in points:
+        assert point["step_ms"] > 0
+        assert (point["difference"] is None) == (point["arm"] == "policy" or point["budget"] == 1)
+
+    common = ["--model", tiny_folder, "--backend", "cpu", "--policy", out / "policy", "--max-new-tokens", "4", "hi"]
+    for budget in ("0.8", "speed=1.2", "ms=8", "loss=0.5"):
+        code, said = solm("generate", *common, "--budget", budget)
+        assert not code, said.err
+    code, said = solm("generate", *common, "--budget", "0.2")
+    assert code == 2
+    assert "of the dense step's milliseconds" in said.err
+    code, said = solm("policies", "show", out / "policy")
+    assert "ms per step" in said.out
+
+
+def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(tiny_folder, texts, tmp_path, timed, monkeypatch):
+    monkeypatch.setattr("solm.fitting.job.measure_speed", lambda lm, tokens: Speed(10_000, 5000, 0.0005))
+    lm = load(tiny_folder, backend="cpu")
+    streams = [token_stream(name, lm.tokenizer) for name in texts.split(",")]
+    whole = fit(lm, streams, tmp_path / "whole", 0.1)
+    before = "timings"
+    for stop in ("allocation", "samples", "level costs", "comparison"):
+        seen = []
+
+        def report(phase, done, total, left, seen=seen, stop=stop):
+            if phase == stop and done and seen[-1:] != ["stopped"]:
+                signal.raise_signal(signal.SIGTERM)
+                phase = "stopped"
+            seen.append(phase)
+
+        with pytest.raises(Interrupted) as ended:
+            fit(lm, streams, tmp_path / "parts", 0.1, report=report)
+        assert ended.value.exit_code == 143
+        assert set(seen) <= {before, stop, "stopped"}, "what was done before is not done again"
+        assert seen.count("stopped") == 1
+        before = stop
+    resumed = fit(lm, streams, tmp_path / "parts", 0.1)
+    costs = [(tmp_path / name / "level-costs.json").read_bytes() for name in ("whole", "parts")]
+    assert costs[0] == costs[1]
+    ours, theirs = (TrainedPolicy.from_pretrained(tmp_path / name / "policy") for name in ("whole", "parts"))
+    for name, weights in ours.network.state_dict().items():  # equal but for the order of sums
+        torch.testing.assert_close(weights, theirs.network.state_dict()[name], rtol=0.01, atol=0.01)
+    assert [point.nats for point in resumed.points] == pytest.approx([point.nats for point in whole.points], abs=0.01)
+    with pytest.raises(RunMismatchError, match="another minutes"):
+        fit(lm, streams, tmp_path / "parts", 0.2)
+    with pytest.raises(RunMismatchError, match="another data"):
+        fit(lm, streams[:1], tmp_path / "parts", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere.txt"], "nowhere.txt"),
+        (["--minutes", "0"], "--minutes: 0 is out of range"),
+        (["--minutes", "nan"], "--minutes: nan is not a number"),
+        (["--minutes", "0.0001"], "--minutes: 0.0001 is too short"),
+        (["--backend", "torch"], "--backend: 'torch' is not auto or cpu"),
+        (["--precision", "int3"], "--precision: unknown value 'int3'"),
+    ],
+)
+def test_mistakes_are_one_line(tiny_folder, texts, tmp_path, solm, arguments, message):
+    code, said = solm("fit", tiny_folder, "--data", texts, "--out", tmp_path / "run", *arguments)
+    assert code == 2
+    lines = [line for line in said.err.splitlines() if line.startswith("solm: ") and "solm: cpu" not in line]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_too_little_text_is_refused(tiny_folder, tmp_path, solm):
+    (tmp_path / "short.txt").write_text("A few words.")
+    code, said = solm("fit", tiny_folder, "--data", tmp_path / "short.txt", "--out", tmp_path / "run")
+    assert (code, "holds 13 bytes" in said.err) == (2, True)

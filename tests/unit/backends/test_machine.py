@@ -1,0 +1,52 @@
+"""What is found out about the machine without torch: threads and accelerators."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from solm.backends.accelerator import accelerator_available
+from solm.backends.threads import default_threads, threads_of
+
+
+def test_without_torch_there_are_as_many_threads_as_with_it():
+    code = "import sys; {}; from solm.backends.threads import default_threads; print(default_threads())"
+    for more in ({}, {"OMP_NUM_THREADS": "1"}):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | more
+        told = {
+            first: subprocess.run(
+                [sys.executable, "-c", code.format(first)], env=environment, capture_output=True, text=True, check=True
+            ).stdout
+            for first in ("pass", "import torch")
+        }
+        assert told["pass"] == told["import torch"]
+
+
+@pytest.mark.parametrize(("said", "threads"), [("3", 3), ("2,1", 2)])
+def test_the_environment_says_how_many(monkeypatch, said, threads):
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert default_threads() == threads
+    with threads_of(5):
+        assert default_threads() == 5
+    assert default_threads() == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    assert 1 <= default_threads() <= os.cpu_count()
+
+
+def test_threads_of_a_block_are_torchs_too():
+    before = torch.get_num_threads()
+    try:
+        with threads_of(1):
+            assert torch.get_num_threads() == default_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_torch_is_asked_only_where_there_may_be_an_accelerator(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert accelerator_available(tmp_path) is (sys.platform != "linux")
+    (tmp_path / "nvidia0").touch()
+    assert accelerator_available(tmp_path)

@@ -1,0 +1,50 @@
+"""The curve of a policy: what a loss asks for, and what is refused."""
+
+import pytest
+from pydantic import ValidationError
+
+from helpers.timings import CPU, SHAPES, made_timings
+from solm.core.curve import COLUMNS, BudgetCurve, CurvePoint, spaced_budgets
+from solm.core.errors import BudgetError
+
+
+def point(context: int, budget: float, nats: float) -> CurvePoint:
+    return CurvePoint(
+        context=context, budget=budget, step_ms=10 * budget, speed=1 / budget, attention=1.0, mlp=budget, nats=nats,
+        low=nats - 0.01, high=nats + 0.01,
+    )  # fmt: skip
+
+
+def curve(*points: CurvePoint) -> BudgetCurve:
+    return BudgetCurve(timings=made_timings(CPU, SHAPES), points=points, texts=8, tokens=512)
+
+
+KNOWN = curve(point(512, 0.6, 0.3), point(512, 0.8, 0.04), point(512, 0.9, 0.05), point(2048, 0.5, 0.1))
+
+
+def test_a_loss_is_the_lowest_budget_that_loses_no_more():
+    assert KNOWN.share_for_loss(0.05, 500) == pytest.approx(0.8)
+    assert KNOWN.share_for_loss(0.175, 500) == pytest.approx(0.7)
+    assert KNOWN.share_for_loss(0.025, 500) == pytest.approx(0.95), "0.9 is taken to lose no more than 0.8 does"
+    assert KNOWN.share_for_loss(5.0, 500) == 0.6
+    assert KNOWN.share_for_loss(0.05, 8000) == pytest.approx(0.75), "of the nearest context"
+    with pytest.raises(BudgetError, match="loss=0 is out of range"):
+        KNOWN.share_for_loss(0, 500)
+
+
+def test_a_row_says_what_a_point_is_worth():
+    row = dict(zip(COLUMNS, KNOWN.rows()[0], strict=True))
+    assert (row["context"], row["budget"], row["speed"]) == ("512", "0.600", "1.67 x")
+    assert row["loss, nats per token"] == "0.300 [0.290, 0.310]"
+    assert row["perplexity"] == "+35.0%"
+
+
+def test_points_are_ordered_and_given_once():
+    for points in ((point(512, 0.8, 0.1), point(512, 0.6, 0.2)), (point(512, 0.8, 0.1), point(512, 0.8, 0.1))):
+        with pytest.raises(ValidationError, match="ordered"):
+            curve(*points)
+
+
+def test_budgets_are_spaced_between_the_floor_and_all():
+    assert spaced_budgets(0.4) == (0.5, 0.6, 0.7, 0.8, 0.9)
+    assert spaced_budgets(0.667, 2) == (0.778, 0.889)

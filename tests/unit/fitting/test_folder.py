@@ -1,0 +1,61 @@
+"""The folder of a fit: what is skipped, what is done again, and whose it is."""
+
+import pytest
+
+from solm.core.errors import DamagedFileError, RunMismatchError
+from solm.fitting.folder import MANIFEST, About, FitFolder
+
+ABOUT = About(model="{}", backend="cpu int8", processor="p", threads=2, data={"a": "1"}, minutes=5, seed=0)
+
+
+def made(path, calls, about=ABOUT):
+    """Two phases, the second of which reads what the first wrote."""
+    with FitFolder.opened(path, about) as folder:
+        folder.phase("one", "one.json", [], lambda: (calls.append("one"), (path / "one.json").write_text("1")))
+        folder.phase(
+            "two", "two.json", ["one.json"], lambda: (calls.append("two"), (path / "two.json").write_text("2"))
+        )
+
+
+def test_a_phase_is_skipped_while_its_output_is_whole_and_its_inputs_the_same(tmp_path):
+    for change, wanted in (
+        (lambda: None, ["one", "two"]),
+        (lambda: None, []),
+        (lambda: (tmp_path / "two.json").write_text("half"), ["two"]),
+        (lambda: (tmp_path / "two.json").unlink(), ["two"]),
+        (lambda: (tmp_path / "one.json").write_text("other"), ["one"]),
+    ):
+        change()
+        calls = []
+        made(tmp_path, calls)
+        assert calls == wanted
+
+
+def test_another_input_makes_a_phase_again(tmp_path):
+    made(tmp_path, [])
+    with FitFolder.opened(tmp_path, ABOUT) as folder:
+        (tmp_path / "one.json").write_text("changed")
+        assert not folder.is_done("two", "two.json", ["one.json"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "{1}"}, "another model; choose"),
+        ({"data": {"a": "2"}}, "another data; choose"),
+        ({"processor": "q"}, r"another processor \(p there, q here\)"),
+        ({"minutes": 6.5}, r"another minutes \(5.0 there, 6.5 here\)"),
+    ],
+)
+def test_a_folder_holds_one_fit(tmp_path, change, message):
+    made(tmp_path, [])
+    with pytest.raises(RunMismatchError, match=message):
+        made(tmp_path, [], ABOUT.model_copy(update=change))
+
+
+def test_a_damaged_manifest_and_a_second_process_are_refused(tmp_path):
+    with FitFolder.opened(tmp_path, ABOUT), pytest.raises(RunMismatchError, match="another process is fitting"):
+        made(tmp_path, [])
+    (tmp_path / MANIFEST).write_text("{")
+    with pytest.raises(DamagedFileError, match=MANIFEST):
+        made(tmp_path, [])

@@ -1,0 +1,74 @@
+"""What minutes buy: more for a faster model or a longer time, and never more than fits."""
+
+import pytest
+import torch
+
+from helpers.timings import SHAPES
+from solm.core.cost import ModelShapes
+from solm.core.errors import SolmError
+from solm.fitting.plan import PHASES, Speed, default_minutes, measure_speed, plan
+
+SMALL = ModelShapes(
+    layers=24, hidden=896, intermediate=4864, heads=14, kv_heads=2, head_dim=64, vocabulary=151_936, gated=True
+)
+PLACE = {"context": 512, "longest": 32_768, "windows": 1000}
+SPEED = Speed(250, 150, 0.02)
+
+
+def test_the_shares_of_the_phases_are_the_whole():
+    assert sum(PHASES.values()) == pytest.approx(1)
+
+
+def test_more_minutes_measure_more_and_logits_stay_within_memory():
+    few, many = (plan(minutes, SPEED, SMALL, **PLACE) for minutes in (15, 45))
+    for name in ("sample_batches", "cost_texts", "comparison_texts"):
+        assert getattr(few, name) < getattr(many, name), name
+    assert len(few.timing_contexts) <= len(many.timing_contexts)
+    for sizes in (few, many):
+        for tokens in (
+            4 * sizes.sample_length,
+            5 * sizes.comparison_length * sizes.comparison_batch,
+            sizes.allocation_texts // 2 * sizes.allocation_length,
+        ):
+            assert tokens * SMALL.vocabulary * 4 <= 1 << 28
+
+
+def test_the_time_that_a_phase_plans_is_its_share():
+    sizes = plan(45, SPEED, SMALL, **PLACE)
+    read = 512 / SPEED.prefill
+    taken = sizes.sample_batches * (read + 4 * sizes.sample_length / SPEED.score)
+    assert taken == pytest.approx(60 * 45 * PHASES["samples"], rel=0.05)
+    taken = sizes.comparison_texts * (read + 21 * sizes.comparison_length / SPEED.score)
+    assert taken == pytest.approx(60 * 45 * PHASES["comparison"], rel=0.1)
+
+
+def test_kv_heads_are_told_apart_only_where_pages_save_time_and_there_is_enough():
+    assert plan(120, SPEED, SMALL, **PLACE, attention=0.01).allocation_axes == ("mlp",)
+    assert plan(120, SPEED, SMALL, **PLACE, attention=0.2).allocation_axes == ("attention", "mlp")
+    assert plan(10, SPEED, SMALL, **PLACE, attention=0.2).allocation_axes == ("mlp",)
+
+
+def test_too_few_minutes_are_refused_with_what_is_needed():
+    for speed in (SPEED, Speed(2500, 1500, 0.2)):
+        with pytest.raises(SolmError, match=r"--minutes: 0.2 is too short for the .* give at least") as refused:
+            plan(0.2, speed, SMALL, **PLACE, strict=True)
+        needed = float(str(refused.value).split()[-1])
+        assert needed < 15
+        assert plan(needed, speed, SMALL, **PLACE, strict=True).comparison_texts >= 2
+        with pytest.raises(SolmError, match="too short"):
+            plan(needed - 0.2, speed, SMALL, **PLACE, strict=True)
+    assert plan(1, SPEED, SMALL, **PLACE).comparison_texts == 2, "a phase that has begun does the least there is"
+
+
+def test_the_comparison_has_no_more_texts_than_there_are():
+    assert plan(45, SPEED, SMALL, context=512, longest=32_768, windows=7).comparison_texts == 7
+
+
+def test_larger_models_get_more_time():
+    assert default_minutes(SHAPES) == 5
+    assert 30 <= default_minutes(SMALL) <= 45
+
+
+def test_speed_is_measured_on_the_model(tiny_lm):
+    speed = measure_speed(tiny_lm, torch.randint(3, 259, (1, 129)))
+    assert all(value > 0 for value in speed)

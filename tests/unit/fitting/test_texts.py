@@ -1,0 +1,44 @@
+"""How texts are split, and what is too little of them."""
+
+import pytest
+import torch
+
+from solm.core.errors import DataError
+from solm.data.windows import TokenStream
+from solm.fitting.texts import Texts, sample
+
+
+def stream(tokens: int, name: str = "a") -> TokenStream:
+    return TokenStream(torch.arange(tokens), name, "f")
+
+
+def test_what_is_held_out_is_read_by_nothing_else():
+    texts = Texts.split([stream(40_000), stream(20_000, "b")], None)
+    assert texts.context == 512
+    for whole, train, held in zip((40_000, 20_000), texts.train, texts.held_out, strict=True):
+        assert torch.equal(torch.cat([train.tokens, held.tokens]), torch.arange(whole))
+        assert len(held.tokens) == whole // 4
+        assert train.fingerprint != held.fingerprint
+    assert texts.windows(641) == 2 * (5000 // 641)
+
+
+def test_short_texts_and_models_get_a_shorter_context():
+    assert Texts.split([stream(4200)], None).context == 384
+    assert Texts.split([stream(40_000)], 512).context == 256
+    assert len(Texts.split([stream(2056)], None).held_out[0].tokens) == 1028
+
+
+def test_too_little_is_refused_by_name():
+    with pytest.raises(DataError, match="--data: b holds 2000 tokens; a fit needs 2056 of every source"):
+        Texts.split([stream(40_000), stream(2000, "b")], None)
+    with pytest.raises(DataError, match="the model's context of 200 tokens is below 257"):
+        Texts.split([stream(40_000)], 200)
+
+
+def test_of_much_text_pieces_from_everywhere_are_read():
+    documents = [str(number % 10) * 150_000 for number in range(20)]
+    assert sample(documents, 0) == documents
+    found = sample(documents, 0, most=1_000_000)
+    assert 1_000_000 <= sum(map(len, found)) < 1_100_000
+    assert len({piece[0] for piece in found}) > 5
+    assert found == sample(documents, 0, most=1_000_000) != sample(documents, 1, most=1_000_000)

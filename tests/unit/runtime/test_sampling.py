@@ -1,0 +1,77 @@
+"""Plain sampling in NumPy: what can be drawn, how often, and when transformers is asked instead."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from solm.runtime.controlled import _spread
+from solm.runtime.sampling import Plain, Sampler, _plain
+
+
+def logits(seed: int, size: int = 300) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 3, size).astype(np.float32)
+
+
+@given(
+    st.integers(0, 1000), st.sampled_from([0.2, 0.7, 1.0, 1.8]), st.sampled_from([0, 1, 7, 50, 299, 300, 1000]),
+    st.sampled_from([0.01, 0.3, 0.9, 0.999, 1.0]),
+)  # fmt: skip
+def test_plain_scores_are_those_of_transformers_processors(seed, temperature, top_k, top_p):
+    expected = torch.from_numpy(logits(seed))[None]
+    processors = [TemperatureLogitsWarper(temperature)] if temperature != 1 else []
+    processors += [TopKLogitsWarper(top_k)] if top_k else []
+    processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    for processor in processors:
+        expected = processor(None, expected)
+    given_ = logits(seed)
+    np.testing.assert_allclose(Plain(temperature, top_k, top_p).scores(given_), expected[0].numpy(), rtol=1e-6)
+    assert np.array_equal(given_, logits(seed)), "the logits stay as they are"
+
+
+def test_tokens_are_drawn_as_often_as_their_probabilities_say():
+    sampler, scores = Sampler(7, Plain(), draws=True), np.array([2.0, 1.0, -np.inf, 0.0, 1.0], np.float32)
+    drawn = np.bincount([sampler.choose(scores) for _ in range(20_000)], minlength=5) / 20_000
+    expected = np.exp(scores) / np.exp(scores).sum()
+    np.testing.assert_allclose(drawn, expected, atol=0.012)
+    assert drawn[2] == 0
+
+
+@pytest.mark.parametrize("seed", [0, 5, -3, (1 << 64) - 1])
+def test_a_seed_says_what_is_drawn(seed):
+    def drawn(seed):
+        sampler = Sampler(seed, Plain(1.5), draws=True)
+        return [sampler.choose(logits(index)) for index in range(12)]
+
+    assert drawn(seed) == drawn(seed)
+    assert drawn(seed) != drawn(seed + 1)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, lambda x: torch.from_numpy(x).bfloat16()])
+def test_logits_may_be_arrays_or_tensors_of_any_float(kind):
+    sampler = Sampler(0, None, draws=False)
+    assert sampler.takes_largest
+    assert sampler.choose(kind(np.array([0.0, 3.0, -1.0], np.float32))) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "plain"),
+    [
+        ({}, Plain(1.0, 50, 1.0)), ({"temperature": 0.7, "top_k": 0}, Plain(0.7, 0, 1.0)),
+        ({"repetition_penalty": 1.0, "min_length": 0, "transformers_version": "5"}, Plain(1.0, 50, 1.0)),
+        ({"repetition_penalty": 1.1}, None), ({"min_p": 0.1}, None), ({"bad_words_ids": [[7]]}, None),
+        ({"temperature": -1.0}, None), ({"top_p": 0.0}, None), ({"top_p": 2.0}, None), ({"top_k": -1}, None),
+        ({"temperature": "hot"}, None), ({"something_new": 3}, None),
+    ],
+)  # fmt: skip
+def test_what_is_not_plain_is_left_to_transformers(options, plain):
+    assert _plain(options) == plain
+
+
+def test_a_policys_identity_has_the_rows_that_torchs_linspace_gives():
+    known = (2, 33, 259, 32000, 49152, 50257, 128256, 151646, 151936, 152064, 256000, 262144)
+    for vocabulary in (*known, *range(9000, 9200)):
+        expected = torch.linspace(0, vocabulary - 1, 32).long().tolist()
+        assert _spread(vocabulary).tolist() == expected, vocabulary
