@@ -213,15 +213,17 @@ class CpuSession(BaseSession):
         self._prepare(count)
         run, rows = self._call.run, (self._caches, tokens, self._held, self._budgets)
         skipped = 0 if keep_logits is None else int(keep_logits.min())  # first tokens, whose logits nobody wants
-        wanted = {"logit_steps": count - skipped, "approximate_tail": int(approximate_tail)}
+        wanted = count - skipped
         if split is None:
-            done = run(*rows, keep, decide=decide, **wanted)
+            done = run(*rows, keep, decide=decide, logit_steps=wanted, approximate_tail=approximate_tail)
         else:
             before = run(*rows, keep, last=split.layer) if split.layer else None
             with torch.no_grad(), one_torch_thread():
                 enters = self.embed(tokens).float() if before is None else torch.from_numpy(before.stream.copy())
                 later = split.choose(enters)
-            done = run(*rows, later, first=split.layer, before=before, **wanted)
+            done = run(
+                *rows, later, first=split.layer, before=before, logit_steps=wanted, approximate_tail=approximate_tail
+            )
         # As few operations as can be: right after a pass each takes several times as long as usual (see `EngineCall`).
         places = self._held[:, None] if count == 1 else self._held[:, None] + np.arange(count)
         controllable = torch.from_numpy(places >= self._sparsity.always_read)
