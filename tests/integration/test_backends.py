@@ -40,7 +40,7 @@ def test_the_engine_is_the_default_and_says_how_it_runs(tiny_folder, caplog):
     with package.load(str(tiny_folder), dtype="float32") as lm:
         assert lm.backend.name == "cpu int8"
         assert lm.sparsity == package.SparsityConfig.preset("cpu")
-        assert lm.space == package.ActionSpace.preset("cpu-fine")
+        assert lm.space == package.ActionSpace.preset("cpu-wide")
         reply = lm.generate("A long enough prompt. " * 9, budget=0.97, max_new_tokens=30, min_new_tokens=30)
         assert reply.compute.bytes == pytest.approx(0.97, abs=0.02)
     assert "cpu int8, bfloat16 KV cache, " in caplog.text

@@ -107,7 +107,6 @@ def budget(
 
     timed: there are timings, for budgets in milliseconds.
     """
-    from solm.core.actions import ActionSpace
     from solm.core.budget import BudgetRequest
     from solm.runtime.load import engine_sparsity
     from solm.runtime.offer import Offer
@@ -122,10 +121,17 @@ def budget(
         if request.kind in ("keep", "shares") or (request.kind == "compute" and curve is None and not timed):
             # Without a policy and a space it depends on the backend, and these are the widest: the exact check is that
             # of the loaded model.
-            grid = trained.config.space if trained else space or ActionSpace.preset("fine")
+            grid = trained.config.space if trained else space or _widest()
             longest = config.context or 1 << 20
             Offer(grid, engine_sparsity(trained), config.shapes, trained).budget(request, longest)
     return request
+
+
+def _widest() -> "ActionSpace":
+    """All that either backend offers where there is no policy."""
+    from solm.core.actions import ActionSpace
+
+    return ActionSpace.preset("fine").model_copy(update={"mlp": ActionSpace.preset("cpu-wide").mlp})
 
 
 def space_of(name: str | None) -> "ActionSpace | None":

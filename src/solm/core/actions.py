@@ -167,6 +167,8 @@ PRESETS: dict[str, ActionSpace] = {
     "cpu": ActionSpace(attention=(0.1, 0.2, 0.3, 0.4, 0.6, 1.0), mlp=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),
     # The same, so close that a mixture of two levels costs little more than what lies between.
     "cpu-fine": ActionSpace(attention=(0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), mlp=_steps(50, 100, 5)),
+    # For budgets without a policy: down to where a model still says something, if little of sense.
+    "cpu-wide": ActionSpace(attention=(0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), mlp=_steps(20, 100, 5)),
     # ... with weights that can be read by halves; for sparsity `nested`.
     "nested": ActionSpace(attention=(0.1, 0.2, 0.3, 0.4, 0.6, 1.0), mlp=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0), bits=(4, 16)),
     # What a value policy learns to price; any of the joint grids above 4 bits lies within.

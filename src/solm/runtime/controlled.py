@@ -139,7 +139,7 @@ class ControlledModel:
             return self.trained.config.space
         if self.sparsity.bits_site == "weights":
             return ActionSpace.preset("nested")
-        return ActionSpace.preset("fine" if self.backend.name.startswith("torch") else "cpu-fine")
+        return ActionSpace.preset("fine" if self.backend.name.startswith("torch") else "cpu-wide")
 
     def session(self, capacity: int = 0, sparsity: SparsityConfig | None = None) -> Session:
         """An empty session; `capacity` tokens are reserved. sparsity: other rules than the model's."""
