@@ -82,6 +82,11 @@ def larger_start(size: str, engine: str) -> tuple[float, float]:
     return found["start_seconds"]["second"]["median"], found["peak_gib"]["second"]
 
 
+def larger_loss(size: str, setting: str) -> Difference:
+    """What benchmarks/settings.py found that a setting loses after 1,024 tokens."""
+    return Difference.of(read(f"settings-{size.lower()}")["settings"][setting])
+
+
 def fidelity() -> dict[str, Any]:
     """By model, what benchmarks/fidelity.py found."""
     return {"SmolLM2-135M": read("fidelity-135m")} | {
