@@ -82,16 +82,20 @@ def larger_start(size: str, engine: str) -> tuple[float, float]:
     return found["start_seconds"]["second"]["median"], found["peak_gib"]["second"]
 
 
-def larger_loss(size: str, setting: str) -> Difference:
-    """What benchmarks/settings.py found that a setting loses after 1,024 tokens."""
+def larger_contexts(size: str) -> list[int]:
+    return sorted(map(int, larger(size)["contexts"]))
+
+
+def larger_loss(size: str, setting: str) -> Difference | None:
+    """What benchmarks/settings.py found that a setting loses after 1,024 tokens, where it ran."""
+    if not (RESULTS / f"settings-{size.lower()}.json").exists():
+        return None
     return Difference.of(read(f"settings-{size.lower()}")["settings"][setting])
 
 
 def fidelity() -> dict[str, Any]:
     """By model, what benchmarks/fidelity.py found."""
-    return {"SmolLM2-135M": read("fidelity-135m")} | {
-        name: read(f"fidelity-{size.lower()}") for size, name in LARGER.items()
-    }
+    return {"SmolLM2-135M": read("fidelity-135m"), LARGER["0.5B"]: read("fidelity-0.5b")}
 
 
 # Milliseconds of a decode step

@@ -64,11 +64,14 @@ def larger() -> str:
     settings = {"solm, MLP 0.8": "mlp 0.8", "solm, pages 0.2, MLP 0.6": "pages 0.2, mlp 0.6"}
     rows = []
     for size, name in of.LARGER.items():
-        for context in (64, 1024, 4096):
+        for context in of.larger_contexts(size):
             theirs, ours = of.larger_step(size, "llama.cpp", context), of.larger_step(size, "solm", context)
             dialled = (of.larger_step(size, "solm", context, setting) for setting in settings.values())
             cells = [f"{ours:.1f} ({theirs / ours:.2f}×)", *(f"{time:.1f} ({ours / time:.2f}×)" for time in dialled)]
             rows.append([name, f"step after {context:,} tokens, ms", f"{theirs:.1f}", *cells])
+        losses = [of.larger_loss(size, setting) for setting in settings.values()]
+        shown = [NONE if loss is None else interval(loss) for loss in losses]
+        rows.append([name, "loss after 1,024 tokens, nats per token", NONE, "0", *shown])
         theirs, ours = (of.larger_prompt(size, engine, 1024) for engine in ("llama.cpp", "solm"))
         rows.append(
             [name, "prompt of 1,024, tokens/s", f"{theirs:.0f}", f"{ours:.0f} ({ours / theirs:.2f}×)", NONE, NONE]
@@ -76,7 +79,7 @@ def larger() -> str:
         (start, peak), (our_start, our_peak) = of.larger_start(size, "llama.cpp"), of.larger_start(size, "solm")
         rows.append([name, "second start to first token, s", f"{start:.1f}", f"{our_start:.1f}", NONE, NONE])
         rows.append([name, "peak memory, GiB", f"{peak:.2f}", f"{our_peak:.2f}", NONE, NONE])
-    return markdown(("Model, Q4_K_M", "", "llama.cpp", "solm, dense", *settings), rows, words=2)
+    return markdown(("Model, Q4_K_M file", "", "llama.cpp", "solm, dense", *settings), rows, words=2)
 
 
 @table
