@@ -49,7 +49,9 @@ SETTINGS = {
 def places(tmp_path_factory, byte_tokenizer):
     """A tiny model as a folder, whose tokenizer transformers has read once, and a policy for it."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_model("llama", torch.float32).save_pretrained(folder)
+    model = tiny_model("llama", torch.float32)
+    model.config.eos_token_id = model.generation_config.eos_token_id = None  # replies are as long as asked
+    model.save_pretrained(folder)
     byte_tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     policy = folder.parent / "policy"
