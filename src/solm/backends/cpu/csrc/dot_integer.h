@@ -71,6 +71,7 @@ struct Group : Prefetch {
   int8_t q[MOST_ROWS][GROUP];
   float scale[MOST_ROWS];
   int32_t total[MOST_ROWS];
+  int kept = 0;  // rows before the padding
 
   // Takes group `number` of `size` (16 or 32) channels, whose rows of weights are `stride` bytes apart. takes(r): whether step
   // r needs these weights.
@@ -81,7 +82,7 @@ struct Group : Prefetch {
     uint32_t used = 0;
     for (int r = 0; r < rows; ++r) used |= takes(r) ? rounded[r].kept[whole] : 0;
     if (size < GROUP) used &= 0xffffu << offset;
-        count = __builtin_popcount(used);
+        kept = count = __builtin_popcount(used);
     const uint8_t* from = weights + size_t(whole) * GROUP * stride;
     int i = 0;
     for (uint32_t left = used; left; left &= left - 1) row[i++] = from + size_t(__builtin_ctz(left)) * stride;

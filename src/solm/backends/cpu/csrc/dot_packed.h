@@ -143,7 +143,7 @@ class PackedProducts {
   template <int LOW>
   void add_pairs() {
     using Pairs = PackedPairs<LOW>;
-    const Pairs pairs(g_.count, g_.row, g_.q[0]);
+    const Pairs pairs(g_.kept, g_.row, g_.q[0]);
     typename Pairs::Chunk chunk;
     typename Pairs::Sums upper, lower;
     auto fetch = [this] { cursor_.fetch(); };

@@ -45,8 +45,8 @@ struct PackedPairs {
   const uint8_t* const* row;
   int32_t input[2 * HALF];  // two numbers, twice
 
-  // row: of the channels; q: their inputs.
-  PackedPairs(int count, const uint8_t* const* row, const int8_t* q) : pairs(count / 2), row(row) {
+  // row: of `count` channels; q: their inputs. After an odd number one more row follows, whose input is 0.
+  PackedPairs(int count, const uint8_t* const* row, const int8_t* q) : pairs((count + 1) / 2), row(row) {
     for (int i = 0; i < pairs; ++i) {
       uint16_t two;
       std::memcpy(&two, q + 2 * i, 2);
