@@ -44,12 +44,20 @@ def numbers(text: str) -> list[float]:
 
 def finish(kind: str, options: argparse.Namespace, results: dict[str, Any], lines: list[str]) -> None:
     """Print or write the result of the benchmark `kind`; `lines` are for a terminal."""
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    settings = {name: _without_folders(value) for name, value in vars(options).items()}
     ours = {name: value for name, value in settings.items() if name not in ("json", "out")}
     found = record(kind, ours | {"threads": torch.get_num_threads()}, results)
     if options.out is not None:
         write_text(options.out, found.model_dump_json(indent=2) + "\n")
     print(found.model_dump_json() if options.json else "\n".join(lines))
+
+
+def _without_folders(value: Any) -> Any:
+    """A setting as results keep it: of a path its name."""
+    if isinstance(value, list):
+        return [_without_folders(one) for one in value]
+    is_path = isinstance(value, Path) or (isinstance(value, str) and "/" in value and Path(value).exists())
+    return Path(value).name if is_path else value
 
 
 def draw_text(lm: solm.LanguageModel, count: int, length: int) -> torch.Tensor:

@@ -61,25 +61,25 @@ def headline() -> str:
 @table
 def larger() -> str:
     """Larger models beside llama.cpp on the same file."""
-    settings = {"solm, MLP 0.8": "mlp 0.8", "solm, pages 0.2, MLP 0.6": "pages 0.2, mlp 0.6"}
+    settings = {"MLP 0.6": "mlp 0.6", "pages 0.2, MLP 0.6": "pages 0.2, mlp 0.6"}
+    none = [NONE] * len(settings)
     rows = []
     for size, name in of.LARGER.items():
         for context in of.larger_contexts(size):
             theirs, ours = of.larger_step(size, "llama.cpp", context), of.larger_step(size, "solm", context)
             dialled = (of.larger_step(size, "solm", context, setting) for setting in settings.values())
             cells = [f"{ours:.1f} ({theirs / ours:.2f}×)", *(f"{time:.1f} ({ours / time:.2f}×)" for time in dialled)]
-            rows.append([name, f"step after {context:,} tokens, ms", f"{theirs:.1f}", *cells])
-        losses = [of.larger_loss(size, setting) for setting in settings.values()]
-        shown = [NONE if loss is None else interval(loss) for loss in losses]
-        rows.append([name, "loss after 1,024 tokens, nats per token", NONE, "0", *shown])
+            rows.append([name, f"step after {context:,}, ms", f"{theirs:.1f}", *cells])
+        losses = [loss for setting in settings.values() if (loss := of.larger_loss(size, setting))]
+        if losses:
+            rows.append([name, "loss after 1,024, nats per token", NONE, "0", *map(interval, losses)])
         theirs, ours = (of.larger_prompt(size, engine, 1024) for engine in ("llama.cpp", "solm"))
-        rows.append(
-            [name, "prompt of 1,024, tokens/s", f"{theirs:.0f}", f"{ours:.0f} ({ours / theirs:.2f}×)", NONE, NONE]
-        )
-        (start, peak), (our_start, our_peak) = of.larger_start(size, "llama.cpp"), of.larger_start(size, "solm")
-        rows.append([name, "second start to first token, s", f"{start:.1f}", f"{our_start:.1f}", NONE, NONE])
-        rows.append([name, "peak memory, GiB", f"{peak:.2f}", f"{our_peak:.2f}", NONE, NONE])
-    return markdown(("Model, Q4_K_M file", "", "llama.cpp", "solm, dense", *settings), rows, words=2)
+        rows.append([name, "prompt, tokens/s", f"{theirs:.0f}", f"{ours:.0f} ({ours / theirs:.2f}×)", *none])
+        starts = [of.larger_start(size, engine) for engine in ("llama.cpp", "solm")]
+        for place, what, digits in ((0, "second start, s", 1), (1, "peak memory, GiB", 2)):
+            rows.append([name, what, *(f"{start[place]:.{digits}f}" for start in starts), *none])
+    head = ("Model, Q4_K_M file", "", "llama.cpp", "solm, dense", *(f"solm, {name}" for name in settings))
+    return markdown(head, rows, words=2)
 
 
 @table

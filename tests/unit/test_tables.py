@@ -42,7 +42,7 @@ def test_whatever_differs_from_the_results_is_named(copied: Path) -> None:
     done = check(copied)
     assert done.returncode == 1
     for said in (
-        "README.md: differs",
+        "docs/results.md: differs",
         "docs/budget.md: differs",
         "docs/figures/quality.svg: differs",
         "README.md: the results say otherwise: 'The dial adds little",
