@@ -95,7 +95,7 @@ def larger_loss(size: str, setting: str) -> Difference | None:
 
 def fidelity() -> dict[str, Any]:
     """By model, what benchmarks/fidelity.py found."""
-    return {"SmolLM2-135M": read("fidelity-135m")}
+    return {"SmolLM2-135M": read("fidelity-135m"), LARGER["0.5B"]: read("fidelity-0.5b")}
 
 
 # Milliseconds of a decode step

@@ -82,7 +82,7 @@ struct Group : Prefetch {
     uint32_t used = 0;
     for (int r = 0; r < rows; ++r) used |= takes(r) ? rounded[r].kept[whole] : 0;
     if (size < GROUP) used &= 0xffffu << offset;
-        kept = count = __builtin_popcount(used);
+    kept = count = __builtin_popcount(used);
     const uint8_t* from = weights + size_t(whole) * GROUP * stride;
     int i = 0;
     for (uint32_t left = used; left; left &= left - 1) row[i++] = from + size_t(__builtin_ctz(left)) * stride;
