@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from urllib.request import Request, urlopen
 
 import pytest
@@ -147,9 +148,12 @@ def test_an_interrupted_reply_is_kept_and_ends_with_one_line(places, tmp_path):
     out = tmp_path / "reply.json"
     given = ["--model", places["model"], "--backend", "cpu", "--max-new-tokens", "300", "--out", str(out), PROMPT]
     slow = RUNNER.replace("import sys\n", "import sys, time\nimport solm.runtime.decode as decode\n" + SLOWER, 1)
+    # A shell's background jobs ignore interrupts, and so would what they start.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
-        [sys.executable, "-c", slow, "generate", *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [sys.executable, "-c", slow, "generate", *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=heeding,
+    )  # fmt: skip
     first = process.stdout.read(1)
     process.send_signal(signal.SIGINT)
     shown, told = process.communicate(timeout=60)

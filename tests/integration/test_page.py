@@ -123,7 +123,7 @@ def test_the_dial_is_kept_over_a_reload_and_so_is_the_talk(page):
     page.reload()
     page.wait_for_selector("#policy option", state="attached")
     page.wait_for_selector(".answer")
-    assert page.locator("#bytes-value").inner_text() == "0.82"
+    sync_api.expect(page.locator("#bytes-value")).to_have_text("0.82")
     assert page.locator(".answer .said").inner_text() == said
     page.click("#clear")
     assert page.locator(".turn").count() == 0
