@@ -74,7 +74,7 @@ def larger() -> str:
         if losses:
             rows.append([name, "loss after 1,024, nats per token", NONE, "0", *map(interval, losses)])
         theirs, ours = (of.larger_prompt(size, engine, 1024) for engine in ("llama.cpp", "solm"))
-        rows.append([name, "prompt, tokens/s", f"{theirs:.0f}", f"{ours:.0f} ({ours / theirs:.2f}×)", *none])
+        rows.append([name, "prompt of 1,024, tokens/s", f"{theirs:.0f}", f"{ours:.0f} ({ours / theirs:.2f}×)", *none])
         starts = [of.larger_start(size, engine) for engine in ("llama.cpp", "solm")]
         for place, what, digits in ((0, "second start, s", 1), (1, "peak memory, GiB", 2)):
             rows.append([name, what, *(f"{start[place]:.{digits}f}" for start in starts), *none])

@@ -167,8 +167,8 @@ class PackedProducts {
 
   // Takes sums for outputs o + 16 k + [0, 8), as `scaled` does. They are too large by 2^shift.
   template <int LOW>
-  SOLM_INLINE void take(const typename PackedPairs<LOW>::Sums& upper, const typename PackedPairs<LOW>::Sums& lower, int which, int o,
-                        int shift) {
+  SOLM_INLINE void take(const typename PackedPairs<LOW>::Sums& upper, const typename PackedPairs<LOW>::Sums& lower, int which,
+                        int o, int shift) {
     const __m256 factor = _mm256_set1_ps(packing_.high_only ? packing_.factor() : 1 / float(1 << shift));
     const __m256 offset = _mm256_set1_ps(this->offset(0)), scale = _mm256_set1_ps(g_.scale[0]);
     auto halves = [](const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); };

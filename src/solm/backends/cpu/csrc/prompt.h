@@ -240,7 +240,9 @@ struct Prompt {
       const float* queries = result(part.first, wide) + head * group;
       float* to = &e.prompt.heads[size_t(part.first) * Q * D + head * group];
       if (part.alone) attend_alone(number, head, step, queries, to);
-      else attention.attend(*step.cache, number, head, step.position, part.count, e.layers[number].window, queries, wide, to, size_t(Q) * D);
+      else
+        attention.attend(*step.cache, number, head, step.position, part.count, e.layers[number].window, queries, wide, to,
+                         size_t(Q) * D);
     });
   }
 
