@@ -65,6 +65,22 @@ class Rows:
         child.call = EngineCall(self.engine, self.sparsity)
         return child
 
+    @classmethod
+    def beside(cls, alone: "list[Rows]") -> "Rows":
+        """Copies of single rows in one batch."""
+        found = cls(alone[0].engine, len(alone), alone[0].sparsity)
+        found.caches = tuple(one.fork().caches[0] for one in alone)
+        found.lengths = np.concatenate([one.lengths for one in alone])
+        return found
+
+
+def of_many_lengths(engine: Engine, count: int, sparsity: SparsityConfig) -> list[Rows]:
+    """Single rows that have read 20, 33, 46, ... tokens."""
+    alone = [Rows(engine, 1, sparsity) for _ in range(count)]
+    for row, one in enumerate(alone):
+        one.run(tokens(1, 20 + 13 * row, seed=row))
+    return alone
+
 
 def tokens(rows: int, count: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, 259, (rows, count), generator=torch.Generator().manual_seed(seed))
@@ -145,12 +161,8 @@ def steps_do_not_depend_on_their_neighbours(built) -> None:
         sparsity = SPARSITY.model_copy(update={"bits_site": "weights" if precision == "nested" else "input"})
         engine = engine_of(model, sparsity, precision, kv_cache_dtype="int8" if kv else "auto", library=built)
         for count in (2, 5, 19) if precision == "packed" else (2, 5):
-            alone = [Rows(engine, 1, sparsity) for _ in range(count)]
-            for row, some in enumerate(alone):
-                some.run(tokens(1, 20 + 13 * row, seed=row))
-            together = Rows(engine, count, sparsity)
-            together.caches = tuple(some.fork().caches[0] for some in alone)
-            together.lengths = np.concatenate([some.lengths for some in alone])
+            alone = of_many_lengths(engine, count, sparsity)
+            together = Rows.beside(alone)
             keep = torch.tensor([ACTIONS[row % len(ACTIONS)] for row in range(count)], dtype=torch.float64)[:, None]
             for some in (tokens(count, 1, seed=1), tokens(count, 3, seed=2)):
                 every = keep.expand(-1, some.shape[1], -1)

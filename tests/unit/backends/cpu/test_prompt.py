@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers.engine import engine_of
-from helpers.engine_edges import ACTIONS, SPARSITY, Rows, decider, tokens, under
+from helpers.engine_edges import ACTIONS, SPARSITY, Rows, decider, of_many_lengths, tokens, under
 from helpers.models import tiny_model
 from solm.backends.cpu.call import StepBuffers
 from solm.backends.cpu.engine import Engine
@@ -178,12 +178,8 @@ def test_batches_of_many_rows_equal_single_rows(precision):
     """Rows of other lengths and actions, one token each."""
     engine, sparsity = opened_nested(precision)
     count, keep = 19, drawn((19, 3), seed=4)
-    alone = [Rows(engine, 1, sparsity) for _ in range(count)]
-    for row, some in enumerate(alone):
-        some.run(tokens(1, 20 + 13 * row, seed=row))
-    together = Rows(engine, count, sparsity)
-    together.caches = tuple(some.fork().caches[0] for some in alone)
-    together.lengths = np.concatenate([some.lengths for some in alone])
+    alone = of_many_lengths(engine, count, sparsity)
+    together = Rows.beside(alone)
     for q in range(3):
         following = tokens(count, 1, seed=q)
         found = together.run(following, keep[:, q : q + 1])
