@@ -50,17 +50,19 @@ def image(picture: bytes, words: str) -> str:
 def perplexity_table(result: EvaluationResult) -> str:
     """Arms by budget, one row each."""
     rows, last = [], None
+    timed = any(point.step_ms is not None for point in result.points)
     for point in result.points:
         first = " class=first" if point.budget != last else ""
         last = point.budget
+        time = "" if point.step_ms is None else f"{point.step_ms:.2f}"
         rows.append(
             f"<tr{first}><td>{told(point.budget)}<td>{escape(point.arm)}<td>{point.realised:.3f}"
-            f"<td>{point.cost['bytes']:.3f}<td>{'' if point.step_ms is None else f'{point.step_ms:.2f}'}"
+            f"<td>{point.cost['bytes']:.3f}{f'<td>{time}' * timed}"
             f"<td>{point.perplexity:.2f}<td>{point.nats:.4f}"
             f"<td>{difference(point.difference, -1)}</tr>"
         )
     titles = (
-        f"<tr><th>{escape(result.currency)}<th>arm<th>net keep<th>bytes<th>ms<th>perplexity<th>nats/token"
+        f"<tr><th>{escape(result.currency)}<th>arm<th>net keep<th>bytes{'<th>ms' * timed}<th>perplexity<th>nats/token"
         "<th>policy − arm</tr>"
     )
     return f"<div class=scroll><table>{titles}{''.join(rows)}</table></div>"
