@@ -50,7 +50,7 @@ def allocate(
 
     from solm.cli.output import output, print_json, progress_bar, say
     from solm.runtime.load import load
-    from solm.training.allocate import find_allocation
+    from solm.training.allocate import BOTH_SITES, SHARES, find_allocation
     from solm.training.sources import draw_windows
 
     contexts = list(checks.counts(context, "--context"))
@@ -75,8 +75,10 @@ def allocate(
     with progress_bar() as progress:
         try:
             found = find_allocation(
-                lm, windows, contexts, out, lambda done, total: progress.show("measuring heads and layers", done, total)
-            )
+                lm, windows, contexts, out,
+                lambda done, total: progress.show("measuring heads and layers", done, total),
+                tuple(SHARES) if how.hidden_power > 1 else BOTH_SITES,
+            )  # fmt: skip
         except KeyboardInterrupt:
             progress.stop()
             say("interrupted; what was measured is kept. The same command goes on from there")

@@ -17,19 +17,25 @@ class Allocation(BaseModel):
     """Curves of KNOTS points: the share that a layer or head keeps where the average share is 0, 0.05, ... 1.
 
     attention: share of the pages that may be skipped (all but sinks and window), a curve for every layer, or for every
-    KV head of every layer, layer by layer. mlp: share of the MLP's channels, a curve for every layer. Curves rise to 1.
-    `solm.training.allocate` finds curves whose mean is the average share. Others are allowed, as ledgers count realised
-    shares.
+    KV head of every layer, layer by layer. mlp: share of the MLP's channels, a curve for every layer. hidden: where it
+    is given, the share of those that the down projection reads, and `mlp` is that of those that gate and up read.
+    Curves rise to 1. `solm.training.allocate` finds curves whose mean is the average share. Others are allowed, as
+    ledgers count realised shares.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     attention: Curves
     mlp: Curves
+    hidden: Curves | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Allocation":
-        for name, curves in (("mlp", self.mlp), ("attention", self.attention)):
+        for name, curves in (("mlp", self.mlp), ("attention", self.attention), ("hidden", self.hidden)):
+            if curves is None:
+                continue
+            if name == "hidden" and len(curves) != self.layers:
+                raise ValueError(f"hidden needs a curve for each of the {self.layers} layers, got {len(curves)}")
             if not curves or any(len(curve) != KNOTS for curve in curves) or len(curves) % self.layers:
                 raise ValueError(f"{name} needs {KNOTS} points for every layer")
             table = np.array(curves, dtype=np.float64)
@@ -56,19 +62,23 @@ class Allocation(BaseModel):
 
     # A SparsityConfig is compared and hashed in every pass.
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Allocation) and (self.attention, self.mlp) == (other.attention, other.mlp)
+        return isinstance(other, Allocation) and self._curves == other._curves
 
     def __hash__(self) -> int:
         return self._hash
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.attention, self.mlp))
+        return hash(self._curves)
+
+    @property
+    def _curves(self) -> tuple[Curves, Curves, Curves | None]:
+        return self.attention, self.mlp, self.hidden
 
     @cached_property
     def table(self) -> np.ndarray:
-        """[layers · heads + layers, KNOTS] float64: attention, then MLP."""
-        return np.array(self.attention + self.mlp, dtype=np.float64)
+        """[layers · heads + layers, KNOTS] float64: attention, then MLP; then `hidden`, if any, [layers, KNOTS]."""
+        return np.array(self.attention + self.mlp + (self.hidden or ()), dtype=np.float64)
 
     def pages(self, share: AnyArray) -> AnyArray:
         """[layers, heads, ...] float64: the share of the pages that may be skipped which every head reads, where the
@@ -77,8 +87,17 @@ class Allocation(BaseModel):
         return in_kind(curves.reshape(self.layers, self.heads, *curves.shape[1:]), share)
 
     def channels(self, share: AnyArray) -> AnyArray:
-        """[layers, ...] float64: the share of channels that every layer keeps, where the average is `share` [...]."""
-        return in_kind(_interpolated(self.table[len(self.attention) :], as_numpy(share)), share)
+        """[layers, ...] float64: the share of channels that every layer keeps at the keep rate `share` [...]; with
+        `hidden` curves, of its input channels."""
+        first = len(self.attention)
+        return in_kind(_interpolated(self.table[first : first + self.layers], as_numpy(share)), share)
+
+    def hidden_channels(self, share: AnyArray) -> AnyArray | None:
+        """[layers, ...] float64: the share of hidden channels that every layer keeps at the keep rate `share` [...];
+        None without `hidden` curves."""
+        if self.hidden is None:
+            return None
+        return in_kind(_interpolated(self.table[-self.layers :], as_numpy(share)), share)
 
 
 def _interpolated(curves: np.ndarray, share: np.ndarray) -> np.ndarray:

@@ -49,14 +49,19 @@ class ModelShapes(BaseModel):
 
 
 def mlp_share(keep: Number, shapes: ModelShapes, sparsity: SparsityConfig) -> Number:
-    """Share of the MLP's weights read at a realised MLP share `keep` (any shape), the mean of the sites'.
+    """Share of the MLP's weights read at a realised MLP share `keep` (any shape).
 
     Dropped input channels skip columns of gate and up, dropped hidden channels skip rows of down. Of an allocation only
-    the mean is known here, which is a few thousandths off where hidden channels keep the square of a share.
+    the mean is known here. It is a few thousandths off where hidden channels keep the square of a share. Where they
+    have curves of their own it is taken to be the share itself, which is exact where `SparsityConfig.input_part` counts
+    weights.
     """
-    up, down = shapes.up_weights, shapes.down_weights
+    up, down, part = shapes.up_weights, shapes.down_weights, sparsity.input_part
+    if sparsity.allocation is not None and sparsity.allocation.hidden is not None:
+        return keep
     if sparsity.hidden_power == 2:
-        inputs = ((1 + 8 * keep) ** 0.5 - 1) / 2  # of keep = (inputs + inputs²) / 2
+        # Of keep = part * inputs + (1 - part) * inputs².
+        inputs = ((part**2 + 4 * (1 - part) * keep) ** 0.5 - part) / (2 * (1 - part))
         return (up * inputs + down * inputs**2) / (up + down)
     return (up * keep + down * (keep if sparsity.mlp_site == "input+hidden" else 1)) / (up + down)
 

@@ -81,16 +81,29 @@ def _kv_budget(
 
 
 def realised_mlp(keep: AnyArray, sparsity: SparsityConfig, shapes: ModelShapes) -> AnyArray:
-    """The share of MLP channels that layers compute at keep rates keep [...], the mean over the sites in use: float64
-    [...], or under an allocation [layers, ...]."""
-    kept = as_numpy(keep)
+    """The share of MLP channels that layers compute at keep rates keep [...], sites weighted by
+    `SparsityConfig.input_part`: float64 [...], or under an allocation [layers, ...]."""
+    kept, hidden = as_numpy(keep), None
     if sparsity.allocation is not None:
+        hidden = sparsity.allocation.hidden_channels(kept)
         kept = sparsity.allocation.channels(kept)
-    inputs = (kept, shapes.hidden)
-    hidden = (kept**sparsity.hidden_power, shapes.intermediate)
-    sites = (inputs, hidden) if sparsity.mlp_site == "input+hidden" else (inputs,)
-    shares = [_ceil_share(share, size) / size for share, size in sites]
-    return in_kind(np.stack(shares).mean(0), keep)
+    share = _ceil_share(kept, shapes.hidden) / shapes.hidden
+    if sparsity.mlp_site == "input+hidden":
+        hidden = kept**sparsity.hidden_power if hidden is None else as_numpy(hidden)
+        of_hidden = _ceil_share(hidden, shapes.intermediate) / shapes.intermediate
+        share = sparsity.input_part * share + (1 - sparsity.input_part) * of_hidden
+    return in_kind(share, keep)
+
+
+def equal_mlp(keep: float, sparsity: SparsityConfig, other: SparsityConfig, shapes: ModelShapes) -> float:
+    """The keep rate at which steps under `other` realise the share of MLP channels that steps under `sparsity` realise
+    at `keep`, to a hundredth."""
+
+    def mean(rates: np.ndarray, under: SparsityConfig) -> np.ndarray:
+        return np.asarray(realised_mlp(rates, under, shapes)).reshape(-1, len(rates)).mean(0)
+
+    rates = np.arange(1, 101) / 100
+    return float(rates[abs(mean(rates, other) - mean(np.array([keep]), sparsity)).argmin()])
 
 
 def bits_share(bits: AnyArray, sparsity: SparsityConfig) -> AnyArray:

@@ -26,7 +26,11 @@ class SparsityConfig(BaseModel):
     mlp_site: Literal["input", "input+hidden"] = "input+hidden"
     """Which channels an action drops: those that gate and up read alone, or also those that down reads."""
     hidden_power: Literal[1, 2] = 1
-    """With ``input+hidden`` the hidden site keeps ρ to this power: its channels are cheaper to lose."""
+    """With ``input+hidden`` the hidden site keeps ρ to this power: its channels are cheaper to lose. An allocation with
+    `hidden` curves takes its place."""
+    input_part: float = Field(0.5, gt=0, lt=1)
+    """With ``input+hidden`` the part of the MLP's realised share that input channels count; hidden ones count the rest.
+    Two thirds counts weights. Shares that count milliseconds make arms of equal shares take equal time."""
     bits_site: Literal["input", "output", "weights"] = "input"
     """What the third axis rounds: activations that enter the MLP's products or leave the MLP, or the MLP's weights, of
     which a step at up to 4 bits reads the high halves alone (`solm.core.nested`)."""
@@ -61,6 +65,8 @@ class SparsityConfig(BaseModel):
     def _check_allocation(self) -> "SparsityConfig":
         if self.allocation is not None and self.window == 0:
             raise ValueError("an allocation needs a window, got window 0")
+        if self.allocation is not None and self.allocation.hidden is not None and self.mlp_site != "input+hidden":
+            raise ValueError(f"an allocation of hidden channels needs mlp_site 'input+hidden', got {self.mlp_site!r}")
         return self
 
     @model_validator(mode="after")

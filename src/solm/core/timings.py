@@ -35,6 +35,10 @@ class StepTimings(BaseModel):
     attention_ms: tuple[tuple[float, ...], ...]
     mlp_ms: tuple[tuple[float, ...], ...]
     joint_ms: tuple[float, ...]
+    hidden: tuple[float, ...] = ()
+    hidden_ms: tuple[tuple[float, ...], ...] = ()
+    """Where it was measured: steps that keep these shares of the MLP's hidden channels and all else, [contexts]
+    [levels]."""
     halved_ms: tuple[float, ...] = ()
     """Where bits are those of nested weights: steps that read the high halves alone, [contexts]."""
     gigabytes_per_second: float = Field(gt=0)
@@ -52,6 +56,8 @@ class StepTimings(BaseModel):
                 raise ValueError(f"{name}_ms holds a time that is not positive")
         if list(self.contexts) != sorted(set(self.contexts)) or self.contexts[0] < 1:
             raise ValueError(f"contexts must rise, got {self.contexts}")
+        if self.hidden and (len(self.hidden_ms) != rows or any(len(row) != len(self.hidden) for row in self.hidden_ms)):
+            raise ValueError(f"hidden_ms must have {rows} rows of {len(self.hidden)}")
         if len(self.joint_ms) != rows or len(self.halved_ms) not in (0, rows):
             raise ValueError(f"joint_ms must have {rows} values, and halved_ms as many or none")
         return self

@@ -8,6 +8,7 @@ import torch
 
 from solm.backends.session import AnyPolicy
 from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.shares import equal_mlp
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import TokenStream
 from solm.policies.levels import take, two_levels
@@ -38,7 +39,11 @@ def static_arms(lm: LanguageModel, space: ActionSpace) -> dict[str, Arm]:
     `allocated`, the same by the allocation."""
     if lm.sparsity.allocation is None:
         return {"uniform": Arm(Static(space))}
-    return {"allocated": Arm(Static(space)), "uniform": Arm(Static(space), lm.sparsity.under(None))}
+    plain, same = lm.sparsity.under(None), space
+    if lm.sparsity.allocation.hidden is not None:  # without its curves, levels of one name realise other shares
+        alike = sorted({equal_mlp(level, lm.sparsity, plain, lm.shapes) for level in space.mlp})
+        same = space.model_copy(update={"mlp": tuple(alike)})
+    return {"allocated": Arm(Static(space)), "uniform": Arm(Static(same), plain)}
 
 
 class Oracle(PricedPolicy):

@@ -8,11 +8,15 @@ import torch
 
 from solm.backends.session import Session
 from solm.core.actions import FULL_BITS
+from solm.core.allocation import KNOTS, Allocation
 from solm.core.nested import HIGH_BITS
 from solm.core.provenance import command_line, environment
+from solm.core.sparsity import SparsityConfig
 from solm.core.timings import LEVELS, StepTimings
 from solm.runtime.language_model import LanguageModel
 
+HIDDEN = (0.3, 0.6)
+"""Shares of the MLP's hidden channels that steps are timed with which keep all else."""
 STEPS = 12
 """Steps of which the median is taken."""
 
@@ -29,19 +33,20 @@ def measure(
     keeps = [(level, 1.0) if axis == "attention" else (1.0, level) for axis, level in single]
     keeps.append((LEVELS.attention[0], LEVELS.mlp[0]))
     actions = [(*keep, FULL_BITS) for keep in keeps] + [(1.0, 1.0, HIGH_BITS)] * _nested(lm)
-    plans = [torch.tensor([action], dtype=torch.float64) for action in actions]
+    plans = [(torch.tensor([action], dtype=torch.float64), lm.sparsity) for action in actions]
+    hidden = HIDDEN if lm.sparsity.mlp_site == "input+hidden" else ()
+    plans += [(torch.tensor([[1.0, 0.5, FULL_BITS]], dtype=torch.float64), _hidden_alone(lm, keep)) for keep in hidden]
     times: list[list[float]] = []
     total = len(contexts) * (rounds + 1)
     for number, context in enumerate(contexts):
-        session = lm.session(capacity=context + (rounds + 1) * len(plans) * STEPS + STEPS)
+        session = lm.session(capacity=context)
         session.prefill(tokens[:, :context])
-        session = session.fork(1, capacity=context)
-        start, token = session.lengths.clone(), tokens[:, context]
+        token = tokens[:, context]
         found: list[list[float]] = [[] for _ in plans]
         for turn in range(rounds + 1):
-            for plan, kept in zip(plans, found, strict=True):
-                kept.append(_median_step(session, token, plan))
-                session.truncate(start)
+            for (keep, sparsity), kept in zip(plans, found, strict=True):
+                row = session.fork(1, capacity=STEPS, sparsity=sparsity)
+                kept.append(_median_step(row, token, keep))
             progress(number * (rounds + 1) + turn + 1, total)
         times.append([statistics.median(values[1:]) for values in found])
     count = len(LEVELS.attention)
@@ -53,11 +58,20 @@ def measure(
         attention_ms=tuple(tuple(row[:count]) for row in times),
         mlp_ms=tuple(tuple(row[count : len(single)]) for row in times),
         joint_ms=tuple(row[len(single)] for row in times),
-        halved_ms=tuple(row[-1] for row in times) if _nested(lm) else (),
+        hidden=hidden,
+        hidden_ms=tuple(tuple(row[len(row) - len(hidden) :]) for row in times) if hidden else (),
+        halved_ms=tuple(row[len(keeps)] for row in times) if _nested(lm) else (),
         gigabytes_per_second=memory_bandwidth(),
         command=command_line(),
         environment=environment(),
     )
+
+
+def _hidden_alone(lm: LanguageModel, share: float) -> SparsityConfig:
+    """Sparsity under which steps that do not keep all channels keep `share` of the hidden ones and all others."""
+    whole, some = (1.0,) * KNOTS, (share,) * (KNOTS - 1) + (1.0,)
+    layers = lm.shapes.layers
+    return lm.sparsity.under(Allocation(attention=(whole,) * layers, mlp=(whole,) * layers, hidden=(some,) * layers))
 
 
 def _nested(lm: LanguageModel) -> bool:

@@ -8,6 +8,7 @@ from solm.core.actions import ActionSpace
 from solm.core.curve import BudgetCurve, CurvePoint, spaced_budgets
 from solm.core.errors import SolmError
 from solm.core.files import read_json, read_model, resumable, write_json, write_text
+from solm.core.measured import input_part
 from solm.core.parts import Parts
 from solm.core.sparsity import SparsityConfig
 from solm.core.timings import StepTimings, read_timings
@@ -29,7 +30,7 @@ from solm.training.values import average_costs, collect, fitted_policy, read_sam
 TIMINGS, ALLOCATION, COSTS, EVALUATION = "timings.json", "allocation.json", "level-costs.json", "evaluation.json"
 TRAINING, COLLECTED, FITTED = "training", "training/collected.json", "training/policy/policy_config.json"
 POLICY = "policy/policy_config.json"
-SPACE = ActionSpace.preset("cpu")
+SPACE = ActionSpace.preset("sites")
 """Levels whose costs are learned."""
 _LAYER = 4
 _REPEATS, _DISTURBED = 2, 0.05
@@ -76,8 +77,8 @@ def deal_out(job: Job) -> None:
         job.texts.train, sizes.allocation_texts, sizes.context + sizes.allocation_length, job.generator()
     )
     find_allocation(
-        job.lm, windows, (sizes.context,), job.folder.path / ALLOCATION, job.progress("allocation"),
-        sizes.allocation_axes,
+        job.lm.with_policy(None, _plain(job)), windows, (sizes.context,), job.folder.path / ALLOCATION,
+        job.progress("allocation"), sizes.allocation_axes,
     )  # fmt: skip
 
 
@@ -168,8 +169,14 @@ def curve_of(result: EvaluationResult, timings: StepTimings) -> BudgetCurve:
     )  # fmt: skip
 
 
+def _plain(job: Job) -> SparsityConfig:
+    """How the model's actions are carried out, where the MLP's share counts milliseconds."""
+    part = input_part(read_timings(job.folder.path / TIMINGS), job.lm.sparsity, job.lm.shapes)
+    return job.lm.sparsity.model_copy(update={"input_part": part})
+
+
 def _sparsity(job: Job) -> SparsityConfig:
-    return job.lm.sparsity.under(trusted(read_json(job.folder.path / ALLOCATION)))
+    return _plain(job).under(trusted(read_json(job.folder.path / ALLOCATION)))
 
 
 def _allocated(job: Job) -> LanguageModel:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.core.timings import LEVELS
-from solm.evaluation.step_timing import STEPS
+from solm.evaluation.step_timing import HIDDEN, STEPS
 from solm.runtime.language_model import LanguageModel
 from solm.training.allocate import CHECKED, SHARES
 
@@ -116,7 +116,7 @@ def plan(
     read = context / speed.prefill
     logits = max(1, _LOGITS // shapes.vocabulary)
 
-    plans = len(LEVELS.attention) + len(LEVELS.mlp) + 1
+    plans = len(LEVELS.attention) + len(LEVELS.mlp) + 1 + len(HIDDEN)
     round_seconds = plans * STEPS * speed.step
     contexts = [seen for seen in _CONTEXTS if seen + 16 * STEPS <= longest] or [context]
     cost = [sum(contexts[:count]) / speed.prefill + 3 * count * round_seconds for count in range(1, len(contexts) + 1)]
@@ -124,7 +124,7 @@ def plan(
     rounds = (seconds["timings"] - sum(contexts) / speed.prefill) / (len(contexts) * round_seconds) - 1
 
     length = min(32, logits // 2)
-    axes: tuple[str, ...] = ("mlp",)
+    axes: tuple[str, ...] = ("mlp", "hidden")
     half = _allocation_texts(seconds["allocation"], speed, shapes, axes, read, length)
     if attention > 0.03:
         both = _allocation_texts(seconds["allocation"], speed, shapes, tuple(SHARES), read, length)
@@ -133,7 +133,7 @@ def plan(
 
     sampled = min(128, logits // (SCHEDULES + 1))
     batches = seconds["samples"] / (read + (SCHEDULES + 1) * sampled / speed.score)
-    levels = 11  # of the preset `cpu`, the dense pass and both axes
+    levels = 12  # of the preset `sites`, the dense pass and both axes
     costs = seconds["level costs"] / (read + levels * 64 / speed.score)
     compared = min(64, logits // BUDGETS)
     compare = read + (1 + _ARMS * BUDGETS) * compared / speed.score
@@ -162,6 +162,6 @@ def _allocation_texts(
     seconds: float, speed: Speed, shapes: ModelShapes, axes: tuple[str, ...], read: float, length: int
 ) -> float:
     """Texts per half that the allocation has time for."""
-    units = {"attention": shapes.layers * shapes.kv_heads, "mlp": shapes.layers}
-    passes = 2 + sum(units[axis] * len(SHARES[axis]) + 2 * len(CHECKED[axis]) for axis in axes)
+    units = {"attention": shapes.layers * shapes.kv_heads, "mlp": shapes.layers, "hidden": shapes.layers}
+    passes = 2 + sum(units[axis] * len(SHARES[axis]) + 2 * len(CHECKED.get(axis, ())) for axis in axes)
     return seconds / (2 * read + passes * length / speed.score)

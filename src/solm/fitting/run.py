@@ -24,9 +24,9 @@ REPORT = "report.html"
 ORDER: tuple[tuple[str, str, list[str], Callable[[Job], None]], ...] = (
     ("timings", TIMINGS, [], phases.time_steps),
     ("allocation", ALLOCATION, [TIMINGS], phases.deal_out),
-    ("samples", COLLECTED, [ALLOCATION], phases.collect_samples),
-    ("level costs", COSTS, [ALLOCATION, COLLECTED], phases.cost_levels),
-    ("network", FITTED, [ALLOCATION, COLLECTED, COSTS], phases.fit_network),
+    ("samples", COLLECTED, [TIMINGS, ALLOCATION], phases.collect_samples),
+    ("level costs", COSTS, [TIMINGS, ALLOCATION, COLLECTED], phases.cost_levels),
+    ("network", FITTED, [TIMINGS, ALLOCATION, COLLECTED, COSTS], phases.fit_network),
     ("comparison", EVALUATION, [TIMINGS, FITTED], phases.compare),
     ("policy", POLICY, [TIMINGS, FITTED, EVALUATION], phases.write_policy),
 )

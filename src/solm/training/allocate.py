@@ -1,4 +1,4 @@
-"""Finding an allocation: what every layer and KV head costs when it keeps less, and the curves of the lowest cost."""
+"""Finding an allocation: what every layer and KV head loses when it keeps less, and the curves that lose least."""
 
 import hashlib
 import json
@@ -10,21 +10,27 @@ import numpy as np
 import torch
 
 from solm.backends.session import divergences
-from solm.core.allocation import KNOTS, Allocation
+from solm.core.allocation import KNOTS, Allocation, Curves
+from solm.core.cost import ModelShapes
 from solm.core.errors import DamagedFileError, DataError
 from solm.core.files import write_text
 from solm.core.provenance import command_line, environment
+from solm.core.shares import equal_mlp
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import BUILTIN, TrainedPolicy
 from solm.runtime.language_model import LanguageModel
 
-SHARES = {"attention": (0.02, 0.12, 0.3), "mlp": (0.5, 0.7)}
-"""Shares that one unit keeps while the others are dense: a KV head of the pages that may be skipped, a layer of its
-channels."""
+SHARES = {"attention": (0.02, 0.12, 0.3), "mlp": (0.5, 0.7), "hidden": (0.2, 0.4)}
+"""By group of units the shares that one unit keeps while the others are dense: a KV head of the pages that may be
+skipped, a layer of its MLP's channels. With `hidden` a layer's input channels (``mlp``) and hidden ones are units of
+their own."""
+BOTH_SITES = ("attention", "mlp")
+"""Groups where the sites of a layer's MLP are one unit."""
 CHECKED = {"attention": (0.1, 0.2, 0.4), "mlp": (0.5, 0.6, 0.7, 0.8)}
 """Keep rates at which the allocation is compared with uniform shares, on other texts."""
 _STEP = 0.01
 """Share that is given to one unit at a time."""
+_UNIFORM = tuple(knot / (KNOTS - 1) for knot in range(KNOTS))
 _LEAST, _FLATTEST = 1e-5, -0.5
 """Bounds against noise: the lowest cost in nats, and the flattest slope of its logarithm per share."""
 
@@ -35,15 +41,16 @@ def find_allocation(
     contexts: Sequence[int],
     out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    axes: Sequence[str] = tuple(SHARES),
+    axes: Sequence[str] = BOTH_SITES,
 ) -> dict[str, Any]:
     """Find an allocation on the first half of windows [N, longest context + T] int64 and evaluate it on the second.
 
     contexts: numbers of tokens that are read densely first. Costs are averaged over contexts. Every context gets the
     same number of context tokens: the shortest one all texts of the half, longer ones fewer. The result is written to
     `out` and returned; measurements are written to a file beside it, from which an interrupted run goes on.
-    progress: called with measurements done and in all. axes: those of `SHARES` that are dealt out; the others stay
-    uniform.
+    progress: called with measurements done and in all. axes: the groups of `SHARES` that are dealt out; others stay
+    uniform. Input and hidden channels are dealt out together: a share goes to the unit that loses least by it per
+    realised share of the axis, so that at every keep rate all pay one price.
     Raises `DataError` for fewer than two windows or a context in which no step can be controlled, `SolmError` where the
     model's `SparsityConfig` cannot have an allocation.
     """
@@ -57,16 +64,17 @@ def find_allocation(
     plain = lm.sparsity.under(None)
     measurable, units = _units(lm, axes)
     plain.under(_probe("mlp", 1.0, 0, units))  # raises now, not after the measurements
+    part = plain.input_part
     partial = out.with_name(out.name + ".partial")
     about = f"{lm.identity.model_dump_json()} {plain.model_dump_json()} {list(contexts)} {sorted(axes)}"
     key = hashlib.sha256(about.encode() + windows.numpy().tobytes()).hexdigest()
     found = _measured(partial, key)
-    total = sum(len(measurable[axis]) * len(shares) for axis, shares in SHARES.items()) + 1
+    total = sum(len(some) * len(SHARES[axis]) for axis, some in measurable.items()) + 1
     measured = [_Texts(lm, windows[:half], context, min(contexts), length) for context in contexts]
-    costs: dict[str, dict[int, list[float]]] = {axis: {} for axis in SHARES}
-    for axis, shares in SHARES.items():
-        for unit in measurable[axis]:
-            for share in shares:
+    costs: dict[str, dict[int, list[float]]] = {axis: {} for axis in measurable}
+    for axis, some in measurable.items():
+        for unit in some:
+            for share in SHARES[axis]:
                 name = f"{axis} {share} {unit}"
                 if name not in found:
                     sparsity = plain.under(_probe(axis, share, unit, units))
@@ -76,13 +84,15 @@ def find_allocation(
                 progress(len(found), total)
     heads = units["attention"] // units["mlp"] if costs["attention"] else 1
     rounding = _rounding_cost(costs["attention"], heads, units["mlp"], min(found.values(), default=0))
-    allocation = Allocation(
-        **{axis: _curves(costs[axis], rounding, shares, units[axis]) for axis, shares in SHARES.items()}
-    )
+    weights = {"attention": 1.0, "mlp": 1.0} if "hidden" not in units else {"mlp": part, "hidden": 1 - part}
+    curves = _curves({axis: costs[axis] for axis in costs if axis != "attention"}, rounding, units, weights)
+    curves |= _curves({"attention": costs["attention"]}, rounding, units, {"attention": 1.0})
+    allocation = Allocation(**curves)
     del measured
     checked = []
     for context in contexts:
-        checked += _check(_Texts(lm, windows[half:], context, min(contexts), length), plain, allocation, axes)
+        texts = _Texts(lm, windows[half:], context, min(contexts), length)
+        checked += _check(texts, plain, allocation, axes, lm.shapes)
     result = {
         "kind": "allocation", "command": command_line(), "environment": environment(),
         "model": lm.identity.model_dump(),
@@ -119,39 +129,46 @@ def trusted(result: dict[str, Any]) -> Allocation:
     """The allocation in a result of `find_allocation`, but uniform on every axis where on average it lost more than
     uniform shares on the texts left out."""
     found = Allocation.model_validate(result["allocation"])
-    gains: dict[str, list[float]] = {axis: [] for axis in SHARES}
-    for row in result["checked"]:
-        gains[row["axis"]].append(row["even"] - row["allocation"])
-    uniform = tuple(knot / (KNOTS - 1) for knot in range(KNOTS))
-    curves = {
-        axis: getattr(found, axis) if sum(gain) > 0 else (uniform,) * len(getattr(found, axis))
-        for axis, gain in gains.items()
+    gains = {axis: sum(row["even"] - row["allocation"] for row in result["checked"] if row["axis"] == axis)
+             for axis in CHECKED}  # fmt: skip
+    changes: dict[str, Any] = {
+        axis: (_UNIFORM,) * len(getattr(found, axis)) for axis, gain in gains.items() if not gain > 0
     }
-    return Allocation(**curves)
+    if "mlp" in changes:
+        changes["hidden"] = None
+    return found.model_copy(update=changes)
 
 
-def greedy_curves(costs: np.ndarray, shares: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
-    """Curves of an allocation [units][KNOTS], from costs [units, shares] in nats of layers or heads that alone keep a
-    share.
+def greedy_curves(
+    costs: np.ndarray, shares: tuple[float, ...] | np.ndarray, weights: np.ndarray | None = None
+) -> Curves:
+    """Curves of an allocation [units][KNOTS], from costs [units, S] in nats of units that alone keep a share.
 
     The logarithm of a unit's cost is modelled as linear in its share, and costs of units as additive. The share is
-    given out in steps of 0.01, each to the unit whose cost falls most. Curves therefore rise, and the mean at every
-    knot is exactly the knot's share.
+    given out in steps of 0.01, each to the unit whose cost falls most for what the step weighs. Curves therefore rise,
+    and the weighted mean at every knot is exactly the knot's share.
+
+    shares: [S], or [units, S]. weights: [units], what all of a unit is worth; by default all the same.
     """
     units = len(costs)
+    weight = np.ones(units) if weights is None else weights / weights.mean()
+    at = np.broadcast_to(shares, costs.shape)
     grid = np.arange(0, 1 + _STEP / 2, _STEP)
-    slope, height = np.polyfit(shares, np.log(costs.clip(_LEAST)).T, 1)
+    nats = np.log(costs.clip(_LEAST))
+    centred = at - at.mean(1, keepdims=True)
+    slope = (centred * nats).sum(1) / (centred**2).sum(1)
+    height = nats.mean(1) - slope * at.mean(1)
     predicted = np.exp(height[:, None] + slope.clip(max=_FLATTEST)[:, None] * grid)
-    saved = np.append(-np.diff(predicted, axis=1), np.full((units, 1), -1.0), axis=1)
+    saved = np.append(-np.diff(predicted, axis=1) / weight[:, None], np.full((units, 1), -1.0), axis=1)
     taken, last = np.zeros(units, dtype=int), 0
     curves = np.zeros((units, KNOTS))
     for knot in range(KNOTS):
         wanted = units * knot / (KNOTS - 1)
-        while grid[taken].sum() < wanted - 1e-9:
+        while (weight * grid[taken]).sum() < wanted - 1e-9:
             last = int(saved[np.arange(units), taken].argmax())
             taken[last] += 1
         curves[:, knot] = grid[taken]
-        curves[last, knot] -= grid[taken].sum() - wanted
+        curves[last, knot] -= ((weight * grid[taken]).sum() - wanted) / weight[last]
     curves[:, -1] = 1
     return tuple(tuple(curve) for curve in np.maximum.accumulate(curves.clip(0, 1), axis=1).round(9).tolist())
 
@@ -171,9 +188,10 @@ def _units(lm: LanguageModel, wanted: Sequence[str]) -> tuple[dict[str, list[int
     capability, axes, shapes = lm.backend.capability, lm.backend.capability.axes, lm.shapes
     full = [layer for layer in range(shapes.layers) if layer not in capability.sliding]
     heads = [layer * shapes.kv_heads + head for layer in full for head in range(shapes.kv_heads)]
-    measurable = {"attention": heads, "mlp": list(range(shapes.layers)) if axes["mlp"] else []}
-    measurable = {axis: units if axis in wanted else [] for axis, units in measurable.items()}
-    return measurable, {"attention": shapes.layers * shapes.kv_heads, "mlp": shapes.layers}
+    layers = list(range(shapes.layers)) if axes["mlp"] else []
+    groups = {"attention": heads, "mlp": layers} | ({"hidden": layers} if "hidden" in wanted else {})
+    measurable = {axis: units if axis in wanted else [] for axis, units in groups.items()}
+    return measurable, {axis: shapes.layers * (shapes.kv_heads if axis == "attention" else 1) for axis in groups}
 
 
 def _rounding_cost(costs: dict[int, list[float]], heads: int, layers: int, least: float) -> np.ndarray:
@@ -190,16 +208,21 @@ def _rounding_cost(costs: dict[int, list[float]], heads: int, layers: int, least
 
 
 def _curves(
-    costs: dict[int, list[float]], rounding: np.ndarray, shares: tuple[float, ...], units: int
-) -> tuple[tuple[float, ...], ...]:
-    """Curves of all units: `greedy_curves` of those with costs, less the rounding cost [layers], and identity curves of
-    the others."""
-    curves = [tuple(knot / (KNOTS - 1) for knot in range(KNOTS))] * units
-    if costs:
-        floor = rounding[np.array(list(costs)) // (units // len(rounding)), None]
-        for unit, curve in zip(costs, greedy_curves(np.array(list(costs.values())) - floor, shares), strict=True):
-            curves[unit] = curve
-    return tuple(curves)
+    costs: dict[str, dict[int, list[float]]], rounding: np.ndarray, units: dict[str, int], weights: dict[str, float]
+) -> dict[str, Curves]:
+    """Per group of `costs` the curves of all its units: `greedy_curves` of those with costs, less the rounding cost
+    [layers], the groups dealt out together, and identity curves of the others. weights: what a unit of a group is
+    worth."""
+    curves = {axis: [_UNIFORM] * units[axis] for axis in costs}
+    known = [(axis, unit) for axis, some in costs.items() for unit in some]
+    if known:
+        floor = [rounding[unit // (units[axis] // len(rounding))] for axis, unit in known]
+        found = np.array([costs[axis][unit] for axis, unit in known]) - np.array(floor)[:, None]
+        shares, weight = (np.array([of[axis] for axis, _ in known]) for of in (SHARES, weights))
+        dealt = greedy_curves(found, shares, weight)
+        for (axis, unit), curve in zip(known, dealt, strict=True):
+            curves[axis][unit] = curve
+    return {axis: tuple(some) for axis, some in curves.items()}
 
 
 class _Texts:
@@ -218,7 +241,8 @@ class _Texts:
     def divergence(self, sparsity: SparsityConfig, axis: str, keep: float) -> np.ndarray:
         """[N] mean KL per text from the dense predictions, nats per token, where all steps keep `keep` of one axis."""
         rows = self.parent.fork(1, self.tokens.shape[1], sparsity)
-        action = torch.tensor([keep if axis == name else 1.0 for name in SHARES] + [16.0], dtype=torch.float64)
+        pages = axis == "attention"
+        action = torch.tensor([keep if pages else 1.0, 1.0 if pages else keep, 16.0], dtype=torch.float64)
         logits = rows.extend(self.tokens, action.expand(*self.tokens.shape, 3)).logits
         found = divergences(logits.flatten(0, 1)[:, None], self.dense.flatten(0, 1))
         return found.view(self.tokens.shape).mean(1).double().cpu().numpy()
@@ -228,15 +252,19 @@ def _probe(axis: str, share: float, unit: int, units: dict[str, int]) -> Allocat
     """An allocation under which one unit keeps `share` of `axis` at every keep rate below 1, and the others all."""
     curves = {name: [(1.0,) * KNOTS] * count for name, count in units.items()}
     curves[axis][unit] = (share,) * (KNOTS - 1) + (1.0,)
-    return Allocation(attention=tuple(curves["attention"]), mlp=tuple(curves["mlp"]))
+    return Allocation(**{name: tuple(some) for name, some in curves.items()})
 
 
-def _check(texts: _Texts, plain: SparsityConfig, allocation: Allocation, axes: Sequence[str]) -> list[dict[str, Any]]:
-    """KL on texts that the allocation was not found on, with uniform shares and with the allocation, nats per token."""
+def _check(
+    texts: _Texts, plain: SparsityConfig, allocation: Allocation, axes: Sequence[str], shapes: ModelShapes
+) -> list[dict[str, Any]]:
+    """KL on texts that the allocation was not found on, with uniform shares and with the allocation, nats per token, at
+    the same realised share."""
     allocated, rows = plain.under(allocation), []
-    for axis in axes:
+    for axis in (name for name in CHECKED if name in axes):
         for keep in CHECKED[axis]:
-            even, ours = (texts.divergence(sparsity, axis, keep) for sparsity in (plain, allocated))
+            alike = equal_mlp(keep, allocated, plain, shapes) if axis == "mlp" else keep
+            even, ours = texts.divergence(plain, axis, alike), texts.divergence(allocated, axis, keep)
             error = float((ours - even).std(ddof=1) / len(even) ** 0.5) if len(even) > 1 else 0.0
             rows.append({"context": texts.context, "axis": axis, "keep": keep, "even": float(even.mean()),
                          "allocation": float(ours.mean()), "standard_error_of_difference": error})  # fmt: skip

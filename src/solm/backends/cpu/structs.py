@@ -113,8 +113,10 @@ class SparsityRules(ctypes.Structure):
 
     _fields_ = [
         *_integers(
-            "sinks", "window", "input_site", "hidden_site", "hidden_power", "group", "weight_bits", "layers", "heads"
+            "sinks", "window", "input_site", "hidden_site", "hidden_power", "group", "weight_bits", "layers", "heads",
+            "own_hidden",
         ),
+        ("input_part", ctypes.c_double),
         ("allocation", _pointer),
     ]  # fmt: skip
 
@@ -156,10 +158,12 @@ def sparsity_rules(sparsity: SparsityConfig) -> SparsityRules:
         weight_bits=sparsity.bits_site == "weights",
         layers=0,
         heads=1,
+        input_part=sparsity.input_part,
     )
     if allocation_ is not None:
         table = np.ascontiguousarray(allocation_.table)
         rules.layers, rules.heads, rules.allocation = allocation_.layers, allocation_.heads, table.ctypes.data
+        rules.own_hidden = allocation_.hidden is not None
         rules.table = table  # type: ignore[attr-defined]
     return rules
 

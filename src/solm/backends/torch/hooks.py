@@ -109,13 +109,12 @@ class HookedModel:
 def _select(x: torch.Tensor, current: ActivePass, site: int) -> torch.Tensor:
     current.follow(x.device)
     plan = current.plan
-    power = plan.sparsity.hidden_power if site == HIDDEN else 1
     if plan.sparsity.thresholds is not None:
-        limit = plan.sparsity.thresholds.at(current.layer, site, plan.keep[..., 1] ** power)
+        limit = plan.sparsity.thresholds.at(current.layer, site, plan.share(site))
         above = x.abs().float() >= limit[..., None]
         current.count(above.double().mean(-1))
         return keep_where(x, above)
-    return keep_channels(x, plan.channels(x.shape[-1], power))
+    return keep_channels(x, plan.channels(x.shape[-1], site))
 
 
 def _quantise(x: torch.Tensor, current: ActivePass) -> torch.Tensor:

@@ -21,6 +21,7 @@ class Plan:
 
     keep: [N, Q, 3] float64 (κ, ρ, bits); kv: the KV budget; shares: [N, Q, 3] float64 that layers realise (κ, ρ, b/16).
     Under an allocation layers differ: shares are [layers, N, Q, 3], and `at` gives the plan of one of them.
+    hidden: of a layer whose hidden channels have a curve of their own, the share [N, Q] that it keeps of them.
     sparse_attention, sparse_mlp, low_bits: whether any step of the pass uses that axis, read from the device once
     a pass so that an axis that nobody uses costs nothing.
     """
@@ -32,6 +33,7 @@ class Plan:
     sparse_attention: bool
     sparse_mlp: bool
     low_bits: bool
+    hidden: torch.Tensor | None = None
     _counts: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -49,19 +51,28 @@ class Plan:
         """The plan that `layer` follows."""
         if self.sparsity.allocation is None:
             return self
-        keep = torch.stack([self.keep[..., 0], self._channel_shares[layer], self.keep[..., 2]], -1)
-        return replace(self, keep=keep, kv=replace(self.kv, pages=self.kv.pages[layer]), _counts={})
+        inputs, hidden = self._channel_shares
+        keep = torch.stack([self.keep[..., 0], inputs[layer], self.keep[..., 2]], -1)
+        kv = replace(self.kv, pages=self.kv.pages[layer])
+        return replace(self, keep=keep, kv=kv, hidden=None if hidden is None else hidden[layer], _counts={})
 
     @cached_property
-    def _channel_shares(self) -> torch.Tensor:
-        assert self.sparsity.allocation is not None
-        return self.sparsity.allocation.channels(self.keep[..., 1])
+    def _channel_shares(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        allocation, keep = self.sparsity.allocation, self.keep[..., 1]
+        assert allocation is not None
+        return allocation.channels(keep), allocation.hidden_channels(keep)
 
-    def channels(self, size: int, power: int = 1) -> torch.Tensor:
-        """Channels kept out of `size` at a site that keeps ρ to `power`: [N, Q, 1] int64."""
-        if (size, power) not in self._counts:
-            self._counts[size, power] = ceil_share(self.keep[..., 1:2] ** power, size)
-        return self._counts[size, power]
+    def share(self, site: int) -> torch.Tensor:
+        """The share of channels that steps keep at a site of the MLP: [N, Q]."""
+        if site == INPUT:
+            return self.keep[..., 1]
+        return self.keep[..., 1] ** self.sparsity.hidden_power if self.hidden is None else self.hidden
+
+    def channels(self, size: int, site: int) -> torch.Tensor:
+        """Channels kept out of `size` at a site of the MLP: [N, Q, 1] int64."""
+        if (size, site) not in self._counts:
+            self._counts[size, site] = ceil_share(self.share(site)[..., None], size)
+        return self._counts[size, site]
 
     def drops(self, site: int) -> bool:
         """Whether any step of the pass drops channels at this site of the MLP."""
@@ -75,7 +86,8 @@ class Plan:
     def to(self, device: torch.device) -> "Plan":
         """The plan with its tensors on `device`."""
         kv = KVBudget(self.kv.window_start.to(device), self.kv.pages.to(device))
-        return replace(self, keep=self.keep.to(device), kv=kv, shares=self.shares.to(device), _counts={})
+        hidden = None if self.hidden is None else self.hidden.to(device)
+        return replace(self, keep=self.keep.to(device), kv=kv, shares=self.shares.to(device), hidden=hidden, _counts={})
 
     @cached_property
     def bits(self) -> torch.Tensor:

@@ -54,7 +54,7 @@ inline std::string layout() {
   SOLM_FIELD(SparsityRules, sinks) SOLM_FIELD(SparsityRules, window) SOLM_FIELD(SparsityRules, input_site)
   SOLM_FIELD(SparsityRules, hidden_site) SOLM_FIELD(SparsityRules, hidden_power) SOLM_FIELD(SparsityRules, group)
   SOLM_FIELD(SparsityRules, weight_bits) SOLM_FIELD(SparsityRules, layers) SOLM_FIELD(SparsityRules, heads)
-  SOLM_FIELD(SparsityRules, allocation)
+  SOLM_FIELD(SparsityRules, own_hidden) SOLM_FIELD(SparsityRules, input_part) SOLM_FIELD(SparsityRules, allocation)
   SOLM_STRUCT(Decider)
   SOLM_FIELD(Decider, layer) SOLM_FIELD(Decider, width) SOLM_FIELD(Decider, hidden) SOLM_FIELD(Decider, clamp)
   SOLM_FIELD(Decider, points) SOLM_FIELD(Decider, sizes) SOLM_FIELD(Decider, read) SOLM_FIELD(Decider, read_bias)

@@ -66,10 +66,11 @@ inline int pages_read(const SparsityRules& rules, const Plan& plan, int layer, i
 inline Plan layer_plan(const SparsityRules& rules, const Sizes& s, Plan plan, int layer) {
   if (!rules.allocation) return plan;
   const double share = allocated_share(rules, s.layers * rules.heads + layer, plan.channel_share);
+  double hidden = rules.hidden_power == 2 ? share * share : share;
+  if (rules.own_hidden) hidden = allocated_share(rules, s.layers * (rules.heads + 1) + layer, plan.channel_share);
   plan.channel_share = share;
   if (rules.input_site) plan.inputs = int(ceil_share(share, s.hidden));
-  if (rules.hidden_site)
-    plan.hiddens = int(ceil_share(rules.hidden_power == 2 ? share * share : share, s.intermediate));
+  if (rules.hidden_site) plan.hiddens = int(ceil_share(hidden, s.intermediate));
   return plan;
 }
 
@@ -99,7 +100,8 @@ inline double layer_share(const SparsityRules& rules, const Sizes& s, const Plan
   }
   const Plan plan = layer_plan(rules, s, whole, layer);
   const double inputs = double(plan.inputs) / s.hidden, hiddens = double(plan.hiddens) / s.intermediate;
-  return rules.input_site && rules.hidden_site ? (inputs + hiddens) / 2 : rules.input_site ? inputs : hiddens;
+  if (rules.input_site && rules.hidden_site) return rules.input_part * inputs + (1 - rules.input_part) * hiddens;
+  return rules.input_site ? inputs : hiddens;
 }
 
 // What layers [first, last) contribute to the share that a step realises on an axis.

@@ -97,8 +97,11 @@ struct Model {
 // How an action is carried out (solm.core.sparsity). input_site, hidden_site: flags of the MLP's sites. group: channels that
 // share a rounding scale, 0 for all. weight_bits: the bits of an action are those of weights. allocation: null, or curves
 // [layers * heads + layers, KNOTS], first of pages per layer and KV head (heads 1: of all heads), then of channels per layer.
+// own_hidden: `layers` more curves follow, of the hidden site's channels, and those before are of the input site's. input_part:
+// what input channels count of the MLP's share where both sites are in use.
 struct SparsityRules {
-  int32_t sinks, window, input_site, hidden_site, hidden_power, group, weight_bits, layers, heads;
+  int32_t sinks, window, input_site, hidden_site, hidden_power, group, weight_bits, layers, heads, own_hidden;
+  double input_part;
   const double* allocation;
 };
 

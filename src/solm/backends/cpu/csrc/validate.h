@@ -113,6 +113,10 @@ inline bool valid_rules(const Engine& e, const SparsityRules& rules, char* messa
     return refuse(message, "the allocation is for %d layers, and the model has %d", rules.layers, s.layers);
   if (rules.heads != 1 && (!rules.allocation || rules.heads != s.kv_heads))
     return refuse(message, "the allocation is for %d KV heads, and the model has %d", rules.heads, s.kv_heads);
+  if (rules.own_hidden && (!rules.allocation || !rules.input_site || !rules.hidden_site))
+    return refuse(message, "an allocation of hidden channels needs both sites of the MLP");
+  if (!(rules.input_part > 0 && rules.input_part < 1))
+    return refuse(message, "input_part must lie between 0 and 1, got %g", rules.input_part);
   return true;
 }
 
