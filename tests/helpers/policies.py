@@ -57,6 +57,11 @@ def profile_of(*bends: float) -> Allocation:
     return Allocation(attention=curves, mlp=tuple(reversed(curves)))
 
 
+def with_hidden(allocation: Allocation, *bends: float) -> Allocation:
+    """The same with curves of their own for hidden channels, bent as those of `profile_of`."""
+    return allocation.model_copy(update={"hidden": profile_of(*bends).attention})
+
+
 def sparsity_of(*bends: float, **options) -> SparsityConfig:
     return SparsityConfig(window=16, allocation=profile_of(*bends), **options)
 

@@ -7,7 +7,7 @@ import torch
 
 from helpers.engine import engine_of
 from helpers.models import tiny_model, tokens
-from helpers.policies import sparsity_of
+from helpers.policies import BENDS, profile_of, sparsity_of, with_hidden
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
@@ -62,13 +62,16 @@ def both(engine, policy, target, horizon, rows=3, context=30, sparsity=SPARSITY)
     return sessions
 
 
-@pytest.mark.parametrize("dealt", ["evenly", "by an allocation", "weights' bits"])
+@pytest.mark.parametrize("dealt", ["evenly", "by an allocation", "hidden channels apart", "weights' bits"])
 @pytest.mark.parametrize("clamp", [True, False])
 @pytest.mark.parametrize("layer", [0, 1, 3])
 @pytest.mark.parametrize("name", SPACES)
 def test_decisions_equal_the_policys(engine, name, layer, clamp, dealt):
     sparsity = {
         "evenly": SPARSITY, "by an allocation": sparsity_of(0.9, -0.6, -0.7, 0.4),
+        "hidden channels apart": SparsityConfig(
+            window=16, hidden_power=2, input_part=0.7, allocation=with_hidden(profile_of(*BENDS), 0.5, 0.2, 0.1, -0.8)
+        ),
         "weights' bits": SPARSITY.model_copy(update={"bits_site": "weights"}),
     }[dealt]  # fmt: skip
     space = SPACES[name]

@@ -15,6 +15,7 @@ from helpers.engine import ACTIONS, SPARSITY, engine_of, pair
 from helpers.engine_edges import Rows
 from helpers.gguf_files import WIDE, write_gguf
 from helpers.models import keep_of, tiny_model, tokens
+from helpers.policies import BENDS, profile_of, with_hidden
 from helpers.weights import GRID_SIZES
 from solm.backends.cpu.backend import CpuBackend
 from solm.backends.cpu.engine import Engine
@@ -146,6 +147,20 @@ def test_hidden_power_gives_the_torch_backends_logits():
     close = (expected.logits - found.logits).abs().amax(-1) < 1e-3
     assert close.float().mean() > 0.97, (expected.logits - found.logits).abs().amax(-1)
     assert (found.realised[..., 1] < 0.4).all()  # (.5 + .25) / 2, not .5
+    torch.testing.assert_close(expected.realised, found.realised)
+    control.detach()
+
+
+def test_hidden_channels_with_curves_of_their_own_give_the_torch_backends_logits():
+    control = TorchBackend(tiny_model("llama", torch.float32, num_hidden_layers=4))
+    allocation = with_hidden(profile_of(*BENDS), -0.9, -0.7, -0.8, -0.6)
+    ours, native = pair(control, SparsityConfig(window=16, hidden_power=2, input_part=0.7, allocation=allocation))
+    following = tokens(2, 40, seed=5)
+    keep = keep_of((0.3, 0.5, 16), 2, 40)
+    expected, found = ours.extend(following, keep), native.extend(following, keep)
+    close = (expected.logits - found.logits).abs().amax(-1) < 1e-3
+    assert close.float().mean() > 0.97, (expected.logits - found.logits).abs().amax(-1)
+    assert (found.realised[..., 1] < 0.46).all(), "0.7 times the average of 0.5, and 0.3 times less"
     torch.testing.assert_close(expected.realised, found.realised)
     control.detach()
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,12 +10,12 @@ from hypothesis import strategies as st
 
 import solm
 from helpers.models import keep_of, tiny_model, tokens
-from helpers.policies import BENDS, by_head, profile_of, sparsity_of
+from helpers.policies import BENDS, by_head, profile_of, sparsity_of, with_hidden
 from helpers.sessions import scored_under
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.layout import Layout
 from solm.backends.torch.pages import PageBounds, select_pages
-from solm.backends.torch.plan import ceil_share, kv_budget, make_plan
+from solm.backends.torch.plan import HIDDEN, INPUT, ceil_share, kv_budget, make_plan
 from solm.core.actions import ActionSpace
 from solm.core.sparsity import SparsityConfig
 from solm.policies.schedules import Static
@@ -43,12 +44,26 @@ def test_layers_read_what_the_allocation_gives_them(control):
         s, own = optional, plan.at(layer)
         assert int(own.kv.pages) == pytest.approx((s + bend * s * (1 - s)) * between, abs=1.05)
         kept = 0.6 + BENDS[3 - layer] * 0.24
-        assert int(own.channels(control.shapes.intermediate)) == pytest.approx(
+        assert int(own.channels(control.shapes.intermediate, HIDDEN)) == pytest.approx(
             kept * control.shapes.intermediate, abs=1.05
         )
     realised = torch.stack([plan.realised_by(layer, layer + 1, 4) for layer in range(4)]).sum(0)
     torch.testing.assert_close(realised, plan.realised)
     assert plan.realised[0, 0, 1] == pytest.approx(0.6, abs=0.02)
+
+
+def test_hidden_channels_may_have_curves_of_their_own(control):
+    allocation = with_hidden(profile_of(*BENDS), 0.5, 0.2, -0.3, -0.8)
+    sparsity = SparsityConfig(window=16, hidden_power=2, input_part=0.7, allocation=allocation)
+    plan = make_plan(keep_of((1, 0.6, 16), 1, 1), torch.tensor([[400]]), sparsity, control.shapes)
+    inputs, hiddens, shapes = [], [], control.shapes
+    for layer, bend in enumerate((0.5, 0.2, -0.3, -0.8)):
+        own = plan.at(layer)
+        inputs.append(int(own.channels(shapes.hidden, INPUT)) / shapes.hidden)
+        hiddens.append(int(own.channels(shapes.intermediate, HIDDEN)) / shapes.intermediate)
+        assert inputs[-1] == pytest.approx(0.6 + BENDS[3 - layer] * 0.24, abs=1.05 / shapes.hidden)
+        assert hiddens[-1] == pytest.approx(0.6 + bend * 0.24, abs=1.05 / shapes.intermediate), "no power of a share"
+    assert float(plan.realised[0, 0, 1]) == pytest.approx(0.7 * np.mean(inputs) + 0.3 * np.mean(hiddens))
 
 
 def test_heads_read_what_the_allocation_gives_them(control):
