@@ -19,20 +19,21 @@ from solm.core.shares import equal_mlp
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import BUILTIN, TrainedPolicy
 from solm.runtime.language_model import LanguageModel
+from solm.training.allocation_curves import UNIFORM, greedy_curves, split_sites
 
 SHARES = {"attention": (0.02, 0.12, 0.3), "mlp": (0.5, 0.7), "hidden": (0.2, 0.4)}
 """By group of units the shares that one unit keeps while the others are dense: a KV head of the pages that may be
 skipped, a layer of its MLP's channels. With `hidden` a layer's input channels (``mlp``) and hidden ones are units of
 their own."""
+TOGETHER = {"mlp": (0.5, 0.6, 0.7, 0.8, 0.9), "hidden": (0.2, 0.3, 0.4, 0.55, 0.7)}
+"""Average shares of a site of the MLP at which all layers are measured together. What a layer loses alone tells how the
+layers of a site compare, but not how the sites do: the input channels that layers leave out are often the same, so that
+together they lose several times the sum; hidden channels lose about the sum."""
 BOTH_SITES = ("attention", "mlp")
 """Groups where the sites of a layer's MLP are one unit."""
 CHECKED = {"attention": (0.1, 0.2, 0.4), "mlp": (0.5, 0.6, 0.7, 0.8)}
 """Keep rates at which the allocation is compared with uniform shares, on other texts."""
-_STEP = 0.01
-"""Share that is given to one unit at a time."""
-_UNIFORM = tuple(knot / (KNOTS - 1) for knot in range(KNOTS))
-_LEAST, _FLATTEST = 1e-5, -0.5
-"""Bounds against noise: the lowest cost in nats, and the flattest slope of its logarithm per share."""
+_WHOLE = (1.0,) * KNOTS
 
 
 def find_allocation(
@@ -49,8 +50,8 @@ def find_allocation(
     same number of context tokens: the shortest one all texts of the half, longer ones fewer. The result is written to
     `out` and returned; measurements are written to a file beside it, from which an interrupted run goes on.
     progress: called with measurements done and in all. axes: the groups of `SHARES` that are dealt out; others stay
-    uniform. Input and hidden channels are dealt out together: a share goes to the unit that loses least by it per
-    realised share of the axis, so that at every keep rate all pay one price.
+    uniform. With ``hidden``, the sites of the MLP are dealt out to layers each by itself, and every keep rate is split
+    between them by what all layers lose together.
     Raises `DataError` for fewer than two windows or a context in which no step can be controlled, `SolmError` where the
     model's `SparsityConfig` cannot have an allocation.
     """
@@ -64,12 +65,12 @@ def find_allocation(
     plain = lm.sparsity.under(None)
     measurable, units = _units(lm, axes)
     plain.under(_probe("mlp", 1.0, 0, units))  # raises now, not after the measurements
-    part = plain.input_part
     partial = out.with_name(out.name + ".partial")
     about = f"{lm.identity.model_dump_json()} {plain.model_dump_json()} {list(contexts)} {sorted(axes)}"
     key = hashlib.sha256(about.encode() + windows.numpy().tobytes()).hexdigest()
     found = _measured(partial, key)
     total = sum(len(some) * len(SHARES[axis]) for axis, some in measurable.items()) + 1
+    total += sum(map(len, TOGETHER.values())) if "hidden" in units else 0
     measured = [_Texts(lm, windows[:half], context, min(contexts), length) for context in contexts]
     costs: dict[str, dict[int, list[float]]] = {axis: {} for axis in measurable}
     for axis, some in measurable.items():
@@ -84,9 +85,21 @@ def find_allocation(
                 progress(len(found), total)
     heads = units["attention"] // units["mlp"] if costs["attention"] else 1
     rounding = _rounding_cost(costs["attention"], heads, units["mlp"], min(found.values(), default=0))
-    weights = {"attention": 1.0, "mlp": 1.0} if "hidden" not in units else {"mlp": part, "hidden": 1 - part}
-    curves = _curves({axis: costs[axis] for axis in costs if axis != "attention"}, rounding, units, weights)
-    curves |= _curves({"attention": costs["attention"]}, rounding, units, {"attention": 1.0})
+    curves = {axis: _curves(costs[axis], rounding, SHARES[axis], count) for axis, count in units.items()}
+    together: dict[str, list[float]] = {}
+    if "hidden" in units:
+        for axis, shares in TOGETHER.items():
+            alone: dict[str, Curves] = {name: (_WHOLE,) * count for name, count in units.items()}
+            alone[axis] = curves[axis]
+            for share in shares:
+                name = f"{axis} {share}"
+                if name not in found:
+                    sparsity = plain.under(Allocation(**alone))
+                    found[name] = float(np.mean([texts.divergence(sparsity, axis, share).mean() for texts in measured]))
+                    write_text(partial, json.dumps({"key": key, "found": found}))
+                together.setdefault(axis, []).append(found[name])
+                progress(len(found), total)
+        curves |= split_sites(curves, together, TOGETHER, min(found.values()), plain.input_part)
     allocation = Allocation(**curves)
     del measured
     checked = []
@@ -96,7 +109,8 @@ def find_allocation(
     result = {
         "kind": "allocation", "command": command_line(), "environment": environment(),
         "model": lm.identity.model_dump(),
-        "texts": half, "contexts": list(contexts), "tokens": length, "costs": costs, "checked": checked,
+        "texts": half, "contexts": list(contexts), "tokens": length, "costs": costs, "together": together,
+        "checked": checked,
         "allocation": allocation.model_dump(),
     }  # fmt: skip
     write_text(out, json.dumps(result) + "\n")
@@ -132,45 +146,11 @@ def trusted(result: dict[str, Any]) -> Allocation:
     gains = {axis: sum(row["even"] - row["allocation"] for row in result["checked"] if row["axis"] == axis)
              for axis in CHECKED}  # fmt: skip
     changes: dict[str, Any] = {
-        axis: (_UNIFORM,) * len(getattr(found, axis)) for axis, gain in gains.items() if not gain > 0
+        axis: (UNIFORM,) * len(getattr(found, axis)) for axis, gain in gains.items() if not gain > 0
     }
     if "mlp" in changes:
         changes["hidden"] = None
     return found.model_copy(update=changes)
-
-
-def greedy_curves(
-    costs: np.ndarray, shares: tuple[float, ...] | np.ndarray, weights: np.ndarray | None = None
-) -> Curves:
-    """Curves of an allocation [units][KNOTS], from costs [units, S] in nats of units that alone keep a share.
-
-    The logarithm of a unit's cost is modelled as linear in its share, and costs of units as additive. The share is
-    given out in steps of 0.01, each to the unit whose cost falls most for what the step weighs. Curves therefore rise,
-    and the weighted mean at every knot is exactly the knot's share.
-
-    shares: [S], or [units, S]. weights: [units], what all of a unit is worth; by default all the same.
-    """
-    units = len(costs)
-    weight = np.ones(units) if weights is None else weights / weights.mean()
-    at = np.broadcast_to(shares, costs.shape)
-    grid = np.arange(0, 1 + _STEP / 2, _STEP)
-    nats = np.log(costs.clip(_LEAST))
-    centred = at - at.mean(1, keepdims=True)
-    slope = (centred * nats).sum(1) / (centred**2).sum(1)
-    height = nats.mean(1) - slope * at.mean(1)
-    predicted = np.exp(height[:, None] + slope.clip(max=_FLATTEST)[:, None] * grid)
-    saved = np.append(-np.diff(predicted, axis=1) / weight[:, None], np.full((units, 1), -1.0), axis=1)
-    taken, last = np.zeros(units, dtype=int), 0
-    curves = np.zeros((units, KNOTS))
-    for knot in range(KNOTS):
-        wanted = units * knot / (KNOTS - 1)
-        while (weight * grid[taken]).sum() < wanted - 1e-9:
-            last = int(saved[np.arange(units), taken].argmax())
-            taken[last] += 1
-        curves[:, knot] = grid[taken]
-        curves[last, knot] -= ((weight * grid[taken]).sum() - wanted) / weight[last]
-    curves[:, -1] = 1
-    return tuple(tuple(curve) for curve in np.maximum.accumulate(curves.clip(0, 1), axis=1).round(9).tolist())
 
 
 def _measured(path: Path, key: str) -> dict[str, float]:
@@ -207,22 +187,15 @@ def _rounding_cost(costs: dict[int, list[float]], heads: int, layers: int, least
     return np.where(heads == 1, least, np.minimum(found, 3 * least))
 
 
-def _curves(
-    costs: dict[str, dict[int, list[float]]], rounding: np.ndarray, units: dict[str, int], weights: dict[str, float]
-) -> dict[str, Curves]:
-    """Per group of `costs` the curves of all its units: `greedy_curves` of those with costs, less the rounding cost
-    [layers], the groups dealt out together, and identity curves of the others. weights: what a unit of a group is
-    worth."""
-    curves = {axis: [_UNIFORM] * units[axis] for axis in costs}
-    known = [(axis, unit) for axis, some in costs.items() for unit in some]
-    if known:
-        floor = [rounding[unit // (units[axis] // len(rounding))] for axis, unit in known]
-        found = np.array([costs[axis][unit] for axis, unit in known]) - np.array(floor)[:, None]
-        shares, weight = (np.array([of[axis] for axis, _ in known]) for of in (SHARES, weights))
-        dealt = greedy_curves(found, shares, weight)
-        for (axis, unit), curve in zip(known, dealt, strict=True):
-            curves[axis][unit] = curve
-    return {axis: tuple(some) for axis, some in curves.items()}
+def _curves(costs: dict[int, list[float]], rounding: np.ndarray, shares: tuple[float, ...], units: int) -> Curves:
+    """Curves of all units: `greedy_curves` of those with costs, less the rounding cost [layers], and identity curves of
+    the others."""
+    curves = [UNIFORM] * units
+    if costs:
+        floor = rounding[np.array(list(costs)) // (units // len(rounding)), None]
+        for unit, curve in zip(costs, greedy_curves(np.array(list(costs.values())) - floor, shares), strict=True):
+            curves[unit] = curve
+    return tuple(curves)
 
 
 class _Texts:

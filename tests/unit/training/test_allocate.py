@@ -13,9 +13,17 @@ from helpers.policies import SPACE as GRID
 from helpers.policies import SPARSITY as PLAIN
 from solm.core.allocation import KNOTS, Allocation
 from solm.core.errors import DamagedFileError, DataError
+from solm.core.shares import realised_mlp
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
-from solm.training.allocate import _rounding_cost, find_allocation, greedy_curves, read_allocation
+from solm.training.allocate import (
+    TOGETHER,
+    _rounding_cost,
+    find_allocation,
+    read_allocation,
+    trusted,
+)
+from solm.training.allocation_curves import greedy_curves, split_sites
 
 
 def test_layers_that_lose_more_get_more():
@@ -109,6 +117,48 @@ def test_an_interrupted_search_goes_on(found, tmp_path):
         again = find_allocation(lm, tokens(4, 200), (160,), out, stop)
     assert seen[7] == 7  # nothing was measured anew before
     assert again["allocation"] == result["allocation"]
+
+
+def test_sites_are_split_by_what_all_layers_lose_together():
+    """Input channels lose ten times as much: hidden ones give first, and the share that both realise is the knot's."""
+    curves = {"mlp": (EVEN, EVEN), "hidden": (EVEN, EVEN)}
+    together = {
+        "mlp": [10 * np.exp(-8 * share) for share in TOGETHER["mlp"]],
+        "hidden": [np.exp(-8 * share) for share in TOGETHER["hidden"]],
+    }
+    found = split_sites(curves, together, TOGETHER, 0.0, 0.7)
+    inputs, hidden = np.array(found["mlp"][0]), np.array(found["hidden"][0])
+    assert np.allclose(0.7 * inputs + 0.3 * hidden, EVEN, atol=0.002)
+    assert (np.diff(inputs) >= 0).all()
+    assert (np.diff(hidden) >= 0).all()
+    middle = slice(8, 16)
+    # Where the slopes per realised share agree: 10 exp(-8 i) / 0.7 = exp(-8 h) / 0.3.
+    assert np.allclose((inputs - hidden)[middle], np.log(10 * 0.3 / 0.7) / 8, atol=0.03)
+
+
+def test_input_and_hidden_channels_are_dealt_out_apart(tmp_path):
+    """The second layer's hidden channels do nothing: they are given up first."""
+    model = tiny_model("llama", torch.float32)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(20)
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+    out, calls = tmp_path / "layers.json", []
+    sparsity = SparsityConfig(window=16, hidden_power=2, input_part=0.6)
+    with solm.attach(model, sparsity=sparsity) as lm:
+        result = find_allocation(
+            lm, tokens(4, 200), (160,), out, lambda done, total: calls.append((done, total)), ("mlp", "hidden")
+        )
+        allocation = read_allocation(out)
+        realised = realised_mlp(np.array(EVEN), sparsity.under(allocation), lm.shapes).mean(0)
+    assert calls[-1] == (19, 19)  # two shares of two sites of two layers, five of both sites together, the check
+    assert np.allclose(realised, EVEN, atol=0.02), "the keep rate is what both sites realise"
+    for curves in (allocation.mlp, allocation.hidden):
+        first, second = np.array(curves)
+        assert (first >= second).all()
+        assert (first - second).mean() > 0.2
+    assert {row["axis"] for row in result["checked"]} == {"mlp"}
+    uniform = {**result, "checked": [{**row, "even": 0.0, "allocation": 1.0} for row in result["checked"]]}
+    assert trusted(uniform).hidden is None, "where it loses, layers and sites are alike"
 
 
 @pytest.mark.parametrize(("texts", "context", "message"), [(1, 160, "at least 2 texts"), (4, 12, "at least 21 tokens")])
