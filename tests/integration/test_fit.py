@@ -105,6 +105,7 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
 
 def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(tiny_folder, texts, tmp_path, timed, monkeypatch):
     monkeypatch.setattr("solm.fitting.job.measure_speed", lambda lm, tokens: Speed(10_000, 5000, 0.0005))
+    monkeypatch.setattr("solm.fitting.job.Job.pace", lambda job, phase: job.minutes)  # both take the same sizes
     lm = load(tiny_folder, backend="cpu")
     streams = [token_stream(name, lm.tokenizer) for name in texts.split(",")]
     whole = fit(lm, streams, tmp_path / "whole", 0.1)

@@ -2,6 +2,7 @@
 ``fit.json``."""
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,8 @@ class _Manifest(BaseModel):
     sizes: dict[str, Sizes] = Field(default_factory=dict)
     done: dict[str, tuple[str, str]] = Field(default_factory=dict)
     """By phase the digests of what it was made from and of what it made."""
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """By phase that is done, how long it took."""
 
 
 class FitFolder:
@@ -79,10 +82,17 @@ class FitFolder:
         key = self._digest(inputs)
         if self._manifest.done.get(name) == (key, self._digest([output])):
             return False
+        begun = time.monotonic()
         make()
+        self._manifest.seconds[name] = round(time.monotonic() - begun, 1)
         self._manifest.done[name] = (key, self._digest([output]))
         self._save()
         return True
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By phase that is done, how long it took."""
+        return dict(self._manifest.seconds)
 
     def is_done(self, name: str, output: str, inputs: list[str]) -> bool:
         """Whether `phase` would skip it."""

@@ -32,15 +32,25 @@ class Job:
     remark: Callable[[str], None] = lambda text: None
 
     def sizes(self, phase: str, timings: StepTimings | None = None) -> Sizes:
-        """What a phase measures. A new phase times the model first."""
-        return self.folder.sizes(phase, lambda: self.planned(self.speed(), timings))
+        """What a phase measures. A new phase times the model first, and fits into its part of the time that is left."""
+        return self.folder.sizes(phase, lambda: self.planned(self.speed(), timings, minutes=self.pace(phase)))
+
+    def pace(self, phase: str) -> float:
+        """Minutes of a whole fit that, from `phase` on, takes the time that is left of this one; at least half."""
+        names = list(PHASES)
+        at = names.index(phase)
+        spent = sum(self.folder.seconds.get(name, 0.0) for name in names[:at]) / 60
+        share = sum(PHASES[name] for name in names[at:])
+        return max((self.minutes - spent) / share, self.minutes / 2)
 
     def speed(self) -> Speed:
         tokens = self.texts.train[0].tokens[None, : self.texts.context + 1]
         return measure_speed(self.lm, tokens)
 
-    def planned(self, speed: Speed, timings: StepTimings | None = None, strict: bool = False) -> Sizes:
-        """The sizes that fit into the minutes at `speed`; timings tell what pages are worth."""
+    def planned(
+        self, speed: Speed, timings: StepTimings | None = None, strict: bool = False, minutes: float | None = None
+    ) -> Sizes:
+        """The sizes that fit into the minutes at `speed`, by default the fit's; timings tell what pages are worth."""
         worth = 0.0
         if timings is not None:
             known = MeasuredCost(timings, self.lm.sparsity, self.lm.shapes)
@@ -49,15 +59,16 @@ class Job:
         longest = min(self.lm.context or 1 << 30, min(len(stream.tokens) for stream in self.texts.train))
         windows = self.texts.windows(self.texts.context + SCORED)
         return plan(
-            self.minutes, speed, self.lm.shapes, context=self.texts.context, longest=longest, windows=windows,
-            attention=worth, strict=strict,
+            minutes or self.minutes, speed, self.lm.shapes, context=self.texts.context, longest=longest,
+            windows=windows, attention=worth, strict=strict,
         )  # fmt: skip
 
     def progress(self, phase: str) -> Callable[[int, int], None]:
         """What a phase calls with its parts done and in all. Raises `Interrupted` where the run is to stop."""
         begun, names = time.monotonic(), list(PHASES)
-        later = sum(60 * self.minutes * PHASES[name] for name in names[names.index(phase) + 1 :])
-        planned = 60 * self.minutes * PHASES[phase]
+        minutes = self.pace(phase)
+        later = sum(60 * minutes * PHASES[name] for name in names[names.index(phase) + 1 :])
+        planned = 60 * minutes * PHASES[phase]
 
         def told(done: int, total: int) -> None:
             elapsed = time.monotonic() - begun

@@ -1,4 +1,4 @@
-"""How the minutes of a fit are spent: a fixed share for every phase, whose size follows from the model's speed."""
+"""How the minutes of a fit are spent: each phase has its share of what is left, and its size follows from the speed."""
 
 import math
 import statistics

@@ -1,0 +1,24 @@
+"""How a fit's phases share the time that is left."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from solm.fitting.job import Job
+from solm.fitting.plan import PHASES
+
+
+def job(**seconds):
+    return Job(None, None, SimpleNamespace(seconds=seconds), minutes=10, seed=0, stop=[])
+
+
+def test_phases_have_the_time_that_is_left():
+    assert job().pace("timings") == pytest.approx(10)
+    planned = {name: 600 * share for name, share in PHASES.items()}
+    assert job(timings=planned["timings"]).pace("allocation") == pytest.approx(10)
+    late = job(timings=planned["timings"] + 120)
+    left = 1 - PHASES["timings"]
+    assert late.pace("allocation") * left == pytest.approx(10 * left - 2), "two minutes are missing"
+    early = job(timings=0.0)
+    assert early.pace("allocation") * left == pytest.approx(10), "a phase that took no time leaves it to the others"
+    assert job(timings=550.0).pace("comparison") == 5, "however late, half of the plan"
