@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from solm.cli.talk import Talk
 
 _HELP = """\
-/budget 0.7       share of the dense step's bytes in the next replies, or attention=0.5,mlp=0.8; alone: dense
+/budget 0.7       of the next replies, in any form of --budget: speed=1.3, loss=0.05, mlp=0.8; alone: dense
 /policy dense     who decides: policy (the trained one), dense, static, random, or a folder, hub id or builtin:...
 /system Be brief  the system message; it begins the conversation anew
 /reset            begin the conversation anew
@@ -72,7 +72,7 @@ def chat(
     if policy == "dense" and budget is not None:
         raise BudgetError(f"--budget: {budget} needs another --policy than dense, which spends everything")
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config)
-    checks.budget(budget, config, trained, None, timed=False)
+    checks.budget(budget, config, trained, None)
     with repacking() as progress:
         lm = load(
             model, trained, tokenizer=tokenizer, dtype=dtype, backend=backend, precision=precision,
@@ -170,10 +170,11 @@ def _answer(talk: "Talk", line: str) -> None:
             say(f"{error}; /reset begins anew")
             return
     print()
-    done = summarise(talk.lm, tokens, talk.requested())
+    done = summarise(talk.lm, tokens, talk.requested(), talk.read)
     told = [spent.speed(moments)]
     if done.compute.requested["net"] < 1:
-        told.append(f"realised {done.compute.realised['net']:.3f} of {done.compute.requested['net']:.3f} asked for")
+        for line in spent.lines(talk.lm, talk.budget, done, talk.read + len(tokens) // 2):
+            say(line)
         told.append(str(spent.saved(talk.lm, done, moments, talk.read)))
     say(f"[{'; '.join(told)}{'; stopped' if stop else ''}]")
     if SIGTERM_CODE in stop:

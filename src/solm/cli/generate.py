@@ -3,7 +3,7 @@
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,10 @@ from solm.cli.options import (
     TrustOption,
 )
 from solm.core.errors import BudgetError, DataError
+
+if TYPE_CHECKING:
+    from solm.runtime.language_model import LanguageModel
+    from solm.runtime.reply import Reply
 
 _NOTICEABLE = 0.02
 """Share of the tokens read above what was asked for."""
@@ -88,17 +92,18 @@ def generate(
     grid = checks.space_of(space)
     config = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
     checks.room(config, max_new_tokens, "--max-new-tokens")
-    tokenizer = checks.tokenizer(model, revision, trust_remote_code, system)
+    tokenizer, middle = checks.tokenizer(model, revision, trust_remote_code, system), None
     if tokenizer is not None:
         with checks.option("PROMPT"):
-            prompt_tokens = encode(tokenizer, text, system).shape[1]
-            check_length(prompt_tokens, max_new_tokens, config.context)
+            prompt_tokens = encode(tokenizer, text, system)
+            check_length(prompt_tokens.shape[1], max_new_tokens, config.context)
+            middle = seen_on_average(prompt_tokens, max_new_tokens)
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config, grid)
     decider = policy if policy in DECIDERS else "policy" if trained else "dense" if budget is None else "static"
     known = None
     with checks.option("--timings"):
         known = None if timings is None else read_timings(timings)
-    request = checks.budget(budget, config, trained, grid, known is not None)
+    request = checks.budget(budget, config, trained, grid, known, context=middle if trained else None)
     if decider == "dense" and request.value not in (1.0, Budget()):
         raise BudgetError(f"--budget: {budget} needs another --policy than dense, which spends everything")
     with repacking() as progress:
@@ -125,15 +130,15 @@ def generate(
             print(flush=True)
         raise
     finally:
-        reply = summarise(lm, tokens, asked_for(lm, asked, seen, chosen))
+        reply = summarise(lm, tokens, asked_for(lm, asked, seen, chosen, request), ids.shape[1])
         if out is not None and tokens:
-            write_json(out, reply.as_dict())
+            write_json(out, _told(lm, budget, reply))
     if json:
-        print_json(reply.as_dict())
+        print_json(_told(lm, budget, reply))
         return
     print()
-    say(f"requested: {_shares(reply.compute.requested)}")
-    say(f"realised:  {_shares(reply.compute.realised)}")
+    for line in spent.lines(lm, budget, reply, seen):
+        say(line)
     if reply.compute.realised["attention"] > reply.compute.requested["attention"] + _NOTICEABLE:
         first, last = lm.sparsity.sinks, lm.sparsity.window
         say(f"           attention always reads the first {first} and the last {last} tokens, more than asked for")
@@ -143,9 +148,10 @@ def generate(
         say(f"saved:     {told}")
 
 
-def _shares(shares: dict[str, float]) -> str:
-    axes = ", ".join(f"{axis} {shares[axis]:.3f}" for axis in ("attention", "mlp", "bits"))
-    return f"{shares['bytes']:.3f} of the dense step's bytes ({axes}; net keep {shares['net']:.3f})"
+def _told(lm: "LanguageModel", budget: str | None, reply: "Reply") -> dict[str, Any]:
+    """The reply for machines, with the budget as it was typed and what its times were measured on."""
+    measured = None if lm.timings is None else lm.timings.measured_on
+    return reply.as_dict() | {"budget": budget, "measured_on": measured}
 
 
 def paint(text: str, cost: float) -> str:

@@ -82,7 +82,6 @@ def serve(
     from fastapi import FastAPI
 
     from solm.cli.output import print_json, repacking, say
-    from solm.core.budget import BudgetRequest
     from solm.runtime.load import load
     from solm.serving.logs import log_lines
     from solm.serving.settings import ServeSettings
@@ -98,11 +97,10 @@ def serve(
     def facts() -> checks.ModelFacts:
         return checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
 
-    checks.trained_policy(policy, facts(), grid)
+    trained = checks.trained_policy(policy, facts(), grid)
     checks.tokenizer(model, revision, trust_remote_code)
     if slo_floor is not None:
-        with checks.option("--slo-floor"):
-            BudgetRequest.parse(slo_floor)
+        checks.budget(slo_floor, facts(), trained, grid, typed="--slo-floor", clamp=True)
     _check_port(host, port)
     keys = [key.strip() for key in os.environ.get("SOLM_API_KEYS", "").split(",") if key.strip()]
     local = ("127.0.0.1", "localhost", "::1")

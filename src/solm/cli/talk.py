@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 
 from solm.cli.options import DECIDERS
+from solm.cli.spent import in_time
 from solm.core.errors import SolmError
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.generate import asked_for, check_length, chosen_policy, stream
 from solm.runtime.language_model import LanguageModel
+from solm.runtime.load import noted
 from solm.runtime.prompts import chat_tokens
 from solm.runtime.reply import Token
+from solm.runtime.terms import Terms
 from solm.serving.prefixes import PrefixCache
 
 
@@ -33,10 +36,12 @@ class Talk:
 
     @property
     def setting(self) -> str:
-        """The policy and the budget of the next reply."""
+        """The policy and the budget of the next reply, and where step times are known what it comes to."""
         if self.policy == "dense" or self.budget is None:
             return "dense" if self.policy == "dense" else "dense (no budget)"
-        return f"policy {self.policy or ('policy' if self.lm.trained else 'static')}, budget {self.budget}"
+        terms = self.requested()
+        told = f" ({in_time(terms)})" if "time" in terms else ""
+        return f"policy {self.policy or ('policy' if self.lm.trained else 'static')}, budget {self.budget}{told}"
 
     def start(self, system: str | None) -> None:
         """Begin anew, after a system message or without one."""
@@ -60,7 +65,7 @@ class Talk:
         """Another policy. Raises `SolmError` for one that is unknown or cannot meet the budget; all stays then."""
         lm = self.lm
         if name not in (*DECIDERS, "policy"):
-            lm, name = lm.with_policy(TrainedPolicy.from_pretrained(name)), "policy"
+            lm, name = noted(lm.with_policy(TrainedPolicy.from_pretrained(name))), "policy"
         lm.policy(name)
         previous, self.lm = self.lm, lm
         try:
@@ -102,16 +107,16 @@ class Talk:
         assert self.lm.tokenizer is not None
         return set(self.lm.tokenizer.all_special_ids)
 
-    def requested(self) -> dict[str, float]:
-        """The budget of the last reply by axis, with ``net`` and ``bytes``."""
+    def requested(self) -> Terms:
+        """The budget of the last reply in all words (`solm.runtime.terms`)."""
         return self._check(self.policy, self.budget)
 
-    def _check(self, policy: str | None, budget: str | None) -> dict[str, float]:
+    def _check(self, policy: str | None, budget: str | None) -> Terms:
         if policy == "dense":
             budget = None  # which spends everything
         chosen = chosen_policy(self.lm, policy, budget)
         seen = self.read + self.sampling["max_new_tokens"] // 2
-        return asked_for(self.lm, self.lm.budget(budget, seen, chosen), seen, chosen)
+        return asked_for(self.lm, self.lm.budget(budget, seen, chosen), seen, chosen, budget)
 
     def _forget(self) -> None:
         self._prefixes = PrefixCache(self.lm.context or 1 << 20, self.lm.sparsity.page_size)

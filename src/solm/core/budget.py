@@ -69,7 +69,7 @@ class Budget(BaseModel):
         lows, highs = zip(*space.ranges, strict=True)
         low, high = sum(lows) / 3, sum(highs) / 3
         if not low - _TOLERANCE <= net <= high + _TOLERANCE:
-            raise BudgetError(f"budget {net} is unreachable: this action space spends {low:.4g} to {high:.4g}")
+            raise BudgetError(f"budget {net} is unreachable: net keeps of this action space are {low:.4g} to {high:.4g}")
         fraction = 1.0 if high == low else min(1.0, max(0.0, (net - low) / (high - low)))
         attention, mlp, bits = (a + fraction * (b - a) for a, b in space.ranges)
         return cls(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
@@ -97,6 +97,12 @@ class BudgetRequest:
 
     kind: Literal["compute", "speed", "ms", "loss", "keep", "shares"]
     value: "float | Budget"
+
+    def __str__(self) -> str:
+        """As it is typed."""
+        if not isinstance(self.value, Budget):
+            return f"{self.value:g}" if self.kind == "compute" else f"{self.kind}={self.value:g}"
+        return f"attention={self.value.attention:g},mlp={self.value.mlp:g},bits={self.value.bits:g}"
 
     @classmethod
     def parse(cls, asked: BudgetLike) -> "BudgetRequest":

@@ -1,5 +1,8 @@
 """`BudgetCurve`: what the budgets of a policy take and lose, measured; a file beside the policy."""
 
+import math
+from typing import Any
+
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -7,6 +10,8 @@ from solm.core.errors import BudgetError
 from solm.core.timings import StepTimings
 
 CURVE = "curve.json"
+_TOLERANCE = 5e-3
+"""Of a share: what steps of a reply may miss a budget by."""
 COLUMNS = (
     "context",
     "budget",
@@ -40,11 +45,27 @@ class CurvePoint(BaseModel):
     high: float
     uniform: float | None = None
 
+    @property
+    def perplexity(self) -> float:
+        """As a factor over the dense model's."""
+        return math.exp(self.nats)
+
+
+class TextFacts(BaseModel):
+    """A source of text as a model sees it. nats: what the dense model loses per token; characters_per_token: of its
+    tokenizer, low for text that it was not made for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    nats: float
+    characters_per_token: float = Field(gt=0)
+
 
 class BudgetCurve(BaseModel):
     """The points of a policy, and the step timings that budgets in time are told by. texts, tokens: of every point.
 
-    data: names of the held-out texts.
+    data: names of the held-out texts. sources: what the dense model makes of each; none in older files.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
@@ -55,6 +76,7 @@ class BudgetCurve(BaseModel):
     texts: int = Field(ge=1)
     tokens: int = Field(ge=1)
     data: str = ""
+    sources: tuple[TextFacts, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> "BudgetCurve":
@@ -70,18 +92,29 @@ class BudgetCurve(BaseModel):
     @property
     def about(self) -> str:
         """What was measured where, in a sentence or two."""
-        known = self.timings
         return (
-            f"Measured on {known.backend}, {known.threads} threads, with {self.texts} texts per context "
-            f"({self.tokens} tokens) that no training saw. A budget is a share of the dense step's milliseconds."
+            f"Measured on {self.timings.measured_on}, with {self.texts} texts per context ({self.tokens} tokens) that "
+            "no training saw. A budget is a share of the dense step's milliseconds."
         )
+
+    def told(self) -> dict[str, Any]:
+        """The same for machines: ``budgets``, the points with what their loss is worth in perplexity, as a factor over
+        the dense model's, and ``measured``, on what."""
+        known = self.timings
+        return {
+            "budgets": [point.model_dump(mode="json") | {"perplexity": point.perplexity} for point in self.points],
+            "measured": {
+                "backend": known.backend, "threads": known.threads, "processor": known.processor,
+                "contexts": self.contexts, "texts": self.texts, "tokens": self.tokens,
+            },
+        }  # fmt: skip
 
     def rows(self) -> list[tuple[str, ...]]:
         """The points in words, by `COLUMNS`."""
         return [
             (
                 f"{point.context:,}", f"{point.budget:.3f}", f"{point.speed:.2f} x", f"{point.step_ms:.2f}",
-                f"{point.nats:.3f} [{point.low:.3f}, {point.high:.3f}]", f"{np.expm1(point.nats):+.1%}",
+                f"{point.nats:.3f} [{point.low:.3f}, {point.high:.3f}]", f"{point.perplexity - 1:+.1%}",
                 f"{point.attention:.2f}", f"{point.mlp:.2f}",
             )
             for point in self.points
@@ -104,13 +137,22 @@ class BudgetCurve(BaseModel):
         """
         if not nats > 0:
             raise BudgetError(f"budget loss={nats:g} is out of range: a loss must be above 0 nats per token")
-        near = min(self.contexts, key=lambda seen: abs(seen - context))
-        budgets, losses = self._falling(near)
+        budgets, losses = self._falling(self.nearest(context))
         first = int((losses <= nats).argmax())  # the loss at 1 is 0
         if first == 0:
             return float(budgets[0])
         part = (losses[first - 1] - nats) / (losses[first - 1] - losses[first])
         return float(budgets[first - 1] + part * (budgets[first] - budgets[first - 1]))
+
+    def loss(self, share: float, context: int) -> tuple[float, bool]:
+        """What `share` of the dense step's milliseconds loses in nats per token after `context` tokens, as
+        `share_for_loss` reads the points; and whether that is all, as below the lowest budget measured it is more."""
+        budgets, losses = self._falling(self.nearest(context))
+        return float(np.interp(share, budgets, losses)), share >= budgets[0] - _TOLERANCE
+
+    def nearest(self, context: int) -> int:
+        """Of the contexts measured the nearest to `context`."""
+        return min(self.contexts, key=lambda seen: abs(seen - context))
 
     def _falling(self, context: int) -> tuple[np.ndarray, np.ndarray]:
         """Budgets, rising to 1, and losses, falling to 0."""

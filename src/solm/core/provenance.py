@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
         "commit": commit(),
         "versions": versions(),
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "cores": os.cpu_count(),
             "system": platform.system(),
@@ -53,7 +53,8 @@ def commit() -> str:
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

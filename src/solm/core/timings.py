@@ -79,6 +79,27 @@ class StepTimings(BaseModel):
         return float(np.interp(context, self.contexts, values))
 
     @property
+    def processor(self) -> str:
+        """The processor that was measured; empty where the file does not say."""
+        return str(self.environment.get("machine", {}).get("processor", ""))
+
+    @property
+    def measured_on(self) -> str:
+        """Backend, threads and processor, in words."""
+        return machine(self.backend, self.threads, self.processor)
+
+    def elsewhere(self, backend: str, threads: int, processor: str) -> str | None:
+        """What to say where steps were timed on another backend, another processor or with other threads; else None."""
+        same = self.processor in ("", processor) and (self.backend, self.threads) == (backend, threads)
+        if same:
+            return None
+        here = machine(backend, threads, processor if self.processor else "")
+        return (
+            f"budgets in time are told by the steps of {self.measured_on}, this is {here}; solm fit, or solm bench "
+            "--out FILE for --timings FILE, measures it"
+        )
+
+    @property
     def disturbance(self) -> float:
         """How far apart two measurements of the same step are: the dense one is measured for both axes. The largest
         relative difference over contexts; a quiet machine stays below 0.05."""
@@ -106,6 +127,12 @@ class StepTimings(BaseModel):
                 f"these timings are of {self.model} on {self.backend}, not of {model} on {backend}; run solm bench"
             )
         return self
+
+
+def machine(backend: str, threads: int, processor: str = "") -> str:
+    """Such as ``cpu int8, 2 threads of AMD EPYC``."""
+    count = f"{threads} thread{'' if threads == 1 else 's'}"
+    return f"{backend}, {count}" + (f" of {processor}" if processor else "")
 
 
 def read_timings(path: Path) -> StepTimings:

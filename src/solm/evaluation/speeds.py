@@ -108,16 +108,16 @@ def side_by_side(
             replies[index] = said
             progress("decoding dense and under budgets", 1 + turn * len(orders) + index, total)
     found = [
-        _decoded(lm, budget, said, statistics.median(taken), replies[0])
+        _decoded(lm, ids.shape[1], budget, said, statistics.median(taken), replies[0])
         for budget, said, taken in zip(orders, replies, times, strict=True)
     ]
     return Speeds(lm.backend.name, torch.get_num_threads(), question, ids.shape[1], found)
 
 
 def _decoded(
-    lm: LanguageModel, budget: float | None, said: list[Token], milliseconds: float, dense: list[Token]
+    lm: LanguageModel, prompt: int, budget: float | None, said: list[Token], milliseconds: float, dense: list[Token]
 ) -> Decoded:
-    reply = summarise(lm, said, {})
+    reply = summarise(lm, said, {}, prompt)
     shares = reply.compute.realised
     return Decoded(
         budget, shares["attention"], shares["mlp"], shares["bytes"], milliseconds, len(said), common(dense, said),

@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from solm.backends.cpu.backend import CpuBackend
 from solm.backends.session import AnyPolicy, Backend, Session
+from solm.backends.threads import default_threads
 from solm.core.actions import ActionSpace
 from solm.core.arrays import as_numpy
 from solm.core.budget import Budget, BudgetLike
 from solm.core.cost import ModelShapes, step_cost
 from solm.core.errors import SolmError
+from solm.core.provenance import processor
 from solm.core.sparsity import SparsityConfig
 from solm.core.timings import StepTimings
 from solm.policies.artifact import BaseIdentity, TrainedPolicy
@@ -33,9 +36,9 @@ def sparsity_of(policy: TrainedPolicy | None, sparsity: SparsityConfig | None = 
 class ControlledModel:
     """A frozen model on a backend, with its tokenizer and, where given, its policy. Also a context manager.
 
-    timings: what steps take on this machine, for budgets in time; by default those that the policy brings for this
-    backend. Raises `PolicyMismatchError` for a policy or
-    an allocation that does not fit the model, or timings of another model or backend.
+    timings: what steps take on this machine, for budgets in time; by default those that the policy brings, wherever
+    they were measured (see `timings_note`). Raises `PolicyMismatchError` for a policy or an allocation that does not
+    fit the model, or timings of another model or backend.
     """
 
     def __init__(
@@ -62,10 +65,9 @@ class ControlledModel:
                 policy.to(backend.device)
         if self.sparsity.allocation is not None:
             self.sparsity.allocation.check(backend.shapes.layers, backend.shapes.kv_heads)
-        self.timings = None if timings is None else timings.check(self.name, backend.name, self.sparsity)
+        self._given = None if timings is None else timings.check(self.name, backend.name, self.sparsity)
         carried = None if policy is None or policy.curve is None else policy.curve.timings
-        if timings is None and carried is not None and carried.backend == backend.name:
-            self.timings = carried  # the policy was checked against the model
+        self.timings = self._given or carried
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +82,7 @@ class ControlledModel:
     def with_policy(self, policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> Self:
         """The same model under another policy; `detach` of either gives the model back."""
         return type(self)(
-            self.backend, self.tokenizer, policy, sparsity, self.name, self.timings, self._model, self._generation
+            self.backend, self.tokenizer, policy, sparsity, self.name, self._given, self._model, self._generation
         )
 
     @property
@@ -107,6 +109,12 @@ class ControlledModel:
     def beside_engine(self) -> bool:
         """Whether steps run on the compiled engine, whose threads torch's must not disturb."""
         return self.backend.name.startswith("cpu")
+
+    @property
+    def timings_note(self) -> str | None:
+        """What to say where the timings in use are not of this backend, its threads and this processor; else None."""
+        threads = self.backend.engine.threads if isinstance(self.backend, CpuBackend) else default_threads()
+        return self.timings and self.timings.elsewhere(self.backend.name, threads, processor())
 
     @property
     def shapes(self) -> ModelShapes:

@@ -4,16 +4,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from solm.backends.session import AnyPolicy, Session
-from solm.core.actions import AXES
 from solm.core.arrays import Array, as_tensor
-from solm.core.budget import Budget, BudgetLike
+from solm.core.budget import Budget, BudgetLike, BudgetRequest
 from solm.core.errors import BudgetError, ContextLengthError, SolmError
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.decode import Draft, Row, decode
 from solm.runtime.reply import Reply as Reply
 from solm.runtime.reply import Token as Token
-from solm.runtime.reply import compute
 from solm.runtime.sampling import Sampler
+from solm.runtime.terms import Terms, asked_terms, spent
 
 
 def generate(
@@ -61,7 +60,7 @@ def generate(
                     raise
                 raise type(error)(f"prompt {number}: {error}") from error
             seen = ids.shape[1] + rows[-1].longest // 2
-            asked.append(asked_for(lm, rows[-1].budget, seen, decides))
+            asked.append(asked_for(lm, rows[-1].budget, seen, decides, wanted))
         if streamer is not None:
             streamer.put(as_tensor(prompts[0]).cpu())
         for _, token in decode(lm, rows, batch_size):
@@ -70,7 +69,9 @@ def generate(
     finally:
         if streamer is not None:  # somebody may wait for it in another thread
             streamer.end()
-    return [summarise(lm, row.draft.tokens, wanted) for row, wanted in zip(rows, asked, strict=True)]
+    return [
+        summarise(lm, row.draft.tokens, wanted, row.ids.shape[1]) for row, wanted in zip(rows, asked, strict=True)
+    ]
 
 
 def stream(
@@ -168,17 +169,20 @@ def seen_on_average(ids: Array, max_new_tokens: int | None = None, max_length: i
     return ids.shape[1] + _longest(ids.shape[1], max_new_tokens, max_length) // 2
 
 
-def asked_for(lm: ControlledModel, budget: Budget, context: int, policy: AnyPolicy) -> dict[str, float]:
-    """The budget by axis, with ``net`` and ``bytes``, for steps that see `context` tokens."""
-    shares = dict(zip(AXES, budget.shares, strict=True))
-    return shares | {"net": budget.net, "bytes": lm.offer(policy).bytes(budget, context)}
+def asked_for(
+    lm: ControlledModel, budget: Budget, context: int, policy: AnyPolicy, request: BudgetLike = None
+) -> Terms:
+    """The budget in all words (`solm.runtime.terms`), for steps that see `context` tokens. request: what it came from,
+    which tells whether the policy split it."""
+    split = policy.reads_model and BudgetRequest.parse(request).kind not in ("keep", "shares")
+    return asked_terms(lm.offer(policy), budget, context, split)
 
 
-def summarise(lm: ControlledModel, tokens: list[Token], requested: dict[str, float]) -> Reply:
-    """The reply that a finished stream amounts to; requested: of `asked_for`."""
+def summarise(lm: ControlledModel, tokens: list[Token], requested: Terms, prompt: int) -> Reply:
+    """The reply to `prompt` tokens that a finished stream amounts to; requested: of `asked_for`."""
     ids = [token.id for token in tokens]
     text = "" if lm.tokenizer is None else str(lm.tokenizer.decode(ids, skip_special_tokens=True))
-    return Reply(text, tokens, compute(tokens, requested))
+    return Reply(text, tokens, spent(lm.offer(), tokens, prompt, requested))
 
 
 def _longest(prompt: int, max_new_tokens: int | None, max_length: int | None) -> int:

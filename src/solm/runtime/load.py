@@ -105,7 +105,7 @@ def load(
             else:
                 _announce(made, threads)
                 generation = _generation_options(model, revision, made.engine.spec)
-                return LanguageModel(made, tokenizer, policy, how, model, known, generation=generation)
+                return noted(LanguageModel(made, tokenizer, policy, how, model, known, generation=generation))
     from solm.backends.torch.backend import TorchBackend
     from solm.backends.torch.load import load_base
 
@@ -113,7 +113,7 @@ def load(
     torch_backend = TorchBackend(base)
     _announce(torch_backend, threads, reason, expected=shard)
     try:
-        return LanguageModel(torch_backend, tokenizer, policy, sparsity, model, known)
+        return noted(LanguageModel(torch_backend, tokenizer, policy, sparsity, model, known))
     except SolmError:
         torch_backend.detach()
         raise
@@ -145,7 +145,7 @@ def attach(
         try:
             made = _on_cpu(LoadedModel(model), how, "", precision, kv_cache_dtype, threads)
             _announce(made, threads)
-            return LanguageModel(made, tokenizer, policy, how, model=model)
+            return noted(LanguageModel(made, tokenizer, policy, how, model=model))
         except UnsupportedModelError as error:
             if backend == "cpu":
                 raise
@@ -247,6 +247,13 @@ def _announce(backend: Backend, threads: int | None, reason: str | None = None, 
     slow = reason is not None and backend.device.type == "cpu" and not expected
     told = "" if reason is None else f"; not the cpu backend: {reason}"
     logging.getLogger("solm").log(logging.WARNING if slow else logging.INFO, "%s%s", ", ".join(parts), told)
+
+
+def noted(lm: LanguageModel) -> LanguageModel:
+    """`lm`, after a warning where the step times by which its budgets in time are told are not of this machine."""
+    if lm.timings_note is not None:
+        logging.getLogger("solm").warning(lm.timings_note)
+    return lm
 
 
 def _generation_options(name: str, revision: str | None, spec: ModelSpec) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
 from solm.core.budget import Budget, BudgetLike, BudgetRequest
 from solm.core.cost import ModelShapes, step_cost
+from solm.core.curve import BudgetCurve
 from solm.core.errors import BudgetError
 from solm.core.measured import MeasuredCost
 from solm.core.shares import bits_share, kv_budget, realised_mlp
@@ -52,7 +53,7 @@ class Offer:
             return self.of_net(max(request.value, self.lowest_net) if clamp else request.value)
         if request.kind == "compute" and self.measured is None:
             return self._of_bytes(request.value, context, clamp)
-        return self._of_time(request.kind, request.value, context, clamp)
+        return self._of_time(request, context, clamp)
 
     @cached_property
     def measured(self) -> MeasuredCost | None:
@@ -63,6 +64,19 @@ class Offer:
         """The least share of the dense step's milliseconds that can be met. Raises `BudgetError` without timings."""
         return self._measured().share(self._lowest(context).shares, self._controllable(context))
 
+    def time(self, budget: Budget, context: int) -> tuple[float, float] | None:
+        """The share of the dense step's milliseconds that steps at `budget` take, and these milliseconds; None without
+        timings."""
+        if self.measured is None:
+            return None
+        seen = self._controllable(context)
+        return self.measured.share(budget.shares, seen), self.measured.dense(seen)
+
+    @property
+    def curve(self) -> BudgetCurve | None:
+        """What the policy's budgets lose, where it was measured."""
+        return None if self.trained is None else self.trained.curve
+
     def _measured(self) -> MeasuredCost:
         if self.measured is None:
             raise BudgetError(
@@ -71,31 +85,36 @@ class Offer:
             )
         return self.measured
 
-    def _of_time(self, kind: str, value: float, context: int, clamp: bool) -> Budget:
+    def time_share(self, request: BudgetRequest, context: int) -> float:
+        """The share of the dense step's milliseconds that a budget as a share, speed, milliseconds or loss comes down
+        to, at most 1; it may be below what can be met. Raises `BudgetError` where nothing tells it."""
+        known, seen = self._measured(), self._controllable(context)
+        assert not isinstance(request.value, Budget)
+        value = request.value
+        share = {
+            "compute": lambda: value, "speed": lambda: 1 / value, "ms": lambda: value / known.dense(seen),
+            "loss": lambda: self._share_for_loss(value, seen),
+        }[request.kind]()  # fmt: skip
+        return min(share, 1.0)
+
+    def _of_time(self, request: BudgetRequest, context: int, clamp: bool) -> Budget:
         """The budget of a share of the dense step's milliseconds, or of what comes down to one, at one price for a
         millisecond on every axis."""
-        known, seen = self._measured(), self._controllable(context)
-        dense = known.dense(seen)
-        share = value
-        if kind == "speed":
-            share = 1 / value
-        elif kind == "ms":
-            share = value / dense
-        elif kind == "loss":
-            share = self._share_for_loss(value, seen)
-        if share >= 1:
+        known, seen, share = self._measured(), self._controllable(context), self.time_share(request, context)
+        if share == 1:
             return Budget()
-        lowest = self._lowest(context)
+        dense, lowest = known.dense(seen), self._lowest(context)
         floor = known.share(lowest.shares, seen)
         if share <= floor + _TOLERANCE:
-            if clamp or kind == "loss" or share >= floor - _TOLERANCE:
+            if clamp or request.kind == "loss" or share >= floor - _TOLERANCE:
                 return lowest
-            typed = f"{value:g}" if kind == "compute" else f"{kind}={value:g}"
-            raise BudgetError(
-                f"budget {typed} is unreachable: at {seen} tokens steps take {math.ceil(1000 * floor) / 1000:g} to 1 "
-                f"of the dense step's milliseconds ({floor * dense:.3g} to {dense:.3g} ms, up to "
-                f"{math.floor(100 / floor) / 100:g} times as fast)"
-            )
+            least = _up(floor, 1000)
+            reach = {
+                "compute": f"steps take {least:g} to 1 of the dense step's milliseconds",
+                "speed": f"speeds are 1 to {math.floor(100 / floor) / 100:g}",
+                "ms": f"steps take {_up(floor * dense, 100):g} to {dense:.4g} ms",
+            }
+            raise BudgetError(f"budget {request} is unreachable: at {seen} tokens {reach[request.kind]}")
         policy = None if self.trained is None else self.trained.policy()
         rates = tuple(rate / dense for rate in known.rates(seen))
         if isinstance(policy, PricedPolicy):
@@ -103,10 +122,9 @@ class Offer:
         return self._densest(lambda budget: known.share(budget.shares, seen) <= share, context)
 
     def _share_for_loss(self, nats: float, context: int) -> float:
-        curve = None if self.trained is None else self.trained.curve
-        if curve is None:
+        if self.curve is None:
             raise BudgetError("a budget as a loss needs a policy with a measured curve: solm fit makes one")
-        return curve.share_for_loss(nats, context)
+        return self.curve.share_for_loss(nats, context)
 
     def _lowest(self, context: int) -> Budget:
         """What the lowest levels realise after `context` tokens."""
@@ -143,7 +161,7 @@ class Offer:
                 return lowest
             raise BudgetError(
                 f"budget {share:g} is unreachable: at {self._controllable(context)} tokens this model reads "
-                f"{math.ceil(100 * least) / 100:g} to 1 of the dense step's bytes"
+                f"{_up(least, 100):g} to 1 of the dense step's bytes"
             )
         return self._densest(lambda budget: self.bytes(budget, context) <= share, context)
 
@@ -190,3 +208,8 @@ class Offer:
                     f"{lowest * unit:g} to {high * unit:g}"
                 )
         return budget
+
+
+def _up(value: float, parts: int) -> float:
+    """`value` rounded up to the next of `parts` parts of 1."""
+    return math.ceil(parts * value) / parts

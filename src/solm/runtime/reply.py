@@ -3,8 +3,6 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from solm.core.actions import AXES
-
 
 @dataclass(frozen=True)
 class Token:
@@ -26,8 +24,7 @@ class Token:
 class Compute:
     """What was asked for and what the controllable steps spent on average.
 
-    Both by axis, with ``net`` (the mean of the axes) and ``bytes`` (a share of what dense steps read). dense_steps:
-    steps that ran dense before any could be controlled.
+    Both in the words of `solm.runtime.terms`. dense_steps: steps that ran dense before any could be controlled.
     """
 
     requested: dict[str, float]
@@ -56,23 +53,9 @@ class Reply:
         }
 
 
-def compute(tokens: list[Token], requested: dict[str, float]) -> Compute:
-    """What a reply's tokens spent, beside what was asked for."""
-    counted = [token for token in tokens if token.controllable]
-    realised = {axis: _mean([token.realised[axis] for token in counted]) for axis in AXES}
-    realised["net"] = sum(realised.values()) / 3
-    realised["bytes"] = _mean([token.cost for token in counted])
-    return Compute(requested, realised, len(tokens[1:]) - len(counted))
-
-
 def step_milliseconds(moments: list[float]) -> float | None:
     """The mean step between `moments`, seconds at which tokens were chosen; None for fewer than three.
 
     The first step is left out: it also takes over the prompt.
     """
     return None if len(moments) < 3 else 1000 * (moments[-1] - moments[1]) / (len(moments) - 2)
-
-
-def _mean(values: list[float]) -> float:
-    """Mean, 1 (dense) where no step was controllable."""
-    return sum(values) / len(values) if values else 1.0

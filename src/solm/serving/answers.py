@@ -10,7 +10,7 @@ from openai.types import Completion, CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
-from solm.core.actions import AXES
+from solm.runtime.terms import mean_terms
 from solm.serving.rows import Ended, Piece, Said
 
 
@@ -97,20 +97,16 @@ class Answers:
         prompt of several choices counts once."""
         ends = [choice.ended for choice in choices if choice.ended is not None]
         written, weights = sum(ended.tokens for ended in ends), [max(1, ended.tokens) for ended in ends]
-
-        def mean(values: list[float]) -> float:
-            return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
-
-        names = [*AXES, "net", "bytes"]
+        realised = mean_terms([ended.compute.realised for ended in ends], weights)
         read = sum(ended.prompt_tokens for ended in ends[:: self.each])
         return CompletionUsage.model_validate(
             {
                 "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
                 "prompt_tokens_details": {"cached_tokens": sum(ended.cached_tokens for ended in ends[:: self.each])},
                 "compute": {
-                    "requested": {name: mean([ended.compute.requested[name] for ended in ends]) for name in names},
-                    "realised": {name: mean([ended.compute.realised[name] for ended in ends]) for name in names},
-                    "bytes": mean([ended.compute.bytes for ended in ends]),
+                    "requested": mean_terms([ended.compute.requested for ended in ends], weights),
+                    "realised": realised,
+                    "bytes": realised["bytes"],
                 },
             }
         )  # fmt: skip

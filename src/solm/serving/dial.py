@@ -21,7 +21,7 @@ _LEAST = 1e-9
 class Order:
     """What a request asks for: the policy, the budget, and the floor below which the governor may not lower it.
 
-    requested: the budget as answers report it, by axis with ``net`` and ``bytes``.
+    requested: the budget as answers report it, in the words of `solm.runtime.terms`.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Dial:
             floor = self.floor(asked.floor, context, policy)
             attention, mlp, bits = (min(low, high) for low, high in zip(floor.shares, budget.shares, strict=True))
             least = Budget(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
-        return Order(name, policy, budget, least, asked_for(self.lm, budget, context, policy))
+        return Order(name, policy, budget, least, asked_for(self.lm, budget, context, policy, wanted))
 
     def floor(self, asked: Asked | None, context: int, policy: AnyPolicy) -> Budget:
         """The floor that was asked for, by default the server's; the least there is where that is not as low."""

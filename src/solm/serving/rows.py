@@ -10,8 +10,9 @@ from solm.backends.session import Session
 from solm.core.arrays import Array, as_numpy
 from solm.runtime.decode import Draft, StepTaken
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.reply import Compute, Token, compute
+from solm.runtime.reply import Compute, Token
 from solm.runtime.sampling import Sampler
+from solm.runtime.terms import spent
 from solm.serving.dial import Order
 
 
@@ -83,7 +84,7 @@ class Row:
     """A job that decodes."""
 
     def __init__(self, lm: LanguageModel, job: Job):
-        self.job = job
+        self.job, self._lm = job, lm
         sampler = Sampler.of(lm, job.ids[None], job.seed, job.sampling)
         self.draft = Draft(lm, sampler, len(job.ids), job.order.policy, skip_special_tokens=True)
         self.cached = 0
@@ -163,7 +164,8 @@ class Row:
         job = self.job
         assert self.finished is not None
         tokens = self.draft.tokens
-        ended = Ended(self.finished, len(job.ids), self.cached, len(tokens), compute(tokens, job.order.requested))
+        found = spent(self._lm.offer(job.order.policy), tokens, len(job.ids), job.order.requested)
+        ended = Ended(self.finished, len(job.ids), self.cached, len(tokens), found)
         job.emit(ended)
         return ended
 

@@ -46,7 +46,9 @@ def test_a_conversation_from_a_pipe(chat, capsys):
     facts = [line for line in shown.err.splitlines() if line.startswith("[")]
     assert len(facts) == 3  # nothing after /quit
     assert all("tokens/s" in line and "ms per token" in line for line in facts)
-    assert ["realised" in line for line in facts] == [False, True, False]
+    asked = [line for line in shown.err.splitlines() if line.startswith(("requested: ", "realised: "))]
+    assert len(asked) == 2, "a dense reply has nothing to tell"
+    assert asked[0].startswith("requested: attention=0.5: ")
     assert "of the bytes of dense ones" in facts[1]
     assert "policy static, budget attention=0.5" in shown.err
     assert "/budget: budget 'nine' is not a number" in shown.err

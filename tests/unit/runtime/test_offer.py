@@ -1,5 +1,7 @@
 """What budgets a model can meet: the range is named, shares of bytes are met, and no axis is asked for in vain."""
 
+import re
+
 import pytest
 import torch
 
@@ -75,7 +77,7 @@ def test_net_keep_follows_the_price_split_of_a_value_policy(value_lm):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("keep=0.1", "budget 0.1 is unreachable: this action space spends 0.3375 to 1"),
+        ("keep=0.1", "budget 0.1 is unreachable: net keeps of this action space are 0.3375 to 1"),
         ("attention=0.05", "attention=0.05 is unreachable: this action space offers 0.1 to 1"),
         ("bits=4", "bits=4 is unreachable: this action space offers 5 to 16"),
     ],
@@ -115,9 +117,13 @@ def test_a_share_of_the_time_is_met_in_all_its_words(tiny_lm, kind, context):
         for words in (share, f"speed={1 / share}", f"ms={10 * share}"):
             assert known.share(offer.budget(words, context).shares, context) == pytest.approx(share, abs=2e-3)
     assert offer.budget("ms=11", context) == offer.budget(1, context) == solm.Budget()
-    for words in ("0.01", "speed=90", "ms=0.1"):
-        with pytest.raises(BudgetError, match=f"unreachable: at {context} tokens steps take .* to 1 of the dense step"):
+    for kind, beyond, least in (("", "0.01", 0), ("speed=", "90", 1), ("ms=", "0.1", 0)):
+        words = kind + beyond
+        with pytest.raises(BudgetError, match=f"budget {words} is unreachable: at {context} tokens") as refused:
             offer.budget(words, context)
+        ends = re.findall(r"[0-9.]+", str(refused.value).partition(" tokens ")[2])
+        met = offer.budget(kind + ends[least], context)
+        assert known.share(met.shares, context) == pytest.approx(floor, abs=6e-3), "the range is told in what was asked"
         assert known.share(offer.budget(words, context, clamp=True).shares, context) == pytest.approx(floor)
 
 

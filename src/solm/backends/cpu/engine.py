@@ -116,6 +116,7 @@ class Engine:
         threads = min(default_threads(), cores) if threads is None else threads
         if not 1 <= threads <= cores:
             raise SolmError(f"threads {threads} is out of range: this machine has 1 to {cores}")
+        self.threads = threads
         self.library = built() if library is None else library
         self.handle: int | None = None
         self.layout = layout_of(source, precision)
