@@ -1,5 +1,6 @@
 """Lists of budgets, as --budgets takes them."""
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from solm.cli.checks import option
@@ -7,52 +8,87 @@ from solm.core.errors import BudgetError
 
 if TYPE_CHECKING:
     from solm.core.actions import ActionSpace
+    from solm.core.budget import Kind
+    from solm.runtime.offer import Offer
+
+_PARTS = 10_000
+"""Of a share, to which speeds, milliseconds and losses are rounded up."""
 
 
 class BudgetList(NamedTuple):
-    """What --budgets asks for: values, none for ``auto``; kind: ``keep`` for net keeps, ``compute`` for shares of
-    compute, which without timings are net keeps too."""
+    """What --budgets asks for: values, none for ``auto``; kind: of `BudgetRequest`. Those of kind ``compute`` are net
+    keeps where there are no step times."""
 
-    kind: str
+    kind: "Kind"
     values: tuple[float, ...]
 
 
 def budget_list(text: str) -> BudgetList:
-    """The budgets of ``auto`` or of a list such as 0.7,0.8 or keep=0.6,keep=0.7; all must be of one kind."""
+    """The budgets of ``auto`` or of a list such as 0.7,0.8, keep=0.6,keep=0.7 or speed=1.2,speed=1.4; all must be of
+    one kind."""
+    from solm.core.budget import BudgetRequest
+
     if text.strip() == "auto":
         return BudgetList("compute", ())
     kinds, found = set(), []
     for part in text.split(","):
-        name, equals, number = part.strip().rpartition("=")
+        name, _, number = part.strip().rpartition("=")
         try:
-            found.append(float(number))
+            value = float(number)
         except ValueError:
             raise BudgetError(f"--budgets: {text!r} is not a list of numbers such as 0.55,0.65, or auto") from None
-        if equals and name != "keep":
-            raise BudgetError(f"--budgets: {part.strip()!r} is not a number or keep=0.6")
-        kinds.add("keep" if equals else "compute")
-        if not 0 < found[-1] <= 1:
-            raise BudgetError(f"--budgets: {found[-1]:g} is out of range: a share must be above 0 and at most 1")
-        if found.count(found[-1]) > 1:
-            raise BudgetError(f"--budgets: {found[-1]:g} is given twice")
+        if name not in ("", "keep", "speed", "ms", "loss"):
+            raise BudgetError(f"--budgets: {part.strip()!r} is not a number, keep=0.6, speed=1.3, ms=8 or loss=0.05")
+        with option("--budgets"):
+            kinds.add(BudgetRequest.parse(part.strip()).kind)
+        if value in found:
+            raise BudgetError(f"--budgets: {value:g} is given twice")
+        found.append(value)
     if len(kinds) > 1:
-        raise BudgetError(f"--budgets: {text!r} mixes net keeps and other shares")
+        raise BudgetError(f"--budgets: {text!r} mixes net keeps and other shares; give all in one form")
     return BudgetList(kinds.pop(), tuple(found))
 
 
-def check_net_keeps(values: tuple[float, ...], space: "ActionSpace") -> None:
-    """Refuse net keeps that `space` cannot spend."""
-    from solm.core.budget import Budget
+def net_keeps(asked: BudgetList, offer: "Offer") -> tuple[float, ...]:
+    """The budgets as net keeps; five between the least there is and 1 for ``auto``. Raises `BudgetError` for one that
+    cannot be met."""
+    from solm.core.curve import spaced_budgets
 
-    for value in values:
-        with option("--budgets"):
-            Budget.from_net(value, space)
+    with option("--budgets"):
+        for value in asked.values:
+            offer.of_net(value)
+    return asked.values or spaced_budgets(offer.lowest_net)
+
+
+def time_shares(asked: BudgetList, offer: "Offer", context: int) -> tuple[float, ...]:
+    """The budgets as shares of the dense step's milliseconds, where steps see `context` tokens; five between the least
+    there is and 1 for ``auto``. Raises `BudgetError` for one that cannot be met, and without step times."""
+    from solm.core.budget import BudgetRequest
+    from solm.core.curve import spaced_budgets
+
+    found: list[float] = []
+    with option("--budgets"):
+        floor = offer.time_floor(context)
+        for value in asked.values:
+            request = BudgetRequest(asked.kind, value)
+            offer.budget(request, context)
+            share = value
+            if asked.kind != "compute":
+                share = math.ceil(_PARTS * max(floor, offer.time_share(request, context))) / _PARTS
+            if share in found:
+                raise BudgetError(f"budget {request} comes down to {share:g} of the dense step's time, as another does")
+            found.append(share)
+    return tuple(found) or spaced_budgets(floor)
 
 
 def net_keep_list(text: str, space: "ActionSpace") -> tuple[float, ...]:
     """The net keeps of a list such as 0.55,0.65, each of which `space` can spend."""
-    values = budget_list(text).values
-    if not values:
-        raise BudgetError("--budgets: auto goes with solm eval; give a list of numbers such as 0.55,0.65")
-    check_net_keeps(values, space)
-    return values
+    from solm.core.budget import Budget
+
+    asked = budget_list(text)
+    if not asked.values or asked.kind not in ("keep", "compute"):
+        raise BudgetError(f"--budgets: {text} goes with solm eval; give net keeps such as 0.55,0.65")
+    for value in asked.values:
+        with option("--budgets"):
+            Budget.from_net(value, space)
+    return asked.values

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from solm.cli import checks
-from solm.cli.budget_lists import budget_list, check_net_keeps
+from solm.cli.budget_lists import budget_list, net_keeps, time_shares
 from solm.cli.options import (
     DEFAULT_MODEL,
     BackendOption,
@@ -31,11 +31,12 @@ from solm.cli.sources import long_enough, one_stream, read_sources, streams
 from solm.core.errors import SolmError
 
 if TYPE_CHECKING:
+    from solm.cli.budget_lists import BudgetList
     from solm.core.actions import ActionSpace
     from solm.evaluation.arms import Arm
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.policies.priced import PricedPolicy
-    from solm.runtime.language_model import LanguageModel
+    from solm.runtime.offer import Offer
 
 _LOGITS = 1 << 28
 """Numbers of logits that a pass may leave in memory: 1 GiB in float32."""
@@ -46,13 +47,14 @@ def evaluate(
     model: ModelOption = DEFAULT_MODEL,
     policy: PolicyOption = None,
     budgets: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Fixed in advance, such as 0.7,0.8, or auto: five between the least there is and 1. With measured "
-            "step times (the policy's, or --timings) shares of the dense step's milliseconds; else net keeps, as the "
-            "paper plots, as also with keep=0.6,keep=0.7."
+            "step times (the policy's, or --timings) shares of the dense step's milliseconds, or what comes down to "
+            "them (speed=1.2,speed=1.4, ms=8 or loss=0.05); else net keeps, as the paper plots, as also with "
+            "keep=0.6,keep=0.7. By default auto in time, and 0.55,0.65,0.75 in net keep."
         ),
-    ] = "0.55,0.65,0.75",
+    ] = None,
     timings: TimingsOption = None,
     texts: TextsOption = 64,
     context: ContextOption = 512,
@@ -112,7 +114,8 @@ def evaluate(
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.perplexity import evaluate as run
     from solm.evaluation.pictures import kind_of
-    from solm.runtime.load import load
+    from solm.runtime.load import engine_sparsity, load
+    from solm.runtime.offer import Offer
 
     if policy is not None and sparsity is not None:
         raise SolmError("--sparsity: a policy brings its own; drop one of the two")
@@ -133,18 +136,21 @@ def evaluate(
     trained = checks.trained_policy(policy, config, grid)
     offered = trained.config.space if trained is not None else grid
     assert offered is not None
-    asked = budget_list(budgets)
     curve = None if trained is None else trained.curve
     with checks.option("--timings"):
-        if timings is not None:
-            read_timings(timings)
-    # Whether budgets are in time is certain once the model is loaded, as timings belong to one backend.
+        known = read_timings(timings) if timings is not None else None if curve is None else curve.timings
+    asked = budget_list(budgets or ("0.55,0.65,0.75" if known is None else "auto"))
+    in_time = asked.kind in ("speed", "ms", "loss") or (asked.kind == "compute" and known is not None)
+    if in_time:
+        names = list(dict.fromkeys(["constant", *names]))
+    if trials is None:
+        trials = 0 if in_time else 8
     chosen = checks.settings(
         EvaluationSettings, budgets=asked.values or (1.0,), texts=texts, context=context, length=length,
-        trials=8 if trials is None else trials, seed=seed, oracle=oracle,
+        trials=trials, seed=seed, oracle=oracle, currency="time" if in_time else "keep",
     )  # fmt: skip
-    if asked.kind == "keep" or (curve is None and timings is None):
-        check_net_keeps(asked.values, offered)
+    # As far as it is certain before the model is loaded; what a backend reads besides is known then.
+    _with_budgets(Offer(offered, how or engine_sparsity(trained), config.shapes, trained, 0, known), chosen, asked)
     checks.room(config, context + length, "--context and --length")
     rivals: dict[str, PricedPolicy | Arm] = dict(_rival(item, config, offered) for item in rival or [])
     sources = read_sources(data)
@@ -155,12 +161,7 @@ def evaluate(
         model, trained, tokenizer=tokenizer, sparsity=how, dtype=dtype, backend=backend, precision=precision,
         kv_cache_dtype=kv_cache_dtype, timings=timings, revision=revision, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    in_time = lm.timings is not None and asked.kind != "keep"
-    chosen = _with_budgets(lm, chosen, asked.values, offered, in_time)
-    if in_time:
-        names = list(dict.fromkeys(["constant", *names]))
-        if trials is None:
-            chosen = chosen.model_copy(update={"trials": 0})
+    chosen = _with_budgets(lm.offer(lm.policy("static", offered)), chosen, asked)
     tokens = streams(sources, lm.tokenizer)
     calibration = one_stream(tuning_sources, lm.tokenizer)
     for name in names:
@@ -183,24 +184,12 @@ def evaluate(
         console.print(line)
 
 
-def _with_budgets(
-    lm: "LanguageModel", chosen: "EvaluationSettings", values: tuple[float, ...], space: "ActionSpace", in_time: bool
-) -> "EvaluationSettings":
-    """The settings with their budgets: `values`, or five above the floor without any."""
-    from solm.core.curve import spaced_budgets
-
-    offer, middle = lm.offer(lm.policy("static", space)), chosen.context + chosen.length // 2
-    if not values:
-        values = spaced_budgets(offer.time_floor(middle) if in_time else offer.lowest_net)
-    with checks.option("--budgets"):
-        for value in values:
-            offer.budget(value if in_time else f"keep={value}", middle)
-    together = max(1, _LOGITS // (len(values) * chosen.length * lm.shapes.vocabulary))
-    return chosen.model_copy(
-        update={
-            "budgets": values, "currency": "time" if in_time else "keep", "batch": min(chosen.batch, together)
-        }
-    )  # fmt: skip
+def _with_budgets(offer: "Offer", chosen: "EvaluationSettings", asked: "BudgetList") -> "EvaluationSettings":
+    """The settings with the budgets that were asked for."""
+    middle = chosen.context + chosen.length // 2
+    values = time_shares(asked, offer, middle) if chosen.currency == "time" else net_keeps(asked, offer)
+    together = max(1, _LOGITS // (len(values) * chosen.length * offer.shapes.vocabulary))
+    return chosen.model_copy(update={"budgets": values, "batch": min(chosen.batch, together)})
 
 
 def _rival(item: str, config: checks.ModelFacts, space: "ActionSpace") -> "tuple[str, PricedPolicy]":

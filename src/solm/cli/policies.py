@@ -56,8 +56,7 @@ def policies(
             trained = TrainedPolicy.from_pretrained(name, revision=revision)
         told, measured = _told(name, trained.config), trained.curve
         if json:
-            points = None if measured is None else [point.model_dump(mode="json") for point in measured.points]
-            print_json(told if points is None else told | {"budgets": points})
+            print_json(told if measured is None else told | measured.told())
             return
         for key, value in told.items():
             if isinstance(value, dict):

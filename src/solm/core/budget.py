@@ -14,6 +14,8 @@ from solm.core.errors import BudgetError
 if TYPE_CHECKING:
     import torch
 
+Kind = Literal["compute", "speed", "ms", "loss", "keep", "shares"]
+"""What a budget is told in; see `BudgetRequest`."""
 BudgetLike = Union[float, str, "Budget", "BudgetRequest", None]
 _TOLERANCE = 1e-9
 _LEAST: dict[Literal["speed", "ms", "loss"], tuple[float, str]] = {
@@ -95,7 +97,7 @@ class BudgetRequest:
     else a number.
     """
 
-    kind: Literal["compute", "speed", "ms", "loss", "keep", "shares"]
+    kind: Kind
     value: "float | Budget"
 
     def __str__(self) -> str:

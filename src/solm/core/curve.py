@@ -99,13 +99,14 @@ class BudgetCurve(BaseModel):
 
     def told(self) -> dict[str, Any]:
         """The same for machines: ``budgets``, the points with what their loss is worth in perplexity, as a factor over
-        the dense model's, and ``measured``, on what."""
+        the dense model's, and ``measured``, on which machine and text."""
         known = self.timings
         return {
             "budgets": [point.model_dump(mode="json") | {"perplexity": point.perplexity} for point in self.points],
             "measured": {
                 "backend": known.backend, "threads": known.threads, "processor": known.processor,
                 "contexts": self.contexts, "texts": self.texts, "tokens": self.tokens,
+                "sources": [source.model_dump(mode="json") for source in self.sources],
             },
         }  # fmt: skip
 

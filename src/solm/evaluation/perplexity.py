@@ -20,6 +20,7 @@ from solm.data.windows import TokenStream
 from solm.evaluation.arms import Arm, Oracle, static_arms, tuned
 from solm.evaluation.points import points, random_trials
 from solm.evaluation.result import SCHEMA_VERSION, EvaluationResult, command_line, environment
+from solm.evaluation.sources import shares_of, text_facts
 from solm.evaluation.use import Taken, action_use, examples
 from solm.policies.priced import LevelCosts
 from solm.policies.schedules import Dense, Random
@@ -116,6 +117,7 @@ def evaluate(
         },
         environment=environment(),
         data_fingerprint="-".join(stream.fingerprint for stream in streams),
+        sources=text_facts(lm, streams, windows, rows["dense"][:, 0]),
         points=points(
             rows,
             settings.budgets,
@@ -139,8 +141,7 @@ def held_out_windows(streams: list[TokenStream], settings: EvaluationSettings) -
     """
     length = settings.context + settings.length + 1
     parts = []
-    for index, stream in enumerate(streams):
-        share = (settings.texts + len(streams) - 1 - index) // len(streams)
+    for stream, share in zip(streams, shares_of(settings.texts, len(streams)), strict=True):
         windows = stream.spaced(share, length, torch.Generator().manual_seed(settings.seed))
         if len(windows) < share:
             raise DataError(

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from solm.core.curve import TextFacts
 from solm.core.provenance import command_line as command_line
 from solm.core.provenance import environment as environment
 
@@ -103,6 +104,8 @@ class EvaluationResult(BaseModel):
     settings: dict[str, Any]
     environment: dict[str, Any]
     data_fingerprint: str
+    sources: list[TextFacts] = Field(default_factory=list)
+    """What the dense model makes of each source."""
     points: list[Point]
     policy: dict[str, Any] = Field(default_factory=dict)
     trials: list[Trials] = Field(default_factory=list)

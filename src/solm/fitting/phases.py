@@ -165,7 +165,7 @@ def curve_of(result: EvaluationResult, timings: StepTimings) -> BudgetCurve:
         )  # fmt: skip
     return BudgetCurve(
         timings=timings, points=tuple(points), texts=result.settings["texts"], tokens=dense.tokens,
-        data=result.settings["data"],
+        data=result.settings["data"], sources=tuple(result.sources),
     )  # fmt: skip
 
 

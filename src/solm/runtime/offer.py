@@ -62,7 +62,7 @@ class Offer:
 
     def time_floor(self, context: int) -> float:
         """The least share of the dense step's milliseconds that can be met. Raises `BudgetError` without timings."""
-        return self._measured().share(self._lowest(context).shares, self._controllable(context))
+        return self._measured().share(self.lowest(context).shares, self._controllable(context))
 
     def time(self, budget: Budget, context: int) -> tuple[float, float] | None:
         """The share of the dense step's milliseconds that steps at `budget` take, and these milliseconds; None without
@@ -103,7 +103,7 @@ class Offer:
         known, seen, share = self._measured(), self._controllable(context), self.time_share(request, context)
         if share == 1:
             return Budget()
-        dense, lowest = known.dense(seen), self._lowest(context)
+        dense, lowest = known.dense(seen), self.lowest(context)
         floor = known.share(lowest.shares, seen)
         if share <= floor + _TOLERANCE:
             if clamp or request.kind == "loss" or share >= floor - _TOLERANCE:
@@ -126,7 +126,7 @@ class Offer:
             raise BudgetError("a budget as a loss needs a policy with a measured curve: solm fit makes one")
         return self.curve.share_for_loss(nats, context)
 
-    def _lowest(self, context: int) -> Budget:
+    def lowest(self, context: int) -> Budget:
         """What the lowest levels realise after `context` tokens."""
         return self._realised(self.lowest_net, context)
 
@@ -154,7 +154,7 @@ class Offer:
     def _of_bytes(self, share: float, context: int, clamp: bool) -> Budget:
         if share == 1:
             return Budget()
-        lowest = self._lowest(context)
+        lowest = self.lowest(context)
         least = self.bytes(lowest, context)
         if share < least - _TOLERANCE:
             if clamp:

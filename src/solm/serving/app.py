@@ -212,9 +212,11 @@ def _model(service: Service) -> dict[str, Any]:
         "lowest_bytes": dial.lowest_bytes(service.context), "always_read": service.lm.sparsity.always_read,
         "floor": service.settings.slo_floor, "slo_tpot_ms": service.settings.slo_tpot_ms,
     }  # fmt: skip
+    if service.lm.timings is not None:
+        offers["fastest"] = dial.fastest(service.context)
     curve = None if service.lm.trained is None else service.lm.trained.curve
     if curve is not None:
-        offers["budgets"] = [point.model_dump(mode="json") for point in curve.points]
+        offers |= curve.told()
     known = Model(id=service.name, object="model", created=0, owned_by="solm").model_dump()
     return known | {"max_model_len": service.context, "efficiency": offers}
 

@@ -11,10 +11,8 @@ from solm.core.errors import BudgetError, SolmError
 from solm.runtime.controlled import UNTRAINED
 from solm.runtime.generate import asked_for
 from solm.runtime.language_model import LanguageModel
+from solm.runtime.terms import asked_terms
 from solm.serving.requests import Asked, AxisBudget, Efficiency
-
-_LEAST = 1e-9
-"""A share of bytes that nothing can meet."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,17 @@ class Dial:
         """
         offer, first = self.lm.offer(self.policies[self.default]), self.lm.sparsity.always_read + 1
         contexts = [first, *(1 << power for power in range(first.bit_length(), (longest or 8192).bit_length()))]
-        return {context: offer.bytes(offer.budget(_LEAST, context, clamp=True), context) for context in contexts}
+        return {context: offer.bytes(offer.lowest(context), context) for context in contexts}
+
+    def fastest(self, longest: int | None) -> dict[int, dict[str, float]]:
+        """By context that step times were measured after, up to `longest`, what the lowest budgets in time come to:
+        ``time``, the share of the dense step's milliseconds, ``speed`` and ``ms``."""
+        offer, found = self.lm.offer(self.policies[self.default]), {}
+        for context in () if self.lm.timings is None else self.lm.timings.contexts:
+            if longest is None or context <= longest:
+                terms = asked_terms(offer, offer.lowest(context), context, split=False)
+                found[context] = {name: terms[name] for name in ("time", "speed", "ms")}
+        return found
 
     def order(self, asked: Efficiency | None, context: int) -> Order:
         """The order of a request whose steps see `context` tokens on average.
