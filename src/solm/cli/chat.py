@@ -20,6 +20,7 @@ from solm.cli.options import (
     PrecisionOption,
     RevisionOption,
     SeedOption,
+    TimingsOption,
     TrustOption,
 )
 from solm.core.errors import BudgetError, SolmError
@@ -49,6 +50,7 @@ def chat(
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
     kv_cache_dtype: KvCacheOption = None,
+    timings: TimingsOption = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
@@ -61,6 +63,7 @@ def chat(
     """
     from solm.cli.output import repacking, say
     from solm.cli.talk import Talk
+    from solm.core.timings import read_timings
     from solm.runtime.load import load
 
     checks.finite("--temperature", temperature)
@@ -72,11 +75,14 @@ def chat(
     if policy == "dense" and budget is not None:
         raise BudgetError(f"--budget: {budget} needs another --policy than dense, which spends everything")
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config)
-    checks.budget(budget, config, trained, None)
+    with checks.option("--timings"):
+        known = None if timings is None else read_timings(timings)
+    checks.budget(budget, config, trained, None, known)
     with repacking() as progress:
         lm = load(
             model, trained, tokenizer=tokenizer, dtype=dtype, backend=backend, precision=precision,
-            kv_cache_dtype=kv_cache_dtype, revision=revision, trust_remote_code=trust_remote_code, progress=progress,
+            kv_cache_dtype=kv_cache_dtype, timings=timings, revision=revision, trust_remote_code=trust_remote_code,
+            progress=progress,
         )  # fmt: skip
     sampling: dict[str, Any] = {"seed": seed, "max_new_tokens": max_new_tokens}
     if temperature > 0:

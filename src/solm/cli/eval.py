@@ -106,7 +106,7 @@ def evaluate(
       solm eval --policy builtin:smollm2-135m --data wiki.txt --baselines constant
       solm eval --model qwen.gguf --backend cpu --policy runs/qwen/policy --data wiki.txt --budgets auto
     """
-    from solm.cli.output import output, print_json, progress_bar
+    from solm.cli.output import output, print_json, progress_bar, say
     from solm.core.files import resumable, write_bytes, write_text
     from solm.core.timings import read_timings
     from solm.evaluation import show
@@ -114,6 +114,7 @@ def evaluate(
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.perplexity import evaluate as run
     from solm.evaluation.pictures import kind_of
+    from solm.evaluation.sources import unlike
     from solm.runtime.load import engine_sparsity, load
     from solm.runtime.offer import Offer
 
@@ -173,6 +174,9 @@ def evaluate(
         )  # fmt: skip
         if out is not None:
             write_text(out, result.model_dump_json(indent=2) + "\n")
+    strange = None if curve is None else unlike(result, curve)
+    if strange is not None:
+        say(strange)
     if plot is not None:
         write_bytes(plot, show.plot(result, kind_of(plot)))
     if json:

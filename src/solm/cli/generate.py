@@ -22,6 +22,7 @@ from solm.cli.options import (
     RevisionOption,
     SeedOption,
     SpaceOption,
+    TimingsOption,
     TrustOption,
 )
 from solm.core.errors import BudgetError, DataError
@@ -53,9 +54,7 @@ def generate(
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
     kv_cache_dtype: KvCacheOption = None,
-    timings: Annotated[
-        Path | None, typer.Option(help="File of solm bench, which budgets in milliseconds need.")
-    ] = None,
+    timings: TimingsOption = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the reply here, as JSON.")] = None,
@@ -100,7 +99,6 @@ def generate(
             middle = seen_on_average(prompt_tokens, max_new_tokens)
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config, grid)
     decider = policy if policy in DECIDERS else "policy" if trained else "dense" if budget is None else "static"
-    known = None
     with checks.option("--timings"):
         known = None if timings is None else read_timings(timings)
     request = checks.budget(budget, config, trained, grid, known, context=middle if trained else None)

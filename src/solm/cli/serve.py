@@ -19,6 +19,7 @@ from solm.cli.options import (
     PrecisionOption,
     RevisionOption,
     SpaceOption,
+    TimingsOption,
     TrustOption,
 )
 from solm.core.errors import SolmError
@@ -55,6 +56,7 @@ def serve(
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
     kv_cache_dtype: KvCacheOption = None,
+    timings: TimingsOption = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     json: JsonOption = False,
@@ -82,6 +84,7 @@ def serve(
     from fastapi import FastAPI
 
     from solm.cli.output import print_json, repacking, say
+    from solm.core.timings import read_timings
     from solm.runtime.load import load
     from solm.serving.logs import log_lines
     from solm.serving.settings import ServeSettings
@@ -99,8 +102,10 @@ def serve(
 
     trained = checks.trained_policy(policy, facts(), grid)
     checks.tokenizer(model, revision, trust_remote_code)
+    with checks.option("--timings"):
+        known = None if timings is None else read_timings(timings)
     if slo_floor is not None:
-        checks.budget(slo_floor, facts(), trained, grid, typed="--slo-floor", clamp=True)
+        checks.budget(slo_floor, facts(), trained, grid, known, typed="--slo-floor", clamp=True)
     _check_port(host, port)
     keys = [key.strip() for key in os.environ.get("SOLM_API_KEYS", "").split(",") if key.strip()]
     local = ("127.0.0.1", "localhost", "::1")
@@ -118,7 +123,7 @@ def serve(
             with repacking() as progress:
                 lm = load(
                     model, own, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
-                    revision=revision, trust_remote_code=trust_remote_code, progress=progress,
+                    timings=timings, revision=revision, trust_remote_code=trust_remote_code, progress=progress,
                 )  # fmt: skip
             return Service(lm, chosen, name or model, grid, thread)
 

@@ -69,9 +69,7 @@ def generate(
     finally:
         if streamer is not None:  # somebody may wait for it in another thread
             streamer.end()
-    return [
-        summarise(lm, row.draft.tokens, wanted, row.ids.shape[1]) for row, wanted in zip(rows, asked, strict=True)
-    ]
+    return [summarise(lm, row.draft.tokens, wanted, row.ids.shape[1]) for row, wanted in zip(rows, asked, strict=True)]
 
 
 def stream(

@@ -12,6 +12,8 @@ from gguf import GGUFWriter
 
 import solm
 from helpers.models import tiny_model
+from helpers.policies import under_values
+from helpers.timings import made_curve
 from solm.cli.main import main
 from solm.core.actions import ActionSpace
 from solm.core.sparsity import SparsityConfig
@@ -22,6 +24,8 @@ MODEL = ["--model", "{model}"]
 SMALL = ["--context", "90", "--length", "9"]
 EVAL = ["eval", *MODEL, "--data", "{text}"]
 SPACED = [*EVAL, "--space", "joint-8"]
+FITTED = ["generate", *MODEL, "--policy", "{fitted}"]
+TIMED = [*EVAL, "--policy", "{fitted}", "--context", "364"]
 SHORT = ["eval", *MODEL, "--space", "joint-8", *SMALL, "--data"]
 TRAIN = ["train", *MODEL, "--data", "{text}", "--out", "{root}/run"]
 BARE = ["--model", "{root}/bare"]
@@ -51,6 +55,20 @@ CASES: list[tuple[list[str], int, str]] = [
     (["generate", *MODEL, "--budget", "attention=0.01", "x"], 2, "--budget: budget attention=0.01 is unreachable"),
     (["generate", *MODEL, "--budget", "keep=0.6,mlp=0.7", "x"], 2, "says several things; give keep, speed,"),
     (["generate", *MODEL, "--budget", "speed=1.5", "x"], 2, "--budget: speed=1.5 needs --timings (a file of solm"),
+    ([*FITTED, "--budget", "0.01", "x"], 2, "--budget: budget 0.01 is unreachable: at 70 tokens steps take 0."),
+    ([*FITTED, "--budget", "speed=9", "x"], 2, "--budget: budget speed=9 is unreachable: at 70 tokens speeds are 1 to"),
+    ([*FITTED, "--budget", "speed=0.5", "x"], 2, "speed=0.5 is out of range: a speed must be at least 1"),
+    ([*FITTED, "--budget", "ms=0.1", "x"], 2, "--budget: budget ms=0.1 is unreachable: at 70 tokens steps take 6."),
+    ([*FITTED, "--budget", "loss=0", "x"], 2, "loss=0 is out of range: a loss must be above 0 nats per token"),
+    ([*FITTED, "--budget", "keep=0.1", "x"], 2, "--budget: budget 0.1 is unreachable: net keeps"),
+    ([*FITTED, "--budget", "mlp=0.01", "x"], 2, "--budget: budget mlp=0.01 is unreachable: this action space offers"),
+    (["chat", *FITTED[1:], "--budget", "speed=9"], 2, "budget speed=9 is unreachable: at 512 tokens speeds are 1 to"),
+    (["chat", *MODEL, "--budget", "ms=4"], 2, "--budget: ms=4 needs --timings"),
+    (["chat", *MODEL, "--timings", "{root}/none.json"], 2, "--timings: "),
+    (["serve", *MODEL, "--slo-floor", "speed=1.5"], 2, "--slo-floor: speed=1.5 needs --timings"),
+    (["serve", *MODEL, "--slo-floor", "loss=0.1"], 2, "--slo-floor: loss=0.1 needs a policy with a measured curve"),
+    (["serve", *MODEL, "--slo-floor", "mlp=0.01"], 2, "--slo-floor: budget mlp=0.01 is unreachable"),
+    (["serve", *MODEL, "--timings", "{root}/none.json"], 2, "--timings: "),
     (["generate", *MODEL, "--budget", "loss=0.05", "x"], 2, "--budget: loss=0.05 needs a policy with a measured curve"),
     (["generate", *MODEL, "--timings", "{root}/none.json", "x"], 2, "--timings: no file {root}/none.json"),
     (["generate", *MODEL, "--timings", "{root}/bad.json", "x"], 3, "--timings: {root}/bad.json is damaged"),
@@ -80,6 +98,14 @@ CASES: list[tuple[list[str], int, str]] = [
     ([*EVAL, *SMALL, "--policy", "{policy}", "--rival", "a={policy}"], 2, "--rival: {policy} is not a policy"),
     ([*SPACED, "--budgets", "a"], 2, "--budgets: 'a' is not a list of numbers"),
     ([*SPACED, "--budgets", "0.6,keep=0.7"], 2, "--budgets: '0.6,keep=0.7' mixes net keeps and other shares"),
+    ([*SPACED, "--budgets", "mlp=0.6"], 2, "--budgets: 'mlp=0.6' is not a number, keep=0.6, speed=1.3, ms=8 or loss"),
+    ([*SPACED, "--budgets", "loss=0.1"], 2, "--budgets: a budget in time needs step timings"),
+    ([*TIMED, "--budgets", "0.01"], 2, "--budgets: budget 0.01 is unreachable: at 428 tokens steps take 0."),
+    ([*TIMED, "--budgets", "speed=1.2,speed=9"], 2, "--budgets: budget speed=9 is unreachable: at 428 tokens speeds"),
+    ([*TIMED, "--budgets", "ms=0.1"], 2, "--budgets: budget ms=0.1 is unreachable: at 428 tokens steps take"),
+    ([*TIMED, "--budgets", "loss=5,loss=6"], 2, "--budgets: budget loss=6 comes down to 0."),
+    ([*TIMED, "--budgets", "loss=0"], 2, "--budgets: budget loss=0 is out of range"),
+    ([*TIMED, "--budgets", "keep=0.1"], 2, "--budgets: budget 0.1 is unreachable: net keeps of this action space are"),
     ([*SPACED, "--budgets", "speed=2"], 2, "--budgets: a budget in time needs step timings"),
     ([*SPACED, "--budgets", "1.5"], 2, "--budgets: budget 1.5 is out of range"),
     ([*SPACED, "--budgets", "0.6,0.6"], 2, "--budgets: 0.6 is given twice"),
@@ -185,6 +211,9 @@ def places(tmp_path_factory, byte_tokenizer):
         )  # fmt: skip
         TrainedPolicy(config).save_pretrained(root / "policy")
         TrainedPolicy(config).save_pretrained(root / "damaged")
+        fitted = under_values(lm, SparsityConfig.preset("cpu")).trained
+        fitted.curve = made_curve(fitted.config.sparsity, lm.shapes)
+        fitted.save_pretrained(root / "fitted")
     weights = root / "damaged" / "policy.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     (root / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 50)
@@ -210,7 +239,12 @@ def places(tmp_path_factory, byte_tokenizer):
         used.bind(("127.0.0.1", 0))
         used.listen()
         yield SimpleNamespace(
-            root=root, model=root / "model", policy=root / "policy", text=root / "text.txt", port=used.getsockname()[1]
+            root=root,
+            model=root / "model",
+            policy=root / "policy",
+            fitted=root / "fitted",
+            text=root / "text.txt",
+            port=used.getsockname()[1],
         )
 
 

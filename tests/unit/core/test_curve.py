@@ -39,6 +39,24 @@ def test_a_row_says_what_a_point_is_worth():
     assert row["perplexity"] == "+35.0%"
 
 
+def test_a_share_loses_what_lies_between_the_points():
+    assert KNOWN.loss(0.7, 500) == (pytest.approx(0.175), True)
+    assert KNOWN.loss(0.95, 500) == (pytest.approx(0.025), True)
+    assert KNOWN.loss(1, 500) == (0, True)
+    assert KNOWN.loss(0.75, 8000) == (pytest.approx(0.05), True)
+    assert KNOWN.loss(0.5, 500) == (pytest.approx(0.3), False), "below what was measured it is more"
+
+
+def test_machines_get_the_points_and_where_they_come_from():
+    told = KNOWN.told()
+    assert [(point["context"], point["budget"]) for point in told["budgets"]] == [
+        (512, 0.6), (512, 0.8), (512, 0.9), (2048, 0.5)
+    ]  # fmt: skip
+    assert told["budgets"][0]["perplexity"] == pytest.approx(1.35, abs=0.001)
+    assert told["measured"]["contexts"] == [512, 2048]
+    assert told["measured"]["threads"] == 2
+
+
 def test_points_are_ordered_and_given_once():
     for points in ((point(512, 0.8, 0.1), point(512, 0.6, 0.2)), (point(512, 0.8, 0.1), point(512, 0.8, 0.1))):
         with pytest.raises(ValidationError, match="ordered"):

@@ -7,9 +7,8 @@ import torch
 
 import solm
 from helpers.policies import SPARSITY, under_policy, under_values
-from helpers.timings import made_timings
+from helpers.timings import made_curve, made_timings
 from solm.core.actions import ActionSpace
-from solm.core.curve import BudgetCurve, CurvePoint
 from solm.core.errors import BudgetError
 from solm.core.measured import MeasuredCost
 from solm.core.sparsity import SparsityConfig
@@ -97,10 +96,7 @@ def timed(lm, **changes) -> Offer:
     """The offer of a model whose steps take known times; with a curve where it has a policy."""
     timings = made_timings(lm.sparsity, lm.shapes, (100, 4000), **changes)
     if lm.trained is not None:
-        point = CurvePoint(
-            context=500, budget=0.7, step_ms=7, speed=10 / 7, attention=1, mlp=0.4, nats=0.1, low=0.09, high=0.11
-        )
-        lm.trained.curve = BudgetCurve(timings=timings, points=(point,), texts=4, tokens=256)
+        lm.trained.curve = made_curve(lm.sparsity, lm.shapes, **changes)
     return Offer(lm.space, lm.sparsity, lm.shapes, lm.trained, timings=timings)
 
 

@@ -7,12 +7,15 @@ import pytest
 import torch
 
 import solm
+from helpers.policies import SPARSITY, under_values
+from helpers.timings import made_curve
 from solm.cli.main import main
 from solm.core.budget import Budget
 from solm.core.errors import BudgetError, DamagedFileError, PolicyMismatchError
 from solm.core.timings import StepTimings, read_timings
 from solm.evaluation.step_timing import measure
 from solm.runtime.language_model import LanguageModel
+from solm.runtime.load import noted
 
 KNOWN = {
     "model": "m", "backend": "cpu int8", "threads": 2, "contexts": (100, 1000),
@@ -29,6 +32,25 @@ def test_times_are_interpolated_over_levels_and_contexts():
     assert known.milliseconds(Budget(), 9000) == 9
     assert known.milliseconds(Budget(attention=0.55), 100) == pytest.approx(4.5)
     assert known.milliseconds(Budget(attention=0.1, mlp=0.5), 1000) == pytest.approx(9 - 4 - 1.5)
+
+
+def test_another_machine_is_told_once_and_budgets_still_work(tiny_lm, caplog):
+    environment = {"machine": {"processor": "a fast one"}}
+    known = StepTimings(**KNOWN, environment=environment)
+    assert known.measured_on == "cpu int8, 2 threads of a fast one"
+    assert known.elsewhere("cpu int8", 2, "a fast one") is None
+    for here in (("cpu int4", 2, "a fast one"), ("cpu int8", 1, "a fast one"), ("cpu int8", 2, "a slow one")):
+        said = known.elsewhere(*here)
+        assert "are told by the steps of cpu int8, 2 threads of a fast one, this is" in said
+        assert "\n" not in said
+    assert StepTimings(**KNOWN).elsewhere("cpu int8", 2, "a slow one") is None, "the file does not say"
+
+    policy = under_values(tiny_lm, SPARSITY).trained
+    policy.curve = made_curve(SPARSITY, tiny_lm.shapes, environment=environment)
+    lm = noted(tiny_lm.with_policy(policy))
+    assert [record.levelname for record in caplog.records if "a fast one" in record.message] == ["WARNING"]
+    assert lm.budget("speed=1.2", 500).net < 1
+    assert lm.with_policy(None).timings is None, "they belong to the policy"
 
 
 def test_high_halves_of_weights_take_their_own_time(tiny_folder):
