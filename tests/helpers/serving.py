@@ -17,6 +17,7 @@ import solm
 from helpers.commands import free_port
 from helpers.models import tiny_model
 from helpers.policies import network
+from helpers.timings import made_curve
 from solm.backends.torch.session import TorchSession
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
@@ -36,8 +37,8 @@ def with_template(tokenizer):
     return copied
 
 
-def tiny_service(byte_tokenizer, policy=True, **settings) -> Service:
-    """The tiny llama under a value policy that was not trained but tells tokens apart."""
+def tiny_service(byte_tokenizer, policy=True, curve=False, **settings) -> Service:
+    """The tiny llama under a value policy that was not trained but tells tokens apart; curve: a made-up one."""
     lm = solm.attach(tiny_model("llama", torch.float32), tokenizer=with_template(byte_tokenizer))
     if policy:
         values = network(layer=1)
@@ -45,7 +46,8 @@ def tiny_service(byte_tokenizer, policy=True, **settings) -> Service:
             base=lm.identity, space=values.config.grid, sparsity=SparsityConfig(window=32, page_size=8),
             network=values.config,
         )  # fmt: skip
-        lm = lm.with_policy(TrainedPolicy(config, values))
+        known = made_curve(config.sparsity, lm.shapes) if curve else None
+        lm = lm.with_policy(TrainedPolicy(config, values, known))
     return Service(lm, ServeSettings(**settings), "tiny")
 
 

@@ -71,9 +71,7 @@ class Budget(BaseModel):
         lows, highs = zip(*space.ranges, strict=True)
         low, high = sum(lows) / 3, sum(highs) / 3
         if not low - _TOLERANCE <= net <= high + _TOLERANCE:
-            raise BudgetError(
-                f"budget {net} is unreachable: net keeps of this action space are {low:.4g} to {high:.4g}"
-            )
+            raise BudgetError(f"budget {net} is unreachable: net keeps of this space are {low:.4g} to {high:.4g}")
         fraction = 1.0 if high == low else min(1.0, max(0.0, (net - low) / (high - low)))
         attention, mlp, bits = (a + fraction * (b - a) for a, b in space.ranges)
         return cls(attention=attention, mlp=mlp, bits=bits * FULL_BITS)

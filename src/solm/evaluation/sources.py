@@ -11,8 +11,8 @@ from solm.runtime.language_model import LanguageModel
 _ALIKE = 0.8
 """Characters per token, as a share of the lowest that a policy was measured on, below which text is another language.
 
-Measured with SmolLM2's tokenizer: the lowest of eight kinds of English prose has 0.83 of the highest, French 0.72 of the
-lowest, German 0.61, Russian 0.33."""
+Measured with SmolLM2's tokenizer: the lowest of eight kinds of English prose has 0.83 of the highest, French 0.72 of
+the lowest, German 0.61, Russian 0.33."""
 
 
 def shares_of(texts: int, sources: int) -> list[int]:
@@ -57,8 +57,8 @@ def unlike(result: EvaluationResult, curve: BudgetCurve) -> str | None:
         return None
     which = ", ".join(f"{source.name} has {source.characters_per_token:.1f}" for source in other)
     told = (
-        f"{which} characters per token, the policy was measured on text of {min(known):.1f} to {max(known):.1f}: another "
-        "language, perhaps"
+        f"{which} characters per token, the policy was measured on text of {min(known):.1f} to {max(known):.1f}: "
+        "another language, perhaps"
     )
     losses, expected = _losses(result, curve)
     if losses:

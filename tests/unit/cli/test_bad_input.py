@@ -105,7 +105,7 @@ CASES: list[tuple[list[str], int, str]] = [
     ([*TIMED, "--budgets", "ms=0.1"], 2, "--budgets: budget ms=0.1 is unreachable: at 428 tokens steps take"),
     ([*TIMED, "--budgets", "loss=5,loss=6"], 2, "--budgets: budget loss=6 comes down to 0."),
     ([*TIMED, "--budgets", "loss=0"], 2, "--budgets: budget loss=0 is out of range"),
-    ([*TIMED, "--budgets", "keep=0.1"], 2, "--budgets: budget 0.1 is unreachable: net keeps of this action space are"),
+    ([*TIMED, "--budgets", "keep=0.1"], 2, "--budgets: budget 0.1 is unreachable: net keeps of this space are"),
     ([*SPACED, "--budgets", "speed=2"], 2, "--budgets: a budget in time needs step timings"),
     ([*SPACED, "--budgets", "1.5"], 2, "--budgets: budget 1.5 is out of range"),
     ([*SPACED, "--budgets", "0.6,0.6"], 2, "--budgets: 0.6 is given twice"),

@@ -67,9 +67,7 @@ def test_bad_budgets_name_the_value_and_the_range(text, message):
 
 
 def test_a_net_keep_that_a_space_cannot_spend_names_its_range():
-    with pytest.raises(
-        BudgetError, match=r"budget 0\.1 is unreachable: net keeps of this action space are 0.3375 to 1"
-    ):
+    with pytest.raises(BudgetError, match=r"budget 0\.1 is unreachable: net keeps of this space are 0.3375 to 1"):
         Budget.from_net(0.1, PRESETS["joint-8"])
 
 

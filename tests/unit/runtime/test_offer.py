@@ -76,7 +76,7 @@ def test_net_keep_follows_the_price_split_of_a_value_policy(value_lm):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("keep=0.1", "budget 0.1 is unreachable: net keeps of this action space are 0.3375 to 1"),
+        ("keep=0.1", "budget 0.1 is unreachable: net keeps of this space are 0.3375 to 1"),
         ("attention=0.05", "attention=0.05 is unreachable: this action space offers 0.1 to 1"),
         ("bits=4", "bits=4 is unreachable: this action space offers 5 to 16"),
     ],
