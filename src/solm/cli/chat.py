@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from solm.cli import checks
+from solm.cli.budget_check import checked_budget
 from solm.cli.options import (
     DECIDERS,
     DEFAULT_MODEL,
@@ -77,7 +78,7 @@ def chat(
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config)
     with checks.option("--timings"):
         known = None if timings is None else read_timings(timings)
-    checks.budget(budget, config, trained, None, known)
+    checked_budget(budget, config, trained, None, known)
     with repacking() as progress:
         lm = load(
             model, trained, tokenizer=tokenizer, dtype=dtype, backend=backend, precision=precision,

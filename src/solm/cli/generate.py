@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from solm.cli import checks
+from solm.cli.budget_check import checked_budget
 from solm.cli.options import (
     DECIDERS,
     DEFAULT_MODEL,
@@ -101,7 +102,7 @@ def generate(
     decider = policy if policy in DECIDERS else "policy" if trained else "dense" if budget is None else "static"
     with checks.option("--timings"):
         known = None if timings is None else read_timings(timings)
-    request = checks.budget(budget, config, trained, grid, known, context=middle if trained else None)
+    request = checked_budget(budget, config, trained, grid, known, context=middle if trained else None)
     if decider == "dense" and request.value not in (1.0, Budget()):
         raise BudgetError(f"--budget: {budget} needs another --policy than dense, which spends everything")
     with repacking() as progress:

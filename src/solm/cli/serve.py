@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from solm.cli import checks
+from solm.cli.budget_check import checked_budget
 from solm.cli.options import (
     DEFAULT_MODEL,
     BackendOption,
@@ -105,7 +106,7 @@ def serve(
     with checks.option("--timings"):
         known = None if timings is None else read_timings(timings)
     if slo_floor is not None:
-        checks.budget(slo_floor, facts(), trained, grid, known, typed="--slo-floor", clamp=True)
+        checked_budget(slo_floor, facts(), trained, grid, known, typed="--slo-floor", clamp=True)
     _check_port(host, port)
     keys = [key.strip() for key in os.environ.get("SOLM_API_KEYS", "").split(",") if key.strip()]
     local = ("127.0.0.1", "localhost", "::1")

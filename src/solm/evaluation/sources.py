@@ -45,7 +45,7 @@ def unlike(result: EvaluationResult, curve: BudgetCurve) -> str | None:
     """What to say where a source is unlike all text that the policy's curve was measured on, such as one in another
     language: how it shows, and what the policy loses on it. None where there is no such source.
 
-    It shows in the characters per token. The dense model's loss does not tell: measured on the same messages in ten
+    It shows in the characters per token. The dense model's loss does not tell: measured on the same messages in nine
     languages, a token of a language that the tokenizer cuts into pieces is no harder to foresee than one of English.
     """
     if not curve.sources:

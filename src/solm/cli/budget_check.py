@@ -1,0 +1,71 @@
+"""Whether a budget can be met, as far as it is known before a model is loaded."""
+
+from typing import TYPE_CHECKING
+
+from solm.cli import checks
+from solm.core.errors import BudgetError
+
+if TYPE_CHECKING:
+    from solm.core.actions import ActionSpace
+    from solm.core.budget import BudgetRequest
+    from solm.core.timings import StepTimings
+    from solm.policies.artifact import TrainedPolicy
+    from solm.runtime.offer import Offer
+
+
+def checked_budget(
+    text: str | None,
+    config: checks.ModelFacts,
+    trained: "TrainedPolicy | None",
+    space: "ActionSpace | None",
+    timings: "StepTimings | None" = None,
+    typed: str = "--budget",
+    context: int | None = None,
+    clamp: bool = False,
+) -> "BudgetRequest":
+    """The budget of --budget; refuses one that the model cannot meet where steps see `context` tokens, by default after
+    any context that it can hold.
+
+    timings: for budgets in time; by default the policy's own. clamp: what is below the least there is stands for it.
+    """
+    from solm.core.budget import BudgetRequest
+    from solm.runtime.load import engine_sparsity
+    from solm.runtime.offer import Offer
+
+    with checks.option(typed):
+        request = BudgetRequest.parse(text)
+        curve = None if trained is None else trained.curve
+        known = timings or (None if curve is None else curve.timings)
+        if request.kind in ("ms", "speed") and known is None:
+            raise BudgetError(f"{text} needs --timings (a file of solm bench --out), or a policy of solm fit")
+        if request.kind == "loss" and curve is None:
+            raise BudgetError(f"{text} needs a policy with a measured curve; solm fit makes one")
+        # Without a policy and a space they depend on the backend, and these are the widest: the exact check is that
+        # of the loaded model.
+        grid = trained.config.space if trained else space or _widest()
+        offer = Offer(grid, engine_sparsity(trained), config.shapes, trained, timings=known)
+        longest = config.context or 1 << 20
+        timed = () if known is None else tuple(seen for seen in known.contexts if seen < longest)
+        _check_reach(offer, request, (*timed, longest) if context is None else (context,), clamp)
+    return request
+
+
+def _check_reach(offer: "Offer", request: "BudgetRequest", contexts: tuple[int, ...], clamp: bool) -> None:
+    """Raises `BudgetError` where a budget can be met after none of `contexts`, of which the longest saves most."""
+    refused = None
+    for seen in reversed(contexts):
+        try:
+            offer.budget(request, seen, clamp)
+            return
+        except BudgetError as error:
+            # Of milliseconds the shortest context tells the range, of all else the longest.
+            refused = error if refused is None or request.kind == "ms" else refused
+    assert refused is not None
+    raise refused
+
+
+def _widest() -> "ActionSpace":
+    """All that either backend offers where there is no policy."""
+    from solm.core.actions import ActionSpace
+
+    return ActionSpace.preset("fine").model_copy(update={"mlp": ActionSpace.preset("cpu-wide").mlp})
