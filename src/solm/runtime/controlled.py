@@ -114,7 +114,7 @@ class ControlledModel:
     def timings_note(self) -> str | None:
         """What to say where the timings in use are not of this backend, its threads and this processor; else None."""
         threads = self.backend.engine.threads if isinstance(self.backend, CpuBackend) else default_threads()
-        return self.timings and self.timings.elsewhere(self.backend.name, threads, processor())
+        return None if self.timings is None else self.timings.elsewhere(self.backend.name, threads, processor())
 
     @property
     def shapes(self) -> ModelShapes:
