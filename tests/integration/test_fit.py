@@ -92,15 +92,38 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
         assert point["step_ms"] > 0
         assert (point["difference"] is None) == (point["arm"] == "policy" or point["budget"] == 1)
 
+    code, said = solm(
+        "eval", "--model", tiny_folder, "--backend", "cpu", "--policy", out / "policy", "--data", texts.split(",")[0],
+        "--budgets", "speed=1.1,speed=1.25", "--texts", "2", "--context", "90", "--length", "30", "--json",
+    )  # fmt: skip
+    assert not code, said.err
+    found = [point for point in json.loads(said.out)["points"] if point["arm"] == "policy"]
+    assert [point["budget"] for point in found] == [0.9091, 0.8], "as shares of the time, at a context not measured"
+    assert [point["step_ms"] for point in found] == pytest.approx([9.09, 8], rel=0.06)
+
     common = ["--model", tiny_folder, "--backend", "cpu", "--policy", out / "policy", "--max-new-tokens", "4", "hi"]
     for budget in ("0.8", "speed=1.2", "ms=8", "loss=0.5"):
         code, said = solm("generate", *common, "--budget", budget)
         assert not code, said.err
+    code, said = solm("generate", *common, "--budget", "speed=1.2", "--json")
+    told = json.loads(said.out)
+    assert told["budget"] == "speed=1.2"
+    assert told["measured_on"].startswith("cpu ")
+    assert told["requested"]["speed"] == pytest.approx(1.2, abs=0.01)
+    assert told["requested"]["loss"] == pytest.approx(trained.curve.loss(told["requested"]["time"], 70)[0])
+    code, said = solm("generate", *common, "--budget", "speed=1.2")
+    assert "requested: speed=1.2: 0.83" in said.err
+    assert "times by the costs measured on cpu " in said.err
     code, said = solm("generate", *common, "--budget", "0.2")
     assert code == 2
     assert "of the dense step's milliseconds" in said.err
     code, said = solm("policies", "show", out / "policy")
     assert "ms per step" in said.out
+    code, said = solm("policies", "show", out / "policy", "--json")
+    told = json.loads(said.out)
+    assert [point["budget"] for point in told["budgets"]] == budgets
+    assert {source["name"] for source in told["measured"]["sources"]} == set(texts.split(","))
+    assert all(source["characters_per_token"] == pytest.approx(1, abs=0.02) for source in told["measured"]["sources"])
 
 
 def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(tiny_folder, texts, tmp_path, timed, monkeypatch):

@@ -40,7 +40,7 @@ class Talk:
         if self.policy == "dense" or self.budget is None:
             return "dense" if self.policy == "dense" else "dense (no budget)"
         terms = self.requested()
-        told = f" ({in_time(terms)})" if "time" in terms else ""
+        told = f": {in_time(terms)}" if "time" in terms else ""
         return f"policy {self.policy or ('policy' if self.lm.trained else 'static')}, budget {self.budget}{told}"
 
     def start(self, system: str | None) -> None:
