@@ -8,8 +8,8 @@ from typing import Any
 class Token:
     """One generated token and the action of the step that processed the token before it.
 
-    realised: shares per axis. cost: bytes read by that step as a share of the dense step. The first token of a
-    reply comes from the dense prefill.
+    realised: shares per axis. controllable: whether the step could be controlled, per axis. cost: bytes read by that
+    step as a share of the dense step. The first token of a reply comes from the dense prefill.
     """
 
     id: int
@@ -17,19 +17,20 @@ class Token:
     action: str
     realised: dict[str, float]
     cost: float
-    controllable: bool
+    controllable: dict[str, bool]
 
 
 @dataclass(frozen=True)
 class Compute:
-    """What was asked for and what the controllable steps spent on average.
+    """What was asked for and what steps spent on average, on every axis those that could be controlled on it.
 
-    Both in the words of `solm.runtime.terms`. dense_steps: steps that ran dense before any could be controlled.
+    Both in the words of `solm.runtime.terms`. whole_attention: number of steps whose attention could not be controlled
+    yet.
     """
 
     requested: dict[str, float]
     realised: dict[str, float]
-    dense_steps: int = 0
+    whole_attention: int = 0
 
     @property
     def bytes(self) -> float:

@@ -33,20 +33,23 @@ def asked_terms(offer: Offer, budget: Budget, context: int, split: bool) -> Term
 
 
 def spent(offer: Offer, tokens: Sequence[Token], prompt: int, requested: Terms) -> Compute:
-    """What the controllable steps of a reply to `prompt` tokens spent on average, beside what was asked for."""
-    counted = [place for place, token in enumerate(tokens) if token.controllable]
-    shares = np.array([[tokens[place].realised[axis] for axis in AXES] for place in counted] or [[1.0] * len(AXES)])
-    found: Terms = dict(zip(AXES, shares.mean(0).tolist(), strict=True))
+    """What the steps of a reply to `prompt` tokens spent on average, per axis those that could be controlled on it, beside
+    what was asked for."""
+    steps = tokens[1:]
+    shares = np.array([[step.realised[axis] for axis in AXES] for step in steps] or [[1.0] * len(AXES)])
+    on = np.array([[step.controllable[axis] for axis in AXES] for step in steps] or [[False] * len(AXES)])
+    averages = np.where(on.any(0), (shares * on).sum(0) / on.sum(0).clip(min=1), 1.0)
+    found: Terms = dict(zip(AXES, averages.tolist(), strict=True))
     found["net"] = sum(found.values()) / len(AXES)
-    found["bytes"] = float(np.mean([tokens[place].cost for place in counted])) if counted else 1.0
+    found["bytes"] = float(np.mean([step.cost for step in steps])) if steps else 1.0
     if offer.measured is not None:
-        seen = prompt + np.array(counted or [len(tokens) // 2])
+        seen = prompt + 1 + np.arange(len(shares))
         dense = float(np.mean(offer.measured.milliseconds(np.ones_like(shares), seen)))
         share = float(np.mean(offer.measured.milliseconds(shares, seen))) / dense
         found |= _timed(share, dense)
         if requested.keys() & {"loss", "loss_above"}:
             found |= _lost(offer, share, int(seen.mean()))
-    return Compute(requested, found, len(tokens[1:]) - len(counted))
+    return Compute(requested, found, sum(not step.controllable["attention"] for step in steps))
 
 
 def mean_terms(terms: Sequence[Terms], weights: Sequence[int]) -> Terms:
