@@ -102,14 +102,15 @@ struct Products {
   // What this thread reads first of a matrix product.
   Prefetch first_rows(const Product& p, int in) const { return first_rows(p.part[0], in, false); }
 
-  Prefetch first_rows(const Matrix& m, int in, bool high_only) const {
+  // kept: bits of the channels of a whole group that are read.
+  Prefetch first_rows(const Matrix& m, int in, bool high_only, uint32_t kept = ~0u) const {
     Prefetch next;
     if (!std::is_same_v<W, int8_t>) return next;
     const Range range = range_of(m, in);
     const size_t stride = stride_of(m);
     set_order(m, high_only, next);
     for (int i = range.from * range.size; i < std::min(in, (range.from + 1) * range.size); ++i)
-      next.row[next.count++] = static_cast<const uint8_t*>(m.data) + i * stride;
+      if (kept >> (i % GROUP) & 1) next.row[next.count++] = static_cast<const uint8_t*>(m.data) + i * stride;
     next.pad();
     return next;
   }
@@ -139,9 +140,11 @@ struct Products {
     // Steps that read weights in full, and those that read their upper bits alone, take a pass each.
     const bool some_high = std::any_of(inputs, inputs + rows, [](const Inputs& row) { return row.high_halves_only; });
     const bool all_high = some_high && std::all_of(inputs, inputs + rows, [](const Inputs& row) { return row.high_halves_only; });
+    uint32_t kept = 0;  // of the first group
+    for (int r = 0; r < rows; ++r) kept |= rounded[r].kept[from];
     for (int i = 0; i < p.parts; own_sums += p.part[i++].outputs) {
       const Matrix& m = p.part[i];
-      const Prefetch next = i + 1 < p.parts ? first_rows(p.part[i + 1], in, all_high) : after;
+      const Prefetch next = i + 1 < p.parts ? first_rows(p.part[i + 1], in, all_high, kept) : after;
       if (!m.bits || !some_high) {
         stream_groups(m, in, stride, rows, own_sums, next, false, [](int) { return true; });
         continue;
@@ -164,13 +167,18 @@ struct Products {
     const auto* weights = static_cast<const uint8_t*>(m.data);
     Group two[2];
     for (Group& group : two) set_order(m, high_only, group);
+#if defined(DOT_I8_AVX2)
+    const bool whole_rows = rows == 1 && m.bits && two[0].lines <= PrefetchCursor::SHORT;
+#else
+    const bool whole_rows = false;
+#endif
     auto gather = [&](int g) { two[g % 2].gather(g, range.size, rounded.data(), rows, weights, row, takes); };
     gather(range.from);
     for (int g = range.from; g < range.to; ++g) {
       const Group& now = two[g % 2];
       const bool last = g + 1 == range.to;
       if (!last) gather(g + 1);
-      PrefetchCursor cursor(now, last ? after : two[(g + 1) % 2], last);
+      PrefetchCursor cursor(now, last ? after : two[(g + 1) % 2], last, whole_rows);
       if (now.count && m.bits)
         PackedProducts(now, cursor, rows, packing, Grid(m, g), Grid(m, last ? g : g + 1), stride, own_sums).add();
       else if (now.count)
