@@ -25,7 +25,7 @@ class CoreTime {
     missed_ += wall_ - wall - (used_ - before);
   }
 
-  // Whether other processes took more than MOST_MISSED of the time since the last answer, which is remembered for SPAN at least.
+  // Whether it missed one in PART_MISSED of the time since it was last known, which is SPAN at most where it is asked often.
   bool missed_much() {
     pause();
     const int64_t span = wall_ - since_;
@@ -39,7 +39,7 @@ class CoreTime {
   static constexpr int64_t SPAN = 10'000'000;  // nanoseconds
 
  private:
-  static constexpr int64_t LEAST_MISSED = 500'000, PART_MISSED = 20;  // nanoseconds; one in so many
+  static constexpr int64_t LEAST_MISSED = 1'000'000, PART_MISSED = 10;  // nanoseconds; one in so many
   int64_t wall_ = 0, used_ = 0, missed_ = 0, since_ = 0;
 
   static int64_t used() {

@@ -79,7 +79,7 @@ class Team {
   // Nanoseconds. How long a thread waits in a loop before it sleeps; where cores are crowded, before it takes a part that is
   // another thread's; and after which it asks whether they are. PATIENCE is longer than what most callers do between steps.
   static constexpr int64_t PATIENCE = 400'000, CROWDED_PATIENCE = 10'000, TAKES_OVER = 3'000, LATE = 100'000;
-  static constexpr int64_t CROWDED_FOR = 100'000'000;  // after a thread last missed its core
+  static constexpr int64_t CROWDED_FOR = 30'000'000;  // after a thread last missed its core
 
   // A part that nobody processes is `free`, and goes on as soon as there are `target` arrivals.
   struct Part {
