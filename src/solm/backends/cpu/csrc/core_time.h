@@ -8,7 +8,7 @@
 
 namespace solm {
 
-// Of any clock that only goes forward, nanoseconds.
+// Nanoseconds of a clock that never goes back.
 inline int64_t now() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -25,7 +25,7 @@ class CoreTime {
     missed_ += wall_ - wall - (used_ - before);
   }
 
-  // Whether it missed one in PART_MISSED of the time since it was last known, which is SPAN at most where it is asked often.
+  // Whether it missed more than one in PART_MISSED of the time since the last answer that was yes or took more than SPAN.
   bool missed_much() {
     pause();
     const int64_t span = wall_ - since_;

@@ -91,9 +91,9 @@ class Team {
 
     Part(Team& all, int i) : team(all), number(i), target(all.count_), fiber(begin, this) {}
 
-    static void begin(void* part) {
-      auto* self = static_cast<Part*>(part);
-      for (;;) self->team.work_(self->number), self->team.finish();
+    static void begin(void* given) {
+      auto* part = static_cast<Part*>(given);
+      for (;;) part->team.work_(part->number), part->team.finish();
     }
   };
 
@@ -104,7 +104,7 @@ class Team {
     CoreTime time;
   };
 
-  static inline thread_local Member* self = nullptr;
+  static inline thread_local Member* self = nullptr;  // the calling thread, in its part of a call
 
   const int count_;
   const std::function<void(int)> work_;
