@@ -4,48 +4,13 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
-#include <thread>
 #include <vector>
 
 #include "cache.h"
 #include "decide.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "team.h"
 
 namespace solm {
-
-inline void pause() {
-#if defined(__x86_64__)
-  _mm_pause();
-#else
-  std::this_thread::yield();
-#endif
-}
-
-class Barrier {
- public:
-  explicit Barrier(int threads) : threads_(threads) {}
-  void wait(bool& sense) {
-    sense = !sense;
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
-      arrived_.store(0, std::memory_order_relaxed);
-      sense_.store(sense, std::memory_order_release);
-      return;
-    }
-    for (int spins = 0; sense_.load(std::memory_order_acquire) != sense; ++spins) {
-      // Longer than threads are apart where each has a core of its own; where they share cores, the others need it.
-      if (spins < 1000) pause();
-      else std::this_thread::yield();
-    }
-  }
-
- private:
-  const int threads_;
-  std::atomic<int> arrived_{0};
-  std::atomic<bool> sense_{false};
-};
 
 // One step of a call. decider: null where the step follows `keep`.
 struct Step {
@@ -93,7 +58,6 @@ struct Engine {
   Head head;
   const float* final_norm;
   bool nested = true;  // every weight of an MLP has upper bits that can be read alone
-  Barrier barrier;
   std::shared_ptr<std::mutex> mutex = std::make_shared<std::mutex>();  // serialises all calls
 
   std::vector<RopeTable> ropes;
@@ -116,7 +80,6 @@ struct Engine {
   int64_t* actions = nullptr;
 
   Engine(const Model& model);
-  ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
@@ -126,13 +89,9 @@ struct Engine {
   // Processes a valid call for which `reserve` has made room. Allocates nothing.
   void run(const Call& c);
 
- private:
-  std::vector<std::thread> pool;
-  std::atomic<uint64_t> ticket{0};  // grows with every call
-  std::atomic<bool> stop{false};
+  Team team;  // destroyed first
 
-  void wake();
-  void serve(int thread);
+ private:
   void reserve_prompt(int tokens);
   void plan_steps(const Call& c);
   void book_steps(const Call& c);

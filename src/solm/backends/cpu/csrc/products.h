@@ -22,8 +22,7 @@ template <typename W>
 struct Products {
   Engine& e;
   const int thread, threads, widest;
-  bool sense = false;  // of the barrier
-  bool half = false;   // which half of the partial sums is in use
+  bool half = false;  // which half of the partial sums is in use
   Inputs inputs[MOST_ROWS];
   std::vector<float> sums, picked, mixed;  // results; kept values of all steps; those of one matrix, side by side
   std::vector<int32_t> index, all, merged;
@@ -42,7 +41,7 @@ struct Products {
     }
   }
 
-  void barrier() { e.barrier.wait(sense); }
+  void barrier() { e.team.wait(); }
 
   // Where a thread leaves sums for the others. The two halves alternate: before one is written again, all threads have passed
   // another barrier and finished reading it.

@@ -17,8 +17,7 @@ struct Prompt {
   static constexpr bool INTEGERS = std::is_same_v<W, int8_t>;
   Engine& e;
   const int thread, threads, H, I, D, Q, KV;
-  bool& sense;        // of the barrier
-  int phase = 0;      // which counter of tasks is in use
+  int phase = 0;  // which counter of tasks is in use
   using Part = ChunkOrder::Part;
   using Range = ChunkOrder::Range;
   ChunkOrder order;
@@ -29,9 +28,9 @@ struct Prompt {
   PromptAttention<K> attention;
   Attention<K> alone;
 
-  Prompt(Engine& engine, int t, bool& sense)
+  Prompt(Engine& engine, int t)
       : e(engine), thread(t), threads(engine.s.threads), H(engine.s.hidden), I(engine.s.intermediate), D(engine.s.head_dim),
-        Q(engine.s.heads), KV(engine.s.kv_heads), sense(sense), products(threads), attention(engine.s),
+        Q(engine.s.heads), KV(engine.s.kv_heads), products(threads), attention(engine.s),
         alone(engine.s, 0, 1) {}
 
   void reserve(int tokens) {
@@ -98,7 +97,7 @@ struct Prompt {
   void each_task(int count, Use use) {
     std::atomic<int>& next = e.prompt.next[phase];
     for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) use(i);
-    e.barrier.wait(sense);
+    e.team.wait();
     if (thread == 0) next.store(0, std::memory_order_relaxed);  // before the next barrier, behind which it is used again
     phase = 1 - phase;
   }
@@ -271,7 +270,7 @@ struct Prompt {
     });
     for (int t = 0; t < count && thread == 0; ++t)
       if (e.steps[start + t].decider) decide_step(e, start + t, unit_sums(t));
-    e.barrier.wait(sense);
+    e.team.wait();
     arrange(&e.steps[start], count);
   }
 

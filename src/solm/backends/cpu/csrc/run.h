@@ -1,4 +1,4 @@
-// The engine's side of a call: memory and plans before the threads start, sums after them.
+// The engine's side of a call: memory and plans before its parts are processed, sums after them.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@ namespace solm {
 
 inline Engine::Engine(const Model& model)
     : s(model.sizes), layers(model.layers, model.layers + model.sizes.layers), embedding(model.embedding),
-      head(model.head), final_norm(model.final_norm), barrier(model.sizes.threads) {
+      head(model.head), final_norm(model.final_norm), team(s.threads, [this](int part) { workers[part]->run(); }) {
   for (int i = 0; i < model.rope_count; ++i) ropes.push_back({model.ropes[i], {}, {}});
   for (const Layer& layer : layers)
     for (const Product* p : {&layer.gate_up, &layer.down})
@@ -26,45 +26,6 @@ inline Engine::Engine(const Model& model)
                       : s.precision == 1 ? make_worker<bf16, bf16>(*this, t)
                       : s.kv_int8        ? make_worker<int8_t, uint8_t>(*this, t)
                                          : make_worker<int8_t, bf16>(*this, t));
-  pool.reserve(s.threads - 1);
-  try {
-    for (int t = 1; t < s.threads; ++t) pool.emplace_back([this, t] { serve(t); });
-  } catch (...) {  // the destructor will not run
-    stop.store(true, std::memory_order_release);
-    wake();
-    for (auto& thread : pool) thread.join();
-    throw;
-  }
-}
-
-inline Engine::~Engine() {
-  stop.store(true, std::memory_order_release);
-  wake();
-  for (auto& thread : pool) thread.join();
-}
-
-inline void Engine::wake() {
-  ticket.fetch_add(1, std::memory_order_acq_rel);
-  ticket.notify_all();
-}
-
-inline void Engine::serve(int thread) {
-  uint64_t done = 0;
-  for (;;) {
-    uint64_t now = ticket.load(std::memory_order_acquire);
-    // The next step follows within microseconds or much later: spin a little, then sleep.
-    for (int spins = 0; now == done && spins < 20000; ++spins) {
-      pause();
-      now = ticket.load(std::memory_order_acquire);
-    }
-    if (now == done) {
-      ticket.wait(done, std::memory_order_acquire);
-      continue;
-    }
-    done = now;
-    if (stop.load(std::memory_order_acquire)) return;
-    workers[thread]->run();
-  }
 }
 
 inline void Engine::reserve(const Call& c) {
@@ -135,8 +96,7 @@ inline void RopeTable::extend(int64_t end) {
 inline void Engine::run(const Call& c) {
   call = &c, step_count = c.rows * c.count, actions = c.actions, decision_layer = -1;
   plan_steps(c);
-  wake();
-  workers[0]->run();
+  team.run();
   if (c.last == s.layers) book_steps(c);
 }
 

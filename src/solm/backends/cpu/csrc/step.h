@@ -35,7 +35,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
              std::max({engine.s.hidden, engine.s.intermediate, engine.s.heads * engine.s.head_dim})),
         H(engine.s.hidden), I(engine.s.intermediate), D(engine.s.head_dim), Q(engine.s.heads), KV(engine.s.kv_heads),
         attention(engine.s, t, engine.s.threads), streams(size_t(MOST_ROWS) * H), normed(size_t(MOST_ROWS) * H),
-        heads(size_t(MOST_ROWS) * Q * D), values(I), prompt(engine, t, this->sense) {
+        heads(size_t(MOST_ROWS) * Q * D), values(I), prompt(engine, t) {
     if constexpr (std::is_same_v<W, int8_t>) head.emplace(engine, t);
   }
 
@@ -50,7 +50,6 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     if (e.in_chunks) read_chunks();
     else
       for (int start = 0; start < e.step_count; start += MOST_ROWS) batch(start, std::min(MOST_ROWS, e.step_count - start));
-    barrier();
   }
 
  private:

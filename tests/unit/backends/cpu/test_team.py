@@ -1,0 +1,73 @@
+"""The engine's threads where there are fewer cores than threads: nothing is lost, and results stay what they are."""
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.engine import engine_of
+from helpers.engine_edges import SPARSITY, Rows, tokens
+from helpers.models import tiny_model
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+TESTS = Path(__file__).parents[3]
+SECONDS = 120
+"""More than what follows takes with a busy process on every core, by far; a thread that nobody wakes waits for ever."""
+
+
+@contextmanager
+def busy_cores():
+    """A busy process for every core."""
+    running = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(len(os.sched_getaffinity(0)))
+    ]
+    try:
+        yield
+    finally:
+        for one in running:
+            one.kill()
+            one.wait()
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    built = tmp_path_factory.mktemp("team") / "team"
+    sources = TESTS.parent / "src/solm/backends/cpu/csrc"
+    command = ["g++", "-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{sources}"]
+    subprocess.run([*command, str(TESTS / "helpers/team.cpp"), "-o", str(built)], check=True)
+    return built
+
+
+@pytest.mark.parametrize(("calls", "busy"), [(10000, False), (1000, True)], ids=["alone", "busy cores"])
+def test_no_wake_up_is_lost(program, calls, busy):
+    """Calls on eight threads, with pauses in which they fall asleep; teams destroyed asleep and awake."""
+    with busy_cores() if busy else nullcontext():
+        done = subprocess.run([program, str(calls)], capture_output=True, text=True, timeout=SECONDS)
+    assert (done.returncode, done.stdout) == (0, "ok\n")
+
+
+def test_neighbours_do_not_change_results(monkeypatch):
+    """To the last bit: prompts and steps of engines with more threads than cores, two at a time."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    model = tiny_model("llama", torch.float32)
+    prompt, steps = tokens(2, 70), [tokens(2, 1, seed) for seed in range(30)]
+
+    def logits(engine):
+        rows = Rows(engine, 2)
+        found = [rows.run(prompt).logits]
+        for step in steps:
+            found.append(rows.run(step, (0.5, 0.6, 16)).logits)
+        return torch.cat(found, 1)
+
+    engines = [engine_of(model, SPARSITY, "int8", threads=threads) for threads in (8, 2)]
+    alone = [logits(engine) for engine in engines]
+    with busy_cores(), ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            for found, expected in zip(pool.map(logits, engines), alone, strict=True):
+                assert torch.equal(found, expected)
