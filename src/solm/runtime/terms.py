@@ -33,8 +33,9 @@ def asked_terms(offer: Offer, budget: Budget, context: int, split: bool) -> Term
 
 
 def spent(offer: Offer, tokens: Sequence[Token], prompt: int, requested: Terms) -> Compute:
-    """What the steps of a reply to `prompt` tokens spent on average, per axis those that could be controlled on it, beside
-    what was asked for."""
+    """What the steps of a reply to `prompt` tokens spent on average, per axis those that it could control.
+
+    requested: what was asked for, which stands beside it."""
     steps = tokens[1:]
     shares = np.array([[step.realised[axis] for axis in AXES] for step in steps] or [[1.0] * len(AXES)])
     on = np.array([[step.controllable[axis] for axis in AXES] for step in steps] or [[False] * len(AXES)])
