@@ -300,10 +300,10 @@ def decisions_are_counted(built) -> None:
         assert rows[0].states.tobytes() == rows[1].states.tobytes()
         state = rows[0].states
         assert state["taken"].tolist() == [60] * 3
-        assert state["counted"].tolist() == [60 - SPARSITY.always_read] * 3
+        assert state["counted"].tolist() == [[60 - SPARSITY.always_read, 60, 60]] * 3
         assert state["previous"][0] == at_once.actions[0, -1]
-        counted = at_once.realised[:, SPARSITY.always_read - 10 :].sum(1)
-        assert np.allclose(state["spent"], counted, rtol=0, atol=1e-12)
+        counted = (at_once.realised * SPARSITY.controllable(np.arange(11, 61))).sum(1)
+        assert np.allclose(state["spent"], counted + [0, 10, 10], rtol=0, atol=1e-12)  # of the ten dense steps
 
 
 def whatever_it_is_given_it_computes_or_refuses(built) -> None:

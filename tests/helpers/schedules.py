@@ -17,7 +17,7 @@ def run_schedule(policy, target, steps, seed=0):
     )
     ledger, generator = Ledger.empty(rows), torch.Generator().manual_seed(seed)
     previous = torch.full((rows,), space.dense_index)
-    on = torch.ones(rows, dtype=torch.bool)
+    on = torch.ones(rows, 3, dtype=torch.bool)
     shares = space.table / torch.tensor([1, 1, 16.0])
     for step in range(steps):
         observation = Observation(None, None, target, ledger, levels, step, steps, on, previous)

@@ -12,15 +12,17 @@ ROW_STATE = np.dtype(
     [
         ("decider", np.uint64),
         *((name, np.float64, 3) for name in ("target", "spent", "early", "shift")),
-        *((name, np.int64) for name in ("counted", "taken", "horizon", "previous")),
+        ("counted", np.int64, 3),
+        *((name, np.int64) for name in ("taken", "horizon", "previous")),
     ]
 )
-"""One record per row; shares (attention, mlp, bits / 16) are float64 [3].
+"""One record per row; what is per axis (attention, mlp, bits) has [3].
 
-decider: address of the policy in the engine's terms, 0 where the engine does not decide. target: average shares that
-the budget allows. spent: realised shares, summed over the controllable steps. early: the same for the layers before a
-priced policy's, as if they were the whole model. shift: what `aim` has added to spent. counted: number of controllable
-steps. taken: number of all steps. horizon: steps that the budget is meant for. previous: index of the last action.
+decider: address of the policy in the engine's terms, 0 where the engine does not decide. Shares per axis, bits / 16:
+target, the averages that the budget allows; spent, realised ones, summed over the steps that could be controlled on the
+axis; early, the same for the layers before a priced policy's, as if they were the whole model; shift, what `aim` has
+added to spent. counted: number of those steps per axis. taken: number of all steps. horizon: steps that the budget is
+meant for. previous: index of the last action.
 """
 
 
@@ -53,15 +55,15 @@ def aim(state: np.ndarray, target: Array) -> None:
     """Let target [N, 3] hold from here on. What was spent before is moved by what targets differ, so that decisions see
     it against what was allowed then."""
     target = as_numpy(target)
-    moved = (target - state["target"]) * state["counted"][:, None]
+    moved = (target - state["target"]) * state["counted"]
     for name in ("spent", "early", "shift"):
         state[name] += moved
     state["target"] = target
 
 
 def add(state: np.ndarray, realised: np.ndarray, controllable: np.ndarray) -> None:
-    """Add Q steps of realised [N, Q, 3] shares, of which those marked controllable [N, Q] count."""
-    state["spent"] += (realised * controllable[..., None]).sum(1)
+    """Add Q steps of realised [N, Q, 3] shares, of which those marked controllable [N, Q, 3] count."""
+    state["spent"] += (realised * controllable).sum(1)
     state["counted"] += controllable.sum(1)
     state["taken"] += realised.shape[1]
 

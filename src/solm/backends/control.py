@@ -234,7 +234,7 @@ class Control:
         """Actions [n, 1] of a policy that sees what the previous step left."""
         policy = group.policy
         assert not isinstance(policy, PricedPolicy)
-        controllable = kv_length > self.sparsity.always_read
+        controllable = self.sparsity.controllable(kv_length)
         observation = Observation(
             as_tensor(model.last_hidden(group.rows)), as_tensor(model.embed(tokens[:, 0])), _tensor(state, "target"),
             Ledger(_tensor(state, "spent"), _tensor(state, "counted")),
@@ -246,7 +246,7 @@ class Control:
 
             group.seen.append(features(observation))
         chosen, group.state = policy.act(observation, group.state, group.generator)  # type: ignore[arg-type]
-        return np.where(controllable, as_numpy(chosen), policy.space.dense_index)[:, None]
+        return policy.space.controlled(as_numpy(chosen), controllable)[:, None]
 
 
 def _copied(generator: Any) -> Any:

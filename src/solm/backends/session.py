@@ -56,9 +56,10 @@ class Result:
     """What processing Q tokens of N rows gave.
 
     logits: [N, Q, V] after every token, or [N, L, V] after those that were asked for. hidden: [N, Q or L, H], the input
-    of the output head. realised: [N, Q, 3] float64, the shares that the steps realised. controllable: [N, Q] bool.
-    actions: [N, Q] int64, indices in the space of the row's policy; None under a known schedule. stream: [N, Q, H], the
-    residual stream that enters the layer of a `SplitSchedule`; None otherwise.
+    of the output head. realised: [N, Q, 3] float64, the shares that the steps realised. controllable: [N, Q, 3] bool,
+    the axes on which they could be controlled; on others they were dense and nothing was counted. actions: [N, Q]
+    int64, indices in the space of the row's policy; None under a known schedule. stream: [N, Q, H], the residual stream
+    that enters the layer of a `SplitSchedule`; None otherwise.
     """
 
     logits: Any

@@ -25,10 +25,8 @@ def saved(lm: "LanguageModel", reply: "Reply", moments: list[float], prompt: int
     if reply.compute.requested["net"] >= 1:
         return None
     steps = len(reply.tokens) - 1  # the first token comes from reading the prompt
-    dense = steps - sum(token.controllable for token in reply.tokens)
-    why = f"attention always reads the first {lm.sparsity.sinks} tokens and the last {lm.sparsity.window}"
-    if steps == dense:
-        return f"nothing, as {why}; ask for a longer reply"
+    if not steps:
+        return "nothing, as the first token comes from reading the prompt; ask for a longer reply"
     told = f"steps read {reply.compute.bytes:.3f} of the bytes of dense ones"
     step = step_milliseconds(moments)
     if lm.timings is not None and step is not None:
@@ -36,6 +34,8 @@ def saved(lm: "LanguageModel", reply: "Reply", moments: list[float], prompt: int
 
         whole = lm.timings.milliseconds(Budget(), prompt + steps // 2)
         told += f", and are {whole / step:.2f} times as fast as dense ones ({whole:.1f} ms by the timings)"
-    if dense:
-        told += f"; the first {dense} of {steps} steps were dense, as {why}"
+    waited = reply.compute.whole_attention
+    if waited and reply.compute.requested["attention"] < 1:
+        told += f"; in the first {waited} of {steps} steps attention read everything, as it always reads the first "
+        told += f"{lm.sparsity.sinks} tokens and the last {lm.sparsity.window}"
     return told

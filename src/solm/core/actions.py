@@ -130,6 +130,13 @@ class ActionSpace(BaseModel):
         """`levels` as a tensor."""
         return as_tensor(self.levels)
 
+    def controlled(self, actions: np.ndarray, controllable: np.ndarray) -> np.ndarray:
+        """The actions [...] int64 with the dense level on every axis that is not controllable [..., 3] bool."""
+        if controllable.all():
+            return actions
+        attention, mlp, bits = np.moveaxis(np.where(controllable, self.levels[actions], self.levels[-1]), -1, 0)
+        return np.asarray((attention * len(self.mlp) + mlp) * len(self.bits) + bits)
+
     @cached_property
     def ranges(self) -> tuple[tuple[float, float], ...]:
         """Lowest and highest nominal share per axis (bits as a share of 16)."""

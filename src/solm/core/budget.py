@@ -147,10 +147,10 @@ def _share(value: float, asked: object) -> float:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What N rows have spent on their controllable steps, in realised shares.
+    """What N rows have spent, in realised shares. Every axis counts the steps that could be controlled on it.
 
-    spent: [N, 3] float64 sums of realised shares per axis; steps: [N] int64 number of steps counted. Both are tensors,
-    or both are arrays, and so is what methods return.
+    spent: [N, 3] float64 sums of realised shares per axis; steps: [N, 3] int64 number of steps counted. Both are
+    tensors, or both are arrays, and so is what methods return.
     """
 
     spent: Any
@@ -163,22 +163,22 @@ class Ledger:
 
         return cls(
             torch.zeros(rows, 3, dtype=torch.float64, device=device),
-            torch.zeros(rows, dtype=torch.int64, device=device),
+            torch.zeros(rows, 3, dtype=torch.int64, device=device),
         )
 
     def add(self, realised: Array, controllable: Array) -> "Ledger":
-        """The ledger after one step of realised [N, 3] shares; only rows that are controllable [N] bool count."""
-        return Ledger(self.spent + realised * controllable[:, None], self.steps + controllable)
+        """The ledger after one step of realised [N, 3] shares; only what is controllable [N, 3] bool counts."""
+        return Ledger(self.spent + realised * controllable, self.steps + controllable)
 
     @property
     def average(self) -> Any:
         """Mean realised share per axis [N, 3]; 1 where no step was counted."""
-        counted = self.steps[:, None] > 0
-        return self.spent / self.steps.clip(min=1)[:, None] * counted + ~counted
+        counted = self.steps > 0
+        return self.spent / self.steps.clip(min=1) * counted + ~counted
 
     def deviation(self, target: Any) -> Any:
         """Average minus target [N, 3]; 0 where no step was counted."""
-        return (self.average - target) * (self.steps[:, None] > 0)
+        return (self.average - target) * (self.steps > 0)
 
     def rows(self, index: Array) -> "Ledger":
         """The ledger of rows index [n] int64, of which some may occur several times."""

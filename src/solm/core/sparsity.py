@@ -2,9 +2,11 @@
 
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from solm.core.allocation import Allocation
+from solm.core.arrays import AnyArray, as_numpy, in_kind
 from solm.core.errors import SolmError
 from solm.core.thresholds import ChannelThresholds
 
@@ -91,8 +93,19 @@ class SparsityConfig(BaseModel):
 
     @property
     def always_read(self) -> int:
-        """A step is controllable once the KV length exceeds this."""
+        """Attention is controllable once the KV length exceeds this."""
         return self.sinks + self.window + 1
+
+    def controllable(self, kv_length: AnyArray) -> AnyArray:
+        """Per axis whether steps that see kv_length [...] keys can be controlled: [..., 3] bool.
+
+        Attention reads every token until there are more than those that are always read; MLP channels and bits can be
+        saved from the first step.
+        """
+        seen: np.ndarray = as_numpy(kv_length)
+        found = np.full((*seen.shape, 3), True)
+        found[..., 0] = seen > self.always_read
+        return in_kind(found, kv_length)
 
 
 PRESETS = {

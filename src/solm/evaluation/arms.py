@@ -80,12 +80,12 @@ class Tuned(BlindSchedule):
         self, observation: Observation, state: None, generator: torch.Generator | None
     ) -> tuple[torch.Tensor, None]:
         levels = self.space.level_table[self.actions].unbind(1)
-        net = torch.stack([axis[:, index] for axis, index in zip(observation.levels, levels, strict=True)]).mean(0)
-        target, shares = observation.target.mean(1).numpy(), net.numpy()
-        lower, upper = two_levels(shares, target)
-        spent = observation.ledger.spent.mean(1).numpy()
-        goal = target * (observation.ledger.steps.numpy() + 1)
-        take_upper = abs(spent + take(shares, upper) - goal) < abs(spent + take(shares, lower) - goal)
+        ledger, on = observation.ledger, observation.controllable
+        shares = torch.stack([axis[:, index] for axis, index in zip(observation.levels, levels, strict=True)], -1)
+        lower, upper = two_levels(shares.mean(-1).numpy(), observation.target.mean(1).numpy())
+        counted = (shares * on[:, None]).mean(-1).numpy()
+        owed = (observation.target * (ledger.steps + on) - ledger.spent).mean(1).numpy()
+        take_upper = abs(take(counted, upper) - owed) < abs(take(counted, lower) - owed)
         return self.actions[torch.from_numpy(np.where(take_upper, upper, lower))], None
 
 

@@ -151,10 +151,11 @@ class ControlledLM(HFLM):
                 if any(stop in text for stop in stops):
                     break
             text = postprocess_generated_text(generation=text, stop=stops, think_end_token=None)
-            counted = [token for token in tokens if token.controllable]
-            shares = torch.tensor([list(token.realised.values()) for token in counted], dtype=torch.float64).view(-1, 3)
-            cost = sum(token.cost for token in counted)
-            self._add(Spent(shares.sum(0), cost, len(counted), len(tokens)), quiet=True)
+            steps = tokens[1:]  # the first token comes from reading the prompt
+            shares = torch.tensor([list(step.realised.values()) for step in steps], dtype=torch.float64).view(-1, 3)
+            could = torch.tensor([list(step.controllable.values()) for step in steps], dtype=torch.bool).view(-1, 3)
+            cost = sum(step.cost for step in steps)
+            self._add(Spent((shares * could).sum(0), cost, could.sum(0), len(steps)), quiet=True)
             texts.append(text)
             self.cache_hook.add_partial("generate_until", request.args, text)
         self._tell()
@@ -162,15 +163,13 @@ class ControlledLM(HFLM):
 
     @property
     def compute(self) -> Compute:
-        """Budget and what was spent so far, averages over controllable steps."""
-        steps = sum(spent.controllable for spent in self.spent)
-        shares = sum((spent.shares for spent in self.spent), torch.zeros(3, dtype=torch.float64)) / max(1, steps)
-        realised = shares.tolist() if steps else [1.0] * 3
-        asked = dict(zip(AXES, self.target.shares, strict=True))
-        spent, read = dict(zip(AXES, realised, strict=True)), sum(spent.bytes for spent in self.spent)
+        """Budget and what was spent so far, averages over the steps that could be controlled on an axis."""
+        total = Spent.sum(self.spent)
+        realised = total.average.tolist()
+        asked, spent = (dict(zip(AXES, shares, strict=True)) for shares in (self.target.shares, realised))
         return Compute(
             asked | {"net": self.target.net},
-            spent | {"net": sum(realised) / 3, "bytes": read / steps if steps else 1.0},
+            spent | {"net": sum(realised) / 3, "bytes": total.bytes / total.steps if total.steps else 1.0},
         )
 
     def get_model_info(self) -> dict[str, Any]:
@@ -188,12 +187,12 @@ class ControlledLM(HFLM):
 
     def _tell(self) -> None:
         compute = self.compute
-        steps, controllable = (sum(getattr(spent, name) for spent in self.spent) for name in ("steps", "controllable"))
+        total = Spent.sum(self.spent)
         line = ", ".join(
             f"{axis} {compute.realised[axis] * scale:.3g} of {compute.requested[axis] * scale:.3g}"
             for axis, scale in zip((*AXES, "net"), (1, 1, FULL_BITS, 1), strict=True)
         )
-        log.info("spent: %s; %d of %d steps controllable", line, controllable, steps)
+        log.info("spent: %s; attention controllable in %d of %d steps", line, total.controllable[0], total.steps)
         for axis, low in zip(AXES, self.policy.space.ranges, strict=True):
             if compute.requested[axis] < 1 and compute.realised[axis] == 1 and low[0] < 1:
                 log.warning("the axis %s never acted: every step was dense on it, so its budget means nothing", axis)

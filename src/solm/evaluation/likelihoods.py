@@ -28,18 +28,27 @@ Pair = tuple[Sequence[int], Sequence[int]]
 
 @dataclass(frozen=True)
 class Spent:
-    """Sums over the controllable steps of a job: shares per axis [3] float64, bytes as a share of dense; how many
-    they were, and how many steps there were in all."""
+    """Sums over the steps of a job: bytes as a share of dense, and how many steps they were; shares per axis [3]
+    float64 of the steps that could be controlled on it, and how many those were, controllable [3] int64."""
 
     shares: torch.Tensor
     bytes: float
-    controllable: int
+    controllable: torch.Tensor
     steps: int
+
+    @classmethod
+    def sum(cls, parts: "Sequence[Spent]") -> "Spent":
+        """What several jobs spent."""
+        ledger = Ledger.empty(1)
+        shares = sum((part.shares for part in parts), ledger.spent[0])
+        controllable = sum((part.controllable for part in parts), ledger.steps[0])
+        return cls(shares, sum(part.bytes for part in parts), controllable, sum(part.steps for part in parts))
 
     @property
     def average(self) -> torch.Tensor:
         """Mean share per axis [3]; 1 where no step was controllable."""
-        return self.shares / self.controllable if self.controllable else torch.ones(3, dtype=torch.float64)
+        average: torch.Tensor = Ledger(self.shares, self.controllable).average
+        return average
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ def likelihoods(
             job.run(some, prefix)
             done += sum(len(row.pairs) for rows in some.values() for row in rows)
             progress(done, len(pairs))
-    spent = Spent(job.ledger.spent[0], job.bytes, int(job.ledger.steps), job.steps)
+    spent = Spent(job.ledger.spent[0], job.bytes, job.ledger.steps[0], job.steps)
     return Likelihoods(job.scores.tolist(), job.greedy.tolist(), spent)
 
 
@@ -243,7 +252,7 @@ class _Job:
         ledger, early = self.ledger.rows(torch.zeros(session.rows, dtype=torch.int64)), None
         if isinstance(self.policy, PricedPolicy):
             # What the layers before the policy's owe or own, on top of what the budget has allowed so far.
-            early = self._phases(session, Static(self.policy.space)).spent + target * ledger.steps[:, None]
+            early = self._phases(session, Static(self.policy.space)).spent + target * ledger.steps
         horizon = max(self.left, length)
         session.control(self.policy, target, horizon, self.generator, ledger=ledger, early=early)
 
@@ -257,15 +266,16 @@ class _Job:
         target = self.target.expand(session.rows, 3)
         kv_length = session.lengths + 1
         schedule = unroll(policy, kv_length, self.sparsity, self.lm.shapes, _PHASES, target, Ledger.empty(session.rows))
-        owed = (schedule.realised - target[:, None]).cumsum(1)
-        return Ledger(owed[torch.arange(session.rows), phase], torch.zeros(session.rows, dtype=torch.int64))
+        counted = self.sparsity.controllable(kv_length[:, None] + torch.arange(_PHASES))
+        owed = ((schedule.realised - target[:, None]) * counted).cumsum(1)
+        return Ledger(owed[torch.arange(session.rows), phase], torch.zeros(session.rows, 3, dtype=torch.int64))
 
     def _add(self, found: Result, real: torch.Tensor, kv_length: torch.Tensor) -> None:
-        counted = found.controllable & real
+        counted = found.controllable & real[..., None]
         cost = relative_cost(found.realised, kv_length, self.lm.shapes, self.sparsity, "bytes")
-        self.bytes += float(cost[counted].sum())
-        spent, steps = found.realised[counted].sum(0), int(counted.sum())
-        self.ledger = Ledger(self.ledger.spent + spent, self.ledger.steps + steps)
+        self.bytes += float(cost[real].sum())
+        spent = (found.realised * counted).sum((0, 1))
+        self.ledger = Ledger(self.ledger.spent + spent, self.ledger.steps + counted.sum((0, 1)))
         self.steps += int(real.sum())
         self.left -= int(real.sum())
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from solm.backends.session import AnyPolicy, Scored
 from solm.core.actions import ActionSpace
-from solm.core.budget import Budget, BudgetRequest
+from solm.core.budget import Budget, BudgetRequest, Ledger
 from solm.core.cost import CostModel, relative_cost
 from solm.core.errors import BudgetError, DataError
 from solm.core.measured import MeasuredCost
@@ -237,9 +237,8 @@ def _spread(rows: Rows, arm: str, values: list[list[float]], settings: Evaluatio
 
 def _averages(scored: Scored) -> torch.Tensor:
     """Realised average per row and axis over controllable steps [N, 3]; 1 where there is none."""
-    counted = scored.controllable
-    sums = (scored.realised * counted[..., None]).sum(1)
-    return torch.where(counted.any(1)[:, None], sums / counted.sum(1, keepdim=True).clamp(min=1), 1.0)
+    average: torch.Tensor = Ledger((scored.realised * scored.controllable).sum(1), scored.controllable.sum(1)).average
+    return average
 
 
 def _costs(lm: LanguageModel, scored: Scored, settings: EvaluationSettings, model: CostModel) -> torch.Tensor:
@@ -249,7 +248,7 @@ def _costs(lm: LanguageModel, scored: Scored, settings: EvaluationSettings, mode
 
 def _shares(scored: Scored) -> torch.Tensor:
     """What every step realised [N, T, 3]; 1 where it could not be controlled."""
-    return torch.where(scored.controllable[..., None], scored.realised, 1.0)
+    return torch.where(scored.controllable, scored.realised, 1.0)
 
 
 def _kv_length(settings: EvaluationSettings) -> torch.Tensor:

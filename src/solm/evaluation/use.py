@@ -40,7 +40,7 @@ def token_class(text: str, special: bool = False) -> str:
 def action_use(
     lm: LanguageModel, taken: list[Taken], tokens: torch.Tensor, budgets: tuple[float, ...], context: int
 ) -> list[ActionUse]:
-    """Levels counted over the steps that could be controlled; nothing without a policy or tokenizer.
+    """Levels counted over the steps that could be controlled on their axis; nothing without a policy or tokenizer.
 
     tokens: [texts, T+1] of which the first T are processed under control, after `context` others.
     """
@@ -49,7 +49,7 @@ def action_use(
     actions = torch.tensor(list(chain.from_iterable(part["actions"] for part in taken)))
     levels = lm.space.level_table[actions].view(len(tokens), len(budgets), -1, 3)
     steps = levels.shape[2]
-    counted = context + 1 + torch.arange(steps) > lm.sparsity.always_read
+    counted = lm.sparsity.controllable(context + 1 + torch.arange(steps))
     known = {token: CLASSES.index(_class_of(lm, token)) for token in tokens[:, :steps].unique().tolist()}
     kinds = torch.tensor([[known[token] for token in row] for row in tokens[:, :steps].tolist()])
     stretch = (torch.arange(steps) // _STRETCH).expand_as(kinds)
@@ -58,8 +58,10 @@ def action_use(
         some = levels[:, index]
 
         def count(group: str, inside: torch.Tensor) -> Use:
-            here = some[inside & counted]  # noqa: B023
-            counts = [here[:, axis].bincount(minlength=size).tolist() for axis, size in enumerate(lm.space.shape)]
+            counts = [
+                some[..., axis][inside & counted[:, axis]].bincount(minlength=size).tolist()  # noqa: B023
+                for axis, size in enumerate(lm.space.shape)
+            ]
             return Use(group=group, counts=dict(zip(AXES, counts, strict=True)))
 
         positions = [
@@ -72,7 +74,7 @@ def action_use(
 
 
 def _steps(use: Use) -> int:
-    return sum(next(iter(use.counts.values())))
+    return max(sum(counts) for counts in use.counts.values())
 
 
 def _class_of(lm: LanguageModel, token: int) -> str:

@@ -17,8 +17,8 @@ class Decided:
     """Decisions about Q steps of N rows.
 
     actions: [N, Q] int64, of the layers from the policy's on. realised: [N, Q, 3] float64 shares of all layers
-    together. controllable: [N, Q] bool; only these steps count towards a budget. spent: [N, 3] float64 and counted: [N]
-    int64, the sums of realised shares and the number of steps that counted, after the last step.
+    together. controllable: [N, Q, 3] bool; only these steps count towards the budget of an axis. spent: [N, 3] float64
+    and counted: [N, 3] int64, the sums of realised shares and the number of steps that counted, after the last step.
     """
 
     actions: torch.Tensor
@@ -46,14 +46,14 @@ def decide_known(
 
     hidden: [N, Q, H] residual stream that enters `policy.layer`. before: [N, Q] int64 actions of the layers before it
     (`policies.unroll` with `Static` finds them). kv_length: [N] int64 keys that the first of the steps sees, its own
-    included. target: [N, 3] float64 shares. spent: [N, 3] float64 sums of realised shares over `counted` [N] int64
+    included. target: [N, 3] float64 shares. spent: [N, 3] float64 sums of realised shares over `counted` [N, 3] int64
     steps. taken: [N] int64 steps since the budget began, counted or not; horizon: [N] int64 steps that it is meant for.
     All but hidden on the host.
     """
     space, steps = policy.space, before.shape[1]
     costs = [axis.numpy() for axis in policy.costs(hidden, space.table[before])]
     kv_lengths = kv_length[:, None] + torch.arange(steps)
-    controllable = kv_lengths > sparsity.always_read
+    controllable = sparsity.controllable(kv_lengths)
     whole = [axis.numpy() for axis in axis_levels(space, kv_lengths, sparsity, shapes)]
     first = [axis.numpy() for axis in axis_levels(space, kv_lengths, sparsity, shapes, before=policy.layer)]
     rest = [axis - part for axis, part in zip(whole, first, strict=True)]
@@ -77,10 +77,10 @@ def decide_known(
             tuple(axis[:, step] for axis in costs), now, goal, total, total_steps,
             np.maximum(1, meant - done - step), (lowest[:, step], highest[:, step]),
         )  # fmt: skip
-        actions[:, step] = np.where(on[:, step], action, space.dense_index)
+        actions[:, step] = space.controlled(action, on[:, step])
         index = chosen_levels[actions[:, step]]
         realised[:, step] = np.stack([take(axis, index[:, number]) for number, axis in enumerate(now)], 1)
-        total += realised[:, step] * on[:, step, None]
+        total += realised[:, step] * on[:, step]
         total_steps += on[:, step]
     return Decided(
         torch.from_numpy(actions), torch.from_numpy(realised), controllable, torch.from_numpy(total),

@@ -146,9 +146,9 @@ class PricedPolicy(ABC):
         """The action [N] int64 of one step, at the price that the rest of the budget sets per remaining step.
 
         costs, levels: per axis [N, levels], level costs in nats and the shares that the levels would realise. target,
-        spent: [N, 3] shares asked for, and the sums of those realised over `counted` [N] steps. remaining: steps left,
-        this one included. later: lowest and highest average shares [N, 3] that the steps after this one can realise, by
-        default this step's.
+        spent: [N, 3] shares asked for, and the sums of those realised over `counted` [N, 3] steps. remaining: steps
+        left, this one included. later: lowest and highest average shares [N, 3] that the steps after this one can
+        realise, by default this step's.
         """
         # In NumPy: these are a few numbers a row, and a call of torch takes about ten times as long to start.
         horizon = np.maximum(remaining, SHORTEST_HORIZON)
@@ -157,14 +157,14 @@ class PricedPolicy(ABC):
             size = realised.shape[1]
             if size == 1:
                 continue
-            due = due_share(target[:, axis], spent[:, axis], counted, horizon)
+            due = due_share(target[:, axis], spent[:, axis], counted[:, axis], horizon)
             # Prices are those of nominal shares. A step realises other ones: some pages are always read, and pages
             # are read whole.
             price = curve.price(_nominal_share(due, realised, curve.shares))
             score = cost.astype(np.float64) + price[:, None] * curve.shares
             if self.clamp:
                 ends = (realised[:, 0], realised[:, -1]) if later is None else (later[0][:, axis], later[1][:, axis])
-                allowed = feasible_levels(realised, target[:, axis], spent[:, axis], counted, remaining, ends)
+                allowed = feasible_levels(realised, target[:, axis], spent[:, axis], counted[:, axis], remaining, ends)
                 score = np.where(allowed, score, np.inf)
             # Axes share neither costs nor budgets: the best action has the best level of each.
             action = action * size + score.argmin(1)

@@ -29,7 +29,8 @@ class Observation:
         target: [N, 3] float64 budget shares. ledger: what was spent.
         levels: per axis [N, levels] float64, the share that each of its levels would realise at this step.
         step: steps taken so far; horizon: steps that the budget is meant for.
-        controllable: [N] bool. previous: [N] int64 action of the previous step (dense at first).
+        controllable: [N, 3] bool, per axis; on others the step is dense, whatever is decided.
+        previous: [N] int64 action of the previous step (dense at first).
 
     All are tensors, but for the policies of `solm.policies.schedules`, which get arrays where no tensor is at hand.
     """
@@ -50,13 +51,13 @@ class Observation:
         return np.maximum(1, self.horizon - self.step)
 
     def scalars(self) -> "torch.Tensor":
-        """[N, 8] float32: progress, controllable flag, three targets, three ledger deviations."""
+        """[N, 8] float32: progress, whether attention is controllable, three targets, three ledger deviations."""
         import torch
 
         rows = len(self.target)
         done = np.minimum(1.0, np.broadcast_to(self.step / self.horizon, (rows,)))
         progress = torch.from_numpy(done.astype(np.float64))[:, None]
-        flag = self.controllable[:, None].to(torch.float64)
+        flag = self.controllable[:, :1].to(torch.float64)
         parts = [progress.to(flag.device), flag, self.target, self.ledger.deviation(self.target)]
         return torch.cat(parts, dim=1).float()
 
@@ -100,7 +101,7 @@ def budget_prior(observation: Observation) -> "torch.Tensor":
     for axis, levels in enumerate(observation.levels):
         span = levels[:, -1:] - levels[:, :1]
         ledger = observation.ledger
-        due = due_share(observation.target[:, axis], ledger.spent[:, axis], ledger.steps, 1)
+        due = due_share(observation.target[:, axis], ledger.spent[:, axis], ledger.steps[:, axis], 1)
         distance = (levels - due[:, None]) / span.clamp(min=1e-9)
         parts.append(torch.where(span > 1e-9, -_PRIOR_SHARPNESS * distance**2, 0.0))
     attention, mlp, bits = parts
@@ -142,8 +143,8 @@ def feasible(observation: Observation) -> "torch.Tensor":
         levels = shares.numpy()
         parts.append(
             feasible_levels(
-                levels, target[:, axis], ledger.spent[:, axis].numpy(), ledger.steps.numpy(), observation.remaining,
-                (levels[:, 0], levels[:, -1]),
+                levels, target[:, axis], ledger.spent[:, axis].numpy(), ledger.steps[:, axis].numpy(),
+                observation.remaining, (levels[:, 0], levels[:, -1]),
             )
         )  # fmt: skip
     attention, mlp, bits = parts

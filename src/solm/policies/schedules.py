@@ -49,7 +49,7 @@ class _TwoLevel(BlindSchedule, ABC):
                 continue
             lower, upper = two_levels(levels, target[:, axis])
             take_upper = self._choose(
-                take(levels, lower), take(levels, upper), spent[:, axis], target[:, axis], steps,
+                take(levels, lower), take(levels, upper), spent[:, axis], target[:, axis], steps[:, axis],
                 observation.remaining, generator,
             )  # fmt: skip
             action = action * levels.shape[1] + np.where(take_upper, upper, lower)

@@ -48,7 +48,7 @@ def unroll(
     generator: "torch.Generator | np.random.Generator | None" = None,
     record: bool = False,
 ) -> Schedule:
-    """The next `steps` actions of a policy with `reads_model` False; dense where a step cannot be controlled.
+    """The next `steps` actions of a policy with `reads_model` False; dense on axes that a step cannot control.
 
     kv_length: [N] int64 keys that the next step of every row sees, its own included. target: [N, 3] float64 shares.
     ledger: what the rows have spent. first_step: steps taken before; horizon: steps that the budget is meant for, by
@@ -62,7 +62,7 @@ def unroll(
     horizon = first_step + steps if horizon is None else horizon
     kv_lengths = lengths[:, None] + np.arange(steps)
     levels = axis_levels(space, kv_lengths, sparsity, shapes)
-    controllable = kv_lengths > sparsity.always_read
+    controllable = sparsity.controllable(kv_lengths)
     if state is None and is_tensor(kv_length):
         host: Any = kv_length
         state = policy.start(len(lengths), host.device)
@@ -78,7 +78,7 @@ def unroll(
             horizon, in_kind(controllable[:, step], kv_length), in_kind(last, kv_length),
         )  # fmt: skip
         chosen, state = policy.act(seen, state, generator)  # type: ignore[arg-type]
-        taken = np.where(controllable[:, step], as_numpy(chosen), space.dense_index)
+        taken = space.controlled(as_numpy(chosen), controllable[:, step])
         if record:
             inputs.append((seen.scalars(), as_tensor(last), budget_prior(seen)))
         level = space.levels[taken]

@@ -57,7 +57,7 @@ class SignalController(ABC):
         action = np.zeros(len(target), dtype=np.int64)
         for axis, shares in enumerate(observation.levels):
             levels = shares.numpy()
-            due = due_share(target[:, axis], ledger.spent[:, axis].numpy(), ledger.steps.numpy(), horizon)
+            due = due_share(target[:, axis], ledger.spent[:, axis].numpy(), ledger.steps[:, axis].numpy(), horizon)
             lower, upper = two_levels(levels, due)
             low, high = take(levels, lower), take(levels, upper)
             share = ((due - low) / np.maximum(high - low, 1e-12)).clip(0, 1)

@@ -18,8 +18,8 @@ from solm.runtime.reply import Token
 from solm.runtime.sampling import Sampler
 from solm.runtime.text import TextStream
 
-StepTaken = tuple[Action, list[float], bool]
-"""Action, realised shares [3], and whether the step could be controlled."""
+StepTaken = tuple[Action, list[float], list[bool]]
+"""Action, realised shares [3], and whether the step could be controlled on each axis [3]."""
 
 
 class Draft:
@@ -40,7 +40,7 @@ class Draft:
         self.tokens: list[Token] = []
         self.text = TextStream(lm.tokenizer, skip_special_tokens)
         self._lm, self._prompt, self._policy, self._overhead = lm, prompt, policy, lm.overhead(policy)
-        self._first: StepTaken = (policy.space.actions[-1], [1.0, 1.0, 1.0], False)
+        self._first: StepTaken = (policy.space.actions[-1], [1.0] * 3, [False] * 3)
 
     def control(self, session: Session, target: np.ndarray, horizon: int) -> None:
         """Put a session of one row, whose prompt is read, under the policy, within target [1, 3] shares."""
@@ -56,8 +56,8 @@ class Draft:
         action, realised, controllable = step or self._first
         chosen = self.sampler.choose(logits)
         cost = self._lm.step_cost(realised, self._prompt + len(self.tokens), self._overhead)
-        shares = dict(zip(AXES, realised, strict=True))
-        self.tokens.append(Token(chosen, self.text.push(chosen), action.tag, shares, cost, controllable))
+        shares, could = dict(zip(AXES, realised, strict=True)), dict(zip(AXES, controllable, strict=True))
+        self.tokens.append(Token(chosen, self.text.push(chosen), action.tag, shares, cost, could))
         return self.tokens[-1]
 
 

@@ -10,8 +10,8 @@ from solm.core.actions import AXES
 class Token:
     """One generated token and the action of the step that processed the token before it.
 
-    realised: shares per axis. cost: bytes read by that step as a share of the dense step. The first token of a
-    reply comes from the dense prefill.
+    realised: shares per axis. controllable: whether the step could be controlled, per axis. cost: bytes read by that
+    step as a share of the dense step. The first token of a reply comes from the dense prefill.
     """
 
     id: int
@@ -19,20 +19,20 @@ class Token:
     action: str
     realised: dict[str, float]
     cost: float
-    controllable: bool
+    controllable: dict[str, bool]
 
 
 @dataclass(frozen=True)
 class Compute:
-    """What was asked for and what the controllable steps spent on average.
+    """What was asked for and what steps spent on average, on every axis those that could be controlled on it.
 
-    Both by axis, with ``net`` (the mean of the axes) and ``bytes`` (a share of what dense steps read). dense_steps:
-    steps that ran dense before any could be controlled.
+    Both by axis, with ``net`` (the mean of the axes) and ``bytes`` (a share of what dense steps read). whole_attention:
+    number of steps whose attention could not be controlled yet.
     """
 
     requested: dict[str, float]
     realised: dict[str, float]
-    dense_steps: int = 0
+    whole_attention: int = 0
 
     @property
     def bytes(self) -> float:
@@ -58,11 +58,11 @@ class Reply:
 
 def compute(tokens: list[Token], requested: dict[str, float]) -> Compute:
     """What a reply's tokens spent, beside what was asked for."""
-    counted = [token for token in tokens if token.controllable]
-    realised = {axis: _mean([token.realised[axis] for token in counted]) for axis in AXES}
+    steps = tokens[1:]
+    realised = {axis: _mean([step.realised[axis] for step in steps if step.controllable[axis]]) for axis in AXES}
     realised["net"] = sum(realised.values()) / 3
-    realised["bytes"] = _mean([token.cost for token in counted])
-    return Compute(requested, realised, len(tokens[1:]) - len(counted))
+    realised["bytes"] = _mean([step.cost for step in steps])
+    return Compute(requested, realised, sum(not step.controllable["attention"] for step in steps))
 
 
 def step_milliseconds(moments: list[float]) -> float | None:
@@ -74,5 +74,5 @@ def step_milliseconds(moments: list[float]) -> float | None:
 
 
 def _mean(values: list[float]) -> float:
-    """Mean, 1 (dense) where no step was controllable."""
+    """Mean, 1 (dense) where nothing could be controlled."""
     return sum(values) / len(values) if values else 1.0

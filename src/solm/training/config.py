@@ -85,9 +85,9 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
-        if self.context + self.length <= self.sparsity.always_read:
+        if len(self.space.attention) > 1 and self.context + self.length <= self.sparsity.always_read:
             raise ValueError(
-                f"context {self.context} leaves no controllable step: attention always reads "
+                f"context {self.context} leaves no step whose attention can be controlled: it always reads "
                 f"{self.sparsity.always_read} tokens"
             )
         return self

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from solm.core.budget import Ledger
 from solm.core.errors import SolmError
 from solm.data.windows import TokenStream
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
@@ -149,9 +150,11 @@ def optimise(
     def everyones(part: torch.Tensor) -> torch.Tensor:
         return ranks.gather(part.to(device)).cpu()
 
-    counted = everyones(episode.controllable)
+    controllable = everyones(episode.controllable)
     shares, target = everyones(episode.realised), everyones(batch.target)
-    realised = (shares * counted[..., None]).sum(1) / counted.sum(1, keepdim=True).clamp(min=1)
+    realised = Ledger((shares * controllable).sum(1), controllable.sum(1)).average
+    # Steps at which there was something to decide.
+    counted = (controllable & torch.tensor([levels > 1 for levels in config.space.shape])).any(-1)
     penalty, gap = budget_penalty(realised, target, config)
     rewards = everyones(episode.log_probabilities)
     advantage = advantages(

@@ -77,7 +77,7 @@ def clipped_objective(
 ) -> Loss:
     """PPO's clipped ratio objective with entropy bonus; logits [N, T, A], the rest [N, T].
 
-    weight: of every step, 0 where it was not controllable; those of the whole batch sum to 1.
+    weight: of every step, 0 where there was nothing to decide; those of the whole batch sum to 1.
     """
     log_policy = logits.log_softmax(-1)
     chosen = log_policy.gather(-1, actions[..., None])[..., 0]

@@ -71,9 +71,11 @@ def test_a_schedule_found_in_parts_equals_the_whole(kind):
     assert torch.equal(ledger.spent, whole.ledger.spent)
     for index, wanted in enumerate(whole.inputs):
         assert torch.equal(torch.cat([part[index] for part in inputs], 1), wanted)
-    # The first steps of the shortest row read only what is always read: dense, and not counted.
-    assert (whole.actions[0, :4] == SPACE.dense_index).all()
-    assert whole.ledger.steps.tolist() == [16, 20, 20]
+    # In the first steps of the shortest row attention reads only what is always read: dense, and not counted.
+    levels = SPACE.level_table[whole.actions[0, :4]]
+    assert (levels[:, 0] == len(SPACE.attention) - 1).all()
+    assert (levels[:, 1:] < torch.tensor(SPACE.shape[1:]) - 1).any(0).all()
+    assert whole.ledger.steps.tolist() == [[16, 20, 20], [20] * 3, [20] * 3]
 
 
 def test_mid_pass_decisions_in_parts_equal_the_whole_and_leave_their_arguments_alone():
@@ -83,22 +85,21 @@ def test_mid_pass_decisions_in_parts_equal_the_whole_and_leave_their_arguments_a
     network.training_sensitivities.copy_(torch.rand(64, 3) * 2)
     policy, hidden = ValuePolicy(network, SPACE), torch.randn(3, 20, 64)
     before = unroll(Static(SPACE), KV_LENGTH, SPARSITY, SHAPES, 20, TARGET, Ledger.empty(3)).actions
-    nothing, horizon = torch.zeros(3, dtype=torch.int64), torch.tensor([20, 30, 12])
-    spent = torch.zeros(3, 3, dtype=torch.float64)
+    start, horizon = torch.zeros(3, dtype=torch.int64), torch.tensor([20, 30, 12])
+    nothing, spent = torch.zeros(3, 3, dtype=torch.int64), torch.zeros(3, 3, dtype=torch.float64)
 
     def decide(first: int, last: int, spent: torch.Tensor, counted: torch.Tensor):
         return decide_known(
             policy, hidden[:, first:last], before[:, first:last], KV_LENGTH + first, SPARSITY, SHAPES, target=TARGET,
-            spent=spent, counted=counted, taken=nothing + first, horizon=horizon,
+            spent=spent, counted=counted, taken=start + first, horizon=horizon,
         )  # fmt: skip
 
     whole = decide(0, 20, spent, nothing)
     assert not spent.any()
     assert not nothing.any()
     assert len(whole.actions.unique()) > 3
-    counted = whole.controllable[..., None]
-    torch.testing.assert_close(whole.spent, (whole.realised * counted).sum(1))
-    assert whole.counted.tolist() == whole.controllable.sum(1).tolist() == [16, 20, 20]
+    torch.testing.assert_close(whole.spent, (whole.realised * whole.controllable).sum(1))
+    assert whole.counted.tolist() == whole.controllable.sum(1).tolist() == [[16, 20, 20], [20] * 3, [20] * 3]
     actions, counted = [], nothing
     for first, last in ((0, 4), (4, 5), (5, 20)):
         part = decide(first, last, spent, counted)

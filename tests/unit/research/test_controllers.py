@@ -33,7 +33,7 @@ def test_compute_goes_to_uncertain_tokens():
     target = torch.tensor([[1.0, 0.7, 1.0]], dtype=torch.float64)
     for step in range(40):
         seen = Observation(
-            sure if step % 2 else unsure, None, target, ledger, levels, step, 40, torch.tensor([True]),
+            sure if step % 2 else unsure, None, target, ledger, levels, step, 40, torch.ones(1, 3, dtype=torch.bool),
             torch.zeros(1, dtype=torch.int64),
         )  # fmt: skip
         action, state = controller.act(seen, state, None)

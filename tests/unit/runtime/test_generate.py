@@ -49,7 +49,9 @@ def test_the_budget_is_spent_and_every_token_traced(policy_lm, name):
     tokens = 40
     reply = policy_lm.generate(prompt(), budget="keep=0.7", policy=name, max_new_tokens=tokens, min_new_tokens=tokens)
     assert len(reply.tokens) == tokens
-    assert [token.controllable for token in reply.tokens] == [False] + [True] * (tokens - 1)
+    assert [token.controllable for token in reply.tokens] == [
+        dict.fromkeys(AXES, place > 0) for place in range(tokens)
+    ]  # fmt: skip
     for axis in (*AXES, "net"):
         share = reply.compute.realised[axis]
         counted = [token.realised[axis] for token in reply.tokens[1:]] if axis != "net" else []

@@ -25,7 +25,7 @@ def test_unknown_keys_are_refused(key):
         ({"sparsity": "own"}, "unknown sparsity 'own'"),
         ({"rollouts": 1}, "rollouts: Input should be greater than or equal to 2"),
         ({"width": 30}, "width 30 must be a multiple of heads 4"),
-        ({"context": 8}, "context 8 leaves no controllable step"),
+        ({"context": 8}, "context 8 leaves no step whose attention can be controlled"),
     ],
 )
 def test_bad_settings_name_key_value_and_range(values, message):

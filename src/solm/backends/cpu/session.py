@@ -230,7 +230,7 @@ class CpuSession(BaseSession):
             done = run(*rows, later, first=split.layer, before=before, **wanted)
         # As few operations as can be: right after a pass each takes several times as long as usual (see `EngineCall`).
         places = self._held[:, None] if count == 1 else self._held[:, None] + np.arange(count)
-        controllable = places >= self._sparsity.always_read
+        controllable = self._sparsity.controllable(places + 1)
         self._held = self._held + count
         self._last = done
         actions = None

@@ -23,8 +23,8 @@ from solm.core.sparsity import SparsityConfig
 class TorchSession(BaseSession):
     """N = S·K rows: K forks of each of S sequences. See `solm.backends.session.Session`.
 
-    Steps that are not controllable yet (KV length at most sinks + window + 1) run dense, whatever decides, and are not
-    counted in the budget.
+    Until attention is controllable (KV length above sinks + window + 1) it is dense, whatever decides, and not counted
+    in the budget; the other axes are controllable from the first step on.
     """
 
     def __init__(self, model: HookedModel, sparsity: SparsityConfig, capacity: int = 0):
@@ -156,11 +156,11 @@ class TorchSession(BaseSession):
         """As `BaseSession._pass`; logits are always exact, and policies decide in Python."""
         count = tokens.shape[1]
         positions = self._positions(count)
-        controllable = positions + 1 > self._sparsity.always_read
+        controllable = self._sparsity.controllable(positions + 1)
         dense = torch.tensor(DENSE, dtype=torch.float64).expand(self.rows, count, 3)
 
         def planned(keep: torch.Tensor) -> Plan:
-            keep = torch.where(controllable[..., None], keep.to("cpu", torch.float64), dense)
+            keep = torch.where(controllable, keep.to("cpu", torch.float64), dense)
             return make_plan(keep, positions + 1, self._sparsity, self.model.shapes)
 
         plan = planned(dense if keep is None else as_tensor(keep))

@@ -214,23 +214,23 @@ def test_layers_in_two_calls_equal_one_call(rows):
     assert torch.equal(second.logits, expected.logits)
     assert np.array_equal(first.stream, stream)
     assert np.allclose(second.realised, expected.realised, rtol=0, atol=1e-15)
-    assert parts.states["counted"].tolist() == whole.states["counted"].tolist() == [70 + 3 - SPARSITY.always_read] * 2
+    assert parts.states["counted"].tolist() == whole.states["counted"].tolist() == [[73 - SPARSITY.always_read, 73, 73]] * 2
     assert np.allclose(parts.states["spent"], whole.states["spent"], rtol=0, atol=1e-12)
 
 
 def test_known_steps_are_counted_as_python_would(engine):
-    """To the last bit: spent + realised, step by step, once a step can be controlled."""
+    """To the last bit: spent + realised, step by step, on every axis once it can be controlled."""
     rows, spent = Rows(engine, 2), np.zeros((2, 3))
     for step in range(60):
         action = (0.3, 0.6, 5) if step % 3 else (0.7, 0.9, 8)
         found = rows.run(tokens(2, 1, seed=step), action)
-        if step >= SPARSITY.always_read:
-            spent = spent + found.realised[:, 0]
-        else:
-            assert (found.realised == 1).all()
+        on = SPARSITY.controllable(np.array(step + 1))
+        spent = spent + found.realised[:, 0] * on
+        assert (found.realised[..., ~on] == 1).all()
+        assert (found.realised[..., 1:] < 1).all()
     assert np.array_equal(rows.states["spent"], spent)
     assert rows.states["taken"].tolist() == [60, 60]
-    assert rows.states["counted"].tolist() == [60 - SPARSITY.always_read] * 2
+    assert rows.states["counted"].tolist() == [[60 - SPARSITY.always_read, 60, 60]] * 2
 
 
 def test_results_outlive_the_next_step(rows):

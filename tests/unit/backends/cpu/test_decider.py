@@ -94,13 +94,21 @@ def test_decisions_equal_the_policys(engine, name, layer, clamp, dealt):
     torch.testing.assert_close(python.ledger.spent, native.ledger.spent)
 
 
-def test_uncontrollable_steps_run_dense_and_are_not_counted(engine):
+def test_attention_is_dense_and_not_counted_until_it_can_be_controlled(engine):
+    """And the other axes are decided and counted from the first step on, by tokens and by stretches."""
     policy = policy_of(SPACES["joint"], 1)
-    python, native = both(
-        engine, policy, torch.tensor([[0.5123, 0.6071, 0.5037]] * 2, dtype=torch.float64), 30, rows=2, context=5
-    )
+    target = torch.tensor([[0.5123, 0.6071, 0.5037]] * 2, dtype=torch.float64)
+    python, native = both(engine, policy, target, 30, rows=2, context=5)
     following = tokens(2, 30, seed=4)
+    one_by_one = native.fork(1)
     expected, found = (session.extend(following).actions for session in (python, native))
+    stepped = torch.stack([one_by_one.step(following[:, step]).actions[:, 0] for step in range(30)], 1)
     assert torch.equal(expected, found)
-    assert (found[:, :16] == policy.space.dense_index).all()
-    assert native.ledger.steps.tolist() == python.ledger.steps.tolist() == [14, 14]
+    assert torch.equal(expected, stepped)
+    levels = policy.space.level_table[found]
+    assert (levels[:, :16, 0] == len(policy.space.attention) - 1).all()
+    for axis, start in enumerate((16, 0, 0)):
+        assert len(levels[:, start : start + 14, axis].unique()) > 1
+    for session in (python, native, one_by_one):
+        assert session.ledger.steps.tolist() == [[14, 30, 30]] * 2
+    torch.testing.assert_close(native.ledger.spent, python.ledger.spent)

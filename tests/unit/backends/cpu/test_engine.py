@@ -212,7 +212,7 @@ def test_what_is_spent_step_by_step_and_in_stretches_is_the_same():
             stretched = stretched.fork(1)
     torch.testing.assert_close(last.hidden[:, -1], known.hidden[:, -1], atol=1e-3, rtol=0)
     assert stepped.ledger.steps.tolist() == stretched.ledger.steps.tolist()
-    assert 0 < int(stepped.ledger.steps[0]) < 39
+    assert 0 < int(stepped.ledger.steps[0, 0]) < int(stepped.ledger.steps[0, 1]) == 39
     torch.testing.assert_close(stepped.ledger.spent, stretched.ledger.spent, rtol=0, atol=1e-12)
     forked, spent = stretched.fork(2), stretched.ledger.steps.tolist()
     stretched.step(following[:, 39], keep[:, 39])

@@ -90,18 +90,26 @@ def test_a_pass_started_by_hand_ends_with_its_block():
     assert active_pass() is None
 
 
-def test_uncontrollable_steps_run_dense_and_are_not_counted(control):
-    sparsity = SparsityConfig(page_size=8, window=32)
+def test_attention_is_dense_and_not_counted_until_it_can_be_controlled(control):
+    """And the other axes follow the schedule from the first step on."""
     ids = tokens(1, 60)
-    session = control.session(sparsity)
-    session.prefill(ids[:, :20])
+    prefilled = control.session(SparsityConfig(page_size=8, window=32))
+    prefilled.prefill(ids[:, :20])
+    pages, channels, bits = (
+        prefilled.fork(1).score(ids[:, 20:], keep_of(keep, 1, 39)) for keep in ((0.1, 1, 16), (1, 0.5, 16), (1, 1, 4))
+    )
+    session = prefilled.fork(1)
     scored = session.score(ids[:, 20:], keep_of((0.1, 0.5, 4), 1, 39))
-    assert scored.controllable[0].tolist() == [position + 1 > 37 for position in range(20, 59)]
-    assert int(session.ledger.steps) == 22
+    assert scored.controllable[0].tolist() == [[position + 1 > 37, True, True] for position in range(20, 59)]
+    assert session.ledger.steps.tolist() == [[22, 39, 39]]
+    assert scored.realised[0, 0].tolist() == [1, 0.5, 0.25]
     with torch.no_grad():
-        stock = torch.log_softmax(control.model(ids).logits, -1)[0, 20:37]
-    expected = stock.gather(-1, ids[0, 21:38, None])[:, 0]
-    torch.testing.assert_close(scored.log_probabilities[0, :17].double(), expected, atol=1e-5, rtol=0)
+        stock = torch.log_softmax(control.model(ids).logits, -1)[0, 20:59]
+    expected = stock.gather(-1, ids[0, 21:60, None])[:, 0]
+    off = [(some.log_probabilities[0].double() - expected).abs() for some in (pages, channels, bits)]
+    assert off[0][:17].max() < 1e-5
+    assert off[0][17:].max() > 1e-3
+    assert min(off[1][:17].max(), off[2][:17].max()) > 1e-3
 
 
 def test_limits_are_stated(control):

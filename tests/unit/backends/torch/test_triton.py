@@ -48,7 +48,7 @@ def test_kernels_stay_out_of_steps_on_the_cpu(monkeypatch):
         session = lm.session()
         session.prefill(torch.arange(3, 103)[None])
         session.step(torch.tensor([5]), torch.tensor([[0.3, 0.5, 6]]))
-        assert session.ledger.steps.tolist() == [1]
+        assert session.ledger.steps.tolist() == [[1, 1, 1]]
 
 
 class TwoDevices(TorchDispatchMode):

@@ -91,8 +91,10 @@ inline void keep_of(const Decider& d, int64_t action, double* keep) {
   for (int axis = 0; axis < 3; ++axis) keep[axis] = d.levels[axis][level[axis]];
 }
 
-// The action of the static schedule, which the layers before the decider's follow, for the step after `counted` ones.
-inline int static_action(const Decider& d, const LevelShares& own, RowState& row, int64_t counted, bool controllable) {
+// The action of the static schedule, which the layers before the decider's follow, for a step that sees kv_length keys, before
+// which the row has `ahead` [3] steps more than its state says; counts that step in `ahead`.
+inline int static_action(const Decider& d, const LevelShares& own, const SparsityRules& rules, int kv_length, RowState& row,
+                         int64_t* ahead) {
   int level[3];
   for (int axis = 0; axis < 3; ++axis) {
     const double* share = own.share[axis];
@@ -101,27 +103,28 @@ inline int static_action(const Decider& d, const LevelShares& own, RowState& row
     for (int l = 0; l < size; ++l) below += share[l] <= row.target[axis] + 1e-12;
     below = std::clamp(below, 0, std::max(0, size - 2));
     const int above = std::min(below + 1, size - 1);
-    const double goal = row.target[axis] * double(counted + 1) - row.early[axis];
+    const double goal = row.target[axis] * double(row.counted[axis] + ahead[axis] + 1) - row.early[axis];
     level[axis] = std::fabs(share[above] - goal) < std::fabs(share[below] - goal) ? above : below;
-    if (!controllable) level[axis] = size - 1;
-    else row.early[axis] += share[level[axis]];
+    if (is_controllable(rules, kv_length, axis)) row.early[axis] += share[level[axis]], ++ahead[axis];
+    else level[axis] = size - 1;
   }
   return action_of(d, level);
 }
 
-// The action of the lowest level cost plus price that the budget allows, for a step whose early layers took `early_action`
-// and whose hidden layer has the sums [width]. Adds what it realises to the budget, and writes it to realised [3].
-inline int decide(const Decider& d, const LevelShares& own, const Sizes& s, float* sums, int64_t early_action,
-                  bool controllable, RowState& row, double* realised) {
+// The action of the lowest level cost plus price that the budget allows, for a step that sees kv_length keys, whose early
+// layers took `early_action` and whose hidden layer has the sums [width]. Adds what it realises to the budget, and writes it to realised [3].
+inline int decide(const Decider& d, const LevelShares& own, const SparsityRules& rules, const Sizes& s, int kv_length,
+                  float* sums, int64_t early_action, RowState& row, double* realised) {
   int early_level[3], level[3];
   levels_of(d, early_action, early_level);
   double sensitivity[3];
-  if (controllable) sensitivities(d, sums, sensitivity);
+  sensitivities(d, sums, sensitivity);
   const int64_t left = std::max<int64_t>(row.horizon - row.taken, 1);
   const double remaining = double(left), horizon = std::max(remaining, double(SHORTEST_HORIZON));
   const double early_part = double(d.layer) / s.layers;
   for (int axis = 0; axis < 3; ++axis) {
     const int size = d.sizes[axis];
+    const bool controllable = is_controllable(rules, kv_length, axis);
     const double *share = own.share[axis], *early = own.early[axis], target = row.target[axis];
     // What a level realises after the early layers; how much more the early layers spend than their number suggests; by how
     // much the budget would be missed after the level.
@@ -130,7 +133,7 @@ inline int decide(const Decider& d, const LevelShares& own, const Sizes& s, floa
     for (int l = 0; l < size; ++l) more[l] = early[l] - early_part * share[l];
     level[axis] = size - 1;
     if (controllable && size > 1) {
-      const double goal = target * double(row.counted + left);
+      const double goal = target * double(row.counted[axis] + left);
       const double later_early = early_part * target + interpolate(target, share, more, size);
       const double low = later_early + (share[0] - early[0]), high = later_early + (share[size - 1] - early[size - 1]);
       for (int l = 0; l < size; ++l) {
@@ -138,7 +141,7 @@ inline int decide(const Decider& d, const LevelShares& own, const Sizes& s, floa
         miss[l] = std::max(spent + later * low - goal, 0.0) + std::max(goal - spent - later * high, 0.0);
         least = std::min(least, miss[l]);
       }
-      const double due = (target * (double(row.counted) + horizon) - row.spent[axis]) / horizon;
+      const double due = (target * (double(row.counted[axis]) + horizon) - row.spent[axis]) / horizon;
       const double* nominal = d.shares[axis];
       const double price = interpolate(nominal_share(due, here, nominal, size), d.curve[axis], d.prices, d.points);
       for (int l = 0; l < size; ++l) {
@@ -148,9 +151,9 @@ inline int decide(const Decider& d, const LevelShares& own, const Sizes& s, floa
       }
     }
     realised[axis] = here[level[axis]];
-    if (controllable) row.spent[axis] += realised[axis];
+    if (controllable) row.spent[axis] += realised[axis], ++row.counted[axis];
   }
-  row.counted += controllable, ++row.taken;
+  ++row.taken;
   row.previous = action_of(d, level);
   return int(row.previous);
 }

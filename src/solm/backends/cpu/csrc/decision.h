@@ -21,8 +21,7 @@ inline void decide_step(Engine& e, int number, float* sums) {
   // With more steps than level_shares has room for, they are computed again.
   const LevelShares own = e.step_count > MOST_ROWS ? level_shares(d, rules, e.s, kv_length) : e.level_shares[number];
   int64_t& action = e.actions[number];
-  action = decide(d, own, e.s, sums, action, is_controllable(rules, kv_length), *step.row,
-                  e.call->realised + 3 * size_t(number));
+  action = decide(d, own, rules, e.s, kv_length, sums, action, *step.row, e.call->realised + 3 * size_t(number));
   double keep[3];
   keep_of(d, action, keep);
   step.plan = make_plan(rules, e.s, keep, kv_length);

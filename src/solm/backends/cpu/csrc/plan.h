@@ -22,8 +22,9 @@ struct Plan {
 
 inline int64_t ceil_share(double share, int64_t total) { return int64_t(std::ceil(share * double(total) - 1e-9)); }
 
-inline bool is_controllable(const SparsityRules& rules, int kv_length) {
-  return kv_length > rules.sinks + rules.window + 1;
+// Whether an axis of a step can be controlled: attention once there is more than what is always read.
+inline bool is_controllable(const SparsityRules& rules, int kv_length, int axis) {
+  return axis != 0 || kv_length > rules.sinks + rules.window + 1;
 }
 
 // The plan of a step that sees kv_length keys under keep = (attention, MLP, bits), without an allocation.

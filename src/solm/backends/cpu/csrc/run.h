@@ -145,20 +145,19 @@ inline void Engine::plan_steps(const Call& c) {
     RowState& row = c.states[r];
     const Decider* d = c.decide ? row.decider : nullptr;
     if (d) decision_layer = d->layer;
-    int64_t ahead = 0;  // steps of this row before step i, which will be counted by then
+    int64_t ahead[3] = {};  // per axis, steps of this row before step i, which will be counted by then
     for (int q = 0; q < c.count; ++q, ++i) {
       const int position = int(c.lengths[r]) + q, kv_length = position + 1;
-      const bool controllable = is_controllable(*c.rules, kv_length);
       double keep[3] = {1, 1, FULL_BITS};
       c.actions[i] = -1;
       if (d) {
         const LevelShares own = solm::level_shares(*d, *c.rules, s, kv_length);
         if (step_count <= MOST_ROWS) level_shares[i] = own;
-        c.actions[i] = static_action(*d, own, row, row.counted + ahead, controllable);
-        ahead += controllable;
+        c.actions[i] = static_action(*d, own, *c.rules, kv_length, row, ahead);
         keep_of(*d, c.actions[i], keep);
-      } else if (c.keep && controllable) {
-        std::copy_n(c.keep + 3 * size_t(i), 3, keep);
+      } else if (c.keep) {
+        for (int axis = 0; axis < 3; ++axis)
+          if (is_controllable(*c.rules, kv_length, axis)) keep[axis] = c.keep[3 * size_t(i) + axis];
       }
       steps[i] = {static_cast<Cache*>(c.caches[r]), &row, d, c.tokens[i], position, make_plan(*c.rules, s, keep, kv_length)};
       double* realised = c.realised + 3 * size_t(i);
@@ -176,9 +175,9 @@ inline void Engine::book_steps(const Call& c) {
     if (steps[i].decider) continue;
     RowState& row = *steps[i].row;
     ++row.taken;
-    if (!is_controllable(*c.rules, steps[i].position + 1)) continue;
-    ++row.counted;
-    for (int axis = 0; axis < 3; ++axis) row.spent[axis] += c.realised[3 * size_t(i) + axis];
+    for (int axis = 0; axis < 3; ++axis)
+      if (is_controllable(*c.rules, steps[i].position + 1, axis))
+        row.spent[axis] += c.realised[3 * size_t(i) + axis], ++row.counted[axis];
   }
 }
 

@@ -117,19 +117,19 @@ struct Decider {
 
 // The budget of a row (solm.backends.budgets). Shares per axis: target, the average asked for; spent, the sum over counted
 // steps; early, the sum that the layers before the decider's would have spent as the whole model; shift, not used here.
-// counted: controllable steps; taken: all steps; horizon: steps that the budget is meant for; previous: last action.
+// counted: steps that could be controlled on an axis; taken: all steps; horizon: steps that the budget is meant for; previous: last action.
 struct RowState {
   const Decider* decider;
   double target[3], spent[3], early[3], shift[3];
-  int64_t counted, taken, horizon, previous;
+  int64_t counted[3], taken, horizon, previous;
 };
 
 // Layers [first, last) of `count` steps of each of `rows` rows. Step q of row r processes tokens[r, q] at position
 // lengths[r] + q of caches[r].
 //
 // decide 0: all rows follow keep [rows, count, 3] (attention, MLP, bits; null: dense). 1: rows with a decider decide for
-// themselves, with a static schedule in the layers before the decider's; the call must cover all layers. Steps that are not
-// controllable run dense. realised [rows, count, 3] receives the realised shares; with first > 0 those of these layers are
+// themselves, with a static schedule in the layers before the decider's; the call must cover all layers. On axes that are
+// not controllable steps run dense. realised [rows, count, 3] receives the realised shares; with first > 0 those of these layers are
 // added to it. actions [rows, count] receives the decided actions, -1 for others. A call that reaches the last layer adds
 // its steps to `states`.
 //

@@ -149,11 +149,10 @@ inline bool valid_states(const Engine& e, const Call& c, char* message) {
           !std::isfinite(row.early[axis]))
         return refuse(message, "row %d: budget shares must be in [0, 1] and what was spent finite, got %g and %g", r,
                       row.target[axis], row.spent[axis]);
-    const int64_t least = std::min({row.counted, row.taken, row.horizon - 1}), most = std::max(row.counted, row.horizon);
-    if (least < 0 || most > int64_t(1) << 40 || row.taken > int64_t(1) << 40)
-      return refuse(message, "row %d: horizon must be at least 1 and steps at least 0, got horizon %lld, counted %lld, taken %lld",
-                    r, static_cast<long long>(row.horizon), static_cast<long long>(row.counted),
-                    static_cast<long long>(row.taken));
+    const auto [fewest, most] = std::minmax({row.counted[0], row.counted[1], row.counted[2], row.taken});
+    if (fewest < 0 || row.horizon < 1 || std::max(most, row.horizon) > int64_t(1) << 40)
+      return refuse(message, "row %d: horizon must be at least 1 and steps at least 0, got horizon %lld and steps %lld to %lld", r,
+                    static_cast<long long>(row.horizon), static_cast<long long>(fewest), static_cast<long long>(most));
   }
   if (first && (c.first > 0 || c.last < e.s.layers))
     return refuse(message, "a policy decides in calls of all layers [0, %d), got [%d, %d)", e.s.layers, c.first, c.last);
