@@ -7,6 +7,7 @@ import torch
 
 import solm as package
 from helpers.models import tiny_model
+from helpers.policies import under_values
 from solm.core.errors import SolmError
 from solm.runtime.load import default_kv_cache, default_precision
 
@@ -25,6 +26,55 @@ def test_generation_is_the_same_on_both_backends(family, tmp_path, byte_tokenize
         for backend, precision in (("torch", None), ("cpu", "float32"))
     ]
     assert [token.id for token in replies[0].tokens] == [token.id for token in replies[1].tokens]
+
+
+@pytest.fixture
+def both(tiny_lm, byte_tokenizer):
+    """A tiny llama with a value policy on either backend, float32."""
+    trained = under_values(tiny_lm, package.SparsityConfig()).trained
+    model = tiny_model("llama", torch.float32)
+    with (
+        package.attach(tiny_model("llama", torch.float32), trained, byte_tokenizer) as first,
+        package.attach(model, trained, byte_tokenizer, backend="cpu", precision="float32") as second,
+    ):
+        assert second.backend.name == "cpu float32"
+        yield first, second
+
+
+@pytest.mark.parametrize("policy", ["static", "policy"])
+def test_a_short_chat_meets_its_budget(both, policy):
+    """Channels are saved from the first step after a prompt of 8 tokens."""
+    how = {"budget": "mlp=0.7", "policy": policy, "max_new_tokens": 49, "min_new_tokens": 49}
+    replies = [lm.generate(torch.arange(3, 11)[None], **how) for lm in both]
+    for reply in replies:
+        steps = reply.tokens[1:]
+        assert sum(step.realised["mlp"] for step in steps) / 48 == pytest.approx(0.7, abs=0.01)
+        assert reply.compute.realised["mlp"] == pytest.approx(0.7, abs=0.01)
+        assert {step.action.split("-")[0] for step in steps} == {"k100"}
+        assert reply.compute.whole_attention == 48
+        assert reply.compute.bytes < 0.9
+    assert [step.action for step in replies[0].tokens] == [step.action for step in replies[1].tokens]
+
+
+@pytest.mark.parametrize("policy", ["static", "policy"])
+def test_attention_waits_until_there_is_more_than_what_is_always_read(both, policy):
+    """And its budget is an average over the steps from there on."""
+    how = {"budget": "attention=0.75,mlp=0.7", "policy": policy, "max_new_tokens": 241, "min_new_tokens": 241}
+    replies = [lm.generate(torch.arange(3, 11)[None], **how) for lm in both]
+    for reply in replies:
+        steps = reply.tokens[1:]
+        waited = 69 - 8
+        assert [step.controllable["attention"] for step in steps] == [False] * waited + [True] * (240 - waited)
+        assert all(step.controllable["mlp"] and step.controllable["bits"] for step in steps)
+        for step in steps[:waited]:
+            assert step.action.startswith("k100")
+            assert step.realised["attention"] == 1
+        assert len({step.action for step in steps[:waited]}) > 1
+        counted = [step.realised["attention"] for step in steps[waited:]]
+        assert reply.compute.realised["attention"] == pytest.approx(sum(counted) / len(counted))
+        assert reply.compute.realised["attention"] == pytest.approx(0.75, abs=0.01)
+        assert reply.compute.realised["mlp"] == pytest.approx(0.7, abs=0.01)
+    assert [step.action for step in replies[0].tokens] == [step.action for step in replies[1].tokens]
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])

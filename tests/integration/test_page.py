@@ -207,12 +207,15 @@ def test_the_slider_ends_at_what_the_context_allows(page, service):
     assert f"at least {least[-1]:.2f}" in page.locator("#least").inner_text()
 
 
-def test_a_short_reply_says_why_it_saved_nothing(page):
+def test_a_short_reply_says_why_it_saved_no_attention(page):
     page.fill("#longest", "10")
     page.fill("#prompt", "hi")
     page.keyboard.press("Enter")
     finished(page)
-    assert "The first 9 of 9 steps ran dense: the first 37 tokens" in page.locator(".answer").inner_text()
+    shown = page.locator(".answer").inner_text()
+    assert "Attention read everything in the first 9 of 9 steps, as it does in the first 37 tokens" in shown
+    assert "KV pages 1.00" in shown
+    assert "MLP 1.00" not in shown
 
 
 PHONES = [

@@ -173,7 +173,7 @@ class Offer:
         return mlp.reshape(-1, len(self.space.mlp)).mean(0), bits
 
     def _controllable(self, context: int) -> int:
-        """`context`, or where steps are dense so early, the first that is not."""
+        """`context`, or where attention cannot be saved so early, the first in which it can."""
         return max(context, self.sparsity.always_read + 1)
 
     def _checked(self, budget: Budget) -> Budget:

@@ -66,7 +66,7 @@ class Dial:
     def lowest_bytes(self, longest: int | None) -> dict[int, float]:
         """By context the least share of the dense step's bytes that the default policy can meet.
 
-        It falls with the context: from the first tokens under control, at powers of two up to `longest` (or 8192).
+        It falls with the context: from where attention can be saved, at powers of two up to `longest` (or 8192).
         """
         offer, first = self.lm.offer(self.policies[self.default]), self.lm.sparsity.always_read + 1
         contexts = [first, *(1 << power for power in range(first.bit_length(), (longest or 8192).bit_length()))]

@@ -38,7 +38,7 @@ def test_every_row_meets_its_budget_and_saves_where_it_costs_least(shares, horiz
             policy, tuple(axis[:, 0] for axis in predicted), shares_of(SPACE, 8), target, ledger, horizon - step
         )
         share = SPACE.table[action] / torch.tensor([1, 1, 16])
-        ledger = ledger.add(share, torch.ones(8, dtype=torch.bool))
+        ledger = ledger.add(share, torch.ones(8, 3, dtype=torch.bool))
         levels.append(torch.unravel_index(action, SPACE.shape)[1])
         costs.append(predicted.mlp[:, 0])
     # The coarsest level gap is 0.5625 bits-share: half of it is left over at worst, once, at the end.

@@ -28,7 +28,7 @@ function showSettings() {
   $("bytes").min = Math.ceil(lowestBytes() * 100) / 100;
   $("bytes-value").textContent = value("bytes").toFixed(2);
   $("least").textContent = `${context ? `After these ${context.toLocaleString("en")} tokens` : "In a short context"} steps read at least ${Number($("bytes").min).toFixed(2)}. ` +
-    `The first ${offers.always_read} tokens run dense.`;
+    `Attention reads all of the first ${offers.always_read} tokens.`;
   $("dial-value").textContent = [title(dial()), value("compare") ? "beside dense" : ""].filter(Boolean).join(", ");
   for (const axis of AXES) $(`${axis}-value`).textContent = value(axis).toFixed(axis === "bits" ? 1 : 2);
   $("per-axis").hidden = !value("axes");
@@ -89,12 +89,12 @@ function drawToken(token, lowest, parent) {
 }
 
 function histogram({ tokens, asked }, parent) {
-  const counted = tokens.filter((token) => token.controllable);
   parent.replaceChildren();
-  if (!counted.length || asked === 1) return;
+  if (asked === 1) return;
   AXES.forEach((axis, place) => {
     const levels = offers.axes[axis];
-    if (levels.length < 2) return;
+    const counted = tokens.filter((token) => token.controllable[axis]);
+    if (levels.length < 2 || !counted.length) return;
     const group = element("div", parent);
     element("b", group, "", NAMES[axis]);
     const columns = element("div", group, "columns");
@@ -110,10 +110,14 @@ function histogram({ tokens, asked }, parent) {
   });
 }
 
-// Mean of what the controllable steps read, as a share of dense bytes.
+// Mean of some number of tokens; NaN without tokens.
+function mean(tokens, number) {
+  return tokens.reduce((sum, token) => sum + number(token), 0) / tokens.length;
+}
+
+// Mean of what steps read, as a share of dense bytes. The first token comes from reading the prompt.
 function spentBytes(tokens) {
-  const counted = tokens.filter((token) => token.controllable);
-  return counted.reduce((sum, token) => sum + token.cost, 0) / counted.length;
+  return mean(tokens.slice(1), (token) => token.cost);
 }
 
 // Spent so far, and a mark at what was asked for.
@@ -127,23 +131,23 @@ function meter({ tokens, asked }, parent) {
 }
 
 function facts({ tokens, step, asked }) {
-  const counted = tokens.filter((token) => token.controllable);
   const parts = [`${tokens.length} tokens`];
   if (step > 0) parts.push(`${(1000 / step).toFixed(1)} tokens/s`, `${step.toFixed(1)} ms per token`);
-  if (counted.length && asked !== 1) {
-    const mean = (axis) => counted.reduce((sum, token) => sum + token.realised[axis], 0) / counted.length;
+  if (tokens.length > 1 && asked !== 1) {
+    const spent = (axis) => mean(tokens.filter((token) => token.controllable[axis]), (token) => token.realised[axis]);
     parts.push(`bytes ${spentBytes(tokens).toFixed(2)}${asked === null ? "" : ` of ${asked.toFixed(2)} asked`}`);
-    parts.push(`KV pages ${mean("attention").toFixed(2)}`, `MLP ${mean("mlp").toFixed(2)}`);
-    if (offers.axes.bits.length > 1) parts.push(`bits ${(16 * mean("bits")).toFixed(1)}`);
+    parts.push(`KV pages ${(spent("attention") || 1).toFixed(2)}`, `MLP ${spent("mlp").toFixed(2)}`);
+    if (offers.axes.bits.length > 1) parts.push(`bits ${(16 * spent("bits")).toFixed(1)}`);
   }
   return parts;
 }
 
 // Why a reply to a short prompt spent more than was asked for. Its first token comes from reading the prompt.
 function why({ tokens, asked }) {
-  const steps = tokens.length - 1, dense = tokens.slice(1).filter((token) => !token.controllable).length;
-  if (asked === 1 || !(dense > 0)) return "";
-  return `The first ${dense} of ${steps} steps ran dense: the first ${offers.always_read} tokens of a context always do.`;
+  const steps = tokens.length - 1, whole = tokens.slice(1).filter((token) => !token.controllable.attention).length;
+  if (asked === 1 || offers.axes.attention.length < 2 || !(whole > 0)) return "";
+  return `Attention read everything in the first ${whole} of ${steps} steps, as it does in the first ` +
+    `${offers.always_read} tokens of a context.`;
 }
 
 function showFacts(line, parts) {
