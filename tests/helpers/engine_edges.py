@@ -303,7 +303,8 @@ def decisions_are_counted(built) -> None:
         assert state["counted"].tolist() == [[60 - SPARSITY.always_read, 60, 60]] * 3
         assert state["previous"][0] == at_once.actions[0, -1]
         counted = (at_once.realised * SPARSITY.controllable(np.arange(11, 61))).sum(1)
-        assert np.allclose(state["spent"], counted + [0, 10, 10], rtol=0, atol=1e-12)  # of the ten dense steps
+        dense = np.array([0, 10, 10])  # what the first ten steps spent
+        assert np.allclose(state["spent"], dense + counted, rtol=0, atol=1e-12)
 
 
 def whatever_it_is_given_it_computes_or_refuses(built) -> None:

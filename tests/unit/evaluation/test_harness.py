@@ -15,13 +15,15 @@ def test_the_harness_tells_what_was_spent_and_what_never_acted(tiny_lm, caplog):
 
     caplog.set_level("INFO", "lm_eval.solm")
     ours = ControlledLM(tiny_lm, space="joint-8", budget="keep=0.7")
-    ours.loglikelihood([Instance("loglikelihood", {}, ("Too short to be controlled", " at all"), 0)])
-    assert "the axis mlp never acted" in caplog.text
+    ours.loglikelihood([Instance("loglikelihood", {}, ("Too short for attention", " to be controlled"), 0)])
+    assert "the axis attention never acted" in caplog.text
+    assert "the axis mlp" not in caplog.text
+    assert ours.compute.realised["mlp"] < 1
     caplog.clear()
     ours.loglikelihood([Instance("loglikelihood", {}, ("Long enough to be controlled. " * 8, " at last"), 0)])
     assert "spent: attention" in caplog.text
     assert "never acted" not in caplog.text
-    assert ours.compute.realised["mlp"] < 1
+    assert ours.compute.realised["attention"] < 1
 
 
 def test_the_harness_scores_as_lm_evals_own_model_does(byte_tokenizer):

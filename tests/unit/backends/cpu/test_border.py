@@ -214,7 +214,11 @@ def test_layers_in_two_calls_equal_one_call(rows):
     assert torch.equal(second.logits, expected.logits)
     assert np.array_equal(first.stream, stream)
     assert np.allclose(second.realised, expected.realised, rtol=0, atol=1e-15)
-    assert parts.states["counted"].tolist() == whole.states["counted"].tolist() == [[73 - SPARSITY.always_read, 73, 73]] * 2
+    assert (
+        parts.states["counted"].tolist()
+        == whole.states["counted"].tolist()
+        == [[73 - SPARSITY.always_read, 73, 73]] * 2
+    )
     assert np.allclose(parts.states["spent"], whole.states["spent"], rtol=0, atol=1e-12)
 
 
