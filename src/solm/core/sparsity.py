@@ -10,6 +10,9 @@ from solm.core.arrays import AnyArray, as_numpy, in_kind
 from solm.core.errors import SolmError
 from solm.core.thresholds import ChannelThresholds
 
+_FROM_THE_START = np.array([False, True, True])
+"""Axes that can be controlled in every context."""
+
 
 class SparsityConfig(BaseModel):
     """The meaning of the three axes. A policy is trained for one of these and stores it."""
@@ -103,9 +106,7 @@ class SparsityConfig(BaseModel):
         saved from the first step.
         """
         seen: np.ndarray = as_numpy(kv_length)
-        found = np.full((*seen.shape, 3), True)
-        found[..., 0] = seen > self.always_read
-        return in_kind(found, kv_length)
+        return in_kind((seen[..., None] > self.always_read) | _FROM_THE_START, kv_length)
 
 
 PRESETS = {

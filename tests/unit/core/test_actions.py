@@ -1,5 +1,6 @@
 """Actions and action spaces."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,3 +28,11 @@ def test_tags_and_indices_round_trip(space, data):
 def test_spaces_without_the_dense_action_or_out_of_range_are_refused(levels):
     with pytest.raises(ValueError, match=r"levels must rise|keep rates|activation bits"):
         ActionSpace(**levels)
+
+
+def test_an_axis_that_cannot_be_controlled_is_dense():
+    space = PRESETS["joint-27"]
+    actions, controllable = np.arange(27), np.array([False, True, True])
+    found = space.controlled(actions, np.broadcast_to(controllable, (27, 3)))
+    assert [space.actions[index] for index in found] == [some._replace(attention=1.0) for some in space.actions]
+    assert space.controlled(actions, np.ones((27, 3), dtype=bool)).tolist() == actions.tolist()
