@@ -36,8 +36,9 @@ def test_selection_takes_the_largest_and_of_equal_ones_the_first(tmp_path, flags
     subprocess.run(command, check=True)
     chosen, spare = ctypes.CDLL(str(built)).chosen, 16
     rng = np.random.default_rng(0)
-    for n in (1, 15, 16, 17, 33, 64, 100, 576, 1536):
-        for x in (rng.standard_normal(n), rng.integers(-3, 4, n), np.zeros(n), rng.integers(0, 2, n) * 1e-40):
+    for n in (1, 15, 16, 17, 33, 64, 100, 576, 1536, 4864):
+        close = 1 + rng.integers(0, 300, n) * 2.0**-23  # apart in the lower bits only, some equal
+        for x in (rng.standard_normal(n), close, rng.integers(-3, 4, n), np.zeros(n), rng.integers(0, 2, n) * 1e-40):
             x = x.astype(np.float32)
             for count in sorted({0, 1, n // 3, n // 2, n - 1, n}):
                 index, values = np.full(n + spare, -1, np.int32), np.zeros(n + spare, np.float32)

@@ -65,13 +65,12 @@ struct RoundedInput {
   }
 };
 
-// One group of input channels for all steps of a batch: the rows of weights that any step needs, padded to a multiple of
-// four, and per step its numbers (0 where it skips a channel), their scale and their sum.
+// One group of input channels for all steps of a batch: the rows of weights that any step needs, some of them again up
+// to a multiple of four, and per step its numbers (0 where it skips a channel), their scale and their sum.
 struct Group : Prefetch {
   int8_t q[MOST_ROWS][GROUP];
   float scale[MOST_ROWS];
   int32_t total[MOST_ROWS];
-  int kept = 0;  // rows before the padding
 
   // Takes group `number` of `size` (16 or 32) channels, whose rows of weights are `stride` bytes apart. takes(r): whether step
   // r needs these weights.
@@ -82,10 +81,9 @@ struct Group : Prefetch {
     uint32_t used = 0;
     for (int r = 0; r < rows; ++r) used |= takes(r) ? rounded[r].kept[whole] : 0;
     if (size < GROUP) used &= 0xffffu << offset;
-    kept = count = __builtin_popcount(used);
+    count = __builtin_popcount(used);
     const uint8_t* from = weights + size_t(whole) * GROUP * stride;
-    int i = 0;
-    for (uint32_t left = used; left; left &= left - 1) row[i++] = from + size_t(__builtin_ctz(left)) * stride;
+    take_rows(used, from, stride);
     pad();
     for (int r = 0; r < rows; ++r) {
       const int32_t* half = &rounded[r].total[2 * whole];
@@ -95,6 +93,21 @@ struct Group : Prefetch {
       scale[r] = takes(r) ? rounded[r].scale[whole] : 0;
       total[r] = size < GROUP ? half[offset != 0] : half[0] + half[1];
     }
+  }
+
+ private:
+  // The rows of the channels whose bit is set.
+  void take_rows(uint32_t used, const uint8_t* from, size_t stride) {
+#if defined(COMPRESS_AVX2)  // a loop over bits would often be mispredicted
+    alignas(32) static constexpr int8_t ALL[GROUP] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                                      16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+    int8_t channel[GROUP];
+    compress_bytes(used, ALL, channel);
+    for (int i = 0; i < GROUP; ++i) row[i] = from + size_t(channel[i]) * stride;
+#else
+    int i = 0;
+    for (uint32_t left = used; left; left &= left - 1) row[i++] = from + size_t(__builtin_ctz(left)) * stride;
+#endif
   }
 };
 

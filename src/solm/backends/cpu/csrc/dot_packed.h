@@ -142,44 +142,64 @@ class PackedProducts {
   // All products of one step with numbers of 4 + LOW bits.
   template <int LOW>
   void add_pairs() {
+    const PackedPairs<LOW> pairs(g_.count, g_.row, g_.q[0]);
+    if (pairs.pairs > PackedPairs<LOW>::HALF) add_halves<LOW, 2>(pairs);
+    else add_halves<LOW, 1>(pairs);
+  }
+
+  template <int LOW, int HALVES>
+  SOLM_INLINE void add_halves(const PackedPairs<LOW>& pairs) {
     using Pairs = PackedPairs<LOW>;
-    const Pairs pairs(g_.kept, g_.row, g_.q[0]);
     typename Pairs::Chunk chunk;
     typename Pairs::Sums upper, lower;
-    auto fetch = [this] { cursor_.fetch(); };
+    auto fetch = [this] { cursor_.fetch<2>(); };
     auto no_fetch = [] {};  // a line holds both parts
-    for (int o = 0; o < packing_.out; o += 2 * BLOCK) {
+    const StepScale scale{y_, grid_.step, grid_.lowest, g_.scale[0], float(g_.total[0]), offset(0),
+                          packing_.high_only ? packing_.factor() : 1};
+    const int out = packing_.out;
+    for (int o = 0; o < out; o += 2 * BLOCK) {
       const int block = o / BLOCK % Pairs::OF_CHUNK;
       if (LOW > 0 && block == 0) pairs.read_chunk(packing_.high_bytes() + size_t(o) / (Pairs::OF_CHUNK * BLOCK) * 64, fetch, chunk);
       next_.fetch(o, 2 * BLOCK);
-      const bool last = o + BLOCK == packing_.out;  // a single block: its halves are in the halves of 32 bytes
+      const bool last = o + BLOCK == out;  // a single block: its halves are in the halves of 32 bytes
       for (int part = 0; part < (last ? 1 : 2); ++part) {
         const typename Pairs::Field first(chunk, part, block);
         const auto second = last ? typename Pairs::Field(chunk, 1, block) : typename Pairs::Field(chunk, part, block + 1);
         const size_t place = size_t(o) / 2 + 32 * part;
-        if (part == 0) pairs.multiply(place, first, second, fetch, upper, lower);
-        else pairs.multiply(place, first, second, no_fetch, upper, lower);
-        take<LOW>(upper, lower, 0, o + 8 * part, first.shift);
-        take<LOW>(upper, lower, 1, last ? o + 8 : o + 8 * part + BLOCK, second.shift);
+        if (part == 0) pairs.template multiply<HALVES>(place, first, second, fetch, upper, lower);
+        else pairs.template multiply<HALVES>(place, first, second, no_fetch, upper, lower);
+        take<LOW, HALVES>(scale, upper, lower, 0, o + 8 * part, first.shift);
+        take<LOW, HALVES>(scale, upper, lower, 1, last ? o + 8 : o + 8 * part + BLOCK, second.shift);
       }
     }
   }
 
+  // What `scaled` reads of the members, for one step. Compilers would read members again after every result that is written.
+  struct StepScale {
+    float* y;
+    const uint16_t *step, *lowest;
+    float scale, total, offset, factor;
+  };
+
   // Takes sums for outputs o + 16 k + [0, 8), as `scaled` does. They are too large by 2^shift.
-  template <int LOW>
-  SOLM_INLINE void take(const typename PackedPairs<LOW>::Sums& upper, const typename PackedPairs<LOW>::Sums& lower, int which,
-                        int o, int shift) {
-    const __m256 factor = _mm256_set1_ps(packing_.high_only ? packing_.factor() : 1 / float(1 << shift));
-    const __m256 offset = _mm256_set1_ps(this->offset(0)), scale = _mm256_set1_ps(g_.scale[0]);
+  template <int LOW, int HALVES>
+  SOLM_INLINE static void take(const StepScale& to, const typename PackedPairs<LOW>::Sums& upper,
+                               const typename PackedPairs<LOW>::Sums& lower, int which, int o, int shift) {
+    const __m256 factor = _mm256_set1_ps(to.factor / float(1 << shift)), offset = _mm256_set1_ps(to.offset);
+    const __m256 scale = _mm256_set1_ps(to.scale), total = _mm256_set1_ps(to.total);
     auto halves = [](const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); };
+    auto add = [&](auto with_lowest) {
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
-      const int at = o + 16 * k;
-      const __m256 sum = _mm256_cvtepi32_ps(PackedPairs<LOW>::total(upper, lower, which, k, shift));
-      __m256 steps = _mm256_mul_ps(halves(grid_.step + at), _mm256_fmadd_ps(sum, factor, offset));
-      if (grid_.lowest) steps = _mm256_fmadd_ps(halves(grid_.lowest + at), _mm256_set1_ps(float(g_.total[0])), steps);
-      _mm256_storeu_ps(y_ + at, _mm256_fmadd_ps(scale, steps, _mm256_loadu_ps(y_ + at)));
-    }
+      for (int k = 0; k < 4; ++k) {
+        const int at = o + 16 * k;
+        const __m256 sum = _mm256_cvtepi32_ps(PackedPairs<LOW>::template total<HALVES>(upper, lower, which, k, shift));
+        __m256 steps = _mm256_mul_ps(halves(to.step + at), _mm256_fmadd_ps(sum, factor, offset));
+        if constexpr (with_lowest) steps = _mm256_fmadd_ps(halves(to.lowest + at), total, steps);
+        _mm256_storeu_ps(to.y + at, _mm256_fmadd_ps(scale, steps, _mm256_loadu_ps(to.y + at)));
+      }
+    };
+    if (to.lowest) add(std::true_type());
+    else add(std::false_type());
   }
 #endif
 

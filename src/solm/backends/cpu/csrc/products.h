@@ -164,13 +164,18 @@ struct Products {
     const auto* weights = static_cast<const uint8_t*>(m.data);
     Group two[2];
     for (Group& group : two) set_order(m, high_only, group);
+#if defined(DOT_I8_AVX2)
+    const bool whole_rows = rows == 1 && m.bits && two[0].lines <= PrefetchCursor::SHORT;
+#else
+    const bool whole_rows = false;
+#endif
     auto gather = [&](int g) { two[g % 2].gather(g, range.size, rounded.data(), rows, weights, row, takes); };
     gather(range.from);
     for (int g = range.from; g < range.to; ++g) {
       const Group& now = two[g % 2];
       const bool last = g + 1 == range.to;
       if (!last) gather(g + 1);
-      PrefetchCursor cursor(now, last ? after : two[(g + 1) % 2], last);
+      PrefetchCursor cursor(now, last ? after : two[(g + 1) % 2], last, whole_rows);
       if (now.count && m.bits)
         PackedProducts(now, cursor, rows, packing, Grid(m, g), Grid(m, last ? g : g + 1), stride, own_sums).add();
       else if (now.count)

@@ -1,6 +1,7 @@
 // Selecting the largest channels, and rounding what is kept to a grid.
 #pragma once
 
+#include "arch/select_avx2.h"
 #include "arch/select_avx512.h"
 
 namespace solm {
@@ -17,6 +18,8 @@ inline int select(const float* x, int n, int count, int32_t* index, float* value
   int kept = 0;
 #if defined(__AVX512BW__) && defined(__BMI2__)
   kept = select_avx512(x, n, count, index, values);
+#elif defined(COMPRESS_AVX2)
+  kept = select_avx2(x, n, count, index, values);
 #else
   largest(x, n, count, 31, magnitude, [&](int i, bool keep) {
     index[kept] = i, values[kept] = x[i];  // unconditional, since a branch would often be mispredicted

@@ -1,6 +1,7 @@
-// Moving the selected ones of 32 bytes together.
+// Moving the selected ones of some values together.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <cstring>
 
@@ -10,15 +11,41 @@
 
 namespace solm {
 
-  // Writes the bytes of `from` [32] whose bit is set next to one another, then zeros up to 32.
-  inline void compress_bytes(uint32_t bits, const int8_t* from, int8_t* to) {
-#if defined(__AVX512VBMI2__) && defined(__AVX512VL__)
-    const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_maskz_compress_epi8(bits, all));
-#else
-    std::memset(to, 0, 32);
-    for (int i = 0; bits; bits &= bits - 1) to[i++] = from[__builtin_ctz(bits)];
-#endif
+#if defined(__AVX2__) && !(defined(__AVX512VBMI2__) && defined(__AVX512VL__))
+#define COMPRESS_AVX2
+
+// For every byte of bits, the positions of those that are set, ascending, a byte each; then 0x80, which shuffles to zero.
+constexpr std::array<uint64_t, 256> positions_of_bits() {
+  std::array<uint64_t, 256> table{};
+  for (int bits = 0; bits < 256; ++bits) {
+    int count = 0;
+    for (int i = 0; i < 8; ++i)
+      if (bits >> i & 1) table[bits] |= uint64_t(i) << (8 * count++);
+    for (; count < 8; ++count) table[bits] |= uint64_t(0x80) << (8 * count);
   }
+  return table;
+}
+inline constexpr auto POSITIONS_OF_BITS = positions_of_bits();
+
+#endif
+
+// Writes the bytes of `from` [32] whose bit is set next to one another, then zeros up to 32.
+inline void compress_bytes(uint32_t bits, const int8_t* from, int8_t* to) {
+#if defined(__AVX512VBMI2__) && defined(__AVX512VL__)
+  const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_maskz_compress_epi8(bits, all));
+#elif defined(COMPRESS_AVX2)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_setzero_si256());
+  for (int eight = 0; eight < 4; ++eight, bits >>= 8) {
+    const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&POSITIONS_OF_BITS[bits & 255]));
+    const __m128i all = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * eight));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_shuffle_epi8(all, order));
+    to += __builtin_popcount(bits & 255);
+  }
+#else
+  std::memset(to, 0, 32);
+  for (int i = 0; bits; bits &= bits - 1) to[i++] = from[__builtin_ctz(bits)];
+#endif
+}
 
 }  // namespace solm

@@ -47,14 +47,13 @@ struct PackedPairs {
 
   // row: of `count` channels; q: their inputs. After an odd number one more row follows, whose input is 0.
   PackedPairs(int count, const uint8_t* const* row, const int8_t* q) : pairs((count + 1) / 2), row(row) {
-    for (int i = 0; i < pairs; ++i) {
-      uint16_t two;
-      std::memcpy(&two, q + 2 * i, 2);
-      input[i] = int32_t(two * 0x10001u);
+    for (int i = 0; i < 2 * HALF; i += 8) {
+      const Vector two = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q + 2 * i)));
+      _mm256_storeu_si256(reinterpret_cast<Vector*>(input + i), _mm256_or_si256(two, _mm256_slli_epi32(two, 16)));
     }
   }
 
-  // Reads lower bits, `place` bytes from where rows start. fetch() is called for every two pairs.
+  // Reads lower bits, `place` bytes from where rows start. fetch() is called for every pair.
   template <typename Fetch>
   void read_chunk(size_t place, Fetch fetch, Chunk& chunk) const {
     for (int i = 0; i < pairs; ++i) {
@@ -66,16 +65,16 @@ struct PackedPairs {
           chunk.rows[1][part][i][u] = _mm256_srli_epi16(both[u], 4);
         }
       });
-      if (i % 2) fetch();
+      fetch();
     }
   }
 
   // Multiplies the lower and upper halves of 32 bytes of every row, `place` bytes from where it starts, and the lower bits
-  // `first` and `second` of these numbers. fetch() is called for every two pairs.
-  template <typename Fetch>
+  // `first` and `second` of these numbers. HALVES: 1 for at most HALF pairs. fetch() is called for every pair.
+  template <int HALVES, typename Fetch>
   SOLM_INLINE void multiply(size_t place, const Field& first, const Field& second, Fetch fetch, Sums& upper, Sums& lower) const {
     const Vector most = _mm256_set1_epi8(15);
-    for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < HALVES; ++half) {
       Vector high[2][2], low[2][2];
       for (auto* sums : {high, low}) sums[0][0] = sums[0][1] = sums[1][0] = sums[1][1] = _mm256_setzero_si256();
       for (int i = half * HALF; i < std::min(pairs, half * HALF + HALF); ++i) {
@@ -91,7 +90,7 @@ struct PackedPairs {
             add(low[1][u], _mm256_and_si256(second.rows[i][u], second.mask), x);
           }
         }
-        if (i % 2) fetch();
+        fetch();
       }
 #pragma GCC unroll 2
       for (int which = 0; which < 2; ++which)
@@ -100,10 +99,19 @@ struct PackedPairs {
   }
 
   // The sums of eight numbers of the lower (which 0) or upper halves, those of outputs 16 k + [0, 8), times 2^shift.
+  template <int HALVES>
   SOLM_INLINE static Vector total(const Sums& upper, const Sums& lower, int which, int k, int shift) {
-    const Vector sums = _mm256_madd_epi16(of_both(upper, which, k), _mm256_set1_epi16(short(1 << (LOW + shift))));
+    const int by = 1 << (LOW + shift);
+    if constexpr (LOW > 0 && HALVES == 1)
+      return _mm256_madd_epi16(side_by_side(upper.of[0][which][k / 2], lower.of[0][which][k / 2], k),
+                               _mm256_set1_epi32(by | 1 << 16));
+    const Vector none = _mm256_setzero_si256();
+    auto both = [&](const Sums& sums) {
+      return side_by_side(sums.of[0][which][k / 2], HALVES == 2 ? sums.of[1][which][k / 2] : none, k);
+    };
+    const Vector sums = _mm256_madd_epi16(both(upper), _mm256_set1_epi16(short(by)));
     if constexpr (LOW == 0) return sums;
-    else return _mm256_add_epi32(sums, _mm256_madd_epi16(of_both(lower, which, k), _mm256_set1_epi16(1)));
+    else return _mm256_add_epi32(sums, _mm256_madd_epi16(both(lower), _mm256_set1_epi16(1)));
   }
 
  private:
@@ -116,8 +124,7 @@ struct PackedPairs {
     sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(numbers, x));
   }
 
-  SOLM_INLINE static Vector of_both(const Sums& sums, int which, int k) {
-    const Vector first = sums.of[0][which][k / 2], second = sums.of[1][which][k / 2];
+  SOLM_INLINE static Vector side_by_side(Vector first, Vector second, int k) {
     return k % 2 ? _mm256_unpackhi_epi16(first, second) : _mm256_unpacklo_epi16(first, second);
   }
 };
