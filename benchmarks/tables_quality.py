@@ -36,6 +36,25 @@ def grids() -> str:
 
 
 @table
+def fitted() -> str:
+    """What a policy of `solm fit` loses at equal milliseconds, and against what."""
+    points = of.read("fitted-0.5b")["points"]
+    dense, arms = points[0], ("policy", "allocated", "constant", "uniform")
+    rows = []
+    for budget in sorted({point["budget"] for point in points if point["arm"] == "policy"}):
+        found = {point["arm"]: point for point in points if point["budget"] == budget}
+        ours = found["policy"]
+        rows.append(
+            [f"{budget:.3f}", f"{dense['step_ms'] / ours['step_ms']:.2f}×", f"{ours['axes']['attention']:.2f}",
+             f"{ours['axes']['mlp']:.2f}", *(signed(found[arm]["nats"] - dense["nats"]) for arm in arms),
+             *(interval(Difference.of(found[arm]["difference"])) for arm in arms[1:])]
+        )  # fmt: skip
+    return markdown(
+        ("Share of the dense step's time", "speed", "pages", "MLP", *arms, *(f"policy − {arm}" for arm in arms[1:])), rows
+    )
+
+
+@table
 def rules() -> str:
     return compared("rules", ("attention-fine", "mlp-fine"), ("policy", "constant", "top-p", "thresholds"),
                     ("constant", "top-p", "thresholds"))  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from solm.cli.options import DECIDERS
+from solm.cli.options import AUTO, DECIDERS
 from solm.core.errors import ContextLengthError, SolmError
 
 if TYPE_CHECKING:
@@ -160,9 +160,11 @@ def tokenizer(
 def trained_policy(
     name: str | None, config: ModelFacts, space: "ActionSpace | None" = None, typed: str = "--policy"
 ) -> "TrainedPolicy | None":
-    """The trained policy called `name`, choosing in `space` where one is given; None for None.
+    """The trained policy called `name`, choosing in `space` where one is given; None for None. ``auto`` is one that
+    ships for models of this family and size.
 
-    Raises `PolicyMismatchError` where it belongs to another model than that of `config`.
+    Raises `PolicyMismatchError` where it belongs to another model than that of `config`, and `SolmError` for ``auto``
+    where none ships for it.
     """
     if name is None:
         return None
@@ -171,17 +173,32 @@ def trained_policy(
     with option(typed):
         if name in DECIDERS:
             raise SolmError(f"{name} is no trained policy; give a folder, a hub id or builtin:...")
-        trained = TrainedPolicy.from_pretrained(name)
-        base = trained.config.base
-        other = {
-            "family": config.family, "hidden": config.shapes.hidden, "layers": config.shapes.layers,
-            "vocabulary": config.shapes.vocabulary,
-        }  # fmt: skip
-        trained.check(base.model_copy(update=other), config.shapes)
+        trained = _shipped(config) if name == AUTO else TrainedPolicy.from_pretrained(name)
+        trained.check(trained.config.base.model_copy(update=_sizes(config)), config.shapes)
     if space is None:
         return trained
     with option("--space"):
         return trained.with_space(space)
+
+
+def _sizes(config: ModelFacts) -> dict[str, Any]:
+    """What a policy's base model must agree in, by the fields of `BaseIdentity`."""
+    shapes = config.shapes
+    return {
+        "family": config.family, "hidden": shapes.hidden, "layers": shapes.layers, "vocabulary": shapes.vocabulary,
+    }  # fmt: skip
+
+
+def _shipped(config: ModelFacts) -> "TrainedPolicy":
+    """The policy that ships for such a model; of several one with a measured curve, or made for the cpu backend."""
+    from solm.policies.artifact import TrainedPolicy, shipped
+
+    wanted = _sizes(config)
+    known = [TrainedPolicy.from_pretrained(name) for name in shipped()]
+    found = [each for each in known if wanted.items() <= each.config.base.model_dump().items()]
+    if not found:
+        raise SolmError(f"no policy ships for this {config.family} model; solm fit makes one for any")
+    return max(found, key=lambda each: (each.curve is not None, each.config.sparsity.hidden_power))
 
 
 def backend(

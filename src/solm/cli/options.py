@@ -20,14 +20,18 @@ TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with a model. Only for models you trust.")
 ]
 PolicyOption = Annotated[
-    str | None, typer.Option("--policy", "-p", help="Folder, hub id or builtin:... of a trained policy.")
+    str | None,
+    typer.Option(
+        "--policy", "-p", help="Folder, hub id or builtin:... of a trained policy; auto: one that ships for the model."
+    ),
 ]
 DeciderOption = Annotated[
     str | None,
     typer.Option(
         "--policy",
         "-p",
-        help="Who decides: folder, hub id or builtin:... of a trained policy, or dense, static, random.",
+        help="Who decides: folder, hub id or builtin:... of a trained policy, auto for one that ships for the model, "
+        "or dense, static, random.",
     ),
 ]
 SpaceOption = Annotated[
@@ -84,6 +88,8 @@ HELP: Any = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 """How help is asked for, and how wide it is at most."""
 DEFAULT_MODEL = "builtin:smollm2-135m"
 DECIDERS = ("dense", "static", "random")
+AUTO = "auto"
+"""In place of a policy's name: one that ships for the model."""
 """Policies that need no training, by name."""
 
 

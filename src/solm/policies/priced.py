@@ -20,6 +20,7 @@ FALLING_PRICES = np.ascontiguousarray(_PRICES[::-1])
 NET_RATES = (1 / 3, 1 / 3, 1 / 3)
 """What the whole of every axis is worth in net keep, the mean of the three shares."""
 _LEAST_RATE = 1e-6
+_KEPT_CURVES = 64
 _HALVINGS = 64
 """Of the range of prices, which is wide where the rates of two axes are far apart."""
 
@@ -59,11 +60,6 @@ def price_curves(space: ActionSpace, costs: LevelCosts) -> list[PriceCurve]:
     """Per axis the curve of tokens with level costs [M, levels], at nominal shares."""
     shares = (space.attention, space.mlp, [bits / FULL_BITS for bits in space.bits])
     return [PriceCurve(cost, np.array(levels, dtype=np.float64)) for cost, levels in zip(costs, shares, strict=True)]
-
-
-def realised_curves(costs: LevelCosts, levels: tuple[np.ndarray, ...]) -> list[PriceCurve]:
-    """The same at the shares [levels] float64 that steps realise in some context."""
-    return [PriceCurve(cost, shares) for cost, shares in zip(costs, levels, strict=True)]
 
 
 def equal_prices(
@@ -109,6 +105,7 @@ class PricedPolicy(ABC):
 
     def __init__(self, space: ActionSpace, layer: int, curves: list[PriceCurve], clamp: bool = True):
         self.space, self.layer, self.curves, self.clamp = space, layer, curves, clamp
+        self._realised: dict[tuple[int, bytes], PriceCurve] = {}
 
     @abstractmethod
     def costs(self, hidden: "torch.Tensor", before: "torch.Tensor") -> LevelCosts:
@@ -126,7 +123,18 @@ class PricedPolicy(ABC):
 
         levels: per axis [levels] float64, the shares that the levels of the space realise at some context.
         """
-        return equal_prices(realised_curves(self.training_costs, levels), target, rates, fixed)
+        curves = [self._realised_curve(axis, shares) for axis, shares in enumerate(levels)]
+        return equal_prices(curves, target, rates, fixed)
+
+    def _realised_curve(self, axis: int, shares: np.ndarray) -> PriceCurve:
+        """The price curve of one axis at realised shares. A server needs those of the same shares again and again, and
+        one takes ten milliseconds."""
+        key = axis, np.asarray(shares).tobytes()
+        if key not in self._realised:
+            if len(self._realised) >= _KEPT_CURVES:
+                self._realised.pop(next(iter(self._realised)))
+            self._realised[key] = PriceCurve(self.training_costs[axis], shares)
+        return self._realised[key]
 
     @property
     @abstractmethod

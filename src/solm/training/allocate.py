@@ -26,9 +26,8 @@ SHARES = {"attention": (0.02, 0.12, 0.3), "mlp": (0.5, 0.7), "hidden": (0.2, 0.4
 skipped, a layer of its MLP's channels. With `hidden` a layer's input channels (``mlp``) and hidden ones are units of
 their own."""
 TOGETHER = {"mlp": (0.5, 0.6, 0.7, 0.8, 0.9), "hidden": (0.2, 0.3, 0.4, 0.55, 0.7)}
-"""Average shares of a site of the MLP at which all layers are measured together. What a layer loses alone tells how the
-layers of a site compare, but not how the sites do: the input channels that layers leave out are often the same, so that
-together they lose several times the sum; hidden channels lose about the sum."""
+"""Average shares of a site of the MLP at which all layers are measured together. What layers lose alone tells how they
+compare, at two shares. What they lose together is more than the sum, by another factor for each site and share."""
 BOTH_SITES = ("attention", "mlp")
 """Groups where the sites of a layer's MLP are one unit."""
 CHECKED = {"attention": (0.1, 0.2, 0.4), "mlp": (0.5, 0.6, 0.7, 0.8)}

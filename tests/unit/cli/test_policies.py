@@ -6,7 +6,10 @@ import sys
 import pytest
 
 from helpers.policies import under_policy
+from solm.cli.checks import ModelFacts, trained_policy
 from solm.cli.main import main
+from solm.core.cost import ModelShapes
+from solm.core.errors import SolmError
 from solm.policies.artifact import CONFIG, WEIGHTS, TrainedPolicy
 
 
@@ -60,3 +63,19 @@ def test_a_damaged_one_or_none_is_refused_and_not_written(pull, tmp_path):
     assert code == 2
     assert f"no policy at 'me/mine': this hub repository has no {CONFIG}" in error
     assert not (tmp_path / "mine").exists()
+
+
+def facts(base, **changes):
+    """What a model file says of a model of this size before it is loaded."""
+    sizes = dict.fromkeys(("intermediate", "heads", "kv_heads", "head_dim"), 1)
+    shapes = ModelShapes(layers=base.layers, hidden=base.hidden, vocabulary=base.vocabulary, gated=True, **sizes)
+    return ModelFacts(base.family, None, shapes.model_copy(update=changes))
+
+
+def test_auto_is_the_policy_that_ships_for_the_model():
+    shipped = TrainedPolicy.from_pretrained("builtin:smollm2-135m-cpu")
+    base, heads = shipped.config.base, shipped.config.sparsity.allocation.heads
+    found = trained_policy("auto", facts(base, kv_heads=heads))
+    assert found.config == shipped.config
+    with pytest.raises(SolmError, match="--policy: no policy ships for this llama model"):
+        trained_policy("auto", facts(base, layers=31))
