@@ -216,13 +216,13 @@ def test_a_damaged_policy_exits_with_code_3(trained, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_generate_says_which_backend_ran_and_why_first_steps_were_dense(trained):
+def test_generate_says_which_backend_ran_and_why_attention_saved_nothing_at_first(trained):
     model, _ = trained
     common = ["generate", "--model", model, "--backend", "torch", "--max-new-tokens", 40]
-    shown = solm(*common, "--budget", "mlp=0.7", "--temperature", 3, "x" * 60)
+    shown = solm(*common, "--budget", "attention=0.5,mlp=0.7", "--temperature", 3, "x" * 60)
     assert "solm: torch " in shown.stderr
     assert re.search(
-        r"the first \d+ of \d+ steps were dense, as attention always reads the first 4 tokens and the last 64",
+        r"in the first \d+ of \d+ steps attention read everything, as it always reads the first 4 tokens and the last 64",
         shown.stderr,
     )
     assert "of the dense step's bytes (attention" in shown.stderr

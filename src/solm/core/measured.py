@@ -20,8 +20,9 @@ class MeasuredCost:
     """Milliseconds of a step: those of the dense step less, per axis, a rate times the share that is left out.
 
     A rate is fitted to the measured levels by least squares, at the shares that these levels realise, and is at least
-    0. Being linear, the cost of an average is the average cost: arms of equal average shares take equal time. Between
-    measured contexts rates are interpolated; beyond them the nearest holds.
+    0. That of attention belongs to a context. That of the MLP, which does the same work in every context, is one for
+    all of them. Being linear, the cost of an average is the average cost: arms of equal average shares take equal time.
+    Between measured contexts rates are interpolated; beyond them the nearest holds.
     """
 
     def __init__(self, timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShapes):
@@ -29,10 +30,11 @@ class MeasuredCost:
         contexts: Any = np.array(timings.contexts)
         known = LEVELS.model_copy(update={"attention": timings.attention, "mlp": timings.mlp})
         attention, mlp, _ = axis_levels(known, contexts, sparsity.under(None), shapes)
-        dense = np.array([row[-1] for row in timings.attention_ms])
+        dense = np.array(timings.dense_ms)
+        of_mlp = _rate(np.asarray(mlp).reshape(1, -1), (dense[:, None] - timings.mlp_ms).reshape(1, -1))
         rates = [
-            _rate(np.asarray(attention), np.array(timings.attention_ms)),
-            _rate(np.asarray(mlp), np.array(timings.mlp_ms)),
+            _rate(np.asarray(attention), dense[:, None] - timings.attention_ms),
+            np.broadcast_to(of_mlp, dense.shape),
         ]
         halved = dense if not timings.halved_ms else np.array(timings.halved_ms)
         rates.append(np.maximum((dense - halved) / (1 - HIGH_BITS / FULL_BITS), 0))
@@ -69,8 +71,7 @@ def input_part(timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShap
     if not timings.hidden:
         return by_weights
     rows, saved = [], []
-    for context in range(len(timings.contexts)):
-        dense_ms = timings.mlp_ms[context][-1]
+    for context, dense_ms in enumerate(timings.dense_ms):
         for level, ms in zip(timings.mlp, timings.mlp_ms[context], strict=True):
             rows.append((1 - level, 1 - level**sparsity.hidden_power))
             saved.append(dense_ms - ms)
@@ -82,8 +83,8 @@ def input_part(timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShap
     return round(float(np.clip(found, by_weights - _PART_RANGE, by_weights + _PART_RANGE)), 3)
 
 
-def _rate(shares: np.ndarray, milliseconds: np.ndarray) -> np.ndarray:
-    """[contexts] ms per share left out, from shares [contexts, levels] realised, the last one dense, and the steps'
-    milliseconds [contexts, levels]. 0 where no level leaves anything out."""
-    left, saved = 1 - shares, milliseconds[:, -1:] - milliseconds
+def _rate(shares: np.ndarray, saved: np.ndarray) -> np.ndarray:
+    """[N] ms per share left out, from shares [N, levels] realised and the milliseconds that they save [N, levels]. 0
+    where no level leaves anything out."""
+    left = 1 - shares
     return np.maximum((left * saved).sum(1) / np.maximum((left**2).sum(1), 1e-12), 0)

@@ -100,6 +100,12 @@ class StepTimings(BaseModel):
         )
 
     @property
+    def dense_ms(self) -> tuple[float, ...]:
+        """Milliseconds of the dense step [contexts], the mean of two measurements: it is measured for both axes."""
+        pairs = zip(self.attention_ms, self.mlp_ms, strict=True)
+        return tuple((pages[-1] + channels[-1]) / 2 for pages, channels in pairs)
+
+    @property
     def disturbance(self) -> float:
         """How far apart two measurements of the same step are: the dense one is measured for both axes. The largest
         relative difference over contexts; a quiet machine stays below 0.05."""

@@ -25,6 +25,13 @@ def test_the_cost_of_an_average_is_the_average_cost():
     assert np.allclose(every.mean(1), known.milliseconds(shares.mean(1), 230.0))
 
 
+def test_channels_are_worth_the_same_in_every_context():
+    known = made_timings(CPU, SHAPES)
+    noisy = known.model_copy(update={"mlp_ms": (known.mlp_ms[0], tuple(10 - (10 - ms) / 2 for ms in known.mlp_ms[1]))})
+    found = MeasuredCost(noisy, CPU, SHAPES)
+    assert found.rates(100)[1] == found.rates(400)[1] == pytest.approx(3.75), "the mean of 5 and half of it"
+
+
 def test_noise_that_makes_lower_levels_slower_saves_nothing():
     slower = made_timings(CPU, SHAPES, attention=(-0.2, 0.4))
     assert MeasuredCost(slower, CPU, SHAPES).rates(100)[0] == 0
