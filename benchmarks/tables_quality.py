@@ -49,9 +49,8 @@ def fitted() -> str:
              f"{ours['axes']['mlp']:.2f}", *(signed(found[arm]["nats"] - dense["nats"]) for arm in arms),
              *(interval(Difference.of(found[arm]["difference"])) for arm in arms[1:])]
         )  # fmt: skip
-    return markdown(
-        ("Share of the dense step's time", "speed", "pages", "MLP", *arms, *(f"policy − {arm}" for arm in arms[1:])), rows
-    )
+    against = (f"policy − {arm}" for arm in arms[1:])
+    return markdown(("Share of the dense step's time", "speed", "pages", "MLP", *arms, *against), rows)
 
 
 @table

@@ -222,7 +222,8 @@ def test_generate_says_which_backend_ran_and_why_attention_saved_nothing_at_firs
     shown = solm(*common, "--budget", "attention=0.5,mlp=0.7", "--temperature", 3, "x" * 60)
     assert "solm: torch " in shown.stderr
     assert re.search(
-        r"in the first \d+ of \d+ steps attention read everything, as it always reads the first 4 tokens and the last 64",
+        r"in the first \d+ of \d+ steps attention read everything, as it always reads the first 4 tokens and the "
+        "last 64",
         shown.stderr,
     )
     assert "of the dense step's bytes (attention" in shown.stderr
