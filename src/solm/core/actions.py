@@ -176,6 +176,8 @@ PRESETS: dict[str, ActionSpace] = {
     "cpu-fine": ActionSpace(attention=(0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), mlp=_steps(50, 100, 5)),
     # What `solm fit` learns to price. Channels are dealt out by site there, so that low shares are worth having.
     "sites": ActionSpace(attention=(0.1, 0.2, 0.3, 0.4, 0.6, 1.0), mlp=(0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 1.0)),
+    # What a policy of `solm fit` chooses from: between levels that lie close little is lost.
+    "sites-fine": ActionSpace(attention=(0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), mlp=_steps(35, 100, 5)),
     # For budgets without a policy: down to where a model still says something, if little of sense.
     "cpu-wide": ActionSpace(attention=(0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), mlp=_steps(20, 100, 5)),
     # ... with weights that can be read by halves; for sparsity `nested`.

@@ -32,6 +32,8 @@ TRAINING, COLLECTED, FITTED = "training", "training/collected.json", "training/p
 POLICY = "policy/policy_config.json"
 SPACE = ActionSpace.preset("sites")
 """Levels whose costs are learned."""
+CHOICES = ActionSpace.preset("sites-fine")
+"""Levels that the policy chooses from."""
 _LAYER = 4
 _REPEATS, _DISTURBED = 2, 0.05
 """How often timings are repeated while two measurements of one step differ by more than this."""
@@ -117,7 +119,8 @@ def fit_network(job: Job) -> None:
     costs = [torch.tensor(axis, dtype=torch.float64) for axis in read_json(job.folder.path / COSTS)]
     samples = read_samples(job.folder.path / TRAINING, config.batches)
     about: Record = provenance(config, job.texts.train)
-    fitted_policy(_allocated(job), config, samples, costs, about).save_pretrained((job.folder.path / FITTED).parent)
+    fitted = fitted_policy(_allocated(job), config, samples, costs, about).with_space(CHOICES)
+    fitted.save_pretrained((job.folder.path / FITTED).parent)
 
 
 def compare(job: Job) -> None:
