@@ -58,6 +58,30 @@ def won(found: Difference) -> bool:
     return found.high < 0
 
 
+def fitted(arm: str) -> list[Difference]:
+    """Policy minus `arm` of the fitted policy, by rising budget."""
+    points = [point for point in of.read("fitted-0.5b")["points"] if point["arm"] == arm and point["budget"] < 1]
+    return [Difference.of(point["difference"]) for point in sorted(points, key=lambda point: point["budget"])]
+
+
+def tied(found: Difference) -> bool:
+    return found.low <= 0 <= found.high
+
+
+@says("README.md", "beats uniform settings at the lowest of five budgets and ties at the others")
+@says("docs/results.md", "It beats uniform settings at the lowest budget and ties at the other four.")
+@says("docs/limits.md", "it beats uniform settings at the lowest, and ties with them at the others")
+def _() -> bool:
+    lowest, *others = fitted("uniform")
+    return won(lowest) and len(others) == 4 and all(map(tied, others))
+
+
+@says("docs/results.md", "It ties with constants under its own allocation everywhere.")
+@says("docs/limits.md", "with constants under its own allocation at all")
+def _() -> bool:
+    return all(map(tied, fitted("constant")))
+
+
 def factor(context: int, limit: float) -> float:
     """How many times as fast as dense the fastest setting is that costs at most `limit` of perplexity."""
     return of.dial_dense(context) / of.fastest(context, log(1 + limit)).milliseconds["policy"]
