@@ -122,7 +122,7 @@ def generate(
         for token in lm.stream(ids, budget=asked, policy=chosen, max_new_tokens=max_new_tokens, seed=seed, **options):
             tokens.append(token)
             moments.append(time.perf_counter())
-            if not json:
+            if not json and lm.tokenizer.decode([token.id], skip_special_tokens=True):  # not the end's
                 print(paint(token.text, token.cost) if coloured else token.text, end="", flush=True)
     except KeyboardInterrupt:
         if not json:
