@@ -24,8 +24,20 @@ def test_it_is_small_names_its_space_and_refuses_unknown_ones():
     assert sum(file.stat().st_size for file in folder.iterdir()) < 8e6
     with pytest.raises(SolmError, match="unknown action space 'joint-9'"):
         TrainedPolicy.from_pretrained(f"{NAME}-joint-9")
-    with pytest.raises(SolmError, match=r"no policy builtin:llama ships with solm; choose builtin:smollm2-135m"):
+    with pytest.raises(SolmError, match=r"no policy builtin:llama ships with solm; choose .*builtin:smollm2-135m"):
         TrainedPolicy.from_pretrained("builtin:llama")
+
+
+def test_the_policy_for_a_larger_model_brings_its_curve_and_hidden_channels_of_their_own():
+    trained = TrainedPolicy.from_pretrained("builtin:qwen2.5-coder-0.5b-instruct")
+    allocation, base = trained.config.sparsity.allocation, trained.config.base
+    assert (base.family, base.layers, allocation.layers) == ("qwen2", 24, 24)
+    assert allocation.hidden is not None
+    assert trained.config.space == ActionSpace.preset("sites-fine")
+    losses = [point.nats for point in trained.curve.points]
+    assert losses == sorted(losses, reverse=True), "a higher budget loses less"
+    folder = Path(solm.__file__).parent / "policies/builtin/qwen2.5-coder-0.5b-instruct"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1e6
 
 
 @pytest.mark.parametrize(("steps", "tolerance"), [pytest.param(128, 0.01, marks=pytest.mark.slow), (16, 0.025)])

@@ -109,10 +109,9 @@ def test_layers_on_another_device_obey_every_action_like_those_in_one_place(name
     assert said == told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "more"),
-    [(VALUES, ("--batches", 3)), pytest.param(GRPO, ("--updates", 2), marks=pytest.mark.slow)],
-    ids=["values", "grpo"],
+    ("options", "more"), [(VALUES, ("--batches", 3)), (GRPO, ("--updates", 2))], ids=["values", "grpo"]
 )
 def test_a_sharded_model_trains_the_same_policy_as_a_whole_one(tiny_folder, tmp_path, options, more):
     options = [*options, "--data", "pydoc:train,self:2"]  # dense samples of the model itself among the texts

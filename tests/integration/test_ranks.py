@@ -29,6 +29,7 @@ def test_collected_samples_and_policy_do_not_depend_on_the_number_of_processes(t
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_policy_gradient_follows_one_trajectory_whatever_the_number_of_processes(tiny_folder, tmp_path):
     train(1, tiny_folder, tmp_path / "one", *GRPO, "--updates", 4)
     train(2, tiny_folder, tmp_path / "two", *GRPO, "--updates", 2)
