@@ -12,6 +12,7 @@ from solm.core.sparsity import SparsityConfig
 from solm.core.timings import LEVELS, StepTimings
 
 _PART_RANGE = 0.15
+"""How far from the part of the weights a measured `input_part` may lie: timings are noisy, and shares depend on it."""
 Rates = tuple[float, float, float]
 """Per axis what the whole of it costs, in one unit for all axes."""
 

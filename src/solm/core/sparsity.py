@@ -35,7 +35,8 @@ class SparsityConfig(BaseModel):
     `hidden` curves takes its place."""
     input_part: float = Field(0.5, gt=0, lt=1)
     """With ``input+hidden`` the part of the MLP's realised share that input channels count; hidden ones count the rest.
-    Two thirds counts weights. Shares that count milliseconds make arms of equal shares take equal time."""
+    With two thirds the share counts the weights of a gated MLP. Where it counts milliseconds, schedules of equal shares
+    take equal time."""
     bits_site: Literal["input", "output", "weights"] = "input"
     """What the third axis rounds: activations that enter the MLP's products or leave the MLP, or the MLP's weights, of
     which a step at up to 4 bits reads the high halves alone (`solm.core.nested`)."""

@@ -119,7 +119,7 @@ class StepTimings(BaseModel):
                 tuple(map(min, mine, theirs))
                 for mine, theirs in zip(getattr(self, name), getattr(other, name), strict=True)
             )
-            for name in ("attention_ms", "mlp_ms")
+            for name in ("attention_ms", "mlp_ms", "hidden_ms")
         }
         rows = {name: tuple(map(min, getattr(self, name), getattr(other, name))) for name in ("joint_ms", "halved_ms")}
         return self.model_copy(update={**tables, **rows})

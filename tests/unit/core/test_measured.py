@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from helpers.timings import CPU, SHAPES, made_timings
-from solm.core.measured import MeasuredCost
+from solm.core.measured import MeasuredCost, input_part
 from solm.core.sparsity import SparsityConfig
 
 
@@ -42,3 +42,27 @@ def test_high_halves_of_weights_have_a_rate_of_their_own():
     known = MeasuredCost(made_timings(nested, SHAPES, halved_ms=(7.0, 7.0)), nested, SHAPES)
     assert known.rates(100)[2] == pytest.approx(4)
     assert known.share((1, 1, 4 / 16), 100) == pytest.approx(0.7)
+
+
+def sites(inputs, hidden, slower=0.0):
+    """Timings where all input channels take `inputs` ms of 10 and all hidden ones `hidden`, in every context."""
+    levels = (0.4, 0.6, 0.8, 1.0)
+    both = tuple(10 + slower - inputs * (1 - level) - hidden * (1 - level**2) for level in levels)
+    alone = tuple(10 + slower - hidden * (1 - level) for level in (0.3, 0.6))
+    return made_timings(CPU, SHAPES, attention=(0.0, 0.0)).model_copy(
+        update={"attention_ms": ((10 + slower,) * 4,) * 2, "mlp_ms": (both,) * 2, "hidden": (0.3, 0.6),
+                "hidden_ms": (alone,) * 2}
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("inputs", "hidden", "part"), [(4, 2, 0.667), (3, 1, 0.75), (5, 0, 0.817), (1, 4, 0.517)])
+def test_input_channels_count_the_time_that_they_take(inputs, hidden, part):
+    """Of gate, up and down, all alike in weights; at most 0.15 from the two thirds that these count."""
+    assert input_part(sites(inputs, hidden), CPU, SHAPES) == pytest.approx(part, abs=1e-3)
+
+
+def test_repeated_timings_keep_the_lowest_of_every_step():
+    """Also of steps that leave out hidden channels alone: kept from a slower measurement, they would save nothing."""
+    found = sites(3, 1, slower=2.0).lowest(sites(3, 1))
+    assert found.hidden_ms == sites(3, 1).hidden_ms
+    assert input_part(found, CPU, SHAPES) == pytest.approx(0.75, abs=1e-3)

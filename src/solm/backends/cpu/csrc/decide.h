@@ -112,7 +112,8 @@ inline int static_action(const Decider& d, const LevelShares& own, const Sparsit
 }
 
 // The action of the lowest level cost plus price that the budget allows, for a step that sees kv_length keys, whose early
-// layers took `early_action` and whose hidden layer has the sums [width]. Adds what it realises to the budget, and writes it to realised [3].
+// layers took `early_action` and whose hidden layer has the sums [width]. Adds what it realises to the budget, and writes it to
+// realised [3].
 inline int decide(const Decider& d, const LevelShares& own, const SparsityRules& rules, const Sizes& s, int kv_length,
                   float* sums, int64_t early_action, RowState& row, double* realised) {
   int early_level[3], level[3];

@@ -117,7 +117,8 @@ struct Decider {
 
 // The budget of a row (solm.backends.budgets). Shares per axis: target, the average asked for; spent, the sum over counted
 // steps; early, the sum that the layers before the decider's would have spent as the whole model; shift, not used here.
-// counted: steps that could be controlled on an axis; taken: all steps; horizon: steps that the budget is meant for; previous: last action.
+// counted: steps that could be controlled on an axis; taken: all steps; horizon: steps that the budget is meant for; previous:
+// last action.
 struct RowState {
   const Decider* decider;
   double target[3], spent[3], early[3], shift[3];
