@@ -15,7 +15,7 @@ body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper
 body{max-width:60rem;margin:0 auto;padding:1.5rem}
 h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2rem 0 .5rem}p,li{max-width:46rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
-th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid var(--line)}td{white-space:nowrap}
 th:nth-child(2),td:nth-child(2){text-align:left}
 .names th:nth-child(2),.names td:nth-child(2){text-align:right}
 .names th:first-child,.names td:first-child{text-align:left}tr.first td{border-top:2px solid var(--line)}
