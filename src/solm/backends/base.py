@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from solm.policies.network import Features
 
 
+FEEDBACK = 16
+"""Steps after which budgets learn what thresholds kept, where policies decide on known tokens. Steps that are decoded
+learn it after each."""
+
+
 @dataclass(frozen=True)
 class Split:
     """A schedule that changes inside a pass: `choose` gives keep [N, Q, 3] of the layers from `layer` on, from the
@@ -146,11 +151,26 @@ class BaseSession(ABC):
         return self._answer(found if keep_logits is None else only(found, keep_logits), tokens)
 
     def score(self, tokens: "torch.Tensor", keep: Schedule | None = None) -> Scored:
-        """As `Session.score`; where rows are decided step by step, no step's logits outlive it."""
-        if keep is None and self._control.stepwise:
-            steps = range(tokens.shape[1] - 1)
-            return joined([Scored.of(self.extend(tokens[:, t : t + 1]), tokens[:, t + 1 : t + 2]) for t in steps])
-        return Scored.of(self.extend(tokens[:, :-1], keep), tokens[:, 1:])
+        """As `Session.score`, in stretches of all rows, of which one's logits exist at a time."""
+        steps = tokens.shape[1] - 1
+        each = max(1, min(steps, self._scored_at_once(keep is not None)))
+        if steps > each:
+            self._prepare(steps)  # before anything is counted
+        parts = []
+        for first in range(0, steps, each):
+            last = min(first + each, steps)
+            known = self._ours(tokens[:, first:last])
+            found = self._decided(known) if keep is None else self._known(known, part_of(keep, slice(first, last)))
+            parts.append(Scored.of(self._answer(found, tokens), tokens[:, first + 1 : last + 1]))
+        return joined(parts)
+
+    def _scored_at_once(self, known: bool) -> int:
+        """Steps that `score` processes in one pass, where their actions are `known` and where policies decide."""
+        if known:
+            return 1 << 30
+        if self._control.stepwise:
+            return 1
+        return 1 << 30 if self._sparsity.thresholds is None else FEEDBACK
 
     @property
     def _own_groups(self) -> frozenset[int]:
@@ -194,9 +214,20 @@ class BaseSession(ABC):
         """[N, Q]: every row's last action, which is the dense one in rows of the policy `Dense`."""
         return np.repeat(self._budgets["previous"][:, None], count, 1)
 
+    def _prepare(self, count: int) -> None:
+        """Make room for `count` more tokens. Raises `ContextLengthError` where they do not fit."""
+        self._check_room(count)
+
     def _check_room(self, count: int) -> None:
         """Raises `ContextLengthError` where `count` more tokens do not fit into the model's context."""
         check_length(int(self._counts.max()) + count, self._context)
+
+
+def part_of(keep: Schedule, some: slice) -> Schedule:
+    """A known schedule's stretch of steps."""
+    if isinstance(keep, SplitSchedule):
+        return SplitSchedule(keep.layer, keep.before[:, some], keep.after[:, some])
+    return keep[:, some]
 
 
 def only(found: Result, keep_logits: Array) -> Result:

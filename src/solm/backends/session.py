@@ -21,6 +21,7 @@ from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes
 from solm.core.errors import ContextLengthError, DataError
 from solm.core.sparsity import SparsityConfig
+from solm.core.thresholds import ChannelThresholds
 from solm.policies.priced import PricedPolicy
 from solm.policies.protocol import Policy
 
@@ -222,6 +223,10 @@ class Backend(Protocol):
 
     def session(self, sparsity: SparsityConfig, capacity: int = 0) -> Session:
         """An empty session; `capacity` tokens are reserved."""
+
+    def channel_thresholds(self, windows: "torch.Tensor") -> ChannelThresholds:
+        """The |x| above which every whole percentage of the channels of an MLP's sites lies where windows [N, C] of
+        tokens are read densely."""
 
     def detach(self) -> None:
         """Give the model back exactly as it was."""

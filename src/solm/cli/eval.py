@@ -128,13 +128,13 @@ def evaluate(
     for name in names:
         if name not in BASELINES:
             raise SolmError(f"--baselines: unknown baseline {name!r}; choose among {', '.join(BASELINES)}")
-    if "teal" in names and tuning is None:
-        raise SolmError("--baselines: teal needs text to calibrate its thresholds on; give --tuning")
     how = checks.sparsity_of(sparsity)
     grid = checks.space_of(space)
     checks.backend(backend, precision, kv_cache_dtype, dtype, how)
     config = checks.model_config(model, revision, trust_remote_code)
     trained = checks.trained_policy(policy, config, grid)
+    if "teal" in names and tuning is None and (trained is None or trained.config.sparsity.thresholds is None):
+        raise SolmError("--baselines: teal needs text to calibrate its thresholds on; give --tuning")
     offered = trained.config.space if trained is not None else grid
     assert offered is not None
     curve = None if trained is None else trained.curve

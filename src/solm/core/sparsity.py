@@ -89,6 +89,11 @@ class SparsityConfig(BaseModel):
         except ValidationError as error:
             raise SolmError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
+    @property
+    def exact(self) -> "SparsityConfig":
+        """The same without thresholds."""
+        return self if self.thresholds is None else self.model_copy(update={"thresholds": None})
+
     @classmethod
     def preset(cls, name: str) -> "SparsityConfig":
         if name not in PRESETS:

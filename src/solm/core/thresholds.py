@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from solm.core.errors import PolicyMismatchError
+
 if TYPE_CHECKING:
     import torch
 
@@ -38,9 +40,21 @@ class ChannelThresholds(BaseModel):
             raise ValueError("the limits of a site must be finite and fall to 0 at 100 percent")
         return limits
 
+    @classmethod
+    def of(cls, limits: np.ndarray) -> "ChannelThresholds":
+        """From limits [layers, 2, 101], of which the last of a site is taken as 0 and four digits are kept."""
+        digits = np.array([float(f"{limit:.4g}") for limit in np.asarray(limits).flat]).reshape(limits.shape)
+        digits[..., -1] = 0
+        return cls(limits=np.minimum.accumulate(digits, -1).tolist())
+
     @property
     def layers(self) -> int:
         return len(self.limits)
+
+    def check(self, layers: int) -> None:
+        """Raises `PolicyMismatchError` for a model of another number of layers."""
+        if self.layers != layers:
+            raise PolicyMismatchError(f"thresholds of {self.layers} layers do not fit a model of {layers}")
 
     # A sparsity is compared and hashed at every pass.
     def __eq__(self, other: object) -> bool:
@@ -61,6 +75,9 @@ class ChannelThresholds(BaseModel):
         return torch.tensor(self.limits, dtype=torch.float32)
 
     def at(self, layer: int, site: int, keep: "torch.Tensor") -> "torch.Tensor":
-        """The limits of steps that keep the share `keep` [...] of a site's channels: float32 [...]."""
-        place = (keep * (PERCENTAGES - 1)).round().long()
-        return self.table[layer, site].to(keep.device)[place]
+        """The limits of steps that keep the share `keep` [...] of a site's channels, on lines between those of whole
+        percentages: float32 [...]."""
+        place = keep.double() * (PERCENTAGES - 1)
+        below = place.long().clamp(0, PERCENTAGES - 2)
+        limits = self.table[layer, site].to(keep.device)
+        return limits[below] + (place - below).float() * (limits[below + 1] - limits[below])

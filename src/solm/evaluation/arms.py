@@ -14,7 +14,7 @@ from solm.data.windows import TokenStream
 from solm.policies.levels import take, two_levels
 from solm.policies.priced import LevelCosts, PricedPolicy, price_curves
 from solm.policies.protocol import Observation
-from solm.policies.schedules import BlindSchedule, Static
+from solm.policies.schedules import BlindSchedule, Static, static
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.level_costs import expected_costs
 
@@ -35,15 +35,15 @@ class Arm:
 
 
 def static_arms(lm: LanguageModel, space: ActionSpace) -> dict[str, Arm]:
-    """Two levels mixed to meet a budget: `uniform`, every layer alike, and, where the model has an allocation,
-    `allocated`, the same by the allocation."""
+    """Two levels mixed to meet a budget: `uniform`, every layer alike with exact numbers of channels, and, where the
+    model has an allocation, `allocated`, by the allocation and the thresholds that the model has."""
     if lm.sparsity.allocation is None:
-        return {"uniform": Arm(Static(space))}
-    plain, same = lm.sparsity.under(None), space
+        return {"uniform": Arm(Static(space), lm.sparsity.exact)}
+    plain, same = lm.sparsity.exact.under(None), space
     if lm.sparsity.allocation.hidden is not None:  # without its curves, levels of one name realise other shares
         alike = sorted({equal_mlp(level, lm.sparsity, plain, lm.shapes) for level in space.mlp})
         same = space.model_copy(update={"mlp": tuple(alike)})
-    return {"allocated": Arm(Static(space)), "uniform": Arm(Static(same), plain)}
+    return {"allocated": Arm(static(space, lm.sparsity)), "uniform": Arm(Static(same), plain)}
 
 
 class Oracle(PricedPolicy):

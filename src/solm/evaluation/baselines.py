@@ -34,7 +34,7 @@ def constant(request: BaselineRequest) -> Arm:
         attention=_percents(space.attention[0]), mlp=_percents(space.mlp[0]),
         bits=space.bits if halved else tuple(range(space.bits[0], FULL_BITS + 1)),
     )  # fmt: skip
-    return Arm(Static(fine))
+    return Arm(Static(fine), request.lm.sparsity.exact)
 
 
 def _percents(lowest: float) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from solm.core.files import read_json, read_model, resumable, write_json, write_
 from solm.core.measured import input_part
 from solm.core.parts import Parts
 from solm.core.sparsity import SparsityConfig
+from solm.core.thresholds import ChannelThresholds
 from solm.core.timings import StepTimings, read_timings
 from solm.evaluation.baselines import BaselineRequest, baseline
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
@@ -27,7 +28,8 @@ from solm.training.config import ValueTrainConfig
 from solm.training.sources import Record, draw_windows, provenance
 from solm.training.values import average_costs, collect, fitted_policy, read_samples
 
-TIMINGS, ALLOCATION, COSTS, EVALUATION = "timings.json", "allocation.json", "level-costs.json", "evaluation.json"
+TIMINGS, THRESHOLDS, ALLOCATION = "timings.json", "thresholds.json", "allocation.json"
+COSTS, EVALUATION = "level-costs.json", "evaluation.json"
 TRAINING, COLLECTED, FITTED = "training", "training/collected.json", "training/policy/policy_config.json"
 POLICY = "policy/policy_config.json"
 SPACE = ActionSpace.preset("sites")
@@ -70,6 +72,16 @@ def check_worth(lm: LanguageModel, timings: StepTimings, context: int) -> None:
             f"steps of this model take at least {floor:.3f} of the dense step's time, whatever they leave out "
             f"({timings.backend}, {context} tokens): there is nothing to fit"
         )
+
+
+def find_thresholds(job: Job) -> None:
+    """How large an activation must be for its channel to be kept, by the share of channels to keep."""
+    sizes, told = job.sizes("thresholds"), job.progress("thresholds")
+    windows = draw_windows(job.texts.train, sizes.threshold_texts, sizes.context, job.generator())
+    told(0, 1)
+    found = job.lm.backend.channel_thresholds(windows)
+    told(1, 1)
+    write_text(job.folder.path / THRESHOLDS, found.model_dump_json() + "\n")
 
 
 def deal_out(job: Job) -> None:
@@ -133,10 +145,11 @@ def compare(job: Job) -> None:
         length=sizes.comparison_length, trials=0, seed=job.seed, batch=sizes.comparison_batch,
     )  # fmt: skip
     path, told = job.folder.path / EVALUATION, job.progress("comparison")
-    constant = baseline("constant", BaselineRequest(lm, lm.space, None, sizes.context, job.seed))
+    request = BaselineRequest(lm, lm.space, None, sizes.context, job.seed)
+    rivals = {name: baseline(name, request) for name in ("constant", "teal")}
     with resumable(path) as partial:
         told(0, -(-sizes.comparison_texts // sizes.comparison_batch))
-        result = evaluate(lm, job.texts.held_out, settings, None, partial, told, rivals={"constant": constant})
+        result = evaluate(lm, job.texts.held_out, settings, None, partial, told, rivals=rivals)
         write_text(path, result.model_dump_json(indent=2) + "\n")
 
 
@@ -173,9 +186,10 @@ def curve_of(result: EvaluationResult, timings: StepTimings) -> BudgetCurve:
 
 
 def _plain(job: Job) -> SparsityConfig:
-    """How the model's actions are carried out, where the MLP's share counts milliseconds."""
+    """How the model's actions are carried out: by thresholds, and the MLP's share counts milliseconds."""
     part = input_part(read_timings(job.folder.path / TIMINGS), job.lm.sparsity, job.lm.shapes)
-    return job.lm.sparsity.model_copy(update={"input_part": part})
+    thresholds = read_model(job.folder.path / THRESHOLDS, ChannelThresholds)
+    return job.lm.sparsity.model_copy(update={"input_part": part, "thresholds": thresholds})
 
 
 def _sparsity(job: Job) -> SparsityConfig:

@@ -15,13 +15,15 @@ from solm.evaluation.step_timing import HIDDEN, STEPS
 from solm.runtime.language_model import LanguageModel
 from solm.training.allocate import CHECKED, SHARES
 
-PHASES = {"timings": 0.08, "allocation": 0.27, "samples": 0.33, "level costs": 0.12, "comparison": 0.2}
+PHASES = {
+    "timings": 0.08, "thresholds": 0.02, "allocation": 0.25, "samples": 0.31, "level costs": 0.12, "comparison": 0.22,
+}  # fmt: skip
 """Shares of the minutes, in the order of the phases."""
 BUDGETS = 5
 """Budgets of the comparison."""
 SCHEDULES = 3
 """Random schedules per text of the samples."""
-_ARMS = 4
+_ARMS = 5
 _CONTEXTS = (128, 512, 1024, 4096, 8192)
 _LOGITS = 1 << 26
 """Numbers of logits that a pass may leave in memory: 256 MiB in float32."""
@@ -29,9 +31,11 @@ _UNIT = 20.0
 """Seconds of the comparison that an interruption may lose."""
 _DECIDING_TEXTS = 6
 """Texts below which KV heads are not told apart: layers are fewer, and their shares save more."""
-_LEAST = {"timings": 2.0, "allocation": 1.0, "samples": 4.0, "level costs": 1.0, "comparison": 2.0}
-"""What a phase needs at least: rounds of timings (of which the first does not count), texts of each half, batches of
-samples, texts of level costs, texts compared."""
+_LEAST = {
+    "timings": 2.0, "thresholds": 1.0, "allocation": 1.0, "samples": 4.0, "level costs": 1.0, "comparison": 2.0,
+}  # fmt: skip
+"""What a phase needs at least: rounds of timings (of which the first does not count), texts that thresholds are
+measured on, texts of each half of the allocation, batches of samples, texts of level costs, texts compared."""
 MINUTES_PER_BILLION = 75
 """Of weights: the default time, for two cores."""
 
@@ -53,6 +57,7 @@ class Sizes(BaseModel):
     """Tokens read densely before those that are scored."""
     timing_contexts: tuple[int, ...]
     timing_rounds: int
+    threshold_texts: int
     allocation_axes: tuple[str, ...]
     allocation_texts: int
     """Half to measure on, half to check on."""
@@ -139,7 +144,8 @@ def plan(
     compare = read + (1 + _ARMS * BUDGETS) * compared / speed.score
     texts = seconds["comparison"] / compare
     together = int(min(8, logits // (BUDGETS * compared), _UNIT / compare))
-    found = dict(zip(PHASES, (rounds + 1, half, batches, costs, texts), strict=True))
+    measured = seconds["thresholds"] / read
+    found = dict(zip(PHASES, (rounds + 1, measured, half, batches, costs, texts), strict=True))
     needed = {name: _LEAST[name] / count for name, count in found.items() if name != "timings"}  # times the minutes
     needed["timings"] = (contexts[0] / speed.prefill + _LEAST["timings"] * round_seconds) / seconds["timings"]
     short, phase = max((times, name) for name, times in needed.items())
@@ -148,10 +154,11 @@ def plan(
             f"--minutes: {minutes:g} is too short for the {phase} of this model on this machine; give at least "
             f"{math.ceil(10 * minutes * short) / 10:g}"
         )
-    rounds, half, batches, costs, texts = (max(count, _LEAST[name]) for name, count in found.items())
+    rounds, measured, half, batches, costs, texts = (max(count, _LEAST[name]) for name, count in found.items())
     return Sizes(
         context=context, timing_contexts=tuple(contexts), timing_rounds=int(min(rounds - 1, 9)),
-        allocation_axes=axes, allocation_texts=2 * int(min(half, logits // length, 64)), allocation_length=length,
+        threshold_texts=int(min(measured, 16)), allocation_axes=axes,
+        allocation_texts=2 * int(min(half, logits // length, 64)), allocation_length=length,
         sample_batches=int(min(batches, 400)), sample_length=sampled, cost_texts=int(min(costs, 128)), cost_length=64,
         comparison_texts=int(min(texts, windows, 200)), comparison_length=compared,
         comparison_batch=max(1, together),

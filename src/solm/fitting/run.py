@@ -14,7 +14,7 @@ from solm.evaluation.result import EvaluationResult
 from solm.fitting import phases
 from solm.fitting.folder import About, FitFolder
 from solm.fitting.job import Job, Report
-from solm.fitting.phases import ALLOCATION, COLLECTED, COSTS, EVALUATION, FITTED, POLICY, TIMINGS
+from solm.fitting.phases import ALLOCATION, COLLECTED, COSTS, EVALUATION, FITTED, POLICY, THRESHOLDS, TIMINGS
 from solm.fitting.plan import PHASES, default_minutes
 from solm.fitting.texts import Texts
 from solm.runtime.language_model import LanguageModel
@@ -23,10 +23,11 @@ from solm.training.interrupt import Interrupted, signals
 REPORT = "report.html"
 ORDER: tuple[tuple[str, str, list[str], Callable[[Job], None]], ...] = (
     ("timings", TIMINGS, [], phases.time_steps),
-    ("allocation", ALLOCATION, [TIMINGS], phases.deal_out),
-    ("samples", COLLECTED, [TIMINGS, ALLOCATION], phases.collect_samples),
-    ("level costs", COSTS, [TIMINGS, ALLOCATION, COLLECTED], phases.cost_levels),
-    ("network", FITTED, [TIMINGS, ALLOCATION, COLLECTED, COSTS], phases.fit_network),
+    ("thresholds", THRESHOLDS, [], phases.find_thresholds),
+    ("allocation", ALLOCATION, [TIMINGS, THRESHOLDS], phases.deal_out),
+    ("samples", COLLECTED, [TIMINGS, THRESHOLDS, ALLOCATION], phases.collect_samples),
+    ("level costs", COSTS, [TIMINGS, THRESHOLDS, ALLOCATION, COLLECTED], phases.cost_levels),
+    ("network", FITTED, [TIMINGS, THRESHOLDS, ALLOCATION, COLLECTED, COSTS], phases.fit_network),
     ("comparison", EVALUATION, [TIMINGS, FITTED], phases.compare),
     ("policy", POLICY, [TIMINGS, FITTED, EVALUATION], phases.write_policy),
 )
@@ -90,6 +91,7 @@ def plan_lines(job: Job) -> list[str]:
     return [
         f"plan for {job.minutes:g} minutes, reading {speed.prefill:.0f} and scoring {speed.score:.0f} tokens/s:",
         f"  timings      {clock['timings']:>9}  contexts {', '.join(map(str, sizes.timing_contexts))}",
+        f"  thresholds   {clock['thresholds']:>9}  {sizes.threshold_texts} texts of {sizes.context} tokens",
         f"  allocation   {clock['allocation']:>9}  {sizes.allocation_texts} texts of {sizes.allocation_length} tokens "
         f"after {sizes.context}, or fewer and KV heads too where pages are worth it",
         f"  samples      {clock['samples']:>9}  {sizes.sample_batches} texts of {sizes.sample_length} tokens",

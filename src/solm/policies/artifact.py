@@ -179,11 +179,13 @@ class TrainedPolicy:
 
     def check(self, identity: BaseIdentity, shapes: ModelShapes) -> None:
         """Raises `PolicyMismatchError` unless the policy fits the base model `identity` of `shapes`: the same model, a
-        decision layer that it has, its hidden size, and an allocation of its layers and KV heads."""
+        decision layer that it has, its hidden size, and an allocation and thresholds of its layers and KV heads."""
         self.config.base.check(identity)
         _check_sizes(self.config, shapes.layers, shapes.hidden)
         if self.config.sparsity.allocation is not None:
             self.config.sparsity.allocation.check(shapes.layers, shapes.kv_heads)
+        if self.config.sparsity.thresholds is not None:
+            self.config.sparsity.thresholds.check(shapes.layers)
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:
         """Upload to the hub repository `repository`, made if need be; its address. Raises `SolmError` if that fails."""
@@ -266,6 +268,8 @@ def model_card(config: PolicyConfig, curve: BudgetCurve | None = None) -> str:
     """The README of a saved policy."""
     space = config.space
     kind = "weight" if config.sparsity.bits_site == "weights" else "activation"
+    tables = {"allocation": "an allocation", "thresholds": "thresholds on channels"}
+    tables = {name: words for name, words in tables.items() if getattr(config.sparsity, name) is not None}
     lines = [
         "---", "library_name: solm", "license: apache-2.0", f"base_model: {config.base.name}", "tags: [solm]", "---",
         "",
@@ -274,8 +278,8 @@ def model_card(config: PolicyConfig, curve: BudgetCurve | None = None) -> str:
         f"MLP keep {list(space.mlp)}, {kind} bits {list(space.bits)}. The base model stays frozen.", "",
         "```python", "import solm", "", f'lm = solm.load("{config.base.name}", policy="<this folder>")',
         'print(lm.generate("Why is the sky blue?", budget=0.85).text)', "```", "",
-        f"Sparsity: `{config.sparsity.model_dump_json(exclude={'allocation'})}`"
-        + ("" if config.sparsity.allocation is None else f", with an allocation (in {CONFIG})") + ".",
+        f"Sparsity: `{config.sparsity.model_dump_json(exclude=set(tables))}`"
+        + (f", with {' and '.join(tables.values())} (in {CONFIG})" if tables else "") + ".",
         "", *([] if curve is None else curve.markdown()), "## Training", "", *_training(config.provenance),
         "Trained on teacher-forced text only; levels below the lowest ones are not chosen.", "",
     ]  # fmt: skip

@@ -7,7 +7,8 @@ import numpy as np
 
 from solm.core.actions import ActionSpace
 from solm.core.arrays import as_numpy, in_kind
-from solm.policies.levels import take, two_levels
+from solm.core.sparsity import SparsityConfig
+from solm.policies.levels import SHORTEST_HORIZON, due_share, take, two_levels
 from solm.policies.protocol import Count, Observation
 
 if TYPE_CHECKING:
@@ -47,13 +48,18 @@ class _TwoLevel(BlindSchedule, ABC):
             levels = as_numpy(shares)
             if levels.shape[1] == 1 and not self._draws:
                 continue
-            lower, upper = two_levels(levels, target[:, axis])
+            aim = self._aim(target[:, axis], spent[:, axis], steps[:, axis], observation.remaining)
+            lower, upper = two_levels(levels, aim)
             take_upper = self._choose(
                 take(levels, lower), take(levels, upper), spent[:, axis], target[:, axis], steps[:, axis],
                 observation.remaining, generator,
             )  # fmt: skip
             action = action * levels.shape[1] + np.where(take_upper, upper, lower)
         return in_kind(action, observation.target), None
+
+    def _aim(self, target: np.ndarray, spent: np.ndarray, steps: np.ndarray, remaining: Count) -> np.ndarray:
+        """[N]: the share that the two levels lie around."""
+        return target
 
     @abstractmethod
     def _choose(
@@ -78,6 +84,23 @@ class Static(_TwoLevel):
     def _choose(self, low, high, spent, target, steps, remaining, generator):  # type: ignore[no-untyped-def]
         goal = target * (steps + 1)
         return abs(spent + high - goal) < abs(spent + low - goal)
+
+
+class Paced(Static):
+    """Static where a level's share is only an expectation, as under thresholds: the two levels lie around the share
+    that is due to be back at the target within a few steps."""
+
+    def _aim(self, target: np.ndarray, spent: np.ndarray, steps: np.ndarray, remaining: Count) -> np.ndarray:
+        return np.asarray(due_share(target, spent, steps, SHORTEST_HORIZON)).clip(0, 1)
+
+    def _choose(self, low, high, spent, target, steps, remaining, generator):  # type: ignore[no-untyped-def]
+        due = self._aim(target, spent, steps, remaining)
+        return abs(high - due) < abs(low - due)
+
+
+def static(space: ActionSpace, sparsity: SparsityConfig) -> Static:
+    """The static schedule that meets budgets under `sparsity`."""
+    return Static(space) if sparsity.thresholds is None else Paced(space)
 
 
 class Random(_TwoLevel):

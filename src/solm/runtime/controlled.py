@@ -18,7 +18,7 @@ from solm.core.sparsity import SparsityConfig
 from solm.core.timings import StepTimings
 from solm.policies.artifact import BaseIdentity, TrainedPolicy
 from solm.policies.protocol import Policy
-from solm.policies.schedules import Dense, Random, Static
+from solm.policies.schedules import Dense, Random, Static, static
 from solm.runtime.offer import Offer
 
 if TYPE_CHECKING:
@@ -161,7 +161,8 @@ class ControlledModel:
             return self.trained.policy()
         if name not in UNTRAINED:
             raise SolmError(f"unknown policy {name!r}; choose policy, {', '.join(UNTRAINED)}")
-        return UNTRAINED[name](self.space if space is None else space)
+        space = self.space if space is None else space
+        return static(space, self.sparsity) if name == "static" else UNTRAINED[name](space)
 
     def overhead(self, policy: AnyPolicy) -> int:
         """Weights that `policy` reads at every step besides the model's."""

@@ -12,18 +12,16 @@ from helpers.models import tiny_model, tokens
 from helpers.policies import SPACE
 from helpers.sessions import scored_under
 from helpers.texts import FISH as TEXT
-from solm.backends.cpu.engine import unsuited_config
 from solm.backends.session import SplitSchedule
 from solm.backends.torch.families import decoder_layers, mlp_sites
 from solm.core.actions import ActionSpace
-from solm.core.errors import SolmError
+from solm.core.errors import PolicyMismatchError, SolmError
 from solm.core.shares import ceil_share
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import ChannelThresholds
 from solm.data.windows import stream_of
 from solm.evaluation.arms import Arm
 from solm.evaluation.baselines import BASELINES, BaselineRequest, baseline
-from solm.evaluation.channel_thresholds import channel_thresholds
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.policies.schedules import Static
 from solm.research.per_request import per_request, prompt_states
@@ -77,7 +75,7 @@ def test_constant_needs_no_level_of_the_space(exact_lm):
 
 def test_thresholds_pass_the_calibrated_share_and_what_passed_is_realised(exact_lm):
     windows = tokens(4, CONTEXT)
-    thresholds = channel_thresholds(exact_lm, windows)
+    thresholds = exact_lm.backend.channel_thresholds(windows)
     seen = {}
     hooks = []
     for index, layer in enumerate(decoder_layers(exact_lm.model)):
@@ -112,7 +110,7 @@ def test_thresholds_pass_the_calibrated_share_and_what_passed_is_realised(exact_
 
 def test_under_thresholds_layers_before_a_decision_count_as_dense(exact_lm):
     """A mid-pass decision after a dense layer: half of the layers keep everything."""
-    thresholds = channel_thresholds(exact_lm, tokens(4, CONTEXT))
+    thresholds = exact_lm.backend.channel_thresholds(tokens(4, CONTEXT))
     session, ids = prefilled(exact_lm, 2)
     rows = session.fork(1, 0, session.sparsity.model_copy(update={"thresholds": thresholds}))
     half = keep(2, 1, 0.5, 16)
@@ -126,7 +124,7 @@ def test_thresholds_of_another_model_are_refused(exact_lm):
     session, ids = prefilled(exact_lm, 1)
     thresholds = ChannelThresholds(limits=((fall, fall),) * 3)
     rows = session.fork(1, 0, session.sparsity.model_copy(update={"thresholds": thresholds}))
-    with pytest.raises(SolmError, match="thresholds of 3 layers do not fit a model of 2"):
+    with pytest.raises(PolicyMismatchError, match="thresholds of 3 layers do not fit a model of 2"):
         rows.score(ids, keep(1, 1, 0.6, 16))
     for limits, words in (
         ((), "at least one layer"),
@@ -137,14 +135,6 @@ def test_thresholds_of_another_model_are_refused(exact_lm):
     ):
         with pytest.raises(ValidationError, match=words):
             ChannelThresholds(limits=limits)
-
-
-def test_the_cpu_backend_has_no_thresholds(exact_lm):
-    fall = tuple(1 - percent / 100 for percent in range(101))
-    sparsity = SparsityConfig(thresholds=ChannelThresholds(limits=((fall, fall),) * 2))
-    config = exact_lm.model.config.to_dict()
-    assert "thresholds" in unsuited_config(config, "model", sparsity)
-    assert unsuited_config(config, "model", SparsityConfig()) is None
 
 
 def test_per_request_splits_by_the_prompt_and_then_stays(value_lm):

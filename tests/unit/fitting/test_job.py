@@ -15,10 +15,10 @@ def job(**seconds):
 def test_phases_have_the_time_that_is_left():
     assert job().pace("timings") == pytest.approx(10)
     planned = {name: 600 * share for name, share in PHASES.items()}
-    assert job(timings=planned["timings"]).pace("allocation") == pytest.approx(10)
+    assert job(timings=planned["timings"]).pace("thresholds") == pytest.approx(10)
     late = job(timings=planned["timings"] + 120)
     left = 1 - PHASES["timings"]
-    assert late.pace("allocation") * left == pytest.approx(10 * left - 2), "two minutes are missing"
+    assert late.pace("thresholds") * left == pytest.approx(10 * left - 2), "two minutes are missing"
     early = job(timings=0.0)
-    assert early.pace("allocation") * left == pytest.approx(10), "a phase that took no time leaves it to the others"
+    assert early.pace("thresholds") * left == pytest.approx(10), "a phase that took no time leaves it to the others"
     assert job(timings=550.0).pace("comparison") == 5, "however late, half of the plan"

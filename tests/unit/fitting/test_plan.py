@@ -38,7 +38,7 @@ def test_the_time_that_a_phase_plans_is_its_share():
     read = 512 / SPEED.prefill
     taken = sizes.sample_batches * (read + 4 * sizes.sample_length / SPEED.score)
     assert taken == pytest.approx(60 * 45 * PHASES["samples"], rel=0.05)
-    taken = sizes.comparison_texts * (read + 21 * sizes.comparison_length / SPEED.score)
+    taken = sizes.comparison_texts * (read + 26 * sizes.comparison_length / SPEED.score)
     assert taken == pytest.approx(60 * 45 * PHASES["comparison"], rel=0.1)
 
 

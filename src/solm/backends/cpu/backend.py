@@ -7,9 +7,11 @@ from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.engine import check_precision as check_precision
 from solm.backends.cpu.files.repack import Progress
 from solm.backends.cpu.files.source import WeightSource
+from solm.backends.cpu.magnitudes import measure_thresholds
 from solm.backends.cpu.session import CpuSession
 from solm.core.arrays import AnyArray, as_numpy, in_kind
 from solm.core.sparsity import SparsityConfig
+from solm.core.thresholds import ChannelThresholds
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +34,7 @@ class CpuBackend:
         progress: Progress | None = None,
     ):
         self.engine = Engine(source, sparsity, precision, threads, kv_cache_dtype, progress=progress)
-        self.shapes = self.engine.shapes
+        self.shapes, self._sparsity = self.engine.shapes, sparsity
         self.capability = Capability(
             source.spec.family, tested=True, shapes=self.shapes, sliding=source.spec.sliding_layers
         )
@@ -63,6 +65,10 @@ class CpuBackend:
     def session(self, sparsity: SparsityConfig, capacity: int = 0) -> CpuSession:
         """As `Backend.session`."""
         return CpuSession(self.engine, sparsity, capacity)
+
+    def channel_thresholds(self, windows: "torch.Tensor") -> ChannelThresholds:
+        """As `Backend.channel_thresholds`."""
+        return measure_thresholds(self.engine, self._sparsity, as_numpy(windows))
 
     def detach(self) -> None:
         """As `Backend.detach`; a loaded model was never changed."""

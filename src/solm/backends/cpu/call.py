@@ -9,6 +9,7 @@ from solm.backends.budgets import ROW_STATE
 from solm.backends.cpu import structs
 from solm.backends.cpu.cache import Cache
 from solm.backends.cpu.engine import Engine, error_of
+from solm.core import thresholds
 from solm.core.arrays import Array, as_numpy
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
@@ -102,6 +103,7 @@ class EngineCall:
         before: Computed | None = None,
         logit_steps: int | None = None,
         approximate_tail: int = 0,
+        histogram: np.ndarray | None = None,
     ) -> Computed:
         """Process tokens [N, Q], or [N] for one token a row, after the lengths [N] int64 tokens that caches [N] hold.
 
@@ -109,7 +111,8 @@ class EngineCall:
         one token, of the rows that do not decide; None: dense. decide: rows whose state has a decider decide for
         themselves. first, last: layers [first, last) only; with first > 0, `before` is the result of those before.
         logit_steps: tokens at the end of every row whose logits are wanted; None: all. approximate_tail: 0, or how many
-        of a token's largest logits are exact, at most 64, where others may be approximate.
+        of a token's largest logits are exact, at most 64, where others may be approximate. histogram: [layers, 2,
+        `structs.MAGNITUDES`] uint32, to which the call adds how many inputs of the MLP's sites lie in every bin of |x|.
 
         The same tuple of caches and the same array of states are the cheapest to pass again. Raises `DataError` for
         what the engine cannot process, `SolmError` without memory; nothing has changed then.
@@ -150,10 +153,18 @@ class EngineCall:
         call.actions, call.stream, call.logits = at + buffers.actions_at, at + buffers.stream_at, logits.ctypes.data
         call.first, call.last, call.logit_steps = first, last, wanted_logits
         call.decide, call.approximate_tail = decide, approximate_tail
+        call.histogram = None if histogram is None else self._histogram_at(histogram)
         code = self._run(self._handle, buffers.call_at)
         if code:
             raise error_of(code, buffers.message)
         return Computed(buffers.shape, block, logits)
+
+    def _histogram_at(self, histogram: np.ndarray) -> int:
+        wanted = (self._layers, thresholds.SITES, structs.MAGNITUDES)
+        flags = histogram.flags
+        if histogram.shape != wanted or histogram.dtype != np.uint32 or not (flags.c_contiguous and flags.writeable):
+            raise DataError(f"a histogram must be writable uint32 {wanted}, got {histogram.dtype} {histogram.shape}")
+        return histogram.ctypes.data
 
 
 def _check_states(states: Any, rows: int) -> None:

@@ -47,8 +47,6 @@ def unsuited(spec: ModelSpec, sparsity: SparsityConfig) -> str | None:
         return "it selects exactly the budgeted pages per KV head"
     if sparsity.bits_site == "output":
         return "it supports bits of the input or of weights, not of the output"
-    if sparsity.thresholds is not None:
-        return "thresholds on channels need the torch backend"
     if sparsity.bits_site == "weights" and sparsity.bits_group != GROUP:
         return f"its nested weights share a grid in groups of {GROUP} channels"
     return None

@@ -13,12 +13,8 @@ from solm.backends.cpu.engine import Engine
 from solm.backends.session import (
     AnyPolicy,
     Result,
-    Schedule,
-    Scored,
-    SplitSchedule,
     check_cut,
     check_length,
-    joined,
 )
 from solm.backends.threads import one_torch_thread
 from solm.core.arrays import Array, as_numpy, as_tensor, in_kind
@@ -28,7 +24,7 @@ from solm.policies.priced import PricedPolicy
 from solm.policies.value_policy import ValuePolicy
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 _SPARE = 64  # tokens of room that a cache has beyond what was asked for
 _CHUNK = 256  # tokens that the engine reads in one call while a prompt is read or known tokens are scored
@@ -108,19 +104,8 @@ class CpuSession(BaseSession):
             at += len(part)
         return np.concatenate(parts), found.stream[0, -1].copy()
 
-    def score(self, tokens: "torch.Tensor", keep: Schedule | None = None) -> Scored:
-        """As `Session.score`; in stretches of all rows, of which one's logits exist at a time."""
-        steps, each = tokens.shape[1] - 1, max(1, _CHUNK // max(1, self.rows))
-        if steps <= each:
-            return super().score(tokens, keep)
-        self._prepare(steps)  # before anything is counted
-        stretches = [slice(first, min(first + each, steps)) for first in range(0, steps, each)]
-        return joined(
-            [
-                super(CpuSession, self).score(tokens[:, some.start : some.stop + 1], _part(keep, some))
-                for some in stretches
-            ]
-        )
+    def _scored_at_once(self, known: bool) -> int:
+        return min(super()._scored_at_once(known), _CHUNK // max(1, self.rows))
 
     def _took_over(self, policy: AnyPolicy) -> None:
         if type(policy) is ValuePolicy:  # a subclass may decide otherwise
@@ -252,7 +237,7 @@ class CpuSession(BaseSession):
             return split.choose(as_tensor(enters))
 
     def _prepare(self, count: int) -> None:
-        """Give rows room for `count` more tokens."""
+        """As `BaseSession._prepare`."""
         check_length(int(self._held.max()) + count, self._context)
         self._make_room(self._held + count)
 
@@ -265,10 +250,3 @@ class CpuSession(BaseSession):
             cache if cache.capacity >= longest else Cache(self.engine, longest + longest // 2, cache, int(length))
             for cache, length in zip(self._caches, self._held, strict=True)
         )
-
-
-def _part(keep: Schedule | None, some: slice) -> Schedule | None:
-    """A known schedule's stretch of tokens."""
-    if isinstance(keep, SplitSchedule):
-        return SplitSchedule(keep.layer, keep.before[:, some], keep.after[:, some])
-    return None if keep is None else keep[:, some]

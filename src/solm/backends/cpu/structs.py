@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from solm.backends import budgets
-from solm.core import actions, allocation, nested
+from solm.core import actions, allocation, nested, thresholds
 from solm.core.sparsity import SparsityConfig
 from solm.policies.levels import SHORTEST_HORIZON
 
@@ -26,6 +26,8 @@ MOST_STEPS = 1 << 20
 """Steps of one call."""
 MOST_EXACT = 64
 """Largest logits of a step that can be exact where others are approximate."""
+MAGNITUDES = 1 << 14
+"""Bins of a histogram of |x|: the upper bits of float32 without its sign."""
 MESSAGE = 200
 """Bytes of an error message."""
 
@@ -117,7 +119,7 @@ class SparsityRules(ctypes.Structure):
             "own_hidden",
         ),
         ("input_part", ctypes.c_double),
-        ("allocation", _pointer),
+        *_pointers("allocation", "thresholds"),
     ]  # fmt: skip
 
 
@@ -140,13 +142,14 @@ class Call(ctypes.Structure):
         ("rules", _pointer),
         *_integers("rows", "count", "first", "last", "decide", "approximate_tail", "logit_steps"),
         *_pointers(
-            "caches", "tokens", "lengths", "keep", "states", "actions", "realised", "stream", "logits", "message"
+            "caches", "tokens", "lengths", "keep", "states", "actions", "realised", "stream", "logits", "histogram",
+            "message",
         ),
     ]  # fmt: skip
 
 
 def sparsity_rules(sparsity: SparsityConfig) -> SparsityRules:
-    """The rules of `sparsity` for the engine. They keep the allocation's table alive."""
+    """The rules of `sparsity` for the engine. They keep the tables of allocation and thresholds alive."""
     site, allocation_ = sparsity.mlp_site, sparsity.allocation
     rules = SparsityRules(
         sinks=sparsity.sinks,
@@ -165,6 +168,10 @@ def sparsity_rules(sparsity: SparsityConfig) -> SparsityRules:
         rules.layers, rules.heads, rules.allocation = allocation_.layers, allocation_.heads, table.ctypes.data
         rules.own_hidden = allocation_.hidden is not None
         rules.table = table  # type: ignore[attr-defined]
+    if sparsity.thresholds is not None:
+        limits = np.array(sparsity.thresholds.limits, dtype=np.float32)
+        rules.layers, rules.thresholds = len(limits), limits.ctypes.data
+        rules.limits = limits  # type: ignore[attr-defined]
     return rules
 
 
@@ -172,6 +179,7 @@ def layout() -> list[str]:
     """What the library must say of structs and constants, line by line as `solm_layout` does."""
     constants = {
         "PAGE": PAGE, "GROUP": GROUP, "BLOCK": BLOCK, "STRIP": STRIP, "KNOTS": allocation.KNOTS,
+        "PERCENTAGES": thresholds.PERCENTAGES, "MAGNITUDES": MAGNITUDES,
         "HIGH_BITS": nested.HIGH_BITS, "FULL_BITS": actions.FULL_BITS, "MOST_ROWS": MOST_ROWS,
         "MOST_QUERIES": MOST_QUERIES, "MOST_LEVELS": MOST_LEVELS, "MOST_WIDTH": MOST_WIDTH, "MOST_STEPS": MOST_STEPS,
         "MOST_EXACT": MOST_EXACT, "SHORTEST_HORIZON": SHORTEST_HORIZON, "MESSAGE": MESSAGE,

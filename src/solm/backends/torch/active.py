@@ -44,14 +44,19 @@ class ActivePass:
         self._kept.setdefault(self.layer, []).append(share.to("cpu", torch.float64))
 
     def realised_mlp(self) -> torch.Tensor | None:
-        """The share of MLP channels that thresholds kept, the mean over layers and sites: [N, Q] float64 on the CPU.
+        """The share of MLP channels that thresholds kept, the mean over layers, sites weighted by
+        `SparsityConfig.input_part`: [N, Q] float64 on the CPU.
 
         Layers that counted nothing ran dense. None where no layer counted: then the plan's own share holds.
         """
         if not self._kept:
             return None
         layers = len(self.cache.layers)
-        counted = torch.stack([torch.stack(sites).mean(0) for sites in self._kept.values()])
+        part = self.plan.sparsity.input_part
+        of_layers = [
+            part * sites[0] + (1 - part) * sites[1] if len(sites) > 1 else sites[0] for sites in self._kept.values()
+        ]
+        counted = torch.stack(of_layers)
         return (counted.sum(0) + layers - len(counted)) / layers
 
     def follow(self, device: torch.device) -> None:

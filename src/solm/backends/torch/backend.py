@@ -4,9 +4,11 @@ import torch
 from transformers import PreTrainedModel
 
 from solm.backends.torch.hooks import HookedModel
+from solm.backends.torch.magnitudes import measure_thresholds
 from solm.backends.torch.session import TorchSession
 from solm.core.arrays import Array, as_tensor
 from solm.core.sparsity import SparsityConfig
+from solm.core.thresholds import ChannelThresholds
 
 
 class TorchBackend:
@@ -44,6 +46,10 @@ class TorchBackend:
     def session(self, sparsity: SparsityConfig, capacity: int = 0) -> TorchSession:
         """As `Backend.session`."""
         return TorchSession(self.hooked, sparsity, capacity)
+
+    def channel_thresholds(self, windows: torch.Tensor) -> ChannelThresholds:
+        """As `Backend.channel_thresholds`."""
+        return measure_thresholds(self.hooked, windows)
 
     def detach(self) -> None:
         """Give the model back exactly as it was."""

@@ -7,7 +7,6 @@ import torch
 
 from solm.core.actions import FULL_BITS
 from solm.core.cost import ModelShapes
-from solm.core.errors import SolmError
 from solm.core.shares import KVBudget, bits_share, ceil_share, kv_budget, realised_mlp
 from solm.core.sparsity import SparsityConfig
 
@@ -98,10 +97,10 @@ class Plan:
 def make_plan(keep: torch.Tensor, kv_length: torch.Tensor, sparsity: SparsityConfig, shapes: ModelShapes) -> Plan:
     """The plan of a pass whose N × Q steps see kv_length [N, Q] keys under actions keep [N, Q, 3] (κ, ρ, bits).
 
-    Raises `SolmError` where the thresholds are of a model with another number of layers.
+    Raises `PolicyMismatchError` where the thresholds are of a model with another number of layers.
     """
-    if sparsity.thresholds is not None and sparsity.thresholds.layers != shapes.layers:
-        raise SolmError(f"thresholds of {sparsity.thresholds.layers} layers do not fit a model of {shapes.layers}")
+    if sparsity.thresholds is not None:
+        sparsity.thresholds.check(shapes.layers)
     budget, attention = kv_budget(keep[..., 0], kv_length, sparsity)
     dense = torch.tensor([1.0, 1.0, float(FULL_BITS)], dtype=keep.dtype, device=keep.device)
     used = (keep < dense).flatten(0, -2).any(0).tolist()

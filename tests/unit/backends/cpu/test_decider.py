@@ -8,6 +8,7 @@ import torch
 from helpers.engine import engine_of
 from helpers.models import tiny_model, tokens
 from helpers.policies import BENDS, profile_of, sparsity_of, with_hidden
+from solm.backends.cpu.magnitudes import measure_thresholds
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
@@ -46,6 +47,11 @@ def policy_of(space: ActionSpace, layer: int, clamp: bool = True) -> ValuePolicy
     return ValuePolicy(network, space, clamp)
 
 
+def limits_of_any_text(engine):
+    """Thresholds that suit the engine's model."""
+    return measure_thresholds(engine, SPARSITY, tokens(2, 64, seed=6).numpy())
+
+
 class InPython(ValuePolicy):
     """The same policy, for which the engine does not decide."""
 
@@ -62,7 +68,9 @@ def both(engine, policy, target, horizon, rows=3, context=30, sparsity=SPARSITY)
     return sessions
 
 
-@pytest.mark.parametrize("dealt", ["evenly", "by an allocation", "hidden channels apart", "weights' bits"])
+@pytest.mark.parametrize(
+    "dealt", ["evenly", "by an allocation", "hidden channels apart", "weights' bits", "thresholds"]
+)
 @pytest.mark.parametrize("clamp", [True, False])
 @pytest.mark.parametrize("layer", [0, 1, 3])
 @pytest.mark.parametrize("name", SPACES)
@@ -73,6 +81,7 @@ def test_decisions_equal_the_policys(engine, name, layer, clamp, dealt):
             window=16, hidden_power=2, input_part=0.7, allocation=with_hidden(profile_of(*BENDS), 0.5, 0.2, 0.1, -0.8)
         ),
         "weights' bits": SPARSITY.model_copy(update={"bits_site": "weights"}),
+        "thresholds": SPARSITY.model_copy(update={"thresholds": limits_of_any_text(engine[1])}),
     }[dealt]  # fmt: skip
     space = SPACES[name]
     policy = policy_of(space, layer, clamp)

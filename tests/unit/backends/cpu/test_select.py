@@ -14,11 +14,13 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ comp
 
 
 @pytest.mark.parametrize("flags", [["-march=native"], []], ids=["this processor", "any"])
-def test_selection_takes_the_largest_and_of_equal_ones_the_first(tmp_path, flags):
+def test_selection_takes_the_largest_and_of_equal_ones_the_first_or_all_from_a_limit_on(tmp_path, flags):
     source = Path(package.__file__).parent / "backends/cpu/csrc"
     (tmp_path / "chosen.cpp").write_text(
         '#include "select.h"\nextern "C" int chosen(const float* x, int n, int count, int32_t* index, float* values)'
         " { return solm::select(x, n, count, index, values); }"
+        'extern "C" int above(const float* x, int n, float limit, int32_t* index, float* values)'
+        " { return solm::select_from(x, n, limit, index, values); }"
     )
     built = tmp_path / "chosen.so"
     command = [
@@ -34,7 +36,8 @@ def test_selection_takes_the_largest_and_of_equal_ones_the_first(tmp_path, flags
         built,
     ]
     subprocess.run(command, check=True)
-    chosen, spare = ctypes.CDLL(str(built)).chosen, 16
+    library, spare = ctypes.CDLL(str(built)), 16
+    chosen, above = library.chosen, library.above
     rng = np.random.default_rng(0)
     for n in (1, 15, 16, 17, 33, 64, 100, 576, 1536, 4864):
         close = 1 + rng.integers(0, 300, n) * 2.0**-23  # apart in the lower bits only, some equal
@@ -48,3 +51,10 @@ def test_selection_takes_the_largest_and_of_equal_ones_the_first(tmp_path, flags
                 assert found == count
                 assert index[:count].tolist() == expected.tolist(), (n, count)
                 assert np.array_equal(values[:count], x[expected])
+            for limit in sorted({0.0, *np.abs(x[: 2 * n : max(1, n // 3)]).tolist(), 1e9}):
+                index, values = np.full(n + spare, -1, np.int32), np.zeros(n + spare, np.float32)
+                where = [ctypes.c_void_p(array.ctypes.data) for array in (x, index, values)]
+                expected = np.flatnonzero(np.abs(x) >= np.float32(limit))
+                found = above(where[0], n, ctypes.c_float(limit), *where[1:])
+                assert index[:found].tolist() == expected.tolist(), (n, limit)
+                assert np.array_equal(values[:found], x[expected])

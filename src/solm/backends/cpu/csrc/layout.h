@@ -22,6 +22,7 @@ inline void describe(std::string& text, const char* name, size_t offset, size_t 
 inline std::string layout() {
   std::string text;
   SOLM_CONSTANT(PAGE) SOLM_CONSTANT(GROUP) SOLM_CONSTANT(BLOCK) SOLM_CONSTANT(STRIP) SOLM_CONSTANT(KNOTS)
+  SOLM_CONSTANT(PERCENTAGES) SOLM_CONSTANT(MAGNITUDES)
   SOLM_CONSTANT(HIGH_BITS) SOLM_CONSTANT(FULL_BITS) SOLM_CONSTANT(MOST_ROWS) SOLM_CONSTANT(MOST_QUERIES)
   SOLM_CONSTANT(MOST_LEVELS) SOLM_CONSTANT(MOST_WIDTH) SOLM_CONSTANT(MOST_STEPS) SOLM_CONSTANT(MOST_EXACT)
   SOLM_CONSTANT(SHORTEST_HORIZON) SOLM_CONSTANT(MESSAGE)
@@ -55,6 +56,7 @@ inline std::string layout() {
   SOLM_FIELD(SparsityRules, hidden_site) SOLM_FIELD(SparsityRules, hidden_power) SOLM_FIELD(SparsityRules, group)
   SOLM_FIELD(SparsityRules, weight_bits) SOLM_FIELD(SparsityRules, layers) SOLM_FIELD(SparsityRules, heads)
   SOLM_FIELD(SparsityRules, own_hidden) SOLM_FIELD(SparsityRules, input_part) SOLM_FIELD(SparsityRules, allocation)
+  SOLM_FIELD(SparsityRules, thresholds)
   SOLM_STRUCT(Decider)
   SOLM_FIELD(Decider, layer) SOLM_FIELD(Decider, width) SOLM_FIELD(Decider, hidden) SOLM_FIELD(Decider, clamp)
   SOLM_FIELD(Decider, points) SOLM_FIELD(Decider, sizes) SOLM_FIELD(Decider, read) SOLM_FIELD(Decider, read_bias)
@@ -70,7 +72,7 @@ inline std::string layout() {
   SOLM_FIELD(Call, decide) SOLM_FIELD(Call, approximate_tail) SOLM_FIELD(Call, logit_steps) SOLM_FIELD(Call, caches)
   SOLM_FIELD(Call, tokens) SOLM_FIELD(Call, lengths) SOLM_FIELD(Call, keep) SOLM_FIELD(Call, states)
   SOLM_FIELD(Call, actions) SOLM_FIELD(Call, realised) SOLM_FIELD(Call, stream) SOLM_FIELD(Call, logits)
-  SOLM_FIELD(Call, message)
+  SOLM_FIELD(Call, histogram) SOLM_FIELD(Call, message)
   return text;
 }
 

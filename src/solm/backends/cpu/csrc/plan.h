@@ -14,10 +14,12 @@ namespace solm {
 // sinks and window, whose first page starts at window_start, while `always` tokens are read in any case.
 //
 // Under an allocation, pages and channels are those of the average layer until `layer_plan` and `pages_read` apply it to
-// `page_share` and `channel_share`. oldest: the first token that a layer's attention sees.
+// `page_share` and `channel_share`. input_limit, hidden_limit: under thresholds, the least |x| of a channel that is kept, as
+// `layer_plan` finds it; below 0 the numbers of channels hold. oldest: the first token that a layer's attention sees.
 struct Plan {
   int32_t inputs, hiddens, bits, high_halves_only, group, sparse, sinks, window_start, pages, between, always, oldest;
   double page_share, channel_share;
+  float input_limit, hidden_limit;
 };
 
 inline int64_t ceil_share(double share, int64_t total) { return int64_t(std::ceil(share * double(total) - 1e-9)); }
@@ -45,6 +47,7 @@ inline Plan make_plan(const SparsityRules& rules, const Sizes& s, const double* 
   plan.between = between, plan.always = always, plan.oldest = 0;
   plan.page_share = std::clamp((keep[0] * kv_length - always) / std::max(between * PAGE, 1), 0.0, 1.0);
   plan.channel_share = keep[1];
+  plan.input_limit = plan.hidden_limit = -1;
   return plan;
 }
 
@@ -63,16 +66,37 @@ inline int pages_read(const SparsityRules& rules, const Plan& plan, int layer, i
   return int(ceil_share(allocated_share(rules, curve, plan.page_share), plan.between));
 }
 
-// The plan of one layer, apart from its pages.
+// The least |x| at which a channel of a site is kept whose share is `share`: a line between the limits of two percentages.
+inline float limit_at(const SparsityRules& rules, int layer, int site, double share) {
+  const double place = share * (PERCENTAGES - 1);
+  const int below = std::clamp(int(place), 0, PERCENTAGES - 2);
+  const float* limit = rules.thresholds + (size_t(layer) * 2 + site) * PERCENTAGES + below;
+  return limit[0] + float(place - below) * (limit[1] - limit[0]);
+}
+
+// The plan of one layer, apart from its pages. Under thresholds its numbers of channels are those to expect.
 inline Plan layer_plan(const SparsityRules& rules, const Sizes& s, Plan plan, int layer) {
-  if (!rules.allocation) return plan;
-  const double share = allocated_share(rules, s.layers * rules.heads + layer, plan.channel_share);
+  if (!rules.allocation && !rules.thresholds) return plan;
+  const double average = plan.channel_share;
+  const double share = rules.allocation ? allocated_share(rules, s.layers * rules.heads + layer, average) : average;
   double hidden = rules.hidden_power == 2 ? share * share : share;
-  if (rules.own_hidden) hidden = allocated_share(rules, s.layers * (rules.heads + 1) + layer, plan.channel_share);
+  if (rules.own_hidden) hidden = allocated_share(rules, s.layers * (rules.heads + 1) + layer, average);
   plan.channel_share = share;
   if (rules.input_site) plan.inputs = int(ceil_share(share, s.hidden));
   if (rules.hidden_site) plan.hiddens = int(ceil_share(hidden, s.intermediate));
+  if (rules.thresholds) {
+    plan.input_limit = rules.input_site && share < 1 ? limit_at(rules, layer, 0, share) : -1;
+    plan.hidden_limit = rules.hidden_site && hidden < 1 ? limit_at(rules, layer, 1, hidden) : -1;
+  }
   return plan;
+}
+
+// The share of the MLP of `layers` layers that keep so many channels of its sites altogether.
+inline double share_of_kept(const SparsityRules& rules, const Sizes& s, int64_t inputs, int64_t hiddens, int layers) {
+  const double of_inputs = double(inputs) / s.hidden, of_hiddens = double(hiddens) / s.intermediate;
+  if (rules.input_site && rules.hidden_site)
+    return (rules.input_part * of_inputs + (1 - rules.input_part) * of_hiddens) / layers;
+  return (rules.input_site ? of_inputs : of_hiddens) / layers;
 }
 
 // Whether every head reads all pages.
@@ -100,9 +124,7 @@ inline double layer_share(const SparsityRules& rules, const Sizes& s, const Plan
     return (whole.always + double(pages * PAGE) / rules.heads) / kv_length;
   }
   const Plan plan = layer_plan(rules, s, whole, layer);
-  const double inputs = double(plan.inputs) / s.hidden, hiddens = double(plan.hiddens) / s.intermediate;
-  if (rules.input_site && rules.hidden_site) return rules.input_part * inputs + (1 - rules.input_part) * hiddens;
-  return rules.input_site ? inputs : hiddens;
+  return share_of_kept(rules, s, plan.inputs, plan.hiddens, 1);
 }
 
 // What layers [first, last) contribute to the share that a step realises on an axis.

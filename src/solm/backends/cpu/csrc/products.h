@@ -216,15 +216,17 @@ struct Products {
     for (int r = 0; r < rows; ++r) inputs[r] = {all.data(), x + size_t(r) * n, n};
   }
 
-  // Takes the `count` channels of largest magnitude of x [n], rounded to the plan's bits, as the input of `row`.
-  void keep_largest(const float* x, int n, int count, const Plan& plan, int row) {
+  // Takes the `count` channels of largest magnitude of x [n], or those of at least `limit` if that is not negative, rounded to
+  // the plan's bits, as the input of `row`. Returns the number of them.
+  int keep_channels(const float* x, int n, int count, float limit, const Plan& plan, int row) {
     int32_t* kept = index.data() + size_t(row) * widest;
     float* rounded = picked.data() + size_t(row) * widest;
-    const int found = select(x, n, count, kept, rounded);
+    const int found = limit < 0 ? select(x, n, count, kept, rounded) : select_from(x, n, limit, kept, rounded);
     round_to_grid(kept, rounded, found, plan.bits, plan.group ? plan.group : n);
     // Values on such a grid are integers already and are not rounded again.
     const bool exact = plan.bits <= 8 && plan.group == GROUP;
     inputs[row] = {kept, rounded, found, exact ? (1 << (plan.bits - 1)) - 1 : 127, plan.high_halves_only != 0};
+    return found;
   }
 };
 

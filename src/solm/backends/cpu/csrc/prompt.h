@@ -45,7 +45,7 @@ struct Prompt {
   // the head in e.prompt.heads [count, H].
   void read(int start, int count) {
     const Call& c = *e.call;
-    const Step* steps = &e.steps[start];
+    Step* steps = &e.steps[start];
     arrange(steps, count);
     each_step(count, [&](int t) {
       if (c.first > 0) std::copy_n(c.stream + size_t(start + t) * H, H, stream(t));
@@ -110,7 +110,7 @@ struct Prompt {
     });
   }
 
-  void layer(int number, const Step* steps, int count) {
+  void layer(int number, Step* steps, int count) {
     const Layer& l = e.layers[number];
     const int wide = (Q + 2 * KV) * D;
     const Range every = {0, count, false};
@@ -126,8 +126,10 @@ struct Prompt {
 
     input = input_of(H);
     each_step(count, [&](int t) {
+      const float* x = norm(l.mlp_norm, stream(t), H);
       const Plan plan = plan_of(t);
-      take_largest(input, order.place[t], norm(l.mlp_norm, stream(t), H), plan.inputs, plan);
+      steps[t].kept[0] += take_kept(input, order.place[t], x, plan.inputs, plan.input_limit, plan);
+      count_inputs(number, 0, x, H);
     });
     for (const Range& range : {order.full, order.high})
       multiply(l.gate_up, input, 2 * I, range, [&](int i, int o, int n, const float* y) {
@@ -138,7 +140,8 @@ struct Prompt {
       const Plan plan = plan_of(t);
       float* gate = result(t, 2 * I);
       activate(e.s.activation, gate, gate + I, I, gate);
-      take_largest(input, order.place[t], gate, plan.hiddens, plan);
+      steps[t].kept[1] += take_kept(input, order.place[t], gate, plan.hiddens, plan.hidden_limit, plan);
+      count_inputs(number, 1, gate, I);
     });
     add_product(l.down, input, l.mlp_output_norm, count, {order.full, order.high});
   }
@@ -156,15 +159,22 @@ struct Prompt {
     else std::copy_n(x, input.channels, input.dense + size_t(place) * input.stride);
   }
 
-  // Makes the `count` channels of largest magnitude of x, rounded to the plan's bits, an input, with zeros for the others.
-  void take_largest(const ChunkInput& input, int place, const float* x, int count, const Plan& plan) {
+  void count_inputs(int layer, int site, const float* x, int n) const {
+    if (uint32_t* histogram = e.call->histogram) count_magnitudes(x, n, histogram + (size_t(layer) * 2 + site) * MAGNITUDES);
+  }
+
+  // Makes the channels of x that `Products::keep_channels` keeps, rounded to the plan's bits, an input, with zeros for the
+  // others. Returns the number of them.
+  int take_kept(const ChunkInput& input, int place, const float* x, int count, float limit, const Plan& plan) {
     const int n = input.channels;
-    if (count >= n && plan.bits >= FULL_BITS) return take(input, place, x);
-    const int found = select(x, n, count, index.data(), picked.data());
+    if (limit < 0 && count >= n && plan.bits >= FULL_BITS) return take(input, place, x), n;
+    const int found = limit < 0 ? select(x, n, count, index.data(), picked.data())
+                                : select_from(x, n, limit, index.data(), picked.data());
     round_to_grid(index.data(), picked.data(), found, plan.bits, plan.group ? plan.group : n);
     std::fill_n(kept.data(), n, 0.0f);
     for (int i = 0; i < found; ++i) kept[index[i]] = picked[i];
     take(input, place, kept.data(), largest_integer(plan));
+    return found;
   }
 
   // Calls use(block, from, to, n) for blocks of `out` outputs, n of them in the block, and for parts of a range of steps.

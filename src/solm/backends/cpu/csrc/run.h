@@ -97,6 +97,7 @@ inline void Engine::run(const Call& c) {
   call = &c, step_count = c.rows * c.count, actions = c.actions, decision_layer = -1;
   plan_steps(c);
   team.run();
+  if (c.rules->thresholds) count_kept(c);
   if (c.last == s.layers) book_steps(c);
 }
 
@@ -119,13 +120,25 @@ inline void Engine::plan_steps(const Call& c) {
         for (int axis = 0; axis < 3; ++axis)
           if (is_controllable(*c.rules, kv_length, axis)) keep[axis] = c.keep[3 * size_t(i) + axis];
       }
-      steps[i] = {static_cast<Cache*>(c.caches[r]), &row, d, c.tokens[i], position, make_plan(*c.rules, s, keep, kv_length)};
+      steps[i] = {static_cast<Cache*>(c.caches[r]), &row, d, c.tokens[i], position, make_plan(*c.rules, s, keep, kv_length), {0, 0}};
       double* realised = c.realised + 3 * size_t(i);
       for (int axis = 0; axis < 3; ++axis) {
-        const double share = realised_share(*c.rules, s, steps[i].plan, kv_length, axis, c.first, c.last);
+        const bool counted_later = axis == 1 && c.rules->thresholds;
+        const double share =
+            counted_later ? 0 : realised_share(*c.rules, s, steps[i].plan, kv_length, axis, c.first, c.last);
         realised[axis] = c.first > 0 ? realised[axis] + share : share;
       }
     }
+  }
+}
+
+// Under thresholds: the share of the MLP that the steps spent. A decider has booked what it expected.
+inline void Engine::count_kept(const Call& c) {
+  for (int i = 0; i < step_count; ++i) {
+    double& realised = c.realised[3 * size_t(i) + 1];
+    const double share = share_of_kept(*c.rules, s, steps[i].kept[0], steps[i].kept[1], s.layers);
+    if (steps[i].decider) steps[i].row->spent[1] += share - realised, realised = share;
+    else realised += share;
   }
 }
 

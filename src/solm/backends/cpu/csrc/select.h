@@ -1,6 +1,8 @@
 // Selecting the largest channels, and rounding what is kept to a grid.
 #pragma once
 
+#include <cmath>
+
 #include "arch/select_avx2.h"
 #include "arch/select_avx512.h"
 
@@ -27,6 +29,27 @@ inline int select(const float* x, int n, int count, int32_t* index, float* value
   });
 #endif
   return kept;
+}
+
+// The same for the channels of at least `limit` in magnitude.
+inline int select_from(const float* x, int n, float limit, int32_t* index, float* values) {
+#if defined(__AVX512BW__) && defined(__BMI2__)
+  return select_from_avx512(x, n, limit, index, values);
+#elif defined(COMPRESS_AVX2)
+  return select_from_avx2(x, n, limit, index, values);
+#else
+  int kept = 0;
+  for (int i = 0; i < n; ++i) {
+    index[kept] = i, values[kept] = x[i];
+    kept += std::fabs(x[i]) >= limit;
+  }
+  return kept;
+#endif
+}
+
+// Adds the magnitudes of x [n] to a histogram [MAGNITUDES] that other threads may add to as well.
+inline void count_magnitudes(const float* x, int n, uint32_t* histogram) {
+  for (int i = 0; i < n; ++i) __atomic_fetch_add(&histogram[magnitude(x[i]) >> 17], 1u, __ATOMIC_RELAXED);
 }
 
 // Rounds kept values to `bits` bits with one scale per `group` channels of the whole vector.

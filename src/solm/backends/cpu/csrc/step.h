@@ -19,7 +19,7 @@ template <typename W, typename K>
 struct alignas(64) Worker : WorkerBase, Products<W> {
   static constexpr bool INTEGERS = std::is_same_v<W, int8_t>;
   using Base = Products<W>;
-  using Base::all, Base::barrier, Base::e, Base::first_rows, Base::half, Base::inputs, Base::keep_all, Base::keep_largest,
+  using Base::all, Base::barrier, Base::e, Base::first_rows, Base::half, Base::inputs, Base::keep_all, Base::keep_channels,
       Base::multiply, Base::partial, Base::result, Base::rounded, Base::thread, Base::threads;
   const int H, I, D, Q, KV;
   Attention<K> attention;
@@ -127,7 +127,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     const SparsityRules& rules = *e.call->rules;
     const Layer& l = e.layers[number];
     const int wide = (Q + 2 * KV) * D;
-    const Step* steps = &e.steps[start];
+    Step* steps = &e.steps[start];
     for (int r = 0; r < rows; ++r)
       plans[r] = within_window(layer_plan(rules, e.s, steps[r].plan, number), steps[r].position + 1, l.window);
     keep_all(take_streams(l.attention_norm, rows), H, rows);
@@ -148,14 +148,25 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
 
     for (int r = 0; r < rows; ++r) add_result(r, l.attention_output_norm);
     const float* x = take_streams(l.mlp_norm, rows);
-    for (int r = 0; r < rows; ++r) keep_largest(x + size_t(r) * H, H, plans[r].inputs, plans[r], r);
+    for (int r = 0; r < rows; ++r) keep(number, 0, x + size_t(r) * H, steps[r], r);
     multiply(l.gate_up, H, 2 * I, rows, first_rows(l.down, I));
     for (int r = 0; r < rows; ++r) {
       activate(e.s.activation, result(r), result(r) + I, I, values.data());
-      keep_largest(values.data(), I, plans[r].hiddens, plans[r], r);
+      keep(number, 1, values.data(), steps[r], r);
     }
     multiply(l.down, I, H, rows, number + 1 < e.call->last ? first_rows(e.layers[number + 1].qkv, H) : Prefetch());
     for (int r = 0; r < rows; ++r) add_result(r, l.mlp_output_norm);
+  }
+
+  // Takes what a step keeps of x, the input of a site of a layer's MLP, as the input of the next product.
+  void keep(int layer, int site, const float* x, Step& step, int row) {
+    const Plan& plan = plans[row];
+    const int size = site ? I : H;
+    const int found = keep_channels(x, size, site ? plan.hiddens : plan.inputs, site ? plan.hidden_limit : plan.input_limit,
+                                    plan, row);
+    if (thread > 0) return;
+    step.kept[site] += found;
+    if (uint32_t* histogram = e.call->histogram) count_magnitudes(x, size, histogram + (size_t(layer) * 2 + site) * MAGNITUDES);
   }
 
   // The residual streams of all steps [rows, H], normed if there is a norm.

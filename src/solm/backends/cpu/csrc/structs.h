@@ -11,6 +11,8 @@ constexpr int GROUP = 32;            // input channels that share a scale, or a 
 constexpr int BLOCK = 64;            // outputs of a matrix that are stored together
 constexpr int STRIP = 32;            // outputs of the head that are stored together
 constexpr int KNOTS = 21;            // points of an allocation's curves
+constexpr int PERCENTAGES = 101;      // limits of a site, for 0 to 100 percent of its channels
+constexpr int MAGNITUDES = 1 << 14;  // bins of a histogram of |x|: the upper bits of float32 without its sign
 constexpr int HIGH_BITS = 4;         // of a nested weight
 constexpr double FULL_BITS = 16;     // of a dense action
 constexpr int MOST_ROWS = 16;        // steps that share one pass over the weights
@@ -98,11 +100,13 @@ struct Model {
 // share a rounding scale, 0 for all. weight_bits: the bits of an action are those of weights. allocation: null, or curves
 // [layers * heads + layers, KNOTS], first of pages per layer and KV head (heads 1: of all heads), then of channels per layer.
 // own_hidden: `layers` more curves follow, of the hidden site's channels, and those before are of the input site's. input_part:
-// what input channels count of the MLP's share where both sites are in use.
+// what input channels count of the MLP's share where both sites are in use. thresholds: null, or [layers, 2, PERCENTAGES], the
+// least |x| that a step keeps at a site whose share is that percentage, in place of an exact number of channels.
 struct SparsityRules {
   int32_t sinks, window, input_site, hidden_site, hidden_power, group, weight_bits, layers, heads, own_hidden;
   double input_part;
   const double* allocation;
+  const float* thresholds;
 };
 
 // A value policy (solm.policies.value_policy). Its network: read [hidden + 3, width] and bias, head [3, width] and bias, scale
@@ -133,6 +137,9 @@ struct RowState {
 // not controllable steps run dense. realised [rows, count, 3] receives the realised shares; with first > 0 those of these layers are
 // added to it. actions [rows, count] receives the decided actions, -1 for others. A call that reaches the last layer adds
 // its steps to `states`.
+// With thresholds, the share of the MLP is counted while the steps run, and corrected in `states` after them.
+//
+// histogram: null, or [layers, 2, MAGNITUDES], to which the call adds how many inputs of the MLP's sites lie in every bin.
 //
 // stream [rows, count, H] is read with first > 0, and written: the residual stream, or after the last layer the input of the
 // head; null where nobody wants it, in calls of all layers. logits [rows, logit_steps, V] receives the logits of the last
@@ -148,6 +155,7 @@ struct Call {
   int64_t* actions;
   double* realised;
   float *stream, *logits;
+  uint32_t* histogram;
   char* message;  // [MESSAGE], what is wrong where a call is refused
 };
 

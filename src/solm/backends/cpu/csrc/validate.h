@@ -1,6 +1,7 @@
 // Checks at the border. Each returns whether the arguments are valid, and writes what is wrong to `message` [MESSAGE].
 #pragma once
 
+#include <cfloat>
 #include <cmath>
 #include <cstdio>
 
@@ -115,6 +116,11 @@ inline bool valid_rules(const Engine& e, const SparsityRules& rules, char* messa
     return refuse(message, "the allocation is for %d KV heads, and the model has %d", rules.heads, s.kv_heads);
   if (rules.own_hidden && (!rules.allocation || !rules.input_site || !rules.hidden_site))
     return refuse(message, "an allocation of hidden channels needs both sites of the MLP");
+  if (rules.thresholds && rules.layers != s.layers)
+    return refuse(message, "the thresholds are for %d layers, and the model has %d", rules.layers, s.layers);
+  for (int i = 0; rules.thresholds && i < 2 * s.layers * PERCENTAGES; ++i)
+    if (!(rules.thresholds[i] >= 0 && rules.thresholds[i] <= FLT_MAX))
+      return refuse(message, "thresholds must be finite and at least 0, got %g", rules.thresholds[i]);
   if (!(rules.input_part > 0 && rules.input_part < 1))
     return refuse(message, "input_part must lie between 0 and 1, got %g", rules.input_part);
   return true;

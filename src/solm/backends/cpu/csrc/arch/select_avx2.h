@@ -100,6 +100,25 @@ inline int select_avx2(const float* x, int n, int count, int32_t* index, float* 
   return kept;
 }
 
+// See `select_from`.
+inline int select_from_avx2(const float* x, int n, float limit, int32_t* index, float* values) {
+  int kept = 0;
+  const __m256 edge = _mm256_set1_ps(limit);
+  const __m256i eight = _mm256_set1_epi32(8);
+  __m256i number = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+  for (int i = 0; i < n; i += 8, number = _mm256_add_epi32(number, eight)) {
+    const __m256i size = eight_magnitudes(x + i, n - i);
+    uint32_t keep = uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(_mm256_castsi256_ps(size), edge, _CMP_GE_OQ)));
+    if (n - i < 8) keep &= (1u << (n - i)) - 1;
+    const __m256i bits = n - i >= 8 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i))
+                                    : _mm256_castps_si256(_mm256_maskload_ps(x + i, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), number)));
+    write_lanes(keep, number, index + kept);
+    write_lanes(keep, bits, values + kept);
+    kept += __builtin_popcount(keep);
+  }
+  return kept;
+}
+
 }  // namespace solm
 
 #endif

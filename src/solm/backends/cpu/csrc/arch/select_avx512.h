@@ -56,5 +56,22 @@ __attribute__((always_inline)) inline int select_avx512(const float* x, int n, i
   return kept;
 }
 
+// See `select_from`.
+inline int select_from_avx512(const float* x, int n, float limit, int32_t* index, float* values) {
+  int kept = 0;
+  const __m512 edge = _mm512_set1_ps(limit);
+  const __m512i step = _mm512_set1_epi32(16);
+  __m512i number = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  for (int i = 0; i < n; i += 16, number = _mm512_add_epi32(number, step)) {
+    const __mmask16 there = __mmask16(n - i >= 16 ? 0xffff : (1 << (n - i)) - 1);
+    const __m512 here = _mm512_maskz_loadu_ps(there, x + i);
+    const __mmask16 keep = _mm512_mask_cmp_ps_mask(there, _mm512_abs_ps(here), edge, _CMP_GE_OQ);
+    _mm512_storeu_si512(index + kept, _mm512_maskz_compress_epi32(keep, number));
+    _mm512_storeu_ps(values + kept, _mm512_maskz_compress_ps(keep, here));
+    kept += __builtin_popcount(uint32_t(keep));
+  }
+  return kept;
+}
+
 }  // namespace solm
 #endif

@@ -1,0 +1,111 @@
+"""Thresholds on channels in the engine: measured, kept to, counted, and made up for by the budget."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from helpers.engine import engine_of, pair
+from helpers.engine_edges import Rows
+from helpers.models import keep_of, tiny_model, tokens
+from helpers.policies import BENDS, profile_of, with_hidden
+from solm.backends.cpu.magnitudes import limits_of, measure_thresholds
+from solm.backends.cpu.session import CpuSession
+from solm.backends.cpu.structs import MAGNITUDES
+from solm.backends.torch.backend import TorchBackend
+from solm.core.actions import ActionSpace
+from solm.core.errors import DataError, PolicyMismatchError
+from solm.core.sparsity import SparsityConfig
+from solm.core.thresholds import PERCENTAGES, ChannelThresholds
+from solm.policies.schedules import static
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+SPARSITY = SparsityConfig(window=16)
+
+
+@pytest.fixture(scope="module")
+def control():
+    control = TorchBackend(tiny_model("llama", torch.float32, num_hidden_layers=4))
+    yield control
+    control.detach()
+
+
+@pytest.fixture(scope="module")
+def thresholds(control):
+    return measure_thresholds(engine_of(control.model), SPARSITY, tokens(4, 90, seed=6).numpy())
+
+
+def test_limits_are_the_quantiles_of_what_was_counted():
+    rng = np.random.default_rng(0)
+    sizes = np.abs(rng.standard_normal(50_000)).astype(np.float32)
+    bins = np.bincount(sizes.view(np.uint32) >> 17, minlength=MAGNITUDES)
+    (found,) = limits_of(bins[None])
+    assert np.allclose(found[1:-1], np.quantile(sizes, np.linspace(1, 0, PERCENTAGES))[1:-1], rtol=0.02)
+    assert (np.diff(found) <= 0).all()
+    assert (limits_of(np.zeros((2, MAGNITUDES))) < 1e-30).all(), "of a site that saw nothing"
+
+
+def test_both_backends_measure_the_same(control, thresholds):
+    windows = tokens(4, 90, seed=6)
+    ours, theirs = (np.array(found.limits)[..., 1:-1] for found in (thresholds, control.channel_thresholds(windows)))
+    assert np.allclose(ours, theirs, rtol=0.03, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("dealt", [False, True])
+def test_thresholds_give_the_torch_backends_logits_and_shares(control, thresholds, dealt, rows):
+    """In stretches, whose steps are one product of matrices, and step by step."""
+    allocation = with_hidden(profile_of(*BENDS), -0.9, -0.7, -0.8, -0.6) if dealt else None
+    sparsity = SparsityConfig(window=16, hidden_power=2, input_part=0.7, thresholds=thresholds, allocation=allocation)
+    ours, native = pair(control, sparsity, rows=rows)
+    following, keep = tokens(rows, 20, seed=5), keep_of((0.3, 0.5, 16), rows, 20)
+    for first, last in ((0, 16), *((step, step + 1) for step in range(16, 20))):
+        part, some = following[:, first:last], keep[:, first:last]
+        expected, found = ours.extend(part, some), native.extend(part, some)
+        torch.testing.assert_close(expected.logits, found.logits, atol=1e-3, rtol=0)
+        torch.testing.assert_close(expected.realised, found.realised, atol=1e-3, rtol=0)
+    assert found.realised[0, 0, 1] != 0.5 * (0.7 + 0.3 * 0.5), "what passed, not what was asked for"
+    torch.testing.assert_close(ours.ledger.spent, native.ledger.spent, atol=0.01, rtol=0)
+    dense = keep_of((1.0, 1.0, 16), rows, 1)
+    one = native.fork(1).extend(following[:, :1], dense)
+    other = native.fork(1, sparsity=sparsity.exact).extend(following[:, :1], dense)
+    assert torch.equal(one.logits, other.logits)
+    assert (one.realised == 1).all()
+
+
+def test_budgets_are_kept_on_text_whose_activations_are_others(control, thresholds):
+    """Every limit is a third too low, so that more channels pass than were asked for. Steps that are decoded make up
+    for it, and stretches of known text nearly so."""
+    low = ChannelThresholds(limits=[[[0.67 * x for x in site] for site in layer] for layer in thresholds.limits])
+    space = ActionSpace(mlp=tuple(percent / 100 for percent in range(20, 101)))
+    sparsity = SPARSITY.model_copy(update={"thresholds": low})
+    parent = CpuSession(engine_of(control.model), sparsity)
+    parent.prefill(tokens(2, 30))
+    target = torch.tensor([[1.0, 0.62, 1.0]] * 2, dtype=torch.float64)
+    ids = tokens(2, 129, seed=7)
+    known, decoded = parent.fork(1), parent.fork(1)
+    for session in (known, decoded):
+        session.control(static(space, sparsity), target, 128)
+    realised = known.score(ids).realised[..., 1]
+    assert float(realised[:, :16].mean()) > 0.7
+    torch.testing.assert_close(known.ledger.average[:, 1], realised.mean(1))
+    assert (realised.mean(1) - 0.62).abs().max() < 0.03
+    for step in range(128):
+        decoded.step(ids[:, step])
+    assert (decoded.ledger.average[:, 1] - 0.62).abs().max() < 0.01
+
+
+def test_what_does_not_fit_is_refused(control, thresholds):
+    engine = engine_of(control.model)
+    other = SPARSITY.model_copy(update={"thresholds": ChannelThresholds(limits=thresholds.limits[:3])})
+    with pytest.raises(DataError, match="the thresholds are for 3 layers, and the model has 4"):
+        Rows(engine, sparsity=other).run(tokens(1, 1))
+    with pytest.raises(PolicyMismatchError, match="thresholds of 3 layers do not fit a model of 4"):
+        other.thresholds.check(4)
+    with pytest.raises(ValidationError, match="fall to 0"):
+        ChannelThresholds(limits=[[[1.0] * PERCENTAGES] * 2])
+    for wrong in (np.zeros((4, 2, 8), np.uint32), np.zeros((4, 2, MAGNITUDES), np.int64)):
+        with pytest.raises(DataError, match="a histogram must be writable uint32"):
+            Rows(engine).run(tokens(1, 1), histogram=wrong)
