@@ -20,10 +20,11 @@ Rates = tuple[float, float, float]
 class MeasuredCost:
     """Milliseconds of a step: those of the dense step less, per axis, a rate times the share that is left out.
 
-    A rate is fitted to the measured levels by least squares, at the shares that these levels realise, and is at least
-    0. That of attention belongs to a context. That of the MLP, which does the same work in every context, is one for
-    all of them. Being linear, the cost of an average is the average cost: arms of equal average shares take equal time.
-    Between measured contexts rates are interpolated; beyond them the nearest holds.
+    A rate is fitted to the measured levels of all contexts by least squares, at the shares that these levels realise,
+    and is at least 0. That of attention is proportional to the context: what its keys save after 512 tokens is less than
+    the noise of a timing, and after 4,096 it is not. That of the MLP, which does the same work in every context, is one
+    for all of them. Being linear, the cost of an average is the average cost: arms of equal average shares take equal
+    time. Between measured contexts dense steps are interpolated; beyond them the nearest holds, for rates too.
     """
 
     def __init__(self, timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShapes):
@@ -32,11 +33,10 @@ class MeasuredCost:
         known = LEVELS.model_copy(update={"attention": timings.attention, "mlp": timings.mlp})
         attention, mlp, _ = axis_levels(known, contexts, sparsity.under(None), shapes)
         dense = np.array(timings.dense_ms)
-        of_mlp = _rate(np.asarray(mlp).reshape(1, -1), (dense[:, None] - timings.mlp_ms).reshape(1, -1))
-        rates = [
-            _rate(np.asarray(attention), dense[:, None] - timings.attention_ms),
-            np.broadcast_to(of_mlp, dense.shape),
-        ]
+        of_mlp = _rate(1 - np.broadcast_to(np.asarray(mlp), np.shape(timings.mlp_ms)), dense[:, None] - timings.mlp_ms)
+        keys_left = contexts[:, None] * (1 - np.asarray(attention))
+        of_key = _rate(keys_left, dense[:, None] - timings.attention_ms)
+        rates = [of_key * contexts, np.full(dense.shape, of_mlp)]
         halved = dense if not timings.halved_ms else np.array(timings.halved_ms)
         rates.append(np.maximum((dense - halved) / (1 - HIGH_BITS / FULL_BITS), 0))
         self._contexts, self._dense, self._rates = contexts, dense, np.stack(rates)
@@ -84,8 +84,7 @@ def input_part(timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShap
     return round(float(np.clip(found, by_weights - _PART_RANGE, by_weights + _PART_RANGE)), 3)
 
 
-def _rate(shares: np.ndarray, saved: np.ndarray) -> np.ndarray:
-    """[N] ms per share left out, from shares [N, levels] realised and the milliseconds that they save [N, levels]. 0
-    where no level leaves anything out."""
-    left = 1 - shares
-    return np.maximum((left * saved).sum(1) / np.maximum((left**2).sum(1), 1e-12), 0)
+def _rate(left_out: np.ndarray, saved: np.ndarray) -> float:
+    """Milliseconds per unit left out, from what measured levels leave out [...] and the milliseconds that they save
+    [...]. 0 where no level leaves anything out."""
+    return max(float((left_out * saved).sum() / max((left_out**2).sum(), 1e-12)), 0.0)

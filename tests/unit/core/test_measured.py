@@ -33,8 +33,16 @@ def test_channels_are_worth_the_same_in_every_context():
 
 
 def test_noise_that_makes_lower_levels_slower_saves_nothing():
-    slower = made_timings(CPU, SHAPES, attention=(-0.2, 0.4))
+    slower = made_timings(CPU, SHAPES, attention=(0.2, -0.1))
     assert MeasuredCost(slower, CPU, SHAPES).rates(100)[0] == 0
+
+
+def test_attention_is_worth_what_its_keys_are():
+    """Noise after few tokens, where keys take next to no time, hardly counts: a rate of its own would be 3 there."""
+    noisy = made_timings(CPU, SHAPES, attention=(0.3, 0.4))
+    found = [MeasuredCost(noisy, CPU, SHAPES).rates(context)[0] for context in (100, 400)]
+    assert found[1] == pytest.approx(4 * found[0])
+    assert 4 < found[1] < 4.6
 
 
 def test_high_halves_of_weights_have_a_rate_of_their_own():
