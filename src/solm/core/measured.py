@@ -21,10 +21,10 @@ class MeasuredCost:
     """Milliseconds of a step: those of the dense step less, per axis, a rate times the share that is left out.
 
     A rate is fitted to the measured levels of all contexts by least squares, at the shares that these levels realise,
-    and is at least 0. That of attention is proportional to the context: what its keys save after 512 tokens is less than
-    the noise of a timing, and after 4,096 it is not. That of the MLP, which does the same work in every context, is one
-    for all of them. Being linear, the cost of an average is the average cost: arms of equal average shares take equal
-    time. Between measured contexts dense steps are interpolated; beyond them the nearest holds, for rates too.
+    and is at least 0. That of attention is proportional to the context: what its keys save after 512 tokens is less
+    than the noise of a timing, and after 4,096 it is not. That of the MLP, which does the same work in every context,
+    is one for all of them. Being linear, the cost of an average is the average cost: arms of equal average shares take
+    equal time. Between measured contexts dense steps and rates are interpolated; beyond them the nearest holds.
     """
 
     def __init__(self, timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShapes):
