@@ -221,6 +221,9 @@ class Backend(Protocol):
     def embed(self, tokens: Array) -> Any:
         """Input embeddings [..., H] of tokens [...], in their kind."""
 
+    def sample_weights(self) -> dict[str, np.ndarray]:
+        """Weights that tell this model from others of its shape, see `solm.backends.weight_sample`."""
+
     def session(self, sparsity: SparsityConfig, capacity: int = 0) -> Session:
         """An empty session; `capacity` tokens are reserved."""
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from solm.core.cost import ModelShapes
     from solm.core.sparsity import SparsityConfig
     from solm.policies.artifact import TrainedPolicy
+    from solm.policies.identity import BaseIdentity
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -174,28 +175,27 @@ def trained_policy(
         if name in DECIDERS:
             raise SolmError(f"{name} is no trained policy; give a folder, a hub id or builtin:...")
         trained = _shipped(config) if name == AUTO else TrainedPolicy.from_pretrained(name)
-        trained.check(trained.config.base.model_copy(update=_sizes(config)), config.shapes)
+        trained.check(_as_of(config, trained.config.base), config.shapes)
     if space is None:
         return trained
     with option("--space"):
         return trained.with_space(space)
 
 
-def _sizes(config: ModelFacts) -> dict[str, Any]:
-    """What a policy's base model must agree in, by the fields of `BaseIdentity`."""
+def _as_of(config: ModelFacts, base: "BaseIdentity") -> "BaseIdentity":
+    """`base` with the architecture of a model whose weights are not known yet."""
     shapes = config.shapes
-    return {
-        "family": config.family, "hidden": shapes.hidden, "layers": shapes.layers, "vocabulary": shapes.vocabulary,
-    }  # fmt: skip
+    sizes = {"hidden": shapes.hidden, "layers": shapes.layers, "vocabulary": shapes.vocabulary}
+    return base.model_copy(update={"family": config.family, "sample": (), **sizes})
 
 
 def _shipped(config: ModelFacts) -> "TrainedPolicy":
     """The policy that ships for such a model; of several one with a measured curve, or made for the cpu backend."""
     from solm.policies.artifact import TrainedPolicy, shipped
 
-    wanted = _sizes(config)
     known = [TrainedPolicy.from_pretrained(name) for name in shipped()]
-    found = [each for each in known if wanted.items() <= each.config.base.model_dump().items()]
+    bases = [(each, each.config.base) for each in known]
+    found = [each for each, base in bases if base.difference_of_shape(_as_of(config, base)) is None]
     if not found:
         raise SolmError(f"no policy ships for this {config.family} model; solm fit makes one for any")
     return max(found, key=lambda each: (each.curve is not None, each.config.sparsity.hidden_power))

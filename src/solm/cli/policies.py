@@ -110,7 +110,7 @@ def _told(name: str, config: "PolicyConfig") -> dict[str, Any]:
         "name": name,
         "method": provenance.get("config", {}).get("method", "unknown"),
         "actions": len(config.space),
-        "base": config.base.model_dump(exclude={"sample"}),
+        "base": config.base.model_dump(exclude={"sample", "weights"}),
         "space": config.space.model_dump(mode="json"),
         "sparsity": config.sparsity.model_dump(mode="json", exclude={"allocation"})
         | {"allocation": None if allocation is None else f"{allocation.layers} layers"},

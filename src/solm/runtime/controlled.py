@@ -8,6 +8,7 @@ import numpy as np
 from solm.backends.cpu.backend import CpuBackend
 from solm.backends.session import AnyPolicy, Backend, Session
 from solm.backends.threads import default_threads
+from solm.backends.weight_sample import spread
 from solm.core.actions import ActionSpace
 from solm.core.arrays import as_numpy
 from solm.core.budget import Budget, BudgetLike
@@ -16,7 +17,8 @@ from solm.core.errors import SolmError
 from solm.core.provenance import processor
 from solm.core.sparsity import SparsityConfig
 from solm.core.timings import StepTimings
-from solm.policies.artifact import BaseIdentity, TrainedPolicy
+from solm.policies.artifact import TrainedPolicy
+from solm.policies.identity import BaseIdentity, WeightSample
 from solm.policies.protocol import Policy
 from solm.policies.schedules import Dense, Random, Static, static
 from solm.runtime.offer import Offer
@@ -129,14 +131,14 @@ class ControlledModel:
     def identity(self) -> BaseIdentity:
         """What a policy for this model must match."""
         shapes = self.shapes
-        embedding = as_numpy(self.backend.embed(_spread(shapes.vocabulary)))
+        embedding = as_numpy(self.backend.embed(spread(shapes.vocabulary))).astype(np.float32)
         return BaseIdentity(
             name=self.name,
             family=self.backend.capability.family,
             hidden=shapes.hidden,
             layers=shapes.layers,
             vocabulary=shapes.vocabulary,
-            sample=tuple(round(value, 4) for value in embedding[:, 0].astype(np.float32).tolist()),
+            weights=WeightSample.of(embedding[:, :16], **self.backend.sample_weights()),
         )
 
     @property
@@ -197,11 +199,3 @@ class ControlledModel:
         space = self.space if self.trained is not None or policy is None else policy.space
         overhead = 0 if decides is None else self.overhead(decides)
         return Offer(space, self.sparsity, self.shapes, self.trained, overhead, self.timings)
-
-
-def _spread(vocabulary: int) -> np.ndarray:
-    """Token ids [32], evenly spread: those of which `BaseIdentity.sample` holds an embedding. As torch.linspace has
-    them, in float32 from either end."""
-    last, steps = np.float32(vocabulary - 1), np.arange(32, dtype=np.float32)
-    gap = last / np.float32(31)
-    return np.where(steps < 16, gap * steps, last - gap * (31 - steps)).astype(np.int64)

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from solm.backends.capability import Capability
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.engine import check_precision as check_precision
@@ -9,6 +11,7 @@ from solm.backends.cpu.files.repack import Progress
 from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.magnitudes import measure_thresholds
 from solm.backends.cpu.session import CpuSession
+from solm.backends.weight_sample import sampled
 from solm.core.arrays import AnyArray, as_numpy, in_kind
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import ChannelThresholds
@@ -61,6 +64,10 @@ class CpuBackend:
     def embed(self, tokens: AnyArray) -> AnyArray:
         """As `Backend.embed`."""
         return in_kind(self.engine.embed(as_numpy(tokens)), tokens)
+
+    def sample_weights(self) -> dict[str, np.ndarray]:
+        """As `Backend.sample_weights`, from the source: what the engine made of it does not count."""
+        return sampled(self.shapes.layers, self.engine.sample_layer)
 
     def session(self, sparsity: SparsityConfig, capacity: int = 0) -> CpuSession:
         """As `Backend.session`."""

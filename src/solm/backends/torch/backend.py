@@ -1,11 +1,14 @@
 """The torch backend: a transformers model under control, on whatever device it lies."""
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from solm.backends.torch.families import decoder_layers, sample_layer
 from solm.backends.torch.hooks import HookedModel
 from solm.backends.torch.magnitudes import measure_thresholds
 from solm.backends.torch.session import TorchSession
+from solm.backends.weight_sample import sampled
 from solm.core.arrays import Array, as_tensor
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import ChannelThresholds
@@ -42,6 +45,11 @@ class TorchBackend:
     def embed(self, tokens: Array) -> torch.Tensor:
         """Input embeddings of tokens [...]: [..., H]."""
         return self.hooked.embed(as_tensor(tokens).to(self.device))
+
+    def sample_weights(self) -> dict[str, np.ndarray]:
+        """As `Backend.sample_weights`; nothing of weights that are quantised or elsewhere."""
+        layers = decoder_layers(self.model)
+        return sampled(len(layers), lambda number: sample_layer(layers[number]))
 
     def session(self, sparsity: SparsityConfig, capacity: int = 0) -> TorchSession:
         """As `Backend.session`."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -53,6 +55,24 @@ def mlp_sites(layer: nn.Module) -> MLPSites:
     linears = [child for child in mlp.children() if isinstance(child, nn.Linear | Conv1D)]
     gated = len(linears) > 2 or any("gate_up" in name for name, _ in mlp.named_children())
     return MLPSites(mlp, down, gated)
+
+
+def sample_layer(layer: nn.Module) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The middle row of a layer's down projection and the first of its norms by name; None where they are no floats or
+    not in memory."""
+    try:
+        down = getattr(mlp_sites(layer).down, "weight", None)
+    except UnsupportedModelError:
+        down = None
+    norms = [part for part in layer.named_parameters() if part[0].endswith("norm.weight") and part[1].dim() == 1]
+    norm = min(norms, key=lambda found: found[0])[1] if norms else None
+    row = None if down is None or down.dim() != 2 else down[len(down) // 2]
+    return _floats(row), _floats(norm)
+
+
+def _floats(values: torch.Tensor | None) -> np.ndarray | None:
+    known = values is not None and values.is_floating_point() and not values.is_meta
+    return values.detach().float().cpu().numpy() if known else None  # type: ignore[union-attr]
 
 
 def model_shapes(config: PretrainedConfig, gated: bool) -> ModelShapes:
