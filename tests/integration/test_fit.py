@@ -72,6 +72,10 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
     assert trained.curve is not None
     assert "## Budgets" in (out / "policy" / "README.md").read_text()
     assert (out / "report.html").is_file()
+    for file in out.rglob("*"):  # a policy is given away, and its user's folders are nobody's business
+        assert not file.is_file() or str(tmp_path).encode() not in file.read_bytes(), file
+    assert trained.config.base.name == tiny_folder.name
+    assert trained.config.provenance["config"]["data"] == ["a.txt", "b.txt"]
 
     code, said = solm("fit", tiny_folder, "--data", texts, "--minutes", MINUTES, "--out", out, "--json")
     assert not code
@@ -84,6 +88,7 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
         "--budgets", "auto", "--texts", "4", "--context", "200", "--length", "40", "--out", result,
     )  # fmt: skip
     assert not code, said.err
+    assert str(tmp_path) not in result.read_text()
     points = json.loads(result.read_text())["points"]
     found = {(point["arm"], point["budget"]) for point in points}
     for budget in {point["budget"] for point in points if point["arm"] == "policy"}:
@@ -122,7 +127,7 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
     code, said = solm("policies", "show", out / "policy", "--json")
     told = json.loads(said.out)
     assert [point["budget"] for point in told["budgets"]] == budgets
-    assert {source["name"] for source in told["measured"]["sources"]} == set(texts.split(","))
+    assert {source["name"] for source in told["measured"]["sources"]} == {"a.txt", "b.txt"}
     assert all(source["characters_per_token"] == pytest.approx(1, abs=0.02) for source in told["measured"]["sources"])
 
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from solm.cli.checks import option
 from solm.core.errors import DataError, SolmError
+from solm.core.provenance import plain_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,11 +35,12 @@ def long_enough(sources: Sources, tokens: int, typed: str = "--data") -> None:
 
 
 def streams(sources: Sources, tokenizer: "PreTrainedTokenizerBase | None") -> "list[TokenStream]":
-    """The tokens of every source."""
+    """The tokens of every source, under a name without the machine's folders."""
     from solm.data.windows import stream_of
 
     assert tokenizer is not None
-    return [stream_of(texts, tokenizer, name) for name, texts in sources]
+    names = plain_names([name for name, _ in sources])
+    return [stream_of(texts, tokenizer, name) for name, (_, texts) in zip(names, sources, strict=True)]
 
 
 def one_stream(sources: Sources | None, tokenizer: "PreTrainedTokenizerBase | None") -> "TokenStream | None":
@@ -49,4 +51,4 @@ def one_stream(sources: Sources | None, tokenizer: "PreTrainedTokenizerBase | No
         return None
     assert tokenizer is not None
     texts = [text for _, found in sources for text in found]
-    return stream_of(texts, tokenizer, ", ".join(name for name, _ in sources))
+    return stream_of(texts, tokenizer, ", ".join(plain_names([name for name, _ in sources])))

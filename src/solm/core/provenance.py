@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,33 @@ def command_line() -> str:
     """The command being run, without the machine's folders: of an absolute path only the last part is told."""
     program = Path(sys.argv[0]).name
     program = "solm" if program == "__main__.py" else program  # python -m solm.cli, as under torchrun
-    return shlex.join([program, *(Path(p).name if Path(p).is_absolute() else p for p in sys.argv[1:])])
+    return shlex.join([program, *map(_without_folders, sys.argv[1:])])
+
+
+def _without_folders(argument: str) -> str:
+    """An argument such as ``--data=/a/b,/c:train`` with only the last part of every absolute path."""
+    option, equals, value = argument.rpartition("=")
+    parts = (Path(part).name if Path(part).is_absolute() else part for part in value.split(","))
+    return option + equals + ",".join(parts)
+
+
+def plain_name(name: str) -> str:
+    """A model or text as others may read it: of a file's or folder's path only the last part, all else as it is."""
+    path = Path(name)
+    return path.resolve().name if path.is_absolute() or path.exists() else name
+
+
+def plain_names(names: Sequence[str]) -> list[str]:
+    """The same of several, with as many folders before the last part as tell them apart."""
+    short, paths = [plain_name(name) for name in names], [Path(name).resolve() for name in names]
+    found = []
+    for name, path in zip(short, paths, strict=True):
+        count, length = 1, len(path.parts)
+        alike = {other.parts for other, its in zip(paths, short, strict=True) if its == name} - {path.parts}
+        while count < length and any(parts[-count:] == path.parts[-count:] for parts in alike):
+            count += 1
+        found.append(name if count == 1 else "/".join(path.parts[-count:]))
+    return found
 
 
 def environment() -> dict[str, Any]:

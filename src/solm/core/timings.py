@@ -11,6 +11,7 @@ from solm.core.budget import Budget
 from solm.core.errors import PolicyMismatchError
 from solm.core.files import read_model
 from solm.core.nested import HIGH_BITS
+from solm.core.provenance import plain_name
 from solm.core.sparsity import SparsityConfig
 
 LEVELS = ActionSpace(attention=(0.1, 0.2, 0.4, 1.0), mlp=(0.4, 0.6, 0.8, 1.0))
@@ -128,7 +129,7 @@ class StepTimings(BaseModel):
         """Itself if it was measured for `model` on `backend`; raises `PolicyMismatchError` otherwise."""
         if sparsity.bits_site == "weights" and not self.halved_ms:
             raise PolicyMismatchError("these timings do not cover the bits of weights; run solm bench --policy")
-        if (self.model, self.backend) != (model, backend):
+        if (plain_name(self.model), self.backend) != (plain_name(model), backend):
             raise PolicyMismatchError(
                 f"these timings are of {self.model} on {self.backend}, not of {model} on {backend}; run solm bench"
             )

@@ -14,7 +14,7 @@ from solm.core.arrays import as_numpy
 from solm.core.budget import Budget, BudgetLike
 from solm.core.cost import ModelShapes, step_cost
 from solm.core.errors import SolmError
-from solm.core.provenance import processor
+from solm.core.provenance import plain_name, processor
 from solm.core.sparsity import SparsityConfig
 from solm.core.timings import StepTimings
 from solm.policies.artifact import TrainedPolicy
@@ -59,7 +59,7 @@ class ControlledModel:
         self.backend, self.tokenizer, self.trained = backend, tokenizer, policy
         self._model = getattr(backend, "model", model)
         self._generation = dict(generation or {})
-        self.name = name or self.model.config._name_or_path
+        self.name = plain_name(name or self.model.config._name_or_path)
         self.sparsity = sparsity_of(policy, sparsity)
         if policy is not None:
             policy.check(self.identity, backend.shapes)

@@ -8,7 +8,7 @@ import torch
 
 from solm.core.errors import DataError
 from solm.core.files import write_text
-from solm.core.provenance import command_line, commit, versions
+from solm.core.provenance import command_line, commit, plain_name, plain_names, versions
 from solm.data.text import documents
 from solm.data.windows import TokenStream, stream_of
 from solm.runtime.language_model import LanguageModel
@@ -60,8 +60,9 @@ def self_texts(lm: LanguageModel, config: RunConfig, out: Path, source: str) -> 
 
 def provenance(config: RunConfig, streams: list[TokenStream]) -> Record:
     """What a policy's card says about its training. `made` may differ between runs that give the same policy."""
+    names = {"model": plain_name(config.model), "data": plain_names(config.data)}
     return {
-        "config": config.model_dump(mode="json", exclude={"space", "sparsity"}),
+        "config": config.model_dump(mode="json", exclude={"space", "sparsity"}) | names,
         "data_fingerprint": "-".join(stream.fingerprint for stream in streams),
         "versions": versions(),
         "made": {"command": command_line(), "commit": commit()},

@@ -3,7 +3,7 @@
 import json
 
 from helpers.training import run
-from solm.core.provenance import command_line, commit
+from solm.core.provenance import command_line, commit, plain_name, plain_names
 
 
 def test_a_policy_records_its_provenance(tmp_path, byte_tokenizer):
@@ -19,3 +19,22 @@ def test_a_policy_records_its_provenance(tmp_path, byte_tokenizer):
 def test_the_recorded_command_is_the_one_a_user_types(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["/x/solm/cli/__main__.py", "train", "--out", str(tmp_path / "a b")])
     assert command_line() == "solm train --out 'a b'"
+
+
+def test_absolute_paths_in_lists_and_after_options_lose_their_folders(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/x/solm", "fit", "/m/a.gguf", "--data=/d/wiki,pydoc:train", "--out", "runs/x"])
+    assert command_line() == "solm fit a.gguf --data=wiki,pydoc:train --out runs/x"
+
+
+def test_names_are_those_of_files_and_no_more_unless_two_are_alike(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("one/texts", "two/texts"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert plain_name(str(tmp_path / "one" / "texts")) == plain_name("one/texts") == plain_name("one/texts/") == "texts"
+    assert plain_name(".") == tmp_path.name
+    for other in ("Qwen/Qwen2.5-0.5B", "builtin:smollm2-135m", "pydoc:train", "wikitext@raw:test"):
+        assert plain_name(other) == other
+    assert plain_name("/gone/model.gguf") == "model.gguf"
+    assert plain_names(["one/texts", "pydoc"]) == ["texts", "pydoc"]
+    assert plain_names(["one/texts", str(tmp_path / "two/texts"), "pydoc"]) == ["one/texts", "two/texts", "pydoc"]
+    assert plain_names(["one/texts", "one/texts"]) == ["texts", "texts"]

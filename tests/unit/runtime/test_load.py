@@ -13,7 +13,7 @@ from solm.core.errors import SolmError
 def test_a_dtype_is_a_name_or_torchs_own(tiny_folder, given):
     with solm.load(tiny_folder, backend="torch", **given) as lm:
         assert lm.model.dtype == torch.bfloat16
-        assert lm.name == str(tiny_folder)
+        assert lm.name == tiny_folder.name
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cpu", "sequential", {"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}])
