@@ -140,8 +140,9 @@ def test_a_random_schedule_is_drawn_without_torch(places):
 
 
 def test_what_needs_transformers_imports_it(places):
-    given = ["--model", places["model"], "--backend", "cpu", "--repetition-penalty", "1.3", "--max-new-tokens", "4"]
-    assert run(["generate", *given, PROMPT])[1] == ["torch", "transformers"]
+    given = ["generate", "--model", places["model"], "--max-new-tokens", "4", "--repetition-penalty", "1.3", PROMPT]
+    assert run([*given, "--backend", "torch"])[1] == ["torch", "transformers"]
+    assert run([*given, "--backend", "cpu"])[1] == []
 
 
 def test_an_interrupted_reply_is_kept_and_ends_with_one_line(places, tmp_path):

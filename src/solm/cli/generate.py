@@ -70,6 +70,7 @@ def generate(
       solm generate --policy builtin:smollm2-135m-cpu --budget keep=0.7 --json "Hello" | jq .realised
     """
     from solm.cli import spent
+    from solm.backends.tokenizer import model_tokenizer
     from solm.cli.output import print_json, repacking, say
     from solm.core.budget import Budget
     from solm.core.files import write_json
@@ -92,17 +93,19 @@ def generate(
     grid = checks.space_of(space)
     config = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
     checks.room(config, max_new_tokens, "--max-new-tokens")
-    tokenizer, middle = checks.tokenizer(model, revision, trust_remote_code, system), None
-    if tokenizer is not None:
-        with checks.option("PROMPT"):
-            prompt_tokens = encode(tokenizer, text, system)
-            check_length(prompt_tokens.shape[1], max_new_tokens, config.context)
-            middle = seen_on_average(prompt_tokens, max_new_tokens)
+    tokenizer = checks.tokenizer(model, revision, trust_remote_code, system)
+    if tokenizer is None:  # a GGUF file's, which is read before its weights
+        with checks.option("--model"):
+            tokenizer = model_tokenizer(model, trust_remote_code, revision)
+    with checks.option("PROMPT"):
+        ids = encode(tokenizer, text, system)
+        check_length(ids.shape[1], max_new_tokens, config.context)
+    seen = seen_on_average(ids, max_new_tokens)
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config, grid)
     decider = policy if policy in DECIDERS else "policy" if trained else "dense" if budget is None else "static"
     with checks.option("--timings"):
         known = None if timings is None else read_timings(timings)
-    request = checked_budget(budget, config, trained, grid, known, context=middle if trained else None)
+    request = checked_budget(budget, config, trained, grid, known, context=seen)
     if decider == "dense" and request.value not in (1.0, Budget()):
         raise BudgetError(f"--budget: {budget} needs another --policy than dense, which spends everything")
     with repacking() as progress:
@@ -111,9 +114,7 @@ def generate(
             kv_cache_dtype=kv_cache_dtype, timings=timings, revision=revision, trust_remote_code=trust_remote_code,
             progress=progress,
         )  # fmt: skip
-    ids = encode(lm.tokenizer, text, system)
     chosen = lm.policy(decider, grid)
-    seen = seen_on_average(ids, max_new_tokens)
     with checks.option("--budget"):
         asked = lm.budget(request, seen, chosen)
     tokens, moments = [], []

@@ -23,6 +23,7 @@ SUPPORTED = (
 """Generation options that are carried out. A reply is one row, which needs no padding, whatever the token."""
 _TOP_K = 50
 """What transformers takes where tokens are drawn and nothing else is said."""
+_PENALTY = "repetition_penalty"
 _DRAWN = ("temperature", "top_k", "top_p")
 """Options that matter where tokens are drawn."""
 _NO_MATTER = (
@@ -71,6 +72,24 @@ class Plain:
 
     def said(self, token: int) -> None:
         """Nothing depends on it."""
+
+
+class Penalised:
+    """What `rule` makes (None: nothing) of logits in which those of tokens of ids [1, C], and of tokens said since, are
+    worth less: over `penalty` above 0, times it below. As transformers' processor for repetition_penalty does it."""
+
+    def __init__(self, ids: Array, penalty: float, rule: Plain | None):
+        self._known, self._penalty, self._rule = np.unique(as_numpy(ids)), np.float32(penalty), rule
+
+    def scores(self, logits: Array) -> np.ndarray:
+        scores = as_numpy(logits).astype(np.float32)
+        known = scores[self._known]
+        scores[self._known] = np.where(known < 0, known * self._penalty, known / self._penalty)
+        return scores if self._rule is None else self._rule.scores(scores)
+
+    def said(self, token: int) -> None:
+        """`token` was chosen."""
+        self._known = np.union1d(self._known, token)
 
 
 def _unlikely(scores: np.ndarray, top_p: float) -> np.ndarray:
@@ -138,11 +157,15 @@ class Sampler:
             chosen["do_sample"] = False
         if not chosen["do_sample"]:
             chosen |= dict.fromkeys(_DRAWN)
-        plain = _plain(chosen)
+        penalty = chosen.get(_PENALTY)
+        penalised = type(penalty) in (int, float) and penalty > 0 and penalty != 1
+        plain = _plain({name: value for name, value in chosen.items() if not (penalised and name == _PENALTY)})
         if plain is not None:
             ends = chosen.get("eos_token_id")
             stops = frozenset(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])
-            return cls(seed, plain if chosen["do_sample"] else None, bool(chosen["do_sample"]), stops)
+            rule: Plain | None = plain if chosen["do_sample"] else None
+            scored: Scoring | None = Penalised(ids, penalty, rule) if penalised else rule
+            return cls(seed, scored, bool(chosen["do_sample"]), stops)
         from solm.runtime.processors import Processed, prepared
 
         processors, draws, ends = prepared(chosen, ids, lm.loaded)

@@ -5,10 +5,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from solm.runtime.controlled import _spread
-from solm.runtime.sampling import Plain, Sampler, _plain
+from solm.backends.weight_sample import spread
+from solm.runtime.sampling import Penalised, Plain, Sampler, _plain
 
 
 def logits(seed: int, size: int = 300) -> np.ndarray:
@@ -29,6 +34,21 @@ def test_plain_scores_are_those_of_transformers_processors(seed, temperature, to
     given_ = logits(seed)
     np.testing.assert_allclose(Plain(temperature, top_k, top_p).scores(given_), expected[0].numpy(), rtol=1e-6)
     assert np.array_equal(given_, logits(seed)), "the logits stay as they are"
+
+
+@pytest.mark.parametrize("penalty", [0.8, 1.3, 2])
+@pytest.mark.parametrize("rule", [None, Plain(0.7, 20)])
+def test_a_penalty_for_repetition_is_that_of_transformers(penalty, rule):
+    ids = np.array([[5, 9, 5, 250]])
+    penalised, processor = Penalised(ids, penalty, rule), RepetitionPenaltyLogitsProcessor(float(penalty))
+    for seed, token in enumerate((7, 9, 299)):
+        expected = processor(torch.from_numpy(ids), torch.from_numpy(logits(seed))[None])[0].numpy()
+        expected = expected if rule is None else rule.scores(expected)
+        given_ = logits(seed)
+        np.testing.assert_array_equal(penalised.scores(given_), expected)
+        assert np.array_equal(given_, logits(seed)), "the logits stay as they are"
+        penalised.said(token)
+        ids = np.append(ids, [[token]], axis=1)
 
 
 def test_tokens_are_drawn_as_often_as_their_probabilities_say():
@@ -74,4 +94,4 @@ def test_a_policys_identity_has_the_rows_that_torchs_linspace_gives():
     known = (2, 33, 259, 32000, 49152, 50257, 128256, 151646, 151936, 152064, 256000, 262144)
     for vocabulary in (*known, *range(9000, 9200)):
         expected = torch.linspace(0, vocabulary - 1, 32).long().tolist()
-        assert _spread(vocabulary).tolist() == expected, vocabulary
+        assert spread(vocabulary).tolist() == expected, vocabulary
