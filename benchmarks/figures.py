@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from math import exp, log2
 
-import published as of
-from published import BEST
+import published_speed as timed
+from published_speed import BEST
 
 STYLE = """<style>
 text { font: 14px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328 }
@@ -58,8 +58,8 @@ def scale(low: float, high: float, first: float, last: float, log: bool = False)
 
 def frontier(context: int, arm: str, most: float) -> list[Point]:
     """Milliseconds and per cent of perplexity of the settings that no other one beats in both; the fastest first."""
-    found: list[Point] = [(of.dial_dense(context), 0.0)]
-    for setting in of.dial(context):
+    found: list[Point] = [(timed.dial_dense(context), 0.0)]
+    for setting in timed.dial(context):
         found.append((setting.milliseconds[arm], max(0.0, 100 * (exp(setting.loss[arm].value) - 1))))
     best = [point for point in found if not any(o != point and o[0] <= point[0] and o[1] <= point[1] for o in found)]
     return sorted(point for point in best if point[1] <= most)
@@ -90,17 +90,17 @@ def quality() -> str:
             for point in points:
                 canvas.dot(point, colour, hollow)
     for context, words, time, colour, lift in (
-        (1024, "solm 4-bit, int8 KV cache", of.dial_dense(1024), BLUE, 132),
-        (1024, "solm int8", of.step("int8", "dense", 1024), BLUE, 104),
-        (1024, "llama.cpp Q4_1", of.llama_cpp_step("Q4_1", 1024), PINK, 70),
-        (1024, "llama.cpp Q8_0", of.llama_cpp_step("Q8_0", 1024), PINK, 40),
-        (8064, "solm, dense", of.dial_dense(8064), BLUE, 28),
+        (1024, "solm 4-bit, int8 KV cache", timed.dial_dense(1024), BLUE, 132),
+        (1024, "solm int8", timed.step("int8", "dense", 1024), BLUE, 104),
+        (1024, "llama.cpp Q4_1", timed.llama_cpp_step("Q4_1", 1024), PINK, 70),
+        (1024, "llama.cpp Q8_0", timed.llama_cpp_step("Q8_0", 1024), PINK, 40),
+        (8064, "solm, dense", timed.dial_dense(8064), BLUE, 28),
     ):
         place = panels[context][0](time)
         canvas.line((place, zero), (place, zero - lift), "grid")
         canvas.dot((place, zero), colour)
         canvas.text((place + 4, zero - lift + 10), f"{words}: {time:.1f}")
-    canvas.text((490, zero - 6), f"transformers: {of.transformers_step(1024):.1f} →", "quiet", "end")
+    canvas.text((490, zero - 6), f"transformers: {timed.transformers_step(1024):.1f} →", "quiet", "end")
     canvas.text((26, (top + zero) / 2), "perplexity above dense", "quiet", "middle", -90)
     place = 90.0
     for words, colour, hollow in (
@@ -110,7 +110,7 @@ def quality() -> str:
         canvas.dot((place, zero + 75), colour, hollow)
         canvas.text((place + 12, zero + 80), words)
         place += 40 + 7.5 * len(words)
-    texts = {context: of.dial_texts(context) for context in of.DIAL_FILES}
+    texts = {context: timed.dial_texts(context) for context in timed.DIAL_FILES}
     for row, words in enumerate((
         "SmolLM2-135M, 2 threads of an Intel Xeon. llama.cpp computes every logit; solm's greedy steps need not.",
         "Curves: 4-bit weights, int8 KV cache; settings that no other one beats in both; "
@@ -123,7 +123,7 @@ def quality() -> str:
 def context() -> str:
     """Milliseconds of a decode step by context."""
     canvas = Canvas(880, 430, "Milliseconds of a decode step by context")
-    contexts = of.contexts()
+    contexts = timed.contexts()
     across, high = scale(64, 4096, 70, 590, log=True), scale(2, 64, 360, 50, log=True)
     for tick in (2, 4, 8, 16, 32, 64):
         canvas.line((70, high(tick)), (590, high(tick)), "grid")
@@ -133,12 +133,12 @@ def context() -> str:
     canvas.text((330, 408), "tokens in the context", "quiet", "middle")
     canvas.text((70, 28), "A decode step of SmolLM2-135M, 2 threads of an Intel Xeon", "title")
     series: tuple[tuple[str, str, bool, Callable[[int], float]], ...] = (
-        ("transformers, bfloat16", GREY, False, of.transformers_step),
-        ("llama.cpp Q8_0", PINK, False, lambda at: of.llama_cpp_step("Q8_0", at)),
-        ("llama.cpp Q4_1", PINK, True, lambda at: of.llama_cpp_step("Q4_1", at)),
-        ("solm int8, dense", BLUE, False, lambda at: of.step("int8", "dense", at)),
-        ("solm 4-bit, int8 KV cache, dense", BLUE, True, lambda at: of.step(BEST, "dense", at)),
-        ("... pages 0.2, MLP 0.6", TEAL, False, lambda at: of.step(BEST, "pages 0.2, mlp 0.6", at)),
+        ("transformers, bfloat16", GREY, False, timed.transformers_step),
+        ("llama.cpp Q8_0", PINK, False, lambda at: timed.llama_cpp_step("Q8_0", at)),
+        ("llama.cpp Q4_1", PINK, True, lambda at: timed.llama_cpp_step("Q4_1", at)),
+        ("solm int8, dense", BLUE, False, lambda at: timed.step("int8", "dense", at)),
+        ("solm 4-bit, int8 KV cache, dense", BLUE, True, lambda at: timed.step(BEST, "dense", at)),
+        ("... pages 0.2, MLP 0.6", TEAL, False, lambda at: timed.step(BEST, "pages 0.2, mlp 0.6", at)),
     )
     label = -100.0
     for words, colour, dashed, read in series:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from math import log
 
 import published as of
+import published_speed as timed
 from published import Difference
 
 STATEMENTS: list[tuple[str, str, Callable[[], bool]]] = []
@@ -84,7 +85,7 @@ def _() -> bool:
 
 def factor(context: int, limit: float) -> float:
     """How many times as fast as dense the fastest setting is that costs at most `limit` of perplexity."""
-    return of.dial_dense(context) / of.fastest(context, log(1 + limit)).milliseconds["policy"]
+    return timed.dial_dense(context) / timed.fastest(context, log(1 + limit)).milliseconds["policy"]
 
 
 # Time
@@ -98,8 +99,8 @@ def little_then_double() -> bool:
 @says("README.md", "MLP 0.8 saves no time")
 @says("docs/limits.md", "MLP 0.8 saves no time")
 def small_savings_save_nothing() -> bool:
-    pairs = [(size, context) for size in of.LARGER for context in of.larger_contexts(size)]
-    return all(of.larger_step(s, "solm", c, "mlp 0.8") > 0.95 * of.larger_step(s, "solm", c) for s, c in pairs)
+    pairs = [(size, context) for size in timed.LARGER for context in timed.larger_contexts(size)]
+    return all(timed.larger_step(s, "solm", c, "mlp 0.8") > 0.95 * timed.larger_step(s, "solm", c) for s, c in pairs)
 
 
 @says("README.md", "With 4 clients a lower budget brought no more tokens per second")
@@ -114,8 +115,8 @@ LOGITS, SERVED = "dense, every logit", "policy at net keep 0.6"
 
 @says("docs/budget.md", "nearly twice as fast")
 def a_fifth_of_the_pages() -> bool:
-    [pages] = [setting for setting in of.dial(8064) if (setting.pages, setting.mlp) == (0.2, 1)]
-    return 1.8 < of.dial_dense(8064) / pages.milliseconds["policy"] < 2 and pages.loss["policy"].low < 0.01
+    [pages] = [setting for setting in timed.dial(8064) if (setting.pages, setting.mlp) == (0.2, 1)]
+    return 1.8 < timed.dial_dense(8064) / pages.milliseconds["policy"] < 2 and pages.loss["policy"].low < 0.01
 
 
 @says("docs/results.md", "Holding rows back keeps the objective")
@@ -138,7 +139,7 @@ def beside_llama_cpp() -> bool:
         return llama / fastest(name, context, engine="cpu", precision=ours, kv_cache="auto", setting=LOGITS)
 
     pairs = (("Q8_0", "int8"), ("Q4_1", "int4"))
-    found = [gain(name, at, *pair) for name in ("engine", "engine-avx2") for at in of.contexts() for pair in pairs]
+    found = [gain(name, at, *pair) for name in ("engine", "engine-avx2") for at in timed.contexts() for pair in pairs]
     return min(found) > 1 and max(gain("engine-avx2", 64, *pair) for pair in pairs) < 1.1
 
 
@@ -148,7 +149,7 @@ def beside_llama_cpp() -> bool:
 @says("README.md", "it loses less than uniform settings at all eight that were measured")
 @says("docs/results.md", "The allocation wins at all eight settings, and the policy wins further at four of them")
 def eight_and_four() -> bool:
-    minus = [setting.policy_minus for setting in of.dial(1024)]
+    minus = [setting.policy_minus for setting in timed.dial(1024)]
     further = sum(won(each["allocated"]) for each in minus)
     return len(minus) == 8 and all(won(each["allocated minus uniform"]) for each in minus) and further == 4
 
@@ -156,7 +157,7 @@ def eight_and_four() -> bool:
 @says("docs/results.md", "It takes up to 1.6 % longer")
 @says("README.md", "takes up to 1.6 % longer")
 def longer() -> bool:
-    times = [setting.milliseconds for setting in of.dial(1024)]
+    times = [setting.milliseconds for setting in timed.dial(1024)]
     return round(100 * max(time["policy"] / time["allocated"] - 1 for time in times), 1) == 1.6
 
 
@@ -164,14 +165,14 @@ def longer() -> bool:
 @says("docs/how-it-works.md", "Most of what is won comes from this")
 @says("docs/faq.md", "gives most of the gain")
 def mostly_allocation() -> bool:
-    losses = [{arm: setting.loss[arm].value for arm in of.DIAL_ARMS} for setting in of.dial(1024)]
+    losses = [{arm: setting.loss[arm].value for arm in timed.DIAL_ARMS} for setting in timed.dial(1024)]
     return all(loss["uniform"] - loss["allocated"] > (loss["uniform"] - loss["policy"]) / 2 for loss in losses)
 
 
 @says("docs/results.md", "After 8,064 tokens (5 books) most differences are within the noise")
 def noise_in_books() -> bool:
     found = [
-        setting.policy_minus[name] for setting in of.dial(8064) for name in ("allocated", "allocated minus uniform")
+        setting.policy_minus[name] for setting in timed.dial(8064) for name in ("allocated", "allocated minus uniform")
     ]
     return sum(each.low > 0 or each.high < 0 for each in found) < len(found) / 5
 

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from math import log
 
 import published as of
+import published_speed as timed
 from cells import NONE, change, interval, markdown, perplexity, signed, table
-from published import BEST, Difference
+from published import Difference
+from published_speed import BEST
 
 
 @table
@@ -19,8 +21,8 @@ def headline() -> str:
     def dial(limit: float) -> list[str]:
         cells = [NONE] * 4
         for place, context in ((1, 1024), (3, 8064)):
-            after = of.fastest(context, log(1 + limit)).milliseconds["policy"]
-            cells[place] = change(of.dial_dense(context), after, not of.dial_timed_dense(context))
+            after = timed.fastest(context, log(1 + limit)).milliseconds["policy"]
+            cells[place] = change(timed.dial_dense(context), after, not timed.dial_timed_dense(context))
         words = f"perplexity at most +{100 * limit:.0f}\u00a0%"
         return ["**Dial**", "dense → policy, 4-bit weights, int8 KV cache", words, *cells]
 
@@ -30,26 +32,26 @@ def headline() -> str:
             row(
                 "**Engine**: transformers → solm, bfloat16",
                 "the same weights",
-                of.transformers_step,
-                lambda context: of.step("bfloat16", "dense", context),
+                timed.transformers_step,
+                lambda context: timed.step("bfloat16", "dense", context),
             ),
             row(
                 "**Engine**: llama.cpp Q8_0 → solm int8, every logit",
                 "8-bit weights on both sides",
-                lambda context: of.llama_cpp_step("Q8_0", context),
-                lambda context: of.step("int8", "dense, every logit", context),
+                lambda context: timed.llama_cpp_step("Q8_0", context),
+                lambda context: timed.step("int8", "dense, every logit", context),
             ),
             row(
                 "**Engine**: llama.cpp Q4_1 → solm, 4 bits, every logit",
                 "the same 4-bit weights",
-                lambda context: of.llama_cpp_step("Q4_1", context),
-                lambda context: of.step("int4", "dense, every logit", context),
+                lambda context: timed.llama_cpp_step("Q4_1", context),
+                lambda context: timed.step("int4", "dense, every logit", context),
             ),
             row(
                 "**Precision**: bfloat16 → 4-bit weights, int8 KV cache",
                 "no weight of the layers is rounded",
-                lambda context: of.step("bfloat16", "dense", context),
-                lambda context: of.step(BEST, "dense", context),
+                lambda context: timed.step("bfloat16", "dense", context),
+                lambda context: timed.step(BEST, "dense", context),
             ),
             dial(0.05),
             dial(0.15),
@@ -64,18 +66,18 @@ def larger() -> str:
     settings = {"MLP 0.6": "mlp 0.6", "pages 0.2, MLP 0.6": "pages 0.2, mlp 0.6"}
     none = [NONE] * len(settings)
     rows = []
-    for size, name in of.LARGER.items():
-        for context in of.larger_contexts(size):
-            theirs, ours = of.larger_step(size, "llama.cpp", context), of.larger_step(size, "solm", context)
-            dialled = (of.larger_step(size, "solm", context, setting) for setting in settings.values())
+    for size, name in timed.LARGER.items():
+        for context in timed.larger_contexts(size):
+            theirs, ours = timed.larger_step(size, "llama.cpp", context), timed.larger_step(size, "solm", context)
+            dialled = (timed.larger_step(size, "solm", context, setting) for setting in settings.values())
             cells = [f"{ours:.1f} ({theirs / ours:.2f}×)", *(f"{time:.1f} ({ours / time:.2f}×)" for time in dialled)]
             rows.append([name, f"step after {context:,}, ms", f"{theirs:.1f}", *cells])
-        losses = [loss for setting in settings.values() if (loss := of.larger_loss(size, setting))]
+        losses = [loss for setting in settings.values() if (loss := timed.larger_loss(size, setting))]
         if losses:
             rows.append([name, "loss after 1,024, nats per token", NONE, "0", *map(interval, losses)])
-        theirs, ours = (of.larger_prompt(size, engine, 1024) for engine in ("llama.cpp", "solm"))
+        theirs, ours = (timed.larger_prompt(size, engine, 1024) for engine in ("llama.cpp", "solm"))
         rows.append([name, "prompt of 1,024, tokens/s", f"{theirs:.0f}", f"{ours:.0f} ({ours / theirs:.2f}×)", *none])
-        starts = [of.larger_start(size, engine) for engine in ("llama.cpp", "solm")]
+        starts = [timed.larger_start(size, engine) for engine in ("llama.cpp", "solm")]
         for place, what, digits in ((0, "second start, s", 1), (1, "peak memory, GiB", 2)):
             rows.append([name, what, *(f"{start[place]:.{digits}f}" for start in starts), *none])
     head = ("Model, Q4_K_M file", "", "llama.cpp", "solm, dense", *(f"solm, {name}" for name in settings))
@@ -86,7 +88,7 @@ def larger() -> str:
 def fidelity() -> str:
     """What the rounding of the cpu backend costs, beside the same weights in float32."""
     rows = []
-    for name, found in of.fidelity().items():
+    for name, found in timed.fidelity().items():
         for precision, gap in found["precisions"].items():
             mean, error = gap["mean_difference"], gap["standard_error"]
             rows.append(
@@ -102,11 +104,12 @@ def clock() -> str:
     """Milliseconds of a decode step."""
 
     def row(name: str, read: Callable[[int], float]) -> list[str]:
-        return [name, *(f"{read(context):.1f}" for context in of.contexts())]
+        return [name, *(f"{read(context):.1f}" for context in timed.contexts())]
 
-    peers = [row("transformers, bfloat16", of.transformers_step)]
+    peers = [row("transformers, bfloat16", timed.transformers_step)]
     peers += [
-        row(f"llama.cpp {kind}", lambda c, k=kind: of.llama_cpp_step(k, c)) for kind in ("BF16", "Q8_0", "Q4_1", "Q4_0")
+        row(f"llama.cpp {kind}", lambda c, k=kind: timed.llama_cpp_step(k, c))
+        for kind in ("BF16", "Q8_0", "Q4_1", "Q4_0")
     ]
     shown = [
         (kind, setting)
@@ -117,22 +120,22 @@ def clock() -> str:
     ours = [
         row(
             f"solm {kind.replace('+int8', ', int8 KV cache')}, {setting.replace('mlp', 'MLP')}",
-            lambda c, k=kind, s=setting: of.step(k, s, c),
+            lambda c, k=kind, s=setting: timed.step(k, s, c),
         )
         for kind, setting in shown
     ]
-    return markdown(("Milliseconds per step", *(f"{context:,} tokens" for context in of.contexts())), peers + ours)
+    return markdown(("Milliseconds per step", *(f"{context:,} tokens" for context in timed.contexts())), peers + ours)
 
 
 @table
 def budget() -> str:
     """What a setting costs and saves, by context."""
-    found = {context: {(s.pages, s.mlp): s for s in of.dial(context)} for context in of.DIAL_FILES}
+    found = {context: {(s.pages, s.mlp): s for s in timed.dial(context)} for context in timed.DIAL_FILES}
     settings = [
         (0.4, 1.0), (0.4, 0.8), (0.4, 0.7), (0.2, 1.0), (0.2, 0.8), (0.2, 0.7), (0.2, 0.6), (0.1, 0.8), (0.1, 0.6)
     ]  # fmt: skip
-    dense = {context: of.dial_dense(context) for context in found}
-    marks = {context: "" if of.dial_timed_dense(context) else "≈" for context in found}
+    dense = {context: timed.dial_dense(context) for context in found}
+    marks = {context: "" if timed.dial_timed_dense(context) else "≈" for context in found}
     rows = [["1", *(c for context in found for c in ("1", f"{marks[context]}{dense[context]:.1f} (1.00×)", "0 %"))]]
     for key in settings:
         cells = []
@@ -140,7 +143,7 @@ def budget() -> str:
             if key in known:
                 time = known[key].milliseconds["policy"]
                 cells += [
-                    f"{of.share_of_bytes(known[key], context):.2f}",
+                    f"{timed.share_of_bytes(known[key], context):.2f}",
                     f"{time:.1f} ({dense[context] / time:.2f}×)",
                     perplexity(known[key].loss["policy"].value),
                 ]
@@ -158,9 +161,9 @@ def split() -> str:
     """What a budget of one number becomes, by context."""
     rows = []
     for share in (0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5):
-        shares = [of.split(share, context) for context in of.DIAL_FILES]
+        shares = [timed.split(share, context) for context in timed.DIAL_FILES]
         rows.append([f"{share:g}", *(f"attention={s[0]:.2f},mlp={s[1]:.2f}" if s else NONE for s in shares)])
-    return markdown(("`--budget`", *(f"{context:,} tokens" for context in of.DIAL_FILES)), rows)
+    return markdown(("`--budget`", *(f"{context:,} tokens" for context in timed.DIAL_FILES)), rows)
 
 
 @table
@@ -168,13 +171,13 @@ def equal_time() -> str:
     """At 1,024 tokens: loss and milliseconds of the same shares."""
     rows = [
         [
-            f"pages {s.pages:g}, MLP {s.mlp:g}", *(f"{s.loss[arm].value:.3f}" for arm in of.DIAL_ARMS),
-            " / ".join(f"{s.milliseconds[arm]:.2f}" for arm in of.DIAL_ARMS),
+            f"pages {s.pages:g}, MLP {s.mlp:g}", *(f"{s.loss[arm].value:.3f}" for arm in timed.DIAL_ARMS),
+            " / ".join(f"{s.milliseconds[arm]:.2f}" for arm in timed.DIAL_ARMS),
             interval(s.policy_minus["allocated minus uniform"]), interval(s.policy_minus["allocated"]),
         ]
-        for s in of.dial(1024)
+        for s in timed.dial(1024)
     ]  # fmt: skip
-    return markdown(("Shares", *of.DIAL_ARMS, "milliseconds", "allocated − uniform", "policy − allocated"), rows)
+    return markdown(("Shares", *timed.DIAL_ARMS, "milliseconds", "allocated − uniform", "policy − allocated"), rows)
 
 
 @table

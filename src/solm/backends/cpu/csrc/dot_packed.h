@@ -159,7 +159,8 @@ class PackedProducts {
     const int out = packing_.out;
     for (int o = 0; o < out; o += 2 * BLOCK) {
       const int block = o / BLOCK % Pairs::OF_CHUNK;
-      if (LOW > 0 && block == 0) pairs.read_chunk(packing_.high_bytes() + size_t(o) / (Pairs::OF_CHUNK * BLOCK) * 64, fetch, chunk);
+      if (LOW > 0 && block == 0)
+        pairs.read_chunk(packing_.high_bytes() + size_t(o) / (Pairs::OF_CHUNK * BLOCK) * 64, fetch, chunk);
       next_.fetch(o, 2 * BLOCK);
       const bool last = o + BLOCK == out;  // a single block: its halves are in the halves of 32 bytes
       for (int part = 0; part < (last ? 1 : 2); ++part) {

@@ -180,8 +180,9 @@ struct HeadSlice {
         };
       };
       const int quad = g * channels / 4;
-      dot_all_rows<0, 2>(group, to_row, [&](int i, int part, Bytes* two) { return halves(high + 64 * (quad + i / 4), part, two); },
-                         add_upper, from);
+      dot_all_rows<0, 2>(
+          group, to_row, [&](int i, int part, Bytes* two) { return halves(high + 64 * (quad + i / 4), part, two); },
+          add_upper, from);
       if (!low_bits) continue;
       auto add_lower = [&](int j) {
         return [&group, &sum, j, step = step[j]](int r, Lanes part) {
@@ -191,8 +192,9 @@ struct HeadSlice {
         };
       };
       if (low_bits == HIGH_BITS) {
-        dot_all_rows<0, 2>(group, to_row, [&](int i, int part, Bytes* two) { return halves(low + 64 * (quad + i / 4), part, two); },
-                           add_lower, from);
+        dot_all_rows<0, 2>(
+            group, to_row, [&](int i, int part, Bytes* two) { return halves(low + 64 * (quad + i / 4), part, two); },
+            add_lower, from);
         continue;
       }
       dot_all_rows<0, 2>(group, to_row, [&](int i, int part, Bytes* two) {

@@ -20,7 +20,8 @@ inline bool valid_head_repack(int32_t type, const void* rows, int64_t row_bytes,
   Sizes s{};
   s.precision = 2, s.hidden = hidden;
   if (!rows) return refuse(message, "the tensor has no data");
-  if (vocabulary < 1 || vocabulary > 1 << 28) return refuse(message, "vocabulary must be in [1, %d], got %d", 1 << 28, vocabulary);
+  if (vocabulary < 1 || vocabulary > 1 << 28)
+    return refuse(message, "vocabulary must be in [1, %d], got %d", 1 << 28, vocabulary);
   if (hidden < 1 || hidden > 1 << 24 || hidden % info.values)
     return refuse(message, "hidden must be a multiple of %d in [1, %d], got %d", info.values, 1 << 24, hidden);
   if (row_bytes != int64_t(hidden) / info.values * info.bytes)

@@ -35,7 +35,8 @@ inline bool valid_product(const Sizes& s, const Product& p, int in, int out, con
     if (s.precision != 2 || !m.grid || !(m.bits == 4 || m.bits == 5 || m.bits == 6 || m.bits == 8))
       return refuse(message, "packed weights of %s need a grid and 4, 5, 6 or 8 bits, got %d", name, m.bits);
     if ((m.group != GROUP / 2 && m.group != GROUP) || in % m.group)
-      return refuse(message, "%d inputs of %s need groups of %d or %d that divide them, got %d", in, name, GROUP / 2, GROUP, m.group);
+      return refuse(message, "%d inputs of %s need groups of %d or %d that divide them, got %d", in, name, GROUP / 2, GROUP,
+                    m.group);
     if (m.centre < -1 || m.centre > 255) return refuse(message, "the centre of %s must be in [-1, 255], got %d", name, m.centre);
   }
   if (outputs != out) return refuse(message, "%s needs %d outputs, got %lld", name, out, static_cast<long long>(outputs));
@@ -50,7 +51,8 @@ inline bool valid_head(const Sizes& s, const Head& h, char* message) {
     return refuse(message, "the head's bits must be 4, 5, 6 or 8, got %d", h.bits);
   if ((h.bits > HIGH_BITS) != (h.low != nullptr)) return refuse(message, "the head needs lower bits above 4 bits and no others");
   if (!h.group)
-    return (h.scale && h.bits == 8 && h.centre == 128) || refuse(message, "a head without groups needs scales, 8 bits and centre 128");
+    return (h.scale && h.bits == 8 && h.centre == 128) ||
+           refuse(message, "a head without groups needs scales, 8 bits and centre 128");
   if ((h.group != GROUP / 2 && h.group != GROUP) || s.hidden % h.group)
     return refuse(message, "a head of %d channels needs groups of %d or %d that divide them, got %d", s.hidden, GROUP / 2, GROUP,
                   h.group);
@@ -92,7 +94,8 @@ inline bool valid_model(const Model& model, char* message) {
     const int D = s.head_dim, H = s.hidden, I = s.intermediate;
     if (layer.rope < -1 || layer.rope >= model.rope_count)
       return refuse(message, "rope must be in [-1, %d], got %d", model.rope_count - 1, layer.rope);
-    if (layer.window < 0 || layer.window > 1 << 28) return refuse(message, "a layer's window must be at least 0, got %d", layer.window);
+    if (layer.window < 0 || layer.window > 1 << 28)
+      return refuse(message, "a layer's window must be at least 0, got %d", layer.window);
     if (!valid_product(s, layer.qkv, H, (s.heads + 2 * s.kv_heads) * D, "qkv", message) ||
         !valid_product(s, layer.out, s.heads * D, H, "out", message) ||
         !valid_product(s, layer.gate_up, H, 2 * I, "gate_up", message) ||
@@ -157,8 +160,10 @@ inline bool valid_states(const Engine& e, const Call& c, char* message) {
                       row.target[axis], row.spent[axis]);
     const auto [fewest, most] = std::minmax({row.counted[0], row.counted[1], row.counted[2], row.taken});
     if (fewest < 0 || row.horizon < 1 || std::max(most, row.horizon) > int64_t(1) << 40)
-      return refuse(message, "row %d: horizon must be at least 1 and steps at least 0, got horizon %lld and steps %lld to %lld", r,
-                    static_cast<long long>(row.horizon), static_cast<long long>(fewest), static_cast<long long>(most));
+      return refuse(message,
+                    "row %d: horizon must be at least 1 and steps at least 0, got horizon %lld and steps %lld to %lld",
+                    r, static_cast<long long>(row.horizon), static_cast<long long>(fewest),
+                    static_cast<long long>(most));
   }
   if (first && (c.first > 0 || c.last < e.s.layers))
     return refuse(message, "a policy decides in calls of all layers [0, %d), got [%d, %d)", e.s.layers, c.first, c.last);
