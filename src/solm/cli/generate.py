@@ -69,8 +69,8 @@ def generate(
       solm generate --budget mlp=0.7 "Why is the sky blue?"
       solm generate --policy builtin:smollm2-135m-cpu --budget keep=0.7 --json "Hello" | jq .realised
     """
-    from solm.cli import spent
     from solm.backends.tokenizer import model_tokenizer
+    from solm.cli import spent
     from solm.cli.output import print_json, repacking, say
     from solm.core.budget import Budget
     from solm.core.files import write_json

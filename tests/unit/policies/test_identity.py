@@ -27,9 +27,8 @@ def sample(weights: np.ndarray, norms: np.ndarray = NORMS) -> WeightSample:
 
 
 def identity(weights: WeightSample, **changes) -> BaseIdentity:
-    return BaseIdentity(
-        **{"name": "base", "family": "llama", "hidden": 64, "layers": 2, "vocabulary": 320, "weights": weights} | changes
-    )
+    known = {"name": "base", "family": "llama", "hidden": 64, "layers": 2, "vocabulary": 320, "weights": weights}
+    return BaseIdentity(**known | changes)
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
