@@ -157,7 +157,7 @@ class Sampler:
             chosen["do_sample"] = False
         if not chosen["do_sample"]:
             chosen |= dict.fromkeys(_DRAWN)
-        penalty = chosen.get(_PENALTY)
+        penalty: Any = chosen.get(_PENALTY)
         penalised = type(penalty) in (int, float) and penalty > 0 and penalty != 1
         plain = _plain({name: value for name, value in chosen.items() if not (penalised and name == _PENALTY)})
         if plain is not None:
