@@ -107,7 +107,7 @@ def find_allocation(
         checked += _check(texts, plain, allocation, axes, lm.shapes)
     result = {
         "kind": "allocation", "command": command_line(), "environment": environment(),
-        "model": lm.identity.model_dump(),
+        "model": lm.identity.model_dump(exclude={"weights", "sample"}),
         "texts": half, "contexts": list(contexts), "tokens": length, "costs": costs, "together": together,
         "checked": checked,
         "allocation": allocation.model_dump(),
