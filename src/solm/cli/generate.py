@@ -72,7 +72,7 @@ def generate(
     from solm.backends.tokenizer import model_tokenizer
     from solm.cli import spent
     from solm.cli.output import print_json, repacking, say
-    from solm.core.budget import Budget
+    from solm.core.budget import Budget, BudgetRequest
     from solm.core.files import write_json
     from solm.core.timings import read_timings
     from solm.runtime.generate import asked_for, check_length, seen_on_average, summarise
@@ -105,9 +105,10 @@ def generate(
     decider = policy if policy in DECIDERS else "policy" if trained else "dense" if budget is None else "static"
     with checks.option("--timings"):
         known = None if timings is None else read_timings(timings)
+    with checks.option("--budget"):
+        if decider == "dense" and BudgetRequest.parse(budget).value not in (1.0, Budget()):
+            raise BudgetError(f"{budget} needs another --policy than dense, which spends everything")
     request = checked_budget(budget, config, trained, grid, known, context=seen)
-    if decider == "dense" and request.value not in (1.0, Budget()):
-        raise BudgetError(f"--budget: {budget} needs another --policy than dense, which spends everything")
     with repacking() as progress:
         lm = load(
             model, trained, tokenizer=tokenizer, dtype=dtype, backend=backend, precision=precision,
