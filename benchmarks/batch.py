@@ -27,24 +27,26 @@ SETTINGS = {
     "dense": (1.0, 1.0, 16), "mlp 0.8": (1.0, 0.8, 16), "mlp 0.7": (1.0, 0.7, 16), "mlp 0.6": (1.0, 0.6, 16),
     "mlp 0.5": (1.0, 0.5, 16), "upper bits": (1.0, 1.0, 4), "upper bits, mlp 0.8": (1.0, 0.8, 4),
 }  # fmt: skip
+NESTED = solm.SparsityConfig.preset("nested")
+"""Under which the bits of a setting are those of weights."""
 _LENGTH = 64
 """Tokens that are scored."""
 
 
-def together(parts: list[Session], capacity: int) -> Session:
-    """Forks of single rows in one session."""
-    found = parts[0].fork(1, capacity)
+def together(parts: list[Session], capacity: int, keep: tuple[float, float, float]) -> Session:
+    """Forks of single rows in one session, for steps under `keep`."""
+    sparsity = NESTED if keep[2] < 16 else None
+    found = parts[0].fork(1, capacity, sparsity)
     for part in parts[1:]:
-        found.join(part.fork(1, capacity))
+        found.join(part.fork(1, capacity, sparsity))
     return found
 
 
 def timed(parts: list[Session], last: torch.Tensor, rounds: int) -> dict[str, dict[str, Any]]:
     """By setting `milliseconds` of a step of all rows after tokens [rows], and the `ratio` of dense steps to it."""
-    whole = together(parts, STEPS)
     turns = {}
     for name, keep in SETTINGS.items():
-        fork = whole.fork(1, STEPS)
+        fork = together(parts, STEPS, keep)
         turns[name] = lambda fork=fork, step=constant_step(fork, keep): statistics.median(steps(fork, step, last))
     taken = in_turns(turns, rounds)
     ratios = {name: statistics.median(np.array(taken["dense"]) / np.array(each)) for name, each in taken.items()}
@@ -53,7 +55,7 @@ def timed(parts: list[Session], last: torch.Tensor, rounds: int) -> dict[str, di
 
 def nats(parts: list[Session], texts: torch.Tensor, keep: tuple[float, float, float]) -> list[float]:
     """Per text, over its tokens texts [rows, _LENGTH + 1] but the first, stepped together."""
-    session, total = together(parts, _LENGTH), torch.zeros(len(parts))
+    session, total = together(parts, _LENGTH, keep), torch.zeros(len(parts))
     action = torch.tensor([keep], dtype=torch.float64).expand(len(parts), 3)
     for place in range(_LENGTH):
         logits = session.step(texts[:, place], action).logits[:, 0]
@@ -70,7 +72,7 @@ def main() -> int:
     options = options_parser.parse_args()
     options.rows = [int(count) for count in numbers(options.rows)]
     most = max(*options.rows, options.texts)
-    lm = solm.load(options.model, sparsity=solm.SparsityConfig.preset("nested"), dtype=options.dtype, backend="cpu")
+    lm = solm.load(options.model, sparsity=solm.SparsityConfig.preset("cpu"), dtype=options.dtype, backend="cpu")
     whole = options.context + _LENGTH + 1
     texts = token_stream(options.data, lm.tokenizer).spaced(most, whole, torch.Generator().manual_seed(0))
     if len(texts) < most:
