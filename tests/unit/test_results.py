@@ -15,9 +15,9 @@ RESULTS = ROOT / "docs" / "results"
 FILES = sorted(path.relative_to(RESULTS).as_posix() for path in RESULTS.rglob("*.json*"))
 KINDS = {"evaluation": EvaluationResult, "tasks": TaskResult}
 BENCHMARKS = {
-    "adherence", "allocation", "best-of", "dial", "engine", "fidelity", "free-running", "governor", "gpu", "kv-cache",
-    "kv-drift", "learning", "long-context", "neighbours", "policy-cost", "precision", "domains", "rollout", "serve",
-    "settings", "tasks-speed",
+    "adherence", "allocation", "batch", "best-of", "dial", "engine", "fidelity", "free-running", "governor", "gpu",
+    "kv-cache", "kv-drift", "learning", "long-context", "neighbours", "policy-cost", "precision", "domains", "rollout",
+    "serve", "settings", "tasks-speed",
 }  # fmt: skip
 ARMS = {
     "dense", "policy", "uniform", "allocated", "constant", "tuned", "random", "teal", "oracle", "token-table", "top-p",

@@ -188,6 +188,19 @@ def test_batches_of_many_rows_equal_single_rows(precision):
         assert np.array_equal(found.realised, np.concatenate([step.realised for step in steps]))
 
 
+@pytest.mark.parametrize("precision", ["packed", "nested"])
+def test_a_dense_row_does_not_notice_neighbours_that_read_upper_bits(precision):
+    """To the last bit, in batches of any size; the neighbours read less, a file's own numbers too."""
+    engine = opened("qwen3", precision)
+    sparsity = SPARSITY.model_copy(update={"bits_site": "weights"})
+    for count in (2, 4, 16):
+        rows, following = Rows.beside(of_many_lengths(engine, count, sparsity)), tokens(count, 1, seed=count)
+        keep = torch.tensor([DENSE, *[(1.0, 0.6, 4)] * (count - 1)], dtype=torch.float64)[:, None]
+        mixed, dense = (rows.fork().run(following, actions) for actions in (keep, DENSE))
+        assert torch.equal(mixed.logits[0], dense.logits[0])
+        assert not torch.isclose(mixed.logits[1:], dense.logits[1:]).all(-1).any()
+
+
 @pytest.mark.parametrize("precision", ["float32", "int8", "nested"])
 def test_rows_decide_in_a_batch_as_they_do_alone(precision):
     """Inside the pass, beside rows that follow a known schedule, for one token and for several."""

@@ -5,17 +5,21 @@
 // 2 i + 1 of every byte for the i-th four of them.
 //
 // With approximate_tail, all upper bits are read first. What the lower bits would add is treated as random with a known
-// variance, and only strips where a logit may be one of the largest are read whole.
+// variance, and only strips where a logit may be one of the largest are read whole. With many steps, upper bits that have grids
+// are multiplied as matrices.
 #pragma once
 
 #include "dot_integer.h"
 #include "engine.h"
+#include "gemm.h"
 
 namespace solm {
 
 constexpr float SAFE_DEVIATIONS = 6;  // standard deviations that an approximate logit is taken to be off at most
 
 struct HeadSlice {
+  static constexpr int LEAST_TILED = 8;  // steps from which on upper bits are multiplied as matrices
+
   // One group of channels: for every step of the batch, what its sums of numbers are multiplied with.
   struct ScaledGroup : Group {
     float upper[MOST_ROWS];     // per sum of upper bits
@@ -28,16 +32,21 @@ struct HeadSlice {
   const Head& head;
   const int vocabulary, first, last;  // this thread's strips, [first, last)
   const int channels, low_bits;       // of a group; of a number
+  const int in_channels;              // of the head
   const size_t high_bytes, low_bytes; // of a strip
   int rows = 0;                       // steps of the batch
   std::vector<ScaledGroup> groups;
   // Per step of the batch and strip of this thread: what its largest logit is at least and at most.
   std::vector<float> at_least, at_most;
   std::vector<float> bounds;
+  // Inputs as matrices take them (see ChunkInput), and of a block its sums and their variances [MOST_ROWS, BLOCK].
+  std::vector<int8_t> numbers;
+  std::vector<float> scales, totals, half_totals, block_sums, block_variances;
+  std::unique_ptr<Tile> tile;
 
   HeadSlice(const Engine& e, int thread)
       : head(e.head), vocabulary(e.s.vocabulary), first(start(e.s, thread)), last(start(e.s, thread + 1)),
-        channels(head.group ? head.group : GROUP), low_bits(head.bits - HIGH_BITS),
+        channels(head.group ? head.group : GROUP), low_bits(head.bits - HIGH_BITS), in_channels(e.s.hidden),
         high_bytes(size_t(e.s.hidden + 3) / 4 * 64),
         low_bytes(low_bits ? (size_t(e.s.hidden + 3) / 4 + 4 / low_bits - 1) / (4 / low_bits) * 64 : 0),
         groups((e.s.hidden + channels - 1) / channels), at_least(low_bits ? size_t(MOST_ROWS) * (last - first) : 0),
@@ -46,10 +55,16 @@ struct HeadSlice {
       const int rest = e.s.hidden - int(g) * channels;
       groups[g].count = (std::min(channels, rest) + 3) / 4 * 4;
     }
+    if (!low_bits || !head.group) return;
+    const size_t whole = (e.s.hidden + GROUP - 1) / GROUP, steps = rounded_up(MOST_ROWS, ROW_STEP);
+    numbers.resize(steps * whole * GROUP), scales.resize(steps * whole), totals.resize(steps * whole);
+    half_totals.resize(2 * steps * whole), block_sums.resize(steps * BLOCK), block_variances.resize(steps * BLOCK);
+    tile = std::make_unique<Tile>();
   }
 
   static int start(const Sizes& s, int thread) {
-    return int(int64_t((s.vocabulary + STRIP - 1) / STRIP) * thread / s.threads);
+    const int strips = (s.vocabulary + STRIP - 1) / STRIP, blocks = (strips + 1) / 2;
+    return std::min(int(int64_t(blocks) * thread / s.threads) * 2, strips);
   }
 
   // Takes the inputs of `count` steps.
@@ -73,6 +88,17 @@ struct HeadSlice {
         group.mean[r] = 0.5f * (per_upper - 1) * group.total[r];
         group.variance[r] = (per_upper * per_upper - 1) / 12 * scale * scale * float(squares);
       }
+    if (!tiled()) return;
+    const size_t whole = scales.size() / rounded_up(MOST_ROWS, ROW_STEP);
+    for (int r = 0; r < rows; ++r) {
+      std::copy_n(rounded[r].number.data(), whole * GROUP, &numbers[r * whole * GROUP]);
+      for (size_t g = 0; g < whole; ++g) {
+        const float scale = rounded[r].scale[g];
+        const int32_t* half = &rounded[r].total[2 * g];
+        scales[r * whole + g] = scale, totals[r * whole + g] = scale * float(half[0] + half[1]);
+        for (int h = 0; h < 2; ++h) half_totals[2 * (r * whole + g) + h] = scale * float(half[h]);
+      }
+    }
   }
 
   // All logits, exactly. to(r) is where the logits of step r go.
@@ -87,9 +113,12 @@ struct HeadSlice {
   // Taking off half of the variance keeps the sum of the exponentials unbiased.
   template <typename To>
   void approximate(int largest, To to, float* found) {
-    with_form([&]<int FORM>() {
-      for (int s = first; s < last; ++s) upper_strip<FORM>(s, to);
-    });
+    if (tiled() && channels == GROUP) upper_blocks<QUADS>(to);
+    else if (tiled()) upper_blocks<QUADS / 2>(to);
+    else
+      with_form([&]<int FORM>() {
+        for (int s = first; s < last; ++s) upper_strip<FORM>(s, to);
+      });
     const int strips = last - first, known = std::min(strips, largest);
     for (int r = 0; r < rows; ++r) {
       std::copy_n(&at_least[size_t(r) * strips], strips, bounds.data());
@@ -236,20 +265,62 @@ struct HeadSlice {
             };
           });
     }
-    const int at = strip * STRIP, count = std::min(STRIP, vocabulary - at);
     for (int r = 0; r < rows; ++r) {
       float found[STRIP], spread[STRIP];
       for (int j = 0; j < 2; ++j) sum[r][j].write(found + 16 * j), variance[r][j].write(spread + 16 * j);
-      if (!head.group)
-        for (int i = 0; i < count; ++i) found[i] *= head.scale[at + i], spread[i] *= head.scale[at + i] * head.scale[at + i];
-      float peak = -INFINITY, widest = 0;
-      for (int i = 0; i < count; ++i) peak = std::max(peak, found[i]), widest = std::max(widest, spread[i]);
-      float* logits = to(r) + at;
-      for (int i = 0; i < count; ++i) logits[i] = found[i] - 0.5f * spread[i];
-      const float off = SAFE_DEVIATIONS * std::sqrt(widest), least = peak - off;
-      const size_t place = size_t(r) * (last - first) + strip - first;
-      at_least[place] = least > -INFINITY ? least : -INFINITY;  // not NaN, which could not be sorted
-      at_most[place] = peak + off;
+      take_upper(strip, r, found, spread, to(r));
+    }
+  }
+
+  // Takes the sums of a strip's upper bits for step r, and the variances of what lower bits add.
+  void take_upper(int strip, int r, float* found, float* spread, float* logits) {
+    const int at = strip * STRIP, count = std::min(STRIP, vocabulary - at);
+    if (!head.group)
+      for (int i = 0; i < count; ++i) found[i] *= head.scale[at + i], spread[i] *= head.scale[at + i] * head.scale[at + i];
+    float peak = -INFINITY, widest = 0;
+    for (int i = 0; i < count; ++i) peak = std::max(peak, found[i]), widest = std::max(widest, spread[i]);
+    for (int i = 0; i < count; ++i) logits[at + i] = found[i] - 0.5f * spread[i];
+    const float off = SAFE_DEVIATIONS * std::sqrt(widest), least = peak - off;
+    const size_t place = size_t(r) * (last - first) + strip - first;
+    at_least[place] = least > -INFINITY ? least : -INFINITY;  // not NaN, which could not be sorted
+    at_most[place] = peak + off;
+  }
+
+  bool tiled() const { return tile && rows >= LEAST_TILED; }
+
+  // The same as upper_strip of all strips, two at a time, for many steps.
+  template <int QUADS_OF_GROUP, typename To>
+  void upper_blocks(To to) {
+    constexpr int SIZE = 4 * QUADS_OF_GROUP, AT_ONCE = Tile::ROOM / (SIZE * TileDot<HIGH_BITS>::BYTES);
+    const int all = int(groups.size()), whole = int(scales.size() / rounded_up(MOST_ROWS, ROW_STEP));
+    const int hidden = whole * GROUP;
+    const ChunkInput x = {hidden, hidden, whole, nullptr, scales.data(), totals.data(), half_totals.data(), numbers.data()};
+    const float factor = float(1 << low_bits);
+    for (int s = first; s < last; s += 2) {
+      for (int from = 0; from < all; from += AT_ONCE) {
+        const int count = std::min(AT_ONCE, all - from);
+        unpack_head<HIGH_BITS, QUADS_OF_GROUP, true>(*tile, head, in_channels, vocabulary, s / 2, from, count);
+        multiply_groups<HIGH_BITS, QUADS_OF_GROUP, true>(*tile, x, from, count, 0, rows, from > 0, block_sums.data(), RowFetch());
+        for (int j = 0; j < BLOCK; j += 16) {
+          Lanes square[Tile::MOST_GROUPS];
+          for (int g = 0; g < count; ++g) {
+            Lanes step = Lanes::zero();
+            step.add(Lanes::load(tile->step[g] + j), Lanes::all(1 / factor));
+            square[g] = Lanes::zero(), square[g].add(step, step);
+          }
+          for (int r = 0; r < rows; ++r) {
+            float* variance = &block_variances[r * BLOCK + j];
+            Lanes sum = from ? Lanes::load(variance) : Lanes::zero();
+            for (int g = 0; g < count; ++g) sum.add(square[g], Lanes::all(groups[from + g].variance[r]));
+            sum.write(variance);
+          }
+        }
+      }
+      for (int strip = s; strip < std::min(s + 2, last); ++strip)
+        for (int r = 0; r < rows; ++r) {
+          const int at = r * BLOCK + (strip - s) * STRIP;
+          take_upper(strip, r, &block_sums[at], &block_variances[at], to(r));
+        }
     }
   }
 };

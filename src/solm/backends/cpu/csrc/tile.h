@@ -104,11 +104,13 @@ void unpack_matrix(Tile& tile, const Matrix& m, bool high_only, int channels, in
 }
 
 // The same for a block of the head, of which two strips make one; see head.h. Behind the last strip the last one is repeated.
+// BITS: 4 where lower bits are not read, but taken to be the middle of their range.
 template <int BITS, int QUADS_OF_GROUP, bool GRID>
 void unpack_head(Tile& tile, const Head& head, int channels, int vocabulary, int block, int first, int groups) {
   constexpr int LOW = BITS - 4, BYTES = TileDot<BITS>::BYTES, FIELDS = LOW ? 4 / LOW : 1;
   const int all_quads = (channels + 3) / 4, quads = groups * QUADS_OF_GROUP, last = (vocabulary - 1) / STRIP;
   const int all_groups = (all_quads + QUADS_OF_GROUP - 1) / QUADS_OF_GROUP;
+  const float factor = GRID ? float(1 << (head.bits - BITS)) : 1, middle = (factor - 1) / 2;
   for (int k = 0; k < 2; ++k) {
     const size_t strip = std::min(2 * block + k, last);
     const uint8_t* high = static_cast<const uint8_t*>(head.data) + strip * all_quads * 64;
@@ -133,8 +135,8 @@ void unpack_head(Tile& tile, const Head& head, int channels, int vocabulary, int
       const uint16_t* grid = head.grid + (strip * all_groups + first + g) * (lowest ? 2 : 1) * STRIP;
       for (int j = 0; j < 2; ++j)
         tile.set_grid(g, 2 * k + j, Lanes::load_half(grid + 16 * j),
-                      lowest ? Lanes::load_half(grid + STRIP + 16 * j) : Lanes::zero(), 1,
-                      TAKEN_OFF<BITS> - (lowest ? 0 : float(head.centre)));
+                      lowest ? Lanes::load_half(grid + STRIP + 16 * j) : Lanes::zero(), factor,
+                      TAKEN_OFF<BITS> + middle - (lowest ? 0 : float(head.centre)));
     }
   }
 }

@@ -1,0 +1,110 @@
+"""What budgets save and lose where rows are decoded together: milliseconds of a step and nats per token, by rows.
+
+    python benchmarks/batch.py --model FILE.gguf --data TEXT --rows 1,2,4,8,16 --texts 16 --out batch.json
+
+Rows are of different texts, read densely up to the context. Steps: a figure is the median over rounds of a round's
+median step, all settings in turn, as greedy generation runs them; `ratio` is the median over rounds of dense steps'
+milliseconds divided by these. Losses: the next 64 tokens of every text, so many texts stepped together, against dense
+steps, with a 95 % interval over texts. `upper bits` reads the upper 4 bits of the MLP's weights alone, and needs a file
+of integers.
+"""
+
+import statistics
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+
+import solm
+from common import STEPS, constant_step, finish, in_turns, numbers, parser, spread
+from engine import shown, steps
+from solm.backends.session import Session
+from solm.data.windows import token_stream
+from solm.evaluation.statistics import paired_difference
+
+SETTINGS = {
+    "dense": (1.0, 1.0, 16), "mlp 0.8": (1.0, 0.8, 16), "mlp 0.7": (1.0, 0.7, 16), "mlp 0.6": (1.0, 0.6, 16),
+    "mlp 0.5": (1.0, 0.5, 16), "upper bits": (1.0, 1.0, 4), "upper bits, mlp 0.8": (1.0, 0.8, 4),
+}  # fmt: skip
+NESTED = solm.SparsityConfig.preset("nested")
+"""Under which the bits of a setting are those of weights."""
+_LENGTH = 64
+"""Tokens that are scored."""
+
+
+def together(parts: list[Session], capacity: int, keep: tuple[float, float, float]) -> Session:
+    """Forks of single rows in one session, for steps under `keep`."""
+    sparsity = NESTED if keep[2] < 16 else None
+    found = parts[0].fork(1, capacity, sparsity)
+    for part in parts[1:]:
+        found.join(part.fork(1, capacity, sparsity))
+    return found
+
+
+def timed(parts: list[Session], last: torch.Tensor, rounds: int) -> dict[str, dict[str, Any]]:
+    """By setting `milliseconds` of a step of all rows after tokens [rows], and the `ratio` of dense steps to it."""
+    turns = {}
+    for name, keep in SETTINGS.items():
+        fork = together(parts, STEPS, keep)
+        turns[name] = lambda fork=fork, step=constant_step(fork, keep): statistics.median(steps(fork, step, last))
+    taken = in_turns(turns, rounds)
+    ratios = {name: statistics.median(np.array(taken["dense"]) / np.array(each)) for name, each in taken.items()}
+    return {name: {"milliseconds": spread(each), "ratio": float(ratios[name])} for name, each in taken.items()}
+
+
+def nats(parts: list[Session], texts: torch.Tensor, keep: tuple[float, float, float]) -> list[float]:
+    """Per text, over its tokens texts [rows, _LENGTH + 1] but the first, stepped together."""
+    session, total = together(parts, _LENGTH, keep), torch.zeros(len(parts))
+    action = torch.tensor([keep], dtype=torch.float64).expand(len(parts), 3)
+    for place in range(_LENGTH):
+        logits = session.step(texts[:, place], action).logits[:, 0]
+        total -= logits.log_softmax(-1).gather(1, texts[:, place + 1, None])[:, 0]
+    return (total / _LENGTH).tolist()
+
+
+def main() -> int:
+    options_parser = parser(__doc__)
+    options_parser.add_argument("--data", required=True, help="a text file, as for `solm eval`")
+    options_parser.add_argument("--context", type=int, default=150)
+    options_parser.add_argument("--rows", default="1,2,4,8,16", help="rows of a step")
+    options_parser.add_argument("--texts", type=int, default=16, help="that are scored, by whole batches")
+    options = options_parser.parse_args()
+    options.rows = [int(count) for count in numbers(options.rows)]
+    most = max(*options.rows, options.texts)
+    lm = solm.load(options.model, sparsity=solm.SparsityConfig.preset("cpu"), dtype=options.dtype, backend="cpu")
+    whole = options.context + _LENGTH + 1
+    texts = token_stream(options.data, lm.tokenizer).spaced(most, whole, torch.Generator().manual_seed(0))
+    if len(texts) < most:
+        options_parser.error(f"--texts {most}: {options.data} has {len(texts)} of {whole} tokens")
+    parts = []
+    for text in texts[:, None]:
+        parts.append(lm.session(capacity=whole))
+        parts[-1].prefill(text[:, : options.context])
+    points: list[dict[str, Any]] = []
+    for rows in options.rows:
+        found = timed(parts[:rows], texts[:rows, options.context], options.rounds)
+        scored = {
+            name: np.array([
+                value
+                for first in range(0, options.texts - rows + 1, rows)
+                for value in nats(parts[first : first + rows], texts[first : first + rows, options.context :], keep)
+            ])
+            for name, keep in SETTINGS.items()
+        }  # fmt: skip
+        for name, each in scored.items():
+            loss = paired_difference(each, scored["dense"])._asdict()
+            points.append({"rows": rows, "setting": name, **found[name], "texts": len(each), "loss": loss})
+    lines = [f"{'rows':>4}  {'setting':20} {'ms':>24} {'ratio':>6}  loss"]
+    for point in points:
+        loss = point["loss"]
+        lines.append(
+            f"{point['rows']:>4}  {point['setting']:20} {shown(point['milliseconds'], 1):>24} {point['ratio']:>6.2f}  "
+            f"{loss['value']:+.3f} [{loss['low']:+.3f}, {loss['high']:+.3f}]"
+        )
+    finish("batch", options, {"points": points}, lines)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
