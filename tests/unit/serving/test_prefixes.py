@@ -112,7 +112,7 @@ def test_a_prompt_gives_the_same_logits_to_the_last_bit_whatever_was_kept(engine
     expected = read(PrefixCache(0, 16), ids, lambda: CpuSession(engine, SPARSITY))[2]
     for kept in range(16, length, 16 if length < 60 else 80):
         read(cache, ids[:kept], lambda: CpuSession(engine, SPARSITY))
-        session, known, found = read(cache, ids, lambda: CpuSession(engine, SPARSITY))
+        _, known, found = read(cache, ids, lambda: CpuSession(engine, SPARSITY))
         assert known >= min(kept, length - 20)
         assert torch.equal(found, expected), known
         cache = PrefixCache(1e9, 16)
@@ -206,7 +206,7 @@ def test_rows_that_end_in_any_way_leave_what_the_cache_holds(memory, byte_tokeni
             budget = [Budget(), Budget(mlp=0.5), Budget(attention=0.3, mlp=0.7)][number % 3]
             ids = np.concatenate([prompt(0, 150), prompt(number, 30)])
             order = Order("static", Static(lm.space), budget, budget)
-            return Job(ids, 40, order, emit, sampling={"do_sample": False, "sequence_bias": {(2,): -1e9}})
+            return Job(ids, 16, order, emit, sampling={"do_sample": False, "sequence_bias": {(2,): -1e9}})
 
         jobs = [job(number) for number in range(12)]
         scheduler.start()
@@ -219,12 +219,12 @@ def test_rows_that_end_in_any_way_leave_what_the_cache_holds(memory, byte_tokeni
         assert value("solm_pages") * 16 == value("solm_prefix_cache_tokens") == (144 + 12 * 32 if memory else 0)
         assert value("solm_page_bytes") == value("solm_prefix_cache_bytes")
         assert value("solm_tokens_total", {"kind": "cached"}) == (11 * 144 if memory else None)
-        assert sorted(len(said) for said in texts.values()) == [4, 4, 4, *[40] * 9]
+        assert sorted(len(said) for said in texts.values()) == [4, 4, 4, *[16] * 9]
         assert isinstance(ends[9], Failed)
         for number in (0, 1, 2, 4, 10, 11):
             session = lm.session()
             logits = session.prefill(jobs[number].ids[None])
-            session.control(jobs[number].order.policy, jobs[number].order.target(1.0)[None], 40)
+            session.control(jobs[number].order.policy, jobs[number].order.target(1.0)[None], 16)
             expected: list[int] = []
             for _ in texts[number]:
                 logits[0, 2] = -np.inf  # the end

@@ -105,8 +105,8 @@ class CpuSession(BaseSession):
         parts, at = [], int(self._held[row])
         end = at + len(tokens)
         while at < end:
-            # Cut at the same positions wherever reading begins: few tokens at the end of a prompt are computed otherwise
-            # than many, in the last bits.
+            # Cut at the same positions wherever reading begins: few tokens at the end are computed otherwise than many,
+            # in the last bits.
             count = min(end, (at // _CHUNK + 1) * _CHUNK) - at
             part, tokens = tokens[:count], tokens[count:]
             wanted = count if every_logit else int(at + count == end)
