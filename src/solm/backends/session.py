@@ -177,6 +177,10 @@ class Session(Protocol):
         Raises `DataError` where that row has not read them in a prefill of its own.
         """
 
+    def copy_bytes(self, length: int, shared: int = 0) -> int:
+        """Bytes that a copy of `length` tokens takes beside another one that it shares the first `shared` tokens with,
+        whole pages."""
+
     def join(self, other: Self) -> None:
         """Append the rows of `other`, which must not be used afterwards.
 
@@ -230,6 +234,10 @@ class Backend(Protocol):
     def channel_thresholds(self, windows: "torch.Tensor") -> ChannelThresholds:
         """The |x| above which every whole percentage of the channels of an MLP's sites lies where windows [N, C] of
         tokens are read densely."""
+
+    def pages_held(self) -> tuple[int, int] | None:
+        """Pages of keys and values that all sessions hold together, each counted once, and their bytes; None where
+        they are not counted."""
 
     def detach(self) -> None:
         """Give the model back exactly as it was."""

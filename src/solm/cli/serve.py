@@ -38,7 +38,9 @@ def serve(
     max_rows: Annotated[int, typer.Option(help="Replies that decode together.")] = 16,
     max_waiting: Annotated[int, typer.Option(help="Replies that may wait; more are refused with 429.")] = 256,
     max_seconds: Annotated[float, typer.Option(help="Longest time for a request.")] = 600.0,
-    prefix_tokens: Annotated[int, typer.Option(help="Prompt tokens kept for later prompts that begin alike.")] = 8192,
+    prefix_mb: Annotated[
+        float, typer.Option(help="Megabytes of earlier prompts kept for later ones that begin alike; 0: none.")
+    ] = 256.0,
     drain_seconds: Annotated[float, typer.Option(help="What requests in flight get when the server stops.")] = 30.0,
     slo_tpot_ms: Annotated[
         float | None,
@@ -92,7 +94,7 @@ def serve(
 
     chosen = checks.settings(
         ServeSettings, max_rows=max_rows, max_waiting=max_waiting, max_seconds=max_seconds,
-        prefix_tokens=prefix_tokens, drain_seconds=drain_seconds, slo_tpot_ms=slo_tpot_ms, slo_floor=slo_floor,
+        prefix_mb=prefix_mb, drain_seconds=drain_seconds, slo_tpot_ms=slo_tpot_ms, slo_floor=slo_floor,
         slo_rows=slo_rows,
     )  # fmt: skip
     checks.backend(backend, precision, kv_cache_dtype, dtype)

@@ -17,6 +17,9 @@ from solm.runtime.reply import Token
 from solm.runtime.terms import Terms
 from solm.serving.prefixes import PrefixCache
 
+_MEMORY = 512e6
+"""Bytes of the conversation's keys and values that are kept."""
+
 
 class Talk:
     """A conversation, and what the next reply is generated with.
@@ -119,7 +122,7 @@ class Talk:
         return asked_for(self.lm, self.lm.budget(budget, seen, chosen), seen, chosen, budget)
 
     def _forget(self) -> None:
-        self._prefixes = PrefixCache(self.lm.context or 1 << 20, self.lm.sparsity.page_size)
+        self._prefixes = PrefixCache(_MEMORY, self.lm.sparsity.page_size)
 
     def _read(self, ids: np.ndarray) -> Any:
         """A session that has read ids [1, C] but for the last token, as far as possible out of the last prompt's."""

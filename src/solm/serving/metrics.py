@@ -1,5 +1,7 @@
 """Metrics of a server in the format of Prometheus."""
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60)
@@ -25,7 +27,15 @@ class Metrics:
         )
         self.dial = Gauge("solm_governor_dial", "1: budgets as asked for, 0: at their floors.", registry=of)
         self.allowed = Gauge("solm_governor_rows", "Rows that may decode together.", registry=of)
-        self.prefix = Gauge("solm_prefix_cache_tokens", "Prompt tokens kept for later prompts.", registry=of)
+        self.prefix_tokens = Gauge("solm_prefix_cache_tokens", "Prompt tokens kept for later prompts.", registry=of)
+        self.prefix_bytes = Gauge("solm_prefix_cache_bytes", "What their keys and values take.", registry=of)
+        self.pages = Gauge("solm_pages", "Pages of keys and values held, on the cpu backend.", registry=of)
+        self.page_bytes = Gauge("solm_page_bytes", "What they take.", registry=of)
+
+    def count_pages(self, held: Callable[[], tuple[int, int] | None]) -> None:
+        """Report what `held` says, as `Backend.pages_held` does, whenever the metrics are read."""
+        self.pages.set_function(lambda: (held() or (0, 0))[0])
+        self.page_bytes.set_function(lambda: (held() or (0, 0))[1])
 
     def text(self) -> bytes:
         """All metrics in the text format of Prometheus."""

@@ -1,47 +1,124 @@
-"""A cache of recent prompts: a new prompt that begins like one of them reuses its keys and values."""
+"""Keys and values of recent prompts, page by page: a prompt does not read again what it begins with alike."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from solm.backends.session import Session
 
+_LEAST_READ = 4
+"""Tokens that a prompt reads in any case. Fewer at its end are computed otherwise, in the last bits (the cpu backend's
+LEAST_STEPS), than the same ones in a longer stretch: the reply would depend on what is kept."""
+
+
+@dataclass(eq=False)
+class _Kept:
+    """A session of one prompt's pages, of which pages [start, end) are counted here."""
+
+    session: Session
+    start: int
+    end: int
+    bytes: int = 0
+
+
+@dataclass(eq=False)
+class _Page:
+    """A page, known by the one before it and its tokens. number: its own name. index: its place in the prompt."""
+
+    number: int
+    index: int
+    kept: _Kept
+
 
 class PrefixCache:
-    """Sessions of recent prompts, at most `tokens` tokens together. The least recently used one is dropped first."""
+    """Whole pages of recent prompts in at most `memory` bytes, the least recently used ones dropped first.
 
-    def __init__(self, tokens: int, page: int):
-        self.tokens, self.page = tokens, page
-        self._kept: OrderedDict[tuple[int, ...], Session] = OrderedDict()
+    page: tokens of a page. A page is dropped after all that follow it. Prompts are read densely, so what is kept serves
+    every policy and budget. Where sessions share pages (the cpu backend), every page is held once; elsewhere prompts
+    that part ways are held whole.
+    """
+
+    def __init__(self, memory: float, page: int):
+        self.memory, self.page = memory, page
+        self.bytes = 0
+        self._pages: OrderedDict[tuple[int, bytes], _Page] = OrderedDict()  # the least recently used one first
+        self._numbers = 0
 
     @property
-    def held(self) -> int:
+    def tokens(self) -> int:
         """Tokens kept."""
-        return sum(len(ids) for ids in self._kept)
+        return len(self._pages) * self.page
 
     def find(self, ids: np.ndarray, capacity: int) -> Session | None:
-        """A copy of the kept session that shares the most whole pages with ids [C]; None where none shares a page. At
-        least one token of ids is left to read, because its logits are needed."""
-        best, most = None, 0
-        for known in self._kept:
-            count = min(len(known), len(ids) - 1)
-            same = np.array(known[:count]) == ids[:count]
-            shared = int(np.logical_and.accumulate(same).sum()) // self.page * self.page
-            if shared > most:
-                best, most = known, shared
-        if best is None:
-            return None
-        self._kept.move_to_end(best)
-        return self._kept[best].copy(most, capacity)
+        """A session with room for `capacity` tokens that has read as many whole pages of ids [C] as are kept; None
+        where none is."""
+        found = self._use(ids[: max(0, len(ids) - _LEAST_READ)])
+        return found[-1].kept.session.copy(len(found) * self.page, capacity) if found else None
 
     def keep(self, ids: np.ndarray, session: Session) -> None:
-        """Keep a copy of `session`, one row that has read ids [C]. Kept prompts that ids begins with are dropped."""
-        whole = len(ids) // self.page * self.page
-        known = tuple(ids[:whole].tolist())
-        if not whole or whole > self.tokens or known in self._kept:
+        """Keep the whole pages of `session`, one row that has read ids [C] and began with what `find` gave."""
+        known, whole = self._use(ids), len(ids) // self.page
+        if whole == len(known) or not self.memory:
             return
-        for other in [other for other in self._kept if known[: len(other)] == other]:
-            del self._kept[other]
-        self._kept[known] = session.copy(whole)
-        while self.held > self.tokens:
-            self._kept.popitem(last=False)
+        kept = _Kept(session.copy(whole * self.page), 0, whole)
+        for page in known:
+            page.kept.start = page.index + 1
+            self._count(page.kept)
+            page.kept = kept
+        number = known[-1].number if known else 0
+        added = []
+        for index, tokens in enumerate(self._chunks(ids)):
+            if index >= len(known):
+                added.append(((number, tokens), _Page(self._next(), index, kept)))
+                number = added[-1][1].number
+        for key, page in reversed(added):  # the first page is the last one to go
+            self._pages[key] = page
+        self._use(ids[: len(known) * self.page])
+        self._count(kept)
+        self._shrink()
+
+    def _use(self, ids: np.ndarray) -> list[_Page]:
+        """The pages kept that ids [C] begins with, in order; they are the last ones used now."""
+        found: list[_Page] = []
+        keys = []
+        for tokens in self._chunks(ids):
+            keys.append((found[-1].number if found else 0, tokens))
+            page = self._pages.get(keys[-1])
+            if page is None:
+                keys.pop()
+                break
+            found.append(page)
+        for key in reversed(keys):
+            self._pages.move_to_end(key)
+        return found
+
+    def _chunks(self, ids: np.ndarray) -> Iterator[bytes]:
+        """The tokens of every whole page."""
+        for first in range(0, len(ids) // self.page * self.page, self.page):
+            yield ids[first : first + self.page].tobytes()
+
+    def _next(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    def _count(self, kept: _Kept) -> None:
+        """Count what a session takes beside the others."""
+        held = 0
+        if kept.end > kept.start:
+            held = kept.session.copy_bytes(kept.end * self.page, kept.start * self.page)
+        self.bytes += held - kept.bytes
+        kept.bytes = held
+
+    def _shrink(self) -> None:
+        """Drop pages until the rest is within the memory."""
+        cut = set()
+        while self.bytes > self.memory:
+            page = self._pages.popitem(last=False)[1]
+            page.kept.end = page.index
+            self._count(page.kept)
+            cut.add(page.kept)
+        for kept in cut:
+            if kept.end > kept.start:
+                kept.session = kept.session.copy(kept.end * self.page)

@@ -49,7 +49,8 @@ class Scheduler:
         self.lm, self.settings, self.metrics = lm, settings, metrics
         objective = None if settings.slo_tpot_ms is None else settings.slo_tpot_ms / 1000
         self.governor = Governor(objective, settings.max_rows, settings.slo_rows, self.clock)
-        self.prefixes = PrefixCache(settings.prefix_tokens, lm.sparsity.page_size)
+        self.prefixes = PrefixCache(settings.prefix_mb * 1e6, lm.sparsity.page_size)
+        metrics.count_pages(lm.backend.pages_held)
         self._waiting: deque[Job] = deque()
         self._filling: _Filling | None = None
         self._session: Session | None = None  # of the rows that decode, in the order of `_rows`
@@ -128,7 +129,8 @@ class Scheduler:
         metrics.waiting.set(len(self._waiting) + (self._filling is not None))
         metrics.dial.set(self.governor.dial)
         metrics.allowed.set(self.governor.rows)
-        metrics.prefix.set(self.prefixes.held)
+        metrics.prefix_tokens.set(self.prefixes.tokens)
+        metrics.prefix_bytes.set(self.prefixes.bytes)
 
     def _drop(self) -> None:
         """Drop cancelled jobs, and fail those that have expired."""
@@ -183,7 +185,8 @@ class Scheduler:
         filling, job = self._filling, self._filling.row.job
         try:
             done = filling.done
-            chunk = job.ids[None, done : done + self.settings.prefill_chunk]
+            size = self.settings.prefill_chunk
+            chunk = job.ids[None, done : (done // size + 1) * size]  # cut at the same places whatever was kept
             logits = filling.session.prefill(chunk, every_logit=job.echo)
             filling.done += chunk.shape[1]
             self.metrics.tokens.labels("prompt").inc(chunk.shape[1])
@@ -213,6 +216,7 @@ class Scheduler:
         if session is None:
             return _Filling(row, self.lm.session(capacity), 0)
         row.cached = session.length(0)
+        self.metrics.tokens.labels("cached").inc(row.cached)
         return _Filling(row, session, row.cached)
 
     def _step(self) -> None:

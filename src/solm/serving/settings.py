@@ -14,8 +14,9 @@ class ServeSettings(BaseModel):
     """Rows that wait for a place; more are refused with 429."""
     prefill_chunk: int = Field(128, ge=1, le=8192)
     """Prompt tokens read between two steps of the rows that decode."""
-    prefix_tokens: int = Field(8192, ge=0)
-    """Tokens of earlier prompts that are kept, so that what a prompt shares with them is not read again."""
+    prefix_mb: float = Field(256.0, ge=0, le=1e6)
+    """Megabytes of keys and values of earlier prompts that are kept, so that what a prompt begins with like one of them
+    is not read again; 0: none."""
     max_seconds: float = Field(600.0, gt=0)
     """From a request's arrival to its last token."""
     default_max_tokens: int = Field(512, ge=1)

@@ -77,5 +77,10 @@ class CpuBackend:
         """As `Backend.channel_thresholds`."""
         return measure_thresholds(self.engine, self._sparsity, as_numpy(windows))
 
+    def pages_held(self) -> tuple[int, int]:
+        """As `Backend.pages_held`."""
+        memory = self.engine.page_memory()
+        return memory.pages, memory.bytes
+
     def detach(self) -> None:
         """As `Backend.detach`; a loaded model was never changed."""

@@ -11,10 +11,11 @@ from solm.core.errors import DataError
 
 
 class Cache:
-    """Keys and values of one row, with the first `length` tokens of `source`, if given, whose whole pages it shares.
+    """Keys and values of one row, with the first `length` tokens of `source`, if given, whose pages it shares.
 
-    Writing to shared pages makes a copy first, so that neither row sees what the other writes. Raises `SolmError`
-    without memory, `DataError` for a length or capacity that is out of range and for a source of another engine.
+    Pages are taken when they are first written to, at most for `capacity` tokens. Writing to a shared page makes a copy
+    of it first, so that neither row sees what the other writes. Raises `SolmError` without memory, `DataError` for a
+    length or capacity that is out of range and for a source of another engine.
     """
 
     def __init__(self, engine: Engine, capacity: int, source: "Cache | None" = None, length: int = 0):
@@ -30,13 +31,6 @@ class Cache:
         if getattr(self, "handle", None):
             self.engine.library.solm_cache_free(self.handle)
             self.handle = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys, values and bounds that `capacity` tokens take."""
-        sizes = self.engine.sizes
-        number = 4 if sizes.precision == 0 else 1 if sizes.kv_int8 else 2
-        return 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * self.capacity * number
 
     def fill(self, layer: int, position: int, keys: Array, values: Array) -> None:
         """Write keys and values [kv_heads, count, D] of one layer from `position` on.

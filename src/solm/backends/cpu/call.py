@@ -89,6 +89,10 @@ class EngineCall:
         self._layers, self._vocabulary = engine.sizes.layers, engine.sizes.vocabulary
         self._run, self._handle = engine.library.solm_run, engine.handle
 
+    def forget(self) -> None:
+        """Let go of the caches of the last call."""
+        self._buffers = None
+
     def run(
         self,
         caches: tuple[Cache, ...],

@@ -21,6 +21,7 @@ from solm.backends.cpu.files.weight_cache import load_weights
 from solm.backends.cpu.head_layout import HeadLayout, repack_head
 from solm.backends.cpu.library import INVALID
 from solm.backends.cpu.library import library as built
+from solm.backends.cpu.memory import PageMemory
 from solm.backends.cpu.structs import GROUP, MESSAGE, MOST_QUERIES, PAGE
 from solm.backends.threads import default_threads
 from solm.core.cost import ModelShapes
@@ -154,6 +155,12 @@ class Engine:
         if numbers:
             others.insert(0, (", ".join(numbers[:-1]) + " and " if numbers[1:] else "") + numbers[-1] + " bits")
         return f"cpu {', '.join(others)}" + (", int8 KV cache" if self.sizes.kv_int8 else "")
+
+    def page_memory(self) -> PageMemory:
+        """What the KV caches of all sessions hold now."""
+        counts = (ctypes.c_int64 * 4)()
+        self.library.solm_pages(self.handle, counts)
+        return PageMemory(*counts)
 
     def embed(self, tokens: np.ndarray) -> np.ndarray:
         """Input embeddings [..., H] float32 of tokens [...], as the first layer reads them. Raises `DamagedFileError`

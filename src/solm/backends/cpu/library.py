@@ -68,6 +68,7 @@ def _library(flags: str) -> ctypes.CDLL:
         ("checksum", ctypes.c_uint64, [pointer, size, integer]),
         ("cache", integer, [pointer, pointer, long, long, pointer, pointer]),
         ("cache_free", None, [pointer]),
+        ("pages", None, [pointer, pointer]),
         ("cache_fill", integer, [pointer, pointer, integer, long, long, pointer, pointer, pointer]),
         ("run", integer, [pointer, pointer]),
     ):  # fmt: skip

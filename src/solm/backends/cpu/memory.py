@@ -29,8 +29,23 @@ def weight_memory(source: WeightSource) -> WeightMemory:
     return WeightMemory(layout.forms(), layout.nbytes, HeadLayout.of(source.tensor("head")).room)
 
 
+@dataclass(frozen=True)
+class PageMemory:
+    """What the KV caches of an engine hold: pages, and tiles of the bounds of 16 pages' keys; and the bytes of one."""
+
+    pages: int
+    tiles: int
+    page_bytes: int
+    tile_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """Of all of them."""
+        return self.pages * self.page_bytes + self.tiles * self.tile_bytes
+
+
 def cache_memory(spec: ModelSpec, tokens: int, int8: bool) -> int:
-    """Bytes of keys, values and the bounds of keys of one row with room for `tokens`: csrc/cache.h."""
+    """Bytes of keys, values and the bounds of keys of one row of `tokens`: csrc/cache.h."""
     pages = -(-tokens // PAGE)
     tiles = -(-pages // PAGE)
     page = PAGE * (spec.head_dim + 4) if int8 else PAGE * spec.head_dim * 2

@@ -10,6 +10,7 @@ from solm.backends.cpu.cache import Cache
 from solm.backends.cpu.call import Computed, EngineCall
 from solm.backends.cpu.decider import decider_of
 from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.structs import PAGE
 from solm.backends.session import (
     AnyPolicy,
     Result,
@@ -61,7 +62,13 @@ class CpuSession(BaseSession):
 
     def memory_bytes(self) -> int:
         """Bytes of keys and values, pages that are shared with other rows counted in each."""
-        return sum(cache.nbytes for cache in self._caches)
+        return sum(self.copy_bytes(int(held)) for held in self._held)
+
+    def copy_bytes(self, length: int, shared: int = 0) -> int:
+        """As `Session.copy_bytes`."""
+        pages, tiles = range(shared // PAGE, -(-length // PAGE)), range(shared // PAGE**2, -(-length // PAGE**2))
+        memory = self.engine.page_memory()
+        return len(pages) * memory.page_bytes + len(tiles) * memory.tile_bytes
 
     def prefill(self, tokens: Array, lengths: Array | None = None, every_logit: bool = False) -> Any:
         """As `Session.prefill`. Rows that have stepped or are forks may go on reading, too."""
@@ -96,12 +103,16 @@ class CpuSession(BaseSession):
         the head read last [H]."""
         call, state = EngineCall(self.engine, self._sparsity), budgets.uncontrolled(1)
         parts, at = [], int(self._held[row])
-        for first in range(0, len(tokens), _CHUNK):
-            part = tokens[first : first + _CHUNK]
-            wanted = len(part) if every_logit else int(at + len(part) == self._held[row] + len(tokens))
+        end = at + len(tokens)
+        while at < end:
+            # Cut at the same positions wherever reading begins: few tokens at the end are computed otherwise than many,
+            # in the last bits.
+            count = min(end, (at // _CHUNK + 1) * _CHUNK) - at
+            part, tokens = tokens[:count], tokens[count:]
+            wanted = count if every_logit else int(at + count == end)
             found = call.run((self._caches[row],), part[None], np.array([at]), state, logit_steps=wanted)
             parts.append(found.logits[0])
-            at += len(part)
+            at += count
         return np.concatenate(parts), found.stream[0, -1].copy()
 
     def _scored_at_once(self, known: bool) -> int:
@@ -156,6 +167,7 @@ class CpuSession(BaseSession):
         if row < len(index):
             index[row] = self.rows - 1
         self._caches = tuple(self._caches[place] for place in index)
+        self._call.forget()
         self._hidden = self.last_hidden(index)
         self._held, self._dense, self._budgets = self._held[index], self._dense[index], self._budgets[index]
         self._control = self._control.take(index, self._sparsity)

@@ -59,6 +59,9 @@ class TorchBackend:
         """As `Backend.channel_thresholds`."""
         return measure_thresholds(self.hooked, windows)
 
+    def pages_held(self) -> None:
+        """As `Backend.pages_held`: rows have tensors of their own."""
+
     def detach(self) -> None:
         """Give the model back exactly as it was."""
         self.hooked.detach()

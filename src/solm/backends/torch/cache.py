@@ -250,6 +250,11 @@ class PagedCache(Cache):
     def copy(self, length: int, capacity: int) -> "PagedCache":
         return PagedCache([layer.copy(length, capacity) for layer in self.layers])
 
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token of one row."""
+        buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values) if buffer is not None]
+        return sum(buffer.shape[1] * buffer.shape[4] * buffer.element_size() for buffer in buffers)
+
     def memory_bytes(self) -> int:
         """Bytes of this cache's own buffers; shared prefixes are counted by their owner."""
         buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values) if buffer is not None]

@@ -98,6 +98,10 @@ class TorchSession(BaseSession):
         child._budgets, child._control = budgets.uncontrolled(1), Control(self._sparsity, self.model.shapes)
         return child
 
+    def copy_bytes(self, length: int, shared: int = 0) -> int:
+        """As `Session.copy_bytes`: nothing is shared."""
+        return self._cache.token_bytes() * length
+
     def join(self, other: "TorchSession") -> None:
         """As `Session.join`."""
         for session in (self, other):

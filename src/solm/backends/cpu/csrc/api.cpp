@@ -120,11 +120,11 @@ int32_t solm_cache(void* engine, const void* source, int64_t length, int64_t cap
   if (capacity < PAGE || capacity > MOST || capacity % PAGE)
     return refuse(message, "a cache's capacity must be a multiple of %d in [%d, %lld], got %lld", PAGE, PAGE,
                   static_cast<long long>(MOST), static_cast<long long>(capacity)), INVALID;
-  const int64_t most = from ? std::min<int64_t>(capacity, int64_t(from->pages()) * PAGE) : 0;
+  const int64_t most = from ? std::min<int64_t>(capacity, int64_t(from->capacity) * PAGE) : 0;
   if (length < 0 || length > most)
     return refuse(message, "a cache can take over [0, %lld] tokens, got %lld", static_cast<long long>(most),
                   static_cast<long long>(length)), INVALID;
-  *made = make_cache(e.mutex, e.s, from, int(length), int(capacity)).release();
+  *made = make_cache(e.mutex, e.store, from, int(length), int(capacity)).release();
   return DONE;
 } catch (const std::exception&) {
   refuse(message, "no memory for a cache of %lld tokens", static_cast<long long>(capacity));
@@ -137,6 +137,14 @@ void solm_cache_free(void* cache) {
   delete static_cast<Cache*>(cache);
 }
 
+// Writes how many pages and tiles the caches of an engine hold, and the bytes that each of them takes: [4]. It does not wait for
+// calls in progress.
+void solm_pages(void* engine, int64_t* counts) {
+  const PageStore& store = *engine_of(engine).store;
+  counts[0] = store.pages.used(), counts[1] = store.tiles.used();
+  counts[2] = store.pages.stride(), counts[3] = store.tiles.stride();
+}
+
 // Writes keys and values [kv_heads, count, D] of one layer to a cache, from `position` on.
 int32_t solm_cache_fill(void* engine, void* cache, int32_t layer, int64_t position, int64_t count, const float* keys,
                         const float* values, char* message) try {
@@ -146,12 +154,12 @@ int32_t solm_cache_fill(void* engine, void* cache, int32_t layer, int64_t positi
   if (!valid_cache(e, c, message)) return INVALID;
   if (layer < 0 || layer >= e.s.layers)
     return refuse(message, "a cache has layers [0, %d], got %d", e.s.layers - 1, layer), INVALID;
-  const int64_t room = int64_t(c->pages()) * PAGE;
+  const int64_t room = int64_t(c->capacity) * PAGE;
   if (position < 0 || count < 0 || position > room || count > room - position)
     return refuse(message, "a cache of %lld tokens cannot take %lld from %lld on", static_cast<long long>(room),
                   static_cast<long long>(count), static_cast<long long>(position)), INVALID;
   if (!count) return DONE;
-  make_writable(e.s, *c, position);
+  make_writable(*c, position, count);
   with_kv_type(e.s, [&]<typename K>(K) {
     for (int64_t t = 0; t < count; ++t)
       for (int h = 0; h < e.s.kv_heads; ++h) {
@@ -161,7 +169,7 @@ int32_t solm_cache_fill(void* engine, void* cache, int32_t layer, int64_t positi
   });
   return DONE;
 } catch (const std::exception&) {
-  refuse(message, "no memory for a copy of the pages that a cache shares");
+  refuse(message, "no memory for the pages of a cache");
   return NO_MEMORY;
 }
 

@@ -66,8 +66,7 @@ struct Attention {
         signs[d] += q > 0 ? q : 0, signs[D + d] += q < 0 ? q : 0;
       }
     corners.prepare(signs.data(), 2, 1);
-    const PageRange<Bound> bounds[2] = {cache.bounds<Bound>(&Pages::high, s, layer, head),
-                                        cache.bounds<Bound>(&Pages::low, s, layer, head)};
+    const PageRange<Bound> bounds[2] = {cache.high<K>(s, layer, head), cache.low<K>(s, layer, head)};
     const auto [first, end] = tiles_of(plan);
     for (int tile = first; tile < end; ++tile) {
       Lanes sum = Lanes::zero();
@@ -107,13 +106,11 @@ struct Attention {
       next.lines = lines_of(PAGE * D * sizeof(Bound));
       const auto [first, end] = tiles_of(plan);
       for (int tile = first; tile < end; ++tile)
-        for (auto part : {&Pages::high, &Pages::low}) add(cache.bounds<Bound>(part, s, layer, 0)[tile]);
+        for (const auto& bounds : {cache.high<K>(s, layer, 0), cache.low<K>(s, layer, 0)}) add(bounds[tile]);
     } else if (!plan.sparse) {
       for (int head = 0; head < KV; ++head)
-        for (auto part : {&Pages::keys, &Pages::values}) {
-          const PageRange<K> range = cache.range<K>(part, s, layer, head);
+        for (const auto& range : {cache.keys<K>(s, layer, head), cache.values<K>(s, layer, head)})
           for (int b = from; b < to; ++b) add(range[b]);
-        }
     }
     next.pad();
     return next;
@@ -134,8 +131,8 @@ struct Attention {
       std::fill_n(out[g], D, 0.0f);
     }
     query.prepare(queries, group, s.softmax_scale);
-    const PageRange<K> keys = cache.range<K>(&Pages::keys, s, layer, head);
-    const PageRange<K> values = cache.range<K>(&Pages::values, s, layer, head);
+    const PageRange<K> keys = cache.keys<K>(s, layer, head);
+    const PageRange<K> values = cache.values<K>(s, layer, head);
     const int ahead = std::min(pages_ahead(), to - from);
     for (int p = from; p < to; ++p) {
       for (int g = 0; g < group; ++g) scores[g] = scores_room.data() + size_t(g) * n + (p - from) * PAGE;

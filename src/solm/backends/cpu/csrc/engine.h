@@ -61,6 +61,7 @@ struct Engine {
   const float* final_norm;
   bool nested = true;  // every weight of an MLP has upper bits that can be read alone
   std::shared_ptr<std::mutex> mutex = std::make_shared<std::mutex>();  // serialises all calls
+  std::shared_ptr<PageStore> store = std::make_shared<PageStore>(s);
 
   std::vector<RopeTable> ropes;
 

@@ -67,8 +67,8 @@ struct PromptAttention {
       for (int i = 0; i < width; ++i) queries[size_t(t) * width + i] = scale * from[t * from_stride + i];
     std::fill(out.begin(), out.end(), 0.0f);
     std::fill(peak.begin(), peak.end(), -INFINITY), std::fill(total.begin(), total.end(), 0.0f);
-    const PageRange<K> key_pages = cache.range<K>(&Pages::keys, s, layer, head);
-    const PageRange<K> value_pages = cache.range<K>(&Pages::values, s, layer, head);
+    const PageRange<K> key_pages = cache.keys<K>(s, layer, head);
+    const PageRange<K> value_pages = cache.values<K>(s, layer, head);
     const int seen = position + count;
     for (int first = oldest(0) / KEYS * KEYS; first < seen; first += KEYS) {
       const int here = std::min(KEYS, seen - first), begin = std::max(0, oldest(0) - first) / PAGE * PAGE;

@@ -33,7 +33,7 @@ inline void Engine::reserve(const Call& c) {
   int64_t longest = 0;
   int width = 0;
   for (int r = 0; r < c.rows; ++r) {
-    make_writable(s, *static_cast<Cache*>(c.caches[r]), c.lengths[r]);
+    make_writable(*static_cast<Cache*>(c.caches[r]), c.lengths[r], c.count);
     longest = std::max(longest, c.lengths[r] + c.count);
     if (c.decide && c.states[r].decider) width = std::max(width, c.states[r].decider->width);
   }

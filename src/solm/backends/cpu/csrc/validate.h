@@ -189,10 +189,10 @@ inline bool valid_call(const Engine& e, const Call& c, char* message) {
   for (int r = 0; r < c.rows; ++r) {
     const auto* cache = static_cast<const Cache*>(c.caches[r]);
     if (!valid_cache(e, cache, message)) return false;
-    const int64_t most = std::min<int64_t>(int64_t(cache->pages()) * PAGE, e.s.positions) - c.count;
+    const int64_t most = std::min<int64_t>(int64_t(cache->capacity) * PAGE, e.s.positions) - c.count;
     if (c.lengths[r] < 0 || c.lengths[r] > most)
       return refuse(message, "row %d: a cache of %d tokens and a model of %d positions take %d more from [0, %lld], got %lld",
-                    r, cache->pages() * PAGE, e.s.positions, c.count, static_cast<long long>(most),
+                    r, cache->capacity * PAGE, e.s.positions, c.count, static_cast<long long>(most),
                     static_cast<long long>(c.lengths[r]));
   }
   const int steps = c.rows * c.count;
