@@ -115,8 +115,8 @@ class Penalised:
 
 
 def _likeliest(weights: np.ndarray, top_p: float) -> np.ndarray:
-    """The likeliest tokens that together have at least `top_p` of weights [V], in rising order; of those of equal weight
-    the first."""
+    """The likeliest tokens that together have at least `top_p` of weights [V], in rising order; of those of equal
+    weight the first."""
     total = float(weights.sum(dtype=np.float64))
     # What is below an even part of the rest lies within the rest: only the others have to be sorted.
     ids = np.flatnonzero(weights >= (1 - top_p) / len(weights) * total)

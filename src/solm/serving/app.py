@@ -34,8 +34,8 @@ _STATIC = {"page.js": "text/javascript", "page.css": "text/css"}
 def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] | None = None) -> FastAPI:
     """The application.
 
-    keys: API keys (see `ApiKey.parse`), of which every route but `/health` requires one; none: no key is required. hosts: accepted names in
-    the Host header, None: any (see `Gate`).
+    keys: API keys (see `ApiKey.parse`), of which every route but `/health` requires one; none: no key is required.
+    hosts: accepted names in the Host header, None: any (see `Gate`).
     """
 
     @asynccontextmanager
@@ -138,9 +138,7 @@ async def _complete(service: Service, request: Request, asked: ChatRequest | Com
         raise ApiError(503, "the server is warming up", code="starting")
     loop = asyncio.get_running_loop()
     kind = "chatcmpl" if isinstance(asked, ChatRequest) else "cmpl"
-    exchange = await run_in_threadpool(
-        service.open, asked, f"{kind}-{request.state.identity}", loop, request.state.key
-    )
+    exchange = await run_in_threadpool(service.open, asked, f"{kind}-{request.state.identity}", loop, request.state.key)
     if asked.stream:
         with_usage = asked.stream_options is not None and asked.stream_options.include_usage
         return StreamingResponse(_events(service, request, exchange, with_usage), media_type="text/event-stream")

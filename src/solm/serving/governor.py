@@ -96,8 +96,8 @@ class Governor:
             self._change_rows(rows, at_floors)
 
     def _press(self, change: float, lowerable: Sequence[int], floors: int) -> None:
-        """Move the pressure, at most to where all rows are at their floors. Priorities without a row that can be lowered
-        are passed over."""
+        """Move the pressure, at most to where all rows are at their floors. Priorities without a row that can be
+        lowered are passed over."""
         left = abs(change)
         while left > 0 and change > 0 and self.pressure < floors:
             rank = int(self.pressure)
