@@ -70,7 +70,7 @@ def test_many_hang_up_and_nothing_is_left(service, address, client, count):
 
 
 def test_a_client_that_reads_a_byte_at_a_time_holds_nobody_up(service, address, client):
-    body = {"model": "tiny", "messages": CHAT, "max_tokens": 300, "stream": True, "logit_bias": {"2": -100}}
+    body = {"model": "tiny", "messages": CHAT, "max_tokens": 120, "stream": True, "logit_bias": {"2": -100}}
     text = json.dumps(body).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

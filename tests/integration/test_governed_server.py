@@ -14,13 +14,13 @@ def clients(address, *keys):
 
 
 def told(client, budget="keep=0.9", **efficiency):
-    """A long reply under the policy static: the mean net keep of its last 100 steps, and what is said of all."""
+    """A long reply under the policy static: the mean net keep of its last 60 steps, and what is said of all."""
     answer = ask(
-        client, max_tokens=200, logit_bias={"2": -100}, budget=budget,
+        client, max_tokens=140, logit_bias={"2": -100}, budget=budget,
         efficiency={"policy": "static", "trace": True, **efficiency},
     )  # fmt: skip
     shares = [list(token["realised"].values()) for token in answer.choices[0].efficiency["tokens"]]
-    return float(torch.tensor(shares[-100:]).mean()), answer.usage.compute
+    return float(torch.tensor(shares[-60:]).mean()), answer.usage.compute
 
 
 def test_a_server_under_pressure_lowers_budgets_to_the_floor_that_was_asked_for(byte_tokenizer, monkeypatch):

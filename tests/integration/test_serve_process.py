@@ -39,7 +39,7 @@ def test_a_process_drains_on_sigterm(tiny_folder, byte_tokenizer):
         (["--slo-floor", "2"], "--slo-floor: budget 2 is out of range"),
         (
             ["--priority-floor", "urgent=0.5"],
-            "--priority-floor: unknown name 'urgent'; choose one of low, normal, high",
+            "--priority-floor: unknown name 'urgent'; choose one of low",
         ),
         (["--priority-floor", "low"], "--priority-floor: 'low' is not NAME=BUDGET, such as low=0.5"),
         (["--priority-floor", "low=2"], "--priority-floor low: budget 2 is out of range"),

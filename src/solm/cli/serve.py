@@ -112,8 +112,8 @@ def serve(
     }
     chosen = checks.settings(
         ServeSettings, **({} if max_rows is None else {"max_rows": max_rows}), max_waiting=max_waiting,
-        max_seconds=max_seconds, prefix_tokens=prefix_tokens, drain_seconds=drain_seconds, slo_tpot_ms=slo_tpot_ms, slo_floor=slo_floor,
-        slo_rows=slo_rows, **floors,
+        max_seconds=max_seconds, prefix_tokens=prefix_tokens, drain_seconds=drain_seconds, slo_tpot_ms=slo_tpot_ms,
+        slo_floor=slo_floor, slo_rows=slo_rows, **floors,
     )  # fmt: skip
     checks.backend(backend, precision, kv_cache_dtype, dtype)
     grid = checks.space_of(space)

@@ -136,8 +136,9 @@ class Scheduler:
             metrics.class_waiting[rank].set(waiting[rank])
             metrics.class_dial[rank].set(dial)
         metrics.dial.set(sum(governor.dials) / len(PRIORITIES))
-        saved = governor.savings.of(len(self._rows), sum(self._lowerable()))
-        metrics.saving.set(float("nan") if saved is None else saved)
+        if self._rows:  # else what was known last stays
+            saved = governor.savings.of(len(self._rows), sum(self._lowerable()))
+            metrics.saving.set(float("nan") if saved is None else saved)
         metrics.allowed.set(self.governor.rows)
         metrics.prefix.set(self.prefixes.held)
 
