@@ -89,10 +89,11 @@ class Plain:
         if 0 < self.top_k < len(scores):
             scores[scores < np.partition(scores, -self.top_k)[-self.top_k]] = -np.inf
         scores -= scores.max()
+        if self.top_p == 1:
+            ids = np.flatnonzero(scores > -np.inf) if self.top_k else np.arange(len(scores))
+            return ids, np.exp(scores[ids] if self.top_k else scores)
         weights = np.exp(scores, out=scores)
-        if self.top_p == 1 and not self.top_k:
-            return np.arange(len(weights)), weights
-        ids = np.flatnonzero(weights) if self.top_p == 1 else _likeliest(weights, self.top_p)
+        ids = _likeliest(weights, self.top_p)
         return ids, weights[ids]
 
 
