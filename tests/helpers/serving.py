@@ -79,6 +79,18 @@ def slow_steps(monkeypatch, seconds: float) -> None:
     monkeypatch.setattr(TorchSession, "step", lambda *a, **k: (time.sleep(seconds), step(*a, **k))[1])
 
 
+def steps_by_budget(monkeypatch, seconds: float) -> None:
+    """From now on every step of a session takes `seconds` longer where its rows may spend all, and far less where they
+    may not: the fourth power of their mean share."""
+    step = TorchSession.step
+
+    def slower(self, *args, **options):
+        time.sleep(seconds * float(self._budgets["target"].mean()) ** 4)
+        return step(self, *args, **options)
+
+    monkeypatch.setattr(TorchSession, "step", slower)
+
+
 def until(true, seconds: float = 60.0) -> None:
     """Wait for a condition that another thread brings about."""
     end = time.monotonic() + seconds

@@ -1,6 +1,8 @@
 """Many requests at once, clients that hang up, and rows and passes that fail."""
 
+import json
 import random
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -65,6 +67,24 @@ def test_many_hang_up_and_nothing_is_left(service, address, client, count):
     assert service.scheduler.busy == 0
     assert (service.metrics.registry.get_sample_value(*cancelled) or 0) - before > count / 2
     assert ask(client).choices[0].message.content
+
+
+def test_a_client_that_reads_a_byte_at_a_time_holds_nobody_up(service, address, client):
+    body = {"model": "tiny", "messages": CHAT, "max_tokens": 120, "stream": True, "logit_bias": {"2": -100}}
+    text = json.dumps(body).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(text)}\r\n\r\n"
+    )
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        slow.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+        slow.sendall(head.encode() + text)
+        assert slow.recv(1) == b"H"
+        assert ask(client).usage.completion_tokens == 40
+        until(lambda: gauges(service) == (0, 0, 0))
+        assert slow.recv(1) == b"T"
+    until(lambda: gauges(service) == (0, 0, 0))
 
 
 def test_an_error_in_one_row_fails_that_request_alone(service, client, monkeypatch):

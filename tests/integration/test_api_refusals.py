@@ -45,6 +45,9 @@ WRONG = {
     "axis": ({"efficiency": {"budget": {"attention": 0.001}}}, "efficiency.budget"),
     "policy": ({"efficiency": {"policy": "magic"}}, None),
     "dense": ({"efficiency": {"policy": "dense", "budget": 0.6}}, "efficiency.budget"),
+    "priority": ({"efficiency": {"priority": "urgent"}}, "efficiency.priority"),
+    "priority as a number": ({"efficiency": {"priority": 1}}, "efficiency.priority"),
+    "floor": ({"efficiency": {"floor": 1.5}}, None),
     "too long": ({"max_tokens": 600}, None),
     "prompt too long": ({"messages": [{"role": "user", "content": "a" * 600}]}, None),
 }  # fmt: skip

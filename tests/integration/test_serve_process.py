@@ -37,6 +37,14 @@ def test_a_process_drains_on_sigterm(tiny_folder, byte_tokenizer):
         (["--max-rows", "0"], "--max-rows: 0"),
         (["--policy", "nowhere"], "nowhere"),
         (["--slo-floor", "2"], "--slo-floor: budget 2 is out of range"),
+        (
+            ["--priority-floor", "urgent=0.5"],
+            "--priority-floor: unknown name 'urgent'; choose one of low",
+        ),
+        (["--priority-floor", "low"], "--priority-floor: 'low' is not NAME=BUDGET, such as low=0.5"),
+        (["--priority-floor", "low=2"], "--priority-floor low: budget 2 is out of range"),
+        (["--priority-floor", "low=0.5", "--priority-floor", "low=0.6"], "--priority-floor: low is given twice"),
+        (["--key-floor", "bob=0.5"], "--key-floor: unknown name 'bob'; SOLM_API_KEYS has no key as NAME:SECRET"),
     ],
 )
 def test_bad_options_are_one_line(tiny_folder, options, word, monkeypatch, capsys):

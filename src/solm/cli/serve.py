@@ -35,7 +35,9 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
-    max_rows: Annotated[int, typer.Option(help="Replies that decode together.")] = 16,
+    max_rows: Annotated[
+        int | None, typer.Option(help="Replies that decode together; by default 16, or as many as memory holds.")
+    ] = None,
     max_waiting: Annotated[int, typer.Option(help="Replies that may wait; more are refused with 429.")] = 256,
     max_seconds: Annotated[float, typer.Option(help="Longest time for a request.")] = 600.0,
     prefix_mb: Annotated[
@@ -48,6 +50,14 @@ def serve(
     ] = None,
     slo_floor: Annotated[
         str | None, typer.Option(help="Budget, in any form of generate's --budget, below which none is lowered.")
+    ] = None,
+    priority_floor: Annotated[
+        list[str] | None,
+        typer.Option(help="Floor of a priority (low, normal or high) in place of --slo-floor, such as low=0.5."),
+    ] = None,
+    key_floor: Annotated[
+        list[str] | None,
+        typer.Option(help="Floor of requests under a named key of SOLM_API_KEYS, such as alice=0.8."),
     ] = None,
     slo_rows: Annotated[
         bool, typer.Option(help="Also decode fewer replies together where the lowest budgets are not enough.")
@@ -66,7 +76,8 @@ def serve(
 ) -> None:
     """Serve a model over OpenAI's API, with a compute budget per request, and a page to try it at /.
 
-    API keys are read from the environment variable SOLM_API_KEYS, separated by commas. Without any, nobody needs one.
+    API keys are read from the environment variable SOLM_API_KEYS, separated by commas, each as SECRET or NAME:SECRET.
+    Without any, nobody needs one.
 
     \b
     Examples:
@@ -74,6 +85,7 @@ def serve(
       solm serve --policy builtin:smollm2-135m-cpu --replicas 4
       solm serve --model HuggingFaceTB/SmolLM2-360M-Instruct --space joint-27 --port 9000
       SOLM_API_KEYS=secret solm serve --host 0.0.0.0 --slo-tpot-ms 25 --slo-floor 0.5
+      SOLM_API_KEYS=a:one,b:two solm serve --slo-tpot-ms 25 --priority-floor low=0.5 --key-floor b=0.8
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -81,21 +93,29 @@ def serve(
         import uvicorn
 
         from solm.serving.app import create_app
+        from solm.serving.keys import read_keys
         from solm.serving.service import Service
     except ImportError as error:
         raise SolmError(f"serving needs the extra: pip install 'solm[serve]' ({error})") from error
     from fastapi import FastAPI
 
     from solm.cli.output import print_json, repacking, say
+    from solm.cli.rows_check import rows_that_fit
     from solm.core.timings import read_timings
     from solm.runtime.load import load
     from solm.serving.logs import log_lines
-    from solm.serving.settings import ServeSettings
+    from solm.serving.settings import PRIORITIES, ServeSettings
 
+    text = os.environ.get("SOLM_API_KEYS", "")
+    keys, names = [part.strip() for part in text.split(",") if part.strip()], [key.name for key in read_keys(text)]
+    floors = {
+        "priority_floors": _floors(priority_floor, "--priority-floor", list(PRIORITIES)),
+        "key_floors": _floors(key_floor, "--key-floor", [name for name in names if name]),
+    }
     chosen = checks.settings(
-        ServeSettings, max_rows=max_rows, max_waiting=max_waiting, max_seconds=max_seconds,
-        prefix_mb=prefix_mb, drain_seconds=drain_seconds, slo_tpot_ms=slo_tpot_ms, slo_floor=slo_floor,
-        slo_rows=slo_rows,
+        ServeSettings, **({} if max_rows is None else {"max_rows": max_rows}), max_waiting=max_waiting,
+        max_seconds=max_seconds, prefix_mb=prefix_mb, drain_seconds=drain_seconds, slo_tpot_ms=slo_tpot_ms,
+        slo_floor=slo_floor, slo_rows=slo_rows, **floors,
     )  # fmt: skip
     checks.backend(backend, precision, kv_cache_dtype, dtype)
     grid = checks.space_of(space)
@@ -109,8 +129,11 @@ def serve(
         known = None if timings is None else read_timings(timings)
     if slo_floor is not None:
         checked_budget(slo_floor, facts(), trained, grid, known, typed="--slo-floor", clamp=True)
+    for typed, found in zip(("--priority-floor", "--key-floor"), floors.values(), strict=True):
+        for which, floor in found.items():
+            checked_budget(floor, facts(), trained, grid, known, typed=f"{typed} {which}", clamp=True)
+    chosen = rows_that_fit(chosen, facts(), kv_cache_dtype, explicit=max_rows is not None)
     _check_port(host, port)
-    keys = [key.strip() for key in os.environ.get("SOLM_API_KEYS", "").split(",") if key.strip()]
     local = ("127.0.0.1", "localhost", "::1")
     hosts = local if host in local else None
     shown = f"[{host}]" if ":" in host else host
@@ -158,6 +181,22 @@ def serve(
                 announce()
 
     Server(config).run()
+
+
+def _floors(given: list[str] | None, typed: str, known: list[str]) -> dict[str, str]:
+    """Budgets by name from a list of NAME=BUDGET; raises `SolmError` for names that are not `known`."""
+    found: dict[str, str] = {}
+    for each in given or []:
+        name, equals, budget = each.partition("=")
+        if not (name and equals and budget):
+            raise SolmError(f"{typed}: {each!r} is not NAME=BUDGET, such as {known[0] if known else 'alice'}=0.5")
+        if name not in known:
+            choice = f"choose one of {', '.join(known)}" if known else "SOLM_API_KEYS has no key as NAME:SECRET"
+            raise SolmError(f"{typed}: unknown name {name!r}; {choice}")
+        if name in found:
+            raise SolmError(f"{typed}: {name} is given twice")
+        found[name] = budget
+    return found
 
 
 def _check_port(host: str, port: int) -> None:

@@ -61,17 +61,40 @@ class Plain:
     top_p: float = 1.0
 
     def scores(self, logits: Array) -> np.ndarray:
-        scores = as_numpy(logits).astype(np.float32)
-        if self.temperature != 1:
-            scores /= np.float32(self.temperature)
-        if 0 < self.top_k < len(scores):
-            scores[scores < np.partition(scores, -self.top_k)[-self.top_k]] = -np.inf
-        if self.top_p < 1:
-            scores[_unlikely(scores, self.top_p)] = -np.inf
-        return scores
+        scores = self._tempered(logits)
+        left = np.full(len(scores), -np.inf, np.float32)
+        ids, _ = self._possible(scores.copy())
+        left[ids] = scores[ids]
+        return left
 
     def said(self, token: int) -> None:
         """Nothing depends on it."""
+
+    def draw(self, logits: Array, place: float) -> int:
+        """The token at `place` in [0, 1) of the distribution that logits [V] give."""
+        ids, weights = self._possible(self._tempered(logits))
+        total = np.cumsum(weights, dtype=np.float64)
+        found = int(np.searchsorted(total, place * total[-1], side="right"))
+        return int(ids[min(found, len(ids) - 1)])
+
+    def _tempered(self, logits: Array) -> np.ndarray:
+        """A copy of logits [V] over the temperature, float32."""
+        scores = as_numpy(logits).astype(np.float32)
+        if self.temperature != 1:
+            scores /= np.float32(self.temperature)
+        return scores
+
+    def _possible(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens that can be chosen by scores [V], which are overwritten, in rising order, and their weights."""
+        if 0 < self.top_k < len(scores):
+            scores[scores < np.partition(scores, -self.top_k)[-self.top_k]] = -np.inf
+        scores -= scores.max()
+        if self.top_p == 1:
+            ids = np.flatnonzero(scores > -np.inf) if self.top_k else np.arange(len(scores))
+            return ids, np.exp(scores[ids] if self.top_k else scores)
+        weights = np.exp(scores, out=scores)
+        ids = _likeliest(weights, self.top_p)
+        return ids, weights[ids]
 
 
 class Penalised:
@@ -92,23 +115,19 @@ class Penalised:
         self._known = np.union1d(self._known, token)
 
 
-def _unlikely(scores: np.ndarray, top_p: float) -> np.ndarray:
-    """[V] bool: tokens beside the likeliest that together have a probability of at least `top_p`."""
-    share = _probabilities(scores)
-    # What is less likely than an even part of the rest lies within the rest: only the others have to be sorted.
-    likely = np.flatnonzero(share >= (1 - top_p) / len(share))
-    order = likely[np.argsort(-share[likely], kind="stable")]
-    total = np.cumsum(share[order])
-    kept = order[: int(np.searchsorted(total, top_p)) + 1]
-    unlikely = np.ones(len(share), dtype=bool)
-    unlikely[kept] = False
-    return unlikely
-
-
-def _probabilities(scores: np.ndarray) -> np.ndarray:
-    """[V] float64."""
-    powers = np.exp((scores - scores.max()).astype(np.float64))
-    return np.asarray(powers / powers.sum())
+def _likeliest(weights: np.ndarray, top_p: float) -> np.ndarray:
+    """The likeliest tokens that together have at least `top_p` of weights [V], in rising order; of those of equal
+    weight the first."""
+    total = float(weights.sum(dtype=np.float64))
+    # What is below an even part of the rest lies within the rest: only the others have to be sorted.
+    ids = np.flatnonzero(weights >= (1 - top_p) / len(weights) * total)
+    known = weights[ids]
+    falling = np.sort(known)[::-1]
+    count = int(np.searchsorted(np.cumsum(falling, dtype=np.float64), top_p * total)) + 1
+    bound = falling[min(count, len(ids)) - 1]
+    kept = known > bound
+    kept[np.flatnonzero(known == bound)[: count - int(kept.sum())]] = True
+    return ids[kept]
 
 
 class Sampler:
@@ -176,8 +195,10 @@ class Sampler:
         """The next token, from logits [V]; it counts as said from here on."""
         if self.takes_largest:
             return int(as_numpy(logits).argmax())
+        if self.draws and isinstance(self._scoring, Plain):
+            return self._scoring.draw(logits, self._random.random())
         scores = self.scores(logits)
-        chosen = self._drawn(scores) if self.draws else int(scores.argmax())
+        chosen = Plain().draw(scores, self._random.random()) if self.draws else int(scores.argmax())
         if self._scoring is not None:
             self._scoring.said(chosen)
         return chosen
@@ -185,13 +206,6 @@ class Sampler:
     def scores(self, logits: Array) -> np.ndarray:
         """What the next token is chosen by [V] float32, from logits [V]."""
         return as_numpy(logits).astype(np.float32) if self._scoring is None else self._scoring.scores(logits)
-
-    def _drawn(self, scores: np.ndarray) -> int:
-        """A token of the distribution that scores [V] give."""
-        possible = np.flatnonzero(scores > -np.inf)
-        total = np.cumsum(_probabilities(scores[possible]))
-        place = np.searchsorted(total, self._random.random() * total[-1], side="right")
-        return int(possible[min(int(place), len(possible) - 1)])
 
 
 def _plain(options: Mapping[str, Any]) -> Plain | None:

@@ -3,6 +3,8 @@
 from typing import Any
 
 _UNFINISHED = "\ufffd"
+_LONGEST = 16
+"""Tokens after which a character counts as finished: one has four bytes at most, and a token has at least one."""
 
 
 class TextStream:
@@ -29,7 +31,8 @@ class TextStream:
     def _read(self, finished: bool) -> str:
         before = self._decode(self.ids[self._context : self._shown])
         now = self._decode(self.ids[self._context :])
-        if len(now) <= len(before) or (now.endswith(_UNFINISHED) and not finished):
+        finished = finished or len(self.ids) - self._shown >= _LONGEST
+        if not finished and (len(now) <= len(before) or now.endswith(_UNFINISHED)):
             return ""
         self._context, self._shown = self._shown, len(self.ids)
         return now[len(before) :]

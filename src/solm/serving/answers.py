@@ -105,6 +105,7 @@ class Answers:
                 "prompt_tokens_details": {"cached_tokens": sum(ended.cached_tokens for ended in ends[:: self.each])},
                 "compute": {
                     "requested": mean_terms([ended.compute.requested for ended in ends], weights),
+                    "allowed": mean_terms([ended.allowed for ended in ends], weights),
                     "realised": realised,
                     "bytes": realised["bytes"],
                 },

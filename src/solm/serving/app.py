@@ -34,8 +34,8 @@ _STATIC = {"page.js": "text/javascript", "page.css": "text/css"}
 def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] | None = None) -> FastAPI:
     """The application.
 
-    keys: API keys, of which every route but `/health` requires one; none: no key is required. hosts: accepted names in
-    the Host header, None: any (see `Gate`).
+    keys: API keys (see `ApiKey.parse`), of which every route but `/health` requires one; none: no key is required.
+    hosts: accepted names in the Host header, None: any (see `Gate`).
     """
 
     @asynccontextmanager
@@ -138,7 +138,7 @@ async def _complete(service: Service, request: Request, asked: ChatRequest | Com
         raise ApiError(503, "the server is warming up", code="starting")
     loop = asyncio.get_running_loop()
     kind = "chatcmpl" if isinstance(asked, ChatRequest) else "cmpl"
-    exchange = await run_in_threadpool(service.open, asked, f"{kind}-{request.state.identity}", loop)
+    exchange = await run_in_threadpool(service.open, asked, f"{kind}-{request.state.identity}", loop, request.state.key)
     if asked.stream:
         with_usage = asked.stream_options is not None and asked.stream_options.include_usage
         return StreamingResponse(_events(service, request, exchange, with_usage), media_type="text/event-stream")
@@ -210,7 +210,8 @@ def _model(service: Service) -> dict[str, Any]:
     offers = {
         "policies": list(dial.policies), "default_policy": dial.default, "axes": axes, "lowest_net": dial.lowest,
         "lowest_bytes": dial.lowest_bytes(service.context), "always_read": service.lm.sparsity.always_read,
-        "floor": service.settings.slo_floor, "slo_tpot_ms": service.settings.slo_tpot_ms,
+        "floor": service.settings.slo_floor, "priorities": dial.priorities,
+        "slo_tpot_ms": service.settings.slo_tpot_ms,
     }  # fmt: skip
     if service.lm.timings is not None:
         offers["fastest"] = dial.fastest(service.context)

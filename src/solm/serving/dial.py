@@ -1,8 +1,8 @@
 """From a request's `efficiency` to a policy and a budget."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-import numpy as np
+from functools import cached_property
 
 from solm.backends.session import AnyPolicy
 from solm.core.actions import FULL_BITS, ActionSpace
@@ -13,6 +13,10 @@ from solm.runtime.generate import asked_for
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.terms import asked_terms
 from solm.serving.requests import Asked, AxisBudget, Efficiency
+from solm.serving.settings import PRIORITIES, Priority
+
+Shares = tuple[float, float, float]
+"""Target shares of attention, MLP and bits."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,28 @@ class Order:
     budget: Budget
     floor: Budget
     requested: dict[str, float] = field(default_factory=dict)
+    priority: Priority = "normal"
 
-    def target(self, dial: float) -> np.ndarray:
-        """Target shares [3] float64 at `dial`: 0 is the floor, 1 the budget that was asked for."""
-        low, high = self.floor.array(1)[0], self.budget.array(1)[0]
-        return low + dial * (high - low)
+    @cached_property
+    def rank(self) -> int:
+        """Of the priority, 0 for the lowest."""
+        return PRIORITIES.index(self.priority)
+
+    @cached_property
+    def lowerable(self) -> bool:
+        """Whether the governor has anything to lower."""
+        return self.floor != self.budget
+
+    def target(self, dial: float) -> Shares:
+        """Target shares at `dial`: 0 is the floor, 1 the budget that was asked for."""
+        low, high = self._ends
+        return (
+            low[0] + dial * (high[0] - low[0]), low[1] + dial * (high[1] - low[1]), low[2] + dial * (high[2] - low[2]),
+        )  # fmt: skip
+
+    @cached_property
+    def _ends(self) -> tuple[Shares, Shares]:
+        return self.floor.shares, self.budget.shares
 
 
 class Dial:
@@ -39,6 +60,8 @@ class Dial:
 
     space: of the untrained policies, where no trained one is loaded. floor: what the governor never goes below, in any
     form of a budget. governed: there is a governor, so that a request without a budget may be lowered and is not dense.
+    priority_floors, key_floors: floors by priority and by the name of an API key, in place of `floor`; a key's goes
+    before a priority's, and a request's own before both.
     """
 
     def __init__(
@@ -47,6 +70,8 @@ class Dial:
         space: ActionSpace | None = None,
         floor: BudgetLike = None,
         governed: bool = False,
+        priority_floors: Mapping[Priority, BudgetLike] | None = None,
+        key_floors: Mapping[str, BudgetLike] | None = None,
     ):
         self.lm, self.governed = lm, governed
         self.space = lm.space if lm.trained is not None else space or lm.space
@@ -55,6 +80,8 @@ class Dial:
             self.policies = {"policy": lm.policy(), **self.policies}
         self.lowest = lm.offer(self.policies[self.default]).lowest_net
         self._floor = None if floor is None else BudgetRequest.parse(floor)
+        self._of_priority = {name: BudgetRequest.parse(floor) for name, floor in (priority_floors or {}).items()}
+        self._of_key = {name: BudgetRequest.parse(floor) for name, floor in (key_floors or {}).items()}
 
     @property
     def default(self) -> str:
@@ -80,8 +107,14 @@ class Dial:
                 found[context] = {name: terms[name] for name in ("time", "speed", "ms")}
         return found
 
-    def order(self, asked: Efficiency | None, context: int) -> Order:
-        """The order of a request whose steps see `context` tokens on average.
+    @property
+    def priorities(self) -> dict[str, str | None]:
+        """By priority, from the lowest, the floor that the operator set for it; None: the least there is."""
+        floors = {name: self._of_priority.get(name, self._floor) for name in PRIORITIES}
+        return {name: None if floor is None else str(floor) for name, floor in floors.items()}
+
+    def order(self, asked: Efficiency | None, context: int, key: str = "") -> Order:
+        """The order of a request under the API key named `key` whose steps see `context` tokens on average.
 
         Raises `SolmError` for an unknown policy, `BudgetError` for an unreachable budget.
         """
@@ -101,15 +134,20 @@ class Dial:
             budget = least = Budget()
         else:
             budget = self.lm.budget(wanted, context, policy)
-            floor = self.floor(asked.floor, context, policy)
+            floor = self.floor(asked.floor, context, policy, asked.priority, key)
             attention, mlp, bits = (min(low, high) for low, high in zip(floor.shares, budget.shares, strict=True))
             least = Budget(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
-        return Order(name, policy, budget, least, asked_for(self.lm, budget, context, policy, wanted))
+        requested = asked_for(self.lm, budget, context, policy, wanted)
+        return Order(name, policy, budget, least, requested, asked.priority)
 
-    def floor(self, asked: Asked | None, context: int, policy: AnyPolicy) -> Budget:
-        """The floor that was asked for, by default the server's; the least there is where that is not as low."""
+    def floor(
+        self, asked: Asked | None, context: int, policy: AnyPolicy, priority: Priority = "normal", key: str = ""
+    ) -> Budget:
+        """The floor that was asked for, by default the operator's; the least there is where that is not as low."""
         offer = self.lm.offer(policy)
-        request = self._floor if asked is None else BudgetRequest.parse(_plain(asked))
+        request = self._of_key.get(key, self._of_priority.get(priority, self._floor))
+        if asked is not None:
+            request = BudgetRequest.parse(_plain(asked))
         return offer.of_net(self.lowest) if request is None else offer.budget(request, context, clamp=True)
 
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from solm.serving.failures import ApiError
+from solm.serving.keys import ApiKey
 from solm.serving.metrics import Metrics
 
 _LOG = logging.getLogger("solm.serving.access")
@@ -23,14 +24,16 @@ OPEN = ("/health",)
 class Gate:
     """Refuses requests without a valid key and logs one line of JSON per request, without text.
 
-    keys: valid API keys; none: no key is required. A key is sent as a bearer token, or as the password of HTTP Basic,
+    keys: valid API keys, ``SECRET`` or ``NAME:SECRET``; none: no key is required. The name of the key that was sent is
+    `state.key` of the request. A key is sent as a bearer token, or as the password of HTTP Basic,
     which browsers can send. hosts: accepted names in the Host header, None: any. On a server that listens locally this
     prevents DNS rebinding: the page of another site cannot reach it under a host name of that site.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], metrics: Metrics, hosts: Sequence[str] | None = None):
         self.app, self.metrics, self.hosts = app, metrics, hosts
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        known = [ApiKey.parse(key) for key in keys]
+        self._digests = [(hashlib.sha256(key.secret.encode()).digest(), key.name) for key in known]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,7 +54,8 @@ class Gate:
             if not self._named(headers.get(b"host", b"")):
                 refusal = ApiError(400, "the Host header does not name this server", code="invalid_host")
                 await refusal.response()(scope, receive, noted)
-            elif scope["path"] in OPEN or self._allowed(headers.get(b"authorization", b"")):
+            elif scope["path"] in OPEN or (key := self._key(headers.get(b"authorization", b""))) is not None:
+                scope["state"]["key"] = "" if scope["path"] in OPEN else key
                 await self.app(scope, receive, noted)
             else:
                 refusal = ApiError(401, "a valid API key is needed", code="invalid_api_key")
@@ -71,17 +75,19 @@ class Gate:
         except ValueError:
             return False
 
-    def _allowed(self, header: bytes) -> bool:
+    def _key(self, header: bytes) -> str | None:
+        """The name of the key in an Authorization header; None for no valid one."""
         if not self._digests:
-            return True
+            return ""
         scheme, _, given = header.decode("latin-1").partition(" ")
         if scheme.lower() == "basic":
             try:
                 given = base64.b64decode(given, validate=True).decode("utf-8", "replace").partition(":")[2]
             except binascii.Error:
-                return False
+                return None
         elif scheme.lower() != "bearer":
-            return False
+            return None
         digest = hashlib.sha256(given.strip().encode("utf-8", "replace")).digest()
         # All keys are compared, so that the time taken does not reveal which one matched.
-        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+        matches = [name for known, name in self._digests if hmac.compare_digest(digest, known)]
+        return matches[0] if matches else None

@@ -1,27 +1,35 @@
-"""Holds a time per token under load: lowers budgets first, then the number of rows that decode together.
+"""Holds a time per token under load: budgets fall first, of low priorities before others, and only then fewer rows
+decode together.
 
 The paper leaves run-time budgets to future work (its section on limitations). A governed row keeps its policy. Its
-budget changes for the steps to come, between the request's own and its floor.
+budget changes for the steps to come, between the request's own and its floor. Budgets are lowered where that is
+measured to make steps faster, see `solm.serving.savings`; elsewhere they are left alone, and rows are held back at
+once.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from solm.serving.savings import Savings
+from solm.serving.settings import PRIORITIES
 
 _SMOOTHING = 0.03
 """Weight of the latest gap in the mean. Small, so that a prompt that is read every dozen steps makes no peak."""
 _GAIN = 0.05
-"""Change of the dial per step at a time per token twice, or half, the objective."""
+"""Change of the pressure per step at a time per token twice, or half, the objective."""
 _LONGEST_CHANGE = 0.1
 _STEPS_PER_ROW_CHANGE = 32
 _MARGIN = 0.9
 """The mean is held at this share of the objective, so that the 95th percentile meets the objective."""
+_WORTH = 0.05
+"""Share of a step's time that the floors must save for budgets to be lowered."""
 
 
 class Governor:
     """An integral controller on the smoothed time between tokens.
 
     objective: seconds per token, None: budgets are left alone. max_rows: rows that may decode together. hold_rows:
-    whether to decode fewer rows where budgets at their floors are not enough. clock: a function that returns seconds.
+    whether to decode fewer rows where lower budgets are not enough. clock: a function that returns seconds.
     """
 
     def __init__(
@@ -32,19 +40,32 @@ class Governor:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.objective, self.max_rows, self.hold_rows, self.clock = objective, max_rows, hold_rows, clock
-        self.dial = 1.0
+        self.pressure = 0.0
+        """How far budgets are lowered: from 0 to 1 those of the lowest priority, from 1 to 2 those of the next."""
         self.rows = max_rows
         self.seconds: float | None = None
         """Smoothed time between tokens, prompts that are read in between included."""
+        self.savings = Savings()
         self._since_change = 0
         self._last: float | None = None
+
+    def dial(self, rank: int) -> float:
+        """Where the budgets of a priority are: 1 as asked for, 0 at their floors."""
+        if self.savings.measuring:
+            return 0.0 if self.savings.lowered else 1.0
+        return min(1.0, max(0.0, rank + 1 - self.pressure))
 
     def idle(self) -> None:
         """No row decodes: the time until the next step does not count as time per token."""
         self._last = None
+        self.savings.cancel()
 
-    def stepped(self, rows: int) -> None:
-        """Called after every step of `rows` rows."""
+    def stepped(self, rows: int, lowerable: Sequence[int], seconds: float, waiting: int = 0) -> None:
+        """Called after every step of `rows` rows, which took `seconds`.
+
+        lowerable: by rank of their priority how many of the rows have a floor below their budget. waiting: jobs that
+        wait for a place.
+        """
         now, last = self.clock(), self._last
         self._last = now
         if last is None:
@@ -53,25 +74,61 @@ class Governor:
         self.seconds = gap if self.seconds is None else self.seconds + _SMOOTHING * (gap - self.seconds)
         if self.objective is None:
             return
-        slack = (self.objective * _MARGIN - self.seconds) / self.objective
-        change = max(-_LONGEST_CHANGE, min(_LONGEST_CHANGE, _GAIN * slack))
-        self.dial = min(1.0, max(0.0, self.dial + change))
         self._since_change += 1
+        self.savings.stepped(rows, sum(lowerable), seconds)
+        if self.savings.measuring:
+            return
+        slack = (self.objective * _MARGIN - self.seconds) / self.objective
+        held = waiting > 0 and self.rows < self.max_rows and rows >= self.rows
+        saved = self.savings.of(rows, sum(lowerable))
+        if saved is None and any(lowerable) and (held or slack < 0):
+            self.savings.begin()
+            return
+        floors = max((rank + 1 for rank, count in enumerate(lowerable) if count), default=0)
+        if not floors or (saved is not None and saved < _WORTH):
+            self.pressure, at_floors = 0.0, True
+        else:
+            # While rows wait that budgets could make room for, budgets stay low.
+            change = _LONGEST_CHANGE if held else max(-_LONGEST_CHANGE, min(_LONGEST_CHANGE, -_GAIN * slack))
+            self._press(change, lowerable, floors)
+            at_floors = self.pressure >= floors
         if self.hold_rows and self._since_change >= _STEPS_PER_ROW_CHANGE:
-            self._change_rows(rows)
+            self._change_rows(rows, at_floors)
 
-    def _change_rows(self, rows: int) -> None:
+    def _press(self, change: float, lowerable: Sequence[int], floors: int) -> None:
+        """Move the pressure, at most to where all rows are at their floors. Priorities without a row that can be
+        lowered are passed over."""
+        left = abs(change)
+        while left > 0 and change > 0 and self.pressure < floors:
+            rank = int(self.pressure)
+            step = min(left, rank + 1 - self.pressure) if lowerable[rank] else 0.0
+            self.pressure = rank + 1 if not lowerable[rank] or step < left else self.pressure + step
+            left -= step
+        while left > 0 and change < 0 and self.pressure > 0:
+            rank = -int(-self.pressure // 1) - 1
+            step = min(left, self.pressure - rank) if lowerable[rank] else 0.0
+            self.pressure = float(rank) if not lowerable[rank] or step < left else self.pressure - step
+            left -= step
+        self.pressure = min(self.pressure, float(floors))
+
+    def _change_rows(self, rows: int, at_floors: bool) -> None:
         assert self.seconds is not None
         assert self.objective is not None
         aim = self.objective * _MARGIN
-        if self.dial == 0 and self.seconds > aim and rows > 1:
+        if at_floors and self.seconds > aim and rows > 1:
             self.rows, self._since_change = max(1, min(rows - 1, int(rows * aim / self.seconds))), 0
         elif self.rows < self.max_rows and rows >= self.rows and self.seconds * (rows + 1) / rows < aim:
             self.rows, self._since_change = self.rows + 1, 0
 
-    def dial_for(self, deadline: float | None, now: float, left: int) -> float:
+    def dial_for(self, rank: int, deadline: float | None, now: float, left: int) -> float:
         """The dial of a row with `left` tokens to go until `deadline` (seconds on the clock)."""
+        dial = self.dial(rank)
         if deadline is None or self.seconds is None or left < 1:
-            return self.dial
+            return dial
         allowed = (deadline - now) / left
-        return self.dial if allowed >= self.seconds else min(self.dial, max(0.0, 2 * allowed / self.seconds - 1))
+        return dial if allowed >= self.seconds else min(dial, max(0.0, 2 * allowed / self.seconds - 1))
+
+    @property
+    def dials(self) -> list[float]:
+        """By rank, as `dial`."""
+        return [self.dial(rank) for rank in range(len(PRIORITIES))]

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
+
+from solm.serving.settings import PRIORITIES
 
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60)
 
@@ -25,12 +27,22 @@ class Metrics:
         self.net = Histogram(
             "solm_net_keep", "Realised net keep of rows.", buckets=[step / 20 for step in range(4, 21)], registry=of
         )
-        self.dial = Gauge("solm_governor_dial", "1: budgets as asked for, 0: at their floors.", registry=of)
+        self.dial = Gauge("solm_governor_dial", "1: budgets as asked for, 0: all at their floors.", registry=of)
+        self.saving = Gauge(
+            "solm_governor_saving", "Share of a step that budgets at their floors save now, NaN: unknown.", registry=of
+        )
         self.allowed = Gauge("solm_governor_rows", "Rows that may decode together.", registry=of)
         self.prefix_tokens = Gauge("solm_prefix_cache_tokens", "Prompt tokens kept for later prompts.", registry=of)
         self.prefix_bytes = Gauge("solm_prefix_cache_bytes", "What their keys and values take.", registry=of)
         self.pages = Gauge("solm_pages", "Pages of keys and values held, on the cpu backend.", registry=of)
         self.page_bytes = Gauge("solm_page_bytes", "What they take.", registry=of)
+        of_class = Gauge("solm_class_rows", "Rows by priority and state.", ["priority", "state"], registry=of)
+        self.class_running = [of_class.labels(name, "running") for name in PRIORITIES]
+        self.class_waiting = [of_class.labels(name, "waiting") for name in PRIORITIES]
+        dials = Gauge("solm_class_dial", "By priority; 1: budgets as asked for, 0: floors.", ["priority"], registry=of)
+        self.class_dial = [dials.labels(name) for name in PRIORITIES]
+        nets = Summary("solm_class_net_keep", "Realised net keep of rows by priority.", ["priority"], registry=of)
+        self.class_net = [nets.labels(name) for name in PRIORITIES]
 
     def count_pages(self, held: Callable[[], tuple[int, int] | None]) -> None:
         """Report what `held` says, as `Backend.pages_held` does, whenever the metrics are read."""

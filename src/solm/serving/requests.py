@@ -13,6 +13,7 @@ from solm.serving.settings import (
     MAX_PROMPTS,
     MAX_STOP_LENGTH,
     MAX_STOPS,
+    Priority,
 )
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
@@ -52,6 +53,9 @@ class Efficiency(_Strict):
     floor: Asked | None = Field(None, description="Least the governor may cut the budget to, in the same forms.")
     deadline_ms: float | None = Field(
         None, gt=0, le=MAX_DEADLINE_MS, description="When the reply should be complete; the budget falls to meet it."
+    )
+    priority: Priority = Field(
+        "normal", description="Under load, requests of higher priority go first and are lowered last."
     )
     trace: bool = Field(False, description="Report every token's action and cost.")
 

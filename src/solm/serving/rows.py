@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from solm.backends.session import Session
+from solm.core.actions import FULL_BITS
 from solm.core.arrays import Array, as_numpy
+from solm.core.budget import Budget
 from solm.runtime.decode import Draft, StepTaken
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.reply import Compute, Token
 from solm.runtime.sampling import Sampler
-from solm.runtime.terms import spent
-from solm.serving.dial import Order
+from solm.runtime.terms import asked_terms, spent
+from solm.serving.dial import Order, Shares
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of a reply. reason: stop or length."""
+    """The end of a reply. reason: stop or length. allowed: what the governor and the deadline left of the budget."""
 
     reason: str
     prompt_tokens: int
     cached_tokens: int
     tokens: int
     compute: Compute
+    allowed: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,21 @@ class Row:
         self.cached = 0
         self.finished: str | None = None
         self._pending = ""
+        self.target: Shares = job.order.target(1.0)
+        """Shares that the next step may spend on average."""
+        self.aimed = self.target
+        """The same as the session knows it."""
+        self._lowered = False
+        self._allowed, self._counted = [0.0, 0.0, 0.0], [0, 0, 0]
+
+    def allow(self, dial: float) -> None:
+        """Let the steps from here on spend what `dial` says, see `Order.target`."""
+        self.target = self.job.order.target(dial)
+        self._lowered = self._lowered or (dial < 1 and self.job.order.lowerable)
 
     def control(self, session: Session) -> None:
         """Put a session of one row, whose prompt is read, under the job's policy."""
-        self.draft.control(session, self.job.order.target(1.0)[None], max(1, self.job.max_tokens))
+        self.draft.control(session, np.array([self.job.order.target(1.0)]), max(1, self.job.max_tokens))
 
     @property
     def largest_only(self) -> bool:
@@ -127,6 +141,11 @@ class Row:
         if self.job.max_tokens == 0:
             self.finished = "length"
             return
+        if step is not None:
+            for axis, could in enumerate(step[2]):
+                if could:
+                    self._allowed[axis] += self.target[axis]
+                    self._counted[axis] += 1
         token = self.draft.add(logits, step)
         new, ended = token.text, token.id in self.draft.sampler.stops
         if ended or self.left == 0:
@@ -165,9 +184,23 @@ class Row:
         assert self.finished is not None
         tokens = self.draft.tokens
         found = spent(self._lm.offer(job.order.policy), tokens, len(job.ids), job.order.requested)
-        ended = Ended(self.finished, len(job.ids), self.cached, len(tokens), found)
+        ended = Ended(self.finished, len(job.ids), self.cached, len(tokens), found, self._granted())
         job.emit(ended)
         return ended
+
+    def _granted(self) -> dict[str, float]:
+        """The average budget that steps had, in the words of what was asked for."""
+        order = self.job.order
+        if not self._lowered:
+            return order.requested
+        averages = [
+            total / count if count else share
+            for total, count, share in zip(self._allowed, self._counted, order.budget.shares, strict=True)
+        ]
+        budget = Budget(attention=averages[0], mlp=averages[1], bits=averages[2] * FULL_BITS)
+        context = len(self.job.ids) + len(self.draft.tokens) // 2
+        told = bool(order.requested.keys() & {"loss", "loss_above"})
+        return asked_terms(self._lm.offer(order.policy), budget, context, told)
 
 
 def _overlap(text: str, stop: str) -> int:

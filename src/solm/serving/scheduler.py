@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from collections import deque
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,7 +17,8 @@ from solm.serving.governor import Governor
 from solm.serving.metrics import Metrics
 from solm.serving.prefixes import PrefixCache
 from solm.serving.rows import Failed, Job, Row
-from solm.serving.settings import ServeSettings
+from solm.serving.settings import PRIORITIES, ServeSettings
+from solm.serving.waiting import WaitingJobs
 
 _LOG = logging.getLogger("solm.serving")
 
@@ -51,11 +51,12 @@ class Scheduler:
         self.governor = Governor(objective, settings.max_rows, settings.slo_rows, self.clock)
         self.prefixes = PrefixCache(settings.prefix_mb * 1e6, lm.sparsity.page_size)
         metrics.count_pages(lm.backend.pages_held)
-        self._waiting: deque[Job] = deque()
+        self._waiting = WaitingJobs()
         self._filling: _Filling | None = None
         self._session: Session | None = None  # of the rows that decode, in the order of `_rows`
         self._rows: list[Row] = []
         self._told: dict[Row, float] = {}
+        self._some_cancelled = False
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
@@ -92,13 +93,13 @@ class Scheduler:
             for job in jobs:
                 job.arrived = self.clock()
                 job.expires = job.arrived + self.settings.max_seconds
-                self._waiting.append(job)
+                self._waiting.add(job)
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
         """Drop a job before the next step. It ends without an event."""
         with self._changed:
-            job.cancelled = True
+            job.cancelled = self._some_cancelled = True
             self._changed.notify()
 
     def _run(self) -> None:
@@ -113,9 +114,8 @@ class Scheduler:
             self._drop()
             self._fill()
             self._step()
-        for job in [*self._waiting, *(row.job for row in self._rows), *self._filled()]:
+        for job in [*self._waiting.clear(), *(row.job for row in self._rows), *self._filled()]:
             self._fail(job, Failed("the server is stopping", "shutting_down"))
-        self._waiting.clear()
         self._rows.clear()
         self._filling = self._session = None
         self._measure()
@@ -127,7 +127,19 @@ class Scheduler:
         metrics = self.metrics
         metrics.running.set(len(self._rows))
         metrics.waiting.set(len(self._waiting) + (self._filling is not None))
-        metrics.dial.set(self.governor.dial)
+        governor, running, waiting = self.governor, [0] * len(PRIORITIES), self._waiting.counts
+        for row in self._rows:
+            running[row.job.order.rank] += 1
+        for job in self._filled():
+            waiting[job.order.rank] += 1
+        for rank, dial in enumerate(governor.dials):
+            metrics.class_running[rank].set(running[rank])
+            metrics.class_waiting[rank].set(waiting[rank])
+            metrics.class_dial[rank].set(dial)
+        metrics.dial.set(sum(governor.dials) / len(PRIORITIES))
+        if self._rows:  # else what was known last stays
+            saved = governor.savings.of(len(self._rows), sum(self._lowerable()))
+            metrics.saving.set(float("nan") if saved is None else saved)
         metrics.allowed.set(self.governor.rows)
         metrics.prefix_tokens.set(self.prefixes.tokens)
         metrics.prefix_bytes.set(self.prefixes.bytes)
@@ -146,9 +158,8 @@ class Scheduler:
             return True
 
         with self._changed:
-            waiting = list(self._waiting)
-            gone = {id(job) for job in waiting if over(job)}
-            self._waiting = deque(job for job in waiting if id(job) not in gone)
+            self._waiting.drop(over, self._some_cancelled)
+            self._some_cancelled = False
         if self._filling is not None and over(self._filling.row.job):
             self._filling = None
         for index in reversed(range(len(self._rows))):
@@ -172,14 +183,14 @@ class Scheduler:
     def _fill(self) -> None:
         """Prefill one chunk of the next prompt."""
         allowed = min(self.settings.max_rows, self.governor.rows)
-        if self._filling is None and self._waiting and len(self._rows) < allowed:
-            job = self._waiting[0]
+        job = self._waiting.first
+        if self._filling is None and job is not None and len(self._rows) < allowed:
             try:
                 self._filling = self._open(job)
             except Exception as error:
                 self._broken(job, error)
             with self._changed:
-                self._waiting.popleft()
+                self._waiting.take(job)
         if self._filling is None:
             return
         filling, job = self._filling, self._filling.row.job
@@ -225,11 +236,8 @@ class Scheduler:
         if session is None:
             governor.idle()
             return
-        now = self.clock()
-        if governor.objective is not None or any(row.job.deadline is not None for row in rows):
-            dials = [governor.dial_for(row.job.deadline, now, row.left) for row in rows]
-            targets = [row.job.order.target(dial) for row, dial in zip(rows, dials, strict=True)]
-            session.aim(np.stack(targets))
+        self._aim(session)
+        begun, lowerable = self.clock(), self._lowerable()
         try:
             found = session.step(
                 np.array([row.last for row in rows]), approximate_tail=all(row.largest_only for row in rows)
@@ -241,7 +249,7 @@ class Scheduler:
             self._rows, self._session = [], None
             self._told.clear()
             return
-        governor.stepped(len(rows))
+        governor.stepped(len(rows), lowerable, self.clock() - begun, len(self._waiting))
         taken = steps(found, [row.job.order.policy for row in rows])
         for index in reversed(range(len(rows))):
             row = rows[index]
@@ -252,6 +260,25 @@ class Scheduler:
                 row.finished = "error"
             if row.finished is not None:
                 self._leave(index)
+
+    def _aim(self, session: Session) -> None:
+        """Give rows the budgets that governor and deadlines leave them."""
+        rows, governor = self._rows, self.governor
+        if governor.objective is not None or any(row.job.deadline is not None for row in rows):
+            now = self.clock()
+            for row in rows:
+                row.allow(governor.dial_for(row.job.order.rank, row.job.deadline, now, row.left))
+            if any(row.target != row.aimed for row in rows):
+                session.aim(np.array([row.target for row in rows]))
+                for row in rows:
+                    row.aimed = row.target
+
+    def _lowerable(self) -> list[int]:
+        """By rank of their priority how many of the rows have a floor below their budget."""
+        found = [0] * len(PRIORITIES)
+        for row in self._rows:
+            found[row.job.order.rank] += row.job.order.lowerable
+        return found
 
     def _take(self, row: Row, logits: Array, step: StepTaken | None = None) -> None:
         row.take(logits, step)
@@ -265,7 +292,9 @@ class Scheduler:
         if row.finished is not None:
             self._told.pop(row)
             self.metrics.ended.labels(row.finished).inc()
-            self.metrics.net.observe(row.end().compute.realised["net"])
+            net = row.end().compute.realised["net"]
+            self.metrics.net.observe(net)
+            self.metrics.class_net[row.job.order.rank].observe(net)
 
     def _broken(self, job: Job, error: Exception) -> None:
         """End a job with an error: the user's where it is a `SolmError`, else the server's."""

@@ -71,7 +71,10 @@ class Service:
             raise SolmError("serving needs a tokenizer")
         self.lm, self.settings, self.name = lm, settings, name
         self.metrics = Metrics()
-        self.dial = Dial(lm, space, settings.slo_floor, settings.slo_tpot_ms is not None)
+        self.dial = Dial(
+            lm, space, settings.slo_floor, settings.slo_tpot_ms is not None, settings.priority_floors,
+            settings.key_floors,
+        )  # fmt: skip
         self.scheduler = Scheduler(lm, settings, self.metrics, thread)
         self.ready = False
         self._tokenizer, self._lock = copy.deepcopy(lm.tokenizer), threading.Lock()
@@ -109,9 +112,13 @@ class Service:
             return chat_tokens(self._tokenizer, [message.plain() for message in prompt])
 
     def open(
-        self, request: ChatRequest | CompletionRequest, identity: str, loop: asyncio.AbstractEventLoop
+        self,
+        request: ChatRequest | CompletionRequest,
+        identity: str,
+        loop: asyncio.AbstractEventLoop,
+        key: str = "",
     ) -> Exchange:
-        """Queue the jobs of a request. Their events arrive on `loop`.
+        """Queue the jobs of a request under the API key named `key`. Their events arrive on `loop`.
 
         Raises `SolmError` and `ApiError` for a request that cannot be carried out.
         """
@@ -142,7 +149,7 @@ class Service:
         jobs: list[Job] = []
         for ids in prompts:
             longest = self._longest(len(ids), wanted)
-            order = self.dial.order(request.efficiency, len(ids) + longest // 2)
+            order = self.dial.order(request.efficiency, len(ids) + longest // 2, key)
             for _ in range(request.n):
                 index = len(jobs)
 

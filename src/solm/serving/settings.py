@@ -1,6 +1,12 @@
 """Limits and defaults of a server. Every one is checked, stated in `/health` and may be set on the command line."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
+
+Priority = Literal["low", "normal", "high"]
+PRIORITIES: tuple[Priority, ...] = ("low", "normal", "high")
+"""Classes of requests by rank: later ones get a free place first, and keep their budgets longest under load."""
 
 
 class ServeSettings(BaseModel):
@@ -27,6 +33,10 @@ class ServeSettings(BaseModel):
     """Time per output token that the governor holds by lowering budgets; None: it leaves them alone."""
     slo_floor: float | str | None = None
     """Budget below which the governor never goes, in any form of a budget; None: the least that there is."""
+    priority_floors: dict[Priority, float | str] = Field(default_factory=dict)
+    """The same for requests of a priority, in place of `slo_floor`."""
+    key_floors: dict[str, float | str] = Field(default_factory=dict, exclude=True)
+    """The same for requests under an API key, by its name. Names are not told by `/health`, which needs no key."""
     slo_rows: bool = True
     """Whether the governor also holds rows back where the lowest budgets are not enough."""
 

@@ -59,6 +59,17 @@ def test_tokens_are_drawn_as_often_as_their_probabilities_say():
     assert drawn[2] == 0
 
 
+@pytest.mark.parametrize("top_p", [0.2, 0.5, 0.9, 1.0])
+def test_what_is_drawn_is_what_scores_say(top_p):
+    """Ties at the bound included: logits are whole numbers, of which many are equal."""
+    plain, some = Plain(0.9, 0, top_p), np.round(logits(3))
+    scores = plain.scores(some)
+    weights = np.exp(scores - scores.max(), dtype=np.float64)
+    total = np.cumsum(weights)
+    for place in np.random.default_rng(0).random(400):
+        assert plain.draw(some, place) == int(np.searchsorted(total, place * total[-1], side="right"))
+
+
 @pytest.mark.parametrize("seed", [0, 5, -3, (1 << 64) - 1])
 def test_a_seed_says_what_is_drawn(seed):
     def drawn(seed):

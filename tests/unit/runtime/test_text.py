@@ -14,3 +14,20 @@ def test_text_never_shows_half_a_character(byte_tokenizer):
     shown = "".join(cut.push(token) for token in byte_tokenizer("ok 😀", add_special_tokens=False)["input_ids"][:-1])
     assert shown == "ok "
     assert cut.flush().startswith("\ufffd")
+
+
+def test_a_token_costs_the_same_however_long_nothing_can_be_shown(byte_tokenizer):
+    """Bytes that never make a character: what is decoded anew stays short."""
+    decoded = []
+
+    class Counting:
+        def decode(self, ids, **options):
+            decoded.append(len(ids))
+            return byte_tokenizer.decode(ids, **options)
+
+    byte = byte_tokenizer("é", add_special_tokens=False)["input_ids"][1]
+    stream = TextStream(Counting())
+    for _ in range(300):
+        stream.push(byte)
+    stream.flush()
+    assert max(decoded) <= 40
