@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 Model = TypeVar("Model", bound=BaseModel)
+_NUMBERS = re.compile(r"\[\n\s+((?:-?[0-9][0-9.eE+-]*,\n\s+)*-?[0-9][0-9.eE+-]*)\n\s+\]")
+"""A list of numbers in indented JSON. Strings hold no line ends."""
 
 
 @contextmanager
@@ -92,7 +95,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    """Write `content` indented, but for lists of numbers, which take a line each."""
+    text = json.dumps(content, indent=2)
+    write_text(path, _NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text) + "\n")
 
 
 def write_tensors(path: Path, tensors: "dict[str, torch.Tensor]", metadata: dict[str, str] | None = None) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
-from solm.core.files import beside, locked, read_model, resumable, write_bytes
+from solm.core.files import beside, locked, read_json, read_model, resumable, write_bytes, write_json
 from solm.training.config import ValueTrainConfig
 
 
@@ -57,3 +57,10 @@ def test_what_was_found_is_kept_until_the_result_is_written(tmp_path):
         assert again.read_text() == "found"
     assert not partial.exists()
     assert not beside(partial).exists()
+
+
+def test_lists_of_numbers_take_a_line_each(tmp_path):
+    content = {"a": [[1, -2.5, 1e-05], [3]], "b": [], "text": "[ 1, 2 ]\n[\n 1\n]", "c": [{"d": [1]}, None, "x"]}
+    write_json(tmp_path / "a.json", content)
+    assert read_json(tmp_path / "a.json") == content
+    assert "[1, -2.5, 1e-05]" in (tmp_path / "a.json").read_text()
