@@ -39,7 +39,7 @@ def grids() -> str:
 def fitted() -> str:
     """What a policy of `solm fit` loses at equal milliseconds, and against what."""
     points = of.read("fitted-0.5b")["points"]
-    dense, arms = points[0], ("policy", "allocated", "constant", "uniform")
+    dense, arms = points[0], ("policy", "allocated", "teal", "constant", "uniform")
     rows = []
     for budget in sorted({point["budget"] for point in points if point["arm"] == "policy"}):
         found = {point["arm"]: point for point in points if point["budget"] == budget}
@@ -49,8 +49,9 @@ def fitted() -> str:
              f"{ours['axes']['mlp']:.2f}", *(signed(found[arm]["nats"] - dense["nats"]) for arm in arms),
              *(interval(Difference.of(found[arm]["difference"])) for arm in arms[1:])]
         )  # fmt: skip
-    against = (f"policy − {arm}" for arm in arms[1:])
-    return markdown(("Share of the dense step's time", "speed", "pages", "MLP", *arms, *against), rows)
+    names = [{"teal": "thresholds"}.get(arm, arm) for arm in arms]
+    against = (f"policy − {name}" for name in names[1:])
+    return markdown(("Share of the dense step's time", "speed", "pages", "MLP", *names, *against), rows)
 
 
 @table

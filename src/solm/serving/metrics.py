@@ -1,6 +1,6 @@
 """Metrics of a server in the format of Prometheus."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 
@@ -43,6 +43,14 @@ class Metrics:
         self.class_dial = [dials.labels(name) for name in PRIORITIES]
         nets = Summary("solm_class_net_keep", "Realised net keep of rows by priority.", ["priority"], registry=of)
         self.class_net = [nets.labels(name) for name in PRIORITIES]
+
+    def set_classes(self, running: Sequence[int], waiting: Sequence[int], dials: Sequence[float]) -> None:
+        """Set the numbers of rows and the dials, all by rank of their priority."""
+        for rank, dial in enumerate(dials):
+            self.class_running[rank].set(running[rank])
+            self.class_waiting[rank].set(waiting[rank])
+            self.class_dial[rank].set(dial)
+        self.dial.set(sum(dials) / len(dials))
 
     def count_pages(self, held: Callable[[], tuple[int, int] | None]) -> None:
         """Report what `held` says, as `Backend.pages_held` does, whenever the metrics are read."""

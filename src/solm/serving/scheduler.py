@@ -116,8 +116,7 @@ class Scheduler:
             self._step()
         for job in [*self._waiting.clear(), *(row.job for row in self._rows), *self._filled()]:
             self._fail(job, Failed("the server is stopping", "shutting_down"))
-        self._rows.clear()
-        self._filling = self._session = None
+        self._rows, self._filling, self._session = [], None, None
         self._measure()
 
     def _filled(self) -> list[Job]:
@@ -132,11 +131,7 @@ class Scheduler:
             running[row.job.order.rank] += 1
         for job in self._filled():
             waiting[job.order.rank] += 1
-        for rank, dial in enumerate(governor.dials):
-            metrics.class_running[rank].set(running[rank])
-            metrics.class_waiting[rank].set(waiting[rank])
-            metrics.class_dial[rank].set(dial)
-        metrics.dial.set(sum(governor.dials) / len(PRIORITIES))
+        metrics.set_classes(running, waiting, governor.dials)
         if self._rows:  # else what was known last stays
             saved = governor.savings.of(len(self._rows), sum(self._lowerable()))
             metrics.saving.set(float("nan") if saved is None else saved)

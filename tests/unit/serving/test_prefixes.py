@@ -224,7 +224,7 @@ def test_rows_that_end_in_any_way_leave_what_the_cache_holds(memory, byte_tokeni
         for number in (0, 1, 2, 4, 10, 11):
             session = lm.session()
             logits = session.prefill(jobs[number].ids[None])
-            session.control(jobs[number].order.policy, jobs[number].order.target(1.0)[None], 16)
+            session.control(jobs[number].order.policy, np.array([jobs[number].order.target(1.0)]), 16)
             expected: list[int] = []
             for _ in texts[number]:
                 logits[0, 2] = -np.inf  # the end
