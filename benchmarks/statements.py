@@ -110,7 +110,7 @@ def small_savings_save_nothing() -> bool:
     return all(timed.larger_step(s, "solm", c, "mlp 0.8") > 0.95 * timed.larger_step(s, "solm", c) for s, c in pairs)
 
 
-@says("README.md", "With 4 clients a lower budget brought no more tokens per second")
+@says("README.md", "With 4 clients lower budgets brought no more tokens per second")
 @says("docs/results.md", "The lower budget makes none")
 def budgets_do_not_help_servers() -> bool:
     dense, budgeted = (of.servers()[of.SERVERS[f"solm, cpu backend, int8, {how}"]] for how in ("dense", SERVED))
