@@ -193,7 +193,8 @@ def _plain(job: Job) -> SparsityConfig:
 
 
 def _sparsity(job: Job) -> SparsityConfig:
-    return _plain(job).under(trusted(read_json(job.folder.path / ALLOCATION)))
+    plain = _plain(job)
+    return plain.under(trusted(read_json(job.folder.path / ALLOCATION), plain))
 
 
 def _allocated(job: Job) -> LanguageModel:

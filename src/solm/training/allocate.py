@@ -19,7 +19,7 @@ from solm.core.shares import equal_mlp
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import BUILTIN, TrainedPolicy
 from solm.runtime.language_model import LanguageModel
-from solm.training.allocation_curves import UNIFORM, greedy_curves, split_sites
+from solm.training.allocation_curves import UNIFORM, faded, greedy_curves, split_sites, uniform_sites
 
 SHARES = {"attention": (0.02, 0.12, 0.3), "mlp": (0.5, 0.7), "hidden": (0.2, 0.4)}
 """By group of units the shares that one unit keeps while the others are dense: a KV head of the pages that may be
@@ -138,17 +138,29 @@ def read_allocation(source: str | Path) -> Allocation:
         raise DamagedFileError(f"{path} does not hold an allocation: {reason}") from error
 
 
-def trusted(result: dict[str, Any]) -> Allocation:
-    """The allocation in a result of `find_allocation`, but uniform on every axis where on average it lost more than
-    uniform shares on the texts left out."""
+def trusted(result: dict[str, Any], sparsity: SparsityConfig) -> Allocation:
+    """The allocation in a result of `find_allocation` under `sparsity`, as far as it wins on the texts left out.
+
+    An axis is uniform where on average it lost more than uniform shares. Above the highest keep rate at which it lost
+    less by more than a standard error, the curves become uniform until the next one that was checked: what layers lose
+    there is too little to be told apart, and is extended from lower shares.
+    """
     found = Allocation.model_validate(result["allocation"])
-    gains = {axis: sum(row["even"] - row["allocation"] for row in result["checked"] if row["axis"] == axis)
-             for axis in CHECKED}  # fmt: skip
-    changes: dict[str, Any] = {
-        axis: (UNIFORM,) * len(getattr(found, axis)) for axis, gain in gains.items() if not gain > 0
-    }
-    if "mlp" in changes:
-        changes["hidden"] = None
+    changes: dict[str, Any] = {}
+    for axis, checked in CHECKED.items():
+        rows = [row for row in result["checked"] if row["axis"] == axis]
+        gains = {
+            rate: [row["even"] - row["allocation"] - row["standard_error_of_difference"] for row in rows
+                   if row["keep"] == rate] for rate in checked
+        }  # fmt: skip
+        won = [rate for rate, some in gains.items() if some and min(some) > 0]
+        sites = [axis] if axis == "attention" or found.hidden is None else ["mlp", "hidden"]
+        if not sum(row["even"] - row["allocation"] for row in rows) > 0:
+            changes |= {axis: (UNIFORM,) * len(getattr(found, axis))} | ({"hidden": None} if axis == "mlp" else {})
+        elif won and max(won) < checked[-1]:
+            until = min(rate for rate in checked if rate > max(won))
+            for site, alike in zip(sites, uniform_sites(sparsity, len(sites)), strict=True):
+                changes[site] = faded(getattr(found, site), alike, max(won), until)
     return found.model_copy(update=changes)
 
 

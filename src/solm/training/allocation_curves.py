@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from solm.core.allocation import KNOTS, Curves
+from solm.core.sparsity import SparsityConfig
 
 UNIFORM = tuple(knot / (KNOTS - 1) for knot in range(KNOTS))
 """The curve of a layer or head that keeps the average."""
@@ -72,6 +73,26 @@ def split_sites(
         at = np.maximum.accumulate([*wanted, 1.0]).clip(max=1)
         found[axis] = tuple(tuple(np.interp(at, UNIFORM, curve).round(9).tolist()) for curve in table)
     return found
+
+
+def uniform_sites(sparsity: SparsityConfig, sites: int) -> list[np.ndarray]:
+    """The shares [KNOTS] that every layer keeps without an allocation, at the keep rates of the knots: of one site, or
+    of the MLP's input and hidden channels where both have curves."""
+    knots = np.array(UNIFORM)
+    if sites == 1:
+        return [knots]
+    grid = np.linspace(0, 1, 1001)
+    kept = sparsity.input_part * grid + (1 - sparsity.input_part) * grid**sparsity.hidden_power
+    inputs = np.interp(knots, kept, grid)
+    return [inputs, inputs**sparsity.hidden_power]
+
+
+def faded(curves: Curves, alike: np.ndarray, above: float, until: float) -> Curves:
+    """Curves that turn into the one of uniform shares, `alike` [KNOTS], between two keep rates. One that has risen
+    further stays where it is."""
+    part = np.clip((np.array(UNIFORM) - above) / (until - above), 0, 1)
+    table = np.maximum.accumulate((1 - part) * np.array(curves) + part * alike, axis=1)
+    return tuple(tuple(curve) for curve in table.round(9).tolist())
 
 
 def _lost(costs: np.ndarray, shares: tuple[float, ...], grid: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 
 import solm
 from helpers.models import tiny_model, tokens
-from helpers.policies import EVEN, network
+from helpers.policies import EVEN, network, profile_of, with_hidden
 from helpers.policies import SPACE as GRID
 from helpers.policies import SPARSITY as PLAIN
 from solm.core.allocation import KNOTS, Allocation
@@ -17,6 +17,7 @@ from solm.core.shares import realised_mlp
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.training.allocate import (
+    CHECKED,
     TOGETHER,
     _rounding_cost,
     find_allocation,
@@ -158,7 +159,29 @@ def test_input_and_hidden_channels_are_dealt_out_apart(tmp_path):
         assert (first - second).mean() > 0.2
     assert {row["axis"] for row in result["checked"]} == {"mlp"}
     uniform = {**result, "checked": [{**row, "even": 0.0, "allocation": 1.0} for row in result["checked"]]}
-    assert trusted(uniform).hidden is None, "where it loses, layers and sites are alike"
+    assert trusted(uniform, sparsity).hidden is None, "where it loses, layers and sites are alike"
+
+
+def test_an_allocation_is_kept_up_to_the_highest_rate_at_which_it_wins():
+    allocation = with_hidden(profile_of(0.6, -0.6), -0.5, 0.3)
+    sparsity = SparsityConfig(window=16, hidden_power=2, input_part=0.6)
+
+    def result(*gains):
+        checked = [
+            {"axis": "mlp", "keep": keep, "even": 0.1 + gain, "allocation": 0.1, "standard_error_of_difference": 0.002}
+            for keep, gain in zip(CHECKED["mlp"], gains, strict=True)
+        ]
+        return {"allocation": allocation.model_dump(), "checked": checked}
+
+    assert trusted(result(0.03, 0.02, 0.01, 0.003), sparsity).mlp == allocation.mlp
+    found = trusted(result(0.03, 0.02, 0.01, 0.001), sparsity)
+    alike = 0.6 * np.array(found.mlp[0]) + 0.4 * np.array(found.mlp[0]) ** 2
+    assert np.allclose(alike[17:], EVEN[17:], atol=0.002), "from 0.8 on, where the gain is within the noise"
+    for site in ("mlp", "hidden"):
+        ours, before = np.array(getattr(found, site)), np.array(getattr(allocation, site))
+        assert np.allclose(ours[:, :15], before[:, :15]), "up to 0.7 as it was"
+        assert np.ptp(ours[:, 17:], axis=0).max() < 1e-6
+        assert (np.diff(ours, axis=1) >= 0).all()
 
 
 @pytest.mark.parametrize(("texts", "context", "message"), [(1, 160, "at least 2 texts"), (4, 12, "at least 21 tokens")])

@@ -1,6 +1,6 @@
 """Sessions of the cpu backend: rows whose prompts and steps run on the compiled engine."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +23,6 @@ from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.priced import PricedPolicy
 from solm.policies.value_policy import ValuePolicy
-
-if TYPE_CHECKING:
-    pass
 
 _SPARE = 64  # tokens of room that a cache has beyond what was asked for
 _CHUNK = 256  # tokens that the engine reads in one call while a prompt is read or known tokens are scored
