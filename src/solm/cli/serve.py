@@ -30,7 +30,9 @@ def serve(
     model: ModelOption = DEFAULT_MODEL,
     policy: PolicyOption = None,
     space: SpaceOption = None,
-    name: Annotated[str | None, typer.Option(help="What clients call the model; by default as --model.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model; by default as --model, of a path the last part.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to the network.")] = (
         "127.0.0.1"
     ),
@@ -151,7 +153,7 @@ def serve(
                     model, own, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
                     timings=timings, revision=revision, trust_remote_code=trust_remote_code, progress=progress,
                 )  # fmt: skip
-            return Service(lm, chosen, name or model, grid, thread)
+            return Service(lm, chosen, name or lm.name, grid, thread)
 
         return create_app(thread.submit(make).result(), keys, hosts)
 
