@@ -8,12 +8,13 @@
 
 namespace solm {
 
-// The magnitudes of eight numbers, 0 for those from `there` on.
-inline __m256i eight_magnitudes(const float* x, int there) {
+// Eight numbers, 0 in place of those from `there` on, and their magnitudes.
+inline __m256i eight_numbers(const float* x, int there) {
   const __m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0), inside = _mm256_cmpgt_epi32(_mm256_set1_epi32(there), lane);
-  const __m256 all = there >= 8 ? _mm256_loadu_ps(x) : _mm256_maskload_ps(x, inside);
-  return _mm256_and_si256(_mm256_castps_si256(all), _mm256_set1_epi32(0x7fffffff));
+  return _mm256_castps_si256(there >= 8 ? _mm256_loadu_ps(x) : _mm256_maskload_ps(x, inside));
 }
+inline __m256i magnitudes(__m256i eight) { return _mm256_and_si256(eight, _mm256_set1_epi32(0x7fffffff)); }
+inline __m256i eight_magnitudes(const float* x, int there) { return magnitudes(eight_numbers(x, there)); }
 
 // Writes the lanes of eight numbers whose bit is set next to one another, and then what may be overwritten.
 inline void write_lanes(uint32_t bits, __m256i numbers, void* to) {
@@ -77,46 +78,45 @@ inline uint32_t magnitude_separator(const float* x, int n, int count, uint16_t* 
   return threshold;
 }
 
-// See `select`.
-inline int select_avx2(const float* x, int n, int count, int32_t* index, float* values) {
-  int kept = 0, ties;
-  const uint32_t threshold = magnitude_separator(x, n, count, reinterpret_cast<uint16_t*>(index), values, ties);
-  const __m256i edge = _mm256_set1_epi32(int(threshold)), eight = _mm256_set1_epi32(8);
+// Writes the channels that are kept, and up to 8 more. keep(sizes, inside): the bits of those that are, of eight magnitudes of
+// which the bits `inside` are there. Returns the number of them.
+template <typename Keep>
+int write_kept(const float* x, int n, int32_t* index, float* values, Keep keep) {
+  int kept = 0;
+  const __m256i eight = _mm256_set1_epi32(8);
   __m256i number = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
   for (int i = 0; i < n; i += 8, number = _mm256_add_epi32(number, eight)) {
-    const __m256i size = eight_magnitudes(x + i, n - i);
-    uint32_t keep = bits_of_lanes(_mm256_cmpgt_epi32(size, edge));
-    if (ties > 0) {
-      uint32_t equal = bits_of_lanes(_mm256_cmpeq_epi32(size, edge)) & (n - i >= 8 ? 255 : (1u << (n - i)) - 1);
-      while (__builtin_popcount(equal) > ties) equal &= ~(0x80000000u >> __builtin_clz(equal));  // the last one
-      ties -= __builtin_popcount(equal), keep |= equal;
-    }
-    const __m256i bits = n - i >= 8 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i))
-                                    : _mm256_castps_si256(_mm256_maskload_ps(x + i, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), number)));
-    write_lanes(keep, number, index + kept);
-    write_lanes(keep, bits, values + kept);
-    kept += __builtin_popcount(keep);
+    const __m256i bits = eight_numbers(x + i, n - i);
+    const uint32_t found = keep(magnitudes(bits), n - i >= 8 ? 255u : (1u << (n - i)) - 1);
+    write_lanes(found, number, index + kept);
+    write_lanes(found, bits, values + kept);
+    kept += __builtin_popcount(found);
   }
   return kept;
 }
 
+// See `select`.
+inline int select_avx2(const float* x, int n, int count, int32_t* index, float* values) {
+  int ties;
+  const uint32_t threshold = magnitude_separator(x, n, count, reinterpret_cast<uint16_t*>(index), values, ties);
+  const __m256i edge = _mm256_set1_epi32(int(threshold));
+  return write_kept(x, n, index, values, [&](__m256i size, uint32_t inside) {
+    uint32_t keep = bits_of_lanes(_mm256_cmpgt_epi32(size, edge));
+    if (ties > 0) {
+      uint32_t equal = bits_of_lanes(_mm256_cmpeq_epi32(size, edge)) & inside;
+      while (__builtin_popcount(equal) > ties) equal &= ~(0x80000000u >> __builtin_clz(equal));  // the last one
+      ties -= __builtin_popcount(equal), keep |= equal;
+    }
+    return keep;
+  });
+}
+
 // See `select_from`.
 inline int select_from_avx2(const float* x, int n, float limit, int32_t* index, float* values) {
-  int kept = 0;
   const __m256 edge = _mm256_set1_ps(limit);
-  const __m256i eight = _mm256_set1_epi32(8);
-  __m256i number = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
-  for (int i = 0; i < n; i += 8, number = _mm256_add_epi32(number, eight)) {
-    const __m256i size = eight_magnitudes(x + i, n - i);
-    uint32_t keep = uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(_mm256_castsi256_ps(size), edge, _CMP_GE_OQ)));
-    if (n - i < 8) keep &= (1u << (n - i)) - 1;
-    const __m256i bits = n - i >= 8 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i))
-                                    : _mm256_castps_si256(_mm256_maskload_ps(x + i, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), number)));
-    write_lanes(keep, number, index + kept);
-    write_lanes(keep, bits, values + kept);
-    kept += __builtin_popcount(keep);
-  }
-  return kept;
+  return write_kept(x, n, index, values, [&](__m256i size, uint32_t inside) {
+    return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(_mm256_castsi256_ps(size), edge, _CMP_GE_OQ))) & inside;
+  });
 }
 
 }  // namespace solm
