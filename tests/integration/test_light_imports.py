@@ -119,6 +119,7 @@ def test_serve_imports_neither(places):
             f"{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         choice = json.load(urlopen(asked))["choices"][0]
+        assert json.load(urlopen(f"{address}/v1/models"))["data"][0]["id"] == "tiny"
         assert len(choice["logprobs"]["content"]) == 8
     finally:
         process.send_signal(signal.SIGINT)

@@ -31,7 +31,7 @@ def serve(
     policy: PolicyOption = None,
     space: SpaceOption = None,
     name: Annotated[
-        str | None, typer.Option(help="What clients call the model; by default as --model, of a path the last part.")
+        str | None, typer.Option(help="What clients call the model, beside --model; by default the end of a path.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to the network.")] = (
         "127.0.0.1"
@@ -153,7 +153,7 @@ def serve(
                     model, own, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
                     timings=timings, revision=revision, trust_remote_code=trust_remote_code, progress=progress,
                 )  # fmt: skip
-            return Service(lm, chosen, name or lm.name, grid, thread)
+            return Service(lm, chosen, name or lm.name, grid, thread, aliases=[model])
 
         return create_app(thread.submit(make).result(), keys, hosts)
 

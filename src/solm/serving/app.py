@@ -77,8 +77,7 @@ def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] 
     @app.get("/v1/models/{name:path}", responses={404: {"description": "Unknown model."}})
     async def model(name: str) -> dict[str, Any]:
         """The same for one model."""
-        if name != service.name:
-            raise ApiError(404, f"model {name!r} is not served here; use {service.name!r}", "model", "not_found")
+        service.check_name(name)
         return _model(service)
 
     @app.get("/health", responses={503: {"description": "Not warm yet."}})

@@ -5,7 +5,7 @@ import copy
 import gc
 import secrets
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +57,7 @@ class Service:
     """One model behind the API. It has a tokenizer of its own, because tokenizers cannot be shared by threads.
 
     thread: the thread that decodes, in which the model was loaded (see `Scheduler`).
+    aliases: further names that requests may call the model.
     """
 
     def __init__(
@@ -66,10 +67,12 @@ class Service:
         name: str,
         space: ActionSpace | None = None,
         thread: Executor | None = None,
+        aliases: Sequence[str] = (),
     ):
         if lm.tokenizer is None:
             raise SolmError("serving needs a tokenizer")
         self.lm, self.settings, self.name = lm, settings, name
+        self._names = {name, *aliases}
         self.metrics = Metrics()
         self.dial = Dial(
             lm, space, settings.slo_floor, settings.slo_tpot_ms is not None, settings.priority_floors,
@@ -102,6 +105,11 @@ class Service:
         gc.freeze()
         self.ready = True
 
+    def check_name(self, name: str) -> None:
+        """Raise `ApiError` unless the model is called `name`."""
+        if name not in self._names:
+            raise ApiError(404, f"model {name!r} is not served here; use {self.name!r}", "model", "not_found")
+
     def tokens(self, prompt: str | list[Message]) -> list[int]:
         """Token ids of a text, or of messages through the chat template."""
         with self._lock:
@@ -122,8 +130,7 @@ class Service:
 
         Raises `SolmError` and `ApiError` for a request that cannot be carried out.
         """
-        if request.model != self.name:
-            raise ApiError(404, f"model {request.model!r} is not served here; use {self.name!r}", "model", "not_found")
+        self.check_name(request.model)
         if request.stream_options is not None and not request.stream:
             raise ApiError(400, "stream_options need stream to be true", "stream_options")
         if isinstance(request, ChatRequest):
