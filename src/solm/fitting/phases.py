@@ -194,7 +194,7 @@ def _plain(job: Job) -> SparsityConfig:
 
 def _sparsity(job: Job) -> SparsityConfig:
     plain = _plain(job)
-    return plain.under(trusted(read_json(job.folder.path / ALLOCATION), plain))
+    return plain.under(trusted(read_json(job.folder.path / ALLOCATION)))
 
 
 def _allocated(job: Job) -> LanguageModel:

@@ -13,7 +13,7 @@ from solm.core.errors import SolmError
 from solm.core.timings import LEVELS
 from solm.evaluation.step_timing import HIDDEN, STEPS
 from solm.runtime.language_model import LanguageModel
-from solm.training.allocate import CHECKED, SHARES
+from solm.training.allocate import CHECKED, SITES_APART
 
 PHASES = {
     "timings": 0.08, "thresholds": 0.02, "allocation": 0.25, "samples": 0.31, "level costs": 0.12, "comparison": 0.22,
@@ -132,9 +132,9 @@ def plan(
     axes: tuple[str, ...] = ("mlp", "hidden")
     half = _allocation_texts(seconds["allocation"], speed, shapes, axes, read, length)
     if attention > 0.03:
-        both = _allocation_texts(seconds["allocation"], speed, shapes, tuple(SHARES), read, length)
+        both = _allocation_texts(seconds["allocation"], speed, shapes, tuple(SITES_APART), read, length)
         if both >= _DECIDING_TEXTS:
-            axes, half = tuple(SHARES), both
+            axes, half = tuple(SITES_APART), both
 
     sampled = min(128, logits // (SCHEDULES + 1))
     batches = seconds["samples"] / (read + (SCHEDULES + 1) * sampled / speed.score)
@@ -170,5 +170,5 @@ def _allocation_texts(
 ) -> float:
     """Texts per half that the allocation has time for."""
     units = {"attention": shapes.layers * shapes.kv_heads, "mlp": shapes.layers, "hidden": shapes.layers}
-    passes = 2 + sum(units[axis] * len(SHARES[axis]) + 2 * len(CHECKED.get(axis, ())) for axis in axes)
+    passes = 2 + sum(units[axis] * len(SITES_APART[axis]) + 2 * len(CHECKED.get(axis, ())) for axis in axes)
     return seconds / (2 * read + passes * length / speed.score)

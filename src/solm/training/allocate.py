@@ -19,20 +19,16 @@ from solm.core.shares import equal_mlp
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import BUILTIN, TrainedPolicy
 from solm.runtime.language_model import LanguageModel
-from solm.training.allocation_curves import UNIFORM, faded, greedy_curves, split_sites, uniform_sites
+from solm.training.allocation_curves import UNIFORM, greedy_curves
+from solm.training.site_curves import PROBES, priced_curves, site_losses
 
-SHARES = {"attention": (0.02, 0.12, 0.3), "mlp": (0.5, 0.7), "hidden": (0.2, 0.4)}
+SHARES = {"attention": (0.02, 0.12, 0.3), "mlp": (0.5, 0.7)}
 """By group of units the shares that one unit keeps while the others are dense: a KV head of the pages that may be
-skipped, a layer of its MLP's channels. With `hidden` a layer's input channels (``mlp``) and hidden ones are units of
-their own."""
-TOGETHER = {"mlp": (0.5, 0.6, 0.7, 0.8, 0.9), "hidden": (0.2, 0.3, 0.4, 0.55, 0.7)}
-"""Average shares of a site of the MLP at which all layers are measured together. What layers lose alone tells how they
-compare, at two shares. What they lose together is more than the sum, by another factor for each site and share."""
-BOTH_SITES = ("attention", "mlp")
-"""Groups where the sites of a layer's MLP are one unit."""
-CHECKED = {"attention": (0.1, 0.2, 0.4), "mlp": (0.5, 0.6, 0.7, 0.8)}
+skipped, a layer of its MLP's channels."""
+SITES_APART = {**SHARES, **PROBES}
+"""The same where a layer's input channels (``mlp``) and hidden ones are units of their own."""
+CHECKED = {"attention": (0.1, 0.2, 0.4), "mlp": (0.5, 0.7, 0.9)}
 """Keep rates at which the allocation is compared with uniform shares, on other texts."""
-_WHOLE = (1.0,) * KNOTS
 
 
 def find_allocation(
@@ -41,7 +37,7 @@ def find_allocation(
     contexts: Sequence[int],
     out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    axes: Sequence[str] = BOTH_SITES,
+    axes: Sequence[str] = tuple(SHARES),
 ) -> dict[str, Any]:
     """Find an allocation on the first half of windows [N, longest context + T] int64 and evaluate it on the second.
 
@@ -49,8 +45,7 @@ def find_allocation(
     same number of context tokens: the shortest one all texts of the half, longer ones fewer. The result is written to
     `out` and returned; measurements are written to a file beside it, from which an interrupted run goes on.
     progress: called with measurements done and in all. axes: the groups of `SHARES` that are dealt out; others stay
-    uniform. With ``hidden``, the sites of the MLP are dealt out to layers each by itself, and every keep rate is split
-    between them by what all layers lose together.
+    uniform. With ``mlp`` and ``hidden`` the sites of the MLP have curves of their own, under one price of time.
     Raises `DataError` for fewer than two windows or a context in which no step can be controlled, `SolmError` where the
     model's `SparsityConfig` cannot have an allocation.
     """
@@ -63,18 +58,18 @@ def find_allocation(
     half, length = len(windows) // 2, windows.shape[1] - max(contexts)
     plain = lm.sparsity.under(None)
     measurable, units = _units(lm, axes)
+    shares = SITES_APART if "hidden" in axes else SHARES
     plain.under(_probe("mlp", 1.0, 0, units))  # raises now, not after the measurements
     partial = out.with_name(out.name + ".partial")
     about = f"{lm.identity.model_dump_json()} {plain.model_dump_json()} {list(contexts)} {sorted(axes)}"
     key = hashlib.sha256(about.encode() + windows.numpy().tobytes()).hexdigest()
     found = _measured(partial, key)
-    total = sum(len(some) * len(SHARES[axis]) for axis, some in measurable.items()) + 1
-    total += sum(map(len, TOGETHER.values())) if "hidden" in units else 0
+    total = sum(len(some) * len(shares[axis]) for axis, some in measurable.items() if some) + 1
     measured = [_Texts(lm, windows[:half], context, min(contexts), length) for context in contexts]
     costs: dict[str, dict[int, list[float]]] = {axis: {} for axis in measurable}
     for axis, some in measurable.items():
         for unit in some:
-            for share in SHARES[axis]:
+            for share in shares[axis]:
                 name = f"{axis} {share} {unit}"
                 if name not in found:
                     sparsity = plain.under(_probe(axis, share, unit, units))
@@ -82,23 +77,18 @@ def find_allocation(
                     write_text(partial, json.dumps({"key": key, "found": found}))
                 costs[axis].setdefault(unit, []).append(found[name])
                 progress(len(found), total)
-    heads = units["attention"] // units["mlp"] if costs["attention"] else 1
-    rounding = _rounding_cost(costs["attention"], heads, units["mlp"], min(found.values(), default=0))
-    curves = {axis: _curves(costs[axis], rounding, SHARES[axis], count) for axis, count in units.items()}
-    together: dict[str, list[float]] = {}
-    if "hidden" in units:
-        for axis, shares in TOGETHER.items():
-            alone: dict[str, Curves] = {name: (_WHOLE,) * count for name, count in units.items()}
-            alone[axis] = curves[axis]
-            for share in shares:
-                name = f"{axis} {share}"
-                if name not in found:
-                    sparsity = plain.under(Allocation(**alone))
-                    found[name] = float(np.mean([texts.divergence(sparsity, axis, share).mean() for texts in measured]))
-                    write_text(partial, json.dumps({"key": key, "found": found}))
-                together.setdefault(axis, []).append(found[name])
-                progress(len(found), total)
-        curves |= split_sites(curves, together, TOGETHER, min(found.values()), plain.input_part)
+    layers, heads = units["mlp"], units["attention"] // units["mlp"] if costs["attention"] else 1
+    apart = bool(costs.get("hidden"))
+    if apart:
+        of_sites = {axis: np.array(list(costs[axis].values())) for axis in PROBES}
+        rounding = of_sites["mlp"][:, -1]
+    else:
+        rounding = _rounding_cost(costs["attention"], heads, layers, min(found.values(), default=0))
+    greedy = ["attention"] if apart else list(SHARES)
+    curves = {axis: _curves(costs[axis], rounding, SHARES[axis], units[axis]) for axis in greedy}
+    if apart:
+        limits = plain.thresholds or lm.backend.channel_thresholds(windows[:half, : min(contexts)])
+        curves |= priced_curves(site_losses(of_sites, np.array(limits.limits)), plain.input_part)
     allocation = Allocation(**curves)
     del measured
     checked = []
@@ -108,8 +98,7 @@ def find_allocation(
     result = {
         "kind": "allocation", "command": command_line(), "environment": environment(),
         "model": lm.identity.model_dump(exclude={"weights", "sample"}),
-        "texts": half, "contexts": list(contexts), "tokens": length, "costs": costs, "together": together,
-        "checked": checked,
+        "texts": half, "contexts": list(contexts), "tokens": length, "costs": costs, "checked": checked,
         "allocation": allocation.model_dump(),
     }  # fmt: skip
     write_text(out, json.dumps(result) + "\n")
@@ -138,29 +127,14 @@ def read_allocation(source: str | Path) -> Allocation:
         raise DamagedFileError(f"{path} does not hold an allocation: {reason}") from error
 
 
-def trusted(result: dict[str, Any], sparsity: SparsityConfig) -> Allocation:
-    """The allocation in a result of `find_allocation` under `sparsity`, as far as it wins on the texts left out.
-
-    An axis is uniform where on average it lost more than uniform shares. Above the highest keep rate at which it lost
-    less by more than a standard error, the curves become uniform until the next one that was checked: what layers lose
-    there is too little to be told apart, and is extended from lower shares.
-    """
+def trusted(result: dict[str, Any]) -> Allocation:
+    """The allocation in a result of `find_allocation`. An axis is uniform where, on the texts left out, it lost more on
+    average than uniform shares."""
     found = Allocation.model_validate(result["allocation"])
     changes: dict[str, Any] = {}
-    for axis, checked in CHECKED.items():
-        rows = [row for row in result["checked"] if row["axis"] == axis]
-        gains = {
-            rate: [row["even"] - row["allocation"] - row["standard_error_of_difference"] for row in rows
-                   if row["keep"] == rate] for rate in checked
-        }  # fmt: skip
-        won = [rate for rate, some in gains.items() if some and min(some) > 0]
-        sites = [axis] if axis == "attention" or found.hidden is None else ["mlp", "hidden"]
-        if not sum(row["even"] - row["allocation"] for row in rows) > 0:
+    for axis in CHECKED:
+        if not sum(row["even"] - row["allocation"] for row in result["checked"] if row["axis"] == axis) > 0:
             changes |= {axis: (UNIFORM,) * len(getattr(found, axis))} | ({"hidden": None} if axis == "mlp" else {})
-        elif won and max(won) < checked[-1]:
-            until = min(rate for rate in checked if rate > max(won))
-            for site, alike in zip(sites, uniform_sites(sparsity, len(sites)), strict=True):
-                changes[site] = faded(getattr(found, site), alike, max(won), until)
     return found.model_copy(update=changes)
 
 

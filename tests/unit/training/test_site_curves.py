@@ -1,0 +1,55 @@
+"""Curves of the MLP's sites under one price, against activations of a known distribution."""
+
+import numpy as np
+
+from helpers.policies import EVEN
+from solm.core.allocation import Allocation
+from solm.core.thresholds import PERCENTAGES
+from solm.training.site_curves import PROBES, left_out, priced_curves, site_losses
+
+SPREAD = np.linspace(1, 0, PERCENTAGES)
+"""Quantiles of |x| that is evenly spread from 0 to 1: a share s leaves out the mean square (1 - s)³ / 3."""
+KEPT = np.linspace(0, 1, PERCENTAGES)
+LIMITS = np.array([[SPREAD, 2 * SPREAD], [SPREAD, SPREAD]])
+
+
+def test_what_a_share_leaves_out():
+    found = left_out(LIMITS)[0]
+    assert np.allclose(found[0], (1 - KEPT) ** 3 / 3, atol=1e-4)
+    assert np.allclose(found[1], 4 * found[0])
+
+
+def test_a_loss_is_that_of_the_probe_beyond_rounding_and_follows_the_square():
+    rounding = np.array([0.02, 0.01])
+    costs = {
+        "mlp": np.stack([np.array([0.05, 0.4]) + rounding, rounding], 1),
+        "hidden": np.array([0.01, 0.02])[:, None] + rounding[:, None],
+    }
+    found = site_losses(costs, LIMITS)
+    for site, axis in enumerate(PROBES):
+        at = round(100 * PROBES[axis][0])
+        assert np.allclose(found[:, site, at], costs[axis][:, 0] - rounding)
+        assert np.allclose(found[..., -1], 0)
+        slopes = np.polyfit(np.log(1 - KEPT[20:90]), np.log(found[0, site, 20:90]), 1)
+        assert abs(slopes[0] - 3 * 1.3) < 0.02
+    costs["hidden"][0] = 0.0
+    assert 0 < site_losses(costs, LIMITS)[0, 1, 20] < 1e-4, "noise below rounding counts as almost nothing"
+
+
+def test_all_layers_and_sites_have_one_price():
+    sensitivity, part = np.array([[3.0, 0.5], [1.0, 2.0], [0.2, 1.0]]), 0.7
+    curves = priced_curves(sensitivity[..., None] * (1 - KEPT) ** 3, part)
+    Allocation(attention=(EVEN,) * 3, **curves)  # raises for what is no allocation
+    shares = np.stack([np.array(curves[axis]) for axis in PROBES], 1)  # [layers, sites, knots]
+    assert np.allclose((part * shares[:, 0] + (1 - part) * shares[:, 1]).mean(0), EVEN, atol=0.003)
+    price = sensitivity * (1 - shares[..., 10]) ** 2 / np.array([part, 1 - part])
+    assert np.allclose(price, price.mean(), rtol=0.1)
+
+
+def test_curves_lose_less_than_uniform_shares():
+    sensitivity = np.array([[8.0, 1.0], [1.0, 0.5]])
+    curves = priced_curves(sensitivity[..., None] * (1 - KEPT) ** 3, 0.5)
+    shares = np.stack([np.array(curves[axis]) for axis in PROBES], 1)
+    ours = (sensitivity[..., None] * (1 - shares) ** 3).sum((0, 1))
+    alike = sensitivity.sum() * (1 - np.array(EVEN)) ** 3
+    assert (ours[2:-1] < 0.8 * alike[2:-1]).all()
