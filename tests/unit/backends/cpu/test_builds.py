@@ -20,7 +20,7 @@ HAS_AVX512 = "avx512f" in cpu_features()
 
 
 def builds():
-    """This machine's own instructions, and all variants that it runs. AVX2 is quick enough where the first is another."""
+    """This machine's own instructions, and all variants that it runs. AVX2 is not slow where the first is another."""
     yield pytest.param("", id="here")
     for variant in variants_of(machine()):
         quick = variant.name == "avx2" and HAS_AVX512
