@@ -45,8 +45,8 @@ def arm(request, tmp_path_factory):
     return repeat
 
 
-# Integers: inputs are rounded to int8, and one that is halfway may be rounded the other way.
-OFF = {"float32": 1e-5, "bfloat16": 2e-3, "int8": 0.01, "packed": 0.01, "nested": 0.01, "int8 kv": 0.01}
+# Of the norm. Inputs, or keys and values, are rounded to int8, and what is halfway may be rounded the other way.
+OFF = {"float32": 1e-5, "bfloat16": 2e-3, "int8": 0.01, "packed": 0.01, "nested": 0.01, "int8 kv": 0.03}
 
 
 @pytest.mark.parametrize("precision", OFF)
