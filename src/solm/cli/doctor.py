@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Collection
 from typing import Any
 
 from solm.cli.options import DEFAULT_MODEL, JsonOption, ModelOption, RevisionOption, TrustOption
@@ -20,7 +21,7 @@ def doctor(
     trust_remote_code: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Check this machine: processor, compiler, memory bandwidth, and which backend would run a model.
+    """Check this machine: processor, compiled engine, memory bandwidth, and which backend would run a model.
 
     \b
     Examples:
@@ -29,8 +30,11 @@ def doctor(
     """
     import torch
 
+    from solm.backends.cpu.build import find_compiler
     from solm.backends.cpu.engine import unsuited_config
-    from solm.backends.cpu.library import find_compiler, library
+    from solm.backends.cpu.library import asked_engine, choose_engine, library
+    from solm.backends.cpu.variants import cpu_features
+    from solm.backends.threads import default_threads
     from solm.backends.torch.load import base_config
     from solm.cli.output import print_json
     from solm.core.errors import SolmError
@@ -39,12 +43,16 @@ def doctor(
 
     fixes = []
     compiler = find_compiler()
-    engine_error: str | None = None
+    engine_error, choice = None, None
     try:
+        choice = choose_engine(*asked_engine())
         library()
     except SolmError as error:
         engine_error = str(error)
-        fixes.append(_INSTALL if compiler is None else f"update the compiler, or set CXX to another: {error}")
+        if choice is None or choice.path is not None:
+            fixes.append(engine_error)
+        else:
+            fixes.append(_INSTALL if compiler is None else f"update the compiler, or set CXX to another: {error}")
     try:
         config = base_config(model, trust_remote_code, revision).get_text_config(decoder=True)
         unsuitable, model_error = unsuited_config(config.to_dict(), model, SparsityConfig()), None
@@ -52,21 +60,27 @@ def doctor(
         unsuitable = model_error = str(error)
     reason = engine_error or unsuitable
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    features = _features()
+    known = cpu_features()
+    features = [name for name in _FEATURES if name in known]
     if platform.machine() == "x86_64" and "avx2" not in features:
         fixes.append("this processor lacks AVX2: steps are slow on any backend")
     if unsuitable is not None and model_error is None:
         fixes.append("the torch backend runs this model and simulates budgets; it saves no time on a CPU")
     report: dict[str, Any] = {
-        "processor": {"features": features, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "processor": {"features": features, "cores": os.cpu_count(), "threads": default_threads()},
         "gigabytes_per_second": round(memory_bandwidth(), 1),
         "accelerator": None if accelerator is None else str(accelerator),
         "compiler": None if compiler is None else {"path": compiler, "version": _version(compiler)},
-        "engine": {"builds": engine_error is None, "reason": engine_error},
+        "engine": {
+            "builds": engine_error is None, "reason": engine_error,
+            "runs": None if choice is None else choice.variant,
+            "compiled": None if choice is None else "ahead of time" if choice.path else "here",
+            "why": None if choice is None else choice.reason, "lacks": lacks(platform.machine(), known),
+        },
         "model": {"name": model, "error": model_error},
         "backend": {"auto": None if model_error else "cpu" if reason is None else "torch", "reason": reason},
         "fixes": fixes,
-    }
+    }  # fmt: skip
     if json:
         print_json(report)
         return
@@ -77,22 +91,24 @@ def doctor(
     print(f"memory      {report['gigabytes_per_second']} GB/s read on {where['threads']} threads")
     print(f"accelerator {report['accelerator'] or 'none'}")
     print(f"compiler    {'none found' if compiler is None else report['compiler']['version']}")
-    print(f"engine      {'builds' if engine_error is None else engine_error}")
+    if engine_error is not None or choice is None:
+        print(f"engine      {engine_error}")
+    else:
+        print(f"engine      {choice.variant}, compiled {report['engine']['compiled']}: {choice.reason}")
+    for name, needs in report["engine"]["lacks"].items():
+        print(f"            {name} needs {', '.join(needs)}")
     runs = "nothing runs it" if model_error else f"runs on the {report['backend']['auto']} backend"
     print(f"{model}: {runs}" + ("" if reason is None else f": {reason}"))
     for fix in fixes:
         print(f"to fix: {fix}")
 
 
-def _features() -> list[str]:
-    """The instruction sets that matter here and that the processor has."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            line = next((line for line in file if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        return []
-    known = set(line.partition(":")[2].split())
-    return [name for name in _FEATURES if name in known]
+def lacks(machine: str, features: Collection[str]) -> dict[str, list[str]]:
+    """By instruction set of this architecture that the processor cannot run, what it lacks."""
+    from solm.backends.cpu.variants import variants_of
+
+    missing = {variant.name: variant.missing(features) for variant in variants_of(machine)}
+    return {name: needs for name, needs in missing.items() if needs}
 
 
 def _version(compiler: str) -> str:

@@ -1,56 +1,82 @@
-"""Building and loading the engine: compiled for the machine it runs on, at first use, and kept.
-
-Nothing is built at installation: the package stays pure Python, works without a compiler (on the torch backend), and
-``-march=native`` fits the processor at hand.
-"""
+"""Choosing and loading the engine: compiled ahead of time where the package came so, otherwise at first use."""
 
 import ctypes
-import hashlib
-import logging
 import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
 from solm.backends.cpu import structs
-from solm.core.cache_folder import cache_folder
+from solm.backends.cpu.build import NATIVE_FLAGS, built
+from solm.backends.cpu.prebuilt import prebuilt_library
+from solm.backends.cpu.variants import NATIVE, best_variant, cpu_features, machine, variant_named
 from solm.core.errors import SolmError
-
-CSRC = Path(__file__).parent / "csrc"
-# Not -ffast-math: linking with it makes the whole process flush subnormal numbers to zero. Not -fassociative-math: the
-# results of a step do not depend on its neighbours because sums are added up in the order that is written.
-_FLAGS = [
-    "-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
-    "-freciprocal-math", "-ffp-contract=fast", "-fopenmp-simd", "-shared", "-fPIC", "-pthread", "-Wno-psabi",
-]  # fmt: skip
 
 DONE, INVALID, NO_MEMORY = 0, 1, 2
 """What functions of the library return."""
 
 
-def library(flags: str | None = None) -> ctypes.CDLL:
-    """The engine, built with additional compiler flags such as ``-march=x86-64-v3``; None: those of the environment
-    variable SOLM_CXXFLAGS. Libraries of different flags can be loaded side by side.
+@dataclass(frozen=True)
+class EngineChoice:
+    """Which engine runs. variant: its instruction set, ``native`` where it is compiled for this very processor. path:
+    of the library that came with the package; None: it is compiled with `flags`. reason: why this one."""
 
-    Raises `SolmError` with what was tried where there is no compiler or it fails, and where the library's structs are
-    not those of this package.
+    variant: str
+    reason: str
+    path: Path | None = None
+    flags: tuple[str, ...] = NATIVE_FLAGS
+
+
+def choose_engine(asked: str, flags: str) -> EngineChoice:
+    """The engine for this processor, or the one that is asked for by name; "" leaves the choice to the processor.
+    flags: more flags of the compiler; with some, nothing that was compiled before is used.
+
+    Raises `SolmError` for a name that is not known or that the processor cannot run, and for libraries beside the
+    package that do not belong to it or are damaged.
     """
-    return _library(os.environ.get("SOLM_CXXFLAGS", "") if flags is None else flags)
+    here, features, more = machine(), cpu_features(), tuple(flags.split())
+    if asked == NATIVE:
+        return EngineChoice(NATIVE, "it was asked for", flags=(*NATIVE_FLAGS, *more))
+    if asked:
+        variant = variant_named(asked, here, features)
+        path = None if more else prebuilt_library(variant.name, here)
+        return EngineChoice(variant.name, "SOLM_CPU asks for it", path, (*variant.flags, *more))
+    best = best_variant(here, features)
+    path = None if best is None or more else prebuilt_library(best.name, here)
+    if best is None or path is None:
+        reason = "SOLM_CXXFLAGS is set" if more else "no compiled engine came with the package"
+        return EngineChoice(NATIVE, reason, flags=(*NATIVE_FLAGS, *more))
+    return EngineChoice(best.name, "the best that this processor runs", path)
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler that builds the engine; None where there is none."""
-    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+def asked_engine() -> tuple[str, str]:
+    """What the environment variables SOLM_CPU and SOLM_CXXFLAGS say, as `choose_engine` takes it."""
+    return os.environ.get("SOLM_CPU", "").strip(), os.environ.get("SOLM_CXXFLAGS", "").strip()
+
+
+def library(flags: str | None = None) -> ctypes.CDLL:
+    """The engine that the environment asks for, see `choose_engine`; with `flags`, such as ``-march=x86-64-v3``, one
+    that is compiled with them in place of or besides ``-march=native``. Several can be loaded side by side.
+
+    Raises `SolmError` with what was tried where there is none and it cannot be compiled, where it cannot be loaded, and
+    where its structs are not those of this package.
+    """
+    return _library(*asked_engine()) if flags is None else _library(NATIVE, flags)
 
 
 @cache
-def _library(flags: str) -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(_built([*_FLAGS, *flags.split()])))
+def _library(asked: str, flags: str) -> ctypes.CDLL:
+    choice = choose_engine(asked, flags)
+    return _loaded(built(choice.flags) if choice.path is None else choice.path)
+
+
+@cache
+def _loaded(path: Path) -> ctypes.CDLL:
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise SolmError(f"the cpu backend cannot be loaded: {error}; delete {path}, or set SOLM_CACHE") from error
     pointer, integer, long, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t
     for name, returns, arguments in (
         ("layout", ctypes.c_char_p, []),
@@ -83,48 +109,3 @@ def check_layout(loaded: ctypes.CDLL) -> None:
     for theirs, ours in zip_longest(loaded.solm_layout().decode().splitlines(), structs.layout(), fillvalue="nothing"):
         if theirs != ours:
             raise SolmError(f"the cpu backend does not fit this package: the library has {theirs}, Python has {ours}")
-
-
-def _built(flags: list[str]) -> Path:
-    """The library's file, which is compiled where it is not in the cache yet."""
-    compiler = find_compiler()
-    if compiler is None:
-        raise SolmError("the cpu backend needs a C++20 compiler (g++ 11 or clang++ 14); none was found")
-    sources = b"".join(path.read_bytes() for path in sorted(CSRC.rglob("*")) if path.suffix in (".h", ".cpp"))
-    stamp = hashlib.sha256(sources + " ".join([compiler, *flags, _processor()]).encode()).hexdigest()
-    root = cache_folder()
-    target = root / f"engine-{stamp[:16]}.so"
-    if target.exists():
-        return target
-    root.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("solm").info("compiling the engine for this processor, once; it takes up to a minute")
-    try:
-        with tempfile.TemporaryDirectory(dir=root) as folder:
-            work = Path(folder)
-            # The workers take longest, and come last by name.
-            parts = {path: work / f"{path.stem}.o" for path in sorted(CSRC.glob("*.cpp"), reverse=True)}
-            with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
-                commands = [[compiler, *flags, "-c", str(path), "-o", str(part)] for path, part in parts.items()]
-                for _ in pool.map(_run, commands):
-                    pass
-            _run([compiler, *flags, *map(str, parts.values()), "-o", str(work / target.name)])
-            os.replace(work / target.name, target)
-    except OSError as error:
-        raise SolmError(f"cannot build the cpu backend with {compiler}: {error}") from error
-    return target
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
-        raise SolmError(f"{command[0]} could not build the cpu backend: {line}")
-
-
-def _processor() -> str:
-    """What ``-march=native`` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
-    except OSError:
-        return platform.machine() + platform.processor()

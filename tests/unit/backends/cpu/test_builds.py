@@ -1,7 +1,6 @@
 """The compiled engine for other processors and under sanitizers."""
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -11,21 +10,28 @@ import pytest
 
 from helpers.engine_edges import EDGES
 from solm.backends.cpu.library import library
+from solm.backends.cpu.variants import cpu_features, machine, variants_of
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 TESTS = Path(__file__).parents[3]
 
 
+HAS_AVX512 = "avx512f" in cpu_features()
+
+
+def builds():
+    """This machine's own instructions, and all variants that it runs. AVX2 is not slow where the first is another."""
+    yield pytest.param("", id="here")
+    for variant in variants_of(machine()):
+        quick = variant.name == "avx2" and HAS_AVX512
+        if not variant.missing(cpu_features()):
+            yield pytest.param(" ".join(variant.flags), id=variant.name, marks=() if quick else pytest.mark.slow)
+
+
 @pytest.mark.parametrize("edge", EDGES, ids=lambda edge: edge.__name__)
-@pytest.mark.parametrize(
-    "flags", ["", "-march=x86-64-v3", pytest.param("-march=x86-64", marks=pytest.mark.slow)], ids=["here", "v3", "v1"]
-)
+@pytest.mark.parametrize("flags", builds())
 def test_every_processor_computes_the_same(flags, edge):
-    """This machine's instructions, AVX2 and plain C++. What must hold is asserted in the edges themselves."""
-    if flags and platform.machine() != "x86_64":
-        pytest.skip("not an x86-64 machine")
-    if flags == "-march=x86-64-v3" and "avx512" not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("without AVX-512 it is this machine's own build")
+    """What must hold is asserted in the edges themselves."""
     edge(library(flags))
 
 

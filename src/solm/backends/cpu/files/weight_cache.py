@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from solm.backends.cpu.build import CSRC
 from solm.backends.cpu.files.repack import Arena
 from solm.backends.cpu.files.source import WeightSource
-from solm.backends.cpu.library import CSRC
 from solm.core.cache_folder import cache_folder
 
 SUFFIX = ".weights"

@@ -45,6 +45,16 @@ inline void add_pairs(const bf16* p, PairWeight w, Lanes& first, Lanes& second) 
 #endif
 }
 
+#elif defined(__aarch64__)
+
+inline void add_pairs(const bf16* p, PairWeight w, Lanes& first, Lanes& second) {
+  for (int i = 0; i < 4; ++i) {
+    const uint32x4_t raw = vreinterpretq_u32_u16(vld1q_u16(p + 8 * i));
+    first.v[i] = vfmaq_n_f32(first.v[i], vreinterpretq_f32_u32(vshlq_n_u32(raw, 16)), w.first);
+    second.v[i] = vfmaq_n_f32(second.v[i], vreinterpretq_f32_u32(vandq_u32(raw, vdupq_n_u32(0xffff0000u))), w.second);
+  }
+}
+
 #else
 
 inline void add_pairs(const bf16* p, PairWeight w, Lanes& first, Lanes& second) {

@@ -1,9 +1,10 @@
 // Dot products of int8: every one of sixteen lanes adds up four products of an unsigned byte with a signed one. One
-// instruction with AVX-512 VNNI, a few with AVX2, plain C++ elsewhere.
+// instruction with AVX-512 VNNI, a few with AVX2, two or four on Arm (dot_i8_neon.h), plain C++ elsewhere.
 #pragma once
 
 #include <type_traits>
 
+#include "dot_i8_neon.h"
 #include "lanes.h"
 
 namespace solm {
@@ -52,8 +53,6 @@ struct DotI8 {
   static DotI8 begin(int32_t total) { return {_mm512_set1_epi32(-BIAS * total)}; }
   template <typename Part>
   void add(Part, const Bytes& w, int32_t four) { v = _mm512_dpbusd_epi32(v, w.v, _mm512_set1_epi32(four)); }
-  template <typename Part>
-  void add(Part, const Bytes& w, const int8_t* each) { v = _mm512_dpbusd_epi32(v, w.v, _mm512_loadu_si512(each)); }
   Lanes lanes() const { return {_mm512_cvtepi32_ps(v)}; }
   // The difference to `other`, a multiple of sixteen, divided by sixteen.
   DotI8 sixteenth(const DotI8& other) const { return {_mm512_srai_epi32(_mm512_sub_epi32(v, other.v), 4)}; }
@@ -106,8 +105,6 @@ struct DotI8 {
   }
   template <typename Part>
   void add(Part part, const Bytes& w, int32_t four) { add(part, w, _mm256_set1_epi32(four)); }
-  template <typename Part>
-  void add(Part part, const Bytes& w, const int8_t* each) { add(part, w, Bytes::load(each).v); }
   Lanes lanes() const {
     auto floats = [&](__m256i sums) {
       if constexpr (SMALL) sums = _mm256_add_epi32(sum_pairs(sums), _mm256_set1_epi32(start));
@@ -117,7 +114,7 @@ struct DotI8 {
   }
 };
 
-#else
+#elif !defined(DOT_I8_NEON)
 
 struct Bytes {
   static constexpr int WIDTH = 64;
@@ -169,10 +166,6 @@ struct DotI8 {
     std::memcpy(q, &four, 4);
     for (int i = 0; i < 16; ++i)
       for (int k = 0; k < 4; ++k) v[i] += int32_t(w.v[4 * i + k]) * q[k];
-  }
-  template <typename Part>
-  void add(Part, const Bytes& w, const int8_t* each) {
-    for (int i = 0; i < 64; ++i) v[i / 4] += int32_t(w.v[i]) * each[i];
   }
   Lanes lanes() const {
     float x[16];

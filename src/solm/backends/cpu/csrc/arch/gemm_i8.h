@@ -6,6 +6,7 @@
 
 #include "dot_i8.h"
 #include "each.h"
+#include "gemm_i8_neon.h"
 
 namespace solm {
 
@@ -208,7 +209,7 @@ struct TileDot<8> {
   }
 };
 
-#else
+#elif !defined(DOT_I8_NEON)
 
 template <int BITS>
 struct TileDot {

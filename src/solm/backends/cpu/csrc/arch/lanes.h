@@ -1,11 +1,13 @@
-// Sixteen floats at a time: one AVX-512 vector where there is one, elsewhere two vectors of eight, which compilers split
-// into what the processor has.
+// Sixteen floats at a time: one AVX-512 vector, four of NEON, elsewhere two vectors of eight, which compilers split into what
+// the processor has.
 #pragma once
 
 #include "convert.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace solm {
@@ -31,6 +33,43 @@ struct Lanes {
   }
   void write(float* p) const { _mm512_storeu_ps(p, v); }
   float sum() const { return _mm512_reduce_add_ps(v); }
+};
+
+#elif defined(__aarch64__)
+
+struct Lanes {
+  float32x4_t v[4];
+  static Lanes zero() { return all(0); }
+  static Lanes all(float x) {
+    const float32x4_t four = vdupq_n_f32(x);
+    return {{four, four, four, four}};
+  }
+  static Lanes load(const float* p) { return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}}; }
+  static Lanes load(const bf16* p) {
+    const uint16x8_t first = vld1q_u16(p), second = vld1q_u16(p + 8);
+    auto wide = [](uint16x4_t four) { return vreinterpretq_f32_u32(vshll_n_u16(four, 16)); };
+    return {{wide(vget_low_u16(first)), wide(vget_high_u16(first)), wide(vget_low_u16(second)), wide(vget_high_u16(second))}};
+  }
+  static Lanes load_half(const uint16_t* p) {
+    Lanes r;
+    for (int i = 0; i < 4; ++i) r.v[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)));
+    return r;
+  }
+  static Lanes of(const int32x4_t* sums) {
+    return {{vcvtq_f32_s32(sums[0]), vcvtq_f32_s32(sums[1]), vcvtq_f32_s32(sums[2]), vcvtq_f32_s32(sums[3])}};
+  }
+  void add(const Lanes& a, const Lanes& b) {
+    for (int i = 0; i < 4; ++i) v[i] = vfmaq_f32(v[i], a.v[i], b.v[i]);
+  }
+  Lanes plus(const Lanes& other) const {
+    Lanes r;
+    for (int i = 0; i < 4; ++i) r.v[i] = vaddq_f32(v[i], other.v[i]);
+    return r;
+  }
+  void write(float* p) const {
+    for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, v[i]);
+  }
+  float sum() const { return vaddvq_f32(vaddq_f32(vaddq_f32(v[0], v[1]), vaddq_f32(v[2], v[3]))); }
 };
 
 #else

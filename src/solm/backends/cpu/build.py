@@ -1,0 +1,116 @@
+"""Compiling the engine: for the machine it runs on, at first use, and kept; or ahead of time, for a wheel.
+
+Imports nothing outside the standard library and `solm.core`, so that building a wheel needs no other package.
+"""
+
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from solm.backends.cpu.variants import cpu_features
+from solm.core.cache_folder import cache_folder
+from solm.core.errors import SolmError
+
+CSRC = Path(__file__).parent / "csrc"
+# Not -ffast-math: linking with it makes the whole process flush subnormal numbers to zero. Not -fassociative-math: the
+# results of a step do not depend on its neighbours because sums are added up in the order that is written.
+_FLAGS = [
+    "-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-freciprocal-math",
+    "-ffp-contract=fast", "-fopenmp-simd", "-shared", "-fPIC", "-pthread", "-Wno-psabi",
+]  # fmt: skip
+NATIVE_FLAGS = ("-march=native",)
+_MACHINES = {"x86_64": 62, "aarch64": 183}
+"""Architectures by their number in ELF files."""
+_ELF_HEADER = struct.Struct("<4sBB10xHH4x8x8xQ4x6xHH2x")
+"""Magic, class, byte order; type, machine; section headers: where, the size of one, how many."""
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler that builds the engine; None where there is none."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+
+
+def sources_digest() -> str:
+    """A digest of the engine's sources, by which a library is known to be theirs."""
+    digest = hashlib.sha256()
+    for path in sorted(CSRC.rglob("*")):
+        if path.suffix in (".h", ".cpp"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def damage(path: Path) -> str | None:
+    """Why a file is no whole shared library for this machine; None where it is one. Loading one that is cut short would
+    end the process."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(_ELF_HEADER.size)
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        return error.strerror or str(error)
+    if len(header) < _ELF_HEADER.size or header[:4] != b"\x7fELF":
+        return "it is no shared library"
+    _, bits, order, _, number, at, entry, count = _ELF_HEADER.unpack(header)
+    here = platform.machine()
+    if (bits, order) != (2, 1) or number != _MACHINES.get(here, number):
+        name = next((name for name, known in _MACHINES.items() if known == number), "another architecture")
+        return f"it is for {name} and this machine is {here}"
+    return "it is cut short" if size < at + entry * count else None
+
+
+def built(flags: Sequence[str]) -> Path:
+    """The library built with additional compiler flags, which is compiled where it is not in the cache folder yet.
+
+    Raises `SolmError` where there is no compiler, it fails, or the folder cannot be written or executed from.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise SolmError("the cpu backend needs a C++20 compiler (g++ 11 or clang++ 14); none was found")
+    processor = sorted(cpu_features())  # on which -march=native depends
+    stamp = hashlib.sha256(" ".join([sources_digest(), compiler, *_FLAGS, *flags, *processor]).encode()).hexdigest()
+    root = cache_folder()
+    target = root / f"engine-{stamp[:16]}.so"
+    cure = "set SOLM_CACHE to another folder"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if os.statvfs(root).f_flag & os.ST_NOEXEC:
+            raise SolmError(f"the cpu backend is compiled to {root}, where nothing may be executed; {cure}")
+        if target.exists() and damage(target) is None:
+            return target
+        logging.getLogger("solm").info("compiling the engine for this processor, once; it takes up to a minute")
+        with tempfile.TemporaryDirectory(dir=root) as folder:
+            compile_engine(compiler, flags, Path(folder) / target.name)
+            os.replace(Path(folder) / target.name, target)
+    except OSError as error:
+        raise SolmError(f"the cpu backend cannot be compiled to {root}: {error.strerror or error}; {cure}") from error
+    return target
+
+
+def compile_engine(compiler: str, flags: Sequence[str], target: Path, link_flags: Sequence[str] = ()) -> None:
+    """Write the library to `target`, in whose folder the compiled parts stay. Raises `SolmError` where the compiler
+    fails."""
+    # The workers take longest, and come last by name.
+    parts = {path: target.parent / f"{path.stem}.o" for path in sorted(CSRC.glob("*.cpp"), reverse=True)}
+    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+        commands = [[compiler, *_FLAGS, *flags, "-c", str(path), "-o", str(part)] for path, part in parts.items()]
+        for _ in pool.map(_run, commands):
+            pass
+    _run([compiler, *_FLAGS, *flags, *link_flags, *map(str, parts.values()), "-o", str(target)])
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise SolmError(f"the cpu backend cannot be compiled with {command[0]}: {error.strerror}") from error
+    if done.returncode:
+        line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
+        raise SolmError(f"{command[0]} could not build the cpu backend: {line}")

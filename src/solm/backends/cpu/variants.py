@@ -1,0 +1,98 @@
+"""Instruction sets that the engine is compiled for ahead of time, and which of them a processor has."""
+
+import platform
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from solm.core.errors import SolmError
+
+NATIVE = "native"
+"""In place of a variant's name: compiled here, for this very processor."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An instruction set. machine: as `platform.machine` names it. flags: of the compiler. needs: what a processor must
+    have, as /proc/cpuinfo names it. unless: where a processor has one of these, a lower variant is faster."""
+
+    name: str
+    machine: str
+    flags: tuple[str, ...]
+    needs: tuple[str, ...]
+    unless: tuple[str, ...] = ()
+
+    def missing(self, features: Collection[str]) -> list[str]:
+        """What it needs and `features` lack."""
+        return [name for name in self.needs if name not in features]
+
+
+_SSE4 = ("ssse3", "sse4_1", "sse4_2", "popcnt")
+_AVX2 = (*_SSE4, "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe")
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni")
+_DOTPROD = ("asimd", "atomics", "asimdrdm", "asimddp")
+
+VARIANTS = (
+    # Intel processors with AMX multiply bfloat16 more slowly than they widen it (csrc/arch/bf16.h).
+    Variant(
+        "avx512-bf16", "x86_64", ("-march=x86-64-v4", "-mavx512vnni", "-mavx512vbmi2", "-mavx512bf16"),
+        (*_AVX512, "avx512_vbmi2", "avx512_bf16"), unless=("amx_tile",),
+    ),
+    Variant("avx512", "x86_64", ("-march=x86-64-v4", "-mavx512vnni"), _AVX512),
+    Variant("avx2", "x86_64", ("-march=x86-64-v3",), _AVX2),
+    Variant("sse4", "x86_64", ("-march=x86-64-v2",), _SSE4),
+    Variant("i8mm", "aarch64", ("-march=armv8.2-a+dotprod+i8mm",), (*_DOTPROD, "i8mm")),
+    Variant("dotprod", "aarch64", ("-march=armv8.2-a+dotprod",), _DOTPROD),
+    Variant("neon", "aarch64", ("-march=armv8-a",), ("asimd",)),
+)  # fmt: skip
+"""Of every architecture the best one first."""
+
+
+def variants_of(machine: str) -> list[Variant]:
+    """The variants of an architecture, the best one first."""
+    return [variant for variant in VARIANTS if variant.machine == machine]
+
+
+def best_variant(machine: str, features: Collection[str]) -> Variant | None:
+    """What a processor runs fastest; None where it runs none."""
+    return next(
+        (
+            variant
+            for variant in variants_of(machine)
+            if not variant.missing(features) and not any(name in features for name in variant.unless)
+        ),
+        None,
+    )
+
+
+def variant_named(name: str, machine: str, features: Collection[str]) -> Variant:
+    """The variant that a user asks for in SOLM_CPU. Raises `SolmError` for one that is not known, not of this
+    architecture, or that the processor cannot run."""
+    known = ", ".join([*(variant.name for variant in variants_of(machine)), NATIVE])
+    found = next((variant for variant in VARIANTS if variant.name == name), None)
+    if found is None:
+        raise SolmError(f"SOLM_CPU: unknown instruction set {name!r}; choose one of {known}")
+    if found.machine != machine:
+        raise SolmError(f"SOLM_CPU: {name} is of {found.machine} and this machine is {machine}; choose one of {known}")
+    missing = found.missing(features)
+    if missing:
+        best = best_variant(machine, features)
+        cure = f"choose {best.name}" if best else f"choose {NATIVE}"
+        raise SolmError(f"SOLM_CPU: this processor cannot run {name}, it lacks {', '.join(missing)}; {cure}")
+    return found
+
+
+def machine() -> str:
+    """The architecture of this machine."""
+    return platform.machine()
+
+
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """What the processor has and the kernel lets programs use, by its names in /proc/cpuinfo; empty where it does not
+    say."""
+    try:
+        with cpuinfo.open() as file:
+            line = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return frozenset()
+    return frozenset(line.partition(":")[2].split())

@@ -1,0 +1,90 @@
+"""A wheel with compiled engines, where there is no compiler."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from solm.backends.cpu.build import find_compiler
+from solm.backends.cpu.variants import best_variant, cpu_features, machine, variants_of
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler here"),
+    pytest.mark.skipif(not variants_of(machine()), reason=f"no instruction set of {platform.machine()} is known"),
+]
+PROBE = """
+import json, sys, solm
+from solm.backends.cpu.library import asked_engine, choose_engine
+choice = choose_engine(*asked_engine())
+lm = solm.load(sys.argv[1], backend="cpu")
+texts = [lm.generate("the fox", max_new_tokens=24, budget=budget, seed=0).text for budget in (1.0, 0.7)]
+print(json.dumps({"home": solm.__file__, "variant": choice.variant, "ready": choice.path is not None, "texts": texts}))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """What `make wheel` builds, before its tag is made more precise. Compiles what is not in build/engines yet."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    done = subprocess.run(command, env={**os.environ, "SOLM_WHEEL": machine()}, capture_output=True, text=True)
+    if done.returncode and "hatchling" in done.stderr:
+        pytest.skip("hatchling cannot be installed here")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (built,) = folder.glob("solm-*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A Python that has the wheel, and everything else from this environment."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(packages), str(wheel)]
+    subprocess.run(command, check=True)
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin" / "python"
+
+
+def told(python, model, tmp_path, **environment):
+    """What a process says of its engine and decodes, on a path without a compiler."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CXX", "SOLM_CXXFLAGS")}
+    clean |= {"PATH": "/nowhere", "SOLM_CACHE": str(tmp_path / "cache"), **environment}
+    return subprocess.run([str(python), "-c", PROBE, str(model)], env=clean, capture_output=True, text=True)
+
+
+def test_it_runs_the_full_engine_without_a_compiler(installed, tiny_folder, tmp_path):
+    best = best_variant(machine(), cpu_features())
+    done = told(installed, tiny_folder, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert Path(found["home"]).is_relative_to(installed.parents[1])
+    assert (found["variant"], found["ready"]) == (best.name, True)
+    assert not list((tmp_path / "cache").glob("engine-*.so"))
+    for variant in variants_of(machine()):
+        done = told(installed, tiny_folder, tmp_path, SOLM_CPU=variant.name)
+        if variant.missing(cpu_features()):
+            assert "this processor cannot run" in done.stderr
+            continue
+        other = json.loads(done.stdout)
+        assert (other["variant"], other["ready"]) == (variant.name, True)
+        assert other["texts"] == found["texts"]
+    assert "needs a C++20 compiler" in told(installed, tiny_folder, tmp_path, SOLM_CPU="native").stderr
+
+
+def test_it_is_small_and_runs_on_common_systems(wheel):
+    assert wheel.stat().st_size < 6e6
+    if shutil.which("auditwheel", path=Path(sys.executable).parent) is None:
+        pytest.skip("auditwheel is not installed")
+    command = [str(Path(sys.executable).parent / "auditwheel"), "show", str(wheel)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f'"manylinux_2_34_{machine()}"' in " ".join(shown.split())

@@ -1,0 +1,44 @@
+"""The integer kernels of every instruction set give the same sums, to the last bit. Arm's run in an emulator."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from solm.backends.cpu.build import CSRC
+from solm.backends.cpu.variants import VARIANTS, cpu_features, machine
+
+pytestmark = pytest.mark.slow
+SOURCE = Path(__file__).parents[3] / "helpers" / "kernels.cpp"
+
+
+def sums(variant, folder) -> list[str]:
+    """What the kernels of a variant give, line by line. Skips where it can neither be compiled nor run."""
+    here = variant.machine == machine()
+    compiler = "g++" if here else f"{variant.machine}-linux-gnu-g++"
+    runner = [] if here else [f"qemu-{variant.machine}", "-cpu", "max"]
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler} here: apt install g++-{variant.machine.replace('_', '-')}-linux-gnu")
+    if here and variant.missing(cpu_features()):
+        pytest.skip(f"this processor lacks {', '.join(variant.missing(cpu_features()))}")
+    if runner and shutil.which(runner[0]) is None:
+        pytest.skip(f"no {runner[0]} here: apt install qemu-user")
+    program = folder / variant.name
+    options = ["-std=c++20", "-O2", "-static", "-Wno-psabi", "-fopenmp-simd", f"-I{CSRC}"]
+    subprocess.run([compiler, *options, *variant.flags, str(SOURCE), "-o", str(program)], check=True)
+    done = subprocess.run([*runner, str(program)], capture_output=True, text=True, check=True)
+    return sorted(done.stdout.splitlines())  # some process more tokens at a time than others
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """What plain C++ gives."""
+    variant = next(variant for variant in reversed(VARIANTS) if variant.machine == machine())
+    return sums(variant, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_integer_sums_are_the_same_to_the_last_bit(variant, plain, tmp_path):
+    assert len(plain) == 808
+    assert sums(variant, tmp_path) == plain

@@ -1,0 +1,183 @@
+"""Which engine runs: by processor, by what a user asks for, and by what came with the package. Nothing is compiled."""
+
+import itertools
+import json
+import shutil
+
+import pytest
+
+from solm.backends.cpu import build, library, prebuilt, variants
+from solm.backends.cpu.variants import VARIANTS, best_variant, variant_named, variants_of
+from solm.core.errors import SolmError
+
+NEEDS = {variant.name: frozenset(variant.needs) for variant in VARIANTS}
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "best"),
+    [
+        ("x86_64", NEEDS["avx512-bf16"], "avx512-bf16"),  # Zen 4
+        ("x86_64", NEEDS["avx512-bf16"] | {"amx_tile", "amx_int8"}, "avx512"),  # Sapphire Rapids
+        ("x86_64", NEEDS["avx512"], "avx512"),  # Cascade Lake
+        ("x86_64", NEEDS["avx512"] - {"avx512_vnni"}, "avx2"),  # Skylake
+        ("x86_64", NEEDS["avx2"] - {"fma"}, "sse4"),
+        ("x86_64", frozenset({"sse2"}), None),
+        ("aarch64", NEEDS["i8mm"], "i8mm"),
+        ("aarch64", NEEDS["dotprod"], "dotprod"),
+        ("aarch64", frozenset({"asimd", "fp"}), "neon"),  # Raspberry Pi 4
+        ("riscv64", NEEDS["avx2"], None),
+    ],
+)
+def test_the_best_variant_is_the_first_that_the_processor_runs(machine, features, best):
+    found = best_variant(machine, features)
+    assert (found and found.name) == best
+
+
+def test_whoever_runs_a_variant_runs_the_ones_below_it():
+    for machine in ("x86_64", "aarch64"):
+        names = [variant.name for variant in variants_of(machine)]
+        assert len(names) > 2
+        for upper, lower in itertools.pairwise(names):
+            assert NEEDS[upper] >= NEEDS[lower]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("avx1024", "unknown instruction set 'avx1024'; choose one of avx512-bf16, avx512, avx2, sse4, native"),
+        ("i8mm", "i8mm is of aarch64 and this machine is x86_64; choose one of"),
+        ("avx512", "cannot run avx512, it lacks avx512bw, avx512_vnni; choose avx2"),
+    ],
+)
+def test_what_cannot_be_forced_is_told_in_one_line(name, message):
+    features = NEEDS["avx2"] | NEEDS["avx512"] - {"avx512_vnni", "avx512bw"}
+    with pytest.raises(SolmError, match=message) as error:
+        variant_named(name, "x86_64", features)
+    assert "\n" not in str(error.value)
+    assert variant_named("sse4", "x86_64", features).name == "sse4"
+
+
+def test_features_are_those_that_the_kernel_tells(tmp_path):
+    (tmp_path / "x86").write_text("processor\t: 0\nflags\t\t: fpu avx2 fma\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\n")
+    assert variants.cpu_features(tmp_path / "x86") == {"fpu", "avx2", "fma"}
+    assert variants.cpu_features(tmp_path / "arm") == {"fp", "asimd", "asimddp"}
+    assert variants.cpu_features(tmp_path / "none") == set()
+
+
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """A folder of libraries beside the package, on a processor with AVX2 and no AVX-512; they are no real ones."""
+    folder = tmp_path / "prebuilt"
+    folder.mkdir()
+    monkeypatch.setattr(prebuilt, "FOLDER", folder)
+    monkeypatch.setattr(library, "machine", lambda: "x86_64")
+    monkeypatch.setattr(library, "cpu_features", lambda: NEEDS["avx2"])
+    monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
+    for name in ("avx2", "sse4"):
+        (folder / prebuilt.library_name(name)).write_bytes(elf(62, name.encode()))
+    prebuilt.write_list(folder, "x86_64", ["avx2", "sse4"])
+    return folder
+
+
+def elf(machine: int, content: bytes, size: int | None = None) -> bytes:
+    """What looks like a shared library, with its section headers, none, at the end."""
+    header = build._ELF_HEADER.pack(b"\x7fELF", 2, 1, 3, machine, 64 + len(content), 64, 0)
+    return (header + content)[:size]
+
+
+def test_what_came_with_the_package_is_taken(beside):
+    found = library.choose_engine("", "")
+    assert (found.variant, found.path) == ("avx2", beside / "engine-avx2.so")
+    assert library.choose_engine("sse4", "").path == beside / "engine-sse4.so"
+    for asked, flags in (("native", ""), ("", "-g"), ("native", "-g")):
+        found = library.choose_engine(asked, flags)
+        assert (found.variant, found.path) == ("native", None)
+        assert found.flags == ("-march=native", *flags.split())
+    assert library.choose_engine("sse4", "-g").flags == ("-march=x86-64-v2", "-g")
+    shutil.rmtree(beside)
+    assert library.choose_engine("", "").variant == "native"
+    assert library.choose_engine("sse4", "").flags == ("-march=x86-64-v2",)
+
+
+def damaged(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"?")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: damaged(folder / "engine-avx2.so"), "engine-avx2.so cannot be used: it is damaged"),
+        (lambda folder: (folder / "engine-avx2.so").write_bytes(elf(62, b"avx2", 40)), "it is no shared library"),
+        (lambda folder: (folder / "engine-avx2.so").write_bytes(elf(183, b"avx2")), "it is for aarch64 and this"),
+        (lambda folder: (folder / "engine-avx2.so").unlink(), "No such file"),
+        (lambda folder: (folder / "engines.json").write_text("{"), "engines.json is damaged"),
+        (lambda folder: (folder / "engines.json").write_text("[]"), "engines.json is damaged"),
+        (lambda folder: prebuilt.write_list(folder, "aarch64", []), "has libraries for aarch64 and this machine is"),
+    ],
+    ids=["changed", "cut", "machine", "gone", "list", "no list", "machine of the list"],
+)
+def test_libraries_that_do_not_fit_are_told_with_the_way_out(beside, spoil, message):
+    spoil(beside)
+    with pytest.raises(SolmError, match=message) as error:
+        library.choose_engine("", "")
+    assert f"reinstall solm, or delete {beside} and the engine is compiled here" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_libraries_of_other_sources_are_refused(beside):
+    content = json.loads((beside / "engines.json").read_text())
+    (beside / "engines.json").write_text(json.dumps({**content, "sources": "0" * 64}))
+    with pytest.raises(SolmError, match="libraries of another version of solm; reinstall"):
+        library.choose_engine("", "")
+
+
+def test_a_library_that_is_cut_short_is_known_before_it_is_loaded(tmp_path):
+    whole = next(path for path in map(build.Path, _loaded_libraries()) if build.damage(path) is None)
+    content = whole.read_bytes()
+    for size in (0, 40, 100, len(content) // 2, len(content) - 1):
+        (tmp_path / "cut.so").write_bytes(content[:size])
+        assert build.damage(tmp_path / "cut.so") is not None, size
+
+
+def _loaded_libraries():
+    with open("/proc/self/maps") as file:
+        return sorted({line.split()[-1] for line in file if ".so" in line})
+
+
+def test_a_cache_folder_of_no_use_is_told_before_anything_is_compiled(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    monkeypatch.setenv("SOLM_CACHE", "/proc/solm")
+    with pytest.raises(SolmError, match=r"cannot be compiled to /proc/solm: .*; set SOLM_CACHE to another folder"):
+        build.built(["-DNEW"])
+    monkeypatch.setenv("SOLM_CACHE", str(tmp_path))
+    real = build.os.statvfs(tmp_path)
+    barred = type(real)((*real[:8], real.f_flag | build.os.ST_NOEXEC, *real[9:]))
+    monkeypatch.setattr(build.os, "statvfs", lambda path: barred)
+    with pytest.raises(SolmError, match="where nothing may be executed; set SOLM_CACHE to another folder"):
+        build.built(["-DNEW"])
+    monkeypatch.setattr(build.os, "statvfs", lambda path: real)
+    with pytest.raises(SolmError, match="cannot be compiled with /nowhere/c"):
+        build.built(["-DNEW"])
+
+
+def test_a_library_that_cannot_be_loaded_is_told_with_the_way_out(tmp_path):
+    (tmp_path / "engine.so").write_bytes(b"nothing")
+    with pytest.raises(SolmError, match=r"cannot be loaded: .*; delete .*engine\.so, or set SOLM_CACHE"):
+        library._loaded(tmp_path / "engine.so")
+
+
+def test_where_the_engine_cannot_run_torch_does(beside, tiny_folder, caplog):
+    import solm
+
+    damaged(beside / "engine-avx2.so")
+    library._library.cache_clear()
+    try:
+        lm = solm.load(tiny_folder)
+        assert lm.backend.name.startswith("torch")
+        assert "it is damaged; reinstall solm" in caplog.text
+        with pytest.raises(SolmError, match="it is damaged; reinstall solm"):
+            solm.load(tiny_folder, backend="cpu")
+    finally:
+        library._library.cache_clear()
