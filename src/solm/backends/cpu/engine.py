@@ -88,7 +88,7 @@ def error_of(code: int, message: ctypes.Array[ctypes.c_char]) -> SolmError:
 class Engine:
     """The engine over a source's weights, which are repacked into memory of its own.
 
-    threads: None for as many as torch uses. kv_cache_dtype: ``auto`` holds keys and values in float32 beside float32
+    threads: None for `default_threads`. kv_cache_dtype: ``auto`` holds keys and values in float32 beside float32
     weights and in bfloat16 beside all others; ``int8``, with weights in integers, in int8 with a scale per token and
     head, at half the size of bfloat16. library: of `solm.backends.cpu.library.library`, for another build. progress:
     told how many of how many parts are repacked, the layers and the head. Raises `UnsupportedModelError` for a model or
