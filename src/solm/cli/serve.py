@@ -97,6 +97,7 @@ def serve(
         from solm.serving.app import create_app
         from solm.serving.keys import read_keys
         from solm.serving.service import Service
+        from solm.serving.tracing import tracing_wanted
     except ImportError as error:
         raise SolmError(f"serving needs the extra: pip install 'solm[serve]' ({error})") from error
     from fastapi import FastAPI
@@ -108,6 +109,7 @@ def serve(
     from solm.serving.logs import log_lines
     from solm.serving.settings import PRIORITIES, ServeSettings
 
+    tracing_wanted()  # raises where something is missing for it
     text = os.environ.get("SOLM_API_KEYS", "")
     keys, names = [part.strip() for part in text.split(",") if part.strip()], [key.name for key in read_keys(text)]
     floors = {

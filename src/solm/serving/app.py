@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 from openai.types import Model
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
@@ -21,10 +21,13 @@ from solm.core.actions import AXES
 from solm.serving.answers import Choice
 from solm.serving.failures import ApiError, from_validation, handle_errors
 from solm.serving.gate import OPEN, Gate
+from solm.serving.health import add_health
+from solm.serving.request_log import described
 from solm.serving.requests import BODIES, ChatRequest, CompletionRequest, TokenizeRequest
 from solm.serving.rows import Failed, Piece
 from solm.serving.service import Exchange, Service
-from solm.serving.settings import BODY_SECONDS, FIXED_LIMITS, MAX_BODY
+from solm.serving.settings import BODY_SECONDS, MAX_BODY
+from solm.serving.tracing import SpanSender, tracing_wanted
 
 Body = TypeVar("Body", bound=BaseModel)
 _PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'"
@@ -34,9 +37,12 @@ _STATIC = {"page.js": "text/javascript", "page.css": "text/css"}
 def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] | None = None) -> FastAPI:
     """The application.
 
-    keys: API keys (see `ApiKey.parse`), of which every route but `/health` requires one; none: no key is required.
+    keys: API keys (see `ApiKey.parse`), of which every route but those under `/health` requires one; none: no
+        key is required.
     hosts: accepted names in the Host header, None: any (see `Gate`).
     """
+
+    spans = SpanSender() if tracing_wanted() else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -44,11 +50,14 @@ def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] 
         yield
         warming.cancel()
         await run_in_threadpool(service.scheduler.stop, service.settings.drain_seconds)
+        if spans is not None:
+            await run_in_threadpool(spans.close)
         gc.unfreeze()
 
     app = FastAPI(title="solm", version=version("solm"), lifespan=lifespan, docs_url=None, redoc_url=None)
     handle_errors(app)
-    app.add_middleware(Gate, keys=keys, metrics=service.metrics, hosts=hosts)
+    app.add_middleware(Gate, keys=keys, metrics=service.metrics, hosts=hosts, spans=spans)
+    add_health(app, service)
 
     @app.post("/v1/chat/completions", **_takes(ChatRequest))
     async def chat_completions(request: Request) -> Response:
@@ -79,13 +88,6 @@ def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] 
         """The same for one model."""
         service.check_name(name)
         return _model(service)
-
-    @app.get("/health", responses={503: {"description": "Not warm yet."}})
-    async def health() -> JSONResponse:
-        """Status 200 once the server is warm, and its limits."""
-        limits = service.settings.model_dump() | {"context": service.context} | FIXED_LIMITS
-        state = {"status": "ready" if service.ready else "starting", "limits": limits, "version": version("solm")}
-        return JSONResponse(state, 200 if service.ready else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -146,11 +148,15 @@ async def _complete(service: Service, request: Request, asked: ChatRequest | Com
     try:
         await asyncio.wait({gathering, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not gathering.done():
+            request.state.log = described(exchange.jobs, None)
             return Response(status_code=499)
         choices = gathering.result()
-        _note(request, choices)
+        request.state.log = described(exchange.jobs, choices)
         whole = await run_in_threadpool(exchange.answers.whole, choices, exchange.echo)
         return Response(whole.model_dump_json(exclude_unset=True, warnings=False), media_type="application/json")
+    except ApiError as error:
+        request.state.log = described(exchange.jobs, None, error.code)
+        raise
     finally:
         gathering.cancel()
         gone.cancel()
@@ -167,6 +173,7 @@ async def _events(service: Service, request: Request, exchange: Exchange, with_u
     """Server-sent events of a streamed response. A client that disconnects early cancels what has not ended."""
     choices = [Choice() for _ in exchange.jobs]
     begun: set[int] = set()
+    failed = None
     try:
         async for index, event in exchange.each():
             if isinstance(event, Piece):
@@ -181,26 +188,16 @@ async def _events(service: Service, request: Request, exchange: Exchange, with_u
         if with_usage:
             yield _sse(exchange.answers.spent(choices))
         yield "data: [DONE]\n\n"
-        _note(request, choices)
     except ApiError as error:
+        failed = error.code
         yield f"data: {json.dumps(error.body)}\n\n"
     finally:
+        request.state.log = described(exchange.jobs, choices, failed)
         service.close(exchange)
 
 
 def _sse(event: BaseModel) -> str:
     return f"data: {event.model_dump_json(exclude_unset=True, warnings=False)}\n\n"
-
-
-def _note(request: Request, choices: list[Choice]) -> None:
-    """Add tokens and compute to the request's log line. Text is never logged."""
-    ends = [choice.ended for choice in choices if choice.ended is not None]
-    request.state.log = {
-        "prompt_tokens": sum(ended.prompt_tokens for ended in ends),
-        "completion_tokens": sum(ended.tokens for ended in ends),
-        "net_requested": [round(ended.compute.requested["net"], 4) for ended in ends],
-        "net_realised": [round(ended.compute.realised["net"], 4) for ended in ends],
-    }
 
 
 def _model(service: Service) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from solm.serving.failures import ApiError
 from solm.serving.keys import ApiKey
 from solm.serving.metrics import Metrics
+from solm.serving.tracing import SpanSender, trace_id
 
 _LOG = logging.getLogger("solm.serving.access")
-OPEN = ("/health",)
+OPEN = ("/health", "/health/live", "/health/ready")
 
 
 class Gate:
@@ -27,11 +28,19 @@ class Gate:
     keys: valid API keys, ``SECRET`` or ``NAME:SECRET``; none: no key is required. The name of the key that was sent is
     `state.key` of the request. A key is sent as a bearer token, or as the password of HTTP Basic,
     which browsers can send. hosts: accepted names in the Host header, None: any. On a server that listens locally this
-    prevents DNS rebinding: the page of another site cannot reach it under a host name of that site.
+    prevents DNS rebinding: the page of another site cannot reach it under a host name of that site. spans: where a
+    request that brings a trace is reported to.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], metrics: Metrics, hosts: Sequence[str] | None = None):
-        self.app, self.metrics, self.hosts = app, metrics, hosts
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Sequence[str],
+        metrics: Metrics,
+        hosts: Sequence[str] | None = None,
+        spans: SpanSender | None = None,
+    ):
+        self.app, self.metrics, self.hosts, self.spans = app, metrics, hosts, spans
         known = [ApiKey.parse(key) for key in keys]
         self._digests = [(hashlib.sha256(key.secret.encode()).digest(), key.name) for key in known]
 
@@ -39,7 +48,7 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        identity, begun, status = uuid.uuid4().hex[:12], time.perf_counter(), 499
+        identity, begun, began, status = uuid.uuid4().hex[:12], time.perf_counter(), time.time_ns(), 499
         scope.setdefault("state", {})["identity"] = identity
 
         async def noted(message: Message) -> None:
@@ -67,6 +76,12 @@ class Gate:
                 "request": identity, "method": scope["method"], "route": route, "status": status,
                 "seconds": round(time.perf_counter() - begun, 4), **scope["state"].get("log", {}),
             }  # fmt: skip
+            if scope["state"].get("key"):
+                line["key"] = scope["state"]["key"]
+            if trace := trace_id(headers.get(b"traceparent", b"")):
+                line["trace"] = trace
+                if self.spans is not None:
+                    self.spans.send(headers, line, began, time.time_ns())
             _LOG.info(json.dumps(line))
 
     def _named(self, header: bytes) -> bool:

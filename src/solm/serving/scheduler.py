@@ -78,6 +78,16 @@ class Scheduler:
             self._running.result()
 
     @property
+    def stopping(self) -> bool:
+        """Whether the loop has been told to end."""
+        return self._stopping
+
+    @property
+    def failed(self) -> bool:
+        """Whether the loop has ended without having been told to."""
+        return self._running is not None and self._running.done() and not self._stopping
+
+    @property
     def busy(self) -> int:
         """Rows that wait, prefill or decode."""
         return len(self._waiting) + (self._filling is not None) + len(self._rows)

@@ -105,6 +105,13 @@ class Service:
         gc.freeze()
         self.ready = True
 
+    @property
+    def state(self) -> str:
+        """``starting``, ``ready``, ``stopping``, or ``failed`` where the decoding thread has ended on its own."""
+        if self.scheduler.failed:
+            return "failed"
+        return "stopping" if self.scheduler.stopping else "ready" if self.ready else "starting"
+
     def check_name(self, name: str) -> None:
         """Raise `ApiError` unless the model is called `name`."""
         if name not in self._names:
