@@ -17,7 +17,8 @@ def described(jobs: Sequence[Job], choices: Sequence[Choice] | None, failed: str
     ``requested`` and ``realised`` hold budgets in the words of `solm.runtime.terms`, as means over the replies,
     weighted by their tokens. ``saved_ms`` is what the steps saved against dense ones, where step times are known.
     """
-    order, ends = jobs[0].order, [None if choices is None else choice.ended for choice in choices or jobs]
+    order = jobs[0].order
+    ends = [None for _ in jobs] if choices is None else [choice.ended for choice in choices]
     found: dict[str, Any] = {"policy": order.name, "priority": order.priority}
     if choices is not None:
         written = [len(one.said) if one.ended is None else one.ended.tokens for one in choices]

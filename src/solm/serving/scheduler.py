@@ -297,9 +297,8 @@ class Scheduler:
         if row.finished is not None:
             self._told.pop(row)
             self.metrics.ended.labels(row.finished).inc()
-            net = row.end().compute.realised["net"]
-            self.metrics.net.observe(net)
-            self.metrics.class_net[row.job.order.rank].observe(net)
+            order = row.job.order
+            self.metrics.spent(order.rank, order.budget.net, row.end().compute.realised["net"])
 
     def _broken(self, job: Job, error: Exception) -> None:
         """End a job with an error: the user's where it is a `SolmError`, else the server's."""

@@ -30,7 +30,7 @@ def trace_id(header: bytes) -> str | None:
 
 
 def tracing_wanted() -> bool:
-    """Whether the environment names a collector. Raises `SolmError` where it does and OpenTelemetry is not installed."""
+    """Whether the environment names a collector. Raises `SolmError` where it does and the extra is not installed."""
     if not any(os.environ.get(name) for name in _ENDPOINTS) or os.environ.get("OTEL_SDK_DISABLED") == "true":
         return False
     try:
