@@ -31,7 +31,9 @@ from solm.serving.tracing import SpanSender, tracing_wanted
 
 Body = TypeVar("Body", bound=BaseModel)
 _PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'"
-_STATIC = {"page.js": "text/javascript", "page.css": "text/css"}
+_STATIC = {"page.css": "text/css"} | {
+    f"{name}.js": "text/javascript" for name in ("page", "answers", "card", "chats", "dial", "elements", "markdown", "stream")
+}
 
 
 def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] | None = None) -> FastAPI:
@@ -206,7 +208,7 @@ def _model(service: Service) -> dict[str, Any]:
     offers = {
         "policies": list(dial.policies), "default_policy": dial.default, "axes": axes, "lowest_net": dial.lowest,
         "lowest_bytes": dial.lowest_bytes(service.context), "always_read": service.lm.sparsity.always_read,
-        "floor": service.settings.slo_floor, "priorities": dial.priorities,
+        "floor": service.settings.slo_floor, "priorities": dial.priorities, "shapes": service.lm.shapes.model_dump(),
         "slo_tpot_ms": service.settings.slo_tpot_ms,
     }  # fmt: skip
     if service.lm.timings is not None:

@@ -14,7 +14,7 @@ def described(jobs: Sequence[Job], choices: Sequence[Choice] | None, failed: str
     choices: as far as they arrived, None: not known. failed: how those ended that did not complete, by default
     ``cancelled``: the client hung up.
 
-    ``requested`` and ``realised`` hold budgets in the words of `solm.runtime.terms`, as means over the replies,
+    ``requested``, ``allowed`` (by governor and deadline) and ``realised`` hold budgets in the words of `solm.runtime.terms`, as means over the replies,
     weighted by their tokens. ``saved_ms`` is what the steps saved against dense ones, where step times are known.
     """
     order = jobs[0].order
@@ -28,6 +28,7 @@ def described(jobs: Sequence[Job], choices: Sequence[Choice] | None, failed: str
     if complete:
         weights = [max(1, ended.tokens) for ended in complete]
         found["cached_tokens"] = sum(ended.cached_tokens for ended in complete)
+        found["allowed"] = _rounded(mean_terms([ended.allowed for ended in complete], weights))
         found["realised"] = _rounded(mean_terms([ended.compute.realised for ended in complete], weights))
         if "ms" in found["realised"]:
             found["saved_ms"] = round(sum(map(_saved, complete)), 1)
