@@ -115,17 +115,18 @@ def gauges(service) -> tuple[float, float, int]:
     )  # fmt: skip
 
 
-def start(*options, keys=""):
-    """A server process and its address."""
+def start(*options, keys="", log=None):
+    """A server process and its address. log: the file that its log goes to, None: a pipe, of which little is read."""
     port = free_port()
+    out = subprocess.PIPE if log is None else log.open("w")
     process = subprocess.Popen(
         [sys.executable, "-m", "solm.cli", "serve", "--port", str(port), *map(str, options)],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "SOLM_API_KEYS": keys},
+        stderr=out, text=True, env={**os.environ, "SOLM_API_KEYS": keys},
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
 
     def ready():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.stderr.read() if log is None else log.read_text()
         try:
             return httpx.get(f"{address}/health").status_code == 200
         except httpx.TransportError:

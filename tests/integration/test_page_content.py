@@ -1,4 +1,4 @@
-"""What the page shows and keeps: Markdown, hostile replies, chats, copies, the model card, two budgets, the keyboard."""
+"""What the page shows and keeps: Markdown, hostile replies, chats, the model card, two budgets; by keyboard alone."""
 
 import re
 
@@ -42,7 +42,8 @@ HOSTILE = """<script>window.hacked = 1</script><img src=x onerror="window.hacked
 | --- | --- |
 **<form action=https://evil.example><button>x</button></form>**
 """
-TAGS = "P UL OL LI BLOCKQUOTE PRE CODE DIV H3 H4 H5 H6 HR BR TABLE TR TD TH A EM STRONG S SPAN BUTTON TBODY".split()
+TAGS = ["P", "UL", "OL", "LI", "BLOCKQUOTE", "PRE", "CODE", "DIV", "H3", "H4", "H5", "H6", "HR", "BR", "TABLE", "TR",
+        "TD", "TH", "A", "EM", "STRONG", "S", "SPAN", "BUTTON"]  # fmt: skip
 FUZZ = """async ([bits, rounds]) => {
   const { renderMarkdown } = await import("/static/markdown.js");
   const render = (box, text) => renderMarkdown(box, text, (to, from, until) => {
@@ -117,7 +118,7 @@ def test_markdown_is_laid_out_and_coloured_token_by_token(page):
     assert tokens == sorted(tokens)
     assert len(set(tokens)) > 40
     page.uncheck("#markdown")
-    assert said.inner_text() == MARKDOWN.rstrip("\n")
+    assert said.text_content() == MARKDOWN
     page.uncheck("#colours")
     assert {span.evaluate("e => e.style.backgroundColor") for span in said.locator("span").all()} == {""}
 
@@ -172,7 +173,7 @@ def test_answers_and_code_are_copied(page):
     assert page.locator(".answer .head .copy").inner_text() == "Copied"
     assert page.evaluate("navigator.clipboard.readText()") == MARKDOWN
     page.click(".code .copy")
-    assert page.evaluate("navigator.clipboard.readText()") == 'def pounce():\n    return "<b>"\n'
+    assert page.evaluate("navigator.clipboard.readText()") == 'def pounce():\n    return "<b>"'
 
 
 def test_chats_are_kept_opened_and_deleted(page):
@@ -284,12 +285,12 @@ def test_all_of_it_by_keyboard_alone(page):
         page.keyboard.press("Escape")
         assert page.evaluate("document.activeElement.id") == opener
     page.locator(".answer .said").focus()
-    page.keyboard.press("ArrowRight")
-    first = page.locator(".picked").inner_text()
-    page.keyboard.press("ArrowRight")
-    assert first
-    assert page.locator(".picked").inner_text() != ""
-    assert page.locator(".chosen").first.get_attribute("data-token") != "0" or first != page.locator(".picked").inner_text()
+    chosen = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
+        page.keyboard.press(key)
+        chosen.append(page.locator(".chosen").first.get_attribute("data-token"))
+        assert "reads" in page.locator(".picked").inner_text()
+    assert chosen[0] == chosen[2] != chosen[1]
     assert page.locator("#talk").get_attribute("aria-live") == "polite"
     assert page.locator("#talk").get_attribute("aria-busy") == "false"
 
