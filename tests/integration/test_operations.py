@@ -45,7 +45,7 @@ def test_health_is_told_by_state(byte_tokenizer):
         service.ready = True
         service.scheduler.governor.idle = lambda: 1 / 0  # the loop itself fails, not a row
         service.scheduler.submit([])
-        until(lambda: service.scheduler.failed)
+        until(service.scheduler.running.done)
         assert told() == ([503, 503, 503], {"failed"})
 
 

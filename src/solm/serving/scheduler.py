@@ -58,13 +58,13 @@ class Scheduler:
         self._told: dict[Row, float] = {}
         self._some_cancelled = False
         self._changed = threading.Condition()
-        self._stopping = False
+        self.stopping = False
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
-        self._running: Future[None] | None = None
+        self.running: Future[None] | None = None
 
     def start(self) -> None:
         """Begin to decode."""
-        self._running = self._thread.submit(self._run)
+        self.running = self._thread.submit(self._run)
 
     def stop(self, seconds: float = 0.0) -> None:
         """End the loop. Rows that are not complete after `seconds` fail."""
@@ -72,20 +72,10 @@ class Scheduler:
         while self.clock() < end and self.busy:
             time.sleep(0.02)
         with self._changed:
-            self._stopping = True
+            self.stopping = True
             self._changed.notify()
-        if self._running is not None:
-            self._running.result()
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the loop has been told to end."""
-        return self._stopping
-
-    @property
-    def failed(self) -> bool:
-        """Whether the loop has ended without having been told to."""
-        return self._running is not None and self._running.done() and not self._stopping
+        if self.running is not None:
+            self.running.result()
 
     @property
     def busy(self) -> int:
@@ -95,7 +85,7 @@ class Scheduler:
     def submit(self, jobs: list[Job]) -> None:
         """Queue jobs. Raises `BusyError` where too many wait already, or while the server stops."""
         with self._changed:
-            if self._stopping:
+            if self.stopping:
                 raise BusyError("the server is stopping")
             room = self.settings.max_waiting + self.settings.max_rows - self.busy
             if len(jobs) > room:
@@ -116,10 +106,10 @@ class Scheduler:
         while True:
             with self._changed:
                 self._measure()
-                while not (self._stopping or self.busy):
+                while not (self.stopping or self.busy):
                     self.governor.idle()
                     self._changed.wait()
-                if self._stopping:
+                if self.stopping:
                     break
             self._drop()
             self._fill()

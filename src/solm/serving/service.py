@@ -108,9 +108,12 @@ class Service:
     @property
     def state(self) -> str:
         """``starting``, ``ready``, ``stopping``, or ``failed`` where the decoding thread has ended on its own."""
-        if self.scheduler.failed:
+        scheduler = self.scheduler
+        if scheduler.stopping:
+            return "stopping"
+        if scheduler.running is not None and scheduler.running.done():
             return "failed"
-        return "stopping" if self.scheduler.stopping else "ready" if self.ready else "starting"
+        return "ready" if self.ready else "starting"
 
     def check_name(self, name: str) -> None:
         """Raise `ApiError` unless the model is called `name`."""
