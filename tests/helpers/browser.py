@@ -10,16 +10,24 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 
 
 @contextmanager
-def opened(address, **options):
-    """The page of the server at `address`, its dial open; fails at the end where the browser reported an error.
-
-    options: of Playwright's new_context.
-    """
+def chromium():
+    """A running browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_context(**options).new_page()
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser, address, **options):
+    """The page of the server at `address`, its dial open; fails at the end where the browser reported an error.
+
+    options: of Playwright's new_context.
+    """
+    with browser.new_context(**options) as context:
+        page = context.new_page()
         errors = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
@@ -29,8 +37,7 @@ def opened(address, **options):
         page.locator("#dial").evaluate("dial => { dial.open = true }")
         page.locator("#sampling summary").click()
         yield page
-        browser.close()
-        assert [error for error in errors if "400" not in error] == []
+    assert [error for error in errors if "400" not in error] == []
 
 
 def finished(page):

@@ -4,11 +4,17 @@ import re
 
 import pytest
 
-from helpers.browser import CHROMIUM, MISSING, finished, opened
+from helpers.browser import CHROMIUM, MISSING, chromium, finished, opened
 from helpers.serving import running, slow_steps, tiny_service, until
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +38,8 @@ def slow(monkeypatch):
 
 
 @pytest.fixture
-def page(address, request):
-    with opened(address, **getattr(request, "param", {})) as page:
+def page(browser, address, request):
+    with opened(browser, address, **getattr(request, "param", {})) as page:
         yield page
 
 

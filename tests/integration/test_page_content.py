@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from helpers.browser import CHROMIUM, MISSING, answers_with, finished, opened, say
+from helpers.browser import CHROMIUM, MISSING, answers_with, chromium, finished, opened, say
 from helpers.serving import running, tiny_service
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -81,6 +81,12 @@ LONG = {
 
 
 @pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
 def service(byte_tokenizer):
     service = tiny_service(byte_tokenizer, curve=True)
     service.lm.model.generation_config.eos_token_id = None
@@ -94,8 +100,8 @@ def address(service):
 
 
 @pytest.fixture
-def page(address):
-    with opened(address, permissions=["clipboard-read", "clipboard-write"]) as page:
+def page(browser, address):
+    with opened(browser, address, permissions=["clipboard-read", "clipboard-write"]) as page:
         page.fill("#longest", "5")
         yield page
 
@@ -295,8 +301,8 @@ def test_all_of_it_by_keyboard_alone(page):
     assert page.locator("#talk").get_attribute("aria-busy") == "false"
 
 
-def test_dialogs_fit_a_phone(address):
-    with opened(address, viewport={"width": 390, "height": 844}, color_scheme="dark", has_touch=True) as page:
+def test_dialogs_fit_a_phone(browser, address):
+    with opened(browser, address, viewport={"width": 390, "height": 844}, color_scheme="dark", has_touch=True) as page:
         page.fill("#longest", "5")
         page.fill("#prompt", "hi")
         page.locator("#send").tap()
