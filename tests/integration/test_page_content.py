@@ -269,6 +269,7 @@ def test_two_budgets_side_by_side(page, together):
 
 
 def test_all_of_it_by_keyboard_alone(page):
+    answers_with(page, MARKDOWN)
     say(page, "hello")
     order = []
     for _ in range(40):
