@@ -31,9 +31,8 @@ from solm.serving.tracing import SpanSender, tracing_wanted
 
 Body = TypeVar("Body", bound=BaseModel)
 _PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'"
-_STATIC = {"page.css": "text/css"} | {
-    f"{name}.js": "text/javascript" for name in ("page", "answers", "card", "chats", "dial", "elements", "markdown", "stream")
-}
+_SCRIPTS = ("page", "answers", "card", "chats", "dial", "elements", "markdown", "stream")
+_STATIC = {"page.css": "text/css"} | {f"{name}.js": "text/javascript" for name in _SCRIPTS}
 
 
 def create_app(service: Service, keys: Sequence[str] = (), hosts: Sequence[str] | None = None) -> FastAPI:

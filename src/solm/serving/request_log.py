@@ -14,8 +14,9 @@ def described(jobs: Sequence[Job], choices: Sequence[Choice] | None, failed: str
     choices: as far as they arrived, None: not known. failed: how those ended that did not complete, by default
     ``cancelled``: the client hung up.
 
-    ``requested``, ``allowed`` (by governor and deadline) and ``realised`` hold budgets in the words of `solm.runtime.terms`, as means over the replies,
-    weighted by their tokens. ``saved_ms`` is what the steps saved against dense ones, where step times are known.
+    ``requested``, ``allowed`` (by governor and deadline) and ``realised`` hold budgets in the words of
+    `solm.runtime.terms`, as means over the replies, weighted by their tokens. ``saved_ms`` is what the steps saved
+    against dense ones, where step times are known.
     """
     order = jobs[0].order
     ends = [None for _ in jobs] if choices is None else [choice.ended for choice in choices]
