@@ -207,7 +207,7 @@ class InputItem(_Strict):
         return Message(role=self.role, content=text)
 
 
-class ResponseFormat(_Strict):
+class PlainFormat(_Strict):
     """How the text of a response looks; only plain."""
 
     type: Literal["text"]
@@ -216,7 +216,7 @@ class ResponseFormat(_Strict):
 class ResponseText(_Strict):
     """Only `format`."""
 
-    format: ResponseFormat | None = None
+    format: PlainFormat | None = None
 
 
 class ResponseStreamOptions(_Strict):
@@ -250,7 +250,7 @@ class ResponsesRequest(_Sampled):
 
 BODIES = (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest)
 PARTS = (
-    Message, TextPart, Efficiency, AxisBudget, StreamOptions, InputItem, InputPart, ResponseText, ResponseFormat,
+    Message, TextPart, Efficiency, AxisBudget, StreamOptions, InputItem, InputPart, ResponseText, PlainFormat,
     ResponseStreamOptions,
 )  # fmt: skip
 """What bodies are and what they hold."""
