@@ -157,7 +157,7 @@ def test_the_log_holds_no_text(address, client, caplog):
     until(lambda: any("chat/completions" in record.message for record in caplog.records))
     line = json.loads(next(record.message for record in caplog.records if "chat/completions" in record.message))
     assert line["completion_tokens"] == answer.usage.completion_tokens
-    assert line["net_requested"] == [0.6]
+    assert line["requested"]["net"] == 0.6
     assert "private" not in caplog.text
 
 

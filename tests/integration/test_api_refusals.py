@@ -23,8 +23,8 @@ BAD = {
 
 WRONG = {
     "unsupported": ({"tools": []}, "tools"),
-    "user": ({"user": "me"}, "user"),
-    "penalty": ({"presence_penalty": 0.5}, "presence_penalty"),
+    "user": ({"user": 5}, "user"),
+    "penalty": ({"presence_penalty": 2.5}, "presence_penalty"),
     "negative": ({"max_tokens": -1}, "max_tokens"),
     "temperature": ({"temperature": 2.5}, "temperature"),
     "top_p": ({"top_p": 0}, "top_p"),

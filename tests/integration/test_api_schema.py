@@ -27,6 +27,8 @@ def test_requests_made_from_the_document_get_what_it_promises(address, mode, exa
             seen.add(case.operation.path)
 
         check()
-    assert seen == {"/v1/chat/completions", "/v1/completions", "/tokenize"} | (
-        {"/v1/models", "/v1/models/{name}", "/health", "/metrics"} if mode is POSITIVE else set()
+    assert seen == {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize"} | (
+        {"/v1/models", "/v1/models/{name}", "/health", "/health/live", "/health/ready", "/metrics"}
+        if mode is POSITIVE
+        else set()
     )

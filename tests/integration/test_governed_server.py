@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from helpers.serving import CHAT, ask, gauges, running, slow_steps, steps_by_budget, tiny_service, until
+from solm.serving.keys import ApiKey
 
 
 def clients(address, *keys):
@@ -27,10 +28,10 @@ def test_a_server_under_pressure_lowers_budgets_to_the_floor_that_was_asked_for(
     """By request before API key before priority before server; what is said of a reply holds over all of its steps."""
     service = tiny_service(
         byte_tokenizer, slo_tpot_ms=0.01, slo_floor="keep=0.5", slo_rows=False,
-        priority_floors={"low": "keep=0.4", "high": "keep=0.7"}, key_floors={"bob": "keep=0.6"},
+        priority_floors={"low": "keep=0.4", "high": "keep=0.7"},
     )  # fmt: skip
     steps_by_budget(monkeypatch, 0.03)
-    with running(service, keys=["alice:one", "bob:two"]) as address:
+    with running(service, keys=["alice:one", ApiKey("two", "bob", "keep=0.6")]) as address:
         alice, bob = clients(address, "one", "two")
         net, compute = told(alice)
         assert net == pytest.approx(0.5, abs=0.04)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,10 @@ class Tokenizer:
     @property
     def chat_template(self) -> str | None:
         return self._facts.chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: str) -> None:
+        self._facts, self._full = replace(self._facts, chat_template=template), None
 
     @property
     def all_special_ids(self) -> list[int]:

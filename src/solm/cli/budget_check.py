@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def checked_budget(
-    text: str | None,
+    text: str | float | None,
     config: checks.ModelFacts,
     trained: "TrainedPolicy | None",
     space: "ActionSpace | None",

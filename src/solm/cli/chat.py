@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,16 @@ from solm.cli.options import (
     SeedOption,
     TimingsOption,
     TrustOption,
+)
+from solm.cli.sampling_options import (
+    FrequencyOption,
+    MinPOption,
+    PresenceOption,
+    RepetitionOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    sampling,
 )
 from solm.core.errors import BudgetError, SolmError
 
@@ -44,8 +54,13 @@ def chat(
     budget: BudgetOption = None,
     system: Annotated[str | None, typer.Option(help="System message, for models with a chat template.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply.", min=1)] = 256,
-    temperature: Annotated[float, typer.Option(help="Sample at this temperature; 0: greedy.", min=0)] = 0.0,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: fewer repetitions.", min=1e-3)] = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    min_p: MinPOption = None,
+    repetition_penalty: RepetitionOption = None,
+    presence_penalty: PresenceOption = None,
+    frequency_penalty: FrequencyOption = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
     backend: BackendOption = "auto",
@@ -67,8 +82,10 @@ def chat(
     from solm.core.timings import read_timings
     from solm.runtime.load import load
 
-    checks.finite("--temperature", temperature)
-    checks.finite("--repetition-penalty", repetition_penalty)
+    options = sampling(
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+    )  # fmt: skip
     checks.backend(backend, precision, kv_cache_dtype, dtype)
     config = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
     checks.room(config, max_new_tokens, "--max-new-tokens")
@@ -85,12 +102,7 @@ def chat(
             kv_cache_dtype=kv_cache_dtype, timings=timings, revision=revision, trust_remote_code=trust_remote_code,
             progress=progress,
         )  # fmt: skip
-    sampling: dict[str, Any] = {"seed": seed, "max_new_tokens": max_new_tokens}
-    if temperature > 0:
-        sampling["temperature"] = temperature
-    if repetition_penalty is not None:
-        sampling["repetition_penalty"] = repetition_penalty
-    talk = Talk(lm, policy if policy in DECIDERS else None, sampling)
+    talk = Talk(lm, policy if policy in DECIDERS else None, {"seed": seed, "max_new_tokens": max_new_tokens, **options})
     talk.start(system)
     with checks.option("--budget"):
         talk.set_budget(budget)

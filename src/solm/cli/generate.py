@@ -26,6 +26,16 @@ from solm.cli.options import (
     TimingsOption,
     TrustOption,
 )
+from solm.cli.sampling_options import (
+    FrequencyOption,
+    MinPOption,
+    PresenceOption,
+    RepetitionOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    sampling,
+)
 from solm.core.errors import BudgetError, DataError
 
 if TYPE_CHECKING:
@@ -44,12 +54,13 @@ def generate(
     space: SpaceOption = None,
     system: Annotated[str | None, typer.Option(help="System message, for models with a chat template.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply.", min=1)] = 128,
-    temperature: Annotated[
-        float | None, typer.Option(help="Sample at this temperature; greedy without.", min=0)
-    ] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.", min=0, max=1)] = None,
-    top_k: Annotated[int | None, typer.Option(help="Top-k sampling.", min=0)] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: fewer repetitions.", min=1e-3)] = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    min_p: MinPOption = None,
+    repetition_penalty: RepetitionOption = None,
+    presence_penalty: PresenceOption = None,
+    frequency_penalty: FrequencyOption = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
     backend: BackendOption = "auto",
@@ -82,12 +93,10 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise DataError("PROMPT: the prompt is empty")
-    options: dict[str, Any] = {
-        "temperature": temperature, "top_p": top_p, "top_k": top_k, "repetition_penalty": repetition_penalty,
-    }  # fmt: skip
-    options = {name: value for name, value in options.items() if value is not None}
-    for name, value in options.items():
-        checks.finite(checks.typed(name), value)
+    options = sampling(
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+    )  # fmt: skip
     checks.out_file(out)
     checks.backend(backend, precision, kv_cache_dtype, dtype)
     grid = checks.space_of(space)

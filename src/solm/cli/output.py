@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -28,9 +28,10 @@ def quiet() -> bool:
 
 
 def say(text: str) -> None:
-    """A remark on standard error, unless --quiet was given."""
+    """A remark on standard error, unless --quiet was given. One that cannot be written, as to a full disk, is lost."""
     if not quiet():
-        print(text, file=sys.stderr)
+        with suppress(OSError):
+            print(text, file=sys.stderr)
 
 
 def print_json(content: Any) -> None:

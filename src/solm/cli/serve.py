@@ -1,13 +1,10 @@
 """`solm serve`."""
 
-import errno
 import os
-import socket
-from typing import Annotated
+from dataclasses import replace
 
-import typer
-
-from solm.cli import checks
+from solm.cli import checks, serve_checks
+from solm.cli import serve_options as its
 from solm.cli.budget_check import checked_budget
 from solm.cli.options import (
     DEFAULT_MODEL,
@@ -30,43 +27,29 @@ def serve(
     model: ModelOption = DEFAULT_MODEL,
     policy: PolicyOption = None,
     space: SpaceOption = None,
-    name: Annotated[
-        str | None, typer.Option(help="What clients call the model, beside --model; by default the end of a path.")
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to the network.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
-    max_rows: Annotated[
-        int | None, typer.Option(help="Replies that decode together; by default 16, or as many as memory holds.")
-    ] = None,
-    max_waiting: Annotated[int, typer.Option(help="Replies that may wait; more are refused with 429.")] = 256,
-    max_seconds: Annotated[float, typer.Option(help="Longest time for a request.")] = 600.0,
-    prefix_mb: Annotated[
-        float, typer.Option(help="Megabytes of earlier prompts kept for later ones that begin alike; 0: none.")
-    ] = 256.0,
-    drain_seconds: Annotated[float, typer.Option(help="What requests in flight get when the server stops.")] = 30.0,
-    slo_tpot_ms: Annotated[
-        float | None,
-        typer.Option(help="Time per token that budgets are lowered to hold; without, they are left alone."),
-    ] = None,
-    slo_floor: Annotated[
-        str | None, typer.Option(help="Budget, in any form of generate's --budget, below which none is lowered.")
-    ] = None,
-    priority_floor: Annotated[
-        list[str] | None,
-        typer.Option(help="Floor of a priority (low, normal or high) in place of --slo-floor, such as low=0.5."),
-    ] = None,
-    key_floor: Annotated[
-        list[str] | None,
-        typer.Option(help="Floor of requests under a named key of SOLM_API_KEYS, such as alice=0.8."),
-    ] = None,
-    slo_rows: Annotated[
-        bool, typer.Option(help="Also decode fewer replies together where the lowest budgets are not enough.")
-    ] = True,
-    replicas: Annotated[
-        int, typer.Option(help="Processes with a model each, through Ray Serve (extra: ray).", min=1, max=1024)
-    ] = 1,
+    name: its.NameOption = None,
+    host: its.HostOption = "127.0.0.1",
+    port: its.PortOption = 8000,
+    max_rows: its.MaxRowsOption = None,
+    max_model_len: its.MaxModelLenOption = None,
+    max_waiting: its.MaxWaitingOption = 256,
+    max_seconds: its.MaxSecondsOption = 600.0,
+    prefix_mb: its.PrefixOption = 256.0,
+    drain_seconds: its.DrainOption = 30.0,
+    slo_tpot_ms: its.ObjectiveOption = None,
+    slo_floor: its.FloorOption = None,
+    priority_floor: its.PriorityFloorOption = None,
+    key_floor: its.KeyFloorOption = None,
+    slo_rows: its.RowsOption = True,
+    replicas: its.ReplicasOption = 1,
+    api_key: its.ApiKeyOption = None,
+    keys_file: its.KeysFileOption = None,
+    ignore_unknown: its.IgnoreOption = False,
+    chat_template: its.TemplateOption = None,
+    root_path: its.RootPathOption = "",
+    allow_origin: its.OriginOption = None,
+    ssl_certfile: its.CertificateOption = None,
+    ssl_keyfile: its.CertificateKeyOption = None,
     dtype: DtypeOption = "auto",
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
@@ -78,8 +61,8 @@ def serve(
 ) -> None:
     """Serve a model over OpenAI's API, with a compute budget per request, and a page to try it at /.
 
-    API keys are read from the environment variable SOLM_API_KEYS, separated by commas, each as SECRET or NAME:SECRET.
-    Without any, nobody needs one.
+    API keys are read from the environment variable SOLM_API_KEYS, separated by commas, each as SECRET or NAME:SECRET,
+    from --keys-file and from --api-key. Without any, nobody needs one.
 
     \b
     Examples:
@@ -88,6 +71,7 @@ def serve(
       solm serve --model HuggingFaceTB/SmolLM2-360M-Instruct --space joint-27 --port 9000
       SOLM_API_KEYS=secret solm serve --host 0.0.0.0 --slo-tpot-ms 25 --slo-floor 0.5
       SOLM_API_KEYS=a:one,b:two solm serve --slo-tpot-ms 25 --priority-floor low=0.5 --key-floor b=0.8
+      solm serve --served-model-name gpt-4o-mini --max-num-seqs 8 --max-model-len 4096 --ignore-unknown
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -95,51 +79,70 @@ def serve(
         import uvicorn
 
         from solm.serving.app import create_app
-        from solm.serving.keys import read_keys
+        from solm.serving.keys import ApiKey, KeyRing
         from solm.serving.service import Service
+        from solm.serving.tracing import tracing_wanted
     except ImportError as error:
         raise SolmError(f"serving needs the extra: pip install 'solm[serve]' ({error})") from error
     from fastapi import FastAPI
 
     from solm.cli.output import print_json, repacking, say
     from solm.cli.rows_check import rows_that_fit
+    from solm.cli.server import announcing, reread_on_hangup
     from solm.core.timings import read_timings
     from solm.runtime.load import load
     from solm.serving.logs import log_lines
     from solm.serving.settings import PRIORITIES, ServeSettings
 
-    text = os.environ.get("SOLM_API_KEYS", "")
-    keys, names = [part.strip() for part in text.split(",") if part.strip()], [key.name for key in read_keys(text)]
-    floors = {
-        "priority_floors": _floors(priority_floor, "--priority-floor", list(PRIORITIES)),
-        "key_floors": _floors(key_floor, "--key-floor", [name for name in names if name]),
-    }
+    tracing_wanted()  # raises where something is missing for it
+    serve_checks.root_path(root_path)
+    serve_checks.origins(allow_origin)
+    serve_checks.certificate(ssl_certfile, ssl_keyfile, replicas)
+    template = serve_checks.chat_template(chat_template)
+    names = list(dict.fromkeys(name or []))
+    if "" in names:
+        raise SolmError("--name: it is empty")
+    floors = serve_checks.budgets_by_name(priority_floor, "--priority-floor", list(PRIORITIES))
+    serve_checks.api_keys(api_key, keys_file, key_floor)  # before what takes longer
     chosen = checks.settings(
         ServeSettings, **({} if max_rows is None else {"max_rows": max_rows}), max_waiting=max_waiting,
         max_seconds=max_seconds, prefix_mb=prefix_mb, drain_seconds=drain_seconds, slo_tpot_ms=slo_tpot_ms,
-        slo_floor=slo_floor, slo_rows=slo_rows, **floors,
+        slo_floor=slo_floor, slo_rows=slo_rows, priority_floors=floors, max_model_len=max_model_len,
+        ignore_unknown=ignore_unknown,
     )  # fmt: skip
     checks.backend(backend, precision, kv_cache_dtype, dtype)
     grid = checks.space_of(space)
-
-    def facts() -> checks.ModelFacts:
-        return checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
-
-    trained = checks.trained_policy(policy, facts(), grid)
+    facts = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
+    trained = checks.trained_policy(policy, facts, grid)
     checks.tokenizer(model, revision, trust_remote_code)
     with checks.option("--timings"):
         known = None if timings is None else read_timings(timings)
+
+    def check_floor(floor: float | str, typed: str) -> None:
+        checked_budget(floor, facts, trained, grid, known, typed=typed, clamp=True)
+
+    def keys_now() -> list[ApiKey]:
+        found = serve_checks.api_keys(api_key, keys_file, key_floor)
+        for key in found:
+            if key.floor is not None:
+                check_floor(key.floor, f"floor of the API key {key.name}")
+        return found
+
     if slo_floor is not None:
-        checked_budget(slo_floor, facts(), trained, grid, known, typed="--slo-floor", clamp=True)
-    for typed, found in zip(("--priority-floor", "--key-floor"), floors.values(), strict=True):
-        for which, floor in found.items():
-            checked_budget(floor, facts(), trained, grid, known, typed=f"{typed} {which}", clamp=True)
-    chosen = rows_that_fit(chosen, facts(), kv_cache_dtype, explicit=max_rows is not None)
-    _check_port(host, port)
+        check_floor(slo_floor, "--slo-floor")
+    for which, floor in floors.items():
+        check_floor(floor, f"--priority-floor {which}")
+    keys, longest = KeyRing(keys_now()), facts
+    if max_model_len is not None:
+        checks.room(facts, max_model_len, "--max-model-len")
+        longest = replace(facts, context=max_model_len)
+    chosen = rows_that_fit(chosen, longest, kv_cache_dtype, explicit=max_rows is not None)
+    serve_checks.listenable(host, port)
     local = ("127.0.0.1", "localhost", "::1")
     hosts = local if host in local else None
     shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{port}"
+    address = f"{'http' if ssl_certfile is None else 'https'}://{shown}:{port}"
+    shown_name = names[0] if names else model
 
     def build() -> FastAPI:
         log_lines()
@@ -147,20 +150,22 @@ def serve(
 
         def make() -> Service:
             # Loaded here and not above: policy and model belong to the thread that decodes, in every replica.
-            own = checks.trained_policy(policy, facts(), grid)
+            own = checks.trained_policy(policy, facts, grid)
             with repacking() as progress:
                 lm = load(
                     model, own, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
                     timings=timings, revision=revision, trust_remote_code=trust_remote_code, progress=progress,
                 )  # fmt: skip
-            return Service(lm, chosen, name or lm.name, grid, thread, aliases=[model])
+            if template is not None and lm.tokenizer is not None:
+                lm.tokenizer.chat_template = template
+            return Service(lm, chosen, names[0] if names else lm.name, grid, thread, aliases=[*names, model], keys=keys)
 
-        return create_app(thread.submit(make).result(), keys, hosts)
+        return create_app(thread.submit(make).result(), hosts, root_path, allow_origin or ())
 
     def announce() -> None:
-        say(f"solm: {name or model} at {address}/v1, a page to try it at {address}/")
+        say(f"solm: {shown_name} at {address}/v1, a page to try it at {address}/")
         if json:
-            print_json({"model": name or model, "address": f"{address}/v1", "page": f"{address}/"})
+            print_json({"model": shown_name, "address": f"{address}/v1", "page": f"{address}/"})
 
     if replicas > 1:
         from solm.serving.replicas import serve_replicas
@@ -170,46 +175,13 @@ def serve(
         return
     config = uvicorn.Config(
         build(), host=host, port=port, log_config=None, access_log=False, lifespan="on",
-        timeout_keep_alive=75, limit_concurrency=4096,
+        timeout_keep_alive=75, limit_concurrency=4096, ssl_certfile=ssl_certfile, ssl_keyfile=ssl_keyfile,
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )  # fmt: skip
 
-    class Server(uvicorn.Server):
-        """Says where it is once it listens."""
+    def started() -> None:
+        if keys_file is not None:
+            reread_on_hangup(keys, keys_now)
+        announce()
 
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                announce()
-
-    Server(config).run()
-
-
-def _floors(given: list[str] | None, typed: str, known: list[str]) -> dict[str, str]:
-    """Budgets by name from a list of NAME=BUDGET; raises `SolmError` for names that are not `known`."""
-    found: dict[str, str] = {}
-    for each in given or []:
-        name, equals, budget = each.partition("=")
-        if not (name and equals and budget):
-            raise SolmError(f"{typed}: {each!r} is not NAME=BUDGET, such as {known[0] if known else 'alice'}=0.5")
-        if name not in known:
-            choice = f"choose one of {', '.join(known)}" if known else "SOLM_API_KEYS has no key as NAME:SECRET"
-            raise SolmError(f"{typed}: unknown name {name!r}; {choice}")
-        if name in found:
-            raise SolmError(f"{typed}: {name} is given twice")
-        found[name] = budget
-    return found
-
-
-def _check_port(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened on, before a model is loaded."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except socket.gaierror as error:
-        raise SolmError(f"--host: {host!r} is not an address of this machine: {error.strerror}") from error
-    except OSError as error:
-        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
-        raise SolmError(f"{option}: cannot listen on {host} port {port}: {error.strerror}") from error
+    announcing(config, started).run()

@@ -97,7 +97,7 @@ def stream(
         session: one row that has read the first tokens of ids, at least one less than all, and goes on from there; by
             default a new one. It must not be used afterwards.
         sampling: transformers' generation options in `solm.runtime.sampling.SUPPORTED` (do_sample, temperature, top_p,
-            top_k, repetition_penalty, ...). Greedy by default.
+            top_k, min_p, repetition_penalty, ...), and presence_penalty and frequency_penalty. Greedy by default.
 
     Raises:
         BudgetError: a budget that cannot be read or met.

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from solm.core.arrays import Array, as_numpy
 from solm.core.errors import SolmError
 from solm.runtime.controlled import ControlledModel
+from solm.runtime.scoring import REPLY_PENALTIES, Penalised, Scoring, changes
 
 if TYPE_CHECKING:
     import torch
@@ -18,13 +19,12 @@ SUPPORTED = (
     "do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
     "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "suppress_tokens",
     "begin_suppress_tokens", "min_length", "min_new_tokens", "exponential_decay_length_penalty",
-    "remove_invalid_values", "renormalize_logits", "eos_token_id", "pad_token_id",
+    "remove_invalid_values", "renormalize_logits", "eos_token_id", "pad_token_id", *REPLY_PENALTIES,
 )  # fmt: skip
 """Generation options that are carried out. A reply is one row, which needs no padding, whatever the token."""
 _TOP_K = 50
 """What transformers takes where tokens are drawn and nothing else is said."""
-_PENALTY = "repetition_penalty"
-_DRAWN = ("temperature", "top_k", "top_p")
+_DRAWN = ("temperature", "top_k", "top_p", "min_p")
 """Options that matter where tokens are drawn."""
 _NO_MATTER = (
     "do_sample", "eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version",
@@ -41,24 +41,16 @@ _NEUTRAL: dict[str, Any] = {
 """Values with which options change no score."""
 
 
-class Scoring(Protocol):
-    """What tokens are chosen by."""
-
-    def scores(self, logits: Array) -> np.ndarray:
-        """[V] float32 from logits [V]; minus infinity for a token that cannot be chosen."""
-
-    def said(self, token: int) -> None:
-        """`token` was chosen."""
-
-
 @dataclass(frozen=True)
 class Plain:
-    """Logits over the temperature; of those the `top_k` largest (0: all), and of those the likeliest that together have
-    a probability of at least `top_p`. What transformers' own processors make of the same options."""
+    """Logits over the temperature; of those the `top_k` largest (0: all), of those the likeliest that together have a
+    probability of at least `top_p`, and of those the ones that are at least `min_p` times as likely as the likeliest.
+    What transformers' own processors make of the same options."""
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
 
     def scores(self, logits: Array) -> np.ndarray:
         scores = self._tempered(logits)
@@ -91,28 +83,15 @@ class Plain:
         scores -= scores.max()
         if self.top_p == 1:
             ids = np.flatnonzero(scores > -np.inf) if self.top_k else np.arange(len(scores))
-            return ids, np.exp(scores[ids] if self.top_k else scores)
-        weights = np.exp(scores, out=scores)
-        ids = _likeliest(weights, self.top_p)
-        return ids, weights[ids]
-
-
-class Penalised:
-    """What `rule` makes (None: nothing) of logits in which those of tokens of ids [1, C], and of tokens said since, are
-    worth less: over `penalty` above 0, times it below. As transformers' processor for repetition_penalty does it."""
-
-    def __init__(self, ids: Array, penalty: float, rule: Plain | None):
-        self._known, self._penalty, self._rule = np.unique(as_numpy(ids)), np.float32(penalty), rule
-
-    def scores(self, logits: Array) -> np.ndarray:
-        scores = as_numpy(logits).astype(np.float32)
-        known = scores[self._known]
-        scores[self._known] = np.where(known < 0, known * self._penalty, known / self._penalty)
-        return scores if self._rule is None else self._rule.scores(scores)
-
-    def said(self, token: int) -> None:
-        """`token` was chosen."""
-        self._known = np.union1d(self._known, token)
+            weights = np.exp(scores[ids] if self.top_k else scores)
+        else:
+            weights = np.exp(scores, out=scores)
+            ids = _likeliest(weights, self.top_p)
+            weights = weights[ids]
+        if self.min_p:
+            likely = weights >= np.float32(self.min_p)  # the likeliest has the weight 1
+            return ids[likely], weights[likely]
+        return ids, weights
 
 
 def _likeliest(weights: np.ndarray, top_p: float) -> np.ndarray:
@@ -162,7 +141,7 @@ class Sampler:
     def of(cls, lm: ControlledModel, ids: Array, seed: int, options: dict[str, Any]) -> "Sampler":
         """The sampler after ids [1, C] that transformers' generation options make.
 
-        options: those in `SUPPORTED`; greedy unless one of temperature, top_p and top_k, or do_sample, is given.
+        options: those in `SUPPORTED`; greedy unless one of temperature, top_p, top_k and min_p, or do_sample, is given.
         Temperature 0 is greedy. Raises `SolmError` for any other option, and for a value that transformers refuses.
         """
         own = lm.generation_options
@@ -176,20 +155,19 @@ class Sampler:
             chosen["do_sample"] = False
         if not chosen["do_sample"]:
             chosen |= dict.fromkeys(_DRAWN)
-        penalty: Any = chosen.get(_PENALTY)
-        penalised = type(penalty) in (int, float) and penalty > 0 and penalty != 1
-        plain = _plain({name: value for name, value in chosen.items() if not (penalised and name == _PENALTY)})
+        rest, change = changes(chosen)
+        plain = _plain(rest)
+        rule: Scoring | None
         if plain is not None:
-            ends = chosen.get("eos_token_id")
-            stops = frozenset(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])
-            rule: Plain | None = plain if chosen["do_sample"] else None
-            scored: Scoring | None = Penalised(ids, penalty, rule) if penalised else rule
-            return cls(seed, scored, bool(chosen["do_sample"]), stops)
-        from solm.runtime.processors import Processed, prepared
+            ends, draws = chosen.get("eos_token_id"), bool(chosen["do_sample"])
+            rule = plain if draws else None
+        else:
+            from solm.runtime.processors import Processed, prepared
 
-        processors, draws, ends = prepared(chosen, ids, lm.loaded)
-        scoring = Processed(ids, processors, lm.beside_engine) if processors else None
-        return cls(seed, scoring, draws, frozenset(ends if isinstance(ends, list) else [ends]))
+            processors, draws, ends = prepared(rest, ids, lm.loaded)
+            rule = Processed(ids, processors, lm.beside_engine) if processors else None
+        stops = frozenset(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])
+        return cls(seed, Penalised(ids, rule, **change) if change else rule, draws, stops)
 
     def choose(self, logits: Array) -> int:
         """The next token, from logits [V]; it counts as said from here on."""
@@ -197,8 +175,11 @@ class Sampler:
             return int(as_numpy(logits).argmax())
         if self.draws and isinstance(self._scoring, Plain):
             return self._scoring.draw(logits, self._random.random())
-        scores = self.scores(logits)
-        chosen = Plain().draw(scores, self._random.random()) if self.draws else int(scores.argmax())
+        if self.draws and isinstance(self._scoring, Penalised) and isinstance(self._scoring.rule, Plain):
+            chosen = self._scoring.rule.draw(self._scoring.changed(logits), self._random.random())
+        else:
+            scores = self.scores(logits)
+            chosen = Plain().draw(scores, self._random.random()) if self.draws else int(scores.argmax())
         if self._scoring is not None:
             self._scoring.said(chosen)
         return chosen
@@ -213,14 +194,14 @@ def _plain(options: Mapping[str, Any]) -> Plain | None:
     for name, value in options.items():
         if name not in _NO_MATTER and name not in _DRAWN and value is not None and value != _NEUTRAL.get(name):
             return None
-    temperature, top_k, top_p = (
+    temperature, top_k, top_p, min_p = (
         default if options.get(name) is None else options[name]
-        for name, default in (("temperature", 1.0), ("top_k", _TOP_K), ("top_p", 1.0))
+        for name, default in (("temperature", 1.0), ("top_k", _TOP_K), ("top_p", 1.0), ("min_p", 0.0))
     )
-    numbers = all(type(value) in (int, float) for value in (temperature, top_p)) and type(top_k) is int
-    if not numbers or not temperature > 0 or top_k < 0 or not 0 < top_p <= 1:
+    numbers = all(type(value) in (int, float) for value in (temperature, top_p, min_p)) and type(top_k) is int
+    if not numbers or not temperature > 0 or top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1:
         return None
-    return Plain(float(temperature), int(top_k), float(top_p))
+    return Plain(float(temperature), int(top_k), float(top_p), float(min_p))
 
 
 def _refusal(name: str, own: Mapping[str, Any]) -> str:

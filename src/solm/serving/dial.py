@@ -12,9 +12,11 @@ from solm.runtime.controlled import UNTRAINED
 from solm.runtime.generate import asked_for
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.terms import asked_terms
+from solm.serving.keys import ApiKey
 from solm.serving.requests import Asked, AxisBudget, Efficiency
 from solm.serving.settings import PRIORITIES, Priority
 
+_NO_KEY = ApiKey("")
 Shares = tuple[float, float, float]
 """Target shares of attention, MLP and bits."""
 
@@ -60,8 +62,8 @@ class Dial:
 
     space: of the untrained policies, where no trained one is loaded. floor: what the governor never goes below, in any
     form of a budget. governed: there is a governor, so that a request without a budget may be lowered and is not dense.
-    priority_floors, key_floors: floors by priority and by the name of an API key, in place of `floor`; a key's goes
-    before a priority's, and a request's own before both.
+    priority_floors: floors by priority, in place of `floor`; an API key's goes before a priority's, and a request's own
+    before both.
     """
 
     def __init__(
@@ -71,7 +73,6 @@ class Dial:
         floor: BudgetLike = None,
         governed: bool = False,
         priority_floors: Mapping[Priority, BudgetLike] | None = None,
-        key_floors: Mapping[str, BudgetLike] | None = None,
     ):
         self.lm, self.governed = lm, governed
         self.space = lm.space if lm.trained is not None else space or lm.space
@@ -81,7 +82,6 @@ class Dial:
         self.lowest = lm.offer(self.policies[self.default]).lowest_net
         self._floor = None if floor is None else BudgetRequest.parse(floor)
         self._of_priority = {name: BudgetRequest.parse(floor) for name, floor in (priority_floors or {}).items()}
-        self._of_key = {name: BudgetRequest.parse(floor) for name, floor in (key_floors or {}).items()}
 
     @property
     def default(self) -> str:
@@ -113,12 +113,16 @@ class Dial:
         floors = {name: self._of_priority.get(name, self._floor) for name in PRIORITIES}
         return {name: None if floor is None else str(floor) for name, floor in floors.items()}
 
-    def order(self, asked: Efficiency | None, context: int, key: str = "") -> Order:
-        """The order of a request under the API key named `key` whose steps see `context` tokens on average.
+    def order(self, asked: Efficiency | None, context: int, key: ApiKey = _NO_KEY) -> Order:
+        """The order of a request under an API key whose steps see `context` tokens on average.
 
-        Raises `SolmError` for an unknown policy, `BudgetError` for an unreachable budget.
+        Raises `SolmError` for an unknown policy and a priority above the key's, `BudgetError` for an unreachable
+        budget.
         """
         asked = asked or Efficiency()
+        priority = asked.priority if "priority" in asked.model_fields_set else key.priority or asked.priority
+        if key.priority is not None and PRIORITIES.index(priority) > PRIORITIES.index(key.priority):
+            raise SolmError(f"efficiency.priority: {priority} is above {key.priority}, the highest for this API key")
         cut = self.governed or any(part is not None for part in (asked.budget, asked.deadline_ms, asked.floor))
         name = asked.policy or (self.default if cut else "dense")
         if name not in self.policies:
@@ -134,20 +138,26 @@ class Dial:
             budget = least = Budget()
         else:
             budget = self.lm.budget(wanted, context, policy)
-            floor = self.floor(asked.floor, context, policy, asked.priority, key)
+            floor = self.floor(asked.floor, context, policy, priority, key)
             attention, mlp, bits = (min(low, high) for low, high in zip(floor.shares, budget.shares, strict=True))
             least = Budget(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
         requested = asked_for(self.lm, budget, context, policy, wanted)
-        return Order(name, policy, budget, least, requested, asked.priority)
+        return Order(name, policy, budget, least, requested, priority)
 
     def floor(
-        self, asked: Asked | None, context: int, policy: AnyPolicy, priority: Priority = "normal", key: str = ""
+        self,
+        asked: Asked | None,
+        context: int,
+        policy: AnyPolicy,
+        priority: Priority = "normal",
+        key: ApiKey = _NO_KEY,
     ) -> Budget:
         """The floor that was asked for, by default the operator's; the least there is where that is not as low."""
         offer = self.lm.offer(policy)
-        request = self._of_key.get(key, self._of_priority.get(priority, self._floor))
-        if asked is not None:
-            request = BudgetRequest.parse(_plain(asked))
+        request = self._of_priority.get(priority, self._floor)
+        own = key.floor if asked is None else _plain(asked)
+        if own is not None:
+            request = BudgetRequest.parse(own)
         return offer.of_net(self.lowest) if request is None else offer.budget(request, context, clamp=True)
 
 

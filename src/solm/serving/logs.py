@@ -5,6 +5,11 @@ import logging
 import sys
 
 
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A line that cannot be written, as on a full disk, is lost; the server goes on."""
+
+
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname, "log": record.name}
@@ -16,10 +21,16 @@ class _Lines(logging.Formatter):
         return json.dumps(line | known)
 
 
+def line_handler() -> logging.Handler:
+    """Writes records to stderr, one JSON object a line."""
+    handler = _Handler(sys.stderr)
+    handler.setFormatter(_Lines())
+    return handler
+
+
 def log_lines() -> None:
     """Send the logs of this package and of uvicorn to stderr, one JSON object a line."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines())
+    handler = line_handler()
     for name in ("solm", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

@@ -43,6 +43,8 @@ class Metrics:
         self.class_dial = [dials.labels(name) for name in PRIORITIES]
         nets = Summary("solm_class_net_keep", "Realised net keep of rows by priority.", ["priority"], registry=of)
         self.class_net = [nets.labels(name) for name in PRIORITIES]
+        asked = Summary("solm_class_net_requested", "Net keep that they asked for.", ["priority"], registry=of)
+        self.class_asked = [asked.labels(name) for name in PRIORITIES]
 
     def set_classes(self, running: Sequence[int], waiting: Sequence[int], dials: Sequence[float]) -> None:
         """Set the numbers of rows and the dials, all by rank of their priority."""
@@ -51,6 +53,12 @@ class Metrics:
             self.class_waiting[rank].set(waiting[rank])
             self.class_dial[rank].set(dial)
         self.dial.set(sum(dials) / len(dials))
+
+    def spent(self, rank: int, asked: float, net: float) -> None:
+        """Count the net keeps that a row of a priority asked for and spent."""
+        self.net.observe(net)
+        self.class_net[rank].observe(net)
+        self.class_asked[rank].observe(asked)
 
     def count_pages(self, held: Callable[[], tuple[int, int] | None]) -> None:
         """Report what `held` says, as `Backend.pages_held` does, whenever the metrics are read."""

@@ -1,8 +1,9 @@
 """Request bodies of the API. A field that is not listed is refused."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from solm.serving.settings import (
     MAX_BIASES,
@@ -10,6 +11,7 @@ from solm.serving.settings import (
     MAX_DEADLINE_MS,
     MAX_LOGPROBS,
     MAX_MESSAGES,
+    MAX_METADATA,
     MAX_PROMPTS,
     MAX_STOP_LENGTH,
     MAX_STOPS,
@@ -20,7 +22,35 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 TokenKey = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-Zero = Annotated[float, Field(ge=0, le=0, description="Accepted for compatibility; only 0.")]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Metadata = Annotated[
+    dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]],
+    Field(max_length=MAX_METADATA),
+]
+
+
+def _or(default: Any, kind: Any) -> BeforeValidator:
+    """Takes null for `default`, as OpenAI's API does, beside values of type `kind`."""
+    return BeforeValidator(lambda value: default if value is None else value, json_schema_input_type=kind | None)
+
+
+def _only(*accepted: Any, because: str) -> BeforeValidator:
+    """Refuses any value but `accepted`, and says why."""
+
+    def checked(value: Any) -> Any:
+        if not any(value is each for each in accepted):
+            raise PydanticCustomError("unsupported", "{because}", {"because": because})
+        return value
+
+    return BeforeValidator(checked, json_schema_input_type=Literal[accepted])
+
+
+Store = Annotated[Literal[False] | None, _only(None, False, because="nothing is ever stored")]
+Background = Annotated[Literal[False] | None, _only(None, False, because="replies are given at once or streamed")]
+Previous = Annotated[None, _only(None, because="nothing is ever stored: send the whole conversation as input")]
 
 
 class _Strict(BaseModel):
@@ -66,20 +96,31 @@ class StreamOptions(_Strict):
     include_usage: bool = False
 
 
-class _Request(_Strict):
+class _Sampled(_Strict):
+    """What all routes that write text have in common."""
+
     model: Annotated[str, StringConstraints(max_length=512)]
-    max_tokens: int | None = Field(None, ge=0, le=1 << 20)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    n: int = Field(1, ge=1, le=MAX_CHOICES)
-    seed: int | None = Field(None, ge=0, lt=1 << 63)
-    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
+    temperature: Annotated[Temperature, _or(1.0, Temperature)] = 1.0
+    top_p: Annotated[TopP, _or(1.0, TopP)] = 1.0
+    top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="Of the likeliest tokens; -1 or 0: of all.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Least probability, as a share of the likeliest token's.")
+    presence_penalty: Annotated[Penalty, _or(0.0, Penalty)] = 0.0
+    frequency_penalty: Annotated[Penalty, _or(0.0, Penalty)] = 0.0
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="Counts the prompt; 1: none.")
     logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=MAX_BIASES)] | None = None
-    frequency_penalty: Zero = 0
-    presence_penalty: Zero = 0
+    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
+    stream: Annotated[bool, _or(False, bool)] = False
+    user: Annotated[str, StringConstraints(max_length=512)] | None = Field(None, description="Has no effect.")
+    metadata: Metadata | None = Field(None, description="Has no effect.")
+    store: Store = None
     efficiency: Efficiency | None = None
+
+
+class _Request(_Sampled):
+    max_tokens: int | None = Field(None, ge=0, le=1 << 20)
+    n: Annotated[Choices, _or(1, Choices)] = 1
+    stream_options: StreamOptions | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -110,7 +151,7 @@ class ChatRequest(_Request):
 
     messages: list[Message] = Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
-    logprobs: bool = False
+    logprobs: Annotated[bool, _or(False, bool)] = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
 
@@ -128,7 +169,7 @@ class CompletionRequest(_Request):
     """`POST /v1/completions`."""
 
     prompt: Prompt
-    echo: bool = False
+    echo: Annotated[bool, _or(False, bool)] = False
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
 
@@ -139,6 +180,77 @@ class TokenizeRequest(_Strict):
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)] | None = None
 
 
-BODIES = (ChatRequest, CompletionRequest, TokenizeRequest)
-PARTS = (Message, TextPart, Efficiency, AxisBudget, StreamOptions)
+Empty = Annotated[list[Any], Field(fail_fast=True, max_length=0)]
+
+
+class InputPart(_Strict):
+    """A piece of an item; only text. What an earlier response said may be sent back as it came."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+    annotations: Empty | None = None
+    logprobs: Empty | None = None
+
+
+class InputItem(_Strict):
+    """One turn of a conversation in the Responses API. id and status have no effect."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[InputPart], Field(fail_fast=True)]
+    id: Annotated[str, StringConstraints(max_length=512)] | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+
+    def message(self) -> Message:
+        """The same as a chat has it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message(role=self.role, content=text)
+
+
+class PlainFormat(_Strict):
+    """How the text of a response looks; only plain."""
+
+    type: Literal["text"]
+
+
+class ResponseText(_Strict):
+    """Only `format`."""
+
+    format: PlainFormat | None = None
+
+
+class ResponseStreamOptions(_Strict):
+    """Has no effect: the sizes of events are never disguised."""
+
+    include_obfuscation: bool = False
+
+
+class ResponsesRequest(_Sampled):
+    """`POST /v1/responses`, without state."""
+
+    input: str | Annotated[list[InputItem], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(None, ge=1, le=1 << 20)
+    stream_options: ResponseStreamOptions | None = None
+    text: ResponseText | None = None
+    truncation: Literal["disabled"] | None = None
+    background: Background = None
+    previous_response_id: Previous = None
+
+    def as_chat(self) -> ChatRequest:
+        """The request of a chat whose reply is that of the response."""
+        said = [Message(role="user", content=self.input)] if isinstance(self.input, str) else []
+        if not isinstance(self.input, str):
+            said = [item.message() for item in self.input]
+        if self.instructions is not None:
+            said.insert(0, Message(role="system", content=self.instructions))
+        shared = {name: getattr(self, name) for name in _Sampled.model_fields}
+        return ChatRequest(messages=said, max_completion_tokens=self.max_output_tokens, **shared)
+
+
+BODIES = (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest)
+PARTS = (
+    Message, TextPart, Efficiency, AxisBudget, StreamOptions, InputItem, InputPart, ResponseText, PlainFormat,
+    ResponseStreamOptions,
+)  # fmt: skip
 """What bodies are and what they hold."""

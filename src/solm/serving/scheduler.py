@@ -58,13 +58,13 @@ class Scheduler:
         self._told: dict[Row, float] = {}
         self._some_cancelled = False
         self._changed = threading.Condition()
-        self._stopping = False
+        self.stopping = False
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
-        self._running: Future[None] | None = None
+        self.running: Future[None] | None = None
 
     def start(self) -> None:
         """Begin to decode."""
-        self._running = self._thread.submit(self._run)
+        self.running = self._thread.submit(self._run)
 
     def stop(self, seconds: float = 0.0) -> None:
         """End the loop. Rows that are not complete after `seconds` fail."""
@@ -72,10 +72,10 @@ class Scheduler:
         while self.clock() < end and self.busy:
             time.sleep(0.02)
         with self._changed:
-            self._stopping = True
+            self.stopping = True
             self._changed.notify()
-        if self._running is not None:
-            self._running.result()
+        if self.running is not None:
+            self.running.result()
 
     @property
     def busy(self) -> int:
@@ -85,7 +85,7 @@ class Scheduler:
     def submit(self, jobs: list[Job]) -> None:
         """Queue jobs. Raises `BusyError` where too many wait already, or while the server stops."""
         with self._changed:
-            if self._stopping:
+            if self.stopping:
                 raise BusyError("the server is stopping")
             room = self.settings.max_waiting + self.settings.max_rows - self.busy
             if len(jobs) > room:
@@ -106,10 +106,10 @@ class Scheduler:
         while True:
             with self._changed:
                 self._measure()
-                while not (self._stopping or self.busy):
+                while not (self.stopping or self.busy):
                     self.governor.idle()
                     self._changed.wait()
-                if self._stopping:
+                if self.stopping:
                     break
             self._drop()
             self._fill()
@@ -287,9 +287,8 @@ class Scheduler:
         if row.finished is not None:
             self._told.pop(row)
             self.metrics.ended.labels(row.finished).inc()
-            net = row.end().compute.realised["net"]
-            self.metrics.net.observe(net)
-            self.metrics.class_net[row.job.order.rank].observe(net)
+            order = row.job.order
+            self.metrics.spent(order.rank, order.budget.net, row.end().compute.realised["net"])
 
     def _broken(self, job: Job, error: Exception) -> None:
         """End a job with an error: the user's where it is a `SolmError`, else the server's."""

@@ -19,11 +19,13 @@ from solm.runtime.prompts import chat_tokens
 from solm.serving.answers import Answers, Choice
 from solm.serving.dial import Dial, Order
 from solm.serving.failures import ApiError, from_row
+from solm.serving.keys import KeyRing
 from solm.serving.metrics import Metrics
 from solm.serving.requests import ChatRequest, CompletionRequest, Message, Prompt
 from solm.serving.rows import Event, Failed, Job, Piece
 from solm.serving.scheduler import Scheduler
 from solm.serving.settings import ServeSettings
+from solm.serving.vllm_names import VllmNames
 
 _COMPLETION_TOKENS = 16
 """Longest reply of a plain completion that does not say, as OpenAI's API has it."""
@@ -57,7 +59,7 @@ class Service:
     """One model behind the API. It has a tokenizer of its own, because tokenizers cannot be shared by threads.
 
     thread: the thread that decodes, in which the model was loaded (see `Scheduler`).
-    aliases: further names that requests may call the model.
+    aliases: further names that requests may call the model. keys: the API keys; none: no key is required.
     """
 
     def __init__(
@@ -68,20 +70,25 @@ class Service:
         space: ActionSpace | None = None,
         thread: Executor | None = None,
         aliases: Sequence[str] = (),
+        keys: KeyRing | None = None,
     ):
         if lm.tokenizer is None:
             raise SolmError("serving needs a tokenizer")
         self.lm, self.settings, self.name = lm, settings, name
         self._names = {name, *aliases}
+        self.keys = KeyRing() if keys is None else keys
+        self.context = min(lm.context or 1 << 20, settings.max_model_len or 1 << 20)
         self.metrics = Metrics()
-        self.dial = Dial(
-            lm, space, settings.slo_floor, settings.slo_tpot_ms is not None, settings.priority_floors,
-            settings.key_floors,
-        )  # fmt: skip
+        self.metrics.registry.register(VllmNames(self.metrics, name, self._most_pages))
+        self.dial = Dial(lm, space, settings.slo_floor, settings.slo_tpot_ms is not None, settings.priority_floors)
         self.scheduler = Scheduler(lm, settings, self.metrics, thread)
         self.ready = False
         self._tokenizer, self._lock = copy.deepcopy(lm.tokenizer), threading.Lock()
-        self.context = lm.context or 1 << 20
+
+    def _most_pages(self, page_bytes: float) -> float:
+        """Pages of keys and values that rows of the whole context and the prefix cache would fill."""
+        per_row = -(-self.context // self.lm.sparsity.page_size)
+        return self.settings.max_rows * per_row + self.settings.prefix_mb * 1e6 / page_bytes
 
     async def start(self) -> None:
         """Decode a few tokens under every policy, so that the first request does not wait for what is built once."""
@@ -104,6 +111,16 @@ class Service:
         gc.collect()
         gc.freeze()
         self.ready = True
+
+    @property
+    def state(self) -> str:
+        """``starting``, ``ready``, ``stopping``, or ``failed`` where the decoding thread has ended on its own."""
+        scheduler = self.scheduler
+        if scheduler.stopping:
+            return "stopping"
+        if scheduler.running is not None and scheduler.running.done():
+            return "failed"
+        return "ready" if self.ready else "starting"
 
     def check_name(self, name: str) -> None:
         """Raise `ApiError` unless the model is called `name`."""
@@ -156,7 +173,7 @@ class Service:
         jobs: list[Job] = []
         for ids in prompts:
             longest = self._longest(len(ids), wanted)
-            order = self.dial.order(request.efficiency, len(ids) + longest // 2, key)
+            order = self.dial.order(request.efficiency, len(ids) + longest // 2, self.keys.named(key))
             for _ in range(request.n):
                 index = len(jobs)
 
@@ -203,7 +220,8 @@ class Service:
         room = self.context - prompt
         if room < 1 or (wanted is not None and wanted > room):
             asked = "" if wanted is None else f" and {wanted} new ones"
-            raise ContextLengthError(f"{prompt} tokens of prompt{asked} exceed this model's context of {self.context}")
+            whose = "this model's context" if self.context == self.lm.context else "this server's --max-model-len"
+            raise ContextLengthError(f"{prompt} tokens of prompt{asked} exceed {whose} of {self.context}")
         return min(room, self.settings.default_max_tokens) if wanted is None else wanted
 
     def _job(
@@ -221,8 +239,12 @@ class Service:
         sampling: dict[str, Any] = {"do_sample": False}
         if request.temperature > _COLDEST:
             sampling = {
-                "do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0,
+                "do_sample": True, "temperature": request.temperature, "top_p": request.top_p,
+                "top_k": max(0, request.top_k or 0), "min_p": request.min_p or 0.0,
             }  # fmt: skip
+        sampling |= {"presence_penalty": request.presence_penalty, "frequency_penalty": request.frequency_penalty}
+        if request.repetition_penalty is not None:
+            sampling["repetition_penalty"] = request.repetition_penalty
         if request.logit_bias:
             biases = {int(token): bias for token, bias in request.logit_bias.items()}
             if max(biases) >= vocabulary:

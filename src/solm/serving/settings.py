@@ -35,8 +35,10 @@ class ServeSettings(BaseModel):
     """Budget below which the governor never goes, in any form of a budget; None: the least that there is."""
     priority_floors: dict[Priority, float | str] = Field(default_factory=dict)
     """The same for requests of a priority, in place of `slo_floor`."""
-    key_floors: dict[str, float | str] = Field(default_factory=dict, exclude=True)
-    """The same for requests under an API key, by its name. Names are not told by `/health`, which needs no key."""
+    max_model_len: int | None = Field(None, ge=1)
+    """Most tokens of a prompt and its reply together; None: the model's context."""
+    ignore_unknown: bool = False
+    """Whether fields that the API lacks are named in a header of the answer, and not refused."""
     slo_rows: bool = True
     """Whether the governor also holds rows back where the lowest budgets are not enough."""
 
@@ -51,10 +53,11 @@ MAX_PROMPTS = 64
 MAX_STOPS, MAX_STOP_LENGTH = 4, 256
 MAX_LOGPROBS = 20
 MAX_BIASES = 300
+MAX_METADATA = 16
 MAX_DEADLINE_MS = 3_600_000
 FIXED_LIMITS = {
     "body_bytes": MAX_BODY, "body_seconds": BODY_SECONDS, "n": MAX_CHOICES, "prompts": MAX_PROMPTS,
     "messages": MAX_MESSAGES, "stop_strings": MAX_STOPS, "stop_characters": MAX_STOP_LENGTH, "logprobs": MAX_LOGPROBS,
-    "logit_biases": MAX_BIASES, "deadline_ms": MAX_DEADLINE_MS,
+    "logit_biases": MAX_BIASES, "metadata": MAX_METADATA, "deadline_ms": MAX_DEADLINE_MS,
 }  # fmt: skip
 """What `/health` says beside the settings."""

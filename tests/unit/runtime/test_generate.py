@@ -10,6 +10,7 @@ from helpers.models import tiny_model
 from solm.core.actions import AXES
 from solm.core.errors import BudgetError, ContextLengthError, DataError, SolmError
 from solm.runtime.sampling import SUPPORTED, Sampler
+from solm.runtime.scoring import REPLY_PENALTIES
 
 
 def prompt(length: int = 100) -> torch.Tensor:
@@ -112,7 +113,7 @@ def test_options_that_are_not_carried_out_are_refused_by_name(tiny_lm, option, v
 
 
 OPTIONS = [
-    {"do_sample": True}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.5}, {"do_sample": True, "min_p": 0.3},
+    {"do_sample": True}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.3},
     {"do_sample": True, "top_h": 0.4}, {"do_sample": True, "typical_p": 0.4},
     {"do_sample": True, "epsilon_cutoff": 0.01}, {"do_sample": True, "eta_cutoff": 0.01},
     {"repetition_penalty": 2.0}, {"no_repeat_ngram_size": 1},
@@ -123,7 +124,7 @@ OPTIONS = [
 
 
 def test_every_supported_option_is_tried():
-    assert {name for options in OPTIONS for name in options} == set(SUPPORTED)
+    assert {name for options in OPTIONS for name in options} == set(SUPPORTED) - set(REPLY_PENALTIES)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -131,7 +132,7 @@ def test_a_supported_option_changes_scores_as_in_transformers(tiny_lm, options):
     """What transformers chooses the first token by and what we choose it by are the same."""
     ids = prompt()
     logits = tiny_lm.model(ids).logits[0, -1]
-    sampled = {"do_sample": any(name in options for name in ("temperature", "top_p", "top_k"))} | options
+    sampled = {"do_sample": any(name in options for name in ("temperature", "top_p", "top_k", "min_p"))} | options
     theirs = tiny_lm.model.generate(
         ids, max_new_tokens=9, min_new_tokens=sampled.pop("min_new_tokens", None), return_dict_in_generate=True,
         output_scores=True, **sampled,

@@ -6,14 +6,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from solm.backends.weight_sample import spread
-from solm.runtime.sampling import Penalised, Plain, Sampler, _plain
+from solm.core.errors import SolmError
+from solm.runtime.sampling import Plain, Sampler, _plain
+from solm.runtime.scoring import Penalised
 
 
 def logits(seed: int, size: int = 300) -> np.ndarray:
@@ -22,17 +26,18 @@ def logits(seed: int, size: int = 300) -> np.ndarray:
 
 @given(
     st.integers(0, 1000), st.sampled_from([0.2, 0.7, 1.0, 1.8]), st.sampled_from([0, 1, 7, 50, 299, 300, 1000]),
-    st.sampled_from([0.01, 0.3, 0.9, 0.999, 1.0]),
+    st.sampled_from([0.01, 0.3, 0.9, 0.999, 1.0]), st.sampled_from([0, 0.02, 0.4, 1.0]),
 )  # fmt: skip
-def test_plain_scores_are_those_of_transformers_processors(seed, temperature, top_k, top_p):
+def test_plain_scores_are_those_of_transformers_processors(seed, temperature, top_k, top_p, min_p):
     expected = torch.from_numpy(logits(seed))[None]
     processors = [TemperatureLogitsWarper(temperature)] if temperature != 1 else []
     processors += [TopKLogitsWarper(top_k)] if top_k else []
     processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    processors += [MinPLogitsWarper(min_p)] if min_p else []
     for processor in processors:
         expected = processor(None, expected)
     given_ = logits(seed)
-    np.testing.assert_allclose(Plain(temperature, top_k, top_p).scores(given_), expected[0].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(Plain(temperature, top_k, top_p, min_p).scores(given_), expected[0].numpy(), rtol=1e-6)
     assert np.array_equal(given_, logits(seed)), "the logits stay as they are"
 
 
@@ -40,7 +45,7 @@ def test_plain_scores_are_those_of_transformers_processors(seed, temperature, to
 @pytest.mark.parametrize("rule", [None, Plain(0.7, 20)])
 def test_a_penalty_for_repetition_is_that_of_transformers(penalty, rule):
     ids = np.array([[5, 9, 5, 250]])
-    penalised, processor = Penalised(ids, penalty, rule), RepetitionPenaltyLogitsProcessor(float(penalty))
+    penalised, processor = Penalised(ids, rule, penalty), RepetitionPenaltyLogitsProcessor(float(penalty))
     for seed, token in enumerate((7, 9, 299)):
         expected = processor(torch.from_numpy(ids), torch.from_numpy(logits(seed))[None])[0].numpy()
         expected = expected if rule is None else rule.scores(expected)
@@ -51,6 +56,40 @@ def test_a_penalty_for_repetition_is_that_of_transformers(penalty, rule):
         ids = np.append(ids, [[token]], axis=1)
 
 
+@pytest.mark.parametrize("rule", [None, Plain(0.7, 20)])
+def test_biases_and_penalties_go_in_the_order_of_transformers_and_vllm(rule):
+    """A bias, then repetitions with the prompt's, then what the reply itself has said, once and by count."""
+    ids, biases, said = np.array([[5, 9, 5, 250]]), {5: -2.5, 7: 4.0}, []
+    penalised = Penalised(ids, rule, 1.3, presence=0.7, frequency=-0.4, biases=biases)
+    biased = SequenceBiasLogitsProcessor({(token,): bias for token, bias in biases.items()})
+    for seed, token in enumerate((7, 9, 7, 7, 299)):
+        seen = torch.from_numpy(np.append(ids, [said], axis=1).astype(np.int64))
+        expected = RepetitionPenaltyLogitsProcessor(1.3)(seen, biased(seen, torch.from_numpy(logits(seed))[None]))
+        expected = expected[0].numpy() - np.float32(-0.4) * np.bincount(said, minlength=300)
+        expected = (expected - np.float32(0.7) * np.isin(np.arange(300), said)).astype(np.float32)
+        expected = expected if rule is None else rule.scores(expected)
+        np.testing.assert_allclose(penalised.scores(logits(seed)), expected, rtol=1e-5, atol=1e-6)
+        penalised.said(token)
+        said.append(token)
+
+
+def test_penalties_go_with_what_only_transformers_can_do(tiny_lm):
+    ids, some = np.array([[7, 8, 9, 7]]), logits(4, 259)
+    sampler = Sampler.of(tiny_lm, ids, 0, {"presence_penalty": 50.0, "no_repeat_ngram_size": 1})
+    first = sampler.choose(some)
+    assert first not in (7, 8, 9)
+    second = sampler.choose(some)
+    assert second not in (7, 8, 9, first)
+    assert not Sampler.of(tiny_lm, ids, 0, {"presence_penalty": 1.0}).takes_largest
+    assert Sampler.of(tiny_lm, ids, 0, {"presence_penalty": 0, "frequency_penalty": 0.0}).takes_largest
+
+
+@pytest.mark.parametrize("value", ["1", True, float("nan"), float("inf")])
+def test_a_penalty_that_is_no_number_is_refused(tiny_lm, value):
+    with pytest.raises(SolmError, match="'frequency_penalty' must be a finite number"):
+        Sampler.of(tiny_lm, np.array([[7]]), 0, {"frequency_penalty": value})
+
+
 def test_tokens_are_drawn_as_often_as_their_probabilities_say():
     sampler, scores = Sampler(7, Plain(), draws=True), np.array([2.0, 1.0, -np.inf, 0.0, 1.0], np.float32)
     drawn = np.bincount([sampler.choose(scores) for _ in range(20_000)], minlength=5) / 20_000
@@ -59,10 +98,11 @@ def test_tokens_are_drawn_as_often_as_their_probabilities_say():
     assert drawn[2] == 0
 
 
+@pytest.mark.parametrize("min_p", [0, 0.05])
 @pytest.mark.parametrize("top_p", [0.2, 0.5, 0.9, 1.0])
-def test_what_is_drawn_is_what_scores_say(top_p):
+def test_what_is_drawn_is_what_scores_say(top_p, min_p):
     """Ties at the bound included: logits are whole numbers, of which many are equal."""
-    plain, some = Plain(0.9, 0, top_p), np.round(logits(3))
+    plain, some = Plain(0.9, 0, top_p, min_p), np.round(logits(3))
     scores = plain.scores(some)
     weights = np.exp(scores - scores.max(), dtype=np.float64)
     total = np.cumsum(weights)
@@ -92,7 +132,8 @@ def test_logits_may_be_arrays_or_tensors_of_any_float(kind):
     [
         ({}, Plain(1.0, 50, 1.0)), ({"temperature": 0.7, "top_k": 0}, Plain(0.7, 0, 1.0)),
         ({"repetition_penalty": 1.0, "min_length": 0, "transformers_version": "5"}, Plain(1.0, 50, 1.0)),
-        ({"repetition_penalty": 1.1}, None), ({"min_p": 0.1}, None), ({"bad_words_ids": [[7]]}, None),
+        ({"repetition_penalty": 1.1}, None), ({"min_p": 0.1}, Plain(1.0, 50, 1.0, 0.1)),
+        ({"min_p": 1.1}, None), ({"bad_words_ids": [[7]]}, None),
         ({"temperature": -1.0}, None), ({"top_p": 0.0}, None), ({"top_p": 2.0}, None), ({"top_k": -1}, None),
         ({"temperature": "hot"}, None), ({"something_new": 3}, None),
     ],

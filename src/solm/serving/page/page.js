@@ -1,47 +1,37 @@
-"use strict";
+// The page: settings, the conversation, and the replies as they stream.
 
-const $ = (id) => document.getElementById(id);
-const AXES = ["attention", "mlp", "bits"];
-const NAMES = { attention: "KV pages chosen", mlp: "MLP channels chosen", bits: "Activation bits chosen" };
-const SETTINGS = ["policy", "bytes", "attention", "mlp", "bits", "axes", "compare", "temperature", "longest"];
-let offers = null; // what the model's dial offers
-let model = "";
-let turns = []; // {role, text, answers?: [{title, asked, lowest, tokens, facts, step}]}, step: milliseconds per token
+import { drawAnswer, facts } from "./answers.js";
+import { showCard } from "./card.js";
+import { deleteAllChats, keepChat, listChats, newId, readChat } from "./chats.js";
+import { asked, dial, lowest, lowestBytes, second, SETTINGS, title, unit, value } from "./dial.js";
+import { $, AXES, element } from "./elements.js";
+import { events } from "./stream.js";
+
+let known = null; // the model of /v1/models
+let offers = null; // what its dial offers
+let turns = []; // {role, text, answers?: [{title, asked, unit, lowest, tokens, text, facts, step, realised}]}, step: milliseconds per token
+let chat = newId(); // of these turns in the browser's storage
 let running = null; // AbortController of the replies that stream
 let context = 0; // tokens of the conversation with the message being written
 const narrow = matchMedia("(max-width: 46rem)");
 
-function element(tag, parent, className = "", text = "") {
-  const made = document.createElement(tag);
-  made.className = className;
-  made.textContent = text;
-  parent.append(made);
-  return made;
-}
-
-function value(id) {
-  const field = $(id);
-  return field.type === "checkbox" ? field.checked : field.type === "select-one" ? field.value : Number(field.value);
-}
-
 function showSettings() {
-  $("bytes").min = Math.ceil(lowestBytes() * 100) / 100;
-  $("bytes-value").textContent = value("bytes").toFixed(2);
-  $("least").textContent = `${context ? `After these ${context.toLocaleString("en")} tokens` : "In a short context"} steps read at least ${Number($("bytes").min).toFixed(2)}. ` +
-    `Attention reads all of the first ${offers.always_read} tokens.`;
-  $("dial-value").textContent = [title(dial()), value("compare") ? "beside dense" : ""].filter(Boolean).join(", ");
+  const least = String(Math.ceil(lowest(offers, context) * 100) / 100);
+  for (const id of ["bytes", "other-bytes"]) {
+    $(id).min = least;
+    $(`${id}-value`).textContent = value(id).toFixed(2);
+  }
+  $("least").textContent = `${context ? `After these ${context.toLocaleString("en")} tokens` : "In a short context"} steps ` +
+    `${unit(offers) === "time" ? "take" : "read"} at least ${Number(least).toFixed(2)}. Attention reads all of the first ${offers.always_read} tokens.`;
+  $("dial-value").textContent = [title(dial(), offers), value("compare") ? `beside ${title(second(offers), offers)}` : ""].filter(Boolean).join(", ");
   for (const axis of AXES) $(`${axis}-value`).textContent = value(axis).toFixed(axis === "bits" ? 1 : 2);
   $("per-axis").hidden = !value("axes");
+  $("second").hidden = !value("compare");
+  $("other-slider").hidden = value("other") === "dense";
   $("bytes").disabled = value("axes") || value("policy") === "dense";
   for (const axis of AXES) $(axis).disabled = value("policy") === "dense";
   const kept = Object.fromEntries(SETTINGS.map((id) => [id, value(id)]));
   localStorage.setItem("solm-settings", JSON.stringify(kept));
-}
-
-// The least share of the dense step's bytes after `context` tokens. It falls with the context.
-function lowestBytes() {
-  const shares = Object.entries(offers.lowest_bytes);
-  return (shares.findLast(([after]) => Number(after) <= context) ?? shares[0])[1];
 }
 
 // Count the tokens of the conversation, on which depends what can be saved.
@@ -70,138 +60,30 @@ function restore() {
   for (const id of SETTINGS) {
     if (!(id in kept)) continue;
     if ($(id).type === "checkbox") $(id).checked = kept[id];
-    else if ($(id).type !== "select-one" || offers.policies.includes(kept[id])) $(id).value = kept[id];
+    else if ($(id).type !== "select-one" || [...$(id).options].some((one) => one.value === kept[id])) $(id).value = kept[id];
   }
-  turns = JSON.parse(sessionStorage.getItem("solm-turns") || "[]");
+  show(readChat(sessionStorage.getItem("solm-chat")));
+}
+
+// Put another chat on the page; null: a new one.
+function show(kept) {
+  running?.abort();
+  turns = kept?.turns ?? [];
+  chat = kept?.id ?? newId();
+  sessionStorage.setItem("solm-chat", chat);
+  document.querySelectorAll(".turn").forEach((turn) => turn.remove());
   turns.forEach(draw);
-}
-
-// From the least that steps can read in this context to all that dense ones read.
-function colour(cost, lowest) {
-  const share = Math.min(1, Math.max(0, (cost - lowest) / (1 - lowest)));
-  return `hsl(${150 - 145 * share} 70% 50% / 0.28)`;
-}
-
-function drawToken(token, lowest, parent) {
-  const made = element("span", parent, "", token.text);
-  made.style.backgroundColor = colour(token.cost, lowest);
-  made.title = `${token.action}, reads ${(100 * token.cost).toFixed(0)} % of the dense step's bytes`;
-}
-
-function histogram({ tokens, asked }, parent) {
-  parent.replaceChildren();
-  if (asked === 1) return;
-  AXES.forEach((axis, place) => {
-    const levels = offers.axes[axis];
-    const counted = tokens.filter((token) => token.controllable[axis]);
-    if (levels.length < 2 || !counted.length) return;
-    const group = element("div", parent);
-    element("b", group, "", NAMES[axis]);
-    const columns = element("div", group, "columns");
-    const seen = counted.map((token) => Number(token.action.split("-")[place].slice(1)));
-    levels.forEach((level, index) => {
-      const share = seen.filter((one) => one === (axis === "bits" ? level : Math.round(level * 100))).length / seen.length;
-      const column = element("span", columns);
-      element("i", column).style.height = `${Math.round(26 * share)}px`;
-      // Every label where there are few, else every third, up to the last.
-      element("small", column, "", levels.length < 7 || (levels.length - 1 - index) % 3 === 0 ? String(level) : "\u00a0");
-      column.title = `${axis} ${level}: ${(100 * share).toFixed(0)} % of tokens`;
-    });
-  });
-}
-
-// Mean of some number of tokens; NaN without tokens.
-function mean(tokens, number) {
-  return tokens.reduce((sum, token) => sum + number(token), 0) / tokens.length;
-}
-
-// Mean of what steps read, as a share of dense bytes. The first token comes from reading the prompt.
-function spentBytes(tokens) {
-  return mean(tokens.slice(1), (token) => token.cost);
-}
-
-// Spent so far, and a mark at what was asked for.
-function meter({ tokens, asked }, parent) {
-  const spent = spentBytes(tokens);
-  parent.hidden = Number.isNaN(spent) || asked === 1;
-  parent.firstChild.style.width = `${100 * Math.min(1, spent)}%`;
-  parent.lastChild.hidden = asked === null;
-  parent.lastChild.style.left = `${100 * asked}%`;
-  parent.title = `${spent.toFixed(2)} of dense bytes${asked === null ? "" : `, ${asked.toFixed(2)} asked for`}`;
-}
-
-function facts({ tokens, step, asked }) {
-  const parts = [`${tokens.length} tokens`];
-  if (step > 0) parts.push(`${(1000 / step).toFixed(1)} tokens/s`, `${step.toFixed(1)} ms per token`);
-  if (tokens.length > 1 && asked !== 1) {
-    const spent = (axis) => mean(tokens.filter((token) => token.controllable[axis]), (token) => token.realised[axis]);
-    parts.push(`bytes ${spentBytes(tokens).toFixed(2)}${asked === null ? "" : ` of ${asked.toFixed(2)} asked`}`);
-    parts.push(`KV pages ${(spent("attention") || 1).toFixed(2)}`, `MLP ${spent("mlp").toFixed(2)}`);
-    if (offers.axes.bits.length > 1) parts.push(`bits ${(16 * spent("bits")).toFixed(1)}`);
-  }
-  return parts;
-}
-
-// Why a reply to a short prompt spent more than was asked for. Its first token comes from reading the prompt.
-function why({ tokens, asked }) {
-  const steps = tokens.length - 1, whole = tokens.slice(1).filter((token) => !token.controllable.attention).length;
-  if (asked === 1 || offers.axes.attention.length < 2 || !(whole > 0)) return "";
-  return `Attention read everything in the first ${whole} of ${steps} steps, as it does in the first ` +
-    `${offers.always_read} tokens of a context.`;
-}
-
-function showFacts(line, parts) {
-  line.replaceChildren();
-  for (const part of parts) {
-    element("span", line, /^bytes|tokens.s$|dense speed$/.test(part) ? "rate" : "", part);
-    line.append(" ");
-  }
-}
-
-function drawAnswer(parent, answer) {
-  const box = element("div", parent, "answer");
-  element("h2", box, "", answer.title);
-  const said = element("div", box, "said");
-  answer.tokens.forEach((token) => drawToken(token, answer.lowest, said));
-  const picked = element("p", box, "picked");
-  picked.setAttribute("role", "status");
-  said.addEventListener("click", (event) => { picked.textContent = event.target.title; });
-  const gauge = element("div", box, "meter");
-  element("i", gauge);
-  element("b", gauge);
-  meter(answer, gauge);
-  const line = element("p", box, answer.failed ? "facts failed" : "facts");
-  showFacts(line, answer.facts);
-  const reason = element("p", box, "why", why(answer));
-  const bars = element("div", box, "bars");
-  histogram(answer, bars);
-  return { said, gauge, line, reason, bars };
+  follow();
 }
 
 function draw(turn) {
   const box = element("div", $("talk"), `turn ${turn.role}`);
-  if (turn.role === "user") element("div", box, "said", turn.text);
+  if (turn.role === "user") element("div", box, "said raw", turn.text);
   else {
     const answers = element("div", box, "answers");
-    turn.answers.forEach((answer) => drawAnswer(answers, answer));
+    turn.answers.forEach((answer) => drawAnswer(answers, answer, offers));
   }
   return box;
-}
-
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let kept = "";
-  for (;;) {
-    const { done, value: more } = await reader.read();
-    if (done) return;
-    kept += more;
-    const parts = kept.split("\n\n");
-    kept = parts.pop();
-    for (const part of parts) {
-      const data = part.replace(/^data: /, "");
-      if (data !== "[DONE]") yield JSON.parse(data);
-    }
-  }
 }
 
 // Stay at the end of the talk, but not where the reader has scrolled up.
@@ -212,8 +94,8 @@ function follow() {
 
 async function reply(efficiency, answer, shown, messages) {
   const body = {
-    model, messages, stream: true, temperature: value("temperature"), max_tokens: value("longest"),
-    efficiency: { ...efficiency, trace: true },
+    model: known.id, messages, stream: true, temperature: value("temperature"), max_tokens: value("longest"),
+    stream_options: { include_usage: true }, efficiency: { ...efficiency, trace: true },
   };
   let begun = 0, counted = 0, already = 0; // tokens that had come when the clock started
   try {
@@ -224,58 +106,35 @@ async function reply(efficiency, answer, shown, messages) {
     if (!response.ok) throw new Error((await response.json()).error.message);
     for await (const event of events(response)) {
       if (event.error) throw new Error(event.error.message);
+      answer.realised = event.usage?.compute?.realised ?? null;
       for (const choice of event.choices) {
-        for (const token of choice.efficiency?.tokens ?? []) {
-          answer.tokens.push(token);
-          drawToken(token, answer.lowest, shown.said);
-        }
+        answer.tokens.push(...(choice.efficiency?.tokens ?? []));
         // The trace holds every token; the text stops short of a stop token.
         answer.text += choice.delta.content ?? "";
       }
       if (!begun && answer.tokens.length) [begun, already] = [performance.now(), answer.tokens.length];
       else if (answer.tokens.length > counted) answer.step = (performance.now() - begun) / (answer.tokens.length - already);
       counted = answer.tokens.length;
-      answer.facts = facts(answer);
-      showFacts(shown.line, answer.facts);
-      shown.reason.textContent = why(answer);
-      meter(answer, shown.gauge);
-      histogram(answer, shown.bars);
+      answer.facts = facts(answer, offers.axes);
+      shown.update();
       follow();
     }
   } catch (error) {
     answer.failed = error.name !== "AbortError";
     answer.facts = answer.failed ? [error.message] : [...answer.facts, "stopped"];
-    shown.line.classList.toggle("failed", answer.failed);
-    showFacts(shown.line, answer.facts);
   }
+  shown.update(true);
+  follow();
 }
 
-function dial() {
-  const policy = value("policy");
-  if (policy === "dense") return { policy };
-  if (!value("axes")) return { policy, budget: value("bytes") };
-  return { policy, budget: Object.fromEntries(AXES.map((axis) => [axis, value(axis)])) };
-}
-
-function title({ policy, budget }) {
-  if (budget === undefined) return policy;
-  if (typeof budget === "number") return `${policy}, budget ${budget.toFixed(2)}`;
-  const axes = AXES.filter((axis) => offers.axes[axis].length > 1);
-  return `${policy}, ${axes.map((axis) => `${axis} ${budget[axis]}`).join(", ")}`;
-}
-
-// The share of bytes that was asked for; null where axes were set instead.
-function asked({ budget }) {
-  return typeof budget === "object" ? null : budget ?? 1;
-}
-
-// How many times as fast as the dense answer, which is the last of two.
+// How many times as fast as the second answer.
 function compareSpeeds(answers, shown) {
-  const dense = answers[1]?.step;
-  if (!dense || !answers[0].step) return;
+  const other = answers[1]?.step;
+  if (!other || !answers[0].step) return;
+  const name = answers[1].asked === 1 ? "dense speed" : "the second's speed";
   answers.forEach((answer, index) => {
-    answer.facts.splice(3, 0, `${(dense / answer.step).toFixed(2)}× dense speed`);
-    showFacts(shown[index].line, answer.facts);
+    answer.facts.splice(3, 0, `${(other / answer.step).toFixed(2)}× ${name}`);
+    shown[index].update(true);
   });
 }
 
@@ -285,11 +144,13 @@ async function ask(text) {
   draw(turn);
   const messages = turns.map((one) => ({ role: one.role, content: one.text }));
   const orders = [dial()];
-  if (value("compare") && orders[0].policy !== "dense") orders.push({ policy: "dense" });
-  const answers = orders.map((order) => ({ title: title(order), asked: asked(order), lowest: lowestBytes(), tokens: [], text: "", facts: [], step: 0 }));
+  if (value("compare") && title(dial(), offers) !== title(second(offers), offers)) orders.push(second(offers));
+  const answers = orders.map((order) => ({
+    title: title(order, offers), asked: asked(order), unit: unit(offers), lowest: lowestBytes(offers, context), tokens: [], text: "", facts: [], step: 0, realised: null,
+  }));
   const answered = { role: "assistant", text: "", answers: [] };
   const box = draw(answered).querySelector(".answers");
-  const shown = answers.map((answer) => drawAnswer(box, answer));
+  const shown = answers.map((answer) => drawAnswer(box, answer, offers));
   running = new AbortController();
   following = true;
   // A phone's dial and keyboard would cover the answer.
@@ -299,13 +160,17 @@ async function ask(text) {
   }
   follow();
   busy(true);
-  // One after the other: side by side they would share passes, and neither would show its own speed.
-  for (const [index, efficiency] of orders.entries()) await reply(efficiency, answers[index], shown[index], messages);
-  if (!running.signal.aborted) compareSpeeds(answers, shown);
+  const replies = orders.map((efficiency, index) => () => reply(efficiency, answers[index], shown[index], messages));
+  // One after the other, unless asked otherwise: at once they share passes, and neither shows its own speed.
+  if (value("together")) await Promise.all(replies.map((start) => start()));
+  else {
+    for (const start of replies) await start();
+    if (!running.signal.aborted) compareSpeeds(answers, shown);
+  }
   running = null;
   busy(false);
   talk.push({ ...answered, text: answers[0].text, answers });
-  if (talk === turns) keep();
+  if (talk === turns) keepChat(chat, turns);
   measureSoon();
   if (!narrow.matches) $("prompt").focus();
 }
@@ -316,14 +181,6 @@ function busy(yes) {
   $("talk").setAttribute("aria-busy", String(yes));
 }
 
-function keep() {
-  try {
-    sessionStorage.setItem("solm-turns", JSON.stringify(turns));
-  } catch {
-    sessionStorage.removeItem("solm-turns"); // a talk too long for the browser is not kept over a reload
-  }
-}
-
 function send(event) {
   event?.preventDefault();
   const text = $("prompt").value.trim();
@@ -332,16 +189,23 @@ function send(event) {
   ask(text);
 }
 
+function another(kept) {
+  show(kept);
+  measureSoon();
+  $("prompt").focus();
+}
+
 async function connect() {
   const response = await fetch("v1/models");
   if (!response.ok) throw new Error((await response.json()).error.message);
-  const [known] = (await response.json()).data;
-  model = known.id;
+  [known] = (await response.json()).data;
   offers = known.efficiency;
-  $("model").textContent = model;
+  $("model").textContent = known.id;
+  document.querySelectorAll(".unit").forEach((one) => { one.textContent = unit(offers); });
   for (const name of offers.policies) $("policy").append(new Option(name, name));
   $("policy").value = offers.default_policy;
   $("bytes").value = 0.85;
+  $("other-bytes").value = 0.7;
   for (const axis of AXES) {
     $(axis).min = offers.axes[axis][0];
     $(axis).value = offers.axes[axis].at(-1);
@@ -353,14 +217,30 @@ async function connect() {
 
 $("ask").addEventListener("submit", send);
 $("stop").addEventListener("click", () => running?.abort());
-$("clear").addEventListener("click", () => {
-  running?.abort();
-  turns = [];
-  sessionStorage.removeItem("solm-turns");
-  document.querySelectorAll(".turn").forEach((turn) => turn.remove());
-  measureSoon();
-  $("prompt").focus();
+$("clear").addEventListener("click", () => another(null));
+$("saved").addEventListener("click", () => {
+  const forgotten = (id) => { if (id === chat) show(null); };
+  listChats(chat, (kept) => { $("chats").close(); another(kept); }, forgotten);
+  $("chats").showModal();
 });
+$("forget").addEventListener("click", () => {
+  if (!confirm("Delete all chats from this browser?")) return;
+  deleteAllChats();
+  $("chats").close();
+  another(null);
+});
+$("about").addEventListener("click", () => {
+  if (!known) return;
+  showCard(known, (budget) => {
+    $("axes").checked = false;
+    $("policy").value = offers.default_policy;
+    $("bytes").value = budget;
+    $("card").close();
+    showSettings();
+  });
+  $("card").showModal();
+});
+for (const closer of document.querySelectorAll("dialog .close")) closer.addEventListener("click", () => closer.closest("dialog").close());
 $("prompt").addEventListener("input", measureSoon);
 $("talk").addEventListener("scroll", () => {
   const talk = $("talk");
@@ -370,6 +250,7 @@ $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) send(event);
 });
 document.addEventListener("keydown", (event) => {
+  if (document.querySelector("dialog[open]")) return;
   if (event.key === "Escape") running?.abort();
   if (event.key === "/" && !event.target.matches("input, select, textarea")) {
     event.preventDefault();
@@ -379,4 +260,11 @@ document.addEventListener("keydown", (event) => {
 $("dial").open = !narrow.matches;
 narrow.addEventListener("change", () => { $("dial").open = !narrow.matches; });
 for (const id of SETTINGS) $(id).addEventListener("input", showSettings);
+for (const id of ["markdown", "colours"]) {
+  $(id).addEventListener("input", () => {
+    if (running) return; // holds from the next reply on
+    document.querySelectorAll(".turn").forEach((turn) => turn.remove());
+    turns.forEach(draw);
+  });
+}
 connect().catch((error) => { $("model").textContent = `not connected: ${error.message}`; });

@@ -1,0 +1,134 @@
+"""What `solm serve` is given, checked before a model is loaded."""
+
+import errno
+import os
+import re
+import socket
+import ssl
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from solm.cli import checks
+from solm.core.errors import SolmError
+
+if TYPE_CHECKING:
+    from solm.serving.keys import ApiKey
+
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
+_LARGEST = 1 << 20
+"""Bytes of a chat template."""
+
+
+def api_keys(given: list[str] | None, file: Path | None, floors: list[str] | None) -> "list[ApiKey]":
+    """The keys of SOLM_API_KEYS, --api-key and --keys-file, with the floors of --key-floor. Messages of errors hold no
+    secret."""
+    from solm.serving.keys import ApiKey, checked_names, read_keys, read_keys_file
+
+    if any(not text.strip() for text in given or []):
+        raise SolmError("--api-key: it is empty")
+    keys = [*read_keys(os.environ.get("SOLM_API_KEYS", "")), *(ApiKey.parse(text.strip()) for text in given or [])]
+    if file is not None:
+        with checks.option("--keys-file"):
+            keys += read_keys_file(file)
+    with checks.option("API keys"):
+        checked_names(keys)
+    known = budgets_by_name(floors, "--key-floor", [key.name for key in keys if key.name])
+    return [replace(key, floor=known.get(key.name, key.floor)) for key in keys]
+
+
+def budgets_by_name(given: list[str] | None, typed: str, known: list[str]) -> dict[str, str]:
+    """Budgets by name from a list of NAME=BUDGET; raises `SolmError` for names that are not `known`."""
+    found: dict[str, str] = {}
+    for each in given or []:
+        name, equals, budget = each.partition("=")
+        if not (name and equals and budget):
+            raise SolmError(f"{typed}: {each!r} is not NAME=BUDGET, such as {known[0] if known else 'alice'}=0.5")
+        if name not in known:
+            choice = f"choose one of {', '.join(known)}" if known else "no API key has a name, as in NAME:SECRET"
+            raise SolmError(f"{typed}: unknown name {name!r}; {choice}")
+        if name in found:
+            raise SolmError(f"{typed}: {name} is given twice")
+        found[name] = budget
+    return found
+
+
+def listenable(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except socket.gaierror as error:
+        raise SolmError(f"--host: {host!r} is not an address of this machine: {error.strerror}") from error
+    except OSError as error:
+        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise SolmError(f"{option}: cannot listen on {host} port {port}: {error.strerror}") from error
+
+
+def root_path(path: str) -> None:
+    """Check --root-path."""
+    if not _ROOT_PATH.fullmatch(path):
+        raise SolmError(f"--root-path: {path!r} is no path such as /llm, without a slash at its end")
+
+
+def origins(given: list[str] | None) -> None:
+    """Check --allow-origin."""
+    for origin in given or []:
+        try:
+            parts = urlsplit(origin)
+            whole = (
+                parts.scheme in ("http", "https") and f"{parts.scheme}://{parts.netloc}" == origin and parts.hostname
+            )
+        except ValueError:
+            whole = False
+        if not whole and origin != "*":
+            raise SolmError(f"--allow-origin: {origin!r} is neither * nor an origin such as https://example.org")
+
+
+def certificate(file: Path | None, key: Path | None, replicas: int) -> None:
+    """Check that TLS can be spoken with --ssl-certfile and --ssl-keyfile."""
+    if file is None:
+        if key is not None:
+            raise SolmError("--ssl-keyfile: it needs --ssl-certfile")
+        return
+    if replicas > 1:
+        raise SolmError("--ssl-certfile: it does not go with --replicas; put a proxy in front of them")
+    for typed, path in (("--ssl-certfile", file), ("--ssl-keyfile", key)):
+        if path is not None:
+            _bytes_of(path, typed)
+    try:
+        # The password is given so that OpenSSL does not ask for one in the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(file, key, password="")
+    except (ssl.SSLError, OSError) as error:
+        reason = getattr(error, "reason", None) or error.strerror or error
+        shown = file if key is None else f"{file} and {key}"
+        raise SolmError(f"--ssl-certfile: {shown} are no certificate with its key, unencrypted ({reason})") from error
+
+
+def chat_template(path: Path | None) -> str | None:
+    """The text of --chat-template, which one message of a user has been put through."""
+    if path is None:
+        return None
+    from solm.backends.chat_template import render
+
+    data = _bytes_of(path, "--chat-template")
+    try:
+        text = data.decode()
+        render(text, [{"role": "user", "content": "Hello"}], {}, True)
+    except Exception as error:  # templates are programs, and fail in many ways
+        raise SolmError(f"--chat-template: {path} cannot be used: {error}") from error
+    return text
+
+
+def _bytes_of(path: Path, typed: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise SolmError(f"{typed}: cannot read {path}: {error.strerror}") from error
+    if len(data) > _LARGEST:
+        raise SolmError(f"{typed}: {path} exceeds {_LARGEST} bytes")
+    return data

@@ -1,0 +1,50 @@
+"""The process of `solm serve`: says when it listens, and reads its keys again on SIGHUP."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from solm.core.errors import SolmError
+from solm.serving.keys import ApiKey, KeyRing
+
+_LOG = logging.getLogger("solm.serving")
+
+
+def announcing(config: uvicorn.Config, started: Callable[[], None]) -> uvicorn.Server:
+    """A server that calls `started` in its event loop once it listens."""
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                started()
+
+    return Server(config)
+
+
+def reread_on_hangup(keys: KeyRing, read: Callable[[], list[ApiKey]]) -> None:
+    """Replace `keys` by what `read` gives whenever SIGHUP arrives; where it raises, they stay as they are.
+
+    Requests in flight go on as they began. Call it in the event loop.
+    """
+    loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+    one_at_a_time = asyncio.Lock()
+
+    async def reread() -> None:
+        async with one_at_a_time:
+            try:
+                keys.replace(await asyncio.to_thread(read))
+                _LOG.info("API keys were read again: %d", len(keys))
+            except SolmError as error:
+                _LOG.error("API keys stay as they were: %s", " ".join(str(error).split()))
+
+    def hung_up() -> None:
+        task = loop.create_task(reread())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, hung_up)

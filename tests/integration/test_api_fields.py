@@ -1,0 +1,169 @@
+"""What ordinary clients send beside the prompt: ways to choose tokens, notes of their own, null, and unknown fields."""
+
+import httpx
+import openai
+import pytest
+
+from helpers.serving import CHAT, LONG, ask, running, tiny_service
+
+NO_END = {"2": -100}
+
+
+def complete(client, **options):
+    extra = {name: options.pop(name) for name in ("top_k", "min_p", "repetition_penalty") if name in options}
+    return client.completions.create(
+        **{"model": "tiny", "prompt": LONG, "max_tokens": 24, "seed": 3, "extra_body": extra, **options}
+    )
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"temperature": 0, "presence_penalty": 2, "frequency_penalty": 2},
+        {"temperature": 0, "presence_penalty": -2, "frequency_penalty": -1.5},
+        {"temperature": 0, "repetition_penalty": 1.8},
+        {"temperature": 1.5, "top_k": 5},
+        {"temperature": 1.5, "min_p": 0.5},
+        {"temperature": 1.5, "top_k": 40, "min_p": 0.1, "top_p": 0.9, "presence_penalty": 1, "repetition_penalty": 1.1},
+    ],
+    ids=lambda asked: "-".join(asked),
+)
+def test_the_server_chooses_what_generate_chooses(service, client, asked):
+    import torch
+
+    options = {"top_k": 0, **asked} if asked["temperature"] else asked
+    alone = service.lm.generate(torch.tensor([service.tokens(LONG)]), max_new_tokens=24, seed=3, **options)
+    assert complete(client, **asked).choices[0].text == alone.text
+    assert alone.text != complete(client, temperature=asked["temperature"]).choices[0].text
+
+
+def test_penalties_and_cut_offs_do_what_they_say(client):
+    """Of a row among others, whose replies stay as they are."""
+    plain = complete(client, temperature=0, n=2)
+    never_twice = complete(client, temperature=0, presence_penalty=2, frequency_penalty=2, logit_bias={"70": 2})
+    assert never_twice.choices[0].text != plain.choices[0].text
+    assert complete(client, temperature=2, top_k=1).choices[0].text == plain.choices[0].text
+    assert complete(client, temperature=2, min_p=1).choices[0].text == plain.choices[0].text
+    of_all = complete(client, temperature=2, top_k=-1, min_p=0).choices[0].text
+    assert of_all == complete(client, temperature=2).choices[0].text
+    assert plain.choices[0].text == plain.choices[1].text
+
+
+def test_a_seed_may_be_any_64_bit_integer(client):
+    texts = [complete(client, seed=seed, temperature=2).choices[0].text for seed in (-(1 << 63), -5, -5, (1 << 63) - 1)]
+    assert texts[1] == texts[2]
+    assert len(set(texts)) == 3
+
+
+def test_notes_of_the_client_and_null_change_nothing(client):
+    known = ask(client, temperature=1, max_tokens=8).choices[0].message.content
+    nulls = dict.fromkeys(
+        ("top_p", "n", "stop", "stream", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_k",
+         "min_p", "repetition_penalty", "max_completion_tokens", "stream_options", "temperature", "top_logprobs")
+    )  # fmt: skip
+    for more in (
+        {"user": "somebody", "metadata": {"run": "7"}, "store": False},
+        {"user": None, "metadata": None, "store": None, **nulls},
+    ):
+        body = {"model": "tiny", "messages": CHAT, "max_tokens": 8, "seed": 3, "efficiency": {"budget": "keep=0.6"}}
+        answer = client.post("/chat/completions", body=body | more, cast_to=object)
+        assert answer["choices"][0]["message"]["content"] == known
+
+
+WRONG = {
+    "presence_penalty": ["1", True, 2.5, -2.01, [], {}, 1e300],
+    "frequency_penalty": ["", False, 3, [0.5]],
+    "repetition_penalty": [0, -1, 1e9, "1.1", True, [], 0.001],
+    "top_k": [-2, 1.5, "5", True, 1 << 40, []],
+    "min_p": [-0.1, 1.1, "0.1", True, {}],
+    "user": [5, True, "x" * 600, [], {}],
+    "metadata": [5, "a", [], {"a": 1}, {"a": None}, {"a": "x" * 600}, {"x" * 65: "a"}, {str(i): "" for i in range(17)}],
+    "store": [True, "false", 0, []],
+    "seed": ["1", 1.5, True, 1 << 63, -(1 << 64)],
+    "max_completion_tokens": [0, -1, "5", True, 1 << 30],
+    "logit_bias": [[], "5", {"1": "5"}, {"1": 101}, {"-1": 1}, {str(i): 1 for i in range(301)}],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_values_are_refused_by_name(address, name):
+    for value in WRONG[name]:
+        answer = httpx.post(f"{address}/v1/chat/completions", json={"model": "tiny", "messages": CHAT, name: value})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["type"]) == (400, "invalid_request_error"), value
+        assert error["param"].split(".")[0] == name, (value, error)
+        assert len(answer.text) < 600
+
+
+def test_unknown_fields_are_ignored_where_the_operator_says_so(byte_tokenizer, caplog):
+    import logging
+
+    caplog.set_level(logging.INFO, "solm.serving.access")
+    body = {
+        "model": "tiny", "max_tokens": 3, "temperature": 0, "guided_magic": [1, {"a": 2}], "b\r\nSet-Cookie: x": 1,
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {}}], "nick": "me"}],
+        "efficiency": {"budgett": 0.5},
+    }  # fmt: skip
+    service = tiny_service(byte_tokenizer, ignore_unknown=True)
+    with running(service) as address:
+        for path in ("/v1/chat/completions", "/v1/chat/completions?stream"):
+            answer = httpx.post(f"{address}{path}", json=body | {"stream": "stream" in path})
+            assert answer.status_code == 200, answer.text
+            ignored = answer.headers["x-solm-ignored"].split(",")
+            assert sorted(ignored) == sorted(
+                ["guided_magic", "?", "messages.nick", "messages.content.cache_control", "efficiency.budgett"]
+            )
+        assert '"ignored": [' in caplog.text
+        assert "Set-Cookie" not in caplog.text
+        many = httpx.post(f"{address}/v1/chat/completions", json=body | {f"x{i}": 0 for i in range(100)})
+        assert many.headers["x-solm-ignored"].endswith(",...")
+        assert len(many.headers["x-solm-ignored"]) < 1500
+        clean = httpx.post(f"{address}/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 1})
+        assert "x-solm-ignored" not in clean.headers
+        wrong = httpx.post(f"{address}/v1/completions", json={"model": "tiny", "prompt": "a", "top_k": "5", "magic": 1})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "top_k")
+        assert httpx.get(f"{address}/health").json()["limits"]["ignore_unknown"] is True
+
+
+def test_unknown_fields_are_refused_otherwise(address):
+    answer = httpx.post(f"{address}/v1/completions", json={"model": "tiny", "prompt": "a", "guided_magic": 1})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "guided_magic")
+    assert answer.json()["error"]["code"] == "unsupported_parameter"
+
+
+def test_a_context_below_the_models_is_kept(byte_tokenizer):
+    with running(tiny_service(byte_tokenizer, max_model_len=100)) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        assert client.models.retrieve("tiny").max_model_len == 100
+        for tokens in (12, 13):
+            asked = {"model": "tiny", "prompt": "a" * 88, "max_tokens": tokens, "logit_bias": NO_END}
+            if tokens == 12:
+                assert client.completions.create(**asked).usage.total_tokens == 100
+            else:
+                with pytest.raises(openai.BadRequestError, match="--max-model-len of 100"):
+                    client.completions.create(**asked)
+
+
+def test_metrics_have_vllms_names_too(address, client):
+    ask(client, max_tokens=5, logit_bias=NO_END)
+    text = httpx.get(f"{address}/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+
+    def vllm(name, **labels):
+        shown = ",".join(f'{key}="{value}"' for key, value in sorted({**labels, "model_name": "tiny"}.items()))
+        return float(values[f"vllm:{name}{{{shown}}}"])
+
+    assert vllm("num_requests_running") == vllm("num_requests_waiting") == 0
+    assert vllm("generation_tokens_total") == float(values['solm_tokens_total{kind="completion"}']) >= 5
+    cached = float(values.get('solm_tokens_total{kind="cached"}', 0))
+    assert vllm("prompt_tokens_total") == float(values['solm_tokens_total{kind="prompt"}']) + cached
+    assert vllm("prefix_cache_hits_total") == cached
+    assert vllm("request_success_total", finished_reason="length") >= 1
+    for ours, theirs in (
+        ("solm_time_to_first_token_seconds", "time_to_first_token_seconds"),
+        ("solm_time_per_token_seconds", "inter_token_latency_seconds"),
+        ("solm_time_per_token_seconds", "time_per_output_token_seconds"),
+    ):
+        assert vllm(f"{theirs}_count") == float(values[f"{ours}_count"]) > 0
+        assert vllm(f"{theirs}_bucket", le="+Inf") == vllm(f"{theirs}_count")
+        assert vllm(f"{theirs}_sum") == pytest.approx(float(values[f"{ours}_sum"]))

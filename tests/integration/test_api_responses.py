@@ -1,0 +1,130 @@
+"""`/v1/responses` with the official client: the reply of a chat in another form, whole and streamed, without state."""
+
+import json
+
+import httpx
+import openai
+import pytest
+
+from helpers.serving import CHAT, LONG, ask, gauges, slow_steps, until
+
+SAME = {"model": "tiny", "temperature": 0, "extra_body": {"seed": 3, "efficiency": {"budget": "keep=0.6"}}}
+SPLIT = {"instructions": CHAT[0]["content"], "input": LONG}
+
+
+def test_a_response_says_what_a_chat_says(client):
+    chat = ask(client, temperature=0)
+    for asked in (SPLIT, {"input": CHAT}):
+        response = client.responses.create(max_output_tokens=40, **SAME, **asked)
+        assert response.output_text == chat.choices[0].message.content
+        assert response.status == {"length": "incomplete", "stop": "completed"}[chat.choices[0].finish_reason]
+        assert response.usage.output_tokens == chat.usage.completion_tokens
+        assert response.usage.input_tokens == chat.usage.prompt_tokens
+        assert response.usage.total_tokens == chat.usage.total_tokens
+        assert response.usage.compute["realised"] == chat.usage.compute["realised"]
+        assert response.id.startswith("resp_")
+        assert (response.model, response.previous_response_id, response.error) == ("tiny", None, None)
+    length = client.responses.create(max_output_tokens=3, **SAME, **SPLIT)
+    assert (length.status, length.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    traced = {"seed": 3, "efficiency": {"budget": "keep=0.6", "trace": True}}
+    response = client.responses.create(max_output_tokens=4, **SPLIT, **SAME | {"extra_body": traced})
+    assert len(response.efficiency["tokens"]) == response.usage.output_tokens
+
+
+def test_a_conversation_goes_on_with_what_was_said(client):
+    first = client.responses.create(max_output_tokens=6, **SAME, **SPLIT)
+    items = [{"role": "user", "content": LONG}, *first.output, {"role": "user", "content": "And then?"}]
+    second = client.responses.create(input=items, max_output_tokens=6, **SAME)
+    messages = [
+        {"role": "user", "content": LONG}, {"role": "assistant", "content": first.output_text},
+        {"role": "user", "content": "And then?"},
+    ]  # fmt: skip
+    assert second.output_text == ask(client, messages=messages, temperature=0, max_tokens=6).choices[0].message.content
+
+
+def test_a_stream_has_the_events_of_openais_api(client):
+    whole = client.responses.create(max_output_tokens=20, **SAME, **SPLIT)
+    events = list(client.responses.create(max_output_tokens=20, stream=True, **SAME, **SPLIT))
+    kinds = [event.type for event in events]
+    deltas = kinds.count("response.output_text.delta")
+    assert kinds == [
+        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added",
+        *["response.output_text.delta"] * deltas, "response.output_text.done", "response.content_part.done",
+        "response.output_item.done", f"response.{whole.status}",
+    ]  # fmt: skip
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == whole.output_text == events[-1].response.output_text
+    assert events[-1].response.usage == whole.usage
+    with client.responses.stream(max_output_tokens=20, **SAME, **SPLIT) as stream:
+        for _ in stream:
+            pass
+    if whole.status == "completed":
+        assert stream.get_final_response().output_text == whole.output_text
+
+
+def test_a_stream_that_cannot_go_on_says_so(client, service, monkeypatch):
+    asked = {"input": LONG, "max_output_tokens": 30, "stream": True, **SAME}
+
+    def broken(*given, **options):
+        raise RuntimeError("made up")
+
+    stream = iter(client.responses.create(**asked))
+    next(stream)
+    monkeypatch.setattr(type(service.lm.session()), "step", broken)
+    *_, last = stream
+    assert (last.type, last.code) == ("error", "server_error")
+    assert "inside the server" in last.message
+    monkeypatch.undo()
+    until(lambda: gauges(service) == (0, 0, 0))
+
+
+def test_a_client_that_hangs_up_frees_its_row(address, service, monkeypatch):
+    slow_steps(monkeypatch, 0.05)
+    body = {"model": "tiny", "input": LONG, "stream": True, "logit_bias": {"2": -100}, "max_output_tokens": 200}
+    with httpx.stream("POST", f"{address}/v1/responses", json=body) as answer:
+        next(answer.iter_lines())
+    until(lambda: gauges(service) == (0, 0, 0))
+
+
+WRONG = {
+    "input": [None, 5, [], [{"role": "user"}], [{"role": "tool", "content": "a"}], [{"type": "function_call"}], {},
+              [{"role": "user", "content": [{"type": "input_image", "image_url": "a"}]}]],
+    "instructions": [5, [], {}],
+    "max_output_tokens": [0, -1, "5", True, 1.5, 1 << 40],
+    "store": [True, "no"],
+    "previous_response_id": ["resp_1", "", 5],
+    "background": [True, "x"],
+    "truncation": ["auto", 1],
+    "text": [{"format": {"type": "magic"}}, 5, {"verbosity": "low"}],
+    "temperature": ["1", 3], "top_p": [0, "x"], "stream": ["yes", 1], "metadata": [[1]], "user": [7],
+    "efficiency": [{"budget": 7}, "fast"],
+    "conversation": ["conv_1"], "include": [["x"]], "magic": [1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_values_are_refused_by_name(address, name):
+    for value in WRONG[name]:
+        answer = httpx.post(f"{address}/v1/responses", json={"model": "tiny", "input": "a", name: value})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["type"]) == (400, "invalid_request_error"), (value, answer.text)
+        assert error["param"].split(".")[0] == name, (value, error)
+    if name in ("store", "previous_response_id"):
+        assert "nothing is ever stored" in error["message"]
+
+
+def test_other_refusals(address, client):
+    with pytest.raises(openai.NotFoundError):
+        client.responses.create(input="a", model="other")
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve("resp_1")
+    with pytest.raises(openai.BadRequestError, match="exceed"):
+        client.responses.create(input="a" * 600, model="tiny")
+    assert (
+        httpx.post(f"{address}/v1/responses", content=b"{", headers={"Content-Type": "application/json"}).json()[
+            "error"
+        ]["code"]
+        == "invalid_json"
+    )
+    assert json.loads(httpx.post(f"{address}/v1/responses", json={"model": "tiny"}).text)["error"]["param"] == "input"

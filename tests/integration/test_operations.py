@@ -1,0 +1,155 @@
+"""What operators see: health, the access log, traces, and a disk that is full."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+
+import httpx
+import openai
+import pytest
+
+from helpers.commands import free_port
+from helpers.serving import ask, running, tiny_service, until, with_template
+from solm.cli.output import say
+from solm.serving.logs import line_handler
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+LONGER = {"max_tokens": 350, "logit_bias": {"2": -100}}
+
+
+@pytest.fixture
+def lines(caplog):
+    """The access lines of completions so far."""
+    caplog.set_level(logging.INFO, "solm.serving.access")
+    return lambda: [json.loads(each.message) for each in caplog.records if "completions" in each.message]
+
+
+def test_health_is_told_by_state(byte_tokenizer):
+    service = tiny_service(byte_tokenizer)
+    with running(service, keys=["secret"]) as address:
+        paths = ("/health", "/health/live", "/health/ready")
+
+        def told():
+            answers = [httpx.get(f"{address}{path}") for path in paths]
+            return [answer.status_code for answer in answers], {answer.json()["status"] for answer in answers}
+
+        assert told() == ([200, 200, 200], {"ready"})
+        service.ready = False
+        assert told() == ([503, 200, 503], {"starting"})
+        service.ready = True
+        service.scheduler.governor.idle = lambda: 1 / 0  # the loop itself fails, not a row
+        service.scheduler.submit([])
+        until(service.scheduler.running.done)
+        assert told() == ([503, 503, 503], {"failed"})
+
+
+def test_the_access_log_says_what_a_request_was_given_and_spent(byte_tokenizer, lines):
+    service = tiny_service(byte_tokenizer, curve=True)
+    with running(service, keys=["alice:one"]) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="one", max_retries=0)
+        headers = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
+        usage = ask(client, n=2, efficiency={"priority": "low"}, extra_headers=headers).usage
+        list(ask(client, stream=True, budget=None))
+        until(lambda: len(lines()) == 2)
+    whole, streamed = lines()
+    assert (whole["key"], whole["trace"], whole["priority"], whole["policy"]) == ("alice", TRACE, "low", "policy")
+    assert whole["completion_tokens"] == usage.completion_tokens
+    assert whole["realised"]["net"] == pytest.approx(usage.compute["realised"]["net"], abs=1e-3)
+    assert whole["requested"]["net"] == 0.6
+    assert whole["saved_ms"] > 0
+    assert len(whole["finish"]) == 2
+    assert set(whole["finish"]) <= {"stop", "length"}
+    assert streamed["policy"] == "dense"
+    assert streamed["saved_ms"] == 0
+    assert "trace" not in streamed
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_request_that_was_hung_up_on_is_logged_as_cancelled(byte_tokenizer, lines, stream):
+    service = tiny_service(byte_tokenizer)
+
+    async def hang_up(address):
+        body = {"model": "tiny", "prompt": "hello", "stream": stream, **LONGER}
+        async with httpx.AsyncClient() as http:
+            posting = asyncio.create_task(http.post(f"{address}/v1/completions", json=body))
+            while not service.scheduler.busy:
+                await asyncio.sleep(0.01)
+            posting.cancel()
+
+    with running(service) as address:
+        asyncio.run(hang_up(address))
+        until(lambda: lines())
+    (line,) = lines()
+    assert line["finish"] == ["cancelled"]
+    assert ("completion_tokens" in line) == stream
+    assert "realised" not in line
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_request_out_of_time_is_logged_so(byte_tokenizer, lines, stream):
+    with running(tiny_service(byte_tokenizer, max_seconds=0.05)) as address:
+        body = {"model": "tiny", "prompt": "hello", "stream": stream, **LONGER}
+        httpx.post(f"{address}/v1/completions", json=body)
+        until(lambda: lines())
+    assert lines()[0]["finish"] == ["timeout"]
+
+
+@FULL
+def test_a_log_line_that_cannot_be_written_is_lost_without_a_word(capsys, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        handler = line_handler()
+        for _ in range(1000):
+            handler.emit(logging.LogRecord("solm", logging.INFO, "", 0, "words", (), None))
+        say("words")
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()
+    assert capsys.readouterr().err == ""
+
+
+@FULL
+@pytest.mark.slow
+def test_a_full_disk_for_logs_stops_nobody(tiny_folder, byte_tokenizer):
+    with_template(byte_tokenizer).save_pretrained(tiny_folder)
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "solm.cli",
+        "serve",
+        "--model",
+        str(tiny_folder),
+        "--name",
+        "tiny",
+        "--backend",
+        "torch",
+    ]
+    with open("/dev/full", "w") as full:  # every write fails as on a full disk
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=full, stderr=full)
+    try:
+        address = f"http://127.0.0.1:{port}"
+
+        def ready():
+            assert process.poll() is None
+            try:
+                return httpx.get(f"{address}/health/ready").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        until(ready, 120)
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        for _ in range(300):  # more than a buffer of unwritten lines
+            assert httpx.get(f"{address}/v1/models/none").status_code == 404
+        assert ask(client, budget=None).usage.completion_tokens
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) in (0, -signal.SIGTERM)
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,75 @@
+"""What `solm serve` is given: every mistake is one line that names the option."""
+
+import pytest
+
+from solm.cli import serve_checks
+from solm.core.errors import SolmError
+from solm.serving.keys import ApiKey
+
+
+def test_a_certificate_with_its_key(pem):
+    serve_checks.certificate(None, None, 1)
+    serve_checks.certificate(pem / "cert.pem", pem / "key.pem", 1)
+    for file, key, replicas, word in (
+        (None, "key.pem", 1, "--ssl-keyfile: it needs --ssl-certfile"),
+        ("cert.pem", "key.pem", 2, "does not go with --replicas"),
+        ("missing.pem", "key.pem", 1, "--ssl-certfile: cannot read"),
+        ("cert.pem", "missing.pem", 1, "--ssl-keyfile: cannot read"),
+        ("cert.pem", "other.pem", 1, "are no certificate with its key"),
+        ("cert.pem", "locked.pem", 1, "unencrypted"),
+        ("key.pem", "cert.pem", 1, "are no certificate with its key"),
+        ("cert.pem", None, 1, "are no certificate with its key"),
+        (".", None, 1, "--ssl-certfile: cannot read"),
+    ):
+        with pytest.raises(SolmError, match=word):
+            serve_checks.certificate(file and pem / file, key and pem / key, replicas)
+
+
+@pytest.mark.parametrize("origin", ["*", "https://example.org", "http://localhost:5173", "http://[::1]:80"])
+def test_origins(origin):
+    serve_checks.origins([origin])
+
+
+@pytest.mark.parametrize("origin", ["", "example.org", "https://a.org/", "ftp://a", "https://", "http://[", "null"])
+def test_what_is_no_origin(origin):
+    with pytest.raises(SolmError, match="--allow-origin: "):
+        serve_checks.origins(["*", origin])
+
+
+@pytest.mark.parametrize(("path", "right"), [("", 1), ("/llm", 1), ("/a/b-1", 1), ("llm", 0), ("/", 0), ("/a b", 0)])
+def test_root_paths(path, right):
+    if right:
+        serve_checks.root_path(path)
+    else:
+        with pytest.raises(SolmError, match="--root-path: "):
+            serve_checks.root_path(path)
+
+
+def test_chat_templates(tmp_path):
+    path = tmp_path / "a.jinja"
+    assert serve_checks.chat_template(None) is None
+    path.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    assert serve_checks.chat_template(path) == path.read_text()
+    for text in (b"{% for %}", b"{{ 1 / 0 }}", b"\xff", b"{{ raise_exception('no') }}", b" " * (1 << 21)):
+        path.write_bytes(text)
+        with pytest.raises(SolmError, match="--chat-template: "):
+            serve_checks.chat_template(path)
+    with pytest.raises(SolmError, match="--chat-template: cannot read"):
+        serve_checks.chat_template(tmp_path)
+
+
+def test_keys_come_from_three_places(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOLM_API_KEYS", "one,a:two")
+    file = tmp_path / "keys.toml"
+    file.write_text('[[keys]]\nname = "c"\nsecret = "four"\nfloor = 0.5\n')
+    keys = serve_checks.api_keys(["b:three"], file, ["a=0.7", "c=keep=0.6"])
+    assert keys == [
+        ApiKey("one"), ApiKey("two", "a", "0.7"), ApiKey("three", "b"), ApiKey("four", "c", "keep=0.6"),
+    ]  # fmt: skip
+    for given, floors, word in (
+        ([" "], None, "--api-key: it is empty"),
+        (["a:five"], None, "API keys: two keys are named 'a'"),
+        (None, ["d=0.5"], "--key-floor: unknown name 'd'; choose one of a, c"),
+    ):
+        with pytest.raises(SolmError, match=word):
+            serve_checks.api_keys(given, file, floors)
