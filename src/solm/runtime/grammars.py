@@ -19,7 +19,7 @@ MAX_DEPTH = 32
 """Levels of arrays and objects in a JSON schema."""
 MAX_VALUES = 4_000
 """Values in a JSON schema: objects, arrays, texts, numbers."""
-MAX_CHOICES = 1_000
+MAX_ALTERNATIVES = 1_000
 _MAX_MULTIPLE = 10_000
 """Of the least common multiple of all ``multipleOf`` in a schema, in their last place: a number has as many states."""
 _WHITESPACE = "[ \\n\\r\\t]{1,40}"
@@ -60,9 +60,9 @@ class Grammar:
 
     @classmethod
     def choice(cls, texts: Sequence[str]) -> "Grammar":
-        """One of several texts. Raises `GrammarError` for none, more than `MAX_CHOICES`, or an empty one."""
-        if not 1 <= len(texts) <= MAX_CHOICES:
-            raise GrammarError(f"give 1 to {MAX_CHOICES} choices, got {len(texts)}")
+        """One of several texts. Raises `GrammarError` for none, more than `MAX_ALTERNATIVES`, or an empty one."""
+        if not 1 <= len(texts) <= MAX_ALTERNATIVES:
+            raise GrammarError(f"give 1 to {MAX_ALTERNATIVES} choices, got {len(texts)}")
         if not all(texts):
             raise GrammarError("a choice is empty")
         return cls.trusted("start: " + " | ".join(map(quoted, texts)))

@@ -14,7 +14,7 @@ from solm.serving.rows import Failed
 from solm.serving.scheduler import BusyError
 
 _SHOWN = 80  # characters of a bad value in a message
-_FIELDS = {name for kind in (*BODIES, *PARTS) for name in kind.model_fields}
+_FIELDS = {field.alias or name for kind in (*BODIES, *PARTS) for name, field in kind.model_fields.items()}
 
 
 class ApiError(Exception):

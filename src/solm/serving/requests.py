@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from solm.serving.settings import (
     MAX_BIASES,
@@ -15,17 +15,22 @@ from solm.serving.settings import (
     MAX_STOPS,
     Priority,
 )
+from solm.serving.structure import (
+    STRUCTURE_PARTS,
+    Identity,
+    ResponseFormat,
+    StructuredOutputs,
+    ToolCalls,
+    ToolChoice,
+    Tools,
+)
+from solm.serving.structure import Strict as _Strict
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 TokenKey = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Zero = Annotated[float, Field(ge=0, le=0, description="Accepted for compatibility; only 0.")]
-
-
-class _Strict(BaseModel):
-    # Strict: "5" and true are not accepted as numbers.
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class AxisBudget(_Strict):
@@ -80,6 +85,8 @@ class _Request(_Strict):
     frequency_penalty: Zero = 0
     presence_penalty: Zero = 0
     efficiency: Efficiency | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -96,13 +103,12 @@ class TextPart(_Strict):
 class Message(_Strict):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
-
-    def plain(self) -> dict[str, str]:
-        """Role and text, as chat templates expect them."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    name: Identity | None = None
+    tool_calls: ToolCalls | None = None
+    tool_call_id: Identity | None = None
+    refusal: None = Field(None, description="Accepted for compatibility: replies have it, and come back.")
 
 
 class ChatRequest(_Request):
@@ -112,6 +118,9 @@ class ChatRequest(_Request):
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = Field(None, description="auto by default.")
+    parallel_tool_calls: bool | None = Field(None, description="Whether a reply may call several tools; true.")
 
 
 # fail_fast: a megabyte of wrong list items gives one error and not a megabyte of them.
@@ -140,5 +149,5 @@ class TokenizeRequest(_Strict):
 
 
 BODIES = (ChatRequest, CompletionRequest, TokenizeRequest)
-PARTS = (Message, TextPart, Efficiency, AxisBudget, StreamOptions)
+PARTS = (Message, TextPart, Efficiency, AxisBudget, StreamOptions, *STRUCTURE_PARTS)
 """What bodies are and what they hold."""

@@ -79,11 +79,11 @@ class Job:
     echo: bool = False
     deadline: float | None = None
     """Seconds on the scheduler's clock by which the reply should be complete."""
+    constraint: Constraint | None = None
+    """A grammar at its beginning, which the reply has to match."""
     expires: float = float("inf")
     arrived: float = 0.0
     cancelled: bool = False
-    constraint: Constraint | None = None
-    """A grammar at its beginning, which the reply has to match."""
 
 
 class Row:
@@ -179,7 +179,7 @@ class Row:
         elif self.finished:
             self._pending = ""
         else:
-            held = max((_overlap(text, stop) for stop in self.job.stops), default=0)
+            held = max((overlap(text, stop) for stop in self.job.stops), default=0)
             text, self._pending = text[: len(text) - held], text[len(text) - held :]
         self.job.emit(Piece(text, (said,)))
 
@@ -208,6 +208,6 @@ class Row:
         return asked_terms(self._lm.offer(order.policy), budget, context, told)
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest suffix of `text` that is a prefix of `stop`."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)
