@@ -38,7 +38,7 @@ class Draft:
     ):
         self.sampler = sampler
         self.tokens: list[Token] = []
-        self.possible: Array | None = None
+        self.possible: Array = np.zeros(0, np.float32)
         """The logits [V] that the last token was chosen by: the model's, but for what a grammar forbids."""
         self.text = TextStream(lm.tokenizer, skip_special_tokens)
         self._lm, self._prompt, self._policy, self._overhead = lm, prompt, policy, lm.overhead(policy)
