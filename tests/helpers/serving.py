@@ -31,7 +31,8 @@ TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<a
 TOOL_TEMPLATE = (
     "{% if tools %}<tools>{% for tool in tools %}{{ tool.function.name }} {% endfor %}{% endif %}"
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for call in m.tool_calls or [] %}<tool_call>"
-    "{{ call.function.name }}{{ call.function.arguments | tojson }}</tool_call>{% endfor %}\n{% endfor %}<assistant>"
+    "{{ call.function.name }}{{ call.function.arguments | tojson }}</tool_call>{% endfor %}"
+    "{{ '\n' }}{% endfor %}<assistant>"
 )
 """Calls as Qwen 2.5's template writes them, in short."""
 

@@ -32,26 +32,7 @@ GRAMMARS = (
     'root ::= item+ ("," ws root)?\nitem ::= [a-z]+ "=" ("yes" | "no" | "(" root ")"){1,3}\nws ::= [ \\n]*',
 )
 PATTERNS = ("(ab|c[d-f]{2,5})+x?", r"\d{4}-\d\d-\d\d(T[0-9:]{8}Z)?", "(?i:hello|w.*d){1,3}[^a-z]")
-LARGE = (
-    0,
-    -1,
-    1,
-    3,
-    10**6,
-    10**18,
-    10**40,
-    0.001,
-    1e300,
-    "",
-    "a" * 3000,
-    "#",
-    "#/$defs/node",
-    None,
-    True,
-    [],
-    {},
-    [[]],
-)
+LARGE = (0, -1, 1, 3, 10**6, 10**18, 10**40, 0.001, 1e300, "", "a" * 3000, "#", NODE_NAME, None, True, [], {}, [[]])
 JOINS = ("allOf", "anyOf", "oneOf", "not", "items", "prefixItems")
 KEYWORDS = ("$ref", "maxItems", "minItems", "maxLength", "multipleOf", "maximum", "pattern", "format")
 PIECES = ("{1000}", "{0,99999}", "(a|b)*", "start", "[^", ".*", "&", "~")
@@ -86,14 +67,9 @@ def mutated_schema(rng):
         elif kind == 3 and isinstance(target, list):
             target.extend([other] * rng.choice([1, 3, 50, 300]))
         elif kind == 4:
-            target[key] = {
-                rng.choice(["allOf", "anyOf", "oneOf", "not", "items", "prefixItems"]): [other] * rng.randint(1, 9)
-            }
+            target[key] = {rng.choice(JOINS): [other] * rng.randint(1, 9)}
         elif isinstance(target, dict):
-            keyword = rng.choice(
-                ["$ref", "maxItems", "minItems", "maxLength", "multipleOf", "maximum", "pattern", "format"]
-            )
-            target[keyword] = rng.choice(LARGE)
+            target[rng.choice(KEYWORDS)] = rng.choice(LARGE)
     return schema
 
 
@@ -125,9 +101,7 @@ def order(rng):
             for number in range(rng.randint(1, 3))
         ]
         if kind == 2:
-            tools = json.loads(
-                json.dumps(tools).replace("function", rng.choice(["function", "functio"]), rng.randint(0, 2))
-            )
+            tools = json.loads(json.dumps(tools).replace("function", "functio", rng.randint(0, 2)))
         return {"tools": tools, "tool_choice": rng.choice(["required", "auto"])}, "tool"
     text = mutated_text(rng, rng.choice(GRAMMARS if kind == 3 else PATTERNS))
     return {"structured_outputs": {"grammar" if kind == 3 else "regex": text}}, "structured_outputs"
@@ -153,8 +127,8 @@ def test_whatever_is_asked_the_server_lives(byte_tokenizer, count):
             if answer.status_code != 200:
                 error = answer.json()["error"]
                 assert set(error) == {"message", "type", "param", "code"}, seed
-                known = error["code"] in ("context_length_exceeded", "invalid_request_error")
-                assert known or error["param"].startswith(param), (seed, error)
+                long = error["code"] == "context_length_exceeded"
+                assert long or error["param"].startswith(param), (seed, error)
             return answer.status_code, time.monotonic() - begun
 
         with ThreadPoolExecutor(4) as pool:
@@ -163,7 +137,7 @@ def test_whatever_is_asked_the_server_lives(byte_tokenizer, count):
                 slowest = max(slowest, seconds)
         until(lambda: gauges(service) == (0, 0, 0))
         assert http.get(f"{address}/health").status_code == 200
-        assert one(-1)[0] in statuses
+        assert one(count)[0] in statuses
     print(f"{count}: {statuses}, slowest {slowest:.2f} s, {resident() - before:+.0f} MB")
     assert statuses[200] > count / 20
     assert statuses[400] > count / 4

@@ -61,7 +61,12 @@ def client(address):
 
 
 def text(client, **options):
-    return ask(client, messages=SHORT, max_tokens=200, **options).choices[0].message.content
+    return ask(client, **{"messages": SHORT, "max_tokens": 200, **options}).choices[0].message.content
+
+
+def token(service, text, bias):
+    """A bias for the tokens of a text."""
+    return {str(token): bias for token in service.lm.tokenizer.encode(text)}
 
 
 def outputs(**asked):
@@ -109,12 +114,12 @@ def test_grammars_are_followed(client, asked, form):
     assert {choice.finish_reason for choice in plain.choices} == {"stop"}
 
 
-def test_any_json_object_and_a_reply_that_is_cut(client):
+def test_any_json_object_and_a_reply_that_is_cut(service, client):
     answer = ask(client, messages=SHORT, max_tokens=3, response_format={"type": "json_object"}).choices[0]
     assert answer.finish_reason == "length"
     assert answer.message.content.startswith("{")
-    whole = text(client, response_format={"type": "json_object"}, temperature=0)
-    assert isinstance(json.loads(whole), dict)
+    whole = text(client, response_format={"type": "json_object"}, temperature=0, logit_bias=token(service, "}", 100))
+    assert whole == "{}"
     assert text(client, response_format={"type": "text"}) == text(client)
 
 
@@ -128,17 +133,12 @@ def test_log_probabilities_are_those_of_what_may_be_said(client):
     assert sum(exp(other.logprob) for other in second.top_logprobs) == pytest.approx(1, abs=1e-6)
 
 
-def test_others_of_the_batch_say_what_they_say_alone(client, service):
-    """Greedy and drawn, with log-probabilities, beside rows under a grammar."""
-    orders = [
-        {"temperature": 0},
-        {"temperature": 1.2, "seed": 9},
-        {"temperature": 0, "logprobs": True, "top_logprobs": 4},
-    ]
+def test_others_of_the_batch_say_what_they_say_alone(client):
+    """Greedy and drawn, beside rows under a grammar."""
+    orders = [{"temperature": 0}, {"temperature": 1.2, "seed": 9}, {"temperature": 0.6, "seed": 2}]
 
     def told(order):
-        answer = ask(client, messages=SHORT, max_tokens=60, logit_bias={"2": -100}, **order).choices[0]
-        return answer.message.content, answer.logprobs and answer.logprobs.model_dump()
+        return text(client, budget=None, logit_bias={"2": -100}, **order)
 
     alone = [told(order) for order in orders]
     with ThreadPoolExecutor(6) as pool:
@@ -150,27 +150,30 @@ def test_others_of_the_batch_say_what_they_say_alone(client, service):
 
 @pytest.mark.parametrize("choice", ["required", NAMED])
 @pytest.mark.parametrize("parallel", [True, False])
-def test_tools_that_must_be_called_are(client, choice, parallel):
+def test_tools_that_must_be_called_are(service, client, choice, parallel, monkeypatch):
+    """As many as the grammar lets, because the reply does not want to end."""
+    monkeypatch.setattr(constraints, "MAX_TOOL_CALLS", 3)
     answer = ask(
-        client, messages=SHORT, max_tokens=450, tools=[WEATHER, CLOCK], tool_choice=choice, temperature=1.0,
-        parallel_tool_calls=parallel, seed=5,
+        client, budget=None, messages=SHORT, max_tokens=450, tools=[WEATHER, CLOCK], tool_choice=choice, seed=5,
+        temperature=1.0, parallel_tool_calls=parallel, logit_bias=token(service, " \r\t", -100) | {"2": -100},
     ).choices[0]  # fmt: skip
     names = [checked(call) for call in answer.message.tool_calls]
     assert answer.finish_reason == "tool_calls"
     assert answer.message.content is None
     assert names == ["weather"] if choice == NAMED else set(names) <= {"weather", "clock"}
-    assert parallel or len(names) == 1
+    assert len(names) == (3 if parallel and choice == "required" else 1)
 
 
-def test_streamed_calls_are_those_of_a_whole_answer(client):
+def test_streamed_calls_are_those_of_a_whole_answer(service, client, monkeypatch):
+    monkeypatch.setattr(constraints, "MAX_TOOL_CALLS", 2)
     options = {
         "messages": SHORT, "tools": [WEATHER, CLOCK], "tool_choice": "required", "max_tokens": 450, "n": 2, "seed": 8,
-        "temperature": 0.7,
+        "temperature": 0.7, "logit_bias": token(service, " \r\t", -100) | {"2": -100},
     }  # fmt: skip
-    whole = ask(client, **options)
+    whole = ask(client, budget=None, **options)
     found = [{}, {}]
     reasons = {}
-    for piece in ask(client, stream=True, **options):
+    for piece in ask(client, budget=None, stream=True, **options):
         for choice in piece.choices:
             reasons[choice.index] = choice.finish_reason or reasons.get(choice.index)
             assert not choice.delta.content
@@ -185,24 +188,29 @@ def test_streamed_calls_are_those_of_a_whole_answer(client):
         assert [(call.function.name, call.function.arguments) for call in choice.message.tool_calls] == [
             (call["name"], call["arguments"]) for call in calls.values()
         ]
-        assert reasons[choice.index] == choice.finish_reason
+        assert len(calls) == 2
+        assert reasons[choice.index] == choice.finish_reason == "tool_calls"
     with client.chat.completions.stream(model="tiny", **options) as stream:
         final = stream.get_final_completion()
     assert final.choices[0].message.tool_calls[0].function.arguments == found[0][0]["arguments"]
 
 
-def test_a_choice_of_the_model_may_be_text(client):
-    """Text stays text; under strict tools a call that begins must fit; with a format the reply is one or the other."""
-    offered = {"messages": SHORT, "tools": [WEATHER], "max_tokens": 60}
-    free = ask(client, **offered).choices[0]
-    assert free.message.tool_calls is None
-    assert free.message.content
+def test_a_choice_of_the_model_may_be_text(service, client):
+    """Also where calls would have to fit; with a format the reply is a call or has that."""
+    offered = {"messages": SHORT, "tools": [WEATHER], "max_tokens": 30, "logit_bias": {"2": -100}}
     strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
-    for more in ({"tools": [strict]}, {"parallel_tool_calls": False}):
-        assert ask(client, **offered | more).choices[0].message.content
-    either = ask(client, **offered | {"response_format": {"type": "json_object"}, "max_tokens": 300}, temperature=0)
-    message = either.choices[0].message
-    assert [checked(call) for call in message.tool_calls] if message.tool_calls else json.loads(message.content) == {}
+    for more in ({}, {"tools": [strict]}, {"parallel_tool_calls": False}):
+        answer = ask(client, **offered | more).choices[0]
+        assert answer.message.tool_calls is None
+        assert (bool(answer.message.content), answer.finish_reason) == (True, "length")
+    bias = token(service, "{}", 100)
+    either = ask(client, **offered | {"response_format": {"type": "json_object"}, "logit_bias": bias}).choices[0]
+    assert (either.message.content, either.message.tool_calls) == ("{}", None)
+    bias = token(service, " \n\r\t{", -100)
+    called = ask(
+        client, **offered | {"response_format": {"type": "json_object"}, "logit_bias": bias, "max_tokens": 300}
+    ).choices[0]
+    assert [checked(call) for call in called.message.tool_calls] == ["weather"]
 
 
 def test_a_call_and_its_result_come_back_as_messages(service, client):

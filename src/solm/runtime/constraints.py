@@ -17,14 +17,14 @@ _LIMITS: dict[str, Any] = {
 
 
 class Constraint:
-    """A grammar and how far one reply has come in it."""
+    """A grammar and how far one reply has come in it. field: that of a request, which asks for it."""
 
-    def __init__(self, matcher: Any, vocabulary: int):
-        self._matcher, self._vocabulary = matcher, vocabulary
+    def __init__(self, matcher: Any, vocabulary: int, field: str | None = None):
+        self._matcher, self._vocabulary, self._field = matcher, vocabulary, field
 
-    def copy(self) -> "Constraint":
+    def copy(self, field: str | None = None) -> "Constraint":
         """The same for another reply, which goes on by itself."""
-        return Constraint(self._matcher.deep_copy(), self._vocabulary)
+        return Constraint(self._matcher.deep_copy(), self._vocabulary, field or self._field)
 
     def masked(self, logits: Array) -> np.ndarray:
         """Logits [V] as float32 [V], minus infinity for tokens that may not come next.
@@ -33,22 +33,24 @@ class Constraint:
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            raise GrammarError(f"the grammar cannot be followed any further: {self._told()}")
+            raise self._stuck()
         allowed = np.unpackbits(bits, bitorder="little", count=self._vocabulary).view(bool)
         return np.where(allowed, as_numpy(logits), np.float32(-np.inf)).astype(np.float32, copy=False)
 
     def said(self, token: int) -> None:
         """`token` was chosen."""
         if not self._matcher.consume_token(token):
-            raise GrammarError(f"the grammar cannot be followed any further: {self._told()}")
+            raise self._stuck()
 
     @property
     def complete(self) -> bool:
         """Whether nothing can follow what was said."""
         return bool(self._matcher.is_stopped())
 
-    def _told(self) -> str:
-        return _first_line(self._matcher.get_error())
+    def _stuck(self) -> GrammarError:
+        place = "" if self._field is None else f"{self._field}: "
+        reason = _first_line(self._matcher.get_error())
+        return GrammarError(f"{place}the grammar cannot be followed any further: {reason}", self._field)
 
 
 class Compiler:

@@ -28,7 +28,11 @@ _EMBEDDED = re.compile(r"%\s*(json|regex)\b")
 
 
 class GrammarError(SolmError):
-    """A grammar that is malformed, too large, or asks for what cannot be enforced."""
+    """A grammar that is malformed, too large, or asks for what cannot be enforced. field: of a request, that it is."""
+
+    def __init__(self, message: str, field: str | None = None):
+        super().__init__(message)
+        self.field = field
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Constraints:
             raise ApiError(429, "many grammars are being compiled; try again later", field, "queue_full")
         try:
             compiling = self._thread.submit(lambda: self._compiled(make(self._compiled)))
-            return compiling.result(COMPILE_SECONDS)
+            return compiling.result(COMPILE_SECONDS).copy(field)
         except TooLate:
             if compiling.cancel():
                 raise ApiError(429, "other grammars are being compiled; try again later", field, "queue_full") from None

@@ -71,7 +71,7 @@ def from_ours(error: SolmError) -> ApiError:
 def from_row(failed: Failed) -> ApiError:
     """A reply that could not be completed."""
     status = {"timeout": 504, "shutting_down": 503, "invalid_request_error": 400}.get(failed.kind, 500)
-    return ApiError(status, failed.message, code=failed.kind)
+    return ApiError(status, failed.message, failed.param, failed.kind)
 
 
 def handle_errors(app: FastAPI) -> None:

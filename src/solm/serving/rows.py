@@ -55,6 +55,7 @@ class Failed:
 
     message: str
     kind: str = "server_error"
+    param: str | None = None
 
 
 Event = Piece | Ended | Failed
