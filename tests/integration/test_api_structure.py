@@ -17,6 +17,7 @@ from helpers.serving import TOOL_TEMPLATE, ask, gauges, running, slow_steps, tin
 from solm.serving import constraints
 from solm.serving.settings import MAX_TOOLS
 
+pytest.importorskip("llguidance")
 SHORT = [{"role": "user", "content": "Paris?"}]
 WEATHER = {
     "type": "function",
