@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from solm.serving.settings import (
@@ -17,6 +17,16 @@ from solm.serving.settings import (
     MAX_STOPS,
     Priority,
 )
+from solm.serving.structure import (
+    STRUCTURE_PARTS,
+    Identity,
+    ResponseFormat,
+    StructuredOutputs,
+    ToolCalls,
+    ToolChoice,
+    Tools,
+)
+from solm.serving.structure import Strict as _Strict
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -51,11 +61,6 @@ def _only(*accepted: Any, because: str) -> BeforeValidator:
 Store = Annotated[Literal[False] | None, _only(None, False, because="nothing is ever stored")]
 Background = Annotated[Literal[False] | None, _only(None, False, because="replies are given at once or streamed")]
 Previous = Annotated[None, _only(None, because="nothing is ever stored: send the whole conversation as input")]
-
-
-class _Strict(BaseModel):
-    # Strict: "5" and true are not accepted as numbers.
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class AxisBudget(_Strict):
@@ -121,6 +126,8 @@ class _Request(_Sampled):
     max_tokens: int | None = Field(None, ge=0, le=1 << 20)
     n: Annotated[Choices, _or(1, Choices)] = 1
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -137,13 +144,12 @@ class TextPart(_Strict):
 class Message(_Strict):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
-
-    def plain(self) -> dict[str, str]:
-        """Role and text, as chat templates expect them."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    name: Identity | None = None
+    tool_calls: ToolCalls | None = None
+    tool_call_id: Identity | None = None
+    refusal: None = Field(None, description="Accepted for compatibility: replies have it, and come back.")
 
 
 class ChatRequest(_Request):
@@ -153,6 +159,9 @@ class ChatRequest(_Request):
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
     logprobs: Annotated[bool, _or(False, bool)] = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = Field(None, description="auto by default.")
+    parallel_tool_calls: bool | None = Field(None, description="Whether a reply may call several tools; true.")
 
 
 # fail_fast: a megabyte of wrong list items gives one error and not a megabyte of them.
@@ -251,6 +260,6 @@ class ResponsesRequest(_Sampled):
 BODIES = (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest)
 PARTS = (
     Message, TextPart, Efficiency, AxisBudget, StreamOptions, InputItem, InputPart, ResponseText, PlainFormat,
-    ResponseStreamOptions,
+    ResponseStreamOptions, *STRUCTURE_PARTS,
 )  # fmt: skip
 """What bodies are and what they hold."""
