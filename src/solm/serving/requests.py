@@ -20,6 +20,9 @@ from solm.serving.settings import (
 from solm.serving.structure import (
     STRUCTURE_PARTS,
     Identity,
+    JsonObject,
+    JsonSchema,
+    Name,
     ResponseFormat,
     StructuredOutputs,
     ToolCalls,
@@ -216,16 +219,29 @@ class InputItem(_Strict):
         return Message(role=self.role, content=text)
 
 
-class PlainFormat(_Strict):
-    """How the text of a response looks; only plain."""
+class TextFormat(_Strict):
+    """What a response has to be: `response_format` of a chat, without its nesting."""
 
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    name: Name | None = None
+    description: str | None = None
+    schema_: JsonObject | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+    def as_chat(self) -> ResponseFormat:
+        """The same as a chat has it."""
+        schema = None
+        if self.schema_ is not None:
+            schema = JsonSchema(
+                name=self.name or "schema", description=self.description, schema=self.schema_, strict=self.strict
+            )
+        return ResponseFormat(type=self.type, json_schema=schema)
 
 
 class ResponseText(_Strict):
     """Only `format`."""
 
-    format: PlainFormat | None = None
+    format: TextFormat | None = None
 
 
 class ResponseStreamOptions(_Strict):
@@ -254,12 +270,13 @@ class ResponsesRequest(_Sampled):
         if self.instructions is not None:
             said.insert(0, Message(role="system", content=self.instructions))
         shared = {name: getattr(self, name) for name in _Sampled.model_fields}
-        return ChatRequest(messages=said, max_completion_tokens=self.max_output_tokens, **shared)
+        form = None if self.text is None or self.text.format is None else self.text.format.as_chat()
+        return ChatRequest(messages=said, max_completion_tokens=self.max_output_tokens, response_format=form, **shared)
 
 
 BODIES = (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest)
 PARTS = (
-    Message, TextPart, Efficiency, AxisBudget, StreamOptions, InputItem, InputPart, ResponseText, PlainFormat,
+    Message, TextPart, Efficiency, AxisBudget, StreamOptions, InputItem, InputPart, ResponseText, TextFormat,
     ResponseStreamOptions, *STRUCTURE_PARTS,
 )  # fmt: skip
 """What bodies are and what they hold."""
