@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from solm.core.errors import SolmError
     from solm.core.sparsity import SparsityConfig
     from solm.policies.artifact import TrainedPolicy
+    from solm.runtime.grammars import Grammar
     from solm.runtime.language_model import LanguageModel
     from solm.runtime.load import attach, custom_generate, load
 
@@ -19,6 +20,7 @@ _HOMES = {
     "Action": "solm.core.actions",
     "ActionSpace": "solm.core.actions",
     "Budget": "solm.core.budget",
+    "Grammar": "solm.runtime.grammars",
     "LanguageModel": "solm.runtime.language_model",
     "SparsityConfig": "solm.core.sparsity",
     "SolmError": "solm.core.errors",
@@ -32,6 +34,7 @@ __all__ = [
     "Action",
     "ActionSpace",
     "Budget",
+    "Grammar",
     "LanguageModel",
     "SolmError",
     "SparsityConfig",

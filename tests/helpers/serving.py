@@ -29,18 +29,25 @@ from solm.serving.settings import ServeSettings
 LONG = "The quick brown fox jumps over the lazy dog, again and again, until the evening comes. "
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": LONG}]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+TOOL_TEMPLATE = (
+    "{% if tools %}<tools>{% for tool in tools %}{{ tool.function.name }} {% endfor %}{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for call in m.tool_calls or [] %}<tool_call>"
+    "{{ call.function.name }}{{ call.function.arguments | tojson }}</tool_call>{% endfor %}"
+    "{{ '\n' }}{% endfor %}<assistant>"
+)
+"""Calls as Qwen 2.5's template writes them, in short."""
 
 
-def with_template(tokenizer):
+def with_template(tokenizer, template=TEMPLATE):
     """A copy, since the tokenizer is shared by all tests, that has a chat template."""
     copied = copy.deepcopy(tokenizer)
-    copied.chat_template = TEMPLATE
+    copied.chat_template = template
     return copied
 
 
-def tiny_service(byte_tokenizer, policy=True, curve=False, **settings) -> Service:
+def tiny_service(byte_tokenizer, policy=True, curve=False, template=TEMPLATE, **settings) -> Service:
     """The tiny llama under a value policy that was not trained but tells tokens apart; curve: a made-up one."""
-    lm = solm.attach(tiny_model("llama", torch.float32), tokenizer=with_template(byte_tokenizer))
+    lm = solm.attach(tiny_model("llama", torch.float32), tokenizer=with_template(byte_tokenizer, template))
     if policy:
         values = network(layer=1)
         config = PolicyConfig(

@@ -87,6 +87,10 @@ def test_the_limits_are_stated(address):
         f"{FIXED_LIMITS['n']}, {FIXED_LIMITS['prompts']}", f"{FIXED_LIMITS['messages']:,}",
         f"{FIXED_LIMITS['stop_strings']} of {FIXED_LIMITS['stop_characters']} characters",
         f"| {FIXED_LIMITS['logprobs']} |", f"| {FIXED_LIMITS['logit_biases']} |", "1 hour",
+        f"| {FIXED_LIMITS['tools']}, {FIXED_LIMITS['tool_calls']} |",
+        f"{FIXED_LIMITS['grammar_characters']:,} characters, compiled within {FIXED_LIMITS['grammar_seconds']:g} s",
+        f"{FIXED_LIMITS['schema_depth']} levels, {FIXED_LIMITS['schema_values']:,} values",
+        f"| {FIXED_LIMITS['choices']:,} |",
     ):  # fmt: skip
         assert words in page, words
 

@@ -36,7 +36,7 @@ WRONG = {
     "bias": ({"logit_bias": {"259": 1}}, "logit_bias"),
     "bias value": ({"logit_bias": {"5": 101}}, "logit_bias"),
     "bias key": ({"logit_bias": {"x": 1}}, None),
-    "role": ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role"),
+    "role": ({"messages": [{"role": "function", "content": "a"}]}, "messages.0.role"),
     "no messages": ({"messages": []}, "messages"),
     "image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
     "stream options": ({"stream_options": {"include_usage": True}}, "stream_options"),

@@ -5,6 +5,7 @@ import json
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 from helpers.serving import CHAT, LONG, ask, gauges, slow_steps, until
 
@@ -40,6 +41,27 @@ def test_a_conversation_goes_on_with_what_was_said(client):
         {"role": "user", "content": "And then?"},
     ]  # fmt: skip
     assert second.output_text == ask(client, messages=messages, temperature=0, max_tokens=6).choices[0].message.content
+
+
+class Verdict(BaseModel):
+    """Finite, so that even a random model comes to its end."""
+
+    right: bool
+
+
+def test_a_class_of_pydantic_is_what_comes_back(client, address):
+    pytest.importorskip("llguidance")
+    for temperature in (0, 1.5):
+        asked = SAME | {"temperature": temperature}
+        response = client.responses.parse(input=LONG, text_format=Verdict, max_output_tokens=40, **asked)
+        assert isinstance(response.output_parsed, Verdict)
+    for form, param in (
+        ({"type": "json_schema", "name": "a"}, "text.format"),
+        ({"type": "json_schema", "name": "a", "schema": {"type": "magic"}}, "text.format.schema"),
+    ):
+        body = {"model": "tiny", "input": "a", "text": {"format": form}}
+        answer = httpx.post(f"{address}/v1/responses", json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
 
 
 def test_a_stream_has_the_events_of_openais_api(client):

@@ -114,6 +114,7 @@ def test_serve_imports_neither(places):
         body = {
             "model": places["model"], "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 8,
             "temperature": 0.7, "logprobs": True, "top_logprobs": 3, "efficiency": {"budget": 0.9},
+            "structured_outputs": {"regex": "[a-z]{20}"},
         }  # fmt: skip
         asked = Request(
             f"{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -52,8 +53,8 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-@lru_cache(maxsize=8)
-def _compiled(template: str) -> Any:
+@cache
+def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -62,23 +63,35 @@ def _compiled(template: str) -> Any:
         "raise_exception": _refuse, "strftime_now": _now, "namespace": _SafeNamespace,
         "dict": lambda *given, **named: dict(*given, **named),
     }  # fmt: skip
-    return environment.from_string(template)
+    return environment
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+    return _environment().from_string(template)
+
+
+def names_tools(template: str) -> bool:
+    """Whether a template does anything with tools."""
+    return "tools" in find_undeclared_variables(_environment().parse(template))
 
 
 def render(
     template: str,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     special_tokens: Mapping[str, str],
     add_generation_prompt: bool,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """The text of a conversation.
 
-    messages: with texts alone as values. special_tokens: by transformers' names, such as ``bos_token``. Raises
-    Jinja's errors where the template is no template or refuses the messages.
+    messages: with texts alone as values, but for ``tool_calls``, lists. special_tokens: by transformers' names, such
+    as ``bos_token``. tools: functions that the model may call, in OpenAI's form. Raises Jinja's errors where the
+    template is no template or refuses the messages.
     """
     content = [dict(message) for message in messages]
     return str(
         _compiled(template).render(
-            messages=content, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **special_tokens
+            messages=content, tools=tools, documents=None, add_generation_prompt=add_generation_prompt, **special_tokens
         )
     )

@@ -75,6 +75,11 @@ class Tokenizer:
         return self._full
 
     @property
+    def backend_tokenizer(self) -> "Backend":
+        """That of the tokenizers package."""
+        return self._backend
+
+    @property
     def chat_template(self) -> str | None:
         return self._facts.chat_template
 
@@ -99,9 +104,14 @@ class Tokenizer:
     def apply_chat_template(
         self, conversation: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False, **options: Any
     ) -> Any:
-        """The text of a conversation with ``tokenize=False`` as the only option; anything else is transformers'."""
-        plain = all(type(value) is str for message in conversation for value in message.values())
+        """The text of a conversation with ``tokenize=False``, and ``tools`` where there are any, as the only options;
+        anything else is transformers'."""
+        tools = options.pop("tools", None)
+        plain = all(
+            type(value) is str or name == "tool_calls" for message in conversation for name, value in message.items()
+        )
         if self.chat_template is None or not plain or options != {"tokenize": False}:
+            options |= {} if tools is None else {"tools": tools}
             return self.full.apply_chat_template(
                 conversation,  # type: ignore[arg-type]
                 add_generation_prompt=add_generation_prompt,
@@ -109,7 +119,7 @@ class Tokenizer:
             )
         from solm.backends.chat_template import render
 
-        return render(self.chat_template, conversation, self._facts.special_tokens, add_generation_prompt)
+        return render(self.chat_template, conversation, self._facts.special_tokens, add_generation_prompt, tools)
 
     def __call__(self, *given: Any, **options: Any) -> Any:
         """As transformers' tokenizers are called."""

@@ -1,6 +1,7 @@
 """A model on a backend with its policy: sessions, budgets, and what steps cost."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -21,6 +22,7 @@ from solm.policies.artifact import TrainedPolicy
 from solm.policies.identity import BaseIdentity, WeightSample
 from solm.policies.protocol import Policy
 from solm.policies.schedules import Dense, Random, Static, static
+from solm.runtime.constraints import Compiler
 from solm.runtime.offer import Offer
 
 if TYPE_CHECKING:
@@ -106,6 +108,16 @@ class ControlledModel:
             return dict(self._generation)
         own = self._model.generation_config.to_dict()
         return {name: value for name, value in own.items() if value is not None}
+
+    @cached_property
+    def compiler(self) -> Compiler:
+        """What makes grammars into constraints for this model's tokens. Raises `SolmError` where nothing can."""
+        if self.tokenizer is None:
+            raise SolmError("a grammar needs a tokenizer; pass one to attach")
+        ends = self.generation_options.get("eos_token_id")
+        return Compiler(
+            self.tokenizer, self.shapes.vocabulary, ends if isinstance(ends, list) else [] if ends is None else [ends]
+        )
 
     @property
     def beside_engine(self) -> bool:

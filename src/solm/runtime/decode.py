@@ -38,6 +38,8 @@ class Draft:
     ):
         self.sampler = sampler
         self.tokens: list[Token] = []
+        self.possible: Array = np.zeros(0, np.float32)
+        """The logits [V] that the last token was chosen by: the model's, but for what a grammar forbids."""
         self.text = TextStream(lm.tokenizer, skip_special_tokens)
         self._lm, self._prompt, self._policy, self._overhead = lm, prompt, policy, lm.overhead(policy)
         self._first: StepTaken = (policy.space.actions[-1], [1.0] * 3, [False] * 3)
@@ -54,7 +56,8 @@ class Draft:
     def add(self, logits: Array, step: StepTaken | None = None) -> Token:
         """Choose the next token from logits [V]. step: the one that gave them, None: the prefill."""
         action, realised, controllable = step or self._first
-        chosen = self.sampler.choose(logits)
+        self.possible = self.sampler.possible(logits)
+        chosen = self.sampler.choose(self.possible)
         cost = self._lm.step_cost(realised, self._prompt + len(self.tokens), self._overhead)
         shares, could = dict(zip(AXES, realised, strict=True)), dict(zip(AXES, controllable, strict=True))
         self.tokens.append(Token(chosen, self.text.push(chosen), action.tag, shares, cost, could))

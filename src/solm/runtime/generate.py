@@ -9,6 +9,7 @@ from solm.core.budget import Budget, BudgetLike, BudgetRequest
 from solm.core.errors import BudgetError, ContextLengthError, SolmError
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.decode import Draft, Row, decode
+from solm.runtime.grammars import Grammar
 from solm.runtime.reply import Reply as Reply
 from solm.runtime.reply import Token as Token
 from solm.runtime.sampling import Sampler
@@ -82,6 +83,7 @@ def stream(
     max_length: int | None = None,
     stop_strings: str | list[str] | None = None,
     session: Session | None = None,
+    grammar: Grammar | None = None,
     **sampling: Any,
 ) -> Iterator[Token]:
     """Generate token by token from ids [1, C].
@@ -102,10 +104,11 @@ def stream(
     Raises:
         BudgetError: a budget that cannot be read or met.
         ContextLengthError: prompt and new tokens exceed the model's context.
+        GrammarError: a grammar that is malformed, or that takes too much.
         SolmError: an option that is unknown or not supported, or an impossible length.
     """
     decides = chosen_policy(lm, policy, budget)
-    row = _row(lm, ids, budget, decides, max_new_tokens, seed, max_length, stop_strings, session, **sampling)
+    row = _row(lm, ids, budget, decides, max_new_tokens, seed, max_length, stop_strings, session, grammar, **sampling)
     for _, token in decode(lm, [row], 1):
         yield token
 
@@ -120,6 +123,7 @@ def _row(
     max_length: int | None = None,
     stop_strings: str | list[str] | None = None,
     session: Session | None = None,
+    grammar: Grammar | None = None,
     **sampling: Any,
 ) -> Row:
     """What `stream` is asked for, checked."""
@@ -132,7 +136,8 @@ def _row(
         raise SolmError(f"stop_strings must be texts that are not empty, got {stop_strings!r}")
     check_length(prompt, longest, lm.context)
     target = lm.budget(budget, prompt + longest // 2, policy)
-    sampler = Sampler.of(lm, ids, seed, sampling)
+    constraint = None if grammar is None else lm.compiler.compile(grammar)
+    sampler = Sampler.of(lm, ids, seed, sampling, constraint)
     return Row(ids, policy, target, longest, Draft(lm, sampler, prompt, policy), _End(longest, stops), session)
 
 
@@ -146,7 +151,7 @@ class _End:
         last = draft.tokens[-1]
         self._said += last.text if self._stops else ""
         return (
-            last.id in draft.sampler.stops
+            draft.sampler.ended(last.id)
             or len(draft.tokens) == self._longest
             or any(stop in self._said for stop in self._stops)
         )

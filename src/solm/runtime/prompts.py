@@ -69,11 +69,12 @@ def encode(tokenizer: Any, prompt: str | list[Message], system: str | None = Non
     return _row(chat_tokens(tokenizer, messages))
 
 
-def chat_tokens(tokenizer: Any, messages: list[Message]) -> list[int]:
-    """The tokens of a conversation, checked already, with the beginning of a reply. Raises `DataError` where the chat
-    template refuses the messages."""
+def chat_tokens(tokenizer: Any, messages: list[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    """The tokens of a conversation, checked already, with the beginning of a reply. tools: functions that the model may
+    call, in OpenAI's form. Raises `DataError` where the chat template refuses the messages."""
+    told = {"tools": tools} if tools else {}
     try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **told)
     except Exception as error:  # templates are programs, and refuse in many ways
         raise DataError(f"the model's chat template refuses these messages: {error}") from error
     return list(tokenizer.encode(text, add_special_tokens=False))

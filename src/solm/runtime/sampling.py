@@ -9,6 +9,7 @@ import numpy as np
 
 from solm.core.arrays import Array, as_numpy
 from solm.core.errors import SolmError
+from solm.runtime.constraints import Constraint
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.scoring import REPLY_PENALTIES, Penalised, Scoring, changes
 
@@ -67,7 +68,9 @@ class Plain:
         ids, weights = self._possible(self._tempered(logits))
         total = np.cumsum(weights, dtype=np.float64)
         found = int(np.searchsorted(total, place * total[-1], side="right"))
-        return int(ids[min(found, len(ids) - 1)])
+        if found == len(ids):  # by rounding: the last that has a weight
+            found = int(np.searchsorted(total, total[-1]))
+        return int(ids[found])
 
     def _tempered(self, logits: Array) -> np.ndarray:
         """A copy of logits [V] over the temperature, float32."""
@@ -113,12 +116,20 @@ class Sampler:
     """What follows the tokens of one row, drawn with a generator of its own.
 
     scoring: what tokens are chosen by; None: logits. draws: whether tokens are drawn; else the largest score counts.
-    stops: tokens after which a reply ends.
+    stops: tokens after which a reply ends. constraint: a grammar, by which logits are masked before anything else.
     """
 
-    def __init__(self, seed: int, scoring: Scoring | None, draws: bool, stops: frozenset[int] = frozenset()):
+    def __init__(
+        self,
+        seed: int,
+        scoring: Scoring | None,
+        draws: bool,
+        stops: frozenset[int] = frozenset(),
+        constraint: Constraint | None = None,
+    ):
         self._seed, self._scoring, self.draws, self.stops = seed, scoring, draws, stops
-        self.takes_largest = not draws and scoring is None
+        self.constraint = constraint
+        self.takes_largest = not draws and scoring is None and constraint is None
         """Whether the largest logit is all that counts."""
 
     @cached_property
@@ -138,7 +149,14 @@ class Sampler:
         return torch.Generator().manual_seed(self._seed)
 
     @classmethod
-    def of(cls, lm: ControlledModel, ids: Array, seed: int, options: dict[str, Any]) -> "Sampler":
+    def of(
+        cls,
+        lm: ControlledModel,
+        ids: Array,
+        seed: int,
+        options: dict[str, Any],
+        constraint: Constraint | None = None,
+    ) -> "Sampler":
         """The sampler after ids [1, C] that transformers' generation options make.
 
         options: those in `SUPPORTED`; greedy unless one of temperature, top_p, top_k and min_p, or do_sample, is given.
@@ -167,11 +185,25 @@ class Sampler:
             processors, draws, ends = prepared(rest, ids, lm.loaded)
             rule = Processed(ids, processors, lm.beside_engine) if processors else None
         stops = frozenset(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])
-        return cls(seed, Penalised(ids, rule, **change) if change else rule, draws, stops)
+        return cls(seed, Penalised(ids, rule, **change) if change else rule, draws, stops, constraint)
+
+    def ended(self, token: int) -> bool:
+        """Whether a reply ends with `token`, which was chosen last: by itself, or because the grammar is complete."""
+        return token in self.stops or (self.constraint is not None and self.constraint.complete)
+
+    def possible(self, logits: Array) -> Array:
+        """Logits [V], in which tokens that the grammar forbids have minus infinity."""
+        return logits if self.constraint is None else self.constraint.masked(logits)
 
     def choose(self, logits: Array) -> int:
-        """The next token, from logits [V]; it counts as said from here on."""
-        if self.takes_largest:
+        """The next token, from logits [V] of `possible`; it counts as said from here on."""
+        chosen = self._chosen(logits)
+        if self.constraint is not None and chosen not in self.stops:
+            self.constraint.said(chosen)
+        return chosen
+
+    def _chosen(self, logits: Array) -> int:
+        if self._scoring is None and not self.draws:
             return int(as_numpy(logits).argmax())
         if self.draws and isinstance(self._scoring, Plain):
             return self._scoring.draw(logits, self._random.random())

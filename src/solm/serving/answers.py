@@ -1,7 +1,7 @@
 """Responses of the API, in the types of the `openai` package."""
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -11,6 +11,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
 from solm.runtime.terms import mean_terms
+from solm.serving.calls import CallPart, CallReader
 from solm.serving.rows import Ended, Piece, Said
 
 
@@ -31,7 +32,7 @@ class Answers:
     """Builds the response objects of one request.
 
     chat: a chat completion, else a plain one. logprobs: with log-probabilities. trace: with every token's action and
-    cost. each: choices per prompt.
+    cost. each: choices per prompt. tools: names of those that replies may call.
     """
 
     def __init__(
@@ -43,12 +44,16 @@ class Answers:
         logprobs: bool,
         trace: bool,
         each: int,
+        tools: frozenset[str] = frozenset(),
     ):
         self.identity, self.model, self.tokenizer = identity, model, tokenizer
         self.chat, self.logprobs, self.trace, self.each = chat, logprobs, trace, each
         self.created = int(time.time())
         self._told: Counter[int] = Counter()
         """Characters of every choice's tokens so far, for `text_offset`."""
+        self._readers: defaultdict[int, CallReader] = defaultdict(lambda: CallReader(tools))
+        """By choice, of replies that may call tools."""
+        self.tools = tools
 
     def whole(self, choices: list[Choice], echo: list[str]) -> BaseModel:
         """The response of a request that is not streamed. echo: the text to put before every choice."""
@@ -58,6 +63,9 @@ class Answers:
             body: dict[str, Any] = {"index": index, "finish_reason": choice.ended.reason, "logprobs": None}
             if self.chat:
                 body["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
+                if self.tools:
+                    body["message"] |= self._called(index, choice.text)
+                    body["finish_reason"] = self._reason(index, choice.ended)
             else:
                 body["text"] = before + choice.text
             if self.logprobs:
@@ -73,7 +81,7 @@ class Answers:
         """One event of a stream."""
         body: dict[str, Any] = {"index": index, "finish_reason": None, "logprobs": None}
         if self.chat:
-            body["delta"] = {"content": piece.text} | ({"role": "assistant"} if first else {})
+            body["delta"] = self._delta(index, piece.text) | ({"role": "assistant"} if first else {})
         else:
             body["text"] = before + piece.text
         if self.logprobs:
@@ -84,8 +92,9 @@ class Answers:
 
     def last(self, index: int, ended: Ended) -> BaseModel:
         """The event with the finish reason of a choice."""
-        body: dict[str, Any] = {"index": index, "finish_reason": ended.reason, "logprobs": None}
-        body["delta" if self.chat else "text"] = {} if self.chat else ""
+        left = self._delta(index, None) if self.tools else {}
+        body: dict[str, Any] = {"index": index, "finish_reason": self._reason(index, ended), "logprobs": None}
+        body["delta" if self.chat else "text"] = left if self.chat else ""
         return self._event([body])
 
     def spent(self, choices: list[Choice]) -> BaseModel:
@@ -111,6 +120,37 @@ class Answers:
                 },
             }
         )  # fmt: skip
+
+    def _reason(self, index: int, ended: Ended) -> str:
+        called = ended.reason == "stop" and index in self._readers and self._readers[index].calls
+        return "tool_calls" if called else ended.reason
+
+    def _delta(self, index: int, text: str | None) -> dict[str, Any]:
+        """What a piece of text adds to a choice, None: what its end does."""
+        if not self.tools:
+            return {"content": text}
+        reader = self._readers[index]
+        parts = reader.finish() if text is None else reader.push(text)
+        content = "".join(part for part in parts if isinstance(part, str))
+        calls = [part.body() for part in parts if isinstance(part, CallPart)]
+        return ({"content": content} if content else {}) | ({"tool_calls": calls} if calls else {})
+
+    def _called(self, index: int, text: str) -> dict[str, Any]:
+        """Content and calls of a complete reply."""
+        reader, content, calls = self._readers[index], "", list[dict[str, Any]]()
+        for part in [*reader.push(text), *reader.finish()]:
+            if isinstance(part, str):
+                content += part
+            elif part.identity is not None:
+                calls.append(
+                    {
+                        "id": part.identity, "type": "function",
+                        "function": {"name": part.name, "arguments": part.arguments},
+                    }
+                )  # fmt: skip
+            else:
+                calls[part.index]["function"]["arguments"] += part.arguments
+        return {"content": content or None, "tool_calls": calls} if calls else {"content": content}
 
     def _event(self, choices: list[dict[str, Any]], used: CompletionUsage | None = None) -> BaseModel:
         if not self.chat:

@@ -134,7 +134,13 @@ async def _complete(
     loop = asyncio.get_running_loop()
     identity = f"{_PREFIXES[type(asked)]}{request.state.identity}"
     body = asked.as_chat() if isinstance(asked, ResponsesRequest) else asked
-    exchange = await run_in_threadpool(service.open, body, identity, loop, request.state.key)
+    try:
+        exchange = await run_in_threadpool(service.open, body, identity, loop, request.state.key)
+    except ApiError as error:
+        if body is not asked and error.param is not None:  # by the name that the client gave it
+            error.param = error.param.replace("response_format.json_schema", "text.format", 1)
+            error.param = error.param.replace("response_format", "text.format", 1)
+        raise
     writer = ResponseWriter(asked, exchange) if isinstance(asked, ResponsesRequest) else None
     if writer is not None and asked.stream:
         return StreamingResponse(_response_events(service, request, writer), media_type="text/event-stream")

@@ -14,7 +14,7 @@ from solm.serving.rows import Failed
 from solm.serving.scheduler import BusyError
 
 _SHOWN = 80  # characters of a bad value in a message
-_FIELDS = {name for kind in (*BODIES, *PARTS) for name in kind.model_fields}
+_FIELDS = {field.alias or name for kind in (*BODIES, *PARTS) for name, field in kind.model_fields.items()}
 
 
 class ApiError(Exception):
@@ -71,7 +71,7 @@ def from_ours(error: SolmError) -> ApiError:
 def from_row(failed: Failed) -> ApiError:
     """A reply that could not be completed."""
     status = {"timeout": 504, "shutting_down": 503, "invalid_request_error": 400}.get(failed.kind, 500)
-    return ApiError(status, failed.message, code=failed.kind)
+    return ApiError(status, failed.message, failed.param, failed.kind)
 
 
 def handle_errors(app: FastAPI) -> None:

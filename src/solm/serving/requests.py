@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from solm.serving.settings import (
@@ -17,6 +17,19 @@ from solm.serving.settings import (
     MAX_STOPS,
     Priority,
 )
+from solm.serving.structure import (
+    STRUCTURE_PARTS,
+    Identity,
+    JsonObject,
+    JsonSchema,
+    Name,
+    ResponseFormat,
+    StructuredOutputs,
+    ToolCalls,
+    ToolChoice,
+    Tools,
+)
+from solm.serving.structure import Strict as _Strict
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -51,11 +64,6 @@ def _only(*accepted: Any, because: str) -> BeforeValidator:
 Store = Annotated[Literal[False] | None, _only(None, False, because="nothing is ever stored")]
 Background = Annotated[Literal[False] | None, _only(None, False, because="replies are given at once or streamed")]
 Previous = Annotated[None, _only(None, because="nothing is ever stored: send the whole conversation as input")]
-
-
-class _Strict(BaseModel):
-    # Strict: "5" and true are not accepted as numbers.
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class AxisBudget(_Strict):
@@ -121,6 +129,8 @@ class _Request(_Sampled):
     max_tokens: int | None = Field(None, ge=0, le=1 << 20)
     n: Annotated[Choices, _or(1, Choices)] = 1
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -137,13 +147,12 @@ class TextPart(_Strict):
 class Message(_Strict):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
-
-    def plain(self) -> dict[str, str]:
-        """Role and text, as chat templates expect them."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    name: Identity | None = None
+    tool_calls: ToolCalls | None = None
+    tool_call_id: Identity | None = None
+    refusal: None = Field(None, description="Accepted for compatibility: replies have it, and come back.")
 
 
 class ChatRequest(_Request):
@@ -153,6 +162,9 @@ class ChatRequest(_Request):
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
     logprobs: Annotated[bool, _or(False, bool)] = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = Field(None, description="auto by default.")
+    parallel_tool_calls: bool | None = Field(None, description="Whether a reply may call several tools; true.")
 
 
 # fail_fast: a megabyte of wrong list items gives one error and not a megabyte of them.
@@ -207,16 +219,29 @@ class InputItem(_Strict):
         return Message(role=self.role, content=text)
 
 
-class PlainFormat(_Strict):
-    """How the text of a response looks; only plain."""
+class TextFormat(_Strict):
+    """What a response has to be: `response_format` of a chat, without its nesting."""
 
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    name: Name | None = None
+    description: str | None = None
+    schema_: JsonObject | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+    def as_chat(self) -> ResponseFormat:
+        """The same as a chat has it."""
+        schema = None
+        if self.schema_ is not None:
+            schema = JsonSchema(
+                name=self.name or "schema", description=self.description, schema=self.schema_, strict=self.strict
+            )
+        return ResponseFormat(type=self.type, json_schema=schema)
 
 
 class ResponseText(_Strict):
     """Only `format`."""
 
-    format: PlainFormat | None = None
+    format: TextFormat | None = None
 
 
 class ResponseStreamOptions(_Strict):
@@ -245,12 +270,13 @@ class ResponsesRequest(_Sampled):
         if self.instructions is not None:
             said.insert(0, Message(role="system", content=self.instructions))
         shared = {name: getattr(self, name) for name in _Sampled.model_fields}
-        return ChatRequest(messages=said, max_completion_tokens=self.max_output_tokens, **shared)
+        form = None if self.text is None or self.text.format is None else self.text.format.as_chat()
+        return ChatRequest(messages=said, max_completion_tokens=self.max_output_tokens, response_format=form, **shared)
 
 
 BODIES = (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest)
 PARTS = (
-    Message, TextPart, Efficiency, AxisBudget, StreamOptions, InputItem, InputPart, ResponseText, PlainFormat,
-    ResponseStreamOptions,
+    Message, TextPart, Efficiency, AxisBudget, StreamOptions, InputItem, InputPart, ResponseText, TextFormat,
+    ResponseStreamOptions, *STRUCTURE_PARTS,
 )  # fmt: skip
 """What bodies are and what they hold."""

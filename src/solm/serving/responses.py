@@ -76,13 +76,15 @@ class ResponseWriter:
 
     def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
         asked = self.asked
+        form = None if asked.text is None or asked.text.format is None else asked.text.format
+        shown = {"type": "text"} if form is None else form.model_dump(by_alias=True, exclude_none=True)
         return {
             "id": self.identity, "object": "response", "created_at": self.exchange.answers.created, "status": status,
             "model": self.exchange.answers.model, "output": output, "error": None, "incomplete_details": None,
             "usage": None, "instructions": asked.instructions, "max_output_tokens": asked.max_output_tokens,
             "temperature": asked.temperature, "top_p": asked.top_p, "metadata": asked.metadata or {},
             "user": asked.user, "store": False, "background": False, "previous_response_id": None,
-            "truncation": "disabled", "text": {"format": {"type": "text"}}, "parallel_tool_calls": False,
+            "truncation": "disabled", "text": {"format": shown}, "parallel_tool_calls": False,
             "tool_choice": "none", "tools": [],
         }  # fmt: skip
 

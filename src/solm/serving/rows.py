@@ -10,6 +10,7 @@ from solm.backends.session import Session
 from solm.core.actions import FULL_BITS
 from solm.core.arrays import Array, as_numpy
 from solm.core.budget import Budget
+from solm.runtime.constraints import Constraint
 from solm.runtime.decode import Draft, StepTaken
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.reply import Compute, Token
@@ -54,6 +55,7 @@ class Failed:
 
     message: str
     kind: str = "server_error"
+    param: str | None = None
 
 
 Event = Piece | Ended | Failed
@@ -78,6 +80,8 @@ class Job:
     echo: bool = False
     deadline: float | None = None
     """Seconds on the scheduler's clock by which the reply should be complete."""
+    constraint: Constraint | None = None
+    """A grammar at its beginning, which the reply has to match."""
     expires: float = float("inf")
     arrived: float = 0.0
     cancelled: bool = False
@@ -88,7 +92,8 @@ class Row:
 
     def __init__(self, lm: LanguageModel, job: Job):
         self.job, self._lm = job, lm
-        sampler = Sampler.of(lm, job.ids[None], job.seed, job.sampling)
+        constraint = None if job.constraint is None else job.constraint.copy()
+        sampler = Sampler.of(lm, job.ids[None], job.seed, job.sampling, constraint)
         self.draft = Draft(lm, sampler, len(job.ids), job.order.policy, skip_special_tokens=True)
         self.cached = 0
         self.finished: str | None = None
@@ -147,11 +152,11 @@ class Row:
                     self._allowed[axis] += self.target[axis]
                     self._counted[axis] += 1
         token = self.draft.add(logits, step)
-        new, ended = token.text, token.id in self.draft.sampler.stops
+        new, ended = token.text, self.draft.sampler.ended(token.id)
         if ended or self.left == 0:
             self.finished = "stop" if ended else "length"
             new += self.draft.text.flush()
-        self._tell(new, self._said(token.id, logits, token))
+        self._tell(new, self._said(token.id, self.draft.possible, token))
 
     def _said(self, token: int, logits: Array, spent: Token | None) -> Said:
         if self.job.logprobs is None:
@@ -162,6 +167,7 @@ class Row:
         count = min(self.job.logprobs, len(known))
         best = np.argpartition(-known, count - 1)[:count] if count else np.zeros(0, dtype=np.int64)
         best = best[np.argsort(-known[best], kind="stable")]
+        best = best[known[best] > -np.inf]  # what a grammar forbids is not told
         likely = tuple(zip(best.tolist(), known[best].tolist(), strict=True))
         return Said(token, float(known[token]), likely, spent)
 
@@ -174,7 +180,7 @@ class Row:
         elif self.finished:
             self._pending = ""
         else:
-            held = max((_overlap(text, stop) for stop in self.job.stops), default=0)
+            held = max((overlap(text, stop) for stop in self.job.stops), default=0)
             text, self._pending = text[: len(text) - held], text[len(text) - held :]
         self.job.emit(Piece(text, (said,)))
 
@@ -203,6 +209,6 @@ class Row:
         return asked_terms(self._lm.offer(order.policy), budget, context, told)
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest suffix of `text` that is a prefix of `stop`."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)

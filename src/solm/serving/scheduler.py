@@ -293,7 +293,7 @@ class Scheduler:
     def _broken(self, job: Job, error: Exception) -> None:
         """End a job with an error: the user's where it is a `SolmError`, else the server's."""
         if isinstance(error, SolmError):
-            self._fail(job, Failed(str(error), "invalid_request_error"))
+            self._fail(job, Failed(str(error), "invalid_request_error", getattr(error, "field", None)))
             return
         _LOG.error("a row failed: %s", type(error).__name__, exc_info=error)
         self._fail(job, Failed("this reply failed inside the server; others go on"))

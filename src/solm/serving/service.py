@@ -14,9 +14,12 @@ import numpy as np
 
 from solm.core.actions import ActionSpace
 from solm.core.errors import ContextLengthError, SolmError
+from solm.runtime.constraints import Constraint
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prompts import chat_tokens
 from solm.serving.answers import Answers, Choice
+from solm.serving.constraints import Constraints, offered
+from solm.serving.conversation import check_tools, described, told
 from solm.serving.dial import Dial, Order
 from solm.serving.failures import ApiError, from_row
 from solm.serving.keys import KeyRing
@@ -25,6 +28,7 @@ from solm.serving.requests import ChatRequest, CompletionRequest, Message, Promp
 from solm.serving.rows import Event, Failed, Job, Piece
 from solm.serving.scheduler import Scheduler
 from solm.serving.settings import ServeSettings
+from solm.serving.structure import Tool
 from solm.serving.vllm_names import VllmNames
 
 _COMPLETION_TOKENS = 16
@@ -82,7 +86,7 @@ class Service:
         self.metrics.registry.register(VllmNames(self.metrics, name, self._most_pages))
         self.dial = Dial(lm, space, settings.slo_floor, settings.slo_tpot_ms is not None, settings.priority_floors)
         self.scheduler = Scheduler(lm, settings, self.metrics, thread)
-        self.ready = False
+        self.constraints, self.ready = Constraints(lm), False
         self._tokenizer, self._lock = copy.deepcopy(lm.tokenizer), threading.Lock()
 
     def _most_pages(self, page_bytes: float) -> float:
@@ -107,6 +111,7 @@ class Service:
             self.scheduler.submit([Job(ids, 4, Order(name, policy, budget, budget), emit)])
             while isinstance(await done.get(), Piece):
                 pass
+        await loop.run_in_executor(None, self.constraints.prepare)
         # What is there by now stays: a full collection would walk through all of it, a quarter of a second in mid-step.
         gc.collect()
         gc.freeze()
@@ -127,14 +132,16 @@ class Service:
         if name not in self._names:
             raise ApiError(404, f"model {name!r} is not served here; use {self.name!r}", "model", "not_found")
 
-    def tokens(self, prompt: str | list[Message]) -> list[int]:
-        """Token ids of a text, or of messages through the chat template."""
+    def tokens(self, prompt: str | list[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        """Token ids of a text, or of messages through the chat template, which tells the model of `tools`."""
         with self._lock:
             if isinstance(prompt, str):
                 return list(self._tokenizer.encode(prompt))
             if not self._tokenizer.chat_template:
                 raise SolmError("this model has no chat template; use /v1/completions")
-            return chat_tokens(self._tokenizer, [message.plain() for message in prompt])
+            if tools:
+                check_tools(self._tokenizer.chat_template)
+            return chat_tokens(self._tokenizer, told(prompt), described(tools))
 
     def open(
         self,
@@ -148,12 +155,14 @@ class Service:
         Raises `SolmError` and `ApiError` for a request that cannot be carried out.
         """
         self.check_name(request.model)
+        tools: Sequence[Tool] = ()
         if request.stream_options is not None and not request.stream:
             raise ApiError(400, "stream_options need stream to be true", "stream_options")
         if isinstance(request, ChatRequest):
             if request.max_tokens is not None and request.max_completion_tokens is not None:
                 raise ApiError(400, "give either max_tokens or max_completion_tokens", "max_completion_tokens")
-            prompts, echo, logprobs = [self.tokens(request.messages)], False, None
+            tools = offered(request)
+            prompts, echo, logprobs = [self.tokens(request.messages, tools)], False, None
             wanted = request.max_completion_tokens or request.max_tokens
             if request.top_logprobs is not None and not request.logprobs:
                 raise ApiError(400, "top_logprobs need logprobs to be true", "top_logprobs")
@@ -169,6 +178,7 @@ class Service:
         rows, most = len(prompts) * request.n, self.settings.max_rows + self.settings.max_waiting
         if rows > most:
             raise ApiError(400, f"{rows} replies in one request; this server holds at most {most} in all", "n")
+        constraint = self.constraints.of(request, tools)
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         jobs: list[Job] = []
         for ids in prompts:
@@ -180,11 +190,11 @@ class Service:
                 def emit(event: Event, index: int = index) -> None:
                     loop.call_soon_threadsafe(events.put_nowait, (index, event))
 
-                jobs.append(self._job(request, ids, longest, order, emit, index, logprobs, echo))
+                jobs.append(self._job(request, ids, longest, order, emit, index, logprobs, echo, constraint))
         trace = request.efficiency is not None and request.efficiency.trace
         answers = Answers(
             identity, self.name, self._tokenizer, isinstance(request, ChatRequest), logprobs is not None, trace,
-            request.n,
+            request.n, frozenset(tool.function.name for tool in tools),
         )  # fmt: skip
         before = [str(self._tokenizer.decode(ids)) if echo else "" for ids in prompts for _ in range(request.n)]
         self.scheduler.submit(jobs)
@@ -234,6 +244,7 @@ class Service:
         index: int,
         logprobs: int | None,
         echo: bool,
+        constraint: Constraint | None,
     ) -> Job:
         vocabulary = self.lm.shapes.vocabulary
         sampling: dict[str, Any] = {"do_sample": False}
@@ -255,5 +266,5 @@ class Service:
         deadline = None if asked is None else self.scheduler.clock() + asked / 1000
         return Job(
             np.array(ids, dtype=np.int64), longest, order, emit, (seed + index) % (1 << 63), sampling, request.stops,
-            logprobs, echo and logprobs is not None, deadline,
+            logprobs, echo and logprobs is not None, deadline, constraint,
         )  # fmt: skip

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from solm.runtime.grammars import MAX_ALTERNATIVES, MAX_CHARACTERS, MAX_DEPTH, MAX_VALUES
+
 Priority = Literal["low", "normal", "high"]
 PRIORITIES: tuple[Priority, ...] = ("low", "normal", "high")
 """Classes of requests by rank: later ones get a free place first, and keep their budgets longest under load."""
@@ -55,9 +57,16 @@ MAX_LOGPROBS = 20
 MAX_BIASES = 300
 MAX_METADATA = 16
 MAX_DEADLINE_MS = 3_600_000
+MAX_TOOLS = 128
+MAX_TOOL_CALLS = 16
+"""Of a reply that is told to call tools, and of a message."""
+COMPILE_SECONDS = 5.0
+"""Until a grammar is compiled, waiting for those before it included."""
 FIXED_LIMITS = {
     "body_bytes": MAX_BODY, "body_seconds": BODY_SECONDS, "n": MAX_CHOICES, "prompts": MAX_PROMPTS,
     "messages": MAX_MESSAGES, "stop_strings": MAX_STOPS, "stop_characters": MAX_STOP_LENGTH, "logprobs": MAX_LOGPROBS,
-    "logit_biases": MAX_BIASES, "metadata": MAX_METADATA, "deadline_ms": MAX_DEADLINE_MS,
+    "logit_biases": MAX_BIASES, "metadata": MAX_METADATA, "deadline_ms": MAX_DEADLINE_MS, "tools": MAX_TOOLS,
+    "tool_calls": MAX_TOOL_CALLS, "grammar_characters": MAX_CHARACTERS, "grammar_seconds": COMPILE_SECONDS,
+    "schema_depth": MAX_DEPTH, "schema_values": MAX_VALUES, "choices": MAX_ALTERNATIVES,
 }  # fmt: skip
 """What `/health` says beside the settings."""

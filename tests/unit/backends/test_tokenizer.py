@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter, TokenType
 
-from solm.backends.chat_template import render
+from helpers.serving import TOOL_TEMPLATE
+from solm.backends.chat_template import names_tools, render
 from solm.backends.gguf_header import read_header
 from solm.backends.gguf_tokenizer import byte_level_tokenizer
 from solm.backends.names import gguf_of
-from solm.backends.tokenizer import Tokenizer, model_tokenizer, transformers_tokenizer
+from solm.backends.tokenizer import Tokenizer, _Facts, model_tokenizer, transformers_tokenizer
 from solm.core.errors import SolmError
 
 TEXTS = [
@@ -125,6 +126,25 @@ def test_templates_give_what_transformers_makes_of_them(byte_tokenizer, name, pr
     )
     special = {name: token for name, token in byte_tokenizer.special_tokens_map.items() if isinstance(token, str)}
     assert render(TEMPLATES[name], TALK, special, prompted) == theirs
+
+
+def test_tools_are_told_as_transformers_tells_them(byte_tokenizer):
+    tokenizer = Tokenizer(byte_tokenizer.backend_tokenizer, _Facts(TOOL_TEMPLATE, {}, []))
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"b": "é<"}}}
+    talk = [*TALK, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    for told in ({"tools": tools}, {}):
+        theirs = byte_tokenizer.apply_chat_template(
+            talk, chat_template=TOOL_TEMPLATE, tokenize=False, add_generation_prompt=True, **told
+        )
+        assert tokenizer.apply_chat_template(talk, True, tokenize=False, **told) == theirs
+        assert ("<tools>" in theirs) is bool(told)
+    assert tokenizer._full is None
+    assert [names_tools(template) for template in (TOOL_TEMPLATE, "{{ messages }}", "{{ x.tools }}")] == [
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(

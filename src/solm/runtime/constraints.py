@@ -1,0 +1,96 @@
+"""Grammars in force: which tokens may come next, by llguidance, which imports neither torch nor transformers."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from solm.core.arrays import Array, as_numpy
+from solm.core.errors import SolmError
+from solm.runtime.grammars import Grammar, GrammarError
+
+_LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 100_000, "max_grammar_size": 50_000, "max_items_in_row": 2_000, "max_lexer_states": 50_000,
+    "step_lexer_fuel": 20_000, "step_max_items": 10_000, "verbose_errors": False,
+}  # fmt: skip
+"""llguidance's bounds on what compiling a grammar and a step may take; its own are 5 to 10 times as high."""
+
+
+class Constraint:
+    """A grammar and how far one reply has come in it. field: that of a request, which asks for it."""
+
+    def __init__(self, matcher: Any, vocabulary: int, field: str | None = None):
+        self._matcher, self._vocabulary, self._field = matcher, vocabulary, field
+
+    def copy(self, field: str | None = None) -> "Constraint":
+        """The same for another reply, which goes on by itself."""
+        return Constraint(self._matcher.deep_copy(), self._vocabulary, field or self._field)
+
+    def masked(self, logits: Array) -> np.ndarray:
+        """Logits [V] as float32 [V], minus infinity for tokens that may not come next.
+
+        Raises `GrammarError` where no token may, or finding out takes more than the library's limits.
+        """
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        if self._matcher.is_error():
+            raise self._stuck()
+        allowed = np.unpackbits(bits, bitorder="little", count=self._vocabulary).view(bool)
+        return np.where(allowed, as_numpy(logits), np.float32(-np.inf)).astype(np.float32, copy=False)
+
+    def said(self, token: int) -> None:
+        """`token` was chosen."""
+        if not self._matcher.consume_token(token):
+            raise self._stuck()
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing can follow what was said."""
+        return bool(self._matcher.is_stopped())
+
+    def _stuck(self) -> GrammarError:
+        place = "" if self._field is None else f"{self._field}: "
+        reason = _first_line(self._matcher.get_error())
+        return GrammarError(f"{place}the grammar cannot be followed any further: {reason}", self._field)
+
+
+class Compiler:
+    """Makes grammars into constraints for one model's tokens.
+
+    tokenizer: transformers' fast one or `solm.backends.tokenizer.Tokenizer`. vocabulary: number of logits. ends: tokens
+    that end a reply. Making one takes about a second for 150,000 tokens, in which no other thread of Python runs.
+    Raises `SolmError` where llguidance is not installed, or cannot read the tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any, vocabulary: int, ends: Iterable[int]):
+        try:
+            from llguidance import LLParserLimits, LLTokenizer
+        except ImportError as error:
+            raise SolmError(f"grammars need llguidance: pip install 'solm[serve]' ({error})") from error
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise SolmError("grammars need a tokenizer of the tokenizers package; this model's is another one")
+        listed = list(ends)
+        try:
+            self._tokenizer = LLTokenizer(backend.to_str(), n_vocab=vocabulary, eos_token=listed or None)
+        except ValueError as error:
+            raise SolmError(f"grammars: this model's tokenizer cannot be read ({_first_line(str(error))})") from error
+        self._vocabulary, self._limits = vocabulary, LLParserLimits(**_LIMITS)
+
+    def compile(self, grammar: Grammar) -> Constraint:
+        """A grammar at its beginning. Raises `GrammarError` for one that is malformed, too large, or matches nothing.
+
+        llguidance lets other threads run meanwhile.
+        """
+        from llguidance import LLMatcher
+
+        matcher = LLMatcher(self._tokenizer, grammar.text, log_level=0, limits=self._limits)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # what is made once for all copies
+        if matcher.is_error():
+            raise GrammarError(_first_line(matcher.get_error()))
+        return Constraint(matcher, self._vocabulary)
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[0] if lines else "it matches nothing")[:200]

@@ -1,0 +1,61 @@
+"""Replies under a grammar through the Python API, and rows beside them."""
+
+import re
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llguidance")
+
+import solm
+from helpers.texts import FOX
+from solm.runtime.decode import Draft, Row, decode
+from solm.runtime.sampling import Sampler
+
+
+def test_a_reply_matches_and_ends(tiny_lm):
+    grammar = solm.Grammar.regex("[a-c]{5}")
+    for options in (
+        {},
+        {"temperature": 1.3},
+        {"temperature": 1.0, "top_p": 0.5, "top_k": 3},
+        {"repetition_penalty": 1.5},
+    ):
+        reply = tiny_lm.generate(FOX, grammar=grammar, **options)
+        assert re.fullmatch("[a-c]{5}", reply.text), options
+        assert len(reply.tokens) == 5
+    two = tiny_lm.generate([FOX, "other"], grammar=solm.Grammar.choice(["yes", "no"]), budget="keep=0.8")
+    assert all(reply.text in ("yes", "no") for reply in two)
+    with pytest.raises(solm.SolmError, match="invalid regex"):
+        tiny_lm.generate(FOX, grammar=solm.Grammar.regex("(a"))
+    tiny_lm.tokenizer = None
+    with pytest.raises(solm.SolmError, match="a grammar needs a tokenizer"):
+        tiny_lm.with_policy(None).generate(np.ones((1, 4), np.int64), grammar=grammar)
+
+
+def test_rows_beside_one_under_a_grammar_are_the_same_to_the_last_bit(cpu_lm):
+    """Of the compiled engine: tokens of greedy rows, which it may otherwise choose without computing every logit, and
+    logits of rows that draw."""
+
+    def told(constrained):
+        grammar = cpu_lm.compiler.compile(solm.Grammar.regex("[ab]{40}"))
+        rows, logits = [], []
+        for number in range(6):
+            ids = np.array([cpu_lm.tokenizer.encode(FOX)[number : number + 90]])
+            options = {"temperature": 1.1} if number % 2 else {}
+            constraint = grammar.copy() if constrained and number > 3 else None
+            policy = cpu_lm.policy("policy" if number % 3 else "dense")
+            sampler = Sampler.of(cpu_lm, ids, number, options, constraint)
+            draft = Draft(cpu_lm, sampler, ids.shape[1], policy)
+            budget = cpu_lm.budget("keep=0.7" if number % 3 else None, 100, policy)
+            rows.append(Row(ids, policy, budget, 20, draft, lambda draft: len(draft.tokens) == 20))
+        for number, _ in decode(cpu_lm, rows, 6):
+            if number in (1, 3):
+                logits.append(rows[number].draft.possible.copy())
+        return [[token.id for token in row.draft.tokens] for row in rows[:4]], np.array(logits), rows
+
+    alone, logits, _ = told(False)
+    beside, same, rows = told(True)
+    assert beside == alone
+    assert np.array_equal(logits, same)
+    assert all(re.fullmatch("[ab]{20}", "".join(token.text for token in row.draft.tokens)) for row in rows[4:])
