@@ -11,8 +11,9 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 run: $(INSTALLED)
 	$(BIN)/solm quickstart
 
+# Two tests at a time; those of a file, which share models and engines, one after another.
 test: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m ""
