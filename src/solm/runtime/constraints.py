@@ -74,7 +74,9 @@ class Compiler:
             raise SolmError("grammars need a tokenizer of the tokenizers package; this model's is another one")
         listed = list(ends)
         try:
-            self._tokenizer = LLTokenizer(_plain_additions(backend.to_str()), n_vocab=vocabulary, eos_token=listed or None)
+            self._tokenizer = LLTokenizer(
+                _plain_additions(backend.to_str()), n_vocab=vocabulary, eos_token=listed or None
+            )
         except ValueError as error:
             raise SolmError(f"grammars: this model's tokenizer cannot be read ({_first_line(str(error))})") from error
         self._vocabulary, self._limits = vocabulary, LLParserLimits(**_LIMITS)
