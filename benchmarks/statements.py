@@ -279,8 +279,8 @@ def halves() -> bool:
 
 @says(
     "docs/serving.md",
-    "compiles each of five schemas in less than 3 ms and adds 3 to 5 ms to a step, 15 ms at most; xgrammar compiles in 1 "
-    "to 868 ms and adds 3 to 28 ms, 255 ms at most",
+    "compiles each of five schemas in less than 3 ms and adds 3 to 5 ms to a step, 15 ms at most; xgrammar compiles "
+    "in 1 to 868 ms and adds 3 to 28 ms, 255 ms at most",
 )
 def what_grammars_cost() -> bool:
     def range_of(name: str, library: str, what: str) -> tuple[int, int]:
