@@ -275,3 +275,25 @@ def halves() -> bool:
     dense = [setting for setting in of.nested() if setting["pages"] == setting["mlp"] == 1]
     speeds = [setting["allocated"]["speedup"] for setting in sorted(dense, key=lambda setting: -setting["bits"])]
     return speeds[0] < 1 < speeds[-1] and all(slower < faster for slower, faster in pairwise(speeds))
+
+
+@says(
+    "docs/serving.md",
+    "compiles each of five schemas in less than 3 ms and adds 3 to 5 ms to a step, 15 ms at most; xgrammar compiles "
+    "in 1 to 868 ms and adds 3 to 28 ms, 255 ms at most",
+)
+def what_grammars_cost() -> bool:
+    def range_of(name: str, library: str, what: str) -> tuple[int, int]:
+        found = [case[what] for case in of.read(name)[library]["cases"].values()]
+        assert len(found) == 5
+        return round(min(found)), round(max(found))
+
+    ours, theirs = ("grammars", "llguidance"), ("grammars-xgrammar", "xgrammar")
+    return (
+        range_of(*ours, "compile_ms")[1] < 3
+        and range_of(*ours, "step_ms") == (3, 5)
+        and range_of(*ours, "longest_ms")[1] <= 15
+        and range_of(*theirs, "compile_ms") == (1, 868)
+        and range_of(*theirs, "step_ms") == (3, 28)
+        and range_of(*theirs, "longest_ms")[1] == 255
+    )

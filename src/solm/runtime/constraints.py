@@ -1,5 +1,7 @@
 """Grammars in force: which tokens may come next, by llguidance, which imports neither torch nor transformers."""
 
+import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,6 +11,7 @@ from solm.core.arrays import Array, as_numpy
 from solm.core.errors import SolmError
 from solm.runtime.grammars import Grammar, GrammarError
 
+_PRINTABLE = re.compile(r"[!-~]+")
 _LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 100_000, "max_grammar_size": 50_000, "max_items_in_row": 2_000, "max_lexer_states": 50_000,
     "step_lexer_fuel": 20_000, "step_max_items": 10_000, "verbose_errors": False,
@@ -71,7 +74,9 @@ class Compiler:
             raise SolmError("grammars need a tokenizer of the tokenizers package; this model's is another one")
         listed = list(ends)
         try:
-            self._tokenizer = LLTokenizer(backend.to_str(), n_vocab=vocabulary, eos_token=listed or None)
+            self._tokenizer = LLTokenizer(
+                _plain_additions(backend.to_str()), n_vocab=vocabulary, eos_token=listed or None
+            )
         except ValueError as error:
             raise SolmError(f"grammars: this model's tokenizer cannot be read ({_first_line(str(error))})") from error
         self._vocabulary, self._limits = vocabulary, LLParserLimits(**_LIMITS)
@@ -89,6 +94,21 @@ class Compiler:
         if matcher.is_error():
             raise GrammarError(_first_line(matcher.get_error()))
         return Constraint(matcher, self._vocabulary)
+
+
+def _plain_additions(tokenizer: str) -> str:
+    """A tokenizer's JSON, in which added tokens that are text, such as ``<tool_call>``, are tokens like others.
+
+    llguidance takes those in angle brackets to be special, and then lets no text have them.
+    """
+    known = json.loads(tokenizer)
+    vocabulary, added = known["model"].get("vocab"), known.get("added_tokens") or []
+    if known["model"].get("type") != "BPE" or not isinstance(vocabulary, dict):
+        return tokenizer
+    plain = [token for token in added if not token["special"] and _PRINTABLE.fullmatch(token["content"])]
+    known["added_tokens"] = [token for token in added if token not in plain]
+    vocabulary |= {token["content"]: token["id"] for token in plain}
+    return json.dumps(known)
 
 
 def _first_line(text: str) -> str:

@@ -152,7 +152,9 @@ def _one_or(several: bool) -> str:
 
 def _calls(check: Check, tools: Sequence[Tool], start: str, content: Grammar | None = None) -> Grammar:
     """The grammar of replies that call tools, whose first rule is `start`. content: of replies without calls."""
-    lines = [f"start: {start}", f"call: {quoted(CALL_BEGINS)} named", f"named: {_newline} ({_any(tools)}) {_end}"]
+    # Without forcing, the model may write what must follow in its own tokens, such as the one that begins a call.
+    lines = ['%llguidance {"no_forcing": true}']
+    lines += [f"start: {start}", f"call: {quoted(CALL_BEGINS)} named", f"named: {_newline} ({_any(tools)}) {_end}"]
     if "TEXT" in start:
         lines += ["TEXT: /(.|\\n)*/", f"head[lazy]: TEXT {quoted(CALL_BEGINS)}", "called: head named"]
     if content is not None:
