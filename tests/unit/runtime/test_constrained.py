@@ -21,13 +21,13 @@ def test_a_reply_matches_and_ends(tiny_lm):
         {"temperature": 1.0, "top_p": 0.5, "top_k": 3},
         {"repetition_penalty": 1.5},
     ):
-        reply = tiny_lm.generate(FOX, grammar=grammar, **options)
+        reply = tiny_lm.generate("The fox", grammar=grammar, **options)
         assert re.fullmatch("[a-c]{5}", reply.text), options
         assert len(reply.tokens) == 5
-    two = tiny_lm.generate([FOX, "other"], grammar=solm.Grammar.choice(["yes", "no"]), budget="keep=0.8")
+    two = tiny_lm.generate(["The fox", "other"], grammar=solm.Grammar.choice(["yes", "no"]), budget="keep=0.8")
     assert all(reply.text in ("yes", "no") for reply in two)
     with pytest.raises(solm.SolmError, match="invalid regex"):
-        tiny_lm.generate(FOX, grammar=solm.Grammar.regex("(a"))
+        tiny_lm.generate("The fox", grammar=solm.Grammar.regex("(a"))
     tiny_lm.tokenizer = None
     with pytest.raises(solm.SolmError, match="a grammar needs a tokenizer"):
         tiny_lm.with_policy(None).generate(np.ones((1, 4), np.int64), grammar=grammar)
