@@ -10,7 +10,6 @@ import pytest
 from pydantic import BaseModel
 
 from helpers.serving import LONG, running, tiny_service
-from solm.serving.requests import ChatRequest
 
 BUDGET = {"efficiency": {"budget": "keep=0.6"}}
 
@@ -71,9 +70,9 @@ class Verdict(BaseModel):
     right: bool
 
 
-@pytest.mark.skipif("response_format" not in ChatRequest.model_fields, reason="the server has no response_format yet")
 def test_langchains_structured_output(address):
     langchain = pytest.importorskip("langchain_openai")
+    pytest.importorskip("llguidance")
     model = langchain.ChatOpenAI(model="tiny", base_url=f"{address}/v1", api_key="none", max_tokens=40)
     assert isinstance(model.with_structured_output(Verdict, method="json_schema").invoke(LONG), Verdict)
 
