@@ -229,6 +229,9 @@ def test_damaged_and_full_storage(page):
 
 
 def test_the_card_tells_what_budgets_take_and_lose(page, service):
+    text = "a message that is long enough to save something after it " * 4
+    page.fill("#prompt", text)
+    sync_api.expect(page.locator("#least")).to_contain_text("After these")  # which tells what can be saved
     page.click("#about")
     card = page.locator("#card")
     assert "tiny" in card.inner_text()
@@ -240,8 +243,13 @@ def test_the_card_tells_what_budgets_take_and_lose(page, service):
     assert page.locator("#bytes-value").inner_text() == "0.70"
     assert "share of time" in page.locator("label[for=bytes]").inner_text()
     page.fill("#longest", "8")
-    say(page, "a message that is long enough to save something after it " * 3)
+    say(page, text)
     assert re.search(r"time 0\.\d\d of 0\.70 asked", page.locator(".facts").inner_text())
+    page.click("#clear")
+    sync_api.expect(page.locator("#least")).to_contain_text("In a short context")
+    page.locator("#bytes").fill("0.01")
+    say(page, "hi")  # the slider's end is not refused where little can be saved
+    assert page.locator(".failed").count() == 0
 
 
 @pytest.mark.parametrize("together", [False, True])

@@ -98,10 +98,11 @@ class Dial:
         return {context: offer.bytes(offer.lowest(context), context) for context in contexts}
 
     def fastest(self, longest: int | None) -> dict[int, dict[str, float]]:
-        """By context that step times were measured after, up to `longest`, what the lowest budgets in time come to:
-        ``time``, the share of the dense step's milliseconds, ``speed`` and ``ms``."""
+        """By context, from where attention can be saved and where step times were measured, up to `longest`, what the
+        lowest budgets in time come to: ``time``, the share of the dense step's milliseconds, ``speed`` and ``ms``."""
         offer, found = self.lm.offer(self.policies[self.default]), {}
-        for context in () if self.lm.timings is None else self.lm.timings.contexts:
+        first = self.lm.sparsity.always_read + 1
+        for context in () if self.lm.timings is None else sorted({first, *self.lm.timings.contexts}):
             if longest is None or context <= longest:
                 terms = asked_terms(offer, offer.lowest(context), context, split=False)
                 found[context] = {name: terms[name] for name in ("time", "speed", "ms")}
