@@ -104,7 +104,7 @@ def test_train_uses_the_allocation_that_allocate_wrote(tiny_folder, tmp_path):
         app, ["allocate", *common, "--out", str(layers), "--texts", "2", "--context", "128", "--length", "16"]
     )
     assert done.exit_code == 0, done.output
-    assert len(re.findall(r"uniform \d", done.output)) == 7
+    assert len(re.findall(r"uniform \d", done.output)) == 6
     done = CliRunner().invoke(
         app,
         ["train", *common, "--out", str(run), "--allocation", str(layers), "--batches", "1", "--context", "128",

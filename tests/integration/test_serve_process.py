@@ -89,6 +89,7 @@ def test_a_process_with_the_options_that_proxies_and_vllms_users_need(tiny_folde
     pieces.extend(stream)
     assert pieces[-1].choices[0].finish_reason == "length"
     assert [told(secret).status_code for secret in ("two-secret", "four-secret")] == [200, 401]
+    http.close()  # an idle TLS connection is only closed by both ends
     process.send_signal(signal.SIGTERM)
     log = process.communicate(timeout=30)[1]
     assert log.count("API keys were read again: 2") == log.count("API keys stay as they were: --keys-file: ") == 1

@@ -97,14 +97,15 @@ class Compiler:
 
 
 def _plain_additions(tokenizer: str) -> str:
-    """A tokenizer's JSON, in which added tokens that are text, such as ``<tool_call>``, are tokens like others.
+    """A tokenizer's JSON, in which added tokens that are text, such as ``<tool_call>``, are tokens like others. It no
+    longer pads or cuts short, as a call with ``padding=True`` leaves it.
 
     llguidance takes those in angle brackets to be special, and then lets no text have them.
     """
-    known = json.loads(tokenizer)
+    known = json.loads(tokenizer) | {"padding": None, "truncation": None}
     vocabulary, added = known["model"].get("vocab"), known.get("added_tokens") or []
     if known["model"].get("type") != "BPE" or not isinstance(vocabulary, dict):
-        return tokenizer
+        return json.dumps(known)
     plain = [token for token in added if not token["special"] and _PRINTABLE.fullmatch(token["content"])]
     known["added_tokens"] = [token for token in added if token not in plain]
     vocabulary |= {token["content"]: token["id"] for token in plain}

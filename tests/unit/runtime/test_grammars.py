@@ -1,5 +1,6 @@
 """Grammars and the constraints made of them, without a model."""
 
+import copy
 import json
 import re
 
@@ -47,6 +48,13 @@ def test_replies_match(byte_tokenizer, compiler, grammar, form):
     for seed in range(20):
         found = said(byte_tokenizer, constraint.copy(), seed)
         assert re.fullmatch(form, found), found
+
+
+def test_padding_that_a_call_left_behind_does_not_matter(byte_tokenizer):
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    tokenizer(["ab"], padding="max_length", max_length=30, padding_side="left")
+    constraint = Compiler(tokenizer, 300, [END]).compile(Grammar.choice(["ab"]))
+    assert said(tokenizer, constraint, 0) == "ab"
 
 
 def test_a_schema_holds_and_white_space_has_an_end(byte_tokenizer, compiler):
