@@ -134,7 +134,7 @@ def _check_multiples(steps: list[Any]) -> None:
     if any(not 1e-9 <= step <= 1e9 for step in steps):
         raise GrammarError("multipleOf must be from 1e-9 to 1e9")
     numbers = [Decimal(repr(step)) for step in steps]
-    scale = 10 ** max((-int(number.normalize().as_tuple().exponent) for number in numbers), default=0)
+    scale = 10 ** max([0, *(-int(number.normalize().as_tuple().exponent) for number in numbers)])
     common = Decimal(lcm(*(int(number * scale) for number in numbers))).normalize() if numbers else Decimal(1)
     if int("".join(map(str, common.as_tuple().digits))) > _MAX_MULTIPLE:
         raise GrammarError(

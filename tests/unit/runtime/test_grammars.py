@@ -40,6 +40,7 @@ def said(tokenizer, constraint, seed, longest=400):
         (Grammar.lark('start: "a" b\nb: "c" | "d" b'), "ad*c"), (Grammar.lark('root ::= [0-9]{3} "!"'), "[0-9]{3}!"),
         (Grammar.json_schema({"enum": [1, "x", None]}), '1|"x"|null'),
         (Grammar.json_schema({"type": "integer", "minimum": 3, "maximum": 5, "multipleOf": 2}), "4"),
+        (Grammar.json_schema({"type": "integer", "minimum": 25, "maximum": 35, "multipleOf": 10}), "30"),
         (Grammar.json_schema({"not": {"type": "null"}, "const": 7}, strict=False), "7"),
     ],
 )  # fmt: skip
