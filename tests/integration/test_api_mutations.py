@@ -59,7 +59,7 @@ def mutated_schema(rng):
         if key is None:
             continue
         if kind == 0:
-            target[key] = rng.choice(LARGE)
+            target[key] = copy.deepcopy(rng.choice(LARGE))
         elif kind == 1:
             target[key] = other
         elif kind == 2:
@@ -69,7 +69,7 @@ def mutated_schema(rng):
         elif kind == 4:
             target[key] = {rng.choice(JOINS): [other] * rng.randint(1, 9)}
         elif isinstance(target, dict):
-            target[rng.choice(KEYWORDS)] = rng.choice(LARGE)
+            target[rng.choice(KEYWORDS)] = copy.deepcopy(rng.choice(LARGE))
     return schema
 
 
