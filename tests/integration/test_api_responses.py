@@ -106,6 +106,7 @@ def test_a_client_that_hangs_up_frees_its_row(address, service, monkeypatch):
     body = {"model": "tiny", "input": LONG, "stream": True, "logit_bias": {"2": -100}, "max_output_tokens": 200}
     with httpx.stream("POST", f"{address}/v1/responses", json=body) as answer:
         next(answer.iter_lines())
+        until(lambda: gauges(service) != (0, 0, 0))
     until(lambda: gauges(service) == (0, 0, 0))
 
 
