@@ -18,10 +18,10 @@ import torch
 
 import solm
 from common import STEPS, constant_step, finish, in_turns, numbers, parser, spread
-from engine import shown, steps
 from solm.backends.session import Session
 from solm.data.windows import token_stream
 from solm.evaluation.statistics import paired_difference
+from timed_engines import shown, steps
 
 SETTINGS = {
     "dense": (1.0, 1.0, 16), "mlp 0.8": (1.0, 0.8, 16), "mlp 0.7": (1.0, 0.7, 16), "mlp 0.6": (1.0, 0.6, 16),

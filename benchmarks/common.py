@@ -27,12 +27,15 @@ STEPS = 24
 _Name = TypeVar("_Name", bound=Hashable)
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark takes."""
+def parser(description: str | None, several: bool = False) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark takes. several: of models, --model by --model."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     made.add_argument("--out", type=Path, help="write the JSON here")
-    made.add_argument("--model", default=MODEL)
+    if several:
+        made.add_argument("--model", action="append", required=True, help="a model; repeatable")
+    else:
+        made.add_argument("--model", default=MODEL)
     made.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
     made.add_argument("--rounds", type=int, default=5, help="interleaved rounds, after one that warms up")
     return made

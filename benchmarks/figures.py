@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from html import escape
-from math import exp, log2
+from math import ceil, exp, floor, log2
 
+import published_ladder
 import published_speed as timed
 from published_speed import BEST
 
@@ -151,5 +152,41 @@ def context() -> str:
     return canvas.svg()
 
 
-FIGURES = {"quality": quality, "context": context}
+def ladder() -> str:
+    """Milliseconds per token against bits per byte: models and their types undialled, and the dial on them."""
+    canvas = Canvas(880, 500, "Milliseconds per token against bits per byte of text")
+    rungs = published_ladder.rungs()
+    slowest, fastest = (pick(rung.milliseconds for rung in rungs) for pick in (max, min))
+    first, last = floor(log2(fastest)), ceil(log2(slowest))
+    least, most = (pick(10 * rung.bits for rung in rungs) for pick in (min, max))
+    low, high = floor(least) / 10, ceil(most) / 10
+    across, up = scale(2**first, 2**last, 90, 845, log=True), scale(low, high, 360, 60)
+    for step in range(round(10 * low), round(10 * high) + 1):
+        canvas.line((90, up(step / 10)), (845, up(step / 10)), "grid")
+        canvas.text((82, up(step / 10) + 4), f"{step / 10:.1f}", "quiet", "end")
+    for tick in (2**power for power in range(first, last + 1)):
+        canvas.line((across(tick), 360), (across(tick), 365), "axis")
+        canvas.text((across(tick), 380), f"{tick:g}", "quiet", "middle")
+    canvas.text((467, 402), "milliseconds per token (left is faster)", "quiet", "middle")
+    canvas.text((26, 210), "bits per byte (lower is better)", "quiet", "middle", -90)
+    place = 90.0
+    for model, colour in zip(dict.fromkeys(rung.model for rung in rungs), (PINK, BLUE, ORANGE, GREY), strict=False):
+        ours = [rung for rung in rungs if rung.model == model]
+        turned = [rung for rung in ours if rung.own_type]
+        canvas.curve([(across(rung.milliseconds), up(rung.bits)) for rung in turned], colour)
+        for rung in ours:
+            at = across(rung.milliseconds), up(rung.bits)
+            canvas.dot(at, colour, rung.dialled)
+            if not rung.dialled:
+                canvas.text((at[0] + 8, at[1] + 16), rung.type, "quiet")
+        canvas.dot((place, 430), colour)
+        canvas.text((place + 12, 435), model)
+        place += 40 + 7.5 * len(model)
+    canvas.dot((place, 430), GREY, hollow=True)
+    canvas.text((place + 12, 435), "the dial turned, on the file's own type")
+    canvas.text((90, 470), f"{len(rungs[0].texts)} passages of Wikipedia and books, the same bytes for all.", "quiet")
+    return canvas.svg()
+
+
+FIGURES = {"quality": quality, "context": context} | ({"ladder": ladder} if published_ladder.measured() else {})
 """What draws docs/figures/NAME.svg, by name."""

@@ -19,9 +19,9 @@ import torch
 
 import peers
 from common import draw_text, finish, in_turns, parser, spread
-from engine import Ours, Theirs, Timed
 from solm.backends.names import gguf_of
 from solm.core.errors import SolmError
+from timed_engines import Ours, Theirs, Timed
 
 SETTLED = 0.3
 """Seconds after which busy processes have started and been placed on cores."""

@@ -18,23 +18,33 @@ from typing import Any
 
 BATCH = 512
 """Tokens of a prompt that llama.cpp reads at a time, its default."""
+INSTRUCTIONS = ("SSE3", "SSSE3", "AVX", "AVX2", "F16C", "FMA", "BMI2", "AVX512", "AVX512_VBMI", "AVX512_VNNI",
+                "AVX512_BF16", "AMX_INT8", "AVX_VNNI", "NEON", "ARM_FMA", "DOTPROD", "MATMUL_INT8", "SVE")  # fmt: skip
+"""Those that llama.cpp may say it was built with."""
 
 
 class LlamaCpp:
     """llama.cpp through the C interface of llama-cpp-python; every row has a KV cache of its own, in float16."""
 
-    def __init__(self, file: str, threads: int, fused: bool):
+    def __init__(self, file: str, threads: int, fused: bool, guesses: int):
         import llama_cpp
 
-        self.lib, self.threads, self.fused, self.context = llama_cpp, threads, fused, None
-        self.version = str(llama_cpp.__version__)
+        self.lib, self.threads, self.fused, self.context, self.guesses = llama_cpp, threads, fused, None, guesses
+        self.version, self.instructions = str(llama_cpp.__version__), self._instructions()
         llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(file.encode(), llama_cpp.llama_model_default_params())
         if not self.model:
             raise RuntimeError(f"llama.cpp cannot read {os.path.basename(file)}")
 
+    def _instructions(self) -> str:
+        """Of what llama.cpp says about the machine, the names that it says 1 of."""
+        told = self.lib.llama_print_system_info().decode().replace(":", "|").split("|")
+        pairs = (part.split("=") for part in told if "=" in part)
+        return ", ".join(name.strip() for name, on in pairs if on.strip() == "1" and name.strip() in INSTRUCTIONS)
+
     def texts(self, texts: list[list[int]], room: int) -> None:
         lib = self.lib
+        room += self.guesses
         if self.context is not None:
             lib.llama_batch_free(self.batch)
             lib.llama_free(self.context)
@@ -66,6 +76,8 @@ class LlamaCpp:
         return 1e3 * (time.perf_counter() - begun)
 
     def steps(self, rows: int, count: int) -> list[float]:
+        if self.guesses:
+            return [self._looked_up(count)]
         held, taken = len(self.rows[0]) - 1, []
         for step in range(count):
             begun = time.perf_counter()
@@ -74,6 +86,31 @@ class LlamaCpp:
         for row in range(rows):
             self.lib.llama_memory_seq_rm(self.memory, row, held, -1)
         return taken
+
+    def _looked_up(self, count: int) -> float:
+        """Milliseconds per token of going on greedily with the first row for at least `count` tokens."""
+        import numpy as np
+        from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+        guess = LlamaPromptLookupDecoding(num_pred_tokens=self.guesses)
+        words = self.lib.llama_vocab_n_tokens(self.lib.llama_model_get_vocab(self.model))
+        text = list(self.rows[0])
+        held = first = len(text) - 1
+        begun = time.perf_counter()
+        while held - first < count:
+            guessed = guess(np.array(text)).tolist()
+            self._decode([(token, held + i, 0, True) for i, token in enumerate([text[-1], *guessed])])
+            best = [
+                int(np.ctypeslib.as_array(self.lib.llama_get_logits_ith(self.context, i), (words,)).argmax())
+                for i in range(1 + len(guessed))
+            ]
+            right = next((i for i, token in enumerate(guessed) if token != best[i]), len(guessed))
+            text += best[: right + 1]
+            held += right + 1
+            self.lib.llama_memory_seq_rm(self.memory, 0, held, -1)  # what was guessed wrong
+        taken = 1e3 * (time.perf_counter() - begun)
+        self.lib.llama_memory_seq_rm(self.memory, 0, first, -1)
+        return taken / (held - first)
 
     def _decode(self, tokens: list[tuple[int, int, int, bool]]) -> None:
         """Decode tokens: id, position, row, whether its logits are wanted."""
@@ -95,12 +132,15 @@ class OpenVino:
     BLOCK = 32
     """Tokens of a block of its KV cache on the CPU."""
 
-    def __init__(self, file: str, threads: int, fused: bool):
+    instructions = ""
+    """It does not say which it chose when it started."""
+
+    def __init__(self, file: str, threads: int, fused: bool, guesses: int):
         import openvino
         import openvino_genai
 
         self.lib, self.tensor, self.version = openvino_genai, openvino.Tensor, str(openvino_genai.__version__)
-        self.file, self.threads, self.requests = file, threads, 0
+        self.file, self.threads, self.requests, self.guesses = file, threads, 0, guesses
         self.pipe = self._load(blocks=8)  # says at once whether it reads the file
 
     def _load(self, blocks: int) -> Any:
@@ -109,13 +149,12 @@ class OpenVino:
         scheduling.enable_prefix_caching, scheduling.num_kv_blocks = True, blocks
         scheduling.max_num_batched_tokens = 1 << 20  # a prompt is one pass, as in its pipeline for one user
         scheduling.dynamic_split_fuse = False
-        return self.lib.ContinuousBatchingPipeline(
-            self.file, scheduling, "CPU", {"INFERENCE_NUM_THREADS": self.threads}
-        )
+        options = {"INFERENCE_NUM_THREADS": self.threads} | ({"prompt_lookup": True} if self.guesses else {})
+        return self.lib.ContinuousBatchingPipeline(self.file, scheduling, "CPU", options)
 
     def texts(self, texts: list[list[int]], room: int) -> None:
         self.rows = texts
-        blocks = len(texts) * ((len(texts[0]) + room) // self.BLOCK + 2)
+        blocks = len(texts) * ((len(texts[0]) + room + self.guesses) // self.BLOCK + 2)
         self.pipe = None
         self.pipe = self._load(blocks)
 
@@ -129,6 +168,8 @@ class OpenVino:
         return taken
 
     def steps(self, rows: int, count: int) -> list[float]:
+        if self.guesses:
+            return [self._looked_up(count)]
         handles = [self._ask(self.rows[row], count + 1) for row in range(rows)]
         taken, produced = [], [0] * rows
         while self.pipe.has_non_finished_requests():
@@ -145,11 +186,28 @@ class OpenVino:
             raise RuntimeError(f"OpenVINO GenAI made {len(taken)} steps of {count}")
         return taken
 
+    def _looked_up(self, count: int) -> float:
+        """Milliseconds per token of going on greedily with the first row, but for the first token."""
+        handle, produced, begun = self._ask(self.rows[0], count + 1), 0, 0.0
+        first = 0
+        while self.pipe.has_non_finished_requests():
+            self.pipe.step()
+            if handle.can_read():
+                produced += sum(len(found.generated_ids) for found in handle.read().values())
+            if produced and not first:
+                first, begun = produced, time.perf_counter()
+            ended = time.perf_counter()
+        if produced <= first:
+            raise RuntimeError(f"OpenVINO GenAI made {produced} tokens of {count}")
+        return 1e3 * (ended - begun) / (produced - first)
+
     def _ask(self, tokens: list[int], new: int) -> Any:
         import numpy as np
 
         options = self.lib.GenerationConfig()
         options.max_new_tokens, options.ignore_eos, options.do_sample = new, True, False
+        if self.guesses:
+            options.num_assistant_tokens, options.max_ngram_size = self.guesses, 2
         self.requests += 1
         return self.pipe.add_request(self.requests, self.tensor(np.array([tokens], dtype=np.int64)), options)
 
@@ -193,9 +251,9 @@ def serve(answers: Any) -> None:
         asked = json.loads(line)
         verb = asked.pop("do")
         try:
-            if verb == "load":  # peer, file, threads, fused: version
+            if verb == "load":  # peer, file, threads, fused, guesses: version and instructions
                 peer = PEERS[asked.pop("peer")](**asked)
-                found: Any = peer.version
+                found: Any = [peer.version, peer.instructions]
             elif verb == "texts":  # texts [rows][context + 1] and tokens of room: nothing
                 found = peer.texts(**asked)
             elif verb == "read":  # row: milliseconds that reading all of its text but the last token takes

@@ -20,6 +20,12 @@ MODULES = {"llama.cpp": "llama_cpp", "openvino": "openvino_genai"}
 FUSED = "llama.cpp fused"
 """With its fused attention, also known as flash attention."""
 NAMES = ("llama.cpp", FUSED, "openvino")
+LOOKUPS = ("llama.cpp lookup", "openvino lookup")
+"""The same with prompt lookup: speculation on tokens that followed the last ones before."""
+LOOKED_UP = "prompt lookup"
+"""The setting of their steps: milliseconds per token, of which a step may make several."""
+GUESSES = 10
+"""Tokens that prompt lookup guesses at a time."""
 
 
 class PeerError(Exception):
@@ -38,7 +44,7 @@ class Asked:
 
     @property
     def library(self) -> str:
-        return "llama.cpp" if self.name == FUSED else self.name
+        return self.name.split()[0]
 
     def first_token(self, prompt: str) -> list[str]:
         """The command of a process that loads the peer and writes a byte with its first token."""
@@ -46,7 +52,10 @@ class Asked:
 
 
 class Peer:
-    """A peer at work. Methods raise `PeerError` where it cannot."""
+    """A peer at work. Methods raise `PeerError` where it cannot.
+
+    version: of the library; instructions: those that it says it uses, where it does.
+    """
 
     def __init__(self, asked: Asked):
         self._told = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
@@ -55,9 +64,10 @@ class Peer:
             text=True,
         )  # fmt: skip
         try:
-            self.version: str = self._ask(
-                "load", peer=asked.library, file=str(asked.file), threads=asked.threads, fused=asked.name == FUSED
-            )
+            self.version, self.instructions = self._ask(
+                "load", peer=asked.library, file=str(asked.file), threads=asked.threads, fused=asked.name == FUSED,
+                guesses=GUESSES if asked.name in LOOKUPS else 0,
+            )  # fmt: skip
         except PeerError:
             self.close()
             raise
@@ -121,8 +131,8 @@ def find(asked: argparse.Namespace, file: Path, threads: int) -> dict[str, Asked
             raise SystemExit(f"--peer-types: only llama.cpp can make a file of {kind}, and it is not installed")
         files.setdefault(kind, quantised(libraries["llama.cpp"], file, kind))
     found = {}
-    for name in (name for name in NAMES if name in asked.peers):
-        python = libraries["llama.cpp" if name == FUSED else name]
+    for name in (name for name in (*NAMES, *LOOKUPS) if name in asked.peers):
+        python = libraries[name.split()[0]]
         if python is None:
             print(f"peer {name}: not installed", file=sys.stderr)
             continue
@@ -146,5 +156,12 @@ def quantised(python: str, file: Path, kind: str) -> Path:
     target = cache_folder() / f"{file.stem}.{kind}.gguf"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([python, str(WORKER), "quantise", str(file), str(target), kind], check=True)
+        print(f"making {target.name}", file=sys.stderr)
+        done = subprocess.run(
+            [python, str(WORKER), "quantise", str(file), str(target), kind], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise SystemExit(
+                f"--peer-types {kind}: {(done.stderr.strip().splitlines() or ['llama.cpp said nothing'])[-1]}"
+            )
     return target

@@ -14,9 +14,9 @@ import torch
 
 import solm
 from common import finish, parser
-from engine import SETTINGS
 from solm.data.windows import token_stream
 from solm.evaluation.statistics import paired_difference
+from timed_engines import SETTINGS
 
 _LENGTH = 128
 """Tokens that are scored."""

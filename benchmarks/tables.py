@@ -8,6 +8,8 @@ import argparse
 import re
 import sys
 
+import tables_field  # noqa: F401
+import tables_ladder  # noqa: F401
 import tables_quality  # noqa: F401  (registers its tables)
 import tables_speed  # noqa: F401
 from cells import TABLES

@@ -30,6 +30,7 @@ held = {}
 llama_backend_init = llama_model_default_params = llama_synchronize = lambda *_: None
 llama_context_default_params = _Options
 llama_get_memory = lambda context: 1
+llama_print_system_info = lambda: b"CPU : SSE3 = 1 | AVX2 = 1 | AVX512 = 0 | OPENMP = 1 | "
 
 
 def llama_model_load_from_file(file, options):
@@ -65,7 +66,7 @@ def llama_decode(context, batch):
 
 def test_a_worker_answers_line_by_line(tmp_path: Path) -> None:
     (tmp_path / "llama_cpp.py").write_text(LLAMA_CPP)
-    load = {"do": "load", "peer": "llama.cpp", "threads": 1, "fused": False}
+    load = {"do": "load", "peer": "llama.cpp", "threads": 1, "fused": False, "guesses": 0}
     texts = [list(range(1100)), list(range(1100))]
     asked = [
         load | {"file": "wrong.gguf"},
@@ -83,7 +84,7 @@ def test_a_worker_answers_line_by_line(tmp_path: Path) -> None:
     )  # fmt: skip
     wrong, version, nothing, early, *reads, three, two = map(json.loads, done.stdout.splitlines())
     assert wrong == {"error": "RuntimeError: llama.cpp cannot read wrong.gguf"}
-    assert version == {"found": "imitation"}
+    assert version == {"found": ["imitation", "SSE3, AVX2"]}
     assert nothing == {"found": None}
     assert early == {"error": "RuntimeError: llama_decode returned 1"}
     assert all(read["found"] > 0 for read in reads)

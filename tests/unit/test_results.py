@@ -17,7 +17,7 @@ KINDS = {"evaluation": EvaluationResult, "tasks": TaskResult}
 BENCHMARKS = {
     "adherence", "allocation", "batch", "best-of", "dial", "engine", "fidelity", "free-running", "governor", "gpu",
     "grammars",
-    "kv-cache", "kv-drift", "learning", "long-context", "neighbours", "policy-cost", "precision", "domains", "rollout",
+    "kv-cache", "kv-drift", "ladder", "learning", "long-context", "neighbours", "policy-cost", "precision", "domains", "rollout",
     "serve", "settings", "tasks-speed",
 }  # fmt: skip
 ARMS = {

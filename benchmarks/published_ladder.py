@@ -1,0 +1,89 @@
+"""Reading docs/results/ladder.json, where it was measured: models, their types, the dial, and which beats which."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from published import RESULTS, Difference, read
+from solm.evaluation.statistics import paired_difference
+
+NAMES = {
+    "builtin:smollm2-135m": "SmolLM2-135M", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf": "Qwen2.5-Coder-0.5B",
+    "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf": "Qwen2.5-Coder-1.5B",
+}  # fmt: skip
+Verdict = Literal["wins", "ties", "loses", "alone"]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A model in one type at one setting. texts: bits per byte of every passage; minus_dense: bits per byte above the
+    same file undialled."""
+
+    model: str
+    type: str
+    own_type: bool
+    setting: str
+    milliseconds: float
+    bytes_per_token: float
+    texts: tuple[float, ...]
+    minus_dense: Difference
+
+    @property
+    def bits(self) -> float:
+        """Per byte of text."""
+        return float(np.mean(self.texts))
+
+    @property
+    def dialled(self) -> bool:
+        return self.setting != "dense"
+
+    @property
+    def file(self) -> str:
+        return f"{self.model} {self.type}"
+
+    def minus(self, other: "Rung") -> Difference:
+        """Bits per byte, paired over passages."""
+        return Difference(*paired_difference(np.array(self.texts), np.array(other.texts)))
+
+
+def measured() -> bool:
+    return (RESULTS / "ladder.json").exists()
+
+
+def rungs() -> list[Rung]:
+    """In the order of the file."""
+    return [
+        Rung(
+            NAMES.get(point["model"], point["model"]), point["type"], point["own_type"], point["setting"],
+            point["milliseconds"]["median"], point["bytes_per_token"], tuple(point["texts"]),
+            Difference.of(point["minus_dense"]),
+        )
+        for point in read("ladder")["points"]
+    ]  # fmt: skip
+
+
+def rival(rung: Rung, every: Sequence[Rung]) -> Rung | None:
+    """What somebody without a dial would run in its time: of the undialled ones that take no longer, the one of the
+    fewest bits; None where all take longer."""
+    allowed = [one for one in every if not one.dialled and one.milliseconds <= rung.milliseconds]
+    return min(allowed, key=lambda one: one.bits, default=None)
+
+
+def verdict(rung: Rung, other: Rung | None) -> Verdict:
+    """How a rung does against its rival; `alone` without one."""
+    if other is None:
+        return "alone"
+    found = rung.minus(other)
+    return "wins" if found.high < 0 else "loses" if found.low > 0 else "ties"
+
+
+def accuracy(model: str) -> tuple[float, int] | None:
+    """MMLU of a model undialled, and how many questions; None where no result has it."""
+    for path in sorted(RESULTS.glob("tasks*/mmlu.json")):
+        found = read(path.relative_to(RESULTS).with_suffix("").as_posix())
+        if NAMES.get(found["settings"]["model"]) == model:
+            [dense] = [point for point in found["points"] if point["arm"] == "dense"]
+            return dense["scores"]["acc"], dense["questions"]
+    return None

@@ -1,0 +1,69 @@
+"""The chapter on the size ladder: figure, what it says in words, table. Empty where it was not measured."""
+
+from collections.abc import Sequence
+
+import published_ladder as ladder
+from cells import NONE, interval, markdown, table
+from published_ladder import Rung, Verdict
+
+WORDS: dict[Verdict, str] = {
+    "wins": "better than every undialled file in its time", "ties": "as good, within the noise",
+    "loses": "worse than an undialled file in its time", "alone": "no undialled file is as fast",
+}  # fmt: skip
+
+
+@table
+def size_ladder() -> str:
+    if not ladder.measured():
+        return ""
+    every = ladder.rungs()
+    files = dict.fromkeys(rung.model for rung in every)
+    accuracies = {model: ladder.accuracy(model) for model in files}
+    rows = []
+    for rung in every:
+        other = ladder.rival(rung, [one for one in every if one != rung]) if rung.dialled else None
+        beside = [NONE, NONE]
+        if rung.dialled:
+            beside = [NONE, WORDS["alone"]] if other is None else [f"{other.file}", interval(rung.minus(other))]
+        known = accuracies[rung.model]
+        rows.append([
+            rung.model, rung.type, rung.setting, f"{rung.milliseconds:.1f}", f"{rung.bits:.3f}",
+            interval(rung.minus_dense) if rung.dialled else NONE, *beside,
+            f"{100 * known[0]:.1f}" if known and rung.own_type and not rung.dialled else NONE,
+        ])  # fmt: skip
+    head = ("Model", "Type", "Setting", "ms per token", "bits per byte", "above dense", "best undialled in its time",
+            "minus it", "MMLU, %")  # fmt: skip
+    return (
+        "## The dial, or a smaller or more quantised model?\n\n"
+        "![Milliseconds per token against bits per byte](figures/ladder.svg)\n\n"
+        + "\n".join(f"- {line}" for line in sentences(every))
+        + "\n\n"
+        + markdown(head, rows, words=3)
+        + f"\n{about(every)} `results/ladder.json`.\n"
+    )
+
+
+def sentences(every: Sequence[Rung]) -> list[str]:
+    """What the dial is good for on each model, beside everything undialled."""
+    told = []
+    for model in dict.fromkeys(rung.model for rung in every if rung.dialled):
+        found: dict[Verdict, list[str]] = {}
+        for rung in every:
+            if rung.model == model and rung.dialled:
+                other = ladder.rival(rung, every)
+                beside = "" if other is None else f" ({other.file})"
+                found.setdefault(ladder.verdict(rung, other), []).append(rung.setting + beside)
+        told.append(f"**{model}** " + "; ".join(f"{WORDS[how]}: {', '.join(at)}" for how, at in found.items()) + ".")
+    return told
+
+
+def about(every: Sequence[Rung]) -> str:
+    """What was measured, under the table."""
+    each = {rung.model: rung.bytes_per_token for rung in every}
+    return (
+        f"{len(every[0].texts)} passages of Wikipedia and books, the same bytes for every model; a token has "
+        f"{', '.join(f'{size:.2f} for {model}' for model, size in each.items())} of them. Types other than a file's "
+        "own are made from it by llama.cpp's converter: Q8_0 holds no more than the file did, Q4_0 is rounded twice. "
+        "All settings were timed in turn, in one process; bold is better beyond the noise. MMLU is of the model "
+        "undialled."
+    )
