@@ -126,7 +126,9 @@ def main() -> None:
     ours: dict[str, Any] = {kind: {} for kind in asked.precision}
     theirs: dict[str, Any] = {name: {} for name in others}
     if not asked.no_starts:
-        ours, theirs = starts.measure(asked, others)
+        plain = {name: peer for name, peer in others.items() if peer.name not in peers.LOOKUPS}
+        ours, started = starts.measure(asked, plain)
+        theirs |= started
     loaded = {kind: Ours(asked, kind) for kind in asked.precision}
     variant = choose_engine(*asked_engine()).variant
     for kind, engine in loaded.items():

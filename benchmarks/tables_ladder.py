@@ -29,10 +29,10 @@ def size_ladder() -> str:
         rows.append([
             rung.model, rung.type, rung.setting, f"{rung.milliseconds:.1f}", f"{rung.bits:.3f}",
             interval(rung.minus_dense) if rung.dialled else NONE, *beside,
-            f"{100 * known[0]:.1f}" if known and rung.own_type and not rung.dialled else NONE,
+            f"{100 * known[0]:.1f} ({known[1]:,})" if known and rung.own_type and not rung.dialled else NONE,
         ])  # fmt: skip
     head = ("Model", "Type", "Setting", "ms per token", "bits per byte", "above dense", "best undialled in its time",
-            "minus it", "MMLU, %")  # fmt: skip
+            "minus it", "MMLU, % (questions)")  # fmt: skip
     return (
         "## The dial, or a smaller or more quantised model?\n\n"
         "![Milliseconds per token against bits per byte](figures/ladder.svg)\n\n"

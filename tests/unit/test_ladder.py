@@ -99,7 +99,7 @@ def test_the_page_says_so_once_it_was_measured(benchmark: Any, monkeypatch: pyte
     told = tables.size_ladder()
     assert "- **large.gguf** better than every undialled file in its time: budget 0.9 (large.gguf Q2_K);" in told
     assert "| large.gguf | Q4_0 | budget 0.9 | 9.0 | 1.010 | +0.100 [+0.050, +0.150] | large.gguf Q2_K |" in told
-    assert "| large.gguf | Q4_0 | dense | 10.0 | 1.000 | — | — | — | 41.0 |" in told
+    assert "| large.gguf | Q4_0 | dense | 10.0 | 1.000 | — | — | — | 41.0 (2,000) |" in told
     drawn = figures.ladder()
     assert drawn.count("<circle") == len(POINTS) + 3
     assert "large.gguf" in drawn

@@ -92,6 +92,64 @@ def test_a_worker_answers_line_by_line(tmp_path: Path) -> None:
     assert "loading" in done.stderr
 
 
+LOOKUP = (
+    LLAMA_CPP.replace("batch.pos[i] != len(row)", "batch.pos[i] != len(row) or (i == 0 and batch.token[i] != len(row))")
+    + """
+import sys
+import types
+
+import numpy
+
+VOCABULARY = 2000
+llama_model_get_vocab = lambda model: 1
+llama_vocab_n_tokens = lambda vocab: VOCABULARY
+
+
+def llama_get_logits_ith(context, i):
+    made = (ctypes.c_float * VOCABULARY)()
+    made[1 + batches[-1][i]] = 1
+    return ctypes.cast(made, ctypes.POINTER(ctypes.c_float))
+
+
+def LlamaPromptLookupDecoding(num_pred_tokens):
+    return lambda ids: numpy.array([ids[-1] + 1, ids[-1] + 2, 0])
+
+
+batches, decode = [], llama_decode
+
+
+def llama_decode(context, batch):
+    batches.append([batch.token[i] for i in range(batch.n_tokens)])
+    print("tokens", batch.n_tokens)
+    return decode(context, batch)
+
+
+sys.modules["llama_cpp.llama_speculative"] = types.SimpleNamespace(LlamaPromptLookupDecoding=LlamaPromptLookupDecoding)
+"""
+)
+"""Where every token is the one before it plus one, and two of three guesses are right."""
+
+
+def test_prompt_lookup_goes_on_greedily(tmp_path: Path) -> None:
+    (tmp_path / "llama_cpp.py").write_text(LOOKUP)
+    asked = [
+        {"do": "load", "peer": "llama.cpp", "threads": 1, "fused": False, "guesses": 3, "file": "model.gguf"},
+        {"do": "texts", "texts": [list(range(600))], "room": 7},
+        {"do": "read", "row": 0},
+        {"do": "steps", "rows": 1, "count": 7},
+        {"do": "steps", "rows": 1, "count": 7},
+    ]
+    done = subprocess.run(
+        [sys.executable, str(WORKER), "serve"], input="".join(json.dumps(one) + "\n" for one in asked), text=True,
+        capture_output=True, env={"PYTHONPATH": str(tmp_path)}, check=True,
+    )  # fmt: skip
+    *_, first, second = map(json.loads, done.stdout.splitlines())
+    assert [len(each["found"]) for each in (first, second)] == [1, 1]
+    assert min(first["found"] + second["found"]) > 0
+    # The prompt in batches of 512, then three tokens a step: the last one and two that were guessed right.
+    assert [int(line.split()[1]) for line in done.stderr.splitlines() if "tokens" in line] == [512, 87, *[4] * 6]
+
+
 @pytest.mark.parametrize(("code", "seconds"), [("print(1)", 0), ("import time; time.sleep(0.3); print(1)", 0.3)])
 def test_a_first_token_is_timed(code: str, seconds: float) -> None:
     command = [sys.executable, str(WORKER.with_name("first_token.py")), sys.executable, "-c", code]

@@ -3,18 +3,22 @@
 Text: the tokens after 1k, 2k, 4k and 8k tokens of the same text, whose one prefill serves all four. Retrieval: the
 answers of two sets of about 4,300 tokens a question, from files in `--tasks`. Arms: every step at a constant keep
 rate, by the policy's allocation and uniform, and the policy beside a constant rate of the share that it realised on
-those very tokens. What steps read is counted in bytes, weights included.
+those very tokens. What steps read is counted in bytes, weights included. With --timed, first tokens are also decoded
+one by one, as greedy generation decodes them, one arm after the other within a text.
 
 Example: solm study long-context --data books.jsonl --tasks DATA/eval --texts 6 --questions 8 --out long-context.json
 """
 
 import math
+import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from solm.backends.session import Session, log_probabilities
 from solm.core.actions import FULL_BITS
@@ -35,6 +39,8 @@ _BLOCK = 32
 _KEEPS, _UNIFORM, _TARGETS = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05), (0.3, 0.2, 0.1), (0.2, 0.3)
 SETS = ("longeval_lines", "niah_multikey")
 DENSE = "constant 1"
+SIZES = ("contexts", "length", "seed", "data_fingerprint", "model", "policy", "backend", "timed")
+"""The settings in which a partial result must agree; with more texts or questions it goes on."""
 Found = dict[str, dict[str, Any]]
 
 
@@ -44,28 +50,37 @@ class Options(StudyOptions):
     length: int = Field(128, ge=_BLOCK, multiple_of=_BLOCK, description="Tokens that are scored.")
     texts: int = Field(24, ge=1, description="Texts.")
     questions: int = Field(24, ge=0, description="Of every retrieval set.")
+    backend: str = Field("torch", description="torch, or cpu, whose precision is that of the model's file.")
+    timed: int = Field(0, ge=0, description="Tokens that are also decoded one by one and timed, of every text.")
     tasks: Path | None = Field(None, description="Folder with the retrieval sets' files; without it only text.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Options":
+        if self.timed > self.length:
+            raise ValueError(f"timed {self.timed}: at most the {self.length} tokens that are scored")
+        return self
 
 
 def run(options: Options, partial: Path | None, progress: Progress) -> Record:
-    return measure(options.load(options.policy), options, partial, progress)
+    return measure(options.load(options.policy, backend=options.backend), options, partial, progress)
 
 
 def measure(lm: LanguageModel, options: Options, partial: Path | None, progress: Progress) -> Record:
     """Results: `text` by context and `retrieval` by set, of every arm the share and bytes that were read, nats per
-    token (or per answer), and differences with 95 % intervals. Raises `SolmError` without a policy."""
+    token (or per answer), and differences with 95 % intervals; of timed text the milliseconds of a step, the median of
+    texts. Raises `SolmError` without a policy."""
     if lm.trained is None:
         raise SolmError("this study needs a policy; give one with --policy")
     contexts = [int(context) for context in options.contexts]
     streams = options.streams(lm)
     windows = windows_of(streams, options.texts, contexts[-1], options.length, options.seed)
     settings = options.model_dump(mode="json") | {"data_fingerprint": [stream.fingerprint for stream in streams]}
-    sizes = {name: settings[name] for name in ("contexts", "length", "seed", "data_fingerprint", "model", "policy")}
+    sizes = {name: settings[name] for name in SIZES}
     parts = Parts(partial, [sizes, options.texts])
     found: dict[str, dict[str, list[Found]]] = {"text": {str(context): [] for context in contexts}, "retrieval": {}}
     for index, window in enumerate(windows.split(1)):
         progress("texts", index, len(windows))
-        told = parts.get(f"text {index}", lambda window=window: _text(lm, window, contexts, options.length))  # type: ignore[misc]
+        told = parts.get(f"text {index}", lambda window=window: _text(lm, window, contexts, options))  # type: ignore[misc]
         for context in contexts:
             found["text"][str(context)].append(told[str(context)])
     for name in SETS if options.tasks is not None else ():
@@ -83,13 +98,13 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     return record("long-context", settings, results)
 
 
-def _text(lm: LanguageModel, window: torch.Tensor, contexts: list[int], length: int) -> dict[str, Found]:
+def _text(lm: LanguageModel, window: torch.Tensor, contexts: list[int], options: Options) -> dict[str, Found]:
     """What every arm makes of one text [1, longest + length + 1] after every context."""
     session = lm.session(capacity=window.shape[1])
     found = {}
     for before, context in zip((0, *contexts), contexts, strict=False):
         session.prefill(window[:, before:context])
-        found[str(context)] = arms(lm, session, window[:, context : context + length + 1])
+        found[str(context)] = arms(lm, session, window[:, context : context + options.length + 1], options.timed)
     return found
 
 
@@ -125,8 +140,9 @@ def constant(sparsity: SparsityConfig, share: float, kv_length: torch.Tensor) ->
     return torch.stack([keep, torch.ones_like(keep), torch.full_like(keep, FULL_BITS)], -1)[None]
 
 
-def arms(lm: LanguageModel, session: Session, tokens: torch.Tensor) -> Found:
-    """What every arm makes of tokens [1, T + 1] after what `session` has read."""
+def arms(lm: LanguageModel, session: Session, tokens: torch.Tensor, timed: int = 0) -> Found:
+    """What every arm makes of tokens [1, T + 1] after what `session` has read; timed: first tokens that are decoded one
+    by one, too."""
     steps = tokens.shape[1] - 1
     kv_length = session.lengths[0] + 1 + torch.arange(steps)
     found: Found = {}
@@ -140,11 +156,22 @@ def arms(lm: LanguageModel, session: Session, tokens: torch.Tensor) -> Found:
         }  # fmt: skip
         return share
 
+    def clock(name: str, step: Callable[[int], object]) -> None:
+        taken = []
+        for place in range(timed):
+            begun = time.perf_counter()
+            step(place)
+            taken.append(1e3 * (time.perf_counter() - begun))
+        if taken:
+            found[name]["milliseconds"] = statistics.fmean(taken)
+
     def run(name: str, keep: torch.Tensor, sparsity: SparsityConfig) -> None:
         rows = session.fork(1, steps + sparsity.page_size, sparsity)
         passed = rows.extend(tokens[:, :-1], keep)
         hit = passed.logits.argmax(-1).cpu() == tokens[:, 1:]
         tell(name, log_probabilities(passed.logits, tokens[:, 1:])[0], hit, passed.realised[0], 0)
+        again = session.fork(1, timed + sparsity.page_size, sparsity)
+        clock(name, lambda place: again.step(tokens[:, place], keep[:, place], approximate_tail=True))
 
     for keep in _KEEPS:
         every = torch.tensor([keep, 1, FULL_BITS], dtype=torch.float64).expand(1, steps, 3)
@@ -157,6 +184,12 @@ def arms(lm: LanguageModel, session: Session, tokens: torch.Tensor) -> Found:
         rows.control(policy, lm.budget(f"attention={target}").tensor(1), steps)
         scored = rows.score(tokens)
         share = tell(f"policy {target:g}", scored.log_probabilities[0], None, scored.realised[0], lm.overhead(policy))
+        again = session.fork(1, capacity=timed + lm.sparsity.page_size)
+        again.control(policy, lm.budget(f"attention={target}").tensor(1), steps)
+        clock(
+            f"policy {target:g}",
+            lambda place, rows=again: rows.step(tokens[:, place], approximate_tail=True),  # type: ignore[misc]
+        )
         run(f"constant as policy {target:g}", constant(lm.sparsity, share, kv_length), lm.sparsity)
     return found
 
@@ -178,6 +211,8 @@ def summary(found: list[Found], block: int | None) -> dict[str, dict[str, Any]]:
             "nats": float(nats.mean()),
             "minus_dense": paired_difference(nats, units(DENSE))._asdict(),
         }
+        if "milliseconds" in found[0][arm]:
+            told[arm]["milliseconds"] = statistics.median(part[arm]["milliseconds"] for part in found)
         if block is not None:
             told[arm]["perplexity"] = math.exp(nats.mean())
         elif found[0][arm]["greedy"] is not None:
@@ -194,6 +229,7 @@ def lines(found: Record) -> list[str]:
     return [
         f"{where:>16} {arm:22} reads {told['share']:.3f} of keys and {told['bytes']:.3f} of bytes, "
         f"{told['minus_dense']['value']:+.4f} nats above dense"
+        + (f", {told['milliseconds']:.1f} ms" if "milliseconds" in told else "")
         for part in ("text", "retrieval")
         for where, by_arm in found.results[part].items()
         for arm, told in by_arm.items()

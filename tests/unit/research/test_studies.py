@@ -76,6 +76,16 @@ def test_long_contexts_compare_what_reads_the_same_share(value_lm, source):
         for target in ("0.2", "0.3"):
             ours, constant = arms[f"policy {target}"], arms[f"constant as policy {target}"]
             assert constant["share"] == pytest.approx(ours["share"], abs=0.02)
+        assert not any("milliseconds" in arm for arm in arms.values())
+
+
+def test_long_contexts_are_timed_where_it_is_asked_for(value_lm, source):
+    options = long_context.Options(data=source, contexts="90", length=32, texts=1, timed=2)
+    arms = long_context.measure(value_lm, options, None, ignore).results["text"]["90"]
+    assert all(arm["milliseconds"] > 0 for arm in arms.values())
+    assert " ms" in long_context.lines(long_context.measure(value_lm, options, None, ignore))[0]
+    with pytest.raises(ValueError, match="timed 33: at most the 32 tokens that are scored"):
+        long_context.Options(data=source, length=32, timed=33)
 
 
 def test_learning_measures_every_method_after_its_minutes(tiny_lm, source, tmp_path):
