@@ -17,7 +17,6 @@ of a round's mean step, as greedy generation runs it.
 
 import argparse
 import math
-import random
 import statistics
 import sys
 from collections.abc import Callable
@@ -31,6 +30,7 @@ import torch
 import peers
 import solm
 from common import STEPS, constant_step, finish, in_turns, numbers, parser, policy_step, scored_under, spread
+from passages import Passage, passages
 from solm.backends.names import gguf_of
 from solm.backends.session import Session
 from solm.cli import checks
@@ -39,33 +39,17 @@ from solm.cli.output import Progress, progress_bar
 from solm.core.actions import FULL_BITS
 from solm.core.budget import Budget
 from solm.core.curve import spaced_budgets
-from solm.core.errors import DataError, SolmError
+from solm.core.errors import SolmError
 from solm.core.files import resumable
 from solm.core.parts import Parts
-from solm.data.text import documents
-from solm.evaluation.sources import shares_of
 from solm.evaluation.statistics import paired_difference
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.load import default_kv_cache
 from timed_engines import shown, steps
 
 DENSE = (1.0, 1.0, float(FULL_BITS))
-SLACK = 200
-"""Characters within which a passage finds the spaces that it is cut at."""
 Setting = tuple[float, float, float] | Budget
 """An action of every step, or what a policy has to keep to."""
-
-
-@dataclass(frozen=True)
-class Passage:
-    """`before` is read, `text` is scored."""
-
-    before: str
-    text: str
-
-    @property
-    def bytes(self) -> int:
-        return len(self.text.encode())
 
 
 @dataclass(frozen=True)
@@ -147,30 +131,6 @@ class Rung:
         return turn
 
 
-def passages(sources: list[str], count: int, context: int, length: int) -> list[Passage]:
-    """`count` passages that do not overlap, as many of every source within one. Raises `DataError` where a source has
-    too few."""
-    whole, found = context + length + SLACK, []
-    for source, share in zip(sources, shares_of(count, len(sources)), strict=True):
-        texts = documents(source)
-        places = [(text, at) for text in texts for at in range(0, len(text) - whole + 1, whole)]
-        random.Random(0).shuffle(places)
-        cut = [passage for text, at in places if (passage := passage_at(text, at, context, length)) is not None]
-        if len(cut) < share:
-            raise DataError(f"{source} has {len(cut)} passages of {context} and {length} characters, of {share}")
-        found += cut[:share]
-    return found
-
-
-def passage_at(text: str, at: int, context: int, length: int) -> Passage | None:
-    """About `context` and then about `length` characters of `text` from `at` on; None where no spaces are near."""
-    begun = text.find(" ", at + context)
-    ended = text.find(" ", begun + length)
-    if begun < 0 or ended < 0 or ended > at + context + length + SLACK:
-        return None
-    return Passage(text[at:begun], text[begun:ended])
-
-
 def files(asked: argparse.Namespace) -> list[File]:
     """Every model in its file's own type, with its policy, and in the other types. Raises `SolmError` for a model that
     cannot be run here."""
@@ -232,8 +192,16 @@ def clocked(rungs: list[Rung], passage: Passage, rounds: int, progress: Progress
     for place, rung in enumerate(rungs):
         progress.show("reading for the steps that are timed", place, len(rungs), rung.name)
         turns |= {f"{place} {setting}": turn for setting, turn in rung.turns(passage).items()}
-    progress.show("timing steps", 0, None)
-    return {name: spread(each) for name, each in in_turns(turns, rounds).items()}
+    done, total = 0, len(turns) * (rounds + 1)
+
+    def shown_turn(turn: Callable[[], float]) -> float:
+        nonlocal done
+        progress.show("timing steps", done, total)
+        done += 1
+        return turn()
+
+    found = in_turns({name: lambda turn=turn: shown_turn(turn) for name, turn in turns.items()}, rounds)  # type: ignore[misc]
+    return {name: spread(each) for name, each in found.items()}
 
 
 def checked(options: argparse.ArgumentParser) -> argparse.Namespace:

@@ -28,7 +28,7 @@ def test_passages_are_cut_at_spaces_and_do_not_overlap(benchmark: Any, tmp_path:
     words = " ".join(f"wörd{number}" for number in range(2000))
     (tmp_path / "one.txt").write_text(words)
     (tmp_path / "two.jsonl").write_text(json.dumps({"text": words.upper()}))
-    found = benchmark("ladder").passages([str(tmp_path / "one.txt"), str(tmp_path / "two.jsonl")], 5, 1000, 300)
+    found = benchmark("passages").passages([str(tmp_path / "one.txt"), str(tmp_path / "two.jsonl")], 5, 1000, 300)
     assert len(found) == 5
     assert [passage.text.isupper() for passage in found] == [False] * 3 + [True] * 2
     for passage in found:
@@ -48,7 +48,7 @@ def test_a_source_with_too_little_text_is_refused(benchmark: Any, tmp_path: Path
 
     (tmp_path / "short.txt").write_text("word " * 500)
     with pytest.raises(DataError, match=r"short.txt has 1 passages of 1000 and 300 characters, of 2"):
-        benchmark("ladder").passages([str(tmp_path / "short.txt")], 2, 1000, 300)
+        benchmark("passages").passages([str(tmp_path / "short.txt")], 2, 1000, 300)
 
 
 def point(model: str, setting: str, milliseconds: float, texts: list[float], **more: Any) -> dict[str, Any]:
