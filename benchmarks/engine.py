@@ -80,9 +80,9 @@ def checked(options: argparse.ArgumentParser) -> argparse.Namespace:
         options.error(f"--rounds {asked.rounds}: must be at least 1")
     asked.precision = asked.precision.split(",")
     asked.peers = asked.peers.split(",") if asked.peers else []
-    asked.peer_types = asked.peer_types.split(",") if asked.peer_types else []
     known = (*peers.NAMES, *peers.LOOKUPS, TRANSFORMERS, LOOKUP)
-    for name in set(asked.peers) - set(known):
+    libraries = {name.partition(":")[0] for name in asked.peers} - {TRANSFORMERS, LOOKUP}
+    for name in libraries - set(known):
         options.error(f"--peers {name}: must be among {', '.join(known)}")
     try:
         for kind in asked.precision:
@@ -93,7 +93,7 @@ def checked(options: argparse.ArgumentParser) -> argparse.Namespace:
         options.error(str(error))
     if max(asked.contexts) + STEPS > held:
         options.error(f"--contexts {max(asked.contexts)}: with {STEPS} steps more than the {held} of {asked.model}")
-    if file is None and set(asked.peers) - {TRANSFORMERS, LOOKUP}:
+    if file is None and libraries:
         options.error(f"--peers: they read GGUF files, and {asked.model} is not one")
     return asked
 
@@ -109,19 +109,17 @@ def main() -> None:
     options.add_argument("--policy", help="also the steps that this policy decides")
     options.add_argument("--budgets", default="1,0.6", help="net keeps of the policy")
     options.add_argument(
-        "--peers", nargs="?", const=",".join(peers.NAMES), help="beside all installed peers, or beside those named here"
-    )
+        "--peers", nargs="?", const=",".join(peers.NAMES),
+        help="beside all installed peers, or beside those named here; openvino:Q4_0: with a file of that type",
+    )  # fmt: skip
     options.add_argument(
         "--peer-python", action="append", default=[], help="the Python of another environment to look for peers in"
-    )
-    options.add_argument(
-        "--peer-types", help="also let peers read files of these types, such as Q8_0,Q4_0, which llama.cpp makes"
     )
     options.add_argument("--no-starts", action="store_true", help="leave out how long fresh processes take")
     asked = checked(options)
     bandwidth, file = memory_bandwidth(), gguf_of(asked.model)
     others: dict[str, peers.Asked] = {}
-    if file is not None and set(asked.peers) - {TRANSFORMERS, LOOKUP}:
+    if file is not None and asked.peers:
         others = peers.find(asked, file, torch.get_num_threads())
     ours: dict[str, Any] = {kind: {} for kind in asked.precision}
     theirs: dict[str, Any] = {name: {} for name in others}

@@ -122,22 +122,22 @@ def python_with(library: str, pythons: list[str]) -> str | None:
 
 
 def find(asked: argparse.Namespace, file: Path, threads: int) -> dict[str, Asked]:
-    """The installed ones among the peers that are asked for, for `file` and for files of other types made from it, by
-    name."""
+    """The installed ones among the peers that are asked for, by name. They read `file`, or as `openvino:Q4_0` a file of
+    that type that llama.cpp makes from it."""
     libraries = {library: python_with(library, [*asked.peer_python, sys.executable]) for library in MODULES}
-    files = {file_type(file): file}
-    for kind in asked.peer_types:
-        if libraries["llama.cpp"] is None:
-            raise SystemExit(f"--peer-types: only llama.cpp can make a file of {kind}, and it is not installed")
-        files.setdefault(kind, quantised(libraries["llama.cpp"], file, kind))
-    found = {}
-    for name in (name for name in (*NAMES, *LOOKUPS) if name in asked.peers):
-        python = libraries[name.split()[0]]
+    own, found = file_type(file), {}
+    for name, _, kind in (each.partition(":") for each in asked.peers):
+        if name not in (*NAMES, *LOOKUPS):
+            continue
+        python, path = libraries[name.split()[0]], file
         if python is None:
             print(f"peer {name}: not installed", file=sys.stderr)
             continue
-        for kind, path in files.items():
-            found[name if path == file else f"{name}, {kind}"] = Asked(name, python, path, kind, threads)
+        if kind not in ("", own):
+            if libraries["llama.cpp"] is None:
+                raise SystemExit(f"--peers {name}:{kind}: only llama.cpp can make such a file, and it is not installed")
+            path = quantised(libraries["llama.cpp"], file, kind)
+        found[name if path == file else f"{name}, {kind}"] = Asked(name, python, path, kind or own, threads)
     return found
 
 
@@ -161,7 +161,6 @@ def quantised(python: str, file: Path, kind: str) -> Path:
             [python, str(WORKER), "quantise", str(file), str(target), kind], capture_output=True, text=True
         )
         if done.returncode:
-            raise SystemExit(
-                f"--peer-types {kind}: {(done.stderr.strip().splitlines() or ['llama.cpp said nothing'])[-1]}"
-            )
+            said = done.stderr.strip().splitlines() or ["it said nothing"]
+            raise SystemExit(f"llama.cpp cannot make {target.name}: {said[-1]}")
     return target
