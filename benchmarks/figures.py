@@ -6,6 +6,7 @@ from math import ceil, exp, floor, log2
 
 import published_ladder
 import published_speed as timed
+from published import measured
 from published_speed import BEST
 
 STYLE = """<style>
@@ -188,5 +189,5 @@ def ladder() -> str:
     return canvas.svg()
 
 
-FIGURES = {"quality": quality, "context": context} | ({"ladder": ladder} if published_ladder.measured() else {})
+FIGURES = {"quality": quality, "context": context} | ({"ladder": ladder} if measured("ladder") else {})
 """What draws docs/figures/NAME.svg, by name."""

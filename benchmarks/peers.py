@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gguf import LlamaFileType
+
+from solm.backends.gguf_header import read_header
 from solm.core.cache_folder import cache_folder
 
 WORKER = Path(__file__).with_name("peer_worker.py")
@@ -143,12 +146,10 @@ def find(asked: argparse.Namespace, file: Path, threads: int) -> dict[str, Asked
 
 def file_type(file: Path) -> str:
     """What a GGUF file says that it mostly holds, such as Q4_K_M."""
-    from gguf import GGUFReader, LlamaFileType
-
-    field = GGUFReader(file).get_field("general.file_type")
-    if field is None:
+    kind = read_header(file).metadata.get("general.file_type")
+    if kind is None:
         return file.stem.rpartition(".")[2]
-    return LlamaFileType(field.contents()).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    return LlamaFileType(kind).name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
 def quantised(python: str, file: Path, kind: str) -> Path:

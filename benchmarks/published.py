@@ -27,6 +27,11 @@ def read(name: str) -> Any:
     return whole.get("results", whole)
 
 
+def measured(name: str) -> bool:
+    """Whether there is a docs/results/`name`.json. Those that a table asks for may come later."""
+    return (RESULTS / f"{name}.json").exists()
+
+
 @dataclass(frozen=True)
 class Difference:
     """A paired difference with its 95 % interval, in nats unless said otherwise."""
@@ -85,13 +90,14 @@ ALLOCATIONS = {"uniform": "uniform", "by layers": "layers", "by KV heads": "head
 HEADS_MINUS_UNIFORM = "heads_minus_uniform"
 
 
-def books() -> dict[int, dict[str, dict[str, Any]]]:
-    """Per context the arms of the attention axis, such as `book_arm`, each with share, bytes and minus_dense."""
-    return {int(context): arms for context, arms in read("long-context")["text"].items()}
+def books(name: str = "long-context") -> dict[int, dict[str, dict[str, Any]]]:
+    """Per context the arms of the attention axis, such as `book_arm`, each with share, bytes and minus_dense, and where
+    they were timed with milliseconds."""
+    return {int(context): arms for context, arms in read(name)["text"].items()}
 
 
-def retrieval() -> dict[str, dict[str, dict[str, Any]]]:
-    return read("long-context")["retrieval"]
+def retrieval(name: str = "long-context") -> dict[str, dict[str, dict[str, Any]]]:
+    return read(name)["retrieval"]
 
 
 def book_arm(arm: str, share: float) -> str:

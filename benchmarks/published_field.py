@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from published import RESULTS, read
+from published import measured, read
 from published_speed import LARGER
 
 RUNS = ("", "-rows", "-16k")
@@ -40,7 +40,7 @@ class Engine:
 
 def sizes() -> list[str]:
     """Of `LARGER`, those that were measured."""
-    return [size for size in LARGER if (RESULTS / f"engine-{size.lower()}.json").exists()]
+    return [size for size in LARGER if measured(f"engine-{size.lower()}")]
 
 
 def field(size: str) -> list[Engine]:
@@ -49,7 +49,7 @@ def field(size: str) -> list[Engine]:
     found: dict[str, Engine] = {}
     for run in RUNS:
         name = f"engine-{size.lower()}{run}"
-        if (RESULTS / f"{name}.json").exists():
+        if measured(name):
             told = read(name)
             for engine, one in {"solm": told, **told["peers"]}.items():
                 if "contexts" in one:

@@ -48,10 +48,6 @@ class Rung:
         return Difference(*paired_difference(np.array(self.texts), np.array(other.texts)))
 
 
-def measured() -> bool:
-    return (RESULTS / "ladder.json").exists()
-
-
 def rungs() -> list[Rung]:
     """In the order of the file."""
     return [

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import published_ladder as ladder
 from cells import NONE, interval, markdown, table
+from published import measured
 from published_ladder import Rung, Verdict
 
 WORDS: dict[Verdict, str] = {
@@ -14,7 +15,7 @@ WORDS: dict[Verdict, str] = {
 
 @table
 def size_ladder() -> str:
-    if not ladder.measured():
+    if not measured("ladder"):
         return ""
     every = ladder.rungs()
     files = dict.fromkeys(rung.model for rung in every)

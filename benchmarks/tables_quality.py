@@ -129,6 +129,43 @@ def retrieval() -> str:
 
 
 @table
+def long_context_larger() -> str:
+    """The same of a larger model, with milliseconds, once it was measured."""
+    name, shares = "long-context-0.5b", (0.3, 0.2, 0.1)
+    if not of.measured(name):
+        return ""
+    rows = []
+    for context, arms in of.books(name).items():
+        cells = [f"{arms[of.book_arm('allocated', 1)]['milliseconds']:.1f}"]
+        for share in shares:
+            uniform, allocated = (arms[of.book_arm(arm, share)] for arm in ("uniform", "allocated"))
+            loss = f"{uniform['minus_dense']['value']:+.3f} → {allocated['minus_dense']['value']:+.3f}"
+            cells.append(f"{loss}, {allocated['milliseconds']:.1f} ms")
+        policy = arms[of.book_arm("policy", 0.2)]
+        cells += [f"{policy['minus_dense']['value']:+.3f}, {policy['milliseconds']:.1f} ms"]
+        rows.append([f"{context:,}", *cells, interval(Difference.of(policy["minus_constant"]))])
+    for task, label in (("longeval_lines", "lines"), ("niah_multikey", "needles")):
+        if arms := of.retrieval(name).get(task, {}):
+            dense, *pairs = (
+                tuple(-arms[of.book_arm(arm, share)]["nats"] for arm in which)
+                for share, which in ((1, ("allocated",)), *((share, ("uniform", "allocated")) for share in shares))
+            )
+            cells = [f"{dense[0]:.1f}", *(f"{one:.1f} → {other:.1f}" for one, other in pairs)]
+            policy = arms[of.book_arm("policy", 0.2)]
+            found = interval(Difference.of(policy["minus_constant"]), 1)
+            rows.append([f"{label}: log-probability", *cells, f"{-policy['nats']:.1f}", found])
+    head = [f"pages {share:g}: uniform → allocated" for share in shares]
+    told = markdown(
+        ("Context", "dense", *head, "policy at 0.2", "policy − constant at 0.2"), rows,
+    )  # fmt: skip
+    return (
+        "The same of Qwen2.5-Coder-0.5B with the policy that ships for it, on the cpu backend. Dense: milliseconds of "
+        "a step; others: nats per token above dense, and milliseconds. Steps of a text were timed arm after arm. The "
+        f"last rows are log-probabilities of whole answers.\n\n{told}\n`results/{name}.json`.\n"
+    )
+
+
+@table
 def tasks() -> str:
     """Means over tasks: accuracy of dense and policy, and the policy's differences."""
     points = {task: of.task_points(task) for task in of.TASKS}

@@ -1,9 +1,11 @@
-"""The process of a peer: its answers line by line, its errors, and nothing else on standard output."""
+"""Peers: the process of one, its answers line by line, its errors; which are found; and the table of all engines."""
 
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,3 +163,69 @@ def test_a_first_token_is_timed(code: str, seconds: float) -> None:
 def test_a_process_without_a_first_token_fails() -> None:
     command = [sys.executable, str(WORKER.with_name("first_token.py")), sys.executable, "-c", "pass"]
     assert subprocess.run(command, capture_output=True).returncode == 1
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(WORKER.parent))
+
+
+def test_a_peer_reads_the_file_or_one_of_the_type_it_is_named_with(
+    benchmarks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import peers
+
+    monkeypatch.setattr(peers, "python_with", lambda library, pythons: f"{library}/python")
+    monkeypatch.setattr(peers, "file_type", lambda file: "Q4_K_M")
+    monkeypatch.setattr(peers, "quantised", lambda python, file, kind: Path(f"{file.stem}.{kind}.gguf"))
+    asked = ["llama.cpp fused", "openvino:Q4_0", "llama.cpp:Q4_K_M", "openvino lookup:Q4_0", "transformers"]
+    found = peers.find(Namespace(peers=asked, peer_python=[]), Path("a.gguf"), 2)
+    assert {name: (one.library, one.python, str(one.file), one.precision) for name, one in found.items()} == {
+        "llama.cpp fused": ("llama.cpp", "llama.cpp/python", "a.gguf", "Q4_K_M"),
+        "openvino, Q4_0": ("openvino", "openvino/python", "a.Q4_0.gguf", "Q4_0"),
+        "llama.cpp": ("llama.cpp", "llama.cpp/python", "a.gguf", "Q4_K_M"),
+        "openvino lookup, Q4_0": ("openvino", "openvino/python", "a.Q4_0.gguf", "Q4_0"),
+    }
+
+
+def test_without_llama_cpp_there_are_no_files_of_other_types(benchmarks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import peers
+
+    monkeypatch.setattr(peers, "python_with", lambda library, pythons: None if library == "llama.cpp" else "python")
+    monkeypatch.setattr(peers, "file_type", lambda file: "Q4_K_M")
+    with pytest.raises(SystemExit, match=r"--peers openvino:Q4_0: only llama.cpp can make such a file"):
+        peers.find(Namespace(peers=["openvino:Q4_0"], peer_python=[]), Path("a.gguf"), 2)
+
+
+def measured(step: float, rows: int, context: int, setting: str = "dense", **more: Any) -> dict[str, Any]:
+    here = {"prefill_tokens_per_second": {"median": 100}, "step_ms": {setting: {str(rows): {"median": step}}}}
+    return {"weights": "4 bits", "contexts": {str(context): here}, **more}
+
+
+def test_runs_of_a_model_become_one_table(benchmarks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import published
+    import published_field
+    import tables_field
+
+    start = {"start_seconds": {"second": {"median": 1.5}}, "peak_gib": {"second": 0.5}}
+    runs = {
+        "engine-0.5b": measured(20, 1, 64, **start) | {"peers": {
+            "llama.cpp": measured(30, 1, 64, version="1.2", instructions="AVX2", **start),
+            "llama.cpp fused": measured(25, 1, 64, version="1.2", **start),
+            "openvino": {"error": "it cannot read this file"},
+            "openvino lookup, Q4_0": measured(10, 1, 64, "prompt lookup", version="3"),
+        }},
+        "engine-0.5b-rows": measured(40, 4, 64) | {"peers": {"llama.cpp": measured(80, 4, 64, version="1.2")}},
+        "engine-0.5b-16k": measured(60, 1, 16384) | {"peers": {}},
+    }  # fmt: skip
+    for name, found in runs.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"results": found}))
+    monkeypatch.setattr(published, "RESULTS", tmp_path)
+    monkeypatch.setattr(published_field, "read", published.read.__wrapped__)
+    lines = tables_field.field().splitlines()
+    model = "| Qwen2.5-Coder-0.5B |"
+    assert lines[2] == f"{model} solm, greedy | 4 bits | — | 20.0 | — | — | 60.0 | 50 | 100 | — | 0.50 | 1.5 |"
+    assert f"{model} llama.cpp 1.2 | 4 bits | — | 25.0 | — | — | — | 40 | 50 | — | 0.50 | 1.5 |" in lines
+    assert f"{model} openvino 3 lookup | 4 bits | — | 10.0 | — | — | — | 100 | — | — | — | — |" in lines
+    assert "cannot read" not in "".join(lines)
+    assert lines[-1] == "Instruction sets: llama.cpp 1.2: AVX2."
