@@ -21,6 +21,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ class Rung:
                 step = policy_step(session, self.lm.policy(), setting.tensor(1), STEPS)
             else:
                 step = constant_step(session, setting)
-            coming = iter(tokens.split(1))
+            coming = cycle(tokens.split(1))
             return statistics.fmean(steps(session, lambda _: step(next(coming)), tokens[:1]))
 
         return turn
