@@ -185,7 +185,7 @@ def ladder() -> str:
         place += 40 + 7.5 * len(model)
     canvas.dot((place, 430), GREY, hollow=True)
     canvas.text((place + 12, 435), "the dial turned, on the file's own type")
-    canvas.text((90, 470), f"{len(rungs[0].texts)} passages of Wikipedia and books, the same bytes for all.", "quiet")
+    canvas.text((90, 470), f"{len(rungs[0].texts)} passages of text, the same bytes for all.", "quiet")
     return canvas.svg()
 
 

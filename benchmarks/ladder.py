@@ -252,7 +252,8 @@ def main() -> None:
             key += [[{name: str(setting) for name, setting in rung.settings.items()} for rung in rungs], asked.rounds]
             points = measure(asked, texts, rungs, Parts(partial, key), progress)
             progress.stop()
-            results = {"bytes": sum(passage.bytes for passage in texts), "points": points}
+            names = [Path(source).name for source in asked.data]
+            results = {"data": names, "bytes": sum(passage.bytes for passage in texts), "points": points}
             finish("ladder", asked, results, lines(points))
     except SolmError as error:
         options.error(str(error))

@@ -48,6 +48,11 @@ class Rung:
         return Difference(*paired_difference(np.array(self.texts), np.array(other.texts)))
 
 
+def sources() -> str:
+    """The names of the text that was scored."""
+    return " and ".join(f"`{name}`" for name in read("ladder")["data"])
+
+
 def rungs() -> list[Rung]:
     """In the order of the file."""
     return [

@@ -9,7 +9,7 @@ from published_ladder import Rung, Verdict
 
 WORDS: dict[Verdict, str] = {
     "wins": "better than every undialled file in its time", "ties": "as good, within the noise",
-    "loses": "worse than an undialled file in its time", "alone": "no undialled file is as fast",
+    "loses": "worse than an undialled file in its time", "alone": "faster than every undialled file",
 }  # fmt: skip
 
 
@@ -54,7 +54,8 @@ def sentences(every: Sequence[Rung]) -> list[str]:
                 other = ladder.rival(rung, every)
                 beside = "" if other is None else f" ({other.file})"
                 found.setdefault(ladder.verdict(rung, other), []).append(rung.setting + beside)
-        told.append(f"**{model}** " + "; ".join(f"{WORDS[how]}: {', '.join(at)}" for how, at in found.items()) + ".")
+        verdicts = "; ".join(f"{WORDS[how]}: {', '.join(at)}" for how, at in found.items())
+        told.append(f"The dial on **{model}** is {verdicts}.")
     return told
 
 
@@ -62,7 +63,7 @@ def about(every: Sequence[Rung]) -> str:
     """What was measured, under the table."""
     each = {rung.model: rung.bytes_per_token for rung in every}
     return (
-        f"{len(every[0].texts)} passages of Wikipedia and books, the same bytes for every model; a token has "
+        f"{len(every[0].texts)} passages of {ladder.sources()}, the same bytes for every model; a token has "
         f"{', '.join(f'{size:.2f} for {model}' for model, size in each.items())} of them. Types other than a file's "
         "own are made from it by llama.cpp's converter: Q8_0 holds no more than the file did, Q4_0 is rounded twice. "
         "All settings were timed in turn, in one process; bold is better beyond the noise. MMLU is of the model "

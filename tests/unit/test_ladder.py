@@ -75,7 +75,7 @@ def test_a_rival_is_the_best_undialled_file_that_takes_no_longer(
     benchmark: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = benchmark("published_ladder")
-    monkeypatch.setattr(published, "read", lambda name: {"points": POINTS})
+    monkeypatch.setattr(published, "read", lambda name: {"points": POINTS, "data": ["a.txt"]})
     rungs = published.rungs()
     verdicts = {}
     for rung in (rung for rung in rungs if rung.dialled):
@@ -94,10 +94,13 @@ def test_the_page_says_so_once_it_was_measured(benchmark: Any, monkeypatch: pyte
     monkeypatch.setattr(tables, "measured", lambda name: False)
     assert tables.size_ladder() == ""
     monkeypatch.setattr(tables, "measured", lambda name: True)
-    monkeypatch.setattr(published, "read", lambda name: {"points": POINTS})
+    monkeypatch.setattr(published, "read", lambda name: {"points": POINTS, "data": ["a.txt"]})
     monkeypatch.setattr(published, "accuracy", lambda model: (0.41, 2000) if model == "large.gguf" else None)
     told = tables.size_ladder()
-    assert "- **large.gguf** better than every undialled file in its time: budget 0.9 (large.gguf Q2_K);" in told
+    assert (
+        "- The dial on **large.gguf** is better than every undialled file in its time: budget 0.9 (large.gguf Q2_K);"
+        in told
+    )
     assert "| large.gguf | Q4_0 | budget 0.9 | 9.0 | 1.010 | +0.100 [+0.050, +0.150] | large.gguf Q2_K |" in told
     assert "| large.gguf | Q4_0 | dense | 10.0 | 1.000 | — | — | — | 41.0 (2,000) |" in told
     drawn = figures.ladder()
