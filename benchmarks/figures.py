@@ -179,7 +179,7 @@ def ladder() -> str:
             at = across(rung.milliseconds), up(rung.bits)
             canvas.dot(at, colour, rung.dialled)
             if not rung.dialled:
-                canvas.text((at[0] + 8, at[1] + 16), rung.type, "quiet")
+                canvas.text((at[0] + 8, at[1] + (16 if rung.own_type else -8)), rung.type, "quiet")
         canvas.dot((place, 430), colour)
         canvas.text((place + 12, 435), model)
         place += 40 + 7.5 * len(model)
