@@ -114,7 +114,9 @@ class Lookup:
 
     def read(self, row: int) -> float:
         with torch.inference_mode():
-            return clock(lambda: self.caches.update({row: self.model(self.ids[row : row + 1, :-1]).past_key_values}))
+            return clock(
+                lambda: self.caches.update({row: self.model(self.ids[row : row + 1, :-1], logits_to_keep=1).cache})
+            )
 
     def turns(self, rows: int) -> Turns:
         return {peers.LOOKED_UP: self._generate} if rows == 1 else {}
@@ -123,9 +125,7 @@ class Lookup:
         cache = deepcopy(self.caches[0])
         options = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False}
         taken = clock(
-            lambda: self.model.generate(
-                self.ids[:1], past_key_values=cache, prompt_lookup_num_tokens=peers.GUESSES, **options
-            )
+            lambda: self.model.generate(self.ids[:1], cache=cache, prompt_lookup_num_tokens=peers.GUESSES, **options)
         )
         return [taken / STEPS]
 
