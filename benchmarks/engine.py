@@ -29,6 +29,7 @@ import starts
 from common import STEPS, draw_text, finish, in_turns, parser, spread
 from solm.backends.cpu.backend import check_precision
 from solm.backends.cpu.library import asked_engine, choose_engine
+from solm.backends.cpu.variants import NATIVE
 from solm.backends.names import gguf_of
 from solm.core.errors import SolmError
 from solm.evaluation.step_timing import memory_bandwidth
@@ -128,7 +129,9 @@ def main() -> None:
         ours, started = starts.measure(asked, plain)
         theirs |= started
     loaded = {kind: Ours(asked, kind) for kind in asked.precision}
+    capability = torch.backends.cpu.get_cpu_capability()
     variant = choose_engine(*asked_engine()).variant
+    variant += f" ({capability})" if variant == NATIVE else ""
     for kind, engine in loaded.items():
         ours[kind] = {"weights": str(engine.lm.backend.dtype), "instructions": variant} | ours[kind]
     engines: dict[str, Timed] = dict(loaded)
@@ -137,7 +140,7 @@ def main() -> None:
             engines[name] = made = make()
             theirs[name] = {
                 "weights": made.precision, "version": version("transformers"),
-                "instructions": torch.backends.cpu.get_cpu_capability(),
+                "instructions": capability,
             }  # fmt: skip
     for name, peer in others.items():
         if "error" not in theirs[name]:

@@ -28,7 +28,7 @@ class Engine:
     def label(self) -> str:
         """The library, its version, and what it does besides."""
         name, _, rest = self.name.split(",")[0].partition(" ")
-        return " ".join(part for part in (name, self.version, rest) if part)
+        return " ".join(part for part in (name, self.version.split("-")[0], rest) if part)
 
     def step(self, context: int, setting: str, rows: int = 1) -> float | None:
         return self.step_ms.get(context, {}).get(setting, {}).get(rows)

@@ -213,7 +213,7 @@ def test_runs_of_a_model_become_one_table(benchmarks: None, tmp_path: Path, monk
             "llama.cpp": measured(30, 1, 64, version="1.2", instructions="AVX2", **start),
             "llama.cpp fused": measured(25, 1, 64, version="1.2", **start),
             "openvino": {"error": "it cannot read this file"},
-            "openvino lookup, Q4_0": measured(10, 1, 64, "prompt lookup", version="3"),
+            "openvino lookup, Q4_0": measured(10, 1, 64, "prompt lookup", version="3-beef"),
         }},
         "engine-0.5b-rows": measured(40, 4, 64) | {"peers": {"llama.cpp": measured(80, 4, 64, version="1.2")}},
         "engine-0.5b-16k": measured(60, 1, 16384) | {"peers": {}},

@@ -16,8 +16,8 @@ FILES = sorted(path.relative_to(RESULTS).as_posix() for path in RESULTS.rglob("*
 KINDS = {"evaluation": EvaluationResult, "tasks": TaskResult}
 BENCHMARKS = {
     "adherence", "allocation", "batch", "best-of", "dial", "engine", "fidelity", "free-running", "governor", "gpu",
-    "grammars",
-    "kv-cache", "kv-drift", "ladder", "learning", "long-context", "neighbours", "policy-cost", "precision", "domains", "rollout",
+    "grammars", "ladder",
+    "kv-cache", "kv-drift", "learning", "long-context", "neighbours", "policy-cost", "precision", "domains", "rollout",
     "serve", "settings", "tasks-speed",
 }  # fmt: skip
 ARMS = {

@@ -57,7 +57,7 @@ class Options(StudyOptions):
     @model_validator(mode="after")
     def _check(self) -> "Options":
         if self.timed > self.length:
-            raise ValueError(f"timed {self.timed}: at most the {self.length} tokens that are scored")
+            raise ValueError(f"--timed {self.timed}: at most the {self.length} tokens of --length")
         return self
 
 

@@ -84,7 +84,7 @@ def test_long_contexts_are_timed_where_it_is_asked_for(value_lm, source):
     arms = long_context.measure(value_lm, options, None, ignore).results["text"]["90"]
     assert all(arm["milliseconds"] > 0 for arm in arms.values())
     assert " ms" in long_context.lines(long_context.measure(value_lm, options, None, ignore))[0]
-    with pytest.raises(ValueError, match="timed 33: at most the 32 tokens that are scored"):
+    with pytest.raises(ValueError, match=r"--timed 33: at most the 32 tokens of --length"):
         long_context.Options(data=source, length=32, timed=33)
 
 
