@@ -232,8 +232,8 @@ def main() -> None:
     options.add_argument("--types", help="also in these types of GGUF files, such as Q8_0,Q4_0")
     options.add_argument("--budgets", type=int, default=4, help="so many budgets of a policy")
     options.add_argument("--mlp", default="0.8,0.6", help="MLP shares of a model for which no policy ships")
-    options.add_argument("--texts", type=int, default=16, help="passages, as many from every source")
-    options.add_argument("--context", type=int, default=2000, help="characters read before a passage")
+    options.add_argument("--texts", type=int, default=12, help="passages, as many from every source")
+    options.add_argument("--context", type=int, default=4000, help="characters read before a passage")
     options.add_argument("--length", type=int, default=512, help="characters of a passage")
     options.add_argument(
         "--peer-python", action="append", default=[], help="the Python of another environment to look for llama.cpp in"
