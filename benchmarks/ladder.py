@@ -147,7 +147,8 @@ def files(asked: argparse.Namespace) -> list[File]:
         try:
             policy = checks.trained_policy(AUTO, facts)
         except SolmError as error:
-            print(f"{model}: {error}; its MLP shares are set instead", file=sys.stderr)
+            reason = str(error).removeprefix("--policy: ")
+            print(f"{model}: {reason}; its MLP shares are set instead", file=sys.stderr)
         found.append(File(model, model, peers.file_type(path), True, policy))
         for kind in asked.types:
             if python is not None and kind != found[-1].type:
