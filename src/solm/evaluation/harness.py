@@ -141,6 +141,9 @@ class ControlledLM(TemplateLM):
         self.policy, self.target, self.spent, self._sparsity = policy, target, [], sparsity
         return self
 
+    def tok_decode(self, tokens: list[int], skip_special_tokens: bool = True) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens))
+
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if self._prefills is None:
             return super()._encode_pair(context, continuation)
