@@ -54,6 +54,7 @@ def tasks(
             "question's own tokens, too, after the examples that all of a task begin with."
         ),
     ] = "answer",
+    context: Annotated[int, typer.Option(help="Tokens that steps see, for which a share of time is meant.")] = 512,
     batch: Annotated[int, typer.Option(help="Questions that share a pass.")] = 16,
     tuning: Annotated[str | None, typer.Option(help="Text to choose the arm tuned on.")] = None,
     seed: SeedOption = 0,
@@ -112,7 +113,7 @@ def tasks(
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     chosen = checks.settings(
         TaskSettings, tasks=names, budgets=asked.values or (1.0,), limit=limit, fewshot=fewshot, batch=batch,
-        seed=seed, control=control, currency="time" if in_time else "keep",
+        seed=seed, context=context, control=control, currency="time" if in_time else "keep",
     )  # fmt: skip
 
     def with_budgets(offer: Offer) -> TaskSettings:

@@ -38,7 +38,7 @@ class TaskSettings(BaseModel):
     budgets: tuple[float, ...] = Field(min_length=1)
     currency: Literal["keep", "time"] = "keep"
     """What budgets are: net keeps, or shares of the dense step's milliseconds by the model's timings."""
-    context: int = Field(1024, ge=1)
+    context: int = Field(512, ge=1)
     """Tokens that steps see, for which a share of time is meant."""
     control: Controlled = "answer"
     limit: int | None = Field(None, ge=1)
