@@ -166,40 +166,6 @@ def long_context_larger() -> str:
 
 
 @table
-def tasks() -> str:
-    """Means over tasks: accuracy of dense and policy, and the policy's differences."""
-    points = {task: of.task_points(task) for task in of.TASKS}
-    budgets = sorted({point["budget"] for point in points["mmlu"] if point["arm"] != "dense"})
-    arms = ("dense", "uniform", "allocated", "tuned", "policy")
-
-    def score(task: str, arm: str, budget: float) -> float:
-        key = of.ARMS.get(arm, arm)
-        [found] = [p for p in points[task] if p["arm"] == key and (arm == "dense" or p["budget"] == budget)]
-        return 100 * found["scores"]["acc"]
-
-    rows = [
-        [f"{budget:g}", *(f"{sum(score(task, arm, budget) for task in points) / len(points):.1f}" for arm in arms)]
-        for budget in budgets
-    ]
-    return markdown(("Net keep", *arms), rows)
-
-
-@table
-def task_list() -> str:
-    rows = []
-    for task in of.TASKS:
-        points = of.task_points(task)
-        budgets = sorted({point["budget"] for point in points if point["arm"] != "dense"})
-        by = {(point["arm"], point["budget"]): point for point in points}
-        [dense] = [point for point in points if point["arm"] == "dense"]
-        rows.append(
-            [task, str(dense["questions"]), f"{100 * dense['scores']['acc']:.1f}",
-             *(f"{100 * by['policy', budget]['scores']['acc']:.1f}" for budget in budgets)]
-        )  # fmt: skip
-    return markdown(("Task", "questions", "dense", *(f"policy at {budget:g}" for budget in budgets)), rows)
-
-
-@table
 def learning() -> str:
     names = {"values": "regression on counterfactual schedules (default)",
              "grpo": "policy gradient, with our budget prior",

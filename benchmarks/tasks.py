@@ -25,7 +25,7 @@ import solm
 from common import finish, parser, tuning_text
 from solm.backends.torch.load import load_base
 from solm.core.files import write_text
-from solm.evaluation.arms import static_arms, tuned
+from solm.evaluation.arms import Arm, static_arms, tuned
 from solm.evaluation.harness import ControlledLM
 from solm.evaluation.local_tasks import load_tasks
 from solm.evaluation.tasks import TaskSettings, evaluate_tasks
@@ -53,7 +53,7 @@ def answers(options: argparse.Namespace) -> None:
             load_tasks([name], options.data / "eval"),
             settings,
             lm.space,
-            {"tuned": best},
+            {"tuned": Arm(best)},
             options.folder / f"{name}.partial",
             lambda done, total, name=name: print(f"{name}: {done}/{total}", file=sys.stderr, flush=True),
         )
@@ -68,9 +68,9 @@ def speed(options: argparse.Namespace) -> None:
     static, arm = next(iter(static_arms(lm, lm.space).items()))
     models = {
         "hf": HFLM(stock, tokenizer=tokenizer, batch_size=BATCH),
-        "dense": ControlledLM(lm, schedule=Dense(lm.space)),
-        static: ControlledLM(lm, schedule=arm.policy, target=budget),
-        "policy": ControlledLM(lm, schedule="policy", target=budget),
+        "dense": ControlledLM(lm, policy=Dense(lm.space)),
+        static: ControlledLM(lm, policy=arm.policy, target=budget),
+        "policy": ControlledLM(lm, policy="policy", target=budget),
     }
     count = options.questions or 20
     results: dict[str, Any] = {"budget": NET, "questions": len(SUBJECTS) * count}

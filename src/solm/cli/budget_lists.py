@@ -7,7 +7,6 @@ from solm.cli.checks import option
 from solm.core.errors import BudgetError
 
 if TYPE_CHECKING:
-    from solm.core.actions import ActionSpace
     from solm.core.budget import Kind
     from solm.runtime.offer import Offer
 
@@ -79,16 +78,3 @@ def time_shares(asked: BudgetList, offer: "Offer", context: int) -> tuple[float,
                 raise BudgetError(f"budget {request} comes down to {share:g} of the dense step's time, as another does")
             found.append(share)
     return tuple(found) or spaced_budgets(floor)
-
-
-def net_keep_list(text: str, space: "ActionSpace") -> tuple[float, ...]:
-    """The net keeps of a list such as 0.55,0.65, each of which `space` can spend."""
-    from solm.core.budget import Budget
-
-    asked = budget_list(text)
-    if not asked.values or asked.kind not in ("keep", "compute"):
-        raise BudgetError(f"--budgets: {text} goes with solm eval; give net keeps such as 0.55,0.65")
-    for value in asked.values:
-        with option("--budgets"):
-            Budget.from_net(value, space)
-    return asked.values

@@ -43,9 +43,6 @@ BUDGET_FORMS = (
     "(nats per token), keep=0.6 (net keep), or attention=0.4,mlp=0.8"
 )
 BudgetOption = Annotated[str | None, typer.Option("--budget", "-b", help=f"{BUDGET_FORMS}; dense without.")]
-BudgetsOption = Annotated[
-    str, typer.Option(help="Net keeps (not shares of bytes), as the paper plots, fixed in advance: 0.55,0.65.")
-]
 TimingsOption = Annotated[
     Path | None, typer.Option("--timings", help="File of solm bench --out; by default the policy's own, where it has.")
 ]

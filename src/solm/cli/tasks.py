@@ -7,17 +7,20 @@ from typing import Annotated, Any
 import typer
 
 from solm.cli import checks
-from solm.cli.budget_lists import net_keep_list
+from solm.cli.budget_lists import budget_list, net_keeps, time_shares
 from solm.cli.options import (
     DEFAULT_MODEL,
-    BudgetsOption,
+    BackendOption,
     DtypeOption,
     JsonOption,
+    KvCacheOption,
     ModelOption,
     PolicyOption,
+    PrecisionOption,
     RevisionOption,
     SeedOption,
     SpaceOption,
+    TimingsOption,
     TrustOption,
 )
 from solm.cli.sources import one_stream, read_sources
@@ -28,7 +31,15 @@ def tasks(
     tasks: Annotated[str, typer.Option("--tasks", "-t", help="Names of lm-eval tasks, separated by commas.")],
     model: ModelOption = DEFAULT_MODEL,
     policy: PolicyOption = None,
-    budgets: BudgetsOption = "0.55,0.65,0.75,0.85",
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            help="Fixed in advance, as for solm eval: with measured step times (the policy's, or --timings) shares of "
+            "the dense step's milliseconds, auto, or what comes down to them; else net keeps. By default auto in time, "
+            "and 0.55,0.65,0.75,0.85 in net keep."
+        ),
+    ] = None,
+    timings: TimingsOption = None,
     space: SpaceOption = None,
     data: Annotated[
         Path | None,
@@ -36,10 +47,21 @@ def tasks(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Questions per task (per subject of mmlu); by default all.")] = None,
     fewshot: Annotated[int | None, typer.Option(help="Examples before each question; else as the task says.")] = None,
+    control: Annotated[
+        str,
+        typer.Option(
+            help="answer: prompts are read densely, budgets hold for the answers. question: budgets hold for a "
+            "question's own tokens, too, after the examples that all of a task begin with."
+        ),
+    ] = "answer",
+    context: Annotated[int, typer.Option(help="Tokens that steps see, for which a share of time is meant.")] = 512,
     batch: Annotated[int, typer.Option(help="Questions that share a pass.")] = 16,
     tuning: Annotated[str | None, typer.Option(help="Text to choose the arm tuned on.")] = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
+    backend: BackendOption = "torch",
+    precision: PrecisionOption = None,
+    kv_cache_dtype: KvCacheOption = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the result here, as JSON.")] = None,
@@ -47,22 +69,26 @@ def tasks(
 ) -> None:
     """Answer lm-eval tasks under a policy, and under dense, static and random policies at the same compute.
 
-    A budget holds over the questions of a task together: a question of one step has no average of its own. An
-    interrupted run with --out goes on where it stopped.
+    A budget holds over the answers of a task together: an answer of one step has no average of its own. With --control
+    question every question has a budget of its own. An interrupted run with --out goes on where it stopped.
 
     \b
     Examples:
       solm tasks --policy builtin:smollm2-135m-joint-27 --tasks arc_easy,hellaswag --fewshot 5 --out tasks.json
       solm tasks --space joint-8 --tasks lambada_openai --budgets 0.7 --limit 200
       SOLM_DATA=data/eval solm tasks --policy builtin:smollm2-135m --tasks mmlu --limit 20
+      solm tasks --model qwen.gguf --backend cpu --policy auto --tasks mmlu --fewshot 5 --limit 18 --control question
     """
     import logging
 
     from solm.cli.output import output, print_json, progress_bar
     from solm.core.files import resumable, write_text
-    from solm.evaluation.arms import tuned
+    from solm.core.timings import read_timings
+    from solm.evaluation.arms import Arm, tuned
+    from solm.evaluation.baselines import BaselineRequest, baseline
     from solm.evaluation.show import task_table
-    from solm.runtime.load import load
+    from solm.runtime.load import engine_sparsity, load
+    from solm.runtime.offer import Offer
 
     try:
         from solm.evaluation.local_tasks import load_tasks
@@ -73,29 +99,45 @@ def tasks(
         raise SolmError("--policy: give a policy to evaluate, or --space to compare the baselines alone")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     checks.out_file(out)
-    checks.backend("torch", None, None, dtype)
+    checks.backend(backend, precision, kv_cache_dtype, dtype)
     grid = checks.space_of(space)
     config = checks.model_config(model, revision, trust_remote_code)
     trained = checks.trained_policy(policy, config, grid)
     offered = trained.config.space if trained is not None else grid
     assert offered is not None
+    curve = None if trained is None else trained.curve
+    with checks.option("--timings"):
+        known = read_timings(timings) if timings is not None else None if curve is None else curve.timings
+    asked = budget_list(budgets or ("0.55,0.65,0.75,0.85" if known is None else "auto"))
+    in_time = asked.kind in ("speed", "ms", "loss") or (asked.kind == "compute" and known is not None)
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     chosen = checks.settings(
-        TaskSettings, tasks=names, budgets=net_keep_list(budgets, offered), limit=limit, fewshot=fewshot,
-        batch=batch, seed=seed,
+        TaskSettings, tasks=names, budgets=asked.values or (1.0,), limit=limit, fewshot=fewshot, batch=batch,
+        seed=seed, context=context, control=control, currency="time" if in_time else "keep",
     )  # fmt: skip
+
+    def with_budgets(offer: Offer) -> TaskSettings:
+        values = time_shares(asked, offer, chosen.context) if in_time else net_keeps(asked, offer)
+        return chosen.model_copy(update={"budgets": values})
+
+    # As far as it is certain before the model is loaded; what a backend reads besides is known then.
+    with_budgets(Offer(offered, engine_sparsity(trained), config.shapes, trained, 0, known))
     with checks.option("--tasks" if data is None else "--data" if not data.is_dir() else "--tasks"):
         found = load_tasks(list(names), data)
     sources = None if tuning is None else read_sources(tuning, "--tuning")
     lm = load(
-        model, trained, tokenizer=checks.tokenizer(model, revision, trust_remote_code), dtype=dtype, backend="torch",
-        revision=revision, trust_remote_code=trust_remote_code,
+        model, trained, tokenizer=checks.tokenizer(model, revision, trust_remote_code), dtype=dtype, backend=backend,
+        precision=precision, kv_cache_dtype=kv_cache_dtype, timings=timings, revision=revision,
+        trust_remote_code=trust_remote_code,
     )  # fmt: skip
+    chosen = with_budgets(lm.offer(lm.policy("static", offered)))
     stream = one_stream(sources, lm.tokenizer)
-    blind = {} if stream is None else {"tuned": tuned(lm, stream, offered)}
+    rivals = {} if stream is None else {"tuned": Arm(tuned(lm, stream, offered))}
+    if in_time:
+        rivals["constant"] = baseline("constant", BaselineRequest(lm, offered))
     with resumable(out) as partial, progress_bar() as progress:
         result = evaluate_tasks(
-            lm, found, chosen, grid, blind, partial, lambda done, total: progress.show("answering", done, total)
+            lm, found, chosen, grid, rivals, partial, lambda done, total: progress.show("answering", done, total)
         )
         if out is not None:
             write_text(out, result.model_dump_json(indent=2) + "\n")

@@ -6,17 +6,21 @@ from typing import Any, Self
 
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from solm.backends.free_memory import free_memory
 from solm.backends.session import AnyPolicy
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
 from solm.core.budget import Budget, BudgetLike
 from solm.core.errors import BudgetError, SolmError
 from solm.core.sparsity import SparsityConfig
-from solm.evaluation.likelihoods import Prefills, Spent, likelihoods
+from solm.evaluation.likelihoods import Prefills, likelihoods
+from solm.evaluation.pair_groups import Controlled
+from solm.evaluation.spent import Spent
 from solm.runtime.controlled import UNTRAINED
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import load
@@ -25,22 +29,34 @@ from solm.runtime.reply import Compute
 # Beneath lm-eval's own, so that its command line shows what was spent beside the scores.
 log = logging.getLogger("lm_eval.solm")
 
+_LENGTH = 2048
+"""Tokens of a context where the model does not say how many it holds, as lm-eval's `hf` takes it."""
+_LEAST_ROOM = 1 << 30
+
+
+def _room() -> int:
+    """Bytes that prefilled contexts may take: a third of what is free."""
+    return max(_LEAST_ROOM, (free_memory() or 0) // 3)
+
 
 @register_model("solm")
-class ControlledLM(HFLM):
-    """lm-eval's `hf` model, but that every score and every text is made under a compute budget.
+class ControlledLM(TemplateLM):
+    """lm-eval's model class for any backend: every score and every text is made under a compute budget.
 
-    Tokenisation, chat templates and few-shot prompts are its own; what differs is how likelihoods and texts come
-    about, and that `compute` says what they cost.
+    Tokenisation, chat templates and few-shot prompts are as lm-eval's `hf` model has them; what differs is how
+    likelihoods and texts come about, and that `compute` says what they cost.
 
-    Model arguments: pretrained (a model's name or a `LanguageModel`); policy, who decides (as for `solm.load`, or
-    ``dense``, ``static`` or ``random``; by default ``dense``, or ``static`` with a budget); space (without a trained
-    policy: an action space preset); budget (in any form of `LanguageModel.budget`) or attention, mlp, bits; context
-    (tokens seen, for which a share of bytes or milliseconds are meant); sparsity, seed, dtype, and those of `hf`. In
+    Model arguments: pretrained (a model's name or a `LanguageModel`); backend, precision; policy, who decides (as for
+    `solm.load`, or ``dense``, ``static`` or ``random``; by default ``dense``, or ``static`` with a budget); space
+    (without a trained policy: an action space preset); budget (in any form of `LanguageModel.budget`) or attention,
+    mlp, bits; context (tokens seen, for which a share of bytes or milliseconds are meant); control, ``answer`` or
+    ``question`` (see `likelihoods`); sparsity, seed, dtype, max_length (tokens of a context and its continuation). In
     Python, policy may be a policy itself, or ``policy`` for that of a `LanguageModel`, and target a budget that is not
     checked against its action space. keep: hold on to token ids and prefilled contexts, for the same questions `under`
-    another policy.
+    another policy. max_batch_size: lm-eval's command line passes it, and it means nothing here.
     """
+
+    max_gen_toks = 256
 
     def __init__(
         self,
@@ -56,17 +72,24 @@ class ControlledLM(HFLM):
         sparsity: str | None = None,
         seed: int = 0,
         dtype: str = "auto",
+        backend: str = "torch",
+        precision: str | None = None,
         batch_size: int | str = 16,
+        max_batch_size: int | None = None,
+        max_length: int | None = None,
         device: str | None = None,
+        control: Controlled = "answer",
         keep: bool = False,
-        **options: Any,
     ):
+        super().__init__()
         if str(batch_size).startswith("auto"):
             raise SolmError(f"batch_size {batch_size!r} is not supported; give a number of contexts a pass, such as 16")
         if not isinstance(pretrained, LanguageModel):
             how = None if sparsity is None else SparsityConfig.preset(sparsity)
             trained = policy if isinstance(policy, str) and policy not in UNTRAINED else None
-            pretrained = load(pretrained, trained, sparsity=how, dtype=dtype, backend="torch")
+            pretrained = load(
+                pretrained, trained, sparsity=how, dtype=dtype, backend=backend, precision=precision, device=device
+            )
             policy = None if trained is not None else policy
         self.controlled, self.seed = pretrained, seed
         given = ActionSpace.preset(space) if space is not None else pretrained.space
@@ -78,17 +101,48 @@ class ControlledLM(HFLM):
         if policy is None:
             policy = "policy" if pretrained.trained is not None else "dense" if budget is None else "static"
         self.policy = pretrained.policy(policy, given) if isinstance(policy, str) else policy
+        self.context_tokens, self.under_control = int(context), control
         self.target = pretrained.budget(budget, int(context), self.policy) if target is None else target
         self.spent: list[Spent] = []
         self._sparsity: SparsityConfig | None = None
-        self._prefills = Prefills() if keep else None
+        self._prefills = Prefills(_room()) if keep else None
         self._encoded: dict[tuple[str, str], tuple[array[int], array[int]]] = {}
-        super().__init__(pretrained.model, tokenizer=pretrained.tokenizer, batch_size=int(batch_size), **options)
+        self.tokenizer, self.batch_size = pretrained.tokenizer, int(batch_size)
+        self.max_length = int(max_length or pretrained.context or _LENGTH)
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        first = self.tokenizer.bos_token_id
+        return self.eot_token_id if first is None else int(first)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.controlled.name.replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )  # fmt: skip
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        if add_special_tokens is None:  # a text that begins with the first token needs none
+            add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
+        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
 
     def under(self, policy: AnyPolicy, target: Budget, sparsity: SparsityConfig | None = None) -> Self:
         """Itself with another policy and budget, nothing spent; sparsity: another than the model's to score under."""
         self.policy, self.target, self.spent, self._sparsity = policy, target, [], sparsity
         return self
+
+    def tok_decode(self, tokens: list[int], skip_special_tokens: bool = True) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens))
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if self._prefills is None:
@@ -102,22 +156,20 @@ class ControlledLM(HFLM):
         return first, second
 
     def _loglikelihood_tokens(
-        self,
-        requests: list[tuple[tuple[str, str], list[int], list[int]]],
-        disable_tqdm: bool = False,
-        override_bs: int | None = None,
+        self, requests: list[tuple[tuple[str, str] | None, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Scoring under control")
+        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Scoring under control")
         found = likelihoods(
             self.controlled,
-            [(context, continuation) for _, context, continuation in requests],
+            [(context[-self.max_length :], continuation) for _, context, continuation in requests],
             self.policy,
             self.target.tensor(1)[0],
-            override_bs or int(self.batch_size),
+            self.batch_size,
             self.seed,
             lambda done, total: bar.update(done - bar.n),
             self._prefills,
             self._sparsity,
+            self.under_control,
         )
         bar.close()
         self._add(found.spent)
@@ -127,11 +179,29 @@ class ControlledLM(HFLM):
                 self.cache_hook.add_partial("loglikelihood", key, answer)
         return answers
 
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of every text, in windows of the longest context, each after one token."""
+        windows: list[tuple[None, list[int], list[int]]] = []
+        counts = []
+        for request in requests:
+            tokens = self.tok_encode(request.args[0])
+            parts = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
+            made = [(None, *make_disjoint_window(part)) for part in parts]
+            windows += made
+            counts.append(len(made))
+        scores = [score for score, _ in self._loglikelihood_tokens(windows, disable_tqdm)]
+        found, start = [], 0
+        for request, count in zip(requests, counts, strict=True):
+            found.append(sum(scores[start : start + count]))
+            start += count
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, found[-1])
+        return found
+
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """One text per request, each with the budget to itself."""
         texts = []
         end = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
-        for request in tqdm(requests, disable=disable_tqdm or self.rank != 0, desc="Generating under control"):
+        for request in tqdm(requests, disable=disable_tqdm, desc="Generating under control"):
             prompt, given = request.args
             options = normalize_gen_kwargs(given, self.max_gen_toks)
             stops = handle_stop_sequences(options.pop("until", None), eos=end)
@@ -167,18 +237,19 @@ class ControlledLM(HFLM):
         total = Spent.sum(self.spent)
         realised = total.average.tolist()
         asked, spent = (dict(zip(AXES, shares, strict=True)) for shares in (self.target.shares, realised))
-        return Compute(
-            asked | {"net": self.target.net},
-            spent | {"net": sum(realised) / 3, "bytes": total.bytes / total.steps if total.steps else 1.0},
-        )
+        asked["net"], spent["net"] = self.target.net, sum(realised) / 3
+        spent["bytes"] = total.bytes / total.steps if total.steps else 1.0
+        wanted = self.controlled.offer(self.policy).time(self.target, self.context_tokens)
+        if wanted is not None and total.dense_milliseconds:
+            asked["time"], spent["time"] = wanted[0], total.milliseconds / total.dense_milliseconds
+            spent["ms"] = total.milliseconds / total.steps
+        return Compute(asked, spent)
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval keeps this beside its results."""
         compute = self.compute
-        return {
-            **super().get_model_info(),
-            "compute": {"requested": compute.requested, "realised": compute.realised},
-        }
+        told = {"requested": compute.requested, "realised": compute.realised}
+        return {"model_dtype": self.controlled.backend.dtype, "backend": self.controlled.backend.name, "compute": told}
 
     def _add(self, spent: Spent, quiet: bool = False) -> None:
         self.spent.append(spent)

@@ -47,7 +47,9 @@ def table(result: EvaluationResult) -> Table:
 def task_table(result: TaskResult) -> Table:
     """Arms by task and budget: accuracy and margin, with the policy's difference to each arm."""
     shown = Table(title="Tasks at matched compute", title_justify="left")
-    numbers = ("net", "bytes", "acc", "margin", "policy − arm: acc [95 %]", "margin [95 %]")
+    timed = all("time" in point.realised for point in result.points)
+    cost = "time" if timed else "bytes"
+    numbers = ("net", cost, "acc", "margin", "policy − arm: acc [95 %]", "margin [95 %]")
     for column in ("task", "budget", "arm", *numbers):
         left = column in ("task", "arm") or column.endswith("]")
         shown.add_column(column, justify="left" if left else "right", no_wrap=True)
@@ -59,7 +61,7 @@ def task_table(result: TaskResult) -> Table:
         score = point.scores
         shown.add_row(
             point.task, f"{told(point.budget)}", point.arm, f"{point.realised['net']:.3f}",
-            f"{point.realised['bytes']:.3f}", f"{score['acc']:.3f}" if "acc" in score else "", f"{score['margin']:.3f}",
+            f"{point.realised[cost]:.3f}", f"{score['acc']:.3f}" if "acc" in score else "", f"{score['margin']:.3f}",
             *(_coloured(point.differences.get(metric), better=1) for metric in ("acc", "margin")),
         )  # fmt: skip
     return shown

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from lm_eval.api.task import Task
@@ -13,14 +13,14 @@ from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from pydantic import BaseModel, ConfigDict, Field
 
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
-from solm.core.budget import Budget
+from solm.core.budget import Budget, BudgetRequest
 from solm.core.errors import SolmError
 from solm.core.parts import Parts
 from solm.evaluation.arms import Arm, static_arms
 from solm.evaluation.harness import ControlledLM
+from solm.evaluation.pair_groups import Controlled
 from solm.evaluation.result import Difference, TaskPoint, TaskResult, command_line, environment
 from solm.evaluation.statistics import paired_difference
-from solm.policies.protocol import Policy
 from solm.policies.schedules import Dense, Random
 from solm.runtime.language_model import LanguageModel
 
@@ -30,12 +30,17 @@ METRICS = ("acc", "acc_norm", "margin")
 
 
 class TaskSettings(BaseModel):
-    """What is asked: tasks, budgets (net keeps), questions per task and examples before each."""
+    """What is asked: tasks, budgets, questions per task and examples before each."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tasks: tuple[str, ...] = Field(min_length=1)
     budgets: tuple[float, ...] = Field(min_length=1)
+    currency: Literal["keep", "time"] = "keep"
+    """What budgets are: net keeps, or shares of the dense step's milliseconds by the model's timings."""
+    context: int = Field(512, ge=1)
+    """Tokens that steps see, for which a share of time is meant."""
+    control: Controlled = "answer"
     limit: int | None = Field(None, ge=1)
     """Questions per task (per subject of MMLU); None: all."""
     fewshot: int | None = Field(None, ge=0)
@@ -49,11 +54,12 @@ def evaluate_tasks(
     tasks: dict[str, dict[str, Task]],
     settings: TaskSettings,
     space: ActionSpace | None = None,
-    blind: Mapping[str, Policy] | None = None,
+    rivals: Mapping[str, Arm] | None = None,
     partial: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TaskResult:
-    """Dense, then per budget the policy, uniform, allocated, random and `blind` schedules at what the policy realised.
+    """Dense, then per budget the policy, uniform, allocated and `rivals` at what the policy realised, and for
+    net keeps random ones.
 
     Without a policy the schedules get the budget itself, in `space`. Where the sparsity has an allocation, all arms
     but uniform follow it. partial: a file of finished runs, so that an interrupted evaluation goes on. progress:
@@ -61,9 +67,12 @@ def evaluate_tasks(
     """
     space = lm.space if space is None else space
     offer = lm.offer(lm.policy("static", space))
-    budgets = [offer.of_net(net) for net in settings.budgets]
-    arms = static_arms(lm, space) | {"random": Arm(Random(space))}
-    arms |= {name: Arm(schedule) for name, schedule in (blind or {}).items()}
+    in_time = settings.currency == "time"
+    budgets = [
+        offer.budget(BudgetRequest("compute" if in_time else "keep", share), settings.context)
+        for share in settings.budgets
+    ]
+    arms = static_arms(lm, space) | ({} if in_time else {"random": Arm(Random(space))}) | dict(rivals or {})
     key = [settings.model_dump(mode="json"), lm.name, lm.backend.dtype, space.model_dump(mode="json"), sorted(arms)]
     key += [lm.sparsity.model_dump(mode="json"), {} if lm.trained is None else lm.trained.config.provenance]
     parts = Parts(partial, key)
@@ -83,7 +92,10 @@ def evaluate_tasks(
     points = []
     for task in tasks:
         # All arms share what was prefilled for the task's questions.
-        model = ControlledLM(lm, policy=Dense(space), batch_size=settings.batch, seed=settings.seed, keep=True)
+        model = ControlledLM(
+            lm, policy=Dense(space), context=settings.context, seed=settings.seed, batch_size=settings.batch,
+            control=settings.control, keep=True,
+        )  # fmt: skip
         found = run(task, "dense", Arm(Dense(space)), 1.0, Budget())
         points.append(_point(task, "dense", 1.0, found, None))
         for net, budget in zip(settings.budgets, budgets, strict=True):
@@ -91,13 +103,14 @@ def evaluate_tasks(
             if lm.trained is not None:
                 policy = run(task, "policy", Arm(lm.policy("policy")), net, budget)
                 points.append(_point(task, "policy", net, policy, None))
-                budget = _within(space, policy["realised"])
+                budget = _spent(policy["realised"])
                 points[-1].differences = _differences(policy["answers"], found["answers"])
             for name, arm in arms.items():
                 points.append(_point(task, name, net, run(task, name, arm, net, budget), policy))
     told = settings.model_dump(mode="json") | {
-        "model": lm.name, "dtype": lm.backend.dtype, "space": space.model_dump(mode="json"),
-        "sparsity": lm.sparsity.model_dump(mode="json"),
+        "model": lm.name, "backend": lm.backend.name, "dtype": lm.backend.dtype, "space": space.model_dump(mode="json"),
+        "sparsity": lm.sparsity.model_dump(mode="json", exclude={"thresholds"}),
+        "thresholds": lm.sparsity.thresholds is not None,
     }  # fmt: skip
     provenance = {} if lm.trained is None else lm.trained.config.provenance
     return TaskResult(
@@ -117,10 +130,10 @@ def _fingerprint(tasks: dict[str, dict[str, Task]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _within(space: ActionSpace, realised: dict[str, float]) -> Budget:
-    """What was realised as a budget of `space`."""
-    shares = [min(high, max(low, realised[axis])) for axis, (low, high) in zip(AXES, space.ranges, strict=True)]
-    return Budget(attention=shares[0], mlp=shares[1], bits=shares[2] * FULL_BITS)
+def _spent(realised: dict[str, float]) -> Budget:
+    """What was realised as a budget."""
+    attention, mlp, bits = (min(1.0, realised[axis]) for axis in AXES)
+    return Budget(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
 
 
 def _ask(model: ControlledLM, tasks: dict[str, Task], settings: TaskSettings) -> dict[str, Any]:

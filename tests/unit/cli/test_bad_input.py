@@ -123,6 +123,8 @@ CASES: list[tuple[list[str], int, str]] = [
     ([*SHORT, "{root}/bad.jsonl"], 2, "line 2: not JSON"),
     ([*SHORT, "{text},"], 2, "--data: '{text},' has an empty"),
     ([*TASKS, "--space", "joint-8", "--limit", "0"], 2, "--limit: 0 is out of range"),
+    ([*TASKS, "--space", "joint-8", "--control", "all"], 2, "--control: unknown value 'all'; choose 'answer' or"),
+    ([*TASKS, "--space", "joint-8", "--budgets", "speed=1.2"], 2, "needs step timings of this machine"),
     ([*TASKS, "--space", "joint-8", "--data", "{root}/none"], 2, "--data: there is no folder"),
     (["tasks", *MODEL, "--space", "joint-8", "--tasks", "nope", "--data", "{root}"], 2, "--tasks: unknown task 'nope'"),
     ([*TRAIN, "--method", "ppo"], 2, "--method: unknown method 'ppo'; choose values or grpo"),

@@ -5,6 +5,7 @@ import torch
 
 import solm
 from helpers.models import tiny_model
+from solm.runtime.load import engine_sparsity
 
 
 def test_the_harness_tells_what_was_spent_and_what_never_acted(tiny_lm, caplog):
@@ -45,3 +46,24 @@ def test_the_harness_scores_as_lm_evals_own_model_does(byte_tokenizer):
         assert ours.compute.realised["net"] == 1
         generation = [Instance("generate_until", {}, ("Once", {"until": ["zzz"], "max_gen_toks": 6}), 0)]
         assert ours.generate_until(generation) == stock.generate_until(generation)
+
+
+def test_the_harness_scores_alike_on_both_backends_and_tells_milliseconds(byte_tokenizer):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+
+    from solm.evaluation.harness import ControlledLM
+
+    shared = "All of these begin alike, with a sentence that is long enough. "
+    pairs = [(f"{shared}Question {number}?", answer) for number in range(5) for answer in (" yes", " no")]
+    requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
+    model, how = tiny_model("llama", torch.float32), engine_sparsity(None)
+    found = []
+    for backend, precision in (("torch", None), ("cpu", "float32")):
+        with solm.attach(model, tokenizer=byte_tokenizer, backend=backend, precision=precision, sparsity=how) as lm:
+            asked = {"space": "cpu-wide", "budget": "keep=0.8", "control": "question"}
+            ours = ControlledLM(lm, **asked)
+            found.append([score for score, _ in ours.loglikelihood(requests, disable_tqdm=True)])
+            assert ours.compute.realised["mlp"] == pytest.approx(ours.compute.requested["mlp"], abs=0.02)
+            assert "time" not in ours.compute.realised
+    assert found[0] == pytest.approx(found[1], abs=1e-3)

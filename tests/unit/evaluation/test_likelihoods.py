@@ -10,6 +10,7 @@ from solm.core.budget import Budget
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation import likelihoods as module
+from solm.evaluation import pair_groups
 from solm.evaluation.likelihoods import Prefills, likelihoods
 from solm.policies.schedules import Dense, Random, Static
 
@@ -53,7 +54,7 @@ def test_a_shared_beginning_changes_nothing(lm, monkeypatch):
     pairs, low = varied_pairs(), ActionSpace(attention=(0.2, 1.0), mlp=(0.4, 1.0))
     target = torch.tensor([0.2, 0.4, 1.0], dtype=torch.float64)
     together = likelihoods(lm, pairs, Static(low), target)
-    monkeypatch.setattr(module, "_SMALLEST_CLUSTER", 1000)
+    monkeypatch.setattr(pair_groups, "_SMALLEST_CLUSTER", 1000)
     apart = likelihoods(lm, pairs, Static(low), target)
     assert together.log_probabilities == pytest.approx(apart.log_probabilities, abs=1e-5)
     assert together.spent.average.tolist() == pytest.approx(apart.spent.average.tolist(), abs=1e-9)
@@ -145,3 +146,48 @@ def test_truncated_rows_continue_as_if_the_rest_had_not_been_seen(lm):
         torch.testing.assert_close(found.log_probabilities[2 * row], expected)
     with pytest.raises(DataError, match="cannot be cut"):
         rows.truncate(torch.tensor([64, 20]))
+
+
+def questions(count: int = 6) -> list[tuple[list[int], list[int]]]:
+    """Contexts that begin alike, of several lengths; one continuation of one token each and one of three."""
+    start = words(5, 50)
+    contexts = [start + words(10 + index, 3 + 4 * index) for index in range(count)]
+    return [pair for at, context in enumerate(contexts) for pair in ((context, [9 + at]), (context, words(40 + at, 3)))]
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_questions_under_control_equal_single_steps_after_what_they_share(lm, batch):
+    keep = torch.tensor([1.0, 0.4, 5.0], dtype=torch.float64)
+    space = ActionSpace(mlp=(0.4, 1.0), bits=(5, 16))
+    target = keep / torch.tensor([1, 1, 16])
+    found = likelihoods(lm, questions(), Static(space), target, batch, control="question")
+    shared = words(5, 50)
+    steps = 0
+    for (context, continuation), got in zip(questions(), found.log_probabilities, strict=True):
+        session = lm.session()
+        session.prefill(torch.tensor([shared]))
+        row = session.fork(1)
+        tokens = torch.tensor([[*context[50:], *continuation[:-1]]])
+        logits = row.extend(tokens, keep.expand(1, tokens.shape[1], 3)).logits[0]
+        scores = logits[-len(continuation) :].log_softmax(-1)[torch.arange(len(continuation)), continuation]
+        assert got == pytest.approx(float(scores.sum()), abs=1e-5)
+        steps += tokens.shape[1]
+    assert found.spent.steps == steps
+    assert found.spent.average.tolist() == pytest.approx(target.tolist(), abs=0.01)  # channels are whole
+
+
+def test_every_question_under_control_has_a_budget_of_its_own(lm):
+    space = ActionSpace(mlp=(0.4, 1.0))
+    target = torch.tensor([1.0, 0.7, 1.0], dtype=torch.float64)
+    for index in range(6):
+        context, continuation = questions()[2 * index + 1]
+        alone = likelihoods(lm, [(context, continuation)] * 4, Static(space), target, control="question")
+        length = len(context) - 1 + len(continuation) - 1
+        assert float(alone.spent.average[1]) == pytest.approx(0.7, abs=0.35 / length)
+
+
+def test_dense_questions_are_scored_as_dense_answers(lm):
+    for pairs in (questions(), varied_pairs()):
+        answers, asked = (likelihoods(lm, pairs, Dense(SPACE), DENSE, control=how) for how in ("answer", "question"))
+        assert asked.log_probabilities == pytest.approx(answers.log_probabilities, abs=1e-4)
+        assert asked.greedy == answers.greedy

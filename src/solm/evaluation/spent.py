@@ -1,0 +1,39 @@
+"""What the steps of a job spent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from solm.core.budget import Ledger
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Sums over the steps of a job: bytes as a share of dense, and how many steps they were; shares per axis [3]
+    float64 of the steps that could be controlled on it, and how many those were, controllable [3] int64; milliseconds
+    of the steps and of dense ones in their place by the model's step timings, 0 without such."""
+
+    shares: torch.Tensor
+    bytes: float
+    controllable: torch.Tensor
+    steps: int
+    milliseconds: float = 0.0
+    dense_milliseconds: float = 0.0
+
+    @classmethod
+    def sum(cls, parts: "Sequence[Spent]") -> "Spent":
+        """What several jobs spent."""
+        ledger = Ledger.empty(1)
+        shares = sum((part.shares for part in parts), ledger.spent[0])
+        controllable = sum((part.controllable for part in parts), ledger.steps[0])
+        return cls(
+            shares, sum(part.bytes for part in parts), controllable, sum(part.steps for part in parts),
+            sum(part.milliseconds for part in parts), sum(part.dense_milliseconds for part in parts),
+        )  # fmt: skip
+
+    @property
+    def average(self) -> torch.Tensor:
+        """Mean share per axis [3]; 1 where no step was controllable."""
+        average: torch.Tensor = Ledger(self.shares, self.controllable).average
+        return average
