@@ -78,8 +78,8 @@ def _questions() -> str:
         return ""
     points: Points = of.read(name)["points"]
     return (
-        f"\nMMLU, {points[0]['questions']} questions, with the question's own tokens under control, too, and a budget for "
-        f"every question (the examples before it are read densely):\n\n{_answers([points])}\n`results/{name}.json`.\n"
+        f"\nMMLU, {points[0]['questions']} questions, with the question's own tokens under control, too, and a budget "
+        f"for every question (the examples before it are read densely):\n\n{_answers([points])}\n`results/{name}.json`.\n"
     )
 
 
