@@ -79,7 +79,8 @@ def _questions() -> str:
     points: Points = of.read(name)["points"]
     return (
         f"\nMMLU, {points[0]['questions']} questions, with the question's own tokens under control, too, and a budget "
-        f"for every question (the examples before it are read densely):\n\n{_answers([points])}\n`results/{name}.json`.\n"
+        "for every question (the examples before it are read densely):\n\n"
+        f"{_answers([points])}\n`results/{name}.json`.\n"
     )
 
 
