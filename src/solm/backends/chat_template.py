@@ -71,6 +71,7 @@ def _compiled(template: str) -> Any:
     return _environment().from_string(template)
 
 
+@lru_cache(maxsize=8)
 def names_tools(template: str) -> bool:
     """Whether a template does anything with tools."""
     return "tools" in find_undeclared_variables(_environment().parse(template))

@@ -66,7 +66,7 @@ class Compiler:
 
     def __init__(self, tokenizer: Any, vocabulary: int, ends: Iterable[int]):
         try:
-            from llguidance import LLParserLimits, LLTokenizer
+            from llguidance import LLTokenizer
         except ImportError as error:
             raise SolmError(f"grammars need llguidance: pip install 'solm[serve]' ({error})") from error
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -79,7 +79,7 @@ class Compiler:
             )
         except ValueError as error:
             raise SolmError(f"grammars: this model's tokenizer cannot be read ({_first_line(str(error))})") from error
-        self._vocabulary, self._limits = vocabulary, LLParserLimits(**_LIMITS)
+        self._vocabulary, self._limits = vocabulary, parser_limits()
 
     def compile(self, grammar: Grammar) -> Constraint:
         """A grammar at its beginning. Raises `GrammarError` for one that is malformed, too large, or matches nothing.
@@ -91,9 +91,22 @@ class Compiler:
         matcher = LLMatcher(self._tokenizer, grammar.text, log_level=0, limits=self._limits)
         if not matcher.is_error():
             matcher.compute_bitmask()  # what is made once for all copies
-        if matcher.is_error():
-            raise GrammarError(_first_line(matcher.get_error()))
+        wrong = matcher_error(matcher)
+        if wrong is not None:
+            raise GrammarError(wrong)
         return Constraint(matcher, self._vocabulary)
+
+
+def parser_limits() -> Any:
+    """llguidance's limits, as they are set here."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(**_LIMITS)
+
+
+def matcher_error(matcher: Any) -> str | None:
+    """What is wrong with a grammar, by llguidance's matcher of it; None: nothing."""
+    return _first_line(matcher.get_error()) if matcher.is_error() else None
 
 
 def _plain_additions(tokenizer: str) -> str:

@@ -25,7 +25,7 @@ StepTaken = tuple[Action, list[float], list[bool]]
 class Draft:
     """The tokens of a reply in the making, each with what its step cost.
 
-    prompt: tokens before the reply. policy: who decides its steps.
+    prompt: tokens before the reply. policy: who decides its steps. skip_special_tokens, shown: as of `TextStream`.
     """
 
     def __init__(
@@ -35,12 +35,13 @@ class Draft:
         prompt: int,
         policy: AnyPolicy,
         skip_special_tokens: bool = False,
+        shown: int | None = None,
     ):
         self.sampler = sampler
         self.tokens: list[Token] = []
         self.possible: Array = np.zeros(0, np.float32)
         """The logits [V] that the last token was chosen by: the model's, but for what a grammar forbids."""
-        self.text = TextStream(lm.tokenizer, skip_special_tokens)
+        self.text = TextStream(lm.tokenizer, skip_special_tokens, shown)
         self._lm, self._prompt, self._policy, self._overhead = lm, prompt, policy, lm.overhead(policy)
         self._first: StepTaken = (policy.space.actions[-1], [1.0] * 3, [False] * 3)
 

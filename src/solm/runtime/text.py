@@ -12,10 +12,12 @@ class TextStream:
 
     Only the tokens since the last finished character and those just before are decoded anew, so that a long reply
     costs no more per token than a short one (as text-generation-inference and vLLM do).
+
+    skip_special_tokens: the text has none of them but `shown`.
     """
 
-    def __init__(self, tokenizer: Any, skip_special_tokens: bool = False):
-        self.tokenizer, self.skip = tokenizer, skip_special_tokens
+    def __init__(self, tokenizer: Any, skip_special_tokens: bool = False, shown: int | None = None):
+        self.tokenizer, self.skip, self._shown_token = tokenizer, skip_special_tokens, shown
         self.ids: list[int] = []
         self._shown = self._context = 0
 
@@ -40,4 +42,8 @@ class TextStream:
     def _decode(self, ids: list[int]) -> str:
         if self.tokenizer is None or not ids:
             return ""
+        if self._shown_token in ids:
+            place = ids.index(self._shown_token)
+            told = str(self.tokenizer.decode(ids[place : place + 1]))
+            return self._decode(ids[:place]) + told + self._decode(ids[place + 1 :])
         return str(self.tokenizer.decode(ids, skip_special_tokens=self.skip))

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -32,7 +33,7 @@ class Answers:
     """Builds the response objects of one request.
 
     chat: a chat completion, else a plain one. logprobs: with log-probabilities. trace: with every token's action and
-    cost. each: choices per prompt. tools: names of those that replies may call.
+    cost. each: choices per prompt. reader: makes what reads the calls of a reply; None: there are no tools.
     """
 
     def __init__(
@@ -44,16 +45,15 @@ class Answers:
         logprobs: bool,
         trace: bool,
         each: int,
-        tools: frozenset[str] = frozenset(),
+        reader: Callable[[], CallReader] | None = None,
     ):
         self.identity, self.model, self.tokenizer = identity, model, tokenizer
         self.chat, self.logprobs, self.trace, self.each = chat, logprobs, trace, each
         self.created = int(time.time())
         self._told: Counter[int] = Counter()
         """Characters of every choice's tokens so far, for `text_offset`."""
-        self._readers: defaultdict[int, CallReader] = defaultdict(lambda: CallReader(tools))
+        self.reader, self._readers = reader, defaultdict[int, CallReader](reader)
         """By choice, of replies that may call tools."""
-        self.tools = tools
 
     def whole(self, choices: list[Choice], echo: list[str]) -> BaseModel:
         """The response of a request that is not streamed. echo: the text to put before every choice."""
@@ -63,7 +63,7 @@ class Answers:
             body: dict[str, Any] = {"index": index, "finish_reason": choice.ended.reason, "logprobs": None}
             if self.chat:
                 body["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
-                if self.tools:
+                if self.reader is not None:
                     body["message"] |= self._called(index, choice.text)
                     body["finish_reason"] = self._reason(index, choice.ended)
             else:
@@ -71,7 +71,7 @@ class Answers:
             if self.logprobs:
                 body["logprobs"] = self._log_probabilities(index, choice.said)
             if self.trace:
-                body["efficiency"] = {"tokens": self._trace(choice.said)}
+                body["efficiency"] = self.traced(choice.said)
             found.append(body)
         if not self.chat:
             return self._completion(found, self.usage(choices))
@@ -87,12 +87,12 @@ class Answers:
         if self.logprobs:
             body["logprobs"] = self._log_probabilities(index, list(piece.tokens))
         if self.trace:
-            body["efficiency"] = {"tokens": self._trace(list(piece.tokens))}
+            body["efficiency"] = self.traced(piece.tokens)
         return self._event([body])
 
     def last(self, index: int, ended: Ended) -> BaseModel:
         """The event with the finish reason of a choice."""
-        left = self._delta(index, None) if self.tools else {}
+        left = self._delta(index, None) if self.reader is not None else {}
         body: dict[str, Any] = {"index": index, "finish_reason": self._reason(index, ended), "logprobs": None}
         body["delta" if self.chat else "text"] = left if self.chat else ""
         return self._event([body])
@@ -127,7 +127,7 @@ class Answers:
 
     def _delta(self, index: int, text: str | None) -> dict[str, Any]:
         """What a piece of text adds to a choice, None: what its end does."""
-        if not self.tools:
+        if self.reader is None:
             return {"content": text}
         reader = self._readers[index]
         parts = reader.finish() if text is None else reader.push(text)
@@ -197,8 +197,9 @@ class Answers:
         return str(self.tokenizer.decode([token]))
 
     @staticmethod
-    def _trace(said: list[Said]) -> list[dict[str, Any]]:
-        return [
+    def traced(said: Sequence[Said]) -> dict[str, Any]:
+        """What tokens cost."""
+        tokens = [
             {
                 "text": token.spent.text, "action": token.spent.action, "cost": token.spent.cost,
                 "realised": token.spent.realised, "controllable": token.spent.controllable,
@@ -206,3 +207,4 @@ class Answers:
             for token in said
             if token.spent is not None
         ]  # fmt: skip
+        return {"tokens": tokens}

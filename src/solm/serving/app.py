@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from openai.types import Model
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
@@ -23,7 +23,8 @@ from solm.serving.failures import ApiError, handle_errors
 from solm.serving.gate import HEADERS, Gate
 from solm.serving.health import add_health
 from solm.serving.request_log import described
-from solm.serving.requests import ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest
+from solm.serving.requests import ChatRequest, CompletionRequest, TokenizeRequest
+from solm.serving.response_requests import ResponsesRequest
 from solm.serving.responses import ResponseWriter
 from solm.serving.rows import Failed, Piece
 from solm.serving.service import Exchange, Service
@@ -54,6 +55,7 @@ def create_app(
         yield
         warming.cancel()
         await run_in_threadpool(service.scheduler.stop, service.settings.drain_seconds)
+        await run_in_threadpool(service.constraints.close)
         if spans is not None:
             await run_in_threadpool(spans.close)
         gc.unfreeze()
@@ -133,13 +135,16 @@ async def _complete(
         raise ApiError(503, "the server is warming up", code="starting")
     loop = asyncio.get_running_loop()
     identity = f"{_PREFIXES[type(asked)]}{request.state.identity}"
-    body = asked.as_chat() if isinstance(asked, ResponsesRequest) else asked
+    try:
+        body = asked.as_chat() if isinstance(asked, ResponsesRequest) else asked
+    except ValidationError as error:  # what is more as a chat than as a response, such as messages with instructions
+        message = f"input: too much for a chat ({error.errors()[0]['msg']})"
+        raise ApiError(400, message, "input", "invalid_value") from error
     try:
         exchange = await run_in_threadpool(service.open, body, identity, loop, request.state.key)
     except ApiError as error:
-        if body is not asked and error.param is not None:  # by the name that the client gave it
-            error.param = error.param.replace("response_format.json_schema", "text.format", 1)
-            error.param = error.param.replace("response_format", "text.format", 1)
+        if body is not asked:
+            _rename(error)
         raise
     writer = ResponseWriter(asked, exchange) if isinstance(asked, ResponsesRequest) else None
     if writer is not None and asked.stream:
@@ -167,6 +172,16 @@ async def _complete(
         gathering.cancel()
         gone.cancel()
         service.close(exchange)
+
+
+def _rename(error: ApiError) -> None:
+    """Say what is wrong by the names that fields have in the Responses API."""
+    for name, theirs in (
+        ("response_format.json_schema", "text.format"), ("response_format", "text.format"),
+        (".function.parameters", ".parameters"), (".function.name", ".name"),
+    ):  # fmt: skip
+        error.message = error.message.replace(name, theirs, 1)
+        error.param = None if error.param is None else error.param.replace(name, theirs, 1)
 
 
 async def _gone(request: Request) -> None:

@@ -12,7 +12,8 @@ from starlette.requests import ClientDisconnect
 
 from solm.serving.failures import ApiError, from_validation
 from solm.serving.gate import OPEN
-from solm.serving.requests import BODIES, TokenizeRequest
+from solm.serving.requests import TokenizeRequest
+from solm.serving.response_requests import BODIES
 from solm.serving.settings import BODY_SECONDS, MAX_BODY
 
 Body = TypeVar("Body", bound=BaseModel)

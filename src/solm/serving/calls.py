@@ -1,16 +1,14 @@
 """From the text of a reply to its calls of tools, piece by piece."""
 
 import json
-import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from solm.serving.conversation import CALL_BEGINS, CALL_ENDS
+from solm.serving.call_arguments import Arguments, Braces, JsonArguments, ParameterArguments, Schema
+from solm.serving.call_forms import CallForm
 from solm.serving.rows import overlap
 
-_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"arguments"\s*:\s*(?=\{)')
-_STRUCTURE = re.compile(r'[{}"\\]')
 _SPACE = " \n\r\t"
 
 
@@ -31,19 +29,23 @@ class CallPart:
 
 
 class CallReader:
-    """Splits a reply into content and calls of the tools `names`. What is no such call stays content; the white space
-    around calls does not."""
+    """Splits a reply into content and calls. What is no call of one of the tools stays content; the white space around
+    calls does not. tools: by name the schema of their parameters."""
 
-    def __init__(self, names: frozenset[str]):
-        self._names, self._text, self._read = names, "", self._content
+    def __init__(self, form: CallForm, tools: Mapping[str, Schema]):
+        self._form, self._tools, self._text, self._read = form, tools, "", self._content
+        self._bare = form.bare
+        """Whether a call may begin here without its mark."""
+        self._opened, self._braces, self._seen = "", Braces(), 0
+        """Of a call whose name is not known: what came before it, its braces, and how much of it they have seen."""
+        self._arguments: Arguments = JsonArguments(False)
         self.calls = 0
-        self._depth, self._quoted, self._escaped = 0, False, False
 
     def push(self, text: str) -> list[str | CallPart]:
         """What `text` makes known: pieces of content, and of calls."""
         self._text += text
         found = list[str | CallPart]()
-        while (read := self._read) is not None and read(found):
+        while self._read(found):
             pass
         return _merged(found)
 
@@ -51,23 +53,36 @@ class CallReader:
         """What is left at the end of the reply: a call that did not begin properly is content."""
         left, self._text = self._text, ""
         if self._read == self._head:
-            return [CALL_BEGINS + left]
+            return [self._opened + left]
         if self._read == self._content:
             return [left] if left and not (self.calls and left.isspace()) else []
         return []
 
     def _content(self, found: list[str | CallPart]) -> bool:
         """Text up to a call. The readers say whether to go on with the next one."""
-        before, begins, after = self._text.partition(CALL_BEGINS)
+        if self._bare:
+            place = len(self._text) - len(self._text.lstrip(_SPACE + ";" if self.calls else _SPACE))
+            if place == len(self._text):
+                return False
+            self._bare = False
+            if self._text[place] == "{":
+                self._open(self._text[:place], self._text[place:])
+                return True
+        before, begins, after = self._text.partition(self._form.begins)
         if begins:
             self._say(found, before.rstrip(_SPACE))
-            self._text, self._read = after, self._head
+            self._open(begins, after)
             return True
-        sure = len(before) - overlap(before, CALL_BEGINS)
+        sure = len(before) - overlap(before, self._form.begins)
         sure = len(before[:sure].rstrip(_SPACE))
         self._say(found, before[:sure])
         self._text = before[sure:]
         return False
+
+    def _open(self, opened: str, rest: str) -> None:
+        """A call may begin with `rest`; if not, `opened` is content."""
+        self._opened, self._text, self._read = opened, rest, self._head
+        self._braces, self._seen = Braces(), 0
 
     def _say(self, found: list[str | CallPart], text: str) -> None:
         text = text.lstrip(_SPACE) if self.calls else text
@@ -76,69 +91,76 @@ class CallReader:
 
     def _head(self, found: list[str | CallPart]) -> bool:
         """The name of a call."""
-        match = _HEAD.match(self._text)
-        if match is not None and match[1] in self._names:
+        match = self._form.heads.match(self._text)
+        if match is not None and match[1] in self._tools:
             found.append(self._begun(match[1]))
-            self._text, self._read = self._text[match.end() :], self._arguments
-            self._depth, self._quoted, self._escaped = 0, False, False
+            self._text, self._read = self._text[match.end() :], self._body
+            parameters = self._form.arguments == "parameters"
+            self._arguments = (
+                ParameterArguments(self._tools[match[1]]) if parameters else JsonArguments(not self._form.ends)
+            )
             return True
-        inner, ends, after = self._text.partition(CALL_ENDS)
-        if not ends:
+        if self._form.ends:
+            inner, ends, after = self._text.partition(self._form.ends)
+            if not ends:
+                return False
+            self._text, self._read = after, self._content
+            self._other(found, inner, ends)
+            return True
+        begun = self._text.lstrip(_SPACE + "[,")
+        if not begun:
             return False
-        self._text, self._read = after, self._content
-        found += self._other(inner)
+        end = self._braces.end(self._text, self._seen) if begun[0] == "{" else 0
+        if end is None:
+            self._seen = len(self._text)
+            return False
+        inner, self._text = self._text[:end], self._text[end:]
+        self._read = self._tail if self._other(found, inner, "") else self._content
         return True
 
     def _begun(self, name: str, arguments: str = "") -> CallPart:
         self.calls += 1
-        return CallPart(self.calls - 1, arguments, name, f"call_{secrets.token_hex(12)}")
+        length = self._form.identity
+        identity = f"call_{secrets.token_hex(12)}" if length is None else secrets.token_hex(length)[:length]
+        return CallPart(self.calls - 1, arguments, name, identity)
 
-    def _other(self, inner: str) -> Iterator[str | CallPart]:
-        """A complete call whose fields are in another order, or text that is none."""
+    def _other(self, found: list[str | CallPart], inner: str, ends: str) -> bool:
+        """A complete call whose fields are in another order; else it is content. Returns whether it is a call."""
         try:
-            body = json.loads(inner)
-            name, arguments = body["name"], body["arguments"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            body = json.loads(inner.lstrip(_SPACE + "[,"))
+            name, arguments = body["name"], body.get("arguments", body.get("parameters"))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             name = arguments = None
-        if isinstance(name, str) and name in self._names and isinstance(arguments, dict):
-            yield self._begun(name, json.dumps(arguments, ensure_ascii=False))
-        else:
-            yield CALL_BEGINS + inner + CALL_ENDS
+        if isinstance(name, str) and name in self._tools and isinstance(arguments, dict):
+            found.append(self._begun(name, json.dumps(arguments, ensure_ascii=False)))
+            return True
+        found.append(self._opened + inner + ends)
+        return False
 
-    def _arguments(self, found: list[str | CallPart]) -> bool:
-        """The JSON of an object, to its last brace."""
-        place = 0
-        while place < len(self._text):
-            if self._escaped:
-                self._escaped, place = False, place + 1
-                continue
-            match = _STRUCTURE.search(self._text, place)
-            if match is None:
-                place = len(self._text)
-                break
-            place, sign = match.end(), match[0]
-            if sign == "\\":
-                self._escaped = self._quoted
-            elif sign == '"':
-                self._quoted = not self._quoted
-            elif not self._quoted:
-                self._depth += 1 if sign == "{" else -1
-                if self._depth == 0:
-                    self._read = self._tail
-                    break
-        if place:
-            found.append(CallPart(self.calls - 1, self._text[:place]))
-        self._text = self._text[place:]
-        return self._read == self._tail
+    def _body(self, found: list[str | CallPart]) -> bool:
+        """The arguments of a call."""
+        said, self._text, done = self._arguments.push(self._text)
+        if said:
+            found.append(CallPart(self.calls - 1, said))
+        if done:
+            self._read = self._tail
+        return done
 
     def _tail(self, found: list[str | CallPart]) -> bool:
         """What is left of a call, up to its end or the beginning of the next one."""
-        ends = [(self._text.find(sign), sign) for sign in (CALL_ENDS, CALL_BEGINS) if sign in self._text]
+        follows = dict(self._form.follows)
+        if not follows:
+            self._read, self._bare = self._content, self._form.bare
+            return True
+        ends = [(self._text.find(sign), sign) for sign in (*follows, self._form.begins) if sign in self._text]
         if not ends:
             return False
         place, sign = min(ends)
-        self._text = self._text[place + (len(sign) if sign == CALL_ENDS else 0) :]
-        self._read = self._content
+        if follows.get(sign):
+            self._open(sign, self._text[place + len(sign) :])
+        else:
+            self._text = self._text[place + (len(sign) if sign in follows else 0) :]
+            self._read = self._content
         return True
 
 

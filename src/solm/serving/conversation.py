@@ -1,33 +1,28 @@
 """From the messages of a request to what chat templates read."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic_core import from_json
 
-from solm.backends.chat_template import names_tools
 from solm.serving.failures import ApiError
 from solm.serving.requests import Message
 from solm.serving.structure import Tool, ToolCall
 
-CALL_BEGINS, CALL_ENDS = "<tool_call>", "</tool_call>"
-"""Around the JSON of a call, in Qwen 2.5's and Hermes' templates."""
+
+def told(messages: Sequence[Message], identity: int | None = None) -> list[dict[str, Any]]:
+    """Messages as chat templates expect them. identity: letters and digits that the id of a call has to have, None:
+    any. Raises `ApiError` where fields do not go with a role."""
+    named = str if identity is None else partial(_short, length=identity)
+    return [_told(message, f"messages.{number}", named) for number, message in enumerate(messages)]
 
 
-def check_tools(template: str | None) -> None:
-    """Raise `ApiError` for a chat template that has no tools, or whose replies call them in a form not known here."""
-    if not isinstance(template, str) or not names_tools(template):
-        raise ApiError(400, "this model's chat template has no tools", "tools", "unsupported_parameter")
-    if CALL_BEGINS not in template or "<function=" in template:
-        raise ApiError(
-            400, f"this model calls tools in a form that is not known here; only JSON in {CALL_BEGINS} is", "tools",
-            "unsupported_parameter",
-        )  # fmt: skip
-
-
-def told(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as chat templates expect them. Raises `ApiError` where fields do not go with a role."""
-    return [_told(message, f"messages.{number}") for number, message in enumerate(messages)]
+def _short(identity: str, length: int) -> str:
+    """An id of another server or form as one of `length` letters and digits."""
+    plain = len(identity) == length and identity.isalnum() and identity.isascii()
+    return identity if plain else hashlib.sha256(identity.encode()).hexdigest()[:length]
 
 
 def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
@@ -35,7 +30,7 @@ def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     return [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in tools]
 
 
-def _told(message: Message, place: str) -> dict[str, Any]:
+def _told(message: Message, place: str, named: Callable[[str], str]) -> dict[str, Any]:
     for field, role in (("tool_calls", "assistant"), ("tool_call_id", "tool")):
         if getattr(message, field) is not None and message.role != role:
             raise ApiError(400, f"{place}.{field}: only messages with the role {role} have it", f"{place}.{field}")
@@ -48,14 +43,14 @@ def _told(message: Message, place: str) -> dict[str, Any]:
     text = "".join(part.text for part in parts) if parts or message.content is None else str(message.content)
     found: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": text}
     if message.tool_calls is not None:
-        found["tool_calls"] = list(_calls(message.tool_calls, f"{place}.tool_calls"))
+        found["tool_calls"] = list(_calls(message.tool_calls, f"{place}.tool_calls", named))
     if message.role == "tool":
-        found["tool_call_id"] = str(message.tool_call_id)
+        found["tool_call_id"] = named(str(message.tool_call_id))
         found |= {} if message.name is None else {"name": message.name}
     return found
 
 
-def _calls(calls: Sequence[ToolCall], place: str) -> Iterator[dict[str, Any]]:
+def _calls(calls: Sequence[ToolCall], place: str, named: Callable[[str], str]) -> Iterator[dict[str, Any]]:
     for number, call in enumerate(calls):
         try:
             arguments = from_json(call.function.arguments, allow_inf_nan=False)
@@ -64,4 +59,5 @@ def _calls(calls: Sequence[ToolCall], place: str) -> Iterator[dict[str, Any]]:
         if not isinstance(arguments, dict):
             where = f"{place}.{number}.function.arguments"
             raise ApiError(400, f"{where} is not the JSON of an object", where, "invalid_value")
-        yield {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+        function = {"name": call.function.name, "arguments": arguments}
+        yield {"id": named(call.id), "type": "function", "function": function}

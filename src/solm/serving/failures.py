@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from solm.core.errors import BudgetError, ContextLengthError, SolmError
-from solm.serving.requests import BODIES, PARTS
+from solm.serving.response_requests import BODIES, PARTS
 from solm.serving.rows import Failed
 from solm.serving.scheduler import BusyError
 

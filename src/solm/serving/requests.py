@@ -17,18 +17,7 @@ from solm.serving.settings import (
     MAX_STOPS,
     Priority,
 )
-from solm.serving.structure import (
-    STRUCTURE_PARTS,
-    Identity,
-    JsonObject,
-    JsonSchema,
-    Name,
-    ResponseFormat,
-    StructuredOutputs,
-    ToolCalls,
-    ToolChoice,
-    Tools,
-)
+from solm.serving.structure import Identity, ResponseFormat, StructuredOutputs, ToolCalls, ToolChoice, Tools
 from solm.serving.structure import Strict as _Strict
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
@@ -50,7 +39,7 @@ def _or(default: Any, kind: Any) -> BeforeValidator:
     return BeforeValidator(lambda value: default if value is None else value, json_schema_input_type=kind | None)
 
 
-def _only(*accepted: Any, because: str) -> BeforeValidator:
+def only(*accepted: Any, because: str) -> BeforeValidator:
     """Refuses any value but `accepted`, and says why."""
 
     def checked(value: Any) -> Any:
@@ -61,9 +50,7 @@ def _only(*accepted: Any, because: str) -> BeforeValidator:
     return BeforeValidator(checked, json_schema_input_type=Literal[accepted])
 
 
-Store = Annotated[Literal[False] | None, _only(None, False, because="nothing is ever stored")]
-Background = Annotated[Literal[False] | None, _only(None, False, because="replies are given at once or streamed")]
-Previous = Annotated[None, _only(None, because="nothing is ever stored: send the whole conversation as input")]
+Store = Annotated[Literal[False] | None, only(None, False, because="nothing is ever stored")]
 
 
 class AxisBudget(_Strict):
@@ -104,7 +91,7 @@ class StreamOptions(_Strict):
     include_usage: bool = False
 
 
-class _Sampled(_Strict):
+class Sampled(_Strict):
     """What all routes that write text have in common."""
 
     model: Annotated[str, StringConstraints(max_length=512)]
@@ -125,7 +112,7 @@ class _Sampled(_Strict):
     efficiency: Efficiency | None = None
 
 
-class _Request(_Sampled):
+class _Request(Sampled):
     max_tokens: int | None = Field(None, ge=0, le=1 << 20)
     n: Annotated[Choices, _or(1, Choices)] = 1
     stream_options: StreamOptions | None = None
@@ -190,93 +177,3 @@ class TokenizeRequest(_Strict):
 
     prompt: str | None = None
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)] | None = None
-
-
-Empty = Annotated[list[Any], Field(fail_fast=True, max_length=0)]
-
-
-class InputPart(_Strict):
-    """A piece of an item; only text. What an earlier response said may be sent back as it came."""
-
-    type: Literal["input_text", "output_text", "text"]
-    text: str
-    annotations: Empty | None = None
-    logprobs: Empty | None = None
-
-
-class InputItem(_Strict):
-    """One turn of a conversation in the Responses API. id and status have no effect."""
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[InputPart], Field(fail_fast=True)]
-    id: Annotated[str, StringConstraints(max_length=512)] | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
-
-    def message(self) -> Message:
-        """The same as a chat has it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Message(role=self.role, content=text)
-
-
-class TextFormat(_Strict):
-    """What a response has to be: `response_format` of a chat, without its nesting."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    name: Name | None = None
-    description: str | None = None
-    schema_: JsonObject | None = Field(None, alias="schema")
-    strict: bool | None = None
-
-    def as_chat(self) -> ResponseFormat:
-        """The same as a chat has it."""
-        schema = None
-        if self.schema_ is not None:
-            schema = JsonSchema(
-                name=self.name or "schema", description=self.description, schema=self.schema_, strict=self.strict
-            )
-        return ResponseFormat(type=self.type, json_schema=schema)
-
-
-class ResponseText(_Strict):
-    """Only `format`."""
-
-    format: TextFormat | None = None
-
-
-class ResponseStreamOptions(_Strict):
-    """Has no effect: the sizes of events are never disguised."""
-
-    include_obfuscation: bool = False
-
-
-class ResponsesRequest(_Sampled):
-    """`POST /v1/responses`, without state."""
-
-    input: str | Annotated[list[InputItem], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
-    instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1, le=1 << 20)
-    stream_options: ResponseStreamOptions | None = None
-    text: ResponseText | None = None
-    truncation: Literal["disabled"] | None = None
-    background: Background = None
-    previous_response_id: Previous = None
-
-    def as_chat(self) -> ChatRequest:
-        """The request of a chat whose reply is that of the response."""
-        said = [Message(role="user", content=self.input)] if isinstance(self.input, str) else []
-        if not isinstance(self.input, str):
-            said = [item.message() for item in self.input]
-        if self.instructions is not None:
-            said.insert(0, Message(role="system", content=self.instructions))
-        shared = {name: getattr(self, name) for name in _Sampled.model_fields}
-        form = None if self.text is None or self.text.format is None else self.text.format.as_chat()
-        return ChatRequest(messages=said, max_completion_tokens=self.max_output_tokens, response_format=form, **shared)
-
-
-BODIES = (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest)
-PARTS = (
-    Message, TextPart, Efficiency, AxisBudget, StreamOptions, InputItem, InputPart, ResponseText, TextFormat,
-    ResponseStreamOptions, *STRUCTURE_PARTS,
-)  # fmt: skip
-"""What bodies are and what they hold."""

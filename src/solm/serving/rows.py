@@ -82,6 +82,8 @@ class Job:
     """Seconds on the scheduler's clock by which the reply should be complete."""
     constraint: Constraint | None = None
     """A grammar at its beginning, which the reply has to match."""
+    shown: int | None = None
+    """A special token that is part of the text."""
     expires: float = float("inf")
     arrived: float = 0.0
     cancelled: bool = False
@@ -94,7 +96,7 @@ class Row:
         self.job, self._lm = job, lm
         constraint = None if job.constraint is None else job.constraint.copy()
         sampler = Sampler.of(lm, job.ids[None], job.seed, job.sampling, constraint)
-        self.draft = Draft(lm, sampler, len(job.ids), job.order.policy, skip_special_tokens=True)
+        self.draft = Draft(lm, sampler, len(job.ids), job.order.policy, True, job.shown)
         self.cached = 0
         self.finished: str | None = None
         self._pending = ""

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,11 @@ from solm.runtime.constraints import Constraint
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prompts import chat_tokens
 from solm.serving.answers import Answers, Choice
+from solm.serving.call_forms import checked_form, form_of, hidden_mark
+from solm.serving.call_grammars import CallGrammars
+from solm.serving.calls import CallReader
 from solm.serving.constraints import Constraints, offered
-from solm.serving.conversation import check_tools, described, told
+from solm.serving.conversation import described, told
 from solm.serving.dial import Dial, Order
 from solm.serving.failures import ApiError, from_row
 from solm.serving.keys import KeyRing
@@ -111,7 +115,6 @@ class Service:
             self.scheduler.submit([Job(ids, 4, Order(name, policy, budget, budget), emit)])
             while isinstance(await done.get(), Piece):
                 pass
-        await loop.run_in_executor(None, self.constraints.prepare)
         # What is there by now stays: a full collection would walk through all of it, a quarter of a second in mid-step.
         gc.collect()
         gc.freeze()
@@ -139,9 +142,16 @@ class Service:
                 return list(self._tokenizer.encode(prompt))
             if not self._tokenizer.chat_template:
                 raise SolmError("this model has no chat template; use /v1/completions")
-            if tools:
-                check_tools(self._tokenizer.chat_template)
-            return chat_tokens(self._tokenizer, told(prompt), described(tools))
+            form = form_of(self._tokenizer.chat_template)
+            identity = None if form is None else form.identity
+            return chat_tokens(self._tokenizer, told(prompt, identity), described(tools))
+
+    def _calls(self, tools: Sequence[Tool]) -> CallGrammars | None:
+        """How the model calls tools; None where there are none. Raises `ApiError` where it cannot."""
+        if not tools or not self._tokenizer.chat_template:
+            return None
+        form = checked_form(self._tokenizer.chat_template)
+        return CallGrammars(form, hidden_mark(form, self._tokenizer))
 
     def open(
         self,
@@ -156,12 +166,14 @@ class Service:
         """
         self.check_name(request.model)
         tools: Sequence[Tool] = ()
+        calls: CallGrammars | None = None
         if request.stream_options is not None and not request.stream:
             raise ApiError(400, "stream_options need stream to be true", "stream_options")
         if isinstance(request, ChatRequest):
             if request.max_tokens is not None and request.max_completion_tokens is not None:
                 raise ApiError(400, "give either max_tokens or max_completion_tokens", "max_completion_tokens")
             tools = offered(request)
+            calls = self._calls(tools)
             prompts, echo, logprobs = [self.tokens(request.messages, tools)], False, None
             wanted = request.max_completion_tokens or request.max_tokens
             if request.top_logprobs is not None and not request.logprobs:
@@ -178,7 +190,7 @@ class Service:
         rows, most = len(prompts) * request.n, self.settings.max_rows + self.settings.max_waiting
         if rows > most:
             raise ApiError(400, f"{rows} replies in one request; this server holds at most {most} in all", "n")
-        constraint = self.constraints.of(request, tools)
+        constraint = self.constraints.of(request, tools, calls)
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         jobs: list[Job] = []
         for ids in prompts:
@@ -192,9 +204,15 @@ class Service:
 
                 jobs.append(self._job(request, ids, longest, order, emit, index, logprobs, echo, constraint))
         trace = request.efficiency is not None and request.efficiency.trace
+        reader = None
+        if calls is not None:
+            for job in jobs:
+                job.shown = calls.mark
+            known = {tool.function.name: tool.function.parameters or {} for tool in tools}
+            reader = partial(CallReader, calls.form, known)
         answers = Answers(
             identity, self.name, self._tokenizer, isinstance(request, ChatRequest), logprobs is not None, trace,
-            request.n, frozenset(tool.function.name for tool in tools),
+            request.n, reader,
         )  # fmt: skip
         before = [str(self._tokenizer.decode(ids)) if echo else "" for ids in prompts for _ in range(request.n)]
         self.scheduler.submit(jobs)

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from solm.serving.call_forms import FORMS
 from solm.serving.calls import CallPart, CallReader
 
-CASES = {
+HERMES = {
     "hello  \n": ("hello  \n", []),
     "": ("", []),
     'Sure. \n<tool_call>\n{"name": "f", "arguments": {"a": "}\\"{", "b": {"c": 1}}}\n</tool_call>': (
@@ -34,8 +35,62 @@ CASES = {
 }  # fmt: skip
 
 
-def read(text, cuts):
-    reader, found = CallReader(frozenset({"f", "g"})), []
+MISTRAL = {
+    "hello [TOOL": ("hello [TOOL", []),
+    'So: [TOOL_CALLS] [{"name": "f", "arguments": {"a": [1, "]"]}, "id": "abc"}, {"name": "g", "arguments": {}}] ok': (
+        "So:ok", [("f", '{"a": [1, "]"]}'), ("g", "{}")],
+    ),
+    '[TOOL_CALLS][{"arguments": {"x": 1}, "name": "g"},{"name":"f","arguments":{}}]': (
+        "", [("g", '{"x": 1}'), ("f", "{}")],
+    ),
+    '[TOOL_CALLS]{"name": "f", "arguments": {}}': ("", [("f", "{}")]),
+    '[TOOL_CALLS][{"name": "other", "arguments": {}}]': ('[TOOL_CALLS][{"name": "other", "arguments": {}}]', []),
+    "[TOOL_CALLS] no": ("[TOOL_CALLS] no", []),
+    '[TOOL_CALLS][{"name": "f", "arguments": {"a": "cut': ("", [("f", '{"a": "cut')]),
+    '[TOOL_CALLS][{"na': ('[TOOL_CALLS][{"na', []),
+}  # fmt: skip
+LLAMA = {
+    " hello {}": (" hello {}", []),
+    '\n{"name": "f", "parameters": {"a": "}"}}': ("", [("f", '{"a": "}"}')]),
+    '<|python_tag|>{"name": "f", "parameters": {}}; {"name": "g", "parameters": {"b": {}}} ok': (
+        "ok", [("f", "{}"), ("g", '{"b": {}}')],
+    ),
+    '{"type": "function", "name": "f", "parameters": {"x": 1}}': ("", [("f", '{"x": 1}')]),
+    '{"name": "other", "parameters": {}}': ('{"name": "other", "parameters": {}}', []),
+    '{"answer": 5} is it': ('{"answer": 5} is it', []),
+    '<|python_tag|>print("a")': ('<|python_tag|>print("a")', []),
+    '{"name": "f", "parameters": {"a": "cut': ("", [("f", '{"a": "cut')]),
+    '{"na': ('{"na', []),
+    "": ("", []),
+}  # fmt: skip
+TEXTS = "<parameter={}>\n{}\n</parameter>\n"
+CODER = {
+    "Sure. <tool_ <tool_call>\n<function=f>\n" + TEXTS.format("a", "if x < 1:\n  y = '</b>'") + TEXTS.format("n", "5")
+    + TEXTS.format("l", '["x", true]') + TEXTS.format("o", "True") + "</function>\n</tool_call>\n": (
+        "Sure. <tool_", [("f", '{"a": "if x < 1:\\n  y = \'</b>\'", "n": 5, "l": ["x", true], "o": true}')],
+    ),
+    "<tool_call><function=g></function></tool_call><tool_call>\n<function=f>\n" + TEXTS.format("a", "12")
+    + TEXTS.format("n", "twelve") + "</function></tool_call>!": ("!", [("g", "{}"), ("f", '{"a": "12", "n": "twelve"}')]),
+    "<tool_call>\n<function=other>\n</function>\n</tool_call>": (
+        "<tool_call>\n<function=other>\n</function>\n</tool_call>", [],
+    ),
+    '<tool_call>{"name": "f", "arguments": {"a": "b"}}</tool_call>': ("", [("f", '{"a": "b"}')]),
+    "<tool_call>\n<function=f>\n<parameter=a>\nforgotten\n</function>\n</tool_call>": ("", [("f", '{"a": "forgotten"}')]),
+    "<tool_call>\n<function=f>\n" + TEXTS.format("a", "b") + "</tool_call> then": ("then", [("f", '{"a": "b"}')]),
+    "<tool_call>\n<function=f>\n" + TEXTS.format("a", "b") + "<parameter=n>\n5": ("", [("f", '{"a": "b"')]),
+    "<tool_call>\n<fun": ("<tool_call>\n<fun", []),
+}  # fmt: skip
+CASES = [
+    (form, text, expected)
+    for form, cases in (("hermes", HERMES), ("mistral", MISTRAL), ("llama3", LLAMA), ("qwen3-coder", CODER))
+    for text, expected in cases.items()
+]
+BY_NAME = {form.name: form for form in FORMS}
+PARAMETERS = {"properties": {"a": {"type": "string"}, "n": {"type": "integer"}, "l": {}, "o": {"type": "boolean"}}}
+
+
+def read(text, cuts, form="hermes"):
+    reader, found = CallReader(BY_NAME[form], {"f": PARAMETERS, "g": {}}), []
     places = [0, *sorted(place % (len(text) + 1) for place in cuts), len(text)]
     for start, end in pairwise(places):
         found += reader.push(text[start:end])
@@ -45,6 +100,7 @@ def read(text, cuts):
         if isinstance(part, CallPart):
             if part.name is not None:
                 assert part.index == len(calls)
+                assert len(part.identity) == (9 if form == "mistral" else 29)
                 calls.append((part.name, ""))
             name, arguments = calls[part.index]
             calls[part.index] = (name, arguments + part.arguments)
@@ -52,17 +108,26 @@ def read(text, cuts):
     return "".join(part for part in found if isinstance(part, str)), calls
 
 
-@pytest.mark.parametrize("text", CASES, ids=range(len(CASES)))
-@settings(max_examples=20)
+@pytest.mark.parametrize(("form", "text", "expected"), CASES, ids=[f"{form}-{i}" for i, (form, *_) in enumerate(CASES)])
+@settings(max_examples=8)
 @given(st.lists(st.integers(0, 10_000), max_size=30))
-def test_pieces_give_what_the_whole_gives(text, cuts):
-    assert read(text, cuts) == CASES[text]
-    assert read(text, range(len(text))) == CASES[text]
+def test_pieces_give_what_the_whole_gives(form, text, expected, cuts):
+    assert read(text, cuts, form) == expected
+    assert read(text, range(len(text)), form) == expected
 
 
-@settings(max_examples=30)
+@pytest.mark.parametrize(
+    ("form", "around"),
+    [
+        ("hermes", '<tool_call>\n{"name": "f", "arguments": %s}\n</tool_call>'),
+        ("mistral", '[TOOL_CALLS][{"name": "f", "arguments": %s}]'),
+        ("llama3", '{"name": "f", "parameters": %s}'),
+    ],
+    ids=["hermes", "mistral", "llama3"],
+)
+@settings(max_examples=20)
 @given(st.dictionaries(st.text(), st.text() | st.lists(st.text() | st.integers() | st.none()), max_size=4))
-def test_arguments_are_the_json_that_was_written(arguments):
+def test_arguments_are_the_json_that_was_written(form, around, arguments):
     written = json.dumps(arguments, ensure_ascii=False)
-    text = f'<tool_call>\n{{"name": "f", "arguments": {written}}}\n</tool_call>'
-    assert read(text, range(0, len(text), 3)) == ("", [("f", written)])
+    text = around.replace("%s", written)
+    assert read(text, range(0, len(text), 3), form) == ("", [("f", written)])

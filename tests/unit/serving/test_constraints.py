@@ -1,12 +1,17 @@
 """Grammars of replies that call tools: what may be said and what may not."""
 
+import copy
+
 import pytest
 
 pytest.importorskip("llguidance")
 
 from solm.runtime.constraints import Compiler
 from solm.runtime.grammars import GrammarError
+from solm.serving.call_forms import FORMS, hidden_mark
+from solm.serving.call_grammars import CallGrammars
 from solm.serving.constraints import wanted
+from solm.serving.failures import ApiError
 from solm.serving.requests import ChatRequest
 
 CITY = {
@@ -22,19 +27,23 @@ def compiler(byte_tokenizer):
     return Compiler(byte_tokenizer, 259, [2])
 
 
-def fits(compiler, tokenizer, text, strict=True, **asked):
+BY_NAME = {form.name: form for form in FORMS}
+
+
+def fits(compiler, tokenizer, text, strict=True, form="hermes", parameters=CITY, **asked):
     """Whether a request's grammar lets a whole reply through."""
     request = ChatRequest.model_validate(
         {
             "model": "m", "messages": [{"role": "user", "content": "a"}],
             "tools": [
-                {"type": "function", "function": {"name": "go", "parameters": CITY, "strict": strict}},
+                {"type": "function", "function": {"name": "go", "parameters": parameters, "strict": strict}},
                 {"type": "function", "function": {"name": "wait"}},
             ],
             **asked,
         }
     )  # fmt: skip
-    _, make = wanted(request, request.tools)
+    calls = CallGrammars(BY_NAME[form], hidden_mark(BY_NAME[form], tokenizer))
+    _, make = wanted(request, request.tools, calls)
     constraint = compiler.compile(make(compiler.compile)).copy()
     try:
         for token in tokenizer.encode(text):
@@ -68,3 +77,89 @@ def test_calls_fit_their_tools(compiler, byte_tokenizer, asked, those, others):
 def test_a_free_choice_among_tools_that_are_not_strict_asks_for_no_grammar(compiler, byte_tokenizer):
     with pytest.raises(TypeError):
         fits(compiler, byte_tokenizer, "", strict=False, tool_choice="auto")
+
+
+@pytest.fixture(scope="module")
+def marked(byte_tokenizer):
+    """The tokenizer with marks that text does not show, as Mistral's and Llama's have them, and its compiler."""
+    found = copy.deepcopy(byte_tokenizer)
+    found.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]", "<|python_tag|>"]})
+    return found, Compiler(found, 261, [2])
+
+
+ROME_ARGUMENTS = '{"name": "go", "arguments": {"city":"Rome"}}'
+ROME_PARAMETERS = '{"name": "go", "parameters": {"city":"Rome"}}'
+ROME_ELEMENTS = "<tool_call>\n<function=go>\n<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>"
+BY_FORM = {
+    "mistral": (
+        f"[TOOL_CALLS][{ROME_ARGUMENTS}]", f'[TOOL_CALLS][{ROME_ARGUMENTS}, {{"name": "wait", "arguments": {{}}}}]',
+        f"I [TOOL_CALLS][{ROME_ARGUMENTS}]",
+    ),
+    "llama3": (ROME_PARAMETERS, None, None),
+    "qwen3-coder": (ROME_ELEMENTS, f"{ROME_ELEMENTS}\n<tool_call>\n<function=wait>\n</function>\n</tool_call>",
+                    f"I {ROME_ELEMENTS}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("form", BY_FORM)
+def test_calls_fit_their_tools_in_every_form(compiler, byte_tokenizer, marked, form, hidden):
+    tokenizer, using = marked if hidden else (byte_tokenizer, compiler)
+    one, two, later = BY_FORM[form]
+
+    def fit(text, **asked):
+        return fits(using, tokenizer, text, form=form, **asked)
+
+    assert (hidden_mark(BY_NAME[form], tokenizer) is not None) == (hidden and form != "qwen3-coder")
+    for choice in ("required", "auto"):
+        assert fit(one, tool_choice=choice)
+        assert not fit(one.replace("Rome", "Oslo"), tool_choice=choice)
+        assert not fit(one[:-3], tool_choice=choice) or choice == "auto"
+        assert two is None or (fit(two, tool_choice=choice), fit(two, tool_choice=choice, parallel_tool_calls=False)) == (
+            True, False,
+        )  # fmt: skip
+        assert later is None or fit(later, tool_choice=choice) == (choice == "auto")
+        assert fit("hello", tool_choice=choice) == (choice == "auto")
+    if form == "llama3":
+        assert not fit(f"{ROME_PARAMETERS}; {ROME_PARAMETERS}", tool_choice="required")
+
+
+ELEMENTS = {
+    "properties": {
+        "code": {"type": "string"}, "count": {"type": "integer", "minimum": 3}, "node": {"$ref": "#/$defs/node"},
+        "kind": {"enum": ["a", "b\nc"]},
+    },
+    "required": ["code"], "$defs": {"node": {"type": "array", "items": {"$ref": "#/$defs/node"}}},
+}  # fmt: skip
+ELEMENT = "<parameter={}>\n{}\n</parameter>\n"
+
+
+def test_parameters_as_elements_fit_one_by_one(compiler, byte_tokenizer):
+    code = ELEMENT.format("code", "if a < b:\n  </parameter")
+
+    def fit(text):
+        text = f"<tool_call>\n<function=go>\n{text}</function>\n</tool_call>"
+        asked = {"form": "qwen3-coder", "parameters": ELEMENTS, "tool_choice": "required"}
+        return fits(compiler, byte_tokenizer, text, **asked)
+
+    assert fit(code)
+    assert fit(code + ELEMENT.format("count", "12") + ELEMENT.format("node", "[[], [[]]]"))
+    assert fit(code + ELEMENT.format("kind", "b\nc"))
+    for wrong in ("", ELEMENT.format("count", "12"), code + ELEMENT.format("count", "2"), code + code,
+                  code + ELEMENT.format("node", "[1]"), code + ELEMENT.format("kind", "c")):  # fmt: skip
+        assert not fit(wrong), wrong
+
+
+@pytest.mark.parametrize(
+    ("parameters", "word"),
+    [
+        ({"properties": {"a": {"type": "string", "maxLength": 3}}}, "'maxLength' of a text"),
+        ({"properties": {"a": {"type": "array", "items": {"$ref": "#"}}}}, "$defs alone"),
+        ({"properties": {"a>": {}}}, "the name 'a>'"),
+        ({"properties": {}, "minProperties": 0}, "'minProperties' cannot be enforced"),
+    ],
+)
+def test_what_elements_cannot_say_is_refused_by_name(compiler, byte_tokenizer, parameters, word):
+    with pytest.raises(ApiError, match=r"tools\.0\.function\.parameters") as refused:
+        fits(compiler, byte_tokenizer, "", form="qwen3-coder", parameters=parameters, tool_choice="required")
+    assert word in refused.value.message

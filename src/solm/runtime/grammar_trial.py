@@ -1,0 +1,147 @@
+"""Whether a grammar compiles in bounded time and memory: it is tried in a process of its own, which can be ended.
+
+llguidance's limits count what its lexer and parser do, and not what putting together a regular expression or a schema
+takes: some schemas of a hundred lines keep a thread busy for hours, and a thread cannot be ended. What takes that long
+does not depend on the vocabulary, so that the process has one of single bytes, and little memory.
+"""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+
+from solm.runtime.grammars import GrammarError
+
+_STARTED = 60.0
+"""Seconds until the process has to answer for the first time."""
+_MEMORY = 1 << 30
+"""Bytes that it may address."""
+_END = "</s>"
+
+
+class GrammarTooSlowError(GrammarError):
+    """A grammar that was not compiled in time."""
+
+
+class GrammarTrial:
+    """The process: started when it is needed first, and again after it was ended. For one thread at a time.
+
+    vocabulary: tokens of the model, whose numbers grammars may name.
+    """
+
+    def __init__(self, vocabulary: int):
+        self._vocabulary, self._process = vocabulary, None
+        self._process: subprocess.Popen[bytes] | None
+
+    def run(self, grammar: str, seconds: float) -> None:
+        """Compile `Grammar.text` there.
+
+        Raises `GrammarError` for a grammar that is malformed or too large, `GrammarTooSlowError` after `seconds`.
+        """
+        if seconds <= 0:
+            raise GrammarTooSlowError("no time is left to compile it")
+        process = self._process
+        if process is None or process.poll() is not None:
+            process = self._process = _started(self._vocabulary)
+        try:
+            answer = _asked(process, {"grammar": grammar, "seconds": seconds}, seconds)
+        except TimeoutError:
+            self.close()
+            raise GrammarTooSlowError(f"not compiled in {seconds:.3g} s") from None
+        except (OSError, ValueError):
+            self.close()
+            raise GrammarError(f"compiling it takes more than {_MEMORY >> 20} MiB of memory") from None
+        if answer is not None:
+            raise GrammarError(answer)
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                try:
+                    pipe.close()
+                except OSError:  # what was written and never read
+                    continue
+
+
+def _started(vocabulary: int) -> "subprocess.Popen[bytes]":
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__, str(vocabulary)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        _answer(process, time.monotonic() + _STARTED)
+    except (OSError, ValueError) as error:
+        process.kill()
+        process.wait()
+        raise GrammarError("the process that tries grammars does not start") from error
+    return process
+
+
+def _asked(process: "subprocess.Popen[bytes]", question: object, seconds: float) -> str | None:
+    """What the process says to a question; raises `TimeoutError`, and `OSError` or `ValueError` where it has ended."""
+    end = time.monotonic() + seconds
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(question).encode() + b"\n")
+    process.stdin.flush()
+    return _answer(process, end)
+
+
+def _answer(process: "subprocess.Popen[bytes]", end: float) -> str | None:
+    assert process.stdout is not None
+    line, waiting = b"", select.poll()
+    waiting.register(process.stdout, select.POLLIN)
+    while not line.endswith(b"\n"):
+        if not waiting.poll(max(0.0, 1000 * (end - time.monotonic()))):
+            raise TimeoutError
+        part = os.read(process.stdout.fileno(), 1 << 16)
+        if not part:
+            raise ValueError("the process has ended")
+        line += part
+    answer: str | None = json.loads(line)
+    return answer
+
+
+def _try_all(vocabulary: int) -> None:
+    """In the process: compile what comes, line by line, and say what is wrong with it."""
+    import resource
+
+    from llguidance import LLMatcher, LLTokenizer
+
+    from solm.runtime.constraints import matcher_error, parser_limits
+
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    tokenizer, limits = LLTokenizer(_bytes_alone(), n_vocab=vocabulary), parser_limits()
+    out = os.fdopen(os.dup(1), "w")
+    print("null", file=out, flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        # Also where the server has ended meanwhile.
+        most = int(time.process_time() + 2 * asked["seconds"] + 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        matcher = LLMatcher(tokenizer, asked["grammar"], log_level=0, limits=limits)
+        if not matcher.is_error():
+            matcher.compute_bitmask()
+        print(json.dumps(matcher_error(matcher)), file=out, flush=True)
+
+
+def _bytes_alone() -> str:
+    """A tokenizer of all bytes, as the tokenizers package writes it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = [*pre_tokenizers.ByteLevel.alphabet(), _END]
+    made = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([_END])
+    return made.to_str()
+
+
+if __name__ == "__main__":
+    _try_all(int(sys.argv[1]))
