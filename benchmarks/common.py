@@ -45,14 +45,17 @@ def numbers(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
-def finish(kind: str, options: argparse.Namespace, results: dict[str, Any], lines: list[str]) -> None:
-    """Print or write the result of the benchmark `kind`; `lines` are for a terminal."""
+def finish(
+    kind: str, options: argparse.Namespace, results: dict[str, Any], lines: list[str], quiet: bool = False
+) -> None:
+    """Print or write the result of the benchmark `kind`; `lines` are for a terminal. quiet: only write it."""
     settings = {name: _without_folders(value) for name, value in vars(options).items()}
     ours = {name: value for name, value in settings.items() if name not in ("json", "out")}
     found = record(kind, ours | {"threads": torch.get_num_threads()}, results)
     if options.out is not None:
         write_text(options.out, found.model_dump_json(indent=2) + "\n")
-    print(found.model_dump_json() if options.json else "\n".join(lines))
+    if not quiet:
+        print(found.model_dump_json() if options.json else "\n".join(lines))
 
 
 def _without_folders(value: Any) -> Any:

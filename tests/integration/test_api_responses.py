@@ -7,7 +7,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from helpers.serving import CHAT, LONG, ask, gauges, slow_steps, until
+from helpers.serving import CHAT, LONG, TOOL_TEMPLATE, ask, gauges, running, slow_steps, tiny_service, until
 
 SAME = {"model": "tiny", "temperature": 0, "extra_body": {"seed": 3, "efficiency": {"budget": "keep=0.6"}}}
 SPLIT = {"instructions": CHAT[0]["content"], "input": LONG}
@@ -85,6 +85,93 @@ def test_a_stream_has_the_events_of_openais_api(client):
         assert stream.get_final_response().output_text == whole.output_text
 
 
+WEATHER = {
+    "type": "function", "name": "weather", "description": "What it is like outside.",
+    "parameters": {
+        "type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"],
+        "additionalProperties": False,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def caller(byte_tokenizer):
+    """A client of a model that knows tools."""
+    pytest.importorskip("llguidance")
+    with running(tiny_service(byte_tokenizer, template=TOOL_TEMPLATE, policy=False)) as address:
+        yield openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+
+
+CALLING = {
+    "model": "tiny", "input": "Paris?", "tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False,
+    "max_output_tokens": 200, "extra_body": {"seed": 5},
+}  # fmt: skip
+
+
+def test_tools_are_called_and_their_results_come_back(caller):
+    first = caller.responses.create(**CALLING)
+    (call,) = first.output
+    assert (first.status, call.type, call.name, call.status) == ("completed", "function_call", "weather", "completed")
+    assert json.loads(call.arguments)["city"] in ("Paris", "Rome")
+    assert (first.tools[0].name, first.tool_choice, first.parallel_tool_calls) == ("weather", "required", False)
+    assert first.output_text == ""
+    talk = [
+        {"role": "user", "content": "Paris?"}, *first.output,
+        {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"},
+    ]  # fmt: skip
+    second = caller.responses.create(**CALLING | {"input": talk, "tool_choice": "none", "max_output_tokens": 4})
+    messages = [
+        {"role": "user", "content": "Paris?"},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"id": call.call_id, "type": "function", "function": {"name": "weather", "arguments": call.arguments}}]},
+        {"role": "tool", "tool_call_id": call.call_id, "content": "sunny"},
+    ]  # fmt: skip
+    chat = caller.chat.completions.create(model="tiny", messages=messages, max_tokens=4)
+    assert second.usage.input_tokens == chat.usage.prompt_tokens
+    assert [item.type for item in second.output] == ["message"]
+    named = caller.responses.create(**CALLING | {"tool_choice": {"type": "function", "name": "weather"}})
+    assert named.tool_choice.name == "weather"
+    cut = caller.responses.create(**CALLING | {"max_output_tokens": 45})
+    assert (cut.status, cut.output[-1].status) == ("incomplete", "incomplete")
+
+
+def test_calls_are_streamed(caller):
+    whole = caller.responses.create(**CALLING).output[0]
+    events = list(caller.responses.create(stream=True, **CALLING))
+    kinds = [event.type for event in events]
+    deltas = kinds.count("response.function_call_arguments.delta")
+    assert deltas > 3
+    assert kinds == [
+        "response.created", "response.in_progress", "response.output_item.added",
+        *["response.function_call_arguments.delta"] * deltas, "response.function_call_arguments.done",
+        "response.output_item.done", "response.completed",
+    ]  # fmt: skip
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    (call,) = events[-1].response.output
+    assert (call.name, call.arguments) == (whole.name, whole.arguments)
+    assert "".join(event.delta for event in events if event.type.endswith("arguments.delta")) == call.arguments
+    assert events[2].item.call_id == events[-2].item.call_id == call.call_id
+    assert {event.item_id for event in events if "arguments" in event.type} == {call.id}
+    with caller.responses.stream(**CALLING) as stream:
+        for _ in stream:
+            pass
+    assert stream.get_final_response().output[0].arguments == call.arguments
+
+
+class Place(BaseModel):
+    """Arguments as the client makes a tool of them."""
+
+    right: bool
+
+
+def test_a_tool_made_of_a_class_is_parsed(caller):
+    tool = openai.pydantic_function_tool(Place, name="place")["function"] | {"type": "function"}
+    response = caller.responses.parse(**CALLING | {"tools": [tool]})
+    assert isinstance(response.output[0].parsed_arguments, Place)
+    free = caller.responses.create(**CALLING | {"tool_choice": "auto", "max_output_tokens": 5})
+    assert free.output[0].type == "message"
+
+
 def test_a_stream_that_cannot_go_on_says_so(client, service, monkeypatch):
     asked = {"input": LONG, "max_output_tokens": 30, "stream": True, **SAME}
 
@@ -112,6 +199,8 @@ def test_a_client_that_hangs_up_frees_its_row(address, service, monkeypatch):
 
 WRONG = {
     "input": [None, 5, [], [{"role": "user"}], [{"role": "tool", "content": "a"}], [{"type": "function_call"}], {},
+              [{"type": "function_call", "call_id": "a", "name": "f", "arguments": "["}], [{"type": "reasoning"}], [[]],
+              [{"type": "function_call_output", "output": "a"}], [{"type": ["a"]}],
               [{"role": "user", "content": [{"type": "input_image", "image_url": "a"}]}]],
     "instructions": [5, [], {}],
     "max_output_tokens": [0, -1, "5", True, 1.5, 1 << 40],
@@ -122,6 +211,13 @@ WRONG = {
     "text": [{"format": {"type": "magic"}}, 5, {"verbosity": "low"}],
     "temperature": ["1", 3], "top_p": [0, "x"], "stream": ["yes", 1], "metadata": [[1]], "user": [7],
     "efficiency": [{"budget": 7}, "fast"],
+    "tools": [
+        {}, 5, [{"type": "function"}], [{"type": "web_search"}], [{"type": "function", "function": {"name": "a"}}],
+        [{"type": "function", "name": "a b"}], [{"type": "function", "name": "a", "parameters": []}],
+        [{"type": "function", "name": "a"}] * 2,
+    ],
+    "tool_choice": ["auto", "magic", {"type": "function"}, {"type": "function", "name": "a"}, 5],
+    "parallel_tool_calls": [True, "yes"],
     "conversation": ["conv_1"], "include": [["x"]], "magic": [1],
 }  # fmt: skip
 

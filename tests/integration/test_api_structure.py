@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from helpers.serving import TOOL_TEMPLATE, ask, gauges, running, slow_steps, tiny_service, until
-from solm.serving import constraints
+from solm.serving import call_grammars, constraints
 from solm.serving.settings import MAX_TOOLS
 
 pytest.importorskip("llguidance")
@@ -153,7 +153,7 @@ def test_others_of_the_batch_say_what_they_say_alone(client):
 @pytest.mark.parametrize("parallel", [True, False])
 def test_tools_that_must_be_called_are(service, client, choice, parallel, monkeypatch):
     """As many as the grammar lets, because the reply does not want to end."""
-    monkeypatch.setattr(constraints, "MAX_TOOL_CALLS", 3)
+    monkeypatch.setattr(call_grammars, "MAX_TOOL_CALLS", 3)
     answer = ask(
         client, budget=None, messages=SHORT, max_tokens=450, tools=[WEATHER, CLOCK], tool_choice=choice, seed=5,
         temperature=1.0, parallel_tool_calls=parallel, logit_bias=token(service, " \r\t", -100) | {"2": -100},
@@ -166,7 +166,7 @@ def test_tools_that_must_be_called_are(service, client, choice, parallel, monkey
 
 
 def test_streamed_calls_are_those_of_a_whole_answer(service, client, monkeypatch):
-    monkeypatch.setattr(constraints, "MAX_TOOL_CALLS", 2)
+    monkeypatch.setattr(call_grammars, "MAX_TOOL_CALLS", 2)
     options = {
         "messages": SHORT, "tools": [WEATHER, CLOCK], "tool_choice": "required", "max_tokens": 450, "n": 2, "seed": 8,
         "temperature": 0.7, "logit_bias": token(service, " \r\t", -100) | {"2": -100},
@@ -335,6 +335,65 @@ def test_what_cannot_be_done_is_refused_by_its_name(address, name):
     assert len(error["message"]) < 400
 
 
+def test_what_grammars_need_is_made_when_the_first_one_comes(byte_tokenizer):
+    service = tiny_service(byte_tokenizer, policy=False)
+    with running(service) as address:
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 2}
+        assert httpx.post(f"{address}/v1/completions", json=body).status_code == 200
+        assert "compiler" not in vars(service.lm)
+        assert all(trial.process is None for trial in service.constraints._all)
+        body["structured_outputs"] = {"regex": "b"}
+        assert httpx.post(f"{address}/v1/completions", json=body, timeout=60).json()["choices"][0]["text"] == "b"
+        processes = [trial.process for trial in service.constraints._all if trial.process is not None]
+        assert len(processes) == 1
+    assert processes[0].wait(5)  # with the server
+
+
+LLAMA = (
+    "{# <|start_header_id|> #}{% if tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for call in m.tool_calls or [] %}"
+    '{{ \'{"name": "\' + call.function.name + \'", "parameters": \' }}{{ call.function.arguments | tojson }}}'
+    "{% endfor %}{{ '\n' }}{% endfor %}<assistant>"
+)
+MISTRAL = (
+    "{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}{% for m in messages %}"
+    "{% if m.tool_calls %}[TOOL_CALLS][{% for call in m.tool_calls %}{% if call.id | length != 9 %}"
+    "{{ raise_exception('ids have 9 characters') }}{% endif %}{{ call.function | tojson }}{% endfor %}]"
+    "{% else %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}"
+)
+CODER = (
+    "{% if tools %}{% for tool in tools %}{{ tool.function.name }}{% endfor %}{% endif %}{% for m in messages %}"
+    "<{{ m.role }}>{{ m.content }}{% for call in m.tool_calls or [] %}<tool_call>\n"
+    "<function={{ call.function.name }}>\n"
+    "{% for name, value in call.function.arguments | items %}<parameter={{ name }}>\n{{ value }}\n</parameter>\n"
+    "{% endfor %}</function>\n</tool_call>{% endfor %}{{ '\n' }}{% endfor %}<assistant>"
+)
+
+
+@pytest.mark.parametrize("template", [LLAMA, MISTRAL, CODER], ids=["llama", "mistral", "coder"])
+def test_calls_in_the_forms_of_other_models(byte_tokenizer, template):
+    """Whole and streamed, and sent back under the ids of another server."""
+    service = tiny_service(byte_tokenizer, policy=False, template=template)
+    options = {
+        "messages": SHORT, "tools": [WEATHER, CLOCK], "tool_choice": "required", "max_tokens": 300, "seed": 8,
+        "temperature": 0.7, "budget": None, "logit_bias": token(service, " \r\t", -100), "parallel_tool_calls": False,
+    }  # fmt: skip
+    with running(service) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        whole = ask(client, **options).choices[0]
+        (call,) = whole.message.tool_calls
+        assert (json.loads(call.function.arguments), whole.finish_reason) != ({}, "stop")
+        assert call.function.name in ("weather", "clock")
+        pieces = [piece.choices[0].delta for piece in ask(client, stream=True, **options)]
+        assert not any(piece.content for piece in pieces)
+        parts = [part for piece in pieces for part in piece.tool_calls or []]
+        assert parts[0].function.name == call.function.name
+        assert "".join(part.function.arguments for part in parts) == call.function.arguments
+        call.id = "call_of_another_server"
+        talk = [*SHORT, whole.message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+        assert ask(client, **options | {"messages": talk, "tool_choice": "none", "max_tokens": 3}).choices
+
+
 def test_a_model_without_tools_says_so(byte_tokenizer):
     service = tiny_service(byte_tokenizer, policy=False)
     with running(service) as address:
@@ -344,19 +403,38 @@ def test_a_model_without_tools_says_so(byte_tokenizer):
         assert "chat template has no tools" in error["message"]
 
 
-def test_a_grammar_that_takes_too_long_is_refused_and_others_wait_no_longer(service, client, address, monkeypatch):
-    monkeypatch.setattr(constraints, "COMPILE_SECONDS", 0.3)
-    go_on, compile_ = threading.Event(), service.lm.compiler.compile
-    monkeypatch.setattr(service.lm.compiler, "compile", lambda grammar: (go_on.wait(20), compile_(grammar))[1])
+ENDLESS = schema(allOf=[{"type": "string", "pattern": f"a.{{{distance}}}b"} for distance in range(3, 40)])
+"""What `llguidance` would compile for hours, within all its limits."""
+
+
+def test_a_grammar_that_explodes_is_ended_and_holds_nobody_up(service, client, monkeypatch):
+    """Also where there are as many as are compiled at once: others then wait, and without a grammar nobody does."""
+    assert text(client, **outputs(regex="ab")) == "ab"  # the processes run
+    monkeypatch.setattr(constraints, "COMPILE_SECONDS", 2.0)
+    with ThreadPoolExecutor(3) as pool:
+        slow = [pool.submit(text, client, **ENDLESS) for _ in range(2)]
+        until(lambda: service.constraints._idle.empty())
+        assert text(client)
+        assert not any(one.done() for one in slow)
+        waits = pool.submit(text, client, **outputs(regex="a"))
+        for one in slow:
+            with pytest.raises(openai.BadRequestError, match="not compiled in 2 s") as refused:
+                one.result()
+            assert (refused.value.code, refused.value.param) == ("grammar_too_slow", SCHEMA)
+        assert waits.result() == "a"
+    assert text(client, **outputs(regex="b")) == "b"  # another process has taken its place
+
+
+def test_a_grammar_waits_for_others_for_a_time(service, client, monkeypatch):
+    monkeypatch.setattr(constraints, "COMPILE_SECONDS", 0.2)
+    held = [service.constraints._idle.get() for _ in range(2)]
     try:
-        with pytest.raises(openai.BadRequestError, match=r"not compiled in 0\.3 s"):
-            text(client, **outputs(regex="slow"))
         with pytest.raises(openai.RateLimitError, match="other grammars"):
-            text(client, **outputs(regex="waits"))
-        assert text(client)  # without a grammar nobody waits
+            text(client, **outputs(regex="a"))
     finally:
-        go_on.set()
-    until(lambda: service.constraints._thread._work_queue.empty())
+        for trial in held:
+            service.constraints._idle.put(trial)
+    assert service.constraints._room._value == constraints._MOST_WAITING
 
 
 def test_many_grammars_at_once_are_refused(service, client, monkeypatch):

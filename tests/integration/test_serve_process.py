@@ -89,9 +89,10 @@ def test_a_process_with_the_options_that_proxies_and_vllms_users_need(tiny_folde
     pieces.extend(stream)
     assert pieces[-1].choices[0].finish_reason == "length"
     assert [told(secret).status_code for secret in ("two-secret", "four-secret")] == [200, 401]
-    http.close()  # an idle TLS connection is only closed by both ends
+    # The client's connection stays open, idle.
     process.send_signal(signal.SIGTERM)
-    log = process.communicate(timeout=30)[1]
+    log = process.communicate(timeout=25)[1]
+    http.close()
     assert log.count("API keys were read again: 2") == log.count("API keys stay as they were: --keys-file: ") == 1
     assert "-secret" not in log
 
@@ -115,6 +116,7 @@ def test_a_process_with_the_options_that_proxies_and_vllms_users_need(tiny_folde
         (["--max-num-seqs", "0"], "--max-rows: 0"),
         (["--api-key", "alice:x", "--key-floor", "alice=2"], "floor of the API key alice: budget 2 is out of range"),
         (["--keys-file", "nowhere.toml"], "--keys-file: cannot read nowhere.toml"),
+        (["--keys-file", "nowhere.toml", "--replicas", "2"], "--keys-file: it does not go with --replicas"),
         (["--root-path", "llm/"], "--root-path: 'llm/'"),
         (["--allow-origin", "page.example"], "--allow-origin: 'page.example'"),
         (["--ssl-keyfile", "key.pem"], "--ssl-keyfile: it needs --ssl-certfile"),

@@ -103,6 +103,7 @@ def serve(
     if "" in names:
         raise SolmError("--name: it is empty")
     floors = serve_checks.budgets_by_name(priority_floor, "--priority-floor", list(PRIORITIES))
+    serve_checks.keys_file(keys_file, replicas)
     serve_checks.api_keys(api_key, keys_file, key_floor)  # before what takes longer
     chosen = checks.settings(
         ServeSettings, **({} if max_rows is None else {"max_rows": max_rows}), max_waiting=max_waiting,

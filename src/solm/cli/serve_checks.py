@@ -21,6 +21,12 @@ _LARGEST = 1 << 20
 """Bytes of a chat template."""
 
 
+def keys_file(file: Path | None, replicas: int) -> None:
+    """Check that --keys-file can be read again on SIGHUP: replicas get no signal."""
+    if file is not None and replicas > 1:
+        raise SolmError("--keys-file: it does not go with --replicas; give the keys in SOLM_API_KEYS")
+
+
 def api_keys(given: list[str] | None, file: Path | None, floors: list[str] | None) -> "list[ApiKey]":
     """The keys of SOLM_API_KEYS, --api-key and --keys-file, with the floors of --key-floor. Messages of errors hold no
     secret."""

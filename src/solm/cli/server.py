@@ -14,8 +14,13 @@ from solm.serving.keys import ApiKey, KeyRing
 _LOG = logging.getLogger("solm.serving")
 
 
+CLOSING = 3.0
+"""Seconds that a client gets to end its side of a connection without a request, when the server stops."""
+
+
 def announcing(config: uvicorn.Config, started: Callable[[], None]) -> uvicorn.Server:
-    """A server that calls `started` in its event loop once it listens."""
+    """A server that calls `started` in its event loop once it listens. When it stops, requests get the configured
+    time, and connections without one `CLOSING`."""
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -23,7 +28,28 @@ def announcing(config: uvicorn.Config, started: Callable[[], None]) -> uvicorn.S
             if self.started:
                 started()
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            cutting = asyncio.create_task(_cut_off_idle(self))
+            try:
+                await super().shutdown(sockets)
+            finally:
+                cutting.cancel()
+
     return Server(config)
+
+
+async def _cut_off_idle(server: uvicorn.Server) -> None:
+    """A TLS connection ends when both sides say so, which a client that keeps it for later does not: asyncio waits half a
+    minute for it."""
+    clock, idle_since = asyncio.get_running_loop().time, dict[object, float]()
+    while True:
+        for connection in list(server.server_state.connections):
+            cycle, transport = getattr(connection, "cycle", None), getattr(connection, "transport", None)
+            if (cycle is not None and not cycle.response_complete) or transport is None:
+                idle_since.pop(connection, None)
+            elif clock() - idle_since.setdefault(connection, clock()) >= CLOSING:
+                transport.abort()
+        await asyncio.sleep(0.1)
 
 
 def reread_on_hangup(keys: KeyRing, read: Callable[[], list[ApiKey]]) -> None:

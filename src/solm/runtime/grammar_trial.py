@@ -32,8 +32,8 @@ class GrammarTrial:
     """
 
     def __init__(self, vocabulary: int):
-        self._vocabulary, self._process = vocabulary, None
-        self._process: subprocess.Popen[bytes] | None
+        self._vocabulary, self.process = vocabulary, None
+        self.process: subprocess.Popen[bytes] | None
 
     def run(self, grammar: str, seconds: float) -> None:
         """Compile `Grammar.text` there.
@@ -42,9 +42,9 @@ class GrammarTrial:
         """
         if seconds <= 0:
             raise GrammarTooSlowError("no time is left to compile it")
-        process = self._process
+        process = self.process
         if process is None or process.poll() is not None:
-            process = self._process = _started(self._vocabulary)
+            process = self.process = _started(self._vocabulary)
         try:
             answer = _asked(process, {"grammar": grammar, "seconds": seconds}, seconds)
         except TimeoutError:
@@ -58,7 +58,7 @@ class GrammarTrial:
 
     def close(self) -> None:
         """End the process, whatever it does."""
-        process, self._process = self._process, None
+        process, self.process = self.process, None
         if process is not None:
             process.kill()
             process.wait()

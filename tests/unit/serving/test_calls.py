@@ -70,12 +70,14 @@ CODER = {
         "Sure. <tool_", [("f", '{"a": "if x < 1:\\n  y = \'</b>\'", "n": 5, "l": ["x", true], "o": true}')],
     ),
     "<tool_call><function=g></function></tool_call><tool_call>\n<function=f>\n" + TEXTS.format("a", "12")
-    + TEXTS.format("n", "twelve") + "</function></tool_call>!": ("!", [("g", "{}"), ("f", '{"a": "12", "n": "twelve"}')]),
+    + TEXTS.format("n", "twelve") + "</function></tool_call>!": (
+        "!", [("g", "{}"), ("f", '{"a": "12", "n": "twelve"}')],
+    ),
     "<tool_call>\n<function=other>\n</function>\n</tool_call>": (
         "<tool_call>\n<function=other>\n</function>\n</tool_call>", [],
     ),
     '<tool_call>{"name": "f", "arguments": {"a": "b"}}</tool_call>': ("", [("f", '{"a": "b"}')]),
-    "<tool_call>\n<function=f>\n<parameter=a>\nforgotten\n</function>\n</tool_call>": ("", [("f", '{"a": "forgotten"}')]),
+    "<tool_call>\n<function=f>\n<parameter=a>\nlost\n</function>\n</tool_call>": ("", [("f", '{"a": "lost"}')]),
     "<tool_call>\n<function=f>\n" + TEXTS.format("a", "b") + "</tool_call> then": ("then", [("f", '{"a": "b"}')]),
     "<tool_call>\n<function=f>\n" + TEXTS.format("a", "b") + "<parameter=n>\n5": ("", [("f", '{"a": "b"')]),
     "<tool_call>\n<fun": ("<tool_call>\n<fun", []),
