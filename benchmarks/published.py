@@ -131,6 +131,17 @@ def governed() -> tuple[float, dict[str, dict[str, float]]]:
     return found["objective_ms"], found["servers"]
 
 
+def shedding() -> dict[str, Any] | None:
+    """What became of requests beyond capacity; None where it was not measured to its end."""
+    found = read("shedding-0.5b") if (RESULTS / "shedding-0.5b.json").exists() else {}
+    return found if found.get("complete") else None
+
+
+def constrained_batch() -> dict[str, Any] | None:
+    """What a row under a grammar costs the others of its batch; None where it was not measured."""
+    return read("constrained-0.5b") if (RESULTS / "constrained-0.5b.json").exists() else None
+
+
 def learning() -> list[dict[str, Any]]:
     return read("learning")["points"]
 

@@ -212,6 +212,49 @@ def governor() -> str:
 
 
 @table
+def shedding() -> str:
+    found = of.shedding()
+    if found is None:
+        return ""
+
+    def cell(value: float | None, digits: int) -> str:
+        return NONE if value is None else f"{value:.{digits}f}"
+
+    rows = [
+        [f"{factor} × capacity, {arm}", f"{r['offered']}", f"{r['refused']}", f"{r['goodput_per_second']:.2f}",
+         f"{r['served_per_second']:.2f}", cell(r["first_p95_s"], 1), cell(r["tpot_p95_ms"], 0), cell(r["net_keep"], 2)]
+        for factor in next(iter(found["arms"].values()))
+        for arm, runs in found["arms"].items()
+        for r in (runs[factor],)
+    ]  # fmt: skip
+    head = (
+        "requests",
+        "refused",
+        "good replies/s",
+        "replies/s",
+        "first token, s, 95 %",
+        "ms per token, 95 %",
+        "net keep",
+    )
+    title = f"Capacity {found['capacity_per_second']:.2f} replies/s, objective {found['objective_ms']:.0f} ms"
+    return markdown((title, *head), rows)
+
+
+@table
+def constrained_batch() -> str:
+    found = of.constrained_batch()
+    if found is None:
+        return ""
+    rows = [
+        [f"{point['rows']}", f"{point['approximate']['median']:.1f}", f"{point['exact']['median']:.1f}",
+         f"{point['one_constrained']['median']:.1f}"]
+        for point in found["points"]
+    ]  # fmt: skip
+    head = ("all greedy, ms", "all logits exact, ms", "one row under a grammar, ms")
+    return markdown(("Rows", *head), rows)
+
+
+@table
 def policy_cost() -> str:
     rows = [
         [f"{p['precision']}, {p['space']}", f"{p['dense']:.2f}", f"{p['added']:.3f}", f"{100 * p['overhead']:.1f} %"]

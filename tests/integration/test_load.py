@@ -7,8 +7,9 @@ import re
 import shutil
 import signal
 import socket
+import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -105,7 +106,7 @@ async def load(address, hung, requests, seconds, rng):
 
 
 def slow_reader(address):
-    """A client that asks for a long stream and reads a single byte of it."""
+    """A client that asks for a long stream and has read a single byte of it."""
     reader = socket.socket()
     reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
     reader.connect(("127.0.0.1", int(address.rpartition(":")[2])))
@@ -116,6 +117,15 @@ def slow_reader(address):
     return reader
 
 
+def trickle(readers, over):
+    """Read a byte per second from each, until `over`."""
+    while not over.wait(1):
+        for reader in readers:
+            reader.settimeout(1)
+            with suppress(TimeoutError):
+                assert len(reader.recv(1)) == 1
+
+
 @pytest.mark.parametrize("size", SIZES, ids=["small", "whole"])
 def test_nothing_is_left_of_a_load(server, size):
     pid, address = server
@@ -123,10 +133,15 @@ def test_nothing_is_left_of_a_load(server, size):
     rng = random.Random(0)
     asyncio.run(load(address, hung // 4, requests // 4, seconds / 4, rng))  # what is allocated once is
     until(lambda: not gauges(address), 120)
-    before, begun = resident(pid), time.monotonic()
+    before, begun, slow = resident(pid), time.monotonic(), []
     with ExitStack() as stack:
         for _ in range(readers):
-            stack.enter_context(slow_reader(address))
+            slow.append(stack.enter_context(slow_reader(address)))
+        over = threading.Event()
+        reading = threading.Thread(target=trickle, args=(slow, over))
+        reading.start()
+        stack.callback(reading.join)
+        stack.callback(over.set)
         answered, left = asyncio.run(load(address, hung, requests, seconds, rng))
     until(lambda: not gauges(address), 120)
     assert set(answered) <= {200, 429}

@@ -11,13 +11,14 @@ import select
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from solm.runtime.grammars import GrammarError
 
 _STARTED = 60.0
 """Seconds until the process has to answer for the first time."""
 _MEMORY = 1 << 30
-"""Bytes that it may address."""
+"""Bytes that it may address beyond what it does at its start."""
 _END = "</s>"
 
 
@@ -116,8 +117,11 @@ def _try_all(vocabulary: int) -> None:
 
     from solm.runtime.constraints import matcher_error, parser_limits
 
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     tokenizer, limits = LLTokenizer(_bytes_alone(), n_vocab=vocabulary), parser_limits()
+    addressed = Path("/proc/self/statm")
+    if addressed.exists():
+        most = int(addressed.read_text().split()[0]) * resource.getpagesize() + _MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     out = os.fdopen(os.dup(1), "w")
     print("null", file=out, flush=True)
     for line in sys.stdin:

@@ -1,0 +1,81 @@
+"""What one row under a grammar costs a batch: milliseconds of a dense step with greedy rows, by what the head computes.
+
+    python benchmarks/constrained.py --model FILE.gguf --rows 1,4,16 --rounds 7 --out constrained.json
+
+`approximate`: no row needs more than its largest logit, and the head reads half of most of its numbers. `exact`: all
+logits of all rows, which the engine computes for a whole batch where one row needs them. `one_constrained`: the same,
+and the mask of one row that follows a JSON schema. Settings take turns, a figure is of the rounds' median steps.
+"""
+
+import statistics
+import sys
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+import solm
+from common import STEPS, clock, draw_text, finish, in_turns, numbers, parser, spread
+from engine import shown
+from solm.backends.session import Session
+from solm.runtime.constraints import Constraint
+from solm.runtime.grammars import Grammar
+
+_SCHEMA = {"type": "array", "items": {"type": "string"}, "minItems": 100}
+"""Long enough for all steps."""
+
+
+def steps(session: Session, tokens: np.ndarray, approximate: bool, constraint: Constraint | None) -> float:
+    """The median of `STEPS` steps, in milliseconds, after which the session forgets them."""
+    start, keep = session.lengths.clone(), torch.ones(len(tokens), 3, dtype=torch.float64)
+    following = None if constraint is None else constraint.copy()
+
+    def step() -> None:
+        logits = session.step(tokens, keep, approximate_tail=approximate).logits[:, 0]
+        if following is not None:
+            following.said(int(following.masked(logits[0]).argmax()))
+        for row in logits[following is not None :]:
+            np.asarray(row).argmax()
+
+    taken = [clock(step) for _ in range(STEPS)]
+    session.truncate(start)
+    return statistics.median(taken)
+
+
+def main() -> int:
+    options = parser(__doc__)
+    options.add_argument("--context", type=int, default=150)
+    options.add_argument("--rows", default="1,4,16", help="rows of a step")
+    asked = options.parse_args()
+    asked.rows = [int(count) for count in numbers(asked.rows)]
+    lm = solm.load(asked.model, dtype=asked.dtype, backend="cpu")
+    texts = draw_text(lm, max(asked.rows), asked.context + 1)
+    constraint = lm.compiler.compile(Grammar.json_schema(_SCHEMA))
+    points: list[dict[str, Any]] = []
+    for rows in asked.rows:
+        session = lm.session(capacity=asked.context + STEPS + 1)
+        session.prefill(texts[:1, : asked.context])
+        for text in texts[1:rows, None]:
+            other = lm.session(capacity=asked.context + STEPS + 1)
+            other.prefill(text[:, : asked.context])
+            session.join(other)
+        last = texts[:rows, asked.context].numpy()
+        turns = {
+            name: partial(steps, session, last, approximate, held)
+            for name, approximate, held in (
+                ("approximate", True, None), ("exact", False, None), ("one_constrained", False, constraint),
+            )
+        }  # fmt: skip
+        taken = in_turns(turns, asked.rounds)
+        points.append({"rows": rows} | {name: spread(each) for name, each in taken.items()})
+    lines = [f"{'rows':>4} {'approximate':>24} {'exact':>24} {'one row constrained':>24}  ms"]
+    for point in points:
+        cells = " ".join(f"{shown(point[name], 1):>24}" for name in ("approximate", "exact", "one_constrained"))
+        lines.append(f"{point['rows']:>4} {cells}")
+    finish("constrained", asked, {"points": points}, lines)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
