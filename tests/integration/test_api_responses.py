@@ -165,8 +165,7 @@ class Place(BaseModel):
 
 
 def test_a_tool_made_of_a_class_is_parsed(caller):
-    tool = openai.pydantic_function_tool(Place, name="place")["function"] | {"type": "function"}
-    response = caller.responses.parse(**CALLING | {"tools": [tool]})
+    response = caller.responses.parse(**CALLING | {"tools": [openai.pydantic_function_tool(Place, name="place")]})
     assert isinstance(response.output[0].parsed_arguments, Place)
     free = caller.responses.create(**CALLING | {"tool_choice": "auto", "max_output_tokens": 5})
     assert free.output[0].type == "message"

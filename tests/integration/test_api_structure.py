@@ -350,13 +350,13 @@ def test_what_grammars_need_is_made_when_the_first_one_comes(byte_tokenizer):
 
 
 LLAMA = (
-    "{# <|start_header_id|> #}{% if tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}"
+    "{# <|start_header_id|> #}{% if tools %}{% for tool in tools %}{{ tool.function.name }}{% endfor %}{% endif %}"
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for call in m.tool_calls or [] %}"
     '{{ \'{"name": "\' + call.function.name + \'", "parameters": \' }}{{ call.function.arguments | tojson }}}'
     "{% endfor %}{{ '\n' }}{% endfor %}<assistant>"
 )
 MISTRAL = (
-    "{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}{% for m in messages %}"
+    "{% if tools %}[AVAILABLE_TOOLS]{{ tools[0].function.name }}[/AVAILABLE_TOOLS]{% endif %}{% for m in messages %}"
     "{% if m.tool_calls %}[TOOL_CALLS][{% for call in m.tool_calls %}{% if call.id | length != 9 %}"
     "{{ raise_exception('ids have 9 characters') }}{% endif %}{{ call.function | tojson }}{% endfor %}]"
     "{% else %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}"
@@ -410,15 +410,15 @@ ENDLESS = schema(allOf=[{"type": "string", "pattern": f"a.{{{distance}}}b"} for 
 def test_a_grammar_that_explodes_is_ended_and_holds_nobody_up(service, client, monkeypatch):
     """Also where there are as many as are compiled at once: others then wait, and without a grammar nobody does."""
     assert text(client, **outputs(regex="ab")) == "ab"  # the processes run
-    monkeypatch.setattr(constraints, "COMPILE_SECONDS", 2.0)
+    monkeypatch.setattr(constraints, "COMPILE_SECONDS", 3.0)
     with ThreadPoolExecutor(3) as pool:
         slow = [pool.submit(text, client, **ENDLESS) for _ in range(2)]
         until(lambda: service.constraints._idle.empty())
-        assert text(client)
+        assert text(client, max_tokens=1)
         assert not any(one.done() for one in slow)
         waits = pool.submit(text, client, **outputs(regex="a"))
         for one in slow:
-            with pytest.raises(openai.BadRequestError, match="not compiled in 2 s") as refused:
+            with pytest.raises(openai.BadRequestError, match="not compiled in 3 s") as refused:
                 one.result()
             assert (refused.value.code, refused.value.param) == ("grammar_too_slow", SCHEMA)
         assert waits.result() == "a"

@@ -39,8 +39,8 @@ def announcing(config: uvicorn.Config, started: Callable[[], None]) -> uvicorn.S
 
 
 async def _cut_off_idle(server: uvicorn.Server) -> None:
-    """A TLS connection ends when both sides say so. A client that keeps it for later says nothing, and asyncio waits for
-    half a minute."""
+    """End TLS connections that clients keep for later: both sides have to say so, and asyncio would wait half a minute
+    for theirs."""
     clock, idle_since = asyncio.get_running_loop().time, dict[object, float]()
     while True:
         for connection in list(server.server_state.connections):

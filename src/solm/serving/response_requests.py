@@ -154,6 +154,10 @@ class ResponseNamedTool(Strict):
     type: Literal["function"]
     name: Name
 
+    def as_chat(self) -> NamedTool:
+        """The same as a chat has it."""
+        return NamedTool(type="function", function=FunctionName(name=self.name))
+
 
 class TextFormat(Strict):
     """What a response has to be: `response_format` of a chat, without its nesting."""
@@ -209,18 +213,16 @@ class ResponsesRequest(Sampled):
         said = [Message(role="user", content=given)] if isinstance(given, str) else _messages(given)
         if self.instructions is not None:
             said.insert(0, Message(role="system", content=self.instructions))
-        shared = {name: getattr(self, name) for name in Sampled.model_fields}
+        shared: dict[str, Any] = {name: getattr(self, name) for name in Sampled.model_fields}
         form = None if self.text is None or self.text.format is None else self.text.format.as_chat()
-        tools, choice = [tool.as_chat() for tool in self.tools or []], self.tool_choice
-        if isinstance(choice, ResponseNamedTool):
-            choice = NamedTool(type="function", function=FunctionName(name=choice.name))
-        # An empty list of tools is none, and what else is said of tools then has no effect, as in OpenAI's API.
-        told = {"tools": tools, "tool_choice": choice, "parallel_tool_calls": self.parallel_tool_calls} if tools else {}
-        if self.tools is None:
-            told = {"tool_choice": choice, "parallel_tool_calls": self.parallel_tool_calls}
-        return ChatRequest(
-            messages=said, max_completion_tokens=self.max_output_tokens, response_format=form, **told, **shared
-        )
+        if self.tools != []:  # which is none, and what else is said of tools then has no effect, as in OpenAI's API
+            choice = self.tool_choice
+            shared |= {
+                "tools": None if self.tools is None else [tool.as_chat() for tool in self.tools],
+                "tool_choice": choice.as_chat() if isinstance(choice, ResponseNamedTool) else choice,
+                "parallel_tool_calls": self.parallel_tool_calls,
+            }
+        return ChatRequest(messages=said, max_completion_tokens=self.max_output_tokens, response_format=form, **shared)
 
 
 BODIES = (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest)
