@@ -33,8 +33,8 @@ class GrammarTrial:
     """
 
     def __init__(self, vocabulary: int):
-        self._vocabulary, self.process = vocabulary, None
-        self.process: subprocess.Popen[bytes] | None
+        self._vocabulary = vocabulary
+        self.process: subprocess.Popen[bytes] | None = None
 
     def run(self, grammar: str, seconds: float) -> None:
         """Compile `Grammar.text` there.
