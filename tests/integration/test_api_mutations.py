@@ -35,6 +35,8 @@ PATTERNS = ("(ab|c[d-f]{2,5})+x?", r"\d{4}-\d\d-\d\d(T[0-9:]{8}Z)?", "(?i:hello|
 LARGE = (0, -1, 1, 3, 10**6, 10**18, 10**40, 0.001, 1e300, "", "a" * 3000, "#", NODE_NAME, None, True, [], {}, [[]])
 JOINS = ("allOf", "anyOf", "oneOf", "not", "items", "prefixItems")
 KEYWORDS = ("$ref", "maxItems", "minItems", "maxLength", "multipleOf", "maximum", "pattern", "format")
+MOST = 500
+"""Objects and arrays of a schema that are enough: copies of copies would fill the memory of this process first."""
 PIECES = ("{1000}", "{0,99999}", "(a|b)*", "start", "[^", ".*", "&", "~")
 
 
@@ -52,6 +54,8 @@ def mutated_schema(rng):
     schema = copy.deepcopy(NODE)
     for _ in range(rng.randint(1, 6)):
         inside = places(schema, [])
+        if len(inside) > MOST:
+            break
         target, other = rng.choice(inside), copy.deepcopy(rng.choice(inside))
         keys = list(target) if isinstance(target, dict) else list(range(len(target)))
         key = rng.choice(keys) if keys else None
