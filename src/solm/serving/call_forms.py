@@ -105,5 +105,7 @@ def checked_form(template: object) -> CallForm:
 def hidden_mark(form: CallForm, tokenizer: Any) -> int | None:
     """The token that `form.begins` is, where text does not show it; None where it is text like any other."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    token = None if backend is None else backend.token_to_id(form.begins)
-    return token if token is None or backend.decode([token], skip_special_tokens=True) == "" else None
+    if backend is None:
+        return None
+    token: int | None = backend.token_to_id(form.begins)
+    return token if token is not None and backend.decode([token], skip_special_tokens=True) == "" else None

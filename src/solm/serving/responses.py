@@ -59,8 +59,7 @@ class ResponseWriter:
 
     def _said(self, text: str) -> Iterator[str]:
         """What more text of the reply makes of items, and the events of that."""
-        parts = [text] if self._reader is None else self._reader.push(text)
-        yield from self._parts(parts)
+        yield from self._parts([text] if self._reader is None else self._reader.push(text))
 
     def _ended(self) -> Iterator[str]:
         """The same of the end of the reply. A response has at least one item."""
