@@ -171,10 +171,10 @@ class Session(Protocol):
         """A session of `forks` rows for each of this one's, adjacent, independent of it from here on. Whole pages are
         shared, not copied. capacity: tokens to reserve room for. sparsity: how the fork carries actions out."""
 
-    def copy(self, length: int, capacity: int = 0) -> Self:
+    def copy(self, length: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> Self:
         """A session of one row that has seen the first `length` tokens of this one's only row, under no policy.
 
-        Raises `DataError` where that row has not read them in a prefill of its own.
+        sparsity: as for `fork`. Raises `DataError` where that row has not read them in a prefill of its own.
         """
 
     def copy_bytes(self, length: int, shared: int = 0) -> int:

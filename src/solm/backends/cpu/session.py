@@ -135,11 +135,11 @@ class CpuSession(BaseSession):
         child._regroup()
         return child
 
-    def copy(self, length: int, capacity: int = 0) -> "CpuSession":
+    def copy(self, length: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "CpuSession":
         """As `Session.copy`."""
         if self.rows != 1 or not 0 < length <= self._dense[0]:
             raise DataError(f"cannot copy {length} tokens of rows that read {self._dense.tolist()} in a prefill")
-        child = CpuSession(self.engine, self._sparsity, capacity)
+        child = CpuSession(self.engine, sparsity or self._sparsity, capacity)
         child._caches = (Cache(self.engine, max(capacity, length) + _SPARE, self._caches[0], length),)
         child._held = child._dense = np.array([length])
         child._budgets, child._hidden = budgets.uncontrolled(1), np.zeros((1, self.engine.sizes.hidden), np.float32)

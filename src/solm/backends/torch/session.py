@@ -88,14 +88,14 @@ class TorchSession(BaseSession):
         child._branch(forks, capacity)
         return child
 
-    def copy(self, length: int, capacity: int = 0) -> "TorchSession":
+    def copy(self, length: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "TorchSession":
         """As `Session.copy`."""
         if self.rows != 1 or self._shared or not 0 < length <= int(self._lengths[0]):
             raise DataError(f"cannot copy {length} tokens of {self.rows} rows with {self._lengths.tolist()}")
-        child = self._child(self._sparsity)
+        child = self._child(sparsity or self._sparsity)
         child._cache = self._cache.copy(length, capacity)
         child._lengths = torch.tensor([length])
-        child._budgets, child._control = budgets.uncontrolled(1), Control(self._sparsity, self.model.shapes)
+        child._budgets, child._control = budgets.uncontrolled(1), Control(child._sparsity, self.model.shapes)
         return child
 
     def copy_bytes(self, length: int, shared: int = 0) -> int:
