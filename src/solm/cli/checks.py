@@ -174,7 +174,7 @@ def trained_policy(
     with option(typed):
         if name in DECIDERS:
             raise SolmError(f"{name} is no trained policy; give a folder, a hub id or builtin:...")
-        trained = _shipped(config) if name == AUTO else TrainedPolicy.from_pretrained(name)
+        trained = TrainedPolicy.from_pretrained(shipped_policy(config) if name == AUTO else name)
         trained.check(_as_of(config, trained.config.base), config.shapes)
     if space is None:
         return trained
@@ -189,16 +189,17 @@ def _as_of(config: ModelFacts, base: "BaseIdentity") -> "BaseIdentity":
     return base.model_copy(update={"family": config.family, "sample": (), **sizes})
 
 
-def _shipped(config: ModelFacts) -> "TrainedPolicy":
-    """The policy that ships for such a model; of several one with a measured curve, or made for the cpu backend."""
+def shipped_policy(config: ModelFacts) -> str:
+    """The name of the policy that ships for such a model; of several one with a measured curve, or made for the cpu
+    backend. Raises `SolmError` where none does."""
     from solm.policies.artifact import TrainedPolicy, shipped
 
-    known = [TrainedPolicy.from_pretrained(name) for name in shipped()]
-    bases = [(each, each.config.base) for each in known]
-    found = [each for each, base in bases if base.difference_of_shape(_as_of(config, base)) is None]
+    known = {name: TrainedPolicy.from_pretrained(name) for name in shipped()}
+    bases = {name: each.config.base for name, each in known.items()}
+    found = [name for name, base in bases.items() if base.difference_of_shape(_as_of(config, base)) is None]
     if not found:
         raise SolmError(f"no policy ships for this {config.family} model; solm fit makes one for any")
-    return max(found, key=lambda each: (each.curve is not None, each.config.sparsity.hidden_power))
+    return max(found, key=lambda name: (known[name].curve is not None, known[name].config.sparsity.hidden_power))
 
 
 def backend(

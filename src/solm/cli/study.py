@@ -10,7 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from solm.cli import checks
-from solm.cli.options import HELP, verb
+from solm.cli.options import AUTO, HELP, verb
 from solm.cli.output import output, print_json, progress_bar
 from solm.cli.sources import read_sources
 
@@ -50,7 +50,7 @@ def command(name: str) -> Any:
         checks.plot_file(plot)
         given = {key: value for key, value in values.items() if value is not None}
         chosen = checks.settings(found.Options, **given)
-        _check(chosen)
+        chosen = _checked(chosen)
         with resumable(out) as partial, progress_bar() as progress:
             result = found.run(chosen, partial, lambda part, done, total: progress.show(name, done, total, part))
             if out is not None:
@@ -84,15 +84,27 @@ def command(name: str) -> Any:
     return get_command(app)
 
 
-def _check(chosen: Any) -> None:
-    """Check model, policy and text of a study before the model is loaded."""
+def _checked(chosen: Any) -> Any:
+    """The options of a study, whose model, policy and texts were checked before the model is loaded; the policy
+    ``auto`` is replaced by the one that it stands for."""
+    from solm.research.studies import StudyOptions
+
     config = checks.model_config(chosen.model, chosen.revision, chosen.trust_remote_code)
     checks.backend(getattr(chosen, "backend", "torch"), None, None, chosen.dtype)
     checks.tokenizer(chosen.model, chosen.revision, chosen.trust_remote_code)
     space = checks.space_of(getattr(chosen, "space", None))
-    checks.trained_policy(getattr(chosen, "policy", None), config, space)
-    checks.room(config, max(getattr(chosen, "contexts", (chosen.context,))) + chosen.length, "--context and --length")
-    read_sources(",".join(chosen.data))
+    policy = getattr(chosen, "policy", None)
+    if policy == AUTO:
+        with checks.option("--policy"):
+            policy = checks.shipped_policy(config)
+        chosen = chosen.model_copy(update={"policy": policy})
+    trained = checks.trained_policy(policy, config, space)
+    chosen.check(config.shapes, config.context, trained)
+    if isinstance(chosen, StudyOptions):
+        contexts = getattr(chosen, "contexts", (chosen.context,))
+        checks.room(config, max(contexts) + chosen.length, "--context and --length")
+        read_sources(",".join(chosen.data))
+    return chosen
 
 
 def _parameter(name: str, field: Any) -> inspect.Parameter:

@@ -6,7 +6,7 @@ from rich.table import Table
 from solm.evaluation.pictures import Kind, blank, picture
 from solm.evaluation.result import Difference, EvaluationResult, Point, TaskResult
 
-_COLOURS = {
+COLOURS = {
     "policy": "#0b7285", "allocated": "#e8590c", "uniform": "#a61e4d", "random": "#868e96", "tuned": "#f08c00",
     "token-table": "#9c36b5", "oracle": "#2f9e44", "entropy": "#1971c2", "drift": "#c2255c", "constant": "#364fc7",
     "teal": "#343a40", "per-request": "#66a80f",
@@ -152,7 +152,7 @@ def plot(result: EvaluationResult, kind: Kind = "png") -> bytes:
         x = np.array([p.realised for p in points]) + 0.002 * (shift - len(arms) / 2)
         axes.errorbar(
             x, middle, yerr=np.clip([middle - low, high - middle], 0, None), label=arm, marker="o", capsize=3, lw=1.5,
-            color=_COLOURS.get(arm, "#adb5bd"), ls=":" if arm.endswith("-estimated") else "-",
+            color=COLOURS.get(arm, "#adb5bd"), ls=":" if arm.endswith("-estimated") else "-",
         )  # fmt: skip
     dense = next(point for point in result.points if point.arm == "dense")
     axes.axhline(dense.perplexity, color="#495057", ls="--", lw=1, label="dense")

@@ -2,8 +2,8 @@
 
 `solm.research.sandbox` starts it as a script, with ``python -I -S -B``: it imports Python's library alone. Standard
 input is JSON: `program`, an empty `folder`, `seconds` of processor time and `wall` seconds, bytes of `memory` and of a
-`file`, and whether to `isolate` the program by namespaces, without which an audit hook refuses what Python code would do
-beyond its folder.
+`file`, and whether to `isolate` the program by namespaces, without which an audit hook refuses what Python code would
+do beyond its folder.
 """
 
 import errno
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 class _Libc:
-    """System calls that Python's library lacks. Raises `OSError` where one fails, `AttributeError` where there is none."""
+    """System calls that Python's library lacks. Raises `OSError` where one fails, `AttributeError` where none is."""
 
     def __init__(self) -> None:
         import ctypes

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Protocol, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.data.windows import TokenStream, token_stream
 from solm.evaluation.pictures import Kind
@@ -28,16 +29,12 @@ Numbers = Annotated[tuple[float, ...], BeforeValidator(_split), Field(min_length
 Names = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
 
 
-class StudyOptions(BaseModel):
+class ModelOptions(BaseModel):
     """What every study can be told. A study's own options extend these; `solm study NAME --help` shows them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: Names = Field(description="Sources of held-out text, separated by commas.")
     model: str = Field("builtin:smollm2-135m", description="Hub id, folder, .gguf file or builtin:smollm2-135m.")
-    texts: int = Field(48, ge=1, description="Texts.")
-    context: int = Field(512, ge=1, description="Tokens read densely first.")
-    length: int = Field(128, ge=1, description="Tokens after those.")
     seed: int = Field(0, description="Seed of everything that is drawn.")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16.")
     revision: str | None = Field(None, description="Branch, tag or commit of a model on the hub.")
@@ -48,6 +45,19 @@ class StudyOptions(BaseModel):
         known = {"dtype": self.dtype, "revision": self.revision, "trust_remote_code": self.trust_remote_code}
         return load(self.model, policy, **{"backend": "torch", **known, **options})
 
+    def check(self, shapes: ModelShapes, context: int | None, trained: TrainedPolicy | None) -> None:
+        """Check what can be checked before a model is loaded, of these shapes and with room for `context` tokens (None:
+        not known). Raises `SolmError`."""
+
+
+class StudyOptions(ModelOptions):
+    """Those of studies that read held-out text."""
+
+    data: Names = Field(description="Sources of held-out text, separated by commas.")
+    texts: int = Field(48, ge=1, description="Texts.")
+    context: int = Field(512, ge=1, description="Tokens read densely first.")
+    length: int = Field(128, ge=1, description="Tokens after those.")
+
     def streams(self, lm: LanguageModel) -> list[TokenStream]:
         """The held-out text as the model's tokens, a stream for every source."""
         assert lm.tokenizer is not None
@@ -57,7 +67,7 @@ class StudyOptions(BaseModel):
 class StudyModule(Protocol):
     """What a study's module has. `partial` is a file that keeps what an interrupted run has found."""
 
-    Options: type[StudyOptions]
+    Options: type[ModelOptions]
 
     def run(self, options: Any, partial: Path | None, progress: Progress) -> Record: ...
 
@@ -86,6 +96,7 @@ STUDIES = {
     "learning": Study("solm.research.learning", "Quality against minutes of training, for every method."),
     "precision": Study("solm.research.precision", "Is bfloat16 good enough to train on?"),
     "free-running": Study("solm.research.free_running", "Text generated under a budget, judged by the dense model."),
+    "graded": Study("solm.research.graded", "Replies written under a budget: problems solved, code that passes tests."),
     "long-context": Study("solm.research.long_context", "Quality against the share of a long KV cache that is read."),
 }
 
