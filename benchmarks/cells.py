@@ -38,7 +38,8 @@ def signed(nats: float, digits: int = 3) -> str:
     return f"{nats:+.{digits}f}"
 
 
-def interval(found: Difference, digits: int = 3, scale: float = 1.0) -> str:
-    """A difference with its interval; bold where it is below zero beyond the noise."""
+def interval(found: Difference, digits: int = 3, scale: float = 1.0, more_is_better: bool = False) -> str:
+    """A difference with its interval; bold where it is better than zero beyond the noise."""
     value, low, high = (f"{scale * number:+.{digits}f}" for number in (found.value, found.low, found.high))
-    return f"**{value}** [{low}, {high}]" if found.high < 0 else f"{value} [{low}, {high}]"
+    better = found.low > 0 if more_is_better else found.high < 0
+    return f"**{value}** [{low}, {high}]" if better else f"{value} [{low}, {high}]"

@@ -155,6 +155,12 @@ def kl_difference(point: dict[str, Any], arm: str) -> Difference:
     return Difference.of(point[f"policy_minus_{arm}_kl"])
 
 
+def graded(size: str) -> dict[str, Any] | None:
+    """By kind of problem `problems`, a number, and `points`, which `solm study graded` found for a model; None where it
+    has not run."""
+    return read(f"graded-{size}")["kinds"] if (RESULTS / f"graded-{size}.json").exists() else None
+
+
 def adherence() -> list[dict[str, Any]]:
     return read("adherence")["points"]
 

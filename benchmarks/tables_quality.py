@@ -192,6 +192,77 @@ def free_running() -> str:
 
 
 @table
+def graded() -> str:
+    """A chapter for every model whose replies were graded; nothing before one was."""
+    chapters = []
+    for size, model in (("0.5b", "Qwen2.5-Coder-0.5B"), ("1.5b", "Qwen2.5-Coder-1.5B")):
+        kinds = of.graded(size)
+        if kinds is None:
+            continue
+        count = {kind: asked["problems"] for kind, asked in kinds.items()}
+        names = {"gsm8k": "GSM8K", "humaneval": "HumanEval", "chat": "chat"}
+        asked = ", ".join(f"{names[kind]}: {number}" for kind, number in count.items())
+        parts = [
+            f"### Replies that are graded, {model}",
+            f"Greedy replies, zero-shot, through the chat template ({asked}). Baselines get, problem by problem, what the "
+            "policy realised; milliseconds are those of the policy's step times. Intervals are over problems.",
+        ]
+        if solved := [kind for kind in ("gsm8k", "humaneval") if kind in kinds]:
+            parts.append(_solved({names[kind]: kinds[kind]["points"] for kind in solved}).rstrip())
+        if "chat" in kinds:
+            parts += [
+                "Chat replies beside the dense model's first 64 tokens: the part before the first other token, and KL "
+                "from the dense model's predictions along its reply, nats per token.",
+                _followed(kinds["chat"]["points"]).rstrip(),
+            ]
+        chapters.append("\n\n".join([*parts, f"`results/graded-{size}.json`, by `solm study graded`.\n"]))
+    return "\n".join(["", *chapters]) if chapters else ""
+
+
+def _budgets(points: list[dict[str, Any]]) -> list[dict[str, dict[str, Any]]]:
+    """Per budget the points by arm, dense among them."""
+    [dense] = [point for point in points if point["arm"] == "dense"]
+    found: dict[float, dict[str, dict[str, Any]]] = {}
+    for point in points:
+        if point["arm"] != "dense":
+            found.setdefault(point["budget"], {"dense": dense})[point["arm"]] = point
+    return list(found.values())
+
+
+def _against(by: dict[str, dict[str, Any]]) -> list[str]:
+    return [arm for arm in by if arm not in ("dense", "policy")]
+
+
+def _solved(kinds: dict[str, list[dict[str, Any]]]) -> str:
+    rows, head = [], []
+    for kind, points in kinds.items():
+        for by in _budgets(points):
+            arms, ours = _against(by), by["policy"]
+            minus = [ours["policy_minus_dense"], *(by[arm]["policy_minus"] for arm in arms)]
+            head = ["dense", "policy", *arms, *(f"policy − {arm}" for arm in ("dense", *arms))]
+            rows.append(
+                [f"{kind}, {ours['budget']:g}", f"{by['dense']['spent']['ms']:.1f}", f"{ours['spent']['ms']:.1f}",
+                 *(f"{100 * by[arm]['solved']:.0f} %" for arm in ("dense", "policy", *arms)),
+                 *(interval(Difference.of(each["solved"]), 1, 100, more_is_better=True) for each in minus)]
+            )  # fmt: skip
+    return markdown(("Solved, by budget", "dense, ms per token", "policy, ms per token", *head), rows)
+
+
+def _followed(points: list[dict[str, Any]]) -> str:
+    rows, head = [], []
+    for by in _budgets(points):
+        arms, ours = _against(by), by["policy"]
+        told = ("policy", *arms)
+        head = [*(f"alike: {arm}" for arm in told), *(f"KL: {arm}" for arm in told), *(f"policy − {arm}" for arm in arms)]
+        rows.append(
+            [f"{ours['budget']:g}", f"{ours['spent']['ms']:.1f}", *(f"{100 * by[arm]['agreed']:.0f} %" for arm in told),
+             *(f"{by[arm]['kl']:.4f}" for arm in told),
+             *(interval(Difference.of(by[arm]["policy_minus"]["kl"]), 4) for arm in arms)]
+        )  # fmt: skip
+    return markdown(("Budget", "ms per token", *head), rows)
+
+
+@table
 def adherence() -> str:
     rows = [
         [

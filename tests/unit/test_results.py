@@ -16,7 +16,7 @@ FILES = sorted(path.relative_to(RESULTS).as_posix() for path in RESULTS.rglob("*
 KINDS = {"evaluation": EvaluationResult, "tasks": TaskResult}
 BENCHMARKS = {
     "adherence", "allocation", "batch", "best-of", "dial", "engine", "fidelity", "free-running", "governor", "gpu",
-    "grammars", "ladder",
+    "graded", "grammars", "ladder",
     "kv-cache", "kv-drift", "learning", "long-context", "neighbours", "policy-cost", "precision", "domains", "rollout",
     "serve", "settings", "tasks-speed",
 }  # fmt: skip

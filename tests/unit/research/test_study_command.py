@@ -13,7 +13,7 @@ from solm.core.errors import SolmError
 from solm.core.parts import Parts
 from solm.research.studies import STUDIES
 
-SMALL = ["--texts", "2", "--context", "60", "--length", "32", "--dtype", "float32"]
+SMALL = ["--data", "TEXT", "--texts", "2", "--context", "60", "--length", "32", "--dtype", "float32"]
 OPTIONS = {
     "kv-drift": [*SMALL, "--burst", "8", "--stretch", "8"],
     "domains": [*SMALL, "--policy", "POLICY", "--budgets", "0.7"],
@@ -22,7 +22,11 @@ OPTIONS = {
         *SMALL, "--train", "TEXT", "--minutes", "0.0001", "--methods", "values,grpo", "--space", "mlp-50", "--budget",
         "0.9", "--allocation", "POLICY", "--layer", "1", "--train-batch", "2", "--train-length", "20", "--runs", "RUNS",
     ],
-    "precision": ["--texts", "4", "--context", "90", "--length", "20", "--batches", "1", "--layer", "1"],
+    "precision": ["--data", "TEXT", "--texts", "4", "--context", "90", "--length", "20", "--batches", "1", "--layer", "1"],
+    "graded": [
+        "--gsm8k", "PROBLEMS", "--chat", "PROBLEMS", "--policy", "POLICY", "--budgets", "0.7", "--limit", "1",
+        "--max-tokens", "6", "--batch", "2", "--backend", "torch", "--dtype", "float32",
+    ],
     "free-running": [*SMALL, "--policy", "POLICY", "--budgets", "0.7", "--backend", "torch"],
     "long-context": [*SMALL, "--policy", "POLICY", "--contexts", "90,120"],
 }  # fmt: skip
@@ -34,11 +38,15 @@ def run(tiny_folder, tmp_path):
     with solm.load(str(tiny_folder), dtype="float32") as lm:
         under_values(lm, SPARSITY).trained.save_pretrained(tmp_path / "policy")
     (tmp_path / "fish.txt").write_text(FISH)
+    (tmp_path / "problems.jsonl").write_text(json.dumps({"question": FISH[:80], "answer": "#### 1"}))
 
     def study(name: str, out: str):
-        places = {"POLICY": tmp_path / "policy", "TEXT": tmp_path / "fish.txt", "RUNS": tmp_path / f"{out} runs"}
+        places = {
+            "POLICY": tmp_path / "policy", "TEXT": tmp_path / "fish.txt", "RUNS": tmp_path / f"{out} runs",
+            "PROBLEMS": tmp_path / "problems.jsonl",
+        }  # fmt: skip
         options = [str(places.get(option, option)) for option in OPTIONS[name]]
-        common = ["--model", tiny_folder, "--data", tmp_path / "fish.txt", "--out", tmp_path / out, "--json"]
+        common = ["--model", tiny_folder, "--out", tmp_path / out, "--json"]
         return CliRunner().invoke(app, ["study", name, *map(str, common), *options])
 
     return study

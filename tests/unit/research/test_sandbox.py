@@ -1,0 +1,90 @@
+"""What programs that nobody has read can do: pass or fail, and nothing else."""
+
+import os
+import socket
+
+import pytest
+
+from solm.core.errors import SolmError
+from solm.research.sandbox import Sandbox, sandbox
+
+SECONDS = 1
+
+
+def strongest() -> Sandbox:
+    try:
+        return Sandbox(sandbox().isolated, seconds=SECONDS)
+    except SolmError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def confined() -> Sandbox:
+    return strongest()
+
+
+def test_a_program_passes_where_it_runs_to_its_last_line(confined):
+    program = "import math, re, typing\nassert math.sqrt(4) == 2\nopen('a', 'w').write('b')\nassert open('a').read() == 'b'"
+    assert confined.run(program) == "passed"
+    for ends in ("assert 1 == 2", "def f(:", "raise SystemExit(0)", "import os; os._exit(0)"):
+        assert confined.run(f"{ends}\n") == "failed"
+
+
+HOSTILE = {
+    "fork bomb": "import os\nwhile True: os.fork()",
+    "thread": "import threading\nthreading.Thread(target=print).start()",
+    "another program": "import subprocess; subprocess.run(['true'])",
+    "memory": "x = []\nwhile True: x.append(bytearray(100 << 20))",
+    "a big file": "f = open('big', 'wb')\nwhile True: f.write(bytes(1 << 20))",
+    "every process": "import os; os.kill(-1, 9)",
+    "a higher limit": "import resource; resource.setrlimit(resource.RLIMIT_NPROC, (100, 100))",
+    "input": "import sys; assert sys.stdin.read()",
+    "environment": "import os; assert os.environ",
+    "a parent's environment": "import os; assert open(f'/proc/{PARENT}/environ').read()",
+    "the name server": "import socket; socket.getaddrinfo('example.org', 80)",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_code_is_refused(what, confined, monkeypatch):
+    monkeypatch.setenv("SOLM_SECRET", "secret")
+    assert confined.run(HOSTILE[what].replace("{PARENT}", str(os.getpid()))) == "failed"
+
+
+@pytest.mark.parametrize("program", ["while True: pass", "while True: print('x' * 10**6)", "import time; time.sleep(60)"])
+def test_what_does_not_end_is_ended(program, confined):
+    assert confined.run(program) in ("failed", "timed out")
+
+
+def test_files_and_servers_beyond_the_folder_are_out_of_reach(confined, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755)
+    victim.chmod(0o666)
+    for harm in ("open({!r}, 'w')", "import os; os.remove({!r})", "import os; os.rename({!r}, 'mine')"):
+        assert confined.run(harm.format(str(victim))) == "failed"
+    assert victim.read_text() == "kept"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        assert confined.run(f"import socket; socket.create_connection({address!r}, 1)") == "failed"
+
+
+def test_what_holds_is_tried(confined):
+    assert all(confined.holds().values())
+
+
+def test_root_runs_nothing_without_namespaces(monkeypatch):
+    if os.getuid() != 0:
+        pytest.skip("another user than root runs code without namespaces, too")
+    with pytest.raises(SolmError, match="cannot be confined"):
+        Sandbox(isolated=False).run("pass")
+
+
+def test_without_namespaces_a_hook_refuses_what_python_does():
+    if os.getuid() == 0:
+        pytest.skip("root runs nothing without namespaces")
+    weak = Sandbox(isolated=False, seconds=SECONDS)
+    assert weak.run("open('a', 'w').write('b')") == "passed"
+    assert all(weak.holds().values())
+    assert weak.run("import ctypes") == "failed"
