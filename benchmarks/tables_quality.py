@@ -204,8 +204,8 @@ def graded() -> str:
         asked = ", ".join(f"{names[kind]}: {number}" for kind, number in count.items())
         parts = [
             f"### Replies that are graded, {model}",
-            f"Greedy replies, zero-shot, through the chat template ({asked}). Baselines get, problem by problem, what the "
-            "policy realised; milliseconds are those of the policy's step times. Intervals are over problems.",
+            f"Greedy replies, zero-shot, through the chat template ({asked}). Baselines get, problem by problem, what "
+            "the policy realised; milliseconds are those of the policy's step times. Intervals are over problems.",
         ]
         if solved := [kind for kind in ("gsm8k", "humaneval") if kind in kinds]:
             parts.append(_solved({names[kind]: kinds[kind]["points"] for kind in solved}).rstrip())
@@ -253,7 +253,11 @@ def _followed(points: list[dict[str, Any]]) -> str:
     for by in _budgets(points):
         arms, ours = _against(by), by["policy"]
         told = ("policy", *arms)
-        head = [*(f"alike: {arm}" for arm in told), *(f"KL: {arm}" for arm in told), *(f"policy − {arm}" for arm in arms)]
+        head = [
+            *(f"alike: {arm}" for arm in told),
+            *(f"KL: {arm}" for arm in told),
+            *(f"policy − {arm}" for arm in arms),
+        ]
         rows.append(
             [f"{ours['budget']:g}", f"{ours['spent']['ms']:.1f}", *(f"{100 * by[arm]['agreed']:.0f} %" for arm in told),
              *(f"{by[arm]['kl']:.4f}" for arm in told),

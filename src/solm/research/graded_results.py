@@ -67,8 +67,9 @@ def lines(found: Record) -> list[str]:
             told.append(f"{kind} ({asked['problems']}), {point['arm']}{at}: {scores}{ms}{gain}")
     confined = found.results["confined"]
     if confined is not None:
-        failed = [name for name, refused in confined.items() if not refused]
-        told.append(f"code ran confined{'' if not failed else ', but not as to ' + ', '.join(failed)}")
+        how = "in namespaces" if confined["isolated"] else "under limits and an audit hook, without namespaces"
+        open_to = [name for name, refused in confined.items() if not refused and name != "isolated"]
+        told.append(f"code ran {how}" + (f"; not refused: {', '.join(open_to)}" if open_to else ""))
     return told
 
 

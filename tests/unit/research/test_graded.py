@@ -1,6 +1,7 @@
 """Graded replies on a tiny model: what serves decodes them, arms spend alike, and mistakes are told before it loads."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,11 @@ from solm.research.replies import DenseReplies, Prompts, budget_of, replies
 from solm.research.sandbox import Sandbox
 from solm.runtime.prompts import encode
 
-QUESTIONS = ["How many fish are in the pond in all?", "What is 2 + 3?", "A fox has 4 cubs, and each eats 3 fish. How many?"]
+QUESTIONS = [
+    "How many fish are in the pond in all?",
+    "What is 2 + 3?",
+    "A fox has 4 cubs, and each eats 3 fish. How many?",
+]
 LONGEST = 24
 
 
@@ -59,9 +64,7 @@ def test_replies_in_batches_are_those_of_single_rows(lm, batch):
 def test_a_reply_that_needs_no_more_ends_and_is_told(value_lm):
     told = []
     args = ([0, 0], Arm(value_lm.policy("dense")), [Budget()] * 2, LONGEST)
-    whole, cut = replies(
-        prompts_of(value_lm), *args, [never, lambda text: len(text) > 3], 2, lambda: told.append(1)
-    )
+    whole, cut = replies(prompts_of(value_lm), *args, [never, lambda text: len(text) > 3], 2, lambda: told.append(1))
     assert len(told) == 2
     assert whole["text"].startswith(cut["text"])
     assert (cut["ended"], whole["ended"]) == (True, whole["tokens"] < LONGEST)
@@ -91,13 +94,19 @@ def test_what_follows_a_dense_reply_agrees_as_far_as_it_would_say_it(lm):
         said = [token.id for token in lm.generate(prompts.ids[number], budget=budget, max_new_tokens=LONGEST).tokens]
         known = dense.tokens[number, : dense.lengths[number]].tolist()
         same = [ours == theirs for ours, theirs in zip(said, known, strict=False)]
-        assert row["agreed"] == (same + [False]).index(False)
+        assert row["agreed"] == [*same, False].index(False)
     assert min(row["agreed"] for row in rows) < LONGEST
 
 
 def test_the_study_tells_paired_differences_and_goes_on(value_lm, problem_file, tmp_path):
     options = graded.Options(
-        gsm8k=problem_file, chat=str(problem_file), budgets="0.7,0.8", max_tokens=8, batch=2, policy="p", backend="torch"
+        gsm8k=problem_file,
+        chat=str(problem_file),
+        budgets="0.7,0.8",
+        max_tokens=8,
+        batch=2,
+        policy="p",
+        backend="torch",
     )
     told = []
     found = graded.measure(value_lm, options, tmp_path / "partial", lambda *progress: told.append(progress))
@@ -134,7 +143,7 @@ def test_code_is_graded_by_running_it(value_lm, tmp_path, monkeypatch):
     assert len(programs) == 3
     assert all(program.endswith("check(one)\n") for program in programs)
     assert {point["solved"] for point in found.results["kinds"]["humaneval"]["points"]} == {1.0}
-    assert "not as to files" in graded.lines(found)[-1]
+    assert graded.lines(found)[-1] == "code ran in namespaces; not refused: files"
 
 
 def test_budgets_are_shares_of_time_where_steps_were_timed(value_lm, problem_file):
@@ -149,35 +158,41 @@ def test_budgets_are_shares_of_time_where_steps_were_timed(value_lm, problem_fil
         graded.values_of(graded.Options(gsm8k=problem_file, budgets="0.1"), offer, asked)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "give problems: --gsm8k FILE"), (["--gsm8k", "none.jsonl"], "cannot read none.jsonl"),
-        (["--gsm8k", "BAD"], "bad.jsonl, line 1: not JSON"), (["--humaneval", "BAD"], "--humaneval: it runs code"),
-        (["--gsm8k", "GOOD", "--budgets", "0.1"], "--budgets: .*unreachable: net keeps of this space are"),
-        (["--gsm8k", "GOOD", "--budgets", "x"], "--budgets: 'x' is not a list of numbers"),
-        (["--gsm8k", "GOOD", "--budgets", "0.8,1.2"], "--budgets: 1.2 is out of range"),
-        (["--gsm8k", "GOOD", "--budgets", "0.8,0.8"], "gives a budget twice"),
-        (["--gsm8k", "GOOD", "--baselines", "magic"], "--baselines: unknown baseline 'magic'"),
-        (["--gsm8k", "GOOD", "--policy", "dense"], "--policy: dense is no trained policy"),
-        (["--gsm8k", "GOOD", "--policy", "auto"], "--policy: no policy ships for this llama model"),
-        (["--gsm8k", "GOOD", "--max-tokens", "512"], "--max-tokens: 512 exceed this model's context of 512"),
-        (["--gsm8k", "GOOD", "--limit", "0"], "--limit: .*at least 1"),
-    ],
+MISTAKES = (
+    ([], "give problems: --gsm8k FILE"), (["--gsm8k", "none.jsonl"], "cannot read none.jsonl"),
+    (["--gsm8k", "BAD"], "bad.jsonl, line 1: not JSON"), (["--humaneval", "BAD"], "--humaneval: it runs code"),
+    (["--gsm8k", "GOOD", "--budgets", "0.1"], "--budgets: .*unreachable: net keeps of this space are"),
+    (["--gsm8k", "GOOD", "--budgets", "x"], "--budgets: 'x' is not a list of numbers"),
+    (["--gsm8k", "GOOD", "--budgets", "0.8,1.2"], "--budgets: 1.2 is out of range"),
+    (["--gsm8k", "GOOD", "--budgets", "0.8,0.8"], "gives a budget twice"),
+    (["--gsm8k", "GOOD", "--baselines", "magic"], "--baselines: unknown baseline 'magic'"),
+    (["--gsm8k", "GOOD", "--policy", "dense"], "--policy: dense is no trained policy"),
+    (["--gsm8k", "GOOD", "--policy", "auto"], "--policy: no policy ships for this llama model"),
+    (["--gsm8k", "GOOD", "--max-tokens", "512"], "--max-tokens: 512 exceed this model's context of 512"),
+    (["--gsm8k", "GOOD", "--limit", "0"], "--limit: .*at least 1"),
 )  # fmt: skip
-def test_mistakes_are_one_line_before_the_model_is_loaded(
-    arguments, said, value_lm, tiny_folder, problem_file, tmp_path, monkeypatch
-):
+
+
+def test_mistakes_are_one_line_before_the_model_is_loaded(value_lm, tiny_folder, problem_file, tmp_path, monkeypatch):
     monkeypatch.setattr(graded.Options, "load", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "bad.jsonl").write_text("{")
     value_lm.trained.save_pretrained(tmp_path / "policy")
     places = {"BAD": str(tmp_path / "bad.jsonl"), "GOOD": str(problem_file)}
-    common = ["study", "graded", "--model", str(tiny_folder), "--policy", str(tmp_path / "policy"), "--backend", "torch"]
-    done = CliRunner().invoke(app, [*common, *(places.get(each, each) for each in arguments)])
-    assert isinstance(done.exception, SolmError)
-    with pytest.raises(type(done.exception), match=said):
-        raise done.exception
-    assert "\n" not in str(done.exception)
+    common = [
+        "study",
+        "graded",
+        "--model",
+        str(tiny_folder),
+        "--policy",
+        str(tmp_path / "policy"),
+        "--backend",
+        "torch",
+    ]
+    for arguments, said in MISTAKES:
+        done = CliRunner().invoke(app, [*common, *(places.get(each, each) for each in arguments)])
+        assert isinstance(done.exception, SolmError), (arguments, done.exception)
+        assert re.search(said, str(done.exception)), (said, str(done.exception))
+        assert "\n" not in str(done.exception)
 
 
 def test_what_confines_code_is_asked_for_before_the_model_is_loaded(monkeypatch, tmp_path, value_lm):

@@ -24,7 +24,9 @@ def confined() -> Sandbox:
 
 
 def test_a_program_passes_where_it_runs_to_its_last_line(confined):
-    program = "import math, re, typing\nassert math.sqrt(4) == 2\nopen('a', 'w').write('b')\nassert open('a').read() == 'b'"
+    program = (
+        "import math, re, typing\nassert math.sqrt(4) == 2\nopen('a', 'w').write('b')\nassert open('a').read() == 'b'"
+    )
     assert confined.run(program) == "passed"
     for ends in ("assert 1 == 2", "def f(:", "raise SystemExit(0)", "import os; os._exit(0)"):
         assert confined.run(f"{ends}\n") == "failed"
@@ -51,7 +53,9 @@ def test_hostile_code_is_refused(what, confined, monkeypatch):
     assert confined.run(HOSTILE[what].replace("{PARENT}", str(os.getpid()))) == "failed"
 
 
-@pytest.mark.parametrize("program", ["while True: pass", "while True: print('x' * 10**6)", "import time; time.sleep(60)"])
+@pytest.mark.parametrize(
+    "program", ["while True: pass", "while True: print('x' * 10**6)", "import time; time.sleep(60)"]
+)
 def test_what_does_not_end_is_ended(program, confined):
     assert confined.run(program) in ("failed", "timed out")
 

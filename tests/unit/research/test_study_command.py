@@ -22,7 +22,9 @@ OPTIONS = {
         *SMALL, "--train", "TEXT", "--minutes", "0.0001", "--methods", "values,grpo", "--space", "mlp-50", "--budget",
         "0.9", "--allocation", "POLICY", "--layer", "1", "--train-batch", "2", "--train-length", "20", "--runs", "RUNS",
     ],
-    "precision": ["--data", "TEXT", "--texts", "4", "--context", "90", "--length", "20", "--batches", "1", "--layer", "1"],
+    "precision": [
+        "--data", "TEXT", "--texts", "4", "--context", "90", "--length", "20", "--batches", "1", "--layer", "1",
+    ],
     "graded": [
         "--gsm8k", "PROBLEMS", "--chat", "PROBLEMS", "--policy", "POLICY", "--budgets", "0.7", "--limit", "1",
         "--max-tokens", "6", "--batch", "2", "--backend", "torch", "--dtype", "float32",
