@@ -14,7 +14,7 @@ from solm.runtime.prompts import Message
 
 BUILTIN = "builtin"
 """Of chat: the prompts beside this file."""
-_NUMBER_ASKED = f"Solve the problem step by step. End with a last line that has {MARK} and the number alone."
+_NUMBER_ASKED = f"Solve this in a few short steps. End with a line that has {MARK} and the number alone."
 _CODE_ASKED = "Complete this Python function. Answer with the whole function in one block of code, and nothing else."
 
 
