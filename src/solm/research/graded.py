@@ -233,7 +233,7 @@ class _Runs:
         return self._part(f"{kind} {first}", len(some) * (1 + len(self._budgets) * (1 + len(self._arms))), make)
 
     def _prompts(self, some: Sequence[Problem]) -> Prompts:
-        return Prompts(self._lm, [encode(self._lm.tokenizer, problem.messages) for problem in some])
+        return Prompts(self._lm, [encode(self._lm.tokenizer, problem.prompt) for problem in some])
 
     def _budget(self, prompts: Prompts, number: int, share: float, length: int) -> Budget:
         """What a reply to a prompt may spend; the least there is where its prompt is too short for `share`."""

@@ -27,6 +27,12 @@ class Problem:
     complete: Callable[[str], bool] = lambda reply: False
     solved: Callable[[str], bool] | None = None
 
+    @property
+    def prompt(self) -> str | list[Message]:
+        """The messages as models without a chat template take them, too: one from a user is a text."""
+        first, *others = self.messages
+        return first["content"] if first["role"] == "user" and not others else self.messages
+
 
 def gsm8k(path: Path) -> list[Problem]:
     """Problems in JSON lines with `question` and `answer`, graded by the number that the answer has after ``####``."""

@@ -51,6 +51,7 @@ def test_chat_prompts_are_lines_or_records(tmp_path):
     assert [problem.messages[0]["content"] for problem in asked] == ["Why?", "How?"]
     ours = chat(BUILTIN)
     assert len({problem.messages[0]["content"] for problem in ours}) == 60
+    assert asked[0].prompt == "Why?"
     assert fingerprint(ours) != fingerprint(ours[1:])
 
 
