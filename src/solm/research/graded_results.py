@@ -17,15 +17,15 @@ def points(rows: Rows) -> list[dict[str, Any]]:
     """Dense, then per budget the policy and its baselines.
 
     Each has the mean of every metric, `spent` per step, the mean length of a reply in `tokens`, the metrics of every
-    problem, and `policy_minus`: by metric policy minus this arm with its 95 % interval over problems. That of dense
-    stands at the policy's points.
+    problem, and `policy_minus`: by metric policy minus this arm with its 95 % interval over problems, of which there
+    must be two. That of dense stands at the policy's points.
     """
     dense, found = rows["dense"], []
     for name, made in rows.items():
         arm, _, budget = name.partition("@")
         ours = rows.get(f"policy@{budget}")
         point: dict[str, Any] = {"arm": arm, "budget": float(budget or 1), **_means(made)}
-        if ours is not None:
+        if ours is not None and len(made) > 1:
             key, theirs = ("policy_minus_dense", dense) if arm == "policy" else ("policy_minus", made)
             point[key] = {
                 metric: paired_difference(_values(ours, metric), _values(theirs, metric))._asdict()

@@ -102,7 +102,8 @@ def test_the_study_tells_paired_differences_and_goes_on(value_lm, problem_file, 
         gsm8k=problem_file,
         chat=str(problem_file),
         budgets="0.7,0.8",
-        max_tokens=8,
+        limit=2,
+        max_tokens=6,
         batch=2,
         policy="p",
         backend="torch",
@@ -113,7 +114,7 @@ def test_the_study_tells_paired_differences_and_goes_on(value_lm, problem_file, 
     assert graded.lines(again) == graded.lines(found)
     assert graded.plot(found, "png").startswith(b"\x89PNG")
     assert found.results["currency"] == "keep"
-    assert told[-1][1:] == (42, 42)  # 6 questions, dense and twice three arms
+    assert told[-1][1:] == (28, 28)  # 4 questions, dense and twice three arms
     for kind, metrics in (("gsm8k", {"solved"}), ("chat", {"agreed", "identical", "kl"})):
         dense, *others = found.results["kinds"][kind]["points"]
         assert dense["arm"] == "dense"
