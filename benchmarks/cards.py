@@ -10,7 +10,7 @@ from typing import Any
 
 from solm.core.files import write_text
 from solm.policies.artifact import BUILTIN, CARD, TrainedPolicy, model_card
-from tables_quality import fitted
+from tables_quality import fitted_policy
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs/results"
@@ -112,19 +112,20 @@ def on_the_clock() -> list[str]:
     ]  # fmt: skip
 
 
-def on_larger_models() -> list[str]:
+def on_larger_models(size: str) -> list[str]:
     return [
         "At equal milliseconds by the step times of the fit, on held-out Wikipedia and books: nats per token above "
         "dense, and policy minus baseline, with 95 % intervals; bold where the policy wins. *uniform* and "
         "*thresholds* treat every layer alike, *allocated* and *constant* follow the policy's allocation. *thresholds* "
         "and *allocated* keep channels by the policy's thresholds, *uniform* and *constant* exact numbers of them.",
         "",
-        fitted().rstrip(),
+        fitted_policy(size).rstrip(),
     ]  # fmt: skip
 
 
 POLICIES: dict[str, tuple[Callable[[], list[str]], str]] = {
-    "qwen2.5-coder-0.5b-instruct": (on_larger_models, FITTED_LIMITS),
+    "qwen2.5-coder-0.5b-instruct": (lambda: on_larger_models("0.5b"), FITTED_LIMITS),
+    "qwen2.5-coder-1.5b-instruct": (lambda: on_larger_models("1.5b"), FITTED_LIMITS),
     "smollm2-135m": (on_the_grids, DEFAULT_LIMITS),
     "smollm2-135m-cpu": (on_the_clock, CPU_LIMITS),
 }

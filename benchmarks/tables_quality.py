@@ -37,8 +37,17 @@ def grids() -> str:
 
 @table
 def fitted() -> str:
+    return fitted_policy("0.5b")
+
+
+@table
+def fitted_larger() -> str:
+    return fitted_policy("1.5b")
+
+
+def fitted_policy(size: str) -> str:
     """What a policy of `solm fit` loses at equal milliseconds, and against what."""
-    points = of.read("fitted-0.5b")["points"]
+    points = of.read(f"fitted-{size}")["points"]
     dense, arms = points[0], ("policy", "allocated", "teal", "constant", "uniform")
     rows = []
     for budget in sorted({point["budget"] for point in points if point["arm"] == "policy"}):
