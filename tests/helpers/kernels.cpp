@@ -63,6 +63,7 @@ template <int BITS, int GROUP_QUADS>
 void tile(const char* name, const int8_t* x) {
   using Dot = TileDot<BITS>;
   const auto w = weights(1 << BITS);
+  [[maybe_unused]] const TileSetup<GROUP_QUADS> setup{};
   for (int j = 0; j < 4; ++j) {
     alignas(64) uint8_t room[QUADS * Dot::BYTES];
     alignas(64) int8_t panel[Dot::TOKENS * CHANNELS * 2];

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from solm.backends.cpu.build import CSRC
-from solm.backends.cpu.variants import VARIANTS, cpu_features, machine
+from solm.backends.cpu.variants import VARIANTS, machine, usable_features
 
 pytestmark = pytest.mark.slow
 SOURCE = Path(__file__).parents[3] / "helpers" / "kernels.cpp"
@@ -20,8 +20,8 @@ def sums(variant, folder) -> list[str]:
     runner = [] if here else [f"qemu-{variant.machine}", "-cpu", "max"]
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler} here: apt install g++-{variant.machine.replace('_', '-')}-linux-gnu")
-    if here and variant.missing(cpu_features()):
-        pytest.skip(f"this processor lacks {', '.join(variant.missing(cpu_features()))}")
+    if here and variant.missing(usable_features()):
+        pytest.skip(f"this processor lacks {', '.join(variant.missing(usable_features()))}")
     if runner and shutil.which(runner[0]) is None:
         pytest.skip(f"no {runner[0]} here: apt install qemu-user")
     program = folder / variant.name
