@@ -1,4 +1,4 @@
-"""Every instruction set that the engine is compiled for and this processor runs, beside llama.cpp built for the same one.
+"""Every instruction set that the engine has and this processor runs, beside llama.cpp compiled for the same one.
 
     python benchmarks/variants.py --model FILE.gguf --llama avx2=FOLDER --llama sse4=FOLDER --out variants.json
 

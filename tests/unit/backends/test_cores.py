@@ -101,8 +101,8 @@ def test_why_so_many_threads_is_said(machine):
     for node, cores in ((0, "0-1"), (1, "2-5")):
         machine(f"devices/system/node/node{node}/cpulist", cores)
     assert cores_of(range(6), 1.5, machine.root, machine.root).reason == (
-        "6 hardware threads of 4 cores, 2 of them efficiency cores, on 2 NUMA nodes, over which weights and KV cache are"
-        " spread, a quota of 1.5 cores"
+        "6 hardware threads of 4 cores, 2 of them efficiency cores, on 2 NUMA nodes, over which weights and KV cache "
+        "are spread, a quota of 1.5 cores"
     )
     assert cores_of([0, 2], None, machine.root, machine.root).threads == 2
 

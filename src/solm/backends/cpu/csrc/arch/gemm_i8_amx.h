@@ -54,11 +54,16 @@ struct TileDot {
     alignas(64) int32_t sums[T * 16];
     asm volatile("" ::: "memory");  // compilers do not know that tiles are loaded from memory
     _tile_loadd(6, tile, BYTES);
-#define SOLM_MULTIPLY_TILES(sum, inputs)                                              \
-  _tile_zero(sum), _tile_loadd(inputs, x, stride), _tile_dpbsud(sum, inputs, 6), _tile_stored(sum, sums, 64)
-    if constexpr (T == 12) SOLM_MULTIPLY_TILES(0, 3);
-    else if constexpr (T == 8) SOLM_MULTIPLY_TILES(1, 4);
-    else SOLM_MULTIPLY_TILES(2, 5);
+#define SOLM_MULTIPLY_TILES(sum, inputs) \
+  {                                      \
+    _tile_zero(sum);                     \
+    _tile_loadd(inputs, x, stride);      \
+    _tile_dpbsud(sum, inputs, 6);        \
+    _tile_stored(sum, sums, 64);         \
+  }
+    if constexpr (T == 12) SOLM_MULTIPLY_TILES(0, 3)
+    else if constexpr (T == 8) SOLM_MULTIPLY_TILES(1, 4)
+    else SOLM_MULTIPLY_TILES(2, 5)
 #undef SOLM_MULTIPLY_TILES
     each<T>([&](auto t) SOLM_INLINE { use(t, Lanes{_mm512_cvtepi32_ps(_mm512_load_si512(sums + 16 * t))}); });
   }
