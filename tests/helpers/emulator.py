@@ -1,5 +1,4 @@
-"""Programs on an emulated Intel processor with AVX-512 and AMX (Sapphire Rapids): in Bochs, under Debian's kernel, from a
-CD with nothing else on it."""
+"""Programs on an emulated Intel processor with AVX-512 and AMX: Bochs, which starts Debian's kernel from a CD."""
 
 import os
 import re
@@ -15,7 +14,7 @@ INSTALL = (
 )
 _LOADERS = ("/usr/lib/ISOLINUX/isolinux.bin", "/usr/lib/syslinux/modules/bios/ldlinux.c32")
 _BIOS, _VIDEO = "/usr/share/bochs/BIOS-bochs-latest", "/usr/share/vgabios/vgabios.bin"
-# clearcpuid: Linux would not start, because Bochs has AMX and not all that comes with it. acpi: Bochs stops when enabled.
+# clearcpuid: Linux would not start, because Bochs lacks XFD, which comes with AMX. acpi: it stops Bochs.
 _KERNEL = (
     "initrd=initrd console=ttyS0 quiet panic=-1 nokaslr norandmaps clearcpuid=amx_tile mitigations=off acpi=off pci=off"
     " nosmp lpj=1000000 cryptomgr.notests apparmor=0 audit=0 ima=off no_timer_check tsc=reliable"

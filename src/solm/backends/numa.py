@@ -33,8 +33,8 @@ def spread_nodes() -> int:
 
 @contextmanager
 def spread_over(bits: int) -> Iterator[None]:
-    """Inside the block, memory that this thread and those that it starts are first to touch goes to these nodes in turn,
-    and so do files that they read. A kernel that forbids it, as in some containers, places memory as usual."""
+    """Inside the block, memory that this thread and those that it starts touch first goes to these nodes in turn, and
+    so do files that they read. A kernel that forbids it, as in some containers, places memory as usual."""
     mask = ctypes.c_uint64(bits)
     done = bits and _call(_SET, _INTERLEAVE, ctypes.byref(mask), _BITS + 1) == 0
     try:

@@ -1,4 +1,4 @@
-// Products of integer weights with a few tokens by AMX, which multiplies a tile of tokens with a tile of weights; see gemm_i8.h.
+// Products of integer weights with a few tokens by AMX, a tile of tokens with a tile of weights at a time; see gemm_i8.h.
 #pragma once
 
 #include "dot_i8.h"
