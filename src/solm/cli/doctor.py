@@ -111,10 +111,9 @@ def doctor(
 
 
 def _why_threads(threads: int, cores: "UsableCores") -> str:
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if asked.isdecimal():
-        return f"OMP_NUM_THREADS says so, for {cores.reason}"
-    return cores.reason if threads == cores.threads else f"torch uses no more, for {cores.reason}"
+    if os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip().isdecimal():
+        return f"OMP_NUM_THREADS says so; there are {cores.reason}"
+    return cores.reason if threads == cores.threads else f"torch was set to so many; there are {cores.reason}"
 
 
 def lacks(machine: str, features: Collection[str]) -> dict[str, list[str]]:
