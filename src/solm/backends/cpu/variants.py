@@ -15,7 +15,7 @@ NATIVE = "native"
 @dataclass(frozen=True)
 class Variant:
     """An instruction set. machine: as `platform.machine` names it. flags: of the compiler. needs: what a processor must
-    have, as /proc/cpuinfo names it. unless: where a processor has one of these, a lower variant is faster."""
+    have, as `usable_features` names it. unless: where a processor has one of these, a lower variant is faster."""
 
     name: str
     machine: str

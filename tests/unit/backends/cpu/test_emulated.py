@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from helpers import emulator
+from helpers.kernel_sums import LINES, compile_sums
 from helpers.recordings import OFF, differences, floats, recorded, recorded_text
 from solm.backends.cpu.build import CSRC, compile_engine
 from solm.backends.cpu.variants import VARIANTS, machine
@@ -19,11 +20,6 @@ pytestmark = [
     pytest.mark.skipif(machine() != "x86_64", reason="it takes a kernel of this machine's architecture"),
     pytest.mark.skipif(emulator.missing() is not None, reason=emulator.missing() or ""),
 ]
-
-
-def kernels(flags, program):
-    options = ["-std=c++20", "-O2", "-static", "-Wno-psabi", "-fopenmp-simd", f"-I{CSRC}"]
-    subprocess.run(["g++", *options, *flags, str(HELPERS / "kernels.cpp"), "-o", str(program)], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +46,7 @@ def emulated(tmp_path_factory, real_model):
         work = folder / variant.name
         work.mkdir()
         compile_engine("g++", variant.flags, work / "engine.so")
-        kernels(variant.flags, work / "kernels")
+        compile_sums("g++", variant.flags, work / "kernels")
         files |= {f"/{variant.name}/{name}": work / name for name in ("engine.so", "kernels")}
         commands[variant.name, "kernels"] = f"/{variant.name}/kernels", None
         for precision, (arguments, expected) in runs.items():
@@ -72,9 +68,9 @@ def repeated(request, emulated):
 
 
 def test_integer_sums_are_the_same_to_the_last_bit(repeated, tmp_path):
-    kernels(["-march=x86-64-v2"], tmp_path / "plain")
+    compile_sums("g++", ["-march=x86-64-v2"], tmp_path / "plain")
     plain = subprocess.run([str(tmp_path / "plain")], capture_output=True, check=True).stdout.splitlines()
-    assert len(plain) == 808
+    assert len(plain) == LINES
     assert sorted(repeated("kernels")[0].printed.splitlines()) == sorted(plain)
 
 
