@@ -15,6 +15,8 @@ from solm.backends.cpu.variants import VARIANTS, machine
 NAMES = ("amx", "avx512-bf16", "avx512")
 HELPERS = Path(__file__).parents[3] / "helpers"
 SECONDS = 3000
+TILES = ("-include", str(HELPERS / "guest" / "amx_tiles.h"))
+"""AMX in C++, for inputs of either sign."""
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(machine() != "x86_64", reason="it takes a kernel of this machine's architecture"),
@@ -45,10 +47,12 @@ def emulated(tmp_path_factory, real_model):
     for variant in (variant for variant in VARIANTS if variant.name in NAMES):
         work = folder / variant.name
         work.mkdir()
-        compile_engine("g++", variant.flags, work / "engine.so")
-        compile_sums("g++", variant.flags, work / "kernels")
-        files |= {f"/{variant.name}/{name}": work / name for name in ("engine.so", "kernels")}
+        flags = (*variant.flags, *(TILES if variant.name == "amx" else ()))
+        compile_engine("g++", flags, work / "engine.so")
+        compile_sums("g++", flags, work / "kernels"), compile_sums("g++", variant.flags, work / "processor")
+        files |= {f"/{variant.name}/{name}": work / name for name in ("engine.so", "kernels", "processor")}
         commands[variant.name, "kernels"] = f"/{variant.name}/kernels", None
+        commands[variant.name, "processor"] = f"/{variant.name}/processor nonnegative", None
         for precision, (arguments, expected) in runs.items():
             commands[variant.name, precision] = f"/replay /{variant.name}/engine.so {arguments}", expected
     ended = emulator.run([command for command, _ in commands.values()], files, folder, SECONDS)
@@ -67,11 +71,19 @@ def repeated(request, emulated):
     return told
 
 
-def test_integer_sums_are_the_same_to_the_last_bit(repeated, tmp_path):
-    compile_sums("g++", ["-march=x86-64-v2"], tmp_path / "plain")
-    plain = subprocess.run([str(tmp_path / "plain")], capture_output=True, check=True).stdout.splitlines()
-    assert len(plain) == LINES
-    assert sorted(repeated("kernels")[0].printed.splitlines()) == sorted(plain)
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    program = tmp_path_factory.mktemp("plain") / "plain"
+    compile_sums("g++", ["-march=x86-64-v2"], program)
+    return program
+
+
+@pytest.mark.parametrize(("what", "arguments"), [("kernels", []), ("processor", ["nonnegative"])])
+def test_integer_sums_are_the_same_to_the_last_bit(repeated, plain, what, arguments):
+    """processor: by its own instructions for tiles, too."""
+    expected = subprocess.run([str(plain), *arguments], capture_output=True, check=True).stdout.splitlines()
+    assert len(expected) == LINES
+    assert sorted(repeated(what)[0].printed.splitlines()) == sorted(expected)
 
 
 @pytest.mark.parametrize("precision", OFF)

@@ -42,11 +42,9 @@ struct TileSetup {
 template <int BITS>
 struct TileDot {
   static constexpr int TOKENS = 12, BYTES = 64, INPUT = 1;
-  static constexpr bool SIGNED = BITS == 8;
+  static constexpr bool SIGNED = false;
 
-  static void place(const Bytes& quad, int, uint8_t* to) {
-    _mm512_store_si512(to, SIGNED ? _mm512_xor_si512(quad.v, _mm512_set1_epi8(-128)) : quad.v);
-  }
+  static void place(const Bytes& quad, int, uint8_t* to) { _mm512_store_si512(to, quad.v); }
   template <int T>
   static const int8_t* panel(const int8_t* x, size_t&, int, int8_t*) { return x; }
 
@@ -60,7 +58,7 @@ struct TileDot {
   {                                      \
     _tile_zero(sum);                     \
     _tile_loadd(inputs, x, stride);      \
-    _tile_dpbssd(sum, inputs, 6);        \
+    _tile_dpbsud(sum, inputs, 6);        \
     _tile_stored(sum, sums, 64);         \
   }
     if constexpr (T == 12) SOLM_MULTIPLY_TILES(0, 3)
