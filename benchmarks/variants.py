@@ -25,10 +25,10 @@ import torch
 
 import peers
 from common import draw_text, finish, in_turns, parser, spread
-from engine import EVERY_LOGIT, Ours, Theirs, Timed, Turns
 from solm.backends.cpu.variants import NATIVE, machine, usable_features, variant_named, variants_of
 from solm.backends.names import gguf_of
 from solm.core.errors import SolmError
+from timed_engines import EVERY_LOGIT, Ours, Theirs, Timed, Turns
 
 LLAMA = "llama.cpp"
 FEATURES = {
