@@ -1,5 +1,7 @@
-// Prints sums of the integer kernels for numbers that are drawn alike everywhere: what every instruction set must give.
+// Prints sums of the integer kernels for numbers that are drawn alike everywhere: what every instruction set must give. With an
+// argument no input is negative.
 #include <cstdio>
+#include <cstdlib>
 #include <vector>
 
 #include "arch/gemm_i8.h"
@@ -20,9 +22,10 @@ std::vector<uint8_t> weights(int below) {
   return all;
 }
 
-std::vector<int8_t> inputs(bool extreme) {
+std::vector<int8_t> inputs(bool extreme, bool negative) {
   std::vector<int8_t> all(CHANNELS * TOKENS);
   for (auto& x : all) x = int8_t(extreme ? (draw(2) ? 127 : -127) : int(draw(255)) - 127);
+  for (auto& x : all) x = negative ? x : int8_t(std::abs(x));
   return all;
 }
 
@@ -63,6 +66,7 @@ template <int BITS, int GROUP_QUADS>
 void tile(const char* name, const int8_t* x) {
   using Dot = TileDot<BITS>;
   const auto w = weights(1 << BITS);
+  [[maybe_unused]] const TileSetup<GROUP_QUADS> setup{};
   for (int j = 0; j < 4; ++j) {
     alignas(64) uint8_t room[QUADS * Dot::BYTES];
     alignas(64) int8_t panel[Dot::TOKENS * CHANNELS * 2];
@@ -89,9 +93,9 @@ void tile(const char* name, const int8_t* x) {
 
 }  // namespace
 
-int main() {
+int main(int count, char**) {
   for (bool extreme : {false, true}) {
-    const auto x = inputs(extreme);
+    const auto x = inputs(extreme, count == 1);
     const auto bytes = weights(256);
     auto load = [&](int row, int part) { return Bytes::load(&bytes[row * 64 + part * Bytes::WIDTH]); };
     dot<128>("int8", x.data(), load);

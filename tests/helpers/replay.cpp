@@ -1,8 +1,10 @@
-// Repeats calls of an engine that another process has recorded, in another build of it: replay LIBRARY RECORD RESULT. See
-// replay.py for what a record holds.
+// Repeats calls of an engine that another process has recorded, in another build of it: replay LIBRARY RECORD RESULT
+// [VOCABULARY]. See replay.py for what a record holds. With a size of the vocabulary the result is of every token's logits the
+// place of the largest, an int64.
 #include <dlfcn.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -41,7 +43,8 @@ Function* found(void* library, const char* name) {
 
 }  // namespace
 
-int main(int, char** argument) {
+int main(int count, char** argument) {
+  const long vocabulary = count > 4 ? std::atol(argument[4]) : 0;
   void* library = dlopen(argument[1], RTLD_NOW);
   if (!library) fail(argument[1], dlerror());
   record = std::fopen(argument[2], "rb");
@@ -75,8 +78,13 @@ int main(int, char** argument) {
     for (int r = 0; r < call->rows; ++r) cache[r] = caches.at(reinterpret_cast<uint64_t>(cache[r]));
     if (run(engine, call)) fail("run", call->message);
     for (uint64_t outputs = number(); outputs--;) {
-      const auto* at = reinterpret_cast<const void*>(number());
-      std::fwrite(at, 1, number(), result);
+      const auto* at = reinterpret_cast<const float*>(number());
+      const uint64_t bytes = number();
+      if (!vocabulary) std::fwrite(at, 1, bytes, result);
+      for (const float* row = at; vocabulary && !outputs && row < at + bytes / sizeof(float); row += vocabulary) {
+        const int64_t largest = std::max_element(row, row + vocabulary) - row;
+        std::fwrite(&largest, sizeof largest, 1, result);
+      }
     }
   }
   return std::fclose(result);

@@ -78,9 +78,9 @@ class Recorder:
         content = _numbers(len(maps)) + b"".join(_numbers(*each) for each in maps) + _places(memory)
         path.write_bytes(content + _numbers(ctypes.addressof(model), self._count) + self._events)
 
-    def read(self, path: Path) -> list[bytes]:
+    def split(self, content: bytes) -> list[bytes]:
         """The outputs that the other build wrote, as `results` has them."""
-        content, found, at = path.read_bytes(), [], 0
+        found, at = [], 0
         for result in self.results:
             found.append(content[at : at + len(result)])
             at += len(result)

@@ -169,6 +169,7 @@ def test_doctor_says_which_backend_runs_a_model_and_why_not(trained, monkeypatch
     model, _ = trained
     told = json.loads(solm("doctor", "--model", model, "--json").stdout)
     assert told["engine"]["builds"]
+    assert f"{told['processor']['usable']['cores']} cores" in told["processor"]["why"]
     assert told["backend"] == {"auto": "cpu", "reason": None}
     assert told["gigabytes_per_second"] > 0
     monkeypatch.setenv("CXX", "/nowhere/c++")

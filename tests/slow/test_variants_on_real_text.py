@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from solm.backends.cpu.build import find_compiler
-from solm.backends.cpu.variants import cpu_features, machine, variants_of
+from solm.backends.cpu.variants import machine, usable_features, variants_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler here")]
-NAMES = [variant.name for variant in variants_of(machine()) if not variant.missing(cpu_features())]
+NAMES = [variant.name for variant in variants_of(machine()) if not variant.missing(usable_features())]
 PROBE = """
 import json
 from solm import load, quickstart

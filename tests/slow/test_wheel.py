@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from solm.backends.cpu.build import find_compiler
-from solm.backends.cpu.variants import best_variant, cpu_features, machine, variants_of
+from solm.backends.cpu.variants import best_variant, machine, usable_features, variants_of
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -30,17 +31,20 @@ print(json.dumps({"home": solm.__file__, "variant": choice.variant, "ready": cho
 """
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def build(folder, architecture):
     """What `make wheel` builds, before its tag is made more precise. Compiles what is not in build/engines yet."""
-    folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    done = subprocess.run(command, env={**os.environ, "SOLM_WHEEL": machine()}, capture_output=True, text=True)
+    done = subprocess.run(command, env={**os.environ, "SOLM_WHEEL": architecture}, capture_output=True, text=True)
     if done.returncode and "hatchling" in done.stderr:
         pytest.skip("hatchling cannot be installed here")
     assert done.returncode == 0, done.stderr[-2000:]
     (built,) = folder.glob("solm-*.whl")
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("wheel"), machine())
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +67,7 @@ def told(python, model, tmp_path, **environment):
 
 
 def test_it_runs_the_full_engine_without_a_compiler(installed, tiny_folder, tmp_path):
-    best = best_variant(machine(), cpu_features())
+    best = best_variant(machine(), usable_features())
     done = told(installed, tiny_folder, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
@@ -72,8 +76,8 @@ def test_it_runs_the_full_engine_without_a_compiler(installed, tiny_folder, tmp_
     assert not list((tmp_path / "cache").glob("engine-*.so"))
     for variant in variants_of(machine()):
         done = told(installed, tiny_folder, tmp_path, SOLM_CPU=variant.name)
-        if variant.missing(cpu_features()):
-            assert "this processor cannot run" in done.stderr
+        if variant.missing(usable_features()):
+            assert "this machine cannot run" in done.stderr
             continue
         other = json.loads(done.stdout)
         assert (other["variant"], other["ready"]) == (variant.name, True)
@@ -88,3 +92,26 @@ def test_it_is_small_and_runs_on_common_systems(wheel):
     command = [str(Path(sys.executable).parent / "auditwheel"), "show", str(wheel)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert f'"manylinux_2_34_{machine()}"' in " ".join(shown.split())
+
+
+@pytest.mark.skipif(machine() == "aarch64", reason="it is this machine's own wheel")
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="apt install g++-aarch64-linux-gnu")
+def test_a_wheel_for_arm_has_all_instruction_sets_of_arm(tmp_path):
+    """Whether they run is for tests/unit/backends/cpu/test_arm.py to say."""
+    built = build(tmp_path, "aarch64")
+    assert built.name.endswith("-py3-none-linux_aarch64.whl")
+    assert built.stat().st_size < 6e6
+    with zipfile.ZipFile(built) as content:
+        names = {name for name in content.namelist() if "/prebuilt/" in name}
+        assert {Path(name).name for name in names} == {
+            "engines.json",
+            "engine-i8mm.so",
+            "engine-dotprod.so",
+            "engine-neon.so",
+        }
+        for name in names:
+            file = content.read(name)
+            if name.endswith(".so"):
+                assert (file[:4], int.from_bytes(file[18:20], "little")) == (b"\x7fELF", 183)
+            else:
+                assert json.loads(file)["machine"] == "aarch64"

@@ -81,3 +81,26 @@ def test_graded_replies_have_a_chapter_once_there_are_results(copied: Path) -> N
     solved_row = "| GSM8K, 0.9 | 18.0 | 18.0 | 100 % | 100 % | 100 % | 0 % | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] | "
     assert solved_row + "**+100.0** [+100.0, +100.0] |" in found
     assert "| 0.9 | 18.0 | 75 % | 75 % | 75 % | 0.0000 | 0.0000 | 1.0000 | +0.0000 [+0.0000, +0.0000] | **-1.0" in found
+
+
+def test_instruction_sets_are_shown_where_they_were_measured(copied: Path) -> None:
+    def spread(value: float) -> dict[str, float]:
+        return {"median": value, "low": value, "high": value}
+
+    def found(rate: float, step: float, setting: str) -> dict[str, object]:
+        steps = {setting: {"1": spread(step)}}
+        return {"contexts": {"1024": {"prefill_tokens_per_second": spread(rate), "step_ms": steps}}}
+
+    results = copied / "docs" / "results"
+    for path in results.glob("variants-*.json"):
+        path.unlink()
+    theirs = found(1000, 8, "dense")
+    avx2 = {**found(3000, 4, "dense, every logit"), "llama.cpp": theirs}
+    every = {"variants": {"avx2": avx2, "native": found(3100, 3.9, "dense, every logit")}}
+    (results / "variants-135m.json").write_text(json.dumps({"results": every}))
+    command = [sys.executable, str(copied / "benchmarks" / "tables.py")]
+    subprocess.run(command, capture_output=True, check=True)
+    text = (copied / "docs" / "results.md").read_text().replace("\u00a0", " ")
+    assert "| Model | Instruction set | prompt of 1,024, tokens/s | step after 1,024, ms |\n" in text
+    assert "| SmolLM2-135M | `avx2` | 1,000 → 3,000 (3.00×) | 8.0 → 4.0 (2.00×) |\n" in text
+    assert "| SmolLM2-135M | `native` | 3,100 | 3.9 |\n" in text

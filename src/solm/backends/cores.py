@@ -1,26 +1,58 @@
-"""How many cores a process may use: its affinity, hardware threads, slower cores and the quota of its control group."""
+"""Which cores a process may use: its affinity, hardware threads, slower cores, NUMA nodes and the quota of its control
+group."""
 
 import os
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 SYSTEM, PROCESSES = Path("/sys"), Path("/proc")
 
 
-def usable_cores() -> int:
-    """Of this process, at least 1."""
+@dataclass(frozen=True)
+class UsableCores:
+    """What a process may use. hardware_threads: of its affinity; cores: that those belong to; fast_cores: those of them
+    that are no efficiency cores; nodes: of memory that these cores are beside, by number; quota: how many cores it may
+    keep busy, None for all."""
+
+    hardware_threads: int
+    cores: int
+    fast_cores: int
+    nodes: tuple[int, ...]
+    quota: float | None
+
+    @property
+    def threads(self) -> int:
+        """How many threads compute by default: one a core. All threads of a step wait for the slowest one, so that
+        efficiency cores are left out, and the quota is rounded down: a thread that is stopped holds up all others."""
+        return max(1, self.fast_cores if self.quota is None else min(self.fast_cores, int(self.quota)))
+
+    @property
+    def reason(self) -> str:
+        """Why so many threads, in words."""
+        found = [f"{self.hardware_threads} hardware threads of {self.cores} cores"]
+        if self.fast_cores < self.cores:
+            found.append(f"{self.cores - self.fast_cores} of them efficiency cores")
+        if len(self.nodes) > 1:
+            found.append(f"on {len(self.nodes)} NUMA nodes, over which weights and KV cache are spread")
+        if self.quota is not None:
+            found.append(f"a quota of {self.quota:g} cores")
+        return ", ".join(found)
+
+
+def usable_cores() -> UsableCores:
+    """Of this process."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return core_count(allowed, cpu_quota())
+    return cores_of(allowed, cpu_quota())
 
 
-def core_count(allowed: Collection[int], quota: float | None, system: Path = SYSTEM) -> int:
-    """Cores among the hardware threads `allowed`, which are told by their numbers. Two threads of one core count once.
-    Beside performance cores efficiency cores do not count: all threads of a step wait for the slowest one. quota: how
-    many cores the process may keep busy, rounded down, because a thread that is stopped holds up all others; None: all.
-    """
-    fast = set(allowed) & _numbers(_read(system / "devices/cpu_core/cpus"))
-    cores = {_siblings(number, system) for number in fast or allowed}
-    return max(1, len(cores) if quota is None else min(len(cores), int(quota)))
+def cores_of(
+    allowed: Collection[int], quota: float | None, system: Path = SYSTEM, processes: Path = PROCESSES
+) -> UsableCores:
+    """What the hardware threads `allowed`, which are told by their numbers, amount to. Two of one core count once."""
+    fast = set(allowed) & _numbers(_read(system / "devices/cpu_core/cpus")) or set(allowed)
+    cores, fast_cores = ({_siblings(number, system) for number in some} for some in (set(allowed), fast))
+    return UsableCores(len(set(allowed)), len(cores), len(fast_cores), _nodes(fast, system, processes), quota)
 
 
 def cpu_quota(system: Path = SYSTEM, processes: Path = PROCESSES) -> float | None:
@@ -61,6 +93,16 @@ def _quota(quota: str, period: str) -> float | None:
     except ValueError:
         return None
     return allowed / of if allowed > 0 and of > 0 else None
+
+
+def _nodes(allowed: set[int], system: Path, processes: Path) -> tuple[int, ...]:
+    """The NUMA nodes with some of these hardware threads and with memory that the process may use."""
+    status = _read(processes / "self/status")
+    memory = next((line for line in status.splitlines() if line.startswith("Mems_allowed_list:")), "")
+    usable = _numbers(memory.partition(":")[2])
+    folders = (system / "devices/system/node").glob("node[0-9]*")
+    found = {int(folder.name[4:]) for folder in folders if allowed & _numbers(_read(folder / "cpulist"))}
+    return tuple(sorted(found & usable if usable else found))
 
 
 def _siblings(number: int, system: Path) -> str:

@@ -15,8 +15,8 @@ def default_threads() -> int:
     if "torch" in sys.modules:
         import torch
 
-        return torch.get_num_threads() if explicit else min(torch.get_num_threads(), usable_cores())
-    return explicit or usable_cores()
+        return torch.get_num_threads() if explicit else min(torch.get_num_threads(), usable_cores().threads)
+    return explicit or usable_cores().threads
 
 
 @contextmanager

@@ -4,9 +4,13 @@ import os
 import platform
 import subprocess
 from collections.abc import Collection
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from solm.cli.options import DEFAULT_MODEL, JsonOption, ModelOption, RevisionOption, TrustOption
+
+if TYPE_CHECKING:
+    from solm.backends.cores import UsableCores
 
 _FEATURES = (
     "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16",
@@ -21,7 +25,7 @@ def doctor(
     trust_remote_code: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Check this machine: processor, compiled engine, memory bandwidth, and which backend would run a model.
+    """Check this machine: processor, threads, compiled engine, memory bandwidth, and which backend would run a model.
 
     \b
     Examples:
@@ -30,10 +34,11 @@ def doctor(
     """
     import torch
 
+    from solm.backends.cores import usable_cores
     from solm.backends.cpu.build import find_compiler
     from solm.backends.cpu.engine import unsuited_config
     from solm.backends.cpu.library import asked_engine, choose_engine, library
-    from solm.backends.cpu.variants import cpu_features
+    from solm.backends.cpu.variants import usable_features
     from solm.backends.threads import default_threads
     from solm.backends.torch.load import base_config
     from solm.cli.output import print_json
@@ -60,14 +65,17 @@ def doctor(
         unsuitable = model_error = str(error)
     reason = engine_error or unsuitable
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    known = cpu_features()
+    known, cores, threads = usable_features(), usable_cores(), default_threads()
     features = [name for name in _FEATURES if name in known]
     if platform.machine() == "x86_64" and "avx2" not in features:
         fixes.append("this processor lacks AVX2: steps are slow on any backend")
     if unsuitable is not None and model_error is None:
         fixes.append("the torch backend runs this model and simulates budgets; it saves no time on a CPU")
     report: dict[str, Any] = {
-        "processor": {"features": features, "cores": os.cpu_count(), "threads": default_threads()},
+        "processor": {
+            "features": features, "cores": os.cpu_count(), "usable": asdict(cores), "threads": threads,
+            "why": _why_threads(threads, cores),
+        },
         "gigabytes_per_second": round(memory_bandwidth(), 1),
         "accelerator": None if accelerator is None else str(accelerator),
         "compiler": None if compiler is None else {"path": compiler, "version": _version(compiler)},
@@ -85,10 +93,9 @@ def doctor(
         print_json(report)
         return
     where = report["processor"]
-    print(
-        f"processor   {', '.join(features) or 'no known feature'}; {where['cores']} cores, {where['threads']} threads"
-    )
-    print(f"memory      {report['gigabytes_per_second']} GB/s read on {where['threads']} threads")
+    print(f"processor   {', '.join(features) or 'no known feature'}")
+    print(f"threads     {threads}: {where['why']}")
+    print(f"memory      {report['gigabytes_per_second']} GB/s read on {threads} threads")
     print(f"accelerator {report['accelerator'] or 'none'}")
     print(f"compiler    {'none found' if compiler is None else report['compiler']['version']}")
     if engine_error is not None or choice is None:
@@ -101,6 +108,12 @@ def doctor(
     print(f"{model}: {runs}" + ("" if reason is None else f": {reason}"))
     for fix in fixes:
         print(f"to fix: {fix}")
+
+
+def _why_threads(threads: int, cores: "UsableCores") -> str:
+    if os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip().isdecimal():
+        return f"OMP_NUM_THREADS says so; there are {cores.reason}"
+    return cores.reason if threads == cores.threads else f"torch was set to so many; there are {cores.reason}"
 
 
 def lacks(machine: str, features: Collection[str]) -> dict[str, list[str]]:

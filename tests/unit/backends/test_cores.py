@@ -2,7 +2,7 @@
 
 import pytest
 
-from solm.backends.cores import core_count, cpu_quota, usable_cores
+from solm.backends.cores import cores_of, cpu_quota, usable_cores
 
 
 @pytest.fixture
@@ -38,15 +38,15 @@ def siblings(machine, groups):
 )
 def test_cores_count_once_and_only_where_the_process_may_run(machine, groups, allowed, quota, cores):
     siblings(machine, groups)
-    assert core_count(allowed, quota, machine.root) == cores
+    assert cores_of(allowed, quota, machine.root, machine.root).threads == cores
 
 
 def test_efficiency_cores_count_only_where_there_are_no_others(machine):
     siblings(machine, [[0, 1], [2, 3], [4], [5], [6], [7]])
     machine("devices/cpu_core/cpus", "0-3")
-    assert core_count(range(8), None, machine.root) == 2
-    assert core_count([3, 4, 5], None, machine.root) == 1
-    assert core_count([4, 5, 6], None, machine.root) == 3
+    assert cores_of(range(8), None, machine.root, machine.root).threads == 2
+    assert cores_of([3, 4, 5], None, machine.root, machine.root).threads == 1
+    assert cores_of([4, 5, 6], None, machine.root, machine.root).threads == 3
 
 
 @pytest.mark.parametrize(
@@ -75,5 +75,39 @@ def test_a_quota_is_that_of_the_group_or_of_one_around_it(machine, cgroup, files
     assert cpu_quota(machine.root, machine.root) == quota
 
 
+@pytest.mark.parametrize(
+    ("allowed", "memory", "nodes"),
+    [
+        (range(16), "0-1", (0, 1)),
+        (range(8), "0-1", (0,)),  # numactl --cpunodebind
+        ([0, 9], "0-1", (0, 1)),
+        (range(16), "1", (1,)),  # a cpuset's memory
+        (range(16), None, (0, 1)),
+    ],
+)
+def test_nodes_are_those_whose_cores_and_memory_the_process_may_use(machine, allowed, memory, nodes):
+    siblings(machine, [[core, core + 4] for core in range(4)] + [[core, core + 4] for core in range(8, 12)])
+    machine("devices/system/node/node0/cpulist", "0-7")
+    machine("devices/system/node/node1/cpulist", "8-15")
+    machine("devices/system/node/node2/cpulist", "")  # memory without cores
+    if memory is not None:
+        machine("self/status", f"Name:\tpython\nMems_allowed:\t3\nMems_allowed_list:\t{memory}")
+    assert cores_of(allowed, None, machine.root, machine.root).nodes == nodes
+
+
+def test_why_so_many_threads_is_said(machine):
+    siblings(machine, [[0, 1], [2, 3], [4], [5]])
+    machine("devices/cpu_core/cpus", "0-3")
+    for node, cores in ((0, "0-1"), (1, "2-5")):
+        machine(f"devices/system/node/node{node}/cpulist", cores)
+    assert cores_of(range(6), 1.5, machine.root, machine.root).reason == (
+        "6 hardware threads of 4 cores, 2 of them efficiency cores, on 2 NUMA nodes, over which weights and KV cache "
+        "are spread, a quota of 1.5 cores"
+    )
+    assert cores_of([0, 2], None, machine.root, machine.root).threads == 2
+
+
 def test_this_process_may_use_a_core():
-    assert usable_cores() >= 1
+    found = usable_cores()
+    assert found.hardware_threads >= found.cores >= found.fast_cores >= 1
+    assert 1 <= found.threads <= found.cores

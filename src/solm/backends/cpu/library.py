@@ -10,7 +10,16 @@ from pathlib import Path
 from solm.backends.cpu import structs
 from solm.backends.cpu.build import NATIVE_FLAGS, built
 from solm.backends.cpu.prebuilt import prebuilt_library
-from solm.backends.cpu.variants import NATIVE, best_variant, cpu_features, machine, variant_named
+from solm.backends.cpu.variants import (
+    NATIVE,
+    NO_AMX,
+    best_variant,
+    cpu_features,
+    machine,
+    usable_features,
+    variant_named,
+)
+from solm.backends.numa import spread_nodes
 from solm.core.errors import SolmError
 
 DONE, INVALID, NO_MEMORY = 0, 1, 2
@@ -35,9 +44,10 @@ def choose_engine(asked: str, flags: str) -> EngineChoice:
     Raises `SolmError` for a name that is not known or that the processor cannot run, and for libraries beside the
     package that do not belong to it or are damaged.
     """
-    here, features, more = machine(), cpu_features(), tuple(flags.split())
+    here, features, more = machine(), usable_features(cpu_features()), tuple(flags.split())
+    native = (*NATIVE_FLAGS, *([NO_AMX] if "amx_tile" in features else []), *more)
     if asked == NATIVE:
-        return EngineChoice(NATIVE, "it was asked for", flags=(*NATIVE_FLAGS, *more))
+        return EngineChoice(NATIVE, "it was asked for", flags=native)
     if asked:
         variant = variant_named(asked, here, features)
         path = None if more else prebuilt_library(variant.name, here)
@@ -46,7 +56,7 @@ def choose_engine(asked: str, flags: str) -> EngineChoice:
     path = None if best is None or more else prebuilt_library(best.name, here)
     if best is None or path is None:
         reason = "SOLM_CXXFLAGS is set" if more else "no compiled engine came with the package"
-        return EngineChoice(NATIVE, reason, flags=(*NATIVE_FLAGS, *more))
+        return EngineChoice(NATIVE, reason, flags=native)
     return EngineChoice(best.name, "the best that this processor runs", path)
 
 
@@ -80,6 +90,7 @@ def _loaded(path: Path) -> ctypes.CDLL:
     pointer, integer, long, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t
     for name, returns, arguments in (
         ("layout", ctypes.c_char_p, []),
+        ("place_memory", None, [ctypes.c_uint64]),
         ("repack_head", integer, [integer, pointer, long, integer, integer, integer, pointer, pointer]),
         ("engine", integer, [pointer, pointer, pointer]),
         ("engine_free", None, [pointer]),
@@ -101,6 +112,7 @@ def _loaded(path: Path) -> ctypes.CDLL:
         function = getattr(loaded, f"solm_{name}")
         function.restype, function.argtypes = returns, arguments
     check_layout(loaded)
+    loaded.solm_place_memory(spread_nodes())
     return loaded
 
 

@@ -1,5 +1,6 @@
 """Instruction sets that the engine is compiled for ahead of time, and which of them a processor has."""
 
+import ctypes
 import platform
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ NATIVE = "native"
 @dataclass(frozen=True)
 class Variant:
     """An instruction set. machine: as `platform.machine` names it. flags: of the compiler. needs: what a processor must
-    have, as /proc/cpuinfo names it. unless: where a processor has one of these, a lower variant is faster."""
+    have, as `usable_features` names it. unless: where a processor has one of these, a lower variant is faster.
+    on_request: it runs only where it is asked for by name."""
 
     name: str
     machine: str
     flags: tuple[str, ...]
     needs: tuple[str, ...]
     unless: tuple[str, ...] = ()
+    on_request: bool = False
 
     def missing(self, features: Collection[str]) -> list[str]:
         """What it needs and `features` lack."""
@@ -30,13 +33,24 @@ class Variant:
 _SSE4 = ("ssse3", "sse4_1", "sse4_2", "popcnt")
 _AVX2 = (*_SSE4, "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni")
+_BFLOAT16 = (*_AVX512, "avx512_vbmi2", "avx512_bf16")
+PERMISSION = "the kernel's permission for AMX"
+"""Listed among a processor's features where the kernel lets this process use AMX, see `usable_features`."""
+NO_AMX = "-DSOLM_NO_AMX"
+"""A flag of the compiler, for an engine that does without AMX where the processor has it."""
 _DOTPROD = ("asimd", "atomics", "asimdrdm", "asimddp")
 
 VARIANTS = (
+    # Nobody has timed it on a processor that has AMX: until then it is no default.
+    Variant(
+        "amx", "x86_64",
+        ("-march=x86-64-v4", "-mavx512vnni", "-mavx512vbmi2", "-mavx512bf16", "-mamx-tile", "-mamx-int8"),
+        (*_BFLOAT16, "amx_tile", "amx_int8", PERMISSION), on_request=True,
+    ),
     # Intel processors with AMX multiply bfloat16 more slowly than they widen it (csrc/arch/bf16.h).
     Variant(
         "avx512-bf16", "x86_64", ("-march=x86-64-v4", "-mavx512vnni", "-mavx512vbmi2", "-mavx512bf16"),
-        (*_AVX512, "avx512_vbmi2", "avx512_bf16"), unless=("amx_tile",),
+        _BFLOAT16, unless=("amx_tile",),
     ),
     Variant("avx512", "x86_64", ("-march=x86-64-v4", "-mavx512vnni"), _AVX512),
     Variant("avx2", "x86_64", ("-march=x86-64-v3",), _AVX2),
@@ -54,12 +68,12 @@ def variants_of(machine: str) -> list[Variant]:
 
 
 def best_variant(machine: str, features: Collection[str]) -> Variant | None:
-    """What a processor runs fastest; None where it runs none."""
+    """What a processor runs fastest, of those that run by themselves; None where it runs none."""
     return next(
         (
             variant
             for variant in variants_of(machine)
-            if not variant.missing(features) and not any(name in features for name in variant.unless)
+            if not (variant.on_request or variant.missing(features) or any(one in features for one in variant.unless))
         ),
         None,
     )
@@ -78,7 +92,7 @@ def variant_named(name: str, machine: str, features: Collection[str]) -> Variant
     if missing:
         best = best_variant(machine, features)
         cure = f"choose {best.name}" if best else f"choose {NATIVE}"
-        raise SolmError(f"SOLM_CPU: this processor cannot run {name}, it lacks {', '.join(missing)}; {cure}")
+        raise SolmError(f"SOLM_CPU: this machine cannot run {name}, it lacks {', '.join(missing)}; {cure}")
     return found
 
 
@@ -96,3 +110,17 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(line.partition(":")[2].split())
+
+
+def usable_features(features: frozenset[str] | None = None) -> frozenset[str]:
+    """`cpu_features`, and `PERMISSION` where the kernel lets this process use AMX, which it must be asked for. Once
+    granted, permission is for all threads until the process ends, and costs nothing while AMX is not used."""
+    found = cpu_features() if features is None else features
+    return found | {PERMISSION} if "amx_tile" in found and _permit_amx() else found
+
+
+def _permit_amx() -> bool:
+    arch_prctl, ask_for_component, tile_data = 158, 0x1023, 18
+    call = ctypes.CDLL(None).syscall
+    call.restype = ctypes.c_long
+    return call(ctypes.c_long(arch_prctl), ctypes.c_long(ask_for_component), ctypes.c_long(tile_data)) == 0

@@ -2,12 +2,21 @@
 
 import itertools
 import json
+import re
 import shutil
 
 import pytest
 
 from solm.backends.cpu import build, library, prebuilt, variants
-from solm.backends.cpu.variants import VARIANTS, best_variant, variant_named, variants_of
+from solm.backends.cpu.variants import (
+    NO_AMX,
+    PERMISSION,
+    VARIANTS,
+    best_variant,
+    usable_features,
+    variant_named,
+    variants_of,
+)
 from solm.core.errors import SolmError
 
 NEEDS = {variant.name: frozenset(variant.needs) for variant in VARIANTS}
@@ -17,7 +26,7 @@ NEEDS = {variant.name: frozenset(variant.needs) for variant in VARIANTS}
     ("machine", "features", "best"),
     [
         ("x86_64", NEEDS["avx512-bf16"], "avx512-bf16"),  # Zen 4
-        ("x86_64", NEEDS["avx512-bf16"] | {"amx_tile", "amx_int8"}, "avx512"),  # Sapphire Rapids
+        ("x86_64", NEEDS["amx"], "avx512"),  # Sapphire Rapids
         ("x86_64", NEEDS["avx512"], "avx512"),  # Cascade Lake
         ("x86_64", NEEDS["avx512"] - {"avx512_vnni"}, "avx2"),  # Skylake
         ("x86_64", NEEDS["avx2"] - {"fma"}, "sse4"),
@@ -44,7 +53,7 @@ def test_whoever_runs_a_variant_runs_the_ones_below_it():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("avx1024", "unknown instruction set 'avx1024'; choose one of avx512-bf16, avx512, avx2, sse4, native"),
+        ("avx1024", "unknown instruction set 'avx1024'; choose one of amx, avx512-bf16, avx512, avx2, sse4, native"),
         ("i8mm", "i8mm is of aarch64 and this machine is x86_64; choose one of"),
         ("avx512", "cannot run avx512, it lacks avx512bw, avx512_vnni; choose avx2"),
     ],
@@ -166,16 +175,61 @@ def test_a_library_that_cannot_be_loaded_is_told_with_the_way_out(tmp_path):
         library._loaded(tmp_path / "engine.so")
 
 
-def test_where_the_engine_cannot_run_torch_does(beside, tiny_folder, caplog):
+def barred(monkeypatch):
+    """A cache folder on a file system where nothing may be executed."""
+    real = build.os.statvfs(prebuilt.FOLDER)
+    barred = type(real)((*real[:8], real.f_flag | build.os.ST_NOEXEC, *real[9:]))
+    monkeypatch.setattr(build.os, "statvfs", lambda path: barred)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "asked", "reason"),
+    [
+        (lambda _: damaged(prebuilt.FOLDER / "engine-avx2.so"), {}, "it is damaged; reinstall solm"),
+        (lambda _: prebuilt.write_list(prebuilt.FOLDER, "aarch64", []), {}, "has libraries for aarch64"),
+        (lambda _: None, {"SOLM_CPU": "avx512"}, "cannot run avx512, it lacks .*; choose avx2"),
+        (
+            lambda _: None, {"SOLM_CXXFLAGS": "-DFRESH", "SOLM_CACHE": "/proc/solm"},
+            "cannot be compiled to /proc/solm: .*; set SOLM_CACHE to another folder",
+        ),
+        (barred, {"SOLM_CXXFLAGS": "-DFRESH"}, "where nothing may be executed; set SOLM_CACHE to another folder"),
+    ],
+    ids=["damaged", "another architecture", "forced", "unwritable cache folder", "cache folder without execution"],
+)  # fmt: skip
+def test_where_the_engine_cannot_run_torch_does(beside, tiny_folder, caplog, monkeypatch, spoil, asked, reason):
     import solm
 
-    damaged(beside / "engine-avx2.so")
+    spoil(monkeypatch)
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
     library._library.cache_clear()
     try:
         lm = solm.load(tiny_folder)
         assert lm.backend.name.startswith("torch")
-        assert "it is damaged; reinstall solm" in caplog.text
-        with pytest.raises(SolmError, match="it is damaged; reinstall solm"):
+        assert re.search(reason, caplog.text)
+        with pytest.raises(SolmError, match=reason) as error:
             solm.load(tiny_folder, backend="cpu")
+        assert "\n" not in str(error.value)
     finally:
         library._library.cache_clear()
+
+
+def test_amx_runs_on_request_with_the_permission_of_the_kernel(monkeypatch):
+    """Which is asked for only where the processor has AMX."""
+    sapphire_rapids = NEEDS["amx"] - {PERMISSION}
+    monkeypatch.setattr(library, "cpu_features", lambda: sapphire_rapids)
+    monkeypatch.setattr(library, "machine", lambda: "x86_64")
+    monkeypatch.setattr(library, "prebuilt_library", lambda name, machine: None)
+    monkeypatch.setattr(variants, "_permit_amx", lambda: True)
+    assert library.choose_engine("", "").flags == library.choose_engine("native", "").flags == ("-march=native", NO_AMX)
+    assert "-mamx-int8" in library.choose_engine("amx", "").flags
+    monkeypatch.setattr(variants, "_permit_amx", lambda: False)
+    with pytest.raises(SolmError, match="cannot run amx, it lacks the kernel's permission for AMX; choose avx512"):
+        library.choose_engine("amx", "")
+    monkeypatch.setattr(variants, "_permit_amx", lambda: pytest.fail("asked"))
+    assert usable_features(NEEDS["avx512-bf16"]) == NEEDS["avx512-bf16"]
+
+
+@pytest.mark.skipif("amx_tile" in variants.cpu_features(), reason="this processor has AMX")
+def test_a_kernel_refuses_amx_where_the_processor_lacks_it():
+    assert not variants._permit_amx()

@@ -33,6 +33,9 @@ const char* solm_layout() {
   return text.c_str();
 }
 
+// See `memory_nodes`: what is allocated from now on, in this library.
+void solm_place_memory(uint64_t nodes) { memory_nodes.store(nodes); }
+
 // Memory for the weights; null where there is not enough.
 void* solm_arena(size_t bytes) try {
   auto memory = std::make_unique<Memory>();

@@ -150,6 +150,7 @@ struct TileProducts {
     constexpr int SIZE = 4 * QUADS_OF_GROUP, AT_ONCE = Tile::ROOM / (SIZE * TileDot<BITS>::BYTES);
     static_assert(AT_ONCE <= Tile::MOST_GROUPS);
     const int all = (x.channels + SIZE - 1) / SIZE;
+    [[maybe_unused]] const TileSetup<QUADS_OF_GROUP> setup{};
     for (int first = 0; first < all; first += AT_ONCE) {
       const int count = std::min(AT_ONCE, all - first);
       const RowFetch next = unpack(first, count);

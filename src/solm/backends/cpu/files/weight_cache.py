@@ -18,6 +18,7 @@ import numpy as np
 from solm.backends.cpu.build import CSRC
 from solm.backends.cpu.files.repack import Arena
 from solm.backends.cpu.files.source import WeightSource
+from solm.backends.numa import spread_nodes, spread_over
 from solm.core.cache_folder import cache_folder
 
 SUFFIX = ".weights"
@@ -102,7 +103,8 @@ def _mapped(library: ctypes.CDLL, path: Path, expected: dict[str, Any], threads:
             if found != expected:
                 raise ValueError("it was made from another file or by another version")
             flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
-            weights = MappedWeights(mmap.mmap(file.fileno(), size, flags=flags, prot=mmap.PROT_READ), start)
+            with spread_over(spread_nodes()):
+                weights = MappedWeights(mmap.mmap(file.fileno(), size, flags=flags, prot=mmap.PROT_READ), start)
         if library.solm_checksum(weights.address, weights.nbytes, threads) != checksum:
             raise ValueError("it is damaged")
     except FileNotFoundError:

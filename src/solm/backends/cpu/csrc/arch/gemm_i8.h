@@ -6,6 +6,7 @@
 
 #include "dot_i8.h"
 #include "each.h"
+#include "gemm_i8_amx.h"
 #include "gemm_i8_neon.h"
 
 namespace solm {
@@ -19,7 +20,7 @@ namespace solm {
 //   panel<T>(x, stride, count, room): `count` (a multiple of 32) numbers of T tokens in that form, `stride` bytes apart in x;
 //     in room [T, count], 2 bytes each, or where they are already. Sets `stride` to the new distance.
 //   multiply<QUADS, T>(tile, x, stride, use): for every token t, use(t, 16 sums) with the products of 4 QUADS channels, t as
-//     a compile-time constant.
+//     a compile-time constant. In its thread a TileSetup<QUADS> must live meanwhile.
 
 // How many of `left` tokens are multiplied next, 4, 8 or `most` (4 or 12): for the last ones as few as will do, but not 4
 // alone where 8 twice are as many.
@@ -28,7 +29,14 @@ inline int at_once(int left, int most) {
   return left <= 4 ? 4 : left <= 8 || left > 12 ? 8 : most;
 }
 
-#if defined(DOT_I8_VNNI)
+#if !defined(GEMM_I8_AMX)
+
+template <int QUADS>
+struct TileSetup {};
+
+#endif
+
+#if defined(DOT_I8_VNNI) && !defined(GEMM_I8_AMX)
 
 template <int BITS>
 struct TileDot {
@@ -209,7 +217,7 @@ struct TileDot<8> {
   }
 };
 
-#elif !defined(DOT_I8_NEON)
+#elif !defined(DOT_I8_NEON) && !defined(GEMM_I8_AMX)
 
 template <int BITS>
 struct TileDot {

