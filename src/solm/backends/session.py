@@ -196,9 +196,6 @@ class Session(Protocol):
         Raises `DataError` where a row holds less than that, or shares what it should forget.
         """
 
-    def memory_bytes(self) -> int:
-        """Bytes of keys and values that belong to this session alone."""
-
 
 class Backend(Protocol):
     """One loaded model and how it is run."""

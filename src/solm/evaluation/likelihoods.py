@@ -45,19 +45,27 @@ class Prefills:
         found = self._kept.get(key)
         if found is None:
             found = prefill()
-            size = found.session.memory_bytes() + (0 if found.logits is None else found.logits.nbytes)
-            if self.held + size <= self.limit:
+            if self.held + found.bytes <= self.limit:
                 self._kept[key] = found
-                self.held += size
+                self.held += found.bytes
         return found
 
 
 @dataclass(frozen=True)
 class _Prefilled:
-    """A session that is only forked, and the logits after its rows' last tokens [N, V] where any are scored."""
+    """A session that is only forked, and the logits after its rows' last tokens [N, V] where any are scored.
+
+    shared: tokens at the beginning of all rows whose memory belongs to another session.
+    """
 
     session: Session
     logits: torch.Tensor | None
+    shared: int = 0
+
+    @property
+    def bytes(self) -> int:
+        own = sum(self.session.copy_bytes(int(length) - self.shared) for length in self.session.lengths)
+        return own + (0 if self.logits is None else self.logits.nbytes)
 
 
 def likelihoods(
@@ -188,7 +196,7 @@ class _Job:
             padded = torch.nn.utils.rnn.pad_sequence(own, batch_first=True)
             session.extend(padded, keep_logits=(lengths[:, None] - 1).clamp(min=0))
             session.truncate(held + lengths)
-        return _Prefilled(session, None)
+        return _Prefilled(session, None, held)
 
     def _continue(self, prefilled: Session, rows: dict[int, Row], wanted: torch.Tensor) -> None:
         """Process the inputs of `rows`, by row of the session, and score what they predict."""

@@ -57,10 +57,6 @@ class CpuSession(BaseSession):
     def _ours(self, values: Array) -> np.ndarray:
         return as_numpy(values)
 
-    def memory_bytes(self) -> int:
-        """Bytes of keys and values, pages that are shared with other rows counted in each."""
-        return sum(self.copy_bytes(int(held)) for held in self._held)
-
     def copy_bytes(self, length: int, shared: int = 0) -> int:
         """As `Session.copy_bytes`."""
         pages, tiles = range(shared // PAGE, -(-length // PAGE)), range(shared // PAGE**2, -(-length // PAGE**2))

@@ -50,10 +50,6 @@ class TorchSession(BaseSession):
         """Keys and values, to be read only."""
         return self._cache
 
-    def memory_bytes(self) -> int:
-        """Bytes of this session's own keys and values; shared prefixes are counted by their owner."""
-        return self._cache.memory_bytes()
-
     def prefill(self, tokens: Array, lengths: Array | None = None, every_logit: bool = False) -> torch.Tensor:
         """As `Session.prefill`; through the stock model's own path."""
         logits = self.read(as_tensor(tokens), None if lengths is None else as_tensor(lengths), every_logit)
