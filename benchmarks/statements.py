@@ -59,29 +59,8 @@ def won(found: Difference) -> bool:
     return found.high < 0
 
 
-def fitted(arm: str) -> list[Difference]:
-    """Policy minus `arm` of the fitted policy, by rising budget."""
-    points = [point for point in of.read("fitted-0.5b")["points"] if point["arm"] == arm and point["budget"] < 1]
-    return [Difference.of(point["difference"]) for point in sorted(points, key=lambda point: point["budget"])]
-
-
 def tied(found: Difference) -> bool:
     return found.low <= 0 <= found.high
-
-
-@says("README.md", "beats uniform settings at the two lowest")
-@says("docs/results.md", "It beats uniform settings at the two lowest budgets and ties at the other three.")
-@says("docs/limits.md", "it beats uniform settings at the")
-def _() -> bool:
-    first, second, *others = fitted("uniform")
-    return won(first) and won(second) and len(others) == 3 and all(map(tied, others))
-
-
-@says("README.md", "ties with thresholds alone")
-@says("docs/results.md", "It ties with")
-@says("docs/limits.md", "It ties with thresholds alone")
-def _() -> bool:
-    return all(map(tied, [*fitted("allocated"), *fitted("teal")]))
 
 
 def factor(context: int, limit: float) -> float:

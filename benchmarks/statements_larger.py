@@ -1,0 +1,47 @@
+"""What the pages say in words about larger models, see `statements`."""
+
+import published as of
+import published_ladder as ladder
+from published import Difference
+from statements import says, tied, won
+
+
+def fitted(arm: str) -> list[Difference]:
+    """Policy minus `arm` of the fitted policy, by rising budget."""
+    points = [point for point in of.read("fitted-0.5b")["points"] if point["arm"] == arm and point["budget"] < 1]
+    return [Difference.of(point["difference"]) for point in sorted(points, key=lambda point: point["budget"])]
+
+
+@says("README.md", "beats uniform settings at the two lowest")
+@says("docs/results.md", "It beats uniform settings at the two lowest budgets and ties at the other three.")
+@says("docs/limits.md", "it beats uniform settings at the")
+def _() -> bool:
+    first, second, *others = fitted("uniform")
+    return won(first) and won(second) and len(others) == 3 and all(map(tied, others))
+
+
+@says("README.md", "ties with thresholds alone")
+@says("docs/results.md", "It ties with")
+@says("docs/limits.md", "It ties with thresholds alone")
+def _() -> bool:
+    return all(map(tied, [*fitted("allocated"), *fitted("teal")]))
+
+
+def verdicts(model: str) -> list[str]:
+    """What comes of the dial on a model beside undialled files, by its settings."""
+    every = ladder.rungs()
+    dialled = [rung for rung in every if rung.dialled and rung.model == model]
+    return [str(ladder.verdict(rung, ladder.rival(rung, every))) for rung in dialled]
+
+
+@says("docs/results.md", "On the 1.5B at three of four budgets. On the 0.5B never")
+def the_dial_beside_smaller_files() -> bool:
+    larger, smaller = verdicts("Qwen2.5-Coder-1.5B"), verdicts("Qwen2.5-Coder-0.5B")
+    return sorted(larger) == ["ties", "wins", "wins", "wins"] and set(smaller) == {"loses"}
+
+
+@says("docs/load.md", "In this run the governor changed little")
+def the_governor_changed_little() -> bool:
+    arms = of.read("shedding-0.5b")["arms"]
+    pairs = [(arms["governor"][rate], arms["no governor"][rate]) for rate in ("1", "2", "4")]
+    return all(abs(one["served_per_second"] / other["served_per_second"] - 1) < 0.05 for one, other in pairs)
