@@ -29,6 +29,8 @@ from solm.runtime.reply import Compute
 # Beneath lm-eval's own, so that its command line shows what was spent beside the scores.
 log = logging.getLogger("lm_eval.solm")
 
+_Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
+"""A request's texts, where it has such, and the token ids of its context and its continuation."""
 _LENGTH = 2048
 """Tokens of a context where the model does not say how many it holds, as lm-eval's `hf` takes it."""
 _LEAST_ROOM = 1 << 30
@@ -141,7 +143,7 @@ class ControlledLM(TemplateLM):
         self.policy, self.target, self.spent, self._sparsity = policy, target, [], sparsity
         return self
 
-    def tok_decode(self, tokens: list[int], skip_special_tokens: bool = True) -> str:
+    def tok_decode(self, tokens: int | list[int], skip_special_tokens: bool = True) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens))
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -156,7 +158,7 @@ class ControlledLM(TemplateLM):
         return first, second
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str] | None, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+        self, requests: list[_Encoded], disable_tqdm: bool = False, **_options: Any
     ) -> list[tuple[float, bool]]:
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Scoring under control")
         found = likelihoods(
@@ -181,7 +183,7 @@ class ControlledLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of every text, in windows of the longest context, each after one token."""
-        windows: list[tuple[None, list[int], list[int]]] = []
+        windows: list[_Encoded] = []
         counts = []
         for request in requests:
             tokens = self.tok_encode(request.args[0])
