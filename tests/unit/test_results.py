@@ -18,7 +18,7 @@ BENCHMARKS = {
     "adherence", "allocation", "batch", "best-of", "dial", "engine", "fidelity", "free-running", "governor", "gpu",
     "graded", "grammars", "ladder",
     "kv-cache", "kv-drift", "learning", "long-context", "neighbours", "policy-cost", "precision", "domains", "rollout",
-    "serve", "settings", "tasks-speed", "variants",
+    "serve", "settings", "shedding", "constrained", "tasks-speed", "variants",
 }  # fmt: skip
 ARMS = {
     "dense", "policy", "uniform", "allocated", "constant", "tuned", "random", "teal", "oracle", "token-table", "top-p",
