@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 import solm
 from common import STEPS, constant_step, draw_text, finish, interleaved, numbers, parser
-from engine import SETTINGS
 from solm.backends.torch import triton as kernels
 from solm.backends.torch.attention import attend
 from solm.backends.torch.layout import Layout
@@ -25,6 +24,7 @@ from solm.backends.torch.plan import Plan, make_plan
 from solm.backends.torch.select import keep_channels
 from solm.core.cost import ModelShapes
 from solm.core.sparsity import SparsityConfig
+from timed_engines import SETTINGS
 
 SHAPES = ModelShapes(
     layers=32, hidden=4096, intermediate=14336, heads=32, kv_heads=8, head_dim=128, vocabulary=128256, gated=True
