@@ -17,10 +17,10 @@ import torch
 
 import solm
 from common import STEPS, clock, draw_text, finish, in_turns, numbers, parser, spread
-from engine import shown
 from solm.backends.session import Session
 from solm.runtime.constraints import Constraint
 from solm.runtime.grammars import Grammar
+from timed_engines import shown
 
 _SCHEMA = {"type": "array", "items": {"type": "string"}, "minItems": 100}
 """Long enough for all steps."""
