@@ -55,3 +55,14 @@ def the_governor_changed_little() -> bool:
     arms = of.read("shedding-0.5b")["arms"]
     pairs = [(arms["governor"][rate], arms["no governor"][rate]) for rate in ("1", "2", "4")]
     return all(abs(one["served_per_second"] / other["served_per_second"] - 1) < 0.05 for one, other in pairs)
+
+
+@says("docs/results.md", "this file is near chance on MMLU (25 %)")
+@says("docs/results.md", "the policy's is above that of uniform at 0.8, 0.85 and 0.9")
+def mmlu_at_size() -> bool:
+    points = of.read("tasks-0.5b/mmlu")["points"]
+    [dense] = [point for point in points if point["arm"] == "dense"]
+    margins = {(point["arm"], point["budget"]): point["differences"].get("margin") for point in points}
+    better = all(margins["uniform", budget]["low"] > 0 for budget in (0.8, 0.85, 0.9))
+    rivals = [margins[arm, budget] for arm in ("allocated", "constant") for budget in (0.75, 0.8, 0.85, 0.9)]
+    return 0.23 < dense["scores"]["acc"] < 0.29 and better and all(one["low"] < 0 < one["high"] for one in rivals)

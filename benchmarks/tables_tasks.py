@@ -64,8 +64,8 @@ def tasks_larger() -> str:
     names = (f"{arm} at {budget:g}" for budget in low for arm in AT_SIZE)
     return (
         "Qwen2.5-Coder-0.5B-Instruct, the policy that ships for it, the cpu backend, five examples; budgets are shares "
-        "of the dense step's time. Prompts are read densely, answers under control: accuracy in per cent, means over "
-        f"{len(asked)} tasks, and differences in points.\n\n{_answers(list(points.values()))}\n"
+        "of the dense step's time. Prompts are read densely, answers under control: accuracy in per cent, mean of "
+        f"{', '.join(asked)}, and differences in points.\n\n{_answers(list(points.values()))}\n"
         f"{markdown(('Task', 'questions', 'dense', *names), rows)}\n"
         f"{', '.join(f'`results/tasks-0.5b/{task}.json`' for task in asked)}.\n{_questions()}"
     )
