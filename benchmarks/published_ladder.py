@@ -1,5 +1,6 @@
 """Reading docs/results/ladder.json, where it was measured: models, their types, the dial, and which beats which."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +19,8 @@ Verdict = Literal["wins", "ties", "loses", "alone"]
 
 @dataclass(frozen=True)
 class Rung:
-    """A model in one type at one setting. texts: bits per byte of every passage; minus_dense: bits per byte above the
+    """A model in one type at one setting. milliseconds: of a step, median over rounds, of which `fastest` and `slowest`
+    are the extremes. texts: bits per byte of every passage; minus_dense: bits per byte above the
     same file undialled."""
 
     model: str
@@ -26,6 +28,8 @@ class Rung:
     own_type: bool
     setting: str
     milliseconds: float
+    fastest: float
+    slowest: float
     bytes_per_token: float
     texts: tuple[float, ...]
     minus_dense: Difference
@@ -48,6 +52,13 @@ class Rung:
         return Difference(*paired_difference(np.array(self.texts), np.array(other.texts)))
 
 
+def machine() -> str:
+    """What it was measured on, and how often."""
+    whole = json.loads((RESULTS / "ladder.json").read_text())
+    where, how = whole["environment"]["machine"], whole["settings"]
+    return f"{how['threads']} threads of {where['processor']} with {where['instructions']}, {how['rounds']} rounds"
+
+
 def sources() -> str:
     """The names of the text that was scored."""
     return " and ".join(f"`{name}`" for name in read("ladder")["data"])
@@ -58,8 +69,8 @@ def rungs() -> list[Rung]:
     return [
         Rung(
             NAMES.get(point["model"], point["model"]), point["type"], point["own_type"], point["setting"],
-            point["milliseconds"]["median"], point["bytes_per_token"], tuple(point["texts"]),
-            Difference.of(point["minus_dense"]),
+            *(point["milliseconds"][which] for which in ("median", "low", "high")), point["bytes_per_token"],
+            tuple(point["texts"]), Difference.of(point["minus_dense"]),
         )
         for point in read("ladder")["points"]
     ]  # fmt: skip

@@ -28,7 +28,8 @@ def size_ladder() -> str:
             beside = [NONE, WORDS["alone"]] if other is None else [f"{other.file}", interval(rung.minus(other))]
         known = accuracies[rung.model]
         rows.append([
-            rung.model, rung.type, rung.setting, f"{rung.milliseconds:.1f}", f"{rung.bits:.3f}",
+            rung.model, rung.type, rung.setting,
+            f"{rung.milliseconds:.1f} ({rung.fastest:.1f} to {rung.slowest:.1f})", f"{rung.bits:.3f}",
             interval(rung.minus_dense) if rung.dialled else NONE, *beside,
             f"{100 * known[0]:.1f} ({known[1]:,})" if known and rung.own_type and not rung.dialled else NONE,
         ])  # fmt: skip
@@ -66,6 +67,7 @@ def about(every: Sequence[Rung]) -> str:
         f"{len(every[0].texts)} passages of {ladder.sources()}, the same bytes for every model; a token has "
         f"{', '.join(f'{size:.2f} for {model}' for model, size in each.items())} of them. Types other than a file's "
         "own are made from it by llama.cpp's converter: Q8_0 holds no more than the file did, Q4_0 is rounded twice. "
-        "All settings were timed in turn, in one process; bold is better beyond the noise. MMLU is of the model "
+        f"All settings were timed in turn, in one process, on {ladder.machine()}: median, fastest and slowest. "
+        "Bold is better beyond the noise. MMLU is of the model "
         "undialled."
     )
