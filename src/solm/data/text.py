@@ -33,15 +33,20 @@ def documents(source: str) -> list[str]:
     return _hub(source)
 
 
-def _read(path: Path) -> list[str]:
-    if path.suffix not in _SUFFIXES:
-        raise DataError(f"{path} is none of {', '.join(_SUFFIXES)}")
+def read_text(path: Path) -> str:
+    """The text of a file; raises `DataError` where it cannot be read or is not UTF-8."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 at byte {error.start}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read(path: Path) -> list[str]:
+    if path.suffix not in _SUFFIXES:
+        raise DataError(f"{path} is none of {', '.join(_SUFFIXES)}")
+    text = read_text(path)
     found = _jsonl(path, text) if path.suffix == ".jsonl" else [undo_wikitext(text)]
     if not any(document.strip() for document in found):
         raise DataError(f"{path} holds no text")

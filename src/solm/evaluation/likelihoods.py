@@ -20,7 +20,7 @@ from solm.policies.unroll import unroll
 from solm.runtime.language_model import LanguageModel
 
 _PHASES = 64
-_LONGEST_PASS = 512  # tokens a row; logits of more would not fit where contexts are long
+_LONGEST_PASS = 512  # tokens a row; what layers make of more would not fit where a batch has many rows
 _LOGITS_PER_SLICE = 32  # a float32 slice that stays in the last-level cache
 
 

@@ -1,11 +1,18 @@
-"""What the steps of a job spent."""
+"""What the steps of a job spent, and the budget that it makes for others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from solm.core.budget import Ledger
+from solm.core.actions import AXES, FULL_BITS
+from solm.core.budget import Budget, Ledger
+
+
+def budget_of(realised: Mapping[str, float]) -> Budget:
+    """The average shares that steps realised, by axis, as the budget that other arms are given."""
+    attention, mlp, bits = (min(1.0, realised[axis]) for axis in AXES)  # averages of floats may exceed 1 by rounding
+    return Budget(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from pydantic import BaseModel, ConfigDict, Field
 
-from solm.core.actions import AXES, FULL_BITS, ActionSpace
+from solm.core.actions import ActionSpace
 from solm.core.budget import Budget, BudgetRequest
 from solm.core.errors import SolmError
 from solm.core.parts import Parts
@@ -20,6 +20,7 @@ from solm.evaluation.arms import Arm, static_arms
 from solm.evaluation.harness import ControlledLM
 from solm.evaluation.pair_groups import Controlled
 from solm.evaluation.result import Difference, TaskPoint, TaskResult, command_line, environment
+from solm.evaluation.spent import budget_of
 from solm.evaluation.statistics import paired_difference
 from solm.policies.schedules import Dense, Random
 from solm.runtime.language_model import LanguageModel
@@ -103,7 +104,7 @@ def evaluate_tasks(
             if lm.trained is not None:
                 policy = run(task, "policy", Arm(lm.policy("policy")), net, budget)
                 points.append(_point(task, "policy", net, policy, None))
-                budget = _spent(policy["realised"])
+                budget = budget_of(policy["realised"])
                 points[-1].differences = _differences(policy["answers"], found["answers"])
             for name, arm in arms.items():
                 points.append(_point(task, name, net, run(task, name, arm, net, budget), policy))
@@ -128,12 +129,6 @@ def _fingerprint(tasks: dict[str, dict[str, Task]]) -> str:
             for document in tasks[name][part].eval_docs:
                 digest.update(json.dumps(document, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
-
-
-def _spent(realised: dict[str, float]) -> Budget:
-    """What was realised as a budget."""
-    attention, mlp, bits = (min(1.0, realised[axis]) for axis in AXES)
-    return Budget(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
 
 
 def _ask(model: ControlledLM, tasks: dict[str, Task], settings: TaskSettings) -> dict[str, Any]:

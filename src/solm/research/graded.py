@@ -24,13 +24,14 @@ from solm.core.provenance import plain_name
 from solm.evaluation.arms import Arm, static_arms
 from solm.evaluation.baselines import BaselineRequest, baseline
 from solm.evaluation.result import Record, record
+from solm.evaluation.spent import budget_of
 from solm.policies.artifact import TrainedPolicy
 from solm.research import problems
 from solm.research.graded_results import Rows, points
 from solm.research.graded_results import lines as lines
 from solm.research.graded_results import plot as plot
 from solm.research.problems import Problem
-from solm.research.replies import DenseReplies, Followed, Prompts, budget_of, replies
+from solm.research.replies import DenseReplies, Followed, Prompts, replies
 from solm.research.sandbox import Sandbox, sandbox
 from solm.research.studies import ModelOptions, Names, Progress
 from solm.runtime.language_model import LanguageModel

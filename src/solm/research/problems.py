@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from solm.core.errors import DataError, SolmError
+from solm.data.text import read_text
 from solm.research.grading import MARK, code_is_complete, gold_number, program_of, same_number
 from solm.research.sandbox import Sandbox
 from solm.runtime.prompts import Message
@@ -130,10 +131,4 @@ def _read(path: Path, made: Callable[[str], Problem]) -> list[Problem]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    return ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
+    return ((number, line) for number, line in enumerate(read_text(path).split("\n"), start=1) if line.strip())

@@ -1,7 +1,7 @@
 """Replies to many prompts under one arm, decoded in batches, and how an arm predicts a reply that is known."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -201,8 +201,3 @@ class DenseReplies:
         draws = arm.policy.reads_model and not isinstance(arm.policy, PricedPolicy)
         whole.control(arm.policy, targets, self._longest, torch.Generator().manual_seed(0) if draws else None)
         return whole, torch.cat(logits).float()
-
-
-def budget_of(spent: dict[str, Any]) -> Budget:
-    """What was spent as a budget, which other arms are given."""
-    return Budget(attention=min(1.0, spent["attention"]), mlp=min(1.0, spent["mlp"]), bits=16 * min(1.0, spent["bits"]))

@@ -29,8 +29,8 @@ Make = Callable[[Check], Grammar]
 class Constraints:
     """Compiles the grammars of requests beside decoding, at most `_AT_ONCE` at a time, each in bounded time.
 
-    What grammars need is made when the first of them comes: the library's form of the vocabulary, for which every other
-    thread stops for a second where it has 150,000 tokens, and processes in which grammars are tried.
+    What grammars need is made when the first of them comes: the library's form of the vocabulary, during which every
+    other thread stops, and processes in which grammars are tried.
     """
 
     def __init__(self, lm: ControlledModel):

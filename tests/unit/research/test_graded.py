@@ -14,9 +14,10 @@ from solm.core.budget import Budget
 from solm.core.errors import SolmError
 from solm.evaluation.arms import Arm
 from solm.evaluation.result import Record
+from solm.evaluation.spent import budget_of
 from solm.policies.schedules import Static
 from solm.research import graded
-from solm.research.replies import DenseReplies, Prompts, budget_of, replies
+from solm.research.replies import DenseReplies, Prompts, replies
 from solm.research.sandbox import Sandbox
 from solm.runtime.prompts import encode
 
