@@ -81,12 +81,12 @@ def tasks(
     """
     import logging
 
-    from solm.cli.output import output, print_json, progress_bar
+    from solm.cli.output import output, print_json, progress_bar, say
     from solm.core.files import resumable, write_text
     from solm.core.timings import read_timings
     from solm.evaluation.arms import Arm, tuned
     from solm.evaluation.baselines import BaselineRequest, baseline
-    from solm.evaluation.show import task_table
+    from solm.evaluation.show import never_acted, task_table
     from solm.runtime.load import engine_sparsity, load
     from solm.runtime.offer import Offer
 
@@ -141,6 +141,8 @@ def tasks(
         )
         if out is not None:
             write_text(out, result.model_dump_json(indent=2) + "\n")
+    for line in never_acted(result):
+        say(line)
     if json:
         print_json(result.model_dump(mode="json"))
         return

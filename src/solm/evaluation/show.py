@@ -3,6 +3,7 @@
 import numpy as np
 from rich.table import Table
 
+from solm.core.actions import AXES
 from solm.evaluation.pictures import Kind, blank, picture
 from solm.evaluation.result import Difference, EvaluationResult, Point, TaskResult
 
@@ -65,6 +66,20 @@ def task_table(result: TaskResult) -> Table:
             *(_coloured(point.differences.get(metric), better=1) for metric in ("acc", "margin")),
         )  # fmt: skip
     return shown
+
+
+def never_acted(result: TaskResult) -> list[str]:
+    """A line for every task and axis that a budget was asked for and that no step could be controlled on."""
+    found = {
+        (point.task, axis): None
+        for point in result.points
+        for axis in AXES
+        if point.requested[axis] < 1 and point.realised[axis] == 1
+    }
+    return [
+        f"{task}: the axis {axis} was never controlled, so its budget means nothing; give longer prompts (--fewshot)"
+        for task, axis in found
+    ]
 
 
 def _difference(point: Point) -> str:

@@ -11,7 +11,7 @@ from solm.core.errors import DataError
 
 pytest.importorskip("lm_eval")
 from solm.evaluation.local_tasks import load_tasks
-from solm.evaluation.show import task_table
+from solm.evaluation.show import never_acted, task_table
 from solm.evaluation.tasks import TaskSettings, evaluate_tasks
 
 FRUIT = ["apple", "pear", "plum", "fig"]
@@ -58,6 +58,12 @@ def test_all_arms_answer_the_same_questions_at_what_was_asked(tiny_lm, questions
     assert uniform.realised["net"] == pytest.approx(0.8, abs=0.03)
     assert result.points[0].realised["net"] == 1
     assert result.points[4].scores["margin"] < 0  # no choice: the target's own log-likelihood
+    assert never_acted(result) == []  # both axes of this space act in contexts of any length
+    short = evaluate_tasks(
+        tiny_lm, tasks, settings.model_copy(update={"fewshot": 0}), ActionSpace(attention=(0.2, 1.0))
+    )
+    [line] = [line for line in never_acted(short) if line.startswith("lambada_openai")]
+    assert "the axis attention was never controlled" in line
     assert "lambada_openai" in str(task_table(result).columns[0]._cells)
 
 
