@@ -126,8 +126,17 @@ def load_tasks(wanted: list[str], data: Path | None) -> dict[str, dict[str, Task
             raise DataError(f"unknown task {name!r}: lm-eval has none of that name{known}")
         # As members of a group, changed keys are laid over lm-eval's own configuration of the task.
         spec = name if not members else members[0] if name in _OWN else {"group": f"local_{name}", "task": members}
-        loaded[name] = manager.load([spec])["tasks"]
+        try:
+            loaded[name] = manager.load([spec])["tasks"]
+        except OSError as error:
+            source = "the hub; give a folder with its file" if not members else data
+            raise DataError(f"cannot read the data of task {name} from {source}: {_line(error)}") from error
     return loaded
+
+
+def _line(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @lru_cache

@@ -112,3 +112,13 @@ def test_unknown_tasks_and_broken_files_are_named(questions, tmp_path):
     (tmp_path / "piqa.jsonl").write_text('{"query": "half')
     with pytest.raises(DataError, match=r"piqa\.jsonl"):
         load_tasks(["piqa"], tmp_path)
+
+
+def test_data_that_the_hub_does_not_give_is_one_line(monkeypatch):
+    def refuse(*_, **__):
+        raise ConnectionError("Couldn't reach the hub\nand more")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    with pytest.raises(DataError, match="cannot read the data of task piqa from the hub; give a folder") as error:
+        load_tasks(["piqa"], None)
+    assert "\n" not in str(error.value)
