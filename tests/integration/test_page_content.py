@@ -176,9 +176,10 @@ def test_answers_and_code_are_copied(page):
     answers_with(page, MARKDOWN)
     say(page, "go on")
     page.click(".answer .head .copy")
-    assert page.locator(".answer .head .copy").inner_text() == "Copied"
+    page.locator(".answer .head .copy", has_text="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == MARKDOWN
     page.click(".code .copy")
+    page.locator(".code .copy", has_text="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == 'def pounce():\n    return "<b>"'
 
 
