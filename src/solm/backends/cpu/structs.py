@@ -143,7 +143,7 @@ class Call(ctypes.Structure):
         *_integers("rows", "count", "first", "last", "decide", "approximate_tail", "logit_steps"),
         *_pointers(
             "caches", "tokens", "lengths", "keep", "states", "actions", "realised", "stream", "logits", "histogram",
-            "message",
+            "exact_rows", "message",
         ),
     ]  # fmt: skip
 

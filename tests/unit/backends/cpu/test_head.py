@@ -58,6 +58,25 @@ def test_the_largest_approximate_logits_are_exact(opened, largest):
         torch.testing.assert_close(exact.logsumexp(-1), found.logsumexp(-1), atol=0.1, rtol=0)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 16, 19])
+def test_rows_beside_exact_ones_are_still_approximate(opened, rows):
+    """To the last bit what they are without them, and exact rows what they are where all are; but for the last bits of
+    approximate ones, which depend on how many there are."""
+    engine, _, _ = opened
+    all_exact, all_approximate = engine.logits(5, rows), engine.logits(5, rows, 3)
+    largest = torch.cat([engine.logits(5 + row) for row in range(rows)]).topk(3)
+    draw = np.random.default_rng(rows)
+    for exact_rows in (np.arange(rows) == 0, np.arange(rows) > 0, draw.random(rows) < 0.5, np.ones(rows, bool)):
+        found = engine.logits(5, rows, 3, exact_rows)
+        assert torch.equal(found[exact_rows], all_exact[exact_rows])
+        others = torch.from_numpy(~exact_rows)
+        if rows < 8:
+            assert torch.equal(found[others], all_approximate[others])
+        assert torch.equal(found.gather(1, largest.indices)[others], largest.values[others])
+        off = 2e-5 * float(all_exact.std())
+        torch.testing.assert_close(found[others], all_approximate[others], rtol=0, atol=off)
+
+
 TYPES = {
     GGMLQuantizationType.Q4_0: (4, 32, 8), GGMLQuantizationType.Q4_1: (4, 32, -1),
     GGMLQuantizationType.Q5_0: (5, 32, 16), GGMLQuantizationType.Q5_1: (5, 32, -1),
@@ -151,3 +170,5 @@ def test_an_engine_refuses_a_head_that_makes_no_sense(change, message):
 def test_an_approximate_tail_has_a_limit(opened):
     with pytest.raises(DataError, match=r"approximate_tail must be in \[0, 64\], got 65"):
         opened[0].logits(0, 1, 65)
+    with pytest.raises(DataError, match=r"exact_rows must be bool \[3\], got bool \[2\]"):
+        opened[0].logits(0, 3, 1, np.ones(2, bool))
