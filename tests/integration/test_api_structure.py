@@ -370,7 +370,21 @@ CODER = (
 )
 
 
-@pytest.mark.parametrize("template", [LLAMA, MISTRAL, CODER], ids=["llama", "mistral", "coder"])
+MISTRAL_13 = (
+    "{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}{% for m in messages %}"
+    "[{{ m.role }}]{{ m.content }}{% for call in m.tool_calls or [] %}[TOOL_CALLS]{{ call.function.name }}"
+    "[ARGS]{{ call.function.arguments | tojson }}{% endfor %}{% endfor %}"
+)
+GLM = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ '\n<tool_call>' + call.function.name }}\n"
+    "{% for name, value in call.function.arguments.items() %}<arg_key>{{ name }}</arg_key>\n"
+    "<arg_value>{{ value }}</arg_value>\n{% endfor %}</tool_call>{% endfor %}{% endfor %}<|assistant|>"
+)
+OTHERS = {"llama": LLAMA, "mistral": MISTRAL, "coder": CODER, "mistral-13": MISTRAL_13, "glm": GLM}
+
+
+@pytest.mark.parametrize("template", OTHERS.values(), ids=OTHERS)
 def test_calls_in_the_forms_of_other_models(byte_tokenizer, template):
     """Whole and streamed, and sent back under the ids of another server."""
     service = tiny_service(byte_tokenizer, policy=False, template=template)

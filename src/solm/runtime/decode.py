@@ -1,7 +1,7 @@
 """The decode loop: rows that share the passes over the weights, each with its own policy, budget and sampler."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Draft:
         prompt: int,
         policy: AnyPolicy,
         skip_special_tokens: bool = False,
-        shown: int | None = None,
+        shown: Collection[int] = (),
     ):
         self.sampler = sampler
         self.tokens: list[Token] = []

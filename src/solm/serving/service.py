@@ -19,7 +19,7 @@ from solm.runtime.constraints import Constraint
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prompts import chat_tokens
 from solm.serving.answers import Answers, Choice
-from solm.serving.call_forms import checked_form, form_of, hidden_mark
+from solm.serving.call_forms import checked_form, form_of, hidden_marks
 from solm.serving.call_grammars import CallGrammars
 from solm.serving.calls import CallReader
 from solm.serving.constraints import Constraints, offered
@@ -151,7 +151,7 @@ class Service:
         if not tools or not self._tokenizer.chat_template:
             return None
         form = checked_form(self._tokenizer.chat_template)
-        return CallGrammars(form, hidden_mark(form, self._tokenizer))
+        return CallGrammars(form, hidden_marks(form, self._tokenizer))
 
     def open(
         self,
@@ -207,7 +207,7 @@ class Service:
         reader = None
         if calls is not None:
             for job in jobs:
-                job.shown = calls.mark
+                job.shown = set(calls.marks.values())
             known = {tool.function.name: tool.function.parameters or {} for tool in tools}
             reader = partial(CallReader, calls.form, known)
         answers = Answers(
