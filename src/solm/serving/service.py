@@ -23,7 +23,7 @@ from solm.serving.call_forms import checked_form, form_of, hidden_marks
 from solm.serving.call_grammars import CallGrammars
 from solm.serving.calls import CallReader
 from solm.serving.constraints import Constraints, offered
-from solm.serving.conversation import described, told
+from solm.serving.conversation import template_messages, template_tools
 from solm.serving.dial import Dial, Order
 from solm.serving.failures import ApiError, from_row
 from solm.serving.keys import KeyRing
@@ -144,7 +144,7 @@ class Service:
                 raise SolmError("this model has no chat template; use /v1/completions")
             form = form_of(self._tokenizer.chat_template)
             identity = None if form is None else form.identity
-            return chat_tokens(self._tokenizer, told(prompt, identity), described(tools))
+            return chat_tokens(self._tokenizer, template_messages(prompt, identity), template_tools(tools))
 
     def _calls(self, tools: Sequence[Tool]) -> CallGrammars | None:
         """How the model calls tools; None where there are none. Raises `ApiError` where it cannot."""
