@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from helpers.serving import TOOL_TEMPLATE, ask, gauges, running, slow_steps, tiny_service, until
+from solm.backends.torch.session import TorchSession
 from solm.serving import call_grammars, constraints
 from solm.serving.settings import MAX_TOOLS
 
@@ -132,6 +133,24 @@ def test_log_probabilities_are_those_of_what_may_be_said(client):
     assert (first.token, first.logprob, len(first.top_logprobs)) == ("a", 0, 1)
     assert {other.token for other in second.top_logprobs} == {"b", "c", "d"}
     assert sum(exp(other.logprob) for other in second.top_logprobs) == pytest.approx(1, abs=1e-6)
+
+
+def test_rows_say_whether_they_need_all_logits(client, monkeypatch):
+    flags, step = [], TorchSession.step
+
+    def recorded(session, tokens, approximate_tail):
+        flags.append(approximate_tail.tolist())
+        return step(session, tokens, approximate_tail=approximate_tail)
+
+    monkeypatch.setattr(TorchSession, "step", recorded)
+    for order, approximate in (
+        ({"temperature": 0}, True), ({"temperature": 0, "logprobs": True}, False),
+        ({"temperature": 0, **outputs(regex="[ab]{9}")}, False), ({"temperature": 1.0, "seed": 1}, False),
+    ):  # fmt: skip
+        flags.clear()
+        text(client, budget=None, **order)
+        assert flags
+        assert flags == [[approximate]] * len(flags), order
 
 
 def test_others_of_the_batch_say_what_they_say_alone(client):
