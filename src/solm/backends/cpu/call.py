@@ -109,6 +109,7 @@ class EngineCall:
         logit_steps: int | None = None,
         approximate_tail: int = 0,
         exact_rows: np.ndarray | None = None,
+        adaptive_head: bool = False,
         histogram: np.ndarray | None = None,
     ) -> Computed:
         """Process tokens [N, Q], or [N] for one token a row, after the lengths [N] int64 tokens that caches [N] hold.
@@ -118,7 +119,8 @@ class EngineCall:
         themselves. first, last: layers [first, last) only; with first > 0, `before` is the result of those before.
         logit_steps: tokens at the end of every row whose logits are wanted; None: all. approximate_tail: 0, or how many
         of a token's largest logits are exact, at most 64, where others may be approximate. exact_rows: [N] bool, rows
-        whose logits are all exact even then. histogram: [layers, 2, `structs.MAGNITUDES`] uint32, to which the call
+        whose logits are all exact even then. adaptive_head: all may be exact where earlier calls have shown that
+        approximate ones take longer. histogram: [layers, 2, `structs.MAGNITUDES`] uint32, to which the call
         adds how many inputs of the MLP's sites lie in every bin of |x|.
 
         The same tuple of caches and the same array of states are the cheapest to pass again. Raises `DataError` for
@@ -159,7 +161,7 @@ class EngineCall:
         call.tokens, call.realised = ids.ctypes.data, at
         call.actions, call.stream, call.logits = at + buffers.actions_at, at + buffers.stream_at, logits.ctypes.data
         call.first, call.last, call.logit_steps = first, last, wanted_logits
-        call.decide, call.approximate_tail = decide, approximate_tail
+        call.decide, call.approximate_tail, call.adaptive_head = decide, approximate_tail, adaptive_head
         call.exact_rows = None if exact_rows is None else buffers.exact_rows_at
         if exact_rows is not None:
             if exact_rows.shape != (rows,) or exact_rows.dtype != bool:

@@ -211,7 +211,7 @@ class CpuSession(BaseSession):
         self._prepare(count)
         run, rows = self._call.run, (self._caches, tokens, self._held, self._budgets)
         skipped = 0 if keep_logits is None else int(keep_logits.min())  # first tokens, whose logits nobody wants
-        wanted: dict[str, Any] = {"logit_steps": count - skipped}
+        wanted: dict[str, Any] = {"logit_steps": count - skipped, "adaptive_head": True}
         if isinstance(approximate_tail, np.ndarray):
             wanted |= {"approximate_tail": 1, "exact_rows": ~approximate_tail}
         else:

@@ -140,7 +140,7 @@ class Call(ctypes.Structure):
 
     _fields_ = [
         ("rules", _pointer),
-        *_integers("rows", "count", "first", "last", "decide", "approximate_tail", "logit_steps"),
+        *_integers("rows", "count", "first", "last", "decide", "approximate_tail", "logit_steps", "adaptive_head"),
         *_pointers(
             "caches", "tokens", "lengths", "keep", "states", "actions", "realised", "stream", "logits", "histogram",
             "exact_rows", "message",

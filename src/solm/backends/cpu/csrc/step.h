@@ -102,7 +102,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   // The same for steps whose logits are all exact; null for others.
   float* exact_logits_of(int number) const {
     const Call& c = *e.call;
-    return !c.approximate_tail || (c.exact_rows && c.exact_rows[number / c.count]) ? logits_of(number) : nullptr;
+    return !e.screening.on || (c.exact_rows && c.exact_rows[number / c.count]) ? logits_of(number) : nullptr;
   }
 
   // The logits that are wanted of steps [start, start + rows), whose inputs of the head are x [rows, H]. many: exact ones are
@@ -118,7 +118,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     for (int r = 0; r < rows; ++r)
       if (float* to = logits_of(start + r); to && !exact_logits_of(start + r)) want(r, to);
     if (!wanted) return;
-    if constexpr (INTEGERS) integer_head(inputs, logits, exact, wanted);
+    if constexpr (INTEGERS) integer_head(inputs, logits, exact, wanted, many);
     else float_head(inputs, logits, wanted);
   }
 
@@ -271,22 +271,26 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       }
   }
 
-  // All logits of the first `exact` rows are exact, of the others the largest.
-  void integer_head(const float* const* inputs, float* const* logits, int exact, int rows) {
+  // All logits of the first `exact` rows are exact, of the others the largest. many: see HeadSlice.
+  void integer_head(const float* const* inputs, float* const* logits, int exact, int rows, bool many) {
     const int groups = (H + GROUP - 1) / GROUP;
     for (int r = 0; r < rows; ++r) rounded[r].round(all.data(), inputs[r], H, 0, groups, 127);
-    if (e.head.bits == HIGH_BITS) exact = rows;
     if (exact) {
-      head->prepare(rounded.data(), exact);
+      head->prepare(rounded.data(), exact, false);
       head->exact([&](int r) { return logits[r]; });
     }
     if (exact == rows) return;
-    head->prepare(rounded.data() + exact, rows - exact);
+    head->prepare(rounded.data() + exact, rows - exact, many);
     auto to = [&](int r) { return logits[exact + r]; };
     const int largest = e.call->approximate_tail;
     head->approximate(largest, to, partial(thread));
     barrier();
-    head->refine(largest, threads, to, [&](int t) { return partial(t); });
+    const int64_t whole = head->refine(
+        largest, threads, to, [&](int t) { return partial(t); },
+        [&](const ChunkInput& x, int block) {
+          return prompt.products.multiply(e.head, e.s.vocabulary, x, block, 0, rows - exact);
+        });
+    e.screening.add(whole, int64_t(head->last - head->first) * (rows - exact));
     half = !half;
   }
 };
