@@ -2,6 +2,7 @@
 
 import ctypes
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -37,21 +38,24 @@ def test_exact_logits_are_the_product_with_the_weights(opened, rows):
 
 @pytest.mark.parametrize("largest", [1, 7, 64])
 def test_the_largest_approximate_logits_are_exact(opened, largest):
-    """To the last bit what they are in a call of as many rows whose logits are all exact. Approximate ones depend on how many
-    rows are multiplied together, but for their last bits on nothing else."""
+    """To the last bit what they are in a call of as many rows whose logits are all exact, but for many rows of a head
+    without grids. Approximate ones depend on how many rows are multiplied together in their last bits alone."""
     engine, head, _ = opened
     for rows in (1, 3, 16):
         exact, found = engine.logits(5, rows), engine.logits(5, rows, largest)
         top = exact.topk(largest).indices
-        assert torch.equal(exact.gather(1, top), found.gather(1, top))
+        same = (
+            torch.equal if head.group or rows < 8 else partial(torch.allclose, rtol=0, atol=2e-5 * float(exact.std()))
+        )
+        assert same(exact.gather(1, top), found.gather(1, top))
         assert torch.equal(exact.argmax(-1), found.argmax(-1))
         alone = torch.cat([engine.logits(5 + row, 1, largest) for row in range(rows)])
         if rows < 8:
             assert torch.equal(found, alone)
-        elif head.group:
+        else:
             torch.testing.assert_close(found, alone, rtol=0, atol=2e-5 * float(exact.std()))
     off = (exact - found).abs()
-    if head.bits == 4 or not head.group:  # which many rows are multiplied with in whole
+    if head.bits == 4:
         assert not off.any()
     elif largest == 1:
         assert off.mean() > 0
@@ -61,9 +65,9 @@ def test_the_largest_approximate_logits_are_exact(opened, largest):
 @pytest.mark.parametrize("rows", [1, 3, 16, 19])
 def test_rows_beside_exact_ones_are_still_approximate(opened, rows):
     """To the last bit what they are without them, and exact rows what they are where all are."""
-    engine, _, _ = opened
+    engine, head, _ = opened
     all_exact, all_approximate = engine.logits(5, rows), engine.logits(5, rows, 3)
-    largest = all_exact.topk(3)
+    largest = all_exact.topk(3) if head.group else torch.cat([engine.logits(5 + row) for row in range(rows)]).topk(3)
     draw = np.random.default_rng(rows)
     for exact_rows in (np.arange(rows) == 0, np.arange(rows) > 0, draw.random(rows) < 0.5, np.ones(rows, bool)):
         found = engine.logits(5, rows, 3, exact_rows)
