@@ -205,8 +205,13 @@ def approximate_tails_are_exact_at_the_top(built) -> None:
         rows = Rows(engine_of(model, SPARSITY, "int8", library=built), 5)
         rows.run(tokens(5, 40))
         exact, short = (rows.fork().run(tokens(5, 12, seed=5), approximate_tail=tail).logits for tail in (0, 3))
+        exact_rows = np.arange(5) % 2 == 1
+        mixed = rows.fork().run(tokens(5, 12, seed=5), approximate_tail=3, exact_rows=exact_rows).logits
+        assert torch.equal(mixed[exact_rows], exact[exact_rows])
         top = exact.topk(3).indices
-        torch.testing.assert_close(exact.gather(-1, top), short.gather(-1, top), atol=1e-4, rtol=0)
+        for some in (short, mixed):
+            torch.testing.assert_close(exact.gather(-1, top), some.gather(-1, top), atol=1e-4, rtol=0)
+        assert not torch.equal(mixed[~exact_rows], exact[~exact_rows])
         off = (exact - short)[exact < exact.amax(-1, keepdim=True) - 9]
         assert 0 < off.abs().mean() < 0.5
         torch.testing.assert_close(exact.logsumexp(-1), short.logsumexp(-1), atol=0.02, rtol=0)

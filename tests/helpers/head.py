@@ -81,8 +81,10 @@ class HeadEngine(Engine):
         self.handle, self.sizes = made.value, sizes
         self._rows: dict[int, tuple] = {}
 
-    def logits(self, first: int, rows: int = 1, approximate_tail: int = 0) -> torch.Tensor:
-        """Logits [rows, V] of states from `first` on, in one step."""
+    def logits(
+        self, first: int, rows: int = 1, approximate_tail: int = 0, exact_rows=None, adaptive_head=False
+    ) -> torch.Tensor:
+        """Logits [rows, V] of states from `first` on, in one step. exact_rows: [rows] bool."""
         if rows not in self._rows:
             caches = tuple(Cache(self, 16) for _ in range(rows))
             self._rows[rows] = (
@@ -93,7 +95,8 @@ class HeadEngine(Engine):
             )
         *given, call = self._rows[rows]
         tokens = torch.arange(first, first + rows)
-        return torch.from_numpy(call.run(given[0], tokens, *given[1:], approximate_tail=approximate_tail).logits[:, 0])
+        how = {"approximate_tail": approximate_tail, "exact_rows": exact_rows, "adaptive_head": adaptive_head}
+        return torch.from_numpy(call.run(given[0], tokens, *given[1:], **how).logits[:, 0])
 
 
 def random_head(form: tuple[int, int, int], vocabulary: int, hidden: int, seed: int = 0) -> tuple[Head, torch.Tensor]:

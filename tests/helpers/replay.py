@@ -51,7 +51,7 @@ class Recorder:
             (at, ctypes.sizeof(call)), (call.rules, ctypes.sizeof(structs.SparsityRules)),
             (call.caches, 8 * call.rows), (call.tokens, 8 * steps), (call.lengths, 8 * call.rows),
             (call.keep, 24 * steps if call.keep else 0), (call.states, ROW_STATE.itemsize * call.rows),
-            (call.message, structs.MESSAGE),
+            (call.exact_rows, call.rows if call.exact_rows else 0), (call.message, structs.MESSAGE),
         ]  # fmt: skip
         inputs = [place for place in inputs if place[1]]
         places = _places(inputs)

@@ -37,6 +37,8 @@ JOINS = ("allOf", "anyOf", "oneOf", "not", "items", "prefixItems")
 KEYWORDS = ("$ref", "maxItems", "minItems", "maxLength", "multipleOf", "maximum", "pattern", "format")
 MOST = 500
 """Objects and arrays of a schema that are enough: copies of copies would fill the memory of this process first."""
+ELEMENTS_TEMPLATE = TOOL_TEMPLATE.replace("<tool_call>", "<tool_call><function=<parameter=")
+"""Of calls whose arguments are elements."""
 PIECES = ("{1000}", "{0,99999}", "(a|b)*", "start", "[^", ".*", "&", "~")
 
 
@@ -116,9 +118,16 @@ def resident() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_whatever_is_asked_the_server_lives(byte_tokenizer, count):
-    service = tiny_service(byte_tokenizer, policy=False, template=TOOL_TEMPLATE, max_rows=8)
+@pytest.mark.parametrize(
+    ("count", "template"),
+    [
+        (150, TOOL_TEMPLATE), pytest.param(10_000, TOOL_TEMPLATE, marks=pytest.mark.slow),
+        pytest.param(2_000, ELEMENTS_TEMPLATE, marks=pytest.mark.slow),
+    ],
+    ids=["150", "10000", "2000, elements"],
+)  # fmt: skip
+def test_whatever_is_asked_the_server_lives(byte_tokenizer, count, template):
+    service = tiny_service(byte_tokenizer, policy=False, template=template, max_rows=8)
     statuses, slowest, before = dict.fromkeys((200, 400, 413, 429), 0), 0.0, resident()
     with running(service) as address, httpx.Client(timeout=120) as http:
 

@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from helpers.serving import TOOL_TEMPLATE, ask, gauges, running, slow_steps, tiny_service, until
+from solm.backends.torch.session import TorchSession
 from solm.serving import call_grammars, constraints
 from solm.serving.settings import MAX_TOOLS
 
@@ -132,6 +133,24 @@ def test_log_probabilities_are_those_of_what_may_be_said(client):
     assert (first.token, first.logprob, len(first.top_logprobs)) == ("a", 0, 1)
     assert {other.token for other in second.top_logprobs} == {"b", "c", "d"}
     assert sum(exp(other.logprob) for other in second.top_logprobs) == pytest.approx(1, abs=1e-6)
+
+
+def test_rows_say_whether_they_need_all_logits(client, monkeypatch):
+    flags, step = [], TorchSession.step
+
+    def recorded(session, tokens, approximate_tail):
+        flags.append(approximate_tail.tolist())
+        return step(session, tokens, approximate_tail=approximate_tail)
+
+    monkeypatch.setattr(TorchSession, "step", recorded)
+    for order, approximate in (
+        ({"temperature": 0}, True), ({"temperature": 0, "logprobs": True}, False),
+        ({"temperature": 0, **outputs(regex="[ab]{9}")}, False), ({"temperature": 1.0, "seed": 1}, False),
+    ):  # fmt: skip
+        flags.clear()
+        text(client, budget=None, **order)
+        assert flags
+        assert flags == [[approximate]] * len(flags), order
 
 
 def test_others_of_the_batch_say_what_they_say_alone(client):
@@ -370,7 +389,21 @@ CODER = (
 )
 
 
-@pytest.mark.parametrize("template", [LLAMA, MISTRAL, CODER], ids=["llama", "mistral", "coder"])
+MISTRAL_13 = (
+    "{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}{% for m in messages %}"
+    "[{{ m.role }}]{{ m.content }}{% for call in m.tool_calls or [] %}[TOOL_CALLS]{{ call.function.name }}"
+    "[ARGS]{{ call.function.arguments | tojson }}{% endfor %}{% endfor %}"
+)
+GLM = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ '\n<tool_call>' + call.function.name }}\n"
+    "{% for name, value in call.function.arguments.items() %}<arg_key>{{ name }}</arg_key>\n"
+    "<arg_value>{{ value }}</arg_value>\n{% endfor %}</tool_call>{% endfor %}{% endfor %}<|assistant|>"
+)
+OTHERS = {"llama": LLAMA, "mistral": MISTRAL, "coder": CODER, "mistral-13": MISTRAL_13, "glm": GLM}
+
+
+@pytest.mark.parametrize("template", OTHERS.values(), ids=OTHERS)
 def test_calls_in_the_forms_of_other_models(byte_tokenizer, template):
     """Whole and streamed, and sent back under the ids of another server."""
     service = tiny_service(byte_tokenizer, policy=False, template=template)

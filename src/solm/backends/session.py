@@ -151,11 +151,12 @@ class Session(Protocol):
     def aim(self, target: Array) -> None:
         """Other targets [N, 3] from here on; what was spent is seen against what was allowed until now."""
 
-    def step(self, tokens: Array, keep: Array | None = None, approximate_tail: bool = False) -> Result:
+    def step(self, tokens: Array, keep: Array | None = None, approximate_tail: bool | np.ndarray = False) -> Result:
         """Process one token a row, tokens [N], Q = 1.
 
         keep: [N, 3], what all layers follow; None: the rows' policies decide, dense in rows without one.
-        approximate_tail: logits other than a row's largest may be approximate (`cpu` then reads half of most heads).
+        approximate_tail: logits other than a row's largest may be approximate (`cpu` then reads half of most heads); of
+        all rows, or [N] bool, of those rows.
         """
 
     def extend(self, tokens: Array, keep: Schedule | None = None, keep_logits: Array | None = None) -> Result:

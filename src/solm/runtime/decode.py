@@ -1,7 +1,7 @@
 """The decode loop: rows that share the passes over the weights, each with its own policy, budget and sampler."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Draft:
         prompt: int,
         policy: AnyPolicy,
         skip_special_tokens: bool = False,
-        shown: int | None = None,
+        shown: Collection[int] = (),
     ):
         self.sampler = sampler
         self.tokens: list[Token] = []
@@ -109,7 +109,7 @@ def decode(lm: ControlledModel, rows: Sequence[Row], batch_size: int) -> Iterato
         drafts = [rows[number].draft for number in active]
         found = batch.step(
             np.array([draft.tokens[-1].id for draft in drafts]),
-            approximate_tail=all(draft.sampler.takes_largest for draft in drafts),
+            approximate_tail=np.array([draft.sampler.takes_largest for draft in drafts]),
         )
         for place, step in enumerate(steps(found, [rows[number].policy for number in active])):
             yield active[place], drafts[place].add(found.logits[place, 0], step)

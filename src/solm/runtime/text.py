@@ -1,5 +1,6 @@
 """Token by token to text, without ever showing half a character."""
 
+from collections.abc import Collection
 from typing import Any
 
 _UNFINISHED = "\ufffd"
@@ -16,8 +17,8 @@ class TextStream:
     skip_special_tokens: the text has none of them but `shown`.
     """
 
-    def __init__(self, tokenizer: Any, skip_special_tokens: bool = False, shown: int | None = None):
-        self.tokenizer, self.skip, self._shown_token = tokenizer, skip_special_tokens, shown
+    def __init__(self, tokenizer: Any, skip_special_tokens: bool = False, shown: Collection[int] = ()):
+        self.tokenizer, self.skip, self._always = tokenizer, skip_special_tokens, shown
         self.ids: list[int] = []
         self._shown = self._context = 0
 
@@ -42,8 +43,8 @@ class TextStream:
     def _decode(self, ids: list[int]) -> str:
         if self.tokenizer is None or not ids:
             return ""
-        if self._shown_token in ids:
-            place = ids.index(self._shown_token)
+        place = next((place for place, token in enumerate(ids) if token in self._always), None)
+        if place is not None:
             told = str(self.tokenizer.decode(ids[place : place + 1]))
             return self._decode(ids[:place]) + told + self._decode(ids[place + 1 :])
         return str(self.tokenizer.decode(ids, skip_special_tokens=self.skip))

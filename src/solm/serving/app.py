@@ -22,7 +22,7 @@ from solm.serving.bodies import describe, read_body, takes
 from solm.serving.failures import ApiError, handle_errors
 from solm.serving.gate import HEADERS, Gate
 from solm.serving.health import add_health
-from solm.serving.request_log import described
+from solm.serving.request_log import log_facts
 from solm.serving.requests import ChatRequest, CompletionRequest, TokenizeRequest
 from solm.serving.response_requests import ResponsesRequest
 from solm.serving.responses import ResponseWriter
@@ -157,16 +157,16 @@ async def _complete(
     try:
         await asyncio.wait({gathering, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not gathering.done():
-            request.state.log = described(exchange.jobs, None)
+            request.state.log = log_facts(exchange.jobs, None)
             return Response(status_code=499)
         choices = gathering.result()
-        request.state.log = described(exchange.jobs, choices)
+        request.state.log = log_facts(exchange.jobs, choices)
         if writer is not None:
             return JSONResponse(await run_in_threadpool(writer.whole, choices))
         whole = await run_in_threadpool(exchange.answers.whole, choices, exchange.echo)
         return Response(whole.model_dump_json(exclude_unset=True, warnings=False), media_type="application/json")
     except ApiError as error:
-        request.state.log = described(exchange.jobs, None, error.code)
+        request.state.log = log_facts(exchange.jobs, None, error.code)
         raise
     finally:
         gathering.cancel()
@@ -213,7 +213,7 @@ async def _events(service: Service, request: Request, exchange: Exchange, with_u
         failed = error.code
         yield f"data: {json.dumps(error.body)}\n\n"
     finally:
-        request.state.log = described(exchange.jobs, choices, failed)
+        request.state.log = log_facts(exchange.jobs, choices, failed)
         service.close(exchange)
 
 
@@ -227,7 +227,7 @@ async def _response_events(service: Service, request: Request, writer: ResponseW
         failed = error.code
         yield writer.failed(error.body["error"])
     finally:
-        request.state.log = described(writer.exchange.jobs, [choice], failed)
+        request.state.log = log_facts(writer.exchange.jobs, [choice], failed)
         service.close(writer.exchange)
 
 

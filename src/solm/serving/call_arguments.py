@@ -3,12 +3,10 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 _STRUCTURE = re.compile(r'[{}"\\]')
-_PARAMETER = re.compile(r"\s*<parameter=([^>\n]*)>\n?")
-_VALUE_ENDS = re.compile(r"\n?</parameter>|\n?(?=</function>\s*</tool_call>)")
-_END = re.compile(r"\s*</function>|[^<]*(?=</tool_call>)")
 _WORDS = {"True": True, "False": False, "None": None}
 """Values as Python, and therefore templates, write them."""
 Schema = Mapping[str, Any]
@@ -43,6 +41,22 @@ class Braces:
         return None
 
 
+@dataclass(frozen=True)
+class Elements:
+    """How arguments are written as one element per parameter.
+
+    before, between, after: what stands before a parameter's name, between that and its value, and after its value.
+    begins: reads up to a value (group 1: the name). value_ends: reads what ends a value, ends: what ends the arguments.
+    """
+
+    before: str
+    between: str
+    after: str
+    begins: re.Pattern[str]
+    value_ends: re.Pattern[str]
+    ends: re.Pattern[str]
+
+
 class Arguments(Protocol):
     """Reads the arguments of one call."""
 
@@ -70,27 +84,28 @@ class JsonArguments:
         return (said, "", False) if end is None else (said, text[end:], True)
 
 
-class ParameterArguments:
-    """One element per parameter, ``<parameter=name>value</parameter>``, up to ``</function>``; a value comes when it is
-    complete. schema: of the tool's parameters, which says what is text."""
+class ElementArguments:
+    """One element per parameter; a value comes when it is complete. schema: of the tool's parameters, which says what
+    is text."""
 
-    def __init__(self, schema: Schema):
+    def __init__(self, elements: Elements, schema: Schema):
+        self._elements = elements
         properties = schema.get("properties")
         self._properties: Mapping[str, Any] = properties if isinstance(properties, Mapping) else {}
         self._names: set[str] = set()
 
     def push(self, text: str) -> tuple[str, str, bool]:
         """As `Arguments` says."""
-        said = ""
-        while match := _PARAMETER.match(text):
-            ends = _VALUE_ENDS.search(text, match.end())
+        said, elements = "", self._elements
+        while match := elements.begins.match(text):
+            ends = elements.value_ends.search(text, match.end())
             if ends is None:
                 return said, text, False
             value, text = text[match.end() : ends.start()], text[ends.end() :]
             if match[1] not in self._names:
                 said += ("{", ", ")[bool(self._names)] + f"{_dumped(match[1])}: {self._json(match[1], value)}"
                 self._names.add(match[1])
-        end = _END.match(text)
+        end = elements.ends.match(text)
         if end is None:
             return said, text, False
         return said + ("}" if self._names else "{}"), text[end.end() :], True

@@ -3,13 +3,14 @@
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from solm.backends.chat_template import names_tools
+from solm.serving.call_arguments import Elements
 from solm.serving.failures import ApiError
 
-NAME = '"NAME"'
-"""Stands for the quoted name of a tool in `CallForm.before`."""
+NAME = "%NAME%"
+"""Stands for the name of a tool in `CallForm.before`."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,11 @@ class CallForm:
     words, others: a template of this form has all of `words` and none of `others`. begins: the mark before a call.
     first, between, last: what stands before, between and after the calls of a reply. before, after: what stands before
     and after the arguments of one call. head: what has been read when the name (group 1) is known. follows: by mark
-    after a call whether another call follows it without `begins`. bare: a reply may also begin with a call.
-    arguments: JSON, or one element per parameter. several: whether the template takes several calls in one reply.
-    identity: characters of a call's id, letters and digits, where the template insists on it.
+    after a call whether another call follows it without `begins`. opens: the mark between a name that is not in JSON
+    and JSON that no mark ends. marks: what beside `begins` may be a token that text does not show. bare: a reply may
+    also begin with a call. elements: how arguments are written that are no JSON. several: whether the template takes
+    several calls in one reply. identity: characters of a call's id, letters and digits, where the template insists on
+    it.
     """
 
     name: str
@@ -37,8 +40,10 @@ class CallForm:
     others: tuple[str, ...] = ()
     ends: str = ""
     """The mark after a call, where there is one: what lies between `begins` and it may also be no call."""
+    opens: str = ""
+    marks: tuple[str, ...] = ()
     bare: bool = False
-    arguments: Literal["json", "parameters"] = "json"
+    elements: Elements | None = None
     several: bool = True
     identity: int | None = None
 
@@ -46,32 +51,83 @@ class CallForm:
     def heads(self) -> re.Pattern[str]:
         return re.compile(self.head)
 
+    @property
+    def around(self) -> bool:
+        """Whether a call ends with the JSON object around its arguments."""
+        return not self.ends and not self.opens
+
 
 _HEAD = r'\s*[\[,]?\s*\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
 _TAGGED: dict[str, Any] = {
     "begins": "<tool_call>", "ends": "</tool_call>", "follows": (("</tool_call>", False),),
     "first": "<tool_call>\n", "between": "\n</tool_call>\n<tool_call>\n", "last": "\n</tool_call>",
 }  # fmt: skip
+_CODER_ELEMENTS = Elements(
+    "<parameter=", ">\n", "\n</parameter>\n", re.compile(r"\s*<parameter=([^>\n]*)>\n?"),
+    re.compile(r"\n?</parameter>|\n?(?=</function>\s*</tool_call>)"),
+    re.compile(r"\s*</function>|[^<]*(?=</tool_call>)"),
+)  # fmt: skip
+
+
+def _glm(name: str, line: str, words: tuple[str, ...], others: tuple[str, ...] = ()) -> CallForm:
+    """line: what separates names and values."""
+    elements = Elements(
+        "<arg_key>", f"</arg_key>{line}<arg_value>", f"</arg_value>{line}",
+        re.compile(r"\s*<arg_key>([^<\n]*)</arg_key>\s*<arg_value>"), re.compile("</arg_value>"),
+        re.compile(r"[^<]*(?=</tool_call>)"),
+    )  # fmt: skip
+    return CallForm(
+        name, ("<tool_call>", *words), "<tool_call>", "<tool_call>", f"</tool_call>{line}<tool_call>", "</tool_call>",
+        before=NAME + line, after="", head=r"\s*([\w-]+)\s*(?=<arg_key>|</tool_call>)", others=others,
+        ends="</tool_call>", follows=(("</tool_call>", False),), elements=elements,
+    )  # fmt: skip
+
+
+_CALLS, _CALL, _SEPARATOR, _CALL_ENDS, _CALLS_END = (
+    f"<\uff5ctool\u2581{words}\uff5c>"
+    for words in ("calls\u2581begin", "call\u2581begin", "sep", "call\u2581end", "calls\u2581end")
+)
+_DEEPSEEK: dict[str, Any] = {
+    "begins": _CALLS, "first": _CALLS, "last": _CALLS_END, "ends": _CALL_ENDS,
+    "follows": ((_CALL, True), (_CALLS_END, False)), "marks": (_CALL, _SEPARATOR, _CALL_ENDS, _CALLS_END),
+}  # fmt: skip
 FORMS = (
     CallForm(
         "qwen3-coder", ("<tool_call>", "<function=", "<parameter="), **_TAGGED, before=f"<function={NAME}>\n",
-        after="</function>", head=r"\s*<function=([^>\n]*)>", arguments="parameters",
+        after="</function>", head=r"\s*<function=([^>\n]*)>", elements=_CODER_ELEMENTS,
     ),
+    _glm("glm-4.5", "\n", ("<arg_key>",), ("</arg_key><arg_value>",)),
+    _glm("glm-4.7", "", ("</arg_key><arg_value>",)),
     CallForm(
-        "hermes", ("<tool_call>",), **_TAGGED, before=f'{{"name": {NAME}, "arguments": ', after="}", head=_HEAD,
+        "hermes", ("<tool_call>",), **_TAGGED, before=f'{{"name": "{NAME}", "arguments": ', after="}", head=_HEAD,
         others=("<function=", "<arg_key>"),
     ),
     CallForm(
         "mistral", ("[TOOL_CALLS]",), "[TOOL_CALLS]", "[TOOL_CALLS][", ", ", "]",
-        before=f'{{"name": {NAME}, "arguments": ', after="}", head=_HEAD, follows=((",", True), ("]", False)),
+        before=f'{{"name": "{NAME}", "arguments": ', after="}", head=_HEAD, follows=((",", True), ("]", False)),
         others=("[ARGS]",), identity=9,
     ),
     CallForm(
+        "mistral-13", ("[TOOL_CALLS]", "[ARGS]"), "[TOOL_CALLS]", "[TOOL_CALLS]", "[TOOL_CALLS]", "",
+        before=f"{NAME}[ARGS]", after="", head=r"\s*([\w-]+)\[ARGS\]\s*(?=\{)", opens="[ARGS]", marks=("[ARGS]",),
+        others=("[CALL_ID]",), identity=9,
+    ),
+    CallForm(
         "llama3", ("<|start_header_id|>", '"parameters"'), "<|python_tag|>", "", "; ", "",
-        before=f'{{"name": {NAME}, "parameters": ', after="}", head=_HEAD, bare=True, several=False,
+        before=f'{{"name": "{NAME}", "parameters": ', after="}", head=_HEAD, bare=True, several=False,
+    ),
+    CallForm(
+        "deepseek-v3", (_CALLS, "```json"), **_DEEPSEEK, between="\n",
+        before=f"{_CALL}function{_SEPARATOR}{NAME}\n```json\n", after=f"\n```{_CALL_ENDS}",
+        head=rf"\s*(?:{_CALL})?function{_SEPARATOR}([\w-]+)\s*```json\s*(?=\{{)",
+    ),
+    CallForm(
+        "deepseek-v3.1", (_CALLS,), **_DEEPSEEK, between="", before=f"{_CALL}{NAME}{_SEPARATOR}", after=_CALL_ENDS,
+        head=rf"\s*(?:{_CALL})?([\w-]+){_SEPARATOR}\s*(?=\{{)", others=("```json",),
     ),
 )  # fmt: skip
-"""Qwen 2.5 and 3, Hermes; Qwen3-Coder; Mistral up to version 3 of its tokenizer; Llama 3.1 to 3.3."""
+"""Qwen3-Coder; GLM; Qwen 2.5 and 3, Hermes; Mistral up to version 3 of its tokenizer, and from version 13 on; Llama 3.1
+to 3.3; DeepSeek."""
 
 
 def form_of(template: object) -> CallForm | None:
@@ -102,10 +158,12 @@ def checked_form(template: object) -> CallForm:
     return form
 
 
-def hidden_mark(form: CallForm, tokenizer: Any) -> int | None:
-    """The token that `form.begins` is, where text does not show it; None where it is text like any other."""
+def hidden_marks(form: CallForm, tokenizer: Any) -> dict[str, int]:
+    """Marks of a form that are tokens which text does not show, and those; others are text like any other."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    token: int | None = backend.token_to_id(form.begins)
-    return token if token is not None and backend.decode([token], skip_special_tokens=True) == "" else None
+    found = {} if backend is None else {mark: backend.token_to_id(mark) for mark in (form.begins, *form.marks)}
+    return {
+        mark: token
+        for mark, token in found.items()
+        if token is not None and backend.decode([token], skip_special_tokens=True) == ""
+    }

@@ -1,13 +1,14 @@
 """The grammars of replies that call tools: in the model's own form, with arguments that fit."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from solm.runtime.constraints import Constraint
 from solm.runtime.grammars import Grammar, GrammarError, checked_schema, quoted
-from solm.serving.call_arguments import only_texts
+from solm.serving.call_arguments import Elements, only_texts
 from solm.serving.call_forms import NAME, CallForm
 from solm.serving.failures import ApiError
 from solm.serving.settings import MAX_TOOL_CALLS
@@ -20,15 +21,14 @@ _ENFORCED = frozenset(
      "description", "default", "examples", "$schema", "$id", "$comment"}
 )  # fmt: skip
 """What a schema of parameters that are elements may have: the rest cannot be enforced in that form."""
-_LINE, _VALUE_ENDS = "\n", "</parameter>\n"
 
 
 @dataclass(frozen=True)
 class CallGrammars:
-    """Builds grammars for one model. mark: the token that begins a call, where it is no text (see `hidden_mark`)."""
+    """Builds grammars for one model. marks: tokens of its form of calls that are no text (see `hidden_marks`)."""
 
     form: CallForm
-    mark: int | None = None
+    marks: Mapping[str, int] = field(default_factory=dict)
 
     def required(self, check: Check, tools: Sequence[Tool], several: bool) -> Grammar:
         """Of replies that are calls alone."""
@@ -46,10 +46,10 @@ class CallGrammars:
             # A reply that begins with a brace is a call; no other text has one there.
             return self._grammar(check, tools, "PLAIN | calls", several, "PLAIN: /([^{ \\n\\r\\t](.|\\n)*)?/")
         start, inside = "called* TEXT" if several else "TEXT | called", "TEXT: /(.|\\n)*/"
-        if self.mark is None:
-            lines = [inside, f"head[lazy]: TEXT {quoted(form.begins)}", "called: head block"]
+        if form.begins in self.marks:
+            lines = [inside, f"called: TEXT {self._text(form.begins)} block"]
         else:
-            lines = [inside, f"called: TEXT <[{self.mark}]> block"]
+            lines = [inside, f"head[lazy]: TEXT {quoted(form.begins)}", "called: head block"]
         return self._grammar(check, tools, start, several, *lines)
 
     def _grammar(self, check: Check, tools: Sequence[Tool], start: str, several: bool, *more: str) -> Grammar:
@@ -61,15 +61,15 @@ class CallGrammars:
         lines += [f"calls: {self._text(form.first.removesuffix(first))} block", *more]
         lines += [f"block: {self._text(first)} call{again} {self._text(form.last)}"]
         lines += ["call: " + " | ".join(f"tool_{number}" for number in range(len(tools)))]
-        if form.arguments == "parameters":
-            lines += ["VALUE: /(.|\\n)*/", f"free[lazy]: VALUE {quoted(_LINE + _VALUE_ENDS)}"]
+        if form.elements is not None:
+            lines += ["VALUE: /(.|\\n)*/", f"free[lazy]: VALUE {quoted(form.elements.after)}"]
         lines += [f"tool_{number}: {rule}" for number, rule in enumerate(self._tools(check, tools))]
         return Grammar.trusted("\n".join(lines))
 
     def _text(self, text: str) -> str:
-        """Literal text, in which `form.begins` may be a token."""
-        parts = text.split(self.form.begins) if self.mark is not None else [text]
-        return f" <[{self.mark}]> ".join(quoted(part) if part else "" for part in parts)
+        """Literal text, in which marks may be tokens."""
+        parts = re.split("(" + "|".join(map(re.escape, self.marks)) + ")", text) if self.marks else [text]
+        return " ".join(f"<[{self.marks[part]}]>" if part in self.marks else quoted(part) for part in parts if part)
 
     def _tools(self, check: Check, tools: Sequence[Tool]) -> Iterator[str]:
         """A call by tool. Raises `ApiError` that says which tool's parameters cannot be a grammar."""
@@ -87,19 +87,16 @@ class CallGrammars:
                 raise ApiError(400, f"{place}: {error}", place, "invalid_grammar") from error
 
     def _call(self, name: str, schema: dict[str, Any], strict: bool) -> str:
-        form = self.form
-        if form.arguments == "json":
-            before = form.before.replace(NAME, json.dumps(name))
-            return f"{quoted(before)} {_json(schema)} {quoted(form.after)}"
-        parameters = " ".join(_parameters(schema, strict))
-        return f"{quoted(form.before.replace(NAME, name))} {parameters} {quoted(form.after)}"
+        elements = self.form.elements
+        arguments = _json(schema) if elements is None else " ".join(_parameters(elements, schema, strict))
+        return f"{self._text(self.form.before.replace(NAME, name))} {arguments} {self._text(self.form.after)}"
 
 
 def _json(schema: Mapping[str, Any]) -> str:
     return "%json " + json.dumps(schema, ensure_ascii=False)
 
 
-def _parameters(schema: Mapping[str, Any], strict: bool) -> Iterator[str]:
+def _parameters(elements: Elements, schema: Mapping[str, Any], strict: bool) -> Iterator[str]:
     """An element per property, in the schema's order; those that are not required may be missing.
 
     Raises `GrammarError` for what this form cannot say, and with `strict` for what it cannot enforce.
@@ -110,15 +107,16 @@ def _parameters(schema: Mapping[str, Any], strict: bool) -> Iterator[str]:
         raise GrammarError(f"{min(left)!r} cannot be enforced in this model's form of calls")
     shared = {name: schema[name] for name in ("x-guidance", "$defs", "definitions") if name in schema}
     for name, known in properties.items():
-        if not name or {">", "\n"} & set(name):
+        begins = elements.before + name + elements.between
+        match = elements.begins.fullmatch(begins)
+        if not name or match is None or match[1] != name:
             raise GrammarError(f"the name {name!r} cannot be written in this model's form of calls"[:200])
-        element = f"{quoted(f'<parameter={name}>{_LINE}')} {_value(known, shared, strict)}"
+        element = f"{quoted(begins)} {_value(known, shared, strict, quoted(elements.after))}"
         yield element if name in (schema.get("required") or []) else f"({element})?"
 
 
-def _value(known: Any, shared: Mapping[str, Any], strict: bool) -> str:
+def _value(known: Any, shared: Mapping[str, Any], strict: bool, end: str) -> str:
     """The value of a parameter and the end of its element: text without quotes, or JSON."""
-    end = quoted(f"{_LINE}{_VALUE_ENDS}")
     if not only_texts(known):
         inner = known if isinstance(known, Mapping) else {}
         if any(not target.startswith(("#/$defs/", "#/definitions/")) for target in _references(inner)):

@@ -5,11 +5,13 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from solm.serving.call_arguments import Arguments, Braces, JsonArguments, ParameterArguments, Schema
+from solm.serving.call_arguments import Arguments, Braces, ElementArguments, JsonArguments, Schema
 from solm.serving.call_forms import CallForm
 from solm.serving.rows import overlap
 
 _SPACE = " \n\r\t"
+_LONGEST_HEAD = 100
+"""Characters of a head that `CallForm.opens` ends: a name has 64 at most."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,11 @@ class CallReader:
         if match is not None and match[1] in self._tools:
             found.append(self._begun(match[1]))
             self._text, self._read = self._text[match.end() :], self._body
-            parameters = self._form.arguments == "parameters"
+            elements = self._form.elements
             self._arguments = (
-                ParameterArguments(self._tools[match[1]]) if parameters else JsonArguments(not self._form.ends)
+                JsonArguments(self._form.around)
+                if elements is None
+                else ElementArguments(elements, self._tools[match[1]])
             )
             return True
         if self._form.ends:
@@ -110,6 +114,10 @@ class CallReader:
         begun = self._text.lstrip(_SPACE + "[,")
         if not begun:
             return False
+        if self._form.opens:
+            name, opens, arguments = self._text.partition(self._form.opens)
+            if (not opens and len(name) < _LONGEST_HEAD) or (opens and not arguments.strip()):
+                return False
         end = self._braces.end(self._text, self._seen) if begun[0] == "{" else 0
         if end is None:
             self._seen = len(self._text)

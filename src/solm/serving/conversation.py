@@ -1,7 +1,7 @@
 """From the messages of a request to what chat templates read."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,11 @@ from solm.serving.requests import Message
 from solm.serving.structure import Tool, ToolCall
 
 
-def told(messages: Sequence[Message], identity: int | None = None) -> list[dict[str, Any]]:
+def template_messages(messages: Sequence[Message], identity: int | None = None) -> list[dict[str, Any]]:
     """Messages as chat templates expect them. identity: letters and digits that the id of a call has to have, None:
     any. Raises `ApiError` where fields do not go with a role."""
     named = str if identity is None else partial(_short, length=identity)
-    return [_told(message, f"messages.{number}", named) for number, message in enumerate(messages)]
+    return [_template_message(message, f"messages.{number}", named) for number, message in enumerate(messages)]
 
 
 def _short(identity: str, length: int) -> str:
@@ -25,12 +25,12 @@ def _short(identity: str, length: int) -> str:
     return identity if plain else hashlib.sha256(identity.encode()).hexdigest()[:length]
 
 
-def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     """Tools as chat templates expect them, in OpenAI's form."""
     return [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in tools]
 
 
-def _told(message: Message, place: str, named: Callable[[str], str]) -> dict[str, Any]:
+def _template_message(message: Message, place: str, named: Callable[[str], str]) -> dict[str, Any]:
     for field, role in (("tool_calls", "assistant"), ("tool_call_id", "tool")):
         if getattr(message, field) is not None and message.role != role:
             raise ApiError(400, f"{place}.{field}: only messages with the role {role} have it", f"{place}.{field}")
@@ -43,21 +43,13 @@ def _told(message: Message, place: str, named: Callable[[str], str]) -> dict[str
     text = "".join(part.text for part in parts) if parts or message.content is None else str(message.content)
     found: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": text}
     if message.tool_calls is not None:
-        found["tool_calls"] = list(_calls(message.tool_calls, f"{place}.tool_calls", named))
+        found["tool_calls"] = [_call(call, named) for call in message.tool_calls]
     if message.role == "tool":
         found["tool_call_id"] = named(str(message.tool_call_id))
         found |= {} if message.name is None else {"name": message.name}
     return found
 
 
-def _calls(calls: Sequence[ToolCall], place: str, named: Callable[[str], str]) -> Iterator[dict[str, Any]]:
-    for number, call in enumerate(calls):
-        try:
-            arguments = from_json(call.function.arguments, allow_inf_nan=False)
-        except ValueError:
-            arguments = None
-        if not isinstance(arguments, dict):
-            where = f"{place}.{number}.function.arguments"
-            raise ApiError(400, f"{where} is not the JSON of an object", where, "invalid_value")
-        function = {"name": call.function.name, "arguments": arguments}
-        yield {"id": named(call.id), "type": "function", "function": function}
+def _call(call: ToolCall, named: Callable[[str], str]) -> dict[str, Any]:
+    function = {"name": call.function.name, "arguments": from_json(call.function.arguments)}
+    return {"id": named(call.id), "type": "function", "function": function}

@@ -46,7 +46,8 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        identity, begun, began, status = uuid.uuid4().hex[:12], time.perf_counter(), time.time_ns(), 499
+        identity, status = uuid.uuid4().hex[:12], 499
+        begun, begun_at = time.perf_counter(), time.time_ns()
         scope.setdefault("state", {})["identity"] = identity
 
         async def noted(message: Message) -> None:
@@ -86,7 +87,7 @@ class Gate:
             if trace := trace_id(headers.get(b"traceparent", b"")):
                 line["trace"] = trace
                 if self.spans is not None:
-                    self.spans.send(headers, line, began, time.time_ns())
+                    self.spans.send(headers, line, begun_at, time.time_ns())
             _LOG.info(json.dumps(line))
 
     def _named(self, header: bytes) -> bool:

@@ -96,7 +96,7 @@ class KeyRing:
         self.replace(keys)
 
     def replace(self, keys: Sequence[ApiKey]) -> None:
-        """From now on these keys are valid, and no others. None: no key is required."""
+        """From now on these keys are valid, and no others; without any, none is required."""
         digests = [(hashlib.sha256(key.secret.encode()).digest(), key) for key in keys]
         self._known = digests, {key.name: key for key in keys if key.name}
 

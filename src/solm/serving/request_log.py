@@ -8,7 +8,7 @@ from solm.serving.answers import Choice
 from solm.serving.rows import Ended, Job
 
 
-def described(jobs: Sequence[Job], choices: Sequence[Choice] | None, failed: str | None = None) -> dict[str, Any]:
+def log_facts(jobs: Sequence[Job], choices: Sequence[Choice] | None, failed: str | None = None) -> dict[str, Any]:
     """The facts of a request whose replies are `jobs`.
 
     choices: as far as they arrived, None: not known. failed: how those ended that did not complete, by default

@@ -70,7 +70,8 @@ class Efficiency(_Strict):
 
     budget: Asked | None = Field(
         None,
-        description='Share of the dense step\'s bytes, such as 0.7, averages per axis, or text such as "keep=0.6".',
+        description="Share of the dense step's time (of its bytes, where the policy brings no step times), such as "
+        '0.7, averages per axis, or text such as "keep=0.6".',
     )
     policy: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
         None, description="dense, static, random, or policy where the server has one."

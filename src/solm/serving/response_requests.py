@@ -2,8 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag
-from pydantic_core import PydanticCustomError, from_json
+from pydantic import Discriminator, Field, StringConstraints, Tag
 
 from solm.serving.requests import (
     AxisBudget,
@@ -28,6 +27,7 @@ from solm.serving.structure import (
     JsonSchema,
     Name,
     NamedTool,
+    ObjectText,
     ResponseFormat,
     Strict,
     Tool,
@@ -62,24 +62,13 @@ class InputItem(Strict):
     status: Status | None = None
 
 
-def _object(arguments: str) -> str:
-    """Refuses arguments that are no object."""
-    try:
-        known = from_json(arguments, allow_inf_nan=False)
-    except ValueError:
-        known = None
-    if not isinstance(known, dict):
-        raise PydanticCustomError("arguments", "it is not the JSON of an object")
-    return arguments
-
-
 class CallItem(Strict):
     """A call of an earlier response. id and status have no effect."""
 
     type: Literal["function_call"]
     call_id: Identity
     name: Name
-    arguments: Annotated[str, AfterValidator(_object)]
+    arguments: ObjectText
     id: OldIdentity | None = None
     status: Status | None = None
 

@@ -1,6 +1,6 @@
 """A reply while it is decoded: the job, the tokens so far, and the events for the client."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,8 +82,8 @@ class Job:
     """Seconds on the scheduler's clock by which the reply should be complete."""
     constraint: Constraint | None = None
     """A grammar at its beginning, which the reply has to match."""
-    shown: int | None = None
-    """A special token that is part of the text."""
+    shown: Collection[int] = ()
+    """Special tokens that are part of the text."""
     expires: float = float("inf")
     arrived: float = 0.0
     cancelled: bool = False

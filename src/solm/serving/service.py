@@ -19,11 +19,11 @@ from solm.runtime.constraints import Constraint
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prompts import chat_tokens
 from solm.serving.answers import Answers, Choice
-from solm.serving.call_forms import checked_form, form_of, hidden_mark
+from solm.serving.call_forms import checked_form, form_of, hidden_marks
 from solm.serving.call_grammars import CallGrammars
 from solm.serving.calls import CallReader
 from solm.serving.constraints import Constraints, offered
-from solm.serving.conversation import described, told
+from solm.serving.conversation import template_messages, template_tools
 from solm.serving.dial import Dial, Order
 from solm.serving.failures import ApiError, from_row
 from solm.serving.keys import KeyRing
@@ -144,14 +144,14 @@ class Service:
                 raise SolmError("this model has no chat template; use /v1/completions")
             form = form_of(self._tokenizer.chat_template)
             identity = None if form is None else form.identity
-            return chat_tokens(self._tokenizer, told(prompt, identity), described(tools))
+            return chat_tokens(self._tokenizer, template_messages(prompt, identity), template_tools(tools))
 
     def _calls(self, tools: Sequence[Tool]) -> CallGrammars | None:
         """How the model calls tools; None where there are none. Raises `ApiError` where it cannot."""
         if not tools or not self._tokenizer.chat_template:
             return None
         form = checked_form(self._tokenizer.chat_template)
-        return CallGrammars(form, hidden_mark(form, self._tokenizer))
+        return CallGrammars(form, hidden_marks(form, self._tokenizer))
 
     def open(
         self,
@@ -207,7 +207,7 @@ class Service:
         reader = None
         if calls is not None:
             for job in jobs:
-                job.shown = calls.mark
+                job.shown = set(calls.marks.values())
             known = {tool.function.name: tool.function.parameters or {} for tool in tools}
             reader = partial(CallReader, calls.form, known)
         answers = Answers(

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError, from_json
 
 from solm.runtime.grammars import MAX_ALTERNATIVES, MAX_CHARACTERS
 from solm.serving.settings import MAX_TOOL_CALLS, MAX_TOOLS
@@ -12,6 +13,20 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 Identity = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 JsonObject = dict[str, Any]
 GrammarText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS)]
+
+
+def _object(text: str) -> str:
+    try:
+        known = from_json(text, allow_inf_nan=False)
+    except ValueError:
+        known = None
+    if not isinstance(known, dict):
+        raise PydanticCustomError("arguments", "it is not the JSON of an object")
+    return text
+
+
+ObjectText = Annotated[str, AfterValidator(_object)]
+"""The JSON of an object."""
 
 
 class Strict(BaseModel):
@@ -81,7 +96,7 @@ class CalledFunction(Strict):
     """A function and the JSON of its arguments."""
 
     name: Name
-    arguments: str
+    arguments: ObjectText
 
 
 class ToolCall(Strict):

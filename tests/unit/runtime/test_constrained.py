@@ -9,6 +9,7 @@ pytest.importorskip("llguidance")
 
 import solm
 from helpers.texts import FOX
+from solm.backends.base import BaseSession
 from solm.runtime.decode import Draft, Row, decode
 from solm.runtime.sampling import Sampler
 
@@ -33,9 +34,12 @@ def test_a_reply_matches_and_ends(tiny_lm):
         tiny_lm.with_policy(None).generate(np.ones((1, 4), np.int64), grammar=grammar)
 
 
-def test_rows_beside_one_under_a_grammar_are_the_same_to_the_last_bit(cpu_lm):
-    """Of the compiled engine: tokens of greedy rows, which it may otherwise choose without computing every logit, and
-    logits of rows that draw."""
+def test_rows_beside_one_under_a_grammar_are_the_same_to_the_last_bit(cpu_lm, monkeypatch):
+    """Of the compiled engine: tokens and logits; of greedy rows, where others are approximate, the largest."""
+    approximate, step = [], BaseSession.step
+    monkeypatch.setattr(
+        BaseSession, "step", lambda session, *known, **how: approximate.append(how) or step(session, *known, **how)
+    )
 
     def told(constrained):
         grammar = cpu_lm.compiler.compile(solm.Grammar.regex("[ab]{40}"))
@@ -50,12 +54,15 @@ def test_rows_beside_one_under_a_grammar_are_the_same_to_the_last_bit(cpu_lm):
             budget = cpu_lm.budget("keep=0.7" if number % 3 else None, 100, policy)
             rows.append(Row(ids, policy, budget, 20, draft, lambda draft: len(draft.tokens) == 20))
         for number, _ in decode(cpu_lm, rows, 6):
-            if number in (1, 3):
-                logits.append(rows[number].draft.possible.copy())
-        return [[token.id for token in row.draft.tokens] for row in rows[:4]], np.array(logits), rows
+            if number < 4:
+                possible = rows[number].draft.possible
+                logits.append(possible.copy() if number % 2 else possible.max())
+        return [[token.id for token in row.draft.tokens] for row in rows[:4]], logits, rows
 
     alone, logits, _ = told(False)
+    assert approximate[-1]["approximate_tail"].tolist() == [True, False] * 3
     beside, same, rows = told(True)
+    assert approximate[-1]["approximate_tail"].tolist() == [True, False, True, False, False, False]
     assert beside == alone
-    assert np.array_equal(logits, same)
+    assert all(map(np.array_equal, logits, same))
     assert all(re.fullmatch("[ab]{20}", "".join(token.text for token in row.draft.tokens)) for row in rows[4:])

@@ -35,12 +35,15 @@ def test_a_token_costs_the_same_however_long_nothing_can_be_shown(byte_tokenizer
     assert max(decoded) <= 40
 
 
-def test_one_special_token_may_be_part_of_the_text(byte_tokenizer):
+def test_special_tokens_may_be_part_of_the_text(byte_tokenizer):
     """As the mark that begins a call in some models' replies."""
     tokenizer = copy.deepcopy(byte_tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": ["[CALLS]", "[OTHER]"]})
     mark, other = tokenizer.convert_tokens_to_ids(["[CALLS]", "[OTHER]"])
     ids = [*tokenizer.encode("a\u00e9"), mark, other, *tokenizer.encode("\u00e9b"), mark]
-    for shown, text in ((None, "a\u00e9\u00e9b"), (mark, "a\u00e9[CALLS]\u00e9b[CALLS]")):
+    for shown, text in (
+        ((), "a\u00e9\u00e9b"), ({mark}, "a\u00e9[CALLS]\u00e9b[CALLS]"),
+        ({mark, other}, "a\u00e9[CALLS][OTHER]\u00e9b[CALLS]"),
+    ):  # fmt: skip
         stream = TextStream(tokenizer, True, shown)
         assert "".join(stream.push(token) for token in ids) + stream.flush() == text

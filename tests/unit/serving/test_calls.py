@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.serving import DEEPSEEK_MARKS
 from solm.serving.call_forms import FORMS
 from solm.serving.calls import CallPart, CallReader
 
@@ -82,11 +83,51 @@ CODER = {
     "<tool_call>\n<function=f>\n" + TEXTS.format("a", "b") + "<parameter=n>\n5": ("", [("f", '{"a": "b"')]),
     "<tool_call>\n<fun": ("<tool_call>\n<fun", []),
 }  # fmt: skip
-CASES = [
-    (form, text, expected)
-    for form, cases in (("hermes", HERMES), ("mistral", MISTRAL), ("llama3", LLAMA), ("qwen3-coder", CODER))
-    for text, expected in cases.items()
-]
+MISTRAL_13 = {
+    "hello [TOOL": ("hello [TOOL", []),
+    'So: [TOOL_CALLS]f[ARGS]{"a": "[ARGS]}"}[TOOL_CALLS]g[ARGS] {}': ("So:", [("f", '{"a": "[ARGS]}"}'), ("g", "{}")]),
+    "[TOOL_CALLS]other[ARGS]{}": ("[TOOL_CALLS]other[ARGS]{}", []),
+    '[TOOL_CALLS]f[ARGS]["a"]': ('[TOOL_CALLS]f[ARGS]["a"]', []),
+    "[TOOL_CALLS]" + "no " * 50 + "[TOOL_CALLS]g[ARGS]{}": ("[TOOL_CALLS]" + ("no " * 50).rstrip(), [("g", "{}")]),
+    '[TOOL_CALLS]f[ARGS]{"a": "cut': ("", [("f", '{"a": "cut')]),
+    "[TOOL_CALLS]f[AR": ("[TOOL_CALLS]f[AR", []),
+    "[TOOL_CALLS]f[ARGS]": ("[TOOL_CALLS]f[ARGS]", []),
+}  # fmt: skip
+VALUE = "<arg_key>{}</arg_key>{}<arg_value>{}</arg_value>{}"
+GLM = {
+    "Sure. <tool_ \n<tool_call>f\n" + VALUE.format("a", "\n", "if x < 1:\n  y = '</b>'\n", "\n")
+    + VALUE.format("l", "\n", '["x"]', "\n") + "</tool_call>\n<tool_call>g\n</tool_call>!": (
+        "Sure. <tool_!", [("f", '{"a": "if x < 1:\\n  y = \'</b>\'\\n", "l": ["x"]}'), ("g", "{}")],
+    ),
+    "<tool_call>f" + VALUE.format("a", "", "12", "") + VALUE.format("n", "", "12", "") + "</tool_call>": (
+        "", [("f", '{"a": "12", "n": 12}')],
+    ),
+    "<tool_call>g</tool_call><tool_call>other</tool_call>": ("<tool_call>other</tool_call>", [("g", "{}")]),
+    "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>cut": ("", [("f", "")]),
+    "<tool_call>f\n<arg": ("<tool_call>f\n<arg", []),
+}  # fmt: skip
+CALLS, CALL, SEPARATOR, CALL_ENDS, CALLS_END = DEEPSEEK_MARKS
+DEEPSEEK = {
+    f'Sure.{CALLS}{CALL}f{SEPARATOR}{{"a": "}}"}}{CALL_ENDS}{CALL}g{SEPARATOR}{{}}{CALL_ENDS}{CALLS_END} ok': (
+        "Sure.ok", [("f", '{"a": "}"}'), ("g", "{}")],
+    ),
+    f"{CALLS}{CALL}other{SEPARATOR}{{}}{CALL_ENDS}{CALLS_END}": (
+        f"{CALLS}{CALL}other{SEPARATOR}{{}}{CALL_ENDS}{CALLS_END}", [],
+    ),
+    f'{CALLS}{CALL}f{SEPARATOR}{{"a": "cut': ("", [("f", '{"a": "cut')]),
+}  # fmt: skip
+FUNCTION = f"{CALL}function{SEPARATOR}"
+DEEPSEEK_3 = {
+    f'{CALLS}{FUNCTION}f\n```json\n{{"a": "```"}}\n```{CALL_ENDS}\n{FUNCTION}g\n```json\n{{}}\n```{CALL_ENDS}': (
+        "", [("f", '{"a": "```"}'), ("g", "{}")],
+    ),
+    f"{CALLS}{FUNCTION}f{CALL_ENDS}": (f"{CALLS}{FUNCTION}f{CALL_ENDS}", []),
+}  # fmt: skip
+BY_FORM = {
+    "hermes": HERMES, "mistral": MISTRAL, "mistral-13": MISTRAL_13, "llama3": LLAMA, "qwen3-coder": CODER,
+    "glm-4.5": GLM, "glm-4.7": GLM, "deepseek-v3": DEEPSEEK_3, "deepseek-v3.1": DEEPSEEK,
+}  # fmt: skip
+CASES = [(form, text, expected) for form, cases in BY_FORM.items() for text, expected in cases.items()]
 BY_NAME = {form.name: form for form in FORMS}
 PARAMETERS = {"properties": {"a": {"type": "string"}, "n": {"type": "integer"}, "l": {}, "o": {"type": "boolean"}}}
 
@@ -102,7 +143,7 @@ def read(text, cuts, form="hermes"):
         if isinstance(part, CallPart):
             if part.name is not None:
                 assert part.index == len(calls)
-                assert len(part.identity) == (9 if form == "mistral" else 29)
+                assert len(part.identity) == (9 if form.startswith("mistral") else 29)
                 calls.append((part.name, ""))
             name, arguments = calls[part.index]
             calls[part.index] = (name, arguments + part.arguments)
@@ -123,9 +164,11 @@ def test_pieces_give_what_the_whole_gives(form, text, expected, cuts):
     [
         ("hermes", '<tool_call>\n{"name": "f", "arguments": %s}\n</tool_call>'),
         ("mistral", '[TOOL_CALLS][{"name": "f", "arguments": %s}]'),
+        ("mistral-13", "[TOOL_CALLS]f[ARGS]%s"),
+        ("deepseek-v3.1", f"{CALLS}{CALL}f{SEPARATOR}%s{CALL_ENDS}{CALLS_END}"),
         ("llama3", '{"name": "f", "parameters": %s}'),
     ],
-    ids=["hermes", "mistral", "llama3"],
+    ids=["hermes", "mistral", "mistral-13", "deepseek", "llama3"],
 )
 @settings(max_examples=20)
 @given(st.dictionaries(st.text(), st.text() | st.lists(st.text() | st.integers() | st.none()), max_size=4))

@@ -6,9 +6,10 @@ import pytest
 
 pytest.importorskip("llguidance")
 
+from helpers.serving import DEEPSEEK_MARKS
 from solm.runtime.constraints import Compiler
 from solm.runtime.grammars import GrammarError
-from solm.serving.call_forms import FORMS, hidden_mark
+from solm.serving.call_forms import FORMS, hidden_marks
 from solm.serving.call_grammars import CallGrammars
 from solm.serving.constraints import wanted
 from solm.serving.failures import ApiError
@@ -42,7 +43,7 @@ def fits(compiler, tokenizer, text, strict=True, form="hermes", parameters=CITY,
             **asked,
         }
     )  # fmt: skip
-    calls = CallGrammars(BY_NAME[form], hidden_mark(BY_NAME[form], tokenizer))
+    calls = CallGrammars(BY_NAME[form], hidden_marks(BY_NAME[form], tokenizer))
     _, make = wanted(request, request.tools, calls)
     constraint = compiler.compile(make(compiler.compile)).copy()
     try:
@@ -83,21 +84,37 @@ def test_a_free_choice_among_tools_that_are_not_strict_asks_for_no_grammar(compi
 def marked(byte_tokenizer):
     """The tokenizer with marks that text does not show, as Mistral's and Llama's have them, and its compiler."""
     found = copy.deepcopy(byte_tokenizer)
-    found.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]", "<|python_tag|>"]})
-    return found, Compiler(found, 261, [2])
+    found.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]", "<|python_tag|>", "[ARGS]"]})
+    return found, Compiler(found, 262, [2])
 
 
 ROME_ARGUMENTS = '{"name": "go", "arguments": {"city":"Rome"}}'
 ROME_PARAMETERS = '{"name": "go", "parameters": {"city":"Rome"}}'
 ROME_ELEMENTS = "<tool_call>\n<function=go>\n<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>"
+GLM = "<tool_call>go\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n</tool_call>"
+CALLS, CALL, SEPARATOR, CALL_ENDS, CALLS_END = DEEPSEEK_MARKS
+ROME_CITY = '{"city":"Rome"}'
+DEEPSEEK = f"{CALL}go{SEPARATOR}{ROME_CITY}{CALL_ENDS}"
+DEEPSEEK_3 = f"{CALL}function{SEPARATOR}go\n```json\n{ROME_CITY}\n```{CALL_ENDS}"
 BY_FORM = {
     "mistral": (
         f"[TOOL_CALLS][{ROME_ARGUMENTS}]", f'[TOOL_CALLS][{ROME_ARGUMENTS}, {{"name": "wait", "arguments": {{}}}}]',
         f"I [TOOL_CALLS][{ROME_ARGUMENTS}]",
     ),
+    "mistral-13": (
+        '[TOOL_CALLS]go[ARGS]{"city":"Rome"}', '[TOOL_CALLS]go[ARGS]{"city":"Rome"}[TOOL_CALLS]wait[ARGS]{}',
+        'I [TOOL_CALLS]go[ARGS]{"city":"Rome"}',
+    ),
     "llama3": (ROME_PARAMETERS, None, None),
     "qwen3-coder": (ROME_ELEMENTS, f"{ROME_ELEMENTS}\n<tool_call>\n<function=wait>\n</function>\n</tool_call>",
                     f"I {ROME_ELEMENTS}"),
+    "glm-4.5": (GLM, f"{GLM}\n<tool_call>wait\n</tool_call>", f"I {GLM}"),
+    "glm-4.7": (GLM.replace("\n", ""), GLM.replace("\n", "") + "<tool_call>wait</tool_call>", None),
+    "deepseek-v3.1": (
+        f"{CALLS}{DEEPSEEK}{CALLS_END}",
+        f"{CALLS}{DEEPSEEK}{DEEPSEEK.replace('go', 'wait').replace(ROME_CITY, '{}')}{CALLS_END}", None,
+    ),
+    "deepseek-v3": (f"{CALLS}{DEEPSEEK_3}{CALLS_END}", f"{CALLS}{DEEPSEEK_3}\n{DEEPSEEK_3}{CALLS_END}", None),
 }  # fmt: skip
 
 
@@ -110,7 +127,7 @@ def test_calls_fit_their_tools_in_every_form(compiler, byte_tokenizer, marked, f
     def fit(text, **asked):
         return fits(using, tokenizer, text, form=form, **asked)
 
-    assert (hidden_mark(BY_NAME[form], tokenizer) is not None) == (hidden and form != "qwen3-coder")
+    assert bool(hidden_marks(BY_NAME[form], tokenizer)) == (hidden and form in ("mistral", "mistral-13", "llama3"))
     for choice in ("required", "auto"):
         assert fit(one, tool_choice=choice)
         assert not fit(one.replace("Rome", "Oslo"), tool_choice=choice)

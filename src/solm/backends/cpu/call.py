@@ -56,6 +56,7 @@ class StepBuffers:
         rows, steps = len(caches), len(caches) * count
         self.caches, self.shape = caches, (rows, count, engine.sizes.hidden)
         self.lengths, self.keep = np.empty(rows, dtype=np.int64), np.empty((rows, count, 3))
+        self.exact_rows = np.empty(rows, dtype=bool)
         self.message = ctypes.create_string_buffer(structs.MESSAGE)
         self.rules = rules
         self.states: np.ndarray | None = None
@@ -63,7 +64,7 @@ class StepBuffers:
         self.words = 4 * steps + (steps * engine.sizes.hidden + 1) // 2  # of a result's block, 8 bytes each
         self.stream_at = 4 * steps * 8
         self.actions_at = 3 * steps * 8
-        self.keep_at = self.keep.ctypes.data
+        self.keep_at, self.exact_rows_at = self.keep.ctypes.data, self.exact_rows.ctypes.data
         self.call = structs.Call(
             rules=ctypes.addressof(rules),
             rows=rows,
@@ -107,6 +108,8 @@ class EngineCall:
         before: Computed | None = None,
         logit_steps: int | None = None,
         approximate_tail: int = 0,
+        exact_rows: np.ndarray | None = None,
+        adaptive_head: bool = False,
         histogram: np.ndarray | None = None,
     ) -> Computed:
         """Process tokens [N, Q], or [N] for one token a row, after the lengths [N] int64 tokens that caches [N] hold.
@@ -115,8 +118,10 @@ class EngineCall:
         one token, of the rows that do not decide; None: dense. decide: rows whose state has a decider decide for
         themselves. first, last: layers [first, last) only; with first > 0, `before` is the result of those before.
         logit_steps: tokens at the end of every row whose logits are wanted; None: all. approximate_tail: 0, or how many
-        of a token's largest logits are exact, at most 64, where others may be approximate. histogram: [layers, 2,
-        `structs.MAGNITUDES`] uint32, to which the call adds how many inputs of the MLP's sites lie in every bin of |x|.
+        of a token's largest logits are exact, at most 64, where others may be approximate. exact_rows: [N] bool, rows
+        whose logits are all exact even then. adaptive_head: all may be exact where earlier calls have shown that
+        approximate ones take longer. histogram: [layers, 2, `structs.MAGNITUDES`] uint32, to which the call
+        adds how many inputs of the MLP's sites lie in every bin of |x|.
 
         The same tuple of caches and the same array of states are the cheapest to pass again. Raises `DataError` for
         what the engine cannot process, `SolmError` without memory; nothing has changed then.
@@ -156,7 +161,12 @@ class EngineCall:
         call.tokens, call.realised = ids.ctypes.data, at
         call.actions, call.stream, call.logits = at + buffers.actions_at, at + buffers.stream_at, logits.ctypes.data
         call.first, call.last, call.logit_steps = first, last, wanted_logits
-        call.decide, call.approximate_tail = decide, approximate_tail
+        call.decide, call.approximate_tail, call.adaptive_head = decide, approximate_tail, adaptive_head
+        call.exact_rows = None if exact_rows is None else buffers.exact_rows_at
+        if exact_rows is not None:
+            if exact_rows.shape != (rows,) or exact_rows.dtype != bool:
+                raise DataError(f"exact_rows must be bool {[rows]}, got {exact_rows.dtype} {list(exact_rows.shape)}")
+            buffers.exact_rows[:] = exact_rows
         call.histogram = None if histogram is None else self._histogram_at(histogram)
         code = self._run(self._handle, buffers.call_at)
         if code:

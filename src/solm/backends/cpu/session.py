@@ -203,7 +203,7 @@ class CpuSession(BaseSession):
         keep: Array | None,
         split: Split | None = None,
         keep_logits: Array | None = None,
-        approximate_tail: bool = False,
+        approximate_tail: bool | np.ndarray = False,
         decide: bool = False,
     ) -> Result:
         """As `BaseSession._pass`; the engine counts what was spent."""
@@ -211,7 +211,11 @@ class CpuSession(BaseSession):
         self._prepare(count)
         run, rows = self._call.run, (self._caches, tokens, self._held, self._budgets)
         skipped = 0 if keep_logits is None else int(keep_logits.min())  # first tokens, whose logits nobody wants
-        wanted = {"logit_steps": count - skipped, "approximate_tail": int(approximate_tail)}
+        wanted: dict[str, Any] = {"logit_steps": count - skipped, "adaptive_head": True}
+        if isinstance(approximate_tail, np.ndarray):
+            wanted |= {"approximate_tail": 1, "exact_rows": ~approximate_tail}
+        else:
+            wanted["approximate_tail"] = int(approximate_tail)
         if split is None:
             done = run(*rows, keep, decide=decide, **wanted)
         else:

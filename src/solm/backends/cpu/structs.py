@@ -140,10 +140,10 @@ class Call(ctypes.Structure):
 
     _fields_ = [
         ("rules", _pointer),
-        *_integers("rows", "count", "first", "last", "decide", "approximate_tail", "logit_steps"),
+        *_integers("rows", "count", "first", "last", "decide", "approximate_tail", "logit_steps", "adaptive_head"),
         *_pointers(
             "caches", "tokens", "lengths", "keep", "states", "actions", "realised", "stream", "logits", "histogram",
-            "message",
+            "exact_rows", "message",
         ),
     ]  # fmt: skip
 

@@ -150,7 +150,7 @@ class TorchSession(BaseSession):
         keep: Array | None,
         split: Split | None = None,
         keep_logits: Array | None = None,
-        approximate_tail: bool = False,
+        approximate_tail: bool | np.ndarray = False,
         decide: bool = False,
     ) -> Result:
         """As `BaseSession._pass`; logits are always exact, and policies decide in Python."""

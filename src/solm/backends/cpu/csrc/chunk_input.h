@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "rounding.h"
 #include "structs.h"
 
 namespace solm {
@@ -33,7 +34,7 @@ struct ChunkInput {
     float peak = 0;
 #pragma omp simd reduction(max : peak)
     for (int i = 0; i < GROUP; ++i) peak = std::fabs(x[i]) > peak ? std::fabs(x[i]) : peak;
-    const float inverse = most / std::max(peak, 1.17549435e-36f), step = peak / most;
+    const auto [step, inverse] = Rounding(peak, most);
     int32_t rounded[GROUP], first = 0, second = 0;
     for (int i = 0; i < GROUP; ++i) rounded[i] = int32_t(std::nearbyint(x[i] * inverse));
     for (int i = 0; i < GROUP; ++i) to[i] = int8_t(rounded[i]);

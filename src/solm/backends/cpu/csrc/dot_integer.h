@@ -9,6 +9,7 @@
 #include "arch/compress.h"
 #include "arch/dot_i8.h"
 #include "prefetch.h"
+#include "rounding.h"
 #include "structs.h"
 
 namespace solm {
@@ -49,13 +50,13 @@ struct RoundedInput {
       float peak = 0;
 #pragma omp simd reduction(max : peak)
       for (int i = 0; i < GROUP; ++i) peak = std::max(peak, std::fabs(in[i]));
-      scale[g] = peak / float(most);
-      const float inverse = float(most) / std::max(peak, 1.17549435e-36f);
+      const Rounding rounding(peak, float(most));
+      scale[g] = rounding.step;
       for (int half = 0; half < 2; ++half) {
         int32_t sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int i = half * GROUP / 2; i < (half + 1) * GROUP / 2; ++i) {
-          const int32_t value = int32_t(std::nearbyint(in[i] * inverse));
+          const int32_t value = int32_t(std::nearbyint(in[i] * rounding.inverse));
           out[i] = int8_t(value);
           sum += value;
         }

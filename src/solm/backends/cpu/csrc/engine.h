@@ -36,6 +36,30 @@ struct PromptRoom {
   std::atomic<int> next[2] = {0, 0};                          // tasks that threads have taken
 };
 
+// Whether the head of a call is screened: whether logits come from upper bits alone where they cannot be among the largest (see
+// head.h). That pays while few strips are read whole. With an adaptive head it pauses otherwise, and a later call shows whether
+// this has changed. No logit that has to be exact depends on it.
+struct Screening {
+  static constexpr int PAUSE = 31;           // calls
+  static constexpr double MOST_WHOLE = 0.4;  // of the strips; upper bits take about half of a whole head's time
+  bool on = false;                           // in the call in progress
+
+  void begin(bool wanted, bool adaptive) {
+    on = wanted && (!adaptive || pause == 0);
+    if (wanted && !on) --pause;
+    whole = all = 0;
+  }
+  // That so many of some strips were read whole.
+  void add(int64_t read, int64_t strips) { whole += read, all += strips; }
+  void end() {
+    if (on && double(whole) > MOST_WHOLE * double(all)) pause = PAUSE;
+  }
+
+ private:
+  int pause = 0;
+  std::atomic<int64_t> whole = 0, all = 0;
+};
+
 // Cosines and sines [positions so far, rotary / 2].
 struct RopeTable : Rope {
   std::vector<float> cosine, sine;
@@ -74,6 +98,7 @@ struct Engine {
   std::vector<Step> steps;
   int reserved_pages = 0;
   PromptRoom prompt;
+  Screening screening;
 
   // The call in progress.
   const Call* call = nullptr;

@@ -5,7 +5,7 @@
 // 2 i + 1 of every byte for the i-th four of them.
 //
 // With approximate_tail, all upper bits are read first. What the lower bits would add is treated as random with a known
-// variance, and only strips where a logit may be one of the largest are read whole. With many steps, upper bits that have grids
+// variance, and only strips where a logit may be one of the largest are read whole. With many steps, numbers that have grids
 // are multiplied as matrices.
 #pragma once
 
@@ -18,8 +18,6 @@ namespace solm {
 constexpr float SAFE_DEVIATIONS = 6;  // standard deviations that an approximate logit is taken to be off at most
 
 struct HeadSlice {
-  static constexpr int LEAST_TILED = 8;  // steps from which on upper bits are multiplied as matrices
-
   // One group of channels: for every step of the batch, what its sums of numbers are multiplied with.
   struct ScaledGroup : Group {
     float upper[MOST_ROWS];     // per sum of upper bits
@@ -35,6 +33,7 @@ struct HeadSlice {
   const int in_channels;              // of the head
   const size_t high_bytes, low_bytes; // of a strip
   int rows = 0;                       // steps of the batch
+  bool tiled = false;                 // as matrices
   std::vector<ScaledGroup> groups;
   // Per step of the batch and strip of this thread: what its largest logit is at least and at most.
   std::vector<float> at_least, at_most;
@@ -67,9 +66,9 @@ struct HeadSlice {
     return std::min(int(int64_t(blocks) * thread / s.threads) * 2, strips);
   }
 
-  // Takes the inputs of `count` steps.
-  void prepare(const RoundedInput* rounded, int count) {
-    rows = count;
+  // Takes the inputs of `count` steps. many: of a call whose logits are multiplied as matrices.
+  void prepare(const RoundedInput* rounded, int count, bool many) {
+    rows = count, tiled = many && tile;
     const float per_upper = float(1 << low_bits), centre = head.centre < 0 ? 0 : float(head.centre);
     for (int r = 0; r < rows; ++r)
       for (size_t g = 0; g < groups.size(); ++g) {
@@ -88,8 +87,8 @@ struct HeadSlice {
         group.mean[r] = 0.5f * (per_upper - 1) * group.total[r];
         group.variance[r] = (per_upper * per_upper - 1) / 12 * scale * scale * float(squares);
       }
-    if (!tiled()) return;
-    const size_t whole = scales.size() / rounded_up(MOST_ROWS, ROW_STEP);
+    if (!tiled) return;
+    const size_t whole = whole_groups();
     for (int r = 0; r < rows; ++r) {
       std::copy_n(rounded[r].number.data(), whole * GROUP, &numbers[r * whole * GROUP]);
       for (size_t g = 0; g < whole; ++g) {
@@ -113,8 +112,8 @@ struct HeadSlice {
   // Taking off half of the variance keeps the sum of the exponentials unbiased.
   template <typename To>
   void approximate(int largest, To to, float* found) {
-    if (tiled() && channels == GROUP) upper_blocks<QUADS>(to);
-    else if (tiled()) upper_blocks<QUADS / 2>(to);
+    if (tiled && channels == GROUP) upper_blocks<QUADS>(to);
+    else if (tiled) upper_blocks<QUADS / 2>(to);
     else
       with_form([&]<int FORM>() {
         for (int s = first; s < last; ++s) upper_strip<FORM>(s, to);
@@ -129,18 +128,39 @@ struct HeadSlice {
   }
 
   // Replaces approximate logits by exact ones where they may be among the `largest` largest. found(t): what thread t found.
-  template <typename To, typename Found>
-  void refine(int largest, int threads, To to, Found found) {
-    const int strips = last - first;
+  // multiply(x, block): the sums [steps, 64] of a block of the head, for inputs x. Returns the number of strips that were read
+  // whole, each once for every step.
+  template <typename To, typename Found, typename Multiply>
+  int64_t refine(int largest, int threads, To to, Found found, Multiply multiply) {
+    float needed[MOST_ROWS];
     for (int r = 0; r < rows; ++r) {
       for (int t = 0; t < threads; ++t) std::copy_n(found(t) + size_t(r) * largest, largest, &bounds[size_t(t) * largest]);
       take_largest(bounds.data(), threads * largest, largest);
-      const float needed = bounds[largest - 1];
-      with_form([&]<int FORM>() {
-        for (int s = 0; s < strips; ++s)
-          if (!(at_most[size_t(r) * strips + s] < needed)) whole_strip<FORM>(first + s, r, r + 1, to);
-      });
+      needed[r] = bounds[largest - 1];
     }
+    const auto needs = [&](int r, int strip) {
+      return strip < last && !(at_most[size_t(r) * (last - first) + strip - first] < needed[r]);
+    };
+    int64_t read = 0;
+    if (!tiled) {
+      with_form([&]<int FORM>() {
+        for (int r = 0; r < rows; ++r)
+          for (int s = first; s < last; ++s)
+            if (needs(r, s)) whole_strip<FORM>(s, r, r + 1, to), ++read;
+      });
+      return read;
+    }
+    for (int s = first; s < last; s += 2) {
+      const float* sums = nullptr;
+      for (int r = 0; r < rows; ++r)
+        for (int strip : {s, s + 1}) {
+          if (!needs(r, strip)) continue;
+          if (!sums) sums = multiply(inputs(), s / 2), read += int64_t(std::min(2, last - s)) * rows;
+          const int at = strip * STRIP;
+          std::copy_n(sums + size_t(r) * BLOCK + (strip - s) * STRIP, std::min(STRIP, vocabulary - at), to(r) + at);
+        }
+    }
+    return read;
   }
 
  private:
@@ -286,15 +306,19 @@ struct HeadSlice {
     at_most[place] = peak + off;
   }
 
-  bool tiled() const { return tile && rows >= LEAST_TILED; }
+  size_t whole_groups() const { return scales.size() / rounded_up(MOST_ROWS, ROW_STEP); }
+
+  ChunkInput inputs() {
+    const int whole = int(whole_groups());
+    return {in_channels, whole * GROUP, whole, nullptr, scales.data(), totals.data(), half_totals.data(), numbers.data()};
+  }
 
   // The same as upper_strip of all strips, two at a time, for many steps.
   template <int QUADS_OF_GROUP, typename To>
   void upper_blocks(To to) {
     constexpr int SIZE = 4 * QUADS_OF_GROUP, AT_ONCE = Tile::ROOM / (SIZE * TileDot<HIGH_BITS>::BYTES);
-    const int all = int(groups.size()), whole = int(scales.size() / rounded_up(MOST_ROWS, ROW_STEP));
-    const int hidden = whole * GROUP;
-    const ChunkInput x = {hidden, hidden, whole, nullptr, scales.data(), totals.data(), half_totals.data(), numbers.data()};
+    const int all = int(groups.size());
+    const ChunkInput x = inputs();
     const float factor = float(1 << low_bits);
     for (int s = first; s < last; s += 2) {
       for (int from = 0; from < all; from += AT_ONCE) {

@@ -96,7 +96,12 @@ inline void RopeTable::extend(int64_t end) {
 inline void Engine::run(const Call& c) {
   call = &c, step_count = c.rows * c.count, actions = c.actions, decision_layer = -1;
   plan_steps(c);
+  const bool has_lower_bits = s.precision == 2 && head.bits > HIGH_BITS;
+  // Many logits without grids are multiplied as matrices only where all are exact, which changes their last bits.
+  const bool same_bits = head.group || c.rows * c.logit_steps < PromptRoom::LEAST_LOGITS;
+  screening.begin(c.approximate_tail && c.last == s.layers && has_lower_bits, c.adaptive_head && same_bits);
   team.run();
+  screening.end();
   if (c.rules->thresholds) count_kept(c);
   if (c.last == s.layers) book_steps(c);
 }

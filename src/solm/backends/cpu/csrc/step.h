@@ -82,10 +82,11 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     for (int start = 0; start < e.step_count; start += most) {
       const int count = std::min(most, e.step_count - start);
       prompt.read(start, count);
-      const bool many = INTEGERS && !c.approximate_tail && c.rows * c.logit_steps >= PromptRoom::LEAST_LOGITS;
+      // By all rows of the call, so that no row's exact logits depend on what the others need.
+      const bool many = INTEGERS && c.rows * c.logit_steps >= PromptRoom::LEAST_LOGITS;
       if (c.last == e.s.layers && many) write_many_logits(start, count);
-      for (int i = 0; c.last == e.s.layers && !many && i < count; i += MOST_ROWS)
-        write_logits(start + i, std::min(MOST_ROWS, count - i), &e.prompt.heads[size_t(i) * H]);
+      for (int i = 0; c.last == e.s.layers && i < count; i += MOST_ROWS)
+        write_logits(start + i, std::min(MOST_ROWS, count - i), &e.prompt.heads[size_t(i) * H], many);
       barrier();  // all threads have read the inputs of the head
     }
   }
@@ -98,26 +99,36 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     return c.logits + (size_t(row + 1) * c.logit_steps - from_end) * e.s.vocabulary;
   }
 
-  // The logits that are wanted of steps [start, start + rows), whose inputs of the head are x [rows, H].
-  void write_logits(int start, int rows, const float* x) {
+  // The same for steps whose logits are all exact; null for others.
+  float* exact_logits_of(int number) const {
+    const Call& c = *e.call;
+    return !e.screening.on || (c.exact_rows && c.exact_rows[number / c.count]) ? logits_of(number) : nullptr;
+  }
+
+  // The logits that are wanted of steps [start, start + rows), whose inputs of the head are x [rows, H]. many: exact ones are
+  // written by write_many_logits.
+  void write_logits(int start, int rows, const float* x, bool many = false) {
     const float* inputs[MOST_ROWS];
     float* logits[MOST_ROWS];
     int wanted = 0;
-    for (int r = 0; r < rows; ++r) {
-      float* to = logits_of(start + r);
-      if (to) inputs[wanted] = x + size_t(r) * H, logits[wanted++] = to;
-    }
+    auto want = [&](int r, float* to) { inputs[wanted] = x + size_t(r) * H, logits[wanted++] = to; };
+    for (int r = 0; r < rows && !many; ++r)
+      if (float* to = exact_logits_of(start + r)) want(r, to);
+    const int exact = wanted;
+    for (int r = 0; r < rows; ++r)
+      if (float* to = logits_of(start + r); to && !exact_logits_of(start + r)) want(r, to);
     if (!wanted) return;
-    if constexpr (INTEGERS) integer_head(inputs, logits, wanted);
+    if constexpr (INTEGERS) integer_head(inputs, logits, exact, wanted, many);
     else float_head(inputs, logits, wanted);
   }
 
-  // The same for a chunk, as a product of matrices.
+  // The exact ones for a chunk, as a product of matrices.
   void write_many_logits(int start, int count) {
     if constexpr (INTEGERS) {
       wanted_steps.clear();
       for (int i = 0; i < count; ++i)
-        if (logits_of(start + i)) wanted_steps.push_back(i);
+        if (exact_logits_of(start + i)) wanted_steps.push_back(i);
+      if (wanted_steps.empty()) return;
       prompt.write_logits(int(wanted_steps.size()), [&](int i) { return &e.prompt.heads[size_t(wanted_steps[i]) * H]; },
                           [&](int i) { return logits_of(start + wanted_steps[i]); });
     }
@@ -260,16 +271,26 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       }
   }
 
-  void integer_head(const float* const* inputs, float* const* logits, int rows) {
+  // All logits of the first `exact` rows are exact, of the others the largest. many: see HeadSlice.
+  void integer_head(const float* const* inputs, float* const* logits, int exact, int rows, bool many) {
     const int groups = (H + GROUP - 1) / GROUP;
     for (int r = 0; r < rows; ++r) rounded[r].round(all.data(), inputs[r], H, 0, groups, 127);
-    head->prepare(rounded.data(), rows);
-    auto to = [&](int r) { return logits[r]; };
+    if (exact) {
+      head->prepare(rounded.data(), exact, false);
+      head->exact([&](int r) { return logits[r]; });
+    }
+    if (exact == rows) return;
+    head->prepare(rounded.data() + exact, rows - exact, many);
+    auto to = [&](int r) { return logits[exact + r]; };
     const int largest = e.call->approximate_tail;
-    if (!largest || e.head.bits == HIGH_BITS) return head->exact(to);
     head->approximate(largest, to, partial(thread));
     barrier();
-    head->refine(largest, threads, to, [&](int t) { return partial(t); });
+    const int64_t whole = head->refine(
+        largest, threads, to, [&](int t) { return partial(t); },
+        [&](const ChunkInput& x, int block) {
+          return prompt.products.multiply(e.head, e.s.vocabulary, x, block, 0, rows - exact);
+        });
+    e.screening.add(whole, int64_t(head->last - head->first) * (rows - exact));
     half = !half;
   }
 };

@@ -145,9 +145,11 @@ struct RowState {
 // head; null where nobody wants it, in calls of all layers. logits [rows, logit_steps, V] receives the logits of the last
 // logit_steps steps of every row, after the last layer.
 // approximate_tail: 0, or how many of a step's largest logits are exact, at most MOST_EXACT, where others may be approximate.
+// exact_rows: null, or flags [rows] of those whose logits are all exact even then. adaptive_head: all logits may be exact where
+// earlier calls have shown that approximate ones take longer.
 struct Call {
   const SparsityRules* rules;
-  int32_t rows, count, first, last, decide, approximate_tail, logit_steps;
+  int32_t rows, count, first, last, decide, approximate_tail, logit_steps, adaptive_head;
   void* const* caches;
   const int64_t *tokens, *lengths;
   const double* keep;
@@ -156,6 +158,7 @@ struct Call {
   double* realised;
   float *stream, *logits;
   uint32_t* histogram;
+  const uint8_t* exact_rows;
   char* message;  // [MESSAGE], what is wrong where a call is refused
 };
 
