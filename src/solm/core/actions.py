@@ -1,4 +1,4 @@
-"""Efficiency actions: what one decode step of one row may spend (METHOD section 1)."""
+"""Efficiency actions: what one decode step of one row may spend."""
 
 import re
 from functools import cached_property
@@ -151,7 +151,7 @@ def _steps(first: int, last: int, step: int) -> tuple[float, ...]:
     return tuple(level / 100 for level in range(first, last + 1, step))
 
 
-# The grids of the paper (METHOD section 5). Its {5, 10} bit grid gains the dense level that every space must have.
+# The grids of the paper (arXiv 2605.10875). Its {5, 10} bit grid gains the dense level that every space must have.
 PRESETS: dict[str, ActionSpace] = {
     "attention-10": ActionSpace(attention=(0.1, 1.0)),
     "attention-20": ActionSpace(attention=(0.2, 1.0)),

@@ -1,4 +1,4 @@
-"""What an action costs, as a share of the dense step: `nominal`, `bytes` and `flops` (METHOD section 3)."""
+"""What an action costs, as a share of the dense step: `nominal`, `bytes` and `flops`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar

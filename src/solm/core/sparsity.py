@@ -1,4 +1,4 @@
-"""How an action is carried out: page size, sites and granularity (METHOD section 2)."""
+"""How an action is carried out: page size, sites and granularity."""
 
 from typing import Literal
 

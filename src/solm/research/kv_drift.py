@@ -1,4 +1,4 @@
-"""KV drift: how long a burst of cheap steps makes the dense steps after it worse (METHOD section 6).
+"""KV drift: how long a burst of cheap steps makes the dense steps after it worse.
 
 Runs `burst` steps of an action, all of it and each of its axes alone, then dense ones. The keys and values that the
 burst wrote stay in the cache; attention alone leaves those of the first layer as they were.

@@ -1,1 +1,1 @@
-"""Group-relative policy optimisation on teacher-forced counterfactual episodes (METHOD section 5)."""
+"""Training policies: allocations, regression on counterfactual schedules, and policy gradient on the same schedules."""

@@ -112,7 +112,7 @@ class RunConfig(BaseModel):
 
 
 class TrainConfig(RunConfig):
-    """Group-relative policy optimisation (METHOD section 5)."""
+    """Group-relative policy optimisation, as in arXiv 2605.10875."""
 
     method: Literal["grpo"] = "grpo"
     space: ActionSpace = SPACES["joint-8"]
