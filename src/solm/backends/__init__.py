@@ -1,1 +1,1 @@
-"""Who runs a model: the session protocol, and two backends that keep it."""
+"""What runs a model: the session protocol, and the two backends that implement it."""
