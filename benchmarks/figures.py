@@ -154,7 +154,7 @@ def context() -> str:
 
 
 def ladder() -> str:
-    """Milliseconds per token against bits per byte: models and their types undialled, and the dial on them."""
+    """Milliseconds per token against bits per byte: dense models in several types, and budgets on them."""
     canvas = Canvas(880, 500, "Milliseconds per token against bits per byte of text")
     rungs = published_ladder.rungs()
     slowest, fastest = (pick(rung.milliseconds for rung in rungs) for pick in (max, min))
@@ -184,7 +184,7 @@ def ladder() -> str:
         canvas.text((place + 12, 435), model)
         place += 40 + 7.5 * len(model)
     canvas.dot((place, 430), GREY, hollow=True)
-    canvas.text((place + 12, 435), "the dial turned, on the file's own type")
+    canvas.text((place + 12, 435), "under a budget, on the file's own type")
     canvas.text((90, 470), f"{len(rungs[0].texts)} passages of text, the same bytes for all.", "quiet")
     return canvas.svg()
 

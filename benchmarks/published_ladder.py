@@ -21,7 +21,7 @@ Verdict = Literal["wins", "ties", "loses", "alone"]
 class Rung:
     """A model in one type at one setting. milliseconds: of a step, median over rounds, of which `fastest` and `slowest`
     are the extremes. texts: bits per byte of every passage; minus_dense: bits per byte above the
-    same file undialled."""
+    same file dense."""
 
     model: str
     type: str
@@ -77,7 +77,7 @@ def rungs() -> list[Rung]:
 
 
 def rival(rung: Rung, every: Sequence[Rung]) -> Rung | None:
-    """What somebody without a dial would run in its time: of the undialled ones that take no longer, the one of the
+    """What a user without budgets would run in the same time: of the dense files that take no longer, the one of the
     fewest bits; None where all take longer."""
     allowed = [one for one in every if not one.dialled and one.milliseconds <= rung.milliseconds]
     return min(allowed, key=lambda one: one.bits, default=None)
@@ -92,7 +92,7 @@ def verdict(rung: Rung, other: Rung | None) -> Verdict:
 
 
 def accuracy(model: str) -> tuple[float, int] | None:
-    """MMLU of a model undialled, and how many questions; None where no result has it."""
+    """MMLU of a dense model, and how many questions; None where no result has it."""
     for path in sorted(RESULTS.glob("tasks*/mmlu.json")):
         found = read(path.relative_to(RESULTS).with_suffix("").as_posix())
         if NAMES.get(found["settings"]["model"]) == model:

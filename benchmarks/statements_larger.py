@@ -38,7 +38,7 @@ def the_larger_policy() -> bool:
 
 
 def verdicts(model: str) -> list[str]:
-    """What comes of the dial on a model beside undialled files, by its settings."""
+    """How budgets on a model compare with dense files, by its settings."""
     every = ladder.rungs()
     dialled = [rung for rung in every if rung.dialled and rung.model == model]
     return [str(ladder.verdict(rung, ladder.rival(rung, every))) for rung in dialled]

@@ -8,8 +8,8 @@ from published import measured
 from published_ladder import Rung, Verdict
 
 WORDS: dict[Verdict, str] = {
-    "wins": "better than every undialled file in its time", "ties": "as good, within the noise",
-    "loses": "worse than an undialled file in its time", "alone": "faster than every undialled file",
+    "wins": "better than every dense file in its time", "ties": "as good as one, within the noise",
+    "loses": "worse than a dense file in its time", "alone": "faster than every dense file",
 }  # fmt: skip
 
 
@@ -33,8 +33,8 @@ def size_ladder() -> str:
             interval(rung.minus_dense) if rung.dialled else NONE, *beside,
             f"{100 * known[0]:.1f} ({known[1]:,})" if known and rung.own_type and not rung.dialled else NONE,
         ])  # fmt: skip
-    head = ("Model", "Type", "Setting", "ms per token", "bits per byte", "above dense", "best undialled in its time",
-            "minus it", "MMLU, % (questions)")  # fmt: skip
+    head = ("Model", "Type", "Setting", "ms per token", "bits per byte", "above dense", "best dense file in its time",
+            "minus that file", "MMLU, % (questions)")  # fmt: skip
     return (
         "## The dial, or a smaller or more quantised model?\n\n"
         "![Milliseconds per token against bits per byte](figures/ladder.svg)\n\n"
@@ -46,17 +46,15 @@ def size_ladder() -> str:
 
 
 def sentences(every: Sequence[Rung]) -> list[str]:
-    """What the dial is good for on each model, beside everything undialled."""
+    """How budgets on each model compare with dense files that take no longer."""
     told = []
     for model in dict.fromkeys(rung.model for rung in every if rung.dialled):
         found: dict[Verdict, list[str]] = {}
         for rung in every:
             if rung.model == model and rung.dialled:
-                other = ladder.rival(rung, every)
-                beside = "" if other is None else f" ({other.file})"
-                found.setdefault(ladder.verdict(rung, other), []).append(rung.setting + beside)
-        verdicts = "; ".join(f"{WORDS[how]}: {', '.join(at)}" for how, at in found.items())
-        told.append(f"The dial on **{model}** is {verdicts}.")
+                found.setdefault(ladder.verdict(rung, ladder.rival(rung, every)), []).append(rung.setting)
+        verdicts = "; ".join(f"{WORDS[how]} at {', '.join(at)}" for how, at in found.items())
+        told.append(f"**{model}** is {verdicts}.")
     return told
 
 
@@ -64,10 +62,9 @@ def about(every: Sequence[Rung]) -> str:
     """What was measured, under the table."""
     each = {rung.model: rung.bytes_per_token for rung in every}
     return (
-        f"{len(every[0].texts)} passages of {ladder.sources()}, the same bytes for every model; a token has "
-        f"{', '.join(f'{size:.2f} for {model}' for model, size in each.items())} of them. Types other than a file's "
-        "own are made from it by llama.cpp's converter: Q8_0 holds no more than the file did, Q4_0 is rounded twice. "
-        f"All settings were timed in turn, in one process, on {ladder.machine()}: median, fastest and slowest. "
-        "Bold is better beyond the noise. MMLU is of the model "
-        "undialled."
+        f"{len(every[0].texts)} passages of {ladder.sources()}, the same bytes for every model. Bytes per token: "
+        f"{', '.join(f'{size:.2f} for {model}' for model, size in each.items())}. Types other than a file's own are "
+        "made from it by llama.cpp's converter: Q8_0 adds no precision, and Q4_0 rounds a second time. All settings "
+        f"were timed in turn, in one process, on {ladder.machine()}: median (fastest to slowest). Bold: better; the "
+        "interval excludes 0. MMLU is that of the dense model."
     )

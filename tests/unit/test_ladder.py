@@ -72,9 +72,7 @@ POINTS = [
 ]
 
 
-def test_a_rival_is_the_best_undialled_file_that_takes_no_longer(
-    benchmark: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rival_is_the_best_dense_file_that_takes_no_longer(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     published = benchmark("published_ladder")
     monkeypatch.setattr(published, "read", lambda name: {"points": POINTS, "data": ["a.txt"]})
     rungs = published.rungs()
@@ -98,10 +96,7 @@ def test_the_page_says_so_once_it_was_measured(benchmark: Any, monkeypatch: pyte
     monkeypatch.setattr(published, "read", lambda name: {"points": POINTS, "data": ["a.txt"]})
     monkeypatch.setattr(published, "accuracy", lambda model: (0.41, 2000) if model == "large.gguf" else None)
     told = tables.size_ladder()
-    assert (
-        "- The dial on **large.gguf** is better than every undialled file in its time: budget 0.9 (large.gguf Q2_K);"
-        in told
-    )
+    assert "- **large.gguf** is better than every dense file in its time at budget 0.9; as good as one, within" in told
     assert (
         "| large.gguf | Q4_0 | budget 0.9 | 9.0 (8.5 to 10.0) | 1.010 | +0.100 [+0.050, +0.150] | large.gguf Q2_K |"
         in told
