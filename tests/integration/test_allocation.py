@@ -82,7 +82,7 @@ def test_an_interrupted_command_says_how_to_go_on(tiny_folder, tmp_path, monkeyp
         app, ["allocate", "--model", str(tiny_folder), "--out", str(tmp_path / "l.json"), "--context", "96"]
     )
     assert done.exit_code == 130
-    assert "goes on from there" in done.output
+    assert "The same command continues" in done.output
 
 
 def test_an_allocation_for_another_model_is_refused():

@@ -21,5 +21,5 @@ def test_the_notebook_runs():
     assert not any(cell.get("outputs") for cell in notebook.cells), "numbers of some machine are in the file"
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     said = "".join(output["text"] for cell in notebook.cells for output in cell.get("outputs", []) if "text" in output)
-    for words in ("budget:", "asked for:", "spent:", "ms per token", "of the bytes:"):
+    for words in ("budget:", "requested:", "spent:", "ms per token", "of the bytes:"):
         assert words in said

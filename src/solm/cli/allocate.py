@@ -22,14 +22,14 @@ from solm.core.errors import SolmError
 
 def allocate(
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="File for the allocation; an interrupted run there goes on.")
+        Path, typer.Option("--out", "-o", help="File for the allocation; an interrupted run there continues.")
     ],
     data: DataOption = "pydoc:train",
     model: ModelOption = DEFAULT_MODEL,
     sparsity: Annotated[str, typer.Option(help="How actions are carried out: default or cpu.")] = "default",
     texts: Annotated[int, typer.Option(help="Number of texts: half to measure on, half to check on.", min=2)] = 24,
     context: Annotated[
-        str, typer.Option(help="Tokens read densely first; of several, as 1024,4096, the costs are averaged.")
+        str, typer.Option(help="Tokens read densely first; for several, such as 1024,4096, losses are averaged.")
     ] = "1024",
     length: Annotated[int, typer.Option(help="Controlled tokens per text that are scored.", min=1)] = 64,
     seed: SeedOption = 0,
@@ -38,7 +38,7 @@ def allocate(
     trust_remote_code: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Find how much each layer and KV head should keep of an action: some lose more without it than others.
+    """Find how much each layer and KV head should keep of an action: some lose more than others.
 
     \b
     Examples:
@@ -81,18 +81,18 @@ def allocate(
             )  # fmt: skip
         except KeyboardInterrupt:
             progress.stop()
-            say("interrupted; what was measured is kept. The same command goes on from there")
+            say("interrupted; finished measurements are kept. The same command continues")
             raise typer.Exit(130) from None
     if json:
         print_json({"allocation": str(out), "checked": found["checked"]})
         return
     console = output()
-    console.print("divergence from dense, nats per token, on the texts left out:")
+    console.print("divergence from dense, nats per token, on held-out texts:")
     for row in found["checked"]:
         console.print(
             f"after {row['context']} {row['axis']:>9} {row['keep']:.2f}   uniform {row['even']:.4f}   allocated "
             f"{row['allocation']:.4f}   (difference ± {row['standard_error_of_difference']:.4f})"
         )
     if any(row["allocation"] > row["even"] + 2 * row["standard_error_of_difference"] for row in found["checked"]):
-        console.print("worse than uniform somewhere: measure on more --texts or a greater --length")
+        console.print("the allocation loses more than uniform in a row above: measure with more --texts or --length")
     console.print(f"allocation: {out}")

@@ -31,8 +31,10 @@ _STEPS = 16
 def bench(
     model: ModelOption = DEFAULT_MODEL,
     policy: PolicyOption = None,
-    context: Annotated[str, typer.Option(help="Tokens seen before the steps that are timed.")] = "64,1024,4096",
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds; medians are kept.", min=1, max=1000)] = 5,
+    context: Annotated[
+        str, typer.Option(help="Context lengths, in tokens, at which steps are timed.")
+    ] = "64,1024,4096",
+    rounds: Annotated[int, typer.Option(help="Rounds, in each of which all settings take turns.", min=1, max=1000)] = 5,
     dtype: DtypeOption = "auto",
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
@@ -44,7 +46,7 @@ def bench(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure this machine: milliseconds of a step at every level of the dial, for several contexts.
+    """Measure this machine: milliseconds of a step at several levels of each axis, for several contexts.
 
     \b
     Examples:

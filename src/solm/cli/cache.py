@@ -33,11 +33,11 @@ class Entry:
 
 
 def cache(
-    action: Annotated[str, typer.Argument(help="list what is kept, or clear it.")] = "list",
-    names: Annotated[list[str] | None, typer.Argument(help="clear: names from the list; all without.")] = None,
+    action: Annotated[str, typer.Argument(help="list: show what is cached; clear: remove it.")] = "list",
+    names: Annotated[list[str] | None, typer.Argument(help="clear: names from the list; without any, all.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """List or clear what can be made again: repacked weights, built engines and converted models.
+    """List or clear the cache: repacked weights, built engines and converted models, which are made again when needed.
 
     They are kept in the folder that SOLM_CACHE names, by default ~/.cache/solm.
 

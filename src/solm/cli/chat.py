@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     from solm.cli.talk import Talk
 
 _HELP = """\
-/budget 0.7       of the next replies, in any form of --budget: speed=1.3, loss=0.05, mlp=0.8; alone: dense
-/policy dense     who decides: policy (the trained one), dense, static, random, or a folder, hub id or builtin:...
-/system Be brief  the system message; it begins the conversation anew
-/reset            begin the conversation anew
-/help             these lines
-/quit             end; so does Ctrl-D. Ctrl-C ends a reply."""
+/budget 0.7       set the budget of later replies, in any form of --budget: speed=1.3, mlp=0.8; without one: dense
+/policy dense     choose what decides: policy (the trained one), dense, static, random, a folder, hub id or builtin:...
+/system Be brief  set the system message, and start a new conversation
+/reset            start a new conversation
+/help             show these lines
+/quit             quit, as Ctrl-D does; Ctrl-C stops a reply"""
 
 
 def chat(
@@ -186,7 +186,7 @@ def _answer(talk: "Talk", line: str) -> None:
                     reply.close()
                     break
         except SolmError as error:
-            say(f"{error}; /reset begins anew")
+            say(f"{error}; /reset starts a new conversation")
             return
     print()
     done = summarise(talk.lm, tokens, talk.requested(), talk.read)

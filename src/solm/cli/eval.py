@@ -49,10 +49,9 @@ def evaluate(
     budgets: Annotated[
         str | None,
         typer.Option(
-            help="Fixed in advance, such as 0.7,0.8, or auto: five between the least there is and 1. With measured "
-            "step times (the policy's, or --timings) shares of the dense step's milliseconds, or what comes down to "
-            "them (speed=1.2,speed=1.4, ms=8 or loss=0.05); else net keeps, as the paper plots, as also with "
-            "keep=0.6,keep=0.7. By default auto in time, and 0.55,0.65,0.75 in net keep."
+            help="Such as 0.7,0.8, or auto: five between the lowest and 1. With step times (the policy's or --timings) "
+            "numbers are shares of the dense step's milliseconds, and speed=1.2,speed=1.4, ms=8 and loss=0.05 work; "
+            "else, and as keep=0.6,keep=0.7, net keeps. By default auto with step times, else 0.55,0.65,0.75."
         ),
     ] = None,
     timings: TimingsOption = None,
@@ -60,13 +59,13 @@ def evaluate(
     context: ContextOption = 512,
     length: LengthOption = 128,
     trials: Annotated[
-        int | None, typer.Option(help="Random trials per text; by default 8, and none for budgets in time.")
+        int | None, typer.Option(help="Random schedules per text; by default 8, and none for budgets in time.")
     ] = None,
     space: SpaceOption = None,
     sparsity: SparsityOption = None,
     tuning: Annotated[
         str | None,
-        typer.Option(help="Text to choose tuned and to calibrate teal on; not the text that is evaluated."),
+        typer.Option(help="Text that baselines tuned and teal are fitted to; not the text that is evaluated."),
     ] = None,
     rival: Annotated[
         list[str] | None, typer.Option(help="One more policy over the same space, as name=folder; may be repeated.")
@@ -74,11 +73,13 @@ def evaluate(
     baselines: Annotated[
         str | None,
         typer.Option(
-            help="More arms: constant (in any case for budgets in time), teal, drift, entropy, per-request. drift and "
-            "entropy step by step: slow."
+            help="More baselines: constant (always there for budgets in time), teal, drift, entropy, per-request. "
+            "drift and entropy are slow."
         ),
     ] = None,
-    oracle: Annotated[bool, typer.Option("--oracle", help="Also measure the ceiling, with access to answers.")] = False,
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Also find the best schedules with knowledge of the text: a ceiling.")
+    ] = False,
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
     backend: BackendOption = "torch",
@@ -94,9 +95,9 @@ def evaluate(
 ) -> None:
     """Compare a policy with dense, uniform, allocated and random schedules at the same realised budget.
 
-    All arms spend what the policy spends on every axis, which takes equal milliseconds.
+    All of them spend on every axis what the policy spends, and so take equal milliseconds.
 
-    An interrupted evaluation with --out goes on where it stopped.
+    An interrupted evaluation with --out continues where it stopped.
 
     \b
     Examples:
@@ -150,7 +151,7 @@ def evaluate(
         EvaluationSettings, budgets=asked.values or (1.0,), texts=texts, context=context, length=length,
         trials=trials, seed=seed, oracle=oracle, currency="time" if in_time else "keep",
     )  # fmt: skip
-    # As far as it is certain before the model is loaded; what a backend reads besides is known then.
+    # A first check: the exact lowest budget is known once the model is loaded.
     _with_budgets(Offer(offered, how or engine_sparsity(trained), config.shapes, trained, 0, known), chosen, asked)
     checks.room(config, context + length, "--context and --length")
     rivals: dict[str, PricedPolicy | Arm] = dict(_rival(item, config, offered) for item in rival or [])

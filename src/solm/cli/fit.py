@@ -29,12 +29,14 @@ def fit(
             "--data", "-d", help="Text, separated by commas: files (.txt, .jsonl), folders, hub data sets, pydoc."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; an interrupted fit there goes on.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the fit; an interrupted one there continues.")],
     minutes: Annotated[
         float | None,
-        typer.Option(help="Time to take, on this machine; by default 75 for a billion weights, at least 5."),
+        typer.Option(help="Minutes to take, on this machine; by default 75 per billion weights, at least 5."),
     ] = None,
-    backend: Annotated[str, typer.Option(help="auto or cpu: the backend whose steps save time.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="auto or cpu, which is the same: only the cpu backend saves time.")
+    ] = "auto",
     precision: PrecisionOption = None,
     kv_cache_dtype: KvCacheOption = None,
     seed: SeedOption = 0,
@@ -42,9 +44,9 @@ def fit(
     trust_remote_code: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Make a policy for a model: measure this machine, deal out layers, train, compare, and write policy and report.
+    """Make a policy for a model: time this machine, find an allocation, train, compare, and write policy and report.
 
-    An interrupted fit goes on with the same command. A quarter of every source is kept for the comparison.
+    An interrupted fit continues with the same command. A quarter of every source is kept for the comparison.
 
     \b
     Examples:
@@ -84,13 +86,13 @@ def fit(
             result = run(
                 lm, tokens, out, minutes, seed,
                 lambda phase, done, total, left: progress.show(
-                    numbers[phase], done, total, f"the whole fit: about {round(left / 60)} min left"
+                    numbers[phase], done, total, f"whole fit: about {round(left / 60)} min left"
                 ),
                 say,
             )  # fmt: skip
         except Interrupted as interrupted:
             progress.stop()
-            say("interrupted; what was measured is kept. The same command goes on from there")
+            say("interrupted; finished measurements are kept. The same command continues")
             raise typer.Exit(interrupted.exit_code) from None
     policy = out / "policy"
     curve = TrainedPolicy.from_pretrained(policy).curve

@@ -24,8 +24,8 @@ def inspect(
     trust_remote_code: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Say what a model is, how much memory it takes, which axes and backends are supported on it, and why others are
-    not. Reads no weights.
+    """Say what a model is, how much memory it takes, which axes and backends work on it, and why others do not. Reads
+    no weights.
 
     \b
     Examples:
@@ -48,11 +48,11 @@ def inspect(
         on_cpu = unsuited_config(config, model, SparsityConfig())
     reasons = dict(capability.reasons)
     if capability.shapes is not None and len(capability.sliding) == capability.shapes.layers:
-        reasons.setdefault("attention", "every layer has a sliding window, which is read as it is")
+        reasons.setdefault("attention", "every layer has a sliding window, which is always read whole")
     combines = {
         "weights that torchao quantised": on_torch,
-        "... on the cpu backend": on_cpu or "it reads the types of GGUF files, and makes int8 of floats itself",
-        "layers that wait in memory or on the disk": on_torch,
+        "... on the cpu backend": on_cpu or "it reads GGUF types, and rounds float weights to int8 itself",
+        "layers kept in main memory or on the disk": on_torch,
         "layers that compute on several devices": on_torch,
         "layers split across several processes": on_torch,
     }

@@ -1,4 +1,4 @@
-"""Options that several verbs share, one word per concept, and those that every verb has."""
+"""Options that several commands share, and those that every command has."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ TrustOption = Annotated[
 PolicyOption = Annotated[
     str | None,
     typer.Option(
-        "--policy", "-p", help="Folder, hub id or builtin:... of a trained policy; auto: one that ships for the model."
+        "--policy", "-p", help="Folder, hub id or builtin:... of a trained policy; auto: solm's own for the model."
     ),
 ]
 DeciderOption = Annotated[
@@ -30,21 +30,21 @@ DeciderOption = Annotated[
     typer.Option(
         "--policy",
         "-p",
-        help="Who decides: folder, hub id or builtin:... of a trained policy, auto for one that ships for the model, "
-        "or dense, static, random.",
+        help="What chooses actions: folder, hub id or builtin:... of a trained policy, auto for solm's own for the "
+        "model, or dense, static, random.",
     ),
 ]
 SpaceOption = Annotated[
-    str | None, typer.Option(help="Action space, such as joint-27; with a policy, one within its own.")
+    str | None, typer.Option(help="Action space, such as joint-27; with a policy, one within the policy's own.")
 ]
 SparsityOption = Annotated[str | None, typer.Option(help="How actions are carried out: default, cpu, nested or paper.")]
 BUDGET_FORMS = (
     "0.7 (a share of the dense step's milliseconds where measured, else of its bytes), speed=1.5, ms=4.5, loss=0.05 "
     "(nats per token), keep=0.6 (net keep), or attention=0.4,mlp=0.8"
 )
-BudgetOption = Annotated[str | None, typer.Option("--budget", "-b", help=f"{BUDGET_FORMS}; dense without.")]
+BudgetOption = Annotated[str | None, typer.Option("--budget", "-b", help=f"{BUDGET_FORMS}. Without it: dense.")]
 TimingsOption = Annotated[
-    Path | None, typer.Option("--timings", help="File of solm bench --out; by default the policy's own, where it has.")
+    Path | None, typer.Option("--timings", help="Step times, from solm bench --out; by default the policy's, if any.")
 ]
 TextsOption = Annotated[int, typer.Option(help="Number of texts.")]
 ContextOption = Annotated[int, typer.Option(help="Tokens read densely before the controlled ones.")]
@@ -63,7 +63,7 @@ PrecisionOption = Annotated[
     str | None,
     typer.Option(
         help="Weights of the cpu backend: auto (default: a GGUF file's own 4 to 8 bits, int8 for floats), float32, "
-        "bfloat16, int8 or nested (an MLP's in two halves of 4 bits; default for policies that choose what is read)."
+        "bfloat16, int8 or nested (the MLP's in two halves of 4 bits; default for policies that choose weight bits)."
     ),
 ]
 KvCacheOption = Annotated[
@@ -71,27 +71,27 @@ KvCacheOption = Annotated[
     typer.Option(
         "--kv-cache-dtype",
         help="auto (16 bits or more), or int8 at half the size, with auto, int8 or nested weights. By default auto; "
-        "int8 for builtin:smollm2-135m, which loses nothing by it.",
+        "int8 for builtin:smollm2-135m, where no loss could be measured.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")
 ]
-ThreadsOption = Annotated[int | None, typer.Option(help="Threads of computation; by default one a core.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="Threads to compute with; by default one per usable core.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more about what is done.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print more details.")]
 HELP: Any = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 """How help is asked for, and how wide it is at most."""
 DEFAULT_MODEL = "builtin:smollm2-135m"
 DECIDERS = ("dense", "static", "random")
-AUTO = "auto"
-"""In place of a policy's name: one that ships for the model."""
 """Policies that need no training, by name."""
+AUTO = "auto"
+"""In place of a policy's name: the one that is part of solm for the model."""
 
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:
-    """`function` with the options that every verb has: --threads, --quiet and --verbose."""
+    """`function` with the options that every command has: --threads, --quiet and --verbose."""
 
     @functools.wraps(function)
     def run(*, threads: int | None, quiet: bool, verbose: bool, **given: Any) -> None:
@@ -110,7 +110,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
                 chosen = threads_of(threads)
             with chosen:
                 function(**given)
-        except KeyboardInterrupt:  # of which typer would say nothing
+        except KeyboardInterrupt:  # typer would print nothing
             print("solm: interrupted", file=sys.stderr)
             raise typer.Exit(130) from None
         finally:

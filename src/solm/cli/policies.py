@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def policies(
     action: Annotated[
-        str, typer.Argument(help="list what ships with solm, show one policy, or pull one from the hub.")
+        str, typer.Argument(help="list: the policies that come with solm; show: one policy; pull: one from the hub.")
     ] = "list",
     name: Annotated[
         str | None, typer.Argument(help="show: folder, hub id or builtin:... of a policy. pull: hub id.")
@@ -26,7 +26,7 @@ def policies(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a policy on the hub.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """List the policies that ship with solm, say what one is, or download one.
+    """List the policies that come with solm, describe one, or download one.
 
     \b
     Examples:

@@ -22,13 +22,13 @@ def quickstart(
     ),
     batches: Annotated[int, typer.Option(help="Training batches; more of them take longer.", min=1)] = _BATCHES,
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Take the policy that ships with solm instead of training one.")
+        bool, typer.Option("--pretrained", help="Use the policy that comes with solm instead of training one.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Decode fast under a budget; then train, compare and use a policy for the embedded model, in minutes.
+    """Decode under budgets; then train, compare and use a policy for the embedded model, in minutes.
 
-    A second run goes on where the first stopped, or reuses what is there.
+    A second run continues where the first stopped, and reuses what is finished.
 
     \b
     Examples:
@@ -45,7 +45,7 @@ def quickstart(
     say(
         "1. One prompt, dense and under two budgets, on this machine: about a minute at the first run.\n"
         f"2. {training[0].upper()}{training[1:]} and a comparison on held-out text: a few minutes.\n"
-        "3. A summary and a report. Ctrl-C loses nothing that is finished; the same command goes on.\n"
+        "3. A summary and a report. After Ctrl-C the same command continues; finished parts are kept.\n"
     )
     try:
         from solm import quickstart as job
@@ -65,7 +65,7 @@ def quickstart(
     except (Interrupted, KeyboardInterrupt) as interrupted:
         options = [f"--out {out}", *([f"--batches {batches}"] if batches != _BATCHES else [])]
         again = " ".join(["solm quickstart", *options, *(["--pretrained"] if pretrained else [])])
-        say(f"interrupted; what is finished is kept. Go on with: {again}")
+        say(f"interrupted; finished parts are kept. Continue with: {again}")
         raise typer.Exit(getattr(interrupted, "exit_code", _INTERRUPTED)) from None
     made = {
         "report": str(out / "report.html"), "speeds": str(out / "speeds.json"), "result": str(out / "result.json"),
@@ -79,7 +79,7 @@ def quickstart(
         return
     _show_comparison(speeds, outcome)
     print(f"\nreport: {made['report']}\npolicy: {made['policy']}")
-    print(f"Go on with: solm chat --policy {job.FAST_POLICY} --budget {job.FAST['budgets'][0]}")
+    print(f"Next: solm chat --policy {job.FAST_POLICY} --budget {job.FAST['budgets'][0]}")
 
 
 def _show_speeds(speeds: "Speeds") -> None:

@@ -1,4 +1,4 @@
-"""Options that say how tokens are chosen, alike for `solm generate` and `solm chat`."""
+"""Options that say how tokens are chosen, the same for `solm generate` and `solm chat`."""
 
 from typing import Annotated, Any
 
@@ -9,19 +9,21 @@ from solm.cli import checks
 TemperatureOption = Annotated[
     float | None, typer.Option(help="Sample at this temperature; greedy without it and at 0.", min=0)
 ]
-TopPOption = Annotated[float | None, typer.Option(help="Nucleus sampling.", min=0, max=1)]
-TopKOption = Annotated[int | None, typer.Option(help="Top-k sampling; 0: of all tokens.", min=0)]
+TopPOption = Annotated[
+    float | None, typer.Option(help="Sample from the likeliest tokens of this total probability.", min=0, max=1)
+]
+TopKOption = Annotated[int | None, typer.Option(help="Sample from so many of the likeliest tokens; 0: all.", min=0)]
 MinPOption = Annotated[
-    float | None, typer.Option(help="Least probability, as a share of the likeliest token's.", min=0, max=1)
+    float | None, typer.Option(help="Lowest probability, as a share of the likeliest token's.", min=0, max=1)
 ]
 RepetitionOption = Annotated[
-    float | None, typer.Option(help="Above 1: fewer repetitions, of the prompt as well.", min=1e-3)
+    float | None, typer.Option(help="Above 1: fewer repetitions of tokens of the prompt and the reply.", min=1e-3)
 ]
 PresenceOption = Annotated[
-    float | None, typer.Option(help="Subtracted from the logits of tokens that the reply has.", min=-2, max=2)
+    float | None, typer.Option(help="Subtracted from the logit of every token that is in the reply.", min=-2, max=2)
 ]
 FrequencyOption = Annotated[
-    float | None, typer.Option(help="Subtracted from logits for every time that the reply has a token.", min=-2, max=2)
+    float | None, typer.Option(help="Subtracted from a token's logit once per occurrence in the reply.", min=-2, max=2)
 ]
 
 

@@ -10,8 +10,8 @@ NameOption = Annotated[
     typer.Option(
         "--name",
         "--served-model-name",
-        help="What clients call the model, beside --model; by default the end of a path. Given several times, all "
-        "names work, and answers give the first.",
+        help="Name of the model for clients, in addition to --model; by default the last part of its path. May be "
+        "repeated: all names work, and answers contain the first.",
     ),
 ]
 HostOption = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to the network.")]
@@ -21,33 +21,38 @@ MaxRowsOption = Annotated[
     typer.Option(
         "--max-rows",
         "--max-num-seqs",
-        help="Replies that decode together; by default 16, or as many as memory holds.",
+        help="Replies that decode together; by default 16, or as many as fit into memory.",
     ),
 ]
 MaxModelLenOption = Annotated[
     int | None, typer.Option(help="Most tokens of a prompt and its reply together; by default the model's context.")
 ]
 MaxWaitingOption = Annotated[int, typer.Option(help="Replies that may wait; more are refused with 429.")]
-MaxSecondsOption = Annotated[float, typer.Option(help="Longest time for a request.")]
+MaxSecondsOption = Annotated[float, typer.Option(help="Longest time for a request, in seconds.")]
 PrefixOption = Annotated[
-    float, typer.Option(help="Megabytes of earlier prompts kept for later ones that begin alike; 0: none.")
+    float, typer.Option(help="Megabytes of earlier prompts to keep for prompts that begin alike; 0: none.")
 ]
-DrainOption = Annotated[float, typer.Option(help="What requests in flight get when the server stops.")]
+DrainOption = Annotated[
+    float, typer.Option(help="Seconds that requests in flight may still take when the server stops.")
+]
 ObjectiveOption = Annotated[
-    float | None, typer.Option(help="Time per token that budgets are lowered to hold; without, they are left alone.")
+    float | None,
+    typer.Option(
+        help="Milliseconds per token to stay below: under load budgets fall for it. Without it they stay as requested."
+    ),
 ]
 FloorOption = Annotated[
-    str | None, typer.Option(help="Budget, in any form of generate's --budget, below which none is lowered.")
+    str | None, typer.Option(help="Lowest budget that --slo-tpot-ms may set, in any form of generate's --budget.")
 ]
 PriorityFloorOption = Annotated[
     list[str] | None,
-    typer.Option(help="Floor of a priority (low, normal or high) in place of --slo-floor, such as low=0.5."),
+    typer.Option(help="As --slo-floor, for requests of one priority (low, normal or high), such as low=0.5."),
 ]
 KeyFloorOption = Annotated[
-    list[str] | None, typer.Option(help="Floor of requests under a named API key, such as alice=0.8.")
+    list[str] | None, typer.Option(help="As --slo-floor, for requests under a named API key, such as alice=0.8.")
 ]
 RowsOption = Annotated[
-    bool, typer.Option(help="Also decode fewer replies together where the lowest budgets are not enough.")
+    bool, typer.Option(help="Where the floors do not suffice for --slo-tpot-ms, decode fewer replies together.")
 ]
 ReplicasOption = Annotated[
     int, typer.Option(help="Processes with a model each, through Ray Serve (extra: ray).", min=1, max=1024)
@@ -55,8 +60,8 @@ ReplicasOption = Annotated[
 ApiKeyOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="API key, as SECRET or NAME:SECRET; several times for several. Other users of this machine can read it "
-        "in the list of processes, unlike SOLM_API_KEYS and --keys-file."
+        help="API key, as SECRET or NAME:SECRET; may be repeated. Other users of this machine can read it in the list "
+        "of processes, unlike SOLM_API_KEYS and --keys-file."
     ),
 ]
 KeysFileOption = Annotated[
@@ -66,10 +71,10 @@ KeysFileOption = Annotated[
 IgnoreOption = Annotated[
     bool,
     typer.Option(
-        "--ignore-unknown", help="Answer requests with fields that are not supported, and name those in a header."
+        "--ignore-unknown", help="Ignore fields of requests that are not supported, and name them in a header."
     ),
 ]
-RootPathOption = Annotated[str, typer.Option(help="What a proxy puts before all paths, such as /llm.")]
+RootPathOption = Annotated[str, typer.Option(help="Prefix that a proxy puts before all paths, such as /llm.")]
 OriginOption = Annotated[
     list[str] | None,
     typer.Option(help="Site whose pages may call the API from a browser (CORS), such as https://example.org, or *."),

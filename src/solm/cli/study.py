@@ -66,7 +66,7 @@ def command(name: str) -> Any:
     parameters = [_parameter(key, field) for key, field in found.Options.model_fields.items()]
     parameters += [
         inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[
-            Path | None, typer.Option("--out", "-o", help="Write the result here; an interrupted study goes on.")
+            Path | None, typer.Option("--out", "-o", help="Write the result here; an interrupted study continues.")
         ]),
         inspect.Parameter("plot", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[
             Path | None, typer.Option(help="Write a picture (.png or .svg) here.")

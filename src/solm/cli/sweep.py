@@ -13,16 +13,16 @@ from solm.core.errors import SolmError
 
 def sweep(
     config: Annotated[Path, typer.Argument(help="YAML file: models, policies, spaces, data, tasks, budgets, ...")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; an interrupted sweep there goes on.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results; an interrupted sweep there continues.")],
     ray: Annotated[
         bool, typer.Option("--ray", help="Run the jobs on Ray: on RAY_ADDRESS, else on this machine (extra: ray).")
     ] = False,
-    ray_cores: Annotated[int, typer.Option(help="Cores of each job on Ray.", min=1)] = 1,
+    ray_cores: Annotated[int, typer.Option(help="Cores for each job on Ray.", min=1)] = 1,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Run a grid of evaluations. Stopped at any moment and run again, it goes on where it was.
+    """Run a grid of evaluations. An interrupted sweep continues with the same command.
 
     \b
     Example of a file:
@@ -83,10 +83,10 @@ def sweep(
 
 def report(
     results: Annotated[list[Path], typer.Argument(help="Results of eval and tasks (.json) or sweep (.jsonl).")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for the page.")] = Path("report.html"),
     json: JsonOption = False,
 ) -> None:
-    """Turn any set of result files into one self-contained HTML page.
+    """Write one self-contained HTML page about any set of result files.
 
     \b
     Examples:

@@ -34,29 +34,31 @@ def tasks(
     budgets: Annotated[
         str | None,
         typer.Option(
-            help="Fixed in advance, as for solm eval: with measured step times (the policy's, or --timings) shares of "
-            "the dense step's milliseconds, auto, or what comes down to them; else net keeps. By default auto in time, "
-            "and 0.55,0.65,0.75,0.85 in net keep."
+            help="As for solm eval: with step times (the policy's, or --timings) shares of the dense step's "
+            "milliseconds, speed=..., ms=..., loss=... or auto; else net keeps. By default auto with step times, else "
+            "0.55,0.65,0.75,0.85."
         ),
     ] = None,
     timings: TimingsOption = None,
     space: SpaceOption = None,
     data: Annotated[
         Path | None,
-        typer.Option(envvar="SOLM_DATA", help="Folder with local copies of the tasks' data; else from the hub."),
+        typer.Option(envvar="SOLM_DATA", help="Folder with local copies of the tasks' data; without it, the hub's."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Questions per task (per subject of mmlu); by default all.")] = None,
-    fewshot: Annotated[int | None, typer.Option(help="Examples before each question; else as the task says.")] = None,
+    fewshot: Annotated[
+        int | None, typer.Option(help="Examples before each question; by default the task's own number.")
+    ] = None,
     control: Annotated[
         str,
         typer.Option(
-            help="answer: prompts are read densely, budgets hold for the answers. question: budgets hold for a "
-            "question's own tokens, too, after the examples that all of a task begin with."
+            help="answer: prompts are read densely, and only answers are under the budget. question: so are the tokens "
+            "of a question, after the examples that all questions of a task begin with."
         ),
     ] = "answer",
-    context: Annotated[int, typer.Option(help="Tokens that steps see, for which a share of time is meant.")] = 512,
-    batch: Annotated[int, typer.Option(help="Questions that share a pass.")] = 16,
-    tuning: Annotated[str | None, typer.Option(help="Text to choose the arm tuned on.")] = None,
+    context: Annotated[int, typer.Option(help="Context length for which budgets in time are computed.")] = 512,
+    batch: Annotated[int, typer.Option(help="Questions that are scored together.")] = 16,
+    tuning: Annotated[str | None, typer.Option(help="Text that the baseline tuned is fitted to.")] = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
     backend: BackendOption = "torch",
@@ -69,12 +71,12 @@ def tasks(
 ) -> None:
     """Answer lm-eval tasks under a policy, and under dense, static and random policies at the same compute.
 
-    A budget holds over the answers of a task together: an answer of one step has no average of its own. With --control
-    question every question has a budget of its own. An interrupted run with --out goes on where it stopped.
+    A budget is met over all answers of a task together, because an answer may be a single step. With --control question
+    it is met for every question. An interrupted run with --out continues where it stopped.
 
     \b
     Examples:
-      solm tasks --policy builtin:smollm2-135m-joint-27 --tasks arc_easy,hellaswag --fewshot 5 --out tasks.json
+      solm tasks --policy builtin:smollm2-135m --space joint-27 --tasks arc_easy --fewshot 5 --out tasks.json
       solm tasks --space joint-8 --tasks lambada_openai --budgets 0.7 --limit 200
       SOLM_DATA=data/eval solm tasks --policy builtin:smollm2-135m --tasks mmlu --limit 20
       solm tasks --model qwen.gguf --backend cpu --policy auto --tasks mmlu --fewshot 5 --limit 18 --control question
@@ -120,7 +122,7 @@ def tasks(
         values = time_shares(asked, offer, chosen.context) if in_time else net_keeps(asked, offer)
         return chosen.model_copy(update={"budgets": values})
 
-    # As far as it is certain before the model is loaded; what a backend reads besides is known then.
+    # A first check: the exact lowest budget is known once the model is loaded.
     with_budgets(Offer(offered, engine_sparsity(trained), config.shapes, trained, 0, known))
     with checks.option("--tasks" if data is None else "--data" if not data.is_dir() else "--tasks"):
         found = load_tasks(list(names), data)

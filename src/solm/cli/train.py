@@ -16,16 +16,23 @@ if TYPE_CHECKING:
 
 
 def train(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; an interrupted run there goes on.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run; an interrupted one there continues.")],
     config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="values: predict what every action costs (default). grpo: policy gradient, as in the paper."),
+        typer.Option(help="values (default): predict what an action loses. grpo: policy gradient, as in the paper."),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Base model.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Hub id, folder, .gguf file or builtin:smollm2-135m (default)."),
+    ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", help="Text, separated by commas: files, folders, hub data sets, pydoc, self:N."),
+        typer.Option(
+            "--data",
+            "-d",
+            help="Text, separated by commas: files, folders, hub data sets, pydoc, self:N (N texts by the model).",
+        ),
     ] = None,
     space: Annotated[str | None, typer.Option(help="Action space, such as grid or joint-8.")] = None,
     sparsity: Annotated[
@@ -33,16 +40,16 @@ def train(
     ] = None,
     allocation: Annotated[
         str | None,
-        typer.Option(help="What layers keep of an action: a file of solm allocate, or a policy's. Uniform without."),
+        typer.Option(help="File of solm allocate, or a policy whose allocation to use; without it, uniform shares."),
     ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens read densely before the controlled ones.")] = None,
     length: Annotated[int | None, typer.Option(help="Controlled tokens per text.")] = None,
     texts: Annotated[int | None, typer.Option(help="Number of texts per batch.")] = None,
     batches: Annotated[int | None, typer.Option(help="values: batches of random schedules to score.")] = None,
     rollouts: Annotated[int | None, typer.Option(help="grpo: schedules per text.")] = None,
-    updates: Annotated[int | None, typer.Option(help="grpo: optimiser updates in all.")] = None,
+    updates: Annotated[int | None, typer.Option(help="grpo: number of optimiser updates.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="grpo: AdamW learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all random numbers.")] = None,
     shard: Annotated[
         bool,
         typer.Option("--shard", help="Under torchrun: split the model's layers across the processes, for big models."),
@@ -54,7 +61,7 @@ def train(
     trust_remote_code: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Train a policy for a frozen model. An interrupted run goes on with the same --out.
+    """Train a policy for a frozen model. An interrupted run continues with the same --out.
 
     \b
     Examples:
@@ -122,7 +129,7 @@ def train(
                 train_values(lm, chosen, out, report, processes)
         except Interrupted as interrupted:
             progress.stop()
-            say(f"interrupted; saved. Go on with: solm train --out {out}")
+            say(f"interrupted and saved. Continue with: solm train --out {out}")
             raise typer.Exit(interrupted.exit_code) from None
     if processes.first and json:
         print_json({"policy": str(out / "policy"), "method": chosen.method})

@@ -24,5 +24,6 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, raised, c
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("1. One prompt")
     assert (
-        lines[-1] == f"interrupted; what is finished is kept. Go on with: solm quickstart --out {tmp_path} --batches 2"
+        lines[-1]
+        == f"interrupted; finished parts are kept. Continue with: solm quickstart --out {tmp_path} --batches 2"
     )
