@@ -27,13 +27,13 @@ import torch
 import peers
 import starts
 from common import STEPS, draw_text, finish, in_turns, parser, spread
-from solm.backends.cpu.backend import check_precision
+from solm.backends.cpu.engine import check_precision
+from solm.backends.cpu.files.model_files import source_of
 from solm.backends.cpu.library import asked_engine, choose_engine
 from solm.backends.cpu.variants import NATIVE
 from solm.backends.names import gguf_of
 from solm.core.errors import SolmError
 from solm.evaluation.step_timing import memory_bandwidth
-from solm.runtime.load import source_of
 from timed_engines import LOOKUP, TRANSFORMERS, Lookup, Ours, Theirs, Timed, shown
 
 READ_ONCE = 4096

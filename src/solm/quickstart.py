@@ -23,9 +23,9 @@ from solm.evaluation.result import EvaluationResult
 from solm.evaluation.show import plot
 from solm.evaluation.speeds import Speeds, side_by_side
 from solm.policies.artifact import TrainedPolicy
-from solm.runtime.generate import Reply
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import load
+from solm.runtime.reply import Reply
 from solm.training.allocate import read_allocation
 from solm.training.config import ValueTrainConfig
 from solm.training.values import SAMPLES, train_values

@@ -16,10 +16,11 @@ from solm.core.cost import CostModel, relative_cost
 from solm.core.errors import BudgetError, DataError
 from solm.core.measured import MeasuredCost
 from solm.core.parts import Parts
+from solm.core.provenance import command_line, environment
 from solm.data.windows import TokenStream
 from solm.evaluation.arms import Arm, Oracle, static_arms, tuned
 from solm.evaluation.points import points, random_trials
-from solm.evaluation.result import SCHEMA_VERSION, EvaluationResult, command_line, environment
+from solm.evaluation.result import SCHEMA_VERSION, EvaluationResult
 from solm.evaluation.sources import shares_of, text_facts
 from solm.evaluation.use import Taken, action_use, examples
 from solm.policies.priced import LevelCosts

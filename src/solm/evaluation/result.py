@@ -5,8 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from solm.core.curve import TextFacts
-from solm.core.provenance import command_line as command_line
-from solm.core.provenance import environment as environment
+from solm.core.provenance import command_line, environment
 
 SCHEMA_VERSION: Literal[3] = 3
 """Of all kinds."""

@@ -9,9 +9,9 @@ from typing import Any, Self
 import torch
 from rich.table import Table
 
-from solm.runtime.generate import Token, stream, summarise
+from solm.runtime.generate import stream, summarise
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.reply import step_milliseconds
+from solm.runtime.reply import Token, step_milliseconds
 
 _CHUNK = 256
 """Tokens of the prompt that are read between two reports of progress."""

@@ -16,10 +16,11 @@ from solm.core.actions import ActionSpace
 from solm.core.budget import Budget, BudgetRequest
 from solm.core.errors import SolmError
 from solm.core.parts import Parts
+from solm.core.provenance import command_line, environment
 from solm.evaluation.arms import Arm, static_arms
 from solm.evaluation.harness import ControlledLM
 from solm.evaluation.pair_groups import Controlled
-from solm.evaluation.result import Difference, TaskPoint, TaskResult, command_line, environment
+from solm.evaluation.result import Difference, TaskPoint, TaskResult
 from solm.evaluation.spent import budget_of
 from solm.evaluation.statistics import paired_difference
 from solm.policies.schedules import Dense, Random

@@ -10,8 +10,7 @@ from solm.core.errors import BudgetError, ContextLengthError, SolmError
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.decode import Draft, Row, decode
 from solm.runtime.grammars import Grammar
-from solm.runtime.reply import Reply as Reply
-from solm.runtime.reply import Token as Token
+from solm.runtime.reply import Reply, Token
 from solm.runtime.sampling import Sampler
 from solm.runtime.terms import Terms, asked_terms, spent
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solm.backends.accelerator import accelerator_available
-from solm.backends.cpu.backend import CpuBackend, check_precision
-from solm.backends.cpu.engine import FLOAT_PRECISIONS
-from solm.backends.cpu.files.model_files import source_of as source_of
+from solm.backends.cpu.backend import CpuBackend
+from solm.backends.cpu.engine import FLOAT_PRECISIONS, check_precision
+from solm.backends.cpu.files.model_files import source_of
 from solm.backends.cpu.files.repack import Progress
 from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.files.spec import ModelSpec

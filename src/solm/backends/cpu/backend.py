@@ -6,7 +6,6 @@ import numpy as np
 
 from solm.backends.capability import Capability
 from solm.backends.cpu.engine import Engine
-from solm.backends.cpu.engine import check_precision as check_precision
 from solm.backends.cpu.files.repack import Progress
 from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.magnitudes import measure_thresholds

@@ -8,7 +8,7 @@ from solm.evaluation.report.page import head, image, perplexity_table
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.show import cost, measured, verdict
 from solm.evaluation.speeds import COLUMNS, Speeds, cells, difference
-from solm.runtime.generate import Reply
+from solm.runtime.reply import Reply
 
 _UNDER_ALLOCATION = (
     " All arms but uniform follow the model's allocation, which gives more to the layers and heads that lose more. "
