@@ -121,7 +121,7 @@ class ControlledModel:
 
     @property
     def beside_engine(self) -> bool:
-        """Whether steps run on the compiled engine, whose threads torch's must not disturb."""
+        """Whether steps run on the compiled engine, whose threads must not be disturbed by torch's."""
         return self.backend.name.startswith("cpu")
 
     @property
@@ -189,19 +189,21 @@ class ControlledModel:
         return step_cost(realised, kv_length, self.shapes, self.sparsity, "bytes", overhead)
 
     def budget(self, asked: BudgetLike, context: int = 1024, policy: AnyPolicy | None = None) -> Budget:
-        """A budget per axis, for steps that see `context` tokens; None asks for everything.
+        """The budget per axis that a request comes to.
 
-        ``0.7`` is the share of the dense step's milliseconds that the average step may take by `timings`, to which the
-        policy's own are added, or without timings the share of its bytes, with the policy's own weights. ``speed=1.5``
-        and ``ms=4.5`` say the same in other words, ``loss=0.05`` by the policy's curve. ``keep=0.6`` is net keep. All
-        follow the loaded policy's split over the axes, at one price for a millisecond (or share) on each, or without
-        one the same fraction of every axis's range. Bits that save nothing are left alone but by net keep.
+        ``0.7`` is a share of the dense step's milliseconds by `timings`, or without timings a share of its bytes; in
+        both the policy's own work is included. ``speed=1.5`` and ``ms=4.5`` are other forms of the former, and
+        ``loss=0.05`` comes to one by the policy's curve. ``keep=0.6`` is net keep. All are split over the axes by the
+        loaded policy, at one price per millisecond (or share) on each axis; without a policy every axis gets the same
+        fraction of its range. Bits that save nothing are not lowered, except for a net keep.
 
         Args:
-            policy: who decides; by default the loaded one.
+            asked: in any of these forms, averages per axis, or None: dense.
+            context: tokens that the steps see on average.
+            policy: what decides; by default the loaded one.
 
         Raises:
-            BudgetError: what was asked for cannot be read, is out of range or out of reach.
+            BudgetError: the request cannot be read, is out of range or cannot be met.
         """
         return self.offer(policy).budget(asked, context)
 

@@ -25,15 +25,16 @@ def generate(
     batch_size: int = 16,
     **options: Any,
 ) -> list[Reply]:
-    """The replies to prompts of token ids [1, C] each, which share the passes over the weights.
+    """The replies to several prompts, decoded in one batch.
 
     Args:
+        prompts: token ids [1, C] int64 of each prompt.
         budget: as for `stream`; a list has one for every prompt.
         policy: as for `stream`.
-        seed: of the first prompt's draws; prompt i draws as it would alone with seed + i.
+        seed: of the first prompt's random numbers; prompt i draws as it would alone with seed + i.
         streamer: of transformers, such as `TextStreamer` or `TextIteratorStreamer`, for one prompt: gets the prompt,
             every token, and the end.
-        batch_size: prompts that decode together; the others wait.
+        batch_size: most prompts that decode together; the others wait.
         options: the other options of `stream`.
 
     Raises:
@@ -85,18 +86,22 @@ def stream(
     grammar: Grammar | None = None,
     **sampling: Any,
 ) -> Iterator[Token]:
-    """Generate token by token from ids [1, C].
+    """Generate a reply token by token.
 
     Args:
-        budget: what the steps may spend on average, in any form of `LanguageModel.budget`: ``0.7`` of the dense step's
-            bytes, ``"keep=0.6"``, ``"attention=0.4,mlp=0.8"``, ``"ms=4.5"`` or a `Budget`; None: everything.
+        ids: token ids [1, C] int64 of the prompt.
+        budget: what the steps may spend on average, in any form of `LanguageModel.budget`: ``0.7`` (a share of the
+            dense step's time or bytes), ``"keep=0.6"``, ``"attention=0.4,mlp=0.8"``, ``"ms=4.5"`` or a `Budget`; None:
+            dense.
         policy: ``policy`` (the loaded one), ``dense``, ``static`` or ``random``, or a policy itself; by default the
             loaded one; without one, ``static`` where there is a budget, else ``dense``.
-        max_new_tokens: longest reply; by default 128.
-        max_length: the same, counted with the prompt.
-        stop_strings: texts after any of which the reply ends; it still contains them.
-        session: one row that has read the first tokens of ids, at least one less than all, and goes on from there; by
-            default a new one. It must not be used afterwards.
+        max_new_tokens: most tokens of the reply; by default 128.
+        seed: of all random numbers.
+        max_length: most tokens of prompt and reply together, in place of `max_new_tokens`.
+        stop_strings: texts that end the reply, which still contains them.
+        session: one row that has read the first tokens of `ids`, all or all but the last; by default a new one. It must
+            not be used afterwards.
+        grammar: what the reply must fit.
         sampling: transformers' generation options in `solm.runtime.sampling.SUPPORTED` (do_sample, temperature, top_p,
             top_k, min_p, repetition_penalty, ...), and presence_penalty and frequency_penalty. Greedy by default.
 

@@ -32,7 +32,7 @@ class LanguageModel(ControlledModel):
 
         The prompt is text, a list of messages (dicts with role and content), token ids [N, C] with their
         attention_mask, what a tokenizer returns (``generate(**inputs, budget=0.6)``), or a list of texts or of lists of
-        messages. One prompt gives a `Reply`, a list of prompts (and N > 1) a list of them.
+        messages. One prompt gives a `Reply`; several prompts, or N > 1, give a list of them.
         """
         rows, several = self._rows(prompt, options)
         replies = generate(self, rows, **options)
@@ -48,9 +48,9 @@ class LanguageModel(ControlledModel):
     def custom_generate(
         self, budget: BudgetLike = None, policy: str | AnyPolicy | None = None, streamer: Any = None
     ) -> "Callable[..., torch.Tensor]":
-        """What makes transformers' own ``model.generate`` of the attached model decode under a budget.
+        """A decoding loop for ``model.generate`` of the attached transformers model that keeps a budget.
 
-        Pass it as ``custom_generate``; see `solm.custom_generate`, which attaches by itself.
+        Pass it as ``custom_generate``; see `solm.custom_generate`, which attaches the model itself.
         """
         from solm.runtime import custom
 

@@ -54,30 +54,35 @@ def load(
     shard: bool = False,
     progress: Progress | None = None,
 ) -> LanguageModel:
-    """Load a base model (hub id, folder, ``.gguf`` file or ``builtin:smollm2-135m``), with a policy if given.
+    """Load a base model, with a policy if given.
 
     Args:
+        model: hub id, folder, ``.gguf`` file or ``builtin:smollm2-135m``.
+        policy: folder, hub id or ``builtin:...`` of a trained policy, or the policy itself.
         tokenizer: of transformers, in place of the one that comes with the model.
-        dtype: of the torch backend, ``auto``, ``float32``, ``bfloat16`` or ``float16``, or the dtype of torch.
-            torch_dtype: its older name.
-        device: such as ``cuda:1``; by default the accelerator, else the CPU. device_map: instead, how the layers are
-            spread over devices, as for transformers: ``auto``, a device, or devices by module name.
-        revision: branch, tag or commit of a hub id.
         sparsity: how actions are carried out; by default the policy's own, else preset ``cpu`` on the cpu backend and
             ``default`` on torch.
+        dtype: of the torch backend: ``auto``, ``float32``, ``bfloat16`` or ``float16``, or a dtype of torch.
+        torch_dtype: an older name of `dtype`.
+        device: such as ``cuda:1``; by default the accelerator, else the CPU.
+        device_map: instead of `device`, how layers are spread over devices, as for transformers: ``auto``, a device, or
+            devices by module name.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: run code that comes with a model.
         backend: ``cpu`` (steps on the compiled engine), ``torch`` (any device, exact simulation, saves no time), or
             ``auto``: cpu where it can run the model, else torch. The logger ``solm`` says which one and why.
-        precision: of the weights of the cpu backend; by default ``auto``: the types of a GGUF file as they
-            are, int8 for floats; or nested where actions say how many of their bits are read.
-        kv_cache_dtype: of its keys and values, ``auto`` (that of the weights, at least 16 bits) or ``int8``; by default
-            auto, and int8 for the built-in model, which loses nothing by it. threads: that it steps with.
+        precision: of the weights of the cpu backend; by default ``auto``: the types of a GGUF file as they are, int8
+            for floats; or ``nested`` where actions say how many of their bits are read.
+        kv_cache_dtype: of the keys and values of the cpu backend: ``auto`` (that of the weights, at least 16 bits) or
+            ``int8``; by default auto, and int8 for the built-in model, where no loss could be measured.
+        threads: threads of the cpu backend's steps; by default one per usable core.
         timings: a file of ``solm bench``, for budgets in milliseconds.
-        progress: told how many of how many parts are done, while the cpu backend repacks weights that it has not seen.
         shard: split the decoder layers across the processes of `torch.distributed`, which then run the model together.
+        progress: called with the parts done and all parts, while the cpu backend repacks weights that are not cached.
 
     Raises:
-        SolmError: subclasses for an unknown model, unsupported family, damaged or mismatched policy; all that can be
-            checked is checked before the model is loaded.
+        SolmError: subclasses for an unknown model, an unsupported family, a damaged or mismatched policy. Whatever can
+            be checked before the model is loaded is checked then.
     """
     model = str(model)
     if isinstance(policy, str | Path):
@@ -130,9 +135,9 @@ def attach(
     kv_cache_dtype: str | None = None,
     threads: int | None = None,
 ) -> LanguageModel:
-    """Put a loaded model under control; `detach`, or leaving the ``with`` block, gives it back bit for bit.
+    """Put a loaded transformers model under control. `detach`, or the end of a ``with`` block, restores it bit for bit.
 
-    Arguments as for `load`, but that `backend` is torch unless it is given.
+    Arguments and errors as for `load`; the default of `backend` is ``torch``.
     """
     if isinstance(policy, str | Path):
         policy = TrainedPolicy.from_pretrained(policy)
@@ -168,7 +173,7 @@ def custom_generate(
     sparsity: SparsityConfig | None = None,
     streamer: Any = None,
 ) -> "Callable[..., torch.Tensor]":
-    """What makes ``model.generate`` of a plain transformers model decode under a budget.
+    """A decoding loop for ``model.generate`` of a plain transformers model that keeps a budget.
 
     Pass it as ``model.generate(**inputs, custom_generate=solm.custom_generate(policy, budget=0.7))``. Sampling options,
     logits processors, stopping criteria, lengths and the form of the result are transformers' own. The model is under
@@ -176,13 +181,14 @@ def custom_generate(
     backend, `attach` it and pass `LanguageModel.custom_generate`.
 
     Args:
-        policy: folder, hub id or ``builtin:...`` of a trained policy, or the policy itself; without one a budget is
-            kept by the same schedule for every text.
-        budget: in any form of `LanguageModel.budget`; None: everything.
-        streamer: as for `model.generate`, for one prompt; transformers hands none to a loop of another.
+        policy: folder, hub id or ``builtin:...`` of a trained policy, or the policy itself; without one all layers are
+            treated alike.
+        budget: in any form of `LanguageModel.budget`; None: dense.
+        streamer: as for `model.generate`, for one prompt; transformers does not pass its own to a custom loop.
 
     Raises:
-        SolmError: when it is called, for a policy that does not fit the model, a budget out of reach, beam search.
+        SolmError: when the loop is called, for a policy that does not fit the model, a budget that cannot be met, or
+            beam search.
     """
 
     def loop(model: Any, input_ids: "torch.Tensor", **given: Any) -> "torch.Tensor":

@@ -1,4 +1,4 @@
-"""A reply: its text, its tokens with what each cost, and what was spent in all."""
+"""A reply: its text, its tokens with what each cost, and what was spent on average."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,10 +22,10 @@ class Token:
 
 @dataclass(frozen=True)
 class Compute:
-    """What was asked for and what steps spent on average, on every axis those that could be controlled on it.
+    """What was requested and what steps spent on average; for each axis over the steps that could be controlled on it.
 
-    Both in the words of `solm.runtime.terms`. whole_attention: number of steps whose attention could not be controlled
-    yet.
+    requested, realised: by the keys of `solm.runtime.terms`. whole_attention: number of steps whose attention could not
+    be controlled yet.
     """
 
     requested: dict[str, float]
@@ -40,6 +40,8 @@ class Compute:
 
 @dataclass(frozen=True)
 class Reply:
+    """A generated reply: its text without special tokens, its tokens, and what was requested and spent."""
+
     text: str
     tokens: list[Token]
     compute: Compute
