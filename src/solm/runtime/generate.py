@@ -99,8 +99,8 @@ def stream(
         seed: of all random numbers.
         max_length: most tokens of prompt and reply together, in place of `max_new_tokens`.
         stop_strings: texts that end the reply, which still contains them.
-        session: one row that has read the first tokens of `ids`, all or all but the last; by default a new one. It must
-            not be used afterwards.
+        session: one row that has read the first tokens of `ids`, at most all but the last; by default a new one. It
+            must not be used afterwards.
         grammar: what the reply must fit.
         sampling: transformers' generation options in `solm.runtime.sampling.SUPPORTED` (do_sample, temperature, top_p,
             top_k, min_p, repetition_penalty, ...), and presence_penalty and frequency_penalty. Greedy by default.
