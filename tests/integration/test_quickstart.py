@@ -13,11 +13,9 @@ def test_quickstart_trains_compares_generates_and_is_reused(real_model, tmp_path
 
     small = EvaluationSettings(budgets=(0.6, 0.8), texts=3, context=128, length=24, trials=2)
     monkeypatch.setattr(quickstart, "SETTINGS", small)
-    monkeypatch.setattr(
-        quickstart,
-        "CONFIG",
-        {**quickstart.CONFIG, "context": 96, "length": 48, "level_cost_texts": 2},
-    )
+    sizes = {"context": 96, "length": 48, "level_cost_texts": 2, "level_cost_context": 96, "level_cost_length": 32}
+    monkeypatch.setattr(quickstart, "CONFIG", quickstart.CONFIG | sizes)
+    monkeypatch.setattr(quickstart, "TOKENS", 12)
     for how in ("FAST", "SIMULATED"):
         monkeypatch.setattr(quickstart, how, {"context": 150, "budgets": [0.9, 0.8], "tokens": 12, "rounds": 1})
     monkeypatch.setattr(quickstart, "commit", lambda: "a commit")

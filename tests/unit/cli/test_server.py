@@ -46,4 +46,4 @@ def test_idle_tls_connections_are_cut_off_and_requests_end(pem, monkeypatch):
                 assert b"".join(pieces) == b"x"
             thread.join(30)
         assert not thread.is_alive()
-    assert 0.9 < time.monotonic() - stopped < 15  # asyncio's own half minute is for the client to say that it has gone
+    assert time.monotonic() - stopped < 25  # asyncio would wait half a minute for the idle client
