@@ -14,7 +14,7 @@ COLOURS = {
 }  # fmt: skip
 
 
-def told(budget: float) -> str:
+def budget_digits(budget: float) -> str:
     """A budget in two digits, or in as many as it has."""
     return f"{budget:.2f}" if round(budget, 2) == budget else f"{budget:g}"
 
@@ -33,7 +33,7 @@ def table(result: EvaluationResult) -> Table:
             shown.add_section()
         last = point.budget
         shown.add_row(
-            f"{told(point.budget)}",
+            budget_digits(point.budget),
             point.arm,
             f"{point.realised:.3f}",
             f"{point.cost['bytes']:.3f}",
@@ -61,7 +61,7 @@ def task_table(result: TaskResult) -> Table:
         last = (point.task, point.budget)
         score = point.scores
         shown.add_row(
-            point.task, f"{told(point.budget)}", point.arm, f"{point.realised['net']:.3f}",
+            point.task, budget_digits(point.budget), point.arm, f"{point.realised['net']:.3f}",
             f"{point.realised[cost]:.3f}", f"{score['acc']:.3f}" if "acc" in score else "", f"{score['margin']:.3f}",
             *(_coloured(point.differences.get(metric), better=1) for metric in ("acc", "margin")),
         )  # fmt: skip
@@ -112,7 +112,7 @@ def cost(result: EvaluationResult) -> list[str]:
         point = result.arm("policy", budget)
         if point is not None:
             lines.append(
-                f"{result.currency} {told(budget)}: steps read {point.cost['bytes']:.2f} of the dense bytes; "
+                f"{result.currency} {budget_digits(budget)}: steps read {point.cost['bytes']:.2f} of the dense bytes; "
                 f"perplexity {point.perplexity:.2f}, dense {dense.perplexity:.2f} "
                 f"({point.perplexity / dense.perplexity - 1:+.1%})"
             )
@@ -142,7 +142,7 @@ def verdict(result: EvaluationResult) -> list[str]:
         if share is not None:
             static = "allocated" if result.arm("allocated", budget) else "uniform"
             parts.append(f"it gets {share:.0%} of the oracle's gain over {static}")
-        lines.append(f"{result.currency} {told(budget)}: {'; '.join(parts)}")
+        lines.append(f"{result.currency} {budget_digits(budget)}: {'; '.join(parts)}")
     return lines
 
 

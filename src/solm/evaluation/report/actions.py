@@ -5,7 +5,7 @@ from html import escape
 
 from solm.core.actions import AXES
 from solm.evaluation.result import ActionUse, EvaluationResult, Example, Use
-from solm.evaluation.show import told
+from solm.evaluation.show import budget_digits
 
 _NAMES = {"attention": "pages read", "mlp": "MLP channels", "bits": "bits"}
 
@@ -25,7 +25,7 @@ def histograms(result: EvaluationResult) -> str:
     space, parts = result.settings["space"], []
     for index, use in enumerate(result.use):
         opened = " open" if index == 0 else ""
-        parts.append(f"<details{opened}><summary>budget {told(use.budget)}</summary>")
+        parts.append(f"<details{opened}><summary>budget {budget_digits(use.budget)}</summary>")
         parts += [_axis(axis, space[axis], use) for axis in AXES if len(space[axis]) > 1]
         parts.append("</details>")
     return "\n".join(parts)
@@ -70,5 +70,5 @@ def _text(example: Example) -> str:
         (token.text, token.cost, f"{token.action}, {token.cost:.2f} of dense bytes; next token {token.nats:.2f} nats")
         for token in example.tokens
     )
-    head = f"<p><b>budget {told(example.budget)}</b> <span class=soft>{mean:.2f} of dense bytes</span></p>"
+    head = f"<p><b>budget {budget_digits(example.budget)}</b> <span class=soft>{mean:.2f} of dense bytes</span></p>"
     return head + coloured(shown, min(costs), max(costs))

@@ -9,7 +9,7 @@ from solm.evaluation.report.actions import histograms, texts
 from solm.evaluation.report.page import difference, head, image, perplexity_table
 from solm.evaluation.report.read import Result
 from solm.evaluation.result import EvaluationResult, TaskResult
-from solm.evaluation.show import plot, told, verdict
+from solm.evaluation.show import budget_digits, plot, verdict
 
 
 def render(found: list[tuple[str, Result]]) -> str:
@@ -78,8 +78,8 @@ def _task_table(name: str, result: TaskResult) -> str:
         scores = [f"{point.scores[metric]:.3f}" if metric in point.scores else "" for metric in ("acc", "margin")]
         gaps = [difference(point.differences.get(metric), 1) for metric in ("acc", "margin")]
         rows.append(
-            f"<tr{first}><td>{told(point.budget)}<td>{escape(point.task)}, {escape(point.arm)}<td>{point.questions}"
-            f"<td>{point.realised['net']:.3f}<td>{scores[0]}<td>{gaps[0]}<td>{scores[1]}<td>{gaps[1]}</tr>"
+            f"<tr{first}><td>{budget_digits(point.budget)}<td>{escape(point.task)}, {escape(point.arm)}"
+            f"<td>{point.questions}<td>{point.realised['net']:.3f}<td>{scores[0]}<td>{gaps[0]}<td>{scores[1]}<td>{gaps[1]}</tr>"
         )
     titles = "<th>budget<th>task, arm<th>questions<th>realised<th>acc<th>policy − arm<th>margin<th>policy − arm"
     return (

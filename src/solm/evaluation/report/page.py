@@ -4,7 +4,7 @@ import base64
 from html import escape
 
 from solm.evaluation.result import Difference, EvaluationResult
-from solm.evaluation.show import told
+from solm.evaluation.show import budget_digits
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#212529;--soft:#6c757d;--line:#dee2e6;--paper:#fff}
@@ -56,7 +56,7 @@ def perplexity_table(result: EvaluationResult) -> str:
         last = point.budget
         time = "" if point.step_ms is None else f"{point.step_ms:.2f}"
         rows.append(
-            f"<tr{first}><td>{told(point.budget)}<td>{escape(point.arm)}<td>{point.realised:.3f}"
+            f"<tr{first}><td>{budget_digits(point.budget)}<td>{escape(point.arm)}<td>{point.realised:.3f}"
             f"<td>{point.cost['bytes']:.3f}{f'<td>{time}' * timed}"
             f"<td>{point.perplexity:.2f}<td>{point.nats:.4f}"
             f"<td>{difference(point.difference, -1)}</tr>"
