@@ -12,21 +12,20 @@ from solm.training.ranks import Ranks
 
 
 def test_collected_samples_and_policy_do_not_depend_on_the_number_of_processes(tiny_folder, tmp_path):
+    def same(name):
+        one, two = (load_file(tmp_path / run / name) for run in ("one", "two"))
+        return all(torch.equal(one[key], two[key]) for key in one)
+
     train(1, tiny_folder, tmp_path / "one", *VALUES, "--batches", 5)
     train(2, tiny_folder, tmp_path / "two", *VALUES, "--batches", 5)
     names = sorted(path.name for path in (tmp_path / "one/samples").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "two/samples").iterdir())
     assert len(names) == 5
-    for name in names:
-        one, two = (load_file(tmp_path / run / "samples" / name) for run in ("one", "two"))
-        assert all(torch.equal(one[key], two[key]) for key in one)
-    one, two = (load_file(tmp_path / run / "policy/policy.safetensors") for run in ("one", "two"))
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    # Gone on with by one process, and by two.
-    train(1, tiny_folder, tmp_path / "two", "--batches", 6)
-    train(2, tiny_folder, tmp_path / "one", "--batches", 6)
-    one, two = (load_file(tmp_path / run / "policy/policy.safetensors") for run in ("one", "two"))
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert all(same(f"samples/{name}") for name in names)
+    assert same("policy/policy.safetensors")
+    for run in ("one", "two"):  # one process continues what two began
+        train(1, tiny_folder, tmp_path / run, "--batches", 6)
+    assert same("policy/policy.safetensors")
 
 
 @pytest.mark.slow

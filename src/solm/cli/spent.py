@@ -17,22 +17,22 @@ def speed(moments: list[float]) -> str:
 
 
 def lines(lm: "LanguageModel", budget: str | None, reply: "Reply", context: int) -> list[str]:
-    """What was asked for and what was met, in all the words that are known, and which measurements tell them.
+    """What was requested and what was realised, in all units that are known, and where times and losses come from.
 
     context: tokens that steps saw on average.
     """
     asked, met = reply.compute.requested, reply.compute.realised
     found = [f"requested: {'' if budget is None else f'{budget}: '}{in_words(asked)}", f"realised:  {in_words(met)}"]
     if lm.timings is not None:
-        told = f"times by the costs measured on {lm.timings.measured_on}"
+        told = f"step times: measured on {lm.timings.measured_on}"
         if lm.trained is not None and lm.trained.curve is not None and asked.keys() & {"loss", "loss_above"}:
-            told += f"; loss by the policy's curve at {lm.trained.curve.nearest(context):,} tokens"
+            told += f"; loss: from the policy's curve at {lm.trained.curve.nearest(context):,} tokens"
         found.append(f"           {told}")
     return found
 
 
 def in_words(terms: "Terms") -> str:
-    """A budget, or what steps spent, in all the words that are known."""
+    """A budget, or what steps spent, in all units that are known."""
     axes = ", ".join(f"{axis} {terms[axis]:.3f}" for axis in ("attention", "mlp", "bits"))
     told = f"{terms['bytes']:.3f} of the dense step's bytes ({axes}; net keep {terms['net']:.3f})"
     if "loss" in terms:
@@ -43,7 +43,7 @@ def in_words(terms: "Terms") -> str:
 
 
 def in_time(terms: "Terms") -> str:
-    """The words that are about time."""
+    """The units of time."""
     return f"{terms['time']:.3f} of the dense step's time (speed {terms['speed']:.2f}, {terms['ms']:.2f} ms per step)"
 
 

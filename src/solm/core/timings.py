@@ -96,8 +96,8 @@ class StepTimings(BaseModel):
             return None
         here = machine(backend, threads, processor if self.processor else "")
         return (
-            f"budgets in time are told by the steps of {self.measured_on}, this is {here}; solm fit, or solm bench "
-            "--out FILE for --timings FILE, measures it"
+            f"step times were measured on {self.measured_on}, and this is {here}: budgets in time may be missed; "
+            "measure with solm bench --out FILE, and give --timings FILE"
         )
 
     @property

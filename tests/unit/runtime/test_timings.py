@@ -41,7 +41,7 @@ def test_another_machine_is_told_once_and_budgets_still_work(tiny_lm, caplog):
     assert known.elsewhere("cpu int8", 2, "a fast one") is None
     for here in (("cpu int4", 2, "a fast one"), ("cpu int8", 1, "a fast one"), ("cpu int8", 2, "a slow one")):
         said = known.elsewhere(*here)
-        assert "are told by the steps of cpu int8, 2 threads of a fast one, this is" in said
+        assert "were measured on cpu int8, 2 threads of a fast one, and this is" in said
         assert "\n" not in said
     assert StepTimings(**KNOWN).elsewhere("cpu int8", 2, "a slow one") is None, "the file does not say"
 
