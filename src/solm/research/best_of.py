@@ -29,9 +29,9 @@ _FEW = (2, 8)
 
 class Options(StudyOptions):
     policy: str = Field("builtin:smollm2-135m-joint-27", description="Folder or hub id of a trained policy.")
-    budgets: Numbers = Field((0.45, 0.6, 0.75), description="Net keeps.")
-    trials: int = Field(500, ge=max(_FEW), description="Random schedules of every text.")
-    texts: int = Field(112, ge=1, description="Texts.")
+    budgets: Numbers = Field((0.45, 0.6, 0.75), description="Budgets, as net keeps.")
+    trials: int = Field(500, ge=max(_FEW), description="Random schedules per text.")
+    texts: int = Field(112, ge=1, description="Number of texts.")
     length: int = Field(16, ge=1, description="Controlled tokens that are scored.")
 
 

@@ -36,7 +36,7 @@ _WATCHED = 16
 class Options(StudyOptions):
     policy: str = Field(description="Folder or hub id of a policy trained with --method values.")
     space: str | None = Field(None, description="Action space within the policy's own, such as joint-27.")
-    budgets: Numbers = Field((0.5, 0.65), description="Net keeps, fixed in advance.")
+    budgets: Numbers = Field((0.5, 0.65), description="Budgets, as net keeps.")
     texts: int = Field(32, ge=1, description="Texts of each source.")
 
 

@@ -32,9 +32,9 @@ _CHUNK, _ROWS = 16, 50
 
 class Options(StudyOptions):
     policy: str = Field("builtin:smollm2-135m-fine", description="Folder or hub id of a trained policy.")
-    budgets: Numbers = Field((0.45, 0.6), description="Net keeps.")
+    budgets: Numbers = Field((0.45, 0.6), description="Budgets, as net keeps.")
     backend: str = Field("cpu", description="torch, or cpu (int8).")
-    texts: int = Field(200, ge=2, description="Prompts.")
+    texts: int = Field(200, ge=2, description="Number of prompts.")
     context: int = Field(256, ge=1, description="Tokens of a prompt.")
     length: int = Field(256, ge=_CHUNK, multiple_of=_CHUNK, description="Tokens that are generated.")
 

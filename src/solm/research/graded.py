@@ -50,10 +50,12 @@ _CHARACTERS = 6
 
 
 class Options(ModelOptions):
-    policy: str = Field("auto", description="Folder or hub id of a trained policy; auto: one that ships for the model.")
+    policy: str = Field("auto", description="Folder or hub id of a trained policy; auto: solm's own for the model.")
     gsm8k: Path | None = Field(None, description="Problems in JSON lines with question and answer (#### number).")
     humaneval: Path | None = Field(None, description="Problems in JSON lines with prompt, entry_point and test.")
-    chat: str | None = Field(None, description="Prompts: a file of lines or JSON lines; builtin: 60 that ship.")
+    chat: str | None = Field(
+        None, description="Prompts: a file of lines or JSON lines; builtin: 60 that come with solm."
+    )
     run_code: bool = Field(False, description="Run the code that the model writes, under limits; humaneval needs it.")
     budgets: str = Field(
         "auto", description="Shares of the dense step's time, by the policy's step times (net keeps without), or auto."

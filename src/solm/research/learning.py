@@ -65,10 +65,10 @@ _FIT = 1.0
 
 class Options(StudyOptions):
     train: Names = Field(description="Sources of training text, separated by commas.")
-    minutes: Numbers = Field((3.0, 6.0, 12.0), description="Minutes of training after which to measure.")
+    minutes: Numbers = Field((3.0, 6.0, 12.0), description="Minutes of training after which the policy is compared.")
     methods: Names = Field(("values", "grpo", "grpo-paper"), description=f"Of {', '.join(METHODS)}.")
     space: str = Field("joint-27", description="Action space of the comparison.")
-    budget: float = Field(0.45, gt=0, le=1, description="Its net keep.")
+    budget: float = Field(0.45, gt=0, le=1, description="Net keep of the comparison.")
     allocation: str = Field("builtin:smollm2-135m", description="Policy whose sparsity and allocation all methods use.")
     runs: Path = Field(Path("runs/learning"), description="Folder for unfinished training.")
     layer: int = Field(4, ge=0, description="Layer before which a value policy decides.")

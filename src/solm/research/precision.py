@@ -37,11 +37,11 @@ _HELD_OUT, _SEEDS = 0.25, 5
 
 
 class Options(StudyOptions):
-    texts: int = Field(4, ge=2, description="Texts of a batch.")
-    context: int = Field(384, ge=1, description="Tokens read densely first.")
+    texts: int = Field(4, ge=2, description="Texts per batch.")
+    context: int = Field(384, ge=1, description="Tokens read densely before the controlled ones.")
     length: int = Field(256, ge=1, description="Tokens under random schedules.")
     layer: int = Field(4, ge=0, description="Layer before which the network observes.")
-    batches: int = Field(10, ge=1, description="Batches of texts.")
+    batches: int = Field(10, ge=1, description="Number of batches of texts.")
     off_grid: Path | None = Field(None, description="Write the rescaled model to this folder, and nothing else.")
 
 

@@ -35,7 +35,7 @@ class ModelOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field("builtin:smollm2-135m", description="Hub id, folder, .gguf file or builtin:smollm2-135m.")
-    seed: int = Field(0, description="Seed of everything that is drawn.")
+    seed: int = Field(0, description="Seed of all random numbers.")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16.")
     revision: str | None = Field(None, description="Branch, tag or commit of a model on the hub.")
     trust_remote_code: bool = Field(False, description="Run code that comes with a model. Only for models you trust.")
@@ -54,9 +54,9 @@ class StudyOptions(ModelOptions):
     """Those of studies that read held-out text."""
 
     data: Names = Field(description="Sources of held-out text, separated by commas.")
-    texts: int = Field(48, ge=1, description="Texts.")
-    context: int = Field(512, ge=1, description="Tokens read densely first.")
-    length: int = Field(128, ge=1, description="Tokens after those.")
+    texts: int = Field(48, ge=1, description="Number of texts.")
+    context: int = Field(512, ge=1, description="Tokens read densely before the controlled ones.")
+    length: int = Field(128, ge=1, description="Controlled tokens per text that are scored.")
 
     def streams(self, lm: LanguageModel) -> list[TokenStream]:
         """The held-out text as the model's tokens, a stream for every source."""
@@ -90,9 +90,9 @@ class Study:
 
 
 STUDIES = {
-    "kv-drift": Study("solm.research.kv_drift", "How long a burst of cheap steps makes dense steps after it worse."),
-    "domains": Study("solm.research.domains", "What a policy is worth, spends and predicts on text of other sources."),
-    "best-of": Study("solm.research.best_of", "Is the estimated best of many random schedules what many find?"),
+    "kv-drift": Study("solm.research.kv_drift", "How much dense steps lose after a burst of cheap ones, and how long."),
+    "domains": Study("solm.research.domains", "What a policy gains, spends and predicts on text of other sources."),
+    "best-of": Study("solm.research.best_of", "Is the best of many random schedules estimated well from few?"),
     "learning": Study("solm.research.learning", "Quality against minutes of training, for every method."),
     "precision": Study("solm.research.precision", "Is bfloat16 good enough to train on?"),
     "free-running": Study("solm.research.free_running", "Text generated under a budget, judged by the dense model."),
