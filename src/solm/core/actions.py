@@ -187,7 +187,7 @@ PRESETS: dict[str, ActionSpace] = {
         attention=(0.1, 0.2, 0.3, 0.4, 0.6, 1.0), mlp=(0.4, 0.5, 0.6, 0.7, 0.8, 1.0), bits=(4, 5, 6, 8, 16)
     ),
     # Levels so close that a mixture of two costs little more than what lies between; costs are convex, so that coarse
-    # grids waste much. None between .1 and .2, which in contexts of some hundred tokens read the same pages as .1.
+    # grids waste much. None between 0.1 and 0.2, which in contexts of some hundred tokens read the same pages as 0.1.
     "fine": ActionSpace(
         attention=(0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), mlp=_steps(40, 100, 5), bits=(4, 5, 6, 7, 8, 10, 16)
     ),
