@@ -8,7 +8,7 @@ from solm.core.actions import ActionSpace
 from solm.core.allocation import KNOTS, Allocation
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
-from solm.policies.network import NetworkConfig
+from solm.policies.network import NetworkConfig, PolicyNetwork
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig
 
@@ -97,3 +97,12 @@ def allocate(policy, costs, levels, target, ledger, remaining) -> torch.Tensor:
     arrays = ([axis.numpy() for axis in axes] for axes in (costs, levels))
     budget = (part.numpy() for part in (target, ledger.spent, ledger.steps))
     return torch.from_numpy(policy.allocate(*arrays, *budget, remaining))
+
+
+def scrambled(config: NetworkConfig) -> PolicyNetwork:
+    """A network with no weight left at zero."""
+    torch.manual_seed(0)
+    network = PolicyNetwork(config).eval()
+    for parameter in network.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return network

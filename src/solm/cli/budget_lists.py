@@ -1,13 +1,16 @@
 """Lists of budgets, as --budgets takes them."""
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from solm.cli.checks import option
+from solm.cli.checks import option, step_times
 from solm.core.errors import BudgetError
 
 if TYPE_CHECKING:
     from solm.core.budget import Kind
+    from solm.core.timings import StepTimings
+    from solm.policies.artifact import TrainedPolicy
     from solm.runtime.offer import Offer
 
 _PARTS = 10_000
@@ -15,11 +18,26 @@ _PARTS = 10_000
 
 
 class BudgetList(NamedTuple):
-    """What --budgets asks for: values, none for ``auto``; kind: of `BudgetRequest`. Those of kind ``compute`` are net
-    keeps where there are no step times."""
+    """What --budgets asks for: values, none for ``auto``; kind: of `BudgetRequest`. in_time: they come to shares of the
+    dense step's milliseconds; else they are net keeps."""
 
     kind: "Kind"
     values: tuple[float, ...]
+    in_time: bool = False
+
+
+def asked_budgets(
+    text: str | None, net_keeps: str, timings: Path | None, trained: "TrainedPolicy | None"
+) -> "tuple[BudgetList, StepTimings | None]":
+    """The budgets of --budgets and the step times of --timings, else the policy's own.
+
+    Without --budgets they are ``auto`` with step times, and `net_keeps` without.
+    """
+    curve = None if trained is None else trained.curve
+    known = step_times(timings) or (None if curve is None else curve.timings)
+    asked = budget_list(text or (net_keeps if known is None else "auto"))
+    in_time = asked.kind in ("speed", "ms", "loss") or (asked.kind == "compute" and known is not None)
+    return asked._replace(in_time=in_time), known
 
 
 def budget_list(text: str) -> BudgetList:
@@ -48,9 +66,13 @@ def budget_list(text: str) -> BudgetList:
     return BudgetList(kinds.pop(), tuple(found))
 
 
-def net_keeps(asked: BudgetList, offer: "Offer") -> tuple[float, ...]:
-    """The budgets as net keeps; five between the least there is and 1 for ``auto``. Raises `BudgetError` for one that
-    cannot be met."""
+def reachable(asked: BudgetList, offer: "Offer", context: int) -> tuple[float, ...]:
+    """The budgets as shares of the dense step's milliseconds, where steps see `context` tokens, or as net keeps; for
+    ``auto`` five between the lowest and 1. Raises `BudgetError` for one that cannot be met."""
+    return _time_shares(asked, offer, context) if asked.in_time else _net_keeps(asked, offer)
+
+
+def _net_keeps(asked: BudgetList, offer: "Offer") -> tuple[float, ...]:
     from solm.core.curve import spaced_budgets
 
     with option("--budgets"):
@@ -59,9 +81,7 @@ def net_keeps(asked: BudgetList, offer: "Offer") -> tuple[float, ...]:
     return asked.values or spaced_budgets(offer.lowest_net)
 
 
-def time_shares(asked: BudgetList, offer: "Offer", context: int) -> tuple[float, ...]:
-    """The budgets as shares of the dense step's milliseconds, where steps see `context` tokens; five between the least
-    there is and 1 for ``auto``. Raises `BudgetError` for one that cannot be met, and without step times."""
+def _time_shares(asked: BudgetList, offer: "Offer", context: int) -> tuple[float, ...]:
     from solm.core.budget import BudgetRequest
     from solm.core.curve import spaced_budgets
 

@@ -79,7 +79,6 @@ def chat(
     """
     from solm.cli.output import repacking, say
     from solm.cli.talk import Talk
-    from solm.core.timings import read_timings
     from solm.runtime.load import load
 
     options = sampling(
@@ -93,8 +92,7 @@ def chat(
     if policy == "dense" and budget is not None:
         raise BudgetError(f"--budget: {budget} needs another --policy than dense, which spends everything")
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config)
-    with checks.option("--timings"):
-        known = None if timings is None else read_timings(timings)
+    known = checks.step_times(timings)
     checked_budget(budget, config, trained, None, known)
     with repacking() as progress:
         lm = load(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from solm.core.actions import ActionSpace
     from solm.core.cost import ModelShapes
     from solm.core.sparsity import SparsityConfig
+    from solm.core.timings import StepTimings
     from solm.policies.artifact import TrainedPolicy
     from solm.policies.identity import BaseIdentity
 
@@ -109,6 +110,14 @@ def sparsity_of(name: str | None) -> "SparsityConfig | None":
 
     with option("--sparsity"):
         return None if name is None else SparsityConfig.preset(name)
+
+
+def step_times(path: Path | None) -> "StepTimings | None":
+    """The step times in the file of --timings."""
+    from solm.core.timings import read_timings
+
+    with option("--timings"):
+        return None if path is None else read_timings(path)
 
 
 def model_config(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from solm.cli import checks
-from solm.cli.budget_lists import budget_list, net_keeps, time_shares
+from solm.cli.budget_lists import asked_budgets, reachable
 from solm.cli.options import (
     DEFAULT_MODEL,
     BackendOption,
@@ -109,7 +109,6 @@ def evaluate(
     """
     from solm.cli.output import output, print_json, progress_bar, say
     from solm.core.files import resumable, write_bytes, write_text
-    from solm.core.timings import read_timings
     from solm.evaluation import show
     from solm.evaluation.baselines import BASELINES, BaselineRequest, baseline
     from solm.evaluation.perplexity import EvaluationSettings
@@ -138,18 +137,14 @@ def evaluate(
         raise SolmError("--baselines: teal needs text to calibrate its thresholds on; give --tuning")
     offered = trained.config.space if trained is not None else grid
     assert offered is not None
-    curve = None if trained is None else trained.curve
-    with checks.option("--timings"):
-        known = read_timings(timings) if timings is not None else None if curve is None else curve.timings
-    asked = budget_list(budgets or ("0.55,0.65,0.75" if known is None else "auto"))
-    in_time = asked.kind in ("speed", "ms", "loss") or (asked.kind == "compute" and known is not None)
-    if in_time:
+    asked, known = asked_budgets(budgets, "0.55,0.65,0.75", timings, trained)
+    if asked.in_time:
         names = list(dict.fromkeys(["constant", *names]))
     if trials is None:
-        trials = 0 if in_time else 8
+        trials = 0 if asked.in_time else 8
     chosen = checks.settings(
         EvaluationSettings, budgets=asked.values or (1.0,), texts=texts, context=context, length=length,
-        trials=trials, seed=seed, oracle=oracle, currency="time" if in_time else "keep",
+        trials=trials, seed=seed, oracle=oracle, currency="time" if asked.in_time else "keep",
     )  # fmt: skip
     # A first check: the exact lowest budget is known once the model is loaded.
     _with_budgets(Offer(offered, how or engine_sparsity(trained), config.shapes, trained, 0, known), chosen, asked)
@@ -175,6 +170,7 @@ def evaluate(
         )  # fmt: skip
         if out is not None:
             write_text(out, result.model_dump_json(indent=2) + "\n")
+    curve = None if trained is None else trained.curve
     strange = None if curve is None else unlike(result, curve)
     if strange is not None:
         say(strange)
@@ -192,7 +188,7 @@ def evaluate(
 def _with_budgets(offer: "Offer", chosen: "EvaluationSettings", asked: "BudgetList") -> "EvaluationSettings":
     """The settings with the budgets that were asked for."""
     middle = chosen.context + chosen.length // 2
-    values = time_shares(asked, offer, middle) if chosen.currency == "time" else net_keeps(asked, offer)
+    values = reachable(asked, offer, middle)
     together = max(1, _LOGITS // (len(values) * chosen.length * offer.shapes.vocabulary))
     return chosen.model_copy(update={"budgets": values, "batch": min(chosen.batch, together)})
 

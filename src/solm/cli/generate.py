@@ -85,7 +85,6 @@ def generate(
     from solm.cli.output import print_json, repacking, say
     from solm.core.budget import Budget, BudgetRequest
     from solm.core.files import write_json
-    from solm.core.timings import read_timings
     from solm.runtime.generate import asked_for, check_length, seen_on_average, summarise
     from solm.runtime.load import load
     from solm.runtime.prompts import encode
@@ -112,8 +111,7 @@ def generate(
     seen = seen_on_average(ids, max_new_tokens)
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config, grid)
     decider = policy if policy in DECIDERS else "policy" if trained else "dense" if budget is None else "static"
-    with checks.option("--timings"):
-        known = None if timings is None else read_timings(timings)
+    known = checks.step_times(timings)
     with checks.option("--budget"):
         if decider == "dense" and BudgetRequest.parse(budget).value not in (1.0, Budget()):
             raise BudgetError(f"{budget} needs another --policy than dense, which spends everything")

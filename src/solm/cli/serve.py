@@ -89,7 +89,6 @@ def serve(
     from solm.cli.output import print_json, repacking, say
     from solm.cli.rows_check import rows_that_fit
     from solm.cli.server import announcing, reread_on_hangup
-    from solm.core.timings import read_timings
     from solm.runtime.load import load
     from solm.serving.logs import log_lines
     from solm.serving.settings import PRIORITIES, ServeSettings
@@ -116,8 +115,7 @@ def serve(
     facts = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
     trained = checks.trained_policy(policy, facts, grid)
     checks.tokenizer(model, revision, trust_remote_code)
-    with checks.option("--timings"):
-        known = None if timings is None else read_timings(timings)
+    known = checks.step_times(timings)
 
     def check_floor(floor: float | str, typed: str) -> None:
         checked_budget(floor, facts, trained, grid, known, typed=typed, clamp=True)

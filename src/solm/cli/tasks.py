@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from solm.cli import checks
-from solm.cli.budget_lists import budget_list, net_keeps, time_shares
+from solm.cli.budget_lists import asked_budgets, reachable
 from solm.cli.options import (
     DEFAULT_MODEL,
     BackendOption,
@@ -85,7 +85,6 @@ def tasks(
 
     from solm.cli.output import output, print_json, progress_bar, say
     from solm.core.files import resumable, write_text
-    from solm.core.timings import read_timings
     from solm.evaluation.arms import Arm, tuned
     from solm.evaluation.baselines import BaselineRequest, baseline
     from solm.evaluation.show import never_acted, task_table
@@ -107,20 +106,15 @@ def tasks(
     trained = checks.trained_policy(policy, config, grid)
     offered = trained.config.space if trained is not None else grid
     assert offered is not None
-    curve = None if trained is None else trained.curve
-    with checks.option("--timings"):
-        known = read_timings(timings) if timings is not None else None if curve is None else curve.timings
-    asked = budget_list(budgets or ("0.55,0.65,0.75,0.85" if known is None else "auto"))
-    in_time = asked.kind in ("speed", "ms", "loss") or (asked.kind == "compute" and known is not None)
+    asked, known = asked_budgets(budgets, "0.55,0.65,0.75,0.85", timings, trained)
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     chosen = checks.settings(
         TaskSettings, tasks=names, budgets=asked.values or (1.0,), limit=limit, fewshot=fewshot, batch=batch,
-        seed=seed, context=context, control=control, currency="time" if in_time else "keep",
+        seed=seed, context=context, control=control, currency="time" if asked.in_time else "keep",
     )  # fmt: skip
 
     def with_budgets(offer: Offer) -> TaskSettings:
-        values = time_shares(asked, offer, chosen.context) if in_time else net_keeps(asked, offer)
-        return chosen.model_copy(update={"budgets": values})
+        return chosen.model_copy(update={"budgets": reachable(asked, offer, chosen.context)})
 
     # A first check: the exact lowest budget is known once the model is loaded.
     with_budgets(Offer(offered, engine_sparsity(trained), config.shapes, trained, 0, known))
@@ -135,7 +129,7 @@ def tasks(
     chosen = with_budgets(lm.offer(lm.policy("static", offered)))
     stream = one_stream(sources, lm.tokenizer)
     rivals = {} if stream is None else {"tuned": Arm(tuned(lm, stream, offered))}
-    if in_time:
+    if asked.in_time:
         rivals["constant"] = baseline("constant", BaselineRequest(lm, offered))
     with resumable(out) as partial, progress_bar() as progress:
         result = evaluate_tasks(

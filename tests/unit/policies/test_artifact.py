@@ -12,35 +12,16 @@ from safetensors.torch import load_file, save
 
 import solm
 from helpers.models import tiny_model
+from helpers.policies import scrambled
 from solm.cli.main import main
 from solm.core.actions import ActionSpace
 from solm.core.allocation import KNOTS, Allocation
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import CONFIG, WEIGHTS, PolicyConfig, TrainedPolicy, digest_of
-from solm.policies.network import Features, NetworkConfig, PolicyNetwork
+from solm.policies.network import NetworkConfig
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig
-
-
-def random_features(rows: int, steps: int, actions: int = 8, hidden: int = 64) -> Features:
-    generator = torch.Generator().manual_seed(5)
-    return Features(
-        torch.randn(rows, steps, hidden, generator=generator),
-        torch.randn(rows, steps, hidden, generator=generator),
-        torch.rand(rows, steps, 8, generator=generator),
-        torch.randint(actions, (rows, steps), generator=generator),
-        torch.randn(rows, steps, actions, generator=generator),
-    )
-
-
-def scrambled(config: NetworkConfig) -> PolicyNetwork:
-    """A network with no weight left at zero."""
-    torch.manual_seed(0)
-    network = PolicyNetwork(config).eval()
-    for parameter in network.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
-    return network
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from helpers.policies import scrambled
 from solm.policies.network import Features, NetworkConfig, PolicyNetwork
 
 
@@ -15,15 +16,6 @@ def random_features(rows: int, steps: int, actions: int = 8, hidden: int = 64) -
         torch.randint(actions, (rows, steps), generator=generator),
         torch.randn(rows, steps, actions, generator=generator),
     )
-
-
-def scrambled(config: NetworkConfig) -> PolicyNetwork:
-    """A network with no weight left at zero."""
-    torch.manual_seed(0)
-    network = PolicyNetwork(config).eval()
-    for parameter in network.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
-    return network
 
 
 @pytest.mark.parametrize("memory", [3, 64])
