@@ -76,11 +76,15 @@ def little_then_double() -> bool:
     return factor(1024, 0.05) < 1.1 and factor(8064, 0.05) > 2
 
 
-@says("README.md", "MLP 0.8 saves no time")
-@says("docs/limits.md", "MLP 0.8 saves no time")
-def small_savings_save_nothing() -> bool:
-    pairs = [(size, context) for size in timed.LARGER for context in timed.larger_contexts(size)]
-    return all(timed.larger_step(s, "solm", c, "mlp 0.8") > 0.95 * timed.larger_step(s, "solm", c) for s, c in pairs)
+@says("README.md", "MLP 0.8 saves at most a tenth of a step")
+@says("docs/limits.md", "MLP 0.8 saves at most a tenth of a step")
+@says("docs/results.md", "MLP 0.6 saves more than a tenth of a step, MLP 0.8 less")
+def small_savings_save_little() -> bool:
+    def shares(setting: str) -> list[float]:
+        pairs = [(size, context) for size in timed.LARGER for context in timed.larger_contexts(size)]
+        return [timed.larger_step(s, "solm", c, setting) / timed.larger_step(s, "solm", c) for s, c in pairs]
+
+    return min(shares("mlp 0.8")) > 0.9 > max(shares("mlp 0.6"))
 
 
 @says("README.md", "With 4 clients lower budgets brought no more tokens per second")
