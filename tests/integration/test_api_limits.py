@@ -69,6 +69,7 @@ def test_limits_that_need_more_than_the_tiny_model_has(address):
             f"{address}/tokenize",
             content=b'{"prompt":"' + b"a" * size + b'"}',
             headers={"Content-Type": "application/json"},
+            timeout=60,  # a megabyte of tokens
         )
         for size in (filler, filler + 1)
     ]
