@@ -28,6 +28,7 @@ from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
 from solm.runtime.language_model import LanguageModel
 from solm.training.rollout import step_generator
 from solm.training.sources import draw_windows
+from tuning import tuned
 
 PLACES = ("the policy's layer", "a third", "two thirds")
 CHEAP = ("entropy", "margin", "surprise", "position")
@@ -74,9 +75,16 @@ def main() -> int:
             for number, text in enumerate(windows)
         ]
         found.append({key: torch.stack([text[key] for text in texts]) for key in texts[0]})
-    results = worth(*found) | {"layers": layers, "levels": LEVELS, "base": BASE}
-    lines = []
-    for name, arm in results["arms"].items():
+    of = Foresight(*found)
+    first = [one for [one] in of.looks([0])]
+    results = {
+        "arms": of.arms(), "tuned": tuned(lm.trained.network, [text["stream"][:, 0] for text in found], first),
+        "tokens": found[0]["policy"].numel(), "held_out_tokens": found[1]["policy"].numel(), "layers": layers,
+        "levels": LEVELS, "base": BASE,
+    }  # fmt: skip
+    lines, rows = [], dict(results["arms"])
+    rows |= {f"{how}, {count} updates": arm for how, some in results["tuned"].items() for count, arm in some.items()}
+    for name, arm in rows.items():
         low, value, high = (f"{100 * arm['saved'][end]:+.1f}" for end in ("low", "value", "high"))
         lines.append(
             f"{name:52} explained {arm['explained']:.3f}  {arm['nats']:.4f} nats, saved {value} % [{low}, {high}]"
@@ -208,25 +216,24 @@ class Foresight:
             self._found[key] = predicted(known, look.sensitivity, asked)
         return self._found[key]
 
-
-def worth(train: Text, test: Text) -> dict[str, Any]:
-    """What sets of features explain and save, by name; see `foresight.saving`."""
-    of, arms = Foresight(train, test), {}
-    arms["policy, as it is"] = of.judged(*of.looks([0]), [test["policy"].double().numpy()])
-    for name in ALL:
-        arms[name if name == "policy" else f"policy, {name}"] = of.arm([0], tuple(dict.fromkeys(("policy", name))))
-    arms |= {"all but the stream": of.arm([0], FREE), "all": of.arm([0], ALL), "known": of.arm([0], ())}
-    for place in (1, 2):
-        there = PLACES[place]
-        arms[f"all, only at {there}"] = of.arm([place], ALL)
-        arms[f"known, only at {there}"] = of.arm([place], ())
-        arms[f"all, two outputs, parted at {there}"] = of.arm([0, place], ALL, [0, 0])
-        arms[f"all, and again at {there}"] = of.arm([0, place], ALL)
-        arms[f"known, and again at {there}"] = of.arm([0, place], ())
-    arms["all, three outputs"] = of.arm([0, 1, 2], ALL, [0, 0, 0])
-    arms["all, three looks"] = of.arm([0, 1, 2], ALL)
-    arms["known, three looks"] = of.arm([0, 1, 2], ())
-    return {"arms": arms, "tokens": train["policy"].numel(), "held_out_tokens": test["policy"].numel()}
+    def arms(self) -> dict[str, Any]:
+        """What sets of features explain and save, by name; see `foresight.saving`."""
+        as_it_is = [self.texts[1]["policy"].double().numpy()]
+        arms = {"policy, as it is": self.judged(*self.looks([0]), as_it_is)}
+        for name in ALL:
+            arms[name if name == "policy" else f"policy, {name}"] = self.arm(
+                [0], tuple(dict.fromkeys(("policy", name)))
+            )
+        arms |= {"all but the stream": self.arm([0], FREE), "all": self.arm([0], ALL), "known": self.arm([0], ())}
+        for place in (1, 2):
+            there = PLACES[place]
+            arms[f"all, only at {there}"] = self.arm([place], ALL)
+            arms[f"known, only at {there}"] = self.arm([place], ())
+            arms[f"all, two outputs, parted at {there}"] = self.arm([0, place], ALL, [0, 0])
+            arms[f"all, and again at {there}"] = self.arm([0, place], ALL)
+        arms["all, three outputs"] = self.arm([0, 1, 2], ALL, [0, 0, 0])
+        arms["all, three looks"] = self.arm([0, 1, 2], ALL)
+        return arms
 
 
 if __name__ == "__main__":

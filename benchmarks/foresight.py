@@ -7,9 +7,9 @@ import numpy as np
 
 from solm.evaluation.statistics import paired_difference
 
-LEVELS, BASE = (0.45, 0.6, 0.75, 0.9), 0.6
+LEVELS, BASE = (0.45, 0.6, 0.8), 0.6
 """MLP shares that are measured, and the one that the layers before a look follow."""
-_FINE = np.arange(45, 91) / 100
+_FINE = np.arange(45, 81) / 100
 """Shares that a token chooses from; between measured ones losses fall exponentially."""
 _AT_BASE = int(np.abs(_FINE - BASE).argmin())
 _LEAST_LOSS, _LEAST_SENSITIVITY = 1e-6, 0.05
