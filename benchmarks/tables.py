@@ -9,6 +9,7 @@ import re
 import sys
 
 import statements_larger  # noqa: F401  (registers its statements)
+import tables_features  # noqa: F401
 import tables_field  # noqa: F401
 import tables_ladder  # noqa: F401
 import tables_quality  # noqa: F401  (registers its tables)

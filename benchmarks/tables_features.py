@@ -38,7 +38,26 @@ def features() -> str:
         ]
         for name, words in ROWS.items()
     ]
-    return markdown(head, rows)
+    files = " and ".join(f"`results/{name}.json`" for name in measured)
+    return (
+        "### What a step can see\n\nWhat features tell of a token's sensitivity beside thresholds, read off measured losses: the squared correlation\n"
+        "of logarithms, and the part of the divergence that is saved where tokens take shares by it, at equal milliseconds.\n"
+        f"A deeper look acts on the layers after it alone. {files}.\n\n"
+        + markdown(head, rows)
+        + "\n"
+        + _tuned(measured)
+    )
+
+
+def _tuned(measured: list[str]) -> str:
+    """What fine-tuning the policy's network by either method saves, by updates."""
+    found = [read(name)["tuned"] for name in measured]
+    rows = [
+        [f"{method}, {updates} updates", *(_percent(one[method][updates]["saved"]) for one in found)]
+        for method in found[0]
+        for updates in found[0][method]
+    ]
+    return markdown(["The policy's network, fine-tuned", *(f"{MODELS[name]}, saved" for name in measured)], rows)
 
 
 def _percent(saved: dict[str, float]) -> str:

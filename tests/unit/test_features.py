@@ -1,4 +1,4 @@
-"""`benchmarks/foresight.py`: what predictions of sensitivities are worth at equal shares."""
+"""`benchmarks/foresight.py` and `tuning.py`: what predictions of sensitivities are worth at equal shares."""
 
 from importlib import import_module
 from pathlib import Path
@@ -6,6 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
+from solm.core.actions import ActionSpace
+from solm.policies.value_network import ValueNetwork
+from solm.policies.value_weights import ValueConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -14,6 +19,11 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def foresight(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return import_module("foresight")
+
+
+@pytest.fixture
+def tuning(foresight: Any) -> Any:
+    return import_module("tuning")
 
 
 def measured(foresight: Any, texts: int = 12, steps: int = 64) -> tuple[np.ndarray, ...]:
@@ -66,3 +76,22 @@ def test_predictions_follow_a_feature_that_tells_something_and_ignore_noise(fore
     noise = draw.normal(size=(40, 64, 50))
     blind = foresight.predicted(noise[:20], sensitivity[:20], noise[20:])
     assert np.log(blind).std() < 0.15
+
+
+def test_a_policy_gradient_learns_what_regression_learns_from_the_same_network(
+    foresight: Any, tuning: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "_UPDATES", (0, 60))
+    monkeypatch.setattr(tuning, "_RATE", 1e-3)
+    torch.manual_seed(0)
+    sensitivity, *arrays = measured(foresight, texts=24)
+    stream = torch.randn(24, 64, 8)
+    stream[..., 0] = 3 * torch.from_numpy(sensitivity).log()
+    network = ValueNetwork(ValueConfig(base_hidden=8, layer=0, grid=ActionSpace.preset("sites")))
+    looks = [foresight.Look.of(*(values[half] for values in arrays), 0, None) for half in (slice(16), slice(16, 24))]
+    found = tuning.tuned(network, [stream[:16], stream[16:]], looks)
+    for updates in found.values():
+        assert updates["0"]["saved"]["value"] == 0
+        assert updates["60"]["saved"]["low"] > 0.05
+    assert found["gradient"]["60"]["saved"]["value"] < found["regression"]["60"]["saved"]["value"] + 0.1
+    assert torch.equal(network.head.weight, torch.zeros(3, 64))
