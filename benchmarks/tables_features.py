@@ -40,8 +40,9 @@ def features() -> str:
     ]
     files = " and ".join(f"`results/{name}.json`" for name in measured)
     return (
-        "### What a step can see\n\nWhat features tell of a token's sensitivity beside thresholds, read off measured losses: the squared correlation\n"
-        "of logarithms, and the part of the divergence that is saved where tokens take shares by it, at equal milliseconds.\n"
+        "### What a step can see\n\n"
+        "What features tell of a token's sensitivity beside thresholds, read off measured losses: the squared\n"
+        "correlation of logarithms, and the part of the divergence that is saved at equal milliseconds.\n"
         f"A deeper look acts on the layers after it alone. {files}.\n\n"
         + markdown(head, rows)
         + "\n"
