@@ -21,7 +21,7 @@ from common import STEPS, clock, draw_text, finish, in_turns, numbers, parser, s
 from solm.backends.session import Session
 from solm.runtime.constraints import Constraint
 from solm.runtime.grammars import Grammar
-from timed_engines import shown
+from timed_engines import SETTINGS, shown
 
 _SCHEMA = {"type": "array", "items": {"type": "string"}, "minItems": 100}
 """Long enough for all steps."""
@@ -30,7 +30,7 @@ _SCHEMA = {"type": "array", "items": {"type": "string"}, "minItems": 100}
 def steps(session: Session, tokens: np.ndarray, approximate: np.ndarray, constraint: Constraint | None) -> float:
     """The median of `STEPS` steps, in milliseconds, after which the session forgets them. approximate: [N] bool, the
     rows that need only their largest logit; constraint: what the first row follows."""
-    start, keep = session.lengths.clone(), torch.ones(len(tokens), 3, dtype=torch.float64)
+    start, keep = session.lengths.clone(), torch.tensor([SETTINGS["dense"]] * len(tokens), dtype=torch.float64)
     following = None if constraint is None else constraint.copy()
 
     def step() -> None:
