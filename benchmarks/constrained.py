@@ -4,7 +4,7 @@
 
 `approximate`: no row needs more than its largest logit, and the head reads half of most of its numbers. `exact`: all
 logits of all rows. `one_constrained`: one row follows a JSON schema; the head computes all of its logits, which are
-then masked, and of the other rows what it does for `approximate`. Settings take turns; a figure is of the median steps
+then masked, and of the other rows what takes least time. Settings take turns; a figure is of the median steps
 of all rounds.
 """
 
