@@ -148,6 +148,8 @@ def test_whatever_is_asked_the_server_lives(byte_tokenizer, count, template):
             for status, seconds in pool.map(one, range(count)):
                 statuses[status] += 1
                 slowest = max(slowest, seconds)
+                if sum(statuses.values()) % 500 == 0:
+                    print(statuses, f"slowest {slowest:.2f} s, {resident() - before:+.0f} MB", flush=True)
         until(lambda: gauges(service) == (0, 0, 0))
         assert http.get(f"{address}/health").status_code == 200
         assert one(count)[0] in statuses

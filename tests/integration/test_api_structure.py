@@ -390,12 +390,12 @@ CODER = (
 
 
 MISTRAL_13 = (
-    "{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}{% for m in messages %}"
+    "{% if tools %}[AVAILABLE_TOOLS]{{ tools[0].function.name }}[/AVAILABLE_TOOLS]{% endif %}{% for m in messages %}"
     "[{{ m.role }}]{{ m.content }}{% for call in m.tool_calls or [] %}[TOOL_CALLS]{{ call.function.name }}"
     "[ARGS]{{ call.function.arguments | tojson }}{% endfor %}{% endfor %}"
 )
 GLM = (
-    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% if tools %}{{ tools[0].function.name }}{% endif %}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
     "{% for call in m.tool_calls or [] %}{{ '\n<tool_call>' + call.function.name }}\n"
     "{% for name, value in call.function.arguments.items() %}<arg_key>{{ name }}</arg_key>\n"
     "<arg_value>{{ value }}</arg_value>\n{% endfor %}</tool_call>{% endfor %}{% endfor %}<|assistant|>"

@@ -42,7 +42,7 @@ class GrammarTrial:
         Raises `GrammarError` for a grammar that is malformed or too large, `GrammarTooSlowError` after `seconds`.
         """
         if seconds <= 0:
-            raise GrammarTooSlowError("no time is left to compile it")
+            raise GrammarTooSlowError("not compiled in time, with the grammars before it")
         process = self.process
         if process is None or process.poll() is not None:
             process = self.process = _started(self._vocabulary)

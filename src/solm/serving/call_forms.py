@@ -161,9 +161,11 @@ def checked_form(template: object) -> CallForm:
 def hidden_marks(form: CallForm, tokenizer: Any) -> dict[str, int]:
     """Marks of a form that are tokens which text does not show, and those; others are text like any other."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    found = {} if backend is None else {mark: backend.token_to_id(mark) for mark in (form.begins, *form.marks)}
+    if backend is None:
+        return {}
+    tokens = {mark: backend.token_to_id(mark) for mark in (form.begins, *form.marks)}
     return {
         mark: token
-        for mark, token in found.items()
+        for mark, token in tokens.items()
         if token is not None and backend.decode([token], skip_special_tokens=True) == ""
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from solm.runtime.constraints import Constraint
+from solm.runtime.grammar_trial import GrammarTooSlowError
 from solm.runtime.grammars import Grammar, GrammarError, checked_schema, quoted
 from solm.serving.call_arguments import Elements, only_texts
 from solm.serving.call_forms import NAME, CallForm
@@ -84,7 +85,8 @@ class CallGrammars:
                 check(Grammar.json_schema(schema, strict))
                 yield self._call(tool.function.name, schema, strict)
             except GrammarError as error:
-                raise ApiError(400, f"{place}: {error}", place, "invalid_grammar") from error
+                code = "grammar_too_slow" if isinstance(error, GrammarTooSlowError) else "invalid_grammar"
+                raise ApiError(400, f"{place}: {error}", place, code) from error
 
     def _call(self, name: str, schema: dict[str, Any], strict: bool) -> str:
         elements = self.form.elements

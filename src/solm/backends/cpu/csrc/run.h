@@ -1,6 +1,7 @@
 // The engine's side of a call: memory and plans before its parts are processed, sums after them.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "engine.h"
@@ -99,7 +100,10 @@ inline void Engine::run(const Call& c) {
   const bool has_lower_bits = s.precision == 2 && head.bits > HIGH_BITS;
   // Many logits without grids are multiplied as matrices only where all are exact, which changes their last bits.
   const bool same_bits = head.group || c.rows * c.logit_steps < PromptRoom::LEAST_LOGITS;
-  screening.begin(c.approximate_tail && c.last == s.layers && has_lower_bits, c.adaptive_head && same_bits);
+  // One row that needs all logits reads the whole head. Then those of the others take less time than screening them.
+  const bool whole = c.exact_rows && std::any_of(c.exact_rows, c.exact_rows + c.rows, [](uint8_t exact) { return exact; });
+  const bool wanted = c.approximate_tail && c.last == s.layers && has_lower_bits && !(whole && same_bits);
+  screening.begin(wanted, c.adaptive_head && same_bits);
   team.run();
   screening.end();
   if (c.rules->thresholds) count_kept(c);
