@@ -18,6 +18,7 @@ from solm.cli.options import (
     PrecisionOption,
     RevisionOption,
     SpaceOption,
+    SparsityOption,
     TimingsOption,
     TrustOption,
 )
@@ -28,6 +29,7 @@ def serve(
     model: ModelOption = DEFAULT_MODEL,
     policy: PolicyOption = None,
     space: SpaceOption = None,
+    sparsity: SparsityOption = None,
     name: its.NameOption = None,
     host: its.HostOption = "127.0.0.1",
     port: its.PortOption = 8000,
@@ -114,7 +116,10 @@ def serve(
         slo_floor=slo_floor, slo_rows=slo_rows, priority_floors=floors, max_model_len=max_model_len,
         ignore_unknown=ignore_unknown,
     )  # fmt: skip
-    checks.backend(backend, precision, kv_cache_dtype, dtype)
+    if policy is not None and sparsity is not None:
+        raise SolmError("--sparsity: a policy brings its own; drop one of the two")
+    how = checks.sparsity_of(sparsity)
+    checks.backend(backend, precision, kv_cache_dtype, dtype, how)
     grid = checks.space_of(space)
     facts = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
     trained = checks.trained_policy(policy, facts, grid)
@@ -159,8 +164,9 @@ def serve(
             own = checks.trained_policy(policy, facts, grid)
             with repacking() as progress:
                 lm = load(
-                    model, own, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
-                    timings=timings, revision=revision, trust_remote_code=trust_remote_code, progress=progress,
+                    model, own, sparsity=how, dtype=dtype, backend=backend, precision=precision,
+                    kv_cache_dtype=kv_cache_dtype, timings=timings, revision=revision,
+                    trust_remote_code=trust_remote_code, progress=progress,
                 )  # fmt: skip
             if template is not None and lm.tokenizer is not None:
                 lm.tokenizer.chat_template = template

@@ -51,6 +51,7 @@ class Scheduler:
         self.governor = Governor(objective, settings.max_rows, settings.slo_rows, self.clock)
         self.prefixes = PrefixCache(settings.prefix_mb * 1e6, lm.sparsity.page_size)
         metrics.count_pages(lm.backend.pages_held)
+        self._whole_bits = lm.sparsity.bits_site == "weights"  # a step reads them for all its rows, or in full
         self._waiting = WaitingJobs()
         self._filling: _Filling | None = None
         self._session: Session | None = None  # of the rows that decode, in the order of `_rows`
@@ -262,7 +263,8 @@ class Scheduler:
         if governor.objective is not None or any(row.job.deadline is not None for row in rows):
             now = self.clock()
             for row in rows:
-                row.allow(governor.dial_for(row.job.order.rank, row.job.deadline, now, row.left))
+                dial, whole = governor.dials_for(row.job.order.rank, row.job.deadline, now, row.left)
+                row.allow(dial, whole if self._whole_bits else dial)
             if any(row.target != row.aimed for row in rows):
                 session.aim(np.array([row.target for row in rows]))
                 for row in rows:
