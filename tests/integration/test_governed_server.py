@@ -101,12 +101,9 @@ def test_bits_of_weights_are_lowered_for_all_rows_of_a_step_at_once(byte_tokeniz
             thread.join()
     together = [rows for rows in targets if len(rows) == 3]
     assert len(together) > 100
-    assert all(row in ([1, 1, 0.25], [1, 1, 1]) for row in sum(together, []))
-    assert all(rows[0] == rows[1] == rows[2] for rows in together)
-    bits = [rows[0][2] for rows in together]
-    assert bits[:2] == [1, 1]
-    assert {*bits[40:60]} == {1, 0.25}, "on the way to the floor"
-    assert bits[-20:] == [0.25] * 20
+    assert all(rows in ([[1, 1, 0.25]] * 3, [[1, 1, 1]] * 3) for rows in together)
+    assert any(rows[0][2] == 1 for rows in together)
+    assert [rows[0][2] for rows in together[-20:]] == [0.25] * 20, "at the floor"
 
 
 def test_a_request_with_a_deadline_spends_less(byte_tokenizer):
