@@ -119,18 +119,25 @@ def commands(options: Any, folder: Path) -> dict[str, tuple[list[str], dict[str,
             for name, (count, threads) in REPLICAS.items()
         }
     if options.other or options.model != MODEL:
-        others = [each.partition("=") for each in options.other]
+        if any("{folder}" in each for each in options.other):
+            _save(options, folder / "base")
+        others = [each.replace("{folder}", str(folder / "base")).partition("=") for each in options.other]
         return {"solm": (_solm(options), DENSE | USAGE)} | {
             name: (shlex.split(command), {"ignore_eos": True} | USAGE) for name, _, command in others
         }
-    model, tokenizer = load_base(MODEL, options.dtype)
-    model.save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    _save(options, folder / "base")
     transformers = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder / "base")]
     found: dict[str, tuple[list[str], dict[str, Any]]] = {}
     if options.peer:
         found["transformers"] = ([*transformers, "--device", "cpu"], {})
     return found | {name: (ours(*how, "--dtype", options.dtype), DENSE | USAGE) for name, how in SERVERS.items()}
+
+
+def _save(options: Any, folder: Path) -> None:
+    """The model in a folder of transformers' form."""
+    model, tokenizer = load_base(options.model, options.dtype)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _solm(options: Any, *more: str) -> list[str]:
