@@ -99,6 +99,8 @@ class Row:
         self.draft = Draft(lm, sampler, len(job.ids), job.order.policy, True, job.shown)
         self.cached = 0
         self.finished: str | None = None
+        self.told: float | None = None
+        """When its last token was."""
         self._pending = ""
         self.target: Shares = job.order.target(1.0)
         """Shares that the next step may spend on average."""
