@@ -33,13 +33,13 @@ def in_order(begins: str | None, loads: Mapping[int, int]) -> list[int]:
     """Replicas in the order in which a request should try them.
 
     begins: as of `beginning`. loads: requests in flight, by the numbers of replicas. The first is by rendezvous hashing
-    of the beginning, so that few beginnings move where a replica comes or goes, among those whose load is within
-    bounds; the others follow by their loads.
+    of the beginning, so that few beginnings move where a replica comes or goes, unless its load is beyond its bounds;
+    the others follow by their loads.
     """
     idlest = sorted(loads, key=lambda number: (loads[number], number))
     if begins is None or len(loads) < 2:
         return idlest
-    most = math.ceil(_BALANCE * (sum(loads.values()) + 1) / len(loads))
-    able = [number for number in idlest if loads[number] < most]
-    first = max(able, key=lambda number: hashlib.blake2b(f"{number} {begins}".encode()).digest())
+    first = max(loads, key=lambda number: hashlib.blake2b(f"{number} {begins}".encode()).digest())
+    if loads[first] >= math.ceil(_BALANCE * (sum(loads.values()) + 1) / len(loads)):
+        return idlest
     return [first, *(number for number in idlest if number != first)]

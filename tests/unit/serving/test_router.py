@@ -77,13 +77,16 @@ def served(tmp_path_factory):
         router = serving(create_router(replicas), port=0, lifespan="on", date_header=False, server_header=False)
         server = stack.enter_context(router)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield SimpleNamespace(address=f"http://127.0.0.1:{port}", replicas=replicas.all, imitations=imitations)
+        http = stack.enter_context(httpx.Client())  # one that is made for every request takes most of the time
+        yield SimpleNamespace(
+            address=f"http://127.0.0.1:{port}", replicas=replicas.all, imitations=imitations, http=http
+        )
     assert stopped == [True]
 
 
 def asked(served, number):
     conversation = {"messages": [{"role": "user", "content": f"conversation {number}"}]}
-    return httpx.post(f"{served.address}/v1/chat/completions?a=%2Fb", json=conversation, headers={"X-Own": "1"})
+    return served.http.post(f"{served.address}/v1/chat/completions?a=%2Fb", json=conversation, headers={"X-Own": "1"})
 
 
 def test_requests_and_answers_pass_through_unchanged(served):
@@ -96,7 +99,7 @@ def test_requests_and_answers_pass_through_unchanged(served):
     assert headers[b"host"] == served.address.removeprefix("http://").encode()
     assert answer.headers.get_list("x-request-id") == ["7"]
     assert len(answer.headers.get_list("date")) == 1
-    odd = httpx.get(f"{served.address}/odd")
+    odd = served.http.get(f"{served.address}/odd")
     assert (odd.status_code, odd.content) == (418, b"")
 
 
@@ -125,7 +128,7 @@ def test_a_replica_that_is_gone_is_passed_over(served):
 
 
 def test_pieces_arrive_as_they_come_and_a_client_that_hangs_up_ends_the_request(served):
-    with httpx.stream("GET", f"{served.address}/endless") as answer:
+    with served.http.stream("GET", f"{served.address}/endless") as answer:
         assert next(answer.iter_raw()) == b"data: 1\n\n"
         imitation = served.imitations[int(answer.headers["x-replica"])]
         assert sum(replica.load for replica in served.replicas) == 1
@@ -136,13 +139,13 @@ def test_pieces_arrive_as_they_come_and_a_client_that_hangs_up_ends_the_request(
 
 def test_a_body_that_is_too_large_is_refused_in_the_apis_form(served):
     seen = sum(len(imitation.seen) for imitation in served.imitations)
-    refused = httpx.post(f"{served.address}/v1/completions", content=b" " * ((1 << 20) + 1))
+    refused = served.http.post(f"{served.address}/v1/completions", content=b" " * ((1 << 20) + 1))
     assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
     assert sum(len(imitation.seen) for imitation in served.imitations) == seen
 
 
 def test_metrics_of_all_replicas_are_told_apart(served):
-    text = httpx.get(f"{served.address}/metrics").text
+    text = served.http.get(f"{served.address}/metrics").text
     assert text.splitlines() == [
         "# HELP a What.", "# TYPE a counter", 'a{replica="0"} 0.0', 'a{replica="1"} 1.0', 'a{replica="2"} 2.0'
     ]  # fmt: skip
@@ -153,7 +156,7 @@ def test_metrics_of_all_replicas_are_told_apart(served):
 
 
 def test_a_slow_answer_holds_up_nobody(served):
-    with httpx.stream("GET", f"{served.address}/endless") as answer:
+    with served.http.stream("GET", f"{served.address}/endless") as answer:
         next(answer.iter_raw())
         begun = time.monotonic()
         assert asked(served, 3).status_code == 200
