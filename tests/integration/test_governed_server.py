@@ -83,7 +83,7 @@ def test_bits_of_weights_are_lowered_for_all_rows_of_a_step_at_once(byte_tokeniz
     model = tiny_model("llama", torch.float32)
     lm = solm.attach(model, tokenizer=with_template(byte_tokenizer), sparsity=SparsityConfig.preset("nested"))
     service = Service(lm, ServeSettings(slo_tpot_ms=0.01, slo_floor="bits=4", slo_rows=False), "tiny")
-    steps_by_budget(monkeypatch, 0.01)
+    steps_by_budget(monkeypatch, 0.03)
     step, targets = TorchSession.step, []
 
     def noted(self, *args, **options):
