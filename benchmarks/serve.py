@@ -5,21 +5,23 @@ clients is measured on all servers within minutes. Requests stream greedy chat r
 shares. All models have one dtype, by default bfloat16 where the processor has it and float32 elsewhere.
 
     python benchmarks/serve.py                       # transformers serve; torch, cpu in bfloat16 and in int8
+    python benchmarks/serve.py --model FILE.gguf --other "NAME=COMMAND {port}"    # the cpu backend beside other servers
+    python benchmarks/serve.py --replicas            # two replicas beside one process of as many threads
     python benchmarks/serve.py --governor --json     # twice the clients that a dense server holds its objective for
+
+Peak memory is the sum of the largest resident sizes of a server's processes, mapped pages counted.
 """
 
 import argparse
 import asyncio
 import json
 import os
-import socket
+import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,64 +30,39 @@ import numpy as np
 import torch
 
 from common import MODEL, finish, parser
+from server_process import free_port, server
+from solm.backends.tokenizer import model_tokenizer
 from solm.backends.torch.load import load_base
 from solm.data.windows import token_stream
 
-PROMPT = 96
-STARTED = 180
 SERVERS = {
     "torch": ["--backend", "torch"],
     "cpu bfloat16": ["--backend", "cpu", "--precision", "bfloat16"],
     "cpu int8": ["--backend", "cpu", "--precision", "int8"],
 }
+REPLICAS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 replicas, 1 thread each": (2, 1)}
+"""Processes and their threads."""
+DENSE = {"efficiency": {"policy": "dense"}}
+USAGE = {"stream_options": {"include_usage": True}}
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@contextmanager
-def server(command: list[str], port: int, log: Path) -> Iterator[str]:
-    """A server process, ready to answer."""
-    with log.open("w") as out:
-        process = subprocess.Popen([*command, "--port", str(port)], stdout=out, stderr=out)
-    address, end = f"http://127.0.0.1:{port}", time.monotonic() + STARTED
-    try:
-        while True:
-            try:
-                if httpx.get(f"{address}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            if process.poll() is not None or time.monotonic() > end:
-                raise SystemExit(f"{' '.join(command)} did not start:\n{log.read_text()[-2000:]}")
-            time.sleep(0.2)
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def ours(*options: str) -> list[str]:
-    return [sys.executable, "-m", "solm.cli", "serve", "--policy", MODEL, "--name", "served", *options]
+def ours(*options: str, model: str = MODEL) -> list[str]:
+    what = ["--policy", MODEL] if model == MODEL else ["--model", model]
+    return [sys.executable, "-m", "solm.cli", "serve", *what, "--name", "served", *options]
 
 
 class Load:
-    """Requests to one server. efficiency: what each asks for, None: the field is left out (not ours)."""
+    """Requests to one server. model: what they call it. more: fields of each beside the usual ones."""
 
-    def __init__(self, address: str, model: str, efficiency: dict[str, Any] | None, tokens: int):
-        self.address, self.model, self.efficiency, self.tokens = address, model, efficiency, tokens
+    def __init__(self, address: str, model: str, more: dict[str, Any], tokens: int):
+        self.address, self.model, self.more, self.tokens = address, model, more, tokens
 
     async def one(self, client: httpx.AsyncClient, text: str) -> dict[str, Any]:
         """Times of one streamed reply."""
         body: dict[str, Any] = {
             "model": self.model, "messages": [{"role": "user", "content": text}], "stream": True,
-            "max_tokens": self.tokens, "temperature": 0,
+            "max_tokens": self.tokens, "temperature": 0, **self.more,
         }  # fmt: skip
-        if self.efficiency is not None:
-            body |= {"efficiency": self.efficiency, "stream_options": {"include_usage": True}}
         begun, times, usage = time.perf_counter(), [], {}
         async with client.stream("POST", f"{self.address}/v1/chat/completions", json=body) as answer:
             answer.raise_for_status()
@@ -96,7 +73,7 @@ class Load:
                 usage = event.get("usage") or usage
                 if event["choices"] and event["choices"][0]["delta"].get("content"):
                     times.append(time.perf_counter())
-        count = usage["completion_tokens"]
+        count = usage.get("completion_tokens", len(times))
         gaps = np.diff(times).tolist()
         per_token = (times[-1] - times[0]) / max(1, count - 1)
         compute = usage.get("compute", {}).get("realised", {}).get("net")
@@ -127,43 +104,76 @@ class Load:
         }  # fmt: skip
 
 
-def some_texts(count: int, length: int) -> list[str]:
-    """Texts of `length` tokens, none of which begins like another."""
-    _, tokenizer = load_base(MODEL, "auto", None, False)
-    windows = token_stream("pydoc:train", tokenizer).spaced(count, length, torch.Generator().manual_seed(0))
+def some_texts(model: str, count: int, length: int) -> list[str]:
+    """Texts of `length` tokens of a model, none of which begins like another."""
+    tokenizer, seed = model_tokenizer(model), torch.Generator().manual_seed(0)
+    windows = token_stream("pydoc:train", tokenizer).random(count, length, seed)
     return [f"{index}: {tokenizer.decode(row)}" for index, row in enumerate(windows)]
 
 
+def commands(options: Any, folder: Path) -> dict[str, tuple[list[str], dict[str, Any]]]:
+    """By name, how a server is started and what its requests say beside the usual."""
+    if options.replicas:
+        return {
+            name: (["env", f"OMP_NUM_THREADS={threads}", *_solm(options, "--replicas", str(count))], DENSE | USAGE)
+            for name, (count, threads) in REPLICAS.items()
+        }
+    if options.other or options.model != MODEL:
+        if any("{folder}" in each for each in options.other):
+            _save(options, folder / "base")
+        others = [each.replace("{folder}", str(folder / "base")).partition("=") for each in options.other]
+        return {"solm": (_solm(options), DENSE | USAGE)} | {
+            name: (shlex.split(command), {"ignore_eos": True} | USAGE) for name, _, command in others
+        }
+    _save(options, folder / "base")
+    transformers = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder / "base")]
+    found: dict[str, tuple[list[str], dict[str, Any]]] = {}
+    if options.peer:
+        found["transformers"] = ([*transformers, "--device", "cpu"], {})
+    return found | {name: (ours(*how, "--dtype", options.dtype), DENSE | USAGE) for name, how in SERVERS.items()}
+
+
+def _save(options: Any, folder: Path) -> None:
+    """The model in a folder of transformers' form."""
+    model, tokenizer = load_base(options.model, options.dtype)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _solm(options: Any, *more: str) -> list[str]:
+    return ours("--backend", "cpu", *shlex.split(options.serve), *more, model=options.model)
+
+
 def throughput(options: Any) -> dict[str, Any]:
-    """Every server in turn, for every number of clients."""
+    """Every server in turn, for every number of clients: medians over rounds, and peak memory."""
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        base = Path(folder) / "base"
-        model, tokenizer = load_base(MODEL, options.dtype)
-        model.save_pretrained(base)
-        tokenizer.save_pretrained(base)
-        transformers = [str(Path(sys.executable).with_name("transformers")), "serve", str(base), "--device", "cpu"]
-        loads = {}
-        for name in [*(["transformers"] if options.peer else []), *SERVERS]:
-            command = transformers if name == "transformers" else ours(*SERVERS[name], "--dtype", options.dtype)
-            address = stack.enter_context(server(command, free_port(), Path(folder) / f"{name}.log"))
-            plain = name == "transformers"
-            loads[name] = Load(
-                address, str(base) if plain else "served", None if plain else {"policy": "dense"}, options.tokens
-            )
-        loads["cpu int8 at 0.6"] = Load(loads["cpu int8"].address, "served", {"budget": "keep=0.6"}, options.tokens)
+        loads, running = {}, {}
+        for name, (command, more) in commands(options, Path(folder)).items():
+            log = Path(folder) / f"{len(loads)}.log"
+            running[name] = stack.enter_context(server(command, free_port(), log))
+            address = running[name].address
+            if name == "transformers":
+                model = str(Path(folder) / "base")
+            else:
+                model = httpx.get(f"{address}/v1/models").json()["data"][0]["id"]
+            loads[name] = Load(address, model, more, options.tokens)
+        if "cpu int8" in loads:
+            dialled = {"efficiency": {"budget": "keep=0.6"}} | USAGE
+            loads["cpu int8 at 0.6"] = Load(loads["cpu int8"].address, "served", dialled, options.tokens)
         for clients in options.clients:
             each = max(1, options.replies // clients)
-            texts = some_texts(clients * each * (options.rounds + 1) * len(loads), PROMPT)
+            texts = some_texts(options.model, clients * each * (options.rounds + 1) * len(loads), options.prompt)
             for turn in range(options.rounds + 1):
                 for name, load in loads.items():
                     taken, texts = texts[: clients * each], texts[clients * each :]
+                    print(f"{clients} clients, round {turn} of {options.rounds}: {name}", file=sys.stderr, flush=True)
                     found = asyncio.run(load.run(clients, each, taken))
                     if turn:
                         results.setdefault(name, {}).setdefault(str(clients), []).append(found)
-    return {
-        name: {clients: middle(runs) for clients, runs in by_clients.items()} for name, by_clients in results.items()
-    }
+        peaks = {name: one.peak_gib for name, one in running.items()}
+    medians = {name: {count: middle(runs) for count, runs in found.items()} for name, found in results.items()}
+    return {"servers": medians, "peak_gib": peaks}
 
 
 def middle(runs: list[dict[str, float]]) -> dict[str, float]:
@@ -175,12 +185,13 @@ def governed(options: Any) -> dict[str, Any]:
     """The objective is what a dense server's 95th percentile of the time per output token (a reply's time after its
     first token over the number of tokens after it) is at `--hold` clients; then twice as many come."""
     tokens, rows = options.tokens * 4, options.hold
-    texts = some_texts(rows * 2 * 2 * 4 + rows * 4, options.context)
+    texts = some_texts(options.model, rows * 2 * 2 * 4 + rows * 4, options.context)
     results = {}
+    governed_by = "policy" if options.model == MODEL else "static"
     with tempfile.TemporaryDirectory() as folder:
-        cpu = ["--backend", "cpu", "--precision", options.precision]
-        with server(ours(*cpu), free_port(), Path(folder) / "dense.log") as address:
-            load = Load(address, "served", {"policy": "dense"}, tokens)
+        cpu = _solm(options, "--precision", options.precision)
+        with server(cpu, free_port(), Path(folder) / "dense.log") as found:
+            load = Load(found.address, "served", DENSE | USAGE, tokens)
             asyncio.run(load.run(rows, 1, texts[-rows * 2 : -rows]))
             calm = asyncio.run(load.run(rows, 2, texts[: rows * 2]))
             texts = texts[rows * 2 :]
@@ -189,13 +200,15 @@ def governed(options: Any) -> dict[str, Any]:
         objective = calm["tpot_p95_ms"]
         slo = ["--slo-tpot-ms", f"{objective:.3f}"]
         kinds = {
-            "governor, budgets": ["--slo-floor", f"keep={options.floor}", "--no-slo-rows"],
-            "governor, budgets and rows": ["--slo-floor", f"keep={options.floor}"],
+            "governor, budgets": ["--slo-floor", options.floor, "--no-slo-rows"],
+            "governor, budgets and rows": ["--slo-floor", options.floor],
             "governor, rows": ["--slo-floor", "1"],
         }
         for name, more in kinds.items():
-            with server(ours(*cpu, *slo, *more), free_port(), Path(folder) / "governed.log") as address:
-                load = Load(address, "served", {"budget": 1.0, "policy": "policy"}, tokens)
+            with server([*cpu, *slo, *more], free_port(), Path(folder) / "governed.log") as found:
+                load = Load(
+                    found.address, "served", {"efficiency": {"budget": 1.0, "policy": governed_by}} | USAGE, tokens
+                )
                 asyncio.run(load.run(rows * 2, 1, texts[-rows * 2 :]))
                 results[name] = asyncio.run(load.run(rows * 2, 2, texts[: rows * 4]))
     return {"objective_ms": objective, "clients": {"calm": rows, "overload": rows * 2}, "servers": results}
@@ -207,24 +220,33 @@ def main() -> None:
     options.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
     options.add_argument("--replies", type=int, default=8, help="replies per round")
     options.add_argument("--tokens", type=int, default=64, help="tokens of a reply")
+    options.add_argument("--prompt", type=int, default=96, help="tokens of a prompt, without the chat template's")
     options.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="also transformers serve")
+    options.add_argument("--other", action="append", default=[], metavar="NAME=COMMAND", help="another server")
+    options.add_argument("--replicas", action="store_true")
+    options.add_argument("--serve", default="", help="more options of solm serve, as one text")
     options.add_argument("--governor", action="store_true")
     options.add_argument("--hold", type=int, default=4, help="clients without overload")
     options.add_argument("--context", type=int, default=256, help="tokens of prompt, --governor")
-    options.add_argument("--floor", type=float, default=0.5, help="net keep, --governor")
+    options.add_argument("--floor", default="keep=0.5", help="budget below which the governor does not go")
     options.add_argument("--precision", default="int8", help="of --governor's server")
     asked = options.parse_args()
+    for each in asked.other:
+        if not all(each.partition("=")):
+            options.error(f"--other: {each!r} is not NAME=COMMAND")
     if asked.governor:
         results = governed(asked)
         rows = list(results["servers"].items())
     else:
-        results = {"servers": throughput(asked)}
+        results = throughput(asked)
         rows = [(f"{name}, {n} clients", run) for name, runs in results["servers"].items() for n, run in runs.items()]
     lines = [
         f"{name:34} {run['tokens_per_second']:7.1f}/s, first {run['first_p50_ms']:.0f} / {run['first_p95_ms']:.0f}, "
         f"per token {run['tpot_p50_ms']:.1f} / {run['tpot_p95_ms']:.1f} ms, net keep {run['net_keep']:.2f}"
         for name, run in rows
     ]
+    lines += [f"{name:34} peak {peak:.2f} GiB" for name, peak in results.get("peak_gib", {}).items()]
+    asked.other = [each.partition("=")[0] for each in asked.other]  # whose commands have paths of this machine
     finish("governor" if asked.governor else "serve", asked, results, lines)
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from common import TEXT, finish, parser
-from serve import free_port, server
+from server_process import free_port, server
 from solm.backends.tokenizer import model_tokenizer
 from solm.data.windows import token_stream
 
@@ -200,7 +200,8 @@ def measured(options: Any, keep: Callable[[dict[str, Any]], None]) -> dict[str, 
         """A server that has answered once, and what runs a phase on it."""
         with tempfile.TemporaryDirectory() as folder, server(
             command(options, *more), free_port(), Path(folder) / "log"
-        ) as address:  # fmt: skip
+        ) as running:  # fmt: skip
+            address = running.address
             warm = {"model": "served", "prompt": texts[0], "max_tokens": 4}
             httpx.post(f"{address}/v1/completions", json=warm, timeout=120).raise_for_status()
 

@@ -13,6 +13,7 @@ import tables_features  # noqa: F401
 import tables_field  # noqa: F401
 import tables_ladder  # noqa: F401
 import tables_quality  # noqa: F401  (registers its tables)
+import tables_serving  # noqa: F401
 import tables_speed  # noqa: F401
 import tables_tasks  # noqa: F401
 import tables_variants  # noqa: F401

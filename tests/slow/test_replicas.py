@@ -1,53 +1,75 @@
-"""Two replicas behind one address, through Ray Serve."""
+"""Two replicas behind one address, each a process with a model of its own."""
 
 import os
+import re
 import signal
 import subprocess
-import sys
 
 import httpx
 import openai
-import pytest
 
-from helpers.commands import free_port
-from helpers.serving import until, with_template
+from helpers.serving import start, until, with_template
 
-pytest.importorskip("ray")
+CHAT = [{"role": "system", "content": "Be brief. " * 30}, {"role": "user", "content": "Hello"}]
 
 
-def test_two_replicas_answer_as_one_and_survive_the_loss_of_one(tiny_folder, byte_tokenizer):
+def processes(parent):
+    """The ids of a process's children."""
+    return [int(found) for found in subprocess.check_output(["pgrep", "-P", str(parent)]).split()]
+
+
+def metric(address, name, labels=""):
+    """A metric with some labels by replica."""
+    text = httpx.get(f"{address}/metrics", headers={"Authorization": "Bearer secret"}).text
+    found = re.findall(rf'^{name}{{replica="(\d)".*{labels}.*}} (.*)$', text, re.MULTILINE)
+    return {int(number): float(value) for number, value in found}
+
+
+def test_two_replicas_share_an_address_and_survive_the_loss_of_one(tiny_folder, byte_tokenizer):
     with_template(byte_tokenizer).save_pretrained(tiny_folder)
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "solm.cli", "serve", "--model", str(tiny_folder), "--name", "tiny", "--replicas", "2",
-         "--port", str(port)], stderr=subprocess.PIPE, env={**os.environ, "SOLM_API_KEYS": "secret"},
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
+    process, address = start(
+        "--model", tiny_folder, "--name", "tiny", "--replicas", 2, "--drain-seconds", 5, keys="secret"
+    )
     try:
-
-        def ready():
-            assert process.poll() is None, process.stderr.read()[-2000:]
-            try:
-                return httpx.get(f"{address}/health").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        until(ready, 180)
         assert httpx.get(f"{address}/v1/models").status_code == 401
+        assert httpx.get(f"{address}/v1/models", headers={"Host": "elsewhere"}).status_code == 400
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="secret", max_retries=6)
 
-        def ask():
-            return client.completions.create(
-                model="tiny", prompt="hello " * 20, max_tokens=20, temperature=0,
-                extra_body={"efficiency": {"budget": "keep=0.6"}},
-            ).choices[0].text  # fmt: skip
+        def ask(*turns, **more):
+            messages = [*CHAT, *({"role": role, "content": text} for role, text in turns)]
+            extra = {"efficiency": {"budget": "keep=0.6"}}
+            return client.chat.completions.create(
+                model="tiny", messages=messages, max_tokens=20, temperature=0, extra_body=extra, **more
+            )
 
-        texts = {ask() for _ in range(8)}
+        texts = {ask().choices[0].message.content for _ in range(4)}
+        later = ask(("assistant", "Hi"), ("user", "Why?"))
         assert len(texts) == 1
-        replicas = subprocess.run(["pgrep", "-f", "ray::ServeReplica"], capture_output=True, text=True).stdout.split()
-        assert len(replicas) == 2
-        os.kill(int(replicas[0]), signal.SIGKILL)
-        assert {ask() for _ in range(4)} == texts
+        assert later.usage.prompt_tokens_details.cached_tokens > 250
+        (busy,) = metric(address, "solm_tokens_total", 'kind="cached"')  # all went to one replica
+
+        stream = ask(stream=True)
+        next(iter(stream))
+        stream.close()
+        until(lambda: sum(metric(address, "solm_rows_running").values()) == 0, 10)
+
+        children = processes(process.pid)
+        assert len(children) == 2
+        os.kill(children[busy], signal.SIGKILL)
+        assert {ask().choices[0].message.content for _ in range(4)} == texts
+        until(lambda: len(metric(address, "solm_rows_running")) == 2, 120)
+        assert len(processes(process.pid)) == 2
     finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
+        children = processes(process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) in (0, -signal.SIGTERM)
+    assert not any(os.path.exists(f"/proc/{child}") for child in children)
+
+
+def test_replicas_end_with_the_process_in_front(tiny_folder, byte_tokenizer):
+    with_template(byte_tokenizer).save_pretrained(tiny_folder)
+    process, _ = start("--model", tiny_folder, "--replicas", 2)
+    children = processes(process.pid)
+    process.kill()
+    process.wait()
+    until(lambda: not any(os.path.exists(f"/proc/{child}") for child in children), 60)

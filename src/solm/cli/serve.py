@@ -1,6 +1,7 @@
 """`solm serve`."""
 
-import os
+import asyncio
+import sys
 from dataclasses import replace
 
 from solm.cli import checks, serve_checks
@@ -17,6 +18,7 @@ from solm.cli.options import (
     PrecisionOption,
     RevisionOption,
     SpaceOption,
+    SparsityOption,
     TimingsOption,
     TrustOption,
 )
@@ -27,9 +29,11 @@ def serve(
     model: ModelOption = DEFAULT_MODEL,
     policy: PolicyOption = None,
     space: SpaceOption = None,
+    sparsity: SparsityOption = None,
     name: its.NameOption = None,
     host: its.HostOption = "127.0.0.1",
     port: its.PortOption = 8000,
+    uds: its.SocketOption = None,
     max_rows: its.MaxRowsOption = None,
     max_model_len: its.MaxModelLenOption = None,
     max_waiting: its.MaxWaitingOption = 256,
@@ -88,9 +92,11 @@ def serve(
 
     from solm.cli.output import print_json, repacking, say
     from solm.cli.rows_check import rows_that_fit
-    from solm.cli.server import announcing, reread_on_hangup
+    from solm.cli.server import CLOSING, announcing, reread_on_hangup, run_in_front
     from solm.runtime.load import load
     from solm.serving.logs import log_lines
+    from solm.serving.replicas import Replicas
+    from solm.serving.router import create_router
     from solm.serving.settings import PRIORITIES, ServeSettings
 
     tracing_wanted()  # raises where something is missing for it
@@ -110,7 +116,10 @@ def serve(
         slo_floor=slo_floor, slo_rows=slo_rows, priority_floors=floors, max_model_len=max_model_len,
         ignore_unknown=ignore_unknown,
     )  # fmt: skip
-    checks.backend(backend, precision, kv_cache_dtype, dtype)
+    if policy is not None and sparsity is not None:
+        raise SolmError("--sparsity: a policy brings its own; drop one of the two")
+    how = checks.sparsity_of(sparsity)
+    checks.backend(backend, precision, kv_cache_dtype, dtype, how)
     grid = checks.space_of(space)
     facts = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
     trained = checks.trained_policy(policy, facts, grid)
@@ -136,11 +145,14 @@ def serve(
         checks.room(facts, max_model_len, "--max-model-len")
         longest = replace(facts, context=max_model_len)
     chosen = rows_that_fit(chosen, longest, kv_cache_dtype, explicit=max_rows is not None)
-    serve_checks.listenable(host, port)
+    if uds is None:
+        serve_checks.listenable(host, port)
+    else:
+        serve_checks.unix_socket(uds, replicas)
     local = ("127.0.0.1", "localhost", "::1")
     hosts = local if host in local else None
     shown = f"[{host}]" if ":" in host else host
-    address = f"{'http' if ssl_certfile is None else 'https'}://{shown}:{port}"
+    address = f"{'http' if ssl_certfile is None else 'https'}://{shown}:{port}" if uds is None else f"unix:{uds}"
     shown_name = names[0] if names else model
 
     def build() -> FastAPI:
@@ -152,8 +164,9 @@ def serve(
             own = checks.trained_policy(policy, facts, grid)
             with repacking() as progress:
                 lm = load(
-                    model, own, dtype=dtype, backend=backend, precision=precision, kv_cache_dtype=kv_cache_dtype,
-                    timings=timings, revision=revision, trust_remote_code=trust_remote_code, progress=progress,
+                    model, own, sparsity=how, dtype=dtype, backend=backend, precision=precision,
+                    kv_cache_dtype=kv_cache_dtype, timings=timings, revision=revision,
+                    trust_remote_code=trust_remote_code, progress=progress,
                 )  # fmt: skip
             if template is not None and lm.tokenizer is not None:
                 lm.tokenizer.chat_template = template
@@ -166,16 +179,17 @@ def serve(
         if json:
             print_json({"model": shown_name, "address": f"{address}/v1", "page": f"{address}/"})
 
+    processes = None
     if replicas > 1:
-        from solm.serving.replicas import serve_replicas
-
-        announce()
-        serve_replicas(build, replicas, host, port, max(1.0, (os.cpu_count() or 1) / replicas))
-        return
+        log_lines()
+        command = [sys.executable, "-m", "solm.cli", *sys.argv[1:], "--replicas", "1"]
+        processes = Replicas(command, replicas, drain_seconds + CLOSING)
     config = uvicorn.Config(
-        build(), host=host, port=port, log_config=None, access_log=False, lifespan="on",
+        build() if processes is None else create_router(processes, root_path), host=host, port=port,
+        uds=None if uds is None else str(uds), log_config=None, access_log=False, lifespan="on",
         timeout_keep_alive=75, limit_concurrency=4096, ssl_certfile=ssl_certfile, ssl_keyfile=ssl_keyfile,
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
+        date_header=processes is None, server_header=processes is None,  # else those of the replicas
     )  # fmt: skip
 
     def started() -> None:
@@ -183,4 +197,8 @@ def serve(
             reread_on_hangup(keys, keys_now)
         announce()
 
-    announcing(config, started).run()
+    server = announcing(config, started)
+    if processes is None:
+        server.run()
+    else:
+        asyncio.run(run_in_front(server, processes))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from solm.serving.keys import ApiKey
 
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
+_LONGEST_SOCKET = 107
+"""Bytes of a Unix socket's path, of Linux."""
 _LARGEST = 1 << 20
 """Bytes of a chat template."""
 
@@ -72,6 +74,18 @@ def listenable(host: str, port: int) -> None:
     except OSError as error:
         option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise SolmError(f"{option}: cannot listen on {host} port {port}: {error.strerror}") from error
+
+
+def unix_socket(path: Path, replicas: int) -> None:
+    """Check that --uds can be listened on."""
+    if replicas > 1:
+        raise SolmError("--uds: it does not go with --replicas, which listen on a port")
+    if len(os.fsencode(path.absolute())) > _LONGEST_SOCKET:
+        raise SolmError(f"--uds: {path} exceeds {_LONGEST_SOCKET} bytes, with its folders")
+    if path.exists() and not path.is_socket():
+        raise SolmError(f"--uds: {path} is there and no socket")
+    if not path.absolute().parent.is_dir():
+        raise SolmError(f"--uds: there is no folder {path.absolute().parent}")
 
 
 def root_path(path: str) -> None:

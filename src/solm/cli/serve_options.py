@@ -55,7 +55,11 @@ RowsOption = Annotated[
     bool, typer.Option(help="Where the floors do not suffice for --slo-tpot-ms, decode fewer replies together.")
 ]
 ReplicasOption = Annotated[
-    int, typer.Option(help="Processes with a model each, through Ray Serve (extra: ray).", min=1, max=1024)
+    int, typer.Option(help="Processes with a model each, which share the cores, behind one address.", min=1, max=256)
+]
+SocketOption = Annotated[
+    Path | None,
+    typer.Option("--uds", help="Unix socket to listen on in place of a port; --host says which names are accepted."),
 ]
 ApiKeyOption = Annotated[
     list[str] | None,

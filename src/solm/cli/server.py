@@ -1,4 +1,4 @@
-"""The process of `solm serve`: says when it listens, and reads its keys again on SIGHUP."""
+"""The process of `solm serve`: says when it listens, reads its keys again on SIGHUP, ends its replicas."""
 
 import asyncio
 import logging
@@ -10,6 +10,7 @@ import uvicorn
 
 from solm.core.errors import SolmError
 from solm.serving.keys import ApiKey, KeyRing
+from solm.serving.replicas import Replicas
 
 _LOG = logging.getLogger("solm.serving")
 
@@ -50,6 +51,15 @@ async def _cut_off_idle(server: uvicorn.Server) -> None:
             elif clock() - idle_since.setdefault(connection, clock()) >= CLOSING:
                 transport.abort()
         await asyncio.sleep(0.1)
+
+
+async def run_in_front(server: uvicorn.Server, replicas: Replicas) -> None:
+    """Start replicas, run the server in front of them, and end them however that ends."""
+    try:
+        await replicas.start()
+        await server.serve()
+    finally:
+        await replicas.stop()
 
 
 def reread_on_hangup(keys: KeyRing, read: Callable[[], list[ApiKey]]) -> None:

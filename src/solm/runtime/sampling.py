@@ -25,6 +25,8 @@ SUPPORTED = (
 """Generation options that are carried out. A reply is one row, which needs no padding, whatever the token."""
 _TOP_K = 50
 """What transformers takes where tokens are drawn and nothing else is said."""
+_BLOCK = 512
+"""Weights that are summed together."""
 _DRAWN = ("temperature", "top_k", "top_p", "min_p")
 """Options that matter where tokens are drawn."""
 _NO_MATTER = (
@@ -55,8 +57,10 @@ class Plain:
 
     def scores(self, logits: Array) -> np.ndarray:
         scores = self._tempered(logits)
+        ids, _ = self._possible(scores)
+        if ids is None:
+            return scores.copy()
         left = np.full(len(scores), -np.inf, np.float32)
-        ids, _ = self._possible(scores.copy())
         left[ids] = scores[ids]
         return left
 
@@ -66,35 +70,50 @@ class Plain:
     def draw(self, logits: Array, place: float) -> int:
         """The token at `place` in [0, 1) of the distribution that logits [V] give."""
         ids, weights = self._possible(self._tempered(logits))
-        total = np.cumsum(weights, dtype=np.float64)
-        found = int(np.searchsorted(total, place * total[-1], side="right"))
-        if found == len(ids):  # by rounding: the last that has a weight
-            found = int(np.searchsorted(total, total[-1]))
-        return int(ids[found])
+        found = _drawn(weights, place)
+        return found if ids is None else int(ids[found])
 
     def _tempered(self, logits: Array) -> np.ndarray:
-        """A copy of logits [V] over the temperature, float32."""
-        scores = as_numpy(logits).astype(np.float32)
-        if self.temperature != 1:
-            scores /= np.float32(self.temperature)
-        return scores
+        """Logits [V] over the temperature, float32; the logits themselves, where it is 1."""
+        scores = as_numpy(logits).astype(np.float32, copy=False)
+        return scores if self.temperature == 1 else scores / np.float32(self.temperature)
 
-    def _possible(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens that can be chosen by scores [V], which are overwritten, in rising order, and their weights."""
+    def _possible(self, scores: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+        """Tokens that can be chosen by scores [V], in rising order, None for all; and their weights, 1 for the
+        likeliest."""
+        ids = None
         if 0 < self.top_k < len(scores):
-            scores[scores < np.partition(scores, -self.top_k)[-self.top_k]] = -np.inf
-        scores -= scores.max()
-        if self.top_p == 1:
-            ids = np.flatnonzero(scores > -np.inf) if self.top_k else np.arange(len(scores))
-            weights = np.exp(scores[ids] if self.top_k else scores)
-        else:
-            weights = np.exp(scores, out=scores)
-            ids = _likeliest(weights, self.top_p)
-            weights = weights[ids]
+            ids = np.flatnonzero(scores >= np.partition(scores, -self.top_k)[-self.top_k])
+            scores = scores[ids]
+        weights = scores - scores.max()
+        np.exp(weights, out=weights)
+        kept = None if self.top_p == 1 else _likeliest(weights, self.top_p)
         if self.min_p:
-            likely = weights >= np.float32(self.min_p)  # the likeliest has the weight 1
-            return ids[likely], weights[likely]
-        return ids, weights
+            likely = weights >= np.float32(self.min_p)
+            kept = np.flatnonzero(likely) if kept is None else kept[likely[kept]]
+        if kept is None:
+            return ids, weights
+        return kept if ids is None else ids[kept], weights[kept]
+
+
+def _drawn(weights: np.ndarray, place: float) -> int:
+    """The first of weights [n] that, with all before it, makes more than a share `place` in [0, 1) of their sum.
+
+    Summed by blocks: a running sum of all of them would take most of the time that a draw takes.
+    """
+    ends = np.arange(0, len(weights), _BLOCK)
+    sums = np.cumsum(np.add.reduceat(weights, ends, dtype=np.float64))
+    aim = place * sums[-1]
+    block = _reaches(sums, aim)
+    first = block * _BLOCK
+    before = sums[block - 1] if block else 0.0
+    return first + _reaches(before + np.cumsum(weights[first : first + _BLOCK], dtype=np.float64), aim)
+
+
+def _reaches(sums: np.ndarray, aim: float) -> int:
+    """The first place of rising `sums` above `aim`; by rounding there may be none: the last that has a weight."""
+    found = int(np.searchsorted(sums, aim, side="right"))
+    return found if found < len(sums) else int(np.searchsorted(sums, sums[-1]))
 
 
 def _likeliest(weights: np.ndarray, top_p: float) -> np.ndarray:

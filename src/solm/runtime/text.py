@@ -11,8 +11,8 @@ _LONGEST = 16
 class TextStream:
     """The text of a growing list of tokens, piece by piece.
 
-    Only the tokens since the last finished character and those just before are decoded anew, so that a long reply
-    costs no more per token than a short one (as text-generation-inference and vLLM do).
+    Only the last few tokens are decoded anew, so that a long reply costs no more per token than a short one (as
+    text-generation-inference and vLLM do).
 
     skip_special_tokens: the text has none of them but `shown`.
     """
@@ -20,7 +20,9 @@ class TextStream:
     def __init__(self, tokenizer: Any, skip_special_tokens: bool = False, shown: Collection[int] = ()):
         self.tokenizer, self.skip, self._always = tokenizer, skip_special_tokens, shown
         self.ids: list[int] = []
-        self._shown = self._context = 0
+        self._context = self._shown = 0
+        self._before = ""
+        """The text of the tokens from `_context` to `_shown`, which is known."""
 
     def push(self, token: int) -> str:
         """What `token` makes known of the text; empty while a character is unfinished."""
@@ -32,13 +34,15 @@ class TextStream:
         return self._read(finished=True)
 
     def _read(self, finished: bool) -> str:
-        before = self._decode(self.ids[self._context : self._shown])
         now = self._decode(self.ids[self._context :])
         finished = finished or len(self.ids) - self._shown >= _LONGEST
-        if not finished and (len(now) <= len(before) or now.endswith(_UNFINISHED)):
+        if not finished and (len(now) <= len(self._before) or now.endswith(_UNFINISHED)):
             return ""
-        self._context, self._shown = self._shown, len(self.ids)
-        return now[len(before) :]
+        new, last = now[len(self._before) :], self._shown
+        self._shown, self._before = len(self.ids), now
+        if self._shown - self._context >= _LONGEST:
+            self._context, self._before = last, self._decode(self.ids[last:])
+        return new
 
     def _decode(self, ids: list[int]) -> str:
         if self.tokenizer is None or not ids:

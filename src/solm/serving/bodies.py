@@ -31,6 +31,19 @@ async def read_body(request: Request, kind: type[Body], ignore_unknown: bool = F
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise ApiError(400, "the content type must be application/json", code="invalid_content_type")
+    body = await read_bytes(request)
+    try:
+        found = kind.model_validate_json(body, extra="allow" if ignore_unknown else None)
+    except ValidationError as error:
+        raise from_validation(error) from error
+    if ignore_unknown:
+        ignored = list(dict.fromkeys(_extra_fields(found)))
+        request.state.ignored = [*ignored[:_MOST_NAMES], *(["..."] if len(ignored) > _MOST_NAMES else [])]
+    return found
+
+
+async def read_bytes(request: Request) -> bytes:
+    """The body, within the limits of size and time. Raises `ApiError`."""
     body = bytearray()
     large = ApiError(413, f"the body exceeds {MAX_BODY} bytes", code="body_too_large")
     if int(request.headers.get("content-length", 0)) > MAX_BODY:
@@ -45,14 +58,7 @@ async def read_body(request: Request, kind: type[Body], ignore_unknown: bool = F
         raise ApiError(408, f"the body did not arrive within {BODY_SECONDS} s", code="body_too_slow") from None
     except ClientDisconnect:
         raise ApiError(499, "the client disconnected") from None
-    try:
-        found = kind.model_validate_json(bytes(body), extra="allow" if ignore_unknown else None)
-    except ValidationError as error:
-        raise from_validation(error) from error
-    if ignore_unknown:
-        ignored = list(dict.fromkeys(_extra_fields(found)))
-        request.state.ignored = [*ignored[:_MOST_NAMES], *(["..."] if len(ignored) > _MOST_NAMES else [])]
-    return found
+    return bytes(body)
 
 
 def _extra_fields(part: Any, place: str = "") -> Iterator[str]:

@@ -45,11 +45,13 @@ class Order:
         """Whether the governor has anything to lower."""
         return self.floor != self.budget
 
-    def target(self, dial: float) -> Shares:
-        """Target shares at `dial`: 0 is the floor, 1 the budget that was asked for."""
+    def target(self, dial: float, bits: float | None = None) -> Shares:
+        """Target shares at `dial`: 0 is the floor, 1 the budget that was asked for. bits: their own dial; None: the
+        same."""
         low, high = self._ends
+        bits = dial if bits is None else bits
         return (
-            low[0] + dial * (high[0] - low[0]), low[1] + dial * (high[1] - low[1]), low[2] + dial * (high[2] - low[2]),
+            low[0] + dial * (high[0] - low[0]), low[1] + dial * (high[1] - low[1]), low[2] + bits * (high[2] - low[2]),
         )  # fmt: skip
 
     @cached_property

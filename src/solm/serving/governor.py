@@ -21,6 +21,7 @@ _LONGEST_CHANGE = 0.1
 _STEPS_PER_ROW_CHANGE = 32
 _MARGIN = 0.9
 """The mean is held at this share of the objective, so that the 95th percentile meets the objective."""
+_ROUNDING = 1e-9
 _WORTH = 0.05
 """Share of a step's time that the floors must save for budgets to be lowered."""
 
@@ -46,6 +47,7 @@ class Governor:
         self.seconds: float | None = None
         """Smoothed time between tokens, prompts that are read in between included."""
         self.savings = Savings()
+        self._whole, self._owed = [1.0] * len(PRIORITIES), [0.0] * len(PRIORITIES)
         self._since_change = 0
         self._last: float | None = None
 
@@ -54,6 +56,10 @@ class Governor:
         if self.savings.measuring:
             return 0.0 if self.savings.lowered else 1.0
         return min(1.0, max(0.0, rank + 1 - self.pressure))
+
+    def whole_dial(self, rank: int) -> float:
+        """The same of what saves time only where all rows of a step save it: 0 or 1, on average over steps the dial."""
+        return self.dial(rank) if self.savings.measuring else self._whole[rank]
 
     def idle(self) -> None:
         """No row decodes: the time until the next step does not count as time per token."""
@@ -78,6 +84,16 @@ class Governor:
         self.savings.stepped(rows, sum(lowerable), seconds)
         if self.savings.measuring:
             return
+        self._adjust(rows, lowerable, waiting)
+        for rank, dial in enumerate(self.dials):
+            self._owed[rank] += dial
+            self._whole[rank] = float(self._owed[rank] >= 1 - _ROUNDING)
+            self._owed[rank] -= self._whole[rank]
+
+    def _adjust(self, rows: int, lowerable: Sequence[int], waiting: int) -> None:
+        """Change pressure and rows after a step, see `stepped`."""
+        assert self.objective is not None
+        assert self.seconds is not None
         slack = (self.objective * _MARGIN - self.seconds) / self.objective
         held = waiting > 0 and self.rows < self.max_rows and rows >= self.rows
         saved = self.savings.of(rows, sum(lowerable))
@@ -120,13 +136,14 @@ class Governor:
         elif self.rows < self.max_rows and rows >= self.rows and self.seconds * (rows + 1) / rows < aim:
             self.rows, self._since_change = self.rows + 1, 0
 
-    def dial_for(self, rank: int, deadline: float | None, now: float, left: int) -> float:
-        """The dial of a row with `left` tokens to go until `deadline` (seconds on the clock)."""
-        dial = self.dial(rank)
+    def dials_for(self, rank: int, deadline: float | None, now: float, left: int) -> tuple[float, float]:
+        """The dial and the whole dial of a row with `left` tokens to go until `deadline` (seconds on the clock)."""
+        dials = self.dial(rank), self.whole_dial(rank)
         if deadline is None or self.seconds is None or left < 1:
-            return dial
+            return dials
         allowed = (deadline - now) / left
-        return dial if allowed >= self.seconds else min(dial, max(0.0, 2 * allowed / self.seconds - 1))
+        most = 1.0 if allowed >= self.seconds else max(0.0, 2 * allowed / self.seconds - 1)
+        return min(dials[0], most), min(dials[1], most)
 
     @property
     def dials(self) -> list[float]:

@@ -20,6 +20,7 @@ class Metrics:
         self.requests = Counter("solm_requests", "Requests answered.", ["route", "status"], registry=of)
         self.ended = Counter("solm_rows_ended", "Rows that ended, by how.", ["reason"], registry=of)
         self.tokens = Counter("solm_tokens", "Tokens read and written.", ["kind"], registry=of)
+        self.completion_tokens = self.tokens.labels("completion")
         self.first = Histogram(
             "solm_time_to_first_token_seconds", "Until the first token.", buckets=_SECONDS, registry=of
         )

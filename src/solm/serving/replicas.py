@@ -1,33 +1,136 @@
-"""Several server processes through Ray Serve, with its proxy, health checks and restarts, on a machine or a cluster."""
+"""Several server processes on this machine, each on a Unix socket: started, watched, started again when they end."""
 
-from collections.abc import Callable
+import asyncio
+import ctypes
+import logging
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from fastapi import FastAPI
+import httpx
 
+from solm.backends.threads import default_threads
 from solm.core.errors import SolmError
 
+_LOG = logging.getLogger("solm.serving")
+_LOOK, _LOOK_AGAIN = 0.2, 10.0
+"""Seconds between looks at whether a replica is ready, and whether it still is."""
+_LONGEST_PAUSE = 30.0
+"""Seconds before one that keeps ending is started again."""
+_STEADY = 60.0
+"""Seconds after which a replica does not count as one that keeps ending."""
+_END_WITH_PARENT = 1
+"""Linux's PR_SET_PDEATHSIG."""
 
-def serve_replicas(build: Callable[[], FastAPI], replicas: int, host: str, port: int, cores: float) -> None:
-    """Run `replicas` processes of the application that `build` makes, behind one address, until interrupted.
 
-    cores: CPU cores reserved for each replica. A request goes to the replica with the fewest in flight. Every replica
-    has a prefix cache and a governor of its own.
-    Raises `SolmError` where the extra is not installed.
+class Replica:
+    """One process. load: requests that it answers. ready: whether it takes any. was_ready: whether it ever did."""
+
+    def __init__(self, number: int, socket: Path):
+        self.number, self.socket = number, socket
+        self.load, self.ready, self.was_ready = 0, False, False
+        self.process: asyncio.subprocess.Process | None = None
+        self.transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=httpx.Limits(max_connections=None))
+
+    async def status(self, path: str) -> int | None:
+        """Of the answer to GET `path`; None for no answer."""
+        request = httpx.Request("GET", f"http://localhost{path}", extensions={"timeout": {"read": 10.0}})
+        try:
+            answer = await self.transport.handle_async_request(request)
+            await answer.aread()
+        except httpx.TransportError:
+            return None
+        return answer.status_code
+
+
+class Replicas:
+    """`count` processes of `command`, to which ``--uds`` and a socket are added. They share the threads that one would
+    compute on, but for OMP_NUM_THREADS, which counts for each.
+
+    seconds: what a process gets to end when it is told to.
     """
-    try:
-        import ray
-        from ray import serve
-    except ImportError as error:
-        raise SolmError(f"replicas need the extra: pip install 'solm[ray]' ({error})") from error
 
-    @serve.deployment(num_replicas=replicas, max_ongoing_requests=4096, ray_actor_options={"num_cpus": cores})
-    @serve.ingress(build)
-    class Replica:
-        """One process with a model of its own."""
+    def __init__(self, command: Sequence[str], count: int, seconds: float):
+        self._command, self._seconds = list(command), seconds
+        shared = 1 if os.environ.get("OMP_NUM_THREADS") else count
+        self._threads = max(1, default_threads() // shared)
+        self._folder = Path(tempfile.mkdtemp(prefix="solm-"))
+        self.all = [Replica(number, self._folder / str(number)) for number in range(count)]
+        self._keeping: list[asyncio.Task[None]] = []
 
-    ray.init(ignore_reinit_error=True, log_to_driver=True, include_dashboard=False)
-    serve.start(http_options=serve.HTTPOptions(host=host, port=port))
-    try:
-        serve.run(Replica.bind(), name="solm", route_prefix="/", blocking=True)  # type: ignore[attr-defined]
-    finally:
-        serve.shutdown()
+    async def start(self) -> None:
+        """Start all and wait until they are ready. Raises `SolmError` where one ends before."""
+        self._keeping = [asyncio.create_task(self._keep(replica)) for replica in self.all]
+        while not all(replica.ready for replica in self.all):
+            for task in self._keeping:
+                if task.done():
+                    task.result()
+            await asyncio.sleep(_LOOK)
+
+    async def stop(self) -> None:
+        """End all, each as on SIGTERM, and wait for them."""
+        for task in self._keeping:
+            task.cancel()
+        await asyncio.gather(*self._keeping, return_exceptions=True)
+        self._keeping = []
+        await asyncio.gather(*(self._end(replica) for replica in self.all))
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _end(self, replica: Replica) -> None:
+        process, replica.ready = replica.process, False
+        if process is not None and process.returncode is None:
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), self._seconds)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+        await replica.transport.aclose()
+
+    async def _keep(self, replica: Replica) -> None:
+        """Start a replica again whenever it ends. Raises `SolmError` where it ends before it was ready once."""
+        clock, pause = asyncio.get_running_loop().time, 0.5
+        while True:
+            begun = clock()
+            replica.socket.unlink(missing_ok=True)
+            replica.process = await asyncio.create_subprocess_exec(
+                *self._command, "--uds", str(replica.socket), stdout=asyncio.subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": str(self._threads)}, preexec_fn=_end_with_parent(),
+                start_new_session=True,  # Ctrl-C is for this process, which ends the others in good order
+            )  # fmt: skip
+            watching = asyncio.create_task(self._watch(replica))
+            try:
+                code = await replica.process.wait()
+            finally:
+                watching.cancel()
+                replica.ready = False
+            if not replica.was_ready:
+                raise SolmError(f"replica {replica.number} ended with {_told(code)} before it was ready")
+            pause = min(2 * pause, _LONGEST_PAUSE) if clock() - begun < _STEADY else 1.0
+            _LOG.error("replica %d ended with %s; started again in %g s", replica.number, _told(code), pause)
+            await asyncio.sleep(pause)
+
+    async def _watch(self, replica: Replica) -> None:
+        """Keep `ready` true to a running replica, and end one that can no longer decode."""
+        assert replica.process is not None
+        while True:
+            status = await replica.status("/health/ready")
+            replica.ready = status == 200
+            replica.was_ready = replica.was_ready or replica.ready
+            if status == 503 and await replica.status("/health/live") == 503:
+                _LOG.error("replica %d can no longer decode", replica.number)
+                replica.process.kill()
+            await asyncio.sleep(_LOOK_AGAIN if replica.ready else _LOOK)
+
+
+def _told(code: int) -> str:
+    return f"code {code}" if code >= 0 else signal.Signals(-code).name
+
+
+def _end_with_parent() -> Callable[[], object] | None:
+    """What makes a new process get SIGTERM when this one ends, even if it is killed; on Linux."""
+    control = getattr(ctypes.CDLL(None), "prctl", None)
+    return None if control is None else lambda: control(_END_WITH_PARENT, signal.SIGTERM)

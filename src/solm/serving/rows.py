@@ -99,6 +99,8 @@ class Row:
         self.draft = Draft(lm, sampler, len(job.ids), job.order.policy, True, job.shown)
         self.cached = 0
         self.finished: str | None = None
+        self.told: float | None = None
+        """When its last token was."""
         self._pending = ""
         self.target: Shares = job.order.target(1.0)
         """Shares that the next step may spend on average."""
@@ -107,10 +109,10 @@ class Row:
         self._lowered = False
         self._allowed, self._counted = [0.0, 0.0, 0.0], [0, 0, 0]
 
-    def allow(self, dial: float) -> None:
-        """Let the steps from here on spend what `dial` says, see `Order.target`."""
-        self.target = self.job.order.target(dial)
-        self._lowered = self._lowered or (dial < 1 and self.job.order.lowerable)
+    def allow(self, dial: float, bits: float) -> None:
+        """Let the steps from here on spend what dials say, see `Order.target`."""
+        self.target = self.job.order.target(dial, bits)
+        self._lowered = self._lowered or (min(dial, bits) < 1 and self.job.order.lowerable)
 
     def control(self, session: Session) -> None:
         """Put a session of one row, whose prompt is read, under the job's policy."""

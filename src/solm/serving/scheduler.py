@@ -15,6 +15,7 @@ from solm.runtime.decode import StepTaken, steps
 from solm.runtime.language_model import LanguageModel
 from solm.serving.governor import Governor
 from solm.serving.metrics import Metrics
+from solm.serving.outbox import Outbox
 from solm.serving.prefixes import PrefixCache
 from solm.serving.rows import Failed, Job, Row
 from solm.serving.settings import PRIORITIES, ServeSettings
@@ -51,11 +52,12 @@ class Scheduler:
         self.governor = Governor(objective, settings.max_rows, settings.slo_rows, self.clock)
         self.prefixes = PrefixCache(settings.prefix_mb * 1e6, lm.sparsity.page_size)
         metrics.count_pages(lm.backend.pages_held)
+        self._whole_bits = lm.sparsity.bits_site == "weights"  # a step reads them for all its rows, or in full
+        self.outbox = Outbox()
         self._waiting = WaitingJobs()
         self._filling: _Filling | None = None
         self._session: Session | None = None  # of the rows that decode, in the order of `_rows`
         self._rows: list[Row] = []
-        self._told: dict[Row, float] = {}
         self._some_cancelled = False
         self._changed = threading.Condition()
         self.stopping = False
@@ -111,11 +113,12 @@ class Scheduler:
                     self._changed.wait()
                 if self.stopping:
                     break
-            self._drop()
-            self._fill()
-            self._step()
+            for act in (self._drop, self._fill, self._step):
+                act()
+                self.outbox.send()
         for job in [*self._waiting.clear(), *(row.job for row in self._rows), *self._filled()]:
             self._fail(job, Failed("the server is stopping", "shutting_down"))
+        self.outbox.send()
         self._rows, self._filling, self._session = [], None, None
         self._measure()
 
@@ -166,7 +169,6 @@ class Scheduler:
         job.emit(failed)
 
     def _leave(self, index: int) -> None:
-        self._told.pop(self._rows[index], None)
         self._rows[index] = self._rows[-1]
         self._rows.pop()
         assert self._session is not None
@@ -242,7 +244,6 @@ class Scheduler:
             for row in rows:
                 self._broken(row.job, error)
             self._rows, self._session = [], None
-            self._told.clear()
             return
         governor.stepped(len(rows), lowerable, self.clock() - begun, len(self._waiting))
         taken = steps(found, [row.job.order.policy for row in rows])
@@ -262,7 +263,8 @@ class Scheduler:
         if governor.objective is not None or any(row.job.deadline is not None for row in rows):
             now = self.clock()
             for row in rows:
-                row.allow(governor.dial_for(row.job.order.rank, row.job.deadline, now, row.left))
+                dial, whole = governor.dials_for(row.job.order.rank, row.job.deadline, now, row.left)
+                row.allow(dial, whole if self._whole_bits else dial)
             if any(row.target != row.aimed for row in rows):
                 session.aim(np.array([row.target for row in rows]))
                 for row in rows:
@@ -278,14 +280,13 @@ class Scheduler:
     def _take(self, row: Row, logits: Array, step: StepTaken | None = None) -> None:
         row.take(logits, step)
         now = self.clock()
-        if row in self._told:
-            self.metrics.gap.observe(now - self._told[row])
-        else:
+        if row.told is None:
             self.metrics.first.observe(now - row.job.arrived)
-        self._told[row] = now
-        self.metrics.tokens.labels("completion").inc(row.job.max_tokens > 0)
+        else:
+            self.metrics.gap.observe(now - row.told)
+        row.told = now
+        self.metrics.completion_tokens.inc(row.job.max_tokens > 0)
         if row.finished is not None:
-            self._told.pop(row)
             self.metrics.ended.labels(row.finished).inc()
             order = row.job.order
             self.metrics.spent(order.rank, order.budget.net, row.end().compute.realised["net"])

@@ -193,6 +193,7 @@ class Service:
         constraint = self.constraints.of(request, tools, calls)
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         jobs: list[Job] = []
+        outbox = self.scheduler.outbox
         for ids in prompts:
             longest = self._longest(len(ids), wanted)
             order = self.dial.order(request.efficiency, len(ids) + longest // 2, self.keys.named(key))
@@ -200,7 +201,7 @@ class Service:
                 index = len(jobs)
 
                 def emit(event: Event, index: int = index) -> None:
-                    loop.call_soon_threadsafe(events.put_nowait, (index, event))
+                    outbox.put(loop, events, (index, event))
 
                 jobs.append(self._job(request, ids, longest, order, emit, index, logprobs, echo, constraint))
         trace = request.efficiency is not None and request.efficiency.trace

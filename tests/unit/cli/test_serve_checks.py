@@ -69,3 +69,16 @@ def test_keys_come_from_three_places(tmp_path, monkeypatch):
     ):
         with pytest.raises(SolmError, match=word):
             serve_checks.api_keys(given, file, floors)
+
+
+def test_a_unix_socket_must_be_one_that_can_be_made(tmp_path):
+    serve_checks.unix_socket(tmp_path / "socket", 1)
+    (tmp_path / "file").touch()
+    for path, replicas, word in (
+        (tmp_path / "socket", 2, "does not go with --replicas"),
+        (tmp_path / ("s" * 108), 1, "exceeds 107 bytes"),
+        (tmp_path / "file", 1, "is there and no socket"),
+        (tmp_path / "no" / "socket", 1, "there is no folder"),
+    ):
+        with pytest.raises(SolmError, match=f"--uds: .*{word}"):
+            serve_checks.unix_socket(path, replicas)

@@ -147,3 +147,15 @@ def test_a_policys_identity_has_the_rows_that_torchs_linspace_gives():
     for vocabulary in (*known, *range(9000, 9200)):
         expected = torch.linspace(0, vocabulary - 1, 32).long().tolist()
         assert spread(vocabulary).tolist() == expected, vocabulary
+
+
+def test_blocks_of_weights_do_not_change_what_is_drawn():
+    """Nor do blocks that nothing can be drawn from, at either end or within."""
+    some = logits(5, 2600)
+    for first, last in ((0, 600), (1024, 1536), (1600, 1601), (2500, 2600)):
+        some[first:last] = -np.inf
+    total = np.cumsum(np.exp(some - some.max()), dtype=np.float64)
+    for place in (0.0, float(np.nextafter(1, 0)), *np.random.default_rng(0).random(500)):
+        found = Plain().draw(some, place)
+        assert some[found] > -np.inf
+        assert found == min(2499, int(np.searchsorted(total, place * total[-1], side="right")))

@@ -1,0 +1,151 @@
+"""The application in front of replicas: hands requests on as they come, and answers as they come back."""
+
+import asyncio
+import re
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import httpx
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.types import Receive, Scope, Send
+
+from solm.serving.bodies import read_bytes
+from solm.serving.failures import ApiError
+from solm.serving.replicas import Replica, Replicas
+from solm.serving.routing import beginning, in_order
+
+_OF_CONNECTION = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"content-length"}
+"""Headers of requests that belong to a connection, or are made anew."""
+_SAMPLE = re.compile(r"(?P<name>[A-Za-z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>.*)")
+
+
+def create_router(replicas: Replicas, root_path: str = "") -> Starlette:
+    """The application; when it ends, so do the replicas. root_path: see `solm.serving.app.create_app`."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await replicas.stop()
+
+    metrics = [Route(path, _Metrics(replicas)) for path in {"/metrics", f"{root_path}/metrics"}]
+    return Starlette(routes=[*metrics, Mount("/", _Relay(replicas))], lifespan=lifespan)
+
+
+class _Relay:
+    """Gives every request to a replica, and its answer, status, headers and all, to the client.
+
+    A replica that does not answer at all is passed over for another one. A client that hangs up ends the request.
+    """
+
+    def __init__(self, replicas: Replicas):
+        self.replicas = replicas
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        try:
+            body = await read_bytes(Request(scope, receive))
+        except ApiError as error:
+            await _refused(error)(scope, receive, send)
+            return
+        answering = asyncio.ensure_future(self._answer(scope, body, receive, send))
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                answering.result()
+        finally:
+            for task in (answering, gone):
+                task.cancel()
+            await asyncio.gather(answering, gone, return_exceptions=True)
+
+    async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        begins = beginning(body) if scope["method"] == "POST" else None
+        loads = {replica.number: replica.load for replica in self.replicas.all if replica.ready}
+        for number in in_order(begins, loads):
+            replica = self.replicas.all[number]
+            replica.load += 1
+            try:
+                answer = await _ask(replica, scope, body)
+                if answer is not None:
+                    await _hand_on(answer, send)
+                    return
+            finally:
+                replica.load -= 1
+        await _refused(ApiError(503, "no replica is ready", code="starting"))(scope, receive, send)
+
+
+class _Metrics:
+    """The metrics of all replicas, told apart by the label ``replica``."""
+
+    def __init__(self, replicas: Replicas):
+        self.replicas = replicas
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        texts = {}
+        for replica in self.replicas.all:
+            answer = await _ask(replica, scope, b"") if replica.ready else None
+            if answer is None:
+                continue
+            if answer.status_code != 200:
+                await _hand_on(answer, send)
+                return
+            texts[replica.number] = (await answer.aread()).decode()
+        await Response(merged(texts), media_type="text/plain; version=0.0.4")(scope, receive, send)
+
+
+def merged(texts: Mapping[int, str]) -> str:
+    """Metrics in the text format of Prometheus, by replica, as one text."""
+    families: dict[str, list[str]] = {}
+    for number, text in texts.items():
+        family: list[str] = []
+        for line in text.splitlines():
+            found = _SAMPLE.fullmatch(line)
+            if found is not None:
+                labels = ",".join(filter(None, (f'replica="{number}"', found["labels"])))
+                family.append(f"{found['name']}{{{labels}}} {found['value']}")
+            elif line.startswith("# ") and line not in (family := families.setdefault(line.split()[2], [])):
+                family.append(line)
+    return "".join(f"{line}\n" for family in families.values() for line in family)
+
+
+async def _ask(replica: Replica, scope: Scope, body: bytes) -> httpx.Response | None:
+    """The answer of a replica, whose body is still to be read; None where there is none."""
+    path = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
+    request = httpx.Request(
+        scope["method"], httpx.URL("http://localhost").copy_with(raw_path=path), content=body,
+        headers=[(name, value) for name, value in scope["headers"] if name not in _OF_CONNECTION],
+    )  # fmt: skip
+    try:
+        return await replica.transport.handle_async_request(request)
+    except httpx.TransportError:
+        return None
+
+
+async def _hand_on(answer: httpx.Response, send: Send) -> None:
+    """Send an answer to the client piece by piece. Raises what httpx does where the replica ends in the middle."""
+    headers = [(name.lower(), value) for name, value in answer.headers.raw]
+    kept = [pair for pair in headers if pair[0] not in _OF_CONNECTION or pair[0] == b"content-length"]
+    try:
+        await send({"type": "http.response.start", "status": answer.status_code, "headers": kept})
+        async for piece in answer.aiter_raw():
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        await answer.aclose()
+
+
+def _refused(error: ApiError) -> Response:
+    answer = error.response()
+    answer.headers["x-request-id"] = uuid.uuid4().hex[:12]
+    return answer
+
+
+async def _gone(receive: Receive) -> None:
+    """Returns when the client has disconnected."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
