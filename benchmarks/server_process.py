@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-STARTED = 300
+STARTED = 600
 """Seconds until a server has to be ready."""
 
 
