@@ -44,6 +44,8 @@ REPLICAS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 re
 """Processes and their threads."""
 DENSE = {"efficiency": {"policy": "dense"}}
 USAGE = {"stream_options": {"include_usage": True}}
+LIMITS = httpx.Limits(max_connections=256, max_keepalive_connections=0)
+"""A connection for every request: some servers close those that are kept while the next request is on its way."""
 
 
 def ours(*options: str, model: str = MODEL) -> list[str]:
@@ -82,7 +84,7 @@ class Load:
     async def run(self, clients: int, each: int, texts: list[str]) -> dict[str, float]:
         """`clients` at once, each asking `each` times."""
         waiting = list(texts[: clients * each])
-        async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=256)) as client:
+        async with httpx.AsyncClient(timeout=600, limits=LIMITS) as client:
 
             async def ask_in_turn() -> list[dict[str, Any]]:
                 return [await self.one(client, waiting.pop()) for _ in range(each)]
