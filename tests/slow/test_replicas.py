@@ -46,7 +46,9 @@ def test_two_replicas_share_an_address_and_survive_the_loss_of_one(tiny_folder, 
         later = ask(("assistant", "Hi"), ("user", "Why?"))
         assert len(texts) == 1
         assert later.usage.prompt_tokens_details.cached_tokens > 250
-        (busy,) = metric(address, "solm_tokens_total", 'kind="cached"')  # all went to one replica
+        cached = metric(address, "solm_tokens_total", 'kind="cached"')
+        busy = max(cached, key=lambda number: cached[number])
+        assert sum(cached.values()) < cached[busy] + 100  # all went to one replica; the other has warmed up
 
         stream = ask(stream=True)
         next(iter(stream))
