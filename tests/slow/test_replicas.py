@@ -48,7 +48,7 @@ def test_two_replicas_share_an_address_and_survive_the_loss_of_one(tiny_folder, 
         assert later.usage.prompt_tokens_details.cached_tokens > 250
         cached = metric(address, "solm_tokens_total", 'kind="cached"')
         busy = max(cached, key=lambda number: cached[number])
-        assert sum(cached.values()) < cached[busy] + 100  # all went to one replica; the other has warmed up
+        assert sum(cached.values()) < 1.25 * cached[busy]  # all went to one replica; the other has only warmed up
 
         stream = ask(stream=True)
         next(iter(stream))
