@@ -12,7 +12,7 @@ import torch
 
 from solm.backends.cpu.build import find_compiler
 from solm.core.errors import SolmError
-from solm.core.files import write_bytes, write_json, write_text
+from solm.core.files import resumable, write_bytes, write_json, write_text
 from solm.core.provenance import commit, versions
 from solm.core.sparsity import SparsityConfig
 from solm.data.text import documents
@@ -184,14 +184,15 @@ def _compare(out: Path, lm: LanguageModel, report: Report) -> EvaluationResult:
     if found is not None:
         return found
     report("comparing on held-out text", 0, -(-SETTINGS.texts // SETTINGS.batch))
-    result = evaluate(
-        lm,
-        [token_stream(HELD_OUT, lm.tokenizer)],
-        SETTINGS,
-        partial=out / "result.json.partial",
-        progress=lambda done, total: report("comparing on held-out text", done, total),
-    )
-    write_text(out / "result.json", result.model_dump_json(indent=2) + "\n")
+    with resumable(out / "result.json") as partial:
+        result = evaluate(
+            lm,
+            [token_stream(HELD_OUT, lm.tokenizer)],
+            SETTINGS,
+            partial=partial,
+            progress=lambda done, total: report("comparing on held-out text", done, total),
+        )
+        write_text(out / "result.json", result.model_dump_json(indent=2) + "\n")
     return result
 
 

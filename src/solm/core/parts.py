@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,9 @@ class Parts:
         self._found: dict[str, Any] = {}
         if path is None or not path.exists():
             return
-        try:
+        with suppress(KeyError, TypeError, ValueError):  # half-written or foreign: its parts are made again
             content = json.loads(path.read_text())
             self._found = dict(content["parts"]) if content["key"] == self.key else {}
-        except (KeyError, TypeError, ValueError):
-            pass  # half-written or foreign: done again
 
     def __contains__(self, name: str) -> bool:
         return name in self._found
