@@ -1,4 +1,4 @@
-"""The tables of servers beside each other, of replicas beside one process, and of a governor that halves weights."""
+"""The tables of servers: beside others, replicas, a governor that halves weights, a row under a grammar."""
 
 from typing import Any
 
@@ -50,6 +50,23 @@ def governor_bits() -> str:
     rows = [[name, *_rates(run), f"{run['net_keep']:.2f}"] for name, run in found["servers"].items()]
     head = (f"Objective: {found['objective_ms']:.1f} ms", *_RATES, "net keep")
     return markdown(head, rows) + f"\n{_cited('governor-0.5b')}\n"
+
+
+@table
+def constrained_batch() -> str:
+    """What one row under a grammar adds to a step of its batch."""
+    found = of.constrained_batch()
+    if found is None:
+        return ""
+    rows = [
+        [f"{point['rows']}", f"{point['approximate']['median']:.1f}", f"{point['one_constrained']['median']:.1f}",
+         f"{point['exact']['median']:.1f}"]
+        for point in found["points"]
+    ]  # fmt: skip
+    head = ("all greedy, ms", "one row under a grammar, ms", "all logits of all rows, ms")
+    added = [point["one_constrained"]["median"] - point["approximate"]["median"] for point in found["points"]]
+    told = f"One row under a grammar adds {min(added):.1f} to {max(added):.1f} ms to a step, its mask included.\n\n"
+    return told + markdown(("Rows", *head), rows) + f"\n{_cited('constrained-0.5b')}\n"
 
 
 _RATES = ("tokens/s", "first token, ms: median", "95 %", "ms per token: median", "95 %")

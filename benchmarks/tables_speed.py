@@ -241,22 +241,6 @@ def shedding() -> str:
 
 
 @table
-def constrained_batch() -> str:
-    found = of.constrained_batch()
-    if found is None:
-        return ""
-    rows = [
-        [f"{point['rows']}", f"{point['approximate']['median']:.1f}", f"{point['one_constrained']['median']:.1f}",
-         f"{point['exact']['median']:.1f}"]
-        for point in found["points"]
-    ]  # fmt: skip
-    head = ("all greedy, ms", "one row under a grammar, ms", "all logits of all rows, ms")
-    added = [point["one_constrained"]["median"] - point["approximate"]["median"] for point in found["points"]]
-    told = f"One row under a grammar adds {min(added):.1f} to {max(added):.1f} ms to a step, its mask included.\n\n"
-    return told + markdown(("Rows", *head), rows)
-
-
-@table
 def policy_cost() -> str:
     rows = [
         [f"{p['precision']}, {p['space']}", f"{p['dense']:.2f}", f"{p['added']:.3f}", f"{100 * p['overhead']:.1f} %"]
