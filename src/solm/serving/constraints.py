@@ -53,7 +53,8 @@ class Constraints:
         calls: CallGrammars | None = None,
     ) -> Constraint | None:
         """What the reply to a request, which offers `tools` that the model calls as `calls` says, has to match; None:
-        nothing. Takes up to twice `COMPILE_SECONDS`, half of it in waiting for others: call it in a thread.
+        nothing. Takes up to three times `COMPILE_SECONDS`, two thirds of it in waiting for others: call it in a
+        thread.
 
         Raises `ApiError` for a grammar that is malformed, too large, or not compiled in time, and where many wait.
         """
@@ -64,7 +65,8 @@ class Constraints:
         if not self._room.acquire(blocking=False):
             raise ApiError(429, "many grammars are being compiled; try again later", field, "queue_full")
         try:
-            trial = self._idle.get(timeout=COMPILE_SECONDS)
+            # Longer than a grammar that explodes has, so that who comes just after it is not refused.
+            trial = self._idle.get(timeout=2 * COMPILE_SECONDS)
         except Empty:
             self._room.release()
             raise ApiError(429, "other grammars are being compiled; try again later", field, "queue_full") from None
