@@ -10,7 +10,7 @@ using namespace solm;
 
 namespace {
 
-constexpr int CHANNELS = 32, QUADS = CHANNELS / 4, TOKENS = 12;
+constexpr int CHANNELS = 32, QUADS = CHANNELS / 4, TOKENS = 24;
 
 uint32_t state = 1;
 uint32_t draw(uint32_t below) { return (state = state * 1664525u + 1013904223u) / 65536u % below; }
@@ -81,12 +81,13 @@ void tile(const char* name, const int8_t* x) {
       const int8_t* from = Dot::template panel<Dot::TOKENS>(x + t * CHANNELS, stride, CHANNELS, panel);
       for (int first = 0; first < QUADS; first += GROUP_QUADS)
         Dot::template multiply<GROUP_QUADS, Dot::TOKENS>(
-            room + first * Dot::BYTES, from + 4 * first * Dot::INPUT, stride, [&](auto k, Lanes sums) {
+            room + first * Dot::BYTES, from + 4 * first * Dot::INPUT, stride,
+            [&](auto k) {
               int32_t total = 0;
               for (int i = 0; i < 4 * GROUP_QUADS; ++i) total += x[(t + k) * CHANNELS + 4 * first + i];
-              Lanes all = Lanes::all(Dot::SIGNED ? 128.0f * float(total) : 0);
-              print(name, (t + k) * 100 + 10 * j + first, all.plus(sums));
-            });
+              return Dot::SIGNED ? 128 * total : 0;
+            },
+            [&](auto k, Lanes sums) { print(name, (t + k) * 100 + 10 * j + first, sums); });
     }
   }
 }

@@ -10,11 +10,12 @@
 namespace solm {
 
 // `stride` channels for each token. For float weights `dense`. For integer weights int8 numbers, 0 behind the last channel,
-// with a scale per group of 32 channels; and the scale times the sum of a group's numbers, and of those of its halves, which
-// some weights have grids for.
+// with a scale per group of 32 channels; and the sum of a group's numbers, and of those of its halves, which some weights have
+// grids for: `total` as it is, `sum` times the scale.
 struct ChunkInput {
   int channels, stride, groups;
   float *dense, *scale, *sum, *half_sum;
+  int32_t *total, *half_total;
   int8_t* number;
 
   // Rounds x [channels] as steps do. most: the integer that the largest value of a group becomes.
@@ -42,6 +43,7 @@ struct ChunkInput {
     const size_t at = size_t(token) * groups + group;
     scale[at] = step, sum[at] = step * float(first + second);
     half_sum[2 * at] = step * float(first), half_sum[2 * at + 1] = step * float(second);
+    total[at] = first + second, half_total[2 * at] = first, half_total[2 * at + 1] = second;
   }
 };
 

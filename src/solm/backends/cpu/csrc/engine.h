@@ -31,6 +31,7 @@ struct PromptRoom {
   int tokens = 0;  // that there is room for
   std::vector<float> stream, results, heads;  // of all tokens: residual stream, products, outputs of heads or the last norm
   std::vector<float> dense, scale, sum, half_sum;             // see ChunkInput
+  std::vector<int32_t> total, half_total;
   std::vector<int8_t> number;
   std::vector<float> unit_sums;                               // hidden layers of deciders [tokens, unit_width]
   std::atomic<int> next[2] = {0, 0};                          // tasks that threads have taken

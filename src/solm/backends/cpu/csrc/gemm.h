@@ -24,13 +24,29 @@ struct RowFetch {
   }
 };
 
+// The upper bits of `groups` groups from `first` on of a block of the head, of which two strips make one: those of the next
+// block where there are no more.
+template <int QUADS_OF_GROUP>
+RowFetch upper_bits_of(const Head& head, int channels, int vocabulary, int block, int first, int groups) {
+  const int quads = (channels + 3) / 4, all = (quads + QUADS_OF_GROUP - 1) / QUADS_OF_GROUP;
+  if (first >= all) ++block, first = 0;
+  const size_t strip = size_t(quads) * 64;
+  RowFetch next;
+  if (2 * block + 1 > (vocabulary - 1) / STRIP) return next;
+  next.row = static_cast<const uint8_t*>(head.data) + 2 * block * strip + size_t(first) * QUADS_OF_GROUP * 64;
+  next.stride = 64, next.lower = strip;
+  next.rows = std::min(groups * QUADS_OF_GROUP, quads - first * QUADS_OF_GROUP);
+  return next;
+}
+
 // y [T, 64], or with `add` y plus this, = the inputs of T tokens from t on times the groups [first, first + groups) of a tile,
-// of QUADS times four channels each. GRID: with steps and lowest values.
-template <int BITS, int QUADS, bool GRID, int T>
+// of QUADS times four channels each. GRID: with steps. LEAST: with lowest values.
+template <int BITS, int QUADS, bool GRID, bool LEAST, int T>
 void multiply_tokens(Tile& tile, const ChunkInput& x, int first, int groups, int t, bool add, float* y, RowFetch& next) {
   using Dot = TileDot<BITS>;
   constexpr int CHANNELS = 4 * QUADS, PARTS_OF_GROUP = GROUP / CHANNELS;
   const float* sums = PARTS_OF_GROUP == 1 ? x.sum : x.half_sum;
+  const int32_t* totals = PARTS_OF_GROUP == 1 ? x.total : x.half_total;
   const size_t parts = size_t(PARTS_OF_GROUP) * x.groups;  // of a token
   size_t stride = x.stride;
   const int8_t* numbers = x.number + size_t(t) * stride + first * CHANNELS;
@@ -42,21 +58,20 @@ void multiply_tokens(Tile& tile, const ChunkInput& x, int first, int groups, int
     for (int g = 0; g < groups; ++g) {
       next.some();
       const float* scale = x.scale + size_t(t) * x.groups + (first + g) / PARTS_OF_GROUP;
-      const float* total = sums + size_t(t) * parts + first + g;
+      const size_t part = size_t(t) * parts + first + g;
       [[maybe_unused]] const Lanes step = Lanes::load(tile.step[g] + 16 * j), least = Lanes::load(tile.least[g] + 16 * j);
       Dot::template multiply<QUADS, T>(
           tile.numbers + (size_t(j) * groups + g) * QUADS * Dot::BYTES, numbers + g * CHANNELS * Dot::INPUT, stride,
+          [&](auto k) SOLM_INLINE { return LEAST ? 0 : tile.added * totals[part + size_t(k) * parts]; },
           [&](auto k, Lanes products) SOLM_INLINE {
             const Lanes by = Lanes::all(scale[size_t(k) * x.groups]);
             if constexpr (GRID) {
               Lanes scaled = Lanes::zero();
               scaled.add(by, products);
               sum[k].add(step, scaled);
-              sum[k].add(least, Lanes::all(total[size_t(k) * parts]));
+              if constexpr (LEAST) sum[k].add(least, Lanes::all(sums[part + size_t(k) * parts]));
             } else {
               sum[k].add(by, products);
-              if constexpr (!Dot::SIGNED)
-                sum[k].add(Lanes::all(-128), Lanes::all(total[size_t(k) * parts]));
             }
           });
     }
@@ -73,11 +88,13 @@ void multiply_groups(Tile& tile, const ChunkInput& x, int first, int groups, int
   next.at_once = (next.rows + times - 1) / times;
   for (int t = from, count; t < to; t += count, y += size_t(count) * BLOCK) {
     count = at_once(to - t, MOST);
-    if constexpr (MOST > 4) {
-      if (count == 4) multiply_tokens<BITS, QUADS, GRID, 4>(tile, x, first, groups, t, add, y, next);
-      if (count == 8) multiply_tokens<BITS, QUADS, GRID, 8>(tile, x, first, groups, t, add, y, next);
-    }
-    if (count == MOST) multiply_tokens<BITS, QUADS, GRID, MOST>(tile, x, first, groups, t, add, y, next);
+    const auto multiply = [&]<int T>(std::integral_constant<int, T>) {
+      if (GRID && tile.with_least) multiply_tokens<BITS, QUADS, GRID, GRID, T>(tile, x, first, groups, t, add, y, next);
+      else multiply_tokens<BITS, QUADS, GRID, false, T>(tile, x, first, groups, t, add, y, next);
+    };
+    if (count == MOST) multiply(std::integral_constant<int, MOST>());
+    else if (count == 4) multiply(std::integral_constant<int, 4>());
+    else multiply(std::integral_constant<int, std::min(MOST, 8)>());
   }
 }
 
@@ -118,7 +135,7 @@ struct TileProducts {
     with_form(head.group ? head.bits : 0, head.group, [&]<int BITS, int QUADS_OF_GROUP, bool GRID>() {
       groups<BITS, QUADS_OF_GROUP, GRID>(x, from, to, [&](int first, int count) {
         unpack_head<BITS, QUADS_OF_GROUP, GRID>(*tile, head, x.channels, vocabulary, block, first, count);
-        return RowFetch();  // one byte after the other
+        return upper_bits_of<QUADS_OF_GROUP>(head, x.channels, vocabulary, block, first + count, count);
       });
     });
     return sums.data();

@@ -41,6 +41,7 @@ struct HeadSlice {
   // Inputs as matrices take them (see ChunkInput), and of a block its sums and their variances [MOST_ROWS, BLOCK].
   std::vector<int8_t> numbers;
   std::vector<float> scales, totals, half_totals, block_sums, block_variances;
+  std::vector<int32_t> whole_totals, whole_half_totals;
   std::unique_ptr<Tile> tile;
 
   HeadSlice(const Engine& e, int thread)
@@ -57,7 +58,8 @@ struct HeadSlice {
     if (!low_bits || !head.group) return;
     const size_t whole = (e.s.hidden + GROUP - 1) / GROUP, steps = rounded_up(MOST_ROWS, ROW_STEP);
     numbers.resize(steps * whole * GROUP), scales.resize(steps * whole), totals.resize(steps * whole);
-    half_totals.resize(2 * steps * whole), block_sums.resize(steps * BLOCK), block_variances.resize(steps * BLOCK);
+    half_totals.resize(2 * steps * whole), whole_totals.resize(steps * whole), whole_half_totals.resize(2 * steps * whole);
+    block_sums.resize(steps * BLOCK), block_variances.resize(steps * BLOCK);
     tile = std::make_unique<Tile>();
   }
 
@@ -94,8 +96,9 @@ struct HeadSlice {
       for (size_t g = 0; g < whole; ++g) {
         const float scale = rounded[r].scale[g];
         const int32_t* half = &rounded[r].total[2 * g];
-        scales[r * whole + g] = scale, totals[r * whole + g] = scale * float(half[0] + half[1]);
-        for (int h = 0; h < 2; ++h) half_totals[2 * (r * whole + g) + h] = scale * float(half[h]);
+        const size_t at = r * whole + g;
+        scales[at] = scale, whole_totals[at] = half[0] + half[1], totals[at] = scale * float(whole_totals[at]);
+        for (int h = 0; h < 2; ++h) whole_half_totals[2 * at + h] = half[h], half_totals[2 * at + h] = scale * float(half[h]);
       }
     }
   }
@@ -310,7 +313,8 @@ struct HeadSlice {
 
   ChunkInput inputs() {
     const int whole = int(whole_groups());
-    return {in_channels, whole * GROUP, whole, nullptr, scales.data(), totals.data(), half_totals.data(), numbers.data()};
+    return {in_channels, whole * GROUP, whole, nullptr, scales.data(), totals.data(), half_totals.data(), whole_totals.data(),
+            whole_half_totals.data(), numbers.data()};
   }
 
   // The same as upper_strip of all strips, two at a time, for many steps.
@@ -324,7 +328,9 @@ struct HeadSlice {
       for (int from = 0; from < all; from += AT_ONCE) {
         const int count = std::min(AT_ONCE, all - from);
         unpack_head<HIGH_BITS, QUADS_OF_GROUP, true>(*tile, head, in_channels, vocabulary, s / 2, from, count);
-        multiply_groups<HIGH_BITS, QUADS_OF_GROUP, true>(*tile, x, from, count, 0, rows, from > 0, block_sums.data(), RowFetch());
+        multiply_groups<HIGH_BITS, QUADS_OF_GROUP, true>(
+            *tile, x, from, count, 0, rows, from > 0, block_sums.data(),
+            upper_bits_of<QUADS_OF_GROUP>(head, in_channels, vocabulary, s / 2, from + count, count));
         for (int j = 0; j < BLOCK; j += 16) {
           Lanes square[Tile::MOST_GROUPS];
           for (int g = 0; g < count; ++g) {

@@ -89,7 +89,7 @@ struct Prompt {
     PromptRoom& room = e.prompt;
     const int stride = rounded_up(channels, GROUP);
     return {channels, stride, stride / GROUP, room.dense.data(), room.scale.data(), room.sum.data(), room.half_sum.data(),
-            room.number.data()};
+            room.total.data(), room.half_total.data(), room.number.data()};
   }
 
   // Calls use(i) for all i below count, each in the thread that comes first, and waits for all of them.

@@ -75,6 +75,7 @@ inline void Engine::reserve_prompt(int tokens) {
   } else {
     prompt.number.resize(inputs), prompt.scale.resize(inputs / GROUP), prompt.sum.resize(inputs / GROUP);
     prompt.half_sum.resize(2 * inputs / GROUP);
+    prompt.total.resize(inputs / GROUP), prompt.half_total.resize(2 * inputs / GROUP);
   }
   for (auto& worker : workers) worker->reserve_prompt(tokens);
   prompt.tokens = tokens;

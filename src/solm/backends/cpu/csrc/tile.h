@@ -9,17 +9,20 @@
 
 namespace solm {
 
-// Weights of 64 outputs for some groups of channels, as TileDot reads them, and per group their steps and lowest values.
+// Weights of 64 outputs for some groups of channels, as TileDot reads them, with steps per group. A weight is
+// step * (number + added), or where there are lowest values (`with_least`), step * number + least.
 struct Tile {
   static constexpr int ROOM = 16384, MOST_GROUPS = 16;
   alignas(64) uint8_t numbers[ROOM];
   float step[MOST_GROUPS][BLOCK], least[MOST_GROUPS][BLOCK];
+  int32_t added = 0;
+  bool with_least = false;
   int8_t panel[ROW_STEP * 512];  // inputs of a few tokens in another form
 
-  // Sixteen steps and lowest values of a group, of outputs 16 j on. Weights are (step * factor) * number + lowest + step * added.
-  void set_grid(int group, int j, Lanes of_step, Lanes lowest, float factor, float added) {
+  // Sixteen steps and lowest values of a group, of outputs 16 j on. Weights are (step * factor) * number + lowest + step * more.
+  void set_grid(int group, int j, Lanes of_step, Lanes lowest, float factor, float more) {
     Lanes scaled = Lanes::zero();
-    scaled.add(of_step, Lanes::all(factor)), lowest.add(of_step, Lanes::all(added));
+    scaled.add(of_step, Lanes::all(factor)), lowest.add(of_step, Lanes::all(more));
     scaled.write(step[group] + 16 * j), lowest.write(least[group] + 16 * j);
   }
 };
@@ -93,12 +96,17 @@ void unpack_matrix(Tile& tile, const Matrix& m, bool high_only, int channels, in
   else place([at = size_t(block) * BLOCK](const uint8_t* row, auto part) SOLM_INLINE {
     return Bytes::load(row + at + part.value * Bytes::WIDTH);
   });
+  tile.with_least = GRID && (high_only || m.centre < 0);
+  tile.added = int32_t(TAKEN_OFF<BITS>) - (GRID ? m.centre : 128);
   for (int g = 0; GRID && g < groups; ++g) {
     const Grid grid(m, first + g);
     for (int j = 0; j < 4; ++j) {
       const int at = block * BLOCK + 16 * j;
-      tile.set_grid(g, j, Lanes::load_half(grid.step + at), grid.lowest ? Lanes::load_half(grid.lowest + at) : Lanes::zero(),
-                    high_only ? packing.factor() : 1, TAKEN_OFF<BITS> + packing.middle() - packing.centre);
+      if (!tile.with_least) Lanes::load_half(grid.step + at).write(tile.step[g] + 16 * j);
+      else
+        tile.set_grid(g, j, Lanes::load_half(grid.step + at),
+                      grid.lowest ? Lanes::load_half(grid.lowest + at) : Lanes::zero(), high_only ? packing.factor() : 1,
+                      TAKEN_OFF<BITS> + packing.middle() - packing.centre);
     }
   }
 }
@@ -131,10 +139,13 @@ void unpack_head(Tile& tile, const Head& head, int channels, int vocabulary, int
       });
     }
     const bool lowest = head.centre < 0;
+    tile.with_least = GRID && (lowest || BITS < head.bits);
+    tile.added = int32_t(TAKEN_OFF<BITS>) - (GRID ? head.centre : 128);
     for (int g = 0; GRID && g < groups; ++g) {
       const uint16_t* grid = head.grid + (strip * all_groups + first + g) * (lowest ? 2 : 1) * STRIP;
       for (int j = 0; j < 2; ++j)
-        tile.set_grid(g, 2 * k + j, Lanes::load_half(grid + 16 * j),
+        if (!tile.with_least) Lanes::load_half(grid + 16 * j).write(tile.step[g] + 16 * (2 * k + j));
+        else tile.set_grid(g, 2 * k + j, Lanes::load_half(grid + 16 * j),
                       lowest ? Lanes::load_half(grid + STRIP + 16 * j) : Lanes::zero(), factor,
                       TAKEN_OFF<BITS> + middle - (lowest ? 0 : float(head.centre)));
     }

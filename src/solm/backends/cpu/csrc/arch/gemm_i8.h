@@ -19,13 +19,14 @@ namespace solm {
 //   INPUT: bytes of one number of a token in the form that `panel` gives.
 //   panel<T>(x, stride, count, room): `count` (a multiple of 32) numbers of T tokens in that form, `stride` bytes apart in x;
 //     in room [T, count], 2 bytes each, or where they are already. Sets `stride` to the new distance.
-//   multiply<QUADS, T>(tile, x, stride, use): for every token t, use(t, 16 sums) with the products of 4 QUADS channels, t as
-//     a compile-time constant. In its thread a TileSetup<QUADS> must live meanwhile.
+//   multiply<QUADS, T>(tile, x, stride, start, use): for every token t, use(t, 16 sums) with start(t), an integer, plus the
+//     products of 4 QUADS channels, t as a compile-time constant. In its thread a TileSetup<QUADS> must live meanwhile.
 
-// How many of `left` tokens are multiplied next, 4, 8 or `most` (4 or 12): for the last ones as few as will do, but not 4
+// How many of `left` tokens are multiplied next, 4, 8 or `most` (4, 8 or 12): for the last ones as few as will do, but not 4
 // alone where 8 twice are as many.
 inline int at_once(int left, int most) {
   if (left > 16 || most == 4) return most;
+  if (most == 8) return left <= 4 ? 4 : 8;
   return left <= 4 ? 4 : left <= 8 || left > 12 ? 8 : most;
 }
 
@@ -40,16 +41,16 @@ struct TileSetup {};
 
 template <int BITS>
 struct TileDot {
-  static constexpr int TOKENS = 12, BYTES = 64, INPUT = 1;
+  static constexpr int TOKENS = 8, BYTES = 64, INPUT = 1;
   static constexpr bool SIGNED = false;
   static void place(const Bytes& quad, int, uint8_t* to) { _mm512_store_si512(to, quad.v); }
   template <int T>
   static const int8_t* panel(const int8_t* x, size_t&, int, int8_t*) { return x; }
 
-  template <int QUADS, int T, typename Use>
-  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Use use) {
+  template <int QUADS, int T, typename Start, typename Use>
+  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Start start, Use use) {
     __m512i sum[T];
-    each<T>([&](auto t) SOLM_INLINE { sum[t] = _mm512_setzero_si512(); });
+    each<T>([&](auto t) SOLM_INLINE { sum[t] = _mm512_set1_epi32(start(t)); });
     for (int i = 0; i < QUADS; ++i) {
       const __m512i w = _mm512_load_si512(tile + i * BYTES);
       each<T>([&](auto t) SOLM_INLINE {
@@ -124,22 +125,26 @@ struct TileDot {
   template <int T>
   static const int8_t* panel(const int8_t* x, size_t&, int, int8_t*) { return x; }
 
-  template <int QUADS, int T, typename Use>
-  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Use use) {
+  template <int QUADS, int T, typename Start, typename Use>
+  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Start start, Use use) {
     constexpr int CHAIN = std::min(QUADS, 128 >> BITS);
     static_assert(QUADS % CHAIN == 0 && T == TOKENS);
     FourTokens sum;
     add_chain<0, CHAIN>(tile, x, stride, sum);
     add_rest<CHAIN, CHAIN, QUADS>(tile, x, stride, sum);
-    write(sum, use);
+    write(sum, start, use);
   }
 
-  template <typename Use>
-  static SOLM_INLINE void write(const FourTokens& sum, Use use) {
-    use(std::integral_constant<int, 0>(), Lanes::of(_mm256_cvtepi32_ps(sum.a0), _mm256_cvtepi32_ps(sum.a1)));
-    use(std::integral_constant<int, 1>(), Lanes::of(_mm256_cvtepi32_ps(sum.b0), _mm256_cvtepi32_ps(sum.b1)));
-    use(std::integral_constant<int, 2>(), Lanes::of(_mm256_cvtepi32_ps(sum.c0), _mm256_cvtepi32_ps(sum.c1)));
-    use(std::integral_constant<int, 3>(), Lanes::of(_mm256_cvtepi32_ps(sum.d0), _mm256_cvtepi32_ps(sum.d1)));
+  template <typename Start, typename Use>
+  static SOLM_INLINE void write(const FourTokens& sum, Start start, Use use) {
+    const auto token = [&](auto t, __m256i low, __m256i high) SOLM_INLINE {
+      const __m256i from = _mm256_set1_epi32(start(t));
+      use(t, Lanes::of(_mm256_cvtepi32_ps(_mm256_add_epi32(low, from)), _mm256_cvtepi32_ps(_mm256_add_epi32(high, from))));
+    };
+    token(std::integral_constant<int, 0>(), sum.a0, sum.a1);
+    token(std::integral_constant<int, 1>(), sum.b0, sum.b1);
+    token(std::integral_constant<int, 2>(), sum.c0, sum.c1);
+    token(std::integral_constant<int, 3>(), sum.d0, sum.d1);
   }
 
  private:
@@ -201,12 +206,12 @@ struct TileDot<8> {
     return room;
   }
 
-  template <int QUADS, int T, typename Use>
-  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Use use) {
+  template <int QUADS, int T, typename Start, typename Use>
+  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Start start, Use use) {
     static_assert(T == TOKENS);
     FourTokens sum;
     add_from<0, 2 * QUADS>(tile, x, stride, sum);
-    TileDot<4>::write(sum, use);
+    TileDot<4>::write(sum, start, use);
   }
 
  private:
@@ -221,18 +226,18 @@ struct TileDot<8> {
 
 template <int BITS>
 struct TileDot {
-  static constexpr int TOKENS = 12, BYTES = 64, INPUT = 1;  // so many as with VNNI, for its tests
+  static constexpr int TOKENS = 8, BYTES = 64, INPUT = 1;  // so many as with VNNI, for its tests
   static constexpr bool SIGNED = false;
   static void place(const Bytes& quad, int, uint8_t* to) { std::memcpy(to, quad.v, 64); }
   template <int T>
   static const int8_t* panel(const int8_t* x, size_t&, int, int8_t*) { return x; }
 
-  template <int QUADS, int T, typename Use>
-  static void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Use use) {
+  template <int QUADS, int T, typename Start, typename Use>
+  static void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Start start, Use use) {
     float sum[16];
     for (int t = 0; t < T; ++t) {
       for (int o = 0; o < 16; ++o) {
-        int32_t total = 0;
+        int32_t total = start(t);
         for (int i = 0; i < QUADS; ++i)
           for (int k = 0; k < 4; ++k) total += int32_t(tile[i * BYTES + 4 * o + k]) * x[t * stride + 4 * i + k];
         sum[o] = float(total);

@@ -48,8 +48,8 @@ struct TileDot {
   template <int T>
   static const int8_t* panel(const int8_t* x, size_t&, int, int8_t*) { return x; }
 
-  template <int QUADS, int T, typename Use>
-  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Use use) {
+  template <int QUADS, int T, typename Start, typename Use>
+  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Start start, Use use) {
     static_assert(T == 12 || T == 8 || T == 4);
     alignas(64) int32_t sums[T * 16];
     asm volatile("" ::: "memory");  // compilers do not know that tiles are loaded from memory
@@ -65,7 +65,10 @@ struct TileDot {
     else if constexpr (T == 8) SOLM_MULTIPLY_TILES(1, 4)
     else SOLM_MULTIPLY_TILES(2, 5)
 #undef SOLM_MULTIPLY_TILES
-    each<T>([&](auto t) SOLM_INLINE { use(t, Lanes{_mm512_cvtepi32_ps(_mm512_load_si512(sums + 16 * t))}); });
+    each<T>([&](auto t) SOLM_INLINE {
+      const __m512i sum = _mm512_add_epi32(_mm512_load_si512(sums + 16 * t), _mm512_set1_epi32(start(t)));
+      use(t, Lanes{_mm512_cvtepi32_ps(sum)});
+    });
   }
 };
 

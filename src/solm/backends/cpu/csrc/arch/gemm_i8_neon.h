@@ -31,8 +31,8 @@ template <int BITS>
 struct TileDot : NeonTile<BITS> {
   using NeonTile<BITS>::BYTES;
 
-  template <int QUADS, int T, typename Use>
-  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Use use) {
+  template <int QUADS, int T, typename Start, typename Use>
+  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Start start, Use use) {
     static_assert(QUADS % 2 == 0 && T == NeonTile<BITS>::TOKENS);
     int32x4_t sum[T / 2][8];  // of two outputs and two tokens
     for (auto& pair : sum)
@@ -58,7 +58,7 @@ struct TileDot : NeonTile<BITS> {
       int32x4_t of_token[4];
       for (int o = 0; o < 4; ++o) {
         const int32x4_t low = sum[t / 2][2 * o], high = sum[t / 2][2 * o + 1];
-        of_token[o] = t % 2 ? vuzp2q_s32(low, high) : vuzp1q_s32(low, high);
+        of_token[o] = vaddq_s32(t % 2 ? vuzp2q_s32(low, high) : vuzp1q_s32(low, high), vdupq_n_s32(start(t)));
       }
       use(t, Lanes::of(of_token));
     });
@@ -71,12 +71,13 @@ template <int BITS>
 struct TileDot : NeonTile<BITS> {
   using NeonTile<BITS>::BYTES;
 
-  template <int QUADS, int T, typename Use>
-  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Use use) {
+  template <int QUADS, int T, typename Start, typename Use>
+  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Start start, Use use) {
     static_assert(QUADS % 4 == 0 && T == NeonTile<BITS>::TOKENS);
     int32x4_t sum[T][4];
-    for (auto& token : sum)
-      for (auto& four : token) four = vdupq_n_s32(0);
+    each<T>([&](auto t) SOLM_INLINE {
+      for (auto& four : sum[t]) four = vdupq_n_s32(start(t));
+    });
     for (int i = 0; i < QUADS; i += 4) {
       int8x16_t input[T];
       for (int t = 0; t < T; ++t) input[t] = vld1q_s8(x + t * stride + 4 * i);
