@@ -22,12 +22,7 @@ struct Packing {
     const int of_chunk = BLOCK * blocks_of_chunk();
     return high_bytes() + size_t((out + of_chunk - 1) / of_chunk) * 64;
   }
-  // Says in which order the lines of a row are read.
-  void order(Prefetch& rows) const {
-    const int high = lines_of(high_bytes());
-    rows.between = reads_low() ? blocks_of_chunk() / 2 : 0;
-    rows.low = high_bytes(), rows.lines = reads_low() ? high + (high + rows.between - 1) / rows.between : high;
-  }
+  size_t bytes_read() const { return reads_low() ? stride() : high_bytes(); }  // of a row
   bool reads_low() const { return low_bits && !high_only; }
   // A number is factor * (its upper bits) + its lower bits; these are `middle` where they are not read.
   float factor() const { return float(1 << low_bits); }
@@ -63,7 +58,7 @@ class PackedProducts {
       : g_(g), cursor_(cursor), rows_(rows), packing_(packing), grid_(grid), next_(next), stride_(stride), y_(y) {}
 
   void add() {
-#if defined(DOT_I8_AVX2)
+#if defined(PACKED_PAIRS)
     if (rows_ == 1) {
       switch (packing_.reads_low() ? packing_.low_bits : 0) {
         case 1: return add_pairs<1>();
@@ -138,7 +133,7 @@ class PackedProducts {
   // What is added to a step's sums of numbers.
   float offset(int r) const { return (packing_.middle() - packing_.centre) * float(g_.total[r]); }
 
-#if defined(DOT_I8_AVX2)
+#if defined(PACKED_PAIRS)
   // All products of one step with numbers of 4 + LOW bits.
   template <int LOW>
   void add_pairs() {
@@ -210,7 +205,6 @@ class PackedProducts {
     int o = from;
     for (; o + 2 * BLOCK <= end; o += 2 * BLOCK) {
       next_.fetch(o, 2 * BLOCK);
-      if (two_blocks_of_one_step(o)) continue;
       // Interleaving both blocks before separating their halves takes half the work.
       InterleavedGroup both;
       interleave_rows(size_t(o) / 2, both);
@@ -229,31 +223,6 @@ class PackedProducts {
     if (o < end)
       dot_block<0>(g_, rows_, cursor_, [&](const uint8_t* row, int part) { return Bytes::single(row + o / 2, part); },
                    scaled(o, low(o)));
-  }
-
-  // With VNNI one step takes fewer instructions: a byte is its low half plus 16 times its high half.
-  bool two_blocks_of_one_step([[maybe_unused]] int o) {
-#if defined(DOT_I8_VNNI)
-    if (rows_ > 1 || packing_.reads_low()) return false;
-    DotI8<0> low[4], both[4];
-    for (int j = 0; j < 4; ++j) low[j] = both[j] = DotI8<0>::begin(0);
-    for (int i = 0; i < g_.count; i += 4) {
-      Bytes row[4], quad[4];
-      for (int k = 0; k < 4; ++k) row[k] = Bytes::load(g_.row[i + k] + o / 2);
-      interleave(row, quad);
-      cursor_.fetch();
-      int32_t four;
-      std::memcpy(&four, &g_.q[0][i], 4);
-      for (int j = 0; j < 4; ++j) low[j].add(0, quad[j].low(), four), both[j].add(0, quad[j], four);
-    }
-    for (int j = 0; j < 4; ++j) {
-      scaled(o, nullptr)(j)(0, low[j].lanes());
-      scaled(o + BLOCK, nullptr)(j)(0, both[j].sixteenth(low[j]).lanes());
-    }
-    return true;
-#else
-    return false;
-#endif
   }
 };
 

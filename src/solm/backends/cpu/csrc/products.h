@@ -93,9 +93,9 @@ struct Products {
     return {size, groups * thread / threads * each, std::min(groups * (thread + 1) / threads * each, (in + size - 1) / size)};
   }
 
-  static void set_order(const Matrix& m, bool high_only, Prefetch& rows) {
-    if (m.bits) Packing(m, high_only).order(rows);
-    else rows.lines = lines_of(stride_of(m));
+  // Bytes of a channel's weights that are read.
+  static size_t bytes_read(const Matrix& m, bool high_only) {
+    return m.bits ? Packing(m, high_only).bytes_read() : stride_of(m);
   }
 
   // What this thread reads first of a matrix product.
@@ -107,7 +107,7 @@ struct Products {
     if (!std::is_same_v<W, int8_t>) return next;
     const Range range = range_of(m, in);
     const size_t stride = stride_of(m);
-    set_order(m, high_only, next);
+    next.bytes = bytes_read(m, high_only);
     for (int i = range.from * range.size; i < std::min(in, (range.from + 1) * range.size); ++i)
       if (kept >> (i % GROUP) & 1) next.row[next.count++] = static_cast<const uint8_t*>(m.data) + i * stride;
     next.pad();
@@ -165,19 +165,14 @@ struct Products {
     const size_t row = stride_of(m);
     const auto* weights = static_cast<const uint8_t*>(m.data);
     Group two[2];
-    for (Group& group : two) set_order(m, high_only, group);
-#if defined(DOT_I8_AVX2)
-    const bool whole_rows = rows == 1 && m.bits && two[0].lines <= PrefetchCursor::SHORT;
-#else
-    const bool whole_rows = false;
-#endif
+    for (Group& group : two) group.bytes = bytes_read(m, high_only);
     auto gather = [&](int g) { two[g % 2].gather(g, range.size, rounded.data(), rows, weights, row, takes); };
     gather(range.from);
     for (int g = range.from; g < range.to; ++g) {
       const Group& now = two[g % 2];
       const bool last = g + 1 == range.to;
       if (!last) gather(g + 1);
-      PrefetchCursor cursor(now, last ? after : two[(g + 1) % 2], last, whole_rows);
+      PrefetchCursor cursor(last ? after : two[(g + 1) % 2]);
       if (now.count && m.bits)
         PackedProducts(now, cursor, rows, packing, Grid(m, g), Grid(m, last ? g : g + 1), stride, own_sums).add();
       else if (now.count)

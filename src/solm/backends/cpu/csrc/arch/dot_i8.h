@@ -54,8 +54,6 @@ struct DotI8 {
   template <typename Part>
   void add(Part, const Bytes& w, int32_t four) { v = _mm512_dpbusd_epi32(v, w.v, _mm512_set1_epi32(four)); }
   Lanes lanes() const { return {_mm512_cvtepi32_ps(v)}; }
-  // The difference to `other`, a multiple of sixteen, divided by sixteen.
-  DotI8 sixteenth(const DotI8& other) const { return {_mm512_srai_epi32(_mm512_sub_epi32(v, other.v), 4)}; }
 };
 
 #elif defined(DOT_I8_AVX2)
