@@ -106,11 +106,12 @@ class Load:
         }  # fmt: skip
 
 
-def some_texts(model: str, count: int, length: int) -> list[str]:
-    """Texts of `length` tokens of a model, none of which begins like another."""
-    tokenizer, seed = model_tokenizer(model), torch.Generator().manual_seed(0)
+def some_texts(model: str, count: int, length: int, run: int = 0) -> list[str]:
+    """Texts of `length` tokens of a model, none of which begins like another, nor like one of another `run`: servers
+    keep prompts."""
+    tokenizer, seed = model_tokenizer(model), torch.Generator().manual_seed(run)
     windows = token_stream("pydoc:train", tokenizer).random(count, length, seed)
-    return [f"{index}: {tokenizer.decode(row)}" for index, row in enumerate(windows)]
+    return [f"{run}-{index}: {tokenizer.decode(row)}" for index, row in enumerate(windows)]
 
 
 def commands(options: Any, folder: Path) -> dict[str, tuple[list[str], dict[str, Any]]]:
@@ -165,7 +166,8 @@ def throughput(options: Any) -> dict[str, Any]:
             loads["cpu int8 at 0.6"] = Load(loads["cpu int8"].address, "served", dialled, options.tokens)
         for clients in options.clients:
             each = max(1, options.replies // clients)
-            texts = some_texts(options.model, clients * each * (options.rounds + 1) * len(loads), options.prompt)
+            count = clients * each * (options.rounds + 1) * len(loads)
+            texts = some_texts(options.model, count, options.prompt, clients)
             for turn in range(options.rounds + 1):
                 for name, load in loads.items():
                     taken, texts = texts[: clients * each], texts[clients * each :]
