@@ -11,7 +11,7 @@
 
 #include "dot_integer.h"
 #include "engine.h"
-#include "gemm.h"
+#include "head_tiles.h"
 
 namespace solm {
 
@@ -38,11 +38,7 @@ struct HeadSlice {
   // Per step of the batch and strip of this thread: what its largest logit is at least and at most.
   std::vector<float> at_least, at_most;
   std::vector<float> bounds;
-  // Inputs as matrices take them (see ChunkInput), and of a block its sums and their variances [MOST_ROWS, BLOCK].
-  std::vector<int8_t> numbers;
-  std::vector<float> scales, totals, half_totals, block_sums, block_variances;
-  std::vector<int32_t> whole_totals, whole_half_totals;
-  std::unique_ptr<Tile> tile;
+  std::unique_ptr<HeadTiles> tiles;
 
   HeadSlice(const Engine& e, int thread)
       : head(e.head), vocabulary(e.s.vocabulary), first(start(e.s, thread)), last(start(e.s, thread + 1)),
@@ -56,11 +52,7 @@ struct HeadSlice {
       groups[g].count = (std::min(channels, rest) + 3) / 4 * 4;
     }
     if (!low_bits || !head.group) return;
-    const size_t whole = (e.s.hidden + GROUP - 1) / GROUP, steps = rounded_up(MOST_ROWS, ROW_STEP);
-    numbers.resize(steps * whole * GROUP), scales.resize(steps * whole), totals.resize(steps * whole);
-    half_totals.resize(2 * steps * whole), whole_totals.resize(steps * whole), whole_half_totals.resize(2 * steps * whole);
-    block_sums.resize(steps * BLOCK), block_variances.resize(steps * BLOCK);
-    tile = std::make_unique<Tile>();
+    tiles = std::make_unique<HeadTiles>(head, e.s);
   }
 
   static int start(const Sizes& s, int thread) {
@@ -70,7 +62,7 @@ struct HeadSlice {
 
   // Takes the inputs of `count` steps. many: of a call whose logits are multiplied as matrices.
   void prepare(const RoundedInput* rounded, int count, bool many) {
-    rows = count, tiled = many && tile;
+    rows = count, tiled = many && tiles;
     const float per_upper = float(1 << low_bits), centre = head.centre < 0 ? 0 : float(head.centre);
     for (int r = 0; r < rows; ++r)
       for (size_t g = 0; g < groups.size(); ++g) {
@@ -89,18 +81,7 @@ struct HeadSlice {
         group.mean[r] = 0.5f * (per_upper - 1) * group.total[r];
         group.variance[r] = (per_upper * per_upper - 1) / 12 * scale * scale * float(squares);
       }
-    if (!tiled) return;
-    const size_t whole = whole_groups();
-    for (int r = 0; r < rows; ++r) {
-      std::copy_n(rounded[r].number.data(), whole * GROUP, &numbers[r * whole * GROUP]);
-      for (size_t g = 0; g < whole; ++g) {
-        const float scale = rounded[r].scale[g];
-        const int32_t* half = &rounded[r].total[2 * g];
-        const size_t at = r * whole + g;
-        scales[at] = scale, whole_totals[at] = half[0] + half[1], totals[at] = scale * float(whole_totals[at]);
-        for (int h = 0; h < 2; ++h) whole_half_totals[2 * at + h] = half[h], half_totals[2 * at + h] = scale * float(half[h]);
-      }
-    }
+    if (tiled) tiles->take(rounded, rows);
   }
 
   // All logits, exactly. to(r) is where the logits of step r go.
@@ -158,7 +139,7 @@ struct HeadSlice {
       for (int r = 0; r < rows; ++r)
         for (int strip : {s, s + 1}) {
           if (!needs(r, strip)) continue;
-          if (!sums) sums = multiply(inputs(), s / 2), read += int64_t(std::min(2, last - s)) * rows;
+          if (!sums) sums = multiply(tiles->inputs(), s / 2), read += int64_t(std::min(2, last - s)) * rows;
           const int at = strip * STRIP;
           std::copy_n(sums + size_t(r) * BLOCK + (strip - s) * STRIP, std::min(STRIP, vocabulary - at), to(r) + at);
         }
@@ -309,47 +290,15 @@ struct HeadSlice {
     at_most[place] = peak + off;
   }
 
-  size_t whole_groups() const { return scales.size() / rounded_up(MOST_ROWS, ROW_STEP); }
-
-  ChunkInput inputs() {
-    const int whole = int(whole_groups());
-    return {in_channels, whole * GROUP, whole, nullptr, scales.data(), totals.data(), half_totals.data(), whole_totals.data(),
-            whole_half_totals.data(), numbers.data()};
-  }
-
   // The same as upper_strip of all strips, two at a time, for many steps.
   template <int QUADS_OF_GROUP, typename To>
   void upper_blocks(To to) {
-    constexpr int SIZE = 4 * QUADS_OF_GROUP, AT_ONCE = Tile::ROOM / (SIZE * TileDot<HIGH_BITS>::BYTES);
-    const int all = int(groups.size());
-    const ChunkInput x = inputs();
-    const float factor = float(1 << low_bits);
     for (int s = first; s < last; s += 2) {
-      for (int from = 0; from < all; from += AT_ONCE) {
-        const int count = std::min(AT_ONCE, all - from);
-        unpack_head<HIGH_BITS, QUADS_OF_GROUP, true>(*tile, head, in_channels, vocabulary, s / 2, from, count);
-        multiply_groups<HIGH_BITS, QUADS_OF_GROUP, true>(
-            *tile, x, from, count, 0, rows, from > 0, block_sums.data(),
-            upper_bits_of<QUADS_OF_GROUP>(head, in_channels, vocabulary, s / 2, from + count, count));
-        for (int j = 0; j < BLOCK; j += 16) {
-          Lanes square[Tile::MOST_GROUPS];
-          for (int g = 0; g < count; ++g) {
-            Lanes step = Lanes::zero();
-            step.add(Lanes::load(tile->step[g] + j), Lanes::all(1 / factor));
-            square[g] = Lanes::zero(), square[g].add(step, step);
-          }
-          for (int r = 0; r < rows; ++r) {
-            float* variance = &block_variances[r * BLOCK + j];
-            Lanes sum = from ? Lanes::load(variance) : Lanes::zero();
-            for (int g = 0; g < count; ++g) sum.add(square[g], Lanes::all(groups[from + g].variance[r]));
-            sum.write(variance);
-          }
-        }
-      }
+      tiles->template multiply_upper<QUADS_OF_GROUP>(s / 2, rows, [&](int g, int r) { return groups[g].variance[r]; });
       for (int strip = s; strip < std::min(s + 2, last); ++strip)
         for (int r = 0; r < rows; ++r) {
           const int at = r * BLOCK + (strip - s) * STRIP;
-          take_upper(strip, r, &block_sums[at], &block_variances[at], to(r));
+          take_upper(strip, r, &tiles->sums[at], &tiles->variances[at], to(r));
         }
     }
   }
