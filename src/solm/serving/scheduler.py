@@ -194,7 +194,10 @@ class Scheduler:
         try:
             done = filling.done
             size = self.settings.prefill_chunk
-            chunk = job.ids[None, done : (done // size + 1) * size]  # cut at the same places whatever was kept
+            end = (done // size + 1) * size  # cut at the same places whatever was kept
+            if len(job.ids) - end <= size // 2:
+                end = len(job.ids)  # a short rest takes less time together with what comes before it
+            chunk = job.ids[None, done:end]
             logits = filling.session.prefill(chunk, every_logit=job.echo)
             filling.done += chunk.shape[1]
             self.metrics.tokens.labels("prompt").inc(chunk.shape[1])

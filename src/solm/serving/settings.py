@@ -21,7 +21,7 @@ class ServeSettings(BaseModel):
     max_waiting: int = Field(256, ge=0, le=100_000)
     """Rows that wait for a place; more are refused with 429."""
     prefill_chunk: int = Field(128, ge=1, le=8192)
-    """Prompt tokens read between two steps of the rows that decode."""
+    """Prompt tokens read between two steps of the rows that decode, up to half as many more at the end of a prompt."""
     prefix_mb: float = Field(256.0, ge=0, le=1e6)
     """Megabytes of keys and values of earlier prompts that are kept, so that what a prompt begins with like one of them
     is not read again; 0: none."""
