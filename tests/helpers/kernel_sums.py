@@ -6,7 +6,7 @@ from pathlib import Path
 
 from solm.backends.cpu.build import CSRC
 
-LINES = 808
+LINES = 1576
 """That it prints. Some processors multiply more tokens at a time than others, so that their order differs."""
 
 

@@ -11,13 +11,13 @@ import torch
 from helpers.timings import made_timings
 from solm.cli.main import main
 from solm.core.errors import RunMismatchError
+from solm.core.interrupt import Interrupted
 from solm.data.windows import token_stream
 from solm.fitting import phases
 from solm.fitting.plan import Speed
 from solm.fitting.run import fit
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.load import load
-from solm.training.interrupt import Interrupted
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 MINUTES = "0.1"

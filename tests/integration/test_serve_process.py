@@ -116,7 +116,6 @@ def test_a_process_with_the_options_that_proxies_and_vllms_users_need(tiny_folde
         (["--max-num-seqs", "0"], "--max-rows: 0"),
         (["--api-key", "alice:x", "--key-floor", "alice=2"], "floor of the API key alice: budget 2 is out of range"),
         (["--keys-file", "nowhere.toml"], "--keys-file: cannot read nowhere.toml"),
-        (["--keys-file", "nowhere.toml", "--replicas", "2"], "--keys-file: it does not go with --replicas"),
         (["--root-path", "llm/"], "--root-path: 'llm/'"),
         (["--allow-origin", "page.example"], "--allow-origin: 'page.example'"),
         (["--ssl-keyfile", "key.pem"], "--ssl-keyfile: it needs --ssl-certfile"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import solm
-from solm.serving.prefixes import PrefixCache
+from solm.runtime.prefixes import PrefixCache
 
 
 @pytest.mark.parametrize("length", [1, 130])

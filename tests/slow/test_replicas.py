@@ -1,8 +1,10 @@
 """Two replicas behind one address, each a process with a model of its own."""
 
+import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 
 import httpx
@@ -66,6 +68,50 @@ def test_two_replicas_share_an_address_and_survive_the_loss_of_one(tiny_folder, 
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) in (0, -signal.SIGTERM)
     assert not any(os.path.exists(f"/proc/{child}") for child in children)
+
+
+def test_two_replicas_behind_tls_read_their_keys_again(tiny_folder, byte_tokenizer, tmp_path, pem):
+    with_template(byte_tokenizer).save_pretrained(tiny_folder)
+    file, trust = tmp_path / "keys.json", ssl.create_default_context(cafile=pem / "cert.pem")
+
+    def allow(secret):
+        file.write_text(json.dumps({"keys": [{"name": "alice", "secret": secret}]}))
+
+    allow("one-secret")
+    process, address = start(
+        "--model", tiny_folder, "--name", "tiny", "--replicas", 2, "--keys-file", file,
+        "--ssl-certfile", pem / "cert.pem", f"--ssl-keyfile={pem / 'key.pem'}", trust=trust,
+    )  # fmt: skip
+    try:
+        with httpx.Client(verify=trust, base_url=address) as http:
+
+            def told(secret, path="/metrics", **options):
+                """The status of an answer; for metrics that of all replicas."""
+                headers = {"Authorization": f"Bearer {secret}"}
+                return http.request(options.pop("method", "GET"), path, headers=headers, **options).status_code
+
+            assert [told(secret) for secret in ("one-secret", "two-secret")] == [200, 401]
+            moved = http.get("/tokenize/", headers={"Authorization": "Bearer one-secret"})
+            assert (moved.status_code, moved.headers["location"]) == (307, f"{address}/tokenize")
+            large = {"method": "POST", "path": "/v1/completions", "content": b" " * ((1 << 20) + 1)}
+            assert [told(secret, **large) for secret in ("one-secret", "two-secret")] == [413, 401]
+
+            allow("two-secret")
+            process.send_signal(signal.SIGHUP)
+            until(lambda: told("two-secret") == 200)
+            assert told("one-secret") == 401
+
+            os.kill(processes(process.pid)[1], signal.SIGKILL)
+            allow("three-secret")
+            process.send_signal(signal.SIGHUP)
+            until(lambda: told("three-secret") == 200)
+            headers = {"Authorization": "Bearer three-secret"}
+            until(lambda: 'replica="1"' in http.get("/metrics", headers=headers).text, 120)  # after its start
+            assert [told(secret) for secret in ("three-secret", "two-secret")] == [200, 401]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        log = process.communicate(timeout=60)[1]
+    assert "-secret" not in log
 
 
 def test_replicas_end_with_the_process_in_front(tiny_folder, byte_tokenizer):

@@ -167,8 +167,8 @@ def _answer(talk: "Talk", line: str) -> None:
     from solm.cli import spent
     from solm.cli.generate import paint
     from solm.cli.output import say
+    from solm.core.interrupt import SIGTERM_CODE, signals
     from solm.runtime.generate import summarise
-    from solm.training.interrupt import SIGTERM_CODE, signals
 
     tokens, moments = [], []
     coloured = sys.stdout.isatty()

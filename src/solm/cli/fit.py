@@ -55,13 +55,13 @@ def fit(
       solm generate --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --policy runs/qwen/policy --budget speed=1.3 "Why?"
     """
     from solm.cli.output import curve_table, output, print_json, progress_bar, say
+    from solm.core.interrupt import Interrupted
     from solm.evaluation import show
     from solm.fitting.plan import PHASES
     from solm.fitting.run import fit as run
     from solm.fitting.texts import sample
     from solm.policies.artifact import TrainedPolicy
     from solm.runtime.load import load
-    from solm.training.interrupt import Interrupted
 
     if backend not in ("auto", "cpu"):
         raise SolmError(f"--backend: {backend!r} is not auto or cpu, the backend whose steps save time")

@@ -37,7 +37,7 @@ def quickstart(
       solm quickstart --out /tmp/quick --batches 2
     """
     from solm.cli.output import print_json, progress_bar, say
-    from solm.training.interrupt import Interrupted
+    from solm.core.interrupt import Interrupted
 
     checks.out_folder(out)
     checks.model_config(DEFAULT_MODEL)

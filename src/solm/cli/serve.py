@@ -92,7 +92,7 @@ def serve(
 
     from solm.cli.output import print_json, repacking, say
     from solm.cli.rows_check import rows_that_fit
-    from solm.cli.server import CLOSING, announcing, reread_on_hangup, run_in_front
+    from solm.cli.server import CLOSING, announcing, replica_options, reread_on_hangup, run_in_front
     from solm.runtime.load import load
     from solm.serving.logs import log_lines
     from solm.serving.replicas import Replicas
@@ -102,13 +102,12 @@ def serve(
     tracing_wanted()  # raises where something is missing for it
     serve_checks.root_path(root_path)
     serve_checks.origins(allow_origin)
-    serve_checks.certificate(ssl_certfile, ssl_keyfile, replicas)
+    serve_checks.certificate(ssl_certfile, ssl_keyfile)
     template = serve_checks.chat_template(chat_template)
     names = list(dict.fromkeys(name or []))
     if "" in names:
         raise SolmError("--name: it is empty")
     floors = serve_checks.budgets_by_name(priority_floor, "--priority-floor", list(PRIORITIES))
-    serve_checks.keys_file(keys_file, replicas)
     serve_checks.api_keys(api_key, keys_file, key_floor)  # before what takes longer
     chosen = checks.settings(
         ServeSettings, **({} if max_rows is None else {"max_rows": max_rows}), max_waiting=max_waiting,
@@ -182,10 +181,10 @@ def serve(
     processes = None
     if replicas > 1:
         log_lines()
-        command = [sys.executable, "-m", "solm.cli", *sys.argv[1:], "--replicas", "1"]
+        command = [sys.executable, "-m", "solm.cli", *replica_options(sys.argv[1:])]
         processes = Replicas(command, replicas, drain_seconds + CLOSING)
     config = uvicorn.Config(
-        build() if processes is None else create_router(processes, root_path), host=host, port=port,
+        build() if processes is None else create_router(processes, keys, root_path), host=host, port=port,
         uds=None if uds is None else str(uds), log_config=None, access_log=False, lifespan="on",
         timeout_keep_alive=75, limit_concurrency=4096, ssl_certfile=ssl_certfile, ssl_keyfile=ssl_keyfile,
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
@@ -194,7 +193,7 @@ def serve(
 
     def started() -> None:
         if keys_file is not None:
-            reread_on_hangup(keys, keys_now)
+            reread_on_hangup(keys, keys_now, processes.reread_keys if processes is not None else None)
         announce()
 
     server = announcing(config, started)

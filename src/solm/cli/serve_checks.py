@@ -23,12 +23,6 @@ _LARGEST = 1 << 20
 """Bytes of a chat template."""
 
 
-def keys_file(file: Path | None, replicas: int) -> None:
-    """Check that --keys-file can be read again on SIGHUP: replicas get no signal."""
-    if file is not None and replicas > 1:
-        raise SolmError("--keys-file: it does not go with --replicas; give the keys in SOLM_API_KEYS")
-
-
 def api_keys(given: list[str] | None, file: Path | None, floors: list[str] | None) -> "list[ApiKey]":
     """The keys of SOLM_API_KEYS, --api-key and --keys-file, with the floors of --key-floor. Messages of errors hold no
     secret."""
@@ -108,14 +102,12 @@ def origins(given: list[str] | None) -> None:
             raise SolmError(f"--allow-origin: {origin!r} is neither * nor an origin such as https://example.org")
 
 
-def certificate(file: Path | None, key: Path | None, replicas: int) -> None:
+def certificate(file: Path | None, key: Path | None) -> None:
     """Check that TLS can be spoken with --ssl-certfile and --ssl-keyfile."""
     if file is None:
         if key is not None:
             raise SolmError("--ssl-keyfile: it needs --ssl-certfile")
         return
-    if replicas > 1:
-        raise SolmError("--ssl-certfile: it does not go with --replicas; put a proxy in front of them")
     for typed, path in (("--ssl-certfile", file), ("--ssl-keyfile", key)):
         if path is not None:
             _bytes_of(path, typed)

@@ -1,10 +1,10 @@
-"""The process of `solm serve`: says when it listens, reads its keys again on SIGHUP, ends its replicas."""
+"""The process of `solm serve`: says when it listens, reads its keys again on SIGHUP, starts and ends its replicas."""
 
 import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import uvicorn
 
@@ -17,6 +17,7 @@ _LOG = logging.getLogger("solm.serving")
 
 CLOSING = 3.0
 """Seconds that a client gets to end its side of a connection without a request, when the server stops."""
+_TLS = ("--ssl-certfile", "--ssl-keyfile")
 
 
 def announcing(config: uvicorn.Config, started: Callable[[], None]) -> uvicorn.Server:
@@ -53,6 +54,17 @@ async def _cut_off_idle(server: uvicorn.Server) -> None:
         await asyncio.sleep(0.1)
 
 
+def replica_options(given: Sequence[str]) -> list[str]:
+    """The command line of a replica from that of the server in front: one process, and TLS only in front."""
+    kept, rest = [], iter(given)
+    for each in rest:
+        if each in _TLS:
+            next(rest, None)
+        elif each.partition("=")[0] not in _TLS:
+            kept.append(each)
+    return [*kept, "--replicas", "1"]
+
+
 async def run_in_front(server: uvicorn.Server, replicas: Replicas) -> None:
     """Start replicas, run the server in front of them, and end them however that ends."""
     try:
@@ -62,8 +74,11 @@ async def run_in_front(server: uvicorn.Server, replicas: Replicas) -> None:
         await replicas.stop()
 
 
-def reread_on_hangup(keys: KeyRing, read: Callable[[], list[ApiKey]]) -> None:
-    """Replace `keys` by what `read` gives whenever SIGHUP arrives; where it raises, they stay as they are.
+def reread_on_hangup(
+    keys: KeyRing, read: Callable[[], list[ApiKey]], replaced: Callable[[], None] | None = None
+) -> None:
+    """Replace `keys` by what `read` gives whenever SIGHUP arrives, and call `replaced`; where `read` raises, they stay
+    as they are.
 
     Requests in flight go on as they began. Call it in the event loop.
     """
@@ -75,6 +90,8 @@ def reread_on_hangup(keys: KeyRing, read: Callable[[], list[ApiKey]]) -> None:
             try:
                 keys.replace(await asyncio.to_thread(read))
                 _LOG.info("API keys were read again: %d", len(keys))
+                if replaced is not None:
+                    replaced()
             except SolmError as error:
                 _LOG.error("API keys stay as they were: %s", " ".join(str(error).split()))
 

@@ -12,10 +12,10 @@ from solm.policies.artifact import TrainedPolicy
 from solm.runtime.generate import asked_for, check_length, chosen_policy, stream
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import noted
+from solm.runtime.prefixes import PrefixCache
 from solm.runtime.prompts import chat_tokens
 from solm.runtime.reply import Token
 from solm.runtime.terms import Terms
-from solm.serving.prefixes import PrefixCache
 
 _MEMORY = 512e6
 """Bytes of the conversation's keys and values that are kept."""

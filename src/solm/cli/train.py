@@ -72,12 +72,12 @@ def train(
     import yaml
 
     from solm.cli.output import print_json, progress_bar, say
+    from solm.core.interrupt import Interrupted
     from solm.core.sparsity import SparsityConfig
     from solm.training.allocate import read_allocation
     from solm.training.checkpoint import CONFIG, read_stored
     from solm.training.config import TrainConfig, read_values
     from solm.training.grpo import train as train_grpo
-    from solm.training.interrupt import Interrupted
     from solm.training.ranks import ranks
     from solm.training.values import train_values
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from solm.core.interrupt import Interrupted
 from solm.core.measured import MeasuredCost
 from solm.core.timings import StepTimings
 from solm.fitting.folder import FitFolder
 from solm.fitting.plan import PHASES, Sizes, Speed, measure_speed, plan
 from solm.fitting.texts import SCORED, Texts
 from solm.runtime.language_model import LanguageModel
-from solm.training.interrupt import Interrupted
 
 Report = Callable[[str, int, int, float], None]
 """Called with a phase, its parts done and in all, and the seconds left of the whole fit."""
@@ -20,7 +20,7 @@ Report = Callable[[str, int, int, float], None]
 
 @dataclass
 class Job:
-    """A fit under way. stop: gets an exit code when the run is to stop (`training.interrupt.signals`)."""
+    """A fit under way. stop: gets an exit code when the run is to stop (`core.interrupt.signals`)."""
 
     lm: LanguageModel
     texts: Texts

@@ -8,6 +8,7 @@ import torch
 
 from solm.core.errors import SolmError
 from solm.core.files import read_model, write_text
+from solm.core.interrupt import Interrupted, signals
 from solm.core.provenance import environment
 from solm.data.windows import TokenStream
 from solm.evaluation.result import EvaluationResult
@@ -18,7 +19,6 @@ from solm.fitting.phases import ALLOCATION, COLLECTED, COSTS, EVALUATION, FITTED
 from solm.fitting.plan import PHASES, default_minutes
 from solm.fitting.texts import Texts
 from solm.runtime.language_model import LanguageModel
-from solm.training.interrupt import Interrupted, signals
 
 REPORT = "report.html"
 ORDER: tuple[tuple[str, str, list[str], Callable[[Job], None]], ...] = (

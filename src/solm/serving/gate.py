@@ -1,7 +1,5 @@
 """Middleware for every request: API key, host name, log line and request count."""
 
-import base64
-import binascii
 import json
 import logging
 import time
@@ -67,7 +65,7 @@ class Gate:
             if not self._named(headers.get(b"host", b"")):
                 refusal = ApiError(400, "the Host header does not name this server", code="invalid_host")
                 await refusal.response()(scope, receive, noted)
-            elif is_open or (key := self._key(headers.get(b"authorization", b""))) is not None:
+            elif is_open or (key := self.keys.of_header(headers.get(b"authorization", b""))) is not None:
                 scope["state"]["key"] = "" if is_open else key
                 await self.app(scope, receive, noted)
             else:
@@ -95,18 +93,3 @@ class Gate:
             return self.hosts is None or urlsplit("//" + header.decode("latin-1")).hostname in self.hosts
         except ValueError:
             return False
-
-    def _key(self, header: bytes) -> str | None:
-        """The name of the key in an Authorization header; None for no valid one."""
-        if not self.keys:
-            return ""
-        scheme, _, given = header.decode("latin-1").partition(" ")
-        if scheme.lower() == "basic":
-            try:
-                given = base64.b64decode(given, validate=True).decode("utf-8", "replace").partition(":")[2]
-            except binascii.Error:
-                return None
-        elif scheme.lower() != "bearer":
-            return None
-        found = self.keys.of_secret(given.strip())
-        return None if found is None else found.name

@@ -1,5 +1,7 @@
 """API keys: secrets that clients send, each with a name, a floor and a priority that the operator gives it."""
 
+import base64
+import binascii
 import hashlib
 import hmac
 import json
@@ -109,6 +111,22 @@ class KeyRing:
         # All keys are compared, so that the time taken does not reveal which one matched.
         matches = [key for known, key in self._known[0] if hmac.compare_digest(digest, known)]
         return matches[0] if matches else None
+
+    def of_header(self, header: bytes) -> str | None:
+        """The name of the key in an Authorization header, as a bearer token or as the password of HTTP Basic; None for
+        no valid one. Where no key is required, any header is valid."""
+        if not self:
+            return ""
+        scheme, _, given = header.decode("latin-1").partition(" ")
+        if scheme.lower() == "basic":
+            try:
+                given = base64.b64decode(given, validate=True).decode("utf-8", "replace").partition(":")[2]
+            except binascii.Error:
+                return None
+        elif scheme.lower() != "bearer":
+            return None
+        found = self.of_secret(given.strip())
+        return None if found is None else found.name
 
     def named(self, name: str) -> ApiKey:
         """The key of this name; for others one without a floor and a priority."""

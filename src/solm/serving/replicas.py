@@ -27,13 +27,21 @@ _END_WITH_PARENT = 1
 
 
 class Replica:
-    """One process. load: requests that it answers. ready: whether it takes any. was_ready: whether it ever did."""
+    """One process. load: requests that it answers. ready: whether it takes any. was_ready: whether it ever did.
+    outdated: whether its keys may be older than those of the others."""
 
     def __init__(self, number: int, socket: Path):
         self.number, self.socket = number, socket
-        self.load, self.ready, self.was_ready = 0, False, False
+        self.load, self.ready, self.was_ready, self.outdated = 0, False, False, False
         self.process: asyncio.subprocess.Process | None = None
         self.transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=httpx.Limits(max_connections=None))
+
+    def reread_keys(self) -> None:
+        """Make the process read its keys again: at once where it takes requests, else before it does. While it starts,
+        SIGHUP would end it."""
+        self.outdated = not self.ready
+        if self.ready and self.process is not None and self.process.returncode is None:
+            self.process.send_signal(signal.SIGHUP)
 
     async def status(self, path: str) -> int | None:
         """Of the answer to GET `path`; None for no answer."""
@@ -70,6 +78,11 @@ class Replicas:
                     task.result()
             await asyncio.sleep(_LOOK)
 
+    def reread_keys(self) -> None:
+        """Make all read their keys again."""
+        for replica in self.all:
+            replica.reread_keys()
+
     async def stop(self) -> None:
         """End all, each as on SIGTERM, and wait for them."""
         for task in self._keeping:
@@ -96,9 +109,11 @@ class Replicas:
         while True:
             begun = clock()
             replica.socket.unlink(missing_ok=True)
+            replica.outdated = False
             replica.process = await asyncio.create_subprocess_exec(
                 *self._command, "--uds", str(replica.socket), stdout=asyncio.subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": str(self._threads)}, preexec_fn=_end_with_parent(),
+                env={**os.environ, "OMP_NUM_THREADS": str(self._threads), "FORWARDED_ALLOW_IPS": "*"},
+                preexec_fn=_end_with_parent(),
                 start_new_session=True,  # Ctrl-C is for this process, which ends the others in good order
             )  # fmt: skip
             watching = asyncio.create_task(self._watch(replica))
@@ -120,6 +135,8 @@ class Replicas:
             status = await replica.status("/health/ready")
             replica.ready = status == 200
             replica.was_ready = replica.was_ready or replica.ready
+            if replica.ready and replica.outdated:
+                replica.reread_keys()
             if status == 503 and await replica.status("/health/live") == 503:
                 _LOG.error("replica %d can no longer decode", replica.number)
                 replica.process.kill()

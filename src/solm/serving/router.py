@@ -15,16 +15,20 @@ from starlette.types import Receive, Scope, Send
 
 from solm.serving.bodies import read_bytes
 from solm.serving.failures import ApiError
+from solm.serving.keys import KeyRing
 from solm.serving.replicas import Replica, Replicas
 from solm.serving.routing import beginning, in_order
 
 _OF_CONNECTION = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"content-length"}
-"""Headers of requests that belong to a connection, or are made anew."""
+"""Headers that belong to a connection, or are made anew."""
+_SCHEME = b"x-forwarded-proto"
+"""Header that tells a replica what the client speaks: HTTP or HTTPS."""
 _SAMPLE = re.compile(r"(?P<name>[A-Za-z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>.*)")
 
 
-def create_router(replicas: Replicas, root_path: str = "") -> Starlette:
-    """The application; when it ends, so do the replicas. root_path: see `solm.serving.app.create_app`."""
+def create_router(replicas: Replicas, keys: KeyRing, root_path: str = "") -> Starlette:
+    """The application; when it ends, so do the replicas. keys: as of the replicas, which refuse requests without one.
+    root_path: see `solm.serving.app.create_app`."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -32,23 +36,30 @@ def create_router(replicas: Replicas, root_path: str = "") -> Starlette:
         await replicas.stop()
 
     metrics = [Route(path, _Metrics(replicas)) for path in {"/metrics", f"{root_path}/metrics"}]
-    return Starlette(routes=[*metrics, Mount("/", _Relay(replicas))], lifespan=lifespan)
+    return Starlette(routes=[*metrics, Mount("/", _Relay(replicas, keys))], lifespan=lifespan)
 
 
 class _Relay:
     """Gives every request to a replica, and its answer, status, headers and all, to the client.
 
-    A replica that does not answer at all is passed over for another one. A client that hangs up ends the request.
+    A replica that does not answer at all is passed over for another one. A client that hangs up ends the request. Of a
+    request without a valid key nothing is read but its headers; a replica answers what needs no key, and refuses the
+    rest, in its own order of checks and with a line in the log.
     """
 
-    def __init__(self, replicas: Replicas):
-        self.replicas = replicas
+    def __init__(self, replicas: Replicas, keys: KeyRing):
+        self.replicas, self.keys = replicas, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         try:
-            body = await read_bytes(Request(scope, receive))
+            if self.keys.of_header(dict(scope["headers"]).get(b"authorization", b"")) is None:
+                # Without the header, so that a replica that has not yet read the keys again refuses it, too.
+                kept = [pair for pair in scope["headers"] if pair[0] != b"authorization"]
+                scope, body = {**scope, "headers": kept}, b""
+            else:
+                body = await read_bytes(Request(scope, receive))
         except ApiError as error:
             await _refused(error)(scope, receive, send)
             return
@@ -116,9 +127,10 @@ def merged(texts: Mapping[int, str]) -> str:
 async def _ask(replica: Replica, scope: Scope, body: bytes) -> httpx.Response | None:
     """The answer of a replica, whose body is still to be read; None where there is none."""
     path = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
+    kept = [pair for pair in scope["headers"] if pair[0] not in _OF_CONNECTION and pair[0] != _SCHEME]
     request = httpx.Request(
         scope["method"], httpx.URL("http://localhost").copy_with(raw_path=path), content=body,
-        headers=[(name, value) for name, value in scope["headers"] if name not in _OF_CONNECTION],
+        headers=[*kept, (_SCHEME, scope["scheme"].encode())],
     )  # fmt: skip
     try:
         return await replica.transport.handle_async_request(request)

@@ -13,10 +13,10 @@ from solm.core.arrays import Array
 from solm.core.errors import SolmError
 from solm.runtime.decode import StepTaken, steps
 from solm.runtime.language_model import LanguageModel
+from solm.runtime.prefixes import PrefixCache
 from solm.serving.governor import Governor
 from solm.serving.metrics import Metrics
 from solm.serving.outbox import Outbox
-from solm.serving.prefixes import PrefixCache
 from solm.serving.rows import Failed, Job, Row
 from solm.serving.settings import PRIORITIES, ServeSettings
 from solm.serving.waiting import WaitingJobs

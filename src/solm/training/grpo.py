@@ -8,6 +8,7 @@ import torch
 
 from solm.core.budget import Ledger
 from solm.core.errors import SolmError
+from solm.core.interrupt import SIGTERM_CODE, Interrupted, signals
 from solm.data.windows import TokenStream
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.learned import LearnedPolicy
@@ -15,7 +16,6 @@ from solm.policies.network import Features, NetworkConfig, PolicyNetwork
 from solm.runtime.language_model import LanguageModel
 from solm.training.checkpoint import RunFolder
 from solm.training.config import TrainConfig
-from solm.training.interrupt import SIGTERM_CODE, Interrupted, signals
 from solm.training.objective import advantages, budget_penalty, clipped_objective
 from solm.training.ranks import Ranks
 from solm.training.rollout import Batch, collect

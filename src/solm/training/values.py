@@ -9,6 +9,7 @@ import torch
 
 from solm.core.errors import DamagedFileError, SolmError
 from solm.core.files import read_tensors, write_tensors
+from solm.core.interrupt import SIGTERM_CODE, Interrupted, signals
 from solm.core.parts import Parts
 from solm.data.windows import TokenStream
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
@@ -19,7 +20,6 @@ from solm.runtime.level_costs import expected_costs
 from solm.training.checkpoint import RunFolder
 from solm.training.config import ValueTrainConfig
 from solm.training.counterfactual import Samples, collect_samples, draw_levels
-from solm.training.interrupt import SIGTERM_CODE, Interrupted, signals
 from solm.training.ranks import Ranks
 from solm.training.regression import fit
 from solm.training.rollout import step_generator

@@ -6,7 +6,7 @@ import pytest
 
 from solm import quickstart
 from solm.cli.main import main
-from solm.training.interrupt import SIGTERM_CODE, Interrupted
+from solm.core.interrupt import SIGTERM_CODE, Interrupted
 
 
 @pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (Interrupted(SIGTERM_CODE), SIGTERM_CODE)])

@@ -8,21 +8,20 @@ from solm.serving.keys import ApiKey
 
 
 def test_a_certificate_with_its_key(pem):
-    serve_checks.certificate(None, None, 1)
-    serve_checks.certificate(pem / "cert.pem", pem / "key.pem", 1)
-    for file, key, replicas, word in (
-        (None, "key.pem", 1, "--ssl-keyfile: it needs --ssl-certfile"),
-        ("cert.pem", "key.pem", 2, "does not go with --replicas"),
-        ("missing.pem", "key.pem", 1, "--ssl-certfile: cannot read"),
-        ("cert.pem", "missing.pem", 1, "--ssl-keyfile: cannot read"),
-        ("cert.pem", "other.pem", 1, "are no certificate with its key"),
-        ("cert.pem", "locked.pem", 1, "unencrypted"),
-        ("key.pem", "cert.pem", 1, "are no certificate with its key"),
-        ("cert.pem", None, 1, "are no certificate with its key"),
-        (".", None, 1, "--ssl-certfile: cannot read"),
+    serve_checks.certificate(None, None)
+    serve_checks.certificate(pem / "cert.pem", pem / "key.pem")
+    for file, key, word in (
+        (None, "key.pem", "--ssl-keyfile: it needs --ssl-certfile"),
+        ("missing.pem", "key.pem", "--ssl-certfile: cannot read"),
+        ("cert.pem", "missing.pem", "--ssl-keyfile: cannot read"),
+        ("cert.pem", "other.pem", "are no certificate with its key"),
+        ("cert.pem", "locked.pem", "unencrypted"),
+        ("key.pem", "cert.pem", "are no certificate with its key"),
+        ("cert.pem", None, "are no certificate with its key"),
+        (".", None, "--ssl-certfile: cannot read"),
     ):
         with pytest.raises(SolmError, match=word):
-            serve_checks.certificate(file and pem / file, key and pem / key, replicas)
+            serve_checks.certificate(file and pem / file, key and pem / key)
 
 
 @pytest.mark.parametrize("origin", ["", "example.org", "https://a.org/", "ftp://a", "https://", "http://[", "null"])

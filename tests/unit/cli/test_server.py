@@ -21,6 +21,13 @@ async def application(scope, receive, send):
         await asyncio.sleep(wait)
 
 
+def test_replicas_get_the_options_of_the_server_but_for_tls():
+    given = ["serve", "--ssl-certfile", "a", "--model=b", "--ssl-keyfile=c", "--replicas", "4", "--api-key", "d"]
+    assert serving.replica_options(given) == [
+        "serve", "--model=b", "--replicas", "4", "--api-key", "d", "--replicas", "1"
+    ]  # fmt: skip
+
+
 def test_idle_tls_connections_are_cut_off_and_requests_end(pem, monkeypatch):
     monkeypatch.setattr(serving, "CLOSING", 0.3)
     begun = threading.Event()

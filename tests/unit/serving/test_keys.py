@@ -1,5 +1,6 @@
 """API keys: their names, the file that lists them, and the ring that is replaced while a server runs."""
 
+import base64
 import json
 
 import pytest
@@ -38,6 +39,17 @@ def test_a_ring_knows_its_keys_until_they_are_replaced():
     assert not ring
     assert ring.of_secret("one") is None
     assert "one" not in repr(alice)
+
+
+def test_a_key_is_a_bearer_token_or_a_password():
+    ring = KeyRing([ApiKey("one", "alice"), ApiKey("b\u00eb:ta")])
+    basic = base64.b64encode("anybody:b\u00eb:ta".encode())
+    for header, name in (
+        (b"Bearer one", "alice"), (b"bearer  one ", "alice"), (b"Basic " + basic, ""), (b"Bearer two", None),
+        (b"", None), (b"one", None), (b"Digest one", None), (b"Basic %", None), (b"Basic " + basic[:-4], None),
+    ):  # fmt: skip
+        assert ring.of_header(header) == name
+    assert KeyRing().of_header(b"anything") == ""
 
 
 TOML = """

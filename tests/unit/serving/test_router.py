@@ -11,6 +11,7 @@ import pytest
 import uvicorn
 
 from helpers.serving import until
+from solm.serving.keys import ApiKey, KeyRing
 from solm.serving.replicas import Replica
 from solm.serving.router import create_router, merged
 
@@ -62,8 +63,8 @@ class Imitation:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """The address of a router, its replicas and what imitates them."""
-    folder, stopped = tmp_path_factory.mktemp("s"), []
+    """The address of a router, its keys, its replicas and what imitates them."""
+    folder, stopped, keys = tmp_path_factory.mktemp("s"), [], KeyRing()
 
     async def stop():
         stopped.append(True)
@@ -74,12 +75,12 @@ def served(tmp_path_factory):
         for replica, imitation in zip(replicas.all, imitations, strict=True):
             stack.enter_context(serving(imitation, uds=str(replica.socket), lifespan="off"))
             replica.ready = True
-        router = serving(create_router(replicas), port=0, lifespan="on", date_header=False, server_header=False)
+        router = serving(create_router(replicas, keys), port=0, lifespan="on", date_header=False, server_header=False)
         server = stack.enter_context(router)
         port = server.servers[0].sockets[0].getsockname()[1]
         http = stack.enter_context(httpx.Client())  # one that is made for every request takes most of the time
         yield SimpleNamespace(
-            address=f"http://127.0.0.1:{port}", replicas=replicas.all, imitations=imitations, http=http
+            address=f"http://127.0.0.1:{port}", keys=keys, replicas=replicas.all, imitations=imitations, http=http
         )
     assert stopped == [True]
 
@@ -142,6 +143,33 @@ def test_a_body_that_is_too_large_is_refused_in_the_apis_form(served):
     refused = served.http.post(f"{served.address}/v1/completions", content=b" " * ((1 << 20) + 1))
     assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
     assert sum(len(imitation.seen) for imitation in served.imitations) == seen
+
+
+def test_without_a_valid_key_only_headers_are_read_and_a_replica_answers(served):
+    large = b" " * ((1 << 20) + 1)
+    url, valid = f"{served.address}/v1/completions", {"Authorization": "Bearer one"}
+    served.keys.replace([ApiKey("one")])
+    try:
+        for headers in ({}, {"Authorization": "Bearer two"}):
+            answer = served.http.post(url, content=large, headers=headers | {"X-Own": "1"})
+            assert answer.status_code == 200  # of what imitates a replica
+            scope, body = served.imitations[int(answer.headers["x-replica"])].seen[-1]
+            passed = dict(scope["headers"])
+            assert (body, passed[b"content-length"], passed[b"x-own"]) == (b"", b"0", b"1")
+            assert b"authorization" not in passed
+        assert served.http.post(url, content=large, headers=valid).status_code == 413
+        answer = served.http.post(url, content=b"{}", headers=valid)
+        scope, body = served.imitations[int(answer.headers["x-replica"])].seen[-1]
+        assert (body, dict(scope["headers"])[b"authorization"]) == (b"{}", b"Bearer one")
+    finally:
+        served.keys.replace([])
+
+
+def test_replicas_learn_what_the_client_speaks(served):
+    for given, told in ({}, "http"), ({"X-Forwarded-Proto": "https"}, "https"):  # from a proxy on this machine
+        answer = served.http.get(f"{served.address}/v1/models", headers=given)
+        scope = served.imitations[int(answer.headers["x-replica"])].seen[-1][0]
+        assert [value for name, value in scope["headers"] if name == b"x-forwarded-proto"] == [told.encode()]
 
 
 def test_metrics_of_all_replicas_are_told_apart(served):

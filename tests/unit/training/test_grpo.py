@@ -11,7 +11,7 @@ from helpers.training import run
 
 
 def test_interrupted_and_resumed_equals_uninterrupted_bitwise(tmp_path, byte_tokenizer):
-    from solm.training.interrupt import Interrupted
+    from solm.core.interrupt import Interrupted
 
     whole = run(tmp_path, "whole", byte_tokenizer)
     with pytest.raises(Interrupted) as stopped:
@@ -30,7 +30,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bitwise(tmp_path, byte_tok
 
 def test_a_clock_that_jumps_changes_no_training(tmp_path, byte_tokenizer, monkeypatch):
     """The wall clock goes back ten years between two updates, and to the day after tomorrow when training resumes."""
-    from solm.training.interrupt import Interrupted
+    from solm.core.interrupt import Interrupted
 
     whole = run(tmp_path, "whole", byte_tokenizer)
     for jump in (-3e8, 2e5):

@@ -11,13 +11,13 @@ from helpers.models import tiny_model
 from helpers.policies import SPACE, SPARSITY
 from solm.core.actions import ActionSpace
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
+from solm.core.interrupt import Interrupted
 from solm.data.windows import stream_of
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig, ValuePolicy
 from solm.training.checkpoint import read_stored
 from solm.training.config import ValueTrainConfig
-from solm.training.interrupt import Interrupted
 from solm.training.values import set_level_costs, train_values
 
 

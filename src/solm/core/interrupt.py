@@ -10,7 +10,7 @@ SIGTERM_CODE = 128 + signal.SIGTERM
 
 
 class Interrupted(Exception):
-    """Training stopped at a signal, with everything saved. exit_code: 130 (SIGINT) or 143 (SIGTERM)."""
+    """A run stopped at a signal, with everything saved. exit_code: 130 (SIGINT) or 143 (SIGTERM)."""
 
     def __init__(self, exit_code: int):
         super().__init__("interrupted")

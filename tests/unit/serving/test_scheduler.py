@@ -1,0 +1,75 @@
+"""The scheduler: rows that end in any way beside prompts that are kept."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import solm
+from helpers.models import tiny_model
+from helpers.serving import until
+from solm.core.budget import Budget
+from solm.policies.schedules import Static
+from solm.serving.dial import Order
+from solm.serving.metrics import Metrics
+from solm.serving.rows import Ended, Failed, Job
+from solm.serving.scheduler import Scheduler
+from solm.serving.settings import ServeSettings
+
+
+def prompt(seed: int, length: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 250, length)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+@pytest.mark.parametrize("memory", [0.0, 50.0])
+def test_rows_that_end_in_any_way_leave_what_the_cache_holds(memory, byte_tokenizer):
+    """Replies, cancelled ones and ones that take too long, under several budgets behind one system prompt. They are the
+    same with the cache and without, but for what is read."""
+    model = tiny_model("llama", torch.float32, max_position_embeddings=1024)
+    with solm.attach(model, None, byte_tokenizer, backend="cpu", precision="int8") as lm:
+        metrics = Metrics()
+        scheduler = Scheduler(lm, ServeSettings(prefix_mb=memory, max_rows=3), metrics)
+        texts: dict[int, list[int]] = {}
+        ends: dict[int, object] = {}
+
+        def job(number: int) -> Job:
+            def emit(event) -> None:
+                if isinstance(event, (Ended, Failed)):
+                    ends[number] = event
+                else:
+                    texts.setdefault(number, []).extend(said.id for said in event.tokens)
+                if number % 5 == 3 and len(texts.get(number, ())) == 4:
+                    scheduler.cancel(jobs[number])
+                if number == 9 and len(texts.get(number, ())) == 4:
+                    jobs[number].expires = 0.0
+
+            budget = [Budget(), Budget(mlp=0.5), Budget(attention=0.3, mlp=0.7)][number % 3]
+            ids = np.concatenate([prompt(0, 150), prompt(number, 30)])
+            order = Order("static", Static(lm.space), budget, budget)
+            return Job(ids, 16, order, emit, sampling={"do_sample": False, "sequence_bias": {(2,): -1e9}})
+
+        jobs = [job(number) for number in range(12)]
+        scheduler.start()
+        try:
+            scheduler.submit(jobs)
+            until(lambda: not scheduler.busy)
+        finally:
+            scheduler.stop()
+        value = metrics.registry.get_sample_value
+        assert value("solm_pages") * 16 == value("solm_prefix_cache_tokens") == (144 + 12 * 32 if memory else 0)
+        assert value("solm_page_bytes") == value("solm_prefix_cache_bytes")
+        assert value("solm_tokens_total", {"kind": "cached"}) == (11 * 144 if memory else None)
+        assert sorted(len(said) for said in texts.values()) == [4, 4, 4, *[16] * 9]
+        assert isinstance(ends[9], Failed)
+        for number in (0, 1, 2, 4, 10, 11):
+            session = lm.session()
+            logits = session.prefill(jobs[number].ids[None])
+            session.control(jobs[number].order.policy, np.array([jobs[number].order.target(1.0)]), 16)
+            expected: list[int] = []
+            for _ in texts[number]:
+                logits[0, 2] = -np.inf  # the end
+                expected.append(int(logits[0].argmax()))
+                logits = session.step(np.array(expected[-1:])).logits[:, 0]
+            assert texts[number] == expected
