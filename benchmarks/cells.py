@@ -1,7 +1,7 @@
 """How tables are registered and how their cells are written."""
 
 from collections.abc import Callable, Iterable, Sequence
-from math import exp
+from math import exp, sqrt
 
 from published import Difference
 
@@ -43,3 +43,11 @@ def interval(found: Difference, digits: int = 3, scale: float = 1.0, more_is_bet
     value, low, high = (f"{scale * number:+.{digits}f}" for number in (found.value, found.low, found.high))
     better = found.low > 0 if more_is_better else found.high < 0
     return f"**{value}** [{low}, {high}]" if better else f"{value} [{low}, {high}]"
+
+
+def rate(part: float, count: int) -> str:
+    """A share of `count` independent trials in per cent with its 95 % interval, Wilson's."""
+    z = 1.96
+    middle = (part + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * sqrt(part * (1 - part) / count + z * z / (4 * count * count))
+    return f"{100 * part:.1f} [{100 * max(middle - half, 0):.1f}, {100 * min(middle + half, 1):.1f}]"

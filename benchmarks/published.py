@@ -27,6 +27,12 @@ def read(name: str) -> Any:
     return whole.get("results", whole)
 
 
+@cache
+def settings(name: str) -> Any:
+    """How docs/results/`name`.json was made."""
+    return json.loads((RESULTS / f"{name}.json").read_text())["settings"]
+
+
 def measured(name: str) -> bool:
     """Whether there is a docs/results/`name`.json. Those that a table asks for may come later."""
     return (RESULTS / f"{name}.json").exists()

@@ -9,10 +9,12 @@ import re
 import sys
 
 import statements_larger  # noqa: F401  (registers its statements)
+import tables_context  # noqa: F401
 import tables_features  # noqa: F401
 import tables_field  # noqa: F401
 import tables_ladder  # noqa: F401
 import tables_quality  # noqa: F401  (registers its tables)
+import tables_replies  # noqa: F401
 import tables_serving  # noqa: F401
 import tables_speed  # noqa: F401
 import tables_tasks  # noqa: F401

@@ -105,24 +105,3 @@ def test_the_page_says_so_once_it_was_measured(benchmark: Any, monkeypatch: pyte
     drawn = figures.ladder()
     assert drawn.count("<circle") == len(POINTS) + 3
     assert "large.gguf" in drawn
-
-
-def test_long_contexts_of_a_larger_model_appear(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    published, tables = benchmark("published"), benchmark("tables_quality")
-    monkeypatch.setattr(published, "measured", lambda name: False)
-    assert tables.long_context_larger() == ""
-    gap = {"value": 0.01, "low": -0.01, "high": 0.03}
-
-    def arms(**more: Any) -> dict[str, Any]:
-        names = [f"{arm} {share:g}" for arm in ("constant", "uniform", "policy") for share in (1, 0.3, 0.2, 0.1)]
-        return {name: {"minus_dense": gap, "minus_constant": gap, "nats": 7.5, **more} for name in names}
-
-    found = {"text": {"4096": arms(milliseconds=25.0)}, "retrieval": {"niah_multikey": arms()}}
-    monkeypatch.setattr(published, "measured", lambda name: True)
-    monkeypatch.setattr(published, "read", lambda name: found)
-    told = tables.long_context_larger().splitlines()
-    cell = "+0.010 → +0.010, 25.0 ms"
-    assert f"| 4,096 | 25.0 | {cell} | {cell} | {cell} | +0.010, 25.0 ms | +0.010 [-0.010, +0.030] |" in told
-    pair = "-7.5 → -7.5"
-    row = f"| needles: log-probability | -7.5 | {pair} | {pair} | {pair} | -7.5 | +0.0 [-0.0, +0.0] |"
-    assert row in told

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from solm.research.graded_results import points
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -54,33 +52,6 @@ def test_whatever_differs_from_the_results_is_named(copied: Path) -> None:
     ):
         assert said in done.stdout
     assert "docs/serving.md" not in done.stdout
-
-
-def test_graded_replies_have_a_chapter_once_there_are_results(copied: Path) -> None:
-    def chapter() -> str:
-        code = "import tables_quality; print(tables_quality.graded(), end='')"
-        command = [sys.executable, "-c", code]
-        return subprocess.run(command, cwd=copied / "benchmarks", capture_output=True, text=True, check=True).stdout
-
-    assert chapter() == ""
-
-    def made(**metrics: float) -> list[dict]:
-        spent = {"attention": 1.0, "mlp": 0.8, "bits": 1.0, "net": 0.9, "ms": 18.0, "dense_ms": 20.0}
-        return [{"metrics": metrics, "steps": 9, "tokens": 10, "spent": spent}] * 4
-
-    arms = ("dense", "policy@0.9", "constant@0.9", "uniform@0.9")
-    solved = {arm: made(solved=float(arm != "uniform@0.9")) for arm in arms}
-    alike = {arm: made(agreed=0.75, identical=0.5, kl=float(arm == "uniform@0.9")) for arm in arms}
-    kinds = {
-        kind: {"problems": 4, "points": points(rows)} for kind, rows in (("gsm8k", solved), ("chat", alike))
-    }  # fmt: skip
-    (copied / "docs" / "results" / "graded-0.5b.json").write_text(json.dumps({"results": {"kinds": kinds}}))
-    found = chapter()
-    assert "### Replies that are graded, Qwen2.5-Coder-0.5B" in found
-    assert "GSM8K: 4, chat: 4" in found
-    solved_row = "| GSM8K, 0.9 | 18.0 | 18.0 | 100 % | 100 % | 100 % | 0 % | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] | "
-    assert solved_row + "**+100.0** [+100.0, +100.0] |" in found
-    assert "| 0.9 | 18.0 | 75 % | 75 % | 75 % | 0.0000 | 0.0000 | 1.0000 | +0.0000 [+0.0000, +0.0000] | **-1.0" in found
 
 
 def test_instruction_sets_are_shown_where_they_were_measured(copied: Path) -> None:

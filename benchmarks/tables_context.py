@@ -1,0 +1,124 @@
+"""The tables about long contexts: what reading fewer pages of the KV cache loses, and on a larger model saves."""
+
+from typing import Any
+
+import published as of
+from cells import NONE, interval, markdown, table
+from published import Difference
+
+SHARES = (0.3, 0.2, 0.1)
+LARGER = "long-context-0.5b"
+_BLOCK, _FITTED = 32, 512
+"""Tokens that the study resamples together, and context of the larger model's fit."""
+TASKS = {"longeval_lines": "lines", "niah_multikey": "needles"}
+
+
+@table
+def long_context() -> str:
+    rows = []
+    for context, arms in of.books().items():
+        cells = []
+        for share in SHARES:
+            uniform, allocated = (arms[of.book_arm(arm, share)] for arm in ("uniform", "allocated"))
+            cells.append(f"{uniform['minus_dense']['value']:+.3f} → {allocated['minus_dense']['value']:+.3f}")
+        policy = interval(Difference.of(arms[of.book_arm("policy", 0.2)]["minus_constant"]))
+        rows.append([f"{context:,}", *cells, f"{arms[of.book_arm('allocated', 0.2)]['bytes']:.2f}", policy])
+    head = [f"pages {share:g}: uniform → allocated" for share in SHARES]
+    return markdown(("Context", *head, "bytes at 0.2", "policy − constant at 0.2"), rows)
+
+
+@table
+def retrieval() -> str:
+    rows = []
+    for name, label in TASKS.items():
+        arms = of.retrieval()[name]
+        nats = {
+            arm: [f"{-arms[of.book_arm(arm, share)]['nats']:.1f}" for share in SHARES]
+            for arm in ("uniform", "allocated")
+        }
+        rows.append(
+            [label, f"{-arms[of.book_arm('allocated', 1)]['nats']:.1f}", *(", ".join(nats[arm]) for arm in nats)]
+        )
+    return markdown(
+        ("Log-probability of the answer", "dense", "uniform at 0.3, 0.2, 0.1", "allocated at 0.3, 0.2, 0.1"), rows
+    )
+
+
+@table
+def long_context_larger() -> str:
+    """The same of a larger model, with milliseconds where steps were timed, once it was measured."""
+    if not of.measured(LARGER):
+        return ""
+    found = of.books(LARGER)
+    parts = [f"### Long contexts on a larger model\n\n{_about(found)}", _losses(found).rstrip(), _limits(found)]
+    if any(of.retrieval(LARGER).values()):
+        told = f"Log-probabilities of whole answers, {of.settings(LARGER)['questions']} questions of every set:"
+        parts += [told, _answers().rstrip()]
+    return "\n".join(["", "\n\n".join([*parts, f"`results/{LARGER}.json`."]), ""])
+
+
+def _losses(found: dict[int, dict[str, dict[str, Any]]]) -> str:
+    """By context: nats above dense and milliseconds of each share, the allocation's and the policy's gains."""
+    rows = []
+    for context, arms in found.items():
+        cells = [_milliseconds(arms[of.book_arm("allocated", 1)])]
+        for share in SHARES:
+            uniform, allocated = (arms[of.book_arm(arm, share)] for arm in ("uniform", "allocated"))
+            loss = f"{uniform['minus_dense']['value']:+.3f} → {allocated['minus_dense']['value']:+.3f}"
+            cells.append(f"{loss}, {_milliseconds(allocated)}")
+        policy = arms[of.book_arm("policy", 0.2)]
+        cells += [
+            f"{policy['minus_dense']['value']:+.3f}, {_milliseconds(policy)}",
+            interval(Difference.of(arms[of.book_arm("uniform", 0.2)]["constant_minus_uniform"])),
+            interval(Difference.of(policy["minus_constant"])),
+        ]
+        rows.append([f"{context:,}", *cells])
+    head = (f"pages {share:g}: uniform → allocated" for share in SHARES)
+    last = ("policy at 0.2", "allocated − uniform at 0.2", "policy − constant at 0.2")
+    return markdown(("Context", "dense", *head, *last), rows)
+
+
+def _answers() -> str:
+    rows = []
+    for task, arms in of.retrieval(LARGER).items():
+        dense, *pairs = (
+            tuple(-arms[of.book_arm(arm, share)]["nats"] for arm in which)
+            for share, which in ((1, ("allocated",)), *((share, ("uniform", "allocated")) for share in SHARES))
+        )
+        policy = arms[of.book_arm("policy", 0.2)]
+        rows.append(
+            [TASKS[task], f"{dense[0]:.1f}", *(f"{one:.1f} → {other:.1f}" for one, other in pairs),
+             f"{-policy['nats']:.1f}", interval(Difference.of(policy["minus_constant"]), 1)]
+        )  # fmt: skip
+    head = (f"pages {share:g}: uniform → allocated" for share in SHARES)
+    return markdown(("Answers", "dense", *head, "policy at 0.2", "loss: policy − constant at 0.2"), rows)
+
+
+def _milliseconds(arm: dict[str, Any]) -> str:
+    return f"{arm['milliseconds']:.1f} ms" if "milliseconds" in arm else NONE
+
+
+def _about(found: dict[int, dict[str, dict[str, Any]]]) -> str:
+    how = of.settings(LARGER)
+    timed = any("milliseconds" in arm for arms in found.values() for arm in arms.values())
+    clock = (
+        f" The first {how['timed']} of them were also decoded one by one, one arm after the other within a text: "
+        "milliseconds of a step, the median of the texts, on a shared machine."
+        if timed
+        else " Steps were not timed."
+    )
+    return (
+        f"Qwen2.5-Coder-0.5B, Q4_K_M file, cpu backend, with the policy that ships for it. {how['texts']} texts of "
+        f"books; of each, {how['length']} tokens are scored after every context: nats per token above dense.{clock}"
+    )
+
+
+def _limits(found: dict[int, dict[str, dict[str, Any]]]) -> str:
+    """What the numbers cannot say. Every context scores other tokens of the same texts."""
+    how = of.settings(LARGER)
+    blocks = how["texts"] * int(how["length"]) // _BLOCK
+    return (
+        f"Intervals are over {blocks} blocks of {_BLOCK} tokens from {how['texts']} texts; blocks of a text are alike, "
+        "so that the intervals are too narrow rather than too wide. Every context scores other tokens: compare "
+        f"within a row. The policy was fitted after {_FITTED} tokens, and only its attention axis is used here."
+    )
