@@ -70,7 +70,10 @@ def features() -> str:
     if not every:
         return ""
     arms = {model: results["arms"] for model, results in every.items()}
-    head = ["What is seen", *(f"{model}, {what}" for model in arms for what in ("explained", "saved, %", "more than N"))]
+    head = [
+        "What is seen",
+        *(f"{model}, {what}" for model in arms for what in ("explained", "saved, %", "more than N")),
+    ]
     rows = [
         [words, *(cell for model in arms for cell in _cells(arms[model][name], name != "policy"))]
         for name, words in ROWS.items()
@@ -93,10 +96,7 @@ def features() -> str:
         f"ones ({one['held_out_tokens']:,} tokens). The policy's layer is {depths}; a deeper look acts on the layers after"
         " it alone.\nEqual shares stand for equal milliseconds: what looking takes is not counted. The policies were"
         " trained on the sources\nthat predictions are fitted on, SmolLM2-135M's also on one of the three that they are"
-        f" judged on.\n{files}.\n\n"
-        + markdown(head, rows)
-        + "\n"
-        + _tuned(every)
+        f" judged on.\n{files}.\n\n" + markdown(head, rows) + "\n" + _tuned(every)
     )
 
 
