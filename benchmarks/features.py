@@ -228,9 +228,10 @@ class Foresight:
 
     def judged(self, ours: list[Look], theirs: list[Look], guesses: list[np.ndarray]) -> dict[str, Any]:
         """What sensitivities `guesses` save; `explained` is the squared correlation of their logarithms with the true
-        ones, at the last look."""
+        ones, at the last look, and 0 where all are alike."""
         logs = [np.log(values).ravel() for values in (guesses[-1], theirs[-1].sensitivity)]
-        return saving(ours, theirs, guesses) | {"explained": float(np.corrcoef(*logs)[0, 1] ** 2)}
+        alike = min(values.std() for values in logs) < 1e-12
+        return saving(ours, theirs, guesses) | {"explained": 0.0 if alike else float(np.corrcoef(*logs)[0, 1] ** 2)}
 
     def _predicted(self, key: Any, look: Look) -> np.ndarray:
         *_, eye, names = key

@@ -82,22 +82,22 @@ def features() -> str:
     depths = " and ".join(f"{results['layers'][0]} of {results['depth']}" for results in every.values())
     files = " and ".join(f"`results/{name}.json`" for name in MODELS if measured(name))
     low, *_, high = one["levels"]
-    return (
+    shares = ", ".join(f"{level:g}" for level in one["levels"])
+    text = (
         "### What a step can see\n\n"
-        f"Would a policy that sees more save more? Every token may take its own MLP share from {low:g} to {high:g}, each"
-        f" text\n{one['base']:g} on average, by thresholds, after {one['context']} tokens. Losses were measured at shares of"
-        f" {', '.join(f'{level:g}' for level in one['levels'])}, and are\ninterpolated between them; no schedule was run."
-        " Columns:\n\n"
+        f"Would a policy that sees more save more? Every token takes an MLP share of {low:g} to {high:g}, each text\n"
+        f"{one['base']:g} on average, by thresholds, after {one['context']} tokens. Losses were measured at shares of\n"
+        f"{shares}, and are interpolated between them; no schedule was run. Columns:\n\n"
         "- **explained**: the squared correlation of predicted with measured sensitivities, in logarithms.\n"
         "- **saved**: of the divergence from the dense prediction (KL), against one share for all tokens.\n"
         "- **more than N**: that, beyond what the policy's network saves, fitted anew; paired over texts.\n\n"
-        "Predictions are ridge regressions, fitted on"
-        f" {one['texts']} texts ({one['tokens']:,} tokens) and judged on {one['held_out_texts']} held-out\n"
-        f"ones ({one['held_out_tokens']:,} tokens). The policy's layer is {depths}; a deeper look acts on the layers after"
-        " it alone.\nEqual shares stand for equal milliseconds: what looking takes is not counted. The policies were"
-        " trained on the sources\nthat predictions are fitted on, SmolLM2-135M's also on one of the three that they are"
-        f" judged on.\n{files}.\n\n" + markdown(head, rows) + "\n" + _tuned(every)
+        f"Predictions are ridge regressions, fitted on {one['texts']} texts ({one['tokens']:,} tokens), judged on\n"
+        f"{one['held_out_texts']} held-out ones ({one['held_out_tokens']:,} tokens). The policy's layer is {depths}.\n"
+        "A deeper look acts on the layers after it alone. Equal shares stand for equal milliseconds: what looking\n"
+        "takes is not counted. The policies were trained on the sources that predictions are fitted on,\n"
+        f"SmolLM2-135M's also on one of the three that they are judged on.\n{files}.\n\n"
     )
+    return text + markdown(head, rows) + "\n" + _tuned(every)
 
 
 @table

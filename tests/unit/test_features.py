@@ -1,5 +1,6 @@
 """`benchmarks/features.py` and its parts: what predictions of sensitivities are worth at equal shares."""
 
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ import pytest
 import torch
 
 import solm
+from helpers.models import tiny_model
+from helpers.policies import under_values
 from solm.core.actions import ActionSpace
+from solm.core.sparsity import SparsityConfig
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_weights import ValueConfig
 
@@ -118,11 +122,18 @@ def test_samples_are_kept_apart_by_text_and_settings(
     assert all(torch.equal(ours["policy"], theirs["policy"]) for ours, theirs in zip(first, again, strict=True))
 
 
-def test_every_row_of_the_table_is_an_arm_that_is_measured(foresight: Any, cpu_lm: solm.LanguageModel) -> None:
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+def test_every_row_of_the_table_is_an_arm_that_is_measured(
+    foresight: Any, byte_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     features, tables = import_module("features"), import_module("tables_features")
+    model = tiny_model("llama", torch.float32, num_hidden_layers=4)
+    with solm.attach(model, tokenizer=byte_tokenizer) as plain:
+        policy = under_values(plain, SparsityConfig(window=32)).trained
     torch.manual_seed(0)
     steps, texts = 16, torch.randint(3, 250, (8, 1, 49))
-    found = [features.measured(cpu_lm, text, 48 - steps, [1, 2, 3]) for text in texts]
+    with solm.attach(model, policy, byte_tokenizer, backend="cpu", precision="int8") as lm:
+        found = [features.measured(lm, text, 48 - steps, [1, 2, 3]) for text in texts]
     assert found[0]["kl"].shape == found[0]["cost"].shape == found[0]["share"].shape == (3, 3, steps)
     assert found[0]["cheap"].shape == (steps, len(features.CHEAP))
     halves = ({key: torch.stack([text[key] for text in some]) for key in some[0]} for some in (found[:5], found[5:]))
@@ -130,6 +141,18 @@ def test_every_row_of_the_table_is_an_arm_that_is_measured(foresight: Any, cpu_l
     assert tables.ROWS.keys() | tables.TRIED.keys() <= arms.keys()
     assert all(arm["missed"] < 0.01 for arm in arms.values())
     assert arms["known"]["saved"]["value"] > max(0, arms["all"]["saved"]["value"])
+    for arm in arms.values():
+        arm["more"] = features.more(arm, arms["policy"])
+    numbers = {"texts": 5, "tokens": 80, "held_out_texts": 3, "held_out_tokens": 48, "context": 32, "depth": 4}
+    results = {"arms": arms, "tuned": {"gradient": {"0": arms["policy, as it is"]}}, "layers": [1, 2, 3], **numbers}
+    results |= {"levels": foresight.LEVELS, "base": foresight.BASE}
+    monkeypatch.setattr(tables, "found", lambda: {"Tiny": results})
+    table, tried = tables.features(), tables.features_tried()
+    assert "| What is seen | Tiny, explained | Tiny, saved, % | Tiny, more than N |\n" in table
+    assert "| policy gradient, 0 updates | " in table
+    assert table.count("\n| ") == len(tables.ROWS) + 5  # two heads with their lines, and the network fine-tuned
+    assert tried.count("\n- ") == len(tables.TRIED)
+    assert " on Tiny. Not kept." in tried
 
 
 def test_a_feature_is_worth_building_where_it_gains_on_every_model(foresight: Any) -> None:
