@@ -1,4 +1,4 @@
-"""What a step can see, and what that tells of its token's sensitivity: worth in nats at equal milliseconds, offline.
+"""What a step can see, and what that tells of its token's sensitivity: what it saves at equal shares, offline.
 
     python benchmarks/features.py --model FILE.gguf --policy POLICY --data wiki,code --held-out web.jsonl \\
         --samples FOLDER --out features.json
@@ -7,9 +7,13 @@ Texts are scored under thresholds: all layers at one MLP share, and the layers f
 third and two thirds of the depth) at others. What features tell is learned on the texts of --data (`foresight.py`). On
 those of --held-out every token takes the share of the lowest predicted loss plus price, within the average that its
 text realises at the one share. What that loses is read off the measured losses. A deeper look acts on the layers after
-it alone. With --samples an interrupted run goes on.
+it alone. Equal shares stand for equal milliseconds: what looking itself takes is not counted.
+
+`more` is what an arm saves beyond the arm "policy", the prediction of the policy's network fitted anew, paired over
+texts. With --samples an interrupted run goes on; what was measured otherwise, or of another model, is left alone.
 """
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from solm.backends.session import SplitSchedule, divergences, log_probabilities
 from solm.core.files import read_tensors, write_tensors
 from solm.data.windows import token_stream
 from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
+from solm.evaluation.statistics import paired_difference
 from solm.runtime.language_model import LanguageModel
 from solm.training.rollout import step_generator
 from solm.training.sources import draw_windows
@@ -55,6 +60,7 @@ def main() -> int:
         torch.set_num_threads(options.threads)
     lm = solm.load(options.model, options.policy, backend="cpu", threads=options.threads)
     assert lm.trained is not None
+    assert lm.tokenizer is not None
     whole, half = options.context + options.length + 1, max(1, options.texts // 2)
     ours, theirs = (
         [token_stream(source, lm.tokenizer) for source in given.split(",")]
@@ -70,40 +76,57 @@ def main() -> int:
     layers = [lm.trained.config.network.layer, depth // 3, 2 * depth // 3]
     found = []
     for name, windows in (("train", train), ("test", test)):
-        texts = [
-            kept(options.samples, f"{name}-{number:03d}", lm, text[None], options.context, layers)
-            for number, text in enumerate(windows)
-        ]
+        texts = []
+        for number, text in enumerate(windows):
+            texts.append(kept(options.samples, lm, text[None], options.context, layers))
+            print(f"{name}: {number + 1} of {len(windows)} texts", file=sys.stderr)
         found.append({key: torch.stack([text[key] for text in texts]) for key in texts[0]})
     of = Foresight(*found)
     first = [one for [one] in of.looks([0])]
     results = {
         "arms": of.arms(), "tuned": tuned(lm.trained.network, [text["stream"][:, 0] for text in found], first),
-        "tokens": found[0]["policy"].numel(), "held_out_tokens": found[1]["policy"].numel(), "layers": layers,
+        "texts": len(train), "tokens": found[0]["policy"].numel(), "held_out_texts": len(test),
+        "held_out_tokens": found[1]["policy"].numel(), "context": options.context, "depth": depth, "layers": layers,
         "levels": LEVELS, "base": BASE,
     }  # fmt: skip
-    lines, rows = [], dict(results["arms"])
+    rows = dict(results["arms"])
     rows |= {f"{how}, {count} updates": arm for how, some in results["tuned"].items() for count, arm in some.items()}
+    lines = []
     for name, arm in rows.items():
-        low, value, high = (f"{100 * arm['saved'][end]:+.1f}" for end in ("low", "value", "high"))
-        lines.append(
-            f"{name:52} explained {arm['explained']:.3f}  {arm['nats']:.4f} nats, saved {value} % [{low}, {high}]"
+        arm["more"] = more(arm, rows["policy"])
+        saved, beyond = (
+            "{value:+.1f} [{low:+.1f}, {high:+.1f}]".format(**{end: 100 * part for end, part in arm[what].items()})
+            for what in ("saved", "more")
         )
+        lines.append(f"{name:44} explained {arm['explained']:.3f}  saved {saved} %, beyond the policy {beyond}")
     finish("features", options, results, lines)
     return 0
 
 
-def kept(
-    folder: Path | None, name: str, lm: LanguageModel, text: torch.Tensor, context: int, layers: list[int]
-) -> Text:
+def more(arm: dict[str, Any], policy: dict[str, Any]) -> dict[str, float]:
+    """What an arm saves beyond another on the same texts, with its 95 % interval, as parts of the loss."""
+    return paired_difference(np.array(arm["saved_by_text"]), np.array(policy["saved_by_text"]))._asdict()
+
+
+def kept(folder: Path | None, lm: LanguageModel, text: torch.Tensor, context: int, layers: list[int]) -> Text:
     """What `measured` finds, from the folder where it is there already."""
-    path = None if folder is None else folder / f"{name}.safetensors"
+    path = None if folder is None else folder / f"{_digest(lm, text, context, layers)}.safetensors"
     if path is not None and path.exists():
         return read_tensors(path)
     found = measured(lm, text, context, layers)
     if path is not None:
         write_tensors(path, found)
     return found
+
+
+def _digest(lm: LanguageModel, text: torch.Tensor, context: int, layers: list[int]) -> str:
+    """Of all that `measured` depends on, but for the code."""
+    assert lm.trained is not None
+    known = [lm.identity.model_dump_json(), str(lm.backend.dtype), lm.sparsity.model_dump_json()]
+    known += [lm.trained.config.network.model_dump_json(), repr((context, layers, LEVELS, BASE))]
+    arrays = [text, *lm.trained.network.state_dict().values()]
+    parts = [*(part.encode() for part in known), *(array.detach().cpu().numpy().tobytes() for array in arrays)]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 @torch.no_grad()
@@ -205,9 +228,10 @@ class Foresight:
 
     def judged(self, ours: list[Look], theirs: list[Look], guesses: list[np.ndarray]) -> dict[str, Any]:
         """What sensitivities `guesses` save; `explained` is the squared correlation of their logarithms with the true
-        ones, at the last look."""
+        ones, at the last look, and 0 where all are alike."""
         logs = [np.log(values).ravel() for values in (guesses[-1], theirs[-1].sensitivity)]
-        return saving(ours, theirs, guesses) | {"explained": float(np.corrcoef(*logs)[0, 1] ** 2)}
+        alike = min(values.std() for values in logs) < 1e-12
+        return saving(ours, theirs, guesses) | {"explained": 0.0 if alike else float(np.corrcoef(*logs)[0, 1] ** 2)}
 
     def _predicted(self, key: Any, look: Look) -> np.ndarray:
         *_, eye, names = key
@@ -217,7 +241,8 @@ class Foresight:
         return self._found[key]
 
     def arms(self) -> dict[str, Any]:
-        """What sets of features explain and save, by name; see `foresight.saving`."""
+        """What sets of features explain and save, by name; see `foresight.saving`. "policy" is its network's
+        prediction fitted anew, and all others but "as it is" and "known" have it too."""
         as_it_is = [self.texts[1]["policy"].double().numpy()]
         arms = {"policy, as it is": self.judged(*self.looks([0]), as_it_is)}
         for name in ALL:

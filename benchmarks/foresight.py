@@ -102,7 +102,8 @@ def saving(curves: list[Look], looks: list[Look], foreseen: list[np.ndarray]) ->
     curves: the looks on texts to learn from, whose averages are the costs of a token of sensitivity 1. looks: on the
     texts that are judged. foreseen: per look sensitivities [W, T]. Prices are such that every text realises what it
     does where all layers are at `BASE`. `nats` and `saved`, the part of the loss of the same looks where they foresee
-    nothing, are divergences; `came` is the difference in nats of the tokens that came.
+    nothing, are divergences; `saved_by_text` has the average `saved`; `came` is the difference in nats of the tokens
+    that came.
     """
     target = sum(look.share[..., _AT_BASE] for look in looks).mean(1)
     costs = [(look.loss.mean((0, 1)), look.share.mean((0, 1))) for look in curves]
@@ -132,4 +133,5 @@ def saving(curves: list[Look], looks: list[Look], foreseen: list[np.ndarray]) ->
     return {
         "nats": float(ours[0].mean()), "blind_nats": whole, "missed": float(np.abs(ours[2] - target).max()),
         "saved": {name: value / whole for name, value in saved._asdict().items()}, "came": came._asdict(),
+        "saved_by_text": ((theirs[0] - ours[0]) / whole).tolist(),
     }  # fmt: skip

@@ -1,67 +1,146 @@
-"""The table of what a step can see, and what that saves at equal milliseconds."""
+"""What a step can see, and what that saves at equal shares: a table, and a line of history for every feature."""
+
+from typing import Any
 
 from cells import markdown, table
-from published import RESULTS, read
+from published import measured, read
 
 MODELS = {"features-135m": "SmolLM2-135M", "features-0.5b": "Qwen2.5-Coder-0.5B"}
 """By result, the model that it is about. Shown are those that have been measured."""
 ROWS = {
-    "policy": "what the policy's network says, fitted anew",
-    "policy, entropy": "… and the entropy of the prediction before",
-    "policy, margin": "… its best token's lead",
-    "policy, surprise": "… what the token that came cost there",
-    "policy, position": "… position",
-    "policy, norms": "… norms of the stream and of its change",
-    "policy, stream": "… the stream before the policy's layer",
-    "all": "all of them",
-    "all, three outputs": "…, three groups of layers apart",
-    "all, only at a third": "all, at a third of the depth alone",
-    "all, and again at a third": "all, and again at a third of the depth",
-    "all, and again at two thirds": "…, and again at two thirds",
-    "all, three looks": "…, and again at both",
+    "policy, as it is": "what the policy's network says",
+    "policy": "the same, fitted anew: **N**",
+    "policy, entropy": "N and the entropy of the prediction before",
+    "policy, margin": "N and the margin of that prediction's best token",
+    "policy, surprise": "N and what the token that came cost there",
+    "policy, position": "N and the position in the text",
+    "policy, norms": "N and norms of the residual stream and its change",
+    "policy, stream": "N and the whole stream before the policy's layer",
+    "all but the stream": "N and all of these but the stream",
+    "all": "N and all of these: **A**",
+    "all, two outputs, parted at a third": "A, for two groups of layers apart, parted at a third",
+    "all, two outputs, parted at two thirds": "A, the same, parted at two thirds",
+    "all, three outputs": "A, for three groups of layers apart",
+    "all, only at a third": "A as seen at a third of the depth, only there",
+    "all, only at two thirds": "A as seen at two thirds, only there",
+    "all, and again at a third": "A, and again at a third",
+    "all, and again at two thirds": "A, and again at two thirds",
+    "all, three looks": "A, and again at both",
     "known": "*sensitivities known*",
 }
+"""By arm of the result what it sees, in the order of the table."""
+TRIED = {
+    "policy, entropy": "The entropy of the prediction before",
+    "policy, margin": "How far that prediction's best token is ahead of the second",
+    "policy, surprise": "What the token that came cost there",
+    "policy, position": "The position in the text",
+    "policy, norms": "The norm of the residual stream and of what layers added to it",
+    "policy, stream": "The whole residual stream before the policy's layer",
+    "all but the stream": "All of these but the stream",
+    "all": "All of these together",
+    "all, two outputs, parted at a third": "All, with predictions apart for the layers before and after a third",
+    "all, two outputs, parted at two thirds": "The same, parted at two thirds",
+    "all, three outputs": "All, with predictions apart for three groups of layers",
+    "all, only at a third": "All, as seen at a third of the depth, for the layers after it alone",
+    "all, only at two thirds": "The same at two thirds",
+    "all, and again at a third": "All, and a second look at a third",
+    "all, and again at two thirds": "All, and a second look at two thirds",
+    "all, three looks": "All, and further looks at both",
+}
+"""By arm what was tried beside the policy's network, for the history."""
+METHODS = {"gradient": "policy gradient", "regression": "regression"}
+WORTH = 0.03
+"""The part of the loss that a feature must save beyond the policy's network, on every model."""
+
+
+def found() -> dict[str, Any]:
+    """By model what was measured of it."""
+    return {model: read(name) for name, model in MODELS.items() if measured(name)}
+
+
+def worth(gains: list[dict[str, float]]) -> bool:
+    """Whether what a feature saves more on every model would pay for building it."""
+    return all(gain["value"] >= WORTH and gain["low"] > 0 for gain in gains)
 
 
 @table
 def features() -> str:
     """By what is seen, what is explained and saved; nothing where it was not measured."""
-    measured = [name for name in MODELS if (RESULTS / f"{name}.json").exists()]
-    if not measured:
+    every = found()
+    if not every:
         return ""
-    arms = [read(name)["arms"] for name in measured]
-    head = ["What is seen", *(part for name in measured for part in (f"{MODELS[name]}, explained", "saved"))]
+    arms = {model: results["arms"] for model, results in every.items()}
+    head = [
+        "What is seen",
+        *(f"{model}, {what}" for model in arms for what in ("explained", "saved, %", "more than N")),
+    ]
     rows = [
-        [
-            words,
-            *(cell for found in arms for cell in (f"{found[name]['explained']:.2f}", _percent(found[name]["saved"]))),
-        ]
+        [words, *(cell for model in arms for cell in _cells(arms[model][name], name != "policy"))]
         for name, words in ROWS.items()
     ]
-    files = " and ".join(f"`results/{name}.json`" for name in measured)
-    return (
+    [one, *_] = every.values()
+    depths = " and ".join(f"{results['layers'][0]} of {results['depth']}" for results in every.values())
+    files = " and ".join(f"`results/{name}.json`" for name in MODELS if measured(name))
+    low, *_, high = one["levels"]
+    shares = ", ".join(f"{level:g}" for level in one["levels"])
+    text = (
         "### What a step can see\n\n"
-        "What features tell of a token's sensitivity beside thresholds, read off measured losses: the squared\n"
-        "correlation of logarithms, and the part of the divergence that is saved at equal milliseconds.\n"
-        f"A deeper look acts on the layers after it alone. {files}.\n\n"
-        + markdown(head, rows)
-        + "\n"
-        + _tuned(measured)
+        f"Would a policy that sees more save more? Every token takes an MLP share of {low:g} to {high:g}, each text\n"
+        f"{one['base']:g} on average, by thresholds, after {one['context']} tokens. Losses were measured at shares of\n"
+        f"{shares}, and are interpolated between them; no schedule was run. Columns:\n\n"
+        "- **explained**: the squared correlation of predicted with measured sensitivities, in logarithms.\n"
+        "- **saved**: of the divergence from the dense prediction (KL), against one share for all tokens.\n"
+        "- **more than N**: that, beyond what the policy's network saves, fitted anew; paired over texts.\n\n"
+        f"Predictions are ridge regressions, fitted on {one['texts']} texts ({one['tokens']:,} tokens), judged on\n"
+        f"{one['held_out_texts']} held-out ones ({one['held_out_tokens']:,} tokens). The policy's layer is {depths}.\n"
+        "A deeper look acts on the layers after it alone. Equal shares stand for equal milliseconds: what looking\n"
+        "takes is not counted. The policies were trained on the sources that predictions are fitted on,\n"
+        f"SmolLM2-135M's also on one of the three that they are judged on.\n{files}.\n\n"
+    )
+    return text + markdown(head, rows) + "\n" + _tuned(every)
+
+
+@table
+def features_tried() -> str:
+    """One line of history for every feature: what it saves beyond the policy's network, kept or not."""
+    every = found()
+    if not every:
+        return ""
+    lines = []
+    for name, words in TRIED.items():
+        gains = {model: results["arms"][name]["more"] for model, results in every.items()}
+        each = ", ".join(f"{_interval(gain)} on {model}" for model, gain in gains.items())
+        lines.append(f"- {words}: {each}. {'Worth building.' if worth([*gains.values()]) else 'Not kept.'}\n")
+    return (
+        "Beside what the policy's network says, offline ([table](results.md#what-a-step-can-see)). Numbers are what was"
+        " saved beyond\nthat network, fitted anew, in points: per cent of the divergence at equal shares. Kept is what"
+        f" gains {100 * WORTH:.0f} points on every\nmodel, beyond the noise.\n\n" + "".join(lines)
     )
 
 
-def _tuned(measured: list[str]) -> str:
+def _tuned(every: dict[str, Any]) -> str:
     """What fine-tuning the policy's network by either method saves, by updates."""
-    found = [read(name)["tuned"] for name in measured]
+    tuned = [results["tuned"] for results in every.values()]
     rows = [
-        [f"{method}, {updates} updates", *(_percent(one[method][updates]["saved"]) for one in found)]
-        for method in found[0]
-        for updates in found[0][method]
+        [
+            f"{METHODS[method]}, {updates} updates",
+            *(cell for one in tuned for cell in _cells(one[method][updates], True)[1:]),
+        ]
+        for method in tuned[0]
+        for updates in tuned[0][method]
     ]
-    return markdown(["The policy's network, fine-tuned", *(f"{MODELS[name]}, saved" for name in measured)], rows)
+    columns = (f"{model}, {what}" for model in every for what in ("saved, %", "more than N"))
+    head = ["Fine-tuned by", *columns]
+    return "The policy's network itself, fine-tuned on the same texts and losses:\n\n" + markdown(head, rows)
 
 
-def _percent(saved: dict[str, float]) -> str:
-    value, low, high = (f"{100 * saved[end]:+.1f}" for end in ("value", "low", "high"))
-    bold = "**" if saved["low"] > 0 else ""
-    return f"{bold}{value} %{bold} [{low}, {high}]"
+def _cells(arm: dict[str, Any], beside: bool) -> list[str]:
+    """Explained, saved, and more than the network; beside: whether it is not the network itself."""
+    return [f"{arm['explained']:.2f}", _interval(arm["saved"]), _interval(arm["more"], bold=True) if beside else "0"]
+
+
+def _interval(part: dict[str, float], bold: bool = False) -> str:
+    """A part of the loss in per cent with its interval; bold: where that is above zero."""
+    value, low, high = (f"{100 * part[end]:+.1f}" for end in ("value", "low", "high"))
+    mark = "**" if bold and part["low"] > 0 else ""
+    return f"{mark}{value}{mark} [{low}, {high}]"

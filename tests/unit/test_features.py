@@ -1,5 +1,6 @@
-"""`benchmarks/foresight.py` and `tuning.py`: what predictions of sensitivities are worth at equal shares."""
+"""`benchmarks/features.py` and its parts: what predictions of sensitivities are worth at equal shares."""
 
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+import solm
+from helpers.models import tiny_model
+from helpers.policies import under_values
 from solm.core.actions import ActionSpace
+from solm.core.sparsity import SparsityConfig
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_weights import ValueConfig
 
@@ -47,6 +52,7 @@ def test_what_is_foreseen_saves_at_equal_shares_and_what_is_not_saves_nothing(fo
     # A share moves by ln(s) / 10, so that all lose alike: the geometric mean of the sensitivities, but for the ends.
     assert known["saved"]["value"] == pytest.approx(1 - np.exp(-0.5), abs=0.1)
     assert known["missed"] < 1e-6
+    assert np.mean(known["saved_by_text"]) == pytest.approx(known["saved"]["value"])
     shuffled = np.random.default_rng(1).permutation(look.sensitivity, axis=1)
     assert foresight.saving([look], [look], [shuffled])["saved"]["high"] < 0
 
@@ -95,3 +101,71 @@ def test_a_policy_gradient_learns_what_regression_learns_from_the_same_network(
         assert updates["60"]["saved"]["low"] > 0.05
     assert found["gradient"]["60"]["saved"]["value"] < found["regression"]["60"]["saved"]["value"] + 0.1
     assert torch.equal(network.head.weight, torch.zeros(3, 64))
+
+
+def test_samples_are_kept_apart_by_text_and_settings(
+    foresight: Any, cpu_lm: solm.LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = import_module("features")
+    text, made = torch.arange(12)[None], []
+
+    def measured(lm: solm.LanguageModel, text: torch.Tensor, context: int, layers: list[int]) -> Any:
+        made.append((text, context, layers))
+        return {"policy": text[0, :3] * context + sum(layers)}
+
+    monkeypatch.setattr(features, "measured", measured)
+    every = [(text, 4, [1]), (text + 1, 4, [1]), (text, 5, [1]), (text, 4, [2])]
+    first = [features.kept(tmp_path, cpu_lm, *one) for one in every]
+    assert len(made) == 4
+    again = [features.kept(tmp_path, cpu_lm, *one) for one in every]
+    assert len(made) == 4
+    assert all(torch.equal(ours["policy"], theirs["policy"]) for ours, theirs in zip(first, again, strict=True))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+def test_every_row_of_the_table_is_an_arm_that_is_measured(
+    foresight: Any, byte_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, tables = import_module("features"), import_module("tables_features")
+    model = tiny_model("llama", torch.float32, num_hidden_layers=4)
+    with solm.attach(model, tokenizer=byte_tokenizer) as plain:
+        policy = under_values(plain, SparsityConfig(window=32)).trained
+    torch.manual_seed(0)
+    steps, texts = 16, torch.randint(3, 250, (8, 1, 49))
+    with solm.attach(model, policy, byte_tokenizer, backend="cpu", precision="int8") as lm:
+        found = [features.measured(lm, text, 48 - steps, [1, 2, 3]) for text in texts]
+    assert found[0]["kl"].shape == found[0]["cost"].shape == found[0]["share"].shape == (3, 3, steps)
+    assert found[0]["cheap"].shape == (steps, len(features.CHEAP))
+    halves = ({key: torch.stack([text[key] for text in some]) for key in some[0]} for some in (found[:5], found[5:]))
+    arms = features.Foresight(*halves).arms()
+    assert tables.ROWS.keys() | tables.TRIED.keys() <= arms.keys()
+    assert all(arm["missed"] < 0.01 for arm in arms.values())
+    assert arms["known"]["saved"]["value"] > max(0, arms["all"]["saved"]["value"])
+    for arm in arms.values():
+        arm["more"] = features.more(arm, arms["policy"])
+    numbers = {"texts": 5, "tokens": 80, "held_out_texts": 3, "held_out_tokens": 48, "context": 32, "depth": 4}
+    results = {"arms": arms, "tuned": {"gradient": {"0": arms["policy, as it is"]}}, "layers": [1, 2, 3], **numbers}
+    results |= {"levels": foresight.LEVELS, "base": foresight.BASE}
+    monkeypatch.setattr(tables, "found", lambda: {"Tiny": results})
+    table, tried = tables.features(), tables.features_tried()
+    assert "| What is seen | Tiny, explained | Tiny, saved, % | Tiny, more than N |\n" in table
+    assert "| policy gradient, 0 updates | " in table
+    assert table.count("\n| ") == len(tables.ROWS) + 5  # two heads with their lines, and the network fine-tuned
+    assert tried.count("\n- ") == len(tables.TRIED)
+    assert " on Tiny. Not kept." in tried
+
+
+def test_a_feature_is_worth_building_where_it_gains_on_every_model(foresight: Any) -> None:
+    tables = import_module("tables_features")
+    gain, doubtful, small = ({"value": value, "low": low} for value, low in ((0.04, 0.01), (0.04, -0.01), (0.02, 0.01)))
+    assert tables.worth([gain, gain])
+    assert not tables.worth([gain, doubtful])
+    assert not tables.worth([gain, small])
+
+
+def test_what_an_arm_saves_beyond_another_is_paired_over_texts(foresight: Any) -> None:
+    draw = np.random.default_rng(3)
+    theirs = 0.1 + 0.1 * draw.normal(size=24)
+    ours = theirs + 0.03 + 0.001 * draw.normal(size=24)
+    found = import_module("features").more({"saved_by_text": ours.tolist()}, {"saved_by_text": theirs.tolist()})
+    assert 0.029 < found["low"] < found["value"] < found["high"] < 0.031
