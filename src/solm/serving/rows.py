@@ -216,3 +216,19 @@ class Row:
 def overlap(text: str, stop: str) -> int:
     """Length of the longest suffix of `text` that is a prefix of `stop`."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)
+
+
+@dataclass
+class Filling:
+    """A row whose prompt is being read, `done` tokens of it so far."""
+
+    row: Row
+    session: Session
+    done: int
+
+    def chunk(self, size: int) -> np.ndarray:
+        """The tokens [1, C] that are read next: up to `size`, or half as many more at the end of the prompt, where a
+        short rest takes less time together with what comes before it. Prompts are cut at the same places whatever was
+        kept of them."""
+        ids, end = self.row.job.ids, (self.done // size + 1) * size
+        return ids[None, self.done : len(ids) if len(ids) - end <= size // 2 else end]

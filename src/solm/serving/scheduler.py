@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from solm.runtime.prefixes import PrefixCache
 from solm.serving.governor import Governor
 from solm.serving.metrics import Metrics
 from solm.serving.outbox import Outbox
-from solm.serving.rows import Failed, Job, Row
+from solm.serving.rows import Failed, Filling, Job, Row
 from solm.serving.settings import PRIORITIES, ServeSettings
 from solm.serving.waiting import WaitingJobs
 
@@ -26,15 +25,6 @@ _LOG = logging.getLogger("solm.serving")
 
 class BusyError(SolmError):
     """Too many rows wait already."""
-
-
-@dataclass
-class _Filling:
-    """A row whose prompt is being read."""
-
-    row: Row
-    session: Session
-    done: int
 
 
 class Scheduler:
@@ -55,7 +45,7 @@ class Scheduler:
         self._whole_bits = lm.sparsity.bits_site == "weights"  # a step reads them for all its rows, or in full
         self.outbox = Outbox()
         self._waiting = WaitingJobs()
-        self._filling: _Filling | None = None
+        self._filling: Filling | None = None
         self._session: Session | None = None  # of the rows that decode, in the order of `_rows`
         self._rows: list[Row] = []
         self._some_cancelled = False
@@ -193,11 +183,7 @@ class Scheduler:
         filling, job = self._filling, self._filling.row.job
         try:
             done = filling.done
-            size = self.settings.prefill_chunk
-            end = (done // size + 1) * size  # cut at the same places whatever was kept
-            if len(job.ids) - end <= size // 2:
-                end = len(job.ids)  # a short rest takes less time together with what comes before it
-            chunk = job.ids[None, done:end]
+            chunk = filling.chunk(self.settings.prefill_chunk)
             logits = filling.session.prefill(chunk, every_logit=job.echo)
             filling.done += chunk.shape[1]
             self.metrics.tokens.labels("prompt").inc(chunk.shape[1])
@@ -221,14 +207,14 @@ class Scheduler:
             self._filling = None
             self._broken(job, error)
 
-    def _open(self, job: Job) -> _Filling:
+    def _open(self, job: Job) -> Filling:
         row, capacity = Row(self.lm, job), len(job.ids) + job.max_tokens
         session = None if job.echo else self.prefixes.find(job.ids, capacity)
         if session is None:
-            return _Filling(row, self.lm.session(capacity), 0)
+            return Filling(row, self.lm.session(capacity), 0)
         row.cached = session.length(0)
         self.metrics.tokens.labels("cached").inc(row.cached)
-        return _Filling(row, session, row.cached)
+        return Filling(row, session, row.cached)
 
     def _step(self) -> None:
         """One token for every row that decodes."""

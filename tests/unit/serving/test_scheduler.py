@@ -1,6 +1,7 @@
 """The scheduler: rows that end in any way beside prompts that are kept."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from solm.core.budget import Budget
 from solm.policies.schedules import Static
 from solm.serving.dial import Order
 from solm.serving.metrics import Metrics
-from solm.serving.rows import Ended, Failed, Job
+from solm.serving.rows import Ended, Failed, Filling, Job
 from solm.serving.scheduler import Scheduler
 from solm.serving.settings import ServeSettings
 
@@ -73,3 +74,18 @@ def test_rows_that_end_in_any_way_leave_what_the_cache_holds(memory, byte_tokeni
                 expected.append(int(logits[0].argmax()))
                 logits = session.step(np.array(expected[-1:])).logits[:, 0]
             assert texts[number] == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "done", "read"),
+    [(128, 0, [128]), (155, 0, [155]), (192, 16, [176]), (193, 0, [128, 65]), (400, 0, [128, 128, 144])],
+)  # fmt: skip
+def test_the_short_rest_of_a_prompt_is_read_with_what_comes_before_it(tokens, done, read):
+    row = SimpleNamespace(job=SimpleNamespace(ids=np.arange(tokens)))
+    found, filling = [], Filling(row, None, done)
+    while filling.done < tokens:
+        chunk = filling.chunk(128)
+        assert chunk[0, 0] == filling.done
+        found.append(chunk.shape[1])
+        filling.done += chunk.shape[1]
+    assert found == read
