@@ -75,3 +75,10 @@ def mmlu_at_size() -> bool:
     better = all(margins["uniform", budget]["low"] > 0 for budget in (0.8, 0.85, 0.9))
     rivals = [margins[arm, budget] for arm in ("allocated", "constant") for budget in (0.75, 0.8, 0.85, 0.9)]
     return 0.23 < dense["scores"]["acc"] < 0.29 and better and all(one["low"] < 0 < one["high"] for one in rivals)
+
+
+@says("docs/results.md", "on the 0.5B in functions that pass their tests at budget 0.8")
+def code_at_a_low_budget() -> bool:
+    points = of.read("graded-0.5b")["kinds"]["humaneval"]["points"]
+    ours = {p["budget"]: Difference.of(p["policy_minus_dense"]["solved"]) for p in points if p["arm"] == "policy"}
+    return ours[0.8].high < 0 and tied(ours[0.9])
