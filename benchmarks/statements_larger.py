@@ -85,3 +85,10 @@ def seeing_more_saves_little() -> bool:
     most = max(min(arms[name]["more"]["value"] for arms in models) for name in tried)
     known = [round(100 * arms["known"]["more"]["value"]) for arms in models]
     return most < 0.03 and known == [20, 26]
+
+
+@says("docs/results.md", "on the 0.5B in functions that pass their tests at budget 0.8")
+def code_at_a_low_budget() -> bool:
+    points = of.read("graded-0.5b")["kinds"]["humaneval"]["points"]
+    ours = {p["budget"]: Difference.of(p["policy_minus_dense"]["solved"]) for p in points if p["arm"] == "policy"}
+    return ours[0.8].high < 0 and tied(ours[0.9])
