@@ -94,7 +94,9 @@ class Load:
             seconds = time.perf_counter() - begun
         found = [reply for replies in answered for reply in replies]
         gaps = 1000 * np.array([gap for reply in found for gap in reply["gaps"]])
-        per_token = 1000 * np.array([reply["per_token"] for reply in found])
+        # Of a reply that ends early, a chunk of another's prompt is most of the time.
+        long = [reply for reply in found if reply["tokens"] >= self.tokens / 4] or found
+        per_token = 1000 * np.array([reply["per_token"] for reply in long])
         first = 1000 * np.array([reply["first"] for reply in found])
         nets = [reply["net"] for reply in found if reply["net"] is not None]
         return {
