@@ -186,7 +186,8 @@ def test_metrics_of_all_replicas_are_told_apart(served):
 
 def test_a_slow_answer_holds_up_nobody(served):
     with served.http.stream("GET", f"{served.address}/endless") as answer:
-        next(answer.iter_raw())
+        pieces = answer.iter_raw()
+        assert next(pieces) == b"data: 1\n\n"
         begun = time.monotonic()
         assert asked(served, 3).status_code == 200
         assert time.monotonic() - begun < 5
