@@ -118,6 +118,7 @@ def test_replicas_end_with_the_process_in_front(tiny_folder, byte_tokenizer):
     with_template(byte_tokenizer).save_pretrained(tiny_folder)
     process, _ = start("--model", tiny_folder, "--replicas", 2)
     children = processes(process.pid)
+    assert len(children) == 2
     process.kill()
     process.wait()
     until(lambda: not any(os.path.exists(f"/proc/{child}") for child in children), 60)

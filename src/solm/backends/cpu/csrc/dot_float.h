@@ -122,6 +122,17 @@ void dots(const W* w, const float* const* x, int n, float* out) {
   }
 }
 
+// Products of w [n] with `count` vectors [n], 1 to 4.
+template <typename W>
+void up_to_four_dots(const W* w, const float* const* x, int count, int n, float* out) {
+  switch (count) {
+    case 4: return dots<4>(w, x, n, out);
+    case 3: return dots<3>(w, x, n, out);
+    case 2: return dots<2>(w, x, n, out);
+    default: return dots<1>(w, x, n, out);
+  }
+}
+
 template <typename W>
 float dot(const W* w, const float* x, int n) {
   float total;

@@ -10,16 +10,17 @@
 namespace solm {
 
 // Rows of a block that are unpacked next. The hardware does not guess how far apart they are, and stalls when many lines are
-// requested at once, so that a few of them are fetched between multiplications. lower: where lower bits are, 0 for none.
+// requested at once, so that a few of them are fetched between multiplications. second: where another line of every row is,
+// of lower bits or of the neighbouring strip; 0 for none.
 struct RowFetch {
   const uint8_t* row = nullptr;
-  size_t stride = 0, lower = 0;
+  size_t stride = 0, second = 0;
   int rows = 0, at_once = 0;
 
   void some() {
     for (int i = 0; i < at_once && rows > 0; ++i, --rows, row += stride) {
       fetch_line(row, 0);
-      if (lower) fetch_line(row, lower);
+      if (second) fetch_line(row, second);
     }
   }
 };
@@ -34,7 +35,7 @@ RowFetch upper_bits_of(const Head& head, int channels, int vocabulary, int block
   RowFetch next;
   if (2 * block + 1 > (vocabulary - 1) / STRIP) return next;
   next.row = static_cast<const uint8_t*>(head.data) + 2 * block * strip + size_t(first) * QUADS_OF_GROUP * 64;
-  next.stride = 64, next.lower = strip;
+  next.stride = 64, next.second = strip;
   next.rows = std::min(groups * QUADS_OF_GROUP, quads - first * QUADS_OF_GROUP);
   return next;
 }
@@ -184,7 +185,7 @@ struct TileProducts {
     next.stride = GRID ? packing.stride() : size_t(rounded_up(m.outputs, BLOCK));
     next.row = static_cast<const uint8_t*>(m.data) + from * next.stride + upper;
     next.rows = std::max(to - from, 0);
-    if constexpr (LOW_BITS > 0) next.lower = packing.high_bytes() + size_t(block / (8 / LOW_BITS)) * 64 - upper;
+    if constexpr (LOW_BITS > 0) next.second = packing.high_bytes() + size_t(block / (8 / LOW_BITS)) * 64 - upper;
     return next;
   }
 

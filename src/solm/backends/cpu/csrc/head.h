@@ -12,6 +12,7 @@
 #include "dot_integer.h"
 #include "engine.h"
 #include "head_tiles.h"
+#include "select.h"
 
 namespace solm {
 
@@ -157,23 +158,15 @@ struct HeadSlice {
     else use.template operator()<STEPS_AND_LOWEST>();
   }
 
-  // Moves the `count` largest of `values` [n] to their front, the last of them the smallest.
-  static void take_largest(float* values, int n, int count) {
-    if (count == 1) std::swap(values[0], *std::max_element(values, values + n));
-    else if (count < n) std::nth_element(values, values + count - 1, values + n, std::greater<float>());
-  }
-
   // The grid of a group of a strip: steps, then lowest values, of 32 outputs each.
   template <int FORM>
   const uint16_t* grid(int strip, int group) const {
     return head.grid + (size_t(strip) * groups.size() + group) * FORM * STRIP;
   }
 
-  static void prefetch(const uint8_t* from) { __builtin_prefetch(from, 0, 2); }
-
   // Numbers of 4 bits of four channels as bytes of two vectors.
   static const Bytes* halves(const uint8_t* from, int part, Bytes* two) {
-    if (!part) prefetch(from + 4096);
+    if (!part) fetch_line(from, 4096);
     const Bytes both = Bytes::load(from + part * Bytes::WIDTH);
     two[0] = both.low(), two[1] = both.high();
     return two;
@@ -233,7 +226,7 @@ struct HeadSlice {
       dot_all_rows<0, 2>(group, to_row, [&](int i, int part, Bytes* two) {
             const int number = quad + i / 4, at = number % fields * 2 * low_bits;
             const uint8_t* place = low + number / fields * 64;
-            if (!part) prefetch(place + 4096);
+            if (!part) fetch_line(place, 4096);
             const Bytes all = Bytes::load(place + part * Bytes::WIDTH);
             two[0] = all.field(at, most), two[1] = all.field(at + low_bits, most);
             return static_cast<const Bytes*>(two);
@@ -252,7 +245,7 @@ struct HeadSlice {
     for (int g = 0; g < int(groups.size()); ++g) {
       const ScaledGroup& group = groups[g];
       const uint16_t* grid = this->grid<FORM>(strip, g);
-      if constexpr (FORM != SCALES) prefetch(reinterpret_cast<const uint8_t*>(grid) + 1024);
+      if constexpr (FORM != SCALES) fetch_line(grid, 1024);
       const int quad = g * channels / 4;
       dot_all_rows<0, 2>(group, rows, [&](int i, int part, Bytes* two) { return halves(high + 64 * (quad + i / 4), part, two); },
           [&](int j) {

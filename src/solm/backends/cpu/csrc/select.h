@@ -1,12 +1,20 @@
 // Selecting the largest channels, and rounding what is kept to a grid.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include "arch/select_avx2.h"
 #include "arch/select_avx512.h"
 
 namespace solm {
+
+// Moves the `count` largest of `values` [n] to their front, the last of them the smallest.
+inline void take_largest(float* values, int n, int count) {
+  if (count == 1) std::swap(values[0], *std::max_element(values, values + n));
+  else if (count < n) std::nth_element(values, values + count - 1, values + n, std::greater<float>());
+}
 
 // Indices, ascending, and values of the `count` channels of largest |x|, among equal ones those of lower index. Returns the
 // number of them. Up to SPARE more elements of both arrays are overwritten.

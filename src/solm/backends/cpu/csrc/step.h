@@ -261,12 +261,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
         const float* const* x = inputs + r;
         float score[4];
         const int here = std::min(4, rows - r);
-        switch (here) {
-          case 4: dots<4>(weights + size_t(v) * H, x, H, score); break;
-          case 3: dots<3>(weights + size_t(v) * H, x, H, score); break;
-          case 2: dots<2>(weights + size_t(v) * H, x, H, score); break;
-          default: dots<1>(weights + size_t(v) * H, x, H, score);
-        }
+        up_to_four_dots(weights + size_t(v) * H, x, here, H, score);
         for (int k = 0; k < here; ++k) logits[r + k][v] = score[k];
       }
   }

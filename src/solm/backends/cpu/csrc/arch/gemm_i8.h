@@ -26,7 +26,6 @@ namespace solm {
 // alone where 8 twice are as many.
 inline int at_once(int left, int most) {
   if (left > 16 || most == 4) return most;
-  if (most == 8) return left <= 4 ? 4 : 8;
   return left <= 4 ? 4 : left <= 8 || left > 12 ? 8 : most;
 }
 
