@@ -13,8 +13,8 @@ from solm.cli.main import main
 from solm.core.errors import RunMismatchError
 from solm.core.interrupt import Interrupted
 from solm.data.windows import token_stream
-from solm.fitting import phases
-from solm.fitting.plan import Speed
+from solm.fitting import job, phases
+from solm.fitting.plan import Compared, Speed
 from solm.fitting.run import fit
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.load import load
@@ -35,6 +35,14 @@ def timed(monkeypatch):
     monkeypatch.setattr(phases, "measure", measure)
     monkeypatch.setattr("solm.fitting.job.measure_speed", lambda lm, tokens: Speed(10_000, 5000, 0.0005))
     monkeypatch.setattr("solm.fitting.job.Job.pace", lambda job, phase: job.minutes)  # however long phases took
+    plan = job.plan
+
+    def planned(*asked, **place):
+        """With a second comparison, which so few seconds have no time for."""
+        sizes = plan(*asked, **place)
+        return sizes.model_copy(update={"comparisons": (*sizes.comparisons, Compared(64, 6, 32, 4))})
+
+    monkeypatch.setattr(job, "plan", planned)
 
 
 @pytest.fixture
@@ -65,15 +73,19 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
     told = json.loads(said.out)
     assert told["policy"] == str(out / "policy")
     budgets = [point["budget"] for point in told["points"]]
-    assert len(budgets) == 5
+    assert [point["context"] for point in told["points"]] == [64] * 5 + [256] * 5
     for point in told["points"]:
+        assert point["texts"] == 6 or point["context"] == 256
         assert point["step_ms"] == pytest.approx(10 * point["budget"], rel=0.03), "the budget in time is kept"
         assert point["speed"] == pytest.approx(10 / point["step_ms"])
         assert point["low"] <= point["nats"] <= point["high"]
     trained = TrainedPolicy.from_pretrained(out / "policy")
     assert trained.curve is not None
-    assert "## Budgets" in (out / "policy" / "README.md").read_text()
-    assert (out / "report.html").is_file()
+    card = (out / "policy" / "README.md").read_text()
+    assert "## Budgets" in card
+    assert "6 texts after 64 tokens" in card
+    report = (out / "report.html").read_text()
+    assert report.index("after 256 tokens") < report.index("after 64 tokens")
     for file in out.rglob("*"):  # a policy is given away, and its user's folders are nobody's business
         assert not file.is_file() or str(tmp_path).encode() not in file.read_bytes(), file
     assert trained.config.base.name == tiny_folder.name

@@ -29,7 +29,8 @@ class CurvePoint(BaseModel):
     """A budget after `context` tokens. budget: share of the dense step's milliseconds; speed: dense over step.
 
     attention, mlp: shares realised. nats: loss per token above the dense model, with its 95 % interval low to high over
-    texts. uniform: policy minus the uniform arm, nats per token, None where it was not compared.
+    texts. uniform: policy minus the uniform arm, nats per token, None where it was not compared. texts: how many were
+    compared; None in older files, where the curve says it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
@@ -44,6 +45,7 @@ class CurvePoint(BaseModel):
     low: float
     high: float
     uniform: float | None = None
+    texts: int | None = Field(None, ge=1)
 
     @property
     def perplexity(self) -> float:
@@ -63,7 +65,8 @@ class TextFacts(BaseModel):
 
 
 class BudgetCurve(BaseModel):
-    """The points of a policy, and the step timings that budgets in time are told by. texts, tokens: of every point.
+    """The points of a policy, and the step timings that budgets in time are told by. texts, tokens: of the points that
+    do not say otherwise.
 
     data: names of the held-out texts. sources: what the dense model makes of each; none in older files.
     """
@@ -92,9 +95,11 @@ class BudgetCurve(BaseModel):
     @property
     def about(self) -> str:
         """What was measured where, in a sentence or two."""
+        counts = {point.context: point.texts or self.texts for point in self.points}
+        told = ", ".join(f"{texts} texts after {context:,} tokens" for context, texts in counts.items())
         return (
-            f"Measured on {self.timings.measured_on}, with {self.texts} texts per context ({self.tokens} tokens) that "
-            "no training saw. A budget is a share of the dense step's milliseconds."
+            f"Measured on {self.timings.measured_on}, on {self.tokens // self.texts} tokens per text that no training "
+            f"saw: {told}. A budget is a share of the dense step's milliseconds."
         )
 
     def told(self) -> dict[str, Any]:

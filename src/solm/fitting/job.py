@@ -11,7 +11,7 @@ from solm.core.measured import MeasuredCost
 from solm.core.timings import StepTimings
 from solm.fitting.folder import FitFolder
 from solm.fitting.plan import PHASES, Sizes, Speed, measure_speed, plan
-from solm.fitting.texts import SCORED, Texts
+from solm.fitting.texts import Texts
 from solm.runtime.language_model import LanguageModel
 
 Report = Callable[[str, int, int, float], None]
@@ -57,10 +57,9 @@ class Job:
             longest = timings.contexts[-1]
             worth = known.rates(longest)[0] / known.dense(longest)
         longest = min(self.lm.context or 1 << 30, min(len(stream.tokens) for stream in self.texts.train))
-        windows = self.texts.windows(self.texts.context + SCORED)
         return plan(
             minutes or self.minutes, speed, self.lm.shapes, context=self.texts.context, longest=longest,
-            windows=windows, attention=worth, strict=strict,
+            windows=self.texts.windows, attention=worth, strict=strict,
         )  # fmt: skip
 
     def progress(self, phase: str) -> Callable[[int, int], None]:

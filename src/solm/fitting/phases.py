@@ -1,6 +1,7 @@
 """The phases of a fit, each from files of the folder to one more file."""
 
 import shutil
+from collections.abc import Iterator
 
 import torch
 
@@ -136,34 +137,63 @@ def fit_network(job: Job) -> None:
 
 
 def compare(job: Job) -> None:
-    """The policy and baselines at equal milliseconds, on text that nothing was learned from."""
-    sizes = job.sizes("comparison")
+    """The policy and baselines at equal milliseconds, on text that nothing was learned from, after every context."""
     lm = _controlled(job)
-    floor = lm.offer().time_floor(sizes.context + sizes.comparison_length // 2)
-    settings = EvaluationSettings(
-        budgets=spaced_budgets(floor, BUDGETS), currency="time", texts=sizes.comparison_texts, context=sizes.context,
-        length=sizes.comparison_length, trials=0, seed=job.seed, batch=sizes.comparison_batch,
-    )  # fmt: skip
-    path, told = job.folder.path / EVALUATION, job.progress("comparison")
-    request = BaselineRequest(lm, lm.space, None, sizes.context, job.seed)
+    request = BaselineRequest(lm, lm.space, None, job.texts.context, job.seed)
     rivals = {name: baseline(name, request) for name in ("constant", "teal")}
-    with resumable(path) as partial:
-        told(0, -(-sizes.comparison_texts // sizes.comparison_batch))
-        result = evaluate(lm, job.texts.held_out, settings, None, partial, told, rivals=rivals)
-        write_text(path, result.model_dump_json(indent=2) + "\n")
+    comparisons = job.sizes("comparison").comparisons
+    batches = [-(-compared.texts // compared.batch) for compared in comparisons]
+    told = job.progress("comparison")
+    told(0, sum(batches))
+    for number in reversed(range(len(comparisons))):  # the file of the first says that all are whole
+        compared, before = comparisons[number], sum(batches[number + 1 :])
+        floor = lm.offer().time_floor(compared.context + compared.length // 2)
+        settings = EvaluationSettings(
+            budgets=spaced_budgets(floor, BUDGETS), currency="time", trials=0, seed=job.seed, **compared._asdict()
+        )
+        path = job.folder.path / evaluation_file(job.texts.context, compared.context)
+        with resumable(path) as partial:
+            result = evaluate(
+                lm, job.texts.held_out, settings, None, partial,
+                lambda done, _, before=before: told(before + done, sum(batches)), rivals=rivals,  # type: ignore[misc]
+            )  # fmt: skip
+            write_text(path, result.model_dump_json(indent=2) + "\n")
+
+
+def evaluation_file(main: int, context: int) -> str:
+    """The name of the file of the comparison after `context` tokens; main: the context of the first comparison."""
+    return EVALUATION if context == main else f"evaluation-after-{context}.json"
+
+
+def evaluations(job: Job) -> list[EvaluationResult]:
+    """What `compare` found, by context; the main one first."""
+    contexts = [compared.context for compared in job.sizes("comparison").comparisons]
+    return [
+        read_model(job.folder.path / evaluation_file(contexts[0], context), EvaluationResult) for context in contexts
+    ]
 
 
 def write_policy(job: Job) -> None:
     """The policy with its curve and card."""
     fitted = TrainedPolicy.from_pretrained((job.folder.path / FITTED).parent)
-    result = read_model(job.folder.path / EVALUATION, EvaluationResult)
-    curve = curve_of(result, read_timings(job.folder.path / TIMINGS))
+    curve = curve_of(evaluations(job), read_timings(job.folder.path / TIMINGS))
     TrainedPolicy(fitted.config, fitted.network, curve).save_pretrained((job.folder.path / POLICY).parent)
 
 
-def curve_of(result: EvaluationResult, timings: StepTimings) -> BudgetCurve:
-    """The curve of the policy in an evaluation at shares of the dense step's time."""
-    points, dense = [], result.points[0]
+def curve_of(results: list[EvaluationResult], timings: StepTimings) -> BudgetCurve:
+    """The curve of the policy in evaluations at shares of the dense step's time, each after another context. The first
+    one's texts are what the curve says of its texts."""
+    points = [point for result in results for point in _points_of(result)]
+    main = results[0]
+    return BudgetCurve(
+        timings=timings, points=tuple(sorted(points, key=lambda point: (point.context, point.budget))),
+        texts=main.settings["texts"], tokens=main.points[0].tokens, data=main.settings["data"],
+        sources=tuple(main.sources),
+    )  # fmt: skip
+
+
+def _points_of(result: EvaluationResult) -> Iterator[CurvePoint]:
+    dense = result.points[0]
     for budget in result.settings["budgets"]:
         policy, loss, uniform = (result.arm(name, budget) for name in ("policy", "dense", "uniform"))
         assert policy is not None
@@ -171,18 +201,13 @@ def curve_of(result: EvaluationResult, timings: StepTimings) -> BudgetCurve:
         assert policy.step_ms is not None
         assert dense.step_ms is not None
         assert loss.difference is not None
-        points.append(
-            CurvePoint(
-                context=result.settings["context"], budget=budget, step_ms=policy.step_ms,
-                speed=dense.step_ms / policy.step_ms, attention=policy.axes["attention"], mlp=policy.axes["mlp"],
-                nats=loss.difference.value, low=loss.difference.low, high=loss.difference.high,
-                uniform=None if uniform is None or uniform.difference is None else uniform.difference.value,
-            )
+        yield CurvePoint(
+            context=result.settings["context"], budget=budget, step_ms=policy.step_ms,
+            speed=dense.step_ms / policy.step_ms, attention=policy.axes["attention"], mlp=policy.axes["mlp"],
+            nats=loss.difference.value, low=loss.difference.low, high=loss.difference.high,
+            uniform=None if uniform is None or uniform.difference is None else uniform.difference.value,
+            texts=result.settings["texts"],
         )  # fmt: skip
-    return BudgetCurve(
-        timings=timings, points=tuple(points), texts=result.settings["texts"], tokens=dense.tokens,
-        data=result.settings["data"], sources=tuple(result.sources),
-    )  # fmt: skip
 
 
 def _plain(job: Job) -> SparsityConfig:

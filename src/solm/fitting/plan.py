@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,9 @@ SCHEDULES = 3
 """Random schedules per text of the samples."""
 _ARMS = 5
 _CONTEXTS = (128, 512, 1024, 4096, 8192)
+_OTHER_CONTEXTS, _OTHER_PART, _FEW = (64, 4096), 0.2, 8
+"""Contexts after which the policy is compared, too; the part of the comparison's time that each gets; and the texts
+below which it is left out."""
 _LOGITS = 1 << 26
 """Numbers of logits that a pass may leave in memory: 256 MiB in float32."""
 _UNIT = 20.0
@@ -48,6 +52,15 @@ class Speed(NamedTuple):
     step: float
 
 
+class Compared(NamedTuple):
+    """A comparison: `texts` texts, `batch` at a time, of `length` tokens each after `context`."""
+
+    context: int
+    texts: int
+    length: int
+    batch: int
+
+
 class Sizes(BaseModel):
     """How much every phase measures; kept in the folder, so that a run that goes on measures the same."""
 
@@ -66,9 +79,8 @@ class Sizes(BaseModel):
     sample_length: int
     cost_texts: int
     cost_length: int
-    comparison_texts: int
-    comparison_length: int
-    comparison_batch: int
+    comparisons: tuple[Compared, ...]
+    """That after `context` first."""
 
 
 def default_minutes(shapes: ModelShapes) -> float:
@@ -107,14 +119,14 @@ def plan(
     *,
     context: int,
     longest: int,
-    windows: int,
+    windows: Callable[[int], int],
     attention: float = 0.0,
     strict: bool = False,
 ) -> Sizes:
     """The sizes that fit into `minutes`, or the least that a phase can do with.
 
-    context: tokens read densely. longest: tokens that model and text have room for. windows: texts of the comparison
-    that the held-out text has room for. attention: the most that all pages are worth, as a share of a step. strict:
+    context: tokens read densely. longest: tokens that model and text have room for. windows: how many texts of so many
+    tokens the held-out text has room for. attention: the most that all pages are worth, as a share of a step. strict:
     raise `SolmError` where not even the least of every phase fits.
     """
     seconds = {name: 60 * minutes * share for name, share in PHASES.items()}
@@ -140,10 +152,7 @@ def plan(
     batches = seconds["samples"] / (read + (SCHEDULES + 1) * sampled / speed.score)
     levels = 12  # of the preset `sites`, the dense pass and both axes
     costs = seconds["level costs"] / (read + levels * 64 / speed.score)
-    compared = min(64, logits // BUDGETS)
-    compare = read + (1 + _ARMS * BUDGETS) * compared / speed.score
-    texts = seconds["comparison"] / compare
-    together = int(min(8, logits // (BUDGETS * compared), _UNIT / compare))
+    texts, comparisons = _comparisons(seconds["comparison"], speed, logits, context, longest, windows)
     measured = seconds["thresholds"] / read
     found = dict(zip(PHASES, (rounds + 1, measured, half, batches, costs, texts), strict=True))
     needed = {name: _LEAST[name] / count for name, count in found.items() if name != "timings"}  # times the minutes
@@ -154,14 +163,13 @@ def plan(
             f"--minutes: {minutes:g} is too short for the {phase} of this model on this machine; give at least "
             f"{math.ceil(10 * minutes * short) / 10:g}"
         )
-    rounds, measured, half, batches, costs, texts = (max(count, _LEAST[name]) for name, count in found.items())
+    rounds, measured, half, batches, costs, _ = (max(count, _LEAST[name]) for name, count in found.items())
     return Sizes(
         context=context, timing_contexts=tuple(contexts), timing_rounds=int(min(rounds - 1, 9)),
         threshold_texts=int(min(measured, 16)), allocation_axes=axes,
         allocation_texts=2 * int(min(half, logits // length, 64)), allocation_length=length,
         sample_batches=int(min(batches, 400)), sample_length=sampled, cost_texts=int(min(costs, 128)), cost_length=64,
-        comparison_texts=int(min(texts, windows, 200)), comparison_length=compared,
-        comparison_batch=max(1, together),
+        comparisons=comparisons,
     )  # fmt: skip
 
 
@@ -172,3 +180,26 @@ def _allocation_texts(
     units = {"attention": shapes.layers * shapes.kv_heads, "mlp": shapes.layers, "hidden": shapes.layers}
     passes = 2 + sum(units[axis] * len(SITES_APART[axis]) + 2 * len(CHECKED.get(axis, ())) for axis in axes)
     return seconds / (2 * read + passes * length / speed.score)
+
+
+def _comparisons(
+    seconds: float, speed: Speed, logits: int, context: int, longest: int, windows: Callable[[int], int]
+) -> tuple[float, tuple[Compared, ...]]:
+    """The texts that a comparison after `context` alone has time for, and the comparisons to make."""
+    length = min(64, logits // BUDGETS)
+
+    def compared(after: int, part: float, least: float = 0.0) -> tuple[float, Compared]:
+        text = after / speed.prefill + (1 + _ARMS * BUDGETS) * length / speed.score
+        affordable = part * seconds / text
+        texts = min(max(affordable, least), windows(after + length + 1), 200)
+        together = int(min(8, logits // (BUDGETS * length), _UNIT / text))
+        return affordable, Compared(after, int(texts), length, max(1, together))
+
+    others = [
+        compared(after, _OTHER_PART)[1]
+        for after in _OTHER_CONTEXTS
+        if max(after, context) > 2 * min(after, context) and after + length < longest
+    ]
+    others = [other for other in others if other.texts >= _FEW]
+    _, main = compared(context, 1 - _OTHER_PART * len(others), _LEAST["comparison"])
+    return compared(context, 1)[0], (main, *others)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from solm.core.errors import SolmError
-from solm.core.files import read_model, write_text
+from solm.core.files import write_text
 from solm.core.interrupt import Interrupted, signals
 from solm.core.provenance import environment
 from solm.data.windows import TokenStream
@@ -43,7 +43,8 @@ def fit(
     report: Report = lambda phase, done, total, left: None,
     remark: Callable[[str], None] = lambda text: None,
 ) -> EvaluationResult:
-    """Fit a policy to a model without one, in the folder `out`, and compare it; the comparison.
+    """Fit a policy to a model without one, in the folder `out`, and compare it; the comparison after the context that
+    it was learned after.
 
     ``out/policy`` holds the policy, its card and its curve, ``out/report.html`` the comparison as a page (where
     matplotlib is installed). Phases whose output is whole are skipped. A phase that was interrupted goes on where it
@@ -77,16 +78,17 @@ def fit(
                 remark(f"{name}: done before")
             if stop and name != ORDER[-1][0]:
                 raise Interrupted(stop[0])
-        result = read_model(out / EVALUATION, EvaluationResult)
+        results = phases.evaluations(job)
         if importlib.util.find_spec("matplotlib") is not None:
-            folder.phase("report", REPORT, [EVALUATION], lambda: _write_report(out, result))
-    return result
+            folder.phase("report", REPORT, [EVALUATION], lambda: _write_report(out, results))
+    return results[0]
 
 
 def plan_lines(job: Job) -> list[str]:
     """What is going to be measured, and for how long. Raises `SolmError` where the minutes are too few."""
     speed = job.speed()
     sizes = job.planned(speed, strict=True)
+    compared = ", ".join(f"{c.texts} texts of {c.length} tokens after {c.context}" for c in sizes.comparisons)
     clock = {name: f"{job.minutes * share:.1f} min" for name, share in PHASES.items()}
     return [
         f"plan for {job.minutes:g} minutes, reading {speed.prefill:.0f} and scoring {speed.score:.0f} tokens/s:",
@@ -96,12 +98,11 @@ def plan_lines(job: Job) -> list[str]:
         f"after {sizes.context}, or fewer and KV heads too where pages are worth it",
         f"  samples      {clock['samples']:>9}  {sizes.sample_batches} texts of {sizes.sample_length} tokens",
         f"  level costs  {clock['level costs']:>9}  {sizes.cost_texts} texts of {sizes.cost_length} tokens",
-        f"  comparison   {clock['comparison']:>9}  {sizes.comparison_texts} texts of {sizes.comparison_length} tokens "
-        "that nothing else reads",
+        f"  comparison   {clock['comparison']:>9}  {compared} that nothing else reads",
     ]
 
 
-def _write_report(out: Path, result: EvaluationResult) -> None:
+def _write_report(out: Path, results: list[EvaluationResult]) -> None:
     from solm.evaluation.report.combined import render
 
-    write_text(out / REPORT, render([("fit", result)]))
+    write_text(out / REPORT, render([(f"after {result.settings['context']:,} tokens", result) for result in results]))

@@ -11,7 +11,7 @@ from solm.fitting.plan import PHASES, Speed, default_minutes, measure_speed, pla
 SMALL = ModelShapes(
     layers=24, hidden=896, intermediate=4864, heads=14, kv_heads=2, head_dim=64, vocabulary=151_936, gated=True
 )
-PLACE = {"context": 512, "longest": 32_768, "windows": 1000}
+PLACE = {"context": 512, "longest": 32_768, "windows": lambda length: 1000}
 SPEED = Speed(250, 150, 0.02)
 
 
@@ -21,13 +21,14 @@ def test_the_shares_of_the_phases_are_the_whole():
 
 def test_more_minutes_measure_more_and_logits_stay_within_memory():
     few, many = (plan(minutes, SPEED, SMALL, **PLACE) for minutes in (15, 45))
-    for name in ("sample_batches", "cost_texts", "comparison_texts"):
+    for name in ("sample_batches", "cost_texts"):
         assert getattr(few, name) < getattr(many, name), name
+    assert few.comparisons[0].texts < many.comparisons[0].texts
     assert len(few.timing_contexts) <= len(many.timing_contexts)
     for sizes in (few, many):
         for tokens in (
             4 * sizes.sample_length,
-            5 * sizes.comparison_length * sizes.comparison_batch,
+            *(5 * compared.length * compared.batch for compared in sizes.comparisons),
             sizes.allocation_texts // 2 * sizes.allocation_length,
         ):
             assert tokens * SMALL.vocabulary * 4 <= 1 << 28
@@ -38,7 +39,7 @@ def test_the_time_that_a_phase_plans_is_its_share():
     read = 512 / SPEED.prefill
     taken = sizes.sample_batches * (read + 4 * sizes.sample_length / SPEED.score)
     assert taken == pytest.approx(60 * 45 * PHASES["samples"], rel=0.05)
-    taken = sizes.comparison_texts * (read + 26 * sizes.comparison_length / SPEED.score)
+    taken = sum(c.texts * (c.context / SPEED.prefill + 26 * c.length / SPEED.score) for c in sizes.comparisons)
     assert taken == pytest.approx(60 * 45 * PHASES["comparison"], rel=0.1)
 
 
@@ -54,14 +55,28 @@ def test_too_few_minutes_are_refused_with_what_is_needed():
             plan(0.2, speed, SMALL, **PLACE, strict=True)
         needed = float(str(refused.value).split()[-1])
         assert needed < 15
-        assert plan(needed, speed, SMALL, **PLACE, strict=True).comparison_texts >= 2
+        assert plan(needed, speed, SMALL, **PLACE, strict=True).comparisons[0].texts >= 2
         with pytest.raises(SolmError, match="too short"):
             plan(needed - 0.2, speed, SMALL, **PLACE, strict=True)
-    assert plan(1, SPEED, SMALL, **PLACE).comparison_texts == 2, "a phase that has begun does the least there is"
+    least = plan(1, SPEED, SMALL, **PLACE).comparisons
+    assert [compared.texts for compared in least] == [2], "a phase that has begun does the least there is"
 
 
 def test_the_comparison_has_no_more_texts_than_there_are():
-    assert plan(45, SPEED, SMALL, context=512, longest=32_768, windows=7).comparison_texts == 7
+    sizes = plan(45, SPEED, SMALL, **PLACE | {"windows": lambda length: 7})
+    assert [compared.texts for compared in sizes.comparisons] == [7]
+
+
+def test_other_contexts_are_compared_where_there_is_time_text_and_room():
+    def contexts(minutes=45, **place):
+        return [compared.context for compared in plan(minutes, SPEED, SMALL, **PLACE | place).comparisons]
+
+    assert contexts() == [512, 64]
+    assert contexts(90) == [512, 64, 4096]
+    assert contexts(10) == [512], "no time"
+    assert contexts(90, longest=4096) == [512, 64], "no room in the model or the text to learn from"
+    assert contexts(90, windows=lambda length: 100 if length < 4000 else 7) == [512, 64], "too little held-out text"
+    assert contexts(90, context=128) == [128, 4096], "too near to the first one"
 
 
 def test_larger_models_get_more_time():
