@@ -80,6 +80,7 @@ def policies(
 
 def _pull(name: str | None, out: Path | None, revision: str | None) -> Path:
     """Download the policy `name` of the hub, check it, and return the folder that it lies in."""
+    from solm.core.curve import CURVE
     from solm.core.files import write_bytes
     from solm.policies.artifact import CARD, CONFIG, WEIGHTS, TrainedPolicy, from_hub
 
@@ -96,7 +97,7 @@ def _pull(name: str | None, out: Path | None, revision: str | None) -> Path:
         TrainedPolicy.from_pretrained(folder)
     if out is None:
         return folder
-    for part in (WEIGHTS, CARD, CONFIG):  # the configuration last: with it the folder is a policy
+    for part in (WEIGHTS, CARD, CURVE, CONFIG):  # the configuration last: with it the folder is a policy
         if (folder / part).is_file():
             write_bytes(out / part, (folder / part).read_bytes())
     return out
@@ -105,15 +106,15 @@ def _pull(name: str | None, out: Path | None, revision: str | None) -> Path:
 def _told(name: str, config: "PolicyConfig") -> dict[str, Any]:
     """What a policy is, without what only machines read."""
     provenance = dict(config.provenance)
-    allocation = config.sparsity.allocation
+    parts = {"thresholds": config.sparsity.thresholds, "allocation": config.sparsity.allocation}
+    layers = {name: None if part is None else f"{part.layers} layers" for name, part in parts.items()}
     return {
         "name": name,
         "method": provenance.get("config", {}).get("method", "unknown"),
         "actions": len(config.space),
         "base": config.base.model_dump(exclude={"sample", "weights"}),
         "space": config.space.model_dump(mode="json"),
-        "sparsity": config.sparsity.model_dump(mode="json", exclude={"allocation"})
-        | {"allocation": None if allocation is None else f"{allocation.layers} layers"},
+        "sparsity": config.sparsity.model_dump(mode="json", exclude=set(parts)) | layers,
         "provenance": {**provenance.pop("made", {}), **provenance},
     }
 

@@ -1,4 +1,5 @@
-"""`solm policies pull`: a policy of the hub lands where it was asked for, once it is known to be whole."""
+"""`solm policies`: a policy of the hub lands where it was asked for, once it is known to be whole; what `show` tells of
+one has room in a terminal."""
 
 import json
 import sys
@@ -12,12 +13,15 @@ from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.policies.artifact import CONFIG, WEIGHTS, TrainedPolicy
 
+FITTED = "builtin:qwen2.5-coder-0.5b-instruct"
+
 
 @pytest.fixture
 def pull(policy_lm, tmp_path, monkeypatch, capsys):
     """The command, with a hub that has one repository; returns exit code, output and errors."""
     cache = tmp_path / "cache"
-    under_policy(policy_lm).trained.save_pretrained(cache)
+    trained = under_policy(policy_lm).trained
+    TrainedPolicy(trained.config, trained.network, TrainedPolicy.from_pretrained(FITTED).curve).save_pretrained(cache)
     asked = []
 
     def download(name, revision=None, **_):
@@ -46,7 +50,7 @@ def test_it_says_where_the_policy_is(pull, tmp_path):
     assert pull.asked == [("me/mine", None), ("me/mine", "v2")]
     for part in (CONFIG, WEIGHTS):
         assert (out / part).read_bytes() == (pull.cache / part).read_bytes()
-    TrainedPolicy.from_pretrained(out)
+    assert TrainedPolicy.from_pretrained(out).curve == TrainedPolicy.from_pretrained(FITTED).curve
     code, _, error = pull("--out", out)
     assert code == 2
     assert "holds a policy already" in error
@@ -63,6 +67,16 @@ def test_a_damaged_one_or_none_is_refused_and_not_written(pull, tmp_path):
     assert code == 2
     assert f"no policy at 'me/mine': this hub repository has no {CONFIG}" in error
     assert not (tmp_path / "mine").exists()
+
+
+def test_show_is_short(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["solm", "policies", "show", FITTED])
+    with pytest.raises(SystemExit):
+        main()
+    shown = capsys.readouterr().out
+    assert "thresholds                   24 layers" in shown
+    assert "ms per step" in shown
+    assert len(shown) < 6000
 
 
 def facts(base, **changes):
