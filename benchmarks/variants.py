@@ -33,7 +33,7 @@ from timed_engines import EVERY_LOGIT, Ours, Theirs, Timed, Turns
 LLAMA = "llama.cpp"
 FEATURES = {
     "sse4": ({"SSSE3"}, {"AVX"}), "avx2": ({"AVX2", "FMA"}, {"AVX512"}), "avx512": ({"AVX512_VNNI"}, {"AMX_INT8"}),
-    "avx512-bf16": ({"AVX512_VNNI", "AVX512_BF16"}, {"AMX_INT8"}), "amx": ({"AMX_INT8"}, set()),
+    "amx": ({"AMX_INT8"}, set()),
     "neon": ({"NEON"}, {"DOTPROD"}), "dotprod": ({"DOTPROD"}, {"MATMUL_INT8"}), "i8mm": ({"MATMUL_INT8"}, set()),
 }  # fmt: skip
 """By instruction set, what llama.cpp must say that it was compiled with and without."""

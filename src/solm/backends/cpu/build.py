@@ -23,7 +23,7 @@ CSRC = Path(__file__).parent / "csrc"
 # Not -ffast-math: linking with it makes the whole process flush subnormal numbers to zero. Not -fassociative-math: the
 # results of a step do not depend on its neighbours because sums are added up in the order that is written.
 _FLAGS = [
-    "-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-freciprocal-math",
+    "-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
     "-ffp-contract=fast", "-fopenmp-simd", "-shared", "-fPIC", "-pthread", "-Wno-psabi",
 ]  # fmt: skip
 NATIVE_FLAGS = ("-march=native",)

@@ -15,14 +15,12 @@ NATIVE = "native"
 @dataclass(frozen=True)
 class Variant:
     """An instruction set. machine: as `platform.machine` names it. flags: of the compiler. needs: what a processor must
-    have, as `usable_features` names it. unless: where a processor has one of these, a lower variant is faster.
-    on_request: it runs only where it is asked for by name."""
+    have, as `usable_features` names it. on_request: it runs only where it is asked for by name."""
 
     name: str
     machine: str
     flags: tuple[str, ...]
     needs: tuple[str, ...]
-    unless: tuple[str, ...] = ()
     on_request: bool = False
 
     def missing(self, features: Collection[str]) -> list[str]:
@@ -33,7 +31,6 @@ class Variant:
 _SSE4 = ("ssse3", "sse4_1", "sse4_2", "popcnt")
 _AVX2 = (*_SSE4, "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni")
-_BFLOAT16 = (*_AVX512, "avx512_vbmi2", "avx512_bf16")
 PERMISSION = "the kernel's permission for AMX"
 """Listed among a processor's features where the kernel lets this process use AMX, see `usable_features`."""
 NO_AMX = "-DSOLM_NO_AMX"
@@ -43,14 +40,8 @@ _DOTPROD = ("asimd", "atomics", "asimdrdm", "asimddp")
 VARIANTS = (
     # Nobody has timed it on a processor that has AMX: until then it is no default.
     Variant(
-        "amx", "x86_64",
-        ("-march=x86-64-v4", "-mavx512vnni", "-mavx512vbmi2", "-mavx512bf16", "-mamx-tile", "-mamx-int8"),
-        (*_BFLOAT16, "amx_tile", "amx_int8", PERMISSION), on_request=True,
-    ),
-    # Intel processors with AMX multiply bfloat16 more slowly than they widen it (csrc/arch/bf16.h).
-    Variant(
-        "avx512-bf16", "x86_64", ("-march=x86-64-v4", "-mavx512vnni", "-mavx512vbmi2", "-mavx512bf16"),
-        _BFLOAT16, unless=("amx_tile",),
+        "amx", "x86_64", ("-march=x86-64-v4", "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
+        (*_AVX512, "amx_tile", "amx_int8", PERMISSION), on_request=True,
     ),
     Variant("avx512", "x86_64", ("-march=x86-64-v4", "-mavx512vnni"), _AVX512),
     Variant("avx2", "x86_64", ("-march=x86-64-v3",), _AVX2),
@@ -70,11 +61,7 @@ def variants_of(machine: str) -> list[Variant]:
 def best_variant(machine: str, features: Collection[str]) -> Variant | None:
     """What a processor runs fastest, of those that run by themselves; None where it runs none."""
     return next(
-        (
-            variant
-            for variant in variants_of(machine)
-            if not (variant.on_request or variant.missing(features) or any(one in features for one in variant.unless))
-        ),
+        (variant for variant in variants_of(machine) if not (variant.on_request or variant.missing(features))),
         None,
     )
 

@@ -48,12 +48,15 @@ inline double nominal_share(double wanted, const double* realised, const double*
 // Inputs [from, to) of the network for one residual stream x: their part of the hidden layer's sums [width]. The inputs are x,
 // layer-normed, and the shares that the layers before spend.
 inline void hidden_sums(const Decider& d, const float* x, int hidden, const double* shares, int from, int to, float* sums) {
-  float mean = 0, square = 0;
-#pragma omp simd reduction(+ : mean)
-  for (int i = 0; i < hidden; ++i) mean += x[i];
-  mean /= float(hidden);
-#pragma omp simd reduction(+ : square)
-  for (int i = 0; i < hidden; ++i) square += (x[i] - mean) * (x[i] - mean);
+  const float mean = sum_of(x, hidden) / float(hidden);
+  Lanes squares = Lanes::zero();
+  int at = 0;
+  for (; at + 16 <= hidden; at += 16) {
+    const Lanes off = Lanes::load(x + at).plus(Lanes::all(-mean));
+    squares.add(off, off);
+  }
+  float square = squares.sum();
+  for (; at < hidden; ++at) square += (x[at] - mean) * (x[at] - mean);
   const float scale = 1.0f / std::sqrt(square / float(hidden) + 1e-5f);
   std::fill_n(sums, d.width, 0.0f);
   for (int i = from; i < to; ++i) {

@@ -140,4 +140,14 @@ float dot(const W* w, const float* x, int n) {
   return total;
 }
 
+// The sum of x [n], in the same order on every processor.
+inline float sum_of(const float* x, int n) {
+  Lanes sum = Lanes::zero();
+  int i = 0;
+  for (; i + 16 <= n; i += 16) sum = sum.plus(Lanes::load(x + i));
+  float total = sum.sum();
+  for (; i < n; ++i) total += x[i];
+  return total;
+}
+
 }  // namespace solm

@@ -99,7 +99,7 @@ struct Group : Prefetch {
  private:
   // The rows of the channels whose bit is set.
   void take_rows(uint32_t used, const uint8_t* from, size_t stride) {
-#if defined(COMPRESS_AVX2)  // a loop over bits would often be mispredicted
+#if defined(__AVX2__)  // a loop over bits would often be mispredicted
     alignas(32) static constexpr int8_t ALL[GROUP] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
                                                       16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
     int8_t channel[GROUP];

@@ -63,7 +63,7 @@ void multiply_tokens(Tile& tile, const ChunkInput& x, int first, int groups, int
       [[maybe_unused]] const Lanes step = Lanes::load(tile.step[g] + 16 * j), least = Lanes::load(tile.least[g] + 16 * j);
       Dot::template multiply<QUADS, T>(
           tile.numbers + (size_t(j) * groups + g) * QUADS * Dot::BYTES, numbers + g * CHANNELS * Dot::INPUT, stride,
-          [&](auto k) SOLM_INLINE { return LEAST ? 0 : tile.added * totals[part + size_t(k) * parts]; },
+          [&](auto k) SOLM_INLINE { return tile.added * totals[part + size_t(k) * parts]; },
           [&](auto k, Lanes products) SOLM_INLINE {
             const Lanes by = Lanes::all(scale[size_t(k) * x.groups]);
             if constexpr (GRID) {

@@ -53,16 +53,14 @@ inline void activate(int32_t activation, const float* gate, const float* up, int
 // and the sum in `total`. Without std::max, and with what is below e^-87 set to 0 at the end, it takes 0.34 ns a score
 // instead of 1.45.
 inline float softmax_terms(float* scores, int n, float& total, float peak = -INFINITY) {
-  float sum = 0;
 #pragma omp simd reduction(max : peak)
   for (int t = 0; t < n; ++t) peak = scores[t] > peak ? scores[t] : peak;
-#pragma omp simd reduction(+ : sum)
+#pragma GCC ivdep
   for (int t = 0; t < n; ++t) {
     const float below = scores[t] - peak, power = exponential(below);
     scores[t] = below > -87.0f ? power : 0.0f;
-    sum += scores[t];
   }
-  total = sum;
+  total = sum_of(scores, n);
   return peak;
 }
 

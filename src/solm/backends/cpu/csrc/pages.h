@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 #include <vector>
 
 #include "arch/bf16.h"
@@ -39,10 +38,6 @@ void store_value(K* page, int token, const float* x, int dim) {
 template <typename K>
 float key_of(const K* page, int token, int channel, int) { return widen(page[tile_at<K>(channel, token)]); }
 
-// The form in which a query is multiplied with tiles of K: D numbers, or D / 2 pairs.
-template <typename K>
-using Query = std::conditional_t<sizeof(K) == 4, float, PairWeight>;
-
 // sum[j] += the sixteen products of query j with a tile, for T queries. Here and below, `fetched` is the tile that will be
 // read some time after this one. A line of it is fetched for every line that is read, because a processor can wait for few
 // lines at once and stalls when more are requested. Two partial sums shorten the chain of dependent additions.
@@ -60,20 +55,19 @@ void dot_tile(const float* tile, const float* query, int dim, Lanes* sum, const 
   for (int j = 0; j < T; ++j) sum[j] = half[0][j].plus(half[1][j]);
 }
 template <int T>
-void dot_tile(const bf16* tile, const PairWeight* query, int dim, Lanes* sum, const void* fetched) {
-  const int pairs = dim / 2;
+void dot_tile(const bf16* tile, const float* query, int dim, Lanes* sum, const void* fetched) {
   Lanes half[2][T];
   for (int j = 0; j < T; ++j) half[0][j] = sum[j], half[1][j] = Lanes::zero();
-  for (int d = 0; d < pairs; ++d) {
-    fetch_line(fetched, size_t(64) * d);
-    for (int j = 0; j < T; ++j) add_pairs(tile + d * 32, query[j * pairs + d], half[0][j], half[1][j]);
+  for (int d = 0; d < dim; d += 2) {
+    fetch_line(fetched, size_t(32) * d);
+    for (int j = 0; j < T; ++j) add_pairs(tile + d * 16, query + j * dim + d, half[0][j], half[1][j]);
   }
   for (int j = 0; j < T; ++j) sum[j] = half[0][j].plus(half[1][j]);
 }
 
 // Sixteen scores for each of T queries.
 template <int T, typename K>
-void score_tile(const K* tile, const Query<K>* query, int dim, float* const* scores, const void* fetched) {
+void score_tile(const K* tile, const float* query, int dim, float* const* scores, const void* fetched) {
   Lanes sum[T];
   for (int j = 0; j < T; ++j) sum[j] = Lanes::zero();
   dot_tile<T>(tile, query, dim, sum, fetched);
@@ -83,28 +77,25 @@ void score_tile(const K* tile, const Query<K>* query, int dim, float* const* sco
 // Up to `most` queries of `dim` channels.
 template <typename K>
 struct Queries {
-  const int dim, each;  // `each`: elements of one query
-  std::vector<Query<K>> form;
+  const int dim;
+  std::vector<float> form;
 
-  Queries(int most, int dim) : dim(dim), each(sizeof(K) == 4 ? dim : dim / 2), form(size_t(each) * most) {}
+  Queries(int most, int dim) : dim(dim), form(size_t(dim) * most) {}
 
   // Takes x [count, dim], multiplied with `scale`.
   void prepare(const float* x, int count, float scale) {
-    if constexpr (sizeof(K) == 4)
-      for (int d = 0; d < count * dim; ++d) form[d] = x[d] * scale;
-    else
-      for (int d = 0; d < count * dim; d += 2) form[d / 2] = PairWeight::of(x[d] * scale, x[d + 1] * scale);
+    for (int d = 0; d < count * dim; ++d) form[d] = x[d] * scale;
   }
 
   // sum += the products of query j with a tile.
   void dot_tile(int j, const K* tile, Lanes& sum, const K* fetched) const {
-    solm::dot_tile<1>(tile, form.data() + size_t(j) * each, dim, &sum, fetched);
+    solm::dot_tile<1>(tile, form.data() + size_t(j) * dim, dim, &sum, fetched);
   }
 
   // Sixteen scores for each of the first `group` queries.
   void score(const K* tile, int group, float* const* scores, const void* fetched) const {
     for (int g = 0; g < group; g += 4, fetched = tile) {
-      const Query<K>* from = form.data() + size_t(g) * each;
+      const float* from = form.data() + size_t(g) * dim;
       switch (std::min(4, group - g)) {
         case 4: score_tile<4>(tile, from, dim, scores + g, fetched); break;
         case 3: score_tile<3>(tile, from, dim, scores + g, fetched); break;
@@ -130,29 +121,22 @@ void mix_lanes(const float* page, int tokens, int dim, int d, const float* const
   for (int j = 0; j < T; ++j) sum[j].write(out[j] + d);
 }
 template <int T>
-void mix_lanes(const bf16* page, int tokens, int dim, int d, const PairWeight (*weights)[8], float* const* out,
+void mix_lanes(const bf16* page, int tokens, int dim, int d, const float* const* weights, float* const* out,
                const void* fetched) {
   Lanes sum[T];
   for (int j = 0; j < T; ++j) sum[j] = Lanes::load(out[j] + d);
   for (int t = 0; t < tokens; t += 2) {
     const size_t at = size_t(t) * dim + 2 * d;
     fetch_line(fetched, at * sizeof *page);
-    for (int j = 0; j < T; ++j) add_pairs(page + at, weights[j][t / 2], sum[j], sum[j]);
+    for (int j = 0; j < T; ++j) add_pairs(page + at, weights[j] + t, sum[j], sum[j]);
   }
   for (int j = 0; j < T; ++j) sum[j].write(out[j] + d);
 }
 
-// The same for all channels. Weights of tokens beyond the last must be 0.
-template <int T>
-void mix_tile(const float* page, int tokens, int dim, const float* const* weights, float* const* out, const void* fetched) {
+// The same for all channels. Weights of tokens beyond the last, up to 16, must be 0.
+template <int T, typename K>
+void mix_tile(const K* page, int tokens, int dim, const float* const* weights, float* const* out, const void* fetched) {
   for (int d = 0; d < dim; d += 16) mix_lanes<T>(page, tokens, dim, d, weights, out, fetched);
-}
-template <int T>
-void mix_tile(const bf16* page, int tokens, int dim, const float* const* weights, float* const* out, const void* fetched) {
-  PairWeight pairs[T][8];
-  for (int j = 0; j < T; ++j)
-    for (int t = 0; t < 16; t += 2) pairs[j][t / 2] = PairWeight::of(weights[j][t], weights[j][t + 1]);
-  for (int d = 0; d < dim; d += 16) mix_lanes<T>(page, tokens, dim, d, pairs, out, fetched);
 }
 
 template <typename K>

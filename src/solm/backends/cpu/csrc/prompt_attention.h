@@ -107,7 +107,7 @@ struct PromptAttention {
     const float before = peak[row];
     peak[row] = softmax_terms(own + from, to - from, added, before);
     if (peak[row] > before) {
-      const float weight = std::exp(before - peak[row]);
+      const float fall = before - peak[row], weight = fall > -87.0f ? exponential(fall) : 0.0f;
       total[row] *= weight;
       for (int d = 0; d < D; ++d) out[size_t(row) * D + d] *= weight;
     }

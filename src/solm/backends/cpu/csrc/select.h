@@ -28,7 +28,7 @@ inline int select(const float* x, int n, int count, int32_t* index, float* value
   int kept = 0;
 #if defined(__AVX512BW__) && defined(__BMI2__)
   kept = select_avx512(x, n, count, index, values);
-#elif defined(COMPRESS_AVX2)
+#elif defined(__AVX2__)
   kept = select_avx2(x, n, count, index, values);
 #else
   largest(x, n, count, 31, magnitude, [&](int i, bool keep) {
@@ -43,7 +43,7 @@ inline int select(const float* x, int n, int count, int32_t* index, float* value
 inline int select_from(const float* x, int n, float limit, int32_t* index, float* values) {
 #if defined(__AVX512BW__) && defined(__BMI2__)
   return select_from_avx512(x, n, limit, index, values);
-#elif defined(COMPRESS_AVX2)
+#elif defined(__AVX2__)
   return select_from_avx2(x, n, limit, index, values);
 #else
   int kept = 0;

@@ -10,7 +10,7 @@
 namespace solm {
 
 // Weights of 64 outputs for some groups of channels, as TileDot reads them, with steps per group. A weight is
-// step * (number + added), or where there are lowest values (`with_least`), step * number + least.
+// step * (number + added), and where there are lowest values (`with_least`), this plus least.
 struct Tile {
   static constexpr int ROOM = 16384, MOST_GROUPS = 16;
   alignas(64) uint8_t numbers[ROOM];
@@ -29,7 +29,7 @@ struct Tile {
 
 // What has been taken off numbers of BITS bits in a tile.
 template <int BITS>
-constexpr float TAKEN_OFF = TileDot<BITS>::SIGNED ? 128 : 0;
+constexpr int TAKEN_OFF = TileDot<BITS>::SIGNED ? 128 : 0;
 
 // Numbers of upper bits and LOW lower ones.
 template <int LOW>
@@ -97,7 +97,7 @@ void unpack_matrix(Tile& tile, const Matrix& m, bool high_only, int channels, in
     return Bytes::load(row + at + part.value * Bytes::WIDTH);
   });
   tile.with_least = GRID && (high_only || m.centre < 0);
-  tile.added = int32_t(TAKEN_OFF<BITS>) - (GRID ? m.centre : 128);
+  tile.added = TAKEN_OFF<BITS> - (!GRID ? 128 : tile.with_least ? 0 : m.centre);
   for (int g = 0; GRID && g < groups; ++g) {
     const Grid grid(m, first + g);
     for (int j = 0; j < 4; ++j) {
@@ -106,7 +106,7 @@ void unpack_matrix(Tile& tile, const Matrix& m, bool high_only, int channels, in
       else
         tile.set_grid(g, j, Lanes::load_half(grid.step + at),
                       grid.lowest ? Lanes::load_half(grid.lowest + at) : Lanes::zero(), high_only ? packing.factor() : 1,
-                      TAKEN_OFF<BITS> + packing.middle() - packing.centre);
+                      packing.middle() - packing.centre);
     }
   }
 }
@@ -140,14 +140,14 @@ void unpack_head(Tile& tile, const Head& head, int channels, int vocabulary, int
     }
     const bool lowest = head.centre < 0;
     tile.with_least = GRID && (lowest || BITS < head.bits);
-    tile.added = int32_t(TAKEN_OFF<BITS>) - (GRID ? head.centre : 128);
+    tile.added = TAKEN_OFF<BITS> - (!GRID ? 128 : tile.with_least ? 0 : head.centre);
     for (int g = 0; GRID && g < groups; ++g) {
       const uint16_t* grid = head.grid + (strip * all_groups + first + g) * (lowest ? 2 : 1) * STRIP;
       for (int j = 0; j < 2; ++j)
         if (!tile.with_least) Lanes::load_half(grid + 16 * j).write(tile.step[g] + 16 * (2 * k + j));
         else tile.set_grid(g, 2 * k + j, Lanes::load_half(grid + 16 * j),
                       lowest ? Lanes::load_half(grid + STRIP + 16 * j) : Lanes::zero(), factor,
-                      TAKEN_OFF<BITS> + middle - (lowest ? 0 : float(head.centre)));
+                      middle - (lowest ? 0 : float(head.centre)));
     }
   }
 }

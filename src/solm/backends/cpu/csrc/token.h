@@ -22,8 +22,8 @@ inline void rotate(const RopeTable& rope, float* x, int position) {
   const float *c = &rope.cosine[size_t(position) * middle], *s = &rope.sine[size_t(position) * middle];
   for (int i = 0; i < middle; ++i) {
     const float a = x[i], b = x[i + middle];
-    x[i] = a * c[i] - b * s[i];
-    x[i + middle] = b * c[i] + a * s[i];
+    x[i] = multiply_add(-b, s[i], a * c[i]);
+    x[i + middle] = multiply_add(a, s[i], b * c[i]);
   }
 }
 

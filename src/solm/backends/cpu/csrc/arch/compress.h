@@ -11,8 +11,7 @@
 
 namespace solm {
 
-#if defined(__AVX2__) && !(defined(__AVX512VBMI2__) && defined(__AVX512VL__))
-#define COMPRESS_AVX2
+#if defined(__AVX2__)
 
 // For every byte of bits, the positions of those that are set, ascending, a byte each; then 0x80, which shuffles to zero.
 constexpr std::array<uint64_t, 256> positions_of_bits() {
@@ -31,10 +30,7 @@ inline constexpr auto POSITIONS_OF_BITS = positions_of_bits();
 
 // Writes the bytes of `from` [32] whose bit is set next to one another, then zeros up to 32.
 inline void compress_bytes(uint32_t bits, const int8_t* from, int8_t* to) {
-#if defined(__AVX512VBMI2__) && defined(__AVX512VL__)
-  const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_maskz_compress_epi8(bits, all));
-#elif defined(COMPRESS_AVX2)
+#if defined(__AVX2__)
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_setzero_si256());
   for (int eight = 0; eight < 4; ++eight, bits >>= 8) {
     const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&POSITIONS_OF_BITS[bits & 255]));

@@ -8,6 +8,16 @@ namespace solm {
 
 using bf16 = uint16_t;
 
+// a * b + c, rounded once where the processor can. Compilers fuse such sums by themselves; of a difference of two products
+// they may fuse either one, and then processors disagree.
+inline float multiply_add(float a, float b, float c) {
+#if defined(__FP_FAST_FMAF)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 inline float widen(float x) { return x; }
 inline float widen(bf16 x) {
   uint32_t bits = uint32_t(x) << 16;

@@ -17,6 +17,8 @@ inline float peak_of(const float* x, int count) {
 
 // Int16s: a vector of int16 numbers and their scale. DotI16: sixteen sums, each of four products of an int16 number with a
 // byte that is stored with 128 added.
+constexpr float MOST_INT16 = 127 * 254;  // the largest number, of two digits from -127 to 127
+
 #if defined(DOT_I8_AVX2)
 
 struct Int16s {
@@ -25,8 +27,7 @@ struct Int16s {
 
   // x [count], in room [count].
   static Int16s of(const float* x, int count, int16_t* room) {
-    constexpr float MOST = 32767;
-    const float inverse = MOST / std::max(peak_of(x, count), 1.17549435e-33f);
+    const float inverse = MOST_INT16 / std::max(peak_of(x, count), 1.17549435e-33f);
     for (int i = 0; i < count; ++i) room[i] = int16_t(int32_t(std::nearbyint(x[i] * inverse)));
     return {room, 1 / inverse};
   }
@@ -60,15 +61,14 @@ struct DotI16 {
 
 #else
 
-// A number is two digits from -127 to 127: 254 * upper + lower.
+// A number is 254 * upper + lower.
 struct Int16s {
   const int8_t *upper, *lower;
   int32_t upper_sum, lower_sum;
   float scale;
 
   static Int16s of(const float* x, int count, int16_t* room) {
-    constexpr float MOST = 127 * 254;
-    const float inverse = MOST / std::max(peak_of(x, count), 1.17549435e-33f);
+    const float inverse = MOST_INT16 / std::max(peak_of(x, count), 1.17549435e-33f);
     auto *up = reinterpret_cast<int8_t*>(room), *down = up + count;
     int32_t up_sum = 0, down_sum = 0;
 #pragma omp simd reduction(+ : up_sum, down_sum)

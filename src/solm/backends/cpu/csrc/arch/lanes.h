@@ -1,5 +1,6 @@
 // Sixteen floats at a time: one AVX-512 vector, four of NEON, elsewhere two vectors of eight, which compilers split into what
-// the processor has.
+// the processor has. Results are the same to the last bit wherever there is a fused multiply-add: `sum` adds the upper half of
+// the lanes to the lower one, and so on.
 #pragma once
 
 #include "convert.h"
@@ -69,7 +70,11 @@ struct Lanes {
   void write(float* p) const {
     for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, v[i]);
   }
-  float sum() const { return vaddvq_f32(vaddq_f32(vaddq_f32(v[0], v[1]), vaddq_f32(v[2], v[3]))); }
+  float sum() const {
+    const float32x4_t four = vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]));
+    const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+  }
 };
 
 #else
@@ -121,9 +126,8 @@ struct Lanes {
   }
   float sum() const {
     const Floats both = half[0] + half[1];
-    float total = 0;
-    for (int i = 0; i < 8; ++i) total += both[i];
-    return total;
+    const float a = both[0] + both[4], b = both[1] + both[5], c = both[2] + both[6], d = both[3] + both[7];
+    return (a + c) + (b + d);
   }
 };
 

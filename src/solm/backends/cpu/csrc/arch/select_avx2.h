@@ -4,7 +4,7 @@
 #include "../separator.h"
 #include "compress.h"
 
-#if defined(COMPRESS_AVX2)
+#if defined(__AVX2__)
 
 namespace solm {
 
