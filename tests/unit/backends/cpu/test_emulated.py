@@ -12,10 +12,9 @@ from helpers.recordings import PRECISIONS, equal, recorded, recorded_text
 from solm.backends.cpu.build import CSRC, compile_engine
 from solm.backends.cpu.variants import VARIANTS, machine, usable_features
 
-NAMES = [
-    variant.name for variant in VARIANTS if variant.name in ("amx", "avx512") and variant.missing(usable_features())
-]
+EMULATED = [variant for variant in VARIANTS if variant.name in ("amx", "avx512") and variant.missing(usable_features())]
 """What this machine does not run itself (see test_same_numbers.py)."""
+NAMES = [variant.name for variant in EMULATED]
 HELPERS = Path(__file__).parents[3] / "helpers"
 SECONDS = 3000
 TILES = ("-include", str(HELPERS / "guest" / "amx_tiles.h"))
@@ -47,7 +46,7 @@ def emulated(tmp_path_factory):
         files[f"/{record.name}"] = record
         runs[precision] = f"/{record.name} /result{vocabulary}", expected
     commands = {}
-    for variant in (variant for variant in VARIANTS if variant.name in NAMES):
+    for variant in EMULATED:
         work = folder / variant.name
         work.mkdir()
         flags = (*variant.flags, *(TILES if variant.name == "amx" else ()))
