@@ -79,6 +79,12 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
         assert point["step_ms"] == pytest.approx(10 * point["budget"], rel=0.03), "the budget in time is kept"
         assert point["speed"] == pytest.approx(10 / point["step_ms"])
         assert point["low"] <= point["nats"] <= point["high"]
+    for file in ("evaluation.json", "evaluation-after-64.json"):
+        arms = json.loads((out / file).read_text())["points"]
+        taken = {(point["arm"], point["budget"]): point["step_ms"] for point in arms}
+        for arm, budget in taken:
+            if arm in ("uniform", "constant"):
+                assert taken[arm, budget] == pytest.approx(taken["policy", budget], rel=0.01), "equal time for all"
     trained = TrainedPolicy.from_pretrained(out / "policy")
     assert trained.curve is not None
     card = (out / "policy" / "README.md").read_text()

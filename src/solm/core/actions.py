@@ -6,10 +6,11 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import field_validator
 
 from solm.core.arrays import as_tensor
 from solm.core.errors import SolmError
+from solm.core.frozen import Frozen
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +43,8 @@ class Action(NamedTuple):
 DENSE = Action(1.0, 1.0, FULL_BITS)
 
 
-class ActionSpace(BaseModel):
+class ActionSpace(Frozen):
     """The grid attention × mlp × bits, attention outermost and bits innermost. It always holds the dense action."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
     attention: tuple[float, ...] = (1.0,)
     mlp: tuple[float, ...] = (1.0,)

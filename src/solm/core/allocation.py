@@ -3,17 +3,18 @@
 from functools import cached_property
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from solm.core.arrays import AnyArray, as_numpy, in_kind
 from solm.core.errors import PolicyMismatchError
+from solm.core.frozen import Frozen
 
 KNOTS = 21
 """Points of a curve, evenly spaced over the shares from 0 to 1."""
 Curves = tuple[tuple[float, ...], ...]
 
 
-class Allocation(BaseModel):
+class Allocation(Frozen):
     """Curves of KNOTS points: the share that a layer or head keeps where the average share is 0, 0.05, ... 1.
 
     attention: share of the pages that may be skipped (all but sinks and window), a curve for every layer, or for every
@@ -22,8 +23,6 @@ class Allocation(BaseModel):
     Curves rise to 1. `solm.training.allocate` finds curves whose mean is the average share. Others are allowed, as
     ledgers count realised shares.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     attention: Curves
     mlp: Curves

@@ -4,9 +4,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import field_validator
 
 from solm.core.errors import PolicyMismatchError
+from solm.core.frozen import Frozen
 
 if TYPE_CHECKING:
     import torch
@@ -16,15 +17,13 @@ SITES = 2
 PERCENTAGES = 101
 
 
-class ChannelThresholds(BaseModel):
+class ChannelThresholds(Frozen):
     """Limits on |x| that replace an exact number of channels (TEAL, arXiv 2408.14690).
 
     limits: for every layer and site 101 numbers. The number at place p is the least |x| that a step keeps whose action
     keeps p percent of the site's channels. They fall to 0, with which every channel is kept. What a step keeps is known
     after it has run.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
     limits: tuple[tuple[tuple[float, ...], ...], ...]
 

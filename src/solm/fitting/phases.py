@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import torch
 
@@ -145,16 +146,16 @@ def compare(job: Job) -> None:
     batches = [-(-compared.texts // compared.batch) for compared in comparisons]
     told = job.progress("comparison")
     told(0, sum(batches))
-    for number in reversed(range(len(comparisons))):  # the file of the first says that all are whole
-        compared, before = comparisons[number], sum(batches[number + 1 :])
-        floor = lm.offer().time_floor(compared.context + compared.length // 2)
-        settings = EvaluationSettings(
-            budgets=spaced_budgets(floor, BUDGETS), currency="time", trials=0, seed=job.seed, **compared._asdict()
-        )
-        path = job.folder.path / evaluation_file(job.texts.context, compared.context)
-        with resumable(path) as partial:
+    with ExitStack() as kept:  # until all are done, so that an interrupted phase repeats none
+        for number in reversed(range(len(comparisons))):  # the file of the first says that all are whole
+            compared, before = comparisons[number], sum(batches[number + 1 :])
+            floor = lm.offer().time_floor(compared.context + compared.length // 2)
+            settings = EvaluationSettings(
+                budgets=spaced_budgets(floor, BUDGETS), currency="time", trials=0, seed=job.seed, **compared._asdict()
+            )
+            path = job.folder.path / evaluation_file(job.texts.context, compared.context)
             result = evaluate(
-                lm, job.texts.held_out, settings, None, partial,
+                lm, job.texts.held_out, settings, None, kept.enter_context(resumable(path)),
                 lambda done, _, before=before: told(before + done, sum(batches)), rivals=rivals,  # type: ignore[misc]
             )  # fmt: skip
             write_text(path, result.model_dump_json(indent=2) + "\n")
