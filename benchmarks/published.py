@@ -20,6 +20,10 @@ ARMS = {
 """The arms of a comparison, as the documentation calls them, and their keys in the results."""
 
 
+FIT_MINUTES = (5, 15, 45)
+"""Of the fits in docs/results/fitted-minutes."""
+
+
 @cache
 def read(name: str) -> Any:
     """What docs/results/`name`.json found."""

@@ -1,5 +1,7 @@
 """What the pages say in words about larger models, see `statements`."""
 
+from itertools import pairwise
+
 import published as of
 import published_ladder as ladder
 from published import Difference
@@ -35,6 +37,18 @@ def the_larger_policy() -> bool:
     first, second, *_, last = fitted("uniform", "1.5b")
     ties = [*fitted("allocated", "1.5b"), *fitted("teal", "1.5b")]
     return won(first) and won(second) and all(map(tied, ties)) and min(last.low, fitted("constant", "1.5b")[-1].low) > 0
+
+
+@says("docs/results.md", "Longer fits lose less at the two lower budgets; at the others they lose the same.")
+def longer_fits() -> bool:
+    def losses(minutes: int) -> list[float]:
+        points = of.read(f"fitted-minutes/{minutes}")["points"]
+        ours = sorted((point["budget"], point["nats"]) for point in points if point["arm"] == "policy")
+        return [nats - points[0]["nats"] for _, nats in ours]
+
+    first, second, *others = zip(*map(losses, of.FIT_MINUTES), strict=True)
+    falling = all(longer < shorter for row in (first, second) for shorter, longer in pairwise(row))
+    return falling and all(max(row) - min(row) < 0.002 for row in others)
 
 
 def verdicts(model: str) -> list[str]:

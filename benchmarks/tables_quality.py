@@ -65,6 +65,22 @@ def fitted_policy(size: str) -> str:
 
 
 @table
+def fit_minutes() -> str:
+    """What policies of fits of several lengths lose, on the same texts at the same milliseconds."""
+    rows = []
+    for minutes in of.FIT_MINUTES:
+        points = of.read(f"fitted-minutes/{minutes}")["points"]
+        ours = sorted((point for point in points if point["arm"] == "policy"), key=lambda point: point["budget"])
+        uniform = {point["budget"]: point["difference"] for point in points if point["arm"] == "uniform"}
+        cells = (
+            f"{signed(point['nats'] - points[0]['nats'])}; {interval(Difference.of(uniform[point['budget']]))}"
+            for point in ours
+        )
+        rows.append([str(minutes), *cells])
+    return markdown(("Minutes", *(f"{point['budget']:g} of the time" for point in ours)), rows)
+
+
+@table
 def rules() -> str:
     return compared("rules", ("attention-fine", "mlp-fine"), ("policy", "constant", "top-p", "thresholds"),
                     ("constant", "top-p", "thresholds"))  # fmt: skip
