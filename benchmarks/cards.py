@@ -25,9 +25,9 @@ DEFAULT_LIMITS = """- Trained on English text, documentation and code, teacher-f
 - The torch backend carries its actions out by masks: quality changes, not the clock."""
 
 FITTED_LIMITS = """- For the cpu backend.
-- Fitted on English text and code, teacher-forced, after 512 tokens. Short chats and contexts of thousands of tokens
+- Fitted on English text and code, teacher-forced, after 512 tokens. Other contexts than those in the table of budgets
   were not compared.
-- Its step times were measured on a processor without AVX-512. On another one `solm bench --policy ... --out FILE` and
+- Its step times were measured on a processor {instructions}. On another one `solm bench --policy ... --out FILE` and
   `--timings FILE` make budgets in time true; solm warns where they may not be.
 - Levels below attention 0.1 and MLP 0.35 are refused."""
 
@@ -114,7 +114,7 @@ def on_the_clock() -> list[str]:
 
 def on_larger_models(size: str) -> list[str]:
     return [
-        "At equal milliseconds by the step times of the fit, on held-out Wikipedia and books: nats per token above "
+        "At equal milliseconds by the step times of the fit, on text that the fit did not use: nats per token above "
         "dense, and policy minus baseline, with 95 % intervals; bold where the policy wins. *uniform* and "
         "*thresholds* treat every layer alike, *allocated* and *constant* follow the policy's allocation. *thresholds* "
         "and *allocated* keep channels by the policy's thresholds, *uniform* and *constant* exact numbers of them.",
@@ -124,8 +124,14 @@ def on_larger_models(size: str) -> list[str]:
 
 
 POLICIES: dict[str, tuple[Callable[[], list[str]], str]] = {
-    "qwen2.5-coder-0.5b-instruct": (lambda: on_larger_models("0.5b"), FITTED_LIMITS),
-    "qwen2.5-coder-1.5b-instruct": (lambda: on_larger_models("1.5b"), FITTED_LIMITS),
+    "qwen2.5-coder-0.5b-instruct": (
+        lambda: on_larger_models("0.5b"),
+        FITTED_LIMITS.format(instructions="with AVX-512"),
+    ),
+    "qwen2.5-coder-1.5b-instruct": (
+        lambda: on_larger_models("1.5b"),
+        FITTED_LIMITS.format(instructions="without AVX-512"),
+    ),
     "smollm2-135m": (on_the_grids, DEFAULT_LIMITS),
     "smollm2-135m-cpu": (on_the_clock, CPU_LIMITS),
 }
