@@ -147,7 +147,7 @@ def longer() -> bool:
     return round(100 * max(time["policy"] / time["allocated"] - 1 for time in times), 1) == 1.6
 
 
-@says("README.md", "Most of the gain over uniform settings comes from the allocation")
+@says("README.md", "Most of the gain comes from the allocation to layers")
 @says("docs/how-it-works.md", "Most of what is won comes from this")
 @says("docs/faq.md", "gives most of the gain")
 def mostly_allocation() -> bool:

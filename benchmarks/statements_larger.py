@@ -33,7 +33,7 @@ def the_smaller_policy() -> bool:
     return len(against["teal"]) == 8 and six and two and against["teal"][7].low > 0
 
 
-@says("README.md", "ties with its own allocation and thresholds without the network")
+@says("README.md", "ties with its allocation without the network")
 @says("docs/results.md", "*allocated* everywhere: what it gains comes from allocation and thresholds together")
 @says("docs/limits.md", "by allocation and thresholds alone, the same is lost")
 def the_network_of_the_smaller_policy() -> bool:
