@@ -65,6 +65,16 @@ def longer_fits() -> bool:
     return falling and all(max(row) - min(row) < 0.002 for row in others)
 
 
+@says(
+    "docs/results.md", "With prompts of 1,024 and 4 clients vLLM gives more tokens per second; solm gives the first one"
+)
+def long_prompts_at_servers() -> bool:
+    found = of.read("serve-0.5b-1024")["servers"]
+    ours, theirs = found["solm"]["4"], found["vLLM, bfloat16"]["4"]
+    faster = theirs["tokens_per_second"] > ours["tokens_per_second"]
+    return faster and ours["first_p50_ms"] < theirs["first_p50_ms"]
+
+
 def verdicts(model: str) -> list[str]:
     """How budgets on a model compare with dense files, by its settings."""
     every = ladder.rungs()
