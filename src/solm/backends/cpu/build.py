@@ -22,6 +22,7 @@ from solm.core.errors import SolmError
 CSRC = Path(__file__).parent / "csrc"
 # Not -ffast-math: linking with it makes the whole process flush subnormal numbers to zero. Not -fassociative-math: the
 # results of a step do not depend on its neighbours because sums are added up in the order that is written.
+# Not -freciprocal-math: where a division becomes a product differs by processor, and results shall not.
 _FLAGS = [
     "-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
     "-ffp-contract=fast", "-fopenmp-simd", "-shared", "-fPIC", "-pthread", "-Wno-psabi",
