@@ -37,16 +37,17 @@ def recorded(precision):
     return engine, recorder
 
 
-def equal(found, expected):
-    """Asserts that calls gave the same to the last bit: what steps spent, actions, residual streams and logits. Else it
-    tells how far streams and logits are apart, as a share of their norm."""
-    assert len(expected) == 4 * 6
-    apart = []
-    for at in range(len(expected)):
-        if at % 4 in (2, 3):
-            ours, theirs = (np.frombuffer(results[at], np.float32) for results in (found, expected))
-            apart.append(float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)))
-    assert found == expected, apart
+def differing(found, expected):
+    """The results of calls that are not the same to the last bit, by their place: of residual streams and logits how far
+    they are apart, as a share of their norm, and of what steps spent and of actions None."""
+    assert len(found) == len(expected) == 4 * 6
+    apart = {}
+    for at, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        if ours != theirs:
+            both = [np.frombuffer(result, np.float32) for result in (ours, theirs)]
+            distance = np.linalg.norm(both[0] - both[1]) / np.linalg.norm(both[1])
+            apart[at] = float(distance) if at % 4 in (2, 3) else None
+    return apart
 
 
 def recorded_text(precision):

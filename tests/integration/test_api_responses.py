@@ -195,6 +195,7 @@ def test_a_client_that_hangs_up_frees_its_row(address, service, monkeypatch):
         next(lines)
         until(lambda: gauges(service) != (0, 0, 0))
     until(lambda: gauges(service) == (0, 0, 0))
+    assert gauges(service) == (0, 0, 0), "and they stay there"
 
 
 WRONG = {

@@ -46,7 +46,9 @@ TEST = "def check(f):\n    assert f(4) == 2\n"
     ],
 )
 def test_replies_become_programs_that_pass(reply):
-    exec(program_of(reply, PROMPT, "half", TEST), {})
+    names = {}
+    exec(program_of(reply, PROMPT, "half", TEST), names)  # which ends with the test
+    assert names["half"](6) == 3
 
 
 @pytest.mark.parametrize("reply", ["```python\ndef half(x):\n    return x\n```", "    return x", "I cannot.", ""])
