@@ -38,8 +38,8 @@ def recorded(precision):
 
 
 def differing(found, expected):
-    """The results of calls that are not the same to the last bit, by their place: of residual streams and logits how far
-    they are apart, as a share of their norm, and of what steps spent and of actions None."""
+    """The results of calls that are not the same to the last bit, by their place: for residual streams and logits how
+    far apart they are, as a share of their norm; for what steps spent and for actions None."""
     assert len(found) == len(expected) == 4 * 6
     apart = {}
     for at, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
