@@ -42,6 +42,15 @@ def test_the_policy_for_a_larger_model_brings_its_curve_and_hidden_channels_of_t
     assert sum(file.stat().st_size for file in folder.iterdir()) < 1e6
 
 
+def test_auto_is_the_policy_that_ships_for_the_model(real_model):
+    model, tokenizer = real_model
+    shipped = TrainedPolicy.from_pretrained(f"{NAME}-cpu")
+    with solm.attach(model, "auto", tokenizer) as lm:
+        assert lm.trained.config == shipped.config
+    with solm.load(NAME, "auto") as lm:
+        assert lm.trained.config == shipped.config
+
+
 @pytest.mark.parametrize(("steps", "tolerance"), [pytest.param(128, 0.01, marks=pytest.mark.slow), (16, 0.025)])
 def test_it_holds_every_budget_and_beats_static_at_the_same_spending(real_model, steps, tolerance):
     model, tokenizer = real_model

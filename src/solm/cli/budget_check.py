@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from solm.core.budget import BudgetRequest
     from solm.core.timings import StepTimings
     from solm.policies.artifact import TrainedPolicy
+    from solm.runtime.facts import ModelFacts
     from solm.runtime.offer import Offer
 
 
 def checked_budget(
     text: str | float | None,
-    config: checks.ModelFacts,
+    config: "ModelFacts",
     trained: "TrainedPolicy | None",
     space: "ActionSpace | None",
     timings: "StepTimings | None" = None,

@@ -5,33 +5,22 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from solm.cli.options import AUTO, DECIDERS
+from solm.cli.options import DECIDERS
 from solm.core.errors import ContextLengthError, SolmError
+from solm.runtime.facts import ModelFacts, model_facts, policy_called
 
 if TYPE_CHECKING:
     from solm.core.actions import ActionSpace
-    from solm.core.cost import ModelShapes
     from solm.core.sparsity import SparsityConfig
     from solm.core.timings import StepTimings
     from solm.policies.artifact import TrainedPolicy
-    from solm.policies.identity import BaseIdentity
 
 Settings = TypeVar("Settings", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What of a model is known before it is loaded. context: tokens that it can read; None: not known."""
-
-    family: str
-    context: int | None
-    shapes: "ModelShapes"
 
 
 @contextmanager
@@ -125,27 +114,7 @@ def model_config(
 ) -> ModelFacts:
     """What the files of --model say, without weights. on_engine: as the cpu backend reads them, if it can."""
     with option(typed):
-        found = _engine_facts(model, revision) if on_engine and not trust else None
-        if found is not None:
-            return found
-        from solm.backends.torch.families import model_shapes
-        from solm.backends.torch.load import base_config
-
-        config = base_config(model, trust, revision).get_text_config(decoder=True)
-        context = getattr(config, "max_position_embeddings", None)
-        return ModelFacts(str(config.model_type), context, model_shapes(config, gated=True))
-
-
-def _engine_facts(model: str, revision: str | None) -> ModelFacts | None:
-    """The same as the cpu backend describes it; None for a model that it does not know or cannot read."""
-    from solm.backends.cpu.engine import shapes_of
-    from solm.backends.cpu.files.model_files import spec_of
-
-    try:
-        spec = spec_of(model, revision)
-    except SolmError:
-        return None
-    return ModelFacts(spec.family, spec.context, shapes_of(spec))
+        return model_facts(model, revision, trust, on_engine)
 
 
 def tokenizer(
@@ -178,37 +147,15 @@ def trained_policy(
     """
     if name is None:
         return None
-    from solm.policies.artifact import TrainedPolicy
-
     with option(typed):
         if name in DECIDERS:
             raise SolmError(f"{name} is no trained policy; give a folder, a hub id or builtin:...")
-        trained = TrainedPolicy.from_pretrained(shipped_policy(config) if name == AUTO else name)
-        trained.check(_as_of(config, trained.config.base), config.shapes)
+        trained = policy_called(name, lambda: config)
+        trained.check(config.identity(trained.config.base), config.shapes)
     if space is None:
         return trained
     with option("--space"):
         return trained.with_space(space)
-
-
-def _as_of(config: ModelFacts, base: "BaseIdentity") -> "BaseIdentity":
-    """`base` with the architecture of a model whose weights are not known yet."""
-    shapes = config.shapes
-    sizes = {"hidden": shapes.hidden, "layers": shapes.layers, "vocabulary": shapes.vocabulary}
-    return base.model_copy(update={"family": config.family, "sample": (), **sizes})
-
-
-def shipped_policy(config: ModelFacts) -> str:
-    """The name of the policy that ships for such a model; of several one with a measured curve, or made for the cpu
-    backend. Raises `SolmError` where none does."""
-    from solm.policies.artifact import TrainedPolicy, shipped
-
-    known = {name: TrainedPolicy.from_pretrained(name) for name in shipped()}
-    bases = {name: each.config.base for name, each in known.items()}
-    found = [name for name, base in bases.items() if base.difference_of_shape(_as_of(config, base)) is None]
-    if not found:
-        raise SolmError(f"no policy ships for this {config.family} model; solm fit makes one for any")
-    return max(found, key=lambda name: (known[name].curve is not None, known[name].config.sparsity.hidden_power))
 
 
 def backend(

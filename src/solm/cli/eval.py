@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from solm.evaluation.arms import Arm
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.policies.priced import PricedPolicy
+    from solm.runtime.facts import ModelFacts
     from solm.runtime.offer import Offer
 
 _LOGITS = 1 << 28
@@ -193,7 +194,7 @@ def _with_budgets(offer: "Offer", chosen: "EvaluationSettings", asked: "BudgetLi
     return chosen.model_copy(update={"budgets": values, "batch": min(chosen.batch, together)})
 
 
-def _rival(item: str, config: checks.ModelFacts, space: "ActionSpace") -> "tuple[str, PricedPolicy]":
+def _rival(item: str, config: "ModelFacts", space: "ActionSpace") -> "tuple[str, PricedPolicy]":
     """Name and policy of a --rival."""
     from solm.policies.priced import PricedPolicy
 

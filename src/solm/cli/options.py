@@ -86,8 +86,6 @@ HELP: Any = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 DEFAULT_MODEL = "builtin:smollm2-135m"
 DECIDERS = ("dense", "static", "random")
 """Policies that need no training, by name."""
-AUTO = "auto"
-"""In place of a policy's name: the one that is part of solm for the model."""
 
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:

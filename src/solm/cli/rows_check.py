@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from solm.cli.checks import ModelFacts
 from solm.core.errors import SolmError
+from solm.runtime.facts import ModelFacts
 
 if TYPE_CHECKING:
     from solm.serving.settings import ServeSettings

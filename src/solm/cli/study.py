@@ -10,9 +10,10 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from solm.cli import checks
-from solm.cli.options import AUTO, HELP, verb
+from solm.cli.options import HELP, verb
 from solm.cli.output import output, print_json, progress_bar
 from solm.cli.sources import read_sources
+from solm.runtime.facts import AUTO, shipped_policy
 
 
 class StudyGroup(TyperGroup):
@@ -96,7 +97,7 @@ def _checked(chosen: Any) -> Any:
     policy = getattr(chosen, "policy", None)
     if policy == AUTO:
         with checks.option("--policy"):
-            policy = checks.shipped_policy(config)
+            policy = shipped_policy(config)
         chosen = chosen.model_copy(update={"policy": policy})
     trained = checks.trained_policy(policy, config, space)
     chosen.check(config.shapes, config.context, trained)

@@ -63,7 +63,7 @@ def violins(result: EvaluationResult, kind: Kind = "png") -> bytes:
                 label = point.arm if place == 0 else None
                 axes.plot([place - 0.4, place + 0.4], [point.perplexity] * 2, color=colour, lw=2, label=label)
     axes.set_xticks(range(len(result.trials)), [f"{trials.budget:g}" for trials in result.trials])
-    axes.set_xlabel("net keep")
+    axes.set_xlabel(result.currency)
     axes.set_ylabel(f"perplexity of {max(len(trials.nats) for trials in result.trials)} random trials")
     axes.grid(alpha=0.25, axis="y")
     axes.legend(frameon=False)

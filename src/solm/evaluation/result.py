@@ -114,7 +114,18 @@ class EvaluationResult(BaseModel):
     @property
     def currency(self) -> str:
         """What budgets are, in words."""
-        return "share of the dense step's time" if self.settings.get("currency") == "time" else "net keep"
+        return _in_words(self.settings)
+
+    def spent(self, point: Point) -> float:
+        """What a point spent, in the currency of the budgets; net keep where its steps have no time."""
+        dense = self.points[0]
+        if self.settings.get("currency") != "time" or point.step_ms is None or not dense.step_ms:
+            return point.realised
+        return point.step_ms / dense.step_ms
+
+    def kept_budgets(self) -> list[tuple[float, float]]:
+        """By budget of the policy: what was asked for, and what was spent."""
+        return [(point.budget, self.spent(point)) for point in self.points if point.arm == "policy"]
 
     def arm(self, name: str, budget: float) -> Point | None:
         return next((point for point in self.points if point.arm == name and point.budget == budget), None)
@@ -159,6 +170,20 @@ class TaskResult(BaseModel):
     data_fingerprint: str = ""
     points: list[TaskPoint]
     policy: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def currency(self) -> str:
+        """What budgets are, in words."""
+        return _in_words(self.settings)
+
+    def kept_budgets(self) -> list[tuple[float, float]]:
+        """By task and budget of the policy: what was asked for, and what was spent."""
+        key = "time" if self.settings.get("currency") == "time" else "net"
+        return [(point.budget, point.realised[key]) for point in self.points if point.arm == "policy"]
+
+
+def _in_words(settings: dict[str, Any]) -> str:
+    return "share of the dense step's time" if settings.get("currency") == "time" else "net keep"
 
 
 class Record(BaseModel):

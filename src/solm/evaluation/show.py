@@ -155,23 +155,23 @@ def captured(result: EvaluationResult, budget: float) -> float | None:
 
 
 def plot(result: EvaluationResult, kind: Kind = "png") -> bytes:
-    """Perplexity against realised net keep. An arm's bar is where the policy's paired 95 % interval puts it as seen
-    from the policy; without a policy, the interval over texts."""
+    """Perplexity against what was spent, in the currency of the budgets. An arm's bar is where the policy's paired 95 %
+    interval puts it as seen from the policy; without a policy, the interval over texts."""
     figure, axes = blank(6, 4.4)
     arms = dict.fromkeys(point.arm for point in result.points if point.arm != "dense")
     for shift, arm in enumerate(arms):
-        points = sorted((p for p in result.points if p.arm == arm), key=lambda p: p.realised)
+        points = sorted((p for p in result.points if p.arm == arm), key=result.spent)
         middle = np.exp([p.nats for p in points])
         low, high = np.exp([_ends(result, p) for p in points]).T
         # Side by side, since matched arms would hide one another.
-        x = np.array([p.realised for p in points]) + 0.002 * (shift - len(arms) / 2)
+        x = np.array([result.spent(p) for p in points]) + 0.002 * (shift - len(arms) / 2)
         axes.errorbar(
             x, middle, yerr=np.clip([middle - low, high - middle], 0, None), label=arm, marker="o", capsize=3, lw=1.5,
             color=COLOURS.get(arm, "#adb5bd"), ls=":" if arm.endswith("-estimated") else "-",
         )  # fmt: skip
     dense = next(point for point in result.points if point.arm == "dense")
     axes.axhline(dense.perplexity, color="#495057", ls="--", lw=1, label="dense")
-    axes.set_xlabel("realised net keep (share of attention, MLP and bits used; arms side by side)")
+    axes.set_xlabel(f"realised {result.currency} (arms side by side)")
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)

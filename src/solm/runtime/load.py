@@ -25,6 +25,7 @@ from solm.core.sparsity import SparsityConfig
 from solm.core.timings import read_timings
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.controlled import sparsity_of
+from solm.runtime.facts import facts_of, model_facts, policy_called
 from solm.runtime.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def load(
 
     Args:
         model: hub id, folder, ``.gguf`` file or ``builtin:smollm2-135m``.
-        policy: folder, hub id or ``builtin:...`` of a trained policy, or the policy itself.
+        policy: folder, hub id or ``builtin:...`` of a trained policy, the policy itself, or ``auto``: the one that
+            ships for the model.
         tokenizer: of transformers, in place of the one that comes with the model.
         sparsity: how actions are carried out; by default the policy's own, else preset ``cpu`` on the cpu backend and
             ``default`` on torch.
@@ -86,7 +88,7 @@ def load(
     """
     model = str(model)
     if isinstance(policy, str | Path):
-        policy = TrainedPolicy.from_pretrained(policy)
+        policy = policy_called(policy, lambda: model_facts(model, revision, trust_remote_code, backend != "torch"))
     check_backend(backend, precision, kv_cache_dtype, shard, engine_sparsity(policy, sparsity))
     if torch_dtype is not None:
         if dtype != "auto":
@@ -140,7 +142,7 @@ def attach(
     Arguments and errors as for `load`; the default of `backend` is ``torch``.
     """
     if isinstance(policy, str | Path):
-        policy = TrainedPolicy.from_pretrained(policy)
+        policy = policy_called(policy, lambda: facts_of(model.config))
     check_backend(backend, precision, kv_cache_dtype, False, engine_sparsity(policy, sparsity))
     how = engine_sparsity(policy, sparsity)
     reason = None

@@ -7,11 +7,12 @@ import sys
 import pytest
 
 from helpers.policies import under_policy
-from solm.cli.checks import ModelFacts, trained_policy
+from solm.cli.checks import trained_policy
 from solm.cli.main import main
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.policies.artifact import CONFIG, WEIGHTS, TrainedPolicy
+from solm.runtime.facts import ModelFacts
 
 FITTED = "builtin:qwen2.5-coder-0.5b-instruct"
 

@@ -4,10 +4,10 @@ import pytest
 
 from solm.backends import free_memory as module
 from solm.backends.free_memory import free_memory
-from solm.cli.checks import ModelFacts
 from solm.cli.rows_check import rows_that_fit
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
+from solm.runtime.facts import ModelFacts
 from solm.serving.settings import ServeSettings
 
 SHAPES = ModelShapes(

@@ -51,6 +51,7 @@ def test_mistakes_are_found_before_weights_are_read(tmp_path, tiny_folder, monke
     for model, given, message in [
         (bare, {}, "model '.*bare' has no tokenizer that can be read"),
         (tmp_path / "none", {}, "cannot load model '.*none'"),
+        (tiny_folder, {"policy": "auto"}, "no policy ships for this llama model; solm fit makes one for any"),
         (tiny_folder, {"dtype": "float8"}, "unknown dtype 'float8'; choose one of auto, float32, bfloat16, float16"),
         (tiny_folder, {"dtype": torch.int8}, "unknown dtype 'int8'"),
         (tiny_folder, {"torch_dtype": "half"}, "unknown dtype 'half'"),

@@ -29,12 +29,12 @@ def render(found: list[tuple[str, Result]]) -> str:
     if tasks:
         parts += ["<h2>Tasks</h2>", *(_task_table(name, result) for name, result in tasks)]
     compared: list[tuple[str, EvaluationResult | TaskResult]] = [*evaluations, *tasks]
-    compared = [(name, run) for name, run in compared if run.settings.get("currency") != "time"]
-    if any(point.arm == "policy" for _, run in compared for point in run.points):
-        parts += [
-            "<h2>Was the budget kept?</h2>",
-            image(_adherence(compared), "realised against requested net keep of the policies"),
-        ]
+    controlled = [(name, run) for name, run in compared if run.kept_budgets()]
+    if controlled:
+        parts += ["<h2>Was the budget kept?</h2>"]
+    for currency in dict.fromkeys(run.currency for _, run in controlled):
+        same = [(name, run) for name, run in controlled if run.currency == currency]
+        parts += [image(_adherence(same, currency), f"realised against requested {currency} of the policies")]
     parts += ["<h2>Where it comes from</h2><ul>"]
     for name, any_result in found:
         made: dict[str, Any] = any_result.environment
@@ -48,7 +48,7 @@ def render(found: list[tuple[str, Result]]) -> str:
 def _evaluation(name: str, result: EvaluationResult) -> list[str]:
     parts = [f"<h2>{escape(name)}</h2><p class=soft>{_levels(result.settings['space'])}</p><ul>"]
     parts += [f"<li>{escape(line)}</li>" for line in verdict(result)]
-    parts += ["</ul>", image(plot(result), f"{name}: perplexity against net keep"), perplexity_table(result)]
+    parts += ["</ul>", image(plot(result), f"{name}: perplexity against {result.currency}"), perplexity_table(result)]
     if result.trials:
         parts += [
             "<h3>Random search</h3>",
@@ -89,16 +89,14 @@ def _task_table(name: str, result: TaskResult) -> str:
     )
 
 
-def _adherence(found: list[tuple[str, EvaluationResult | TaskResult]]) -> bytes:
-    """PNG: the net keep that policies realised over what was asked for. Baselines are matched to them and left out."""
+def _adherence(found: list[tuple[str, EvaluationResult | TaskResult]], currency: str) -> bytes:
+    """PNG: what policies realised over what was asked for. Baselines are matched to them and left out."""
     figure, axes = blank(4.6, 4.4)
     axes.plot([0, 1], [0, 1], color="#adb5bd", lw=1)
     for name, result in found:
-        points = [point for point in result.points if point.arm == "policy"]
-        if points:
-            spent = [p.realised["net"] if isinstance(p.realised, dict) else p.realised for p in points]
-            axes.plot([point.budget for point in points], spent, "o", label=name)
-    axes.set(xlabel="requested net keep", ylabel="realised net keep", xlim=(0.3, 1), ylim=(0.3, 1))
+        asked, spent = zip(*result.kept_budgets(), strict=True)
+        axes.plot(asked, spent, "o", label=name)
+    axes.set(xlabel=f"requested {currency}", ylabel=f"realised {currency}", xlim=(0.3, 1), ylim=(0.3, 1))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
     return picture(figure)
