@@ -137,37 +137,66 @@ class PackedProducts {
   // All products of one step with numbers of 4 + LOW bits.
   template <int LOW>
   void add_pairs() {
-    const PackedPairs<LOW> pairs(g_.count, g_.row, g_.q[0]);
-    if (pairs.pairs > PackedPairs<LOW>::HALF) add_halves<LOW, 2>(pairs);
-    else add_halves<LOW, 1>(pairs);
+    if (g_.count > 2 * PackedPairs<LOW, Widest>::HALF) add_halves<LOW, 2>();
+    else add_halves<LOW, 1>();
   }
 
   template <int LOW, int HALVES>
-  SOLM_INLINE void add_halves(const PackedPairs<LOW>& pairs) {
-    using Pairs = PackedPairs<LOW>;
+  SOLM_INLINE void add_halves() {
+    const int last = packing_.out / BLOCK % 2 ? packing_.out - BLOCK : packing_.out;  // where a single block begins
+    add_double_blocks<LOW, HALVES>(last);
+    if (last < packing_.out) add_single_block<LOW, HALVES>(last);
+  }
+
+  template <int LOW, int HALVES>
+  SOLM_INLINE void add_double_blocks(int end) {
+    using Pairs = PackedPairs<LOW, Widest>;
+    const Pairs pairs(g_.count, g_.row, g_.q[0]);
     typename Pairs::Chunk chunk;
     typename Pairs::Sums upper, lower;
-    auto fetch = [this] { cursor_.fetch<2>(); };
-    auto no_fetch = [] {};  // a line holds both parts
-    const StepScale scale{y_, grid_.step, grid_.lowest, g_.scale[0], float(g_.total[0]), offset(0),
-                          packing_.high_only ? packing_.factor() : 1};
-    const int out = packing_.out;
-    for (int o = 0; o < out; o += 2 * BLOCK) {
+    auto fetch = [this](int) { cursor_.fetch<FETCHED>(); };
+    auto no_fetch = [](int) {};  // a line holds all parts
+    const StepScale scale = step_scale();
+    for (int o = 0; o < end; o += 2 * BLOCK) {
       const int block = o / BLOCK % Pairs::OF_CHUNK;
-      if (LOW > 0 && block == 0)
-        pairs.read_chunk(packing_.high_bytes() + size_t(o) / (Pairs::OF_CHUNK * BLOCK) * 64, fetch, chunk);
+      if (LOW > 0 && block == 0) pairs.read_chunk(place_of_chunk<LOW>(o), fetch, chunk);
       next_.fetch(o, 2 * BLOCK);
-      const bool last = o + BLOCK == out;  // a single block: its halves are in the halves of 32 bytes
-      for (int part = 0; part < (last ? 1 : 2); ++part) {
-        const typename Pairs::Field first(chunk, part, block);
-        const auto second = last ? typename Pairs::Field(chunk, 1, block) : typename Pairs::Field(chunk, part, block + 1);
-        const size_t place = size_t(o) / 2 + 32 * part;
-        if (part == 0) pairs.template multiply<HALVES>(place, first, second, fetch, upper, lower);
+      for (int part = 0; part < Pairs::PARTS; ++part) {
+        const typename Pairs::Field first(chunk, part, block), second(chunk, part, block + 1);
+        const size_t place = size_t(o) / 2 + Widest::BYTES * part;
+        auto fetch_next = [&](int i) SOLM_INLINE { fetch(i), pairs.fetch_near(place + 64, i); };
+        if (part == 0) pairs.template multiply<HALVES>(place, first, second, fetch_next, upper, lower);
         else pairs.template multiply<HALVES>(place, first, second, no_fetch, upper, lower);
-        take<LOW, HALVES>(scale, upper, lower, 0, o + 8 * part, first.shift);
-        take<LOW, HALVES>(scale, upper, lower, 1, last ? o + 8 : o + 8 * part + BLOCK, second.shift);
+        take<LOW, HALVES, Widest>(scale, upper, lower, 0, o + Widest::BYTES / 4 * part, first.shift);
+        take<LOW, HALVES, Widest>(scale, upper, lower, 1, o + Widest::BYTES / 4 * part + BLOCK, second.shift);
       }
     }
+  }
+
+  // Its first half is in the lower halves of 32 bytes.
+  template <int LOW, int HALVES>
+  SOLM_INLINE void add_single_block(int o) {
+    using Pairs = PackedPairs<LOW, Wide32>;
+    const Pairs pairs(g_.count, g_.row, g_.q[0]);
+    typename Pairs::Chunk chunk;
+    typename Pairs::Sums upper, lower;
+    auto fetch = [this](int) { cursor_.fetch<FETCHED>(); };
+    const StepScale scale = step_scale();
+    const int block = o / BLOCK % Pairs::OF_CHUNK;
+    if (LOW > 0) pairs.read_chunk(place_of_chunk<LOW>(o), fetch, chunk);
+    next_.fetch(o, BLOCK);
+    const typename Pairs::Field first(chunk, 0, block), second(chunk, 1, block);
+    pairs.template multiply<HALVES>(size_t(o) / 2, first, second, fetch, upper, lower);
+    take<LOW, HALVES, Wide32>(scale, upper, lower, 0, o, first.shift);
+    take<LOW, HALVES, Wide32>(scale, upper, lower, 1, o + 8, second.shift);
+  }
+
+  static constexpr int FETCHED = 2;  // lines per pair of channels
+
+  // Where the lower bits of the chunk that holds output o begin in a row.
+  template <int LOW>
+  size_t place_of_chunk(int o) const {
+    return packing_.high_bytes() + size_t(o) / (PackedPairs<LOW, Widest>::OF_CHUNK * BLOCK) * 64;
   }
 
   // What `scaled` reads of the members, for one step. Compilers would read members again after every result that is written.
@@ -177,21 +206,25 @@ class PackedProducts {
     float scale, total, offset, factor;
   };
 
-  // Takes sums for outputs o + 16 k + [0, 8), as `scaled` does. They are too large by 2^shift.
-  template <int LOW, int HALVES>
-  SOLM_INLINE static void take(const StepScale& to, const typename PackedPairs<LOW>::Sums& upper,
-                               const typename PackedPairs<LOW>::Sums& lower, int which, int o, int shift) {
-    const __m256 factor = _mm256_set1_ps(to.factor / float(1 << shift)), offset = _mm256_set1_ps(to.offset);
-    const __m256 scale = _mm256_set1_ps(to.scale), total = _mm256_set1_ps(to.total);
-    auto halves = [](const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); };
-    auto add = [&](auto with_lowest) {
+  StepScale step_scale() const {
+    return {y_, grid_.step, grid_.lowest, g_.scale[0], float(g_.total[0]), offset(0),
+            packing_.high_only ? packing_.factor() : 1};
+  }
+
+  // Takes sums for outputs o + 16 k + [0, V::BYTES / 4), as `scaled` does. They are too large by 2^shift.
+  template <int LOW, int HALVES, typename V>
+  SOLM_INLINE static void take(const StepScale& to, const typename PackedPairs<LOW, V>::Sums& upper,
+                               const typename PackedPairs<LOW, V>::Sums& lower, int which, int o, int shift) {
+    const auto factor = V::all_floats(to.factor / float(1 << shift)), offset = V::all_floats(to.offset);
+    const auto scale = V::all_floats(to.scale), total = V::all_floats(to.total);
+    auto add = [&](auto with_lowest) SOLM_INLINE {
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) {
         const int at = o + 16 * k;
-        const __m256 sum = _mm256_cvtepi32_ps(PackedPairs<LOW>::template total<HALVES>(upper, lower, which, k, shift));
-        __m256 steps = _mm256_mul_ps(halves(to.step + at), _mm256_fmadd_ps(sum, factor, offset));
-        if constexpr (with_lowest) steps = _mm256_fmadd_ps(halves(to.lowest + at), total, steps);
-        _mm256_storeu_ps(to.y + at, _mm256_fmadd_ps(scale, steps, _mm256_loadu_ps(to.y + at)));
+        const auto sum = V::floats(PackedPairs<LOW, V>::template total<HALVES>(upper, lower, which, k, shift));
+        auto steps = V::times(V::load_halves(to.step + at), V::times_plus(sum, factor, offset));
+        if constexpr (with_lowest) steps = V::times_plus(V::load_halves(to.lowest + at), total, steps);
+        V::write_floats(to.y + at, V::times_plus(scale, steps, V::load_floats(to.y + at)));
       }
     };
     if (to.lowest) add(std::true_type());

@@ -1,11 +1,10 @@
-// Products of one step's inputs with packed weights, two input channels at a time in vectors of 32 bytes: with AVX2, and with
-// AVX-512 as well, where wider ones, which take four channels at a time, were slower.
+// Products of one step's inputs with packed weights, two input channels at a time.
 #pragma once
 
 #include <algorithm>
 
 #include "dot_i8.h"
-#include "each.h"
+#include "wide.h"
 
 #if defined(__AVX2__)
 #define PACKED_PAIRS
@@ -13,17 +12,19 @@
 namespace solm {
 
 // Numbers of 4 + LOW bits. The upper 4 bits and the lower ones are multiplied apart, as numbers below 16, of which 16 products
-// fit into 16 bits. Two channels side by side take one instruction to interleave, and the sums of 64 outputs stay in registers.
-template <int LOW>
+// fit into 16 bits. Two channels side by side take one instruction to interleave, and the sums of 64 or 128 outputs stay in
+// registers. V: the vectors that are used.
+template <int LOW, typename V>
 struct PackedPairs {
   static constexpr int HALF = 8;                      // pairs whose products fit into 16 bits
   static constexpr int OF_CHUNK = LOW ? 8 / LOW : 2;  // blocks of outputs that share 64 bytes of lower bits
-  using Vector = __m256i;
+  static constexpr int PARTS = 64 / V::BYTES;         // of 64 bytes
+  using Vector = typename V::Vector;
   using Rows = Vector[2 * HALF][2];  // of all pairs, the lower and upper half of both rows
 
   // The lower bits of a chunk, by part: as they are, and moved so that the upper half of a byte is the lower one.
   struct Chunk {
-    Rows rows[2][2];
+    Rows rows[2][PARTS];
   };
 
   // Lower bits of a block in a part of a chunk, read where they lie in half a byte: too large by a power of two, `shift`.
@@ -34,11 +35,11 @@ struct PackedPairs {
 
     Field(const Chunk& chunk, int part, int block)
         : rows(chunk.rows[block * LOW / 4][part]), shift(block * LOW % 4) {
-      mask = _mm256_set1_epi8(char(((1 << LOW) - 1) << shift));
+      mask = V::all_bytes(((1 << LOW) - 1) << shift);
     }
   };
 
-  // Sums of 16 bits: of either half of the pairs, for the lower and upper halves of bytes, of 16 bytes of a row each.
+  // Sums of 16 bits: of either half of the pairs, for the lower and upper halves of bytes, of a half of each 16 bytes of a row.
   struct Sums {
     Vector of[2][2][2];
   };
@@ -50,49 +51,54 @@ struct PackedPairs {
   // row: of `count` channels; q: their inputs. After an odd number one more row follows, whose input is 0.
   PackedPairs(int count, const uint8_t* const* row, const int8_t* q) : pairs((count + 1) / 2), row(row) {
     for (int i = 0; i < 2 * HALF; i += 8) {
-      const Vector two = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q + 2 * i)));
-      _mm256_storeu_si256(reinterpret_cast<Vector*>(input + i), _mm256_or_si256(two, _mm256_slli_epi32(two, 16)));
+      const __m256i two = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q + 2 * i)));
+      Wide32::write(input + i, _mm256_or_si256(two, _mm256_slli_epi32(two, 16)));
     }
   }
 
-  // Reads lower bits, `place` bytes from where rows start. fetch() is called for every pair.
+  // Reads lower bits, `place` bytes from where rows start. fetch(i) is called for every pair i.
   template <typename Fetch>
   void read_chunk(size_t place, Fetch fetch, Chunk& chunk) const {
     for (int i = 0; i < pairs; ++i) {
-      for (int part = 0; part < 2; ++part) {
+      for (int part = 0; part < PARTS; ++part) {
         Vector both[2];
-        interleave_pair(place + part * 32, i, both);
+        interleave_pair(place + part * V::BYTES, i, both);
         for (int u = 0; u < 2; ++u) {
           chunk.rows[0][part][i][u] = both[u];
-          chunk.rows[1][part][i][u] = _mm256_srli_epi16(both[u], 4);
+          chunk.rows[1][part][i][u] = V::words_down(both[u], 4);
         }
       }
-      fetch();
+      fetch(i);
     }
   }
 
-  // Multiplies the lower and upper halves of 32 bytes of every row, `place` bytes from where it starts, and the lower bits
-  // `first` and `second` of these numbers. HALVES: 1 for at most HALF pairs. fetch() is called for every pair.
+  // Fetches the bytes of pair i, `place` bytes from where rows start, into the first-level cache.
+  SOLM_INLINE void fetch_near(size_t place, int i) const {
+    for (int r = 2 * i; r < 2 * i + 2; ++r) __builtin_prefetch(row[r] + place, 0, 3);
+  }
+
+  // Multiplies the lower and upper halves of a vector of every row, `place` bytes from where it starts, and the lower bits
+  // `first` and `second` of these numbers. HALVES: 1 for at most HALF pairs. fetch(i) is called for every pair i.
   template <int HALVES, typename Fetch>
   SOLM_INLINE void multiply(size_t place, const Field& first, const Field& second, Fetch fetch, Sums& upper, Sums& lower) const {
-    const Vector most = _mm256_set1_epi8(15);
+    const Vector most = V::all_bytes(15);
     for (int half = 0; half < HALVES; ++half) {
       Vector high[2][2], low[2][2];
-      for (auto* sums : {high, low}) sums[0][0] = sums[0][1] = sums[1][0] = sums[1][1] = _mm256_setzero_si256();
+      for (auto* sums : {high, low}) sums[0][0] = sums[0][1] = sums[1][0] = sums[1][1] = V::zero();
       for (int i = half * HALF; i < std::min(pairs, half * HALF + HALF); ++i) {
-        const Vector x = _mm256_set1_epi32(input[i]);
+        const Vector x = V::all_integers(input[i]);
         Vector both[2];
         interleave_pair(place, i, both);
 #pragma GCC unroll 2
         for (int u = 0; u < 2; ++u) {
-          add(high[0][u], _mm256_and_si256(both[u], most), x);
-          add(high[1][u], _mm256_and_si256(_mm256_srli_epi16(both[u], 4), most), x);
+          add(high[0][u], V::masked(both[u], most), x);
+          add(high[1][u], V::masked(V::words_down(both[u], 4), most), x);
           if constexpr (LOW > 0) {
-            add(low[0][u], _mm256_and_si256(first.rows[i][u], first.mask), x);
-            add(low[1][u], _mm256_and_si256(second.rows[i][u], second.mask), x);
+            add(low[0][u], V::masked(first.rows[i][u], first.mask), x);
+            add(low[1][u], V::masked(second.rows[i][u], second.mask), x);
           }
         }
-        fetch();
+        fetch(i);
       }
 #pragma GCC unroll 2
       for (int which = 0; which < 2; ++which)
@@ -100,35 +106,33 @@ struct PackedPairs {
     }
   }
 
-  // The sums of eight numbers of the lower (which 0) or upper halves, those of outputs 16 k + [0, 8), times 2^shift.
+  // The sums of the numbers of the lower (which 0) or upper halves, those of outputs 16 k + [0, V::BYTES / 4), times 2^shift.
   template <int HALVES>
   SOLM_INLINE static Vector total(const Sums& upper, const Sums& lower, int which, int k, int shift) {
     const int by = 1 << (LOW + shift);
     if constexpr (LOW > 0 && HALVES == 1)
-      return _mm256_madd_epi16(side_by_side(upper.of[0][which][k / 2], lower.of[0][which][k / 2], k),
-                               _mm256_set1_epi32(by | 1 << 16));
-    const Vector none = _mm256_setzero_si256();
+      return V::word_products(side_by_side(upper.of[0][which][k / 2], lower.of[0][which][k / 2], k),
+                              V::all_integers(by | 1 << 16));
     auto both = [&](const Sums& sums) {
-      return side_by_side(sums.of[0][which][k / 2], HALVES == 2 ? sums.of[1][which][k / 2] : none, k);
+      return side_by_side(sums.of[0][which][k / 2], HALVES == 2 ? sums.of[1][which][k / 2] : V::zero(), k);
     };
-    const Vector sums = _mm256_madd_epi16(both(upper), _mm256_set1_epi16(short(by)));
+    const Vector sums = V::word_products(both(upper), V::all_words(by));
     if constexpr (LOW == 0) return sums;
-    else return _mm256_add_epi32(sums, _mm256_madd_epi16(both(lower), _mm256_set1_epi16(1)));
+    else return V::add_integers(sums, V::word_products(both(lower), V::all_words(1)));
   }
 
  private:
   SOLM_INLINE void interleave_pair(size_t place, int i, Vector* both) const {
-    const auto load = [&](int r) SOLM_INLINE { return _mm256_loadu_si256(reinterpret_cast<const Vector*>(row[r] + place)); };
-    const Vector a = load(2 * i), b = load(2 * i + 1);
-    both[0] = _mm256_unpacklo_epi8(a, b), both[1] = _mm256_unpackhi_epi8(a, b);
+    const Vector a = V::load(row[2 * i] + place), b = V::load(row[2 * i + 1] + place);
+    both[0] = V::first_bytes(a, b), both[1] = V::last_bytes(a, b);
   }
 
   SOLM_INLINE static void add(Vector& sums, Vector numbers, Vector x) {
-    sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(numbers, x));
+    sums = V::add_words(sums, V::byte_products(numbers, x));
   }
 
   SOLM_INLINE static Vector side_by_side(Vector first, Vector second, int k) {
-    return k % 2 ? _mm256_unpackhi_epi16(first, second) : _mm256_unpacklo_epi16(first, second);
+    return k % 2 ? V::last_words(first, second) : V::first_words(first, second);
   }
 };
 
