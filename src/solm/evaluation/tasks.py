@@ -3,10 +3,13 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import lm_eval.api.task
 import numpy as np
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
@@ -138,9 +141,10 @@ def _ask(model: ControlledLM, tasks: dict[str, Task], settings: TaskSettings) ->
         task.set_fewshot_seed(settings.seed)
         if settings.fewshot is not None:
             task.set_config(key="num_fewshot", value=settings.fewshot)
-    found: Any = lm_eval_evaluate(
-        model, {"tasks": tasks, "groups": {}, "group_map": {}}, limit=settings.limit, bootstrap_iters=0
-    )
+    with _without_bars_of_tasks():
+        found: Any = lm_eval_evaluate(
+            model, {"tasks": tasks, "groups": {}, "group_map": {}}, limit=settings.limit, bootstrap_iters=0
+        )
     answers: Answers = {metric: [] for metric in METRICS}
     for name in tasks:
         for sample in sorted(found["samples"][name], key=lambda sample: sample["doc_id"]):
@@ -152,6 +156,17 @@ def _ask(model: ControlledLM, tasks: dict[str, Task], settings: TaskSettings) ->
         "requested": compute.requested,
         "realised": compute.realised,
     }
+
+
+@contextmanager
+def _without_bars_of_tasks() -> Iterator[None]:
+    """lm-eval shows a bar for the prompts of every task, 57 of MMLU, which take no time to make."""
+    bar = lm_eval.api.task.tqdm
+    lm_eval.api.task.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        lm_eval.api.task.tqdm = bar
 
 
 def _answer(task: Task, sample: dict[str, Any]) -> dict[str, float]:

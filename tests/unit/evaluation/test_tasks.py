@@ -1,6 +1,7 @@
 """lm-eval tasks over local files: all arms on the same questions."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_local_tasks_ask_in_lm_evals_own_words(questions):
     assert task.doc_to_text(document) == 1
 
 
-def test_all_arms_answer_the_same_questions_at_what_was_asked(tiny_lm, questions, tmp_path):
+def test_all_arms_answer_the_same_questions_at_what_was_asked(tiny_lm, questions, tmp_path, capsys):
     space = ActionSpace(mlp=(0.4, 1.0), bits=(5, 16))
     settings = TaskSettings(tasks=("arc_easy", "lambada_openai"), budgets=(0.8,), limit=6, fewshot=3, batch=4)
     tasks = load_tasks(list(settings.tasks), questions)
@@ -53,6 +54,9 @@ def test_all_arms_answer_the_same_questions_at_what_was_asked(tiny_lm, questions
     assert [point.arm for point in result.points] == ["dense", "uniform", "random"] * 2
     assert all(point.questions == 6 for point in result.points)
     assert calls[-1] == (6, 6)
+    shown = capsys.readouterr().err
+    assert "Scoring under control" in shown
+    assert not re.search(r"[\r\n] *\d+%", shown), "a bar without a name, of a task's prompts"
     uniform = result.points[1]
     assert uniform.requested["net"] == pytest.approx(0.8)
     assert uniform.realised["net"] == pytest.approx(0.8, abs=0.03)
