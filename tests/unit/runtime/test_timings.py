@@ -67,6 +67,20 @@ def test_high_halves_of_weights_take_their_own_time(tiny_folder):
             found.model_copy(update={"halved_ms": ()}).check(lm.name, lm.backend.name, lm.sparsity)
 
 
+def test_steps_are_timed_as_greedy_decoding_runs_them(tiny_folder, monkeypatch):
+    with solm.load(str(tiny_folder)) as lm:
+        kind, approximate = type(lm.session(capacity=1)), set()
+        plain = kind.step
+
+        def step(session, tokens, keep=None, approximate_tail=False):
+            approximate.add(approximate_tail)
+            return plain(session, tokens, keep, approximate_tail)
+
+        monkeypatch.setattr(kind, "step", step)
+        measure(lm, torch.randint(3, 259, (1, 101)), (100,), rounds=1)
+    assert approximate == {True}
+
+
 def test_disturbed_measurements_are_told_by_the_dense_step_and_the_lower_times_kept():
     quiet = StepTimings(**KNOWN)
     assert quiet.disturbance == 0
