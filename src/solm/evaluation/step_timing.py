@@ -1,5 +1,7 @@
-"""Measuring `StepTimings`: every level of the dial at several contexts, on this machine, of steps as greedy decoding runs
-them: logits that cannot win may be approximate."""
+"""Measuring `StepTimings`: every level of the dial at several contexts, on this machine.
+
+Steps are those of greedy decoding: logits that cannot win may be approximate.
+"""
 
 import statistics
 import time
