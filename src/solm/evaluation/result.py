@@ -117,7 +117,7 @@ class EvaluationResult(BaseModel):
         return _in_words(self.settings)
 
     def spent(self, point: Point) -> float:
-        """What a point spent, in the currency of the budgets; net keep where its steps have no time."""
+        """What a point spent, in the currency of the budgets; net keep where a file names no milliseconds."""
         dense = self.points[0]
         if self.settings.get("currency") != "time" or point.step_ms is None or not dense.step_ms:
             return point.realised
@@ -177,9 +177,10 @@ class TaskResult(BaseModel):
         return _in_words(self.settings)
 
     def kept_budgets(self) -> list[tuple[float, float]]:
-        """By task and budget of the policy: what was asked for, and what was spent."""
+        """By task and budget of the policy: what was asked for, and what was spent, where it is known."""
         key = "time" if self.settings.get("currency") == "time" else "net"
-        return [(point.budget, point.realised[key]) for point in self.points if point.arm == "policy"]
+        policy = [point for point in self.points if point.arm == "policy" and key in point.realised]
+        return [(point.budget, point.realised[key]) for point in policy]
 
 
 def _in_words(settings: dict[str, Any]) -> str:
