@@ -8,8 +8,10 @@ import logging
 import mmap
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ _LONGEST_HEADER = 1 << 20
 _ALIGNED = 1 << 12
 _PIECE = 1 << 26
 """Bytes that are written at a time."""
+_POPULATE_READ = 22 if sys.platform == "linux" else None
+"""MADV_POPULATE_READ: read everything now."""
 _log = logging.getLogger(__name__)
 
 
@@ -102,9 +106,7 @@ def _mapped(library: ctypes.CDLL, path: Path, expected: dict[str, Any], threads:
             checksum = found.pop("checksum", None)
             if found != expected:
                 raise ValueError("it was made from another file or by another version")
-            flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
-            with spread_over(spread_nodes()):
-                weights = MappedWeights(mmap.mmap(file.fileno(), size, flags=flags, prot=mmap.PROT_READ), start)
+            weights = MappedWeights(_map(file.fileno(), size), start)
         if library.solm_checksum(weights.address, weights.nbytes, threads) != checksum:
             raise ValueError("it is damaged")
     except FileNotFoundError:
@@ -113,6 +115,26 @@ def _mapped(library: ctypes.CDLL, path: Path, expected: dict[str, Any], threads:
         _log.info("not using %s: %s", path, getattr(error, "strerror", None) or error)
         return None
     return weights
+
+
+def _map(file: int, size: int) -> mmap.mmap:
+    """A file's content, read into huge pages where the system has them for its file system. Sparse steps touch few
+    bytes of every small page, and then looking up addresses takes 4 to 9 per cent of their time."""
+    map_ = mmap.mmap(file, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    with spread_over(spread_nodes()):
+        for advice in (getattr(mmap, "MADV_HUGEPAGE", None), _POPULATE_READ):
+            if advice is not None:
+                with suppress(OSError):  # a system without it reads the file in small pages, or when it is used
+                    map_.madvise(advice)
+    return map_
+
+
+def _read_again(path: Path) -> None:
+    """Read a file, which was written in small pages, into huge ones, as long as no other process maps it."""
+    with path.open("rb") as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        _map(file.fileno(), os.fstat(file.fileno()).st_size).close()
 
 
 def _header(begin: bytes) -> tuple[dict[str, Any] | None, int]:
@@ -143,6 +165,7 @@ def _keep(library: ctypes.CDLL, path: Path, header: dict[str, Any], arena: Arena
                 file.write(weights[place : place + _PIECE])
             file.flush()
             os.fsync(file.fileno())
+        _read_again(work)
         work.replace(path)
     except OSError as error:
         _log.warning("the repacked weights are not kept, so that the next start takes as long: %s", error)
