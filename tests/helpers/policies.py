@@ -62,6 +62,12 @@ def with_hidden(allocation: Allocation, *bends: float) -> Allocation:
     return allocation.model_copy(update={"hidden": profile_of(*bends).attention})
 
 
+def with_projections(allocation: Allocation, *bends: float) -> Allocation:
+    """The same with curves of their own for the inputs of attention's projections: one bent, and one the other way."""
+    curves = profile_of(*bends)
+    return allocation.model_copy(update={"qkv": curves.attention, "out": curves.mlp})
+
+
 def sparsity_of(*bends: float, **options) -> SparsityConfig:
     return SparsityConfig(window=16, allocation=profile_of(*bends), **options)
 

@@ -9,7 +9,8 @@ from solm.core.errors import UnsupportedModelError
 
 @dataclass(frozen=True)
 class Capability:
-    """What works on a model; `reasons` says, by axis, why one does not. sliding: numbers of the layers with a sliding
+    """What works on a model; `reasons` says, by axis, why one does not, and under ``projections`` why inputs of
+    attention's projections cannot be dropped. sliding: numbers of the layers with a sliding
     window, on which the attention axis does not act."""
 
     family: str
@@ -24,6 +25,7 @@ class Capability:
         return {axis: axis not in self.reasons for axis in AXES}
 
     def require(self, axis: str) -> None:
-        """Raises `UnsupportedModelError` where `axis` cannot be controlled."""
+        """Raises `UnsupportedModelError` where `axis`, or what else `reasons` names, cannot be controlled."""
         if axis in self.reasons:
-            raise UnsupportedModelError(f"the {axis} axis is not supported on {self.family!r}: {self.reasons[axis]}")
+            what = f"the {axis} axis is" if axis in AXES else f"dropping inputs of attention's {axis} is"
+            raise UnsupportedModelError(f"{what} not supported on {self.family!r}: {self.reasons[axis]}")

@@ -21,7 +21,7 @@ from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes
 from solm.core.errors import ContextLengthError, DataError
 from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import ChannelThresholds
+from solm.core.thresholds import MLP_SITES, ChannelThresholds
 from solm.policies.priced import PricedPolicy
 from solm.policies.protocol import Policy
 
@@ -229,9 +229,9 @@ class Backend(Protocol):
     def session(self, sparsity: SparsityConfig, capacity: int = 0) -> Session:
         """An empty session; `capacity` tokens are reserved."""
 
-    def channel_thresholds(self, windows: "torch.Tensor") -> ChannelThresholds:
-        """The |x| above which every whole percentage of the channels of an MLP's sites lies where windows [N, C] of
-        tokens are read densely."""
+    def channel_thresholds(self, windows: "torch.Tensor", sites: int = MLP_SITES) -> ChannelThresholds:
+        """The |x| above which every whole percentage of channels lies where windows [N, C] of tokens are read densely,
+        at the first `sites` of `solm.core.thresholds.SITES`: those of the MLP, or all."""
 
     def pages_held(self) -> tuple[int, int] | None:
         """Pages of keys and values that all sessions hold together, each counted once, and their bytes; None where

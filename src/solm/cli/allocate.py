@@ -50,7 +50,7 @@ def allocate(
 
     from solm.cli.output import output, print_json, progress_bar, say
     from solm.runtime.load import load
-    from solm.training.allocate import SHARES, SITES_APART, find_allocation
+    from solm.training.allocate import axes_of, find_allocation
     from solm.training.sources import draw_windows
 
     contexts = list(checks.counts(context, "--context"))
@@ -77,7 +77,7 @@ def allocate(
             found = find_allocation(
                 lm, windows, contexts, out,
                 lambda done, total: progress.show("measuring heads and layers", done, total),
-                tuple(SITES_APART if how.hidden_power > 1 else SHARES),
+                axes_of(how),
             )  # fmt: skip
         except KeyboardInterrupt:
             progress.stop()

@@ -20,21 +20,28 @@ class Allocation(Frozen):
     attention: share of the pages that may be skipped (all but sinks and window), a curve for every layer, or for every
     KV head of every layer, layer by layer. mlp: share of the MLP's channels, a curve for every layer. hidden: where it
     is given, the share of those that the down projection reads, and `mlp` is that of those that gate and up read.
-    Curves rise to 1. `solm.training.allocate` finds curves whose mean is the average share. Others are allowed, as
-    ledgers count realised shares.
+    qkv, out: the same for the inputs of attention's projections; both or none. Sites without curves of their own
+    follow `mlp`. Curves rise to 1. `solm.training.allocate` finds curves whose mean is the average share. Others are
+    allowed, as ledgers count realised shares.
     """
 
     attention: Curves
     mlp: Curves
     hidden: Curves | None = None
+    qkv: Curves | None = None
+    out: Curves | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Allocation":
-        for name, curves in (("mlp", self.mlp), ("attention", self.attention), ("hidden", self.hidden)):
+        own = {"hidden": self.hidden, "qkv": self.qkv, "out": self.out}
+        given = [curves is not None for curves in own.values()]
+        if given not in ([False] * 3, [True, False, False], [True] * 3):
+            raise ValueError("qkv and out need each other and hidden")
+        for name, curves in {"mlp": self.mlp, "attention": self.attention, **own}.items():
             if curves is None:
                 continue
-            if name == "hidden" and len(curves) != self.layers:
-                raise ValueError(f"hidden needs a curve for each of the {self.layers} layers, got {len(curves)}")
+            if name in own and len(curves) != self.layers:
+                raise ValueError(f"{name} needs a curve for each of the {self.layers} layers, got {len(curves)}")
             if not curves or any(len(curve) != KNOTS for curve in curves) or len(curves) % self.layers:
                 raise ValueError(f"{name} needs {KNOTS} points for every layer")
             table = np.array(curves, dtype=np.float64)
@@ -71,13 +78,19 @@ class Allocation(Frozen):
         return hash(self._curves)
 
     @property
-    def _curves(self) -> tuple[Curves, Curves, Curves | None]:
-        return self.attention, self.mlp, self.hidden
+    def _curves(self) -> tuple[Curves | None, ...]:
+        return self.attention, self.mlp, self.hidden, self.qkv, self.out
+
+    @property
+    def own_sites(self) -> int:
+        """The sites besides the first that have curves of their own: 0, 1 or 3."""
+        return sum(curves is not None for curves in (self.hidden, self.qkv, self.out))
 
     @cached_property
     def table(self) -> np.ndarray:
-        """[layers · heads + layers, KNOTS] float64: attention, then MLP; then `hidden`, if any, [layers, KNOTS]."""
-        return np.array(self.attention + self.mlp + (self.hidden or ()), dtype=np.float64)
+        """[layers · heads + layers, KNOTS] float64: attention, then MLP; then `own_sites` times [layers, KNOTS]."""
+        own = (self.hidden or ()) + (self.qkv or ()) + (self.out or ())
+        return np.array(self.attention + self.mlp + own, dtype=np.float64)
 
     def pages(self, share: AnyArray) -> AnyArray:
         """[layers, heads, ...] float64: the share of the pages that may be skipped which every head reads, where the
@@ -85,18 +98,13 @@ class Allocation(Frozen):
         curves = _interpolated(self.table[: len(self.attention)], as_numpy(share))
         return in_kind(curves.reshape(self.layers, self.heads, *curves.shape[1:]), share)
 
-    def channels(self, share: AnyArray) -> AnyArray:
-        """[layers, ...] float64: the share of channels that every layer keeps at the keep rate `share` [...]; with
-        `hidden` curves, of its input channels."""
-        first = len(self.attention)
-        return in_kind(_interpolated(self.table[first : first + self.layers], as_numpy(share)), share)
-
-    def hidden_channels(self, share: AnyArray) -> AnyArray | None:
-        """[layers, ...] float64: the share of hidden channels that every layer keeps at the keep rate `share` [...];
-        None without `hidden` curves."""
-        if self.hidden is None:
+    def channels(self, share: AnyArray, site: int = 0) -> AnyArray | None:
+        """[layers, ...] float64: the share of a site's channels that every layer keeps at the keep rate `share` [...];
+        None where the site has no curves of its own."""
+        if site > self.own_sites:
             return None
-        return in_kind(_interpolated(self.table[-self.layers :], as_numpy(share)), share)
+        first = len(self.attention) + site * self.layers
+        return in_kind(_interpolated(self.table[first : first + self.layers], as_numpy(share)), share)
 
 
 def _interpolated(curves: np.ndarray, share: np.ndarray) -> np.ndarray:

@@ -49,15 +49,15 @@ class ModelShapes(BaseModel):
 
 
 def mlp_share(keep: Number, shapes: ModelShapes, sparsity: SparsityConfig) -> Number:
-    """Share of the MLP's weights read at a realised MLP share `keep` (any shape).
+    """Share of the MLP's weights read at a realised share of channels `keep` (any shape).
 
     Dropped input channels skip columns of gate and up, dropped hidden channels skip rows of down. Of an allocation only
     the mean is known here. It is a few thousandths off where hidden channels keep the square of a share. Where they
-    have curves of their own it is taken to be the share itself, which is exact where `SparsityConfig.input_part` counts
-    weights.
+    or attention's projections have curves of their own it is taken to be the share itself, which is exact where the
+    parts of `SparsityConfig` count weights.
     """
     up, down, part = shapes.up_weights, shapes.down_weights, sparsity.input_part
-    if sparsity.allocation is not None and sparsity.allocation.hidden is not None:
+    if sparsity.projection_part or (sparsity.allocation is not None and sparsity.allocation.hidden is not None):
         return keep
     if sparsity.hidden_power == 2:
         # Of keep = part * inputs + (1 - part) * inputs².
@@ -125,10 +125,11 @@ def _relative(
     # Weights and keys cost as many bytes, or multiply-adds, as one another; a key is read once for all of its queries.
     heads = shapes.kv_heads if model == "bytes" else shapes.heads
     dense_weights = shapes.attention_weights + shapes.up_weights + shapes.down_weights
-    weights = shapes.attention_weights + (shapes.up_weights + shapes.down_weights) * mlp_share(mlp, shapes, sparsity)
+    projections = shapes.attention_weights * (mlp if sparsity.projection_part else 1)
+    weights = projections + (shapes.up_weights + shapes.down_weights) * mlp_share(mlp, shapes, sparsity)
     cached = 2 * length * shapes.head_dim
     if sparsity.bits_site == "weights" and model == "bytes":
-        weights -= (weights - shapes.attention_weights) * (1 - bits) * _LOW_PART
+        weights -= (weights - projections) * (1 - bits) * _LOW_PART
     metadata = cached / sparsity.page_size * (attention < 1)
     step = shapes.layers * (weights + heads * (cached * attention + metadata))
     dense = shapes.layers * (dense_weights + heads * cached)

@@ -63,7 +63,7 @@ class MeasuredCost:
 
 def input_part(timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShapes) -> float:
     """`SparsityConfig.input_part` that counts milliseconds: what all input channels of the MLP take of what all its
-    channels take.
+    channels take. Inputs of attention's projections, where steps drop some, take as much per weight as the MLP's.
 
     Fitted by least squares to all levels and contexts, of steps whose sites keep shares together and of steps that
     leave out hidden channels alone. At most 0.15 from the part of the weights, which holds without measurements.
@@ -80,8 +80,16 @@ def input_part(timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShap
             rows.append((0.0, 1 - level))
             saved.append(dense_ms - ms)
     inputs, hidden = np.maximum(np.linalg.lstsq(np.array(rows), np.array(saved), rcond=None)[0], 0)
+    if sparsity.projection_part:
+        inputs *= shapes.up_weights / (shapes.up_weights + shapes.attention_weights)
     found = inputs / (inputs + hidden) if inputs + hidden > 0 else by_weights
     return round(float(np.clip(found, by_weights - _PART_RANGE, by_weights + _PART_RANGE)), 3)
+
+
+def projection_part(shapes: ModelShapes) -> float:
+    """`SparsityConfig.projection_part` by weights."""
+    weights = shapes.attention_weights + shapes.up_weights + shapes.down_weights
+    return round(shapes.attention_weights / weights, 3)
 
 
 def _rate(left_out: np.ndarray, saved: np.ndarray) -> float:

@@ -15,7 +15,9 @@ from solm.core.arrays import AnyArray, Array, as_numpy, in_kind, is_tensor
 from solm.core.cost import ModelShapes
 from solm.core.nested import HIGH_BITS
 from solm.core.sparsity import SparsityConfig
+from solm.core.thresholds import SITES
 
+HIDDEN_SITE = SITES.index("hidden")
 _ROUNDING = 1e-9
 _PART = 4096
 """KV lengths whose level shares are computed at once, to bound the memory of layers x heads x lengths."""
@@ -80,19 +82,38 @@ def _kv_budget(
     return start, pages, (always + pages * page).mean(1) / kv_length
 
 
+def site_parts(sparsity: SparsityConfig, shapes: ModelShapes) -> tuple[float, ...]:
+    """What each site that drops channels counts of a layer's realised share: they add up to 1."""
+    if sparsity.sites == 1:
+        return (1.0,)
+    mlp = 1 - sparsity.projection_part
+    parts = (mlp * sparsity.input_part, mlp * (1 - sparsity.input_part))
+    if not sparsity.projection_part:
+        return parts
+    qkv = (shapes.heads + 2 * shapes.kv_heads) / (2 * (shapes.heads + shapes.kv_heads))
+    return (*parts, sparsity.projection_part * qkv, sparsity.projection_part * (1 - qkv))
+
+
+def site_shares(keep: AnyArray, sparsity: SparsityConfig) -> list[AnyArray]:
+    """The share of channels that each site keeps at keep rates keep [...]: float64 [...], or under an allocation
+    [layers, ...]."""
+    allocation = sparsity.allocation
+    first: AnyArray = keep if allocation is None else allocation.channels(keep)  # type: ignore[assignment]
+    shares = []
+    for site in range(sparsity.sites):
+        own = None if allocation is None else allocation.channels(keep, site)
+        power = sparsity.hidden_power if site == HIDDEN_SITE else 1
+        shares.append(first**power if own is None else own)
+    return shares
+
+
 def realised_mlp(keep: AnyArray, sparsity: SparsityConfig, shapes: ModelShapes) -> AnyArray:
-    """The share of MLP channels that layers compute at keep rates keep [...], sites weighted by
-    `SparsityConfig.input_part`: float64 [...], or under an allocation [layers, ...]."""
-    kept, hidden = as_numpy(keep), None
-    if sparsity.allocation is not None:
-        hidden = sparsity.allocation.hidden_channels(kept)
-        kept = sparsity.allocation.channels(kept)
-    share = _ceil_share(kept, shapes.hidden) / shapes.hidden
-    if sparsity.mlp_site == "input+hidden":
-        hidden = kept**sparsity.hidden_power if hidden is None else as_numpy(hidden)
-        of_hidden = _ceil_share(hidden, shapes.intermediate) / shapes.intermediate
-        share = sparsity.input_part * share + (1 - sparsity.input_part) * of_hidden
-    return in_kind(share, keep)
+    """The share of channels that layers compute at keep rates keep [...], sites weighted by `site_parts`: float64
+    [...], or under an allocation [layers, ...]."""
+    sizes = (shapes.hidden, shapes.intermediate, shapes.hidden, shapes.heads * shapes.head_dim)
+    shares = site_shares(as_numpy(keep), sparsity)
+    kept = np.stack([_ceil_share(as_numpy(share), size) / size for share, size in zip(shares, sizes, strict=False)])
+    return in_kind(np.tensordot(site_parts(sparsity, shapes), kept, 1), keep)
 
 
 def equal_mlp(keep: float, sparsity: SparsityConfig, other: SparsityConfig, shapes: ModelShapes) -> float:

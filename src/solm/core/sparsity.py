@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from solm.core.allocation import Allocation
 from solm.core.arrays import AnyArray, as_numpy, in_kind
 from solm.core.errors import SolmError
-from solm.core.thresholds import ChannelThresholds
+from solm.core.thresholds import MLP_SITES, SITES, ChannelThresholds
 
 _FROM_THE_START = np.array([False, True, True])
 """Axes that can be controlled in every context."""
@@ -37,6 +37,10 @@ class SparsityConfig(BaseModel):
     """With ``input+hidden`` the part of the MLP's realised share that input channels count; hidden ones count the rest.
     With two thirds the share counts the weights of a gated MLP. Where it counts milliseconds, schedules of equal shares
     take equal time."""
+    projection_part: float = Field(0, ge=0, lt=1)
+    """Where it is not 0, steps also drop inputs of attention's projections: of the query, key and value projections,
+    and of the output projection. It is the part of the realised share that these count, between them by their
+    weights."""
     bits_site: Literal["input", "output", "weights"] = "input"
     """What the third axis rounds: activations that enter the MLP's products or leave the MLP, or the MLP's weights, of
     which a step at up to 4 bits reads the high halves alone (`solm.core.nested`)."""
@@ -45,7 +49,7 @@ class SparsityConfig(BaseModel):
     allocation: Allocation | None = None
     """The shares of attention and MLP that KV heads and layers keep; None: all the same."""
     thresholds: ChannelThresholds | None = None
-    """Keep the MLP channels that pass a threshold, and realise what passed; None: exactly the share ρ of them."""
+    """Keep the channels that pass a threshold, and realise what passed; None: exactly the share ρ of them."""
 
     @model_validator(mode="after")
     def _check_window(self) -> "SparsityConfig":
@@ -59,6 +63,16 @@ class SparsityConfig(BaseModel):
     def _check_power(self) -> "SparsityConfig":
         if self.hidden_power > 1 and self.mlp_site != "input+hidden":
             raise ValueError(f"hidden_power {self.hidden_power} needs mlp_site 'input+hidden', got {self.mlp_site!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_projections(self) -> "SparsityConfig":
+        if self.projection_part and self.mlp_site != "input+hidden":
+            raise ValueError(f"a projection_part needs mlp_site 'input+hidden', got {self.mlp_site!r}")
+        if self.projection_part and self.thresholds is not None and self.thresholds.sites < self.sites:
+            raise ValueError("a projection_part needs thresholds of attention's projections")
+        if not self.projection_part and self.allocation is not None and self.allocation.qkv is not None:
+            raise ValueError("an allocation of attention's projections needs a projection_part")
         return self
 
     @model_validator(mode="after")
@@ -88,6 +102,11 @@ class SparsityConfig(BaseModel):
             return SparsityConfig.model_validate({**dict(self), "allocation": allocation})
         except ValidationError as error:
             raise SolmError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+
+    @property
+    def sites(self) -> int:
+        """How many of `solm.core.thresholds.SITES` drop channels, from the first on."""
+        return len(SITES) if self.projection_part else MLP_SITES if self.mlp_site == "input+hidden" else 1
 
     @property
     def exact(self) -> "SparsityConfig":

@@ -1,4 +1,4 @@
-"""Thresholds on MLP channels: how large |x| must be for a channel to be kept, by the share that an action keeps."""
+"""Thresholds on channels: how large |x| must be for a channel to be kept, by the share that an action keeps."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,17 +12,20 @@ from solm.core.frozen import Frozen
 if TYPE_CHECKING:
     import torch
 
-SITES = 2
-"""Of a layer: what its gate and up projections read, and what its down projection reads."""
+SITES = ("input", "hidden", "qkv", "out")
+"""Where a layer drops channels: what gate and up read, what down reads; what the query, key and value projections read,
+and what the output projection of attention reads."""
+MLP_SITES = 2
+"""The first ones, which are of the MLP."""
 PERCENTAGES = 101
 
 
 class ChannelThresholds(Frozen):
     """Limits on |x| that replace an exact number of channels (TEAL, arXiv 2408.14690).
 
-    limits: for every layer and site 101 numbers. The number at place p is the least |x| that a step keeps whose action
-    keeps p percent of the site's channels. They fall to 0, with which every channel is kept. What a step keeps is known
-    after it has run.
+    limits: for every layer and site, those of the MLP or all of `SITES`, 101 numbers. The one at place p is the least
+    |x| that a step keeps whose action keeps p percent of the site's channels. They fall to 0, with which every channel
+    is kept. What a step keeps is known after it has run.
     """
 
     limits: tuple[tuple[tuple[float, ...], ...], ...]
@@ -30,8 +33,9 @@ class ChannelThresholds(Frozen):
     @field_validator("limits")
     @classmethod
     def _check(cls, limits: tuple[tuple[tuple[float, ...], ...], ...]) -> tuple[tuple[tuple[float, ...], ...], ...]:
-        if not limits or any(len(layer) != SITES for layer in limits):
-            raise ValueError(f"limits need at least one layer, and {SITES} sites for every layer")
+        sites = {len(layer) for layer in limits}
+        if len(sites) != 1 or not sites <= {MLP_SITES, len(SITES)}:
+            raise ValueError(f"limits need at least one layer, and {MLP_SITES} or {len(SITES)} sites for every layer")
         if any(len(site) != PERCENTAGES for layer in limits for site in layer):
             raise ValueError(f"limits need {PERCENTAGES} numbers for every site, of 0 to 100 percent")
         table = np.array(limits, dtype=np.float64)
@@ -41,7 +45,7 @@ class ChannelThresholds(Frozen):
 
     @classmethod
     def of(cls, limits: np.ndarray) -> "ChannelThresholds":
-        """From limits [layers, 2, 101], of which the last of a site is taken as 0 and four digits are kept."""
+        """From limits [layers, sites, 101], of which the last of a site is taken as 0 and four digits are kept."""
         digits = np.array([float(f"{limit:.4g}") for limit in np.asarray(limits).flat]).reshape(limits.shape)
         digits[..., -1] = 0
         return cls(limits=np.minimum.accumulate(digits, -1).tolist())
@@ -49,6 +53,10 @@ class ChannelThresholds(Frozen):
     @property
     def layers(self) -> int:
         return len(self.limits)
+
+    @property
+    def sites(self) -> int:
+        return len(self.limits[0])
 
     def check(self, layers: int) -> None:
         """Raises `PolicyMismatchError` for a model of another number of layers."""
@@ -68,7 +76,7 @@ class ChannelThresholds(Frozen):
 
     @cached_property
     def table(self) -> "torch.Tensor":
-        """[layers, 2, 101] float32."""
+        """[layers, sites, 101] float32."""
         import torch
 
         return torch.tensor(self.limits, dtype=torch.float32)

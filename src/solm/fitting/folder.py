@@ -30,6 +30,8 @@ class About(BaseModel):
     data: dict[str, str]
     minutes: float
     seed: int
+    sites: int = 2
+    """Where steps drop channels, `SparsityConfig.sites`."""
 
 
 class _Manifest(BaseModel):

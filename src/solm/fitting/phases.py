@@ -81,7 +81,7 @@ def find_thresholds(job: Job) -> None:
     sizes, told = job.sizes("thresholds"), job.progress("thresholds")
     windows = draw_windows(job.texts.train, sizes.threshold_texts, sizes.context, job.generator())
     told(0, 1)
-    found = job.lm.backend.channel_thresholds(windows)
+    found = job.lm.backend.channel_thresholds(windows, job.lm.sparsity.sites)
     told(1, 1)
     write_text(job.folder.path / THRESHOLDS, found.model_dump_json() + "\n")
 
@@ -212,7 +212,7 @@ def _points_of(result: EvaluationResult) -> Iterator[CurvePoint]:
 
 
 def _plain(job: Job) -> SparsityConfig:
-    """How the model's actions are carried out: by thresholds, and the MLP's share counts milliseconds."""
+    """How the model's actions are carried out: by thresholds, and shares of channels count milliseconds."""
     part = input_part(read_timings(job.folder.path / TIMINGS), job.lm.sparsity, job.lm.shapes)
     thresholds = read_model(job.folder.path / THRESHOLDS, ChannelThresholds)
     return job.lm.sparsity.model_copy(update={"input_part": part, "thresholds": thresholds})

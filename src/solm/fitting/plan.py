@@ -15,6 +15,7 @@ from solm.core.timings import LEVELS
 from solm.evaluation.step_timing import HIDDEN, STEPS
 from solm.runtime.language_model import LanguageModel
 from solm.training.allocate import CHECKED, SITES_APART
+from solm.training.site_curves import PROBES
 
 PHASES = {
     "timings": 0.08, "thresholds": 0.02, "allocation": 0.25, "samples": 0.31, "level costs": 0.12, "comparison": 0.22,
@@ -141,7 +142,7 @@ def plan(
     rounds = (seconds["timings"] - sum(contexts) / speed.prefill) / (len(contexts) * round_seconds) - 1
 
     length = min(32, logits // 2)
-    axes: tuple[str, ...] = ("mlp", "hidden")
+    axes = tuple(PROBES)
     half = _allocation_texts(seconds["allocation"], speed, shapes, axes, read, length)
     if attention > 0.03:
         both = _allocation_texts(seconds["allocation"], speed, shapes, tuple(SITES_APART), read, length)
@@ -177,7 +178,7 @@ def _allocation_texts(
     seconds: float, speed: Speed, shapes: ModelShapes, axes: tuple[str, ...], read: float, length: int
 ) -> float:
     """Texts per half that the allocation has time for."""
-    units = {"attention": shapes.layers * shapes.kv_heads, "mlp": shapes.layers, "hidden": shapes.layers}
+    units = {axis: shapes.layers * (shapes.kv_heads if axis == "attention" else 1) for axis in axes}
     passes = 2 + sum(units[axis] * len(SITES_APART[axis]) + 2 * len(CHECKED.get(axis, ())) for axis in axes)
     return seconds / (2 * read + passes * length / speed.score)
 

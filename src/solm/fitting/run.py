@@ -9,6 +9,7 @@ import torch
 from solm.core.errors import SolmError
 from solm.core.files import write_text
 from solm.core.interrupt import Interrupted, signals
+from solm.core.measured import projection_part
 from solm.core.provenance import environment
 from solm.data.windows import TokenStream
 from solm.evaluation.result import EvaluationResult
@@ -62,11 +63,13 @@ def fit(
     if not lm.backend.name.startswith("cpu"):
         raise SolmError(f"a fit needs a backend whose steps save time: cpu, not {lm.backend.name}")
     texts = Texts.split(streams, lm.context)
+    lm = lm.with_policy(None, lm.sparsity.model_copy(update={"projection_part": projection_part(lm.shapes)}))
     minutes = default_minutes(lm.shapes) if minutes is None else minutes
     about = About(
         model=lm.identity.model_dump_json(exclude={"name"}), backend=lm.backend.name,
         processor=environment()["machine"]["processor"], threads=torch.get_num_threads(),
         data={stream.name: stream.fingerprint for stream in streams}, minutes=minutes, seed=seed,
+        sites=lm.sparsity.sites,
     )  # fmt: skip
     with signals() as stop, FitFolder.opened(out, about) as folder:
         job = Job(lm, texts, folder, minutes, seed, stop, report, remark)

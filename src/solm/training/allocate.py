@@ -15,7 +15,7 @@ from solm.core.cost import ModelShapes
 from solm.core.errors import DamagedFileError, DataError
 from solm.core.files import write_text
 from solm.core.provenance import command_line, environment
-from solm.core.shares import equal_mlp
+from solm.core.shares import equal_mlp, site_parts
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import BUILTIN, TrainedPolicy
 from solm.runtime.language_model import LanguageModel
@@ -26,9 +26,15 @@ SHARES = {"attention": (0.02, 0.12, 0.3), "mlp": (0.5, 0.7)}
 """By group of units the shares that one unit keeps while the others are dense: a KV head of the pages that may be
 skipped, a layer of its MLP's channels."""
 SITES_APART = {**SHARES, **PROBES}
-"""The same where a layer's input channels (``mlp``) and hidden ones are units of their own."""
+"""The same where the sites of a layer are units of their own: the MLP's input channels (``mlp``) and hidden ones, and
+the inputs of attention's projections."""
 CHECKED = {"attention": (0.1, 0.2, 0.4), "mlp": (0.5, 0.7, 0.9)}
 """Keep rates at which the allocation is compared with uniform shares, on other texts."""
+
+
+def axes_of(sparsity: SparsityConfig) -> tuple[str, ...]:
+    """What an allocation deals out: sites apart where hidden channels keep less than input channels."""
+    return ("attention", *list(PROBES)[: sparsity.sites]) if sparsity.hidden_power > 1 else tuple(SHARES)
 
 
 def find_allocation(
@@ -45,7 +51,8 @@ def find_allocation(
     same number of context tokens: the shortest one all texts of the half, longer ones fewer. The result is written to
     `out` and returned; measurements are written to a file beside it, from which an interrupted run goes on.
     progress: called with measurements done and in all. axes: the groups of `SHARES` that are dealt out; others stay
-    uniform. With ``mlp`` and ``hidden`` the sites of the MLP have curves of their own, under one price of time.
+    uniform. With ``hidden`` the sites of the MLP, and with ``qkv`` and ``out`` those of attention's projections, have
+    curves of their own, under one price of time.
     Raises `DataError` for fewer than two windows or a context in which no step can be controlled, `SolmError` where the
     model's `SparsityConfig` cannot have an allocation.
     """
@@ -80,15 +87,15 @@ def find_allocation(
     layers, heads = units["mlp"], units["attention"] // units["mlp"] if costs["attention"] else 1
     apart = bool(costs.get("hidden"))
     if apart:
-        of_sites = {axis: np.array(list(costs[axis].values())) for axis in PROBES}
+        of_sites = {axis: np.array(list(costs[axis].values())) for axis in PROBES if costs.get(axis)}
         rounding = of_sites["mlp"][:, -1]
     else:
         rounding = _rounding_cost(costs["attention"], heads, layers, min(found.values(), default=0))
     greedy = ["attention"] if apart else list(SHARES)
     curves = {axis: _curves(costs[axis], rounding, SHARES[axis], units[axis]) for axis in greedy}
     if apart:
-        limits = plain.thresholds or lm.backend.channel_thresholds(windows[:half, : min(contexts)])
-        curves |= priced_curves(site_losses(of_sites, np.array(limits.limits)), plain.input_part)
+        limits = plain.thresholds or lm.backend.channel_thresholds(windows[:half, : min(contexts)], plain.sites)
+        curves |= priced_curves(site_losses(of_sites, np.array(limits.limits)), site_parts(plain, lm.shapes))
     allocation = Allocation(**curves)
     del measured
     checked = []
@@ -134,7 +141,8 @@ def trusted(result: dict[str, Any]) -> Allocation:
     changes: dict[str, Any] = {}
     for axis in CHECKED:
         if not sum(row["even"] - row["allocation"] for row in result["checked"] if row["axis"] == axis) > 0:
-            changes |= {axis: (UNIFORM,) * len(getattr(found, axis))} | ({"hidden": None} if axis == "mlp" else {})
+            own = dict.fromkeys(("hidden", "qkv", "out")) if axis == "mlp" else {}
+            changes |= {axis: (UNIFORM,) * len(getattr(found, axis))} | own
     return found.model_copy(update=changes)
 
 
@@ -154,7 +162,7 @@ def _units(lm: LanguageModel, wanted: Sequence[str]) -> tuple[dict[str, list[int
     full = [layer for layer in range(shapes.layers) if layer not in capability.sliding]
     heads = [layer * shapes.kv_heads + head for layer in full for head in range(shapes.kv_heads)]
     layers = list(range(shapes.layers)) if axes["mlp"] else []
-    groups = {"attention": heads, "mlp": layers} | ({"hidden": layers} if "hidden" in wanted else {})
+    groups = {"attention": heads, "mlp": layers} | {site: layers for site in ("hidden", "qkv", "out") if site in wanted}
     measurable = {axis: units if axis in wanted else [] for axis, units in groups.items()}
     return measurable, {axis: shapes.layers * (shapes.kv_heads if axis == "attention" else 1) for axis in groups}
 

@@ -128,7 +128,7 @@ def test_thresholds_of_another_model_are_refused(exact_lm):
         rows.score(ids, keep(1, 1, 0.6, 16))
     for limits, words in (
         ((), "at least one layer"),
-        (((fall,),), "2 sites"),
+        (((fall,),), "2 or 4 sites"),
         (((fall, fall[1:]),), "101 numbers"),
         (((fall, fall[::-1]),), "fall to 0"),
         (((fall, (float("nan"), *fall[1:])),), "finite"),

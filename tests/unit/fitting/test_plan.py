@@ -13,6 +13,7 @@ SMALL = ModelShapes(
 )
 PLACE = {"context": 512, "longest": 32_768, "windows": lambda length: 1000}
 SPEED = Speed(250, 150, 0.02)
+SITES = ("mlp", "hidden", "qkv", "out")
 
 
 def test_the_shares_of_the_phases_are_the_whole():
@@ -44,9 +45,9 @@ def test_the_time_that_a_phase_plans_is_its_share():
 
 
 def test_kv_heads_are_told_apart_only_where_pages_save_time_and_there_is_enough():
-    assert plan(120, SPEED, SMALL, **PLACE, attention=0.01).allocation_axes == ("mlp", "hidden")
-    assert plan(120, SPEED, SMALL, **PLACE, attention=0.2).allocation_axes == ("attention", "mlp", "hidden")
-    assert plan(10, SPEED, SMALL, **PLACE, attention=0.2).allocation_axes == ("mlp", "hidden")
+    assert plan(120, SPEED, SMALL, **PLACE, attention=0.01).allocation_axes == SITES
+    assert plan(120, SPEED, SMALL, **PLACE, attention=0.2).allocation_axes == ("attention", *SITES)
+    assert plan(10, SPEED, SMALL, **PLACE, attention=0.2).allocation_axes == SITES
 
 
 def test_too_few_minutes_are_refused_with_what_is_needed():

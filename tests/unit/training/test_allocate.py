@@ -18,6 +18,7 @@ from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.training.allocate import (
     _rounding_cost,
+    axes_of,
     find_allocation,
     read_allocation,
     trusted,
@@ -141,6 +142,25 @@ def test_input_and_hidden_channels_are_dealt_out_apart(tmp_path):
     assert {row["axis"] for row in result["checked"]} == {"mlp"}
     uniform = {**result, "checked": [{**row, "even": 0.0, "allocation": 1.0} for row in result["checked"]]}
     assert trusted(uniform).hidden is None, "where it loses, layers and sites are alike"
+
+
+def test_inputs_of_attentions_projections_are_dealt_out_with_the_mlps_channels(tmp_path):
+    """The output projection of the second layer does nothing: its inputs are given up first."""
+    model = tiny_model("llama", torch.float32)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(8)
+        model.model.layers[1].self_attn.o_proj.weight.zero_()
+    sparsity = SparsityConfig(window=16, hidden_power=2, projection_part=0.3)
+    with solm.attach(model, sparsity=sparsity) as lm:
+        find_allocation(lm, tokens(4, 200), (160,), tmp_path / "layers.json", axes=axes_of(sparsity)[1:])
+        allocation = read_allocation(tmp_path / "layers.json")
+        realised = realised_mlp(np.array(EVEN), sparsity.under(allocation), lm.shapes).mean(0)
+    assert np.allclose(realised, EVEN, atol=0.02), "the keep rate is what all sites realise"
+    first, second = np.array(allocation.out)
+    assert (first - second).mean() > 0.2
+    first, second = np.array(allocation.qkv)
+    assert (first - second).mean() > 0.2, "nor is anything lost of what this layer's heads would have read"
 
 
 @pytest.mark.parametrize(("texts", "context", "message"), [(1, 160, "at least 2 texts"), (4, 12, "at least 21 tokens")])

@@ -1,6 +1,7 @@
-"""Curves of the MLP's sites under one price, against activations of a known distribution."""
+"""Curves of sites under one price, against activations of a known distribution."""
 
 import numpy as np
+import pytest
 
 from helpers.policies import EVEN
 from solm.core.allocation import Allocation
@@ -26,7 +27,7 @@ def test_a_loss_is_that_of_the_probe_beyond_rounding_and_follows_the_square():
         "hidden": np.array([0.01, 0.02])[:, None] + rounding[:, None],
     }
     found = site_losses(costs, LIMITS)
-    for site, axis in enumerate(PROBES):
+    for site, axis in enumerate(costs):
         at = round(100 * PROBES[axis][0])
         assert np.allclose(found[:, site, at], costs[axis][:, 0] - rounding)
         assert np.allclose(found[..., -1], 0)
@@ -36,20 +37,22 @@ def test_a_loss_is_that_of_the_probe_beyond_rounding_and_follows_the_square():
     assert 0 < site_losses(costs, LIMITS)[0, 1, 20] < 1e-4, "noise below rounding counts as almost nothing"
 
 
-def test_all_layers_and_sites_have_one_price():
-    sensitivity, part = np.array([[3.0, 0.5], [1.0, 2.0], [0.2, 1.0]]), 0.7
-    curves = priced_curves(sensitivity[..., None] * (1 - KEPT) ** 3, part)
+@pytest.mark.parametrize("parts", [(0.7, 0.3), (0.6, 0.25, 0.1, 0.05)])
+def test_all_layers_and_sites_have_one_price(parts):
+    sensitivity = np.array([[3.0, 0.5, 0.5, 0.2], [1.0, 2.0, 0.3, 0.2], [0.4, 1.0, 0.4, 0.3]])[:, : len(parts)]
+    curves = priced_curves(sensitivity[..., None] * (1 - KEPT) ** 3, parts)
     Allocation(attention=(EVEN,) * 3, **curves)  # raises for what is no allocation
-    shares = np.stack([np.array(curves[axis]) for axis in PROBES], 1)  # [layers, sites, knots]
-    assert np.allclose((part * shares[:, 0] + (1 - part) * shares[:, 1]).mean(0), EVEN, atol=0.003)
-    price = sensitivity * (1 - shares[..., 10]) ** 2 / np.array([part, 1 - part])
+    assert list(curves) == list(PROBES)[: len(parts)]
+    shares = np.stack([np.array(curve) for curve in curves.values()], 1)  # [layers, sites, knots]
+    assert np.allclose(np.tensordot(parts, shares, (0, 1)).mean(0), EVEN, atol=0.003)
+    price = sensitivity * (1 - shares[..., 10]) ** 2 / np.array(parts)
     assert np.allclose(price, price.mean(), rtol=0.1)
 
 
 def test_curves_lose_less_than_uniform_shares():
     sensitivity = np.array([[8.0, 1.0], [1.0, 0.5]])
-    curves = priced_curves(sensitivity[..., None] * (1 - KEPT) ** 3, 0.5)
-    shares = np.stack([np.array(curves[axis]) for axis in PROBES], 1)
+    curves = priced_curves(sensitivity[..., None] * (1 - KEPT) ** 3, (0.5, 0.5))
+    shares = np.stack([np.array(curve) for curve in curves.values()], 1)
     ours = (sensitivity[..., None] * (1 - shares) ** 3).sum((0, 1))
     alike = sensitivity.sum() * (1 - np.array(EVEN)) ** 3
     assert (ours[2:-1] < 0.8 * alike[2:-1]).all()

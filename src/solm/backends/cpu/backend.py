@@ -13,7 +13,7 @@ from solm.backends.cpu.session import CpuSession
 from solm.backends.weight_sample import sampled
 from solm.core.arrays import AnyArray, as_numpy, in_kind
 from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import ChannelThresholds
+from solm.core.thresholds import MLP_SITES, ChannelThresholds
 
 if TYPE_CHECKING:
     import torch
@@ -72,9 +72,9 @@ class CpuBackend:
         """As `Backend.session`."""
         return CpuSession(self.engine, sparsity, capacity)
 
-    def channel_thresholds(self, windows: "torch.Tensor") -> ChannelThresholds:
+    def channel_thresholds(self, windows: "torch.Tensor", sites: int = MLP_SITES) -> ChannelThresholds:
         """As `Backend.channel_thresholds`."""
-        return measure_thresholds(self.engine, self._sparsity, as_numpy(windows))
+        return measure_thresholds(self.engine, self._sparsity, as_numpy(windows), sites)
 
     def pages_held(self) -> tuple[int, int]:
         """As `Backend.pages_held`."""

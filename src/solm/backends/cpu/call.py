@@ -120,8 +120,8 @@ class EngineCall:
         logit_steps: tokens at the end of every row whose logits are wanted; None: all. approximate_tail: 0, or how many
         of a token's largest logits are exact, at most 64, where others may be approximate. exact_rows: [N] bool, rows
         whose logits are all exact even then. adaptive_head: all may be exact where earlier calls have shown that
-        approximate ones take longer. histogram: [layers, 2, `structs.MAGNITUDES`] uint32, to which the call
-        adds how many inputs of the MLP's sites lie in every bin of |x|.
+        approximate ones take longer. histogram: [layers, 4, `structs.MAGNITUDES`] uint32, to which the call
+        adds how many inputs of the sites lie in every bin of |x|.
 
         The same tuple of caches and the same array of states are the cheapest to pass again. Raises `DataError` for
         what the engine cannot process, `SolmError` without memory; nothing has changed then.
@@ -174,7 +174,7 @@ class EngineCall:
         return Computed(buffers.shape, block, logits)
 
     def _histogram_at(self, histogram: np.ndarray) -> int:
-        wanted = (self._layers, thresholds.SITES, structs.MAGNITUDES)
+        wanted = (self._layers, len(thresholds.SITES), structs.MAGNITUDES)
         flags = histogram.flags
         if histogram.shape != wanted or histogram.dtype != np.uint32 or not (flags.c_contiguous and flags.writeable):
             raise DataError(f"a histogram must be writable uint32 {wanted}, got {histogram.dtype} {histogram.shape}")

@@ -1,4 +1,4 @@
-"""Thresholds on channels from what the engine counts of the magnitudes that reach an MLP."""
+"""Thresholds on channels from what the engine counts of the magnitudes that reach its products."""
 
 import numpy as np
 
@@ -8,23 +8,26 @@ from solm.backends.cpu.call import EngineCall
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.structs import MAGNITUDES
 from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import PERCENTAGES, SITES, ChannelThresholds
+from solm.core.thresholds import MLP_SITES, PERCENTAGES, SITES, ChannelThresholds
 
 _CHUNK = 256
 _BITS = 17
 """Lower bits of a float32 that a bin does not tell apart: a sixty-fourth of a power of two is one bin."""
 
 
-def measure_thresholds(engine: Engine, sparsity: SparsityConfig, windows: np.ndarray) -> ChannelThresholds:
-    """The |x| above which every whole percentage of channels lies when windows [N, C] are read densely."""
-    histogram = np.zeros((engine.sizes.layers, SITES, MAGNITUDES), np.uint32)
+def measure_thresholds(
+    engine: Engine, sparsity: SparsityConfig, windows: np.ndarray, sites: int = MLP_SITES
+) -> ChannelThresholds:
+    """The |x| above which every whole percentage of channels lies when windows [N, C] are read densely, at the first
+    `sites` of `SITES`."""
+    histogram = np.zeros((engine.sizes.layers, len(SITES), MAGNITUDES), np.uint32)
     call = EngineCall(engine, sparsity.exact)
     for window in np.ascontiguousarray(windows, np.int64):
         cache, state = (Cache(engine, len(window)),), budgets.uncontrolled(1)
         for first in range(0, len(window), _CHUNK):
             part = window[None, first : first + _CHUNK]
             call.run(cache, part, np.array([first]), state, logit_steps=0, histogram=histogram)
-    return ChannelThresholds.of(limits_of(histogram))
+    return ChannelThresholds.of(limits_of(histogram[:, :sites]))
 
 
 def limits_of(histogram: np.ndarray) -> np.ndarray:

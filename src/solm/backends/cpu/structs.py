@@ -116,9 +116,9 @@ class SparsityRules(ctypes.Structure):
     _fields_ = [
         *_integers(
             "sinks", "window", "input_site", "hidden_site", "hidden_power", "group", "weight_bits", "layers", "heads",
-            "own_hidden",
+            "own_sites", "projections",
         ),
-        ("input_part", ctypes.c_double),
+        ("input_part", ctypes.c_double), ("projection_part", ctypes.c_double),
         *_pointers("allocation", "thresholds"),
     ]  # fmt: skip
 
@@ -161,15 +161,18 @@ def sparsity_rules(sparsity: SparsityConfig) -> SparsityRules:
         weight_bits=sparsity.bits_site == "weights",
         layers=0,
         heads=1,
+        projections=sparsity.projection_part > 0,
         input_part=sparsity.input_part,
+        projection_part=sparsity.projection_part,
     )
     if allocation_ is not None:
         table = np.ascontiguousarray(allocation_.table)
         rules.layers, rules.heads, rules.allocation = allocation_.layers, allocation_.heads, table.ctypes.data
-        rules.own_hidden = allocation_.hidden is not None
+        rules.own_sites = allocation_.own_sites
         rules.table = table  # type: ignore[attr-defined]
     if sparsity.thresholds is not None:
-        limits = np.array(sparsity.thresholds.limits, dtype=np.float32)
+        sites = max(sparsity.sites, thresholds.MLP_SITES)
+        limits = np.array(sparsity.thresholds.limits, dtype=np.float32)[:, :sites].copy()
         rules.layers, rules.thresholds = len(limits), limits.ctypes.data
         rules.limits = limits  # type: ignore[attr-defined]
     return rules
@@ -179,7 +182,7 @@ def layout() -> list[str]:
     """What the library must say of structs and constants, line by line as `solm_layout` does."""
     constants = {
         "PAGE": PAGE, "GROUP": GROUP, "BLOCK": BLOCK, "STRIP": STRIP, "KNOTS": allocation.KNOTS,
-        "PERCENTAGES": thresholds.PERCENTAGES, "MAGNITUDES": MAGNITUDES,
+        "PERCENTAGES": thresholds.PERCENTAGES, "MAGNITUDES": MAGNITUDES, "SITES": len(thresholds.SITES),
         "HIGH_BITS": nested.HIGH_BITS, "FULL_BITS": actions.FULL_BITS, "MOST_ROWS": MOST_ROWS,
         "MOST_QUERIES": MOST_QUERIES, "MOST_LEVELS": MOST_LEVELS, "MOST_WIDTH": MOST_WIDTH, "MOST_STEPS": MOST_STEPS,
         "MOST_EXACT": MOST_EXACT, "SHORTEST_HORIZON": SHORTEST_HORIZON, "MESSAGE": MESSAGE,

@@ -27,7 +27,7 @@ class ActivePass:
     decide_before: int | None = None
     choose: Callable[[torch.Tensor], Plan] | None = None
     layer: int = 0
-    _kept: dict[int, list[torch.Tensor]] = field(default_factory=dict, repr=False)
+    _kept: dict[int, dict[int, torch.Tensor]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self._whole = self.plan
@@ -39,25 +39,20 @@ class ActivePass:
             self._whole = self.choose(hidden)
         self.plan = self._whole.at(layer)
 
-    def count(self, share: torch.Tensor) -> None:
+    def count(self, site: int, share: torch.Tensor) -> None:
         """A site of the layer in progress kept this share [N, Q] of its channels under a threshold."""
-        self._kept.setdefault(self.layer, []).append(share.to("cpu", torch.float64))
+        self._kept.setdefault(self.layer, {})[site] = share.to("cpu", torch.float64)
 
     def realised_mlp(self) -> torch.Tensor | None:
-        """The share of MLP channels that thresholds kept, the mean over layers, sites weighted by
-        `SparsityConfig.input_part`: [N, Q] float64 on the CPU.
+        """The share of channels that thresholds kept, the mean over layers, sites weighted by `Plan.parts`: [N, Q]
+        float64 on the CPU.
 
         Layers that counted nothing ran dense. None where no layer counted: then the plan's own share holds.
         """
         if not self._kept:
             return None
-        layers = len(self.cache.layers)
-        part = self.plan.sparsity.input_part
-        of_layers = [
-            part * sites[0] + (1 - part) * sites[1] if len(sites) > 1 else sites[0] for sites in self._kept.values()
-        ]
-        counted = torch.stack(of_layers)
-        return (counted.sum(0) + layers - len(counted)) / layers
+        left_out = [self.plan.parts[site] * (1 - share) for kept in self._kept.values() for site, share in kept.items()]
+        return 1 - torch.stack(left_out).sum(0) / len(self.cache.layers)
 
     def follow(self, device: torch.device) -> None:
         """The layer in progress computes on `device`."""

@@ -11,7 +11,7 @@ from solm.backends.torch.session import TorchSession
 from solm.backends.weight_sample import sampled
 from solm.core.arrays import Array, as_tensor
 from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import ChannelThresholds
+from solm.core.thresholds import MLP_SITES, ChannelThresholds
 
 
 class TorchBackend:
@@ -55,9 +55,9 @@ class TorchBackend:
         """As `Backend.session`."""
         return TorchSession(self.hooked, sparsity, capacity)
 
-    def channel_thresholds(self, windows: torch.Tensor) -> ChannelThresholds:
+    def channel_thresholds(self, windows: torch.Tensor, sites: int = MLP_SITES) -> ChannelThresholds:
         """As `Backend.channel_thresholds`."""
-        return measure_thresholds(self.hooked, windows)
+        return measure_thresholds(self.hooked, windows, sites)
 
     def pages_held(self) -> None:
         """As `Backend.pages_held`: rows have tensors of their own."""

@@ -20,6 +20,8 @@ TESTED_FAMILIES = (
 )  # fmt: skip
 
 _MLP_NAMES = ("mlp", "feed_forward", "ffn")
+_ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn")
+_OUT_NAMES = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 _DOWN_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "w2", "fc_out")
 
 
@@ -30,6 +32,15 @@ class MLPSites:
     mlp: nn.Module
     down: nn.Module
     gated: bool
+
+
+@dataclass(frozen=True)
+class AttentionSites:
+    """The modules of one layer's attention whose inputs the hooks change: what reads the layer's normed stream as its
+    first argument or ``hidden_states``, and the output projection."""
+
+    attention: nn.Module
+    out: nn.Module
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -44,17 +55,32 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 def mlp_sites(layer: nn.Module) -> MLPSites:
     """The MLP of a decoder layer; raises `UnsupportedModelError` with the reason where it has none we can hook."""
-    mlp = next((getattr(layer, name) for name in _MLP_NAMES if isinstance(getattr(layer, name, None), nn.Module)), None)
+    mlp = _child(layer, _MLP_NAMES)
     if mlp is None:
         raise UnsupportedModelError(f"{type(layer).__name__} has no MLP module of its own")
     if any("expert" in name for name, _ in mlp.named_modules()) or hasattr(mlp, "experts"):
         raise UnsupportedModelError("mixture-of-experts layers fuse their experts' weights")
-    down = next((getattr(mlp, name) for name in _DOWN_NAMES if isinstance(getattr(mlp, name, None), nn.Module)), None)
+    down = _child(mlp, _DOWN_NAMES)
     if down is None:
         raise UnsupportedModelError(f"no down projection among the children of {type(mlp).__name__}")
     linears = [child for child in mlp.children() if isinstance(child, nn.Linear | Conv1D)]
     gated = len(linears) > 2 or any("gate_up" in name for name, _ in mlp.named_children())
     return MLPSites(mlp, down, gated)
+
+
+def attention_sites(layer: nn.Module) -> AttentionSites:
+    """The attention of a decoder layer; raises `UnsupportedModelError` with the reason where we can hook none."""
+    attention = _child(layer, _ATTENTION_NAMES)
+    if attention is None:
+        raise UnsupportedModelError(f"{type(layer).__name__} has no attention module of its own")
+    out = _child(attention, _OUT_NAMES)
+    if out is None:
+        raise UnsupportedModelError(f"no output projection among the children of {type(attention).__name__}")
+    return AttentionSites(attention, out)
+
+
+def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    return next((getattr(module, name) for name in names if isinstance(getattr(module, name, None), nn.Module)), None)
 
 
 def sample_layer(layer: nn.Module) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -101,6 +127,11 @@ def probe(model: PreTrainedModel) -> Capability:
         gated = sites[0].gated
     except UnsupportedModelError as error:
         reasons["mlp"] = reasons["bits"] = str(error)
+    try:
+        for layer in decoder_layers(model):
+            attention_sites(layer)
+    except UnsupportedModelError as error:
+        reasons["projections"] = str(error)
     try:
         layers = PagedCache.empty(model.config, page_size=16, capacity=0).layers
         sliding = tuple(index for index, layer in enumerate(layers) if layer.is_sliding)

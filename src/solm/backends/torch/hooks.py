@@ -12,10 +12,10 @@ from solm.backends.capability import Capability
 from solm.backends.torch.active import ActivePass, active_pass
 from solm.backends.torch.cache import PagedCache
 from solm.backends.torch.channel_linear import ChannelLinears
-from solm.backends.torch.families import MLPSites, decoder_layers, mlp_sites, probe
+from solm.backends.torch.families import AttentionSites, MLPSites, attention_sites, decoder_layers, mlp_sites, probe
 from solm.backends.torch.interface import PREFIX, register
 from solm.backends.torch.nested_linear import NestedLinears
-from solm.backends.torch.plan import HIDDEN, INPUT
+from solm.backends.torch.plan import HIDDEN, INPUT, OUT, QKV
 from solm.backends.torch.quantize import fake_quantize
 from solm.backends.torch.select import keep_channels, keep_where
 from solm.core.cost import ModelShapes
@@ -52,6 +52,8 @@ class HookedModel:
             self._handles.append(layer.register_forward_pre_hook(_before_layer(index), with_kwargs=True))
             if self.capability.axes["mlp"]:
                 self._hook_mlp(mlp_sites(layer))
+            if "projections" not in self.capability.reasons:
+                self._hook_projections(attention_sites(layer))
         self._handles.append(model.get_output_embeddings().register_forward_pre_hook(self._read_hidden))
 
     def detach(self) -> None:
@@ -105,6 +107,13 @@ class HookedModel:
             *self._nested.hook(sites),
         ]
 
+    def _hook_projections(self, sites: AttentionSites) -> None:
+        before = nn.Module.register_forward_pre_hook
+        self._handles += [
+            before(sites.attention, _before_attention, with_kwargs=True),
+            before(sites.out, _before_projection(OUT)),
+        ]
+
 
 def _select(x: torch.Tensor, current: ActivePass, site: int) -> torch.Tensor:
     current.follow(x.device)
@@ -112,7 +121,7 @@ def _select(x: torch.Tensor, current: ActivePass, site: int) -> torch.Tensor:
     if plan.sparsity.thresholds is not None:
         limit = plan.sparsity.thresholds.at(current.layer, site, plan.share(site))
         above = x.abs().float() >= limit[..., None]
-        current.count(above.double().mean(-1))
+        current.count(site, above.double().mean(-1))
         return keep_where(x, above)
     return keep_channels(x, plan.channels(x.shape[-1], site))
 
@@ -144,6 +153,27 @@ def _before_matmul(site: int) -> Callable[..., Any]:
         return None if x is args[0] else (x, *args[1:])
 
     return hook
+
+
+def _before_projection(site: int) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        current = active_pass()
+        if current is None or not current.plan.drops(site):
+            return None
+        return (_select(args[0], current, site), *args[1:])
+
+    return hook
+
+
+def _before_attention(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    current = active_pass()
+    if current is None or not current.plan.drops(QKV):
+        return None
+    if args:
+        return (_select(args[0], current, QKV), *args[1:]), kwargs
+    return args, kwargs | {"hidden_states": _select(kwargs["hidden_states"], current, QKV)}
 
 
 def _after_mlp(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:

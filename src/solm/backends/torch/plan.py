@@ -7,11 +7,12 @@ import torch
 
 from solm.core.actions import FULL_BITS
 from solm.core.cost import ModelShapes
-from solm.core.shares import KVBudget, bits_share, ceil_share, kv_budget, realised_mlp
+from solm.core.shares import KVBudget, bits_share, ceil_share, kv_budget, realised_mlp, site_parts
 from solm.core.sparsity import SparsityConfig
+from solm.core.thresholds import SITES
 
-INPUT, HIDDEN = 0, 1
-"""The MLP's sites: what gate and up read, and what down reads."""
+INPUT, HIDDEN, QKV, OUT = range(len(SITES))
+"""Numbers of `SITES`."""
 
 
 @dataclass(frozen=True)
@@ -20,19 +21,21 @@ class Plan:
 
     keep: [N, Q, 3] float64 (κ, ρ, bits); kv: the KV budget; shares: [N, Q, 3] float64 that layers realise (κ, ρ, b/16).
     Under an allocation layers differ: shares are [layers, N, Q, 3], and `at` gives the plan of one of them.
-    hidden: of a layer whose hidden channels have a curve of their own, the share [N, Q] that it keeps of them.
+    own: of a layer, the shares [N, Q] of channels that those of its sites keep which have curves of their own, by site.
+    parts: what every site counts of the realised share of channels.
     sparse_attention, sparse_mlp, low_bits: whether any step of the pass uses that axis, read from the device once
     a pass so that an axis that nobody uses costs nothing.
     """
 
     sparsity: SparsityConfig
+    parts: tuple[float, ...]
     keep: torch.Tensor
     kv: KVBudget
     shares: torch.Tensor
     sparse_attention: bool
     sparse_mlp: bool
     low_bits: bool
-    hidden: torch.Tensor | None = None
+    own: dict[int, torch.Tensor] = field(default_factory=dict)
     _counts: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -50,32 +53,34 @@ class Plan:
         """The plan that `layer` follows."""
         if self.sparsity.allocation is None:
             return self
-        inputs, hidden = self._channel_shares
-        keep = torch.stack([self.keep[..., 0], inputs[layer], self.keep[..., 2]], -1)
+        shares = self._channel_shares
+        keep = torch.stack([self.keep[..., 0], shares[INPUT][layer], self.keep[..., 2]], -1)
         kv = replace(self.kv, pages=self.kv.pages[layer])
-        return replace(self, keep=keep, kv=kv, hidden=None if hidden is None else hidden[layer], _counts={})
+        own = {site: share[layer] for site, share in shares.items() if site != INPUT}
+        return replace(self, keep=keep, kv=kv, own=own, _counts={})
 
     @cached_property
-    def _channel_shares(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        allocation, keep = self.sparsity.allocation, self.keep[..., 1]
+    def _channel_shares(self) -> dict[int, torch.Tensor]:
+        allocation = self.sparsity.allocation
         assert allocation is not None
-        return allocation.channels(keep), allocation.hidden_channels(keep)
+        found = {site: allocation.channels(self.keep[..., 1], site) for site in range(allocation.own_sites + 1)}
+        return {site: share for site, share in found.items() if share is not None}
 
     def share(self, site: int) -> torch.Tensor:
-        """The share of channels that steps keep at a site of the MLP: [N, Q]."""
-        if site == INPUT:
-            return self.keep[..., 1]
-        return self.keep[..., 1] ** self.sparsity.hidden_power if self.hidden is None else self.hidden
+        """The share of channels that steps keep at a site: [N, Q]."""
+        if site in self.own:
+            return self.own[site]
+        return self.keep[..., 1] ** (self.sparsity.hidden_power if site == HIDDEN else 1)
 
     def channels(self, size: int, site: int) -> torch.Tensor:
-        """Channels kept out of `size` at a site of the MLP: [N, Q, 1] int64."""
+        """Channels kept out of `size` at a site: [N, Q, 1] int64."""
         if (size, site) not in self._counts:
             self._counts[size, site] = ceil_share(self.share(site)[..., None], size)
         return self._counts[size, site]
 
     def drops(self, site: int) -> bool:
-        """Whether any step of the pass drops channels at this site of the MLP."""
-        return self.sparse_mlp and (site == INPUT or self.sparsity.mlp_site == "input+hidden")
+        """Whether any step of the pass drops channels at this site."""
+        return self.sparse_mlp and site < self.sparsity.sites
 
     @property
     def sparse(self) -> bool:
@@ -85,8 +90,8 @@ class Plan:
     def to(self, device: torch.device) -> "Plan":
         """The plan with its tensors on `device`."""
         kv = KVBudget(self.kv.window_start.to(device), self.kv.pages.to(device))
-        hidden = None if self.hidden is None else self.hidden.to(device)
-        return replace(self, keep=self.keep.to(device), kv=kv, shares=self.shares.to(device), hidden=hidden, _counts={})
+        own = {site: share.to(device) for site, share in self.own.items()}
+        return replace(self, keep=self.keep.to(device), kv=kv, shares=self.shares.to(device), own=own, _counts={})
 
     @cached_property
     def bits(self) -> torch.Tensor:
@@ -106,4 +111,5 @@ def make_plan(keep: torch.Tensor, kv_length: torch.Tensor, sparsity: SparsityCon
     used = (keep < dense).flatten(0, -2).any(0).tolist()
     mlp = realised_mlp(keep[..., 1], sparsity, shapes)
     bits = bits_share(keep[..., 2], sparsity).expand_as(mlp)
-    return Plan(sparsity, keep, budget, torch.stack([attention, mlp, bits], -1), *used)
+    shares = torch.stack([attention, mlp, bits], -1)
+    return Plan(sparsity, site_parts(sparsity, shapes), keep, budget, shares, *used)

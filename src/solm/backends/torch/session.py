@@ -29,6 +29,8 @@ class TorchSession(BaseSession):
 
     def __init__(self, model: HookedModel, sparsity: SparsityConfig, capacity: int = 0):
         """capacity: tokens to reserve room for; more are taken, at the price of a copy."""
+        if sparsity.projection_part:
+            model.capability.require("projections")
         super().__init__(sparsity, model.shapes, model.context, model.device)
         self.model = model
         self._cache = PagedCache.empty(model.model.config, sparsity.page_size, capacity)

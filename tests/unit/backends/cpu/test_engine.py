@@ -15,7 +15,7 @@ from helpers.engine import ACTIONS, SPARSITY, engine_of, pair
 from helpers.engine_edges import Rows
 from helpers.gguf_files import WIDE, write_gguf
 from helpers.models import keep_of, tiny_model, tokens
-from helpers.policies import BENDS, profile_of, with_hidden
+from helpers.policies import BENDS, profile_of, with_hidden, with_projections
 from helpers.weights import GRID_SIZES
 from solm.backends.cpu.backend import CpuBackend
 from solm.backends.cpu.engine import Engine
@@ -162,6 +162,23 @@ def test_hidden_channels_with_curves_of_their_own_give_the_torch_backends_logits
     assert close.float().mean() > 0.97, (expected.logits - found.logits).abs().amax(-1)
     assert (found.realised[..., 1] < 0.46).all(), "0.7 times the average of 0.5, and 0.3 times less"
     torch.testing.assert_close(expected.realised, found.realised)
+    control.detach()
+
+
+@pytest.mark.parametrize("count", [6, 3])
+@pytest.mark.parametrize("dealt", [False, True])
+def test_dropped_inputs_of_projections_give_the_torch_backends_logits(dealt, count):
+    """In a stretch and in few steps: after a tie to the last bit, later steps read what another selection wrote."""
+    control = TorchBackend(tiny_model("llama", torch.float32, num_hidden_layers=4))
+    allocation = with_projections(with_hidden(profile_of(*BENDS), -0.9, -0.7, -0.8, -0.6), -0.5, 0.4, -0.3, -0.6)
+    sparsity = SparsityConfig(window=16, hidden_power=2, input_part=0.7, projection_part=0.2)
+    ours, native = pair(control, sparsity.under(allocation if dealt else None), rows=1)
+    following, keep = tokens(1, count, seed=5), keep_of((0.3, 0.5, 16), 1, count)
+    expected, found = ours.extend(following, keep), native.extend(following, keep)
+    torch.testing.assert_close(expected.logits, found.logits, atol=1e-3, rtol=0)
+    torch.testing.assert_close(expected.realised, found.realised)
+    if not dealt:  # 0.8 of (0.7 of 0.5 and 0.3 of 0.25) and 0.2 of 0.5
+        assert float(found.realised[0, 0, 1]) == pytest.approx(0.44, abs=0.01)
     control.detach()
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from helpers.engine import engine_of, pair
 from helpers.engine_edges import Rows
 from helpers.models import keep_of, tiny_model, tokens
-from helpers.policies import BENDS, profile_of, with_hidden
+from helpers.policies import BENDS, profile_of, with_hidden, with_projections
 from solm.backends.cpu.magnitudes import limits_of, measure_thresholds
 from solm.backends.cpu.session import CpuSession
 from solm.backends.cpu.structs import MAGNITUDES
@@ -18,7 +18,7 @@ from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
 from solm.core.errors import DataError, PolicyMismatchError
 from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import PERCENTAGES, ChannelThresholds
+from solm.core.thresholds import PERCENTAGES, SITES, ChannelThresholds
 from solm.policies.schedules import static
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -34,7 +34,17 @@ def control():
 
 @pytest.fixture(scope="module")
 def thresholds(control):
-    return measure_thresholds(engine_of(control.model), SPARSITY, tokens(4, 90, seed=6).numpy())
+    return measured(control)
+
+
+@pytest.fixture(scope="module")
+def all_thresholds(control):
+    """Those of attention's projections, too."""
+    return measured(control, len(SITES))
+
+
+def measured(control, *sites):
+    return measure_thresholds(engine_of(control.model), SPARSITY, tokens(4, 90, seed=6).numpy(), *sites)
 
 
 def test_limits_are_the_quantiles_of_what_was_counted():
@@ -47,18 +57,29 @@ def test_limits_are_the_quantiles_of_what_was_counted():
     assert (limits_of(np.zeros((2, MAGNITUDES))) < 1e-30).all(), "of a site that saw nothing"
 
 
-def test_both_backends_measure_the_same(control, thresholds):
+def test_both_backends_measure_the_same(control, thresholds, all_thresholds):
     windows = tokens(4, 90, seed=6)
-    ours, theirs = (np.array(found.limits)[..., 1:-1] for found in (thresholds, control.channel_thresholds(windows)))
-    assert np.allclose(ours, theirs, rtol=0.03, atol=1e-4)
+    for found in (thresholds, all_thresholds):
+        others = control.channel_thresholds(windows, found.sites)
+        ours, theirs = (np.array(some.limits)[..., 1:-1] for some in (found, others))
+        assert np.allclose(ours, theirs, rtol=0.03, atol=1e-4)
+    assert np.array_equal(np.array(thresholds.limits), np.array(all_thresholds.limits)[:, :2])
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("dealt", [False, True])
-def test_thresholds_give_the_torch_backends_logits_and_shares(control, thresholds, dealt, rows):
+@pytest.mark.parametrize("projections", [False, True])
+def test_thresholds_give_the_torch_backends_logits_and_shares(
+    control, thresholds, all_thresholds, projections, dealt, rows
+):
     """In stretches, whose steps are one product of matrices, and step by step."""
     allocation = with_hidden(profile_of(*BENDS), -0.9, -0.7, -0.8, -0.6) if dealt else None
-    sparsity = SparsityConfig(window=16, hidden_power=2, input_part=0.7, thresholds=thresholds, allocation=allocation)
+    if allocation and projections:
+        allocation = with_projections(allocation, -0.5, 0.4, -0.3, -0.6)
+    sparsity = SparsityConfig(
+        window=16, hidden_power=2, input_part=0.7, projection_part=0.1 * projections, allocation=allocation,
+        thresholds=all_thresholds if projections else thresholds,
+    )  # fmt: skip
     ours, native = pair(control, sparsity, rows=rows)
     following, keep = tokens(rows, 20, seed=5), keep_of((0.3, 0.5, 16), rows, 20)
     for first, last in ((0, 16), *((step, step + 1) for step in range(16, 20))):
@@ -66,7 +87,9 @@ def test_thresholds_give_the_torch_backends_logits_and_shares(control, threshold
         expected, found = ours.extend(part, some), native.extend(part, some)
         torch.testing.assert_close(expected.logits, found.logits, atol=1e-3, rtol=0)
         torch.testing.assert_close(expected.realised, found.realised, atol=1e-3, rtol=0)
-    assert found.realised[0, 0, 1] != 0.5 * (0.7 + 0.3 * 0.5), "what passed, not what was asked for"
+    asked = 0.5 * (0.7 + 0.3 * 0.5)
+    asked += 0.1 * (0.5 - asked) * projections
+    assert found.realised[0, 0, 1] != pytest.approx(asked, abs=1e-9), "what passed, not what was asked for"
     torch.testing.assert_close(ours.ledger.spent, native.ledger.spent, atol=0.01, rtol=0)
     dense = keep_of((1.0, 1.0, 16), rows, 1)
     one = native.fork(1).extend(following[:, :1], dense)
@@ -104,6 +127,8 @@ def test_what_does_not_fit_is_refused(control, thresholds):
         Rows(engine, sparsity=other).run(tokens(1, 1))
     with pytest.raises(PolicyMismatchError, match="thresholds of 3 layers do not fit a model of 4"):
         other.thresholds.check(4)
+    with pytest.raises(ValidationError, match="a projection_part needs thresholds of attention's projections"):
+        SparsityConfig(window=16, projection_part=0.1, thresholds=thresholds)
     with pytest.raises(ValidationError, match="fall to 0"):
         ChannelThresholds(limits=[[[1.0] * PERCENTAGES] * 2])
     for wrong in (np.zeros((4, 2, 8), np.uint32), np.zeros((4, 2, MAGNITUDES), np.int64)):

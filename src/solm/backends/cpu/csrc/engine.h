@@ -12,8 +12,8 @@
 
 namespace solm {
 
-// One step of a call. decider: null where the step follows `keep`. kept: channels of the MLP's sites that passed thresholds, of
-// all layers of the call.
+// One step of a call. decider: null where the step follows `keep`. kept: channels of the sites that passed thresholds, of all
+// layers of the call.
 struct Step {
   Cache* cache;
   RowState* row;
@@ -21,7 +21,7 @@ struct Step {
   int64_t token;
   int32_t position;
   Plan plan;
-  int64_t kept[2];
+  int64_t kept[SITES];
 };
 
 // What calls of at least LEAST_STEPS steps are processed in, a chunk of up to CHUNK_TOKENS steps at a time. See prompt.h. From

@@ -22,7 +22,7 @@ inline void describe(std::string& text, const char* name, size_t offset, size_t 
 inline std::string layout() {
   std::string text;
   SOLM_CONSTANT(PAGE) SOLM_CONSTANT(GROUP) SOLM_CONSTANT(BLOCK) SOLM_CONSTANT(STRIP) SOLM_CONSTANT(KNOTS)
-  SOLM_CONSTANT(PERCENTAGES) SOLM_CONSTANT(MAGNITUDES)
+  SOLM_CONSTANT(PERCENTAGES) SOLM_CONSTANT(MAGNITUDES) SOLM_CONSTANT(SITES)
   SOLM_CONSTANT(HIGH_BITS) SOLM_CONSTANT(FULL_BITS) SOLM_CONSTANT(MOST_ROWS) SOLM_CONSTANT(MOST_QUERIES)
   SOLM_CONSTANT(MOST_LEVELS) SOLM_CONSTANT(MOST_WIDTH) SOLM_CONSTANT(MOST_STEPS) SOLM_CONSTANT(MOST_EXACT)
   SOLM_CONSTANT(SHORTEST_HORIZON) SOLM_CONSTANT(MESSAGE)
@@ -55,7 +55,8 @@ inline std::string layout() {
   SOLM_FIELD(SparsityRules, sinks) SOLM_FIELD(SparsityRules, window) SOLM_FIELD(SparsityRules, input_site)
   SOLM_FIELD(SparsityRules, hidden_site) SOLM_FIELD(SparsityRules, hidden_power) SOLM_FIELD(SparsityRules, group)
   SOLM_FIELD(SparsityRules, weight_bits) SOLM_FIELD(SparsityRules, layers) SOLM_FIELD(SparsityRules, heads)
-  SOLM_FIELD(SparsityRules, own_hidden) SOLM_FIELD(SparsityRules, input_part) SOLM_FIELD(SparsityRules, allocation)
+  SOLM_FIELD(SparsityRules, own_sites) SOLM_FIELD(SparsityRules, projections) SOLM_FIELD(SparsityRules, input_part)
+  SOLM_FIELD(SparsityRules, projection_part) SOLM_FIELD(SparsityRules, allocation)
   SOLM_FIELD(SparsityRules, thresholds)
   SOLM_STRUCT(Decider)
   SOLM_FIELD(Decider, layer) SOLM_FIELD(Decider, width) SOLM_FIELD(Decider, hidden) SOLM_FIELD(Decider, clamp)

@@ -9,18 +9,24 @@
 
 namespace solm {
 
-// What one step spends in a layer. inputs, hiddens: channels of the MLP's sites; bits, group: rounding of activations;
-// high_halves_only: the low halves of nested weights are not read. sparse: pages are selected; `pages` of those `between`
-// sinks and window, whose first page starts at window_start, while `always` tokens are read in any case.
+// What one step spends in a layer. channels: those that every site keeps; bits, group: rounding of activations; high_halves_only:
+// the low halves of nested weights are not read. sparse: pages are selected; `pages` of those `between` sinks and window, whose
+// first page starts at window_start, while `always` tokens are read in any case.
 //
 // Under an allocation, pages and channels are those of the average layer until `layer_plan` and `pages_read` apply it to
-// `page_share` and `channel_share`. input_limit, hidden_limit: under thresholds, the least |x| of a channel that is kept, as
-// `layer_plan` finds it; below 0 the numbers of channels hold. oldest: the first token that a layer's attention sees.
+// `page_share` and `channel_share`. limit: under thresholds, the least |x| of a channel that a site keeps, as `layer_plan` finds
+// it; below 0 the numbers of channels hold. oldest: the first token that a layer's attention sees.
 struct Plan {
-  int32_t inputs, hiddens, bits, high_halves_only, group, sparse, sinks, window_start, pages, between, always, oldest;
+  int32_t channels[SITES], bits, high_halves_only, group, sparse, sinks, window_start, pages, between, always, oldest;
   double page_share, channel_share;
-  float input_limit, hidden_limit;
+  float limit[SITES];
 };
+
+// Channels of a site, and whether steps drop any there.
+inline int site_size(const Sizes& s, int site) { return site == HIDDEN ? s.intermediate : site == OUT ? s.heads * s.head_dim : s.hidden; }
+inline bool drops(const SparsityRules& rules, int site) {
+  return site == INPUT ? rules.input_site : site == HIDDEN ? rules.hidden_site : rules.projections;
+}
 
 inline int64_t ceil_share(double share, int64_t total) { return int64_t(std::ceil(share * double(total) - 1e-9)); }
 
@@ -38,8 +44,11 @@ inline Plan make_plan(const SparsityRules& rules, const Sizes& s, const double* 
   const int budget = int(ceil_share(keep[0], kv_length));
   const double hidden_keep = rules.hidden_power == 2 ? keep[1] * keep[1] : keep[1];
   Plan plan;
-  plan.inputs = rules.input_site ? int(ceil_share(keep[1], s.hidden)) : s.hidden;
-  plan.hiddens = rules.hidden_site ? int(ceil_share(hidden_keep, s.intermediate)) : s.intermediate;
+  for (int site = 0; site < SITES; ++site) {
+    const int size = site_size(s, site);
+    plan.channels[site] = drops(rules, site) ? int(ceil_share(site == HIDDEN ? hidden_keep : keep[1], size)) : size;
+    plan.limit[site] = -1;
+  }
   plan.bits = rules.weight_bits ? int32_t(FULL_BITS) : int32_t(keep[2]);
   plan.high_halves_only = rules.weight_bits && keep[2] <= HIGH_BITS;
   plan.group = rules.group, plan.sparse = keep[0] < 1, plan.sinks = rules.sinks, plan.window_start = start;
@@ -47,7 +56,6 @@ inline Plan make_plan(const SparsityRules& rules, const Sizes& s, const double* 
   plan.between = between, plan.always = always, plan.oldest = 0;
   plan.page_share = std::clamp((keep[0] * kv_length - always) / std::max(between * PAGE, 1), 0.0, 1.0);
   plan.channel_share = keep[1];
-  plan.input_limit = plan.hidden_limit = -1;
   return plan;
 }
 
@@ -70,7 +78,8 @@ inline int pages_read(const SparsityRules& rules, const Plan& plan, int layer, i
 inline float limit_at(const SparsityRules& rules, int layer, int site, double share) {
   const double place = share * (PERCENTAGES - 1);
   const int below = std::clamp(int(place), 0, PERCENTAGES - 2);
-  const float* limit = rules.thresholds + (size_t(layer) * 2 + site) * PERCENTAGES + below;
+  const int sites = rules.projections ? SITES : 2;
+  const float* limit = rules.thresholds + (size_t(layer) * sites + site) * PERCENTAGES + below;
   return limit[0] + float(place - below) * (limit[1] - limit[0]);
 }
 
@@ -79,24 +88,28 @@ inline Plan layer_plan(const SparsityRules& rules, const Sizes& s, Plan plan, in
   if (!rules.allocation && !rules.thresholds) return plan;
   const double average = plan.channel_share;
   const double share = rules.allocation ? allocated_share(rules, s.layers * rules.heads + layer, average) : average;
-  double hidden = rules.hidden_power == 2 ? share * share : share;
-  if (rules.own_hidden) hidden = allocated_share(rules, s.layers * (rules.heads + 1) + layer, average);
   plan.channel_share = share;
-  if (rules.input_site) plan.inputs = int(ceil_share(share, s.hidden));
-  if (rules.hidden_site) plan.hiddens = int(ceil_share(hidden, s.intermediate));
-  if (rules.thresholds) {
-    plan.input_limit = rules.input_site && share < 1 ? limit_at(rules, layer, 0, share) : -1;
-    plan.hidden_limit = rules.hidden_site && hidden < 1 ? limit_at(rules, layer, 1, hidden) : -1;
+  for (int site = 0; site < SITES; ++site) {
+    if (!drops(rules, site)) continue;
+    double kept = site == HIDDEN && rules.hidden_power == 2 ? share * share : share;
+    if (site > INPUT && site <= rules.own_sites) kept = allocated_share(rules, s.layers * (rules.heads + site) + layer, average);
+    plan.channels[site] = int(ceil_share(kept, site_size(s, site)));
+    if (rules.thresholds) plan.limit[site] = kept < 1 ? limit_at(rules, layer, site, kept) : -1;
   }
   return plan;
 }
 
-// The share of the MLP of `layers` layers that keep so many channels of its sites altogether.
-inline double share_of_kept(const SparsityRules& rules, const Sizes& s, int64_t inputs, int64_t hiddens, int layers) {
-  const double of_inputs = double(inputs) / s.hidden, of_hiddens = double(hiddens) / s.intermediate;
-  if (rules.input_site && rules.hidden_site)
-    return (rules.input_part * of_inputs + (1 - rules.input_part) * of_hiddens) / layers;
-  return (rules.input_site ? of_inputs : of_hiddens) / layers;
+// The share of channels of `layers` layers that keep so many of their sites' altogether.
+template <typename Count>
+double share_of_kept(const SparsityRules& rules, const Sizes& s, const Count* kept, int layers) {
+  double of[SITES];
+  for (int site = 0; site < SITES; ++site) of[site] = double(kept[site]) / site_size(s, site);
+  if (!rules.input_site || !rules.hidden_site) return of[rules.input_site ? INPUT : HIDDEN] / layers;
+  const double mlp = rules.input_part * of[INPUT] + (1 - rules.input_part) * of[HIDDEN];
+  if (!rules.projections) return mlp / layers;
+  const double qkv = double(s.heads + 2 * s.kv_heads) / (2 * (s.heads + s.kv_heads));  // of the projections' weights
+  const double projected = qkv * of[QKV] + (1 - qkv) * of[OUT];
+  return ((1 - rules.projection_part) * mlp + rules.projection_part * projected) / layers;
 }
 
 // Whether every head reads all pages.
@@ -116,7 +129,7 @@ inline Plan within_window(Plan plan, int kv_length, int window) {
   return plan;
 }
 
-// The share of attention (axis 0) or of the MLP (axis 1) that a layer realises.
+// The share of attention (axis 0) or of channels (axis 1) that a layer realises.
 inline double layer_share(const SparsityRules& rules, const Sizes& s, const Plan& whole, int kv_length, int axis, int layer) {
   if (axis == 0) {
     int pages = 0;
@@ -124,7 +137,7 @@ inline double layer_share(const SparsityRules& rules, const Sizes& s, const Plan
     return (whole.always + double(pages * PAGE) / rules.heads) / kv_length;
   }
   const Plan plan = layer_plan(rules, s, whole, layer);
-  return share_of_kept(rules, s, plan.inputs, plan.hiddens, 1);
+  return share_of_kept(rules, s, plan.channels, 1);
 }
 
 // What layers [first, last) contribute to the share that a step realises on an axis.

@@ -114,22 +114,18 @@ struct Prompt {
     const Layer& l = e.layers[number];
     const int wide = (Q + 2 * KV) * D;
     const Range every = {0, count, false};
-    auto plan_of = [&](int t) { return layer_plan(*e.call->rules, e.s, steps[t].plan, number); };
     ChunkInput input = input_of(H);
-    each_step(count, [&](int t) { take(input, t, norm(l.attention_norm, stream(t), H)); });
+    each_step(count, [&](int t) { take_projected(number, QKV, input, t, norm(l.attention_norm, stream(t), H), steps[t]); });
     multiply(l.qkv, input, wide, every, [&](int t, int o, int n, const float* y) { std::copy_n(y, n, result(t, wide) + o); });
     append_keys_and_values(number, steps);
     attend(number, steps);
     input = input_of(Q * D);
-    each_step(count, [&](int t) { take(input, t, &e.prompt.heads[size_t(t) * Q * D]); });
+    each_step(count, [&](int t) { take_projected(number, OUT, input, t, &e.prompt.heads[size_t(t) * Q * D], steps[t]); });
     add_product(l.out, input, l.attention_output_norm, count, {every});
 
     input = input_of(H);
     each_step(count, [&](int t) {
-      const float* x = norm(l.mlp_norm, stream(t), H);
-      const Plan plan = plan_of(t);
-      steps[t].kept[0] += take_kept(input, order.place[t], x, plan.inputs, plan.input_limit, plan);
-      count_inputs(number, 0, x, H);
+      take_kept(number, INPUT, input, order.place[t], norm(l.mlp_norm, stream(t), H), steps[t]);
     });
     for (const Range& range : {order.full, order.high})
       multiply(l.gate_up, input, 2 * I, range, [&](int i, int o, int n, const float* y) {
@@ -137,11 +133,9 @@ struct Prompt {
       });
     input = input_of(I);
     each_step(count, [&](int t) {
-      const Plan plan = plan_of(t);
       float* gate = result(t, 2 * I);
       activate(e.s.activation, gate, gate + I, I, gate);
-      steps[t].kept[1] += take_kept(input, order.place[t], gate, plan.hiddens, plan.hidden_limit, plan);
-      count_inputs(number, 1, gate, I);
+      take_kept(number, HIDDEN, input, order.place[t], gate, steps[t]);
     });
     add_product(l.down, input, l.mlp_output_norm, count, {order.full, order.high});
   }
@@ -160,21 +154,34 @@ struct Prompt {
   }
 
   void count_inputs(int layer, int site, const float* x, int n) const {
-    if (uint32_t* histogram = e.call->histogram) count_magnitudes(x, n, histogram + (size_t(layer) * 2 + site) * MAGNITUDES);
+    if (uint32_t* histogram = e.call->histogram) count_magnitudes(x, n, histogram + (size_t(layer) * SITES + site) * MAGNITUDES);
   }
 
-  // Makes the channels of x that `Products::keep_channels` keeps, rounded to the plan's bits, an input, with zeros for the
-  // others. Returns the number of them.
-  int take_kept(const ChunkInput& input, int place, const float* x, int count, float limit, const Plan& plan) {
-    const int n = input.channels;
-    if (limit < 0 && count >= n && plan.bits >= FULL_BITS) return take(input, place, x), n;
+  // Makes the channels of x that a step keeps at a site, rounded to the plan's bits, an input, with zeros for the others.
+  void take_kept(int layer, int site, const ChunkInput& input, int place, const float* x, Step& step) {
+    Plan plan = layer_plan(*e.call->rules, e.s, step.plan, layer);
+    if (site >= QKV) plan.bits = int(FULL_BITS), plan.high_halves_only = 0;  // bits are those of the MLP
+    const int n = input.channels, count = plan.channels[site];
+    const float limit = plan.limit[site];
+    count_inputs(layer, site, x, n);
+    if (limit < 0 && count >= n && plan.bits >= FULL_BITS) {
+      step.kept[site] += n;
+      return take(input, place, x);
+    }
     const int found = limit < 0 ? select(x, n, count, index.data(), picked.data())
                                 : select_from(x, n, limit, index.data(), picked.data());
+    step.kept[site] += found;
     round_to_grid(index.data(), picked.data(), found, plan.bits, plan.group ? plan.group : n);
     std::fill_n(kept.data(), n, 0.0f);
     for (int i = 0; i < found; ++i) kept[index[i]] = picked[i];
     take(input, place, kept.data(), largest_integer(plan));
-    return found;
+  }
+
+  // The same for an input of a projection of attention.
+  void take_projected(int layer, int site, const ChunkInput& input, int place, const float* x, Step& step) {
+    if (drops(*e.call->rules, site)) return take_kept(layer, site, input, place, x, step);
+    count_inputs(layer, site, x, input.channels);
+    take(input, place, x);
   }
 
   // Calls use(block, from, to, n) for blocks of `out` outputs, n of them in the block, and for parts of a range of steps.

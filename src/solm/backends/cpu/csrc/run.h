@@ -130,7 +130,7 @@ inline void Engine::plan_steps(const Call& c) {
         for (int axis = 0; axis < 3; ++axis)
           if (is_controllable(*c.rules, kv_length, axis)) keep[axis] = c.keep[3 * size_t(i) + axis];
       }
-      steps[i] = {static_cast<Cache*>(c.caches[r]), &row, d, c.tokens[i], position, make_plan(*c.rules, s, keep, kv_length), {0, 0}};
+      steps[i] = {static_cast<Cache*>(c.caches[r]), &row, d, c.tokens[i], position, make_plan(*c.rules, s, keep, kv_length), {}};
       double* realised = c.realised + 3 * size_t(i);
       for (int axis = 0; axis < 3; ++axis) {
         const bool counted_later = axis == 1 && c.rules->thresholds;
@@ -142,11 +142,11 @@ inline void Engine::plan_steps(const Call& c) {
   }
 }
 
-// Under thresholds: the share of the MLP that the steps spent. A decider has booked what it expected.
+// Under thresholds: the share of channels that the steps spent. A decider has booked what it expected.
 inline void Engine::count_kept(const Call& c) {
   for (int i = 0; i < step_count; ++i) {
     double& realised = c.realised[3 * size_t(i) + 1];
-    const double share = share_of_kept(*c.rules, s, steps[i].kept[0], steps[i].kept[1], s.layers);
+    const double share = share_of_kept(*c.rules, s, steps[i].kept, s.layers);
     if (steps[i].decider) steps[i].row->spent[1] += share - realised, realised = share;
     else realised += share;
   }

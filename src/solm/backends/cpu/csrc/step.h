@@ -141,7 +141,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     Step* steps = &e.steps[start];
     for (int r = 0; r < rows; ++r)
       plans[r] = within_window(layer_plan(rules, e.s, steps[r].plan, number), steps[r].position + 1, l.window);
-    keep_all(take_streams(l.attention_norm, rows), H, rows);
+    take(number, QKV, take_streams(l.attention_norm, rows), steps, rows);
     multiply(l.qkv, H, wide, rows, attention.first_rows(*steps[0].cache, number, steps[0].position + 1, plans[0]));
     for (int r = 0; r < rows; ++r) {
       place_token(e, l, steps[r].position, result(r));
@@ -154,30 +154,36 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     const size_t share = size_t(Q) * (D + 2);
     for (int r = 0; r < rows; ++r) combine(r * share, &heads[size_t(r) * Q * D]);
     half = !half;
-    keep_all(heads.data(), Q * D, rows);
+    take(number, OUT, heads.data(), steps, rows);
     multiply(l.out, Q * D, H, rows, first_rows(l.gate_up, H));
 
     for (int r = 0; r < rows; ++r) add_result(r, l.attention_output_norm);
-    const float* x = take_streams(l.mlp_norm, rows);
-    for (int r = 0; r < rows; ++r) keep(number, 0, x + size_t(r) * H, steps[r], r);
+    take(number, INPUT, take_streams(l.mlp_norm, rows), steps, rows);
     multiply(l.gate_up, H, 2 * I, rows, first_rows(l.down, I));
     for (int r = 0; r < rows; ++r) {
       activate(e.s.activation, result(r), result(r) + I, I, values.data());
-      keep(number, 1, values.data(), steps[r], r);
+      keep(number, HIDDEN, values.data(), steps[r], r);
     }
     multiply(l.down, I, H, rows, number + 1 < e.call->last ? first_rows(e.layers[number + 1].qkv, H) : Prefetch());
     for (int r = 0; r < rows; ++r) add_result(r, l.mlp_output_norm);
   }
 
-  // Takes what a step keeps of x, the input of a site of a layer's MLP, as the input of the next product.
+  // Takes what steps keep of x [rows, size of the site] as the input of the next product.
+  void take(int layer, int site, const float* x, Step* steps, int rows) {
+    const int size = site_size(e.s, site);
+    if (site >= QKV && !drops(*e.call->rules, site) && !e.call->histogram) return keep_all(x, size, rows);
+    for (int r = 0; r < rows; ++r) keep(layer, site, x + size_t(r) * size, steps[r], r);
+  }
+
+  // The same for one step. Bits are those of the MLP.
   void keep(int layer, int site, const float* x, Step& step, int row) {
-    const Plan& plan = plans[row];
-    const int size = site ? I : H;
-    const int found = keep_channels(x, size, site ? plan.hiddens : plan.inputs, site ? plan.hidden_limit : plan.input_limit,
-                                    plan, row);
+    const int size = site_size(e.s, site);
+    Plan plan = plans[row];
+    if (site >= QKV) plan.bits = int(FULL_BITS), plan.high_halves_only = 0;
+    const int found = keep_channels(x, size, plan.channels[site], plan.limit[site], plan, row);
     if (thread > 0) return;
     step.kept[site] += found;
-    if (uint32_t* histogram = e.call->histogram) count_magnitudes(x, size, histogram + (size_t(layer) * 2 + site) * MAGNITUDES);
+    if (uint32_t* histogram = e.call->histogram) count_magnitudes(x, size, histogram + (size_t(layer) * SITES + site) * MAGNITUDES);
   }
 
   // The residual streams of all steps [rows, H], normed if there is a norm.

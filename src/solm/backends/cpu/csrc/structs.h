@@ -96,15 +96,22 @@ struct Model {
   int32_t rope_count;
 };
 
-// How an action is carried out (solm.core.sparsity). input_site, hidden_site: flags of the MLP's sites. group: channels that
-// share a rounding scale, 0 for all. weight_bits: the bits of an action are those of weights. allocation: null, or curves
-// [layers * heads + layers, KNOTS], first of pages per layer and KV head (heads 1: of all heads), then of channels per layer.
-// own_hidden: `layers` more curves follow, of the hidden site's channels, and those before are of the input site's. input_part:
-// what input channels count of the MLP's share where both sites are in use. thresholds: null, or [layers, 2, PERCENTAGES], the
-// least |x| that a step keeps at a site whose share is that percentage, in place of an exact number of channels.
+// Where channels are dropped: what gate and up read, what down reads, and, with `projections`, what the query, key and value
+// projections read and what the output projection of attention reads.
+enum Site : int32_t { INPUT = 0, HIDDEN = 1, QKV = 2, OUT = 3 };
+constexpr int SITES = 4;
+
+// How an action is carried out (solm.core.sparsity). input_site, hidden_site: flags of the MLP's sites. projections: the flag of
+// those of attention. group: channels that share a rounding scale, 0 for all. weight_bits: the bits of an action are those of
+// weights. allocation: null, or curves [layers * heads + layers, KNOTS], first of pages per layer and KV head (heads 1: of all
+// heads), then of channels per layer. own_sites: `layers` more curves follow for each of so many sites after INPUT, and those
+// before are INPUT's. input_part: what input channels count of the MLP's share where both of its sites are in use.
+// projection_part: what the projections of attention count of the share of channels. thresholds: null, or [layers, 2 or with
+// projections SITES, PERCENTAGES], the least |x| that a step keeps at a site whose share is that percentage, in place of an exact
+// number of channels.
 struct SparsityRules {
-  int32_t sinks, window, input_site, hidden_site, hidden_power, group, weight_bits, layers, heads, own_hidden;
-  double input_part;
+  int32_t sinks, window, input_site, hidden_site, hidden_power, group, weight_bits, layers, heads, own_sites, projections;
+  double input_part, projection_part;
   const double* allocation;
   const float* thresholds;
 };

@@ -117,15 +117,21 @@ inline bool valid_rules(const Engine& e, const SparsityRules& rules, char* messa
     return refuse(message, "the allocation is for %d layers, and the model has %d", rules.layers, s.layers);
   if (rules.heads != 1 && (!rules.allocation || rules.heads != s.kv_heads))
     return refuse(message, "the allocation is for %d KV heads, and the model has %d", rules.heads, s.kv_heads);
-  if (rules.own_hidden && (!rules.allocation || !rules.input_site || !rules.hidden_site))
+  if (rules.projections && (!rules.input_site || !rules.hidden_site))
+    return refuse(message, "dropping inputs of attention's projections needs both sites of the MLP");
+  if (rules.own_sites < 0 || rules.own_sites >= (rules.projections ? SITES : 2))
+    return refuse(message, "an allocation has curves of its own for %d sites, got %d", rules.projections ? 3 : 1, rules.own_sites);
+  if (rules.own_sites && (!rules.allocation || !rules.input_site || !rules.hidden_site))
     return refuse(message, "an allocation of hidden channels needs both sites of the MLP");
   if (rules.thresholds && rules.layers != s.layers)
     return refuse(message, "the thresholds are for %d layers, and the model has %d", rules.layers, s.layers);
-  for (int i = 0; rules.thresholds && i < 2 * s.layers * PERCENTAGES; ++i)
+  for (int i = 0; rules.thresholds && i < (rules.projections ? SITES : 2) * s.layers * PERCENTAGES; ++i)
     if (!(rules.thresholds[i] >= 0 && rules.thresholds[i] <= FLT_MAX))
       return refuse(message, "thresholds must be finite and at least 0, got %g", rules.thresholds[i]);
   if (!(rules.input_part > 0 && rules.input_part < 1))
     return refuse(message, "input_part must lie between 0 and 1, got %g", rules.input_part);
+  if (rules.projections && !(rules.projection_part > 0 && rules.projection_part < 1))
+    return refuse(message, "projection_part must lie between 0 and 1, got %g", rules.projection_part);
   return true;
 }
 
