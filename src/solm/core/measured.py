@@ -61,35 +61,42 @@ class MeasuredCost:
         return float(self.milliseconds(np.array(realised), context)) / self.dense(context)
 
 
-def input_part(timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShapes) -> float:
-    """`SparsityConfig.input_part` that counts milliseconds: what all input channels of the MLP take of what all its
-    channels take. Inputs of attention's projections, where steps drop some, take as much per weight as the MLP's.
+def projection_part(shapes: ModelShapes) -> float:
+    """`SparsityConfig.projection_part` by weights, which holds without measurements."""
+    weights = shapes.attention_weights + shapes.up_weights + shapes.down_weights
+    return round(shapes.attention_weights / weights, 3)
+
+
+def measured_parts(timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShapes) -> dict[str, float]:
+    """`SparsityConfig.input_part` and `SparsityConfig.projection_part` that count milliseconds: what all input channels
+    of the MLP take of what all its channels take, and what the inputs of attention's projections take of all.
 
     Fitted by least squares to all levels and contexts, of steps whose sites keep shares together and of steps that
-    leave out hidden channels alone. At most 0.15 from the part of the weights, which holds without measurements.
+    leave out channels of one kind of site. The first is at most 0.15 from the part of the weights, the second between a
+    quarter of it and all; they hold without measurements.
     """
     by_weights = shapes.up_weights / (shapes.up_weights + shapes.down_weights)
+    most = projection_part(shapes) if sparsity.projection_part else 0.0
     if not timings.hidden:
-        return by_weights
+        return {"input_part": by_weights, "projection_part": most}
     rows, saved = [], []
     for context, dense_ms in enumerate(timings.dense_ms):
         for level, ms in zip(timings.mlp, timings.mlp_ms[context], strict=True):
-            rows.append((1 - level, 1 - level**sparsity.hidden_power))
+            rows.append((1 - level, 1 - level**sparsity.hidden_power, (1 - level) * (most > 0)))
             saved.append(dense_ms - ms)
-        for level, ms in zip(timings.hidden, timings.hidden_ms[context], strict=True):
-            rows.append((0.0, 1 - level))
-            saved.append(dense_ms - ms)
-    inputs, hidden = np.maximum(np.linalg.lstsq(np.array(rows), np.array(saved), rcond=None)[0], 0)
-    if sparsity.projection_part:
-        inputs *= shapes.up_weights / (shapes.up_weights + shapes.attention_weights)
-    found = inputs / (inputs + hidden) if inputs + hidden > 0 else by_weights
-    return round(float(np.clip(found, by_weights - _PART_RANGE, by_weights + _PART_RANGE)), 3)
-
-
-def projection_part(shapes: ModelShapes) -> float:
-    """`SparsityConfig.projection_part` by weights."""
-    weights = shapes.attention_weights + shapes.up_weights + shapes.down_weights
-    return round(shapes.attention_weights / weights, 3)
+        for site, (levels, table) in enumerate(
+            ((timings.hidden, timings.hidden_ms), (timings.projected, timings.projected_ms)), start=1
+        ):
+            for level, ms in zip(levels, table[context] if levels else (), strict=True):
+                rows.append((0.0, (1 - level) * (site == 1), (1 - level) * (site == 2)))
+                saved.append(dense_ms - ms)
+    inputs, hidden, projected = np.maximum(np.linalg.lstsq(np.array(rows), np.array(saved), rcond=None)[0], 0)
+    of_inputs = inputs / (inputs + hidden) if inputs + hidden > 0 else by_weights
+    of_projections = projected / (inputs + hidden + projected) if timings.projected and inputs + hidden > 0 else most
+    return {
+        "input_part": round(float(np.clip(of_inputs, by_weights - _PART_RANGE, by_weights + _PART_RANGE)), 3),
+        "projection_part": round(float(np.clip(of_projections, most / 4, most)), 3),
+    }
 
 
 def _rate(left_out: np.ndarray, saved: np.ndarray) -> float:

@@ -40,6 +40,9 @@ class StepTimings(BaseModel):
     hidden_ms: tuple[tuple[float, ...], ...] = ()
     """Where it was measured: steps that keep these shares of the MLP's hidden channels and all else, [contexts]
     [levels]."""
+    projected: tuple[float, ...] = ()
+    projected_ms: tuple[tuple[float, ...], ...] = ()
+    """The same for the inputs of attention's projections."""
     halved_ms: tuple[float, ...] = ()
     """Where bits are those of nested weights: steps that read the high halves alone, [contexts]."""
     gigabytes_per_second: float = Field(gt=0)
@@ -57,8 +60,11 @@ class StepTimings(BaseModel):
                 raise ValueError(f"{name}_ms holds a time that is not positive")
         if list(self.contexts) != sorted(set(self.contexts)) or self.contexts[0] < 1:
             raise ValueError(f"contexts must rise, got {self.contexts}")
-        if self.hidden and (len(self.hidden_ms) != rows or any(len(row) != len(self.hidden) for row in self.hidden_ms)):
-            raise ValueError(f"hidden_ms must have {rows} rows of {len(self.hidden)}")
+        for name, table, levels in (
+            ("hidden", self.hidden_ms, self.hidden), ("projected", self.projected_ms, self.projected)
+        ):  # fmt: skip
+            if levels and (len(table) != rows or any(len(row) != len(levels) for row in table)):
+                raise ValueError(f"{name}_ms must have {rows} rows of {len(levels)}")
         if len(self.joint_ms) != rows or len(self.halved_ms) not in (0, rows):
             raise ValueError(f"joint_ms must have {rows} values, and halved_ms as many or none")
         return self
@@ -120,7 +126,7 @@ class StepTimings(BaseModel):
                 tuple(map(min, mine, theirs))
                 for mine, theirs in zip(getattr(self, name), getattr(other, name), strict=True)
             )
-            for name in ("attention_ms", "mlp_ms", "hidden_ms")
+            for name in ("attention_ms", "mlp_ms", "hidden_ms", "projected_ms")
         }
         rows = {name: tuple(map(min, getattr(self, name), getattr(other, name))) for name in ("joint_ms", "halved_ms")}
         return self.model_copy(update={**tables, **rows})

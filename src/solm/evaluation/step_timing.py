@@ -18,8 +18,9 @@ from solm.core.sparsity import SparsityConfig
 from solm.core.timings import LEVELS, StepTimings
 from solm.runtime.language_model import LanguageModel
 
-HIDDEN = (0.3, 0.6)
-"""Shares of the MLP's hidden channels that steps are timed with which keep all else."""
+ALONE = (0.3, 0.6)
+"""Shares of the MLP's hidden channels, and of the inputs of attention's projections, that steps are timed with which
+keep all else."""
 STEPS = 12
 """Steps of which the median is taken."""
 
@@ -37,8 +38,11 @@ def measure(
     keeps.append((LEVELS.attention[0], LEVELS.mlp[0]))
     actions = [(*keep, FULL_BITS) for keep in keeps] + [(1.0, 1.0, HIGH_BITS)] * _nested(lm)
     plans = [(torch.tensor([action], dtype=torch.float64), lm.sparsity) for action in actions]
-    hidden = HIDDEN if lm.sparsity.mlp_site == "input+hidden" else ()
-    plans += [(torch.tensor([[1.0, 0.5, FULL_BITS]], dtype=torch.float64), _hidden_alone(lm, keep)) for keep in hidden]
+    hidden = ALONE if lm.sparsity.mlp_site == "input+hidden" else ()
+    projected = ALONE if lm.sparsity.projection_part else ()
+    half = torch.tensor([[1.0, 0.5, FULL_BITS]], dtype=torch.float64)
+    plans += [(half, _alone(lm, "hidden", keep)) for keep in hidden]
+    plans += [(half, _alone(lm, "projections", keep)) for keep in projected]
     times: list[list[float]] = []
     total = len(contexts) * (rounds + 1)
     for number, context in enumerate(contexts):
@@ -52,7 +56,7 @@ def measure(
                 kept.append(_median_step(row, token, keep))
             progress(number * (rounds + 1) + turn + 1, total)
         times.append([statistics.median(values[1:]) for values in found])
-    count = len(LEVELS.attention)
+    count, alone = len(LEVELS.attention), len(keeps) + _nested(lm)
     return StepTimings(
         model=lm.name,
         backend=lm.backend.name,
@@ -62,7 +66,9 @@ def measure(
         mlp_ms=tuple(tuple(row[count : len(single)]) for row in times),
         joint_ms=tuple(row[len(single)] for row in times),
         hidden=hidden,
-        hidden_ms=tuple(tuple(row[len(row) - len(hidden) :]) for row in times) if hidden else (),
+        hidden_ms=tuple(tuple(row[alone : alone + len(hidden)]) for row in times) if hidden else (),
+        projected=projected,
+        projected_ms=tuple(tuple(row[alone + len(hidden) :]) for row in times) if projected else (),
         halved_ms=tuple(row[len(keeps)] for row in times) if _nested(lm) else (),
         gigabytes_per_second=memory_bandwidth(),
         command=command_line(),
@@ -70,11 +76,15 @@ def measure(
     )
 
 
-def _hidden_alone(lm: LanguageModel, share: float) -> SparsityConfig:
-    """Sparsity under which steps that do not keep all channels keep `share` of the hidden ones and all others."""
-    whole, some = (1.0,) * KNOTS, (share,) * (KNOTS - 1) + (1.0,)
+def _alone(lm: LanguageModel, sites: str, share: float) -> SparsityConfig:
+    """Sparsity under which steps that do not keep all channels keep `share` of those of some sites, ``hidden`` or
+    ``projections``, and all others."""
     layers = lm.shapes.layers
-    return lm.sparsity.under(Allocation(attention=(whole,) * layers, mlp=(whole,) * layers, hidden=(some,) * layers))
+    whole, some = ((1.0,) * KNOTS,) * layers, ((share,) * (KNOTS - 1) + (1.0,),) * layers
+    curves = {"hidden": some if sites == "hidden" else whole}
+    if sites == "projections":
+        curves |= {"qkv": some, "out": some}
+    return lm.sparsity.under(Allocation(attention=whole, mlp=whole, **curves))
 
 
 def _nested(lm: LanguageModel) -> bool:

@@ -10,7 +10,7 @@ from solm.core.actions import ActionSpace
 from solm.core.curve import BudgetCurve, CurvePoint, spaced_budgets
 from solm.core.errors import SolmError
 from solm.core.files import read_json, read_model, resumable, write_json, write_text
-from solm.core.measured import input_part
+from solm.core.measured import measured_parts
 from solm.core.parts import Parts
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import ChannelThresholds
@@ -213,9 +213,9 @@ def _points_of(result: EvaluationResult) -> Iterator[CurvePoint]:
 
 def _plain(job: Job) -> SparsityConfig:
     """How the model's actions are carried out: by thresholds, and shares of channels count milliseconds."""
-    part = input_part(read_timings(job.folder.path / TIMINGS), job.lm.sparsity, job.lm.shapes)
+    parts = measured_parts(read_timings(job.folder.path / TIMINGS), job.lm.sparsity, job.lm.shapes)
     thresholds = read_model(job.folder.path / THRESHOLDS, ChannelThresholds)
-    return job.lm.sparsity.model_copy(update={"input_part": part, "thresholds": thresholds})
+    return job.lm.sparsity.model_copy(update={**parts, "thresholds": thresholds})
 
 
 def _sparsity(job: Job) -> SparsityConfig:

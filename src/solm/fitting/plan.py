@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.core.timings import LEVELS
-from solm.evaluation.step_timing import HIDDEN, STEPS
+from solm.evaluation.step_timing import ALONE, STEPS
 from solm.runtime.language_model import LanguageModel
 from solm.training.allocate import CHECKED, SITES_APART
 from solm.training.site_curves import PROBES
@@ -134,7 +134,7 @@ def plan(
     read = context / speed.prefill
     logits = max(1, _LOGITS // shapes.vocabulary)
 
-    plans = len(LEVELS.attention) + len(LEVELS.mlp) + 1 + len(HIDDEN)
+    plans = len(LEVELS.attention) + len(LEVELS.mlp) + 1 + 2 * len(ALONE)
     round_seconds = plans * STEPS * speed.step
     contexts = [seen for seen in _CONTEXTS if seen + 16 * STEPS <= longest] or [context]
     cost = [sum(contexts[:count]) / speed.prefill + 3 * count * round_seconds for count in range(1, len(contexts) + 1)]

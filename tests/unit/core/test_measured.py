@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from helpers.timings import CPU, SHAPES, made_timings
-from solm.core.measured import MeasuredCost, input_part
+from solm.core.measured import MeasuredCost, measured_parts, projection_part
 from solm.core.sparsity import SparsityConfig
 
 
@@ -66,11 +66,27 @@ def sites(inputs, hidden, slower=0.0):
 @pytest.mark.parametrize(("inputs", "hidden", "part"), [(4, 2, 0.667), (3, 1, 0.75), (5, 0, 0.817), (1, 4, 0.517)])
 def test_input_channels_count_the_time_that_they_take(inputs, hidden, part):
     """Of gate, up and down, all alike in weights; at most 0.15 from the two thirds that these count."""
-    assert input_part(sites(inputs, hidden), CPU, SHAPES) == pytest.approx(part, abs=1e-3)
+    found = measured_parts(sites(inputs, hidden), CPU, SHAPES)
+    assert found == {"input_part": pytest.approx(part, abs=1e-3), "projection_part": 0}
+
+
+@pytest.mark.parametrize("projected", [0.3, 0.0, 4.0])
+def test_inputs_of_projections_count_the_time_that_they_take(projected):
+    """From a quarter of the part of their weights to all of it."""
+    sparsity, known = CPU.model_copy(update={"projection_part": projection_part(SHAPES)}), sites(4, 2)
+    both = tuple(ms - projected * (1 - level) for level, ms in zip(known.mlp, known.mlp_ms[0], strict=True))
+    alone = tuple(10 - projected * (1 - level) for level in (0.3, 0.6))
+    timings = known.model_copy(
+        update={"mlp_ms": (both,) * 2, "projected": (0.3, 0.6), "projected_ms": (alone,) * 2}
+    )  # fmt: skip
+    found, most = measured_parts(timings, sparsity, SHAPES), sparsity.projection_part
+    assert found["input_part"] == pytest.approx(0.667, abs=1e-3)
+    assert found["projection_part"] == pytest.approx(min(max(projected / (6 + projected), most / 4), most), abs=1e-3)
+    assert measured_parts(known, sparsity, SHAPES)["projection_part"] == most, "where none were timed"
 
 
 def test_repeated_timings_keep_the_lowest_of_every_step():
     """Also of steps that leave out hidden channels alone: kept from a slower measurement, they would save nothing."""
     found = sites(3, 1, slower=2.0).lowest(sites(3, 1))
     assert found.hidden_ms == sites(3, 1).hidden_ms
-    assert input_part(found, CPU, SHAPES) == pytest.approx(0.75, abs=1e-3)
+    assert measured_parts(found, CPU, SHAPES)["input_part"] == pytest.approx(0.75, abs=1e-3)
