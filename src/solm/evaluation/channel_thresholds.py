@@ -1,10 +1,10 @@
-"""The arm `teal`: magnitude thresholds on MLP channels in place of an exact top-k (TEAL, arXiv 2408.14690)."""
+"""The arm `teal`: magnitude thresholds on channels in place of an exact top-k (TEAL, arXiv 2408.14690)."""
 
 import torch
 
 from solm.core.actions import ActionSpace
 from solm.core.errors import SolmError
-from solm.core.thresholds import PERCENTAGES
+from solm.core.thresholds import MLP_SITES, PERCENTAGES
 from solm.evaluation.arms import Arm
 from solm.evaluation.baselines import BaselineRequest
 from solm.policies.schedules import Paced
@@ -28,5 +28,5 @@ def teal(request: BaselineRequest) -> Arm:
         if request.tuning is None:
             raise SolmError("the arm teal needs text to measure its thresholds on: give --tuning")
         windows = request.tuning.spaced(_TEXTS, request.context, torch.Generator().manual_seed(request.seed))
-        thresholds = lm.backend.channel_thresholds(windows)
+        thresholds = lm.backend.channel_thresholds(windows, max(plain.sites, MLP_SITES))
     return Arm(Paced(fine), plain.model_copy(update={"thresholds": thresholds}))

@@ -23,7 +23,9 @@ struct Plan {
 };
 
 // Channels of a site, and whether steps drop any there.
-inline int site_size(const Sizes& s, int site) { return site == HIDDEN ? s.intermediate : site == OUT ? s.heads * s.head_dim : s.hidden; }
+inline int site_size(const Sizes& s, int site) {
+  return site == HIDDEN ? s.intermediate : site == OUT ? s.heads * s.head_dim : s.hidden;
+}
 inline bool drops(const SparsityRules& rules, int site) {
   return site == INPUT ? rules.input_site : site == HIDDEN ? rules.hidden_site : rules.projections;
 }

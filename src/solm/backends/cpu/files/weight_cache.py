@@ -165,8 +165,9 @@ def _keep(library: ctypes.CDLL, path: Path, header: dict[str, Any], arena: Arena
                 file.write(weights[place : place + _PIECE])
             file.flush()
             os.fsync(file.fileno())
-        _read_again(work)
         work.replace(path)
+        with suppress(OSError):
+            _read_again(path)
     except OSError as error:
         _log.warning("the repacked weights are not kept, so that the next start takes as long: %s", error)
     finally:

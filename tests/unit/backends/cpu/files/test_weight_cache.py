@@ -72,6 +72,16 @@ def test_the_next_start_maps_what_the_first_has_repacked(path, folder):
     assert len(list(folder.iterdir())) == 2  # nothing unfinished is left
 
 
+def test_a_system_that_takes_no_advice_on_memory_maps_them_all_the_same(path, folder, monkeypatch):
+    expected, _ = load(GgufFile(path))
+    monkeypatch.setattr(weight_cache, "_POPULATE_READ", 9999)  # which every system refuses
+    found, repacked = load(GgufFile(path))
+    assert not repacked
+    np.testing.assert_array_equal(found, expected)
+    assert load(GgufFile(path), "int8")[1]
+    assert not load(GgufFile(path), "int8")[1]
+
+
 def test_a_flipped_byte_anywhere_is_noticed(path, folder):
     first, _ = load(GgufFile(path))
     (file,) = kept(folder)
