@@ -101,6 +101,12 @@ inline Plan layer_plan(const SparsityRules& rules, const Sizes& s, Plan plan, in
   return plan;
 }
 
+// A layer's plan at a site: bits are those of the MLP.
+inline Plan at_site(Plan plan, int site) {
+  if (site >= QKV) plan.bits = int32_t(FULL_BITS), plan.high_halves_only = 0;
+  return plan;
+}
+
 // The share of channels of `layers` layers that keep so many of their sites' altogether.
 template <typename Count>
 double share_of_kept(const SparsityRules& rules, const Sizes& s, const Count* kept, int layers) {

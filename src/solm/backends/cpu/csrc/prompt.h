@@ -159,8 +159,7 @@ struct Prompt {
 
   // Makes the channels of x that a step keeps at a site, rounded to the plan's bits, an input, with zeros for the others.
   void take_kept(int layer, int site, const ChunkInput& input, int place, const float* x, Step& step) {
-    Plan plan = layer_plan(*e.call->rules, e.s, step.plan, layer);
-    if (site >= QKV) plan.bits = int(FULL_BITS), plan.high_halves_only = 0;  // bits are those of the MLP
+    const Plan plan = at_site(layer_plan(*e.call->rules, e.s, step.plan, layer), site);
     const int n = input.channels, count = plan.channels[site];
     const float limit = plan.limit[site];
     count_inputs(layer, site, x, n);

@@ -47,9 +47,8 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   void reserve_prompt(int tokens) override { prompt.reserve(tokens), wanted_steps.reserve(tokens); }
 
   void run() override {
-    if (e.in_chunks) read_chunks();
-    else
-      for (int start = 0; start < e.step_count; start += MOST_ROWS) batch(start, std::min(MOST_ROWS, e.step_count - start));
+    if (e.in_chunks) return read_chunks();
+    for (int start = 0; start < e.step_count; start += MOST_ROWS) batch(start, std::min(MOST_ROWS, e.step_count - start));
   }
 
  private:
@@ -151,8 +150,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     attend(number, steps, rows);
     fetch(first_rows(l.out, Q * D));
     barrier();
-    const size_t share = size_t(Q) * (D + 2);
-    for (int r = 0; r < rows; ++r) combine(r * share, &heads[size_t(r) * Q * D]);
+    for (int r = 0; r < rows; ++r) combine(r * size_t(Q) * (D + 2), &heads[size_t(r) * Q * D]);
     half = !half;
     take(number, OUT, heads.data(), steps, rows);
     multiply(l.out, Q * D, H, rows, first_rows(l.gate_up, H));
@@ -175,15 +173,13 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     for (int r = 0; r < rows; ++r) keep(layer, site, x + size_t(r) * size, steps[r], r);
   }
 
-  // The same for one step. Bits are those of the MLP.
   void keep(int layer, int site, const float* x, Step& step, int row) {
     const int size = site_size(e.s, site);
-    Plan plan = plans[row];
-    if (site >= QKV) plan.bits = int(FULL_BITS), plan.high_halves_only = 0;
+    const Plan plan = at_site(plans[row], site);
     const int found = keep_channels(x, size, plan.channels[site], plan.limit[site], plan, row);
     if (thread > 0) return;
     step.kept[site] += found;
-    if (uint32_t* histogram = e.call->histogram) count_magnitudes(x, size, histogram + (size_t(layer) * SITES + site) * MAGNITUDES);
+    if (uint32_t* to = e.call->histogram) count_magnitudes(x, size, to + (size_t(layer) * SITES + site) * MAGNITUDES);
   }
 
   // The residual streams of all steps [rows, H], normed if there is a norm.
