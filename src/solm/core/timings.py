@@ -1,5 +1,6 @@
 """`StepTimings`: what steps take on a machine, in milliseconds; kept in a file and used for budgets in milliseconds."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,23 +114,27 @@ class StepTimings(BaseModel):
         return tuple((pages[-1] + channels[-1]) / 2 for pages, channels in pairs)
 
     @property
-    def disturbance(self) -> float:
-        """How far apart two measurements of the same step are: the dense one is measured for both axes. The largest
-        relative difference over contexts; a quiet machine stays below 0.05."""
+    def disturbances(self) -> tuple[float, ...]:
+        """By context the relative difference of two measurements of one step: the dense one is measured for both axes.
+        A quiet machine stays below 0.05."""
         pairs = ((pages[-1], channels[-1]) for pages, channels in zip(self.attention_ms, self.mlp_ms, strict=True))
-        return max(abs(one - other) / min(one, other) for one, other in pairs)
+        return tuple(abs(one - other) / min(one, other) for one, other in pairs)
 
     def lowest(self, other: "StepTimings") -> "StepTimings":
-        """Of every step the lower of its times in two measurements: what other processes add only makes it longer."""
-        tables = {
-            name: tuple(
-                tuple(map(min, mine, theirs))
-                for mine, theirs in zip(getattr(self, name), getattr(other, name), strict=True)
+        """Of every step the lower of its times in two measurements: what other processes add only makes it longer.
+        other: of all contexts of this one or some."""
+        again = {context: number for number, context in enumerate(other.contexts)}
+
+        def lower(name: str, least: Callable[[Any, Any], Any]) -> tuple[Any, ...]:
+            theirs = getattr(other, name)
+            return tuple(
+                least(mine, theirs[again[context]]) if context in again else mine
+                for context, mine in zip(self.contexts, getattr(self, name), strict=False)
             )
-            for name in ("attention_ms", "mlp_ms", "hidden_ms", "projected_ms")
-        }
-        rows = {name: tuple(map(min, getattr(self, name), getattr(other, name))) for name in ("joint_ms", "halved_ms")}
-        return self.model_copy(update={**tables, **rows})
+
+        tables = ("attention_ms", "mlp_ms", "hidden_ms", "projected_ms")
+        found = {name: lower(name, lambda mine, theirs: tuple(map(min, mine, theirs))) for name in tables}
+        return self.model_copy(update={**found, **{name: lower(name, min) for name in ("joint_ms", "halved_ms")}})
 
     def check(self, model: str, backend: str, sparsity: SparsityConfig) -> "StepTimings":
         """Itself if it was measured for `model` on `backend`; raises `PolicyMismatchError` otherwise."""

@@ -52,14 +52,18 @@ def time_steps(job: Job) -> None:
     tokens = job.texts.train[0].tokens[None, : contexts[-1] + 1]
     found = measure(job.lm, tokens, contexts, sizes.timing_rounds, job.progress("timings"))
     for _ in range(_REPEATS):
-        if found.disturbance <= _DISTURBED:
+        apart = {seen: by for seen, by in zip(contexts, found.disturbances, strict=True) if by > _DISTURBED}
+        if not apart:
             break
-        job.remark(f"timings: two measurements of one step differ by {found.disturbance:.0%}; they are repeated")
-        found = found.lowest(measure(job.lm, tokens, contexts, sizes.timing_rounds, job.progress("timings")))
-    if found.disturbance > _DISTURBED:
         job.remark(
-            f"timings: they still differ by {found.disturbance:.0%}, so budgets in time are no surer than that; other "
-            "processes use this machine"
+            f"timings: two measurements of one step differ by {max(apart.values()):.0%}; those after "
+            f"{', '.join(f'{seen:,}' for seen in apart)} tokens are repeated"
+        )
+        found = found.lowest(measure(job.lm, tokens, tuple(apart), sizes.timing_rounds, job.progress("timings")))
+    if max(found.disturbances) > _DISTURBED:
+        job.remark(
+            f"timings: they still differ by {max(found.disturbances):.0%}, so budgets in time are no surer than that; "
+            "other processes use this machine"
         )
     check_worth(job.lm, found, sizes.context)
     write_text(job.folder.path / TIMINGS, found.model_dump_json(indent=2) + "\n")
