@@ -12,6 +12,8 @@ from solm.policies.value_policy import ValueConfig
 from solm.training.config import FitConfig
 from solm.training.counterfactual import Samples, keep_of
 
+_PART = 65536
+"""Rows that are looked at together."""
 _LARGEST_COST = 5.0
 """Nats. A few tokens change by more; without the limit they would decide the trust in the network."""
 _LEAST = 1e-3
@@ -23,10 +25,12 @@ _FIRST_INTERFERENCE = 0.05
 @dataclass(frozen=True)
 class Fit:
     """explained: after each epoch, the share of the held-out deviance of divergences that the network explains beyond
-    every action's mean. slopes: [3] per axis, least squares of held-out costs on predicted ones."""
+    every action's mean. slopes: [3] per axis, least squares of held-out costs on predicted ones; errors: their standard
+    errors over texts."""
 
     explained: list[float]
     slopes: list[float]
+    errors: list[float]
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class _Rows:
 
     def parts(self) -> "Iterator[_Rows]":
         """All rows, in parts that fit into memory in float32."""
-        return (self.take(index) for index in torch.arange(len(self.cost)).split(65536))
+        return (self.take(index) for index in torch.arange(len(self.cost)).split(_PART))
 
 
 def fit(
@@ -95,15 +99,17 @@ def fit(
         some = torch.randperm(len(rows.cost))[:count]
         kept = network(rows.hidden[some].float(), rows.before[some])
         scale = kept.mean(0)
-        slopes = _slopes(network, train, test, interference, scale) if len(test.cost) else torch.ones(3)
-        trust = slopes.clamp(0, 1)
+        slopes, errors = torch.ones(3), torch.zeros(3)
+        if len(test.cost):
+            slopes, errors = _slopes(network, train, test, texts[last] - int(texts[last].min()), interference, scale)
+        trust = (slopes - errors).clamp(0, 1)
         kept = 1 + trust * (kept / scale - 1)
         network.training_sensitivities.copy_(kept.repeat(-(-count // len(kept)), 1)[:count])
         for axis, costs in enumerate(network.level_costs):
             costs.mul_(scale[axis]).clamp_(min=0)
         network.scale.copy_(scale)
         network.trust.copy_(trust)
-    return network, Fit(explained, slopes.tolist())
+    return network, Fit(explained, slopes.tolist(), errors.tolist())
 
 
 def predict(network: ValueNetwork, rows: _Rows, interference: torch.Tensor) -> torch.Tensor:
@@ -119,23 +125,38 @@ def _unit_costs(network: ValueNetwork, rows: _Rows, interference: torch.Tensor) 
 
 
 def _slopes(
-    network: ValueNetwork, train: _Rows, test: _Rows, interference: torch.Tensor, mean: torch.Tensor
-) -> torch.Tensor:
+    network: ValueNetwork,
+    train: _Rows,
+    test: _Rows,
+    texts: torch.Tensor,
+    interference: torch.Tensor,
+    mean: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """[3] least squares of what average sensitivities, mean [3], leave unexplained of `test`'s costs, on what the
-    network's sensitivities add. Actions are weighted by the inverse variance of their costs in `train`.
+    network's sensitivities add, and their standard errors over texts [M], the numbers of the rows' texts (jackknife).
+    Actions are weighted by the inverse variance of their costs in `train`.
 
-    A slope below 1 says that the network separates tokens too far; it becomes the trust in the network.
+    A slope below 1 says that the network separates tokens too far. Less its error it becomes the trust in the network:
+    where few texts were held out, or sampled, one that explains nothing would often be trusted by chance.
     """
     _, variance = _by_action(train.cost, _action_index(train.after, network.config), network.config)
-    left, right = torch.zeros(3, 3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    for part in test.parts():
+    count = int(texts.max()) + 1
+    left, right = torch.zeros(count, 3, 3, dtype=torch.float64), torch.zeros(count, 3, dtype=torch.float64)
+    for part, some in zip(test.parts(), texts.split(_PART), strict=True):
         unit = _unit_costs(network, part, interference)
         added = ((network(part.hidden, part.before) - mean) * unit).double()
         missing = part.cost.double() - (mean * unit).sum(1).double()
         weighted = added / variance.clamp(min=0.05)[_action_index(part.after, network.config)][:, None]
-        left += weighted.T @ added
-        right += weighted.T @ missing
-    return torch.linalg.lstsq(left + 1e-9 * torch.eye(3), right[:, None]).solution[:, 0].float()
+        left.index_add_(0, some, weighted[:, :, None] * added[:, None])
+        right.index_add_(0, some, weighted * missing[:, None])
+    without = _solved(left.sum(0) - left, right.sum(0) - right)  # one text
+    errors = ((count - 1) / count * (without - without.mean(0)).square().sum(0)).sqrt()
+    return _solved(left.sum(0), right.sum(0)), errors.float()
+
+
+def _solved(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The solutions [..., 3] of least squares with these sums."""
+    return torch.linalg.solve(left + 1e-9 * torch.eye(3), right).float()
 
 
 def _flatten(samples: Samples, config: ValueConfig) -> tuple[_Rows, torch.Tensor]:

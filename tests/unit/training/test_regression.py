@@ -40,13 +40,18 @@ def test_regression_finds_what_is_there_and_little_where_nothing_is():
     assert fit(nothing, config, FitConfig(epochs=2, batch=512))[1].explained[-1] < 0.01
 
 
-def test_trust_in_the_network_is_the_slope_on_held_out_samples():
+def test_trust_in_the_network_is_the_slope_on_held_out_samples_less_its_error():
     config = ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=32)
     network, found = fit(planted(noise=1), config, FitConfig(batch=512, dropout=0.1))
     assert found.slopes[1] == pytest.approx(1, abs=0.25)
-    assert float(network.trust[1]) == pytest.approx(min(found.slopes[1], 1))
+    assert 0 < found.errors[1] < 0.2
+    assert float(network.trust[1]) == pytest.approx(min(found.slopes[1] - found.errors[1], 1))
     luck = planted(noise=1)
     order = torch.randperm(luck.cost.numel(), generator=torch.Generator().manual_seed(4))
     luck.cost.copy_(luck.cost.flatten()[order].view(luck.cost.shape))
     network, found = fit(luck, config, FitConfig(batch=512, dropout=0.1))
-    assert float(network.trust[1]) < 0.4
+    assert float(network.trust[1]) < 0.2
+    few = Samples(*(getattr(luck, name)[:20] for name in Samples.__dataclass_fields__))
+    network, found = fit(few, config, FitConfig(batch=512, dropout=0.1))
+    assert found.errors[1] > 0.2, "two texts are held out"
+    assert float(network.trust[1]) == pytest.approx(min(max(found.slopes[1] - found.errors[1], 0), 1))
