@@ -27,13 +27,9 @@ DEFAULT_LIMITS = """- Trained on English text, documentation and code, teacher-f
 FITTED_LIMITS = """- For the cpu backend.
 - Fitted on English text and code, teacher-forced, after 512 tokens. Other contexts than those in the table of budgets
   were not compared.
-- Its step times were measured on a processor {instructions}. On another one `solm bench --policy ... --out FILE` and
+- Its step times were measured on a processor with AVX-512. On another one `solm bench --policy ... --out FILE` and
   `--timings FILE` make budgets in time true; solm warns where they may not be.
 - Levels below attention 0.1 and MLP 0.35 are refused."""
-
-WHOLE_HEAD = """
-- Its step times are of steps that read the whole output head. Greedy decoding reads less of it, so its steps take less
-  time than the table says, dense ones included, and a budget saves a larger part of that."""
 
 CPU_LIMITS = """- For the cpu backend, whose sparsity it has; the axes are pages and MLP channels.
 - Trained on English text, documentation and code, teacher-forced, after 1,024 tokens.
@@ -130,11 +126,11 @@ def on_larger_models(size: str) -> list[str]:
 POLICIES: dict[str, tuple[Callable[[], list[str]], str]] = {
     "qwen2.5-coder-0.5b-instruct": (
         lambda: on_larger_models("0.5b"),
-        FITTED_LIMITS.format(instructions="with AVX-512"),
+        FITTED_LIMITS,
     ),
     "qwen2.5-coder-1.5b-instruct": (
         lambda: on_larger_models("1.5b"),
-        FITTED_LIMITS.format(instructions="without AVX-512") + WHOLE_HEAD,
+        FITTED_LIMITS,
     ),
     "smollm2-135m": (on_the_grids, DEFAULT_LIMITS),
     "smollm2-135m-cpu": (on_the_clock, CPU_LIMITS),
