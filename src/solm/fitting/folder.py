@@ -30,7 +30,7 @@ class About(BaseModel):
     data: dict[str, str]
     minutes: float
     seed: int
-    sites: int = 2
+    number_of_sites: int = 2
     """Where steps drop channels, `SparsityConfig.sites`."""
 
 
@@ -67,7 +67,7 @@ class FitFolder:
                 if there != here:
                     told = "" if name in ("model", "data") else f" ({there} there, {here} here)"
                     raise RunMismatchError(
-                        f"--out: {path} holds a fit with another {name}{told}; choose another folder"
+                        f"--out: {path} holds a fit with another {name.replace('_', ' ')}{told}; choose another folder"
                     )
             yield cls(path, manifest)
 

@@ -69,7 +69,7 @@ def fit(
         model=lm.identity.model_dump_json(exclude={"name"}), backend=lm.backend.name,
         processor=environment()["machine"]["processor"], threads=torch.get_num_threads(),
         data={stream.name: stream.fingerprint for stream in streams}, minutes=minutes, seed=seed,
-        sites=lm.sparsity.sites,
+        number_of_sites=lm.sparsity.sites,
     )  # fmt: skip
     with signals() as stop, FitFolder.opened(out, about) as folder:
         job = Job(lm, texts, folder, minutes, seed, stop, report, remark)

@@ -27,7 +27,7 @@ class ActivePass:
     decide_before: int | None = None
     choose: Callable[[torch.Tensor], Plan] | None = None
     layer: int = 0
-    _kept: dict[int, dict[int, torch.Tensor]] = field(default_factory=dict, repr=False)
+    _left_out: torch.Tensor | None = field(default=None, repr=False)  # by thresholds, of all layers
 
     def __post_init__(self) -> None:
         self._whole = self.plan
@@ -40,8 +40,9 @@ class ActivePass:
         self.plan = self._whole.at(layer)
 
     def count(self, site: int, share: torch.Tensor) -> None:
-        """A site of the layer in progress kept this share [N, Q] of its channels under a threshold."""
-        self._kept.setdefault(self.layer, {})[site] = share.to("cpu", torch.float64)
+        """A site of the layer in progress kept this share [N, Q] float64 of its channels under a threshold."""
+        left_out = self.plan.parts[site] * (1 - share)
+        self._left_out = left_out if self._left_out is None else self._left_out.to(left_out.device) + left_out
 
     def realised_mlp(self) -> torch.Tensor | None:
         """The share of channels that thresholds kept, the mean over layers, sites weighted by `Plan.parts`: [N, Q]
@@ -49,10 +50,7 @@ class ActivePass:
 
         Layers that counted nothing ran dense. None where no layer counted: then the plan's own share holds.
         """
-        if not self._kept:
-            return None
-        left_out = [self.plan.parts[site] * (1 - share) for kept in self._kept.values() for site, share in kept.items()]
-        return 1 - torch.stack(left_out).sum(0) / len(self.cache.layers)
+        return None if self._left_out is None else 1 - self._left_out.cpu() / len(self.cache.layers)
 
     def follow(self, device: torch.device) -> None:
         """The layer in progress computes on `device`."""

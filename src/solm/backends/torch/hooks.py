@@ -111,7 +111,7 @@ class HookedModel:
         before = nn.Module.register_forward_pre_hook
         self._handles += [
             before(sites.attention, _before_attention, with_kwargs=True),
-            before(sites.out, _before_projection(OUT)),
+            before(sites.out, _before_out),
         ]
 
 
@@ -155,14 +155,11 @@ def _before_matmul(site: int) -> Callable[..., Any]:
     return hook
 
 
-def _before_projection(site: int) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        current = active_pass()
-        if current is None or not current.plan.drops(site):
-            return None
-        return (_select(args[0], current, site), *args[1:])
-
-    return hook
+def _before_out(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+    current = active_pass()
+    if current is None or not current.plan.drops(OUT):
+        return None
+    return (_select(args[0], current, OUT), *args[1:])
 
 
 def _before_attention(

@@ -119,7 +119,7 @@ def _mapped(library: ctypes.CDLL, path: Path, expected: dict[str, Any], threads:
 
 def _map(file: int, size: int) -> mmap.mmap:
     """A file's content, read into huge pages where the system has them for its file system. Sparse steps touch few
-    bytes of every small page, and then looking up addresses takes 4 to 9 per cent of their time."""
+    bytes of every small page, so that looking up addresses would take a part of their time."""
     map_ = mmap.mmap(file, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
     with spread_over(spread_nodes()):
         for advice in (getattr(mmap, "MADV_HUGEPAGE", None), _POPULATE_READ):
