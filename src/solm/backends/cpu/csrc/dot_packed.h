@@ -117,14 +117,14 @@ class PackedProducts {
       const Lanes step = Lanes::load_half(grid_.step + at);
       const Lanes lowest = grid_.lowest ? Lanes::load_half(grid_.lowest + at) : Lanes::zero();
       return [this, step, lowest, low, j, to = y_ + at](int r, Lanes sum) {
-        // Exact: integers and halves of them.
-        Lanes number = Lanes::all(offset(r));
+        const float scale = g_.scale[r];
+        Lanes number = Lanes::zero();  // exact
+        if constexpr (ADDS_LOW) number = (*low)[r][j];
         number.add(Lanes::all(packing_.factor()), sum);
-        if constexpr (ADDS_LOW) number = number.plus((*low)[r][j]);
-        Lanes steps = Lanes::zero(), result = Lanes::load(to + r * stride_);
-        steps.add(step, number);
-        if (grid_.lowest) steps.add(lowest, Lanes::all(float(g_.total[r])));
-        result.add(Lanes::all(g_.scale[r]), steps);
+        Lanes scaled = Lanes::all(scale * offset(r)), result = Lanes::load(to + r * stride_);
+        scaled.add(Lanes::all(scale), number);
+        result.add(step, scaled);
+        if (grid_.lowest) result.add(lowest, Lanes::all(scale * float(g_.total[r])));
         result.write(to + r * stride_);
       };
     };
@@ -203,28 +203,30 @@ class PackedProducts {
   struct StepScale {
     float* y;
     const uint16_t *step, *lowest;
-    float scale, total, offset, factor;
+    float scale, offset, total;  // offset, total: times the scale
   };
 
   StepScale step_scale() const {
-    return {y_, grid_.step, grid_.lowest, g_.scale[0], float(g_.total[0]), offset(0),
-            packing_.high_only ? packing_.factor() : 1};
+    const float scale = g_.scale[0];
+    return {y_, grid_.step, grid_.lowest, packing_.high_only ? scale * packing_.factor() : scale, scale * offset(0),
+            scale * float(g_.total[0])};
   }
 
   // Takes sums for outputs o + 16 k + [0, V::BYTES / 4), as `scaled` does. They are too large by 2^shift.
   template <int LOW, int HALVES, typename V>
   SOLM_INLINE static void take(const StepScale& to, const typename PackedPairs<LOW, V>::Sums& upper,
                                const typename PackedPairs<LOW, V>::Sums& lower, int which, int o, int shift) {
-    const auto factor = V::all_floats(to.factor / float(1 << shift)), offset = V::all_floats(to.offset);
-    const auto scale = V::all_floats(to.scale), total = V::all_floats(to.total);
+    const auto scale = V::all_floats(to.scale / float(1 << shift)), offset = V::all_floats(to.offset);
+    const auto total = V::all_floats(to.total);
     auto add = [&](auto with_lowest) SOLM_INLINE {
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) {
         const int at = o + 16 * k;
         const auto sum = V::floats(PackedPairs<LOW, V>::template total<HALVES>(upper, lower, which, k, shift));
-        auto steps = V::times(V::load_halves(to.step + at), V::times_plus(sum, factor, offset));
-        if constexpr (with_lowest) steps = V::times_plus(V::load_halves(to.lowest + at), total, steps);
-        V::write_floats(to.y + at, V::times_plus(scale, steps, V::load_floats(to.y + at)));
+        const auto scaled = V::times_plus(sum, scale, offset);
+        auto result = V::times_plus(V::load_halves(to.step + at), scaled, V::load_floats(to.y + at));
+        if constexpr (with_lowest) result = V::times_plus(V::load_halves(to.lowest + at), total, result);
+        V::write_floats(to.y + at, result);
       }
     };
     if (to.lowest) add(std::true_type());
