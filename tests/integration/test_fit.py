@@ -171,7 +171,10 @@ def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(tiny_folder, te
         assert set(seen) <= {*before, stop, "stopped"}, "what was done before is not done again"
         assert seen.count("stopped") == 1
         before = {stop}
-    resumed = fit(lm, streams, tmp_path / "parts", 0.1)
+    said: list[str] = []
+    resumed = fit(lm, streams, tmp_path / "parts", 0.1, remark=said.append)
+    assert said[0].startswith("goes on with comparison, ")
+    assert not any("plan" in line for line in said)
     costs = [(tmp_path / name / "level-costs.json").read_bytes() for name in ("whole", "parts")]
     assert costs[0] == costs[1]
     ours, theirs = (TrainedPolicy.from_pretrained(tmp_path / name / "policy") for name in ("whole", "parts"))

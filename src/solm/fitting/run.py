@@ -73,9 +73,13 @@ def fit(
     )  # fmt: skip
     with signals() as stop, FitFolder.opened(out, about) as folder:
         job = Job(lm, texts, folder, minutes, seed, stop, report, remark)
-        if not all(folder.is_done(name, output, inputs) for name, output, inputs, _ in ORDER):
+        left = [name for name, output, inputs, _ in ORDER if not folder.is_done(name, output, inputs)]
+        if len(left) == len(ORDER):
             for line in plan_lines(job):
                 remark(line)
+        elif left:
+            spent = sum(folder.seconds.values()) / 60
+            remark(f"goes on with {left[0]}, {spent:.1f} of {minutes:g} minutes in")
         for name, output, inputs, make in ORDER:
             if not folder.phase(name, output, inputs, lambda make=make: make(job)):  # type: ignore[misc]
                 remark(f"{name}: done before")

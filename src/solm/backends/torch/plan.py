@@ -7,7 +7,7 @@ import torch
 
 from solm.core.actions import FULL_BITS
 from solm.core.cost import ModelShapes
-from solm.core.shares import KVBudget, bits_share, ceil_share, kv_budget, realised_mlp, site_parts
+from solm.core.shares import KVBudget, bits_share, ceil_share, kv_budget, realised_mlp, site_parts, site_shares
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import SITES
 
@@ -21,7 +21,7 @@ class Plan:
 
     keep: [N, Q, 3] float64 (κ, ρ, bits); kv: the KV budget; shares: [N, Q, 3] float64 that layers realise (κ, ρ, b/16).
     Under an allocation layers differ: shares are [layers, N, Q, 3], and `at` gives the plan of one of them.
-    own: of a layer, the shares [N, Q] of channels that those of its sites keep which have curves of their own, by site.
+    of_layer: the shares [N, Q] of channels that the sites of one layer keep, where layers differ.
     parts: what every site counts of the realised share of channels.
     sparse_attention, sparse_mlp, low_bits: whether any step of the pass uses that axis, read from the device once
     a pass so that an axis that nobody uses costs nothing.
@@ -35,7 +35,7 @@ class Plan:
     sparse_attention: bool
     sparse_mlp: bool
     low_bits: bool
-    own: dict[int, torch.Tensor] = field(default_factory=dict)
+    of_layer: tuple[torch.Tensor, ...] | None = None
     _counts: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -53,24 +53,16 @@ class Plan:
         """The plan that `layer` follows."""
         if self.sparsity.allocation is None:
             return self
-        shares = self._channel_shares
-        keep = torch.stack([self.keep[..., 0], shares[INPUT][layer], self.keep[..., 2]], -1)
         kv = replace(self.kv, pages=self.kv.pages[layer])
-        own = {site: share[layer] for site, share in shares.items() if site != INPUT}
-        return replace(self, keep=keep, kv=kv, own=own, _counts={})
+        return replace(self, kv=kv, of_layer=tuple(share[layer] for share in self._site_shares), _counts={})
 
     @cached_property
-    def _channel_shares(self) -> dict[int, torch.Tensor]:
-        allocation = self.sparsity.allocation
-        assert allocation is not None
-        found = {site: allocation.channels(self.keep[..., 1], site) for site in range(allocation.own_sites + 1)}
-        return {site: share for site, share in found.items() if share is not None}
+    def _site_shares(self) -> list[torch.Tensor]:
+        return site_shares(self.keep[..., 1], self.sparsity)
 
     def share(self, site: int) -> torch.Tensor:
         """The share of channels that steps keep at a site: [N, Q]."""
-        if site in self.own:
-            return self.own[site]
-        return self.keep[..., 1] ** (self.sparsity.hidden_power if site == HIDDEN else 1)
+        return (self._site_shares if self.of_layer is None else self.of_layer)[site]
 
     def channels(self, size: int, site: int) -> torch.Tensor:
         """Channels kept out of `size` at a site: [N, Q, 1] int64."""
@@ -90,8 +82,10 @@ class Plan:
     def to(self, device: torch.device) -> "Plan":
         """The plan with its tensors on `device`."""
         kv = KVBudget(self.kv.window_start.to(device), self.kv.pages.to(device))
-        own = {site: share.to(device) for site, share in self.own.items()}
-        return replace(self, keep=self.keep.to(device), kv=kv, shares=self.shares.to(device), own=own, _counts={})
+        of_layer = None if self.of_layer is None else tuple(share.to(device) for share in self.of_layer)
+        return replace(
+            self, keep=self.keep.to(device), kv=kv, shares=self.shares.to(device), of_layer=of_layer, _counts={}
+        )
 
     @cached_property
     def bits(self) -> torch.Tensor:
