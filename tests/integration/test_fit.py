@@ -38,9 +38,10 @@ def timed(monkeypatch):
     plan = job.plan
 
     def planned(*asked, **place):
-        """With a second comparison, which so few seconds have no time for."""
+        """With a second comparison and a longer context, which so few seconds have no time for."""
         sizes = plan(*asked, **place)
-        return sizes.model_copy(update={"comparisons": (*sizes.comparisons, Compared(64, 6, 32, 4))})
+        more = {"comparisons": (*sizes.comparisons, Compared(64, 6, 32, 4)), "long_contexts": (320,), "long_texts": 2}
+        return sizes.model_copy(update=more)
 
     monkeypatch.setattr(job, "plan", planned)
 
@@ -151,12 +152,16 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
     assert all(source["characters_per_token"] == pytest.approx(1, abs=0.02) for source in told["measured"]["sources"])
 
 
+def resumed_costs(folder):
+    return TrainedPolicy.from_pretrained(folder / "policy").network.config.costs_after
+
+
 def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(tiny_folder, texts, tmp_path, timed):
     lm = load(tiny_folder, backend="cpu")
     streams = [token_stream(name, lm.tokenizer) for name in texts.split(",")]
     whole = fit(lm, streams, tmp_path / "whole", 0.1)
     before = {"timings", "thresholds"}
-    for stop in ("allocation", "samples", "level costs", "comparison"):
+    for stop in ("allocation", "samples", "level costs", "long contexts", "comparison"):
         seen = []
 
         def report(phase, done, total, left, seen=seen, stop=stop):
@@ -175,8 +180,12 @@ def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(tiny_folder, te
     resumed = fit(lm, streams, tmp_path / "parts", 0.1, remark=said.append)
     assert said[0].startswith("goes on with comparison, ")
     assert not any("plan" in line for line in said)
-    costs = [(tmp_path / name / "level-costs.json").read_bytes() for name in ("whole", "parts")]
-    assert costs[0] == costs[1]
+    for file in ("level-costs.json", "long-contexts.json"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
+    contexts, factors = zip(*resumed_costs(tmp_path / "parts"), strict=True)
+    assert contexts == (256, 320)
+    assert factors[0] == (1, 1, 1)
+    assert all(0.01 <= factor <= 100 for factor in factors[1])
     ours, theirs = (TrainedPolicy.from_pretrained(tmp_path / name / "policy") for name in ("whole", "parts"))
     for name, weights in ours.network.state_dict().items():  # equal but for the order of sums
         torch.testing.assert_close(weights, theirs.network.state_dict()[name], rtol=0.01, atol=0.01)

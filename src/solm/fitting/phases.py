@@ -22,16 +22,17 @@ from solm.evaluation.step_timing import measure
 from solm.fitting.job import Job
 from solm.fitting.plan import BUDGETS, SCHEDULES
 from solm.policies.artifact import TrainedPolicy
+from solm.policies.priced import SAME_COSTS
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.offer import Offer
 from solm.training.allocate import find_allocation, trusted
 from solm.training.checkpoint import CONFIG, RunFolder, read_stored
 from solm.training.config import ValueTrainConfig
 from solm.training.sources import Record, draw_windows, provenance
-from solm.training.values import average_costs, collect, fitted_policy, read_samples
+from solm.training.values import average_costs, collect, cost_factors, fitted_policy, read_samples
 
 TIMINGS, THRESHOLDS, ALLOCATION = "timings.json", "thresholds.json", "allocation.json"
-COSTS, EVALUATION = "level-costs.json", "evaluation.json"
+COSTS, LONG_COSTS, EVALUATION = "level-costs.json", "long-contexts.json", "evaluation.json"
 TRAINING, COLLECTED, FITTED = "training", "training/collected.json", "training/policy/policy_config.json"
 POLICY = "policy/policy_config.json"
 SPACE = ActionSpace.preset("sites")
@@ -131,13 +132,40 @@ def cost_levels(job: Job) -> None:
         write_json(job.folder.path / COSTS, [axis.tolist() for axis in costs])
 
 
+def cost_long_contexts(job: Job) -> None:
+    """What level costs are after long contexts, where pages are worth much and little of them is needed."""
+    sizes, config = job.sizes("long contexts"), _training(job, "level costs")
+    if not sizes.long_contexts:
+        write_json(job.folder.path / LONG_COSTS, [])
+        return
+    near, told = _level_costs(job), job.progress("long contexts")
+    in_all = sizes.long_texts * len(sizes.long_contexts)
+    told(0, in_all)
+    found: list[tuple[int, tuple[float, ...]]] = [(sizes.context, SAME_COSTS)]
+    with ExitStack() as kept:
+        for number, context in enumerate(sizes.long_contexts):
+            after = config.model_copy(update={"level_cost_context": context, "level_cost_texts": sizes.long_texts})
+            key = [after.model_dump(mode="json"), [stream.fingerprint for stream in job.texts.train]]
+            partial = kept.enter_context(resumable(job.folder.path / f"long-contexts-{context}.json"))
+            far = average_costs(
+                _allocated(job), after, job.texts.train, 1, Parts(partial, key),
+                lambda done, _, before=number * sizes.long_texts: told(before + done, in_all),  # type: ignore[misc]
+            )  # fmt: skip
+            found.append((context, cost_factors(near, far)))
+        write_json(job.folder.path / LONG_COSTS, found)
+
+
+def _level_costs(job: Job) -> list[torch.Tensor]:
+    return [torch.tensor(axis, dtype=torch.float64) for axis in read_json(job.folder.path / COSTS)]
+
+
 def fit_network(job: Job) -> None:
     """The policy, not yet compared."""
-    config = _training(job, "level costs")
-    costs = [torch.tensor(axis, dtype=torch.float64) for axis in read_json(job.folder.path / COSTS)]
+    config, costs = _training(job, "level costs"), _level_costs(job)
     samples = read_samples(job.folder.path / TRAINING, config.batches)
     about: Record = provenance(config, job.texts.train)
-    fitted = fitted_policy(_allocated(job), config, samples, costs, about).with_space(CHOICES)
+    after = tuple((context, tuple(factors)) for context, factors in read_json(job.folder.path / LONG_COSTS))
+    fitted = fitted_policy(_allocated(job), config, samples, costs, about, after).with_space(CHOICES)
     fitted.save_pretrained((job.folder.path / FITTED).parent)
 
 

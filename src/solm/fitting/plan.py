@@ -18,7 +18,8 @@ from solm.training.allocate import CHECKED, SITES_APART
 from solm.training.site_curves import PROBES
 
 PHASES = {
-    "timings": 0.08, "thresholds": 0.02, "allocation": 0.25, "samples": 0.31, "level costs": 0.12, "comparison": 0.22,
+    "timings": 0.08, "thresholds": 0.02, "allocation": 0.25, "samples": 0.29, "level costs": 0.1,
+    "long contexts": 0.07, "comparison": 0.19,
 }  # fmt: skip
 """Shares of the minutes, in the order of the phases."""
 BUDGETS = 5
@@ -27,6 +28,10 @@ SCHEDULES = 3
 """Random schedules per text of the samples."""
 _ARMS = 5
 _CONTEXTS = (128, 512, 1024, 4096, 8192)
+_LEVELS, _LEVEL_LENGTH = 12, 64
+"""Passes of the preset `sites`, the dense one and both axes, and tokens of each, that level costs need after a text."""
+_MUCH_LONGER, _FEW_LONG = 4, 4
+"""Times the usual context from which on level costs are measured again, and texts below which a context is left out."""
 _OTHER_CONTEXTS, _OTHER_PART, _FEW = (64, 4096), 0.2, 8
 """Contexts after which the policy is compared, too; the part of the comparison's time that each gets; and the texts
 below which it is left out."""
@@ -80,6 +85,9 @@ class Sizes(BaseModel):
     sample_length: int
     cost_texts: int
     cost_length: int
+    long_contexts: tuple[int, ...] = ()
+    long_texts: int = 0
+    """After each of `long_contexts`."""
     comparisons: tuple[Compared, ...]
     """That after `context` first."""
 
@@ -151,11 +159,11 @@ def plan(
 
     sampled = min(128, logits // (SCHEDULES + 1))
     batches = seconds["samples"] / (read + (SCHEDULES + 1) * sampled / speed.score)
-    levels = 12  # of the preset `sites`, the dense pass and both axes
-    costs = seconds["level costs"] / (read + levels * 64 / speed.score)
+    costs = seconds["level costs"] / (read + _LEVELS * _LEVEL_LENGTH / speed.score)
+    long_contexts, long_texts = _long(seconds["long contexts"], speed, context, longest)
     texts, comparisons = _comparisons(seconds["comparison"], speed, logits, context, longest, windows)
     measured = seconds["thresholds"] / read
-    found = dict(zip(PHASES, (rounds + 1, measured, half, batches, costs, texts), strict=True))
+    found = dict(zip(_LEAST, (rounds + 1, measured, half, batches, costs, texts), strict=True))
     needed = {name: _LEAST[name] / count for name, count in found.items() if name != "timings"}  # times the minutes
     needed["timings"] = (contexts[0] / speed.prefill + _LEAST["timings"] * round_seconds) / seconds["timings"]
     short, phase = max((times, name) for name, times in needed.items())
@@ -169,8 +177,8 @@ def plan(
         context=context, timing_contexts=tuple(contexts), timing_rounds=int(min(rounds - 1, 9)),
         threshold_texts=int(min(measured, 16)), allocation_axes=axes,
         allocation_texts=2 * int(min(half, logits // length, 64)), allocation_length=length,
-        sample_batches=int(min(batches, 400)), sample_length=sampled, cost_texts=int(min(costs, 128)), cost_length=64,
-        comparisons=comparisons,
+        sample_batches=int(min(batches, 400)), sample_length=sampled, cost_texts=int(min(costs, 128)),
+        cost_length=_LEVEL_LENGTH, long_contexts=long_contexts, long_texts=long_texts, comparisons=comparisons,
     )  # fmt: skip
 
 
@@ -181,6 +189,17 @@ def _allocation_texts(
     units = {axis: shapes.layers * (shapes.kv_heads if axis == "attention" else 1) for axis in axes}
     passes = 2 + sum(units[axis] * len(SITES_APART[axis]) + 2 * len(CHECKED.get(axis, ())) for axis in axes)
     return seconds / (2 * read + passes * length / speed.score)
+
+
+def _long(seconds: float, speed: Speed, context: int, longest: int) -> tuple[tuple[int, ...], int]:
+    """The contexts after which level costs are measured again, two at most, and the texts after each."""
+    contexts = [seen for seen in _CONTEXTS if seen >= _MUCH_LONGER * context and seen + _LEVEL_LENGTH < longest][-2:]
+    while contexts:
+        text = sum(seen / speed.prefill + _LEVELS * _LEVEL_LENGTH / speed.score for seen in contexts)
+        if seconds / text >= _FEW_LONG:
+            return tuple(contexts), int(min(seconds / text, 32))
+        contexts.pop()
+    return (), 0
 
 
 def _comparisons(

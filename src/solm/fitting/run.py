@@ -16,8 +16,18 @@ from solm.evaluation.result import EvaluationResult
 from solm.fitting import phases
 from solm.fitting.folder import About, FitFolder
 from solm.fitting.job import Job, Report
-from solm.fitting.phases import ALLOCATION, COLLECTED, COSTS, EVALUATION, FITTED, POLICY, THRESHOLDS, TIMINGS
-from solm.fitting.plan import PHASES, default_minutes
+from solm.fitting.phases import (
+    ALLOCATION,
+    COLLECTED,
+    COSTS,
+    EVALUATION,
+    FITTED,
+    LONG_COSTS,
+    POLICY,
+    THRESHOLDS,
+    TIMINGS,
+)
+from solm.fitting.plan import PHASES, Sizes, default_minutes
 from solm.fitting.texts import Texts
 from solm.runtime.language_model import LanguageModel
 
@@ -28,7 +38,8 @@ ORDER: tuple[tuple[str, str, list[str], Callable[[Job], None]], ...] = (
     ("allocation", ALLOCATION, [TIMINGS, THRESHOLDS], phases.deal_out),
     ("samples", COLLECTED, [TIMINGS, THRESHOLDS, ALLOCATION], phases.collect_samples),
     ("level costs", COSTS, [TIMINGS, THRESHOLDS, ALLOCATION, COLLECTED], phases.cost_levels),
-    ("network", FITTED, [TIMINGS, THRESHOLDS, ALLOCATION, COLLECTED, COSTS], phases.fit_network),
+    ("long contexts", LONG_COSTS, [TIMINGS, THRESHOLDS, ALLOCATION, COSTS], phases.cost_long_contexts),
+    ("network", FITTED, [TIMINGS, THRESHOLDS, ALLOCATION, COLLECTED, COSTS, LONG_COSTS], phases.fit_network),
     ("comparison", EVALUATION, [TIMINGS, FITTED], phases.compare),
     ("policy", POLICY, [TIMINGS, FITTED, EVALUATION], phases.write_policy),
 )
@@ -105,8 +116,16 @@ def plan_lines(job: Job) -> list[str]:
         f"after {sizes.context}, or fewer and KV heads too where pages are worth it",
         f"  samples      {clock['samples']:>9}  {sizes.sample_batches} texts of {sizes.sample_length} tokens",
         f"  level costs  {clock['level costs']:>9}  {sizes.cost_texts} texts of {sizes.cost_length} tokens",
+        *_long_line(sizes, clock["long contexts"]),
         f"  comparison   {clock['comparison']:>9}  {compared} that nothing else reads",
     ]
+
+
+def _long_line(sizes: Sizes, clock: str) -> list[str]:
+    if not sizes.long_contexts:
+        return []
+    contexts = " and ".join(f"{context:,}" for context in sizes.long_contexts)
+    return [f"  long contexts{clock:>9}  {sizes.long_texts} texts of {sizes.cost_length} tokens after {contexts}"]
 
 
 def _write_report(out: Path, results: list[EvaluationResult]) -> None:

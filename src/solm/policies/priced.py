@@ -19,6 +19,7 @@ FALLING_PRICES = np.ascontiguousarray(_PRICES[::-1])
 """[P] float64, nats per share: the prices that belong to the points of `PriceCurve.rising`."""
 NET_RATES = (1 / 3, 1 / 3, 1 / 3)
 """What the whole of every axis is worth in net keep, the mean of the three shares."""
+SAME_COSTS = (1.0, 1.0, 1.0)
 _LEAST_RATE = 1e-6
 _KEPT_CURVES = 64
 _HALVINGS = 64
@@ -63,23 +64,29 @@ def price_curves(space: ActionSpace, costs: LevelCosts) -> list[PriceCurve]:
 
 
 def equal_prices(
-    curves: list[PriceCurve], target: float, rates: tuple[float, ...] = NET_RATES, fixed: float = 0.0
+    curves: list[PriceCurve],
+    target: float,
+    rates: tuple[float, ...] = NET_RATES,
+    fixed: float = 0.0,
+    factors: tuple[float, ...] = SAME_COSTS,
 ) -> Budget:
     """The budget of cost fixed + sum of rates * shares = `target` at which every axis pays the same price for its cost;
     the nearest there is.
 
     rates: per axis what the whole of it costs, in any unit, such as milliseconds; net keep by default. An axis of rate
-    0 saves nothing, so it stays at its highest share.
+    0 saves nothing, so it stays at its highest share. factors: what level costs are multiples of those of the curves.
     """
     costs = np.array(rates)
 
     def shares(price: float) -> np.ndarray:
-        return np.array([curve.share(price * rate) for curve, rate in zip(curves, costs, strict=True)])
+        # A level of cost f c at a price of p r is as good as one of cost c at p r / f.
+        return np.array([curve.share(price * rate) for curve, rate in zip(curves, costs / factors, strict=True)])
 
     def cost(spent: np.ndarray) -> float:
         return fixed + float(costs @ spent)
 
-    low, high = 0.0, float(_PRICES[-1]) / max(float(costs[costs > 0].min(initial=np.inf)), _LEAST_RATE)
+    least = (costs / factors)[costs > 0].min(initial=np.inf)
+    low, high = 0.0, float(_PRICES[-1]) / max(float(least), _LEAST_RATE)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if cost(shares(middle)) > target else (low, middle)
@@ -117,14 +124,18 @@ class PricedPolicy(ABC):
         return equal_prices(self.curves, net)
 
     def split_cost(
-        self, target: float, levels: tuple[np.ndarray, ...], rates: tuple[float, ...], fixed: float
+        self, target: float, levels: tuple[np.ndarray, ...], rates: tuple[float, ...], fixed: float, context: int
     ) -> Budget:
         """The budget of realised shares of cost fixed + sum of rates * shares = `target`, at one price for that cost.
 
-        levels: per axis [levels] float64, the shares that the levels of the space realise at some context.
+        levels: per axis [levels] float64, the shares that the levels of the space realise after `context` tokens.
         """
         curves = [self._realised_curve(axis, shares) for axis, shares in enumerate(levels)]
-        return equal_prices(curves, target, rates, fixed)
+        return equal_prices(curves, target, rates, fixed, self.cost_factors(context))
+
+    def cost_factors(self, context: int) -> tuple[float, float, float]:
+        """Per axis what level costs after `context` tokens are multiples of `training_costs`."""
+        return SAME_COSTS
 
     def _realised_curve(self, axis: int, shares: np.ndarray) -> PriceCurve:
         """The price curve of one axis at realised shares. A server needs those of the same shares again and again, and

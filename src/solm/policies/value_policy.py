@@ -79,6 +79,9 @@ class ValuePolicy(PricedPolicy):
     def training_costs(self) -> LevelCosts:
         return self.level_costs(self.weights.arrays["training_sensitivities"])
 
+    def cost_factors(self, context: int) -> tuple[float, float, float]:
+        return self.weights.config.cost_factors(context)
+
     @property
     def network(self) -> "ValueNetwork":
         """What predicts, on the host where it was made from weights alone."""

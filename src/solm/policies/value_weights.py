@@ -26,6 +26,27 @@ class ValueConfig(BaseModel):
     """Per attention level of the grid but the dense one, the part of its level cost that the step itself bears and that
     is multiplied with the token's sensitivity. Later steps, which read this step's keys and values, bear the rest.
     Empty: all of it."""
+    costs_after: tuple[tuple[int, tuple[float, float, float]], ...] = ()
+    """Contexts in tokens, rising, and what level costs are after them per axis, as multiples of what they are after the
+    first. Empty: the same after all."""
+
+    def cost_factors(self, context: int) -> tuple[float, float, float]:
+        """Per axis what level costs after `context` tokens are multiples of: interpolated by logarithms, and beyond the
+        known contexts those of the nearest."""
+        if not self.costs_after:
+            return (1.0, 1.0, 1.0)
+        contexts, factors = (np.log(part) for part in zip(*self.costs_after, strict=True))
+        attention, mlp, bits = (float(np.exp(np.interp(np.log(context), contexts, axis))) for axis in factors.T)
+        return attention, mlp, bits
+
+    @model_validator(mode="after")
+    def _check_costs_after(self) -> "ValueConfig":
+        contexts = [context for context, _ in self.costs_after]
+        if sorted({*contexts}) != contexts or min(contexts, default=1) < 1:
+            raise ValueError(f"costs_after needs rising contexts from 1 on, got {contexts}")
+        if any(not 0.001 <= factor <= 1000 for _, factors in self.costs_after for factor in factors):
+            raise ValueError(f"factors of costs_after must lie between 0.001 and 1000, got {self.costs_after}")
+        return self
 
     @model_validator(mode="after")
     def _check_own(self) -> "ValueConfig":

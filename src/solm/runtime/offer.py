@@ -118,7 +118,7 @@ class Offer:
         policy = None if self.trained is None else self.trained.policy()
         rates = tuple(rate / dense for rate in known.rates(seen))
         if isinstance(policy, PricedPolicy):
-            return policy.split_cost(share, self._levels(seen), rates, 1 - sum(rates))
+            return policy.split_cost(share, self._levels(seen), rates, 1 - sum(rates), seen)
         return self._densest(lambda budget: known.share(budget.shares, seen) <= share, context)
 
     def _share_for_loss(self, nats: float, context: int) -> float:

@@ -26,7 +26,9 @@ from solm.training.rollout import step_generator
 from solm.training.sources import Record, draw_windows, provenance, training_streams
 
 SAMPLES = "samples"
+CostsAfter = tuple[tuple[int, tuple[float, float, float]], ...]
 _LEAST = 1e-6  # nats
+_LEAST_FACTOR = 0.01
 
 
 def train_values(
@@ -72,13 +74,21 @@ def train_values(
 
 
 def fitted_policy(
-    lm: LanguageModel, config: ValueTrainConfig, samples: Samples, costs: list[torch.Tensor], about: Record
+    lm: LanguageModel,
+    config: ValueTrainConfig,
+    samples: Samples,
+    costs: list[torch.Tensor],
+    about: Record,
+    costs_after: CostsAfter = (),
 ) -> TrainedPolicy:
     """The policy of a network fitted to `samples`, with the measured level costs `costs` of `average_costs`.
 
-    about: its provenance, to which is added how much of the divergence it explains.
+    about: its provenance, to which is added how much of the divergence it explains. costs_after: see `ValueConfig`.
     """
-    network = ValueConfig(base_hidden=lm.shapes.hidden, layer=config.layer, grid=config.space, width=config.width)
+    network = ValueConfig(
+        base_hidden=lm.shapes.hidden, layer=config.layer, grid=config.space, width=config.width,
+        costs_after=costs_after,
+    )  # fmt: skip
     fitted, found = fit(samples, network, config.fit)
     set_level_costs(fitted, costs)
     made = PolicyConfig(
@@ -118,6 +128,16 @@ def average_costs(
         progress(done, len(windows))
     steps = len(windows) * length
     return [torch.tensor([part[axis] for part in sums], dtype=torch.float64).sum(0) / steps for axis in range(3)]
+
+
+def cost_factors(near: list[torch.Tensor], far: list[torch.Tensor]) -> tuple[float, float, float]:
+    """Per axis the multiple of level costs `near` that level costs `far`, after another context, are on average over
+    the levels; each per axis [levels]."""
+    totals = [(float(far_.sum()), float(near_.sum())) for far_, near_ in zip(far, near, strict=True)]
+    attention, mlp, bits = (
+        min(max(more / less, _LEAST_FACTOR), 1 / _LEAST_FACTOR) if less > 0 else 1.0 for more, less in totals
+    )
+    return attention, mlp, bits
 
 
 @torch.no_grad()

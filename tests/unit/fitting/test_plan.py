@@ -73,11 +73,26 @@ def test_other_contexts_are_compared_where_there_is_time_text_and_room():
         return [compared.context for compared in plan(minutes, SPEED, SMALL, **PLACE | place).comparisons]
 
     assert contexts() == [512, 64]
-    assert contexts(90) == [512, 64, 4096]
+    assert contexts(110) == [512, 64, 4096]
     assert contexts(10) == [512], "no time"
-    assert contexts(90, longest=4096) == [512, 64], "no room in the model or the text to learn from"
-    assert contexts(90, windows=lambda length: 100 if length < 4000 else 7) == [512, 64], "too little held-out text"
-    assert contexts(90, context=128) == [128, 4096], "too near to the first one"
+    assert contexts(110, longest=4096) == [512, 64], "no room in the model or the text to learn from"
+    assert contexts(110, windows=lambda length: 100 if length < 4000 else 7) == [512, 64], "too little held-out text"
+    assert contexts(110, context=128) == [128, 4096], "too near to the first one"
+
+
+def test_level_costs_are_measured_again_after_the_longest_contexts_that_there_is_time_and_room_for():
+    def long(minutes, **place):
+        sizes = plan(minutes, SPEED, SMALL, **PLACE | place)
+        return sizes.long_contexts, sizes.long_texts
+
+    assert long(10) == ((), 0)
+    (contexts, few), (more, many) = long(45), long(90)
+    assert contexts == (4096,)
+    assert more == (4096, 8192)
+    assert 60 * 45 * PHASES["long contexts"] / few == pytest.approx(4096 / 250 + 12 * 64 / 150, rel=0.2)
+    assert many >= 4
+    assert long(90, longest=8192)[0] == (4096,), "no room for the scored tokens"
+    assert long(90, longest=4096) == ((), 0)
 
 
 def test_larger_models_get_more_time():

@@ -74,5 +74,9 @@ def test_an_axis_that_saves_little_is_spent_less():
     assert budget.mlp < budget.attention - 0.1
     idle = equal_prices(curves, 0.85, (0.0, 0.5, 0.0), 0.5)
     assert (idle.attention, idle.mlp) == (1, pytest.approx(0.7, abs=1e-6))
+    dearer = equal_prices(curves, 0.85, rates, 0.5, (0.1, 1.0, 1.0))
+    assert dearer.attention < budget.attention - 0.1, "an axis that loses a tenth is cut more"
+    assert dearer.mlp > budget.mlp
+    assert equal_prices(curves, 0.85, rates, 0.5, (7.0, 7.0, 7.0)).shares == pytest.approx(budget.shares, abs=1e-6)
     floor = equal_prices(curves, 0.1, rates, 0.5)
     assert (floor.attention, floor.mlp) == pytest.approx((0.4, 0.4))

@@ -12,11 +12,6 @@ from solm.core.errors import PolicyMismatchError
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig, ValuePolicy, costs_between, known_levels
 
-# Turns
-
-
-# Prices
-
 
 def test_levels_between_those_learned_cost_what_convex_costs_would_and_others_are_refused():
     grid = ActionSpace(mlp=(0.4, 0.8, 1.0), bits=(4, 8, 16))
@@ -34,6 +29,29 @@ def test_levels_between_those_learned_cost_what_convex_costs_would_and_others_ar
 def test_own_parts_out_of_range_are_refused(own, message):
     with pytest.raises(ValidationError, match=message):
         ValueConfig(base_hidden=64, layer=1, grid=SPACE, attention_own=own)
+
+
+def test_what_costs_are_after_other_contexts_is_interpolated_by_logarithms():
+    after = ((512, (1.0, 1.0, 1.0)), (8192, (0.25, 4.0, 1.0)))
+    config = ValueConfig(base_hidden=64, layer=1, grid=SPACE, costs_after=after)
+    assert config.cost_factors(2048) == pytest.approx((0.5, 2, 1))
+    assert config.cost_factors(64) == pytest.approx((1, 1, 1))
+    assert config.cost_factors(1 << 20) == pytest.approx((0.25, 4, 1))
+    assert ValueConfig(base_hidden=64, layer=1, grid=SPACE).cost_factors(8192) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        (((512, (1, 1, 1)), (256, (1, 1, 1))), "rising contexts from 1 on"),
+        (((0, (1, 1, 1)),), "rising contexts from 1 on"),
+        (((512, (1, 0, 1)),), "between 0.001 and 1000"),
+        (((512, (1, float("nan"), 1)),), "between 0.001 and 1000"),
+    ],
+)
+def test_factors_of_costs_that_make_no_sense_are_refused(after, message):
+    with pytest.raises(ValidationError, match=message):
+        ValueConfig(base_hidden=64, layer=1, grid=SPACE, costs_after=after)
 
 
 @pytest.mark.parametrize("floor", [0.4, 0.62], ids=["in proportion", "some of it always"])

@@ -18,7 +18,7 @@ from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig, ValuePolicy
 from solm.training.checkpoint import read_stored
 from solm.training.config import ValueTrainConfig
-from solm.training.values import set_level_costs, train_values
+from solm.training.values import cost_factors, set_level_costs, train_values
 
 
 def test_the_space_of_choices_is_fine_by_default_and_within_the_learned_levels():
@@ -27,6 +27,13 @@ def test_the_space_of_choices_is_fine_by_default_and_within_the_learned_levels()
     assert ValueTrainConfig.build({"choose": "joint-336"}, "test").choices == ActionSpace.preset("joint-336")
     with pytest.raises(PolicyMismatchError, match=r"bits level 4 is below .* 5 to 16"):
         ValueTrainConfig.build({"space": "joint-27", "choose": "fine"}, "test")
+
+
+def test_what_levels_cost_after_another_context_is_one_multiple_per_axis():
+    near = [torch.tensor(costs) for costs in ([0.4, 0.1, 0.0], [1.0, 0.2, 0.0], [0.0])]
+    far = [torch.tensor(costs) for costs in ([0.15, 0.1, 0.0], [2.0, 1.6, 0.0], [0.0])]
+    assert cost_factors(near, far) == pytest.approx((0.5, 3, 1))
+    assert cost_factors(near, [torch.zeros(3), near[1], near[2]]) == pytest.approx((0.01, 1, 1)), "never free"
 
 
 def test_only_a_steps_own_part_of_attentions_cost_scales_with_sensitivity():
