@@ -65,6 +65,27 @@ def fitted_policy(size: str) -> str:
 
 
 @table
+def fitted_long() -> str:
+    """What the policy of the smaller model loses after long contexts, and what it would without knowing that a share of
+    the pages loses less there."""
+    points, unaware = (of.read(f"fitted-0.5b-{name}")["points"] for name in ("8192", "8192-unaware"))
+    dense, before = points[0], {point["budget"]: point for point in unaware if point["arm"] == "policy"}
+    rows = []
+    for ours in sorted((point for point in points if point["arm"] == "policy"), key=lambda point: point["budget"]):
+        same = {point["arm"]: point for point in points if point["budget"] == ours["budget"]}
+        other = before[ours["budget"]]
+        shares = [f"{arm['axes']['attention']:.2f}, {arm['axes']['mlp']:.2f}" for arm in (ours, other)]
+        rows.append(
+            [f"{ours['budget']:.3f}", f"{ours['step_ms']:.1f}", f"{dense['step_ms'] / ours['step_ms']:.2f}×", shares[0],
+             signed(ours["nats"] - dense["nats"]), shares[1], signed(other["nats"] - unaware[0]["nats"]),
+             *(interval(Difference.of(same[arm]["difference"])) for arm in ("teal", "constant", "uniform"))]
+        )  # fmt: skip
+    head = ("Share of the dense step's time", "ms", "speed", "pages, MLP", "policy", "pages, MLP of one that is unaware",
+            "its loss", "policy − thresholds", "policy − constant", "policy − uniform")  # fmt: skip
+    return markdown(head, rows)
+
+
+@table
 def fit_minutes() -> str:
     """What policies of fits of several lengths lose, on the same texts at the same milliseconds."""
     rows = []

@@ -6,6 +6,7 @@ Steps are those of greedy decoding: logits that cannot win may be approximate.
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 
@@ -32,7 +33,10 @@ def measure(
     rounds: int = 5,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> StepTimings:
-    """Time every level at every context, in interleaved rounds; medians. tokens: [1, longest context + 1]."""
+    """Time every level at every context; medians. tokens: [1, longest context + 1]. contexts: ascending.
+
+    A round times everything once, because what else a machine does changes in the course of minutes.
+    """
     single = [(axis, level) for axis in ("attention", "mlp") for level in getattr(LEVELS, axis)]
     keeps = [(level, 1.0) if axis == "attention" else (1.0, level) for axis, level in single]
     keeps.append((LEVELS.attention[0], LEVELS.mlp[0]))
@@ -43,19 +47,19 @@ def measure(
     half = torch.tensor([[1.0, 0.5, FULL_BITS]], dtype=torch.float64)
     plans += [(half, _alone(lm, "hidden", keep)) for keep in hidden]
     plans += [(half, _alone(lm, "projections", keep)) for keep in projected]
-    times: list[list[float]] = []
+    session, read = lm.session(capacity=contexts[-1]), []
+    for before, context in pairwise((0, *contexts)):
+        session.prefill(tokens[:, before:context])
+        read.append(session.fork(1, capacity=STEPS))
+    found: list[list[list[float]]] = [[[] for _ in plans] for _ in contexts]
     total = len(contexts) * (rounds + 1)
-    for number, context in enumerate(contexts):
-        session = lm.session(capacity=context)
-        session.prefill(tokens[:, :context])
-        token = tokens[:, context]
-        found: list[list[float]] = [[] for _ in plans]
-        for turn in range(rounds + 1):
-            for (keep, sparsity), kept in zip(plans, found, strict=True):
-                row = session.fork(1, capacity=STEPS, sparsity=sparsity)
-                kept.append(_median_step(row, token, keep))
-            progress(number * (rounds + 1) + turn + 1, total)
-        times.append([statistics.median(values[1:]) for values in found])
+    for turn in range(rounds + 1):
+        for number, context in enumerate(contexts):
+            for (keep, sparsity), kept in zip(plans, found[number], strict=True):
+                row = read[number].fork(1, capacity=STEPS, sparsity=sparsity)
+                kept.append(_median_step(row, tokens[:, context], keep))
+            progress(turn * len(contexts) + number + 1, total)
+    times = [[statistics.median(values[1:]) for values in of_context] for of_context in found]
     count, alone = len(LEVELS.attention), len(keeps) + _nested(lm)
     return StepTimings(
         model=lm.name,
