@@ -14,26 +14,59 @@ def fitted(arm: str, size: str = "0.5b") -> list[Difference]:
     return [Difference.of(point["difference"]) for point in sorted(points, key=lambda point: point["budget"])]
 
 
-@says("README.md", "On the 0.5B a policy of `solm fit` beats uniform settings at five of eight budgets")
-@says("docs/results.md", "The policy beats *uniform* and *thresholds* at the five lowest budgets and *constant* at the")
-@says("docs/results.md", "four lowest, and ties with them above")
-@says("docs/results.md", "On the 0.5B it beats uniform settings and thresholds alone at five of eight budgets.")
-@says("docs/limits.md", "thresholds alone, every layer alike, at the five lowest, and ties with both above")
+@says("README.md", "On the 0.5B a policy of `solm fit` beats uniform settings at six of eight budgets")
+@says("docs/results.md", "The policy beats *uniform* at the six lowest budgets, *thresholds* and *constant* at the")
+@says("docs/results.md", "lowest, and ties with them above, but for the highest.")
+@says("docs/results.md", "On the 0.5B it beats uniform settings at six of eight budgets and thresholds alone at five.")
+@says("docs/limits.md", "six lowest, and thresholds alone, every layer alike, at the five lowest.")
 def the_smaller_policy() -> bool:
-    won_at = {"uniform": 5, "constant": 4, "teal": 5}
+    won_at = {"uniform": 6, "constant": 5, "teal": 5}
     against = {arm: fitted(arm) for arm in won_at}
     return all(
-        len(found) == 8 and all(map(won, found[: won_at[arm]])) and all(map(tied, found[won_at[arm] :]))
+        len(found) == 8 and all(map(won, found[: won_at[arm]])) and all(map(tied, found[won_at[arm] : -1]))
         for arm, found in against.items()
     )
 
 
+@says("docs/results.md", "There it **loses** 0.001 nats to *thresholds*, *constant* and")
+@says("docs/results.md", "To thresholds on the MLP axis alone, and by 0.001 nats on the 0.5B at the highest budget.")
+def the_smaller_policy_at_the_highest_budget() -> bool:
+    last = [fitted(arm)[-1] for arm in ("teal", "constant", "allocated")]
+    return tied(fitted("uniform")[-1]) and all(one.low > 0 and round(one.value, 3) == 0.001 for one in last)
+
+
 @says("README.md", "ties with its allocation without the network at seven")
-@says("docs/results.md", "It ties with *allocated* at seven of eight and wins at one")
+@says("docs/results.md", "With *allocated* it ties at the seven others")
 @says("docs/limits.md", "thresholds alone, the same is lost at seven of the eight")
 def the_network_of_the_smaller_policy() -> bool:
     found = fitted("allocated")
-    return len(found) == 8 and sum(map(tied, found)) == 7 and sum(map(won, found)) == 1
+    return len(found) == 8 and all(map(tied, found[:-1]))
+
+
+def loss(name: str, budget: float) -> tuple[float, float, Difference]:
+    """Of the smaller model's policy in docs/results/`name`.json: how many times as fast as dense it is, the nats per
+    token that it loses, to three digits, and the difference to dense."""
+    points = of.read(name)["points"]
+    ours, dense = (next(p for p in points if (p["arm"], p["budget"]) == (arm, budget)) for arm in ("policy", "dense"))
+    difference = Difference.of(dense["difference"])
+    return round(points[0]["step_ms"] / ours["step_ms"], 2), round(difference.value, 3), difference
+
+
+@says("README.md", "1.17 times as fast as dense for 0.047 nats per token after 512 tokens, and 1.44")
+@says("README.md", "times for 0.025 after 8,192, by the same step times for all arms, on 96 and 16 held-out texts")
+@says("docs/results.md", "After 8,192 tokens it decodes 1.44 times as fast for 0.025 nats per token.")
+def the_smaller_policy_on_the_clock() -> bool:
+    texts = [of.settings(name)["texts"] for name in ("fitted-0.5b", "fitted-0.5b-8192")]
+    near, far = loss("fitted-0.5b", 0.852), loss("fitted-0.5b-8192", 0.696)
+    return texts == [96, 16] and near[:2] == (1.17, 0.047) and far[:2] == (1.44, 0.025)
+
+
+@says("docs/results.md", "At the two lowest budgets the policy beats *uniform*, at the second also *thresholds*")
+@says("docs/results.md", "nothing that these texts could show.")
+def the_smaller_policy_after_long_contexts() -> bool:
+    uniform, teal = fitted("uniform", "0.5b-8192"), fitted("teal", "0.5b-8192")
+    lossless = all(loss("fitted-0.5b-8192", budget)[2].low < 0 for budget in (0.772, 0.848, 0.924))
+    return lossless and [won(one) for one in uniform] == [True, True, False, False, False] and won(teal[1])
 
 
 @says("README.md", "(1.5B: six)")

@@ -73,15 +73,17 @@ def fitted_long() -> str:
     rows = []
     for ours in sorted((point for point in points if point["arm"] == "policy"), key=lambda point: point["budget"]):
         same = {point["arm"]: point for point in points if point["budget"] == ours["budget"]}
-        other = before[ours["budget"]]
-        shares = [f"{arm['axes']['attention']:.2f}, {arm['axes']['mlp']:.2f}" for arm in (ours, other)]
+        other, cells = before.get(ours["budget"]), []
+        for point, base in ((ours, dense), (other, unaware[0])):
+            cells += [NONE, NONE] if point is None else [
+                f"{point['axes']['attention']:.2f}, {point['axes']['mlp']:.2f}", signed(point["nats"] - base["nats"])
+            ]  # fmt: skip
         rows.append(
-            [f"{ours['budget']:.3f}", f"{ours['step_ms']:.1f}", f"{dense['step_ms'] / ours['step_ms']:.2f}×", shares[0],
-             signed(ours["nats"] - dense["nats"]), shares[1], signed(other["nats"] - unaware[0]["nats"]),
+            [f"{ours['budget']:.3f}", f"{ours['step_ms']:.1f}", f"{dense['step_ms'] / ours['step_ms']:.2f}×", *cells,
              *(interval(Difference.of(same[arm]["difference"])) for arm in ("teal", "constant", "uniform"))]
         )  # fmt: skip
-    head = ("Share of the dense step's time", "ms", "speed", "pages, MLP", "policy", "pages, MLP of one that is unaware",
-            "its loss", "policy − thresholds", "policy − constant", "policy − uniform")  # fmt: skip
+    head = ("Share of the dense step's time", "ms", "speed", "pages, MLP", "policy", "unaware: pages, MLP",
+            "unaware", "policy − thresholds", "policy − constant", "policy − uniform")  # fmt: skip
     return markdown(head, rows)
 
 
