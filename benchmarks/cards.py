@@ -114,8 +114,8 @@ def on_the_clock() -> list[str]:
 
 def on_larger_models(size: str) -> list[str]:
     return [
-        "At equal milliseconds by the step times of the fit, on text that the fit did not use: nats per token above "
-        "dense, and policy minus baseline, with 95 % intervals; bold where the policy wins. *uniform* and "
+        "At equal milliseconds by the step times of the budgets above, on text that the fit did not use: nats per "
+        "token above dense, and policy minus baseline, with 95 % intervals; bold where the policy wins. *uniform* and "
         "*thresholds* treat every layer alike, *allocated* and *constant* follow the policy's allocation. *thresholds* "
         "and *allocated* keep channels by the policy's thresholds, *uniform* and *constant* exact numbers of them.",
         "",

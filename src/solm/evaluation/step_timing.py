@@ -47,12 +47,13 @@ def measure(
     half = torch.tensor([[1.0, 0.5, FULL_BITS]], dtype=torch.float64)
     plans += [(half, _alone(lm, "hidden", keep)) for keep in hidden]
     plans += [(half, _alone(lm, "projections", keep)) for keep in projected]
+    total = len(contexts) * (rounds + 1)
+    progress(0, total)
     session, read = lm.session(capacity=contexts[-1]), []
     for before, context in pairwise((0, *contexts)):
         session.prefill(tokens[:, before:context])
         read.append(session.fork(1, capacity=STEPS))
     found: list[list[list[float]]] = [[[] for _ in plans] for _ in contexts]
-    total = len(contexts) * (rounds + 1)
     for turn in range(rounds + 1):
         for number, context in enumerate(contexts):
             for (keep, sparsity), kept in zip(plans, found[number], strict=True):

@@ -160,7 +160,7 @@ def plan(
     sampled = min(128, logits // (SCHEDULES + 1))
     batches = seconds["samples"] / (read + (SCHEDULES + 1) * sampled / speed.score)
     costs = seconds["level costs"] / (read + _LEVELS * _LEVEL_LENGTH / speed.score)
-    long_contexts, long_texts = _long(seconds["long contexts"], speed, context, longest)
+    long_contexts, long_texts = _long_contexts(seconds["long contexts"], speed, context, longest)
     texts, comparisons = _comparisons(seconds["comparison"], speed, logits, context, longest, windows)
     measured = seconds["thresholds"] / read
     found = dict(zip(_LEAST, (rounds + 1, measured, half, batches, costs, texts), strict=True))
@@ -191,7 +191,7 @@ def _allocation_texts(
     return seconds / (2 * read + passes * length / speed.score)
 
 
-def _long(seconds: float, speed: Speed, context: int, longest: int) -> tuple[tuple[int, ...], int]:
+def _long_contexts(seconds: float, speed: Speed, context: int, longest: int) -> tuple[tuple[int, ...], int]:
     """The contexts after which level costs are measured again, two at most, and the texts after each."""
     contexts = [seen for seen in _CONTEXTS if seen >= _MUCH_LONGER * context and seen + _LEVEL_LENGTH < longest][-2:]
     while contexts:

@@ -89,7 +89,7 @@ def fit(
             for line in plan_lines(job):
                 remark(line)
         elif left:
-            spent = sum(folder.seconds.values()) / 60
+            spent = sum(seconds for name, seconds in folder.seconds.items() if name not in left) / 60
             remark(f"goes on with {left[0]}, {spent:.1f} of {minutes:g} minutes in")
         for name, output, inputs, make in ORDER:
             if not folder.phase(name, output, inputs, lambda make=make: make(job)):  # type: ignore[misc]

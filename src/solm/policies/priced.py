@@ -20,6 +20,7 @@ FALLING_PRICES = np.ascontiguousarray(_PRICES[::-1])
 NET_RATES = (1 / 3, 1 / 3, 1 / 3)
 """What the whole of every axis is worth in net keep, the mean of the three shares."""
 SAME_COSTS = (1.0, 1.0, 1.0)
+"""Factors of level costs per axis that change nothing."""
 _LEAST_RATE = 1e-6
 _KEPT_CURVES = 64
 _HALVINGS = 64
@@ -74,7 +75,8 @@ def equal_prices(
     the nearest there is.
 
     rates: per axis what the whole of it costs, in any unit, such as milliseconds; net keep by default. An axis of rate
-    0 saves nothing, so it stays at its highest share. factors: what level costs are multiples of those of the curves.
+    0 saves nothing, so it stays at its highest share. factors: per axis what the level costs of its curve
+    are multiplied with.
     """
     costs = np.array(rates)
 
@@ -134,7 +136,7 @@ class PricedPolicy(ABC):
         return equal_prices(curves, target, rates, fixed, self.cost_factors(context))
 
     def cost_factors(self, context: int) -> tuple[float, float, float]:
-        """Per axis what level costs after `context` tokens are multiples of `training_costs`."""
+        """Per axis the factor by which level costs after `context` tokens differ from `training_costs`."""
         return SAME_COSTS
 
     def _realised_curve(self, axis: int, shares: np.ndarray) -> PriceCurve:

@@ -11,6 +11,10 @@ from solm.core.errors import PolicyMismatchError
 _NOT_FITTED = ("training_sensitivities", "scale", "trust")
 
 
+CostsAfter = tuple[tuple[int, tuple[float, float, float]], ...]
+"""Contexts in tokens, and for each what level costs are after it, per axis."""
+
+
 class ValueConfig(BaseModel):
     """Sizes of a value network: it reads the residual stream that enters `layer` and knows level costs on `grid`."""
 
@@ -26,13 +30,12 @@ class ValueConfig(BaseModel):
     """Per attention level of the grid but the dense one, the part of its level cost that the step itself bears and that
     is multiplied with the token's sensitivity. Later steps, which read this step's keys and values, bear the rest.
     Empty: all of it."""
-    costs_after: tuple[tuple[int, tuple[float, float, float]], ...] = ()
-    """Contexts in tokens, rising, and what level costs are after them per axis, as multiples of what they are after the
-    first. Empty: the same after all."""
+    costs_after: CostsAfter = ()
+    """Level costs after longer contexts, as multiples of those after the first one. Empty: the same after all."""
 
     def cost_factors(self, context: int) -> tuple[float, float, float]:
-        """Per axis what level costs after `context` tokens are multiples of: interpolated by logarithms, and beyond the
-        known contexts those of the nearest."""
+        """Per axis the factor by which level costs after `context` tokens differ: interpolated between known contexts
+        by logarithms, beyond them that of the nearest."""
         if not self.costs_after:
             return (1.0, 1.0, 1.0)
         contexts, factors = (np.log(part) for part in zip(*self.costs_after, strict=True))

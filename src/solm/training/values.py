@@ -15,6 +15,7 @@ from solm.data.windows import TokenStream
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig
+from solm.policies.value_weights import CostsAfter
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.level_costs import expected_costs
 from solm.training.checkpoint import RunFolder
@@ -26,7 +27,6 @@ from solm.training.rollout import step_generator
 from solm.training.sources import Record, draw_windows, provenance, training_streams
 
 SAMPLES = "samples"
-CostsAfter = tuple[tuple[int, tuple[float, float, float]], ...]
 _LEAST = 1e-6  # nats
 _LEAST_FACTOR = 0.01
 
@@ -131,8 +131,8 @@ def average_costs(
 
 
 def cost_factors(near: list[torch.Tensor], far: list[torch.Tensor]) -> tuple[float, float, float]:
-    """Per axis the multiple of level costs `near` that level costs `far`, after another context, are on average over
-    the levels; each per axis [levels]."""
+    """Per axis the level costs `far`, summed over the levels, divided by `near`: between 0.01 and 100, and 1 where
+    `near` is 0. Each per axis [levels] nats, after another context."""
     totals = [(float(far_.sum()), float(near_.sum())) for far_, near_ in zip(far, near, strict=True)]
     attention, mlp, bits = (
         min(max(more / less, _LEAST_FACTOR), 1 / _LEAST_FACTOR) if less > 0 else 1.0 for more, less in totals
