@@ -14,8 +14,10 @@ from solm.core.errors import RunMismatchError
 from solm.core.interrupt import Interrupted
 from solm.data.windows import token_stream
 from solm.fitting import job, phases
+from solm.fitting.own_texts import NAME
 from solm.fitting.plan import Compared, Speed
 from solm.fitting.run import fit
+from solm.fitting.texts import SCORED
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.load import load
 
@@ -96,7 +98,12 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
     for file in out.rglob("*"):  # a policy is given away, and its user's folders are nobody's business
         assert not file.is_file() or str(tmp_path).encode() not in file.read_bytes(), file
     assert trained.config.base.name == tiny_folder.name
-    assert trained.config.provenance["config"]["data"] == ["a.txt", "b.txt"]
+    assert trained.config.provenance["config"]["data"] == ["a.txt", "b.txt", NAME]
+    own = torch.tensor(json.loads((out / "own-texts.json").read_text()))
+    assert own.shape == (2, 256 + SCORED)
+    lm = load(tiny_folder, backend="cpu")
+    given = torch.cat([token_stream(name, lm.tokenizer).tokens for name in texts.split(",")]).unfold(0, 256, 1)
+    assert all((given == row[:256]).all(1).any() for row in own), "each begins like a given text"
 
     code, said = solm("fit", tiny_folder, "--data", texts, "--minutes", MINUTES, "--out", out, "--json")
     assert not code
@@ -161,7 +168,7 @@ def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(tiny_folder, te
     streams = [token_stream(name, lm.tokenizer) for name in texts.split(",")]
     whole = fit(lm, streams, tmp_path / "whole", 0.1)
     before = {"timings", "thresholds"}
-    for stop in ("allocation", "samples", "level costs", "long contexts", "comparison"):
+    for stop in ("allocation", "own texts", "samples", "level costs", "long contexts", "comparison"):
         seen = []
 
         def report(phase, done, total, left, seen=seen, stop=stop):
@@ -180,7 +187,7 @@ def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(tiny_folder, te
     resumed = fit(lm, streams, tmp_path / "parts", 0.1, remark=said.append)
     assert said[0].startswith("goes on with comparison, ")
     assert not any("plan" in line for line in said)
-    for file in ("level-costs.json", "long-contexts.json"):
+    for file in ("own-texts.json", "level-costs.json", "long-contexts.json"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
     contexts, factors = zip(*resumed_costs(tmp_path / "parts"), strict=True)
     assert contexts == (256, 320)

@@ -50,4 +50,9 @@ def stream_of(texts: list[str], tokenizer: PreTrainedTokenizerBase, name: str) -
     separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
     tokens = torch.tensor([token for ids in encoded for token in [*ids, *separator]], dtype=torch.int64)
-    return TokenStream(tokens, name, hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:16])
+    return TokenStream(tokens, name, fingerprint(tokens))
+
+
+def fingerprint(tokens: torch.Tensor) -> str:
+    """What tells int64 tokens on the host from others."""
+    return hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()[:16]

@@ -15,11 +15,13 @@ from solm.core.parts import Parts
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import ChannelThresholds
 from solm.core.timings import StepTimings, read_timings
+from solm.data.windows import TokenStream
 from solm.evaluation.baselines import BaselineRequest, baseline
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.step_timing import measure
 from solm.fitting.job import Job
+from solm.fitting.own_texts import own_texts
 from solm.fitting.plan import BUDGETS, SCHEDULES
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.priced import SAME_COSTS
@@ -113,12 +115,15 @@ def collect_samples(job: Job) -> None:
     told = job.progress("samples")
     try:
         told(0, config.batches)
-        collect(
-            _allocated(job), config, run, job.texts.train, lambda record: told(int(record["update"]), config.batches)
-        )
+        collect(_allocated(job), config, run, _sampled(job), lambda record: told(int(record["update"]), config.batches))
     finally:
         run.close()
     write_json(job.folder.path / COLLECTED, {"batches": config.batches})
+
+
+def _sampled(job: Job) -> list[TokenStream]:
+    """The texts of the samples: those given, and those that the model continued."""
+    return [*job.texts.train, *own_texts(job)]
 
 
 def cost_levels(job: Job) -> None:
@@ -163,7 +168,7 @@ def fit_network(job: Job) -> None:
     """The policy, not yet compared."""
     config, costs = _training(job, "level costs"), _level_costs(job)
     samples = read_samples(job.folder.path / TRAINING, config.batches)
-    about: Record = provenance(config, job.texts.train)
+    about: Record = provenance(config, _sampled(job))
     after = tuple((context, tuple(factors)) for context, factors in read_json(job.folder.path / LONG_COSTS))
     fitted = fitted_policy(_allocated(job), config, samples, costs, about, after).with_space(CHOICES)
     fitted.save_pretrained((job.folder.path / FITTED).parent)
@@ -272,7 +277,7 @@ def _training(job: Job, phase: str) -> ValueTrainConfig:
     level costs."""
     samples, costs = job.sizes("samples"), job.sizes(phase)
     return ValueTrainConfig(
-        model=job.lm.name, data=tuple(stream.name for stream in job.texts.train), space=SPACE, sparsity=_sparsity(job),
+        model=job.lm.name, data=tuple(stream.name for stream in _sampled(job)), space=SPACE, sparsity=_sparsity(job),
         context=samples.context, length=samples.sample_length, texts=1, schedules=SCHEDULES,
         batches=samples.sample_batches, layer=min(_LAYER, job.lm.shapes.layers // 4),
         level_cost_context=samples.context, level_cost_length=costs.cost_length, level_cost_texts=costs.cost_texts,

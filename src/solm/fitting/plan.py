@@ -13,19 +13,23 @@ from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.core.timings import LEVELS
 from solm.evaluation.step_timing import ALONE, STEPS
+from solm.fitting.texts import SCORED
 from solm.runtime.language_model import LanguageModel
 from solm.training.allocate import CHECKED, SITES_APART
 from solm.training.site_curves import PROBES
 
 PHASES = {
-    "timings": 0.08, "thresholds": 0.02, "allocation": 0.25, "samples": 0.29, "level costs": 0.1,
-    "long contexts": 0.07, "comparison": 0.19,
+    "timings": 0.08, "thresholds": 0.02, "allocation": 0.25, "own texts": 0.02, "samples": 0.28, "level costs": 0.1,
+    "long contexts": 0.07, "comparison": 0.18,
 }  # fmt: skip
 """Shares of the minutes, in the order of the phases."""
 BUDGETS = 5
 """Budgets of the comparison."""
 SCHEDULES = 3
 """Random schedules per text of the samples."""
+OWN_ROWS = 16
+"""Texts that the model continues together."""
+_MOST_OWN = 64
 _ARMS = 5
 _CONTEXTS = (128, 512, 1024, 4096, 8192)
 _LEVELS, _LEVEL_LENGTH = 12, 64
@@ -81,6 +85,8 @@ class Sizes(BaseModel):
     allocation_texts: int
     """Half to measure on, half to check on."""
     allocation_length: int
+    own_texts: int = 0
+    """That the model continues after `context` tokens."""
     sample_batches: int
     sample_length: int
     cost_texts: int
@@ -157,6 +163,8 @@ def plan(
         if both >= _DECIDING_TEXTS:
             axes, half = tuple(SITES_APART), both
 
+    # Steps of several rows take about as long as scoring as many tokens.
+    own = seconds["own texts"] / (read + SCORED / speed.score)
     sampled = min(128, logits // (SCHEDULES + 1))
     batches = seconds["samples"] / (read + (SCHEDULES + 1) * sampled / speed.score)
     costs = seconds["level costs"] / (read + _LEVELS * _LEVEL_LENGTH / speed.score)
@@ -177,6 +185,7 @@ def plan(
         context=context, timing_contexts=tuple(contexts), timing_rounds=int(min(rounds - 1, 9)),
         threshold_texts=int(min(measured, 16)), allocation_axes=axes,
         allocation_texts=2 * int(min(half, logits // length, 64)), allocation_length=length,
+        own_texts=int(min(own, _MOST_OWN)),
         sample_batches=int(min(batches, 400)), sample_length=sampled, cost_texts=int(min(costs, 128)),
         cost_length=_LEVEL_LENGTH, long_contexts=long_contexts, long_texts=long_texts, comparisons=comparisons,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from solm.evaluation.result import EvaluationResult
 from solm.fitting import phases
 from solm.fitting.folder import About, FitFolder
 from solm.fitting.job import Job, Report
+from solm.fitting.own_texts import OWN_TEXTS, continue_texts
 from solm.fitting.phases import (
     ALLOCATION,
     COLLECTED,
@@ -36,7 +37,8 @@ ORDER: tuple[tuple[str, str, list[str], Callable[[Job], None]], ...] = (
     ("timings", TIMINGS, [], phases.time_steps),
     ("thresholds", THRESHOLDS, [], phases.find_thresholds),
     ("allocation", ALLOCATION, [TIMINGS, THRESHOLDS], phases.deal_out),
-    ("samples", COLLECTED, [TIMINGS, THRESHOLDS, ALLOCATION], phases.collect_samples),
+    ("own texts", OWN_TEXTS, [], continue_texts),
+    ("samples", COLLECTED, [TIMINGS, THRESHOLDS, ALLOCATION, OWN_TEXTS], phases.collect_samples),
     ("level costs", COSTS, [TIMINGS, THRESHOLDS, ALLOCATION, COLLECTED], phases.cost_levels),
     ("long contexts", LONG_COSTS, [TIMINGS, THRESHOLDS, ALLOCATION, COSTS], phases.cost_long_contexts),
     ("network", FITTED, [TIMINGS, THRESHOLDS, ALLOCATION, COLLECTED, COSTS, LONG_COSTS], phases.fit_network),
@@ -114,7 +116,8 @@ def plan_lines(job: Job) -> list[str]:
         f"  thresholds   {clock['thresholds']:>9}  {sizes.threshold_texts} texts of {sizes.context} tokens",
         f"  allocation   {clock['allocation']:>9}  {sizes.allocation_texts} texts of {sizes.allocation_length} tokens "
         f"after {sizes.context}, or fewer and KV heads too where pages are worth it",
-        f"  samples      {clock['samples']:>9}  {sizes.sample_batches} texts of {sizes.sample_length} tokens",
+        f"  own texts    {clock['own texts']:>9}  {sizes.own_texts} texts that the model continues",
+        f"  samples      {clock['samples']:>9}  {sizes.sample_batches} texts of {sizes.sample_length} tokens, also own",
         f"  level costs  {clock['level costs']:>9}  {sizes.cost_texts} texts of {sizes.cost_length} tokens",
         *_long_line(sizes, clock["long contexts"]),
         f"  comparison   {clock['comparison']:>9}  {compared} that nothing else reads",

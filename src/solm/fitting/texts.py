@@ -3,8 +3,10 @@
 import random
 from dataclasses import dataclass
 
+import torch
+
 from solm.core.errors import DataError
-from solm.data.windows import TokenStream
+from solm.data.windows import TokenStream, fingerprint
 
 HELD_OUT = 0.25
 """Part of every source, at its end, that only the comparison reads."""
@@ -17,6 +19,24 @@ _CONTEXTS = (512, 384, 256, 128)
 _READ, _PIECE = 6_000_000, 100_000
 """Characters of a source that are read at most, more than any fit uses, and of the pieces that long documents are cut
 into."""
+
+
+@dataclass(frozen=True)
+class WholeTexts(TokenStream):
+    """Texts of `each` tokens, one after another. Random windows are the beginnings of texts."""
+
+    each: int
+
+    @classmethod
+    def of(cls, texts: torch.Tensor, name: str) -> "WholeTexts":
+        """texts: [N, each] int64."""
+        return cls(texts.flatten(), name, fingerprint(texts), texts.shape[1])
+
+    def random(self, count: int, length: int, generator: torch.Generator) -> torch.Tensor:
+        texts = self.tokens.view(-1, self.each)
+        if length > self.each:
+            raise DataError(f"{self.name} holds texts of {self.each} tokens; {length} are needed")
+        return texts[torch.randint(len(texts), (count,), generator=generator), :length]
 
 
 def sample(documents: list[str], seed: int, most: int = _READ) -> list[str]:

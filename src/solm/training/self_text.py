@@ -8,15 +8,15 @@ from solm.runtime.language_model import LanguageModel
 
 
 @torch.no_grad()
-def sample_texts(
+def sample_tokens(
     lm: LanguageModel,
     starts: torch.Tensor,
     length: int,
     seed: int = 0,
     temperature: float = 1.0,
     progress: Callable[[int], None] = lambda done: None,
-) -> list[str]:
-    """Continue every row of starts [N, C] densely to `length` tokens in all and decode it.
+) -> torch.Tensor:
+    """Every row of starts [N, C], continued densely to `length` tokens in all: [N, length] int64.
 
     progress: called with the number of steps done.
     """
@@ -30,5 +30,10 @@ def sample_texts(
         rows.append(token)
         logits = session.step(token[:, 0]).logits[:, 0]
         progress(step + 1)
+    return torch.cat(rows, 1)
+
+
+def sample_texts(lm: LanguageModel, starts: torch.Tensor, length: int, seed: int = 0) -> list[str]:
+    """The same as text."""
     assert lm.tokenizer is not None
-    return list(lm.tokenizer.batch_decode(torch.cat(rows, 1), skip_special_tokens=True))
+    return list(lm.tokenizer.batch_decode(sample_tokens(lm, starts, length, seed), skip_special_tokens=True))

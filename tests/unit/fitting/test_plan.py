@@ -7,6 +7,7 @@ from helpers.timings import SHAPES
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.fitting.plan import PHASES, Speed, default_minutes, measure_speed, plan
+from solm.fitting.texts import SCORED
 
 SMALL = ModelShapes(
     layers=24, hidden=896, intermediate=4864, heads=14, kv_heads=2, head_dim=64, vocabulary=151_936, gated=True
@@ -93,6 +94,13 @@ def test_level_costs_are_measured_again_after_the_longest_contexts_that_there_is
     assert many >= 4
     assert long(90, longest=8192)[0] == (4096,), "no room for the scored tokens"
     assert long(90, longest=4096) == ((), 0)
+
+
+def test_the_model_continues_as_many_texts_as_there_is_time_for():
+    sizes = plan(45, SPEED, SMALL, **PLACE)
+    taken = sizes.own_texts * (PLACE["context"] / SPEED.prefill + SCORED / SPEED.score)
+    assert taken == pytest.approx(60 * 45 * PHASES["own texts"], rel=0.1)
+    assert plan(2, SPEED, SMALL, **PLACE).own_texts == 0
 
 
 def test_larger_models_get_more_time():

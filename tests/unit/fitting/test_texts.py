@@ -5,7 +5,7 @@ import torch
 
 from solm.core.errors import DataError
 from solm.data.windows import TokenStream
-from solm.fitting.texts import Texts, sample
+from solm.fitting.texts import Texts, WholeTexts, sample
 
 
 def stream(tokens: int, name: str = "a") -> TokenStream:
@@ -42,3 +42,13 @@ def test_of_much_text_pieces_from_everywhere_are_read():
     assert 1_000_000 <= sum(map(len, found)) < 1_100_000
     assert len({piece[0] for piece in found}) > 5
     assert found == sample(documents, 0, most=1_000_000) != sample(documents, 1, most=1_000_000)
+
+
+def test_windows_of_whole_texts_are_their_beginnings():
+    texts = torch.arange(12).view(3, 4)
+    stream = WholeTexts.of(texts, "own")
+    found = stream.random(50, 3, torch.Generator().manual_seed(0))
+    assert {tuple(row) for row in found.tolist()} == {(0, 1, 2), (4, 5, 6), (8, 9, 10)}
+    assert stream.fingerprint != WholeTexts.of(texts + 1, "own").fingerprint
+    with pytest.raises(DataError, match="own holds texts of 4 tokens; 5 are needed"):
+        stream.random(1, 5, torch.Generator())

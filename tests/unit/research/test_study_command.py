@@ -12,6 +12,8 @@ from solm.cli.main import app
 from solm.core.errors import SolmError
 from solm.core.parts import Parts
 from solm.research.studies import STUDIES
+from solm.training.config import ValueTrainConfig
+from solm.training.values import train_values
 
 SMALL = ["--data", "TEXT", "--texts", "2", "--context", "60", "--length", "32", "--dtype", "float32"]
 OPTIONS = {
@@ -22,6 +24,7 @@ OPTIONS = {
         *SMALL, "--train", "TEXT", "--minutes", "0.0001", "--methods", "values,grpo", "--space", "mlp-50", "--budget",
         "0.9", "--allocation", "POLICY", "--layer", "1", "--train-batch", "2", "--train-length", "20", "--runs", "RUNS",
     ],
+    "fine-tuning": [*SMALL, "--fit", "FIT", "--train", "TEXT", "--budgets", "0.7", "--backend", "torch"],
     "precision": [
         "--data", "TEXT", "--texts", "4", "--context", "90", "--length", "20", "--batches", "1", "--layer", "1",
     ],
@@ -40,11 +43,20 @@ def run(tiny_folder, tmp_path):
     with solm.load(str(tiny_folder), dtype="float32") as lm:
         under_values(lm, SPARSITY).trained.save_pretrained(tmp_path / "policy")
     (tmp_path / "fish.txt").write_text(FISH)
+    asked = {
+        "data": str(tmp_path / "fish.txt"), "space": "sites", "context": 60, "length": 20, "texts": 1, "schedules": 2,
+        "batches": 4, "layer": 1, "level_cost_context": 60, "level_cost_texts": 1, "level_cost_length": 8,
+    }  # fmt: skip
+    with solm.load(str(tiny_folder), dtype="float32") as lm:
+        training = ValueTrainConfig.build(asked, "test")
+        train_values(lm.with_policy(None, training.sparsity), training, tmp_path / "fit" / "training")
+    (tmp_path / "fit" / "level-costs.json").write_text(json.dumps([[0.3] * 5 + [0.0], [0.2] * 6 + [0.0], [0.0]]))
     (tmp_path / "problems.jsonl").write_text(json.dumps({"question": FISH[:80], "answer": "#### 1"}))
 
     def study(name: str, out: str):
         places = {
             "POLICY": tmp_path / "policy", "TEXT": tmp_path / "fish.txt", "RUNS": tmp_path / f"{out} runs",
+            "FIT": tmp_path / "fit",
             "PROBLEMS": tmp_path / "problems.jsonl",
         }  # fmt: skip
         options = [str(places.get(option, option)) for option in OPTIONS[name]]
