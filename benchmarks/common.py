@@ -98,7 +98,7 @@ def tuning_text(data: Path, lm: solm.LanguageModel) -> TokenStream:
 
 
 def constant_step(
-    session: Session, keep: tuple[float, float, float], approximate_tail: bool = True
+    session: Session, keep: tuple[float, float, float], approximate_tail: int = 1
 ) -> Callable[[torch.Tensor], object]:
     """A step of all rows, tokens [N], under one action; as greedy generation runs it, or with every logit exact."""
     action = torch.tensor([keep], dtype=torch.float64).expand(session.rows, 3)
@@ -110,7 +110,7 @@ def policy_step(
 ) -> Callable[[torch.Tensor], object]:
     """A greedy step of all rows that a policy decides, within target [N, 3] over `horizon` steps."""
     session.control(policy, target, horizon)
-    return lambda tokens: session.step(tokens, approximate_tail=True)
+    return lambda tokens: session.step(tokens, approximate_tail=1)
 
 
 def scored_under(

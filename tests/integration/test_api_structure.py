@@ -144,8 +144,9 @@ def test_rows_say_whether_they_need_all_logits(client, monkeypatch):
 
     monkeypatch.setattr(TorchSession, "step", recorded)
     for order, approximate in (
-        ({"temperature": 0}, True), ({"temperature": 0, "logprobs": True}, False),
-        ({"temperature": 0, **outputs(regex="[ab]{9}")}, False), ({"temperature": 1.0, "seed": 1}, False),
+        ({"temperature": 0}, 1), ({"temperature": 0, "logprobs": True}, 0),
+        ({"temperature": 0, **outputs(regex="[ab]{9}")}, 0), ({"temperature": 1.0, "seed": 1}, 0),
+        ({"temperature": 1.0, "extra_body": {"top_k": 20}}, 20),
     ):  # fmt: skip
         flags.clear()
         text(client, budget=None, **order)

@@ -76,7 +76,7 @@ class BaseSession(ABC):
         keep: Array | None,
         split: Split | None = None,
         keep_logits: Array | None = None,
-        approximate_tail: bool | np.ndarray = False,
+        approximate_tail: int | np.ndarray = 0,
         decide: bool = False,
     ) -> Result:
         """Process tokens [N, Q] under keep [N, Q, 3] (None: dense), and count them in the budgets.
@@ -133,7 +133,7 @@ class BaseSession(ABC):
         """As `Session.aim`."""
         budgets.aim(self._budgets, target)
 
-    def step(self, tokens: Array, keep: Array | None = None, approximate_tail: bool | np.ndarray = False) -> Result:
+    def step(self, tokens: Array, keep: Array | None = None, approximate_tail: int | np.ndarray = 0) -> Result:
         """As `Session.step`."""
         ours = self._ours(tokens)[:, None]
         if keep is not None:
@@ -177,9 +177,7 @@ class BaseSession(ABC):
         """Numbers of the groups of rows that the backend decides for itself."""
         return frozenset()
 
-    def _decided(
-        self, tokens: Any, keep_logits: Array | None = None, approximate_tail: bool | np.ndarray = False
-    ) -> Result:
+    def _decided(self, tokens: Any, keep_logits: Array | None = None, approximate_tail: int | np.ndarray = 0) -> Result:
         """One pass in which the rows' policies decide."""
         own, groups = self._own_groups, self._control.groups
         if all(number in own or isinstance(group.policy, Dense) for number, group in enumerate(groups)):
@@ -198,7 +196,7 @@ class BaseSession(ABC):
         tokens: Any,
         keep: Schedule,
         keep_logits: Array | None = None,
-        approximate_tail: bool | np.ndarray = False,
+        approximate_tail: int | np.ndarray = 0,
     ) -> Result:
         """One pass under a known schedule, whatever policies the rows have."""
         if not isinstance(keep, SplitSchedule):

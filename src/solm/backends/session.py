@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from solm.policies.network import Features
 
 AnyPolicy = Policy | PricedPolicy
+MOST_EXACT = 64
+"""Largest logits of a step that can be exact where others are approximate."""
 _LOGITS_PER_SLICE = 8  # a float32 slice that stays in the last-level cache
 _Part = TypeVar("_Part", "Result", "Scored")
 
@@ -151,12 +153,12 @@ class Session(Protocol):
     def aim(self, target: Array) -> None:
         """Other targets [N, 3] from here on; what was spent is seen against what was allowed until now."""
 
-    def step(self, tokens: Array, keep: Array | None = None, approximate_tail: bool | np.ndarray = False) -> Result:
+    def step(self, tokens: Array, keep: Array | None = None, approximate_tail: int | np.ndarray = 0) -> Result:
         """Process one token a row, tokens [N], Q = 1.
 
         keep: [N, 3], what all layers follow; None: the rows' policies decide, dense in rows without one.
-        approximate_tail: logits other than a row's largest may be approximate (`cpu` then reads half of most heads); of
-        all rows, or [N] bool, of those rows.
+        approximate_tail: how many of a row's largest logits count, at most `MOST_EXACT`: the others may be approximate
+        and stay below (`cpu` then reads half of most heads). Of all rows, or [N]; 0: all logits are exact.
         """
 
     def extend(self, tokens: Array, keep: Schedule | None = None, keep_logits: Array | None = None) -> Result:

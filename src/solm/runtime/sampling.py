@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from solm.backends.session import MOST_EXACT
 from solm.core.arrays import Array, as_numpy
 from solm.core.errors import SolmError
 from solm.runtime.constraints import Constraint
@@ -33,7 +34,7 @@ _NO_MATTER = (
     "do_sample", "eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version",
     "max_length", "max_new_tokens", "use_cache", "cache_implementation", "num_return_sequences", "early_stopping",
     "length_penalty", "output_scores", "output_logits", "output_attentions", "output_hidden_states",
-    "return_dict_in_generate",
+    "return_dict_in_generate", "_from_model_config",
 )  # fmt: skip
 """Options of a model's own that change no score."""
 _NEUTRAL: dict[str, Any] = {
@@ -148,8 +149,8 @@ class Sampler:
     ):
         self._seed, self._scoring, self.draws, self.stops = seed, scoring, draws, stops
         self.constraint = constraint
-        self.takes_largest = not draws and scoring is None and constraint is None
-        """Whether the largest logit is all that counts."""
+        self.largest = 0 if constraint is not None else _largest(scoring, draws)
+        """How many of the largest logits are all that counts; 0: all of them may."""
 
     @cached_property
     def _random(self) -> np.random.Generator:
@@ -238,6 +239,13 @@ class Sampler:
     def scores(self, logits: Array) -> np.ndarray:
         """What the next token is chosen by [V] float32, from logits [V]."""
         return as_numpy(logits).astype(np.float32) if self._scoring is None else self._scoring.scores(logits)
+
+
+def _largest(scoring: Scoring | None, draws: bool) -> int:
+    """See `Sampler.largest`."""
+    if scoring is None:
+        return 0 if draws else 1
+    return scoring.top_k if isinstance(scoring, Plain) and scoring.top_k <= MOST_EXACT else 0
 
 
 def _plain(options: Mapping[str, Any]) -> Plain | None:

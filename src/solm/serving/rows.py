@@ -119,9 +119,9 @@ class Row:
         self.draft.control(session, np.array([self.job.order.target(1.0)]), max(1, self.job.max_tokens))
 
     @property
-    def largest_only(self) -> bool:
-        """Whether only the largest logit is needed."""
-        return self.draft.sampler.takes_largest and self.job.logprobs is None
+    def largest(self) -> int:
+        """How many of the largest logits are all that is needed; 0: all of them."""
+        return self.draft.sampler.largest if self.job.logprobs is None else 0
 
     @property
     def last(self) -> int:

@@ -80,8 +80,8 @@ def test_penalties_go_with_what_only_transformers_can_do(tiny_lm):
     assert first not in (7, 8, 9)
     second = sampler.choose(some)
     assert second not in (7, 8, 9, first)
-    assert not Sampler.of(tiny_lm, ids, 0, {"presence_penalty": 1.0}).takes_largest
-    assert Sampler.of(tiny_lm, ids, 0, {"presence_penalty": 0, "frequency_penalty": 0.0}).takes_largest
+    assert Sampler.of(tiny_lm, ids, 0, {"presence_penalty": 1.0}).largest == 0
+    assert Sampler.of(tiny_lm, ids, 0, {"presence_penalty": 0, "frequency_penalty": 0.0}).largest == 1
 
 
 @pytest.mark.parametrize("value", ["1", True, float("nan"), float("inf")])
@@ -123,7 +123,7 @@ def test_a_seed_says_what_is_drawn(seed):
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, lambda x: torch.from_numpy(x).bfloat16()])
 def test_logits_may_be_arrays_or_tensors_of_any_float(kind):
     sampler = Sampler(0, None, draws=False)
-    assert sampler.takes_largest
+    assert sampler.largest == 1
     assert sampler.choose(kind(np.array([0.0, 3.0, -1.0], np.float32))) == 1
 
 
@@ -140,6 +140,18 @@ def test_logits_may_be_arrays_or_tensors_of_any_float(kind):
 )  # fmt: skip
 def test_what_is_not_plain_is_left_to_transformers(options, plain):
     assert _plain(options) == plain
+
+
+@pytest.mark.parametrize(
+    ("options", "largest"),
+    [
+        ({}, 1), ({"temperature": 0.0}, 1), ({"temperature": 0.7}, 50), ({"top_p": 0.8, "top_k": 20}, 20),
+        ({"top_k": 64}, 64), ({"top_k": 65}, 0), ({"top_k": 0, "temperature": 1.0}, 0),
+        ({"temperature": 0.7, "sequence_bias": {(7,): 1.0}}, 0), ({"temperature": 0.7, "no_repeat_ngram_size": 2}, 0),
+    ],
+)  # fmt: skip
+def test_how_many_of_the_largest_logits_count(tiny_lm, options, largest):
+    assert Sampler.of(tiny_lm, np.array([[7, 8]]), 0, options).largest == largest
 
 
 def test_a_policys_identity_has_the_rows_that_torchs_linspace_gives():

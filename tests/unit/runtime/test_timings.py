@@ -72,13 +72,13 @@ def test_steps_are_timed_as_greedy_decoding_runs_them(tiny_folder, monkeypatch):
         kind, approximate = type(lm.session(capacity=1)), set()
         plain = kind.step
 
-        def step(session, tokens, keep=None, approximate_tail=False):
+        def step(session, tokens, keep=None, approximate_tail=0):
             approximate.add(approximate_tail)
             return plain(session, tokens, keep, approximate_tail)
 
         monkeypatch.setattr(kind, "step", step)
         measure(lm, torch.randint(3, 259, (1, 101)), (100,), rounds=1)
-    assert approximate == {True}
+    assert approximate == {1}
 
 
 def test_disturbed_measurements_are_told_by_the_dense_step_and_the_lower_times_kept():

@@ -203,7 +203,7 @@ class CpuSession(BaseSession):
         keep: Array | None,
         split: Split | None = None,
         keep_logits: Array | None = None,
-        approximate_tail: bool | np.ndarray = False,
+        approximate_tail: int | np.ndarray = 0,
         decide: bool = False,
     ) -> Result:
         """As `BaseSession._pass`; the engine counts what was spent."""
@@ -213,9 +213,9 @@ class CpuSession(BaseSession):
         skipped = 0 if keep_logits is None else int(keep_logits.min())  # first tokens, whose logits nobody wants
         wanted: dict[str, Any] = {"logit_steps": count - skipped, "adaptive_head": True}
         if isinstance(approximate_tail, np.ndarray):
-            wanted |= {"approximate_tail": 1, "exact_rows": ~approximate_tail}
+            wanted |= {"approximate_tail": int(approximate_tail.max()), "exact_rows": approximate_tail == 0}
         else:
-            wanted["approximate_tail"] = int(approximate_tail)
+            wanted["approximate_tail"] = approximate_tail
         if split is None:
             done = run(*rows, keep, decide=decide, **wanted)
         else:

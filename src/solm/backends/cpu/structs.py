@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from solm.backends import budgets
+from solm.backends.session import MOST_EXACT
 from solm.core import actions, allocation, nested, thresholds
 from solm.core.sparsity import SparsityConfig
 from solm.policies.levels import SHORTEST_HORIZON
@@ -24,8 +25,6 @@ MOST_LEVELS, MOST_WIDTH = 100, 4096
 """Levels of one axis, and hidden units, of a policy in the engine."""
 MOST_STEPS = 1 << 20
 """Steps of one call."""
-MOST_EXACT = 64
-"""Largest logits of a step that can be exact where others are approximate."""
 MAGNITUDES = 1 << 14
 """Bins of a histogram of |x|: the upper bits of float32 without its sign."""
 MESSAGE = 200

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from helpers.engine import SPARSITY, engine_of
 from helpers.models import keep_of, tiny_model, tokens
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
+from solm.runtime.sampling import Plain
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 
@@ -35,14 +37,18 @@ def test_an_approximate_tail_is_exact_at_the_top_and_unbiased_elsewhere(hidden):
     control.model.get_output_embeddings().weight.data *= 20 / hidden**0.5  # logits spread like a real model's
     ids, following = tokens(5, 40), tokens(5, 12, seed=5)
     found = []
-    for approximate_tail in (False, True):
+    for approximate_tail in (0, 1, 4):
         session = CpuSession(engine_of(control.model, SPARSITY, "int8"), SPARSITY)
         session.prefill(ids)
         steps = [session.step(token, approximate_tail=approximate_tail).logits for token in following.T]
         found.append(torch.cat(steps, 1))
-    exact, short = found
+    exact, short, several = found
     assert torch.equal(exact.argmax(-1), short.argmax(-1))
     assert torch.equal(exact.amax(-1), short.amax(-1))
+    assert not torch.equal(exact, several)
+    top = Plain(temperature=0.9, top_k=4, top_p=0.95)
+    for whole, some in zip(exact.flatten(0, 1), several.flatten(0, 1), strict=True):
+        assert np.array_equal(top.scores(whole), top.scores(some)), "what is drawn from the largest is the same"
     off = (exact - short)[exact < exact.amax(-1, keepdim=True) - 9]
     assert 0 < off.abs().mean() < 0.5
     torch.testing.assert_close(exact.logsumexp(-1), short.logsumexp(-1), atol=0.04, rtol=0)
