@@ -102,9 +102,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
         target = torch.tensor([1.0, budget, 1.0], dtype=torch.float64).expand(options.texts, 1, 3)
         found = {name: texts.run(arms[name].policy(), target) for name in ARMS}
         nats = {name: losses[:, 0] - dense for name, (losses, _) in found.items()}
-        spent = {
-            name: dict(zip(AXES, shares.mean((0, 1)).tolist(), strict=True)) for name, (_, shares) in found.items()
-        }
+        spent = {name: shares.mean((0, 1)).tolist() for name, (_, shares) in found.items()}
         differences = {
             f"fine_tuned_minus_{name}": paired_difference(nats["fine-tuned"].numpy(), nats[name].numpy())._asdict()
             for name in ("part", "all")

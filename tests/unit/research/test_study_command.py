@@ -114,6 +114,22 @@ def test_a_study_prints_and_writes_one_result_and_resumes(name, run, tmp_path, m
     assert not list(tmp_path.glob("parts.json.partial*"))
 
 
+def test_fine_tuning_spends_what_the_others_spend(run, tmp_path):
+    assert run("fine-tuning", "tuned.json").exit_code == 0
+    results = json.loads((tmp_path / "tuned.json").read_text())["results"]
+    (point,) = results["points"]
+    assert set(point["arms"]) == {"part", "fine-tuned", "all"}
+    for arm in point["arms"].values():
+        assert arm["mlp"] == pytest.approx(0.7, abs=0.02)
+        assert arm["attention"] == arm["bits"] == 1
+    parts, everything = (point[f"fine_tuned_minus_{name}"]["value"] for name in ("part", "all"))
+    losses = {name: arm["nats"] for name, arm in point["arms"].items()}
+    assert losses["fine-tuned"] - losses["part"] == pytest.approx(parts)
+    assert losses["fine-tuned"] - losses["all"] == pytest.approx(everything)
+    assert results["updates"] >= 1
+    assert results["batches"] == [2, 4]
+
+
 def test_a_result_that_cannot_be_written_costs_nothing_that_was_found(run, tmp_path, monkeypatch):
     def fail(path, text):
         raise SolmError(f"cannot write {path}: the disk is full")
