@@ -103,7 +103,8 @@ struct Group : Prefetch {
     alignas(32) static constexpr int8_t ALL[GROUP] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
                                                       16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
     int8_t channel[GROUP];
-    compress_bytes(used, ALL, channel);
+    if (~used) compress_bytes(used, ALL, channel);  // as the numbers
+    else std::copy_n(ALL, GROUP, channel);
     for (int i = 0; i < GROUP; ++i) row[i] = from + size_t(channel[i]) * stride;
 #else
     int i = 0;

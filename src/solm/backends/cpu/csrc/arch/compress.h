@@ -13,27 +13,34 @@ namespace solm {
 
 #if defined(__AVX2__)
 
-// For every byte of bits, the positions of those that are set, ascending, a byte each; then 0x80, which shuffles to zero.
-constexpr std::array<uint64_t, 256> positions_of_bits() {
+// For every byte of bits, the positions of those that are set, in the order of `all`, a byte each; then 0x80, which shuffles
+// to zero.
+constexpr std::array<uint64_t, 256> positions_of_bits(std::array<int, 8> all) {
   std::array<uint64_t, 256> table{};
   for (int bits = 0; bits < 256; ++bits) {
     int count = 0;
-    for (int i = 0; i < 8; ++i)
+    for (int i : all)
       if (bits >> i & 1) table[bits] |= uint64_t(i) << (8 * count++);
     for (; count < 8; ++count) table[bits] |= uint64_t(0x80) << (8 * count);
   }
   return table;
 }
-inline constexpr auto POSITIONS_OF_BITS = positions_of_bits();
+inline constexpr auto POSITIONS_OF_BITS = positions_of_bits({0, 1, 2, 3, 4, 5, 6, 7});
+
+// No two neighbours, and no two every second place, are twice in turn as far apart.
+inline constexpr auto MIXED_POSITIONS_OF_BITS = positions_of_bits({0, 4, 2, 6, 1, 5, 3, 7});
 
 #endif
 
-// Writes the bytes of `from` [32] whose bit is set next to one another, then zeros up to 32.
+// Writes the bytes of `from` [32] whose bit is set next to one another, then zeros up to 32. The rows of weights that belong to
+// them are read in this order, a line of each in turn. In rising order most are equally far apart; processors (AMD Zen 4) then
+// also fetch what would come next at this distance, and where rows are skipped that is read for nothing: a quarter of the
+// memory's rate at four fifths of the rows. So bytes are in a mixed order.
 inline void compress_bytes(uint32_t bits, const int8_t* from, int8_t* to) {
 #if defined(__AVX2__)
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_setzero_si256());
   for (int eight = 0; eight < 4; ++eight, bits >>= 8) {
-    const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&POSITIONS_OF_BITS[bits & 255]));
+    const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&MIXED_POSITIONS_OF_BITS[bits & 255]));
     const __m128i all = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * eight));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_shuffle_epi8(all, order));
     to += __builtin_popcount(bits & 255);
