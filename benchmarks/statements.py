@@ -253,6 +253,28 @@ def policy_gradient_is_behind() -> bool:
     )
 
 
+@says("docs/results.md", "It never gained, and with the larger steps it lost.")
+@says("docs/history.md", "behind regression on all of")
+def fine_tuning_adds_nothing() -> bool:
+    def against(name: str) -> list[Difference]:
+        points = of.read(name)["points"]
+        return [Difference.of(point[f"fine_tuned_minus_{arm}"]) for point in points for arm in ("part", "all")]
+
+    large, small = against("fine-tuning-135m"), against("fine-tuning-135m-slow")
+    return not any(map(won, large + small)) and any(found.low > 0 for found in large)
+
+
+@says("docs/results.md", "No difference is beyond the noise. `results/own")
+def own_texts_change_nothing() -> bool:
+    found = [
+        Difference.of(point["difference"])
+        for name in ("own-texts-135m-given", "own-texts-135m-own")
+        for point in of.read(name)["points"]
+        if point["arm"] == "given"
+    ]
+    return len(found) == 10 and all(map(tied, found))
+
+
 @says("docs/results.md", "It pays only below all bits: with both halves of every weight a dense step is slower")
 def halves() -> bool:
     dense = [setting for setting in of.nested() if setting["pages"] == setting["mlp"] == 1]

@@ -161,6 +161,35 @@ def learning() -> str:
 
 
 @table
+def fine_tuning() -> str:
+    """Policy gradient after regression on half of the samples, beside regression on all of them, at equal minutes."""
+    rows = []
+    for name in ("fine-tuning-135m", "fine-tuning-135m-slow"):
+        for point in of.read(name)["points"]:
+            arms = point["arms"]
+            minus = (Difference.of(point[f"fine_tuned_minus_{other}"]) for other in ("part", "all"))
+            rows.append(
+                [f"{of.settings(name)['learning_rate']:g}, {arms['all']['mlp']:.2f}",
+                 *(signed(arms[arm]["nats"]) for arm in ("part", "all", "fine-tuned")), *map(interval, minus)]
+            )  # fmt: skip
+    head = ("Learning rate, channels", "half", "all", "fine-tuned", "fine-tuned − half", "fine-tuned − all")
+    return markdown(head, rows)
+
+
+@table
+def own_texts() -> str:
+    """A fit that also learns from texts of the model's own minus one that does not, by the text that is read."""
+    names = {"own-texts-135m-given": "given", "own-texts-135m-own": "its own"}
+    found = {label: of.read(name)["points"] for name, label in names.items()}
+    budgets = sorted({point["budget"] for points in found.values() for point in points if point["arm"] == "given"})
+    rows = []
+    for label, points in found.items():
+        by = {point["budget"]: point["difference"] for point in points if point["arm"] == "given"}
+        rows.append([label, *(interval(Difference.of(by[budget])) for budget in budgets)])
+    return markdown(("Read", *(f"{budget:g} of the time" for budget in budgets)), rows)
+
+
+@table
 def free_running() -> str:
     rows = []
     for point in of.free_running():
