@@ -15,33 +15,27 @@ def fitted(arm: str, size: str = "0.5b") -> list[Difference]:
 
 
 @says("README.md", "On the 0.5B a policy of `solm fit` beats uniform settings at six of eight budgets")
-@says("docs/results.md", "The policy beats *uniform* at the six lowest budgets, *thresholds* and *constant* at the")
-@says("docs/results.md", "lowest, and ties with them above, but for the highest.")
-@says("docs/results.md", "On the 0.5B it beats uniform settings at six of eight budgets and thresholds alone at five.")
-@says("docs/limits.md", "six lowest, and thresholds alone, every layer alike, at the five lowest.")
+@says(
+    "docs/results.md", "The policy beats *uniform* at the six lowest budgets, *thresholds* and *constant* at the four"
+)
+@says("docs/results.md", "lowest, and ties with them above. *Allocated*")
+@says("docs/results.md", "On the 0.5B it beats uniform settings at six of eight budgets and thresholds alone at four.")
+@says("docs/limits.md", "six lowest, and thresholds alone, every layer alike, at the four lowest.")
 def the_smaller_policy() -> bool:
-    won_at = {"uniform": 6, "constant": 5, "teal": 5}
+    won_at = {"uniform": 6, "constant": 4, "teal": 4}
     against = {arm: fitted(arm) for arm in won_at}
     return all(
-        len(found) == 8 and all(map(won, found[: won_at[arm]])) and all(map(tied, found[won_at[arm] : -1]))
+        len(found) == 8 and all(map(won, found[: won_at[arm]])) and all(map(tied, found[won_at[arm] :]))
         for arm, found in against.items()
     )
 
 
-@says("README.md", "and it loses 0.001 nats at one")
-@says("docs/results.md", "There it **loses** 0.001 nats to *thresholds*, *constant* and")
-@says("docs/results.md", "To thresholds on the MLP axis alone, and by 0.001 nats on the 0.5B at the highest budget.")
-def the_smaller_policy_at_the_highest_budget() -> bool:
-    last = [fitted(arm)[-1] for arm in ("teal", "constant", "allocated")]
-    return tied(fitted("uniform")[-1]) and all(one.low > 0 and round(one.value, 3) == 0.001 for one in last)
-
-
 @says("README.md", "With its allocation without the network it ties at seven")
-@says("docs/results.md", "With *allocated* it ties at the seven others")
+@says("docs/results.md", "*Allocated* it beats at one and ties at seven")
 @says("docs/limits.md", "thresholds alone, the same is lost at seven of the eight")
 def the_network_of_the_smaller_policy() -> bool:
     found = fitted("allocated")
-    return len(found) == 8 and all(map(tied, found[:-1]))
+    return len(found) == 8 and sum(map(tied, found)) == 7 and sum(map(won, found)) == 1
 
 
 def loss(name: str, budget: float) -> tuple[float, float, Difference]:
@@ -53,13 +47,13 @@ def loss(name: str, budget: float) -> tuple[float, float, Difference]:
     return round(points[0]["step_ms"] / ours["step_ms"], 2), round(difference.value, 3), difference
 
 
-@says("README.md", "1.17 times as fast as dense for 0.047 nats per token after 512 tokens, and 1.44")
+@says("README.md", "1.20 times as fast as dense for 0.046 nats per token after 512 tokens, and 1.44")
 @says("README.md", "times for 0.025 after 8,192, by step times measured beforehand, on 96 and 16 held-out texts")
 @says("docs/results.md", "After 8,192 tokens it decodes 1.44 times as fast for 0.025 nats per token.")
 def the_smaller_policy_on_the_clock() -> bool:
     texts = [of.settings(name)["texts"] for name in ("fitted-0.5b", "fitted-0.5b-8192")]
-    near, far = loss("fitted-0.5b", 0.852), loss("fitted-0.5b-8192", 0.696)
-    return texts == [96, 16] and near[:2] == (1.17, 0.047) and far[:2] == (1.44, 0.025)
+    near, far = loss("fitted-0.5b", 0.836), loss("fitted-0.5b-8192", 0.696)
+    return texts == [96, 16] and near[:2] == (1.2, 0.046) and far[:2] == (1.44, 0.025)
 
 
 @says("docs/results.md", "At the two lowest budgets the policy beats *uniform*, at the second also *thresholds*")
