@@ -33,9 +33,9 @@ inline constexpr auto MIXED_POSITIONS_OF_BITS = positions_of_bits({0, 4, 2, 6, 1
 #endif
 
 // Writes the bytes of `from` [32] whose bit is set next to one another, then zeros up to 32. The rows of weights that belong to
-// them are read in this order, a line of each in turn. In rising order most are equally far apart; processors (AMD Zen 4) then
-// also fetch what would come next at this distance, and where rows are skipped that is read for nothing: a quarter of the
-// memory's rate at four fifths of the rows. So bytes are in a mixed order.
+// them are read in this order, a line of each in turn. In rising order most are equally far apart, and processors (AMD Zen 4)
+// then also fetch what would come next at that distance. Where rows are skipped, this is for nothing: with two thirds of the
+// rows weights arrived a fifth more slowly. So bytes are in a mixed order.
 inline void compress_bytes(uint32_t bits, const int8_t* from, int8_t* to) {
 #if defined(__AVX2__)
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_setzero_si256());
