@@ -98,11 +98,11 @@ def tuning_text(data: Path, lm: solm.LanguageModel) -> TokenStream:
 
 
 def constant_step(
-    session: Session, keep: tuple[float, float, float], approximate_tail: int = 1
+    session: Session, keep: tuple[float, float, float], exact_largest: int = 1
 ) -> Callable[[torch.Tensor], object]:
     """A step of all rows, tokens [N], under one action; as greedy generation runs it, or with every logit exact."""
     action = torch.tensor([keep], dtype=torch.float64).expand(session.rows, 3)
-    return lambda tokens: session.step(tokens, action, approximate_tail=approximate_tail)
+    return lambda tokens: session.step(tokens, action, exact_largest=exact_largest)
 
 
 def policy_step(
@@ -110,7 +110,7 @@ def policy_step(
 ) -> Callable[[torch.Tensor], object]:
     """A greedy step of all rows that a policy decides, within target [N, 3] over `horizon` steps."""
     session.control(policy, target, horizon)
-    return lambda tokens: session.step(tokens, approximate_tail=1)
+    return lambda tokens: session.step(tokens, exact_largest=1)
 
 
 def scored_under(

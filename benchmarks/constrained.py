@@ -34,7 +34,7 @@ def steps(session: Session, tokens: np.ndarray, approximate: np.ndarray, constra
     following = None if constraint is None else constraint.copy()
 
     def step() -> None:
-        logits = session.step(tokens, keep, approximate_tail=approximate).logits[:, 0]
+        logits = session.step(tokens, keep, exact_largest=approximate).logits[:, 0]
         if following is not None:
             following.said(int(following.masked(logits[0]).argmax()))
         for row in logits[following is not None :]:

@@ -72,7 +72,7 @@ def constant(arm: Arm, parent: Any, tokens: torch.Tensor, keep: torch.Tensor, ti
     arm.take(quality.score(tokens, keep))
     if timed:
         coming = iter(keep[0].split(1))
-        arm.time(tokens, lambda token: timing.step(token, next(coming), approximate_tail=1))
+        arm.time(tokens, lambda token: timing.step(token, next(coming), exact_largest=1))
 
 
 def decided(arm: Arm, parent: Any, tokens: torch.Tensor, policy: Any, target: torch.Tensor, timed: bool) -> None:

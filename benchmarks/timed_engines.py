@@ -90,7 +90,7 @@ class Ours:
             fork = parent.fork(1, STEPS)
             made[name] = lambda fork=fork, step=constant_step(fork, keep): steps(fork, step, last)  # type: ignore[misc]
         session = parent.fork(1, STEPS)
-        exact = constant_step(session, SETTINGS["dense"], approximate_tail=0)
+        exact = constant_step(session, SETTINGS["dense"], exact_largest=0)
         made[EVERY_LOGIT] = lambda: steps(session, exact, last)
         for net in self.budgets if self.policy else ():
             fork, target = parent.fork(1, STEPS), self.lm.budget(f"keep={net}").tensor(rows)

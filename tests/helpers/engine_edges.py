@@ -204,9 +204,9 @@ def approximate_tails_are_exact_at_the_top(built) -> None:
         model.get_output_embeddings().weight.data *= 20 / hidden**0.5  # logits spread like a real model's
         rows = Rows(engine_of(model, SPARSITY, "int8", library=built), 5)
         rows.run(tokens(5, 40))
-        exact, short = (rows.fork().run(tokens(5, 12, seed=5), approximate_tail=tail).logits for tail in (0, 3))
+        exact, short = (rows.fork().run(tokens(5, 12, seed=5), exact_largest=tail).logits for tail in (0, 3))
         exact_rows = np.arange(5) % 2 == 1
-        mixed = rows.fork().run(tokens(5, 12, seed=5), approximate_tail=3, exact_rows=exact_rows).logits
+        mixed = rows.fork().run(tokens(5, 12, seed=5), exact_largest=3, exact_rows=exact_rows).logits
         assert torch.equal(mixed[exact_rows], exact[exact_rows])
         top = exact.topk(3).indices
         for some in (short, mixed):

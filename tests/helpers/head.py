@@ -82,7 +82,7 @@ class HeadEngine(Engine):
         self._rows: dict[int, tuple] = {}
 
     def logits(
-        self, first: int, rows: int = 1, approximate_tail: int = 0, exact_rows=None, adaptive_head=False
+        self, first: int, rows: int = 1, exact_largest: int = 0, exact_rows=None, adaptive_head=False
     ) -> torch.Tensor:
         """Logits [rows, V] of states from `first` on, in one step. exact_rows: [rows] bool."""
         if rows not in self._rows:
@@ -95,7 +95,7 @@ class HeadEngine(Engine):
             )
         *given, call = self._rows[rows]
         tokens = torch.arange(first, first + rows)
-        how = {"approximate_tail": approximate_tail, "exact_rows": exact_rows, "adaptive_head": adaptive_head}
+        how = {"exact_largest": exact_largest, "exact_rows": exact_rows, "adaptive_head": adaptive_head}
         return torch.from_numpy(call.run(given[0], tokens, *given[1:], **how).logits[:, 0])
 
 

@@ -33,7 +33,7 @@ def recorded(precision):
     rows.run(tokens(2, 3, seed=2), (0.3, 0.6, 8))
     alone.run(tokens(1, 40, seed=3))
     alone.run(tokens(1, 1, seed=4), (1.0, 0.5, 16))
-    alone.run(tokens(1, 1, seed=5), approximate_tail=3)
+    alone.run(tokens(1, 1, seed=5), exact_largest=3)
     return engine, recorder
 
 

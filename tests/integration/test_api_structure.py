@@ -138,9 +138,9 @@ def test_log_probabilities_are_those_of_what_may_be_said(client):
 def test_rows_say_whether_they_need_all_logits(client, monkeypatch):
     flags, step = [], TorchSession.step
 
-    def recorded(session, tokens, approximate_tail):
-        flags.append(approximate_tail.tolist())
-        return step(session, tokens, approximate_tail=approximate_tail)
+    def recorded(session, tokens, exact_largest):
+        flags.append(exact_largest.tolist())
+        return step(session, tokens, exact_largest=exact_largest)
 
     monkeypatch.setattr(TorchSession, "step", recorded)
     for order, approximate in (

@@ -34,9 +34,9 @@ def test_an_approximate_tail_chooses_the_same_token_on_real_text(real_model, pre
     session = CpuSession(_engine(model, precision), SparsityConfig())
     session.prefill(ids[:, :64])
     found = []
-    for approximate_tail in (0, 16):
+    for exact_largest in (0, 16):
         fork = session.fork(1)
-        steps = [fork.step(token, approximate_tail=approximate_tail).logits for token in ids[:, 64:192].T]
+        steps = [fork.step(token, exact_largest=exact_largest).logits for token in ids[:, 64:192].T]
         found.append(torch.cat(steps, 1))
     exact, short = found
     control.detach()

@@ -76,7 +76,7 @@ class BaseSession(ABC):
         keep: Array | None,
         split: Split | None = None,
         keep_logits: Array | None = None,
-        approximate_tail: int | np.ndarray = 0,
+        exact_largest: int | np.ndarray = 0,
         decide: bool = False,
     ) -> Result:
         """Process tokens [N, Q] under keep [N, Q, 3] (None: dense), and count them in the budgets.
@@ -133,12 +133,12 @@ class BaseSession(ABC):
         """As `Session.aim`."""
         budgets.aim(self._budgets, target)
 
-    def step(self, tokens: Array, keep: Array | None = None, approximate_tail: int | np.ndarray = 0) -> Result:
+    def step(self, tokens: Array, keep: Array | None = None, exact_largest: int | np.ndarray = 0) -> Result:
         """As `Session.step`."""
         ours = self._ours(tokens)[:, None]
         if keep is not None:
-            return self._answer(self._known(ours, keep[:, None], None, approximate_tail), tokens)
-        return self._answer(self._decided(ours, None, approximate_tail), tokens)
+            return self._answer(self._known(ours, keep[:, None], None, exact_largest), tokens)
+        return self._answer(self._decided(ours, None, exact_largest), tokens)
 
     def extend(self, tokens: Array, keep: Schedule | None = None, keep_logits: Array | None = None) -> Result:
         """As `Session.extend`."""
@@ -177,15 +177,15 @@ class BaseSession(ABC):
         """Numbers of the groups of rows that the backend decides for itself."""
         return frozenset()
 
-    def _decided(self, tokens: Any, keep_logits: Array | None = None, approximate_tail: int | np.ndarray = 0) -> Result:
+    def _decided(self, tokens: Any, keep_logits: Array | None = None, exact_largest: int | np.ndarray = 0) -> Result:
         """One pass in which the rows' policies decide."""
         own, groups = self._own_groups, self._control.groups
         if all(number in own or isinstance(group.policy, Dense) for number, group in enumerate(groups)):
-            return self._pass(tokens, None, None, keep_logits, approximate_tail, decide=bool(own))
+            return self._pass(tokens, None, None, keep_logits, exact_largest, decide=bool(own))
         self._check_room(tokens.shape[1])  # before anything is decided
         made = self._control.decide(self._budgets, self._counts, tokens, self, own)
         split = None if made.layer is None or made.choose is None else Split(made.layer, made.choose)
-        found = self._pass(tokens, made.keep, split, keep_logits, approximate_tail, decide=bool(own))
+        found = self._pass(tokens, made.keep, split, keep_logits, exact_largest, decide=bool(own))
         for number in own:
             assert found.actions is not None
             made.actions[groups[number].rows] = as_numpy(found.actions)[groups[number].rows]
@@ -196,18 +196,18 @@ class BaseSession(ABC):
         tokens: Any,
         keep: Schedule,
         keep_logits: Array | None = None,
-        approximate_tail: int | np.ndarray = 0,
+        exact_largest: int | np.ndarray = 0,
     ) -> Result:
         """One pass under a known schedule, whatever policies the rows have."""
         if not isinstance(keep, SplitSchedule):
-            return replace(self._pass(tokens, keep, None, keep_logits, approximate_tail), actions=None)
+            return replace(self._pass(tokens, keep, None, keep_logits, exact_largest), actions=None)
         streams: list[Any] = []
 
         def choose(hidden: "torch.Tensor") -> Array:
             streams.append(hidden)
             return keep.after
 
-        found = self._pass(tokens, keep.before, Split(keep.layer, choose), keep_logits, approximate_tail)
+        found = self._pass(tokens, keep.before, Split(keep.layer, choose), keep_logits, exact_largest)
         return replace(found, actions=None, stream=streams[0])
 
     def _dense_actions(self, count: int) -> np.ndarray:

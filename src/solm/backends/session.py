@@ -153,11 +153,11 @@ class Session(Protocol):
     def aim(self, target: Array) -> None:
         """Other targets [N, 3] from here on; what was spent is seen against what was allowed until now."""
 
-    def step(self, tokens: Array, keep: Array | None = None, approximate_tail: int | np.ndarray = 0) -> Result:
+    def step(self, tokens: Array, keep: Array | None = None, exact_largest: int | np.ndarray = 0) -> Result:
         """Process one token a row, tokens [N], Q = 1.
 
         keep: [N, 3], what all layers follow; None: the rows' policies decide, dense in rows without one.
-        approximate_tail: how many of a row's largest logits count, at most `MOST_EXACT`: the others may be approximate
+        exact_largest: how many of a row's largest logits count, at most `MOST_EXACT`: the others may be approximate
         and stay below (`cpu` then reads half of most heads). Of all rows, or [N]; 0: all logits are exact.
         """
 

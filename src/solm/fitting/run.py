@@ -116,8 +116,8 @@ def plan_lines(job: Job) -> list[str]:
         f"  thresholds   {clock['thresholds']:>9}  {sizes.threshold_texts} texts of {sizes.context} tokens",
         f"  allocation   {clock['allocation']:>9}  {sizes.allocation_texts} texts of {sizes.allocation_length} tokens "
         f"after {sizes.context}, or fewer and KV heads too where pages are worth it",
-        f"  own texts    {clock['own texts']:>9}  {sizes.own_texts} texts that the model continues",
-        f"  samples      {clock['samples']:>9}  {sizes.sample_batches} texts of {sizes.sample_length} tokens, also own",
+        f"  own texts    {clock['own texts']:>9}  {sizes.own_texts} texts that the model continues, for the samples",
+        f"  samples      {clock['samples']:>9}  {sizes.sample_batches} texts of {sizes.sample_length} tokens",
         f"  level costs  {clock['level costs']:>9}  {sizes.cost_texts} texts of {sizes.cost_length} tokens",
         *_long_line(sizes, clock["long contexts"]),
         f"  comparison   {clock['comparison']:>9}  {compared} that nothing else reads",

@@ -171,7 +171,7 @@ def arms(lm: LanguageModel, session: Session, tokens: torch.Tensor, timed: int =
         hit = passed.logits.argmax(-1).cpu() == tokens[:, 1:]
         tell(name, log_probabilities(passed.logits, tokens[:, 1:])[0], hit, passed.realised[0], 0)
         again = session.fork(1, timed + sparsity.page_size, sparsity)
-        clock(name, lambda place: again.step(tokens[:, place], keep[:, place], approximate_tail=1))
+        clock(name, lambda place: again.step(tokens[:, place], keep[:, place], exact_largest=1))
 
     for keep in _KEEPS:
         every = torch.tensor([keep, 1, FULL_BITS], dtype=torch.float64).expand(1, steps, 3)
@@ -188,7 +188,7 @@ def arms(lm: LanguageModel, session: Session, tokens: torch.Tensor, timed: int =
         again.control(policy, lm.budget(f"attention={target}").tensor(1), steps)
         clock(
             f"policy {target:g}",
-            lambda place, rows=again: rows.step(tokens[:, place], approximate_tail=1),  # type: ignore[misc]
+            lambda place, rows=again: rows.step(tokens[:, place], exact_largest=1),  # type: ignore[misc]
         )
         run(f"constant as policy {target:g}", constant(lm.sparsity, share, kv_length), lm.sparsity)
     return found

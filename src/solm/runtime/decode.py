@@ -109,7 +109,7 @@ def decode(lm: ControlledModel, rows: Sequence[Row], batch_size: int) -> Iterato
         drafts = [rows[number].draft for number in active]
         found = batch.step(
             np.array([draft.tokens[-1].id for draft in drafts]),
-            approximate_tail=np.array([draft.sampler.largest for draft in drafts]),
+            exact_largest=np.array([draft.sampler.largest for draft in drafts]),
         )
         for place, step in enumerate(steps(found, [rows[number].policy for number in active])):
             yield active[place], drafts[place].add(found.logits[place, 0], step)

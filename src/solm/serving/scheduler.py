@@ -226,7 +226,7 @@ class Scheduler:
         begun, lowerable = self.clock(), self._lowerable()
         try:
             found = session.step(
-                np.array([row.last for row in rows]), approximate_tail=np.array([row.largest for row in rows])
+                np.array([row.last for row in rows]), exact_largest=np.array([row.largest for row in rows])
             )
         except Exception as error:
             # The rows share the pass that failed; none of them can go on.

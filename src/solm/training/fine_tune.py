@@ -25,6 +25,12 @@ from solm.training.sources import draw_windows
 
 _WEIGHT_DECAY, _CLIP = 0.01, 1.0
 _LEAST = 1e-3  # of a sensitivity
+_ROLLOUTS = 8
+"""Times that a text's steps are taken."""
+_NOISE = 0.5
+"""Standard deviation of the noise on the logarithm of a sensitivity."""
+_SHARES = 0.35, 0.95
+"""Between them lies the average share of every axis at which its price is drawn."""
 
 
 class FineTuneConfig(BaseModel):
@@ -34,13 +40,7 @@ class FineTuneConfig(BaseModel):
     """Tokens of a text that are read densely before the steps."""
     length: int = Field(128, ge=1)
     """Steps of a text."""
-    rollouts: int = Field(8, ge=2)
-    """Times that a text's steps are taken."""
-    noise: float = Field(0.5, gt=0)
-    """Standard deviation of the noise on the logarithm of a sensitivity."""
     learning_rate: float = Field(3e-4, gt=0)
-    shares: tuple[float, float] = (0.35, 0.95)
-    """Between them lies the average share of every axis at which its price is drawn."""
     seed: int = 0
 
 
@@ -51,7 +51,7 @@ def fine_tune(
     config: FineTuneConfig,
     more: Callable[[int], bool],
 ) -> TrainedPolicy:
-    """`trained`, a value policy, with fine-tuned sensitivities.
+    """`trained`, a value policy, with fine-tuned sensitivities, and prices that belong to them.
 
     lm: the model under the policy's sparsity, without a policy. more: whether there is time for another update, after
     so many.
@@ -60,13 +60,20 @@ def fine_tune(
     network = copy.deepcopy(trained.network).eval()
     weights = [*network.read.parameters(), *network.head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=_WEIGHT_DECAY)
-    updates = 0
-    while more(updates):
-        updates += 1
+    read: list[tuple[torch.Tensor, torch.Tensor]] = []  # by the network, at every update
+    while more(len(read)):
         optimizer.zero_grad(set_to_none=True)
-        _loss(lm, network, trained, streams, config, step_generator(config.seed, updates, 2)).backward()
+        loss, seen = _loss(lm, network, trained, streams, config, step_generator(config.seed, len(read) + 1, 2))
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, _CLIP)
         optimizer.step()
+        read.append(seen)
+    if read:
+        with torch.no_grad():
+            found = torch.cat([network(*one) for one in read])
+        count = len(network.training_sensitivities)
+        some = torch.randperm(len(found), generator=torch.Generator().manual_seed(config.seed))[:count]
+        network.training_sensitivities.copy_(found[some].repeat(-(-count // len(some)), 1)[:count])
     return TrainedPolicy(trained.config, network)
 
 
@@ -77,12 +84,12 @@ def _loss(
     streams: list[TokenStream],
     config: FineTuneConfig,
     generator: torch.Generator,
-) -> torch.Tensor:
-    """The objective on one text, whose gradient is that of the policy."""
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """The objective on one text, whose gradient is that of the policy, and what the network read, its arguments."""
     policy, space = ValuePolicy(network, trained.config.space), trained.config.space
-    rollouts, steps = config.rollouts, config.length
+    steps = config.length
     window = draw_windows(streams, 1, config.context + steps, generator)
-    low, high = config.shares
+    low, high = _SHARES
     asked = low + (high - low) * torch.rand(3, generator=generator)
     prices = [float(curve.price(share.numpy())) for curve, share in zip(policy.curves, asked, strict=True)]
     shares = [torch.from_numpy(curve.shares) for curve in policy.curves]
@@ -98,16 +105,17 @@ def _loss(
         tokens.expand(2, -1), SplitSchedule(policy.layer, torch.cat([dense, before]), dense.expand(2, -1, -1))
     )
     assert first.stream is not None
-    seen = before[0].clone()
-    seen[..., 2] /= FULL_BITS
-    sensitivity = network(first.stream[1].float(), seen.float())  # [steps, 3]
-    noise = torch.randn(rollouts, steps, 3, generator=generator)
-    costs = policy.level_costs(sensitivity.detach() * (config.noise * noise).exp())
+    shares_before = before[0].clone()
+    shares_before[..., 2] /= FULL_BITS
+    seen = first.stream[1].float(), shares_before.float()
+    sensitivity = network(*seen)  # [steps, 3]
+    noise = torch.randn(_ROLLOUTS, steps, 3, generator=generator)
+    costs = policy.level_costs(sensitivity.detach() * (_NOISE * noise).exp())
     scores = [cost + price * share for cost, price, share in zip(costs, prices, shares, strict=True)]
     levels = torch.stack([score.argmin(-1) for score in scores], -1)  # [rollouts, steps, 3]
     after = keep_of(levels, space)
-    taken = session.fork(rollouts, capacity=room).extend(
-        tokens.expand(rollouts, -1), SplitSchedule(policy.layer, before.expand(rollouts, -1, -1), after)
+    taken = session.fork(_ROLLOUTS, capacity=room).extend(
+        tokens.expand(_ROLLOUTS, -1), SplitSchedule(policy.layer, before.expand(_ROLLOUTS, -1, -1), after)
     )
     lost = divergences(taken.logits.transpose(0, 1), first.logits[0]).T
     paid = torch.stack(
@@ -118,4 +126,4 @@ def _loss(
     advantage = (advantage / advantage.std().clamp(min=1e-6)).float()
     varied = noise * torch.tensor([size > 1 for size in space.shape])
     # The gradient of a normal distribution's log-density by its mean, the logarithm of the sensitivity.
-    return -(advantage[..., None] * varied / config.noise * sensitivity.clamp(min=_LEAST).log()).mean()
+    return -(advantage[..., None] * varied / _NOISE * sensitivity.clamp(min=_LEAST).log()).mean(), seen

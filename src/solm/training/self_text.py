@@ -13,10 +13,9 @@ def sample_tokens(
     starts: torch.Tensor,
     length: int,
     seed: int = 0,
-    temperature: float = 1.0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> torch.Tensor:
-    """Every row of starts [N, C], continued densely to `length` tokens in all: [N, length] int64.
+    """Every row of starts [N, C], continued densely at temperature 1 to `length` tokens in all: [N, length] int64.
 
     progress: called with the number of steps done.
     """
@@ -25,7 +24,7 @@ def sample_tokens(
     logits = session.prefill(starts)
     rows = [starts]
     for step in range(length - starts.shape[1]):
-        probabilities = (logits.float() / temperature).softmax(-1).cpu()
+        probabilities = logits.float().softmax(-1).cpu()
         token = torch.multinomial(probabilities, 1, generator=generator)
         rows.append(token)
         logits = session.step(token[:, 0]).logits[:, 0]

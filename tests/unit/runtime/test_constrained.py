@@ -60,9 +60,9 @@ def test_rows_beside_one_under_a_grammar_are_the_same_to_the_last_bit(cpu_lm, mo
         return [[token.id for token in row.draft.tokens] for row in rows[:4]], logits, rows
 
     alone, logits, _ = told(False)
-    assert approximate[-1]["approximate_tail"].tolist() == [1, 50] * 3
+    assert approximate[-1]["exact_largest"].tolist() == [1, 50] * 3
     beside, same, rows = told(True)
-    assert approximate[-1]["approximate_tail"].tolist() == [1, 50, 1, 50, 0, 0]
+    assert approximate[-1]["exact_largest"].tolist() == [1, 50, 1, 50, 0, 0]
     assert beside == alone
     assert all(map(np.array_equal, logits, same))
     assert all(re.fullmatch("[ab]{20}", "".join(token.text for token in row.draft.tokens)) for row in rows[4:])

@@ -72,9 +72,9 @@ def test_steps_are_timed_as_greedy_decoding_runs_them(tiny_folder, monkeypatch):
         kind, approximate = type(lm.session(capacity=1)), set()
         plain = kind.step
 
-        def step(session, tokens, keep=None, approximate_tail=0):
-            approximate.add(approximate_tail)
-            return plain(session, tokens, keep, approximate_tail)
+        def step(session, tokens, keep=None, exact_largest=0):
+            approximate.add(exact_largest)
+            return plain(session, tokens, keep, exact_largest)
 
         monkeypatch.setattr(kind, "step", step)
         measure(lm, torch.randint(3, 259, (1, 101)), (100,), rounds=1)

@@ -107,7 +107,7 @@ class EngineCall:
         last: int | None = None,
         before: Computed | None = None,
         logit_steps: int | None = None,
-        approximate_tail: int = 0,
+        exact_largest: int = 0,
         exact_rows: np.ndarray | None = None,
         adaptive_head: bool = False,
         histogram: np.ndarray | None = None,
@@ -117,7 +117,7 @@ class EngineCall:
         states: records of dtype `ROW_STATE` [N], to which the engine adds the steps. keep: [N, Q, 3], or [N, 3] for
         one token, of the rows that do not decide; None: dense. decide: rows whose state has a decider decide for
         themselves. first, last: layers [first, last) only; with first > 0, `before` is the result of those before.
-        logit_steps: tokens at the end of every row whose logits are wanted; None: all. approximate_tail: 0, or how many
+        logit_steps: tokens at the end of every row whose logits are wanted; None: all. exact_largest: 0, or how many
         of a token's largest logits are exact, at most 64, where others may be approximate. exact_rows: [N] bool, rows
         whose logits are all exact even then. adaptive_head: all may be exact where earlier calls have shown that
         approximate ones take longer. histogram: [layers, 4, `structs.MAGNITUDES`] uint32, to which the call
@@ -161,7 +161,7 @@ class EngineCall:
         call.tokens, call.realised = ids.ctypes.data, at
         call.actions, call.stream, call.logits = at + buffers.actions_at, at + buffers.stream_at, logits.ctypes.data
         call.first, call.last, call.logit_steps = first, last, wanted_logits
-        call.decide, call.approximate_tail, call.adaptive_head = decide, approximate_tail, adaptive_head
+        call.decide, call.exact_largest, call.adaptive_head = decide, exact_largest, adaptive_head
         call.exact_rows = None if exact_rows is None else buffers.exact_rows_at
         if exact_rows is not None:
             if exact_rows.shape != (rows,) or exact_rows.dtype != bool:

@@ -203,7 +203,7 @@ class CpuSession(BaseSession):
         keep: Array | None,
         split: Split | None = None,
         keep_logits: Array | None = None,
-        approximate_tail: int | np.ndarray = 0,
+        exact_largest: int | np.ndarray = 0,
         decide: bool = False,
     ) -> Result:
         """As `BaseSession._pass`; the engine counts what was spent."""
@@ -212,10 +212,10 @@ class CpuSession(BaseSession):
         run, rows = self._call.run, (self._caches, tokens, self._held, self._budgets)
         skipped = 0 if keep_logits is None else int(keep_logits.min())  # first tokens, whose logits nobody wants
         wanted: dict[str, Any] = {"logit_steps": count - skipped, "adaptive_head": True}
-        if isinstance(approximate_tail, np.ndarray):
-            wanted |= {"approximate_tail": int(approximate_tail.max()), "exact_rows": approximate_tail == 0}
+        if isinstance(exact_largest, np.ndarray):
+            wanted |= {"exact_largest": int(exact_largest.max()), "exact_rows": exact_largest == 0}
         else:
-            wanted["approximate_tail"] = approximate_tail
+            wanted["exact_largest"] = exact_largest
         if split is None:
             done = run(*rows, keep, decide=decide, **wanted)
         else:

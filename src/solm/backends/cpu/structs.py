@@ -139,7 +139,7 @@ class Call(ctypes.Structure):
 
     _fields_ = [
         ("rules", _pointer),
-        *_integers("rows", "count", "first", "last", "decide", "approximate_tail", "logit_steps", "adaptive_head"),
+        *_integers("rows", "count", "first", "last", "decide", "exact_largest", "logit_steps", "adaptive_head"),
         *_pointers(
             "caches", "tokens", "lengths", "keep", "states", "actions", "realised", "stream", "logits", "histogram",
             "exact_rows", "message",

@@ -152,7 +152,7 @@ class TorchSession(BaseSession):
         keep: Array | None,
         split: Split | None = None,
         keep_logits: Array | None = None,
-        approximate_tail: int | np.ndarray = 0,
+        exact_largest: int | np.ndarray = 0,
         decide: bool = False,
     ) -> Result:
         """As `BaseSession._pass`; logits are always exact, and policies decide in Python."""

@@ -274,7 +274,7 @@ def test_a_step_allocates_nothing(counting, precision):
         before = counting.solm_test_allocations()
         deciding = step >= 4
         under(rows, policy) if deciding else None
-        head = {"approximate_tail": step % 2 == 1, "exact_rows": np.arange(3) == step % 4}
+        head = {"exact_largest": step % 2 == 1, "exact_rows": np.arange(3) == step % 4}
         rows.run(tokens(3, 1, seed=step), (0.3, 0.6, 8), decide=deciding, **head)
         known.append(counting.solm_test_allocations() - before)
     assert counting.solm_test_allocations() > 10

@@ -184,7 +184,7 @@ def test_an_engine_refuses_a_head_that_makes_no_sense(change, message):
 
 
 def test_an_approximate_tail_has_a_limit(opened):
-    with pytest.raises(DataError, match=r"approximate_tail must be in \[0, 64\], got 65"):
+    with pytest.raises(DataError, match=r"exact_largest must be in \[0, 64\], got 65"):
         opened[0].logits(0, 1, 65)
     with pytest.raises(DataError, match=r"exact_rows must be bool \[3\], got bool \[2\]"):
         opened[0].logits(0, 3, 1, np.ones(2, bool))

@@ -131,7 +131,7 @@ def test_the_last_logits_alone(precision):
         found = Rows(engine, 2).run(ids, logit_steps=wanted).logits
         torch.testing.assert_close(found, every[:, 300 - wanted :], atol=1e-4, rtol=0)
     top = every.topk(5).indices
-    found = Rows(engine, 2).run(ids, approximate_tail=5).logits.gather(-1, top)
+    found = Rows(engine, 2).run(ids, exact_largest=5).logits.gather(-1, top)
     torch.testing.assert_close(found, every.gather(-1, top), atol=1e-4, rtol=0)
 
 

@@ -37,10 +37,10 @@ def test_an_approximate_tail_is_exact_at_the_top_and_unbiased_elsewhere(hidden):
     control.model.get_output_embeddings().weight.data *= 20 / hidden**0.5  # logits spread like a real model's
     ids, following = tokens(5, 40), tokens(5, 12, seed=5)
     found = []
-    for approximate_tail in (0, 1, 4):
+    for exact_largest in (0, 1, 4):
         session = CpuSession(engine_of(control.model, SPARSITY, "int8"), SPARSITY)
         session.prefill(ids)
-        steps = [session.step(token, approximate_tail=approximate_tail).logits for token in following.T]
+        steps = [session.step(token, exact_largest=exact_largest).logits for token in following.T]
         found.append(torch.cat(steps, 1))
     exact, short, several = found
     assert torch.equal(exact.argmax(-1), short.argmax(-1))

@@ -4,7 +4,7 @@
 // other bits of numbers of 5, 6 or 8 bits, in fields of 1, 2 or 4 bits: 64 bytes for 16, 8 or 4 channels, the fields 2 i and
 // 2 i + 1 of every byte for the i-th four of them.
 //
-// With approximate_tail, all upper bits are read first. What the lower bits would add is treated as random with a known
+// With exact_largest, all upper bits are read first. What the lower bits would add is treated as random with a known
 // variance, and only strips where a logit may be one of the largest are read whole. With many steps, numbers that have grids
 // are multiplied as matrices.
 #pragma once

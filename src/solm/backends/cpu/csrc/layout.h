@@ -70,7 +70,7 @@ inline std::string layout() {
   SOLM_FIELD(RowState, previous)
   SOLM_STRUCT(Call)
   SOLM_FIELD(Call, rules) SOLM_FIELD(Call, rows) SOLM_FIELD(Call, count) SOLM_FIELD(Call, first) SOLM_FIELD(Call, last)
-  SOLM_FIELD(Call, decide) SOLM_FIELD(Call, approximate_tail) SOLM_FIELD(Call, logit_steps) SOLM_FIELD(Call, adaptive_head)
+  SOLM_FIELD(Call, decide) SOLM_FIELD(Call, exact_largest) SOLM_FIELD(Call, logit_steps) SOLM_FIELD(Call, adaptive_head)
   SOLM_FIELD(Call, caches)
   SOLM_FIELD(Call, tokens) SOLM_FIELD(Call, lengths) SOLM_FIELD(Call, keep) SOLM_FIELD(Call, states)
   SOLM_FIELD(Call, actions) SOLM_FIELD(Call, realised) SOLM_FIELD(Call, stream) SOLM_FIELD(Call, logits)

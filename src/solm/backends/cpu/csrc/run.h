@@ -103,7 +103,7 @@ inline void Engine::run(const Call& c) {
   const bool same_bits = head.group || c.rows * c.logit_steps < PromptRoom::LEAST_LOGITS;
   // One row that needs all logits reads the whole head. Then those of the others take less time than screening them.
   const bool whole = c.exact_rows && std::any_of(c.exact_rows, c.exact_rows + c.rows, [](uint8_t exact) { return exact; });
-  const bool wanted = c.approximate_tail && c.last == s.layers && has_lower_bits && !(whole && same_bits);
+  const bool wanted = c.exact_largest && c.last == s.layers && has_lower_bits && !(whole && same_bits);
   screening.begin(wanted, c.adaptive_head && same_bits);
   team.run();
   screening.end();

@@ -279,7 +279,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     if (exact == rows) return;
     head->prepare(rounded.data() + exact, rows - exact, many);
     auto to = [&](int r) { return logits[exact + r]; };
-    const int largest = e.call->approximate_tail;
+    const int largest = e.call->exact_largest;
     head->approximate(largest, to, partial(thread));
     barrier();
     const int64_t whole = head->refine(

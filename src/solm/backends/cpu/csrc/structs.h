@@ -151,12 +151,12 @@ struct RowState {
 // stream [rows, count, H] is read with first > 0, and written: the residual stream, or after the last layer the input of the
 // head; null where nobody wants it, in calls of all layers. logits [rows, logit_steps, V] receives the logits of the last
 // logit_steps steps of every row, after the last layer.
-// approximate_tail: 0, or how many of a step's largest logits are exact, at most MOST_EXACT, where others may be approximate.
+// exact_largest: 0, or how many of a step's largest logits are exact, at most MOST_EXACT, where others may be approximate.
 // exact_rows: null, or flags [rows] of those whose logits are all exact even then. adaptive_head: all logits may be exact where
 // earlier calls have shown that approximate ones take longer.
 struct Call {
   const SparsityRules* rules;
-  int32_t rows, count, first, last, decide, approximate_tail, logit_steps, adaptive_head;
+  int32_t rows, count, first, last, decide, exact_largest, logit_steps, adaptive_head;
   void* const* caches;
   const int64_t *tokens, *lengths;
   const double* keep;

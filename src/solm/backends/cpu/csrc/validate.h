@@ -189,8 +189,8 @@ inline bool valid_call(const Engine& e, const Call& c, char* message) {
     return refuse(message, "layers must be within [0, %d), got [%d, %d)", e.s.layers, c.first, c.last);
   if (c.logit_steps < 0 || c.logit_steps > c.count)
     return refuse(message, "logit_steps must be in [0, %d], got %d", c.count, c.logit_steps);
-  if (c.approximate_tail < 0 || c.approximate_tail > MOST_EXACT)
-    return refuse(message, "approximate_tail must be in [0, %d], got %d", MOST_EXACT, c.approximate_tail);
+  if (c.exact_largest < 0 || c.exact_largest > MOST_EXACT)
+    return refuse(message, "exact_largest must be in [0, %d], got %d", MOST_EXACT, c.exact_largest);
   if (!valid_rules(e, *c.rules, message)) return false;
   for (int r = 0; r < c.rows; ++r) {
     const auto* cache = static_cast<const Cache*>(c.caches[r]);

@@ -27,7 +27,7 @@ constexpr std::array<uint64_t, 256> positions_of_bits(std::array<int, 8> all) {
 }
 inline constexpr auto POSITIONS_OF_BITS = positions_of_bits({0, 1, 2, 3, 4, 5, 6, 7});
 
-// No two neighbours, and no two every second place, are twice in turn as far apart.
+// Neither the distance from one to the next, nor from one to the next but one, is the same twice in a row.
 inline constexpr auto MIXED_POSITIONS_OF_BITS = positions_of_bits({0, 4, 2, 6, 1, 5, 3, 7});
 
 #endif
