@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from published import RESULTS, Difference, read
+from published import RESULTS, Difference, measured, read
 from solm.core.cost import ModelShapes, step_cost
 from solm.core.errors import BudgetError
 from solm.core.sparsity import SparsityConfig
@@ -25,11 +25,16 @@ def larger(size: str) -> Any:
     return read(f"engine-{size.lower()}")
 
 
+def _runs(size: str) -> list[Any]:
+    """The main run, and the one of a long context where there is one; no context is in both."""
+    names = (f"engine-{size.lower()}", f"engine-{size.lower()}-16k")
+    return [read(name) for name in names if measured(name)]
+
+
 def _larger(size: str, engine: str, context: int) -> list[dict[str, Any]]:
     """What an engine did after a context; llama.cpp's two attention implementations are two."""
-    found = larger(size)
     names = ("llama.cpp", "llama.cpp fused") if engine == "llama.cpp" else (engine,)
-    every = [found] if engine == "solm" else [found["peers"].get(name, {}) for name in names]
+    every = [run if engine == "solm" else run["peers"].get(name, {}) for run in _runs(size) for name in names]
     return [one["contexts"][str(context)] for one in every if str(context) in one.get("contexts", {})]
 
 
@@ -50,7 +55,7 @@ def larger_start(size: str, engine: str) -> tuple[float, float]:
 
 
 def larger_contexts(size: str) -> list[int]:
-    return sorted(map(int, larger(size)["contexts"]))
+    return sorted(int(context) for run in _runs(size) for context in run["contexts"])
 
 
 def larger_loss(size: str, setting: str) -> Difference | None:
@@ -117,8 +122,10 @@ class Setting:
 DIAL_FILES = {1024: "dial-1024", 8064: "dial-8064"}
 DIAL_STEPS = 128
 SMOLLM2 = ModelShapes(
-    layers=30, hidden=576, intermediate=1536, heads=9, kv_heads=3, head_dim=64, vocabulary=49152, gated=True
+    layers=30, hidden=576, intermediate=1536, heads=9, kv_heads=3, head_dim=64, vocabulary=49152, gated=True,
+    weight_bits=5, head_bits=8.5, cache_bits=8.5,
 )  # fmt: skip
+"""With the bits of `BEST`: 4-bit numbers with a step and a lowest value of 16 bits per 32, 8-bit ones with a scale."""
 
 
 def share_of_bytes(setting: Setting, context: int) -> float:

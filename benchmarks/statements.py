@@ -76,19 +76,6 @@ def little_then_double() -> bool:
     return factor(1024, 0.05) < 1.1 and factor(8064, 0.05) > 2
 
 
-@says("README.md", "MLP 0.8 saves at most 6 % of a step")
-@says("docs/limits.md", "MLP 0.8 saves at most 6 % of a step, MLP 0.6 7 to 21 %")
-@says("docs/results.md", "MLP 0.6 saves 7 to 21 % of a step, MLP 0.8 at most 6 %")
-def small_savings_save_little() -> bool:
-    def saved(setting: str) -> tuple[int, int]:
-        """Per cent, the least and the most."""
-        pairs = [(size, context) for size in timed.LARGER for context in timed.larger_contexts(size)]
-        shares = [timed.larger_step(s, "solm", c, setting) / timed.larger_step(s, "solm", c) for s, c in pairs]
-        return round(100 * (1 - max(shares))), round(100 * (1 - min(shares)))
-
-    return saved("mlp 0.8")[1] == 6 and saved("mlp 0.6") == (7, 21)
-
-
 @says("README.md", "With 4 clients lower budgets brought no more tokens per second")
 @says("docs/results.md", "The lower budget makes none")
 def budgets_do_not_help_servers() -> bool:

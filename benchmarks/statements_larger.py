@@ -1,9 +1,13 @@
 """What the pages say in words about larger models, see `statements`."""
 
 from itertools import pairwise
+from math import inf
 
 import published as of
+import published_field as field
 import published_ladder as ladder
+import published_speed as timed
+from peers import LOOKED_UP
 from published import Difference
 from statements import says, tied, won
 
@@ -47,6 +51,38 @@ def loss(name: str, budget: float) -> tuple[float, float, Difference]:
     return round(points[0]["step_ms"] / ours["step_ms"], 2), round(difference.value, 3), difference
 
 
+@says("README.md", "MLP 0.8 saves 6 to 15 % of a step")
+@says("docs/limits.md", "MLP 0.8 saves 6 to 15 % of a step, MLP 0.6 11 to 23 %")
+@says("docs/results.md", "MLP 0.6 saves 11 to 23 % of a step, MLP 0.8 6 to 15 %")
+def small_savings_save_little() -> bool:
+    def saved(setting: str) -> tuple[int, int]:
+        """Per cent, the least and the most."""
+        pairs = [(size, context) for size in timed.LARGER for context in timed.larger_contexts(size)]
+        shares = [timed.larger_step(s, "solm", c, setting) / timed.larger_step(s, "solm", c) for s, c in pairs]
+        return round(100 * (1 - max(shares))), round(100 * (1 - min(shares)))
+
+    return saved("mlp 0.8") == (6, 15) and saved("mlp 0.6") == (11, 23)
+
+
+@says(
+    "docs/results.md",
+    "Steps of the 0.5B take two thirds of llama.cpp's time on the same file or less, those of the 1.5B",
+)
+@says("docs/results.md", "about as long. Both read prompts faster.")
+@says("docs/results.md", "After 16,384 tokens a fifth of the pages saves 42 %")
+def larger_models_beside_llama_cpp() -> bool:
+    def share(size: str, context: int) -> float:
+        return timed.larger_step(size, "solm", context) / timed.larger_step(size, "llama.cpp", context)
+
+    small, large = ([share(size, context) for context in timed.larger_contexts(size)] for size in timed.LARGER)
+    prompts = [
+        timed.larger_prompt(size, "solm", 1024) / timed.larger_prompt(size, "llama.cpp", 1024) for size in timed.LARGER
+    ]
+    pages = timed.larger_step("0.5B", "solm", 16384, "pages 0.2") / timed.larger_step("0.5B", "solm", 16384)
+    near = max(small) < 0.67 and all(0.9 < one < 1.1 for one in large)
+    return near and min(prompts) > 1.5 and round(1 - pages, 2) == 0.42
+
+
 @says("README.md", "1.20 times as fast as dense for 0.046 nats per token after 512 tokens, and 1.44")
 @says("README.md", "times for 0.025 after 8,192, by step times measured beforehand, on 96 and 16 held-out texts")
 @says("docs/results.md", "After 8,192 tokens it decodes 1.44 times as fast for 0.025 nats per token.")
@@ -54,6 +90,30 @@ def the_smaller_policy_on_the_clock() -> bool:
     texts = [of.settings(name)["texts"] for name in ("fitted-0.5b", "fitted-0.5b-8192")]
     near, far = loss("fitted-0.5b", 0.836), loss("fitted-0.5b-8192", 0.696)
     return texts == [96, 16] and near[:2] == (1.2, 0.046) and far[:2] == (1.44, 0.025)
+
+
+@says("docs/results.md", "After 1,024 tokens OpenVINO with prompt lookup takes no longer per token than")
+@says("docs/results.md", "at the other places prompt lookup took longer than the same library's plain steps.")
+def what_prompt_lookup_saves() -> bool:
+    engines = {engine.name: engine for engine in field.field("0.5B")}
+    slower = {}
+    for name, engine in engines.items():
+        plain = engines[name.replace(" lookup", "")]
+        for context in (64, 1024) if "lookup" in name else ():
+            slower[name, context] = (engine.step(context, LOOKED_UP) or 0) > (plain.step(context, "dense") or inf)
+    at, solm = ("openvino lookup, Q4_0", 1024), engines["solm"].step(1024, "dense") or 0
+    near = (engines[at[0]].step(1024, LOOKED_UP) or inf) <= solm
+    return len(slower) == 6 and near and [place for place, one in slower.items() if not one] == [at]
+
+
+@says("README.md", "After 16,384 a fifth of the pages alone makes it 1.74 times as fast")
+@says("README.md", "for 0.014 nats [-0.011, +0.038] on 6 texts")
+def a_fifth_of_the_pages_after_16k() -> bool:
+    steps = [timed.larger_step("0.5B", "solm", 16384, setting) for setting in ("dense", "pages 0.2")]
+    name = "long-context-0.5b"
+    loss = Difference.of(of.books(name)[16384][of.book_arm("allocated", 0.2)]["minus_dense"])
+    known = [round(one, 3) for one in (loss.value, loss.low, loss.high)] == [0.014, -0.011, 0.038]
+    return known and round(steps[0] / steps[1], 2) == 1.74 and of.settings(name)["texts"] == 6
 
 
 @says("docs/results.md", "At the two lowest budgets the policy beats *uniform*, at the second also *thresholds*")

@@ -57,12 +57,17 @@ def tasks_largest() -> str:
         50 * (gain["high"] - gain["low"])
         for gain in (point["differences"]["acc"] for point in points if point["differences"])
     ]
+    controlled = (
+        "The question's own tokens are under control here, too, after the examples, and every question has a budget of "
+        "its own"
+        if how["control"] == "question"
+        else "Answers alone are under control, one token each: this says nothing about text that a model goes on from"
+    )
     return (
         f"The same for Qwen2.5-Coder-1.5B-Instruct: {how['fewshot']} examples, the first {how['limit']} questions of "
-        f"each subject, {points[0]['questions']} in all.\n\n{_mmlu(name)}\n"
+        f"each subject, {points[0]['questions']} in all. {controlled}.\n\n{_mmlu(name)}\n"
         f"Intervals of differences in accuracy reach up to ±{max(halves):.1f} points: smaller differences do not show. "
-        "Answers are one token long, so this says nothing about text that a model goes on from. Shares of time are by "
-        f"the policy's step times; this run timed nothing. `results/{name}.json`.\n"
+        f"Shares of time are by the policy's step times; this run timed nothing. `results/{name}.json`.\n"
     )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,6 +28,7 @@ from helpers.models import tiny_model
 from helpers.policies import SPARSITY, under_policy, under_values
 from helpers.texts import FISH, FOX
 from solm.backends.torch.families import TESTED_FAMILIES
+from solm.core.cache_folder import cache_folder
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
 from solm.evaluation.perplexity import evaluate
@@ -34,6 +36,34 @@ from solm.evaluation.sweep import SweepConfig
 
 settings.register_profile("solm", deadline=None)  # a loaded machine is no bug
 settings.load_profile("solm")
+
+
+ENGINES = "engine-*.so"
+CACHES = pytest.StashKey[tuple[Path, "tempfile.TemporaryDirectory[str]"]]()
+"""The user's cache folder and that of the tests."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests keep their hundreds of tiny models in a cache folder of their own, with the user's compiled engines."""
+    if hasattr(config, "workerinput"):
+        return  # a process of xdist, which has inherited it
+    config.stash[CACHES] = cache_folder(), tempfile.TemporaryDirectory(prefix="solm-tests-")
+    users, own = config.stash[CACHES]
+    for engine in users.glob(ENGINES):
+        (Path(own.name) / engine.name).symlink_to(engine.resolve())
+    os.environ["SOLM_CACHE"] = own.name
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Engines that were compiled for the tests are the user's, too."""
+    if CACHES not in config.stash:
+        return
+    users, own = config.stash[CACHES]
+    for engine in Path(own.name).glob(ENGINES):
+        if not engine.is_symlink():
+            users.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(engine, users)
+    own.cleanup()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

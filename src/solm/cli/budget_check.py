@@ -1,11 +1,14 @@
 """Whether a budget can be met, as far as it is known before a model is loaded."""
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 from solm.cli import checks
 from solm.core.errors import BudgetError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from solm.core.actions import ActionSpace
     from solm.core.budget import BudgetRequest
     from solm.core.timings import StepTimings
@@ -44,17 +47,22 @@ def checked_budget(
         # Without a policy and a space they depend on the backend, and these are the widest: the exact check is that
         # of the loaded model.
         grid = trained.config.space if trained else space or _widest()
-        offer = Offer(grid, engine_sparsity(trained), config.shapes, trained, timings=known)
+        # Nor are the bits of weights known yet: they are as many as those of the KV cache, or down to a quarter.
+        offers = [
+            Offer(grid, engine_sparsity(trained), shapes, trained, timings=known)
+            for shapes in (config.shapes, config.shapes.model_copy(update={"weight_bits": 4, "head_bits": 4}))
+        ]
         longest = config.context or 1 << 20
         timed = () if known is None else tuple(seen for seen in known.contexts if seen < longest)
-        _check_reach(offer, request, (*timed, longest) if context is None else (context,), clamp)
+        _check_reach(offers, request, (*timed, longest) if context is None else (context,), clamp)
     return request
 
 
-def _check_reach(offer: "Offer", request: "BudgetRequest", contexts: tuple[int, ...], clamp: bool) -> None:
-    """Raises `BudgetError` where a budget can be met after none of `contexts`, of which the longest saves most."""
+def _check_reach(offers: "Sequence[Offer]", request: "BudgetRequest", contexts: tuple[int, ...], clamp: bool) -> None:
+    """Raises `BudgetError` where a budget is in none of `offers` after any of `contexts`, of which the longest saves
+    most."""
     refused = None
-    for seen in reversed(contexts):
+    for seen, offer in product(reversed(contexts), offers):
         try:
             offer.budget(request, seen, clamp)
             return

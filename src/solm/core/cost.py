@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
@@ -17,7 +17,12 @@ Number = TypeVar("Number", float, "torch.Tensor")
 
 
 class ModelShapes(BaseModel):
-    """The sizes of a base model that its cost depends on; weights counted per layer, in elements."""
+    """The sizes of a base model that its cost depends on; weights counted per layer, in elements.
+
+    weight_bits, head_bits, cache_bits, bound_bits: what a number of the layers' weights, of the output head, of keys
+    and values, and of the bounds of a page's keys takes in memory, with its share of scales. Only `bytes` depends on
+    them, and only on their ratios. A model that is not loaded yet has the defaults, right where all have one dtype.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,6 +34,10 @@ class ModelShapes(BaseModel):
     head_dim: int
     vocabulary: int
     gated: bool
+    weight_bits: float = Field(16, exclude=True)
+    head_bits: float = Field(16, exclude=True)
+    cache_bits: float = Field(16, exclude=True)
+    bound_bits: float = Field(16, exclude=True)
 
     @property
     def attention_weights(self) -> int:
@@ -42,6 +51,10 @@ class ModelShapes(BaseModel):
     @property
     def down_weights(self) -> int:
         return self.hidden * self.intermediate
+
+    @property
+    def layer_weights(self) -> int:
+        return self.attention_weights + self.up_weights + self.down_weights
 
     @property
     def head_weights(self) -> int:
@@ -83,7 +96,8 @@ def relative_cost(
             page metadata); ``flops`` the multiply-adds. Activation bits change neither bytes nor flops: weights are
             stored at one precision, so only `nominal` counts them. Weight bits change bytes: the high halves alone
             are half of a nested weight.
-        policy_parameters: weights of the policy that controls the step, charged to it but not to the dense step.
+        policy_parameters: weights of the policy that controls the step, charged to it but not to the dense step, with
+            the bits of the layers' weights.
 
     Returns:
         [...] float64; above 1 is possible where the policy costs more than it saves.
@@ -122,15 +136,18 @@ def _relative(
         return (attention + mlp + bits) / 3
     if model not in ("bytes", "flops"):
         raise SolmError(f"unknown cost model {model!r}; choose nominal, bytes or flops")
-    # Weights and keys cost as many bytes, or multiply-adds, as one another; a key is read once for all of its queries.
+    # A weight and a cached number are a multiply-add each; a key is read once for all of its queries.
     heads = shapes.kv_heads if model == "bytes" else shapes.heads
-    dense_weights = shapes.attention_weights + shapes.up_weights + shapes.down_weights
     projections = shapes.attention_weights * (mlp if sparsity.projection_part else 1)
     weights = projections + (shapes.up_weights + shapes.down_weights) * mlp_share(mlp, shapes, sparsity)
-    cached = 2 * length * shapes.head_dim
+    cached = heads * 2 * length * shapes.head_dim
     if sparsity.bits_site == "weights" and model == "bytes":
         weights -= (weights - projections) * (1 - bits) * _LOW_PART
-    metadata = cached / sparsity.page_size * (attention < 1)
-    step = shapes.layers * (weights + heads * (cached * attention + metadata))
-    dense = shapes.layers * (dense_weights + heads * cached)
-    return (step + shapes.head_weights + policy_parameters) / (dense + shapes.head_weights)
+    weight, head, number, bound = 1.0, 1.0, 1.0, 1.0
+    if model == "bytes":
+        weight, head, number, bound = shapes.weight_bits, shapes.head_bits, shapes.cache_bits, shapes.bound_bits
+    bounds = cached / sparsity.page_size * (attention < 1)
+    step = shapes.layers * (weights * weight + cached * attention * number + bounds * bound)
+    dense = shapes.layers * (shapes.layer_weights * weight + cached * number)
+    always = shapes.head_weights * head
+    return (step + always + policy_parameters * weight) / (dense + always)

@@ -34,6 +34,22 @@ def test_costs_are_one_when_dense_and_fall_with_every_share():
         relative_cost(dense, 600, SHAPES, sparsity, "watts")
 
 
+def test_bytes_count_every_number_with_the_bits_in_which_it_is_stored():
+    stored = SHAPES.model_copy(update={"weight_bits": 5, "head_bits": 8.5, "cache_bits": 8.5, "bound_bits": 16})
+    length, pages = 8000, 0.2
+    weights, head = 30 * SHAPES.layer_weights * 5, SHAPES.head_weights * 8.5
+    numbers = 30 * 3 * 2 * 64 * length  # keys and values
+    dense = weights + head + numbers * 8.5
+    step = weights + head + numbers * 8.5 * pages + numbers / 16 * 16  # bounds: two numbers of 16 bits a page of 16
+    found = step_cost((pages, 1, 1), length, stored, SparsityConfig(), "bytes")
+    assert found == pytest.approx(step / dense)
+    assert found < step_cost((pages, 1, 1), length, SHAPES, SparsityConfig(), "bytes") - 0.04
+    for model in ("nominal", "flops"):
+        costs = [step_cost((pages, 0.5, 1), length, shapes, SparsityConfig(), model) for shapes in (stored, SHAPES)]
+        assert costs[0] == costs[1]
+    assert "weight_bits" not in stored.model_dump()  # what is stored and shown are the sizes alone
+
+
 @pytest.mark.parametrize("model", ["nominal", "bytes", "flops"])
 @pytest.mark.parametrize(
     "sparsity",

@@ -21,7 +21,7 @@ from solm.backends.cpu.files.weight_cache import load_weights
 from solm.backends.cpu.head_layout import HeadLayout, repack_head
 from solm.backends.cpu.library import INVALID
 from solm.backends.cpu.library import library as built
-from solm.backends.cpu.memory import PageMemory
+from solm.backends.cpu.memory import PageMemory, with_stored_bits
 from solm.backends.cpu.structs import GROUP, MESSAGE, MOST_QUERIES, PAGE
 from solm.backends.threads import default_threads
 from solm.core.cost import ModelShapes
@@ -143,8 +143,10 @@ class Engine:
 
     @property
     def shapes(self) -> ModelShapes:
-        """The model's sizes, as costs need them."""
-        return shapes_of(self.spec)
+        """The model's sizes, as costs need them, with the bits in which they are stored."""
+        layers, head = sum(self.layout.forms().values()), self._head_room(self.source.tensor("head"))
+        floats, int8 = self.precision == "float32", bool(self.sizes.kv_int8)
+        return with_stored_bits(shapes_of(self.spec), layers, head, floats, int8)
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.files.spec import ModelSpec
 from solm.backends.cpu.head_layout import HeadLayout
 from solm.backends.cpu.structs import PAGE
+from solm.core.cost import ModelShapes
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,21 @@ def weight_memory(source: WeightSource) -> WeightMemory:
     """What the weights take with precision ``auto``."""
     layout = layout_of(source, "auto")
     return WeightMemory(layout.forms(), layout.nbytes, HeadLayout.of(source.tensor("head")).room)
+
+
+def with_stored_bits(shapes: ModelShapes, layers: int, head: int, float32: bool, int8: bool) -> ModelShapes:
+    """`shapes` with the bits of a number, for layers and a head of so many bytes, and keys and values in float32, in
+    int8 or else in bfloat16. As csrc/cache.h has them: int8 with a scale of 4 bytes per token and head, and bounds in
+    bfloat16."""
+    floats = 32 if float32 else 16
+    return shapes.model_copy(
+        update={
+            "weight_bits": 8 * layers / (shapes.layers * shapes.layer_weights),
+            "head_bits": 8 * head / shapes.head_weights,
+            "cache_bits": 8 * (shapes.head_dim + 4) / shapes.head_dim if int8 else floats,
+            "bound_bits": floats,
+        }
+    )
 
 
 @dataclass(frozen=True)
