@@ -93,9 +93,9 @@ def relative_cost(
         realised: [..., 3] shares (κ, ρ, b/16).
         kv_length: keys visible to the step, broadcastable to [...].
         model: ``nominal`` is the mean of the shares; ``bytes`` what is read from memory at batch 1 (weights, KV,
-            page metadata); ``flops`` the multiply-adds. Activation bits change neither bytes nor flops: weights are
-            stored at one precision, so only `nominal` counts them. Weight bits change bytes: the high halves alone
-            are half of a nested weight.
+            bounds of pages), in the bits of `shapes`; ``flops`` the multiply-adds. Activation bits change neither bytes
+            nor flops, as they change nothing that is stored: only `nominal` counts them. Weight bits change bytes: the
+            high halves alone are half of a nested weight.
         policy_parameters: weights of the policy that controls the step, charged to it but not to the dense step, with
             the bits of the layers' weights.
 
