@@ -106,13 +106,13 @@ def what_prompt_lookup_saves() -> bool:
     return len(slower) == 6 and near and [place for place, one in slower.items() if not one] == [at]
 
 
-@says("README.md", "After 16,384 a fifth of the pages alone makes it 1.74 times as fast")
-@says("README.md", "for 0.014 nats [-0.011, +0.038] on 6 texts")
+@says("README.md", "After 16,384 a fifth of the pages, alike in all layers, gives 1.74 times")
+@says("README.md", "for 0.026 nats [+0.002, +0.052] on 6 texts")
 def a_fifth_of_the_pages_after_16k() -> bool:
     steps = [timed.larger_step("0.5B", "solm", 16384, setting) for setting in ("dense", "pages 0.2")]
     name = "long-context-0.5b"
-    loss = Difference.of(of.books(name)[16384][of.book_arm("allocated", 0.2)]["minus_dense"])
-    known = [round(one, 3) for one in (loss.value, loss.low, loss.high)] == [0.014, -0.011, 0.038]
+    loss = Difference.of(of.books(name)[16384][of.book_arm("uniform", 0.2)]["minus_dense"])
+    known = [round(one, 3) for one in (loss.value, loss.low, loss.high)] == [0.026, 0.002, 0.052]
     return known and round(steps[0] / steps[1], 2) == 1.74 and of.settings(name)["texts"] == 6
 
 
