@@ -113,17 +113,26 @@ def test_long_contexts_without_times_or_questions_say_so(tables: Any, tmp_path: 
     assert "Answers" not in found
 
 
-def test_mmlu_of_the_largest_model_says_how_many_questions(tables: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("control", "said"),
+    [
+        ("answer", "Answers alone are under control"),
+        ("question", "The question's own tokens are under control here, too"),
+    ],
+)
+def test_mmlu_of_the_largest_model_says_how_many_questions(
+    tables: Any, tmp_path: Path, control: str, said: str
+) -> None:
     difference = {"acc": GAP, "margin": GAP}
     common = {"questions": 228, "scores": {"acc": 0.5}, "realised": {"time": 0.8}}
     arms = ("policy", "uniform", "constant", "allocated")
     found = [{"arm": "dense", "budget": 1.0, "differences": {}, **common}]
     found += [{"arm": arm, "budget": 0.8, "differences": difference, **common} for arm in arms]
     (tmp_path / "tasks-1.5b").mkdir()
-    whole = {"settings": {"fewshot": 5, "limit": 4}, "points": found}
+    whole = {"settings": {"fewshot": 5, "limit": 4, "control": control}, "points": found}
     (tmp_path / "tasks-1.5b" / "mmlu.json").write_text(json.dumps(whole))
     told = tables["tasks-largest"]()
-    assert "5 examples, the first 4 questions of each subject, 228 in all" in told
+    assert f"5 examples, the first 4 questions of each subject, 228 in all. {said}" in told
     scores = " | ".join(["50.0"] * 5)
     assert f"| 0.8 | 0.80 | {scores} | +1.0 [-1.0, +3.0] |" in told
     assert "reach up to ±2.0 points" in told
