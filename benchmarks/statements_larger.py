@@ -124,30 +124,25 @@ def the_smaller_policy_after_long_contexts() -> bool:
     return lossless and [won(one) for one in uniform] == [True, True, False, False, False] and won(teal[1])
 
 
-@says("README.md", "(1.5B: six)")
-@says("docs/results.md", "And on the 1.5B uniform settings at six and thresholds alone at four")
-@says(
-    "docs/limits.md",
-    "beats uniform settings at the six lowest of eight budgets and thresholds alone at the four lowest",
-)
-@says("docs/results.md", "It beats *uniform* at the six")
-@says(
-    "docs/results.md",
-    "lowest budgets, *thresholds* at the four lowest and *constant* at the two lowest, and ties with them above.",
-)
+@says("README.md", "(1.5B: seven)")
+@says("docs/results.md", "And on the 1.5B uniform settings at seven and thresholds alone at six")
+@says("docs/limits.md", "beats uniform settings at the seven lowest of eight budgets and thresholds alone at six")
+@says("docs/results.md", "It beats *uniform* at the seven lowest budgets, *thresholds* at")
+@says("docs/results.md", "six and *constant* at three, and ties with them at the others.")
+@says("docs/results.md", "At the highest budget it wins by less than 0.005 nats.")
 def the_larger_policy() -> bool:
-    won_at = {"uniform": 6, "constant": 2, "teal": 4}
-    against = {arm: fitted(arm, "1.5b") for arm in won_at}
-    return all(
-        len(found) == 8 and all(map(won, found[: won_at[arm]])) and all(map(tied, found[won_at[arm] :]))
-        for arm, found in against.items()
-    )
+    against = {arm: fitted(arm, "1.5b") for arm in ("uniform", "constant", "teal")}
+    counts = {arm: sum(map(won, found)) for arm, found in against.items()}
+    others = all(won(one) or tied(one) for found in against.values() for one in found)
+    lowest = all(map(won, against["uniform"][:7])) and all(len(found) == 8 for found in against.values())
+    near = all(found[-1].value > -0.005 for found in against.values())
+    return counts == {"uniform": 7, "constant": 3, "teal": 6} and others and lowest and near
 
 
-@says("docs/results.md", "*allocated* it wins at the two lowest, **loses** at one and ties at five.")
+@says("docs/results.md", "Against *allocated* it wins at the highest, **loses** at one and ties at six.")
 def the_allocation_of_the_larger_policy() -> bool:
     found = fitted("allocated", "1.5b")
-    return all(map(won, found[:2])) and sum(map(tied, found[2:])) == 5 and sum(one.low > 0 for one in found) == 1
+    return won(found[-1]) and sum(map(tied, found)) == 6 and sum(one.low > 0 for one in found) == 1
 
 
 @says("docs/results.md", "Longer fits lose less at the two lower budgets; at the others they lose the same.")
