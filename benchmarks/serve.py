@@ -6,6 +6,7 @@ shares. All models have one dtype, by default bfloat16 where the processor has i
 
     python benchmarks/serve.py                       # transformers serve; torch, cpu in bfloat16 and in int8
     python benchmarks/serve.py --model FILE.gguf --other "NAME=COMMAND {port}"    # the cpu backend beside other servers
+    python benchmarks/serve.py --model FILE.gguf --serve "--policy auto" --budget loss=0.05       # and under a budget
     python benchmarks/serve.py --replicas            # two replicas beside one process of as many threads
     python benchmarks/serve.py --governor --json     # twice the clients that a dense server holds its objective for
 
@@ -43,7 +44,8 @@ SERVERS = {
 REPLICAS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 replicas, 1 thread each": (2, 1)}
 """Processes and their threads."""
 DENSE = {"efficiency": {"policy": "dense"}}
-USAGE = {"stream_options": {"include_usage": True}}
+WHOLE = {"ignore_eos": True, "stream_options": {"include_usage": True}}
+"""Replies are as long as asked for, and counted."""
 LIMITS = httpx.Limits(max_connections=256, max_keepalive_connections=0)
 """A connection for every request: some servers close those that are kept while the next request is on its way."""
 
@@ -120,22 +122,22 @@ def commands(options: Any, folder: Path) -> dict[str, tuple[list[str], dict[str,
     """By name, how a server is started and what its requests say beside the usual."""
     if options.replicas:
         return {
-            name: (["env", f"OMP_NUM_THREADS={threads}", *_solm(options, "--replicas", str(count))], DENSE | USAGE)
+            name: (["env", f"OMP_NUM_THREADS={threads}", *_solm(options, "--replicas", str(count))], DENSE | WHOLE)
             for name, (count, threads) in REPLICAS.items()
         }
     if options.other or options.model != MODEL:
         if any("{folder}" in each for each in options.other):
             _save(options, folder / "base")
         others = [each.replace("{folder}", str(folder / "base")).partition("=") for each in options.other]
-        return {"solm": (_solm(options), DENSE | USAGE)} | {
-            name: (shlex.split(command), {"ignore_eos": True} | USAGE) for name, _, command in others
+        return {"solm": (_solm(options), DENSE | WHOLE)} | {
+            name: (shlex.split(command), WHOLE) for name, _, command in others
         }
     _save(options, folder / "base")
     transformers = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder / "base")]
     found: dict[str, tuple[list[str], dict[str, Any]]] = {}
     if options.peer:
         found["transformers"] = ([*transformers, "--device", "cpu"], {})
-    return found | {name: (ours(*how, "--dtype", options.dtype), DENSE | USAGE) for name, how in SERVERS.items()}
+    return found | {name: (ours(*how, "--dtype", options.dtype), DENSE | WHOLE) for name, how in SERVERS.items()}
 
 
 def _save(options: Any, folder: Path) -> None:
@@ -163,9 +165,11 @@ def throughput(options: Any) -> dict[str, Any]:
             else:
                 model = httpx.get(f"{address}/v1/models").json()["data"][0]["id"]
             loads[name] = Load(address, model, more, options.tokens)
-        if "cpu int8" in loads:
-            dialled = {"efficiency": {"budget": "keep=0.6"}} | USAGE
-            loads["cpu int8 at 0.6"] = Load(loads["cpu int8"].address, "served", dialled, options.tokens)
+        name, budget = ("solm", options.budget) if options.model != MODEL else ("cpu int8", "keep=0.6")
+        if budget and name in loads:
+            more = {"efficiency": {"budget": budget}} | WHOLE
+            dialled = f"{name} at {budget.removeprefix('keep=')}"
+            loads[dialled] = Load(loads[name].address, "served", more, options.tokens)
         for clients in options.clients:
             each = max(1, options.replies // clients)
             count = clients * each * (options.rounds + 1) * len(loads)
@@ -197,7 +201,7 @@ def governed(options: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         cpu = _solm(options, "--precision", options.precision)
         with server(cpu, free_port(), Path(folder) / "dense.log") as found:
-            load = Load(found.address, "served", DENSE | USAGE, tokens)
+            load = Load(found.address, "served", DENSE | WHOLE, tokens)
             asyncio.run(load.run(rows, 1, texts[-rows * 2 : -rows]))
             calm = asyncio.run(load.run(rows, 2, texts[: rows * 2]))
             texts = texts[rows * 2 :]
@@ -213,7 +217,7 @@ def governed(options: Any) -> dict[str, Any]:
         for name, more in kinds.items():
             with server([*cpu, *slo, *more], free_port(), Path(folder) / "governed.log") as found:
                 load = Load(
-                    found.address, "served", {"efficiency": {"budget": 1.0, "policy": governed_by}} | USAGE, tokens
+                    found.address, "served", {"efficiency": {"budget": 1.0, "policy": governed_by}} | WHOLE, tokens
                 )
                 asyncio.run(load.run(rows * 2, 1, texts[-rows * 2 :]))
                 results[name] = asyncio.run(load.run(rows * 2, 2, texts[: rows * 4]))
@@ -231,6 +235,7 @@ def main() -> None:
     options.add_argument("--other", action="append", default=[], metavar="NAME=COMMAND", help="another server")
     options.add_argument("--replicas", action="store_true")
     options.add_argument("--serve", default="", help="more options of solm serve, as one text")
+    options.add_argument("--budget", help="of more requests to our server, with --model")
     options.add_argument("--governor", action="store_true")
     options.add_argument("--hold", type=int, default=4, help="clients without overload")
     options.add_argument("--context", type=int, default=256, help="tokens of prompt, --governor")

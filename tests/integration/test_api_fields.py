@@ -49,6 +49,18 @@ def test_penalties_and_cut_offs_do_what_they_say(client):
     assert plain.choices[0].text == plain.choices[1].text
 
 
+@pytest.mark.parametrize("more", [{}, {"temperature": 0.1}, {"temperature": 0, "repetition_penalty": 1.001}], ids=str)
+def test_a_reply_goes_on_after_its_end_where_that_is_ignored(client, more):
+    """Token 2 ends a reply of this model, and is made the likeliest here."""
+    asked = {"model": "tiny", "messages": CHAT, "max_tokens": 9, "logit_bias": {"2": 100}}
+    answers = [
+        client.chat.completions.create(**asked, extra_body={"temperature": 0, "ignore_eos": ignored, **more})
+        for ignored in (False, True)
+    ]
+    assert [answer.usage.completion_tokens for answer in answers] == [1, 9]
+    assert [answer.choices[0].finish_reason for answer in answers] == ["stop", "length"]
+
+
 def test_a_seed_may_be_any_64_bit_integer(client):
     texts = [complete(client, seed=seed, temperature=2).choices[0].text for seed in (-(1 << 63), -5, -5, (1 << 63) - 1)]
     assert texts[1] == texts[2]
@@ -59,7 +71,8 @@ def test_notes_of_the_client_and_null_change_nothing(client):
     known = ask(client, temperature=1, max_tokens=8).choices[0].message.content
     nulls = dict.fromkeys(
         ("top_p", "n", "stop", "stream", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_k",
-         "min_p", "repetition_penalty", "max_completion_tokens", "stream_options", "temperature", "top_logprobs")
+         "min_p", "repetition_penalty", "max_completion_tokens", "stream_options", "temperature", "top_logprobs",
+         "ignore_eos")
     )  # fmt: skip
     for more in (
         {"user": "somebody", "metadata": {"run": "7"}, "store": False},
@@ -79,6 +92,7 @@ WRONG = {
     "user": [5, True, "x" * 600, [], {}],
     "metadata": [5, "a", [], {"a": 1}, {"a": None}, {"a": "x" * 600}, {"x" * 65: "a"}, {str(i): "" for i in range(17)}],
     "store": [True, "false", 0, []],
+    "ignore_eos": ["true", 1, [], {}],
     "seed": ["1", 1.5, True, 1 << 63, -(1 << 64)],
     "max_completion_tokens": [0, -1, "5", True, 1 << 30],
     "logit_bias": [[], "5", {"1": "5"}, {"1": 101}, {"-1": 1}, {str(i): 1 for i in range(301)}],

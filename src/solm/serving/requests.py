@@ -115,6 +115,9 @@ class Sampled(_Strict):
 
 class _Request(Sampled):
     max_tokens: int | None = Field(None, ge=0, le=1 << 20)
+    ignore_eos: Annotated[bool, _or(False, bool)] = Field(
+        False, description="Go on after tokens that end a reply, so that it has as many tokens as asked for."
+    )
     n: Annotated[Choices, _or(1, Choices)] = 1
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None

@@ -275,6 +275,8 @@ class Service:
         sampling |= {"presence_penalty": request.presence_penalty, "frequency_penalty": request.frequency_penalty}
         if request.repetition_penalty is not None:
             sampling["repetition_penalty"] = request.repetition_penalty
+        if request.ignore_eos:
+            sampling["eos_token_id"] = [-1]  # no token
         if request.logit_bias:
             biases = {int(token): bias for token, bias in request.logit_bias.items()}
             if max(biases) >= vocabulary:
