@@ -1,6 +1,6 @@
 """What budgets save and lose where rows are decoded together: milliseconds of a step and nats per token, by rows.
 
-    python benchmarks/batch.py --model FILE.gguf --data TEXT --rows 1,2,4,8,16 --texts 16 --out batch.json
+    python benchmarks/batch.py --model FILE.gguf --data TEXT --contexts 150,4096 --rows 1,4,16 --out batch.json
 
 Rows are of different texts, read densely up to the context. Steps: a figure is the median over rounds of a round's
 median step, all settings in turn, as greedy generation runs them; `ratio` is the median over rounds of dense steps'
@@ -24,8 +24,9 @@ from solm.evaluation.statistics import paired_difference
 from timed_engines import shown, steps
 
 SETTINGS = {
-    "dense": (1.0, 1.0, 16), "mlp 0.8": (1.0, 0.8, 16), "mlp 0.7": (1.0, 0.7, 16), "mlp 0.6": (1.0, 0.6, 16),
-    "mlp 0.5": (1.0, 0.5, 16), "upper bits": (1.0, 1.0, 4), "upper bits, mlp 0.8": (1.0, 0.8, 4),
+    "dense": (1.0, 1.0, 16), "MLP 0.8": (1.0, 0.8, 16), "MLP 0.6": (1.0, 0.6, 16), "upper bits": (1.0, 1.0, 4),
+    "upper bits, MLP 0.8": (1.0, 0.8, 4), "pages 0.4": (0.4, 1.0, 16), "pages 0.2": (0.2, 1.0, 16),
+    "pages 0.2, MLP 0.8": (0.2, 0.8, 16), "pages 0.2, upper bits": (0.2, 1.0, 4),
 }  # fmt: skip
 NESTED = solm.SparsityConfig.preset("nested")
 """Under which the bits of a setting are those of weights."""
@@ -63,43 +64,54 @@ def nats(parts: list[Session], texts: torch.Tensor, keep: tuple[float, float, fl
     return (total / _LENGTH).tolist()
 
 
-def main() -> int:
-    options_parser = parser(__doc__)
-    options_parser.add_argument("--data", required=True, help="a text file, as for `solm eval`")
-    options_parser.add_argument("--context", type=int, default=150)
-    options_parser.add_argument("--rows", default="1,2,4,8,16", help="rows of a step")
-    options_parser.add_argument("--texts", type=int, default=16, help="that are scored, by whole batches")
-    options = options_parser.parse_args()
-    options.rows = [int(count) for count in numbers(options.rows)]
-    most = max(*options.rows, options.texts)
-    lm = solm.load(options.model, sparsity=solm.SparsityConfig.preset("cpu"), dtype=options.dtype, backend="cpu")
-    whole = options.context + _LENGTH + 1
-    texts = token_stream(options.data, lm.tokenizer).spaced(most, whole, torch.Generator().manual_seed(0))
-    if len(texts) < most:
-        options_parser.error(f"--texts {most}: {options.data} has {len(texts)} of {whole} tokens")
+def measured(lm: solm.ControlledModel, texts: torch.Tensor, context: int, options: Any) -> list[dict[str, Any]]:
+    """Points of texts [N, context + _LENGTH + 1], by number of rows and setting."""
     parts = []
     for text in texts[:, None]:
-        parts.append(lm.session(capacity=whole))
-        parts[-1].prefill(text[:, : options.context])
+        parts.append(lm.session(capacity=texts.shape[1]))
+        parts[-1].prefill(text[:, :context])
     points: list[dict[str, Any]] = []
     for rows in options.rows:
-        found = timed(parts[:rows], texts[:rows, options.context], options.rounds)
+        found = timed(parts[:rows], texts[:rows, context], options.rounds)
         scored = {
             name: np.array([
                 value
                 for first in range(0, options.texts - rows + 1, rows)
-                for value in nats(parts[first : first + rows], texts[first : first + rows, options.context :], keep)
+                for value in nats(parts[first : first + rows], texts[first : first + rows, context:], keep)
             ])
             for name, keep in SETTINGS.items()
         }  # fmt: skip
         for name, each in scored.items():
             loss = paired_difference(each, scored["dense"])._asdict()
-            points.append({"rows": rows, "setting": name, **found[name], "texts": len(each), "loss": loss})
-    lines = [f"{'rows':>4}  {'setting':20} {'ms':>24} {'ratio':>6}  loss"]
+            points.append(
+                {"context": context, "rows": rows, "setting": name, **found[name], "texts": len(each), "loss": loss}
+            )
+    return points
+
+
+def main() -> int:
+    options_parser = parser(__doc__)
+    options_parser.add_argument("--data", required=True, help="a text file, as for `solm eval`")
+    options_parser.add_argument("--contexts", default="150", help="tokens that rows have read before")
+    options_parser.add_argument("--rows", default="1,2,4,8,16", help="rows of a step")
+    options_parser.add_argument("--texts", type=int, default=16, help="that are scored, by whole batches")
+    options = options_parser.parse_args()
+    options.rows = [int(count) for count in numbers(options.rows)]
+    options.contexts = [int(count) for count in numbers(options.contexts)]
+    most = max(*options.rows, options.texts)
+    lm = solm.load(options.model, sparsity=solm.SparsityConfig.preset("cpu"), dtype=options.dtype, backend="cpu")
+    stream, points = token_stream(options.data, lm.tokenizer), []
+    for context in options.contexts:
+        texts = stream.spaced(most, context + _LENGTH + 1, torch.Generator().manual_seed(0))
+        if len(texts) < most:
+            options_parser.error(f"--texts {most}: {options.data} has {len(texts)} of {texts.shape[1]} tokens")
+        points += measured(lm, texts, context, options)
+    lines = [f"{'context':>7}  {'rows':>4}  {'setting':22} {'ms':>24} {'ratio':>6}  loss"]
     for point in points:
         loss = point["loss"]
         lines.append(
-            f"{point['rows']:>4}  {point['setting']:20} {shown(point['milliseconds'], 1):>24} {point['ratio']:>6.2f}  "
+            f"{point['context']:>7}  {point['rows']:>4}  {point['setting']:22} "
+            f"{shown(point['milliseconds'], 1):>24} {point['ratio']:>6.2f}  "
             f"{loss['value']:+.3f} [{loss['low']:+.3f}, {loss['high']:+.3f}]"
         )
     finish("batch", options, {"points": points}, lines)

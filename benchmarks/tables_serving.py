@@ -3,27 +3,57 @@
 from typing import Any
 
 import published as of
-from cells import markdown, table
+from cells import interval, markdown, table
 
-BESIDE = {"serve-0.5b": "128", "serve-0.5b-1024": "1,024"}
-"""By result the tokens of its prompts. Shown are those that have been measured."""
+BESIDE = ("serve-0.5b", "serve-0.5b-replies-256", "serve-0.5b-1024")
+OTHER_FILES = {"Q4_K_M": "serve-0.5b", "Q4_0": "serve-0.5b-q4_0", "Q8_0": "serve-0.5b-q8_0"}
+"""By type of file the result. Shown are those that have been measured."""
+LLAMA = "llama.cpp, xllamacpp"
 
 
 @table
 def serving_beside() -> str:
     """The cpu backend's server beside others on the same model."""
-    found = {prompt: (name, of.read(name)) for name, prompt in BESIDE.items() if of.measured(name)}
-    if not found:
-        return ""
-    rows = [
-        [server, prompt, clients, *_rates(run), f"{one['peak_gib'][server]:.2f}"]
-        for prompt, (_, one) in found.items()
-        for clients in next(iter(one["servers"].values()))
-        for server, runs in one["servers"].items()
-        for run in (runs[clients],)
-    ]
-    head = ("Server", "prompt, tokens", "clients", *_RATES, "peak memory, GiB")
-    return markdown(head, rows) + f"\n{_cited(*(name for name, _ in found.values()))}\n"
+    names = [name for name in BESIDE if of.measured(name)]
+    rows = []
+    for name in names:
+        found, settings = of.read(name), of.settings(name)
+        for clients in next(iter(found["servers"].values())):
+            rows += [
+                [_shown(server), f"{settings['prompt']:,} + {settings['tokens']}", clients, *_rates(runs[clients]),
+                 f"{found['peak_gib'][server]:.2f}" if server in found["peak_gib"] else "as above"]
+                for server, runs in _together(found["servers"]).items()
+            ]  # fmt: skip
+    head = ("Server", "prompt + reply, tokens", "clients", *_RATES, "peak memory, GiB")
+    return markdown(head, rows) + f"\n{_cited(*names)}\n" if names else ""
+
+
+@table
+def serving_files() -> str:
+    """llama.cpp's server and ours on files of other types."""
+    names = {kind: name for kind, name in OTHER_FILES.items() if of.measured(name)}
+    rows = []
+    for kind, name in names.items():
+        theirs, ours = (of.read(name)["servers"][server] for server in (LLAMA, "solm"))
+        rows += [
+            [kind, clients, *(f"{theirs[clients][what]:{form}} → {ours[clients][what]:{form}}" for what, form in _BOTH)]
+            for clients in ours
+        ]
+    head = ("File", "clients", "tokens/s", "first token, ms", "ms per token")
+    return markdown(head, rows) + f"\n{_cited(*names.values())}\n"
+
+
+_BOTH = (("tokens_per_second", ".0f"), ("first_p50_ms", ",.0f"), ("tpot_p50_ms", ".1f"))
+
+
+def _together(servers: dict[str, Any]) -> dict[str, Any]:
+    """Our server under a budget behind itself."""
+    return dict(sorted(servers.items(), key=lambda item: not item[0].startswith("solm")))
+
+
+def _shown(server: str) -> str:
+    name, _, budget = server.partition(" at ")
+    return f"{name}, budget `{budget}`" if budget else f"{name}, dense" if name == "solm" else name
 
 
 @table
@@ -50,6 +80,21 @@ def governor_bits() -> str:
     rows = [[name, *_rates(run), f"{run['net_keep']:.2f}"] for name, run in found["servers"].items()]
     head = (f"Objective: {found['objective_ms']:.1f} ms", *_RATES, "net keep")
     return markdown(head, rows) + f"\n{_cited('governor-0.5b')}\n"
+
+
+@table
+def batch() -> str:
+    """What budgets save and lose where rows are decoded together."""
+    found = {(p["context"], p["rows"], p["setting"]): p for p in of.read("batch-0.5b")["points"]}
+    counts, most = sorted({rows for _, rows, _ in found}), max(rows for _, rows, _ in found)
+    rows = []
+    for context, setting in dict.fromkeys((context, setting) for context, _, setting in found):
+        points = [found[context, count, setting] for count in counts]
+        times = [f"{p['milliseconds']['median']:.1f} ({p['ratio']:.2f}×)" for p in points]
+        loss = "0" if setting == "dense" else interval(of.Difference.of(found[context, most, setting]["loss"]))
+        rows.append([f"{context:,}", setting, *times, loss])
+    timed = (f"{count} row{'s' if count > 1 else ''}, ms" for count in counts)
+    return markdown(("After tokens", "Setting", *timed, "loss, nats per token"), rows) + f"\n{_cited('batch-0.5b')}\n"
 
 
 @table
