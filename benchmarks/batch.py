@@ -64,7 +64,7 @@ def nats(parts: list[Session], texts: torch.Tensor, keep: tuple[float, float, fl
     return (total / _LENGTH).tolist()
 
 
-def measured(lm: solm.ControlledModel, texts: torch.Tensor, context: int, options: Any) -> list[dict[str, Any]]:
+def measured(lm: solm.LanguageModel, texts: torch.Tensor, context: int, options: Any) -> list[dict[str, Any]]:
     """Points of texts [N, context + _LENGTH + 1], by number of rows and setting."""
     parts = []
     for text in texts[:, None]:
