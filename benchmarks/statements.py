@@ -76,9 +76,8 @@ def little_then_double() -> bool:
     return factor(1024, 0.05) < 1.1 and factor(8064, 0.05) > 2
 
 
-@says("README.md", "With 4 clients lower budgets brought no more tokens per second")
 @says("docs/results.md", "The lower budget makes none")
-def budgets_do_not_help_servers() -> bool:
+def budgets_do_not_help_a_small_model() -> bool:
     dense, budgeted = (of.servers()[of.SERVERS[f"solm, cpu backend, int8, {how}"]] for how in ("dense", SERVED))
     return all(budgeted[n]["tokens_per_second"] < 1.02 * dense[n]["tokens_per_second"] for n in ("1", "4"))
 

@@ -97,6 +97,21 @@ def batch() -> str:
     return markdown(("After tokens", "Setting", *timed, "loss, nats per token"), rows) + f"\n{_cited('batch-0.5b')}\n"
 
 
+NEIGHBOURS = {"SmolLM2-135M": "neighbours", "Qwen2.5-Coder-0.5B": "neighbours-0.5b"}
+
+
+@table
+def neighbours() -> str:
+    """What engines keep of their tokens per second beside processes that keep cores busy."""
+    rows = [
+        [model, engine, *(f"{found[busy]['kept']:.2f}" for busy in ("1", "2"))]
+        for model, name in NEIGHBOURS.items()
+        for engine, found in of.read(name).items()
+    ]
+    head = ("Model", "Engine", "one busy process", "two")
+    return markdown(head, rows, 2) + f"\n{_cited(*NEIGHBOURS.values())}\n"
+
+
 @table
 def constrained_batch() -> str:
     """What one row under a grammar adds to a step of its batch."""

@@ -167,6 +167,10 @@ struct Prompt {
       step.kept[site] += n;
       return take(input, place, x);
     }
+    if (limit >= 0 && plan.bits >= FULL_BITS) {
+      step.kept[site] += zero_below(x, n, limit, kept.data());
+      return take(input, place, kept.data());
+    }
     const int found = limit < 0 ? select(x, n, count, index.data(), picked.data())
                                 : select_from(x, n, limit, index.data(), picked.data());
     step.kept[site] += found;

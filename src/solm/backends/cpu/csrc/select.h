@@ -55,6 +55,17 @@ inline int select_from(const float* x, int n, float limit, int32_t* index, float
 #endif
 }
 
+// x [n] with zeros in place of what is below `limit` in magnitude, to `kept`. Returns how many channels keep their value.
+inline int zero_below(const float* x, int n, float limit, float* kept) {
+  int found = 0;
+#pragma GCC ivdep
+  for (int i = 0; i < n; ++i) {
+    const bool keeps = std::fabs(x[i]) >= limit;
+    kept[i] = keeps ? x[i] : 0.0f, found += keeps;
+  }
+  return found;
+}
+
 // Adds the magnitudes of x [n] to a histogram [MAGNITUDES] that other threads may add to as well.
 inline void count_magnitudes(const float* x, int n, uint32_t* histogram) {
   for (int i = 0; i < n; ++i) __atomic_fetch_add(&histogram[magnitude(x[i]) >> 17], 1u, __ATOMIC_RELAXED);
