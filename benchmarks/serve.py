@@ -110,12 +110,14 @@ class Load:
         }  # fmt: skip
 
 
-def some_texts(model: str, count: int, length: int, run: int = 0) -> list[str]:
-    """Texts of `length` tokens of a model, none of which begins like another, nor like one of another `run`: servers
-    keep prompts."""
+def some_texts(model: str, count: int, length: int, run: int = 0, shared: int = 0) -> list[str]:
+    """Texts of `length` tokens of a model behind `shared` ones that all of them begin with. What follows begins like no
+    other text, nor like one of another `run`: servers keep prompts."""
     tokenizer, seed = model_tokenizer(model), torch.Generator().manual_seed(run)
-    windows = token_stream("pydoc:train", tokenizer).random(count, length, seed)
-    return [f"{run}-{index}: {tokenizer.decode(row)}" for index, row in enumerate(windows)]
+    stream = token_stream("pydoc:train", tokenizer)
+    [common] = stream.random(1, shared, torch.Generator().manual_seed(-1)) if shared else [[]]
+    windows = stream.random(count, length, seed)
+    return [f"{tokenizer.decode(common)}{run}-{index}: {tokenizer.decode(row)}" for index, row in enumerate(windows)]
 
 
 def commands(options: Any, folder: Path) -> dict[str, tuple[list[str], dict[str, Any]]]:
@@ -173,7 +175,7 @@ def throughput(options: Any) -> dict[str, Any]:
         for clients in options.clients:
             each = max(1, options.replies // clients)
             count = clients * each * (options.rounds + 1) * len(loads)
-            texts = some_texts(options.model, count, options.prompt, clients)
+            texts = some_texts(options.model, count, options.prompt, clients, options.shared)
             for turn in range(options.rounds + 1):
                 for name, load in loads.items():
                     taken, texts = texts[: clients * each], texts[clients * each :]
@@ -231,6 +233,7 @@ def main() -> None:
     options.add_argument("--replies", type=int, default=8, help="replies per round")
     options.add_argument("--tokens", type=int, default=64, help="tokens of a reply")
     options.add_argument("--prompt", type=int, default=96, help="tokens of a prompt, without the chat template's")
+    options.add_argument("--shared", type=int, default=0, help="tokens more that all prompts begin with")
     options.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="also transformers serve")
     options.add_argument("--other", action="append", default=[], metavar="NAME=COMMAND", help="another server")
     options.add_argument("--replicas", action="store_true")
