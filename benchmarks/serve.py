@@ -197,7 +197,7 @@ def governed(options: Any) -> dict[str, Any]:
     """The objective is what a dense server's 95th percentile of the time per output token (a reply's time after its
     first token over the number of tokens after it) is at `--hold` clients; then twice as many come."""
     tokens, rows = options.tokens * 4, options.hold
-    texts = some_texts(options.model, rows * 2 * 2 * 4 + rows * 4, options.context)
+    texts = some_texts(options.model, rows * 2 * 2 * 4 + rows * 4, options.context, shared=options.shared)
     results = {}
     governed_by = "policy" if options.model == MODEL else "static"
     with tempfile.TemporaryDirectory() as folder:

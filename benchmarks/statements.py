@@ -76,27 +76,13 @@ def little_then_double() -> bool:
     return factor(1024, 0.05) < 1.1 and factor(8064, 0.05) > 2
 
 
-@says("docs/results.md", "The lower budget makes none")
-def budgets_do_not_help_a_small_model() -> bool:
-    dense, budgeted = (of.servers()[of.SERVERS[f"solm, cpu backend, int8, {how}"]] for how in ("dense", SERVED))
-    return all(budgeted[n]["tokens_per_second"] < 1.02 * dense[n]["tokens_per_second"] for n in ("1", "4"))
-
-
-LOGITS, SERVED = "dense, every logit", "policy at net keep 0.6"
+LOGITS = "dense, every logit"
 
 
 @says("docs/budget.md", "nearly twice as fast")
 def a_fifth_of_the_pages() -> bool:
     [pages] = [setting for setting in timed.dial(8064) if (setting.pages, setting.mlp) == (0.2, 1)]
     return 1.8 < timed.dial_dense(8064) / pages.milliseconds["policy"] < 2 and pages.loss["policy"].low < 0.01
-
-
-@says("docs/results.md", "Holding rows back keeps the objective")
-@says("docs/history.md", "makes a busy server slower")
-def rows_keep_the_objective() -> bool:
-    objective, found = of.governed()
-    slower = found["governor, budgets"]["tpot_p50_ms"] > found["dense, overload"]["tpot_p50_ms"]
-    return slower and found["governor, rows"]["tpot_p95_ms"] < objective < found["governor, budgets"]["tpot_p95_ms"]
 
 
 @says("docs/faq.md", "At equal precision solm's dense step was faster on both machines that were measured")
@@ -266,34 +252,3 @@ def halves() -> bool:
     dense = [setting for setting in of.nested() if setting["pages"] == setting["mlp"] == 1]
     speeds = [setting["allocated"]["speedup"] for setting in sorted(dense, key=lambda setting: -setting["bits"])]
     return speeds[0] < 1 < speeds[-1] and all(slower < faster for slower, faster in pairwise(speeds))
-
-
-@says(
-    "docs/serving.md",
-    "compiles each of five schemas in less than 3 ms and adds 3 to 5 ms to a step, 15 ms at most; xgrammar compiles "
-    "in 1 to 868 ms and adds 3 to 28 ms, 255 ms at most",
-)
-def what_grammars_cost() -> bool:
-    def range_of(name: str, library: str, what: str) -> tuple[int, int]:
-        found = [case[what] for case in of.read(name)[library]["cases"].values()]
-        assert len(found) == 5
-        return round(min(found)), round(max(found))
-
-    ours, theirs = ("grammars", "llguidance"), ("grammars-xgrammar", "xgrammar")
-    return (
-        range_of(*ours, "compile_ms")[1] < 3
-        and range_of(*ours, "step_ms") == (3, 5)
-        and range_of(*ours, "longest_ms")[1] <= 15
-        and range_of(*theirs, "compile_ms") == (1, 868)
-        and range_of(*theirs, "step_ms") == (3, 28)
-        and range_of(*theirs, "longest_ms")[1] == 255
-    )
-
-
-@says("docs/serving.md", "make a step of 4 rows 1.19 times as fast, for 0.028 nats per token")
-@says("docs/serving.md", "16 rows gain 1.09 times")
-def what_a_batch_saves() -> bool:
-    points = {(point["rows"], point["setting"]): point for point in of.read("batch-0.5b")["points"]}
-    found = points[4, "upper bits, mlp 0.8"]
-    most = max(point["ratio"] for (rows, _), point in points.items() if rows == 16)
-    return (round(found["ratio"], 2), round(found["loss"]["value"], 3), round(most, 2)) == (1.19, 0.028, 1.09)

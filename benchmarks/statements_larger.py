@@ -167,35 +167,6 @@ def longer_fits() -> bool:
     return falling and all(max(row) - min(row) < 0.002 for row in others)
 
 
-def at_servers(server: str) -> dict[tuple[str, str], float]:
-    """Tokens per second of one server, by result and number of clients."""
-    names = ("serve-0.5b", "serve-0.5b-replies-256", "serve-0.5b-1024")
-    return {
-        (name, clients): run["tokens_per_second"]
-        for name in names
-        for clients, run in of.read(name)["servers"][server].items()
-    }
-
-
-@says("docs/results.md", "solm's dense server gives more tokens per second than both at 1, 4 and 16 clients.")
-@says("docs/results.md", "Next to vLLM 16 clients with prompts of 1,024 gain 3 %")
-def beside_other_servers() -> bool:
-    ours, vllm, llama = (at_servers(server) for server in ("solm", "vLLM, bfloat16", "llama.cpp, xllamacpp"))
-    place = "serve-0.5b-1024", "16"
-    return all(ours[key] > max(vllm[key], llama[key]) for key in ours) and round(ours[place] / vllm[place], 2) == 1.03
-
-
-@says("docs/results.md", "brings a tenth more tokens per second with 1 client, and 2 to 5 % fewer")
-@says("docs/results.md", "By a budget on the 0.5B with one client, by a tenth; with 4 or 16 clients, no")
-@says("README.md", "With 4 or 16 clients budgets brought no more tokens per second")
-def budgets_at_servers() -> bool:
-    dense, budgeted = at_servers("solm"), at_servers("solm at loss=0.05")
-    ratios = {key: round(budgeted[key] / dense[key], 2) for key in dense}
-    alone = [ratio for (_, clients), ratio in ratios.items() if clients == "1"]
-    more = [ratio for (_, clients), ratio in ratios.items() if clients != "1"]
-    return all(1.09 < ratio < 1.12 for ratio in alone) and (min(more), max(more)) == (0.95, 0.98)
-
-
 def verdicts(model: str) -> list[str]:
     """How budgets on a model compare with dense files, by its settings."""
     every = ladder.rungs()
@@ -216,13 +187,6 @@ def times_that_are_apart() -> bool:
     return [(rung.model, rung.setting) for rung in every if rung.slowest < dense[rung.model].fastest] == [
         ("Qwen2.5-Coder-0.5B", "budget 0.726"), ("Qwen2.5-Coder-1.5B", "budget 0.726"),
     ]  # fmt: skip
-
-
-@says("docs/load.md", "In this run the governor changed little")
-def the_governor_changed_little() -> bool:
-    arms = of.read("shedding-0.5b")["arms"]
-    pairs = [(arms["governor"][rate], arms["no governor"][rate]) for rate in ("1", "2", "4")]
-    return all(abs(one["served_per_second"] / other["served_per_second"] - 1) < 0.05 for one, other in pairs)
 
 
 @says("docs/results.md", "This file is near chance on MMLU (25 %)")

@@ -25,7 +25,7 @@ def serving_beside() -> str:
                 for server, runs in _together(found["servers"]).items()
             ]  # fmt: skip
     head = ("Server", "prompt + reply, tokens", "clients", *_RATES, "peak memory, GiB")
-    return markdown(head, rows) + f"\n{_cited(*names)}\n" if names else ""
+    return markdown(head, rows, 2) + f"\n{_cited(*names)}\n" if names else ""
 
 
 @table
@@ -94,7 +94,9 @@ def batch() -> str:
         loss = "0" if setting == "dense" else interval(of.Difference.of(found[context, most, setting]["loss"]))
         rows.append([f"{context:,}", setting, *times, loss])
     timed = (f"{count} row{'s' if count > 1 else ''}, ms" for count in counts)
-    return markdown(("After tokens", "Setting", *timed, "loss, nats per token"), rows) + f"\n{_cited('batch-0.5b')}\n"
+    return (
+        markdown(("After tokens", "Setting", *timed, "loss, nats per token"), rows, 2) + f"\n{_cited('batch-0.5b')}\n"
+    )
 
 
 NEIGHBOURS = {"SmolLM2-135M": "neighbours", "Qwen2.5-Coder-0.5B": "neighbours-0.5b"}

@@ -1,0 +1,106 @@
+"""Statements about servers and batches: beside others, under budgets, under load, and under a grammar."""
+
+from typing import Any
+
+import published as of
+from statements import says, tied
+
+
+@says("docs/results.md", "The lower budget makes none")
+def budgets_do_not_help_a_small_model() -> bool:
+    dense, budgeted = (
+        of.servers()[of.SERVERS[f"solm, cpu backend, int8, {how}"]] for how in ("dense", "policy at net keep 0.6")
+    )
+    return all(budgeted[n]["tokens_per_second"] < 1.02 * dense[n]["tokens_per_second"] for n in ("1", "4"))
+
+
+def at_servers(server: str) -> dict[tuple[str, str], float]:
+    """Tokens per second of one server, by result and number of clients."""
+    names = ("serve-0.5b", "serve-0.5b-replies-256", "serve-0.5b-1024")
+    return {
+        (name, clients): run["tokens_per_second"]
+        for name in names
+        for clients, run in of.read(name)["servers"][server].items()
+    }
+
+
+@says("docs/results.md", "solm's dense server gives more tokens per second than both at 1, 4 and 16 clients.")
+@says("docs/results.md", "Next to vLLM 16 clients with prompts of 1,024 gain 3 %")
+def beside_other_servers() -> bool:
+    ours, vllm, llama = (at_servers(server) for server in ("solm", "vLLM, bfloat16", "llama.cpp, xllamacpp"))
+    place = "serve-0.5b-1024", "16"
+    return all(ours[key] > max(vllm[key], llama[key]) for key in ours) and round(ours[place] / vllm[place], 2) == 1.03
+
+
+@says("docs/results.md", "brings a tenth more tokens per second with 1 client, and 2 to 5 % fewer")
+@says("docs/results.md", "By a budget on the 0.5B with one client, by a tenth; with 4 or 16 clients, no")
+@says("README.md", "With 4 or 16 clients budgets brought no more tokens per second after short prompts")
+def budgets_at_servers() -> bool:
+    dense, budgeted = at_servers("solm"), at_servers("solm at loss=0.05")
+    ratios = {key: round(budgeted[key] / dense[key], 2) for key in dense}
+    alone = [ratio for (_, clients), ratio in ratios.items() if clients == "1"]
+    more = [ratio for (_, clients), ratio in ratios.items() if clients != "1"]
+    return all(1.09 < ratio < 1.12 for ratio in alone) and (min(more), max(more)) == (0.95, 0.98)
+
+
+def batch_points() -> dict[tuple[int, int, str], dict[str, Any]]:
+    """Of steps of several rows, by context, rows and setting."""
+    return {(p["context"], p["rows"], p["setting"]): p for p in of.read("batch-0.5b")["points"]}
+
+
+@says("docs/serving.md", "After 150 tokens nothing makes a step of 16 rows more than 1.05 times as fast.")
+def short_contexts_in_a_batch() -> bool:
+    ratios = [p["ratio"] for (context, rows, _), p in batch_points().items() if (context, rows) == (150, 16)]
+    return round(max(ratios), 2) == 1.05
+
+
+@says(
+    "docs/serving.md",
+    "two fifths of the pages make steps of 4 and of 16 rows 1.26 times as fast, and cannot be told from dense ones",
+)
+@says("docs/serving.md", "A fifth of the pages makes 16 rows 1.49 times as fast, for 0.037 nats.")
+@says("docs/limits.md", "After 4,096 tokens two fifths of the pages make a step of 16 rows 1.26 times as fast")
+@says("README.md", "after 4,096 tokens two fifths of the pages make steps of 16 rows 1.26 times as fast")
+def long_contexts_in_a_batch() -> bool:
+    found = batch_points()
+    four, sixteen, fifth = (found[4096, *key] for key in ((4, "pages 0.4"), (16, "pages 0.4"), (16, "pages 0.2")))
+    alike = tied(of.Difference.of(four["loss"])) and tied(of.Difference.of(sixteen["loss"]))
+    ratios = [round(point["ratio"], 2) for point in (four, sixteen, fifth)]
+    return alike and ratios == [1.26, 1.26, 1.49] and round(fifth["loss"]["value"], 3) == 0.037
+
+
+@says("docs/results.md", "Holding rows back keeps the objective")
+@says("docs/history.md", "makes a busy server slower")
+def rows_keep_the_objective() -> bool:
+    objective, found = of.governed()
+    slower = found["governor, budgets"]["tpot_p50_ms"] > found["dense, overload"]["tpot_p50_ms"]
+    return slower and found["governor, rows"]["tpot_p95_ms"] < objective < found["governor, budgets"]["tpot_p95_ms"]
+
+
+@says("docs/load.md", "In this run the governor changed little")
+def the_governor_changed_little() -> bool:
+    arms = of.read("shedding-0.5b")["arms"]
+    pairs = [(arms["governor"][rate], arms["no governor"][rate]) for rate in ("1", "2", "4")]
+    return all(abs(one["served_per_second"] / other["served_per_second"] - 1) < 0.05 for one, other in pairs)
+
+
+@says(
+    "docs/serving.md",
+    "compiles each of five schemas in less than 3 ms and adds 3 to 5 ms to a step, 15 ms at most; xgrammar compiles "
+    "in 1 to 868 ms and adds 3 to 28 ms, 255 ms at most",
+)
+def what_grammars_cost() -> bool:
+    def range_of(name: str, library: str, what: str) -> tuple[int, int]:
+        found = [case[what] for case in of.read(name)[library]["cases"].values()]
+        assert len(found) == 5
+        return round(min(found)), round(max(found))
+
+    ours, theirs = ("grammars", "llguidance"), ("grammars-xgrammar", "xgrammar")
+    return (
+        range_of(*ours, "compile_ms")[1] < 3
+        and range_of(*ours, "step_ms") == (3, 5)
+        and range_of(*ours, "longest_ms")[1] <= 15
+        and range_of(*theirs, "compile_ms") == (1, 868)
+        and range_of(*theirs, "step_ms") == (3, 28)
+        and range_of(*theirs, "longest_ms")[1] == 255
+    )
