@@ -5,7 +5,7 @@ from typing import Any
 import published as of
 from cells import interval, markdown, table
 
-BESIDE = ("serve-0.5b", "serve-0.5b-replies-256", "serve-0.5b-1024")
+BESIDE = ("serve-0.5b", "serve-0.5b-replies-256", "serve-0.5b-1024", "serve-0.5b-shared-4096")
 OTHER_FILES = {"Q4_K_M": "serve-0.5b", "Q4_0": "serve-0.5b-q4_0", "Q8_0": "serve-0.5b-q8_0"}
 """By type of file the result. Shown are those that have been measured."""
 LLAMA = "llama.cpp, xllamacpp"
@@ -18,9 +18,11 @@ def serving_beside() -> str:
     rows = []
     for name in names:
         found, settings = of.read(name), of.settings(name)
+        known = f"{settings['shared']:,} known + " if settings.get("shared") else ""
+        asked = f"{known}{settings['prompt']:,} + {settings['tokens']}"
         for clients in next(iter(found["servers"].values())):
             rows += [
-                [_shown(server), f"{settings['prompt']:,} + {settings['tokens']}", clients, *_rates(runs[clients]),
+                [_shown(server), asked, clients, *_rates(runs[clients]),
                  f"{found['peak_gib'][server]:.2f}" if server in found["peak_gib"] else "as above"]
                 for server, runs in _together(found["servers"]).items()
             ]  # fmt: skip
