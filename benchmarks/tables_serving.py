@@ -74,14 +74,22 @@ def replicas() -> str:
 
 
 @table
+def governor_pages() -> str:
+    """The governor where the floor is a share of the pages of long contexts."""
+    return _governed("governor-0.5b-4096")
+
+
+@table
 def governor_bits() -> str:
     """The governor where the floor halves the bits of weights that a step reads."""
-    if not of.measured("governor-0.5b"):
-        return ""
-    found = of.read("governor-0.5b")
-    rows = [[name, *_rates(run), f"{run['net_keep']:.2f}"] for name, run in found["servers"].items()]
+    return _governed("governor-0.5b")
+
+
+def _governed(name: str) -> str:
+    found = of.read(name)
+    rows = [[how, *_rates(run), f"{run['net_keep']:.2f}"] for how, run in found["servers"].items()]
     head = (f"Objective: {found['objective_ms']:.1f} ms", *_RATES, "net keep")
-    return markdown(head, rows) + f"\n{_cited('governor-0.5b')}\n"
+    return markdown(head, rows) + f"\n{_cited(name)}\n"
 
 
 @table
