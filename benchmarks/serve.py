@@ -204,7 +204,7 @@ def governed(options: Any) -> dict[str, Any]:
         cpu = _solm(options, "--precision", options.precision)
         with server(cpu, free_port(), Path(folder) / "dense.log") as found:
             load = Load(found.address, "served", DENSE | WHOLE, tokens)
-            asyncio.run(load.run(rows, 1, texts[-rows * 2 : -rows]))
+            asyncio.run(load.run(rows * 2, 1, texts[-rows * 2 :]))
             calm = asyncio.run(load.run(rows, 2, texts[: rows * 2]))
             texts = texts[rows * 2 :]
             results["dense, no overload"] = calm
