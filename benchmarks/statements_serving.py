@@ -61,6 +61,7 @@ def short_contexts_in_a_batch() -> bool:
 @says("docs/serving.md", "A fifth of the pages makes 16 rows 1.49 times as fast, for 0.037 nats.")
 @says("docs/limits.md", "After 4,096 tokens two fifths of the pages make a step of 16 rows 1.26 times as fast")
 @says("docs/results.md", "(0.007 nats [-0.006, +0.021], 16 texts)")
+@says("docs/serving.md", "which loses 0.007 nats per token [-0.006, +0.021] (in the table above)")
 def long_contexts_in_a_batch() -> bool:
     found = batch_points()
     four, sixteen, fifth = (found[4096, *key] for key in ((4, "pages 0.4"), (16, "pages 0.4"), (16, "pages 0.2")))
@@ -89,21 +90,17 @@ def rows_keep_the_objective() -> bool:
     return slower and found["governor, rows"]["tpot_p95_ms"] < objective < found["governor, budgets"]["tpot_p95_ms"]
 
 
-@says("docs/serving.md", "which loses 0.007 nats per token [-0.006, +0.021] (in the table above)")
-@says("docs/serving.md", "budgets alone bring 36 % more tokens per second than dense steps, and miss the objective")
-@says("docs/serving.md", "With rows held back, too, the 95th percentile is 4 ms above the objective")
-@says("docs/serving.md", "Without budgets this costs a fifth of them.")
+@says("docs/serving.md", "budgets alone bring 12 % more tokens per second than dense steps, and miss the objective")
+@says("docs/serving.md", "the 95th percentile is 6 ms above the objective, at 12 % fewer tokens per second")
+@says("docs/serving.md", "without budgets it is 5 ms above, at 29 % fewer")
 def the_governor_after_long_contexts() -> bool:
     whole = of.read("governor-0.5b-4096")
     found, objective = whole["servers"], whole["objective_ms"]
-    dense, budgets, both, rows = (
-        found[name] for name in ("dense, overload", "governor, budgets", "governor, budgets and rows", "governor, rows")
-    )
-    more = [run["tokens_per_second"] / dense["tokens_per_second"] for run in (budgets, both, rows)]
-    above = round(both["tpot_p95_ms"] - objective)
-    return round(more[0], 2) == 1.36 and 1 < more[1] < 1.05 and 0.78 < more[2] < 0.85 and above == 4 and (
-        budgets["tpot_p95_ms"] > objective
-    )  # fmt: skip
+    dense = found["dense, overload"]["tokens_per_second"]
+    kinds = [found[f"governor, {kind}"] for kind in ("budgets", "budgets and rows", "rows")]
+    more = [round(100 * (run["tokens_per_second"] / dense - 1)) for run in kinds]
+    above = [round(run["tpot_p95_ms"] - objective) for run in kinds]
+    return more == [12, -12, -29] and above == [16, 6, 5]
 
 
 @says(
