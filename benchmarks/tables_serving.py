@@ -42,7 +42,7 @@ def serving_files() -> str:
             for clients in ours
         ]
     head = ("File", "clients", "tokens/s", "first token, ms", "ms per token")
-    return markdown(head, rows) + f"\n{_cited(*names.values())}\n"
+    return markdown(head, rows) + f"\n{_cited(*names.values())}\n" if names else ""
 
 
 _BOTH = (("tokens_per_second", ".0f"), ("first_p50_ms", ",.0f"), ("tpot_p50_ms", ".1f"))
@@ -86,6 +86,8 @@ def governor_bits() -> str:
 
 
 def _governed(name: str) -> str:
+    if not of.measured(name):
+        return ""
     found = of.read(name)
     rows = [[how, *_rates(run), f"{run['net_keep']:.2f}"] for how, run in found["servers"].items()]
     head = (f"Objective: {found['objective_ms']:.1f} ms", *_RATES, "net keep")

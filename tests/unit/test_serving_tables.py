@@ -16,7 +16,8 @@ def tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     import tables_serving
 
     monkeypatch.setattr(published, "RESULTS", tmp_path)
-    monkeypatch.setattr(published, "read", published.read.__wrapped__)
+    for kept in ("read", "settings"):
+        monkeypatch.setattr(published, kept, getattr(published, kept).__wrapped__)
     return tables_serving
 
 
@@ -26,20 +27,33 @@ def run(**more: float) -> dict[str, float]:
 
 
 def test_nothing_is_shown_before_it_is_measured(tables: Any) -> None:
-    assert tables.serving_beside() == tables.replicas() == tables.governor_bits() == ""
+    assert tables.serving_beside() == tables.serving_files() == tables.replicas() == ""
+    assert tables.governor_bits() == tables.governor_pages() == ""
 
 
 def test_servers_are_compared_by_prompt_and_clients(tables: Any, tmp_path: Path) -> None:
     servers = {"solm": {"1": run(), "16": run()}, "other": {"1": run(tpot_p50_ms=20), "16": run()}}
+    servers["solm at loss=0.05"] = {"1": run(tpot_p50_ms=10), "16": run()}
     result = {"servers": servers, "peak_gib": {"solm": 0.5, "other": 1.25}}
-    for name in ("serve-0.5b-1024", "replicas-135m"):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"results": result}))
+    for name, shared in (("serve-0.5b-1024", 0), ("serve-0.5b-shared-4096", 4096)):
+        settings = {"prompt": 1024, "tokens": 64, "shared": shared}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"results": result, "settings": settings}))
     lines = tables.serving_beside().splitlines()
-    assert lines[2] == "| solm | 1,024 | 1 | 94 | 1,234 | 2,000 | 15.0 | 16.0 | 0.50 |"
-    assert lines[3] == "| other | 1,024 | 1 | 94 | 1,234 | 2,000 | 20.0 | 16.0 | 1.25 |"
-    assert lines[4].startswith("| solm | 1,024 | 16 |")
-    assert lines[-1] == "`results/serve-0.5b-1024.json`."
-    assert tables.replicas().splitlines()[3] == "| other | 1 | 94 | 1,234 | 2,000 | 20.0 | 16.0 | 1.25 |"
+    assert lines[2] == "| solm, dense | 1,024 + 64 | 1 | 94 | 1,234 | 2,000 | 15.0 | 16.0 | 0.50 |"
+    assert lines[3] == "| solm, budget `loss=0.05` | 1,024 + 64 | 1 | 94 | 1,234 | 2,000 | 10.0 | 16.0 | as above |"
+    assert lines[4] == "| other | 1,024 + 64 | 1 | 94 | 1,234 | 2,000 | 20.0 | 16.0 | 1.25 |"
+    assert lines[5].startswith("| solm, dense | 1,024 + 64 | 16 |")
+    assert lines[8].startswith("| solm, dense | 4,096 known + 1,024 + 64 | 1 |")
+    assert lines[-1] == "`results/serve-0.5b-1024.json`. `results/serve-0.5b-shared-4096.json`."
+
+
+def test_other_files_and_replicas(tables: Any, tmp_path: Path) -> None:
+    servers = {"solm": {"1": run()}, tables.LLAMA: {"1": run(tpot_p50_ms=20, tokens_per_second=50)}}
+    result = {"servers": servers, "peak_gib": dict.fromkeys(servers, 1.25)}
+    for name in ("serve-0.5b-q4_0", "replicas-135m"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"results": result}))
+    assert tables.serving_files().splitlines()[2] == "| Q4_0 | 1 | 50 → 94 | 1,234 → 1,234 | 20.0 → 15.0 |"
+    assert tables.replicas().splitlines()[2] == "| solm | 1 | 94 | 1,234 | 2,000 | 15.0 | 16.0 | 1.25 |"
 
 
 def test_a_governor_is_shown_with_what_it_spent(tables: Any, tmp_path: Path) -> None:
