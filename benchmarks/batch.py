@@ -102,7 +102,10 @@ def main() -> int:
     lm = solm.load(options.model, sparsity=solm.SparsityConfig.preset("cpu"), dtype=options.dtype, backend="cpu")
     stream, points = token_stream(options.data, lm.tokenizer), []
     for context in options.contexts:
-        texts = stream.spaced(most, context + _LENGTH + 1, torch.Generator().manual_seed(0))
+        try:
+            texts = stream.spaced(most, context + _LENGTH + 1, torch.Generator().manual_seed(0))
+        except solm.SolmError as error:
+            options_parser.error(f"--contexts {context}: {error}")
         if len(texts) < most:
             options_parser.error(f"--texts {most}: {options.data} has {len(texts)} of {texts.shape[1]} tokens")
         points += measured(lm, texts, context, options)

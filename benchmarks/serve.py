@@ -2,7 +2,7 @@
 
 Every server runs as a process of its own, all at the same time; clients take turns at them, so that one number of
 clients is measured on all servers within minutes. Requests stream greedy chat replies to texts that no other request
-shares. All models have one dtype, by default bfloat16 where the processor has it and float32 elsewhere.
+shares, but for the beginning of --shared tokens. All models have one dtype, by default bfloat16 where the processor has it and float32 elsewhere.
 
     python benchmarks/serve.py                       # transformers serve; torch, cpu in bfloat16 and in int8
     python benchmarks/serve.py --model FILE.gguf --other "NAME=COMMAND {port}"    # the cpu backend beside other servers
@@ -167,7 +167,8 @@ def throughput(options: Any) -> dict[str, Any]:
             else:
                 model = httpx.get(f"{address}/v1/models").json()["data"][0]["id"]
             loads[name] = Load(address, model, more, options.tokens)
-        name, budget = ("solm", options.budget) if options.model != MODEL else ("cpu int8", "keep=0.6")
+        name = "solm" if "solm" in loads else "cpu int8"
+        budget = options.budget or ("keep=0.6" if name == "cpu int8" else None)
         if budget and name in loads:
             more = {"efficiency": {"budget": budget}} | WHOLE
             dialled = f"{name} at {budget.removeprefix('keep=')}"
@@ -238,7 +239,7 @@ def main() -> None:
     options.add_argument("--other", action="append", default=[], metavar="NAME=COMMAND", help="another server")
     options.add_argument("--replicas", action="store_true")
     options.add_argument("--serve", default="", help="more options of solm serve, as one text")
-    options.add_argument("--budget", help="of more requests to our server, with --model")
+    options.add_argument("--budget", help="of a second set of requests to our cpu server")
     options.add_argument("--governor", action="store_true")
     options.add_argument("--hold", type=int, default=4, help="clients without overload")
     options.add_argument("--context", type=int, default=256, help="tokens of prompt, --governor")

@@ -34,7 +34,7 @@ def beside_other_servers() -> bool:
 
 @says("docs/results.md", "brings a tenth more tokens per second with 1 client, and 2 to 5 % fewer")
 @says("docs/results.md", "By a budget on the 0.5B with one client, by a tenth. With 16 clients not after short prompts")
-@says("README.md", "With 4 or 16 clients budgets brought no more tokens per second after short prompts")
+@says("README.md", "On the 0.5B budgets brought 4 or 16 clients no more tokens per second after short prompts")
 def budgets_at_servers() -> bool:
     dense, budgeted = at_servers("solm"), at_servers("solm at loss=0.05")
     ratios = {key: round(budgeted[key] / dense[key], 2) for key in dense}
