@@ -166,12 +166,11 @@ def _train(out: Path, batches: int, report: Report) -> TrainedPolicy:
     if not (out / "policy").exists():
         report("training a policy", min(batches, len(list((out / SAMPLES).glob("*")))), batches)
 
-    def told(record: dict[str, Any]) -> None:
-        report("training a policy", record["update"], batches, record)
-        if record["update"] == batches:
-            report("measuring what every level costs, and fitting the policy", 0, None)
-
-    trained = train_values(lm, config, out, told)
+    trained = train_values(
+        lm, config, out,
+        lambda record: report("training a policy", record["update"], batches, record),
+        level_costs=lambda done, total: report("measuring what every level costs, and fitting the policy", done, total),
+    )  # fmt: skip
     lm.detach()
     return trained
 

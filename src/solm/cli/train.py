@@ -1,5 +1,6 @@
 """`solm train`."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,7 +80,7 @@ def train(
     from solm.training.config import TrainConfig, read_values
     from solm.training.grpo import train as train_grpo
     from solm.training.ranks import ranks
-    from solm.training.values import train_values
+    from solm.training.values import SAMPLES, train_values
 
     given: dict[str, Any] = {
         "model": model, "data": data, "space": space, "sparsity": sparsity, "context": context, "length": length,
@@ -126,11 +127,12 @@ def train(
                 train_grpo(lm, chosen, out, report, processes)
             else:
                 total = chosen.batches
-                train_values(lm, chosen, out, report, processes)
-        except Interrupted as interrupted:
+                progress.show("training", min(total, len(list((out / SAMPLES).glob("*")))), total)
+                train_values(lm, chosen, out, report, processes, partial(progress.show, "level costs"))
+        except (Interrupted, KeyboardInterrupt) as interrupted:
             progress.stop()
-            say(f"interrupted and saved. Continue with: solm train --out {out}")
-            raise typer.Exit(interrupted.exit_code) from None
+            say(f"interrupted; finished parts are kept. Continue with: solm train --out {out}")
+            raise typer.Exit(getattr(interrupted, "exit_code", 130)) from None
     if processes.first and json:
         print_json({"policy": str(out / "policy"), "method": chosen.method})
     elif processes.first:

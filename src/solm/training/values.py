@@ -26,7 +26,7 @@ from solm.training.regression import fit
 from solm.training.rollout import step_generator
 from solm.training.sources import Record, draw_windows, provenance, training_streams
 
-SAMPLES = "samples"
+SAMPLES, LEVEL_COSTS = "samples", "level-costs.partial"
 _LEAST = 1e-6  # nats
 _LEAST_FACTOR = 0.01
 
@@ -37,13 +37,15 @@ def train_values(
     out: Path,
     report: Callable[[Record], None] = lambda record: None,
     ranks: Ranks | None = None,
+    level_costs: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrainedPolicy:
     """Train in the folder `out`. Every finished batch is kept there, so that an interrupted run goes on.
 
     Several processes share the folder: each collects its part of the batches, and the first one fits. The policy does
     not depend on the number of processes, which may change when a run goes on.
 
-    report: called after every batch with the record that the log gets. Raises `Interrupted` at SIGINT or SIGTERM,
+    report: called after every batch with the record that the log gets. level_costs: called with the texts done and in
+    all while level costs are measured, after the batches. Raises `Interrupted` at SIGINT or SIGTERM among the batches,
     `RunMismatchError` where `out` holds another configuration, and `SolmError` for a layer that the model lacks.
     """
     layers = lm.shapes.layers
@@ -60,13 +62,19 @@ def train_values(
         if done is not None:
             return done
         collect(lm, config, folder, streams, report, ranks)
-        costs = average_costs(lm, config, streams) if ranks.first or ranks.lockstep else []
-        ranks.wait()
         if not ranks.first:
+            if ranks.lockstep:
+                average_costs(lm, config, streams)
             ranks.wait()
             return TrainedPolicy.from_pretrained(out / "policy")
+        key = [config.model_dump(mode="json"), [stream.fingerprint for stream in streams]]
+        # Processes in lockstep measure every text together, and the others know nothing of what is kept here.
+        kept = None if ranks.lockstep else out / LEVEL_COSTS
+        costs = average_costs(lm, config, streams, parts=Parts(kept, key), progress=level_costs)
         trained = fitted_policy(lm, config, read_samples(out, config.batches), costs, about)
         trained.save_pretrained(out / "policy")
+        if kept is not None:
+            kept.unlink()
         ranks.wait()
         return trained
     finally:
@@ -122,6 +130,7 @@ def average_costs(
         return [axis.sum((0, 1)).tolist() for axis in costs]
 
     sums, done = [], 0
+    progress(0, len(windows))
     for number, some in enumerate(windows.split(batch)):
         sums.append(parts.get(str(number), lambda some=some: measure(some)))  # type: ignore[misc]
         done += len(some)

@@ -16,9 +16,10 @@ from solm.data.windows import stream_of
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig, ValuePolicy
+from solm.training import values
 from solm.training.checkpoint import read_stored
 from solm.training.config import ValueTrainConfig
-from solm.training.values import cost_factors, set_level_costs, train_values
+from solm.training.values import LEVEL_COSTS, cost_factors, set_level_costs, train_values
 
 
 def test_the_space_of_choices_is_fine_by_default_and_within_the_learned_levels():
@@ -54,7 +55,9 @@ def test_only_a_steps_own_part_of_attentions_cost_scales_with_sensitivity():
     torch.testing.assert_close(attention[1], 3 * attention[0])
 
 
-def run(tmp_path, name, byte_tokenizer, stop_after=None, **changes) -> TrainedPolicy:
+def run(
+    tmp_path, name, byte_tokenizer, stop_after=None, level_costs=lambda done, total: None, **changes
+) -> TrainedPolicy:
     settings = {
         "context": 60, "length": 20, "texts": 2, "layer": 1, "width": 16, "batches": 3,
         "level_cost_context": 60, "level_cost_length": 20, "level_cost_texts": 3, **changes,
@@ -66,7 +69,7 @@ def run(tmp_path, name, byte_tokenizer, stop_after=None, **changes) -> TrainedPo
             signal.raise_signal(signal.SIGINT)
 
     with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer, sparsity=SPARSITY) as lm:
-        return train_values(lm, config, tmp_path / name, report)
+        return train_values(lm, config, tmp_path / name, report, level_costs=level_costs)
 
 
 def test_interrupted_and_resumed_training_equals_uninterrupted(tmp_path, byte_tokenizer):
@@ -91,6 +94,35 @@ def test_interrupted_and_resumed_training_equals_uninterrupted(tmp_path, byte_to
         run(tmp_path, "parts", byte_tokenizer)
     with pytest.raises(SolmError, match="layer 2 is out of range: this model has layers 0 to 1"):
         run(tmp_path, "other", byte_tokenizer, layer=2)
+
+
+def test_level_costs_are_reported_and_kept_when_they_are_interrupted(tmp_path, byte_tokenizer, monkeypatch):
+    whole = run(tmp_path, "whole", byte_tokenizer, level_cost_texts=10)
+    seen = []
+
+    def interrupt(done, total):
+        seen.append((done, total))
+        if done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "parts", byte_tokenizer, level_costs=interrupt, level_cost_texts=10)
+    assert seen == [(0, 10), (8, 10)]
+    kept = json.loads((tmp_path / "parts" / LEVEL_COSTS).read_text())["parts"]
+    assert list(kept) == ["0"]
+    measured = []
+    expected = values.expected_costs
+
+    def counted(session, tokens, space):
+        measured.append(len(tokens))
+        return expected(session, tokens, space)
+
+    monkeypatch.setattr(values, "expected_costs", counted)
+    resumed = run(tmp_path, "parts", byte_tokenizer, level_cost_texts=10)
+    assert measured == [2]
+    assert not (tmp_path / "parts" / LEVEL_COSTS).exists()
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
 
 
 def test_a_saved_policy_decides_as_before_in_any_space_between_its_levels(tmp_path, byte_tokenizer):
