@@ -50,7 +50,7 @@ def wrong() -> Iterator[str]:
             yield f"{page}: a table of numbers that is not written from the results"
         prose = " ".join(re.sub(r"`[^`]*`", "", written).split())
         for words in (*DEFINITIONS, *said.get(page, [])):
-            prose = prose.replace(re.sub(r"`[^`]*`", "", words), "")
+            prose = prose.replace(" ".join(re.sub(r"`[^`]*`", "", words).split()), "")
         for found in QUANTITY.findall(prose):
             yield f"{page}: no statement says where {found!r} comes from"
 
@@ -85,8 +85,7 @@ def a_fifth_of_the_pages() -> bool:
     return 1.8 < timed.dial_dense(8064) / pages.milliseconds["policy"] < 2 and pages.loss["policy"].low < 0.01
 
 
-@says("docs/faq.md", "At equal precision solm's dense step was faster on both machines that were measured")
-@says("docs/faq.md", "without AVX-512, after 64 tokens, hardly")
+@says("docs/faq.md", "solm's dense step was faster on both machines that were measured")
 def beside_llama_cpp() -> bool:
     def fastest(name: str, context: int, **wanted: str) -> float:
         points = (point for point in of.read(name)["points"] if wanted.items() <= point.items())
@@ -98,7 +97,7 @@ def beside_llama_cpp() -> bool:
 
     pairs = (("Q8_0", "int8"), ("Q4_1", "int4"))
     found = [gain(name, at, *pair) for name in ("engine", "engine-avx2") for at in timed.contexts() for pair in pairs]
-    return min(found) > 1 and max(gain("engine-avx2", 64, *pair) for pair in pairs) < 1.1
+    return min(found) > 1
 
 
 # The same shares: uniform, allocated, policy
@@ -165,7 +164,7 @@ def constants_between_levels() -> bool:
 
 
 @says("docs/results.md", "Thresholds lose less than the policy on the MLP axis alone")
-@says("docs/limits.md", "thresholds on channels lose less than that policy")
+@says("docs/limits.md", "thresholds on channels lose less than a policy that takes exact numbers of channels")
 def thresholds_win() -> bool:
     return all(each.policy_minus["thresholds"].low > 0 for each in of.comparisons("rules", "mlp-fine"))
 

@@ -9,7 +9,7 @@ from published_ladder import Rung, Verdict
 
 WORDS: dict[Verdict, str] = {
     "wins": "better than every dense file in its time", "ties": "as good as one, within the noise",
-    "loses": "worse than a dense file in its time", "alone": "faster than every dense file",
+    "loses": "worse than a dense file in its time", "alone": "below every dense file in median time",
 }  # fmt: skip
 
 
@@ -52,9 +52,10 @@ def sentences(every: Sequence[Rung]) -> list[str]:
         found: dict[Verdict, list[str]] = {}
         for rung in every:
             if rung.model == model and rung.dialled:
-                found.setdefault(ladder.verdict(rung, ladder.rival(rung, every)), []).append(rung.setting)
+                verdict = ladder.verdict(rung, ladder.rival(rung, every))
+                found.setdefault(verdict, []).append(rung.setting.removeprefix("budget "))
         verdicts = "; ".join(f"{WORDS[how]} at {', '.join(at)}" for how, at in found.items())
-        told.append(f"**{model}** is {verdicts}.")
+        told.append(f"**{model}**, by budget: {verdicts}.")
     return told
 
 

@@ -153,3 +153,19 @@ def _rates(run: dict[str, Any]) -> list[str]:
 
 def _cited(*names: str) -> str:
     return " ".join(f"`results/{name}.json`." for name in names)
+
+
+@table
+def grammar_libraries() -> str:
+    """What libraries of grammars cost, over five schemas."""
+
+    def spread(values: list[float]) -> str:
+        least, most = round(min(values)), round(max(values))
+        return f"{least}" if least == most else f"{least} to {most}"
+
+    rows = []
+    for name, library in (("grammars", "llguidance"), ("grammars-xgrammar", "xgrammar")):
+        cases = of.read(name)[library]["cases"].values()
+        each = [[case[what] for case in cases] for what in ("compile_ms", "step_ms", "longest_ms")]
+        rows.append([library, spread(each[0]), spread(each[1]), f"{max(each[2]):.0f}"])
+    return markdown(("Library", "compiling a schema, ms", "added to a step, ms", "longest step, ms"), rows)

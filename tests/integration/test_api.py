@@ -145,7 +145,11 @@ def test_models_tokenize_health_and_metrics(address, client):
     health = httpx.get(f"{address}/health").json()
     assert (health["status"], health["limits"]["max_rows"]) == ("ready", 8)
     text = httpx.get(f"{address}/metrics").text
-    for name in ("solm_rows_running 0.0", 'solm_requests_total{route="/v1/models"', "solm_governor_dial 1.0"):
+    for name in (
+        "solm_rows_running 0.0",
+        'solm_requests_total{route="/v1/models"',
+        'solm_class_dial{priority="normal"} 1.0',
+    ):
         assert name in text, name
 
 

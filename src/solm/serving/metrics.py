@@ -28,7 +28,6 @@ class Metrics:
         self.net = Histogram(
             "solm_net_keep", "Realised net keep of rows.", buckets=[step / 20 for step in range(4, 21)], registry=of
         )
-        self.dial = Gauge("solm_governor_dial", "1: budgets as asked for, 0: all at their floors.", registry=of)
         self.saving = Gauge(
             "solm_governor_saving", "Share of a step that budgets at their floors save now, NaN: unknown.", registry=of
         )
@@ -53,7 +52,6 @@ class Metrics:
             self.class_running[rank].set(running[rank])
             self.class_waiting[rank].set(waiting[rank])
             self.class_dial[rank].set(dial)
-        self.dial.set(sum(dials) / len(dials))
 
     def spent(self, rank: int, asked: float, net: float) -> None:
         """Count the net keeps that a row of a priority asked for and spent."""
