@@ -9,33 +9,29 @@ it and float32 elsewhere.
     python benchmarks/serve.py --model FILE.gguf --other "NAME=COMMAND {port}"    # the cpu backend beside other servers
     python benchmarks/serve.py --model FILE.gguf --serve "--policy auto" --budget loss=0.05       # and under a budget
     python benchmarks/serve.py --replicas            # two replicas beside one process of as many threads
-    python benchmarks/serve.py --governor --json     # twice the clients that a dense server holds its objective for
+    python benchmarks/serve.py --governor            # twice the clients that a dense server holds its objective for
 
 Peak memory is the sum of the largest resident sizes of a server's processes, mapped pages counted.
 """
 
 import argparse
 import asyncio
-import json
 import os
 import shlex
 import statistics
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
-import torch
 
+from clients import DENSE, WHOLE, Load, some_texts
 from common import MODEL, finish, parser
+from governed import governed
 from server_process import free_port, server
-from solm.backends.tokenizer import model_tokenizer
 from solm.backends.torch.load import load_base
-from solm.data.windows import token_stream
 
 SERVERS = {
     "torch": ["--backend", "torch"],
@@ -44,81 +40,11 @@ SERVERS = {
 }
 REPLICAS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 replicas, 1 thread each": (2, 1)}
 """Processes and their threads."""
-DENSE = {"efficiency": {"policy": "dense"}}
-WHOLE = {"ignore_eos": True, "stream_options": {"include_usage": True}}
-"""Replies are as long as asked for, and counted."""
-LIMITS = httpx.Limits(max_connections=256, max_keepalive_connections=0)
-"""A connection for every request: some servers close those that are kept while the next request is on its way."""
 
 
 def ours(*options: str, model: str = MODEL) -> list[str]:
     what = ["--policy", MODEL] if model == MODEL else ["--model", model]
     return [sys.executable, "-m", "solm.cli", "serve", *what, "--name", "served", *options]
-
-
-class Load:
-    """Requests to one server. model: what they call it. more: fields of each beside the usual ones."""
-
-    def __init__(self, address: str, model: str, more: dict[str, Any], tokens: int):
-        self.address, self.model, self.more, self.tokens = address, model, more, tokens
-
-    async def one(self, client: httpx.AsyncClient, text: str) -> dict[str, Any]:
-        """Times of one streamed reply."""
-        body: dict[str, Any] = {
-            "model": self.model, "messages": [{"role": "user", "content": text}], "stream": True,
-            "max_tokens": self.tokens, "temperature": 0, **self.more,
-        }  # fmt: skip
-        begun, times, usage = time.perf_counter(), [], {}
-        async with client.stream("POST", f"{self.address}/v1/chat/completions", json=body) as answer:
-            answer.raise_for_status()
-            async for line in answer.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                event = json.loads(line.removeprefix("data: "))
-                usage = event.get("usage") or usage
-                if event["choices"] and event["choices"][0]["delta"].get("content"):
-                    times.append(time.perf_counter())
-        count = usage.get("completion_tokens", len(times))
-        gaps = np.diff(times).tolist()
-        per_token = (times[-1] - times[0]) / max(1, count - 1)
-        compute = usage.get("compute", {}).get("realised", {}).get("net")
-        return {"first": times[0] - begun, "gaps": gaps, "per_token": per_token, "tokens": count, "net": compute}
-
-    async def run(self, clients: int, each: int, texts: list[str]) -> dict[str, float]:
-        """`clients` at once, each asking `each` times."""
-        waiting = list(texts[: clients * each])
-        async with httpx.AsyncClient(timeout=600, limits=LIMITS) as client:
-
-            async def ask_in_turn() -> list[dict[str, Any]]:
-                return [await self.one(client, waiting.pop()) for _ in range(each)]
-
-            begun = time.perf_counter()
-            answered = await asyncio.gather(*(ask_in_turn() for _ in range(clients)))
-            seconds = time.perf_counter() - begun
-        found = [reply for replies in answered for reply in replies]
-        gaps = 1000 * np.array([gap for reply in found for gap in reply["gaps"]])
-        # Of a reply that ends early, a chunk of another's prompt is most of the time.
-        long = [reply for reply in found if reply["tokens"] >= self.tokens / 4] or found
-        per_token = 1000 * np.array([reply["per_token"] for reply in long])
-        first = 1000 * np.array([reply["first"] for reply in found])
-        nets = [reply["net"] for reply in found if reply["net"] is not None]
-        return {
-            "tokens_per_second": sum(reply["tokens"] for reply in found) / seconds,
-            "first_p50_ms": float(np.percentile(first, 50)), "first_p95_ms": float(np.percentile(first, 95)),
-            "tpot_p50_ms": float(np.percentile(per_token, 50)), "tpot_p95_ms": float(np.percentile(per_token, 95)),
-            "gap_p50_ms": float(np.percentile(gaps, 50)), "gap_p95_ms": float(np.percentile(gaps, 95)),
-            "net_keep": float(np.mean(nets)) if nets else 1.0,
-        }  # fmt: skip
-
-
-def some_texts(model: str, count: int, length: int, run: int = 0, shared: int = 0) -> list[str]:
-    """Texts of `length` tokens of a model behind `shared` ones that all of them begin with. What follows begins like no
-    other text, nor like one of another `run`: servers keep prompts."""
-    tokenizer, seed = model_tokenizer(model), torch.Generator().manual_seed(run)
-    stream = token_stream("pydoc:train", tokenizer)
-    [common] = stream.random(1, shared, torch.Generator().manual_seed(-1)) if shared else [[]]
-    windows = stream.random(count, length, seed)
-    return [f"{tokenizer.decode(common)}{run}-{index}: {tokenizer.decode(row)}" for index, row in enumerate(windows)]
 
 
 def commands(options: Any, folder: Path) -> dict[str, tuple[list[str], dict[str, Any]]]:
@@ -182,7 +108,7 @@ def throughput(options: Any) -> dict[str, Any]:
                 for name, load in loads.items():
                     taken, texts = texts[: clients * each], texts[clients * each :]
                     print(f"{clients} clients, round {turn} of {options.rounds}: {name}", file=sys.stderr, flush=True)
-                    found = asyncio.run(load.run(clients, each, taken))
+                    found = asyncio.run(load.run(clients, each, taken)).numbers()
                     if turn:
                         results.setdefault(name, {}).setdefault(str(clients), []).append(found)
         peaks = {name: one.peak_gib for name, one in running.items()}
@@ -193,39 +119,6 @@ def throughput(options: Any) -> dict[str, Any]:
 def middle(runs: list[dict[str, float]]) -> dict[str, float]:
     """The median of every number over rounds."""
     return {key: statistics.median([run[key] for run in runs]) for key in runs[0]}
-
-
-def governed(options: Any) -> dict[str, Any]:
-    """The objective is what a dense server's 95th percentile of the time per output token (a reply's time after its
-    first token over the number of tokens after it) is at `--hold` clients; then twice as many come."""
-    tokens, rows = options.tokens * 4, options.hold
-    texts = some_texts(options.model, rows * 2 * 2 * 4 + rows * 4, options.context, shared=options.shared)
-    results = {}
-    governed_by = "policy" if options.model == MODEL else "static"
-    with tempfile.TemporaryDirectory() as folder:
-        cpu = _solm(options, "--precision", options.precision)
-        with server(cpu, free_port(), Path(folder) / "dense.log") as found:
-            load = Load(found.address, "served", DENSE | WHOLE, tokens)
-            asyncio.run(load.run(rows * 2, 1, texts[-rows * 2 :]))
-            calm = asyncio.run(load.run(rows, 2, texts[: rows * 2]))
-            texts = texts[rows * 2 :]
-            results["dense, no overload"] = calm
-            results["dense, overload"] = asyncio.run(load.run(rows * 2, 2, texts[: rows * 4]))
-        objective = calm["tpot_p95_ms"]
-        slo = ["--slo-tpot-ms", f"{objective:.3f}"]
-        kinds = {
-            "governor, budgets": ["--slo-floor", options.floor, "--no-slo-rows"],
-            "governor, budgets and rows": ["--slo-floor", options.floor],
-            "governor, rows": ["--slo-floor", "1"],
-        }
-        for name, more in kinds.items():
-            with server([*cpu, *slo, *more], free_port(), Path(folder) / "governed.log") as found:
-                load = Load(
-                    found.address, "served", {"efficiency": {"budget": 1.0, "policy": governed_by}} | WHOLE, tokens
-                )
-                asyncio.run(load.run(rows * 2, 1, texts[-rows * 2 :]))
-                results[name] = asyncio.run(load.run(rows * 2, 2, texts[: rows * 4]))
-    return {"objective_ms": objective, "clients": {"calm": rows, "overload": rows * 2}, "servers": results}
 
 
 def main() -> None:
@@ -251,7 +144,7 @@ def main() -> None:
         if not all(each.partition("=")):
             options.error(f"--other: {each!r} is not NAME=COMMAND")
     if asked.governor:
-        results = governed(asked)
+        results = governed(asked, _solm(asked, "--precision", asked.precision))
         rows = list(results["servers"].items())
     else:
         results = throughput(asked)

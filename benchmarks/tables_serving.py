@@ -3,7 +3,7 @@
 from typing import Any
 
 import published as of
-from cells import interval, markdown, table
+from cells import NONE, interval, markdown, table
 
 BESIDE = ("serve-0.5b", "serve-0.5b-replies-256", "serve-0.5b-1024", "serve-0.5b-shared-4096")
 OTHER_FILES = {"Q4_K_M": "serve-0.5b", "Q4_0": "serve-0.5b-q4_0", "Q8_0": "serve-0.5b-q8_0"}
@@ -89,9 +89,17 @@ def _governed(name: str) -> str:
     if not of.measured(name):
         return ""
     found = of.read(name)
-    rows = [[how, *_rates(run), f"{run['net_keep']:.2f}"] for how, run in found["servers"].items()]
-    head = (f"Objective: {found['objective_ms']:.1f} ms", *_RATES, "net keep")
+    rows = [
+        [how, *_rates(run), f"{run['net_keep']:.2f}", _less_likely(run.get("less_likely"))]
+        for how, run in found["servers"].items()
+    ]
+    head = (f"Objective: {found['objective_ms']:.1f} ms", *_RATES, "net keep", "less likely, nats per token")
     return markdown(head, rows) + f"\n{_cited(name)}\n"
+
+
+def _less_likely(found: dict[str, float] | None) -> str:
+    """A dash for the dense server, whose replies others are compared with."""
+    return NONE if found is None else interval(of.Difference.of(found))
 
 
 @table

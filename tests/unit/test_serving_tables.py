@@ -57,8 +57,10 @@ def test_other_files_and_replicas(tables: Any, tmp_path: Path) -> None:
 
 
 def test_a_governor_is_shown_with_what_it_spent(tables: Any, tmp_path: Path) -> None:
-    result = {"objective_ms": 17.04, "servers": {"dense, overload": run(net_keep=1), "governor, budgets": run()}}
+    lost = {"value": 0.0312, "low": 0.01, "high": 0.05, "texts": 16}
+    servers = {"dense, overload": run(net_keep=1), "governor, budgets": run() | {"less_likely": lost}}
+    result = {"objective_ms": 17.04, "servers": servers}
     (tmp_path / "governor-0.5b.json").write_text(json.dumps({"results": result}))
     lines = tables.governor_bits().splitlines()
     assert lines[0].startswith("| Objective: 17.0 ms | tokens/s |")
-    assert lines[3] == "| governor, budgets | 94 | 1,234 | 2,000 | 15.0 | 16.0 | 0.90 |"
+    assert lines[3] == "| governor, budgets | 94 | 1,234 | 2,000 | 15.0 | 16.0 | 0.90 | +0.031 [+0.010, +0.050] |"

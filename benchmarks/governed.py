@@ -1,0 +1,86 @@
+"""A server's governor under twice the load that a dense server holds its objective for: speed, and quality of what it
+wrote."""
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import solm
+from clients import DENSE, WHOLE, Answers, Load, some_texts
+from common import MODEL
+from server_process import free_port, server
+from solm.evaluation.likelihoods import likelihoods
+from solm.evaluation.statistics import paired_difference
+from solm.policies.schedules import Static
+
+CALM, OVERLOAD = "dense, no overload", "dense, overload"
+
+
+def governed(options: Any, command: list[str]) -> dict[str, Any]:
+    """Every kind of governor in turn, on servers that `command` starts.
+
+    The objective is what a dense server's 95th percentile of the time per output token (a reply's time after its first
+    token over the number of tokens after it) is at `--hold` clients; then twice as many come.
+    """
+    tokens, rows = options.tokens * 4, options.hold
+    texts = some_texts(options.model, rows * 2 * 2 * 4 + rows * 4, options.context, shared=options.shared)
+    found: dict[str, Answers] = {}
+
+    def overloaded(address: str, more: dict[str, Any]) -> Answers:
+        """Answers to the texts that are the same for all servers, after a warm-up with as many clients."""
+        load = Load(address, "served", more | WHOLE, tokens)
+        asyncio.run(load.run(rows * 2, 1, texts[-rows * 2 :]))
+        return asyncio.run(load.run(rows * 2, 2, texts[rows * 2 : rows * 6]))
+
+    with tempfile.TemporaryDirectory() as folder:
+        with server(command, free_port(), Path(folder) / "dense.log") as dense:
+            found[OVERLOAD] = overloaded(dense.address, DENSE)
+            load = Load(dense.address, "served", DENSE | WHOLE, tokens)
+            found[CALM] = asyncio.run(load.run(rows, 2, texts[: rows * 2]))
+        objective = found[CALM].numbers()["tpot_p95_ms"]
+        slo = ["--slo-tpot-ms", f"{objective:.3f}"]
+        kinds = {
+            "governor, budgets": ["--slo-floor", options.floor, "--no-slo-rows"],
+            "governor, budgets and rows": ["--slo-floor", options.floor],
+            "governor, rows": ["--slo-floor", "1"],
+        }
+        by = {"efficiency": {"budget": 1.0, "policy": "policy" if options.model == MODEL else "static"}}
+        for name, more in kinds.items():
+            with server([*command, *slo, *more], free_port(), Path(folder) / "governed.log") as one:
+                found[name] = overloaded(one.address, by)
+    numbers: dict[str, dict[str, Any]] = {name: answers.numbers() for name, answers in found.items()}
+    less = less_likely(options, {name: answers for name, answers in found.items() if name != CALM})
+    for name, loss in less.items():
+        numbers[name]["less_likely"] = loss
+    order = (CALM, OVERLOAD, *kinds)
+    return {
+        "objective_ms": objective, "clients": {"calm": rows, "overload": rows * 2},
+        "servers": {name: numbers[name] for name in order},
+    }  # fmt: skip
+
+
+def less_likely(options: Any, found: dict[str, Answers]) -> dict[str, dict[str, float]]:
+    """By how many nats per token the dense model finds the replies of a server less likely than those that the dense
+    server wrote to the same prompts: mean with its 95 % interval over prompts."""
+    with solm.load(options.model, backend="cpu", precision=options.precision) as lm:
+        assert lm.tokenizer is not None
+        pairs, owners = [], []
+        for name, answers in found.items():
+            for reply in answers.replies:
+                prompt = lm.encode([{"role": "user", "content": reply.prompt}])[0].tolist()
+                pairs.append((prompt, lm.tokenizer.encode(reply.text, add_special_tokens=False)))
+                owners.append((name, reply.prompt))
+        scored = likelihoods(lm, pairs, Static(lm.space), torch.ones(3, dtype=torch.float64), batch=4)
+    each: dict[str, dict[str, float]] = {}
+    for (name, prompt), (_, text), score in zip(owners, pairs, scored.log_probabilities, strict=True):
+        each.setdefault(name, {})[prompt] = score / len(text)
+    dense = each.pop(OVERLOAD)
+    differences = {}
+    for name, scores in each.items():
+        whole, its = (np.array([one[prompt] for prompt in sorted(dense)]) for one in (dense, scores))
+        differences[name] = {**paired_difference(whole, its)._asdict(), "texts": len(whole)}
+    return differences
