@@ -1,6 +1,6 @@
 """How an action is carried out: page size, sites and granularity."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -98,8 +98,15 @@ class SparsityConfig(BaseModel):
 
     def under(self, allocation: Allocation | None) -> "SparsityConfig":
         """The same with another allocation, None: all layers alike. Raises `SolmError` where it does not fit."""
+        return self._changed(allocation=allocation)
+
+    def with_projections(self, part: float) -> "SparsityConfig":
+        """The same with another `projection_part`. Raises `SolmError` where it does not fit."""
+        return self._changed(projection_part=part)
+
+    def _changed(self, **fields: Any) -> "SparsityConfig":
         try:
-            return SparsityConfig.model_validate({**dict(self), "allocation": allocation})
+            return SparsityConfig.model_validate({**dict(self), **fields})
         except ValidationError as error:
             raise SolmError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 

@@ -75,11 +75,16 @@ class ChannelThresholds(Frozen):
         return hash(self.limits)
 
     @cached_property
+    def array(self) -> np.ndarray:
+        """[layers, sites, 101] float32."""
+        return np.array(self.limits, dtype=np.float32)
+
+    @cached_property
     def table(self) -> "torch.Tensor":
         """[layers, sites, 101] float32."""
         import torch
 
-        return torch.tensor(self.limits, dtype=torch.float32)
+        return torch.tensor(self.array)
 
     def at(self, layer: int, site: int, keep: "torch.Tensor") -> "torch.Tensor":
         """The limits of steps that keep the share `keep` [...] of a site's channels, on lines between those of whole

@@ -111,7 +111,7 @@ def side_by_side(
         _decoded(lm, ids.shape[1], budget, said, statistics.median(taken), replies[0])
         for budget, said, taken in zip(orders, replies, times, strict=True)
     ]
-    return Speeds(lm.backend.name, torch.get_num_threads(), question, ids.shape[1], found)
+    return Speeds(lm.backend.name, lm.threads, question, ids.shape[1], found)
 
 
 def _decoded(

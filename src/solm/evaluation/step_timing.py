@@ -65,7 +65,7 @@ def measure(
     return StepTimings(
         model=lm.name,
         backend=lm.backend.name,
-        threads=torch.get_num_threads(),
+        threads=lm.threads,
         contexts=contexts,
         attention_ms=tuple(tuple(row[:count]) for row in times),
         mlp_ms=tuple(tuple(row[count : len(single)]) for row in times),

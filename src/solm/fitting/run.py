@@ -4,8 +4,6 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from solm.core.errors import SolmError
 from solm.core.files import write_text
 from solm.core.interrupt import Interrupted, signals
@@ -76,11 +74,11 @@ def fit(
     if not lm.backend.name.startswith("cpu"):
         raise SolmError(f"a fit needs a backend whose steps save time: cpu, not {lm.backend.name}")
     texts = Texts.split(streams, lm.context)
-    lm = lm.with_policy(None, lm.sparsity.model_copy(update={"projection_part": projection_part(lm.shapes)}))
+    lm = lm.with_policy(None, lm.sparsity.with_projections(projection_part(lm.shapes)))
     minutes = default_minutes(lm.shapes) if minutes is None else minutes
     about = About(
         model=lm.identity.model_dump_json(exclude={"name"}), backend=lm.backend.name,
-        processor=environment()["machine"]["processor"], threads=torch.get_num_threads(),
+        processor=environment()["machine"]["processor"], threads=lm.threads,
         data={stream.name: stream.fingerprint for stream in streams}, minutes=minutes, seed=seed,
         number_of_sites=lm.sparsity.sites,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from solm.core.cost import ModelShapes
 from solm.core.curve import CURVE, BudgetCurve
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
 from solm.core.files import read_arrays, read_json, read_model, read_tensors, write_bytes, write_json, write_text
+from solm.core.recent import Recent
 from solm.core.sparsity import SparsityConfig
 from solm.policies.identity import BaseIdentity as BaseIdentity
 from solm.policies.network_config import NetworkConfig
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 BUILTIN = "builtin:"
 CONFIG, WEIGHTS, CARD = "policy_config.json", "policy.safetensors", "README.md"
+_KEPT_BUDGETS = 1024
 
 
 class PolicyConfig(BaseModel):
@@ -67,7 +69,7 @@ class TrainedPolicy:
         self._weights = network if isinstance(network, ValueWeights) else None
         self._network = None if isinstance(network, ValueWeights) else network
         self._made: dict[bool, ValuePolicy] = {}
-        self._budgets: dict[float, Budget] = {}  # a server asks for many, and a split takes a millisecond
+        self._budgets: Recent[float, Budget] = Recent(_KEPT_BUDGETS)  # a server asks for many; one takes a millisecond
 
     @property
     def network(self) -> Any:
@@ -117,10 +119,11 @@ class TrainedPolicy:
 
         Raises `BudgetError` for a net keep that the action space cannot meet.
         """
-        if net not in self._budgets:
-            even, policy = Budget.from_net(net, self.config.space), self.policy()
-            self._budgets[net] = policy.split(net) if isinstance(policy, ValuePolicy) else even
-        return self._budgets[net]
+        return self._budgets.get(net, lambda: self._split(net))
+
+    def _split(self, net: float) -> Budget:
+        even, policy = Budget.from_net(net, self.config.space), self.policy()
+        return policy.split(net) if isinstance(policy, ValuePolicy) else even
 
     def with_space(self, space: ActionSpace) -> "TrainedPolicy":
         """The same policy choosing among other actions; raises `PolicyMismatchError` where it was not trained on

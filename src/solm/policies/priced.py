@@ -8,6 +8,7 @@ import numpy as np
 from solm.core.actions import FULL_BITS, ActionSpace
 from solm.core.arrays import Array, as_numpy
 from solm.core.budget import Budget
+from solm.core.recent import Recent
 from solm.policies.levels import SAME_SHARE, SHORTEST_HORIZON, due_share, take, two_levels
 from solm.policies.protocol import Count, feasible_levels
 
@@ -114,7 +115,7 @@ class PricedPolicy(ABC):
 
     def __init__(self, space: ActionSpace, layer: int, curves: list[PriceCurve], clamp: bool = True):
         self.space, self.layer, self.curves, self.clamp = space, layer, curves, clamp
-        self._realised: dict[tuple[int, bytes], PriceCurve] = {}
+        self._realised: Recent[tuple[int, bytes], PriceCurve] = Recent(_KEPT_CURVES)
 
     @abstractmethod
     def costs(self, hidden: "torch.Tensor", before: "torch.Tensor") -> LevelCosts:
@@ -143,11 +144,7 @@ class PricedPolicy(ABC):
         """The price curve of one axis at realised shares. A server needs those of the same shares again and again, and
         one takes ten milliseconds."""
         key = axis, np.asarray(shares).tobytes()
-        if key not in self._realised:
-            if len(self._realised) >= _KEPT_CURVES:
-                self._realised.pop(next(iter(self._realised)))
-            self._realised[key] = PriceCurve(self.training_costs[axis], shares)
-        return self._realised[key]
+        return self._realised.get(key, lambda: PriceCurve(self.training_costs[axis], shares))
 
     @property
     @abstractmethod

@@ -125,10 +125,14 @@ class ControlledModel:
         return self.backend.name.startswith("cpu")
 
     @property
+    def threads(self) -> int:
+        """Threads that steps run on."""
+        return self.backend.engine.threads if isinstance(self.backend, CpuBackend) else default_threads()
+
+    @property
     def timings_note(self) -> str | None:
         """What to say where the timings in use are not of this backend, its threads and this processor; else None."""
-        threads = self.backend.engine.threads if isinstance(self.backend, CpuBackend) else default_threads()
-        return None if self.timings is None else self.timings.elsewhere(self.backend.name, threads, processor())
+        return None if self.timings is None else self.timings.elsewhere(self.backend.name, self.threads, processor())
 
     @property
     def shapes(self) -> ModelShapes:

@@ -53,6 +53,13 @@ def test_another_machine_is_told_once_and_budgets_still_work(tiny_lm, caplog):
     assert lm.with_policy(None).timings is None, "they belong to the policy"
 
 
+def test_timings_name_the_threads_of_the_engine_and_not_those_of_torch(tiny_folder, monkeypatch):
+    lm = solm.load(tiny_folder, backend="cpu", threads=1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    found = measure(lm, torch.arange(1, 90)[None] % 50, (70,), rounds=1)
+    assert (found.threads, lm.threads) == (1, 1)
+
+
 def test_high_halves_of_weights_take_their_own_time(tiny_folder):
     known = StepTimings(**KNOWN, halved_ms=(2.0, 6.0))
     assert known.milliseconds(Budget(bits=4), 100) == 2

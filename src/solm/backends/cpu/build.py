@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import struct
 import subprocess
@@ -35,7 +36,8 @@ _ELF_HEADER = struct.Struct("<4sBB10xHH4x8x8xQ4x6xHH2x")
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler that builds the engine; None where there is none."""
+    """The C++ compiler that builds the engine, with what the variable CXX says beside its name, such as ``ccache g++``;
+    None where there is none."""
     return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
 
@@ -98,13 +100,14 @@ def built(flags: Sequence[str]) -> Path:
 def compile_engine(compiler: str, flags: Sequence[str], target: Path, link_flags: Sequence[str] = ()) -> None:
     """Write the library to `target`, in whose folder the compiled parts stay. Raises `SolmError` where the compiler
     fails."""
+    compiled_by = shlex.split(compiler)
     # The workers take longest, and come last by name.
     parts = {path: target.parent / f"{path.stem}.o" for path in sorted(CSRC.glob("*.cpp"), reverse=True)}
     with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
-        commands = [[compiler, *_FLAGS, *flags, "-c", str(path), "-o", str(part)] for path, part in parts.items()]
+        commands = [[*compiled_by, *_FLAGS, *flags, "-c", str(path), "-o", str(part)] for path, part in parts.items()]
         for _ in pool.map(_run, commands):
             pass
-    _run([compiler, *_FLAGS, *flags, *link_flags, *map(str, parts.values()), "-o", str(target)])
+    _run([*compiled_by, *_FLAGS, *flags, *link_flags, *map(str, parts.values()), "-o", str(target)])
 
 
 def _run(command: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
+from threading import Lock
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -76,23 +77,31 @@ class Decider:
 
 
 _DECIDERS: WeakKeyDictionary[ValuePolicy, Decider] = WeakKeyDictionary()
+_LOCK = Lock()
+"""Two threads that made one each would leave the rows of the first with the address of one that is gone."""
 
 
 def decider_of(policy: ValuePolicy) -> Decider:
     """The decisions of `policy` in the engine's terms, made once per policy object."""
-    if policy not in _DECIDERS:
-        arrays, space = policy.weights.arrays, policy.space
-        _DECIDERS[policy] = Decider(
-            layer=policy.layer,
-            read=(arrays["read.weight"], arrays["read.bias"]),
-            head=(arrays["head.weight"], arrays["head.bias"]),
-            scale=arrays["scale"],
-            trust=arrays["trust"],
-            levels=[np.array(levels, dtype=np.float64) for levels in (space.attention, space.mlp, space.bits)],
-            own_cost=list(policy.own_cost),
-            fixed_cost=list(policy.fixed_cost),
-            curves=[curve.rising for curve in policy.curves],
-            prices=FALLING_PRICES,
-            clamp=policy.clamp,
-        )
-    return _DECIDERS[policy]
+    with _LOCK:
+        found = _DECIDERS.get(policy)
+        if found is None:
+            found = _DECIDERS[policy] = _made(policy)
+    return found
+
+
+def _made(policy: ValuePolicy) -> Decider:
+    arrays, space = policy.weights.arrays, policy.space
+    return Decider(
+        layer=policy.layer,
+        read=(arrays["read.weight"], arrays["read.bias"]),
+        head=(arrays["head.weight"], arrays["head.bias"]),
+        scale=arrays["scale"],
+        trust=arrays["trust"],
+        levels=[np.array(levels, dtype=np.float64) for levels in (space.attention, space.mlp, space.bits)],
+        own_cost=list(policy.own_cost),
+        fixed_cost=list(policy.fixed_cost),
+        curves=[curve.rising for curve in policy.curves],
+        prices=FALLING_PRICES,
+        clamp=policy.clamp,
+    )

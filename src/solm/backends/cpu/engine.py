@@ -25,7 +25,7 @@ from solm.backends.cpu.memory import PageMemory, with_stored_bits
 from solm.backends.cpu.structs import GROUP, MESSAGE, MOST_QUERIES, PAGE
 from solm.backends.threads import default_threads
 from solm.core.cost import ModelShapes
-from solm.core.errors import DataError, SolmError, UnsupportedModelError
+from solm.core.errors import DamagedFileError, DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
 
 KV_CACHE_DTYPES = ("auto", "int8")
@@ -271,7 +271,10 @@ class Engine:
         """Write the output head: floats, or a file's own numbers, or int8 where the file has floats."""
         if self.precision not in FLOAT_PRECISIONS:
             rows = tensor.data.reshape(tensor.outputs, -1)
-            repack_head(self.library, tensor.type, rows, HeadLayout.of(tensor), address, threads)
+            try:
+                repack_head(self.library, tensor.type, rows, HeadLayout.of(tensor), address, threads)
+            except DataError as error:
+                raise DamagedFileError(f"{self.spec.file} is damaged: {tensor.name}: {error}") from None
             return
         memory = (ctypes.c_uint8 * self._head_room(tensor)).from_address(address)
         bytes_ = np.ctypeslib.as_array(memory).view(np.uint8).reshape(tensor.outputs, -1)

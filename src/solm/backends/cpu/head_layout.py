@@ -70,8 +70,8 @@ def repack_head(
     """Write the raw rows [vocabulary, bytes of a row] uint8 of a GGUF tensor of type `type_` to `address`.
 
     layout: the type's own bits, group and centre; for a tensor of floats 8, 0 and 128: int8 with a scale per output.
-    address: of `layout.room` bytes, a multiple of 64. Raises `DataError` for what does not fit together, `SolmError`
-    without memory.
+    address: of `layout.room` bytes, a multiple of 64. Raises `DataError` for what does not fit together
+    and for values that are not finite, `SolmError` without memory.
     """
     if rows.dtype != np.uint8 or rows.ndim != 2 or len(rows) != layout.vocabulary or not rows.flags.c_contiguous:
         raise DataError(

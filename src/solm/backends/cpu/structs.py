@@ -8,6 +8,7 @@ import numpy as np
 from solm.backends import budgets
 from solm.backends.session import MOST_EXACT
 from solm.core import actions, allocation, nested, thresholds
+from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.levels import SHORTEST_HORIZON
 
@@ -171,7 +172,12 @@ def sparsity_rules(sparsity: SparsityConfig) -> SparsityRules:
         rules.table = table  # type: ignore[attr-defined]
     if sparsity.thresholds is not None:
         sites = max(sparsity.sites, thresholds.MLP_SITES)
-        limits = np.array(sparsity.thresholds.limits, dtype=np.float32)[:, :sites].copy()
+        limits = np.array(sparsity.thresholds.array[:, :sites])
+        if limits.shape[1] != sites or rules.layers not in (0, len(limits)):
+            raise SolmError(
+                f"thresholds of {len(limits)} layers and {limits.shape[1]} sites do not fit an allocation of "
+                f"{rules.layers or len(limits)} layers and steps that drop channels at {sites} sites"
+            )
         rules.layers, rules.thresholds = len(limits), limits.ctypes.data
         rules.limits = limits  # type: ignore[attr-defined]
     return rules

@@ -23,6 +23,7 @@ from solm.core import actions, allocation, nested
 from solm.core.allocation import KNOTS, Allocation
 from solm.core.errors import DataError, SolmError
 from solm.core.sparsity import SparsityConfig
+from solm.core.thresholds import ChannelThresholds
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 TESTS = Path(__file__).parents[3]
@@ -170,6 +171,21 @@ def test_a_cache_is_filled_within_its_bounds(engine, layer, position, count):
     with pytest.raises(DataError, match="keys and values must be"):
         cache.fill(0, 0, keys, keys[:1])
     cache.fill(1, 61, keys, keys)
+
+
+def test_thresholds_must_have_the_sites_at_which_steps_drop_channels():
+    """Also where a sparsity was made without the checks of `SparsityConfig`: the engine reads four sites of a layer."""
+    two = ChannelThresholds.of(np.linspace(1, 0, 101) * np.ones((3, 2, 1)))
+    unchecked = SparsityConfig(thresholds=two).model_copy(update={"projection_part": 0.1})
+    with pytest.raises(SolmError, match=r"thresholds of 3 layers and 2 sites do not fit .* at 4 sites"):
+        structs.sparsity_rules(unchecked)
+    even = tuple((np.arange(KNOTS) / (KNOTS - 1)).tolist())
+    other = Allocation(attention=(even,) * 2, mlp=(even,) * 2)
+    unchecked = SparsityConfig(thresholds=two).model_copy(update={"allocation": other})
+    with pytest.raises(SolmError, match="thresholds of 3 layers and 2 sites do not fit an allocation of 2 layers"):
+        structs.sparsity_rules(unchecked)
+    with pytest.raises(SolmError, match="needs mlp_site 'input\\+hidden', got 'input'"):
+        SparsityConfig(mlp_site="input").with_projections(0.1)
 
 
 def test_sparsity_must_fit_the_model(engine):

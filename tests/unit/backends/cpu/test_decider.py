@@ -1,6 +1,9 @@
 """Decisions in the engine equal those of the policy in Python: same actions, same sums."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Barrier, BrokenBarrierError
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ import torch
 from helpers.engine import engine_of
 from helpers.models import tiny_model, tokens
 from helpers.policies import BENDS, profile_of, sparsity_of, with_hidden
+from solm.backends.cpu import decider
 from solm.backends.cpu.magnitudes import measure_thresholds
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
@@ -32,6 +36,21 @@ def engine():
     control = TorchBackend(tiny_model("llama", torch.float32, num_hidden_layers=4))
     yield control, engine_of(control.model, SparsityConfig(window=16), "float32")
     control.detach()
+
+
+def test_threads_that_use_a_policy_first_share_what_the_engine_reads(monkeypatch):
+    policy, made = policy_of(SPACES["one axis"], 1), decider.Decider
+    both = Barrier(2, timeout=1)
+
+    def slowly(**parts):
+        with suppress(BrokenBarrierError):  # which only two at once pass
+            both.wait()
+        return made(**parts)
+
+    monkeypatch.setattr(decider, "Decider", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(decider.decider_of, [policy, policy])
+    assert first is second is decider.decider_of(policy)
 
 
 def policy_of(space: ActionSpace, layer: int, clamp: bool = True) -> ValuePolicy:

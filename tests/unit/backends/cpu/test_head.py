@@ -142,6 +142,17 @@ def test_a_gguf_tensor_becomes_a_head(kind):
     torch.testing.assert_close(logits.double(), expected, rtol=0, atol=within * expected.std())
 
 
+@pytest.mark.parametrize("kind", [GGMLQuantizationType.F32, GGMLQuantizationType.BF16, GGMLQuantizationType.Q8_0])
+def test_a_head_with_values_that_are_not_finite_is_refused(kind):
+    rows, layout = raw_rows(kind, 70, 512), HeadLayout(70, 512, *TYPES[kind])
+    memory = torch.empty(layout.room + 64, dtype=torch.uint8)
+    at = -(-memory.data_ptr() // 64) * 64
+    infinite = {GGMLQuantizationType.F32: b"\0\0\x80\x7f", GGMLQuantizationType.BF16: b"\x80\x7f"}.get(kind, b"\0\x7c")
+    rows[66, : len(infinite)] = np.frombuffer(infinite, np.uint8)
+    with pytest.raises(DataError, match="row 66 has values that are not finite"):
+        repack_head(library(), int(kind), rows, layout, at, 2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -53,7 +53,9 @@ void solm_arena_free(void* arena) { delete static_cast<Memory*>(arena); }
 int32_t solm_repack_head(int32_t type, const void* rows, int64_t row_bytes, int32_t vocabulary, int32_t hidden, int32_t threads,
                          const Head* to, char* message) try {
   if (!valid_head_repack(type, rows, row_bytes, vocabulary, hidden, threads, *to, message)) return INVALID;
-  repack_head(type, static_cast<const uint8_t*>(rows), vocabulary, hidden, threads, *to);
+  std::atomic<int> bad{-1};
+  if (!repack_head(type, static_cast<const uint8_t*>(rows), vocabulary, hidden, threads, *to, bad))
+    return refuse(message, "row %d has values that are not finite", bad.load()), INVALID;
   return DONE;
 } catch (const std::exception&) {
   refuse(message, "no memory for the conversion of the head");

@@ -10,6 +10,8 @@
 
 namespace solm {
 
+inline bool is_finite_half(uint16_t x) { return (x & 0x7c00) != 0x7c00; }
+
 // GGUF's own numbers.
 enum GgufType : int32_t {
   F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14, BF16 = 30,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <thread>
 #include <vector>
@@ -37,6 +38,7 @@ struct StripWriter {
   const int32_t type, vocabulary, hidden;
   const uint8_t* rows;
   const Head& to;
+  std::atomic<int>& bad;
   const TypeInfo info = type_info(type);
   const int wide = (hidden + GROUP - 1) / GROUP * GROUP;
   std::vector<uint8_t> numbers = std::vector<uint8_t>(size_t(STRIP) * wide);
@@ -70,21 +72,24 @@ struct StripWriter {
         uint16_t* place = grid + size_t(b * each + part) * planes * STRIP;
         place[0] = narrow_half(step[part]);
         if (planes == 2) place[STRIP] = narrow_half(lowest[part]);
+        if (!is_finite_half(place[0]) || (planes == 2 && !is_finite_half(place[STRIP]))) bad = strip * STRIP + i;
       }
     }
   }
 
   void read_floats(const uint8_t* row, int strip, int i) {
     float peak = 0;
+    bool finite = true;
     for (int c = 0; c < hidden && row; ++c) {
       uint16_t half;
       if (type == F32) std::memcpy(&values[c], row + 4 * size_t(c), 4);
       else std::memcpy(&half, row + 2 * size_t(c), 2), values[c] = type == F16 ? widen_half(half) : widen(bf16(half));
-      peak = std::max(peak, std::fabs(values[c]));
+      peak = std::max(peak, std::fabs(values[c])), finite &= std::isfinite(values[c]);
     }
+    if (!finite) bad = strip * STRIP + i;
     const float scale = std::max(peak, 1e-12f) / 127;
     const_cast<float*>(to.scale)[size_t(strip) * STRIP + i] = row ? scale : 0;
-    for (int c = 0; c < hidden && row; ++c)
+    for (int c = 0; c < hidden && row && finite; ++c)
       numbers[size_t(i) * wide + c] = uint8_t(int(std::nearbyint(values[c] / scale)) + 128);
   }
 
@@ -107,17 +112,22 @@ struct StripWriter {
 };
 
 // Writes a GGUF tensor [vocabulary, hidden], whose rows are next to one another, to the memory that `to` names.
-inline void repack_head(int32_t type, const uint8_t* rows, int32_t vocabulary, int32_t hidden, int32_t threads, const Head& to) {
+// False where a row, then `bad`, has values that are not finite.
+inline bool repack_head(int32_t type, const uint8_t* rows, int32_t vocabulary, int32_t hidden, int32_t threads, const Head& to,
+                        std::atomic<int>& bad) {
   const int strips = (vocabulary + STRIP - 1) / STRIP;
   threads = std::min(threads, strips);
   std::vector<StripWriter> writers;
-  for (int t = 0; t < threads; ++t) writers.push_back({type, vocabulary, hidden, rows, to});
+  for (int t = 0; t < threads; ++t) writers.push_back({type, vocabulary, hidden, rows, to, bad});
   auto work = [&](int t) {
     for (int s = int(int64_t(strips) * t / threads); s < int(int64_t(strips) * (t + 1) / threads); ++s) writers[t].write(s);
   };
-  std::vector<std::jthread> others;
-  for (int t = 1; t < threads; ++t) others.emplace_back(work, t);
-  work(0);
+  {
+    std::vector<std::jthread> others;
+    for (int t = 1; t < threads; ++t) others.emplace_back(work, t);
+    work(0);
+  }
+  return bad < 0;
 }
 
 }  // namespace solm

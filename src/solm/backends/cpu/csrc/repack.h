@@ -94,8 +94,6 @@ struct PackedRows {
   }
 };
 
-inline bool is_finite_half(uint16_t x) { return (x & 0x7c00) != 0x7c00; }
-
 // decode(row, group, numbers, step, lowest) gives the numbers of a group, as `decode_block` does. False where a step or a
 // lowest value is not finite in float16; `bad` is then a row of the file that has one.
 template <typename Decode>

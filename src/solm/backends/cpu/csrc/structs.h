@@ -146,7 +146,7 @@ struct RowState {
 // its steps to `states`.
 // With thresholds, the share of the MLP is counted while the steps run, and corrected in `states` after them.
 //
-// histogram: null, or [layers, 2, MAGNITUDES], to which the call adds how many inputs of the MLP's sites lie in every bin.
+// histogram: null, or [layers, SITES, MAGNITUDES], to which the call adds how many inputs of every site lie in every bin.
 //
 // stream [rows, count, H] is read with first > 0, and written: the residual stream, or after the last layer the input of the
 // head; null where nobody wants it, in calls of all layers. logits [rows, logit_steps, V] receives the logits of the last

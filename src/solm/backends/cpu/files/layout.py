@@ -89,11 +89,12 @@ class Site:
 @dataclass(frozen=True)
 class Layout:
     """All matrices of all layers, next to one another in the order in which a step reads them, by the names of
-    `SITES`."""
+    `SITES`. row_orders: a digest of the orders in which rows of the source's tensors are taken."""
 
     precision: str
     layers: tuple[dict[str, Site], ...]
     nbytes: int
+    row_orders: str
 
     def forms(self) -> dict[str, int]:
         """Bytes in memory by the names of forms, most first."""
@@ -106,18 +107,20 @@ class Layout:
     def digest(self) -> str:
         """Differs for another layout."""
         parts = [[name, *map(str, site.parts)] for layer in self.layers for name, site in layer.items()]
-        return hashlib.sha256(json.dumps([self.nbytes, parts]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.nbytes, self.row_orders, parts]).encode()).hexdigest()
 
 
 def layout_of(source: WeightSource, precision: str) -> Layout:
     """How the matrices of a source are stored with `precision`; raises `SolmError` for an unknown one."""
     if precision not in PRECISIONS:
         raise SolmError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
-    layers, place = [], 0
+    layers, place, orders = [], 0, hashlib.sha256()
     for layer in range(source.spec.layers):
         sites = {}
         for site, names in SITES.items():
             tensors = {name: source.tensor(name, layer) for name in names}
+            for order in (tensor.row_order for tensor in tensors.values()):
+                orders.update(b"as stored" if order is None else order.tobytes())
             parts = []
             for form, members in _forms(tensors, precision):
                 inputs, outputs = tensors[members[0]].inputs, sum(tensors[name].outputs for name in members)
@@ -127,7 +130,7 @@ def layout_of(source: WeightSource, precision: str) -> Layout:
                 parts.append(Part(form, members, inputs, outputs, at["data"], at.get("scale"), at.get("grid")))
             sites[site] = Site(tuple(parts))
         layers.append(sites)
-    return Layout(precision, tuple(layers), place)
+    return Layout(precision, tuple(layers), place, orders.hexdigest())
 
 
 def _forms(tensors: dict[str, Tensor], precision: str) -> list[tuple[Form, tuple[str, ...]]]:

@@ -31,6 +31,7 @@ _PIECE = 1 << 26
 """Bytes that are written at a time."""
 _POPULATE_READ = 22 if sys.platform == "linux" else None
 """MADV_POPULATE_READ: read everything now."""
+_INCLUDED = re.compile(rb'^#include "([^"]+)"', re.MULTILINE)
 _log = logging.getLogger(__name__)
 
 
@@ -88,10 +89,17 @@ def _name_of(source: WeightSource, identity: str, precision: str) -> str:
 
 
 def _code() -> str:
-    """A digest of the code that repacks."""
+    """A digest of the code that repacks: of the headers for it, and of all that these include."""
+    found: dict[Path, bytes] = {}
+    left = sorted(CSRC.glob("*repack.h"))
+    while left:
+        path = left.pop()
+        if path not in found:
+            found[path] = path.read_bytes()
+            left += [path.parent / name.decode() for name in _INCLUDED.findall(found[path])]
     digest = hashlib.sha256()
-    for path in sorted([*CSRC.glob("*repack.h"), CSRC / "gguf_types.h"]):
-        digest.update(path.read_bytes())
+    for path in sorted(found):
+        digest.update(found[path])
     return digest.hexdigest()
 
 

@@ -120,6 +120,30 @@ def test_a_changed_file_code_or_layout_is_noticed(path, folder, tmp_path, monkey
     assert len(kept(folder)) == 1
 
 
+def test_rows_in_another_order_are_noticed(path, folder, monkeypatch):
+    whole, repacked = load(GgufFile(path))
+    assert repacked
+    monkeypatch.setattr(
+        "solm.backends.cpu.files.gguf_file.half_split",
+        lambda heads, size: np.arange(heads * size, dtype=np.int32)[::-1].copy(),
+    )
+    other, repacked = load(GgufFile(path))
+    assert repacked
+    assert not np.array_equal(whole, other)
+
+
+def test_all_code_that_repacking_includes_counts(tmp_path, monkeypatch):
+    shutil.copytree(weight_cache.CSRC, tmp_path / "csrc")
+    monkeypatch.setattr(weight_cache, "CSRC", tmp_path / "csrc")
+    before = weight_cache._code()
+    for name, counts in (("arch/convert.h", True), ("repack.h", True), ("attention.h", False)):
+        path = tmp_path / "csrc" / name
+        content = path.read_bytes()
+        path.write_bytes(content + b"// more\n")
+        assert (weight_cache._code() != before) is counts, name
+        path.write_bytes(content)
+
+
 def test_a_full_disk_costs_time_and_one_line(path, folder, monkeypatch, caplog):
     def full(self, content):
         raise OSError(errno.ENOSPC, "No space left on device")
