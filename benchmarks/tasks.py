@@ -43,7 +43,8 @@ BATCH, NET = 8, 0.6
 def answers(options: argparse.Namespace) -> None:
     lm = solm.load(options.model, options.policy, dtype=options.dtype, backend="torch")
     left = [name for name in options.tasks.split(",") if not (options.folder / f"{name}.json").exists()]
-    best = tuned(lm, tuning_text(options.data, lm), lm.space, context=256) if left else None
+    tuning = tuning_text(options.data, lm) if left else None
+    best = None if tuning is None else tuned(lm, tuning, lm.space, context=256)
     for name in left:
         assert best is not None
         count = options.questions or QUESTIONS[name]
@@ -56,6 +57,7 @@ def answers(options: argparse.Namespace) -> None:
             {"tuned": Arm(best)},
             options.folder / f"{name}.partial",
             lambda done, total, name=name: print(f"{name}: {done}/{total}", file=sys.stderr, flush=True),
+            tuning,
         )
         write_text(options.folder / f"{name}.json", result.model_dump_json(indent=2) + "\n")
         print(f"{name}: {options.folder / name}.json")

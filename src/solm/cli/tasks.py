@@ -133,8 +133,9 @@ def tasks(
         rivals["constant"] = baseline("constant", BaselineRequest(lm, offered))
     with resumable(out) as partial, progress_bar() as progress:
         result = evaluate_tasks(
-            lm, found, chosen, grid, rivals, partial, lambda done, total: progress.show("answering", done, total)
-        )
+            lm, found, chosen, grid, rivals, partial, lambda done, total: progress.show("answering", done, total),
+            tuning=stream,
+        )  # fmt: skip
         if out is not None:
             write_text(out, result.model_dump_json(indent=2) + "\n")
     for line in never_acted(result):

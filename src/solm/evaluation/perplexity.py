@@ -1,6 +1,5 @@
 """Perplexity at matched budget: dense, policy, uniform, allocated, random and the best of N, on the same tokens."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -20,7 +19,8 @@ from solm.core.provenance import command_line, environment
 from solm.data.windows import TokenStream
 from solm.evaluation.arms import Arm, Oracle, static_arms, tuned
 from solm.evaluation.points import points, random_trials
-from solm.evaluation.result import SCHEMA_VERSION, EvaluationResult
+from solm.evaluation.result import EvaluationResult
+from solm.evaluation.resume import network_fingerprint, resume_key
 from solm.evaluation.sources import shares_of, text_facts
 from solm.evaluation.use import Taken, action_use, examples
 from solm.policies.priced import LevelCosts
@@ -92,9 +92,12 @@ def evaluate(
         raise BudgetError(f"budgets {settings.budgets} name one value twice")
     windows = held_out_windows(streams, settings)
     batches = windows.split(settings.batch)
-    key = _key(lm, streams, settings, space, sorted(rivals or {}), tuning)
-    arms = static_arms(lm, space)
-    arms |= {name: rival if isinstance(rival, Arm) else Arm(rival) for name, rival in (rivals or {}).items()}
+    others = {name: rival if isinstance(rival, Arm) else Arm(rival) for name, rival in (rivals or {}).items()}
+    key = resume_key(
+        lm, settings, space, *(stream.fingerprint for stream in streams), "" if tuning is None else tuning.fingerprint,
+        *(f"{name} {network_fingerprint(arm.policy)}" for name, arm in sorted(others.items())),
+    )  # fmt: skip
+    arms = static_arms(lm, space) | others
     if tuning is not None:
         arms["tuned"] = Arm(tuned(lm, tuning, space, settings.context, settings.length, settings.seed))
     parts = Parts(partial, key)
@@ -152,31 +155,6 @@ def held_out_windows(streams: list[TokenStream], settings: EvaluationSettings) -
             )
         parts.append(windows)
     return torch.cat(parts)
-
-
-def _key(
-    lm: LanguageModel,
-    streams: list[TokenStream],
-    settings: EvaluationSettings,
-    space: ActionSpace,
-    rivals: list[str],
-    tuning: TokenStream | None,
-) -> str:
-    """What a partial result must agree in to be continued."""
-    weights = []
-    if lm.trained is not None:
-        weights = [tensor.detach().cpu().numpy().tobytes() for tensor in lm.trained.network.state_dict().values()]
-        weights.append(lm.trained.config.network.model_dump_json().encode())
-    parts = [
-        str(SCHEMA_VERSION),
-        settings.model_dump_json(),
-        lm.identity.model_dump_json(),
-        lm.sparsity.model_dump_json(),
-    ]
-    parts += [*(stream.fingerprint for stream in streams), lm.backend.dtype, space.model_dump_json(), *rivals]
-    parts.append("" if tuning is None else tuning.fingerprint)
-    parts.append("" if lm.timings is None else lm.timings.model_dump_json())
-    return hashlib.sha256("".join(parts).encode() + b"".join(weights)).hexdigest()
 
 
 def _run_batch(

@@ -20,10 +20,12 @@ from solm.core.budget import Budget, BudgetRequest
 from solm.core.errors import SolmError
 from solm.core.parts import Parts
 from solm.core.provenance import command_line, environment
+from solm.data.windows import TokenStream
 from solm.evaluation.arms import Arm, static_arms
 from solm.evaluation.harness import ControlledLM
 from solm.evaluation.pair_groups import Controlled
 from solm.evaluation.result import Difference, TaskPoint, TaskResult
+from solm.evaluation.resume import resume_key
 from solm.evaluation.spent import budget_of
 from solm.evaluation.statistics import paired_difference
 from solm.policies.schedules import Dense, Random
@@ -62,13 +64,14 @@ def evaluate_tasks(
     rivals: Mapping[str, Arm] | None = None,
     partial: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    tuning: TokenStream | None = None,
 ) -> TaskResult:
     """Dense, then per budget the policy, uniform, allocated and `rivals` at what the policy realised, and for
     net keeps random ones.
 
     Without a policy the schedules get the budget itself, in `space`. Where the sparsity has an allocation, all arms
     but uniform follow it. partial: a file of finished runs, so that an interrupted evaluation goes on. progress:
-    called with runs done and in all.
+    called with runs done and in all. tuning: the text that `rivals` were fitted to.
     """
     space = lm.space if space is None else space
     offer = lm.offer(lm.policy("static", space))
@@ -78,8 +81,8 @@ def evaluate_tasks(
         for share in settings.budgets
     ]
     arms = static_arms(lm, space) | ({} if in_time else {"random": Arm(Random(space))}) | dict(rivals or {})
-    key = [settings.model_dump(mode="json"), lm.name, lm.backend.dtype, space.model_dump(mode="json"), sorted(arms)]
-    key += [lm.sparsity.model_dump(mode="json"), {} if lm.trained is None else lm.trained.config.provenance]
+    asked = _fingerprint(tasks)
+    key = resume_key(lm, settings, space, asked, "" if tuning is None else tuning.fingerprint, *sorted(arms))
     parts = Parts(partial, key)
     total = len(tasks) * (1 + len(budgets) * (len(arms) + (lm.trained is not None)))
     done = 0
@@ -120,7 +123,7 @@ def evaluate_tasks(
     provenance = {} if lm.trained is None else lm.trained.config.provenance
     return TaskResult(
         command=command_line(), settings=told, environment=environment(), points=points, policy=provenance,
-        data_fingerprint=_fingerprint(tasks),
+        data_fingerprint=asked,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import torch
 
 import solm
 from helpers.models import tiny_model
-from helpers.policies import under_policy, under_values
+from helpers.policies import network, under_policy, under_values
 from helpers.timings import made_timings
 from solm.core.actions import ActionSpace
 from solm.core.errors import BudgetError, DataError
@@ -18,6 +18,7 @@ from solm.evaluation import perplexity, show
 from solm.evaluation.arms import static_arms
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
+from solm.policies.artifact import TrainedPolicy
 
 SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=6, context=90, length=20, trials=3, batch=4)
 
@@ -85,6 +86,16 @@ def test_results_do_not_depend_on_an_interruption(policy_lm, stream, whole, tmp_
     resumed = evaluate(policy_lm, [stream], SETTINGS, partial=partial, progress=lambda done, total: seen.append(done))
     assert resumed.points == whole.points
     assert partial.exists()  # until the result is written
+
+
+def test_a_partial_file_of_a_rival_with_other_weights_is_not_continued(value_lm, stream, tmp_path):
+    partial, keys = tmp_path / "partial.json", set()
+    small = EvaluationSettings(budgets=(0.8,), texts=1, context=60, length=8, trials=0)
+    for seed in (0, 1):
+        rival = TrainedPolicy(value_lm.trained.config, network(seed=seed)).policy()
+        evaluate(value_lm, [stream], small, partial=partial, rivals={"rival": rival})
+        keys.add(json.loads(partial.read_text())["key"])
+    assert len(keys) == 2
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"key": 1, "parts": {}}', "[]"])

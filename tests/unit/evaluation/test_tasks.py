@@ -9,6 +9,7 @@ import pytest
 from solm.core.actions import ActionSpace
 from solm.core.allocation import Allocation
 from solm.core.errors import DataError
+from solm.data.windows import stream_of
 
 pytest.importorskip("lm_eval")
 from solm.evaluation.local_tasks import load_tasks
@@ -106,6 +107,25 @@ def test_an_interrupted_run_goes_on(tiny_lm, questions, tmp_path):
     again = evaluate_tasks(tiny_lm, tasks, settings, space)
     assert whole.points == again.points
     assert partial.exists()  # until the result is written
+
+
+def test_a_partial_file_of_other_questions_or_another_tuning_text_is_not_continued(
+    tiny_lm, questions, tmp_path, byte_tokenizer
+):
+    space, partial = ActionSpace(mlp=(0.4, 1.0)), tmp_path / "partial"
+    settings = TaskSettings(tasks=("openbookqa",), budgets=(0.8,), limit=2, fewshot=0)
+    other = tmp_path / "other"
+    other.mkdir()
+    text = (questions / "openbook_qa.jsonl").read_text()
+    (other / "openbook_qa.jsonl").write_text(text.replace("grows on a", "falls from a"))
+    tuning = stream_of(["Some text."], byte_tokenizer, "text")
+    keys = set()
+    for folder, tuned_on in ((questions, None), (other, None), (other, tuning)):
+        tasks = load_tasks(["openbookqa"], folder)
+        found = evaluate_tasks(tiny_lm, tasks, settings, space, partial=partial, tuning=tuned_on)
+        assert found.points == evaluate_tasks(tiny_lm, tasks, settings, space).points
+        keys.add(json.loads(partial.read_text())["key"])
+    assert len(keys) == 3
 
 
 def test_unknown_tasks_and_broken_files_are_named(questions, tmp_path):
