@@ -177,7 +177,7 @@ def _answer(task: Task, sample: dict[str, Any]) -> dict[str, float]:
     scores = [float(response[0][0]) for response in sample["resps"]]
     values: dict[str, float] = {metric: float(sample[metric]) for metric in ("acc", "acc_norm") if metric in sample}
     if task.OUTPUT_TYPE == "multiple_choice":
-        gold = int(sample["target"]) if str(sample["target"]).isdigit() else 0
+        gold = _gold(task, sample)
         others = [score for index, score in enumerate(scores) if index != gold]
         values["margin"] = scores[gold] - max(others)
     elif task.OUTPUT_TYPE == "loglikelihood":
@@ -185,6 +185,19 @@ def _answer(task: Task, sample: dict[str, Any]) -> dict[str, float]:
     else:
         raise SolmError(f"task {task.config.task} asks for {task.OUTPUT_TYPE}; only likelihood tasks can be compared")
     return values
+
+
+def _gold(task: Task, sample: dict[str, Any]) -> int:
+    """The place of the right choice among those of a question, as lm-eval finds it; raises `SolmError` for none."""
+    choices: list[str] = task.doc_to_choice(sample["doc"])
+    # Where choices differ in their beginning, the text that follows is the target, and the choice in place of the text.
+    target = task.doc_to_text(sample["doc"]) if getattr(task, "multiple_input", False) else sample["target"]
+    gold = target
+    if isinstance(target, str):
+        gold = choices.index(target) if target in choices else int(target) if target.isdigit() else None
+    if not isinstance(gold, int) or not 0 <= gold < len(choices):
+        raise SolmError(f"task {task.config.task} has the target {target!r}, none of its {len(choices)} choices")
+    return gold
 
 
 def _point(task: str, arm: str, net: float, found: dict[str, Any], policy: dict[str, Any] | None) -> TaskPoint:

@@ -2,16 +2,18 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from solm.core.actions import ActionSpace
 from solm.core.allocation import Allocation
-from solm.core.errors import DataError
+from solm.core.errors import DataError, SolmError
 from solm.data.windows import stream_of
 
 pytest.importorskip("lm_eval")
+from solm.evaluation import tasks as module
 from solm.evaluation.local_tasks import load_tasks
 from solm.evaluation.show import never_acted, task_table
 from solm.evaluation.tasks import TaskSettings, evaluate_tasks
@@ -88,6 +90,31 @@ def test_uniform_ignores_the_allocation(tiny_lm, questions, monkeypatch):
     assert dealt["uniform"].scores == plain["uniform"].scores
     assert dealt["uniform"].realised == plain["uniform"].realised
     assert dealt["allocated"].scores != plain["uniform"].scores
+
+
+CHOICES = ["he fell.", "it rained."]
+
+
+@pytest.mark.parametrize(("target", "margin"), [(0, -4), (1, 4), ("1", 4), ("it rained.", 4), ("he fell.", -4)])
+def test_the_margin_is_that_of_the_right_choice(target, margin):
+    task = SimpleNamespace(OUTPUT_TYPE="multiple_choice", doc_to_choice=lambda document: CHOICES)
+    sample = {"doc": {}, "resps": [[(-5.0, False)], [(-1.0, True)]], "target": target}
+    assert module._answer(task, sample) == {"margin": margin}
+
+
+@pytest.mark.parametrize("target", ["it snowed.", 2, -1, [0, 1], None])
+def test_a_target_that_is_no_choice_is_refused(target):
+    config = SimpleNamespace(task="made-up")
+    task = SimpleNamespace(OUTPUT_TYPE="multiple_choice", doc_to_choice=lambda document: CHOICES, config=config)
+    with pytest.raises(SolmError, match=r"task made-up has the target .*, none of its 2 choices"):
+        module._answer(task, {"doc": {}, "resps": [[(-5.0, False)], [(-1.0, True)]], "target": target})
+
+
+def test_where_beginnings_differ_the_margin_is_that_of_the_right_beginning(questions):
+    task = load_tasks(["winogrande"], questions)["winogrande"]["winogrande"]
+    document = next(iter(task.eval_docs))
+    sample = {"doc": document, "resps": [[(-5.0, False)], [(-1.0, True)]], "target": task.doc_to_target(document)}
+    assert module._answer(task, sample) == {"margin": 4}, "the second of them is right"
 
 
 def test_an_interrupted_run_goes_on(tiny_lm, questions, tmp_path):
