@@ -9,11 +9,10 @@ import torch
 
 from solm.backends.session import AnyPolicy, Result, Session
 from solm.core.budget import Ledger
-from solm.core.cost import relative_cost
 from solm.core.measured import MeasuredCost
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.pair_groups import Controlled, Group, Pair, Row, Tokens, clustered
-from solm.evaluation.spent import Spent
+from solm.evaluation.spent import Spent, step_costs
 from solm.policies.priced import PricedPolicy
 from solm.policies.schedules import Random, Static
 from solm.policies.unroll import unroll
@@ -251,7 +250,7 @@ class _Job:
 
     def _add(self, found: Result, real: torch.Tensor, kv_length: torch.Tensor) -> None:
         counted = found.controllable & real[..., None]
-        cost = relative_cost(found.realised, kv_length, self.lm.shapes, self.sparsity, "bytes")
+        cost = step_costs(self.lm, self.policy, self.sparsity, found.realised, kv_length)
         self.bytes += float(cost[real].sum())
         if self.measured is not None:
             shares, seen = torch.where(found.controllable, found.realised, 1.0)[real].double().numpy(), kv_length[real]

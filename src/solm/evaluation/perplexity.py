@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from solm.backends.session import AnyPolicy, Scored
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget, BudgetRequest, Ledger
-from solm.core.cost import CostModel, relative_cost
+from solm.core.cost import CostModel
 from solm.core.errors import BudgetError, DataError
 from solm.core.measured import MeasuredCost
 from solm.core.parts import Parts
@@ -22,6 +22,7 @@ from solm.evaluation.points import points, random_trials
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.resume import network_fingerprint, resume_key
 from solm.evaluation.sources import shares_of, text_facts
+from solm.evaluation.spent import step_costs
 from solm.evaluation.use import Taken, action_use, examples
 from solm.policies.priced import LevelCosts
 from solm.policies.schedules import Dense, Random
@@ -182,13 +183,14 @@ def _run_batch(
         generator = torch.Generator().manual_seed((settings.seed * 100_003 + index) * 1_009 + purpose)
         forked.control(arm.policy, target, settings.length, generator)
         scored = forked.score(tokens.repeat_interleave(forks, 0))
-        return scored, _row_means(lm, scored, settings)
+        return scored, _row_means(lm, arm, scored, settings)
 
     rows: Rows = {}
     taken = None
     _, rows["dense"] = run(Arm(Dense(space)), targets[: len(windows)], 0)
     if lm.trained is not None:
-        scored, ours = run(Arm(lm.policy("policy")), targets, 1)
+        decides = Arm(lm.policy("policy"))
+        scored, ours = run(decides, targets, 1)
         _spread(rows, "policy", ours, settings)
         assert scored.actions is not None
         targets = _averages(scored)
@@ -196,7 +198,7 @@ def _run_batch(
         taken = Taken(
             actions=scored.actions.tolist(),
             nats=(-scored.log_probabilities[:shown].double()).tolist(),
-            cost=_costs(lm, scored, settings, "bytes")[:shown].tolist(),
+            cost=_costs(lm, decides, scored, settings, "bytes")[:shown].tolist(),
         )
     for name, arm in arms.items():
         _spread(rows, name, run(arm, targets, 2)[1], settings)
@@ -223,11 +225,6 @@ def _averages(scored: Scored) -> torch.Tensor:
     return average
 
 
-def _costs(lm: LanguageModel, scored: Scored, settings: EvaluationSettings, model: CostModel) -> torch.Tensor:
-    """What every step costs as a share of the dense one [N, T]."""
-    return relative_cost(_shares(scored), _kv_length(settings), lm.shapes, lm.sparsity, model)
-
-
 def _shares(scored: Scored) -> torch.Tensor:
     """What every step realised [N, T, 3]; 1 where it could not be controlled."""
     return torch.where(scored.controllable, scored.realised, 1.0)
@@ -238,9 +235,14 @@ def _kv_length(settings: EvaluationSettings) -> torch.Tensor:
     return settings.context + 1 + torch.arange(settings.length)
 
 
-def _row_means(lm: LanguageModel, scored: Scored, settings: EvaluationSettings) -> list[list[float]]:
+def _costs(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings, model: CostModel) -> torch.Tensor:
+    """What every step of an arm costs as a share of the dense one [N, T]."""
+    return step_costs(lm, arm.policy, arm.sparsity, _shares(scored), _kv_length(settings), model)
+
+
+def _row_means(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings) -> list[list[float]]:
     nats = -scored.log_probabilities.double().mean(1).cpu()
-    cost = [_costs(lm, scored, settings, model).mean(1) for model in ("bytes", "flops")]
+    cost = [_costs(lm, arm, scored, settings, model).mean(1) for model in ("bytes", "flops")]
     if lm.timings is None:
         cost.append(torch.full_like(nats, torch.nan))
     else:

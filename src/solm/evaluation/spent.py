@@ -5,14 +5,31 @@ from dataclasses import dataclass
 
 import torch
 
+from solm.backends.session import AnyPolicy
 from solm.core.actions import AXES, FULL_BITS
 from solm.core.budget import Budget, Ledger
+from solm.core.cost import CostModel, relative_cost
+from solm.core.sparsity import SparsityConfig
+from solm.runtime.language_model import LanguageModel
 
 
 def budget_of(realised: Mapping[str, float]) -> Budget:
     """The average shares that steps realised, by axis, as the budget that other arms are given."""
     attention, mlp, bits = (min(1.0, realised[axis]) for axis in AXES)  # averages of floats may exceed 1 by rounding
     return Budget(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
+
+
+def step_costs(
+    lm: LanguageModel,
+    policy: AnyPolicy,
+    sparsity: SparsityConfig | None,
+    realised: torch.Tensor,
+    kv_length: torch.Tensor,
+    model: CostModel = "bytes",
+) -> torch.Tensor:
+    """What steps of realised shares [..., 3] that see kv_length [...] keys cost as a share of dense ones [...], the
+    weights of `policy`, which decides, included. sparsity: where it is not the model's."""
+    return relative_cost(realised, kv_length, lm.shapes, sparsity or lm.sparsity, model, lm.overhead(policy))
 
 
 @dataclass(frozen=True)

@@ -86,13 +86,6 @@ class TrainedPolicy:
                 self._network = ValueNetwork(sizes) if isinstance(sizes, ValueConfig) else PolicyNetwork(sizes)
         return self._network
 
-    @property
-    def size(self) -> int:
-        """Fitted numbers that are read at every step."""
-        if self._weights is not None:
-            return self._weights.size
-        return sum(parameter.numel() for parameter in self.network.parameters())
-
     def to(self, device: "torch.device") -> None:
         """Move the network to `device`."""
         self.network.to(device)

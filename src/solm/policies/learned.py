@@ -43,6 +43,11 @@ class LearnedPolicy:
     ):
         self.network, self.space, self.decision, self.clamp, self.part = network, space, decision, clamp, part
 
+    @property
+    def size(self) -> int:
+        """Fitted numbers that are read at every step."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
     def start(self, rows: int, device: torch.device) -> Memory:
         return self.network.start(rows, device)
 

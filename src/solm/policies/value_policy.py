@@ -76,6 +76,11 @@ class ValuePolicy(PricedPolicy):
         super().__init__(space, config.layer, price_curves(space, self.training_costs), clamp)
 
     @property
+    def size(self) -> int:
+        """Fitted numbers that are read at every step."""
+        return self.weights.size
+
+    @property
     def training_costs(self) -> LevelCosts:
         return self.level_costs(self.weights.arrays["training_sensitivities"])
 

@@ -184,9 +184,7 @@ class ControlledModel:
 
     def overhead(self, policy: AnyPolicy) -> int:
         """Weights that `policy` reads at every step besides the model's."""
-        if not policy.reads_model or self.trained is None:
-            return 0
-        return self.trained.size
+        return int(getattr(policy, "size", 0))
 
     def step_cost(self, realised: Sequence[float], kv_length: int, overhead: int = 0) -> float:
         """Bytes read by a step of realised shares [3] that saw kv_length keys, as a share of the dense step's."""

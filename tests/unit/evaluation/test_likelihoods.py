@@ -7,6 +7,7 @@ import solm
 from helpers.models import tiny_model
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
+from solm.core.cost import relative_cost
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation import likelihoods as module
@@ -97,6 +98,21 @@ def test_kept_prefills_change_nothing(lm, limit):
         assert torch.equal(kept.spent.shares, apart.spent.shares)
     assert prefills.held <= limit
     assert (prefills.held > 0) == (limit > 0)
+
+
+class Heavy(Dense):
+    """Dense, and reads as many weights as ten layers."""
+
+    size = 10**6
+
+
+def test_bytes_include_the_weights_of_the_policy(lm):
+    pairs = [(words(1, 60), words(2, 8))]
+    dense, heavy = (likelihoods(lm, pairs, policy(SPACE), DENSE).spent for policy in (Dense, Heavy))
+    assert dense.bytes == pytest.approx(8)
+    kv_length = 60 + torch.arange(8)
+    expected = relative_cost(DENSE.expand(8, 3), kv_length, lm.shapes, lm.sparsity, "bytes", Heavy.size)
+    assert heavy.bytes == pytest.approx(float(expected.sum()))
 
 
 class EveryThird:

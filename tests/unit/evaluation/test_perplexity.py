@@ -11,14 +11,16 @@ from helpers.models import tiny_model
 from helpers.policies import network, under_policy, under_values
 from helpers.timings import made_timings
 from solm.core.actions import ActionSpace
+from solm.core.cost import relative_cost
 from solm.core.errors import BudgetError, DataError
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
 from solm.evaluation import perplexity, show
-from solm.evaluation.arms import static_arms
+from solm.evaluation.arms import Arm, static_arms
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
 from solm.policies.artifact import TrainedPolicy
+from solm.policies.schedules import Dense, Static
 
 SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=6, context=90, length=20, trials=3, batch=4)
 
@@ -86,6 +88,28 @@ def test_results_do_not_depend_on_an_interruption(policy_lm, stream, whole, tmp_
     resumed = evaluate(policy_lm, [stream], SETTINGS, partial=partial, progress=lambda done, total: seen.append(done))
     assert resumed.points == whole.points
     assert partial.exists()  # until the result is written
+
+
+def test_arms_are_charged_by_their_own_sparsity_and_policy(tiny_lm, stream):
+    """An arm that reads half of the weights, and one that reads a network beside all of them."""
+
+    class Heavy(Dense):
+        size = 10**6
+
+    space, dense, (context, length) = ActionSpace(bits=(4, 16)), torch.ones(3, dtype=torch.float64), (60, 8)
+    rivals = {"nested": Arm(Static(space), SparsityConfig.preset("nested")), "heavy": Arm(Heavy(space))}
+    small = EvaluationSettings(budgets=(0.75,), texts=1, context=context, length=length, trials=0)
+    found = evaluate(tiny_lm, [stream], small, space, rivals=rivals)
+    nested, heavy = (found.arm(name, 0.75) for name in ("nested", "heavy"))
+    kv_length = context + 1 + torch.arange(length)
+    for point, sparsity, extra in ((nested, SparsityConfig.preset("nested"), 0), (heavy, tiny_lm.sparsity, Heavy.size)):
+        shares = dense.clone()
+        shares[2] = point.axes["bits"]
+        for model in ("bytes", "flops"):
+            expected = relative_cost(shares.expand(length, 3), kv_length, tiny_lm.shapes, sparsity, model, extra).mean()
+            assert point.cost[model] == pytest.approx(float(expected)), (point.arm, model)
+    assert nested.cost["bytes"] < 0.9 < 1.1 < heavy.cost["bytes"]
+    assert found.arm("uniform", 0.75).cost["bytes"] == pytest.approx(1), "activation bits change nothing that is read"
 
 
 def test_a_partial_file_of_a_rival_with_other_weights_is_not_continued(value_lm, stream, tmp_path):
