@@ -208,7 +208,10 @@ class ControlledLM(TemplateLM):
             options = normalize_gen_kwargs(given, self.max_gen_toks)
             stops = handle_stop_sequences(options.pop("until", None), eos=end)
             longest = options.pop("max_gen_toks")
-            ids = self.tok_encode(prompt)[-(self.max_length - longest) :]
+            room = self.max_length - longest
+            if longest < 1 or room < 1:
+                raise SolmError(f"max_gen_toks must lie between 1 and {self.max_length - 1}, got {longest}")
+            ids = self.tok_encode(prompt)[-room:]
             text, tokens = "", []
             for token in self.controlled.stream(
                 torch.tensor([ids]),

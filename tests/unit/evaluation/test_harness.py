@@ -5,6 +5,7 @@ import torch
 
 import solm
 from helpers.models import tiny_model
+from solm.core.errors import SolmError
 from solm.runtime.load import engine_sparsity
 
 
@@ -46,6 +47,23 @@ def test_the_harness_scores_as_lm_evals_own_model_does(byte_tokenizer):
         assert ours.compute.realised["net"] == 1
         generation = [Instance("generate_until", {}, ("Once", {"until": ["zzz"], "max_gen_toks": 6}), 0)]
         assert ours.generate_until(generation) == stock.generate_until(generation)
+
+
+def test_a_prompt_loses_its_beginning_where_it_leaves_no_room_for_the_reply(tiny_lm):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+
+    from solm.evaluation.harness import ControlledLM
+
+    def ask(model: ControlledLM, prompt: str, longest: int) -> list[str]:
+        asked = (prompt, {"until": ["zzz"], "max_gen_toks": longest})
+        return model.generate_until([Instance("generate_until", {}, asked, 0)], disable_tqdm=True)
+
+    short = ControlledLM(tiny_lm, max_length=10)
+    assert ask(short, "abcdefghij", 7) == ask(ControlledLM(tiny_lm), "hij", 7)
+    for longest in (0, 10, 12):
+        with pytest.raises(SolmError, match=f"max_gen_toks must lie between 1 and 9, got {longest}"):
+            ask(short, "abcdefghij", longest)
 
 
 def test_the_harness_scores_alike_on_both_backends_and_tells_milliseconds(byte_tokenizer):
