@@ -110,6 +110,14 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
     assert json.loads(said.out) == told, "all is done: nothing changes"
     assert "plan" not in said.err
 
+    lost = (out / "evaluation-after-64.json", out / "policy" / "policy.safetensors")
+    for file in lost:
+        file.unlink()
+        code, said = solm("fit", tiny_folder, "--data", texts, "--minutes", MINUTES, "--out", out, "--json")
+        assert not code, said.err
+        assert json.loads(said.out) == told, "what is missing is made again"
+    assert all(file.exists() for file in lost)
+
     result = tmp_path / "eval.json"
     code, said = solm(
         "eval", "--model", tiny_folder, "--backend", "cpu", "--policy", out / "policy", "--data", texts.split(",")[0],

@@ -3,7 +3,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,6 +15,8 @@ from solm.core.files import locked, read_model, write_json
 from solm.fitting.plan import Sizes
 
 MANIFEST = "fit.json"
+Files = Sequence[str] | None
+"""Names of files in the folder; None: none."""
 
 
 class About(BaseModel):
@@ -42,8 +44,10 @@ class _Manifest(BaseModel):
     sizes: dict[str, Sizes] = Field(default_factory=dict)
     done: dict[str, tuple[str, str]] = Field(default_factory=dict)
     """By phase the digests of what it was made from and of what it made."""
+    beside: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """By a phase's output the further files that it wrote."""
     seconds: dict[str, float] = Field(default_factory=dict)
-    """By phase that is done, how long it took."""
+    """By phase how long it ran, interrupted runs included."""
 
 
 class FitFolder:
@@ -78,22 +82,27 @@ class FitFolder:
             self._save()
         return self._manifest.sizes[phase]
 
-    def phase(self, name: str, output: str, inputs: list[str], make: Callable[[], None]) -> bool:
+    def phase(self, name: str, output: str, inputs: list[str], make: Callable[[], Files]) -> bool:
         """Run `make`, which writes the file `output` from the files `inputs`, unless it is there already: whole, and
-        made from just these inputs. Whether it ran."""
+        made from just these inputs. Whether it ran.
+
+        make: gives the further files that it has written, which count as parts of `output`."""
         key = self._digest(inputs)
         if self._manifest.done.get(name) == (key, self._digest([output])):
             return False
         begun = time.monotonic()
-        make()
-        self._manifest.seconds[name] = round(time.monotonic() - begun, 1)
-        self._manifest.done[name] = (key, self._digest([output]))
-        self._save()
+        try:
+            self._manifest.beside[output] = tuple(make() or ())
+            self._manifest.done[name] = (key, self._digest([output]))
+        finally:  # what an interrupted run has taken is no longer left for later phases
+            taken = self._manifest.seconds.get(name, 0.0) + time.monotonic() - begun
+            self._manifest.seconds[name] = round(taken, 1)
+            self._save()
         return True
 
     @property
     def seconds(self) -> dict[str, float]:
-        """By phase that is done, how long it took."""
+        """By phase how long it ran, interrupted runs included."""
         return dict(self._manifest.seconds)
 
     def is_done(self, name: str, output: str, inputs: list[str]) -> bool:
@@ -102,8 +111,8 @@ class FitFolder:
 
     def _digest(self, names: list[str]) -> str:
         found = hashlib.sha256()
-        for name in names:
-            path = self.path / name
+        for file in (file for name in names for file in (name, *self._manifest.beside.get(name, ()))):
+            path = self.path / file
             found.update(path.read_bytes() if path.is_file() else b"missing")
         return found.hexdigest()
 

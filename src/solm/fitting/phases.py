@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import torch
 
 from solm.core.actions import ActionSpace
-from solm.core.curve import BudgetCurve, CurvePoint, spaced_budgets
+from solm.core.curve import CURVE, BudgetCurve, CurvePoint, spaced_budgets
 from solm.core.errors import SolmError
 from solm.core.files import read_json, read_model, resumable, write_json, write_text
 from solm.core.measured import measured_parts
@@ -20,10 +20,11 @@ from solm.evaluation.baselines import BaselineRequest, baseline
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.step_timing import measure
+from solm.fitting.folder import Files
 from solm.fitting.job import Job
 from solm.fitting.own_texts import own_texts
 from solm.fitting.plan import BUDGETS, SCHEDULES
-from solm.policies.artifact import TrainedPolicy
+from solm.policies.artifact import WEIGHTS, TrainedPolicy
 from solm.policies.priced import SAME_COSTS
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.offer import Offer
@@ -164,7 +165,7 @@ def _level_costs(job: Job) -> list[torch.Tensor]:
     return [torch.tensor(axis, dtype=torch.float64) for axis in read_json(job.folder.path / COSTS)]
 
 
-def fit_network(job: Job) -> None:
+def fit_network(job: Job) -> Files:
     """The policy, not yet compared."""
     config, costs = _training(job, "level costs"), _level_costs(job)
     samples = read_samples(job.folder.path / TRAINING, config.batches)
@@ -172,9 +173,10 @@ def fit_network(job: Job) -> None:
     after = tuple((context, tuple(factors)) for context, factors in read_json(job.folder.path / LONG_COSTS))
     fitted = fitted_policy(_allocated(job), config, samples, costs, about, after).with_space(CHOICES)
     fitted.save_pretrained((job.folder.path / FITTED).parent)
+    return [f"{TRAINING}/policy/{WEIGHTS}"]
 
 
-def compare(job: Job) -> None:
+def compare(job: Job) -> Files:
     """The policy and baselines at equal milliseconds, on text that nothing was learned from, after every context."""
     lm = _controlled(job)
     request = BaselineRequest(lm, lm.space, None, job.texts.context, job.seed)
@@ -196,6 +198,7 @@ def compare(job: Job) -> None:
                 lambda done, _, before=before: told(before + done, sum(batches)), rivals=rivals,  # type: ignore[misc]
             )  # fmt: skip
             write_text(path, result.model_dump_json(indent=2) + "\n")
+    return [evaluation_file(job.texts.context, compared.context) for compared in comparisons[1:]]
 
 
 def evaluation_file(main: int, context: int) -> str:
@@ -211,11 +214,12 @@ def evaluations(job: Job) -> list[EvaluationResult]:
     ]
 
 
-def write_policy(job: Job) -> None:
+def write_policy(job: Job) -> Files:
     """The policy with its curve and card."""
     fitted = TrainedPolicy.from_pretrained((job.folder.path / FITTED).parent)
     curve = curve_of(evaluations(job), read_timings(job.folder.path / TIMINGS))
     TrainedPolicy(fitted.config, fitted.network, curve).save_pretrained((job.folder.path / POLICY).parent)
+    return [f"policy/{WEIGHTS}", f"policy/{CURVE}"]
 
 
 def curve_of(results: list[EvaluationResult], timings: StepTimings) -> BudgetCurve:

@@ -12,7 +12,7 @@ from solm.core.provenance import environment
 from solm.data.windows import TokenStream
 from solm.evaluation.result import EvaluationResult
 from solm.fitting import phases
-from solm.fitting.folder import About, FitFolder
+from solm.fitting.folder import About, Files, FitFolder
 from solm.fitting.job import Job, Report
 from solm.fitting.own_texts import OWN_TEXTS, continue_texts
 from solm.fitting.phases import (
@@ -31,7 +31,7 @@ from solm.fitting.texts import Texts
 from solm.runtime.language_model import LanguageModel
 
 REPORT = "report.html"
-ORDER: tuple[tuple[str, str, list[str], Callable[[Job], None]], ...] = (
+ORDER: tuple[tuple[str, str, list[str], Callable[[Job], Files]], ...] = (
     ("timings", TIMINGS, [], phases.time_steps),
     ("thresholds", THRESHOLDS, [], phases.find_thresholds),
     ("allocation", ALLOCATION, [TIMINGS, THRESHOLDS], phases.deal_out),
@@ -43,7 +43,8 @@ ORDER: tuple[tuple[str, str, list[str], Callable[[Job], None]], ...] = (
     ("comparison", EVALUATION, [TIMINGS, FITTED], phases.compare),
     ("policy", POLICY, [TIMINGS, FITTED, EVALUATION], phases.write_policy),
 )
-"""Every phase with the file that it writes, those that it reads, and what does it."""
+"""Every phase with the file that it writes, those that it reads, and what does it and gives further files that it
+wrote, which are read with the first."""
 
 
 def fit(
@@ -89,7 +90,7 @@ def fit(
             for line in plan_lines(job):
                 remark(line)
         elif left:
-            spent = sum(seconds for name, seconds in folder.seconds.items() if name not in left) / 60
+            spent = sum(folder.seconds.values()) / 60
             remark(f"goes on with {left[0]}, {spent:.1f} of {minutes:g} minutes in")
         for name, output, inputs, make in ORDER:
             if not folder.phase(name, output, inputs, lambda make=make: make(job)):  # type: ignore[misc]

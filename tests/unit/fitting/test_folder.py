@@ -11,10 +11,19 @@ ABOUT = About(model="{}", backend="cpu int8", processor="p", threads=2, data={"a
 def made(path, calls, about=ABOUT):
     """Two phases, the second of which reads what the first wrote."""
     with FitFolder.opened(path, about) as folder:
-        folder.phase("one", "one.json", [], lambda: (calls.append("one"), (path / "one.json").write_text("1")))
-        folder.phase(
-            "two", "two.json", ["one.json"], lambda: (calls.append("two"), (path / "two.json").write_text("2"))
-        )
+
+        def one():
+            calls.append("one")
+            (path / "one.json").write_text("1")
+            (path / "beside.json").write_text("more")
+            return ["beside.json"]
+
+        def two():
+            calls.append("two")
+            (path / "two.json").write_text("2")
+
+        folder.phase("one", "one.json", [], one)
+        folder.phase("two", "two.json", ["one.json"], two)
 
 
 def test_a_phase_is_skipped_while_its_output_is_whole_and_its_inputs_the_same(tmp_path):
@@ -24,6 +33,8 @@ def test_a_phase_is_skipped_while_its_output_is_whole_and_its_inputs_the_same(tm
         (lambda: (tmp_path / "two.json").write_text("half"), ["two"]),
         (lambda: (tmp_path / "two.json").unlink(), ["two"]),
         (lambda: (tmp_path / "one.json").write_text("other"), ["one"]),
+        (lambda: (tmp_path / "beside.json").write_text("half"), ["one"]),
+        (lambda: (tmp_path / "beside.json").unlink(), ["one"]),
     ):
         change()
         calls = []
@@ -36,6 +47,28 @@ def test_another_input_makes_a_phase_again(tmp_path):
     with FitFolder.opened(tmp_path, ABOUT) as folder:
         (tmp_path / "one.json").write_text("changed")
         assert not folder.is_done("two", "two.json", ["one.json"])
+        (tmp_path / "one.json").write_text("1")
+        assert folder.is_done("two", "two.json", ["one.json"])
+        (tmp_path / "beside.json").write_text("changed")
+        assert not folder.is_done("two", "two.json", ["one.json"])
+
+
+def test_the_time_of_interrupted_runs_counts(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def work(seconds, fails=False):
+        now[0] += seconds
+        if fails:
+            raise KeyboardInterrupt
+
+    with FitFolder.opened(tmp_path, ABOUT) as folder, pytest.raises(KeyboardInterrupt):
+        folder.phase("one", "one.json", [], lambda: work(60, fails=True))
+    with FitFolder.opened(tmp_path, ABOUT) as folder:
+        assert folder.seconds == {"one": 60}
+        assert not folder.is_done("one", "one.json", [])
+        assert folder.phase("one", "one.json", [], lambda: work(5))
+        assert folder.seconds == {"one": 65}
 
 
 @pytest.mark.parametrize(
