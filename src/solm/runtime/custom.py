@@ -26,7 +26,7 @@ def custom_generate(
     """The decoding loop that `model.generate(custom_generate=...)` calls, for the model of `lm`.
 
     transformers prepares the prompt, the logits processors and the stopping criteria, and pads what ended early; the
-    steps follow the policy. It hands no streamer to such a loop, so that it is given here.
+    steps follow the policy. It hands no streamer to such a loop, so that it is given here; who calls the loop ends it.
     """
 
     def loop(
@@ -58,15 +58,11 @@ def custom_generate(
             target = lm.budget(budget, len(ids) + longest // 2, decides)
             draft = Draft(lm, sampler, len(ids), decides)
             rows.append(Row(ids[None], decides, target, longest, draft, _End(padded, stopping_criteria)))
-        try:
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
+        for _, token in decode(lm, rows, _BATCH):
             if streamer is not None:
-                streamer.put(input_ids.cpu())
-            for _, token in decode(lm, rows, _BATCH):
-                if streamer is not None:
-                    streamer.put(torch.tensor([token.id]))
-        finally:
-            if streamer is not None:
-                streamer.end()
+                streamer.put(torch.tensor([token.id]))
         return _padded(input_ids, [row.draft for row in rows], generation_config._pad_token_tensor)
 
     return loop

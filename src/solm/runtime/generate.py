@@ -1,6 +1,7 @@
 """Free-running generation under a budget, of one prompt or several, with a trace of what every token cost."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from solm.backends.session import AnyPolicy, Session
@@ -32,8 +33,8 @@ def generate(
         budget: as for `stream`; a list has one for every prompt.
         policy: as for `stream`.
         seed: of the first prompt's random numbers; prompt i draws as it would alone with seed + i.
-        streamer: of transformers, such as `TextStreamer` or `TextIteratorStreamer`, for one prompt: gets the prompt,
-            every token, and the end.
+        streamer: of transformers, such as `TextStreamer` or `TextIteratorStreamer`, for one prompt: gets the prompt
+            and every token; `LanguageModel.generate` ends it.
         batch_size: most prompts that decode together; the others wait.
         options: the other options of `stream`.
 
@@ -45,32 +46,38 @@ def generate(
     budgets: list[Any] = list(budget) if isinstance(budget, list | tuple) else [budget] * len(prompts)
     if len(budgets) != len(prompts):
         raise BudgetError(f"there are {len(budgets)} budgets for {len(prompts)} prompts; give one, or one for each")
-    try:
-        if streamer is not None and len(prompts) != 1:
-            raise SolmError(f"a streamer takes one prompt, got {len(prompts)}")
-        known: dict[str, AnyPolicy] = {}
-        rows, asked = [], []
-        for number, (ids, wanted) in enumerate(zip(prompts, budgets, strict=True)):
-            name = _named(lm, policy, wanted)
-            # One object for all rows of a policy, which are then decided together.
-            decides = known.setdefault(name, lm.policy(name)) if isinstance(name, str) else name
-            try:
-                rows.append(_row(lm, ids, wanted, decides, seed=seed + number, **options))
-            except SolmError as error:
-                if len(prompts) == 1:
-                    raise
-                raise type(error)(f"prompt {number}: {error}") from error
-            seen = ids.shape[1] + rows[-1].longest // 2
-            asked.append(asked_for(lm, rows[-1].budget, seen, decides, wanted))
+    if streamer is not None and len(prompts) != 1:
+        raise SolmError(f"a streamer takes one prompt, got {len(prompts)}")
+    known: dict[str, AnyPolicy] = {}
+    rows, asked = [], []
+    for number, (ids, wanted) in enumerate(zip(prompts, budgets, strict=True)):
+        name = _named(lm, policy, wanted)
+        # One object for all rows of a policy, which are then decided together.
+        decides = known.setdefault(name, lm.policy(name)) if isinstance(name, str) else name
+        try:
+            rows.append(_row(lm, ids, wanted, decides, seed=seed + number, **options))
+        except SolmError as error:
+            if len(prompts) == 1:
+                raise
+            raise type(error)(f"prompt {number}: {error}") from error
+        seen = ids.shape[1] + rows[-1].longest // 2
+        asked.append(asked_for(lm, rows[-1].budget, seen, decides, wanted))
+    if streamer is not None:
+        streamer.put(as_tensor(prompts[0]).cpu())
+    for _, token in decode(lm, rows, batch_size):
         if streamer is not None:
-            streamer.put(as_tensor(prompts[0]).cpu())
-        for _, token in decode(lm, rows, batch_size):
-            if streamer is not None:
-                streamer.put(as_tensor([token.id]))
-    finally:
-        if streamer is not None:  # somebody may wait for it in another thread
-            streamer.end()
+            streamer.put(as_tensor([token.id]))
     return [summarise(lm, row.draft.tokens, wanted, row.ids.shape[1]) for row, wanted in zip(rows, asked, strict=True)]
+
+
+@contextmanager
+def ending(streamer: Any) -> Iterator[None]:
+    """End `streamer`, where there is one, however the block ends: somebody may wait for it in another thread."""
+    try:
+        yield
+    finally:
+        if streamer is not None:
+            streamer.end()
 
 
 def stream(

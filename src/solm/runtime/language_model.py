@@ -10,7 +10,7 @@ from solm.core.arrays import Array, as_tensor, is_tensor
 from solm.core.budget import BudgetLike
 from solm.core.errors import DataError
 from solm.runtime.controlled import ControlledModel
-from solm.runtime.generate import generate, stream
+from solm.runtime.generate import ending, generate, stream
 from solm.runtime.prompts import Message, Prompt, Prompts, encode, token_rows
 from solm.runtime.reply import Reply, Token
 
@@ -34,8 +34,9 @@ class LanguageModel(ControlledModel):
         attention_mask, what a tokenizer returns (``generate(**inputs, budget=0.6)``), or a list of texts or of lists of
         messages. One prompt gives a `Reply`; several prompts, or N > 1, give a list of them.
         """
-        rows, several = self._rows(prompt, options)
-        replies = generate(self, rows, **options)
+        with ending(options.get("streamer")):
+            rows, several = self._rows(prompt, options)
+            replies = generate(self, rows, **options)
         return replies if several else replies[0]
 
     def stream(self, prompt: Prompt | None = None, **options: Any) -> Iterator[Token]:
@@ -54,7 +55,7 @@ class LanguageModel(ControlledModel):
         """
         from solm.runtime import custom
 
-        return custom.custom_generate(self, budget, policy, streamer)
+        return ending(streamer)(custom.custom_generate(self, budget, policy, streamer))
 
     def encode(self, prompt: Prompt, system: str | None = None) -> "torch.Tensor":
         """Token ids [1, C] of a prompt, through the chat template where the tokenizer has one, after `system`."""

@@ -26,6 +26,7 @@ from solm.core.timings import read_timings
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.controlled import sparsity_of
 from solm.runtime.facts import facts_of, model_facts, policy_called
+from solm.runtime.generate import ending
 from solm.runtime.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -193,9 +194,12 @@ def custom_generate(
             beam search.
     """
 
+    @ending(streamer)
     def loop(model: Any, input_ids: "torch.Tensor", **given: Any) -> "torch.Tensor":
+        from solm.runtime import custom
+
         with attach(model, policy, sparsity=sparsity) as lm:
-            return lm.custom_generate(budget, streamer=streamer)(model, input_ids, **given)
+            return custom.custom_generate(lm, budget, None, streamer)(model, input_ids, **given)
 
     return loop
 

@@ -124,12 +124,17 @@ def test_what_it_cannot_do_is_refused(model, byte_tokenizer):
             model.generate(input_ids=IDS, max_new_tokens=4, custom_generate=loop, **options)
     with pytest.raises(BudgetError, match="budget 7 is out of range"):
         model.generate(input_ids=IDS, max_new_tokens=4, custom_generate=solm.custom_generate(budget=7))
-    streamer = TextIteratorStreamer(byte_tokenizer)
+    streamer = TextIteratorStreamer(byte_tokenizer, timeout=1)
+    streaming = solm.custom_generate(streamer=streamer)
     with pytest.raises(SolmError, match="a streamer takes one prompt, got 3"):
-        model.generate(input_ids=IDS, max_new_tokens=4, custom_generate=solm.custom_generate(streamer=streamer))
+        model.generate(input_ids=IDS, max_new_tokens=4, custom_generate=streaming)
     with solm.attach(model) as lm:
-        with pytest.raises(UnsupportedModelError, match="attached already"):
-            model.generate(input_ids=IDS, max_new_tokens=4, custom_generate=loop)
+        for attaching in (loop, streaming):
+            with pytest.raises(UnsupportedModelError, match="attached already"):
+                model.generate(input_ids=IDS, max_new_tokens=4, custom_generate=attaching)
+        with pytest.raises(SolmError, match="a streamer takes one prompt, got 3"):
+            model.generate(input_ids=IDS, max_new_tokens=4, custom_generate=lm.custom_generate(streamer=streamer))
+        assert [list(streamer) for _ in range(3)] == [[""]] * 3, "one end for each mistake"
         other = tiny_model("llama", torch.float32)
         with pytest.raises(SolmError, match="belongs to another model"):
             other.generate(input_ids=IDS, max_new_tokens=4, custom_generate=lm.custom_generate())

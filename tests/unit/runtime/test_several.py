@@ -101,9 +101,21 @@ def test_a_streamer_of_transformers_gets_every_token(tiny_lm, capsys):
     assert capsys.readouterr().out.startswith(PROMPTS[0])
 
 
-def test_a_streamer_hears_the_end_after_a_mistake(tiny_lm):
+@pytest.mark.parametrize(
+    ("prompt", "options"),
+    [
+        (PROMPTS[0], {"budget": 7}),
+        (PROMPTS[0], {"budget": [0.7, 0.8]}),
+        (PROMPTS[0], {"batch_size": 0}),
+        (PROMPTS[:2], {}),
+        (torch.zeros(1, 0, dtype=torch.int64), {}),
+        (torch.tensor([[5, 259]]), {}),
+    ],
+)
+def test_a_streamer_hears_the_end_once_after_a_mistake(tiny_lm, prompt, options):
     """Else the thread that reads it would wait for ever."""
-    streamer = TextIteratorStreamer(tiny_lm.tokenizer, timeout=10)
-    with pytest.raises(BudgetError):
-        tiny_lm.generate(PROMPTS[0], budget=7, streamer=streamer)
+    streamer = TextIteratorStreamer(tiny_lm.tokenizer, timeout=1)
+    with pytest.raises(SolmError):
+        tiny_lm.generate(prompt, streamer=streamer, **options)
     assert list(streamer) == [""]
+    assert streamer.text_queue.empty()
