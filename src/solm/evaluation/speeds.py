@@ -9,9 +9,11 @@ from typing import Any, Self
 import torch
 from rich.table import Table
 
+from solm.core.errors import SolmError
 from solm.runtime.generate import stream, summarise
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.reply import Token, step_milliseconds
+from solm.runtime.sampling import Sampler
 
 _CHUNK = 256
 """Tokens of the prompt that are read between two reports of progress."""
@@ -23,7 +25,8 @@ class Decoded:
 
     budget: share of the dense step's bytes that was asked for; None for dense. attention, mlp, bytes: shares of KV
     pages and MLP channels that steps realised, and of the dense step's bytes that they read. milliseconds: of a step.
-    tokens: of the reply. same: its first tokens that are those of the dense one.
+    All of these go on after the end of the reply. tokens: of the reply. same: its first tokens that are those of the
+    dense one.
     """
 
     budget: float | None
@@ -80,11 +83,12 @@ def side_by_side(
     rounds: int,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Speeds:
-    """Decode up to `tokens` tokens greedily after ids [1, C], dense and at every budget, in interleaved rounds.
+    """Decode `tokens` tokens greedily after ids [1, C], dense and at every budget, in interleaved rounds.
 
-    budgets: shares of the dense step's bytes. The prompt is read once. A step's time is the median over rounds of their
-    mean steps; the first step, which hands the prompt over, does not count. progress: called with the stage, parts done
-    and parts in all.
+    tokens: at least 3, else `SolmError`; those after a token that ends a reply are timed and not shown. budgets: shares
+    of the dense step's bytes. The prompt is read once. A step's time is the median over rounds of their mean steps; the
+    first step, which hands the prompt over, does not count. progress: called with the stage, parts done and parts in
+    all.
     """
     orders: list[float | None] = [None, *budgets]
     read = lm.session(capacity=ids.shape[1])
@@ -101,27 +105,43 @@ def side_by_side(
             session = read.copy(ids.shape[1] - 1, ids.shape[1] + tokens)
             policy = "dense" if budget is None else None
             said, moments = [], []
-            for token in stream(lm, ids, budget=budget, policy=policy, max_new_tokens=tokens, session=session):
+            for token in stream(
+                lm, ids, budget=budget, policy=policy, max_new_tokens=tokens, session=session, eos_token_id=None
+            ):
                 said.append(token)
                 moments.append(time.perf_counter())
-            times[index].append(step_milliseconds(moments) or 0.0)
+            milliseconds = step_milliseconds(moments)
+            if milliseconds is None:
+                raise SolmError(f"the time of a step needs at least 3 tokens, this reply has {len(said)}")
+            times[index].append(milliseconds)
             replies[index] = said
             progress("decoding dense and under budgets", 1 + turn * len(orders) + index, total)
+    ends = Sampler.of(lm, ids, 0, {}).stops
     found = [
-        _decoded(lm, ids.shape[1], budget, said, statistics.median(taken), replies[0])
+        _decoded(lm, ids.shape[1], budget, said, statistics.median(taken), replies[0], ends)
         for budget, said, taken in zip(orders, replies, times, strict=True)
     ]
     return Speeds(lm.backend.name, lm.threads, question, ids.shape[1], found)
 
 
+def _until_end(said: list[Token], ends: frozenset[int]) -> list[Token]:
+    """The tokens up to the first that ends a reply."""
+    return said[: next((place for place, token in enumerate(said, 1) if token.id in ends), len(said))]
+
+
 def _decoded(
-    lm: LanguageModel, prompt: int, budget: float | None, said: list[Token], milliseconds: float, dense: list[Token]
+    lm: LanguageModel,
+    prompt: int,
+    budget: float | None,
+    said: list[Token],
+    milliseconds: float,
+    dense: list[Token],
+    ends: frozenset[int],
 ) -> Decoded:
-    reply = summarise(lm, said, {}, prompt)
-    shares = reply.compute.realised
+    shares, written = summarise(lm, said, {}, prompt).compute.realised, _until_end(said, ends)
     return Decoded(
-        budget, shares["attention"], shares["mlp"], shares["bytes"], milliseconds, len(said), common(dense, said),
-        reply.text,
+        budget, shares["attention"], shares["mlp"], shares["bytes"], milliseconds, len(written),
+        common(_until_end(dense, ends), written), summarise(lm, written, {}, prompt).text,
     )  # fmt: skip
 
 

@@ -45,6 +45,23 @@ def test_dense_comes_first_and_the_others_are_told_against_it(speeds, value_lm):
     assert module.table(speeds).row_count == 3
 
 
+@pytest.mark.parametrize("own", [{}, {"repetition_penalty": 1.1}])
+def test_steps_after_the_end_of_a_reply_are_timed_and_not_shown(value_lm, own):
+    """A prompt that the dense model answers with the token that ends a reply."""
+    ids, config = value_lm.encode(FISH[:150]), value_lm.model.generation_config
+    for name, value in own.items():
+        setattr(config, name, value)
+    config.eos_token_id = value_lm.generate(ids, policy="dense", max_new_tokens=1).tokens[0].id
+    found = side_by_side(value_lm, ids, "Why?", [1.0], 24, 1)
+    assert [one.tokens for one in found.found] == [1, 1]
+    assert all(one.milliseconds > 0 for one in found.found)
+    assert found.found[0].text == value_lm.generate(ids, policy="dense", max_new_tokens=24).text
+    assert module.table(found).row_count == 2
+    assert difference(found, found.found[1]) == "the same text as dense"
+    with pytest.raises(SolmError, match="needs at least 3 tokens, this reply has 2"):
+        side_by_side(value_lm, ids, "Why?", [1.0], 2, 1)
+
+
 def test_the_json_form_holds_everything(speeds):
     assert Speeds.from_dict(json.loads(json.dumps(speeds.as_dict()))) == speeds
     with pytest.raises((KeyError, TypeError)):
