@@ -24,7 +24,7 @@ from solm.core.budget import Ledger
 from solm.core.files import write_text
 from solm.core.shares import axis_levels
 from solm.core.sparsity import SparsityConfig
-from solm.evaluation.baselines import BaselineRequest, baseline
+from solm.evaluation.baselines import BASELINES, BaselineRequest
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.show import verdict
 from solm.evaluation.statistics import paired_difference
@@ -45,7 +45,7 @@ BUDGETS = {
     "fine": (0.35, 0.4, 0.45, 0.5),
 }
 # In a fine space two mixed levels are the constant action already.
-BASELINES = {"mlp-fine": ("constant", "teal"), "fine": ()}
+RIVALS = {"mlp-fine": ("constant", "teal"), "fine": ()}
 BOUNDS = {128: 0.01, 16: 0.02}
 """Steps of a run, and by how much it may miss its budget."""
 TARGETS = 12
@@ -71,7 +71,7 @@ def policies(options: argparse.Namespace) -> None:
             partial=options.folder / f"{name}.partial",
             progress=lambda done, total, name=name: print(f"{name}: {done}/{total}", file=sys.stderr, flush=True),
             tuning=tuning,
-            rivals={arm: baseline(arm, request) for arm in BASELINES.get(name, ("constant",))},
+            rivals={arm: BASELINES[arm](request) for arm in RIVALS.get(name, ("constant",))},
         )  # fmt: skip
         write_text(options.folder / f"{name}.json", result.model_dump_json(indent=2) + "\n")
         print("\n".join(f"{name}, {line}" for line in verdict(result)))

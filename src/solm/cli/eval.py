@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from solm.cli.budget_lists import BudgetList
     from solm.core.actions import ActionSpace
     from solm.evaluation.arms import Arm
+    from solm.evaluation.baselines import Baseline
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.policies.priced import PricedPolicy
     from solm.runtime.facts import ModelFacts
@@ -111,7 +112,7 @@ def evaluate(
     from solm.cli.output import output, print_json, progress_bar, say
     from solm.core.files import resumable, write_bytes, write_text
     from solm.evaluation import show
-    from solm.evaluation.baselines import BASELINES, BaselineRequest, baseline
+    from solm.evaluation.baselines import BaselineRequest
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.perplexity import evaluate as run
     from solm.evaluation.pictures import kind_of
@@ -126,9 +127,10 @@ def evaluate(
     checks.out_file(out)
     checks.plot_file(plot)
     names = [item.strip() for item in (baselines or "").split(",") if item.strip()]
+    known_baselines = all_baselines()
     for name in names:
-        if name not in BASELINES:
-            raise SolmError(f"--baselines: unknown baseline {name!r}; choose among {', '.join(BASELINES)}")
+        if name not in known_baselines:
+            raise SolmError(f"--baselines: unknown baseline {name!r}; choose among {', '.join(known_baselines)}")
     how = checks.sparsity_of(sparsity)
     grid = checks.space_of(space)
     checks.backend(backend, precision, kv_cache_dtype, dtype, how)
@@ -163,7 +165,7 @@ def evaluate(
     tokens = streams(sources, lm.tokenizer)
     calibration = one_stream(tuning_sources, lm.tokenizer)
     for name in names:
-        rivals[name] = baseline(name, BaselineRequest(lm, offered, calibration, context, seed))
+        rivals[name] = known_baselines[name](BaselineRequest(lm, offered, calibration, context, seed))
     with resumable(out) as partial, progress_bar() as progress:
         result = run(
             lm, tokens, chosen, grid, partial, lambda done, total: progress.show("evaluating", done, total),
@@ -184,6 +186,15 @@ def evaluate(
     console.print(show.table(result))
     for line in show.verdict(result):
         console.print(line)
+
+
+def all_baselines() -> "dict[str, Baseline]":
+    """By name, those of research included."""
+    from solm.evaluation.baselines import BASELINES
+    from solm.research.controllers import drift, entropy
+    from solm.research.per_request import per_request
+
+    return BASELINES | {"drift": drift, "entropy": entropy, "per-request": per_request}
 
 
 def _with_budgets(offer: "Offer", chosen: "EvaluationSettings", asked: "BudgetList") -> "EvaluationSettings":

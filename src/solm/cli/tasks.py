@@ -86,7 +86,7 @@ def tasks(
     from solm.cli.output import output, print_json, progress_bar, say
     from solm.core.files import resumable, write_text
     from solm.evaluation.arms import Arm, tuned
-    from solm.evaluation.baselines import BaselineRequest, baseline
+    from solm.evaluation.baselines import BaselineRequest, constant
     from solm.evaluation.show import never_acted, task_table
     from solm.runtime.load import engine_sparsity, load
     from solm.runtime.offer import Offer
@@ -130,7 +130,7 @@ def tasks(
     stream = one_stream(sources, lm.tokenizer)
     rivals = {} if stream is None else {"tuned": Arm(tuned(lm, stream, offered))}
     if asked.in_time:
-        rivals["constant"] = baseline("constant", BaselineRequest(lm, offered))
+        rivals["constant"] = constant(BaselineRequest(lm, offered))
     with resumable(out) as partial, progress_bar() as progress:
         result = evaluate_tasks(
             lm, found, chosen, grid, rivals, partial, lambda done, total: progress.show("answering", done, total),

@@ -1,14 +1,20 @@
-"""Baselines by name: what an evaluation can compare a policy with besides uniform, allocated and random schedules."""
+"""Baselines: what an evaluation can compare a policy with besides uniform, allocated and random schedules."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
+
+import torch
 
 from solm.core.actions import FULL_BITS, ActionSpace
 from solm.core.errors import SolmError
+from solm.core.thresholds import MLP_SITES, PERCENTAGES
 from solm.data.windows import TokenStream
 from solm.evaluation.arms import Arm
-from solm.policies.schedules import Static
+from solm.policies.schedules import Paced, Static
 from solm.runtime.language_model import LanguageModel
+
+_TEXTS = 16
+"""That thresholds are measured on."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +47,26 @@ def _percents(lowest: float) -> tuple[float, ...]:
     return tuple(percent / 100 for percent in range(round(lowest * 100), 101))
 
 
-# Functions from a `BaselineRequest` to an `Arm`, by module: those of research are imported when they are asked for.
-BASELINES = {
-    "constant": "solm.evaluation.baselines:constant",
-    "teal": "solm.evaluation.channel_thresholds:teal",
-    "drift": "solm.research.controllers:drift",
-    "entropy": "solm.research.controllers:entropy",
-    "per-request": "solm.research.per_request:per_request",
-}
+def teal(request: BaselineRequest) -> Arm:
+    """A constant MLP keep rate by magnitude thresholds on channels in place of an exact top-k (TEAL, arXiv 2408.14690),
+    every layer alike; the other axes mix two levels.
+
+    The thresholds are the model's own where a policy brings some, and else measured on the tuning text. The rate is an
+    average: on single tokens more or fewer channels pass, what passed is what is realised, and the rate of the steps to
+    come makes up for it. It need not be a level of the space, as a threshold can be anything. Raises `SolmError`
+    without thresholds and tuning text.
+    """
+    lm, space = request.lm, request.space
+    rates = tuple(percent / 100 for percent in range(1, PERCENTAGES))
+    fine = ActionSpace(attention=space.attention, mlp=rates, bits=space.bits)
+    plain, thresholds = lm.sparsity.under(None), lm.sparsity.thresholds
+    if thresholds is None:
+        if request.tuning is None:
+            raise SolmError("the arm teal needs text to measure its thresholds on: give --tuning")
+        windows = request.tuning.spaced(_TEXTS, request.context, torch.Generator().manual_seed(request.seed))
+        thresholds = lm.backend.channel_thresholds(windows, max(plain.sites, MLP_SITES))
+    return Arm(Paced(fine), plain.model_copy(update={"thresholds": thresholds}))
 
 
-def baseline(name: str, request: BaselineRequest) -> Arm:
-    """The baseline called `name`; raises `SolmError` for an unknown one, or where it lacks what it needs."""
-    if name not in BASELINES:
-        raise SolmError(f"unknown baseline {name!r}; choose among {', '.join(BASELINES)}")
-    module, _, function = BASELINES[name].partition(":")
-    arm: Arm = getattr(import_module(module), function)(request)
-    return arm
+Baseline = Callable[[BaselineRequest], Arm]
+BASELINES: dict[str, Baseline] = {"constant": constant, "teal": teal}

@@ -16,7 +16,7 @@ from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import ChannelThresholds
 from solm.core.timings import StepTimings, read_timings
 from solm.data.windows import TokenStream
-from solm.evaluation.baselines import BaselineRequest, baseline
+from solm.evaluation.baselines import BaselineRequest, constant, teal
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.step_timing import measure
@@ -180,7 +180,7 @@ def compare(job: Job) -> Files:
     """The policy and baselines at equal milliseconds, on text that nothing was learned from, after every context."""
     lm = _controlled(job)
     request = BaselineRequest(lm, lm.space, None, job.texts.context, job.seed)
-    rivals = {name: baseline(name, request) for name in ("constant", "teal")}
+    rivals = {"constant": constant(request), "teal": teal(request)}
     comparisons = job.sizes("comparison").comparisons
     batches = [-(-compared.texts // compared.batch) for compared in comparisons]
     told = job.progress("comparison")

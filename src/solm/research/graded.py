@@ -22,7 +22,7 @@ from solm.core.errors import BudgetError, SolmError
 from solm.core.parts import Parts
 from solm.core.provenance import plain_name
 from solm.evaluation.arms import Arm, static_arms
-from solm.evaluation.baselines import BaselineRequest, baseline
+from solm.evaluation.baselines import BaselineRequest, constant
 from solm.evaluation.result import Record, record
 from solm.evaluation.spent import budget_of
 from solm.policies.artifact import TrainedPolicy
@@ -132,7 +132,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     parts = Parts(partial, [settings, lm.trained.config.digest, lm.sparsity.model_dump(mode="json"), frozen])
     statics = static_arms(lm, lm.space)
     arms = {
-        name: baseline(name, BaselineRequest(lm, lm.space)) if name == "constant" else statics[name]
+        name: constant(BaselineRequest(lm, lm.space)) if name == "constant" else statics[name]
         for name in options.baselines
         if name == "constant" or name in statics  # without an allocation uniform is allocated
     }

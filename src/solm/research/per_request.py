@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from solm.backends.torch.families import decoder_layers
 from solm.core.errors import SolmError
 from solm.evaluation.arms import Arm
 from solm.evaluation.baselines import BaselineRequest
@@ -42,6 +41,8 @@ def per_request(request: BaselineRequest) -> Arm:
 
 def prompt_states(lm: LanguageModel, prompts: torch.Tensor, layer: int) -> torch.Tensor:
     """The residual stream [N, C, H] that enters `layer` when prompts [N, C] are read densely."""
+    from solm.backends.torch.families import decoder_layers  # takes seconds, because of transformers
+
     seen: list[torch.Tensor] = []
 
     def keep(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:

@@ -1,8 +1,5 @@
 """Baselines by name: what they read is counted, budgets are kept, and each is what its name says."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from pydantic import ValidationError
@@ -14,6 +11,7 @@ from helpers.sessions import scored_under
 from helpers.texts import FISH as TEXT
 from solm.backends.session import SplitSchedule
 from solm.backends.torch.families import decoder_layers, mlp_sites
+from solm.cli.eval import all_baselines
 from solm.core.actions import ActionSpace
 from solm.core.errors import PolicyMismatchError, SolmError
 from solm.core.shares import ceil_share
@@ -21,7 +19,7 @@ from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import ChannelThresholds
 from solm.data.windows import stream_of
 from solm.evaluation.arms import Arm
-from solm.evaluation.baselines import BASELINES, BaselineRequest, baseline
+from solm.evaluation.baselines import BASELINES, BaselineRequest, constant, teal
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.policies.schedules import Static
 from solm.research.per_request import per_request, prompt_states
@@ -56,7 +54,7 @@ def test_static_at_a_level_is_quest_at_a_constant_budget(exact_lm):
     pages = -(-ceil_share(torch.tensor(0.4, dtype=torch.float64), length) // 4)
     torch.testing.assert_close(quest.realised[0, :, 0] * length, torch.minimum(pages * 4, length).double())
     space = ActionSpace(attention=(0.4, 1.0))
-    for arm in (Arm(Static(space)), baseline("constant", BaselineRequest(exact_lm, space))):
+    for arm in (Arm(Static(space)), constant(BaselineRequest(exact_lm, space))):
         for step in (1, 2):
             goal = quest.realised[:, :step].mean(1)
             episode = scored_under(session.fork(1), arm.policy, ids[:, : step + 1], goal)
@@ -66,7 +64,7 @@ def test_static_at_a_level_is_quest_at_a_constant_budget(exact_lm):
 def test_constant_needs_no_level_of_the_space(exact_lm):
     session, ids = prefilled(exact_lm, 2)
     goal = torch.tensor([[1.0, 0.63, 1.0]] * 2, dtype=torch.float64)
-    arm = baseline("constant", BaselineRequest(exact_lm, ActionSpace(mlp=(0.4, 1.0))))
+    arm = constant(BaselineRequest(exact_lm, ActionSpace(mlp=(0.4, 1.0))))
     found = scored_under(session.fork(1), arm.policy, ids, goal).realised[..., 1]
     assert found.std(1).max() < 0.01
     coarse = scored_under(session.fork(1), Static(ActionSpace(mlp=(0.4, 1.0))), ids, goal).realised[..., 1]
@@ -159,30 +157,23 @@ def test_every_baseline_is_an_arm_on_the_same_tokens(value_lm, byte_tokenizer):
     stream, tuning = stream_of([TEXT], byte_tokenizer, "fish"), stream_of([TEXT[::-1]], byte_tokenizer, "hsif")
     settings = EvaluationSettings(budgets=(0.7,), texts=4, context=60, length=24, trials=1, batch=2)
     value_lm.sparsity = PAGES
-    arms = {name: baseline(name, BaselineRequest(value_lm, value_lm.space, tuning, 60)) for name in BASELINES}
+    request = BaselineRequest(value_lm, value_lm.space, tuning, 60)
+    arms = {name: make(request) for name, make in all_baselines().items()}
     result = evaluate(value_lm, [stream], settings, rivals=arms)
     found = {point.arm: point for point in result.points}
-    assert set(BASELINES) <= set(found)
-    for name in BASELINES:
+    assert {"drift", "entropy", "per-request", *BASELINES} == set(arms) <= set(found)
+    for name in arms:
         assert found[name].realised == pytest.approx(found["policy"].realised, abs=0.05), name
         assert found[name].difference is not None
         assert found[name].tokens == found["policy"].tokens
-    for name in set(BASELINES) - {"per-request"}:
+    for name in set(arms) - {"per-request"}:
         for axis, share in found["policy"].axes.items():
             assert found[name].axes[axis] == pytest.approx(share, abs=0.07), (name, axis)
 
 
 def test_a_baseline_that_cannot_run_gives_one_line(exact_lm):
     request = BaselineRequest(exact_lm, ActionSpace.preset("joint-8"))
-    with pytest.raises(SolmError, match="unknown baseline 'quest'; choose among constant"):
-        baseline("quest", request)
     with pytest.raises(SolmError, match="give --tuning"):
-        baseline("teal", request)
+        teal(request)
     with pytest.raises(SolmError, match="--method values"):
-        baseline("per-request", request)
-
-
-def test_evaluation_imports_no_research_until_an_arm_of_it_is_asked_for():
-    script = "import sys, solm.evaluation.baselines, solm.evaluation.report.combined; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert "solm.research" not in loaded
+        per_request(request)
