@@ -90,7 +90,7 @@ def measured(lm: solm.LanguageModel, texts: torch.Tensor, context: int, options:
 
 
 def main() -> int:
-    options_parser = parser(__doc__)
+    options_parser = parser(__doc__, "dtype", "rounds")
     options_parser.add_argument("--data", required=True, help="a text file, as for `solm eval`")
     options_parser.add_argument("--contexts", default="150", help="tokens that rows have read before")
     options_parser.add_argument("--rows", default="1,2,4,8,16", help="rows of a step")
@@ -98,16 +98,17 @@ def main() -> int:
     options = options_parser.parse_args()
     options.rows = [int(count) for count in numbers(options.rows)]
     options.contexts = [int(count) for count in numbers(options.contexts)]
-    most = max(*options.rows, options.texts)
+    if options.texts < max(options.rows):
+        options_parser.error(f"--texts {options.texts}: must be at least {max(options.rows)}, the most of --rows")
     lm = solm.load(options.model, sparsity=solm.SparsityConfig.preset("cpu"), dtype=options.dtype, backend="cpu")
     stream, points = token_stream(options.data, lm.tokenizer), []
     for context in options.contexts:
         try:
-            texts = stream.spaced(most, context + _LENGTH + 1, torch.Generator().manual_seed(0))
+            texts = stream.spaced(options.texts, context + _LENGTH + 1, torch.Generator().manual_seed(0))
         except solm.SolmError as error:
             options_parser.error(f"--contexts {context}: {error}")
-        if len(texts) < most:
-            options_parser.error(f"--texts {most}: {options.data} has {len(texts)} of {texts.shape[1]} tokens")
+        if len(texts) < options.texts:
+            options_parser.error(f"--texts {options.texts}: {options.data} has {len(texts)} of {texts.shape[1]} tokens")
         points += measured(lm, texts, context, options)
     lines = [f"{'context':>7}  {'rows':>4}  {'setting':22} {'ms':>24} {'ratio':>6}  loss"]
     for point in points:

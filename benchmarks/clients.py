@@ -59,6 +59,14 @@ class Answers:
         }  # fmt: skip
 
 
+def line(name: str, run: dict[str, float]) -> str:
+    """Numbers of answers, for a terminal."""
+    return (
+        f"{name:34} {run['tokens_per_second']:7.1f}/s, first {run['first_p50_ms']:.0f} / {run['first_p95_ms']:.0f}, "
+        f"per token {run['tpot_p50_ms']:.1f} / {run['tpot_p95_ms']:.1f} ms, net keep {run['net_keep']:.2f}"
+    )
+
+
 @dataclass(frozen=True)
 class Load:
     """Requests to one server for replies of `tokens`. model: what they call it. more: fields of each beside the usual

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -27,8 +27,11 @@ STEPS = 24
 _Name = TypeVar("_Name", bound=Hashable)
 
 
-def parser(description: str | None, several: bool = False) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark takes. several: of models, --model by --model."""
+def parser(
+    description: str | None, *taken: Literal["dtype", "rounds"], several: bool = False
+) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark takes, and those of some that are `taken` here too: what a result
+    records has been used. several: of models, --model by --model."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     made.add_argument("--out", type=Path, help="write the JSON here")
@@ -36,8 +39,10 @@ def parser(description: str | None, several: bool = False) -> argparse.ArgumentP
         made.add_argument("--model", action="append", required=True, help="a model; repeatable")
     else:
         made.add_argument("--model", default=MODEL)
-    made.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
-    made.add_argument("--rounds", type=int, default=5, help="interleaved rounds, after one that warms up")
+    if "dtype" in taken:
+        made.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
+    if "rounds" in taken:
+        made.add_argument("--rounds", type=int, default=5, help="interleaved rounds, after one that warms up")
     return made
 
 

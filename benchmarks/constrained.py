@@ -46,7 +46,7 @@ def steps(session: Session, tokens: np.ndarray, approximate: np.ndarray, constra
 
 
 def main() -> int:
-    options = parser(__doc__)
+    options = parser(__doc__, "dtype", "rounds")
     options.add_argument("--context", type=int, default=150)
     options.add_argument("--rows", default="1,4,16", help="rows of a step")
     asked = options.parse_args()

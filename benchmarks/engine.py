@@ -100,7 +100,7 @@ def checked(options: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, "dtype", "rounds")
     options.add_argument("--contexts", default="64,1024,4096", help="tokens seen before the steps")
     options.add_argument(
         "--precision", default="auto",

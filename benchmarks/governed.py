@@ -1,7 +1,14 @@
 """A server's governor under twice the load that a dense server holds its objective for: speed, and quality of what it
-wrote."""
+wrote.
+
+    python benchmarks/governed.py --model FILE.gguf --precision auto --shared 4096 --context 64 --floor attention=0.4
+
+The objective is what a dense server's 95th percentile of the time per output token (a reply's time after its first
+token over the number of tokens after it) is at `--hold` clients; then twice as many come.
+"""
 
 import asyncio
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,9 +17,9 @@ import numpy as np
 import torch
 
 import solm
-from clients import DENSE, WHOLE, Answers, Load, some_texts
-from common import MODEL
-from server_process import free_port, server
+from clients import DENSE, WHOLE, Answers, Load, line, some_texts
+from common import MODEL, finish, parser
+from server_process import free_port, on_cpu, server
 from solm.evaluation.likelihoods import likelihoods
 from solm.evaluation.statistics import paired_difference
 from solm.policies.schedules import Static
@@ -20,26 +27,22 @@ from solm.policies.schedules import Static
 CALM, OVERLOAD = "dense, no overload", "dense, overload"
 
 
-def governed(options: Any, command: list[str]) -> dict[str, Any]:
-    """Every kind of governor in turn, on servers that `command` starts.
-
-    The objective is what a dense server's 95th percentile of the time per output token (a reply's time after its first
-    token over the number of tokens after it) is at `--hold` clients; then twice as many come.
-    """
-    tokens, rows = options.tokens * 4, options.hold
+def governed(options: Any) -> dict[str, Any]:
+    """Every kind of governor in turn."""
+    command, rows = on_cpu(options, "--precision", options.precision), options.hold
     texts = some_texts(options.model, rows * 2 * 2 * 4 + rows * 4, options.context, shared=options.shared)
     found: dict[str, Answers] = {}
 
     def overloaded(address: str, more: dict[str, Any]) -> Answers:
         """Answers to the texts that are the same for all servers, after a warm-up with as many clients."""
-        load = Load(address, "served", more | WHOLE, tokens)
+        load = Load(address, "served", more | WHOLE, options.tokens)
         asyncio.run(load.run(rows * 2, 1, texts[-rows * 2 :]))
         return asyncio.run(load.run(rows * 2, 2, texts[rows * 2 : rows * 6]))
 
     with tempfile.TemporaryDirectory() as folder:
         with server(command, free_port(), Path(folder) / "dense.log") as dense:
             found[OVERLOAD] = overloaded(dense.address, DENSE)
-            load = Load(dense.address, "served", DENSE | WHOLE, tokens)
+            load = Load(dense.address, "served", DENSE | WHOLE, options.tokens)
             found[CALM] = asyncio.run(load.run(rows, 2, texts[: rows * 2]))
         objective = found[CALM].numbers()["tpot_p95_ms"]
         slo = ["--slo-tpot-ms", f"{objective:.3f}"]
@@ -84,3 +87,22 @@ def less_likely(options: Any, found: dict[str, Answers]) -> dict[str, dict[str, 
         whole, its = (np.array([one[prompt] for prompt in sorted(dense)]) for one in (dense, scores))
         differences[name] = {**paired_difference(whole, its)._asdict(), "texts": len(whole)}
     return differences
+
+
+def main() -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    options = parser(__doc__)
+    options.add_argument("--hold", type=int, default=4, help="clients without overload")
+    options.add_argument("--tokens", type=int, default=256, help="tokens of a reply")
+    options.add_argument("--context", type=int, default=256, help="tokens of a prompt, without the chat template's")
+    options.add_argument("--shared", type=int, default=0, help="tokens more that all prompts begin with")
+    options.add_argument("--floor", default="keep=0.5", help="budget below which the governor does not go")
+    options.add_argument("--precision", default="int8", help="of the server and of the model that judges replies")
+    options.add_argument("--serve", default="", help="more options of solm serve, as one text")
+    asked = options.parse_args()
+    results = governed(asked)
+    finish("governor", asked, results, [line(name, run) for name, run in results["servers"].items()])
+
+
+if __name__ == "__main__":
+    main()

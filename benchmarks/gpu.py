@@ -77,7 +77,7 @@ def product(rows: int, device: str, timer: Timer) -> dict[str, float]:
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, "rounds")
     options.add_argument("--contexts", default="4096,32768")
     options.add_argument("--rows", default="1,8")
     asked = options.parse_args()

@@ -118,7 +118,7 @@ def measured(compile_: Callable[[], Any], ids: list[int], rows: int, rounds: int
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, "rounds")
     options.add_argument("--library", choices=["llguidance", "xgrammar"], default="llguidance")
     options.add_argument("--rows", type=int, default=16)
     asked = options.parse_args()

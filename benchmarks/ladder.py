@@ -228,7 +228,7 @@ def checked(options: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def main() -> None:
-    options = parser(__doc__, several=True)
+    options = parser(__doc__, "rounds", several=True)
     options.add_argument("--data", action="append", required=True, help="held-out text, as for `solm eval`; repeatable")
     options.add_argument("--types", help="also in these types of GGUF files, such as Q8_0,Q4_0")
     options.add_argument("--budgets", type=int, default=4, help="so many budgets of a policy")

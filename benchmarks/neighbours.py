@@ -76,7 +76,7 @@ def checked(options: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, "dtype", "rounds")
     options.set_defaults(rounds=3, policy=None, budgets="1")
     options.add_argument("--busy", default="0,1,2", help="numbers of busy processes")
     options.add_argument("--context", type=int, default=64, help="tokens seen before the steps")

@@ -123,7 +123,10 @@ def task_points(task: str) -> list[dict[str, Any]]:
 
 def servers() -> dict[str, dict[str, dict[str, float]]]:
     """Per server, per number of clients, what was measured."""
-    return read("serve")["servers"]
+    found: dict[str, dict[str, dict[str, float]]] = read("serve")["servers"]
+    if "budget" in settings("serve"):
+        return found
+    return {name.replace(" at ", " at keep="): runs for name, runs in found.items()}  # a file in which names lack it
 
 
 SERVERS = {
@@ -131,7 +134,7 @@ SERVERS = {
     "solm, torch backend, bfloat16, dense": "torch",
     "solm, cpu backend, bfloat16, dense": "cpu bfloat16",
     "solm, cpu backend, int8, dense": "cpu int8",
-    "solm, cpu backend, int8, policy at net keep 0.6": "cpu int8 at 0.6",
+    "solm, cpu backend, int8, policy at net keep 0.6": "cpu int8 at keep=0.6",
 }
 
 

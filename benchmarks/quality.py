@@ -180,7 +180,7 @@ def gaps(spent: torch.Tensor, asked: torch.Tensor, space: ActionSpace, bound: fl
 def main() -> None:
     whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = whole.add_subparsers(required=True)
-    shared = parser(None)
+    shared = parser(None, "dtype")
     shared.add_argument("--data", type=Path, required=True)
     shared.add_argument("--context", type=int, default=512)
     shared.add_argument("--length", type=int, default=128)

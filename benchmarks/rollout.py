@@ -107,7 +107,7 @@ def agreement(model: str, shape: Shape) -> dict[str, float]:
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, "dtype", "rounds")
     options.add_argument("--context", type=int, default=512)
     options.add_argument("--steps", type=int, default=16)
     options.add_argument("--no-agreement", action="store_true", help="leave the comparison of precisions out")

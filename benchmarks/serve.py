@@ -9,7 +9,6 @@ it and float32 elsewhere.
     python benchmarks/serve.py --model FILE.gguf --other "NAME=COMMAND {port}"    # the cpu backend beside other servers
     python benchmarks/serve.py --model FILE.gguf --serve "--policy auto" --budget loss=0.05       # and under a budget
     python benchmarks/serve.py --replicas            # two replicas beside one process of as many threads
-    python benchmarks/serve.py --governor            # twice the clients that a dense server holds its objective for
 
 Peak memory is the sum of the largest resident sizes of a server's processes, mapped pages counted.
 """
@@ -27,10 +26,9 @@ from typing import Any
 
 import httpx
 
-from clients import DENSE, WHOLE, Load, some_texts
+from clients import DENSE, WHOLE, Load, line, some_texts
 from common import MODEL, finish, parser
-from governed import governed
-from server_process import free_port, server
+from server_process import free_port, on_cpu, ours, server
 from solm.backends.torch.load import load_base
 
 SERVERS = {
@@ -42,23 +40,18 @@ REPLICAS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 re
 """Processes and their threads."""
 
 
-def ours(*options: str, model: str = MODEL) -> list[str]:
-    what = ["--policy", MODEL] if model == MODEL else ["--model", model]
-    return [sys.executable, "-m", "solm.cli", "serve", *what, "--name", "served", *options]
-
-
 def commands(options: Any, folder: Path) -> dict[str, tuple[list[str], dict[str, Any]]]:
     """By name, how a server is started and what its requests say beside the usual."""
     if options.replicas:
         return {
-            name: (["env", f"OMP_NUM_THREADS={threads}", *_solm(options, "--replicas", str(count))], DENSE | WHOLE)
+            name: (["env", f"OMP_NUM_THREADS={threads}", *on_cpu(options, "--replicas", str(count))], DENSE | WHOLE)
             for name, (count, threads) in REPLICAS.items()
         }
     if options.other or options.model != MODEL:
         if any("{folder}" in each for each in options.other):
             _save(options, folder / "base")
         others = [each.replace("{folder}", str(folder / "base")).partition("=") for each in options.other]
-        return {"solm": (_solm(options), DENSE | WHOLE)} | {
+        return {"solm": (on_cpu(options), DENSE | WHOLE)} | {
             name: (shlex.split(command), WHOLE) for name, _, command in others
         }
     _save(options, folder / "base")
@@ -74,10 +67,6 @@ def _save(options: Any, folder: Path) -> None:
     model, tokenizer = load_base(options.model, options.dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _solm(options: Any, *more: str) -> list[str]:
-    return ours("--backend", "cpu", *shlex.split(options.serve), *more, model=options.model)
 
 
 def throughput(options: Any) -> dict[str, Any]:
@@ -98,8 +87,7 @@ def throughput(options: Any) -> dict[str, Any]:
         budget = options.budget or ("keep=0.6" if name == "cpu int8" else None)
         if budget and name in loads:
             more = {"efficiency": {"budget": budget}} | WHOLE
-            dialled = f"{name} at {budget.removeprefix('keep=')}"
-            loads[dialled] = Load(loads[name].address, "served", more, options.tokens)
+            loads[f"{name} at {budget}"] = Load(loads[name].address, "served", more, options.tokens)
         for clients in options.clients:
             each = max(1, options.replies // clients)
             count = clients * each * (options.rounds + 1) * len(loads)
@@ -123,7 +111,7 @@ def middle(runs: list[dict[str, float]]) -> dict[str, float]:
 
 def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    options = parser(__doc__)
+    options = parser(__doc__, "dtype", "rounds")
     options.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
     options.add_argument("--replies", type=int, default=8, help="replies per round")
     options.add_argument("--tokens", type=int, default=64, help="tokens of a reply")
@@ -134,29 +122,17 @@ def main() -> None:
     options.add_argument("--replicas", action="store_true")
     options.add_argument("--serve", default="", help="more options of solm serve, as one text")
     options.add_argument("--budget", help="of a second set of requests to our cpu server")
-    options.add_argument("--governor", action="store_true")
-    options.add_argument("--hold", type=int, default=4, help="clients without overload")
-    options.add_argument("--context", type=int, default=256, help="tokens of prompt, --governor")
-    options.add_argument("--floor", default="keep=0.5", help="budget below which the governor does not go")
-    options.add_argument("--precision", default="int8", help="of --governor's server")
     asked = options.parse_args()
     for each in asked.other:
         if not all(each.partition("=")):
             options.error(f"--other: {each!r} is not NAME=COMMAND")
-    if asked.governor:
-        results = governed(asked, _solm(asked, "--precision", asked.precision))
-        rows = list(results["servers"].items())
-    else:
-        results = throughput(asked)
-        rows = [(f"{name}, {n} clients", run) for name, runs in results["servers"].items() for n, run in runs.items()]
-    lines = [
-        f"{name:34} {run['tokens_per_second']:7.1f}/s, first {run['first_p50_ms']:.0f} / {run['first_p95_ms']:.0f}, "
-        f"per token {run['tpot_p50_ms']:.1f} / {run['tpot_p95_ms']:.1f} ms, net keep {run['net_keep']:.2f}"
-        for name, run in rows
-    ]
-    lines += [f"{name:34} peak {peak:.2f} GiB" for name, peak in results.get("peak_gib", {}).items()]
+    if asked.replicas and (asked.other or asked.budget):
+        options.error("--replicas: goes neither with --other nor with --budget")
+    results = throughput(asked)
+    lines = [line(f"{name}, {n} clients", run) for name, runs in results["servers"].items() for n, run in runs.items()]
+    lines += [f"{name:34} peak {peak:.2f} GiB" for name, peak in results["peak_gib"].items()]
     asked.other = [each.partition("=")[0] for each in asked.other]  # whose commands have paths of this machine
-    finish("governor" if asked.governor else "serve", asked, results, lines)
+    finish("serve", asked, results, lines)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
 """Servers as processes: started, ready, their peak memory, stopped."""
 
 import re
+import shlex
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
+
+from common import MODEL
 
 STARTED = 600
 """Seconds until a server has to be ready."""
@@ -32,6 +37,17 @@ class Server:
             for task in (folder / "task").iterdir():
                 waiting += (task / "children").read_text().split()
         return total / 2**20
+
+
+def ours(*options: str, model: str = MODEL) -> list[str]:
+    """The command of `solm serve`."""
+    what = ["--policy", MODEL] if model == MODEL else ["--model", model]
+    return [sys.executable, "-m", "solm.cli", "serve", *what, "--name", "served", *options]
+
+
+def on_cpu(asked: Any, *more: str) -> list[str]:
+    """The same on the cpu backend, with the options that --serve gives."""
+    return ours("--backend", "cpu", *shlex.split(asked.serve), *more, model=asked.model)
 
 
 def free_port() -> int:

@@ -112,7 +112,7 @@ def requests(data: Path, fewshot: int, questions: int) -> list[list[Instance]]:
 def main() -> None:
     for name in ("lm_eval", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    options = parser(__doc__)
+    options = parser(__doc__, "dtype", "rounds")
     options.add_argument("what", choices=("answers", "speed"))
     options.add_argument("--data", type=Path, required=True, help="folder with eval/ and train/; speed: the former")
     options.add_argument("--policy", help="by default fine's for answers, joint-27's for speed")

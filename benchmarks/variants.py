@@ -144,7 +144,7 @@ def checked(options: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, "dtype", "rounds")
     options.add_argument("--variants", help="instruction sets; all that this processor runs, and native")
     options.add_argument("--contexts", default="64,1024,4096", help="tokens seen before the steps")
     options.add_argument("--rows", default="1,16", help="rows of a step")

@@ -1,7 +1,9 @@
 """The tables of servers: empty until they are measured, then filled in."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,3 +66,35 @@ def test_a_governor_is_shown_with_what_it_spent(tables: Any, tmp_path: Path) -> 
     lines = tables.governor_bits().splitlines()
     assert lines[0].startswith("| Objective: 17.0 ms | tokens/s |")
     assert lines[3] == "| governor, budgets | 94 | 1,234 | 2,000 | 15.0 | 16.0 | 0.90 | +0.031 [+0.010, +0.050] |"
+
+
+def test_net_keeps_and_shares_of_time_are_told_apart(tables: Any, tmp_path: Path) -> None:
+    import published
+
+    for name, settings in (("cpu int8 at 0.6", {}), ("cpu int8 at keep=0.6", {"budget": None})):
+        content = {"results": {"servers": {name: {"1": run()}}}, "settings": settings}
+        (tmp_path / "serve.json").write_text(json.dumps(content))
+        assert list(published.servers()) == ["cpu int8 at keep=0.6"]
+    content = {"results": {"servers": {"cpu int8 at 0.6": {"1": run()}}}, "settings": {"budget": "0.6"}}
+    (tmp_path / "serve.json").write_text(json.dumps(content))
+    assert list(published.servers()) == ["cpu int8 at 0.6"]
+    assert [tables._shown(f"solm at {budget}") for budget in ("0.6", "keep=0.6")] == [
+        "solm, budget `0.6`", "solm, budget `keep=0.6`"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("budget", ["0.6", "keep=0.6"])
+def test_a_budgets_requests_are_named_by_it(tables: Any, monkeypatch: pytest.MonkeyPatch, budget: str) -> None:
+    import serve
+
+    async def answered(load: Any, clients: int, each: int, texts: list[str]) -> Any:
+        return SimpleNamespace(numbers=run)
+
+    monkeypatch.setattr(serve.Load, "run", answered)
+    monkeypatch.setattr(serve, "commands", lambda options, folder: {"solm": ([], {})})
+    monkeypatch.setattr(serve, "server", lambda *given: nullcontext(SimpleNamespace(address="", peak_gib=1.0)))
+    monkeypatch.setattr(serve, "some_texts", lambda *given: [])
+    told = SimpleNamespace(json=lambda: {"data": [{"id": "served"}]})
+    monkeypatch.setattr(serve.httpx, "get", lambda address: told)
+    asked = SimpleNamespace(budget=budget, tokens=4, clients=[1], replies=1, rounds=1, model="m", prompt=4, shared=0)
+    assert list(serve.throughput(asked)["servers"]) == ["solm", f"solm at {budget}"]
