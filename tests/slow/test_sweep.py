@@ -29,9 +29,9 @@ def test_a_killed_sweep_goes_on(sweep_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_on_ray_survives_a_killed_worker_and_gives_the_same(config, tmp_path):
+def test_a_sweep_on_ray_survives_a_killed_worker_and_gives_the_same(sweep_config, tmp_path):
     ray = pytest.importorskip("ray")
-    more = config.model_copy(update={"spaces": ("mlp-40", "mlp-50", "bits-5", "bits-6"), "texts": 24})
+    more = sweep_config.model_copy(update={"spaces": ("mlp-40", "mlp-50", "bits-5", "bits-6"), "texts": 24})
     sweep(more, tmp_path / "whole")
     killed = []
 

@@ -14,13 +14,13 @@ SHARED = Path(__file__).parents[3] / "shared" / "data" / "eval"
 
 
 @pytest.mark.slow
-def test_the_commands_answer_a_task(tiny_folder, data, tmp_path):
+def test_the_commands_answer_a_task(tiny_folder, questions, tmp_path):
     out = tmp_path / "tasks.json"
-    solm("tasks", "--model", tiny_folder, "--space", "joint-8", "--tasks", "piqa", "--data", data, "--limit", 3,
+    solm("tasks", "--model", tiny_folder, "--space", "joint-8", "--tasks", "piqa", "--data", questions, "--limit", 3,
          "--budgets", "0.7", "--json", out)  # fmt: skip
     points = json.loads(out.read_text())["points"]
     assert {point["arm"] for point in points} == {"dense", "uniform", "random"}
-    assert "unknown task" in solm("tasks", "--space", "joint-8", "--tasks", "nope", "--data", data, code=2).stderr
+    assert "unknown task" in solm("tasks", "--space", "joint-8", "--tasks", "nope", "--data", questions, code=2).stderr
 
 
 def test_real_questions_score_as_with_lm_evals_own_model(real_model):

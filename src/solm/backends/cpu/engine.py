@@ -196,10 +196,9 @@ class Engine:
             if progress is not None:
                 progress(parts, parts)
 
-        digest = f"{self.layout.digest()} {head_at} {self._head_room(head)}"
-        self._weights = load_weights(
-            self.library, source, self.precision, digest, head_at + self._head_room(head), fill, threads
-        )
+        room = self._head_room(head)
+        digest = f"{self.layout.digest()} {head_at} {room}"
+        self._weights = load_weights(self.library, source, self.precision, digest, head_at + room, fill, threads)
         address = self._weights.address
         layers, ropes = (structs.Layer * spec.layers)(), []
         for number, layer in enumerate(layers):
@@ -270,9 +269,9 @@ class Engine:
     def _fill_head(self, tensor: Tensor, address: int, threads: int) -> None:
         """Write the output head: floats, or a file's own numbers, or int8 where the file has floats."""
         if self.precision not in FLOAT_PRECISIONS:
-            rows = tensor.data.reshape(tensor.outputs, -1)
+            rows, layout = tensor.data.reshape(tensor.outputs, -1), HeadLayout.of(tensor)
             try:
-                repack_head(self.library, tensor.type, rows, HeadLayout.of(tensor), address, threads)
+                repack_head(self.library, tensor.type, rows, layout, address, threads)
             except DataError as error:
                 raise DamagedFileError(f"{self.spec.file} is damaged: {tensor.name}: {error}") from None
             return
