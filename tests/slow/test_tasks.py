@@ -17,7 +17,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data" / "eval"
 def test_the_commands_answer_a_task(tiny_folder, questions, tmp_path):
     out = tmp_path / "tasks.json"
     solm("tasks", "--model", tiny_folder, "--space", "joint-8", "--tasks", "piqa", "--data", questions, "--limit", 3,
-         "--budgets", "0.7", "--json", out)  # fmt: skip
+         "--budgets", "0.7", "--out", out)  # fmt: skip
     points = json.loads(out.read_text())["points"]
     assert {point["arm"] for point in points} == {"dense", "uniform", "random"}
     assert "unknown task" in solm("tasks", "--space", "joint-8", "--tasks", "nope", "--data", questions, code=2).stderr
