@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import httpx
@@ -14,7 +16,7 @@ import openai
 import pytest
 
 from helpers.commands import free_port
-from helpers.serving import ask, running, tiny_service, until, with_template
+from helpers.serving import ask, gauges, running, slow_steps, tiny_service, until, with_template
 from solm.cli.output import say
 from solm.serving.logs import line_handler
 
@@ -47,6 +49,28 @@ def test_health_is_told_by_state(byte_tokenizer):
         service.scheduler.submit([])
         until(service.scheduler.running.done)
         assert told() == ([503, 503, 503], {"failed"})
+        service.scheduler.stop()
+        assert told() == ([503, 503, 503], {"failed"})
+
+
+def test_no_request_waits_for_a_decoding_thread_that_has_failed(byte_tokenizer, monkeypatch):
+    slow_steps(monkeypatch, 0.01)
+    service, closed, begun = tiny_service(byte_tokenizer, max_rows=1), [], time.monotonic()
+    monkeypatch.setattr(service.constraints, "close", lambda: closed.append(True))
+    with running(service) as address, ThreadPoolExecutor(2) as threads:
+        service.scheduler._aim = lambda session: service.scheduler.busy < 2 or 1 / 0
+
+        def post():
+            return httpx.post(f"{address}/v1/completions", json={"model": "tiny", "prompt": "hello", **LONGER})
+
+        answers = [sent.result(30) for sent in [threads.submit(post) for _ in range(2)]]
+        assert [answer.status_code for answer in answers] == [500, 500]  # one that decoded, one that waited
+        assert {answer.json()["error"]["message"] for answer in answers} == {"this server can no longer decode"}
+        after = post()
+        assert (after.status_code, after.json()["error"]["code"]) == (503, "failed")
+        assert gauges(service) == (0, 0, 0)
+    assert closed == [True]
+    assert time.monotonic() - begun < service.settings.drain_seconds
 
 
 def test_the_access_log_says_what_a_request_was_given_and_spent(byte_tokenizer, lines):

@@ -131,6 +131,8 @@ def create_app(
 async def _complete(
     service: Service, request: Request, asked: ChatRequest | CompletionRequest | ResponsesRequest
 ) -> Response:
+    if service.state == "failed":
+        raise ApiError(503, "this server can no longer decode", code="failed")
     if not service.ready:
         raise ApiError(503, "the server is warming up", code="starting")
     loop = asyncio.get_running_loop()

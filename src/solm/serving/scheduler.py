@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
@@ -21,10 +21,11 @@ from solm.serving.settings import PRIORITIES, ServeSettings
 from solm.serving.waiting import WaitingJobs
 
 _LOG = logging.getLogger("solm.serving")
+_FAILED = Failed("this server can no longer decode")
 
 
 class BusyError(SolmError):
-    """Too many rows wait already."""
+    """Too many rows wait already, or no more are taken."""
 
 
 class Scheduler:
@@ -50,7 +51,7 @@ class Scheduler:
         self._rows: list[Row] = []
         self._some_cancelled = False
         self._changed = threading.Condition()
-        self.stopping = False
+        self.stopping = self.failed = False  # told to end; ended with an error
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
         self.running: Future[None] | None = None
 
@@ -59,7 +60,7 @@ class Scheduler:
         self.running = self._thread.submit(self._run)
 
     def stop(self, seconds: float = 0.0) -> None:
-        """End the loop. Rows that are not complete after `seconds` fail."""
+        """End the loop, also one that has failed. Rows that are not complete after `seconds` fail."""
         end = self.clock() + seconds
         while self.clock() < end and self.busy:
             time.sleep(0.02)
@@ -67,7 +68,7 @@ class Scheduler:
             self.stopping = True
             self._changed.notify()
         if self.running is not None:
-            self.running.result()
+            wait([self.running])
 
     @property
     def busy(self) -> int:
@@ -75,10 +76,10 @@ class Scheduler:
         return len(self._waiting) + (self._filling is not None) + len(self._rows)
 
     def submit(self, jobs: list[Job]) -> None:
-        """Queue jobs. Raises `BusyError` where too many wait already, or while the server stops."""
+        """Queue jobs. Raises `BusyError` where too many wait already, while the server stops, and after it failed."""
         with self._changed:
-            if self.stopping:
-                raise BusyError("the server is stopping")
+            if self.stopping or self.failed:
+                raise BusyError(_FAILED.message if self.failed else "the server is stopping")
             room = self.settings.max_waiting + self.settings.max_rows - self.busy
             if len(jobs) > room:
                 raise BusyError(f"{self.busy} rows are waiting or running already; try again later")
@@ -95,6 +96,23 @@ class Scheduler:
             self._changed.notify()
 
     def _run(self) -> None:
+        end = Failed("the server is stopping", "shutting_down")
+        try:
+            self._loop()
+        except BaseException as error:
+            _LOG.error("decoding failed; this server has to be started again", exc_info=error)
+            end = _FAILED
+        with self._changed:  # what is submitted from now on is refused
+            self.failed = end is _FAILED
+            rows = self._rows if self._filling is None else [*self._rows, self._filling.row]
+            left = [*self._waiting.clear(), *(row.job for row in rows)]
+            self._rows, self._filling, self._session = [], None, None
+        for job in left:
+            self._fail(job, end)
+        self.outbox.send()
+        self._measure()
+
+    def _loop(self) -> None:
         while True:
             with self._changed:
                 self._measure()
@@ -102,18 +120,10 @@ class Scheduler:
                     self.governor.idle()
                     self._changed.wait()
                 if self.stopping:
-                    break
+                    return
             for act in (self._drop, self._fill, self._step):
                 act()
                 self.outbox.send()
-        for job in [*self._waiting.clear(), *(row.job for row in self._rows), *self._filled()]:
-            self._fail(job, Failed("the server is stopping", "shutting_down"))
-        self.outbox.send()
-        self._rows, self._filling, self._session = [], None, None
-        self._measure()
-
-    def _filled(self) -> list[Job]:
-        return [] if self._filling is None else [self._filling.row.job]
 
     def _measure(self) -> None:
         metrics = self.metrics
@@ -122,8 +132,8 @@ class Scheduler:
         governor, running, waiting = self.governor, [0] * len(PRIORITIES), self._waiting.counts
         for row in self._rows:
             running[row.job.order.rank] += 1
-        for job in self._filled():
-            waiting[job.order.rank] += 1
+        if self._filling is not None:
+            waiting[self._filling.row.job.order.rank] += 1
         metrics.set_classes(running, waiting, governor.dials)
         if self._rows:  # else what was known last stays
             saved = governor.savings.of(len(self._rows), sum(self._lowerable()))

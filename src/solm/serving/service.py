@@ -123,11 +123,10 @@ class Service:
     @property
     def state(self) -> str:
         """``starting``, ``ready``, ``stopping``, or ``failed`` where the decoding thread has ended on its own."""
-        scheduler = self.scheduler
-        if scheduler.stopping:
-            return "stopping"
-        if scheduler.running is not None and scheduler.running.done():
+        if self.scheduler.failed:
             return "failed"
+        if self.scheduler.stopping:
+            return "stopping"
         return "ready" if self.ready else "starting"
 
     def check_name(self, name: str) -> None:

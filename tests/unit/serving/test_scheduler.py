@@ -1,4 +1,4 @@
-"""The scheduler: rows that end in any way beside prompts that are kept."""
+"""The scheduler: rows that end in any way beside prompts that are kept, and a loop that fails."""
 
 import shutil
 from types import SimpleNamespace
@@ -14,8 +14,8 @@ from solm.core.budget import Budget
 from solm.policies.schedules import Static
 from solm.serving.dial import Order
 from solm.serving.metrics import Metrics
-from solm.serving.rows import Ended, Failed, Filling, Job
-from solm.serving.scheduler import Scheduler
+from solm.serving.rows import Ended, Failed, Filling, Job, Piece
+from solm.serving.scheduler import BusyError, Scheduler
 from solm.serving.settings import ServeSettings
 
 
@@ -74,6 +74,33 @@ def test_rows_that_end_in_any_way_leave_what_the_cache_holds(memory, byte_tokeni
                 expected.append(int(logits[0].argmax()))
                 logits = session.step(np.array(expected[-1:])).logits[:, 0]
             assert texts[number] == expected
+
+
+def test_a_loop_that_fails_ends_every_job_and_takes_no_more(byte_tokenizer):
+    with solm.attach(tiny_model("llama", torch.float32), None, byte_tokenizer) as lm:
+        scheduler = Scheduler(lm, ServeSettings(max_rows=2, prefill_chunk=4), Metrics())
+        ends: list[object] = []
+
+        def job(length: int) -> Job:
+            order = Order("dense", lm.policy("dense"), Budget(), Budget())
+            return Job(prompt(0, length), 100, order, ends.append, sampling={"do_sample": False})
+
+        def stepped(*_) -> None:
+            if scheduler._filling is not None:
+                raise MemoryError
+
+        scheduler.governor.stepped = stepped
+        scheduler.start()
+        try:
+            scheduler.submit([job(4), job(200), job(4)])  # one decodes, one is read, one waits
+            until(lambda: scheduler.failed)
+        finally:
+            scheduler.stop(60)
+        failed = [end for end in ends if not isinstance(end, Piece)]
+        assert failed == [Failed("this server can no longer decode")] * 3
+        assert not scheduler.busy
+        with pytest.raises(BusyError, match="can no longer decode"):
+            scheduler.submit([job(4)])
 
 
 @pytest.mark.parametrize(
