@@ -17,7 +17,9 @@ import pytest
 
 from helpers.commands import free_port
 from helpers.serving import ask, gauges, running, slow_steps, tiny_service, until, with_template
+from solm.backends.torch.session import TorchSession
 from solm.cli.output import say
+from solm.core.errors import SolmError
 from solm.serving.logs import line_handler
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -51,6 +53,23 @@ def test_health_is_told_by_state(byte_tokenizer):
         assert told() == ([503, 503, 503], {"failed"})
         service.scheduler.stop()
         assert told() == ([503, 503, 503], {"failed"})
+
+
+@pytest.mark.parametrize("what", ["a step", "a floor"])
+def test_a_server_that_cannot_warm_up_has_failed(byte_tokenizer, monkeypatch, caplog, what):
+    service = tiny_service(byte_tokenizer)
+
+    def fail(*args, **options):
+        raise SolmError("out of order")
+
+    monkeypatch.setattr(*((TorchSession, "step") if what == "a step" else (service.dial, "floor")), fail)
+    try:
+        asyncio.run(service.start())
+    finally:
+        service.scheduler.stop()
+        service.lm.detach()
+    assert (service.ready, service.state) == (False, "failed")
+    assert "out of order" in caplog.text
 
 
 def test_no_request_waits_for_a_decoding_thread_that_has_failed(byte_tokenizer, monkeypatch):

@@ -132,7 +132,7 @@ async def _complete(
     service: Service, request: Request, asked: ChatRequest | CompletionRequest | ResponsesRequest
 ) -> Response:
     if service.state == "failed":
-        raise ApiError(503, "this server can no longer decode", code="failed")
+        raise ApiError(503, "this server has failed and has to be started again", code="failed")
     if not service.ready:
         raise ApiError(503, "the server is warming up", code="starting")
     loop = asyncio.get_running_loop()

@@ -19,7 +19,7 @@ def add_health(app: FastAPI, service: Service) -> None:
         state = {"status": service.state, "limits": limits, "version": version("solm")}
         return JSONResponse(state, 200 if service.state == "ready" else 503)
 
-    @app.get("/health/live", responses={503: {"description": "The decoding thread has ended: restart the server."}})
+    @app.get("/health/live", responses={503: {"description": "The server has failed: restart it."}})
     async def live() -> JSONResponse:
         """Status 200 while the server can decode, also while it starts."""
         return JSONResponse({"status": service.state}, 503 if service.state == "failed" else 200)

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import gc
+import logging
 import secrets
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -35,10 +36,9 @@ from solm.serving.settings import ServeSettings
 from solm.serving.structure import Tool
 from solm.serving.vllm_names import VllmNames
 
+_LOG = logging.getLogger("solm.serving")
 _COMPLETION_TOKENS = 16
 """Longest reply of a plain completion that does not say, as OpenAI's API has it."""
-
-
 _COLDEST = 1e-3
 """Temperature up to which a reply is greedy: logits divided by less overflow."""
 
@@ -90,7 +90,7 @@ class Service:
         self.metrics.registry.register(VllmNames(self.metrics, name, self._most_pages))
         self.dial = Dial(lm, space, settings.slo_floor, settings.slo_tpot_ms is not None, settings.priority_floors)
         self.scheduler = Scheduler(lm, settings, self.metrics, thread)
-        self.constraints, self.ready = Constraints(lm), False
+        self.constraints, self.ready, self._failed = Constraints(lm), False, False
         self._tokenizer, self._lock = copy.deepcopy(lm.tokenizer), threading.Lock()
 
     def _most_pages(self, page_bytes: float) -> float:
@@ -99,8 +99,22 @@ class Service:
         return self.settings.max_rows * per_row + self.settings.prefix_mb * 1e6 / page_bytes
 
     async def start(self) -> None:
-        """Decode a few tokens under every policy, so that the first request does not wait for what is built once."""
+        """Begin to decode, and warm up. Where that fails, the log and `state` say so, and `ready` stays false."""
         self.scheduler.start()
+        try:
+            await self._warm_up()
+        except Exception as error:
+            _LOG.error("the warm-up failed; this server has to be started again", exc_info=error)
+            self._failed = True
+            return
+        # What is there by now stays: a full collection would walk through all of it, a quarter of a second in mid-step.
+        gc.collect()
+        gc.freeze()
+        self.ready = True
+
+    async def _warm_up(self) -> None:
+        """Decode a few tokens under every policy, so that the first request does not wait for what is built once.
+        Raises `SolmError` where that cannot be done."""
         loop, done = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def emit(event: Event) -> None:
@@ -108,22 +122,18 @@ class Service:
 
         length = self.lm.sparsity.always_read + 2
         ids = np.arange(length) % self.lm.shapes.vocabulary
-        for name, policy in self.dial.policies.items():
-            if length + 4 > self.context:
-                break
+        for name, policy in self.dial.policies.items() if length + 4 <= self.context else ():
             budget = self.dial.floor(None, length, policy)
             self.scheduler.submit([Job(ids, 4, Order(name, policy, budget, budget), emit)])
-            while isinstance(await done.get(), Piece):
+            while isinstance(event := await done.get(), Piece):
                 pass
-        # What is there by now stays: a full collection would walk through all of it, a quarter of a second in mid-step.
-        gc.collect()
-        gc.freeze()
-        self.ready = True
+            if isinstance(event, Failed) and event.kind != "timeout":  # a limit for warm replies may be short
+                raise SolmError(f"policy {name}: {event.message}")
 
     @property
     def state(self) -> str:
-        """``starting``, ``ready``, ``stopping``, or ``failed`` where the decoding thread has ended on its own."""
-        if self.scheduler.failed:
+        """``starting``, ``ready``, ``stopping``, or ``failed`` where the warm-up failed or the decoding thread did."""
+        if self._failed or self.scheduler.failed:
             return "failed"
         if self.scheduler.stopping:
             return "stopping"
