@@ -31,7 +31,12 @@ LONGER = {"max_tokens": 350, "logit_bias": {"2": -100}}
 def lines(caplog):
     """The access lines of completions so far."""
     caplog.set_level(logging.INFO, "solm.serving.access")
-    return lambda: [json.loads(each.message) for each in caplog.records if "completions" in each.message]
+
+    def completions():
+        said = [each.message for each in caplog.records if each.name == "solm.serving.access"]
+        return [json.loads(line) for line in said if "completions" in line]
+
+    return completions
 
 
 def test_health_is_told_by_state(byte_tokenizer):
@@ -141,6 +146,17 @@ def test_a_request_out_of_time_is_logged_so(byte_tokenizer, lines, stream):
         httpx.post(f"{address}/v1/completions", json=body)
         until(lambda: lines())
     assert lines()[0]["finish"] == ["timeout"]
+
+
+def test_an_error_inside_the_server_is_logged_and_counted_as_one(byte_tokenizer, lines, monkeypatch):
+    service = tiny_service(byte_tokenizer)
+    monkeypatch.setattr(service, "open", lambda *args: 1 / 0)
+    with running(service) as address:
+        answer = httpx.post(f"{address}/v1/completions", json={"model": "tiny", "prompt": "hello"})
+        until(lambda: lines())
+    assert (answer.status_code, lines()[0]["status"]) == (500, 500)
+    labels = {"route": "/v1/completions", "status": "500"}
+    assert service.metrics.registry.get_sample_value("solm_requests_total", labels) == 1
 
 
 @FULL

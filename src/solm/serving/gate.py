@@ -71,6 +71,9 @@ class Gate:
             else:
                 refusal = ApiError(401, "a valid API key is needed", code="invalid_api_key")
                 await refusal.response()(scope, receive, noted)
+        except Exception:  # answered outside of this middleware
+            status = 500
+            raise
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
             self.metrics.requests.labels(route, str(status)).inc()
