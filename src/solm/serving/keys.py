@@ -107,7 +107,7 @@ class KeyRing:
 
     def of_secret(self, secret: str) -> ApiKey | None:
         """The key whose secret this is; None where there is none."""
-        digest = hashlib.sha256(secret.encode("utf-8", "replace")).digest()
+        digest = hashlib.sha256(secret.encode()).digest()
         # All keys are compared, so that the time taken does not reveal which one matched.
         matches = [key for known, key in self._known[0] if hmac.compare_digest(digest, known)]
         return matches[0] if matches else None
@@ -117,15 +117,19 @@ class KeyRing:
         no valid one. Where no key is required, any header is valid."""
         if not self:
             return ""
-        scheme, _, given = header.decode("latin-1").partition(" ")
-        if scheme.lower() == "basic":
+        scheme, _, given = header.partition(b" ")
+        if scheme.lower() == b"basic":
             try:
-                given = base64.b64decode(given, validate=True).decode("utf-8", "replace").partition(":")[2]
+                given = base64.b64decode(given, validate=True).partition(b":")[2]
             except binascii.Error:
                 return None
-        elif scheme.lower() != "bearer":
+        elif scheme.lower() != b"bearer":
             return None
-        found = self.of_secret(given.strip())
+        try:
+            secret = given.decode()
+        except UnicodeDecodeError:  # some clients send Latin-1
+            secret = given.decode("latin-1")
+        found = self.of_secret(secret.strip())
         return None if found is None else found.name
 
     def named(self, name: str) -> ApiKey:

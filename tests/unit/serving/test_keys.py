@@ -43,10 +43,12 @@ def test_a_ring_knows_its_keys_until_they_are_replaced():
 
 def test_a_key_is_a_bearer_token_or_a_password():
     ring = KeyRing([ApiKey("one", "alice"), ApiKey("b\u00eb:ta")])
-    basic = base64.b64encode("anybody:b\u00eb:ta".encode())
+    basic, latin = (base64.b64encode("anybody:b\u00eb:ta".encode(code)) for code in ("utf-8", "latin-1"))
     for header, name in (
         (b"Bearer one", "alice"), (b"bearer  one ", "alice"), (b"Basic " + basic, ""), (b"Bearer two", None),
         (b"", None), (b"one", None), (b"Digest one", None), (b"Basic %", None), (b"Basic " + basic[:-4], None),
+        (b"Basic \xc3\xa9", None), (b"Basic \xe9", None), (b"Basic " + latin, ""), (b"Bearer \xff", None),
+        ("Bearer b\u00eb:ta".encode(), ""), ("Bearer b\u00eb:ta".encode("latin-1"), ""),
     ):  # fmt: skip
         assert ring.of_header(header) == name
     assert KeyRing().of_header(b"anything") == ""
