@@ -104,18 +104,27 @@ class Replicas:
         await replica.transport.aclose()
 
     async def _keep(self, replica: Replica) -> None:
-        """Start a replica again whenever it ends. Raises `SolmError` where it ends before it was ready once."""
+        """Start a replica again whenever it ends. Raises `SolmError` where it cannot be started, or ends, before it was
+        ready once."""
         clock, pause = asyncio.get_running_loop().time, 0.5
         while True:
             begun = clock()
             replica.socket.unlink(missing_ok=True)
             replica.outdated = False
-            replica.process = await asyncio.create_subprocess_exec(
-                *self._command, "--uds", str(replica.socket), stdout=asyncio.subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": str(self._threads), "FORWARDED_ALLOW_IPS": "*"},
-                preexec_fn=_end_with_parent(),
-                start_new_session=True,  # Ctrl-C is for this process, which ends the others in good order
-            )  # fmt: skip
+            try:
+                replica.process = await asyncio.create_subprocess_exec(
+                    *self._command, "--uds", str(replica.socket), stdout=asyncio.subprocess.DEVNULL,
+                    env={**os.environ, "OMP_NUM_THREADS": str(self._threads), "FORWARDED_ALLOW_IPS": "*"},
+                    preexec_fn=_end_with_parent(),
+                    start_new_session=True,  # Ctrl-C is for this process, which ends the others in good order
+                )  # fmt: skip
+            except OSError as error:  # such as too many processes or too little memory
+                if not replica.was_ready:
+                    raise SolmError(f"replica {replica.number} cannot be started: {error.strerror}") from error
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                _LOG.error("replica %d cannot be started (%s); again in %g s", replica.number, error.strerror, pause)
+                await asyncio.sleep(pause)
+                continue
             watching = asyncio.create_task(self._watch(replica))
             try:
                 code = await replica.process.wait()

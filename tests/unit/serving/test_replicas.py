@@ -1,9 +1,15 @@
-"""Replicas as processes: one that ends is started again, and all read their keys again when they are told to."""
+"""Replicas as processes: one that ends is started again, as soon as it can be, and all read their keys again when they
+are told to."""
 
 import asyncio
+import errno
 import signal
 import sys
 
+import pytest
+
+from solm.core.errors import SolmError
+from solm.serving import replicas as module
 from solm.serving.replicas import Replicas
 
 IMITATION = """
@@ -74,5 +80,43 @@ def test_all_read_their_keys_again_and_one_that_starts_does_so_once_it_is_ready(
         finally:
             await replicas.stop()
         assert [replica.process.returncode for replica in replicas.all] == [-signal.SIGTERM] * 2
+
+    asyncio.run(run())
+
+
+def test_one_that_cannot_be_started_again_at_once_is_started_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_LONGEST_PAUSE", 0.05)
+    start, refused = asyncio.create_subprocess_exec, []
+
+    async def scarce(*command, **options):
+        if len(refused) < 2:
+            refused.append(command)
+            raise OSError(errno.EAGAIN, "no process left")
+        return await start(*command, **options)
+
+    async def run() -> None:
+        replicas = Replicas([sys.executable, "-c", IMITATION, str(tmp_path)], 1, 5.0)
+        try:
+            await replicas.start()
+            monkeypatch.setattr(asyncio, "create_subprocess_exec", scarce)
+            (replica,) = replicas.all
+            ended = replica.process
+            ended.kill()
+            await until(lambda: replica.process is not ended and replica.ready)
+            assert len(refused) == 2
+        finally:
+            await replicas.stop()
+
+    asyncio.run(run())
+
+
+def test_one_that_cannot_be_started_at_all_is_an_error(tmp_path):
+    async def run() -> None:
+        replicas = Replicas([str(tmp_path / "missing")], 1, 5.0)
+        try:
+            with pytest.raises(SolmError, match="replica 0 cannot be started: No such file"):
+                await replicas.start()
+        finally:
+            await replicas.stop()
 
     asyncio.run(run())
