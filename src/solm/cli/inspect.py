@@ -134,10 +134,11 @@ def _structure(
 
 def _memory(source: "WeightSource") -> dict[str, Any]:
     """Bytes on the cpu backend with precision auto: weights, and the cache of one row at several contexts."""
+    from solm.backends.cpu.engine import shapes_of
     from solm.backends.cpu.memory import cache_memory, weight_memory
 
-    weights, spec = weight_memory(source), source.spec
-    contexts = sorted({*(tokens for tokens in _CONTEXTS if tokens < spec.context), spec.context})
+    weights, shapes, longest = weight_memory(source), shapes_of(source.spec), source.spec.context
+    contexts = sorted({*(tokens for tokens in _CONTEXTS if tokens < longest), longest})
     return {
         "weights": weights.total,
         "head": weights.head,
@@ -146,9 +147,8 @@ def _memory(source: "WeightSource") -> dict[str, Any]:
             {"tokens": tokens}
             | {
                 name: {"cache": cache, "total": weights.total + cache}
-                for name, cache in (
-                    ("bfloat16", cache_memory(spec, tokens, False)), ("int8", cache_memory(spec, tokens, True)),
-                )
+                for name in ("bfloat16", "int8")
+                for cache in [cache_memory(shapes, tokens, float32=False, int8=name == "int8")]
             }
             for tokens in contexts
         ],

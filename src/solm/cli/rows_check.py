@@ -12,30 +12,48 @@ _GIB = 1 << 30
 _LEAST_WEIGHT = 0.5  # bytes: weights of 4 bits
 
 
-def rows_that_fit(
-    chosen: "ServeSettings", facts: ModelFacts, kv_cache_dtype: str | None, explicit: bool
-) -> "ServeSettings":
-    """Settings whose rows fit into the memory that is free, each as long as the model's context.
+def cache_numbers(
+    model: str, backend: str, dtype: str, precision: str | None, kv_cache_dtype: str | None
+) -> tuple[bool, bool]:
+    """Whether keys and values will be in float32, and whether in int8. backend ``auto`` counts as ``cpu``."""
+    from solm.runtime.load import default_kv_cache
 
-    explicit: somebody asked for so many rows, which is refused where they do not fit; else there are fewer. Where the
-    context or the free memory is not known nothing is checked. Weights count as little as they may take.
+    if backend == "torch":
+        import torch
+
+        from solm.backends.torch.load import resolve_dtype
+
+        return resolve_dtype(dtype) == torch.float32, False
+    numbers = precision or "auto"
+    return numbers == "float32", (kv_cache_dtype or default_kv_cache(model, numbers)) == "int8"
+
+
+def rows_that_fit(
+    chosen: "ServeSettings", facts: ModelFacts, float32: bool, int8: bool, explicit: bool
+) -> "ServeSettings":
+    """Settings whose rows, each as long as the model's context, fit into the free memory beside weights and prefixes.
+
+    float32, int8: of `cache_numbers`. explicit: somebody asked for so many rows, which is refused where they do not
+    fit; else there are fewer. Where the context or the free memory is not known nothing is checked. Weights count as
+    little as they may take.
     """
+    from solm.backends.cpu.memory import cache_memory
     from solm.backends.free_memory import free_memory
 
     free = free_memory()
     if free is None or facts.context is None:
         return chosen
     shapes = facts.shapes
-    number = 1 if kv_cache_dtype == "int8" else 2
-    row = 2 * shapes.layers * shapes.kv_heads * shapes.head_dim * number * facts.context
-    per_layer = shapes.attention_weights + shapes.up_weights + shapes.down_weights
-    left = free - int(_LEAST_WEIGHT * (shapes.layers * per_layer + shapes.head_weights))
-    most = max(0, left) // row
+    row = cache_memory(shapes, facts.context, float32, int8)
+    weights = _LEAST_WEIGHT * (shapes.layers * shapes.layer_weights + shapes.head_weights)
+    left = max(0, free - int(weights + chosen.prefix_mb * 1e6))
+    most = left // row
     if chosen.max_rows <= most:
         return chosen
     if explicit or not most:
         raise SolmError(
             f"--max-rows: {chosen.max_rows} rows of {facts.context} tokens take {chosen.max_rows * row / _GIB:.1f} GiB "
-            f"of keys and values, and {max(0, left) / _GIB:.1f} GiB of memory are left beside the weights: {most} fit"
+            f"of keys and values, and {left / _GIB:.1f} GiB of memory are left beside the weights and --prefix-mb: "
+            f"{most} fit"
         )
     return chosen.model_copy(update={"max_rows": most})

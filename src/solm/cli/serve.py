@@ -91,7 +91,7 @@ def serve(
     from fastapi import FastAPI
 
     from solm.cli.output import print_json, repacking, say
-    from solm.cli.rows_check import rows_that_fit
+    from solm.cli.rows_check import cache_numbers, rows_that_fit
     from solm.cli.server import CLOSING, announcing, replica_options, reread_on_hangup, run_in_front
     from solm.runtime.load import load
     from solm.serving.logs import log_lines
@@ -143,7 +143,8 @@ def serve(
     if max_model_len is not None:
         checks.room(facts, max_model_len, "--max-model-len")
         longest = replace(facts, context=max_model_len)
-    chosen = rows_that_fit(chosen, longest, kv_cache_dtype, explicit=max_rows is not None)
+    numbers = cache_numbers(model, backend, dtype, precision, kv_cache_dtype)
+    chosen = rows_that_fit(chosen, longest, *numbers, explicit=max_rows is not None)
     if uds is None:
         serve_checks.listenable(host, port)
     else:

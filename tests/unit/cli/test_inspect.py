@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from gguf.constants import GGMLQuantizationType as TensorType
 
+import solm
 from helpers.gguf_files import WIDE, write_gguf
 from helpers.models import tiny_model
 from solm.backends.cpu.engine import Engine
@@ -70,10 +72,26 @@ def test_memory_is_what_the_engine_takes(tmp_path, capsys, monkeypatch):
     assert set(memory["forms"]) == {"5 bits", "6 bits"}
     for at in memory["contexts"]:
         assert at["int8"]["cache"] < at["bfloat16"]["cache"] < at["bfloat16"]["total"]
-    spec = engine.spec
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+@pytest.mark.parametrize(
+    ("precision", "kv_cache_dtype", "number", "bound"),
+    [("float32", "auto", 4, 4), ("bfloat16", "auto", 2, 2), ("int8", "auto", 2, 2), ("int8", "int8", 1 + 4 / 64, 2)],
+)
+def test_the_cache_of_a_row_is_what_the_engine_takes(precision, kv_cache_dtype, number, bound):
+    with solm.attach(
+        tiny_model("llama", hidden_size=128, head_dim=64, intermediate_size=192), backend="cpu", precision=precision,
+        kv_cache_dtype=kv_cache_dtype,
+    ) as lm:  # fmt: skip
+        session = lm.session()
+        session.prefill(np.zeros((1, 300), dtype=np.int64))
+        held = lm.backend.engine.page_memory()
+        told = cache_memory(lm.shapes, 300, precision == "float32", kv_cache_dtype == "int8")
     # Two layers of two heads of 64, for 300 tokens: 19 pages, and 2 tiles of bounds.
-    assert cache_memory(spec, 300, int8=False) == 2 * 2 * 2 * (19 * 16 * 64 * 2 + 2 * 16 * 64 * 2)
-    assert cache_memory(spec, 300, int8=True) == 2 * 2 * 2 * (19 * 16 * (64 + 4) + 2 * 16 * 64 * 2)
+    assert told == 2 * 2 * 2 * (19 * 16 * 64 * number + 2 * 16 * 64 * bound)
+    assert (held.pages, held.tiles) == (19, 2)
+    assert told <= held.bytes < told + (19 + 2) * (4096 + 128)  # what lies between them
 
 
 def test_folders_are_told_from_their_headers(tmp_path, capsys):

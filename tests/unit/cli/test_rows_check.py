@@ -4,7 +4,8 @@ import pytest
 
 from solm.backends import free_memory as module
 from solm.backends.free_memory import free_memory
-from solm.cli.rows_check import rows_that_fit
+from solm.backends.names import BUILTIN
+from solm.cli.rows_check import cache_numbers, rows_that_fit
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.runtime.facts import ModelFacts
@@ -14,8 +15,11 @@ SHAPES = ModelShapes(
     layers=10, hidden=100, intermediate=200, heads=4, kv_heads=2, head_dim=25, vocabulary=1000, gated=True
 )
 FACTS = ModelFacts("llama", 1000, SHAPES)
-ROW = 2 * 10 * 2 * 25 * 2 * 1000
+PAGES, TILES = 63, 4  # of 16 tokens, and of 16 pages' bounds
+ROW = 2 * 10 * 2 * 16 * 25 * 2 * (PAGES + TILES)
 WEIGHTS = (10 * (2 * 100 * 25 * 6 + 3 * 100 * 200) + 100 * 1000) // 2
+PREFIXES = 1_000_000
+SETTINGS = ServeSettings(prefix_mb=1)
 
 
 @pytest.fixture
@@ -27,21 +31,41 @@ def free(monkeypatch):
 
 
 def test_rows_are_as_many_as_fit_unless_somebody_asked_for_more(free):
-    free(WEIGHTS + 5 * ROW)
-    assert rows_that_fit(ServeSettings(), FACTS, None, explicit=False).max_rows == 5
-    assert rows_that_fit(ServeSettings(), FACTS, "int8", explicit=False).max_rows == 10
-    assert rows_that_fit(ServeSettings(max_rows=5), FACTS, None, explicit=True).max_rows == 5
-    with pytest.raises(SolmError, match=r"--max-rows: 6 rows of 1000 tokens .*: 5 fit"):
-        rows_that_fit(ServeSettings(max_rows=6), FACTS, None, explicit=True)
-    free(WEIGHTS)
+    def most(settings=SETTINGS, float32=False, int8=False, explicit=False):
+        return rows_that_fit(settings, FACTS, float32, int8, explicit).max_rows
+
+    free(WEIGHTS + PREFIXES + 6 * ROW)
+    assert most() == 6
+    assert most(float32=True) == 3
+    assert most(int8=True) == 6 * ROW // (2 * 10 * 2 * 16 * (29 * PAGES + 50 * TILES)) == 9
+    assert most(ServeSettings(prefix_mb=1, max_rows=6), explicit=True) == 6
+    with pytest.raises(SolmError, match=r"--max-rows: 7 rows of 1000 tokens .* weights and --prefix-mb: 6 fit"):
+        most(ServeSettings(prefix_mb=1, max_rows=7), explicit=True)
+    assert most(ServeSettings(prefix_mb=0)) == 6 + PREFIXES // ROW
+    free(WEIGHTS + PREFIXES)
     with pytest.raises(SolmError, match=": 0 fit"):
-        rows_that_fit(ServeSettings(), FACTS, None, explicit=False)
+        most()
+
+
+@pytest.mark.parametrize(
+    ("given", "float32", "int8"),
+    [
+        (("other", "auto", "auto", None, None), False, False), (("other", "cpu", "auto", "float32", None), True, False),
+        (("other", "auto", "float32", None, "int8"), False, True), ((BUILTIN, "auto", "auto", None, None), False, True),
+        ((BUILTIN, "cpu", "auto", "bfloat16", None), False, False),
+        (("other", "torch", "float32", None, None), True, False),
+        ((BUILTIN, "torch", "float16", None, None), False, False),
+    ],
+)  # fmt: skip
+def test_numbers_of_keys_and_values_are_those_of_the_backend(given, float32, int8):
+    assert cache_numbers(*given) == (float32, int8)
 
 
 @pytest.mark.parametrize("context", [None, 1000])
 def test_nothing_is_checked_where_nothing_is_known(free, context):
     free(None if context else 0)
-    assert rows_that_fit(ServeSettings(max_rows=256), ModelFacts("llama", context, SHAPES), None, True).max_rows == 256
+    facts = ModelFacts("llama", context, SHAPES)
+    assert rows_that_fit(ServeSettings(max_rows=256), facts, False, False, True).max_rows == 256
 
 
 def test_free_memory_is_that_of_the_machine_or_of_its_control_group(tmp_path):

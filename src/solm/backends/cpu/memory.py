@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from solm.backends.cpu.files.layout import layout_of
 from solm.backends.cpu.files.source import WeightSource
-from solm.backends.cpu.files.spec import ModelSpec
 from solm.backends.cpu.head_layout import HeadLayout
 from solm.backends.cpu.structs import PAGE
 from solm.core.cost import ModelShapes
@@ -60,10 +59,13 @@ class PageMemory:
         return self.pages * self.page_bytes + self.tiles * self.tile_bytes
 
 
-def cache_memory(spec: ModelSpec, tokens: int, int8: bool) -> int:
-    """Bytes of keys, values and the bounds of keys of one row of `tokens`: csrc/cache.h."""
+def cache_memory(shapes: ModelShapes, tokens: int, float32: bool, int8: bool) -> int:
+    """Bytes of keys, values and the bounds of keys of one row of `tokens`, held as in `with_stored_bits`.
+
+    Between pages the engine leaves up to 4 KiB, for the processor's caches, that are not counted here.
+    """
     pages = -(-tokens // PAGE)
     tiles = -(-pages // PAGE)
-    page = PAGE * (spec.head_dim + 4) if int8 else PAGE * spec.head_dim * 2
-    tile = PAGE * spec.head_dim * 2
-    return 2 * spec.layers * spec.kv_heads * (pages * page + tiles * tile)
+    tile = PAGE * shapes.head_dim * (4 if float32 else 2)
+    page = PAGE * (shapes.head_dim + 4) if int8 else tile
+    return 2 * shapes.layers * shapes.kv_heads * (pages * page + tiles * tile)
