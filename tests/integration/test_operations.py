@@ -107,7 +107,8 @@ def test_the_access_log_says_what_a_request_was_given_and_spent(byte_tokenizer, 
         until(lambda: len(lines()) == 2)
     whole, streamed = lines()
     assert (whole["key"], whole["trace"], whole["priority"], whole["policy"]) == ("alice", TRACE, "low", "policy")
-    assert whole["completion_tokens"] == usage.completion_tokens
+    assert (whole["prompt_tokens"], whole["completion_tokens"]) == (usage.prompt_tokens, usage.completion_tokens)
+    assert whole["cached_tokens"] == usage.prompt_tokens_details.cached_tokens
     assert whole["realised"]["net"] == pytest.approx(usage.compute["realised"]["net"], abs=1e-3)
     assert whole["requested"]["net"] == 0.6
     assert whole["saved_ms"] > 0

@@ -159,16 +159,16 @@ async def _complete(
     try:
         await asyncio.wait({gathering, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not gathering.done():
-            request.state.log = log_facts(exchange.jobs, None)
+            request.state.log = log_facts(exchange, None)
             return Response(status_code=499)
         choices = gathering.result()
-        request.state.log = log_facts(exchange.jobs, choices)
+        request.state.log = log_facts(exchange, choices)
         if writer is not None:
             return JSONResponse(await run_in_threadpool(writer.whole, choices))
         whole = await run_in_threadpool(exchange.answers.whole, choices, exchange.echo)
         return Response(whole.model_dump_json(exclude_unset=True, warnings=False), media_type="application/json")
     except ApiError as error:
-        request.state.log = log_facts(exchange.jobs, None, error.code)
+        request.state.log = log_facts(exchange, None, error.code)
         raise
     finally:
         gathering.cancel()
@@ -215,7 +215,7 @@ async def _events(service: Service, request: Request, exchange: Exchange, with_u
         failed = error.code
         yield f"data: {json.dumps(error.body)}\n\n"
     finally:
-        request.state.log = log_facts(exchange.jobs, choices, failed)
+        request.state.log = log_facts(exchange, choices, failed)
         service.close(exchange)
 
 
@@ -229,7 +229,7 @@ async def _response_events(service: Service, request: Request, writer: ResponseW
         failed = error.code
         yield writer.failed(error.body["error"])
     finally:
-        request.state.log = log_facts(writer.exchange.jobs, [choice], failed)
+        request.state.log = log_facts(writer.exchange, [choice], failed)
         service.close(writer.exchange)
 
 
