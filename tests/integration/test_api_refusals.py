@@ -48,6 +48,8 @@ WRONG = {
     "priority": ({"efficiency": {"priority": "urgent"}}, "efficiency.priority"),
     "priority as a number": ({"efficiency": {"priority": 1}}, "efficiency.priority"),
     "floor": ({"efficiency": {"floor": 1.5}}, None),
+    "floor in milliseconds": ({"efficiency": {"floor": "ms=5"}}, "efficiency.floor"),
+    "floor of nothing": ({"efficiency": {"floor": "magic=1"}}, "efficiency.floor"),
     "too long": ({"max_tokens": 600}, None),
     "prompt too long": ({"messages": [{"role": "user", "content": "a" * 600}]}, None),
 }  # fmt: skip

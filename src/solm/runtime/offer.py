@@ -43,12 +43,12 @@ class Offer:
     def budget(self, asked: BudgetLike, context: int, clamp: bool = False) -> Budget:
         """What was asked for per axis, for steps that see `context` keys.
 
-        Raises `BudgetError` where it is out of reach. clamp: the least there is instead, where a share of bytes or a
-        net keep is below it.
+        Raises `BudgetError` where it is out of reach. clamp: the least there is instead where it is below that, axis by
+        axis where it is given per axis.
         """
         request = BudgetRequest.parse(asked)
         if isinstance(request.value, Budget):
-            return self._checked(request.value)
+            return self._checked(request.value, clamp)
         if request.kind == "keep":
             return self.of_net(max(request.value, self.lowest_net) if clamp else request.value)
         if request.kind == "compute" and self.measured is None:
@@ -194,20 +194,22 @@ class Offer:
         """`context`, or where attention cannot be saved so early, the first in which it can."""
         return max(context, self.sparsity.always_read + 1)
 
-    def _checked(self, budget: Budget) -> Budget:
+    def _checked(self, budget: Budget, clamp: bool) -> Budget:
         """`budget`, if averages over actions of the space can meet it after a context that is long enough."""
+        met: list[float] = []
         mlp, bits = (float(levels[0]) for levels in self._fixed_levels)
         for axis, share, (low, high), least in zip(
             AXES, budget.shares, self.space.ranges, (1.0, mlp, bits), strict=True
         ):
             lowest = min(low, least)  # a level of 0.5 computes 0.375 of the channels where hidden ones keep its square
-            if not lowest - _TOLERANCE <= share <= high + _TOLERANCE:
+            met.append(max(share, lowest) if clamp else share)
+            if not lowest - _TOLERANCE <= met[-1] <= high + _TOLERANCE:
                 unit = FULL_BITS if axis == "bits" else 1
                 raise BudgetError(
                     f"budget {axis}={share * unit:g} is unreachable: this action space offers "
                     f"{lowest * unit:g} to {high * unit:g}"
                 )
-        return budget
+        return Budget(attention=met[0], mlp=met[1], bits=met[2] * FULL_BITS)
 
 
 def _up(value: float, parts: int) -> float:

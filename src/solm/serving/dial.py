@@ -21,6 +21,12 @@ Shares = tuple[float, float, float]
 """Target shares of attention, MLP and bits."""
 
 
+class FloorError(BudgetError):
+    """A request's floor that cannot be met. field: of the request."""
+
+    field = "efficiency.floor"
+
+
 @dataclass(frozen=True)
 class Order:
     """What a request asks for: the policy, the budget, and the floor below which the governor may not lower it.
@@ -120,7 +126,7 @@ class Dial:
         """The order of a request under an API key whose steps see `context` tokens on average.
 
         Raises `SolmError` for an unknown policy and a priority above the key's, `BudgetError` for an unreachable
-        budget.
+        budget, `FloorError` for such a floor.
         """
         asked = asked or Efficiency()
         priority = asked.priority if "priority" in asked.model_fields_set else key.priority or asked.priority
@@ -155,12 +161,17 @@ class Dial:
         priority: Priority = "normal",
         key: ApiKey = _NO_KEY,
     ) -> Budget:
-        """The floor that was asked for, by default the operator's; the least there is where that is not as low."""
+        """The floor that was asked for, by default the operator's; the least there is where that is not as low.
+
+        Raises `FloorError` for one that cannot be read or needs measurements that are missing.
+        """
         offer = self.lm.offer(policy)
-        request = self._of_priority.get(priority, self._floor)
-        own = key.floor if asked is None else _plain(asked)
-        if own is not None:
-            request = BudgetRequest.parse(own)
+        if asked is not None:
+            try:
+                return offer.budget(_plain(asked), context, clamp=True)
+            except BudgetError as error:
+                raise FloorError(f"efficiency.floor: {error}") from error
+        request = self._of_priority.get(priority, self._floor) if key.floor is None else key.floor
         return offer.of_net(self.lowest) if request is None else offer.budget(request, context, clamp=True)
 
 

@@ -65,7 +65,7 @@ def from_ours(error: SolmError) -> ApiError:
     if isinstance(error, ContextLengthError):
         return ApiError(400, str(error), code="context_length_exceeded")
     param = "efficiency.budget" if isinstance(error, BudgetError) else None
-    return ApiError(400, str(error), param, "invalid_value")
+    return ApiError(400, str(error), getattr(error, "field", param), "invalid_value")
 
 
 def from_row(failed: Failed) -> ApiError:

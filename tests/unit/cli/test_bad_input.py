@@ -67,7 +67,7 @@ CASES: list[tuple[list[str], int, str]] = [
     (["chat", *MODEL, "--timings", "{root}/none.json"], 2, "--timings: "),
     (["serve", *MODEL, "--slo-floor", "speed=1.5"], 2, "--slo-floor: speed=1.5 needs --timings"),
     (["serve", *MODEL, "--slo-floor", "loss=0.1"], 2, "--slo-floor: loss=0.1 needs a policy with a measured curve"),
-    (["serve", *MODEL, "--slo-floor", "mlp=0.01"], 2, "--slo-floor: budget mlp=0.01 is unreachable"),
+    (["serve", *MODEL, "--slo-floor", "mlp=0"], 2, "--slo-floor: budget 0.0 is out of range"),
     (["serve", *MODEL, "--timings", "{root}/none.json"], 2, "--timings: "),
     (["generate", *MODEL, "--budget", "loss=0.05", "x"], 2, "--budget: loss=0.05 needs a policy with a measured curve"),
     (["generate", *MODEL, "--timings", "{root}/none.json", "x"], 2, "--timings: no file {root}/none.json"),

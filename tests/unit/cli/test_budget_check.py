@@ -24,3 +24,11 @@ def test_a_share_of_bytes_that_some_bits_would_allow_is_not_refused_before_they_
     assert checked_budget(share, facts, trained, None, context=context).value == share
     with pytest.raises(SolmError, match=r"budget 0\.2 is unreachable"):
         checked_budget(0.2, facts, trained, None, context=context)
+
+
+@pytest.mark.parametrize("floor", ["0.01", "keep=0.01", "attention=0.01", "mlp=0.01"])
+def test_a_floor_below_what_can_be_met_is_accepted_in_every_form(floor):
+    facts = ModelFacts("llama", 8192, SHAPES)
+    checked_budget(floor, facts, None, None, clamp=True)
+    with pytest.raises(SolmError, match="is unreachable"):
+        checked_budget(floor, facts, None, None)

@@ -8,7 +8,8 @@ import torch
 import solm
 from helpers.policies import SPARSITY, under_policy, under_values
 from helpers.timings import made_curve, made_timings
-from solm.core.actions import ActionSpace
+from solm.core.actions import AXES, ActionSpace
+from solm.core.budget import Budget
 from solm.core.errors import BudgetError
 from solm.core.measured import MeasuredCost
 from solm.core.sparsity import SparsityConfig
@@ -53,6 +54,18 @@ def test_what_is_out_of_reach_is_refused_with_the_range(tiny_lm, preset, context
     assert offer.bytes(lowest, context) == pytest.approx(least, abs=0.01)
     assert offer.bytes(offer.budget(least + 0.05, context), context) == pytest.approx(least + 0.05, abs=1e-3)
     assert offer.budget(1, context) == solm.Budget()
+
+
+def test_below_the_least_there_is_that_is_met_axis_by_axis_too(tiny_lm):
+    offer = Offer(ActionSpace.preset("nested"), SparsityConfig.preset("nested"), tiny_lm.shapes)
+    low = offer.budget(Budget(attention=0.001, mlp=0.001, bits=2), 500, clamp=True)
+    assert offer.budget(low, 500) == low
+    for axis in AXES:
+        with pytest.raises(BudgetError, match=f"budget {axis}="):
+            offer.budget(low.model_copy(update={axis: 0.99 * getattr(low, axis)}), 500)
+    half = Budget(attention=0.001, mlp=0.7, bits=12)
+    assert offer.budget(half, 500, clamp=True) == half.model_copy(update={"attention": low.attention})
+    assert offer.budget("keep=0.001", 500, clamp=True) == offer.of_net(offer.lowest_net)
 
 
 def test_the_reachable_range_widens_with_the_context(tiny_lm):
