@@ -5,12 +5,11 @@ import gc
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from importlib import resources
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from openai.types import Model
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -18,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from solm.core.actions import AXES
 from solm.serving.answers import Choice
-from solm.serving.bodies import describe, read_body, takes
+from solm.serving.bodies import describe, hung_up, read_body, takes
 from solm.serving.failures import ApiError, handle_errors
 from solm.serving.gate import HEADERS, Gate
 from solm.serving.health import add_health
@@ -29,10 +28,8 @@ from solm.serving.responses import ResponseWriter
 from solm.serving.rows import Failed, Piece
 from solm.serving.service import Exchange, Service
 from solm.serving.tracing import SpanSender, tracing_wanted
+from solm.serving.web_page import add_page
 
-_PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'"
-_SCRIPTS = ("page", "answers", "card", "chats", "dial", "elements", "markdown", "stream")
-_STATIC = {"page.css": "text/css"} | {f"{name}.js": "text/javascript" for name in _SCRIPTS}
 _PREFIXES = {ChatRequest: "chatcmpl-", CompletionRequest: "cmpl-", ResponsesRequest: "resp_"}
 """Of what replies are called."""
 
@@ -113,17 +110,7 @@ def create_app(
         """Prometheus metrics."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> HTMLResponse:
-        headers = {"Content-Security-Policy": _PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
-        return HTMLResponse(_file("page.html"), headers=headers)
-
-    @app.get("/static/{name}", include_in_schema=False)
-    async def static(name: str) -> Response:
-        if name not in _STATIC:
-            raise ApiError(404, "not found")
-        return Response(_file(name), media_type=_STATIC[name])
-
+    add_page(app)
     describe(app)
     return app
 
@@ -155,7 +142,7 @@ async def _complete(
         with_usage = asked.stream_options is not None and asked.stream_options.include_usage
         return StreamingResponse(_events(service, request, exchange, with_usage), media_type="text/event-stream")
     gathering = asyncio.ensure_future(service.gather(exchange))
-    gone = asyncio.ensure_future(_gone(request))
+    gone = asyncio.ensure_future(hung_up(request.receive))
     try:
         await asyncio.wait({gathering, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not gathering.done():
@@ -184,12 +171,6 @@ def _rename(error: ApiError) -> None:
     ):  # fmt: skip
         error.message = error.message.replace(name, theirs, 1)
         error.param = None if error.param is None else error.param.replace(name, theirs, 1)
-
-
-async def _gone(request: Request) -> None:
-    """Returns when the client has disconnected."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _events(service: Service, request: Request, exchange: Exchange, with_usage: bool) -> AsyncIterator[str]:
@@ -253,7 +234,3 @@ def _model(service: Service) -> dict[str, Any]:
         offers |= curve.told()
     known = Model(id=service.name, object="model", created=0, owned_by="solm").model_dump()
     return known | {"max_model_len": service.context, "efficiency": offers}
-
-
-def _file(name: str) -> str:
-    return resources.files("solm.serving").joinpath("page", name).read_text()

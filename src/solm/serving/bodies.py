@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from solm.serving.failures import ApiError, from_validation
 from solm.serving.gate import OPEN
@@ -59,6 +60,12 @@ async def read_bytes(request: Request) -> bytes:
     except ClientDisconnect:
         raise ApiError(499, "the client disconnected") from None
     return bytes(body)
+
+
+async def hung_up(receive: Receive) -> None:
+    """Returns when the client of a request whose body was read has disconnected."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _extra_fields(part: Any, place: str = "") -> Iterator[str]:

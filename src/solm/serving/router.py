@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from solm.serving.bodies import read_bytes
+from solm.serving.bodies import hung_up, read_bytes
 from solm.serving.failures import ApiError
 from solm.serving.keys import KeyRing
 from solm.serving.replicas import Replica, Replicas
@@ -64,7 +64,7 @@ class _Relay:
             await _refused(error)(scope, receive, send)
             return
         answering = asyncio.ensure_future(self._answer(scope, body, receive, send))
-        gone = asyncio.ensure_future(_gone(receive))
+        gone = asyncio.ensure_future(hung_up(receive))
         try:
             await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
             if answering.done():
@@ -155,9 +155,3 @@ def _refused(error: ApiError) -> Response:
     answer = error.response()
     answer.headers["x-request-id"] = uuid.uuid4().hex[:12]
     return answer
-
-
-async def _gone(receive: Receive) -> None:
-    """Returns when the client has disconnected."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
