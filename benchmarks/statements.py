@@ -71,7 +71,7 @@ def factor(context: int, limit: float) -> float:
 # Time
 
 
-@says("README.md", "The dial adds little at 1,024 tokens of context, and doubles the speed at 8,064")
+@says("docs/results.md", "The dial adds little at 1,024 tokens of context, and doubles the speed at 8,064")
 def little_then_double() -> bool:
     return factor(1024, 0.05) < 1.1 and factor(8064, 0.05) > 2
 

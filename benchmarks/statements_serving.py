@@ -92,28 +92,30 @@ def rows_keep_the_objective() -> bool:
 
 @says(
     "docs/serving.md",
-    "Under overload nothing meets the objective. Lower budgets alone bring 12 % more tokens per second",
+    "Under overload nothing meets the objective. Lower budgets alone bring 15 % more tokens per second",
 )
-@says("docs/serving.md", "12 % fewer tokens per second than dense steps with lower budgets, 29 % fewer without")
+@says("docs/serving.md", "10 % fewer tokens per second than dense steps with lower budgets, 31 % fewer without")
 def the_governor_after_long_contexts() -> bool:
     whole = of.read("governor-0.5b-4096")
     found, objective = whole["servers"], whole["objective_ms"]
     dense = found["dense, overload"]["tokens_per_second"]
     kinds = [found[f"governor, {kind}"] for kind in ("budgets", "budgets and rows", "rows")]
     more = [round(100 * (run["tokens_per_second"] / dense - 1)) for run in kinds]
-    above = [round(run["tpot_p95_ms"] - objective) for run in kinds]
-    return more == [12, -12, -29] and above == [16, 6, 5]
+    missed = all(run["tpot_p95_ms"] > objective for run in kinds)
+    alike = all(run["less_likely"]["texts"] == 16 and tied(of.Difference.of(run["less_likely"])) for run in kinds)
+    return more == [15, -10, -31] and missed and alike
 
 
 @says(
-    "docs/serving.md", "With prompts of 256 tokens lower bits leave tokens per second and time per token as they were."
+    "docs/serving.md",
+    "With prompts of 256 tokens lower bits change tokens per second and time per token by less than a tenth.",
 )
-@says("docs/serving.md", "Tokens per second then fall by two fifths")
+@says("docs/serving.md", "Tokens per second then fall by three tenths")
 def the_governor_after_short_contexts() -> bool:
     found = of.read("governor-0.5b")["servers"]
     dense, budgets, both = (found[f] for f in ("dense, overload", "governor, budgets", "governor, budgets and rows"))
-    alike = all(abs(budgets[what] / dense[what] - 1) < 0.05 for what in ("tokens_per_second", "tpot_p50_ms"))
-    return alike and 0.55 < both["tokens_per_second"] / dense["tokens_per_second"] < 0.65
+    alike = all(abs(budgets[what] / dense[what] - 1) < 0.1 for what in ("tokens_per_second", "tpot_p50_ms"))
+    return alike and 0.65 < both["tokens_per_second"] / dense["tokens_per_second"] < 0.75
 
 
 @says("docs/load.md", "In this run the governor does harm.")

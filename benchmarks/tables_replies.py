@@ -129,3 +129,19 @@ def _budgets(points: list[Point]) -> list[dict[str, Point]]:
 
 def _against(by: dict[str, Point]) -> list[str]:
     return [arm for arm in by if arm not in ("dense", "policy")]
+
+
+@table
+def graded_short() -> str:
+    """Problems solved by dense steps and by the policy, of every model whose replies were graded."""
+    rows = []
+    for size, model in MODELS.items():
+        for kind, found in (of.graded(size) or {}).items():
+            if kind == "chat":
+                continue
+            by_budget = _budgets(found["points"])
+            arms = [by_budget[0]["dense"], *(by["policy"] for by in by_budget)]
+            cells = [rate(arm["solved"], found["problems"]) for arm in arms]
+            rows.append([f"{model}, {NAMES[kind]}, {found['problems']} problems", *cells])
+    budgets = [f"{by['policy']['budget']:g}, %" for by in by_budget]
+    return markdown(("Model, problems", "dense, %", *budgets), rows)
