@@ -45,7 +45,7 @@ def test_whatever_differs_from_the_results_is_named(copied: Path) -> None:
         "docs/results.md: differs",
         "docs/budget.md: differs",
         "docs/figures/quality.svg: differs",
-        "README.md: the results say otherwise: 'The dial adds little",
+        "docs/results.md: the results say otherwise: 'The dial adds little",
         "docs/budget.md: the results say otherwise: 'nearly twice as fast'",
         "docs/scale.md: no statement says where '3.7 times' comes from",
         "docs/scale.md: a table of numbers",
