@@ -15,6 +15,7 @@ from solm.core.errors import SolmError
 _KINDS = {
     "repacked weights": r".+\.weights",
     "built engine": r"engine-[0-9a-f]{16}\.so",
+    "tokenizer": r"tokenizer-[0-9a-f]{16}",
     "converted model": r".+-[0-9a-f]{16}",
     "unfinished": r"\..+\.weights\..+|tmp\w+(\.so)?",
 }
@@ -37,7 +38,9 @@ def cache(
     names: Annotated[list[str] | None, typer.Argument(help="clear: names from the list; without any, all.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """List or clear the cache: repacked weights, built engines and converted models, which are made again when needed.
+    """List or clear the cache: repacked weights, built engines, tokenizers and converted models.
+
+    What is removed is made again when it is needed.
 
     They are kept in the folder that SOLM_CACHE names, by default ~/.cache/solm.
 

@@ -1,7 +1,9 @@
 """Budgets: how one is asked for (`BudgetRequest`), averages per axis (`Budget`), and what rows spent (`Ledger`)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["compute", "speed", "ms", "loss", "keep", "shares"]
 """What a budget is told in; see `BudgetRequest`."""
-BudgetLike = Union[float, str, "Budget", "BudgetRequest", None]
+BudgetLike = Union[float, str, Mapping[str, float], "Budget", "BudgetRequest", None]
 _TOLERANCE = 1e-9
 _LEAST: dict[Literal["speed", "ms", "loss"], tuple[float, str]] = {
     "speed": (1.0, "a speed must be at least 1, the dense step's"),
@@ -117,6 +119,10 @@ class BudgetRequest:
             return asked
         if asked is None or isinstance(asked, Budget):
             return cls("shares", asked or Budget())
+        if isinstance(asked, Mapping):
+            asked = ",".join(f"{axis}={share}" for axis, share in asked.items())
+        if isinstance(asked, bool) or not isinstance(asked, Real | str):
+            raise BudgetError(f"a budget is a number, a text or a Budget, got {asked!r}")
         try:
             return cls("compute", _share(float(asked), asked))
         except ValueError:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 from solm.backends.session import AnyPolicy, Session
@@ -55,7 +56,8 @@ def generate(
         # One object for all rows of a policy, which are then decided together.
         decides = known.setdefault(name, lm.policy(name)) if isinstance(name, str) else name
         try:
-            rows.append(_row(lm, ids, wanted, decides, seed=seed + number, **options))
+            own = seed + number if number else seed  # of one prompt as it is, to be checked
+            rows.append(_row(lm, ids, wanted, decides, seed=own, **options))
         except SolmError as error:
             if len(prompts) == 1:
                 raise
@@ -143,8 +145,12 @@ def _row(
     stops = [stop_strings] if isinstance(stop_strings, str) else stop_strings or []
     if stops and lm.tokenizer is None:
         raise SolmError("stop_strings need a tokenizer; pass one to attach")
-    if not all(isinstance(stop, str) and stop for stop in stops):
+    if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) and stop for stop in stops):
         raise SolmError(f"stop_strings must be texts that are not empty, got {stop_strings!r}")
+    if not isinstance(seed, Integral):
+        raise SolmError(f"seed must be a whole number, got {seed!r}")
+    if grammar is not None and not isinstance(grammar, Grammar):
+        raise SolmError(f"grammar must be a solm.Grammar, such as Grammar.regex(...), got {type(grammar).__name__}")
     check_length(prompt, longest, lm.context)
     target = lm.budget(budget, prompt + longest // 2, policy)
     constraint = None if grammar is None else lm.compiler.compile(grammar)
@@ -204,12 +210,12 @@ def _longest(prompt: int, max_new_tokens: int | None, max_length: int | None) ->
     if max_length is not None:
         if max_new_tokens is not None:
             raise SolmError("max_new_tokens and max_length say the same thing twice; give one of them")
-        if max_length <= prompt:
-            raise SolmError(f"max_length must be above the {prompt} tokens of the prompt, got {max_length}")
+        if not isinstance(max_length, Integral) or max_length <= prompt:
+            raise SolmError(f"max_length must be above the {prompt} tokens of the prompt, got {max_length!r}")
         return max_length - prompt
     longest = 128 if max_new_tokens is None else max_new_tokens
-    if longest < 1:
-        raise SolmError(f"max_new_tokens must be at least 1, got {longest}")
+    if not isinstance(longest, Integral) or longest < 1:
+        raise SolmError(f"max_new_tokens must be a whole number of at least 1, got {longest!r}")
     return longest
 
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 """One message of a conversation, with the keys ``role`` and ``content``, both texts."""
-Prompt = Union[str, list[Message], np.ndarray, "torch.Tensor"]
-Prompts = Prompt | list[str] | list[list[Message]]
+Prompt = Union[str, list[Message], list[int], np.ndarray, "torch.Tensor"]
+Prompts = Prompt | list[str] | list[list[Message]] | list[list[int]]
 
 
 def token_rows(
@@ -25,14 +25,16 @@ def token_rows(
 ) -> tuple[list[np.ndarray], bool]:
     """The token ids [1, C] of every prompt, and whether there are several: a list of prompts or ids [N, C] of N > 1.
 
+    Token ids of one prompt are a list, an array or a tensor [C] of whole numbers.
     input_ids [N, C] int64 are taken in place of a prompt. attention_mask [N, C]: the tokens that count, 1 or true;
     all without. Raises `DataError` for a prompt that is empty or malformed, `SolmError` for text without a tokenizer.
     """
     if (prompt is None) == (input_ids is None):
         raise DataError("nothing to generate from: give a prompt or input_ids" if prompt is None else _TWICE)
     asked = input_ids if prompt is None else prompt
-    if is_tensor(asked) or isinstance(asked, np.ndarray):
-        rows = _counted(as_numpy(asked), None if attention_mask is None else as_numpy(attention_mask))
+    if is_tensor(asked) or isinstance(asked, np.ndarray) or _are_ids(asked):
+        ids = np.asarray(asked) if _are_ids(asked) else as_numpy(asked)
+        rows = _counted(np.atleast_2d(ids), None if attention_mask is None else as_numpy(attention_mask))
         return rows, len(rows) > 1
     if attention_mask is not None:
         raise DataError("an attention_mask goes with token ids, not with text")
@@ -45,7 +47,8 @@ def token_rows(
     rows = []
     for number, one in enumerate(asked):
         try:
-            rows.append(encode(tokenizer, one))  # type: ignore[arg-type]
+            are_ids = is_tensor(one) or isinstance(one, np.ndarray) or _are_ids(one)
+            rows.append(token_rows(None, one)[0][0] if are_ids else encode(tokenizer, one))  # type: ignore[arg-type]
         except SolmError as error:
             raise type(error)(f"prompt {number}: {error}") from error
     return rows, True
@@ -78,6 +81,11 @@ def chat_tokens(tokenizer: Any, messages: list[Message], tools: Sequence[Mapping
     except Exception as error:  # templates are programs, and refuse in many ways
         raise DataError(f"the model's chat template refuses these messages: {error}") from error
     return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _are_ids(asked: Any) -> bool:
+    """Whether this is a list of whole numbers."""
+    return isinstance(asked, list | tuple) and bool(asked) and all(type(one) is int for one in asked)
 
 
 def _row(ids: list[int]) -> np.ndarray:

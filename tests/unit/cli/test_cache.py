@@ -23,6 +23,8 @@ def folder(tmp_path, monkeypatch):
         (folder / name).write_bytes(b"x" * size)
     (folder / "tiny-0123456789abcdef").mkdir()
     (folder / "tiny-0123456789abcdef" / "config.json").write_text("x" * 500)
+    (folder / "tokenizer-0123456789abcdef").mkdir()
+    (folder / "tokenizer-0123456789abcdef" / "tokenizer.json").write_text("x" * 400)
     (folder / "mine-0123456789abcdef").mkdir()  # no model
     (folder / "link.weights").symlink_to(folder / "notes.txt")
     return folder
@@ -33,10 +35,11 @@ def test_entries_are_listed_with_their_kinds_and_sizes(folder, capsys):
         ("model-auto-0123456789abcdef.weights", "repacked weights", 3000),
         ("engine-0123456789abcdef.so", "built engine", 2000),
         ("tiny-0123456789abcdef", "converted model", 500),
+        ("tokenizer-0123456789abcdef", "tokenizer", 400),
     ]
     cache(json=True)
     told = json.loads(capsys.readouterr().out)
-    assert (told["folder"], told["bytes"], len(told["entries"])) == (str(folder), 5500, 3)
+    assert (told["folder"], told["bytes"], len(told["entries"])) == (str(folder), 5900, 4)
     cache()
     assert "converted model   tiny-0123456789abcdef" in capsys.readouterr().out
 
@@ -53,7 +56,7 @@ def test_some_or_all_are_removed_and_nothing_else(folder, capsys):
         {"name": "engine-0123456789abcdef.so", "kind": "built engine", "bytes": 2000}
     ]
     cache("clear")
-    assert "removed 2" in capsys.readouterr().out
+    assert "removed 3" in capsys.readouterr().out
     assert sorted(path.name for path in folder.iterdir()) == [
         ".model-auto-0123456789abcdef.weights.abc", "engine-x.so", "link.weights", "mine-0123456789abcdef", "notes.txt",
         "tmpab12cd.so",
@@ -68,7 +71,7 @@ def test_mistakes_are_named(folder):
     ):
         with pytest.raises(SolmError, match=words):
             cache(*arguments)
-    assert len(entries(folder)) == 3
+    assert len(entries(folder)) == 4
 
 
 def test_a_folder_that_is_not_there_holds_nothing(folder, monkeypatch, capsys):

@@ -82,3 +82,7 @@ def test_ledger_averages_only_what_was_controllable(history):
         expected = sum(counted) / len(counted) if counted else 1.0
         assert float(ledger.average[0, axis]) == pytest.approx(expected)
         assert float(ledger.deviation(target)[0, axis]) == pytest.approx(expected - 0.5 if counted else 0.0)
+
+
+def test_a_budget_may_be_a_mapping_of_axes_as_in_a_request():
+    assert BudgetRequest.parse({"attention": 0.4, "mlp": 0.7}) == BudgetRequest.parse("attention=0.4,mlp=0.7")

@@ -171,7 +171,7 @@ def test_temperature_0_is_greedy(tiny_lm):
 
 def test_bad_requests_are_one_clear_error(tiny_lm, policy_lm):
     for options, error, message in [
-        ({"max_new_tokens": 0}, SolmError, "max_new_tokens must be at least 1, got 0"),
+        ({"max_new_tokens": 0}, SolmError, "max_new_tokens must be a whole number of at least 1, got 0"),
         ({"max_new_tokens": 500}, ContextLengthError, "100 and 500 new tokens exceed this model's context of 512"),
         ({"policy": "fast"}, SolmError, "unknown policy 'fast'; choose policy, dense, static, random"),
         ({"tempreature": 1}, SolmError, "generation option 'tempreature' is unknown"),
@@ -203,3 +203,21 @@ def test_threads_generate_what_one_would(name, request):
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(ids, orders)) == alone
     assert len({tuple(said) for said in alone}) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 3.5}, "max_new_tokens must be a whole number of at least 1, got 3.5"),
+        ({"max_new_tokens": "3"}, "max_new_tokens must be a whole number of at least 1, got '3'"),
+        ({"max_length": "9"}, "max_length must be above the 2 tokens of the prompt, got '9'"),
+        ({"seed": "x"}, "seed must be a whole number, got 'x'"),
+        ({"stop_strings": 5}, "stop_strings must be texts that are not empty, got 5"),
+        ({"grammar": "yes|no"}, r"grammar must be a solm\.Grammar, such as Grammar\.regex\(\.\.\.\), got str"),
+        ({"budget": True}, "a budget is a number, a text or a Budget, got True"),
+        ({"budget": {"mlp": "much"}}, "'much' is not a number"),
+    ],
+)  # fmt: skip
+def test_options_of_a_wrong_type_are_refused_in_one_line(tiny_lm, options, message):
+    with pytest.raises(SolmError, match=message):
+        tiny_lm.generate([5, 6], **options)

@@ -72,7 +72,8 @@ def test_rows_of_token_ids_lose_what_the_mask_leaves_out():
         ({"prompt": [{"role": "user"}]}, "message 0: content must be text, got None"),
         ({"prompt": [{"role": 1, "content": "hi"}]}, "message 0: role must be text, got 1"),
         ({"prompt": [[USER, {"role": "tool", "content": "x"}]]}, "prompt 0: the model's chat template refuses .*no to"),
-        ({"prompt": torch.ones(3).long()}, r"token ids must be whole numbers of shape \[N, C\], got int64 \[3\]"),
+        ({"prompt": torch.ones(1, 2, 3).long()}, r"must be whole numbers of shape \[N, C\], got int64 \[1, 2, 3\]"),
+        ({"prompt": [1, 2.5]}, "prompt 0: it must be text or a list of messages, got int"),
         ({"prompt": torch.ones(1, 3)}, r"token ids must be whole numbers of shape \[N, C\], got float32 \[1, 3\]"),
         ({"prompt": torch.ones(1, 0).long()}, r"of shape \[N, C\], got int64 \[1, 0\]"),
         ({"prompt": None, "input_ids": torch.ones(1, 3).long(), "attention_mask": torch.ones(1, 2)},
@@ -84,6 +85,19 @@ def test_rows_of_token_ids_lose_what_the_mask_leaves_out():
 def test_what_is_no_prompt_is_refused(templated, asked, message):
     with pytest.raises(DataError, match=message):
         token_rows(templated, **asked)
+
+
+@pytest.mark.parametrize("ids", [[5, 6, 7], (5, 6, 7), np.array([5, 6, 7]), torch.tensor([5, 6, 7]), [[5, 6, 7]]])
+def test_token_ids_of_one_prompt_may_be_a_list(ids):
+    [row], several = token_rows(None, ids)
+    assert row.tolist() == [[5, 6, 7]]
+    assert several is (ids == [[5, 6, 7]] if isinstance(ids, list) else False)
+
+
+def test_several_prompts_of_token_ids_may_differ_in_length():
+    rows, several = token_rows(None, [[5, 6, 7], np.array([8])])
+    assert [row.tolist() for row in rows] == [[[5, 6, 7]], [[8]]]
+    assert several
 
 
 def test_without_a_template_only_text_has_a_form(byte_tokenizer):
