@@ -56,7 +56,7 @@ def generate(
         # One object for all rows of a policy, which are then decided together.
         decides = known.setdefault(name, lm.policy(name)) if isinstance(name, str) else name
         try:
-            own = seed + number if number else seed  # of one prompt as it is, to be checked
+            own = seed + number if number else seed  # `_row` refuses what is no number
             rows.append(_row(lm, ids, wanted, decides, seed=own, **options))
         except SolmError as error:
             if len(prompts) == 1:
