@@ -1,7 +1,9 @@
 """Checks that come before a model is loaded. Every error names the option as it was typed."""
 
+import errno
 import importlib.util
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from solm.cli.options import DECIDERS
 from solm.core.errors import ContextLengthError, SolmError
+from solm.core.files import is_stream, place_of
 from solm.runtime.facts import ModelFacts, model_facts, policy_called
 
 if TYPE_CHECKING:
@@ -194,8 +197,12 @@ def out_file(path: Path | None, typed: str = "--out") -> None:
     """Check that a file can be written at `path`."""
     if path is not None and path.is_dir():
         raise SolmError(f"{typed}: {path} is a folder; give a file")
-    if path is not None:
-        _writable(path.parent, path, typed)
+    if path is None:
+        return
+    if not is_stream(path):
+        _writable(place_of(path).parent, path, typed)
+    elif not os.access(path, os.W_OK):
+        raise SolmError(f"{typed}: cannot write {path}: {os.strerror(errno.EACCES)}")
 
 
 def out_folder(path: Path, typed: str = "--out") -> None:

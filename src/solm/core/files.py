@@ -47,14 +47,16 @@ def locked(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
 
 @contextmanager
 def resumable(result: Path | None) -> Iterator[Path | None]:
-    """The file beside `result` that keeps what an unfinished command has found, held for one process; None for None.
+    """The file beside `result` that keeps what an unfinished command has found, held for one process; None for None, and
+    for a device or a pipe, beside which nothing is kept.
 
     Write the result inside the block: where the block ends without an error, what was kept goes, with the folder
     `beside` it. Raises as `locked` does.
     """
-    if result is None:
+    if result is None or is_stream(result):
         yield None
         return
+    result = place_of(result)
     with locked(result.parent, f"working on {result.name}", f".{result.name}.lock"):
         partial = result.with_name(result.name + ".partial")
         yield partial
@@ -67,11 +69,29 @@ def beside(partial: Path) -> Path:
     return partial.with_name(partial.name + ".d")
 
 
+def is_stream(path: Path) -> bool:
+    """Whether `path` is there and no regular file, such as a device or a pipe."""
+    return path.exists() and not path.is_file()
+
+
+def place_of(path: Path) -> Path:
+    """Where the file lies that `path` names: the end of its symlinks, which need not exist."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write through a temporary file in the same folder, fsync, rename. The old file survives any failure.
+    """Write through a temporary file in the same folder, fsync, rename. The old file survives any failure. Symlinks
+    stay, and devices and pipes are written to as they are.
 
     Raises `SolmError` where the disk is full or the folder cannot be written.
     """
+    if is_stream(path):
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            raise SolmError(f"cannot write {path}: {error.strerror or error}") from error
+        return
+    path = place_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -1,7 +1,11 @@
 """Files: locks, atomic writes and partial results."""
 
+import os
+from threading import Thread
+
 import pytest
 
+from solm.cli.checks import out_file
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.core.files import beside, locked, read_json, read_model, resumable, write_bytes, write_json
 from solm.training.config import ValueTrainConfig
@@ -25,6 +29,38 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     path.write_text('{"batches": ')
     with pytest.raises(DamagedFileError, match="damaged or of another version"):
         read_model(path, ValueTrainConfig)
+
+
+def test_a_pipe_is_written_to_and_stays_alone(tmp_path):
+    pipe, link, found = tmp_path / "pipe", tmp_path / "link", []
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        reader = Thread(target=lambda: found.append(pipe.read_bytes()), daemon=True)
+        reader.start()
+        with resumable(path) as partial:
+            assert partial is None
+            out_file(path)
+            write_bytes(path, b"new")
+        reader.join(10)
+    assert found == [b"new", b"new"]
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [link, pipe]
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_symlink_stays_and_its_target_is_written(tmp_path, old):
+    target, link = tmp_path / "there" / "a.json", tmp_path / "link.json"
+    target.parent.mkdir()
+    link.symlink_to("there/a.json")
+    if old:
+        target.write_bytes(b"old")
+    with resumable(link) as partial:
+        assert partial == tmp_path / "there" / "a.json.partial"
+        write_bytes(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
 
 
 def test_two_processes_do_not_work_on_one_result(tmp_path):
