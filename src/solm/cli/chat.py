@@ -34,7 +34,7 @@ from solm.cli.sampling_options import (
     TopPOption,
     sampling,
 )
-from solm.core.errors import BudgetError, SolmError
+from solm.core.errors import BudgetError, DataError, SolmError
 
 if TYPE_CHECKING:
     from solm.cli.talk import Talk
@@ -79,6 +79,7 @@ def chat(
     """
     from solm.cli.output import repacking, say
     from solm.cli.talk import Talk
+    from solm.core.unicode import check_unicode
     from solm.runtime.load import load
 
     options = sampling(
@@ -106,6 +107,11 @@ def chat(
         talk.set_budget(budget)
     say(f"{lm.name} on {lm.backend.name}, {talk.setting}. /help lists the commands.")
     for line in _lines(sys.stdin.isatty()):
+        try:
+            check_unicode(line, "this line")
+        except DataError as error:
+            say(str(error))
+            continue
         if not line.startswith("/"):
             _answer(talk, line)
         elif line.split()[0] in ("/quit", "/exit"):

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from solm.cli.options import DECIDERS
 from solm.core.errors import ContextLengthError, SolmError
 from solm.core.files import is_stream, place_of
+from solm.core.unicode import check_unicode
 from solm.runtime.facts import ModelFacts, model_facts, policy_called
 
 if TYPE_CHECKING:
@@ -125,10 +126,12 @@ def tokenizer(
 ) -> Any:
     """The tokenizer of --model, for `load`; None where it comes with the weights, as in a GGUF file.
 
-    Refuses a model without one, and a --system message for one without a chat template.
+    Refuses a model without one, and a --system message for one without a chat template or that is not valid Unicode.
     """
     from solm.backends.tokenizer import has_chat_template, model_tokenizer
 
+    if system is not None:
+        check_unicode(system, "--system: the message")
     with option(typed):
         templated = has_chat_template(model)
         found = model_tokenizer(model, trust, revision) if templated is None else None

@@ -85,6 +85,7 @@ def generate(
     from solm.cli.output import print_json, repacking, say
     from solm.core.budget import Budget, BudgetRequest
     from solm.core.files import write_json
+    from solm.core.unicode import check_unicode
     from solm.runtime.generate import asked_for, check_length, seen_on_average, summarise
     from solm.runtime.load import load
     from solm.runtime.prompts import encode
@@ -92,6 +93,7 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise DataError("PROMPT: the prompt is empty")
+    check_unicode(text, "PROMPT: the prompt")
     options = sampling(
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,

@@ -1,5 +1,6 @@
 """The `solm` command."""
 
+import io
 import os
 import re
 import sys
@@ -87,6 +88,8 @@ def main() -> None:
     """Run the command line. A user's mistake is one line on standard error; exit code 2, or 3 for a damaged file."""
     # Parallel tokenizers warn on every fork that follows; texts are short.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as for arguments; commands check what they read
     try:
         sys.exit(app(standalone_mode=False, prog_name="solm"))
     except TyperException as error:

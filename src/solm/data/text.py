@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 
 from solm.core.errors import DataError
+from solm.core.unicode import check_unicode
 
 _SUFFIXES = (".txt", ".raw", ".jsonl")
 _HELD_OUT_FRACTION = 4  # every fourth pydoc topic, by hash
@@ -64,6 +65,7 @@ def _jsonl(path: Path, content: str) -> list[str]:
             raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from error
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise DataError(f"{path}, line {number}: expected an object with a string field 'text'")
+        check_unicode(record["text"], f"{path}, line {number}: the text")
         texts.append(record["text"])
     return texts
 

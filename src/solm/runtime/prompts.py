@@ -7,6 +7,7 @@ import numpy as np
 
 from solm.core.arrays import Array, as_numpy, is_tensor
 from solm.core.errors import DataError, SolmError
+from solm.core.unicode import check_unicode
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,8 @@ def token_rows(
 
     Token ids of one prompt are a list, an array or a tensor [C] of whole numbers.
     input_ids [N, C] int64 are taken in place of a prompt. attention_mask [N, C]: the tokens that count, 1 or true;
-    all without. Raises `DataError` for a prompt that is empty or malformed, `SolmError` for text without a tokenizer.
+    all without. Raises `DataError` for a prompt that is empty, malformed or not valid Unicode, `SolmError` for
+    text without a tokenizer.
     """
     if (prompt is None) == (input_ids is None):
         raise DataError("nothing to generate from: give a prompt or input_ids" if prompt is None else _TWICE)
@@ -74,12 +76,14 @@ def encode(tokenizer: Any, prompt: str | list[Message], system: str | None = Non
 
 def chat_tokens(tokenizer: Any, messages: list[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
     """The tokens of a conversation, checked already, with the beginning of a reply. tools: functions that the model may
-    call, in OpenAI's form. Raises `DataError` where the chat template refuses the messages."""
+    call, in OpenAI's form. Raises `DataError` where the chat template refuses the messages, and for text that is not valid
+    Unicode."""
     told = {"tools": tools} if tools else {}
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **told)
     except Exception as error:  # templates are programs, and refuse in many ways
         raise DataError(f"the model's chat template refuses these messages: {error}") from error
+    check_unicode(text, "the conversation")
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
@@ -101,6 +105,7 @@ def _conversation(prompt: str | list[Message], system: str | None) -> list[Messa
     if isinstance(prompt, str):
         if not prompt.strip():
             raise DataError("the prompt is empty")
+        check_unicode(prompt, "the prompt")
         return [*before, {"role": "user", "content": prompt}]
     if not isinstance(prompt, list | tuple):
         raise DataError(f"it must be text or a list of messages, got {type(prompt).__name__}")

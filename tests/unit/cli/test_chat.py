@@ -26,10 +26,11 @@ def chat(tiny_folder, monkeypatch):
     """The command with lines on standard input; returns its exit code."""
     (tiny_folder / "chat_template.jinja").write_text(TEMPLATE)
 
-    def run(lines: str, *options: str) -> int:
+    def run(lines: str | bytes, *options: str) -> int:
         arguments = ["chat", "--model", str(tiny_folder), "--backend", "torch", "--max-new-tokens", "8", *options]
         monkeypatch.setattr(sys, "argv", ["solm", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+        piped = io.StringIO(lines) if isinstance(lines, str) else io.TextIOWrapper(io.BytesIO(lines), "utf-8")
+        monkeypatch.setattr(sys, "stdin", piped)
         with pytest.raises(SystemExit) as ended:
             main()
         return ended.value.code or 0
@@ -54,6 +55,13 @@ def test_a_conversation_from_a_pipe(chat, capsys):
     assert "/budget: budget 'nine' is not a number" in shown.err
     assert "unknown command '/nope'" in shown.err
     assert "a new conversation" in shown.err
+
+
+def test_a_line_that_is_not_utf8_is_refused_alone(chat, capsys):
+    assert chat(b"ab\xff\n/system \xff\nhello\n") == 0
+    shown = capsys.readouterr().err
+    assert shown.count("this line is not valid Unicode text") == 2
+    assert shown.count("tokens/s") == 1
 
 
 @pytest.mark.parametrize(

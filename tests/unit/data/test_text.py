@@ -27,6 +27,7 @@ def test_files_and_folders(tmp_path):
     [
         ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl, line 2: not JSON"),
         ("a.jsonl", b'{"text": 3}\n', "line 1: expected an object with a string field 'text'"),
+        ("a.jsonl", rb'{"text": "\ud83d"}', "line 1: the text is not valid Unicode text"),
         ("a.jsonl", b'["text"]\n', "line 1: expected an object"),
         ("a.jsonl", b"\n\n", "holds no text"),
         ("a.txt", b"  \n", "holds no text"),

@@ -100,6 +100,14 @@ def test_several_prompts_of_token_ids_may_differ_in_length():
     assert several
 
 
+@pytest.mark.parametrize("asked", ["hi \ud83d", [{"role": "user", "content": "hi \ud83d"}]])
+def test_text_that_is_not_valid_unicode_is_one_line(templated, asked):
+    with pytest.raises(DataError, match="is not valid Unicode text"):
+        encode(templated, asked)
+    with pytest.raises(DataError, match="is not valid Unicode text"):
+        encode(templated, "hi", "Be brief\ud83d")
+
+
 def test_without_a_template_only_text_has_a_form(byte_tokenizer):
     assert byte_tokenizer.decode(encode(byte_tokenizer, "hi")[0]) == "hi"
     with pytest.raises(SolmError, match="no chat template, so a list of messages has no form"):
