@@ -34,6 +34,7 @@ from solm.cli.sampling_options import (
     TopPOption,
     sampling,
 )
+from solm.cli.streams import reason
 from solm.core.errors import BudgetError, DataError, SolmError
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ def _lines(terminal: bool) -> Iterator[str]:
         except KeyboardInterrupt:
             print("\n/quit or Ctrl-D ends the program")
             continue
+        except OSError as error:
+            raise SolmError(f"cannot read standard input: {reason(error)}") from error
         if not terminal and not line:
             return
         if line.strip():

@@ -36,6 +36,7 @@ from solm.cli.sampling_options import (
     TopPOption,
     sampling,
 )
+from solm.cli.streams import reason
 from solm.core.errors import BudgetError, DataError
 
 if TYPE_CHECKING:
@@ -90,7 +91,10 @@ def generate(
     from solm.runtime.load import load
     from solm.runtime.prompts import encode
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    try:
+        text = sys.stdin.read() if prompt == "-" else prompt
+    except OSError as error:
+        raise DataError(f"PROMPT: cannot read standard input: {reason(error)}") from error
     if not text.strip():
         raise DataError("PROMPT: the prompt is empty")
     check_unicode(text, "PROMPT: the prompt")

@@ -1,6 +1,5 @@
 """The `solm` command."""
 
-import io
 import os
 import re
 import sys
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
+from solm.cli import streams
 from solm.cli.allocate import allocate
 from solm.cli.bench import bench
 from solm.cli.cache import cache
@@ -88,16 +88,22 @@ def main() -> None:
     """Run the command line. A user's mistake is one line on standard error; exit code 2, or 3 for a damaged file."""
     # Parallel tokenizers warn on every fork that follows; texts are short.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # as for arguments; commands check what they read
+    streams.prepare()
     try:
-        sys.exit(app(standalone_mode=False, prog_name="solm"))
+        code = app(standalone_mode=False, prog_name="solm")
+        sys.stdout.flush()
+        sys.exit(code)
     except TyperException as error:
         print(f"solm: {_usage(error)}", file=sys.stderr)
         sys.exit(2)
     except SolmError as error:
         print(f"solm: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if not streams.is_of_output(error):
+            raise
+        print(f"solm: cannot write the output: {streams.reason(error)}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("solm: interrupted", file=sys.stderr)
         sys.exit(130)

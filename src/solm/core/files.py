@@ -47,8 +47,8 @@ def locked(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
 
 @contextmanager
 def resumable(result: Path | None) -> Iterator[Path | None]:
-    """The file beside `result` that keeps what an unfinished command has found, held for one process; None for None, and
-    for a device or a pipe, beside which nothing is kept.
+    """The file beside `result` that keeps what an unfinished command has found, held for one process; None for None,
+    and for a device or a pipe, beside which nothing is kept.
 
     Write the result inside the block: where the block ends without an error, what was kept goes, with the folder
     `beside` it. Raises as `locked` does.

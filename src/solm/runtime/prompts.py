@@ -76,8 +76,8 @@ def encode(tokenizer: Any, prompt: str | list[Message], system: str | None = Non
 
 def chat_tokens(tokenizer: Any, messages: list[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
     """The tokens of a conversation, checked already, with the beginning of a reply. tools: functions that the model may
-    call, in OpenAI's form. Raises `DataError` where the chat template refuses the messages, and for text that is not valid
-    Unicode."""
+    call, in OpenAI's form. Raises `DataError` where the chat template refuses the messages, and for text that is not
+    valid Unicode."""
     told = {"tools": tools} if tools else {}
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **told)

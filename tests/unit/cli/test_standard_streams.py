@@ -1,6 +1,8 @@
 """Standard input and output that cannot be used: one line, and an exit code."""
 
+import errno
 import io
+import os
 import sys
 
 import pytest
@@ -31,5 +33,57 @@ def test_a_prompt_that_is_not_utf8(generate, monkeypatch, arguments):
 
 def test_a_system_message_that_is_not_utf8(generate):
     assert generate("--system", "\udcff", "x") == (
-        2, "solm: --system: the message is not valid Unicode text (UTF-8) at character 0\n"
+        2,
+        "solm: --system: the message is not valid Unicode text (UTF-8) at character 0\n",
     )
+
+
+class Full(io.RawIOBase):
+    """A file on a full disk."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, _: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_output_that_is_full(generate, monkeypatch, more, buffered):
+    raw = Full()
+    monkeypatch.setattr(
+        sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw) if buffered else raw, write_through=True)
+    )
+    code, said = generate("x", *more)
+    assert code == 2
+    assert said.endswith("\nsolm: cannot write the output: No space left on device\n")
+
+
+def test_output_that_is_closed(generate, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    code, said = generate("x")
+    assert code == 2
+    assert said.endswith("\nsolm: cannot write the output: it is closed\n")
+
+
+def test_input_that_is_closed(generate, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert generate("-") == (2, "solm: PROMPT: cannot read standard input: it is closed\n")
+
+
+def test_errors_that_cannot_be_told_are_not_output(generate, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(sys, "argv", ["solm", "generate", ""])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().out == ""
+
+
+def test_an_error_of_another_file_is_not_blamed_on_the_output(monkeypatch):
+    def broken(**_: object) -> None:
+        raise OSError(errno.EIO, "disk")
+
+    monkeypatch.setattr("solm.cli.main.app", broken)
+    with pytest.raises(OSError, match="disk"):
+        main()
