@@ -80,6 +80,14 @@ def unix_socket(path: Path, replicas: int) -> None:
         raise SolmError(f"--uds: {path} is there and no socket")
     if not path.absolute().parent.is_dir():
         raise SolmError(f"--uds: there is no folder {path.absolute().parent}")
+    if path.exists():
+        return  # a socket, which the server replaces
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(str(path))
+        path.unlink()
+    except OSError as error:
+        raise SolmError(f"--uds: cannot listen on {path}: {error.strerror or error}") from error
 
 
 def root_path(path: str) -> None:

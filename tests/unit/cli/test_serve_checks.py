@@ -1,5 +1,7 @@
 """What `solm serve` is given: every mistake is one line that names the option."""
 
+from pathlib import Path
+
 import pytest
 
 from solm.cli import serve_checks
@@ -72,12 +74,14 @@ def test_keys_come_from_three_places(tmp_path, monkeypatch):
 
 def test_a_unix_socket_must_be_one_that_can_be_made(tmp_path):
     serve_checks.unix_socket(tmp_path / "socket", 1)
+    assert not (tmp_path / "socket").exists()
     (tmp_path / "file").touch()
     for path, replicas, word in (
         (tmp_path / "socket", 2, "does not go with --replicas"),
         (tmp_path / ("s" * 108), 1, "exceeds 107 bytes"),
         (tmp_path / "file", 1, "is there and no socket"),
         (tmp_path / "no" / "socket", 1, "there is no folder"),
+        (Path("/proc/socket"), 1, "cannot listen on /proc/socket"),
     ):
         with pytest.raises(SolmError, match=f"--uds: .*{word}"):
             serve_checks.unix_socket(path, replicas)
