@@ -41,6 +41,9 @@ CASES: list[tuple[list[str], int, str]] = [
     (["generate", "--model", "{root}/none.gguf", "x"], 2, "--model: no GGUF file at"),
     (["generate", "--model", "{root}/cut.gguf", "x"], 3, "the file ends within it"),
     (["generate", "--model", "{root}", "x"], 2, "--model: {root} is a folder without config.json"),
+    (["generate", "--model", "{root}/broken", "x"], 3, "--model: {root}/broken/config.json is damaged: it is not JSON"),
+    (["generate", "--model", "{root}/broken", "--backend", "torch", "x"], 3, "{root}/broken/config.json is damaged"),
+    (["inspect", "{root}/broken"], 3, "{root}/broken/config.json is damaged: it is not JSON"),
     (["generate", "--model", "builtin:gpt5", "x"], 2, "--model: unknown built-in model 'builtin:gpt5'"),
     (["generate", "--model", "nobody/nothing", "x"], 2, "--model: cannot load model 'nobody/nothing'"),
     (["generate", *MODEL, "--policy", "{policy}", "--budget", "0.01", "x"], 2, "--budget: budget 0.01 is unreachable"),
@@ -222,6 +225,8 @@ def places(tmp_path_factory, byte_tokenizer):
     (root / "short.txt").write_text("too short")
     (root / "bad.jsonl").write_text('{"text": "x"}\nnope\n')
     (root / "bad.json").write_text("{")
+    (root / "broken").mkdir()
+    (root / "broken" / "config.json").write_text("{")
     (root / "cut.gguf").write_bytes(b"GGUF\x03\x00\x00\x00\x01")
     (root / "not.gguf").write_bytes(b"PK" * 40)
     grid = {"models": [str(root / "model")], "spaces": ["joint-8"], "data": [str(root / "text.txt")], "budgets": [0.01]}
