@@ -42,7 +42,7 @@ def doctor(
     from solm.backends.threads import default_threads
     from solm.backends.torch.load import base_config
     from solm.cli.output import print_json
-    from solm.core.errors import SolmError
+    from solm.core.errors import CacheFolderError, SolmError
     from solm.core.sparsity import SparsityConfig
     from solm.evaluation.step_timing import memory_bandwidth
 
@@ -54,7 +54,7 @@ def doctor(
         library()
     except SolmError as error:
         engine_error = str(error)
-        if choice is None or choice.path is not None:
+        if choice is None or choice.path is not None or isinstance(error, CacheFolderError):
             fixes.append(engine_error)
         else:
             fixes.append(_INSTALL if compiler is None else f"update the compiler, or set CXX to another: {error}")

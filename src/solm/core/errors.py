@@ -13,6 +13,10 @@ class DamagedFileError(SolmError):
     exit_code = 3
 
 
+class CacheFolderError(SolmError):
+    """A cache folder that cannot be used; the message says how to choose another."""
+
+
 class BudgetError(SolmError):
     """A budget outside the allowed range, or one that the action space cannot reach."""
 

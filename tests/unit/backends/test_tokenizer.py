@@ -16,7 +16,8 @@ from solm.backends.gguf_header import read_header
 from solm.backends.gguf_tokenizer import byte_level_tokenizer
 from solm.backends.names import gguf_of
 from solm.backends.tokenizer import Tokenizer, _Facts, model_tokenizer, transformers_tokenizer
-from solm.core.errors import SolmError
+from solm.backends.torch.load import load_base
+from solm.core.errors import CacheFolderError, SolmError
 
 TEXTS = [
     "the then they're 12345 don't\n\n\t  x  ", "héllo 日本語 🎉 ’s", "<s>hi<|tool|>there</s>", "", " ", "a\r\n b",
@@ -116,6 +117,14 @@ def test_a_damaged_or_unwritable_cache_costs_time_alone(tiny_folder, tmp_path, m
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SOLM_CACHE", str(tmp_path / "file"))
     assert model_tokenizer(str(tiny_folder)).encode("hi") == ids
+
+
+def test_weights_for_torch_that_cannot_be_kept_are_not_blamed_on_the_model(tmp_path, monkeypatch):
+    path = vocabulary_file(tmp_path / "some.gguf", tokenizer_pre="qwen2")
+    monkeypatch.setenv("SOLM_CACHE", "/proc/solm")
+    refused = r"^the cache folder /proc/solm cannot be written: .*; set SOLM_CACHE to another folder$"
+    with pytest.raises(CacheFolderError, match=refused):
+        load_base(str(path))
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

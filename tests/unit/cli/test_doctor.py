@@ -1,9 +1,11 @@
-"""What `solm doctor` says of threads. What it says of models is in tests/integration/test_command_line.py."""
+"""What `solm doctor` says of threads and of the cache folder; of models: tests/integration/test_command_line.py."""
+
+import json
 
 import pytest
 
 from solm.backends.cores import UsableCores
-from solm.cli.doctor import _why_threads
+from solm.cli.doctor import _why_threads, doctor
 
 HERE = "8 hardware threads of 4 cores, a quota of 2.5 cores"
 
@@ -21,3 +23,13 @@ def test_why_so_many_threads(monkeypatch, said, threads, why):
     if said is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", said)
     assert _why_threads(threads, UsableCores(8, 4, 4, (0,), 2.5)) == why
+
+
+def test_a_cache_folder_of_no_use_is_not_blamed_on_the_compiler(tiny_folder, monkeypatch, capsys):
+    monkeypatch.setenv("SOLM_CACHE", "/proc/solm")
+    monkeypatch.setenv("SOLM_CXXFLAGS", "-DFRESH")  # an engine that is not built yet
+    monkeypatch.setattr("solm.evaluation.step_timing.memory_bandwidth", lambda: 1.0)
+    doctor(model=str(tiny_folder), json=True)
+    (fix,) = (fix for fix in json.loads(capsys.readouterr().out)["fixes"] if "/proc/solm" in fix)
+    assert fix.startswith("the cpu backend cannot be compiled to /proc/solm: ")
+    assert fix.endswith("; set SOLM_CACHE to another folder")

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from solm.backends.cpu.variants import cpu_features
-from solm.core.cache_folder import cache_folder
-from solm.core.errors import SolmError
+from solm.core.cache_folder import CURE, cache_folder
+from solm.core.errors import CacheFolderError, SolmError
 
 CSRC = Path(__file__).parent / "csrc"
 # Not -ffast-math: linking with it makes the whole process flush subnormal numbers to zero. Not -fassociative-math: the
@@ -72,7 +72,8 @@ def damage(path: Path) -> str | None:
 def built(flags: Sequence[str]) -> Path:
     """The library built with additional compiler flags, which is compiled where it is not in the cache folder yet.
 
-    Raises `SolmError` where there is no compiler, it fails, or the folder cannot be written or executed from.
+    Raises `SolmError` where there is no compiler or it fails, `CacheFolderError` where the folder cannot be written or
+    executed from.
     """
     compiler = find_compiler()
     if compiler is None:
@@ -81,11 +82,10 @@ def built(flags: Sequence[str]) -> Path:
     stamp = hashlib.sha256(" ".join([sources_digest(), compiler, *_FLAGS, *flags, *processor]).encode()).hexdigest()
     root = cache_folder()
     target = root / f"engine-{stamp[:16]}.so"
-    cure = "set SOLM_CACHE to another folder"
     try:
         root.mkdir(parents=True, exist_ok=True)
         if os.statvfs(root).f_flag & os.ST_NOEXEC:
-            raise SolmError(f"the cpu backend is compiled to {root}, where nothing may be executed; {cure}")
+            raise CacheFolderError(f"the cpu backend is compiled to {root}, where nothing may be executed; {CURE}")
         if target.exists() and damage(target) is None:
             return target
         logging.getLogger("solm").info("compiling the engine for this processor, once; it takes up to a minute")
@@ -93,7 +93,8 @@ def built(flags: Sequence[str]) -> Path:
             compile_engine(compiler, flags, Path(folder) / target.name)
             os.replace(Path(folder) / target.name, target)
     except OSError as error:
-        raise SolmError(f"the cpu backend cannot be compiled to {root}: {error.strerror or error}; {cure}") from error
+        reason = error.strerror or error
+        raise CacheFolderError(f"the cpu backend cannot be compiled to {root}: {reason}; {CURE}") from error
     return target
 
 

@@ -12,7 +12,7 @@ from transformers.utils.quantization_config import GgufConfig
 from solm.backends.gguf_header import read_header
 from solm.backends.names import folder_or_hub_id, gguf_of, made_folder
 from solm.backends.quiet import quiet
-from solm.core.cache_folder import cache_folder
+from solm.core.cache_folder import cache_folder, check_cache_folder
 
 
 def locate(name: str) -> str:
@@ -22,12 +22,14 @@ def locate(name: str) -> str:
 
 
 def dequantised(gguf: Path) -> Path:
-    """The folder that holds `gguf` as float32 safetensors with its tokenizer, made on first use."""
+    """The folder that holds `gguf` as float32 safetensors with its tokenizer, made on first use. Raises
+    `CacheFolderError` where it cannot be kept."""
     read_header(gguf)  # a damaged file gets one line here, and anything inside transformers
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     folder = cache_folder() / f"{gguf.stem}-{digest}"
     if not folder.is_dir():
+        check_cache_folder()
         made_folder(folder, lambda work: _dequantise(gguf, work))
     return folder
 
