@@ -13,6 +13,7 @@ from helpers.models import tiny_model
 from helpers.serving import running, start, tiny_service, until, with_template
 from solm.backends.tokenizer import model_tokenizer
 from solm.cli.main import main
+from solm.serving.settings import MAX_CHOICES
 
 
 def test_a_process_drains_on_sigterm(tiny_folder, byte_tokenizer):
@@ -31,6 +32,42 @@ def test_a_process_drains_on_sigterm(tiny_folder, byte_tokenizer):
     assert process.wait(30) in (0, -signal.SIGTERM)
     lines = [json.loads(line) for line in process.stderr.read().splitlines() if line.startswith("{")]
     assert any(line.get("completion_tokens") == 300 for line in lines)
+
+
+@pytest.fixture
+def endless(tiny_folder, byte_tokenizer):
+    """Starts a server with options, and a stream from it that goes on for longer than a test; gives both."""
+    with_template(byte_tokenizer).save_pretrained(tiny_folder)
+    running = []
+
+    def begin(*options):
+        process, address = start(
+            "--model", tiny_folder, "--name", "tiny", "--backend", "torch", "--max-rows", 1, *options
+        )
+        running.append(process)
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60)
+        until(lambda: httpx.get(f"{address}/health/ready").status_code == 200)
+        stream = client.completions.create(
+            model="tiny", prompt="x" * 20, max_tokens=450, n=MAX_CHOICES, stream=True, logit_bias={"2": -100}
+        )
+        next(iter(stream))
+        return process, stream
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def test_a_second_interrupt_ends_a_process_at_once(endless):
+    process, stream = endless()
+    process.send_signal(signal.SIGINT)
+    for line in process.stderr:
+        if "force quit" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    assert process.wait(15) == 130
+    stream.close()
 
 
 def listed(*keys) -> str:

@@ -88,7 +88,6 @@ def serve(
         from solm.serving.tracing import tracing_wanted
     except ImportError as error:
         raise SolmError(f"serving needs the extra: pip install 'solm[serve]' ({error})") from error
-    from fastapi import FastAPI
 
     from solm.cli.output import print_json, repacking, say
     from solm.cli.rows_check import cache_numbers, rows_that_fit
@@ -155,7 +154,7 @@ def serve(
     address = f"{'http' if ssl_certfile is None else 'https'}://{shown}:{port}" if uds is None else f"unix:{uds}"
     shown_name = names[0] if names else model
 
-    def build() -> FastAPI:
+    def build() -> Service:
         log_lines()
         thread = ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
 
@@ -172,23 +171,26 @@ def serve(
                 lm.tokenizer.chat_template = template
             return Service(lm, chosen, names[0] if names else lm.name, grid, thread, aliases=[*names, model], keys=keys)
 
-        return create_app(thread.submit(make).result(), hosts, root_path, allow_origin or ())
+        return thread.submit(make).result()
 
     def announce() -> None:
         say(f"solm: {shown_name} at {address}/v1, a page to try it at {address}/")
         if json:
             print_json({"model": shown_name, "address": f"{address}/v1", "page": f"{address}/"})
 
-    processes = None
+    processes = service = None
     if replicas > 1:
         log_lines()
         command = [sys.executable, "-m", "solm.cli", *replica_options(sys.argv[1:])]
         processes = Replicas(command, replicas, drain_seconds + CLOSING)
+        app = create_router(processes, keys, root_path)
+    else:
+        service = build()
+        app = create_app(service, hosts, root_path, allow_origin or ())
     config = uvicorn.Config(
-        build() if processes is None else create_router(processes, keys, root_path), host=host, port=port,
-        uds=None if uds is None else str(uds), log_config=None, access_log=False, lifespan="on",
-        timeout_keep_alive=75, limit_concurrency=4096, ssl_certfile=ssl_certfile, ssl_keyfile=ssl_keyfile,
-        timeout_graceful_shutdown=max(1, round(drain_seconds)),
+        app, host=host, port=port, uds=None if uds is None else str(uds), log_config=None, access_log=False,
+        lifespan="on", timeout_keep_alive=75, limit_concurrency=4096, ssl_certfile=ssl_certfile,
+        ssl_keyfile=ssl_keyfile, timeout_graceful_shutdown=max(1, round(drain_seconds)),
         date_header=processes is None, server_header=processes is None,  # else those of the replicas
     )  # fmt: skip
 
@@ -198,7 +200,11 @@ def serve(
         announce()
 
     server = announcing(config, started)
-    if processes is None:
-        server.run()
-    else:
-        asyncio.run(run_in_front(server, processes))
+    try:
+        if processes is None:
+            server.run()
+        else:
+            asyncio.run(run_in_front(server, processes))
+    finally:
+        if service is not None:
+            service.scheduler.stop()  # a second Ctrl-C skips the application's own end
