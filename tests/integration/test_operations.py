@@ -60,6 +60,19 @@ def test_health_is_told_by_state(byte_tokenizer):
         assert told() == ([503, 503, 503], {"failed"})
 
 
+def test_the_warm_up_is_not_counted(byte_tokenizer):
+    with running(tiny_service(byte_tokenizer)) as address:
+        before = httpx.get(f"{address}/metrics").text
+        httpx.post(f"{address}/v1/completions", json={"model": "tiny", "prompt": "hello", "max_tokens": 2})
+        after = httpx.get(f"{address}/metrics").text
+    assert "solm_rows_ended_total{" not in before
+    for name in ("time_to_first_token_seconds_count", "time_per_token_seconds_count", "net_keep_count"):
+        assert f"solm_{name} 0.0" in before
+        assert f"solm_{name} 1.0" in after
+    assert 'solm_tokens_total{kind="cached"}' not in before
+    assert 'solm_tokens_total{kind="completion"} 0.0' in before
+
+
 @pytest.mark.parametrize("what", ["a step", "a floor"])
 def test_a_server_that_cannot_warm_up_has_failed(byte_tokenizer, monkeypatch, caplog, what):
     service = tiny_service(byte_tokenizer)

@@ -1,6 +1,7 @@
 """Metrics of a server in the format of Prometheus."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 
@@ -45,6 +46,14 @@ class Metrics:
         self.class_net = [nets.labels(name) for name in PRIORITIES]
         asked = Summary("solm_class_net_requested", "Net keep that they asked for.", ["priority"], registry=of)
         self.class_asked = [asked.labels(name) for name in PRIORITIES]
+
+    @cached_property
+    def _unread(self) -> "Metrics":
+        return Metrics()
+
+    def of(self, counted: bool) -> "Metrics":
+        """These, or where a row is not to be counted others, which nobody reads."""
+        return self if counted else self._unread
 
     def set_classes(self, running: Sequence[int], waiting: Sequence[int], dials: Sequence[float]) -> None:
         """Set the numbers of rows and the dials, all by rank of their priority."""

@@ -84,6 +84,8 @@ class Job:
     """A grammar at its beginning, which the reply has to match."""
     shown: Collection[int] = ()
     """Special tokens that are part of the text."""
+    counted: bool = True
+    """Whether the metrics count it."""
     expires: float = float("inf")
     arrived: float = 0.0
     cancelled: bool = False

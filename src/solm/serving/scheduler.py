@@ -150,7 +150,7 @@ class Scheduler:
             if not job.cancelled and now < job.expires:
                 return False
             if job.cancelled:
-                self.metrics.ended.labels("cancelled").inc()
+                self.metrics.of(job.counted).ended.labels("cancelled").inc()
             else:
                 self._fail(job, Failed(f"not complete after {self.settings.max_seconds:g} s", "timeout"))
             return True
@@ -165,7 +165,7 @@ class Scheduler:
                 self._leave(index)
 
     def _fail(self, job: Job, failed: Failed) -> None:
-        self.metrics.ended.labels(failed.kind).inc()
+        self.metrics.of(job.counted).ended.labels(failed.kind).inc()
         job.emit(failed)
 
     def _leave(self, index: int) -> None:
@@ -196,7 +196,7 @@ class Scheduler:
             chunk = filling.chunk(self.settings.prefill_chunk)
             logits = filling.session.prefill(chunk, every_logit=job.echo)
             filling.done += chunk.shape[1]
-            self.metrics.tokens.labels("prompt").inc(chunk.shape[1])
+            self.metrics.of(job.counted).tokens.labels("prompt").inc(chunk.shape[1])
             if job.echo:
                 filling.row.echo(logits[0], done)
                 logits = logits[:, -1]
@@ -223,7 +223,7 @@ class Scheduler:
         if session is None:
             return Filling(row, self.lm.session(capacity), 0)
         row.cached = session.length(0)
-        self.metrics.tokens.labels("cached").inc(row.cached)
+        self.metrics.of(job.counted).tokens.labels("cached").inc(row.cached)
         return Filling(row, session, row.cached)
 
     def _step(self) -> None:
@@ -278,17 +278,17 @@ class Scheduler:
 
     def _take(self, row: Row, logits: Array, step: StepTaken | None = None) -> None:
         row.take(logits, step)
-        now = self.clock()
+        now, metrics = self.clock(), self.metrics.of(row.job.counted)
         if row.told is None:
-            self.metrics.first.observe(now - row.job.arrived)
+            metrics.first.observe(now - row.job.arrived)
         else:
-            self.metrics.gap.observe(now - row.told)
+            metrics.gap.observe(now - row.told)
         row.told = now
-        self.metrics.completion_tokens.inc(row.job.max_tokens > 0)
+        metrics.completion_tokens.inc(row.job.max_tokens > 0)
         if row.finished is not None:
-            self.metrics.ended.labels(row.finished).inc()
+            metrics.ended.labels(row.finished).inc()
             order = row.job.order
-            self.metrics.spent(order.rank, order.budget.net, row.end().compute.realised["net"])
+            metrics.spent(order.rank, order.budget.net, row.end().compute.realised["net"])
 
     def _broken(self, job: Job, error: Exception) -> None:
         """End a job with an error: the user's where it is a `SolmError`, else the server's."""

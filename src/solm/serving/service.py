@@ -124,7 +124,7 @@ class Service:
         ids = np.arange(length) % self.lm.shapes.vocabulary
         for name, policy in self.dial.policies.items() if length + 4 <= self.context else ():
             budget = self.dial.floor(None, length, policy)
-            self.scheduler.submit([Job(ids, 4, Order(name, policy, budget, budget), emit)])
+            self.scheduler.submit([Job(ids, 4, Order(name, policy, budget, budget), emit, counted=False)])
             while isinstance(event := await done.get(), Piece):
                 pass
             if isinstance(event, Failed) and event.kind != "timeout":  # a limit for warm replies may be short
