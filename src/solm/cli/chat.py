@@ -35,7 +35,7 @@ from solm.cli.sampling_options import (
     sampling,
 )
 from solm.cli.streams import reason
-from solm.core.errors import BudgetError, DataError, SolmError
+from solm.core.errors import BudgetError, ContextLengthError, DataError, SolmError
 
 if TYPE_CHECKING:
     from solm.cli.talk import Talk
@@ -144,7 +144,7 @@ def _lines(terminal: bool) -> Iterator[str]:
 
 def _obey(talk: "Talk", line: str) -> None:
     """Carry out a command."""
-    from solm.cli.output import say
+    from solm.cli.output import complain, say
 
     name, _, rest = line.partition(" ")
     rest = rest.strip()
@@ -160,10 +160,10 @@ def _obey(talk: "Talk", line: str) -> None:
         elif name == "/help":
             say(_HELP)
         else:
-            say(f"unknown command {line!r}; /help lists them")
+            complain(f"unknown command {line!r}; /help lists them")
             return
     except SolmError as error:
-        say(f"{name}: {error}")
+        complain(f"{name}: {error}")
         return
     if name in ("/budget", "/policy"):
         say(talk.setting)
@@ -175,13 +175,13 @@ def _answer(talk: "Talk", line: str) -> None:
     """Print the reply to `line` and what it cost. Ctrl-C ends the reply; a second one acts as usual."""
     from solm.cli import spent
     from solm.cli.generate import paint
-    from solm.cli.output import say
+    from solm.cli.output import complain, say
     from solm.core.interrupt import SIGTERM_CODE, signals
     from solm.runtime.generate import summarise
 
     tokens, moments = [], []
     coloured = sys.stdout.isatty()
-    with signals() as stop:
+    with signals("") as stop:
         try:
             reply = talk.stream(line)
             for token in reply:
@@ -193,7 +193,8 @@ def _answer(talk: "Talk", line: str) -> None:
                     reply.close()
                     break
         except SolmError as error:
-            say(f"{error}; /reset starts a new conversation")
+            anew = isinstance(error, ContextLengthError) and talk.fits_alone(line)
+            complain(f"{error}; /reset starts a new conversation" if anew else str(error))
             return
     print()
     done = summarise(talk.lm, tokens, talk.requested(), talk.read)

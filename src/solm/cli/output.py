@@ -30,8 +30,13 @@ def quiet() -> bool:
 def say(text: str) -> None:
     """A remark on standard error, unless --quiet was given. One that cannot be written, as to a full disk, is lost."""
     if not quiet():
-        with suppress(OSError):
-            print(text, file=sys.stderr)
+        complain(text)
+
+
+def complain(text: str) -> None:
+    """The same of a mistake, which --quiet leaves."""
+    with suppress(OSError):
+        print(text, file=sys.stderr)
 
 
 def print_json(content: Any) -> None:

@@ -87,7 +87,7 @@ class Talk:
         self.messages.append({"role": "user", "content": said})
         tokens: list[Token] = []
         try:
-            ids = self._encode()
+            ids = self._encode(self.messages)
             self.read = ids.shape[1]
             check_length(self.read, self.sampling["max_new_tokens"], self.lm.context)
             budget = None if self.policy == "dense" else self.budget
@@ -103,6 +103,12 @@ class Talk:
                 self.messages.append({"role": "assistant", "content": str(text)})
             else:
                 self.messages.pop()
+
+    def fits_alone(self, said: str) -> bool:
+        """Whether there is room for `said` and a reply in a new conversation."""
+        begun = self.messages[: self.system is not None]
+        length = self._encode([*begun, {"role": "user", "content": said}]).shape[1]
+        return self.lm.context is None or length + self.sampling["max_new_tokens"] <= self.lm.context
 
     @property
     def special(self) -> set[int]:
@@ -134,11 +140,11 @@ class Talk:
         self._prefixes.keep(ids[0, :-1], session)
         return session
 
-    def _encode(self) -> np.ndarray:
-        """Token ids [1, C] of the conversation."""
+    def _encode(self, messages: list[dict[str, str]]) -> np.ndarray:
+        """Token ids [1, C] of a conversation."""
         tokenizer: Any = self.lm.tokenizer
         if tokenizer.chat_template:
-            ids = chat_tokens(tokenizer, self.messages)
+            ids = chat_tokens(tokenizer, messages)
         else:
-            ids = tokenizer.encode("\n".join(message["content"] for message in self.messages) + "\n")
+            ids = tokenizer.encode("\n".join(message["content"] for message in messages) + "\n")
         return np.array([ids], dtype=np.int64)

@@ -18,8 +18,11 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def signals() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM appends its exit code to; a second signal acts as usual."""
+def signals(words: str = "stopping as soon as this part is saved; once more: at once") -> Iterator[list[int]]:
+    """A list that SIGINT or SIGTERM appends its exit code to; a second signal acts as usual.
+
+    words: what is said at the first one; empty: nothing.
+    """
     stop: list[int] = []
     previous: dict[int, Any] = {}
     numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
@@ -27,7 +30,8 @@ def signals() -> Iterator[list[int]]:
     def handle(number: int, frame: object) -> None:
         stop.append(128 + number)
         signal.signal(number, previous[number])
-        logging.getLogger("solm").warning("stopping as soon as this part is saved; once more: at once")
+        if words:
+            logging.getLogger("solm").warning(words)
 
     for number in numbers:
         previous[number] = signal.signal(number, handle)
