@@ -173,6 +173,15 @@ def test_an_error_inside_the_server_is_logged_and_counted_as_one(byte_tokenizer,
     assert service.metrics.registry.get_sample_value("solm_requests_total", labels) == 1
 
 
+def test_requests_that_are_cancelled_as_the_server_stops_leave_no_traceback(capsys):
+    handler = line_handler()
+    for error in (asyncio.CancelledError("timeout graceful shutdown exceeded"), ValueError("something else")):
+        told = (type(error), error, None)
+        handler.handle(logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "Exception", (), told))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "something else" in json.loads(line)["exception"]
+
+
 @FULL
 def test_a_log_line_that_cannot_be_written_is_lost_without_a_word(capsys, monkeypatch):
     with open("/dev/full", "w") as full:

@@ -1,5 +1,6 @@
 """Log lines of JSON on stderr."""
 
+import asyncio
 import json
 import logging
 import sys
@@ -21,9 +22,16 @@ class _Lines(logging.Formatter):
         return json.dumps(line | known)
 
 
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    """Not a request that was cancelled as the server stopped: uvicorn has said how many it cancels."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (record.name == "uvicorn.error" and isinstance(error, asyncio.CancelledError))
+
+
 def line_handler() -> logging.Handler:
     """Writes records to stderr, one JSON object a line."""
     handler = _Handler(sys.stderr)
+    handler.addFilter(_worth_a_line)
     handler.setFormatter(_Lines())
     return handler
 
