@@ -27,6 +27,14 @@ class FloorError(BudgetError):
     field = "efficiency.floor"
 
 
+class RefusedError(SolmError):
+    """What a request may not ask for. field: of the request."""
+
+    def __init__(self, message: str, field: str):
+        super().__init__(message)
+        self.field = f"efficiency.{field}"
+
+
 @dataclass(frozen=True)
 class Order:
     """What a request asks for: the policy, the budget, and the floor below which the governor may not lower it.
@@ -125,17 +133,18 @@ class Dial:
     def order(self, asked: Efficiency | None, context: int, key: ApiKey = _NO_KEY) -> Order:
         """The order of a request under an API key whose steps see `context` tokens on average.
 
-        Raises `SolmError` for an unknown policy and a priority above the key's, `BudgetError` for an unreachable
-        budget, `FloorError` for such a floor.
+        Raises `RefusedError` for an unknown policy, a priority above the key's and limits of the policy dense,
+        `BudgetError` for an unreachable budget, `FloorError` for such a floor.
         """
         asked = asked or Efficiency()
         priority = asked.priority if "priority" in asked.model_fields_set else key.priority or asked.priority
         if key.priority is not None and PRIORITIES.index(priority) > PRIORITIES.index(key.priority):
-            raise SolmError(f"efficiency.priority: {priority} is above {key.priority}, the highest for this API key")
+            message = f"efficiency.priority: {priority} is above {key.priority}, the highest for this API key"
+            raise RefusedError(message, "priority")
         cut = self.governed or any(part is not None for part in (asked.budget, asked.deadline_ms, asked.floor))
         name = asked.policy or (self.default if cut else "dense")
         if name not in self.policies:
-            raise SolmError(f"unknown policy {name!r}; choose one of {', '.join(self.policies)}")
+            raise RefusedError(f"unknown policy {name!r}; choose one of {', '.join(self.policies)}", "policy")
         policy = self.policies[name]
         wanted = BudgetRequest.parse(_plain(asked.budget))
         if name == "dense":
@@ -143,7 +152,7 @@ class Dial:
                 raise BudgetError(f"policy dense spends everything; budget {asked.budget} needs another policy")
             for limit in ("floor", "deadline_ms"):
                 if getattr(asked, limit) is not None:
-                    raise SolmError(f"policy dense spends everything; {limit} needs another policy")
+                    raise RefusedError(f"policy dense spends everything; {limit} needs another policy", limit)
             budget = least = Budget()
         else:
             budget = self.lm.budget(wanted, context, policy)

@@ -61,7 +61,7 @@ class AxisBudget(_Strict):
     bits: float = Field(16.0, ge=2, le=16)
 
 
-BudgetText = Annotated[str, StringConstraints(pattern="=", max_length=64)]
+BudgetText = Annotated[str, StringConstraints(max_length=64)]  # as `BudgetRequest.parse` reads it
 Asked = Annotated[float, Field(gt=0, le=1)] | BudgetText | AxisBudget
 
 
