@@ -12,6 +12,9 @@ from solm.core.errors import SolmError
 from solm.runtime.grammars import Grammar, GrammarError
 
 _PRINTABLE = re.compile(r"[!-~]+")
+_BAD_REGEX = re.compile(r'(at \d+\(\d+\): )?invalid regex "(.*)" \(in regex\): .*\n(?:.*\n)*?error: (.+)')
+_REGEX_ALONE = "at 1(8): "
+"""Where llguidance finds a regular expression that is the whole grammar: of a text that nobody wrote."""
 _LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 100_000, "max_grammar_size": 50_000, "max_items_in_row": 2_000, "max_lexer_states": 50_000,
     "step_lexer_fuel": 20_000, "step_max_items": 10_000, "verbose_errors": False,
@@ -105,8 +108,16 @@ def parser_limits() -> Any:
 
 
 def matcher_error(matcher: Any) -> str | None:
-    """What is wrong with a grammar, by llguidance's matcher of it; None: nothing."""
-    return _first_line(matcher.get_error()) if matcher.is_error() else None
+    """What is wrong with a grammar, by llguidance's matcher of it, in one line; None: nothing."""
+    if not matcher.is_error():
+        return None
+    said = matcher.get_error()
+    found = _BAD_REGEX.match(said)
+    if found is None:
+        return _first_line(said)
+    place, pattern, reason = found.groups("")
+    place = "" if place == _REGEX_ALONE else place
+    return f'{place}invalid regex "{pattern[:100]}{"..." if len(pattern) > 100 else ""}": {reason[:100]}'
 
 
 def _plain_additions(tokenizer: str) -> str:
