@@ -111,7 +111,7 @@ def chat(
         try:
             check_unicode(line, "this line")
         except DataError as error:
-            say(str(error))
+            complain(str(error))
             continue
         if not line.startswith("/"):
             _answer(talk, line)
