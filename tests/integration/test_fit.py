@@ -10,7 +10,7 @@ import torch
 
 from helpers.timings import made_timings
 from solm.cli.main import main
-from solm.core.errors import RunMismatchError
+from solm.core.errors import RunMismatchError, SolmError
 from solm.core.interrupt import Interrupted
 from solm.data.windows import token_stream
 from solm.fitting import job, phases
@@ -165,6 +165,27 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
     assert [point["budget"] for point in told["budgets"]] == budgets
     assert {source["name"] for source in told["measured"]["sources"]} == {"a.txt", "b.txt"}
     assert all(source["characters_per_token"] == pytest.approx(1, abs=0.02) for source in told["measured"]["sources"])
+
+
+def test_a_fit_that_was_stopped_at_once_goes_on_however_slow_the_machine_is_now(
+    tiny_folder, texts, tmp_path, timed, monkeypatch
+):
+    lm = load(tiny_folder, backend="cpu")
+    streams = [token_stream(name, lm.tokenizer) for name in texts.split(",")]
+
+    def stopped(*place):
+        raise Interrupted(130)
+
+    monkeypatch.setattr(phases, "measure", stopped)
+    with pytest.raises(Interrupted):
+        fit(lm, streams, tmp_path, 0.1)
+    monkeypatch.setattr("solm.fitting.job.measure_speed", lambda lm, tokens: Speed(100, 50, 0.05))
+    said: list[str] = []
+    with pytest.raises(Interrupted):
+        fit(lm, streams, tmp_path, 0.1, remark=said.append)
+    assert said == ["goes on with timings, 0.0 of 0.1 minutes in"]
+    with pytest.raises(SolmError, match="is too short"):
+        fit(lm, streams, tmp_path, 0.2)
 
 
 def resumed_costs(folder):

@@ -59,13 +59,15 @@ class FitFolder:
     @classmethod
     @contextmanager
     def opened(cls, path: Path, about: About) -> Iterator[Self]:
-        """The folder `path`, made if need be.
+        """The folder `path`, made if need be. Where no phase is done yet, a fit of other minutes takes its place.
 
         Raises `RunMismatchError` where it holds a fit of something else or another process is fitting in it, and
         `DamagedFileError` for a damaged manifest.
         """
         with locked(path, "fitting"):
             manifest = read_model(path / MANIFEST, _Manifest) if (path / MANIFEST).exists() else _Manifest(about=about)
+            if not manifest.done and manifest.about.model_copy(update={"minutes": about.minutes}) == about:
+                manifest = manifest if manifest.about == about else _Manifest(about=about)
             for name in About.model_fields:
                 there, here = getattr(manifest.about, name), getattr(about, name)
                 if there != here:
@@ -99,6 +101,11 @@ class FitFolder:
             self._manifest.seconds[name] = round(taken, 1)
             self._save()
         return True
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether a phase has its sizes already."""
+        return bool(self._manifest.sizes)
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -86,7 +86,7 @@ def fit(
     with signals() as stop, FitFolder.opened(out, about) as folder:
         job = Job(lm, texts, folder, minutes, seed, stop, report, remark)
         left = [name for name, output, inputs, _ in ORDER if not folder.is_done(name, output, inputs)]
-        if len(left) == len(ORDER):
+        if not folder.is_planned:  # else the speed of today could refuse what was accepted before
             for line in plan_lines(job):
                 remark(line)
         elif left:

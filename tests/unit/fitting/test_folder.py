@@ -4,8 +4,13 @@ import pytest
 
 from solm.core.errors import DamagedFileError, RunMismatchError
 from solm.fitting.folder import MANIFEST, About, FitFolder
+from solm.fitting.plan import Sizes
 
 ABOUT = About(model="{}", backend="cpu int8", processor="p", threads=2, data={"a": "1"}, minutes=5, seed=0)
+SIZES = Sizes(
+    context=64, timing_contexts=(64,), timing_rounds=1, threshold_texts=1, allocation_axes=("mlp",), allocation_texts=2,
+    allocation_length=8, sample_batches=4, sample_length=8, cost_texts=1, cost_length=8, comparisons=(),
+)  # fmt: skip
 
 
 def made(path, calls, about=ABOUT):
@@ -84,6 +89,24 @@ def test_a_folder_holds_one_fit(tmp_path, change, message):
     made(tmp_path, [])
     with pytest.raises(RunMismatchError, match=message):
         made(tmp_path, [], ABOUT.model_copy(update=change))
+
+
+def test_other_minutes_are_taken_while_no_phase_is_done(tmp_path):
+    short, long = SIZES, SIZES.model_copy(update={"timing_rounds": 9})
+    with FitFolder.opened(tmp_path, ABOUT) as folder:
+        assert not folder.is_planned
+        assert folder.sizes("one", lambda: short) == short
+    with FitFolder.opened(tmp_path, ABOUT) as folder:
+        assert folder.is_planned
+    other = ABOUT.model_copy(update={"minutes": 6.5})
+    with FitFolder.opened(tmp_path, other) as folder:
+        assert not folder.is_planned
+        assert folder.sizes("one", lambda: long) == long, "sizes are those of the new minutes"
+    with pytest.raises(RunMismatchError, match="another seed"):
+        made(tmp_path, [], other.model_copy(update={"seed": 1}))
+    made(tmp_path, [], other)
+    with pytest.raises(RunMismatchError, match="another minutes"):
+        made(tmp_path, [])
 
 
 def test_a_damaged_manifest_and_a_second_process_are_refused(tmp_path):
