@@ -105,12 +105,16 @@ def sparsity_of(name: str | None) -> "SparsityConfig | None":
         return None if name is None else SparsityConfig.preset(name)
 
 
-def step_times(path: Path | None) -> "StepTimings | None":
-    """The step times in the file of --timings."""
+def step_times(path: Path | None, model: str) -> "StepTimings | None":
+    """The step times in the file of --timings; refuses those of another model than that of --model."""
     from solm.core.timings import read_timings
 
+    if path is None:
+        return None
     with option("--timings"):
-        return None if path is None else read_timings(path)
+        found = read_timings(path)
+        found.check_model(model)
+    return found
 
 
 def model_config(

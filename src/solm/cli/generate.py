@@ -117,7 +117,7 @@ def generate(
     seen = seen_on_average(ids, max_new_tokens)
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config, grid)
     decider = policy if policy in DECIDERS else "policy" if trained else "dense" if budget is None else "static"
-    known = checks.step_times(timings)
+    known = checks.step_times(timings, model)
     with checks.option("--budget"):
         if decider == "dense" and BudgetRequest.parse(budget).value not in (1.0, Budget()):
             raise BudgetError(f"{budget} needs another --policy than dense, which spends everything")

@@ -122,7 +122,7 @@ def serve(
     facts = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
     trained = checks.trained_policy(policy, facts, grid)
     checks.tokenizer(model, revision, trust_remote_code)
-    known = checks.step_times(timings)
+    known = checks.step_times(timings, model)
 
     def check_floor(floor: float | str, typed: str) -> None:
         checked_budget(floor, facts, trained, grid, known, typed=typed, clamp=True)

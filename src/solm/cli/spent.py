@@ -50,7 +50,7 @@ def in_time(terms: "Terms") -> str:
 def saved(lm: "LanguageModel", reply: "Reply", moments: list[float], prompt: int) -> str | None:
     """What the dial saved in a reply to `prompt` tokens; None where nothing was to be saved.
 
-    The factor over dense steps is told where the model has timings of this machine.
+    The factor over dense steps is told where the model has timings of this machine and as many threads.
     """
     from solm.runtime.reply import step_milliseconds
 
@@ -61,7 +61,7 @@ def saved(lm: "LanguageModel", reply: "Reply", moments: list[float], prompt: int
         return "nothing, as the first token comes from reading the prompt; ask for a longer reply"
     told = f"steps read {reply.compute.bytes:.3f} of the bytes of dense ones"
     step = step_milliseconds(moments)
-    if lm.timings is not None and step is not None:
+    if lm.timings is not None and lm.timings_note is None and step is not None:
         from solm.core.budget import Budget
 
         whole = lm.timings.milliseconds(Budget(), prompt + steps // 2)

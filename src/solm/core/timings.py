@@ -140,11 +140,17 @@ class StepTimings(BaseModel):
         """Itself if it was measured for `model` on `backend`; raises `PolicyMismatchError` otherwise."""
         if sparsity.bits_site == "weights" and not self.halved_ms:
             raise PolicyMismatchError("these timings do not cover the bits of weights; run solm bench --policy")
-        if (plain_name(self.model), self.backend) != (plain_name(model), backend):
-            raise PolicyMismatchError(
-                f"these timings are of {self.model} on {self.backend}, not of {model} on {backend}; run solm bench"
-            )
+        self.check_model(model)
+        if self.backend != backend:
+            raise PolicyMismatchError(f"these timings are of {self.backend}, not of {backend}; run solm bench")
         return self
+
+    def check_model(self, model: str) -> None:
+        """Raises `PolicyMismatchError` where it was measured for another model than `model`."""
+        if plain_name(self.model) != plain_name(model):
+            raise PolicyMismatchError(
+                f"these timings are of {plain_name(self.model)}, not of {plain_name(model)}; run solm bench"
+            )
 
 
 def machine(backend: str, threads: int, processor: str = "") -> str:

@@ -13,7 +13,7 @@ from gguf import GGUFWriter
 import solm
 from helpers.models import tiny_model
 from helpers.policies import under_values
-from helpers.timings import made_curve
+from helpers.timings import made_curve, made_timings
 from solm.cli.main import main
 from solm.core.actions import ActionSpace
 from solm.core.sparsity import SparsityConfig
@@ -22,6 +22,7 @@ from solm.policies.network import NetworkConfig
 
 MODEL = ["--model", "{model}"]
 SMALL = ["--context", "90", "--length", "9"]
+OTHERS = ["--timings", "{root}/others.json"]
 EVAL = ["eval", *MODEL, "--data", "{text}"]
 SPACED = [*EVAL, "--space", "joint-8"]
 FITTED = ["generate", *MODEL, "--policy", "{fitted}"]
@@ -74,6 +75,9 @@ CASES: list[tuple[list[str], int, str]] = [
     (["serve", *MODEL, "--timings", "{root}/none.json"], 2, "--timings: "),
     (["generate", *MODEL, "--budget", "loss=0.05", "x"], 2, "--budget: loss=0.05 needs a policy with a measured curve"),
     (["generate", *MODEL, "--timings", "{root}/none.json", "x"], 2, "--timings: no file {root}/none.json"),
+    (["generate", *MODEL, *OTHERS, "--budget", "0.9", "x"], 2, "--timings: these timings are of other, not of model"),
+    (["chat", *MODEL, *OTHERS], 2, "--timings: these timings are of other, not of model; run solm bench"),
+    ([*SPACED, *OTHERS], 2, "--timings: these timings are of other, not of model"),
     (["generate", *MODEL, "--timings", "{root}/bad.json", "x"], 3, "--timings: {root}/bad.json is damaged"),
     (["generate", *MODEL, "--policy", "{root}/nothing", "x"], 2, "--policy: no policy at '{root}/nothing'"),
     (["generate", *MODEL, "--policy", "builtin:nothing", "x"], 2, "--policy: no policy builtin:nothing ships"),
@@ -219,6 +223,8 @@ def places(tmp_path_factory, byte_tokenizer):
         fitted = under_values(lm, SparsityConfig.preset("cpu")).trained
         fitted.curve = made_curve(fitted.config.sparsity, lm.shapes)
         fitted.save_pretrained(root / "fitted")
+        others = made_timings(fitted.config.sparsity, lm.shapes, model="other")
+        (root / "others.json").write_text(others.model_dump_json())
     weights = root / "damaged" / "policy.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     (root / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 50)
