@@ -7,7 +7,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
 from solm.core.arrays import Array
@@ -21,11 +21,11 @@ Kind = Literal["compute", "speed", "ms", "loss", "keep", "shares"]
 BudgetLike = Union[float, str, Mapping[str, float], "Budget", "BudgetRequest", None]
 _TOLERANCE = 1e-9
 _LEAST: dict[Literal["speed", "ms", "loss"], tuple[float, str]] = {
-    "speed": (1.0, "a speed must be at least 1, the dense step's"),
-    "ms": (0.0, "milliseconds must be above 0"),
-    "loss": (0.0, "a loss must be above 0 nats per token"),
+    "speed": (1.0, "a speed must be at least 1, the dense step's, and finite"),
+    "ms": (0.0, "milliseconds must be above 0 and finite"),
+    "loss": (0.0, "a loss must be above 0 nats per token and finite"),
 }
-"""By form of a budget that needs measurements, its least value, and what is said below it."""
+"""By form of a budget that needs measurements, its least value, and what is said of others."""
 
 
 class Budget(BaseModel):
@@ -42,16 +42,14 @@ class Budget(BaseModel):
 
     @field_validator("attention", "mlp")
     @classmethod
-    def _check_share(cls, value: float) -> float:
-        if not 0 < value <= 1:
-            raise BudgetError(f"budget {value} is out of range: a share must be above 0 and at most 1")
-        return value
+    def _check_share(cls, value: float, info: ValidationInfo) -> float:
+        return _share(value, f"{info.field_name}={value:g}")
 
     @field_validator("bits")
     @classmethod
     def _check_bits(cls, value: float) -> float:
         if not 2 <= value <= FULL_BITS:
-            raise BudgetError(f"budget bits={value} is out of range: bits must be in [2, {FULL_BITS}]")
+            raise BudgetError(f"budget bits={value:g} is out of range: bits must be in [2, {FULL_BITS}]")
         return value
 
     @property
