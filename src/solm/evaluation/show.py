@@ -13,6 +13,11 @@ COLOURS = {
     "teal": "#343a40", "per-request": "#66a80f",
 }  # fmt: skip
 
+_MISSED = 0.02
+"""Beyond this far from its budget, an arm has missed it."""
+_FEW = 6
+"""Texts below which an interval over texts says nothing."""
+
 
 def budget_digits(budget: float) -> str:
     """A budget in two digits, or in as many as it has."""
@@ -23,7 +28,7 @@ def table(result: EvaluationResult) -> Table:
     """Arms by budget, with the policy's difference to each baseline."""
     shown = Table(title="Perplexity at matched budget", title_justify="left")
     timed = any(point.step_ms is not None for point in result.points)
-    shown.caption = f"budget: {result.currency}"
+    shown.caption = f"budget and realised: {result.currency}"
     columns = ("budget", "arm", "realised", "bytes", *["ms"] * timed, "perplexity", "nats/token", "policy − arm [95 %]")
     for column in columns:
         shown.add_column(column, justify="left" if column.endswith(("arm", "]")) else "right", no_wrap=True)
@@ -35,7 +40,7 @@ def table(result: EvaluationResult) -> Table:
         shown.add_row(
             budget_digits(point.budget),
             point.arm,
-            f"{point.realised:.3f}",
+            f"{result.spent(point):.3f}",
             f"{point.cost['bytes']:.3f}",
             *[f"{point.step_ms:.2f}" if point.step_ms is not None else ""] * timed,
             f"{point.perplexity:.2f}",
@@ -120,8 +125,10 @@ def cost(result: EvaluationResult) -> list[str]:
 
 
 def verdict(result: EvaluationResult) -> list[str]:
-    """For every budget one plain sentence: where the policy won, cannot be told apart, or lost."""
+    """For every budget one plain sentence: where the policy won, cannot be told apart, or lost, and whether it missed
+    the budget."""
     lines = []
+    texts = result.settings.get("texts", _FEW)
     for budget in result.settings["budgets"]:
         at = [point for point in result.points if point.budget == budget and point.difference is not None]
         against = [point for point in at if point.arm not in ("oracle", "dense")]
@@ -131,6 +138,13 @@ def verdict(result: EvaluationResult) -> list[str]:
         loses = [point.arm for point in against if point.difference and point.difference.low > 0]
         open_ = [point.arm for point in against if point.arm not in beats and point.arm not in loses]
         parts = []
+        policy = result.arm("policy", budget)
+        if policy is not None and abs(result.spent(policy) - budget) > _MISSED:
+            parts.append(f"the budget was missed: the policy, and arms matched to it, spent {result.spent(policy):.3f}")
+        if texts < _FEW:
+            parts.append(f"too few texts to judge ({texts}; give at least {_FEW})")
+            lines.append(f"{result.currency} {budget_digits(budget)}: {'; '.join(parts)}")
+            continue
         if beats:
             parts.append(f"the policy beats {', '.join(beats)}")
         if open_:

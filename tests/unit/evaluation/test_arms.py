@@ -91,7 +91,7 @@ def test_every_arm_is_matched_to_a_value_policy(byte_tokenizer):
         made = network().float()
         config = PolicyConfig(base=lm.identity, space=SPACE, sparsity=SPARSITY, network=made.config)
         lm = lm.with_policy(TrainedPolicy(config, made))
-        settings = EvaluationSettings(budgets=(0.6, 0.8), texts=5, context=60, length=24, trials=2, oracle=True)
+        settings = EvaluationSettings(budgets=(0.6, 0.8), texts=6, context=60, length=24, trials=2, oracle=True)
         text = documents("pydoc:heldout")
         streams = [stream_of(text[i : i + 1], byte_tokenizer, str(i)) for i in range(2)]
         result = evaluate(

@@ -170,6 +170,16 @@ def test_verdict_says_plainly_when_the_policy_loses(whole):
     assert "the policy loses to uniform" in show.verdict(result)[0]
 
 
+def test_nothing_is_judged_over_few_texts_and_a_missed_budget_is_told(whole):
+    few = whole.model_copy(update={"settings": whole.settings | {"texts": 2}})
+    assert all("too few texts to judge (2" in line and "beats" not in line for line in show.verdict(few))
+    missed = whole.model_copy(deep=True)
+    missed.arm("policy", 0.6).realised = 0.981
+    said = show.verdict(missed)
+    assert "0.60: the budget was missed: the policy, and arms matched to it, spent 0.981; " in said[0]
+    assert "missed" not in said[1]
+
+
 def test_bad_requests(policy_lm, stream):
     with pytest.raises(BudgetError, match=r"0\.2 is unreachable"):
         evaluate(policy_lm, [stream], SETTINGS.model_copy(update={"budgets": (0.2,)}))
@@ -195,5 +205,8 @@ def test_budgets_in_time_are_met_and_arms_take_equal_milliseconds(tiny_lm, strea
     assert not result.trials
     assert {point.arm for point in result.points} == {"dense", "policy", "uniform"}
     assert "share of the dense step's time 0.80: " in show.verdict(result)[0]
-    assert show.table(result).row_count == len(result.points)
+    table = show.table(result)
+    assert table.row_count == len(result.points)
+    spent = dict(zip(table.columns[1]._cells, table.columns[2]._cells, strict=True))
+    assert float(spent["policy"]) == pytest.approx(0.9, abs=0.02), "in the currency of the budgets"
     assert EvaluationResult.model_validate_json(result.model_dump_json()) == result
