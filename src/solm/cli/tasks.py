@@ -93,7 +93,7 @@ def tasks(
 
     try:
         from solm.evaluation.local_tasks import load_tasks
-        from solm.evaluation.tasks import TaskSettings, evaluate_tasks
+        from solm.evaluation.tasks import TaskSettings, check_examples, evaluate_tasks
     except ImportError as error:
         raise SolmError(f"tasks need lm-eval ({error}); run: pip install 'solm[eval]'") from None
     if policy is None and space is None:
@@ -120,6 +120,8 @@ def tasks(
     with_budgets(Offer(offered, engine_sparsity(trained), config.shapes, trained, 0, known))
     with checks.option("--tasks" if data is None else "--data" if not data.is_dir() else "--tasks"):
         found = load_tasks(list(names), data)
+    with checks.option("--fewshot"):
+        check_examples(found, fewshot)
     sources = None if tuning is None else read_sources(tuning, "--tuning")
     lm = load(
         model, trained, tokenizer=checks.tokenizer(model, revision, trust_remote_code), dtype=dtype, backend=backend,
@@ -166,4 +168,18 @@ def lm_eval(context: typer.Context) -> None:
     except ImportError as error:
         raise SolmError(f"this needs lm-eval ({error}); run: pip install 'solm[eval]'") from None
     sys.argv = ["solm lm-eval", *context.args]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except ValueError as error:
+        if not _is_mistake(error):
+            raise
+        raise SolmError(f"lm-eval: {error}") from error
+
+
+def _is_mistake(error: ValueError) -> bool:
+    """Whether lm-eval found it while it read its arguments; what is found later needs its traceback."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    where = "" if at is None else str(at.tb_frame.f_globals.get("__name__", ""))
+    return where.startswith(("lm_eval._cli", "lm_eval.config"))

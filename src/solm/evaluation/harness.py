@@ -55,7 +55,7 @@ class ControlledLM(TemplateLM):
     ``question`` (see `likelihoods`); sparsity, seed, dtype, max_length (tokens of a context and its continuation). In
     Python, policy may be a policy itself, or ``policy`` for that of a `LanguageModel`, and target a budget that is not
     checked against its action space. keep: hold on to token ids and prefilled contexts, for the same questions `under`
-    another policy. max_batch_size: lm-eval's command line passes it, and it means nothing here.
+    another policy. bars: show how far it is, for lm-eval's own command line. max_batch_size: lm-eval's command line passes it, and it means nothing here.
     """
 
     max_gen_toks = 256
@@ -82,6 +82,7 @@ class ControlledLM(TemplateLM):
         device: str | None = None,
         control: Controlled = "answer",
         keep: bool = False,
+        bars: bool = True,
     ):
         super().__init__()
         if str(batch_size).startswith("auto"):
@@ -103,7 +104,7 @@ class ControlledLM(TemplateLM):
         if policy is None:
             policy = "policy" if pretrained.trained is not None else "dense" if budget is None else "static"
         self.policy = pretrained.policy(policy, given) if isinstance(policy, str) else policy
-        self.context_tokens, self.under_control = int(context), control
+        self.context_tokens, self.under_control, self._bars = int(context), control, bars
         self.target = pretrained.budget(budget, int(context), self.policy) if target is None else target
         self.spent: list[Spent] = []
         self._sparsity: SparsityConfig | None = None
@@ -157,6 +158,9 @@ class ControlledLM(TemplateLM):
         first, second = (ids.tolist() for ids in self._encoded[pair])
         return first, second
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm or not self._bars)
+
     def _loglikelihood_tokens(
         self, requests: list[_Encoded], disable_tqdm: bool = False, **_options: Any
     ) -> list[tuple[float, bool]]:
@@ -191,7 +195,7 @@ class ControlledLM(TemplateLM):
             made = [(None, *make_disjoint_window(part)) for part in parts]
             windows += made
             counts.append(len(made))
-        scores = [score for score, _ in self._loglikelihood_tokens(windows, disable_tqdm)]
+        scores = [score for score, _ in self._loglikelihood_tokens(windows, disable_tqdm or not self._bars)]
         found, start = [], 0
         for request, count in zip(requests, counts, strict=True):
             found.append(sum(scores[start : start + count]))
@@ -203,7 +207,7 @@ class ControlledLM(TemplateLM):
         """One text per request, each with the budget to itself."""
         texts = []
         end = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
-        for request in tqdm(requests, disable=disable_tqdm, desc="Generating under control"):
+        for request in tqdm(requests, disable=disable_tqdm or not self._bars, desc="Generating under control"):
             prompt, given = request.args
             options = normalize_gen_kwargs(given, self.max_gen_toks)
             stops = handle_stop_sequences(options.pop("until", None), eos=end)

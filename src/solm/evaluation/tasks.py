@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import lm_eval.api.task
 import numpy as np
+from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from pydantic import BaseModel, ConfigDict, Field
@@ -71,8 +72,10 @@ def evaluate_tasks(
 
     Without a policy the schedules get the budget itself, in `space`. Where the sparsity has an allocation, all arms
     but uniform follow it. partial: a file of finished runs, so that an interrupted evaluation goes on. progress:
-    called with runs done and in all. tuning: the text that `rivals` were fitted to.
+    called with runs done and in all. tuning: the text that `rivals` were fitted to. Raises `SolmError` for more
+    examples than a task has.
     """
+    check_examples(tasks, settings.fewshot)
     space = lm.space if space is None else space
     offer = lm.offer(lm.policy("static", space))
     in_time = settings.currency == "time"
@@ -102,7 +105,7 @@ def evaluate_tasks(
         # All arms share what was prefilled for the task's questions.
         model = ControlledLM(
             lm, policy=Dense(space), context=settings.context, seed=settings.seed, batch_size=settings.batch,
-            control=settings.control, keep=True,
+            control=settings.control, keep=True, bars=False,
         )  # fmt: skip
         found = run(task, "dense", Arm(Dense(space)), 1.0, Budget())
         points.append(_point(task, "dense", 1.0, found, None))
@@ -125,6 +128,18 @@ def evaluate_tasks(
         command=command_line(), settings=told, environment=environment(), points=points, policy=provenance,
         data_fingerprint=asked,
     )  # fmt: skip
+
+
+def check_examples(tasks: dict[str, dict[str, Task]], fewshot: int | None) -> None:
+    """Raises `SolmError` where `fewshot` examples before each question are more than a task has."""
+    for name, task in ((name, task) for members in tasks.values() for name, task in members.items()):
+        sampler: Any = getattr(task, "sampler", None)
+        if sampler is None or fewshot is None:
+            continue
+        # A random draw takes one more, in case the question itself is among them.
+        most = max(0, len(sampler.df) - (type(sampler) is ContextSampler))
+        if fewshot > most:
+            raise SolmError(f"{fewshot} is out of range: the task {name} has {most} examples")
 
 
 def _fingerprint(tasks: dict[str, dict[str, Task]]) -> str:

@@ -1,12 +1,12 @@
 """lm-eval tasks over local files: all arms on the same questions."""
 
 import json
-import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from solm.cli.tasks import lm_eval
 from solm.core.actions import ActionSpace
 from solm.core.allocation import Allocation
 from solm.core.errors import DataError, SolmError
@@ -57,9 +57,7 @@ def test_all_arms_answer_the_same_questions_at_what_was_asked(tiny_lm, questions
     assert [point.arm for point in result.points] == ["dense", "uniform", "random"] * 2
     assert all(point.questions == 6 for point in result.points)
     assert calls[-1] == (6, 6)
-    shown = capsys.readouterr().err
-    assert "Scoring under control" in shown
-    assert not re.search(r"[\r\n] *\d+%", shown), "a bar without a name, of a task's prompts"
+    assert capsys.readouterr().err == "", "no bars beside that of the command"
     uniform = result.points[1]
     assert uniform.requested["net"] == pytest.approx(0.8)
     assert uniform.realised["net"] == pytest.approx(0.8, abs=0.03)
@@ -155,6 +153,13 @@ def test_a_partial_file_of_other_questions_or_another_tuning_text_is_not_continu
     assert len(keys) == 3
 
 
+def test_more_examples_than_there_are_are_refused_at_once(tiny_lm, questions):
+    tasks = load_tasks(["arc_easy"], questions)
+    settings = TaskSettings(tasks=("arc_easy",), budgets=(0.8,), fewshot=1000)
+    with pytest.raises(SolmError, match=r"1000 is out of range: the task arc_easy has \d+ examples"):
+        evaluate_tasks(tiny_lm, tasks, settings, ActionSpace(mlp=(0.4, 1.0)))
+
+
 def test_unknown_tasks_and_broken_files_are_named(questions, tmp_path):
     with pytest.raises(DataError, match="unknown task 'arc_esay'"):
         load_tasks(["arc_esay"], questions)
@@ -163,6 +168,16 @@ def test_unknown_tasks_and_broken_files_are_named(questions, tmp_path):
     (tmp_path / "piqa.jsonl").write_text('{"query": "half')
     with pytest.raises(DataError, match=r"piqa\.jsonl"):
         load_tasks(["piqa"], tmp_path)
+
+
+@pytest.mark.parametrize(("module", "error"), [("lm_eval.config.evaluate_config", SolmError), ("numpy", ValueError)])
+def test_a_mistake_in_the_arguments_of_lm_eval_is_one_line(module, error, monkeypatch):
+    made = {"__name__": module}
+    exec("def fail():\n    raise ValueError('Tasks not found: nosuch')", made)
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", made["fail"])
+    monkeypatch.setattr("sys.argv", [])
+    with pytest.raises(error, match="Tasks not found: nosuch"):
+        lm_eval(SimpleNamespace(args=["--tasks", "nosuch"]))
 
 
 def test_data_that_the_hub_does_not_give_is_one_line(monkeypatch):
