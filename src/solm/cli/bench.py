@@ -18,6 +18,7 @@ from solm.cli.options import (
     RevisionOption,
     TrustOption,
 )
+from solm.core.words import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,7 +89,7 @@ def _table(found: "StepTimings") -> "Table":
     """Milliseconds and the factor to dense, by level and context."""
     from rich.table import Table
 
-    about = f"{found.model}, {found.backend}, {found.threads} threads, {found.gigabytes_per_second:.0f} GB/s"
+    about = f"{found.model}, {found.backend}, {counted(found.threads, 'thread')}, {found.gigabytes_per_second:.0f} GB/s"
     shown = Table(title=f"{about}: milliseconds per step")
     shown.add_column("")
     for seen in found.contexts:

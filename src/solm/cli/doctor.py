@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from solm.cli.options import DEFAULT_MODEL, JsonOption, ModelOption, RevisionOption, TrustOption
+from solm.core.words import counted
 
 if TYPE_CHECKING:
     from solm.backends.cores import UsableCores
@@ -95,7 +96,7 @@ def doctor(
     where = report["processor"]
     print(f"processor   {', '.join(features) or 'no known feature'}")
     print(f"threads     {threads}: {where['why']}")
-    print(f"memory      {report['gigabytes_per_second']} GB/s read on {threads} threads")
+    print(f"memory      {report['gigabytes_per_second']} GB/s read on {counted(threads, 'thread')}")
     print(f"accelerator {report['accelerator'] or 'none'}")
     print(f"compiler    {'none found' if compiler is None else report['compiler']['version']}")
     if engine_error is not None or choice is None:

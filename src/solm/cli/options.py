@@ -108,8 +108,8 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
                 chosen = threads_of(threads)
             with chosen:
                 function(**given)
-        except KeyboardInterrupt:  # typer would print nothing
-            print("solm: interrupted", file=sys.stderr)
+        except KeyboardInterrupt as interrupted:  # typer would print nothing
+            print("; ".join(["solm: interrupted", *map(str, interrupted.args)]), file=sys.stderr)
             raise typer.Exit(130) from None
         finally:
             log.removeHandler(handler)

@@ -1,5 +1,7 @@
 """`solm quickstart`."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,9 +65,7 @@ def quickstart(
 
             outcome = job.run(out, speeds, batches, report, clock, pretrained)
     except (Interrupted, KeyboardInterrupt) as interrupted:
-        options = [f"--out {out}", *([f"--batches {batches}"] if batches != _BATCHES else [])]
-        again = " ".join(["solm quickstart", *options, *(["--pretrained"] if pretrained else [])])
-        say(f"interrupted; finished parts are kept. Continue with: {again}")
+        say(f"interrupted; finished parts are kept. Continue with: {shlex.join(['solm', *sys.argv[1:]])}")
         raise typer.Exit(getattr(interrupted, "exit_code", _INTERRUPTED)) from None
     made = {
         "report": str(out / "report.html"), "speeds": str(out / "speeds.json"), "result": str(out / "result.json"),

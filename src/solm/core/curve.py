@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solm.core.errors import BudgetError
 from solm.core.timings import StepTimings
+from solm.core.words import counted
 
 CURVE = "curve.json"
 _TOLERANCE = 5e-3
@@ -96,7 +97,7 @@ class BudgetCurve(BaseModel):
     def about(self) -> str:
         """What was measured where, in a sentence or two."""
         counts = {point.context: point.texts or self.texts for point in self.points}
-        told = ", ".join(f"{texts} texts after {context:,} tokens" for context, texts in counts.items())
+        told = ", ".join(f"{counted(texts, 'text')} after {context:,} tokens" for context, texts in counts.items())
         return (
             f"Measured on {self.timings.measured_on}, on {self.tokens // self.texts} tokens per text that no training "
             f"saw: {told}. A budget is a share of the dense step's milliseconds."

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 Model = TypeVar("Model", bound=BaseModel)
+KEPT = "finished parts are kept. The same command continues"
 _NUMBERS = re.compile(r"\[\n\s+((?:-?[0-9][0-9.eE+-]*,\n\s+)*-?[0-9][0-9.eE+-]*)\n\s+\]")
 """A list of numbers in indented JSON. Strings hold no line ends."""
 
@@ -51,7 +52,7 @@ def resumable(result: Path | None) -> Iterator[Path | None]:
     and for a device or a pipe, beside which nothing is kept.
 
     Write the result inside the block: where the block ends without an error, what was kept goes, with the folder
-    `beside` it. Raises as `locked` does.
+    `beside` it. Raises as `locked` does; a `KeyboardInterrupt` says so where something is kept.
     """
     if result is None or is_stream(result):
         yield None
@@ -59,7 +60,12 @@ def resumable(result: Path | None) -> Iterator[Path | None]:
     result = place_of(result)
     with locked(result.parent, f"working on {result.name}", f".{result.name}.lock"):
         partial = result.with_name(result.name + ".partial")
-        yield partial
+        try:
+            yield partial
+        except KeyboardInterrupt:
+            if partial.exists() or beside(partial).exists():
+                raise KeyboardInterrupt(KEPT) from None
+            raise
         partial.unlink(missing_ok=True)
         shutil.rmtree(beside(partial), ignore_errors=True)
 

@@ -14,6 +14,7 @@ from solm.core.files import read_model
 from solm.core.nested import HIGH_BITS
 from solm.core.provenance import plain_name
 from solm.core.sparsity import SparsityConfig
+from solm.core.words import counted
 
 LEVELS = ActionSpace(attention=(0.1, 0.2, 0.4, 1.0), mlp=(0.4, 0.6, 0.8, 1.0))
 """What is measured: one axis at a time, the others dense. Bits of activations change no step's time."""
@@ -155,8 +156,7 @@ class StepTimings(BaseModel):
 
 def machine(backend: str, threads: int, processor: str = "") -> str:
     """Such as ``cpu int8, 2 threads of AMD EPYC``."""
-    count = f"{threads} thread{'' if threads == 1 else 's'}"
-    return f"{backend}, {count}" + (f" of {processor}" if processor else "")
+    return f"{backend}, {counted(threads, 'thread')}" + (f" of {processor}" if processor else "")
 
 
 def read_timings(path: Path) -> StepTimings:

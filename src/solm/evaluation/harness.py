@@ -55,7 +55,8 @@ class ControlledLM(TemplateLM):
     ``question`` (see `likelihoods`); sparsity, seed, dtype, max_length (tokens of a context and its continuation). In
     Python, policy may be a policy itself, or ``policy`` for that of a `LanguageModel`, and target a budget that is not
     checked against its action space. keep: hold on to token ids and prefilled contexts, for the same questions `under`
-    another policy. bars: show how far it is, for lm-eval's own command line. max_batch_size: lm-eval's command line passes it, and it means nothing here.
+    another policy. bars: show how far it is, as lm-eval's command line does. max_batch_size: lm-eval's command line
+    passes it, and it means nothing here.
     """
 
     max_gen_toks = 256

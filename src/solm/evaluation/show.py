@@ -4,6 +4,7 @@ import numpy as np
 from rich.table import Table
 
 from solm.core.actions import AXES
+from solm.core.words import counted
 from solm.evaluation.pictures import Kind, blank, picture
 from solm.evaluation.result import Difference, EvaluationResult, Point, TaskResult
 
@@ -105,8 +106,8 @@ def measured(result: EvaluationResult) -> str:
     """What an evaluation measured, in words."""
     s = result.settings
     return (
-        f"{s['texts']} texts of {s['length']} tokens after {s['context']} dense ones, from {s['data']}. Every arm saw "
-        "the same tokens and spent, per text and axis, what the policy spent."
+        f"{counted(s['texts'], 'text')} of {counted(s['length'], 'token')} after {s['context']} dense ones, from "
+        f"{s['data']}. Every arm saw the same tokens and spent, per text and axis, what the policy spent."
     )
 
 
@@ -148,7 +149,7 @@ def verdict(result: EvaluationResult) -> list[str]:
         if beats:
             parts.append(f"the policy beats {', '.join(beats)}")
         if open_:
-            few = f" of {result.settings['texts']} texts" if "texts" in result.settings else ""
+            few = f" of {counted(texts, 'text')}" if "texts" in result.settings else ""
             parts.append(f"the difference to {', '.join(open_)} is within the noise{few}")
         if loses:
             parts.append(f"the policy loses to {', '.join(loses)}")

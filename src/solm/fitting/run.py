@@ -9,6 +9,7 @@ from solm.core.files import write_text
 from solm.core.interrupt import Interrupted, signals
 from solm.core.measured import projection_part
 from solm.core.provenance import environment
+from solm.core.words import counted
 from solm.data.windows import TokenStream
 from solm.evaluation.result import EvaluationResult
 from solm.fitting import phases
@@ -91,7 +92,7 @@ def fit(
                 remark(line)
         elif left:
             spent = sum(folder.seconds.values()) / 60
-            remark(f"goes on with {left[0]}, {spent:.1f} of {minutes:g} minutes in")
+            remark(f"goes on with {left[0]}, {spent:.1f} of {counted(minutes, 'minute')} in")
         for name, output, inputs, make in ORDER:
             if not folder.phase(name, output, inputs, lambda make=make: make(job)):  # type: ignore[misc]
                 remark(f"{name}: done before")
@@ -107,27 +108,32 @@ def plan_lines(job: Job) -> list[str]:
     """What is going to be measured, and for how long. Raises `SolmError` where the minutes are too few."""
     speed = job.speed()
     sizes = job.planned(speed, strict=True)
-    compared = ", ".join(f"{c.texts} texts of {c.length} tokens after {c.context}" for c in sizes.comparisons)
+    compared = ", ".join(f"{_texts(c.texts)} of {c.length} tokens after {c.context}" for c in sizes.comparisons)
     clock = {name: f"{job.minutes * share:.1f} min" for name, share in PHASES.items()}
     return [
-        f"plan for {job.minutes:g} minutes, reading {speed.prefill:.0f} and scoring {speed.score:.0f} tokens/s:",
+        f"plan for {counted(job.minutes, 'minute')}, reading {speed.prefill:.0f} and scoring {speed.score:.0f} "
+        "tokens/s:",
         f"  timings      {clock['timings']:>9}  contexts {', '.join(map(str, sizes.timing_contexts))}",
-        f"  thresholds   {clock['thresholds']:>9}  {sizes.threshold_texts} texts of {sizes.context} tokens",
-        f"  allocation   {clock['allocation']:>9}  {sizes.allocation_texts} texts of {sizes.allocation_length} tokens "
-        f"after {sizes.context}, or fewer and KV heads too where pages are worth it",
-        f"  own texts    {clock['own texts']:>9}  {sizes.own_texts} texts that the model continues, for the samples",
-        f"  samples      {clock['samples']:>9}  {sizes.sample_batches} texts of {sizes.sample_length} tokens",
-        f"  level costs  {clock['level costs']:>9}  {sizes.cost_texts} texts of {sizes.cost_length} tokens",
+        f"  thresholds   {clock['thresholds']:>9}  {_texts(sizes.threshold_texts)} of {sizes.context} tokens",
+        f"  allocation   {clock['allocation']:>9}  {_texts(sizes.allocation_texts)} of {sizes.allocation_length} "
+        f"tokens after {sizes.context}, or fewer and KV heads too where pages are worth it",
+        f"  own texts    {clock['own texts']:>9}  {_texts(sizes.own_texts)} that the model continues, for the samples",
+        f"  samples      {clock['samples']:>9}  {_texts(sizes.sample_batches)} of {sizes.sample_length} tokens",
+        f"  level costs  {clock['level costs']:>9}  {_texts(sizes.cost_texts)} of {sizes.cost_length} tokens",
         *_long_line(sizes, clock["long contexts"]),
         f"  comparison   {clock['comparison']:>9}  {compared} that nothing else reads",
     ]
+
+
+def _texts(count: int) -> str:
+    return counted(count, "text")
 
 
 def _long_line(sizes: Sizes, clock: str) -> list[str]:
     if not sizes.long_contexts:
         return []
     contexts = " and ".join(f"{context:,}" for context in sizes.long_contexts)
-    return [f"  long contexts{clock:>9}  {sizes.long_texts} texts of {sizes.cost_length} tokens after {contexts}"]
+    return [f"  long contexts{clock:>9}  {_texts(sizes.long_texts)} of {sizes.cost_length} tokens after {contexts}"]
 
 
 def _write_report(out: Path, results: list[EvaluationResult]) -> None:

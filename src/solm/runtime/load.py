@@ -23,6 +23,7 @@ from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError
 from solm.core.files import read_json
 from solm.core.sparsity import SparsityConfig
 from solm.core.timings import read_timings
+from solm.core.words import counted
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.controlled import sparsity_of
 from solm.runtime.facts import facts_of, model_facts, policy_called
@@ -254,7 +255,7 @@ def _announce(backend: Backend, threads: int | None, reason: str | None = None, 
     if isinstance(backend, CpuBackend) and not backend.engine.sizes.kv_int8:
         parts.append(f"{'float32' if backend.engine.precision == 'float32' else 'bfloat16'} KV cache")
     used = default_threads() if threads is None else threads
-    parts.append("1 thread" if used == 1 else f"{used} threads")
+    parts.append(counted(used, "thread"))
     # On another device torch is what one expects; on the CPU it saves no time.
     slow = reason is not None and backend.device.type == "cpu" and not expected
     told = "" if reason is None else f"; not the cpu backend: {reason}"

@@ -17,7 +17,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, raised, c
 
     monkeypatch.setattr(quickstart, "decode", decode)
     monkeypatch.setattr("solm.cli.checks.model_config", lambda *given: None)
-    monkeypatch.setattr(sys, "argv", ["solm", "quickstart", "--out", str(tmp_path), "--batches", "2"])
+    monkeypatch.setattr(sys, "argv", ["solm", "quickstart", "--out", str(tmp_path), "--threads", "1"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == code
@@ -25,5 +25,5 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, raised, c
     assert lines[0].startswith("1. One prompt")
     assert (
         lines[-1]
-        == f"interrupted; finished parts are kept. Continue with: solm quickstart --out {tmp_path} --batches 2"
+        == f"interrupted; finished parts are kept. Continue with: solm quickstart --out {tmp_path} --threads 1"
     )

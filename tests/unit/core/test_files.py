@@ -95,6 +95,19 @@ def test_what_was_found_is_kept_until_the_result_is_written(tmp_path):
     assert not beside(partial).exists()
 
 
+def test_an_interruption_says_whether_something_is_kept(tmp_path):
+    def interrupted(found):
+        with resumable(tmp_path / "a.json") as partial:
+            if found:
+                partial.write_text("found")
+            raise KeyboardInterrupt
+
+    for found, said in ((False, ()), (True, ("finished parts are kept. The same command continues",))):
+        with pytest.raises(KeyboardInterrupt) as ended:
+            interrupted(found)
+        assert ended.value.args == said
+
+
 def test_lists_of_numbers_take_a_line_each(tmp_path):
     content = {"a": [[1, -2.5, 1e-05], [3]], "b": [], "text": "[ 1, 2 ]\n[\n 1\n]", "c": [{"d": [1]}, None, "x"]}
     write_json(tmp_path / "a.json", content)

@@ -4,6 +4,7 @@ from html import escape
 from typing import Any
 
 from solm.core.actions import AXES
+from solm.core.words import counted
 from solm.evaluation.pictures import blank, picture, violins
 from solm.evaluation.report.actions import histograms, texts
 from solm.evaluation.report.page import difference, head, image, perplexity_table
@@ -20,7 +21,7 @@ def render(found: list[tuple[str, Result]]) -> str:
     if evaluations:
         s = evaluations[0][1].settings
         parts.append(
-            f"<p class=soft>{escape(str(s['model']))} ({s['dtype']}), {s['texts']} texts of {s['length']} "
+            f"<p class=soft>{escape(str(s['model']))} ({s['dtype']}), {counted(s['texts'], 'text')} of {s['length']} "
             f"tokens after {s['context']} dense ones, {escape(str(s['data']))}. Every arm saw the same tokens. "
             "Differences are policy minus arm with paired bootstrap 95 % intervals.</p>"
         )

@@ -3,6 +3,7 @@
 from html import escape
 from typing import Any
 
+from solm.core.words import counted
 from solm.evaluation.report.actions import coloured
 from solm.evaluation.report.page import head, image, perplexity_table
 from solm.evaluation.result import EvaluationResult
@@ -35,8 +36,8 @@ def summary(speeds: Speeds, result: EvaluationResult) -> list[str]:
     lines += [f"Comparison: {line}." for line in verdict(result)]
     return [
         *lines,
-        f"Sample: {s['texts']} texts of {s['length']} tokens, {result.points[0].tokens:,} in all. Net keep is the mean "
-        "share of KV pages, MLP channels and activation bits.",
+        f"Sample: {counted(s['texts'], 'text')} of {s['length']} tokens, {result.points[0].tokens:,} in all. "
+        "Net keep is the mean share of KV pages, MLP channels and activation bits.",
     ]
 
 
