@@ -78,7 +78,7 @@ def chat(
       solm chat --policy builtin:smollm2-135m-cpu --budget attention=0.4,mlp=0.8
       echo "Why is the sky blue?" | solm chat --policy static
     """
-    from solm.cli.output import repacking, say
+    from solm.cli.output import complain, repacking, say
     from solm.cli.talk import Talk
     from solm.core.unicode import check_unicode
     from solm.runtime.load import load
