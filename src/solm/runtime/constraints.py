@@ -12,7 +12,9 @@ from solm.core.errors import SolmError
 from solm.runtime.grammars import Grammar, GrammarError
 
 _PRINTABLE = re.compile(r"[!-~]+")
-_BAD_REGEX = re.compile(r'(at \d+\(\d+\): )?invalid regex "(.*)" \(in regex\): .*\n(?:.*\n)*?error: (.+)')
+_BAD_REGEX = re.compile(
+    r'(?:(at \d+\(\d+\): )?invalid regex( ".*") \(in regex\): )?regex parse error:\n(?:.*\n)*?error: (.+)'
+)
 _REGEX_ALONE = "at 1(8): "
 """Where llguidance finds a regular expression that is the whole grammar: of a text that nobody wrote."""
 _LIMITS: dict[str, Any] = {
@@ -117,7 +119,8 @@ def matcher_error(matcher: Any) -> str | None:
         return _first_line(said)
     place, pattern, reason = found.groups("")
     place = "" if place == _REGEX_ALONE else place
-    return f'{place}invalid regex "{pattern[:100]}{"..." if len(pattern) > 100 else ""}": {reason[:100]}'
+    shown = pattern if len(pattern) <= 100 else f'{pattern[:100]}..."'
+    return f"{place}invalid regex{shown}: {reason[:100]}"
 
 
 def _plain_additions(tokenizer: str) -> str:

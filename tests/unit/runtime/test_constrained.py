@@ -38,7 +38,8 @@ def test_a_reply_matches_and_ends(tiny_lm):
     ("grammar", "words"),
     [
         (solm.Grammar.regex("("), 'invalid regex "(": unclosed group'),
-        (solm.Grammar.regex("a" * 300 + "("), f'invalid regex "{"a" * 100}...": unclosed group'),
+        (solm.Grammar.regex("a" * 300 + "("), f'invalid regex "{"a" * 98}...": unclosed group'),
+        (solm.Grammar.json_schema({"type": "string", "pattern": "("}), "invalid regex: unclosed group"),
         (solm.Grammar.lark("start: a\na: /[z-a]/"), 'at 2(4): invalid regex "[z-a]": invalid character class range'),
         (solm.Grammar.lark("start: b"), 'at 1(8): unknown name: "b"'),
     ],
