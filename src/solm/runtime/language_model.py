@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from solm.backends.session import AnyPolicy
-from solm.core.arrays import Array, as_tensor, is_tensor
+from solm.core.arrays import Array, as_tensor
 from solm.core.budget import BudgetLike
 from solm.core.errors import DataError
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.generate import ending, generate, stream
-from solm.runtime.prompts import Message, Prompt, Prompts, encode, token_rows
+from solm.runtime.prompts import Message, Prompt, Prompts, are_ids, encode, token_rows
 from solm.runtime.reply import Reply, Token
 
 if TYPE_CHECKING:
@@ -59,8 +59,9 @@ class LanguageModel(ControlledModel):
 
     def encode(self, prompt: Prompt, system: str | None = None) -> "torch.Tensor":
         """Token ids [1, C] of a prompt, through the chat template where the tokenizer has one, after `system`."""
-        if is_tensor(prompt) or isinstance(prompt, np.ndarray):
-            return as_tensor(prompt)
+        if are_ids(prompt):
+            rows, _ = token_rows(None, prompt)
+            return as_tensor(np.concatenate(rows))
         return as_tensor(encode(self.tokenizer, prompt, system))  # type: ignore[arg-type]
 
     def _rows(self, prompt: Prompts | None, options: dict[str, Any]) -> tuple[list[np.ndarray], bool]:

@@ -34,9 +34,9 @@ def token_rows(
     if (prompt is None) == (input_ids is None):
         raise DataError("nothing to generate from: give a prompt or input_ids" if prompt is None else _TWICE)
     asked = input_ids if prompt is None else prompt
-    if is_tensor(asked) or isinstance(asked, np.ndarray) or _are_ids(asked):
-        ids = np.asarray(asked) if _are_ids(asked) else as_numpy(asked)
-        rows = _counted(np.atleast_2d(ids), None if attention_mask is None else as_numpy(attention_mask))
+    if are_ids(asked):
+        ids = np.atleast_2d(np.asarray(asked) if isinstance(asked, list | tuple) else as_numpy(asked))
+        rows = _counted(ids, None if attention_mask is None else as_numpy(attention_mask))
         return rows, len(rows) > 1
     if attention_mask is not None:
         raise DataError("an attention_mask goes with token ids, not with text")
@@ -49,8 +49,7 @@ def token_rows(
     rows = []
     for number, one in enumerate(asked):
         try:
-            are_ids = is_tensor(one) or isinstance(one, np.ndarray) or _are_ids(one)
-            rows.append(token_rows(None, one)[0][0] if are_ids else encode(tokenizer, one))  # type: ignore[arg-type]
+            rows.append(token_rows(None, one)[0][0] if are_ids(one) else encode(tokenizer, one))  # type: ignore[arg-type]
         except SolmError as error:
             raise type(error)(f"prompt {number}: {error}") from error
     return rows, True
@@ -87,9 +86,10 @@ def chat_tokens(tokenizer: Any, messages: list[Message], tools: Sequence[Mapping
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
-def _are_ids(asked: Any) -> bool:
-    """Whether this is a list of whole numbers."""
-    return isinstance(asked, list | tuple) and bool(asked) and all(type(one) is int for one in asked)
+def are_ids(asked: Any) -> bool:
+    """Whether this is an array, a tensor or a list of whole numbers."""
+    listed = isinstance(asked, list | tuple) and bool(asked) and all(type(one) is int for one in asked)
+    return listed or is_tensor(asked) or isinstance(asked, np.ndarray)
 
 
 def _row(ids: list[int]) -> np.ndarray:
