@@ -11,6 +11,11 @@ text { font: 14px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f232
 </style>"""
 TEAL, BLUE, ORANGE, GREY, PINK = "#0f9d8a", "#4f8ff7", "#e07b1a", "#8b949e", "#d6509a"
 Point = tuple[float, float]
+ARMS = (
+    ("solm, policy", TEAL, False), ("solm, every layer alike", ORANGE, True), ("solm, dense", BLUE, False),
+    ("llama.cpp, dense", PINK, False),
+)  # fmt: skip
+"""What figures of budgets beside llama.cpp show: words, colour, whether dots are hollow."""
 
 
 class Canvas:
@@ -42,6 +47,14 @@ class Canvas:
         self.parts.append(
             f'<text x="{at[0]:.1f}" y="{at[1]:.1f}" class="{kind}" text-anchor="{anchor}"{turn}>{escape(words)}</text>'
         )
+
+    def legend(self, at: Point, entries: Sequence[tuple[str, str, bool]]) -> None:
+        """Dots with words side by side, from `at` on: words, colour, whether the dot is hollow."""
+        x, y = at
+        for words, colour, hollow in entries:
+            self.dot((x, y), colour, hollow)
+            self.text((x + 12, y + 5), words)
+            x += 40 + 7.5 * len(words)
 
     def svg(self) -> str:
         return "\n".join([*self.parts, "</svg>"]) + "\n"

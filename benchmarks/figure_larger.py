@@ -3,7 +3,7 @@
 from typing import Any
 
 import published as of
-from canvas import BLUE, ORANGE, PINK, TEAL, Canvas, scale
+from canvas import ARMS, BLUE, ORANGE, PINK, TEAL, Canvas, scale
 
 PANELS = {512: "fitted-0.5b", 8192: "curve-0.5b-8192"}
 """By tokens before the step the comparison of the policy."""
@@ -50,14 +50,7 @@ def larger() -> str:
             aside, anchor = (-4, "end") if 2 * time > most else (4, "start")
             canvas.text((across(time) + aside, zero - lift + 10), words, anchor=anchor)
     canvas.text((26, (top + zero) / 2), "nats per token above dense", "quiet", "middle", -90)
-    place = 90.0
-    for words, colour, hollow in (
-        ("solm, policy", TEAL, False), ("solm, every layer alike", ORANGE, True), ("solm, dense", BLUE, False),
-        ("llama.cpp, dense", PINK, False),
-    ):  # fmt: skip
-        canvas.dot((place, zero + 75), colour, hollow)
-        canvas.text((place + 12, zero + 80), words)
-        place += 40 + 7.5 * len(words)
+    canvas.legend((90, zero + 75), ARMS)
     texts = {context: of.settings(name)["texts"] for context, name in PANELS.items()}
     for row, line in enumerate((
         f"Qwen2.5-Coder-0.5B, Q4_K_M file, 2 threads of an AMD EPYC; {texts[512]} and {texts[8192]} held-out texts.",

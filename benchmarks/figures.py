@@ -5,7 +5,7 @@ from math import ceil, exp, floor, log2
 
 import published_ladder
 import published_speed as timed
-from canvas import BLUE, GREY, ORANGE, PINK, TEAL, Canvas, Point, scale
+from canvas import ARMS, BLUE, GREY, ORANGE, PINK, TEAL, Canvas, Point, scale
 from figure_larger import PEERS, larger
 from published import measured
 from published_speed import BEST
@@ -57,14 +57,7 @@ def quality() -> str:
         canvas.text((place + 4, zero - lift + 10), f"{words}: {time:.1f}")
     canvas.text((490, zero - 6), f"transformers: {timed.transformers_step(1024):.1f} →", "quiet", "end")
     canvas.text((26, (top + zero) / 2), "perplexity above dense", "quiet", "middle", -90)
-    place = 90.0
-    for words, colour, hollow in (
-        ("solm, policy", TEAL, False), ("solm, every layer alike", ORANGE, True), ("solm, dense", BLUE, False),
-        ("llama.cpp, dense", PINK, False),
-    ):  # fmt: skip
-        canvas.dot((place, zero + 75), colour, hollow)
-        canvas.text((place + 12, zero + 80), words)
-        place += 40 + 7.5 * len(words)
+    canvas.legend((90, zero + 75), ARMS)
     texts = {context: timed.dial_texts(context) for context in timed.DIAL_FILES}
     for row, words in enumerate((
         "SmolLM2-135M, 2 threads of an Intel Xeon. llama.cpp computes every logit; solm's greedy steps need not.",
@@ -123,8 +116,8 @@ def ladder() -> str:
         canvas.text((across(tick), 380), f"{tick:g}", "quiet", "middle")
     canvas.text((467, 402), "milliseconds per token (left is faster)", "quiet", "middle")
     canvas.text((26, 210), "bits per byte (lower is better)", "quiet", "middle", -90)
-    place = 90.0
-    for model, colour in zip(dict.fromkeys(rung.model for rung in rungs), (PINK, BLUE, ORANGE, GREY), strict=False):
+    colours = dict(zip(dict.fromkeys(rung.model for rung in rungs), (PINK, BLUE, ORANGE, GREY), strict=False))
+    for model, colour in colours.items():
         ours = [rung for rung in rungs if rung.model == model]
         turned = [rung for rung in ours if rung.own_type]
         canvas.curve([(across(rung.milliseconds), up(rung.bits)) for rung in turned], colour)
@@ -133,11 +126,8 @@ def ladder() -> str:
             canvas.dot(at, colour, rung.dialled)
             if not rung.dialled:
                 canvas.text((at[0] + 8, at[1] + (16 if rung.own_type else -8)), rung.type, "quiet")
-        canvas.dot((place, 430), colour)
-        canvas.text((place + 12, 435), model)
-        place += 40 + 7.5 * len(model)
-    canvas.dot((place, 430), GREY, hollow=True)
-    canvas.text((place + 12, 435), "under a budget, on the file's own type")
+    entries = [(model, colour, False) for model, colour in colours.items()]
+    canvas.legend((90, 430), [*entries, ("under a budget, on the file's own type", GREY, True)])
     canvas.text((90, 470), f"{len(rungs[0].texts)} passages of text, the same bytes for all.", "quiet")
     return canvas.svg()
 

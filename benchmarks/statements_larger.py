@@ -34,7 +34,7 @@ def the_smaller_policy() -> bool:
     )
 
 
-@says("README.md", "Without the network, by the same allocation and thresholds, it loses the same at seven")
+@says("README.md", "Without its network it loses as much at seven")
 @says("docs/results.md", "*Allocated* it beats at one and ties at seven")
 @says("docs/limits.md", "without the network it ties at seven budgets and wins at one")
 def the_network_of_the_smaller_policy() -> bool:

@@ -56,8 +56,7 @@ def generate(
         # One object for all rows of a policy, which are then decided together.
         decides = known.setdefault(name, lm.policy(name)) if isinstance(name, str) else name
         try:
-            own = seed + number if number else seed  # `_row` refuses what is no number
-            rows.append(_row(lm, ids, wanted, decides, seed=own, **options))
+            rows.append(_row(lm, ids, wanted, decides, seed=_whole(seed) + number, **options))
         except SolmError as error:
             if len(prompts) == 1:
                 raise
@@ -147,15 +146,19 @@ def _row(
         raise SolmError("stop_strings need a tokenizer; pass one to attach")
     if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) and stop for stop in stops):
         raise SolmError(f"stop_strings must be texts that are not empty, got {stop_strings!r}")
-    if not isinstance(seed, Integral):
-        raise SolmError(f"seed must be a whole number, got {seed!r}")
     if grammar is not None and not isinstance(grammar, Grammar):
         raise SolmError(f"grammar must be a solm.Grammar, such as Grammar.regex(...), got {type(grammar).__name__}")
     check_length(prompt, longest, lm.context)
     target = lm.budget(budget, prompt + longest // 2, policy)
     constraint = None if grammar is None else lm.compiler.compile(grammar)
-    sampler = Sampler.of(lm, ids, seed, sampling, constraint)
+    sampler = Sampler.of(lm, ids, _whole(seed), sampling, constraint)
     return Row(ids, policy, target, longest, Draft(lm, sampler, prompt, policy), _End(longest, stops), session)
+
+
+def _whole(seed: int) -> int:
+    if not isinstance(seed, Integral):
+        raise SolmError(f"seed must be a whole number, got {seed!r}")
+    return seed
 
 
 class _End:
