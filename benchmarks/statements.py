@@ -175,7 +175,7 @@ def loses_to_the_best_of_500() -> bool:
     return lowest.low < 0 and len(others) == 2 and all(each.low > 0 for each in others)
 
 
-@says("docs/results.md", "it wins at the lowest budget and loses slightly to `allocated` at the highest")
+@says("docs/results.md", "it beats `allocated` at the lowest budget and loses slightly to it at the highest")
 def short_runs() -> bool:
     lowest, _, highest = (each.policy_minus["allocated"] for each in of.comparisons(".", "short-runs"))
     return won(lowest) and highest.low > 0 and highest.value < 0.01

@@ -34,7 +34,7 @@ def the_smaller_policy() -> bool:
     )
 
 
-@says("README.md", "Without its network it loses as much at seven")
+@says("README.md", "Without its network the 0.5B's ties with it at seven.")
 @says("docs/results.md", "*Allocated* it beats at one and ties at seven")
 @says("docs/limits.md", "without the network it ties at seven budgets and wins at one")
 def the_network_of_the_smaller_policy() -> bool:
@@ -51,7 +51,7 @@ def loss(name: str, budget: float) -> tuple[float, float, Difference]:
     return round(points[0]["step_ms"] / ours["step_ms"], 2), round(difference.value, 3), difference
 
 
-@says("README.md", "MLP 0.8 saves 6 to 15 % of a step")
+@says("README.md", "`mlp=0.72` saves 6 to 15 % of a step")
 @says("docs/limits.md", "MLP 0.8 saves 6 to 15 % of a step, MLP 0.6 11 to 23 %")
 @says("docs/results.md", "MLP 0.6 saves 11 to 23 % of a step, MLP 0.8 6 to 15 %")
 def small_savings_save_little() -> bool:
@@ -131,8 +131,8 @@ def the_smaller_policy_after_long_contexts() -> bool:
     return lossless and [won(one) for one in uniform] == [True, True, False, False, False] and won(teal[1])
 
 
-@says("README.md", "(1.5B: seven)")
-@says("docs/results.md", "And on the 1.5B uniform settings at seven and thresholds alone at six")
+@says("README.md", "on the 1.5B at seven.")
+@says("docs/results.md", "On the 1.5B it beats uniform settings at seven and thresholds alone at six")
 @says("docs/limits.md", "beats uniform settings at the seven lowest of eight budgets and thresholds alone at six")
 @says("docs/results.md", "It beats *uniform* at the seven lowest budgets, *thresholds* at")
 @says("docs/results.md", "six and *constant* at three, and ties with them at the others.")
@@ -234,7 +234,8 @@ def seeing_more_saves_little() -> bool:
 @says("docs/results.md", "On the 0.5B greedy replies solve as many problems at 0.9 of the time, and far fewer at 0.8")
 @says(
     "README.md",
-    "At 0.8 of the time (0.09 nats) the 0.5B solves 4 % of GSM8K, dense 26 %. At 0.9 no difference shows",
+    "where text loses 0.09 nats per token, the 0.5B solves 4 % of 200 GSM8K problems; dense it solves 26 %. At 0.9 no "
+    "difference shows",
 )
 @says(
     "docs/limits.md", "where text loses 0.09 nats per token, greedy replies solve 4 % of 200 GSM8K problems and 39 % of"

@@ -94,8 +94,9 @@ def features() -> str:
         f"Predictions are ridge regressions, fitted on {one['texts']} texts ({one['tokens']:,} tokens), judged on\n"
         f"{one['held_out_texts']} held-out ones ({one['held_out_tokens']:,} tokens). The policy's layer is {depths}.\n"
         "A deeper look acts on the layers after it alone. Equal shares stand for equal milliseconds: what looking\n"
-        "takes is not counted. The policies were trained on the sources that predictions are fitted on,\n"
-        f"SmolLM2-135M's also on one of the three that they are judged on.\n{files}.\n\n"
+        "takes is not counted. Both policies were trained on the sources that the predictions are fitted on. That of\n"
+        "SmolLM2-135M was also trained on one of the three sources that the predictions are judged on.\n"
+        f"{files}.\n\n"
     )
     return text + markdown(head, rows) + "\n" + _tuned(every)
 

@@ -1,6 +1,6 @@
 """The tables about time: what a step, a reply or a question takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import log
 
 import published as of
@@ -49,7 +49,7 @@ def headline() -> str:
             ),
             row(
                 "**Precision**: bfloat16 → 4-bit weights, int8 KV cache",
-                "no weight of the layers is rounded",
+                "the layers' weights were published in 4 bits: none is rounded",
                 lambda context: timed.step("bfloat16", "dense", context),
                 lambda context: timed.step(BEST, "dense", context),
             ),
@@ -63,6 +63,17 @@ def headline() -> str:
 @table
 def larger() -> str:
     """Larger models beside llama.cpp on the same file."""
+    return _larger(((0, "second start to first token, s", 1), (1, "peak memory, GiB", 2)))
+
+
+@table
+def larger_steps() -> str:
+    """The same without starts."""
+    return _larger(((1, "peak memory, GiB", 2),))
+
+
+def _larger(last: Sequence[tuple[int, str, int]]) -> str:
+    """last: the last rows, a place in `timed.larger_start`, its words and digits."""
     settings = {"MLP 0.6": "mlp 0.6", "pages 0.2, MLP 0.6": "pages 0.2, mlp 0.6"}
     none = [NONE] * len(settings)
     rows = []
@@ -78,7 +89,7 @@ def larger() -> str:
         theirs, ours = (timed.larger_prompt(size, engine, 1024) for engine in ("llama.cpp", "solm"))
         rows.append([name, "prompt of 1,024, tokens/s", f"{theirs:.0f}", f"{ours:.0f} ({ours / theirs:.2f}×)", *none])
         starts = [timed.larger_start(size, engine) for engine in ("llama.cpp", "solm")]
-        for place, what, digits in ((0, "second start, s", 1), (1, "peak memory, GiB", 2)):
+        for place, what, digits in last:
             rows.append([name, what, *(f"{start[place]:.{digits}f}" for start in starts), *none])
     head = ("Model, Q4_K_M file", "", "llama.cpp", "solm, dense", *(f"solm, {name}" for name in settings))
     return markdown(head, rows, words=2)

@@ -20,5 +20,5 @@ def test_sigterm_of_the_command_saves_and_exits_143(tmp_path, tiny_folder):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
-    assert "Continue with: solm train --out" in errors
+    assert "finished parts are kept. The same command continues" in errors
     assert (out / "checkpoint.safetensors").exists()

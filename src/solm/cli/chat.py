@@ -94,7 +94,7 @@ def chat(
     if policy == "dense" and budget is not None:
         raise BudgetError(f"--budget: {budget} needs another --policy than dense, which spends everything")
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config)
-    known = checks.step_times(timings, model)
+    known = checks.step_times(timings, model, backend)
     checked_budget(budget, config, trained, None, known)
     with repacking() as progress:
         lm = load(

@@ -105,15 +105,15 @@ def sparsity_of(name: str | None) -> "SparsityConfig | None":
         return None if name is None else SparsityConfig.preset(name)
 
 
-def step_times(path: Path | None, model: str) -> "StepTimings | None":
-    """The step times in the file of --timings; refuses those of another model than that of --model."""
+def step_times(path: Path | None, model: str, backend: str = "auto") -> "StepTimings | None":
+    """The step times in the file of --timings; refuses those of another model or backend than --model and --backend."""
     from solm.core.timings import read_timings
 
     if path is None:
         return None
     with option("--timings"):
         found = read_timings(path)
-        found.check_model(model)
+        found.check_model(model, backend)
     return found
 
 
@@ -237,5 +237,5 @@ def plot_file(path: Path | None) -> None:
     if path.suffix not in (".png", ".svg"):
         raise SolmError(f"--plot: {path} is neither .png nor .svg")
     if importlib.util.find_spec("matplotlib") is None:
-        raise SolmError("--plot: pictures need matplotlib; run: pip install 'solm[eval]'")
+        raise SolmError("--plot: pictures need matplotlib; run: pip install '.[eval]' in a checkout of solm")
     out_file(path, "--plot")

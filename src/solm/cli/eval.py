@@ -95,9 +95,10 @@ def evaluate(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare a policy with dense, uniform, allocated and random schedules at the same realised budget.
+    """Compare a policy with dense steps, and with uniform, allocated, random and other schedules at equal compute.
 
-    All of them spend on every axis what the policy spends, and so take equal milliseconds.
+    Uniform, allocated, random and constant schedules spend on every axis what the policy spends; tuned and per-request
+    ones spend the same net keep.
 
     An interrupted evaluation with --out continues where it stopped.
 

@@ -52,7 +52,7 @@ def fit(
     Examples:
       solm fit qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --data texts/,code/ --out runs/qwen
       solm fit builtin:smollm2-135m --data pydoc:train --minutes 5 --out runs/smollm
-      solm generate --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --policy runs/qwen/policy --budget speed=1.3 "Why?"
+      solm generate --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --policy runs/qwen/policy --budget speed=1.1 "Why?"
     """
     from solm.cli.output import curve_table, output, print_json, progress_bar, say
     from solm.core.interrupt import Interrupted

@@ -77,7 +77,7 @@ def generate(
 
     \b
     Examples:
-      solm generate --policy builtin:smollm2-135m-cpu --budget 0.8 "Why is the sky blue?"
+      solm generate --policy builtin:smollm2-135m-cpu --budget 0.9 "Why is the sky blue?"
       solm generate --budget mlp=0.7 "Why is the sky blue?"
       solm generate --policy builtin:smollm2-135m-cpu --budget keep=0.7 --json "Hello" | jq .realised
     """
@@ -117,7 +117,7 @@ def generate(
     seen = seen_on_average(ids, max_new_tokens)
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config, grid)
     decider = policy if policy in DECIDERS else "policy" if trained else "dense" if budget is None else "static"
-    known = checks.step_times(timings, model)
+    known = checks.step_times(timings, model, backend)
     with checks.option("--budget"):
         if decider == "dense" and BudgetRequest.parse(budget).value not in (1.0, Budget()):
             raise BudgetError(f"{budget} needs another --policy than dense, which spends everything")

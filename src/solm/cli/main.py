@@ -66,7 +66,7 @@ def solm(
 
     \b
     Examples:
-      solm generate --policy builtin:smollm2-135m-cpu --budget 0.8 "Why is the sky blue?"
+      solm generate --policy builtin:smollm2-135m-cpu --budget 0.9 "Why is the sky blue?"
       solm chat --policy builtin:smollm2-135m-cpu
       solm serve --policy builtin:smollm2-135m-cpu
       solm doctor

@@ -12,7 +12,9 @@ TemperatureOption = Annotated[
 TopPOption = Annotated[
     float | None, typer.Option(help="Sample from the likeliest tokens of this total probability.", min=0, max=1)
 ]
-TopKOption = Annotated[int | None, typer.Option(help="Sample from so many of the likeliest tokens; 0: all.", min=0)]
+TopKOption = Annotated[
+    int | None, typer.Option(help="Sample from so many of the likeliest tokens; by default 50; 0: all.", min=0)
+]
 MinPOption = Annotated[
     float | None, typer.Option(help="Lowest probability, as a share of the likeliest token's.", min=0, max=1)
 ]

@@ -87,7 +87,7 @@ def serve(
         from solm.serving.service import Service
         from solm.serving.tracing import tracing_wanted
     except ImportError as error:
-        raise SolmError(f"serving needs the extra: pip install 'solm[serve]' ({error})") from error
+        raise SolmError(f"serving needs the extra: pip install '.[serve]' in a checkout of solm ({error})") from error
 
     from solm.cli.output import print_json, repacking, say
     from solm.cli.rows_check import cache_numbers, rows_that_fit
@@ -122,7 +122,7 @@ def serve(
     facts = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
     trained = checks.trained_policy(policy, facts, grid)
     checks.tokenizer(model, revision, trust_remote_code)
-    known = checks.step_times(timings, model)
+    known = checks.step_times(timings, model, backend)
 
     def check_floor(floor: float | str, typed: str) -> None:
         checked_budget(floor, facts, trained, grid, known, typed=typed, clamp=True)
@@ -143,7 +143,7 @@ def serve(
         checks.room(facts, max_model_len, "--max-model-len")
         longest = replace(facts, context=max_model_len)
     numbers = cache_numbers(model, backend, dtype, precision, kv_cache_dtype)
-    chosen = rows_that_fit(chosen, longest, *numbers, explicit=max_rows is not None)
+    chosen = rows_that_fit(chosen, longest, *numbers, explicit=max_rows is not None, replicas=replicas)
     if uds is None:
         serve_checks.listenable(host, port)
     else:
@@ -181,7 +181,7 @@ def serve(
     processes = service = None
     if replicas > 1:
         log_lines()
-        command = [sys.executable, "-m", "solm.cli", *replica_options(sys.argv[1:])]
+        command = [sys.executable, "-m", "solm.cli", *replica_options(sys.argv[1:], chosen.max_rows)]
         processes = Replicas(command, replicas, drain_seconds + CLOSING)
         app = create_router(processes, keys, root_path)
     else:

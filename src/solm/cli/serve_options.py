@@ -38,7 +38,8 @@ DrainOption = Annotated[
 ObjectiveOption = Annotated[
     float | None,
     typer.Option(
-        help="Milliseconds per token to stay below: under load budgets fall for it. Without it they stay as requested."
+        help="Milliseconds per token to stay below: under load budgets fall where that is measured to save time. "
+        "Without it only a request's own deadline_ms lowers its budget."
     ),
 ]
 FloorOption = Annotated[

@@ -54,15 +54,16 @@ async def _cut_off_idle(server: uvicorn.Server) -> None:
         await asyncio.sleep(0.1)
 
 
-def replica_options(given: Sequence[str]) -> list[str]:
-    """The command line of a replica from that of the server in front: one process, and TLS only in front."""
+def replica_options(given: Sequence[str], rows: int) -> list[str]:
+    """The command line of a replica from that of the server in front: one process, TLS only in front, and `rows`, since
+    a replica cannot know how much memory the others will take."""
     kept, rest = [], iter(given)
     for each in rest:
         if each in _TLS:
             next(rest, None)
         elif each.partition("=")[0] not in _TLS:
             kept.append(each)
-    return [*kept, "--replicas", "1"]
+    return [*kept, "--replicas", "1", "--max-rows", str(rows)]
 
 
 async def run_in_front(server: uvicorn.Server, replicas: Replicas) -> None:

@@ -86,7 +86,9 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the page.")] = Path("report.html"),
     json: JsonOption = False,
 ) -> None:
-    """Write one self-contained HTML page about any set of result files.
+    """Write one self-contained HTML page about results of eval, tasks or sweep.
+
+    Evaluations on one page must be of the same model and texts.
 
     \b
     Examples:

@@ -52,8 +52,8 @@ def tasks(
     control: Annotated[
         str,
         typer.Option(
-            help="answer: prompts are read densely, and only answers are under the budget. question: so are the tokens "
-            "of a question, after the examples that all questions of a task begin with."
+            help="answer: prompts are read densely, and only answers are under the budget. question: the tokens of "
+            "a question are, too; only the examples that all questions of a task begin with are read densely."
         ),
     ] = "answer",
     context: Annotated[int, typer.Option(help="Context length for which budgets in time are computed.")] = 512,
@@ -69,7 +69,9 @@ def tasks(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the result here, as JSON.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Answer lm-eval tasks under a policy, and under dense, static and random policies at the same compute.
+    """Answer lm-eval tasks with dense steps, under a policy, and under other schedules at the policy's compute.
+
+    The others are uniform and allocated; random for net keeps, constant for budgets in time, and tuned with --tuning.
 
     A budget is met over all answers of a task together, because an answer may be a single step. With --control question
     it is met for every question. An interrupted run with --out continues where it stopped.
@@ -95,7 +97,7 @@ def tasks(
         from solm.evaluation.local_tasks import load_tasks
         from solm.evaluation.tasks import TaskSettings, check_examples, evaluate_tasks
     except ImportError as error:
-        raise SolmError(f"tasks need lm-eval ({error}); run: pip install 'solm[eval]'") from None
+        raise SolmError(f"tasks need lm-eval ({error}); run: pip install '.[eval]' in a checkout of solm") from None
     if policy is None and space is None:
         raise SolmError("--policy: give a policy to evaluate, or --space to compare the baselines alone")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -166,7 +168,7 @@ def lm_eval(context: typer.Context) -> None:
 
         import solm.evaluation.harness  # noqa: F401
     except ImportError as error:
-        raise SolmError(f"this needs lm-eval ({error}); run: pip install 'solm[eval]'") from None
+        raise SolmError(f"this needs lm-eval ({error}); run: pip install '.[eval]' in a checkout of solm") from None
     sys.argv = ["solm lm-eval", *context.args]
     try:
         cli_evaluate()

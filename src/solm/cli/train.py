@@ -131,7 +131,7 @@ def train(
                 train_values(lm, chosen, out, report, processes, partial(progress.show, "level costs"))
         except (Interrupted, KeyboardInterrupt) as interrupted:
             progress.stop()
-            say(f"interrupted; finished parts are kept. Continue with: solm train --out {out}")
+            say("interrupted; finished parts are kept. The same command continues")
             raise typer.Exit(getattr(interrupted, "exit_code", 130)) from None
     if processes.first and json:
         print_json({"policy": str(out / "policy"), "method": chosen.method})

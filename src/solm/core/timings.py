@@ -146,12 +146,15 @@ class StepTimings(BaseModel):
             raise PolicyMismatchError(f"these timings are of {self.backend}, not of {backend}; run solm bench")
         return self
 
-    def check_model(self, model: str) -> None:
-        """Raises `PolicyMismatchError` where it was measured for another model than `model`."""
+    def check_model(self, model: str, backend: str = "auto") -> None:
+        """Raises `PolicyMismatchError` where it was measured for another model than `model`, or not on `backend`
+        (``cpu``, ``torch``, or ``auto`` for either)."""
         if plain_name(self.model) != plain_name(model):
             raise PolicyMismatchError(
                 f"these timings are of {plain_name(self.model)}, not of {plain_name(model)}; run solm bench"
             )
+        if backend not in ("auto", self.backend.partition(" ")[0]):
+            raise PolicyMismatchError(f"these timings are of {self.backend}, not of {backend}; run solm bench")
 
 
 def machine(backend: str, threads: int, processor: str = "") -> str:

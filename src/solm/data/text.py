@@ -101,7 +101,7 @@ def _hub(source: str) -> list[str]:
         from datasets import load_dataset
         from datasets.exceptions import DatasetNotFoundError
     except ImportError:
-        raise DataError(f"no file {source}; hub data sets need: pip install 'solm[train]'") from None
+        raise DataError(f"no file {source}; hub data sets need: pip install '.[train]' in a checkout of solm") from None
     name, _, split = source.partition(":")
     name, _, config = name.partition("@")
     try:

@@ -21,7 +21,7 @@ def run_on_ray(
     try:
         import ray
     except ImportError as error:
-        raise SolmError(f"--ray needs the extra: pip install 'solm[ray]' ({error})") from error
+        raise SolmError(f"--ray needs the extra: pip install '.[ray]' in a checkout of solm ({error})") from error
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
     remote: Any = ray.remote(num_cpus=cores, max_retries=3)(run)
     waiting = {remote.remote(*arguments): name for name, arguments in calls.items()}

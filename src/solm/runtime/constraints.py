@@ -73,7 +73,9 @@ class Compiler:
         try:
             from llguidance import LLTokenizer
         except ImportError as error:
-            raise SolmError(f"grammars need llguidance: pip install 'solm[serve]' ({error})") from error
+            raise SolmError(
+                f"grammars need llguidance: pip install '.[serve]' in a checkout of solm ({error})"
+            ) from error
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise SolmError("grammars need a tokenizer of the tokenizers package; this model's is another one")

@@ -32,9 +32,18 @@ UNTRAINED: dict[str, Callable[[ActionSpace], Policy]] = {"dense": Dense, "static
 """Policies that depend on the budget alone, by name."""
 
 
-def sparsity_of(policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> SparsityConfig:
-    """How actions are carried out: as asked, else as the policy was trained, else the default."""
-    return sparsity or (SparsityConfig() if policy is None else policy.config.sparsity)
+def sparsity_of(policy: TrainedPolicy | None, sparsity: SparsityConfig | str | None = None) -> SparsityConfig:
+    """How actions are carried out: as asked, else as the policy was trained, else the default.
+
+    sparsity: a config, or the name of a preset. Raises `SolmError` for anything else.
+    """
+    if sparsity is None:
+        return SparsityConfig() if policy is None else policy.config.sparsity
+    if isinstance(sparsity, str):
+        return SparsityConfig.preset(sparsity)
+    if not isinstance(sparsity, SparsityConfig):
+        raise SolmError(f"sparsity must be a SparsityConfig or the name of a preset, got {type(sparsity).__name__}")
+    return sparsity
 
 
 class ControlledModel:
@@ -50,7 +59,7 @@ class ControlledModel:
         backend: Backend,
         tokenizer: Any = None,
         policy: TrainedPolicy | None = None,
-        sparsity: SparsityConfig | None = None,
+        sparsity: SparsityConfig | str | None = None,
         name: str = "",
         timings: StepTimings | None = None,
         model: "PreTrainedModel | None" = None,
@@ -83,7 +92,7 @@ class ControlledModel:
         """Give the model back exactly as it was."""
         self.backend.detach()
 
-    def with_policy(self, policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> Self:
+    def with_policy(self, policy: TrainedPolicy | None, sparsity: SparsityConfig | str | None = None) -> Self:
         """The same model under another policy; `detach` of either gives the model back."""
         return type(self)(
             self.backend, self.tokenizer, policy, sparsity, self.name, self._given, self._model, self._generation

@@ -42,7 +42,7 @@ def load(
     policy: str | Path | TrainedPolicy | None = None,
     *,
     tokenizer: Any = None,
-    sparsity: SparsityConfig | None = None,
+    sparsity: SparsityConfig | str | None = None,
     dtype: "str | torch.dtype" = "auto",
     torch_dtype: "str | torch.dtype | None" = None,
     device: str | None = None,
@@ -64,8 +64,8 @@ def load(
         policy: folder, hub id or ``builtin:...`` of a trained policy, the policy itself, or ``auto``: the one that
             ships for the model.
         tokenizer: of transformers, in place of the one that comes with the model.
-        sparsity: how actions are carried out; by default the policy's own, else preset ``cpu`` on the cpu backend and
-            ``default`` on torch.
+        sparsity: how actions are carried out, a config or the name of a preset; by default the policy's own, else
+            preset ``cpu`` on the cpu backend and ``default`` on torch.
         dtype: of the torch backend: ``auto``, ``float32``, ``bfloat16`` or ``float16``, or a dtype of torch.
         torch_dtype: an older name of `dtype`.
         device: such as ``cuda:1``; by default the accelerator, else the CPU.
@@ -133,7 +133,7 @@ def attach(
     policy: str | Path | TrainedPolicy | None = None,
     tokenizer: Any = None,
     *,
-    sparsity: SparsityConfig | None = None,
+    sparsity: SparsityConfig | str | None = None,
     backend: str = "torch",
     precision: str | None = None,
     kv_cache_dtype: str | None = None,
@@ -174,7 +174,7 @@ def custom_generate(
     policy: str | Path | TrainedPolicy | None = None,
     budget: BudgetLike = None,
     *,
-    sparsity: SparsityConfig | None = None,
+    sparsity: SparsityConfig | str | None = None,
     streamer: Any = None,
 ) -> "Callable[..., torch.Tensor]":
     """A decoding loop for ``model.generate`` of a plain transformers model that keeps a budget.
@@ -281,9 +281,9 @@ def _generation_options(name: str, revision: str | None, spec: ModelSpec) -> dic
     return {"bos_token_id": spec.bos, "eos_token_id": list(spec.eos) or None}
 
 
-def engine_sparsity(policy: TrainedPolicy | None, sparsity: SparsityConfig | None = None) -> SparsityConfig:
+def engine_sparsity(policy: TrainedPolicy | None, sparsity: SparsityConfig | str | None = None) -> SparsityConfig:
     """How the cpu backend carries actions out: as asked, else as the policy was trained, else preset ``cpu``."""
-    return sparsity_of(policy, sparsity or (SparsityConfig.preset("cpu") if policy is None else None))
+    return sparsity_of(policy, "cpu" if sparsity is None and policy is None else sparsity)
 
 
 def default_precision(sparsity: SparsityConfig) -> str:

@@ -37,7 +37,7 @@ def tracing_wanted() -> bool:
         import opentelemetry.exporter.otlp.proto.http.trace_exporter
         import opentelemetry.sdk.trace  # noqa: F401
     except ImportError as error:
-        needs = "OTEL_EXPORTER_OTLP_ENDPOINT is set, which needs the extra: pip install 'solm[otel]'"
+        needs = "OTEL_EXPORTER_OTLP_ENDPOINT is set, which needs the extra: pip install '.[otel]' in a checkout of solm"
         raise SolmError(f"{needs} ({error})") from error
     return True
 

@@ -27,6 +27,16 @@ def test_layers_are_spread_by_a_device_map(tiny_folder, device_map, backend):
         assert found == expected or backend == "auto"  # which may round weights to int8
 
 
+def test_sparsity_is_a_config_or_the_name_of_a_preset(tiny_folder):
+    for backend in ("torch", "cpu"):
+        with solm.load(tiny_folder, sparsity="cpu", backend=backend) as lm:
+            assert lm.sparsity == solm.SparsityConfig.preset("cpu")
+    with pytest.raises(SolmError, match="unknown sparsity 'cp'; choose one of default, cpu, nested, paper"):
+        solm.load(tiny_folder, sparsity="cp")
+    with pytest.raises(SolmError, match="sparsity must be a SparsityConfig or the name of a preset, got dict"):
+        solm.load(tiny_folder, sparsity={"page_size": 16})
+
+
 def test_a_revision_is_passed_on(tiny_folder, monkeypatch):
     seen = []
     load = AutoModelForCausalLM.from_pretrained

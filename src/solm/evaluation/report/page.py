@@ -55,15 +55,16 @@ def perplexity_table(result: EvaluationResult) -> str:
         first = " class=first" if point.budget != last else ""
         last = point.budget
         time = "" if point.step_ms is None else f"{point.step_ms:.2f}"
+        keep = "" if timed else f"<td>{point.realised:.3f}"  # in time it says nothing: axes weigh as they take time
         rows.append(
-            f"<tr{first}><td>{budget_digits(point.budget)}<td>{escape(point.arm)}<td>{point.realised:.3f}"
+            f"<tr{first}><td>{budget_digits(point.budget)}<td>{escape(point.arm)}{keep}"
             f"<td>{point.cost['bytes']:.3f}{f'<td>{time}' * timed}"
             f"<td>{point.perplexity:.2f}<td>{point.nats:.4f}"
             f"<td>{difference(point.difference, -1)}</tr>"
         )
     titles = (
-        f"<tr><th>{escape(result.currency)}<th>arm<th>net keep<th>bytes{'<th>ms' * timed}<th>perplexity<th>nats/token"
-        "<th>policy − arm</tr>"
+        f"<tr><th>{escape(result.currency)}<th>arm{'' if timed else '<th>net keep'}<th>bytes"
+        f"{'<th>ms' * timed}<th>perplexity<th>nats/token<th>policy − arm</tr>"
     )
     return f"<div class=scroll><table>{titles}{''.join(rows)}</table></div>"
 
