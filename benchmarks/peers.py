@@ -154,7 +154,8 @@ def file_type(file: Path) -> str:
 
 def quantised(python: str, file: Path, kind: str) -> Path:
     """The weights of `file` in another of llama.cpp's types, made once and kept in the cache folder."""
-    target = cache_folder() / f"{file.stem}.{kind}.gguf"
+    source = file.stat()  # another model may have the same name
+    target = cache_folder() / f"{file.stem}.{source.st_size:x}-{source.st_mtime_ns:x}.{kind}.gguf"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         print(f"making {target.name}", file=sys.stderr)

@@ -134,14 +134,16 @@ def _against(by: dict[str, Point]) -> list[str]:
 @table
 def graded_short() -> str:
     """Problems solved by dense steps and by the policy, of every model whose replies were graded."""
-    rows = []
+    rows, budgets = [], list[float]()
     for size, model in MODELS.items():
         for kind, found in (of.graded(size) or {}).items():
             if kind == "chat":
                 continue
             by_budget = _budgets(found["points"])
+            own = [by["policy"]["budget"] for by in by_budget]
+            assert own == (budgets or own), f"graded-{size}.json has budgets {own}, another one {budgets}"
+            budgets = own
             arms = [by_budget[0]["dense"], *(by["policy"] for by in by_budget)]
             cells = [rate(arm["solved"], found["problems"]) for arm in arms]
             rows.append([f"{model}, {NAMES[kind]}, {found['problems']} problems", *cells])
-    budgets = [f"{by['policy']['budget']:g}, %" for by in by_budget]
-    return markdown(("Model, problems", "dense, %", *budgets), rows)
+    return markdown(("Model, problems", "dense, %", *(f"{budget:g}, %" for budget in budgets)), rows)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Collection
 from dataclasses import asdict
@@ -37,14 +38,11 @@ def doctor(
 
     from solm.backends.cores import usable_cores
     from solm.backends.cpu.build import find_compiler
-    from solm.backends.cpu.engine import unsuited_config
     from solm.backends.cpu.library import asked_engine, choose_engine, library
     from solm.backends.cpu.variants import usable_features
     from solm.backends.threads import default_threads
-    from solm.backends.torch.load import base_config
     from solm.cli.output import print_json
     from solm.core.errors import CacheFolderError, SolmError
-    from solm.core.sparsity import SparsityConfig
     from solm.evaluation.step_timing import memory_bandwidth
 
     fixes = []
@@ -59,11 +57,7 @@ def doctor(
             fixes.append(engine_error)
         else:
             fixes.append(_INSTALL if compiler is None else f"update the compiler, or set CXX to another: {error}")
-    try:
-        config = base_config(model, trust_remote_code, revision).get_text_config(decoder=True)
-        unsuitable, model_error = unsuited_config(config.to_dict(), model, SparsityConfig()), None
-    except SolmError as error:
-        unsuitable = model_error = str(error)
+    unsuitable, model_error = _suitable(model, revision, trust_remote_code)
     reason = engine_error or unsuitable
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     known, cores, threads = usable_features(), usable_cores(), default_threads()
@@ -111,6 +105,25 @@ def doctor(
         print(f"to fix: {fix}")
 
 
+def _suitable(model: str, revision: str | None, trust: bool) -> tuple[str | None, str | None]:
+    """Why the cpu backend cannot run a model, and why no backend can; None where it can."""
+    from solm.backends.cpu.engine import unsuited, unsuited_config
+    from solm.backends.cpu.files.model_files import spec_of
+    from solm.backends.torch.load import base_config
+    from solm.core.errors import SolmError
+    from solm.core.sparsity import SparsityConfig
+
+    try:
+        return unsuited(spec_of(model, revision), SparsityConfig()), None
+    except SolmError:
+        pass  # a model that only the torch backend knows, or none
+    try:
+        config = base_config(model, trust, revision).get_text_config(decoder=True)
+        return unsuited_config(config.to_dict(), model, SparsityConfig()), None
+    except SolmError as error:
+        return str(error), str(error)
+
+
 def _why_threads(threads: int, cores: "UsableCores") -> str:
     if os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip().isdecimal():
         return f"OMP_NUM_THREADS says so; there are {cores.reason}"
@@ -128,7 +141,7 @@ def lacks(machine: str, features: Collection[str]) -> dict[str, list[str]]:
 def _version(compiler: str) -> str:
     """The first line of what a compiler says about itself."""
     try:
-        done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30)
+        done = subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"cannot be run: {error}"
     return (done.stdout or done.stderr).strip().split("\n")[0]

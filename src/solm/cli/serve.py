@@ -46,6 +46,7 @@ def serve(
     key_floor: its.KeyFloorOption = None,
     slo_rows: its.RowsOption = True,
     replicas: its.ReplicasOption = 1,
+    rows_fit: its.RowsFitOption = False,
     api_key: its.ApiKeyOption = None,
     keys_file: its.KeysFileOption = None,
     ignore_unknown: its.IgnoreOption = False,
@@ -143,7 +144,8 @@ def serve(
         checks.room(facts, max_model_len, "--max-model-len")
         longest = replace(facts, context=max_model_len)
     numbers = cache_numbers(model, backend, dtype, precision, kv_cache_dtype)
-    chosen = rows_that_fit(chosen, longest, *numbers, explicit=max_rows is not None, replicas=replicas)
+    if not rows_fit:
+        chosen = rows_that_fit(chosen, longest, *numbers, explicit=max_rows is not None, replicas=replicas)
     if uds is None:
         serve_checks.listenable(host, port)
     else:

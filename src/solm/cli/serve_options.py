@@ -58,6 +58,9 @@ RowsOption = Annotated[
 ReplicasOption = Annotated[
     int, typer.Option(help="Processes with a model each, which share the cores, behind one address.", min=1, max=256)
 ]
+RowsFitOption = Annotated[
+    bool, typer.Option("--rows-fit", help="For replicas: the server in front has checked --max-rows.", hidden=True)
+]
 SocketOption = Annotated[
     Path | None,
     typer.Option("--uds", help="Unix socket to listen on in place of a port; --host says which names are accepted."),

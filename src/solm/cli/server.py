@@ -63,7 +63,7 @@ def replica_options(given: Sequence[str], rows: int) -> list[str]:
             next(rest, None)
         elif each.partition("=")[0] not in _TLS:
             kept.append(each)
-    return [*kept, "--replicas", "1", "--max-rows", str(rows)]
+    return [*kept, "--replicas", "1", "--max-rows", str(rows), "--rows-fit"]
 
 
 async def run_in_front(server: uvicorn.Server, replicas: Replicas) -> None:

@@ -90,8 +90,10 @@ def _checked(chosen: Any) -> Any:
     ``auto`` is replaced by the one that it stands for."""
     from solm.research.studies import StudyOptions
 
-    config = checks.model_config(chosen.model, chosen.revision, chosen.trust_remote_code)
-    checks.backend(getattr(chosen, "backend", "torch"), None, None, chosen.dtype)
+    backend = getattr(chosen, "backend", "torch")
+    on_engine = backend != "torch"
+    config = checks.model_config(chosen.model, chosen.revision, chosen.trust_remote_code, on_engine=on_engine)
+    checks.backend(backend, None, None, chosen.dtype)
     checks.tokenizer(chosen.model, chosen.revision, chosen.trust_remote_code)
     space = checks.space_of(getattr(chosen, "space", None))
     policy = getattr(chosen, "policy", None)

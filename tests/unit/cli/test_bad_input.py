@@ -23,6 +23,7 @@ from solm.policies.network import NetworkConfig
 MODEL = ["--model", "{model}"]
 SMALL = ["--context", "90", "--length", "9"]
 OTHERS = ["--timings", "{root}/others.json"]
+ELSEWHERE = ["--timings", "{root}/elsewhere.json"]
 EVAL = ["eval", *MODEL, "--data", "{text}"]
 SPACED = [*EVAL, "--space", "joint-8"]
 FITTED = ["generate", *MODEL, "--policy", "{fitted}"]
@@ -77,6 +78,7 @@ CASES: list[tuple[list[str], int, str]] = [
     (["generate", *MODEL, "--timings", "{root}/none.json", "x"], 2, "--timings: no file {root}/none.json"),
     (["generate", *MODEL, *OTHERS, "--budget", "0.9", "x"], 2, "--timings: these timings are of other, not of model"),
     (["chat", *MODEL, *OTHERS], 2, "--timings: these timings are of other, not of model; run solm bench"),
+    (["chat", *MODEL, *ELSEWHERE, "--backend", "cpu"], 2, "these timings are of torch float32, not of cpu; run solm"),
     ([*SPACED, *OTHERS], 2, "--timings: these timings are of other, not of model"),
     (["generate", *MODEL, "--timings", "{root}/bad.json", "x"], 3, "--timings: {root}/bad.json is damaged"),
     (["generate", *MODEL, "--policy", "{root}/nothing", "x"], 2, "--policy: no policy at '{root}/nothing'"),
@@ -225,6 +227,8 @@ def places(tmp_path_factory, byte_tokenizer):
         fitted.save_pretrained(root / "fitted")
         others = made_timings(fitted.config.sparsity, lm.shapes, model="other")
         (root / "others.json").write_text(others.model_dump_json())
+        elsewhere = made_timings(fitted.config.sparsity, lm.shapes, model="model", backend="torch float32")
+        (root / "elsewhere.json").write_text(elsewhere.model_dump_json())
     weights = root / "damaged" / "policy.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     (root / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 50)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from helpers.gguf_files import write_gguf
 from solm.backends.cores import UsableCores
 from solm.cli.doctor import _why_threads, doctor
 
@@ -23,6 +24,28 @@ def test_why_so_many_threads(monkeypatch, said, threads, why):
     if said is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", said)
     assert _why_threads(threads, UsableCores(8, 4, 4, (0,), 2.5)) == why
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr("solm.evaluation.step_timing.memory_bandwidth", lambda: 1.0)
+
+
+def test_a_file_that_only_the_engine_reads_runs_on_the_cpu_backend(tmp_path, quick, capsys):
+    path = tmp_path / "model.gguf"
+    write_gguf(path, "smollm3")  # which transformers does not read from GGUF files
+    doctor(model=str(path), json=True)
+    report = json.loads(capsys.readouterr().out)
+    assert report["model"]["error"] is None
+    assert report["backend"]["auto"] == "cpu"
+
+
+def test_a_compiler_behind_a_cache_says_its_version(quick, tiny_folder, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "env g++")
+    doctor(model=str(tiny_folder), json=True)
+    compiler = json.loads(capsys.readouterr().out)["compiler"]
+    assert compiler["path"] == "env g++"
+    assert "g++" in compiler["version"]
 
 
 def test_a_cache_folder_of_no_use_is_not_blamed_on_the_compiler(tiny_folder, monkeypatch, capsys):

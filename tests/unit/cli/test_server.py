@@ -24,7 +24,7 @@ async def application(scope, receive, send):
 def test_replicas_get_the_options_of_the_server_but_for_tls_and_the_rows_that_fit():
     given = ["serve", "--ssl-certfile", "a", "--model=b", "--ssl-keyfile=c", "--replicas", "4", "--api-key", "d"]
     assert serving.replica_options(given, 6) == [
-        "serve", "--model=b", "--replicas", "4", "--api-key", "d", "--replicas", "1", "--max-rows", "6"
+        "serve", "--model=b", "--replicas", "4", "--api-key", "d", "--replicas", "1", "--max-rows", "6", "--rows-fit"
     ]  # fmt: skip
 
 
