@@ -137,13 +137,14 @@ class Governor:
             self.rows, self._since_change = self.rows + 1, 0
 
     def dials_for(self, rank: int, deadline: float | None, now: float, left: int) -> tuple[float, float]:
-        """The dial and the whole dial of a row with `left` tokens to go until `deadline` (seconds on the clock)."""
-        dials = self.dial(rank), self.whole_dial(rank)
+        """The dial and the whole dial of a row with `left` tokens to go until `deadline` (seconds on the clock). The
+        whole dial stays 0 or 1; where no time is left both are 0."""
+        dial, whole = self.dial(rank), self.whole_dial(rank)
         if deadline is None or self.seconds is None or left < 1:
-            return dials
+            return dial, whole
         allowed = (deadline - now) / left
         most = 1.0 if allowed >= self.seconds else max(0.0, 2 * allowed / self.seconds - 1)
-        return min(dials[0], most), min(dials[1], most)
+        return min(dial, most), whole if most else 0.0
 
     @property
     def dials(self) -> list[float]:

@@ -147,7 +147,7 @@ def test_a_deadline_lowers_one_rows_dial():
     machine.run(governor, (0, 1, 0), steps=50)
     assert governor.dials_for(NORMAL, None, 0.0, 100) == (1, 1)
     assert governor.dials_for(NORMAL, 2.0, 0.0, 100) == (1, 1)
-    assert governor.dials_for(NORMAL, 0.75, 0.0, 100) == pytest.approx((0.5, 0.5))
+    assert governor.dials_for(NORMAL, 0.75, 0.0, 100) == pytest.approx((0.5, 1))
     assert governor.dials_for(NORMAL, 0.0, 1.0, 100) == (0, 0)
 
 
