@@ -66,7 +66,7 @@ class ActionSpace(Frozen):
 
     @staticmethod
     def _check_order(levels: tuple[Any, ...], top: float) -> tuple[Any, ...]:
-        if list(levels) != sorted(set(levels)) or levels[-1] != top:
+        if not levels or list(levels) != sorted(set(levels)) or levels[-1] != top:
             raise ValueError(f"levels must rise strictly and end at the dense level {top}, got {levels}")
         return levels
 

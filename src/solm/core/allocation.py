@@ -45,7 +45,7 @@ class Allocation(Frozen):
             if not curves or any(len(curve) != KNOTS for curve in curves) or len(curves) % self.layers:
                 raise ValueError(f"{name} needs {KNOTS} points for every layer")
             table = np.array(curves, dtype=np.float64)
-            if (table < 0).any() or (np.diff(table) < 0).any() or not (table[:, -1] == 1).all():
+            if not ((table >= 0).all() and (np.diff(table) >= 0).all() and (table[:, -1] == 1).all()):
                 raise ValueError(f"{name}: the shares of a layer must rise from at least 0 to 1")
         return self
 

@@ -32,7 +32,10 @@ def test_tags_and_indices_round_trip(space, data):
     assert space.index(Action.from_tag(space.actions[index].tag)) == index
 
 
-@pytest.mark.parametrize("levels", [{"mlp": (0.5,)}, {"mlp": (1.0, 0.5)}, {"bits": (1, 16)}, {"attention": (0.0, 1.0)}])
+@pytest.mark.parametrize(
+    "levels",
+    [{"mlp": (0.5,)}, {"mlp": (1.0, 0.5)}, {"bits": (1, 16)}, {"attention": (0.0, 1.0)}, {"mlp": ()}, {"bits": ()}],
+)
 def test_spaces_without_the_dense_action_or_out_of_range_are_refused(levels):
     with pytest.raises(ValueError, match=r"levels must rise|keep rates|activation bits"):
         ActionSpace(**levels)

@@ -20,6 +20,7 @@ from solm.training.allocate import find_allocation
         ({"attention": (EVEN,) * 3}, "points for every layer"),
         ({"attention": (EVEN[:-1], EVEN[:-1])}, "points for every layer"),
         ({"mlp": ((*EVEN[:3], 0.05, *EVEN[4:]), EVEN)}, "rise from at least 0 to 1"),
+        ({"mlp": ((*EVEN[:3], float("nan"), *EVEN[4:]), EVEN)}, "rise from at least 0 to 1"),
     ],
 )
 def test_malformed_allocations_are_refused(change, message):
