@@ -7,6 +7,7 @@ adds GPT-2's ``<|endoftext|>`` to a vocabulary that lacks it, as a token that th
 from typing import TYPE_CHECKING, Any
 
 from solm.backends.gguf_header import GgufHeader, read_arrays
+from solm.core.errors import DamagedFileError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,11 +34,14 @@ def byte_level_tokenizer(header: GgufHeader) -> "tuple[Tokenizer, dict[str, str]
     Raises `DamagedFileError` for a damaged file.
     """
     known = header.metadata
-    if known.get("tokenizer.ggml.model") != "gpt2" or known.get("tokenizer.ggml.pre") not in SPLITS:
+    if known.get("tokenizer.ggml.model") != "gpt2" or str(known.get("tokenizer.ggml.pre")) not in SPLITS:
         return None
     arrays = read_arrays(header.path, frozenset((_TOKENS, _KINDS, _MERGES)))
     tokens, merges = arrays.get(_TOKENS), arrays.get(_MERGES)
     kinds = arrays.get(_KINDS, [])
+    for name in (_TOKENS, _MERGES):
+        if not all(isinstance(text, str) for text in arrays.get(name, [])):
+            raise DamagedFileError(f"{header.path} is damaged: {name}: must be texts")
     if not tokens or merges is None or any(merge.count(" ") != 1 for merge in merges):
         return None
     special = _special(known, tokens)
@@ -49,7 +53,9 @@ def byte_level_tokenizer(header: GgufHeader) -> "tuple[Tokenizer, dict[str, str]
 
 def _special(known: dict[str, Any], tokens: list[str]) -> dict[str, str]:
     numbers = {name: known.get(f"tokenizer.ggml.{theirs}_token_id") for name, theirs in _NAMED.items()}
-    return {name: tokens[number] for name, number in numbers.items() if number is not None and number < len(tokens)}
+    return {
+        name: tokens[number] for name, number in numbers.items() if type(number) is int and 0 <= number < len(tokens)
+    }
 
 
 def _made(

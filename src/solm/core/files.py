@@ -152,7 +152,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise SolmError(f"no file {path}") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DamagedFileError(f"{path} is damaged: {error}") from error
 
 

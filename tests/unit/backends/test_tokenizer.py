@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFWriter, TokenType
+from gguf import GGUFValueType, GGUFWriter, TokenType
 
 from helpers.serving import TOOL_TEMPLATE
 from solm.backends.chat_template import names_tools, render
@@ -17,12 +17,13 @@ from solm.backends.gguf_tokenizer import byte_level_tokenizer
 from solm.backends.names import gguf_of
 from solm.backends.tokenizer import Tokenizer, _Facts, model_tokenizer, transformers_tokenizer
 from solm.backends.torch.load import load_base
-from solm.core.errors import CacheFolderError, SolmError
+from solm.core.errors import CacheFolderError, DamagedFileError, SolmError
 
 TEXTS = [
     "the then they're 12345 don't\n\n\t  x  ", "héllo 日本語 🎉 ’s", "<s>hi<|tool|>there</s>", "", " ", "a\r\n b",
     "ThE 'S 'll",
 ]  # fmt: skip
+PRE = "tokenizer.ggml.pre"
 TEMPLATES = {
     "plain": "{% for m in messages %}{{ m.role }}: {{ m['content'] | trim }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}",
@@ -92,9 +93,29 @@ def test_a_byte_level_vocabulary_is_read_as_transformers_reads_it(tmp_path, pre,
     assert ours(["the", "then"], padding=False).input_ids == theirs(["the", "then"]).input_ids
 
 
-def test_other_vocabularies_are_left_to_transformers(tmp_path):
+@pytest.mark.parametrize("field", ["token_list", "token_merges"])
+def test_a_vocabulary_that_is_not_of_texts_is_damaged(tmp_path, monkeypatch, field):
+    path = tmp_path / "some.gguf"
+    name = f"tokenizer.ggml.{field.removeprefix('token_').replace('list', 'tokens')}"
+    monkeypatch.setattr(GGUFWriter, f"add_{field}", lambda writer, _: writer.add_array(name, [1, 2, 3]))
+    vocabulary_file(path, tokenizer_pre="qwen2")
+    with pytest.raises(DamagedFileError, match=f"some.gguf is damaged: {name}: must be texts"):
+        byte_level_tokenizer(read_header(path))
+
+
+@pytest.mark.parametrize("wrong", [-1, 1 << 20, "0", [0], 0.0])
+def test_special_tokens_that_are_none_of_the_vocabulary_are_left_out(tmp_path, monkeypatch, wrong):
+    key, kind = "tokenizer.ggml.bos_token_id", GGUFValueType.get_type(wrong)
+    monkeypatch.setattr(GGUFWriter, "add_bos_token_id", lambda writer, _: writer.add_key_value(key, wrong, kind))
+    _, special = byte_level_tokenizer(read_header(vocabulary_file(tmp_path / "some.gguf", tokenizer_pre="qwen2")))
+    assert special == {"eos_token": "</s>"}
+
+
+def test_other_vocabularies_are_left_to_transformers(tmp_path, monkeypatch):
     path = vocabulary_file(tmp_path / "some.gguf", tokenizer_pre="tekken")
     assert byte_level_tokenizer(read_header(path)) is None
+    monkeypatch.setattr(GGUFWriter, "add_tokenizer_pre", lambda writer, pre: writer.add_array(PRE, pre))
+    assert byte_level_tokenizer(read_header(vocabulary_file(tmp_path / "list.gguf", tokenizer_pre=[1]))) is None
     assert model_tokenizer(str(path)).encode("the") == transformers_tokenizer(str(path)).encode("the")
 
 

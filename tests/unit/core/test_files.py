@@ -113,3 +113,10 @@ def test_lists_of_numbers_take_a_line_each(tmp_path):
     write_json(tmp_path / "a.json", content)
     assert read_json(tmp_path / "a.json") == content
     assert "[1, -2.5, 1e-05]" in (tmp_path / "a.json").read_text()
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "\xff"])
+def test_what_is_no_json_is_damaged(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(DamagedFileError, match=r"a\.json is damaged"):
+        read_json(tmp_path / "a.json")

@@ -1,6 +1,6 @@
 """Reading a model's sizes from a file's metadata; one that is missing or makes no sense gets one clear line."""
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any
 
 from solm.core.errors import DamagedFileError
 
+_LARGEST = sys.float_info.max
 _LONGEST_SHOWN = 60
 """Letters of a value in a message."""
 
@@ -40,7 +41,7 @@ class Fields:
         """A finite number above 0."""
         value = self.get(name)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
             raise self._bad(name, value, "a number above 0")
         return float(value)
 
@@ -50,7 +51,7 @@ class Fields:
         if not isinstance(values, list | tuple) or len(values) != count:
             raise self._bad(name, values, f"a list of {count} numbers")
         for value in values:
-            if type(value) not in (int, float) or not 0 < value < math.inf:
+            if type(value) not in (int, float) or not 0 < value <= _LARGEST:
                 raise self._bad(name, value, "numbers above 0")
         return [float(value) for value in values]
 

@@ -239,6 +239,11 @@ def test_what_is_not_described_is_named(given, words):
         ({"rope_scaling": {"rope_type": "linear"}}, "factor: it is missing"),
         ({"rope_scaling": {"rope_type": "linear", "factor": "x" * 500}}, "factor: must be a number above 0, not 'xxx"),
         ({"rope_theta": float("nan")}, "rope_theta: must be a number above 0, not nan"),
+        ({"rope_theta": 10**400}, "rope_theta: must be a number above 0, not 1000"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [10**400] * 8, "long_factor": [1] * 8}},
+            "short_factor: must be numbers above 0, not 1000",
+        ),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: must be true or false, not 'yes'"),
         ({"model_type": "granite", "logits_scaling": 0}, "logits_scaling: must be a number above 0, not 0"),
         ({"model_type": "gemma3_text", "sliding_window": None}, "sliding_window: it is missing"),
