@@ -14,6 +14,8 @@ from solm.evaluation.report.combined import render
 from solm.evaluation.report.read import read_results
 from solm.evaluation.use import CLASSES, token_class
 
+SAID = ("model", "dtype", "texts", "length", "context", "data")
+
 
 @pytest.mark.parametrize(
     ("text", "found"),
@@ -86,6 +88,30 @@ def test_texts_are_escaped(result):
     assert "&lt;b&gt;&amp;" in shown
     assert shown.count("class=reply") == 4
     assert histograms(result).count("<details") == 2
+
+
+def test_a_page_escapes_all_that_a_file_says_of_itself(result, tmp_path):
+    for name in SAID:
+        result.settings[name] = f"<{name}>"
+    result.settings["budgets"] = []
+    result.environment = {"commit": "<commit>", "machine": {"processor": "<processor>"}}
+    (tmp_path / "eval.json").write_text(result.model_dump_json())
+    page = render(read_results([tmp_path / "eval.json"]))
+    for name in (*SAID, "commit", "processor"):
+        assert f"<{name}>" not in page
+        assert f"&lt;{name}&gt;" in page
+
+
+@pytest.mark.parametrize("place", ["environment.commit", "environment.machine.processor", "settings.dtype"])
+def test_a_result_without_what_a_page_tells_is_damaged(result, tmp_path, place):
+    *folders, name = place.split(".")
+    within = getattr(result, folders[0])
+    for folder in folders[1:]:
+        within = within[folder]
+    del within[name]
+    (tmp_path / "eval.json").write_text(result.model_dump_json())
+    with pytest.raises(DamagedFileError, match=f"eval.json is damaged: {place}: it is missing"):
+        read_results([tmp_path / "eval.json"])
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,12 @@ def render(found: list[tuple[str, Result]]) -> str:
     parts = [head("solm results"), "<h1>Results</h1>"]
     if evaluations:
         s = evaluations[0][1].settings
+        measured = (
+            f"{s['model']} ({s['dtype']}), {counted(s['texts'], 'text')} of {s['length']} tokens after {s['context']} "
+            f"dense ones, {s['data']}"
+        )
         parts.append(
-            f"<p class=soft>{escape(str(s['model']))} ({s['dtype']}), {counted(s['texts'], 'text')} of {s['length']} "
-            f"tokens after {s['context']} dense ones, {escape(str(s['data']))}. Every arm saw the same tokens. "
+            f"<p class=soft>{escape(measured)}. Every arm saw the same tokens. "
             "Differences are policy minus arm with paired bootstrap 95 % intervals.</p>"
         )
     for name, result in evaluations:
@@ -39,10 +42,8 @@ def render(found: list[tuple[str, Result]]) -> str:
     parts += ["<h2>Where it comes from</h2><ul>"]
     for name, any_result in found:
         made: dict[str, Any] = any_result.environment
-        parts.append(
-            f"<li>{escape(name)}: <code>{escape(any_result.command)}</code>, commit {made['commit']}, "
-            f"{escape(made['machine']['processor'])}</li>"
-        )
+        where = f"commit {made['commit']}, {made['machine']['processor']}"
+        parts.append(f"<li>{escape(name)}: <code>{escape(any_result.command)}</code>, {escape(where)}</li>")
     return "\n".join([*parts, "</ul>"]) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -10,6 +11,10 @@ from solm.evaluation.result import SCHEMA_VERSION, EvaluationResult, TaskResult
 
 Result = EvaluationResult | TaskResult
 _KINDS: dict[str, type[Result]] = {"evaluation": EvaluationResult, "tasks": TaskResult}
+_MADE = ("environment.commit", "environment.machine.processor", "settings.space")
+_MEASURED = ("model", "dtype", "texts", "context", "length", "data", "budgets")
+_NEEDED = {"evaluation": (*_MADE, *(f"settings.{name}" for name in _MEASURED)), "tasks": _MADE}
+"""What a page tells of a result, by kind."""
 _SAME = ("model", "dtype", "texts", "context", "length", "seed", "data")
 
 
@@ -49,11 +54,18 @@ def _parse(text: str, where: str) -> Result:
     if version != SCHEMA_VERSION:
         raise DamagedFileError(f"{where} has schema version {version!r}; this solm reads {SCHEMA_VERSION}")
     try:
-        return _KINDS[kind].model_validate(content)
+        found = _KINDS[kind].model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise DamagedFileError(f"{where} is damaged: {place}: {first['msg']}") from error
+    for place in _NEEDED[kind]:
+        value: Any = content
+        for part in place.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is None:
+            raise DamagedFileError(f"{where} is damaged: {place}: it is missing")
+    return found
 
 
 def _check_together(found: list[tuple[str, Result]]) -> None:
