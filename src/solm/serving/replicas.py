@@ -18,6 +18,9 @@ from solm.core.errors import SolmError
 _LOG = logging.getLogger("solm.serving")
 _LOOK, _LOOK_AGAIN = 0.2, 10.0
 """Seconds between looks at whether a replica is ready, and whether it still is."""
+_ANSWER, _SILENT = 10.0, 6
+"""Seconds that a replica gets to answer a look, and looks in a row after which one that has not is ended."""
+_NO_ANSWER = 504
 _LONGEST_PAUSE = 30.0
 """Seconds before one that keeps ending is started again."""
 _STEADY = 60.0
@@ -44,11 +47,13 @@ class Replica:
             self.process.send_signal(signal.SIGHUP)
 
     async def status(self, path: str) -> int | None:
-        """Of the answer to GET `path`; None for no answer."""
-        request = httpx.Request("GET", f"http://localhost{path}", extensions={"timeout": {"read": 10.0}})
+        """Of the answer to GET `path`; `_NO_ANSWER` for none in time, None where nobody takes the request."""
+        request = httpx.Request("GET", f"http://localhost{path}", extensions={"timeout": {"read": _ANSWER}})
         try:
             answer = await self.transport.handle_async_request(request)
             await answer.aread()
+        except httpx.ReadTimeout:
+            return _NO_ANSWER
         except httpx.TransportError:
             return None
         return answer.status_code
@@ -138,16 +143,22 @@ class Replicas:
             await asyncio.sleep(pause)
 
     async def _watch(self, replica: Replica) -> None:
-        """Keep `ready` true to a running replica, and end one that can no longer decode."""
+        """Keep `ready` true to a running replica; end one that can no longer decode, or hangs after it was ready."""
         assert replica.process is not None
+        begun, silent = False, 0
         while True:
             status = await replica.status("/health/ready")
             replica.ready = status == 200
+            begun = begun or replica.ready
+            silent = silent + 1 if status == _NO_ANSWER else 0
             replica.was_ready = replica.was_ready or replica.ready
             if replica.ready and replica.outdated:
                 replica.reread_keys()
             if status == 503 and await replica.status("/health/live") == 503:
                 _LOG.error("replica %d can no longer decode", replica.number)
+                replica.process.kill()
+            if begun and silent >= _SILENT:
+                _LOG.error("replica %d has not answered %d times", replica.number, silent)
                 replica.process.kill()
             await asyncio.sleep(_LOOK_AGAIN if replica.ready else _LOOK)
 

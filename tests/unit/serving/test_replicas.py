@@ -84,6 +84,30 @@ def test_all_read_their_keys_again_and_one_that_starts_does_so_once_it_is_ready(
     asyncio.run(run())
 
 
+def test_one_that_hangs_is_ended_and_started_again(tmp_path, monkeypatch):
+    for name, seconds in (("_ANSWER", 0.3), ("_LOOK", 0.02), ("_LOOK_AGAIN", 0.02)):
+        monkeypatch.setattr(module, name, seconds)
+
+    async def run() -> None:
+        replicas = Replicas([sys.executable, "-c", IMITATION, str(tmp_path)], 1, 5.0)
+        try:
+            await replicas.start()
+            (replica,) = replicas.all
+            hung = replica.process
+            hung.send_signal(signal.SIGSTOP)
+            await until(lambda: not replica.ready)
+            hung.send_signal(signal.SIGCONT)  # one that answers again goes on
+            await until(lambda: replica.ready)
+            assert hung.returncode is None
+            hung.send_signal(signal.SIGSTOP)
+            await until(lambda: replica.process is not hung and replica.ready)
+            assert hung.returncode == -signal.SIGKILL
+        finally:
+            await replicas.stop()
+
+    asyncio.run(run())
+
+
 def test_one_that_cannot_be_started_again_at_once_is_started_later(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_LONGEST_PAUSE", 0.05)
     start, refused = asyncio.create_subprocess_exec, []
