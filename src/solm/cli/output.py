@@ -201,7 +201,8 @@ class _Lines:
             line += f", {_clock(elapsed)} elapsed"
         if total is not None and finished > 0 and done < total:
             line += f", about {_clock(elapsed / finished * (total - done))} left"
-        print(line + (f", {note}" if note else ""), file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(line + (f", {note}" if note else ""), file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:

@@ -1,7 +1,10 @@
 """Progress in a log, and what --quiet leaves."""
 
+import errno
+import io
 import logging
 import re
+import sys
 import time
 
 import pytest
@@ -48,6 +51,16 @@ def test_without_a_terminal_progress_is_lines(capsys):
     with progress_bar(shown=False) as progress:
         progress.show("reading", 0, 2)
     assert capsys.readouterr().err == ""
+
+
+def test_progress_that_cannot_be_written_is_lost(monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    with progress_bar() as progress:
+        progress.show("reading", 0, 2)
 
 
 def test_quiet_leaves_neither_progress_nor_remarks(quiet, capsys):
