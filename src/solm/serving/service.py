@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -45,21 +45,21 @@ _COLDEST = 1e-3
 
 @dataclass
 class Exchange:
-    """A request in progress: its jobs, the queue of their events, and what builds the response."""
+    """A request in progress: its jobs, the queue of their events, what builds the response, and which jobs ended."""
 
     jobs: list[Job]
     events: "asyncio.Queue[tuple[int, Event]]"
     answers: Answers
     echo: list[str]
+    ended: set[int] = field(default_factory=set)
 
     async def each(self) -> AsyncIterator[tuple[int, Event]]:
         """Every event until all jobs have ended. Raises `ApiError` for one that failed."""
-        open_jobs = len(self.jobs)
-        while open_jobs:
+        while len(self.ended) < len(self.jobs):
             index, event = await self.events.get()
+            self.ended |= set() if isinstance(event, Piece) else {index}
             if isinstance(event, Failed):
                 raise from_row(event)
-            open_jobs -= not isinstance(event, Piece)
             yield index, event
 
 
@@ -230,8 +230,8 @@ class Service:
 
     def close(self, exchange: Exchange) -> None:
         """Cancel the jobs that have not ended."""
-        for job in exchange.jobs:
-            self.scheduler.cancel(job)
+        for index in set(range(len(exchange.jobs))) - exchange.ended:
+            self.scheduler.cancel(exchange.jobs[index])
 
     async def gather(self, exchange: Exchange) -> list[Choice]:
         """All choices of a request that is not streamed."""
