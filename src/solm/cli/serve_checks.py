@@ -26,7 +26,7 @@ _LARGEST = 1 << 20
 def api_keys(given: list[str] | None, file: Path | None, floors: list[str] | None) -> "list[ApiKey]":
     """The keys of SOLM_API_KEYS, --api-key and --keys-file, with the floors of --key-floor. Messages of errors hold no
     secret."""
-    from solm.serving.keys import ApiKey, checked_names, read_keys, read_keys_file
+    from solm.serving.keys import ApiKey, check_keys, read_keys, read_keys_file
 
     if any(not text.strip() for text in given or []):
         raise SolmError("--api-key: it is empty")
@@ -35,7 +35,7 @@ def api_keys(given: list[str] | None, file: Path | None, floors: list[str] | Non
         with checks.option("--keys-file"):
             keys += read_keys_file(file)
     with checks.option("API keys"):
-        checked_names(keys)
+        check_keys(keys)
     known = budgets_by_name(floors, "--key-floor", [key.name for key in keys if key.name])
     return [replace(key, floor=known.get(key.name, key.floor)) for key in keys]
 

@@ -83,12 +83,21 @@ def read_keys_file(path: Path) -> list[ApiKey]:
     return [ApiKey(key.secret, key.name, key.floor, key.priority) for key in found.keys]
 
 
-def checked_names(keys: Sequence[ApiKey]) -> None:
-    """Raise `SolmError` where two keys have one name."""
+def check_keys(keys: Sequence[ApiKey]) -> None:
+    """Raise `SolmError` where two keys have one name, or one secret, of which only one key's floor would apply."""
     names = [key.name for key in keys if key.name]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise SolmError(f"two keys are named {twice!r}")
+    known: dict[bytes, ApiKey] = {}
+    for key in keys:
+        other = known.setdefault(_digest(key.secret), key)
+        if other != key:
+            raise SolmError(f"the keys named {other.name!r} and {key.name!r} have the same secret")
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()
 
 
 class KeyRing:
@@ -99,7 +108,7 @@ class KeyRing:
 
     def replace(self, keys: Sequence[ApiKey]) -> None:
         """From now on these keys are valid, and no others; without any, none is required."""
-        digests = [(hashlib.sha256(key.secret.encode()).digest(), key) for key in keys]
+        digests = [(_digest(key.secret), key) for key in keys]
         self._known = digests, {key.name: key for key in keys if key.name}
 
     def __len__(self) -> int:
@@ -107,7 +116,7 @@ class KeyRing:
 
     def of_secret(self, secret: str) -> ApiKey | None:
         """The key whose secret this is; None where there is none."""
-        digest = hashlib.sha256(secret.encode()).digest()
+        digest = _digest(secret)
         # All keys are compared, so that the time taken does not reveal which one matched.
         matches = [key for known, key in self._known[0] if hmac.compare_digest(digest, known)]
         return matches[0] if matches else None

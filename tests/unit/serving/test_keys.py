@@ -6,7 +6,7 @@ import json
 import pytest
 
 from solm.core.errors import SolmError
-from solm.serving.keys import ApiKey, KeyRing, checked_names, read_keys, read_keys_file
+from solm.serving.keys import ApiKey, KeyRing, check_keys, read_keys, read_keys_file
 
 
 @pytest.mark.parametrize(
@@ -21,12 +21,19 @@ def test_a_key_has_a_name_where_one_stands_before_it(text, key):
 
 
 def test_a_list_of_keys():
-    keys = read_keys(" one, a:two ,,b:two")
-    assert [key.name for key in keys] == ["", "a", "b"]
+    keys = read_keys(" one, a:two ,,b:three,one")
+    assert [key.name for key in keys] == ["", "a", "b", ""]
     assert read_keys("") == []
-    checked_names(keys)
+    check_keys(keys)
     with pytest.raises(SolmError, match="two keys are named 'a'"):
-        checked_names(read_keys("a:one,a:two"))
+        check_keys(read_keys("a:one,a:two"))
+
+
+@pytest.mark.parametrize(("keys", "names"), [("a:one,b:two,c:one", ("a", "c")), ("one,a:one", ("", "a"))])
+def test_two_keys_with_one_secret_are_refused_without_it(keys, names):
+    with pytest.raises(SolmError) as raised:
+        check_keys(read_keys(keys))
+    assert str(raised.value) == f"the keys named {names[0]!r} and {names[1]!r} have the same secret"
 
 
 def test_a_ring_knows_its_keys_until_they_are_replaced():
