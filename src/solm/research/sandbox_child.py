@@ -13,11 +13,15 @@ import resource
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
-PASSED, FAILED, TIMED_OUT, NOT_ISOLATED = 0, 1, 2, 3
-"""Exit codes."""
+PASSED, FAILED, TIMED_OUT, NOT_CONFINED = 10, 11, 12, 13
+"""Exit codes, none of which Python ends with on its own."""
+_CONFINED = b"c"
+_MOST_OF = 0.9
+"""Share of its processor time that a program which was killed must have used to have been killed for it."""
 NOBODY = 65534
 BOX = "/run"
 """Where an isolated program has Python's library and its work folder."""
@@ -41,14 +45,14 @@ def main() -> int:
     asked = json.load(sys.stdin)
     isolate = bool(asked["isolate"])
     if os.getuid() == 0 and not isolate:
-        return NOT_ISOLATED  # root without namespaces could do anything
+        return NOT_CONFINED  # root without namespaces could do anything
     libc = None
     if isolate:
         try:
             libc = _Libc()
             _namespaces(libc)
         except (OSError, AttributeError):
-            return NOT_ISOLATED
+            return NOT_CONFINED
     secret = os.urandom(16)
     reading, writing = os.pipe()
     child = os.fork()
@@ -56,17 +60,29 @@ def main() -> int:
         try:
             os.setsid()
             _confine(libc, asked, writing)
+            os.write(writing, _CONFINED)
             exec(compile(asked["program"], "program", "exec", dont_inherit=True), {"__name__": "__main__"})
             os.write(writing, secret)
         finally:
             os._exit(0)  # what counts is the secret: a program may end with any code
     os.close(writing)
-    # A pipe that is ready was written to, or nobody holds its other end any more.
-    ready = select.select([reading], [], [], asked["wall"])[0]
-    ended = os.read(reading, 64) if ready else None
+    end = time.monotonic() + asked["wall"]
+    begun = _read(reading, len(_CONFINED), end)
+    ended = _read(reading, 64, end) if begun else None
     os.killpg(child, signal.SIGKILL)  # in namespaces this is the first process, with which all others end
-    os.waitpid(child, 0)
-    return TIMED_OUT if ended is None else PASSED if ended == secret else FAILED
+    _, status, used = os.wait4(child, 0)
+    if not begun:
+        return NOT_CONFINED
+    if ended == secret:
+        return PASSED
+    spent = used.ru_utime + used.ru_stime >= _MOST_OF * asked["seconds"]
+    return TIMED_OUT if ended is None or (spent and os.WIFSIGNALED(status)) else FAILED
+
+
+def _read(pipe: int, count: int, end: float) -> bytes | None:
+    """Up to `count` bytes, none where nobody holds the other end any more; None where nothing happens until `end`."""
+    ready = select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]
+    return os.read(pipe, count) if ready else None
 
 
 class _Libc:

@@ -2,10 +2,12 @@
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
 from solm.core.errors import SolmError
+from solm.research import sandbox_child
 from solm.research.sandbox import Sandbox, sandbox
 
 SECONDS = 1
@@ -57,7 +59,23 @@ def test_hostile_code_is_refused(what, confined, monkeypatch):
     "program", ["while True: pass", "while True: print('x' * 10**6)", "import time; time.sleep(60)"]
 )
 def test_what_does_not_end_is_ended(program, confined):
-    assert confined.run(program) in ("failed", "timed out")
+    assert confined.run(program) == "timed out"
+
+
+BROKEN = {
+    "no process": "os.fork = lambda: int('x')",
+    "no confinement": "resource.setrlimit = lambda *_: int('x')",
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_program_that_could_not_be_run_has_not_failed(what, confined, tmp_path, monkeypatch):
+    broken = tmp_path / "child.py"
+    source = Path(sandbox_child.__file__).read_text()
+    broken.write_text(source.replace('if __name__ == "__main__"', BROKEN[what] + '\nif __name__ == "__main__"'))
+    monkeypatch.setattr(sandbox_child, "__file__", str(broken))
+    with pytest.raises(SolmError, match="cannot be confined here"):
+        confined.run("pass")
 
 
 def test_files_and_servers_beyond_the_folder_are_out_of_reach(confined, tmp_path):
