@@ -217,7 +217,7 @@ class ControlledLM(TemplateLM):
             if longest < 1 or room < 1:
                 raise SolmError(f"max_gen_toks must lie between 1 and {self.max_length - 1}, got {longest}")
             ids = self.tok_encode(prompt)[-room:]
-            text, tokens = "", []
+            tail, tokens, most = "", [], max(map(len, stops))
             for token in self.controlled.stream(
                 torch.tensor([ids]),
                 budget=self.target,
@@ -227,9 +227,10 @@ class ControlledLM(TemplateLM):
                 **options,
             ):
                 tokens.append(token)
-                text = self.tok_decode([token.id for token in tokens])
-                if any(stop in text for stop in stops):
+                tail = tail[-most:] + token.text
+                if any(stop in tail for stop in stops):
                     break
+            text = self.tok_decode([token.id for token in tokens])
             text = postprocess_generated_text(generation=text, stop=stops, think_end_token=None)
             steps = tokens[1:]  # the first token comes from reading the prompt
             shares = torch.tensor([list(step.realised.values()) for step in steps], dtype=torch.float64).view(-1, 3)

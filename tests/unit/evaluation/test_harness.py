@@ -66,6 +66,27 @@ def test_a_prompt_loses_its_beginning_where_it_leaves_no_room_for_the_reply(tiny
             ask(short, "abcdefghij", longest)
 
 
+def test_a_text_ends_at_a_stop_across_tokens_and_is_decoded_once(tiny_lm, monkeypatch):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+
+    from solm.evaluation.harness import ControlledLM
+
+    ours, decoded = ControlledLM(tiny_lm), []
+    decode = ours.tok_decode
+    monkeypatch.setattr(ours, "tok_decode", lambda ids, **given: decoded.append(ids) or decode(ids, **given))
+
+    def ask(*stops: str) -> str:
+        asked = ("Once upon a time", {"until": list(stops), "max_gen_toks": 24})
+        return ours.generate_until([Instance("generate_until", {}, asked, 0)], disable_tqdm=True)[0]
+
+    whole = ask("zzz")
+    stop = whole[5:8]
+    assert ask("zzz", stop) == whole[: whole.index(stop)]
+    assert len(decoded) == 4, "the end token and the text, twice"
+    assert len(decoded[3]) < len(decoded[1])
+
+
 def test_the_harness_scores_alike_on_both_backends_and_tells_milliseconds(byte_tokenizer):
     pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance
