@@ -66,10 +66,6 @@ class Prompts:
             self._read[number].prefill(ids[:, :most])
         return self._read[number].copy(most, ids.shape[1] + room, sparsity)
 
-    def forget(self) -> None:
-        """Give the memory of what was read back."""
-        self._read.clear()
-
     def spent(self, number: int, realised: np.ndarray, counted: np.ndarray) -> Terms:
         """What steps of realised shares [T, 3] after a prompt spent: per axis the average over those that could be
         controlled (`counted` [T, 3] bool), and where step times are known milliseconds, and those of dense steps."""
