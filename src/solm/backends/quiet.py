@@ -7,7 +7,7 @@ class quiet:
     def __enter__(self) -> None:
         from transformers.utils import logging
 
-        self._verbosity = logging.get_verbosity()
+        self._verbosity, self._bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
 
@@ -15,4 +15,5 @@ class quiet:
         from transformers.utils import logging
 
         logging.set_verbosity(self._verbosity)
-        logging.enable_progress_bar()
+        if self._bars:
+            logging.enable_progress_bar()

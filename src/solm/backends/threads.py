@@ -22,15 +22,18 @@ def default_threads() -> int:
 @contextmanager
 def threads_of(count: int) -> Iterator[None]:
     """Inside the block, `count` threads are the default."""
-    before = os.environ.get("OMP_NUM_THREADS")
+    before, torchs = os.environ.get("OMP_NUM_THREADS"), None
     os.environ["OMP_NUM_THREADS"] = str(count)
     if "torch" in sys.modules:
         import torch
 
+        torchs = torch.get_num_threads()
         torch.set_num_threads(count)
     try:
         yield
     finally:
+        if torchs is not None:
+            torch.set_num_threads(torchs)
         if before is None:
             del os.environ["OMP_NUM_THREADS"]
         else:

@@ -1,4 +1,4 @@
-"""What is found out about the machine without torch: threads and accelerators."""
+"""What is found out about the machine without torch: threads and accelerators; what is set is set back."""
 
 import os
 import subprocess
@@ -6,8 +6,10 @@ import sys
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from solm.backends.accelerator import accelerator_available
+from solm.backends.quiet import quiet
 from solm.backends.threads import default_threads, threads_of
 
 
@@ -36,13 +38,30 @@ def test_the_environment_says_how_many(monkeypatch, said, threads):
     assert 1 <= default_threads() <= os.cpu_count()
 
 
-def test_threads_of_a_block_are_torchs_too():
+def test_threads_of_a_block_are_torchs_too_until_its_end():
     before = torch.get_num_threads()
+    torch.set_num_threads(2)
     try:
         with threads_of(1):
             assert torch.get_num_threads() == default_threads() == 1
+        assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_transformers_talks_as_before_after_it_was_kept_from_it(bars):
+    verbosity, before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    switch = {True: logging.enable_progress_bar, False: logging.disable_progress_bar}
+    switch[bars]()
+    try:
+        with quiet():
+            assert not logging.is_progress_bar_enabled()
+            assert logging.get_verbosity() == logging.ERROR
+        assert logging.is_progress_bar_enabled() == bars
+        assert logging.get_verbosity() == verbosity
+    finally:
+        switch[before]()
 
 
 def test_torch_is_asked_only_where_there_may_be_an_accelerator(tmp_path, monkeypatch):
