@@ -12,6 +12,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from helpers.head import FORMS, HeadEngine, random_head, rounded_states
 from solm.backends.cpu.head_layout import HeadLayout, repack_head
 from solm.backends.cpu.library import library
+from solm.backends.cpu.structs import STRIP
 from solm.core.errors import DataError
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -60,6 +61,15 @@ def test_the_largest_approximate_logits_are_exact(opened, largest):
     elif largest == 1:
         assert off.mean() > 0
         torch.testing.assert_close(exact.logsumexp(-1), found.logsumexp(-1), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_the_largest_are_exact_where_they_are_as_many_as_one_threads_strips(rows):
+    vocabulary = 7 * STRIP
+    head, _ = random_head((8, 32, 128), vocabulary, HIDDEN)
+    engine = HeadEngine(head.struct, vocabulary, HIDDEN, states(48), library(), threads=1)
+    largest = engine.logits(0, rows).topk(7)
+    assert torch.equal(engine.logits(0, rows, 7).gather(1, largest.indices), largest.values)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16, 19])

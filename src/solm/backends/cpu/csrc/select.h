@@ -13,7 +13,7 @@ namespace solm {
 // Moves the `count` largest of `values` [n] to their front, the last of them the smallest.
 inline void take_largest(float* values, int n, int count) {
   if (count == 1) std::swap(values[0], *std::max_element(values, values + n));
-  else if (count < n) std::nth_element(values, values + count - 1, values + n, std::greater<float>());
+  else if (count) std::nth_element(values, values + count - 1, values + n, std::greater<float>());
 }
 
 // Indices, ascending, and values of the `count` channels of largest |x|, among equal ones those of lower index. Returns the
