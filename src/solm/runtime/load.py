@@ -164,7 +164,7 @@ def attach(
     torch_backend = TorchBackend(model)
     try:
         _announce(torch_backend, threads, reason)
-        return LanguageModel(torch_backend, tokenizer, policy, sparsity)
+        return noted(LanguageModel(torch_backend, tokenizer, policy, sparsity))
     except SolmError:
         torch_backend.detach()
         raise

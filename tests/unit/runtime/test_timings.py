@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import solm
+from helpers.models import tiny_model
 from helpers.policies import SPARSITY, under_values
 from helpers.timings import made_curve
 from solm.cli.main import main
@@ -47,8 +48,14 @@ def test_another_machine_is_told_once_and_budgets_still_work(tiny_lm, caplog):
 
     policy = under_values(tiny_lm, SPARSITY).trained
     policy.curve = made_curve(SPARSITY, tiny_lm.shapes, environment=environment)
+
+    def told() -> list[str]:
+        return [record.levelname for record in caplog.records if "a fast one" in record.message]
+
     lm = noted(tiny_lm.with_policy(policy))
-    assert [record.levelname for record in caplog.records if "a fast one" in record.message] == ["WARNING"]
+    assert told() == ["WARNING"]
+    solm.attach(tiny_model("llama", torch.float32), policy).detach()
+    assert told() == ["WARNING"] * 2
     assert lm.budget("speed=1.2", 500).net < 1
     assert lm.with_policy(None).timings is None, "they belong to the policy"
 
