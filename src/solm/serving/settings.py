@@ -61,7 +61,7 @@ MAX_TOOLS = 128
 MAX_TOOL_CALLS = 16
 """Of a reply that is told to call tools, and of a message."""
 COMPILE_SECONDS = 5.0
-"""Until a grammar is compiled; it waits as long at most for those before it."""
+"""Until a grammar is compiled; it waits twice as long at most for those before it."""
 FIXED_LIMITS = {
     "body_bytes": MAX_BODY, "body_seconds": BODY_SECONDS, "n": MAX_CHOICES, "prompts": MAX_PROMPTS,
     "messages": MAX_MESSAGES, "stop_strings": MAX_STOPS, "stop_characters": MAX_STOP_LENGTH, "logprobs": MAX_LOGPROBS,
