@@ -93,7 +93,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
             )
     results = {
         "text": {context: summary(texts, _BLOCK) for context, texts in found["text"].items()},
-        "retrieval": {name: summary(answers, None) for name, answers in found["retrieval"].items()},
+        "retrieval": {name: summary(answers, None) for name, answers in found["retrieval"].items() if answers},
     }
     return record("long-context", settings, results)
 

@@ -177,6 +177,10 @@ class ValueTrainConfig(RunConfig):
     @model_validator(mode="after")
     def _check_choices(self) -> Self:
         known_levels(self.space, self.choices)
+        if int(self.batches * self.texts * (1 - self.fit.held_out)) < 1:
+            raise ValueError(
+                f"{self.batches} batches of {self.texts} texts leave none to fit to with {self.fit.held_out:g} held out"
+            )
         return self
 
     @property

@@ -79,6 +79,15 @@ def test_long_contexts_compare_what_reads_the_same_share(value_lm, source):
         assert not any("milliseconds" in arm for arm in arms.values())
 
 
+def test_long_contexts_without_questions_tell_of_texts_alone(value_lm, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(long_context, "_questions", lambda *_: [])
+    options = long_context.Options(data=source, contexts="90", length=32, texts=1, questions=0, tasks=tmp_path)
+    found = long_context.measure(value_lm, options, None, ignore)
+    assert set(found.results["text"]) == {"90"}
+    assert found.results["retrieval"] == {}
+    check(long_context, found)
+
+
 def test_long_contexts_are_timed_where_it_is_asked_for(value_lm, source):
     options = long_context.Options(data=source, contexts="90", length=32, texts=1, timed=2)
     arms = long_context.measure(value_lm, options, None, ignore).results["text"]["90"]
