@@ -177,8 +177,7 @@ class Session(Protocol):
     def copy(self, length: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> Self:
         """A session of one row that has seen the first `length` tokens of this one's only row, under no policy.
 
-        sparsity: as for `fork`. Raises `DataError` where that row has not seen them, and on the cpu backend
-        where it has not read them in a prefill of its own.
+        sparsity: as for `fork`. Raises `DataError` where that row has not seen them (cpu: in a prefill of its own).
         """
 
     def copy_bytes(self, length: int, shared: int = 0) -> int:

@@ -108,8 +108,8 @@ inline std::unique_ptr<Cache> make_cache(std::shared_ptr<std::mutex> mutex, std:
   return made;
 }
 
-// Gives a cache pages of its own from `position` on for `count` tokens, more than none. Throws std::bad_alloc; what the cache has
-// seen stays, and so do the pages that it got before.
+// Gives a cache pages of its own from `position` on for `count` tokens, more than none. Throws std::bad_alloc; what the cache
+// has seen stays, and so do the pages that it got before.
 inline void make_writable(Cache& cache, int64_t position, int64_t count) {
   auto own = [](std::vector<Block*>& blocks, BlockPool& pool, size_t first, size_t last) {
     while (blocks.size() <= last) blocks.push_back(pool.take());
