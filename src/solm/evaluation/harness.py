@@ -217,7 +217,7 @@ class ControlledLM(TemplateLM):
             if longest < 1 or room < 1:
                 raise SolmError(f"max_gen_toks must lie between 1 and {self.max_length - 1}, got {longest}")
             ids = self.tok_encode(prompt)[-room:]
-            tail, tokens, most = "", [], max(map(len, stops))
+            tail, tokens, most = "", [], max(map(len, stops), default=1)
             for token in self.controlled.stream(
                 torch.tensor([ids]),
                 budget=self.target,
