@@ -128,6 +128,8 @@ class PagedLayer(DynamicLayer):
 
     def join(self, other: "PagedLayer") -> None:
         """Append the sequences of `other`. Room for further ones is kept, so that most joins copy them alone."""
+        if self._bounds is not None:
+            self._page_bounds()  # of all whole pages: below, those that are missing become zeros
         have, rows = len(self.keys), len(self.keys) + len(other.keys)
         capacity = max(self.keys.shape[3], other.keys.shape[3])
         for name in ("keys", "values"):

@@ -67,6 +67,24 @@ def test_a_fork_of_a_fork_continues_each_row(control):
     torch.testing.assert_close(grandchild.ledger.spent[::2], child.ledger.spent)
 
 
+def test_a_row_that_decoded_densely_reads_the_same_pages_after_a_longer_one_joins(control):
+    ids, sparse = tokens(1, 90), keep_of((0.4, 1, 16), 1, 1)[0]
+    logits = []
+    for joined in (False, True):
+        session = control.session(SPARSITY)
+        session.prefill(ids[:, :60])
+        session.step(ids[:, 60], sparse)
+        for place in range(61, 89):
+            session.step(ids[:, place])
+        if joined:
+            other = control.session(SPARSITY)
+            other.prefill(tokens(1, 120, seed=1))
+            session.join(other)
+        rows = session.rows
+        logits.append(session.step(ids[:, 89].expand(rows), sparse.expand(rows, 3)).logits[:1])
+    torch.testing.assert_close(*logits)
+
+
 def test_no_plan_leaks_into_a_later_prefill_even_after_an_error(control):
     ids = tokens(1, CONTEXT)
     clean = control.session(SPARSITY)
