@@ -1,29 +1,42 @@
 """A run folder: configuration, checkpoint, log and the finished policy. The owner of that format.
 
-``config.json`` fixes what the run is; ``checkpoint.safetensors`` holds policy and optimiser after some update;
+``config.json`` fixes what the run is, and ``origin.json`` which weights and text its names stood for;
+``checkpoint.safetensors`` holds policy and optimiser after some update;
 ``log.jsonl`` has one line per update; ``policy/`` is the policy after the last one.
 """
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, RootModel
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 from safetensors import safe_open
 
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.core.files import locked, read_model, read_tensors, write_json, write_tensors, write_text
+from solm.data.windows import TokenStream
+from solm.policies.identity import BaseIdentity, WeightSample
 from solm.policies.network import PolicyNetwork
 from solm.training.config import RunConfig, TrainConfig, ValueTrainConfig
 from solm.training.ranks import Ranks
 
-CHECKPOINT, CONFIG, LOG = "checkpoint.safetensors", "config.json", "log.jsonl"
+CHECKPOINT, CONFIG, LOG, ORIGIN = "checkpoint.safetensors", "config.json", "log.jsonl", "origin.json"
 
 
 class _Stored(RootModel[TrainConfig | ValueTrainConfig]):
     root: TrainConfig | ValueTrainConfig = Field(discriminator="method")
+
+
+class _Origin(BaseModel):
+    """What a run learns from. text: the fingerprint of every source."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: BaseIdentity
+    text: tuple[str, ...]
 
 
 _AFTER_COLLECTION = (
@@ -59,6 +72,19 @@ class RunFolder:
         if stored != config:  # new, or gone on with under settings that may change, such as more batches
             write_json(path / CONFIG, config.model_dump(mode="json"))
 
+    def learn_from(self, model: BaseIdentity, streams: Sequence[TokenStream]) -> None:
+        """Write down at the run's first start what it learns from; raises `RunMismatchError` where that has changed
+        since, whatever it is called."""
+        if not self._first:
+            return
+        path, now = self.path / ORIGIN, _Origin(model=model, text=tuple(stream.fingerprint for stream in streams))
+        if not path.exists():
+            write_json(path, now.model_dump(mode="json"))
+            return
+        changed = _change(read_model(path, _Origin), now, [stream.name for stream in streams])
+        if changed:
+            raise RunMismatchError(f"{self.path} holds a run that began with {changed}; choose another --out")
+
     def close(self) -> None:
         if self._first:
             self._lock.close()
@@ -76,6 +102,8 @@ class RunFolder:
         """Load the checkpoint, if there is one; the number of updates it has behind it."""
         path = self.path / CHECKPOINT
         if not path.exists():
+            if self._first:
+                self._trim_log(0)
             return 0
         tensors = read_tensors(path)
         try:
@@ -124,6 +152,18 @@ class RunFolder:
 def read_stored(folder: Path) -> TrainConfig | ValueTrainConfig:
     """The configuration of the run in `folder`; raises `DamagedFileError`."""
     return read_model(folder / CONFIG, _Stored).root
+
+
+def _change(stored: _Origin, now: _Origin, names: Sequence[str]) -> str:
+    """What `stored` had in another form than `now`, in words. Of weights only what both could read is compared."""
+    if stored.text != now.text:
+        pairs = zip(names, stored.text, now.text, strict=False)
+        return f"another text in {next((name for name, there, here in pairs if there != here), 'its sources')}"
+    if stored.model.difference_of_shape(now.model) is not None:
+        return "a model of another shape"
+    there, here = stored.model.weights, now.model.weights
+    both = [name for name in WeightSample.model_fields if getattr(there, name) and getattr(here, name)]
+    return "a model of other weights" if any(getattr(there, name) != getattr(here, name) for name in both) else ""
 
 
 def _difference(stored: RunConfig, given: RunConfig) -> str:

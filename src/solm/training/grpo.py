@@ -38,7 +38,8 @@ def train(
     may go on with another number of them.
 
     report: called with the log record of every update. On SIGINT or SIGTERM the update in progress is finished and
-    saved, then `Interrupted` is raised.
+    saved, then `Interrupted` is raised. Raises `RunMismatchError` where `out` holds a run of another configuration,
+    text or model.
     """
     torch.manual_seed(config.seed)
     network = PolicyNetwork(
@@ -55,6 +56,8 @@ def train(
     ranks.share(config.texts)
     folder = RunFolder(out, config, ranks)
     try:
+        streams = training_streams(lm, config, out, ranks)
+        folder.learn_from(lm.identity, streams)
         done = folder.restore(network, optimizer)
         trained = TrainedPolicy(
             PolicyConfig(base=lm.identity, space=config.space, sparsity=config.sparsity, network=network.config),
@@ -64,7 +67,6 @@ def train(
         # Nobody may write before everyone has looked.
         ranks.wait()
         if finished is None:
-            streams = training_streams(lm, config, out, ranks)
             _loop(lm, trained, optimizer, streams, config, folder, done, report, ranks)
             trained.config = trained.config.model_copy(update={"provenance": provenance(config, streams)})
             if ranks.first:
@@ -105,14 +107,16 @@ def _loop(
     rows = slice(mine.start * config.rollouts, mine.stop * config.rollouts)
     part = (rows, config.texts * config.rollouts)
     policy = LearnedPolicy(network.eval(), config.space, "sample", clamp=False, part=part)
-    saved, started = done, time.perf_counter()
+    saved, halfway, started = done, False, time.perf_counter()
     writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=done + 1) if ranks.first else None
     with signals() as stop:
         try:
             for update in range(done + 1, config.updates + 1):
                 begun = time.perf_counter()
                 batch = collect(lm, policy, streams, config, update, ranks)
+                halfway = True
                 record = {"update": update, **optimise(network, optimizer, batch, config, ranks)}
+                halfway = False
                 seconds = time.perf_counter() - begun
                 record |= {
                     "token_steps_per_second": ranks.world * batch.episode.log_probabilities.numel() / seconds,
@@ -133,7 +137,7 @@ def _loop(
         finally:
             if writer is not None:
                 writer.close()
-            if saved < done:
+            if saved < done and not halfway:
                 folder.save(network, optimizer, done)
 
 

@@ -46,7 +46,8 @@ def train_values(
 
     report: called after every batch with the record that the log gets. level_costs: called with the texts done and in
     all while level costs are measured, after the batches. Raises `Interrupted` at SIGINT or SIGTERM among the batches,
-    `RunMismatchError` where `out` holds another configuration, and `SolmError` for a layer that the model lacks.
+    `RunMismatchError` where `out` holds a run of another configuration, text or model, and `SolmError` for a layer that
+    the model lacks.
     """
     layers = lm.shapes.layers
     if config.layer >= layers:
@@ -55,6 +56,7 @@ def train_values(
     folder = RunFolder(out, config, ranks)
     try:
         streams = training_streams(lm, config, out, ranks)
+        folder.learn_from(lm.identity, streams)
         about = provenance(config, streams)
         done = _finished(out, about)
         # No process may write before all have looked.

@@ -1,5 +1,6 @@
 """Checkpoints: killed runs, damaged files, a full disk, and folders of other runs."""
 
+import json
 import os
 import shutil
 
@@ -7,8 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.texts import FISH, FOX
 from helpers.training import run, tiny_config
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
+from solm.data.windows import stream_of
+from solm.training.checkpoint import ORIGIN, RunFolder
 
 
 @pytest.mark.parametrize("written", ["nothing", "weights", "an older policy"])
@@ -29,8 +33,6 @@ def test_killed_after_the_last_checkpoint_the_policy_is_written_again(tmp_path, 
 
 
 def test_a_folder_of_another_run_or_in_use_is_refused_and_left_alone(tmp_path, byte_tokenizer):
-    from solm.training.checkpoint import RunFolder
-
     run(tmp_path, "a", byte_tokenizer, updates=2)
     kept = (tmp_path / "a" / "checkpoint.safetensors").read_bytes()
     with pytest.raises(RunMismatchError, match=r"gamma: 0\.85 there, 0\.5 here"):
@@ -40,6 +42,36 @@ def test_a_folder_of_another_run_or_in_use_is_refused_and_left_alone(tmp_path, b
         run(tmp_path, "a", byte_tokenizer)
     folder.close()
     assert (tmp_path / "a" / "checkpoint.safetensors").read_bytes() == kept
+
+
+def test_a_run_killed_before_its_first_checkpoint_logs_every_update_once(tmp_path, byte_tokenizer):
+    run(tmp_path, "a", byte_tokenizer, updates=2)
+    (tmp_path / "a" / "checkpoint.safetensors").unlink()
+    run(tmp_path, "a", byte_tokenizer, updates=2)
+    lines = (tmp_path / "a" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["update"] for line in lines] == [1, 2]
+
+
+def test_a_run_goes_on_with_the_text_and_weights_of_its_start_alone(tmp_path, tiny_lm):
+    config, model = tiny_config(), tiny_lm.identity
+    fish, fox = (stream_of([text], tiny_lm.tokenizer, "text") for text in (FISH, FOX))
+    moved = model.weights.model_copy(update={"norms": (2.0, *model.weights.norms[1:])})
+    elsewhere = model.weights.model_copy(update={"mlp": ()})
+    folder = RunFolder(tmp_path / "a", config)
+    folder.learn_from(model, [fish])
+    folder.learn_from(model.model_copy(update={"name": "copy", "weights": elsewhere}), [fish])
+    for other, texts, what in (
+        (model, [fox], "another text in text"),
+        (model.model_copy(update={"weights": moved}), [fish], "a model of other weights"),
+        (model.model_copy(update={"layers": 3}), [fish], "a model of another shape"),
+    ):
+        with pytest.raises(RunMismatchError, match=f"began with {what}; choose another --out"):
+            folder.learn_from(other, texts)
+    (tmp_path / "a" / ORIGIN).unlink()  # of a version that wrote none
+    folder.learn_from(model, [fox])
+    with pytest.raises(RunMismatchError):
+        folder.learn_from(model, [fish])
+    folder.close()
 
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "foreign"])

@@ -9,8 +9,9 @@ import torch
 import solm
 from helpers.models import tiny_model
 from helpers.policies import SPACE, SPARSITY
+from helpers.texts import FISH
 from solm.core.actions import ActionSpace
-from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
+from solm.core.errors import DamagedFileError, PolicyMismatchError, RunMismatchError, SolmError
 from solm.core.interrupt import Interrupted
 from solm.data.windows import stream_of
 from solm.policies.artifact import TrainedPolicy
@@ -94,6 +95,16 @@ def test_interrupted_and_resumed_training_equals_uninterrupted(tmp_path, byte_to
         run(tmp_path, "parts", byte_tokenizer)
     with pytest.raises(SolmError, match="layer 2 is out of range: this model has layers 0 to 1"):
         run(tmp_path, "other", byte_tokenizer, layer=2)
+
+
+def test_a_run_does_not_mix_samples_of_two_texts(tmp_path, byte_tokenizer):
+    text = tmp_path / "text.txt"
+    text.write_text(FISH)
+    with pytest.raises(Interrupted):
+        run(tmp_path, "a", byte_tokenizer, stop_after=1, data=(str(text),))
+    text.write_text(FISH.replace("fish", "bird"))
+    with pytest.raises(RunMismatchError, match=r"began with another text in .*text\.txt; choose another --out"):
+        run(tmp_path, "a", byte_tokenizer, data=(str(text),))
 
 
 def test_level_costs_are_reported_and_kept_when_they_are_interrupted(tmp_path, byte_tokenizer, monkeypatch):
