@@ -9,10 +9,13 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from solm.backends.cpu.files.identity import identity_of
+from solm.backends.names import folder_of, gguf_of
 from solm.core.actions import ActionSpace
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.core.files import locked, write_json, write_text
 from solm.core.provenance import command_line, environment
+from solm.data.text import documents
 from solm.data.windows import token_stream
 from solm.evaluation.cluster import run_on_ray
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
@@ -110,7 +113,7 @@ def sweep(
 
     Killed at any moment and run again, it goes on inside the job it was in. report: name of the job, jobs done and in
     all. ray_cores: run the jobs on Ray, so many cores each; the results are the same. Raises `RunMismatchError` where
-    `out` holds another sweep or is in use.
+    `out` holds another sweep, or one of other weights, policies or text, or is in use.
     """
     with locked(out, "sweeping"):
         return _sweep(config, out, report, ray_cores)
@@ -120,11 +123,10 @@ def _sweep(
     config: SweepConfig, out: Path, report: Callable[[str, int, int], None], ray_cores: int | None
 ) -> list[Path]:
     grid = jobs(config)
-    manifest = {"config": config.model_dump(mode="json"), "jobs": [job.name for job in grid]}
+    manifest: dict[str, Any] = {"config": config.model_dump(mode="json"), "jobs": [job.name for job in grid]}
+    manifest["made_of"] = _fingerprints(config)
     if (out / MANIFEST).exists():
-        known = _read_manifest(out / MANIFEST)
-        if {key: value for key, value in known.items() if key in manifest} != manifest:
-            raise RunMismatchError(f"{out} holds another sweep; choose another --out")
+        _check_same(manifest, {"made_of": manifest["made_of"], **_read_manifest(out / MANIFEST)}, out)
     write_json(out / MANIFEST, manifest | {"command": command_line(), "environment": environment()})
     if ray_cores is not None:
         missing = [
@@ -147,6 +149,38 @@ def _sweep(
         write_text(out / RESULTS, "".join(json.dumps(json.loads(p.read_text())) + "\n" for p in finished))
     report("", len(grid), len(grid))
     return finished
+
+
+def _fingerprints(config: SweepConfig) -> dict[str, str]:
+    """What tells everything that the configuration names from another thing of that name."""
+    found = {f"model {name}": _model_fingerprint(name, config.revision) for name in config.models}
+    for name in filter(None, config.policies):
+        found[f"policy {name}"] = TrainedPolicy.from_pretrained(name).config.digest
+    for source in config.data:
+        found[f"text {source}"] = hashlib.sha256(json.dumps(documents(source)).encode()).hexdigest()
+    if config.tasks:
+        # lm-eval is an extra: a sweep of perplexities needs none.
+        from solm.evaluation.local_tasks import load_tasks
+        from solm.evaluation.tasks import fingerprint
+
+        for name, tasks in load_tasks(list(config.tasks), config.task_data).items():
+            found[f"task {name}"] = fingerprint({name: tasks})
+    return found
+
+
+def _model_fingerprint(name: str, revision: str | None) -> str:
+    gguf = gguf_of(name)
+    files = [gguf] if gguf is not None else filter(Path.is_file, sorted(folder_of(name, revision).iterdir()))
+    return identity_of((path, 0) for path in files)
+
+
+def _check_same(manifest: dict[str, Any], stored: dict[str, Any], out: Path) -> None:
+    """Raises `RunMismatchError` unless the sweep `manifest` is the one that was `stored` in `out`."""
+    if any(stored.get(key) != manifest[key] for key in ("config", "jobs")):
+        raise RunMismatchError(f"{out} holds another sweep; choose another --out")
+    for name, now in manifest["made_of"].items():
+        if stored["made_of"].get(name) != now:
+            raise RunMismatchError(f"{out} holds a sweep from before the {name} changed; choose another --out")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

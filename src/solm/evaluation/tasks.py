@@ -84,7 +84,7 @@ def evaluate_tasks(
         for share in settings.budgets
     ]
     arms = static_arms(lm, space) | ({} if in_time else {"random": Arm(Random(space))}) | dict(rivals or {})
-    asked = _fingerprint(tasks)
+    asked = fingerprint(tasks)
     key = resume_key(lm, settings, space, asked, "" if tuning is None else tuning.fingerprint, *sorted(arms))
     parts = Parts(partial, key)
     total = len(tasks) * (1 + len(budgets) * (len(arms) + (lm.trained is not None)))
@@ -142,7 +142,7 @@ def check_examples(tasks: dict[str, dict[str, Task]], fewshot: int | None) -> No
             raise SolmError(f"{fewshot} is out of range: the task {name} has {most} examples")
 
 
-def _fingerprint(tasks: dict[str, dict[str, Task]]) -> str:
+def fingerprint(tasks: dict[str, dict[str, Task]]) -> str:
     """Of every question that the tasks have."""
     digest = hashlib.sha256()
     for name in sorted(tasks):

@@ -3,12 +3,17 @@
 import json
 
 import pytest
+import torch
 
 from helpers.commands import points, solm
+from helpers.models import tiny_model
+from helpers.policies import SPARSITY, network, under_values
+from helpers.texts import FISH
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.evaluation.report.combined import render
 from solm.evaluation.report.read import read_results
-from solm.evaluation.sweep import RESULTS, read_config, sweep
+from solm.evaluation.sweep import MANIFEST, RESULTS, read_config, sweep
+from solm.policies.artifact import TrainedPolicy
 
 
 def test_a_sweep_goes_on_and_equals_one_that_was_never_stopped(sweep_config, tmp_path):
@@ -27,6 +32,32 @@ def test_a_sweep_goes_on_and_equals_one_that_was_never_stopped(sweep_config, tmp
     assert kept in [path.stat().st_mtime_ns for path in (tmp_path / "parts" / "jobs").glob("*.json")]
     with pytest.raises(RunMismatchError, match="another sweep"):
         sweep(sweep_config.model_copy(update={"seed": 1}), tmp_path / "parts")
+
+
+@pytest.mark.parametrize("what", ["model", "policy", "text"])
+def test_a_sweep_does_not_go_on_where_what_it_names_has_changed(what, sweep_config, tiny_folder, tmp_path, tiny_lm):
+    under_values(tiny_lm, SPARSITY).trained.save_pretrained(tmp_path / "policy")
+    config = sweep_config.model_copy(update={"policies": (str(tmp_path / "policy"),), "spaces": (None,)})
+
+    def stop(job: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config, tmp_path / "out", stop)
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    if what == "text":
+        (tmp_path / "text.txt").write_text(FISH)
+    elif what == "policy":
+        other = network(seed=1)
+        TrainedPolicy(under_values(tiny_lm, SPARSITY).trained.config, other).save_pretrained(tmp_path / "policy")
+    else:
+        tiny_model("llama", torch.float32, intermediate_size=128).save_pretrained(tiny_folder)
+    with pytest.raises(RunMismatchError, match=f"holds a sweep from before the {what} .* changed; choose another"):
+        sweep(config, tmp_path / "out", stop)
+    del manifest["made_of"]  # as older versions wrote it
+    (tmp_path / "out" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config, tmp_path / "out", stop)
 
 
 def test_a_page_shows_every_result_and_stands_alone(sweep_config, tmp_path):
