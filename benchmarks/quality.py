@@ -21,7 +21,7 @@ from common import finish, held_out, numbers, parser, tuning_text
 from dial import dial
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
 from solm.core.budget import Ledger
-from solm.core.files import write_text
+from solm.core.files import resumable, write_text
 from solm.core.shares import axis_levels
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.baselines import BASELINES, BaselineRequest
@@ -61,19 +61,20 @@ def policies(options: argparse.Namespace) -> None:
         )
         tuning = tuning_text(options.data, lm)
         request = BaselineRequest(lm, lm.space, tuning, options.context)
-        result = evaluate(
-            lm,
-            held_out(options.data, lm),
-            EvaluationSettings(
-                budgets=BUDGETS[name], texts=options.texts, context=options.context, length=options.length,
-                trials=options.trials, oracle=name in options.oracle.split(","),
-            ),
-            partial=options.folder / f"{name}.partial",
-            progress=lambda done, total, name=name: print(f"{name}: {done}/{total}", file=sys.stderr, flush=True),
-            tuning=tuning,
-            rivals={arm: BASELINES[arm](request) for arm in RIVALS.get(name, ("constant",))},
-        )  # fmt: skip
-        write_text(options.folder / f"{name}.json", result.model_dump_json(indent=2) + "\n")
+        with resumable(options.folder / f"{name}.json") as partial:
+            result = evaluate(
+                lm,
+                held_out(options.data, lm),
+                EvaluationSettings(
+                    budgets=BUDGETS[name], texts=options.texts, context=options.context, length=options.length,
+                    trials=options.trials, oracle=name in options.oracle.split(","),
+                ),
+                partial=partial,
+                progress=lambda done, total, name=name: print(f"{name}: {done}/{total}", file=sys.stderr, flush=True),
+                tuning=tuning,
+                rivals={arm: BASELINES[arm](request) for arm in RIVALS.get(name, ("constant",))},
+            )  # fmt: skip
+            write_text(options.folder / f"{name}.json", result.model_dump_json(indent=2) + "\n")
         print("\n".join(f"{name}, {line}" for line in verdict(result)))
         lm.detach()
 

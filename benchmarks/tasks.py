@@ -24,7 +24,7 @@ from lm_eval.models.huggingface import HFLM
 import solm
 from common import finish, parser, tuning_text
 from solm.backends.torch.load import load_base
-from solm.core.files import write_text
+from solm.core.files import resumable, write_text
 from solm.evaluation.arms import Arm, static_arms, tuned
 from solm.evaluation.harness import ControlledLM
 from solm.evaluation.local_tasks import load_tasks
@@ -49,17 +49,18 @@ def answers(options: argparse.Namespace) -> None:
         assert best is not None
         count = options.questions or QUESTIONS[name]
         settings = TaskSettings(tasks=(name,), budgets=BUDGETS, limit=count, fewshot=SHOTS)
-        result = evaluate_tasks(
-            lm,
-            load_tasks([name], options.data / "eval"),
-            settings,
-            lm.space,
-            {"tuned": Arm(best)},
-            options.folder / f"{name}.partial",
-            lambda done, total, name=name: print(f"{name}: {done}/{total}", file=sys.stderr, flush=True),
-            tuning,
-        )
-        write_text(options.folder / f"{name}.json", result.model_dump_json(indent=2) + "\n")
+        with resumable(options.folder / f"{name}.json") as partial:
+            result = evaluate_tasks(
+                lm,
+                load_tasks([name], options.data / "eval"),
+                settings,
+                lm.space,
+                {"tuned": Arm(best)},
+                partial,
+                lambda done, total, name=name: print(f"{name}: {done}/{total}", file=sys.stderr, flush=True),
+                tuning,
+            )
+            write_text(options.folder / f"{name}.json", result.model_dump_json(indent=2) + "\n")
         print(f"{name}: {options.folder / name}.json")
 
 

@@ -1,9 +1,11 @@
 """Options of benchmarks: what is recorded with a result has been used, and what cannot be measured is refused."""
 
+import argparse
 import re
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,3 +46,30 @@ def test_fewer_texts_than_rows_are_refused(monkeypatch, capsys):
         import_module("batch").main()
     assert ended.value.code == 2
     assert "--texts 8: must be at least 16, the most of --rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("script", "run", "what"), [
+    ("quality", "policies", "evaluate"), ("tasks", "answers", "evaluate_tasks"),
+])  # fmt: skip
+def test_what_an_unfinished_run_has_kept_goes_with_its_result(script, run, what, tmp_path, monkeypatch):
+    if script == "tasks":
+        pytest.importorskip("lm_eval")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module, kept = import_module(script), []
+
+    def evaluated(*given, **named):
+        kept.extend(path for path in [*given, *named.values()] if isinstance(path, Path))
+        kept[-1].write_text("{}")
+        return SimpleNamespace(model_dump_json=lambda indent: "{}")
+
+    monkeypatch.setattr(module, what, evaluated)
+    for name in ("held_out", "tuning_text", "tuned", "load_tasks", "verdict"):
+        monkeypatch.setattr(module, name, lambda *given, **named: [], raising=False)
+    monkeypatch.setattr(module.solm, "load", lambda *given, **named: SimpleNamespace(space=None, detach=lambda: None))
+    monkeypatch.setattr(module, "RIVALS", {"mlp-fine": ()}, raising=False)
+    getattr(module, run)(argparse.Namespace(
+        policy="builtin:smollm2-135m", model="", dtype="auto", data=tmp_path, folder=tmp_path, spaces="mlp-fine",
+        context=1, length=1, texts=1, trials=1, oracle="", tasks="piqa", questions=None,
+    ))  # fmt: skip
+    assert len(kept) == 1
+    assert [path.suffix for path in tmp_path.iterdir() if not path.name.startswith(".")] == [".json"]
