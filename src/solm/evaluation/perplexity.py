@@ -20,7 +20,7 @@ from solm.data.windows import TokenStream
 from solm.evaluation.arms import Arm, Oracle, static_arms, tuned
 from solm.evaluation.points import points, random_trials
 from solm.evaluation.result import EvaluationResult
-from solm.evaluation.resume import network_fingerprint, resume_key
+from solm.evaluation.resume import arm_fingerprints, resume_key
 from solm.evaluation.sources import shares_of, text_facts
 from solm.evaluation.spent import step_costs
 from solm.evaluation.use import Taken, action_use, examples
@@ -96,7 +96,7 @@ def evaluate(
     others = {name: rival if isinstance(rival, Arm) else Arm(rival) for name, rival in (rivals or {}).items()}
     key = resume_key(
         lm, settings, space, *(stream.fingerprint for stream in streams), "" if tuning is None else tuning.fingerprint,
-        *(f"{name} {network_fingerprint(arm.policy)}" for name, arm in sorted(others.items())),
+        *arm_fingerprints(others),
     )  # fmt: skip
     arms = static_arms(lm, space) | others
     if tuning is not None:

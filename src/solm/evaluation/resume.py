@@ -1,11 +1,13 @@
 """What a partial result is a part of: one of anything else is not continued."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 from solm.core.actions import ActionSpace
+from solm.evaluation.arms import Arm
 from solm.evaluation.result import SCHEMA_VERSION
 from solm.runtime.language_model import LanguageModel
 
@@ -17,6 +19,16 @@ def resume_key(lm: LanguageModel, settings: BaseModel, space: ActionSpace, *fing
     known: list[BaseModel | None] = [settings, space, lm.space, lm.identity, lm.sparsity, lm.timings]
     texts += ["" if one is None else one.model_dump_json() for one in known]
     return hashlib.sha256("\n".join([*texts, network_fingerprint(lm.trained), *fingerprints]).encode()).hexdigest()
+
+
+def arm_fingerprints(arms: Mapping[str, Arm]) -> list[str]:
+    """A line for each of `arms`: its name, what decides, in which space, and how its actions are carried out."""
+    lines = []
+    for name, arm in sorted(arms.items()):
+        kind, space = type(arm.policy).__name__, getattr(arm.policy, "space", None)
+        rules = ["" if one is None else one.model_dump_json() for one in (space, arm.sparsity)]
+        lines.append(" ".join([name, kind, *rules, network_fingerprint(arm.policy)]))
+    return lines
 
 
 def network_fingerprint(policy: Any) -> str:

@@ -26,7 +26,7 @@ from solm.evaluation.arms import Arm, static_arms
 from solm.evaluation.harness import ControlledLM
 from solm.evaluation.pair_groups import Controlled
 from solm.evaluation.result import Difference, TaskPoint, TaskResult
-from solm.evaluation.resume import resume_key
+from solm.evaluation.resume import arm_fingerprints, resume_key
 from solm.evaluation.spent import budget_of
 from solm.evaluation.statistics import paired_difference
 from solm.policies.schedules import Dense, Random
@@ -85,7 +85,8 @@ def evaluate_tasks(
     ]
     arms = static_arms(lm, space) | ({} if in_time else {"random": Arm(Random(space))}) | dict(rivals or {})
     asked = fingerprint(tasks)
-    key = resume_key(lm, settings, space, asked, "" if tuning is None else tuning.fingerprint, *sorted(arms))
+    text = "" if tuning is None else tuning.fingerprint
+    key = resume_key(lm, settings, space, asked, text, *arm_fingerprints(arms))
     parts = Parts(partial, key)
     total = len(tasks) * (1 + len(budgets) * (len(arms) + (lm.trained is not None)))
     done = 0

@@ -112,14 +112,14 @@ def test_arms_are_charged_by_their_own_sparsity_and_policy(tiny_lm, stream):
     assert found.arm("uniform", 0.75).cost["bytes"] == pytest.approx(1), "activation bits change nothing that is read"
 
 
-def test_a_partial_file_of_a_rival_with_other_weights_is_not_continued(value_lm, stream, tmp_path):
+def test_a_partial_file_of_a_rival_with_other_weights_or_rules_is_not_continued(value_lm, stream, tmp_path):
     partial, keys = tmp_path / "partial.json", set()
     small = EvaluationSettings(budgets=(0.8,), texts=1, context=60, length=8, trials=0)
-    for seed in (0, 1):
-        rival = TrainedPolicy(value_lm.trained.config, network(seed=seed)).policy()
+    first, second = (TrainedPolicy(value_lm.trained.config, network(seed=seed)).policy() for seed in (0, 1))
+    for rival in (first, second, Arm(second, value_lm.sparsity.exact)):
         evaluate(value_lm, [stream], small, partial=partial, rivals={"rival": rival})
         keys.add(json.loads(partial.read_text())["key"])
-    assert len(keys) == 2
+    assert len(keys) == 3
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"key": 1, "parts": {}}', "[]"])

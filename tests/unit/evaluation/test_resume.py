@@ -6,9 +6,11 @@ import torch
 from helpers.policies import SPARSITY, network, under_values
 from helpers.timings import made_timings
 from solm.core.actions import ActionSpace
+from solm.evaluation.arms import Arm
 from solm.evaluation.perplexity import EvaluationSettings
-from solm.evaluation.resume import network_fingerprint, resume_key
+from solm.evaluation.resume import arm_fingerprints, network_fingerprint, resume_key
 from solm.policies.artifact import TrainedPolicy
+from solm.policies.schedules import Paced, Static
 
 SETTINGS = EvaluationSettings(budgets=(0.8,))
 SPACE = ActionSpace.preset("joint-8")
@@ -40,3 +42,18 @@ def test_networks_are_told_apart_by_their_weights(tiny_lm):
         policy.network.head.bias[0] += 1
     assert network_fingerprint(policy) != network_fingerprint(under_values(tiny_lm, SPARSITY).trained)
     assert network_fingerprint(tiny_lm.policy("static")) == ""
+
+
+def test_arms_are_told_apart_by_all_that_they_do(value_lm):
+    arms = [
+        Arm(Static(SPACE)),
+        Arm(Paced(SPACE)),
+        Arm(Static(ActionSpace.preset("joint-27"))),
+        Arm(Static(SPACE), SPARSITY),
+        Arm(value_lm.trained.policy()),
+        Arm(TrainedPolicy(value_lm.trained.config, network(seed=1)).policy()),
+    ]
+    lines = [line for arm in arms for line in arm_fingerprints({"rival": arm})]
+    assert len(set(lines)) == len(arms)
+    assert arm_fingerprints({"rival": Arm(Static(SPACE))}) == lines[:1]
+    assert arm_fingerprints({"other": arms[0]}) != lines[:1]

@@ -14,9 +14,11 @@ from solm.data.windows import stream_of
 
 pytest.importorskip("lm_eval")
 from solm.evaluation import tasks as module
+from solm.evaluation.arms import Arm
 from solm.evaluation.local_tasks import load_tasks
 from solm.evaluation.show import never_acted, task_table
 from solm.evaluation.tasks import TaskSettings, evaluate_tasks
+from solm.policies.schedules import Dense, Static
 
 FRUIT = ["apple", "pear", "plum", "fig"]
 
@@ -151,6 +153,16 @@ def test_a_partial_file_of_other_questions_or_another_tuning_text_is_not_continu
         assert found.points == evaluate_tasks(tiny_lm, tasks, settings, space).points
         keys.add(json.loads(partial.read_text())["key"])
     assert len(keys) == 3
+
+
+def test_a_partial_file_of_a_rival_that_does_something_else_is_not_continued(tiny_lm, questions, tmp_path):
+    space, partial = ActionSpace(mlp=(0.4, 1.0)), tmp_path / "partial"
+    settings = TaskSettings(tasks=("openbookqa",), budgets=(0.8,), limit=2, fewshot=0)
+    tasks = load_tasks(["openbookqa"], questions)
+    for rival in (Static(space), Dense(space)):
+        found = evaluate_tasks(tiny_lm, tasks, settings, space, {"rival": Arm(rival)}, partial)
+        net = next(point.realised["net"] for point in found.points if point.arm == "rival")
+        assert (net == 1) == isinstance(rival, Dense)
 
 
 def test_more_examples_than_there_are_are_refused_at_once(tiny_lm, questions):
