@@ -69,6 +69,7 @@ def find_allocation(
     plain.under(_probe("mlp", 1.0, 0, units))  # raises now, not after the measurements
     partial = out.with_name(out.name + ".partial")
     about = f"{lm.identity.model_dump_json()} {plain.model_dump_json()} {list(contexts)} {sorted(axes)}"
+    about += f" {lm.backend.name} {lm.backend.dtype}"
     key = hashlib.sha256(about.encode() + windows.numpy().tobytes()).hexdigest()
     found = _measured(partial, key)
     total = sum(len(some) * len(shares[axis]) for axis, some in measurable.items() if some) + 1

@@ -119,6 +119,24 @@ def test_an_interrupted_search_goes_on(found, tmp_path):
     assert again["allocation"] == result["allocation"]
 
 
+@pytest.mark.parametrize("what", ["name", "dtype"])
+def test_a_search_does_not_go_on_in_other_numbers(found, tmp_path, what, monkeypatch):
+    *_, model = found
+    seen = []
+
+    def stop(done, total):
+        seen.append(done)
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with solm.attach(model, sparsity=SparsityConfig(window=16)) as lm:
+        for other in ("first", "second"):
+            monkeypatch.setattr(type(lm.backend), what, other)
+            with pytest.raises(KeyboardInterrupt):
+                find_allocation(lm, tokens(4, 200), (160,), tmp_path / "layers.json", stop)
+    assert seen == [1, 2, 1, 2]
+
+
 def test_input_and_hidden_channels_are_dealt_out_apart(tmp_path):
     """The second layer's hidden channels do nothing: they are given up first."""
     model = tiny_model("llama", torch.float32)
