@@ -27,6 +27,7 @@ from solm.core.errors import SolmError
 from solm.core.parts import Parts
 from solm.core.shares import kv_budget
 from solm.core.sparsity import SparsityConfig
+from solm.data.windows import fingerprint
 from solm.evaluation.pictures import Kind, blank, picture
 from solm.evaluation.result import Record, record
 from solm.evaluation.statistics import paired_difference
@@ -39,8 +40,11 @@ _BLOCK = 32
 _KEEPS, _UNIFORM, _TARGETS = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05), (0.3, 0.2, 0.1), (0.2, 0.3)
 SETS = ("longeval_lines", "niah_multikey")
 DENSE = "constant 1"
-SIZES = ("contexts", "length", "seed", "data_fingerprint", "model", "policy", "backend", "timed")
-"""The settings in which a partial result must agree; with more texts or questions it goes on."""
+SIZES = (
+    "contexts", "length", "texts", "seed", "data_fingerprint", "model", "revision", "dtype", "policy", "backend",
+    "timed",
+)  # fmt: skip
+"""The settings in which, beside the policy's digest, a partial result must agree; with more questions it goes on."""
 Found = dict[str, dict[str, Any]]
 
 
@@ -76,7 +80,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     windows = windows_of(streams, options.texts, contexts[-1], options.length, options.seed)
     settings = options.model_dump(mode="json") | {"data_fingerprint": [stream.fingerprint for stream in streams]}
     sizes = {name: settings[name] for name in SIZES}
-    parts = Parts(partial, [sizes, options.texts])
+    parts = Parts(partial, [sizes, lm.trained.config.digest])
     found: dict[str, dict[str, list[Found]]] = {"text": {str(context): [] for context in contexts}, "retrieval": {}}
     for index, window in enumerate(windows.split(1)):
         progress("texts", index, len(windows))
@@ -88,9 +92,9 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
         found["retrieval"][name] = []
         for index, (ids, begun) in enumerate(answers):
             progress(name, index, len(answers))
-            found["retrieval"][name].append(
-                parts.get(f"{name} {index}", lambda ids=ids, begun=begun: _answer(lm, ids, begun))  # type: ignore[misc]
-            )
+            asked = f"{name} {fingerprint(ids)} {begun}"
+            told = parts.get(asked, lambda ids=ids, begun=begun: _answer(lm, ids, begun))  # type: ignore[misc]
+            found["retrieval"][name].append(told)
     results = {
         "text": {context: summary(texts, _BLOCK) for context, texts in found["text"].items()},
         "retrieval": {name: summary(answers, None) for name, answers in found["retrieval"].items() if answers},

@@ -11,6 +11,7 @@ from solm.core.errors import DamagedFileError, SolmError
 from solm.core.files import read_tensors, write_tensors
 from solm.core.interrupt import SIGTERM_CODE, Interrupted, signals
 from solm.core.parts import Parts
+from solm.core.words import counted
 from solm.data.windows import TokenStream
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.value_network import ValueNetwork
@@ -47,11 +48,14 @@ def train_values(
     report: called after every batch with the record that the log gets. level_costs: called with the texts done and in
     all while level costs are measured, after the batches. Raises `Interrupted` at SIGINT or SIGTERM among the batches,
     `RunMismatchError` where `out` holds a run of another configuration, text or model, and `SolmError` for a layer that
-    the model lacks.
+    the model lacks or too few texts.
     """
     layers = lm.shapes.layers
     if config.layer >= layers:
         raise SolmError(f"layer {config.layer} is out of range: this model has layers 0 to {layers - 1}")
+    texts = config.texts * config.batches
+    if texts * (1 - config.fit.held_out) < 1:
+        raise SolmError(f"{counted(texts, 'text')}, of which the fit leaves out {config.fit.held_out:g}: none is left")
     ranks = ranks or Ranks()
     folder = RunFolder(out, config, ranks)
     try:

@@ -6,11 +6,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from helpers.models import tokens
 from helpers.texts import FISH
 from solm.cli.main import app
 from solm.core.errors import SolmError
 from solm.core.parts import Parts
 from solm.evaluation.result import Record
+from solm.policies.artifact import TrainedPolicy
 from solm.research import best_of, free_running, learning, long_context, precision
 from solm.research.studies import STUDIES, study
 
@@ -95,6 +97,33 @@ def test_long_contexts_are_timed_where_it_is_asked_for(value_lm, source):
     assert " ms" in long_context.lines(long_context.measure(value_lm, options, None, ignore))[0]
     with pytest.raises(ValueError, match=r"--timed 33: at most the 32 tokens of --length"):
         long_context.Options(data=source, length=32, timed=33)
+
+
+def test_long_contexts_measure_again_only_what_has_changed(value_lm, source, tmp_path, monkeypatch):
+    asked, calls, arms = [(tokens(1, 80), 70)], [], long_context.arms
+    monkeypatch.setattr(long_context, "_questions", lambda lm, folder, name, count: asked[:count])
+    monkeypatch.setattr(long_context, "arms", lambda *given: calls.append(given) or arms(*given))
+    options = long_context.Options(data=source, contexts="90", length=32, texts=1, questions=2, tasks=tmp_path)
+
+    def measured(lm=value_lm, **changes) -> int:
+        calls.clear()
+        found = long_context.measure(lm, options.model_copy(update=changes), tmp_path / "partial", ignore)
+        assert set(found.results["retrieval"]) == (set() if changes else set(long_context.SETS))
+        return len(calls)
+
+    assert measured() == 3
+    assert measured() == 0
+    asked.append((tokens(1, 80, seed=1), 70))
+    assert measured() == 2, "the new question of both sets"
+    asked[0] = (tokens(1, 80, seed=2), 70)
+    assert measured() == 2, "the question in the other's place"
+    assert measured(questions=0) == 0
+    assert measured(questions=0, dtype="bfloat16") == 1
+    assert measured(questions=0, revision="main") == 1
+    other = value_lm.with_policy(
+        TrainedPolicy(value_lm.trained.config.model_copy(update={"digest": "b"}), value_lm.trained.network)
+    )
+    assert measured(other, questions=0) == 1
 
 
 def test_learning_measures_every_method_after_its_minutes(tiny_lm, source, tmp_path):
