@@ -62,14 +62,14 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     assert lm.tokenizer is not None
     held_out = options.streams(lm)
     settings = options.model_dump(mode="json") | {"data_fingerprint": [stream.fingerprint for stream in held_out]}
-    parts = Parts(partial, settings)
-    training = options.fit / TRAINING
+    streams, training = [token_stream(source, lm.tokenizer) for source in options.train], options.fit / TRAINING
+    fit_digest = TrainedPolicy.from_pretrained(training / "policy").config.digest
+    parts = Parts(partial, [settings, [stream.fingerprint for stream in streams], fit_digest])
     config = read_stored(training)
     assert isinstance(config, ValueTrainConfig)
     batches = max(1, round(options.part * config.batches))
     arms = {"part": fitted(lm, options, config, batches), "all": fitted(lm, options, config, config.batches)}
     seconds = sampling_seconds(training, batches + 1)
-    streams = [token_stream(source, lm.tokenizer) for source in options.train]
     how = FineTuneConfig(
         context=config.context, length=config.length, learning_rate=options.learning_rate, seed=options.seed
     )

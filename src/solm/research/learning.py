@@ -91,7 +91,6 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     held_out = options.streams(lm)
     windows = windows_of(held_out, options.texts, options.context, options.length, options.seed)
     settings = options.model_dump(mode="json") | {"data_fingerprint": [stream.fingerprint for stream in held_out]}
-    parts = Parts(partial, {name: value for name, value in settings.items() if name not in ("minutes", "methods")})
     texts = Texts(lm, windows, options.context, batch=options.texts)
     everything = torch.ones(options.texts, 1, 3, dtype=torch.float64)
     dense = float(texts.run(Dense(ActionSpace()), everything)[0].mean())
@@ -101,6 +100,9 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
         level_cost_texts=8, level_cost_context=options.context, layer=options.layer,
     )  # fmt: skip
     streams = training_streams(lm, how, options.runs, Ranks())
+    same = {name: value for name, value in settings.items() if name not in ("minutes", "methods")}
+    text = [stream.fingerprint for stream in streams]
+    parts = Parts(partial, [same, text, lm.sparsity.model_dump(mode="json")])
     jobs = [(limit, method) for limit in options.minutes for method in options.methods]
 
     def point(limit: float, method: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from helpers.texts import FISH
 from solm.cli.main import app
 from solm.core.errors import SolmError
 from solm.core.parts import Parts
+from solm.policies.artifact import TrainedPolicy
 from solm.research.studies import STUDIES
 from solm.training.config import ValueTrainConfig
 from solm.training.values import train_values
@@ -128,6 +129,32 @@ def test_fine_tuning_spends_what_the_others_spend(run, tmp_path):
     assert losses["fine-tuned"] - losses["all"] == pytest.approx(everything)
     assert results["updates"] >= 1
     assert results["batches"] == [2, 4]
+
+
+@pytest.mark.parametrize(("name", "what"), [("learning", "text"), ("fine-tuning", "text"), ("fine-tuning", "fit")])
+def test_a_study_does_not_go_on_with_another_training_text_or_fit(name, what, run, tmp_path, monkeypatch):
+    (tmp_path / "train.txt").write_text(FISH)
+    options = list(OPTIONS[name])
+    options[options.index("--train") + 1] = str(tmp_path / "train.txt")
+    monkeypatch.setitem(OPTIONS, name, options)
+    keys = []
+
+    def stop(self, part, make):
+        keys.append(self.key)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Parts, "get", stop)
+    for _ in range(2):
+        assert run(name, "parts.json").exit_code != 0
+    if what == "text":
+        (tmp_path / "train.txt").write_text(FISH.replace("fish", "bird"))
+    else:
+        folder = tmp_path / "fit" / "training" / "policy"
+        trained = TrainedPolicy.from_pretrained(folder)
+        TrainedPolicy(trained.config.model_copy(update={"provenance": {}}), trained.network).save_pretrained(folder)
+    assert run(name, "parts.json").exit_code != 0
+    first, same, other = keys
+    assert first == same != other
 
 
 def test_a_result_that_cannot_be_written_costs_nothing_that_was_found(run, tmp_path, monkeypatch):
