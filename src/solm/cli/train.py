@@ -74,7 +74,6 @@ def train(
 
     from solm.cli.output import print_json, progress_bar, say
     from solm.core.interrupt import Interrupted
-    from solm.core.sparsity import SparsityConfig
     from solm.training.allocate import read_allocation
     from solm.training.checkpoint import CONFIG, read_stored
     from solm.training.config import TrainConfig, read_values
@@ -99,15 +98,14 @@ def train(
             raise SolmError(f"--set: {value!r} is not a value of YAML") from None
         names[key.strip()] = f"--set {key.strip()}"
     checks.out_folder(out)
-    if allocation is not None:
-        how = checks.sparsity_of(sparsity) or SparsityConfig()
-        with checks.option("--allocation"):
-            overrides["sparsity"] = how.under(read_allocation(allocation))
-        names["sparsity"] = "--allocation"
     source = out / CONFIG if config is None and (out / CONFIG).exists() else config
     with checks.option("--config" if source == config else "--out"):
         known = read_stored(out).model_dump() if source == out / CONFIG else read_values(config)
     chosen = _configuration({**known, **overrides}, names, str(source or "the configuration"))
+    if allocation is not None:
+        with checks.option("--allocation"):
+            sparsity_under = chosen.sparsity.under(read_allocation(allocation))
+        chosen = chosen.model_copy(update={"sparsity": sparsity_under})
     _check(chosen, trust_remote_code)
 
     from solm.runtime.load import load
