@@ -10,7 +10,6 @@ Example: solm study learning --threads 1 --train books.txt,web.txt --data wiki.t
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +35,13 @@ from solm.research.texts import Texts, windows_of
 from solm.runtime.language_model import LanguageModel
 from solm.training.checkpoint import LOG, RunFolder
 from solm.training.config import TrainConfig, ValueTrainConfig
-from solm.training.counterfactual import Samples, collect_samples, draw_levels
+from solm.training.counterfactual import Samples
 from solm.training.grpo import WEIGHT_DECAY, optimise
 from solm.training.ranks import Ranks
 from solm.training.regression import fit
-from solm.training.rollout import collect, step_generator
-from solm.training.sources import draw_windows, training_streams
-from solm.training.values import SAMPLES, average_costs, read_samples, set_level_costs
+from solm.training.rollout import collect
+from solm.training.sources import training_streams
+from solm.training.values import SAMPLES, average_costs, batch_of_samples, read_samples, set_level_costs
 
 METHODS: dict[str, dict[str, Any]] = {
     "values": {},
@@ -206,7 +205,7 @@ def values(
         write_tensors(out / _COSTS, {str(axis): cost for axis, cost in enumerate(average_costs(lm, config, streams))})
     while not records or clock() + _FIT * len(records) < 60 * limit:
         batch = len(records) + 1
-        parts.append(next(samples(lm, config, streams, batch)))
+        parts.append(batch_of_samples(lm, config, streams, batch))
         write_tensors(out / SAMPLES / f"{batch:05d}.safetensors", dict(vars(parts[-1])))
         records.append({"update": batch, "cost": float(parts[-1].cost.mean()), "seconds": clock()})
         folder.log(records[-1])
@@ -218,19 +217,6 @@ def values(
     known = PolicyConfig(base=lm.identity, space=config.space, sparsity=lm.sparsity, network=network.config)
     said = {"token_steps": collected.cost.numel(), "explained": found.explained[-1], "slopes": found.slopes}
     return Snapshot(clock() / 60, TrainedPolicy(known, network), said)
-
-
-def samples(
-    lm: LanguageModel, config: ValueTrainConfig, streams: list[TokenStream], first: int = 1
-) -> Iterator[Samples]:
-    """The batches of samples of `solm train` with this configuration, from batch `first` on, without end."""
-    batch = first
-    while True:
-        generator = step_generator(config.seed, batch, 0)
-        windows = draw_windows(streams, config.texts, config.context + config.length + 1, generator)
-        before, after = draw_levels(config.space, config.texts, config.schedules, config.length, generator)
-        yield collect_samples(lm, windows, config.context, config.layer, before, after, config.space)
-        batch += 1
 
 
 def lines(found: Record) -> list[str]:

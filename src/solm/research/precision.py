@@ -22,7 +22,6 @@ from solm.data.windows import TokenStream
 from solm.evaluation.pictures import Kind, blank, picture
 from solm.evaluation.result import Record, record
 from solm.policies.value_policy import ValueConfig
-from solm.research.learning import samples
 from solm.research.off_grid import write_off_grid
 from solm.research.studies import Progress, StudyOptions
 from solm.runtime.language_model import LanguageModel
@@ -31,6 +30,7 @@ from solm.training.counterfactual import Samples
 from solm.training.ranks import Ranks
 from solm.training.regression import fit
 from solm.training.sources import training_streams
+from solm.training.values import batch_of_samples
 
 _DTYPES = ("bfloat16", "float32")
 _HELD_OUT, _SEEDS = 0.25, 5
@@ -103,7 +103,7 @@ def _collected(
 
     def write(batch: int) -> str:
         path = folder / f"{batch:05d}.safetensors"
-        write_tensors(path, dict(vars(next(samples(lm, config, streams, batch)))))
+        write_tensors(path, dict(vars(batch_of_samples(lm, config, streams, batch))))
         return path.name
 
     found = []

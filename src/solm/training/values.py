@@ -11,7 +11,6 @@ from solm.core.errors import DamagedFileError, SolmError
 from solm.core.files import read_tensors, write_tensors
 from solm.core.interrupt import SIGTERM_CODE, Interrupted, signals
 from solm.core.parts import Parts
-from solm.core.words import counted
 from solm.data.windows import TokenStream
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.value_network import ValueNetwork
@@ -48,14 +47,11 @@ def train_values(
     report: called after every batch with the record that the log gets. level_costs: called with the texts done and in
     all while level costs are measured, after the batches. Raises `Interrupted` at SIGINT or SIGTERM among the batches,
     `RunMismatchError` where `out` holds a run of another configuration, text or model, and `SolmError` for a layer that
-    the model lacks or too few texts.
+    the model lacks.
     """
     layers = lm.shapes.layers
     if config.layer >= layers:
         raise SolmError(f"layer {config.layer} is out of range: this model has layers 0 to {layers - 1}")
-    texts = config.texts * config.batches
-    if texts * (1 - config.fit.held_out) < 1:
-        raise SolmError(f"{counted(texts, 'text')}, of which the fit leaves out {config.fit.held_out:g}: none is left")
     ranks = ranks or Ranks()
     folder = RunFolder(out, config, ranks)
     try:
@@ -194,10 +190,7 @@ def collect(
             if not (ranks.any(wanted) if ranks.lockstep else wanted):
                 continue
             begun = time.perf_counter()
-            generator = step_generator(config.seed, batch, 0)
-            windows = draw_windows(streams, config.texts, config.context + config.length + 1, generator)
-            before, after = draw_levels(config.space, config.texts, config.schedules, config.length, generator)
-            samples = collect_samples(lm, windows, config.context, config.layer, before, after, config.space)
+            samples = batch_of_samples(lm, config, streams, batch)
             stopping = ranks.any(bool(stop)) if ranks.lockstep else bool(stop)
             if wanted:
                 write_tensors(path, dict(vars(samples)))
@@ -213,6 +206,14 @@ def collect(
                 report(record)
             if stopping:
                 raise Interrupted(stop[0] if stop else SIGTERM_CODE)
+
+
+def batch_of_samples(lm: LanguageModel, config: ValueTrainConfig, streams: list[TokenStream], batch: int) -> Samples:
+    """Batch number `batch`, from 1 on, of the samples of this configuration: random schedules of random texts."""
+    generator = step_generator(config.seed, batch, 0)
+    windows = draw_windows(streams, config.texts, config.context + config.length + 1, generator)
+    before, after = draw_levels(config.space, config.texts, config.schedules, config.length, generator)
+    return collect_samples(lm, windows, config.context, config.layer, before, after, config.space)
 
 
 def read_samples(out: Path, batches: int) -> Samples:

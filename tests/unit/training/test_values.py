@@ -107,14 +107,6 @@ def test_a_run_does_not_mix_samples_of_two_texts(tmp_path, byte_tokenizer):
         run(tmp_path, "a", byte_tokenizer, data=(str(text),))
 
 
-@pytest.mark.parametrize(("texts", "fit"), [(1, {}), (4, {"held_out": 0.9})])
-def test_texts_that_are_all_held_out_are_refused_before_any_is_read(tmp_path, byte_tokenizer, texts, fit):
-    with pytest.raises(SolmError, match=r"texts?, of which the fit leaves out 0\.[19]: none is left"):
-        run(tmp_path, "a", byte_tokenizer, texts=texts, batches=1, fit=fit)
-    assert not (tmp_path / "a").exists()
-    run(tmp_path, "a", byte_tokenizer, texts=1, batches=1, fit={"held_out": 0})
-
-
 def test_level_costs_are_reported_and_kept_when_they_are_interrupted(tmp_path, byte_tokenizer, monkeypatch):
     whole = run(tmp_path, "whole", byte_tokenizer, level_cost_texts=10)
     seen = []
