@@ -7,7 +7,7 @@ from cells import NONE, interval, markdown, table
 from published import Difference
 
 SHARES = (0.3, 0.2, 0.1)
-LARGER = "long-context-0.5b"
+LARGER, ANSWERS = "long-context-0.5b", "retrieval-0.5b"
 _BLOCK, _FITTED, _MEASURED = 32, 512, 4096
 """Tokens that the study resamples together, and contexts of the larger model's fit."""
 TASKS = {"longeval_lines": "lines", "niah_multikey": "needles"}
@@ -51,9 +51,8 @@ def long_context_larger() -> str:
         return ""
     found = of.books(LARGER)
     parts = [f"### Long contexts on a larger model\n\n{_about(found)}", _losses(found).rstrip(), _limits(found)]
-    if any(of.retrieval(LARGER).values()):
-        told = f"Log-probabilities of whole answers, {of.settings(LARGER)['questions']} questions of every set:"
-        parts += [told, _answers().rstrip()]
+    if of.measured(ANSWERS):
+        parts += [_about_answers(), _answers().rstrip(), f"`results/{ANSWERS}.json`."]
     return "\n".join(["", "\n\n".join([*parts, f"`results/{LARGER}.json`."]), ""])
 
 
@@ -78,20 +77,35 @@ def _losses(found: dict[int, dict[str, dict[str, Any]]]) -> str:
     return markdown(("Context", "dense", *head, *last), rows)
 
 
+def _about_answers() -> str:
+    return (
+        f"Retrieval over about 4,300 tokens, {of.settings(ANSWERS)['questions']} questions of each set: the "
+        "log-probability of the whole answer, and the share of answers of which every token is the likeliest one. "
+        "Differences are of losses, in nats per answer."
+    )
+
+
 def _answers() -> str:
+    """By set and share: log-probability of an answer and correct ones, the allocation's and the policy's gains."""
     rows = []
-    for task, arms in of.retrieval(LARGER).items():
-        dense, *pairs = (
-            tuple(-arms[of.book_arm(arm, share)]["nats"] for arm in which)
-            for share, which in ((1, ("allocated",)), *((share, ("uniform", "allocated")) for share in SHARES))
-        )
-        policy = arms[of.book_arm("policy", 0.2)]
-        rows.append(
-            [TASKS[task], f"{dense[0]:.1f}", *(f"{one:.1f} → {other:.1f}" for one, other in pairs),
-             f"{-policy['nats']:.1f}", interval(Difference.of(policy["minus_constant"]), 1)]
-        )  # fmt: skip
-    head = (f"pages {share:g}: uniform → allocated" for share in SHARES)
-    return markdown(("Answers", "dense", *head, "policy at 0.2", "loss: policy − constant at 0.2"), rows)
+    for task, arms in of.retrieval(ANSWERS).items():
+        dense = _answered(arms[of.book_arm("allocated", 1)])
+        for share in SHARES:
+            uniform, allocated = (arms[of.book_arm(arm, share)] for arm in ("uniform", "allocated"))
+            policy = arms.get(of.book_arm("policy", share))
+            last = [NONE, NONE] if policy is None else [
+                f"{-policy['nats']:.1f}", interval(Difference.of(policy["minus_constant"]), 1)
+            ]  # fmt: skip
+            gain = interval(Difference.of(uniform["constant_minus_uniform"]), 1)
+            rows.append(
+                [f"{TASKS[task]}, pages {share:g}", dense, _answered(uniform), _answered(allocated), gain, *last]
+            )
+    head = ("dense", "uniform", "allocated", "allocated − uniform", "policy", "policy − constant")
+    return markdown(("Answers", *head), rows)
+
+
+def _answered(arm: dict[str, Any]) -> str:
+    return f"{-arm['nats']:.1f}, {100 * arm['accuracy']:.0f} %"
 
 
 def _milliseconds(arm: dict[str, Any]) -> str:

@@ -28,11 +28,38 @@ def baselines() -> str:
     return compared("policies", ["fine"], ("policy", *against, "token table"), against)
 
 
+GRIDS = ("attention-fine", "mlp-fine", "bits-fine", "joint-8", "joint-27", "joint-336")
+"""Of the paper."""
+
+
 @table
 def grids() -> str:
     against = ("allocated", "uniform", "tuned", "best of 500")
-    spaces = ("attention-fine", "mlp-fine", "bits-fine", "joint-8", "joint-27", "joint-336")
-    return compared("policies", spaces, ("policy", "constant"), against)
+    return compared("policies", GRIDS, ("policy", "constant"), against)
+
+
+GRIDS_LARGER = "paper-0.5b"
+
+
+@table
+def grids_larger() -> str:
+    """The same on a larger model as the paper carries actions out, and the paper's own training, once measured."""
+    against = ("uniform", "tuned", "constant", "best of 500", "policy gradient")
+    spaces = [space for space in GRIDS if of.measured(f"{GRIDS_LARGER}/{space}")]
+    if not spaces:
+        return ""
+    how = of.settings(f"{GRIDS_LARGER}/{spaces[0]}")
+    files = ", ".join(f"`results/{GRIDS_LARGER}/{space}.json`" for space in spaces)
+    about = (
+        "### The paper's grids on a larger model\n\n"
+        "Qwen2.5-Coder-0.5B, the Q4_K_M file in bfloat16, actions as the paper carries them out (`--sparsity paper`): "
+        "pages by query head, input channels alone, outputs of the MLP rounded. There is no allocation, so that "
+        f"*uniform* is the paper's static schedule. {how['texts']} held-out texts × {how['length']} tokens after "
+        f"{how['context']}. One policy of `solm train` for all grids; *policy gradient* is the paper's training on "
+        "joint-27 for as many minutes."
+    )
+    table = compared(GRIDS_LARGER, spaces, ("policy", *against), against).rstrip()
+    return f"\n{about}\n\n{table}\n\n{files}.\n"
 
 
 @table
