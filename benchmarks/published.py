@@ -15,7 +15,7 @@ RESULTS = ROOT / "docs" / "results"
 ARMS = {
     "policy": "policy", "allocated": "allocated", "uniform": "uniform", "tuned": "tuned", "constant": "constant",
     "random": "random", "oracle": "oracle", "token table": "token-table", "best of 500": "best-of-500-estimated",
-    "top-p": "top-p", "thresholds": "teal", "policy gradient": "grpo",
+    "top-p": "top-p", "thresholds": "teal",
 }  # fmt: skip
 """The arms of a comparison, as the documentation calls them, and their keys in the results."""
 

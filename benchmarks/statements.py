@@ -149,7 +149,7 @@ def no_win_over_a_constant_rate() -> bool:
 # Baselines
 
 
-@says("docs/results.md", "Uniform: always here. Allocated: always in the space `fine`")
+@says("docs/results.md", "On the 135M, uniform: always. Allocated: always in the space `fine`")
 def always() -> bool:
     spaces = ("fine", "attention-fine", "mlp-fine", "bits-fine", "joint-8", "joint-27", "joint-336")
     found = [each for space in spaces for each in of.comparisons("policies", space)]
