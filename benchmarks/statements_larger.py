@@ -1,5 +1,6 @@
 """What the pages say in words about larger models, see `statements`."""
 
+import json
 from itertools import pairwise
 from math import inf
 
@@ -287,3 +288,11 @@ def an_even_split_over_the_axes() -> bool:
         0.015,
         0.146,
     ]
+
+
+@says("docs/results.md", "training loses to *uniform* at all four budgets: it has made 110 updates")
+def the_papers_training_for_as_many_minutes() -> bool:
+    found = of.comparisons("paper-0.5b", "joint-27-policy-gradient")
+    made = json.loads((of.RESULTS / "paper-0.5b" / "joint-27-policy-gradient.json").read_text())["policy"]
+    lost = [one.policy_minus["uniform"].low > 0 for one in found]
+    return lost == [True] * 4 and made["config"]["updates"] == 110
