@@ -51,9 +51,10 @@ def long_context_larger() -> str:
         return ""
     found = of.books(LARGER)
     parts = [f"### Long contexts on a larger model\n\n{_about(found)}", _losses(found).rstrip(), _limits(found)]
+    parts.append(f"`results/{LARGER}.json`.")
     if of.measured(ANSWERS):
         parts += [_about_answers(), _answers().rstrip(), f"`results/{ANSWERS}.json`."]
-    return "\n".join(["", "\n\n".join([*parts, f"`results/{LARGER}.json`."]), ""])
+    return "\n".join(["", "\n\n".join(parts), ""])
 
 
 def _losses(found: dict[int, dict[str, dict[str, Any]]]) -> str:

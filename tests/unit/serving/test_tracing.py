@@ -46,7 +46,7 @@ def test_nothing_is_wanted_unless_a_collector_is_named(monkeypatch):
     assert not tracing_wanted()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(SolmError, match=r"pip install 'solm\[otel\]'"):
+    with pytest.raises(SolmError, match=r"pip install '\.\[otel\]' in a checkout of solm"):
         tracing_wanted()
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     assert not tracing_wanted()
