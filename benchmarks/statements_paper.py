@@ -1,0 +1,47 @@
+"""What the pages say in words about the paper's grids and its training on a larger model, see `statements`."""
+
+import json
+
+import published as of
+from statements import says, won
+
+
+@says("docs/results.md", "On joint-27 the policy beats *uniform* at four of twelve budgets, all of them at most 0.65")
+@says("docs/results.md", "ties at seven, and loses by 0.005 nats at one.")
+@says("docs/results.md", "On the 0.5B, on the paper's joint-27: uniform at four of twelve budgets")
+@says("docs/results.md", "on the 0.5B on joint-27 from 0.7 to 0.9.")
+@says("docs/results.md", "It beats the best of 500 at one and **loses** to it from 0.7 to 0.9, by at most 0.018 nats.")
+@says("docs/results.md", "loses less than the policy at the four lowest budgets. More is won by how")
+def the_papers_grid_on_the_smaller_model() -> bool:
+    found = of.comparisons("paper-0.5b", "joint-27")
+    uniform = {one.net_keep: one.policy_minus["uniform"] for one in found}
+    beaten = [keep for keep, difference in uniform.items() if won(difference)]
+    lost = [difference.value for difference in uniform.values() if difference.low > 0]
+    known = len(found) == 12 and len(beaten) == 4 and max(beaten) == 0.65 and [round(one, 3) for one in lost] == [0.005]
+    random = {one.net_keep: one.policy_minus["best of 500"] for one in found}
+    worse = {keep: difference.value for keep, difference in random.items() if difference.low > 0}
+    best = sum(map(won, random.values())) == 1 and list(worse) == [0.7, 0.75, 0.8, 0.85, 0.9]
+    between = [one.policy_minus["constant"].low > 0 for one in found]
+    return known and best and round(max(worse.values()), 3) == 0.018 and all(between[:4])
+
+
+@says("docs/results.md", "keeps all pages and rounds activations, and loses 0.015 nats.")
+@says("docs/results.md", "An even split of the same net keep loses 0.146 nats on other text")
+def an_even_split_over_the_axes() -> bool:
+    ours = next(one for one in of.comparisons("paper-0.5b", "joint-27") if one.net_keep == 0.75)
+    points = of.read("paper-0.5b/joint-27")["points"]
+    axes = next(point["axes"] for point in points if (point["arm"], point["budget"]) == ("policy", 0.75))
+    even = next(one for one in of.comparisons("paper-0.5b", "even-split") if one.net_keep == 0.75)
+    split = axes["attention"] == 1 and axes["bits"] < 0.5
+    return split and [round(lost, 3) for lost in (ours.above_dense["policy"], even.above_dense["uniform"])] == [
+        0.015,
+        0.146,
+    ]
+
+
+@says("docs/results.md", "training loses to *uniform* at all four budgets: it has made 110 updates")
+def the_papers_training_for_as_many_minutes() -> bool:
+    found = of.comparisons("paper-0.5b", "joint-27-policy-gradient")
+    made = json.loads((of.RESULTS / "paper-0.5b" / "joint-27-policy-gradient.json").read_text())["policy"]
+    lost = [one.policy_minus["uniform"].low > 0 for one in found]
+    return lost == [True] * 4 and made["config"]["updates"] == 110
