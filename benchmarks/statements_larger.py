@@ -274,3 +274,21 @@ def what_budgets_do_to_tasks_of_the_larger_model() -> bool:
         and solved["humaneval", "policy", 0.8] == solved["humaneval", "dense", 1.0]
         and all(map(tied, differences))
     )
+
+
+@says("docs/limits.md", "hidden value becomes less likely by 39 nats at a tenth of the pages")
+@says("docs/limits.md", "three tenths no loss shows there; uniform pages lose 2.3 nats")
+@says("docs/results.md", "needles at three tenths of the pages, where uniform pages lose 2.3 nats.")
+@says("docs/results.md", "At a fifth it loses 1.4 nats and uniform pages 16.8; at a tenth both lose tens of nats.")
+@says("docs/results.md", "Of lines both lose 0.4 nats at a fifth.")
+def facts_from_far_back_on_the_smaller_model() -> bool:
+    sets = of.retrieval("retrieval-0.5b")
+    needles, lines = (
+        {arm: Difference.of(found["minus_dense"]) for arm, found in sets[name].items()}
+        for name in ("niah_multikey", "longeval_lines")
+    )
+    told = [round(needles[arm].value, 1) for arm in ("uniform 0.3", "constant 0.2", "uniform 0.2")]
+    tenth = [needles[arm].value for arm in ("constant 0.1", "uniform 0.1")]
+    kept = tied(needles["constant 0.3"]) and needles["uniform 0.3"].low > 0
+    fifth = [round(lines[arm].value, 1) for arm in ("constant 0.2", "uniform 0.2")]
+    return told == [2.3, 1.4, 16.8] and round(tenth[0]) == 39 and min(tenth) > 20 and kept and fifth == [0.4, 0.4]

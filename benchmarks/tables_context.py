@@ -81,32 +81,27 @@ def _losses(found: dict[int, dict[str, dict[str, Any]]]) -> str:
 def _about_answers() -> str:
     return (
         f"Retrieval over about 4,300 tokens, {of.settings(ANSWERS)['questions']} questions of each set: the "
-        "log-probability of the whole answer, and the share of answers of which every token is the likeliest one. "
-        "Differences are of losses, in nats per answer."
+        "log-probability of the whole answer. Differences are of losses, in nats per answer. Few answers would be "
+        "written in these very words, also by dense steps, so that none are counted."
     )
 
 
 def _answers() -> str:
-    """By set and share: log-probability of an answer and correct ones, the allocation's and the policy's gains."""
+    """By set and share: log-probability of an answer, the allocation's and the policy's gains."""
     rows = []
     for task, arms in of.retrieval(ANSWERS).items():
-        dense = _answered(arms[of.book_arm("allocated", 1)])
         for share in SHARES:
             uniform, allocated = (arms[of.book_arm(arm, share)] for arm in ("uniform", "allocated"))
-            policy = arms.get(of.book_arm("policy", share))
-            last = [NONE, NONE] if policy is None else [
-                f"{-policy['nats']:.1f}", interval(Difference.of(policy["minus_constant"]), 1)
-            ]  # fmt: skip
             gain = interval(Difference.of(uniform["constant_minus_uniform"]), 1)
-            rows.append(
-                [f"{TASKS[task]}, pages {share:g}", dense, _answered(uniform), _answered(allocated), gain, *last]
-            )
+            cells = [f"{-arm['nats']:.1f}" for arm in (arms[of.book_arm("allocated", 1)], uniform, allocated)] + [gain]
+            policy = arms.get(of.book_arm("policy", share))
+            if policy is None:
+                cells += [NONE, NONE]
+            else:
+                cells += [f"{-policy['nats']:.1f}", interval(Difference.of(policy["minus_constant"]), 1)]
+            rows.append([f"{TASKS[task]}, pages {share:g}", *cells])
     head = ("dense", "uniform", "allocated", "allocated − uniform", "policy", "policy − constant")
     return markdown(("Answers", *head), rows)
-
-
-def _answered(arm: dict[str, Any]) -> str:
-    return f"{-arm['nats']:.1f}, {100 * arm['accuracy']:.0f} %"
 
 
 def _milliseconds(arm: dict[str, Any]) -> str:
