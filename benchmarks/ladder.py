@@ -143,7 +143,7 @@ def files(asked: argparse.Namespace) -> list[File]:
         path, policy = gguf_of(model), None
         if path is None:
             raise SolmError(f"--model: {model} is no GGUF file")
-        facts = checks.model_config(model, on_engine=True)
+        facts = checks.model_config(model, backend="cpu")
         try:
             policy = checks.trained_policy(AUTO, facts)
         except SolmError as error:

@@ -34,7 +34,7 @@ def the_smaller_policy() -> bool:
     )
 
 
-@says("README.md", "Without its network the 0.5B's ties with it at seven.")
+@says("README.md", "On the 0.5B its network shows no gain at seven.")
 @says("docs/results.md", "*Allocated* it beats at one and ties at seven")
 @says("docs/limits.md", "without the network it ties at seven budgets and wins at one")
 def the_network_of_the_smaller_policy() -> bool:

@@ -65,7 +65,7 @@ def bench(
     lengths = checks.counts(context, "--context")
     checks.out_file(out)
     checks.backend(backend, precision, kv_cache_dtype, dtype)
-    config = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
+    config = checks.model_config(model, revision, trust_remote_code, backend=backend)
     checks.room(config, lengths[-1] + _STEPS, "--context and the steps after it")
     trained = checks.trained_policy(policy, config)
     tokenizer = checks.tokenizer(model, revision, trust_remote_code)

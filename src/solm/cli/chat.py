@@ -88,7 +88,7 @@ def chat(
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
     checks.backend(backend, precision, kv_cache_dtype, dtype)
-    config = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
+    config = checks.model_config(model, revision, trust_remote_code, backend=backend)
     checks.room(config, max_new_tokens, "--max-new-tokens")
     tokenizer = checks.tokenizer(model, revision, trust_remote_code, system)
     if policy == "dense" and budget is not None:

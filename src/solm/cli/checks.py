@@ -118,11 +118,12 @@ def step_times(path: Path | None, model: str, backend: str = "auto") -> "StepTim
 
 
 def model_config(
-    model: str, revision: str | None = None, trust: bool = False, typed: str = "--model", on_engine: bool = False
+    model: str, revision: str | None = None, trust: bool = False, typed: str = "--model", backend: str = "torch"
 ) -> ModelFacts:
-    """What the files of --model say, without weights. on_engine: as the cpu backend reads them, if it can."""
+    """What the files of --model say, without weights: as the cpu backend reads them, if `backend` may be it and
+    it can."""
     with option(typed):
-        return model_facts(model, revision, trust, on_engine)
+        return model_facts(model, revision, trust, on_engine=backend != "torch")
 
 
 def tokenizer(

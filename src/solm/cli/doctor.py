@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -113,10 +114,8 @@ def _suitable(model: str, revision: str | None, trust: bool) -> tuple[str | None
     from solm.core.errors import SolmError
     from solm.core.sparsity import SparsityConfig
 
-    try:
+    with suppress(SolmError):  # of a model that only the torch backend knows, or of none
         return unsuited(spec_of(model, revision), SparsityConfig()), None
-    except SolmError:
-        pass  # a model that only the torch backend knows, or none
     try:
         config = base_config(model, trust, revision).get_text_config(decoder=True)
         return unsuited_config(config.to_dict(), model, SparsityConfig()), None

@@ -135,7 +135,7 @@ def evaluate(
     how = checks.sparsity_of(sparsity)
     grid = checks.space_of(space)
     checks.backend(backend, precision, kv_cache_dtype, dtype, how)
-    config = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
+    config = checks.model_config(model, revision, trust_remote_code, backend=backend)
     trained = checks.trained_policy(policy, config, grid)
     if "teal" in names and tuning is None and (trained is None or trained.config.sparsity.thresholds is None):
         raise SolmError("--baselines: teal needs text to calibrate its thresholds on; give --tuning")

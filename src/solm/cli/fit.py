@@ -70,7 +70,7 @@ def fit(
         raise SolmError(f"--minutes: {minutes:g} is out of range: it must be above 0 and at most 10000")
     checks.out_folder(out)
     checks.backend("cpu", precision, kv_cache_dtype, "auto")
-    checks.model_config(model, revision, trust_remote_code, "MODEL", on_engine=True)
+    checks.model_config(model, revision, trust_remote_code, "MODEL", backend="cpu")
     sources = read_sources(data)
     long_enough(sources, _LEAST_TOKENS)
     tokenizer = checks.tokenizer(model, revision, trust_remote_code, typed="MODEL")

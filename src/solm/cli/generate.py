@@ -105,7 +105,7 @@ def generate(
     checks.out_file(out)
     checks.backend(backend, precision, kv_cache_dtype, dtype)
     grid = checks.space_of(space)
-    config = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
+    config = checks.model_config(model, revision, trust_remote_code, backend=backend)
     checks.room(config, max_new_tokens, "--max-new-tokens")
     tokenizer = checks.tokenizer(model, revision, trust_remote_code, system)
     if tokenizer is None:  # a GGUF file's, which is read before its weights

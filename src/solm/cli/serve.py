@@ -120,7 +120,7 @@ def serve(
     how = checks.sparsity_of(sparsity)
     checks.backend(backend, precision, kv_cache_dtype, dtype, how)
     grid = checks.space_of(space)
-    facts = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
+    facts = checks.model_config(model, revision, trust_remote_code, backend=backend)
     trained = checks.trained_policy(policy, facts, grid)
     checks.tokenizer(model, revision, trust_remote_code)
     known = checks.step_times(timings, model, backend)

@@ -91,8 +91,7 @@ def _checked(chosen: Any) -> Any:
     from solm.research.studies import StudyOptions
 
     backend = getattr(chosen, "backend", "torch")
-    on_engine = backend != "torch"
-    config = checks.model_config(chosen.model, chosen.revision, chosen.trust_remote_code, on_engine=on_engine)
+    config = checks.model_config(chosen.model, chosen.revision, chosen.trust_remote_code, backend=backend)
     checks.backend(backend, None, None, chosen.dtype)
     checks.tokenizer(chosen.model, chosen.revision, chosen.trust_remote_code)
     space = checks.space_of(getattr(chosen, "space", None))

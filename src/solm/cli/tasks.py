@@ -104,7 +104,7 @@ def tasks(
     checks.out_file(out)
     checks.backend(backend, precision, kv_cache_dtype, dtype)
     grid = checks.space_of(space)
-    config = checks.model_config(model, revision, trust_remote_code, on_engine=backend != "torch")
+    config = checks.model_config(model, revision, trust_remote_code, backend=backend)
     trained = checks.trained_policy(policy, config, grid)
     offered = trained.config.space if trained is not None else grid
     assert offered is not None

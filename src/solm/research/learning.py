@@ -171,7 +171,7 @@ def grpo(lm: LanguageModel, config: TrainConfig, streams: list[TokenStream], lim
     network = PolicyNetwork(sizes).to(lm.backend.device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
     folder = RunFolder(out, config)
-    folder.learn_from(lm.identity, streams)
+    folder.check_origin(lm.identity, streams)
     folder.restore(network, optimizer)
     records = _logged(out)
     clock = _Clock(records[-1]["seconds"] if records else 0)
@@ -197,7 +197,7 @@ def values(
     costs once, the collecting, and one fit of all that was collected."""
     sizes = ValueConfig(base_hidden=lm.shapes.hidden, layer=config.layer, grid=config.space, width=config.width)
     folder = RunFolder(out, config)
-    folder.learn_from(lm.identity, streams)
+    folder.check_origin(lm.identity, streams)
     records = _logged(out)
     parts = [read_samples(out, len(records))] if records else []
     clock = _Clock(records[-1]["seconds"] if records else 0)

@@ -72,7 +72,7 @@ class RunFolder:
         if stored != config:  # new, or gone on with under settings that may change, such as more batches
             write_json(path / CONFIG, config.model_dump(mode="json"))
 
-    def learn_from(self, model: BaseIdentity, streams: Sequence[TokenStream]) -> None:
+    def check_origin(self, model: BaseIdentity, streams: Sequence[TokenStream]) -> None:
         """Write down at the run's first start what it learns from; raises `RunMismatchError` where that has changed
         since, whatever it is called."""
         if not self._first:

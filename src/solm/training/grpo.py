@@ -57,7 +57,7 @@ def train(
     folder = RunFolder(out, config, ranks)
     try:
         streams = training_streams(lm, config, out, ranks)
-        folder.learn_from(lm.identity, streams)
+        folder.check_origin(lm.identity, streams)
         done = folder.restore(network, optimizer)
         trained = TrainedPolicy(
             PolicyConfig(base=lm.identity, space=config.space, sparsity=config.sparsity, network=network.config),

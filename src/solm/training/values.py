@@ -56,7 +56,7 @@ def train_values(
     folder = RunFolder(out, config, ranks)
     try:
         streams = training_streams(lm, config, out, ranks)
-        folder.learn_from(lm.identity, streams)
+        folder.check_origin(lm.identity, streams)
         about = provenance(config, streams)
         done = _finished(out, about)
         # No process may write before all have looked.

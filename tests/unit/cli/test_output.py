@@ -55,12 +55,20 @@ def test_without_a_terminal_progress_is_lines(capsys):
 
 def test_progress_that_cannot_be_written_is_lost(monkeypatch):
     class Full(io.StringIO):
+        refused = 0
+
         def write(self, text):
+            self.refused += 1
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sys, "stderr", Full())
+    full, free = Full(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", full)
     with progress_bar() as progress:
         progress.show("reading", 0, 2)
+        monkeypatch.setattr(sys, "stderr", free)
+        progress.show("writing", 0, 2)
+    assert full.refused
+    assert "writing 0/2" in free.getvalue()
 
 
 def test_quiet_leaves_neither_progress_nor_remarks(quiet, capsys):

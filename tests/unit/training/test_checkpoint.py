@@ -58,19 +58,19 @@ def test_a_run_goes_on_with_the_text_and_weights_of_its_start_alone(tmp_path, ti
     moved = model.weights.model_copy(update={"norms": (2.0, *model.weights.norms[1:])})
     elsewhere = model.weights.model_copy(update={"mlp": ()})
     folder = RunFolder(tmp_path / "a", config)
-    folder.learn_from(model, [fish])
-    folder.learn_from(model.model_copy(update={"name": "copy", "weights": elsewhere}), [fish])
+    folder.check_origin(model, [fish])
+    folder.check_origin(model.model_copy(update={"name": "copy", "weights": elsewhere}), [fish])
     for other, texts, what in (
         (model, [fox], "another text in text"),
         (model.model_copy(update={"weights": moved}), [fish], "a model of other weights"),
         (model.model_copy(update={"layers": 3}), [fish], "a model of another shape"),
     ):
         with pytest.raises(RunMismatchError, match=f"began with {what}; choose another --out"):
-            folder.learn_from(other, texts)
+            folder.check_origin(other, texts)
     (tmp_path / "a" / ORIGIN).unlink()  # of a version that wrote none
-    folder.learn_from(model, [fox])
+    folder.check_origin(model, [fox])
     with pytest.raises(RunMismatchError):
-        folder.learn_from(model, [fish])
+        folder.check_origin(model, [fish])
     folder.close()
 
 
