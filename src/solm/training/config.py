@@ -179,7 +179,7 @@ class ValueTrainConfig(RunConfig):
         known_levels(self.space, self.choices)
         if int(self.batches * self.texts * (1 - self.fit.held_out)) < 1:
             raise ValueError(
-                f"{self.batches} batches of {self.texts} texts leave none to fit to with {self.fit.held_out:g} held out"
+                f"batches {self.batches} × texts {self.texts} leave none to fit to: {self.fit.held_out:g} is held out"
             )
         return self
 
