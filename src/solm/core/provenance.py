@@ -81,11 +81,20 @@ def commit() -> str:
 
 
 def processor() -> str:
-    """The name of this machine's processor."""
+    """The name of this machine's processor. On x86 with its family and model, because virtual machines often tell a name
+    that several generations share."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        told = Path("/proc/cpuinfo").read_text()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        told = ""
+    return processor_of(told) or platform.processor() or platform.machine()
+
+
+def processor_of(cpuinfo: str) -> str:
+    """The processor that the text of ``/proc/cpuinfo`` tells of; empty where it names none."""
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())  # of the first core
+    name, family, model = (fields.get(key, "") for key in ("model name", "cpu family", "model"))
+    return f"{name} (family {family}, model {model})" if name and family and model else name
