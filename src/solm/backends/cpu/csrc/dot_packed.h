@@ -154,8 +154,9 @@ class PackedProducts {
     const Pairs pairs(g_.count, g_.row, g_.q[0]);
     typename Pairs::Chunk chunk;
     typename Pairs::Sums upper, lower;
-    auto fetch = [this](int) { cursor_.fetch<FETCHED>(); };
-    auto no_fetch = [](int) {};  // a line holds all parts
+    PrefetchCursor cursor = cursor_;
+    auto fetch = [&cursor]() SOLM_INLINE { cursor.fetch<FETCHED>(); };
+    auto no_fetch = [] {};  // a line holds all parts
     const StepScale scale = step_scale();
     for (int o = 0; o < end; o += 2 * BLOCK) {
       const int block = o / BLOCK % Pairs::OF_CHUNK;
@@ -164,13 +165,13 @@ class PackedProducts {
       for (int part = 0; part < Pairs::PARTS; ++part) {
         const typename Pairs::Field first(chunk, part, block), second(chunk, part, block + 1);
         const size_t place = size_t(o) / 2 + Widest::BYTES * part;
-        auto fetch_next = [&](int i) SOLM_INLINE { fetch(i), pairs.fetch_near(place + 64, i); };
-        if (part == 0) pairs.template multiply<HALVES>(place, first, second, fetch_next, upper, lower);
-        else pairs.template multiply<HALVES>(place, first, second, no_fetch, upper, lower);
+        if (part == 0) pairs.template multiply<HALVES, AHEAD>(place, first, second, fetch, upper, lower);
+        else pairs.template multiply<HALVES, 0>(place, first, second, no_fetch, upper, lower);
         take<LOW, HALVES, Widest>(scale, upper, lower, 0, o + Widest::BYTES / 4 * part, first.shift);
         take<LOW, HALVES, Widest>(scale, upper, lower, 1, o + Widest::BYTES / 4 * part + BLOCK, second.shift);
       }
     }
+    cursor_ = cursor;
   }
 
   // Its first half is in the lower halves of 32 bytes.
@@ -180,18 +181,19 @@ class PackedProducts {
     const Pairs pairs(g_.count, g_.row, g_.q[0]);
     typename Pairs::Chunk chunk;
     typename Pairs::Sums upper, lower;
-    auto fetch = [this](int) { cursor_.fetch<FETCHED>(); };
+    auto fetch = [this] { cursor_.fetch<FETCHED>(); };
     const StepScale scale = step_scale();
     const int block = o / BLOCK % Pairs::OF_CHUNK;
     if (LOW > 0) pairs.read_chunk(place_of_chunk<LOW>(o), fetch, chunk);
     next_.fetch(o, BLOCK);
     const typename Pairs::Field first(chunk, 0, block), second(chunk, 1, block);
-    pairs.template multiply<HALVES>(size_t(o) / 2, first, second, fetch, upper, lower);
+    pairs.template multiply<HALVES, 0>(size_t(o) / 2, first, second, fetch, upper, lower);
     take<LOW, HALVES, Wide32>(scale, upper, lower, 0, o, first.shift);
     take<LOW, HALVES, Wide32>(scale, upper, lower, 1, o + 8, second.shift);
   }
 
-  static constexpr int FETCHED = 2;  // lines per pair of channels
+  static constexpr int FETCHED = 2;  // lines per pair of channels, of what is read next
+  static constexpr int AHEAD = 192;  // bytes of a row that are in the first-level cache before they are read
 
   // Where the lower bits of the chunk that holds output o begin in a row.
   template <int LOW>

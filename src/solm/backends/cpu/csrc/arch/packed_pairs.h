@@ -56,7 +56,7 @@ struct PackedPairs {
     }
   }
 
-  // Reads lower bits, `place` bytes from where rows start. fetch(i) is called for every pair i.
+  // Reads lower bits, `place` bytes from where rows start. fetch() is called for every pair.
   template <typename Fetch>
   void read_chunk(size_t place, Fetch fetch, Chunk& chunk) const {
     for (int i = 0; i < pairs; ++i) {
@@ -68,18 +68,14 @@ struct PackedPairs {
           chunk.rows[1][part][i][u] = V::words_down(both[u], 4);
         }
       }
-      fetch(i);
+      fetch();
     }
   }
 
-  // Fetches the bytes of pair i, `place` bytes from where rows start, into the first-level cache.
-  SOLM_INLINE void fetch_near(size_t place, int i) const {
-    for (int r = 2 * i; r < 2 * i + 2; ++r) __builtin_prefetch(row[r] + place, 0, 3);
-  }
-
   // Multiplies the lower and upper halves of a vector of every row, `place` bytes from where it starts, and the lower bits
-  // `first` and `second` of these numbers. HALVES: 1 for at most HALF pairs. fetch(i) is called for every pair i.
-  template <int HALVES, typename Fetch>
+  // `first` and `second` of these numbers. HALVES: 1 for at most HALF pairs. fetch() is called for every pair. AHEAD: how many
+  // bytes further on rows are fetched into the first-level cache; 0: they are not.
+  template <int HALVES, int AHEAD, typename Fetch>
   SOLM_INLINE void multiply(size_t place, const Field& first, const Field& second, Fetch fetch, Sums& upper, Sums& lower) const {
     const Vector most = V::all_bytes(15);
     for (int half = 0; half < HALVES; ++half) {
@@ -89,6 +85,7 @@ struct PackedPairs {
         const Vector x = V::all_integers(input[i]);
         Vector both[2];
         interleave_pair(place, i, both);
+        if constexpr (AHEAD > 0) fetch_near(row[2 * i] + place + AHEAD), fetch_near(row[2 * i + 1] + place + AHEAD);
 #pragma GCC unroll 2
         for (int u = 0; u < 2; ++u) {
           add(high[0][u], V::masked(both[u], most), x);
@@ -98,7 +95,7 @@ struct PackedPairs {
             add(low[1][u], V::masked(second.rows[i][u], second.mask), x);
           }
         }
-        fetch(i);
+        fetch();
       }
 #pragma GCC unroll 2
       for (int which = 0; which < 2; ++which)
@@ -122,6 +119,8 @@ struct PackedPairs {
   }
 
  private:
+  SOLM_INLINE static void fetch_near(const uint8_t* from) { __builtin_prefetch(from, 0, 3); }
+
   SOLM_INLINE void interleave_pair(size_t place, int i, Vector* both) const {
     const Vector a = V::load(row[2 * i] + place), b = V::load(row[2 * i + 1] + place);
     both[0] = V::first_bytes(a, b), both[1] = V::last_bytes(a, b);
