@@ -61,8 +61,8 @@ def grids_larger() -> str:
     parts = [about, compared(GRIDS_LARGER, spaces, ("policy", *against), against).rstrip(), f"{files}."]
     if of.measured(f"{GRIDS_LARGER}/{GRADIENT}"):
         parts += [
-            "The paper's training on joint-27 (`--method grpo`) for about as many minutes of a quiet machine, on the "
-            "same texts. Here *uniform* spends what this policy spends:",
+            "The paper's training on joint-27 (`--method grpo`), 110 updates of 64 schedules, on the same texts. Here "
+            "*uniform* spends what this policy spends:",
             compared(GRIDS_LARGER, [GRADIENT], ("policy", "uniform"), ("uniform",)).rstrip(),
             f"`results/{GRIDS_LARGER}/{GRADIENT}.json`.",
         ]

@@ -86,6 +86,8 @@ def test_log_probabilities_and_echo_are_the_models_own(service, client):
     assert max(best.values()) == pytest.approx(float(logits[4].max()), abs=1e-4)
     only = client.completions.create(model="tiny", prompt=LONG, max_tokens=0, logprobs=0, echo=True)
     assert only.choices[0].text == LONG
+    pieces = client.completions.create(model="tiny", prompt=LONG, max_tokens=0, echo=True, stream=True)
+    assert "".join(choice.text for piece in pieces for choice in piece.choices) == LONG
     assert only.usage.completion_tokens == 0
     chat = ask(client, logprobs=True, top_logprobs=3, max_tokens=4).choices[0].logprobs.content
     assert len(chat) == 4

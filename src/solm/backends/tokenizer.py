@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,6 +235,26 @@ def _stamp(files: Iterable[Path]) -> str:
         status = path.stat()
         parts.append(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def token_bytes(tokenizer: Any, token: int, text: str) -> list[int] | None:
+    """The bytes of a token whose text is `text`. Of a part of a character, which has no text, those that the vocabulary
+    names, by the alphabet of byte-level BPE or as ``<0x0A>``; None where it names none."""
+    if "\ufffd" not in text:
+        return list(text.encode())
+    name = str(tokenizer.backend_tokenizer.id_to_token(token))
+    if re.fullmatch("<0x[0-9A-F]{2}>", name):
+        return [int(name[3:5], 16)]
+    alphabet = _byte_level()
+    return [alphabet[letter] for letter in name] if all(letter in alphabet for letter in name) else None
+
+
+@cache
+def _byte_level() -> dict[str, int]:
+    """Byte-level BPE's letter for every byte (GPT-2's): itself where it is printable, else one from U+0100 on."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
 
 
 def _facts_of(tokenizer: "PreTrainedTokenizerBase") -> _Facts | None:

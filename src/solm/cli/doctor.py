@@ -37,6 +37,7 @@ def doctor(
     """
     import torch
 
+    from solm.backends.accelerator import accelerator_available
     from solm.backends.cores import usable_cores
     from solm.backends.cpu.build import find_compiler
     from solm.backends.cpu.library import asked_engine, choose_engine, library
@@ -59,7 +60,7 @@ def doctor(
         else:
             fixes.append(_INSTALL if compiler is None else f"update the compiler, or set CXX to another: {error}")
     unsuitable, model_error = _suitable(model, revision, trust_remote_code)
-    reason = engine_error or unsuitable
+    reason = engine_error or unsuitable or ("there is an accelerator" if accelerator_available() else None)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     known, cores, threads = usable_features(), usable_cores(), default_threads()
     features = [name for name in _FEATURES if name in known]

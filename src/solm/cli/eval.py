@@ -36,10 +36,13 @@ if TYPE_CHECKING:
     from solm.evaluation.arms import Arm
     from solm.evaluation.baselines import Baseline
     from solm.evaluation.perplexity import EvaluationSettings
-    from solm.policies.priced import PricedPolicy
+    from solm.policies.artifact import TrainedPolicy
     from solm.runtime.facts import ModelFacts
+    from solm.runtime.language_model import LanguageModel
     from solm.runtime.offer import Offer
 
+_ARMS = ("dense", "policy", "uniform", "allocated", "tuned", "random", "oracle")
+"""Arms that are no baselines to ask for."""
 _LOGITS = 1 << 28
 """Numbers of logits that a pass may leave in memory: 1 GiB in float32."""
 
@@ -153,10 +156,11 @@ def evaluate(
     # A first check: the exact lowest budget is known once the model is loaded.
     _with_budgets(Offer(offered, how or engine_sparsity(trained), config.shapes, trained, 0, known), chosen, asked)
     checks.room(config, context + length, "--context and --length")
-    rivals: dict[str, PricedPolicy | Arm] = dict(_rival(item, config, offered) for item in rival or [])
+    trained_rivals = _rivals(rival or [], config, offered, (*known_baselines, *_ARMS))
     sources = read_sources(data)
     long_enough(sources, context + length + 1)
     tuning_sources = None if tuning is None else read_sources(tuning, "--tuning")
+    long_enough(tuning_sources or [], context + length + 1, "--tuning")
     tokenizer = checks.tokenizer(model, revision, trust_remote_code)
     lm = load(
         model, trained, tokenizer=tokenizer, sparsity=how, dtype=dtype, backend=backend, precision=precision,
@@ -165,6 +169,7 @@ def evaluate(
     chosen = _with_budgets(lm.offer(lm.policy("static", offered)), chosen, asked)
     tokens = streams(sources, lm.tokenizer)
     calibration = one_stream(tuning_sources, lm.tokenizer)
+    rivals = {name: _rival_arm(name, other, lm) for name, other in trained_rivals.items()}
     for name in names:
         rivals[name] = known_baselines[name](BaselineRequest(lm, offered, calibration, context, seed))
     with resumable(out) as partial, progress_bar() as progress:
@@ -206,16 +211,32 @@ def _with_budgets(offer: "Offer", chosen: "EvaluationSettings", asked: "BudgetLi
     return chosen.model_copy(update={"budgets": values, "batch": min(chosen.batch, together)})
 
 
-def _rival(item: str, config: "ModelFacts", space: "ActionSpace") -> "tuple[str, PricedPolicy]":
-    """Name and policy of a --rival."""
+def _rivals(
+    items: list[str], config: "ModelFacts", space: "ActionSpace", taken: tuple[str, ...]
+) -> "dict[str, TrainedPolicy]":
+    """The policies of --rival by name, which must not be the name of another arm."""
     from solm.policies.priced import PricedPolicy
 
-    name, equals, folder = item.partition("=")
-    if not (name and equals and folder):
-        raise SolmError(f"--rival: {item!r} is not name=folder")
-    trained = checks.trained_policy(folder, config, space, "--rival")
-    assert trained is not None
-    policy = trained.policy()
-    if not isinstance(policy, PricedPolicy):
-        raise SolmError(f"--rival: {folder} is not a policy trained with --method values, which a rival has to be")
-    return name, policy
+    found: dict[str, TrainedPolicy] = {}
+    for item in items:
+        name, equals, folder = item.partition("=")
+        if not (name and equals and folder):
+            raise SolmError(f"--rival: {item!r} is not name=folder")
+        if name in taken or name in found:
+            raise SolmError(f"--rival: the name {name!r} is taken; choose another")
+        trained = checks.trained_policy(folder, config, space, "--rival")
+        assert trained is not None
+        if not isinstance(trained.policy(), PricedPolicy):
+            raise SolmError(f"--rival: {folder} is not a policy trained with --method values, which a rival has to be")
+        found[name] = trained
+    return found
+
+
+def _rival_arm(name: str, trained: "TrainedPolicy", lm: "LanguageModel") -> "Arm":
+    """A rival under its own allocation and thresholds; its shares are counted as those of all other arms."""
+    from solm.evaluation.arms import Arm
+
+    try:
+        return Arm(trained.policy(), lm.sparsity.choosing_as(trained.config.sparsity))
+    except SolmError as error:
+        raise SolmError(f"--rival: {name} cannot be counted as the other arms are: {error}") from error

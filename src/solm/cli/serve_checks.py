@@ -21,6 +21,8 @@ _LONGEST_SOCKET = 107
 """Bytes of a Unix socket's path, of Linux."""
 _LARGEST = 1 << 20
 """Bytes of a chat template."""
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+"""Names by which templates ask for a model's tokens."""
 
 
 def api_keys(given: list[str] | None, file: Path | None, floors: list[str] | None) -> "list[ApiKey]":
@@ -137,7 +139,7 @@ def chat_template(path: Path | None) -> str | None:
     data = _bytes_of(path, "--chat-template")
     try:
         text = data.decode()
-        render(text, [{"role": "user", "content": "Hello"}], {}, True)
+        render(text, [{"role": "user", "content": "Hello"}], dict.fromkeys(_SPECIAL_TOKENS, ""), True)
     except Exception as error:  # templates are programs, and fail in many ways
         raise SolmError(f"--chat-template: {path} cannot be used: {error}") from error
     return text

@@ -103,8 +103,9 @@ def _checked(chosen: Any) -> Any:
     trained = checks.trained_policy(policy, config, space)
     chosen.check(config.shapes, config.context, trained)
     if isinstance(chosen, StudyOptions):
-        contexts = getattr(chosen, "contexts", (chosen.context,))
-        checks.room(config, max(contexts) + chosen.length, "--context and --length")
+        contexts = getattr(chosen, "contexts", None)
+        longest, name = (chosen.context, "--context") if contexts is None else (int(contexts[-1]), "--contexts")
+        checks.room(config, longest + chosen.length, f"{name} and --length")
         read_sources(",".join(chosen.data))
     return chosen
 

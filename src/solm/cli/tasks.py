@@ -23,7 +23,7 @@ from solm.cli.options import (
     TimingsOption,
     TrustOption,
 )
-from solm.cli.sources import one_stream, read_sources
+from solm.cli.sources import long_enough, one_stream, read_sources
 from solm.core.errors import SolmError
 
 
@@ -87,7 +87,7 @@ def tasks(
 
     from solm.cli.output import output, print_json, progress_bar, say
     from solm.core.files import resumable, write_text
-    from solm.evaluation.arms import Arm, tuned
+    from solm.evaluation.arms import TUNING_LENGTH, Arm, tuned
     from solm.evaluation.baselines import BaselineRequest, constant
     from solm.evaluation.show import never_acted, task_table
     from solm.runtime.load import engine_sparsity, load
@@ -125,6 +125,7 @@ def tasks(
     with checks.option("--fewshot"):
         check_examples(found, fewshot)
     sources = None if tuning is None else read_sources(tuning, "--tuning")
+    long_enough(sources or [], chosen.context + TUNING_LENGTH + 1, "--tuning")
     lm = load(
         model, trained, tokenizer=checks.tokenizer(model, revision, trust_remote_code), dtype=dtype, backend=backend,
         precision=precision, kv_cache_dtype=kv_cache_dtype, timings=timings, revision=revision,
@@ -132,7 +133,7 @@ def tasks(
     )  # fmt: skip
     chosen = with_budgets(lm.offer(lm.policy("static", offered)))
     stream = one_stream(sources, lm.tokenizer)
-    rivals = {} if stream is None else {"tuned": Arm(tuned(lm, stream, offered))}
+    rivals = {} if stream is None else {"tuned": Arm(tuned(lm, stream, offered, chosen.context, seed=seed))}
     if asked.in_time:
         rivals["constant"] = constant(BaselineRequest(lm, offered))
     with resumable(out) as partial, progress_bar() as progress:

@@ -163,15 +163,21 @@ def _check(chosen: "RunConfig", trust: bool) -> None:
     known = checks.model_config(chosen.model, chosen.revision, trust)
     checks.tokenizer(chosen.model, chosen.revision, trust)
     checks.room(known, chosen.context + chosen.length, "--context and --length")
+    text = chosen.context + chosen.length + 1
+    costs = getattr(chosen, "level_cost_context", 0) + getattr(chosen, "level_cost_length", 0)
+    needed = max(text, costs + 1)
     layer = getattr(chosen, "layer", None)
     if layer is not None and layer >= known.shapes.layers:
         raise SolmError(f"--set layer: {layer} is out of range: this model has layers 0 to {known.shapes.layers - 1}")
+    checks.room(known, costs, "--set level_cost_context and level_cost_length")
     for source in chosen.data:
         name, _, count = source.partition(":")
         if name != "self":
-            long_enough(read_sources(source), chosen.context + chosen.length + 1)
+            long_enough(read_sources(source), needed)
         elif count and (not count.isdigit() or int(count) < 1):
             raise SolmError(f"--data: {source!r} is not self:N with N of at least 1")
+        elif count and int(count) * text < needed:
+            raise SolmError(f"--data: {source} holds {int(count) * text} tokens; level costs need {needed}")
 
 
 def note(record: dict[str, Any]) -> str:

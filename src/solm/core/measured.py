@@ -31,9 +31,11 @@ class MeasuredCost:
         self.timings = timings
         contexts: Any = np.array(timings.contexts)
         known = LEVELS.model_copy(update={"attention": timings.attention, "mlp": timings.mlp})
-        attention, mlp, _ = axis_levels(known, contexts, sparsity.under(None), shapes)
+        rules, of_channels = _timed_rules(timings, sparsity, shapes)
+        attention, mlp, _ = axis_levels(known, contexts, rules, shapes)
+        left_out = of_channels * (1 - np.broadcast_to(np.asarray(mlp), np.shape(timings.mlp_ms)))
         dense = np.array(timings.dense_ms)
-        of_mlp = _rate(1 - np.broadcast_to(np.asarray(mlp), np.shape(timings.mlp_ms)), dense[:, None] - timings.mlp_ms)
+        of_mlp = _rate(left_out, dense[:, None] - timings.mlp_ms)
         keys_left = contexts[:, None] * (1 - np.asarray(attention))
         of_key = _rate(keys_left, dense[:, None] - timings.attention_ms)
         rates = [of_key * contexts, np.full(dense.shape, of_mlp)]
@@ -59,6 +61,19 @@ class MeasuredCost:
     def share(self, realised: tuple[float, ...], context: float) -> float:
         """Of the dense step's milliseconds, for realised shares [3]."""
         return float(self.milliseconds(np.array(realised), context)) / self.dense(context)
+
+
+def _timed_rules(timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShapes) -> tuple[SparsityConfig, float]:
+    """The rules under which the levels of `timings` realise their shares, and what of `sparsity`'s share of channels
+    these are: 1, unless either of them drops inputs of attention's projections and the other does not. Those of the
+    projections are then taken to be as fast as the MLP's."""
+    rules, part = sparsity.exact.under(None), sparsity.projection_part
+    if part and not timings.projected:
+        return rules.with_projections(0), 1 - part
+    if timings.projected and not part and sparsity.mlp_site == "input+hidden":
+        timed = projection_part(shapes)
+        return rules.with_projections(timed), 1 / (1 - timed)
+    return rules, 1.0
 
 
 def projection_part(shapes: ModelShapes) -> float:

@@ -81,8 +81,8 @@ def commit() -> str:
 
 
 def processor() -> str:
-    """The name of this machine's processor. On x86 with its family and model, because virtual machines often tell a name
-    that several generations share."""
+    """The name of this machine's processor. On x86 with its family and model, because virtual machines often tell a
+    name that several generations share."""
     try:
         told = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -104,6 +104,10 @@ class SparsityConfig(BaseModel):
         """The same with another `projection_part`. Raises `SolmError` where it does not fit."""
         return self._changed(projection_part=part)
 
+    def choosing_as(self, other: "SparsityConfig") -> "SparsityConfig":
+        """The same with the allocation and the thresholds of `other`. Raises `SolmError` where they do not fit."""
+        return self._changed(allocation=other.allocation, thresholds=other.thresholds)
+
     def _changed(self, **fields: Any) -> "SparsityConfig":
         try:
             return SparsityConfig.model_validate({**dict(self), **fields})

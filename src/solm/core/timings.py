@@ -105,7 +105,7 @@ class StepTimings(BaseModel):
         here = machine(backend, threads, processor if self.processor else "")
         return (
             f"step times were measured on {self.measured_on}, and this is {here}: budgets in time may be missed; "
-            "measure with solm bench --out FILE, and give --timings FILE"
+            "measure with solm bench --policy POLICY --out FILE, and give --timings FILE"
         )
 
     @property

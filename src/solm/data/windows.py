@@ -1,7 +1,8 @@
 """Token windows: a context to prefill and the tokens that follow it."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,17 @@ class TokenStream:
         self._check(length)
         windows = self.tokens[: len(self.tokens) // length * length].view(-1, length)
         return windows[torch.randperm(len(windows), generator=generator)[:count]]
+
+    def parted(self, part: float, length: int) -> tuple[Self, Self]:
+        """The tokens without their last `part`, and those; twice all of them where the part is 0, or one of the two
+        would hold no window of `length`."""
+        return self._cut(int(len(self.tokens) * (1 - part)), length)
+
+    def _cut(self, at: int, length: int) -> tuple[Self, Self]:
+        at = min(at, len(self.tokens) - length) if at < len(self.tokens) else 0
+        if at < length:
+            return self, self
+        return replace(self, tokens=self.tokens[:at]), replace(self, tokens=self.tokens[at:])
 
     def _check(self, length: int) -> None:
         if len(self.tokens) < length:

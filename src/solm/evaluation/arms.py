@@ -19,6 +19,8 @@ from solm.runtime.language_model import LanguageModel
 from solm.runtime.level_costs import expected_costs
 
 _TUNING_TEXTS, _TUNING_BATCH = 24, 8
+TUNING_LENGTH = 128
+"""Tokens of a text that `tuned` measures, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def tuned(
     tuning: TokenStream,
     space: ActionSpace,
     context: int = 512,
-    length: int = 128,
+    length: int = TUNING_LENGTH,
     seed: int = 0,
 ) -> Tuned:
     """`Tuned` after measuring every level as a constant on a few texts of `tuning`."""

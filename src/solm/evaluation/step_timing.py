@@ -35,18 +35,21 @@ def measure(
 ) -> StepTimings:
     """Time every level at every context; medians. tokens: [1, longest context + 1]. contexts: ascending.
 
-    A round times everything once, because what else a machine does changes in the course of minutes.
+    All layers are alike and exact numbers of channels are kept, whatever the model's policy does, so that it is known
+    what every level reads. A round times everything once, because what else a machine does changes in the course of
+    minutes.
     """
+    rules = lm.sparsity.exact.under(None)
     single = [(axis, level) for axis in ("attention", "mlp") for level in getattr(LEVELS, axis)]
     keeps = [(level, 1.0) if axis == "attention" else (1.0, level) for axis, level in single]
     keeps.append((LEVELS.attention[0], LEVELS.mlp[0]))
     actions = [(*keep, FULL_BITS) for keep in keeps] + [(1.0, 1.0, HIGH_BITS)] * _nested(lm)
-    plans = [(torch.tensor([action], dtype=torch.float64), lm.sparsity) for action in actions]
-    hidden = ALONE if lm.sparsity.mlp_site == "input+hidden" else ()
-    projected = ALONE if lm.sparsity.projection_part else ()
+    plans = [(torch.tensor([action], dtype=torch.float64), rules) for action in actions]
+    hidden = ALONE if rules.mlp_site == "input+hidden" else ()
+    projected = ALONE if rules.projection_part else ()
     half = torch.tensor([[1.0, 0.5, FULL_BITS]], dtype=torch.float64)
-    plans += [(half, _alone(lm, "hidden", keep)) for keep in hidden]
-    plans += [(half, _alone(lm, "projections", keep)) for keep in projected]
+    plans += [(half, _alone(rules, lm.shapes.layers, "hidden", keep)) for keep in hidden]
+    plans += [(half, _alone(rules, lm.shapes.layers, "projections", keep)) for keep in projected]
     total = len(contexts) * (rounds + 1)
     progress(0, total)
     session, read = lm.session(capacity=contexts[-1]), []
@@ -81,15 +84,14 @@ def measure(
     )
 
 
-def _alone(lm: LanguageModel, sites: str, share: float) -> SparsityConfig:
-    """Sparsity under which steps that do not keep all channels keep `share` of those of some sites, ``hidden`` or
+def _alone(rules: SparsityConfig, layers: int, sites: str, share: float) -> SparsityConfig:
+    """`rules` under which steps that do not keep all channels keep `share` of those of some sites, ``hidden`` or
     ``projections``, and all others."""
-    layers = lm.shapes.layers
     whole, some = ((1.0,) * KNOTS,) * layers, ((share,) * (KNOTS - 1) + (1.0,),) * layers
     curves = {"hidden": some if sites == "hidden" else whole}
     if sites == "projections":
         curves |= {"qkv": some, "out": some}
-    return lm.sparsity.under(Allocation(attention=whole, mlp=whole, **curves))
+    return rules.under(Allocation(attention=whole, mlp=whole, **curves))
 
 
 def _nested(lm: LanguageModel) -> bool:

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 
@@ -37,6 +38,11 @@ class WholeTexts(TokenStream):
         if length > self.each:
             raise DataError(f"{self.name} holds texts of {self.each} tokens; {length} are needed")
         return texts[torch.randint(len(texts), (count,), generator=generator), :length]
+
+    def parted(self, part: float, length: int) -> tuple[Self, Self]:
+        """As `TokenStream.parted`, between two texts."""
+        texts = len(self.tokens) // self.each
+        return self._cut(int(texts * (1 - part)) * self.each, self.each)
 
 
 def sample(documents: list[str], seed: int, most: int = _READ) -> list[str]:

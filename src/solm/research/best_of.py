@@ -60,7 +60,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
 
     def trials(net: float, turn: int) -> list[list[float]]:
         realised = torch.tensor(parts.get(f"{net}", lambda: first(net))["realised"], dtype=torch.float64)
-        seed = round(net * 1000) * 1000 + turn
+        seed = (options.seed * 1000 + round(net * 1000)) * 1000 + turn
         return texts.run(lm.policy("random"), realised.expand(-1, _ROUND, 3), seed)[0].T.tolist()
 
     # Round by round, so that all budgets have about as many trials whenever it is interrupted.

@@ -60,6 +60,10 @@ class Options(StudyOptions):
 
     @model_validator(mode="after")
     def _check(self) -> "Options":
+        if list(self.contexts) != sorted(set(map(int, self.contexts))) or self.contexts[0] < 1:
+            raise ValueError(
+                f"--contexts {','.join(f'{one:g}' for one in self.contexts)}: must be rising whole numbers"
+            )
         if self.timed > self.length:
             raise ValueError(f"--timed {self.timed}: at most the {self.length} tokens of --length")
         return self

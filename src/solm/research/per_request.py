@@ -16,16 +16,18 @@ def per_request(request: BaselineRequest) -> Arm:
     """Two levels mixed at the net keep that the policy realised, split over axes by the prompt's mean sensitivities.
 
     What it lacks are decisions per token: on a space of one axis it is `allocated` (or `uniform`) itself.
-    Raises `SolmError` without a policy trained with --method values.
+    Raises `SolmError` without a policy trained with --method values, or without a transformers model.
     """
+    from solm.backends.torch.families import decoder_layers  # takes seconds, because of transformers
+
     lm = request.lm
     policy = None if lm.trained is None else lm.trained.policy()
     if not isinstance(policy, ValuePolicy):
         raise SolmError("the arm per-request asks a policy trained with --method values; give one with --policy")
-    network, space = policy.network, policy.space
+    network, space, layers = policy.network, policy.space, decoder_layers(lm.model)
 
     def split(prompts: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        hidden = prompt_states(lm, prompts, network.config.layer)
+        hidden = prompt_states(lm, prompts, layers[network.config.layer])
         with torch.no_grad():
             dense = torch.ones(*hidden.shape[:2], 3, device=hidden.device)
             asked = policy.level_costs(network(hidden, dense).mean(1))
@@ -39,16 +41,14 @@ def per_request(request: BaselineRequest) -> Arm:
     return Arm(Static(space), retarget=split)
 
 
-def prompt_states(lm: LanguageModel, prompts: torch.Tensor, layer: int) -> torch.Tensor:
+def prompt_states(lm: LanguageModel, prompts: torch.Tensor, layer: nn.Module) -> torch.Tensor:
     """The residual stream [N, C, H] that enters `layer` when prompts [N, C] are read densely."""
-    from solm.backends.torch.families import decoder_layers  # takes seconds, because of transformers
-
     seen: list[torch.Tensor] = []
 
     def keep(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
         seen.append(args[0] if args else kwargs["hidden_states"])
 
-    hook = decoder_layers(lm.model)[layer].register_forward_pre_hook(keep, with_kwargs=True)
+    hook = layer.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         lm.session(capacity=prompts.shape[1]).prefill(prompts)
     finally:

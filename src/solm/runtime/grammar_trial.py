@@ -12,8 +12,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from solm.runtime.grammars import GrammarError
+from solm.runtime.grammars import GrammarError, lark_of
 
 _STARTED = 60.0
 """Seconds until the process has to answer for the first time."""
@@ -41,21 +42,30 @@ class GrammarTrial:
 
         Raises `GrammarError` for a grammar that is malformed or too large, `GrammarTooSlowError` after `seconds`.
         """
+        self._done({"grammar": grammar}, seconds)
+
+    def converted(self, gbnf: str, seconds: float) -> str:
+        """`solm.runtime.grammars.lark_of` there; raises as `run`."""
+        return str(self._done({"gbnf": gbnf}, seconds))
+
+    def _done(self, asked: dict[str, str], seconds: float) -> Any:
+        """What the process makes of it."""
         if seconds <= 0:
             raise GrammarTooSlowError("not compiled in time, with the grammars before it")
         process = self.process
         if process is None or process.poll() is not None:
             process = self.process = _started(self._vocabulary)
         try:
-            answer = _asked(process, {"grammar": grammar, "seconds": seconds}, seconds)
+            answer = _asked(process, {**asked, "seconds": seconds}, seconds)
         except TimeoutError:
             self.close()
             raise GrammarTooSlowError(f"not compiled in {seconds:.3g} s") from None
         except (OSError, ValueError):
             self.close()
             raise GrammarError(f"compiling it takes more than {_MEMORY >> 20} MiB of memory") from None
-        if answer is not None:
-            raise GrammarError(answer)
+        if answer["error"] is not None:
+            raise GrammarError(answer["error"])
+        return answer.get("lark")
 
     def close(self) -> None:
         """End the process, whatever it does."""
@@ -85,7 +95,7 @@ def _started(vocabulary: int) -> "subprocess.Popen[bytes]":
     return process
 
 
-def _asked(process: "subprocess.Popen[bytes]", question: object, seconds: float) -> str | None:
+def _asked(process: "subprocess.Popen[bytes]", question: object, seconds: float) -> dict[str, str | None]:
     """What the process says to a question; raises `TimeoutError`, and `OSError` or `ValueError` where it has ended."""
     end = time.monotonic() + seconds
     assert process.stdin is not None
@@ -94,7 +104,7 @@ def _asked(process: "subprocess.Popen[bytes]", question: object, seconds: float)
     return _answer(process, end)
 
 
-def _answer(process: "subprocess.Popen[bytes]", end: float) -> str | None:
+def _answer(process: "subprocess.Popen[bytes]", end: float) -> dict[str, str | None]:
     assert process.stdout is not None
     line, waiting = b"", select.poll()
     waiting.register(process.stdout, select.POLLIN)
@@ -105,12 +115,12 @@ def _answer(process: "subprocess.Popen[bytes]", end: float) -> str | None:
         if not part:
             raise ValueError("the process has ended")
         line += part
-    answer: str | None = json.loads(line)
+    answer: dict[str, str | None] = json.loads(line)
     return answer
 
 
 def _try_all(vocabulary: int) -> None:
-    """In the process: compile what comes, line by line, and say what is wrong with it."""
+    """In the process: compile or convert what comes, line by line, and say what is wrong with it."""
     import resource
 
     from llguidance import LLMatcher, LLTokenizer
@@ -123,16 +133,23 @@ def _try_all(vocabulary: int) -> None:
         most = int(addressed.read_text().split()[0]) * resource.getpagesize() + _MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     out = os.fdopen(os.dup(1), "w")
-    print("null", file=out, flush=True)
+    print("{}", file=out, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         # Also where the server has ended meanwhile.
         most = int(time.process_time() + 2 * asked["seconds"] + 2)
         resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-        matcher = LLMatcher(tokenizer, asked["grammar"], log_level=0, limits=limits)
-        if not matcher.is_error():
-            matcher.compute_bitmask()
-        print(json.dumps(matcher_error(matcher)), file=out, flush=True)
+        if "gbnf" in asked:
+            try:
+                found = {"error": None, "lark": lark_of(asked["gbnf"])}
+            except GrammarError as error:
+                found = {"error": str(error)}
+        else:
+            matcher = LLMatcher(tokenizer, asked["grammar"], log_level=0, limits=limits)
+            if not matcher.is_error():
+                matcher.compute_bitmask()
+            found = {"error": matcher_error(matcher)}
+        print(json.dumps(found), file=out, flush=True)
 
 
 def _bytes_alone() -> str:

@@ -5,7 +5,7 @@ The grammars are llguidance's. What is checked here bounds what compiling one ca
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from math import lcm
@@ -25,6 +25,8 @@ _MAX_MULTIPLE = 10_000
 _WHITESPACE = "[ \\n\\r\\t]{1,40}"
 """Between JSON's tokens: enough to indent, and not so much that a small model writes nothing else."""
 _EMBEDDED = re.compile(r"%\s*(json|regex)\b")
+_LARK = re.compile(r"(?m)^[^\S\n]*(%llguidance\b|start\s*:)")
+"""What llguidance's variant of Lark has, and GBNF has not; found in time that is proportional to the text."""
 
 
 class GrammarError(SolmError):
@@ -72,27 +74,33 @@ class Grammar:
         return cls.trusted("start: " + " | ".join(map(quoted, texts)))
 
     @classmethod
-    def lark(cls, text: str) -> "Grammar":
+    def lark(cls, text: str, convert: Callable[[str], str] | None = None) -> "Grammar":
         """A context-free grammar in llguidance's variant of Lark, or in GBNF, llama.cpp's EBNF (``root ::= ...``).
 
-        Raises `GrammarError` for one that embeds JSON schemas, which are not checked there.
+        convert: GBNF to Lark, by default `lark_of`. Raises `GrammarError` for one that embeds JSON schemas, which are
+        not checked there.
         """
-        from llguidance.gbnf_to_lark import any_to_lark
-
         if not _short(text).strip():
             raise GrammarError("the grammar is empty")
         if _EMBEDDED.search(text):
             raise GrammarError("%json and %regex are not allowed in a grammar; give a JSON schema as such")
-        try:
-            found = any_to_lark(text)
-        except Exception as error:  # a parser of its own, which fails in many ways
-            raise GrammarError(f"the grammar cannot be read: {_line(error)}") from error
-        return cls.trusted(found)
+        return cls.trusted(text if _LARK.search(text) else (convert or lark_of)(text))
 
     @classmethod
     def trusted(cls, text: str) -> "Grammar":
         """A grammar in llguidance's Lark that was put together from checked parts."""
         return cls(json.dumps({"grammars": [{"lark_grammar": _short(text)}]}))
+
+
+def lark_of(gbnf: str) -> str:
+    """A grammar in GBNF as Lark. It may take minutes for some of 65,536 characters. Raises `GrammarError`."""
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    try:
+        found: str = gbnf_to_lark(gbnf)
+    except Exception as error:  # a parser of its own, which fails in many ways
+        raise GrammarError(f"the grammar cannot be read: {_line(error)}") from error
+    return found
 
 
 def quoted(text: str) -> str:

@@ -11,6 +11,7 @@ from openai.types import Completion, CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
+from solm.backends.tokenizer import token_bytes
 from solm.runtime.terms import mean_terms
 from solm.serving.calls import CallPart, CallReader
 from solm.serving.rows import Ended, Piece, Said
@@ -191,7 +192,7 @@ class Answers:
 
     def _entry(self, token: int, log_probability: float | None) -> dict[str, Any]:
         text = self._text(token)
-        return {"token": text, "logprob": log_probability, "bytes": list(text.encode())}
+        return {"token": text, "logprob": log_probability, "bytes": token_bytes(self.tokenizer, token, text)}
 
     def _text(self, token: int) -> str:
         return str(self.tokenizer.decode([token]))

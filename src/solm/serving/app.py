@@ -188,6 +188,8 @@ async def _events(service: Service, request: Request, exchange: Exchange, with_u
                 yield _sse(exchange.answers.piece(index, event, first, before))
             elif not isinstance(event, Failed):
                 choices[index].ended = event
+                if index not in begun and exchange.echo[index]:  # no token follows the prompt that is repeated
+                    yield _sse(exchange.answers.piece(index, Piece("", ()), True, exchange.echo[index]))
                 yield _sse(exchange.answers.last(index, event))
         if with_usage:
             yield _sse(exchange.answers.spent(choices))

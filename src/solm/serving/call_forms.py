@@ -57,7 +57,7 @@ class CallForm:
         return not self.ends and not self.opens
 
 
-_HEAD = r'\s*[\[,]?\s*\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+_HEAD = r'\s*(?:[\[,]\s*)?\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
 _TAGGED: dict[str, Any] = {
     "begins": "<tool_call>", "ends": "</tool_call>", "follows": (("</tool_call>", False),),
     "first": "<tool_call>\n", "between": "\n</tool_call>\n<tool_call>\n", "last": "\n</tool_call>",

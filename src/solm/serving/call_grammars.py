@@ -2,9 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from solm.runtime.constraints import Constraint
 from solm.runtime.grammar_trial import GrammarTooSlowError
@@ -15,7 +15,17 @@ from solm.serving.failures import ApiError
 from solm.serving.settings import MAX_TOOL_CALLS
 from solm.serving.structure import Tool
 
-Check = Callable[[Grammar], Constraint]
+
+class Check(Protocol):
+    """What makers of grammars are given, to try parts of them in bounded time."""
+
+    def __call__(self, grammar: Grammar) -> Constraint:
+        """A part, compiled. Raises `GrammarError`."""
+
+    def convert(self, gbnf: str) -> str:
+        """A grammar in GBNF as Lark. Raises `GrammarError`."""
+
+
 _BOUNDS = frozenset({"pattern", "format", "minLength", "maxLength"})
 _ENFORCED = frozenset(
     {"type", "properties", "required", "additionalProperties", "$defs", "definitions", "x-guidance", "title",

@@ -83,24 +83,35 @@ class Constraints:
 
     def _made(self, make: Make, trial: GrammarTrial) -> Constraint:
         """A grammar, and those that it is checked by."""
+        check = _Timed(self, trial)
+        return check(make(check))
+
+    def compiled(self, grammar: Grammar, trial: GrammarTrial, seconds: float) -> Constraint:
+        """A grammar that is kept, or that compiles in `seconds` in the process of `trial`. Raises `GrammarError`."""
         with self._lock:
-            compiler = self._lm.compiler
-        end = time.monotonic() + COMPILE_SECONDS
+            compiler, known = self._lm.compiler, self._kept.get(grammar.text)
+        if known is None:
+            trial.run(grammar.text, seconds)
+            known = compiler.compile(grammar)
+        with self._lock:
+            self._kept[grammar.text] = known
+            self._kept.move_to_end(grammar.text)
+            if len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return known
 
-        def compiled(grammar: Grammar) -> Constraint:
-            with self._lock:
-                known = self._kept.get(grammar.text)
-            if known is None:
-                trial.run(grammar.text, end - time.monotonic())
-                known = compiler.compile(grammar)
-            with self._lock:
-                self._kept[grammar.text] = known
-                self._kept.move_to_end(grammar.text)
-                if len(self._kept) > _KEPT:
-                    self._kept.popitem(last=False)
-            return known
 
-        return compiled(make(compiled))
+class _Timed:
+    """A `Check` whose parts have `COMPILE_SECONDS` together."""
+
+    def __init__(self, constraints: Constraints, trial: GrammarTrial):
+        self._constraints, self._trial, self._end = constraints, trial, time.monotonic() + COMPILE_SECONDS
+
+    def __call__(self, grammar: Grammar) -> Constraint:
+        return self._constraints.compiled(grammar, self._trial, self._end - time.monotonic())
+
+    def convert(self, gbnf: str) -> str:
+        return self._trial.converted(gbnf, self._end - time.monotonic())
 
 
 def offered(request: ChatRequest) -> list[Tool]:
@@ -169,9 +180,10 @@ def _outputs(asked: StructuredOutputs) -> tuple[str, Make]:
         raise ApiError(
             400, f"structured_outputs needs exactly one of its fields, got {len(given)}", "structured_outputs"
         )
-    makes: dict[str, Callable[[Any], Grammar]] = {
-        "json_": Grammar.json_schema, "json_object": lambda _: Grammar.json_object(), "regex": Grammar.regex,
-        "choice": Grammar.choice, "grammar": Grammar.lark,
+    makes: dict[str, Callable[[Any, Check], Grammar]] = {
+        "json_": lambda schema, _: Grammar.json_schema(schema), "json_object": lambda *_: Grammar.json_object(),
+        "regex": lambda pattern, _: Grammar.regex(pattern), "choice": lambda texts, _: Grammar.choice(texts),
+        "grammar": lambda text, check: Grammar.lark(text, check.convert),
     }  # fmt: skip
     (name,) = given
-    return f"structured_outputs.{name.strip('_')}", lambda _: makes[name](getattr(asked, name))
+    return f"structured_outputs.{name.strip('_')}", lambda check: makes[name](getattr(asked, name), check)

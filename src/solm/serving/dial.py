@@ -181,7 +181,11 @@ class Dial:
             except BudgetError as error:
                 raise FloorError(f"efficiency.floor: {error}") from error
         request = self._of_priority.get(priority, self._floor) if key.floor is None else key.floor
-        return offer.of_net(self.lowest) if request is None else offer.budget(request, context, clamp=True)
+        if request is not None:
+            return offer.budget(request, context, clamp=True)
+        least = offer.lowest(context)
+        saves_by_bits = self.lm.sparsity.bits_site == "weights"
+        return least if saves_by_bits else Budget(attention=least.attention, mlp=least.mlp)
 
 
 def _plain(asked: Asked | None) -> BudgetLike:

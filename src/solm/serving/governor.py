@@ -19,6 +19,10 @@ _GAIN = 0.05
 """Change of the pressure per step at a time per token twice, or half, the objective."""
 _LONGEST_CHANGE = 0.1
 _STEPS_PER_ROW_CHANGE = 32
+_STEPS_BEFORE_RETRY = 512
+"""After so many steps a number of rows that took too long is tried again."""
+_FORGETS = 5.0
+"""Seconds without a row after which what was learnt of the load is forgotten."""
 _MARGIN = 0.9
 """The mean is held at this share of the objective, so that the 95th percentile meets the objective."""
 _ROUNDING = 1e-9
@@ -48,11 +52,15 @@ class Governor:
         """Smoothed time between tokens, prompts that are read in between included."""
         self.savings = Savings()
         self._whole, self._owed = [1.0] * len(PRIORITIES), [0.0] * len(PRIORITIES)
-        self._since_change = 0
+        self._since_change = self._steps = 0
+        self._too_slow: dict[int, int] = {}
+        """The step at which a number of rows last took too long."""
         self._last: float | None = None
+        self._idle_since: float | None = None
 
     def dial(self, rank: int) -> float:
         """Where the budgets of a priority are: 1 as asked for, 0 at their floors."""
+        self._forget()
         if self.savings.measuring:
             return 0.0 if self.savings.lowered else 1.0
         return min(1.0, max(0.0, rank + 1 - self.pressure))
@@ -63,8 +71,19 @@ class Governor:
 
     def idle(self) -> None:
         """No row decodes: the time until the next step does not count as time per token."""
+        if self._idle_since is None:
+            self._idle_since = self.clock()
+        self._forget()
         self._last = None
         self.savings.cancel()
+
+    def _forget(self) -> None:
+        """After a while without a row, begin as a server that has just started."""
+        if self._idle_since is None or self.clock() - self._idle_since < _FORGETS:
+            return
+        self.pressure, self.rows, self.seconds = 0.0, self.max_rows, None
+        self._whole, self._owed = [1.0] * len(PRIORITIES), [0.0] * len(PRIORITIES)
+        self._too_slow.clear()
 
     def stepped(self, rows: int, lowerable: Sequence[int], seconds: float, waiting: int = 0) -> None:
         """Called after every step of `rows` rows, which took `seconds`.
@@ -72,15 +91,16 @@ class Governor:
         lowerable: by rank of their priority how many of the rows have a floor below their budget. waiting: jobs that
         wait for a place.
         """
+        self._forget()
         now, last = self.clock(), self._last
-        self._last = now
+        self._last, self._idle_since = now, None
         if last is None:
             return
         gap = now - last
         self.seconds = gap if self.seconds is None else self.seconds + _SMOOTHING * (gap - self.seconds)
         if self.objective is None:
             return
-        self._since_change += 1
+        self._since_change, self._steps = self._since_change + 1, self._steps + 1
         self.savings.stepped(rows, sum(lowerable), seconds)
         if self.savings.measuring:
             return
@@ -132,9 +152,13 @@ class Governor:
         assert self.objective is not None
         aim = self.objective * _MARGIN
         if at_floors and self.seconds > aim and rows > 1:
+            self._too_slow[rows] = self._steps
             self.rows, self._since_change = max(1, min(rows - 1, int(rows * aim / self.seconds))), 0
-        elif self.rows < self.max_rows and rows >= self.rows and self.seconds * (rows + 1) / rows < aim:
-            self.rows, self._since_change = self.rows + 1, 0
+        elif self.rows < self.max_rows and rows >= self.rows and self.seconds < aim:
+            # What one more row takes cannot be told from here: much of a step does not depend on their number.
+            last = self._too_slow.get(self.rows + 1)
+            if last is None or self._steps - last > _STEPS_BEFORE_RETRY:
+                self.rows, self._since_change = self.rows + 1, 0
 
     def dials_for(self, rank: int, deadline: float | None, now: float, left: int) -> tuple[float, float]:
         """The dial and the whole dial of a row with `left` tokens to go until `deadline` (seconds on the clock). The

@@ -39,7 +39,8 @@ def line_handler() -> logging.Handler:
 def log_lines() -> None:
     """Send the logs of this package and of uvicorn to stderr, one JSON object a line."""
     handler = line_handler()
+    asked = logging.getLogger("solm").level or logging.INFO  # by --quiet or --verbose
     for name in ("solm", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO)
+        logger.setLevel(asked if name == "solm" else max(asked, logging.INFO))

@@ -37,7 +37,10 @@ class Replica:
         self.number, self.socket = number, socket
         self.load, self.ready, self.was_ready, self.outdated = 0, False, False, False
         self.process: asyncio.subprocess.Process | None = None
-        self.transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=httpx.Limits(max_connections=None))
+        # A connection for every request: one that is used again may have been closed meanwhile, which would look like a
+        # replica that has ended with a request.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        self.transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=limits)
 
     def reread_keys(self) -> None:
         """Make the process read its keys again: at once where it takes requests, else before it does. While it starts,

@@ -42,7 +42,7 @@ def create_router(replicas: Replicas, keys: KeyRing, root_path: str = "") -> Sta
 class _Relay:
     """Gives every request to a replica, and its answer, status, headers and all, to the client.
 
-    A replica that does not answer at all is passed over for another one. A client that hangs up ends the request. Of a
+    A replica that cannot be reached is passed over for another one. A client that hangs up ends the request. Of a
     request without a valid key nothing is read but its headers; a replica answers what needs no key, and refuses the
     rest, in its own order of checks and with a line in the log.
     """
@@ -85,6 +85,10 @@ class _Relay:
                 if answer is not None:
                     await _hand_on(answer, send)
                     return
+            except _NoAnswerError:
+                ended = ApiError(502, "the replica that had this request has ended", code="replica_ended")
+                await _refused(ended)(scope, receive, send)
+                return
             finally:
                 replica.load -= 1
         await _refused(ApiError(503, "no replica is ready", code="starting"))(scope, receive, send)
@@ -99,7 +103,10 @@ class _Metrics:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         texts = {}
         for replica in self.replicas.all:
-            answer = await _ask(replica, scope, b"") if replica.ready else None
+            try:
+                answer = await _ask(replica, scope, b"") if replica.ready else None
+            except _NoAnswerError:
+                answer = None
             if answer is None:
                 continue
             if answer.status_code != 200:
@@ -124,8 +131,13 @@ def merged(texts: Mapping[int, str]) -> str:
     return "".join(f"{line}\n" for family in families.values() for line in family)
 
 
+class _NoAnswerError(Exception):
+    """A replica was given a request and did not begin an answer."""
+
+
 async def _ask(replica: Replica, scope: Scope, body: bytes) -> httpx.Response | None:
-    """The answer of a replica, whose body is still to be read; None where there is none."""
+    """The answer of a replica, whose body is still to be read; None where it cannot be reached. Raises `_NoAnswerError`
+    where it has the request and ends: no other one gets it, because it may be what ended this one."""
     path = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
     kept = [pair for pair in scope["headers"] if pair[0] not in _OF_CONNECTION and pair[0] != _SCHEME]
     request = httpx.Request(
@@ -134,8 +146,10 @@ async def _ask(replica: Replica, scope: Scope, body: bytes) -> httpx.Response | 
     )  # fmt: skip
     try:
         return await replica.transport.handle_async_request(request)
-    except httpx.TransportError:
+    except httpx.ConnectError:
         return None
+    except httpx.TransportError as error:
+        raise _NoAnswerError from error
 
 
 async def _hand_on(answer: httpx.Response, send: Send) -> None:

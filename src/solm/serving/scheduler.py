@@ -9,7 +9,7 @@ import numpy as np
 
 from solm.backends.session import Session
 from solm.core.arrays import Array
-from solm.core.errors import SolmError
+from solm.core.errors import DataError, SolmError
 from solm.runtime.decode import StepTaken, steps
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prefixes import PrefixCache
@@ -22,6 +22,7 @@ from solm.serving.waiting import WaitingJobs
 
 _LOG = logging.getLogger("solm.serving")
 _FAILED = Failed("this server can no longer decode")
+_IDLE = 10.0  # seconds after which a server without requests measures itself again
 
 
 class BusyError(SolmError):
@@ -31,8 +32,8 @@ class BusyError(SolmError):
 class Scheduler:
     """Takes jobs from any thread and decodes them in `thread`, by default a new one. `clock`: seconds, for deadlines.
 
-    Load model and policy in that thread. Every thread that uses OpenMP gets workers of its own; where there are more
-    workers than cores they sleep between operations, and a step took 34 ms instead of 23.
+    Load model and policy in that thread: every thread that uses OpenMP has workers of its own, and with more workers
+    than cores a step took 34 ms instead of 23.
     """
 
     clock = staticmethod(time.perf_counter)
@@ -78,16 +79,19 @@ class Scheduler:
     def submit(self, jobs: list[Job]) -> None:
         """Queue jobs. Raises `BusyError` where too many wait already, while the server stops, and after it failed."""
         with self._changed:
-            if self.stopping or self.failed:
-                raise BusyError(_FAILED.message if self.failed else "the server is stopping")
-            room = self.settings.max_waiting + self.settings.max_rows - self.busy
-            if len(jobs) > room:
-                raise BusyError(f"{self.busy} rows are waiting or running already; try again later")
+            self.check_room(len(jobs))
             for job in jobs:
                 job.arrived = self.clock()
                 job.expires = job.arrived + self.settings.max_seconds
                 self._waiting.add(job)
             self._changed.notify()
+
+    def check_room(self, rows: int) -> None:
+        """Raises `BusyError` where no more rows are taken now."""
+        if self.stopping or self.failed:
+            raise BusyError(_FAILED.message if self.failed else "the server is stopping")
+        if rows > self.settings.max_waiting + self.settings.max_rows - self.busy:
+            raise BusyError(f"{self.busy} rows are waiting or running already; try again later")
 
     def cancel(self, job: Job) -> None:
         """Drop a job before the next step. It ends without an event."""
@@ -118,7 +122,8 @@ class Scheduler:
                 self._measure()
                 while not (self.stopping or self.busy):
                     self.governor.idle()
-                    self._changed.wait()
+                    self._changed.wait(_IDLE)
+                    self._measure()
                 if self.stopping:
                     return
             for act in (self._drop, self._fill, self._step):
@@ -239,9 +244,8 @@ class Scheduler:
                 np.array([row.last for row in rows]), exact_largest=np.array([row.largest for row in rows])
             )
         except Exception as error:
-            # The rows share the pass that failed; none of them can go on.
-            for row in rows:
-                self._broken(row.job, error)
+            for row in rows:  # none of them can go on, and none of them is to blame
+                self._broken(row.job, error, own=False)
             self._rows, self._session = [], None
             return
         governor.stepped(len(rows), lowerable, self.clock() - begun, len(self._waiting))
@@ -271,18 +275,14 @@ class Scheduler:
 
     def _lowerable(self) -> list[int]:
         """By rank of their priority how many of the rows have a floor below their budget."""
-        found = [0] * len(PRIORITIES)
-        for row in self._rows:
-            found[row.job.order.rank] += row.job.order.lowerable
-        return found
+        orders = [row.job.order for row in self._rows]
+        return [sum(order.lowerable for order in orders if order.rank == rank) for rank in range(len(PRIORITIES))]
 
     def _take(self, row: Row, logits: Array, step: StepTaken | None = None) -> None:
         row.take(logits, step)
         now, metrics = self.clock(), self.metrics.of(row.job.counted)
-        if row.told is None:
-            metrics.first.observe(now - row.job.arrived)
-        else:
-            metrics.gap.observe(now - row.told)
+        told, since = (metrics.gap, row.told) if row.told is not None else (metrics.first, row.job.arrived)
+        told.observe(now - since)
         row.told = now
         metrics.completion_tokens.inc(row.job.max_tokens > 0)
         if row.finished is not None:
@@ -290,9 +290,9 @@ class Scheduler:
             order = row.job.order
             metrics.spent(order.rank, order.budget.net, row.end().compute.realised["net"])
 
-    def _broken(self, job: Job, error: Exception) -> None:
-        """End a job with an error: the user's where it is a `SolmError`, else the server's."""
-        if isinstance(error, SolmError):
+    def _broken(self, job: Job, error: Exception, own: bool = True) -> None:
+        """End a job with an error: the user's if it is of a kind that its `own` request raises, else the server's."""
+        if own and isinstance(error, SolmError) and type(error) not in (SolmError, DataError):
             self._fail(job, Failed(str(error), "invalid_request_error", getattr(error, "field", None)))
             return
         _LOG.error("a row failed: %s", type(error).__name__, exc_info=error)

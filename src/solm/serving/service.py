@@ -199,10 +199,10 @@ class Service:
         rows, most = len(prompts) * request.n, self.settings.max_rows + self.settings.max_waiting
         if rows > most:
             raise ApiError(400, f"{rows} replies in one request; this server holds at most {most} in all", "n")
+        self.scheduler.check_room(rows)  # before grammars are compiled
         constraint = self.constraints.of(request, tools, calls)
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         jobs: list[Job] = []
-        outbox = self.scheduler.outbox
         for ids in prompts:
             longest = self._longest(len(ids), wanted)
             order = self.dial.order(request.efficiency, len(ids) + longest // 2, self.keys.named(key))
@@ -210,7 +210,7 @@ class Service:
                 index = len(jobs)
 
                 def emit(event: Event, index: int = index) -> None:
-                    outbox.put(loop, events, (index, event))
+                    self.scheduler.outbox.put(loop, events, (index, event))
 
                 jobs.append(self._job(request, ids, longest, order, emit, index, logprobs, echo, constraint))
         trace = request.efficiency is not None and request.efficiency.trace
@@ -256,7 +256,7 @@ class Service:
 
     def _longest(self, prompt: int, wanted: int | None) -> int:
         room = self.context - prompt
-        if room < 1 or (wanted is not None and wanted > room):
+        if (room < 1 and wanted != 0) or room < (wanted or 0):
             asked = "" if wanted is None else f" and {wanted} new ones"
             whose = "this model's context" if self.context == self.lm.context else "this server's --max-model-len"
             raise ContextLengthError(f"{prompt} tokens of prompt{asked} exceed {whose} of {self.context}")

@@ -14,7 +14,7 @@ PRIORITIES: tuple[Priority, ...] = ("low", "normal", "high")
 class ServeSettings(BaseModel):
     """What a server accepts and how it batches."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     max_rows: int = Field(16, ge=1, le=256)
     """Rows that decode together."""

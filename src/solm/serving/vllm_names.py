@@ -10,7 +10,7 @@ from prometheus_client.samples import Sample
 
 from solm.serving.metrics import Metrics
 
-_REASONS = {"stop": "stop", "length": "length", "tool_calls": "stop", "cancelled": "abort"}
+_REASONS = {"stop": "stop", "length": "length", "cancelled": "abort"}
 """vLLM's words for how replies end; all others are errors."""
 
 

@@ -190,7 +190,8 @@ def collect(
             if not (ranks.any(wanted) if ranks.lockstep else wanted):
                 continue
             begun = time.perf_counter()
-            samples = batch_of_samples(lm, config, streams, batch)
+            held_out = batch > int(config.batches * (1 - config.fit.held_out))
+            samples = batch_of_samples(lm, config, streams, batch, held_out)
             stopping = ranks.any(bool(stop)) if ranks.lockstep else bool(stop)
             if wanted:
                 write_tensors(path, dict(vars(samples)))
@@ -208,10 +209,14 @@ def collect(
                 raise Interrupted(stop[0] if stop else SIGTERM_CODE)
 
 
-def batch_of_samples(lm: LanguageModel, config: ValueTrainConfig, streams: list[TokenStream], batch: int) -> Samples:
-    """Batch number `batch`, from 1 on, of the samples of this configuration: random schedules of random texts."""
-    generator = step_generator(config.seed, batch, 0)
-    windows = draw_windows(streams, config.texts, config.context + config.length + 1, generator)
+def batch_of_samples(
+    lm: LanguageModel, config: ValueTrainConfig, streams: list[TokenStream], batch: int, held_out: bool = False
+) -> Samples:
+    """Batch number `batch`, from 1 on, of the samples of this configuration: random schedules of random texts. What the
+    fit holds out is from the end of every source, and the rest from before it."""
+    generator, length = step_generator(config.seed, batch, 0), config.context + config.length + 1
+    parts = [stream.parted(config.fit.held_out, length)[held_out] for stream in streams]
+    windows = draw_windows(parts, config.texts, length, generator)
     before, after = draw_levels(config.space, config.texts, config.schedules, config.length, generator)
     return collect_samples(lm, windows, config.context, config.layer, before, after, config.space)
 

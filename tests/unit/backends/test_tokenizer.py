@@ -15,7 +15,7 @@ from solm.backends.chat_template import names_tools, render
 from solm.backends.gguf_header import read_header
 from solm.backends.gguf_tokenizer import byte_level_tokenizer
 from solm.backends.names import gguf_of
-from solm.backends.tokenizer import Tokenizer, _Facts, model_tokenizer, transformers_tokenizer
+from solm.backends.tokenizer import Tokenizer, _Facts, model_tokenizer, token_bytes, transformers_tokenizer
 from solm.backends.torch.load import load_base
 from solm.core.errors import CacheFolderError, DamagedFileError, SolmError
 
@@ -214,3 +214,17 @@ def test_real_files_are_read_as_transformers_reads_them(name):
         for prompted in (False, True):
             given = {"add_generation_prompt": prompted, "tokenize": False}
             assert ours.apply_chat_template(talk, **given) == theirs.apply_chat_template(talk, **given)
+
+
+def test_parts_of_a_character_are_told_by_their_bytes(byte_tokenizer):
+    ids = byte_tokenizer("a é🎉", add_special_tokens=False).input_ids
+    told = [token_bytes(byte_tokenizer, token, byte_tokenizer.decode([token])) for token in ids]
+    assert bytes(byte for part in told for byte in part).decode() == "a é🎉"
+
+    class Named:
+        backend_tokenizer = property(lambda self: self)
+
+        def id_to_token(self, token):
+            return ("<0xF0>", "ð", "\u0100", "→")[token]
+
+    assert [token_bytes(Named(), token, "\ufffd") for token in range(4)] == [[0xF0], [0xF0], [0], None]

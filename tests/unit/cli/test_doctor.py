@@ -40,6 +40,12 @@ def test_a_file_that_only_the_engine_reads_runs_on_the_cpu_backend(tmp_path, qui
     assert report["backend"]["auto"] == "cpu"
 
 
+def test_an_accelerator_is_where_a_model_runs(tiny_folder, quick, monkeypatch, capsys):
+    monkeypatch.setattr("solm.backends.accelerator.accelerator_available", lambda: True)
+    doctor(model=str(tiny_folder), json=True)
+    assert json.loads(capsys.readouterr().out)["backend"] == {"auto": "torch", "reason": "there is an accelerator"}
+
+
 def test_a_compiler_behind_a_cache_says_its_version(quick, tiny_folder, monkeypatch, capsys):
     monkeypatch.setenv("CXX", "env g++")
     doctor(model=str(tiny_folder), json=True)

@@ -47,6 +47,8 @@ def test_chat_templates(tmp_path):
     assert serve_checks.chat_template(None) is None
     path.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     assert serve_checks.chat_template(path) == path.read_text()
+    path.write_text("{% for m in messages %}{{ bos_token + m.content + eos_token }}{% endfor %}")
+    assert serve_checks.chat_template(path) == path.read_text(), "special tokens are the model's"
     for text in (b"{% for %}", b"{{ 1 / 0 }}", b"\xff", b"{{ raise_exception('no') }}", b" " * (1 << 21)):
         path.write_bytes(text)
         with pytest.raises(SolmError, match="--chat-template: "):

@@ -17,7 +17,8 @@ def test_an_allocation_changes_nothing_else_about_the_sparsity(place, tiny_folde
     text, layers, out = tmp_path / "text.txt", tmp_path / "layers.json", tmp_path / "run"
     text.write_text(FOX)
     layers.write_text(json.dumps({"allocation": {"attention": [EVEN] * 2, "mlp": [EVEN] * 2}}))
-    run, given = {"model": str(tiny_folder), "data": str(text), "context": 120, "layer": 1}, []
+    run = {"model": str(tiny_folder), "data": str(text), "context": 120, "level_cost_context": 120, "layer": 1}
+    given: list[str] = []
     if place == "--sparsity":
         given = ["--sparsity", "cpu"]
     if place == "--config":

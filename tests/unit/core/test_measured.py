@@ -85,6 +85,19 @@ def test_inputs_of_projections_count_the_time_that_they_take(projected):
     assert measured_parts(known, sparsity, SHAPES)["projection_part"] == most, "where none were timed"
 
 
+def test_projections_that_only_one_side_drops_are_counted_apart():
+    """5 of 10 ms are the MLP's channels. Timed without projections they are all but a part of the policy's channels;
+    timed with them, the projections take as long as their weights."""
+    part = projection_part(SHAPES)
+    drops = CPU.with_projections(part)
+    assert MeasuredCost(made_timings(CPU, SHAPES), drops, SHAPES).rates(100)[1] == pytest.approx(5 / (1 - part))
+    timed = made_timings(drops, SHAPES, projected=(0.3,), projected_ms=((9.0,),) * 2)
+    assert MeasuredCost(timed, drops, SHAPES).rates(100)[1] == pytest.approx(5)
+    assert MeasuredCost(timed, CPU, SHAPES).rates(100)[1] == pytest.approx(5 * (1 - part))
+    inputs_alone = SparsityConfig(mlp_site="input")
+    assert MeasuredCost(timed, inputs_alone, SHAPES).rates(100)[1] > 0
+
+
 def test_repeated_timings_keep_the_lowest_of_every_step():
     """Also of steps that leave out hidden channels alone: kept from a slower measurement, they would save nothing."""
     found = sites(3, 1, slower=2.0).lowest(sites(3, 1))

@@ -41,7 +41,7 @@ def test_names_are_those_of_files_and_no_more_unless_two_are_alike(tmp_path, mon
 
 
 def test_generations_of_processors_that_share_a_name_are_told_apart():
-    of = "processor : 0\nmodel name : AMD EPYC\ncpu family : {}\nmodel : {}\n\nprocessor : 1\nmodel name : other\n".format
+    of = "processor: 0\nmodel name: AMD EPYC\ncpu family: {}\nmodel: {}\n\nprocessor: 1\nmodel name: other\n".format
     assert processor_of(of(25, 17)) == "AMD EPYC (family 25, model 17)"
     assert processor_of(of(26, 2)) == "AMD EPYC (family 26, model 2)"
     assert processor_of("model name : Neoverse\n") == "Neoverse"

@@ -143,7 +143,7 @@ def test_per_request_splits_by_the_prompt_and_then_stays(value_lm):
     torch.testing.assert_close(split.mean(1), target.mean(1), rtol=0, atol=1e-6)
     lows, highs = torch.tensor(SPACE.ranges, dtype=torch.float64).unbind(1)
     assert ((split >= lows - 1e-9) & (split <= highs + 1e-9)).all()
-    states = prompt_states(value_lm, prompts, 0)
+    states = prompt_states(value_lm, prompts, decoder_layers(value_lm.model)[0])
     torch.testing.assert_close(states, value_lm.model.get_input_embeddings()(prompts))
     assert isinstance(arm.policy, Static)
     # A prompt that suffers more on an axis keeps more of it.

@@ -50,5 +50,6 @@ def test_windows_of_whole_texts_are_their_beginnings():
     found = stream.random(50, 3, torch.Generator().manual_seed(0))
     assert {tuple(row) for row in found.tolist()} == {(0, 1, 2), (4, 5, 6), (8, 9, 10)}
     assert stream.fingerprint != WholeTexts.of(texts + 1, "own").fingerprint
+    assert [part.tokens.tolist() for part in stream.parted(0.1, 3)] == [list(range(8)), [8, 9, 10, 11]], "whole texts"
     with pytest.raises(DataError, match="own holds texts of 4 tokens; 5 are needed"):
         stream.random(1, 5, torch.Generator())

@@ -31,6 +31,15 @@ def test_what_is_wrong_is_said_and_what_is_right_is_not(trial):
     assert trial.process is first
 
 
+def test_gbnf_is_converted_there_and_may_take_no_longer(trial):
+    assert 'start: "a"' in trial.converted('root ::= "a"', 60).replace("\n", " ").replace("  ", " ")
+    with pytest.raises(GrammarError, match="the grammar cannot be read"):
+        trial.converted("root ::= (", 60)
+    with pytest.raises(GrammarTooSlowError):
+        trial.converted("root ::= " + ". " * 20_000, 0.001)
+    assert trial.converted('root ::= "b"', 60)
+
+
 def test_what_takes_too_long_is_ended_and_the_next_one_is_compiled(trial):
     trial.run(Grammar.regex("a").text, 60)
     ended = trial.process

@@ -51,6 +51,18 @@ def test_replies_match(byte_tokenizer, compiler, grammar, form):
         assert re.fullmatch(form, found), found
 
 
+@pytest.mark.parametrize("text", ["\n" * 65_000 + "x", " " * 65_000 + "x", "start " * 10_000, "start\n" * 10_000])
+def test_which_of_two_languages_a_grammar_is_in_is_found_at_once(text):
+    asked = []
+    Grammar.lark(text, lambda gbnf: asked.append(gbnf) or 'start: "a"')
+    assert asked == [text]
+
+
+@pytest.mark.parametrize("text", ['start: "a"', '\n  start : "a"', '// a\n%llguidance {}\nstart: "a"'])
+def test_lark_is_left_as_it_is(text):
+    assert Grammar.lark(text, None) == Grammar.trusted(text)
+
+
 def test_padding_that_a_call_left_behind_does_not_matter(byte_tokenizer):
     tokenizer = copy.deepcopy(byte_tokenizer)
     tokenizer(["ab"], padding="max_length", max_length=30, padding_side="left")

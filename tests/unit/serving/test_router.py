@@ -128,6 +128,19 @@ def test_a_replica_that_is_gone_is_passed_over(served):
     assert int(asked(served, 1).headers["x-replica"]) == at
 
 
+def test_a_request_that_ends_a_replica_is_given_to_no_other(served, monkeypatch):
+    at = int(asked(served, 1).headers["x-replica"])
+
+    async def cut(request):
+        raise httpx.RemoteProtocolError("the replica has ended")
+
+    monkeypatch.setattr(served.replicas[at].transport, "handle_async_request", cut)
+    before = [len(imitation.seen) for imitation in served.imitations]
+    answer = asked(served, 1)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "replica_ended")
+    assert [len(imitation.seen) for imitation in served.imitations] == before
+
+
 def test_pieces_arrive_as_they_come_and_a_client_that_hangs_up_ends_the_request(served):
     with served.http.stream("GET", f"{served.address}/endless") as answer:
         pieces = answer.iter_raw()  # kept, because one that nobody holds hangs up

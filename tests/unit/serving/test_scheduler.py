@@ -11,6 +11,7 @@ import solm
 from helpers.models import tiny_model
 from helpers.serving import until
 from solm.core.budget import Budget
+from solm.core.errors import SolmError
 from solm.policies.schedules import Static
 from solm.serving.dial import Order
 from solm.serving.metrics import Metrics
@@ -101,6 +102,26 @@ def test_a_loop_that_fails_ends_every_job_and_takes_no_more(byte_tokenizer):
         assert not scheduler.busy
         with pytest.raises(BusyError, match="can no longer decode"):
             scheduler.submit([job(4)])
+
+
+def test_a_step_that_fails_is_the_servers_fault_whatever_the_error(byte_tokenizer, monkeypatch, caplog):
+    with solm.attach(tiny_model("llama", torch.float32), None, byte_tokenizer) as lm:
+        scheduler, ends = Scheduler(lm, ServeSettings(), Metrics()), []
+        order = Order("dense", lm.policy("dense"), Budget(), Budget())
+
+        def fail(*_, **__):
+            raise SolmError("no memory for a step of 1 rows")
+
+        monkeypatch.setattr(type(lm.session()), "step", fail)
+        scheduler.start()
+        try:
+            scheduler.submit([Job(prompt(0, 4), 100, order, ends.append, sampling={"do_sample": False})])
+            until(lambda: any(isinstance(end, Failed) for end in ends))
+        finally:
+            scheduler.stop(60)
+    (failed,) = (end for end in ends if isinstance(end, Failed))
+    assert failed == Failed("this reply failed inside the server; others go on")
+    assert "a row failed" in caplog.text
 
 
 @pytest.mark.parametrize(

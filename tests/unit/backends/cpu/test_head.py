@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from helpers.head import FORMS, HeadEngine, random_head, rounded_states
 from solm.backends.cpu.head_layout import HeadLayout, repack_head
 from solm.backends.cpu.library import library
 from solm.backends.cpu.structs import STRIP
+from solm.backends.cpu.variants import VARIANTS, usable_features
 from solm.core.errors import DataError
 
+AMX, AVX512 = (next(one for one in VARIANTS if one.name == name) for name in ("amx", "avx512"))
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 VOCABULARY, HIDDEN = 1003, 96  # a last strip that is not full
 
@@ -152,7 +155,7 @@ def test_a_gguf_tensor_becomes_a_head(kind):
     torch.testing.assert_close(logits.double(), expected, rtol=0, atol=within * expected.std())
 
 
-@pytest.mark.parametrize("kind", [GGMLQuantizationType.F32, GGMLQuantizationType.BF16, GGMLQuantizationType.Q8_0])
+@pytest.mark.parametrize("kind", [GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0")])
 def test_a_head_with_values_that_are_not_finite_is_refused(kind):
     rows, layout = raw_rows(kind, 70, 512), HeadLayout(70, 512, *TYPES[kind])
     memory = torch.empty(layout.room + 64, dtype=torch.uint8)
@@ -209,3 +212,16 @@ def test_an_approximate_tail_has_a_limit(opened):
         opened[0].logits(0, 1, 65)
     with pytest.raises(DataError, match=r"exact_rows must be bool \[3\], got bool \[2\]"):
         opened[0].logits(0, 3, 1, np.ones(2, bool))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(AVX512.missing(usable_features())), reason="no AVX-512 here")
+def test_heads_of_many_rows_are_multiplied_with_amx_tiles():
+    """AMX in C++, which ends the process where a thread has not configured its tiles."""
+    flags = " ".join([*AMX.flags, "-include", str(Path(__file__).parents[3] / "helpers" / "guest" / "amx_tiles.h")])
+    head, _ = random_head((6, 32, 32), VOCABULARY, HIDDEN)
+    found = [
+        HeadEngine(head.struct, VOCABULARY, HIDDEN, states(48), one).logits(0, 16, 1)
+        for one in (library(flags), library())
+    ]
+    assert torch.equal(*found)

@@ -1,6 +1,7 @@
 // Matrix products of many tokens with weights that are unpacked tile by tile: 64 outputs and some input channels at a time.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <vector>
 
@@ -25,12 +26,12 @@ struct RowFetch {
   }
 };
 
-// The upper bits of `groups` groups from `first` on of a block of the head, of which two strips make one: those of the next
-// block where there are no more.
+using TilePair = std::array<Tile, 2>;
+
+// The upper bits of `groups` groups from `first` on of a block of the head, of which two strips make one.
 template <int QUADS_OF_GROUP>
 RowFetch upper_bits_of(const Head& head, int channels, int vocabulary, int block, int first, int groups) {
-  const int quads = (channels + 3) / 4, all = (quads + QUADS_OF_GROUP - 1) / QUADS_OF_GROUP;
-  if (first >= all) ++block, first = 0;
+  const int quads = (channels + 3) / 4;
   const size_t strip = size_t(quads) * 64;
   RowFetch next;
   if (2 * block + 1 > (vocabulary - 1) / STRIP) return next;
@@ -41,9 +42,11 @@ RowFetch upper_bits_of(const Head& head, int channels, int vocabulary, int block
 }
 
 // y [T, 64], or with `add` y plus this, = the inputs of T tokens from t on times the groups [first, first + groups) of a tile,
-// of QUADS times four channels each. GRID: with steps. LEAST: with lowest values.
+// of QUADS times four channels each. GRID: with steps. LEAST: with lowest values. next, ahead: what is fetched and what is
+// unpacked meanwhile.
 template <int BITS, int QUADS, bool GRID, bool LEAST, int T>
-void multiply_tokens(Tile& tile, const ChunkInput& x, int first, int groups, int t, bool add, float* y, RowFetch& next) {
+void multiply_tokens(Tile& tile, const ChunkInput& x, int first, int groups, int t, bool add, float* y, RowFetch& next,
+                     Unpacking& ahead) {
   using Dot = TileDot<BITS>;
   constexpr int CHANNELS = 4 * QUADS, PARTS_OF_GROUP = GROUP / CHANNELS;
   const float* sums = PARTS_OF_GROUP == 1 ? x.sum : x.half_sum;
@@ -53,6 +56,7 @@ void multiply_tokens(Tile& tile, const ChunkInput& x, int first, int groups, int
   const int8_t* numbers = x.number + size_t(t) * stride + first * CHANNELS;
   numbers = Dot::template panel<T>(numbers, stride, groups * CHANNELS, tile.panel);
   for (int j = 0; j < 4; ++j) {
+    ahead.some();  // here, where no sums are in registers that a call would have to save
     float* to_y = y + 16 * j;
     Lanes sum[T];
     each<T>([&](auto k) SOLM_INLINE { sum[k] = add ? Lanes::load(to_y + k * BLOCK) : Lanes::zero(); });
@@ -80,22 +84,51 @@ void multiply_tokens(Tile& tile, const ChunkInput& x, int first, int groups, int
   }
 }
 
-// The same for tokens [from, to).
+// The same for tokens [from, to). When it returns, all that was to be unpacked is.
 template <int BITS, int QUADS, bool GRID>
 void multiply_groups(Tile& tile, const ChunkInput& x, int first, int groups, int from, int to, bool add, float* y,
-                     RowFetch next) {
+                     RowFetch next, Unpacking ahead) {
   constexpr int MOST = TileDot<BITS>::TOKENS;
-  const int times = (to - from + MOST - 1) / MOST * 4 * groups;
+  const int parts = (to - from + MOST - 1) / MOST * 4, times = parts * groups;
   next.at_once = (next.rows + times - 1) / times;
+  ahead.at_once = (ahead.left + parts - 1) / parts;
   for (int t = from, count; t < to; t += count, y += size_t(count) * BLOCK) {
     count = at_once(to - t, MOST);
     const auto multiply = [&]<int T>(std::integral_constant<int, T>) {
-      if (GRID && tile.with_least) multiply_tokens<BITS, QUADS, GRID, GRID, T>(tile, x, first, groups, t, add, y, next);
-      else multiply_tokens<BITS, QUADS, GRID, false, T>(tile, x, first, groups, t, add, y, next);
+      if (GRID && tile.with_least)
+        multiply_tokens<BITS, QUADS, GRID, GRID, T>(tile, x, first, groups, t, add, y, next, ahead);
+      else multiply_tokens<BITS, QUADS, GRID, false, T>(tile, x, first, groups, t, add, y, next, ahead);
     };
     if (count == MOST) multiply(std::integral_constant<int, MOST>());
     else if (count == 4) multiply(std::integral_constant<int, 4>());
     else multiply(std::integral_constant<int, std::min(MOST, 8)>());
+  }
+  ahead.rest();
+}
+
+// y [to - from, 64] = the inputs of tokens [from, to) times all groups of a block of outputs, a tile of them at a time.
+// unpack(tile, first, count) begins to unpack groups [first, first + count). fetch(on, first, count): where these are in this
+// block (on 0) or in the one that is probably next (on 1). done(tile, first, count) is called when they have been multiplied.
+template <int BITS, int QUADS_OF_GROUP, bool GRID, typename Unpack, typename Fetch, typename Done>
+void multiply_block(TilePair& tiles, const ChunkInput& x, int from, int to, float* y, Unpack unpack, Fetch fetch, Done done) {
+  constexpr int SIZE = 4 * QUADS_OF_GROUP, MOST = Tile::ROOM / (SIZE * TileDot<BITS>::BYTES), FEW = 16;
+  static_assert(MOST <= Tile::MOST_GROUPS);
+  // With few tokens unpacking takes a good part of the time. The next tile is then unpacked meanwhile, and what is fetched is
+  // two tiles ahead. Two halves fit into the first-level cache as one whole tile does.
+  const bool overlaps = to - from <= FEW;
+  const int at_once = overlaps ? MOST / 2 : MOST, all = (x.channels + SIZE - 1) / SIZE;
+  const int times = (all + at_once - 1) / at_once, distance = std::min(times, overlaps ? 2 : 1);
+  const auto count = [&](int first) { return std::min(at_once, all - first); };
+  [[maybe_unused]] const TileSetup<QUADS_OF_GROUP> setup{};
+  if (overlaps) unpack(tiles[0], 0, count(0)).rest();
+  for (int i = 0; i < times; ++i) {
+    const int first = i * at_once, second = first + at_once, later = (i + distance) % times * at_once;
+    Tile &now = tiles[overlaps ? i % 2 : 0], &other = tiles[1 - i % 2];
+    if (!overlaps) unpack(now, first, count(first)).rest();
+    const Unpacking ahead = overlaps && second < all ? unpack(other, second, count(second)) : Unpacking();
+    const RowFetch next = fetch(i + distance < times ? 0 : 1, later, count(later));
+    multiply_groups<BITS, QUADS_OF_GROUP, GRID>(now, x, first, count(first), from, to, i > 0, y, next, ahead);
+    done(now, first, count(first));
   }
 }
 
@@ -108,22 +141,25 @@ struct TileProducts {
 
   explicit TileProducts(int threads) : threads(threads) {}
 
-  void reserve(int tokens) { sums.resize(size_t(rounded_up(tokens, ROW_STEP)) * BLOCK), tile = std::make_unique<Tile>(); }
+  void reserve(int tokens) { sums.resize(size_t(rounded_up(tokens, ROW_STEP)) * BLOCK), room = std::make_unique<Room>(); }
 
   // high_only: with the upper 4 bits of nested weights alone.
   const float* multiply(const Matrix& m, bool high_only, const ChunkInput& x, int block, int from, int to) {
     if constexpr (std::is_same_v<W, int8_t>) {
       with_form(high_only && m.bits ? 4 : m.bits, m.group, [&]<int BITS, int QUADS_OF_GROUP, bool GRID>() {
-        groups<BITS, QUADS_OF_GROUP, GRID>(x, from, to, [&](int first, int count) {
-          unpack_matrix<BITS, QUADS_OF_GROUP, GRID>(*tile, m, high_only, x.channels, block, first, count);
-          constexpr int SIZE = 4 * QUADS_OF_GROUP;
-          const int end = first + count, last = std::min((end + count) * SIZE, x.channels);
-          for (int g = end; GRID && g * SIZE < last; ++g) Grid(m, g).fetch(block * BLOCK, BLOCK);
-          if (end * SIZE < x.channels) return rows_of<GRID ? BITS - 4 : 0, GRID>(m, block, end * SIZE, last);
-          // Threads take blocks in turn, so that this is probably the next one.
-          const int then = std::min(block + threads, (m.outputs - 1) / BLOCK);
-          return rows_of<GRID ? BITS - 4 : 0, GRID>(m, then, 0, std::min(count * SIZE, x.channels));
-        });
+        multiply_block<BITS, QUADS_OF_GROUP, GRID>(
+            *room, x, from, to, sums.data(),
+            [&](Tile& tile, int first, int count) {
+              return unpack_matrix<BITS, QUADS_OF_GROUP, GRID>(tile, m, high_only, x.channels, block, first, count);
+            },
+            [&](int on, int first, int count) {
+              constexpr int SIZE = 4 * QUADS_OF_GROUP;
+              // Threads take blocks in turn, so that this is probably the next one.
+              const int there = std::min(block + on * threads, (m.outputs - 1) / BLOCK);
+              for (int g = first; GRID && g < first + count; ++g) Grid(m, g).fetch(there * BLOCK, BLOCK);
+              return rows_of<GRID ? BITS - 4 : 0, GRID>(m, there, first * SIZE, std::min((first + count) * SIZE, x.channels));
+            },
+            [](const Tile&, int, int) {});
       });
     } else {
       floats(static_cast<const W*>(m.data), x, m.outputs, block, from, to);
@@ -134,16 +170,22 @@ struct TileProducts {
   const float* multiply(const Head& head, int vocabulary, const ChunkInput& x, int block, int from, int to) {
     static_assert(std::is_same_v<W, int8_t>);
     with_form(head.group ? head.bits : 0, head.group, [&]<int BITS, int QUADS_OF_GROUP, bool GRID>() {
-      groups<BITS, QUADS_OF_GROUP, GRID>(x, from, to, [&](int first, int count) {
-        unpack_head<BITS, QUADS_OF_GROUP, GRID>(*tile, head, x.channels, vocabulary, block, first, count);
-        return upper_bits_of<QUADS_OF_GROUP>(head, x.channels, vocabulary, block, first + count, count);
-      });
+      multiply_block<BITS, QUADS_OF_GROUP, GRID>(
+          *room, x, from, to, sums.data(),
+          [&](Tile& tile, int first, int count) {
+            return unpack_head<BITS, QUADS_OF_GROUP, GRID>(tile, head, x.channels, vocabulary, block, first, count);
+          },
+          [&](int on, int first, int count) {
+            return upper_bits_of<QUADS_OF_GROUP>(head, x.channels, vocabulary, block + on, first, count);
+          },
+          [](const Tile&, int, int) {});
     });
     return sums.data();
   }
 
  private:
-  std::unique_ptr<Tile> tile;
+  using Room = std::conditional_t<std::is_same_v<W, int8_t>, TilePair, FloatTile>;
+  std::unique_ptr<Room> room;
 
   // Calls use<BITS, QUADS_OF_GROUP, GRID>() for weights of `bits` bits with a grid per `group` channels, or bytes (bits 0).
   template <typename Use>
@@ -161,21 +203,6 @@ struct TileProducts {
     }
   }
 
-  // Adds the products of all groups of channels. unpack(first, count) puts some of them into the tile and says what it will
-  // read next time.
-  template <int BITS, int QUADS_OF_GROUP, bool GRID, typename Unpack>
-  void groups(const ChunkInput& x, int from, int to, Unpack unpack) {
-    constexpr int SIZE = 4 * QUADS_OF_GROUP, AT_ONCE = Tile::ROOM / (SIZE * TileDot<BITS>::BYTES);
-    static_assert(AT_ONCE <= Tile::MOST_GROUPS);
-    const int all = (x.channels + SIZE - 1) / SIZE;
-    [[maybe_unused]] const TileSetup<QUADS_OF_GROUP> setup{};
-    for (int first = 0; first < all; first += AT_ONCE) {
-      const int count = std::min(AT_ONCE, all - first);
-      const RowFetch next = unpack(first, count);
-      multiply_groups<BITS, QUADS_OF_GROUP, GRID>(*tile, x, first, count, from, to, first > 0, sums.data(), next);
-    }
-  }
-
   // A block of rows [from, to).
   template <int LOW_BITS, bool GRID>
   static RowFetch rows_of(const Matrix& m, int block, int from, int to) {
@@ -190,8 +217,8 @@ struct TileProducts {
   }
 
   void floats(const W* weights, const ChunkInput& x, int out, int block, int from, int to) {
-    constexpr int AT_ONCE = Tile::ROOM / (BLOCK * sizeof(float));  // channels
-    auto* numbers = reinterpret_cast<float*>(tile->numbers);
+    constexpr int AT_ONCE = FloatTile::CHANNELS;
+    float* numbers = room->numbers;
     const int first_output = block * BLOCK, outputs = std::min(BLOCK, out - first_output);
     std::fill_n(sums.data(), size_t(rounded_up(to - from, ROW_STEP)) * BLOCK, 0.0f);
     for (int first = 0; first < x.channels; first += AT_ONCE) {

@@ -39,30 +39,31 @@ struct HeadTiles {
   // square of a step of the grid.
   template <int QUADS_OF_GROUP, typename Variance>
   void multiply_upper(int block, int rows, Variance variance) {
-    constexpr int SIZE = 4 * QUADS_OF_GROUP, AT_ONCE = Tile::ROOM / (SIZE * TileDot<HIGH_BITS>::BYTES);
-    const int all = (channels + SIZE - 1) / SIZE;
-    const ChunkInput x = inputs();
     const float per_factor = 1 / float(1 << (head.bits - HIGH_BITS));
-    for (int from = 0; from < all; from += AT_ONCE) {
-      const int count = std::min(AT_ONCE, all - from);
-      unpack_head<HIGH_BITS, QUADS_OF_GROUP, true>(*tile, head, channels, vocabulary, block, from, count);
-      const RowFetch next = upper_bits_of<QUADS_OF_GROUP>(head, channels, vocabulary, block, from + count, count);
-      multiply_groups<HIGH_BITS, QUADS_OF_GROUP, true>(*tile, x, from, count, 0, rows, from > 0, sums.data(), next);
-      for (int j = 0; j < BLOCK; j += 16) {
-        Lanes square[Tile::MOST_GROUPS];
-        for (int g = 0; g < count; ++g) {
-          Lanes step = Lanes::zero();
-          step.add(Lanes::load(tile->step[g] + j), Lanes::all(per_factor));
-          square[g] = Lanes::zero(), square[g].add(step, step);
-        }
-        for (int r = 0; r < rows; ++r) {
-          float* to = &variances[r * BLOCK + j];
-          Lanes found = from ? Lanes::load(to) : Lanes::zero();
-          for (int g = 0; g < count; ++g) found.add(square[g], Lanes::all(variance(from + g, r)));
-          found.write(to);
-        }
-      }
-    }
+    multiply_block<HIGH_BITS, QUADS_OF_GROUP, true>(
+        *tiles, inputs(), 0, rows, sums.data(),
+        [&](Tile& tile, int first, int count) {
+          return unpack_head<HIGH_BITS, QUADS_OF_GROUP, true>(tile, head, channels, vocabulary, block, first, count);
+        },
+        [&](int on, int first, int count) {
+          return upper_bits_of<QUADS_OF_GROUP>(head, channels, vocabulary, block + on, first, count);
+        },
+        [&](const Tile& tile, int from, int count) {
+          for (int j = 0; j < BLOCK; j += 16) {
+            Lanes square[Tile::MOST_GROUPS];
+            for (int g = 0; g < count; ++g) {
+              Lanes step = Lanes::zero();
+              step.add(Lanes::load(tile.step[g] + j), Lanes::all(per_factor));
+              square[g] = Lanes::zero(), square[g].add(step, step);
+            }
+            for (int r = 0; r < rows; ++r) {
+              float* to = &variances[r * BLOCK + j];
+              Lanes found = from ? Lanes::load(to) : Lanes::zero();
+              for (int g = 0; g < count; ++g) found.add(square[g], Lanes::all(variance(from + g, r)));
+              found.write(to);
+            }
+          }
+        });
   }
 
  private:
@@ -74,7 +75,7 @@ struct HeadTiles {
   std::vector<int8_t> numbers;
   std::vector<float> scale, sum, half_sum;
   std::vector<int32_t> total, half_total;
-  std::unique_ptr<Tile> tile = std::make_unique<Tile>();
+  std::unique_ptr<TilePair> tiles = std::make_unique<TilePair>();
 };
 
 }  // namespace solm

@@ -131,6 +131,8 @@ bool repack_numbers(const RawTensor& tensor, const PackedPlace& to, const TypeIn
 inline void nest(const float values[GROUP], uint8_t numbers[GROUP], float step[2], float lowest[2]) {
   float least = values[0], most = values[0];
   for (int i = 1; i < GROUP; ++i) least = std::min(least, values[i]), most = std::max(most, values[i]);
+  for (int i = 0; i < GROUP; ++i)
+    if (!std::isfinite(values[i])) most = NAN;  // so that the step is refused
   step[0] = step[1] = widen_half(narrow_half((most - least) / (15 * 16)));
   lowest[0] = lowest[1] = widen_half(narrow_half(least - 7.5f * step[0]));
   const float divisor = std::max(step[0], 0x1p-24f);

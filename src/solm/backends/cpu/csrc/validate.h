@@ -81,6 +81,12 @@ inline bool valid_model(const Model& model, char* message) {
   const TypeInfo embedding = type_info(s.embedding);
   if (!embedding.values || s.hidden % embedding.values || !model.embedding)
     return refuse(message, "embeddings of %d channels cannot be of type %d", s.hidden, s.embedding);
+  if (!model.layers || !model.final_norm || (model.rope_count && !model.ropes))
+    return refuse(message, "layers, the last norm or rotary frequencies are missing");
+  if (s.kv_int8 && s.head_dim > 512)  // sums of AVX2 would overflow
+    return refuse(message, "head_dim must be at most 512 with keys and values in int8, got %d", s.head_dim);
+  if (int64_t(s.heads + 2 * int64_t(s.kv_heads)) * s.head_dim > 1 << 24)
+    return refuse(message, "%d heads of %d are too many", s.heads, s.head_dim);
   for (int i = 0; i < model.rope_count; ++i) {
     const Rope& rope = model.ropes[i];
     if (!rope.frequencies || rope.rotary < 2 || rope.rotary > s.head_dim || rope.rotary % 2)
@@ -192,9 +198,14 @@ inline bool valid_call(const Engine& e, const Call& c, char* message) {
   if (c.exact_largest < 0 || c.exact_largest > MOST_EXACT)
     return refuse(message, "exact_largest must be in [0, %d], got %d", MOST_EXACT, c.exact_largest);
   if (!valid_rules(e, *c.rules, message)) return false;
+  const bool part = c.first > 0 || c.last < e.s.layers;
+  if (part && !c.stream) return refuse(message, "a call of layers [%d, %d) needs a stream", c.first, c.last);
+  if (c.last == e.s.layers && c.logit_steps && !c.logits) return refuse(message, "there is no room for logits");
   for (int r = 0; r < c.rows; ++r) {
     const auto* cache = static_cast<const Cache*>(c.caches[r]);
     if (!valid_cache(e, cache, message)) return false;
+    if (std::find(c.caches, c.caches + r, c.caches[r]) != c.caches + r)
+      return refuse(message, "row %d has the cache of a row before it", r);
     const int64_t most = std::min<int64_t>(int64_t(cache->capacity) * PAGE, e.s.positions) - c.count;
     if (c.lengths[r] < 0 || c.lengths[r] > most)
       return refuse(message, "row %d: a cache of %d tokens and a model of %d positions take %d more from [0, %lld], got %lld",

@@ -178,6 +178,22 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
             repack(source, layout, built, arena.address, 2)
 
 
+def test_one_weight_that_is_not_finite_is_refused_wherever_it_is(tmp_path):
+    path = tmp_path / "nan.gguf"
+    write_gguf(path, "llama", lambda name: TensorType.F32, **WIDE)
+    tensor = GgufFile(path).tensor("up", 1)
+    content = bytearray(path.read_bytes())
+    at = content.index(tensor.data.tobytes()) + 4 * (256 * 3 + 5)  # neither first nor last of a group
+    content[at : at + 4] = np.float32(np.nan).tobytes()
+    path.write_bytes(content)
+    source, built = GgufFile(path), library()
+    for precision in ("nested", "int8"):
+        layout = layout_of(source, precision)
+        arena = Arena(built, layout.nbytes)
+        with pytest.raises(DamagedFileError, match=r"nan.gguf is damaged: blk.1.ffn_up.weight: row 3 has values that"):
+            repack(source, layout, built, arena.address, 2)
+
+
 def test_the_border_refuses_what_does_not_fit():
     tensor, message = tensor_of(TensorType.Q4_K, 64, 256), ctypes.create_string_buffer(MESSAGE)
     memory = np.zeros(1 << 20, np.uint8)

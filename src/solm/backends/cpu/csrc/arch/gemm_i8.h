@@ -17,7 +17,7 @@ namespace solm {
 //   BYTES: of a tile for four channels and sixteen outputs; a tile starts at a multiple of 64 bytes.
 //   place(quad, part, to): writes a part of interleaved bytes (see `interleave`) to those.
 //   INPUT: bytes of one number of a token in the form that `panel` gives.
-//   panel<T>(x, stride, count, room): `count` (a multiple of 32) numbers of T tokens in that form, `stride` bytes apart in x;
+//   panel<T>(x, stride, count, room): `count` (a multiple of 16) numbers of T tokens in that form, `stride` bytes apart in x;
 //     in room [T, count], 2 bytes each, or where they are already. Sets `stride` to the new distance.
 //   multiply<QUADS, T>(tile, x, stride, start, use): for every token t, use(t, 16 sums) with start(t), an integer, plus the
 //     products of 4 QUADS channels, t as a compile-time constant. In its thread a TileSetup<QUADS> must live meanwhile.
