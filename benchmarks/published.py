@@ -37,6 +37,12 @@ def settings(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text())["settings"]
 
 
+def processor(name: str) -> str:
+    """What docs/results/`name`.json was made on, as pages call it."""
+    told = json.loads((RESULTS / f"{name}.json").read_text())["environment"]["machine"]["processor"]
+    return str(told).replace("(family 26, model 2)", "(Zen 5)")
+
+
 def measured(name: str) -> bool:
     """Whether there is a docs/results/`name`.json. Those that a table asks for may come later."""
     return (RESULTS / f"{name}.json").exists()

@@ -48,27 +48,34 @@ def batch_points() -> dict[tuple[int, int, str], dict[str, Any]]:
     return {(p["context"], p["rows"], p["setting"]): p for p in of.read("batch-0.5b")["points"]}
 
 
-@says("docs/serving.md", "After 150 tokens nothing makes a step of 16 rows more than 1.05 times as fast.")
+@says("docs/limits.md", "MLP 0.8 saves 8 % of a step of the 0.5B after 150 tokens and nothing after 4,096")
+def one_row_on_a_faster_machine() -> bool:
+    ratios = [batch_points()[context, 1, "MLP 0.8"]["ratio"] for context in (150, 4096)]
+    return round(100 * (1 - 1 / ratios[0])) == 8 and ratios[1] <= 1
+
+
+@says("docs/serving.md", "After 150 tokens nothing makes a step of 16 rows more than 1.02 times as fast.")
 def short_contexts_in_a_batch() -> bool:
     ratios = [p["ratio"] for (context, rows, _), p in batch_points().items() if (context, rows) == (150, 16)]
-    return round(max(ratios), 2) == 1.05
+    return round(max(ratios), 2) == 1.02
 
 
 @says(
     "docs/serving.md",
-    "two fifths of the pages make steps of 4 and of 16 rows 1.26 times as fast, and cannot be told from dense ones",
+    "two fifths of the pages make steps of 4 rows 1.18 and of 16 rows 1.32 times as fast, and cannot be told from",
 )
-@says("docs/serving.md", "A fifth of the pages makes 16 rows 1.49 times as fast, for 0.037 nats.")
-@says("docs/limits.md", "After 4,096 tokens two fifths of the pages make a step of 16 rows 1.26 times as fast")
+@says("docs/serving.md", "A fifth of the pages makes 4 rows 1.30 and 16 rows 1.53 times as fast, for 0.037 nats.")
+@says("docs/limits.md", "After 4,096 tokens two fifths of the pages make a step of 16 rows 1.32 times as fast")
 @says("docs/results.md", "lose 0.007 nats per token [-0.006, +0.021] (16 texts)")
 @says("docs/serving.md", "which loses 0.007 nats per token [-0.006, +0.021] (in the table above)")
 def long_contexts_in_a_batch() -> bool:
     found = batch_points()
-    four, sixteen, fifth = (found[4096, *key] for key in ((4, "pages 0.4"), (16, "pages 0.4"), (16, "pages 0.2")))
+    settings = [(rows, f"pages {share}") for share in (0.4, 0.2) for rows in (4, 16)]
+    four, sixteen, fifth_of_four, fifth = (found[4096, *setting] for setting in settings)
     alike = tied(of.Difference.of(four["loss"])) and tied(of.Difference.of(sixteen["loss"]))
-    ratios = [round(point["ratio"], 2) for point in (four, sixteen, fifth)]
+    ratios = [round(point["ratio"], 2) for point in (four, sixteen, fifth_of_four, fifth)]
     losses = [round(number, 3) for number in (*list(sixteen["loss"].values())[:3], fifth["loss"]["value"])]
-    return alike and ratios == [1.26, 1.26, 1.49] and losses == [0.007, -0.006, 0.021, 0.037]
+    return alike and ratios == [1.18, 1.32, 1.30, 1.53] and losses == [0.007, -0.006, 0.021, 0.037]
 
 
 @says("docs/results.md", "two fifths of the pages bring 7 % more tokens per second with 1 client, 14 % with 4 and 21 %")
@@ -92,9 +99,9 @@ def rows_keep_the_objective() -> bool:
 
 @says(
     "docs/serving.md",
-    "Under overload nothing meets the objective. Lower budgets alone bring 15 % more tokens per second",
+    "Under overload nothing meets the objective. Lower budgets alone bring 16 % more tokens per second",
 )
-@says("docs/serving.md", "10 % together with lower budgets, 31 % without them")
+@says("docs/serving.md", "21 % together with lower budgets, 35 % without them")
 def the_governor_after_long_contexts() -> bool:
     whole = of.read("governor-0.5b-4096")
     found, objective = whole["servers"], whole["objective_ms"]
@@ -103,19 +110,21 @@ def the_governor_after_long_contexts() -> bool:
     more = [round(100 * (run["tokens_per_second"] / dense - 1)) for run in kinds]
     missed = all(run["tpot_p95_ms"] > objective for run in kinds)
     alike = all(run["less_likely"]["texts"] == 16 and tied(of.Difference.of(run["less_likely"])) for run in kinds)
-    return more == [15, -10, -31] and missed and alike
+    return more == [16, -21, -35] and missed and alike
 
 
 @says(
     "docs/serving.md",
     "With prompts of 256 tokens lower bits change tokens per second and time per token by less than a tenth.",
 )
-@says("docs/serving.md", "Tokens per second then fall by three tenths")
+@says("docs/serving.md", "Tokens per second then fall by 8 %, and the first token comes twice as late.")
 def the_governor_after_short_contexts() -> bool:
     found = of.read("governor-0.5b")["servers"]
     dense, budgets, both = (found[f] for f in ("dense, overload", "governor, budgets", "governor, budgets and rows"))
     alike = all(abs(budgets[what] / dense[what] - 1) < 0.1 for what in ("tokens_per_second", "tpot_p50_ms"))
-    return alike and 0.65 < both["tokens_per_second"] / dense["tokens_per_second"] < 0.75
+    later = both["first_p50_ms"] / dense["first_p50_ms"], both["first_p95_ms"] / dense["first_p95_ms"]
+    less = round(100 * (1 - both["tokens_per_second"] / dense["tokens_per_second"]))
+    return alike and less == 8 and all(2 < each < 2.5 for each in later)
 
 
 @says("docs/load.md", "In this run the governor does harm.")

@@ -1,5 +1,6 @@
 """The tables of servers: beside others, replicas, a governor that halves weights, a row under a grammar."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import published as of
@@ -14,15 +15,25 @@ LLAMA = "llama.cpp, xllamacpp"
 @table
 def serving_beside() -> str:
     """The cpu backend's server beside others on the same model."""
-    names = [name for name in BESIDE if of.measured(name)]
-    rows = []
+    return _beside(BESIDE)
+
+
+@table
+def serving_beside_small() -> str:
+    """The same on a smaller model."""
+    return _beside(("serve-135m",))
+
+
+def _beside(asked: Sequence[str]) -> str:
+    """Rows of the results `asked` that have been measured."""
+    names, rows = [name for name in asked if of.measured(name)], []
     for name in names:
         found, settings = of.read(name), of.settings(name)
         known = f"{settings['shared']:,} known + " if settings.get("shared") else ""
-        asked = f"{known}{settings['prompt']:,} + {settings['tokens']}"
+        tokens = f"{known}{settings['prompt']:,} + {settings['tokens']}"
         for clients in next(iter(found["servers"].values())):
             rows += [
-                [_shown(server), asked, clients, *_rates(runs[clients]),
+                [_shown(server), tokens, clients, *_rates(runs[clients]),
                  f"{found['peak_gib'][server]:.2f}" if server in found["peak_gib"] else "as above"]
                 for server, runs in _together(found["servers"]).items()
             ]  # fmt: skip
@@ -160,7 +171,7 @@ def _rates(run: dict[str, Any]) -> list[str]:
 
 
 def _cited(*names: str) -> str:
-    return " ".join(f"`results/{name}.json`." for name in names)
+    return " ".join(f"`results/{name}.json` ({of.processor(name)})." for name in names)
 
 
 @table

@@ -21,6 +21,8 @@ def command_line() -> str:
 
 def _without_folders(argument: str) -> str:
     """An argument such as ``--data=/a/b,/c:train`` with only the last part of every absolute path."""
+    if " " in argument:  # a command inside the command
+        return " ".join(map(_without_folders, argument.split(" ")))
     option, equals, value = argument.rpartition("=")
     parts = (Path(part).name if Path(part).is_absolute() else part for part in value.split(","))
     return option + equals + ",".join(parts)

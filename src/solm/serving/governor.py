@@ -19,8 +19,9 @@ _GAIN = 0.05
 """Change of the pressure per step at a time per token twice, or half, the objective."""
 _LONGEST_CHANGE = 0.1
 _STEPS_PER_ROW_CHANGE = 32
-_STEPS_BEFORE_RETRY = 512
-"""After so many steps a number of rows that took too long is tried again."""
+_FIRST_RETRY, _LAST_RETRY = 64, 512
+"""After so many steps a number of rows that took too long is tried again: soon, because a few prompts in a row look like too
+many rows; then each time after twice as many."""
 _FORGETS = 5.0
 """Seconds without a row after which what was learnt of the load is forgotten."""
 _MARGIN = 0.9
@@ -53,8 +54,8 @@ class Governor:
         self.savings = Savings()
         self._whole, self._owed = [1.0] * len(PRIORITIES), [0.0] * len(PRIORITIES)
         self._since_change = self._steps = 0
-        self._too_slow: dict[int, int] = {}
-        """The step at which a number of rows last took too long."""
+        self._too_slow: dict[int, tuple[int, int]] = {}
+        """Of a number of rows that took too long, the step at which it may be tried again, and after how many that is."""
         self._last: float | None = None
         self._idle_since: float | None = None
 
@@ -152,12 +153,12 @@ class Governor:
         assert self.objective is not None
         aim = self.objective * _MARGIN
         if at_floors and self.seconds > aim and rows > 1:
-            self._too_slow[rows] = self._steps
+            wait = min(2 * self._too_slow.get(rows, (0, _FIRST_RETRY // 2))[1], _LAST_RETRY)
+            self._too_slow[rows] = self._steps + wait, wait
             self.rows, self._since_change = max(1, min(rows - 1, int(rows * aim / self.seconds))), 0
         elif self.rows < self.max_rows and rows >= self.rows and self.seconds < aim:
             # What one more row takes cannot be told from here: much of a step does not depend on their number.
-            last = self._too_slow.get(self.rows + 1)
-            if last is None or self._steps - last > _STEPS_BEFORE_RETRY:
+            if self._steps >= self._too_slow.get(self.rows + 1, (0, 0))[0]:
                 self.rows, self._since_change = self.rows + 1, 0
 
     def dials_for(self, rank: int, deadline: float | None, now: float, left: int) -> tuple[float, float]:

@@ -24,6 +24,8 @@ def test_the_recorded_command_is_the_one_a_user_types(monkeypatch, tmp_path):
 def test_absolute_paths_in_lists_and_after_options_lose_their_folders(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/x/solm", "fit", "/m/a.gguf", "--data=/d/wiki,pydoc:train", "--out", "runs/x"])
     assert command_line() == "solm fit a.gguf --data=wiki,pydoc:train --out runs/x"
+    monkeypatch.setattr("sys.argv", ["/x/serve.py", "--other", "their, one=/v/python /b/server.py /m/a.gguf {port}"])
+    assert command_line() == "serve.py --other 'their, one=python server.py a.gguf {port}'"
 
 
 def test_names_are_those_of_files_and_no_more_unless_two_are_alike(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 
 import solm
 from helpers.models import tiny_model
-from helpers.policies import SPARSITY, under_values
+from helpers.policies import SPARSITY, profile_of, under_values
 from helpers.timings import made_curve
 from solm.cli.main import main
 from solm.core.budget import Budget
@@ -93,6 +93,24 @@ def test_steps_are_timed_as_greedy_decoding_runs_them(tiny_folder, monkeypatch):
         monkeypatch.setattr(kind, "step", step)
         measure(lm, torch.randint(3, 259, (1, 101)), (100,), rounds=1)
     assert approximate == {1}
+
+
+def test_steps_are_timed_with_all_layers_alike_whatever_a_policy_does(value_lm, monkeypatch):
+    """So that it is known which shares a level reads (see `solm.core.measured`)."""
+    rules = value_lm.sparsity.under(profile_of(0.3, 0.5))
+    lm = LanguageModel(value_lm.backend, value_lm.tokenizer, None, rules, value_lm.name)
+    kind, seen = type(lm.session(capacity=1)), []
+    plain = kind.fork
+
+    def fork(session, rows=1, capacity=0, sparsity=None):
+        seen.append(sparsity)
+        return plain(session, rows, capacity, sparsity)
+
+    monkeypatch.setattr(kind, "fork", fork)
+    measure(lm, torch.randint(3, 259, (1, 101)), (100,), rounds=1)
+    used = [one for one in seen if one is not None]
+    assert rules.under(None) in used
+    assert rules not in used
 
 
 def test_disturbed_measurements_are_told_by_the_dense_step_and_the_lower_times_kept():

@@ -78,6 +78,11 @@ def test_a_call_that_is_out_of_range_is_refused_and_changes_nothing(rows, change
     assert torch.equal(rows.run(STEP).logits, expected)
 
 
+def test_one_cache_in_two_rows_is_refused(rows):
+    with pytest.raises(DataError, match="row 1 has the cache of a row before it"):
+        rows.call.run((rows.caches[0],) * 2, STEP, rows.lengths, rows.states)
+
+
 def test_a_row_that_would_outgrow_its_cache_is_refused(engine):
     rows = Rows(engine, capacity=48)
     rows.run(tokens(1, 40))

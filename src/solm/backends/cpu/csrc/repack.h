@@ -57,7 +57,8 @@ inline int read_group(const RawTensor& tensor, const uint8_t* row, int group, fl
       uint8_t numbers[GROUP];
       float step[2], lowest[2];
       decode_block(tensor.type, row, group, numbers, step, lowest);
-      for (int i = 0; i < GROUP; ++i) values[i] = step[i / 16] * float(numbers[i]) + lowest[i / 16];
+      // With one rounding on every processor, because all of them use the file that one of them made.
+      for (int i = 0; i < GROUP; ++i) values[i] = std::fma(step[i / 16], float(numbers[i]), lowest[i / 16]);
     }
   }
   return count;
@@ -134,7 +135,7 @@ inline void nest(const float values[GROUP], uint8_t numbers[GROUP], float step[2
   for (int i = 0; i < GROUP; ++i)
     if (!std::isfinite(values[i])) most = NAN;  // so that the step is refused
   step[0] = step[1] = widen_half(narrow_half((most - least) / (15 * 16)));
-  lowest[0] = lowest[1] = widen_half(narrow_half(least - 7.5f * step[0]));
+  lowest[0] = lowest[1] = widen_half(narrow_half(std::fma(-7.5f, step[0], least)));
   const float divisor = std::max(step[0], 0x1p-24f);
   for (int i = 0; i < GROUP; ++i)
     numbers[i] = uint8_t(std::min(std::max(std::nearbyint((values[i] - lowest[0]) / divisor), 0.0f), 255.0f));

@@ -10,8 +10,7 @@
 namespace solm {
 
 // Weights of 64 outputs for some groups of channels, as TileDot reads them, with steps per group. A weight is
-// step * (number + added), and where there are lowest values (`with_least`), this plus least. Two tiles fit into the
-// first-level cache together: one is unpacked while the other one is multiplied.
+// step * (number + added), and where there are lowest values (`with_least`), this plus least.
 struct Tile {
   static constexpr int ROOM = 16384, MOST_GROUPS = 16;
   alignas(64) uint8_t numbers[ROOM];
