@@ -20,8 +20,8 @@ _GAIN = 0.05
 _LONGEST_CHANGE = 0.1
 _STEPS_PER_ROW_CHANGE = 32
 _FIRST_RETRY, _LAST_RETRY = 64, 512
-"""After so many steps a number of rows that took too long is tried again: soon, because a few prompts in a row look like too
-many rows; then each time after twice as many."""
+"""After so many steps a number of rows that took too long is tried again: soon, because a few prompts in a row look like
+too many rows; then each time after twice as many."""
 _FORGETS = 5.0
 """Seconds without a row after which what was learnt of the load is forgotten."""
 _MARGIN = 0.9
@@ -55,7 +55,7 @@ class Governor:
         self._whole, self._owed = [1.0] * len(PRIORITIES), [0.0] * len(PRIORITIES)
         self._since_change = self._steps = 0
         self._too_slow: dict[int, tuple[int, int]] = {}
-        """Of a number of rows that took too long, the step at which it may be tried again, and after how many that is."""
+        """Of a number of rows that took too long: the step at which it may be tried again, after how many that is."""
         self._last: float | None = None
         self._idle_since: float | None = None
 
@@ -156,10 +156,12 @@ class Governor:
             wait = min(2 * self._too_slow.get(rows, (0, _FIRST_RETRY // 2))[1], _LAST_RETRY)
             self._too_slow[rows] = self._steps + wait, wait
             self.rows, self._since_change = max(1, min(rows - 1, int(rows * aim / self.seconds))), 0
-        elif self.rows < self.max_rows and rows >= self.rows and self.seconds < aim:
-            # What one more row takes cannot be told from here: much of a step does not depend on their number.
-            if self._steps >= self._too_slow.get(self.rows + 1, (0, 0))[0]:
-                self.rows, self._since_change = self.rows + 1, 0
+        elif self.rows < self.max_rows and rows >= self.rows and self.seconds < aim and self._may_try(self.rows + 1):
+            self.rows, self._since_change = self.rows + 1, 0
+
+    def _may_try(self, rows: int) -> bool:
+        """What they take cannot be told from what fewer do: much of a step does not depend on their number."""
+        return self._steps >= self._too_slow.get(rows, (0, 0))[0]
 
     def dials_for(self, rank: int, deadline: float | None, now: float, left: int) -> tuple[float, float]:
         """The dial and the whole dial of a row with `left` tokens to go until `deadline` (seconds on the clock). The
