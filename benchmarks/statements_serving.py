@@ -24,23 +24,34 @@ def at_servers(server: str) -> dict[tuple[str, str], float]:
     }
 
 
-@says("docs/results.md", "solm's dense server gives more tokens per second than the others at 1, 4 and 16 clients.")
-@says("docs/results.md", "Next to vLLM 16 clients with prompts of 1,024 gain 3 %")
+@says("docs/results.md", "where most of the time is spent on reading prompts, it gives 4 % fewer than vLLM.")
+@says("docs/results.md", "and to vLLM with 16 clients and such prompts, by 4 %.")
+@says("docs/results.md", "With 16 clients and prompts of 128 it gives 4 % more, which may be noise, and 28 % more")
 def beside_other_servers() -> bool:
     ours, vllm, llama = (at_servers(server) for server in ("solm", "vLLM, bfloat16", "llama.cpp, xllamacpp"))
-    place = "serve-0.5b-1024", "16"
-    return all(ours[key] > max(vllm[key], llama[key]) for key in ours) and round(ours[place] / vllm[place], 2) == 1.03
+    names = ("serve-0.5b-1024", "serve-0.5b", "serve-0.5b-replies-256")
+    of_many = [round(ours[name, "16"] / vllm[name, "16"], 2) for name in names]
+    fewer = [key for key in ours if ours[key] <= max(vllm[key], llama[key])]
+    return fewer == [(names[0], "16")] and of_many == [0.96, 1.04, 1.28]
 
 
-@says("docs/results.md", "brings a tenth more tokens per second with 1 client, and 2 to 5 % fewer")
-@says("docs/results.md", "By a budget on the 0.5B with one client, by a tenth. With 16 clients not after short prompts")
-@says("README.md", "lowers the tokens per second of 4 or 16 clients by 2 to 5 % after at most 1,024 tokens")
+@says("docs/results.md", "the dense server gave 61, 100 and 129 tokens per second with 1, 4 and 16 clients, and 214")
+def an_older_processor() -> bool:
+    runs = [of.read(f"{name}-zen4")["servers"]["solm"] for name in ("serve-0.5b", "serve-0.5b-replies-256")]
+    rates = [run[clients]["tokens_per_second"] for run in runs for clients in run]
+    return [int(rate) for rate in rates] == [61, 99, 129, 214] and round(rates[1]) == 100
+
+
+@says("docs/results.md", "brings 16 % more tokens per second with 1 client after prompts of 128, and 6 % more after")
+@says("docs/results.md", "With 4 or 16 it brings none, and up to 11 % fewer")
+@says("docs/results.md", "By a budget on the 0.5B with one client, by 6 to 16 %. With 16 clients not after short")
+@says("README.md", "lowers the tokens per second of 4 or 16 clients by up to 11 % after at most 1,024 tokens")
 def budgets_at_servers() -> bool:
     dense, budgeted = at_servers("solm"), at_servers("solm at loss=0.05")
     ratios = {key: round(budgeted[key] / dense[key], 2) for key in dense}
     alone = [ratio for (_, clients), ratio in ratios.items() if clients == "1"]
     more = [ratio for (_, clients), ratio in ratios.items() if clients != "1"]
-    return all(1.09 < ratio < 1.12 for ratio in alone) and (min(more), max(more)) == (0.95, 0.98)
+    return alone == [1.16, 1.06] and (min(more), max(more)) == (0.89, 1.0)
 
 
 def batch_points() -> dict[tuple[int, int, str], dict[str, Any]]:
@@ -48,10 +59,10 @@ def batch_points() -> dict[tuple[int, int, str], dict[str, Any]]:
     return {(p["context"], p["rows"], p["setting"]): p for p in of.read("batch-0.5b")["points"]}
 
 
-@says("docs/limits.md", "MLP 0.8 saves 8 % of a step of the 0.5B after 150 tokens and nothing after 4,096")
+@says("docs/limits.md", "MLP 0.8 saves 7 % of a step of the 0.5B after 150 tokens and nothing after 4,096")
 def one_row_on_a_faster_machine() -> bool:
     ratios = [batch_points()[context, 1, "MLP 0.8"]["ratio"] for context in (150, 4096)]
-    return round(100 * (1 - 1 / ratios[0])) == 8 and ratios[1] <= 1
+    return round(100 * (1 - 1 / ratios[0])) == 7 and ratios[1] <= 1
 
 
 @says("docs/serving.md", "After 150 tokens nothing makes a step of 16 rows more than 1.02 times as fast.")

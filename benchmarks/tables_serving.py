@@ -1,6 +1,5 @@
 """The tables of servers: beside others, replicas, a governor that halves weights, a row under a grammar."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import published as of
@@ -15,18 +14,7 @@ LLAMA = "llama.cpp, xllamacpp"
 @table
 def serving_beside() -> str:
     """The cpu backend's server beside others on the same model."""
-    return _beside(BESIDE)
-
-
-@table
-def serving_beside_small() -> str:
-    """The same on a smaller model."""
-    return _beside(("serve-135m",))
-
-
-def _beside(asked: Sequence[str]) -> str:
-    """Rows of the results `asked` that have been measured."""
-    names, rows = [name for name in asked if of.measured(name)], []
+    names, rows = [name for name in BESIDE if of.measured(name)], []
     for name in names:
         found, settings = of.read(name), of.settings(name)
         known = f"{settings['shared']:,} known + " if settings.get("shared") else ""
@@ -171,7 +159,11 @@ def _rates(run: dict[str, Any]) -> list[str]:
 
 
 def _cited(*names: str) -> str:
-    return " ".join(f"`results/{name}.json` ({of.processor(name)})." for name in names)
+    """Files by the processor that they were measured on."""
+    made: dict[str, list[str]] = {}
+    for name in names:
+        made.setdefault(of.processor(name), []).append(f"`results/{name}.json`")
+    return " ".join(f"{', '.join(files)}: {processor}." for processor, files in made.items())
 
 
 @table

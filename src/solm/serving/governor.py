@@ -20,8 +20,8 @@ _GAIN = 0.05
 _LONGEST_CHANGE = 0.1
 _STEPS_PER_ROW_CHANGE = 32
 _FIRST_RETRY, _LAST_RETRY = 64, 512
-"""After so many steps a number of rows that took too long is tried again: soon, because a few prompts in a row look like
-too many rows; then each time after twice as many."""
+"""After so many steps a number of rows that took too long is tried again: soon, because a few prompts in a row look
+like too many rows; then each time after twice as many."""
 _FORGETS = 5.0
 """Seconds without a row after which what was learnt of the load is forgotten."""
 _MARGIN = 0.9
