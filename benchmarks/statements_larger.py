@@ -89,7 +89,7 @@ def step_times_under_an_allocation() -> bool:
     return [round(100 * part) for part in understated] == [9, 10] and round(corrected, 2) == 1.22
 
 
-@says("README.md", "`mlp=0.72` saves 6 to 15 % of a step")
+@says("README.md", "`mlp=0.72` saves 0 to 15 % of a step, by model, context and processor.")
 @says("docs/limits.md", "MLP 0.8 saves 6 to 15 % of a step, MLP 0.6 11 to 23 %")
 @says("docs/results.md", "MLP 0.6 saves 11 to 23 % of a step, MLP 0.8 6 to 15 %")
 def small_savings_save_little() -> bool:

@@ -291,7 +291,8 @@ class Scheduler:
             metrics.spent(order.rank, order.budget.net, row.end().compute.realised["net"])
 
     def _broken(self, job: Job, error: Exception, own: bool = True) -> None:
-        """End a job with an error: the user's if it is of a kind that its `own` request raises, else the server's."""
+        """End a job with an error. It is the user's if the job's `own` request can have raised it: the engine raises
+        plain `SolmError` and `DataError` for faults of the server, such as too little memory."""
         if own and isinstance(error, SolmError) and type(error) not in (SolmError, DataError):
             self._fail(job, Failed(str(error), "invalid_request_error", getattr(error, "field", None)))
             return

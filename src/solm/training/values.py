@@ -212,8 +212,11 @@ def collect(
 def batch_of_samples(
     lm: LanguageModel, config: ValueTrainConfig, streams: list[TokenStream], batch: int, held_out: bool = False
 ) -> Samples:
-    """Batch number `batch`, from 1 on, of the samples of this configuration: random schedules of random texts. What the
-    fit holds out is from the end of every source, and the rest from before it."""
+    """Batch number `batch`, from 1 on, of the samples of this configuration: random schedules of random texts.
+
+    held_out: texts are from the end of every source, else from before it. The fit holds out texts and not batches: a
+    batch that it parts is from the end.
+    """
     generator, length = step_generator(config.seed, batch, 0), config.context + config.length + 1
     parts = [stream.parted(config.fit.held_out, length)[held_out] for stream in streams]
     windows = draw_windows(parts, config.texts, length, generator)

@@ -83,7 +83,8 @@ struct StripWriter {
     for (int c = 0; c < hidden && row; ++c) {
       uint16_t half;
       if (type == F32) std::memcpy(&values[c], row + 4 * size_t(c), 4);
-      else std::memcpy(&half, row + 2 * size_t(c), 2), values[c] = type == F16 ? blocks::half_at(row + 2 * size_t(c)) : widen(bf16(half));
+      else if (type == F16) values[c] = blocks::half_at(row + 2 * size_t(c));
+      else std::memcpy(&half, row + 2 * size_t(c), 2), values[c] = widen(bf16(half));
       peak = std::max(peak, std::fabs(values[c])), finite &= std::isfinite(values[c]);
     }
     if (!finite) bad = strip * STRIP + i;
