@@ -67,27 +67,28 @@ void tile(const char* name, const int8_t* x) {
   using Dot = TileDot<BITS>;
   const auto w = weights(1 << BITS);
   [[maybe_unused]] const TileSetup<GROUP_QUADS> setup{};
-  for (int j = 0; j < 4; ++j) {
-    alignas(64) uint8_t room[QUADS * Dot::BYTES];
+  for (int j = 0; j < 4; j += Dot::STRIPS) {
+    constexpr size_t STRIP = QUADS * Dot::BYTES;
+    alignas(64) uint8_t room[Dot::STRIPS * STRIP];
     alignas(64) int8_t panel[Dot::TOKENS * CHANNELS * 2];
     for (int i = 0; i < QUADS; ++i)
       each_part([&](auto part) {
         Bytes quad[4];
         quads_of(4 * i, part.value, quad, [&](int row, int p) { return Bytes::load(&w[row * 64 + p * Bytes::WIDTH]); });
-        Dot::place(quad[j], part.value, room + i * Dot::BYTES);
+        for (int s = 0; s < Dot::STRIPS; ++s) Dot::place(quad[j + s], part.value, room + s * STRIP + i * Dot::BYTES);
       });
     for (int t = 0; t < TOKENS; t += Dot::TOKENS) {
       size_t stride = CHANNELS;
       const int8_t* from = Dot::template panel<Dot::TOKENS>(x + t * CHANNELS, stride, CHANNELS, panel);
       for (int first = 0; first < QUADS; first += GROUP_QUADS)
         Dot::template multiply<GROUP_QUADS, Dot::TOKENS>(
-            room + first * Dot::BYTES, from + 4 * first * Dot::INPUT, stride,
+            room + first * Dot::BYTES, STRIP, from + 4 * first * Dot::INPUT, stride,
             [&](auto k) {
               int32_t total = 0;
               for (int i = 0; i < 4 * GROUP_QUADS; ++i) total += x[(t + k) * CHANNELS + 4 * first + i];
               return Dot::SIGNED ? 128 * total : 0;
             },
-            [&](auto k, Lanes sums) { print(name, (t + k) * 100 + 10 * j + first, sums); });
+            [&](auto s, auto k, Lanes sums) { print(name, (t + k) * 100 + 10 * (j + s) + first, sums); });
     }
   }
 }

@@ -5,7 +5,7 @@ import torch
 
 import solm
 from helpers.models import CONTEXT, STEPS, keep_of, tiny_model, tokens
-from solm.backends.session import log_probabilities
+from solm.backends.logits import log_probabilities
 from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
 from solm.core.sparsity import SparsityConfig

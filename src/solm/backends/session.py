@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Union
 import numpy as np
 
 from solm.backends.capability import Capability
+from solm.backends.logits import log_probabilities
 from solm.core.arrays import Array, as_tensor, is_tensor
 from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 AnyPolicy = Policy | PricedPolicy
 MOST_EXACT = 64
 """Largest logits of a step that can be exact where others are approximate."""
-_LOGITS_PER_SLICE = 8  # a float32 slice that stays in the last-level cache
 _Part = TypeVar("_Part", "Result", "Scored")
 
 
@@ -92,6 +92,7 @@ class Scored:
     @classmethod
     def of(cls, result: Result, following: "torch.Tensor") -> "Scored":
         """What `result` says of the tokens that follow [N, Q]."""
+
         result = result.tensors()
         known = log_probabilities(result.logits, following)
         rest = (result.hidden, result.realised, result.controllable, result.actions, result.stream)
@@ -239,6 +240,10 @@ class Backend(Protocol):
         """Pages of keys and values that all sessions hold together, each counted once, and their bytes; None where
         they are not counted."""
 
+    @property
+    def skipping_rows(self) -> int | None:
+        """The most rows whose step takes less time where it skips channels; None: any number."""
+
     def detach(self) -> None:
         """Give the model back exactly as it was."""
 
@@ -273,28 +278,3 @@ def _cat(values: list[Any]) -> Any:
     import torch
 
     return torch.cat(values, 1)
-
-
-def log_probabilities(logits: "torch.Tensor", tokens: "torch.Tensor") -> "torch.Tensor":
-    """log p(tokens) under logits [..., V], in float32: [...]. Sliced, so that no float32 copy of all logits exists."""
-    import torch
-    from torch.nn import functional as F
-
-    slices = logits.flatten(0, -2).split(_LOGITS_PER_SLICE)
-    targets = tokens.to(logits.device).flatten().split(_LOGITS_PER_SLICE)
-    parts = [
-        -F.cross_entropy(part.float(), target, reduction="none") for part, target in zip(slices, targets, strict=True)
-    ]
-    return torch.cat(parts).view(tokens.shape)
-
-
-def divergences(logits: "torch.Tensor", reference: "torch.Tensor") -> "torch.Tensor":
-    """KL in nats from reference [M, V] to logits [M, R, V]: [M, R] float32, sliced likewise."""
-    import torch
-
-    step = max(1, _LOGITS_PER_SLICE // logits.shape[1])
-    parts = []
-    for ours, theirs in zip(logits.split(step), reference.split(step), strict=True):
-        known = theirs.float().log_softmax(-1)
-        parts.append(torch.einsum("mv,mrv->mr", known.exp(), known[:, None] - ours.float().log_softmax(-1)))
-    return torch.cat(parts).clamp(min=0)  # rounding

@@ -45,6 +45,7 @@ def serve(
     priority_floor: its.PriorityFloorOption = None,
     key_floor: its.KeyFloorOption = None,
     slo_rows: its.RowsOption = True,
+    always_skip: its.AlwaysSkipOption = False,
     replicas: its.ReplicasOption = 1,
     rows_fit: its.RowsFitOption = False,
     api_key: its.ApiKeyOption = None,
@@ -112,8 +113,8 @@ def serve(
     chosen = checks.settings(
         ServeSettings, **({} if max_rows is None else {"max_rows": max_rows}), max_waiting=max_waiting,
         max_seconds=max_seconds, prefix_mb=prefix_mb, drain_seconds=drain_seconds, slo_tpot_ms=slo_tpot_ms,
-        slo_floor=slo_floor, slo_rows=slo_rows, priority_floors=floors, max_model_len=max_model_len,
-        ignore_unknown=ignore_unknown,
+        slo_floor=slo_floor, slo_rows=slo_rows, priority_floors=floors, always_skip=always_skip,
+        max_model_len=max_model_len, ignore_unknown=ignore_unknown,
     )  # fmt: skip
     if policy is not None and sparsity is not None:
         raise SolmError("--sparsity: a policy brings its own; drop one of the two")

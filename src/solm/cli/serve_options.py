@@ -55,6 +55,14 @@ KeyFloorOption = Annotated[
 RowsOption = Annotated[
     bool, typer.Option(help="Where the floors do not suffice for --slo-tpot-ms, decode fewer replies together.")
 ]
+AlwaysSkipOption = Annotated[
+    bool,
+    typer.Option(
+        "--always-skip",
+        help="Skip the channels that budgets ask for even where so many replies decode together that it saves no time, "
+        "as when the quality of budgets is measured.",
+    ),
+]
 ReplicasOption = Annotated[
     int, typer.Option(help="Processes with a model each, which share the cores, behind one address.", min=1, max=256)
 ]

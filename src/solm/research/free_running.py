@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from solm.backends.session import divergences, log_probabilities
+from solm.backends.logits import divergences, log_probabilities
 from solm.core.actions import AXES
 from solm.core.parts import Parts
 from solm.evaluation.arms import Arm, static_arms

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from solm.backends.session import Session, log_probabilities
+from solm.backends.logits import log_probabilities
+from solm.backends.session import Session
 from solm.core.actions import FULL_BITS
 from solm.core.cost import relative_cost
 from solm.core.errors import SolmError

@@ -6,7 +6,8 @@ from typing import TypedDict
 import numpy as np
 import torch
 
-from solm.backends.session import Session, divergences
+from solm.backends.logits import divergences
+from solm.backends.session import Session
 from solm.backends.threads import one_torch_thread
 from solm.core.actions import AXES
 from solm.core.arrays import as_tensor

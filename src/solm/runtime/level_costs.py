@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from solm.backends.session import Session, divergences, log_probabilities
+from solm.backends.logits import divergences, log_probabilities
+from solm.backends.session import Session
 from solm.core.actions import DENSE, ActionSpace
 from solm.policies.priced import LevelCosts
 

@@ -105,9 +105,9 @@ class Row:
         """When its last token was."""
         self._pending = ""
         self.target: Shares = job.order.target(1.0)
-        """Shares that the next step may spend on average."""
+        """Shares that governor and deadline let the next steps spend on average."""
         self.aimed = self.target
-        """The same as the session knows it."""
+        """Those that the session knows."""
         self._lowered = False
         self._allowed, self._counted = [0.0, 0.0, 0.0], [0, 0, 0]
 

@@ -18,6 +18,7 @@ from solm.serving.metrics import Metrics
 from solm.serving.outbox import Outbox
 from solm.serving.rows import Failed, Filling, Job, Row
 from solm.serving.settings import PRIORITIES, ServeSettings
+from solm.serving.targets import Targets
 from solm.serving.waiting import WaitingJobs
 
 _LOG = logging.getLogger("solm.serving")
@@ -44,7 +45,7 @@ class Scheduler:
         self.governor = Governor(objective, settings.max_rows, settings.slo_rows, self.clock)
         self.prefixes = PrefixCache(settings.prefix_mb * 1e6, lm.sparsity.page_size)
         metrics.count_pages(lm.backend.pages_held)
-        self._whole_bits = lm.sparsity.bits_site == "weights"  # a step reads them for all its rows, or in full
+        self._targets = Targets(lm, self.governor, settings.always_skip)
         self.outbox = Outbox()
         self._waiting = WaitingJobs()
         self._filling: Filling | None = None
@@ -237,7 +238,7 @@ class Scheduler:
         if session is None:
             governor.idle()
             return
-        self._aim(session)
+        self._targets.set(session, rows, self.clock())
         begun, lowerable = self.clock(), self._lowerable()
         try:
             found = session.step(
@@ -259,19 +260,6 @@ class Scheduler:
                 row.finished = "error"
             if row.finished is not None:
                 self._leave(index)
-
-    def _aim(self, session: Session) -> None:
-        """Give rows the budgets that governor and deadlines leave them."""
-        rows, governor = self._rows, self.governor
-        if governor.objective is not None or any(row.job.deadline is not None for row in rows):
-            now = self.clock()
-            for row in rows:
-                dial, whole = governor.dials_for(row.job.order.rank, row.job.deadline, now, row.left)
-                row.allow(dial, whole if self._whole_bits else dial)
-            if any(row.target != row.aimed for row in rows):
-                session.aim(np.array([row.target for row in rows]))
-                for row in rows:
-                    row.aimed = row.target
 
     def _lowerable(self) -> list[int]:
         """By rank of their priority how many of the rows have a floor below their budget."""

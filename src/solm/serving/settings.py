@@ -43,6 +43,8 @@ class ServeSettings(BaseModel):
     """Whether fields that the API lacks are named in a header of the answer, and not refused."""
     slo_rows: bool = True
     """Whether the governor also holds rows back where the lowest budgets are not enough."""
+    always_skip: bool = False
+    """Whether steps skip the channels that budgets ask for even with so many rows that it saves no time."""
 
 
 MAX_BODY = 1 << 20

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from solm.backends.session import divergences
+from solm.backends.logits import divergences
 from solm.core.allocation import KNOTS, Allocation, Curves
 from solm.core.cost import ModelShapes
 from solm.core.errors import DamagedFileError, DataError

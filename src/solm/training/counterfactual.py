@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.backends.session import SplitSchedule, divergences, log_probabilities
+from solm.backends.logits import divergences, log_probabilities
+from solm.backends.session import SplitSchedule
 from solm.core.actions import DENSE, ActionSpace
 from solm.runtime.language_model import LanguageModel
 

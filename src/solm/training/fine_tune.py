@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from solm.backends.session import SplitSchedule, divergences
+from solm.backends.logits import divergences
+from solm.backends.session import SplitSchedule
 from solm.core.actions import DENSE, FULL_BITS
 from solm.data.windows import TokenStream
 from solm.policies.artifact import TrainedPolicy

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from solm.backends.capability import Capability
+from solm.backends.cpu import structs
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.files.repack import Progress
 from solm.backends.cpu.files.source import WeightSource
@@ -80,6 +81,11 @@ class CpuBackend:
         """As `Backend.pages_held`."""
         memory = self.engine.page_memory()
         return memory.pages, memory.bytes
+
+    @property
+    def skipping_rows(self) -> int:
+        """As `Backend.skipping_rows`."""
+        return structs.LEAST_STEPS - 1
 
     def detach(self) -> None:
         """As `Backend.detach`; a loaded model was never changed."""

@@ -18,6 +18,8 @@ GROUP = 32
 """Input channels of a packed matrix that share a step and a lowest value, as in GGUF's Q4_0 and Q4_1."""
 BLOCK, STRIP = 64, 32
 """Outputs of a matrix, and of the head, that are stored together."""
+LEAST_STEPS = 4
+"""Of a call whose products of matrices are computed in full, so that skipped channels save no time."""
 MOST_ROWS = 16
 """Steps that share one pass over the weights."""
 MOST_QUERIES = 32
@@ -188,9 +190,9 @@ def layout() -> list[str]:
     constants = {
         "PAGE": PAGE, "GROUP": GROUP, "BLOCK": BLOCK, "STRIP": STRIP, "KNOTS": allocation.KNOTS,
         "PERCENTAGES": thresholds.PERCENTAGES, "MAGNITUDES": MAGNITUDES, "SITES": len(thresholds.SITES),
-        "HIGH_BITS": nested.HIGH_BITS, "FULL_BITS": actions.FULL_BITS, "MOST_ROWS": MOST_ROWS,
-        "MOST_QUERIES": MOST_QUERIES, "MOST_LEVELS": MOST_LEVELS, "MOST_WIDTH": MOST_WIDTH, "MOST_STEPS": MOST_STEPS,
-        "MOST_EXACT": MOST_EXACT, "SHORTEST_HORIZON": SHORTEST_HORIZON, "MESSAGE": MESSAGE,
+        "HIGH_BITS": nested.HIGH_BITS, "FULL_BITS": actions.FULL_BITS, "LEAST_STEPS": LEAST_STEPS,
+        "MOST_ROWS": MOST_ROWS, "MOST_QUERIES": MOST_QUERIES, "MOST_LEVELS": MOST_LEVELS, "MOST_WIDTH": MOST_WIDTH,
+        "MOST_STEPS": MOST_STEPS, "MOST_EXACT": MOST_EXACT, "SHORTEST_HORIZON": SHORTEST_HORIZON, "MESSAGE": MESSAGE,
     }  # fmt: skip
     lines = [f"{name} = {value}" for name, value in constants.items()]
     for struct in (Sizes, Matrix, Product, Head, Rope, Layer, Model, SparsityRules, Decider):

@@ -62,6 +62,9 @@ class TorchBackend:
     def pages_held(self) -> None:
         """As `Backend.pages_held`: rows have tensors of their own."""
 
+    skipping_rows = None
+    """As `Backend.skipping_rows`; how many it is depends on the device's kernels."""
+
     def detach(self) -> None:
         """Give the model back exactly as it was."""
         self.hooked.detach()

@@ -5,7 +5,7 @@ import torch
 
 from helpers.models import CONTEXT, STEPS, keep_of, tiny_model, tokens
 from helpers.sessions import scored_under
-from solm.backends.session import log_probabilities
+from solm.backends.logits import log_probabilities
 from solm.backends.torch.active import ActivePass, activate
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.families import probe

@@ -25,9 +25,10 @@ struct Step {
 };
 
 // What calls of at least LEAST_STEPS steps are processed in, a chunk of up to CHUNK_TOKENS steps at a time. See prompt.h. From
-// so many on products of matrices take less time than those of single steps, and from LEAST_LOGITS on that with a head.
+// so many on products of matrices take less time than those of single steps, and from LEAST_LOGITS on that with a head. They
+// are computed in full: skipped channels save no time there.
 struct PromptRoom {
-  static constexpr int CHUNK_TOKENS = 256, LEAST_STEPS = 4, LEAST_LOGITS = 8;
+  static constexpr int CHUNK_TOKENS = 256, LEAST_LOGITS = 8;
   int tokens = 0;  // that there is room for
   std::vector<float> stream, results, heads;  // of all tokens: residual stream, products, outputs of heads or the last norm
   std::vector<float> dense, scale, sum, half_sum;             // see ChunkInput

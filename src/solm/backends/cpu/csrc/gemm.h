@@ -55,32 +55,37 @@ void multiply_tokens(Tile& tile, const ChunkInput& x, int first, int groups, int
   size_t stride = x.stride;
   const int8_t* numbers = x.number + size_t(t) * stride + first * CHANNELS;
   numbers = Dot::template panel<T>(numbers, stride, groups * CHANNELS, tile.panel);
-  for (int j = 0; j < 4; ++j) {
+  const int32_t added = LEAST ? TAKEN_OFF<BITS> : tile.added;
+  const size_t strip = size_t(groups) * QUADS * Dot::BYTES;
+  const auto each_sum = [](auto use) SOLM_INLINE {
+    each<T>([&](auto k) SOLM_INLINE { each<Dot::STRIPS>([&](auto s) SOLM_INLINE { use(s, k); }); });
+  };
+  for (int j = 0; j < 4; j += Dot::STRIPS) {
     ahead.some();  // here, where no sums are in registers that a call would have to save
     float* to_y = y + 16 * j;
-    Lanes sum[T];
-    each<T>([&](auto k) SOLM_INLINE { sum[k] = add ? Lanes::load(to_y + k * BLOCK) : Lanes::zero(); });
+    Lanes sum[Dot::STRIPS][T];
+    each_sum([&](auto s, auto k) SOLM_INLINE { sum[s][k] = add ? Lanes::load(to_y + 16 * s + k * BLOCK) : Lanes::zero(); });
     for (int g = 0; g < groups; ++g) {
       next.some();
       const float* scale = x.scale + size_t(t) * x.groups + (first + g) / PARTS_OF_GROUP;
       const size_t part = size_t(t) * parts + first + g;
-      [[maybe_unused]] const Lanes step = Lanes::load(tile.step[g] + 16 * j), least = Lanes::load(tile.least[g] + 16 * j);
       Dot::template multiply<QUADS, T>(
-          tile.numbers + (size_t(j) * groups + g) * QUADS * Dot::BYTES, numbers + g * CHANNELS * Dot::INPUT, stride,
-          [&](auto k) SOLM_INLINE { return tile.added * totals[part + size_t(k) * parts]; },
-          [&](auto k, Lanes products) SOLM_INLINE {
+          tile.numbers + j * strip + size_t(g) * QUADS * Dot::BYTES, strip, numbers + g * CHANNELS * Dot::INPUT, stride,
+          [&](auto k) SOLM_INLINE { return added * totals[part + size_t(k) * parts]; },
+          [&](auto s, auto k, Lanes products) SOLM_INLINE {
             const Lanes by = Lanes::all(scale[size_t(k) * x.groups]);
             if constexpr (GRID) {
               Lanes scaled = Lanes::zero();
               scaled.add(by, products);
-              sum[k].add(step, scaled);
-              if constexpr (LEAST) sum[k].add(least, Lanes::all(sums[part + size_t(k) * parts]));
+              sum[s][k].add(Lanes::load(tile.step[g] + 16 * (j + s)), scaled);
+              if constexpr (LEAST)
+                sum[s][k].add(Lanes::load(tile.least[g] + 16 * (j + s)), Lanes::all(sums[part + size_t(k) * parts]));
             } else {
-              sum[k].add(by, products);
+              sum[s][k].add(by, products);
             }
           });
     }
-    each<T>([&](auto k) SOLM_INLINE { sum[k].write(to_y + k * BLOCK); });
+    each_sum([&](auto s, auto k) SOLM_INLINE { sum[s][k].write(to_y + 16 * s + k * BLOCK); });
   }
 }
 
@@ -89,7 +94,7 @@ template <int BITS, int QUADS, bool GRID>
 void multiply_groups(Tile& tile, const ChunkInput& x, int first, int groups, int from, int to, bool add, float* y,
                      RowFetch next, Unpacking ahead) {
   constexpr int MOST = TileDot<BITS>::TOKENS;
-  const int parts = (to - from + MOST - 1) / MOST * 4, times = parts * groups;
+  const int parts = (to - from + MOST - 1) / MOST * (4 / TileDot<BITS>::STRIPS), times = parts * groups;
   next.at_once = (next.rows + times - 1) / times;
   ahead.at_once = (ahead.left + parts - 1) / parts;
   for (int t = from, count; t < to; t += count, y += size_t(count) * BLOCK) {

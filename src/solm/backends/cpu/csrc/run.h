@@ -51,7 +51,7 @@ inline void Engine::reserve(const Call& c) {
     reserved_pages = more;
   }
   unit_width = width;
-  in_chunks = count >= PromptRoom::LEAST_STEPS;
+  in_chunks = count >= LEAST_STEPS;
   if (in_chunks) {
     const int tokens = std::min(count, PromptRoom::CHUNK_TOKENS);
     reserve_prompt(tokens);

@@ -15,6 +15,7 @@ constexpr int PERCENTAGES = 101;      // limits of a site, for 0 to 100 percent 
 constexpr int MAGNITUDES = 1 << 14;  // bins of a histogram of |x|: the upper bits of float32 without its sign
 constexpr int HIGH_BITS = 4;         // of a nested weight
 constexpr double FULL_BITS = 16;     // of a dense action
+constexpr int LEAST_STEPS = 4;       // of a call that is processed in chunks, see prompt.h
 constexpr int MOST_ROWS = 16;        // steps that share one pass over the head
 constexpr int MOST_QUERIES = 32;     // query heads of one KV head
 constexpr int MOST_LEVELS = 100;     // of one axis

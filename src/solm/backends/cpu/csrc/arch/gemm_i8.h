@@ -12,22 +12,27 @@
 namespace solm {
 
 // TileDot<BITS>: sums of products of unsigned weights of BITS bits (4, 5, 6 or 8) with signed bytes that are not -128.
-//   TOKENS: whose sums fit in the registers together. T below: so many, or fewer, as `at_once` gives.
+//   TOKENS, STRIPS: sums of so many tokens with STRIPS times sixteen outputs fit in the registers together. T below: so many
+//     tokens, or fewer, as `at_once` gives.
 //   SIGNED: whether weights have 128 taken off when they are placed in a tile (BITS = 8).
 //   BYTES: of a tile for four channels and sixteen outputs; a tile starts at a multiple of 64 bytes.
 //   place(quad, part, to): writes a part of interleaved bytes (see `interleave`) to those.
 //   INPUT: bytes of one number of a token in the form that `panel` gives.
 //   panel<T>(x, stride, count, room): `count` (a multiple of 16) numbers of T tokens in that form, `stride` bytes apart in x;
 //     in room [T, count], 2 bytes each, or where they are already. Sets `stride` to the new distance.
-//   multiply<QUADS, T>(tile, x, stride, start, use): for every token t, use(t, 16 sums) with start(t), an integer, plus the
-//     products of 4 QUADS channels, t as a compile-time constant. In its thread a TileSetup<QUADS> must live meanwhile.
+//   multiply<QUADS, T>(tile, next, x, stride, start, use): for every token t and strip s, whose weights are next * s bytes
+//     behind the first one's, use(s, t, 16 sums) with start(t), an integer, plus the products of 4 QUADS channels; s and t as
+//     compile-time constants. In its thread a TileSetup<QUADS> must live meanwhile.
 
-// How many of `left` tokens are multiplied next, 4, 8 or `most` (4, 8 or 12): for the last ones as few as will do, but not 4
-// alone where 8 twice are as many.
+// How many of `left` tokens are multiplied next, 4, 8 or `most` (4, 6, 8 or 12), or 4 or 6 where that is 6: for the last ones as
+// few as will do, but not 4 alone where 8 twice are as many.
 inline int at_once(int left, int most) {
+  if (most == 6) return left <= 4 || left == 7 || left == 8 ? 4 : 6;
   if (left > 16 || most == 4) return most;
   return left <= 4 ? 4 : left <= 8 || left > 12 ? 8 : most;
 }
+
+constexpr auto FIRST_STRIP = std::integral_constant<int, 0>();  // what a TileDot with one strip gives
 
 #if !defined(GEMM_I8_AMX)
 
@@ -38,27 +43,35 @@ struct TileSetup {};
 
 #if defined(DOT_I8_VNNI) && !defined(GEMM_I8_AMX)
 
+// Processors load two vectors per cycle and multiply two: with two strips an input that was loaded is used twice.
 template <int BITS>
 struct TileDot {
-  static constexpr int TOKENS = 8, BYTES = 64, INPUT = 1;
+  static constexpr int TOKENS = 6, STRIPS = 2, BYTES = 64, INPUT = 1;
   static constexpr bool SIGNED = false;
   static void place(const Bytes& quad, int, uint8_t* to) { _mm512_store_si512(to, quad.v); }
   template <int T>
   static const int8_t* panel(const int8_t* x, size_t&, int, int8_t*) { return x; }
 
   template <int QUADS, int T, typename Start, typename Use>
-  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Start start, Use use) {
-    __m512i sum[T];
-    each<T>([&](auto t) SOLM_INLINE { sum[t] = _mm512_set1_epi32(start(t)); });
+  static SOLM_INLINE void multiply(const uint8_t* tile, size_t next, const int8_t* x, size_t stride, Start start, Use use) {
+    __m512i sum[STRIPS][T];
+    each<T>([&](auto t) SOLM_INLINE {
+      const __m512i from = _mm512_set1_epi32(start(t));
+      each<STRIPS>([&](auto s) SOLM_INLINE { sum[s][t] = from; });
+    });
     for (int i = 0; i < QUADS; ++i) {
-      const __m512i w = _mm512_load_si512(tile + i * BYTES);
+      __m512i w[STRIPS];
+      each<STRIPS>([&](auto s) SOLM_INLINE { w[s] = _mm512_load_si512(tile + s * next + i * BYTES); });
       each<T>([&](auto t) SOLM_INLINE {
         int32_t four;
         std::memcpy(&four, x + t * stride + 4 * i, 4);
-        sum[t] = _mm512_dpbusd_epi32(sum[t], w, _mm512_set1_epi32(four));
+        const __m512i input = _mm512_set1_epi32(four);
+        each<STRIPS>([&](auto s) SOLM_INLINE { sum[s][t] = _mm512_dpbusd_epi32(sum[s][t], w[s], input); });
       });
     }
-    each<T>([&](auto t) SOLM_INLINE { use(t, Lanes{_mm512_cvtepi32_ps(sum[t])}); });
+    each<T>([&](auto t) SOLM_INLINE {
+      each<STRIPS>([&](auto s) SOLM_INLINE { use(s, t, Lanes{_mm512_cvtepi32_ps(sum[s][t])}); });
+    });
   }
 };
 
@@ -116,7 +129,7 @@ SOLM_PRODUCTS(add_short_products, "vpmaddwd", "vpaddd")
 // those below 32, for two with those below 64.
 template <int BITS>
 struct TileDot {
-  static constexpr int TOKENS = 4, BYTES = 64, INPUT = 1;
+  static constexpr int TOKENS = 4, STRIPS = 1, BYTES = 64, INPUT = 1;
   static constexpr bool SIGNED = false;
   static void place(const Bytes& quad, int part, uint8_t* to) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(to) + part, quad.v);
@@ -125,7 +138,7 @@ struct TileDot {
   static const int8_t* panel(const int8_t* x, size_t&, int, int8_t*) { return x; }
 
   template <int QUADS, int T, typename Start, typename Use>
-  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Start start, Use use) {
+  static SOLM_INLINE void multiply(const uint8_t* tile, size_t, const int8_t* x, size_t stride, Start start, Use use) {
     constexpr int CHAIN = std::min(QUADS, 128 >> BITS);
     static_assert(QUADS % CHAIN == 0 && T == TOKENS);
     FourTokens sum;
@@ -138,7 +151,8 @@ struct TileDot {
   static SOLM_INLINE void write(const FourTokens& sum, Start start, Use use) {
     const auto token = [&](auto t, __m256i low, __m256i high) SOLM_INLINE {
       const __m256i from = _mm256_set1_epi32(start(t));
-      use(t, Lanes::of(_mm256_cvtepi32_ps(_mm256_add_epi32(low, from)), _mm256_cvtepi32_ps(_mm256_add_epi32(high, from))));
+      use(FIRST_STRIP, t,
+          Lanes::of(_mm256_cvtepi32_ps(_mm256_add_epi32(low, from)), _mm256_cvtepi32_ps(_mm256_add_epi32(high, from))));
     };
     token(std::integral_constant<int, 0>(), sum.a0, sum.a1);
     token(std::integral_constant<int, 1>(), sum.b0, sum.b1);
@@ -180,7 +194,7 @@ struct TileDot {
 // Two products with weights of 8 bits do not fit in 16 bits, so both factors are widened before.
 template <>
 struct TileDot<8> {
-  static constexpr int TOKENS = 4, BYTES = 128, INPUT = 2;
+  static constexpr int TOKENS = 4, STRIPS = 1, BYTES = 128, INPUT = 2;
   static constexpr bool SIGNED = true;
 
   // Neighbouring channels make pairs: first those of channels 0 and 1 of all outputs, then those of 2 and 3.
@@ -206,7 +220,7 @@ struct TileDot<8> {
   }
 
   template <int QUADS, int T, typename Start, typename Use>
-  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Start start, Use use) {
+  static SOLM_INLINE void multiply(const uint8_t* tile, size_t, const int8_t* x, size_t stride, Start start, Use use) {
     static_assert(T == TOKENS);
     FourTokens sum;
     add_from<0, 2 * QUADS>(tile, x, stride, sum);
@@ -225,24 +239,25 @@ struct TileDot<8> {
 
 template <int BITS>
 struct TileDot {
-  static constexpr int TOKENS = 8, BYTES = 64, INPUT = 1;  // so many as with VNNI, for its tests
+  static constexpr int TOKENS = 6, STRIPS = 2, BYTES = 64, INPUT = 1;  // so many as with VNNI, for its tests
   static constexpr bool SIGNED = false;
   static void place(const Bytes& quad, int, uint8_t* to) { std::memcpy(to, quad.v, 64); }
   template <int T>
   static const int8_t* panel(const int8_t* x, size_t&, int, int8_t*) { return x; }
 
   template <int QUADS, int T, typename Start, typename Use>
-  static void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Start start, Use use) {
+  static void multiply(const uint8_t* tile, size_t next, const int8_t* x, size_t stride, Start start, Use use) {
     float sum[16];
-    for (int t = 0; t < T; ++t) {
-      for (int o = 0; o < 16; ++o) {
-        int32_t total = start(t);
-        for (int i = 0; i < QUADS; ++i)
-          for (int k = 0; k < 4; ++k) total += int32_t(tile[i * BYTES + 4 * o + k]) * x[t * stride + 4 * i + k];
-        sum[o] = float(total);
+    for (int s = 0; s < STRIPS; ++s)
+      for (int t = 0; t < T; ++t) {
+        for (int o = 0; o < 16; ++o) {
+          int32_t total = start(t);
+          for (int i = 0; i < QUADS; ++i)
+            for (int k = 0; k < 4; ++k) total += int32_t(tile[s * next + i * BYTES + 4 * o + k]) * x[t * stride + 4 * i + k];
+          sum[o] = float(total);
+        }
+        use(s, t, Lanes::load(sum));
       }
-      use(t, Lanes::load(sum));
-    }
   }
 };
 

@@ -41,7 +41,7 @@ struct TileSetup {
 
 template <int BITS>
 struct TileDot {
-  static constexpr int TOKENS = 12, BYTES = 64, INPUT = 1;
+  static constexpr int TOKENS = 12, STRIPS = 1, BYTES = 64, INPUT = 1;
   static constexpr bool SIGNED = false;
 
   static void place(const Bytes& quad, int, uint8_t* to) { _mm512_store_si512(to, quad.v); }
@@ -49,7 +49,7 @@ struct TileDot {
   static const int8_t* panel(const int8_t* x, size_t&, int, int8_t*) { return x; }
 
   template <int QUADS, int T, typename Start, typename Use>
-  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Start start, Use use) {
+  static SOLM_INLINE void multiply(const uint8_t* tile, size_t, const int8_t* x, size_t stride, Start start, Use use) {
     static_assert(T == 12 || T == 8 || T == 4);
     alignas(64) int32_t sums[T * 16];
     asm volatile("" ::: "memory");  // compilers do not know that tiles are loaded from memory
@@ -67,7 +67,7 @@ struct TileDot {
 #undef SOLM_MULTIPLY_TILES
     each<T>([&](auto t) SOLM_INLINE {
       const __m512i sum = _mm512_add_epi32(_mm512_load_si512(sums + 16 * t), _mm512_set1_epi32(start(t)));
-      use(t, Lanes{_mm512_cvtepi32_ps(sum)});
+      use(FIRST_STRIP, t, Lanes{_mm512_cvtepi32_ps(sum)});
     });
   }
 };

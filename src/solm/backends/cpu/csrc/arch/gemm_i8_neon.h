@@ -11,7 +11,7 @@ namespace solm {
 // How weights lie in a tile: as signed bytes, those of 8 bits with 128 taken off.
 template <int BITS>
 struct NeonTile {
-  static constexpr int TOKENS = 4, BYTES = 64, INPUT = 1;
+  static constexpr int TOKENS = 4, STRIPS = 1, BYTES = 64, INPUT = 1;
   static constexpr bool SIGNED = BITS == 8;
   static void place(const Bytes& quad, int part, uint8_t* to) {
     for (int i = 0; i < 2; ++i)
@@ -32,7 +32,7 @@ struct TileDot : NeonTile<BITS> {
   using NeonTile<BITS>::BYTES;
 
   template <int QUADS, int T, typename Start, typename Use>
-  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Start start, Use use) {
+  static SOLM_INLINE void multiply(const uint8_t* tile, size_t, const int8_t* x, size_t stride, Start start, Use use) {
     static_assert(QUADS % 2 == 0 && T == NeonTile<BITS>::TOKENS);
     int32x4_t sum[T / 2][8];  // of two outputs and two tokens
     for (auto& pair : sum)
@@ -60,7 +60,7 @@ struct TileDot : NeonTile<BITS> {
         const int32x4_t low = sum[t / 2][2 * o], high = sum[t / 2][2 * o + 1];
         of_token[o] = vaddq_s32(t % 2 ? vuzp2q_s32(low, high) : vuzp1q_s32(low, high), vdupq_n_s32(start(t)));
       }
-      use(t, Lanes::of(of_token));
+      use(FIRST_STRIP, t, Lanes::of(of_token));
     });
   }
 };
@@ -72,7 +72,7 @@ struct TileDot : NeonTile<BITS> {
   using NeonTile<BITS>::BYTES;
 
   template <int QUADS, int T, typename Start, typename Use>
-  static SOLM_INLINE void multiply(const uint8_t* tile, const int8_t* x, size_t stride, Start start, Use use) {
+  static SOLM_INLINE void multiply(const uint8_t* tile, size_t, const int8_t* x, size_t stride, Start start, Use use) {
     static_assert(QUADS % 4 == 0 && T == NeonTile<BITS>::TOKENS);
     int32x4_t sum[T][4];
     each<T>([&](auto t) SOLM_INLINE {
@@ -90,7 +90,7 @@ struct TileDot : NeonTile<BITS> {
         }
       });
     }
-    each<T>([&](auto t) SOLM_INLINE { use(t, Lanes::of(sum[t])); });
+    each<T>([&](auto t) SOLM_INLINE { use(FIRST_STRIP, t, Lanes::of(sum[t])); });
   }
 };
 

@@ -1,0 +1,26 @@
+"""Log-probabilities and divergences of logits, without a float32 copy of all of them."""
+
+import torch
+from torch.nn import functional as F
+
+_LOGITS_PER_SLICE = 8  # a float32 slice that stays in the last-level cache
+
+
+def log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """log p(tokens) under logits [..., V], in float32: [...]. Sliced, so that no float32 copy of all logits exists."""
+    slices = logits.flatten(0, -2).split(_LOGITS_PER_SLICE)
+    targets = tokens.to(logits.device).flatten().split(_LOGITS_PER_SLICE)
+    parts = [
+        -F.cross_entropy(part.float(), target, reduction="none") for part, target in zip(slices, targets, strict=True)
+    ]
+    return torch.cat(parts).view(tokens.shape)
+
+
+def divergences(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """KL in nats from reference [M, V] to logits [M, R, V]: [M, R] float32, sliced likewise."""
+    step = max(1, _LOGITS_PER_SLICE // logits.shape[1])
+    parts = []
+    for ours, theirs in zip(logits.split(step), reference.split(step), strict=True):
+        known = theirs.float().log_softmax(-1)
+        parts.append(torch.einsum("mv,mrv->mr", known.exp(), known[:, None] - ours.float().log_softmax(-1)))
+    return torch.cat(parts).clamp(min=0)  # rounding
