@@ -17,4 +17,6 @@ SOLM_INLINE inline void each(Use use) {
   }(std::make_integer_sequence<int, N>());
 }
 
+constexpr auto FIRST_STRIP = std::integral_constant<int, 0>();  // what a TileDot of one strip gives
+
 }  // namespace solm

@@ -32,8 +32,6 @@ inline int at_once(int left, int most) {
   return left <= 4 ? 4 : left <= 8 || left > 12 ? 8 : most;
 }
 
-constexpr auto FIRST_STRIP = std::integral_constant<int, 0>();  // what a TileDot with one strip gives
-
 #if !defined(GEMM_I8_AMX)
 
 template <int QUADS>
