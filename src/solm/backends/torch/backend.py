@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from solm.backends.torch import triton as kernels
 from solm.backends.torch.families import decoder_layers, sample_layer
 from solm.backends.torch.hooks import HookedModel
 from solm.backends.torch.magnitudes import measure_thresholds
@@ -62,8 +63,11 @@ class TorchBackend:
     def pages_held(self) -> None:
         """As `Backend.pages_held`: rows have tensors of their own."""
 
-    skipping_rows = None
-    """As `Backend.skipping_rows`; how many it is depends on the device's kernels."""
+    @property
+    def skipping_rows(self) -> int | None:
+        """As `Backend.skipping_rows`: those that the kernels for GPUs take. On a CPU, where budgets are simulated and
+        save no time, any number."""
+        return kernels.MOST_ROWS if self.device.type == "cuda" else None
 
     def detach(self) -> None:
         """Give the model back exactly as it was."""
