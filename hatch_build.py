@@ -4,6 +4,7 @@ SOLM_WHEEL names the architecture, ``x86_64`` or ``aarch64``. Without it, and fo
 compiled: the wheel is pure Python and the engine is compiled at first use.
 """
 
+import hashlib
 import os
 import shutil
 import sys
@@ -39,7 +40,7 @@ class EngineHook(BuildHookInterface[Any]):
 
 def engines(machine: str) -> Path:
     """The folder of an architecture's libraries, of the sources as they are. What is not in it yet is compiled."""
-    from solm.backends.cpu.build import CSRC, compile_engine, find_compiler, sources_digest
+    from solm.backends.cpu.build import _FLAGS, CSRC, compile_engine, find_compiler, sources_digest
     from solm.backends.cpu.prebuilt import library_name
     from solm.backends.cpu.variants import machine as this_machine
     from solm.backends.cpu.variants import variants_of
@@ -49,7 +50,9 @@ def engines(machine: str) -> Path:
         raise ValueError(
             f"SOLM_WHEEL: no C++ compiler for {machine}; apt install g++-{machine.replace('_', '-')}-linux-gnu"
         )
-    folder = ROOT / "build" / "engines" / f"{machine}-{sources_digest()[:16]}"
+    symbols = (CSRC / "exports.map").read_text()
+    how = [sources_digest(), compiler, *_FLAGS, *_LINK_FLAGS, symbols, *map(repr, variants_of(machine))]
+    folder = ROOT / "build" / "engines" / f"{machine}-{hashlib.sha256(' '.join(how).encode()).hexdigest()[:16]}"
     exports = f"-Wl,--version-script={CSRC / 'exports.map'}"
     for variant in variants_of(machine):
         target = folder / library_name(variant.name)

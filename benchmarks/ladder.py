@@ -35,7 +35,6 @@ from passages import Passage, passages
 from solm.backends.names import gguf_of
 from solm.backends.session import Session
 from solm.cli import checks
-from solm.cli.options import AUTO
 from solm.cli.output import Progress, progress_bar
 from solm.core.actions import FULL_BITS
 from solm.core.budget import Budget
@@ -45,6 +44,7 @@ from solm.core.files import resumable
 from solm.core.parts import Parts
 from solm.evaluation.statistics import paired_difference
 from solm.policies.artifact import TrainedPolicy
+from solm.runtime.facts import AUTO
 from solm.runtime.load import default_kv_cache
 from timed_engines import shown, steps
 

@@ -2,8 +2,8 @@
 
 Every server runs as a process of its own, all at the same time; clients take turns at them, so that one number of
 clients is measured on all servers within minutes. Requests stream greedy chat replies to texts that no other request
-shares, but for the beginning of --shared tokens. All models have one dtype, by default bfloat16 where the processor has
-it and float32 elsewhere.
+shares, but for the beginning of --shared tokens. Other servers and the torch backend compute in --dtype, by default
+bfloat16 where the processor has it and float32 elsewhere. With --other the cpu backend keeps the numbers of the file.
 
     python benchmarks/serve.py                       # transformers serve; torch, cpu in bfloat16 and in int8
     python benchmarks/serve.py --model FILE.gguf --other "NAME=COMMAND {port}"    # the cpu backend beside other servers

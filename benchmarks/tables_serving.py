@@ -150,7 +150,7 @@ def constrained_batch() -> str:
     return told + markdown(("Rows", *head), rows) + f"\n{_cited('constrained-0.5b')}\n"
 
 
-_RATES = ("tokens/s", "first token, ms: median", "95 %", "ms per token: median", "95 %")
+_RATES = ("tokens/s", "first token, ms: median", "p95", "ms per token: median", "p95")
 
 
 def _rates(run: dict[str, Any]) -> list[str]:

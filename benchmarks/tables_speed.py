@@ -243,8 +243,8 @@ def shedding() -> str:
         "refused",
         "good replies/s",
         "replies/s",
-        "first token, s, 95 %",
-        "ms per token, 95 %",
+        "first token, s, p95",
+        "ms per token, p95",
         "net keep",
     )
     title = f"Capacity {found['capacity_per_second']:.2f} replies/s, objective {found['objective_ms']:.0f} ms"

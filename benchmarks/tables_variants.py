@@ -29,8 +29,9 @@ def variants() -> str:
     ]
     head = ("Model", "Instruction set", *(names[count].format(context) for _, context, count in points))
     return (
-        "Every instruction set that the measuring machine runs, with the weights of the file and every logit: llama.cpp"
-        " compiled\nfor the same one → solm, and how many times as fast solm is.\n\n" + markdown(head, rows, words=2)
+        "The file's own weights and every logit, two threads. In a cell: llama.cpp compiled for the same instruction"
+        " set →\nsolm (how many times as fast). Where llama.cpp was not measured there is solm's number alone."
+        "\n\n" + markdown(head, rows, words=2)
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from solm.backends.cpu.build import find_compiler
 from solm.core.errors import SolmError
 from solm.core.files import resumable, write_bytes, write_json, write_text
-from solm.core.provenance import commit, versions
+from solm.core.provenance import commit, processor, versions
 from solm.core.sparsity import SparsityConfig
 from solm.data.text import documents
 from solm.data.windows import token_stream
@@ -87,7 +87,7 @@ def decode(out: Path, report: Report, clock: Clock) -> Speeds:
     with clock.stage(STAGES[0]):
         made: dict[str, Any] = {
             "commit": commit(), "versions": versions(), "compiler": find_compiler(),
-            "threads": torch.get_num_threads(), "settings": FAST,
+            "threads": torch.get_num_threads(), "processor": processor(), "settings": FAST,
         }  # fmt: skip
         path = out / "speeds.json"
         found = None if made["commit"].endswith("+changes") else _speeds_before(path, made)

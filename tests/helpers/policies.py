@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 
-from helpers.models import keep_of, tokens
 from solm.core.actions import ActionSpace
 from solm.core.allocation import KNOTS, Allocation
 from solm.core.sparsity import SparsityConfig
@@ -80,17 +79,6 @@ def by_head(allocation: Allocation) -> Allocation:
 
 
 BENDS = (0.9, -0.6, -0.7, 0.4)
-
-
-def test_an_even_profile_changes_nothing_but_rounding_cost(control):
-    ids, keep = tokens(2, 100), keep_of((0.3, 0.5, 16), 2, 40)
-    found = []
-    for sparsity in (SparsityConfig(window=16), sparsity_of(0, 0, 0, 0)):
-        session = control.session(sparsity)
-        session.prefill(ids)
-        found.append(session.fork(1).extend(tokens(2, 40, seed=5), keep))
-    torch.testing.assert_close(found[0].realised, found[1].realised, rtol=0, atol=16 / 100)
-    torch.testing.assert_close(found[0].realised[..., 1:], found[1].realised[..., 1:])
 
 
 def shares_of(space: ActionSpace, rows: int) -> tuple[torch.Tensor, ...]:

@@ -93,15 +93,15 @@ def test_an_error_in_one_row_fails_that_request_alone(service, client, monkeypat
     take = Row.take
 
     def broken(self, logits, step=None):
-        if self.job.seed == 666 and len(self.text.ids) == 3:
+        if self.job.seed == 666 and len(self.draft.tokens) == 3:
             raise RuntimeError("injected")
         take(self, logits, step)
 
     monkeypatch.setattr(Row, "take", broken)
     with ThreadPoolExecutor(4) as pool:
         fine = [pool.submit(ask, client, seed=seed, logit_bias={"2": -100}) for seed in (1, 2)]
-        bad = pool.submit(ask, client, seed=666)
-        streamed = pool.submit(lambda: list(ask(client, seed=666, stream=True)))
+        bad = pool.submit(ask, client, seed=666, logit_bias={"2": -100})
+        streamed = pool.submit(lambda: list(ask(client, seed=666, stream=True, logit_bias={"2": -100})))
         with pytest.raises(openai.InternalServerError, match="others go on"):
             bad.result()
         with pytest.raises(openai.APIError, match="others go on"):

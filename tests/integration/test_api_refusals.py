@@ -127,7 +127,7 @@ def test_keys_guard_every_route_but_health(byte_tokenizer):
             return httpx.get(f"{address}/v1/models", headers={"Authorization": header}).status_code
 
         assert status("Bearer alpha") == 200
-        assert status(b"Bearer b\xc3\xabta") in (200, 401)
+        assert status(b"Bearer b\xc3\xabta") == 200
         basic = base64.b64encode(b"anyone:alpha").decode()
         assert status(f"Basic {basic}") == 200
         for bad in ("Bearer alph", "Bearer", "alpha", "Basic alpha", "Basic !!!", "Digest alpha"):

@@ -46,11 +46,13 @@ def test_labels_and_values_in_expressions_exist(byte_tokenizer):
     metrics = tiny_service(byte_tokenizer).metrics
     metrics.requests.labels("/v1/models", "200")
     metrics.tokens.labels("completion")
-    metrics.ended.labels("server_error")
-    labels = {name for family in metrics.registry.collect() for one in family.samples for name in one.labels}
+    values = {pair for family in metrics.registry.collect() for one in family.samples for pair in one.labels.items()}
+    labels = {name for name, _ in values}
     for expression in [*EXPRESSIONS, *ALERTS]:
         used = re.findall(r"(\w+)=~?\"", expression) + re.findall(r"by \((.*?)\)", expression)
         assert {name.strip() for part in used for name in part.split(",")} <= labels | {"instance", "job"}
+        exact = set(re.findall(r'(\w+)="([^"$]*)"', expression))
+        assert {pair for pair in exact if pair[0] != "job"} <= values
 
 
 def test_the_dashboard_is_laid_out_without_overlaps_and_uses_the_provisioned_source():

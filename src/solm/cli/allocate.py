@@ -13,7 +13,7 @@ from solm.cli.options import (
     JsonOption,
     ModelOption,
     RevisionOption,
-    SeedOption,
+    RunSeedOption,
     TrustOption,
 )
 from solm.cli.sources import long_enough, read_sources, streams
@@ -32,7 +32,7 @@ def allocate(
         str, typer.Option(help="Tokens read densely first; for several, such as 1024,4096, losses are averaged.")
     ] = "1024",
     length: Annotated[int, typer.Option(help="Controlled tokens per text that are scored.", min=1)] = 64,
-    seed: SeedOption = 0,
+    seed: RunSeedOption = 0,
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
@@ -51,7 +51,7 @@ def allocate(
     from solm.cli.output import output, print_json, progress_bar, say
     from solm.runtime.load import load
     from solm.training.allocate import axes_of, find_allocation
-    from solm.training.sources import draw_windows
+    from solm.training.sources import draw_halves
 
     contexts = list(checks.counts(context, "--context"))
     checks.out_file(out)
@@ -71,7 +71,7 @@ def allocate(
         backend="torch", revision=revision, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     tokens = streams(sources, lm.tokenizer)
-    windows = draw_windows(tokens, texts, contexts[-1] + length, torch.Generator().manual_seed(seed))
+    windows = draw_halves(tokens, texts, contexts[-1] + length, torch.Generator().manual_seed(seed))
     with progress_bar() as progress:
         try:
             found = find_allocation(

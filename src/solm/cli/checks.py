@@ -191,6 +191,8 @@ def backend(
         for typed, given in (("--precision", precision is not None), ("--kv-cache-dtype", kv_cache_dtype is not None)):
             if given:
                 raise SolmError(f"{typed}: it needs --backend cpu; the torch backend computes in the model's own dtype")
+    if name == "cpu" and dtype != "auto":
+        raise SolmError(f"--dtype: {dtype} needs --backend torch; the cpu backend has --precision")
     with option("--kv-cache-dtype"):
         check_precision(precision or default_precision(sparsity or SparsityConfig()), kv_cache_dtype or "auto")
 

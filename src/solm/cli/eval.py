@@ -20,7 +20,7 @@ from solm.cli.options import (
     PolicyOption,
     PrecisionOption,
     RevisionOption,
-    SeedOption,
+    RunSeedOption,
     SpaceOption,
     SparsityOption,
     TextsOption,
@@ -85,7 +85,7 @@ def evaluate(
     oracle: Annotated[
         bool, typer.Option("--oracle", help="Also find the best schedules with knowledge of the text: a ceiling.")
     ] = False,
-    seed: SeedOption = 0,
+    seed: RunSeedOption = 0,
     dtype: DtypeOption = "auto",
     backend: BackendOption = "torch",
     precision: PrecisionOption = None,

@@ -11,7 +11,7 @@ from solm.cli.options import (
     KvCacheOption,
     PrecisionOption,
     RevisionOption,
-    SeedOption,
+    RunSeedOption,
     TrustOption,
 )
 from solm.cli.sources import long_enough, read_sources, streams
@@ -39,7 +39,7 @@ def fit(
     ] = "auto",
     precision: PrecisionOption = None,
     kv_cache_dtype: KvCacheOption = None,
-    seed: SeedOption = 0,
+    seed: RunSeedOption = 0,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     json: JsonOption = False,

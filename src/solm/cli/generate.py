@@ -132,12 +132,12 @@ def generate(
     with checks.option("--budget"):
         asked = lm.budget(request, seen, chosen)
     tokens, moments = [], []
-    coloured = sys.stdout.isatty() and not json
+    coloured, special = sys.stdout.isatty() and not json, set(lm.tokenizer.all_special_ids)
     try:
         for token in lm.stream(ids, budget=asked, policy=chosen, max_new_tokens=max_new_tokens, seed=seed, **options):
             tokens.append(token)
             moments.append(time.perf_counter())
-            if not json and lm.tokenizer.decode([token.id], skip_special_tokens=True):  # not the end's
+            if not json and token.id not in special:  # not the end's
                 print(paint(token.text, token.cost) if coloured else token.text, end="", flush=True)
     except KeyboardInterrupt:
         if not json:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from solm.core.errors import SolmError
+from solm.core.seeds import MOST_SEED
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file or builtin:smollm2-135m.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
@@ -55,7 +56,7 @@ DataOption = Annotated[
         "--data", "-d", help="Text, separated by commas: files (.txt, .jsonl), folders, hub data sets, pydoc."
     ),
 ]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+DtypeOption = Annotated[str, typer.Option(help="Of the torch backend: auto, float32, bfloat16 or float16.")]
 BackendOption = Annotated[
     str, typer.Option(help="torch: simulates, on any device; cpu: the compiled engine; auto: cpu where it can run.")
 ]
@@ -75,6 +76,7 @@ KvCacheOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of all random numbers.")]
+RunSeedOption = Annotated[int, typer.Option(help="Seed of all random numbers.", min=0, max=MOST_SEED)]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")
 ]

@@ -1,5 +1,6 @@
 """`solm quickstart`."""
 
+import importlib.util
 import shlex
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import typer
 
 from solm.cli import checks
 from solm.cli.options import DEFAULT_MODEL, JsonOption
+from solm.core.errors import SolmError
 
 if TYPE_CHECKING:
     from solm.evaluation.speeds import Speeds
@@ -41,6 +43,8 @@ def quickstart(
     from solm.cli.output import print_json, progress_bar, say
     from solm.core.interrupt import Interrupted
 
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SolmError("the report needs matplotlib; run: pip install '.[eval]' in a checkout of solm")
     checks.out_folder(out)
     checks.model_config(DEFAULT_MODEL)
     training = "no training" if pretrained else f"a small training ({batches} batches)"

@@ -75,7 +75,7 @@ def listenable(host: str, port: int) -> None:
 def unix_socket(path: Path, replicas: int) -> None:
     """Check that --uds can be listened on."""
     if replicas > 1:
-        raise SolmError("--uds: it does not go with --replicas, which listen on a port")
+        raise SolmError("--uds: it does not go with --replicas, whose front process listens on a port")
     if len(os.fsencode(path.absolute())) > _LONGEST_SOCKET:
         raise SolmError(f"--uds: {path} exceeds {_LONGEST_SOCKET} bytes, with its folders")
     if path.exists() and not path.is_socket():

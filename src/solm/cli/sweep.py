@@ -70,6 +70,8 @@ def sweep(
                 with checks.option(f"{config}: budgets"):
                     for budget in chosen.budgets:
                         Budget.from_net(budget, offered)
+        if chosen.data:
+            checks.room(known, chosen.context + chosen.length, f"{where}: {model}: context and length")
     with progress_bar() as progress:
         paths = run(
             chosen, out, lambda job, done, total: progress.show("evaluating", done, total, job),

@@ -1,5 +1,6 @@
 """`solm train`."""
 
+import importlib.util
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -159,6 +160,8 @@ def _configuration(asked: dict[str, Any], names: dict[str, str], origin: str) ->
 
 def _check(chosen: "RunConfig", trust: bool) -> None:
     """Check model, layer, context and text of a run."""
+    if getattr(chosen, "method", None) == "grpo" and importlib.util.find_spec("tensorboard") is None:
+        raise SolmError("--method: grpo needs tensorboard; run: pip install '.[train]' in a checkout of solm")
     checks.backend("torch", None, None, chosen.dtype)
     known = checks.model_config(chosen.model, chosen.revision, trust)
     checks.tokenizer(chosen.model, chosen.revision, trust)

@@ -39,3 +39,8 @@ class PolicyMismatchError(SolmError):
 
 class RunMismatchError(SolmError):
     """A run folder that holds another configuration, or that another process is using."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

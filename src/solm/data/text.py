@@ -5,7 +5,7 @@ import re
 import zlib
 from pathlib import Path
 
-from solm.core.errors import DataError
+from solm.core.errors import DataError, first_line
 from solm.core.unicode import check_unicode
 
 _SUFFIXES = (".txt", ".raw", ".jsonl")
@@ -106,7 +106,7 @@ def _hub(source: str) -> list[str]:
     name, _, config = name.partition("@")
     try:
         rows = load_dataset(name, config or None, split=split or "train")
-        return [text for text in rows["text"] if text.strip()]
+        return [text for text in rows["text"] if isinstance(text, str) and text.strip()]
     except (DatasetNotFoundError, ConnectionError, ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"{source!r} is neither a file, a folder nor a reachable hub data set: {reason}") from error

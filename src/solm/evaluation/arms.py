@@ -51,11 +51,11 @@ def static_arms(lm: LanguageModel, space: ActionSpace) -> dict[str, Arm]:
 class Oracle(PricedPolicy):
     """Buys by level costs that were measured on the very tokens it decides about: a ceiling, not a policy.
 
-    costs: per axis [N, Q, levels] of the N rows and Q steps that it will see.
+    costs: per axis [N, Q, levels] of the N rows and Q steps that it will see, from the first step on, some at a time.
     """
 
     def __init__(self, space: ActionSpace, costs: LevelCosts):
-        self._costs = costs
+        self._costs, self._seen = costs, 0
         super().__init__(space, 0, price_curves(space, self.training_costs))
 
     @property
@@ -63,7 +63,8 @@ class Oracle(PricedPolicy):
         return LevelCosts(*(axis.flatten(0, 1) for axis in self._costs))
 
     def costs(self, hidden: torch.Tensor, before: torch.Tensor) -> LevelCosts:
-        return self._costs
+        first, self._seen = self._seen, self._seen + hidden.shape[1]
+        return LevelCosts(*(axis[:, first : self._seen] for axis in self._costs))
 
 
 class Tuned(BlindSchedule):

@@ -4,6 +4,7 @@ import logging
 from array import array
 from typing import Any, Self
 
+import numpy as np
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -168,7 +169,10 @@ class ControlledLM(TemplateLM):
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Scoring under control")
         found = likelihoods(
             self.controlled,
-            [(context[-self.max_length :], continuation) for _, context, continuation in requests],
+            [
+                (context[-max(1, self.max_length + 1 - len(continuation)) :], continuation)
+                for _, context, continuation in requests
+            ],
             self.policy,
             self.target.tensor(1)[0],
             self.batch_size,
@@ -236,7 +240,11 @@ class ControlledLM(TemplateLM):
             shares = torch.tensor([list(step.realised.values()) for step in steps], dtype=torch.float64).view(-1, 3)
             could = torch.tensor([list(step.controllable.values()) for step in steps], dtype=torch.bool).view(-1, 3)
             cost = sum(step.cost for step in steps)
-            self._add(Spent((shares * could).sum(0), cost, could.sum(0), len(steps)), quiet=True)
+            known, ms, dense_ms = self.controlled.offer(self.policy).measured, 0.0, 0.0
+            if known is not None and steps:
+                took, seen = torch.where(could, shares, 1.0).numpy(), len(ids) + 1 + np.arange(len(steps))
+                ms, dense_ms = (float(known.milliseconds(each, seen).sum()) for each in (took, np.ones_like(took)))
+            self._add(Spent((shares * could).sum(0), cost, could.sum(0), len(steps), ms, dense_ms), quiet=True)
             texts.append(text)
             self.cache_hook.add_partial("generate_until", request.args, text)
         self._tell()

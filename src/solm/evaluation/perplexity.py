@@ -91,6 +91,8 @@ def evaluate(
     budgets = [offer.budget(BudgetRequest(kind, share), middle) for share in settings.budgets]
     if len(set(settings.budgets)) < len(budgets):
         raise BudgetError(f"budgets {settings.budgets} name one value twice")
+    if tuning is not None and tuning.fingerprint in {stream.fingerprint for stream in streams}:
+        raise DataError(f"{tuning.name} is evaluated; baselines must be tuned on another text")
     windows = held_out_windows(streams, settings)
     batches = windows.split(settings.batch)
     others = {name: rival if isinstance(rival, Arm) else Arm(rival) for name, rival in (rivals or {}).items()}

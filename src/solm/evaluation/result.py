@@ -140,7 +140,8 @@ class TaskPoint(BaseModel):
 
     scores: mean per metric: ``acc``, ``acc_norm`` (by length; where the task has it) and ``margin``, log-likelihood of
     the right answer above the best wrong one in nats (of the target itself where there is no choice). differences:
-    policy minus this arm per metric, paired over questions, with 95 % intervals; positive: the policy is better.
+    policy minus this arm per metric, and at the policy's own points policy minus dense, paired over questions, with
+    95 % intervals; positive: the policy is better.
     requested, realised: shares per axis and net, over the steps that could be controlled; with step timings also time,
     the share of the dense step's milliseconds, and ms.
     """

@@ -14,6 +14,10 @@ class Interval(NamedTuple):
     high: float
 
 
+_PICKS = 1 << 22
+"""Texts of all resamples that are drawn together."""
+
+
 def paired_difference(ours: np.ndarray, theirs: np.ndarray, resamples: int = 10_000, seed: int = 0) -> Interval:
     """Mean of ours - theirs with its 95 % percentile interval from resampling texts.
 
@@ -23,8 +27,13 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray, resamples: int = 10_
     difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     if len(difference) < 2:
         return Interval(float(difference.mean()), -np.inf, np.inf)
-    picks = np.random.default_rng(seed).integers(len(difference), size=(resamples, len(difference)))
-    low, high = np.percentile(difference[picks].mean(1), [2.5, 97.5])
+    random, size = np.random.default_rng(seed), len(difference)
+    some = max(1, _PICKS // size)  # resamples at a time, of which thousands of texts would not fit into memory
+    means = [
+        difference[random.integers(size, size=(min(some, resamples - done), size))].mean(1)
+        for done in range(0, resamples, some)
+    ]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return Interval(float(difference.mean()), float(low), float(high))
 
 

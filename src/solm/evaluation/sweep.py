@@ -15,6 +15,7 @@ from solm.core.actions import ActionSpace
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.core.files import locked, write_json, write_text
 from solm.core.provenance import command_line, environment
+from solm.core.seeds import MOST_SEED
 from solm.data.text import documents
 from solm.data.windows import token_stream
 from solm.evaluation.cluster import run_on_ray
@@ -51,7 +52,7 @@ class SweepConfig(BaseModel):
     revision: str | None = None
     """Branch, tag or commit of the models on the hub."""
     trust_remote_code: bool = False
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MOST_SEED)
 
     @model_validator(mode="after")
     def _check_work(self) -> "SweepConfig":

@@ -31,7 +31,7 @@ from solm.runtime.offer import Offer
 from solm.training.allocate import find_allocation, trusted
 from solm.training.checkpoint import CONFIG, RunFolder, read_stored
 from solm.training.config import ValueTrainConfig
-from solm.training.sources import Record, draw_windows, provenance
+from solm.training.sources import Record, draw_halves, draw_windows, provenance
 from solm.training.values import average_costs, collect, cost_factors, fitted_policy, read_samples
 
 TIMINGS, THRESHOLDS, ALLOCATION = "timings.json", "thresholds.json", "allocation.json"
@@ -97,7 +97,7 @@ def find_thresholds(job: Job) -> None:
 def deal_out(job: Job) -> None:
     """What every layer, and where pages are worth it every KV head, keeps of an action."""
     sizes = job.sizes("allocation", read_timings(job.folder.path / TIMINGS))
-    windows = draw_windows(
+    windows = draw_halves(
         job.texts.train, sizes.allocation_texts, sizes.context + sizes.allocation_length, job.generator()
     )
     find_allocation(
@@ -168,7 +168,7 @@ def _level_costs(job: Job) -> list[torch.Tensor]:
 def fit_network(job: Job) -> Files:
     """The policy, not yet compared."""
     config, costs = _training(job, "level costs"), _level_costs(job)
-    samples = read_samples(job.folder.path / TRAINING, config.batches)
+    samples = read_samples(job.folder.path / TRAINING, config)
     about: Record = provenance(config, _sampled(job))
     after = tuple((context, tuple(factors)) for context, factors in read_json(job.folder.path / LONG_COSTS))
     fitted = fitted_policy(_allocated(job), config, samples, costs, about, after).with_space(CHOICES)

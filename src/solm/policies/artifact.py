@@ -11,7 +11,7 @@ from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.cost import ModelShapes
 from solm.core.curve import CURVE, BudgetCurve
-from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
+from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError, first_line
 from solm.core.files import read_arrays, read_json, read_model, read_tensors, write_bytes, write_json, write_text
 from solm.core.recent import Recent
 from solm.core.sparsity import SparsityConfig
@@ -198,7 +198,7 @@ class TrainedPolicy:
                 api.create_repo(repository, private=private, exist_ok=True)
                 return str(api.upload_folder(repo_id=repository, folder_path=folder))
             except (HFValidationError, HTTPError, OSError) as error:
-                reason = str(error).strip().splitlines()[0]
+                reason = first_line(error)
                 raise SolmError(f"cannot upload to the hub repository {repository!r}: {reason}") from error
 
 
@@ -253,7 +253,7 @@ def from_hub(name: str, revision: str | None = None) -> Path:
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD, CURVE]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise SolmError(f"no policy at {name!r}, neither a folder nor a hub repository: {reason}") from error
     if not (folder / CONFIG).is_file():
         raise SolmError(f"no policy at {name!r}: this hub repository has no {CONFIG}")

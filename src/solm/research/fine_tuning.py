@@ -68,7 +68,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     config = read_stored(training)
     assert isinstance(config, ValueTrainConfig)
     batches = max(1, round(options.part * config.batches))
-    arms = {"part": fitted(lm, options, config, batches), "all": fitted(lm, options, config, config.batches)}
+    arms = {"part": fitted(lm, options, config, batches), "all": fitted(lm, options, config, None)}
     seconds = sampling_seconds(training, batches + 1)
     how = FineTuneConfig(
         context=config.context, length=config.length, learning_rate=options.learning_rate, seed=options.seed
@@ -120,10 +120,15 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     return record("fine-tuning", settings, told)
 
 
-def fitted(lm: LanguageModel, options: Options, config: ValueTrainConfig, batches: int) -> TrainedPolicy:
-    """The policy of the fit's first `batches` batches of samples and its level costs."""
+def fitted(lm: LanguageModel, options: Options, config: ValueTrainConfig, batches: int | None) -> TrainedPolicy:
+    """The policy of the fit's level costs and samples. batches: so many of its first batches, beside those that it
+    holds out; None: all."""
     sizes = ValueConfig(base_hidden=lm.shapes.hidden, layer=config.layer, grid=config.space, width=config.width)
-    network, _ = fit(read_samples(options.fit / TRAINING, batches), sizes, config.fit)
+    samples = read_samples(options.fit / TRAINING, config, batches)
+    texts = len(samples.dense)
+    held_out = config.batches * config.texts - int(config.batches * config.texts * (1 - config.fit.held_out))
+    how = config.fit.model_copy(update={"held_out": (held_out - 0.5) / texts})  # so many texts, whatever is rounded
+    network, _ = fit(samples, sizes, how)
     set_level_costs(network, [torch.tensor(axis, dtype=torch.float64) for axis in read_json(options.fit / COSTS)])
     made = PolicyConfig(base=lm.identity, space=CHOICES, sparsity=lm.sparsity, network=network.config)
     return TrainedPolicy(made, network)

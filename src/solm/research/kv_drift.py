@@ -34,9 +34,11 @@ class Options(StudyOptions):
     @classmethod
     def _check_action(cls, tag: str) -> str:
         try:
-            Action.from_tag(tag)
+            action = Action.from_tag(tag)
         except SolmError as error:
             raise ValueError(str(error)) from error
+        if not (0 < action.attention <= 1 and 0 < action.mlp <= 1 and 2 <= action.bits <= FULL_BITS):
+            raise ValueError(f"{tag}: shares must be above 0 and at most 1, bits between 2 and {FULL_BITS}")
         return tag
 
 

@@ -11,14 +11,17 @@ Example: solm study learning --threads 1 --train books.txt,web.txt --data wiki.t
 import json
 import time
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from solm.core.actions import ActionSpace
-from solm.core.errors import SolmError
+from solm.core.budget import Budget
+from solm.core.cost import ModelShapes
+from solm.core.errors import BudgetError, RunMismatchError, SolmError
 from solm.core.files import read_tensors, write_tensors
 from solm.core.parts import Parts
 from solm.data.windows import TokenStream
@@ -30,7 +33,7 @@ from solm.policies.learned import LearnedPolicy
 from solm.policies.network import NetworkConfig, PolicyNetwork
 from solm.policies.schedules import Dense, Static
 from solm.policies.value_policy import ValueConfig
-from solm.research.studies import Names, Numbers, Progress, StudyOptions
+from solm.research.studies import Names, Numbers, Progress, StudyOptions, check_layer
 from solm.research.texts import Texts, windows_of
 from solm.runtime.language_model import LanguageModel
 from solm.training.checkpoint import LOG, RunFolder
@@ -41,7 +44,7 @@ from solm.training.ranks import Ranks
 from solm.training.regression import fit
 from solm.training.rollout import collect
 from solm.training.sources import training_streams
-from solm.training.values import SAMPLES, average_costs, batch_of_samples, read_samples, set_level_costs
+from solm.training.values import average_costs, batch_of_samples, read_batch, samples_path, set_level_costs
 
 METHODS: dict[str, dict[str, Any]] = {
     "values": {},
@@ -73,6 +76,20 @@ class Options(StudyOptions):
     layer: int = Field(4, ge=0, description="Layer before which a value policy decides.")
     train_batch: int = Field(4, ge=1, description="Texts of a training batch.")
     train_length: int = Field(384, ge=1, description="Tokens of a training text, for counterfactual regression.")
+
+    @field_validator("minutes")
+    @classmethod
+    def _check_minutes(cls, minutes: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < some < inf for some in minutes):
+            raise ValueError(f"minutes must be above 0 and finite, got {', '.join(map(str, minutes))}")
+        return tuple(sorted(minutes))  # training goes on from one to the next
+
+    def check(self, shapes: ModelShapes, context: int | None, trained: TrainedPolicy | None) -> None:
+        check_layer(self.layer, shapes)
+        try:
+            Budget.from_net(self.budget, ActionSpace.preset(self.space))
+        except BudgetError as error:
+            raise SolmError(f"--budget: {error}") from error
 
 
 def run(options: Options, partial: Path | None, progress: Progress) -> Record:
@@ -156,9 +173,13 @@ class _Clock:
         return time.process_time() - self._start
 
 
-def _logged(out: Path) -> list[dict[str, Any]]:
+def _logged(out: Path, limit: float) -> list[dict[str, Any]]:
+    """What the run in `out` has logged. Raises `RunMismatchError` where it trained for more than `limit` minutes."""
     path = out / LOG
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if len(found) > 1 and found[-2]["seconds"] > 60 * limit:  # the last one may exceed it
+        raise RunMismatchError(f"{out} has trained for more than {limit:g} minutes; choose another --runs")
+    return found
 
 
 def grpo(lm: LanguageModel, config: TrainConfig, streams: list[TokenStream], limit: float, out: Path) -> Snapshot:
@@ -173,7 +194,7 @@ def grpo(lm: LanguageModel, config: TrainConfig, streams: list[TokenStream], lim
     folder = RunFolder(out, config)
     folder.check_origin(lm.identity, streams)
     folder.restore(network, optimizer)
-    records = _logged(out)
+    records = _logged(out, limit)
     clock = _Clock(records[-1]["seconds"] if records else 0)
     policy = LearnedPolicy(network.eval(), config.space, "sample", clamp=False)
     while not records or clock() < 60 * limit:
@@ -190,6 +211,12 @@ def grpo(lm: LanguageModel, config: TrainConfig, streams: list[TokenStream], lim
     return Snapshot(clock() / 60, TrainedPolicy(known, network), {**said, "update": len(records), "token_steps": steps})
 
 
+def _held_out(batch: int) -> bool:
+    """Every tenth batch is from the end of the sources, and measures the trust in the network. The second one is among
+    them, so that there is one early."""
+    return batch % 10 == 2
+
+
 def values(
     lm: LanguageModel, config: ValueTrainConfig, streams: list[TokenStream], limit: float, out: Path
 ) -> Snapshot:
@@ -198,20 +225,22 @@ def values(
     sizes = ValueConfig(base_hidden=lm.shapes.hidden, layer=config.layer, grid=config.space, width=config.width)
     folder = RunFolder(out, config)
     folder.check_origin(lm.identity, streams)
-    records = _logged(out)
-    parts = [read_samples(out, len(records))] if records else []
+    records = _logged(out, limit)
+    parts = [read_batch(out, number, _held_out(number)) for number in range(1, 1 + len(records))]
     clock = _Clock(records[-1]["seconds"] if records else 0)
     if not records:
         write_tensors(out / _COSTS, {str(axis): cost for axis, cost in enumerate(average_costs(lm, config, streams))})
     while not records or clock() + _FIT * len(records) < 60 * limit:
         batch = len(records) + 1
-        parts.append(batch_of_samples(lm, config, streams, batch))
-        write_tensors(out / SAMPLES / f"{batch:05d}.safetensors", dict(vars(parts[-1])))
+        parts.append(batch_of_samples(lm, config, streams, batch, _held_out(batch)))
+        write_tensors(samples_path(out, batch, _held_out(batch)), dict(vars(parts[-1])))
         records.append({"update": batch, "cost": float(parts[-1].cost.mean()), "seconds": clock()})
         folder.log(records[-1])
     folder.close()
-    collected = Samples.join(parts)
-    network, found = fit(collected, sizes, config.fit)
+    last = [part for number, part in enumerate(parts, 1) if _held_out(number)]
+    collected = Samples.join([part for number, part in enumerate(parts, 1) if not _held_out(number)] + last)
+    how = config.fit.model_copy(update={"held_out": (len(last) - 0.5) / len(parts)}) if last else config.fit
+    network, found = fit(collected, sizes, how)
     costs = read_tensors(out / _COSTS)
     set_level_costs(network, [costs[str(axis)] for axis in range(3)])
     known = PolicyConfig(base=lm.identity, space=config.space, sparsity=lm.sparsity, network=network.config)

@@ -86,14 +86,17 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     settings = options.model_dump(mode="json") | {"data_fingerprint": [stream.fingerprint for stream in streams]}
     sizes = {name: settings[name] for name in SIZES}
     parts = Parts(partial, [sizes, lm.trained.config.digest])
+    asked_of = {
+        name: _questions(lm, Path(str(options.tasks)), name, options.questions)
+        for name in (SETS if options.tasks is not None else ())
+    }
     found: dict[str, dict[str, list[Found]]] = {"text": {str(context): [] for context in contexts}, "retrieval": {}}
     for index, window in enumerate(windows.split(1)):
         progress("texts", index, len(windows))
         told = parts.get(f"text {index}", lambda window=window: _text(lm, window, contexts, options))  # type: ignore[misc]
         for context in contexts:
             found["text"][str(context)].append(told[str(context)])
-    for name in SETS if options.tasks is not None else ():
-        answers = _questions(lm, Path(str(options.tasks)), name, options.questions)
+    for name, answers in asked_of.items():
         found["retrieval"][name] = []
         for index, (ids, begun) in enumerate(answers):
             progress(name, index, len(answers))
@@ -119,8 +122,10 @@ def _text(lm: LanguageModel, window: torch.Tensor, contexts: list[int], options:
 
 def _questions(lm: LanguageModel, folder: Path, name: str, count: int) -> list[tuple[torch.Tensor, int]]:
     """Question and answer as tokens [1, T], and where the answer's prediction begins."""
-    from solm.evaluation.local_tasks import load_tasks  # lm-eval is an extra
-
+    try:
+        from solm.evaluation.local_tasks import load_tasks
+    except ImportError:
+        raise SolmError("--tasks: retrieval needs: pip install '.[eval]' in a checkout of solm") from None
     (task,) = load_tasks([name], folder)[name].values()
     assert lm.tokenizer is not None
     found = []

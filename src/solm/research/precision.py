@@ -15,22 +15,24 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.core.files import beside, read_tensors, write_tensors
 from solm.core.parts import Parts
 from solm.data.windows import TokenStream
 from solm.evaluation.pictures import Kind, blank, picture
 from solm.evaluation.result import Record, record
+from solm.policies.artifact import TrainedPolicy
 from solm.policies.value_policy import ValueConfig
 from solm.research.off_grid import write_off_grid
-from solm.research.studies import Progress, StudyOptions
+from solm.research.studies import Progress, StudyOptions, check_layer
 from solm.runtime.language_model import LanguageModel
 from solm.training.config import FitConfig, ValueTrainConfig
 from solm.training.counterfactual import Samples
 from solm.training.ranks import Ranks
 from solm.training.regression import fit
 from solm.training.sources import training_streams
-from solm.training.values import batch_of_samples
+from solm.training.values import batch_of_samples, from_end
 
 _DTYPES = ("bfloat16", "float32")
 _HELD_OUT, _SEEDS = 0.25, 5
@@ -43,6 +45,19 @@ class Options(StudyOptions):
     layer: int = Field(4, ge=0, description="Layer before which the network observes.")
     batches: int = Field(10, ge=1, description="Number of batches of texts.")
     off_grid: Path | None = Field(None, description="Write the rescaled model to this folder, and nothing else.")
+
+    def check(self, shapes: ModelShapes, context: int | None, trained: TrainedPolicy | None) -> None:
+        check_layer(self.layer, shapes)
+        self.training()
+
+    def training(self) -> ValueTrainConfig:
+        """What samples are collected by. Raises `SolmError` for values that do not go together."""
+        values = {
+            "model": self.model, "data": self.data, "batches": self.batches, "texts": self.texts,
+            "context": self.context, "length": self.length, "seed": self.seed, "layer": self.layer,
+            "fit": FitConfig(held_out=_HELD_OUT),
+        }  # fmt: skip
+        return ValueTrainConfig.build(values, "options")
 
 
 def run(options: Options, partial: Path | None, progress: Progress) -> Record:
@@ -63,10 +78,7 @@ def run(options: Options, partial: Path | None, progress: Progress) -> Record:
 
 def _compare(options: Options, partial: Path | None, folder: Path, progress: Progress) -> Record:
     """Collect samples in `folder`, fit networks to them, and compare."""
-    config = ValueTrainConfig(
-        model=options.model, data=options.data, batches=options.batches, texts=options.texts,
-        context=options.context, length=options.length, seed=options.seed, layer=options.layer,
-    )  # fmt: skip
+    config = options.training()
     found: dict[str, Samples] = {}
     for dtype in _DTYPES:
         with options.load(dtype=dtype) as lm:
@@ -103,7 +115,7 @@ def _collected(
 
     def write(batch: int) -> str:
         path = folder / f"{batch:05d}.safetensors"
-        write_tensors(path, dict(vars(batch_of_samples(lm, config, streams, batch))))
+        write_tensors(path, dict(vars(batch_of_samples(lm, config, streams, batch, from_end(config, batch)))))
         return path.name
 
     found = []

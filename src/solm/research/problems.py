@@ -22,11 +22,12 @@ _CODE_ASKED = "Complete this Python function. Answer with the whole function in 
 @dataclass(frozen=True)
 class Problem:
     """messages: what the model is asked. complete: whether a reply needs no more tokens. solved: whether a reply solves
-    it; None where it is not graded."""
+    it; None where it is not graded. key: what `solved` goes by."""
 
     messages: list[Message]
     complete: Callable[[str], bool] = lambda reply: False
     solved: Callable[[str], bool] | None = None
+    key: str = ""
 
     @property
     def prompt(self) -> str | list[Message]:
@@ -41,7 +42,8 @@ def gsm8k(path: Path) -> list[Problem]:
     def problem(record: dict[str, Any]) -> Problem:
         question, answer = _texts(record, "question", "answer")
         gold = gold_number(answer)
-        return Problem(_user(f"{question}\n\n{_NUMBER_ASKED}"), solved=lambda reply: same_number(reply, gold))
+        asked = _user(f"{question}\n\n{_NUMBER_ASKED}")
+        return Problem(asked, solved=lambda reply: same_number(reply, gold), key=answer)
 
     return _read(path, _json(problem))
 
@@ -58,7 +60,8 @@ def humaneval(path: Path, sandbox: Sandbox | None = None) -> list[Problem]:
             return sandbox.run(program_of(reply, prompt, name, test)) == "passed"
 
         asked = _user(f"{_CODE_ASKED}\n\n```python\n{prompt.strip()}\n```")
-        return Problem(asked, code_is_complete, None if sandbox is None else solved)
+        graded = None if sandbox is None else solved
+        return Problem(asked, code_is_complete, graded, key="\0".join((prompt, name, test)))
 
     return _read(path, _json(problem))
 
@@ -71,8 +74,8 @@ def chat(source: str) -> list[Problem]:
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:
-    """Of what is asked, in 16 hexadecimal digits."""
-    asked = json.dumps([problem.messages for problem in problems], sort_keys=True)
+    """Of what is asked and how it is graded, in 16 hexadecimal digits."""
+    asked = json.dumps([[problem.messages, problem.key] for problem in problems], sort_keys=True)
     return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
 

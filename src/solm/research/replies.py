@@ -152,7 +152,7 @@ class DenseReplies:
             tokens.append(logits[-1].argmax(-1))
         self.tokens, self._logits = torch.stack(tokens, 1), torch.stack(logits, 1)
         stops = torch.tensor(sorted(Sampler.of(lm, prompts.ids[numbers[0]], 0, {}).stops), dtype=torch.int64)
-        ends = torch.isin(self.tokens, stops)
+        ends = torch.isin(self.tokens.cpu(), stops)
         self.lengths = torch.where(ends.any(1), ends.long().argmax(1) + 1, longest).tolist()
 
     def followed(self, arm: Arm, targets: np.ndarray) -> list[Followed]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
+from solm.core.seeds import MOST_SEED
 from solm.data.windows import TokenStream, token_stream
 from solm.evaluation.pictures import Kind
 from solm.evaluation.result import Record
@@ -35,7 +36,7 @@ class ModelOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field("builtin:smollm2-135m", description="Hub id, folder, .gguf file or builtin:smollm2-135m.")
-    seed: int = Field(0, description="Seed of all random numbers.")
+    seed: int = Field(0, ge=0, le=MOST_SEED, description="Seed of all random numbers.")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16.")
     revision: str | None = Field(None, description="Branch, tag or commit of a model on the hub.")
     trust_remote_code: bool = Field(False, description="Run code that comes with a model. Only for models you trust.")
@@ -48,6 +49,12 @@ class ModelOptions(BaseModel):
     def check(self, shapes: ModelShapes, context: int | None, trained: TrainedPolicy | None) -> None:
         """Check what can be checked before a model is loaded, of these shapes and with room for `context` tokens (None:
         not known). Raises `SolmError`."""
+
+
+def check_layer(layer: int, shapes: ModelShapes) -> None:
+    """Raises `SolmError` for a --layer that a model of these shapes lacks."""
+    if layer >= shapes.layers:
+        raise SolmError(f"--layer: {layer} is out of range: this model has layers 0 to {shapes.layers - 1}")
 
 
 class StudyOptions(ModelOptions):

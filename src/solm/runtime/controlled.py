@@ -10,7 +10,7 @@ from solm.backends.cpu.backend import CpuBackend
 from solm.backends.session import AnyPolicy, Backend, Session
 from solm.backends.threads import default_threads
 from solm.backends.weight_sample import spread
-from solm.core.actions import ActionSpace
+from solm.core.actions import AXES, ActionSpace
 from solm.core.arrays import as_numpy
 from solm.core.budget import Budget, BudgetLike
 from solm.core.cost import ModelShapes, step_cost
@@ -51,7 +51,8 @@ class ControlledModel:
 
     timings: what steps take on this machine, for budgets in time; by default those that the policy brings, wherever
     they were measured (see `timings_note`). Raises `PolicyMismatchError` for a policy or an allocation that does not
-    fit the model, or timings of another model or backend.
+    fit the model, or timings of another model or backend, and `UnsupportedModelError` for a policy that chooses on an
+    axis that cannot be controlled on the model.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class ControlledModel:
         self.sparsity = sparsity_of(policy, sparsity)
         if policy is not None:
             policy.check(self.identity, backend.shapes)
+            self.check_space(policy.config.space)
             if not self.beside_engine:
                 policy.to(backend.device)
         if self.sparsity.allocation is not None:
@@ -169,12 +171,20 @@ class ControlledModel:
     @property
     def space(self) -> ActionSpace:
         """The actions that budgets are checked against: the policy's; without one, all that the backend can carry out
-        under these sparsity rules."""
+        on this model under these sparsity rules."""
         if self.trained is not None:
             return self.trained.config.space
         if self.sparsity.bits_site == "weights":
             return ActionSpace.preset("nested")
-        return ActionSpace.preset("fine" if self.backend.name.startswith("torch") else "cpu-wide")
+        found = ActionSpace.preset("fine" if self.backend.name.startswith("torch") else "cpu-wide")
+        able = self.backend.capability.axes
+        return found.model_copy(update={axis: getattr(found, axis)[-1:] for axis in AXES if not able[axis]})
+
+    def check_space(self, space: ActionSpace) -> None:
+        """Raises `UnsupportedModelError` where `space` has levels on an axis that this model does not support."""
+        for axis in AXES:
+            if len(getattr(space, axis)) > 1:
+                self.backend.capability.require(axis)
 
     def session(self, capacity: int = 0, sparsity: SparsityConfig | None = None) -> Session:
         """An empty session; `capacity` tokens are reserved. sparsity: other rules than the model's."""
@@ -189,6 +199,7 @@ class ControlledModel:
         if name not in UNTRAINED:
             raise SolmError(f"unknown policy {name!r}; choose policy, {', '.join(UNTRAINED)}")
         space = self.space if space is None else space
+        self.check_space(space)
         return static(space, self.sparsity) if name == "static" else UNTRAINED[name](space)
 
     def overhead(self, policy: AnyPolicy) -> int:
@@ -202,8 +213,8 @@ class ControlledModel:
     def budget(self, asked: BudgetLike, context: int = 1024, policy: AnyPolicy | None = None) -> Budget:
         """The budget per axis that a request comes to.
 
-        ``0.7`` is a share of the dense step's milliseconds by `timings`, or without timings a share of its bytes; in
-        both the policy's own work is included. ``speed=1.5`` and ``ms=4.5`` are other forms of the former, and
+        ``0.7`` is a share of the dense step's milliseconds by `timings`, or without timings a share of its bytes, of
+        which the policy's own weights are a part. ``speed=1.5`` and ``ms=4.5`` are other forms of the former, and
         ``loss=0.05`` comes to one by the policy's curve. ``keep=0.6`` is net keep. All are split over the axes by the
         loaded policy, at one price per millisecond (or share) on each axis; without a policy every axis gets the same
         fraction of its range. Bits that save nothing are not lowered, except for a net keep.

@@ -1,13 +1,14 @@
-"""What is known of a model before its weights are read, and which policy of solm's own fits it."""
+"""What is known of a model without its weights, and which policy of solm's own fits it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solm.core.errors import SolmError
+from solm.core.errors import DamagedFileError, SolmError
 
 if TYPE_CHECKING:
+    from solm.backends.cpu.files.spec import ModelSpec
     from solm.core.cost import ModelShapes
     from solm.policies.artifact import TrainedPolicy
     from solm.policies.identity import BaseIdentity
@@ -82,3 +83,18 @@ def shipped_policy(facts: ModelFacts) -> str:
     if not found:
         raise SolmError(f"no policy ships for this {facts.family} model; solm fit makes one for any")
     return max(found, key=lambda name: (known[name].curve is not None, known[name].config.sparsity.hidden_power))
+
+
+def generation_options(name: str, revision: str | None, spec: "ModelSpec") -> dict[str, Any]:
+    """A folder's own generation options, or the tokens that end a text."""
+    from solm.backends.names import folder_of, gguf_of
+    from solm.core.files import read_json
+
+    if gguf_of(name) is None:
+        path = folder_of(name, revision) / "generation_config.json"
+        if path.is_file():
+            found = read_json(path)
+            if not isinstance(found, dict):
+                raise DamagedFileError(f"{path} is damaged: it is no object")
+            return {key: value for key, value in found.items() if value is not None and not key.startswith("_")}
+    return {"bos_token_id": spec.bos, "eos_token_id": list(spec.eos) or None}

@@ -158,7 +158,7 @@ def _row(
 def _whole(seed: int) -> int:
     if not isinstance(seed, Integral):
         raise SolmError(f"seed must be a whole number, got {seed!r}")
-    return seed
+    return int(seed)  # NumPy's numbers have 64 bits
 
 
 class _End:

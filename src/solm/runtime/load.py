@@ -11,22 +11,20 @@ from solm.backends.cpu.engine import FLOAT_PRECISIONS, check_precision
 from solm.backends.cpu.files.model_files import source_of
 from solm.backends.cpu.files.repack import Progress
 from solm.backends.cpu.files.source import WeightSource
-from solm.backends.cpu.files.spec import ModelSpec
 from solm.backends.dtypes import dtype_name
 from solm.backends.heap import keep_freed_memory
-from solm.backends.names import BUILTIN, folder_of, gguf_of
+from solm.backends.names import BUILTIN
 from solm.backends.session import Backend
 from solm.backends.threads import default_threads
 from solm.backends.tokenizer import model_tokenizer
 from solm.core.budget import BudgetLike
 from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError
-from solm.core.files import read_json
 from solm.core.sparsity import SparsityConfig
 from solm.core.timings import read_timings
 from solm.core.words import counted
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.controlled import sparsity_of
-from solm.runtime.facts import facts_of, model_facts, policy_called
+from solm.runtime.facts import facts_of, generation_options, model_facts, policy_called
 from solm.runtime.generate import ending
 from solm.runtime.language_model import LanguageModel
 
@@ -98,6 +96,8 @@ def load(
         dtype = torch_dtype
     dtype_name(dtype)
     known = None if timings is None else read_timings(Path(timings))
+    if known is not None:
+        known.check_model(model, backend)
     how, reason = engine_sparsity(policy, sparsity), None
     if backend != "torch":
         reason = _elsewhere(device, device_map, shard)
@@ -113,14 +113,16 @@ def load(
                 reason = str(error)
             else:
                 _announce(made, threads)
-                generation = _generation_options(model, revision, made.engine.spec)
+                generation = generation_options(model, revision, made.engine.spec)
                 return noted(LanguageModel(made, tokenizer, policy, how, model, known, generation=generation))
+    if precision is not None or kv_cache_dtype is not None:
+        raise SolmError(f"precision and kv_cache_dtype are of the cpu backend, which does not run this model: {reason}")
     from solm.backends.torch.backend import TorchBackend
     from solm.backends.torch.load import load_base
 
     base, tokenizer = load_base(model, dtype, device, trust_remote_code, shard, revision, device_map, tokenizer)
     torch_backend = TorchBackend(base)
-    _announce(torch_backend, threads, reason, expected=shard)
+    _announce(torch_backend, None, reason, expected=shard)
     try:
         return noted(LanguageModel(torch_backend, tokenizer, policy, sparsity, model, known))
     except SolmError:
@@ -163,7 +165,7 @@ def attach(
 
     torch_backend = TorchBackend(model)
     try:
-        _announce(torch_backend, threads, reason)
+        _announce(torch_backend, None, reason)
         return noted(LanguageModel(torch_backend, tokenizer, policy, sparsity))
     except SolmError:
         torch_backend.detach()
@@ -267,18 +269,6 @@ def noted(lm: LanguageModel) -> LanguageModel:
     if lm.timings_note is not None:
         logging.getLogger("solm").warning(lm.timings_note)
     return lm
-
-
-def _generation_options(name: str, revision: str | None, spec: ModelSpec) -> dict[str, Any]:
-    """A folder's own generation options, or the tokens that end a text."""
-    if gguf_of(name) is None:
-        path = folder_of(name, revision) / "generation_config.json"
-        if path.is_file():
-            found = read_json(path)
-            if not isinstance(found, dict):
-                raise DamagedFileError(f"{path} is damaged: it is no object")
-            return {key: value for key, value in found.items() if value is not None and not key.startswith("_")}
-    return {"bos_token_id": spec.bos, "eos_token_id": list(spec.eos) or None}
 
 
 def engine_sparsity(policy: TrainedPolicy | None, sparsity: SparsityConfig | str | None = None) -> SparsityConfig:

@@ -43,15 +43,16 @@ class _Generator(GenerationMixin):
         self.device, self.dtype = torch.device("cpu"), torch.float32
 
 
-def prepared(options: Mapping[str, Any], ids: Array, model: Any = None) -> tuple[Any, Any, Any]:
+def prepared(options: Mapping[str, Any], ids: Array) -> tuple[Any, Any, Any]:
     """transformers' logits processors for generation options and prompts of the length of ids [1, C], whether tokens
     are drawn, and the tokens that end a reply (one, several or None).
 
-    model: None where there is none in memory. Raises `SolmError` for a value that transformers refuses.
+    Without the model, which would add its own options to those that are left out. Raises `SolmError` for a value that
+    transformers refuses.
     """
     config = GenerationConfig()
     config.update(**options)
-    generator: Any = model or _Generator(config)
+    generator: Any = _Generator(config)
     found, _ = generator._prepare_generation_config(config)
     device = as_tensor(ids).device
     generator._prepare_special_tokens(found, kwargs_has_attention_mask=True, device=device)

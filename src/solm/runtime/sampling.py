@@ -188,12 +188,14 @@ class Sampler:
                 raise SolmError(_refusal(name, own))
         chosen = {**own, **options}
         if "do_sample" not in options:
-            chosen["do_sample"] = any(name in options for name in _DRAWN)
+            chosen["do_sample"] = any(options.get(name) is not None for name in _DRAWN)
         if options.get("temperature") == 0:
             chosen["do_sample"] = False
         if not chosen["do_sample"]:
             chosen |= dict.fromkeys(_DRAWN)
         rest, change = changes(chosen)
+        if (over := max(change.get("biases", {}), default=0)) >= lm.shapes.vocabulary:
+            raise SolmError(f"sequence_bias: there is no token {over}; the model has {lm.shapes.vocabulary}")
         plain = _plain(rest)
         rule: Scoring | None
         if plain is not None:
@@ -202,7 +204,7 @@ class Sampler:
         else:
             from solm.runtime.processors import Processed, prepared
 
-            processors, draws, ends = prepared(rest, ids, lm.loaded)
+            processors, draws, ends = prepared(rest, ids)
             rule = Processed(ids, processors, lm.beside_engine) if processors else None
         stops = frozenset(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])
         return cls(seed, Penalised(ids, rule, **change) if change else rule, draws, stops, constraint)

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 from safetensors import safe_open
 
-from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
+from solm.core.errors import DamagedFileError, RunMismatchError, SolmError, first_line
 from solm.core.files import locked, read_model, read_tensors, write_json, write_tensors, write_text
 from solm.data.windows import TokenStream
 from solm.policies.identity import BaseIdentity, WeightSample
@@ -119,7 +119,7 @@ class RunFolder:
                     state.setdefault(int(index), {})[key] = value
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise DamagedFileError(f"{path} does not fit this run: {str(error).splitlines()[0]}") from error
+            raise DamagedFileError(f"{path} does not fit this run: {first_line(error)}") from error
         if self._first:
             self._trim_log(updates)
         return updates

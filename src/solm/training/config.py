@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from solm.core.actions import PRESETS as SPACES
 from solm.core.actions import ActionSpace
-from solm.core.errors import SolmError
+from solm.core.budget import Budget
+from solm.core.errors import BudgetError, SolmError
+from solm.core.seeds import MOST_SEED
 from solm.core.sparsity import PRESETS as SPARSITY
 from solm.core.sparsity import SparsityConfig
 from solm.policies.value_policy import known_levels
@@ -28,7 +30,7 @@ class FitConfig(BaseModel):
     dropout: float = Field(0.5, ge=0, lt=1)
     held_out: float = Field(0.1, ge=0, lt=1)
     """Share of the texts that the fit does not see. They measure how much it explains, and set the trust in it."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MOST_SEED)
 
 
 def read_values(path: Path | None) -> dict[str, Any]:
@@ -66,7 +68,7 @@ class RunConfig(BaseModel):
     """Controlled tokens per episode."""
     texts: int = Field(4, ge=1)
     """Different texts per batch."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MOST_SEED)
 
     @model_validator(mode="before")
     @classmethod
@@ -143,6 +145,11 @@ class TrainConfig(RunConfig):
     def _check_sizes(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        for net in self.budgets:
+            try:
+                Budget.from_net(net, self.space)
+            except BudgetError as error:
+                raise ValueError(f"budgets: {error}") from error
         return self
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from solm.backends.logits import divergences
 from solm.backends.session import SplitSchedule
 from solm.core.actions import DENSE, FULL_BITS
+from solm.core.arrays import as_tensor
 from solm.data.windows import TokenStream
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.value_network import ValueNetwork
@@ -108,7 +109,7 @@ def _loss(
     assert first.stream is not None
     shares_before = before[0].clone()
     shares_before[..., 2] /= FULL_BITS
-    seen = first.stream[1].float(), shares_before.float()
+    seen = as_tensor(first.stream[1]).cpu().float(), shares_before.float()
     sensitivity = network(*seen)  # [steps, 3]
     noise = torch.randn(_ROLLOUTS, steps, 3, generator=generator)
     costs = policy.level_costs(sensitivity.detach() * (_NOISE * noise).exp())
@@ -118,7 +119,7 @@ def _loss(
     taken = session.fork(_ROLLOUTS, capacity=room).extend(
         tokens.expand(_ROLLOUTS, -1), SplitSchedule(policy.layer, before.expand(_ROLLOUTS, -1, -1), after)
     )
-    lost = divergences(taken.logits.transpose(0, 1), first.logits[0]).T
+    lost = divergences(taken.logits.transpose(0, 1), first.logits[0]).T.cpu()
     paid = torch.stack(
         [price * share[level] for price, share, level in zip(prices, shares, levels.unbind(-1), strict=True)]
     ).sum(0)

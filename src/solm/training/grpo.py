@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from solm.core.budget import Ledger
-from solm.core.errors import SolmError
+from solm.core.errors import RunMismatchError, SolmError
 from solm.core.interrupt import SIGTERM_CODE, Interrupted, signals
 from solm.data.windows import TokenStream
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
@@ -59,6 +59,8 @@ def train(
         streams = training_streams(lm, config, out, ranks)
         folder.check_origin(lm.identity, streams)
         done = folder.restore(network, optimizer)
+        if done > config.updates:
+            raise RunMismatchError(f"{out} is after {done} updates already; {config.updates} are asked for")
         trained = TrainedPolicy(
             PolicyConfig(base=lm.identity, space=config.space, sparsity=config.sparsity, network=network.config),
             network,

@@ -151,6 +151,8 @@ def _slopes(
         right.index_add_(0, some, weighted * missing[:, None])
     without = _solved(left.sum(0) - left, right.sum(0) - right)  # one text
     errors = ((count - 1) / count * (without - without.mean(0)).square().sum(0)).sqrt()
+    if count < 2:  # one text says nothing of how texts differ
+        errors = torch.full_like(errors, torch.inf)
     return _solved(left.sum(0), right.sum(0)), errors.float()
 
 

@@ -35,6 +35,14 @@ def training_streams(lm: LanguageModel, config: RunConfig, out: Path, ranks: Ran
     return streams
 
 
+def draw_halves(streams: list[TokenStream], texts: int, length: int, generator: torch.Generator) -> torch.Tensor:
+    """As `draw_windows`, where the second half of the texts is from the second half of every source: the halves share
+    no token, where sources have room for that."""
+    parts = [stream.parted(0.5, length) for stream in streams]
+    first = draw_windows([part[0] for part in parts], texts // 2, length, generator)
+    return torch.cat([first, draw_windows([part[1] for part in parts], texts - texts // 2, length, generator)])
+
+
 def draw_windows(streams: list[TokenStream], count: int, length: int, generator: torch.Generator) -> torch.Tensor:
     """`count` windows [count, length], every one from a source drawn uniformly."""
     picks = torch.randint(len(streams), (count,), generator=generator).tolist()

@@ -73,7 +73,7 @@ def train_values(
         # Processes in lockstep measure every text together, and the others know nothing of what is kept here.
         kept = None if ranks.lockstep else out / LEVEL_COSTS
         costs = average_costs(lm, config, streams, parts=Parts(kept, key), progress=level_costs)
-        trained = fitted_policy(lm, config, read_samples(out, config.batches), costs, about)
+        trained = fitted_policy(lm, config, read_samples(out, config), costs, about)
         trained.save_pretrained(out / "policy")
         if kept is not None:
             kept.unlink()
@@ -185,12 +185,12 @@ def collect(
         for first in range(1, config.batches + 1, ranks.world):
             # A process without a batch of its own that the others need repeats the last batch.
             batch = min(first + ranks.rank, config.batches)
-            path = _path(out, batch)
+            held_out = from_end(config, batch)
+            path = samples_path(out, batch, held_out)
             wanted = first + ranks.rank <= config.batches and not path.exists()
             if not (ranks.any(wanted) if ranks.lockstep else wanted):
                 continue
             begun = time.perf_counter()
-            held_out = batch > int(config.batches * (1 - config.fit.held_out))
             samples = batch_of_samples(lm, config, streams, batch, held_out)
             stopping = ranks.any(bool(stop)) if ranks.lockstep else bool(stop)
             if wanted:
@@ -224,16 +224,30 @@ def batch_of_samples(
     return collect_samples(lm, windows, config.context, config.layer, before, after, config.space)
 
 
-def read_samples(out: Path, batches: int) -> Samples:
-    """The samples of the first `batches` batches in the run folder `out`; raises `DamagedFileError`."""
-    return Samples.join([_read(_path(out, batch)) for batch in range(1, batches + 1)])
+def from_end(config: ValueTrainConfig, batch: int) -> bool:
+    """Whether the texts of a batch are from the end of every source: what the fit holds out."""
+    return batch > int(config.batches * (1 - config.fit.held_out))
 
 
-def _path(out: Path, batch: int) -> Path:
-    return out / SAMPLES / f"{batch:05d}.safetensors"
+def read_samples(out: Path, config: ValueTrainConfig, most: int | None = None) -> Samples:
+    """The samples in the run folder `out`, those that the fit holds out last; raises `DamagedFileError`.
+
+    most: so many of the first batches of the others; None: all.
+    """
+    others = int(config.batches * (1 - config.fit.held_out))
+    batches = [*range(1, 1 + min(others, most or others)), *range(others + 1, config.batches + 1)]
+    return Samples.join([read_batch(out, batch, from_end(config, batch)) for batch in batches])
 
 
-def _read(path: Path) -> Samples:
+def samples_path(out: Path, batch: int, held_out: bool) -> Path:
+    """The file of a batch. It says which part of the sources the batch is from: with another number of batches that may
+    be the other one."""
+    return out / SAMPLES / f"{batch:05d}{'-held-out' if held_out else ''}.safetensors"
+
+
+def read_batch(out: Path, batch: int, held_out: bool) -> Samples:
+    """One batch; raises `DamagedFileError`."""
+    path = samples_path(out, batch, held_out)
     try:
         return Samples(**read_tensors(path))
     except TypeError as error:

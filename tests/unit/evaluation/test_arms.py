@@ -61,6 +61,11 @@ def test_the_oracle_beats_static_at_the_same_spending():
         )
         torch.testing.assert_close(ours.realised.mean(1), static.realised.mean(1), rtol=0, atol=0.05)
         assert ours.log_probabilities.mean() > static.log_probabilities.mean()
+        # Decided some steps at a time, as under thresholds and on the cpu backend, every step has its own costs.
+        rows, oracle = session.fork(1), Oracle(space, costs)
+        rows.control(oracle, target, STEPS)
+        actions = [rows.extend(some).actions for some in ids[:, CONTEXT:-1].split(5, 1)]
+        assert torch.equal(torch.cat(actions, 1), ours.actions)
 
 
 def test_expected_costs_are_the_mean_of_measured_ones_over_what_the_dense_run_predicts():

@@ -66,6 +66,21 @@ def test_a_prompt_loses_its_beginning_where_it_leaves_no_room_for_the_reply(tiny
             ask(short, "abcdefghij", longest)
 
 
+def test_a_context_and_its_continuation_have_max_length_together(tiny_lm):
+    """As in lm-eval, of whose last token nothing is read."""
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+
+    from solm.evaluation.harness import ControlledLM
+
+    def score(model: ControlledLM, context: str) -> float:
+        return model.loglikelihood([Instance("loglikelihood", {}, (context, "klm"), 0)], disable_tqdm=True)[0][0]
+
+    whole = score(ControlledLM(tiny_lm, max_length=10), "abcdefghij")
+    assert whole == pytest.approx(score(ControlledLM(tiny_lm), "cdefghij"), abs=1e-5)
+    assert whole != pytest.approx(score(ControlledLM(tiny_lm), "abcdefghij"), abs=1e-5)
+
+
 def test_a_text_ends_at_a_stop_across_tokens_and_is_decoded_once(tiny_lm, monkeypatch):
     pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance

@@ -210,3 +210,8 @@ def test_budgets_in_time_are_met_and_arms_take_equal_milliseconds(tiny_lm, strea
     spent = dict(zip(table.columns[1]._cells, table.columns[2]._cells, strict=True))
     assert float(spent["policy"]) == pytest.approx(0.9, abs=0.02), "in the currency of the budgets"
     assert EvaluationResult.model_validate_json(result.model_dump_json()) == result
+
+
+def test_baselines_are_not_tuned_on_the_text_that_is_evaluated(policy_lm, stream):
+    with pytest.raises(DataError, match="docs is evaluated; baselines must be tuned on another text"):
+        evaluate(policy_lm, [stream], SETTINGS, tuning=stream)

@@ -53,6 +53,11 @@ def test_chat_prompts_are_lines_or_records(tmp_path):
     assert len({problem.messages[0]["content"] for problem in ours}) == 60
     assert asked[0].prompt == "Why?"
     assert fingerprint(ours) != fingerprint(ours[1:])
+    right, wrong = (
+        fingerprint(gsm8k(written(tmp_path / "c.jsonl", {"question": "1 + 1?", "answer": f"#### {gold}"})))
+        for gold in (2, 3)
+    )
+    assert right != wrong, "it is of the answers, too"
 
 
 @pytest.mark.parametrize(

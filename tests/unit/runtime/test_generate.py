@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +39,11 @@ def test_sampling_is_repeatable_and_follows_its_seed(tiny_lm):
 
     assert ids(1) == ids(1)
     assert ids(1) != ids(2)
+
+
+def test_a_seed_may_be_numpys(tiny_lm):
+    found = [tiny_lm.generate(prompt(), max_new_tokens=4, temperature=1.0, seed=seed) for seed in (7, np.int64(7))]
+    assert [token.id for token in found[0].tokens] == [token.id for token in found[1].tokens]
 
 
 def test_top_k_of_one_is_greedy(tiny_lm):

@@ -84,6 +84,28 @@ def test_penalties_go_with_what_only_transformers_can_do(tiny_lm):
     assert Sampler.of(tiny_lm, ids, 0, {"presence_penalty": 0, "frequency_penalty": 0.0}).largest == 1
 
 
+def test_what_the_model_itself_asks_for_is_done_once(tiny_lm, monkeypatch):
+    """Also beside what only transformers can do, which knows the model's own options, too."""
+    monkeypatch.setattr(tiny_lm.model.generation_config, "repetition_penalty", 1.5)
+    ids, some = np.array([[7, 8, 9, 7]]), logits(4, 259)
+    expected = RepetitionPenaltyLogitsProcessor(1.5)(torch.from_numpy(ids), torch.from_numpy(some)[None])[0].numpy()
+    for options in ({}, {"suppress_tokens": [3]}):
+        scores = Sampler.of(tiny_lm, ids, 0, options).scores(some)
+        kept = np.setdiff1d(np.arange(259), options.get("suppress_tokens", []))
+        np.testing.assert_allclose(scores[kept], expected[kept], rtol=1e-6)
+
+
+def test_none_leaves_an_option_unset(tiny_lm):
+    unset = {"temperature": None, "top_k": None, "top_p": None, "min_p": None}
+    assert not Sampler.of(tiny_lm, np.array([[7]]), 0, unset).draws
+
+
+def test_a_bias_on_a_token_that_does_not_exist_is_refused(tiny_lm):
+    over = tiny_lm.shapes.vocabulary
+    with pytest.raises(SolmError, match=f"sequence_bias: there is no token {over}; the model has {over}"):
+        Sampler.of(tiny_lm, np.array([[7]]), 0, {"sequence_bias": {(over,): 1.0}})
+
+
 @pytest.mark.parametrize("value", ["1", True, float("nan"), float("inf")])
 def test_a_penalty_that_is_no_number_is_refused(tiny_lm, value):
     with pytest.raises(SolmError, match="'frequency_penalty' must be a finite number"):

@@ -77,6 +77,31 @@ def test_rows_that_end_in_any_way_leave_what_the_cache_holds(memory, byte_tokeni
             assert texts[number] == expected
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+@pytest.mark.parametrize(("always_skip", "share"), [(False, 1.0), (True, 0.6)])
+def test_a_large_batch_computes_all_channels_unless_it_shall_always_skip(always_skip, share, byte_tokenizer):
+    model = tiny_model("llama", torch.float32, max_position_embeddings=1024)
+    with solm.attach(model, None, byte_tokenizer, backend="cpu", precision="int8") as lm:
+        scheduler = Scheduler(lm, ServeSettings(max_rows=6, always_skip=always_skip), Metrics())
+        budget, ends = Budget(mlp=0.6), []
+        order = Order("static", Static(lm.space), budget, budget)
+
+        def emit(event) -> None:
+            if isinstance(event, (Ended, Failed)):
+                ends.append(event)
+
+        sampling = {"do_sample": False, "sequence_bias": {(2,): -1e9}}
+        jobs = [Job(prompt(number, 20), 80, order, emit, sampling=sampling) for number in range(6)]
+        scheduler.start()
+        try:
+            scheduler.submit(jobs)
+            until(lambda: len(ends) == 6)
+        finally:
+            scheduler.stop()
+        # The first and the last steps are of fewer rows.
+        assert [end.compute.realised["mlp"] for end in ends] == pytest.approx([share] * 6, abs=0.06)
+
+
 def test_a_loop_that_fails_ends_every_job_and_takes_no_more(byte_tokenizer):
     with solm.attach(tiny_model("llama", torch.float32), None, byte_tokenizer) as lm:
         scheduler = Scheduler(lm, ServeSettings(max_rows=2, prefill_chunk=4), Metrics())

@@ -15,6 +15,7 @@ from solm.core.allocation import KNOTS, Allocation
 from solm.core.errors import DamagedFileError, DataError
 from solm.core.shares import realised_mlp
 from solm.core.sparsity import SparsityConfig
+from solm.data.windows import TokenStream
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.training.allocate import (
     _rounding_cost,
@@ -24,6 +25,7 @@ from solm.training.allocate import (
     trusted,
 )
 from solm.training.allocation_curves import greedy_curves
+from solm.training.sources import draw_halves
 
 
 def test_layers_that_lose_more_get_more():
@@ -215,3 +217,10 @@ def test_sliding_layers_and_models_without_an_mlp_axis_keep_an_even_share(tmp_pa
     dealt = result["allocation"]["attention"]
     assert dealt[:2] == (EVEN, EVEN)
     assert np.allclose((np.array(dealt[2]) + dealt[3]) / 2, EVEN, atol=1e-8)
+
+
+def test_the_halves_of_texts_share_no_token():
+    streams = [TokenStream(torch.arange(first, first + 1000), str(first), "f") for first in (0, 1000)]
+    windows = draw_halves(streams, 41, 50, torch.Generator().manual_seed(0))
+    assert windows.shape == (41, 50)
+    assert not set(windows[:20].flatten().tolist()) & set(windows[20:].flatten().tolist())

@@ -99,3 +99,9 @@ def test_the_number_of_passes_per_update_changes_nothing(tmp_path, byte_tokenize
         assert gap.max() < 1e-5, name
     once = run(tmp_path, "once", byte_tokenizer, updates=1, epochs=2)
     assert any((value - once[name]).abs().max() > 1e-3 for name, value in whole.items())
+
+
+def test_a_run_is_not_finished_with_fewer_updates_than_it_has_had(tmp_path, byte_tokenizer):
+    run(tmp_path, "a", byte_tokenizer, updates=3)
+    with pytest.raises(RunMismatchError, match="is after 3 updates already; 2 are asked for"):
+        run(tmp_path, "a", byte_tokenizer, updates=2)

@@ -20,7 +20,7 @@ from solm.policies.value_policy import ValueConfig, ValuePolicy
 from solm.training import values
 from solm.training.checkpoint import read_stored
 from solm.training.config import ValueTrainConfig
-from solm.training.values import LEVEL_COSTS, cost_factors, set_level_costs, train_values
+from solm.training.values import LEVEL_COSTS, SAMPLES, cost_factors, read_samples, set_level_costs, train_values
 
 
 def test_the_space_of_choices_is_fine_by_default_and_within_the_learned_levels():
@@ -95,6 +95,25 @@ def test_interrupted_and_resumed_training_equals_uninterrupted(tmp_path, byte_to
         run(tmp_path, "parts", byte_tokenizer)
     with pytest.raises(SolmError, match="layer 2 is out of range: this model has layers 0 to 1"):
         run(tmp_path, "other", byte_tokenizer, layer=2)
+
+
+def test_a_run_that_goes_on_learns_from_no_text_that_it_holds_out(tmp_path, byte_tokenizer):
+    """With more batches others are held out: those of before are collected again, from the other part of the text."""
+    run(tmp_path, "a", byte_tokenizer, batches=10)
+    run(tmp_path, "a", byte_tokenizer, batches=12)
+    names = sorted(path.name.removesuffix(".safetensors") for path in (tmp_path / "a" / SAMPLES).iterdir())
+    assert names == [f"{batch:05d}" for batch in range(1, 10)] + ["00010", "00010-held-out"] + [
+        "00011-held-out", "00012-held-out",
+    ]  # fmt: skip
+    longer, whole = (
+        read_samples(tmp_path / "a", read_stored(tmp_path / "a")),
+        run(tmp_path, "b", byte_tokenizer, batches=12),
+    )
+    assert len(longer.dense) == 24
+    again = run(tmp_path, "a", byte_tokenizer, batches=12)
+    assert torch.equal(again.network.head.weight, whole.network.head.weight)
+    part = read_samples(tmp_path / "a", read_stored(tmp_path / "a"), 3)
+    assert torch.equal(part.cost, torch.cat([longer.cost[:6], longer.cost[-4:]]))
 
 
 def test_a_run_does_not_mix_samples_of_two_texts(tmp_path, byte_tokenizer):

@@ -123,3 +123,14 @@ def test_realised_share_is_what_the_masks_read(length, keep):
     always = min(start, 8) + length - start
     assert float(realised) == pytest.approx((always + 8 * pages) / length)
     assert always + 8 * pages <= max(always, math.ceil(keep * length - 1e-9) + 7)
+
+
+def test_an_even_profile_changes_nothing_but_rounding_cost(control):
+    ids, keep = tokens(2, 100), keep_of((0.3, 0.5, 16), 2, 40)
+    found = []
+    for sparsity in (SparsityConfig(window=16), sparsity_of(0, 0, 0, 0)):
+        session = control.session(sparsity)
+        session.prefill(ids)
+        found.append(session.fork(1).extend(tokens(2, 40, seed=5), keep))
+    torch.testing.assert_close(found[0].realised, found[1].realised, rtol=0, atol=16 / 100)
+    torch.testing.assert_close(found[0].realised[..., 1:], found[1].realised[..., 1:])

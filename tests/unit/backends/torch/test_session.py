@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import solm
 from helpers.models import CONTEXT, STEPS, keep_of, tiny_model, tokens
 from helpers.sessions import scored_under
 from solm.backends.logits import log_probabilities
@@ -254,3 +255,11 @@ def test_a_rollout_scores_what_walking_it_and_scoring_its_schedule_in_one_pass_g
     scored = session.fork(3).score(following, space.table[episode.actions])
     torch.testing.assert_close(scored.log_probabilities, episode.log_probabilities, atol=1e-5, rtol=0)
     torch.testing.assert_close(scored.realised, episode.realised)
+
+
+def test_a_mixture_of_experts_is_offered_no_savings_that_it_cannot_make():
+    with solm.attach(tiny_model("mixtral", torch.float32, num_local_experts=2, sliding_window=None)) as lm:
+        assert len(lm.space.attention) > 1
+        assert (lm.space.mlp, lm.space.bits) == ((1.0,), (16,))
+        with pytest.raises(UnsupportedModelError, match="the mlp axis is not supported on 'mixtral'"):
+            lm.policy("static", ActionSpace.preset("joint-27"))
