@@ -59,7 +59,8 @@ def commands(options: Any, folder: Path) -> dict[str, tuple[list[str], dict[str,
     found: dict[str, tuple[list[str], dict[str, Any]]] = {}
     if options.peer:
         found["transformers"] = ([*transformers, "--device", "cpu"], {})
-    return found | {name: (ours(*how, "--dtype", options.dtype), DENSE | WHOLE) for name, how in SERVERS.items()}
+    dtype = {"torch": ["--dtype", options.dtype]}
+    return found | {name: (ours(*how, *dtype.get(name, [])), DENSE | WHOLE) for name, how in SERVERS.items()}
 
 
 def _save(options: Any, folder: Path) -> None:

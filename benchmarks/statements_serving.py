@@ -24,15 +24,14 @@ def at_servers(server: str) -> dict[tuple[str, str], float]:
     }
 
 
-@says("docs/results.md", "where most of the time is spent on reading prompts, it gives 4 % fewer than vLLM.")
-@says("docs/results.md", "and to vLLM with 16 clients and such prompts, by 4 %.")
-@says("docs/results.md", "With 16 clients and prompts of 128 it gives 4 % more, which may be noise, and 28 % more")
+@says("docs/results.md", "The smallest difference is 6 % to vLLM with 16 clients and prompts of 1,024")
+@says("docs/results.md", "With 16 clients and prompts of 128 it is 23 %, and 38 % where replies have 256 tokens.")
 def beside_other_servers() -> bool:
     ours, vllm, llama = (at_servers(server) for server in ("solm", "vLLM, bfloat16", "llama.cpp, xllamacpp"))
     names = ("serve-0.5b-1024", "serve-0.5b", "serve-0.5b-replies-256")
     of_many = [round(ours[name, "16"] / vllm[name, "16"], 2) for name in names]
-    fewer = [key for key in ours if ours[key] <= max(vllm[key], llama[key])]
-    return fewer == [(names[0], "16")] and of_many == [0.96, 1.04, 1.28]
+    least = min(ours[key] / max(vllm[key], llama[key]) for key in ours)
+    return round(least, 2) == of_many[0] and of_many == [1.06, 1.23, 1.38]
 
 
 @says("docs/results.md", "the dense server gave 61, 100 and 129 tokens per second with 1, 4 and 16 clients, and 214")
@@ -42,15 +41,15 @@ def an_older_processor() -> bool:
     return [int(rate) for rate in rates] == [61, 99, 129, 214] and round(rates[1]) == 100
 
 
-@says("docs/results.md", "brings 16 % more tokens per second with 1 client after prompts of 128, and 6 % more after")
-@says("docs/results.md", "With 4 or 16 it brings none, and up to 11 % fewer")
-@says("docs/results.md", "By a budget on the 0.5B with one client, by 6 to 16 %. With 16 clients not after short")
+@says("docs/results.md", "brings 17 % more tokens per second with 1 client after prompts of 128, and 2 % more after")
+@says("docs/results.md", "With 4 or 16 clients it changes them by less than 3 %")
+@says("docs/results.md", "By a budget on the 0.5B with one client, by 2 to 17 %. With 16 clients not after short")
 def budgets_at_servers() -> bool:
     dense, budgeted = at_servers("solm"), at_servers("solm at loss=0.05")
     ratios = {key: round(budgeted[key] / dense[key], 2) for key in dense}
     alone = [ratio for (_, clients), ratio in ratios.items() if clients == "1"]
     more = [ratio for (_, clients), ratio in ratios.items() if clients != "1"]
-    return alone == [1.16, 1.06] and (min(more), max(more)) == (0.89, 1.0)
+    return alone == [1.17, 1.02] and all(0.97 <= ratio <= 1.0 for ratio in more)
 
 
 def batch_points() -> dict[tuple[int, int, str], dict[str, Any]]:
