@@ -58,23 +58,23 @@ def batch_points() -> dict[tuple[int, int, str], dict[str, Any]]:
 
 
 @says("README.md", "`mlp=0.72` saves 0 to 15 % of a step, by model, context and processor.")
-@says("docs/limits.md", "MLP 0.8 saves 7 % of a step of the 0.5B after 150 tokens and nothing after 4,096")
+@says("docs/limits.md", "MLP 0.8 saves 5 % of a step of the 0.5B after 150 tokens and nothing after 4,096")
 def one_row_on_a_faster_machine() -> bool:
     ratios = [batch_points()[context, 1, "MLP 0.8"]["ratio"] for context in (150, 4096)]
-    return round(100 * (1 - 1 / ratios[0])) == 7 and ratios[1] <= 1
+    return round(100 * (1 - 1 / ratios[0])) == 5 and ratios[1] <= 1
 
 
-@says("docs/serving.md", "After 150 tokens nothing makes a step of 16 rows more than 1.02 times as fast.")
+@says("docs/serving.md", "After 150 tokens nothing makes a step of 16 rows more than 1.07 times as fast.")
 def short_contexts_in_a_batch() -> bool:
     ratios = [p["ratio"] for (context, rows, _), p in batch_points().items() if (context, rows) == (150, 16)]
-    return round(max(ratios), 2) == 1.02
+    return round(max(ratios), 2) == 1.07
 
 
 @says(
     "docs/serving.md",
-    "two fifths of the pages make steps of 4 rows 1.18 and of 16 rows 1.32 times as fast, and cannot be told from",
+    "two fifths of the pages make steps of 4 rows 1.23 and of 16 rows 1.32 times as fast, and cannot be told from",
 )
-@says("docs/serving.md", "A fifth of the pages makes 4 rows 1.30 and 16 rows 1.53 times as fast, for 0.037 nats.")
+@says("docs/serving.md", "A fifth of the pages makes 4 rows 1.35 and 16 rows 1.55 times as fast, for 0.037 nats.")
 @says("docs/limits.md", "After 4,096 tokens two fifths of the pages make a step of 16 rows 1.32 times as fast")
 @says("docs/results.md", "lose 0.007 nats per token [-0.006, +0.021] (16 texts)")
 @says("docs/serving.md", "which loses 0.007 nats per token [-0.006, +0.021] (in the table above)")
@@ -85,7 +85,7 @@ def long_contexts_in_a_batch() -> bool:
     alike = tied(of.Difference.of(four["loss"])) and tied(of.Difference.of(sixteen["loss"]))
     ratios = [round(point["ratio"], 2) for point in (four, sixteen, fifth_of_four, fifth)]
     losses = [round(number, 3) for number in (*list(sixteen["loss"].values())[:3], fifth["loss"]["value"])]
-    return alike and ratios == [1.18, 1.32, 1.30, 1.53] and losses == [0.007, -0.006, 0.021, 0.037]
+    return alike and ratios == [1.23, 1.32, 1.35, 1.55] and losses == [0.007, -0.006, 0.021, 0.037]
 
 
 @says("docs/results.md", "two fifths of the pages bring 7 % more tokens per second with 1 client, 14 % with 4 and 21 %")
