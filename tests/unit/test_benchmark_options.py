@@ -31,6 +31,17 @@ def test_every_option_is_read(name):
         assert re.search(rf"(options|asked)\.{option.replace('-', '_')}\b", text), option
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_benchmark_finds_what_it_imports(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("solm", *(path.stem for path in BENCHMARKS.glob("*.py"))):
+            raise
+        pytest.skip(f"{error.name} is not installed")
+
+
 def test_a_benchmark_takes_only_what_it_names(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     parser = import_module("common").parser

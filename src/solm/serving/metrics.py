@@ -27,6 +27,8 @@ class Metrics:
             "solm_time_to_first_token_seconds", "Until the first token.", buckets=_SECONDS, registry=of
         )
         self.gap = Histogram("solm_time_per_token_seconds", "Between a row's tokens.", buckets=_SECONDS, registry=of)
+        self.steps = Summary("solm_step_seconds", "Decode steps of all rows together.", registry=of)
+        self.reads = Summary("solm_prefill_seconds", "Chunks of prompts that were read.", registry=of)
         self.net = Histogram(
             "solm_net_keep", "Realised net keep of rows.", buckets=[step / 20 for step in range(4, 21)], registry=of
         )

@@ -199,8 +199,9 @@ class Scheduler:
         filling, job = self._filling, self._filling.row.job
         try:
             done = filling.done
-            chunk = filling.chunk(self.settings.prefill_chunk)
+            chunk, begun = filling.chunk(self.settings.prefill_chunk), self.clock()
             logits = filling.session.prefill(chunk, every_logit=job.echo)
+            self.metrics.reads.observe(self.clock() - begun)
             filling.done += chunk.shape[1]
             self.metrics.of(job.counted).tokens.labels("prompt").inc(chunk.shape[1])
             if job.echo:
@@ -249,7 +250,9 @@ class Scheduler:
                 self._broken(row.job, error, own=False)
             self._rows, self._session = [], None
             return
-        governor.stepped(len(rows), lowerable, self.clock() - begun, len(self._waiting))
+        seconds = self.clock() - begun
+        self.metrics.steps.observe(seconds)
+        governor.stepped(len(rows), lowerable, seconds, len(self._waiting))
         taken = steps(found, [row.job.order.policy for row in rows])
         for index in reversed(range(len(rows))):
             row = rows[index]
