@@ -34,6 +34,11 @@ def beside_other_servers() -> bool:
     return round(least, 2) == of_many[0] and of_many == [1.06, 1.23, 1.38]
 
 
+@says("docs/results.md", "with 16 streaming rows on the 0.5B, 5.7 % of the time is neither a decode step nor the reading")
+def little_lies_between_steps() -> bool:
+    return round(100 * of.read("between-steps-0.5b")["median"]["between"], 1) == 5.7
+
+
 @says("docs/results.md", "the dense server gave 61, 100 and 129 tokens per second with 1, 4 and 16 clients, and 214")
 def an_older_processor() -> bool:
     runs = [of.read(f"{name}-zen4")["servers"]["solm"] for name in ("serve-0.5b", "serve-0.5b-replies-256")]
@@ -77,15 +82,15 @@ def short_contexts_in_a_batch() -> bool:
 @says("docs/serving.md", "A fifth of the pages makes 4 rows 1.35 and 16 rows 1.55 times as fast, for 0.037 nats.")
 @says("docs/limits.md", "After 4,096 tokens two fifths of the pages make a step of 16 rows 1.32 times as fast")
 @says("docs/results.md", "lose 0.007 nats per token [-0.006, +0.021] (16 texts)")
-@says("docs/serving.md", "which loses 0.007 nats per token [-0.006, +0.021] (in the table above)")
+@says("docs/serving.md", "which loses 0.037 nats per token [+0.009, +0.064] (in the table above)")
 def long_contexts_in_a_batch() -> bool:
     found = batch_points()
     settings = [(rows, f"pages {share}") for share in (0.4, 0.2) for rows in (4, 16)]
     four, sixteen, fifth_of_four, fifth = (found[4096, *setting] for setting in settings)
     alike = tied(of.Difference.of(four["loss"])) and tied(of.Difference.of(sixteen["loss"]))
     ratios = [round(point["ratio"], 2) for point in (four, sixteen, fifth_of_four, fifth)]
-    losses = [round(number, 3) for number in (*list(sixteen["loss"].values())[:3], fifth["loss"]["value"])]
-    return alike and ratios == [1.23, 1.32, 1.35, 1.55] and losses == [0.007, -0.006, 0.021, 0.037]
+    losses = [round(number, 3) for point in (sixteen, fifth) for number in list(point["loss"].values())[:3]]
+    return alike and ratios == [1.23, 1.32, 1.35, 1.55] and losses == [0.007, -0.006, 0.021, 0.037, 0.009, 0.064]
 
 
 @says("docs/results.md", "two fifths of the pages bring 7 % more tokens per second with 1 client, 14 % with 4 and 21 %")
@@ -109,9 +114,11 @@ def rows_keep_the_objective() -> bool:
 
 @says(
     "docs/serving.md",
-    "Under overload nothing meets the objective. Lower budgets alone bring 16 % more tokens per second",
+    "Under overload nothing meets the objective at the 95th percentile. Lower budgets alone bring 24 % more tokens",
 )
-@says("docs/serving.md", "21 % together with lower budgets, 35 % without them")
+@says("docs/serving.md", "With rows held back, too, the objective is missed by 10 %, and there are 3 % more tokens per second")
+@says("docs/serving.md", "Rows held back without lower budgets cost 28 % of them.")
+@says("docs/serving.md", "Lower budgets make replies less likely; rows held back alone do not.")
 def the_governor_after_long_contexts() -> bool:
     whole = of.read("governor-0.5b-4096")
     found, objective = whole["servers"], whole["objective_ms"]
@@ -119,8 +126,9 @@ def the_governor_after_long_contexts() -> bool:
     kinds = [found[f"governor, {kind}"] for kind in ("budgets", "budgets and rows", "rows")]
     more = [round(100 * (run["tokens_per_second"] / dense - 1)) for run in kinds]
     missed = all(run["tpot_p95_ms"] > objective for run in kinds)
-    alike = all(run["less_likely"]["texts"] == 16 and tied(of.Difference.of(run["less_likely"])) for run in kinds)
-    return more == [16, -21, -35] and missed and alike
+    less = [of.Difference.of(run["less_likely"]) for run in kinds]
+    likely = less[0].low > 0 and less[1].low > 0 and tied(less[2])
+    return more == [24, 3, -28] and missed and likely and round(kinds[1]["tpot_p95_ms"] / objective, 2) == 1.1
 
 
 @says(

@@ -6,6 +6,7 @@ import published as of
 from cells import NONE, interval, markdown, table
 
 BESIDE = ("serve-0.5b", "serve-0.5b-replies-256", "serve-0.5b-1024", "serve-0.5b-shared-4096")
+SMALL = ("serve-135m",)
 OTHER_FILES = {"Q4_K_M": "serve-0.5b", "Q4_0": "serve-0.5b-q4_0", "Q8_0": "serve-0.5b-q8_0"}
 """By type of file the result. Shown are those that have been measured."""
 LLAMA = "llama.cpp, xllamacpp"
@@ -13,8 +14,19 @@ LLAMA = "llama.cpp, xllamacpp"
 
 @table
 def serving_beside() -> str:
-    """The cpu backend's server beside others on the same model."""
-    names, rows = [name for name in BESIDE if of.measured(name)], []
+    """The cpu backend's server beside others on the 0.5B."""
+    return _beside(BESIDE)
+
+
+@table
+def serving_small() -> str:
+    """The same on the 135M."""
+    return _beside(SMALL)
+
+
+def _beside(results: tuple[str, ...]) -> str:
+    """Those of the results that have been measured."""
+    names, rows = [name for name in results if of.measured(name)], []
     for name in names:
         found, settings = of.read(name), of.settings(name)
         known = f"{settings['shared']:,} known + " if settings.get("shared") else ""
