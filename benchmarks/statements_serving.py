@@ -34,7 +34,9 @@ def beside_other_servers() -> bool:
     return round(least, 2) == of_many[0] and of_many == [1.06, 1.23, 1.38]
 
 
-@says("docs/results.md", "with 16 streaming rows on the 0.5B, 5.7 % of the time is neither a decode step nor the reading")
+@says(
+    "docs/results.md", "with 16 streaming rows on the 0.5B, 5.7 % of the time is neither a decode step nor the reading"
+)
 def little_lies_between_steps() -> bool:
     return round(100 * of.read("between-steps-0.5b")["median"]["between"], 1) == 5.7
 
@@ -116,7 +118,10 @@ def rows_keep_the_objective() -> bool:
     "docs/serving.md",
     "Under overload nothing meets the objective at the 95th percentile. Lower budgets alone bring 24 % more tokens",
 )
-@says("docs/serving.md", "With rows held back, too, the objective is missed by 10 %, and there are 3 % more tokens per second")
+@says(
+    "docs/serving.md",
+    "With rows held back, too, the objective is missed by 10 %, and there are 3 % more tokens per second",
+)
 @says("docs/serving.md", "Rows held back without lower budgets cost 28 % of them.")
 @says("docs/serving.md", "Lower budgets make replies less likely; rows held back alone do not.")
 def the_governor_after_long_contexts() -> bool:
