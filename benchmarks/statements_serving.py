@@ -140,18 +140,22 @@ def the_governor_after_long_contexts() -> bool:
     "docs/serving.md",
     "With prompts of 256 tokens lower bits change tokens per second and time per token by less than a tenth.",
 )
-@says("docs/serving.md", "Tokens per second then fall by 8 %, and the first token comes twice as late.")
+@says(
+    "docs/serving.md", "comes closer to the objective and still misses it by 27 %. Tokens per second then fall by 37 %"
+)
+@says("docs/serving.md", "and the median first token comes 11 times as late.")
+@says("docs/serving.md", "who without overload get 26 % fewer tokens per second than 8.")
 def the_governor_after_short_contexts() -> bool:
-    found = of.read("governor-0.5b")["servers"]
+    whole = of.read("governor-0.5b")
+    found, calm = whole["servers"], whole["servers"]["dense, no overload"]
     dense, budgets, both = (found[f] for f in ("dense, overload", "governor, budgets", "governor, budgets and rows"))
     alike = all(abs(budgets[what] / dense[what] - 1) < 0.1 for what in ("tokens_per_second", "tpot_p50_ms"))
-    later = both["first_p50_ms"] / dense["first_p50_ms"], both["first_p95_ms"] / dense["first_p95_ms"]
-    less = round(100 * (1 - both["tokens_per_second"] / dense["tokens_per_second"]))
-    return alike and less == 8 and all(2 < each < 2.5 for each in later)
+    missed = both["tpot_p95_ms"] / whole["objective_ms"] - 1, both["first_p50_ms"] / dense["first_p50_ms"]
+    less = [round(100 * (1 - run["tokens_per_second"] / dense["tokens_per_second"])) for run in (both, calm)]
+    return alike and less == [37, 26] and (round(100 * missed[0]), round(missed[1])) == (27, 11)
 
 
-@says("docs/load.md", "In this run the governor does some harm.")
-@says("docs/load.md", "replies per second fall by 9 to 14 %, and good ones by 4 to 10 %.")
+@says("docs/load.md", "but replies per second fall by 4 to 11 %. Good ones change by between −6 and +4 %.")
 def the_governor_under_too_much_load() -> bool:
     arms = of.read("shedding-0.5b")["arms"]
     pairs = [(arms["governor"][rate], arms["no governor"][rate]) for rate in ("1", "2", "4")]
@@ -160,5 +164,5 @@ def the_governor_under_too_much_load() -> bool:
         every = [round(100 * (1 - one[what] / other[what])) for one, other in pairs]
         lost[what] = min(every), max(every)
     faster = all(one["tpot_p95_ms"] < other["tpot_p95_ms"] for one, other in pairs)
-    expected = {"served_per_second": (9, 14), "goodput_per_second": (4, 10)}
+    expected = {"served_per_second": (4, 11), "goodput_per_second": (-4, 6)}
     return lost == expected and faster and all(one["net_keep"] > 0.95 for one, _ in pairs)
