@@ -153,12 +153,6 @@ def starts_of_the_smaller_model() -> bool:
     return [round(timed.larger_start("0.5B", engine)[0], 1) for engine in ("solm", "llama.cpp")] == [1.0, 0.6]
 
 
-@says("docs/results.md", "in reading a prompt of 1,024 tokens, 563 tokens per second against 601.")
-def prompts_beside_openvino() -> bool:
-    prompts = [timed.larger_prompt("0.5B", engine, 1024) for engine in ("solm", "openvino, Q4_0")]
-    return [round(rate) for rate in prompts] == [563, 601]
-
-
 @says(
     "docs/results.md",
     "To uniform on the 0.5B: by 0.005 nats on joint-27 at net keep 0.75, and by 0.004 after 8,192 tokens",

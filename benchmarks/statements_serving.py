@@ -1,8 +1,9 @@
-"""Statements about servers and batches: beside others, under budgets, under load, and under a grammar."""
+"""Statements about prompts, servers and batches: beside others, under budgets, under load, and under a grammar."""
 
 from typing import Any
 
 import published as of
+import published_speed as timed
 from statements import says, tied
 
 
@@ -166,3 +167,12 @@ def the_governor_under_too_much_load() -> bool:
     faster = all(one["tpot_p95_ms"] < other["tpot_p95_ms"] for one, other in pairs)
     expected = {"served_per_second": (4, 11), "goodput_per_second": (-4, 6)}
     return lost == expected and faster and all(one["net_keep"] > 0.95 for one, _ in pairs)
+
+
+@says("docs/results.md", "563 tokens per second against 601, and on Zen 5 1,124 against 1,264.")
+def prompts_beside_openvino() -> bool:
+    prompts = [timed.larger_prompt("0.5B", engine, 1024) for engine in ("solm", "openvino, Q4_0")]
+    there = of.read("engine-0.5b-zen5")
+    both = (found["contexts"]["1024"] for found in (there, there["peers"]["openvino, Q4_0"]))
+    prompts += [found["prefill_tokens_per_second"]["median"] for found in both]
+    return [round(rate) for rate in prompts] == [563, 601, 1124, 1264]

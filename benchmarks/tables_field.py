@@ -5,6 +5,7 @@ from collections.abc import Callable
 import published_field as of
 from cells import NONE, markdown, table
 from peers import LOOKED_UP
+from published import measured, processor, read
 from published_field import Engine
 from published_speed import LARGER
 
@@ -51,3 +52,25 @@ def row(engine: Engine, setting: str) -> list[str]:
         *(cell(engine.start[place] if first and engine.start else None, lambda x, d=digits: f"{x:.{d}f}")
           for place, digits in ((1, 2), (0, 1))),
     ]  # fmt: skip
+
+
+@table
+def field_zen5() -> str:
+    """The 0.5B on a faster processor: prompts and steps."""
+    name = "engine-0.5b-zen5"
+    if not measured(name):
+        return ""
+    found = read(name)
+    contexts = list(found["contexts"])
+    engines = {"llama.cpp": (found["peers"]["llama.cpp"]["contexts"], "dense")}
+    engines["llama.cpp, fused attention"] = found["peers"]["llama.cpp fused"]["contexts"], "dense"
+    engines["OpenVINO, Q4_0"] = found["peers"]["openvino, Q4_0"]["contexts"], "dense"
+    engines |= {f"solm, {what}": (found["contexts"], setting) for setting, what in OURS.items()}
+    rows = []
+    for engine, (at, setting) in engines.items():
+        rate = at[str(PROMPT)]["prefill_tokens_per_second"]["median"]
+        steps = [at[context]["step_ms"][setting]["1"]["median"] for context in contexts]
+        read_here = setting == "dense"
+        rows.append([engine, f"{rate:,.0f}" if read_here else NONE, *(f"{taken:.1f}" for taken in steps)])
+    head = ("Engine", f"prompt of {PROMPT:,}, tokens/s", *(f"step after {int(at):,}, ms" for at in contexts))
+    return markdown(head, rows) + f"\n`results/{name}.json`: {processor(name)}.\n"
