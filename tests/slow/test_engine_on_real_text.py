@@ -42,7 +42,8 @@ def test_an_approximate_tail_chooses_the_same_token_on_real_text(real_model, pre
     control.detach()
     assert torch.equal(exact.argmax(-1), short.argmax(-1))
     likely = exact.softmax(-1) > 0.1
-    assert torch.equal(exact[likely], short[likely])
+    # Many rows of weights without grids are multiplied as a matrix only where all logits are exact.
+    torch.testing.assert_close(exact[likely], short[likely], rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.slow

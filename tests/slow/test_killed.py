@@ -28,7 +28,7 @@ def test_killed_at_random_moments_it_always_goes_on(verb, tiny_folder, tmp_path)
     }  # fmt: skip
     arguments = {
         "train": ["train", "--model", str(tiny_folder), "--out", "out", "--data", "text.txt", *TRAIN],
-        "eval": ["eval", "--model", str(tiny_folder), "--data", "text.txt", "--json", "out/result.json", *EVAL],
+        "eval": ["eval", "--model", str(tiny_folder), "--data", "text.txt", "--out", "out/result.json", *EVAL],
         "sweep": ["sweep", "sweep.yaml", "--out", "out"],
     }[verb]
 
