@@ -18,7 +18,7 @@ FOLDER = ROOT / "src/solm/policies/builtin"
 ARMS = ("allocated", "uniform", "tuned", "best-of-500-estimated")
 
 DEFAULT_LIMITS = """- Trained on English text, documentation and code, teacher-forced, after 512 tokens.
-- Attention reads all of the first 69 tokens of a context.
+- In contexts of up to 96 tokens attention reads everything.
 - Levels below attention 0.1, MLP 0.4 and 4 bits are refused. Activation bits save no time.
 - In runs of 16 tokens it wins at low budgets alone, and above may lose up to 0.02 nats to `allocated`.
 - Its allocation was found after 512 and 4,096 tokens. At 0.1 of the pages of 8,064, `uniform` loses 0.067 nats less.

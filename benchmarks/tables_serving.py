@@ -6,7 +6,6 @@ import published as of
 from cells import NONE, interval, markdown, table
 
 BESIDE = ("serve-0.5b", "serve-0.5b-replies-256", "serve-0.5b-1024", "serve-0.5b-shared-4096")
-SMALL = ("serve-135m",)
 OTHER_FILES = {"Q4_K_M": "serve-0.5b", "Q4_0": "serve-0.5b-q4_0", "Q8_0": "serve-0.5b-q8_0"}
 """By type of file the result. Shown are those that have been measured."""
 LLAMA = "llama.cpp, xllamacpp"
@@ -21,7 +20,7 @@ def serving_beside() -> str:
 @table
 def serving_small() -> str:
     """The same on the 135M."""
-    return _beside(SMALL)
+    return _beside(("serve-135m",))
 
 
 def _beside(results: tuple[str, ...]) -> str:

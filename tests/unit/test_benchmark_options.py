@@ -35,11 +35,13 @@ def test_every_option_is_read(name):
 def test_every_benchmark_finds_what_it_imports(name, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     try:
-        import_module(name)
+        found = import_module(name)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("solm", *(path.stem for path in BENCHMARKS.glob("*.py"))):
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("solm", *(path.stem for path in BENCHMARKS.glob("*.py"))):
             raise
-        pytest.skip(f"{error.name} is not installed")
+        pytest.skip(f"{missing} is not installed")
+    assert callable(found.main)
 
 
 def test_a_benchmark_takes_only_what_it_names(monkeypatch):

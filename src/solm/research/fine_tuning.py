@@ -125,10 +125,8 @@ def fitted(lm: LanguageModel, options: Options, config: ValueTrainConfig, batche
     holds out; None: all."""
     sizes = ValueConfig(base_hidden=lm.shapes.hidden, layer=config.layer, grid=config.space, width=config.width)
     samples = read_samples(options.fit / TRAINING, config, batches)
-    texts = len(samples.dense)
-    held_out = config.batches * config.texts - int(config.batches * config.texts * (1 - config.fit.held_out))
-    how = config.fit.model_copy(update={"held_out": (held_out - 0.5) / texts})  # so many texts, whatever is rounded
-    network, _ = fit(samples, sizes, how)
+    every = config.batches * config.texts
+    network, _ = fit(samples, sizes, config.fit, held_out=every - int(every * (1 - config.fit.held_out)))
     set_level_costs(network, [torch.tensor(axis, dtype=torch.float64) for axis in read_json(options.fit / COSTS)])
     made = PolicyConfig(base=lm.identity, space=CHOICES, sparsity=lm.sparsity, network=network.config)
     return TrainedPolicy(made, network)

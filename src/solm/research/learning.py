@@ -239,8 +239,7 @@ def values(
     folder.close()
     last = [part for number, part in enumerate(parts, 1) if _held_out(number)]
     collected = Samples.join([part for number, part in enumerate(parts, 1) if not _held_out(number)] + last)
-    how = config.fit.model_copy(update={"held_out": (len(last) - 0.5) / len(parts)}) if last else config.fit
-    network, found = fit(collected, sizes, how)
+    network, found = fit(collected, sizes, config.fit, held_out=len(last) * config.texts or None)
     costs = read_tensors(out / _COSTS)
     set_level_costs(network, [costs[str(axis)] for axis in range(3)])
     known = PolicyConfig(base=lm.identity, space=config.space, sparsity=lm.sparsity, network=network.config)

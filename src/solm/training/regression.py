@@ -58,6 +58,7 @@ def fit(
     config: ValueConfig,
     how: FitConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    held_out: int | None = None,
 ) -> tuple[ValueNetwork, Fit]:
     """A value network for `samples`.
 
@@ -65,12 +66,14 @@ def fit(
     divergence is the expected cost over next tokens, so that the fit does not see the variance of the token that came
     (a Rao-Blackwell estimate). The costs on tokens that came, of held-out texts, set the trust in the network.
 
-    progress: called with optimiser steps done and in all.
+    progress: called with optimiser steps done and in all. held_out: so many of the last texts are held out; None: the
+    share that `how` says.
     """
     torch.manual_seed(how.seed)
     network = ValueNetwork(config, how.dropout)
     rows, texts = _flatten(samples, config)
-    last = texts >= int(len(samples.dense) * (1 - how.held_out))
+    every = len(samples.dense)
+    last = texts >= (int(every * (1 - how.held_out)) if held_out is None else every - held_out)
     train, test = rows.take((~last).nonzero()[:, 0]), rows.take(last.nonzero()[:, 0])
     total = how.epochs * -(-len(train.cost) // how.batch)
     # What a step loses through the savings of the steps around it is no part of its own action's cost.

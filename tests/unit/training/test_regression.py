@@ -64,3 +64,8 @@ def test_one_held_out_text_does_not_say_how_far_the_network_can_be_trusted():
     network, found = fit(few, config, FitConfig(epochs=2, batch=512))
     assert found.errors == [float("inf")] * 3
     assert network.trust.tolist() == [0, 0, 0]
+    by_number, by_share = (
+        fit(few, config, FitConfig(epochs=1, batch=512, held_out=share), held_out=number)[1]
+        for share, number in ((0.1, 3), (0.3, None))
+    )
+    assert by_number == by_share, "three of ten texts"

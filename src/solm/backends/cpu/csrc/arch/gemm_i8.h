@@ -41,7 +41,8 @@ struct TileSetup {};
 
 #if defined(DOT_I8_VNNI) && !defined(GEMM_I8_AMX)
 
-// Processors load two vectors per cycle and multiply two: with two strips an input that was loaded is used twice.
+// Loads are the limit: processors that multiply two vectors per cycle load two. With two strips an input that was loaded is
+// used twice.
 template <int BITS>
 struct TileDot {
   static constexpr int TOKENS = 6, STRIPS = 2, BYTES = 64, INPUT = 1;
