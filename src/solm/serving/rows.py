@@ -16,6 +16,7 @@ from solm.runtime.language_model import LanguageModel
 from solm.runtime.reply import Compute, Token
 from solm.runtime.sampling import Sampler
 from solm.runtime.terms import asked_terms, spent
+from solm.serving.admission import Progress
 from solm.serving.dial import Order, Shares
 
 
@@ -101,6 +102,8 @@ class Row:
         self.draft = Draft(lm, sampler, len(job.ids), job.order.policy, True, job.shown)
         self.cached = 0
         self.finished: str | None = None
+        self.begun = 0.0
+        """When its first token was."""
         self.told: float | None = None
         """When its last token was."""
         self._pending = ""
@@ -134,6 +137,10 @@ class Row:
     def left(self) -> int:
         """Tokens that the reply may still have."""
         return self.job.max_tokens - len(self.draft.tokens)
+
+    def progress(self, now: float) -> Progress:
+        """How fast it was so far."""
+        return Progress(now - self.begun, len(self.draft.tokens) - 1, self.left)
 
     def echo(self, logits: Array, start: int) -> None:
         """Report the prompt's tokens from `start` on, with log-probabilities from the logits [C, V] after each."""
@@ -220,6 +227,14 @@ def overlap(text: str, stop: str) -> int:
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)
 
 
+def chunk_end(length: int, done: int, size: int) -> int:
+    """Where a stretch of a prompt of `length` tokens ends, of which `done` are read: at a multiple of `size`, or at the
+    prompt's end if half of `size` or less would be left, since a short rest takes less time together with what comes
+    before it. Prompts are cut at the same places whatever was kept of them."""
+    end = (done // size + 1) * size
+    return length if length - end <= size // 2 else end
+
+
 @dataclass
 class Filling:
     """A row whose prompt is being read, `done` tokens of it so far."""
@@ -229,8 +244,6 @@ class Filling:
     done: int
 
     def chunk(self, size: int) -> np.ndarray:
-        """The tokens [1, C] that are read next: up to `size`, or half as many more at the end of the prompt, where a
-        short rest takes less time together with what comes before it. Prompts are cut at the same places whatever was
-        kept of them."""
-        ids, end = self.row.job.ids, (self.done // size + 1) * size
-        return ids[None, self.done : len(ids) if len(ids) - end <= size // 2 else end]
+        """The tokens [1, C] that are read next, see `chunk_end`."""
+        ids = self.row.job.ids
+        return ids[None, self.done : chunk_end(len(ids), self.done, size)]

@@ -16,7 +16,7 @@ from solm.runtime.prefixes import PrefixCache
 from solm.serving.governor import Governor
 from solm.serving.metrics import Metrics
 from solm.serving.outbox import Outbox
-from solm.serving.rows import Failed, Filling, Job, Row
+from solm.serving.rows import Failed, Filling, Job, Row, chunk_end
 from solm.serving.settings import PRIORITIES, ServeSettings
 from solm.serving.targets import Targets
 from solm.serving.waiting import WaitingJobs
@@ -184,24 +184,27 @@ class Scheduler:
             self._session = None
 
     def _fill(self) -> None:
-        """Prefill one chunk of the next prompt."""
-        allowed = min(self.settings.max_rows, self.governor.rows)
+        """Prefill one chunk of the next prompt, where the rows that decode can wait for it."""
         job = self._waiting.first
-        if self._filling is None and job is not None and len(self._rows) < allowed:
+        has_room = self._filling is None and len(self._rows) < self.settings.max_rows
+        if has_room and job is not None and self._may_read(job):
             try:
                 self._filling = self._open(job)
             except Exception as error:
                 self._broken(job, error)
             with self._changed:
                 self._waiting.take(job)
-        if self._filling is None:
+        filling = self._filling
+        if filling is None or not self._may_read(filling.row.job, filling.done):
             return
-        filling, job = self._filling, self._filling.row.job
+        job = filling.row.job
         try:
             done = filling.done
             chunk, begun = filling.chunk(self.settings.prefill_chunk), self.clock()
             logits = filling.session.prefill(chunk, every_logit=job.echo)
-            self.metrics.reads.observe(self.clock() - begun)
+            seconds = self.clock() - begun
+            self.metrics.reads.observe(seconds)
+            self.governor.read(chunk.shape[1], seconds)
             filling.done += chunk.shape[1]
             self.metrics.of(job.counted).tokens.labels("prompt").inc(chunk.shape[1])
             if job.echo:
@@ -223,6 +226,12 @@ class Scheduler:
         except Exception as error:
             self._filling = None
             self._broken(job, error)
+
+    def _may_read(self, job: Job, done: int | None = None) -> bool:
+        """Whether the governor lets a prompt be read on, of which `done` tokens are read; None: it is not begun."""
+        known = done if done is not None else 0 if job.echo else self.prefixes.known(job.ids)
+        tokens, now = chunk_end(len(job.ids), known, self.settings.prefill_chunk) - known, self.clock()
+        return self.governor.may_read(tokens, [row.progress(now) for row in self._rows], done is None)
 
     def _open(self, job: Job) -> Filling:
         row, capacity = Row(self.lm, job), len(job.ids) + job.max_tokens
@@ -274,7 +283,7 @@ class Scheduler:
         now, metrics = self.clock(), self.metrics.of(row.job.counted)
         told, since = (metrics.gap, row.told) if row.told is not None else (metrics.first, row.job.arrived)
         told.observe(now - since)
-        row.told = now
+        row.begun, row.told = now if row.told is None else row.begun, now
         metrics.completion_tokens.inc(row.job.max_tokens > 0)
         if row.finished is not None:
             metrics.ended.labels(row.finished).inc()
