@@ -30,20 +30,22 @@ CALM, OVERLOAD = "dense, no overload", "dense, overload"
 def governed(options: Any) -> dict[str, Any]:
     """Every kind of governor in turn."""
     command, rows = on_cpu(options, "--precision", options.precision), options.hold
-    texts = some_texts(options.model, rows * 2 * 2 * 4 + rows * 4, options.context, shared=options.shared)
+    each = options.replies
+    warm_up, calm = 2 * rows, rows * each
+    texts = some_texts(options.model, warm_up + calm + 2 * rows * each, options.context, shared=options.shared)
     found: dict[str, Answers] = {}
 
     def overloaded(address: str, more: dict[str, Any]) -> Answers:
         """Answers to the texts that are the same for all servers, after a warm-up with as many clients."""
         load = Load(address, "served", more | WHOLE, options.tokens)
-        asyncio.run(load.run(rows * 2, 1, texts[-rows * 2 :]))
-        return asyncio.run(load.run(rows * 2, 2, texts[rows * 2 : rows * 6]))
+        asyncio.run(load.run(2 * rows, 1, texts[:warm_up]))
+        return asyncio.run(load.run(2 * rows, each, texts[warm_up + calm :]))
 
     with tempfile.TemporaryDirectory() as folder:
         with server(command, free_port(), Path(folder) / "dense.log") as dense:
             found[OVERLOAD] = overloaded(dense.address, DENSE)
             load = Load(dense.address, "served", DENSE | WHOLE, options.tokens)
-            found[CALM] = asyncio.run(load.run(rows, 2, texts[: rows * 2]))
+            found[CALM] = asyncio.run(load.run(rows, each, texts[warm_up:]))
         objective = found[CALM].numbers()["tpot_p95_ms"]
         slo = ["--slo-tpot-ms", f"{objective:.3f}"]
         kinds = {
@@ -93,6 +95,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     options = parser(__doc__)
     options.add_argument("--hold", type=int, default=4, help="clients without overload")
+    options.add_argument("--replies", type=int, default=6, help="of every client")
     options.add_argument("--tokens", type=int, default=256, help="tokens of a reply")
     options.add_argument("--context", type=int, default=256, help="tokens of a prompt, without the chat template's")
     options.add_argument("--shared", type=int, default=0, help="tokens more that all prompts begin with")
