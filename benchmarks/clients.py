@@ -23,7 +23,8 @@ LIMITS = httpx.Limits(max_connections=256, max_keepalive_connections=0)
 @dataclass(frozen=True)
 class Reply:
     """One streamed reply to `prompt`. Times are in seconds: until the first token, between chunks of text, and per
-    token after the first. net: realised net keep, of servers that report it."""
+    token after the first. net: realised net keep, of servers that report it. begun: when it was asked for, after the
+    load began."""
 
     prompt: str
     text: str
@@ -32,15 +33,27 @@ class Reply:
     gaps: list[float]
     per_token: float
     net: float | None
+    begun: float
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What `asked` tokens for every reply gave within `seconds`."""
+    """What `asked` tokens for every reply gave within `seconds`. busy: seconds after which the first client had nothing
+    more to ask."""
 
     replies: list[Reply]
     seconds: float
     asked: int
+    busy: float
+
+    def busy_rate(self) -> float:
+        """Tokens per second while all clients asked. Towards the end fewer of them do: the more the further their
+        replies are apart in time."""
+        tokens = 0.0
+        for reply in self.replies:
+            times = reply.begun + reply.first + np.cumsum([0.0, *reply.gaps])
+            tokens += reply.tokens * float(np.mean(times <= self.busy))
+        return tokens / self.busy
 
     def numbers(self) -> dict[str, float]:
         """Tokens per second, percentiles in milliseconds (tpot: time per token after the first), mean net keep."""
@@ -77,8 +90,8 @@ class Load:
     more: dict[str, Any]
     tokens: int
 
-    async def one(self, client: httpx.AsyncClient, text: str) -> Reply:
-        """One streamed reply."""
+    async def one(self, client: httpx.AsyncClient, text: str, started: float) -> Reply:
+        """One streamed reply. started: when the load began, in seconds."""
         body: dict[str, Any] = {
             "model": self.model, "messages": [{"role": "user", "content": text}], "stream": True,
             "max_tokens": self.tokens, "temperature": 0, **self.more,
@@ -98,20 +111,22 @@ class Load:
         gaps = np.diff(times).tolist()
         per_token = (times[-1] - times[0]) / max(1, count - 1)
         compute = usage.get("compute", {}).get("realised", {}).get("net")
-        return Reply(text, "".join(said), count, times[0] - begun, gaps, per_token, compute)
+        return Reply(text, "".join(said), count, times[0] - begun, gaps, per_token, compute, begun - started)
 
     async def run(self, clients: int, each: int, texts: list[str]) -> Answers:
         """`clients` at once, each asking `each` times."""
         waiting = list(texts[: clients * each])
         async with httpx.AsyncClient(timeout=600, limits=LIMITS) as client:
+            begun, ended = time.perf_counter(), []
 
             async def ask_in_turn() -> list[Reply]:
-                return [await self.one(client, waiting.pop()) for _ in range(each)]
+                replies = [await self.one(client, waiting.pop(), begun) for _ in range(each)]
+                ended.append(time.perf_counter() - begun)
+                return replies
 
-            begun = time.perf_counter()
             answered = await asyncio.gather(*(ask_in_turn() for _ in range(clients)))
-            seconds = time.perf_counter() - begun
-        return Answers([reply for replies in answered for reply in replies], seconds, self.tokens)
+        replies = [reply for replies in answered for reply in replies]
+        return Answers(replies, max(ended), self.tokens, min(ended))
 
 
 def some_texts(model: str, count: int, length: int, run: int = 0, shared: int = 0) -> list[str]:

@@ -4,7 +4,8 @@ wrote.
     python benchmarks/governed.py --model FILE.gguf --precision auto --shared 4096 --context 64 --floor attention=0.4
 
 The objective is what a dense server's 95th percentile of the time per output token (a reply's time after its first
-token over the number of tokens after it) is at `--hold` clients; then twice as many come.
+token over the number of tokens after it) is at `--hold` clients; then twice as many come. Tokens per second are counted
+while all clients ask.
 """
 
 import asyncio
@@ -57,7 +58,9 @@ def governed(options: Any) -> dict[str, Any]:
         for name, more in kinds.items():
             with server([*command, *slo, *more], free_port(), Path(folder) / "governed.log") as one:
                 found[name] = overloaded(one.address, by)
-    numbers: dict[str, dict[str, Any]] = {name: answers.numbers() for name, answers in found.items()}
+    numbers: dict[str, dict[str, Any]] = {
+        name: answers.numbers() | {"tokens_per_second": answers.busy_rate()} for name, answers in found.items()
+    }
     less = less_likely(options, {name: answers for name, answers in found.items() if name != CALM})
     for name, loss in less.items():
         numbers[name]["less_likely"] = loss

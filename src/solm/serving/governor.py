@@ -23,7 +23,7 @@ _FORGETS = 5.0
 """Seconds without a row after which what was learnt of the load is forgotten."""
 _MARGIN = 0.9
 """Budgets hold the mean at this share of the objective, so that the 95th percentile meets the objective."""
-_ADMITTED = 0.97
+_ADMITTED = 0.99
 """Prompts are read as long as every reply stays below this share of the objective."""
 _ROUNDING = 1e-9
 _WORTH = 0.05
@@ -148,8 +148,10 @@ class Governor:
         if not floors or (saved is not None and saved < _WORTH):
             self.pressure = 0.0
         else:
-            # While rows wait that budgets could make room for, budgets stay low.
-            change = _LONGEST_CHANGE if held else max(-_LONGEST_CHANGE, min(_LONGEST_CHANGE, -_GAIN * slack))
+            change = max(-_LONGEST_CHANGE, min(_LONGEST_CHANGE, -_GAIN * slack))
+            # Lower budgets make room for rows that wait, unless there are as many rows as there may be anyway.
+            if waiting and rows < self.max_rows:
+                change = _LONGEST_CHANGE if held else max(0.0, change)
             self._press(change, lowerable, floors)
 
     def _press(self, change: float, lowerable: Sequence[int], floors: int) -> None:

@@ -234,9 +234,8 @@ struct TileProducts {
         std::fill(numbers + i * BLOCK + outputs, numbers + (i + 1) * BLOCK, 0.0f);
       }
       for (int t = from; t < to; t += FLOAT_ROWS)
-        for (int o = 0; o < BLOCK; o += 16)
-          multiply_tile<true>(x.dense + size_t(t) * x.stride + first, x.stride, numbers + o, BLOCK, count,
-                              sums.data() + size_t(t - from) * BLOCK + o, BLOCK);
+        multiply_strips<true>(x.dense + size_t(t) * x.stride + first, x.stride, numbers, BLOCK, 16, BLOCK / 16, count,
+                              sums.data() + size_t(t - from) * BLOCK, BLOCK);
     }
   }
 };

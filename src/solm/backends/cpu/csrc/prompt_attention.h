@@ -79,13 +79,13 @@ struct PromptAttention {
       for (int r = 0; r < rows; r += FLOAT_ROWS) {
         const int last = position + std::min(r + FLOAT_ROWS - 1, rows - 1) / group;  // the last position of these rows
         if (last < first || oldest(r) >= first + here) continue;
-        for (int t = begin; t < std::min(here, last - first + 1); t += PAGE)
-          multiply_tile<false>(&queries[size_t(r) * D], D, &keys[size_t(t) * D], PAGE, D, &scores[size_t(r) * KEYS + t], KEYS);
+        const int strips = (std::min(here, last - first + 1) - begin + PAGE - 1) / PAGE;
+        multiply_strips<false>(&queries[size_t(r) * D], D, &keys[size_t(begin) * D], PAGE, size_t(PAGE) * D, strips, D,
+                               &scores[size_t(r) * KEYS + begin], KEYS);
         for (int i = r; i < std::min(r + FLOAT_ROWS, rows); ++i)
           weigh(i, std::max(0, oldest(i) - first), std::min(here, position + i / group - first + 1), here);
-        for (int d = 0; d < D; d += 16)
-          multiply_tile<true>(&scores[size_t(r) * KEYS + begin], KEYS, &values[size_t(begin) * D + d], D, here - begin,
-                              &out[size_t(r) * D + d], D);
+        multiply_strips<true>(&scores[size_t(r) * KEYS + begin], KEYS, &values[size_t(begin) * D], D, 16, D / 16, here - begin,
+                              &out[size_t(r) * D], D);
       }
     }
     for (int r = 0; r < rows; ++r) {
