@@ -53,7 +53,7 @@ KeyFloorOption = Annotated[
     list[str] | None, typer.Option(help="As --slo-floor, for requests under a named API key, such as alice=0.8.")
 ]
 RowsOption = Annotated[
-    bool, typer.Option(help="Where the floors do not suffice for --slo-tpot-ms, decode fewer replies together.")
+    bool, typer.Option(help="Let prompts wait while replies that decode would else miss --slo-tpot-ms.")
 ]
 AlwaysSkipOption = Annotated[
     bool,

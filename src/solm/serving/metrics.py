@@ -35,7 +35,7 @@ class Metrics:
         self.saving = Gauge(
             "solm_governor_saving", "Share of a step that budgets at their floors save now, NaN: unknown.", registry=of
         )
-        self.allowed = Gauge("solm_governor_rows", "Rows that may decode together.", registry=of)
+        self.allowed = Gauge("solm_governor_rows", "Rows that may decode together now.", registry=of)
         self.prefix_tokens = Gauge("solm_prefix_cache_tokens", "Prompt tokens kept for later prompts.", registry=of)
         self.prefix_bytes = Gauge("solm_prefix_cache_bytes", "What their keys and values take.", registry=of)
         self.pages = Gauge("solm_pages", "Pages of keys and values held, on the cpu backend.", registry=of)

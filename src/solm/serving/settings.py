@@ -32,7 +32,7 @@ class ServeSettings(BaseModel):
     drain_seconds: float = Field(30.0, ge=0)
     """What requests in flight get to finish when the server is told to stop."""
     slo_tpot_ms: float | None = Field(None, gt=0)
-    """Time per output token that the governor holds by lowering budgets; None: it leaves them alone."""
+    """Time per output token of a reply that the governor holds; None: it changes nothing."""
     slo_floor: float | str | None = None
     """Budget below which the governor never goes, in any form of a budget; None: the least that there is."""
     priority_floors: dict[Priority, float | str] = Field(default_factory=dict)
@@ -42,7 +42,7 @@ class ServeSettings(BaseModel):
     ignore_unknown: bool = False
     """Whether fields that the API lacks are named in a header of the answer, and not refused."""
     slo_rows: bool = True
-    """Whether the governor also holds rows back where the lowest budgets are not enough."""
+    """Whether the governor also lets prompts wait where the lowest budgets are not enough."""
     always_skip: bool = False
     """Whether steps skip the channels that budgets ask for even with so many rows that it saves no time."""
 
