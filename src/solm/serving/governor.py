@@ -1,12 +1,12 @@
-"""Holds a time per token under load: budgets fall first, of low priorities before others, and only then prompts wait,
-so that fewer rows decode together.
+"""Holds a time per token under load: budgets fall, of low priorities before others, and prompts wait.
 
 The paper leaves run-time budgets to future work (its section on limitations). A governed row keeps its policy. Its
 budget changes for the steps to come, between the request's own and its floor. Budgets are lowered where that is
-measured to make steps faster, see `solm.serving.savings`; elsewhere they are left alone, and prompts wait at once, see
-`solm.serving.admission`.
+measured to make steps faster, see `solm.serving.savings`. A prompt waits until the replies that decode can spare the
+time, and as long as one row more would make steps too long at the lowest budgets, see `solm.serving.admission`.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -34,7 +34,7 @@ class Governor:
     """An integral controller on the smoothed time between tokens.
 
     objective: seconds per token, None: budgets are left alone. max_rows: rows that may decode together. hold_rows:
-    whether prompts wait where lower budgets are not enough. clock: a function that returns seconds.
+    whether prompts wait. clock: a function that returns seconds.
     """
 
     def __init__(
@@ -52,8 +52,10 @@ class Governor:
         self.savings = Savings()
         self._whole, self._owed = [1.0] * len(PRIORITIES), [0.0] * len(PRIORITIES)
         self._admission = Admission(max_rows)
-        self._read = 0.0
+        self._reading = 0.0
         """Seconds in which prompts were read since the last step."""
+        self._no_row = self._no_time = False
+        """Whether a prompt has had to wait since the last step: for room for its row, or for time to read it."""
         self._last: float | None = None
         self._idle_since: float | None = None
 
@@ -70,7 +72,7 @@ class Governor:
 
     @property
     def rows(self) -> int:
-        """How many rows may decode together."""
+        """How many rows may decode together now."""
         self._forget()
         if self.objective is None or not self.hold_rows:
             return self.max_rows
@@ -82,23 +84,28 @@ class Governor:
         replies = list(replies)
         if not replies:
             return True
-        if joins and len(replies) >= self.rows:
+        if joins and len(replies) >= self.max_rows:
             return False
         if self.objective is None or not self.hold_rows:
             return True
-        return self._admission.spared(self.objective * _ADMITTED, tokens, replies)
+        aim = self.objective * _ADMITTED
+        step = self._admission.step(len(replies) + joins)
+        self._no_row = aim < step < math.inf
+        self._no_time = not self._admission.spared(aim, tokens, replies)
+        return step <= aim and not self._no_time
 
-    def read(self, tokens: int, seconds: float) -> None:
-        """Called after so many tokens of a prompt were read in `seconds`."""
-        self._read += seconds
-        self._admission.read(tokens, seconds)
+    def was_read(self, tokens: int, seconds: float) -> None:
+        """Called after so many tokens of a prompt were read in `seconds`; 0 where they say nothing of other prompts."""
+        self._reading += seconds
+        if tokens:
+            self._admission.was_read(tokens, seconds)
 
     def idle(self) -> None:
         """No row decodes: the time until the next step does not count as time per token."""
         if self._idle_since is None:
             self._idle_since = self.clock()
         self._forget()
-        self._last, self._read = None, 0.0
+        self._last, self._reading = None, 0.0
         self.savings.cancel()
 
     def _forget(self) -> None:
@@ -107,41 +114,38 @@ class Governor:
             return
         self.pressure, self.seconds = 0.0, None
         self._whole, self._owed = [1.0] * len(PRIORITIES), [0.0] * len(PRIORITIES)
-        self._admission = Admission(self.max_rows)
+        self._admission.forget_steps()
 
-    def stepped(self, rows: int, lowerable: Sequence[int], seconds: float, waiting: int = 0) -> None:
-        """Called after every step of `rows` rows, which took `seconds`.
-
-        lowerable: by rank of their priority how many of the rows have a floor below their budget. waiting: jobs that
-        wait for a place.
-        """
+    def stepped(self, rows: int, lowerable: Sequence[int], seconds: float) -> None:
+        """Called after every step of `rows` rows, which took `seconds`. lowerable: by rank of their priority how many
+        of the rows have a floor below their budget."""
         self._forget()
-        now, last, read = self.clock(), self._last, self._read
-        self._last, self._idle_since, self._read = now, None, 0.0
+        now, last, reading = self.clock(), self._last, self._reading
+        self._last, self._idle_since, self._reading = now, None, 0.0
         if last is None:
             return
         gap = now - last
         self.seconds = gap if self.seconds is None else self.seconds + _SMOOTHING * (gap - self.seconds)
         if self.objective is None:
             return
-        self._admission.stepped(rows, gap - read)
+        self._admission.stepped(rows, gap - reading)
         self.savings.stepped(rows, sum(lowerable), seconds)
         if self.savings.measuring:
             return
-        self._adjust(rows, lowerable, waiting)
+        self._adjust(rows, lowerable)
+        self._no_row = self._no_time = False
         for rank, dial in enumerate(self.dials):
             self._owed[rank] += dial
             self._whole[rank] = float(self._owed[rank] >= 1 - _ROUNDING)
             self._owed[rank] -= self._whole[rank]
 
-    def _adjust(self, rows: int, lowerable: Sequence[int], waiting: int) -> None:
+    def _adjust(self, rows: int, lowerable: Sequence[int]) -> None:
         """Change the pressure after a step, see `stepped`."""
         assert self.objective is not None
         assert self.seconds is not None
         slack = (self.objective * _MARGIN - self.seconds) / self.objective
-        held = waiting > 0 and rows < self.max_rows and rows >= self.rows
         saved = self.savings.of(rows, sum(lowerable))
-        if saved is None and any(lowerable) and (held or slack < 0):
+        if saved is None and any(lowerable) and (self._no_row or slack < 0):
             self.savings.begin()
             return
         floors = max((rank + 1 for rank, count in enumerate(lowerable) if count), default=0)
@@ -149,9 +153,10 @@ class Governor:
             self.pressure = 0.0
         else:
             change = max(-_LONGEST_CHANGE, min(_LONGEST_CHANGE, -_GAIN * slack))
-            # Lower budgets make room for rows that wait, unless there are as many rows as there may be anyway.
-            if waiting and rows < self.max_rows:
-                change = _LONGEST_CHANGE if held else max(0.0, change)
+            if self._no_row:  # lower budgets make room for it
+                change = _LONGEST_CHANGE
+            elif self._no_time:
+                change = max(0.0, change)
             self._press(change, lowerable, floors)
 
     def _press(self, change: float, lowerable: Sequence[int], floors: int) -> None:

@@ -90,6 +90,10 @@ class Job:
     expires: float = float("inf")
     arrived: float = 0.0
     cancelled: bool = False
+    kept: int | None = None
+    """Tokens of the prompt that were kept of earlier ones when its turn came first."""
+    filling: "Filling | None" = None
+    """What is read of the prompt, where it had to make way for another."""
 
 
 class Row:

@@ -12,11 +12,11 @@ from solm.core.arrays import Array
 from solm.core.errors import DataError, SolmError
 from solm.runtime.decode import StepTaken, steps
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.prefixes import PrefixCache
 from solm.serving.governor import Governor
 from solm.serving.metrics import Metrics
 from solm.serving.outbox import Outbox
-from solm.serving.rows import Failed, Filling, Job, Row, chunk_end
+from solm.serving.prompts import Prompts
+from solm.serving.rows import Failed, Job, Row
 from solm.serving.settings import PRIORITIES, ServeSettings
 from solm.serving.targets import Targets
 from solm.serving.waiting import WaitingJobs
@@ -43,16 +43,15 @@ class Scheduler:
         self.lm, self.settings, self.metrics = lm, settings, metrics
         objective = None if settings.slo_tpot_ms is None else settings.slo_tpot_ms / 1000
         self.governor = Governor(objective, settings.max_rows, settings.slo_rows, self.clock)
-        self.prefixes = PrefixCache(settings.prefix_mb * 1e6, lm.sparsity.page_size)
         metrics.count_pages(lm.backend.pages_held)
         self._targets = Targets(lm, self.governor, settings.always_skip)
         self.outbox = Outbox()
         self._waiting = WaitingJobs()
-        self._filling: Filling | None = None
         self._session: Session | None = None  # of the rows that decode, in the order of `_rows`
         self._rows: list[Row] = []
         self._some_cancelled = False
         self._changed = threading.Condition()
+        self._prompts = Prompts(lm, settings, self.governor, self._waiting, self._changed, self.clock)
         self.stopping = self.failed = False  # told to end; ended with an error
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
         self.running: Future[None] | None = None
@@ -75,7 +74,7 @@ class Scheduler:
     @property
     def busy(self) -> int:
         """Rows that wait, prefill or decode."""
-        return len(self._waiting) + (self._filling is not None) + len(self._rows)
+        return len(self._waiting) + (self._prompts.filling is not None) + len(self._rows)
 
     def submit(self, jobs: list[Job]) -> None:
         """Queue jobs. Raises `BusyError` where too many wait already, while the server stops, and after it failed."""
@@ -109,9 +108,10 @@ class Scheduler:
             end = _FAILED
         with self._changed:  # what is submitted from now on is refused
             self.failed = end is _FAILED
-            rows = self._rows if self._filling is None else [*self._rows, self._filling.row]
+            filling = self._prompts.filling
+            rows = self._rows if filling is None else [*self._rows, filling.row]
             left = [*self._waiting.clear(), *(row.job for row in rows)]
-            self._rows, self._filling, self._session = [], None, None
+            self._rows, self._prompts.filling, self._session = [], None, None
         for job in left:
             self._fail(job, end)
         self.outbox.send()
@@ -132,21 +132,21 @@ class Scheduler:
                 self.outbox.send()
 
     def _measure(self) -> None:
-        metrics = self.metrics
+        metrics, filling = self.metrics, self._prompts.filling
         metrics.running.set(len(self._rows))
-        metrics.waiting.set(len(self._waiting) + (self._filling is not None))
+        metrics.waiting.set(len(self._waiting) + (filling is not None))
         governor, running, waiting = self.governor, [0] * len(PRIORITIES), self._waiting.counts
         for row in self._rows:
             running[row.job.order.rank] += 1
-        if self._filling is not None:
-            waiting[self._filling.row.job.order.rank] += 1
+        if filling is not None:
+            waiting[filling.row.job.order.rank] += 1
         metrics.set_classes(running, waiting, governor.dials)
         if self._rows:  # else what was known last stays
             saved = governor.savings.of(len(self._rows), sum(self._lowerable()))
             metrics.saving.set(float("nan") if saved is None else saved)
         metrics.allowed.set(self.governor.rows)
-        metrics.prefix_tokens.set(self.prefixes.tokens)
-        metrics.prefix_bytes.set(self.prefixes.bytes)
+        metrics.prefix_tokens.set(self._prompts.prefixes.tokens)
+        metrics.prefix_bytes.set(self._prompts.prefixes.bytes)
 
     def _drop(self) -> None:
         """Drop cancelled jobs, and fail those that have expired."""
@@ -164,8 +164,8 @@ class Scheduler:
         with self._changed:
             self._waiting.drop(over, self._some_cancelled)
             self._some_cancelled = False
-        if self._filling is not None and over(self._filling.row.job):
-            self._filling = None
+        if self._prompts.filling is not None and over(self._prompts.filling.row.job):
+            self._prompts.filling = None
         for index in reversed(range(len(self._rows))):
             if over(self._rows[index].job):
                 self._leave(index)
@@ -184,63 +184,49 @@ class Scheduler:
             self._session = None
 
     def _fill(self) -> None:
-        """Prefill one chunk of the next prompt, where the rows that decode can wait for it."""
-        job = self._waiting.first
-        has_room = self._filling is None and len(self._rows) < self.settings.max_rows
-        if has_room and job is not None and self._may_read(job):
-            try:
-                self._filling = self._open(job)
-            except Exception as error:
-                self._broken(job, error)
-            with self._changed:
-                self._waiting.take(job)
-        filling = self._filling
-        if filling is None or not self._may_read(filling.row.job, filling.done):
+        """Read a stretch of the next prompt, where the rows that decode can spare the time."""
+        job = self._prompts.turn(self._rows)
+        if job is None:
             return
-        job = filling.row.job
+        begun, tokens = self.clock(), 0
         try:
-            done = filling.done
-            chunk, begun = filling.chunk(self.settings.prefill_chunk), self.clock()
-            logits = filling.session.prefill(chunk, every_logit=job.echo)
-            seconds = self.clock() - begun
-            self.metrics.reads.observe(seconds)
-            self.governor.read(chunk.shape[1], seconds)
-            filling.done += chunk.shape[1]
-            self.metrics.of(job.counted).tokens.labels("prompt").inc(chunk.shape[1])
-            if job.echo:
-                filling.row.echo(logits[0], done)
-                logits = logits[:, -1]
-            if filling.done < len(job.ids):
-                return
-            if not job.echo:
-                self.prefixes.keep(job.ids, filling.session)
-            self._take(filling.row, logits[0])
-            if filling.row.finished is None:
-                filling.row.control(filling.session)
-                if self._session is None:
-                    self._session = filling.session
-                else:
-                    self._session.join(filling.session)
-                self._rows.append(filling.row)
-            self._filling = None
+            tokens = self._read(job)
         except Exception as error:
-            self._filling = None
+            self._prompts.filling = None
             self._broken(job, error)
+        # Log-probabilities of a prompt take longer: they say nothing about other prompts.
+        self.governor.was_read(0 if job.echo else tokens, self.clock() - begun)
 
-    def _may_read(self, job: Job, done: int | None = None) -> bool:
-        """Whether the governor lets a prompt be read on, of which `done` tokens are read; None: it is not begun."""
-        known = done if done is not None else 0 if job.echo else self.prefixes.known(job.ids)
-        tokens, now = chunk_end(len(job.ids), known, self.settings.prefill_chunk) - known, self.clock()
-        return self.governor.may_read(tokens, [row.progress(now) for row in self._rows], done is None)
-
-    def _open(self, job: Job) -> Filling:
-        row, capacity = Row(self.lm, job), len(job.ids) + job.max_tokens
-        session = None if job.echo else self.prefixes.find(job.ids, capacity)
-        if session is None:
-            return Filling(row, self.lm.session(capacity), 0)
-        row.cached = session.length(0)
-        self.metrics.of(job.counted).tokens.labels("cached").inc(row.cached)
-        return Filling(row, session, row.cached)
+    def _read(self, job: Job) -> int:
+        """Read a stretch of a prompt, and at its end let the row join the others. Returns how many tokens were read."""
+        prompts, metrics = self._prompts, self.metrics
+        new = prompts.filling is None
+        filling = prompts.open(job)
+        row, session, done = filling.row, filling.session, filling.done
+        if new and done == row.cached > 0:
+            metrics.of(job.counted).tokens.labels("cached").inc(row.cached)
+        chunk, begun = filling.chunk(self.settings.prefill_chunk), self.clock()
+        logits = session.prefill(chunk, every_logit=job.echo)
+        metrics.reads.observe(self.clock() - begun)
+        filling.done += chunk.shape[1]
+        metrics.of(job.counted).tokens.labels("prompt").inc(chunk.shape[1])
+        if job.echo:
+            row.echo(logits[0], done)
+            logits = logits[:, -1]
+        if filling.done < len(job.ids):
+            return chunk.shape[1]
+        if not job.echo:
+            prompts.prefixes.keep(job.ids, session)
+        self._take(row, logits[0])
+        if row.finished is None:
+            row.control(session)
+            if self._session is None:
+                self._session = session
+            else:
+                self._session.join(session)
+            self._rows.append(row)
+        prompts.filling = None
+        return chunk.shape[1]
 
     def _step(self) -> None:
         """One token for every row that decodes."""
@@ -261,7 +247,7 @@ class Scheduler:
             return
         seconds = self.clock() - begun
         self.metrics.steps.observe(seconds)
-        governor.stepped(len(rows), lowerable, seconds, len(self._waiting))
+        governor.stepped(len(rows), lowerable, seconds)
         taken = steps(found, [row.job.order.policy for row in rows])
         for index in reversed(range(len(rows))):
             row = rows[index]

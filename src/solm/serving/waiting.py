@@ -25,6 +25,10 @@ class WaitingJobs:
         """Put a job behind those of its priority."""
         self._by_rank[job.order.rank].append(job)
 
+    def put_back(self, job: Job) -> None:
+        """Put a job before those of its priority."""
+        self._by_rank[job.order.rank].appendleft(job)
+
     @property
     def first(self) -> Job | None:
         """The job whose turn it is."""

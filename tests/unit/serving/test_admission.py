@@ -12,36 +12,47 @@ TOKENS = 192
 
 
 def seen(*times: tuple[int, float], most: int = 8) -> StepTimes:
+    """Four steps of every time."""
     found = StepTimes(most)
     for rows, seconds in times:
-        found.add(rows, seconds)
+        for _ in range(4):
+            found.add(rows, seconds)
     return found
 
 
 def test_times_of_numbers_that_were_not_seen_lie_on_a_line():
-    assert StepTimes(3).all().tolist() == [0, 0, 0, 0]
-    assert seen((1, 0.010), (4, 0.016)).all()[1:7] == pytest.approx([0.010, 0.012, 0.014, 0.016, 0.018, np.inf])
-    assert seen((2, 0.010), most=4).all()[1:] == pytest.approx([0.010, 0.010, 0.010, np.inf])
-    assert seen((8, 0.010)).all()[8] == 0.010
+    assert StepTimes(3).by_rows.tolist() == [0, 0, 0, 0]
+    assert seen((1, 0.010), (4, 0.010)).by_rows[1:7] == pytest.approx([0.010] * 5 + [np.inf])
+    times = seen(*[(1, 0.010), (4, 0.016)] * 50)
+    assert times.by_rows[1:7] == pytest.approx([0.010, 0.012, 0.014, 0.016, 0.018, np.inf], rel=0.01)
+    assert seen((2, 0.010), most=4).by_rows[1:] == pytest.approx([0.010, 0.010, 0.010, np.inf])
+    assert seen((8, 0.010)).by_rows[8] == pytest.approx(0.010)
+
+
+def test_single_steps_say_nothing():
+    times = seen((1, 0.010), (2, 0.010))
+    times.add(3, 9.0)
+    assert times.by_rows[1:5] == pytest.approx([0.010, 0.010, 0.010, np.inf])
 
 
 def test_more_rows_never_take_less():
-    assert seen((1, 0.012), (2, 0.010), (3, 0.014)).all()[1:4] == pytest.approx([0.012, 0.012, 0.014])
+    times = seen(*[(1, 0.012), (2, 0.010), (3, 0.014)] * 50)
+    assert times.by_rows[1:4] == pytest.approx([0.012, 0.012, 0.014], rel=0.01)
 
 
 def test_what_makes_all_steps_slower_makes_those_of_other_numbers_slower_too():
-    times = seen(*[(2, 0.010), (4, 0.020)] * 20)
+    times = seen(*[(2, 0.010), (4, 0.020)] * 50)
     for _ in range(200):
         times.add(2, 0.030)
-    assert times.all()[4] == pytest.approx(0.060, rel=0.05)
+    assert times.by_rows[4] == pytest.approx(0.060, rel=0.05)
     for _ in range(200):
         times.add(2, 0.010)
-    assert times.all()[[2, 4]] == pytest.approx([0.010, 0.020], rel=0.05)
+    assert times.by_rows[[2, 4]] == pytest.approx([0.010, 0.020], rel=0.05)
 
 
 def test_a_number_of_rows_that_was_not_seen_for_long_is_tried_again():
     admission = Admission(8)
-    for rows in (1, 2, 3):
+    for rows in (1, 2, 3) * 50:
         admission.stepped(rows, 0.010 * rows)
     assert admission.most(0.025) == 2
     for _ in range(600):
@@ -52,9 +63,10 @@ def test_a_number_of_rows_that_was_not_seen_for_long_is_tried_again():
 def test_replies_wait_for_a_prompt_only_as_long_as_they_can_spare():
     """Steps take 10 ms, 20 ms are aimed at, and 100 tokens of a prompt take 100 ms."""
     admission = Admission(8)
-    admission.read(50, 0.050)
-    for _ in range(3):
+    for _ in range(5):
         admission.stepped(1, 0.010)
+    for _ in range(50):
+        admission.was_read(100, 0.100)
     able, young = Progress(0.10, 10, 100), Progress(0.08, 8, 100)
     assert admission.spared(0.020, 100, [able])
     assert not admission.spared(0.020, 100, [able, young])
@@ -62,6 +74,34 @@ def test_replies_wait_for_a_prompt_only_as_long_as_they_can_spare():
     late = Progress(3.0, 100, 50)
     assert admission.spared(0.020, 100, [able, late]), "it cannot meet the objective whatever waits"
     assert not admission.spared(0.020, 100, [able, late._replace(left=200)])
+    assert admission.spared(0.020, 100, [able, Progress(9.0, 100, 100_000)]), "it would take too long to catch up"
+
+
+def test_some_of_a_prompt_is_read_even_if_nobody_can_ever_spare_the_time():
+    admission = Admission(8)
+    admission.was_read(100, 9.0)
+    for _ in range(255):
+        admission.stepped(1, 0.019)
+    busy = [Progress(0.0, 0, 1000)]
+    assert not admission.spared(0.020, 100, busy)
+    admission.stepped(1, 0.019)
+    assert admission.spared(0.020, 100, busy)
+    admission.was_read(100, 9.0)
+    assert not admission.spared(0.020, 100, busy)
+
+
+def test_short_stretches_say_little_about_long_ones():
+    """A pass takes 10 ms, and a token 1 ms more."""
+    admission = Admission(8)
+    for _ in range(5):
+        admission.stepped(1, 0.010)
+    for tokens in (1, 4, 128, 5, 3, 10):
+        admission.was_read(tokens, 0.010 + 0.001 * tokens)
+    assert admission.spared(0.020, 100, [Progress(0.0, 6, 100)])
+    assert not admission.spared(0.020, 100, [Progress(0.0, 5, 100)])
+    for _ in range(3):
+        admission.was_read(4, 0.030)  # a cold one
+    assert admission.spared(0.020, 100, [Progress(0.0, 7, 100)])
 
 
 class Loop:
@@ -84,7 +124,7 @@ class Loop:
                 waiting, unread = (waiting, unread) if unread else (waiting - 1, self.prompt)
                 seconds = chunk * 0.002 * self.random.gauss(1, 0.05)
                 self.now += seconds
-                governor.read(chunk, seconds)
+                governor.was_read(chunk, seconds)
                 unread -= chunk
                 if not unread:
                     rows.append((self.now, 0))
@@ -94,7 +134,7 @@ class Loop:
                 seconds = (fixed + each * len(rows)) * self.random.gauss(1, 0.03)
                 self.now += seconds + 0.001
                 lowerable = [0, len(rows) if self.low < self.dense else 0, 0]
-                governor.stepped(len(rows), lowerable, seconds, waiting)
+                governor.stepped(len(rows), lowerable, seconds)
                 rows = [(first, tokens + 1) for first, tokens in rows]
                 done = [row for row in rows if row[1] == TOKENS - 1]
                 found += [(self.now - first) / (TOKENS - 1) for first, _ in done]
@@ -139,3 +179,16 @@ def test_an_objective_that_one_reply_misses_leaves_one_reply_at_a_time():
     governor = Governor(0.005, 16, True, lambda: machine.now)
     assert machine.run(governor, replies=20)[1].max() < 16
     assert governor.rows == 1
+
+
+def test_what_a_prompt_takes_is_still_known_when_a_server_was_idle():
+    machine = Loop((0.0115, 0.0027), (0.0115, 0.0027))
+    governor = Governor(0.026, 16, True, lambda: machine.now)
+    machine.run(governor, replies=20)
+    governor.idle()
+    machine.now += 60
+    governor.idle()
+    assert governor.may_read(90, [])
+    machine.now += 0.2
+    governor.was_read(90, 0.2)
+    assert not governor.may_read(90, [Progress(0.0, 0, TOKENS)])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from solm.serving.admission import Progress
 from solm.serving.governor import Governor
 
 LOW, NORMAL, HIGH = 0, 1, 2
@@ -32,7 +33,9 @@ class Machine:
             )
             self.now += took
             self.lowered_steps += any(count and dial < 1 for count, dial in zip(able, dials, strict=True))
-            governor.stepped(sum(able) + fixed, able, took, sum(by_rank) - sum(able))
+            if sum(by_rank) > sum(able):
+                governor.may_read(1, [Progress(0, 0, 0)] * (sum(able) + fixed))
+            governor.stepped(sum(able) + fixed, able, took)
         return (self.now - begun) / (steps - steps // 2)
 
 
@@ -143,7 +146,7 @@ class Shared(Machine):
             rows = min(8, governor.rows)
             took = 0.013 + 0.0065 * rows
             self.now += took + (5.0 if step == prompt_at else 0.0)  # a long prompt is read before the step
-            governor.stepped(rows, [0, 0, 0], took, 8 - rows)
+            governor.stepped(rows, [0, 0, 0], took)
         return (self.now - begun) / (steps - steps // 2)
 
 

@@ -112,7 +112,7 @@ def test_a_loop_that_fails_ends_every_job_and_takes_no_more(byte_tokenizer):
             return Job(prompt(0, length), 100, order, ends.append, sampling={"do_sample": False})
 
         def stepped(*_) -> None:
-            if scheduler._filling is not None:
+            if scheduler._prompts.filling is not None:
                 raise MemoryError
 
         scheduler.governor.stepped = stepped
@@ -162,3 +162,46 @@ def test_the_short_rest_of_a_prompt_is_read_with_what_comes_before_it(tokens, do
         found.append(chunk.shape[1])
         filling.done += chunk.shape[1]
     assert found == read
+
+
+def test_a_prompt_that_is_read_makes_way_for_a_higher_priority(byte_tokenizer):
+    """The loop's calls, made one by one. What was read of it is kept."""
+    with solm.attach(tiny_model("llama", torch.float32), None, byte_tokenizer) as lm:
+        metrics = Metrics()
+        scheduler = Scheduler(lm, ServeSettings(max_rows=3, prefill_chunk=8), metrics)
+        texts: dict[int, list[int]] = {}
+
+        def job(number: int, priority: str, length: int) -> Job:
+            def emit(event) -> None:
+                if isinstance(event, Piece):
+                    texts.setdefault(number, []).extend(said.id for said in event.tokens)
+
+            order = Order("dense", lm.policy("dense"), Budget(), Budget(), priority=priority)
+            sampling = {"do_sample": False, "sequence_bias": {(2,): -1e9}}
+            return Job(prompt(number, length), 6, order, emit, sampling=sampling)
+
+        long, urgent, gone = job(0, "low", 40), job(1, "high", 20), job(2, "low", 30)
+        scheduler.submit([long])
+        scheduler._fill()
+        scheduler._fill()
+        scheduler.submit([urgent, gone])
+        scheduler._fill()
+        assert scheduler._prompts.filling.row.job is urgent
+        assert (long.filling.done, scheduler.busy) == (16, 3)
+        scheduler.cancel(gone)
+        for _ in range(40):
+            for act in (scheduler._drop, scheduler._fill, scheduler._step):
+                act()
+        assert scheduler.busy == 0
+        assert list(texts) == [1, 0]
+        for number, one in ((0, long), (1, urgent)):
+            session, expected = lm.session(), []
+            logits = session.prefill(one.ids[None])
+            for _ in range(6):
+                logits = np.array(logits)
+                logits[0, 2] = -np.inf
+                expected.append(int(logits[0].argmax()))
+                logits = session.step(np.array(expected[-1:])).logits[:, 0]
+            assert texts[number] == expected
+        read = metrics.registry.get_sample_value("solm_tokens_total", {"kind": "prompt"})
+        assert read == 60, "nothing was read twice"
