@@ -1,7 +1,7 @@
 """A server's governor under twice the load that a dense server holds its objective for: speed, and quality of what it
 wrote.
 
-    python benchmarks/governed.py --model FILE.gguf --precision auto --shared 4096 --context 64 --floor attention=0.4
+    python benchmarks/governed.py --model FILE.gguf --precision auto --shared 4096 --context 64 --floor attention=0.2
 
 The objective is what a dense server's 95th percentile of the time per output token (a reply's time after its first
 token over the number of tokens after it) is at `--hold` clients; then twice as many come. Tokens per second are counted

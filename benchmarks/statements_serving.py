@@ -25,6 +25,7 @@ def at_servers(server: str) -> dict[tuple[str, str], float]:
     }
 
 
+@says("README.md", "gives 240 tokens per second on the 0.5B (Zen 5), vLLM 195, llama.cpp 50.")
 @says("docs/results.md", "The smallest difference is 6 % to vLLM with 16 clients and prompts of 1,024")
 @says("docs/results.md", "With 16 clients and prompts of 128 it is 23 %, and 38 % where replies have 256 tokens.")
 def beside_other_servers() -> bool:
@@ -32,7 +33,8 @@ def beside_other_servers() -> bool:
     names = ("serve-0.5b-1024", "serve-0.5b", "serve-0.5b-replies-256")
     of_many = [round(ours[name, "16"] / vllm[name, "16"], 2) for name in names]
     least = min(ours[key] / max(vllm[key], llama[key]) for key in ours)
-    return round(least, 2) == of_many[0] and of_many == [1.06, 1.23, 1.38]
+    sixteen = [round(rates["serve-0.5b", "16"]) for rates in (ours, vllm, llama)]
+    return round(least, 2) == of_many[0] and of_many == [1.06, 1.23, 1.38] and sixteen == [240, 195, 50]
 
 
 @says(
@@ -117,62 +119,56 @@ def rows_keep_the_objective() -> bool:
 
 @says(
     "docs/serving.md",
-    "Under overload nothing meets the objective at the 95th percentile. Lower budgets alone bring 24 % more tokens",
+    "With lower budgets and prompts that wait, the objective is met at the 95th percentile, and there are 8 % more",
 )
-@says(
-    "docs/serving.md",
-    "With rows held back, too, the objective is missed by 10 %, and there are 3 % more tokens per second",
-)
-@says("docs/serving.md", "Rows held back without lower budgets cost 28 % of them.")
-@says("docs/serving.md", "Lower budgets make replies less likely; rows held back alone do not.")
+@says("docs/serving.md", "First tokens come later.")
+@says("docs/serving.md", "Lower budgets alone bring 22 % more tokens per second and miss the objective by 29 %.")
+@says("docs/serving.md", "Prompts that wait without lower budgets meet it and cost 27 % of the tokens per second.")
+@says("docs/serving.md", "Lower budgets make replies less likely; prompts that wait do not.")
 def the_governor_after_long_contexts() -> bool:
     whole = of.read("governor-0.5b-4096")
     found, objective = whole["servers"], whole["objective_ms"]
-    dense = found["dense, overload"]["tokens_per_second"]
+    dense = found["dense, overload"]
     kinds = [found[f"governor, {kind}"] for kind in ("budgets", "budgets and rows", "rows")]
-    more = [round(100 * (run["tokens_per_second"] / dense - 1)) for run in kinds]
-    missed = all(run["tpot_p95_ms"] > objective for run in kinds)
+    more = [round(100 * (run["tokens_per_second"] / dense["tokens_per_second"] - 1)) for run in kinds]
+    missed = [run["tpot_p95_ms"] / objective - 1 for run in kinds]
     less = [of.Difference.of(run["less_likely"]) for run in kinds]
     likely = less[0].low > 0 and less[1].low > 0 and tied(less[2])
-    return more == [24, 3, -28] and missed and likely and round(kinds[1]["tpot_p95_ms"] / objective, 2) == 1.1
+    later = kinds[1]["first_p50_ms"] > 2 * dense["first_p50_ms"]
+    return more == [22, 8, -27] and round(100 * missed[0]) == 29 and max(missed[1:]) <= 0 and likely and later
 
 
 @says(
     "docs/serving.md",
     "With prompts of 256 tokens lower bits change tokens per second and time per token by less than a tenth.",
 )
-@says(
-    "docs/serving.md", "comes closer to the objective and still misses it by 27 %. Tokens per second then fall by 37 %"
-)
-@says("docs/serving.md", "and the median first token comes 11 times as late.")
-@says("docs/serving.md", "who without overload get 26 % fewer tokens per second than 8.")
+@says("docs/serving.md", "With prompts that wait the objective is met. Tokens per second then fall by 31 %")
+@says("docs/serving.md", "and the median first token comes 12 times as late.")
+@says("docs/serving.md", "who without overload get 22 % fewer tokens per second than 8.")
 def the_governor_after_short_contexts() -> bool:
     whole = of.read("governor-0.5b")
     found, calm = whole["servers"], whole["servers"]["dense, no overload"]
     dense, budgets, both = (found[f] for f in ("dense, overload", "governor, budgets", "governor, budgets and rows"))
     alike = all(abs(budgets[what] / dense[what] - 1) < 0.1 for what in ("tokens_per_second", "tpot_p50_ms"))
-    missed = both["tpot_p95_ms"] / whole["objective_ms"] - 1, both["first_p50_ms"] / dense["first_p50_ms"]
+    met, later = both["tpot_p95_ms"] <= whole["objective_ms"], both["first_p50_ms"] / dense["first_p50_ms"]
     less = [round(100 * (1 - run["tokens_per_second"] / dense["tokens_per_second"])) for run in (both, calm)]
-    return alike and less == [37, 26] and (round(100 * missed[0]), round(missed[1])) == (27, 11)
+    return alike and less == [31, 22] and met and round(later) == 12
 
 
-@says("docs/load.md", "but replies per second fall by 4 to 11 %. Good ones change by between −6 and +4 %.")
+@says("docs/load.md", "As many replies per second are complete as without it, to 2 %.")
+@says("docs/load.md", "so that 1.5 to 3.9 times as many are good.")
 def the_governor_under_too_much_load() -> bool:
     arms = of.read("shedding-0.5b")["arms"]
     pairs = [(arms["governor"][rate], arms["no governor"][rate]) for rate in ("1", "2", "4")]
-    lost = {}
-    for what in ("served_per_second", "goodput_per_second"):
-        every = [round(100 * (1 - one[what] / other[what])) for one, other in pairs]
-        lost[what] = min(every), max(every)
-    faster = all(one["tpot_p95_ms"] < other["tpot_p95_ms"] for one, other in pairs)
-    expected = {"served_per_second": (4, 11), "goodput_per_second": (-4, 6)}
-    return lost == expected and faster and all(one["net_keep"] > 0.95 for one, _ in pairs)
+    served, good = ([one[what] / other[what] for one, other in pairs] for what in ("served_per_second", "goodput_per_second"))
+    alike = all(abs(ratio - 1) < 0.02 for ratio in served) and all(one["net_keep"] > 0.95 for one, _ in pairs)
+    return alike and (round(min(good), 1), round(max(good), 1)) == (1.5, 3.9)
 
 
-@says("docs/results.md", "563 tokens per second against 601, and on Zen 5 1,124 against 1,264.")
+@says("docs/results.md", "563 tokens per second against 601, and on Zen 5 1,215 against 1,244.")
 def prompts_beside_openvino() -> bool:
     prompts = [timed.larger_prompt("0.5B", engine, 1024) for engine in ("solm", "openvino, Q4_0")]
     there = of.read("engine-0.5b-zen5")
     both = (found["contexts"]["1024"] for found in (there, there["peers"]["openvino, Q4_0"]))
     prompts += [found["prefill_tokens_per_second"]["median"] for found in both]
-    return [round(rate) for rate in prompts] == [563, 601, 1124, 1264]
+    return [round(rate) for rate in prompts] == [563, 601, 1215, 1244]

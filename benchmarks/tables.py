@@ -12,6 +12,7 @@ import statements_larger  # noqa: F401  (registers its statements)
 import statements_paper  # noqa: F401
 import statements_serving  # noqa: F401
 import statements_tasks  # noqa: F401
+import tables_aims  # noqa: F401
 import tables_context  # noqa: F401
 import tables_features  # noqa: F401
 import tables_field  # noqa: F401

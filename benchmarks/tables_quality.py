@@ -89,13 +89,14 @@ def fitted_policy(size: str) -> str:
         found = {point["arm"]: point for point in points if point["budget"] == budget}
         ours = found["policy"]
         rows.append(
-            [f"{budget:.3f}", f"{dense['step_ms'] / ours['step_ms']:.2f}×", f"{ours['axes']['attention']:.2f}",
+            [f"{budget:.3f}", f"{ours['step_ms']:.1f}", f"{dense['step_ms'] / ours['step_ms']:.2f}×",
+             f"{ours['axes']['attention']:.2f}",
              f"{ours['axes']['mlp']:.2f}", *(signed(found[arm]["nats"] - dense["nats"]) for arm in arms),
              *(interval(Difference.of(found[arm]["difference"])) for arm in arms[1:])]
         )  # fmt: skip
     names = [{"teal": "thresholds"}.get(arm, arm) for arm in arms]
     against = (f"policy − {name}" for name in names[1:])
-    return markdown(("Share of the dense step's time", "speed", "pages", "MLP", *names, *against), rows)
+    return markdown(("Share of the dense step's time", "ms", "speed", "pages", "MLP", *names, *against), rows)
 
 
 @table

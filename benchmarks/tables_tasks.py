@@ -1,5 +1,7 @@
 """The tables about tasks: accuracy at equal compute."""
 
+from typing import Any
+
 import published as of
 from cells import interval, markdown, table
 from published import Difference
@@ -67,8 +69,15 @@ def tasks_largest() -> str:
         f"The same for Qwen2.5-Coder-1.5B-Instruct: {how['fewshot']} examples, the first {how['limit']} questions of "
         f"each subject, {points[0]['questions']} in all. {controlled}.\n\n{_mmlu(name)}\n"
         f"Intervals of differences in accuracy reach up to ±{max(halves):.1f} points: smaller differences do not show. "
-        f"Shares of time are by the policy's step times; this run timed nothing. `results/{name}.json`.\n"
+        f"Shares of time are by the policy's step times; this run timed nothing. Arms spent up to {_apart(points):.3f} more "
+        f"or less of it than the policy. `results/{name}.json`.\n"
     )
+
+
+def _apart(points: list[dict[str, Any]]) -> float:
+    """By how much the shares of time of arms differ from the policy's at the same budget."""
+    times = {(point["budget"], point["arm"]): point["realised"]["time"] for point in points if point["arm"] != "dense"}
+    return max(abs(time - times[budget, "policy"]) for (budget, _), time in times.items())
 
 
 def _mmlu(name: str) -> str:

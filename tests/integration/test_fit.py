@@ -131,7 +131,7 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
         assert {arm for arm, at in found if at == budget} == {"dense", "policy", "allocated", "uniform", "constant"}
     for point in points:
         assert point["step_ms"] > 0
-        assert (point["difference"] is None) == (point["arm"] == "policy" or point["budget"] == 1)
+        assert (point["difference"] is None) == (point["arm"] == "policy")
 
     code, said = solm(
         "eval", "--model", tiny_folder, "--backend", "cpu", "--policy", out / "policy", "--data", texts.split(",")[0],

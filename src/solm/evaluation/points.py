@@ -17,9 +17,10 @@ def points(
     rows: by ``arm@budget`` (``dense`` alone without) [texts, 7] nats per token, κ, ρ, b/16, bytes, flops and
     milliseconds of a step (nan where not measured). trials: random arms, called ``random/0`` and so on. best_of:
     whole-set trials whose best is estimated. tokens: of all texts. loss: repeat the dense arm at every budget, with the
-    policy's difference to it.
+    policy's difference to it; at a budget of 1 a policy takes dense steps, so that the difference is 0.
     """
-    found = [_point("dense", 1.0, rows["dense"], tokens)]
+    trained = any(name.startswith("policy@") for name in rows)
+    found = [_point("dense", 1.0, rows["dense"], tokens, rows["dense"] if loss and trained else None)]
     for budget in budgets:
         policy = rows.get(f"policy@{budget}")
         runs = [rows[f"random/{trial}@{budget}"] for trial in range(trials)]

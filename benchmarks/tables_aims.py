@@ -1,0 +1,128 @@
+"""The table of what this project aims at, and what it reached."""
+
+from typing import Any
+
+import published as of
+from cells import markdown, table
+from statements_serving import at_servers
+
+_FITTED = {"0.5B": "fitted-0.5b", "1.5B": "fitted-1.5b"}
+
+
+@table
+def aims() -> str:
+    """Aims that were set before anything was measured: what for, how far, and what was reached."""
+    rows = [*_arms(), *_speeds(), *_batches(), *_servers(), *_mmlu()]
+    return markdown(("Aim", "wanted", "reached", "met"), rows, words=4)
+
+
+def _met(yes: bool) -> str:
+    return "yes" if yes else "**no**"
+
+
+def _won(name: str, arm: str) -> int:
+    """Budgets at which a policy is better than an arm beyond the noise."""
+    points = [point for point in of.read(name)["points"] if point["arm"] == arm]
+    return sum(point["difference"]["high"] < 0 for point in points)
+
+
+def _arms() -> list[list[str]]:
+    rows = []
+    for size, name in _FITTED.items():
+        texts = of.settings(name)["texts"]
+        for arm, words, wanted in (
+            ("uniform", "uniform settings", 8), ("constant", "constants under its own allocation", 6),
+            ("teal", "thresholds without a policy", 6),
+        ):  # fmt: skip
+            won = _won(name, arm)
+            rows.append(
+                [f"policy of `solm fit` on the {size}, 200 texts: better than {words}", f"at {wanted} of 8 budgets",
+                 f"at {won}, {texts} texts", _met(won >= wanted)]
+            )  # fmt: skip
+    return rows
+
+
+def _speeds() -> list[list[str]]:
+    rows = []
+    runs = (("0.5B", "fitted-0.5b", 1024, 512, (1.5, 1.7)), ("1.5B", "fitted-1.5b", 1024, 512, (1.5, 1.75)),
+            ("0.5B", "curve-0.5b-8192", 8192, 8192, (1.55, 1.8)))  # fmt: skip
+    for size, name, asked, context, wanted in runs:
+        for most, ratio in zip((0.05, 0.15), wanted, strict=True):
+            fastest = _fastest(of.read(name)["points"], most)
+            where = f"{context:,} tokens" if context != asked else "the same"
+            rows.append(
+                [f"speed of a dense step, {size} after {asked:,} tokens, losing at most {most} nats", f"{ratio}×",
+                 f"{fastest:.2f}× after {where}", _met(fastest >= ratio)]
+            )  # fmt: skip
+    return rows
+
+
+def _fastest(points: list[dict[str, Any]], most: float) -> float:
+    """The best speed of the policy's budgets that lose at most so many nats per token."""
+    dense = points[0]
+    ours = [point for point in points if point["arm"] == "policy" and point["nats"] - dense["nats"] <= most]
+    return max(float(dense["step_ms"] / point["step_ms"]) for point in ours)
+
+
+def _batches() -> list[list[str]]:
+    points = of.read("batch-0.5b")["points"]
+    dense = next(p for p in points if (p["rows"], p["setting"], p["context"]) == (16, "dense", 150))
+    rows = [
+        ["dense step of 16 rows of the 0.5B after 150 tokens", "36 ms", f"{dense['milliseconds']['median']:.1f} ms",
+         _met(dense["milliseconds"]["median"] <= 36)]
+    ]  # fmt: skip
+    for count, ratio, most in ((16, 1.25, 0.1), (4, 1.2, 0.05)):
+        for context in (150, 4096):
+            found = [p["ratio"] for p in points if (p["rows"], p["context"]) == (count, context)
+                     and p["setting"] != "dense" and p["loss"]["value"] <= most]  # fmt: skip
+            rows.append(
+                [f"a budget makes a step of {count} rows faster, after {context:,} tokens, losing at most {most} nats",
+                 f"{ratio}×", f"{max(found):.2f}×", _met(max(found) >= ratio)]
+            )  # fmt: skip
+    return rows
+
+
+def _servers() -> list[list[str]]:
+    ours, vllm, llama = (at_servers(server) for server in ("solm", "vLLM, bfloat16", "llama.cpp, xllamacpp"))
+    rows = [
+        [f"tokens per second with 16 clients, replies of {length} tokens", f"{wanted}", f"{ours[name, '16']:.0f}",
+         _met(ours[name, "16"] >= wanted)]
+        for name, length, wanted in (("serve-0.5b", 64, 180), ("serve-0.5b-replies-256", 256, 300))
+    ]  # fmt: skip
+    least = min(ours[key] / max(vllm[key], llama[key]) for key in ours)
+    between = of.read("between-steps-0.5b")["median"]["between"]
+    rows += [
+        ["tokens per second of vLLM and llama.cpp, 1 to 16 clients", "1×", f"{least:.2f}× at least", _met(least >= 1)],
+        ["time between the steps of 16 rows", "below 10 %", f"{between:.1%}".replace("%", " %"), _met(between < 0.1)],
+    ]
+    for name, words in (("governor-0.5b-4096", "long"), ("governor-0.5b", "short")):
+        whole = of.read(name)
+        run, dense = (whole["servers"][server] for server in ("governor, budgets and rows", "dense, overload"))
+        over = run["tpot_p95_ms"] / whole["objective_ms"] - 1
+        more = run["tokens_per_second"] / dense["tokens_per_second"] - 1
+        rows.append(
+            [f"under overload, after {words} contexts: the objective is met, with more tokens per second than dense",
+             "0 %, above 0 %", f"{100 * over:+.0f} % time per token, {100 * more:+.0f} % tokens per second",
+             _met(over <= 0 < more)]
+        )  # fmt: skip
+    kept = [of.read("neighbours-0.5b")["solm"][count]["kept"] for count in ("1", "2")]
+    rows.append(
+        ["tokens per second kept beside one and two busy processes", "0.50, 0.30", f"{kept[0]:.2f}, {kept[1]:.2f}",
+         _met(kept[0] > 0.5 and kept[1] > 0.3)]
+    )  # fmt: skip
+    return rows
+
+
+def _mmlu() -> list[list[str]]:
+    rows = []
+    for size, name in (("0.5B", "tasks-0.5b/mmlu"), ("1.5B", "tasks-1.5b/mmlu")):
+        points = of.read(name)["points"]
+        for point in (point for point in points if point["arm"] == "uniform"):
+            ours = point["differences"]["acc"]["value"], point["scores"]["acc"]
+            gain = ours[0] / ours[1]
+            rows.append(
+                [f"accuracy on MMLU above uniform settings, {size} at {point['budget']} of the time", "+5 % of it",
+                 f"{100 * gain:+.1f} %, {point['questions']} questions",
+                 _met(gain >= 0.05 and point["differences"]["acc"]["low"] > 0)]
+            )  # fmt: skip
+    return rows

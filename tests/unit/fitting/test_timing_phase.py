@@ -1,0 +1,57 @@
+"""The phase that times steps: disturbed measurements, and models of which nothing can be saved."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from helpers.timings import made_timings
+from solm.core.errors import SolmError
+from solm.fitting import phases
+
+
+def fit(lm, folder, said: list[str]):
+    sizes = SimpleNamespace(timing_contexts=(100, 400), timing_rounds=3, context=100)
+    train = [SimpleNamespace(tokens=torch.zeros(500, dtype=torch.int64))]
+    return SimpleNamespace(
+        lm=lm, sizes=lambda phase: sizes, texts=SimpleNamespace(train=train), progress=lambda phase: None,
+        remark=said.append, folder=SimpleNamespace(path=folder),
+    )  # fmt: skip
+
+
+def measured(lm, monkeypatch, *disturbances: tuple[float, ...]) -> list[tuple[int, ...]]:
+    """Let measurements in turn be disturbed so much, at each of their contexts; returns the contexts that are asked for."""
+    asked, left = [], list(disturbances)
+
+    def measure(lm, tokens, contexts, rounds, progress):
+        asked.append(contexts)
+        attention = [{100: 0.1, 400: 0.4}[context] for context in contexts]
+        return made_timings(lm.sparsity, lm.shapes, contexts, attention, disturbances=left.pop(0))
+
+    monkeypatch.setattr(phases, "measure", measure)
+    return asked
+
+
+def test_only_disturbed_contexts_are_measured_again(tiny_lm, tmp_path, monkeypatch):
+    said: list[str] = []
+    asked = measured(tiny_lm, monkeypatch, (0.01, 0.4), (0.02,))
+    phases.time_steps(fit(tiny_lm, tmp_path, said))
+    assert asked == [(100, 400), (400,)]
+    assert said == ["timings: two measurements of one step differ by 40%; those after 400 tokens are repeated"]
+    assert json.loads((tmp_path / phases.TIMINGS).read_text())["disturbances"] == [0.01, 0.02]
+
+
+def test_a_machine_whose_timings_keep_jumping_is_told_how_sure_they_are(tiny_lm, tmp_path, monkeypatch):
+    said: list[str] = []
+    measured(tiny_lm, monkeypatch, (0.3, 0.4), (0.3, 0.4), (0.3, 0.4), (0.3, 0.4))
+    phases.time_steps(fit(tiny_lm, tmp_path, said))
+    assert said[-1] == (
+        "timings: they still differ by 40%, so budgets in time are no surer than that; other processes use this machine"
+    )
+
+
+def test_a_model_of_which_nothing_can_be_saved_is_refused(tiny_lm):
+    timings = made_timings(tiny_lm.sparsity, tiny_lm.shapes, attention=(0.001, 0.001), mlp=0.001)
+    with pytest.raises(SolmError, match=r"take at least 0\.99\d of the dense step's time.*there is nothing to fit"):
+        phases.check_worth(tiny_lm, timings, 100)
