@@ -160,7 +160,9 @@ def the_governor_after_short_contexts() -> bool:
 def the_governor_under_too_much_load() -> bool:
     arms = of.read("shedding-0.5b")["arms"]
     pairs = [(arms["governor"][rate], arms["no governor"][rate]) for rate in ("1", "2", "4")]
-    served, good = ([one[what] / other[what] for one, other in pairs] for what in ("served_per_second", "goodput_per_second"))
+    served, good = (
+        [one[what] / other[what] for one, other in pairs] for what in ("served_per_second", "goodput_per_second")
+    )
     alike = all(abs(ratio - 1) < 0.02 for ratio in served) and all(one["net_keep"] > 0.95 for one, _ in pairs)
     return alike and (round(min(good), 1), round(max(good), 1)) == (1.5, 3.9)
 

@@ -69,8 +69,8 @@ def tasks_largest() -> str:
         f"The same for Qwen2.5-Coder-1.5B-Instruct: {how['fewshot']} examples, the first {how['limit']} questions of "
         f"each subject, {points[0]['questions']} in all. {controlled}.\n\n{_mmlu(name)}\n"
         f"Intervals of differences in accuracy reach up to ±{max(halves):.1f} points: smaller differences do not show. "
-        f"Shares of time are by the policy's step times; this run timed nothing. Arms spent up to {_apart(points):.3f} more "
-        f"or less of it than the policy. `results/{name}.json`.\n"
+        f"Shares of time are by the policy's step times; this run timed nothing. Arms spent up to {_apart(points):.3f} "
+        f"more or less of it than the policy. `results/{name}.json`.\n"
     )
 
 

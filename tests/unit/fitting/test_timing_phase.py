@@ -1,6 +1,5 @@
 """The phase that times steps: disturbed measurements, and models of which nothing can be saved."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 
 from helpers.timings import made_timings
 from solm.core.errors import SolmError
+from solm.core.timings import read_timings
 from solm.fitting import phases
 
 
@@ -21,13 +21,15 @@ def fit(lm, folder, said: list[str]):
 
 
 def measured(lm, monkeypatch, *disturbances: tuple[float, ...]) -> list[tuple[int, ...]]:
-    """Let measurements in turn be disturbed so much, at each of their contexts; returns the contexts that are asked for."""
+    """Let measurements in turn be disturbed so much, at each of their contexts. Returns the contexts asked for."""
     asked, left = [], list(disturbances)
 
     def measure(lm, tokens, contexts, rounds, progress):
         asked.append(contexts)
         attention = [{100: 0.1, 400: 0.4}[context] for context in contexts]
-        return made_timings(lm.sparsity, lm.shapes, contexts, attention, disturbances=left.pop(0))
+        quiet = made_timings(lm.sparsity, lm.shapes, contexts, attention)
+        pairs = zip(quiet.attention_ms, left.pop(0), strict=True)
+        return quiet.model_copy(update={"attention_ms": tuple(tuple(x * (1 + d) for x in row) for row, d in pairs)})
 
     monkeypatch.setattr(phases, "measure", measure)
     return asked
@@ -39,7 +41,7 @@ def test_only_disturbed_contexts_are_measured_again(tiny_lm, tmp_path, monkeypat
     phases.time_steps(fit(tiny_lm, tmp_path, said))
     assert asked == [(100, 400), (400,)]
     assert said == ["timings: two measurements of one step differ by 40%; those after 400 tokens are repeated"]
-    assert json.loads((tmp_path / phases.TIMINGS).read_text())["disturbances"] == [0.01, 0.02]
+    assert read_timings(tmp_path / phases.TIMINGS).disturbances == pytest.approx([0.01, 0.02])
 
 
 def test_a_machine_whose_timings_keep_jumping_is_told_how_sure_they_are(tiny_lm, tmp_path, monkeypatch):
