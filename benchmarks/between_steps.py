@@ -3,12 +3,13 @@
     python benchmarks/between_steps.py --model FILE.gguf
 
 As many clients as rows stream long replies. Once all rows decode, the server's own counters are read at both ends of a
-stretch of --seconds. What is neither a step nor the reading of a prompt is Python: sampling, detokenisation, events and
-the HTTP server, as far as the decoding thread waits for them.
+stretch of --seconds. What is neither a step nor the reading of a prompt is Python, in parts that `timed_server.py`
+times; the rest is the loop itself, and waiting for the threads of the HTTP server.
 """
 
 import asyncio
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,21 @@ import httpx
 from clients import DENSE, LIMITS, WHOLE, Load, some_texts
 from common import finish, parser
 from server_process import free_port, on_cpu, server
+from timed_server import PARTS
 
 _SETTLED = 1.0
 """Seconds after the last row has begun."""
-_COUNTERS = {"steps": "solm_step_seconds", "prompts": "solm_prefill_seconds"}
+_COUNTERS = {"steps": "solm_step_seconds_sum", "prompts": "solm_prefill_seconds_sum"} | {
+    part: f'bench_seconds_total{{part="{part}"}}' for part in PARTS
+}
 
 
 async def counters(client: httpx.AsyncClient, address: str) -> dict[str, float]:
     """Seconds of steps and prompts so far, the number of steps, rows that decode, and when that was."""
     loop = asyncio.get_running_loop()
     text = (await client.get(f"{address}/metrics")).text
-    read = {name: float(re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)[0]) for name in (
-        "solm_step_seconds_sum", "solm_step_seconds_count", "solm_prefill_seconds_sum", "solm_rows_running",
-    )}  # fmt: skip
+    names = (*_COUNTERS.values(), "solm_step_seconds_count", "solm_rows_running")
+    read = {name: float(re.findall(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)[0]) for name in names}
     return read | {"at": loop.time()}
 
 
@@ -49,10 +52,12 @@ async def stretch(address: str, options: Any, texts: list[str]) -> dict[str, flo
     if min(first["solm_rows_running"], last["solm_rows_running"]) < options.rows:
         raise SystemExit("some replies ended during the stretch: raise --tokens or lower --seconds")
     seconds, steps = last["at"] - first["at"], last["solm_step_seconds_count"] - first["solm_step_seconds_count"]
-    shares = {what: (last[f"{name}_sum"] - first[f"{name}_sum"]) / seconds for what, name in _COUNTERS.items()}
+    shares = {what: (last[name] - first[name]) / seconds for what, name in _COUNTERS.items()}
+    parts = {part: shares.pop(part) for part in PARTS}
+    between = 1 - sum(shares.values())
     return {
-        **shares, "between": 1 - sum(shares.values()), "seconds": seconds, "steps_per_second": steps / seconds,
-        "tokens_per_second": options.rows * steps / seconds,
+        **shares, "between": between, "parts": parts | {"the rest": between - sum(parts.values())}, "seconds": seconds,
+        "steps_per_second": steps / seconds, "tokens_per_second": options.rows * steps / seconds,
     }  # fmt: skip
 
 
@@ -61,7 +66,8 @@ def measured(options: Any) -> dict[str, Any]:
     texts = some_texts(options.model, options.rows * (options.rounds + 1), options.context)
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
-        command = on_cpu(options, "--max-rows", str(options.rows))
+        plain = on_cpu(options, "--max-rows", str(options.rows))
+        command = [sys.executable, str(Path(__file__).with_name("timed_server.py")), *plain[3:]]
         with server(command, free_port(), Path(folder) / "server.log") as one:
             for number in range(options.rounds + 1):
                 part = texts[number * options.rows : (number + 1) * options.rows]

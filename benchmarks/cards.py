@@ -34,7 +34,10 @@ FITTED_LIMITS = """- For the cpu backend.
 CPU_LIMITS = """- For the cpu backend, whose sparsity it has; the axes are pages and MLP channels.
 - Trained on English text, documentation and code, teacher-forced, after 1,024 tokens.
 - At equal milliseconds it beats constants with every layer alike and ties with constants under its own allocation.
-- Levels below attention 0.1 and MLP 0.5 are refused."""
+- Levels below attention 0.1 and MLP 0.5 are refused.
+- The command above is of an earlier version, whose options had other names. There were no curves then, so that a
+  budget of one number is a share of bytes. `solm fit builtin:smollm2-135m --data ... --minutes 10` makes a policy with
+  a curve."""
 
 
 def read(name: str) -> Any:

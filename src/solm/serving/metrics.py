@@ -49,6 +49,8 @@ class Metrics:
         self.class_net = [nets.labels(name) for name in PRIORITIES]
         asked = Summary("solm_class_net_requested", "Net keep that they asked for.", ["priority"], registry=of)
         self.class_asked = [asked.labels(name) for name in PRIORITIES]
+        floors = Summary("solm_class_net_floor", "Net keep of their floors.", ["priority"], registry=of)
+        self.class_floor = [floors.labels(name) for name in PRIORITIES]
 
     @cached_property
     def _unread(self) -> "Metrics":
@@ -65,11 +67,12 @@ class Metrics:
             self.class_waiting[rank].set(waiting[rank])
             self.class_dial[rank].set(dial)
 
-    def spent(self, rank: int, asked: float, net: float) -> None:
-        """Count the net keeps that a row of a priority asked for and spent."""
+    def spent(self, rank: int, asked: float, floor: float, net: float) -> None:
+        """Count the net keeps that a row of a priority asked for, of its floor, and that it spent."""
         self.net.observe(net)
         self.class_net[rank].observe(net)
         self.class_asked[rank].observe(asked)
+        self.class_floor[rank].observe(floor)
 
     def count_pages(self, held: Callable[[], tuple[int, int] | None]) -> None:
         """Report what `held` says, as `Backend.pages_held` does, whenever the metrics are read."""

@@ -274,7 +274,7 @@ class Scheduler:
         if row.finished is not None:
             metrics.ended.labels(row.finished).inc()
             order = row.job.order
-            metrics.spent(order.rank, order.budget.net, row.end().compute.realised["net"])
+            metrics.spent(order.rank, order.budget.net, order.floor.net, row.end().compute.realised["net"])
 
     def _broken(self, job: Job, error: Exception, own: bool = True) -> None:
         """End a job with an error. It is the user's if the job's `own` request can have raised it: the engine raises
