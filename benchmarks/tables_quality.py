@@ -80,6 +80,12 @@ def fitted_larger() -> str:
     return fitted_policy("1.5b") if of.measured("fitted-1.5b") else ""
 
 
+@table
+def fitted_smallest() -> str:
+    """The same of the smallest model, by a short fit."""
+    return fitted_policy("135m")
+
+
 def fitted_policy(size: str) -> str:
     """What a policy of `solm fit` loses at equal milliseconds, and against what."""
     points = of.read(f"fitted-{size}")["points"]
