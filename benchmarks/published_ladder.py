@@ -92,10 +92,11 @@ def verdict(rung: Rung, other: Rung | None) -> Verdict:
 
 
 def accuracy(model: str) -> tuple[float, int] | None:
-    """MMLU of a dense model, and how many questions; None where no result has it."""
-    for path in sorted(RESULTS.glob("tasks*/mmlu.json")):
+    """MMLU of a dense model, and how many questions: the most that a result has; None where none has it."""
+    known = []
+    for path in sorted(RESULTS.glob("tasks*/mmlu*.json")):
         found = read(path.relative_to(RESULTS).with_suffix("").as_posix())
         if NAMES.get(found["settings"]["model"]) == model:
             [dense] = [point for point in found["points"] if point["arm"] == "dense"]
-            return dense["scores"]["acc"], dense["questions"]
-    return None
+            known.append((dense["questions"], dense["scores"]["acc"]))
+    return max(known)[::-1] if known else None

@@ -265,30 +265,6 @@ def mmlu_at_size() -> bool:
     return 0.23 < dense["scores"]["acc"] < 0.29 and better and all(one["low"] < 0 < one["high"] for one in rivals)
 
 
-@says("docs/results.md", "at both budgets the policy's accuracy and margin tie with those of *uniform*.")
-@says(
-    "docs/results.md", "At 0.7 its accuracy is 11 points below dense, and its margin is **below** that of *allocated*"
-)
-@says("docs/results.md", "at 0.8 its accuracy ties with dense.")
-@says("docs/results.md", "On MMLU the 1.5B loses 11 points at 0.7 of the time; at 0.8 it ties with dense.")
-@says("docs/results.md", "Its policy ties with uniform settings at both")
-@says("docs/results.md", "on the 1.5B's margin in MMLU at 0.7 of the time, of which that arm spent 0.01 more.")
-@says("docs/limits.md", "in 228 questions whose own tokens were under control")
-def mmlu_of_the_largest() -> bool:
-    points = {(p["arm"], p["budget"]): p for p in of.read("tasks-1.5b/mmlu")["points"]}
-    assert {p["questions"] for p in points.values()} == {228}
-
-    def differences(arm: str, metric: str) -> list[Difference]:
-        """At both budgets."""
-        return [Difference.of(points[arm, budget]["differences"][metric]) for budget in (0.7, 0.8)]
-
-    dense = [Difference.of(points["policy", budget]["differences"]["acc"]) for budget in (0.7, 0.8)]
-    uniform = [*differences("uniform", "acc"), *differences("uniform", "margin")]
-    below = round(100 * dense[0].value) == -11 and dense[0].high < 0 and differences("allocated", "margin")[0].high < 0
-    spent, ours = (points[arm, 0.7]["realised"]["time"] for arm in ("allocated", "policy"))
-    return all(map(tied, uniform)) and below and tied(dense[1]) and round(spent - ours, 2) == 0.01
-
-
 @says("docs/results.md", "nothing that was tried saves 3 % more of the divergence on both models")
 @says("docs/results.md", "Known sensitivities would save 20 to 26 % more")
 def seeing_more_saves_little() -> bool:

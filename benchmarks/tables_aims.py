@@ -5,6 +5,7 @@ from typing import Any
 import published as of
 from cells import markdown, table
 from statements_serving import at_servers
+from tables_tasks import LARGEST, mmlu_points
 
 _FITTED = {"0.5B": "fitted-0.5b", "1.5B": "fitted-1.5b"}
 
@@ -115,11 +116,9 @@ def _servers() -> list[list[str]]:
 
 def _mmlu() -> list[list[str]]:
     rows = []
-    for size, name in (("0.5B", "tasks-0.5b/mmlu"), ("1.5B", "tasks-1.5b/mmlu")):
-        points = of.read(name)["points"]
-        for point in (point for point in points if point["arm"] == "uniform"):
-            ours = point["differences"]["acc"]["value"], point["scores"]["acc"]
-            gain = ours[0] / ours[1]
+    for size, names in (("0.5B", ("tasks-0.5b/mmlu",)), ("1.5B", LARGEST)):
+        for point in (found["uniform"] for found in mmlu_points(names).values()):
+            gain = point["differences"]["acc"]["value"] / point["scores"]["acc"]
             rows.append(
                 [f"accuracy on MMLU above uniform settings, {size} at {point['budget']} of the time", "+5 % of it",
                  f"{100 * gain:+.1f} %, {point['questions']} questions",

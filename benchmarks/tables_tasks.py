@@ -1,5 +1,6 @@
 """The tables about tasks: accuracy at equal compute."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import published as of
@@ -41,23 +42,28 @@ def task_list() -> str:
     return markdown(("Task", "questions", "dense", *(f"policy at {budget:g}" for budget in budgets)), rows)
 
 
+LARGEST = ("tasks-1.5b/mmlu", "tasks-1.5b/mmlu-969")
+"""MMLU of the largest model; what the first one has at a budget of the second one is left out."""
+
+
 @table
 def tasks_larger() -> str:
     """MMLU of a larger model under a policy of `solm fit`: accuracy, and the policy's differences."""
-    return _mmlu("tasks-0.5b/mmlu")
+    return _mmlu(mmlu_points(("tasks-0.5b/mmlu",)))
 
 
 @table
 def tasks_largest() -> str:
     """The same of the largest model, once it was measured, with what was asked and what it cannot show."""
-    name = "tasks-1.5b/mmlu"
-    if not of.measured(name):
+    names = [name for name in LARGEST if of.measured(name)]
+    if not names:
         return ""
-    found = of.read(name)
-    how, points = found["settings"], found["points"]
+    how, points = of.settings(names[0]), mmlu_points(names)
     halves = [
         50 * (gain["high"] - gain["low"])
-        for gain in (point["differences"]["acc"] for point in points if point["differences"])
+        for gain in (
+            point["differences"]["acc"] for at in points.values() for point in at.values() if point["differences"]
+        )
     ]
     controlled = (
         "The question's own tokens are under control here, too, after the examples, and every question has a budget of "
@@ -65,36 +71,51 @@ def tasks_largest() -> str:
         if how["control"] == "question"
         else "Answers alone are under control, one token each: this says nothing about text that a model goes on from"
     )
+    files = ", ".join(f"`results/{name}.json`" for name in names)
     return (
-        f"The same for Qwen2.5-Coder-1.5B-Instruct: {how['fewshot']} examples, the first {how['limit']} questions of "
-        f"each subject, {points[0]['questions']} in all. {controlled}.\n\n{_mmlu(name)}\n"
+        f"The same for Qwen2.5-Coder-1.5B-Instruct: {how['fewshot']} examples, equally many questions of each subject. "
+        f"{controlled}.\n\n{_mmlu(points)}\n"
         f"Intervals of differences in accuracy reach up to ±{max(halves):.1f} points: smaller differences do not show. "
         f"Shares of time are by the policy's step times; this run timed nothing. Arms spent up to {_apart(points):.3f} "
-        f"more or less of it than the policy. `results/{name}.json`.\n"
+        f"more or less of it than the policy. {files}.\n"
     )
 
 
-def _apart(points: list[dict[str, Any]]) -> float:
+Points = dict[float, dict[str, dict[str, Any]]]
+
+
+def mmlu_points(names: Sequence[str]) -> Points:
+    """By budget the points of all arms and of dense, of the last of the results that has this budget."""
+    found: Points = {}
+    for name in names:
+        points = of.read(name)["points"]
+        [dense] = [point for point in points if point["arm"] == "dense"]
+        for budget in {point["budget"] for point in points if point["arm"] == "policy"}:
+            found[budget] = {point["arm"]: point for point in points if point["budget"] == budget} | {"dense": dense}
+    return dict(sorted(found.items()))
+
+
+def _apart(points: Points) -> float:
     """By how much the shares of time of arms differ from the policy's at the same budget."""
-    times = {(point["budget"], point["arm"]): point["realised"]["time"] for point in points if point["arm"] != "dense"}
-    return max(abs(time - times[budget, "policy"]) for (budget, _), time in times.items())
+    return max(
+        abs(point["realised"]["time"] - at["policy"]["realised"]["time"])
+        for at in points.values() for arm, point in at.items() if arm != "dense"
+    )  # fmt: skip
 
 
-def _mmlu(name: str) -> str:
+def _mmlu(points: Points) -> str:
     """A row for every budget."""
-    points = of.read(name)["points"]
-    [dense] = [point for point in points if point["arm"] == "dense"]
     arms = ("uniform", "constant", "allocated")
     rows = []
-    for budget in sorted({point["budget"] for point in points if point["arm"] == "policy"}):
-        found = {point["arm"]: point for point in points if point["budget"] == budget}
-        scores = [100 * point["scores"]["acc"] for point in (dense, *(found[arm] for arm in (*arms, "policy")))]
+    for budget, found in points.items():
+        scores = [100 * found[arm]["scores"]["acc"] for arm in ("dense", *arms, "policy")]
         gains = [found[arm]["differences"] for arm in arms]
         rows.append(
-            [f"{budget:g}", f"{found['policy']['realised']['time']:.2f}", *(f"{score:.1f}" for score in scores),
+            [f"{budget:g}", f"{found['policy']['questions']}", f"{found['policy']['realised']['time']:.2f}",
+             *(f"{score:.1f}" for score in scores),
              interval(Difference.of(gains[0]["acc"]), 1, 100, more_is_better=True),
              *(interval(Difference.of(gain["margin"]), more_is_better=True) for gain in gains)]
         )  # fmt: skip
     names = (*(f"{arm}, %" for arm in ("dense", *arms, "policy")), "policy − uniform, points")
     margins = (f"margin: policy − {arm}" for arm in arms)
-    return markdown(("Budget", "share of time", *names, *margins), rows)
+    return markdown(("Budget", "questions", "share of time", *names, *margins), rows)

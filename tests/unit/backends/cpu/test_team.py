@@ -52,6 +52,29 @@ def test_no_wake_up_is_lost(program, calls, busy):
     assert (done.returncode, done.stdout) == (0, "ok\n")
 
 
+def threads_now() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc here")
+def test_engines_with_as_many_threads_share_them(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    model = tiny_model("llama", torch.float32)
+    before = threads_now()
+    engines = [engine_of(model, SPARSITY, "int8", threads=5) for _ in range(3)]
+    assert threads_now() == before + 4
+    prompt = tokens(2, 70)
+    expected = Rows(engines[0], 2).run(prompt).logits
+
+    def often(engine):
+        return all(torch.equal(Rows(engine, 2).run(prompt).logits, expected) for _ in range(10))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(often, engines)) == [True, True, True]
+    del engines[0]
+    assert often(engines[-1])
+
+
 def test_neighbours_do_not_change_results(monkeypatch):
     """To the last bit: prompts and steps of engines with more threads than cores, two at a time."""
     monkeypatch.setattr(os, "cpu_count", lambda: 8)

@@ -119,9 +119,11 @@ struct Engine {
   // Processes a valid call for which `reserve` has made room. Allocates nothing.
   void run(const Call& c);
 
-  Team team;  // destroyed first
+  const std::shared_ptr<Team> team;
 
  private:
+  const Team::Work process_part = [this](int part) { workers[part]->run(); };
+
   void reserve_prompt(int tokens);
   void plan_steps(const Call& c);
   void count_kept(const Call& c);

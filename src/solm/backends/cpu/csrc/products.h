@@ -41,7 +41,7 @@ struct Products {
     }
   }
 
-  void barrier() { e.team.wait(); }
+  void barrier() { e.team->wait(); }
 
   // Where a thread leaves sums for the others. The two halves alternate: before one is written again, all threads have passed
   // another barrier and finished reading it.

@@ -97,7 +97,7 @@ struct Prompt {
   void each_task(int count, Use use) {
     std::atomic<int>& next = e.prompt.next[phase];
     for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) use(i);
-    e.team.wait();
+    e.team->wait();
     if (thread == 0) next.store(0, std::memory_order_relaxed);  // before the next barrier, behind which it is used again
     phase = 1 - phase;
   }
@@ -290,7 +290,7 @@ struct Prompt {
     });
     for (int t = 0; t < count && thread == 0; ++t)
       if (e.steps[start + t].decider) decide_step(e, start + t, unit_sums(t));
-    e.team.wait();
+    e.team->wait();
     arrange(&e.steps[start], count);
   }
 

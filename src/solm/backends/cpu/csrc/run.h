@@ -12,7 +12,7 @@ namespace solm {
 
 inline Engine::Engine(const Model& model)
     : s(model.sizes), layers(model.layers, model.layers + model.sizes.layers), embedding(model.embedding),
-      head(model.head), final_norm(model.final_norm), team(s.threads, [this](int part) { workers[part]->run(); }) {
+      head(model.head), final_norm(model.final_norm), team(Team::shared(s.threads)) {
   for (int i = 0; i < model.rope_count; ++i) ropes.push_back({model.ropes[i], {}, {}});
   for (const Layer& layer : layers)
     for (const Product* p : {&layer.gate_up, &layer.down})
@@ -105,7 +105,7 @@ inline void Engine::run(const Call& c) {
   const bool whole = c.exact_rows && std::any_of(c.exact_rows, c.exact_rows + c.rows, [](uint8_t exact) { return exact; });
   const bool wanted = c.exact_largest && c.last == s.layers && has_lower_bits && !(whole && same_bits);
   screening.begin(wanted, c.adaptive_head && same_bits);
-  team.run();
+  team->run(process_part);
   screening.end();
   if (c.rules->thresholds) count_kept(c);
   if (c.last == s.layers) book_steps(c);

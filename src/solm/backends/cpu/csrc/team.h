@@ -1,4 +1,5 @@
-// The threads of an engine, and the parts of a call that they process.
+// Threads, and the parts of a call that they process. All engines of a process with as many threads have the same ones, and
+// take turns: two calls at a time would only take each other's cores.
 //
 // A call has as many parts as there are threads, and its results depend on that number, not on which thread processes which
 // part. Where every thread has a core, each stays with a part and waits for the others in a loop: that takes less than a
@@ -10,7 +11,9 @@
 #include <algorithm>
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -27,8 +30,21 @@ namespace solm {
 
 class Team {
  public:
-  // work(part) processes a part of a call. Throws std::bad_alloc and std::system_error.
-  Team(int threads, std::function<void(int)> work) : count_(threads), work_(std::move(work)), members_(threads) {
+  using Work = std::function<void(int)>;  // processes a part of a call
+
+  // The team of all that ask for as many threads; it ends with the last of them. Throws std::bad_alloc and std::system_error.
+  static std::shared_ptr<Team> shared(int threads) {
+    static std::mutex asking;
+    static std::map<int, std::weak_ptr<Team>> teams;
+    const std::lock_guard<std::mutex> one_at_a_time(asking);
+    std::weak_ptr<Team>& known = teams[threads];
+    std::shared_ptr<Team> team = known.lock();
+    if (!team) known = team = std::make_shared<Team>(threads);
+    return team;
+  }
+
+  // Throws std::bad_alloc and std::system_error.
+  explicit Team(int threads) : count_(threads), members_(threads) {
     if (count_ == 1) return;
     parts_.reserve(count_), threads_.reserve(count_ - 1);
     for (int i = 0; i < count_; ++i) parts_.push_back(std::make_unique<Part>(*this, i));
@@ -44,9 +60,11 @@ class Team {
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
-  // Processes all parts of a call. One thread at a time may call this; it takes part.
-  void run() {
-    if (count_ == 1) return work_(0);
+  // Processes all parts of a call. The calling thread takes part; others that call this wait until it is done.
+  void run(const Work& work) {
+    if (count_ == 1) return work(0);
+    const std::lock_guard<std::mutex> one_at_a_time(calling_);
+    work_ = &work;
     Member& member = members_[0];
     Member* const before = std::exchange(self, &member);
     member.time.resume();
@@ -93,7 +111,7 @@ class Team {
 
     static void begin(void* given) {
       auto* part = static_cast<Part*>(given);
-      for (;;) part->team.work_(part->number), part->team.finish();
+      for (;;) (*part->team.work_)(part->number), part->team.finish();
     }
   };
 
@@ -107,7 +125,8 @@ class Team {
   static inline thread_local Member* self = nullptr;  // the calling thread, in its part of a call
 
   const int count_;
-  const std::function<void(int)> work_;
+  std::mutex calling_;
+  const Work* work_ = nullptr;  // of the call in progress
   std::vector<Member> members_;
   std::vector<std::unique_ptr<Part>> parts_;
   std::vector<std::thread> threads_;
