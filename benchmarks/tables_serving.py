@@ -20,7 +20,7 @@ def serving_beside() -> str:
 @table
 def serving_small() -> str:
     """The same on the 135M."""
-    return _beside(("serve-135m",))
+    return _beside(("serve-135m", "serve-135m-1024"))
 
 
 def _beside(results: tuple[str, ...]) -> str:
