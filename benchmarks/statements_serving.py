@@ -25,7 +25,7 @@ def at_servers(server: str) -> dict[tuple[str, str], float]:
     }
 
 
-@says("README.md", "gives 240 tokens per second on the 0.5B (Zen 5), vLLM 195, llama.cpp 50.")
+@says("README.md", "gives 240 tokens per second on the 0.5B (Zen 5), vLLM in bfloat16 195, llama.cpp 50.")
 @says("docs/results.md", "The smallest difference is 6 % to vLLM with 16 clients and prompts of 1,024")
 @says("docs/results.md", "With 16 clients and prompts of 128 it is 23 %, and 38 % where replies have 256 tokens.")
 def beside_other_servers() -> bool:

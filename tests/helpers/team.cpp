@@ -1,6 +1,8 @@
 // Teams of threads that are many, busy, asleep and destroyed: prints "ok" where every barrier separated what it should.
 #include "team.h"
 
+#include <sys/wait.h>
+
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -73,5 +75,15 @@ int main(int, char** given) {
     for (const auto& calls : seen->calls)
       if (calls.load() != 500) return std::puts("a call of a team that others have, too, was lost"), 1;
   }
+  // A forked process, which has none of these threads.
+  std::fflush(stdout);
+  const pid_t child = fork();
+  if (child == 0) {
+    Seen seen(Team::shared(THREADS));
+    seen.run();
+    _exit(seen.team == third.team || seen.wrong || seen.calls[THREADS - 1].load() != 1);
+  }
+  int status = 0;
+  if (waitpid(child, &status, 0) != child || status) return std::puts("a forked process has no threads"), 1;
   return std::puts("ok"), 0;
 }

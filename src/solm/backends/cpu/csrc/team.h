@@ -8,6 +8,8 @@
 // core goes on with a part that nobody processes, and who finds none soon sleeps.
 #pragma once
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <functional>
@@ -32,12 +34,13 @@ class Team {
  public:
   using Work = std::function<void(int)>;  // processes a part of a call
 
-  // The team of all that ask for as many threads; it ends with the last of them. Throws std::bad_alloc and std::system_error.
+  // The team of all that ask for as many threads; it ends with the last of them. A forked process has none of its parent's
+  // threads, and gets teams of its own. Throws std::bad_alloc and std::system_error.
   static std::shared_ptr<Team> shared(int threads) {
     static std::mutex asking;
-    static std::map<int, std::weak_ptr<Team>> teams;
+    static std::map<std::pair<pid_t, int>, std::weak_ptr<Team>> teams;
     const std::lock_guard<std::mutex> one_at_a_time(asking);
-    std::weak_ptr<Team>& known = teams[threads];
+    std::weak_ptr<Team>& known = teams[{getpid(), threads}];
     std::shared_ptr<Team> team = known.lock();
     if (!team) known = team = std::make_shared<Team>(threads);
     return team;
