@@ -155,6 +155,7 @@ class Scheduler:
         def over(job: Job) -> bool:
             if not job.cancelled and now < job.expires:
                 return False
+            job.filling = None  # it refers to the job, too: without this its pages would be free only some time later
             if job.cancelled:
                 self.metrics.of(job.counted).ended.labels("cancelled").inc()
             else:

@@ -1,5 +1,6 @@
 """The scheduler: rows that end in any way beside prompts that are kept, and a loop that fails."""
 
+import gc
 import shutil
 from types import SimpleNamespace
 
@@ -162,6 +163,34 @@ def test_the_short_rest_of_a_prompt_is_read_with_what_comes_before_it(tokens, do
         found.append(chunk.shape[1])
         filling.done += chunk.shape[1]
     assert found == read
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+def test_a_prompt_that_made_way_frees_its_pages_when_it_is_cancelled(byte_tokenizer):
+    model = tiny_model("llama", torch.float32, max_position_embeddings=1024)
+    with solm.attach(model, None, byte_tokenizer, backend="cpu", precision="int8") as lm:
+        scheduler = Scheduler(lm, ServeSettings(prefix_mb=0, prefill_chunk=32), Metrics())
+
+        def job(priority: str) -> Job:
+            order = Order("dense", lm.policy("dense"), Budget(), Budget(), priority=priority)
+            return Job(prompt(0, 200), 6, order, lambda event: None, sampling={"do_sample": False})
+
+        low, high = job("low"), job("high")
+        scheduler.submit([low])
+        scheduler._fill()
+        scheduler.submit([high])
+        scheduler._fill()
+        scheduler.cancel(high)
+        gc.disable()
+        try:
+            scheduler._drop()
+            assert low.filling is not None
+            assert lm.backend.pages_held()[0] > 0
+            scheduler.cancel(low)
+            scheduler._drop()
+            assert lm.backend.pages_held()[0] == 0
+        finally:
+            gc.enable()
 
 
 def test_a_prompt_that_is_read_makes_way_for_a_higher_priority(byte_tokenizer):
