@@ -13,35 +13,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from solm.core.budget import Budget, BudgetRequest
+from solm.core.budget import Budget
 from solm.core.cost import ModelShapes
-from solm.core.curve import spaced_budgets
-from solm.core.errors import BudgetError, SolmError
+from solm.core.errors import SolmError
 from solm.core.parts import Parts
 from solm.core.provenance import plain_name
-from solm.evaluation.arms import Arm, static_arms
-from solm.evaluation.baselines import BaselineRequest, constant
+from solm.evaluation.arms import Arm
 from solm.evaluation.result import Record, record
 from solm.evaluation.spent import budget_of
 from solm.policies.artifact import TrainedPolicy
 from solm.research import problems
+from solm.research.compared import ComparedOptions, budget_at
 from solm.research.graded_results import Rows, points
 from solm.research.graded_results import lines as lines
 from solm.research.graded_results import plot as plot
 from solm.research.problems import Problem
 from solm.research.replies import DenseReplies, Followed, Prompts, replies
 from solm.research.sandbox import Sandbox, sandbox
-from solm.research.studies import ModelOptions, Names, Progress
+from solm.research.studies import Progress
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.load import engine_sparsity
-from solm.runtime.offer import Offer
 from solm.runtime.prompts import encode
 
-BASELINES = ("constant", "uniform", "allocated")
-_BUDGETS, _QUEUE = 3, 4
-"""Budgets of auto, and batches of problems that are decoded in one queue."""
+_QUEUE = 4
+"""Batches of problems that are decoded in one queue."""
 _COMPARED = 64
 """Tokens of a chat reply, and rows whose logits of these are in memory at once."""
 _LOGIT_ROWS = 8
@@ -49,39 +45,16 @@ _CHARACTERS = 6
 """Of a prompt per token, at most: its shortest prompt tells which budgets are surely in reach."""
 
 
-class Options(ModelOptions):
-    policy: str = Field("auto", description="Folder or hub id of a trained policy; auto: solm's own for the model.")
+class Options(ComparedOptions):
     gsm8k: Path | None = Field(None, description="Problems in JSON lines with question and answer (#### number).")
     humaneval: Path | None = Field(None, description="Problems in JSON lines with prompt, entry_point and test.")
     chat: str | None = Field(
-        None, description="Prompts: a file of lines or JSON lines; builtin: 60 that come with solm."
+        None, description="Prompts: a file of lines or JSON lines; builtin: 200 that come with solm."
     )
     run_code: bool = Field(False, description="Run the code that the model writes, under limits; humaneval needs it.")
-    budgets: str = Field(
-        "auto", description="Shares of the dense step's time, by the policy's step times (net keeps without), or auto."
-    )
-    baselines: Names = Field(("constant", "uniform"), description=f"Some of {', '.join(BASELINES)}.")
     limit: int | None = Field(None, ge=1, description="First problems of every file; by default all.")
     max_tokens: int = Field(256, ge=2, description="Longest reply.")
     batch: int = Field(16, ge=1, description="Rows that are decoded together.")
-    backend: str = Field("cpu", description="torch, or cpu.")
-
-    @field_validator("baselines")
-    @classmethod
-    def _check_baselines(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in BASELINES:
-                raise ValueError(f"unknown baseline {name!r}; choose among {', '.join(BASELINES)}")
-        return names
-
-    @field_validator("budgets")
-    @classmethod
-    def _check_budgets(cls, text: str) -> str:
-        if text != "auto":
-            values = shares_of(text)
-            if len(set(values)) < len(values):
-                raise ValueError(f"{text!r} gives a budget twice")
-        return text
 
     def asked(self, grader: Sandbox | None = None) -> dict[str, list[Problem]]:
         """The problems by kind; code is graded by `grader`. Raises `SolmError` where nothing is asked."""
@@ -96,23 +69,24 @@ class Options(ModelOptions):
             raise SolmError("give problems: --gsm8k FILE, --humaneval FILE or --chat builtin")
         return {kind: asked[: self.limit] for kind, asked in found.items()}
 
+    def least_seen(self, asked: dict[str, list[Problem]]) -> int:
+        """The fewest tokens that steps of a reply see on average, surely."""
+        shortest = min(sum(len(m["content"]) for m in problem.messages) for some in asked.values() for problem in some)
+        return shortest // _CHARACTERS + self.max_tokens // 2
+
     def check(self, shapes: ModelShapes, context: int | None, trained: TrainedPolicy | None) -> None:
         if self.humaneval is not None and not self.run_code:
             raise SolmError("--humaneval: it runs code that the model writes; allow that with --run-code")
         asked = self.asked()
         if context is not None and self.max_tokens >= context:
             raise SolmError(f"--max-tokens: {self.max_tokens} exceed this model's context of {context}")
-        if trained is None:
-            raise SolmError("--policy: this study needs a policy")
-        timings = None if trained.curve is None else trained.curve.timings
-        offer = Offer(trained.config.space, engine_sparsity(trained), shapes, trained, timings=timings)
-        values_of(self, offer, asked)
+        self.values(self.offer(trained, shapes), self.least_seen(asked))
         if self.run_code:
             sandbox()
 
 
 def run(options: Options, partial: Path | None, progress: Progress) -> Record:
-    return measure(options.load(options.policy, backend=options.backend), options, partial, progress)
+    return measure(options.loaded(), options, partial, progress)
 
 
 def measure(lm: LanguageModel, options: Options, partial: Path | None, progress: Progress) -> Record:
@@ -122,20 +96,17 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     assert lm.trained is not None
     grader = sandbox() if options.run_code and options.humaneval is not None else None
     asked = options.asked(grader)
-    budgets = values_of(options, lm.offer(), asked)
+    budgets = options.values(lm.offer(), options.least_seen(asked))
     settings = options.model_dump(mode="json") | {
         "model": lm.name, "backend": lm.backend.name, "budgets": budgets,
         "data_fingerprint": {kind: problems.fingerprint(some) for kind, some in asked.items()},
     }  # fmt: skip
-    settings |= {name: plain_name(settings[name]) for name in ("policy", *asked) if settings[name] is not None}
+    settings |= {
+        name: plain_name(settings[name]) for name in ("policy", "timings", *asked) if settings[name] is not None
+    }
     frozen = None if lm.timings is None else lm.timings.model_dump(mode="json")
     parts = Parts(partial, [settings, lm.trained.config.digest, lm.sparsity.model_dump(mode="json"), frozen])
-    statics = static_arms(lm, lm.space)
-    arms = {
-        name: constant(BaselineRequest(lm, lm.space)) if name == "constant" else statics[name]
-        for name in options.baselines
-        if name == "constant" or name in statics  # without an allocation uniform is allocated
-    }
+    arms = options.arms(lm)
     runs = _Runs(lm, options, parts, budgets, arms, progress, sum(map(len, asked.values())))
     results: dict[str, Any] = {
         "currency": "time" if lm.timings is not None else "keep",
@@ -240,8 +211,8 @@ class _Runs:
 
     def _budget(self, prompts: Prompts, number: int, share: float, length: int) -> Budget:
         """What a reply to a prompt may spend; the least there is where its prompt is too short for `share`."""
-        request = BudgetRequest("keep" if self._offer.measured is None else "compute", share)
-        return self._offer.budget(request, prompts.ids[number].shape[1] + length // 2, clamp=True)
+        seen = prompts.ids[number].shape[1] + length // 2
+        return budget_at(self._offer, share, seen, clamp=True)
 
     def _part(self, name: str, count: int, make: Callable[[], Any]) -> Any:
         """A part of `count` replies."""
@@ -263,32 +234,3 @@ class _Runs:
 def _agreement(found: Followed) -> dict[str, float]:
     agreed, tokens = found["agreed"], found["tokens"]
     return {"agreed": agreed / tokens, "identical": float(agreed == tokens), "kl": found["kl"]}
-
-
-def shares_of(text: str) -> tuple[float, ...]:
-    """The budgets in a list such as 0.9,0.8; raises `ValueError` for anything else."""
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{text!r} is not a list of numbers such as 0.9,0.8, or auto") from None
-    for value in found:
-        if not 0 < value <= 1:
-            raise ValueError(f"{value:g} is out of range: a share must be above 0 and at most 1")
-    return found
-
-
-def values_of(options: Options, offer: Offer, asked: dict[str, list[Problem]]) -> tuple[float, ...]:
-    """The budgets as numbers: shares of the dense step's milliseconds, or net keeps without step times. Raises
-    `BudgetError` for one that the shortest prompts cannot meet."""
-    shortest = min(sum(len(m["content"]) for m in problem.messages) for some in asked.values() for problem in some)
-    seen = shortest // _CHARACTERS + options.max_tokens // 2
-    timed = offer.timings is not None
-    try:
-        if options.budgets == "auto":
-            return spaced_budgets(offer.time_floor(seen) if timed else offer.lowest_net, _BUDGETS)
-        values = shares_of(options.budgets)
-        for value in values:
-            offer.budget(BudgetRequest("compute" if timed else "keep", value), seen)
-    except BudgetError as error:
-        raise BudgetError(f"--budgets: {error}") from error
-    return values

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from helpers.models import tokens
 from helpers.texts import FISH
+from helpers.timings import made_curve
 from solm.cli.main import app
 from solm.core.errors import SolmError
 from solm.core.parts import Parts
@@ -57,14 +58,33 @@ def test_the_best_of_many_is_beside_its_estimates_and_an_interruption_changes_no
 
 
 def test_free_running_dense_text_is_what_the_dense_model_predicts(value_lm, source):
-    options = free_running.Options(data=source, budgets="0.7", texts=2, context=60, length=16)
+    options = free_running.Options(data=source, budgets="0.7", texts=2, context=60, length=16, baselines="uniform")
     found = free_running.measure(value_lm, options, None, ignore)
     check(free_running, found)
+    assert found.results["currency"] == "keep"
     arms = found.results["points"][0]["arms"]
     assert set(arms) == {"dense", "policy", "uniform"}
     assert arms["dense"]["kl"] == pytest.approx(0, abs=1e-6)
     assert arms["policy"]["kl"] > 0.001
+    assert "ms" not in arms["policy"]
     assert sum(arms["uniform"][axis] for axis in ("attention", "mlp", "bits")) / 3 == pytest.approx(0.7, abs=0.05)
+
+
+def test_free_running_spends_shares_of_time_where_steps_were_timed(value_lm, source):
+    timings = made_curve(value_lm.sparsity, value_lm.shapes, contexts=(50, 400)).timings
+    options = free_running.Options(data=source, texts=2, context=60, length=16)
+    lm = value_lm.with_policy(value_lm.trained)
+    lm.timings = timings
+    found = free_running.measure(lm, options, None, ignore)
+    low, *_ = options.values(lm.offer(), options.seen)
+    check(free_running, found)
+    assert found.results["currency"] == "time"
+    assert len(found.results["points"]) == 3
+    arms = found.results["points"][0]["arms"]
+    assert set(arms) == {"dense", "policy", "constant", "uniform"}
+    for name in ("policy", "constant", "uniform"):
+        assert arms[name]["ms"] == pytest.approx(low * arms["dense"]["ms"], rel=0.05)
+    assert f"{low:g} of the time, uniform: " in "".join(free_running.lines(found))
 
 
 def test_long_contexts_compare_what_reads_the_same_share(value_lm, source):
