@@ -12,6 +12,7 @@ import statements_larger  # noqa: F401  (registers its statements)
 import statements_paper  # noqa: F401
 import statements_serving  # noqa: F401
 import statements_tasks  # noqa: F401
+import statements_zen5  # noqa: F401
 import tables_aims  # noqa: F401
 import tables_context  # noqa: F401
 import tables_features  # noqa: F401
@@ -22,6 +23,7 @@ import tables_replies  # noqa: F401
 import tables_serving  # noqa: F401
 import tables_speed  # noqa: F401
 import tables_tasks  # noqa: F401
+import tables_thresholds  # noqa: F401
 import tables_variants  # noqa: F401
 from cells import TABLES
 from figures import FIGURES

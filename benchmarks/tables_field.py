@@ -17,6 +17,7 @@ OURS = {
     "pages 0.2, mlp 0.6": "pages 0.2, MLP 0.6",
 }
 """The settings that are shown of solm, and what they are called."""
+OTHERS = {"llama.cpp fused": "llama.cpp, fused attention", "openvino": "OpenVINO", "openvino, Q4_0": "OpenVINO, Q4_0"}
 
 
 @table
@@ -56,21 +57,20 @@ def row(engine: Engine, setting: str) -> list[str]:
 
 @table
 def field_zen5() -> str:
-    """The 0.5B on a faster processor: prompts and steps."""
-    name = "engine-0.5b-zen5"
-    if not measured(name):
-        return ""
-    found = read(name)
-    contexts = list(found["contexts"])
-    engines = {"llama.cpp": (found["peers"]["llama.cpp"]["contexts"], "dense")}
-    engines["llama.cpp, fused attention"] = found["peers"]["llama.cpp fused"]["contexts"], "dense"
-    engines["OpenVINO, Q4_0"] = found["peers"]["openvino, Q4_0"]["contexts"], "dense"
-    engines |= {f"solm, {what}": (found["contexts"], setting) for setting, what in OURS.items()}
-    rows = []
-    for engine, (at, setting) in engines.items():
-        rate = at[str(PROMPT)]["prefill_tokens_per_second"]["median"]
-        steps = [at[context]["step_ms"][setting]["1"]["median"] for context in contexts]
-        read_here = setting == "dense"
-        rows.append([engine, f"{rate:,.0f}" if read_here else NONE, *(f"{taken:.1f}" for taken in steps)])
-    head = ("Engine", f"prompt of {PROMPT:,}, tokens/s", *(f"step after {int(at):,}, ms" for at in contexts))
-    return markdown(head, rows) + f"\n`results/{name}.json`: {processor(name)}.\n"
+    """Larger models on a faster processor: prompts and steps."""
+    rows, names, contexts = [], [], []
+    for size in LARGER:
+        name = f"engine-{size.lower()}-zen5"
+        if not measured(name):
+            continue
+        found, names = read(name), [*names, name]
+        contexts, peers = list(found["contexts"]), found["peers"]
+        ours = ((f"solm, {what}", found["contexts"], setting) for setting, what in OURS.items())
+        theirs = ((OTHERS.get(peer, peer), told["contexts"], "dense") for peer, told in peers.items())
+        for engine, at, setting in (*theirs, *ours):
+            rate = f"{at[str(PROMPT)]['prefill_tokens_per_second']['median']:,.0f}" if setting == "dense" else NONE
+            steps = [at[context]["step_ms"][setting]["1"]["median"] for context in contexts]
+            rows.append([LARGER[size], engine, rate, *(f"{taken:.1f}" for taken in steps)])
+    head = ("Model", "Engine", f"prompt of {PROMPT:,}, tokens/s", *(f"step after {int(at):,}, ms" for at in contexts))
+    files = ", ".join(f"`results/{name}.json`" for name in names)
+    return markdown(head, rows, words=2) + f"\n{files}: {processor(names[0])}.\n" if names else ""

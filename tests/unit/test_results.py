@@ -18,7 +18,7 @@ BENCHMARKS = {
     "adherence", "allocation", "batch", "best-of", "between-steps", "dial", "engine", "features", "fidelity",
     "free-running", "governor", "gpu", "graded", "grammars", "ladder", "fine-tuning", "kv-cache", "kv-drift",
     "learning", "long-context", "neighbours", "policy-cost", "precision", "domains", "rollout", "serve", "settings",
-    "shedding", "constrained", "tasks-speed", "variants",
+    "shedding", "constrained", "tasks-speed", "thresholds", "variants",
 }  # fmt: skip
 ARMS = {
     "dense", "policy", "uniform", "allocated", "constant", "tuned", "random", "teal", "oracle", "token-table", "top-p",
