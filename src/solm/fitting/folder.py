@@ -2,6 +2,7 @@
 ``fit.json``."""
 
 import hashlib
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,8 @@ class _Manifest(BaseModel):
     """By a phase's output the further files that it wrote."""
     seconds: dict[str, float] = Field(default_factory=dict)
     """By phase how long it ran, interrupted runs included."""
+    peak_gib: float = 0.0
+    """The most memory that a process of the fit has held."""
 
 
 class FitFolder:
@@ -99,6 +102,8 @@ class FitFolder:
         finally:  # what an interrupted run has taken is no longer left for later phases
             taken = self._manifest.seconds.get(name, 0.0) + time.monotonic() - begun
             self._manifest.seconds[name] = round(taken, 1)
+            held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+            self._manifest.peak_gib = max(self._manifest.peak_gib, round(held, 2))
             self._save()
         return True
 
@@ -111,6 +116,11 @@ class FitFolder:
     def seconds(self) -> dict[str, float]:
         """By phase how long it ran, interrupted runs included."""
         return dict(self._manifest.seconds)
+
+    @property
+    def peak_gib(self) -> float:
+        """The most memory that a process of the fit has held, with the model."""
+        return self._manifest.peak_gib
 
     def is_done(self, name: str, output: str, inputs: list[str]) -> bool:
         """Whether `phase` would skip it."""

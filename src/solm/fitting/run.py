@@ -101,6 +101,10 @@ def fit(
         results = phases.evaluations(job)
         if importlib.util.find_spec("matplotlib") is not None:
             folder.phase("report", REPORT, [EVALUATION], lambda: _write_report(out, results))
+        spent = sum(folder.seconds.values()) / 60
+        remark(
+            f"took {counted(round(spent, 1), 'minute')} in all; the most memory, with the model: {folder.peak_gib} GiB"
+        )
     return results[0]
 
 

@@ -1,5 +1,7 @@
 """The folder of a fit: what is skipped, what is done again, and whose it is."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from solm.core.errors import DamagedFileError, RunMismatchError
@@ -74,6 +76,16 @@ def test_the_time_of_interrupted_runs_counts(tmp_path, monkeypatch):
         assert not folder.is_done("one", "one.json", [])
         assert folder.phase("one", "one.json", [], lambda: work(5))
         assert folder.seconds == {"one": 65}
+
+
+def test_the_most_memory_of_all_runs_is_kept(tmp_path, monkeypatch):
+    held = iter([3, 2])
+    monkeypatch.setattr("resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=next(held) * 2**20))
+    for name in ("one", "two"):
+        with FitFolder.opened(tmp_path, ABOUT) as folder:
+            folder.phase(name, f"{name}.json", [], lambda: None)
+    with FitFolder.opened(tmp_path, ABOUT) as folder:
+        assert folder.peak_gib == 3
 
 
 @pytest.mark.parametrize(
