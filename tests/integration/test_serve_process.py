@@ -67,6 +67,7 @@ def test_a_second_interrupt_ends_a_process_at_once(endless):
             break
     process.send_signal(signal.SIGINT)
     assert process.wait(15) in (130, 0)  # 0 where these tests run in the background, which ignores SIGINT
+    assert "Traceback" not in process.stderr.read()
     stream.close()
 
 
