@@ -35,9 +35,11 @@ CPU_LIMITS = """- For the cpu backend, whose sparsity it has; the axes are pages
 - Trained on English text, documentation and code, teacher-forced, after 1,024 tokens.
 - At equal milliseconds it beats constants with every layer alike and ties with constants under its own allocation.
 - Levels below attention 0.1 and MLP 0.5 are refused.
-- The command above is of an earlier version, whose options had other names. There were no curves then, so that a
-  budget of one number is a share of bytes. `solm fit builtin:smollm2-135m --data ... --minutes 10` makes a policy with
-  a curve."""
+- The command above is of an earlier version, whose options had other names. The step times and the curve were measured
+  later, by `solm bench` and `solm eval`. `solm fit builtin:smollm2-135m --data ... --minutes 10` makes a policy and its
+  curve in one command.
+- Its step times were measured on a processor with AVX-512. On another one `solm bench --policy ... --out FILE` and
+  `--timings FILE` make budgets in time true; solm warns where they may not be."""
 
 
 def read(name: str) -> Any:

@@ -1,15 +1,11 @@
 """The published results of time: larger models, steps in milliseconds, and the dial with its quality too."""
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from published import RESULTS, Difference, measured, read
 from solm.core.cost import ModelShapes, step_cost
-from solm.core.errors import BudgetError
 from solm.core.sparsity import SparsityConfig
-from solm.policies.artifact import TrainedPolicy
-from solm.runtime.offer import Offer
 
 BEST = "int4+int8"
 """The precision in which the dial was measured: 4-bit weights (then called int4) and an int8 KV cache."""
@@ -160,22 +156,6 @@ def dial(context: int) -> list[Setting]:
                 )
             )
     return found
-
-
-@cache
-def offer() -> Offer:
-    """The budgets of the policy that the dial was measured with; its own weights are left out, as above."""
-    config = (trained := TrainedPolicy.from_pretrained("builtin:smollm2-135m-cpu")).config
-    return Offer(config.space, config.sparsity, SMOLLM2, trained)
-
-
-def split(share: float, context: int) -> tuple[float, float] | None:
-    """The shares of KV pages and MLP channels that a budget of one number becomes; None where it is out of reach."""
-    try:
-        budget = offer().budget(share, context + DIAL_STEPS // 2)
-    except BudgetError:
-        return None
-    return budget.attention, budget.mlp
 
 
 def dial_timed_dense(context: int) -> bool:

@@ -8,6 +8,8 @@ import published_speed as timed
 from cells import NONE, change, interval, markdown, perplexity, signed, table
 from published import Difference
 from published_speed import BEST
+from solm.core.curve import COLUMNS
+from solm.policies.artifact import TrainedPolicy
 
 
 @table
@@ -168,13 +170,11 @@ def budget() -> str:
 
 
 @table
-def split() -> str:
-    """What a budget of one number becomes, by context."""
-    rows = []
-    for share in (0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5):
-        shares = [timed.split(share, context) for context in timed.DIAL_FILES]
-        rows.append([f"{share:g}", *(f"attention={s[0]:.2f},mlp={s[1]:.2f}" if s else NONE for s in shares)])
-    return markdown(("`--budget`", *(f"{context:,} tokens" for context in timed.DIAL_FILES)), rows)
+def curve_smallest() -> str:
+    """What budgets of one number take and lose, by the curve of the policy that ships for the cpu backend."""
+    curve = TrainedPolicy.from_pretrained("builtin:smollm2-135m-cpu").curve
+    assert curve is not None
+    return markdown(("after tokens", "`--budget`", *COLUMNS[2:]), [list(row) for row in curve.rows()], words=0)
 
 
 @table

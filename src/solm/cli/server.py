@@ -36,7 +36,7 @@ def announcing(config: uvicorn.Config, started: Callable[[], None]) -> uvicorn.S
                 await super().shutdown(sockets)
             finally:
                 cutting.cancel()
-                if self.force_exit:  # at a second Ctrl-C; what is left is cancelled, and each task would log a traceback
+                if self.force_exit:  # a second Ctrl-C cancels the tasks that are left, and each would log a traceback
                     logging.getLogger("uvicorn.error").addFilter(lambda record: record.levelno < logging.ERROR)
 
     return Server(config)

@@ -23,10 +23,10 @@ _CHUNK = 256
 class Decoded:
     """One way of decoding.
 
-    budget: share of the dense step's bytes that was asked for; None for dense. attention, mlp, bytes: shares of KV
-    pages and MLP channels that steps realised, and of the dense step's bytes that they read. milliseconds: of a step.
-    All of these go on after the end of the reply. tokens: of the reply. same: its first tokens that are those of the
-    dense one.
+    budget: share of the dense step that was asked for, see `Speeds.unit`; None for dense. attention, mlp, bytes: shares
+    of KV pages and MLP channels that steps realised, and of the dense step's bytes that they read. milliseconds: of a
+    step. All of these go on after the end of the reply. tokens: of the reply. same: its first tokens that are those of
+    the dense one.
     """
 
     budget: float | None
@@ -46,19 +46,29 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Decodings of one prompt on one backend, dense first. prompt: its tokens. note: what the reader must know."""
+    """Decodings of one prompt on one backend, dense first.
+
+    prompt: its tokens. unit: of what a budget is a share, ``time`` or ``bytes``. note: what the reader must know.
+    """
 
     backend: str
     threads: int
     question: str
     prompt: int
     found: list[Decoded]
+    unit: str
     note: str = ""
 
     @property
     def machine(self) -> str:
         """Backend and threads, in words."""
         return f"{self.backend}, {self.threads} thread{'' if self.threads == 1 else 's'}"
+
+    @property
+    def budgets(self) -> str:
+        """What budgets are, in a sentence."""
+        by = "time, by measured step times" if self.unit == "time" else "bytes"
+        return f"A budget is the share of the dense step's {by}."
 
     def factor(self, decoded: Decoded) -> float:
         """How many times as fast as dense steps, in the same precision."""
@@ -86,9 +96,9 @@ def side_by_side(
     """Decode `tokens` tokens greedily after ids [1, C], dense and at every budget, in interleaved rounds.
 
     tokens: at least 3, else `SolmError`; those after a token that ends a reply are timed and not shown. budgets: shares
-    of the dense step's bytes. The prompt is read once. A step's time is the median over rounds of their mean steps; the
-    first step, which hands the prompt over, does not count. progress: called with the stage, parts done and parts in
-    all.
+    of the dense step's time where step times are known, else of its bytes. The prompt is read once. A step's time is
+    the median over rounds of their mean steps; the first step, which hands the prompt over, does not count. progress:
+    called with the stage, parts done and parts in all.
     """
     orders: list[float | None] = [None, *budgets]
     read = lm.session(capacity=ids.shape[1])
@@ -121,7 +131,7 @@ def side_by_side(
         _decoded(lm, ids.shape[1], budget, said, statistics.median(taken), replies[0], ends)
         for budget, said, taken in zip(orders, replies, times, strict=True)
     ]
-    return Speeds(lm.backend.name, lm.threads, question, ids.shape[1], found)
+    return Speeds(lm.backend.name, lm.threads, question, ids.shape[1], found, "bytes" if lm.timings is None else "time")
 
 
 def _until_end(said: list[Token], ends: frozenset[int]) -> list[Token]:
@@ -168,7 +178,7 @@ def cells(speeds: Speeds, decoded: Decoded) -> list[str]:
 
 def table(speeds: Speeds) -> Table:
     """The decodings as a table in the terminal."""
-    told = f"After {speeds.prompt:,} tokens, on {speeds.machine}. A budget is the share of the dense step's bytes."
+    told = f"After {speeds.prompt:,} tokens, on {speeds.machine}. {speeds.budgets}"
     shown = Table(title=told, title_justify="left")
     for column in COLUMNS:
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)

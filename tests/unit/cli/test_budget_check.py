@@ -15,8 +15,8 @@ SHAPES = ModelShapes(
 
 
 def test_a_share_of_bytes_that_some_bits_would_allow_is_not_refused_before_they_are_known():
-    trained, facts = TrainedPolicy.from_pretrained("builtin:smollm2-135m-cpu"), ModelFacts("llama", 8192, SHAPES)
-    config, share, context = trained.config, 0.4, 8192
+    shipped, facts = TrainedPolicy.from_pretrained("builtin:smollm2-135m-cpu"), ModelFacts("llama", 8192, SHAPES)
+    trained, config, share, context = TrainedPolicy(shipped.config, shipped.network), shipped.config, 0.4, 8192
     packed = SHAPES.model_copy(update={"weight_bits": 5, "head_bits": 8.5})  # beside a KV cache of 16 bits
     Offer(config.space, config.sparsity, packed, trained).budget(share, context)
     with pytest.raises(SolmError, match=r"budget 0\.4 is unreachable"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from helpers.texts import FISH
+from helpers.timings import made_curve
 from solm.core.errors import SolmError
 from solm.evaluation import speeds as module
 from solm.evaluation.report.quickstart import render, summary
@@ -60,6 +61,17 @@ def test_steps_after_the_end_of_a_reply_are_timed_and_not_shown(value_lm, own):
     assert difference(found, found.found[1]) == "the same text as dense"
     with pytest.raises(SolmError, match="needs at least 3 tokens, this reply has 2"):
         side_by_side(value_lm, ids, "Why?", [1.0], 2, 1)
+
+
+def test_budgets_are_shares_of_time_where_steps_were_timed(speeds, value_lm):
+    assert speeds.budgets == "A budget is the share of the dense step's bytes."
+    lm = value_lm.with_policy(value_lm.trained)
+    lm.timings = made_curve(lm.sparsity, lm.shapes, contexts=(50, 400)).timings
+    found = side_by_side(lm, lm.encode(FISH[:150]), "Why?", [0.9], 24, 1)
+    assert found.budgets == "A budget is the share of the dense step's time, by measured step times."
+    reply = lm.generate(FISH[:150], budget=0.9, max_new_tokens=24)
+    assert reply.compute.realised["time"] == pytest.approx(0.9, abs=0.05)
+    assert found.found[1].mlp == pytest.approx(reply.compute.realised["mlp"])
 
 
 def test_the_json_form_holds_everything(speeds):

@@ -109,8 +109,7 @@ def _speeds(speeds: Speeds) -> list[str]:
     ]
     return [
         f"<p>The same prompt of {speeds.prompt:,} tokens, decoded on {escape(speeds.machine)}. "
-        f"A budget is the share of the dense step's bytes. Speed is relative to dense steps in the same "
-        f"precision.</p>{note}",
+        f"{speeds.budgets} Speed is relative to dense steps in the same precision.</p>{note}",
         f"<div class='scroll names'><table>{titles}{rows}</table></div>",
         f"<p class=soft>{escape(speeds.question)}</p>",
         *texts,
