@@ -130,7 +130,7 @@ def on_larger_models(size: str) -> list[str]:
 
 POLICIES: dict[str, tuple[Callable[[], list[str]], str]] = {
     "qwen2.5-coder-0.5b-instruct": (
-        lambda: on_larger_models("0.5b"),
+        lambda: on_larger_models("0.5b-1024"),
         FITTED_LIMITS,
     ),
     "qwen2.5-coder-1.5b-instruct": (

@@ -3,54 +3,47 @@
 from itertools import pairwise
 from math import inf
 
-import numpy as np
-
 import published as of
 import published_field as field
 import published_ladder as ladder
 import published_speed as timed
 from peers import LOOKED_UP
 from published import Difference
-from solm.core.cost import ModelShapes
-from solm.core.shares import axis_levels
-from solm.core.timings import LEVELS
-from solm.policies.artifact import TrainedPolicy
 from statements import says, tied, won
 
 
-def fitted(arm: str, size: str = "0.5b") -> list[Difference]:
+def fitted(arm: str, size: str = "0.5b-1024") -> list[Difference]:
     """Policy minus `arm` of a model's fitted policy, by rising budget."""
     points = [point for point in of.read(f"fitted-{size}")["points"] if point["arm"] == arm and point["budget"] < 1]
     return [Difference.of(point["difference"]) for point in sorted(points, key=lambda point: point["budget"])]
 
 
-@says("README.md", "On the 0.5B a policy of `solm fit` beats uniform settings at six of eight budgets")
-@says("docs/results.md", "The policy beats *uniform* at the six lowest budgets, *thresholds* and *constant* at the")
-@says("docs/results.md", "lowest, and ties with them above. *Allocated*")
-@says("docs/results.md", "On the 0.5B it beats uniform settings at six of eight budgets and thresholds alone at four.")
-@says("docs/limits.md", "six lowest, and thresholds alone, every layer alike, at the four lowest.")
+@says("README.md", "a policy of `solm fit` beats uniform settings at five of eight budgets")
+@says(
+    "docs/results.md",
+    "The policy beats *uniform*, *thresholds* and *constant* at the five lowest budgets each, and ties",
+)
+@says("docs/results.md", "On the 0.5B it beats uniform settings and thresholds alone at five of eight budgets.")
+@says("docs/limits.md", "and thresholds alone, every layer alike, at the five lowest each.")
 def the_smaller_policy() -> bool:
-    won_at = {"uniform": 6, "constant": 4, "teal": 4}
-    against = {arm: fitted(arm) for arm in won_at}
-    return all(
-        len(found) == 8 and all(map(won, found[: won_at[arm]])) and all(map(tied, found[won_at[arm] :]))
-        for arm, found in against.items()
-    )
+    against = [fitted(arm) for arm in ("uniform", "constant", "teal")]
+    return all(len(found) == 8 and all(map(won, found[:5])) and all(map(tied, found[5:])) for found in against)
 
 
 @says("README.md", "Most of the gain comes from allocation and thresholds together.")
 def mostly_without_the_network() -> bool:
     """At the budgets where the policy beats uniform settings."""
-    pairs = list(zip(fitted("uniform"), fitted("allocated"), strict=True))[:6]
+    pairs = list(zip(fitted("uniform"), fitted("allocated"), strict=True))[:5]
     return all(-uniform.value / 2 > -allocated.value for uniform, allocated in pairs)
 
 
-@says("README.md", "On the 0.5B its network shows no gain at seven.")
-@says("docs/results.md", "*Allocated* it beats at one and ties at seven")
-@says("docs/limits.md", "without the network it ties at seven budgets and wins at one")
+@says("README.md", "On the 0.5B its network shows no gain at any.")
+@says("docs/results.md", "To *allocated* it **loses** at one budget, by 0.012 nats, and ties with it at seven")
+@says("docs/results.md", "on the 0.5B by 0.012 nats at 0.741 of the time")
+@says("docs/limits.md", "without the network it ties at seven budgets and loses at one.")
 def the_network_of_the_smaller_policy() -> bool:
     found = fitted("allocated")
-    return len(found) == 8 and sum(map(tied, found)) == 7 and sum(map(won, found)) == 1
+    return len(found) == 8 and sum(map(tied, found)) == 7 and found[2].low > 0 and round(found[2].value, 3) == 0.012
 
 
 def loss(name: str, budget: float) -> tuple[float, float, Difference]:
@@ -60,32 +53,6 @@ def loss(name: str, budget: float) -> tuple[float, float, Difference]:
     ours, dense = (next(p for p in points if (p["arm"], p["budget"]) == (arm, budget)) for arm in ("policy", "dense"))
     difference = Difference.of(dense["difference"])
     return round(points[0]["step_ms"] / ours["step_ms"], 2), round(difference.value, 3), difference
-
-
-@says(
-    "docs/results.md",
-    "They understate what leaving out channels saves by 9 to 10 %. A speed-up of 1.20 in the table would be about 1.22",
-)
-def step_times_under_an_allocation() -> bool:
-    """Least squares as in `solm.core.measured`, over the shares of channels that were read and those that count."""
-    understated = []
-    for size, sizes in (("0.5b", (24, 896, 4864, 14)), ("1.5b", (28, 1536, 8960, 12))):
-        policy = TrainedPolicy.from_pretrained(f"builtin:qwen2.5-coder-{size}-instruct")
-        assert policy.curve is not None
-        rules, timings = policy.config.sparsity.exact, policy.curve.timings
-        layers, hidden, intermediate, heads = sizes
-        shapes = ModelShapes(
-            layers=layers, hidden=hidden, intermediate=intermediate, heads=heads, kv_heads=2, head_dim=hidden // heads,
-            vocabulary=151936, gated=True,
-        )  # fmt: skip
-        saved = np.array(timings.dense_ms)[:, None] - np.array(timings.mlp_ms)
-        rates = []
-        for counted in (rules, rules.under(None)):
-            left_out = 1 - axis_levels(LEVELS, np.array(timings.contexts), counted, shapes)[1]
-            rates.append((left_out * saved).sum() / (left_out**2).sum())
-        understated.append(1 - rates[1] / rates[0])
-    corrected = 1 / (1 - (1 - 0.836) / (1 - understated[0]))  # all of what is saved there is taken to be channels
-    return [round(100 * part) for part in understated] == [9, 10] and round(corrected, 2) == 1.22
 
 
 @says("README.md", "`mlp=0.72` saves 0 to 15 % of a step, by model, context and processor.")
@@ -121,7 +88,8 @@ def larger_models_beside_llama_cpp() -> bool:
     return near and min(prompts) > 1.5 and round(1 - pages, 2) == 0.42
 
 
-@says("README.md", "1.20 times as fast as dense after 512 tokens, for 0.046 nats per token (96 texts)")
+@says("README.md", "1.21 times as fast as dense after 1,024 tokens, for 0.026 nats per token (200 texts)")
+@says("docs/results.md", "on 96 texts, it decoded 1.20 times as fast as dense steps for 0.046 nats per token")
 @says("README.md", "After 8,192 it is 1.44 times for 0.035 (16 texts)")
 @says("docs/results.md", "After 8,192 tokens it decodes 1.44 times as fast for 0.035 nats per token.")
 @says(
@@ -129,12 +97,16 @@ def larger_models_beside_llama_cpp() -> bool:
 )
 @says("docs/results.md", "and 1.62 times for 0.123 [+0.099, +0.148]; at 1.30 times no loss shows")
 def the_smaller_policy_on_the_clock() -> bool:
-    texts = [of.settings(name)["texts"] for name in ("fitted-0.5b", "curve-0.5b-8192")]
-    near, far = loss("fitted-0.5b", 0.836), [loss("curve-0.5b-8192", budget) for budget in (0.692, 0.615, 0.769)]
+    texts = [of.settings(name)["texts"] for name in ("fitted-0.5b", "fitted-0.5b-1024", "curve-0.5b-8192")]
+    before, near, far = (
+        loss("fitted-0.5b", 0.836),
+        loss("fitted-0.5b-1024", 0.828),
+        [loss("curve-0.5b-8192", budget) for budget in (0.692, 0.615, 0.769)],
+    )
     told = [(speed, value, round(whole.low, 3), round(whole.high, 3)) for speed, value, whole in far]
     nothing = told[2][0] == 1.3 and far[2][2].low < 0
     known = told[:2] == [(1.44, 0.035, 0.016, 0.053), (1.62, 0.123, 0.099, 0.148)]
-    return texts == [96, 16] and near[:2] == (1.2, 0.046) and known and nothing
+    return texts == [96, 200, 16] and before[:2] == (1.2, 0.046) and near[:2] == (1.21, 0.026) and known and nothing
 
 
 @says("docs/results.md", "where both compute every logit: 38.4 ms per step against 32.8.")
@@ -155,7 +127,7 @@ def starts_of_the_smaller_model() -> bool:
     "docs/results.md",
     "To uniform on the 0.5B: by 0.005 nats on joint-27 at net keep 0.75, and by 0.004 after 8,192 tokens",
 )
-@says("docs/results.md", "To its own allocation without the network on the 1.5B, by 0.005 nats at 0.85 of the time.")
+@says("docs/results.md", "on the 1.5B by 0.005 at 0.85.")
 def small_losses() -> bool:
     grid = next(one for one in of.comparisons("paper-0.5b", "joint-27") if one.net_keep == 0.75).policy_minus["uniform"]
     point = next(

@@ -7,7 +7,7 @@ from cells import markdown, table
 from statements_serving import at_servers
 from tables_tasks import LARGEST, mmlu_points
 
-_FITTED = {"0.5B": "fitted-0.5b", "1.5B": "fitted-1.5b"}
+_FITTED = {"0.5B": "fitted-0.5b-1024", "1.5B": "fitted-1.5b"}
 
 
 @table
@@ -45,7 +45,7 @@ def _arms() -> list[list[str]]:
 
 def _speeds() -> list[list[str]]:
     rows = []
-    runs = (("0.5B", "fitted-0.5b", 1024, 512, (1.5, 1.7)), ("1.5B", "fitted-1.5b", 1024, 512, (1.5, 1.75)),
+    runs = (("0.5B", "fitted-0.5b-1024", 1024, 1024, (1.5, 1.7)), ("1.5B", "fitted-1.5b", 1024, 512, (1.5, 1.75)),
             ("0.5B", "curve-0.5b-8192", 8192, 8192, (1.55, 1.8)))  # fmt: skip
     for size, name, asked, context, wanted in runs:
         for most, ratio in zip((0.05, 0.15), wanted, strict=True):

@@ -71,7 +71,7 @@ def grids_larger() -> str:
 
 @table
 def fitted() -> str:
-    return fitted_policy("0.5b")
+    return fitted_policy("0.5b-1024")
 
 
 @table
