@@ -18,20 +18,18 @@ struct Prompt {
   Engine& e;
   const int thread, threads, H, I, D, Q, KV;
   int phase = 0;  // which counter of tasks is in use
-  using Part = ChunkOrder::Part;
   using Range = ChunkOrder::Range;
   ChunkOrder order;
-  std::vector<float> normed, kept, picked;  // of a step: input of a product; with zeros where it skips channels; values kept
-  std::vector<int32_t> index;               // of the channels kept
-  std::vector<float> bounds, sums;          // of pages; see Attention
+  // Of a step: input of a product; with zeros where it skips channels; values kept; of pages; see Attention.
+  std::vector<float> normed, kept, picked, bounds, sums;
+  std::vector<int32_t> index;  // of the channels kept
   TileProducts<W> products;
   PromptAttention<K> attention;
   Attention<K> alone;
 
   Prompt(Engine& engine, int t)
       : e(engine), thread(t), threads(engine.s.threads), H(engine.s.hidden), I(engine.s.intermediate), D(engine.s.head_dim),
-        Q(engine.s.heads), KV(engine.s.kv_heads), products(threads), attention(engine.s),
-        alone(engine.s, 0, 1) {}
+        Q(engine.s.heads), KV(engine.s.kv_heads), products(threads), attention(engine.s), alone(engine.s, 0, 1) {}
 
   void reserve(int tokens) {
     const int widest = std::max({H, I, Q * D});
@@ -240,7 +238,7 @@ struct Prompt {
   // Places queries and keys, and writes keys and values to the cache: page by page, since a page is one thread's to write.
   void append_keys_and_values(int number, const Step* steps) {
     each_task(int(order.page_parts.size()), [&](int i) {
-      const Part& part = order.page_parts[i];
+      const ChunkOrder::Part& part = order.page_parts[i];
       for (int t = part.first; t < part.first + part.count; ++t) {
         float* queries = result(t, (Q + 2 * KV) * D);
         place_token(e, e.layers[number], steps[t].position, queries);
@@ -253,7 +251,7 @@ struct Prompt {
     const size_t wide = size_t(Q + 2 * KV) * D, group = size_t(Q / KV) * D;
     const int parts = int(order.query_parts.size());
     each_task(parts * KV, [&](int i) {
-      const Part& part = order.query_parts[parts - 1 - i / KV];  // the longest ones first
+      const ChunkOrder::Part& part = order.query_parts[parts - 1 - i / KV];  // the longest ones first
       const Step& step = steps[part.first];
       const int head = i % KV;
       const float* queries = result(part.first, wide) + head * group;
