@@ -89,24 +89,21 @@ def larger_models_beside_llama_cpp() -> bool:
 
 
 @says("README.md", "1.21 times as fast as dense after 1,024 tokens, for 0.026 nats per token (200 texts)")
+@says("README.md", "After 8,192 it is 1.42 times for 0.051 (20 texts)")
+@says("docs/results.md", "After 8,192 tokens it decodes 1.42 times as fast for 0.051 nats per token.")
+@says("docs/results.md", "It decodes 1.42 times as fast as dense steps for 0.051 nats per token [+0.033, +0.070].")
+@says("docs/results.md", "By step times of Zen 4, on 16 texts, that was 1.44 times for 0.035")
+@says("docs/results.md", "After 64 tokens, on 48 texts, it is 1.20 times as fast for 0.028")
 @says("docs/results.md", "on 96 texts, it decoded 1.20 times as fast as dense steps for 0.046 nats per token")
-@says("README.md", "After 8,192 it is 1.44 times for 0.035 (16 texts)")
-@says("docs/results.md", "After 8,192 tokens it decodes 1.44 times as fast for 0.035 nats per token.")
-@says(
-    "docs/results.md", "the policy decodes 1.44 times as fast as dense steps for 0.035 nats per token [+0.016, +0.053]"
-)
-@says("docs/results.md", "and 1.62 times for 0.123 [+0.099, +0.148]; at 1.30 times no loss shows")
 def the_smaller_policy_on_the_clock() -> bool:
-    texts = [of.settings(name)["texts"] for name in ("fitted-0.5b", "fitted-0.5b-1024", "curve-0.5b-8192")]
-    before, near, far = (
-        loss("fitted-0.5b", 0.836),
-        loss("fitted-0.5b-1024", 0.828),
-        [loss("curve-0.5b-8192", budget) for budget in (0.692, 0.615, 0.769)],
-    )
-    told = [(speed, value, round(whole.low, 3), round(whole.high, 3)) for speed, value, whole in far]
-    nothing = told[2][0] == 1.3 and far[2][2].low < 0
-    known = told[:2] == [(1.44, 0.035, 0.016, 0.053), (1.62, 0.123, 0.099, 0.148)]
-    return texts == [96, 200, 16] and before[:2] == (1.2, 0.046) and near[:2] == (1.21, 0.026) and known and nothing
+    told = {
+        ("fitted-0.5b", 0.836): (1.2, 0.046, 96), ("fitted-0.5b-1024", 0.828): (1.21, 0.026, 200),
+        ("fitted-0.5b-8192-zen5", 0.705): (1.42, 0.051, 20), ("curve-0.5b-8192", 0.692): (1.44, 0.035, 16),
+        ("fitted-0.5b-64-zen5", 0.836): (1.2, 0.028, 48),
+    }  # fmt: skip
+    known = all((*loss(*place)[:2], of.settings(place[0])["texts"]) == found for place, found in told.items())
+    whole = loss("fitted-0.5b-8192-zen5", 0.705)[2]
+    return known and (round(whole.low, 3), round(whole.high, 3)) == (0.033, 0.070)
 
 
 @says("docs/results.md", "where both compute every logit: 38.4 ms per step against 32.8.")
@@ -125,20 +122,15 @@ def starts_of_the_smaller_model() -> bool:
 
 @says(
     "docs/results.md",
-    "To uniform on the 0.5B: by 0.005 nats on joint-27 at net keep 0.75, and by 0.004 after 8,192 tokens",
+    "To uniform on the 0.5B: by 0.005 nats on joint-27 at net keep 0.75,",
 )
 @says("docs/results.md", "on the 1.5B by 0.005 at 0.85.")
 def small_losses() -> bool:
     grid = next(one for one in of.comparisons("paper-0.5b", "joint-27") if one.net_keep == 0.75).policy_minus["uniform"]
-    point = next(
-        point for point in of.read("curve-0.5b-8192")["points"]
-        if point["arm"] == "uniform" and round(point["budget"], 3) == 0.923
-    )  # fmt: skip
-    far = Difference.of(point["difference"])
     own = {round(p["budget"], 2): p for p in of.read("fitted-1.5b")["points"] if p["arm"] == "allocated"}
     near = Difference.of(own[0.85]["difference"])
-    losses = (grid, far, near)
-    return all(one.low > 0 for one in losses) and [round(one.value, 3) for one in losses] == [0.005, 0.004, 0.005]
+    losses = (grid, near)
+    return all(one.low > 0 for one in losses) and [round(one.value, 3) for one in losses] == [0.005, 0.005]
 
 
 @says("docs/results.md", "After 1,024 tokens OpenVINO with prompt lookup takes no longer per token than")
@@ -155,12 +147,24 @@ def what_prompt_lookup_saves() -> bool:
     return len(slower) == 6 and near and [place for place, one in slower.items() if not one] == [at]
 
 
-@says("docs/results.md", "At the two lowest budgets the policy beats *uniform*, at the second also *thresholds*")
-@says("docs/results.md", "nothing that these texts could show.")
+@says("docs/results.md", "At the lowest budget and at 0.779 of the time the policy beats *uniform* and *thresholds*")
+@says("docs/results.md", "**loses** to *uniform* and to *thresholds*, by less than 0.008 nats.")
+@says(
+    "docs/results.md",
+    "and by 0.005 after 8,192 tokens at 0.926 of the time, where it loses to thresholds, too, by 0.007.",
+)
 def the_smaller_policy_after_long_contexts() -> bool:
-    uniform, teal = fitted("uniform", "0.5b-8192"), fitted("teal", "0.5b-8192")
-    lossless = all(loss("fitted-0.5b-8192", budget)[2].low < 0 for budget in (0.772, 0.848, 0.924))
-    return lossless and [won(one) for one in uniform] == [True, True, False, False, False] and won(teal[1])
+    uniform, teal, constant = (fitted(arm, "0.5b-8192-zen5") for arm in ("uniform", "teal", "constant"))
+    best = [won(one) for one in uniform] == [won(one) for one in teal] == [True, False, True, False, False]
+    worst = uniform[-1].low > 0 and teal[-1].low > 0 and max(uniform[-1].value, teal[-1].value) < 0.008
+    apart = (round(uniform[-1].value, 3), round(teal[-1].value, 3)) == (0.005, 0.007)
+    return best and worst and apart and [won(one) for one in constant] == [True, False, False, False, False]
+
+
+@says("docs/results.md", "0.147 nats in place of 0.100 at 0.621 of the time, 0.041 in place of 0.025 at 0.696")
+def what_knowing_long_contexts_gains() -> bool:
+    found = [loss(f"fitted-0.5b-8192{name}", budget)[1] for budget in (0.621, 0.696) for name in ("-unaware", "")]
+    return found == [0.147, 0.1, 0.041, 0.025]
 
 
 @says("README.md", "on the 1.5B at seven.")

@@ -107,25 +107,8 @@ def fitted_policy(size: str) -> str:
 
 @table
 def fitted_long() -> str:
-    """What the policy of the smaller model loses after long contexts, and what it would without knowing that a share of
-    the pages loses less there."""
-    points, unaware = (of.read(f"fitted-0.5b-{name}")["points"] for name in ("8192", "8192-unaware"))
-    dense, before = points[0], {point["budget"]: point for point in unaware if point["arm"] == "policy"}
-    rows = []
-    for ours in sorted((point for point in points if point["arm"] == "policy"), key=lambda point: point["budget"]):
-        same = {point["arm"]: point for point in points if point["budget"] == ours["budget"]}
-        other, cells = before.get(ours["budget"]), []
-        for point, base in ((ours, dense), (other, unaware[0])):
-            cells += [NONE, NONE] if point is None else [
-                f"{point['axes']['attention']:.2f}, {point['axes']['mlp']:.2f}", signed(point["nats"] - base["nats"])
-            ]  # fmt: skip
-        rows.append(
-            [f"{ours['budget']:.3f}", f"{ours['step_ms']:.1f}", f"{dense['step_ms'] / ours['step_ms']:.2f}×", *cells,
-             *(interval(Difference.of(same[arm]["difference"])) for arm in ("teal", "constant", "uniform"))]
-        )  # fmt: skip
-    head = ("Share of the dense step's time", "ms", "speed", "pages, MLP", "policy", "unaware: pages, MLP",
-            "unaware", "policy − thresholds", "policy − constant", "policy − uniform")  # fmt: skip
-    return markdown(head, rows)
+    """What the policy of the 0.5B loses after long contexts."""
+    return fitted_policy("0.5b-8192-zen5")
 
 
 @table

@@ -34,9 +34,9 @@ def test_the_policy_for_a_larger_model_brings_its_curve_and_hidden_channels_of_t
     assert (base.family, base.layers, allocation.layers) == ("qwen2", 24, 24)
     assert allocation.hidden is not None
     assert trained.config.space == ActionSpace.preset("sites-fine")
-    assert trained.curve.contexts == [64, 512, 8192]
+    assert trained.curve.contexts == [64, 1024, 8192]
     for context in trained.curve.contexts:
-        losses = [max(point.nats, 0.001) for point in trained.curve.points if point.context == context]
+        losses = [max(point.nats, 0.006) for point in trained.curve.points if point.context == context]
         assert losses == sorted(losses, reverse=True), "a higher budget loses less, but for the noise near none"
     folder = Path(solm.__file__).parent / "policies/builtin/qwen2.5-coder-0.5b-instruct"
     assert sum(file.stat().st_size for file in folder.iterdir()) < 1e6
