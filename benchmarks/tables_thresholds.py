@@ -4,8 +4,6 @@ from cells import markdown, table
 from published import measured, read
 from published_speed import LARGER
 
-SHOWN = {"ms": ".1f", "share": ".3f"}
-
 
 @table
 def thresholds_clock() -> str:
