@@ -134,7 +134,7 @@ POLICIES: dict[str, tuple[Callable[[], list[str]], str]] = {
         FITTED_LIMITS,
     ),
     "qwen2.5-coder-1.5b-instruct": (
-        lambda: on_larger_models("1.5b"),
+        lambda: on_larger_models("1.5b-1024"),
         FITTED_LIMITS,
     ),
     "smollm2-135m": (on_the_grids, DEFAULT_LIMITS),

@@ -6,7 +6,7 @@ from solm.policies.artifact import TrainedPolicy
 from statements_serving import at_servers
 from tables_tasks import LARGEST, mmlu_points
 
-_FITTED = {"0.5B": "fitted-0.5b-1024", "1.5B": "fitted-1.5b"}
+_FITTED = {"0.5B": "fitted-0.5b-1024", "1.5B": "fitted-1.5b-1024"}
 
 
 @table
