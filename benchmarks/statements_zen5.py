@@ -1,7 +1,7 @@
 """What the pages say in words about larger models on an AMD EPYC (Zen 5), see `statements`."""
 
 import published as of
-from statements import says
+from statements import says, tied, won
 
 
 def step(size: str, context: int, setting: str = "dense", peer: str | None = None) -> float:
@@ -43,3 +43,15 @@ def thresholds_take_no_longer() -> bool:
             apart.append(abs(first["ms"] / second["ms"] - 1))
             more.append(first["share"] - second["share"])
     return round(100 * max(apart), 1) == 2.4 and round(max(more), 3) == 0.018
+
+
+@says("docs/results.md", "On the 0.5B than uniform settings at both; it ties with its allocation without the network")
+@says(
+    "docs/results.md",
+    "than that of *uniform* at both budgets, and than that of *constant* at 0.85. It ties with *allocated*.",
+)
+def text_that_the_smaller_model_wrote() -> bool:
+    points = of.read("free-running-0.5b")["points"]
+    found = {arm: [of.kl_difference(point, arm) for point in points] for arm in ("uniform", "constant", "allocated")}
+    better = all(map(won, found["uniform"])) and [won(one) for one in found["constant"]] == [False, True]
+    return better and tied(found["constant"][0]) and all(map(tied, found["allocated"]))

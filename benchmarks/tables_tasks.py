@@ -81,35 +81,6 @@ def tasks_largest() -> str:
     )
 
 
-OTHERS = "tasks-0.5b/others"
-"""Tasks other than MMLU of the smaller of the larger models."""
-
-
-@table
-def tasks_others() -> str:
-    """A row for every budget and task, and one for the mean of all tasks; nothing before they were answered."""
-    if not of.measured(OTHERS):
-        return ""
-    points, rows = of.read(OTHERS)["points"], []
-    arms = ("dense", "uniform", "constant", "allocated", "policy")
-    for budget in sorted({point["budget"] for point in points if point["arm"] == "policy"}):
-        shown = []
-        for task in dict.fromkeys(point["task"] for point in points):
-            here = [point for point in points if point["task"] == task]
-            found = {point["arm"]: point for point in here if point["arm"] == "dense" or point["budget"] == budget}
-            shown.append([100 * found[arm]["scores"]["acc"] for arm in arms])
-            gain = Difference.of(found["uniform"]["differences"]["acc"])
-            asked = f"{found['policy']['questions']}"
-            rows.append(
-                [f"{budget:g}", task, asked, *(f"{score:.1f}" for score in shown[-1]),
-                 interval(gain, 1, 100, more_is_better=True)]
-            )  # fmt: skip
-        means = [sum(column) / len(shown) for column in zip(*shown, strict=True)]
-        rows.append([f"{budget:g}", "*mean*", "", *(f"{mean:.1f}" for mean in means), f"{means[-1] - means[1]:+.1f}"])
-    head = ("Budget", "Task", "questions", *(f"{arm}, %" for arm in arms), "policy − uniform, points")
-    return markdown(head, rows, words=2)
-
-
 Points = dict[float, dict[str, dict[str, Any]]]
 
 

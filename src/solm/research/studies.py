@@ -6,10 +6,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Protocol, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
 
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
+from solm.core.provenance import plain_names
 from solm.core.seeds import MOST_SEED
 from solm.data.windows import TokenStream, token_stream
 from solm.evaluation.pictures import Kind
@@ -64,6 +65,11 @@ class StudyOptions(ModelOptions):
     texts: int = Field(48, ge=1, description="Number of texts.")
     context: int = Field(512, ge=1, description="Tokens read densely before the controlled ones.")
     length: int = Field(128, ge=1, description="Controlled tokens per text that are scored.")
+
+    @field_serializer("data")
+    def _without_folders(self, data: tuple[str, ...]) -> list[str]:
+        """As results name them."""
+        return plain_names(data)
 
     def streams(self, lm: LanguageModel) -> list[TokenStream]:
         """The held-out text as the model's tokens, a stream for every source."""

@@ -62,6 +62,7 @@ def test_free_running_dense_text_is_what_the_dense_model_predicts(value_lm, sour
     found = free_running.measure(value_lm, options, None, ignore)
     check(free_running, found)
     assert found.results["currency"] == "keep"
+    assert found.settings["data"] == ["fish.txt"], "without its folder"
     arms = found.results["points"][0]["arms"]
     assert set(arms) == {"dense", "policy", "uniform"}
     assert arms["dense"]["kl"] == pytest.approx(0, abs=1e-6)
