@@ -37,7 +37,7 @@ def mostly_without_the_network() -> bool:
     return all(-uniform.value / 2 > -allocated.value for uniform, allocated in pairs)
 
 
-@says("README.md", "On the 0.5B its network shows no gain at any.")
+@says("README.md", "The 0.5B's network shows no gain.")
 @says("docs/results.md", "To *allocated* it **loses** at one budget, by 0.012 nats, and ties with it at seven")
 @says("docs/results.md", "on the 0.5B by 0.012 nats at 0.741 of the time")
 @says("docs/limits.md", "without the network it ties at seven budgets and loses at one.")
