@@ -83,7 +83,7 @@ def quickstart(
         return
     _show_comparison(speeds, outcome)
     print(f"\nreport: {made['report']}\npolicy: {made['policy']}")
-    print(f"Next: solm chat --policy {job.FAST_POLICY} --budget {job.FAST['budgets'][0]}")
+    print(f"Next: solm chat --policy {job.FAST_POLICY} --budget 0.9")
 
 
 def _show_speeds(speeds: "Speeds") -> None:
