@@ -24,22 +24,23 @@ DEFAULT_LIMITS = """- Trained on English text, documentation and code, teacher-f
 - Its allocation was found after 512 and 4,096 tokens. At 0.1 of the pages of 8,064, `uniform` loses 0.067 nats less.
 - The torch backend carries its actions out by masks: quality changes, not the clock."""
 
-FITTED_LIMITS = """- For the cpu backend.
+STEP_TIMES = """- Its step times were measured on a processor with AVX-512. On another one `solm bench --policy ... --out FILE` and
+  `--timings FILE` make budgets in time true; solm warns where they may not be."""
+
+FITTED_LIMITS = f"""- For the cpu backend.
 - Fitted on English text and code, teacher-forced, after 512 tokens. Other contexts than those in the table of budgets
   were not compared.
-- Its step times were measured on a processor with AVX-512. On another one `solm bench --policy ... --out FILE` and
-  `--timings FILE` make budgets in time true; solm warns where they may not be.
+{STEP_TIMES}
 - Levels below attention 0.1 and MLP 0.35 are refused."""
 
-CPU_LIMITS = """- For the cpu backend, whose sparsity it has; the axes are pages and MLP channels.
+CPU_LIMITS = f"""- For the cpu backend, whose sparsity it has; the axes are pages and MLP channels.
 - Trained on English text, documentation and code, teacher-forced, after 1,024 tokens.
 - At equal milliseconds it beats constants with every layer alike and ties with constants under its own allocation.
 - Levels below attention 0.1 and MLP 0.5 are refused.
 - The command above is of an earlier version, whose options had other names. The step times and the curve were measured
   later, by `solm bench` and `solm eval`. `solm fit builtin:smollm2-135m --data ... --minutes 10` makes a policy and its
   curve in one command.
-- Its step times were measured on a processor with AVX-512. On another one `solm bench --policy ... --out FILE` and
-  `--timings FILE` make budgets in time true; solm warns where they may not be."""
+{STEP_TIMES}"""
 
 
 def read(name: str) -> Any:

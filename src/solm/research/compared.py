@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_serializer, field_validator
 
 from solm.core.budget import Budget, BudgetRequest
 from solm.core.cost import ModelShapes
 from solm.core.curve import spaced_budgets
 from solm.core.errors import BudgetError, SolmError
+from solm.core.provenance import plain_name
 from solm.core.timings import read_timings
 from solm.evaluation.arms import Arm, static_arms
 from solm.evaluation.baselines import BaselineRequest, constant
@@ -51,6 +52,11 @@ class ComparedOptions(ModelOptions):
             if len(set(values)) < len(values):
                 raise ValueError(f"{text!r} gives a budget twice")
         return text
+
+    @field_serializer("policy", "timings")
+    def _without_folder(self, name: str | Path | None) -> str | None:
+        """As results name it."""
+        return None if name is None else plain_name(str(name))
 
     def loaded(self) -> LanguageModel:
         """The model under the policy."""

@@ -19,7 +19,6 @@ from solm.backends.logits import divergences, log_probabilities
 from solm.core.actions import AXES
 from solm.core.cost import ModelShapes
 from solm.core.parts import Parts
-from solm.core.provenance import plain_name
 from solm.evaluation.arms import Arm
 from solm.evaluation.pictures import Kind, blank, picture
 from solm.evaluation.result import Record, record
@@ -61,8 +60,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     budgets = options.values(offer, options.seen)
     prompts = windows_of(streams, options.texts, options.context, options.length, options.seed)[:, : options.context]
     settings = options.model_dump(mode="json") | {
-        "model": lm.name, "backend": lm.backend.name, "policy": plain_name(options.policy), "budgets": budgets,
-        "timings": options.timings and options.timings.name,
+        "model": lm.name, "backend": lm.backend.name, "budgets": budgets,
         "data_fingerprint": [stream.fingerprint for stream in streams],
     }  # fmt: skip
     frozen = None if lm.timings is None else lm.timings.model_dump(mode="json")

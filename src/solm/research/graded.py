@@ -101,9 +101,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
         "model": lm.name, "backend": lm.backend.name, "budgets": budgets,
         "data_fingerprint": {kind: problems.fingerprint(some) for kind, some in asked.items()},
     }  # fmt: skip
-    settings |= {
-        name: plain_name(settings[name]) for name in ("policy", "timings", *asked) if settings[name] is not None
-    }
+    settings |= {kind: plain_name(settings[kind]) for kind in asked}
     frozen = None if lm.timings is None else lm.timings.model_dump(mode="json")
     parts = Parts(partial, [settings, lm.trained.config.digest, lm.sparsity.model_dump(mode="json"), frozen])
     arms = options.arms(lm)

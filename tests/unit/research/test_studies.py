@@ -73,13 +73,16 @@ def test_free_running_dense_text_is_what_the_dense_model_predicts(value_lm, sour
 
 def test_free_running_spends_shares_of_time_where_steps_were_timed(value_lm, source):
     timings = made_curve(value_lm.sparsity, value_lm.shapes, contexts=(50, 400)).timings
-    options = free_running.Options(data=source, texts=2, context=60, length=16)
+    options = free_running.Options(
+        data=source, texts=2, context=60, length=16, policy="/a/folder/mine", timings="/a/folder/mine.json"
+    )
     lm = value_lm.with_policy(value_lm.trained)
     lm.timings = timings
     found = free_running.measure(lm, options, None, ignore)
     low, *_ = options.values(lm.offer(), options.seen)
     check(free_running, found)
     assert found.results["currency"] == "time"
+    assert (found.settings["policy"], found.settings["timings"]) == ("mine", "mine.json"), "without their folders"
     assert len(found.results["points"]) == 3
     arms = found.results["points"][0]["arms"]
     assert set(arms) == {"dense", "policy", "constant", "uniform"}
