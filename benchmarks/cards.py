@@ -24,7 +24,8 @@ DEFAULT_LIMITS = """- Trained on English text, documentation and code, teacher-f
 - Its allocation was found after 512 and 4,096 tokens. At 0.1 of the pages of 8,064, `uniform` loses 0.067 nats less.
 - The torch backend carries its actions out by masks: quality changes, not the clock."""
 
-STEP_TIMES = """- Its step times were measured on a processor with AVX-512. On another one `solm bench --policy ... --out FILE` and
+STEP_TIMES = """\
+- Its step times were measured on a processor with AVX-512. On another one `solm bench --policy ... --out FILE` and
   `--timings FILE` make budgets in time true; solm warns where they may not be."""
 
 FITTED_LIMITS = f"""- For the cpu backend.
