@@ -3,11 +3,11 @@
 from typing import Any
 
 import published as of
+import published_speed as timed
 from canvas import ARMS, BLUE, ORANGE, PINK, TEAL, Canvas, scale
 
-PANELS = {512: "fitted-0.5b", 8192: "curve-0.5b-8192"}
+PANELS = {1024: "fitted-0.5b-1024", 8192: "fitted-0.5b-8192-zen5"}
 """By tokens before the step the comparison of the policy."""
-PEERS = "engine-0.5b-figure"
 _MOST = 0.25  # nats
 
 
@@ -17,7 +17,7 @@ def larger() -> str:
     top, zero = 60.0, 320.0
     high = scale(0, _MOST, zero, top)
     # An octave is as wide in both panels.
-    panels = {512: (8, 32, 90.0, 372.0), 8192: (8, 64, 422.0, 845.0)}
+    panels = {1024: (6, 36, 90.0, 416.0), 8192: (7, 56, 466.0, 845.0)}
     for context, name in PANELS.items():
         least, most, left, right = panels[context]
         across = scale(least, most, left, right, log=True)
@@ -27,7 +27,7 @@ def larger() -> str:
             canvas.line((left, high(loss)), (right, high(loss)), "grid")
             if context == min(PANELS):
                 canvas.text((left - 8, high(loss) + 4), f"+{loss:.2f}" if step else "dense", "quiet", "end")
-        for tick in (tick for tick in (8, 16, 32, 64) if tick <= most):
+        for tick in (tick for tick in (8, 16, 32) if tick <= most):
             canvas.line((across(tick), zero), (across(tick), zero + 5), "axis")
             canvas.text((across(tick), zero + 20), f"{tick}", "quiet", "middle")
         canvas.text(((left + right) / 2, zero + 42), "milliseconds per token (left is faster)", "quiet", "middle")
@@ -41,9 +41,9 @@ def larger() -> str:
             canvas.curve(curve, colour)
             for point in curve[1:]:
                 canvas.dot(point, colour, hollow)
-        ratio = llama_ratio(context)
+        theirs = timed.larger_step("0.5B", "llama.cpp", context)  # with the faster of its two attentions
         for words, time, colour, lift in (
-            (f"solm: {dense:.1f}", dense, BLUE, 36), (f"llama.cpp: {ratio:.1f}×", dense * ratio, PINK, 62),
+            (f"solm: {dense:.1f}", dense, BLUE, 36), (f"llama.cpp: {theirs:.1f}", theirs, PINK, 62),
         ):  # fmt: skip
             canvas.line((across(time), zero), (across(time), zero - lift), "grid")
             canvas.dot((across(time), zero), colour)
@@ -53,8 +53,9 @@ def larger() -> str:
     canvas.legend((90, zero + 75), ARMS)
     texts = {context: of.settings(name)["texts"] for context, name in PANELS.items()}
     for row, line in enumerate((
-        f"Qwen2.5-Coder-0.5B, Q4_K_M file, 2 threads of an AMD EPYC; {texts[512]} and {texts[8192]} held-out texts.",
-        "Step times were measured beforehand. llama.cpp computes every logit; its ratio to solm is from another run.",
+        f"Qwen2.5-Coder-0.5B, Q4_K_M file, 2 threads of an AMD EPYC (Zen 5); {texts[1024]} and {texts[8192]} held-out "
+        "texts.",
+        "Step times were measured beforehand. llama.cpp computes every logit; its times are from another run.",
     )):  # fmt: skip
         canvas.text((90, zero + 115 + 21 * row), line, "quiet")
     return canvas.svg()
@@ -64,13 +65,3 @@ def _losses(points: list[dict[str, Any]], arm: str) -> list[tuple[float, float]]
     """Milliseconds and nats per token above dense of an arm, by budget."""
     dense = points[0]["nats"]
     return [(point["step_ms"], point["nats"] - dense) for point in points if point["arm"] == arm]
-
-
-def llama_ratio(context: int) -> float:
-    """How many times as long as solm's dense step llama.cpp's takes, with the faster of its two attentions."""
-    run = of.read(PEERS)
-
-    def dense(engine: dict[str, Any]) -> float:
-        return float(engine["contexts"][str(context)]["step_ms"]["dense"]["1"]["median"])
-
-    return min(map(dense, run["peers"].values())) / dense(run)

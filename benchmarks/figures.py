@@ -6,7 +6,7 @@ from math import ceil, exp, floor, log2
 import published_ladder
 import published_speed as timed
 from canvas import ARMS, BLUE, GREY, ORANGE, PINK, TEAL, Canvas, Point, scale
-from figure_larger import PEERS, larger
+from figure_larger import larger
 from figure_load import RUN, load
 from published import measured
 from published_speed import BEST
@@ -133,6 +133,6 @@ def ladder() -> str:
     return canvas.svg()
 
 
-_LATER = (("ladder", "ladder", ladder), ("larger", PEERS, larger), ("load", RUN, load))
+_LATER = (("ladder", "ladder", ladder), ("larger", "engine-0.5b", larger), ("load", RUN, load))
 FIGURES = {"quality": quality, "context": context} | {name: draw for name, needs, draw in _LATER if measured(needs)}
 """What draws docs/figures/NAME.svg, by name."""

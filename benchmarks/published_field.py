@@ -6,8 +6,8 @@ from typing import Any
 from published import measured, read
 from published_speed import LARGER
 
-RUNS = ("", "-rows", "-16k", "-lookup")
-"""What follows engine-SIZE in the names of results: the main run, more rows, a long context, prompt lookup. Where
+RUNS = ("", "-rows", "-lookup")
+"""What follows engine-SIZE in the names of results: the main run, more rows, prompt lookup. Where
 several have a figure, the first one counts."""
 FUSED = "llama.cpp fused"
 

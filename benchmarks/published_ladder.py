@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from published import RESULTS, Difference, read
+from published import RESULTS, Difference, processor, read
 from solm.evaluation.statistics import paired_difference
 
 NAMES = {
@@ -55,8 +55,8 @@ class Rung:
 def machine() -> str:
     """What it was measured on, and how often."""
     whole = json.loads((RESULTS / "ladder.json").read_text())
-    where, how = whole["environment"]["machine"], whole["settings"]
-    return f"{how['threads']} threads of {where['processor']} with {where['instructions']}, {how['rounds']} rounds"
+    where, how = whole["environment"]["machine"]["instructions"], whole["settings"]
+    return f"{how['threads']} threads of {processor('ladder')} with {where}, {how['rounds']} rounds"
 
 
 def sources() -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from published import RESULTS, Difference, measured, read
+from published import RESULTS, Difference, read
 from solm.core.cost import ModelShapes, step_cost
 from solm.core.sparsity import SparsityConfig
 
@@ -11,7 +11,7 @@ BEST = "int4+int8"
 """The precision in which the dial was measured: 4-bit weights (then called int4) and an int8 KV cache."""
 DIAL_ARMS = ("uniform", "allocated", "policy")
 
-# Larger models: one file each, on a machine without AVX-512
+# Larger models: one file each
 
 LARGER = {"0.5B": "Qwen2.5-Coder-0.5B", "1.5B": "Qwen2.5-Coder-1.5B"}
 
@@ -21,17 +21,11 @@ def larger(size: str) -> Any:
     return read(f"engine-{size.lower()}")
 
 
-def _runs(size: str) -> list[Any]:
-    """The main run, and the one of a long context where there is one; no context is in both."""
-    names = (f"engine-{size.lower()}", f"engine-{size.lower()}-16k")
-    return [read(name) for name in names if measured(name)]
-
-
 def _larger(size: str, engine: str, context: int) -> list[dict[str, Any]]:
     """What an engine did after a context; llama.cpp's two attention implementations are two."""
     names = ("llama.cpp", "llama.cpp fused") if engine == "llama.cpp" else (engine,)
-    every = [run if engine == "solm" else run["peers"].get(name, {}) for run in _runs(size) for name in names]
-    return [one["contexts"][str(context)] for one in every if str(context) in one.get("contexts", {})]
+    every = [larger(size) if engine == "solm" else larger(size)["peers"].get(name, {}) for name in names]
+    return [one["contexts"][str(context)] for one in every if "contexts" in one]
 
 
 def larger_step(size: str, engine: str, context: int, setting: str = "dense", rows: int = 1) -> float:
@@ -51,7 +45,7 @@ def larger_start(size: str, engine: str) -> tuple[float, float]:
 
 
 def larger_contexts(size: str) -> list[int]:
-    return sorted(int(context) for run in _runs(size) for context in run["contexts"])
+    return sorted(map(int, larger(size)["contexts"]))
 
 
 def larger_loss(size: str, setting: str) -> Difference | None:

@@ -55,9 +55,11 @@ def loss(name: str, budget: float) -> tuple[float, float, Difference]:
     return round(points[0]["step_ms"] / ours["step_ms"], 2), round(difference.value, 3), difference
 
 
-@says("README.md", "`mlp=0.72` saves 0 to 15 % of a step, by model, context and processor.")
-@says("docs/limits.md", "MLP 0.8 saves 6 to 15 % of a step, MLP 0.6 11 to 23 %")
-@says("docs/results.md", "MLP 0.6 saves 11 to 23 % of a step, MLP 0.8 6 to 15 %")
+@says("README.md", "`mlp=0.72` saves at most 10 % of a step, and nothing where memory is fast.")
+@says(
+    "docs/limits.md", "MLP 0.8 saves at most 10 % of a step, and nothing where memory is fast; MLP 0.6 saves 6 to 24 %"
+)
+@says("docs/results.md", "MLP 0.6 saves 6 to 24 % of a step, MLP 0.8 at most 10 %, and nothing where memory is fast.")
 def small_savings_save_little() -> bool:
     def saved(setting: str) -> tuple[int, int]:
         """Per cent, the least and the most."""
@@ -65,16 +67,17 @@ def small_savings_save_little() -> bool:
         shares = [timed.larger_step(s, "solm", c, setting) / timed.larger_step(s, "solm", c) for s, c in pairs]
         return round(100 * (1 - max(shares))), round(100 * (1 - min(shares)))
 
-    return saved("mlp 0.8") == (6, 15) and saved("mlp 0.6") == (11, 23)
+    least, most = saved("mlp 0.8")
+    return least <= 0 and most == 10 and saved("mlp 0.6") == (6, 24)
 
 
 @says(
     "docs/results.md",
-    "Greedy steps of the 0.5B take at most two thirds of the time of llama.cpp's steps, which compute every logit; "
-    "those of the 1.5B about as long",
+    "Greedy steps of the 0.5B take 0.27 to 0.57 of the time of llama.cpp's steps, which compute every logit; those of "
+    "the 1.5B 0.82 to 1.02.",
 )
-@says("docs/results.md", "Both read prompts faster.")
-@says("docs/results.md", "After 16,384 tokens a fifth of the pages saves 42 %")
+@says("docs/results.md", "Both read prompts at least twice as fast.")
+@says("docs/results.md", "After 16,384 tokens a fifth of the pages saves 35 %")
 def larger_models_beside_llama_cpp() -> bool:
     def share(size: str, context: int) -> float:
         return timed.larger_step(size, "solm", context) / timed.larger_step(size, "llama.cpp", context)
@@ -84,21 +87,20 @@ def larger_models_beside_llama_cpp() -> bool:
         timed.larger_prompt(size, "solm", 1024) / timed.larger_prompt(size, "llama.cpp", 1024) for size in timed.LARGER
     ]
     pages = timed.larger_step("0.5B", "solm", 16384, "pages 0.2") / timed.larger_step("0.5B", "solm", 16384)
-    near = max(small) < 0.67 and all(0.9 < one < 1.1 for one in large)
-    return near and min(prompts) > 1.5 and round(1 - pages, 2) == 0.42
+    ranges = [round(end(shares), 2) for shares in (small, large) for end in (min, max)]
+    return ranges == [0.27, 0.57, 0.82, 1.02] and min(prompts) > 2 and round(1 - pages, 2) == 0.35
 
 
 @says("README.md", "1.21 times as fast as dense after 1,024 tokens, for 0.026 nats per token (200 texts)")
 @says("README.md", "After 8,192 it is 1.42 times for 0.051 (20 texts)")
 @says("docs/results.md", "After 8,192 tokens it decodes 1.42 times as fast for 0.051 nats per token.")
 @says("docs/results.md", "It decodes 1.42 times as fast as dense steps for 0.051 nats per token [+0.033, +0.070].")
-@says("docs/results.md", "By step times of Zen 4, on 16 texts, that was 1.44 times for 0.035")
 @says("docs/results.md", "After 64 tokens, on 48 texts, it is 1.20 times as fast for 0.028")
 @says("docs/results.md", "on 96 texts, it decoded 1.20 times as fast as dense steps for 0.046 nats per token")
 def the_smaller_policy_on_the_clock() -> bool:
     told = {
         ("fitted-0.5b", 0.836): (1.2, 0.046, 96), ("fitted-0.5b-1024", 0.828): (1.21, 0.026, 200),
-        ("fitted-0.5b-8192-zen5", 0.705): (1.42, 0.051, 20), ("curve-0.5b-8192", 0.692): (1.44, 0.035, 16),
+        ("fitted-0.5b-8192-zen5", 0.705): (1.42, 0.051, 20),
         ("fitted-0.5b-64-zen5", 0.836): (1.2, 0.028, 48),
     }  # fmt: skip
     known = all((*loss(*place)[:2], of.settings(place[0])["texts"]) == found for place, found in told.items())
@@ -106,18 +108,18 @@ def the_smaller_policy_on_the_clock() -> bool:
     return known and (round(whole.low, 3), round(whole.high, 3)) == (0.033, 0.070)
 
 
-@says("docs/results.md", "where both compute every logit: 38.4 ms per step against 32.8.")
+@says("docs/results.md", "30.8 ms per step against 27.0 after 64 tokens, 31.0 against 29.2 after 1,024.")
 def every_logit_of_the_larger_model() -> bool:
-    ours, theirs = (
-        timed.larger_step("1.5B", "solm", 64, "dense, every logit"),
-        timed.larger_step("1.5B", "llama.cpp", 64),
-    )
-    return (round(ours, 1), round(theirs, 1)) == (38.4, 32.8)
+    found = []
+    for context in (64, 1024):
+        found += [timed.larger_step("1.5B", "solm", context, "dense, every logit")]
+        found += [timed.larger_step("1.5B", "llama.cpp", context)]
+    return [round(one, 1) for one in found] == [30.8, 27.0, 31.0, 29.2]
 
 
-@says("docs/results.md", "To llama.cpp in the second start of the 0.5B, 1.0 s against 0.6.")
+@says("docs/results.md", "To llama.cpp in the second start of the 0.5B, 0.8 s against 0.5.")
 def starts_of_the_smaller_model() -> bool:
-    return [round(timed.larger_start("0.5B", engine)[0], 1) for engine in ("solm", "llama.cpp")] == [1.0, 0.6]
+    return [round(timed.larger_start("0.5B", engine)[0], 1) for engine in ("solm", "llama.cpp")] == [0.8, 0.5]
 
 
 @says("docs/results.md", "To uniform on the 0.5B: by 0.005 nats on joint-27 at net keep 0.75,")
@@ -126,18 +128,24 @@ def a_small_loss_on_a_grid() -> bool:
     return grid.low > 0 and round(grid.value, 3) == 0.005
 
 
-@says("docs/results.md", "After 1,024 tokens OpenVINO with prompt lookup takes no longer per token than")
-@says("docs/results.md", "at the other places prompt lookup took longer than the same library's plain steps.")
+@says(
+    "docs/results.md",
+    "OpenVINO with prompt lookup takes half of the time of its plain steps after 1,024 tokens, and 1.04 times that of "
+    "solm's dense steps in the same run.",
+)
+@says("docs/results.md", "At the other places prompt lookup took longer than the same library's plain steps.")
 def what_prompt_lookup_saves() -> bool:
     engines = {engine.name: engine for engine in field.field("0.5B")}
-    slower = {}
-    for name, engine in engines.items():
-        plain = engines[name.replace(" lookup", "")]
-        for context in (64, 1024) if "lookup" in name else ():
-            slower[name, context] = (engine.step(context, LOOKED_UP) or 0) > (plain.step(context, "dense") or inf)
-    at, solm = ("openvino lookup, Q4_0", 1024), engines["solm"].step(1024, "dense") or 0
-    near = (engines[at[0]].step(1024, LOOKED_UP) or inf) <= solm
-    return len(slower) == 6 and near and [place for place, one in slower.items() if not one] == [at]
+    ratios = {
+        (name, context): (engine.step(context, LOOKED_UP) or inf)
+        / (engines[name.replace(" lookup", "")].step(context, "dense") or inf)
+        for name, engine in engines.items()
+        for context in ((64, 1024) if "lookup" in name else ())
+    }
+    name = "openvino lookup, Q4_0"
+    dense = of.read("engine-0.5b-lookup")["contexts"]["1024"]["step_ms"]["dense"]["1"]["median"]
+    best = round(ratios.pop((name, 1024)), 1), round((engines[name].step(1024, LOOKED_UP) or inf) / dense, 2)
+    return len(ratios) == 5 and min(ratios.values()) > 1 and best == (0.5, 1.04)
 
 
 @says("docs/results.md", "At the lowest budget and at 0.779 of the time the policy beats *uniform* and *thresholds*")
@@ -215,18 +223,34 @@ def verdicts(model: str) -> list[str]:
     return [str(ladder.verdict(rung, ladder.rival(rung, every))) for rung in dialled]
 
 
-@says("docs/results.md", "On the 1.5B at three of four budgets, by median times. On the 0.5B never")
+@says(
+    "docs/results.md",
+    "On the 1.5B at two of four budgets; at the lowest its Q4_0 file takes as long and is better. On the 0.5B never",
+)
+@says("docs/results.md", "18.8 and 18.9 ms, and is **worse**: 1.000 bits per byte, against 0.962.")
 def the_dial_beside_smaller_files() -> bool:
     larger, smaller = verdicts("Qwen2.5-Coder-1.5B"), verdicts("Qwen2.5-Coder-0.5B")
-    return sorted(larger) == ["ties", "wins", "wins", "wins"] and set(smaller) == {"loses"}
+    [lowest] = [rung for rung in ladder.rungs() if (rung.model, rung.setting) == ("Qwen2.5-Coder-1.5B", "budget 0.683")]
+    [file] = [rung for rung in ladder.rungs() if rung.file == "Qwen2.5-Coder-1.5B Q4_0"]
+    near = [round(rung.milliseconds, 1) for rung in (lowest, file)] == [18.8, 18.9]
+    bits = [round(rung.bits, 3) for rung in (lowest, file)] == [1.000, 0.962]
+    # By medians alone the lowest wins, as the Q4_0 file takes a tenth of a millisecond longer.
+    return larger == ["ties", "wins", "wins", "wins"] and set(smaller) == {"loses"} and near and bits
 
 
-@says("docs/results.md", "only budget 0.726 is apart from the dense file in time, on the 0.5B and on the 1.5B")
+@says(
+    "docs/results.md", "On the 0.5B all rounds at 0.791 and 0.721 were faster than any of the dense file, on the 1.5B"
+)
+@says("docs/results.md", "1.5B those at 0.762 and 0.683. At 0.921 steps of the 1.5B took longer than dense ones")
 def times_that_are_apart() -> bool:
     every = [rung for rung in ladder.rungs() if rung.own_type]
     dense = {rung.model: rung for rung in every if not rung.dialled}
-    return [(rung.model, rung.setting) for rung in every if rung.slowest < dense[rung.model].fastest] == [
-        ("Qwen2.5-Coder-0.5B", "budget 0.726"), ("Qwen2.5-Coder-1.5B", "budget 0.726"),
+    [slow] = [rung for rung in every if rung.setting == "budget 0.921"]
+    return slow.milliseconds > dense[slow.model].milliseconds and [
+        (rung.model, rung.setting) for rung in every if rung.slowest < dense[rung.model].fastest
+    ] == [
+        ("Qwen2.5-Coder-0.5B", "budget 0.791"), ("Qwen2.5-Coder-0.5B", "budget 0.721"),
+        ("Qwen2.5-Coder-1.5B", "budget 0.762"), ("Qwen2.5-Coder-1.5B", "budget 0.683"),
     ]  # fmt: skip
 
 

@@ -5,33 +5,10 @@ from statements import says, tied, won
 from statements_larger import loss
 
 
-def step(size: str, context: int, setting: str = "dense", peer: str | None = None) -> float:
-    """Milliseconds of a step of one row."""
-    found = of.read(f"engine-{size}-zen5")
-    one = found if peer is None else found["peers"][peer]
-    return float(one["contexts"][str(context)]["step_ms"][setting]["1"]["median"])
-
-
-@says("docs/results.md", "those of the 1.5B about as long, and on a newer processor 0.82 to 0.97 of the time.")
-def the_larger_model_beside_llama_cpp() -> bool:
-    def share(context: int) -> float:
-        theirs = min(step("1.5b", context, peer=peer) for peer in ("llama.cpp", "llama.cpp fused"))
-        return round(step("1.5b", context) / theirs, 2)
-
-    shares = [share(context) for context in (64, 1024, 4096)]
-    return (min(shares), max(shares)) == (0.82, 0.97)
-
-
-@says("docs/results.md", "On Zen 5 after 1,024 tokens: 33.0 against 30.9.")
-def every_logit_of_the_larger_model() -> bool:
-    ours, theirs = step("1.5b", 1024, "dense, every logit"), step("1.5b", 1024, peer="llama.cpp")
-    return (round(ours, 1), round(theirs, 1)) == (33.0, 30.9)
-
-
-@says("docs/results.md", "In one of its three rounds the dense step of the 1.5B after 1,024 tokens took 20.1 ms")
+@says("docs/results.md", "In the fastest round the dense step of the 1.5B after 1,024 tokens took 20.4 ms.")
 def memory_was_faster_at_times() -> bool:
-    rounds = of.read("engine-1.5b-zen5")["contexts"]["1024"]["step_ms"]["dense"]["1"]
-    return round(rounds["low"], 1) == 20.1 and rounds["median"] > 29
+    rounds = of.read("engine-1.5b")["contexts"]["1024"]["step_ms"]["dense"]["1"]
+    return round(rounds["low"], 1) == 20.4 and rounds["median"] > 27
 
 
 @says("docs/results.md", "Times differ by at most 2.4 %. Thresholds keep up to 0.018 more of the channels")

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import published_field as of
 from cells import NONE, markdown, table
 from peers import LOOKED_UP
-from published import measured, processor, read
 from published_field import Engine
 from published_speed import LARGER
 
@@ -17,7 +16,6 @@ OURS = {
     "pages 0.2, mlp 0.6": "pages 0.2, MLP 0.6",
 }
 """The settings that are shown of solm, and what they are called."""
-OTHERS = {"llama.cpp fused": "llama.cpp, fused attention", "openvino": "OpenVINO", "openvino, Q4_0": "OpenVINO, Q4_0"}
 
 
 @table
@@ -47,30 +45,9 @@ def row(engine: Engine, setting: str) -> list[str]:
     rates = [None if (taken := engine.step(BATCH, setting, rows)) is None else 1e3 * rows / taken for rows in ROWS]
     return [
         engine.label + (f", {what}" if what else ""), engine.weights,
-        cell(engine.prompt.get(PROMPT) if first else None, lambda rate: f"{rate:.0f}"),
+        cell(engine.prompt.get(PROMPT) if first else None, lambda rate: f"{rate:,.0f}"),
         *(cell(engine.step(at, setting), lambda taken: f"{taken:.1f}") for at in CONTEXTS),
         *(cell(rate, lambda found: f"{found:.0f}") for rate in rates),
         *(cell(engine.start[place] if first and engine.start else None, lambda x, d=digits: f"{x:.{d}f}")
           for place, digits in ((1, 2), (0, 1))),
     ]  # fmt: skip
-
-
-@table
-def field_zen5() -> str:
-    """Larger models on a faster processor: prompts and steps."""
-    rows, names, contexts = [], [], []
-    for size in LARGER:
-        name = f"engine-{size.lower()}-zen5"
-        if not measured(name):
-            continue
-        found, names = read(name), [*names, name]
-        contexts, peers = list(found["contexts"]), found["peers"]
-        ours = ((f"solm, {what}", found["contexts"], setting) for setting, what in OURS.items())
-        theirs = ((OTHERS.get(peer, peer), told["contexts"], "dense") for peer, told in peers.items())
-        for engine, at, setting in (*theirs, *ours):
-            rate = f"{at[str(PROMPT)]['prefill_tokens_per_second']['median']:,.0f}" if setting == "dense" else NONE
-            steps = [at[context]["step_ms"][setting]["1"]["median"] for context in contexts]
-            rows.append([LARGER[size], engine, rate, *(f"{taken:.1f}" for taken in steps)])
-    head = ("Model", "Engine", f"prompt of {PROMPT:,}, tokens/s", *(f"step after {int(at):,}, ms" for at in contexts))
-    files = ", ".join(f"`results/{name}.json`" for name in names)
-    return markdown(head, rows, words=2) + f"\n{files}: {processor(names[0])}.\n" if names else ""

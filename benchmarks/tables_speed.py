@@ -70,17 +70,17 @@ def larger() -> str:
 
 @table
 def larger_steps() -> str:
-    """The same without starts."""
-    return _larger(((1, "peak memory, GiB", 2),))
+    """The same without starts, and after fewer contexts."""
+    return _larger(((1, "peak memory, GiB", 2),), (1024, 4096, 16384))
 
 
-def _larger(last: Sequence[tuple[int, str, int]]) -> str:
-    """last: the last rows, a place in `timed.larger_start`, its words and digits."""
+def _larger(last: Sequence[tuple[int, str, int]], contexts: Sequence[int] | None = None) -> str:
+    """last: the last rows, a place in `timed.larger_start`, its words and digits. contexts: None for all."""
     settings = {"MLP 0.6": "mlp 0.6", "pages 0.2, MLP 0.6": "pages 0.2, mlp 0.6"}
     none = [NONE] * len(settings)
     rows = []
     for size, name in timed.LARGER.items():
-        for context in timed.larger_contexts(size):
+        for context in (one for one in timed.larger_contexts(size) if contexts is None or one in contexts):
             theirs, ours = timed.larger_step(size, "llama.cpp", context), timed.larger_step(size, "solm", context)
             dialled = (timed.larger_step(size, "solm", context, setting) for setting in settings.values())
             cells = [f"{ours:.1f} ({theirs / ours:.2f}×)", *(f"{time:.1f} ({ours / time:.2f}×)" for time in dialled)]
@@ -89,7 +89,7 @@ def _larger(last: Sequence[tuple[int, str, int]]) -> str:
         if losses:
             rows.append([name, "loss after 1,024, nats per token", NONE, "0", *map(interval, losses)])
         theirs, ours = (timed.larger_prompt(size, engine, 1024) for engine in ("llama.cpp", "solm"))
-        rows.append([name, "prompt of 1,024, tokens/s", f"{theirs:.0f}", f"{ours:.0f} ({ours / theirs:.2f}×)", *none])
+        rows.append([name, "prompt of 1,024, tokens/s", f"{theirs:.0f}", f"{ours:,.0f} ({ours / theirs:.2f}×)", *none])
         starts = [timed.larger_start(size, engine) for engine in ("llama.cpp", "solm")]
         for place, what, digits in last:
             rows.append([name, what, *(f"{start[place]:.{digits}f}" for start in starts), *none])

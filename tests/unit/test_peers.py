@@ -216,7 +216,6 @@ def test_runs_of_a_model_become_one_table(benchmarks: None, tmp_path: Path, monk
             "openvino lookup, Q4_0": measured(10, 1, 64, "prompt lookup", version="3-beef"),
         }},
         "engine-0.5b-rows": measured(40, 4, 64) | {"peers": {"llama.cpp": measured(80, 4, 64, version="1.2")}},
-        "engine-0.5b-16k": measured(60, 1, 16384) | {"peers": {}},
         "engine-0.5b-lookup": measured(5, 1, 64) | {"peers": {}},  # the main run counts
     }  # fmt: skip
     for name, found in runs.items():
@@ -225,7 +224,7 @@ def test_runs_of_a_model_become_one_table(benchmarks: None, tmp_path: Path, monk
     monkeypatch.setattr(published_field, "read", published.read.__wrapped__)
     lines = tables_field.field().splitlines()
     model = "| Qwen2.5-Coder-0.5B |"
-    assert lines[2] == f"{model} solm, greedy | 4 bits | — | 20.0 | — | — | 60.0 | 50 | 100 | — | 0.50 | 1.5 |"
+    assert lines[2] == f"{model} solm, greedy | 4 bits | — | 20.0 | — | — | — | 50 | 100 | — | 0.50 | 1.5 |"
     assert f"{model} llama.cpp 1.2 | 4 bits | — | 25.0 | — | — | — | 40 | 50 | — | 0.50 | 1.5 |" in lines
     assert f"{model} openvino 3 lookup | 4 bits | — | 10.0 | — | — | — | 100 | — | — | — | — |" in lines
     assert "cannot read" not in "".join(lines)
