@@ -39,8 +39,10 @@ _MUCH_LONGER, _FEW_LONG = 4, 4
 _OTHER_CONTEXTS, _OTHER_PART, _FEW = (64, 4096), 0.2, 8
 """Contexts after which the policy is compared, too; the part of the comparison's time that each gets; and the texts
 below which it is left out."""
+_ALLOCATION_LENGTH, _SAMPLE_LENGTH = 32, 128
+"""Tokens of each text of the allocation and of the samples."""
 _LOGITS = 1 << 26
-"""Numbers of logits that a pass may leave in memory: 256 MiB in float32."""
+"""Numbers of logits of all rows of a comparison's pass, which are computed a stretch at a time."""
 _UNIT = 20.0
 """Seconds of the comparison that an interruption may lose."""
 _DECIDING_TEXTS = 6
@@ -155,18 +157,16 @@ def plan(
     contexts = contexts[: max(1, sum(one <= seconds["timings"] for one in cost))]
     rounds = (seconds["timings"] - sum(contexts) / speed.prefill) / (len(contexts) * round_seconds) - 1
 
-    length = min(32, logits // 2)
     axes = tuple(PROBES)
-    half = _allocation_texts(seconds["allocation"], speed, shapes, axes, read, length)
+    half = _allocation_texts(seconds["allocation"], speed, shapes, axes, read)
     if attention > 0.03:
-        both = _allocation_texts(seconds["allocation"], speed, shapes, tuple(SITES_APART), read, length)
+        both = _allocation_texts(seconds["allocation"], speed, shapes, tuple(SITES_APART), read)
         if both >= _DECIDING_TEXTS:
             axes, half = tuple(SITES_APART), both
 
     # Steps of several rows take about as long as scoring as many tokens.
     own = seconds["own texts"] / (read + SCORED / speed.score)
-    sampled = min(128, logits // (SCHEDULES + 1))
-    batches = seconds["samples"] / (read + (SCHEDULES + 1) * sampled / speed.score)
+    batches = seconds["samples"] / (read + (SCHEDULES + 1) * _SAMPLE_LENGTH / speed.score)
     costs = seconds["level costs"] / (read + _LEVELS * _LEVEL_LENGTH / speed.score)
     long_contexts, long_texts = _long_contexts(seconds["long contexts"], speed, context, longest)
     texts, comparisons = _comparisons(seconds["comparison"], speed, logits, context, longest, windows)
@@ -184,20 +184,18 @@ def plan(
     return Sizes(
         context=context, timing_contexts=tuple(contexts), timing_rounds=int(min(rounds - 1, 9)),
         threshold_texts=int(min(measured, 16)), allocation_axes=axes,
-        allocation_texts=2 * int(min(half, logits // length, 64)), allocation_length=length,
+        allocation_texts=2 * int(min(half, 64)), allocation_length=_ALLOCATION_LENGTH,
         own_texts=int(min(own, _MOST_OWN)),
-        sample_batches=int(min(batches, 400)), sample_length=sampled, cost_texts=int(min(costs, 128)),
+        sample_batches=int(min(batches, 400)), sample_length=_SAMPLE_LENGTH, cost_texts=int(min(costs, 128)),
         cost_length=_LEVEL_LENGTH, long_contexts=long_contexts, long_texts=long_texts, comparisons=comparisons,
     )  # fmt: skip
 
 
-def _allocation_texts(
-    seconds: float, speed: Speed, shapes: ModelShapes, axes: tuple[str, ...], read: float, length: int
-) -> float:
+def _allocation_texts(seconds: float, speed: Speed, shapes: ModelShapes, axes: tuple[str, ...], read: float) -> float:
     """Texts per half that the allocation has time for."""
     units = {axis: shapes.layers * (shapes.kv_heads if axis == "attention" else 1) for axis in axes}
     passes = 2 + sum(units[axis] * len(SITES_APART[axis]) + 2 * len(CHECKED.get(axis, ())) for axis in axes)
-    return seconds / (2 * read + passes * length / speed.score)
+    return seconds / (2 * read + passes * _ALLOCATION_LENGTH / speed.score)
 
 
 def _long_contexts(seconds: float, speed: Speed, context: int, longest: int) -> tuple[tuple[int, ...], int]:

@@ -238,7 +238,8 @@ def values(
         folder.log(records[-1])
     folder.close()
     last = [part for number, part in enumerate(parts, 1) if _held_out(number)]
-    collected = Samples.join([part for number, part in enumerate(parts, 1) if not _held_out(number)] + last)
+    others = [part for number, part in enumerate(parts, 1) if not _held_out(number)]
+    collected = Samples.join(others + last, len(parts) * config.texts)
     network, found = fit(collected, sizes, config.fit, held_out=len(last) * config.texts or None)
     costs = read_tensors(out / _COSTS)
     set_level_costs(network, [costs[str(axis)] for axis in range(3)])

@@ -91,7 +91,7 @@ def _compare(options: Options, partial: Path | None, folder: Path, progress: Pro
     network = ValueConfig(base_hidden=test.hidden.shape[-1], layer=config.layer, grid=config.space, width=config.width)
     explained: dict[str, list[float]] = {dtype: [] for dtype in _DTYPES}
     for dtype in _DTYPES:
-        joined = Samples.join([_some(found[dtype], slice(seen)), test])
+        joined = Samples.join([_some(found[dtype], slice(seen)), test], len(found[dtype].dense))
         for seed in range(_SEEDS):
             progress(f"fits to {dtype}", seed, _SEEDS)
             explained[dtype].append(fit(joined, network, FitConfig(held_out=_HELD_OUT, seed=seed))[1].explained[-1])
@@ -123,7 +123,7 @@ def _collected(
         progress(folder.name, batch - 1, config.batches)
         name = parts.get(f"{folder.name} {batch}", lambda batch=batch: write(batch))  # type: ignore[misc]
         found.append(Samples(**read_tensors(folder / name)))
-    return Samples.join(found)
+    return Samples.join(found, config.batches * config.texts)
 
 
 def _some(found: Samples, texts: slice) -> Samples:

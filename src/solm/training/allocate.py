@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from solm.backends.logits import divergences
 from solm.core.allocation import KNOTS, Allocation, Curves
-from solm.core.cost import ModelShapes
 from solm.core.errors import DamagedFileError, DataError
 from solm.core.files import write_text
 from solm.core.provenance import command_line, environment
@@ -21,6 +19,7 @@ from solm.policies.artifact import BUILTIN, TrainedPolicy
 from solm.runtime.language_model import LanguageModel
 from solm.training.allocation_curves import UNIFORM, greedy_curves
 from solm.training.site_curves import PROBES, priced_curves, site_losses
+from solm.training.unit_losses import Group, Losses, Texts, groups_of, name_of
 
 SHARES = {"attention": (0.02, 0.12, 0.3), "mlp": (0.5, 0.7)}
 """By group of units the shares that one unit keeps while the others are dense: a KV head of the pages that may be
@@ -48,11 +47,11 @@ def find_allocation(
     """Find an allocation on the first half of windows [N, longest context + T] int64 and evaluate it on the second.
 
     contexts: numbers of tokens that are read densely first. Costs are averaged over contexts. Every context gets the
-    same number of context tokens: the shortest one all texts of the half, longer ones fewer. The result is written to
-    `out` and returned; measurements are written to a file beside it, from which an interrupted run goes on.
-    progress: called with measurements done and in all. axes: the groups of `SHARES` that are dealt out; others stay
-    uniform. With ``hidden`` the sites of the MLP, and with ``qkv`` and ``out`` those of attention's projections, have
-    curves of their own, under one price of time.
+    same number of context tokens: the shortest one all texts of the half, longer ones fewer. Texts are measured in
+    groups, of which one's logits are in memory at a time. The result is written to `out` and returned; measurements are
+    written to a file beside it, from which an interrupted run goes on. progress: called with measurements done and in
+    all. axes: the groups of `SHARES` that are dealt out; others stay uniform. With ``hidden`` the sites of the MLP, and
+    with ``qkv`` and ``out`` those of attention's projections, have curves of their own, under one price of time.
     Raises `DataError` for fewer than two windows or a context in which no step can be controlled, `SolmError` where the
     model's `SparsityConfig` cannot have an allocation.
     """
@@ -69,40 +68,36 @@ def find_allocation(
     plain.under(_probe("mlp", 1.0, 0, units))  # raises now, not after the measurements
     partial = out.with_name(out.name + ".partial")
     about = f"{lm.identity.model_dump_json()} {plain.model_dump_json()} {list(contexts)} {sorted(axes)}"
-    about += f" {lm.backend.name} {lm.backend.dtype}"
+    groups = groups_of(windows[:half], contexts, length, lm.shapes.vocabulary)
+    about += f" {lm.backend.name} {lm.backend.dtype} {len(groups)}"
     key = hashlib.sha256(about.encode() + windows.numpy().tobytes()).hexdigest()
-    found = _measured(partial, key)
-    total = sum(len(some) * len(shares[axis]) for axis, some in measurable.items() if some) + 1
-    measured = [_Texts(lm, windows[:half], context, min(contexts), length) for context in contexts]
+    probes = [(axis, share, unit) for axis, some in measurable.items() for unit in some for share in shares[axis]]
+    total, losses = len(groups) * len(probes) + 1, Losses(partial, key)
+    for group in groups[losses.groups :]:
+        texts = Texts(lm, group, length)
+        for axis, share, unit in probes:
+            sparsity = plain.under(_probe(axis, share, unit, units))
+            losses.measure((axis, share, unit), texts, sparsity)
+            progress(losses.groups * len(probes) + len(losses.found), total)
+        losses.finish_group()
     costs: dict[str, dict[int, list[float]]] = {axis: {} for axis in measurable}
-    for axis, some in measurable.items():
-        for unit in some:
-            for share in shares[axis]:
-                name = f"{axis} {share} {unit}"
-                if name not in found:
-                    sparsity = plain.under(_probe(axis, share, unit, units))
-                    found[name] = float(np.mean([texts.divergence(sparsity, axis, 0.5).mean() for texts in measured]))
-                    write_text(partial, json.dumps({"key": key, "found": found}))
-                costs[axis].setdefault(unit, []).append(found[name])
-                progress(len(found), total)
+    for axis, share, unit in probes:
+        costs[axis].setdefault(unit, []).append(losses.sums[name_of(axis, share, unit)])
     layers, heads = units["mlp"], units["attention"] // units["mlp"] if costs["attention"] else 1
     apart = bool(costs.get("hidden"))
     if apart:
         of_sites = {axis: np.array(list(costs[axis].values())) for axis in PROBES if costs.get(axis)}
         rounding = of_sites["mlp"][:, -1]
     else:
-        rounding = _rounding_cost(costs["attention"], heads, layers, min(found.values(), default=0))
+        rounding = _rounding_cost(costs["attention"], heads, layers, min(losses.sums.values(), default=0))
     greedy = ["attention"] if apart else list(SHARES)
     curves = {axis: _curves(costs[axis], rounding, SHARES[axis], units[axis]) for axis in greedy}
     if apart:
         limits = plain.thresholds or lm.backend.channel_thresholds(windows[:half, : min(contexts)], plain.sites)
         curves |= priced_curves(site_losses(of_sites, np.array(limits.limits)), site_parts(plain, lm.shapes))
     allocation = Allocation(**curves)
-    del measured
-    checked = []
-    for context in contexts:
-        texts = _Texts(lm, windows[half:], context, min(contexts), length)
-        checked += _check(texts, plain, allocation, axes, lm.shapes)
+    others = groups_of(windows[half:], contexts, length, lm.shapes.vocabulary)
+    checked = _check(lm, others, length, allocation, [axis for axis in CHECKED if axis in axes])
     result = {
         "kind": "allocation", "command": command_line(), "environment": environment(),
         "model": lm.identity.model_dump(exclude={"weights", "sample"}),
@@ -147,15 +142,6 @@ def trusted(result: dict[str, Any]) -> Allocation:
     return found.model_copy(update=changes)
 
 
-def _measured(path: Path, key: str) -> dict[str, float]:
-    """Measurements of an interrupted run with the same `key`; none where the file is damaged or of another run."""
-    try:
-        known = json.loads(path.read_text())
-        return dict(known["found"]) if known["key"] == key else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
 def _units(lm: LanguageModel, wanted: Sequence[str]) -> tuple[dict[str, list[int]], dict[str, int]]:
     """Per axis the numbers of the KV heads or layers that an action changes, none where it is not among `wanted`, and
     how many units there are in all."""
@@ -192,29 +178,6 @@ def _curves(costs: dict[int, list[float]], rounding: np.ndarray, shares: tuple[f
     return tuple(curves)
 
 
-class _Texts:
-    """Texts read densely up to `context`, and the dense model's predictions after each of the next `length` tokens.
-
-    As many of `windows` as have together the number of context tokens that all of them have at the context `shortest`.
-    """
-
-    def __init__(self, lm: LanguageModel, windows: torch.Tensor, context: int, shortest: int, length: int):
-        windows = windows[: max(1, len(windows) * shortest // context)]
-        self.context, self.tokens = context, windows[:, context : context + length]
-        self.parent = lm.session(context)
-        self.parent.prefill(windows[:, :context])
-        self.dense = self.parent.fork(1, self.tokens.shape[1]).extend(self.tokens).logits
-
-    def divergence(self, sparsity: SparsityConfig, axis: str, keep: float) -> np.ndarray:
-        """[N] mean KL per text from the dense predictions, nats per token, where all steps keep `keep` of one axis."""
-        rows = self.parent.fork(1, self.tokens.shape[1], sparsity)
-        pages = axis == "attention"
-        action = torch.tensor([keep if pages else 1.0, 1.0 if pages else keep, 16.0], dtype=torch.float64)
-        logits = rows.extend(self.tokens, action.expand(*self.tokens.shape, 3)).logits
-        found = divergences(logits.flatten(0, 1)[:, None], self.dense.flatten(0, 1))
-        return found.view(self.tokens.shape).mean(1).double().cpu().numpy()
-
-
 def _probe(axis: str, share: float, unit: int, units: dict[str, int]) -> Allocation:
     """An allocation under which one unit keeps `share` of `axis` at every keep rate below 1, and the others all."""
     curves = {name: [(1.0,) * KNOTS] * count for name, count in units.items()}
@@ -223,16 +186,23 @@ def _probe(axis: str, share: float, unit: int, units: dict[str, int]) -> Allocat
 
 
 def _check(
-    texts: _Texts, plain: SparsityConfig, allocation: Allocation, axes: Sequence[str], shapes: ModelShapes
+    lm: LanguageModel, groups: list[Group], length: int, allocation: Allocation, axes: list[str]
 ) -> list[dict[str, Any]]:
     """KL on texts that the allocation was not found on, with uniform shares and with the allocation, nats per token, at
     the same realised share."""
-    allocated, rows = plain.under(allocation), []
-    for axis in (name for name in CHECKED if name in axes):
-        for keep in CHECKED[axis]:
-            alike = equal_mlp(keep, allocated, plain, shapes) if axis == "mlp" else keep
-            even, ours = texts.divergence(plain, axis, alike), texts.divergence(allocated, axis, keep)
-            error = float((ours - even).std(ddof=1) / len(even) ** 0.5) if len(even) > 1 else 0.0
-            rows.append({"context": texts.context, "axis": axis, "keep": keep, "even": float(even.mean()),
-                         "allocation": float(ours.mean()), "standard_error_of_difference": error})  # fmt: skip
+    plain = lm.sparsity.under(None)
+    allocated, arms = plain.under(allocation), [(axis, keep) for axis in axes for keep in CHECKED[axis]]
+    found: dict[tuple[int, str, float], list[tuple[np.ndarray, np.ndarray]]] = {}
+    for group in groups:
+        texts = Texts(lm, group, length)
+        for axis, keep in arms:
+            alike = equal_mlp(keep, allocated, plain, lm.shapes) if axis == "mlp" else keep
+            pair = texts.divergence(plain, axis, alike), texts.divergence(allocated, axis, keep)
+            found.setdefault((group.context, axis, keep), []).append(pair)
+    rows = []
+    for (context, axis, keep), pairs in found.items():
+        even, ours = map(np.concatenate, zip(*pairs, strict=True))
+        error = float((ours - even).std(ddof=1) / len(even) ** 0.5) if len(even) > 1 else 0.0
+        rows.append({"context": context, "axis": axis, "keep": keep, "even": float(even.mean()),
+                     "allocation": float(ours.mean()), "standard_error_of_difference": error})  # fmt: skip
     return rows

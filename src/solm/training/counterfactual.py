@@ -1,5 +1,6 @@
 """Counterfactual samples: what random actions cost, token by token, against the dense run of the same text."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ from solm.backends.session import SplitSchedule
 from solm.core.actions import DENSE, ActionSpace
 from solm.runtime.language_model import LanguageModel
 
+_LOGITS = 1 << 25
+"""Numbers of logits of a pass: 128 MiB in float32. With half as many the torch backend took a tenth longer."""
 _TILT = 3.0
 """Largest difference of log-odds between the lowest and the highest level of an axis in one row."""
 
@@ -33,8 +36,17 @@ class Samples:
     tokens: torch.Tensor
 
     @classmethod
-    def join(cls, parts: "list[Samples]") -> "Samples":
-        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__})
+    def join(cls, parts: "Iterable[Samples]", texts: int) -> "Samples":
+        """All parts, of `texts` texts together. Of an iterator one part at a time is in memory beside the whole."""
+        whole: dict[str, torch.Tensor] = {}
+        at = 0
+        for part in parts:
+            for name, value in vars(part).items():
+                whole.setdefault(name, value.new_empty((texts, *value.shape[1:])))[at : at + len(value)] = value
+            at += len(part.dense)
+        if at != texts:
+            raise ValueError(f"the parts have {at} texts, not {texts}")
+        return cls(**whole)
 
 
 def draw_levels(
@@ -72,7 +84,7 @@ def collect_samples(
 ) -> Samples:
     """Score windows [W, context + T + 1] densely and under levels before, after [W, R, T, 3] of `grid`.
 
-    One prefill per text, and one pass for its dense run and its R schedules.
+    One prefill per text. Its dense run and its R schedules share passes, in stretches whose logits fit into memory.
     """
     texts, rows, steps = before.shape[:3]
     session = lm.session(capacity=context)
@@ -82,15 +94,19 @@ def collect_samples(
     first, second = (torch.cat([dense, keep_of(levels, grid)], 1).flatten(0, 1) for levels in (before, after))
     tokens = windows[:, context:]
     known = tokens.repeat_interleave(rows + 1, 0)
-    found = forked.extend(known[:, :-1], SplitSchedule(layer, first, second))
-    assert found.stream is not None
-    seen = found.stream.unflatten(0, (texts, rows + 1))[:, 1:].to("cpu", torch.bfloat16)
-    scores = log_probabilities(found.logits, known[:, 1:]).float().cpu().unflatten(0, (texts, rows + 1))
-    split = found.logits.unflatten(0, (texts, rows + 1))
-    distances = torch.stack([divergences(text[1:].transpose(0, 1), text[0]).T.cpu() for text in split])
+    streams, log_probs, distances = [], [], []
+    for some in torch.arange(steps).split(max(1, _LOGITS // (len(known) * lm.shapes.vocabulary))):
+        found = forked.extend(known[:, some], SplitSchedule(layer, first[:, some], second[:, some]))
+        assert found.stream is not None
+        streams.append(found.stream.unflatten(0, (texts, rows + 1))[:, 1:].to("cpu", torch.bfloat16))
+        log_probs.append(log_probabilities(found.logits, known[:, some + 1]).float().cpu())
+        split = found.logits.unflatten(0, (texts, rows + 1))
+        distances.append(torch.stack([divergences(text[1:].transpose(0, 1), text[0]).T.cpu() for text in split]))
+    scores = torch.cat(log_probs, 1).unflatten(0, (texts, rows + 1))
     return Samples(
-        seen, before, after, scores[:, :1] - scores[:, 1:], distances, scores[:, 0], tokens[:, :-1].to(torch.int32)
-    )
+        torch.cat(streams, 2), before, after, scores[:, :1] - scores[:, 1:], torch.cat(distances, 2), scores[:, 0],
+        tokens[:, :-1].to(torch.int32),
+    )  # fmt: skip
 
 
 def keep_of(levels: torch.Tensor, grid: ActionSpace) -> torch.Tensor:

@@ -12,7 +12,7 @@ from solm.policies.value_policy import ValueConfig
 from solm.training.config import FitConfig
 from solm.training.counterfactual import Samples, keep_of
 
-_PART = 65536
+_PART = 8192
 """Rows that are looked at together."""
 _LARGEST_COST = 5.0
 """Nats. A few tokens change by more; without the limit they would decide the trust in the network."""
@@ -45,12 +45,13 @@ class _Rows:
     divergence: torch.Tensor
     cost: torch.Tensor
 
-    def take(self, index: torch.Tensor) -> "_Rows":
+    def take(self, index: torch.Tensor | slice) -> "_Rows":
+        """Some rows; a slice shares memory with all of them."""
         return _Rows(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
     def parts(self) -> "Iterator[_Rows]":
         """All rows, in parts that fit into memory in float32."""
-        return (self.take(index) for index in torch.arange(len(self.cost)).split(_PART))
+        return (self.take(slice(first, first + _PART)) for first in range(0, len(self.cost), _PART))
 
 
 def fit(
@@ -73,8 +74,9 @@ def fit(
     network = ValueNetwork(config, how.dropout)
     rows, texts = _flatten(samples, config)
     every = len(samples.dense)
-    last = texts >= (int(every * (1 - how.held_out)) if held_out is None else every - held_out)
-    train, test = rows.take((~last).nonzero()[:, 0]), rows.take(last.nonzero()[:, 0])
+    learned = int(every * (1 - how.held_out)) if held_out is None else every - held_out
+    last = slice(learned * len(texts) // every, None)
+    train, test = rows.take(slice(last.start)), rows.take(last)
     total = how.epochs * -(-len(train.cost) // how.batch)
     # What a step loses through the savings of the steps around it is no part of its own action's cost.
     interference = torch.nn.Parameter(torch.full((3,), _FIRST_INTERFERENCE))

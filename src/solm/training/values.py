@@ -236,7 +236,8 @@ def read_samples(out: Path, config: ValueTrainConfig, most: int | None = None) -
     """
     others = int(config.batches * (1 - config.fit.held_out))
     batches = [*range(1, 1 + min(others, most or others)), *range(others + 1, config.batches + 1)]
-    return Samples.join([read_batch(out, batch, from_end(config, batch)) for batch in batches])
+    read = (read_batch(out, batch, from_end(config, batch)) for batch in batches)
+    return Samples.join(read, len(batches) * config.texts)
 
 
 def samples_path(out: Path, batch: int, held_out: bool) -> Path:

@@ -121,6 +121,34 @@ def test_an_interrupted_search_goes_on(found, tmp_path):
     assert again["allocation"] == result["allocation"]
 
 
+def test_texts_are_measured_in_groups_whose_logits_fit_into_memory(found, tmp_path, monkeypatch):
+    """A search that is interrupted in the second group of three goes on there, and finds what one group finds."""
+    *_, model = found
+    windows, seen = tokens(6, 200), []
+
+    def stop(done, total):
+        seen.append((done, total))
+        if len(seen) == 20:
+            raise KeyboardInterrupt
+
+    with solm.attach(model, sparsity=SparsityConfig(window=16)) as lm:
+        whole = find_allocation(lm, windows, (160,), tmp_path / "whole.json")
+        monkeypatch.setattr("solm.training.unit_losses.LOGITS_AT_ONCE", 40 * lm.shapes.vocabulary + 1)
+        with pytest.raises(KeyboardInterrupt):
+            find_allocation(lm, windows, (160,), tmp_path / "parts.json", stop)
+        parts = find_allocation(lm, windows, (160,), tmp_path / "parts.json", stop)
+    again = seen[20:]
+    assert again[:5] == [(20, 49)] * 4 + [(21, 49)], "nothing was measured anew"
+    assert again[-1] == (49, 49)
+    assert len(again) == 16 + 16 + 1
+    for axis, units in whole["costs"].items():
+        for unit, costs in units.items():
+            assert parts["costs"][axis][unit] == pytest.approx(costs, rel=1e-4, abs=1e-9)
+    for one, other in zip(whole["checked"], parts["checked"], strict=True):
+        assert one.pop("axis") == other.pop("axis")
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-7)
+
+
 @pytest.mark.parametrize("what", ["name", "dtype"])
 def test_a_search_does_not_go_on_in_other_numbers(found, tmp_path, what, monkeypatch):
     *_, model = found

@@ -20,7 +20,7 @@ def test_drawn_levels_vary_one_axis_or_all_and_cover_every_budget():
     assert not torch.equal(before, after)
 
 
-def test_samples_are_differences_to_the_dense_run_of_the_same_tokens():
+def test_samples_are_differences_to_the_dense_run_of_the_same_tokens(monkeypatch):
     with solm.attach(tiny_model("llama"), sparsity=SPARSITY) as lm:
         ids = tokens(2, CONTEXT + STEPS + 1)
         before, after = draw_levels(SPACE, 2, 3, STEPS, torch.Generator().manual_seed(0))
@@ -44,3 +44,7 @@ def test_samples_are_differences_to_the_dense_run_of_the_same_tokens():
         torch.testing.assert_close(got.divergence, expected.transpose(0, 1).float(), rtol=1e-3, atol=1e-5)
         assert torch.equal(got.tokens, ids[:, CONTEXT:-1].to(torch.int32))
         assert got.hidden.shape == (2, 3, STEPS, 64)
+        monkeypatch.setattr("solm.training.counterfactual._LOGITS", 2 * 4 * 5 * lm.shapes.vocabulary)
+        stretches = collect_samples(lm, ids, CONTEXT, 1, before, after, SPACE)  # of five steps
+        for name, value in vars(got).items():
+            torch.testing.assert_close(getattr(stretches, name), value, rtol=1e-3, atol=1e-5)

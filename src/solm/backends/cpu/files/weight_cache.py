@@ -8,7 +8,6 @@ import logging
 import mmap
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from solm.backends.cpu.build import CSRC
+from solm.backends.cpu.files.huge_pages import map_file, read_again
 from solm.backends.cpu.files.repack import Arena
 from solm.backends.cpu.files.source import WeightSource
-from solm.backends.numa import spread_nodes, spread_over
 from solm.core.cache_folder import cache_folder
 
 SUFFIX = ".weights"
@@ -29,8 +28,6 @@ _LONGEST_HEADER = 1 << 20
 _ALIGNED = 1 << 12
 _PIECE = 1 << 26
 """Bytes that are written at a time."""
-_POPULATE_READ = 22 if sys.platform == "linux" else None
-"""MADV_POPULATE_READ: read everything now."""
 _INCLUDED = re.compile(rb'^#include "([^"]+)"', re.MULTILINE)
 _log = logging.getLogger(__name__)
 
@@ -114,7 +111,7 @@ def _mapped(library: ctypes.CDLL, path: Path, expected: dict[str, Any], threads:
             checksum = found.pop("checksum", None)
             if found != expected:
                 raise ValueError("it was made from another file or by another version")
-            weights = MappedWeights(_map(file.fileno(), size), start)
+            weights = MappedWeights(map_file(file.fileno()), start)
         if library.solm_checksum(weights.address, weights.nbytes, threads) != checksum:
             raise ValueError("it is damaged")
     except FileNotFoundError:
@@ -123,26 +120,6 @@ def _mapped(library: ctypes.CDLL, path: Path, expected: dict[str, Any], threads:
         _log.info("not using %s: %s", path, getattr(error, "strerror", None) or error)
         return None
     return weights
-
-
-def _map(file: int, size: int) -> mmap.mmap:
-    """A file's content, read into huge pages where the system has them for its file system. Sparse steps touch few
-    bytes of every small page, so that looking up addresses would take a part of their time."""
-    map_ = mmap.mmap(file, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-    with spread_over(spread_nodes()):
-        for advice in (getattr(mmap, "MADV_HUGEPAGE", None), _POPULATE_READ):
-            if advice is not None:
-                with suppress(OSError):  # a system without it reads the file in small pages, or when it is used
-                    map_.madvise(advice)
-    return map_
-
-
-def _read_again(path: Path) -> None:
-    """Read a file, which was written in small pages, into huge ones, as long as no other process maps it."""
-    with path.open("rb") as file:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        _map(file.fileno(), os.fstat(file.fileno()).st_size).close()
 
 
 def _header(begin: bytes) -> tuple[dict[str, Any] | None, int]:
@@ -174,8 +151,8 @@ def _keep(library: ctypes.CDLL, path: Path, header: dict[str, Any], arena: Arena
             file.flush()
             os.fsync(file.fileno())
         work.replace(path)
-        with suppress(OSError):
-            _read_again(path)
+        with suppress(OSError), path.open("rb") as kept:  # it was written in small pages
+            read_again(kept.fileno()).close()
     except OSError as error:
         _log.warning("the repacked weights are not kept, so that the next start takes as long: %s", error)
     finally:

@@ -13,8 +13,9 @@ from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.gguf_files import WIDE, write_gguf
 from helpers.models import tiny_model
-from solm.backends.cpu.files import weight_cache
+from solm.backends.cpu.files import huge_pages, weight_cache
 from solm.backends.cpu.files.gguf_file import GgufFile
+from solm.backends.cpu.files.huge_pages import read_again
 from solm.backends.cpu.files.layout import layout_of
 from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.files.repack import Arena, repack
@@ -74,12 +75,31 @@ def test_the_next_start_maps_what_the_first_has_repacked(path, folder):
 
 def test_a_system_that_takes_no_advice_on_memory_maps_them_all_the_same(path, folder, monkeypatch):
     expected, _ = load(GgufFile(path))
-    monkeypatch.setattr(weight_cache, "_POPULATE_READ", 9999)  # which every system refuses
+    monkeypatch.setattr(huge_pages, "_POPULATE_READ", 9999)  # which every system refuses
     found, repacked = load(GgufFile(path))
     assert not repacked
     np.testing.assert_array_equal(found, expected)
     assert load(GgufFile(path), "int8")[1]
     assert not load(GgufFile(path), "int8")[1]
+
+
+@pytest.mark.parametrize(("part", "times"), [(0.0, 0), (0.5, 1), (0.9, 0)])
+def test_a_file_that_lies_in_small_pages_is_read_again_once(path, folder, monkeypatch, part, times):
+    """Not where no part lies in huge ones: the system has none for this file system."""
+    expected, _ = load(GgufFile(path))
+    calls = []
+    monkeypatch.setattr(huge_pages, "huge_part", lambda map_: part)
+    monkeypatch.setattr(huge_pages, "read_again", lambda file: calls.append(file) or read_again(file))
+    found, repacked = load(GgufFile(path))
+    assert not repacked
+    np.testing.assert_array_equal(found, expected)
+    assert len(calls) == times
+
+
+def test_the_part_of_a_file_in_huge_pages_is_a_share(path):
+    with path.open("rb") as file:
+        map_ = huge_pages.map_file(file.fileno())
+    assert 0 <= huge_pages.huge_part(map_) <= 1
 
 
 def test_a_flipped_byte_anywhere_is_noticed(path, folder):
