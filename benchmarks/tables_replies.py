@@ -95,8 +95,8 @@ def _limits(kinds: dict[str, list[Point]], currency: str) -> str:
         )
     if currency == "time":
         told += (
-            "Milliseconds are those of a single row by the step times that were measured with the fit, without the "
-            "prompt; this run timed nothing. "
+            "Milliseconds are those of a single row by step times that were measured before, without the prompt; this "
+            "run timed nothing. "
         )
     return told + "Other prompts or examples give other scores: these are not comparable with published ones."
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import published as of
-from cells import interval, markdown, table
+from cells import NONE, interval, markdown, table
 from published import Difference
 
 
@@ -79,6 +79,32 @@ def tasks_largest() -> str:
         f"Shares of time are by the policy's step times; this run timed nothing. Arms spent up to {_apart(points):.3f} "
         f"more or less of it than the policy. {files}.\n"
     )
+
+
+OTHERS = "tasks-0.5b/others"
+"""Tasks other than MMLU on a larger model."""
+
+
+@table
+def tasks_others() -> str:
+    """A row for every budget and task, and one for the mean of all tasks."""
+    points, rows = of.read(OTHERS)["points"], []
+    arms = ("dense", "uniform", "constant", "allocated", "policy")
+    for budget in sorted({point["budget"] for point in points if point["arm"] == "policy"}):
+        scores = []
+        for task in dict.fromkeys(point["task"] for point in points):
+            found = {p["arm"]: p for p in points if p["task"] == task and p["budget"] in (budget, 1)}
+            scores.append([100 * found[arm]["scores"]["acc"] for arm in arms])
+            apart = found["uniform"]["differences"]
+            rows.append(
+                [f"{budget:g}", task, *(f"{score:.1f}" for score in scores[-1]),
+                 interval(Difference.of(apart["acc"]), 1, 100, more_is_better=True),
+                 interval(Difference.of(apart["margin"]), 3, more_is_better=True)]
+            )  # fmt: skip
+        means = [sum(column) / len(scores) for column in zip(*scores, strict=True)]
+        rows.append([f"{budget:g}", "*mean*", *(f"{mean:.1f}" for mean in means), f"{means[-1] - means[1]:+.1f}", NONE])
+    last = ("policy − uniform, points", "margin: policy − uniform")
+    return markdown(("Budget", "Task", *(f"{arm}, %" for arm in arms), *last), rows, words=2)
 
 
 Points = dict[float, dict[str, dict[str, Any]]]

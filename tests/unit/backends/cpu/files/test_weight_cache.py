@@ -83,17 +83,26 @@ def test_a_system_that_takes_no_advice_on_memory_maps_them_all_the_same(path, fo
     assert not load(GgufFile(path), "int8")[1]
 
 
-@pytest.mark.parametrize(("part", "times"), [(0.0, 0), (0.5, 1), (0.9, 0)])
-def test_a_file_that_lies_in_small_pages_is_read_again_once(path, folder, monkeypatch, part, times):
-    """Not where no part lies in huge ones: the system has none for this file system."""
+@pytest.mark.parametrize(
+    ("part", "trial", "lengths"),
+    [(0.9, 1.0, []), (0.5, 1.0, [4096, 0]), (0.0, 1.0, [4096, 0]), (0.0, 0.0, [4096])],
+    ids=["huge pages", "half of them", "small pages", "a file system without huge ones"],
+)
+def test_a_file_that_lies_in_small_pages_is_read_again(path, folder, monkeypatch, part, trial, lengths):
     expected, _ = load(GgufFile(path))
     calls = []
-    monkeypatch.setattr(huge_pages, "huge_part", lambda map_: part)
-    monkeypatch.setattr(huge_pages, "read_again", lambda file: calls.append(file) or read_again(file))
+
+    def again(file, length=0):
+        calls.append(length)
+        return read_again(file, length)
+
+    monkeypatch.setattr(huge_pages, "_TRIAL", 4096)
+    monkeypatch.setattr(huge_pages, "huge_part", lambda map_: trial if len(map_) == 4096 else part)
+    monkeypatch.setattr(huge_pages, "read_again", again)
     found, repacked = load(GgufFile(path))
     assert not repacked
     np.testing.assert_array_equal(found, expected)
-    assert len(calls) == times
+    assert calls == lengths
 
 
 def test_the_part_of_a_file_in_huge_pages_is_a_share(path):
