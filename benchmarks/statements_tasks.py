@@ -4,22 +4,22 @@ from typing import Any
 
 import published as of
 from published import Difference
-from statements import says, tied
-from statements_larger import loss
+from statements import says, tied, won
 from tables_tasks import LARGEST, mmlu_points
 
 
-@says("docs/results.md", "on the 0.5B in problems solved at budget 0.8, in GSM8K and in HumanEval")
-@says("docs/results.md", "On the 0.5B greedy replies solve as many problems at 0.9 of the time, and far fewer at 0.8")
+@says("docs/results.md", "on the 0.5B in GSM8K problems solved at budget 0.8.")
+@says("docs/results.md", "solve as many problems at 0.9 of the time, and fewer in GSM8K at 0.8")
 @says(
     "README.md",
-    "where text loses 0.09 nats per token, the 0.5B solves 4 % of 200 GSM8K problems; dense it solves 26 %. At 0.9 no "
-    "difference shows",
+    "where chat replies diverge from dense by 0.04 nats per token, the 0.5B solves 15 % of 200 GSM8K problems; dense "
+    "it solves 26 %. At 0.9 no difference shows",
 )
 @says(
-    "docs/limits.md", "where text loses 0.09 nats per token, greedy replies solve 4 % of 200 GSM8K problems and 39 % of"
+    "docs/limits.md",
+    "by 0.04 nats per token, greedy replies solve 15 % of 200 GSM8K problems, where dense steps solve 26",
 )
-@says("docs/limits.md", "82 HumanEval problems, where dense steps solve 26 % and 59 %")
+@says("docs/limits.md", "Of 82 HumanEval problems they solve 54 % in place of 59 %, which is within the noise")
 def what_a_small_loss_does_to_tasks() -> bool:
     kinds = of.read("graded-0.5b")["kinds"]
     solved, alike = {}, []
@@ -28,11 +28,18 @@ def what_a_small_loss_does_to_tasks() -> bool:
         against = {
             budget: Difference.of(points["policy", budget]["policy_minus_dense"]["solved"]) for budget in (0.8, 0.9)
         }
-        alike.append(against[0.8].high < 0 and tied(against[0.9]))
+        alike.append(tied(against[0.9]) and (against[0.8].high < 0 if kind == "gsm8k" else tied(against[0.8])))
         every = [points["dense", 1.0], points["policy", 0.8]]
         solved[kind] = [kinds[kind]["problems"], *(round(100 * point["solved"] + 1e-9) for point in every)]
-    near = round(loss("fitted-0.5b", 0.803)[1], 2) == 0.09
-    return all(alike) and near and solved == {"gsm8k": [200, 26, 4], "humaneval": [82, 59, 39]}
+    [chat] = [p["kl"] for p in kinds["chat"]["points"] if (p["arm"], p["budget"]) == ("policy", 0.8)]
+    return all(alike) and round(chat, 2) == 0.04 and solved == {"gsm8k": [200, 26, 15], "humaneval": [82, 59, 54]}
+
+
+@says("docs/results.md", "its replies diverge less from dense than under uniform settings and under constants, at both")
+def replies_to_chat_prompts() -> bool:
+    chat = of.read("graded-0.5b")["kinds"]["chat"]
+    against = [Difference.of(p["policy_minus"]["kl"]) for p in chat["points"] if p["arm"] in ("constant", "uniform")]
+    return chat["problems"] == 200 and len(against) == 4 and all(map(won, against))
 
 
 @says("docs/results.md", "On the 1.5B no difference shows at either on 40 problems of a kind")

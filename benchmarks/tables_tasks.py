@@ -88,6 +88,8 @@ OTHERS = "tasks-0.5b/others"
 @table
 def tasks_others() -> str:
     """A row for every budget and task, and one for the mean of all tasks."""
+    if not of.measured(OTHERS):
+        return ""
     points, rows = of.read(OTHERS)["points"], []
     arms = ("dense", "uniform", "constant", "allocated", "policy")
     for budget in sorted({point["budget"] for point in points if point["arm"] == "policy"}):

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from solm.policies.network import Features
 
 
-LOGITS_AT_ONCE = 1 << 24
-"""Numbers of logits that a pass over known tokens leaves, where they are only measured: 64 MiB in float32."""
 FEEDBACK = 16
 """Steps after which budgets learn what thresholds kept, where policies decide on known tokens. Steps that are decoded
 learn it after each."""

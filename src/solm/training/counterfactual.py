@@ -5,13 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.backends.logits import divergences, log_probabilities
+from solm.backends.logits import LOGITS_AT_ONCE, divergences, log_probabilities
 from solm.backends.session import SplitSchedule
 from solm.core.actions import DENSE, ActionSpace
 from solm.runtime.language_model import LanguageModel
 
-_LOGITS = 1 << 25
-"""Numbers of logits of a pass: 128 MiB in float32. With half as many the torch backend took a tenth longer."""
 _TILT = 3.0
 """Largest difference of log-odds between the lowest and the highest level of an axis in one row."""
 
@@ -95,7 +93,7 @@ def collect_samples(
     tokens = windows[:, context:]
     known = tokens.repeat_interleave(rows + 1, 0)
     streams, log_probs, distances = [], [], []
-    for some in torch.arange(steps).split(max(1, _LOGITS // (len(known) * lm.shapes.vocabulary))):
+    for some in torch.arange(steps).split(max(1, LOGITS_AT_ONCE // (len(known) * lm.shapes.vocabulary))):
         found = forked.extend(known[:, some], SplitSchedule(layer, first[:, some], second[:, some]))
         assert found.stream is not None
         streams.append(found.stream.unflatten(0, (texts, rows + 1))[:, 1:].to("cpu", torch.bfloat16))

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from solm.backends.base import LOGITS_AT_ONCE
-from solm.backends.logits import divergences
+from solm.backends.logits import LOGITS_AT_ONCE, divergences
 from solm.core.files import write_text
 from solm.core.sparsity import SparsityConfig
 from solm.runtime.language_model import LanguageModel

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from solm.backends import budgets
-from solm.backends.base import FEEDBACK, LOGITS_AT_ONCE, BaseSession, Split, only
+from solm.backends.base import BaseSession, Split, only
 from solm.backends.cpu.cache import Cache
 from solm.backends.cpu.call import Computed, EngineCall
 from solm.backends.cpu.decider import decider_of
@@ -109,9 +109,7 @@ class CpuSession(BaseSession):
         return np.concatenate(parts), found.stream[0, -1].copy()
 
     def _scored_at_once(self, known: bool) -> int:
-        rows = max(1, self.rows)
-        within = max(FEEDBACK, LOGITS_AT_ONCE // (rows * self.engine.sizes.vocabulary))
-        return min(super()._scored_at_once(known), _CHUNK // rows, within)
+        return min(super()._scored_at_once(known), _CHUNK // max(1, self.rows))
 
     def _took_over(self, policy: AnyPolicy) -> None:
         if type(policy) is ValuePolicy:  # a subclass may decide otherwise
