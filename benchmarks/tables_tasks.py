@@ -93,20 +93,29 @@ def tasks_others() -> str:
     points, rows = of.read(OTHERS)["points"], []
     arms = ("dense", "uniform", "constant", "allocated", "policy")
     for budget in sorted({point["budget"] for point in points if point["arm"] == "policy"}):
-        scores = []
+        scores, gains = [], []
         for task in dict.fromkeys(point["task"] for point in points):
             found = {p["arm"]: p for p in points if p["task"] == task and p["budget"] in (budget, 1)}
             scores.append([100 * found[arm]["scores"]["acc"] for arm in arms])
             apart = found["uniform"]["differences"]
+            gains.append(Difference.of(apart["acc"]))
             rows.append(
                 [f"{budget:g}", task, *(f"{score:.1f}" for score in scores[-1]),
-                 interval(Difference.of(apart["acc"]), 1, 100, more_is_better=True),
+                 interval(gains[-1], 1, 100, more_is_better=True),
                  interval(Difference.of(apart["margin"]), 3, more_is_better=True)]
             )  # fmt: skip
         means = [sum(column) / len(scores) for column in zip(*scores, strict=True)]
-        rows.append([f"{budget:g}", "*mean*", *(f"{mean:.1f}" for mean in means), f"{means[-1] - means[1]:+.1f}", NONE])
+        gain = interval(mean_of(gains), 1, 100, more_is_better=True)
+        rows.append([f"{budget:g}", "*mean*", *(f"{mean:.1f}" for mean in means), gain, NONE])
     last = ("policy − uniform, points", "margin: policy − uniform")
     return markdown(("Budget", "Task", *(f"{arm}, %" for arm in arms), *last), rows, words=2)
+
+
+def mean_of(found: Sequence[Difference]) -> Difference:
+    """The mean of differences on questions of different tasks, whose variances add up."""
+    value = sum(one.value for one in found) / len(found)
+    half = sum(((one.high - one.low) / 2) ** 2 for one in found) ** 0.5 / len(found)
+    return Difference(value, value - half, value + half)
 
 
 Points = dict[float, dict[str, dict[str, Any]]]
