@@ -64,14 +64,17 @@ class Job:
 
     def progress(self, phase: str) -> Callable[[int, int], None]:
         """What a phase calls with its parts done and in all. Raises `Interrupted` where the run is to stop."""
-        begun, names = time.monotonic(), list(PHASES)
+        names, begun = list(PHASES), list[tuple[int, float]]()
         minutes = self.pace(phase)
         later = sum(60 * minutes * PHASES[name] for name in names[names.index(phase) + 1 :])
         planned = 60 * minutes * PHASES[phase]
 
         def told(done: int, total: int) -> None:
-            elapsed = time.monotonic() - begun
-            left = elapsed / done * (total - done) if done else planned
+            # Parts of an interrupted run took none of this run's time, and the first part also prepares the others.
+            if not begun:
+                begun.append((done, time.monotonic()))
+            made, taken = done - begun[0][0], time.monotonic() - begun[0][1]
+            left = taken / made * (total - done) if made else planned * (total - done) / max(total, 1)
             self.report(phase, done, total, left + later)
             if self.stop and done < total:  # after the last part the phase writes its result first
                 raise Interrupted(self.stop[0])

@@ -12,6 +12,20 @@ def job(**seconds):
     return Job(None, None, SimpleNamespace(seconds=seconds), minutes=10, seed=0, stop=[])
 
 
+def test_the_time_left_is_told_by_the_parts_of_this_run(monkeypatch):
+    """Sixty of a hundred parts are from an interrupted run; the next ones take two seconds each."""
+    clock, told = [100.0], []
+    monkeypatch.setattr("solm.fitting.job.time.monotonic", lambda: clock[0])
+    run = job()
+    run.report = lambda phase, done, total, left: told.append(left)
+    progress = run.progress("comparison")
+    for done in (60, 61, 62):
+        progress(done, 100)
+        clock[0] += 2
+    planned = 60 * run.pace("comparison") * PHASES["comparison"]
+    assert told == pytest.approx([planned * 0.4, 2 * 39, 2 * 38])
+
+
 def test_phases_have_the_time_that_is_left():
     assert job().pace("timings") == pytest.approx(10)
     planned = {name: 600 * share for name, share in PHASES.items()}
