@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 LOGITS_AT_ONCE = 1 << 25
-"""Numbers of logits of a pass that only measures: 128 MiB in float32. With half as many passes take a tenth longer."""
+"""Numbers of logits of a pass that only measures: 128 MiB in float32. With half as many, it takes a tenth longer."""
 _LOGITS_PER_SLICE = 8  # a float32 slice that stays in the last-level cache
 
 

@@ -42,7 +42,7 @@ below which it is left out."""
 _ALLOCATION_LENGTH, _SAMPLE_LENGTH = 32, 128
 """Tokens of each text of the allocation and of the samples."""
 _LOGITS = 1 << 26
-"""Numbers of logits of all rows of a comparison's pass, which are computed a stretch at a time."""
+"""Most logits of the rows that a comparison scores together. They are computed a stretch of tokens at a time."""
 _UNIT = 20.0
 """Seconds of the comparison that an interruption may lose."""
 _DECIDING_TEXTS = 6
