@@ -87,10 +87,15 @@ def shares_of(space: ActionSpace, rows: int) -> tuple[torch.Tensor, ...]:
     return tuple(torch.tensor(axis, dtype=torch.float64).expand(rows, -1) for axis in axes)
 
 
-def allocate(policy, costs, levels, target, ledger, remaining) -> torch.Tensor:
+def allocate(policy, costs, levels, target, ledger, remaining, expected=None) -> torch.Tensor:
+    """The actions of a step. expected: [N, 3], to which it adds what prices were set for; None: what was spent."""
     arrays = ([axis.numpy() for axis in axes] for axes in (costs, levels))
-    budget = (part.numpy() for part in (target, ledger.spent, ledger.steps))
-    return torch.from_numpy(policy.allocate(*arrays, *budget, remaining))
+    known = ledger.spent if expected is None else expected
+    budget = (part.numpy() for part in (target, ledger.spent, known, ledger.steps))
+    action, due = policy.allocate(*arrays, *budget, remaining)
+    if expected is not None:
+        expected += torch.from_numpy(due)
+    return torch.from_numpy(action)
 
 
 def scrambled(config: NetworkConfig) -> PolicyNetwork:

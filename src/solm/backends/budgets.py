@@ -11,7 +11,7 @@ from solm.core.budget import Ledger
 ROW_STATE = np.dtype(
     [
         ("decider", np.uint64),
-        *((name, np.float64, 3) for name in ("target", "spent", "early", "shift")),
+        *((name, np.float64, 3) for name in ("target", "spent", "expected", "early", "shift")),
         ("counted", np.int64, 3),
         *((name, np.int64) for name in ("taken", "horizon", "previous")),
     ]
@@ -20,9 +20,9 @@ ROW_STATE = np.dtype(
 
 decider: address of the policy in the engine's terms, 0 where the engine does not decide. Shares per axis, bits / 16:
 target, the averages that the budget allows; spent, realised ones, summed over the steps that could be controlled on the
-axis; early, the same for the layers before a priced policy's, as if they were the whole model; shift, what `aim` has
-added to spent. counted: number of those steps per axis. taken: number of all steps. horizon: steps that the budget is
-meant for. previous: index of the last action.
+axis; expected, those that a priced policy's prices were set for, likewise; early, those of the layers before the
+policy's, as if they were the whole model; shift, what `aim` has added to spent. counted: number of those steps per
+axis. taken: number of all steps. horizon: steps that the budget is meant for. previous: index of the last action.
 """
 
 
@@ -41,6 +41,7 @@ def open_budgets(
     state["target"], state["horizon"], state["previous"] = as_numpy(target), horizon, previous
     if ledger is not None:
         state["spent"], state["counted"] = as_numpy(ledger.spent), as_numpy(ledger.steps)
+        state["expected"] = state["spent"]
     if early is not None:
         state["early"] = as_numpy(early)
     return state
@@ -56,7 +57,7 @@ def aim(state: np.ndarray, target: Array) -> None:
     it against what was allowed then."""
     target = as_numpy(target)
     moved = (target - state["target"]) * state["counted"]
-    for name in ("spent", "early", "shift"):
+    for name in ("spent", "expected", "early", "shift"):
         state[name] += moved
     state["target"] = target
 

@@ -197,12 +197,13 @@ class Control:
                 here = hidden if len(group.rows) == rows else hidden[as_tensor(group.rows).to(hidden.device)]
                 decided = decide_known(
                     group.policy, here, as_tensor(before), kv_length, self.sparsity, self.shapes,
-                    target=_tensor(state, "target"), spent=_tensor(state, "spent"), counted=_tensor(state, "counted"),
-                    taken=_tensor(state, "taken"), horizon=_tensor(state, "horizon"),
+                    target=_tensor(state, "target"), spent=_tensor(state, "spent"), expected=_tensor(state, "expected"),
+                    counted=_tensor(state, "counted"), taken=_tensor(state, "taken"), horizon=_tensor(state, "horizon"),
                 )  # fmt: skip
                 actions[group.rows] = decided.actions.numpy()
                 rest[group.rows] = group.policy.space.numbers[actions[group.rows]]
                 budgets["previous"][group.rows] = actions[group.rows, -1]
+                budgets["expected"][group.rows] = decided.expected.numpy()
             return rest
 
         return Decision(keep, actions, self.layer, choose)

@@ -17,14 +17,16 @@ class Decided:
     """Decisions about Q steps of N rows.
 
     actions: [N, Q] int64, of the layers from the policy's on. realised: [N, Q, 3] float64 shares of all layers
-    together. controllable: [N, Q, 3] bool; only these steps count towards the budget of an axis. spent: [N, 3] float64
-    and counted: [N, 3] int64, the sums of realised shares and the number of steps that counted, after the last step.
+    together. controllable: [N, Q, 3] bool; only these steps count towards the budget of an axis. spent, expected:
+    [N, 3] float64 and counted: [N, 3] int64, the sums of realised shares and of those that prices were set for, and the
+    number of steps that counted, after the last step.
     """
 
     actions: torch.Tensor
     realised: torch.Tensor
     controllable: torch.Tensor
     spent: torch.Tensor
+    expected: torch.Tensor
     counted: torch.Tensor
 
 
@@ -38,6 +40,7 @@ def decide_known(
     *,
     target: torch.Tensor,
     spent: torch.Tensor,
+    expected: torch.Tensor,
     counted: torch.Tensor,
     taken: torch.Tensor,
     horizon: torch.Tensor,
@@ -46,8 +49,9 @@ def decide_known(
 
     hidden: [N, Q, H] residual stream that enters `policy.layer`. before: [N, Q] int64 actions of the layers before it
     (`policies.unroll` with `Static` finds them). kv_length: [N] int64 keys that the first of the steps sees, its own
-    included. target: [N, 3] float64 shares. spent: [N, 3] float64 sums of realised shares over `counted` [N, 3] int64
-    steps. taken: [N] int64 steps since the budget began, counted or not; horizon: [N] int64 steps that it is meant for.
+    included. target: [N, 3] float64 shares. spent, expected: [N, 3] float64 sums of the shares realised, and of those
+    that prices were set for, over `counted` [N, 3] int64 steps. taken: [N] int64 steps since the budget began, counted or
+    not; horizon: [N] int64 steps that it is meant for.
     All but hidden on the host.
     """
     space, steps = policy.space, before.shape[1]
@@ -68,23 +72,25 @@ def decide_known(
         [_first_layers_share(goal[:, axis, None], whole[axis], first[axis], part) for axis in range(3)], -1
     )
     lowest, highest = (ahead + np.stack([axis[..., end] for axis in rest], -1) for end in (0, -1))
-    total, total_steps, done, meant = spent.numpy().copy(), counted.numpy().copy(), taken.numpy(), horizon.numpy()
+    total, total_expected, total_steps = spent.numpy().copy(), expected.numpy().copy(), counted.numpy().copy()
+    done, meant = taken.numpy(), horizon.numpy()
     on = controllable.numpy()
     actions, realised = np.empty(before.shape, dtype=np.int64), np.empty((*before.shape, 3))
     for step in range(steps):
         now = tuple(axis[:, step] for axis in levels)
-        action = policy.allocate(
-            tuple(axis[:, step] for axis in costs), now, goal, total, total_steps,
+        action, due = policy.allocate(
+            tuple(axis[:, step] for axis in costs), now, goal, total, total_expected, total_steps,
             np.maximum(1, meant - done - step), (lowest[:, step], highest[:, step]),
         )  # fmt: skip
         actions[:, step] = space.controlled(action, on[:, step])
         index = chosen_levels[actions[:, step]]
         realised[:, step] = np.stack([take(axis, index[:, number]) for number, axis in enumerate(now)], 1)
         total += realised[:, step] * on[:, step]
+        total_expected += due * on[:, step]
         total_steps += on[:, step]
     return Decided(
         torch.from_numpy(actions), torch.from_numpy(realised), controllable, torch.from_numpy(total),
-        torch.from_numpy(total_steps),
+        torch.from_numpy(total_expected), torch.from_numpy(total_steps),
     )  # fmt: skip
 
 

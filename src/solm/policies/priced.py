@@ -9,7 +9,7 @@ from solm.core.actions import FULL_BITS, ActionSpace
 from solm.core.arrays import Array, as_numpy
 from solm.core.budget import Budget
 from solm.core.recent import Recent
-from solm.policies.levels import SAME_SHARE, SHORTEST_HORIZON, due_share, take, two_levels
+from solm.policies.levels import SAME_SHARE, SHORTEST_HORIZON, due_share, take, two_levels, without_bias
 from solm.policies.protocol import Count, feasible_levels
 
 if TYPE_CHECKING:
@@ -157,28 +157,34 @@ class PricedPolicy(ABC):
         levels: tuple[np.ndarray, ...],
         target: np.ndarray,
         spent: np.ndarray,
+        expected: np.ndarray,
         counted: np.ndarray,
         remaining: Count,
         later: tuple[np.ndarray, np.ndarray] | None = None,
-    ) -> np.ndarray:
-        """The action [N] int64 of one step, at the price that the rest of the budget sets per remaining step.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The action [N] int64 of one step, at the price that the rest of the budget sets per remaining step, and the
+        shares [N, 3] that the price was set for.
 
         costs, levels: per axis [N, levels], level costs in nats and the shares that the levels would realise. target,
-        spent: [N, 3] shares asked for, and the sums of those realised over `counted` [N, 3] steps. remaining: steps
-        left, this one included. later: lowest and highest average shares [N, 3] that the steps after this one can
+        spent: [N, 3] shares asked for, and the sums of those realised over `counted` [N, 3] steps. expected: [N, 3] the
+        sums of those that prices were set for. remaining: steps left, this one included. later: lowest and highest
+        average shares [N, 3] that the steps after this one can
         realise, by default this step's.
         """
         # In NumPy: these are a few numbers a row, and a call of torch takes about ten times as long to start.
         horizon = np.maximum(remaining, SHORTEST_HORIZON)
         action = np.zeros(len(target), dtype=np.int64)
+        due = np.stack([realised[:, -1] for realised in levels], 1)
         for axis, (cost, realised, curve) in enumerate(zip(costs, levels, self.curves, strict=True)):
             size = realised.shape[1]
             if size == 1:
                 continue
-            due = due_share(target[:, axis], spent[:, axis], counted[:, axis], horizon)
+            wanted = due_share(target[:, axis], spent[:, axis], counted[:, axis], horizon)
+            wanted = without_bias(wanted, spent[:, axis], expected[:, axis], counted[:, axis])
+            due[:, axis] = np.minimum(np.maximum(wanted, realised[:, 0]), realised[:, -1])
             # Prices are those of nominal shares. A step realises other ones: some pages are always read, and pages
             # are read whole.
-            price = curve.price(_nominal_share(due, realised, curve.shares))
+            price = curve.price(_nominal_share(due[:, axis], realised, curve.shares))
             score = cost.astype(np.float64) + price[:, None] * curve.shares
             if self.clamp:
                 ends = (realised[:, 0], realised[:, -1]) if later is None else (later[0][:, axis], later[1][:, axis])
@@ -186,7 +192,7 @@ class PricedPolicy(ABC):
                 score = np.where(allowed, score, np.inf)
             # Axes share neither costs nor budgets: the best action has the best level of each.
             action = action * size + score.argmin(1)
-        return action
+        return action, due
 
 
 def _nominal_share(wanted: np.ndarray, realised: np.ndarray, nominal: np.ndarray) -> np.ndarray:

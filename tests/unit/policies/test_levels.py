@@ -88,22 +88,23 @@ def test_mid_pass_decisions_in_parts_equal_the_whole_and_leave_their_arguments_a
     start, horizon = torch.zeros(3, dtype=torch.int64), torch.tensor([20, 30, 12])
     nothing, spent = torch.zeros(3, 3, dtype=torch.int64), torch.zeros(3, 3, dtype=torch.float64)
 
-    def decide(first: int, last: int, spent: torch.Tensor, counted: torch.Tensor):
+    def decide(first: int, last: int, spent: torch.Tensor, expected: torch.Tensor, counted: torch.Tensor):
         return decide_known(
             policy, hidden[:, first:last], before[:, first:last], KV_LENGTH + first, SPARSITY, SHAPES, target=TARGET,
-            spent=spent, counted=counted, taken=start + first, horizon=horizon,
+            spent=spent, expected=expected, counted=counted, taken=start + first, horizon=horizon,
         )  # fmt: skip
 
-    whole = decide(0, 20, spent, nothing)
+    whole = decide(0, 20, spent, spent, nothing)
     assert not spent.any()
     assert not nothing.any()
     assert len(whole.actions.unique()) > 3
     torch.testing.assert_close(whole.spent, (whole.realised * whole.controllable).sum(1))
     assert whole.counted.tolist() == whole.controllable.sum(1).tolist() == [[16, 20, 20], [20] * 3, [20] * 3]
-    actions, counted = [], nothing
+    actions, expected, counted = [], spent, nothing
     for first, last in ((0, 4), (4, 5), (5, 20)):
-        part = decide(first, last, spent, counted)
-        spent, counted = part.spent, part.counted
+        part = decide(first, last, spent, expected, counted)
+        spent, expected, counted = part.spent, part.expected, part.counted
         actions.append(part.actions)
     assert torch.equal(torch.cat(actions, 1), whole.actions)
     assert torch.equal(spent, whole.spent)
+    assert torch.equal(expected, whole.expected)

@@ -49,6 +49,24 @@ def test_every_row_meets_its_budget_and_saves_where_it_costs_least(shares, horiz
     assert ours < theirs
 
 
+@pytest.mark.parametrize("harder", [0.4, 2.5])
+def test_a_text_unlike_those_of_training_keeps_to_its_budget_from_the_start(harder):
+    policy = ValuePolicy(network(), SPACE)
+    target = torch.tensor([[0.5, 0.7, 0.5]] * 8, dtype=torch.float64)
+
+    def average(expected: torch.Tensor | None) -> float:
+        """The share of the MLP after 64 of 1,024 steps."""
+        ledger, generator = Ledger.empty(8), torch.Generator().manual_seed(1)
+        for step in range(64):
+            predicted = policy.costs(torch.randn(8, 1, 64, generator=generator), SPACE.table[-1].expand(8, 1, 3))
+            costs = tuple(harder * axis[:, 0] for axis in predicted)
+            action = allocate(policy, costs, shares_of(SPACE, 8), target, ledger, 1024 - step, expected)
+            ledger = ledger.add(SPACE.table[action] / torch.tensor([1, 1, 16]), torch.ones(8, 3, dtype=torch.bool))
+        return float((ledger.average - target)[:, 1].mean().abs())
+
+    assert average(torch.zeros(8, 3, dtype=torch.float64)) < 0.5 * average(None)
+
+
 def test_a_net_keep_is_split_at_one_price():
     cheap = ValueNetwork(ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=16))
     noise = 1 + 0.3 * torch.rand(len(cheap.training_sensitivities), 1, generator=torch.Generator().manual_seed(0))

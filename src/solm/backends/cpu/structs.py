@@ -10,7 +10,7 @@ from solm.backends.session import MOST_EXACT
 from solm.core import actions, allocation, nested, thresholds
 from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
-from solm.policies.levels import SHORTEST_HORIZON
+from solm.policies.levels import SHORTEST_HORIZON, UNBIASED_STEPS
 
 PAGE = 16
 """Tokens of a page of the KV cache."""
@@ -192,7 +192,8 @@ def layout() -> list[str]:
         "PERCENTAGES": thresholds.PERCENTAGES, "MAGNITUDES": MAGNITUDES, "SITES": len(thresholds.SITES),
         "HIGH_BITS": nested.HIGH_BITS, "FULL_BITS": actions.FULL_BITS, "LEAST_STEPS": LEAST_STEPS,
         "MOST_ROWS": MOST_ROWS, "MOST_QUERIES": MOST_QUERIES, "MOST_LEVELS": MOST_LEVELS, "MOST_WIDTH": MOST_WIDTH,
-        "MOST_STEPS": MOST_STEPS, "MOST_EXACT": MOST_EXACT, "SHORTEST_HORIZON": SHORTEST_HORIZON, "MESSAGE": MESSAGE,
+        "MOST_STEPS": MOST_STEPS, "MOST_EXACT": MOST_EXACT, "SHORTEST_HORIZON": SHORTEST_HORIZON,
+        "UNBIASED_STEPS": UNBIASED_STEPS, "MESSAGE": MESSAGE,
     }  # fmt: skip
     lines = [f"{name} = {value}" for name, value in constants.items()]
     for struct in (Sizes, Matrix, Product, Head, Rope, Layer, Model, SparsityRules, Decider):

@@ -122,6 +122,7 @@ def test_a_policy_that_does_not_fit_the_model_is_refused(rows, options, message)
         ("target", float("nan"), "row 1: budget shares"),
         ("spent", float("inf"), "row 1: budget shares"),
         ("early", float("nan"), "row 1: budget shares"),
+        ("expected", float("nan"), "row 1: budget shares"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(rows, field, value, message):

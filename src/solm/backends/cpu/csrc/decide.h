@@ -136,6 +136,7 @@ inline int decide(const Decider& d, const LevelShares& own, const SparsityRules&
     for (int l = 0; l < size; ++l) here[l] = early[early_level[axis]] + (share[l] - early[l]);
     for (int l = 0; l < size; ++l) more[l] = early[l] - early_part * share[l];
     level[axis] = size - 1;
+    double expected = here[size - 1];  // the share that the price is set for
     if (controllable && size > 1) {
       const double goal = target * double(row.counted[axis] + left);
       const double later_early = early_part * target + interpolate(target, share, more, size);
@@ -146,8 +147,11 @@ inline int decide(const Decider& d, const LevelShares& own, const SparsityRules&
         least = std::min(least, miss[l]);
       }
       const double due = (target * (double(row.counted[axis]) + horizon) - row.spent[axis]) / horizon;
+      // As `without_bias` in solm.policies.levels.
+      const double bias = (row.spent[axis] - row.expected[axis]) / double(row.counted[axis] + UNBIASED_STEPS);
+      expected = std::min(std::max(due - bias, here[0]), here[size - 1]);
       const double* nominal = d.shares[axis];
-      const double price = interpolate(nominal_share(due, here, nominal, size), d.curve[axis], d.prices, d.points);
+      const double price = interpolate(nominal_share(expected, here, nominal, size), d.curve[axis], d.prices, d.points);
       for (int l = 0; l < size; ++l) {
         const double cost = d.fixed_cost[axis][l] + sensitivity[axis] * d.own_cost[axis][l] + price * nominal[l];
         if ((d.clamp && miss[l] > least + 1e-9) || cost >= lowest) continue;
@@ -155,7 +159,7 @@ inline int decide(const Decider& d, const LevelShares& own, const SparsityRules&
       }
     }
     realised[axis] = here[level[axis]];
-    if (controllable) row.spent[axis] += realised[axis], ++row.counted[axis];
+    if (controllable) row.spent[axis] += realised[axis], row.expected[axis] += expected, ++row.counted[axis];
   }
   ++row.taken;
   row.previous = action_of(d, level);

@@ -23,6 +23,7 @@ constexpr int MOST_WIDTH = 4096;     // hidden units of a decider
 constexpr int MOST_STEPS = 1 << 20;  // of one call
 constexpr int MOST_EXACT = 64;       // logits that are exact beside approximate ones
 constexpr int SHORTEST_HORIZON = 8;  // steps over which a deviation from the budget is made good at least
+constexpr int UNBIASED_STEPS = 16;   // that decisions are taken to have met expectations (solm.policies.levels)
 constexpr int MESSAGE = 200;         // bytes of an error message
 
 // precision 0: float32, 1: bfloat16, 2: integers. embedding: the tensor type of embeddings, as GGUF numbers it. kv_int8: keys
@@ -128,12 +129,12 @@ struct Decider {
 };
 
 // The budget of a row (solm.backends.budgets). Shares per axis: target, the average asked for; spent, the sum over counted
-// steps; early, the sum that the layers before the decider's would have spent as the whole model; shift, not used here.
-// counted: steps that could be controlled on an axis; taken: all steps; horizon: steps that the budget is meant for; previous:
-// last action.
+// steps; expected, the sum that these steps' prices were set for; early, the sum that the layers before the decider's would have
+// spent as the whole model; shift, not used here. counted: steps that could be controlled on an axis; taken: all steps;
+// horizon: steps that the budget is meant for; previous: last action.
 struct RowState {
   const Decider* decider;
-  double target[3], spent[3], early[3], shift[3];
+  double target[3], spent[3], expected[3], early[3], shift[3];
   int64_t counted[3], taken, horizon, previous;
 };
 

@@ -167,7 +167,7 @@ inline bool valid_states(const Engine& e, const Call& c, char* message) {
                     row.decider->layer);
     for (int axis = 0; axis < 3; ++axis)
       if (!(row.target[axis] >= 0 && row.target[axis] <= 1) || !std::isfinite(row.spent[axis]) ||
-          !std::isfinite(row.early[axis]))
+          !std::isfinite(row.expected[axis]) || !std::isfinite(row.early[axis]))
         return refuse(message, "row %d: budget shares must be in [0, 1] and what was spent finite, got %g and %g", r,
                       row.target[axis], row.spent[axis]);
     const auto [fewest, most] = std::minmax({row.counted[0], row.counted[1], row.counted[2], row.taken});
