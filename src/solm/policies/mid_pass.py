@@ -50,9 +50,8 @@ def decide_known(
     hidden: [N, Q, H] residual stream that enters `policy.layer`. before: [N, Q] int64 actions of the layers before it
     (`policies.unroll` with `Static` finds them). kv_length: [N] int64 keys that the first of the steps sees, its own
     included. target: [N, 3] float64 shares. spent, expected: [N, 3] float64 sums of the shares realised, and of those
-    that prices were set for, over `counted` [N, 3] int64 steps. taken: [N] int64 steps since the budget began, counted or
-    not; horizon: [N] int64 steps that it is meant for.
-    All but hidden on the host.
+    that prices were set for, over `counted` [N, 3] int64 steps. taken: [N] int64 steps since the budget began, counted
+    or not; horizon: [N] int64 steps that it is meant for. All but hidden on the host.
     """
     space, steps = policy.space, before.shape[1]
     costs = [axis.numpy() for axis in policy.costs(hidden, space.table[before])]
