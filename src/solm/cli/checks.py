@@ -16,7 +16,7 @@ from solm.cli.options import DECIDERS
 from solm.core.errors import ContextLengthError, SolmError
 from solm.core.files import is_stream, place_of
 from solm.core.unicode import check_unicode
-from solm.runtime.facts import ModelFacts, model_facts, policy_called
+from solm.runtime.facts import AUTO, ModelFacts, model_facts, policy_called, shipped_policy
 
 if TYPE_CHECKING:
     from solm.core.actions import ActionSpace
@@ -167,6 +167,14 @@ def trained_policy(
         return trained
     with option("--space"):
         return trained.with_space(space)
+
+
+def own_policy(config: ModelFacts) -> str | None:
+    """What to type for the policy that ships for the model of `config`; None where none does."""
+    try:
+        return f"--policy {AUTO} ({shipped_policy(config)})"
+    except SolmError:
+        return None
 
 
 def backend(
