@@ -19,15 +19,17 @@ def fitted(arm: str, size: str = "0.5b-1024") -> list[Difference]:
 
 
 @says("README.md", "a policy of `solm fit` beats uniform settings at five of eight budgets")
-@says(
-    "docs/results.md",
-    "The policy beats *uniform*, *thresholds* and *constant* at the five lowest budgets each, and ties",
-)
-@says("docs/results.md", "On the 0.5B it beats uniform settings and thresholds alone at five of eight budgets.")
-@says("docs/limits.md", "and thresholds alone, every layer alike, at the five lowest each.")
+@says("docs/results.md", "The policy beats *uniform* at the five lowest budgets, *constant* at five and *thresholds* at the")
+@says("docs/results.md", "On the 0.5B it beats uniform settings at five of eight budgets and thresholds alone at four.")
+@says("docs/limits.md", "it beats uniform settings at the five lowest and thresholds alone, every layer alike, at the four")
 def the_smaller_policy() -> bool:
-    against = [fitted(arm) for arm in ("uniform", "constant", "teal")]
-    return all(len(found) == 8 and all(map(won, found[:5])) and all(map(tied, found[5:])) for found in against)
+    against = {arm: fitted(arm) for arm in ("uniform", "constant", "teal")}
+    best = {arm: [place for place, one in enumerate(found) if won(one)] for arm, found in against.items()}
+    others = [one for found in against.values() for one in found if not won(one)]
+    return (
+        best == {"uniform": [0, 1, 2, 3, 4], "constant": [0, 1, 2, 3, 5], "teal": [0, 1, 2, 3]}
+        and len(others) == 10 and all(map(tied, others))
+    )  # fmt: skip
 
 
 @says("README.md", "Most of the gain comes from allocation and thresholds together.")
@@ -37,13 +39,12 @@ def mostly_without_the_network() -> bool:
     return all(-uniform.value / 2 > -allocated.value for uniform, allocated in pairs)
 
 
-@says("README.md", "The 0.5B's network shows no gain.")
-@says("docs/results.md", "To *allocated* it **loses** at one budget, by 0.012 nats, and ties with it at seven")
-@says("docs/results.md", "on the 0.5B by 0.012 nats at 0.741 of the time")
-@says("docs/limits.md", "without the network it ties at seven budgets and loses at one.")
+@says("README.md", "The 0.5B's network gains at one.")
+@says("docs/results.md", "It beats *allocated* at one budget, by 0.007 nats, and ties with it at seven")
+@says("docs/limits.md", "without the network at one budget, and ties with them at seven.")
 def the_network_of_the_smaller_policy() -> bool:
     found = fitted("allocated")
-    return len(found) == 8 and sum(map(tied, found)) == 7 and found[2].low > 0 and round(found[2].value, 3) == 0.012
+    return len(found) == 8 and sum(map(tied, found)) == 7 and won(found[3]) and round(found[3].value, 3) == -0.007
 
 
 def loss(name: str, budget: float) -> tuple[float, float, Difference]:
@@ -89,14 +90,14 @@ def larger_models_beside_llama_cpp() -> bool:
     return ranges == [0.27, 0.57, 0.82, 1.02] and min(prompts) > 2 and round(1 - pages, 2) == 0.35
 
 
-@says("README.md", "1.21 times as fast as dense after 1,024 tokens, for 0.026 nats per token (200 texts)")
+@says("README.md", "1.21 times as fast as dense after 1,024 tokens, for 0.028 nats per token (200 texts)")
 @says("README.md", "After 8,192 it is 1.42 times for 0.051 (20 texts)")
 @says("docs/results.md", "After 8,192 tokens it decodes 1.42 times as fast for 0.051 nats per token.")
 @says("docs/results.md", "It decodes 1.42 times as fast as dense steps for 0.051 nats per token [+0.033, +0.070].")
 @says("docs/results.md", "After 64 tokens, on 48 texts, it is 1.20 times as fast for 0.028")
 def the_smaller_policy_on_the_clock() -> bool:
     told = {
-        ("fitted-0.5b-1024", 0.828): (1.21, 0.026, 200),
+        ("fitted-0.5b-1024", 0.828): (1.21, 0.028, 200),
         ("fitted-0.5b-8192-zen5", 0.705): (1.42, 0.051, 20),
         ("fitted-0.5b-64-zen5", 0.836): (1.2, 0.028, 48),
     }  # fmt: skip
