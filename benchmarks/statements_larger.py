@@ -19,9 +19,15 @@ def fitted(arm: str, size: str = "0.5b-1024") -> list[Difference]:
 
 
 @says("README.md", "a policy of `solm fit` beats uniform settings at five of eight budgets")
-@says("docs/results.md", "The policy beats *uniform* at the five lowest budgets, *constant* at five and *thresholds* at the")
+@says(
+    "docs/results.md",
+    "The policy beats *uniform* at the five lowest budgets, *constant* at five and *thresholds* at the",
+)
 @says("docs/results.md", "On the 0.5B it beats uniform settings at five of eight budgets and thresholds alone at four.")
-@says("docs/limits.md", "it beats uniform settings at the five lowest and thresholds alone, every layer alike, at the four")
+@says(
+    "docs/limits.md",
+    "it beats uniform settings at the five lowest and thresholds alone, every layer alike, at the four",
+)
 def the_smaller_policy() -> bool:
     against = {arm: fitted(arm) for arm in ("uniform", "constant", "teal")}
     best = {arm: [place for place, one in enumerate(found) if won(one)] for arm, found in against.items()}

@@ -7,8 +7,8 @@ from solm.core.arrays import AnyArray
 SHORTEST_HORIZON = 8
 """Steps over which a deviation from the budget is made good, even where fewer are left."""
 UNBIASED_STEPS = 16
-"""Steps as if taken before, which realised what was expected of them: so many have to tell otherwise for half of it to
-be believed (`without_bias`)."""
+"""After so many steps half of the difference between what they realised and what their prices were set for is taken to
+last (`without_bias`), and more after more of them."""
 SAME_SHARE = 1e-9
 """Shares that differ by less count as equal."""
 
@@ -27,8 +27,8 @@ def without_bias(due: AnyArray, spent: AnyArray, expected: AnyArray, steps: AnyA
     """The share for which a price must be set so that the next steps realise `due`.
 
     Prices are those at which the tokens of training realise a share. The tokens of one text may realise more at every
-    price, or less. Were that made good by what is left of the budget alone, then a reply would begin above its budget
-    and end below it, and one that ends early would have exceeded it.
+    price, or less. If only what is left of the budget made that good, a reply would begin above its budget and end
+    below it, and one that ends early would have exceeded it.
 
     spent, expected: sums over the `steps` counted so far, of the shares realised and of those that prices were set for.
     """

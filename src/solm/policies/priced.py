@@ -168,8 +168,7 @@ class PricedPolicy(ABC):
         costs, levels: per axis [N, levels], level costs in nats and the shares that the levels would realise. target,
         spent: [N, 3] shares asked for, and the sums of those realised over `counted` [N, 3] steps. expected: [N, 3] the
         sums of those that prices were set for. remaining: steps left, this one included. later: lowest and highest
-        average shares [N, 3] that the steps after this one can
-        realise, by default this step's.
+        average shares [N, 3] that the steps after this one can realise, by default this step's.
         """
         # In NumPy: these are a few numbers a row, and a call of torch takes about ten times as long to start.
         horizon = np.maximum(remaining, SHORTEST_HORIZON)
