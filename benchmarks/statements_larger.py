@@ -172,31 +172,19 @@ def what_knowing_long_contexts_gains() -> bool:
     return found == [0.147, 0.1, 0.041, 0.025]
 
 
-@says("README.md", "on the 1.5B at six.")
-@says("docs/results.md", "On the 1.5B it beats both at six")
-@says("docs/limits.md", "a policy beats uniform settings and thresholds alone at the six lowest of eight budgets.")
-@says(
-    "docs/results.md", "It beats *uniform* and *thresholds* at the six lowest budgets each, and ties with them above."
-)
+@says("README.md", "on the 1.5B at seven.")
+@says("docs/results.md", "On the 1.5B it beats both at seven")
+@says("docs/limits.md", "a policy beats uniform settings and thresholds alone at the seven lowest of eight budgets.")
+@says("docs/results.md", "It beats *uniform* and *thresholds* at the seven lowest budgets each, and ties with them at the")
 def the_larger_policy() -> bool:
     against = [fitted(arm, "1.5b-1024") for arm in ("uniform", "teal")]
-    return all(len(found) == 8 and all(map(won, found[:6])) and all(map(tied, found[6:])) for found in against)
+    return all(len(found) == 8 and all(map(won, found[:7])) and tied(found[7]) for found in against)
 
 
-@says("docs/results.md", "It beats *constant* at the lowest and **loses** to it at one, by 0.002 nats.")
-@says("docs/results.md", "It beats *allocated* at the lowest and **loses** to it at one, by 0.010.")
-@says(
-    "docs/results.md",
-    "on the 1.5B by 0.010 at 0.735. To constants under that allocation on the 1.5B, by 0.002 at 0.912.",
-)
-def where_the_larger_policy_loses() -> bool:
-    lost = []
-    for arm in ("constant", "allocated"):
-        found = fitted(arm, "1.5b-1024")
-        lost += [(place, round(one.value, 3)) for place, one in enumerate(found) if one.low > 0]
-        if not won(found[0]) or sum(map(tied, found)) != 6:
-            return False
-    return lost == [(6, 0.002), (2, 0.010)]
+@says("docs/results.md", "It beats *constant* and *allocated* at the lowest, and ties with both at the others.")
+def what_the_larger_policy_gains_on_its_allocation() -> bool:
+    against = [fitted(arm, "1.5b-1024") for arm in ("constant", "allocated")]
+    return all(won(found[0]) and all(map(tied, found[1:])) for found in against)
 
 
 @says("docs/results.md", "It beats *uniform* at the five lowest budgets, *constant* at six and *thresholds* at four")
