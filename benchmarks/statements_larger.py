@@ -97,19 +97,19 @@ def larger_models_beside_llama_cpp() -> bool:
 
 
 @says("README.md", "1.21 times as fast as dense after 1,024 tokens, for 0.028 nats per token (200 texts)")
-@says("README.md", "After 8,192 it is 1.42 times for 0.051 (20 texts)")
-@says("docs/results.md", "After 8,192 tokens it decodes 1.42 times as fast for 0.051 nats per token.")
-@says("docs/results.md", "It decodes 1.42 times as fast as dense steps for 0.051 nats per token [+0.033, +0.070].")
+@says("README.md", "After 8,192 it is 1.42 times for 0.040 (20 texts)")
+@says("docs/results.md", "After 8,192 tokens it decodes 1.42 times as fast for 0.040 nats per token.")
+@says("docs/results.md", "It decodes 1.42 times as fast as dense steps for 0.040 nats per token [+0.024, +0.057].")
 @says("docs/results.md", "After 64 tokens, on 48 texts, it is 1.20 times as fast for 0.028")
 def the_smaller_policy_on_the_clock() -> bool:
     told = {
         ("fitted-0.5b-1024", 0.828): (1.21, 0.028, 200),
-        ("fitted-0.5b-8192-zen5", 0.705): (1.42, 0.051, 20),
+        ("fitted-0.5b-8192-zen5", 0.705): (1.42, 0.04, 20),
         ("fitted-0.5b-64-zen5", 0.836): (1.2, 0.028, 48),
     }  # fmt: skip
     known = all((*loss(*place)[:2], of.settings(place[0])["texts"]) == found for place, found in told.items())
     whole = loss("fitted-0.5b-8192-zen5", 0.705)[2]
-    return known and (round(whole.low, 3), round(whole.high, 3)) == (0.033, 0.070)
+    return known and (round(whole.low, 3), round(whole.high, 3)) == (0.024, 0.057)
 
 
 @says("docs/results.md", "30.8 ms per step against 27.0 after 64 tokens, 31.0 against 29.2 after 1,024.")
@@ -126,7 +126,7 @@ def starts_of_the_smaller_model() -> bool:
     return [round(timed.larger_start("0.5B", engine)[0], 1) for engine in ("solm", "llama.cpp")] == [0.8, 0.5]
 
 
-@says("docs/results.md", "To uniform on the 0.5B: by 0.005 nats on joint-27 at net keep 0.75,")
+@says("docs/results.md", "To uniform on the 0.5B: by 0.005 nats on joint-27 at net keep 0.75.")
 def a_small_loss_on_a_grid() -> bool:
     grid = next(one for one in of.comparisons("paper-0.5b", "joint-27") if one.net_keep == 0.75).policy_minus["uniform"]
     return grid.low > 0 and round(grid.value, 3) == 0.005
@@ -152,18 +152,17 @@ def what_prompt_lookup_saves() -> bool:
     return len(ratios) == 5 and min(ratios.values()) > 1 and best == (0.5, 1.04)
 
 
-@says("docs/results.md", "At the lowest budget and at 0.779 of the time the policy beats *uniform* and *thresholds*")
-@says("docs/results.md", "**loses** to *uniform* and to *thresholds*, by less than 0.008 nats.")
 @says(
     "docs/results.md",
-    "and by 0.005 after 8,192 tokens at 0.926 of the time, where it loses to thresholds, too, by 0.007.",
+    "The policy beats *thresholds* at the three lowest budgets, and *uniform* at the lowest and at 0.779",
 )
+@says("docs/results.md", "It ties with them at the others, and with *constant* and *allocated* at all.")
 def the_smaller_policy_after_long_contexts() -> bool:
-    uniform, teal, constant = (fitted(arm, "0.5b-8192-zen5") for arm in ("uniform", "teal", "constant"))
-    best = [won(one) for one in uniform] == [won(one) for one in teal] == [True, False, True, False, False]
-    worst = uniform[-1].low > 0 and teal[-1].low > 0 and max(uniform[-1].value, teal[-1].value) < 0.008
-    apart = (round(uniform[-1].value, 3), round(teal[-1].value, 3)) == (0.005, 0.007)
-    return best and worst and apart and [won(one) for one in constant] == [True, False, False, False, False]
+    against = {arm: fitted(arm, "0.5b-8192-zen5") for arm in ("teal", "uniform", "constant", "allocated")}
+    best = {arm: [place for place, one in enumerate(found) if won(one)] for arm, found in against.items()}
+    others = [one for found in against.values() for one in found if not won(one)]
+    told = {"teal": [0, 1, 2], "uniform": [0, 2], "constant": [], "allocated": []}
+    return best == told and len(others) == 15 and all(map(tied, others))
 
 
 @says("docs/results.md", "0.147 nats in place of 0.100 at 0.621 of the time, 0.041 in place of 0.025 at 0.696")
@@ -175,7 +174,9 @@ def what_knowing_long_contexts_gains() -> bool:
 @says("README.md", "on the 1.5B at seven.")
 @says("docs/results.md", "On the 1.5B it beats both at seven")
 @says("docs/limits.md", "a policy beats uniform settings and thresholds alone at the seven lowest of eight budgets.")
-@says("docs/results.md", "It beats *uniform* and *thresholds* at the seven lowest budgets each, and ties with them at the")
+@says(
+    "docs/results.md", "It beats *uniform* and *thresholds* at the seven lowest budgets each, and ties with them at the"
+)
 def the_larger_policy() -> bool:
     against = [fitted(arm, "1.5b-1024") for arm in ("uniform", "teal")]
     return all(len(found) == 8 and all(map(won, found[:7])) and tied(found[7]) for found in against)
