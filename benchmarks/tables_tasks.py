@@ -81,34 +81,42 @@ def tasks_largest() -> str:
     )
 
 
-OTHERS = "tasks-0.5b/others"
-"""Tasks other than MMLU on a larger model."""
+OTHERS = ("tasks-0.5b/others", "tasks-0.5b/others-150")
+"""Tasks other than MMLU on a larger model; what the first one has at a budget of the second one is left out."""
 
 
 @table
 def tasks_others() -> str:
     """A row for every budget and task, and one for the mean of all tasks."""
-    if not of.measured(OTHERS):
-        return ""
-    points, rows = of.read(OTHERS)["points"], []
-    arms = ("dense", "uniform", "constant", "allocated", "policy")
-    for budget in sorted({point["budget"] for point in points if point["arm"] == "policy"}):
+    rows, arms = [], ("dense", "uniform", "constant", "allocated", "policy")
+    for budget, tasks in other_points().items():
         scores, gains = [], []
-        for task in dict.fromkeys(point["task"] for point in points):
-            found = {p["arm"]: p for p in points if p["task"] == task and p["budget"] in (budget, 1)}
+        for task, found in tasks.items():
             scores.append([100 * found[arm]["scores"]["acc"] for arm in arms])
             apart = found["uniform"]["differences"]
             gains.append(Difference.of(apart["acc"]))
             rows.append(
-                [f"{budget:g}", task, *(f"{score:.1f}" for score in scores[-1]),
+                [f"{budget:g}", task, f"{found['dense']['questions']}", *(f"{score:.1f}" for score in scores[-1]),
                  interval(gains[-1], 1, 100, more_is_better=True),
                  interval(Difference.of(apart["margin"]), 3, more_is_better=True)]
             )  # fmt: skip
         means = [sum(column) / len(scores) for column in zip(*scores, strict=True)]
         gain = interval(mean_of(gains), 1, 100, more_is_better=True)
-        rows.append([f"{budget:g}", "*mean*", *(f"{mean:.1f}" for mean in means), gain, NONE])
+        rows.append([f"{budget:g}", "*mean*", NONE, *(f"{mean:.1f}" for mean in means), gain, NONE])
     last = ("policy − uniform, points", "margin: policy − uniform")
-    return markdown(("Budget", "Task", *(f"{arm}, %" for arm in arms), *last), rows, words=2)
+    return markdown(("Budget", "Task", "questions", *(f"{arm}, %" for arm in arms), *last), rows, words=2)
+
+
+def other_points() -> dict[float, dict[str, dict[str, Any]]]:
+    """By budget and task the points of all arms and of dense, of the last of the results that has this budget."""
+    found: dict[float, dict[str, dict[str, Any]]] = {}
+    for points in (of.read(name)["points"] for name in OTHERS if of.measured(name)):
+        for budget in {point["budget"] for point in points if point["arm"] == "policy"}:
+            found[budget] = {}
+            for point in points:
+                if point["budget"] in (budget, 1):
+                    found[budget].setdefault(point["task"], {})[point["arm"]] = point
+    return dict(sorted(found.items()))
 
 
 def mean_of(found: Sequence[Difference]) -> Difference:
