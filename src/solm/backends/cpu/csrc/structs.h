@@ -23,7 +23,7 @@ constexpr int MOST_WIDTH = 4096;     // hidden units of a decider
 constexpr int MOST_STEPS = 1 << 20;  // of one call
 constexpr int MOST_EXACT = 64;       // logits that are exact beside approximate ones
 constexpr int SHORTEST_HORIZON = 8;  // steps over which a deviation from the budget is made good at least
-constexpr int UNBIASED_STEPS = 16;   // that decisions are taken to have met expectations (solm.policies.levels)
+constexpr int UNBIASED_STEPS = 16;   // see `without_bias` in solm.policies.levels
 constexpr int MESSAGE = 200;         // bytes of an error message
 
 // precision 0: float32, 1: bfloat16, 2: integers. embedding: the tensor type of embeddings, as GGUF numbers it. kv_int8: keys
