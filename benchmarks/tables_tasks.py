@@ -89,7 +89,7 @@ OTHERS = ("tasks-0.5b/others", "tasks-0.5b/others-150")
 def tasks_others() -> str:
     """A row for every budget and task, and one for the mean of all tasks."""
     rows, arms = [], ("dense", "uniform", "constant", "allocated", "policy")
-    for budget, tasks in other_points().items():
+    for budget, tasks in other_points(OTHERS).items():
         scores, gains = [], []
         for task, found in tasks.items():
             scores.append([100 * found[arm]["scores"]["acc"] for arm in arms])
@@ -107,10 +107,10 @@ def tasks_others() -> str:
     return markdown(("Budget", "Task", "questions", *(f"{arm}, %" for arm in arms), *last), rows, words=2)
 
 
-def other_points() -> dict[float, dict[str, dict[str, Any]]]:
+def other_points(names: Sequence[str]) -> dict[float, dict[str, dict[str, Any]]]:
     """By budget and task the points of all arms and of dense, of the last of the results that has this budget."""
     found: dict[float, dict[str, dict[str, Any]]] = {}
-    for points in (of.read(name)["points"] for name in OTHERS if of.measured(name)):
+    for points in (of.read(name)["points"] for name in names if of.measured(name)):
         for budget in {point["budget"] for point in points if point["arm"] == "policy"}:
             found[budget] = {}
             for point in points:
