@@ -177,7 +177,16 @@ def kl_difference(point: dict[str, Any], arm: str) -> Difference:
 def graded(size: str) -> dict[str, Any] | None:
     """By kind of problem `problems`, a number, and `points`, which `solm study graded` found for a model; None where it
     has not run."""
-    return read(f"graded-{size}")["kinds"] if (RESULTS / f"graded-{size}.json").exists() else None
+    kinds: dict[str, Any] = {}
+    for name in graded_files(size):
+        kinds |= read(name)["kinds"]
+    return kinds or None
+
+
+def graded_files(size: str) -> list[str]:
+    """The results of a model's graded replies: one of all kinds, and of kinds that were graded again."""
+    names = [f"graded-{size}", f"graded-{size}-gsm8k", f"graded-{size}-humaneval"]
+    return [name for name in names if measured(name)]
 
 
 def adherence() -> list[dict[str, Any]]:

@@ -9,19 +9,19 @@ from tables_tasks import LARGEST, OTHERS, mean_of, mmlu_points, other_points
 
 
 @says("docs/results.md", "on the 0.5B in GSM8K problems solved at budget 0.8.")
-@says("docs/results.md", "solve as many problems at 0.9 of the time, and fewer in GSM8K at 0.8")
+@says("docs/results.md", "solve as many problems at 0.9 of the time. At 0.8 they solve fewer in GSM8K;")
 @says(
     "README.md",
-    "where chat replies diverge from dense by 0.04 nats per token, the 0.5B solves 15 % of 200 GSM8K problems; dense "
+    "where chat replies diverge from dense by 0.04 nats per token, the 0.5B solves 14 % of 200 GSM8K problems; dense "
     "it solves 26 %. At 0.9 no difference shows",
 )
 @says(
     "docs/limits.md",
-    "by 0.04 nats per token, greedy replies solve 15 % of 200 GSM8K problems, where dense steps solve 26",
+    "by 0.04 nats per token, greedy replies solve 14 % of 200 GSM8K problems, where dense steps solve 26",
 )
-@says("docs/limits.md", "Of 82 HumanEval problems they solve 54 % in place of 59 %, which is within the noise")
+@says("docs/limits.md", "Of 82 HumanEval problems they solve 65 % in place of 59 %, which is within the noise")
 def what_a_small_loss_does_to_tasks() -> bool:
-    kinds = of.read("graded-0.5b")["kinds"]
+    kinds = of.graded("0.5b") or {}
     solved, alike = {}, []
     for kind in ("gsm8k", "humaneval"):
         points = {(p["arm"], p["budget"]): p for p in kinds[kind]["points"]}
@@ -32,7 +32,19 @@ def what_a_small_loss_does_to_tasks() -> bool:
         every = [points["dense", 1.0], points["policy", 0.8]]
         solved[kind] = [kinds[kind]["problems"], *(round(100 * point["solved"] + 1e-9) for point in every)]
     [chat] = [p["kl"] for p in kinds["chat"]["points"] if (p["arm"], p["budget"]) == ("policy", 0.8)]
-    return all(alike) and round(chat, 2) == 0.04 and solved == {"gsm8k": [200, 26, 15], "humaneval": [82, 59, 54]}
+    return all(alike) and round(chat, 2) == 0.04 and solved == {"gsm8k": [200, 26, 14], "humaneval": [82, 59, 65]}
+
+
+@says(
+    "docs/results.md", "as many, and more than under uniform settings and constants, which an earlier run did not show."
+)
+def code_that_is_graded() -> bool:
+    def gains(kinds: dict[str, Any]) -> list[Difference]:
+        points = [p for p in kinds["humaneval"]["points"] if p["budget"] == 0.8 and p["arm"] in ("uniform", "constant")]
+        return [Difference.of(point["policy_minus"]["solved"]) for point in points]
+
+    now, before = gains(of.graded("0.5b") or {}), gains(of.read("graded-0.5b")["kinds"])
+    return len(now) == 2 and all(one.low > 0 for one in now) and all(map(tied, before))
 
 
 @says("docs/results.md", "On seven other tasks it loses 3.8 points at 0.7 of the time and uniform settings 2.6")

@@ -21,8 +21,8 @@ def graded() -> str:
 
 
 def _chapter(size: str, model: str) -> str:
-    name = f"graded-{size}"
-    kinds, how, currency = of.read(name)["kinds"], of.settings(name), of.read(name)["currency"]
+    names = of.graded_files(size)
+    kinds, how, currency = of.graded(size) or {}, of.settings(names[0]), of.read(names[0])["currency"]
     asked = ", ".join(f"{NAMES[kind]}: {found['problems']}" for kind, found in kinds.items())
     parts = [
         f"### Replies that are graded, {model}",
@@ -39,7 +39,7 @@ def _chapter(size: str, model: str) -> str:
             "along its reply, nats per token.",
             _followed(kinds["chat"]["points"]).rstrip(),
         ]
-    return "\n\n".join([*parts, f"`results/{name}.json`.\n"])
+    return "\n\n".join([*parts, ", ".join(f"`results/{name}.json`" for name in reversed(names)) + ".\n"])
 
 
 def _solved(kinds: dict[str, list[Point]]) -> str:
