@@ -45,7 +45,7 @@ def mostly_without_the_network() -> bool:
     return all(-uniform.value / 2 > -allocated.value for uniform, allocated in pairs)
 
 
-@says("README.md", "The 0.5B's network gains at one.")
+@says("README.md", "The 0.5B's network gains at one budget.")
 @says("docs/results.md", "It beats *allocated* at one budget, by 0.007 nats, and ties with it at seven")
 @says("docs/limits.md", "without the network at one budget, and ties with them at seven.")
 def the_network_of_the_smaller_policy() -> bool:

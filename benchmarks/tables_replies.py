@@ -39,7 +39,7 @@ def _chapter(size: str, model: str) -> str:
             "along its reply, nats per token.",
             _followed(kinds["chat"]["points"]).rstrip(),
         ]
-    return "\n\n".join([*parts, ", ".join(f"`results/{name}.json`" for name in reversed(names)) + ".\n"])
+    return "\n\n".join([*parts, ", ".join(f"`results/{name}.json`" for name in names) + ".\n"])
 
 
 def _solved(kinds: dict[str, list[Point]]) -> str:

@@ -40,13 +40,12 @@ def checked_budget(
         request = BudgetRequest.parse(text)
         curve = None if trained is None else trained.curve
         known = timings or (None if curve is None else curve.timings)
-        shipped = checks.own_policy(config) if trained is None else None
         if request.kind in ("ms", "speed") and known is None:
-            made = shipped or "a policy of solm fit"
+            made = checks.own_policy(config) or "a policy of solm fit"
             raise BudgetError(f"{text} needs --timings (a file of solm bench --out), or {made}")
         if request.kind == "loss" and curve is None:
-            made = f"{shipped} has one" if shipped else "solm fit makes one"
-            raise BudgetError(f"{text} needs a policy with a measured curve; {made}")
+            made = f"such as {own}" if (own := checks.own_policy(config)) else "which solm fit makes"
+            raise BudgetError(f"{text} needs a policy with a measured curve, {made}")
         # Without a policy and a space they depend on the backend, and these are the widest: the exact check is that
         # of the loaded model.
         grid = trained.config.space if trained else space or _widest()

@@ -96,8 +96,8 @@ def chat(
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config)
     known = checks.step_times(timings, model, backend)
     checked_budget(budget, config, trained, None, known)
-    if policy is None and (own := checks.own_policy(config)):
-        say(f"solm: budgets treat all layers alike; {own} was made for this model")
+    if policy is None:
+        checks.mention_policy(config)
     with repacking() as progress:
         lm = load(
             model, trained, tokenizer=tokenizer, dtype=dtype, backend=backend, precision=precision,

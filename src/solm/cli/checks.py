@@ -177,6 +177,14 @@ def own_policy(config: ModelFacts) -> str | None:
         return None
 
 
+def mention_policy(config: ModelFacts) -> None:
+    """Say which policy ships for a model that is run without one. Its weights are compared when it is loaded."""
+    from solm.cli.output import say
+
+    if own := own_policy(config):
+        say(f"solm: budgets treat all layers alike; {own} was made for a model of this shape")
+
+
 def backend(
     name: str, precision: str | None, kv_cache_dtype: str | None, dtype: str, sparsity: "SparsityConfig | None" = None
 ) -> None:

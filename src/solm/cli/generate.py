@@ -122,8 +122,8 @@ def generate(
         if decider == "dense" and BudgetRequest.parse(budget).value not in (1.0, Budget()):
             raise BudgetError(f"{budget} needs another --policy than dense, which spends everything")
     request = checked_budget(budget, config, trained, grid, known, context=seen)
-    if policy is None and budget is not None and (own := checks.own_policy(config)):
-        say(f"solm: the budget treats all layers alike; {own} was made for this model")
+    if policy is None and budget is not None:
+        checks.mention_policy(config)
     with repacking() as progress:
         lm = load(
             model, trained, tokenizer=tokenizer, dtype=dtype, backend=backend, precision=precision,

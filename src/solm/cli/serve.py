@@ -123,8 +123,8 @@ def serve(
     grid = checks.space_of(space)
     facts = checks.model_config(model, revision, trust_remote_code, backend=backend)
     trained = checks.trained_policy(policy, facts, grid)
-    if policy is None and sparsity is None and (own := checks.own_policy(facts)):
-        say(f"solm: budgets treat all layers alike; {own} was made for this model")
+    if policy is None and sparsity is None:
+        checks.mention_policy(facts)
     checks.tokenizer(model, revision, trust_remote_code)
     known = checks.step_times(timings, model, backend)
 
