@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FEEDBACK = 16
 """Steps after which budgets learn what thresholds kept, where policies decide on known tokens. Steps that are decoded
 learn it after each."""
+_ANY = 1 << 30  # steps, more than any pass has
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class BaseSession(ABC):
         self,
         policy: AnyPolicy,
         target: Array,
-        horizon: int,
+        horizon: int | np.ndarray,
         generator: "torch.Generator | np.random.Generator | None" = None,
         *,
         ledger: Ledger | None = None,
@@ -164,13 +165,16 @@ class BaseSession(ABC):
             parts.append(Scored.of(self._answer(found, tokens), tokens[:, first + 1 : last + 1]))
         return joined(parts)
 
-    def _scored_at_once(self, known: bool) -> int:
-        """Steps that `score` processes in one pass, where their actions are `known` and where policies decide."""
-        if known:
-            return 1 << 30
+    @property
+    def decided_at_once(self) -> int:
+        """As `Session.decided_at_once`."""
         if self._control.stepwise:
             return 1
-        return 1 << 30 if self._sparsity.thresholds is None else FEEDBACK
+        return _ANY if self._sparsity.thresholds is None else FEEDBACK
+
+    def _scored_at_once(self, known: bool) -> int:
+        """Steps that `score` processes in one pass, where their actions are `known` and where policies decide."""
+        return _ANY if known else self.decided_at_once
 
     @property
     def _own_groups(self) -> frozenset[int]:

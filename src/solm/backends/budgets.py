@@ -28,12 +28,12 @@ axis. taken: number of all steps. horizon: steps that the budget is meant for. p
 
 def open_budgets(
     target: Array,
-    horizon: int,
+    horizon: int | np.ndarray,
     previous: int,
     ledger: Ledger | None = None,
     early: Array | None = None,
 ) -> np.ndarray:
-    """Records [N] for target [N, 3] float64 shares over `horizon` steps.
+    """Records [N] for target [N, 3] float64 shares over `horizon` steps, one number or one a row.
 
     ledger, early [N, 3] float64: what the rows have spent before; by default nothing.
     """

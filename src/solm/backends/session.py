@@ -137,14 +137,15 @@ class Session(Protocol):
         self,
         policy: AnyPolicy,
         target: Array,
-        horizon: int,
+        horizon: int | np.ndarray,
         generator: "torch.Generator | np.random.Generator | None" = None,
         *,
         ledger: Ledger | None = None,
         early: Array | None = None,
         record: bool = False,
     ) -> None:
-        """From here on `policy` decides for all rows, within target [N, 3] float64 shares over `horizon` steps.
+        """From here on `policy` decides for all rows, within target [N, 3] float64 shares over `horizon` steps, one
+        number or one a row.
 
         generator: for policies that draw; NumPy's for the schedule `Random` alone. ledger: what the rows are taken to
         have spent; by default nothing. early: [N, 3] float64, what the layers before a priced policy's are taken to
@@ -168,6 +169,11 @@ class Session(Protocol):
 
         keep_logits: [N, L] positions among the Q whose hidden states and logits are wanted; None: all.
         """
+
+    @property
+    def decided_at_once(self) -> int:
+        """Known tokens that one pass should process where policies decide. Budgets learn what a pass realised after it,
+        so `score` divides longer texts by this."""
 
     def score(self, tokens: "torch.Tensor", keep: Schedule | None = None) -> Scored:
         """Process the first T of tokens [N, T+1]: log p(tokens[:, t+1]) for every t."""

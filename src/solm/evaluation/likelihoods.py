@@ -114,13 +114,13 @@ def likelihoods(
     return Likelihoods(job.scores.tolist(), job.greedy.tolist(), spent)
 
 
-def _slots(rows: torch.Tensor, positions: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _slots(rows: torch.Tensor, positions: torch.Tensor, count: int, filler: int) -> tuple[torch.Tensor, torch.Tensor]:
     """For logits that are wanted [M] by row and position: the positions to compute [count, L], each once in its row
-    (rows of fewer are filled up with position 0), and where each of the M is found among its row's L."""
+    (rows of fewer are filled up with `filler`), and where each of the M is found among its row's L."""
     spots, which = torch.unique(torch.stack([rows, positions], 1), dim=0, return_inverse=True)
     held = torch.bincount(spots[:, 0], minlength=count)
     place = torch.arange(len(spots)) - (held.cumsum(0) - held)[spots[:, 0]]
-    keep = torch.zeros(count, max(1, int(held.max())), dtype=torch.int64)
+    keep = torch.full((count, max(1, int(held.max()))), filler)
     keep[spots[:, 0], place] = spots[:, 1]
     return keep, place[which]
 
@@ -208,21 +208,23 @@ class _Job:
             inputs[place, : len(row.inputs)] = torch.tensor(row.inputs, dtype=torch.int64)
             counts[place] = len(row.inputs)
         session = prefilled.fork(1, length + self.sparsity.page_size, self.sparsity)
-        self._control(session, length)
-        for start in range(0, length, _LONGEST_PASS):
-            kv_length, tokens = session.lengths + 1, inputs[:, start : start + _LONGEST_PASS]
+        self._control(session, counts)
+        each = min(_LONGEST_PASS, session.decided_at_once)
+        for start in range(0, length, each):
+            kv_length, tokens = session.lengths + 1, inputs[:, start : start + each]
             here = wanted[(wanted[:, 1] > start) & (wanted[:, 1] <= start + tokens.shape[1])]
-            keep, slots = _slots(here[:, 0], here[:, 1] - start - 1, session.rows)
+            # The last position as the filler: a backend may compute all logits from the first wanted one on.
+            keep, slots = _slots(here[:, 0], here[:, 1] - start - 1, session.rows, tokens.shape[1] - 1)
             found = session.extend(tokens, keep_logits=keep)
             real = start + torch.arange(tokens.shape[1]) < counts[:, None]
             self._add(found, real, kv_length[:, None] + torch.arange(tokens.shape[1]))
             self._score(found.logits, here, slots)
 
-    def _control(self, session: Session, length: int) -> None:
-        """Put rows that have `length` steps to go under the job's policy, within what is left of its budget."""
-        target = self.target.expand(session.rows, 3)
+    def _control(self, session: Session, counts: torch.Tensor) -> None:
+        """Put rows that have counts [N] steps to go under the job's policy, within what is left of its budget."""
+        target, length = self.target.expand(session.rows, 3), int(counts.max())
         if self.control == "question":
-            session.control(self.policy, target, length, self.generator)
+            session.control(self.policy, target, counts.clamp(min=1).numpy(), self.generator)
             return
         if not self.policy.reads_model:
             session.control(self.policy, target, length, self.generator, ledger=self._phases(session, self.policy))

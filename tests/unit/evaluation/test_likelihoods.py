@@ -10,10 +10,11 @@ from solm.core.budget import Budget
 from solm.core.cost import relative_cost
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
+from solm.core.thresholds import ChannelThresholds
 from solm.evaluation import likelihoods as module
 from solm.evaluation import pair_groups
 from solm.evaluation.likelihoods import Prefills, likelihoods
-from solm.policies.schedules import Dense, Random, Static
+from solm.policies.schedules import Dense, Random, Static, static
 
 SPACE = ActionSpace(attention=(0.2, 1.0), mlp=(0.4, 1.0), bits=(5, 16))
 DENSE = torch.ones(3, dtype=torch.float64)
@@ -200,6 +201,25 @@ def test_every_question_under_control_has_a_budget_of_its_own(lm):
         alone = likelihoods(lm, [(context, continuation)] * 4, Static(space), target, control="question")
         length = len(context) - 1 + len(continuation) - 1
         assert float(alone.spent.average[1]) == pytest.approx(0.7, abs=0.35 / length)
+
+
+def test_questions_keep_to_their_budgets_where_thresholds_keep_more_than_was_asked(lm):
+    """As replies do: a question's budget learns what was kept while the question is read."""
+    found = lm.backend.channel_thresholds(torch.tensor([words(6, 90)] * 2)).limits
+    low = ChannelThresholds(limits=[[[0.67 * x for x in site] for site in layer] for layer in found])
+    sparsity = lm.sparsity.model_copy(update={"thresholds": low})
+    space = ActionSpace(mlp=tuple(percent / 100 for percent in range(20, 101)))
+    target = torch.tensor([1.0, 0.62, 1.0], dtype=torch.float64)
+    shared, policy = words(5, 50), static(space, sparsity)
+
+    def average(own: int) -> float:
+        """The share of MLP channels over questions of `own` to four times as many tokens."""
+        pairs = [(shared + words(60 + index, own * index), [9]) for index in range(1, 5)]
+        spent = likelihoods(lm, pairs, policy, target, control="question", sparsity=sparsity).spent
+        return float(spent.average[1])
+
+    assert average(4) > 0.7, "before a budget has learned it"
+    assert average(60) == pytest.approx(0.62, abs=0.03)
 
 
 def test_dense_questions_are_scored_as_dense_answers(lm):
