@@ -2,6 +2,7 @@
 
 import logging
 from array import array
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -110,6 +111,7 @@ class ControlledLM(TemplateLM):
         self.target = pretrained.budget(budget, int(context), self.policy) if target is None else target
         self.spent: list[Spent] = []
         self._sparsity: SparsityConfig | None = None
+        self._progress: Callable[[int, int], None] = lambda done, total: None
         self._prefills = Prefills(_room()) if keep else None
         self._encoded: dict[tuple[str, str], tuple[array[int], array[int]]] = {}
         self.tokenizer, self.batch_size = pretrained.tokenizer, int(batch_size)
@@ -141,9 +143,18 @@ class ControlledLM(TemplateLM):
             add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
         return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
 
-    def under(self, policy: AnyPolicy, target: Budget, sparsity: SparsityConfig | None = None) -> Self:
-        """Itself with another policy and budget, nothing spent; sparsity: another than the model's to score under."""
-        self.policy, self.target, self.spent, self._sparsity = policy, target, [], sparsity
+    def under(
+        self,
+        policy: AnyPolicy,
+        target: Budget,
+        sparsity: SparsityConfig | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Self:
+        """Itself with another policy and budget, nothing spent.
+
+        sparsity: another than the model's to score under. progress: called with likelihoods found and asked for.
+        """
+        self.policy, self.target, self.spent, self._sparsity, self._progress = policy, target, [], sparsity, progress
         return self
 
     def tok_decode(self, tokens: int | list[int], skip_special_tokens: bool = True) -> str:
@@ -167,6 +178,11 @@ class ControlledLM(TemplateLM):
         self, requests: list[_Encoded], disable_tqdm: bool = False, **_options: Any
     ) -> list[tuple[float, bool]]:
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Scoring under control")
+
+        def progress(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+            self._progress(done, total)
+
         found = likelihoods(
             self.controlled,
             [
@@ -177,7 +193,7 @@ class ControlledLM(TemplateLM):
             self.target.tensor(1)[0],
             self.batch_size,
             self.seed,
-            lambda done, total: bar.update(done - bar.n),
+            progress,
             self._prefills,
             self._sparsity,
             self.under_control,

@@ -72,8 +72,8 @@ def evaluate_tasks(
 
     Without a policy the schedules get the budget itself, in `space`. Where the sparsity has an allocation, all arms
     but uniform follow it. partial: a file of finished runs, so that an interrupted evaluation goes on. progress:
-    called with runs done and in all. tuning: the text that `rivals` were fitted to. Raises `SolmError` for more
-    examples than a task has.
+    called with questions answered and in all, where each counts once per run. tuning: the text that `rivals` were
+    fitted to. Raises `SolmError` for more examples than a task has.
     """
     check_examples(tasks, settings.fewshot)
     space = lm.space if space is None else space
@@ -88,17 +88,23 @@ def evaluate_tasks(
     text = "" if tuning is None else tuning.fingerprint
     key = resume_key(lm, settings, space, asked, text, *arm_fingerprints(arms))
     parts = Parts(partial, key)
-    total = len(tasks) * (1 + len(budgets) * (len(arms) + (lm.trained is not None)))
+    questions = {name: sum(_questions(task, settings.limit) for task in tasks[name].values()) for name in tasks}
+    total = sum(questions.values()) * (1 + len(budgets) * (len(arms) + (lm.trained is not None)))
     done = 0
 
     def run(task: str, name: str, arm: Arm, net: float, budget: Budget) -> dict[str, Any]:
         nonlocal done
-        found: dict[str, Any] = parts.get(
-            f"{task}/{name}@{net:g}",
-            lambda: _ask(model.under(arm.policy, budget, arm.sparsity), tasks[task], settings),
-        )
-        done += 1
-        progress(done, total)
+
+        def ask() -> dict[str, Any]:
+            progress(done, total)  # a run that is known already is not shown: the time left is that of the others
+            under = model.under(
+                arm.policy, budget, arm.sparsity,
+                lambda some, most: progress(done + questions[task] * some // most, total),
+            )  # fmt: skip
+            return _ask(under, tasks[task], settings)
+
+        found: dict[str, Any] = parts.get(f"{task}/{name}@{net:g}", ask)
+        done += questions[task]
         return found
 
     points = []
@@ -141,6 +147,12 @@ def check_examples(tasks: dict[str, dict[str, Task]], fewshot: int | None) -> No
         most = max(0, len(sampler.df) - (type(sampler) is ContextSampler))
         if fewshot > most:
             raise SolmError(f"{fewshot} is out of range: the task {name} has {most} examples")
+
+
+def _questions(task: Task, limit: int | None) -> int:
+    """How many questions of a task are asked."""
+    held = len(task.eval_docs)
+    return held if limit is None else min(limit, held)
 
 
 def fingerprint(tasks: dict[str, dict[str, Task]]) -> str:

@@ -58,7 +58,10 @@ def test_all_arms_answer_the_same_questions_at_what_was_asked(tiny_lm, questions
     result = evaluate_tasks(tiny_lm, tasks, settings, space, progress=lambda done, total: calls.append((done, total)))
     assert [point.arm for point in result.points] == ["dense", "uniform", "random"] * 2
     assert all(point.questions == 6 for point in result.points)
-    assert calls[-1] == (6, 6)
+    assert calls[0] == (0, 36), "two tasks of 6 questions, three runs each"
+    assert calls[-1] == (36, 36)
+    assert calls == sorted(calls)
+    assert len(set(calls)) > 7, "also inside a run"
     assert capsys.readouterr().err == "", "no bars beside that of the command"
     uniform = result.points[1]
     assert uniform.requested["net"] == pytest.approx(0.8)
@@ -123,14 +126,18 @@ def test_an_interrupted_run_goes_on(tiny_lm, questions, tmp_path):
     tasks = load_tasks(["openbookqa"], questions)
 
     def stop(done: int, total: int) -> None:
-        if done == 2:
+        if done > 2 * settings.limit:  # in the third run
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         evaluate_tasks(tiny_lm, tasks, settings, space, partial=partial, progress=stop)
     kept = json.loads(partial.read_text())["parts"]
     assert sorted(kept) == ["openbookqa/dense@1", "openbookqa/uniform@0.8"]
-    whole = evaluate_tasks(tiny_lm, tasks, settings, space, partial=partial)
+    calls = []
+    whole = evaluate_tasks(
+        tiny_lm, tasks, settings, space, partial=partial, progress=lambda done, total: calls.append((done, total))
+    )
+    assert calls[0] == (8, 12), "what was known is not counted as done in no time"
     again = evaluate_tasks(tiny_lm, tasks, settings, space)
     assert whole.points == again.points
     assert partial.exists()  # until the result is written
