@@ -247,17 +247,6 @@ def times_that_are_apart() -> bool:
     ]  # fmt: skip
 
 
-@says("docs/results.md", "This file is near chance on MMLU (25 %)")
-@says("docs/results.md", "the policy's is above that of uniform at 0.8, 0.85 and 0.9")
-def mmlu_at_size() -> bool:
-    points = of.read("tasks-0.5b/mmlu")["points"]
-    [dense] = [point for point in points if point["arm"] == "dense"]
-    margins = {(point["arm"], point["budget"]): point["differences"].get("margin") for point in points}
-    better = all(margins["uniform", budget]["low"] > 0 for budget in (0.8, 0.85, 0.9))
-    rivals = [margins[arm, budget] for arm in ("allocated", "constant") for budget in (0.75, 0.8, 0.85, 0.9)]
-    return 0.23 < dense["scores"]["acc"] < 0.29 and better and all(one["low"] < 0 < one["high"] for one in rivals)
-
-
 @says("docs/results.md", "nothing that was tried saves 3 % more of the divergence on both models")
 @says("docs/results.md", "Known sensitivities would save 20 to 26 % more")
 def seeing_more_saves_little() -> bool:

@@ -31,6 +31,7 @@ from solm.runtime.reply import Compute
 # Beneath lm-eval's own, so that its command line shows what was spent beside the scores.
 log = logging.getLogger("lm_eval.solm")
 
+_Progress = Callable[[int, int], None] | None
 _Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
 """A request's texts, where it has such, and the token ids of its context and its continuation."""
 _LENGTH = 2048
@@ -111,7 +112,7 @@ class ControlledLM(TemplateLM):
         self.target = pretrained.budget(budget, int(context), self.policy) if target is None else target
         self.spent: list[Spent] = []
         self._sparsity: SparsityConfig | None = None
-        self._progress: Callable[[int, int], None] = lambda done, total: None
+        self._progress: _Progress = None
         self._prefills = Prefills(_room()) if keep else None
         self._encoded: dict[tuple[str, str], tuple[array[int], array[int]]] = {}
         self.tokenizer, self.batch_size = pretrained.tokenizer, int(batch_size)
@@ -144,11 +145,7 @@ class ControlledLM(TemplateLM):
         return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
 
     def under(
-        self,
-        policy: AnyPolicy,
-        target: Budget,
-        sparsity: SparsityConfig | None = None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        self, policy: AnyPolicy, target: Budget, sparsity: SparsityConfig | None = None, progress: _Progress = None
     ) -> Self:
         """Itself with another policy and budget, nothing spent.
 
@@ -179,21 +176,19 @@ class ControlledLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Scoring under control")
 
-        def progress(done: int, total: int) -> None:
+        def show(done: int, total: int) -> None:
             bar.update(done - bar.n)
-            self._progress(done, total)
+            if self._progress is not None:
+                self._progress(done, total)
 
         found = likelihoods(
             self.controlled,
-            [
-                (context[-max(1, self.max_length + 1 - len(continuation)) :], continuation)
-                for _, context, continuation in requests
-            ],
+            [(context[-max(1, self.max_length + 1 - len(rest)) :], rest) for _, context, rest in requests],
             self.policy,
             self.target.tensor(1)[0],
             self.batch_size,
             self.seed,
-            progress,
+            show,
             self._prefills,
             self._sparsity,
             self.under_control,
