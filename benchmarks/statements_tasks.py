@@ -50,24 +50,35 @@ def code_that_is_graded() -> bool:
     return len(now) == 2 and all(one.low > 0 for one in now) and all(map(tied, before))
 
 
-@says("docs/results.md", "On seven other tasks it loses 3.8 points at 0.7 of the time and uniform settings 2.6")
+@says("docs/results.md", "On seven other tasks it loses 3.9 points at 0.7 of the time and uniform settings 6.0")
 @says(
-    "docs/results.md", "On average the policy loses 3.8 points to dense at 0.7 of the time, and uniform settings 2.6."
+    "docs/results.md", "On average the policy loses 3.9 points to dense at 0.7 of the time, and uniform settings 6.0."
 )
-@says("docs/results.md", "The difference between them is within the noise, as it is at 0.85 and on every task.")
-@says("docs/results.md", "of the first 60 questions, had uniform settings lose 5.7 and the policy 2.6: also noise.")
-@says("docs/results.md", "at 0.7 the arms spent 0.71 to 0.73 of the time.")
+@says(
+    "docs/results.md",
+    "them is within the noise, as it is at 0.85 and on every task but LAMBADA at 0.7: one interval of",
+)
+@says(
+    "docs/results.md", "at 0.7 from 0.70 of the time (LAMBADA) to 0.71 (OpenBookQA) under the policy, uniform settings"
+)
+@says("docs/results.md", "and constants, and to 0.73 under *allocated*.")
 def other_tasks_of_the_smaller_model() -> bool:
     found = other_points(OTHERS)
-    ties = [
-        tied(Difference.of(at["uniform"]["differences"]["acc"])) for tasks in found.values() for at in tasks.values()
-    ]
-    spent = [at[arm]["realised"]["time"] for at in found[0.7].values() for arm in at if arm != "dense"]
-    earlier = other_points(OTHERS[:1])[0.7]
+    apart = [
+        (budget, task)
+        for budget, tasks in found.items() for task, at in tasks.items()
+        if not tied(Difference.of(at["uniform"]["differences"]["acc"]))
+    ]  # fmt: skip
+    spent = {
+        arm: {task: round(at[arm]["realised"]["time"], 2) for task, at in found[0.7].items()}
+        for arm in ("policy", "uniform", "constant", "allocated")
+    }
+    most = {arm: max(of_tasks.values()) for arm, of_tasks in spent.items()}
     return (
-        lost(found[0.7]) == [3.8, 2.6] and lost(earlier) == [2.6, 5.7] and len(ties) == 14 and all(ties)
-        and all(tied(mean_difference(tasks)) for tasks in (*found.values(), earlier))
-        and (round(min(spent), 2), round(max(spent), 2)) == (0.71, 0.73)
+        lost(found[0.7]) == [3.9, 6.0] and all(tied(mean_difference(tasks)) for tasks in found.values())
+        and apart == [(0.7, "lambada_openai")] and sum(map(len, found.values())) == 14
+        and {of_tasks["lambada_openai"] for of_tasks in spent.values()} == {0.7}
+        and [spent[arm]["openbookqa"] for arm in spent] == list(most.values()) == [0.71, 0.71, 0.71, 0.73]
     )  # fmt: skip
 
 
