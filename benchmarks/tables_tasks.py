@@ -58,7 +58,7 @@ def tasks_larger() -> str:
 
 @table
 def tasks_larger_answers() -> str:
-    """The same where answers alone are under control, with an earlier policy."""
+    """The same where answers alone are under control."""
     return _mmlu(mmlu_points(LARGER_ANSWERS))
 
 
