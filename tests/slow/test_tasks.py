@@ -39,7 +39,7 @@ def test_real_questions_score_as_with_lm_evals_own_model(real_model):
         for name in ("arc_easy", "hellaswag", "mmlu_anatomy"):
             tasks = {"tasks": load_tasks([name], SHARED)[name], "groups": {}, "group_map": {}}
             found = []
-            for harness in (HFLM(lm.model, tokenizer=tokenizer, batch_size=8), ControlledLM(lm)):
+            for harness in (HFLM(lm.model, tokenizer=tokenizer.full, batch_size=8), ControlledLM(lm)):
                 samples = evaluate(harness, tasks, limit=24, bootstrap_iters=0)["samples"][name]
                 samples.sort(key=lambda sample: sample["doc_id"])
                 found.append([(s["acc"], [float(answer[0][0]) for answer in s["resps"]]) for s in samples])

@@ -60,8 +60,9 @@ class Tokenizer:
         return cls(Backend.from_file(str(folder / _TOKENS)), facts)
 
     def save(self, folder: Path) -> None:
-        """Write it to `folder`."""
-        self._backend.save(str(folder / _TOKENS))
+        """Write it to `folder`. Raises `OSError` where that cannot be done; the package's own `save` has a bare
+        `Exception` for it."""
+        (folder / _TOKENS).write_text(self._backend.to_str(pretty=True), encoding="utf-8")
         (folder / _FACTS).write_text(json.dumps(vars(self._facts)))
 
     @property

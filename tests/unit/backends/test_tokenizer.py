@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -137,6 +138,17 @@ def test_a_damaged_or_unwritable_cache_costs_time_alone(tiny_folder, tmp_path, m
     assert model_tokenizer(str(tiny_folder)).encode("hi") == ids
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SOLM_CACHE", str(tmp_path / "file"))
+    assert model_tokenizer(str(tiny_folder)).encode("hi") == ids
+
+
+def test_a_full_disk_costs_time_alone(tiny_folder, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        ids = model_tokenizer(str(tiny_folder)).encode("hi")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "cache").iterdir())
     assert model_tokenizer(str(tiny_folder)).encode("hi") == ids
 
 
