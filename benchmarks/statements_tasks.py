@@ -170,7 +170,6 @@ def mmlu_answers_of_the_smaller_model() -> bool:
 def mmlu_of_the_smaller_model() -> bool:
     points = mmlu_points(LARGER)
     low, high = points[0.7], points[0.85]
-
     dense = low["dense"]["scores"]["acc"] - 0.25
     left = [low[arm]["scores"]["acc"] - 0.25 for arm in ("policy", "uniform", *RIVALS)]
     accuracy, margins = gain(low, "uniform", "acc"), [gain(at, "uniform", "margin") for at in (low, high)]

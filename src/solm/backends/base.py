@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FEEDBACK = 16
 """Steps after which budgets learn what thresholds kept, where policies decide on known tokens. Steps that are decoded
 learn it after each."""
-_ANY = 1 << 30  # steps, more than any pass has
+_UNLIMITED = 1 << 30  # steps, more than any pass has
 
 
 @dataclass(frozen=True)
@@ -170,11 +170,11 @@ class BaseSession(ABC):
         """As `Session.decided_at_once`."""
         if self._control.stepwise:
             return 1
-        return _ANY if self._sparsity.thresholds is None else FEEDBACK
+        return _UNLIMITED if self._sparsity.thresholds is None else FEEDBACK
 
     def _scored_at_once(self, known: bool) -> int:
         """Steps that `score` processes in one pass, where their actions are `known` and where policies decide."""
-        return _ANY if known else self.decided_at_once
+        return _UNLIMITED if known else self.decided_at_once
 
     @property
     def _own_groups(self) -> frozenset[int]:
