@@ -7,6 +7,9 @@ import published as of
 from cells import NONE, interval, markdown, table
 from published import Difference
 
+Points = dict[float, dict[str, dict[str, Any]]]
+"""By budget and arm, or task and arm."""
+
 
 @table
 def tasks() -> str:
@@ -95,11 +98,25 @@ OTHERS = ("tasks-0.5b/others", "tasks-0.5b/others-150")
 """Tasks other than MMLU on a larger model; what the first one has at a budget of the second one is left out."""
 
 
+LARGEST_OTHERS = ("tasks-1.5b/others",)
+"""The same on the largest model."""
+
+
 @table
 def tasks_others() -> str:
     """A row for every budget and task, and one for the mean of all tasks."""
+    return _others(other_points(OTHERS))
+
+
+@table
+def tasks_others_largest() -> str:
+    """The same of the largest model."""
+    return _others(other_points(LARGEST_OTHERS))
+
+
+def _others(by_budget: Points) -> str:
     rows, arms = [], ("dense", "uniform", "constant", "allocated", "policy")
-    for budget, tasks in other_points(OTHERS).items():
+    for budget, tasks in by_budget.items():
         scores, gains = [], []
         for task, found in tasks.items():
             scores.append([100 * found[arm]["scores"]["acc"] for arm in arms])
@@ -117,9 +134,9 @@ def tasks_others() -> str:
     return markdown(("Budget", "Task", "questions", *(f"{arm}, %" for arm in arms), *last), rows, words=2)
 
 
-def other_points(names: Sequence[str]) -> dict[float, dict[str, dict[str, Any]]]:
+def other_points(names: Sequence[str]) -> Points:
     """By budget and task the points of all arms and of dense, of the last of the results that has this budget."""
-    found: dict[float, dict[str, dict[str, Any]]] = {}
+    found: Points = {}
     for points in (of.read(name)["points"] for name in names if of.measured(name)):
         for budget in {point["budget"] for point in points if point["arm"] == "policy"}:
             found[budget] = {}
@@ -134,9 +151,6 @@ def mean_of(found: Sequence[Difference]) -> Difference:
     value = sum(one.value for one in found) / len(found)
     half = sum(((one.high - one.low) / 2) ** 2 for one in found) ** 0.5 / len(found)
     return Difference(value, value - half, value + half)
-
-
-Points = dict[float, dict[str, dict[str, Any]]]
 
 
 def mmlu_points(names: Sequence[str]) -> Points:
