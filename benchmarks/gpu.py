@@ -4,27 +4,30 @@
 
 Attention and products have the shapes of a Llama of 8B, in bfloat16, with random numbers: their time depends only on
 how much is read. Medians of `triton.testing.do_bench`, which empties the L2 cache between runs. Steps are those of
---model, Python included: medians over interleaved rounds.
+--model, Python included, beside those of the stock transformers model: medians over interleaved rounds.
 """
 
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 import solm
 from common import STEPS, constant_step, draw_text, finish, interleaved, numbers, parser
 from solm.backends.torch import triton as kernels
 from solm.backends.torch.attention import attend
 from solm.backends.torch.layout import Layout
+from solm.backends.torch.load import load_base
 from solm.backends.torch.pages import KeyValues, PageBounds
 from solm.backends.torch.plan import Plan, make_plan
 from solm.backends.torch.select import keep_channels
 from solm.core.cost import ModelShapes
 from solm.core.sparsity import SparsityConfig
-from timed_engines import SETTINGS
+from timed_engines import SETTINGS, TRANSFORMERS
 
 SHAPES = ModelShapes(
     layers=32, hidden=4096, intermediate=14336, heads=32, kv_heads=8, head_dim=128, vocabulary=128256, gated=True
@@ -92,11 +95,12 @@ def main() -> None:
         return float(triton.testing.do_bench(run, return_mode="median"))
 
     lm = solm.load(asked.model, dtype="bfloat16", backend="torch")
+    stock, _ = load_base(asked.model, "bfloat16")
     limit = lm.model.config.max_position_embeddings
     results = {
         "attention": {f"{n} rows, {seen}": attention(n, seen, "cuda", timer) for n in rows for seen in contexts},
         "product": {f"{n} rows": product(n, "cuda", timer) for n in range(1, kernels.MOST_ROWS + 1)},
-        "steps": {f"{seen}": steps(lm, seen, asked.rounds) for seen in contexts if seen + 1024 < limit},
+        "steps": {f"{seen}": steps(lm, stock, seen, asked.rounds) for seen in contexts if seen + 1024 < limit},
         "gpu": torch.cuda.get_device_name(), "triton": triton.__version__,
     }  # fmt: skip
     lines = [
@@ -108,22 +112,39 @@ def main() -> None:
     finish("gpu", asked, results, lines)
 
 
-def steps(lm: solm.LanguageModel, context: int, rounds: int) -> dict[str, float]:
+def steps(lm: solm.LanguageModel, stock: PreTrainedModel, context: int, rounds: int) -> dict[str, float]:
     """Medians of steps of one row after `context` tokens."""
     ids = draw_text(lm, 1, context + 1)
     parent = lm.session(capacity=context)
     parent.prefill(ids[:, :context])
-    calls = {name: constant_step(parent.fork(1, STEPS * (rounds + 1)), keep) for name, keep in SETTINGS.items()}
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(constant_step(parent.fork(1, STEPS * (rounds + 1)), keep), ids[:, context])
+        for name, keep in SETTINGS.items()
+    }
+    calls[TRANSFORMERS] = stock_step(stock, ids.to(stock.device))
 
-    def waiting(step: Callable[[torch.Tensor], object]) -> Callable[[], object]:
+    def waiting(step: Callable[[], object]) -> Callable[[], object]:
         def run() -> None:
-            step(ids[:, context])
+            step()
             torch.cuda.synchronize()
 
         return run
 
     taken = interleaved({name: waiting(step) for name, step in calls.items()}, rounds)
     return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def stock_step(model: PreTrainedModel, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """A step of the stock model: it reads the last token of ids [1, C + 1] after the others and gives logits [1, 1, V].
+    A further call reads that token once more, as steps of a session do."""
+    with torch.inference_mode():
+        cache = model(ids[:, :-1], logits_to_keep=1).cache
+
+    def step() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(ids[:, -1:], cache=cache).logits
+
+    return step
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ def fit(
             revision=revision, trust_remote_code=trust_remote_code,
         )  # fmt: skip
     tokens = streams([(name, sample(texts, seed)) for name, texts in sources], lm.tokenizer)
+    sources.clear()  # from here on their tokens are enough
     numbers = {name: f"{number}/{len(PHASES)} {name}" for number, name in enumerate(PHASES, start=1)}
     with progress_bar() as progress:
         try:

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,14 @@ def test_the_benchmark_says_in_one_line_that_it_needs_a_gpu():
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == ["benchmarks/gpu.py needs a CUDA device; torch sees none"]
+
+
+def test_the_benchmark_times_the_stock_model_in_the_same_steps(monkeypatch):
+    monkeypatch.syspath_prepend(str(TESTS.parent / "benchmarks"))
+    stock_step = import_module("gpu").stock_step
+    ids = torch.arange(3, 104)[None]
+    step = stock_step(tiny_model("llama", torch.float32), ids)
+    session = solm.attach(tiny_model("llama", torch.float32)).session()
+    session.prefill(ids[:, :-1])
+    for _ in range(3):
+        torch.testing.assert_close(step(), session.step(ids[:, -1]).logits)
