@@ -1,4 +1,5 @@
-"""The tables about long contexts: what reading fewer pages of the KV cache loses, and on a larger model saves."""
+"""The tables about long contexts: what reading fewer pages of the KV cache loses, and on a larger model saves. And what
+cheap steps leave behind in the cache."""
 
 from typing import Any
 
@@ -11,6 +12,7 @@ LARGER, ANSWERS = "long-context-0.5b", "retrieval-0.5b"
 _BLOCK, _FITTED, _MEASURED = 32, 512, 4096
 """Tokens that the study resamples together, and contexts of the larger model's fit."""
 TASKS = {"longeval_lines": "lines", "niah_multikey": "needles"}
+DRIFT = {"SmolLM2-135M": "kv-drift-135m", "Qwen2.5-Coder-0.5B": "kv-drift-0.5b"}
 
 
 @table
@@ -133,3 +135,20 @@ def _limits(found: dict[int, dict[str, dict[str, Any]]]) -> str:
         f"within a row. The policy learned after {_FITTED} tokens; what shares of the pages lose was also measured "
         f"after {_MEASURED:,}. Only its attention axis is used here."
     )
+
+
+@table
+def kv_drift() -> str:
+    """What a burst of cheap steps loses, and the dense steps after it, by the distance from its end."""
+    kinds = {"all": "all three", "attention": "pages 0.1", "mlp": "MLP 0.4", "bits": "5 bits"}
+    rows = []
+    for model, name in DRIFT.items():
+        found, settings = of.read(name), of.settings(name)
+        assert settings["action"] == "k010-s040-q5"
+        for kind, after in found["after"].items():
+            points = [found["during"][kind], *after]
+            rows.append([model, kinds[kind], *(interval(Difference.of(point)) for point in points)])
+    stretch = settings["stretch"]
+    ends = range(stretch, stretch * len(after) + 1, stretch)
+    head = ("Model", "Cheap steps", "during", *(f"dense steps {end - stretch + 1} to {end}" for end in ends))
+    return markdown(head, rows, words=2)
