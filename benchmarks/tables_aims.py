@@ -4,7 +4,7 @@ import published as of
 from cells import markdown, table
 from solm.policies.artifact import TrainedPolicy
 from statements_serving import at_servers
-from tables_tasks import LARGER, LARGER_ANSWERS, LARGEST, mmlu_points
+from tables_tasks import LARGER, LARGER_ANSWERS, LARGEST, LARGEST_ANSWERS, mmlu_points
 
 _FITTED = {"0.5B": "fitted-0.5b-1024", "1.5B": "fitted-1.5b-1024"}
 
@@ -114,7 +114,10 @@ def _servers() -> list[list[str]]:
 
 def _mmlu() -> list[list[str]]:
     rows = []
-    for size, names in (("0.5B, answers alone", LARGER_ANSWERS), ("0.5B", LARGER), ("1.5B", LARGEST)):
+    measured = {
+        "0.5B, answers alone": LARGER_ANSWERS, "0.5B": LARGER, "1.5B, answers alone": LARGEST_ANSWERS, "1.5B": LARGEST
+    }  # fmt: skip
+    for size, names in measured.items():
         for point in (found["uniform"] for found in mmlu_points(names).values()):
             gain = point["differences"]["acc"]["value"] / point["scores"]["acc"]
             rows.append(

@@ -51,6 +51,7 @@ LARGEST = ("tasks-1.5b/mmlu", "tasks-1.5b/mmlu-969")
 
 LARGER, LARGER_ANSWERS = ("tasks-0.5b/mmlu-question",), ("tasks-0.5b/mmlu",)
 """MMLU of a larger model: with the questions' own tokens under control, and with the answers alone."""
+LARGEST_ANSWERS = ("tasks-1.5b/mmlu-answers",)
 
 
 @table
@@ -63,6 +64,12 @@ def tasks_larger() -> str:
 def tasks_larger_answers() -> str:
     """The same where answers alone are under control."""
     return _mmlu(mmlu_points(LARGER_ANSWERS))
+
+
+@table
+def tasks_largest_answers() -> str:
+    """The same of the largest model."""
+    return _mmlu(mmlu_points(LARGEST_ANSWERS))
 
 
 @table
