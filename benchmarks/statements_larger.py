@@ -97,19 +97,19 @@ def larger_models_beside_llama_cpp() -> bool:
 
 
 @says("README.md", "1.21 times as fast as dense after 1,024 tokens, for 0.028 nats per token (200 texts)")
-@says("README.md", "After 8,192 it is 1.42 times for 0.040 (20 texts)")
-@says("docs/results.md", "After 8,192 tokens it decodes 1.42 times as fast for 0.040 nats per token.")
-@says("docs/results.md", "It decodes 1.42 times as fast as dense steps for 0.040 nats per token [+0.024, +0.057].")
+@says("README.md", "After 8,192 it is 1.42 times for 0.050 (61 texts)")
+@says("docs/results.md", "After 8,192 tokens it decodes 1.42 times as fast for 0.050 nats per token.")
+@says("docs/results.md", "It decodes 1.42 times as fast as dense steps for 0.050 nats per token [+0.040, +0.061].")
 @says("docs/results.md", "After 64 tokens, on 48 texts, it is 1.20 times as fast for 0.018")
 def the_smaller_policy_on_the_clock() -> bool:
     told = {
         ("fitted-0.5b-1024", 0.828): (1.21, 0.028, 200),
-        ("fitted-0.5b-8192-zen5", 0.705): (1.42, 0.04, 20),
+        ("fitted-0.5b-8192-zen5", 0.705): (1.42, 0.05, 61),
         ("fitted-0.5b-64-zen5", 0.836): (1.2, 0.018, 48),
     }  # fmt: skip
     known = all((*loss(*place)[:2], of.settings(place[0])["texts"]) == found for place, found in told.items())
     whole = loss("fitted-0.5b-8192-zen5", 0.705)[2]
-    return known and (round(whole.low, 3), round(whole.high, 3)) == (0.024, 0.057)
+    return known and (round(whole.low, 3), round(whole.high, 3)) == (0.04, 0.061)
 
 
 @says("docs/results.md", "30.8 ms per step against 27.0 after 64 tokens, 31.0 against 29.2 after 1,024.")
@@ -153,16 +153,18 @@ def what_prompt_lookup_saves() -> bool:
 
 
 @says(
-    "docs/results.md",
-    "The policy beats *thresholds* at the three lowest budgets, and *uniform* at the lowest and at 0.779",
+    "docs/results.md", "The policy beats *thresholds* and *uniform* at the three lowest budgets, and *constant* at the"
 )
-@says("docs/results.md", "It ties with them at the others, and with *constant* and *allocated* at all.")
+@says("docs/results.md", "At 0.926 of the time it **loses** to *thresholds*, by 0.003 nats.")
+@says("docs/results.md", "It ties with them at the others, and with *allocated* at all.")
+@says("docs/results.md", "on the 0.5B after 8,192 tokens at 0.926 of the time, by 0.003 nats.")
 def the_smaller_policy_after_long_contexts() -> bool:
     against = {arm: fitted(arm, "0.5b-8192-zen5") for arm in ("teal", "uniform", "constant", "allocated")}
     best = {arm: [place for place, one in enumerate(found) if won(one)] for arm, found in against.items()}
     others = [one for found in against.values() for one in found if not won(one)]
-    told = {"teal": [0, 1, 2], "uniform": [0, 2], "constant": [], "allocated": []}
-    return best == told and len(others) == 15 and all(map(tied, others))
+    [worse] = [one for one in others if not tied(one)]
+    told = {"teal": [0, 1, 2], "uniform": [0, 1, 2], "constant": [0], "allocated": []}
+    return best == told and len(others) == 13 and worse == against["teal"][4] and round(worse.value, 3) == 0.003
 
 
 @says("docs/results.md", "0.147 nats in place of 0.100 at 0.621 of the time, 0.041 in place of 0.025 at 0.696")
