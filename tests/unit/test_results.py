@@ -16,7 +16,7 @@ FILES = sorted(path.relative_to(RESULTS).as_posix() for path in RESULTS.rglob("*
 KINDS = {"evaluation": EvaluationResult, "tasks": TaskResult}
 BENCHMARKS = {
     "adherence", "allocation", "batch", "best-of", "between-steps", "dial", "engine", "features", "fidelity",
-    "free-running", "governor", "gpu", "graded", "grammars", "ladder", "fine-tuning", "kv-cache", "kv-drift",
+    "fits", "free-running", "governor", "gpu", "graded", "grammars", "ladder", "fine-tuning", "kv-cache", "kv-drift",
     "learning", "long-context", "neighbours", "policy-cost", "precision", "domains", "rollout", "serve", "settings",
     "shedding", "constrained", "tasks-speed", "thresholds", "variants",
 }  # fmt: skip
