@@ -205,6 +205,14 @@ def the_smallest_policy() -> bool:
     return counts == expected and all(map(won, against["uniform"][:5])) and sum(map(tied, against["allocated"])) == 6
 
 
+@says("docs/results.md", "A fit keeps to its minutes. Beside the loaded model it holds 0.9 GiB, where half of a")
+def fits_keep_to_their_minutes() -> bool:
+    found = of.read("fits-0.5b")
+    late = [sum(fit["seconds"].values()) / 60 / fit["minutes"] for fit in found["fits"]]
+    beside = {round(fit["peak_gib"] - found["loaded_gib"], 1) for fit in found["fits"]}
+    return len(late) == 2 and max(late) < 1.03 and beside == {0.9}
+
+
 @says("docs/results.md", "Longer fits lose less at the two lower budgets; at the others they lose the same.")
 def longer_fits() -> bool:
     def losses(minutes: int) -> list[float]:

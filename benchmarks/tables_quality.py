@@ -128,6 +128,23 @@ def fit_minutes() -> str:
 
 
 @table
+def fit_times() -> str:
+    """Minutes that fits take, by phase, and the most memory that they hold."""
+    found = of.read("fits-0.5b")
+    phases = ("timings", "allocation", "samples", "level costs", "long contexts", "comparison")
+    rows = []
+    for fit in found["fits"]:
+        taken = {phase: seconds / 60 for phase, seconds in fit["seconds"].items()}
+        others = sum(minutes for phase, minutes in taken.items() if phase not in phases)
+        rows.append(
+            [f"{fit['minutes']:g}", f"{sum(taken.values()):.1f}", *(f"{taken[phase]:.1f}" for phase in phases),
+             f"{others:.1f}", f"{fit['peak_gib']:.2f}", f"{fit['peak_gib'] - found['loaded_gib']:.2f}"]
+        )  # fmt: skip
+    memory = ("most memory, GiB", "of it beside the loaded model, GiB")
+    return markdown(("Minutes asked for", "taken", *phases, "others", *memory), rows)
+
+
+@table
 def rules() -> str:
     return compared("rules", ("attention-fine", "mlp-fine"), ("policy", "constant", "top-p", "thresholds"),
                     ("constant", "top-p", "thresholds"))  # fmt: skip
