@@ -32,7 +32,8 @@ def main() -> int:
     for minutes in options.minutes:
         out = options.folder / f"{minutes:g}"
         given = ["--data", options.data, "--minutes", f"{minutes:g}", "--out", str(out)]
-        subprocess.run([sys.executable, "-m", "solm.cli", "fit", options.model, *given], check=True)
+        if code := _run([sys.executable, "-m", "solm.cli", "fit", options.model, *given]):
+            return code
         made = read_json(out / MANIFEST)
         fits.append({"minutes": minutes, "seconds": made["seconds"], "peak_gib": made["peak_gib"]})
     loaded = subprocess.run([sys.executable, "-c", _LOAD, options.model], check=True, capture_output=True, text=True)
@@ -44,6 +45,16 @@ def main() -> int:
     ]
     finish("fits", options, results, lines)
     return 0
+
+
+def _run(command: list[str]) -> int:
+    """The exit code of a command. At Ctrl-C, which it gets too, it has the time to save what it has measured."""
+    with subprocess.Popen(command) as started:
+        while True:
+            try:
+                return started.wait()
+            except KeyboardInterrupt:
+                continue
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ LARGEST = ("tasks-1.5b/mmlu", "tasks-1.5b/mmlu-969")
 LARGER, LARGER_ANSWERS = ("tasks-0.5b/mmlu-question",), ("tasks-0.5b/mmlu",)
 """MMLU of a larger model: with the questions' own tokens under control, and with the answers alone."""
 LARGEST_ANSWERS = ("tasks-1.5b/mmlu-answers",)
+"""The latter of the largest model."""
 
 
 @table

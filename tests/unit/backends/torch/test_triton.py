@@ -100,7 +100,8 @@ def test_the_benchmark_times_the_stock_model_in_the_same_steps(monkeypatch):
     stock_step = import_module("gpu").stock_step
     ids = torch.arange(3, 104)[None]
     step = stock_step(tiny_model("llama", torch.float32), ids)
-    session = solm.attach(tiny_model("llama", torch.float32)).session()
-    session.prefill(ids[:, :-1])
-    for _ in range(3):
-        torch.testing.assert_close(step(), session.step(ids[:, -1]).logits)
+    with solm.attach(tiny_model("llama", torch.float32)) as lm:
+        session = lm.session()
+        session.prefill(ids[:, :-1])
+        for _ in range(3):
+            torch.testing.assert_close(step(), session.step(ids[:, -1]).logits)
