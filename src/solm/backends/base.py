@@ -163,6 +163,7 @@ class BaseSession(ABC):
             known = self._ours(tokens[:, first:last])
             found = self._decided(known) if keep is None else self._known(known, part_of(keep, slice(first, last)))
             parts.append(Scored.of(self._answer(found, tokens), tokens[:, first + 1 : last + 1]))
+            del found  # the logits, before those of the next stretch
         return joined(parts)
 
     @property

@@ -95,6 +95,12 @@ class Tokenizer:
         """Tokens that are no text."""
         return self._facts.all_special_ids
 
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a text; None where there is none."""
+        token = self._facts.special_tokens.get("eos_token")
+        return None if token is None else self._backend.token_to_id(token)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a text."""
         return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)

@@ -16,23 +16,29 @@ _TOGETHER = 16
 
 @dataclass(frozen=True)
 class TokenStream:
-    """All tokens of some sources in one row: tokens [M] int64; name for messages; fingerprint of the text."""
+    """All tokens of some sources in one row: tokens [M] int32; name for messages; fingerprint of the text. Windows of
+    them are int64."""
 
     tokens: torch.Tensor
     name: str
     fingerprint: str
 
+    def beginning(self, length: int) -> torch.Tensor:
+        """The first tokens [1, length]."""
+        self._check(length)
+        return self.tokens[None, :length].long()
+
     def random(self, count: int, length: int, generator: torch.Generator) -> torch.Tensor:
         """`count` windows [count, length] at uniformly random places."""
         self._check(length)
         starts = torch.randint(len(self.tokens) - length + 1, (count,), generator=generator)
-        return self.tokens[starts[:, None] + torch.arange(length)]
+        return self.tokens[starts[:, None] + torch.arange(length)].long()
 
     def spaced(self, count: int, length: int, generator: torch.Generator) -> torch.Tensor:
         """`count` windows [count, length] that do not overlap, in random order; fewer where there are not as many."""
         self._check(length)
         windows = self.tokens[: len(self.tokens) // length * length].view(-1, length)
-        return windows[torch.randperm(len(windows), generator=generator)[:count]]
+        return windows[torch.randperm(len(windows), generator=generator)[:count]].long()
 
     def parted(self, part: float, length: int) -> tuple[Self, Self]:
         """The tokens without their last `part`, and those; twice all of them where the part is 0, or one of the two
@@ -65,12 +71,21 @@ def stream_of(texts: list[str], tokenizer: PreTrainedTokenizerBase, name: str) -
     separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     parts = []
     for first in range(0, len(texts), _TOGETHER):
-        encoded = tokenizer(texts[first : first + _TOGETHER], add_special_tokens=False, verbose=False).input_ids
-        parts.append(torch.tensor([token for ids in encoded for token in [*ids, *separator]], dtype=torch.int64))
-    tokens = torch.cat(parts)
-    return TokenStream(tokens, name, fingerprint(tokens))
+        encoded = _encoded(texts[first : first + _TOGETHER], tokenizer)
+        parts.append(torch.tensor([token for ids in encoded for token in [*ids, *separator]], dtype=torch.int32))
+    return TokenStream(torch.cat(parts), name, fingerprint(*parts))
 
 
-def fingerprint(tokens: torch.Tensor) -> str:
-    """What tells int64 tokens on the host from others."""
-    return hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()[:16]
+def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The tokens of every text. Our own tokenizers would make a second one of transformers' when they are called."""
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        return list(tokenizer(texts, add_special_tokens=False, verbose=False).input_ids)
+    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+
+def fingerprint(*parts: torch.Tensor) -> str:
+    """What tells tokens on the host, in parts that follow one another, from others."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.contiguous().long().numpy().tobytes())
+    return found.hexdigest()[:16]

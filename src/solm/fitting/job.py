@@ -44,8 +44,7 @@ class Job:
         return max((self.minutes - spent) / share, self.minutes / 2)
 
     def speed(self) -> Speed:
-        tokens = self.texts.train[0].tokens[None, : self.texts.context + 1]
-        return measure_speed(self.lm, tokens)
+        return measure_speed(self.lm, self.texts.train[0].beginning(self.texts.context + 1))
 
     def planned(
         self, speed: Speed, timings: StepTimings | None = None, strict: bool = False, minutes: float | None = None

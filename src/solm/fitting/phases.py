@@ -53,7 +53,7 @@ def time_steps(job: Job) -> None:
     """Milliseconds of steps at every level. Raises `SolmError` where no level saves any."""
     sizes = job.sizes("timings")
     contexts = sizes.timing_contexts
-    tokens = job.texts.train[0].tokens[None, : contexts[-1] + 1]
+    tokens = job.texts.train[0].beginning(contexts[-1] + 1)
     found = measure(job.lm, tokens, contexts, sizes.timing_rounds, job.progress("timings"))
     for _ in range(_REPEATS):
         apart = {seen: by for seen, by in zip(contexts, found.disturbances, strict=True) if by > _DISTURBED}
@@ -133,7 +133,7 @@ def cost_levels(job: Job) -> None:
     key = [config.model_dump(mode="json"), [stream.fingerprint for stream in job.texts.train]]
     with resumable(job.folder.path / COSTS) as partial:
         costs = average_costs(
-            _allocated(job), config, job.texts.train, 2, Parts(partial, key), job.progress("level costs")
+            _allocated(job), config, job.texts.train, 1, Parts(partial, key), job.progress("level costs")
         )
         write_json(job.folder.path / COSTS, [axis.tolist() for axis in costs])
 

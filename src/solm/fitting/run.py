@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+from solm.backends.heap import give_back_freed_memory
 from solm.core.errors import SolmError
 from solm.core.files import write_text
 from solm.core.interrupt import Interrupted, signals
@@ -94,6 +95,7 @@ def fit(
             spent = sum(folder.seconds.values()) / 60
             remark(f"goes on with {left[0]}, {spent:.1f} of {counted(minutes, 'minute')} in")
         for name, output, inputs, make in ORDER:
+            give_back_freed_memory()
             if not folder.phase(name, output, inputs, lambda make=make: make(job)):  # type: ignore[misc]
                 remark(f"{name}: done before")
             if stop and name != ORDER[-1][0]:

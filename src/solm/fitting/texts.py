@@ -31,13 +31,13 @@ class WholeTexts(TokenStream):
     @classmethod
     def of(cls, texts: torch.Tensor, name: str) -> "WholeTexts":
         """texts: [N, each] int64."""
-        return cls(texts.flatten(), name, fingerprint(texts), texts.shape[1])
+        return cls(texts.flatten().to(torch.int32), name, fingerprint(texts), texts.shape[1])
 
     def random(self, count: int, length: int, generator: torch.Generator) -> torch.Tensor:
         texts = self.tokens.view(-1, self.each)
         if length > self.each:
             raise DataError(f"{self.name} holds texts of {self.each} tokens; {length} are needed")
-        return texts[torch.randint(len(texts), (count,), generator=generator), :length]
+        return texts[torch.randint(len(texts), (count,), generator=generator), :length].long()
 
     def parted(self, part: float, length: int) -> tuple[Self, Self]:
         """As `TokenStream.parted`, between two texts."""

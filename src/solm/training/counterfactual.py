@@ -100,6 +100,7 @@ def collect_samples(
         log_probs.append(log_probabilities(found.logits, known[:, some + 1]).float().cpu())
         split = found.logits.unflatten(0, (texts, rows + 1))
         distances.append(torch.stack([divergences(text[1:].transpose(0, 1), text[0]).T.cpu() for text in split]))
+        del found, split  # the logits, before those of the next stretch
     scores = torch.cat(log_probs, 1).unflatten(0, (texts, rows + 1))
     return Samples(
         torch.cat(streams, 2), before, after, scores[:, :1] - scores[:, 1:], torch.cat(distances, 2), scores[:, 0],

@@ -11,6 +11,7 @@ from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig
 from solm.training.config import FitConfig
 from solm.training.counterfactual import Samples, keep_of
+from solm.training.one_cycle import OneCycleAdamW
 
 _PART = 8192
 """Rows that are looked at together."""
@@ -80,20 +81,15 @@ def fit(
     total = how.epochs * -(-len(train.cost) // how.batch)
     # What a step loses through the savings of the steps around it is no part of its own action's cost.
     interference = torch.nn.Parameter(torch.full((3,), _FIRST_INTERFERENCE))
-    optimizer = torch.optim.AdamW(
-        [*network.parameters(), interference], lr=how.learning_rate, weight_decay=how.weight_decay
-    )
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, how.learning_rate, total_steps=total, pct_start=0.1)
+    optimizer = OneCycleAdamW([*network.parameters(), interference], how.learning_rate, how.weight_decay, total)
     explained, done = [], 0
     for _ in range(how.epochs):
         network.train()
         for index in torch.randperm(len(train.cost)).split(how.batch):
             batch = train.take(index)
             cost = predict(network, batch, interference)
-            optimizer.zero_grad(set_to_none=True)
             (cost - batch.divergence * cost.log()).mean().backward()
             optimizer.step()
-            rate.step()
             done += 1
             progress(done, total)
         network.eval()

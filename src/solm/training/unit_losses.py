@@ -26,8 +26,8 @@ class Group(NamedTuple):
 
 def groups_of(windows: torch.Tensor, contexts: Sequence[int], length: int, vocabulary: int) -> list[Group]:
     """As many of `windows` [N, longest context + T] for each context as have together the number of context tokens that
-    all of them have at the shortest one, in groups whose logits fit into memory."""
-    together, found = max(1, LOGITS_AT_ONCE // (length * vocabulary)), []
+    all of them have at the shortest one, in groups whose logits, dense ones and others, fit into memory."""
+    together, found = max(1, LOGITS_AT_ONCE // (2 * length * vocabulary)), []
     for context in contexts:
         some = windows[: max(1, len(windows) * min(contexts) // context)]
         weight = 1 / (len(some) * len(contexts))

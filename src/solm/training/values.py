@@ -134,7 +134,7 @@ def average_costs(
     sums, done = [], 0
     progress(0, len(windows))
     for number, some in enumerate(windows.split(batch)):
-        sums.append(parts.get(str(number), lambda some=some: measure(some)))  # type: ignore[misc]
+        sums.append(parts.get(f"{number} by {batch}", lambda some=some: measure(some)))  # type: ignore[misc]
         done += len(some)
         progress(done, len(windows))
     steps = len(windows) * length

@@ -19,6 +19,7 @@ from solm.backends.names import gguf_of
 from solm.backends.tokenizer import Tokenizer, _Facts, model_tokenizer, token_bytes, transformers_tokenizer
 from solm.backends.torch.load import load_base
 from solm.core.errors import CacheFolderError, DamagedFileError, SolmError
+from solm.data.windows import stream_of
 
 TEXTS = [
     "the then they're 12345 don't\n\n\t  x  ", "héllo 日本語 🎉 ’s", "<s>hi<|tool|>there</s>", "", " ", "a\r\n b",
@@ -81,7 +82,7 @@ def test_a_byte_level_vocabulary_is_read_as_transformers_reads_it(tmp_path, pre,
     assert json.loads(backend.to_str()) == json.loads(theirs.backend_tokenizer.to_str())
     assert special == {name: token for name, token in theirs.special_tokens_map.items() if isinstance(token, str)}
     kept = model_tokenizer(str(path))  # out of the cache folder
-    for tokenizer in (ours, kept, copy.deepcopy(kept), kept.full):
+    for tokenizer in (ours, kept, copy.deepcopy(kept), ours.full):
         for text in TEXTS:
             ids = theirs.encode(text)
             assert tokenizer.encode(text) == ids
@@ -90,7 +91,12 @@ def test_a_byte_level_vocabulary_is_read_as_transformers_reads_it(tmp_path, pre,
                 assert tokenizer.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
         assert tokenizer.all_special_ids == theirs.all_special_ids
         assert tokenizer.chat_template == theirs.chat_template
-    assert ours.eos_token_id == theirs.eos_token_id  # which only transformers' tokenizers know
+    for text in TEXTS:
+        expected = [*theirs.encode(text, add_special_tokens=False), theirs.eos_token_id]
+        assert stream_of([text], kept, "").tokens.tolist() == expected
+    assert kept._full is None  # nothing of the above has made transformers' tokenizer, which takes memory
+    assert ours.eos_token_id == theirs.eos_token_id
+    assert ours.bos_token_id == theirs.bos_token_id  # which only transformers' tokenizers know
     assert ours(["the", "then"], padding=False).input_ids == theirs(["the", "then"]).input_ids
 
 

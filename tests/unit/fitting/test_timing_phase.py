@@ -8,12 +8,13 @@ import torch
 from helpers.timings import made_timings
 from solm.core.errors import SolmError
 from solm.core.timings import read_timings
+from solm.data.windows import TokenStream
 from solm.fitting import phases
 
 
 def fit(lm, folder, said: list[str]):
     sizes = SimpleNamespace(timing_contexts=(100, 400), timing_rounds=3, context=100)
-    train = [SimpleNamespace(tokens=torch.zeros(500, dtype=torch.int64))]
+    train = [TokenStream(torch.zeros(500, dtype=torch.int32), "zeros", "0")]
     return SimpleNamespace(
         lm=lm, sizes=lambda phase: sizes, texts=SimpleNamespace(train=train), progress=lambda phase: None,
         remark=said.append, folder=SimpleNamespace(path=folder),

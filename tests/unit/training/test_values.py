@@ -139,7 +139,7 @@ def test_level_costs_are_reported_and_kept_when_they_are_interrupted(tmp_path, b
         run(tmp_path, "parts", byte_tokenizer, level_costs=interrupt, level_cost_texts=10)
     assert seen == [(0, 10), (8, 10)]
     kept = json.loads((tmp_path / "parts" / LEVEL_COSTS).read_text())["parts"]
-    assert list(kept) == ["0"]
+    assert list(kept) == ["0 by 8"]
     measured = []
     expected = values.expected_costs
 

@@ -26,6 +26,7 @@ from solm.policies.value_policy import ValuePolicy
 
 _SPARE = 64  # tokens of room that a cache has beyond what was asked for
 _CHUNK = 256  # tokens that the engine reads in one call while a prompt is read or known tokens are scored
+_TAKEN = np.empty((0, 0, 0), np.float32)
 
 
 class CpuSession(BaseSession):
@@ -109,7 +110,10 @@ class CpuSession(BaseSession):
         return np.concatenate(parts), found.stream[0, -1].copy()
 
     def _scored_at_once(self, known: bool) -> int:
-        return min(super()._scored_at_once(known), _CHUNK // max(1, self.rows))
+        from solm.backends.logits import LOGITS_AT_ONCE
+
+        most = min(_CHUNK, LOGITS_AT_ONCE // self.engine.sizes.vocabulary)
+        return min(super()._scored_at_once(known), most // max(1, self.rows))
 
     def _took_over(self, policy: AnyPolicy) -> None:
         if type(policy) is ValuePolicy:  # a subclass may decide otherwise
@@ -235,6 +239,7 @@ class CpuSession(BaseSession):
             if decide:  # the engine gives -1 for rows that it does not decide for
                 actions = np.where(done.actions < 0, actions, done.actions)
         found = Result(done.logits, done.stream[:, skipped:], done.realised, controllable, actions)
+        done.logits = _TAKEN  # or they would be in memory until the end of the next pass
         return found if keep_logits is None else only(found, keep_logits - skipped)
 
     @staticmethod

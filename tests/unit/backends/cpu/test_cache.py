@@ -1,6 +1,7 @@
 """The engine's KV cache: int8, rows that outgrow their room, and rows that share pages."""
 
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -91,4 +92,16 @@ def test_rows_share_pages_and_go_on_as_if_they_did_not(context, dtype):
     going_on(session, 0, 2)
     found, expected = going_on(again, -70, 5), going_on(session, -70, 5)  # after what the forks went on with
     assert torch.equal(found, expected.expand_as(found))
+    control.detach()
+
+
+def test_a_session_keeps_no_logits():
+    """They are the largest thing that a pass makes, and the next pass makes as many."""
+    control = TorchBackend(tiny_model("llama", torch.float32))
+    _, native = pair(control, context=20)
+    found = native.extend(tokens(2, 5).numpy())
+    logits, last = weakref.ref(found.logits), found.hidden[:, -1].copy()
+    del found
+    assert logits() is None
+    assert (native.last_hidden([0, 1]) == last).all()
     control.detach()
