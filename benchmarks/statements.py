@@ -71,7 +71,7 @@ def factor(context: int, limit: float) -> float:
 # Time
 
 
-@says("docs/results.md", "The dial adds little at 1,024 tokens of context, and doubles the speed at 8,064")
+@says("docs/results-speed.md", "The dial adds little at 1,024 tokens of context, and doubles the speed at 8,064")
 def little_then_double() -> bool:
     return factor(1024, 0.05) < 1.1 and factor(8064, 0.05) > 2
 
@@ -103,14 +103,16 @@ def beside_llama_cpp() -> bool:
 # The same shares: uniform, allocated, policy
 
 
-@says("docs/results.md", "The allocation wins at all eight settings, and the policy wins further at four of them")
+@says(
+    "docs/results-quality.md", "The allocation wins at all eight settings, and the policy wins further at four of them"
+)
 def eight_and_four() -> bool:
     minus = [setting.policy_minus for setting in timed.dial(1024)]
     further = sum(won(each["allocated"]) for each in minus)
     return len(minus) == 8 and all(won(each["allocated minus uniform"]) for each in minus) and further == 4
 
 
-@says("docs/results.md", "loses less than it at three of eight settings, more at three, and as much at two")
+@says("docs/results-quality.md", "loses less than it at three of eight settings, more at three, and as much at two")
 @says("docs/results.md", "less than the best uniform setting that takes no longer at five of six settings, more at one")
 @says("docs/limits.md", "than the best uniform setting that takes no longer at five of six settings, and more at one")
 @says("docs/limits.md", "it loses less at three of eight, more at three, and as much at two")
@@ -128,7 +130,7 @@ def in_the_same_time() -> bool:
     return counts("allocated") == (3, 3, 2) and counts("uniform") == (5, 1, 0)
 
 
-@says("docs/results.md", "It takes up to 1.6 % longer")
+@says("docs/results-quality.md", "It takes up to 1.6 % longer")
 def longer() -> bool:
     times = [setting.milliseconds for setting in timed.dial(1024)]
     return round(100 * max(time["policy"] / time["allocated"] - 1 for time in times), 1) == 1.6
@@ -141,7 +143,7 @@ def mostly_allocation() -> bool:
     return all(loss["uniform"] - loss["allocated"] > (loss["uniform"] - loss["policy"]) / 2 for loss in losses)
 
 
-@says("docs/results.md", "After 8,064 tokens (5 books) most differences are within the noise")
+@says("docs/results-quality.md", "After 8,064 tokens (5 books) most differences are within the noise")
 def noise_in_books() -> bool:
     found = [
         setting.policy_minus[name] for setting in timed.dial(8064) for name in ("allocated", "allocated minus uniform")
@@ -157,7 +159,7 @@ def allocation_loses_far_back() -> bool:
     return bool(uniform < allocated)
 
 
-@says("docs/results.md", "The policy beats a constant rate nowhere here")
+@says("docs/results-quality.md", "The policy beats a constant rate nowhere here")
 def no_win_over_a_constant_rate() -> bool:
     arms = [arm for found in of.books().values() for name, arm in found.items() if name.startswith("policy")]
     return not any(won(Difference.of(arm["minus_constant"])) for arm in arms)
@@ -176,25 +178,25 @@ def always() -> bool:
     return all(won(c.policy_minus["uniform"]) for c in found) and all(won(c.policy_minus["allocated"]) for c in fine)
 
 
-@says("docs/results.md", "a constant between the levels beats it on the joint grids that are coarsest")
+@says("docs/results-method.md", "a constant between the levels beats it on the joint grids that are coarsest")
 def constants_between_levels() -> bool:
     found = [each for space in ("joint-8", "joint-27") for each in of.comparisons("policies", space)]
     return all(each.above_dense["constant"] < each.above_dense["policy"] for each in found)
 
 
-@says("docs/results.md", "Thresholds lose less than the policy on the MLP axis alone")
+@says("docs/results-method.md", "Thresholds lose less than the policy on the MLP axis alone")
 @says("docs/limits.md", "thresholds on channels lose less than a policy that takes exact numbers of channels")
 def thresholds_win() -> bool:
     return all(each.policy_minus["thresholds"].low > 0 for each in of.comparisons("rules", "mlp-fine"))
 
 
-@says("docs/results.md", "On runs this short the policy **loses** to the best of 500 at the two higher budgets")
+@says("docs/results-method.md", "On runs this short the policy **loses** to the best of 500 at the two higher budgets")
 def loses_to_the_best_of_500() -> bool:
     lowest, *others = (Difference.of(point["policy_minus_best"]) for point in of.best_of())
     return lowest.low < 0 and len(others) == 2 and all(each.low > 0 for each in others)
 
 
-@says("docs/results.md", "it beats `allocated` at the lowest budget and loses slightly to it at the highest")
+@says("docs/results-method.md", "it beats `allocated` at the lowest budget and loses slightly to it at the highest")
 def short_runs() -> bool:
     lowest, _, highest = (each.policy_minus["allocated"] for each in of.comparisons(".", "short-runs"))
     return won(lowest) and highest.low > 0 and highest.value < 0.01
@@ -216,12 +218,12 @@ def margins(task: str, arm: str) -> dict[float, Difference]:
     return {point["budget"]: Difference.of(point["differences"]["margin"]) for point in points}
 
 
-@says("docs/results.md", "On LAMBADA the policy's margin at net keep 0.55 and 0.65 is **below** that of uniform")
+@says("docs/results-tasks.md", "On LAMBADA the policy's margin at net keep 0.55 and 0.65 is **below** that of uniform")
 def lambada_margin() -> bool:
     return [budget for budget, found in margins("lambada_openai", "uniform").items() if won(found)] == [0.55, 0.65]
 
 
-@says("docs/results.md", "On ARC-Easy it is **below** dense at 0.55")
+@says("docs/results-tasks.md", "On ARC-Easy it is **below** dense at 0.55")
 def arc_margin() -> bool:
     return [budget for budget, found in margins("arc_easy", "policy").items() if won(found)] == [0.55]
 
@@ -243,7 +245,7 @@ def policy_gradient_is_behind() -> bool:
     )
 
 
-@says("docs/results.md", "Against all samples it never gained. It lost once, and tied otherwise.")
+@says("docs/results-method.md", "Against all samples it never gained. It lost once, and tied otherwise.")
 @says("docs/history.md", "no gain over regression on")
 def fine_tuning_adds_nothing() -> bool:
     found = [
@@ -254,7 +256,7 @@ def fine_tuning_adds_nothing() -> bool:
     return sum(map(tied, found)) == len(found) - 1 and sum(one.low > 0 for one in found) == 1
 
 
-@says("docs/results.md", "No difference is beyond the noise. `results/own")
+@says("docs/results-method.md", "No difference is beyond the noise. `results/own")
 def own_texts_change_nothing() -> bool:
     found = [
         Difference.of(point["difference"])
@@ -265,7 +267,7 @@ def own_texts_change_nothing() -> bool:
     return len(found) == 10 and all(map(tied, found))
 
 
-@says("docs/results.md", "It pays only below all bits: with both halves of every weight a dense step is slower")
+@says("docs/results-speed.md", "It pays only below all bits: with both halves of every weight a dense step is slower")
 def halves() -> bool:
     dense = [setting for setting in of.nested() if setting["pages"] == setting["mlp"] == 1]
     speeds = [setting["allocated"]["speedup"] for setting in sorted(dense, key=lambda setting: -setting["bits"])]

@@ -20,7 +20,7 @@ def fitted(arm: str, size: str = "0.5b-1024") -> list[Difference]:
 
 @says("README.md", "a policy of `solm fit` beats uniform settings at five of eight budgets")
 @says(
-    "docs/results.md",
+    "docs/results-quality.md",
     "The policy beats *uniform* at the five lowest budgets, *constant* at five and *thresholds* at the",
 )
 @says("docs/results.md", "On the 0.5B it beats uniform settings at five of eight budgets and thresholds alone at four.")
@@ -46,7 +46,7 @@ def mostly_without_the_network() -> bool:
 
 
 @says("README.md", "The 0.5B's network gains at one budget.")
-@says("docs/results.md", "It beats *allocated* at one budget, by 0.007 nats, and ties with it at seven")
+@says("docs/results-quality.md", "It beats *allocated* at one budget, by 0.007 nats, and ties with it at seven")
 @says("docs/limits.md", "without the network at one budget, and ties with them at seven.")
 def the_network_of_the_smaller_policy() -> bool:
     found = fitted("allocated")
@@ -99,8 +99,10 @@ def larger_models_beside_llama_cpp() -> bool:
 @says("README.md", "1.21 times as fast as dense after 1,024 tokens, for 0.028 nats per token (200 texts)")
 @says("README.md", "After 8,192 it is 1.42 times for 0.050 (61 texts)")
 @says("docs/results.md", "After 8,192 tokens it decodes 1.42 times as fast for 0.050 nats per token.")
-@says("docs/results.md", "It decodes 1.42 times as fast as dense steps for 0.050 nats per token [+0.040, +0.061].")
-@says("docs/results.md", "After 64 tokens, on 48 texts, it is 1.20 times as fast for 0.018")
+@says(
+    "docs/results-quality.md", "It decodes 1.42 times as fast as dense steps for 0.050 nats per token [+0.040, +0.061]."
+)
+@says("docs/results-quality.md", "After 64 tokens, on 48 texts, it is 1.20 times as fast for 0.018")
 def the_smaller_policy_on_the_clock() -> bool:
     told = {
         ("fitted-0.5b-1024", 0.828): (1.21, 0.028, 200),
@@ -133,11 +135,11 @@ def a_small_loss_on_a_grid() -> bool:
 
 
 @says(
-    "docs/results.md",
+    "docs/results-speed.md",
     "OpenVINO with prompt lookup takes half of the time of its plain steps after 1,024 tokens, and 1.04 times that of "
     "solm's dense steps in the same run.",
 )
-@says("docs/results.md", "At the other places prompt lookup took longer than the same library's plain steps.")
+@says("docs/results-speed.md", "At the other places prompt lookup took longer than the same library's plain steps.")
 def what_prompt_lookup_saves() -> bool:
     engines = {engine.name: engine for engine in field.field("0.5B")}
     ratios = {
@@ -153,10 +155,11 @@ def what_prompt_lookup_saves() -> bool:
 
 
 @says(
-    "docs/results.md", "The policy beats *thresholds* and *uniform* at the three lowest budgets, and *constant* at the"
+    "docs/results-quality.md",
+    "The policy beats *thresholds* and *uniform* at the three lowest budgets, and *constant* at the",
 )
-@says("docs/results.md", "At 0.926 of the time it **loses** to *thresholds*, by 0.003 nats.")
-@says("docs/results.md", "It ties with them at the others, and with *allocated* at all.")
+@says("docs/results-quality.md", "At 0.926 of the time it **loses** to *thresholds*, by 0.003 nats.")
+@says("docs/results-quality.md", "It ties with them at the others, and with *allocated* at all.")
 @says("docs/results.md", "on the 0.5B after 8,192 tokens at 0.926 of the time, by 0.003 nats.")
 def the_smaller_policy_after_long_contexts() -> bool:
     against = {arm: fitted(arm, "0.5b-8192-zen5") for arm in ("teal", "uniform", "constant", "allocated")}
@@ -167,7 +170,7 @@ def the_smaller_policy_after_long_contexts() -> bool:
     return best == told and len(others) == 13 and worse == against["teal"][4] and round(worse.value, 3) == 0.003
 
 
-@says("docs/results.md", "0.147 nats in place of 0.100 at 0.621 of the time, 0.041 in place of 0.025 at 0.696")
+@says("docs/results-quality.md", "0.147 nats in place of 0.100 at 0.621 of the time, 0.041 in place of 0.025 at 0.696")
 def what_knowing_long_contexts_gains() -> bool:
     found = [loss(f"fitted-0.5b-8192{name}", budget)[1] for budget in (0.621, 0.696) for name in ("-unaware", "")]
     return found == [0.147, 0.1, 0.041, 0.025]
@@ -177,10 +180,12 @@ def what_knowing_long_contexts_gains() -> bool:
 @says("docs/results.md", "On the 1.5B it beats uniform settings at seven and thresholds at six")
 @says("docs/limits.md", "settings at the seven lowest of eight budgets, and thresholds alone at the six lowest.")
 @says(
-    "docs/results.md", "It beats *uniform* at the seven lowest budgets, *thresholds* at the six lowest and *constant*"
+    "docs/results-quality.md",
+    "It beats *uniform* at the seven lowest budgets, *thresholds* at the six lowest and *constant*",
 )
 @says(
-    "docs/results.md", "Against *allocated* it wins at the lowest budget, **loses** at 0.735 of the time by 0.008 nats"
+    "docs/results-quality.md",
+    "Against *allocated* it wins at the lowest budget, **loses** at 0.735 of the time by 0.008 nats",
 )
 @says("docs/results.md", "To its own allocation without the network, on the 1.5B at 0.735 of the time, by 0.008 nats.")
 def the_larger_policy() -> bool:
@@ -196,8 +201,11 @@ def the_larger_policy() -> bool:
     )  # fmt: skip
 
 
-@says("docs/results.md", "It beats *uniform* at the five lowest budgets, *constant* at six and *thresholds* at four")
-@says("docs/results.md", "Against *allocated* it wins at one, **loses** at one and ties at six: here, too, ")
+@says(
+    "docs/results-quality.md",
+    "It beats *uniform* at the five lowest budgets, *constant* at six and *thresholds* at four",
+)
+@says("docs/results-quality.md", "Against *allocated* it wins at one, **loses** at one and ties at six: here, too, ")
 def the_smallest_policy() -> bool:
     expected = {"uniform": 5, "constant": 6, "teal": 4, "allocated": 1}
     against = {arm: fitted(arm, "135m") for arm in expected}
@@ -205,7 +213,9 @@ def the_smallest_policy() -> bool:
     return counts == expected and all(map(won, against["uniform"][:5])) and sum(map(tied, against["allocated"])) == 6
 
 
-@says("docs/results.md", "A fit keeps to its minutes. Beside the loaded model it holds 0.9 GiB, where half of a")
+@says(
+    "docs/results-quality.md", "A fit keeps to its minutes. Beside the loaded model it holds 0.9 GiB, where half of a"
+)
 def fits_keep_to_their_minutes() -> bool:
     found = of.read("fits-0.5b")
     late = [sum(fit["seconds"].values()) / 60 / fit["minutes"] for fit in found["fits"]]
@@ -213,7 +223,7 @@ def fits_keep_to_their_minutes() -> bool:
     return len(late) == 2 and max(late) < 1.03 and beside == {0.9}
 
 
-@says("docs/results.md", "Longer fits lose less at the two lower budgets; at the others they lose the same.")
+@says("docs/results-quality.md", "Longer fits lose less at the two lower budgets; at the others they lose the same.")
 def longer_fits() -> bool:
     def losses(minutes: int) -> list[float]:
         points = of.read(f"fitted-minutes/{minutes}")["points"]
@@ -236,7 +246,7 @@ def verdicts(model: str) -> list[str]:
     "docs/results.md",
     "On the 1.5B at two of four budgets; at the lowest its Q4_0 file takes as long and is better. On the 0.5B never",
 )
-@says("docs/results.md", "18.8 and 18.9 ms, and is **worse**: 1.000 bits per byte, against 0.962.")
+@says("docs/results-quality.md", "18.8 and 18.9 ms, and is **worse**: 1.000 bits per byte, against 0.962.")
 def the_dial_beside_smaller_files() -> bool:
     larger, smaller = verdicts("Qwen2.5-Coder-1.5B"), verdicts("Qwen2.5-Coder-0.5B")
     [lowest] = [rung for rung in ladder.rungs() if (rung.model, rung.setting) == ("Qwen2.5-Coder-1.5B", "budget 0.683")]
@@ -248,9 +258,12 @@ def the_dial_beside_smaller_files() -> bool:
 
 
 @says(
-    "docs/results.md", "On the 0.5B all rounds at 0.791 and 0.721 were faster than any of the dense file, on the 1.5B"
+    "docs/results-quality.md",
+    "On the 0.5B all rounds at 0.791 and 0.721 were faster than any of the dense file, on the 1.5B",
 )
-@says("docs/results.md", "1.5B those at 0.762 and 0.683. At 0.921 steps of the 1.5B took longer than dense ones")
+@says(
+    "docs/results-quality.md", "1.5B those at 0.762 and 0.683. At 0.921 steps of the 1.5B took longer than dense ones"
+)
 def times_that_are_apart() -> bool:
     every = [rung for rung in ladder.rungs() if rung.own_type]
     dense = {rung.model: rung for rung in every if not rung.dialled}

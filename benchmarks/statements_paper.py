@@ -8,12 +8,18 @@ from statements import says, tied, won
 from tables_context import DRIFT
 
 
-@says("docs/results.md", "On joint-27 the policy beats *uniform* at four of twelve budgets, all of them at most 0.65")
-@says("docs/results.md", "ties at seven, and loses by 0.005 nats at one.")
+@says(
+    "docs/results-method.md",
+    "On joint-27 the policy beats *uniform* at four of twelve budgets, all of them at most 0.65",
+)
+@says("docs/results-method.md", "ties at seven, and loses by 0.005 nats at one.")
 @says("docs/results.md", "On the 0.5B, on the paper's grid joint-27, it beats *uniform* at four of twelve budgets")
 @says("docs/results.md", "on the 0.5B on joint-27 from 0.7 to 0.9 and on bits-fine at 0.777.")
-@says("docs/results.md", "It beats the best of 500 at one and **loses** to it from 0.7 to 0.9, by at most 0.018 nats.")
-@says("docs/results.md", "loses less than the policy at the four lowest budgets. More is won by how")
+@says(
+    "docs/results-method.md",
+    "It beats the best of 500 at one and **loses** to it from 0.7 to 0.9, by at most 0.018 nats.",
+)
+@says("docs/results-method.md", "loses less than the policy at the four lowest budgets. More is won by how")
 def the_papers_grid_on_the_smaller_model() -> bool:
     found = of.comparisons("paper-0.5b", "joint-27")
     uniform = {one.net_keep: one.policy_minus["uniform"] for one in found}
@@ -29,8 +35,8 @@ def the_papers_grid_on_the_smaller_model() -> bool:
     return known and best and round(max(worse.values()), 3) == 0.018 and all(between[:4])
 
 
-@says("docs/results.md", "keeps all pages, 0.81 of the MLP channels and 7 of 16 bits, and loses 0.015 nats.")
-@says("docs/results.md", "An even split of the same net keep loses 0.146 nats on other text")
+@says("docs/results-method.md", "keeps all pages, 0.81 of the MLP channels and 7 of 16 bits, and loses 0.015 nats.")
+@says("docs/results-method.md", "An even split of the same net keep loses 0.146 nats on other text")
 def an_even_split_over_the_axes() -> bool:
     ours = next(one for one in of.comparisons("paper-0.5b", "joint-27") if one.net_keep == 0.75)
     points = of.read("paper-0.5b/joint-27")["points"]
@@ -44,7 +50,8 @@ def an_even_split_over_the_axes() -> bool:
 
 
 @says(
-    "docs/results.md", "After 110 updates of 64 schedules the paper's training loses to *uniform* at all four budgets."
+    "docs/results-method.md",
+    "After 110 updates of 64 schedules the paper's training loses to *uniform* at all four budgets.",
 )
 def the_papers_training() -> bool:
     found = of.comparisons("paper-0.5b", "joint-27-policy-gradient")
@@ -53,9 +60,14 @@ def the_papers_training() -> bool:
     return lost == [True] * 4 and made["config"]["updates"] == 110
 
 
-@says("docs/results.md", "On SmolLM2-135M the first 16 dense steps after the burst lose 0.094 nats per token, nearly")
-@says("docs/results.md", "No later stretch loses more than 0.018. On the 0.5B no harm shows in the first 16 steps")
-@says("docs/results.md", "and 0.030 nats after MLP 0.4 alone. No later stretch loses more than 0.014.")
+@says(
+    "docs/results-quality.md",
+    "On SmolLM2-135M the first 16 dense steps after the burst lose 0.094 nats per token, nearly",
+)
+@says(
+    "docs/results-quality.md", "No later stretch loses more than 0.018. On the 0.5B no harm shows in the first 16 steps"
+)
+@says("docs/results-quality.md", "and 0.030 nats after MLP 0.4 alone. No later stretch loses more than 0.014.")
 def dense_steps_after_cheap_ones() -> bool:
     first, later = {}, {}
     for model, name in DRIFT.items():

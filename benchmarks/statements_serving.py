@@ -7,7 +7,7 @@ import published_speed as timed
 from statements import says, tied
 
 
-@says("docs/results.md", "The lower budget makes none")
+@says("docs/results-serving.md", "The lower budget makes none")
 def budgets_do_not_help_a_small_model() -> bool:
     dense, budgeted = (
         of.servers()[of.SERVERS[f"solm, cpu backend, int8, {how}"]] for how in ("dense", "policy at net keep 0.6")
@@ -26,8 +26,10 @@ def at_servers(server: str) -> dict[tuple[str, str], float]:
 
 
 @says("README.md", "gives 240 tokens per second on the 0.5B, vLLM in bfloat16 195, llama.cpp 50.")
-@says("docs/results.md", "The smallest difference is 6 % to vLLM with 16 clients and prompts of 1,024")
-@says("docs/results.md", "With 16 clients and prompts of 128 it is 23 %, and 38 % where replies have 256 tokens.")
+@says("docs/results-serving.md", "The smallest difference is 6 % to vLLM with 16 clients and prompts of 1,024")
+@says(
+    "docs/results-serving.md", "With 16 clients and prompts of 128 it is 23 %, and 38 % where replies have 256 tokens."
+)
 def beside_other_servers() -> bool:
     ours, vllm, llama = (at_servers(server) for server in ("solm", "vLLM, bfloat16", "llama.cpp, xllamacpp"))
     names = ("serve-0.5b-1024", "serve-0.5b", "serve-0.5b-replies-256")
@@ -37,9 +39,10 @@ def beside_other_servers() -> bool:
     return round(least, 2) == of_many[0] and of_many == [1.06, 1.23, 1.38] and sixteen == [240, 195, 50]
 
 
-@says("docs/results.md", "On the 135M (table below) it is 2 % at least.")
+@says("docs/results-serving.md", "On the 135M (table below) it is 2 % at least.")
 @says(
-    "docs/results.md", "vLLM has the shorter median time per token, 52.6 ms against 59.2, and the longer first token."
+    "docs/results-serving.md",
+    "vLLM has the shorter median time per token, 52.6 ms against 59.2, and the longer first token.",
 )
 def where_others_are_near() -> bool:
     ratios = []
@@ -52,10 +55,14 @@ def where_others_are_near() -> bool:
 
 
 @says(
-    "docs/results.md", "with 16 streaming rows on the 0.5B, 5.9 % of the time is neither a decode step nor the reading"
+    "docs/results-serving.md",
+    "with 16 streaming rows on the 0.5B, 5.9 % of the time is neither a decode step nor the reading",
 )
-@says("docs/results.md", "1.2 % choosing tokens, 0.7 % their text, 1.6 % events for clients, 0.6 % budgets, costs and")
-@says("docs/results.md", "metrics, and 1.9 % the loop itself")
+@says(
+    "docs/results-serving.md",
+    "1.2 % choosing tokens, 0.7 % their text, 1.6 % events for clients, 0.6 % budgets, costs and",
+)
+@says("docs/results-serving.md", "metrics, and 1.9 % the loop itself")
 def little_lies_between_steps() -> bool:
     found = of.read("between-steps-0.5b")["median"]
     parts = found["parts"]
@@ -64,15 +71,21 @@ def little_lies_between_steps() -> bool:
     return [round(100 * share, 1) for share in shares] == [1.2, 0.7, 1.6, 0.6, 1.9, 5.9]
 
 
-@says("docs/results.md", "the dense server gave 61, 100 and 129 tokens per second with 1, 4 and 16 clients, and 214")
+@says(
+    "docs/results-serving.md",
+    "the dense server gave 61, 100 and 129 tokens per second with 1, 4 and 16 clients, and 214",
+)
 def an_older_processor() -> bool:
     runs = [of.read(f"{name}-zen4")["servers"]["solm"] for name in ("serve-0.5b", "serve-0.5b-replies-256")]
     rates = [run[clients]["tokens_per_second"] for run in runs for clients in run]
     return [int(rate) for rate in rates] == [61, 99, 129, 214] and round(rates[1]) == 100
 
 
-@says("docs/results.md", "brings 17 % more tokens per second with 1 client after prompts of 128, and 2 % more after")
-@says("docs/results.md", "With 4 or 16 clients it changes them by less than 3 %")
+@says(
+    "docs/results-serving.md",
+    "brings 17 % more tokens per second with 1 client after prompts of 128, and 2 % more after",
+)
+@says("docs/results-serving.md", "With 4 or 16 clients it changes them by less than 3 %")
 @says("docs/results.md", "By a budget on the 0.5B with one client, by 2 to 17 %. With 16 clients not after short")
 def budgets_at_servers() -> bool:
     dense, budgeted = at_servers("solm"), at_servers("solm at loss=0.05")
@@ -99,7 +112,7 @@ def short_contexts_in_a_batch() -> bool:
 )
 @says("docs/serving.md", "A fifth of the pages makes 4 rows 1.35 and 16 rows 1.55 times as fast, for 0.037 nats.")
 @says("docs/limits.md", "After 4,096 tokens two fifths of the pages make a step of 16 rows 1.32 times as fast")
-@says("docs/results.md", "lose 0.007 nats per token [-0.006, +0.021] (16 texts)")
+@says("docs/results-serving.md", "lose 0.007 nats per token [-0.006, +0.021] (16 texts)")
 @says("docs/serving.md", "which loses 0.037 nats per token [+0.009, +0.064] (in the table above)")
 def long_contexts_in_a_batch() -> bool:
     found = batch_points()
@@ -112,10 +125,10 @@ def long_contexts_in_a_batch() -> bool:
 
 
 @says(
-    "docs/results.md",
+    "docs/results-serving.md",
     "two fifths of the pages bring 3 % more tokens per second with 1 client, 4 % with 4 and 23 % with",
 )
-@says("docs/results.md", "16, whose time per token falls from 61.6 to 46.7 ms")
+@says("docs/results-serving.md", "16, whose time per token falls from 61.6 to 46.7 ms")
 @says("docs/results.md", "but by 23 % after 4,096 tokens")
 @says("README.md", "raises the tokens per second of 16 clients on the 0.5B by 23 %")
 def pages_at_servers() -> bool:
@@ -125,7 +138,7 @@ def pages_at_servers() -> bool:
     return more == [3, 4, 23] and times == [61.6, 46.7]
 
 
-@says("docs/results.md", "Holding rows back keeps the objective")
+@says("docs/results-serving.md", "Holding rows back keeps the objective")
 @says("docs/history.md", "makes a busy server slower")
 def rows_keep_the_objective() -> bool:
     objective, found = of.governed()

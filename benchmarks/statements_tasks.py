@@ -62,16 +62,18 @@ def code_that_is_graded() -> bool:
 
 @says("docs/results.md", "On seven other tasks it loses 3.9 points at 0.7 of the time and uniform settings 6.0")
 @says(
-    "docs/results.md", "On average the policy loses 3.9 points to dense at 0.7 of the time, and uniform settings 6.0."
+    "docs/results-tasks.md",
+    "On average the policy loses 3.9 points to dense at 0.7 of the time, and uniform settings 6.0.",
 )
 @says(
-    "docs/results.md",
+    "docs/results-tasks.md",
     "them is within the noise, as it is at 0.85 and on every task but LAMBADA at 0.7: one interval of",
 )
 @says(
-    "docs/results.md", "at 0.7 from 0.70 of the time (LAMBADA) to 0.71 (OpenBookQA) under the policy, uniform settings"
+    "docs/results-tasks.md",
+    "at 0.7 from 0.70 of the time (LAMBADA) to 0.71 (OpenBookQA) under the policy, uniform settings",
 )
-@says("docs/results.md", "and constants, and to 0.73 under *allocated*.")
+@says("docs/results-tasks.md", "and constants, and to 0.73 under *allocated*.")
 def other_tasks_of_the_smaller_model() -> bool:
     found = other_points(OTHERS)
     apart = [
@@ -103,9 +105,14 @@ def mean_difference(tasks: dict[str, dict[str, Any]], arm: str = "uniform") -> D
     return mean_of([gain(at, arm, "acc") for at in tasks.values()])
 
 
-@says("docs/results.md", "On average the policy and uniform settings both lose 1.9 points to dense; neither that nor")
-@says("docs/results.md", "Of single tasks the policy's accuracy is above that of uniform settings on ARC-Challenge")
-@says("docs/results.md", "and **below** on PIQA. `results/tasks-1.5b/others.json`.")
+@says(
+    "docs/results-tasks.md",
+    "On average the policy and uniform settings both lose 1.9 points to dense; neither that nor",
+)
+@says(
+    "docs/results-tasks.md", "Of single tasks the policy's accuracy is above that of uniform settings on ARC-Challenge"
+)
+@says("docs/results-tasks.md", "and **below** on PIQA. `results/tasks-1.5b/others.json`.")
 @says(
     "docs/results.md", "To uniform on PIQA, on the 1.5B at 0.7 of the time, by 6.7 points of accuracy (60 questions)."
 )
@@ -151,9 +158,11 @@ def what_budgets_do_to_tasks_of_the_larger_model() -> bool:
 
 @says("docs/limits.md", "hidden value becomes less likely by 39 nats at a tenth of the pages")
 @says("docs/limits.md", "three tenths no loss shows there; uniform pages lose 2.3 nats")
-@says("docs/results.md", "needles at three tenths of the pages, where uniform pages lose 2.3 nats.")
-@says("docs/results.md", "At a fifth it loses 1.4 nats and uniform pages 16.8; at a tenth both lose tens of nats.")
-@says("docs/results.md", "Of lines both lose 0.4 nats at a fifth.")
+@says("docs/results-quality.md", "needles at three tenths of the pages, where uniform pages lose 2.3 nats.")
+@says(
+    "docs/results-quality.md", "At a fifth it loses 1.4 nats and uniform pages 16.8; at a tenth both lose tens of nats."
+)
+@says("docs/results-quality.md", "Of lines both lose 0.4 nats at a fifth.")
 def facts_from_far_back_on_the_smaller_model() -> bool:
     sets = of.retrieval("retrieval-0.5b")
     needles, lines = (
@@ -173,9 +182,13 @@ def gain(at: dict[str, dict[str, Any]], arm: str, metric: str) -> Difference:
 
 
 @says(
-    "docs/results.md", "The policy's accuracy ties with that of every arm, dense included. Its margin is above that of"
+    "docs/results-tasks.md",
+    "The policy's accuracy ties with that of every arm, dense included. Its margin is above that of",
 )
-@says("docs/results.md", "at all four budgets and above that of *constant* at 0.85, and otherwise ties with those of")
+@says(
+    "docs/results-tasks.md",
+    "at all four budgets and above that of *constant* at 0.85, and otherwise ties with those of",
+)
 def mmlu_answers_of_the_smaller_model() -> bool:
     points = mmlu_points(LARGER_ANSWERS)
     accuracy = [gain(at, arm, "acc") for at in points.values() for arm in ("dense", "uniform", *RIVALS)]
@@ -194,9 +207,15 @@ def mmlu_answers_of_the_smaller_model() -> bool:
     "To uniform, on the 0.5B's accuracy in MMLU at 0.7 of the time by 3.0 points, near chance; to its",
 )
 @says("docs/results.md", "On MMLU, where this file is near chance, its accuracy is 3.0 points below theirs at 0.7")
-@says("docs/results.md", "This file is near chance on MMLU (25 %), also with dense steps: accuracy says little.")
-@says("docs/results.md", "At 0.7 all arms lose most of what dense has above chance, and the policy's accuracy is 3.0")
-@says("docs/results.md", "At 0.85 its accuracy ties with that of every arm. Its margin is above that of *uniform*, and")
+@says("docs/results-tasks.md", "This file is near chance on MMLU (25 %), also with dense steps: accuracy says little.")
+@says(
+    "docs/results-tasks.md",
+    "At 0.7 all arms lose most of what dense has above chance, and the policy's accuracy is 3.0",
+)
+@says(
+    "docs/results-tasks.md",
+    "At 0.85 its accuracy ties with that of every arm. Its margin is above that of *uniform*, and",
+)
 def mmlu_of_the_smaller_model() -> bool:
     points = mmlu_points(LARGER)
     low, high = points[0.7], points[0.85]
@@ -212,11 +231,14 @@ def mmlu_of_the_smaller_model() -> bool:
 
 
 @says(
-    "docs/results.md", "At 0.8 the policy's margin is above that of *uniform* and of *constant*, and ties with that of"
+    "docs/results-tasks.md",
+    "At 0.8 the policy's margin is above that of *uniform* and of *constant*, and ties with that of",
 )
-@says("docs/results.md", "its accuracy is 2.0 points above that of *uniform*, a tie, and 2.3 points below dense.")
-@says("docs/results.md", "At 0.7 accuracy and margin tie with those of all other schedules.")
-@says("docs/results.md", "Accuracy is 5.7 points below dense, at the edge of the noise, and the margin is 0.41 nats")
+@says("docs/results-tasks.md", "its accuracy is 2.0 points above that of *uniform*, a tie, and 2.3 points below dense.")
+@says("docs/results-tasks.md", "At 0.7 accuracy and margin tie with those of all other schedules.")
+@says(
+    "docs/results-tasks.md", "Accuracy is 5.7 points below dense, at the edge of the noise, and the margin is 0.41 nats"
+)
 @says("docs/results.md", "On MMLU the 1.5B loses 6 points at 0.7 of the time and 2 at 0.8.")
 @says("docs/results.md", "Its accuracy ties with uniform settings at both; its margin is above theirs at 0.8")
 @says("docs/limits.md", "did not show in the accuracy of Qwen2.5-Coder-1.5B in 969 questions")
@@ -236,11 +258,11 @@ def mmlu_of_the_largest() -> bool:
 
 
 @says(
-    "docs/results.md",
+    "docs/results-tasks.md",
     "The policy's accuracy and margin tie with those of dense steps, of *uniform* and of *constant* at",
 )
 @says(
-    "docs/results.md",
+    "docs/results-tasks.md",
     "tie with those of *allocated*, too, but for accuracy at 0.8, where the policy's is 1.2 points higher.",
 )
 def mmlu_answers_of_the_largest() -> bool:

@@ -5,13 +5,13 @@ from statements import says, tied, won
 from statements_larger import loss
 
 
-@says("docs/results.md", "In the fastest round the dense step of the 1.5B after 1,024 tokens took 20.4 ms.")
+@says("docs/results-speed.md", "In the fastest round the dense step of the 1.5B after 1,024 tokens took 20.4 ms.")
 def memory_was_faster_at_times() -> bool:
     rounds = of.read("engine-1.5b")["contexts"]["1024"]["step_ms"]["dense"]["1"]
     return round(rounds["low"], 1) == 20.4 and rounds["median"] > 27
 
 
-@says("docs/results.md", "Times differ by at most 2.4 %. Thresholds keep up to 0.018 more of the channels")
+@says("docs/results-speed.md", "Times differ by at most 2.4 %. Thresholds keep up to 0.018 more of the channels")
 def thresholds_take_no_longer() -> bool:
     apart, more = [], []
     for size in ("0.5b", "1.5b"):
@@ -25,7 +25,7 @@ def thresholds_take_no_longer() -> bool:
 
 @says("docs/results.md", "On the 0.5B than uniform settings at both; it ties with its allocation without the network")
 @says(
-    "docs/results.md",
+    "docs/results-tasks.md",
     "than that of *uniform* at both budgets, and than that of *constant* at 0.85. It ties with *allocated*.",
 )
 def text_that_the_smaller_model_wrote() -> bool:
@@ -36,7 +36,7 @@ def text_that_the_smaller_model_wrote() -> bool:
 
 
 @says(
-    "docs/results.md",
+    "docs/results-quality.md",
     "1.26 times as fast as its dense steps for 0.040 nats and 1.38 times for 0.119, after 512 tokens of",
 )
 def a_file_of_eight_bits() -> bool:

@@ -42,10 +42,10 @@ def test_whatever_differs_from_the_results_is_named(copied: Path) -> None:
     done = check(copied)
     assert done.returncode == 1
     for said in (
-        "docs/results.md: differs",
+        "docs/results-speed.md: differs",
         "docs/budget.md: differs",
         "docs/figures/quality.svg: differs",
-        "docs/results.md: the results say otherwise: 'The dial adds little",
+        "docs/results-speed.md: the results say otherwise: 'The dial adds little",
         "docs/budget.md: the results say otherwise: 'nearly twice as fast'",
         "docs/scale.md: no statement says where '3.7 times' comes from",
         "docs/scale.md: a table of numbers",
@@ -71,7 +71,7 @@ def test_instruction_sets_are_shown_where_they_were_measured(copied: Path) -> No
     (results / "variants-135m.json").write_text(json.dumps({"results": every}))
     command = [sys.executable, str(copied / "benchmarks" / "tables.py")]
     subprocess.run(command, capture_output=True, check=True)
-    text = (copied / "docs" / "results.md").read_text().replace("\u00a0", " ")
+    text = (copied / "docs" / "results-speed.md").read_text().replace("\u00a0", " ")
     assert "| Model | Instruction set | prompt of 1,024, tokens/s | step after 1,024, ms |\n" in text
     assert "| SmolLM2-135M | `avx2` | 1,000 → 3,000 (3.00×) | 8.0 → 4.0 (2.00×) |\n" in text
     assert "| SmolLM2-135M | `native` | 3,100 | 3.9 |\n" in text
