@@ -113,9 +113,9 @@ def features_tried() -> str:
         each = ", ".join(f"{_interval(gain)} on {model}" for model, gain in gains.items())
         lines.append(f"- {words}: {each}. {'Worth building.' if worth([*gains.values()]) else 'Not kept.'}\n")
     return (
-        "Beside what the policy's network says, offline ([table](results-method.md#what-a-step-can-see)). Numbers are what was"
-        " saved beyond\nthat network, fitted anew, in points: per cent of the divergence at equal shares. Kept is what"
-        f" gains {100 * WORTH:.0f} points on every\nmodel, beyond the noise.\n\n" + "".join(lines)
+        "Beside what the policy's network says, offline ([table](results-method.md#what-a-step-can-see)). Numbers are "
+        "what was\nsaved beyond that network, fitted anew, in points: per cent of the divergence at equal shares. Kept is "
+        f"what gains\n{100 * WORTH:.0f} points on every model, beyond the noise.\n\n" + "".join(lines)
     )
 
 
