@@ -114,8 +114,8 @@ def features_tried() -> str:
         lines.append(f"- {words}: {each}. {'Worth building.' if worth([*gains.values()]) else 'Not kept.'}\n")
     return (
         "Beside what the policy's network says, offline ([table](results-method.md#what-a-step-can-see)). Numbers are "
-        "what was\nsaved beyond that network, fitted anew, in points: per cent of the divergence at equal shares. Kept is "
-        f"what gains\n{100 * WORTH:.0f} points on every model, beyond the noise.\n\n" + "".join(lines)
+        "what was\nsaved beyond that network, fitted anew, in points: per cent of the divergence at equal shares. Kept "
+        f"is what gains\n{100 * WORTH:.0f} points on every model, beyond the noise.\n\n" + "".join(lines)
     )
 
 
