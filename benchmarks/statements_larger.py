@@ -81,7 +81,7 @@ def small_savings_save_little() -> bool:
     "Greedy steps of the 0.5B take 0.27 to 0.57 of the time of llama.cpp's steps, which compute every logit; those of "
     "the 1.5B 0.82 to 1.02.",
 )
-@says("docs/results.md", "Both read prompts at least twice as fast.")
+@says("docs/results.md", "Both read prompts at least twice as fast")
 @says("docs/results.md", "After 16,384 tokens a fifth of the pages saves 35 %")
 def larger_models_beside_llama_cpp() -> bool:
     def share(size: str, context: int) -> float:
@@ -98,7 +98,7 @@ def larger_models_beside_llama_cpp() -> bool:
 
 @says("README.md", "1.21 times as fast as dense after 1,024 tokens, for 0.028 nats per token (200 texts)")
 @says("README.md", "After 8,192 it is 1.42 times for 0.050 (61 texts)")
-@says("docs/results.md", "After 8,192 tokens it decodes 1.42 times as fast for 0.050 nats per token.")
+@says("docs/results.md", "After 8,192 tokens it decodes 1.42 times as fast for 0.050 nats per token")
 @says(
     "docs/results-quality.md", "It decodes 1.42 times as fast as dense steps for 0.050 nats per token [+0.040, +0.061]."
 )

@@ -49,7 +49,7 @@ def what_a_small_loss_does_to_tasks() -> bool:
 
 
 @says(
-    "docs/results.md", "as many, and more than under uniform settings and constants, which an earlier run did not show."
+    "docs/results.md", "as many, and more than under uniform settings and constants, which an earlier run did not show"
 )
 def code_that_is_graded() -> bool:
     def gains(kinds: dict[str, Any]) -> list[Difference]:
@@ -116,7 +116,7 @@ def mean_difference(tasks: dict[str, dict[str, Any]], arm: str = "uniform") -> D
 @says(
     "docs/results.md", "To uniform on PIQA, on the 1.5B at 0.7 of the time, by 6.7 points of accuracy (60 questions)."
 )
-@says("docs/results.md", "60 questions each, policy and uniform settings both lose 2 points at 0.7, within the noise.")
+@says("docs/results.md", "60 questions each, policy and uniform settings both lose 2 points at 0.7, within the noise")
 def other_tasks_of_the_largest() -> bool:
     [(budget, tasks)] = other_points(LARGEST_OTHERS).items()
     against = {task: gain(at, "uniform", "acc") for task, at in tasks.items()}
@@ -206,7 +206,7 @@ def mmlu_answers_of_the_smaller_model() -> bool:
     "docs/results.md",
     "To uniform, on the 0.5B's accuracy in MMLU at 0.7 of the time by 3.0 points, near chance; to its",
 )
-@says("docs/results.md", "On MMLU, where this file is near chance, its accuracy is 3.0 points below theirs at 0.7")
+@says("docs/results.md", "At 0.7 of the time the policy's accuracy is 3.0 points below that of uniform settings")
 @says("docs/results-tasks.md", "This file is near chance on MMLU (25 %), also with dense steps: accuracy says little.")
 @says(
     "docs/results-tasks.md",
