@@ -1,10 +1,13 @@
 """Samples of a value policy's training: drawn levels, and differences to the dense run."""
 
+import weakref
+
 import torch
 
 import solm
 from helpers.models import CONTEXT, STEPS, tiny_model, tokens
 from helpers.policies import SPACE, SPARSITY
+from solm.backends.cpu.call import EngineCall
 from solm.backends.session import SplitSchedule
 from solm.training.counterfactual import collect_samples, draw_levels, keep_of
 
@@ -48,3 +51,21 @@ def test_samples_are_differences_to_the_dense_run_of_the_same_tokens(monkeypatch
         stretches = collect_samples(lm, ids, CONTEXT, 1, before, after, SPACE)  # of five steps
         for name, value in vars(got).items():
             torch.testing.assert_close(getattr(stretches, name), value, rtol=1e-3, atol=1e-5)
+
+
+def test_logits_of_one_stretch_are_in_memory_at_a_time(cpu_lm, monkeypatch):
+    passes = []
+    run = EngineCall.run
+
+    def watched(*given, **options):
+        assert all(known() is None for known in passes)
+        found = run(*given, **options)
+        if found.logits.shape[1] == 5:  # of a stretch
+            passes.append(weakref.ref(found.logits))
+        return found
+
+    monkeypatch.setattr(EngineCall, "run", watched)
+    monkeypatch.setattr("solm.training.counterfactual.LOGITS_AT_ONCE", 2 * 4 * 5 * cpu_lm.shapes.vocabulary)
+    before, after = draw_levels(SPACE, 2, 3, STEPS, torch.Generator().manual_seed(0))
+    collect_samples(cpu_lm, tokens(2, CONTEXT + STEPS + 1), CONTEXT, 1, before, after, SPACE)
+    assert len(passes) == STEPS // 5

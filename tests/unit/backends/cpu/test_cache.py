@@ -8,6 +8,7 @@ import torch
 
 from helpers.engine import SPARSITY, engine_of, pair
 from helpers.models import keep_of, tiny_model, tokens
+from solm.backends.cpu.call import EngineCall
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 
@@ -95,13 +96,30 @@ def test_rows_share_pages_and_go_on_as_if_they_did_not(context, dtype):
     control.detach()
 
 
-def test_a_session_keeps_no_logits():
-    """They are the largest thing that a pass makes, and the next pass makes as many."""
+
+def test_logits_of_one_pass_are_in_memory_at_a_time(monkeypatch):
+    """They are the largest thing that a pass makes: when known text is scored, and when samples are collected."""
+    passes = []
+    run = EngineCall.run
+
+    def watched(*given, **options):
+        assert all(known() is None for known in passes)
+        found = run(*given, **options)
+        passes.append(weakref.ref(found.logits))
+        return found
+
     control = TorchBackend(tiny_model("llama", torch.float32))
     _, native = pair(control, context=20)
-    found = native.extend(tokens(2, 5).numpy())
-    logits, last = weakref.ref(found.logits), found.hidden[:, -1].copy()
+    before = native.score(tokens(2, 33)).log_probabilities
+    native.truncate(torch.tensor([20, 20]))
+    monkeypatch.setattr(EngineCall, "run", watched)
+    monkeypatch.setattr("solm.backends.cpu.session._CHUNK", 16)
+    torch.testing.assert_close(native.score(tokens(2, 33)).log_probabilities, before, atol=2e-3, rtol=0)
+    assert len(passes) == 4
+
+    last = native.last_hidden(torch.tensor([0, 1]))
+    found = native.extend(tokens(2, 3))
+    assert not (native.last_hidden(torch.tensor([0, 1])) == last).all()
     del found
-    assert logits() is None
-    assert (native.last_hidden([0, 1]) == last).all()
+    assert all(known() is None for known in passes)
     control.detach()
