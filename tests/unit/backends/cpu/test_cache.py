@@ -96,7 +96,6 @@ def test_rows_share_pages_and_go_on_as_if_they_did_not(context, dtype):
     control.detach()
 
 
-
 def test_logits_of_one_pass_are_in_memory_at_a_time(monkeypatch):
     """They are the largest thing that a pass makes: when known text is scored, and when samples are collected."""
     passes = []
