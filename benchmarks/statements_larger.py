@@ -214,13 +214,14 @@ def the_smallest_policy() -> bool:
 
 
 @says(
-    "docs/results-quality.md", "A fit keeps to its minutes. Beside the loaded model it holds 0.9 GiB, where half of a"
+    "docs/results-quality.md",
+    "They keep to their minutes within 5 %. Beside the loaded model they hold 0.50 to 0.57 GiB",
 )
 def fits_keep_to_their_minutes() -> bool:
     found = of.read("fits-0.5b")
     late = [sum(fit["seconds"].values()) / 60 / fit["minutes"] for fit in found["fits"]]
-    beside = {round(fit["peak_gib"] - found["loaded_gib"], 1) for fit in found["fits"]}
-    return len(late) == 2 and max(late) < 1.03 and beside == {0.9}
+    beside = [round(fit["peak_gib"] - found["loaded_gib"], 2) for fit in found["fits"]]
+    return len(late) == 3 and max(late) < 1.05 and (min(beside), max(beside)) == (0.5, 0.57)
 
 
 @says("docs/results-quality.md", "Longer fits lose less at the two lower budgets; at the others they lose the same.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from solm.backends.logits import LOGITS_AT_ONCE
 from solm.core.errors import DamagedFileError, SolmError
 from solm.core.files import read_tensors, write_tensors
 from solm.core.interrupt import SIGTERM_CODE, Interrupted, signals
@@ -27,6 +28,7 @@ from solm.training.rollout import step_generator
 from solm.training.sources import Record, draw_windows, provenance, training_streams
 
 SAMPLES, LEVEL_COSTS = "samples", "level-costs.partial"
+_TEXTS = 8
 _LEAST = 1e-6  # nats
 _LEAST_FACTOR = 0.01
 
@@ -113,16 +115,18 @@ def average_costs(
     lm: LanguageModel,
     config: ValueTrainConfig,
     streams: list[TokenStream],
-    batch: int = 8,
+    batch: int | None = None,
     parts: Parts | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[torch.Tensor]:
     """Per axis [levels] float64: what every level costs where all steps take it, nats per token.
 
-    batch: texts that share a pass. parts: keeps finished batches. progress: called with texts done and in all.
+    batch: texts that share a pass; by default as many as have room for their dense and other logits, at most 8. parts:
+    keeps finished batches. progress: called with texts done and in all.
     """
     context, length = config.level_cost_context, config.level_cost_length
     windows = draw_windows(streams, config.level_cost_texts, context + length + 1, step_generator(config.seed, 0, 1))
+    batch = batch or max(1, min(_TEXTS, LOGITS_AT_ONCE // (2 * length * lm.shapes.vocabulary)))
     parts = parts or Parts(None, "")
 
     def measure(some: torch.Tensor) -> list[list[float]]:
