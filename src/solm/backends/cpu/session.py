@@ -26,7 +26,7 @@ from solm.policies.value_policy import ValuePolicy
 
 _SPARE = 64  # tokens of room that a cache has beyond what was asked for
 _CHUNK = 256  # tokens that the engine reads in one call while a prompt is read or known tokens are scored
-_TAKEN = np.empty((0, 0, 0), np.float32)
+_TAKEN = np.empty((0, 0, 0), np.float32)  # in place of logits that have been given to the caller
 
 
 class CpuSession(BaseSession):
