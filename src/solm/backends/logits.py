@@ -9,9 +9,10 @@ _LOGITS_PER_SLICE = 8  # a float32 slice that stays in the last-level cache
 
 
 def log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """log p(tokens) under logits [..., V], in float32: [...]. Sliced, so that no float32 copy of all logits exists."""
+    """log p(tokens) under logits [..., V], in float32: [...], for tokens [...] of any integers. Sliced, so that no
+    float32 copy of all logits exists."""
     slices = logits.flatten(0, -2).split(_LOGITS_PER_SLICE)
-    targets = tokens.to(logits.device).flatten().split(_LOGITS_PER_SLICE)
+    targets = tokens.to(logits.device, torch.int64).flatten().split(_LOGITS_PER_SLICE)
     parts = [
         -F.cross_entropy(part.float(), target, reduction="none") for part, target in zip(slices, targets, strict=True)
     ]
