@@ -77,7 +77,8 @@ def stream_of(texts: list[str], tokenizer: PreTrainedTokenizerBase, name: str) -
 
 
 def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The tokens of every text. Our own tokenizers would make a second one of transformers' when they are called."""
+    """The tokens of every text. solm's `Tokenizer` encodes by itself; where it is called it first makes a tokenizer of
+    transformers', which takes tens of megabytes."""
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         return list(tokenizer(texts, add_special_tokens=False, verbose=False).input_ids)
     return [tokenizer.encode(text, add_special_tokens=False) for text in texts]

@@ -133,7 +133,7 @@ def cost_levels(job: Job) -> None:
     key = [config.model_dump(mode="json"), [stream.fingerprint for stream in job.texts.train]]
     with resumable(job.folder.path / COSTS) as partial:
         costs = average_costs(
-            _allocated(job), config, job.texts.train, None, Parts(partial, key), job.progress("level costs")
+            _allocated(job), config, job.texts.train, parts=Parts(partial, key), progress=job.progress("level costs")
         )
         write_json(job.folder.path / COSTS, [axis.tolist() for axis in costs])
 

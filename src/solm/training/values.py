@@ -28,7 +28,8 @@ from solm.training.rollout import step_generator
 from solm.training.sources import Record, draw_windows, provenance, training_streams
 
 SAMPLES, LEVEL_COSTS = "samples", "level-costs.partial"
-_TEXTS = 8
+_MOST_TEXTS = 8
+"""That share a pass where level costs are measured."""
 _LEAST = 1e-6  # nats
 _LEAST_FACTOR = 0.01
 
@@ -126,7 +127,7 @@ def average_costs(
     """
     context, length = config.level_cost_context, config.level_cost_length
     windows = draw_windows(streams, config.level_cost_texts, context + length + 1, step_generator(config.seed, 0, 1))
-    batch = batch or max(1, min(_TEXTS, LOGITS_AT_ONCE // (2 * length * lm.shapes.vocabulary)))
+    batch = batch or max(1, min(_MOST_TEXTS, LOGITS_AT_ONCE // (2 * length * lm.shapes.vocabulary)))
     parts = parts or Parts(None, "")
 
     def measure(some: torch.Tensor) -> list[list[float]]:

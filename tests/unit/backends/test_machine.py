@@ -1,6 +1,7 @@
 """What is found out about the machine without torch: threads and accelerators; what is set is set back."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -69,3 +70,27 @@ def test_torch_is_asked_only_where_there_may_be_an_accelerator(tmp_path, monkeyp
     assert accelerator_available(tmp_path) is (sys.platform != "linux")
     (tmp_path / "nvidia0").touch()
     assert accelerator_available(tmp_path)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc here")
+def test_freed_memory_is_kept_until_it_is_given_back():
+    check = (
+        "import re\n"
+        "from pathlib import Path\n"
+        "from solm.backends.heap import give_back_freed_memory, keep_freed_memory\n"
+        "def held():\n"
+        "    return int(re.search(r'RssAnon:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) >> 10\n"
+        "keep_freed_memory()\n"
+        "large = bytearray(200 << 20)\n"
+        "for at in range(0, len(large), 4096):\n"
+        "    large[at] = 1\n"
+        "there = held()\n"
+        "del large\n"
+        "kept = held()\n"
+        "give_back_freed_memory()\n"
+        "print(there - kept, kept - held())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True)
+    freed, given_back = map(int, done.stdout.split())
+    assert freed < 20
+    assert given_back > 180
