@@ -10,7 +10,7 @@ from typing import Any
 
 from solm.core.files import write_text
 from solm.policies.artifact import BUILTIN, CARD, TrainedPolicy, model_card
-from tables_quality import fitted_policy
+from tables_fits import fitted_policy
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs/results"

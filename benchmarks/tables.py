@@ -17,6 +17,7 @@ import tables_aims  # noqa: F401
 import tables_context  # noqa: F401
 import tables_features  # noqa: F401
 import tables_field  # noqa: F401
+import tables_fits  # noqa: F401
 import tables_ladder  # noqa: F401
 import tables_quality  # noqa: F401  (registers its tables)
 import tables_replies  # noqa: F401

@@ -38,110 +38,45 @@ def grids() -> str:
     return compared("policies", GRIDS, ("policy", "constant"), against)
 
 
-GRIDS_LARGER, GRADIENT = "paper-0.5b", "joint-27-policy-gradient"
+GRADIENT = "joint-27-policy-gradient"
 
 
 @table
 def grids_larger() -> str:
     """The same on a larger model as the paper carries actions out, and the paper's own training, once measured."""
+    found = paper_grids("paper-0.5b", "Qwen2.5-Coder-0.5B")
+    if found and of.measured(f"paper-0.5b/{GRADIENT}"):
+        found += (
+            "\nThe paper's training on joint-27 (`--method grpo`), 110 updates of 64 schedules, on the same texts. "
+            "Here *uniform* spends what this policy spends:\n\n"
+            f"{compared('paper-0.5b', [GRADIENT], ('policy', 'uniform'), ('uniform',))}\n"
+            f"`results/paper-0.5b/{GRADIENT}.json`.\n"
+        )
+    return found
+
+
+@table
+def grids_largest() -> str:
+    """The same on the 1.5B."""
+    return paper_grids("paper-1.5b", "Qwen2.5-Coder-1.5B")
+
+
+def paper_grids(folder: str, model: str) -> str:
+    """What a policy of `solm train` loses on the paper's grids, and against what, with how it was measured."""
     against = ("uniform", "tuned", "constant", "best of 500")
-    spaces = [space for space in GRIDS if of.measured(f"{GRIDS_LARGER}/{space}")]
+    spaces = [space for space in GRIDS if of.measured(f"{folder}/{space}")]
     if not spaces:
         return ""
-    how = of.settings(f"{GRIDS_LARGER}/{spaces[0]}")
-    files = ", ".join(f"`results/{GRIDS_LARGER}/{space}.json`" for space in spaces)
+    how = of.settings(f"{folder}/{spaces[0]}")
+    files = ", ".join(f"`results/{folder}/{space}.json`" for space in spaces)
     about = (
-        "### The paper's grids on a larger model\n\n"
-        "Qwen2.5-Coder-0.5B, the Q4_K_M file in bfloat16, actions as the paper carries them out (`--sparsity paper`): "
+        f"{model}, the Q4_K_M file in bfloat16, actions as the paper carries them out (`--sparsity paper`): "
         "pages by query head, input channels alone, outputs of the MLP rounded. There is no allocation, so that "
         f"*uniform* is the paper's static schedule. {how['texts']} held-out texts × {how['length']} tokens after "
         f"{how['context']}. One policy of `solm train` serves all grids. *Uniform* and *constant* spend on every axis "
         "what the policy spends."
     )
-    parts = [about, compared(GRIDS_LARGER, spaces, ("policy", *against), against).rstrip(), f"{files}."]
-    if of.measured(f"{GRIDS_LARGER}/{GRADIENT}"):
-        parts += [
-            "The paper's training on joint-27 (`--method grpo`), 110 updates of 64 schedules, on the same texts. Here "
-            "*uniform* spends what this policy spends:",
-            compared(GRIDS_LARGER, [GRADIENT], ("policy", "uniform"), ("uniform",)).rstrip(),
-            f"`results/{GRIDS_LARGER}/{GRADIENT}.json`.",
-        ]
-    return "\n" + "\n\n".join(parts) + "\n"
-
-
-@table
-def fitted() -> str:
-    return fitted_policy("0.5b-1024")
-
-
-@table
-def fitted_larger() -> str:
-    """The same of a larger model."""
-    return fitted_policy("1.5b-1024")
-
-
-@table
-def fitted_smallest() -> str:
-    """The same of the smallest model, by a short fit."""
-    return fitted_policy("135m")
-
-
-def fitted_policy(size: str) -> str:
-    """What a policy of `solm fit` loses at equal milliseconds, and against what."""
-    points = of.read(f"fitted-{size}")["points"]
-    dense, arms = points[0], ("policy", "allocated", "teal", "constant", "uniform")
-    rows = []
-    for budget in sorted({point["budget"] for point in points if point["arm"] == "policy"}):
-        found = {point["arm"]: point for point in points if point["budget"] == budget}
-        ours = found["policy"]
-        rows.append(
-            [f"{budget:.3f}", f"{ours['step_ms']:.1f}", f"{dense['step_ms'] / ours['step_ms']:.2f}×",
-             f"{ours['axes']['attention']:.2f}",
-             f"{ours['axes']['mlp']:.2f}", *(signed(found[arm]["nats"] - dense["nats"]) for arm in arms),
-             *(interval(Difference.of(found[arm]["difference"])) for arm in arms[1:])]
-        )  # fmt: skip
-    names = [{"teal": "thresholds"}.get(arm, arm) for arm in arms]
-    against = (f"policy − {name}" for name in names[1:])
-    return markdown(("Share of the dense step's time", "ms", "speed", "pages", "MLP", *names, *against), rows)
-
-
-@table
-def fitted_long() -> str:
-    """What the policy of the 0.5B loses after long contexts."""
-    return fitted_policy("0.5b-8192-zen5")
-
-
-@table
-def fit_minutes() -> str:
-    """What policies of fits of several lengths lose, on the same texts at the same milliseconds."""
-    rows = []
-    for minutes in of.FIT_MINUTES:
-        points = of.read(f"fitted-minutes/{minutes}")["points"]
-        ours = sorted((point for point in points if point["arm"] == "policy"), key=lambda point: point["budget"])
-        uniform = {point["budget"]: point["difference"] for point in points if point["arm"] == "uniform"}
-        cells = (
-            f"{signed(point['nats'] - points[0]['nats'])}; {interval(Difference.of(uniform[point['budget']]))}"
-            for point in ours
-        )
-        rows.append([str(minutes), *cells])
-    return markdown(("Minutes", *(f"{point['budget']:g} of the time" for point in ours)), rows)
-
-
-@table
-def fit_times() -> str:
-    """Minutes that fits take, by phase, and the most memory that they hold."""
-    found = of.read("fits-0.5b")
-    phases = ("timings", "allocation", "samples", "level costs", "long contexts", "comparison")
-    rows = []
-    for fit in found["fits"]:
-        taken = {phase: seconds / 60 for phase, seconds in fit["seconds"].items()}
-        others = sum(minutes for phase, minutes in taken.items() if phase not in phases)
-        rows.append(
-            [f"{fit['minutes']:g}", f"{sum(taken.values()):.1f}", *(f"{taken[phase]:.1f}" for phase in phases),
-             f"{others:.1f}", f"{fit['peak_gib']:.2f}", f"{fit['peak_gib'] - found['loaded_gib']:.2f}"]
-        )  # fmt: skip
-    memory = ("most memory, GiB", "of it beside the loaded model, GiB")
-    return markdown(("Minutes asked for", "taken", *phases, "others", *memory), rows)
+    return f"\n{about}\n\n{compared(folder, spaces, ('policy', *against), against)}\n{files}.\n"
 
 
 @table
@@ -215,19 +150,6 @@ def fine_tuning() -> str:
             )  # fmt: skip
     head = ("Learning rate, channels", "half", "all", "fine-tuned", "fine-tuned − half", "fine-tuned − all")
     return markdown(head, rows)
-
-
-@table
-def own_texts() -> str:
-    """A fit that also learns from texts of the model's own minus one that does not, by the text that is read."""
-    names = {"own-texts-135m-given": "given", "own-texts-135m-own": "its own"}
-    found = {label: of.read(name)["points"] for name, label in names.items()}
-    budgets = sorted({point["budget"] for points in found.values() for point in points if point["arm"] == "given"})
-    rows = []
-    for label, points in found.items():
-        by = {point["budget"]: point["difference"] for point in points if point["arm"] == "given"}
-        rows.append([label, *(interval(Difference.of(by[budget])) for budget in budgets)])
-    return markdown(("Read", *(f"{budget:g} of the time" for budget in budgets)), rows)
 
 
 @table

@@ -1,0 +1,116 @@
+"""The tables about policies of `solm fit`: what they lose at equal milliseconds, and what fitting takes."""
+
+import published as of
+from cells import interval, markdown, signed, table
+from published import Difference
+
+
+def fitted_policy(size: str) -> str:
+    """What a policy of `solm fit` loses at equal milliseconds, and against what."""
+    points = of.read(f"fitted-{size}")["points"]
+    dense, arms = points[0], ("policy", "allocated", "teal", "constant", "uniform")
+    rows = []
+    for budget in sorted({point["budget"] for point in points if point["arm"] == "policy"}):
+        found = {point["arm"]: point for point in points if point["budget"] == budget}
+        ours = found["policy"]
+        rows.append(
+            [f"{budget:.3f}", f"{ours['step_ms']:.1f}", f"{dense['step_ms'] / ours['step_ms']:.2f}×",
+             f"{ours['axes']['attention']:.2f}",
+             f"{ours['axes']['mlp']:.2f}", *(signed(found[arm]["nats"] - dense["nats"]) for arm in arms),
+             *(interval(Difference.of(found[arm]["difference"])) for arm in arms[1:])]
+        )  # fmt: skip
+    names = [{"teal": "thresholds"}.get(arm, arm) for arm in arms]
+    against = (f"policy − {name}" for name in names[1:])
+    return markdown(("Share of the dense step's time", "ms", "speed", "pages", "MLP", *names, *against), rows)
+
+
+@table
+def fitted() -> str:
+    return fitted_policy("0.5b-1024")
+
+
+@table
+def fitted_larger() -> str:
+    """The same of a larger model."""
+    return fitted_policy("1.5b-1024")
+
+
+@table
+def fitted_smallest() -> str:
+    """The same of the smallest model, by a short fit."""
+    return fitted_policy("135m")
+
+
+@table
+def fitted_long() -> str:
+    """What the policy of the 0.5B loses after long contexts."""
+    return fitted_policy("0.5b-8192-zen5")
+
+
+ORACLE = "oracle/fitted-0.5b"
+
+
+@table
+def oracle_fitted() -> str:
+    """The share of an oracle's gain that a policy of `solm fit` gets, by budgets in time; once measured."""
+    if not of.measured(ORACLE):
+        return ""
+    points, rows = of.read(ORACLE)["points"], []
+    for budget in sorted({point["budget"] for point in points if point["arm"] == "oracle"}):
+        found = {point["arm"]: point for point in points if point["budget"] == budget}
+        lost = {arm: point["nats"] - points[0]["nats"] for arm, point in found.items()}
+        gained = [(lost[arm] - lost["policy"]) / (lost[arm] - lost["oracle"]) for arm in ("allocated", "uniform")]
+        rows.append(
+            [f"{budget:g}", f"{found['policy']['step_ms']:.1f} / {found['oracle']['step_ms']:.1f}",
+             *(signed(lost[arm]) for arm in ("uniform", "allocated", "policy", "oracle")),
+             interval(Difference.of(found["oracle"]["difference"])), *(f"{100 * share:.0f} %" for share in gained)]
+        )  # fmt: skip
+    head = ("Share of time", "ms, policy / oracle", "uniform", "allocated", "policy", "oracle", "policy − oracle",
+            "of allocated → oracle", "of uniform → oracle")  # fmt: skip
+    return markdown(head, rows)
+
+
+@table
+def fit_minutes() -> str:
+    """What policies of fits of several lengths lose, on the same texts at the same milliseconds."""
+    rows = []
+    for minutes in of.FIT_MINUTES:
+        points = of.read(f"fitted-minutes/{minutes}")["points"]
+        ours = sorted((point for point in points if point["arm"] == "policy"), key=lambda point: point["budget"])
+        uniform = {point["budget"]: point["difference"] for point in points if point["arm"] == "uniform"}
+        cells = (
+            f"{signed(point['nats'] - points[0]['nats'])}; {interval(Difference.of(uniform[point['budget']]))}"
+            for point in ours
+        )
+        rows.append([str(minutes), *cells])
+    return markdown(("Minutes", *(f"{point['budget']:g} of the time" for point in ours)), rows)
+
+
+@table
+def fit_times() -> str:
+    """Minutes that fits take, by phase, and the most memory that they hold."""
+    found = of.read("fits-0.5b")
+    phases = ("timings", "allocation", "samples", "level costs", "long contexts", "comparison")
+    rows = []
+    for fit in found["fits"]:
+        taken = {phase: seconds / 60 for phase, seconds in fit["seconds"].items()}
+        others = sum(minutes for phase, minutes in taken.items() if phase not in phases)
+        rows.append(
+            [f"{fit['minutes']:g}", f"{sum(taken.values()):.1f}", *(f"{taken[phase]:.1f}" for phase in phases),
+             f"{others:.1f}", f"{fit['peak_gib']:.2f}", f"{fit['peak_gib'] - found['loaded_gib']:.2f}"]
+        )  # fmt: skip
+    memory = ("most memory, GiB", "of it beside the loaded model, GiB")
+    return markdown(("Minutes asked for", "taken", *phases, "others", *memory), rows)
+
+
+@table
+def own_texts() -> str:
+    """A fit that also learns from texts of the model's own minus one that does not, by the text that is read."""
+    names = {"own-texts-135m-given": "given", "own-texts-135m-own": "its own"}
+    found = {label: of.read(name)["points"] for name, label in names.items()}
+    budgets = sorted({point["budget"] for points in found.values() for point in points if point["arm"] == "given"})
+    rows = []
+    for label, points in found.items():
+        by = {point["budget"]: point["difference"] for point in points if point["arm"] == "given"}
+        rows.append([label, *(interval(Difference.of(by[budget])) for budget in budgets)])
+    return markdown(("Read", *(f"{budget:g} of the time" for budget in budgets)), rows)
