@@ -74,10 +74,11 @@ def test_contexts_that_are_no_numbers_are_named(context, tmp_path):
 
 
 def test_an_interrupted_command_says_how_to_go_on(tiny_folder, tmp_path, monkeypatch):
-    def interrupted(*_: object) -> None:
+    def interrupted(lm, windows, contexts, partial, *_):
+        partial.write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("solm.training.allocate.find_allocation", interrupted)
+    monkeypatch.setattr("solm.training.allocate._find", interrupted)
     done = CliRunner().invoke(
         app, ["allocate", "--model", str(tiny_folder), "--out", str(tmp_path / "l.json"), "--context", "96"]
     )

@@ -48,7 +48,7 @@ def allocate(
     """
     import torch
 
-    from solm.cli.output import output, print_json, progress_bar, say
+    from solm.cli.output import output, print_json, progress_bar
     from solm.runtime.load import load
     from solm.training.allocate import axes_of, find_allocation
     from solm.training.sources import draw_halves
@@ -73,16 +73,11 @@ def allocate(
     tokens = streams(sources, lm.tokenizer)
     windows = draw_halves(tokens, texts, contexts[-1] + length, torch.Generator().manual_seed(seed))
     with progress_bar() as progress:
-        try:
-            found = find_allocation(
-                lm, windows, contexts, out,
-                lambda done, total: progress.show("measuring heads and layers", done, total),
-                axes_of(how),
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            progress.stop()
-            say("interrupted; finished measurements are kept. The same command continues")
-            raise typer.Exit(130) from None
+        found = find_allocation(
+            lm, windows, contexts, out,
+            lambda done, total: progress.show("measuring heads and layers", done, total),
+            axes_of(how),
+        )  # fmt: skip
     if json:
         print_json({"allocation": str(out), "checked": found["checked"]})
         return

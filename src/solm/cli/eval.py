@@ -222,7 +222,7 @@ def _rivals(
         name, equals, folder = item.partition("=")
         if not (name and equals and folder):
             raise SolmError(f"--rival: {item!r} is not name=folder")
-        if name in taken or name in found:
+        if name in taken or name in found or name.startswith(("random/", "best-of-")):
             raise SolmError(f"--rival: the name {name!r} is taken; choose another")
         trained = checks.trained_policy(folder, config, space, "--rival")
         assert trained is not None

@@ -62,9 +62,7 @@ def saved(lm: "LanguageModel", reply: "Reply", moments: list[float], prompt: int
     told = f"steps read {reply.compute.bytes:.3f} of the bytes of dense ones"
     step = step_milliseconds(moments)
     if lm.timings is not None and lm.timings_note is None and step is not None:
-        from solm.core.budget import Budget
-
-        whole = lm.timings.milliseconds(Budget(), prompt + steps // 2)
+        whole = lm.timings.dense(prompt + steps // 2)
         told += f", and are {whole / step:.2f} times as fast as dense ones ({whole:.1f} ms by the timings)"
     waited = reply.compute.whole_attention
     if waited and reply.compute.requested["attention"] < 1:

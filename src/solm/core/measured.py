@@ -45,7 +45,7 @@ class MeasuredCost:
 
     def dense(self, context: float) -> float:
         """Milliseconds of the dense step that sees `context` keys."""
-        return float(np.interp(context, self._contexts, self._dense))
+        return self.timings.dense(context)
 
     def rates(self, context: float) -> Rates:
         """Per axis the milliseconds of all of it, at `context` keys."""

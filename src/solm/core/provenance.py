@@ -70,14 +70,16 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the code that runs, ``+changes`` where it has others, ``unknown`` outside a checkout."""
+    """The commit of the code that runs, ``+changes`` where it has others, ``unknown`` outside a checkout of solm."""
     here = Path(__file__).parent
+    tracked = ["git", "ls-files", "--error-unmatch", Path(__file__).name]  # solm may be installed in another checkout
     try:
+        ours = subprocess.run(tracked, cwd=here, capture_output=True)
         head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
         dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True)
     except OSError:
         return "unknown"
-    if head.returncode:
+    if ours.returncode or head.returncode:
         return "unknown"
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 

@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from solm.core.actions import FULL_BITS, ActionSpace
-from solm.core.budget import Budget
+from solm.core.actions import ActionSpace
 from solm.core.errors import PolicyMismatchError
 from solm.core.files import read_model
-from solm.core.nested import HIGH_BITS
 from solm.core.provenance import plain_name
 from solm.core.sparsity import SparsityConfig
 from solm.core.words import counted
@@ -71,21 +69,10 @@ class StepTimings(BaseModel):
             raise ValueError(f"joint_ms must have {rows} values, and halved_ms as many or none")
         return self
 
-    def milliseconds(self, budget: Budget, context: int) -> float:
-        """The average step at `budget` with `context` tokens seen; what lies between measurements is interpolated,
-        beyond them the nearest holds."""
-        tables = ((self.attention_ms, self.attention, budget.attention), (self.mlp_ms, self.mlp, budget.mlp))
-        dense, total = self._at(context, [row[-1] for row in self.attention_ms]), 0.0
-        for table, levels, share in tables:
-            total += self._at(context, [float(np.interp(share, levels, row)) for row in table])
-            total -= self._at(context, [row[-1] for row in table])
-        if self.halved_ms:
-            saved = self._at(context, [row[-1] for row in self.attention_ms]) - self._at(context, list(self.halved_ms))
-            total -= saved * (1 - budget.shares[2]) / (1 - HIGH_BITS / FULL_BITS)
-        return dense + total
-
-    def _at(self, context: int, values: list[float]) -> float:
-        return float(np.interp(context, self.contexts, values))
+    def dense(self, context: float) -> float:
+        """Milliseconds of a dense step with `context` tokens seen; between measured contexts interpolated, beyond them
+        the nearest holds."""
+        return float(np.interp(context, self.contexts, self.dense_ms))
 
     @property
     def processor(self) -> str:

@@ -24,7 +24,7 @@ def points(
     for budget in budgets:
         policy = rows.get(f"policy@{budget}")
         runs = [rows[f"random/{trial}@{budget}"] for trial in range(trials)]
-        names = [name.partition("@")[0] for name in rows if name.endswith(f"@{budget}")]
+        names = [name.rpartition("@")[0] for name in rows if name.endswith(f"@{budget}")]
         others = [name for name in names if name != "policy" and not name.startswith("random/")]
         arms: dict[str, Any] = {"dense": rows["dense"]} if loss and policy is not None else {}
         arms |= {name: rows[f"{name}@{budget}"] for name in others}

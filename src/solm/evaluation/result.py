@@ -12,7 +12,7 @@ SCHEMA_VERSION: Literal[3] = 3
 
 
 class Difference(BaseModel):
-    """Policy minus this arm in nats per token, with a paired 95 % interval; negative: the policy is better."""
+    """Policy minus this arm, with a paired 95 % interval."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 

@@ -10,6 +10,7 @@ import torch
 from rich.table import Table
 
 from solm.core.errors import SolmError
+from solm.core.timings import machine
 from solm.runtime.generate import stream, summarise
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.reply import Token, step_milliseconds
@@ -62,7 +63,7 @@ class Speeds:
     @property
     def machine(self) -> str:
         """Backend and threads, in words."""
-        return f"{self.backend}, {self.threads} thread{'' if self.threads == 1 else 's'}"
+        return machine(self.backend, self.threads)
 
     @property
     def budgets(self) -> str:

@@ -32,16 +32,16 @@ class SweepConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    models: tuple[str, ...] = ("builtin:smollm2-135m",)
-    policies: tuple[str | None, ...] = (None,)
-    spaces: tuple[str | None, ...] = (None,)
+    models: tuple[str, ...] = Field(("builtin:smollm2-135m",), min_length=1)
+    policies: tuple[str | None, ...] = Field((None,), min_length=1)
+    spaces: tuple[str | None, ...] = Field((None,), min_length=1)
     """Action space presets; None: the policy's own."""
     data: tuple[str, ...] = ()
     """Sources of held-out text; all of them make one perplexity evaluation."""
     tasks: tuple[str, ...] = ()
     """lm-eval tasks, an evaluation each."""
     task_data: Path | None = None
-    budgets: tuple[float, ...] = (0.55, 0.65, 0.75)
+    budgets: tuple[float, ...] = Field((0.55, 0.65, 0.75), min_length=1)
     texts: int = Field(64, ge=1)
     context: int = Field(512, ge=1)
     length: int = Field(128, ge=1)
@@ -58,6 +58,8 @@ class SweepConfig(BaseModel):
     def _check_work(self) -> "SweepConfig":
         if not self.data and not self.tasks:
             raise ValueError("nothing to do: give data (texts) or tasks")
+        if len(set(self.budgets)) < len(self.budgets):
+            raise ValueError(f"budgets {list(self.budgets)} name one value twice")
         for policy in self.policies:
             for space in self.spaces:
                 if policy is None and space is None:

@@ -16,6 +16,8 @@ from solm.runtime.language_model import LanguageModel
 
 Report = Callable[[str, int, int, float], None]
 """Called with a phase, its parts done and in all, and the seconds left of the whole fit."""
+_AT_ONCE = 0.05
+"""Seconds within which a part cannot be made, but is read from an interrupted run."""
 
 
 @dataclass
@@ -70,9 +72,10 @@ class Job:
 
         def told(done: int, total: int) -> None:
             # Parts of an interrupted run took none of this run's time, and the first part also prepares the others.
-            if not begun:
-                begun.append((done, time.monotonic()))
-            made, taken = done - begun[0][0], time.monotonic() - begun[0][1]
+            now = time.monotonic()
+            if not begun or not begun[0][0] or now - begun[0][1] < _AT_ONCE:
+                begun[:] = [(done, now)]
+            made, taken = done - begun[0][0], now - begun[0][1]
             left = taken / made * (total - done) if made else planned * (total - done) / max(total, 1)
             self.report(phase, done, total, left + later)
             if self.stop and done < total:  # after the last part the phase writes its result first

@@ -277,7 +277,7 @@ def model_card(config: PolicyConfig, curve: BudgetCurve | None = None) -> str:
         f"Sparsity: `{config.sparsity.model_dump_json(exclude=set(tables))}`"
         + (f", with {' and '.join(tables.values())} (in {CONFIG})" if tables else "") + ".",
         "", *([] if curve is None else curve.markdown()), "## Training", "", *_training(config.provenance),
-        "Trained on teacher-forced text only; levels below the lowest ones are not chosen.", "",
+        "Trained on teacher-forced text only.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Schedules that do not read the model: dense, static, random, replay. The baselines of every comparison."""
+"""Schedules that do not read the model: dense, static, random. The baselines of every comparison."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any

@@ -12,7 +12,7 @@ _NOT_FITTED = ("training_sensitivities", "scale", "trust")
 
 
 CostsAfter = tuple[tuple[int, tuple[float, float, float]], ...]
-"""Contexts in tokens, and for each what level costs are after it, per axis."""
+"""Contexts in tokens, and for each the factors, per axis, by which level costs are multiplied after it."""
 
 
 class ValueConfig(BaseModel):

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from pydantic import Field, field_serializer, field_validator
+from pydantic import Field, field_validator
 
 from solm.core.budget import Budget, BudgetRequest
 from solm.core.cost import ModelShapes
 from solm.core.curve import spaced_budgets
 from solm.core.errors import BudgetError, SolmError
-from solm.core.provenance import plain_name
 from solm.core.timings import read_timings
 from solm.evaluation.arms import Arm, static_arms
 from solm.evaluation.baselines import BaselineRequest, constant
@@ -53,11 +52,6 @@ class ComparedOptions(ModelOptions):
                 raise ValueError(f"{text!r} gives a budget twice")
         return text
 
-    @field_serializer("policy", "timings")
-    def _without_folder(self, name: str | Path | None) -> str | None:
-        """As results name it."""
-        return None if name is None else plain_name(str(name))
-
     def loaded(self) -> LanguageModel:
         """The model under the policy."""
         return self.load(self.policy, backend=self.backend, timings=self.timings)
@@ -89,7 +83,7 @@ class ComparedOptions(ModelOptions):
         return values
 
     def arms(self, lm: LanguageModel) -> dict[str, Arm]:
-        """The baselines by name; without an allocation uniform is allocated."""
+        """The baselines by name; ``allocated`` is left out where the model has no allocation."""
         statics = static_arms(lm, lm.space)
         return {
             name: constant(BaselineRequest(lm, lm.space)) if name == "constant" else statics[name]

@@ -32,7 +32,7 @@ from solm.training.checkpoint import LOG, read_stored
 from solm.training.config import ValueTrainConfig
 from solm.training.fine_tune import FineTuneConfig, fine_tune
 from solm.training.regression import fit
-from solm.training.values import read_samples, set_level_costs
+from solm.training.values import from_end, read_samples, set_level_costs
 
 ARMS = ("part", "fine-tuned", "all")
 
@@ -53,6 +53,7 @@ def run(options: Options, partial: Path | None, progress: Progress) -> Record:
         raise SolmError(f"--fit: {options.fit} holds no finished fit")
     trained = TrainedPolicy.from_pretrained(options.fit / TRAINING / "policy")
     lm = options.load(backend=options.backend, sparsity=trained.config.sparsity)
+    trained.check(lm.identity, lm.shapes)
     return measure(lm, options, partial, progress)
 
 
@@ -69,7 +70,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     assert isinstance(config, ValueTrainConfig)
     batches = max(1, round(options.part * config.batches))
     arms = {"part": fitted(lm, options, config, batches), "all": fitted(lm, options, config, None)}
-    seconds = sampling_seconds(training, batches + 1)
+    seconds = sampling_seconds(training, config, batches)
     how = FineTuneConfig(
         context=config.context, length=config.length, learning_rate=options.learning_rate, seed=options.seed
     )
@@ -132,13 +133,13 @@ def fitted(lm: LanguageModel, options: Options, config: ValueTrainConfig, batche
     return TrainedPolicy(made, network)
 
 
-def sampling_seconds(training: Path, first: int) -> float:
-    """Seconds that the batches of samples from `first` on took."""
+def sampling_seconds(training: Path, config: ValueTrainConfig, batches: int) -> float:
+    """Seconds that the batches of samples took which a network of the first `batches`, and of those that the fit holds
+    out, has not seen."""
     said = [json.loads(line) for line in (training / LOG).read_text().splitlines()]
-    config = read_stored(training)
-    assert isinstance(config, ValueTrainConfig)
     steps = config.texts * config.schedules * config.length
-    return sum(steps / one["token_steps_per_second"] for one in said if one["update"] >= first)
+    unseen = (one for one in said if one["update"] > batches and not from_end(config, one["update"]))
+    return sum(steps / one["token_steps_per_second"] for one in unseen)
 
 
 def lines(found: Record) -> list[str]:

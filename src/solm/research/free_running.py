@@ -108,7 +108,7 @@ def generated(
     parent = lm.session(capacity=prompts.shape[1])
     logits = parent.prefill(prompts)
     session, dense = (parent.fork(1, length + _CHUNK, sparsity) for sparsity in (arm.sparsity, None))
-    session.control(arm.policy, target, length)
+    session.control(arm.policy, target, length, torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed)
     scores, distances = [], []
     before = logits[:, None]

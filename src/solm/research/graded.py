@@ -19,7 +19,6 @@ from solm.core.budget import Budget
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.core.parts import Parts
-from solm.core.provenance import plain_name
 from solm.evaluation.arms import Arm
 from solm.evaluation.result import Record, record
 from solm.evaluation.spent import budget_of
@@ -101,7 +100,6 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
         "model": lm.name, "backend": lm.backend.name, "budgets": budgets,
         "data_fingerprint": {kind: problems.fingerprint(some) for kind, some in asked.items()},
     }  # fmt: skip
-    settings |= {kind: plain_name(settings[kind]) for kind in asked}
     frozen = None if lm.timings is None else lm.timings.model_dump(mode="json")
     parts = Parts(partial, [settings, lm.trained.config.digest, lm.sparsity.model_dump(mode="json"), frozen])
     arms = options.arms(lm)

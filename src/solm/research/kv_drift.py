@@ -62,7 +62,7 @@ def measure(lm: LanguageModel, action: Action, options: Options, partial: Path |
     streams = options.streams(lm)
     windows = windows_of(streams, options.texts, options.context, options.length, options.seed)
     settings = options.model_dump(mode="json") | {"data_fingerprint": [stream.fingerprint for stream in streams]}
-    parts = Parts(partial, settings)
+    parts = Parts(partial, [settings, lm.identity.model_dump(mode="json")])
     batches = windows.split(_BATCH)
     lost: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     for index, batch in enumerate(batches):

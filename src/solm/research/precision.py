@@ -83,8 +83,10 @@ def _compare(options: Options, partial: Path | None, folder: Path, progress: Pro
     for dtype in _DTYPES:
         with options.load(dtype=dtype) as lm:
             streams = training_streams(lm, config, folder, Ranks())
-            # Both dtypes read the same tokens, so that both get the same key.
-            parts = Parts(partial, [config.model_dump(mode="json"), [stream.fingerprint for stream in streams]])
+            # Both dtypes read the same tokens of the same model, so that both get the same key.
+            model = lm.identity.model_dump(mode="json", exclude={"weights", "sample"})
+            texts = [stream.fingerprint for stream in streams]
+            parts = Parts(partial, [config.model_dump(mode="json"), texts, model, options.revision])
             found[dtype] = _collected(lm, config, streams, parts, folder / dtype, progress)
     seen = int(len(found["float32"].dense) * (1 - _HELD_OUT))
     test = _some(found["float32"], slice(seen, None))

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serial
 
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
-from solm.core.provenance import plain_names
+from solm.core.provenance import plain_name, plain_names
 from solm.core.seeds import MOST_SEED
 from solm.data.windows import TokenStream, token_stream
 from solm.evaluation.pictures import Kind
@@ -42,6 +42,19 @@ class ModelOptions(BaseModel):
     revision: str | None = Field(None, description="Branch, tag or commit of a model on the hub.")
     trust_remote_code: bool = Field(False, description="Run code that comes with a model. Only for models you trust.")
 
+    @field_serializer(
+        "model", "policy", "timings", "allocation", "runs", "fit", "tasks", "off_grid", "gsm8k", "humaneval",
+        "chat",         check_fields=False,
+    )  # fmt: skip
+    def _without_folder(self, name: str | Path | None) -> str | None:
+        """As results name it. A study has some of these fields."""
+        return None if name is None else plain_name(str(name))
+
+    @field_serializer("data", "train", check_fields=False)
+    def _without_folders(self, names: tuple[str, ...]) -> list[str]:
+        """The same of sources of text."""
+        return plain_names(names)
+
     def load(self, policy: str | TrainedPolicy | None = None, **options: Any) -> LanguageModel:
         """The model, by default on the torch backend. options: of `solm.load`, in place of these."""
         known = {"dtype": self.dtype, "revision": self.revision, "trust_remote_code": self.trust_remote_code}
@@ -65,11 +78,6 @@ class StudyOptions(ModelOptions):
     texts: int = Field(48, ge=1, description="Number of texts.")
     context: int = Field(512, ge=1, description="Tokens read densely before the controlled ones.")
     length: int = Field(128, ge=1, description="Controlled tokens per text that are scored.")
-
-    @field_serializer("data")
-    def _without_folders(self, data: tuple[str, ...]) -> list[str]:
-        """As results name them."""
-        return plain_names(data)
 
     def streams(self, lm: LanguageModel) -> list[TokenStream]:
         """The held-out text as the model's tokens, a stream for every source."""

@@ -11,7 +11,7 @@ import torch
 
 from solm.core.allocation import KNOTS, Allocation, Curves
 from solm.core.errors import DamagedFileError, DataError
-from solm.core.files import write_text
+from solm.core.files import resumable, write_text
 from solm.core.provenance import command_line, environment
 from solm.core.shares import equal_mlp, site_parts
 from solm.core.sparsity import SparsityConfig
@@ -48,10 +48,11 @@ def find_allocation(
 
     contexts: numbers of tokens that are read densely first. Costs are averaged over contexts. Every context gets the
     same number of context tokens: the shortest one all texts of the half, longer ones fewer. Texts are measured in
-    groups, of which one's logits are in memory at a time. The result is written to `out` and returned; measurements are
-    written to a file beside it, from which an interrupted run goes on. progress: called with measurements done and in
-    all. axes: the groups of `SHARES` that are dealt out; others stay uniform. With ``hidden`` the sites of the MLP, and
-    with ``qkv`` and ``out`` those of attention's projections, have curves of their own, under one price of time.
+    groups, of which one's logits are in memory at a time. The result is written to `out` and returned. Measurements are
+    kept in a file beside it (`files.resumable`), from which an interrupted run goes on. progress: called with
+    measurements done and in all. axes: the groups of `SHARES` that are dealt out; others stay uniform. With ``hidden``
+    the sites of the MLP, and with ``qkv`` and ``out`` those of attention's projections, have curves of their own, under
+    one price of time.
     Raises `DataError` for fewer than two windows or a context in which no step can be controlled, `SolmError` where the
     model's `SparsityConfig` cannot have an allocation.
     """
@@ -61,12 +62,26 @@ def find_allocation(
         raise DataError(
             f"context must be at least {lm.sparsity.always_read} tokens, which are always read, got {min(contexts)}"
         )
+    with resumable(out) as partial:
+        result = _find(lm, windows, contexts, partial, progress, axes)
+        write_text(out, json.dumps(result) + "\n")
+    return result
+
+
+def _find(
+    lm: LanguageModel,
+    windows: torch.Tensor,
+    contexts: Sequence[int],
+    partial: Path | None,
+    progress: Callable[[int, int], None],
+    axes: Sequence[str],
+) -> dict[str, Any]:
+    """What `find_allocation` writes. partial: keeps measurements."""
     half, length = len(windows) // 2, windows.shape[1] - max(contexts)
     plain = lm.sparsity.under(None)
     measurable, units = _units(lm, axes)
     shares = SITES_APART if "hidden" in axes else SHARES
     plain.under(_probe("mlp", 1.0, 0, units))  # raises now, not after the measurements
-    partial = out.with_name(out.name + ".partial")
     about = f"{lm.identity.model_dump_json()} {plain.model_dump_json()} {list(contexts)} {sorted(axes)}"
     groups = groups_of(windows[:half], contexts, length, lm.shapes.vocabulary)
     about += f" {lm.backend.name} {lm.backend.dtype} {len(groups)}"
@@ -104,8 +119,6 @@ def find_allocation(
         "texts": half, "contexts": list(contexts), "tokens": length, "costs": costs, "checked": checked,
         "allocation": allocation.model_dump(),
     }  # fmt: skip
-    write_text(out, json.dumps(result) + "\n")
-    partial.unlink(missing_ok=True)
     progress(total, total)
     return result
 

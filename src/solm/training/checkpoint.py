@@ -42,7 +42,7 @@ class _Origin(BaseModel):
 _AFTER_COLLECTION = (
     "batches", "fit", "width", "level_cost_context", "level_cost_length", "level_cost_texts",
 )  # fmt: skip
-"""Settings of a value run that its samples do not depend on."""
+"""Settings of a value run that its samples do not depend on, but for the part of the texts that `fit` holds out."""
 
 
 class RunFolder:
@@ -176,4 +176,8 @@ def _difference(stored: RunConfig, given: RunConfig) -> str:
         for name in type(stored).model_fields
         if name not in ignored and getattr(stored, name) != getattr(given, name)
     ]
+    if isinstance(stored, ValueTrainConfig) and isinstance(given, ValueTrainConfig):
+        there, here = stored.fit.held_out, given.fit.held_out
+        if there != here:
+            return f"fit.held_out: {there} there, {here} here"
     return ", ".join(f"{name}: {getattr(stored, name)!r} there, {getattr(given, name)!r} here" for name in names[:2])

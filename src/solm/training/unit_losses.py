@@ -56,12 +56,14 @@ class Texts:
 
 
 class Losses:
-    """What units lose, by their names, in a file from which an interrupted search with the same `key` goes on. groups:
-    how many are finished; sums: over these; found: of the group under way."""
+    """What units lose, by their names, in a file from which an interrupted search with the same `key` goes on. path:
+    None keeps nothing. groups: how many are finished; sums: over these; found: of the group under way."""
 
-    def __init__(self, path: Path, key: str):
+    def __init__(self, path: Path | None, key: str):
         self.path, self.key = path, key
         self.groups, self.sums, self.found = 0, dict[str, float](), dict[str, float]()
+        if path is None:
+            return
         # A damaged file, or one of another run, counts for nothing.
         with suppress(OSError, ValueError, KeyError, TypeError):
             known = json.loads(path.read_text())
@@ -81,6 +83,8 @@ class Losses:
         self._write()
 
     def _write(self) -> None:
+        if self.path is None:
+            return
         known = {"key": self.key, "groups": self.groups, "sums": self.sums, "found": self.found}
         write_text(self.path, json.dumps(known))
 

@@ -67,6 +67,7 @@ def train_values(
         if done is not None:
             return done
         collect(lm, config, folder, streams, report, ranks)
+        ranks.wait()  # the first process reads the batches of all
         if not ranks.first:
             if ranks.lockstep:
                 average_costs(lm, config, streams)
@@ -219,8 +220,8 @@ def batch_of_samples(
 ) -> Samples:
     """Batch number `batch`, from 1 on, of the samples of this configuration: random schedules of random texts.
 
-    held_out: texts are from the end of every source, else from before it. The fit holds out texts and not batches: a
-    batch that it parts is from the end.
+    held_out: texts are from the end of every source, else from before it. A batch of which the fit holds out only some
+    texts is from the end, too.
     """
     generator, length = step_generator(config.seed, batch, 0), config.context + config.length + 1
     parts = [stream.parted(config.fit.held_out, length)[held_out] for stream in streams]

@@ -111,6 +111,7 @@ CASES: list[tuple[list[str], int, str]] = [
     ([*EVAL, *SMALL, "--policy", "{policy}", "--rival", "other"], 2, "--rival: 'other' is not name=folder"),
     ([*EVAL, *SMALL, "--policy", "{policy}", "--rival", "a={policy}"], 2, "--rival: {policy} is not a policy"),
     ([*EVAL, *SMALL, "--policy", "{policy}", "--rival", "uniform=x"], 2, "--rival: the name 'uniform' is taken"),
+    ([*EVAL, *SMALL, "--policy", "{policy}", "--rival", "best-of-8=x"], 2, "--rival: the name 'best-of-8' is taken"),
     ([*SPACED, "--budgets", "a"], 2, "--budgets: 'a' is not a list of numbers"),
     ([*SPACED, "--budgets", "0.6,keep=0.7"], 2, "--budgets: '0.6,keep=0.7' mixes net keeps and other shares"),
     ([*SPACED, "--budgets", "mlp=0.6"], 2, "--budgets: 'mlp=0.6' is not a number, keep=0.6, speed=1.3, ms=8 or loss"),

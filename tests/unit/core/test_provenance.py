@@ -1,8 +1,12 @@
 """Provenance: the command, the commit and the versions that made a policy."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 from helpers.training import run
+from solm.core import provenance
 from solm.core.provenance import command_line, commit, plain_name, plain_names, processor_of
 
 
@@ -14,6 +18,17 @@ def test_a_policy_records_its_provenance(tmp_path, byte_tokenizer):
     assert set(known["versions"]) == {"solm", "torch", "transformers"}
     assert known["made"]["command"] == command_line()
     assert known["made"]["commit"] == commit()
+
+
+def test_the_commit_of_a_checkout_that_solm_is_installed_in_is_not_its_own(tmp_path):
+    installed = tmp_path / ".venv" / "core"
+    installed.mkdir(parents=True)
+    shutil.copy(provenance.__file__, installed)
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "m"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    told = [sys.executable, "-c", "import provenance; print(provenance.commit())"]
+    assert subprocess.run(told, cwd=installed, capture_output=True, text=True).stdout == "unknown\n"
 
 
 def test_the_recorded_command_is_the_one_a_user_types(monkeypatch, tmp_path):

@@ -103,14 +103,14 @@ def test_every_arm_is_matched_to_a_value_policy(byte_tokenizer):
             lm, streams, settings, tuning=stream_of(text[3:5], byte_tokenizer, "tuning"),
             rivals={
                 name: ValuePolicy(network(layer=0, seed=seed).float(), SPACE)
-                for name, seed in {"token-table": 1, "token-table/again": 2}.items()
+                for name, seed in {"token-table": 1, "token-table@again": 2}.items()
             },
         )  # fmt: skip
     assert all("of the oracle's gain over uniform" in line and "oracle," not in line for line in verdict(result))
     for budget in settings.budgets:
         arms = {point.arm: point for point in result.points if point.budget == budget}
         assert set(arms) == {
-            "policy", "uniform", "token-table", "token-table/again", "tuned", "oracle", "random",
+            "policy", "uniform", "token-table", "token-table@again", "tuned", "oracle", "random",
             "best-of-2", "best-of-500-estimated",
         }  # fmt: skip
         assert arms["policy"].realised == pytest.approx(budget, abs=0.03)

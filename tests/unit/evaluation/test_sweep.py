@@ -64,6 +64,7 @@ def test_a_page_shows_every_result_and_stands_alone(sweep_config, tmp_path):
     sweep(sweep_config, tmp_path / "out")
     page = render(read_results([tmp_path / "out" / RESULTS]))
     assert page.count("<h2>results, line") == 2
+    assert page.count(f"{sweep_config.length} tokens after {sweep_config.context} dense ones") == 2, "each has its own"
     assert "uniform" in page
     assert "data:image/png;base64," in page
     assert "http" not in page.replace("http-equiv", "")
@@ -94,6 +95,11 @@ def test_a_bad_configuration_is_one_line(tmp_path):
         ({"spaces": ["joint-8"]}, "nothing to do"),
         ({"spaces": ["joint-9"], "data": ["a"]}, "unknown action space"),
         ({"spaces": ["joint-8"], "data": ["a"], "budget": 3}, "budget"),
+        ({"spaces": ["joint-8"], "data": ["a"], "budgets": []}, "budgets: .* at least 1 item"),
+        ({"spaces": ["joint-8"], "data": ["a"], "budgets": [0.6, 0.6]}, "name one value twice"),
+        ({"spaces": [], "data": ["a"]}, "spaces: .* at least 1 item"),
+        ({"spaces": ["joint-8"], "data": ["a"], "models": []}, "models: .* at least 1 item"),
+        ({"spaces": ["joint-8"], "data": ["a"], "policies": []}, "policies: .* at least 1 item"),
     ):
         with pytest.raises(SolmError, match=words):
             read_config(tmp_path / "sweep.yaml", values)

@@ -19,11 +19,11 @@ def test_the_time_left_is_told_by_the_parts_of_this_run(monkeypatch):
     run = job()
     run.report = lambda phase, done, total, left: told.append(left)
     progress = run.progress("comparison")
-    for done in (60, 61, 62):
-        progress(done, 100)
-        clock[0] += 2
     planned = 60 * run.pace("comparison") * PHASES["comparison"]
-    assert told == pytest.approx([planned * 0.4, 2 * 39, 2 * 38])
+    for done in (0, 30, 60, 61, 62):
+        progress(done, 100)
+        clock[0] += 0.001 if done < 60 else 2
+    assert told == pytest.approx([planned, planned * 0.7, planned * 0.4, 2 * 39, 2 * 38])
 
 
 def test_phases_have_the_time_that_is_left():

@@ -11,7 +11,6 @@ from helpers.models import tiny_model
 from helpers.policies import SPARSITY, profile_of, under_values
 from helpers.timings import made_curve
 from solm.cli.main import main
-from solm.core.budget import Budget
 from solm.core.errors import BudgetError, DamagedFileError, PolicyMismatchError
 from solm.core.timings import StepTimings, read_timings
 from solm.evaluation.step_timing import measure
@@ -26,13 +25,9 @@ KNOWN = {
 }  # fmt: skip
 
 
-def test_times_are_interpolated_over_levels_and_contexts():
+def test_dense_steps_are_interpolated_over_contexts():
     known = StepTimings(**KNOWN)
-    assert known.milliseconds(Budget(), 100) == 5
-    assert known.milliseconds(Budget(), 550) == 7
-    assert known.milliseconds(Budget(), 9000) == 9
-    assert known.milliseconds(Budget(attention=0.55), 100) == pytest.approx(4.5)
-    assert known.milliseconds(Budget(attention=0.1, mlp=0.5), 1000) == pytest.approx(9 - 4 - 1.5)
+    assert [known.dense(context) for context in (100, 550, 9000)] == [5, 7, 9]
 
 
 def test_another_machine_is_told_once_and_budgets_still_work(tiny_lm, caplog):
@@ -68,9 +63,7 @@ def test_timings_name_the_threads_of_the_engine_and_not_those_of_torch(tiny_fold
 
 
 def test_high_halves_of_weights_take_their_own_time(tiny_folder):
-    known = StepTimings(**KNOWN, halved_ms=(2.0, 6.0))
-    assert known.milliseconds(Budget(bits=4), 100) == 2
-    assert known.milliseconds(Budget(bits=10), 1000) == pytest.approx(7.5)
+    StepTimings(**KNOWN, halved_ms=(2.0, 6.0))
     with pytest.raises(ValueError, match="halved_ms"):
         StepTimings(**KNOWN, halved_ms=(2.0,))
     with solm.load(str(tiny_folder), sparsity=solm.SparsityConfig.preset("nested")) as lm:
@@ -138,7 +131,7 @@ def test_a_measured_model_takes_budgets_in_milliseconds(value_lm):
         lm.budget("ms=3")
     timings = measure(lm, torch.randint(3, 259, (1, 201)), (100, 200), rounds=1)
     assert len(timings.mlp_ms) == 2
-    dense = timings.milliseconds(Budget(), 150)
+    dense = timings.dense(150)
     lm = LanguageModel(lm.backend, lm.tokenizer, lm.trained, lm.sparsity, lm.name, timings)
     assert lm.budget(f"ms={10 * dense}").net == 1
     with pytest.raises(BudgetError, match="'soon' is not a number"):

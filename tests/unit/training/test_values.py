@@ -88,6 +88,8 @@ def test_interrupted_and_resumed_training_equals_uninterrupted(tmp_path, byte_to
     assert read_stored(tmp_path / "parts").batches == 4
     with pytest.raises(SolmError, match="another configuration"):
         run(tmp_path, "parts", byte_tokenizer, length=24)
+    with pytest.raises(SolmError, match=r"fit\.held_out: 0\.1 there, 0\.4 here"):
+        run(tmp_path, "parts", byte_tokenizer, fit={"held_out": 0.4})
     stored = json.loads((tmp_path / "parts" / "config.json").read_text())
     stored["fit"]["gamma"] = 0.0
     (tmp_path / "parts" / "config.json").write_text(json.dumps(stored))

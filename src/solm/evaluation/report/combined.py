@@ -6,7 +6,7 @@ from typing import Any
 from solm.core.actions import AXES
 from solm.core.words import counted
 from solm.evaluation.pictures import blank, picture, violins
-from solm.evaluation.report.actions import histograms, texts
+from solm.evaluation.report.actions import histograms
 from solm.evaluation.report.page import difference, head, image, perplexity_table
 from solm.evaluation.report.read import Result
 from solm.evaluation.result import EvaluationResult, TaskResult
@@ -19,14 +19,9 @@ def render(found: list[tuple[str, Result]]) -> str:
     tasks = [(name, result) for name, result in found if isinstance(result, TaskResult)]
     parts = [head("solm results"), "<h1>Results</h1>"]
     if evaluations:
-        s = evaluations[0][1].settings
-        measured = (
-            f"{s['model']} ({s['dtype']}), {counted(s['texts'], 'text')} of {s['length']} tokens after {s['context']} "
-            f"dense ones, {s['data']}"
-        )
         parts.append(
-            f"<p class=soft>{escape(measured)}. Every arm saw the same tokens. "
-            "Differences are policy minus arm with paired bootstrap 95 % intervals.</p>"
+            "<p class=soft>Every arm saw the same tokens. Differences are policy minus arm with paired bootstrap 95 % "
+            "intervals.</p>"
         )
     for name, result in evaluations:
         parts += _evaluation(name, result)
@@ -48,7 +43,10 @@ def render(found: list[tuple[str, Result]]) -> str:
 
 
 def _evaluation(name: str, result: EvaluationResult) -> list[str]:
-    parts = [f"<h2>{escape(name)}</h2><p class=soft>{_levels(result.settings['space'])}</p><ul>"]
+    s = result.settings
+    texts = f"{counted(s['texts'], 'text')} of {s['length']} tokens after {s['context']} dense ones"
+    measured = f"{s['model']} ({s['dtype']}), {texts}, {s['data']}"
+    parts = [f"<h2>{escape(name)}</h2><p class=soft>{escape(measured)}. {_levels(s['space'])}</p><ul>"]
     parts += [f"<li>{escape(line)}</li>" for line in verdict(result)]
     parts += ["</ul>", image(plot(result), f"{name}: perplexity against {result.currency}"), perplexity_table(result)]
     if result.trials:

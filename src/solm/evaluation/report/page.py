@@ -55,7 +55,7 @@ def perplexity_table(result: EvaluationResult) -> str:
         first = " class=first" if point.budget != last else ""
         last = point.budget
         time = "" if point.step_ms is None else f"{point.step_ms:.2f}"
-        keep = "" if timed else f"<td>{point.realised:.3f}"  # in time it says nothing: axes weigh as they take time
+        keep = "" if timed else f"<td>{point.realised:.3f}"  # net keep is no measure of time
         rows.append(
             f"<tr{first}><td>{budget_digits(point.budget)}<td>{escape(point.arm)}{keep}"
             f"<td>{point.cost['bytes']:.3f}{f'<td>{time}' * timed}"

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from solm.core.errors import DamagedFileError, SolmError
+from solm.core.provenance import plain_names
 from solm.evaluation.result import SCHEMA_VERSION, EvaluationResult, TaskResult
 
 Result = EvaluationResult | TaskResult
@@ -25,14 +26,15 @@ def read_results(paths: list[Path]) -> list[tuple[str, Result]]:
     where results that would share a plot were measured on different tokens.
     """
     found: list[tuple[str, Result]] = []
-    for path in paths:
+    for path, short in zip(paths, plain_names([str(path) for path in paths]), strict=True):
         try:
             text = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise SolmError(f"cannot read {path}: {error}") from error
         lines = [line for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else [text]
         for number, line in enumerate(lines, start=1):
-            name = path.stem if len(lines) == 1 else f"{path.stem}, line {number}"
+            name = short.removesuffix(path.suffix)
+            name = name if len(lines) == 1 else f"{name}, line {number}"
             found.append((name, _parse(line, f"{path}, line {number}" if len(lines) > 1 else str(path))))
     if not found:
         raise SolmError("no results to report on: give at least one result file that holds one")
