@@ -76,6 +76,12 @@ def rungs() -> list[Rung]:
     ]  # fmt: skip
 
 
+def share_of_dense(rung: Rung, every: Sequence[Rung]) -> float:
+    """Milliseconds of a setting as a share of those of the same file dense."""
+    [dense] = [one for one in every if one.file == rung.file and not one.dialled]
+    return rung.milliseconds / dense.milliseconds
+
+
 def rival(rung: Rung, every: Sequence[Rung]) -> Rung | None:
     """What a user without budgets would run in the same time: of the dense files that take no longer, the one of the
     fewest bits; None where all take longer."""

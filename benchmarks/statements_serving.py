@@ -138,7 +138,7 @@ def pages_at_servers() -> bool:
     return more == [3, 4, 23] and times == [61.6, 46.7]
 
 
-@says("docs/results-serving.md", "Holding rows back keeps the objective")
+@says("docs/results-serving.md", "Letting prompts wait keeps the objective")
 @says("docs/history.md", "makes a busy server slower")
 def rows_keep_the_objective() -> bool:
     objective, found = of.governed()
@@ -196,7 +196,7 @@ def the_governor_under_too_much_load() -> bool:
     return alike and (round(min(good), 1), round(max(good), 1)) == (1.5, 3.9)
 
 
-@says("docs/results.md", "594 tokens per second against 706 after 8,192 tokens, 380 against 517 after 16,384.")
+@says("docs/results.md", "594 tokens per second against 706 for prompts of 8,192 tokens, 380 against 517 for 16,384.")
 def prompts_beside_openvino() -> bool:
     places = [(engine, context) for context in (8192, 16384) for engine in ("solm", "openvino, Q4_0")]
     return [round(timed.larger_prompt("0.5B", *place)) for place in places] == [594, 706, 380, 517]

@@ -8,7 +8,8 @@ import argparse
 import re
 import sys
 
-import statements_larger  # noqa: F401  (registers its statements)
+import statements_ladder  # noqa: F401  (registers its statements)
+import statements_larger  # noqa: F401
 import statements_paper  # noqa: F401
 import statements_serving  # noqa: F401
 import statements_tasks  # noqa: F401

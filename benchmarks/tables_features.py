@@ -12,40 +12,40 @@ ROWS = {
     "policy": "the same, fitted anew: **N**",
     "policy, entropy": "N and the entropy of the prediction before",
     "policy, margin": "N and the margin of that prediction's best token",
-    "policy, surprise": "N and what the token that came cost there",
+    "policy, surprise": "N and that prediction's loss on the token that came",
     "policy, position": "N and the position in the text",
     "policy, norms": "N and norms of the residual stream and its change",
     "policy, stream": "N and the whole stream before the policy's layer",
     "all but the stream": "N and all of these but the stream",
     "all": "N and all of these: **A**",
-    "all, two outputs, parted at a third": "A, for two groups of layers apart, parted at a third",
-    "all, two outputs, parted at two thirds": "A, the same, parted at two thirds",
-    "all, three outputs": "A, for three groups of layers apart",
-    "all, only at a third": "A as seen at a third of the depth, only there",
-    "all, only at two thirds": "A as seen at two thirds, only there",
-    "all, and again at a third": "A, and again at a third",
-    "all, and again at two thirds": "A, and again at two thirds",
-    "all, three looks": "A, and again at both",
+    "all, two outputs, parted at a third": "A, separate predictions for layers before and after a third",
+    "all, two outputs, parted at two thirds": "A, separate predictions for layers before and after two thirds",
+    "all, three outputs": "A, separate predictions for three groups of layers",
+    "all, only at a third": "A, read at a third of the depth, used from there on",
+    "all, only at two thirds": "A, read at two thirds, used from there on",
+    "all, and again at a third": "A, updated at a third",
+    "all, and again at two thirds": "A, updated at two thirds",
+    "all, three looks": "A, updated at both",
     "known": "*sensitivities known*",
 }
 """By arm of the result what it sees, in the order of the table."""
 TRIED = {
     "policy, entropy": "The entropy of the prediction before",
     "policy, margin": "How far that prediction's best token is ahead of the second",
-    "policy, surprise": "What the token that came cost there",
+    "policy, surprise": "That prediction's loss on the token that came",
     "policy, position": "The position in the text",
     "policy, norms": "The norm of the residual stream and of what layers added to it",
     "policy, stream": "The whole residual stream before the policy's layer",
     "all but the stream": "All of these but the stream",
     "all": "All of these together",
-    "all, two outputs, parted at a third": "All, with predictions apart for the layers before and after a third",
-    "all, two outputs, parted at two thirds": "The same, parted at two thirds",
-    "all, three outputs": "All, with predictions apart for three groups of layers",
-    "all, only at a third": "All, as seen at a third of the depth, for the layers after it alone",
-    "all, only at two thirds": "The same at two thirds",
-    "all, and again at a third": "All, and a second look at a third",
-    "all, and again at two thirds": "All, and a second look at two thirds",
-    "all, three looks": "All, and further looks at both",
+    "all, two outputs, parted at a third": "All, with separate predictions for layers before and after a third",
+    "all, two outputs, parted at two thirds": "All, with separate predictions for layers before and after two thirds",
+    "all, three outputs": "All, with separate predictions for three groups of layers",
+    "all, only at a third": "All, read at a third of the depth, used from there on",
+    "all, only at two thirds": "All, read at two thirds, used from there on",
+    "all, and again at a third": "All, updated at a third",
+    "all, and again at two thirds": "All, updated at two thirds",
+    "all, three looks": "All, updated at both",
 }
 """By arm what was tried beside the policy's network, for the history."""
 METHODS = {"gradient": "policy gradient", "regression": "regression"}
@@ -93,9 +93,9 @@ def features() -> str:
         "- **more than N**: that, beyond what the policy's network saves, fitted anew; paired over texts.\n\n"
         f"Predictions are ridge regressions, fitted on {one['texts']} texts ({one['tokens']:,} tokens), judged on\n"
         f"{one['held_out_texts']} held-out ones ({one['held_out_tokens']:,} tokens). The policy's layer is {depths}.\n"
-        "A deeper look acts on the layers after it alone. Equal shares stand for equal milliseconds: what looking\n"
-        "takes is not counted. Both policies were trained on the sources that the predictions are fitted on. That of\n"
-        "SmolLM2-135M was also trained on one of the three sources that the predictions are judged on.\n"
+        "A prediction made deeper acts on later layers alone. Equal shares stand for equal milliseconds; the time of\n"
+        "predictions is not counted. Both policies were trained on the sources that the predictions are fitted on.\n"
+        "That of SmolLM2-135M was also trained on one of the three sources that the predictions are judged on.\n"
         f"{files}.\n\n"
     )
     return text + markdown(head, rows) + "\n" + _tuned(every)

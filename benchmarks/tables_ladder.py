@@ -8,8 +8,9 @@ from published import measured
 from published_ladder import Rung, Verdict
 
 WORDS: dict[Verdict, str] = {
-    "wins": "better than every dense file in its time", "ties": "as good as one, within the noise",
-    "loses": "worse than a dense file in its time", "alone": "below every dense file in median time",
+    "wins": "better than every dense file that takes no longer",
+    "ties": "as good as the best dense file that takes no longer, within the noise",
+    "loses": "worse than a dense file that takes no longer", "alone": "faster than every dense file",
 }  # fmt: skip
 
 
@@ -29,12 +30,13 @@ def size_ladder() -> str:
         known = accuracies[rung.model]
         rows.append([
             rung.model, rung.type, rung.setting,
-            f"{rung.milliseconds:.1f} ({rung.fastest:.1f} to {rung.slowest:.1f})", f"{rung.bits:.3f}",
+            f"{rung.milliseconds:.1f} ({rung.fastest:.1f} to {rung.slowest:.1f})",
+            f"{ladder.share_of_dense(rung, every):.2f}" if rung.dialled else NONE, f"{rung.bits:.3f}",
             interval(rung.minus_dense) if rung.dialled else NONE, *beside,
             f"{100 * known[0]:.1f} ({known[1]:,})" if known and rung.own_type and not rung.dialled else NONE,
         ])  # fmt: skip
-    head = ("Model", "Type", "Setting", "ms per token", "bits per byte", "above dense", "best dense file in its time",
-            "minus that file", "MMLU, % (questions)")  # fmt: skip
+    head = ("Model", "Type", "Setting", "ms per token", "of its dense step's", "bits per byte", "above dense",
+            "best dense file that takes no longer", "minus that file", "MMLU, % (questions)")  # fmt: skip
     return (
         "## The dial, or a smaller or more quantised model?\n\n"
         "![Milliseconds per token against bits per byte](figures/ladder.svg)\n\n"
@@ -54,7 +56,7 @@ def sentences(every: Sequence[Rung]) -> list[str]:
             if rung.model == model and rung.dialled:
                 verdict = ladder.verdict(rung, ladder.rival(rung, every))
                 found.setdefault(verdict, []).append(rung.setting.removeprefix("budget "))
-        verdicts = "; ".join(f"{WORDS[how]} at {', '.join(at)}" for how, at in found.items())
+        verdicts = "; ".join(f"at {', '.join(at)} {WORDS[how]}" for how, at in found.items())
         told.append(f"**{model}**, by budget: {verdicts}.")
     return told
 

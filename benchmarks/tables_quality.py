@@ -7,6 +7,9 @@ import published as of
 from cells import NONE, interval, markdown, signed, table
 from published import Difference
 
+GRADIENT = "-policy-gradient"
+"""After a space, the result of a policy of the paper's training."""
+
 
 def compared(folder: str, spaces: Sequence[str], arms: Sequence[str], against: Sequence[str]) -> str:
     rows = []
@@ -14,7 +17,7 @@ def compared(folder: str, spaces: Sequence[str], arms: Sequence[str], against: S
         for found in of.comparisons(folder, space):
             rows.append(
                 [
-                    f"{space}, {found.net_keep:g}",
+                    f"{space.removesuffix(GRADIENT)}, {found.net_keep:g}",
                     *(signed(found.above_dense[arm]) if arm in found.above_dense else NONE for arm in arms),
                     *(interval(found.policy_minus[arm]) if arm in found.policy_minus else NONE for arm in against),
                 ]
@@ -38,19 +41,16 @@ def grids() -> str:
     return compared("policies", GRIDS, ("policy", "constant"), against)
 
 
-GRADIENT = "joint-27-policy-gradient"
-
-
 @table
 def grids_larger() -> str:
     """The same on a larger model as the paper carries actions out, and the paper's own training, once measured."""
     found = paper_grids("paper-0.5b", "Qwen2.5-Coder-0.5B")
-    if found and of.measured(f"paper-0.5b/{GRADIENT}"):
+    if found and of.measured(f"paper-0.5b/joint-27{GRADIENT}"):
         found += (
             "\nThe paper's training on joint-27 (`--method grpo`), 110 updates of 64 schedules, on the same texts. "
             "Here *uniform* spends what this policy spends:\n\n"
-            f"{compared('paper-0.5b', [GRADIENT], ('policy', 'uniform'), ('uniform',))}\n"
-            f"`results/paper-0.5b/{GRADIENT}.json`.\n"
+            f"{compared('paper-0.5b', ['joint-27' + GRADIENT], ('policy', 'uniform'), ('uniform',))}\n"
+            f"`results/paper-0.5b/joint-27{GRADIENT}.json`.\n"
         )
     return found
 

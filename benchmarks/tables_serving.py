@@ -83,6 +83,25 @@ def replicas() -> str:
     return markdown(("SmolLM2-135M", "clients", *_RATES, "peak memory, GiB"), rows) + f"\n{_cited('replicas-135m')}\n"
 
 
+GOVERNORS = {
+    "governor, budgets": "governor: lower budgets", "governor, rows": "governor: prompts wait",
+    "governor, budgets and rows": "governor: lower budgets, prompts wait",
+}  # fmt: skip
+"""Ways to govern, as pages call them."""
+
+
+@table
+def governor() -> str:
+    objective, found = of.governed()
+    rows = [
+        [GOVERNORS.get(name, name), f"{r['tpot_p50_ms']:.1f}", f"{r['tpot_p95_ms']:.1f}",
+         f"{r['tokens_per_second']:.0f}", f"{r['first_p50_ms'] / 1000:.1f}", f"{r['net_keep']:.2f}"]
+        for name, r in found.items()
+    ]  # fmt: skip
+    head = ("tokens/s", "first token, s", "net keep")
+    return markdown((f"Objective: {objective:.1f} ms", "ms per token, median", "95th percentile", *head), rows)
+
+
 @table
 def governor_pages() -> str:
     """The governor where the floor is a share of the pages of long contexts."""
@@ -100,10 +119,11 @@ def _governed(name: str) -> str:
         return ""
     found = of.read(name)
     rows = [
-        [how, *_rates(run), f"{run['net_keep']:.2f}", _less_likely(run.get("less_likely"))]
+        [GOVERNORS.get(how, how), *_rates(run), f"{run['net_keep']:.2f}", _less_likely(run.get("less_likely"))]
         for how, run in found["servers"].items()
     ]
-    head = (f"Objective: {found['objective_ms']:.1f} ms", *_RATES, "net keep", "less likely, nats per token")
+    head = (f"Objective: {found['objective_ms']:.1f} ms", *_RATES, "net keep",
+            "loss above the dense server's, nats per token")  # fmt: skip
     return markdown(head, rows) + f"\n{_cited(name)}\n"
 
 

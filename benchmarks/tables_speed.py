@@ -211,18 +211,6 @@ def serving() -> str:
 
 
 @table
-def governor() -> str:
-    objective, found = of.governed()
-    rows = [
-        [name, f"{r['tpot_p50_ms']:.1f}", f"{r['tpot_p95_ms']:.1f}", f"{r['tokens_per_second']:.0f}",
-         f"{r['first_p50_ms'] / 1000:.1f}", f"{r['net_keep']:.2f}"]
-        for name, r in found.items()
-    ]  # fmt: skip
-    head = ("tokens/s", "first token, s", "net keep")
-    return markdown((f"Objective: {objective:.1f} ms", "ms per token, median", "95th percentile", *head), rows)
-
-
-@table
 def shedding() -> str:
     found = of.shedding()
     if found is None:

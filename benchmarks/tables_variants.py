@@ -29,8 +29,9 @@ def variants() -> str:
     ]
     head = ("Model", "Instruction set", *(names[count].format(context) for _, context, count in points))
     return (
-        "The file's own weights and every logit, two threads. In a cell: llama.cpp compiled for the same instruction"
-        " set →\nsolm (how many times as fast). Where llama.cpp was not measured there is solm's number alone."
+        "Two threads of an AMD EPYC without AVX-512, the file's own weights and every logit. In a cell: llama.cpp"
+        " compiled for the\nsame instruction set → solm (how many times as fast). Where llama.cpp was not measured"
+        " there is solm's number\nalone. `native` is AVX2 here."
         "\n\n" + markdown(head, rows, words=2)
     )
 

@@ -195,11 +195,11 @@ def arms(lm: LanguageModel, session: Session, tokens: torch.Tensor, timed: int =
     policy = lm.policy("policy")
     for target in _TARGETS:
         rows = session.fork(1, capacity=steps + lm.sparsity.page_size)
-        rows.control(policy, lm.budget(f"attention={target}").tensor(1), steps)
+        rows.control(policy, lm.budget(f"attention={target}").tensor(1), steps, torch.Generator().manual_seed(0))
         scored = rows.score(tokens)
         share = tell(f"policy {target:g}", scored.log_probabilities[0], None, scored.realised[0], lm.overhead(policy))
         again = session.fork(1, capacity=timed + lm.sparsity.page_size)
-        again.control(policy, lm.budget(f"attention={target}").tensor(1), steps)
+        again.control(policy, lm.budget(f"attention={target}").tensor(1), steps, torch.Generator().manual_seed(0))
         clock(
             f"policy {target:g}",
             lambda place, rows=again: rows.step(tokens[:, place], exact_largest=1),  # type: ignore[misc]
