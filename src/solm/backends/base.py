@@ -13,6 +13,7 @@ from solm.backends.session import AnyPolicy, Result, Schedule, Scored, SplitSche
 from solm.core.arrays import Array, as_numpy, as_tensor, is_tensor
 from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes
+from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.schedules import Dense
 
@@ -154,6 +155,8 @@ class BaseSession(ABC):
     def score(self, tokens: "torch.Tensor", keep: Schedule | None = None) -> Scored:
         """As `Session.score`, in stretches of all rows, of which one's logits exist at a time."""
         steps = tokens.shape[1] - 1
+        if steps < 1:
+            raise DataError(f"score needs at least two tokens of every row, got {list(tokens.shape)}")
         each = max(1, min(steps, self._scored_at_once(keep is not None)))
         if steps > each:
             self._prepare(steps)  # before anything is counted

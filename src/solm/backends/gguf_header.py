@@ -6,6 +6,7 @@ import struct
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -246,4 +247,7 @@ class _Reader:
                     tensor.name, f"bytes {offset} to {offset + tensor.bytes} lie past the end, at byte {self.size}"
                 )
             placed[tensor.name] = TensorInfo(tensor.name, tensor.shape, tensor.type, tensor.bytes, offset)
+        for before, after in pairwise(sorted(placed.values(), key=lambda tensor: tensor.offset)):
+            if after.offset < before.offset + before.bytes:
+                raise self.damaged(after.name, f"it overlaps {before.name[:_LONGEST_SHOWN]}")
         return tuple(placed.values())

@@ -47,7 +47,7 @@ def byte_level_tokenizer(header: GgufHeader) -> "tuple[Tokenizer, dict[str, str]
     special = _special(known, tokens)
     try:
         return _made(tokens, merges, kinds, special, known), special
-    except ValueError:  # merges of tokens that are not in the vocabulary
+    except Exception:  # tokenizers has no error of its own for merges of tokens that are not in the vocabulary
         return None
 
 
@@ -63,10 +63,14 @@ def _made(
 ) -> "Tokenizer":
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-    spelling = _spelling()
+    spelling = byte_letters()
     alphabet = set(spelling)
-    # Some files have tokens that are not written in the letters that stand for bytes.
-    spelled = [t if alphabet.issuperset(t) else "".join(spelling[byte] for byte in t.encode()) for t in tokens]
+    # Some files have tokens that are not written in the letters that stand for bytes. Markers are texts as they are.
+    markers = {token for token, kind in zip(tokens, kinds, strict=False) if kind in (_CONTROL, _USER_DEFINED)}
+    spelled = [
+        token if token in markers or alphabet.issuperset(token) else "".join(spelling[byte] for byte in token.encode())
+        for token in tokens
+    ]
     vocabulary = {token: number for number, token in enumerate(spelled)}
     made = Tokenizer(
         models.BPE(
@@ -84,8 +88,8 @@ def _made(
             ]
         )
     made.decoder = decoders.ByteLevel()
-    control = [t for t, kind in zip(tokens, kinds, strict=False) if kind == _CONTROL and alphabet.issuperset(t)]
-    own = [t for t, kind in zip(tokens, kinds, strict=False) if kind == _USER_DEFINED and t in vocabulary]
+    control = [t for t, kind in zip(tokens, kinds, strict=False) if kind == _CONTROL]
+    own = [t for t, kind in zip(tokens, kinds, strict=False) if kind == _USER_DEFINED]
     named = [token for token in (*special.values(), _END_OF_TEXT) if token not in control and token not in own]
     named = [token for token in named if token in vocabulary]
     made.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
@@ -106,7 +110,7 @@ def _around(first: str | None, text: str, last: str | None, number: int) -> str:
     return " ".join(f"{part}:{number}" for part in (first, text, last) if part)
 
 
-def _spelling() -> str:
+def byte_letters() -> str:
     """The letters that stand for the bytes 0 to 255 in byte-level vocabularies: printable ones for themselves, the
     others for letters from 256 on, in their order."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}

@@ -195,7 +195,8 @@ class Session(Protocol):
     def join(self, other: Self) -> None:
         """Append the rows of `other`, which must not be used afterwards.
 
-        Raises `DataError` for rows that are forks, `SolmError` for a policy that decides before another layer.
+        Raises `SolmError` for a policy that decides before another layer and, on the torch backend, `DataError` for
+        rows that are forks.
         """
 
     def leave(self, row: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solm.backends.gguf_header import GgufHeader, read_header
-from solm.backends.gguf_tokenizer import byte_level_tokenizer
+from solm.backends.gguf_tokenizer import byte_letters, byte_level_tokenizer
 from solm.backends.names import folder_of, folder_or_hub_id, gguf_of, made_folder, not_loadable
 from solm.backends.quiet import quiet
 from solm.core.cache_folder import cache_folder
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _TOKENS, _FACTS = "tokenizer.json", "solm.json"
-_FORMAT = 3
-_ERRORS = (OSError, ValueError, KeyError, ImportError)
-"""What transformers raises where there is nothing that it can read."""
+_FORMAT = 4
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 
 
@@ -192,13 +190,13 @@ def transformers_tokenizer(
                 return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             source = folder_or_hub_id(name)
             return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
-    except _ERRORS as error:
+    except Exception as error:  # of a damaged file it raises anything
         try:  # no such model at all: that is what to say
             if gguf is None:
                 AutoConfig.from_pretrained(
                     folder_or_hub_id(name), trust_remote_code=trust_remote_code, revision=revision or "main"
                 )
-        except _ERRORS as missing:
+        except Exception as missing:
             raise not_loadable(name, missing) from missing
         reason = str(error).strip().split("\n")[0].rstrip(":. ")
         raise SolmError(f"model {name!r} has no tokenizer that can be read ({reason})") from error
@@ -258,10 +256,8 @@ def token_bytes(tokenizer: Any, token: int, text: str) -> list[int] | None:
 
 @cache
 def _byte_level() -> dict[str, int]:
-    """Byte-level BPE's letter for every byte (GPT-2's): itself where it is printable, else one from U+0100 on."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+    """The byte that every letter of a byte-level vocabulary stands for."""
+    return {letter: byte for byte, letter in enumerate(byte_letters())}
 
 
 def _facts_of(tokenizer: "PreTrainedTokenizerBase") -> _Facts | None:

@@ -39,9 +39,14 @@ def model_facts(
     found = _engine_facts(model, revision) if on_engine and not trust_remote_code else None
     if found is not None:
         return found
+    from solm.backends.names import not_loadable
     from solm.backends.torch.load import base_config
 
-    return facts_of(base_config(model, trust_remote_code, revision))
+    config = base_config(model, trust_remote_code, revision)
+    try:
+        return facts_of(config)
+    except (TypeError, AttributeError, ArithmeticError) as error:  # sizes that make no sense
+        raise not_loadable(model, error) from error
 
 
 def facts_of(config: Any) -> ModelFacts:

@@ -12,6 +12,7 @@ from solm.backends.gguf_header import ArrayInfo, read_header
 from solm.backends.torch.families import probe
 from solm.backends.torch.load import base_config, skeleton
 from solm.core.errors import DamagedFileError, SolmError
+from solm.runtime.facts import model_facts
 
 
 @pytest.fixture
@@ -144,3 +145,23 @@ def test_the_header_of_a_real_file(capsys):
     assert (header.family, header.size("block_count"), header.vocabulary) == ("qwen2", 24, 151936)
     assert sum(count for count, _ in header.types().values()) == len(header.tensors) == 291
     assert probe(skeleton(str(files[0]))).axes == {"attention": True, "mlp": True, "bits": True}
+
+
+def test_tensors_that_overlap_are_refused(small):
+    """A file that says so is manipulated: it would compute something else, or hold far less than it declares."""
+    second = b"output_norm.weight" + struct.pack("<IQI", 1, 64, 0)
+    content = small.read_bytes()
+    place = content.index(second) + len(second)
+    small.write_bytes(content[:place] + struct.pack("<Q", 0) + content[place + 8 :])
+    with pytest.raises(DamagedFileError, match=r"(token_embd|output_norm)\.weight: it overlaps"):
+        read_header(small)
+
+
+def test_sizes_that_make_no_sense_are_one_line(small):
+    content = small.read_bytes()
+    place = content.index(b"llama.attention.head_count") + len(b"llama.attention.head_count") + 4
+    small.write_bytes(content[:place] + struct.pack("<I", 0) + content[place + 4 :])
+    for read in (skeleton, model_facts):
+        with pytest.raises(SolmError, match="cannot load model .*small.gguf'") as found:
+            read(str(small))
+        assert "\n" not in str(found.value)

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,36 @@ def test_special_tokens_that_are_none_of_the_vocabulary_are_left_out(tmp_path, m
     monkeypatch.setattr(GGUFWriter, "add_bos_token_id", lambda writer, _: writer.add_key_value(key, wrong, kind))
     _, special = byte_level_tokenizer(read_header(vocabulary_file(tmp_path / "some.gguf", tokenizer_pre="qwen2")))
     assert special == {"eos_token": "</s>"}
+
+
+def test_markers_may_have_letters_that_stand_for_no_byte(tmp_path, monkeypatch):
+    """As those of DeepSeek's files, with full-width bars."""
+    markers = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜own｜>"]
+    plain = GGUFWriter.add_token_list
+    monkeypatch.setattr(GGUFWriter, "add_token_list", lambda writer, all: plain(writer, [*markers, *all[4:]]))
+    path = vocabulary_file(tmp_path / "some.gguf", tokenizer_pre="deepseek-r1-qwen", add_bos_token=True)
+    tokenizer = model_tokenizer(str(path))
+    assert isinstance(tokenizer, Tokenizer)
+    whole = f"{markers[2]}the{markers[3]}"
+    ids = tokenizer.encode(whole)
+    assert ids[:2] == [0, 2]
+    assert ids[-1] == 3
+    assert tokenizer.decode(ids[1:]) == whole
+    assert tokenizer.decode(ids, skip_special_tokens=True) == f"the{markers[3]}"
+    assert tokenizer.eos_token_id == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("add_token_merges", ["t h", "q zz"]), ("add_token_merges", ["t h", "a b c"]), ("add_bos_token_id", 1 << 20)],
+)
+@pytest.mark.parametrize("pre", ["qwen2", "tekken"])
+def test_a_manipulated_vocabulary_is_no_traceback(tmp_path, monkeypatch, name, value, pre):
+    plain = getattr(GGUFWriter, name)
+    monkeypatch.setattr(GGUFWriter, name, lambda writer, _: plain(writer, value))
+    path = vocabulary_file(tmp_path / "some.gguf", tokenizer_pre=pre)
+    with suppress(SolmError):  # or what transformers makes of it, which is lenient here and there
+        assert model_tokenizer(str(path)).encode("the")
 
 
 def test_other_vocabularies_are_left_to_transformers(tmp_path, monkeypatch):

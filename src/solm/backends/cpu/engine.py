@@ -12,7 +12,7 @@ from solm.backends.cpu import structs
 from solm.backends.cpu.files.config_spec import from_config
 from solm.backends.cpu.files.families import Activation
 from solm.backends.cpu.files.layout import PRECISIONS, SITES, Part, Site, layout_of
-from solm.backends.cpu.files.repack import Progress, dequantise, repack
+from solm.backends.cpu.files.repack import Progress, dequantise, repack, vector
 from solm.backends.cpu.files.rope import Rope
 from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.files.spec import ModelSpec
@@ -119,6 +119,7 @@ class Engine:
         self.library = built() if library is None else library
         self.handle: int | None = None
         self.layout = layout_of(source, precision)
+        self.check(sparsity)
         self._kept: list[Any] = []  # what the engine reads and does not own
         described = self._describe(threads, kv_cache_dtype, progress)
         made, message = ctypes.c_void_p(), ctypes.create_string_buffer(MESSAGE)
@@ -129,7 +130,6 @@ class Engine:
             raise error_of(code, message)
         self.handle = made.value
         self.sizes: structs.Sizes = described.sizes
-        self.check(sparsity)
 
     def check(self, sparsity: SparsityConfig) -> None:
         """Raises `SolmError` where the bits of an action are those of weights that cannot be read in part."""
@@ -226,7 +226,7 @@ class Engine:
             layers=layers,
             embedding=embedding.data.ctypes.data,
             head=self._head_at(head, address + head_at),
-            final_norm=self._floats(source.tensor("final_norm").floats()),
+            final_norm=self._floats(vector(source, "final_norm")),
             ropes=(structs.Rope * len(ropes))(*map(self._rope, ropes)),
             rope_count=len(ropes),
         )
@@ -251,9 +251,9 @@ class Engine:
     def _vectors(self, layer: int) -> dict[str, int]:
         """The addresses of a layer's norms and bias by their names in `structs.Layer`."""
         norms = [name for name in self.spec.places(layer) if name.endswith("norm")]
-        vectors = {name: self._floats(self.source.tensor(name, layer).floats()) for name in norms}
+        vectors = {name: self._floats(vector(self.source, name, layer)) for name in norms}
         if self.spec.qkv_bias:
-            biases = [self.source.tensor(f"{name}_bias", layer).floats() for name in ("q", "k", "v")]
+            biases = [vector(self.source, f"{name}_bias", layer) for name in ("q", "k", "v")]
             vectors["qkv_bias"] = self._floats(np.concatenate(biases))
         return vectors
 

@@ -19,7 +19,7 @@ from solm.backends.session import (
 )
 from solm.backends.threads import one_torch_thread
 from solm.core.arrays import Array, as_numpy, as_tensor, in_kind
-from solm.core.errors import DataError
+from solm.core.errors import DataError, SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.priced import PricedPolicy
 from solm.policies.value_policy import ValuePolicy
@@ -74,14 +74,20 @@ class CpuSession(BaseSession):
             raise DataError(f"lengths must be {rows} numbers in [1, {count}], got {counts.tolist()}")
         held = self._held if self.rows else np.zeros(rows, dtype=np.int64)
         check_length(int((held + counts).max()), self._context)
-        if not self.rows:
+        fresh = not self.rows
+        if fresh:
             longest = max(self._capacity, int(counts.max()))
             self._caches = tuple(Cache(self.engine, longest + _SPARE) for _ in range(rows))
             self._held, self._dense = held, held
             self._budgets = budgets.uncontrolled(rows)
         self._make_room(held + counts)
         ids = as_numpy(tokens)
-        read = [self._read(row, ids[row, : counts[row]], every_logit) for row in range(rows)]
+        try:
+            read = [self._read(row, ids[row, : counts[row]], every_logit) for row in range(rows)]
+        except SolmError:
+            if fresh:  # a session that has read nothing is bound to no number of rows
+                self._caches, self._held, self._dense = (), held[:0], held[:0]
+            raise
         self._dense = np.where(self._dense == held, held + counts, self._dense)
         self._held = held + counts
         self._hidden, self._last = np.stack([hidden for _, hidden in read]), None

@@ -21,7 +21,7 @@ BLOCK, STRIP = 64, 32
 LEAST_STEPS = 4
 """Of a call whose products of matrices are computed in full, so that skipped channels save no time."""
 MOST_ROWS = 16
-"""Steps that share one pass over the weights."""
+"""Steps that share one pass over the output head."""
 MOST_QUERIES = 32
 """Query heads of one KV head."""
 MOST_LEVELS, MOST_WIDTH = 100, 4096

@@ -13,7 +13,7 @@ import torch
 class Layout:
     """positions: [N, Q] int64 of the pass's tokens; base: [N] int64, a multiple of the page size; prefix_length,
     own_length: tokens held by the prefix and own buffers (the longest row's), the pass's own tokens included;
-    ragged: whether base + own index differs between rows at the same own index."""
+    uniform_base: whether all rows have the same base."""
 
     sequences: int
     forks: int

@@ -101,7 +101,9 @@ def load_base(
                 source, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, revision=revision,
                 device_map=device_map,
             )  # fmt: skip
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except SolmError:
+        raise
+    except Exception as error:  # of sizes that make no sense transformers raises anything
         raise not_loadable(name, error) from error
     model.requires_grad_(False)
     if target.type == "cpu":
@@ -119,7 +121,7 @@ def skeleton(name: str, trust_remote_code: bool = False, revision: str | None = 
     try:
         with quiet(), torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:
         raise not_loadable(name, error) from error
 
 
@@ -136,7 +138,9 @@ def base_config(name: str, trust_remote_code: bool = False, revision: str | None
             return AutoConfig.from_pretrained(
                 locate(name), trust_remote_code=trust_remote_code, revision=revision or "main"
             )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except SolmError:
+        raise
+    except Exception as error:
         raise not_loadable(name, error) from error
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from solm.core.actions import AXES
 from solm.core.words import counted
 from solm.evaluation.pictures import blank, picture, violins
-from solm.evaluation.report.actions import histograms
+from solm.evaluation.report.actions import histograms, texts
 from solm.evaluation.report.page import difference, head, image, perplexity_table
 from solm.evaluation.report.read import Result
 from solm.evaluation.result import EvaluationResult, TaskResult
@@ -44,8 +44,8 @@ def render(found: list[tuple[str, Result]]) -> str:
 
 def _evaluation(name: str, result: EvaluationResult) -> list[str]:
     s = result.settings
-    texts = f"{counted(s['texts'], 'text')} of {s['length']} tokens after {s['context']} dense ones"
-    measured = f"{s['model']} ({s['dtype']}), {texts}, {s['data']}"
+    windows = f"{counted(s['texts'], 'text')} of {s['length']} tokens after {s['context']} dense ones"
+    measured = f"{s['model']} ({s['dtype']}), {windows}, {s['data']}"
     parts = [f"<h2>{escape(name)}</h2><p class=soft>{escape(measured)}. {_levels(s['space'])}</p><ul>"]
     parts += [f"<li>{escape(line)}</li>" for line in verdict(result)]
     parts += ["</ul>", image(plot(result), f"{name}: perplexity against {result.currency}"), perplexity_table(result)]

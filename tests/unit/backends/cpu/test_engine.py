@@ -27,7 +27,7 @@ from solm.backends.cpu.library import library
 from solm.backends.cpu.session import CpuSession
 from solm.backends.session import Scored, SplitSchedule
 from solm.backends.torch.backend import TorchBackend
-from solm.core.errors import ContextLengthError, DataError, SolmError, UnsupportedModelError
+from solm.core.errors import ContextLengthError, DamagedFileError, DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -391,3 +391,32 @@ def test_unsupported_models_and_options_are_refused_with_a_reason():
     # A mistake, and no reason for `auto` to go on without the engine.
     with pytest.raises(SolmError, match="goes with precision auto, int8, nested, not bfloat16"):
         package.load("builtin:smollm2-135m", precision="bfloat16", kv_cache_dtype="int8")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    "name", ["model.norm", "model.layers.1.input_layernorm", "model.layers.1.mlp.up_proj", "lm_head"]
+)
+def test_weights_that_are_not_finite_are_damage_in_every_precision(name, precision):
+    """Integer products would turn them into text that looks like any other."""
+    model = tiny_model("llama", torch.float32)
+    with torch.no_grad():
+        model.get_submodule(name).weight.view(-1)[7] = float("nan")
+    with pytest.raises(DamagedFileError, match="finite"):
+        engine_of(model, SPARSITY, precision)
+
+
+def test_bits_that_weights_do_not_have_are_refused_before_they_are_laid_out(monkeypatch):
+    monkeypatch.setattr("solm.backends.cpu.engine.repack", lambda *_: pytest.fail("weights were laid out"))
+    with pytest.raises(SolmError, match="bits of weights need precision nested, not int8"):
+        engine_of(tiny_model("llama", torch.float32), SparsityConfig(bits_site="weights", bits_group=32), "int8")
+
+
+def test_a_session_whose_first_prefill_fails_takes_any_rows():
+    session = CpuSession(engine_of(tiny_model("llama", torch.float32)), SPARSITY)
+    with pytest.raises(DataError, match="token ids must be"):
+        session.prefill(np.full((2, 5), 259))
+    assert session.rows == 0
+    assert session.prefill(np.ones((1, 5), np.int64)).shape == (1, 259)
+    with pytest.raises(DataError, match="at least two tokens"):
+        session.score(torch.ones(1, 1, dtype=torch.int64))

@@ -94,3 +94,33 @@ def test_neighbours_do_not_change_results(monkeypatch):
         for _ in range(5):
             for found, expected in zip(pool.map(logits, engines), alone, strict=True):
                 assert torch.equal(found, expected)
+
+
+FORKED = """
+import os
+import torch
+from helpers.engine import engine_of
+from helpers.engine_edges import SPARSITY, Rows, tokens
+from helpers.models import tiny_model
+
+model = tiny_model("llama", torch.float32)
+parents = engine_of(model, SPARSITY, "int8", threads=2)
+expected = Rows(parents, 1).run(tokens(1, 20)).logits
+child = os.fork()
+if not child:
+    own = engine_of(model, SPARSITY, "int8", threads=2)
+    assert torch.equal(Rows(own, 1).run(tokens(1, 20)).logits, expected)
+    del parents
+    assert torch.equal(Rows(own, 1).run(tokens(1, 20)).logits, expected)
+    del own
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_lets_go_of_its_parents_engine():
+    """It has none of the parent's threads, and cannot wait for their end."""
+    known = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])}
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=SECONDS, env=known)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr

@@ -175,16 +175,19 @@ inline bool repack_int8(const RawTensor& tensor, const PackedPlace& to, std::ato
 }
 
 template <typename T>
-void repack_floats(const RawTensor& tensor, const PackedPlace& to) {
+bool repack_floats(const RawTensor& tensor, const PackedPlace& to, std::atomic<int>& bad) {
   in_parallel(to.threads, tensor.groups(), [&](int from, int until) {
     float values[GROUP];
     for (int g = from; g < until; ++g)
       for (int o = 0; o < tensor.outputs; ++o) {
         const int count = read_group(tensor, tensor.row(o), g, values);
         T* column = static_cast<T*>(to.data) + size_t(g) * GROUP * to.total + to.first + o;
-        for (int i = 0; i < count; ++i) column[size_t(i) * to.total] = store<T>(values[i]);
+        bool finite = true;
+        for (int i = 0; i < count; ++i) column[size_t(i) * to.total] = store<T>(values[i]), finite &= std::isfinite(values[i]);
+        if (!finite) bad = tensor.order ? tensor.order[o] : o;
       }
   });
+  return bad < 0;
 }
 
 // False where a row of the file, then `bad`, has values that are not finite.
@@ -201,8 +204,8 @@ inline bool repack(const RawTensor& tensor, const PackedPlace& to, std::atomic<i
         nest(values, found...);
       }, bad);
     case INT8: return repack_int8(tensor, to, bad);
-    case BFLOAT16: return repack_floats<bf16>(tensor, to), true;
-    default: return repack_floats<float>(tensor, to), true;
+    case BFLOAT16: return repack_floats<bf16>(tensor, to, bad);
+    default: return repack_floats<float>(tensor, to, bad);
   }
 }
 

@@ -128,6 +128,7 @@ class Team {
   static inline thread_local Member* self = nullptr;  // the calling thread, in its part of a call
 
   const int count_;
+  const pid_t owner_ = getpid();
   std::mutex calling_;
   const Work* work_ = nullptr;  // of the call in progress
   std::vector<Member> members_;
@@ -151,6 +152,10 @@ class Team {
   void stop() {
     stop_.store(true);
     sleepers_.wake();
+    if (owner_ != getpid()) {  // A fork does not have these threads, and what describes them may describe its own by now.
+      new std::vector<std::thread>(std::move(threads_));
+      return;
+    }
     for (auto& thread : threads_) thread.join();
   }
 

@@ -36,7 +36,6 @@ class GgufFile:
         except OSError as error:
             raise SolmError(f"cannot read {path}: {error.strerror}") from error
         self._content = np.frombuffer(self._map, np.uint8)
-        self.nbytes = sum(tensor.bytes for tensor in header.tensors)
         self._files = [(path, min(tensor.offset for tensor in header.tensors))]
 
     @property

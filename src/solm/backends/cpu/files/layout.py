@@ -91,7 +91,6 @@ class Layout:
     """All matrices of all layers, next to one another in the order in which a step reads them, by the names of
     `SITES`. row_orders: a digest of the orders in which rows of the source's tensors are taken."""
 
-    precision: str
     layers: tuple[dict[str, Site], ...]
     nbytes: int
     row_orders: str
@@ -130,7 +129,7 @@ def layout_of(source: WeightSource, precision: str) -> Layout:
                 parts.append(Part(form, members, inputs, outputs, at["data"], at.get("scale"), at.get("grid")))
             sites[site] = Site(tuple(parts))
         layers.append(sites)
-    return Layout(precision, tuple(layers), place, orders.hexdigest())
+    return Layout(tuple(layers), place, orders.hexdigest())
 
 
 def _forms(tensors: dict[str, Tensor], precision: str) -> list[tuple[Form, tuple[str, ...]]]:

@@ -39,7 +39,6 @@ class LoadedModel:
             for name, weight in self._parameters.items()
         }
         check_tensors(self.spec, listed, gguf=False, ignored=ignored_of(self.spec, listed))
-        self.nbytes = sum(weight.nbytes for weight in self._parameters.values())
 
     def tensor(self, name: str, layer: int | None = None) -> Tensor:
         theirs = name_in(self.spec, name, layer, gguf=False)

@@ -74,8 +74,8 @@ def _repack(library: ctypes.CDLL, tensor: Tensor, part: Part, first: int, thread
 def dequantise(
     library: ctypes.CDLL, tensor: Tensor, rows: Sequence[int] | NDArray[np.int64] | None = None, file: str = "the file"
 ) -> NDArray[np.float32]:
-    """Rows of a matrix [outputs, inputs] in float32; None for all. Raises `DamagedFileError` for a row that it
-    lacks."""
+    """Rows of a matrix [outputs, inputs] in float32; None for all. Raises `DamagedFileError` for a row that it lacks
+    or that is not finite."""
     chosen: NDArray[np.int64] = np.arange(tensor.outputs) if rows is None else np.array(rows, np.int64)
     if tensor.row_order is not None:
         chosen = tensor.row_order.astype(np.int64)[chosen]
@@ -86,6 +86,18 @@ def dequantise(
         chosen.ctypes.data, len(chosen), values.ctypes.data, message,
     )  # fmt: skip
     _check(code, message, file, tensor.name)
+    return _finite(values, file, tensor.name)
+
+
+def vector(source: WeightSource, name: str, layer: int | None = None) -> NDArray[np.float32]:
+    """A norm or bias in float32. Raises `DamagedFileError` where it is not finite."""
+    tensor = source.tensor(name, layer)
+    return _finite(tensor.floats(), str(source.spec.file), tensor.name)
+
+
+def _finite(values: NDArray[np.float32], file: str, name: str) -> NDArray[np.float32]:
+    if not np.isfinite(values).all():
+        raise DamagedFileError(f"{file} is damaged: {name}: it holds values that are not finite")
     return values
 
 

@@ -36,8 +36,13 @@ def rope(fields: Fields, kind: str, head_dim: int, context: int) -> Rope:
     dim = int(head_dim * min(share, 1.0))
     if share > 1 or dim < 2 or dim % 2:
         raise fields.damaged("partial_rotary_factor", f"{share:g} of {head_dim} dimensions of a head cannot be rotated")
-    with np.errstate(all="ignore"):
-        found = _scaled(fields, kind, base, dim, head_dim, context)
+    try:
+        with np.errstate(all="ignore"):
+            found = _scaled(fields, kind, base, dim, head_dim, context)
+    except ArithmeticError as error:
+        raise fields.damaged("rope_scaling", f"gives no frequencies ({error})") from None
+    except ValueError as error:  # math's own, of a logarithm of nothing
+        raise fields.damaged("rope_scaling", f"gives no frequencies ({error})") from None
     if not np.isfinite(found.inverse_frequencies).all():
         raise fields.damaged("rope_theta", f"{base:g} and the scaling give frequencies that are not finite")
     return found

@@ -40,7 +40,6 @@ class SafetensorsFolder:
             self._add(path)
         listed = {name: (found.type, found.shape) for name, found in self._tensors.items()}
         check_tensors(self.spec, listed, gguf=False, ignored=ignored_of(self.spec, listed))
-        self.nbytes = sum(found.end - found.begin for found in self._tensors.values())
         self._config = folder / "config.json"
 
     def _add(self, path: Path) -> None:
@@ -49,8 +48,8 @@ class SafetensorsFolder:
             with path.open("rb") as file:
                 size = file.seek(0, 2)
                 map_ = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
-        except OSError as error:
-            raise SolmError(f"cannot read {path}: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: no name of a file, such as one with a NUL
+            raise SolmError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
         length = int.from_bytes(map_[:8], "little") if map_ is not None and size >= 8 else 0
         if map_ is None or not 2 <= length <= min(size - 8, _LONGEST_HEADER):
             raise DamagedFileError(f"{path} is damaged: header: it is said to take {length} of {size} bytes")
@@ -101,7 +100,7 @@ def _stored(path: Path, name: str, entry: Any, start: int, map_: mmap.mmap, cont
     dtype, shape, place = (entry.get(key) if isinstance(entry, dict) else None for key in _ENTRY)
     if not isinstance(shape, list) or not isinstance(place, list):
         raise damaged(f"its entry is no object with {', '.join(_ENTRY)}")
-    if dtype not in _TYPES:
+    if not isinstance(dtype, str) or dtype not in _TYPES:
         raise damaged(f"type {str(dtype)[:20]} is not among {', '.join(_TYPES)}")
     for what, numbers in (("shape", shape), ("data_offsets", place)):
         if any(type(number) is not int or number < 0 for number in numbers):

@@ -24,10 +24,6 @@ class WeightSource(Protocol):
     def spec(self) -> ModelSpec: ...
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-
-    @property
     def identity(self) -> str | None:
         """A digest that other files do not have; None for weights that are not in files."""
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as TensorType
 from numpy.typing import NDArray
 
@@ -70,12 +69,6 @@ class Tensor:
             raise ValueError(f"{self.name} is of type {self.type.name}, not of floats")
         found = found.reshape(self.shape)
         return found if self.row_order is None else found[self.row_order]
-
-
-def row_bytes(kind: TensorType, inputs: int) -> int:
-    """Bytes of a row."""
-    values, size = GGML_QUANT_SIZES[kind]
-    return int(inputs // values * size)
 
 
 def half_split(heads: int, head_dim: int) -> NDArray[np.int32]:

@@ -92,3 +92,7 @@ def test_scaling_that_is_not_understood_is_named(tmp_path):
         write_gguf(path, "llama", tensors={"rope_freqs.weight": tensor})
         with pytest.raises(DamagedFileError, match=r"tiny.gguf is damaged: " + words):
             GgufFile(path)
+    rope = {"rope_type": "yarn", "rope_theta": 10_000.0, **PARAMETERS["yarn"][0]}
+    for beta in ({"beta_fast": 1.7e308}, {"beta_slow": 5e-324}):
+        with pytest.raises(DamagedFileError, match="rope_scaling: gives no frequencies"):
+            from_config({**SIZES, "model_type": "llama", "rope_parameters": {**rope, **beta}}, "config.json", "tiny")

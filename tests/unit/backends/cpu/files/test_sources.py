@@ -196,6 +196,7 @@ NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
         (lambda h: h[UP].update(dtype="F8_E4M3"), f"{UP}: type F8_E4M3 is not among F32, F16, BF16"),
         (lambda h: h[UP].update(data_offsets=[0]), f"{UP}: bytes"),
         (lambda h: h[NORM].update(data_offsets=[1 << 50, (1 << 50) + 256]), f"{NORM}: its bytes .* lie past the end"),
+        (lambda h: h[UP].update(dtype=[]), rf"{UP}: type \[\] is not among F32"),
         (lambda h: h.update({UP: 3}), f"{UP}: its entry is no object with dtype, shape, data_offsets"),
     ],
 )
@@ -232,6 +233,9 @@ def test_folders_that_hold_no_model_are_named(folder):
         SafetensorsFolder(folder)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "none.safetensors"}}')
     with pytest.raises(SolmError, match=r"cannot read .*none.safetensors: No such file"):
+        SafetensorsFolder(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "no\\u0000ne"}}')
+    with pytest.raises(SolmError, match="cannot read .*: embedded null byte"):
         SafetensorsFolder(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(DamagedFileError, match=r"config.json is damaged: it is not JSON"):
