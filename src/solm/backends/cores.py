@@ -67,16 +67,16 @@ def cpu_quota(system: Path = SYSTEM, processes: Path = PROCESSES) -> float | Non
         controllers, _, path = rest.partition(":")
         names = [name for name in controllers.split(",") if name]
         if not names:
-            found += [_quota_v2(_read(group / "cpu.max")) for group in _groups(system / "fs/cgroup", path)]
+            found += [_quota_v2(_read(group / "cpu.max")) for group in groups_around(system / "fs/cgroup", path)]
         elif "cpu" in names:
             for mount in {controllers, "cpu"}:
-                for group in _groups(system / "fs/cgroup" / mount, path):
+                for group in groups_around(system / "fs/cgroup" / mount, path):
                     found.append(_quota(_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")))
     return min((quota for quota in found if quota is not None), default=None)
 
 
-def _groups(mount: Path, path: str) -> Iterable[Path]:
-    """A group and those around it."""
+def groups_around(mount: Path, path: str) -> Iterable[Path]:
+    """The folder of the control group `path`, and of those around it, under their file system at `mount`."""
     group = mount / path.strip("/")
     return [group, *(parent for parent in group.parents if parent.is_relative_to(mount))]
 

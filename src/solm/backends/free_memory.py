@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
-_GROUP = Path("/sys/fs/cgroup")
+from solm.backends.cores import PROCESSES, SYSTEM, groups_around
 
 
-def free_memory(meminfo: Path = Path("/proc/meminfo"), group: Path = _GROUP) -> int | None:
-    """Bytes that are free or can be freed, within the limit of the control group; None where nothing tells it."""
-    known = [found for found in (_of_machine(meminfo), _of_group(group)) if found is not None]
-    return min(known) if known else None
+def free_memory(system: Path = SYSTEM, processes: Path = PROCESSES) -> int | None:
+    """Bytes that are free or can be freed, within the limits of the control groups of version 2 that the process is in;
+    None where nothing tells it."""
+    known = [_of_machine(processes / "meminfo")]
+    known += [_of_group(group) for group in groups_around(system / "fs/cgroup", _group(processes / "self/cgroup"))]
+    return min((found for found in known if found is not None), default=None)
 
 
 def _of_machine(meminfo: Path) -> int | None:
@@ -19,8 +21,17 @@ def _of_machine(meminfo: Path) -> int | None:
         return None
 
 
+def _group(groups: Path) -> str:
+    """The path of this process's group; that of the root where it is not told."""
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
+
+
 def _of_group(group: Path) -> int | None:
-    """What is left of the limit of a control group of version 2; what the kernel caches of files counts as free."""
+    """What is left of the limit of a control group; what the kernel caches of files counts as free."""
     try:
         limit, used = (group / "memory.max").read_text().strip(), int((group / "memory.current").read_text())
         cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
