@@ -74,13 +74,24 @@ def test_notes_of_the_client_and_null_change_nothing(client):
          "min_p", "repetition_penalty", "max_completion_tokens", "stream_options", "temperature", "top_logprobs",
          "ignore_eos")
     )  # fmt: skip
+    dial = {"budget": "keep=0.6"}
     for more in (
         {"user": "somebody", "metadata": {"run": "7"}, "store": False},
         {"user": None, "metadata": None, "store": None, **nulls},
+        {"efficiency": dial | dict.fromkeys(("policy", "floor", "deadline_ms", "priority", "trace"))},
     ):
-        body = {"model": "tiny", "messages": CHAT, "max_tokens": 8, "seed": 3, "efficiency": {"budget": "keep=0.6"}}
+        body = {"model": "tiny", "messages": CHAT, "max_tokens": 8, "seed": 3, "efficiency": dial}
         answer = client.post("/chat/completions", body=body | more, cast_to=object)
         assert answer["choices"][0]["message"]["content"] == known
+
+
+def test_null_is_the_default_inside_of_objects_too(address):
+    body = {"model": "tiny", "messages": CHAT, "max_tokens": 2, "stream": True}
+    body |= {"stream_options": {"include_usage": None}}
+    body |= {"efficiency": {"budget": {"attention": 0.9, "mlp": None, "bits": None}}}
+    answer = httpx.post(f"{address}/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    assert '"usage"' not in answer.text
 
 
 WRONG = {

@@ -209,7 +209,10 @@ WRONG = {
     "previous_response_id": ["resp_1", "", 5],
     "background": [True, "x"],
     "truncation": ["auto", 1],
-    "text": [{"format": {"type": "magic"}}, 5, {"verbosity": "low"}],
+    "text": [
+        {"format": {"type": "magic"}}, 5, {"verbosity": "low"}, {"format": {"type": "json_schema", "name": "a"}},
+        {"format": {"type": "text", "name": "a", "schema": {"type": "object"}}},
+    ],
     "temperature": ["1", 3], "top_p": [0, "x"], "stream": ["yes", 1], "metadata": [[1]], "user": [7],
     "efficiency": [{"budget": 7}, "fast"],
     "tools": [

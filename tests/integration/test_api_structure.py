@@ -319,6 +319,10 @@ WRONG = {
     ),
     "an unknown keyword": (schema(**{"not": {"type": "string"}}), SCHEMA),
     "a pattern that is none": (schema(type="string", pattern="(("), SCHEMA),
+    "a schema beside another type": (
+        {"response_format": schema(type="null")["response_format"] | {"type": "json_object"}},
+        "response_format.json_schema",
+    ),
     "no structured output": ({"structured_outputs": {}}, "structured_outputs"),
     "two": ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
     "a regex that is none": ({"structured_outputs": {"regex": "(a"}}, "structured_outputs.regex"),
@@ -435,6 +439,15 @@ def test_a_model_without_tools_says_so(byte_tokenizer):
         error = httpx.post(f"{address}/v1/chat/completions", json=body).json()["error"]
         assert (error["param"], error["code"]) == ("tools", "unsupported_parameter")
         assert "chat template has no tools" in error["message"]
+        call = {"id": "a", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+        talk = [
+            *SHORT,
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "a", "content": "9"},
+        ]
+        body = {"model": "tiny", "messages": talk}
+        error = httpx.post(f"{address}/v1/chat/completions", json=body).json()["error"]
+        assert error["param"] == "messages", "the template would leave the call out"
 
 
 ENDLESS = schema(allOf=[{"type": "string", "pattern": f"a.{{{distance}}}b"} for distance in range(3, 40)])

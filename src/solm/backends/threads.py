@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from solm.backends.cores import usable_cores
+from solm.core.errors import SolmError
 
 
 def default_threads() -> int:
@@ -17,6 +18,13 @@ def default_threads() -> int:
 
         return torch.get_num_threads() if explicit else min(torch.get_num_threads(), usable_cores().threads)
     return explicit or usable_cores().threads
+
+
+def check_threads(threads: int) -> None:
+    """Raises `SolmError` for more threads than this machine has, or fewer than one."""
+    cores = os.cpu_count() or 1
+    if not 1 <= threads <= cores:
+        raise SolmError(f"threads {threads} is out of range: this machine has 1 to {cores}")
 
 
 @contextmanager

@@ -27,14 +27,15 @@ class BudgetList(NamedTuple):
 
 
 def asked_budgets(
-    text: str | None, net_keeps: str, timings: Path | None, trained: "TrainedPolicy | None", model: str
+    text: str | None, net_keeps: str, timings: Path | None, trained: "TrainedPolicy | None", model: str, backend: str
 ) -> "tuple[BudgetList, StepTimings | None]":
-    """The budgets of --budgets and the step times of --timings, which must be those of `model`, else the policy's own.
+    """The budgets of --budgets and the step times of --timings, which must be those of `model` on `backend`, else the
+    policy's own.
 
     Without --budgets they are ``auto`` with step times, and `net_keeps` without.
     """
     curve = None if trained is None else trained.curve
-    known = step_times(timings, model) or (None if curve is None else curve.timings)
+    known = step_times(timings, model, backend) or (None if curve is None else curve.timings)
     asked = budget_list(text or (net_keeps if known is None else "auto"))
     in_time = asked.kind in ("speed", "ms", "loss") or (asked.kind == "compute" and known is not None)
     return asked._replace(in_time=in_time), known

@@ -80,6 +80,7 @@ def chat(
     """
     from solm.cli.output import complain, repacking, say
     from solm.cli.talk import Talk
+    from solm.core.budget import Budget, BudgetRequest
     from solm.core.unicode import check_unicode
     from solm.runtime.load import load
 
@@ -91,8 +92,9 @@ def chat(
     config = checks.model_config(model, revision, trust_remote_code, backend=backend)
     checks.room(config, max_new_tokens, "--max-new-tokens")
     tokenizer = checks.tokenizer(model, revision, trust_remote_code, system)
-    if policy == "dense" and budget is not None:
-        raise BudgetError(f"--budget: {budget} needs another --policy than dense, which spends everything")
+    with checks.option("--budget"):
+        if policy == "dense" and BudgetRequest.parse(budget).value not in (1.0, Budget()):
+            raise BudgetError(f"{budget} needs another --policy than dense, which spends everything")
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config)
     known = checks.step_times(timings, model, backend)
     checked_budget(budget, config, trained, None, known)
@@ -153,7 +155,9 @@ def _obey(talk: "Talk", line: str) -> None:
     try:
         if name == "/budget":
             talk.set_budget(rest or None)
-        elif name == "/policy" and rest:
+        elif name == "/policy":
+            if not rest:
+                raise SolmError("give what decides, such as: /policy dense")
             talk.set_policy(rest)
         elif name == "/system":
             talk.start(rest)

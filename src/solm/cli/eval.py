@@ -144,7 +144,7 @@ def evaluate(
         raise SolmError("--baselines: teal needs text to calibrate its thresholds on; give --tuning")
     offered = trained.config.space if trained is not None else grid
     assert offered is not None
-    asked, known = asked_budgets(budgets, "0.55,0.65,0.75", timings, trained, model)
+    asked, known = asked_budgets(budgets, "0.55,0.65,0.75", timings, trained, model, backend)
     if asked.in_time:
         names = list(dict.fromkeys(["constant", *names]))
     if trials is None:

@@ -42,6 +42,8 @@ def policies(
         raise SolmError(f"ACTION: unknown action {action!r}; choose list, show or pull")
     if out is not None and action != "pull":
         raise SolmError(f"--out: it goes with pull, not {action}")
+    if revision is not None and (action == "list" or (name or "").startswith("builtin:") or Path(name or ".").is_dir()):
+        raise SolmError("--revision: it goes with a policy on the hub")
     if action == "pull":
         folder = _pull(name, out, revision)
         if json:

@@ -7,7 +7,11 @@ import typer
 from solm.cli import checks
 
 TemperatureOption = Annotated[
-    float | None, typer.Option(help="Sample at this temperature; greedy without it and at 0.", min=0)
+    float | None,
+    typer.Option(
+        help="Sample at this temperature; greedy at 0, and where none of this, --top-p, --top-k and --min-p is given.",
+        min=0,
+    ),
 ]
 TopPOption = Annotated[
     float | None, typer.Option(help="Sample from the likeliest tokens of this total probability.", min=0, max=1)

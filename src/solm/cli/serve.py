@@ -1,6 +1,7 @@
 """`solm serve`."""
 
 import asyncio
+import os
 import sys
 from dataclasses import replace
 
@@ -176,7 +177,12 @@ def serve(
                 lm.tokenizer.chat_template = template
             return Service(lm, chosen, names[0] if names else lm.name, grid, thread, aliases=[*names, model], keys=keys)
 
-        return thread.submit(make).result()
+        loading = thread.submit(make)
+        try:
+            return loading.result()
+        except KeyboardInterrupt:  # Python would wait for the thread that loads
+            print("solm: interrupted", file=sys.stderr, flush=True)
+            os._exit(130)
 
     def announce() -> None:
         say(f"solm: {shown_name} at {address}/v1, a page to try it at {address}/")

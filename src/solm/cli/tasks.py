@@ -108,7 +108,7 @@ def tasks(
     trained = checks.trained_policy(policy, config, grid)
     offered = trained.config.space if trained is not None else grid
     assert offered is not None
-    asked, known = asked_budgets(budgets, "0.55,0.65,0.75,0.85", timings, trained, model)
+    asked, known = asked_budgets(budgets, "0.55,0.65,0.75,0.85", timings, trained, model, backend)
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     chosen = checks.settings(
         TaskSettings, tasks=names, budgets=asked.values or (1.0,), limit=limit, fewshot=fewshot, batch=batch,

@@ -141,7 +141,9 @@ class StepTimings(BaseModel):
                 f"these timings are of {plain_name(self.model)}, not of {plain_name(model)}; run solm bench"
             )
         if backend not in ("auto", self.backend.partition(" ")[0]):
-            raise PolicyMismatchError(f"these timings are of {self.backend}, not of {backend}; run solm bench")
+            raise PolicyMismatchError(
+                f"these timings are of {self.backend}, not of {backend}; choose their backend, or run solm bench"
+            )
 
 
 def machine(backend: str, threads: int, processor: str = "") -> str:

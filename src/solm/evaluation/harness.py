@@ -92,10 +92,11 @@ class ControlledLM(TemplateLM):
         if str(batch_size).startswith("auto"):
             raise SolmError(f"batch_size {batch_size!r} is not supported; give a number of contexts a pass, such as 16")
         if not isinstance(pretrained, LanguageModel):
-            how = None if sparsity is None else SparsityConfig.preset(sparsity)
             trained = policy if isinstance(policy, str) and policy not in UNTRAINED else None
+            here = backend == "torch" and torch.cuda.is_available()  # lm-eval's own default is cuda:0
+            device = None if str(device).startswith("cuda") and not here else device
             pretrained = load(
-                pretrained, trained, sparsity=how, dtype=dtype, backend=backend, precision=precision, device=device
+                pretrained, trained, sparsity=sparsity, dtype=dtype, backend=backend, precision=precision, device=device
             )
             policy = None if trained is not None else policy
         self.controlled, self.seed = pretrained, seed

@@ -9,6 +9,7 @@ from solm.backends.session import AnyPolicy, Session
 from solm.core.arrays import Array, as_tensor
 from solm.core.budget import Budget, BudgetLike, BudgetRequest
 from solm.core.errors import BudgetError, ContextLengthError, SolmError
+from solm.policies.schedules import Dense
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.decode import Draft, Row, decode
 from solm.runtime.grammars import Grammar
@@ -150,6 +151,8 @@ def _row(
         raise SolmError(f"grammar must be a solm.Grammar, such as Grammar.regex(...), got {type(grammar).__name__}")
     check_length(prompt, longest, lm.context)
     target = lm.budget(budget, prompt + longest // 2, policy)
+    if isinstance(policy, Dense) and target != Budget():
+        raise BudgetError(f"budget {budget} needs another policy than dense, which spends everything")
     constraint = None if grammar is None else lm.compiler.compile(grammar)
     sampler = Sampler.of(lm, ids, _whole(seed), sampling, constraint)
     return Row(ids, policy, target, longest, Draft(lm, sampler, prompt, policy), _End(longest, stops), session)

@@ -15,7 +15,7 @@ from solm.backends.dtypes import dtype_name
 from solm.backends.heap import keep_freed_memory
 from solm.backends.names import BUILTIN
 from solm.backends.session import Backend
-from solm.backends.threads import default_threads
+from solm.backends.threads import check_threads, default_threads
 from solm.backends.tokenizer import model_tokenizer
 from solm.core.budget import BudgetLike
 from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError
@@ -90,6 +90,8 @@ def load(
     if isinstance(policy, str | Path):
         policy = policy_called(policy, lambda: model_facts(model, revision, trust_remote_code, backend != "torch"))
     check_backend(backend, precision, kv_cache_dtype, shard, engine_sparsity(policy, sparsity))
+    if threads is not None:
+        check_threads(threads)  # a mistake, and no reason for `auto` to go on without the engine
     if torch_dtype is not None:
         if dtype != "auto":
             raise SolmError("dtype and torch_dtype say the same thing twice; give one of them")
@@ -112,7 +114,7 @@ def load(
                     raise
                 reason = str(error)
             else:
-                _announce(made, threads)
+                _announce(made)
                 generation = generation_options(model, revision, made.engine.spec)
                 return noted(LanguageModel(made, tokenizer, policy, how, model, known, generation=generation))
     if precision is not None or kv_cache_dtype is not None:
@@ -122,7 +124,7 @@ def load(
 
     base, tokenizer = load_base(model, dtype, device, trust_remote_code, shard, revision, device_map, tokenizer)
     torch_backend = TorchBackend(base)
-    _announce(torch_backend, None, reason, expected=shard)
+    _announce(torch_backend, reason, expected=shard)
     try:
         return noted(LanguageModel(torch_backend, tokenizer, policy, sparsity, model, known))
     except SolmError:
@@ -155,7 +157,7 @@ def attach(
 
         try:
             made = _on_cpu(LoadedModel(model), how, "", precision, kv_cache_dtype, threads)
-            _announce(made, threads)
+            _announce(made)
             return noted(LanguageModel(made, tokenizer, policy, how, model=model))
         except UnsupportedModelError as error:
             if backend == "cpu":
@@ -165,7 +167,7 @@ def attach(
 
     torch_backend = TorchBackend(model)
     try:
-        _announce(torch_backend, None, reason)
+        _announce(torch_backend, reason)
         return noted(LanguageModel(torch_backend, tokenizer, policy, sparsity))
     except SolmError:
         torch_backend.detach()
@@ -251,12 +253,12 @@ def _on_cpu(
     return CpuBackend(source, sparsity, numbers, threads, kv_cache_dtype or default_kv_cache(name, numbers), progress)
 
 
-def _announce(backend: Backend, threads: int | None, reason: str | None = None, expected: bool = False) -> None:
+def _announce(backend: Backend, reason: str | None = None, expected: bool = False) -> None:
     """Say what is in use: backend, precision, KV cache and threads. reason: why it is not the cpu backend."""
     parts = [backend.name]
     if isinstance(backend, CpuBackend) and not backend.engine.sizes.kv_int8:
         parts.append(f"{'float32' if backend.engine.precision == 'float32' else 'bfloat16'} KV cache")
-    used = default_threads() if threads is None else threads
+    used = backend.engine.threads if isinstance(backend, CpuBackend) else default_threads()
     parts.append(counted(used, "thread"))
     # On another device torch is what one expects; on the CPU it saves no time.
     slow = reason is not None and backend.device.type == "cpu" and not expected

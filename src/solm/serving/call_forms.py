@@ -1,6 +1,7 @@
 """The forms in which models write calls of tools: a table, of which the words of a chat template choose one."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from solm.backends.chat_template import names_tools
 from solm.serving.call_arguments import Elements
 from solm.serving.failures import ApiError
+from solm.serving.requests import Message
 
 NAME = "%NAME%"
 """Stands for the name of a tool in `CallForm.before`."""
@@ -142,6 +144,14 @@ def form_of(template: object) -> CallForm | None:
         ),
         None,
     )
+
+
+def form_for(template: object, messages: Sequence[Message]) -> CallForm | None:
+    """How a template has calls; None where it is not known. Raises `ApiError` for messages with calls that a template
+    without tools would leave out."""
+    if any(message.tool_calls for message in messages) and not (isinstance(template, str) and names_tools(template)):
+        raise ApiError(400, "messages have tool_calls, and this model's chat template has no tools", "messages")
+    return form_of(template)
 
 
 def checked_form(template: object) -> CallForm:

@@ -57,7 +57,8 @@ class CallReader:
         if self._read == self._head:
             return [self._opened + left]
         if self._read == self._content:
-            return [left] if left and not (self.calls and left.isspace()) else []
+            left = left.lstrip(_SPACE) if self.calls else left
+            return [left] if left else []
         return []
 
     def _content(self, found: list[str | CallPart]) -> bool:

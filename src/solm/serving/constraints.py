@@ -163,9 +163,14 @@ def wanted(
 
 
 def _format(asked: ResponseFormat | None) -> tuple[str, Make] | None:
-    if asked is None or asked.type == "text":
+    if asked is None:
         return None
     schema = asked.json_schema
+    if schema is not None and asked.type != "json_schema":
+        where = "response_format.json_schema"
+        raise ApiError(400, f"{where} needs the type json_schema, not {asked.type}", where)
+    if asked.type == "text":
+        return None
     if asked.type == "json_object":
         return "response_format", lambda _: Grammar.json_object()
     if schema is None:

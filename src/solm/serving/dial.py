@@ -137,7 +137,7 @@ class Dial:
         `BudgetError` for an unreachable budget, `FloorError` for such a floor.
         """
         asked = asked or Efficiency()
-        priority = asked.priority if "priority" in asked.model_fields_set else key.priority or asked.priority
+        priority = asked.priority or key.priority or "normal"
         if key.priority is not None and PRIORITIES.index(priority) > PRIORITIES.index(key.priority):
             message = f"efficiency.priority: {priority} is above {key.priority}, the highest for this API key"
             raise RefusedError(message, "priority")

@@ -53,16 +53,20 @@ def only(*accepted: Any, because: str) -> BeforeValidator:
 Store = Annotated[Literal[False] | None, only(None, False, because="nothing is ever stored")]
 
 
+Share = Annotated[float, Field(gt=0, le=1)]
+Bits = Annotated[float, Field(ge=2, le=16)]
+
+
 class AxisBudget(_Strict):
     """Averages per axis. An axis that is not given is dense."""
 
-    attention: float = Field(1.0, gt=0, le=1)
-    mlp: float = Field(1.0, gt=0, le=1)
-    bits: float = Field(16.0, ge=2, le=16)
+    attention: Annotated[Share, _or(1.0, Share)] = 1.0
+    mlp: Annotated[Share, _or(1.0, Share)] = 1.0
+    bits: Annotated[Bits, _or(16.0, Bits)] = 16.0
 
 
 BudgetText = Annotated[str, StringConstraints(max_length=64)]  # as `BudgetRequest.parse` reads it
-Asked = Annotated[float, Field(gt=0, le=1)] | BudgetText | AxisBudget
+Asked = Share | BudgetText | AxisBudget
 
 
 class Efficiency(_Strict):
@@ -80,16 +84,18 @@ class Efficiency(_Strict):
     deadline_ms: float | None = Field(
         None, gt=0, le=MAX_DEADLINE_MS, description="When the reply should be complete; the budget falls to meet it."
     )
-    priority: Priority = Field(
-        "normal", description="Under load, requests of higher priority go first and are lowered last."
+    priority: Priority | None = Field(
+        None,
+        description="Under load, requests of higher priority go first and are lowered last. By default the API key's, "
+        "else normal.",
     )
-    trace: bool = Field(False, description="Report every token's action and cost.")
+    trace: Annotated[bool, _or(False, bool)] = Field(False, description="Report every token's action and cost.")
 
 
 class StreamOptions(_Strict):
     """Only `include_usage`."""
 
-    include_usage: bool = False
+    include_usage: Annotated[bool, _or(False, bool)] = False
 
 
 class Sampled(_Strict):

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, StringConstraints, Tag
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from solm.serving.requests import (
     AxisBudget,
@@ -92,7 +93,11 @@ Item = Annotated[
     Annotated[InputItem, Tag("message")]
     | Annotated[CallItem, Tag("function_call")]
     | Annotated[CallOutputItem, Tag("function_call_output")],
-    Discriminator(_kind),
+    Discriminator(
+        _kind,
+        custom_error_type="item",
+        custom_error_message="the type of an item must be message, function_call or function_call_output",
+    ),
 ]
 
 
@@ -156,6 +161,14 @@ class TextFormat(Strict):
     description: str | None = None
     schema_: JsonObject | None = Field(None, alias="schema")
     strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_schema(self) -> "TextFormat":
+        if self.type == "json_schema" and self.schema_ is None:
+            raise PydanticCustomError("missing_schema", "the type json_schema needs a schema")
+        if self.type != "json_schema" and self.schema_ is not None:
+            raise PydanticCustomError("wrong_type", "a schema needs the type json_schema")
+        return self
 
     def as_chat(self) -> ResponseFormat:
         """The same as a chat has it."""

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import httpx
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
@@ -19,6 +19,7 @@ from solm.serving.keys import KeyRing
 from solm.serving.replicas import Replica, Replicas
 from solm.serving.routing import beginning, in_order
 
+_NONE_READY = ApiError(503, "no replica is ready", code="starting")
 _OF_CONNECTION = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"content-length"}
 """Headers that belong to a connection, or are made anew."""
 _SCHEME = b"x-forwarded-proto"
@@ -36,7 +37,7 @@ def create_router(replicas: Replicas, keys: KeyRing, root_path: str = "") -> Sta
         await replicas.stop()
 
     metrics = [Route(path, _Metrics(replicas)) for path in {"/metrics", f"{root_path}/metrics"}]
-    return Starlette(routes=[*metrics, Mount("/", _Relay(replicas, keys))], lifespan=lifespan)
+    return Starlette(routes=[*metrics, Mount("/", _Relay(replicas, keys, root_path))], lifespan=lifespan)
 
 
 class _Relay:
@@ -47,8 +48,8 @@ class _Relay:
     rest, in its own order of checks and with a line in the log.
     """
 
-    def __init__(self, replicas: Replicas, keys: KeyRing):
-        self.replicas, self.keys = replicas, keys
+    def __init__(self, replicas: Replicas, keys: KeyRing, root_path: str):
+        self.replicas, self.keys, self._live = replicas, keys, {"/health/live", f"{root_path}/health/live"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -91,7 +92,10 @@ class _Relay:
                 return
             finally:
                 replica.load -= 1
-        await _refused(ApiError(503, "no replica is ready", code="starting"))(scope, receive, send)
+        if scope["path"] in self._live:  # this process is, and starts its replicas again
+            await JSONResponse({"status": "starting"})(scope, receive, send)
+            return
+        await _refused(_NONE_READY)(scope, receive, send)
 
 
 class _Metrics:
@@ -113,6 +117,9 @@ class _Metrics:
                 await _hand_on(answer, send)
                 return
             texts[replica.number] = (await answer.aread()).decode()
+        if not texts:
+            await _refused(_NONE_READY)(scope, receive, send)
+            return
         await Response(merged(texts), media_type="text/plain; version=0.0.4")(scope, receive, send)
 
 

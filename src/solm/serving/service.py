@@ -20,7 +20,7 @@ from solm.runtime.constraints import Constraint
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prompts import chat_tokens
 from solm.serving.answers import Answers, Choice
-from solm.serving.call_forms import checked_form, form_of, hidden_marks
+from solm.serving.call_forms import checked_form, form_for, hidden_marks
 from solm.serving.call_grammars import CallGrammars
 from solm.serving.calls import CallReader
 from solm.serving.constraints import Constraints, offered
@@ -151,7 +151,7 @@ class Service:
                 return list(self._tokenizer.encode(prompt))
             if not self._tokenizer.chat_template:
                 raise SolmError("this model has no chat template; use /v1/completions")
-            form = form_of(self._tokenizer.chat_template)
+            form = form_for(self._tokenizer.chat_template, prompt)
             identity = None if form is None else form.identity
             return chat_tokens(self._tokenizer, template_messages(prompt, identity), template_tools(tools))
 

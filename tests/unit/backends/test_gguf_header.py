@@ -162,6 +162,6 @@ def test_sizes_that_make_no_sense_are_one_line(small):
     place = content.index(b"llama.attention.head_count") + len(b"llama.attention.head_count") + 4
     small.write_bytes(content[:place] + struct.pack("<I", 0) + content[place + 4 :])
     for read in (skeleton, model_facts):
-        with pytest.raises(SolmError, match="cannot load model .*small.gguf'") as found:
+        with pytest.raises(SolmError, match=r"cannot load model .*small\.gguf'") as found:
             read(str(small))
         assert "\n" not in str(found.value)

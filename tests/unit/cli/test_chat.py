@@ -40,8 +40,8 @@ def chat(tiny_folder, monkeypatch):
 
 
 def test_a_conversation_from_a_pipe(chat, capsys):
-    lines = f"hello\n\n/budget attention=0.5\n{LONG}\n/policy dense\nagain\n/budget nine\n/nope\n/system Be brief.\n"
-    lines += "/quit\nx\n"
+    lines = f"hello\n\n/budget attention=0.5\n{LONG}\n/policy\n/policy dense\nagain\n/budget nine\n/nope\n"
+    lines += "/system Be brief.\n/quit\nx\n"
     assert chat(lines) == 0
     shown = capsys.readouterr()
     assert "\x1b" not in shown.out
@@ -54,6 +54,7 @@ def test_a_conversation_from_a_pipe(chat, capsys):
     assert "of the bytes of dense ones" in facts[1]
     assert "policy static, budget attention=0.5" in shown.err
     assert "/budget: budget 'nine' is not a number" in shown.err
+    assert "/policy: give what decides, such as: /policy dense" in shown.err
     assert "unknown command '/nope'" in shown.err
     assert "a new conversation" in shown.err
 

@@ -1,12 +1,14 @@
 """Loading in the habits of transformers, and what is refused before any weight is read."""
 
+import os
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import solm
 from helpers.models import tiny_model
-from solm.core.errors import SolmError
+from solm.core.errors import BudgetError, SolmError
 
 
 @pytest.mark.parametrize("given", [{"dtype": "bfloat16"}, {"dtype": torch.bfloat16}, {"torch_dtype": torch.bfloat16}])
@@ -83,3 +85,27 @@ def test_options_of_the_cpu_backend_are_not_dropped_where_it_does_not_run(tiny_f
     for options in ({"precision": "int8"}, {"kv_cache_dtype": "int8"}):
         with pytest.raises(SolmError, match="of the cpu backend, which does not run this model: there is an accel"):
             solm.load(tiny_folder, **options)
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+def test_threads_that_the_machine_lacks_are_a_mistake_on_every_backend(backend, tiny_folder, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for threads in (0, 3):
+        with pytest.raises(SolmError, match=f"threads {threads} is out of range: this machine has 1 to 2"):
+            solm.load(tiny_folder, backend=backend, threads=threads)
+
+
+def test_the_threads_that_are_told_are_those_that_compute(tiny_folder, monkeypatch, caplog):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    with caplog.at_level("INFO", logger="solm"), solm.load(tiny_folder, backend="cpu") as lm:
+        assert lm.threads == 2
+    assert "2 threads" in caplog.text
+
+
+def test_dense_steps_cannot_meet_a_budget(tiny_lm):
+    ids = torch.arange(3, 20)[None]
+    with pytest.raises(BudgetError, match=r"budget 0\.9 needs another policy than dense"):
+        tiny_lm.generate(ids, policy="dense", budget=0.9, max_new_tokens=2)
+    assert tiny_lm.generate(ids, policy="dense", budget=1.0, max_new_tokens=2).tokens

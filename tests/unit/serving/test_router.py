@@ -121,6 +121,9 @@ def test_a_replica_that_is_gone_is_passed_over(served):
         refused = asked(served, 1)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "starting")
         assert refused.headers["x-request-id"]
+        assert served.http.get(f"{served.address}/metrics").status_code == 503
+        live = served.http.get(f"{served.address}/health/live")
+        assert (live.status_code, live.json()) == (200, {"status": "starting"}), "restarting it would not help"
     finally:
         replica.transport = transport
         for other in served.replicas:

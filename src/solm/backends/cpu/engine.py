@@ -23,7 +23,7 @@ from solm.backends.cpu.library import INVALID
 from solm.backends.cpu.library import library as built
 from solm.backends.cpu.memory import PageMemory, with_stored_bits
 from solm.backends.cpu.structs import GROUP, MESSAGE, MOST_QUERIES, PAGE
-from solm.backends.threads import default_threads
+from solm.backends.threads import check_threads, default_threads
 from solm.core.cost import ModelShapes
 from solm.core.errors import DamagedFileError, DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
@@ -111,11 +111,8 @@ class Engine:
         if reason is not None:
             raise UnsupportedModelError(f"the cpu backend cannot run this model: {reason}")
         check_precision(precision, kv_cache_dtype)
-        cores = os.cpu_count() or 1
-        threads = min(default_threads(), cores) if threads is None else threads
-        if not 1 <= threads <= cores:
-            raise SolmError(f"threads {threads} is out of range: this machine has 1 to {cores}")
-        self.threads = threads
+        self.threads = threads = min(default_threads(), os.cpu_count() or 1) if threads is None else threads
+        check_threads(threads)
         self.library = built() if library is None else library
         self.handle: int | None = None
         self.layout = layout_of(source, precision)

@@ -235,7 +235,7 @@ def test_folders_that_hold_no_model_are_named(folder):
     with pytest.raises(SolmError, match=r"cannot read .*none.safetensors: No such file"):
         SafetensorsFolder(folder)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "no\\u0000ne"}}')
-    with pytest.raises(SolmError, match="cannot read .*: embedded null byte"):
+    with pytest.raises(SolmError, match=r"cannot read .*: embedded null byte"):
         SafetensorsFolder(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(DamagedFileError, match=r"config.json is damaged: it is not JSON"):
