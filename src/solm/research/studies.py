@@ -43,8 +43,8 @@ class ModelOptions(BaseModel):
     trust_remote_code: bool = Field(False, description="Run code that comes with a model. Only for models you trust.")
 
     @field_serializer(
-        "model", "policy", "timings", "allocation", "runs", "fit", "tasks", "off_grid", "gsm8k", "humaneval",
-        "chat",         check_fields=False,
+        "model", "policy", "timings", "allocation", "runs", "fit", "tasks", "off_grid", "gsm8k", "humaneval", "chat",
+        check_fields=False,
     )  # fmt: skip
     def _without_folder(self, name: str | Path | None) -> str | None:
         """As results name it. A study has some of these fields."""

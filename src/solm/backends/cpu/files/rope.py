@@ -39,9 +39,7 @@ def rope(fields: Fields, kind: str, head_dim: int, context: int) -> Rope:
     try:
         with np.errstate(all="ignore"):
             found = _scaled(fields, kind, base, dim, head_dim, context)
-    except ArithmeticError as error:
-        raise fields.damaged("rope_scaling", f"gives no frequencies ({error})") from None
-    except ValueError as error:  # math's own, of a logarithm of nothing
+    except (ArithmeticError, ValueError) as error:  # such as math's of the logarithm of nothing
         raise fields.damaged("rope_scaling", f"gives no frequencies ({error})") from None
     if not np.isfinite(found.inverse_frequencies).all():
         raise fields.damaged("rope_theta", f"{base:g} and the scaling give frequencies that are not finite")
