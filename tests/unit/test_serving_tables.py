@@ -69,7 +69,7 @@ def test_a_governor_is_shown_with_what_it_spent(tables: Any, tmp_path: Path) -> 
     write(tmp_path, "governor-0.5b", result)
     lines = tables.governor_bits().splitlines()
     assert lines[0].startswith("| Objective: 17.0 ms | tokens/s |")
-    assert lines[3] == "| governor, budgets | 94 | 1,234 | 2,000 | 15.0 | 16.0 | 0.90 | +0.031 [+0.010, +0.050] |"
+    assert lines[3] == "| governor: lower budgets | 94 | 1,234 | 2,000 | 15.0 | 16.0 | 0.90 | +0.031 [+0.010, +0.050] |"
 
 
 def test_net_keeps_and_shares_of_time_are_told_apart(tables: Any, tmp_path: Path) -> None:
