@@ -76,7 +76,9 @@ def paper_grids(folder: str, model: str) -> str:
         f"{how['context']}. One policy of `solm train` serves all grids. *Uniform* and *constant* spend on every axis "
         "what the policy spends."
     )
-    return f"\n{about}\n\n{compared(folder, spaces, ('policy', *against), against)}\n{files}.\n"
+    found = [comparison for space in spaces for comparison in of.comparisons(folder, space)]
+    oracle = [arm for arm in ("oracle",) if any(arm in one.above_dense for one in found)]
+    return f"\n{about}\n\n{compared(folder, spaces, ('policy', *against, *oracle), against)}\n{files}.\n"
 
 
 @table
