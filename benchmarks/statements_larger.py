@@ -126,6 +126,7 @@ def starts_of_the_smaller_model() -> bool:
     return [round(timed.larger_start("0.5B", engine)[0], 1) for engine in ("solm", "llama.cpp")] == [0.8, 0.5]
 
 
+@says("docs/results.md", "To uniform on joint-27: on the 0.5B at net keep 0.75 by 0.005 nats")
 def a_small_loss_on_a_grid() -> bool:
     grid = next(one for one in of.comparisons("paper-0.5b", "joint-27") if one.net_keep == 0.75).policy_minus["uniform"]
     return grid.low > 0 and round(grid.value, 3) == 0.005
