@@ -185,7 +185,7 @@ def graded(size: str) -> dict[str, Any] | None:
 
 def graded_files(size: str) -> list[str]:
     """The results of a model's graded replies: one of all kinds, and of kinds that were graded again."""
-    names = [f"graded-{size}", f"graded-{size}-gsm8k", f"graded-{size}-humaneval"]
+    names = [f"graded-{size}", f"graded-{size}-gsm8k", f"graded-{size}-humaneval", f"graded-{size}-chat"]
     return [name for name in names if measured(name)]
 
 
