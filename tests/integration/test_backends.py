@@ -109,7 +109,7 @@ def test_a_model_that_is_loaded_already_stays_on_torch():
     ("options", "reason"),
     [
         ({"sparsity": package.SparsityConfig.preset("paper")}, "it needs pages of 16 tokens and a window"),
-        ({"dtype": "float32", "threads": 4096}, "threads 4096 is out of range"),
+        ({"sparsity": package.SparsityConfig(page_size=8), "dtype": "float32"}, "it needs pages of 16 tokens"),
     ],
 )
 def test_what_the_engine_cannot_run_is_run_by_torch(tiny_folder, options, reason, caplog):
