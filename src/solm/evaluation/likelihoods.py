@@ -193,8 +193,7 @@ class _Job:
         if int(lengths.max()):
             own = [torch.tensor(context[held:], dtype=torch.int64) for context in contexts]
             padded = torch.nn.utils.rnn.pad_sequence(own, batch_first=True)
-            session.extend(padded, keep_logits=(lengths[:, None] - 1).clamp(min=0))
-            session.truncate(held + lengths)
+            session.read_on(padded, lengths)
         return _Prefilled(session, None, held)
 
     def _continue(self, prefilled: Session, rows: dict[int, Row], wanted: torch.Tensor) -> None:

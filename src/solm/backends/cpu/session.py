@@ -98,6 +98,10 @@ class CpuSession(BaseSession):
             padded[row, : len(logits)] = logits
         return in_kind(padded, tokens)
 
+    def read_on(self, tokens: Array, lengths: Array) -> None:
+        """As `Session.read_on`. Every row reads its own tokens alone, so that padding takes neither time nor memory."""
+        self.prefill(tokens, lengths)
+
     def _read(self, row: int, tokens: np.ndarray, every_logit: bool) -> tuple[np.ndarray, np.ndarray]:
         """Read tokens [C] of one row densely: logits after every one of them or after the last [C or 1, V], and what
         the head read last [H]."""

@@ -216,6 +216,20 @@ def test_steps_forks_and_truncation_equal_the_torch_backend():
     control.detach()
 
 
+def test_forks_read_texts_of_different_lengths_as_they_would_alone():
+    control = TorchBackend(tiny_model("llama", torch.float32))
+    forks, more, lengths = pair(control, context=40), tokens(2, 30, seed=3), torch.tensor([30, 11])
+    for session in forks:
+        session.read_on(more, lengths)
+        assert session.lengths.tolist() == [70, 51]
+    theirs, ours = (session.step(torch.tensor([5, 6])).logits for session in forks)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    alone = control.session(SPARSITY)
+    alone.prefill(torch.cat([tokens(2, 40)[1:], more[1:, :11]], 1))
+    torch.testing.assert_close(alone.step(torch.tensor([6])).logits, theirs[1:], rtol=1e-4, atol=1e-4)
+    control.detach()
+
+
 def test_what_is_spent_step_by_step_and_in_stretches_is_the_same():
     control = TorchBackend(tiny_model("llama", torch.float32))
     _, parent = pair(control, context=14)  # the first steps cannot be controlled yet
