@@ -121,7 +121,9 @@ def model_config(
     model: str, revision: str | None = None, trust: bool = False, typed: str = "--model", backend: str = "torch"
 ) -> ModelFacts:
     """What the files of --model say, without weights: as the cpu backend reads them, if `backend` may be it and
-    it can."""
+    it can. Refuses a --revision of a model that is not on the hub."""
+    if revision is not None and (model.startswith("builtin:") or Path(model).exists()):
+        raise SolmError(f"--revision: it goes with a model on the hub, which {model!r} is not")
     with option(typed):
         return model_facts(model, revision, trust, on_engine=backend != "torch")
 

@@ -105,6 +105,7 @@ CASES: list[tuple[list[str], int, str]] = [
     (["generate", *MODEL, "--out", "{text}/reply.json", "x"], 2, "--out: cannot write {text}/reply.json"),
     (["generate", *MODEL, "--out", "{root}", "x"], 2, "--out: {root} is a folder; give a file"),
     (EVAL, 2, "--policy: give a policy to evaluate, or --space"),
+    (["generate", *MODEL, "--revision", "x", "hi"], 2, "--revision: it goes with a model on the hub"),
     (["policies", "list", "--revision", "x"], 2, "--revision: it goes with a policy on the hub"),
     (["policies", "show", "builtin:smollm2-135m-cpu", "--revision", "x"], 2, "--revision: it goes with a policy on"),
     ([*EVAL, "--policy", "dense"], 2, "--policy: dense is no trained policy"),
