@@ -47,11 +47,22 @@ def times_that_are_apart() -> bool:
     ]  # fmt: skip
 
 
-@says("README.md", "budgets took 0.05 to 0.15 more of a dense step than asked for")
+def missed(model: str) -> list[float]:
+    """By how much the budgets on a model took more of its dense step, as shares of it, than they asked for."""
+    every = ladder.rungs()
+    dialled = [rung for rung in every if rung.dialled and rung.model == model]
+    return [ladder.share_of_dense(rung, every) - float(rung.setting.removeprefix("budget ")) for rung in dialled]
+
+
+@says("README.md", "its budgets took 0.06 to 0.10 more of a dense step than asked for.")
+def budgets_of_the_smaller_model_were_missed() -> bool:
+    more = missed("Qwen2.5-Coder-0.5B")
+    return (round(min(more), 2), round(max(more), 2)) == (0.06, 0.10)
+
+
 @says("docs/results-quality.md", "Every budget took more of the dense step's time than it asked for, by 0.05 to 0.15.")
-@says("docs/limits.md", "budgets took 0.05 to 0.15 more of the dense step's time than they asked for")
+@says("docs/limits.md", "budgets on three models took 0.05 to 0.15 more of the dense step's time")
 def budgets_were_missed_where_steps_were_timed() -> bool:
-    every = [rung for rung in ladder.rungs() if rung.dialled]
-    asked = [float(rung.setting.removeprefix("budget ")) for rung in every]
-    more = [ladder.share_of_dense(rung, ladder.rungs()) - share for rung, share in zip(every, asked, strict=True)]
-    return (round(min(more), 2), round(max(more), 2)) == (0.05, 0.15)
+    models = {rung.model for rung in ladder.rungs()}
+    more = [share for model in models for share in missed(model)]
+    return len(models) == 3 and (round(min(more), 2), round(max(more), 2)) == (0.05, 0.15)

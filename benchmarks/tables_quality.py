@@ -73,8 +73,8 @@ def paper_grids(folder: str, model: str) -> str:
         f"{model}, the Q4_K_M file in bfloat16, actions as the paper carries them out (`--sparsity paper`): "
         "pages by query head, input channels alone, outputs of the MLP rounded. There is no allocation, so that "
         f"*uniform* is the paper's static schedule. {how['texts']} held-out texts × {how['length']} tokens after "
-        f"{how['context']}. One policy of `solm train` serves all grids. *Uniform* and *constant* spend on every axis "
-        "what the policy spends."
+        f"{how['context']}. {'One policy of `solm train` serves all grids. ' if len(spaces) > 1 else ''}*Uniform* and "
+        "*constant* spend on every axis what the policy spends."
     )
     found = [comparison for space in spaces for comparison in of.comparisons(folder, space)]
     oracle = [arm for arm in ("oracle",) if any(arm in one.above_dense for one in found)]

@@ -17,7 +17,7 @@ from solm.runtime.language_model import LanguageModel
 Report = Callable[[str, int, int, float], None]
 """Called with a phase, its parts done and in all, and the seconds left of the whole fit."""
 _AT_ONCE = 0.05
-"""Seconds within which a part cannot be made, but is read from an interrupted run."""
+"""Seconds. Parts that come this soon after the first one were read from an interrupted run."""
 
 
 @dataclass

@@ -152,7 +152,8 @@ class Team {
   void stop() {
     stop_.store(true);
     sleepers_.wake();
-    if (owner_ != getpid()) {  // A fork does not have these threads, and what describes them may describe its own by now.
+    // A forked process does not have these threads, and their handles may belong to threads of its own by now.
+    if (owner_ != getpid()) {
       new std::vector<std::thread>(std::move(threads_));
       return;
     }
