@@ -265,7 +265,7 @@ def mmlu_of_the_largest() -> bool:
 )
 @says(
     "docs/results-tasks.md",
-    "are its accuracy at 0.75, by 1.6 points, and at 0.85, by 1.0, and its margin at 0.75, 0.8 and 0.9, by at most 0.023",
+    "its accuracy at 0.75, by 1.6 points, and at 0.85, by 1.0, and its margin at 0.75, 0.8 and 0.9, by at most 0.023",
 )
 def mmlu_answers_of_the_largest() -> bool:
     points = mmlu_points(LARGEST_ANSWERS)
