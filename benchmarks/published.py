@@ -40,7 +40,7 @@ def settings(name: str) -> Any:
 def processor(name: str) -> str:
     """What docs/results/`name`.json was made on, as pages call it."""
     told = json.loads((RESULTS / f"{name}.json").read_text())["environment"]["machine"]["processor"]
-    return str(told).replace("(family 26, model 2)", "(Zen 5)")
+    return str(told).replace("(family 26, model 2)", "(Zen 5)").replace("(family 25, model 17)", "(Zen 4)")
 
 
 def measured(name: str) -> bool:

@@ -1,4 +1,7 @@
-"""Reading docs/results/ladder.json, where it was measured: models, their types, the dial, and which beats which."""
+"""Reading docs/results/ladder.json, where it was measured: models, their types, the dial, and which beats which.
+
+docs/results/ladder-zen5.json is an earlier run on another processor.
+"""
 
 import json
 from collections.abc import Sequence
@@ -64,15 +67,15 @@ def sources() -> str:
     return " and ".join(f"`{name}`" for name in read("ladder")["data"])
 
 
-def rungs() -> list[Rung]:
-    """In the order of the file."""
+def rungs(run: str = "ladder") -> list[Rung]:
+    """Of the file docs/results/`run`.json, in its order."""
     return [
         Rung(
             NAMES.get(point["model"], point["model"]), point["type"], point["own_type"], point["setting"],
             *(point["milliseconds"][which] for which in ("median", "low", "high")), point["bytes_per_token"],
             tuple(point["texts"]), Difference.of(point["minus_dense"]),
         )
-        for point in read("ladder")["points"]
+        for point in read(run)["points"]
     ]  # fmt: skip
 
 
@@ -80,6 +83,11 @@ def share_of_dense(rung: Rung, every: Sequence[Rung]) -> float:
     """Milliseconds of a setting as a share of those of the same file dense."""
     [dense] = [one for one in every if one.file == rung.file and not one.dialled]
     return rung.milliseconds / dense.milliseconds
+
+
+def missed(rung: Rung, every: Sequence[Rung]) -> float:
+    """By how much a budget took more of its model's dense step than it asked for, as a share of that step."""
+    return share_of_dense(rung, every) - float(rung.setting.removeprefix("budget "))
 
 
 def rival(rung: Rung, every: Sequence[Rung]) -> Rung | None:

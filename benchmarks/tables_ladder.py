@@ -12,6 +12,7 @@ WORDS: dict[Verdict, str] = {
     "ties": "as good as the best dense file that takes no longer, within the noise",
     "loses": "worse than a dense file that takes no longer", "alone": "faster than every dense file",
 }  # fmt: skip
+SHORT: dict[Verdict, str] = {"wins": "better", "ties": "as good", "loses": "worse", "alone": "faster than all"}
 
 
 @table
@@ -45,6 +46,24 @@ def size_ladder() -> str:
         + markdown(head, rows, words=3)
         + f"\n{about(every)} `results/ladder.json`.\n"
     )
+
+
+@table
+def ladder_elsewhere() -> str:
+    """Budgets of the same policies on two processors: what they took, and how they do against dense files."""
+    here, other = ladder.rungs(), ladder.rungs("ladder-zen5")
+    rows = []
+    for rung in here:
+        if not rung.dialled:
+            continue
+        [same] = [one for one in other if (one.file, one.setting) == (rung.file, rung.setting)]
+        rows.append([
+            rung.model, rung.setting.removeprefix("budget "),
+            *(f"{ladder.share_of_dense(one, of):.2f}" for one, of in ((rung, here), (same, other))),
+            *(SHORT[ladder.verdict(one, ladder.rival(one, of))] for one, of in ((rung, here), (same, other))),
+        ])  # fmt: skip
+    head = ("Model", "budget", "took, Zen 4", "took, Zen 5", "beside dense files, Zen 4", "the same, Zen 5")
+    return markdown(head, rows, words=1)
 
 
 def sentences(every: Sequence[Rung]) -> list[str]:
