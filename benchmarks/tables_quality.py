@@ -82,6 +82,23 @@ def paper_grids(folder: str, model: str) -> str:
 
 
 @table
+def grids_own() -> str:
+    """Single axes of the same grids as solm carries actions out, beside the paper's way on the same texts."""
+    arms, against = (
+        ("policy", "allocated", "uniform", "constant", "best of 500"),
+        ("uniform", "constant", "best of 500"),
+    )
+    rows = []
+    for space in GRIDS[:2]:
+        for found, paper in zip(of.comparisons("own-0.5b", space), of.comparisons("paper-0.5b", space), strict=True):
+            lost = (*(found.above_dense[arm] for arm in arms), paper.above_dense["policy"])
+            gains = (interval(found.policy_minus[arm]) for arm in against)
+            rows.append([f"{space}, {found.net_keep:g}", *map(signed, lost), *gains])
+    head = ("Space, net keep", *arms, "policy, the paper's way", *(f"policy − {arm}" for arm in against))
+    return markdown(head, rows)
+
+
+@table
 def rules() -> str:
     return compared("rules", ("attention-fine", "mlp-fine"), ("policy", "constant", "top-p", "thresholds"),
                     ("constant", "top-p", "thresholds"))  # fmt: skip
