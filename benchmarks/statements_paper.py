@@ -42,7 +42,7 @@ def the_papers_grid_on_the_smaller_model() -> bool:
 
 @says(
     "docs/results-method.md",
-    "at equal net keep the policy loses 0.013 to 0.057 nats on the attention axis, in place of",
+    "at equal net keep the policy loses 0.013 to 0.057 nats on the attention axis,",
 )
 @says(
     "docs/results-method.md",
