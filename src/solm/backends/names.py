@@ -1,14 +1,14 @@
 """What a model's name stands for: a folder, a hub id, a GGUF file, or the embedded `builtin:smollm2-135m`."""
 
 import importlib.util
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from solm.core.errors import DamagedFileError, SolmError, first_line
+from solm.core.errors import SolmError, first_line
+from solm.core.files import read_object
 
 BUILTIN = "builtin:smollm2-135m"
 _BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -46,20 +46,8 @@ def folder_or_hub_id(name: str) -> str:
         config = Path(name) / "config.json"
         if not config.is_file():
             raise SolmError(f"{name} is a folder without config.json; expected a transformers model")
-        _check_object(config)
+        read_object(config)  # refuses a damaged one
     return name
-
-
-def _check_object(path: Path) -> None:
-    """Refuse a file that holds no JSON object."""
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise SolmError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError):
-        raise DamagedFileError(f"{path} is damaged: it is not JSON") from None
-    if not isinstance(found, dict):
-        raise DamagedFileError(f"{path} is damaged: it holds no JSON object")
 
 
 def not_loadable(name: str, error: Exception) -> SolmError:

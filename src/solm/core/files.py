@@ -156,6 +156,26 @@ def read_json(path: Path) -> Any:
         raise DamagedFileError(f"{path} is damaged: {error}") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in the file at `path`; raises `SolmError` where it cannot be read, `DamagedFileError` for any
+    other content."""
+    try:
+        return parse_object(path, path.read_bytes())
+    except OSError as error:
+        raise SolmError(f"cannot read {path}: {error.strerror}") from error
+
+
+def parse_object(path: Path, text: bytes) -> dict[str, Any]:
+    """The JSON object `text`, which stands in the file at `path`; raises `DamagedFileError` for any other text."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise DamagedFileError(f"{path} is damaged: it is not JSON") from None
+    if not isinstance(found, dict):
+        raise DamagedFileError(f"{path} is damaged: it holds no JSON object")
+    return found
+
+
 def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
     """The tensors of a safetensors file; raises `DamagedFileError` for anything that is not one."""
     from safetensors.torch import load_file

@@ -1,6 +1,5 @@
 """A transformers folder of safetensors as a source of weights, mapped into memory."""
 
-import json
 import math
 import mmap
 from pathlib import Path
@@ -15,6 +14,7 @@ from solm.backends.cpu.files.identity import identity_of, times_of
 from solm.backends.cpu.files.source import check_tensors, ignored_of, meant, name_in
 from solm.backends.cpu.files.tensors import FLOATS, Tensor
 from solm.core.errors import DamagedFileError, SolmError
+from solm.core.files import parse_object, read_object
 
 _TYPES = {kind.name: kind for kind in FLOATS}
 _SIZES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -32,7 +32,7 @@ class SafetensorsFolder:
     """
 
     def __init__(self, folder: Path):
-        config = _object(folder / "config.json")
+        config = read_object(folder / "config.json")
         self.spec = from_config(config, folder / "config.json", folder.resolve().name)
         self._tensors: dict[str, _Stored] = {}
         self._files: list[tuple[Path, int]] = []
@@ -53,7 +53,7 @@ class SafetensorsFolder:
         length = int.from_bytes(map_[:8], "little") if map_ is not None and size >= 8 else 0
         if map_ is None or not 2 <= length <= min(size - 8, _LONGEST_HEADER):
             raise DamagedFileError(f"{path} is damaged: header: it is said to take {length} of {size} bytes")
-        header = _parsed(path, map_[8 : 8 + length])
+        header = parse_object(path, map_[8 : 8 + length])
         self._files.append((path, 8 + length))
         content = np.frombuffer(map_, np.uint8)
         for name, entry in header.items():
@@ -118,25 +118,7 @@ def _shards(folder: Path) -> list[Path]:
         return [folder / _SINGLE]
     if not (folder / _INDEX).is_file():
         raise SolmError(f"{folder} has neither {_SINGLE} nor {_INDEX}")
-    names = _object(folder / _INDEX).get("weight_map")
+    names = read_object(folder / _INDEX).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) and "/" not in name for name in names.values()):
         raise DamagedFileError(f"{folder / _INDEX} is damaged: weight_map: it does not name files")
     return [folder / name for name in sorted(set(names.values()))]
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
-    try:
-        return _parsed(path, path.read_bytes())
-    except OSError as error:
-        raise SolmError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _parsed(path: Path, text: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        raise DamagedFileError(f"{path} is damaged: it is not JSON") from None
-    if not isinstance(found, dict):
-        raise DamagedFileError(f"{path} is damaged: it holds no JSON object")
-    return found
