@@ -25,17 +25,17 @@ def thresholds_take_no_longer() -> bool:
 
 @says(
     "docs/results.md",
-    "On the 0.5B it loses less than uniform settings at both, and ties with its allocation without the",
+    "On the 0.5B it loses less than uniform settings at both, and at 0.85 also less than its allocation without",
 )
 @says(
     "docs/results-tasks.md",
-    "than that of *uniform* at both budgets, and than that of *constant* at 0.85. It ties with *allocated*.",
+    "At 0.85 the policy's text is closer to the dense model's than those of *uniform*, *constant*",
 )
+@says("docs/results-tasks.md", "At 0.7 it is closer than that of *uniform*, and ties with the others.")
 def text_that_the_smaller_model_wrote() -> bool:
     points = of.read("free-running-0.5b")["points"]
-    found = {arm: [of.kl_difference(point, arm) for point in points] for arm in ("uniform", "constant", "allocated")}
-    better = all(map(won, found["uniform"])) and [won(one) for one in found["constant"]] == [False, True]
-    return better and tied(found["constant"][0]) and all(map(tied, found["allocated"]))
+    low, high = ([of.kl_difference(point, arm) for arm in ("uniform", "constant", "allocated")] for point in points)
+    return all(map(won, high)) and won(low[0]) and all(map(tied, low[1:]))
 
 
 @says(
