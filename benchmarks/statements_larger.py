@@ -248,7 +248,7 @@ def seeing_more_saves_little() -> bool:
     return most < 0.03 and known == [20, 26]
 
 
-@says("docs/results.md", "and in the fit of the 135M at 0.798, by 0.024.")
+@says("docs/results.md", "in the fit of the 135M at 0.798, by 0.024,")
 def the_fit_of_the_smallest_without_its_network() -> bool:
     lowest = fitted("allocated", "135m")[0]
     return lowest.low > 0 and round(lowest.value, 3) == 0.024

@@ -114,3 +114,19 @@ def own_texts() -> str:
         by = {point["budget"]: point["difference"] for point in points if point["arm"] == "given"}
         rows.append([label, *(interval(Difference.of(by[budget])) for budget in budgets)])
     return markdown(("Read", *(f"{budget:g} of the time" for budget in budgets)), rows)
+
+
+@table
+def domains_larger() -> str:
+    """What the network of the policy for the 0.5B says of texts of other sources, and what it is worth there."""
+    rows = []
+    for source in of.read("domains-0.5b")["sources"]:
+        said = source["sensitivities"]["mlp"]
+        for point in source["points"]:
+            rows.append([
+                source["name"], f"{said['mean']:.2f} ({said['divergence']:.2f})", f"{point['budget']:g}",
+                f"{point['gap']:.3f}", *(signed(point[arm] - point["dense"]) for arm in ("policy", "allocated")),
+                interval(Difference.of(point["difference"])),
+            ])  # fmt: skip
+    head = ("Text", "sensitivity of MLPs (KL)", "net keep", "missed by", "policy", "allocated", "policy − allocated")
+    return markdown(head, rows)
