@@ -6,7 +6,7 @@ import published_ladder as ladder
 from published_ladder import Rung
 from statements import says
 
-SMALLEST, SMALLER, LARGER = "SmolLM2-135M", "Qwen2.5-Coder-0.5B", "Qwen2.5-Coder-1.5B"
+SMALLER, LARGER = "Qwen2.5-Coder-0.5B", "Qwen2.5-Coder-1.5B"
 
 
 def zen4() -> list[Rung]:
@@ -64,7 +64,8 @@ def by_medians_alone() -> bool:
 def apart(every: Sequence[Rung]) -> list[tuple[str, str]]:
     """Budgets all of whose rounds were faster than any dense one."""
     dense = {rung.model: rung for rung in every if rung.own_type and not rung.dialled}
-    return [(rung.model, rung.setting[7:]) for rung in dialled(every) if rung.slowest < dense[rung.model].fastest]
+    faster = [rung for rung in dialled(every) if rung.slowest < dense[rung.model].fastest]
+    return [(rung.model, rung.setting.removeprefix("budget ")) for rung in faster]
 
 
 @says(
