@@ -181,7 +181,7 @@ def an_oracle_in_equal_time() -> bool:
 @says("docs/results-method.md", "On every source shares are met within 0.004.")
 @says(
     "docs/results-method.md",
-    "Its network takes tokens of `qa` for less sensitive than those of training, and tokens of the",
+    "Its network rates tokens of `qa` as less sensitive than those of training, and tokens of the",
 )
 def text_of_other_sources() -> bool:
     sources = {source["name"]: source for source in of.read("domains-0.5b")["sources"]}

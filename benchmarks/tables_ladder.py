@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import published_ladder as ladder
 from cells import NONE, interval, markdown, table
-from published import measured
+from published import measured, processor
 from published_ladder import Rung, Verdict
 
 WORDS: dict[Verdict, str] = {
@@ -62,7 +62,8 @@ def ladder_elsewhere() -> str:
             *(f"{ladder.share_of_dense(one, of):.2f}" for one, of in ((rung, here), (same, other))),
             *(SHORT[ladder.verdict(one, ladder.rival(one, of))] for one, of in ((rung, here), (same, other))),
         ])  # fmt: skip
-    head = ("Model", "budget", "took, Zen 4", "took, Zen 5", "beside dense files, Zen 4", "the same, Zen 5")
+    machines = [processor(run) for run in ("ladder", "ladder-zen5")]
+    head = ("Model", "budget", *(f"{what}, {on}" for what in ("took", "beside dense files") for on in machines))
     return markdown(head, rows, words=1)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solm.core.errors import DamagedFileError, SolmError
+from solm.core.errors import SolmError
 
 if TYPE_CHECKING:
     from solm.backends.cpu.files.spec import ModelSpec
@@ -93,13 +93,12 @@ def shipped_policy(facts: ModelFacts) -> str:
 def generation_options(name: str, revision: str | None, spec: "ModelSpec") -> dict[str, Any]:
     """A folder's own generation options, or the tokens that end a text."""
     from solm.backends.names import folder_of, gguf_of
-    from solm.core.files import read_json
+    from solm.core.files import read_object
 
     if gguf_of(name) is None:
         path = folder_of(name, revision) / "generation_config.json"
         if path.is_file():
-            found = read_json(path)
-            if not isinstance(found, dict):
-                raise DamagedFileError(f"{path} is damaged: it is no object")
-            return {key: value for key, value in found.items() if value is not None and not key.startswith("_")}
+            return {
+                key: value for key, value in read_object(path).items() if value is not None and not key.startswith("_")
+            }
     return {"bos_token_id": spec.bos, "eos_token_id": list(spec.eos) or None}

@@ -8,7 +8,7 @@ from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.files.spec import ModelSpec
 from solm.backends.gguf_header import read_header
 from solm.backends.names import folder_of, gguf_of
-from solm.core.files import read_json
+from solm.core.files import read_object
 
 
 def source_of(name: str, revision: str | None = None) -> WeightSource:
@@ -28,5 +28,4 @@ def spec_of(name: str, revision: str | None = None) -> ModelSpec:
     if gguf is not None:
         return from_gguf(read_header(gguf))
     path = folder_of(name, revision) / "config.json"
-    config = read_json(path)
-    return from_config(config if isinstance(config, dict) else {}, path, name)
+    return from_config(read_object(path), path, name)
