@@ -7,7 +7,7 @@ import pytest
 
 from solm.cli.checks import out_file
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
-from solm.core.files import beside, locked, read_json, read_model, resumable, write_bytes, write_json
+from solm.core.files import beside, locked, read_json, read_model, read_object, resumable, write_bytes, write_json
 from solm.training.config import ValueTrainConfig
 
 
@@ -120,3 +120,20 @@ def test_what_is_no_json_is_damaged(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(DamagedFileError, match=r"a\.json is damaged"):
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "reason"),
+    [
+        (b"[1]", DamagedFileError, "config.json is damaged: it holds no JSON object"),
+        (b"{", DamagedFileError, "config.json is damaged: it is not JSON"),
+        (b"[" * 100_000, DamagedFileError, "config.json is damaged: it is not JSON"),
+        (None, SolmError, "cannot read .*config.json: No such file or directory"),
+    ],
+)
+def test_what_holds_no_json_object_is_refused(content, error, reason, tmp_path):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error, match=reason):
+        read_object(path)
