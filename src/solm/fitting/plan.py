@@ -27,7 +27,7 @@ BUDGETS = 5
 """Budgets of the comparison."""
 SCHEDULES = 3
 """Random schedules per text of the samples."""
-OWN_ROWS = 16
+OWN_ROWS = 4
 """Texts that the model continues together."""
 _MOST_OWN = 64
 _ARMS = 5

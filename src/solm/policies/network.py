@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from solm.core.errors import PolicyMismatchError
 from solm.policies.network_config import NetworkConfig as NetworkConfig
 from solm.policies.protocol import SCALARS
+from solm.policies.weight_checks import check_weights
 
 
 class Features(NamedTuple):
@@ -68,17 +68,7 @@ class PolicyNetwork(nn.Module):
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take over `tensors`. Raises `PolicyMismatchError` unless they have the names and shapes of the network's, and
         finite values."""
-        wanted = self.state_dict()
-        for name in sorted(wanted.keys() | tensors.keys()):
-            if name not in tensors or name not in wanted:
-                what = "lack" if name in wanted else "hold the unknown tensor"
-                raise PolicyMismatchError(f"the weights of the policy {what} {name}")
-            if tensors[name].shape != wanted[name].shape:
-                raise PolicyMismatchError(
-                    f"{name} of the policy has shape {list(tensors[name].shape)}; it must be {list(wanted[name].shape)}"
-                )
-            if not torch.isfinite(tensors[name].float()).all():
-                raise PolicyMismatchError(f"{name} of the policy holds values that are not finite")
+        check_weights(tensors, {name: tuple(values.shape) for name, values in self.state_dict().items()})
         self.load_state_dict(tensors)
 
     def start(self, rows: int, device: torch.device) -> Memory:

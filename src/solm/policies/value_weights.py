@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solm.core.actions import AXES, ActionSpace
 from solm.core.errors import PolicyMismatchError
+from solm.policies.weight_checks import check_weights
 
 _NOT_FITTED = ("training_sensitivities", "scale", "trust")
 
@@ -81,18 +82,7 @@ class ValueWeights:
     def check(self) -> None:
         """Raises `PolicyMismatchError` for arrays that are missing, have other shapes, or hold values that no fit
         gives: not finite, level costs below 0, a scale of at most 0, or a trust outside [0, 1]."""
-        shapes = _shapes(self.config)
-        for name in sorted(shapes.keys() | self.arrays.keys()):
-            if name not in self.arrays or name not in shapes:
-                what = "lack" if name in shapes else "hold the unknown tensor"
-                raise PolicyMismatchError(f"the weights of the policy {what} {name}")
-            values = self.arrays[name]
-            if values.shape != shapes[name]:
-                raise PolicyMismatchError(
-                    f"{name} of the policy has shape {list(values.shape)}; it must be {list(shapes[name])}"
-                )
-            if not np.isfinite(values).all():
-                raise PolicyMismatchError(f"{name} of the policy holds values that are not finite")
+        check_weights(self.arrays, _shapes(self.config))
         bounds = [
             *((f"level_costs.{axis}", 0.0, np.inf) for axis in range(len(AXES))),
             ("scale", np.nextafter(0, 1, dtype=np.float32), np.inf),
