@@ -83,13 +83,22 @@ def paper_grids(folder: str, model: str) -> str:
 
 @table
 def grids_own() -> str:
-    """Single axes of the same grids as solm carries actions out, beside the paper's way on the same texts."""
-    arms, against = (
-        ("policy", "allocated", "uniform", "constant", "best of 500"),
-        ("uniform", "constant", "best of 500"),
-    )
+    """Single axes of the same grids as solm carries actions out, by the policy that ships."""
+    arms = ("policy", "allocated", "uniform", "constant", "best of 500")
+    return own_grids(GRIDS[:2], arms, ("uniform", "constant", "best of 500"))
+
+
+@table
+def grids_own_joint() -> str:
+    """The joint grids in the same way, by a policy of `solm train` without an allocation."""
+    against = ("uniform", "tuned", "constant", "best of 500")
+    return own_grids(GRIDS[3:], ("policy", *against), against)
+
+
+def own_grids(spaces: Sequence[str], arms: Sequence[str], against: Sequence[str]) -> str:
+    """What is lost on the 0.5B as solm carries actions out, beside the policy in the paper's way on the same texts."""
     rows = []
-    for space in GRIDS[:2]:
+    for space in spaces:
         for found, paper in zip(of.comparisons("own-0.5b", space), of.comparisons("paper-0.5b", space), strict=True):
             lost = (*(found.above_dense[arm] for arm in arms), paper.above_dense["policy"])
             gains = (interval(found.policy_minus[arm]) for arm in against)
