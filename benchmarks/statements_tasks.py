@@ -235,10 +235,8 @@ def mmlu_of_the_smaller_model() -> bool:
 )
 @says("docs/results-tasks.md", "its accuracy is 2.0 points above that of *uniform*, a tie, and 2.3 points below dense.")
 @says("docs/results-tasks.md", "At 0.7 accuracy and margin tie with those of all other schedules.")
-@says(
-    "docs/results-tasks.md", "Accuracy is 5.7 points below dense, at the edge of the noise, and the margin is 0.41 nats"
-)
-@says("docs/results.md", "On MMLU the 1.5B loses 6 points at 0.7 of the time and 2 at 0.8.")
+@says("docs/results-tasks.md", "They are **below** dense, accuracy by 6.9 points and the margin by 0.34 nats.")
+@says("docs/results.md", "On MMLU the 1.5B loses 7 points at 0.7 of the time and 2 at 0.8.")
 @says("docs/results.md", "Its accuracy ties with uniform settings at both; its margin is above theirs at 0.8")
 @says("docs/limits.md", "On Qwen2.5-Coder-1.5B (969 questions of MMLU, their own tokens under control) its gain over")
 def mmlu_of_the_largest() -> bool:
@@ -249,9 +247,9 @@ def mmlu_of_the_largest() -> bool:
     accuracy = [round(100 * gain(*one, "acc").value, 1) for one in ((high, "uniform"), (high, "dense"), (low, "dense"))]
     margin = gain(low, "dense", "margin")
     return (
-        all(above) and accuracy == [2.0, -2.3, -5.7] and all(map(tied, ties)) and gain(high, "dense", "acc").high < 0
-        and abs(gain(low, "dense", "acc").high) < 0.005 and margin.high < 0 and round(margin.value, 2) == -0.41
-        and (low["policy"]["questions"], high["policy"]["questions"]) == (228, 969)
+        all(above) and accuracy == [2.0, -2.3, -6.9] and all(map(tied, ties)) and gain(high, "dense", "acc").high < 0
+        and gain(low, "dense", "acc").high < 0 and margin.high < 0 and round(margin.value, 2) == -0.34
+        and (low["policy"]["questions"], high["policy"]["questions"]) == (1026, 969)
     )  # fmt: skip
 
 
