@@ -235,7 +235,7 @@ def mmlu_of_the_smaller_model() -> bool:
 )
 @says("docs/results-tasks.md", "its accuracy is 2.0 points above that of *uniform*, a tie, and 2.3 points below dense.")
 @says("docs/results-tasks.md", "At 0.7 accuracy and margin tie with those of all other schedules.")
-@says("docs/results-tasks.md", "They are **below** dense, accuracy by 6.9 points and the margin by 0.34 nats.")
+@says("docs/results-tasks.md", "Both are **below** dense, accuracy by 6.9 points and the margin by 0.34 nats.")
 @says("docs/results.md", "On MMLU the 1.5B loses 7 points at 0.7 of the time and 2 at 0.8.")
 @says("docs/results.md", "Its accuracy ties with uniform settings at both; its margin is above theirs at 0.8")
 @says("docs/limits.md", "On Qwen2.5-Coder-1.5B (969 questions of MMLU, their own tokens under control) its gain over")
