@@ -28,7 +28,7 @@ BUDGETS = 5
 SCHEDULES = 3
 """Random schedules per text of the samples."""
 OWN_ROWS = 4
-"""Texts that the model continues together."""
+"""Texts that the model continues together: few, because each of them holds keys and values."""
 _MOST_OWN = 64
 _ARMS = 5
 _CONTEXTS = (128, 512, 1024, 4096, 8192)

@@ -79,8 +79,8 @@ class CpuSession(BaseSession):
         self._prefill(tokens, lengths, 0)
 
     def _prefill(self, tokens: Array, lengths: Array | None, logits: int | None) -> list[np.ndarray]:
-        """Read tokens [S, C] densely, as `prefill` says: every row's logits [L, V] after its last `logits` tokens, at
-        most 1, or after all (None)."""
+        """Read tokens [S, C] densely, of which lengths count as for `prefill`. Per row the logits [L, V] after no token
+        (logits=0), the last one (1) or every one (None)."""
         rows, count = tokens.shape
         if not count or (self.rows and rows != self.rows):
             raise DataError(f"prefill needs [{self.rows or 'rows'}, at least 1] tokens, got {list(tokens.shape)}")
