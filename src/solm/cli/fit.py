@@ -78,6 +78,7 @@ def fit(
         lm = load(
             model, tokenizer=tokenizer, backend="cpu", precision=precision, kv_cache_dtype=kv_cache_dtype,
             revision=revision, trust_remote_code=trust_remote_code,
+            sparsity="nested" if precision == "nested" else None,
         )  # fmt: skip
     tokens = streams([(name, sample(texts, seed)) for name, texts in sources], lm.tokenizer)
     sources.clear()  # from here on their tokens are enough

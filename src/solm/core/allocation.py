@@ -8,6 +8,7 @@ from pydantic import model_validator
 from solm.core.arrays import AnyArray, as_numpy, in_kind
 from solm.core.errors import PolicyMismatchError
 from solm.core.frozen import Frozen
+from solm.core.thresholds import MLP_SITES
 
 KNOTS = 21
 """Points of a curve, evenly spaced over the shares from 0 to 1."""
@@ -21,8 +22,9 @@ class Allocation(Frozen):
     KV head of every layer, layer by layer. mlp: share of the MLP's channels, a curve for every layer. hidden: where it
     is given, the share of those that the down projection reads, and `mlp` is that of those that gate and up read.
     qkv, out: the same for the inputs of attention's projections; both or none. Sites without curves of their own
-    follow `mlp`. Curves rise to 1. `solm.training.allocate` finds curves whose mean is the average share. Others are
-    allowed, as ledgers count realised shares.
+    follow `mlp`. input_bits, hidden_bits: where a layer's curve is below a half, steps read only the upper bits of the
+    weights of gate and up, or of down; both or none. Curves rise to 1. `solm.training.allocate` finds curves
+    whose mean is the average share. Others are allowed, as ledgers count realised shares.
     """
 
     attention: Curves
@@ -30,6 +32,8 @@ class Allocation(Frozen):
     hidden: Curves | None = None
     qkv: Curves | None = None
     out: Curves | None = None
+    input_bits: Curves | None = None
+    hidden_bits: Curves | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Allocation":
@@ -37,6 +41,10 @@ class Allocation(Frozen):
         given = [curves is not None for curves in own.values()]
         if given not in ([False] * 3, [True, False, False], [True] * 3):
             raise ValueError("qkv and out need each other and hidden")
+        bits = {"input_bits": self.input_bits, "hidden_bits": self.hidden_bits}
+        if len({curves is None for curves in bits.values()}) > 1 or (self.has_bits and self.hidden is None):
+            raise ValueError("input_bits and hidden_bits need each other and hidden")
+        own |= bits
         for name, curves in {"mlp": self.mlp, "attention": self.attention, **own}.items():
             if curves is None:
                 continue
@@ -79,18 +87,25 @@ class Allocation(Frozen):
 
     @property
     def _curves(self) -> tuple[Curves | None, ...]:
-        return self.attention, self.mlp, self.hidden, self.qkv, self.out
+        return self.attention, self.mlp, self.hidden, self.qkv, self.out, self.input_bits, self.hidden_bits
 
     @property
     def own_sites(self) -> int:
         """The sites besides the first that have curves of their own: 0, 1 or 3."""
         return sum(curves is not None for curves in (self.hidden, self.qkv, self.out))
 
+    @property
+    def has_bits(self) -> bool:
+        """Whether it says which layers read all bits of their weights."""
+        return self.input_bits is not None
+
     @cached_property
     def table(self) -> np.ndarray:
-        """[layers · heads + layers, KNOTS] float64: attention, then MLP; then `own_sites` times [layers, KNOTS]."""
+        """[layers · heads + layers, KNOTS] float64: attention, then MLP; then `own_sites` times [layers, KNOTS]; then,
+        where it has curves of bits, those of input and hidden channels."""
         own = (self.hidden or ()) + (self.qkv or ()) + (self.out or ())
-        return np.array(self.attention + self.mlp + own, dtype=np.float64)
+        bits = (self.input_bits or ()) + (self.hidden_bits or ())
+        return np.array(self.attention + self.mlp + own + bits, dtype=np.float64)
 
     def pages(self, share: AnyArray) -> AnyArray:
         """[layers, heads, ...] float64: the share of the pages that may be skipped which every head reads, where the
@@ -105,6 +120,15 @@ class Allocation(Frozen):
             return None
         first = len(self.attention) + site * self.layers
         return in_kind(_interpolated(self.table[first : first + self.layers], as_numpy(share)), share)
+
+    def reads_all_bits(self, share: AnyArray, site: int) -> AnyArray | None:
+        """[layers, ...] bool: whether every layer reads all bits of the MLP's weights at a site, 0 or 1, at the keep
+        rate `share` [...]; None where this is not for the allocation to say."""
+        if not self.has_bits or site >= MLP_SITES:
+            return None
+        first = len(self.attention) + (1 + self.own_sites + site) * self.layers
+        curves = _interpolated(self.table[first : first + self.layers], as_numpy(share))
+        return in_kind(curves >= 0.5, share)
 
 
 def _interpolated(curves: np.ndarray, share: np.ndarray) -> np.ndarray:

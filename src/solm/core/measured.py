@@ -13,6 +13,8 @@ from solm.core.timings import LEVELS, StepTimings
 
 _PART_RANGE = 0.15
 """How far from the part of the weights a measured `input_part` may lie: timings are noisy, and shares depend on it."""
+_UPPER_RANGE = (0.5, 1.0)
+"""In which a measured `upper_bits_part` is believed: less than the bytes that are read it cannot be."""
 Rates = tuple[float, float, float]
 """Per axis what the whole of it costs, in one unit for all axes."""
 
@@ -84,7 +86,8 @@ def projection_part(shapes: ModelShapes) -> float:
 
 def measured_parts(timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShapes) -> dict[str, float]:
     """`SparsityConfig.input_part` and `SparsityConfig.projection_part` that count milliseconds: what all input channels
-    of the MLP take of what all its channels take, and what the inputs of attention's projections take of all.
+    of the MLP take of what all its channels take, and what the inputs of attention's projections take of all. Where
+    bits are those of weights also `SparsityConfig.upper_bits_part`: what the MLP takes with their upper bits alone.
 
     Fitted by least squares to all levels and contexts, of steps whose sites keep shares together and of steps that
     leave out channels of one kind of site. The first is at most 0.15 from the part of the weights, the second between a
@@ -111,7 +114,16 @@ def measured_parts(timings: StepTimings, sparsity: SparsityConfig, shapes: Model
     return {
         "input_part": round(float(np.clip(of_inputs, by_weights - _PART_RANGE, by_weights + _PART_RANGE)), 3),
         "projection_part": round(float(np.clip(of_projections, most / 4, most)), 3),
+        **_upper_bits_part(timings, float(inputs + hidden)),
     }
+
+
+def _upper_bits_part(timings: StepTimings, of_mlp: float) -> dict[str, float]:
+    """`SparsityConfig.upper_bits_part`, where it was measured. of_mlp: milliseconds of all of the MLP's channels."""
+    if not timings.halved_ms or of_mlp <= 0:
+        return {}
+    saved = float(np.mean(np.subtract(timings.dense_ms, timings.halved_ms)))
+    return {"upper_bits_part": round(float(np.clip(1 - saved / of_mlp, *_UPPER_RANGE)), 3)}
 
 
 def _rate(left_out: np.ndarray, saved: np.ndarray) -> float:

@@ -41,6 +41,9 @@ class SparsityConfig(BaseModel):
     """Where it is not 0, steps also drop inputs of attention's projections: of the query, key and value projections,
     and of the output projection. It is the part of the realised share that these count, between them by their
     weights."""
+    upper_bits_part: float = Field(5 / 9, gt=0, le=1)
+    """What a channel of the MLP counts of the realised share where an `allocation` has its weights read without their
+    lower bits: by default the part of the bytes (`solm.core.nested`)."""
     bits_site: Literal["input", "output", "weights"] = "input"
     """What the third axis rounds: activations that enter the MLP's products or leave the MLP, or the MLP's weights, of
     which a step at up to 4 bits reads the high halves alone (`solm.core.nested`)."""
@@ -87,6 +90,8 @@ class SparsityConfig(BaseModel):
             raise ValueError("an allocation needs a window, got window 0")
         if self.allocation is not None and self.allocation.hidden is not None and self.mlp_site != "input+hidden":
             raise ValueError(f"an allocation of hidden channels needs mlp_site 'input+hidden', got {self.mlp_site!r}")
+        if self.allocation is not None and self.allocation.has_bits and self.bits_site != "weights":
+            raise ValueError(f"an allocation of weight bits needs bits_site 'weights', got {self.bits_site!r}")
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from solm.fitting.folder import FitFolder
 from solm.fitting.plan import PHASES, Sizes, Speed, measure_speed, plan
 from solm.fitting.texts import Texts
 from solm.runtime.language_model import LanguageModel
+from solm.training.allocate import site_axes
 
 Report = Callable[[str, int, int, float], None]
 """Called with a phase, its parts done and in all, and the seconds left of the whole fit."""
@@ -60,7 +61,8 @@ class Job:
         longest = min(self.lm.context or 1 << 30, min(len(stream.tokens) for stream in self.texts.train))
         return plan(
             minutes or self.minutes, speed, self.lm.shapes, context=self.texts.context, longest=longest,
-            windows=self.texts.windows, attention=worth, strict=strict,
+            windows=self.texts.windows, sites=site_axes(self.lm.sparsity), attention=worth,
+            strict=strict,
         )  # fmt: skip
 
     def progress(self, phase: str) -> Callable[[int, int], None]:

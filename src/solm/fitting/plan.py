@@ -137,13 +137,15 @@ def plan(
     context: int,
     longest: int,
     windows: Callable[[int], int],
+    sites: tuple[str, ...] = tuple(PROBES),
     attention: float = 0.0,
     strict: bool = False,
 ) -> Sizes:
     """The sizes that fit into `minutes`, or the least that a phase can do with.
 
     context: tokens read densely. longest: tokens that model and text have room for. windows: how many texts of so many
-    tokens the held-out text has room for. attention: the most that all pages are worth, as a share of a step. strict:
+    tokens the held-out text has room for. sites: of a layer, which the allocation tells apart. attention: the most that
+    all pages are worth, as a share of a step. strict:
     raise `SolmError` where not even the least of every phase fits.
     """
     seconds = {name: 60 * minutes * share for name, share in PHASES.items()}
@@ -157,12 +159,12 @@ def plan(
     contexts = contexts[: max(1, sum(one <= seconds["timings"] for one in cost))]
     rounds = (seconds["timings"] - sum(contexts) / speed.prefill) / (len(contexts) * round_seconds) - 1
 
-    axes = tuple(PROBES)
+    axes = sites
     half = _allocation_texts(seconds["allocation"], speed, shapes, axes, read)
     if attention > 0.03:
-        both = _allocation_texts(seconds["allocation"], speed, shapes, tuple(SITES_APART), read)
+        both = _allocation_texts(seconds["allocation"], speed, shapes, ("attention", *sites), read)
         if both >= _DECIDING_TEXTS:
-            axes, half = tuple(SITES_APART), both
+            axes, half = ("attention", *sites), both
 
     # Steps of several rows take about as long as scoring as many tokens.
     own = seconds["own texts"] / (read + SCORED / speed.score)

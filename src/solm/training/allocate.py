@@ -18,22 +18,29 @@ from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import BUILTIN, TrainedPolicy
 from solm.runtime.language_model import LanguageModel
 from solm.training.allocation_curves import UNIFORM, greedy_curves
-from solm.training.site_curves import PROBES, priced_curves, site_losses
+from solm.training.site_curves import BIT_PROBES, PROBES, bit_losses, priced_curves, site_losses
 from solm.training.unit_losses import Group, Losses, Texts, groups_of, name_of
 
 SHARES = {"attention": (0.02, 0.12, 0.3), "mlp": (0.5, 0.7)}
 """By group of units the shares that one unit keeps while the others are dense: a KV head of the pages that may be
 skipped, a layer of its MLP's channels."""
-SITES_APART = {**SHARES, **PROBES}
-"""The same where the sites of a layer are units of their own: the MLP's input channels (``mlp``) and hidden ones, and
-the inputs of attention's projections."""
+SITES_APART = {**SHARES, **PROBES, **BIT_PROBES}
+"""The same where the sites of a layer are units of their own: the MLP's input channels (``mlp``) and hidden ones, the
+inputs of attention's projections, and the bits of the weights that the MLP's sites read."""
+_OWN_CURVES = tuple(axis for axis in SITES_APART if axis not in SHARES)
 CHECKED = {"attention": (0.1, 0.2, 0.4), "mlp": (0.5, 0.7, 0.9)}
 """Keep rates at which the allocation is compared with uniform shares, on other texts."""
 
 
 def axes_of(sparsity: SparsityConfig) -> tuple[str, ...]:
     """What an allocation deals out: sites apart where hidden channels keep less than input channels."""
-    return ("attention", *list(PROBES)[: sparsity.sites]) if sparsity.hidden_power > 1 else tuple(SHARES)
+    return ("attention", *site_axes(sparsity)) if sparsity.hidden_power > 1 else tuple(SHARES)
+
+
+def site_axes(sparsity: SparsityConfig) -> tuple[str, ...]:
+    """The sites of a layer that an allocation of channels deals out by one price, and the bits of weights where these
+    are an axis."""
+    return (*list(PROBES)[: sparsity.sites], *(BIT_PROBES if sparsity.bits_site == "weights" else ()))
 
 
 def find_allocation(
@@ -51,8 +58,8 @@ def find_allocation(
     groups, of which one's logits are in memory at a time. The result is written to `out` and returned. Measurements are
     kept in a file beside it (`files.resumable`), from which an interrupted run goes on. progress: called with
     measurements done and in all. axes: the groups of `SHARES` that are dealt out; others stay uniform. With ``hidden``
-    the sites of the MLP, and with ``qkv`` and ``out`` those of attention's projections, have curves of their own, under
-    one price of time.
+    the sites of the MLP, with ``qkv`` and ``out`` those of attention's projections, and with ``input_bits`` and
+    ``hidden_bits`` the bits of the MLP's weights have curves of their own, under one price of time.
     Raises `DataError` for fewer than two windows or a context in which no step can be controlled, `SolmError` where the
     model's `SparsityConfig` cannot have an allocation.
     """
@@ -101,7 +108,7 @@ def _find(
     layers, heads = units["mlp"], units["attention"] // units["mlp"] if costs["attention"] else 1
     apart = bool(costs.get("hidden"))
     if apart:
-        of_sites = {axis: np.array(list(costs[axis].values())) for axis in PROBES if costs.get(axis)}
+        of_sites = {axis: np.array(list(costs[axis].values())) for axis in (*PROBES, *BIT_PROBES) if costs.get(axis)}
         rounding = of_sites["mlp"][:, -1]
     else:
         rounding = _rounding_cost(costs["attention"], heads, layers, min(losses.sums.values(), default=0))
@@ -109,7 +116,10 @@ def _find(
     curves = {axis: _curves(costs[axis], rounding, SHARES[axis], units[axis]) for axis in greedy}
     if apart:
         limits = plain.thresholds or lm.backend.channel_thresholds(windows[:half, : min(contexts)], plain.sites)
-        curves |= priced_curves(site_losses(of_sites, np.array(limits.limits)), site_parts(plain, lm.shapes))
+        of_bits = bit_losses(of_sites, plain.sites) if costs.get("input_bits") else None
+        curves |= priced_curves(
+            site_losses(of_sites, np.array(limits.limits)), site_parts(plain, lm.shapes), of_bits, plain.upper_bits_part
+        )
     allocation = Allocation(**curves)
     others = groups_of(windows[half:], contexts, length, lm.shapes.vocabulary)
     checked = _check(lm, others, length, allocation, [axis for axis in CHECKED if axis in axes])
@@ -150,7 +160,7 @@ def trusted(result: dict[str, Any]) -> Allocation:
     changes: dict[str, Any] = {}
     for axis in CHECKED:
         if not sum(row["even"] - row["allocation"] for row in result["checked"] if row["axis"] == axis) > 0:
-            own = dict.fromkeys(("hidden", "qkv", "out")) if axis == "mlp" else {}
+            own = dict.fromkeys(_OWN_CURVES) if axis == "mlp" else {}
             changes |= {axis: (UNIFORM,) * len(getattr(found, axis))} | own
     return found.model_copy(update=changes)
 
@@ -162,7 +172,7 @@ def _units(lm: LanguageModel, wanted: Sequence[str]) -> tuple[dict[str, list[int
     full = [layer for layer in range(shapes.layers) if layer not in capability.sliding]
     heads = [layer * shapes.kv_heads + head for layer in full for head in range(shapes.kv_heads)]
     layers = list(range(shapes.layers)) if axes["mlp"] else []
-    groups = {"attention": heads, "mlp": layers} | {site: layers for site in ("hidden", "qkv", "out") if site in wanted}
+    groups = {"attention": heads, "mlp": layers} | {site: layers for site in _OWN_CURVES if site in wanted}
     measurable = {axis: units if axis in wanted else [] for axis, units in groups.items()}
     return measurable, {axis: shapes.layers * (shapes.kv_heads if axis == "attention" else 1) for axis in groups}
 

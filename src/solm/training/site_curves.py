@@ -9,12 +9,16 @@ PROBES = {"mlp": (0.45, 0.95), "hidden": (0.2,), "qkv": (0.45,), "out": (0.45,)}
 """By site, in the order of `solm.core.thresholds.SITES`, shares of its channels at which a layer is measured alone. The
 first costs several times what rounding does. At 0.95 nearly all that is lost comes from later layers, which round
 differently: this is subtracted."""
+BIT_PROBES = {"input_bits": (0.0,), "hidden_bits": (0.0,)}
+"""The same for the bits of weights that the sites of the MLP read: a layer alone reads only the upper ones."""
 _POWER = 1.3
 """How a loss grows with the mean square that a site leaves out: about 1.0 (hidden channels) to 1.3 (input channels) was
 measured where one layer leaves channels out, and 1.3 lost least where all do (0.5 billion weights, training texts)."""
 _LEAST = 1e-5
 """Nats: bound against noise."""
 _CELLS = PERCENTAGES - 1
+_LOWEST_PRICE, _HIGHEST_PRICE, _HALVINGS = 1e-9, 1e9, 60
+"""Nats for the time of all channels: bounds of a search."""
 
 
 def left_out(limits: np.ndarray) -> np.ndarray:
@@ -44,23 +48,61 @@ def site_losses(costs: dict[str, np.ndarray], limits: np.ndarray) -> np.ndarray:
     return np.stack(found, 1)
 
 
-def priced_curves(lost: np.ndarray, parts: tuple[float, ...]) -> dict[str, Curves]:
-    """Curves of the sites, by the names of `PROBES`, from what they lose [layers, sites, 101].
+def bit_losses(costs: dict[str, np.ndarray], sites: int) -> np.ndarray:
+    """Nats that a layer loses which reads only the upper bits of a site's weights: [layers, sites], infinite where that
+    is no choice. costs: by the names of `BIT_PROBES` and ``mlp``, as in `site_losses`."""
+    found = np.full((len(costs["mlp"]), sites), np.inf)
+    for site, axis in enumerate(axis for axis in BIT_PROBES if axis in costs):
+        found[:, site] = (costs[axis][:, 0] - costs["mlp"][:, -1]).clip(_LEAST)
+    return found
 
-    One per cent of a site's channels is worth what it loses less per time that it takes. Those worth most are kept, of
-    all layers and sites together, until they realise the share of a knot: all sites have the same price of time.
-    parts: of the time of all channels what those of each site take.
+
+def priced_curves(
+    lost: np.ndarray, parts: tuple[float, ...], of_bits: np.ndarray | None = None, upper_part: float = 1.0
+) -> dict[str, Curves]:
+    """Curves of the sites, by the names of `PROBES` and `BIT_PROBES`, from what they lose [layers, sites, 101].
+
+    At a price of time every layer and site keeps the channels that are worth it, each by what it loses less per time
+    that it takes. It gives up the lower bits of its weights where that and the channels which are worth their time then
+    lose less, with the price of the time that is left. The curves have the lowest price at which the average step
+    realises the share of a knot.
+
+    parts: of the time of all channels what those of each site take. of_bits: of `bit_losses`; None: all bits are read.
+    upper_part: the time of a channel of which only the upper bits are read, as a part of that of the whole one.
     """
     layers, sites, _ = lost.shape
-    weight = np.array(parts)
-    worth = -np.diff(lost, axis=-1) / weight[:, None]
-    order = np.argsort(-worth, axis=None, kind="stable")
-    realised = np.broadcast_to(weight[:, None] / (layers * _CELLS), worth.shape).flatten()[order].cumsum()
-    table = np.ones((KNOTS, layers * sites))
-    for knot in range(KNOTS - 1):
-        kept = order[: np.searchsorted(realised, knot / (KNOTS - 1) + 1e-9)]
-        table[knot] = np.bincount(kept // _CELLS, minlength=layers * sites) / _CELLS
-    by_site = table.reshape(KNOTS, layers, sites)
-    return {
-        axis: tuple(map(tuple, by_site[..., site].T.tolist())) for site, axis in zip(range(sites), PROBES, strict=False)
-    }
+    weight = np.array(parts) / layers
+    worth = -np.diff(lost, axis=-1) * _CELLS / weight[:, None]
+    kept, whole = np.ones((layers, sites)), np.ones((layers, sites), dtype=bool)
+    shares, bits = np.ones((KNOTS, layers, sites)), np.ones((KNOTS, layers, sites))
+    place = np.arange(layers)[:, None], np.arange(sites)
+
+    def at(price: float) -> tuple[np.ndarray, np.ndarray, float]:
+        """What is kept, which weights are read whole, and the share that this realises. Never more than at lower
+        prices, so that curves rise."""
+        options = []
+        for part, more in ((1.0, 0.0), (upper_part, np.inf if of_bits is None else of_bits)):
+            some = np.minimum((worth > price * part).sum(-1), np.round(kept * _CELLS).astype(int))
+            loss = lost[(*place, some)] + more + price * part * weight * some / _CELLS
+            options.append((some / _CELLS, loss))
+        (full, full_loss), (upper, upper_loss) = options
+        all_bits = whole & (full_loss <= upper_loss)
+        share = np.where(all_bits, full, upper)
+        return share, all_bits, float((share * np.where(all_bits, 1.0, upper_part) * weight).sum())
+
+    for knot in reversed(range(KNOTS - 1)):
+        low, high = _LOWEST_PRICE, _HIGHEST_PRICE
+        for _ in range(_HALVINGS):
+            middle = (low * high) ** 0.5
+            low, high = (low, middle) if at(middle)[2] <= knot / (KNOTS - 1) + 1e-9 else (middle, high)
+        kept, whole, _ = at(high)
+        shares[knot], bits[knot] = kept, whole
+    names = list(zip(range(sites), PROBES, strict=False))
+    curves = {axis: _curves(shares[..., site]) for site, axis in names}
+    if of_bits is not None:
+        curves |= {axis: _curves(bits[..., site]) for site, axis in enumerate(BIT_PROBES)}
+    return curves
+
+
+def _curves(table: np.ndarray) -> Curves:
+    return tuple(map(tuple, table.T.tolist()))

@@ -118,9 +118,9 @@ class SparsityRules(ctypes.Structure):
     _fields_ = [
         *_integers(
             "sinks", "window", "input_site", "hidden_site", "hidden_power", "group", "weight_bits", "layers", "heads",
-            "own_sites", "projections",
+            "own_sites", "projections", "bit_curves",
         ),
-        ("input_part", ctypes.c_double), ("projection_part", ctypes.c_double),
+        *((name, ctypes.c_double) for name in ("input_part", "projection_part", "upper_bits_part")),
         *_pointers("allocation", "thresholds"),
     ]  # fmt: skip
 
@@ -166,11 +166,12 @@ def sparsity_rules(sparsity: SparsityConfig) -> SparsityRules:
         projections=sparsity.projection_part > 0,
         input_part=sparsity.input_part,
         projection_part=sparsity.projection_part,
+        upper_bits_part=sparsity.upper_bits_part,
     )
     if allocation_ is not None:
         table = np.ascontiguousarray(allocation_.table)
         rules.layers, rules.heads, rules.allocation = allocation_.layers, allocation_.heads, table.ctypes.data
-        rules.own_sites = allocation_.own_sites
+        rules.own_sites, rules.bit_curves = allocation_.own_sites, allocation_.has_bits
         rules.table = table  # type: ignore[attr-defined]
     if sparsity.thresholds is not None:
         sites = max(sparsity.sites, thresholds.MLP_SITES)

@@ -7,7 +7,17 @@ import torch
 
 from solm.core.actions import FULL_BITS
 from solm.core.cost import ModelShapes
-from solm.core.shares import KVBudget, bits_share, ceil_share, kv_budget, realised_mlp, site_parts, site_shares
+from solm.core.nested import HIGH_BITS
+from solm.core.shares import (
+    KVBudget,
+    bits_share,
+    ceil_share,
+    channel_weights,
+    kv_budget,
+    realised_mlp,
+    site_parts,
+    site_shares,
+)
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import SITES
 
@@ -21,7 +31,8 @@ class Plan:
 
     keep: [N, Q, 3] float64 (κ, ρ, bits); kv: the KV budget; shares: [N, Q, 3] float64 that layers realise (κ, ρ, b/16).
     Under an allocation layers differ: shares are [layers, N, Q, 3], and `at` gives the plan of one of them.
-    of_layer: the shares [N, Q] of channels that the sites of one layer keep, where layers differ.
+    of_layer: the shares [N, Q] of channels that the sites of one layer keep, where layers differ. weights_of_layer:
+    what a channel of each site counts there, [N, Q] or 1.
     parts: what every site counts of the realised share of channels.
     sparse_attention, sparse_mlp, low_bits: whether any step of the pass uses that axis, read from the device once
     a pass so that an axis that nobody uses costs nothing.
@@ -36,6 +47,7 @@ class Plan:
     sparse_mlp: bool
     low_bits: bool
     of_layer: tuple[torch.Tensor, ...] | None = None
+    weights_of_layer: tuple[torch.Tensor | float, ...] | None = None
     _counts: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -54,11 +66,33 @@ class Plan:
         if self.sparsity.allocation is None:
             return self
         kv = replace(self.kv, pages=self.kv.pages[layer])
-        return replace(self, kv=kv, of_layer=tuple(share[layer] for share in self._site_shares), _counts={})
+        shares = tuple(share[layer] for share in self._site_shares)
+        weights = tuple(weight if isinstance(weight, float) else weight[layer] for weight in self._channel_weights)
+        return replace(self, kv=kv, of_layer=shares, weights_of_layer=weights, _counts={})
 
     @cached_property
     def _site_shares(self) -> list[torch.Tensor]:
         return site_shares(self.keep[..., 1], self.sparsity)
+
+    @cached_property
+    def _channel_weights(self) -> list[torch.Tensor | float]:
+        return channel_weights(self.keep[..., 1], self.sparsity)
+
+    def channel_weight(self, site: int) -> torch.Tensor | float:
+        """What a channel of a site counts of the realised share: 1, or less [N, Q] float64 where the allocation has
+        steps read only the upper bits of its weights."""
+        return 1.0 if self.weights_of_layer is None else self.weights_of_layer[site]
+
+    def upper_bits_only(self, site: int) -> torch.Tensor | None:
+        """The steps [N, Q, 1] bool that read only the upper bits of the weights of an MLP's site; None: none does."""
+        if self.sparsity.bits_site != "weights":
+            return None
+        asked = self.bits <= HIGH_BITS if self.low_bits else None
+        weight = self.channel_weight(site)
+        if isinstance(weight, float) or not self.sparse_mlp:
+            return asked
+        by_layer = (weight < 1)[..., None]
+        return by_layer if asked is None else asked | by_layer
 
     def share(self, site: int) -> torch.Tensor:
         """The share of channels that steps keep at a site: [N, Q]."""
@@ -83,9 +117,13 @@ class Plan:
         """The plan with its tensors on `device`."""
         kv = KVBudget(self.kv.window_start.to(device), self.kv.pages.to(device))
         of_layer = None if self.of_layer is None else tuple(share.to(device) for share in self.of_layer)
+        weights = self.weights_of_layer
+        if weights is not None:
+            weights = tuple(weight if isinstance(weight, float) else weight.to(device) for weight in weights)
         return replace(
-            self, keep=self.keep.to(device), kv=kv, shares=self.shares.to(device), of_layer=of_layer, _counts={}
-        )
+            self, keep=self.keep.to(device), kv=kv, shares=self.shares.to(device), of_layer=of_layer,
+            weights_of_layer=weights, _counts={},
+        )  # fmt: skip
 
     @cached_property
     def bits(self) -> torch.Tensor:

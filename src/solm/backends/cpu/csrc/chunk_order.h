@@ -22,7 +22,7 @@ struct ChunkOrder {
     bool high_only;
   };
   std::vector<Part> page_parts, query_parts;  // of one page; whose queries make a block
-  // The places of steps in products of the MLP: first of those that read all bits, then of the others.
+  // The places of steps in the product of an MLP's site: first of those that read all bits, then of the others.
   Range full, high;
   std::vector<int32_t> place, at_place;  // of every step, and which one is there
 
@@ -40,7 +40,13 @@ struct ChunkOrder {
       if (!next || alone || query_parts.back().alone || query_parts.back().count == most) query_parts.push_back({t, 0, alone});
       ++page_parts.back().count, ++query_parts.back().count;
     }
-    const auto reads_all_bits = [](const Step& step) { return !step.plan.high_halves_only; };
+  }
+
+  // Places the steps for the weights that one site of a layer's MLP reads.
+  void arrange_bits(const SparsityRules& rules, const Step* steps, int count, int layer, int site) {
+    const auto reads_all_bits = [&](const Step& step) {
+      return !step.plan.high_halves_only && !reads_upper_only(rules, layer, site, step.plan.channel_share);
+    };
     const int whole = int(std::count_if(steps, steps + count, reads_all_bits)), second = rounded_up(whole, ROW_STEP);
     full = {0, whole, false}, high = {second, second + count - whole, true};
     for (int t = 0, next[2] = {second, 0}; t < count; ++t) {

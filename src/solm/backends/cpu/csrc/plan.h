@@ -10,14 +10,16 @@
 namespace solm {
 
 // What one step spends in a layer. channels: those that every site keeps; bits, group: rounding of activations; high_halves_only:
-// the low halves of nested weights are not read. sparse: pages are selected; `pages` of those `between` sinks and window, whose
+// the low halves of nested weights are not read, whatever the layer; upper_only: the same at a site of this layer, by its
+// allocation. sparse: pages are selected; `pages` of those `between` sinks and window, whose
 // first page starts at window_start, while `always` tokens are read in any case.
 //
 // Under an allocation, pages and channels are those of the average layer until `layer_plan` and `pages_read` apply it to
 // `page_share` and `channel_share`. limit: under thresholds, the least |x| of a channel that a site keeps, as `layer_plan` finds
 // it; below 0 the numbers of channels hold. oldest: the first token that a layer's attention sees.
 struct Plan {
-  int32_t channels[SITES], bits, high_halves_only, group, sparse, sinks, window_start, pages, between, always, oldest;
+  int32_t channels[SITES], upper_only[SITES];
+  int32_t bits, high_halves_only, group, sparse, sinks, window_start, pages, between, always, oldest;
   double page_share, channel_share;
   float limit[SITES];
 };
@@ -49,7 +51,7 @@ inline Plan make_plan(const SparsityRules& rules, const Sizes& s, const double* 
   for (int site = 0; site < SITES; ++site) {
     const int size = site_size(s, site);
     plan.channels[site] = drops(rules, site) ? int(ceil_share(site == HIDDEN ? hidden_keep : keep[1], size)) : size;
-    plan.limit[site] = -1;
+    plan.upper_only[site] = 0, plan.limit[site] = -1;
   }
   plan.bits = rules.weight_bits ? int32_t(FULL_BITS) : int32_t(keep[2]);
   plan.high_halves_only = rules.weight_bits && keep[2] <= HIGH_BITS;
@@ -85,6 +87,12 @@ inline float limit_at(const SparsityRules& rules, int layer, int site, double sh
   return limit[0] + float(place - below) * (limit[1] - limit[0]);
 }
 
+// Whether an allocation has a step read only the upper bits of an MLP's weights, where the average layer keeps `share`.
+inline bool reads_upper_only(const SparsityRules& rules, int layer, int site, double share) {
+  if (!rules.bit_curves || site > HIDDEN) return false;
+  return allocated_share(rules, rules.layers * (rules.heads + 1 + rules.own_sites + site) + layer, share) < 0.5;
+}
+
 // The plan of one layer, apart from its pages. Under thresholds its numbers of channels are those to expect.
 inline Plan layer_plan(const SparsityRules& rules, const Sizes& s, Plan plan, int layer) {
   if (!rules.allocation && !rules.thresholds) return plan;
@@ -96,6 +104,7 @@ inline Plan layer_plan(const SparsityRules& rules, const Sizes& s, Plan plan, in
     double kept = site == HIDDEN && rules.hidden_power == 2 ? share * share : share;
     if (site > INPUT && site <= rules.own_sites) kept = allocated_share(rules, s.layers * (rules.heads + site) + layer, average);
     plan.channels[site] = int(ceil_share(kept, site_size(s, site)));
+    plan.upper_only[site] = reads_upper_only(rules, layer, site, average);
     if (rules.thresholds) plan.limit[site] = kept < 1 ? limit_at(rules, layer, site, kept) : -1;
   }
   return plan;
@@ -104,14 +113,19 @@ inline Plan layer_plan(const SparsityRules& rules, const Sizes& s, Plan plan, in
 // A layer's plan at a site: bits are those of the MLP.
 inline Plan at_site(Plan plan, int site) {
   if (site >= QKV) plan.bits = int32_t(FULL_BITS), plan.high_halves_only = 0;
+  plan.high_halves_only |= plan.upper_only[site];
   return plan;
 }
 
-// The share of channels of `layers` layers that keep so many of their sites' altogether.
-template <typename Count>
-double share_of_kept(const SparsityRules& rules, const Sizes& s, const Count* kept, int layers) {
+// What a channel counts of its site's share.
+inline double channel_weight(const SparsityRules& rules, const Plan& plan, int site) {
+  return plan.upper_only[site] ? rules.upper_bits_part : 1;
+}
+
+// The share of channels of `layers` layers that keep so many of their sites' altogether, each counted with its weight.
+inline double share_of_kept(const SparsityRules& rules, const Sizes& s, const double* kept, int layers) {
   double of[SITES];
-  for (int site = 0; site < SITES; ++site) of[site] = double(kept[site]) / site_size(s, site);
+  for (int site = 0; site < SITES; ++site) of[site] = kept[site] / site_size(s, site);
   if (!rules.input_site || !rules.hidden_site) return of[rules.input_site ? INPUT : HIDDEN] / layers;
   const double mlp = rules.input_part * of[INPUT] + (1 - rules.input_part) * of[HIDDEN];
   if (!rules.projections) return mlp / layers;
@@ -145,7 +159,9 @@ inline double layer_share(const SparsityRules& rules, const Sizes& s, const Plan
     return (whole.always + double(pages * PAGE) / rules.heads) / kv_length;
   }
   const Plan plan = layer_plan(rules, s, whole, layer);
-  return share_of_kept(rules, s, plan.channels, 1);
+  double kept[SITES];
+  for (int site = 0; site < SITES; ++site) kept[site] = plan.channels[site] * channel_weight(rules, plan, site);
+  return share_of_kept(rules, s, kept, 1);
 }
 
 // What layers [first, last) contribute to the share that a step realises on an axis.

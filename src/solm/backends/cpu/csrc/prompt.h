@@ -122,6 +122,7 @@ struct Prompt {
     add_product(l.out, input, l.attention_output_norm, count, {every});
 
     input = input_of(H);
+    order.arrange_bits(*e.call->rules, steps, count, number, INPUT);
     each_step(count, [&](int t) {
       take_kept(number, INPUT, input, order.place[t], norm(l.mlp_norm, stream(t), H), steps[t]);
     });
@@ -130,6 +131,7 @@ struct Prompt {
         std::copy_n(y, n, result(order.at_place[i], 2 * I) + o);
       });
     input = input_of(I);
+    order.arrange_bits(*e.call->rules, steps, count, number, HIDDEN);
     each_step(count, [&](int t) {
       float* gate = result(t, 2 * I);
       activate(e.s.activation, gate, gate + I, I, gate);
@@ -160,18 +162,19 @@ struct Prompt {
     const Plan plan = at_site(layer_plan(*e.call->rules, e.s, step.plan, layer), site);
     const int n = input.channels, count = plan.channels[site];
     const float limit = plan.limit[site];
+    const double weight = channel_weight(*e.call->rules, plan, site);
     count_inputs(layer, site, x, n);
     if (limit < 0 && count >= n && plan.bits >= FULL_BITS) {
-      step.kept[site] += n;
+      step.kept[site] += n * weight;
       return take(input, place, x);
     }
     if (limit >= 0 && plan.bits >= FULL_BITS) {
-      step.kept[site] += zero_below(x, n, limit, kept.data());
+      step.kept[site] += zero_below(x, n, limit, kept.data()) * weight;
       return take(input, place, kept.data());
     }
     const int found = limit < 0 ? select(x, n, count, index.data(), picked.data())
                                 : select_from(x, n, limit, index.data(), picked.data());
-    step.kept[site] += found;
+    step.kept[site] += found * weight;
     round_to_grid(index.data(), picked.data(), found, plan.bits, plan.group ? plan.group : n);
     std::fill_n(kept.data(), n, 0.0f);
     for (int i = 0; i < found; ++i) kept[index[i]] = picked[i];

@@ -129,6 +129,10 @@ inline bool valid_rules(const Engine& e, const SparsityRules& rules, char* messa
     return refuse(message, "an allocation has curves of its own for %d sites, got %d", rules.projections ? 3 : 1, rules.own_sites);
   if (rules.own_sites && (!rules.allocation || !rules.input_site || !rules.hidden_site))
     return refuse(message, "an allocation of hidden channels needs both sites of the MLP");
+  if (rules.bit_curves && (!rules.own_sites || !rules.weight_bits))
+    return refuse(message, "an allocation of weight bits needs one of hidden channels and bits of weights");
+  if (rules.bit_curves && !(rules.upper_bits_part > 0 && rules.upper_bits_part <= 1))
+    return refuse(message, "upper_bits_part must be above 0 and at most 1, got %g", rules.upper_bits_part);
   if (rules.thresholds && rules.layers != s.layers)
     return refuse(message, "the thresholds are for %d layers, and the model has %d", rules.layers, s.layers);
   for (int i = 0; rules.thresholds && i < (rules.projections ? SITES : 2) * s.layers * PERCENTAGES; ++i)
