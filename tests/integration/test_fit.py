@@ -31,7 +31,8 @@ def timed(monkeypatch):
 
     def measure(lm, tokens, contexts, rounds, progress):
         progress(1, 1)
-        known = made_timings(lm.sparsity, lm.shapes, tuple(contexts), (0.1,) * len(contexts))
+        halved = {"halved_ms": (8.0,) * len(contexts)} if lm.sparsity.bits_site == "weights" else {}
+        known = made_timings(lm.sparsity, lm.shapes, tuple(contexts), (0.1,) * len(contexts), **halved)
         return known.model_copy(update={"model": lm.name, "backend": lm.backend.name})
 
     monkeypatch.setattr(phases, "measure", measure)
@@ -165,6 +166,37 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
     assert [point["budget"] for point in told["budgets"]] == budgets
     assert {source["name"] for source in told["measured"]["sources"]} == {"a.txt", "b.txt"}
     assert all(source["characters_per_token"] == pytest.approx(1, abs=0.02) for source in told["measured"]["sources"])
+
+
+def test_weight_bits_are_dealt_out_layer_by_layer(tiny_folder, texts, tmp_path, timed, solm):
+    """And policies that say so are loaded with weights of two halves."""
+    out, result = tmp_path / "run", tmp_path / "eval.json"
+    common = ("--data", texts, "--minutes", MINUTES, "--out", out, "--precision", "nested")
+    code, said = solm("fit", tiny_folder, *common)
+    assert not code, said.err
+    trained = TrainedPolicy.from_pretrained(out / "policy")
+    allocation = trained.config.sparsity.allocation
+    assert allocation is not None
+    assert trained.config.sparsity.bits_site == "weights"
+    found = json.loads((out / "allocation.json").read_text())
+    assert {"input_bits", "hidden_bits"} <= set(found["costs"])
+    layers = trained.config.base.layers
+    assert all(len(found["costs"][axis]) == layers for axis in ("input_bits", "hidden_bits"))
+    arms = {point["arm"] for point in json.loads((out / "evaluation.json").read_text())["points"]}
+    assert {"policy", "uniform", "constant", "teal", "upper-bits"} <= arms
+    assert "weight bits" in (out / "policy" / "README.md").read_text()
+    code, said = solm(
+        "eval", "--model", tiny_folder, "--backend", "cpu", "--policy", out / "policy", "--data", texts.split(",")[0],
+        "--budgets", "auto", "--texts", "2", "--context", "200", "--length", "40", "--baselines", "upper-bits",
+        "--out", result,
+    )  # fmt: skip
+    assert not code, said.err
+    points = json.loads(result.read_text())["points"]
+    taken = {(point["arm"], point["budget"]): point["step_ms"] for point in points}
+    for arm, budget in taken:
+        if arm != "dense":
+            assert taken[arm, budget] == pytest.approx(taken["policy", budget], rel=0.02), (arm, "equal time for all")
+    assert "nested" in load(tiny_folder, out / "policy", backend="cpu").backend.name
 
 
 def test_a_fit_that_was_stopped_at_once_goes_on_however_slow_the_machine_is_now(

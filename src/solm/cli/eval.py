@@ -78,8 +78,8 @@ def evaluate(
     baselines: Annotated[
         str | None,
         typer.Option(
-            help="More baselines: constant (always there for budgets in time), teal, drift, entropy, per-request. "
-            "drift and entropy are slow."
+            help="More baselines: constant (always there for budgets in time), teal, upper-bits, drift, entropy, "
+            "per-request. drift and entropy are slow."
         ),
     ] = None,
     oracle: Annotated[
@@ -142,6 +142,8 @@ def evaluate(
     trained = checks.trained_policy(policy, config, grid)
     if "teal" in names and tuning is None and (trained is None or trained.config.sparsity.thresholds is None):
         raise SolmError("--baselines: teal needs text to calibrate its thresholds on; give --tuning")
+    if "upper-bits" in names and (how or engine_sparsity(trained)).bits_site != "weights":
+        raise SolmError("--baselines: upper-bits needs a policy of solm fit --precision nested, or --sparsity nested")
     offered = trained.config.space if trained is not None else grid
     assert offered is not None
     asked, known = asked_budgets(budgets, "0.55,0.65,0.75", timings, trained, model, backend)

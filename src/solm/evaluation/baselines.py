@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.allocation import KNOTS, Allocation
 from solm.core.errors import SolmError
 from solm.core.thresholds import MLP_SITES, PERCENTAGES
 from solm.data.windows import TokenStream
@@ -68,5 +69,23 @@ def teal(request: BaselineRequest) -> Arm:
     return Arm(Paced(fine), plain.model_copy(update={"thresholds": thresholds}))
 
 
+def upper_bits(request: BaselineRequest) -> Arm:
+    """Steps that read only the upper bits of the MLP's weights, and exact numbers of channels, in every layer alike;
+    where the budget allows for more, some steps read everything. Raises `SolmError` for a model whose weights cannot be
+    read in part."""
+    lm, space = request.lm, request.space
+    plain = lm.sparsity.exact.under(None)
+    if plain.bits_site != "weights" or plain.hidden_power != 2:
+        raise SolmError("the arm upper-bits needs weights that can be read in part: --precision nested")
+    even = tuple(knot / (KNOTS - 1) for knot in range(KNOTS))
+    never, squares = (0.0,) * (KNOTS - 1) + (1.0,), tuple(share**2 for share in even)
+    curves = {"attention": even, "mlp": even, "hidden": squares, "input_bits": never, "hidden_bits": never}
+    if plain.projection_part:
+        curves |= {"qkv": even, "out": even}
+    alike = Allocation(**{name: (curve,) * lm.shapes.layers for name, curve in curves.items()})
+    fine = ActionSpace(attention=_percents(space.attention[0]), mlp=_percents(space.mlp[0]))
+    return Arm(Static(fine), plain.under(alike))
+
+
 Baseline = Callable[[BaselineRequest], Arm]
-BASELINES: dict[str, Baseline] = {"constant": constant, "teal": teal}
+BASELINES: dict[str, Baseline] = {"constant": constant, "teal": teal, "upper-bits": upper_bits}

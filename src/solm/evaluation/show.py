@@ -11,7 +11,7 @@ from solm.evaluation.result import Difference, EvaluationResult, Point, TaskResu
 COLOURS = {
     "policy": "#0b7285", "allocated": "#e8590c", "uniform": "#a61e4d", "random": "#868e96", "tuned": "#f08c00",
     "token-table": "#9c36b5", "oracle": "#2f9e44", "entropy": "#1971c2", "drift": "#c2255c", "constant": "#364fc7",
-    "teal": "#343a40", "per-request": "#66a80f",
+    "teal": "#343a40", "per-request": "#66a80f", "upper-bits": "#0ca678",
 }  # fmt: skip
 
 _MISSED = 0.02

@@ -16,7 +16,7 @@ from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import ChannelThresholds
 from solm.core.timings import StepTimings, read_timings
 from solm.data.windows import TokenStream
-from solm.evaluation.baselines import BaselineRequest, constant, teal
+from solm.evaluation.baselines import BaselineRequest, constant, teal, upper_bits
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.step_timing import measure
@@ -181,6 +181,8 @@ def compare(job: Job) -> Files:
     lm = _controlled(job)
     request = BaselineRequest(lm, lm.space, None, job.texts.context, job.seed)
     rivals = {"constant": constant(request), "teal": teal(request)}
+    if lm.sparsity.bits_site == "weights":
+        rivals["upper-bits"] = upper_bits(request)
     comparisons = job.sizes("comparison").comparisons
     batches = [-(-compared.texts // compared.batch) for compared in comparisons]
     told = job.progress("comparison")

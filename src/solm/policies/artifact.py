@@ -265,6 +265,8 @@ def model_card(config: PolicyConfig, curve: BudgetCurve | None = None) -> str:
     space = config.space
     kind = "weight" if config.sparsity.bits_site == "weights" else "activation"
     tables = {"allocation": "an allocation", "thresholds": "thresholds on channels"}
+    if config.sparsity.allocation is not None and config.sparsity.allocation.has_bits:
+        tables["allocation"] = "an allocation of channels and weight bits"
     tables = {name: words for name, words in tables.items() if getattr(config.sparsity, name) is not None}
     lines = [
         "---", "library_name: solm", "license: apache-2.0", f"base_model: {config.base.name}", "tags: [solm]", "---",

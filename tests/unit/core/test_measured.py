@@ -70,6 +70,14 @@ def test_input_channels_count_the_time_that_they_take(inputs, hidden, part):
     assert found == {"input_part": pytest.approx(part, abs=1e-3), "projection_part": 0}
 
 
+@pytest.mark.parametrize(("halved", "part"), [(7.0, 0.5), (8.5, 0.75), (10.5, 1.0), (4.0, 0.5)])
+def test_upper_bits_count_the_time_that_they_take(halved, part):
+    """Of the 6 ms of all channels; at least half of it, as half of the bytes are read."""
+    nested = SparsityConfig.preset("nested")
+    known = sites(4, 2).model_copy(update={"halved_ms": (halved, halved)})
+    assert measured_parts(known, nested, SHAPES)["upper_bits_part"] == pytest.approx(part)
+
+
 @pytest.mark.parametrize("projected", [0.3, 0.0, 4.0])
 def test_inputs_of_projections_count_the_time_that_they_take(projected):
     """From a quarter of the part of their weights to all of it."""

@@ -6,7 +6,7 @@ import pytest
 from helpers.policies import EVEN
 from solm.core.allocation import Allocation
 from solm.core.thresholds import PERCENTAGES
-from solm.training.site_curves import PROBES, left_out, priced_curves, site_losses
+from solm.training.site_curves import BIT_PROBES, PROBES, bit_losses, left_out, priced_curves, site_losses
 
 SPREAD = np.linspace(1, 0, PERCENTAGES)
 """Quantiles of |x| that is evenly spread from 0 to 1: a share s leaves out the mean square (1 - s)³ / 3."""
@@ -56,3 +56,48 @@ def test_curves_lose_less_than_uniform_shares():
     ours = (sensitivity[..., None] * (1 - shares) ** 3).sum((0, 1))
     alike = sensitivity.sum() * (1 - np.array(EVEN)) ** 3
     assert (ours[2:-1] < 0.8 * alike[2:-1]).all()
+
+
+UPPER = 0.6
+PARTS = (0.6, 0.25, 0.1, 0.05)
+
+
+def priced_with_bits(of_bits):
+    """Curves of three layers [layers, sites, knots], and of the bits of their first two sites, 1 or 0."""
+    sensitivity = np.array([[3.0, 0.5, 0.5, 0.2], [1.0, 2.0, 0.3, 0.2], [0.4, 1.0, 0.4, 0.3]])
+    lost = sensitivity[..., None] * (1 - KEPT) ** 3
+    costs = {"mlp": np.zeros((3, 2)), "input_bits": of_bits[:, :1], "hidden_bits": of_bits[:, 1:]}
+    curves = priced_curves(lost, PARTS, bit_losses(costs, len(PARTS)), UPPER)
+    assert list(curves) == [*PROBES, *BIT_PROBES]
+    Allocation(attention=(EVEN,) * 3, **curves)  # raises for what is no allocation
+    shares, bits = (np.stack([np.array(curves[axis]) for axis in some], 1) for some in (PROBES, BIT_PROBES))
+    return shares, bits, lost
+
+
+def test_lower_bits_go_where_they_are_worth_less_than_their_time():
+    shares, bits, _ = priced_with_bits(np.array([[1e-4, 10.0], [1e-4, 10.0], [10.0, 1e-4]]))
+    assert set(np.unique(bits)) <= {0, 1}
+    assert (bits[:2, 0, 1:10] == 0).all()
+    assert (bits[2, 1, 1:10] == 0).all()
+    assert (bits[:2, 1] == 1).all(), "what loses 10 nats is read whole"
+    assert (bits[2, 0] == 1).all()
+    assert (bits[..., -1] == 1).all()
+    weights = np.where(np.concatenate([bits, np.ones_like(bits)], 1) == 1, 1.0, UPPER)
+    realised = np.tensordot(PARTS, shares * weights, (0, 1)).mean(0)
+    assert (realised <= np.array(EVEN) + 1e-6).all()
+    assert np.allclose(realised[1:-3], np.array(EVEN)[1:-3], atol=0.02)
+
+
+def test_bits_that_lose_much_change_no_curve():
+    shares, bits, lost = priced_with_bits(np.full((3, 2), 1e3))
+    assert (bits == 1).all()
+    alone = priced_curves(lost, PARTS)
+    assert np.array_equal(shares, np.stack([np.array(curve) for curve in alone.values()], 1))
+
+
+def test_bits_that_lose_nothing_leave_more_channels():
+    shares, bits, lost = priced_with_bits(np.zeros((3, 2)))
+    alone = np.stack([np.array(curve) for curve in priced_curves(lost, PARTS).values()], 1)
+    assert (bits[..., :15] == 0).all(), "but where the price of time is next to nothing"
+    assert (shares[:, :2, 3:10] >= alone[:, :2, 3:10]).all()
+    assert (shares[:, :2, 8] > alone[:, :2, 8]).mean() > 0.8
