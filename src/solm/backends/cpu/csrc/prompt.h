@@ -162,19 +162,16 @@ struct Prompt {
     const Plan plan = at_site(layer_plan(*e.call->rules, e.s, step.plan, layer), site);
     const int n = input.channels, count = plan.channels[site];
     const float limit = plan.limit[site];
-    const double weight = channel_weight(*e.call->rules, plan, site);
+    const auto add = [&](int kept) { step.kept[site] += kept * channel_weight(*e.call->rules, plan, site); };
     count_inputs(layer, site, x, n);
-    if (limit < 0 && count >= n && plan.bits >= FULL_BITS) {
-      step.kept[site] += n * weight;
-      return take(input, place, x);
-    }
+    if (limit < 0 && count >= n && plan.bits >= FULL_BITS) return add(n), take(input, place, x);
     if (limit >= 0 && plan.bits >= FULL_BITS) {
-      step.kept[site] += zero_below(x, n, limit, kept.data()) * weight;
+      add(zero_below(x, n, limit, kept.data()));
       return take(input, place, kept.data());
     }
     const int found = limit < 0 ? select(x, n, count, index.data(), picked.data())
                                 : select_from(x, n, limit, index.data(), picked.data());
-    step.kept[site] += found * weight;
+    add(found);
     round_to_grid(index.data(), picked.data(), found, plan.bits, plan.group ? plan.group : n);
     std::fill_n(kept.data(), n, 0.0f);
     for (int i = 0; i < found; ++i) kept[index[i]] = picked[i];
