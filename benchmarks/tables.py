@@ -8,6 +8,7 @@ import argparse
 import re
 import sys
 
+import statements_bits  # noqa: F401
 import statements_ladder  # noqa: F401  (registers its statements)
 import statements_larger  # noqa: F401
 import statements_paper  # noqa: F401

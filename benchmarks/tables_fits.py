@@ -1,14 +1,19 @@
 """The tables about policies of `solm fit`: what they lose at equal milliseconds, and what fitting takes."""
 
+import numpy as np
+
 import published as of
 from cells import interval, markdown, signed, table
 from published import Difference
+
+_NAMES = {"teal": "thresholds", "upper-bits": "upper bits"}
 
 
 def fitted_policy(size: str) -> str:
     """What a policy of `solm fit` loses at equal milliseconds, and against what."""
     points = of.read(f"fitted-{size}")["points"]
-    dense, arms = points[0], ("policy", "allocated", "teal", "constant", "uniform")
+    dense, measured = points[0], {point["arm"] for point in points}
+    arms = [arm for arm in ("policy", "allocated", "teal", "constant", "uniform", "upper-bits") if arm in measured]
     rows = []
     for budget in sorted({point["budget"] for point in points if point["arm"] == "policy"}):
         found = {point["arm"]: point for point in points if point["budget"] == budget}
@@ -19,7 +24,7 @@ def fitted_policy(size: str) -> str:
              f"{ours['axes']['mlp']:.2f}", *(signed(found[arm]["nats"] - dense["nats"]) for arm in arms),
              *(interval(Difference.of(found[arm]["difference"])) for arm in arms[1:])]
         )  # fmt: skip
-    names = [{"teal": "thresholds"}.get(arm, arm) for arm in arms]
+    names = [_NAMES.get(arm, arm) for arm in arms]
     against = (f"policy − {name}" for name in names[1:])
     return markdown(("Share of the dense step's time", "ms", "speed", "pages", "MLP", *names, *against), rows)
 
@@ -45,6 +50,42 @@ def fitted_smallest() -> str:
 def fitted_long() -> str:
     """What the policy of the 0.5B loses after long contexts."""
     return fitted_policy("0.5b-8192-zen5")
+
+
+BITS, CLOCKED_BITS, INT8_SETTINGS = "fitted-0.5b-bits", "budgets-0.5b-bits", "settings-0.5b-bits"
+
+
+@table
+def fitted_bits() -> str:
+    """What a policy that also chooses weight bits loses, on a model in 8 bits."""
+    return fitted_policy(BITS.removeprefix("fitted-"))
+
+
+def speed_for_loss(most: float, name: str = BITS) -> float:
+    """How many times as fast as dense steps the policy of an evaluation is that loses at most so many nats, between its
+    budgets as a policy's curve reads them."""
+    points = of.read(name)["points"]
+    dense = points[0]
+    found = sorted((p["step_ms"] / dense["step_ms"], p["nats"] - dense["nats"]) for p in points if p["arm"] == "policy")
+    shares, losses = np.array([*found, (1.0, 0.0)]).clip(0).T
+    losses = np.maximum.accumulate(losses[::-1])[::-1]
+    return 1 / float(np.interp(-most, -losses, shares))
+
+
+@table
+def clocked_bits() -> str:
+    """Its steps on the clock, beside dense steps in other precisions."""
+    arms = of.read(CLOCKED_BITS)["arms"]
+    dense = arms["int8, dense"]["ms"]["median"]
+    names = {"dense": "nested, dense"} | {name: f"nested, {name}" for name in arms if name.startswith("budget")}
+    rows = [
+        [names.get(name, name), f"{arm['ms']['median']:.1f}", f"{arm['ratio']:.2f}×",
+         f"{dense / arm['ms']['median']:.2f}×", f"{arm['realised']:.3f}" if "realised" in arm else "—"]
+        for name, arm in arms.items()
+    ]  # fmt: skip
+    return markdown(
+        ("Steps", "ms", "speed, nested dense = 1", "speed, int8 dense = 1", "share of the time by step times"), rows
+    )
 
 
 ORACLE = "oracle/fitted-0.5b"

@@ -15,14 +15,14 @@ RESULTS = ROOT / "docs" / "results"
 FILES = sorted(path.relative_to(RESULTS).as_posix() for path in RESULTS.rglob("*.json*"))
 KINDS = {"evaluation": EvaluationResult, "tasks": TaskResult}
 BENCHMARKS = {
-    "adherence", "allocation", "batch", "best-of", "between-steps", "dial", "engine", "features", "fidelity",
+    "adherence", "allocation", "batch", "best-of", "between-steps", "budgets", "dial", "engine", "features", "fidelity",
     "fits", "free-running", "governor", "gpu", "graded", "grammars", "ladder", "fine-tuning", "kv-cache", "kv-drift",
     "learning", "long-context", "neighbours", "policy-cost", "precision", "domains", "rollout", "serve", "settings",
     "shedding", "constrained", "tasks-speed", "thresholds", "variants",
 }  # fmt: skip
 ARMS = {
     "dense", "policy", "uniform", "allocated", "constant", "tuned", "random", "teal", "oracle", "token-table", "top-p",
-    "entropy", "drift", "per-request", "given",
+    "entropy", "drift", "per-request", "given", "upper-bits",
 }  # fmt: skip
 
 

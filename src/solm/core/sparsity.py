@@ -41,7 +41,7 @@ class SparsityConfig(BaseModel):
     """Where it is not 0, steps also drop inputs of attention's projections: of the query, key and value projections,
     and of the output projection. It is the part of the realised share that these count, between them by their
     weights."""
-    upper_bits_part: float = Field(5 / 9, gt=0, le=1)
+    upper_bits_part: float = Field(0.556, gt=0, le=1)
     """What a channel of the MLP counts of the realised share where an `allocation` has its weights read without their
     lower bits: by default the part of the bytes (`solm.core.nested`)."""
     bits_site: Literal["input", "output", "weights"] = "input"
