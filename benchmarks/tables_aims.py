@@ -60,7 +60,7 @@ def _speeds() -> list[list[str]]:
         fastest, texts = speed_for_loss(most), of.settings(BITS)["texts"]
         rows.append(
             [f"the same with weight bits, 0.5B in 8 bits after 1,024 tokens, losing at most {most} nats", f"{wanted}×",
-             f"{fastest:.2f}×, {texts} texts", _met(fastest >= wanted)]
+             f"{fastest:.3f}×, {texts} texts", _met(fastest >= wanted)]
         )  # fmt: skip
     return rows
 

@@ -14,6 +14,7 @@ from helpers.weights import GRID_SIZES
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.core.allocation import KNOTS, Allocation
+from solm.core.errors import DataError
 from solm.core.shares import realised_mlp
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import ChannelThresholds
@@ -120,6 +121,17 @@ def test_a_dense_row_does_not_notice_which_bits_its_neighbours_read(rows):
     assert not torch.isclose(mixed[1:], dense[1:]).all(-1).any()
 
 
+@compiled
+@pytest.mark.parametrize("part", [0.0, 1.5, float("nan")])
+def test_the_engine_refuses_a_part_that_makes_no_sense(part):
+    """Also where a sparsity was made without the checks of `SparsityConfig`."""
+    sparsity = ruled((ALL, ALL), (ALL, ALL))
+    engine = engine_of(tiny_model("llama", torch.float32, **SIZES), sparsity, "nested")
+    session = CpuSession(engine, sparsity.model_copy(update={"upper_bits_part": part}))
+    with pytest.raises(DataError, match="upper_bits_part must be above 0 and at most 1"):
+        session.prefill(tokens(1, 20))
+
+
 def test_allocations_of_bits_that_fit_nothing_are_refused():
     for change, words in (
         ({"input_bits": (ALL, ALL)}, "need each other and hidden"),
@@ -131,6 +143,9 @@ def test_allocations_of_bits_that_fit_nothing_are_refused():
     ):
         with pytest.raises(ValidationError, match=words):
             Allocation(attention=(EVEN, EVEN), mlp=(EVEN, EVEN), **change)
+    for part in (0, 1.5):
+        with pytest.raises(ValidationError, match="upper_bits_part"):
+            SparsityConfig(upper_bits_part=part)
     bits = ruled((ALL, ALL), (ALL, ALL)).allocation
     with pytest.raises(ValidationError, match="needs bits_site 'weights', got 'input'"):
         SparsityConfig(window=16, allocation=bits)

@@ -14,7 +14,7 @@ from solm.core.timings import LEVELS, StepTimings
 _PART_RANGE = 0.15
 """How far from the part of the weights a measured `input_part` may lie: timings are noisy, and shares depend on it."""
 _UPPER_RANGE = (0.5, 1.0)
-"""In which a measured `upper_bits_part` is believed: less than the bytes that are read it cannot be."""
+"""In which a measured `upper_bits_part` is believed: half of the bits take at least half of the time."""
 Rates = tuple[float, float, float]
 """Per axis what the whole of it costs, in one unit for all axes."""
 

@@ -77,10 +77,10 @@ def evaluate(
 
     All baselines and the rivals get, per text and axis, the average that the policy *realised* (without a policy: the
     budget itself, in `space`), so that all take equal milliseconds, those under thresholds nearly so; tuned gets its
-    net keep. Where the sparsity has an allocation, all arms but uniform and teal follow it; where it has thresholds,
-    uniform and constant keep exact numbers of channels. partial: a file that holds finished batches, so that an
-    interrupted evaluation goes on. progress: called with batches done and in all. tuning: text to choose tuned on,
-    which is left out without it. rivals: more policies and baselines, by name.
+    net keep. Where the sparsity has an allocation, all arms but uniform, teal and upper-bits follow it; where it has
+    thresholds, uniform, constant and upper-bits keep exact numbers of channels. partial: a file that holds finished
+    batches, so that an interrupted evaluation goes on. progress: called with batches done and in all. tuning: text to
+    choose tuned on, which is left out without it. rivals: more policies and baselines, by name.
     """
     space = lm.space if space is None else space
     offer = lm.offer(lm.policy("static", space))

@@ -34,12 +34,12 @@ CHECKED = {"attention": (0.1, 0.2, 0.4), "mlp": (0.5, 0.7, 0.9)}
 
 def axes_of(sparsity: SparsityConfig) -> tuple[str, ...]:
     """What an allocation deals out: sites apart where hidden channels keep less than input channels."""
-    return ("attention", *site_axes(sparsity)) if sparsity.hidden_power > 1 else tuple(SHARES)
+    return ("attention", *list(PROBES)[: sparsity.sites]) if sparsity.hidden_power > 1 else tuple(SHARES)
 
 
 def site_axes(sparsity: SparsityConfig) -> tuple[str, ...]:
-    """The sites of a layer that an allocation of channels deals out by one price, and the bits of weights where these
-    are an axis."""
+    """What `solm fit` deals out by one price: the sites of a layer, and the bits of its weights where these can be read
+    in part."""
     return (*list(PROBES)[: sparsity.sites], *(BIT_PROBES if sparsity.bits_site == "weights" else ()))
 
 
