@@ -16,7 +16,7 @@ from solm.evaluation.step_timing import ALONE, STEPS
 from solm.fitting.texts import SCORED
 from solm.runtime.language_model import LanguageModel
 from solm.training.allocate import CHECKED, SITES_APART
-from solm.training.site_curves import PROBES
+from solm.training.site_curves import BIT_PROBES, PROBES
 
 PHASES = {
     "timings": 0.08, "thresholds": 0.02, "allocation": 0.25, "own texts": 0.02, "samples": 0.28, "level costs": 0.1,
@@ -31,6 +31,7 @@ OWN_ROWS = 4
 """Texts that the model continues together: few, because each of them holds keys and values."""
 _MOST_OWN = 64
 _ARMS = 5
+"""Of the comparison, beside dense steps; with weight bits one more."""
 _CONTEXTS = (128, 512, 1024, 4096, 8192)
 _LEVELS, _LEVEL_LENGTH = 12, 64
 """Passes of the preset `sites`, the dense one and both axes, and tokens of each, that level costs need after a text."""
@@ -171,7 +172,8 @@ def plan(
     batches = seconds["samples"] / (read + (SCHEDULES + 1) * _SAMPLE_LENGTH / speed.score)
     costs = seconds["level costs"] / (read + _LEVELS * _LEVEL_LENGTH / speed.score)
     long_contexts, long_texts = _long_contexts(seconds["long contexts"], speed, context, longest)
-    texts, comparisons = _comparisons(seconds["comparison"], speed, logits, context, longest, windows)
+    arms = _ARMS + bool(set(sites) & set(BIT_PROBES))
+    texts, comparisons = _comparisons(seconds["comparison"], speed, logits, context, longest, windows, arms)
     measured = seconds["thresholds"] / read
     found = dict(zip(_LEAST, (rounds + 1, measured, half, batches, costs, texts), strict=True))
     needed = {name: _LEAST[name] / count for name, count in found.items() if name != "timings"}  # times the minutes
@@ -212,13 +214,13 @@ def _long_contexts(seconds: float, speed: Speed, context: int, longest: int) -> 
 
 
 def _comparisons(
-    seconds: float, speed: Speed, logits: int, context: int, longest: int, windows: Callable[[int], int]
+    seconds: float, speed: Speed, logits: int, context: int, longest: int, windows: Callable[[int], int], arms: int
 ) -> tuple[float, tuple[Compared, ...]]:
     """The texts that a comparison after `context` alone has time for, and the comparisons to make."""
     length = min(64, logits // BUDGETS)
 
     def compared(after: int, part: float, least: float = 0.0) -> tuple[float, Compared]:
-        text = after / speed.prefill + (1 + _ARMS * BUDGETS) * length / speed.score
+        text = after / speed.prefill + (1 + arms * BUDGETS) * length / speed.score
         affordable = part * seconds / text
         texts = min(max(affordable, least), windows(after + length + 1), 200)
         together = int(min(8, logits // (BUDGETS * length), _UNIT / text))

@@ -46,6 +46,15 @@ def test_kv_heads_are_told_apart_only_where_pages_save_time_and_there_is_enough(
     assert plan(10, SPEED, SMALL, **PLACE, attention=0.2).allocation_axes == SITES
 
 
+def test_weight_bits_take_probes_and_an_arm():
+    bits = (*SITES, "input_bits", "hidden_bits")
+    without, with_bits = (plan(45, SPEED, SMALL, **PLACE, sites=sites) for sites in (SITES, bits))
+    assert with_bits.allocation_axes == bits
+    assert with_bits.allocation_texts < without.allocation_texts
+    taken = sum(c.texts * (c.context / SPEED.prefill + 31 * c.length / SPEED.score) for c in with_bits.comparisons)
+    assert taken == pytest.approx(60 * 45 * PHASES["comparison"], rel=0.1)
+
+
 def test_too_few_minutes_are_refused_with_what_is_needed():
     for speed in (SPEED, Speed(2500, 1500, 0.2)):
         with pytest.raises(SolmError, match=r"--minutes: 0.2 is too short for the .* give at least") as refused:
