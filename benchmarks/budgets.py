@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import solm
-from common import finish, numbers, parser
+from common import finish, numbers, parser, spread
 from solm.backends.session import Session
 from solm.data.windows import token_stream
 from timed_engines import shown
@@ -83,8 +83,7 @@ def main() -> int:
     arms: dict[str, Any] = {}
     for name, found in times.items():
         ratios = [dense / ms for dense, ms in zip(times["dense"], found, strict=True)]
-        arms[name] = {"ms": {"median": statistics.median(found), "low": min(found), "high": max(found)},
-                      "rounds": found, "ratio": statistics.median(ratios)}  # fmt: skip
+        arms[name] = {"ms": spread(found), "rounds": found, "ratio": statistics.median(ratios)}
         if name in budgets:
             arms[name] |= {"asked": budgets[name][0], "realised": statistics.mean(shares[name])}
     lines = [

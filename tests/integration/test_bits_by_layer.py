@@ -102,6 +102,19 @@ def test_the_engine_follows_the_allocation_as_the_simulation_does(limits, step_b
     simulated.detach()
 
 
+@pytest.mark.parametrize("part", [PART, 1.0])
+def test_the_simulation_reads_upper_bits_whatever_they_cost(part):
+    model = tiny_model("llama", torch.float64, **SIZES)
+    simulated, never = TorchBackend(model), ruled((NEVER, NEVER), (NEVER, NEVER), ALL)
+    never = never.model_copy(update={"upper_bits_part": part})
+    plain = SparsityConfig(window=16, bits_site="weights")
+    found = run(simulated.session(never), keep_of((1.0, 0.9, 16), 2, 30))
+    expected = run(simulated.session(plain), keep_of((1.0, 1.0, 4), 2, 30))
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-9)
+    assert torch.allclose(found.realised[..., 1], torch.tensor(part, dtype=torch.float64))
+    simulated.detach()
+
+
 @compiled
 @pytest.mark.parametrize("rows", [3, 19])
 def test_a_dense_row_does_not_notice_which_bits_its_neighbours_read(rows):

@@ -107,17 +107,17 @@ def site_shares(keep: AnyArray, sparsity: SparsityConfig) -> list[AnyArray]:
     return shares
 
 
-def channel_weights(keep: AnyArray, sparsity: SparsityConfig) -> list[Any]:
+def channel_costs(keep: AnyArray, sparsity: SparsityConfig) -> list[Any]:
     """What a channel of each site counts of the realised share at keep rates keep [...]: 1, or under an allocation of
     weight bits [layers, ...] float64."""
     allocation = sparsity.allocation
     if allocation is None or not allocation.has_bits:
         return [1.0] * sparsity.sites
-    rates, part, weights = as_numpy(keep), sparsity.upper_bits_part, []
+    rates, part, costs = as_numpy(keep), sparsity.upper_bits_part, []
     for site in range(sparsity.sites):
         whole = allocation.reads_all_bits(rates, site)
-        weights.append(1.0 if whole is None else in_kind(np.where(whole, 1.0, part), keep))
-    return weights
+        costs.append(1.0 if whole is None else in_kind(np.where(whole, 1.0, part), keep))
+    return costs
 
 
 def realised_mlp(keep: AnyArray, sparsity: SparsityConfig, shapes: ModelShapes) -> AnyArray:
@@ -125,11 +125,11 @@ def realised_mlp(keep: AnyArray, sparsity: SparsityConfig, shapes: ModelShapes) 
     [...], or under an allocation [layers, ...]."""
     sizes = (shapes.hidden, shapes.intermediate, shapes.hidden, shapes.heads * shapes.head_dim)
     rates = as_numpy(keep)
-    shares, weights = site_shares(rates, sparsity), channel_weights(rates, sparsity)
+    shares, costs = site_shares(rates, sparsity), channel_costs(rates, sparsity)
     kept = np.stack(
         [
-            _ceil_share(as_numpy(share), size) / size * weight
-            for share, size, weight in zip(shares, sizes, weights, strict=False)
+            _ceil_share(as_numpy(share), size) / size * cost
+            for share, size, cost in zip(shares, sizes, costs, strict=False)
         ]
     )
     return in_kind(np.tensordot(site_parts(sparsity, shapes), kept, 1), keep)

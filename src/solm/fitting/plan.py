@@ -146,8 +146,7 @@ def plan(
 
     context: tokens read densely. longest: tokens that model and text have room for. windows: how many texts of so many
     tokens the held-out text has room for. sites: of a layer, which the allocation tells apart. attention: the most that
-    all pages are worth, as a share of a step. strict:
-    raise `SolmError` where not even the least of every phase fits.
+    all pages are worth, as a share of a step. strict: raise `SolmError` where not even the least of every phase fits.
     """
     seconds = {name: 60 * minutes * share for name, share in PHASES.items()}
     read = context / speed.prefill

@@ -41,7 +41,7 @@ class ActivePass:
 
     def count(self, site: int, share: torch.Tensor) -> None:
         """A site of the layer in progress kept this share [N, Q] float64 of its channels under a threshold."""
-        left_out = self.plan.parts[site] * (1 - share * self.plan.channel_weight(site))
+        left_out = self.plan.parts[site] * (1 - share * self.plan.channel_cost(site))
         self._left_out = left_out if self._left_out is None else self._left_out.to(left_out.device) + left_out
 
     def realised_mlp(self) -> torch.Tensor | None:

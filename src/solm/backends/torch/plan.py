@@ -12,14 +12,13 @@ from solm.core.shares import (
     KVBudget,
     bits_share,
     ceil_share,
-    channel_weights,
     kv_budget,
     realised_mlp,
     site_parts,
     site_shares,
 )
 from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import SITES
+from solm.core.thresholds import MLP_SITES, SITES
 
 INPUT, HIDDEN, QKV, OUT = range(len(SITES))
 """Numbers of `SITES`."""
@@ -31,8 +30,9 @@ class Plan:
 
     keep: [N, Q, 3] float64 (κ, ρ, bits); kv: the KV budget; shares: [N, Q, 3] float64 that layers realise (κ, ρ, b/16).
     Under an allocation layers differ: shares are [layers, N, Q, 3], and `at` gives the plan of one of them.
-    of_layer: the shares [N, Q] of channels that the sites of one layer keep, where layers differ. weights_of_layer:
-    what a channel of each site counts there, [N, Q] or 1.
+    of_layer: the shares [N, Q] of channels that the sites of one layer keep, where layers differ. upper_of_layer:
+    by site of its MLP, the steps [N, Q] that read only the upper bits of its weights, None where the allocation does
+    not say.
     parts: what every site counts of the realised share of channels.
     sparse_attention, sparse_mlp, low_bits: whether any step of the pass uses that axis, read from the device once
     a pass so that an axis that nobody uses costs nothing.
@@ -47,7 +47,7 @@ class Plan:
     sparse_mlp: bool
     low_bits: bool
     of_layer: tuple[torch.Tensor, ...] | None = None
-    weights_of_layer: tuple[torch.Tensor | float, ...] | None = None
+    upper_of_layer: tuple[torch.Tensor | None, ...] = (None,) * MLP_SITES
     _counts: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -67,32 +67,36 @@ class Plan:
             return self
         kv = replace(self.kv, pages=self.kv.pages[layer])
         shares = tuple(share[layer] for share in self._site_shares)
-        weights = tuple(weight if isinstance(weight, float) else weight[layer] for weight in self._channel_weights)
-        return replace(self, kv=kv, of_layer=shares, weights_of_layer=weights, _counts={})
+        upper = tuple(None if steps is None else steps[layer] for steps in self._upper_bits)
+        return replace(self, kv=kv, of_layer=shares, upper_of_layer=upper, _counts={})
 
     @cached_property
     def _site_shares(self) -> list[torch.Tensor]:
         return site_shares(self.keep[..., 1], self.sparsity)
 
     @cached_property
-    def _channel_weights(self) -> list[torch.Tensor | float]:
-        return channel_weights(self.keep[..., 1], self.sparsity)
+    def _upper_bits(self) -> list[torch.Tensor | None]:
+        """By site of the MLP, [layers, N, Q] bool."""
+        allocation = self.sparsity.allocation
+        assert allocation is not None
+        whole = [allocation.reads_all_bits(self.keep[..., 1], site) for site in range(MLP_SITES)]
+        return [None if steps is None else ~steps for steps in whole]
 
-    def channel_weight(self, site: int) -> torch.Tensor | float:
+    def channel_cost(self, site: int) -> torch.Tensor | float:
         """What a channel of a site counts of the realised share: 1, or less [N, Q] float64 where the allocation has
         steps read only the upper bits of its weights."""
-        return 1.0 if self.weights_of_layer is None else self.weights_of_layer[site]
+        upper = self.upper_of_layer[site] if site < MLP_SITES else None
+        return 1.0 if upper is None else 1 - upper.double() * (1 - self.sparsity.upper_bits_part)
 
     def upper_bits_only(self, site: int) -> torch.Tensor | None:
         """The steps [N, Q, 1] bool that read only the upper bits of the weights of an MLP's site; None: none does."""
         if self.sparsity.bits_site != "weights":
             return None
         asked = self.bits <= HIGH_BITS if self.low_bits else None
-        weight = self.channel_weight(site)
-        if isinstance(weight, float) or not self.sparse_mlp:
+        upper = self.upper_of_layer[site]
+        if upper is None or not self.sparse_mlp:
             return asked
-        by_layer = (weight < 1)[..., None]
-        return by_layer if asked is None else asked | by_layer
+        return upper[..., None] if asked is None else asked | upper[..., None]
 
     def share(self, site: int) -> torch.Tensor:
         """The share of channels that steps keep at a site: [N, Q]."""
@@ -117,12 +121,10 @@ class Plan:
         """The plan with its tensors on `device`."""
         kv = KVBudget(self.kv.window_start.to(device), self.kv.pages.to(device))
         of_layer = None if self.of_layer is None else tuple(share.to(device) for share in self.of_layer)
-        weights = self.weights_of_layer
-        if weights is not None:
-            weights = tuple(weight if isinstance(weight, float) else weight.to(device) for weight in weights)
+        upper = tuple(None if steps is None else steps.to(device) for steps in self.upper_of_layer)
         return replace(
             self, keep=self.keep.to(device), kv=kv, shares=self.shares.to(device), of_layer=of_layer,
-            weights_of_layer=weights, _counts={},
+            upper_of_layer=upper, _counts={},
         )  # fmt: skip
 
     @cached_property

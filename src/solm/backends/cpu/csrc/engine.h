@@ -21,7 +21,7 @@ struct Step {
   int64_t token;
   int32_t position;
   Plan plan;
-  double kept[SITES];  // channels so far, each counted with its weight
+  double kept[SITES];  // channels so far, each counted at its cost
 };
 
 // What calls of at least LEAST_STEPS steps are processed in, a chunk of up to CHUNK_TOKENS steps at a time. See prompt.h. From

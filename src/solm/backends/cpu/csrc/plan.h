@@ -118,11 +118,11 @@ inline Plan at_site(Plan plan, int site) {
 }
 
 // What a channel counts of its site's share.
-inline double channel_weight(const SparsityRules& rules, const Plan& plan, int site) {
+inline double channel_cost(const SparsityRules& rules, const Plan& plan, int site) {
   return plan.upper_only[site] ? rules.upper_bits_part : 1;
 }
 
-// The share of channels of `layers` layers that keep so many of their sites' altogether, each counted with its weight.
+// The share of channels of `layers` layers that keep so many of their sites' altogether, each counted at its cost.
 inline double share_of_kept(const SparsityRules& rules, const Sizes& s, const double* kept, int layers) {
   double of[SITES];
   for (int site = 0; site < SITES; ++site) of[site] = kept[site] / site_size(s, site);
@@ -160,7 +160,7 @@ inline double layer_share(const SparsityRules& rules, const Sizes& s, const Plan
   }
   const Plan plan = layer_plan(rules, s, whole, layer);
   double kept[SITES];
-  for (int site = 0; site < SITES; ++site) kept[site] = plan.channels[site] * channel_weight(rules, plan, site);
+  for (int site = 0; site < SITES; ++site) kept[site] = plan.channels[site] * channel_cost(rules, plan, site);
   return share_of_kept(rules, s, kept, 1);
 }
 

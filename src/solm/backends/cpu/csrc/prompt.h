@@ -162,7 +162,7 @@ struct Prompt {
     const Plan plan = at_site(layer_plan(*e.call->rules, e.s, step.plan, layer), site);
     const int n = input.channels, count = plan.channels[site];
     const float limit = plan.limit[site];
-    const auto add = [&](int kept) { step.kept[site] += kept * channel_weight(*e.call->rules, plan, site); };
+    const auto add = [&](int kept) { step.kept[site] += kept * channel_cost(*e.call->rules, plan, site); };
     count_inputs(layer, site, x, n);
     if (limit < 0 && count >= n && plan.bits >= FULL_BITS) return add(n), take(input, place, x);
     if (limit >= 0 && plan.bits >= FULL_BITS) {

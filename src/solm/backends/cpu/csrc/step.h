@@ -178,7 +178,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     const Plan plan = at_site(plans[row], site);
     const int found = keep_channels(x, size, plan.channels[site], plan.limit[site], plan, row);
     if (thread > 0) return;
-    step.kept[site] += found * channel_weight(*e.call->rules, plan, site);
+    step.kept[site] += found * channel_cost(*e.call->rules, plan, site);
     if (uint32_t* to = e.call->histogram) count_magnitudes(x, size, to + (size_t(layer) * SITES + site) * MAGNITUDES);
   }
 
