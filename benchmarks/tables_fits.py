@@ -52,7 +52,8 @@ def fitted_long() -> str:
     return fitted_policy("0.5b-8192-zen5")
 
 
-BITS, CLOCKED_BITS, INT8_SETTINGS = "fitted-0.5b-bits", "budgets-0.5b-bits", "settings-0.5b-bits"
+BITS, LONG_BITS, LARGER_BITS = "fitted-0.5b-bits", "fitted-0.5b-8192-bits", "fitted-1.5b-bits"
+CLOCKED_BITS, INT8_SETTINGS = "budgets-0.5b-bits", "settings-0.5b-bits"
 
 
 @table
@@ -61,7 +62,19 @@ def fitted_bits() -> str:
     return fitted_policy(BITS.removeprefix("fitted-"))
 
 
-def speed_for_loss(most: float, name: str = BITS) -> float:
+@table
+def fitted_bits_long() -> str:
+    """The same after long contexts."""
+    return fitted_policy(LONG_BITS.removeprefix("fitted-"))
+
+
+@table
+def fitted_bits_larger() -> str:
+    """The same of a larger model."""
+    return fitted_policy(LARGER_BITS.removeprefix("fitted-"))
+
+
+def speed_for_loss(most: float, name: str) -> float:
     """How many times as fast as dense steps the policy of an evaluation is that loses at most so many nats, between its
     budgets as a policy's curve reads them."""
     points = of.read(name)["points"]

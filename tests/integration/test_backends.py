@@ -4,10 +4,14 @@ import shutil
 
 import pytest
 import torch
+from gguf.constants import GGMLQuantizationType as TensorType
 
 import solm as package
+from helpers.gguf_files import WIDE, write_gguf
 from helpers.models import tiny_model
 from helpers.policies import under_values
+from solm.backends.cpu.files.gguf_file import GgufFile
+from solm.backends.cpu.files.safetensors_folder import SafetensorsFolder
 from solm.core.errors import SolmError
 from solm.runtime.load import default_kv_cache, default_precision
 
@@ -94,10 +98,21 @@ def test_the_engine_is_the_default_and_says_how_it_runs(tiny_folder, caplog):
         reply = lm.generate("A long enough prompt. " * 9, budget=0.97, max_new_tokens=30, min_new_tokens=30)
         assert reply.compute.bytes == pytest.approx(0.97, abs=0.02)
     assert "cpu int8, bfloat16 KV cache, " in caplog.text
-    nested = package.SparsityConfig.preset("nested")
-    assert (default_precision(nested), default_precision(package.SparsityConfig())) == ("nested", "auto")
     assert default_kv_cache("builtin:smollm2-135m", "auto") == "int8"
     assert default_kv_cache("builtin:smollm2-135m", "bfloat16") == default_kv_cache("other", "auto") == "auto"
+
+
+def test_steps_that_leave_out_bits_of_weights_use_a_files_own_where_there_are_some(tiny_folder, tmp_path):
+    nested, plain = package.SparsityConfig.preset("nested"), package.SparsityConfig()
+    sources = {"floats": SafetensorsFolder(tiny_folder)}
+    for kind in (TensorType.Q8_0, TensorType.Q6_K, TensorType.Q5_0, TensorType.Q4_K):
+        write_gguf(tmp_path / f"{kind.name}.gguf", "llama", lambda name, kind=kind: kind, **WIDE)
+        sources[kind.name] = GgufFile(tmp_path / f"{kind.name}.gguf")
+    mixed = {"down": TensorType.Q4_K, "gate": TensorType.Q6_K, "up": TensorType.Q8_0}
+    write_gguf(tmp_path / "mixed.gguf", "llama", lambda name: mixed.get(name, TensorType.Q8_0), **WIDE)
+    sources["mixed"] = GgufFile(tmp_path / "mixed.gguf")
+    assert {name for name, source in sources.items() if default_precision(nested, source) == "auto"} == {"Q8_0", "Q6_K"}
+    assert {default_precision(plain, source) for source in sources.values()} == {"auto"}
 
 
 def test_a_model_that_is_loaded_already_stays_on_torch():

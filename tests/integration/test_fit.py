@@ -7,7 +7,9 @@ import sys
 
 import pytest
 import torch
+from gguf.constants import GGMLQuantizationType as TensorType
 
+from helpers.gguf_files import WIDE, write_gguf
 from helpers.timings import made_timings
 from solm.cli.main import main
 from solm.core.errors import RunMismatchError, SolmError
@@ -197,6 +199,28 @@ def test_weight_bits_are_dealt_out_layer_by_layer(tiny_folder, texts, tmp_path, 
         if arm != "dense":
             assert taken[arm, budget] == pytest.approx(taken["policy", budget], rel=0.02), (arm, "equal time for all")
     assert "nested" in load(tiny_folder, out / "policy", backend="cpu").backend.name
+
+
+def test_bits_of_a_gguf_file_in_8_bits_are_dealt_out_as_the_file_has_them(
+    byte_tokenizer, texts, tmp_path, timed, solm, monkeypatch
+):
+    monkeypatch.setattr("solm.cli.checks.tokenizer", lambda *_, **__: byte_tokenizer)
+    write_gguf(tmp_path / "tiny.gguf", "llama", lambda name: TensorType.Q8_0, **WIDE)
+    out = tmp_path / "run"
+    code, said = solm("fit", tmp_path / "tiny.gguf", "--data", texts, "--minutes", MINUTES, "--out", out)
+    assert not code, said.err
+    assert "the policy will also choose how many bits of the MLP's weights a step reads" in said.err
+    allocation = TrainedPolicy.from_pretrained(out / "policy").config.sparsity.allocation
+    assert allocation is not None
+    assert allocation.has_bits
+    lm = load(tmp_path / "tiny.gguf", out / "policy", tokenizer=byte_tokenizer, backend="cpu")
+    assert "nested" not in lm.backend.name
+    assert "8 bits" in lm.backend.name
+    code, said = solm("fit", tmp_path / "tiny.gguf", "--data", texts, "--out", tmp_path / "int8", "--precision", "int8",
+                      "--minutes", MINUTES)  # fmt: skip
+    assert not code, said.err
+    assert "how many bits" not in said.err
+    assert TrainedPolicy.from_pretrained(tmp_path / "int8" / "policy").config.sparsity.bits_site == "input"
 
 
 def test_a_fit_that_was_stopped_at_once_goes_on_however_slow_the_machine_is_now(

@@ -187,15 +187,12 @@ def mention_policy(config: ModelFacts) -> None:
         say(f"solm: budgets treat all layers alike; {own} was made for a model of this shape")
 
 
-def backend(
-    name: str, precision: str | None, kv_cache_dtype: str | None, dtype: str, sparsity: "SparsityConfig | None" = None
-) -> None:
+def backend(name: str, precision: str | None, kv_cache_dtype: str | None, dtype: str) -> None:
     """Check the options that say where and in what numbers a model is computed."""
     from solm.backends.cpu.engine import KV_CACHE_DTYPES, check_precision
     from solm.backends.cpu.files.layout import PRECISIONS
     from solm.backends.dtypes import dtype_name
-    from solm.core.sparsity import SparsityConfig
-    from solm.runtime.load import BACKENDS, default_precision
+    from solm.runtime.load import BACKENDS
 
     for typed, value, known in (
         ("--backend", name, BACKENDS), ("--precision", precision, PRECISIONS),
@@ -212,7 +209,7 @@ def backend(
     if name == "cpu" and dtype != "auto":
         raise SolmError(f"--dtype: {dtype} needs --backend torch; the cpu backend has --precision")
     with option("--kv-cache-dtype"):
-        check_precision(precision or default_precision(sparsity or SparsityConfig()), kv_cache_dtype or "auto")
+        check_precision(precision or "auto", kv_cache_dtype or "auto")
 
 
 def room(config: ModelFacts, tokens: int, typed: str) -> None:

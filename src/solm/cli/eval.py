@@ -137,13 +137,13 @@ def evaluate(
             raise SolmError(f"--baselines: unknown baseline {name!r}; choose among {', '.join(known_baselines)}")
     how = checks.sparsity_of(sparsity)
     grid = checks.space_of(space)
-    checks.backend(backend, precision, kv_cache_dtype, dtype, how)
+    checks.backend(backend, precision, kv_cache_dtype, dtype)
     config = checks.model_config(model, revision, trust_remote_code, backend=backend)
     trained = checks.trained_policy(policy, config, grid)
     if "teal" in names and tuning is None and (trained is None or trained.config.sparsity.thresholds is None):
         raise SolmError("--baselines: teal needs text to calibrate its thresholds on; give --tuning")
     if "upper-bits" in names and (how or engine_sparsity(trained)).bits_site != "weights":
-        raise SolmError("--baselines: upper-bits needs a policy of solm fit --precision nested, or --sparsity nested")
+        raise SolmError("--baselines: upper-bits needs a policy that chooses weight bits, or --sparsity nested")
     offered = trained.config.space if trained is not None else grid
     assert offered is not None
     asked, known = asked_budgets(budgets, "0.55,0.65,0.75", timings, trained, model, backend)

@@ -54,6 +54,8 @@ def fit(
       solm fit builtin:smollm2-135m --data pydoc:train --minutes 5 --out runs/smollm
       solm generate --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --policy runs/qwen/policy --budget speed=1.1 "Why?"
     """
+    from solm.backends.cpu.files.layout import readable_in_part
+    from solm.backends.cpu.files.model_files import source_of
     from solm.cli.output import curve_table, output, print_json, progress_bar, say
     from solm.core.interrupt import Interrupted
     from solm.evaluation import show
@@ -75,10 +77,15 @@ def fit(
     long_enough(sources, _LEAST_TOKENS)
     tokenizer = checks.tokenizer(model, revision, trust_remote_code, typed="MODEL")
     with checks.option("MODEL"):
+        in_part = precision == "nested" or (
+            precision in (None, "auto") and readable_in_part(source_of(model, revision))
+        )
+        if in_part:
+            say("solm: the policy will also choose how many bits of the MLP's weights a step reads")
         lm = load(
             model, tokenizer=tokenizer, backend="cpu", precision=precision, kv_cache_dtype=kv_cache_dtype,
             revision=revision, trust_remote_code=trust_remote_code,
-            sparsity="nested" if precision == "nested" else None,
+            sparsity="nested" if in_part else None,
         )  # fmt: skip
     tokens = streams([(name, sample(texts, seed)) for name, texts in sources], lm.tokenizer)
     sources.clear()  # from here on their tokens are enough

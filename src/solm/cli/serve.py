@@ -120,7 +120,7 @@ def serve(
     if policy is not None and sparsity is not None:
         raise SolmError("--sparsity: a policy brings its own; drop one of the two")
     how = checks.sparsity_of(sparsity)
-    checks.backend(backend, precision, kv_cache_dtype, dtype, how)
+    checks.backend(backend, precision, kv_cache_dtype, dtype)
     grid = checks.space_of(space)
     facts = checks.model_config(model, revision, trust_remote_code, backend=backend)
     trained = checks.trained_policy(policy, facts, grid)

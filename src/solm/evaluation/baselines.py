@@ -76,7 +76,7 @@ def upper_bits(request: BaselineRequest) -> Arm:
     lm, space = request.lm, request.space
     plain = lm.sparsity.exact.under(None)
     if plain.bits_site != "weights" or plain.hidden_power != 2:
-        raise SolmError("the arm upper-bits needs weights that can be read in part: --precision nested")
+        raise SolmError("the arm upper-bits needs a policy that chooses weight bits, or --sparsity nested")
     even = tuple(knot / (KNOTS - 1) for knot in range(KNOTS))
     never, squares = (0.0,) * (KNOTS - 1) + (1.0,), tuple(share**2 for share in even)
     curves = {"attention": even, "mlp": even, "hidden": squares, "input_bits": never, "hidden_bits": never}

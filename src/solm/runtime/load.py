@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from solm.backends.accelerator import accelerator_available
 from solm.backends.cpu.backend import CpuBackend
 from solm.backends.cpu.engine import FLOAT_PRECISIONS, check_precision
+from solm.backends.cpu.files.layout import readable_in_part
 from solm.backends.cpu.files.model_files import source_of
 from solm.backends.cpu.files.repack import Progress
 from solm.backends.cpu.files.source import WeightSource
@@ -74,7 +75,8 @@ def load(
         backend: ``cpu`` (steps on the compiled engine), ``torch`` (any device, exact simulation, saves no time), or
             ``auto``: cpu where it can run the model, else torch. The logger ``solm`` says which one and why.
         precision: of the weights of the cpu backend; by default ``auto``: the types of a GGUF file as they are, int8
-            for floats; or ``nested`` where actions say how many of their bits are read.
+            for floats; or ``nested`` where actions say how many of their bits are read, and the file's types have none
+            to leave out.
         kv_cache_dtype: of the keys and values of the cpu backend: ``auto`` (that of the weights, at least 16 bits) or
             ``int8``; by default auto, and int8 for the built-in model, where no loss could be measured.
         threads: threads of the cpu backend's steps; by default one per usable core.
@@ -89,7 +91,7 @@ def load(
     model = str(model)
     if isinstance(policy, str | Path):
         policy = policy_called(policy, lambda: model_facts(model, revision, trust_remote_code, backend != "torch"))
-    check_backend(backend, precision, kv_cache_dtype, shard, engine_sparsity(policy, sparsity))
+    check_backend(backend, precision, kv_cache_dtype, shard)
     if threads is not None:
         check_threads(threads)  # a mistake, and no reason for `auto` to go on without the engine
     if torch_dtype is not None:
@@ -118,7 +120,7 @@ def load(
                 generation = generation_options(model, revision, made.engine.spec)
                 return noted(LanguageModel(made, tokenizer, policy, how, model, known, generation=generation))
     if precision is not None or kv_cache_dtype is not None:
-        raise SolmError(f"precision and kv_cache_dtype are of the cpu backend, which does not run this model: {reason}")
+        raise SolmError(f"precision and kv_cache_dtype are of the cpu backend, which cannot be used here: {reason}")
     from solm.backends.torch.backend import TorchBackend
     from solm.backends.torch.load import load_base
 
@@ -149,7 +151,7 @@ def attach(
     """
     if isinstance(policy, str | Path):
         policy = policy_called(policy, lambda: facts_of(model.config))
-    check_backend(backend, precision, kv_cache_dtype, False, engine_sparsity(policy, sparsity))
+    check_backend(backend, precision, kv_cache_dtype, False)
     how = engine_sparsity(policy, sparsity)
     reason = None
     if backend != "torch":
@@ -209,9 +211,7 @@ def custom_generate(
     return loop
 
 
-def check_backend(
-    backend: str, precision: str | None, kv_cache_dtype: str | None, shard: bool, sparsity: SparsityConfig
-) -> None:
+def check_backend(backend: str, precision: str | None, kv_cache_dtype: str | None, shard: bool) -> None:
     """Raises `SolmError` for options that no model could be loaded with."""
     if backend not in BACKENDS:
         raise SolmError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
@@ -220,7 +220,7 @@ def check_backend(
         raise SolmError(f"{what} needs the cpu backend; the torch backend computes in the model's own dtype")
     if shard and backend == "cpu":
         raise SolmError(f"backend {backend} needs the whole model in one process; shard goes with the torch backend")
-    check_precision(precision or default_precision(sparsity), kv_cache_dtype or "auto")
+    check_precision(precision or "auto", kv_cache_dtype or "auto")
 
 
 def _elsewhere(device: str | None, device_map: object, shard: bool) -> str | None:
@@ -249,7 +249,7 @@ def _on_cpu(
     progress: Progress | None = None,
 ) -> CpuBackend:
     keep_freed_memory()
-    numbers = precision or default_precision(sparsity)
+    numbers = precision or default_precision(sparsity, source)
     return CpuBackend(source, sparsity, numbers, threads, kv_cache_dtype or default_kv_cache(name, numbers), progress)
 
 
@@ -278,9 +278,10 @@ def engine_sparsity(policy: TrainedPolicy | None, sparsity: SparsityConfig | str
     return sparsity_of(policy, "cpu" if sparsity is None and policy is None else sparsity)
 
 
-def default_precision(sparsity: SparsityConfig) -> str:
-    """The weights of the cpu backend where nothing is asked for: what the files have."""
-    return "nested" if sparsity.bits_site == "weights" else "auto"
+def default_precision(sparsity: SparsityConfig, source: WeightSource) -> str:
+    """The weights of the cpu backend where nothing is asked for: what the files have, but where actions leave out bits
+    of weights that the files' types have no use for."""
+    return "nested" if sparsity.bits_site == "weights" and not readable_in_part(source) else "auto"
 
 
 def default_kv_cache(model: str, precision: str) -> str:

@@ -136,7 +136,7 @@ class Engine:
         if sparsity.bits_site == "weights" and any(form.numbers is None for form in forms):
             if self.precision == "nested":
                 raise SolmError("bits of weights need precision nested, and MLP sizes in multiples of 64")
-            raise SolmError(f"bits of weights need precision nested, not {self.precision}")
+            raise SolmError(f"bits of weights need precision nested or a file's own 4 to 8 bits, not {self.precision}")
 
     @property
     def shapes(self) -> ModelShapes:

@@ -422,7 +422,7 @@ def test_weights_that_are_not_finite_are_damage_in_every_precision(name, precisi
 
 def test_bits_that_weights_do_not_have_are_refused_before_they_are_laid_out(monkeypatch):
     monkeypatch.setattr("solm.backends.cpu.engine.repack", lambda *_: pytest.fail("weights were laid out"))
-    with pytest.raises(SolmError, match="bits of weights need precision nested, not int8"):
+    with pytest.raises(SolmError, match="bits of weights need precision nested or a file's own 4 to 8 bits, not int8"):
         engine_of(tiny_model("llama", torch.float32), SparsityConfig(bits_site="weights", bits_group=32), "int8")
 
 

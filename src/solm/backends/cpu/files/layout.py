@@ -16,6 +16,8 @@ SITES = {"qkv": ("q", "k", "v"), "out": ("out",), "gate_up": ("gate", "up"), "do
 """The matrix products of a layer, in the order in which a step reads them, and the tensors of each."""
 _BLOCK, _LINE = 64, 64
 """Outputs that are stored together, and bytes to whose multiples everything is aligned."""
+_LEAST_BITS = 6
+"""Of weights whose upper 4 bits are worth reading alone."""
 
 
 class Target(IntEnum):
@@ -130,6 +132,16 @@ def layout_of(source: WeightSource, precision: str) -> Layout:
             sites[site] = Site(tuple(parts))
         layers.append(sites)
     return Layout(tuple(layers), place, orders.hexdigest())
+
+
+def readable_in_part(source: WeightSource) -> bool:
+    """Whether steps can leave out two bits or more of every weight of the MLPs as a file stores them.
+
+    Of 5 bits one could be left out, which saves little; of 4 bits none.
+    """
+    tensors = (source.tensor(name, layer) for layer in range(source.spec.layers) for name in ("gate", "up", "down"))
+    numbers = [QUANTISED.get(tensor.type) for tensor in tensors]
+    return all(one is not None and one.bits >= _LEAST_BITS for one in numbers)
 
 
 def _forms(tensors: dict[str, Tensor], precision: str) -> list[tuple[Form, tuple[str, ...]]]:
