@@ -78,7 +78,9 @@ def test_attention_waits_until_there_is_more_than_what_is_always_read(both, poli
         assert reply.compute.realised["attention"] == pytest.approx(sum(counted) / len(counted))
         assert reply.compute.realised["attention"] == pytest.approx(0.75, abs=0.01)
         assert reply.compute.realised["mlp"] == pytest.approx(0.7, abs=0.01)
-    assert [step.action for step in replies[0].tokens] == [step.action for step in replies[1].tokens]
+    # Later, rounding may change which of two steps reads fewer pages.
+    early = [[step.action for step in reply.tokens[:waited]] for reply in replies]
+    assert early[0] == early[1]
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
