@@ -169,7 +169,7 @@ def test_models_that_cannot_be_nested_are_refused(tiny_folder):
     with pytest.raises(SolmError, match="bits of weights need precision nested or a file's own 4 to 8 bits, not int8"):
         engine_of(llama, WEIGHTS, "int8")
     control = TorchBackend(llama)
-    with pytest.raises(SolmError, match="bits of weights need precision nested or .*, not float32"):
+    with pytest.raises(SolmError, match="a file's own 4 to 8 bits, not float32"):
         CpuSession(engine_of(llama, SparsityConfig(window=16), "float32"), WEIGHTS)
     control.detach()
     with pytest.raises(UnsupportedModelError, match="in groups of 32"):
