@@ -10,14 +10,13 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from solm.backends.cpu.build import CSRC
-from solm.backends.cpu.files.huge_pages import map_file, read_again
+from solm.backends.cpu.files.huge_pages import map_file
 from solm.backends.cpu.files.repack import Arena
 from solm.backends.cpu.files.source import WeightSource
 from solm.core.cache_folder import cache_folder
@@ -51,7 +50,8 @@ def load_weights(
     threads: int,
 ) -> Arena | MappedWeights:
     """`nbytes` of a source's repacked weights in memory, from `address` on: mapped from the cache folder where they are
-    kept there, otherwise written by `fill`, which is given the address of zeroed memory, and kept.
+    kept there, otherwise written by `fill`, which is given the address of zeroed memory, and kept. So the first start,
+    too, holds them once, and shares them with other processes.
 
     layout: a digest of where everything is, see `solm.backends.cpu.files.layout.Layout.digest`. A file of another
     layout, engine or source is replaced, and so is one of which any byte has changed. A folder that cannot be read or
@@ -69,8 +69,10 @@ def load_weights(
     if mapped is not None:
         return mapped
     arena = _filled(library, nbytes, fill)
-    _keep(library, path, expected, arena, threads)
-    return arena
+    if not _keep(library, path, expected, arena, threads):
+        return arena
+    del arena  # before the file is mapped: there may not be enough memory for both
+    return _mapped(library, path, expected, threads) or _filled(library, nbytes, fill)
 
 
 def _filled(library: ctypes.CDLL, nbytes: int, fill: Callable[[int], None]) -> Arena:
@@ -133,8 +135,8 @@ def _header(begin: bytes) -> tuple[dict[str, Any] | None, int]:
     return found, -(-(place + length + 32) // _ALIGNED) * _ALIGNED
 
 
-def _keep(library: ctypes.CDLL, path: Path, header: dict[str, Any], arena: Arena, threads: int) -> None:
-    """Write the weights to `path`, whole or not at all."""
+def _keep(library: ctypes.CDLL, path: Path, header: dict[str, Any], arena: Arena, threads: int) -> bool:
+    """Write the weights to `path`, whole or not at all, and tell which."""
     checksum = library.solm_checksum(arena.address, arena.nbytes, threads)
     text = json.dumps(header | {"checksum": checksum}).encode()
     begin = _MAGIC + len(text).to_bytes(8, "little") + text + hashlib.sha256(text).digest()
@@ -151,10 +153,10 @@ def _keep(library: ctypes.CDLL, path: Path, header: dict[str, Any], arena: Arena
             file.flush()
             os.fsync(file.fileno())
         work.replace(path)
-        with suppress(OSError), path.open("rb") as kept:  # it was written in small pages
-            read_again(kept.fileno()).close()
     except OSError as error:
         _log.warning("the repacked weights are not kept, so that the next start takes as long: %s", error)
+        return False
     finally:
         if work is not None:
             work.unlink(missing_ok=True)
+    return True

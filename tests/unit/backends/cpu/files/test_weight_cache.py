@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import gc
 import logging
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.files.repack import Arena, repack
 from solm.backends.cpu.files.weight_cache import SUFFIX, MappedWeights, load_weights
 from solm.backends.cpu.library import library
+from solm.core.cache_folder import cache_folder
 from solm.core.errors import SolmError
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -51,7 +53,7 @@ def load(source, precision="auto", threads=2):
 
     weights = load_weights(library(), source, precision, layout.digest(), layout.nbytes, fill, threads)
     content = np.frombuffer((ctypes.c_uint8 * layout.nbytes).from_address(weights.address), np.uint8).copy()
-    assert isinstance(weights, Arena if filled else MappedWeights)
+    assert isinstance(weights, MappedWeights if kept(cache_folder()) else Arena)
     assert weights.address % 64 == 0
     return content, bool(filled)
 
@@ -71,6 +73,28 @@ def test_the_next_start_maps_what_the_first_has_repacked(path, folder):
     assert not load(GgufFile(path), "int8")[1]
     assert not load(GgufFile(path))[1]
     assert len(list(folder.iterdir())) == 2  # nothing unfinished is left
+
+
+def test_the_first_start_holds_them_once(path, folder, monkeypatch):
+    arenas, mapped = [], weight_cache._mapped
+
+    def counted(*given):
+        arenas.append(sum(type(one) is Arena for one in gc.get_objects()))
+        return mapped(*given)
+
+    monkeypatch.setattr(weight_cache, "_mapped", counted)
+    assert load(GgufFile(path))[1]
+    before_and_after_repacking = set(arenas)
+    assert len(arenas) == 2
+    assert len(before_and_after_repacking) == 1
+
+
+def test_kept_weights_that_are_gone_at_once_are_repacked_again(path, folder, monkeypatch):
+    monkeypatch.setattr(weight_cache, "_mapped", lambda *_: None)
+    filled = []
+    weights = load_weights(library(), GgufFile(path), "auto", "layout", 1 << 20, filled.append, 1)
+    assert len(filled) == 2
+    assert filled[1] == weights.address
 
 
 def test_a_system_that_takes_no_advice_on_memory_maps_them_all_the_same(path, folder, monkeypatch):
