@@ -36,14 +36,13 @@ def the_smaller_policy() -> bool:
     )  # fmt: skip
 
 
-@says("README.md", "Most of the gain comes from allocation and thresholds together.")
+@says("README.md", "Most of the gain comes from the allocation (shares per layer) and thresholds.")
 def mostly_without_the_network() -> bool:
     """At the budgets where the policy beats uniform settings."""
     pairs = list(zip(fitted("uniform"), fitted("allocated"), strict=True))[:5]
     return all(-uniform.value / 2 > -allocated.value for uniform, allocated in pairs)
 
 
-@says("README.md", "The 0.5B's network gains at one budget.")
 @says("docs/results-quality.md", "It beats *allocated* at one budget, by 0.007 nats, and ties with it at seven")
 @says("docs/limits.md", "without the network at one budget, and ties with them at seven.")
 def the_network_of_the_smaller_policy() -> bool:

@@ -1,5 +1,7 @@
 """The table of what this project aims at, and what it reached."""
 
+from typing import NamedTuple
+
 import published as of
 from cells import markdown, table
 from solm.policies.artifact import TrainedPolicy
@@ -7,7 +9,11 @@ from statements_serving import at_servers
 from tables_fits import BITS, LARGER_BITS, LONG_BITS, speed_for_loss
 from tables_tasks import LARGER, LARGER_ANSWERS, LARGEST, LARGEST_ANSWERS, mmlu_points
 
-_FITTED = {"0.5B": "fitted-0.5b-1024", "1.5B": "fitted-1.5b-1024"}
+_FITTED = {"0.5B": ("fitted-0.5b-1024", BITS), "1.5B": ("fitted-1.5b-1024", LARGER_BITS)}
+"""Evaluations of a model's policies: that of its file in 4 to 6 bits, and one that chooses weight bits."""
+_SPEEDS = (("0.5B", 1024, (1.5, 1.7)), ("1.5B", 1024, (1.5, 1.75)), ("0.5B", 8192, (1.55, 1.8)))
+"""Models, contexts, and the speeds that were wanted for losses of at most 0.05 and 0.15 nats."""
+_WITH_BITS = {("0.5B", 1024): BITS, ("1.5B", 1024): LARGER_BITS, ("0.5B", 8192): LONG_BITS}
 
 
 @table
@@ -29,39 +35,56 @@ def _won(name: str, arm: str) -> int:
 
 def _arms() -> list[list[str]]:
     rows = []
-    for size, name in _FITTED.items():
-        texts = of.settings(name)["texts"]
+    for size, (name, bits) in _FITTED.items():
         for arm, words, wanted in (
             ("uniform", "uniform settings", 8), ("constant", "constants under its own allocation", 6),
             ("teal", "thresholds without a policy", 6),
         ):  # fmt: skip
-            won = _won(name, arm)
-            rows.append(
-                [f"policy of `solm fit` on the {size}, 200 texts: better than {words}", f"at {wanted} of 8 budgets",
-                 f"at {won}, {texts} texts", _met(won >= wanted)]
-            )  # fmt: skip
+            for of_file, aim in (
+                (name, f"policy of `solm fit` on the {size}, 200 texts: better than {words}"),
+                (bits, f"the same with weight bits, {size} in 8 bits"),
+            ):
+                won = _won(of_file, arm)
+                reached = f"at {won}, {of.settings(of_file)['texts']} texts"
+                rows.append([aim, f"at {wanted} of 8 budgets", reached, _met(won >= wanted)])
     return rows
 
 
-def _speeds() -> list[list[str]]:
-    """By the curves of the policies that ship, between their points as the budget loss=0.05 reads them."""
-    rows = []
-    aims = (
-        ("0.5B", 1024, (1.5, 1.7), BITS),
-        ("1.5B", 1024, (1.5, 1.75), LARGER_BITS),
-        ("0.5B", 8192, (1.55, 1.8), LONG_BITS),
-    )
-    for size, asked, wanted, bits in aims:
+class Speed(NamedTuple):
+    """How many times as fast as dense steps a policy was to be, losing at most so many nats; how fast the one that
+    ships is, by its curve; and one that chooses weight bits, by its evaluation."""
+
+    size: str
+    context: int
+    most: float
+    wanted: float
+    reached: float
+    with_bits: float
+
+
+def speeds() -> list[Speed]:
+    """Between measured points as the budget loss=0.05 reads a policy's curve."""
+    found = []
+    for size, context, wanted in _SPEEDS:
         curve = TrainedPolicy.from_pretrained(f"builtin:qwen2.5-coder-{size.lower()}-instruct").curve
         assert curve is not None
         for most, ratio in zip((0.05, 0.15), wanted, strict=True):
-            fastest, context = 1 / curve.share_for_loss(most, asked), curve.nearest(asked)
-            where = f" after {context:,} tokens" if context != asked else ""
-            aim = f"speed against dense steps, {size} after {asked:,} tokens, losing at most {most} nats"
-            rows.append([aim, f"{ratio}×", f"{fastest:.2f}×{where}", _met(fastest >= ratio)])
-            fastest, texts = speed_for_loss(most, bits), of.settings(bits)["texts"]
-            aim = f"the same with weight bits, {size} in 8 bits"
-            rows.append([aim, f"{ratio}×", f"{fastest:.3f}×, {texts} texts", _met(fastest >= ratio)])
+            reached, with_bits = (
+                1 / curve.share_for_loss(most, context),
+                speed_for_loss(most, _WITH_BITS[size, context]),
+            )
+            found.append(Speed(size, context, most, ratio, reached, with_bits))
+    return found
+
+
+def _speeds() -> list[list[str]]:
+    rows = []
+    for one in speeds():
+        aim = f"speed against dense steps, {one.size} after {one.context:,} tokens, losing at most {one.most} nats"
+        rows.append([aim, f"{one.wanted}×", f"{one.reached:.2f}×", _met(one.reached >= one.wanted)])
+        texts = of.settings(_WITH_BITS[one.size, one.context])["texts"]
+        aim = f"the same with weight bits, {one.size} in 8 bits"
+        rows.append([aim, f"{one.wanted}×", f"{one.with_bits:.3f}×, {texts} texts", _met(one.with_bits >= one.wanted)])
     return rows
 
 

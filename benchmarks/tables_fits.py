@@ -53,7 +53,7 @@ def fitted_long() -> str:
 
 
 BITS, LONG_BITS, LARGER_BITS = "fitted-0.5b-bits", "fitted-0.5b-8192-bits", "fitted-1.5b-bits"
-CLOCKED_BITS, INT8_SETTINGS = "budgets-0.5b-bits", "settings-0.5b-bits"
+CLOCKED_BITS, CLOCKED_LARGER_BITS, INT8_SETTINGS = "budgets-0.5b-bits", "budgets-1.5b-bits", "settings-0.5b-bits"
 
 
 @table
@@ -88,16 +88,27 @@ def speed_for_loss(most: float, name: str) -> float:
 @table
 def clocked_bits() -> str:
     """Its steps on the clock, beside dense steps in other precisions."""
-    arms = of.read(CLOCKED_BITS)["arms"]
+    return clocked(CLOCKED_BITS, "nested")
+
+
+@table
+def clocked_bits_larger() -> str:
+    """The same of a larger model, whose file is in 8 bits."""
+    return clocked(CLOCKED_LARGER_BITS, "8 bits")
+
+
+def clocked(name: str, own: str) -> str:
+    """Milliseconds of the arms of `budgets.py`; own: what the weights of the policy's steps are stored in."""
+    arms = of.read(name)["arms"]
     dense = arms["int8, dense"]["ms"]["median"]
-    names = {"dense": "nested, dense"} | {name: f"nested, {name}" for name in arms if name.startswith("budget")}
+    names = {"dense": f"{own}, dense"} | {name: f"{own}, {name}" for name in arms if name.startswith("budget")}
     rows = [
         [names.get(name, name), f"{arm['ms']['median']:.1f}", f"{arm['ratio']:.2f}×",
          f"{dense / arm['ms']['median']:.2f}×", f"{arm['realised']:.3f}" if "realised" in arm else "—"]
         for name, arm in arms.items()
     ]  # fmt: skip
     return markdown(
-        ("Steps", "ms", "speed, nested dense = 1", "speed, int8 dense = 1", "share of the time by step times"), rows
+        ("Steps", "ms", f"speed, {own} dense = 1", "speed, int8 dense = 1", "share of the time by step times"), rows
     )
 
 
