@@ -177,5 +177,5 @@ def test_a_baseline_that_cannot_run_gives_one_line(exact_lm):
         teal(request)
     with pytest.raises(SolmError, match="--method values"):
         per_request(request)
-    with pytest.raises(SolmError, match="--precision nested"):
+    with pytest.raises(SolmError, match="needs a policy that chooses weight bits"):
         upper_bits(request)
