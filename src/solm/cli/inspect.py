@@ -65,7 +65,7 @@ def inspect(
         "sizes": None if capability.shapes is None else capability.shapes.model_dump(),
         "tensors": None if header is None else _types(header),
         "memory": None if source is None else _memory(source),
-        "bits_in_fits": source is not None and on_cpu is None and readable_in_part(source),
+        "fit_chooses_weight_bits": source is not None and on_cpu is None and readable_in_part(source),
         "axes": _said({axis: reasons.get(axis) for axis in capability.axes}),
         "backends": _said({"torch": on_torch, "cpu": on_cpu}),
         "combines": _said(combines),
@@ -185,7 +185,7 @@ def _show(report: dict[str, Any]) -> None:
                 for kind in ("bfloat16", "int8")
             ]
             print(f"  {at['tokens']:>9} tokens: {'; '.join(told)}")
-    if report["bits_in_fits"]:
+    if report["fit_chooses_weight_bits"]:
         print("solm fit will also choose how many bits of the MLP's weights a step reads")
     for title in ("axes", "backends", "combines"):
         print(title if title != "combines" else "combines with")

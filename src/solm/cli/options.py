@@ -65,7 +65,7 @@ PrecisionOption = Annotated[
     typer.Option(
         help="Weights of the cpu backend: auto (default: a GGUF file's own 4 to 8 bits, int8 for floats), float32, "
         "bfloat16, int8 or nested (the MLP's in two halves of 4 bits; default for policies that choose weight bits, "
-        "where a file's own 6 or 8 bits cannot be read in part)."
+        "unless a GGUF file's all have 6 or 8 bits)."
     ),
 ]
 KvCacheOption = Annotated[

@@ -75,8 +75,8 @@ def load(
         backend: ``cpu`` (steps on the compiled engine), ``torch`` (any device, exact simulation, saves no time), or
             ``auto``: cpu where it can run the model, else torch. The logger ``solm`` says which one and why.
         precision: of the weights of the cpu backend; by default ``auto``: the types of a GGUF file as they are, int8
-            for floats; or ``nested`` where actions say how many of their bits are read, and the file's types have none
-            to leave out.
+            for floats. Actions that choose weight bits have ``nested``, unless the MLP weights of a GGUF file all have
+            6 or 8 bits.
         kv_cache_dtype: of the keys and values of the cpu backend: ``auto`` (that of the weights, at least 16 bits) or
             ``int8``; by default auto, and int8 for the built-in model, where no loss could be measured.
         threads: threads of the cpu backend's steps; by default one per usable core.
@@ -279,8 +279,11 @@ def engine_sparsity(policy: TrainedPolicy | None, sparsity: SparsityConfig | str
 
 
 def default_precision(sparsity: SparsityConfig, source: WeightSource) -> str:
-    """The weights of the cpu backend where nothing is asked for: what the files have, but where actions leave out bits
-    of weights that the files' types have no use for."""
+    """The precision of the cpu backend where none is asked for.
+
+    ``auto`` keeps what the files have. Actions that choose weight bits need weights that can be read in part: those are
+    ``nested``, unless the file's own can.
+    """
     return "nested" if sparsity.bits_site == "weights" and not readable_in_part(source) else "auto"
 
 

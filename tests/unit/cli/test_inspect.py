@@ -63,7 +63,7 @@ def test_layers_with_a_sliding_window_are_told(tmp_path, capsys):
 @pytest.mark.parametrize(("kind", "chosen"), [(TensorType.Q8_0, True), (TensorType.Q5_0, False)])
 def test_it_says_whether_fits_choose_bits_of_weights(kind, chosen, tmp_path, capsys):
     write_gguf(tmp_path / "tiny.gguf", "llama", lambda name: kind, **WIDE)
-    assert told(capsys, tmp_path / "tiny.gguf")["bits_in_fits"] == chosen
+    assert told(capsys, tmp_path / "tiny.gguf")["fit_chooses_weight_bits"] == chosen
     inspect(str(tmp_path / "tiny.gguf"))
     assert ("choose how many bits of the MLP's weights" in capsys.readouterr().out) == chosen
 
