@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeVar
 import torch
 
 import solm
-from solm.backends.session import AnyPolicy, Scored, Session
+from solm.backends.results import Scored
+from solm.backends.session import AnyPolicy, Session
 from solm.core.files import write_text
 from solm.data.text import documents
 from solm.data.windows import TokenStream, stream_of, token_stream

@@ -26,7 +26,7 @@ import solm
 from common import finish, parser
 from foresight import BASE, LEVELS, Look, predicted, saving
 from solm.backends.logits import divergences, log_probabilities
-from solm.backends.session import SplitSchedule
+from solm.backends.results import SplitSchedule
 from solm.core.files import read_tensors, write_tensors
 from solm.data.windows import token_stream
 from solm.evaluation.perplexity import EvaluationSettings, held_out_windows

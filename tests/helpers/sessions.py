@@ -2,7 +2,8 @@
 
 import torch
 
-from solm.backends.session import AnyPolicy, Scored, Session
+from solm.backends.results import Scored
+from solm.backends.session import AnyPolicy, Session
 
 
 def scored_under(

@@ -12,7 +12,7 @@ from helpers.engine import engine_of
 from helpers.models import keep_of, tiny_model, tokens
 from helpers.policies import BENDS, EVEN, by_head, sparsity_of
 from solm.backends.cpu.session import CpuSession
-from solm.backends.session import SplitSchedule
+from solm.backends.results import SplitSchedule
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.plan import make_plan
 from solm.cli.main import app

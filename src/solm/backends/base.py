@@ -9,7 +9,8 @@ import numpy as np
 
 from solm.backends import budgets
 from solm.backends.control import Control
-from solm.backends.session import AnyPolicy, Result, Schedule, Scored, SplitSchedule, check_length, joined
+from solm.backends.results import Result, Schedule, Scored, SplitSchedule, joined
+from solm.backends.session import AnyPolicy, check_length
 from solm.core.arrays import Array, as_numpy, as_tensor, is_tensor
 from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes
@@ -152,7 +153,14 @@ class BaseSession(ABC):
         found = joined([self._decided(ours[:, t : t + 1]) for t in range(tokens.shape[1])])
         return self._answer(found if keep_logits is None else only(found, keep_logits), tokens)
 
-    def score(self, tokens: "torch.Tensor", keep: Schedule | None = None) -> Scored:
+    def score(
+        self,
+        tokens: "torch.Tensor",
+        keep: Schedule | None = None,
+        *,
+        reference: "torch.Tensor | None" = None,
+        keep_logits: bool = False,
+    ) -> Scored:
         """As `Session.score`, in stretches of all rows, of which one's logits exist at a time."""
         steps = tokens.shape[1] - 1
         if steps < 1:
@@ -165,7 +173,8 @@ class BaseSession(ABC):
             last = min(first + each, steps)
             known = self._ours(tokens[:, first:last])
             found = self._decided(known) if keep is None else self._known(known, part_of(keep, slice(first, last)))
-            parts.append(Scored.of(self._answer(found, tokens), tokens[:, first + 1 : last + 1]))
+            beside = None if reference is None else reference[:, first:last]
+            parts.append(Scored.of(self._answer(found, tokens), tokens[:, first + 1 : last + 1], beside, keep_logits))
             del found  # the logits, before those of the next stretch
         return joined(parts)
 

@@ -27,3 +27,12 @@ def divergences(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         known = theirs.float().log_softmax(-1)
         parts.append(torch.einsum("mv,mrv->mr", known.exp(), known[:, None] - ours.float().log_softmax(-1)))
     return torch.cat(parts).clamp(min=0)  # rounding
+
+
+def divergences_of_forks(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """KL in nats from reference [M, Q, V] to logits [M * R, Q, V], of R adjacent forks of each: [M * R, Q] float32."""
+    forks = len(logits) // len(reference)
+    parts = [
+        divergences(ours.transpose(0, 1), theirs).T for ours, theirs in zip(logits.split(forks), reference, strict=True)
+    ]
+    return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""The session protocol: how everything above the backends runs a model, and what it gets back.
+"""The session protocol: how everything above the backends runs a model. What it gets back is in `backends.results`.
 
 A session holds N rows. A row is one sequence with all of its state: keys and values, the policy that decides for it and
 that policy's state, its budget and what it has spent, its random generator. Rows are read densely (`prefill`), put
@@ -9,14 +9,13 @@ Sessions are given arrays or tensors. The cpu backend answers in the kind of the
 torch; the torch backend answers in tensors.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
 from solm.backends.capability import Capability
-from solm.core.arrays import Array, as_tensor, is_tensor
+from solm.backends.results import Result, Schedule, Scored
+from solm.core.arrays import Array
 from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes
 from solm.core.errors import ContextLengthError, DataError
@@ -33,71 +32,6 @@ if TYPE_CHECKING:
 AnyPolicy = Policy | PricedPolicy
 MOST_EXACT = 64
 """Largest logits of a step that can be exact where others are approximate."""
-_Part = TypeVar("_Part", "Result", "Scored")
-
-
-@dataclass(frozen=True)
-class SplitSchedule:
-    """A known schedule that changes inside the pass: the layers before `layer` follow `before`, the others `after`.
-
-    before, after: [N, Q, 3] float64, numbers (attention share, MLP share, bits). The result then holds the residual
-    stream that enters `layer`.
-    """
-
-    layer: int
-    before: Array
-    after: Array
-
-
-Schedule = Union[np.ndarray, "torch.Tensor", SplitSchedule]
-"""A known schedule: [N, Q, 3] float64 for all layers, or one that changes inside the pass."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What processing Q tokens of N rows gave.
-
-    logits: [N, Q, V] after every token, or [N, L, V] after those that were asked for. hidden: [N, Q or L, H], the input
-    of the output head. realised: [N, Q, 3] float64, the shares that the steps realised. controllable: [N, Q, 3] bool,
-    the axes on which they could be controlled; on others they were dense and nothing was counted. actions: [N, Q]
-    int64, indices in the space of the row's policy; None under a known schedule. stream: [N, Q, H], the residual stream
-    that enters the layer of a `SplitSchedule`; None otherwise.
-    """
-
-    logits: Any
-    hidden: Any
-    realised: Any
-    controllable: Any
-    actions: Any = None
-    stream: Any = None
-
-    def tensors(self) -> "Result":
-        """The same as tensors, which share the arrays' memory."""
-        known = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: as_tensor(values) for name, values in known.items() if values is not None})
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The same for known next tokens, with their log-probabilities [N, Q] float32 in place of logits."""
-
-    log_probabilities: "torch.Tensor"
-    hidden: "torch.Tensor"
-    realised: "torch.Tensor"
-    controllable: "torch.Tensor"
-    actions: "torch.Tensor | None" = None
-    stream: "torch.Tensor | None" = None
-
-    @classmethod
-    def of(cls, result: Result, following: "torch.Tensor") -> "Scored":
-        """What `result` says of the tokens that follow [N, Q]."""
-
-        from solm.backends.logits import log_probabilities
-
-        result = result.tensors()
-        known = log_probabilities(result.logits, following)
-        rest = (result.hidden, result.realised, result.controllable, result.actions, result.stream)
-        return cls(known, *rest)
 
 
 class Session(Protocol):
@@ -178,8 +112,19 @@ class Session(Protocol):
         """Known tokens that one pass should process where policies decide. Budgets learn what a pass realised after it,
         so `score` divides longer texts by this."""
 
-    def score(self, tokens: "torch.Tensor", keep: Schedule | None = None) -> Scored:
-        """Process the first T of tokens [N, T+1]: log p(tokens[:, t+1]) for every t."""
+    def score(
+        self,
+        tokens: "torch.Tensor",
+        keep: Schedule | None = None,
+        *,
+        reference: "torch.Tensor | None" = None,
+        keep_logits: bool = False,
+    ) -> Scored:
+        """Process the first T of tokens [N, T+1]: log p(tokens[:, t+1]) for every t.
+
+        reference: logits [N / R, T, V] of the rows that these are R adjacent forks of, for `Scored.divergences`.
+        keep_logits: return logits [N, T, V], which are not in memory as a whole otherwise.
+        """
 
     def fork(self, forks: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> Self:
         """A session of `forks` rows for each of this one's, adjacent, independent of it from here on. Whole pages are
@@ -270,22 +215,3 @@ def check_cut(lengths: Array, held: Array, shared: Array) -> None:
     lengths [N]."""
     if bool((lengths > held).any()) or bool((lengths < shared).any()):
         raise DataError(f"rows of {held.tolist()} tokens cannot be cut to {lengths.tolist()}")
-
-
-def joined(parts: Sequence[_Part]) -> _Part:
-    """Results of consecutive stretches of the same rows as one."""
-    if len(parts) == 1:
-        return parts[0]
-    found: dict[str, Any] = {}
-    for name in (field.name for field in fields(parts[0])):
-        values = [getattr(part, name) for part in parts]
-        found[name] = None if values[0] is None else _cat(values)
-    return type(parts[0])(**found)
-
-
-def _cat(values: list[Any]) -> Any:
-    if not is_tensor(values[0]):
-        return np.concatenate(values, 1)
-    import torch
-
-    return torch.cat(values, 1)

@@ -7,7 +7,8 @@ from itertools import chain
 import numpy as np
 import torch
 
-from solm.backends.session import AnyPolicy, Result, Session
+from solm.backends.results import Result
+from solm.backends.session import AnyPolicy, Session
 from solm.core.budget import Ledger
 from solm.core.measured import MeasuredCost
 from solm.core.sparsity import SparsityConfig

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from solm.backends.session import AnyPolicy, Scored
+from solm.backends.results import Scored
+from solm.backends.session import AnyPolicy
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget, BudgetRequest, Ledger
 from solm.core.cost import CostModel
@@ -30,6 +31,8 @@ from solm.runtime.language_model import LanguageModel
 from solm.runtime.level_costs import measured_costs
 
 Rows = dict[str, list[list[float]]]
+_MOST_LOGITS = 1 << 28
+"""Numbers of dense logits of a batch that are kept for divergences: 1 GiB in float32."""
 
 
 class _Batch(TypedDict):
@@ -169,27 +172,32 @@ def _run_batch(
     index: int,
     arms: dict[str, Arm],
 ) -> _Batch:
-    """Per arm and text of one batch: nats, κ, ρ, b/16, cost in bytes and flops and milliseconds, all means per token;
-    and what the policy did."""
+    """Per arm and text of one batch: nats, κ, ρ, b/16, cost in bytes and flops and milliseconds, divergence, all means
+    per token; and what the policy did."""
     context, count = settings.context, len(budgets)
     session = lm.session(capacity=context)
     session.prefill(windows[:, :context])
     tokens = windows[:, context:]
     targets = torch.tensor([budget.shares for budget in budgets], dtype=torch.float64).repeat(len(windows), 1)
+    keep = len(windows) * settings.length * lm.shapes.vocabulary <= _MOST_LOGITS
+    predicted: torch.Tensor | None = None
 
-    def run(arm: Arm, target: torch.Tensor, purpose: int) -> tuple[Scored, list[list[float]]]:
+    def run(
+        arm: Arm, target: torch.Tensor, purpose: int, keep_logits: bool = False
+    ) -> tuple[Scored, list[list[float]]]:
         forks = len(target) // len(windows)
         forked = session.fork(forks, settings.length + lm.sparsity.page_size, arm.sparsity)
         if arm.retarget is not None:
             target = arm.retarget(windows[:, :context], target)
         generator = torch.Generator().manual_seed((settings.seed * 100_003 + index) * 1_009 + purpose)
         forked.control(arm.policy, target, settings.length, generator)
-        scored = forked.score(tokens.repeat_interleave(forks, 0))
+        scored = forked.score(tokens.repeat_interleave(forks, 0), reference=predicted, keep_logits=keep_logits)
         return scored, _row_means(lm, arm, scored, settings)
 
     rows: Rows = {}
     taken = None
-    _, rows["dense"] = run(Arm(Dense(space)), targets[: len(windows)], 0)
+    dense, rows["dense"] = run(Arm(Dense(space)), targets[: len(windows)], 0, keep)
+    predicted = dense.logits
     if lm.trained is not None:
         decides = Arm(lm.policy("policy"))
         scored, ours = run(decides, targets, 1)
@@ -251,4 +259,8 @@ def _row_means(lm: LanguageModel, arm: Arm, scored: Scored, settings: Evaluation
         measured = MeasuredCost(lm.timings, lm.sparsity, lm.shapes)
         taken = measured.milliseconds(_shares(scored).double().cpu().numpy(), _kv_length(settings).numpy())
         cost.append(torch.from_numpy(taken.mean(1)))
-    return torch.cat([nats[:, None], _averages(scored), torch.stack(cost, 1)], 1).tolist()
+    if scored.divergences is not None:
+        apart = scored.divergences.double().mean(1).cpu()
+    else:  # the dense arm itself, or an arm without dense logits to compare with
+        apart = torch.full_like(nats, torch.nan if scored.logits is None else 0)
+    return torch.cat([nats[:, None], _averages(scored), torch.stack([*cost, apart], 1)], 1).tolist()

@@ -14,8 +14,8 @@ def points(
 ) -> list[Point]:
     """The points of all arms, at every one of `budgets` in turn.
 
-    rows: by ``arm@budget`` (``dense`` alone without) [texts, 7] nats per token, κ, ρ, b/16, bytes, flops and
-    milliseconds of a step (nan where not measured). trials: random arms, called ``random/0`` and so on. best_of:
+    rows: by ``arm@budget`` (``dense`` alone without) [texts, 8] nats per token, κ, ρ, b/16, bytes, flops, milliseconds
+    of a step and divergence (nan where not measured). trials: random arms, called ``random/0`` and so on. best_of:
     whole-set trials whose best is estimated. tokens: of all texts. loss: repeat the dense arm at every budget, with the
     policy's difference to it; at a budget of 1 a policy takes dense steps, so that the difference is 0.
     """
@@ -34,6 +34,7 @@ def points(
         if len(runs) > 1:
             lucky = arms["random"].copy()
             lucky[:, 0] -= expected_best(np.stack([trial[:, 0] for trial in runs]), best_of)
+            lucky[:, 7] = np.nan  # of the trials' mean, not of the best
             arms[f"best-of-{best_of}-estimated"] = lucky
         if policy is not None:
             found.append(_point("policy", budget, policy, tokens))
@@ -54,9 +55,12 @@ def random_trials(rows: dict[str, np.ndarray], budgets: tuple[float, ...], trial
 def _point(arm: str, budget: float, rows: np.ndarray, tokens: int, policy: np.ndarray | None = None) -> Point:
     nats, *axes = rows[:, :4].mean(0).tolist()
     spread = paired_difference(rows[:, 0], np.zeros(len(rows)))
-    difference = None
+    measured = not np.isnan(rows[:, 7]).any()
+    difference = apart = None
     if policy is not None:
         difference = Difference(**paired_difference(policy[:, 0], rows[:, 0])._asdict())
+        if measured:
+            apart = Difference(**paired_difference(policy[:, 7], rows[:, 7])._asdict())
     nominal = sum(axes) / 3
     return Point(
         arm=arm,
@@ -71,4 +75,6 @@ def _point(arm: str, budget: float, rows: np.ndarray, tokens: int, policy: np.nd
         perplexity=float(np.exp(nats)),
         tokens=tokens,
         difference=difference,
+        divergence=float(rows[:, 7].mean()) if measured else None,
+        divergence_difference=apart,
     )

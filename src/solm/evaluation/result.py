@@ -25,7 +25,9 @@ class Point(BaseModel):
     """One arm at one budget: a net keep, or where the settings' currency is ``time`` a share of the dense step's
     milliseconds. `realised` is net keep; `axes` holds (κ, ρ, b/16); `cost` is relative to dense; `step_ms` is the mean
     step by the timings that budgets were told by; `nats` and `perplexity` are per token, `low` and `high` the 95 %
-    interval of `nats`."""
+    interval of `nats`. `divergence` is the mean KL per token, in nats, from the dense model's predictions to this
+    arm's, and `divergence_difference` the policy's minus this arm's. Both are None in results of before they were
+    measured, and where the dense logits of a batch would take more than 1 GiB."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
@@ -41,6 +43,8 @@ class Point(BaseModel):
     perplexity: float
     tokens: int
     difference: Difference | None = None
+    divergence: float | None = None
+    divergence_difference: Difference | None = None
 
 
 class Trials(BaseModel):

@@ -11,11 +11,14 @@ from solm.evaluation.arms import Arm
 from solm.evaluation.result import SCHEMA_VERSION
 from solm.runtime.language_model import LanguageModel
 
+_FORM = "2"
+"""Of the parts: another number for every change of what they hold."""
+
 
 def resume_key(lm: LanguageModel, settings: BaseModel, space: ActionSpace, *fingerprints: str) -> str:
     """The sha256 of all that a result of `lm` depends on: model, policy, timings, settings, and the `fingerprints` of
     texts and of further arms."""
-    texts = [str(SCHEMA_VERSION), lm.backend.name, lm.backend.dtype]
+    texts = [str(SCHEMA_VERSION), _FORM, lm.backend.name, lm.backend.dtype]
     known: list[BaseModel | None] = [settings, space, lm.space, lm.identity, lm.sparsity, lm.timings]
     texts += ["" if one is None else one.model_dump_json() for one in known]
     return hashlib.sha256("\n".join([*texts, network_fingerprint(lm.trained), *fingerprints]).encode()).hexdigest()

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from solm.backends.session import AnyPolicy, Result, Session
+from solm.backends.results import Result
+from solm.backends.session import AnyPolicy, Session
 from solm.core.actions import AXES, Action
 from solm.core.arrays import Array
 from solm.core.budget import Budget

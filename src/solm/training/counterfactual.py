@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from solm.backends.logits import LOGITS_AT_ONCE, divergences, log_probabilities
-from solm.backends.session import SplitSchedule
+from solm.backends.results import SplitSchedule
 from solm.core.actions import DENSE, ActionSpace
 from solm.runtime.language_model import LanguageModel
 

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from solm.backends.logits import divergences
-from solm.backends.session import SplitSchedule
+from solm.backends.results import SplitSchedule
 from solm.core.actions import DENSE, FULL_BITS
 from solm.core.arrays import as_tensor
 from solm.data.windows import TokenStream

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.backends.session import Scored
+from solm.backends.results import Scored
 from solm.core.budget import Budget
 from solm.core.shares import axis_levels
 from solm.data.windows import TokenStream

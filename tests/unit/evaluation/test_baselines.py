@@ -9,7 +9,7 @@ from helpers.models import tiny_model, tokens
 from helpers.policies import SPACE
 from helpers.sessions import scored_under
 from helpers.texts import FISH as TEXT
-from solm.backends.session import SplitSchedule
+from solm.backends.results import SplitSchedule
 from solm.backends.torch.families import decoder_layers, mlp_sites
 from solm.cli.eval import all_baselines
 from solm.core.actions import ActionSpace

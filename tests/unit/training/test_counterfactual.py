@@ -8,7 +8,7 @@ import solm
 from helpers.models import CONTEXT, STEPS, tiny_model, tokens
 from helpers.policies import SPACE, SPARSITY
 from solm.backends.cpu.call import EngineCall
-from solm.backends.session import SplitSchedule
+from solm.backends.results import SplitSchedule
 from solm.training.counterfactual import collect_samples, draw_levels, keep_of
 
 

@@ -25,7 +25,7 @@ from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.files.repack import dequantise
 from solm.backends.cpu.library import library
 from solm.backends.cpu.session import CpuSession
-from solm.backends.session import Scored, SplitSchedule
+from solm.backends.results import Scored, SplitSchedule
 from solm.backends.torch.backend import TorchBackend
 from solm.core.errors import ContextLengthError, DamagedFileError, DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig

@@ -7,7 +7,7 @@ import solm
 from helpers.models import CONTEXT, STEPS, tiny_model, tokens
 from helpers.policies import SPACE, SPARSITY, network
 from helpers.sessions import scored_under
-from solm.backends.session import SplitSchedule
+from solm.backends.results import SplitSchedule
 from solm.backends.torch.backend import TorchBackend
 from solm.core.sparsity import SparsityConfig
 from solm.policies.value_policy import ValuePolicy
