@@ -30,7 +30,11 @@ def table(result: EvaluationResult) -> Table:
     shown = Table(title="Perplexity at matched budget", title_justify="left")
     timed = any(point.step_ms is not None for point in result.points)
     shown.caption = f"budget and realised: {result.currency}"
-    columns = ("budget", "arm", "realised", "bytes", *["ms"] * timed, "perplexity", "nats/token", "policy − arm [95 %]")
+    apart = any(point.divergence is not None for point in result.points)
+    columns = (
+        "budget", "arm", "realised", "bytes", *["ms"] * timed, "perplexity", *["divergence"] * apart, "nats/token",
+        "policy − arm [95 %]",
+    )  # fmt: skip
     for column in columns:
         shown.add_column(column, justify="left" if column.endswith(("arm", "]")) else "right", no_wrap=True)
     last = None
@@ -45,6 +49,7 @@ def table(result: EvaluationResult) -> Table:
             f"{point.cost['bytes']:.3f}",
             *[f"{point.step_ms:.2f}" if point.step_ms is not None else ""] * timed,
             f"{point.perplexity:.2f}",
+            *["" if point.divergence is None else f"{point.divergence:.4f}"] * apart,
             f"{point.nats:.4f}",
             _difference(point),
         )
@@ -127,7 +132,7 @@ def cost(result: EvaluationResult) -> list[str]:
 
 def verdict(result: EvaluationResult) -> list[str]:
     """For every budget one plain sentence: where the policy won, cannot be told apart, or lost, and whether it missed
-    the budget."""
+    the budget. Won and lost are said of losses; what only divergences tell comes after."""
     lines = []
     texts = result.settings.get("texts", _FEW)
     for budget in result.settings["budgets"]:
@@ -135,8 +140,7 @@ def verdict(result: EvaluationResult) -> list[str]:
         against = [point for point in at if point.arm not in ("oracle", "dense")]
         if not against:
             continue
-        beats = [point.arm for point in against if point.difference and point.difference.high < 0]
-        loses = [point.arm for point in against if point.difference and point.difference.low > 0]
+        beats, loses = _decided({point.arm: point.difference for point in against})
         open_ = [point.arm for point in against if point.arm not in beats and point.arm not in loses]
         parts = []
         policy = result.arm("policy", budget)
@@ -153,12 +157,25 @@ def verdict(result: EvaluationResult) -> list[str]:
             parts.append(f"the difference to {', '.join(open_)} is within the noise{few}")
         if loses:
             parts.append(f"the policy loses to {', '.join(loses)}")
+        nearer, farther = _decided({point.arm: point.divergence_difference for point in against})
+        for words, arms in (
+            ("beats", [arm for arm in nearer if arm not in beats]),
+            ("loses to", [arm for arm in farther if arm not in loses]),
+        ):
+            if arms:
+                parts.append(f"by divergence it {words} {', '.join(arms)}")
         share = captured(result, budget)
         if share is not None:
             static = "allocated" if result.arm("allocated", budget) else "uniform"
             parts.append(f"it gets {share:.0%} of the oracle's gain over {static}")
         lines.append(f"{result.currency} {budget_digits(budget)}: {'; '.join(parts)}")
     return lines
+
+
+def _decided(differences: dict[str, Difference | None]) -> tuple[list[str], list[str]]:
+    """The arms that the policy beats, and those that it loses to, by intervals that exclude zero."""
+    known = {arm: found for arm, found in differences.items() if found is not None}
+    return [arm for arm in known if known[arm].high < 0], [arm for arm in known if known[arm].low > 0]
 
 
 def captured(result: EvaluationResult, budget: float) -> float | None:

@@ -112,6 +112,30 @@ def test_arms_are_charged_by_their_own_sparsity_and_policy(tiny_lm, stream):
     assert found.arm("uniform", 0.75).cost["bytes"] == pytest.approx(1), "activation bits change nothing that is read"
 
 
+def test_divergences_are_paired_like_losses_and_left_out_where_dense_logits_do_not_fit(
+    policy_lm, stream, whole, monkeypatch
+):
+    """From the dense arm; `tests/unit/backends/test_divergences.py` has what each of them is."""
+    assert whole.points[0].divergence == 0
+    for budget in SETTINGS.budgets:
+        policy = whole.arm("policy", budget)
+        assert policy.divergence > 1e-5
+        for arm in ("uniform", "random", "best-of-3"):
+            point = whole.arm(arm, budget)
+            found = point.divergence_difference
+            assert found.value == pytest.approx(policy.divergence - point.divergence)
+            assert found.low <= found.value <= found.high
+        estimated = whole.arm("best-of-500-estimated", budget)
+        assert (estimated.divergence, estimated.divergence_difference) == (None, None), "nobody ran it"
+    small = SETTINGS.model_copy(update={"texts": 2, "trials": 0})
+    dense = evaluate(policy_lm, [stream], small, rivals={"again": Arm(Dense(policy_lm.space))})
+    assert dense.arm("again", 0.6).divergence == pytest.approx(0, abs=1e-6)
+    monkeypatch.setattr(perplexity, "_MOST_LOGITS", 2 * 20 * policy_lm.shapes.vocabulary - 1)
+    without = evaluate(policy_lm, [stream], small)
+    assert all(point.divergence is None and point.divergence_difference is None for point in without.points)
+    assert without.arm("policy", 0.6).nats == dense.arm("policy", 0.6).nats
+
+
 def test_a_partial_file_of_a_rival_with_other_weights_or_rules_is_not_continued(value_lm, stream, tmp_path):
     partial, keys = tmp_path / "partial.json", set()
     small = EvaluationSettings(budgets=(0.8,), texts=1, context=60, length=8, trials=0)
@@ -168,6 +192,24 @@ def test_verdict_says_plainly_when_the_policy_loses(whole):
     point = result.arm("uniform", 0.6)
     point.difference = point.difference.model_copy(update={"value": 0.2, "low": 0.1, "high": 0.3})
     assert "the policy loses to uniform" in show.verdict(result)[0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(-0.3, -0.1, "; by divergence it beats uniform"), (0.1, 0.3, "; by divergence it loses to uniform")],
+)
+def test_verdict_adds_what_divergences_tell_and_losses_do_not(whole, low, high, said):
+    result = whole.model_copy(deep=True)
+    for arm in ("random", "best-of-3"):
+        result.arm(arm, 0.6).divergence_difference = None
+    point = result.arm("uniform", 0.6)
+    point.difference = point.difference.model_copy(update={"low": -0.1, "high": 0.1})
+    point.divergence_difference = point.difference.model_copy(update={"low": low, "high": high})
+    line = show.verdict(result)[0]
+    assert said in line
+    assert "uniform" in line.partition("within the noise")[0], "the loss alone does not tell"
+    point.divergence_difference = point.difference
+    assert "by divergence" not in show.verdict(result)[0]
 
 
 def test_nothing_is_judged_over_few_texts_and_a_missed_budget_is_told(whole):

@@ -21,7 +21,8 @@ def render(found: list[tuple[str, Result]]) -> str:
     if evaluations:
         parts.append(
             "<p class=soft>Every arm saw the same tokens. Differences are policy minus arm with paired bootstrap 95 % "
-            "intervals.</p>"
+            "intervals. Divergence: how far an arm's predictions lie from those of dense steps, as KL in nats per "
+            "token.</p>"
         )
     for name, result in evaluations:
         parts += _evaluation(name, result)

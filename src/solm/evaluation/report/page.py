@@ -3,7 +3,7 @@
 import base64
 from html import escape
 
-from solm.evaluation.result import Difference, EvaluationResult
+from solm.evaluation.result import Difference, EvaluationResult, Point
 from solm.evaluation.show import budget_digits
 
 _STYLE = """
@@ -51,6 +51,7 @@ def perplexity_table(result: EvaluationResult) -> str:
     """Arms by budget, one row each."""
     rows, last = [], None
     timed = any(point.step_ms is not None for point in result.points)
+    apart = any(point.divergence is not None for point in result.points)
     for point in result.points:
         first = " class=first" if point.budget != last else ""
         last = point.budget
@@ -60,13 +61,20 @@ def perplexity_table(result: EvaluationResult) -> str:
             f"<tr{first}><td>{budget_digits(point.budget)}<td>{escape(point.arm)}{keep}"
             f"<td>{point.cost['bytes']:.3f}{f'<td>{time}' * timed}"
             f"<td>{point.perplexity:.2f}<td>{point.nats:.4f}"
-            f"<td>{difference(point.difference, -1)}</tr>"
+            f"<td>{difference(point.difference, -1)}"
+            f"{_divergence(point) * apart}</tr>"
         )
     titles = (
         f"<tr><th>{escape(result.currency)}<th>arm{'' if timed else '<th>net keep'}<th>bytes"
-        f"{'<th>ms' * timed}<th>perplexity<th>nats/token<th>policy − arm</tr>"
+        f"{'<th>ms' * timed}<th>perplexity<th>nats/token<th>policy − arm"
+        f"{'<th>divergence<th>policy − arm' * apart}</tr>"
     )
     return f"<div class=scroll><table>{titles}{''.join(rows)}</table></div>"
+
+
+def _divergence(point: Point) -> str:
+    value = "" if point.divergence is None else f"{point.divergence:.4f}"
+    return f"<td>{value}<td>{difference(point.divergence_difference, -1)}"
 
 
 def difference(found: Difference | None, better: int) -> str:
