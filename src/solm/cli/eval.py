@@ -191,7 +191,7 @@ def evaluate(
         print_json(result.model_dump(mode="json"))
         return
     console = output()
-    console.print(show.table(result))
+    console.print(show.table(result, console.width))
     for line in show.verdict(result):
         console.print(line)
 

@@ -114,7 +114,7 @@ def _show_comparison(speeds: "Speeds", outcome: "Outcome") -> None:
 
     console, result = output(), outcome.result
     console.print(f"\nMeasured: perplexity on {show.measured(result)}\n", markup=False)
-    console.print(show.table(result))
+    console.print(show.table(result, console.width))
     for net, reply in outcome.replies.items():
         why = why_more(result, net, reply)
         console.print(

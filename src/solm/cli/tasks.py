@@ -148,7 +148,8 @@ def tasks(
     if json:
         print_json(result.model_dump(mode="json"))
         return
-    output().print(task_table(result))
+    console = output()
+    console.print(task_table(result, console.width))
 
 
 PASSED_ON: Any = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

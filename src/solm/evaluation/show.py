@@ -1,12 +1,18 @@
 """An evaluation as a table in the terminal, as a verdict in words, and as a picture."""
 
+from collections.abc import Callable
+from itertools import groupby
+from typing import TypeVar
+
 import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from solm.core.actions import AXES
 from solm.core.words import counted
 from solm.evaluation.pictures import Kind, blank, picture
-from solm.evaluation.result import Difference, EvaluationResult, Point, TaskResult
+from solm.evaluation.result import Difference, EvaluationResult, Point, TaskPoint, TaskResult
 
 COLOURS = {
     "policy": "#0b7285", "allocated": "#e8590c", "uniform": "#a61e4d", "random": "#868e96", "tuned": "#f08c00",
@@ -25,57 +31,71 @@ def budget_digits(budget: float) -> str:
     return f"{budget:.2f}" if round(budget, 2) == budget else f"{budget:g}"
 
 
-def table(result: EvaluationResult) -> Table:
-    """Arms by budget, with the policy's difference to each baseline."""
-    shown = Table(title="Perplexity at matched budget", title_justify="left")
-    timed = any(point.step_ms is not None for point in result.points)
-    shown.caption = f"budget and realised: {result.currency}"
-    apart = any(point.divergence is not None for point in result.points)
-    columns = (
-        "budget", "arm", "realised", "bytes", *["ms"] * timed, "perplexity", *["divergence"] * apart, "nats/token",
-        "policy − arm [95 %]",
-    )  # fmt: skip
-    for column in columns:
-        shown.add_column(column, justify="left" if column.endswith(("arm", "]")) else "right", no_wrap=True)
-    last = None
-    for point in result.points:
-        if last is not None and point.budget != last:
-            shown.add_section()
-        last = point.budget
-        shown.add_row(
-            budget_digits(point.budget),
-            point.arm,
-            f"{result.spent(point):.3f}",
-            f"{point.cost['bytes']:.3f}",
-            *[f"{point.step_ms:.2f}" if point.step_ms is not None else ""] * timed,
-            f"{point.perplexity:.2f}",
-            *["" if point.divergence is None else f"{point.divergence:.4f}"] * apart,
-            f"{point.nats:.4f}",
-            _difference(point),
-        )
+def table(result: EvaluationResult, width: int | None = None) -> Table:
+    """Arms by budget, with the policy's difference to each baseline. width: characters, for which columns are left out
+    that say least; None: any."""
+    points = result.points
+    columns: dict[str, Callable[[Point], str]] = {
+        "budget": lambda point: budget_digits(point.budget),
+        "arm": lambda point: point.arm,
+        "realised": lambda point: f"{result.spent(point):.3f}",
+        "bytes": lambda point: f"{point.cost['bytes']:.3f}",
+        "ms": lambda point: "" if point.step_ms is None else f"{point.step_ms:.2f}",
+        "perplexity": lambda point: f"{point.perplexity:.2f}",
+        "divergence": lambda point: "" if point.divergence is None else f"{point.divergence:.4f}",
+        "nats/token": lambda point: f"{point.nats:.4f}",
+        "policy − arm [95 %]": lambda point: _coloured(point.difference, better=-1),
+    }
+    if all(point.step_ms is None for point in points):
+        del columns["ms"]
+    if all(point.divergence is None for point in points):
+        del columns["divergence"]
+    groups = [list(some) for _, some in groupby(points, key=lambda point: point.budget)]
+    shown = _fitting(columns, groups, ("bytes", "perplexity", "ms", "divergence"), width)
+    shown.title, shown.caption = "Perplexity at matched budget", f"budget and realised: {result.currency}"
     return shown
 
 
-def task_table(result: TaskResult) -> Table:
-    """Arms by task and budget: accuracy and margin, with the policy's difference to each arm."""
-    shown = Table(title="Tasks at matched compute", title_justify="left")
-    timed = all("time" in point.realised for point in result.points)
-    cost = "time" if timed else "bytes"
-    numbers = ("net", cost, "acc", "margin", "policy − arm: acc [95 %]", "margin [95 %]")
-    for column in ("task", "budget", "arm", *numbers):
-        left = column in ("task", "arm") or column.endswith("]")
-        shown.add_column(column, justify="left" if left else "right", no_wrap=True)
-    last = None
-    for point in result.points:
-        if last is not None and (point.task, point.budget) != last:
+def task_table(result: TaskResult, width: int | None = None) -> Table:
+    """Arms by task and budget: accuracy and margin, with the policy's difference to each arm. width: as for `table`."""
+    cost = "time" if all("time" in point.realised for point in result.points) else "bytes"
+    columns: dict[str, Callable[[TaskPoint], str]] = {
+        "task": lambda point: point.task,
+        "budget": lambda point: budget_digits(point.budget),
+        "arm": lambda point: point.arm,
+        "net": lambda point: f"{point.realised['net']:.3f}",
+        cost: lambda point: f"{point.realised[cost]:.3f}",
+        "acc": lambda point: f"{point.scores['acc']:.3f}" if "acc" in point.scores else "",
+        "margin": lambda point: f"{point.scores['margin']:.3f}",
+        "policy − arm: acc [95 %]": lambda point: _coloured(point.differences.get("acc"), better=1),
+        "margin [95 %]": lambda point: _coloured(point.differences.get("margin"), better=1),
+    }
+    groups = [list(some) for _, some in groupby(result.points, key=lambda point: (point.task, point.budget))]
+    shown = _fitting(columns, groups, ("net", "margin [95 %]", "margin", cost), width)
+    shown.title = "Tasks at matched compute"
+    return shown
+
+
+_Row = TypeVar("_Row")
+
+
+def _fitting(
+    columns: dict[str, Callable[[_Row], str]], groups: list[list[_Row]], optional: tuple[str, ...], width: int | None
+) -> Table:
+    """A table of a row for each of the items in `groups`, without the first ones of the `optional` columns as far as it
+    has to be to fit into `width`."""
+    for count in range(len(optional) + 1):
+        kept = {name: cell for name, cell in columns.items() if name not in optional[:count]}
+        shown = Table(title_justify="left", box=SIMPLE_HEAD)
+        for name in kept:
+            words = name in ("task", "arm") or name.endswith("]")
+            shown.add_column(name, justify="left" if words else "right", no_wrap=True)
+        for group in groups:
+            for row in group:
+                shown.add_row(*(cell(row) for cell in kept.values()))
             shown.add_section()
-        last = (point.task, point.budget)
-        score = point.scores
-        shown.add_row(
-            point.task, budget_digits(point.budget), point.arm, f"{point.realised['net']:.3f}",
-            f"{point.realised[cost]:.3f}", f"{score['acc']:.3f}" if "acc" in score else "", f"{score['margin']:.3f}",
-            *(_coloured(point.differences.get(metric), better=1) for metric in ("acc", "margin")),
-        )  # fmt: skip
+        if width is None or Console(width=1000).measure(shown).maximum <= width:
+            break
     return shown
 
 
@@ -91,10 +111,6 @@ def never_acted(result: TaskResult) -> list[str]:
         f"{task}: the axis {axis} was never controlled, so its budget means nothing; give longer prompts (--fewshot)"
         for task, axis in found
     ]
-
-
-def _difference(point: Point) -> str:
-    return _coloured(point.difference, better=-1)
 
 
 def _coloured(difference: Difference | None, better: int) -> str:

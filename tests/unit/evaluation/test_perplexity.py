@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import solm
 from helpers.models import tiny_model
@@ -185,6 +186,21 @@ def test_result_file_round_trips_and_is_shown(whole):
     assert len(lines) == 2
     for line in lines:
         assert "beats" in line or "loses" in line or "noise" in line
+
+
+def test_a_table_fits_the_terminal_without_the_columns_that_say_least(whole):
+    result = whole.model_copy(update={"points": [p for p in whole.points if not p.arm.startswith("best-of-500")]})
+    names = {width: [str(column.header) for column in show.table(result, width).columns] for width in (None, 90, 76)}
+    assert names[None] == [
+        "budget", "arm", "realised", "bytes", "perplexity", "divergence", "nats/token", "policy − arm [95 %]",
+    ]  # fmt: skip
+    assert names[90] == [name for name in names[None] if name not in ("bytes", "perplexity")]
+    assert names[76] == [name for name in names[90] if name != "divergence"]
+    console = Console(width=76, record=True)
+    console.print(show.table(result, 76))
+    drawn = console.export_text()
+    assert "…" not in drawn
+    assert f"{result.arm('uniform', 0.6).difference.low:+.4f}" in drawn
 
 
 def test_verdict_says_plainly_when_the_policy_loses(whole):
