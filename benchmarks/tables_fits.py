@@ -1,5 +1,7 @@
 """The tables about policies of `solm fit`: what they lose at equal milliseconds, and what fitting takes."""
 
+from typing import Any
+
 import numpy as np
 
 import published as of
@@ -9,17 +11,24 @@ from published import Difference
 _NAMES = {"teal": "thresholds", "upper-bits": "upper bits"}
 
 
+ARMS = ("policy", "allocated", "teal", "constant", "uniform", "upper-bits")
+
+
+def _by_budget(points: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, dict[str, Any]]]]:
+    """The arms that were measured, and the points of every budget by arm, by rising budget."""
+    arms = [arm for arm in ARMS if any(point["arm"] == arm for point in points)]
+    budgets = sorted({point["budget"] for point in points if point["arm"] == "policy"})
+    return arms, [{point["arm"]: point for point in points if point["budget"] == budget} for budget in budgets]
+
+
 def fitted_policy(size: str) -> str:
     """What a policy of `solm fit` loses at equal milliseconds, and against what."""
     points = of.read(f"fitted-{size}")["points"]
-    dense, measured = points[0], {point["arm"] for point in points}
-    arms = [arm for arm in ("policy", "allocated", "teal", "constant", "uniform", "upper-bits") if arm in measured]
-    rows = []
-    for budget in sorted({point["budget"] for point in points if point["arm"] == "policy"}):
-        found = {point["arm"]: point for point in points if point["budget"] == budget}
+    dense, (arms, budgets), rows = points[0], _by_budget(points), []
+    for found in budgets:
         ours = found["policy"]
         rows.append(
-            [f"{budget:.3f}", f"{ours['step_ms']:.1f}", f"{dense['step_ms'] / ours['step_ms']:.2f}×",
+            [f"{ours['budget']:.3f}", f"{ours['step_ms']:.1f}", f"{dense['step_ms'] / ours['step_ms']:.2f}×",
              f"{ours['axes']['attention']:.2f}",
              f"{ours['axes']['mlp']:.2f}", *(signed(found[arm]["nats"] - dense["nats"]) for arm in arms),
              *(interval(Difference.of(found[arm]["difference"])) for arm in arms[1:])]
@@ -27,6 +36,20 @@ def fitted_policy(size: str) -> str:
     names = [_NAMES.get(arm, arm) for arm in arms]
     against = (f"policy − {name}" for name in names[1:])
     return markdown(("Share of the dense step's time", "ms", "speed", "pages", "MLP", *names, *against), rows)
+
+
+def diverged(name: str) -> str:
+    """The same by divergence from dense predictions."""
+    points = of.read(name)["points"]
+    (arms, budgets), rows = _by_budget(points), []
+    for found in budgets:
+        rows.append(
+            [f"{found['policy']['budget']:.3f}", *(f"{found[arm]['divergence']:.4f}" for arm in arms),
+             *(interval(Difference.of(found[arm]["divergence_difference"]), 4) for arm in arms[1:])]
+        )  # fmt: skip
+    names = [_NAMES.get(arm, arm) for arm in arms]
+    against = (f"policy − {name}" for name in names[1:])
+    return markdown(("Share of the dense step's time", *names, *against), rows)
 
 
 @table

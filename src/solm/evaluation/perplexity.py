@@ -31,8 +31,9 @@ from solm.runtime.language_model import LanguageModel
 from solm.runtime.level_costs import measured_costs
 
 Rows = dict[str, list[list[float]]]
-_MOST_LOGITS = 1 << 28
-"""Numbers of dense logits of a batch that are kept for divergences: 1 GiB in float32."""
+_LOGITS, _MOST_LOGITS = 1 << 26, 1 << 28
+"""Numbers of dense logits that are kept for divergences: of several texts together, and of a single text at most (256
+MiB and 1 GiB in float32)."""
 
 
 class _Batch(TypedDict):
@@ -57,7 +58,7 @@ class EvaluationSettings(BaseModel):
     """Random schedules of every text; whole-set trials, of which the best is an arm of its own."""
     seed: int = 0
     batch: int = Field(8, ge=1)
-    """Texts that share a pass."""
+    """Texts that share a pass; fewer where their dense logits take much memory."""
     oracle: bool = False
     """Also measure the ceiling: every level on every token, then the schedule that these answers suggest."""
     best_of: int = Field(500, ge=2)
@@ -97,7 +98,8 @@ def evaluate(
     if tuning is not None and tuning.fingerprint in {stream.fingerprint for stream in streams}:
         raise DataError(f"{tuning.name} is evaluated; baselines must be tuned on another text")
     windows = held_out_windows(streams, settings)
-    batches = windows.split(settings.batch)
+    together = _LOGITS // (settings.length * lm.shapes.vocabulary)
+    batches = windows.split(max(1, min(settings.batch, together)))
     others = {name: rival if isinstance(rival, Arm) else Arm(rival) for name, rival in (rivals or {}).items()}
     key = resume_key(
         lm, settings, space, *(stream.fingerprint for stream in streams), "" if tuning is None else tuning.fingerprint,

@@ -27,7 +27,7 @@ class Point(BaseModel):
     step by the timings that budgets were told by; `nats` and `perplexity` are per token, `low` and `high` the 95 %
     interval of `nats`. `divergence` is the mean KL per token, in nats, from the dense model's predictions to this
     arm's, and `divergence_difference` the policy's minus this arm's. Both are None in results of before they were
-    measured, and where the dense logits of a batch would take more than 1 GiB."""
+    measured, and where the dense logits of a text would take more than 1 GiB."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 

@@ -131,10 +131,15 @@ def test_divergences_are_paired_like_losses_and_left_out_where_dense_logits_do_n
     small = SETTINGS.model_copy(update={"texts": 2, "trials": 0})
     dense = evaluate(policy_lm, [stream], small, rivals={"again": Arm(Dense(policy_lm.space))})
     assert dense.arm("again", 0.6).divergence == pytest.approx(0, abs=1e-6)
-    monkeypatch.setattr(perplexity, "_MOST_LOGITS", 2 * 20 * policy_lm.shapes.vocabulary - 1)
+    monkeypatch.setattr(perplexity, "_LOGITS", 2 * 20 * policy_lm.shapes.vocabulary - 1)
+    seen: list[int] = []
+    apart = evaluate(policy_lm, [stream], small, progress=lambda done, total: seen.append(total))
+    assert seen == [2, 2], "a batch for each text"
+    assert apart.arm("uniform", 0.6).divergence == pytest.approx(dense.arm("uniform", 0.6).divergence, rel=1e-3)
+    monkeypatch.setattr(perplexity, "_MOST_LOGITS", 20 * policy_lm.shapes.vocabulary - 1)
     without = evaluate(policy_lm, [stream], small)
     assert all(point.divergence is None and point.divergence_difference is None for point in without.points)
-    assert without.arm("policy", 0.6).nats == dense.arm("policy", 0.6).nats
+    assert without.arm("policy", 0.6).nats == apart.arm("policy", 0.6).nats
 
 
 def test_a_partial_file_of_a_rival_with_other_weights_or_rules_is_not_continued(value_lm, stream, tmp_path):
