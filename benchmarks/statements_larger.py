@@ -21,7 +21,7 @@ def fitted(arm: str, size: str = "0.5b-1024") -> list[Difference]:
     "docs/results-quality.md",
     "The policy beats *uniform* at the five lowest budgets, *constant* at five and *thresholds* at the",
 )
-@says("docs/results.md", "On the 0.5B it beats uniform settings at five of eight budgets and thresholds alone at four.")
+@says("docs/results.md", "On the 0.5B it beats uniform settings at five of eight budgets and thresholds alone at four;")
 @says(
     "docs/limits.md",
     "it beats uniform settings at the five lowest and thresholds alone, every layer alike, at the four",
@@ -175,7 +175,7 @@ def what_knowing_long_contexts_gains() -> bool:
 
 @says("README.md", "on the 1.5B at seven.")
 @says("docs/results.md", "On the 1.5B it beats uniform settings at seven and thresholds at six")
-@says("docs/limits.md", "settings at the seven lowest of eight budgets, and thresholds alone at the six lowest.")
+@says("docs/limits.md", "settings at the seven lowest of eight budgets, and thresholds alone at the six lowest;")
 @says(
     "docs/results-quality.md",
     "It beats *uniform* at the seven lowest budgets, *thresholds* at the six lowest and *constant*",

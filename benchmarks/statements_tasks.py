@@ -25,8 +25,8 @@ RIVALS = ("allocated", "constant")
 @says("docs/results.md", "solve as many problems at 0.9 of the time. At 0.8 they solve fewer in GSM8K;")
 @says(
     "README.md",
-    "where chat replies diverge from dense by 0.04 nats per token, the 0.5B solves 14 % of 200 GSM8K problems; dense "
-    "it solves 26 %. At 0.9 no difference shows",
+    "where chat replies diverge from dense by 0.04 nats per token, the 0.5B solves 14 % of 200 GSM8K problems, dense "
+    "26 %. At 0.9 no difference shows",
 )
 @says(
     "docs/limits.md",

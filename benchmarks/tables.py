@@ -9,6 +9,7 @@ import re
 import sys
 
 import statements_bits  # noqa: F401
+import statements_divergences  # noqa: F401
 import statements_ladder  # noqa: F401  (registers its statements)
 import statements_larger  # noqa: F401
 import statements_paper  # noqa: F401

@@ -6,11 +6,13 @@ import published as of
 from cells import markdown, table
 from solm.policies.artifact import TrainedPolicy
 from statements_serving import at_servers
-from tables_fits import BITS, LARGER_BITS, LONG_BITS, speed_for_loss
+from tables_fits import BITS, DIVERGED, DIVERGED_LARGER, LARGER_BITS, LONG_BITS, speed_for_loss
 from tables_tasks import LARGER, LARGER_ANSWERS, LARGEST, LARGEST_ANSWERS, mmlu_points
 
 _FITTED = {"0.5B": ("fitted-0.5b-1024", BITS), "1.5B": ("fitted-1.5b-1024", LARGER_BITS)}
 """Evaluations of a model's policies: that of its file in 4 to 6 bits, and one that chooses weight bits."""
+_DIVERGED = {"0.5B": DIVERGED, "1.5B": DIVERGED_LARGER}
+"""Evaluations of the policies that ship which also measured divergences."""
 _SPEEDS = (("0.5B", 1024, (1.5, 1.7)), ("1.5B", 1024, (1.5, 1.75)), ("0.5B", 8192, (1.55, 1.8)))
 """Models, contexts, and the speeds that were wanted for losses of at most 0.05 and 0.15 nats."""
 _WITH_BITS = {("0.5B", 1024): BITS, ("1.5B", 1024): LARGER_BITS, ("0.5B", 8192): LONG_BITS}
@@ -27,10 +29,10 @@ def _met(yes: bool) -> str:
     return "yes" if yes else "**no**"
 
 
-def _won(name: str, arm: str) -> int:
-    """Budgets at which a policy is better than an arm beyond the noise."""
+def _won(name: str, arm: str, measure: str = "difference") -> int:
+    """Budgets at which a policy is better than an arm beyond the noise, by a difference that points have."""
     points = [point for point in of.read(name)["points"] if point["arm"] == arm]
-    return sum(point["difference"]["high"] < 0 for point in points)
+    return sum(point[measure]["high"] < 0 for point in points)
 
 
 def _arms() -> list[list[str]]:
@@ -40,11 +42,12 @@ def _arms() -> list[list[str]]:
             ("uniform", "uniform settings", 8), ("constant", "constants under its own allocation", 6),
             ("teal", "thresholds without a policy", 6),
         ):  # fmt: skip
-            for of_file, aim in (
-                (name, f"policy of `solm fit` on the {size}, 200 texts: better than {words}"),
-                (bits, f"the same with weight bits, {size} in 8 bits"),
+            for of_file, aim, measure in (
+                (name, f"policy of `solm fit` on the {size}, 200 texts: better than {words}", "difference"),
+                (_DIVERGED[size], f"the same by divergence, {size}", "divergence_difference"),
+                (bits, f"the same with weight bits, {size} in 8 bits", "difference"),
             ):
-                won = _won(of_file, arm)
+                won = _won(of_file, arm, measure)
                 reached = f"at {won}, {of.settings(of_file)['texts']} texts"
                 rows.append([aim, f"at {wanted} of 8 budgets", reached, _met(won >= wanted)])
     return rows

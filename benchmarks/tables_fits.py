@@ -63,6 +63,21 @@ def fitted_larger() -> str:
     return fitted_policy("1.5b-1024")
 
 
+DIVERGED, DIVERGED_LARGER = "fitted-0.5b-1024", "divergences-1.5b-1024"
+
+
+@table
+def fitted_divergences() -> str:
+    """How far the policy of the 0.5B and other arms are from dense predictions."""
+    return diverged(DIVERGED)
+
+
+@table
+def fitted_divergences_larger() -> str:
+    """The same of a larger model."""
+    return diverged(DIVERGED_LARGER)
+
+
 @table
 def fitted_smallest() -> str:
     """The same of the smallest model, by a short fit."""
