@@ -70,7 +70,12 @@ def test_trials_are_those_behind_the_random_arms(result):
 def test_a_page_of_everything_stands_alone(result, tmp_path):
     (tmp_path / "eval.json").write_text(result.model_dump_json(indent=2))
     page = render(read_results([tmp_path / "eval.json"]))
+    point = result.arm("uniform", 0.6)
+    low = f"{point.divergence_difference.low:+.4f}"
+    assert f"<td>{point.divergence:.4f}<td>" in page
     for words in (
+        "policy − arm, divergence",
+        f"[{low}, ",
         "Random search",
         "by position",
         "Texts under the policy",

@@ -67,7 +67,7 @@ def perplexity_table(result: EvaluationResult) -> str:
     titles = (
         f"<tr><th>{escape(result.currency)}<th>arm{'' if timed else '<th>net keep'}<th>bytes"
         f"{'<th>ms' * timed}<th>perplexity<th>nats/token<th>policy − arm"
-        f"{'<th>divergence<th>policy − arm' * apart}</tr>"
+        f"{'<th>divergence<th>policy − arm, divergence' * apart}</tr>"
     )
     return f"<div class=scroll><table>{titles}{''.join(rows)}</table></div>"
 

@@ -82,8 +82,9 @@ def render(
         "<h2>How the trained policy compares</h2>",
         f"<p>Measured: perplexity ({s['dtype']}) on {escape(measured(result))}</p>",
         perplexity_table(result),
-        "<p class=soft>The last column gives differences in nats per token, policy minus arm, with paired bootstrap "
-        f"95 % intervals over texts. Negative is better. An interval that holds 0 is within the noise: {s['texts']} "
+        "<p class=soft>Differences are policy minus arm, in nats per token, with paired bootstrap 95 % intervals over "
+        "texts: of the loss, and of the divergence (KL) of an arm's predictions from those of dense steps. "
+        f"Negative is better. An interval that holds 0 is within the noise: {s['texts']} "
         f"texts cannot tell the two apart.{_UNDER_ALLOCATION if s['sparsity'].get('allocation') else ''} The best of "
         "several random schedules is known only afterwards: it is a bound, not something to run.</p>",
         image(picture, "perplexity against realised net keep"),
