@@ -65,7 +65,7 @@ def test_langchains_completions(address, said):
 
 
 class Verdict(BaseModel):
-    """Finite, so that even a random model comes to its end."""
+    """Finite but for white space, so that even a random model comes to its end."""
 
     right: bool
 
@@ -73,7 +73,7 @@ class Verdict(BaseModel):
 def test_langchains_structured_output(address):
     langchain = pytest.importorskip("langchain_openai")
     pytest.importorskip("llguidance")
-    model = langchain.ChatOpenAI(model="tiny", base_url=f"{address}/v1", api_key="none", max_tokens=40)
+    model = langchain.ChatOpenAI(model="tiny", base_url=f"{address}/v1", api_key="none", max_tokens=300)
     assert isinstance(model.with_structured_output(Verdict, method="json_schema").invoke(LONG), Verdict)
 
 

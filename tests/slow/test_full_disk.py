@@ -15,7 +15,7 @@ from helpers.texts import FOX as TEXT
     [
         (["train", "--out", "out", "--data", "text.txt", *SHORT_TRAIN], 16_000, "out/policy/policy.safetensors"),
         (["train", "--out", "out", "--data", "text.txt", *SHORT_GRPO], 20_000, "out/policy/policy.safetensors"),
-        (["eval", "--data", "text.txt", "--out", "out/result.json", *SHORT_EVAL], 900, "out/result.json"),
+        (["eval", "--data", "text.txt", "--out", "out/result.json", *SHORT_EVAL], 4_000, "out/result.json"),
     ],
     ids=["values", "grpo", "eval"],
 )

@@ -100,7 +100,7 @@ def _floats(values: torch.Tensor | None) -> np.ndarray | None:
     known = values is not None and values.is_floating_point() and not values.is_meta
     if known and hasattr(values, "full_tensor"):  # a part of it lies in every process
         values = values.full_tensor()  # type: ignore[union-attr]
-    return values.detach().float().cpu().numpy() if known else None  # type: ignore[union-attr]
+    return values.detach().cpu().dequantize().float().numpy() if known else None  # type: ignore[union-attr]
 
 
 def model_shapes(config: PretrainedConfig, gated: bool) -> ModelShapes:
