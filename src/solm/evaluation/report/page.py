@@ -12,7 +12,7 @@ _STYLE = """
 @media(prefers-color-scheme:dark){:root{--ink:#e9ecef;--soft:#adb5bd;--line:#495057;--paper:#16191d}
 :root{--bar:#3bc9db;--good:#69db7c;--bad:#ff8787;--open:#ffd43b}}
 body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
-body{max-width:60rem;margin:0 auto;padding:1.5rem}
+body{max-width:78rem;margin:0 auto;padding:1.5rem}
 h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2rem 0 .5rem}p,li{max-width:46rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
 th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid var(--line)}td{white-space:nowrap}
@@ -22,7 +22,7 @@ th:nth-child(2),td:nth-child(2){text-align:left}
 .good{color:var(--good)}.bad{color:var(--bad)}.open{color:var(--open)}.soft{color:var(--soft);font-size:.9rem}
 img{max-width:100%;background:#fff;border-radius:6px}
 .reply{white-space:pre-wrap;border:1px solid var(--line);border-radius:6px;padding:.8rem 1rem;margin:.4rem 0 1.2rem}
-.reply span{border-radius:3px;padding:1px 0}svg{width:100%;height:auto;max-width:46rem}
+.reply{max-width:46rem}.reply span{border-radius:3px;padding:1px 0}svg{width:100%;height:auto;max-width:46rem}
 .reply,code{overflow-wrap:anywhere}li{overflow-wrap:break-word}h3{font-size:1rem;margin:1.4rem 0 .3rem}
 summary{cursor:pointer;padding:.3rem 0}.pair{display:grid;grid-template-columns:1fr 1fr;gap:.5rem 2rem}
 @media(max-width:44rem){body{padding:1rem}.pair{grid-template-columns:1fr}}
