@@ -25,7 +25,7 @@ def divergence(arm: str, budget: float, name: str = DIVERGED) -> float:
 @says("docs/results-quality.md", "**loses** to *constant* at 0.957, by less than 0.0001 nats.")
 @says("docs/results.md", "and thresholds alone at four; by divergence both at all eight.")
 @says("docs/limits.md", "tell arms apart, it beats both at all eight.")
-@says("README.md", "[divergence](docs/reproduce.md#two-measures) on both")
+@says("README.md", "[divergence](docs/reproduce.md#two-measures) both")
 def the_smaller_policy_by_divergence() -> bool:
     uniform, thresholds, constant = map(apart, ("uniform", "teal", "constant"))
     last = constant.pop()

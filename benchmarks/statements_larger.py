@@ -173,7 +173,7 @@ def what_knowing_long_contexts_gains() -> bool:
     return found == [0.147, 0.1, 0.041, 0.025]
 
 
-@says("README.md", "on the 1.5B at seven,")
+@says("README.md", "on the 1.5B at seven;")
 @says("docs/results.md", "On the 1.5B it beats uniform settings at seven and thresholds at six")
 @says("docs/limits.md", "settings at the seven lowest of eight budgets, and thresholds alone at the six lowest;")
 @says(
