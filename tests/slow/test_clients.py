@@ -65,7 +65,7 @@ def test_langchains_completions(address, said):
 
 
 class Verdict(BaseModel):
-    """Finite but for white space, so that even a random model comes to its end."""
+    """Finite but for white space between its parts, so that even a random model comes to its end."""
 
     right: bool
 

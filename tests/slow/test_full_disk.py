@@ -20,6 +20,7 @@ from helpers.texts import FOX as TEXT
     ids=["values", "grpo", "eval"],
 )
 def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(arguments, most, name, tiny_folder, tmp_path):
+    """most: bytes of a file; less than the file `name` needs, and room for what libraries write to standard error."""
     arguments = [*arguments, "--model", str(tiny_folder)]
     for part in ("full", "whole"):
         (tmp_path / part / "out").mkdir(parents=True)

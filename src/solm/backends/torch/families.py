@@ -100,6 +100,7 @@ def _floats(values: torch.Tensor | None) -> np.ndarray | None:
     known = values is not None and values.is_floating_point() and not values.is_meta
     if known and hasattr(values, "full_tensor"):  # a part of it lies in every process
         values = values.full_tensor()  # type: ignore[union-attr]
+    # dequantize: no array can be made of torchao's weights otherwise; of others it makes float32
     return values.detach().cpu().dequantize().float().numpy() if known else None  # type: ignore[union-attr]
 
 
