@@ -20,8 +20,8 @@ test-all: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m "" -rs
 
 lint: $(INSTALLED_DEV)
-	$(BIN)/ruff check src tests benchmarks notebooks hatch_build.py
-	$(BIN)/ruff format --check src tests benchmarks notebooks hatch_build.py
+	$(BIN)/ruff check src tests evidence notebooks hatch_build.py
+	$(BIN)/ruff format --check src tests evidence notebooks hatch_build.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) docs
@@ -30,7 +30,7 @@ docs: $(INSTALLED_DEV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 bench: $(INSTALLED_DEV)
-	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python evidence/bench/engine.py
 
 # With the engine compiled for every instruction set of MACHINE, x86_64 or aarch64 (docs/install.md).
 MACHINE ?= x86_64

@@ -18,11 +18,11 @@ from solm.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "evidence/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 FENCED = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-INLINE = re.compile(r"`((?:solm|python benchmarks/)[^`]*)`")
+INLINE = re.compile(r"`((?:solm|python evidence/)[^`]*)`")
 OLD_WORDS = (
     "semantics", "reference backend", "native backend", "static-even", "shortlist", "booked", "horizon", "pollution",
     "profile", "calibration",
@@ -44,7 +44,7 @@ def commands(page: Path) -> Iterator[tuple[list[str], bool]]:
             words = shlex.split(re.sub(r"^[A-Z_]+=\S* | <.*", "", part))
             if "solm.cli" in words:  # torchrun ... -m solm.cli
                 words = ["solm", *words[words.index("solm.cli") + 1 :]]
-            if words[:1] == ["solm"] or (len(words) > 1 and words[1].startswith("benchmarks/")):
+            if words[:1] == ["solm"] or (len(words) > 1 and words[1].startswith("evidence/")):
                 yield words, whole and "..." not in words
 
 
@@ -77,7 +77,7 @@ def test_shown_commands_exist_with_their_options(words: list[str], whole: bool) 
     asked = {word.partition("=")[0] for word in words if word.startswith("--")}
     if words[0] != "solm":
         assert (ROOT / words[1]).exists()
-        sources = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
+        sources = "".join(path.read_text() for path in (ROOT / "evidence").rglob("*.py"))
         assert {option for option in asked if f'"{option}"' not in sources} == set()
         return
     name = " ".join(words[: 3 if words[1:2] == ["study"] else 2])

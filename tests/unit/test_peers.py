@@ -5,11 +5,10 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-WORKER = Path(__file__).parents[2] / "benchmarks" / "peer_worker.py"
+WORKER = Path(__file__).parents[2] / "evidence" / "bench" / "peer_worker.py"
 LLAMA_CPP = """
 import ctypes
 
@@ -195,37 +194,3 @@ def test_without_llama_cpp_there_are_no_files_of_other_types(benchmarks: None, m
     monkeypatch.setattr(peers, "file_type", lambda file: "Q4_K_M")
     with pytest.raises(SystemExit, match=r"--peers openvino:Q4_0: only llama.cpp can make such a file"):
         peers.find(Namespace(peers=["openvino:Q4_0"], peer_python=[]), Path("a.gguf"), 2)
-
-
-def measured(step: float, rows: int, context: int, setting: str = "dense", **more: Any) -> dict[str, Any]:
-    here = {"prefill_tokens_per_second": {"median": 100}, "step_ms": {setting: {str(rows): {"median": step}}}}
-    return {"weights": "4 bits", "contexts": {str(context): here}, **more}
-
-
-def test_runs_of_a_model_become_one_table(benchmarks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import published
-    import published_field
-    import tables_field
-
-    start = {"start_seconds": {"second": {"median": 1.5}}, "peak_gib": {"second": 0.5}}
-    runs = {
-        "engine-0.5b": measured(20, 1, 64, **start) | {"peers": {
-            "llama.cpp": measured(30, 1, 64, version="1.2", instructions="AVX2", **start),
-            "llama.cpp fused": measured(25, 1, 64, version="1.2", **start),
-            "openvino": {"error": "it cannot read this file"},
-            "openvino lookup, Q4_0": measured(10, 1, 64, "prompt lookup", version="3-beef"),
-        }},
-        "engine-0.5b-rows": measured(40, 4, 64) | {"peers": {"llama.cpp": measured(80, 4, 64, version="1.2")}},
-        "engine-0.5b-lookup": measured(5, 1, 64) | {"peers": {}},  # the main run counts
-    }  # fmt: skip
-    for name, found in runs.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps({"results": found}))
-    monkeypatch.setattr(published, "RESULTS", tmp_path)
-    monkeypatch.setattr(published_field, "read", published.read.__wrapped__)
-    lines = tables_field.field().splitlines()
-    model = "| Qwen2.5-Coder-0.5B |"
-    assert lines[2] == f"{model} solm, greedy | 4 bits | — | 20.0 | — | — | — | 50 | 100 | — | 0.50 | 1.5 |"
-    assert f"{model} llama.cpp 1.2 | 4 bits | — | 25.0 | — | — | — | 40 | 50 | — | 0.50 | 1.5 |" in lines
-    assert f"{model} openvino 3 lookup | 4 bits | — | 10.0 | — | — | — | 100 | — | — | — | — |" in lines
-    assert "cannot read" not in "".join(lines)
-    assert lines[-1] == "Instruction sets: llama.cpp 1.2: AVX2."

@@ -1,6 +1,6 @@
 """llama.cpp's server out of the package xllamacpp, for `serve.py --other`: as many slots as our server has rows.
 
-python benchmarks/llama_server.py FILE.gguf PORT     # threads: OMP_NUM_THREADS, else one for each of its cores
+python evidence/bench/llama_server.py FILE.gguf PORT     # threads: OMP_NUM_THREADS, else one for each of its cores
 """
 
 import os

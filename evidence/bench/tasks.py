@@ -1,7 +1,7 @@
 """Tasks: the answers of a policy at matched compute, and questions per second beside lm-eval's own model class.
 
-    python benchmarks/tasks.py answers --data DATA --folder docs/results/tasks
-    python benchmarks/tasks.py speed --data DATA/eval --rounds 3 --json
+    python evidence/bench/tasks.py answers --data DATA --folder docs/results/tasks
+    python evidence/bench/tasks.py speed --data DATA/eval --rounds 3 --json
 
 answers: budgets, number of examples and number of questions were fixed before any question was asked; the questions are
 the first ones of every file, of MMLU the first of each of the 57 subjects. One JSON file a task; what was answered

@@ -5,10 +5,10 @@ clients is measured on all servers within minutes. Requests stream greedy chat r
 shares, but for the beginning of --shared tokens. Other servers and the torch backend compute in --dtype, by default
 bfloat16 where the processor has it and float32 elsewhere. With --other the cpu backend keeps the numbers of the file.
 
-    python benchmarks/serve.py                       # transformers serve; torch, cpu in bfloat16 and in int8
-    python benchmarks/serve.py --model FILE.gguf --other "NAME=COMMAND {port}"    # the cpu backend beside other servers
-    python benchmarks/serve.py --model FILE.gguf --serve "--policy auto" --budget loss=0.05       # and under a budget
-    python benchmarks/serve.py --replicas            # two replicas beside one process of as many threads
+    python evidence/bench/serve.py                       # transformers serve; torch, cpu in bfloat16 and in int8
+    python evidence/bench/serve.py --model FILE.gguf --other "NAME=COMMAND {port}"  # beside other servers
+    python evidence/bench/serve.py --model FILE.gguf --serve "--policy auto" --budget loss=0.05  # and under a budget
+    python evidence/bench/serve.py --replicas            # two replicas beside one process of as many threads
 
 Peak memory is the sum of the largest resident sizes of a server's processes, mapped pages counted.
 """

@@ -1,6 +1,6 @@
 """Turning the dial, or a smaller or a more quantised model: milliseconds per token against bits per byte of text.
 
-    python benchmarks/ladder.py --model builtin:smollm2-135m --model 0.5B.gguf --model 1.5B.gguf --types Q8_0,Q4_0 \
+    python evidence/bench/ladder.py --model builtin:smollm2-135m --model 0.5B.gguf --model 1.5B.gguf --types Q8_0,Q4_0 \
         --data WIKI.txt --data BOOKS.jsonl --out ladder.json
 
 Every model is run in its file's own type and in the other types, into which llama.cpp converts that file: they are

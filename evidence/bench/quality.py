@@ -1,9 +1,9 @@
 """Quality on held-out text: policies against baselines, the dial against the clock, allocations, adherence to budgets.
 
-    python benchmarks/quality.py policies --data DATA --oracle mlp-fine,joint-27 --folder docs/results/policies
-    python benchmarks/quality.py dial --data DATA --contexts 1024 --texts 24 --clocked 12 --out dial.json
-    python benchmarks/quality.py allocations --data DATA --allocations layers.json heads.json --out allocation.json
-    python benchmarks/quality.py adherence --data DATA --out adherence.json
+    python evidence/bench/quality.py policies --data DATA --oracle mlp-fine,joint-27 --folder docs/results/policies
+    python evidence/bench/quality.py dial --data DATA --contexts 1024 --texts 24 --clocked 12 --out dial.json
+    python evidence/bench/quality.py allocations --data DATA --allocations layers.json heads.json --out allocation.json
+    python evidence/bench/quality.py adherence --data DATA --out adherence.json
 
 DATA is a folder with eval/wikitext.valid.tokens.txt, eval/books_long.jsonl, eval/hellaswag_val.jsonl (held out) and
 train/ (text that tuned is chosen on). Budgets were fixed before any of the held-out text was scored.
