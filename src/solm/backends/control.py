@@ -51,8 +51,8 @@ class Group:
 
     @property
     def alone(self) -> bool:
-        """Whether other rows of the same policy must stay apart: it draws, or it has a state."""
-        return isinstance(self.policy, Random) or self.stepwise
+        """Whether other rows of the same policy must stay apart: it has a state."""
+        return self.stepwise
 
     @property
     def stepwise(self) -> bool:

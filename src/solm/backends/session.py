@@ -84,7 +84,7 @@ class Session(Protocol):
         """From here on `policy` decides for all rows, within target [N, 3] float64 shares over `horizon` steps, one
         number or one a row.
 
-        generator: for policies that draw; NumPy's for the schedule `Random` alone. ledger: what the rows are taken to
+        generator: for policies that draw. ledger: what the rows are taken to
         have spent; by default nothing. early: [N, 3] float64, what the layers before a priced policy's are taken to
         have spent over the ledger's steps, as if they were the whole model. record: keep what the policy's network
         sees.

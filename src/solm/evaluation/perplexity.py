@@ -191,8 +191,10 @@ def _run_batch(
         forked = session.fork(forks, settings.length + lm.sparsity.page_size, arm.sparsity)
         if arm.retarget is not None:
             target = arm.retarget(windows[:, :context], target)
-        generator = torch.Generator().manual_seed((settings.seed * 100_003 + index) * 1_009 + purpose)
-        forked.control(arm.policy, target, settings.length, generator)
+        seed, policy = (settings.seed * 100_003 + index) * 1_009 + purpose, arm.policy
+        if isinstance(policy, Random):
+            policy = Random(policy.space, seed)
+        forked.control(policy, target, settings.length, torch.Generator().manual_seed(seed))
         scored = forked.score(tokens.repeat_interleave(forks, 0), reference=predicted, keep_logits=keep_logits)
         return scored, _row_means(lm, arm, scored, settings)
 

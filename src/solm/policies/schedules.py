@@ -38,21 +38,20 @@ class Dense(BlindSchedule):
 class _TwoLevel(BlindSchedule, ABC):
     """Per axis the two levels whose realised shares enclose the target, and a rule to choose between them."""
 
-    _draws = False
-
     def act(self, observation: Observation, state: None, generator: "torch.Generator | None") -> tuple[Any, None]:
         action = np.zeros(len(observation.target), dtype=np.int64)
         target, ledger = as_numpy(observation.target), observation.ledger
         spent, steps = as_numpy(ledger.spent), as_numpy(ledger.steps)
+        draws = self._drawn(observation)
         for axis, shares in enumerate(observation.levels):
             levels = as_numpy(shares)
-            if levels.shape[1] == 1 and not self._draws:
+            if levels.shape[1] == 1:
                 continue
             aim = self._aim(target[:, axis], spent[:, axis], steps[:, axis], observation.remaining)
             lower, upper = two_levels(levels, aim)
             take_upper = self._choose(
                 take(levels, lower), take(levels, upper), spent[:, axis], target[:, axis], steps[:, axis],
-                observation.remaining, generator,
+                observation.remaining, draws[:, axis],
             )  # fmt: skip
             action = action * levels.shape[1] + np.where(take_upper, upper, lower)
         return in_kind(action, observation.target), None
@@ -60,6 +59,10 @@ class _TwoLevel(BlindSchedule, ABC):
     def _aim(self, target: np.ndarray, spent: np.ndarray, steps: np.ndarray, remaining: Count) -> np.ndarray:
         """[N]: the share that the two levels lie around."""
         return target
+
+    def _drawn(self, observation: Observation) -> np.ndarray:
+        """[N, axes] numbers in [0, 1), where the rule draws."""
+        return np.zeros(observation.target.shape)
 
     @abstractmethod
     def _choose(
@@ -70,7 +73,7 @@ class _TwoLevel(BlindSchedule, ABC):
         target: np.ndarray,
         steps: np.ndarray,
         remaining: Count,
-        generator: "torch.Generator | None",
+        drawn: np.ndarray,
     ) -> np.ndarray:
         """[N] bool: whether each row takes the higher of its two levels, which realise the shares low and high [N]."""
 
@@ -81,7 +84,7 @@ class Static(_TwoLevel):
     Over a run of T steps the average misses the target by at most half the distance of the two levels over T.
     """
 
-    def _choose(self, low, high, spent, target, steps, remaining, generator):  # type: ignore[no-untyped-def]
+    def _choose(self, low, high, spent, target, steps, remaining, drawn):  # type: ignore[no-untyped-def]
         goal = target * (steps + 1)
         return abs(spent + high - goal) < abs(spent + low - goal)
 
@@ -93,7 +96,7 @@ class Paced(Static):
     def _aim(self, target: np.ndarray, spent: np.ndarray, steps: np.ndarray, remaining: Count) -> np.ndarray:
         return np.asarray(due_share(target, spent, steps, SHORTEST_HORIZON)).clip(0, 1)
 
-    def _choose(self, low, high, spent, target, steps, remaining, generator):  # type: ignore[no-untyped-def]
+    def _choose(self, low, high, spent, target, steps, remaining, drawn):  # type: ignore[no-untyped-def]
         due = self._aim(target, spent, steps, remaining)
         return abs(high - due) < abs(low - due)
 
@@ -104,23 +107,27 @@ def static(space: ActionSpace, sparsity: SparsityConfig) -> Static:
 
 
 class Random(_TwoLevel):
-    """The levels of the static schedule in a uniformly random order, drawn without replacement step by step."""
+    """The levels of the static schedule in a uniformly random order, drawn without replacement step by step.
 
-    _draws = True
+    What is drawn depends on `seed`, on the number of steps taken and on the row's place alone, so that there is no
+    state.
+    """
 
-    def _choose(self, low, high, spent, target, steps, remaining, generator):  # type: ignore[no-untyped-def]
+    def __init__(self, space: ActionSpace, seed: int = 0):
+        super().__init__(space)
+        self.seed = seed % (1 << 64)
+
+    def _drawn(self, observation: Observation) -> np.ndarray:
+        rows, axes = observation.target.shape
+        found = np.empty((rows, axes))
+        for place, step in enumerate(np.broadcast_to(observation.step, (rows,)).tolist()):
+            bits = np.random.PCG64([self.seed, 1, place] if place else [self.seed, 1])
+            found[place] = np.random.Generator(bits.advance(axes * step)).random(axes)
+        return found
+
+    def _choose(self, low, high, spent, target, steps, remaining, drawn):  # type: ignore[no-untyped-def]
         goal = target * (steps + remaining)
         # How often the higher level is still to be taken, rounded once so that the last steps are certain.
         gap = np.maximum(high - low, 1e-12)
         count = np.round((goal - spent - low * remaining) / gap).clip(0, remaining)
-        draw = _uniform(generator, len(low))
-        return (draw < count / remaining) & (high > low)
-
-
-def _uniform(generator: Any, count: int) -> np.ndarray:
-    """Numbers [count] in [0, 1) from a generator of NumPy or torch; None: torch's global one."""
-    if isinstance(generator, np.random.Generator):
-        return generator.random(count)
-    import torch
-
-    return torch.rand(count, generator=generator, dtype=torch.float64).numpy()
+        return (drawn < count / remaining) & (high > low)

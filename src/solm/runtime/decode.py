@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -48,12 +47,12 @@ class Draft:
 
     def control(self, session: Session, target: np.ndarray, horizon: int) -> None:
         """Put a session of one row, whose prompt is read, under the policy, within target [1, 3] shares."""
-        generator: Any = None
-        if isinstance(self._policy, Random):
-            generator = self.sampler.schedule_generator
-        elif not isinstance(self._policy, Dense | Static | PricedPolicy):
+        policy, generator = self._policy, None
+        if isinstance(policy, Random):
+            policy = Random(policy.space, self.sampler.seed)
+        elif not isinstance(policy, Dense | Static | PricedPolicy):
             generator = self.sampler.generator
-        session.control(self._policy, target, horizon, generator)
+        session.control(policy, target, horizon, generator)
 
     def add(self, logits: Array, step: StepTaken | None = None) -> Token:
         """Choose the next token from logits [V]. step: the one that gave them, None: the prefill."""

@@ -147,26 +147,21 @@ class Sampler:
         stops: frozenset[int] = frozenset(),
         constraint: Constraint | None = None,
     ):
-        self._seed, self._scoring, self.draws, self.stops = seed, scoring, draws, stops
+        self.seed, self._scoring, self.draws, self.stops = seed, scoring, draws, stops
         self.constraint = constraint
         self.largest = 0 if constraint is not None else _largest(scoring, draws)
         """How many of the largest logits are all that counts; 0: all of them may."""
 
     @cached_property
     def _random(self) -> np.random.Generator:
-        return np.random.default_rng(self._seed % (1 << 64))
-
-    @cached_property
-    def schedule_generator(self) -> np.random.Generator:
-        """A generator of the same seed, with numbers of its own, for the schedule `Random`."""
-        return np.random.default_rng([self._seed % (1 << 64), 1])
+        return np.random.default_rng(self.seed % (1 << 64))
 
     @cached_property
     def generator(self) -> "torch.Generator":
         """A generator of the same seed for a policy that draws."""
         import torch
 
-        return torch.Generator().manual_seed(self._seed)
+        return torch.Generator().manual_seed(self.seed)
 
     @classmethod
     def of(
