@@ -45,20 +45,9 @@ def commands() -> str:
 
 
 def described(group: Any, prefix: str) -> list[tuple[str, Any]]:
-    """Every command below `group` with its full name."""
-    found = []
+    """Every command of `group` with its full name."""
     context = typer.Context(group)
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        if command.hidden:
-            continue
-        whole = f"{prefix} {name}"
-        if hasattr(command, "list_commands"):
-            found += described(command, whole)
-        else:  # a command may be loaded when its context is made
-            loaded = command.make_context(name, [], parent=context, resilient_parsing=True).command
-            found.append((whole, loaded))
-    return found
+    return [(f"{prefix} {name}", group.get_command(context, name)) for name in group.list_commands(context)]
 
 
 def section(name: str, command: Any) -> str:

@@ -1,4 +1,4 @@
-"""The command line in processes: run to its end, started and left to run, and under several ranks."""
+"""The command line in processes: run to its end, started and left to run."""
 
 import json
 import multiprocessing
@@ -15,21 +15,7 @@ from safetensors.torch import load_file
 
 from solm.evaluation.sweep import RESULTS
 
-PRELOADED = ["solm.cli.main", "solm.runtime.load", "solm.evaluation.sweep", "solm.training.values", "helpers.commands"]
-VALUES = ["--context", "100", "--length", "12", "--texts", "2", "--set", "layer=1", "--set", "width=16",
-          "--set", "level_cost_texts=2", "--set", "level_cost_length=16", "--set", "level_cost_context=100",
-          "--set", "dtype=float32"]  # fmt: skip
-
-
-GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--length", "6", "--texts", "2",
-        "--rollouts", "2", "--updates", "2", "--set", "width=16", "--set", "dtype=float32", "--set",
-        "checkpoint_every=1"]  # fmt: skip
-SHORT_TRAIN = ["--context", "100", "--length", "16", "--texts", "2", "--batches", "3", "--set", "layer=1", "--set",
-         "width=16", "--set", "dtype=float32", "--set", "level_cost_texts=2", "--set", "level_cost_length=16",
-         "--set", "level_cost_context=100"]  # fmt: skip
-SHORT_GRPO = ["--method", "grpo", "--space", "joint-8", "--context", "100", "--length", "6", "--texts", "2",
-        "--rollouts", "2", "--updates", "2", "--set", "width=16", "--set", "dtype=float32", "--set",
-        "checkpoint_every=1"]  # fmt: skip
+PRELOADED = ["solm.cli.main", "solm.runtime.load", "solm.evaluation.sweep", "helpers.commands"]
 SHORT_EVAL = ["--space", "mlp-40", "--budgets", "0.9,0.95", "--texts", "24", "--context", "90", "--length", "12",
         "--trials", "2", "--dtype", "float32"]  # fmt: skip
 
@@ -84,27 +70,6 @@ def everything_is_readable(folder: Path) -> None:
         elif path.suffix == ".jsonl":
             for line in path.read_text().splitlines()[:-1]:
                 json.loads(line)
-
-
-def train(processes, model, out, *options, launcher="torchrun"):
-    """`solm train` in one process, or in several under a launcher."""
-    arguments = ["train", "--model", str(model), "--out", str(out), *map(str, options)]
-    if processes == 1:
-        assert solm(*arguments).stdout.count("policy:") == 1
-        return
-    program = [str(Path(sys.executable).with_name(launcher))]
-    if launcher == "accelerate":
-        program += ["launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision",
-                    "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]  # fmt: skip
-    else:
-        program += ["--nproc-per-node", str(processes), "--master-port", "0", "--rdzv-backend", "c10d",
-                    "--rdzv-endpoint", "127.0.0.1:0"]  # fmt: skip
-    done = subprocess.run(
-        [*program, "-m", "solm.cli", *arguments],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("policy:") == 1
 
 
 def free_port() -> int:

@@ -1,11 +1,9 @@
 """Allocations on both backends and in the command line."""
 
-import re
 import shutil
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import solm
 from helpers.engine import engine_of
@@ -15,11 +13,9 @@ from solm.backends.cpu.session import CpuSession
 from solm.backends.results import SplitSchedule
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.plan import make_plan
-from solm.cli.main import app
 from solm.core.allocation import Allocation
-from solm.core.errors import PolicyMismatchError, SolmError
+from solm.core.errors import PolicyMismatchError
 from solm.core.sparsity import SparsityConfig
-from solm.training.allocate import read_allocation
 
 
 @pytest.fixture(scope="module")
@@ -66,26 +62,6 @@ def test_a_mid_pass_decision_spends_what_its_parts_spend(control):
         torch.testing.assert_close(found.realised, expected)
 
 
-@pytest.mark.parametrize("context", ["abc", "1024,", "64;128"])
-def test_contexts_that_are_no_numbers_are_named(context, tmp_path):
-    done = CliRunner().invoke(app, ["allocate", "--out", str(tmp_path / "layers.json"), "--context", context])
-    assert isinstance(done.exception, SolmError)
-    assert str(done.exception) == f"--context: {context!r} is not a list of whole numbers such as 64,1024"
-
-
-def test_an_interrupted_command_says_how_to_go_on(tiny_folder, tmp_path, monkeypatch):
-    def interrupted(lm, windows, contexts, partial, *_):
-        partial.write_text("{}")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("solm.training.allocate._find", interrupted)
-    done = CliRunner().invoke(
-        app, ["allocate", "--model", str(tiny_folder), "--out", str(tmp_path / "l.json"), "--context", "96"]
-    )
-    assert done.exit_code == 130
-    assert "The same command continues" in done.output
-
-
 def test_an_allocation_for_another_model_is_refused():
     with pytest.raises(PolicyMismatchError, match="4 layers, this one has 2"):
         solm.attach(tiny_model("llama"), sparsity=sparsity_of(*BENDS))
@@ -94,26 +70,3 @@ def test_an_allocation_for_another_model_is_refused():
         solm.attach(tiny_model("llama"), sparsity=SparsityConfig(window=16, allocation=three))
     model = tiny_model("llama")
     solm.attach(model).detach()  # the refusal left no hooks behind elsewhere, and this model is free
-
-
-def test_train_uses_the_allocation_that_allocate_wrote(tiny_folder, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("All that glisters is not gold, often have you heard that told. " * 60)
-    layers, run = tmp_path / "layers.json", tmp_path / "run"
-    common = ["--model", str(tiny_folder), "--data", str(text)]
-    done = CliRunner().invoke(
-        app, ["allocate", *common, "--out", str(layers), "--texts", "2", "--context", "128", "--length", "16"]
-    )
-    assert done.exit_code == 0, done.output
-    assert len(re.findall(r"uniform \d", done.output)) == 6
-    done = CliRunner().invoke(
-        app,
-        ["train", *common, "--out", str(run), "--allocation", str(layers), "--batches", "1", "--context", "128",
-         "--length", "8", "--set", "schedules=1", "--set", "layer=1", "--set", "level_cost_texts=2",
-         "--set", "level_cost_length=8", "--set", "level_cost_context=128"],
-    )  # fmt: skip
-    assert done.exit_code == 0, (done.output, done.exception)
-    lm = solm.load(str(tiny_folder), str(run / "policy"))
-    assert lm.sparsity.allocation == read_allocation(layers) == read_allocation(run / "policy")
-    reply = lm.generate(tokens(1, 120), budget=solm.Budget(attention=0.5, mlp=0.6, bits=8), max_new_tokens=24)
-    assert reply.compute.realised["mlp"] == pytest.approx(0.6, abs=0.04)

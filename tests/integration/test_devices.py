@@ -3,13 +3,11 @@
 import pytest
 import torch
 from accelerate.hooks import attach_execution_device_hook
-from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 import solm
-from helpers.commands import GRPO, VALUES, train
 from helpers.models import keep_of, tiny_model
 from helpers.sessions import scored_under
 from solm.core.actions import ActionSpace
@@ -107,26 +105,6 @@ def test_layers_on_another_device_obey_every_action_like_those_in_one_place(name
     for mine, theirs in zip(scored, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
     assert said == told
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "more"),
-    [
-        ([*VALUES, "--data", "pydoc:train,self:2"], ("--batches", 3)),  # the model's own texts: the first pass
-        ([*VALUES, "--data", "pydoc:train"], ("--batches", 3)),
-        ([*GRPO, "--data", "pydoc:train,self:2"], ("--updates", 2)),
-    ],
-    ids=["values", "values without own texts", "grpo"],
-)
-def test_a_sharded_model_trains_the_same_policy_as_a_whole_one(tiny_folder, tmp_path, options, more):
-    train(2, tiny_folder, tmp_path / "whole", *options, *more)
-    train(2, tiny_folder, tmp_path / "sharded", *options, *more, "--shard")
-    names = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.safetensors"))
-    assert len(names) >= 2
-    for name in names:
-        whole, sharded = (load_file(tmp_path / run / name) for run in ("whole", "sharded"))
-        assert all(torch.equal(whole[key], sharded[key]) for key in whole), name
 
 
 def test_sharding_in_one_process_is_refused(tiny_folder):

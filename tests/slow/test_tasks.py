@@ -1,26 +1,14 @@
 """The tasks command, and the real model's answers to real questions."""
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from helpers.commands import solm
 from solm.evaluation.local_tasks import load_tasks
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "eval"
-
-
-@pytest.mark.slow
-def test_the_commands_answer_a_task(tiny_folder, questions, tmp_path):
-    out = tmp_path / "tasks.json"
-    solm("tasks", "--model", tiny_folder, "--space", "joint-8", "--tasks", "piqa", "--data", questions, "--limit", 3,
-         "--budgets", "0.7", "--out", out)  # fmt: skip
-    points = json.loads(out.read_text())["points"]
-    assert {point["arm"] for point in points} == {"dense", "uniform", "random"}
-    assert "unknown task" in solm("tasks", "--space", "joint-8", "--tasks", "nope", "--data", questions, code=2).stderr
 
 
 def test_real_questions_score_as_with_lm_evals_own_model(real_model):

@@ -10,7 +10,6 @@ import typer
 from typer.exceptions import TyperException
 
 from solm.cli import streams
-from solm.cli.allocate import allocate
 from solm.cli.bench import bench
 from solm.cli.cache import cache
 from solm.cli.chat import chat
@@ -19,15 +18,11 @@ from solm.cli.eval import evaluate
 from solm.cli.fit import fit
 from solm.cli.generate import generate
 from solm.cli.inspect import inspect
+from solm.cli.lm_eval import PASSED_ON, lm_eval
 from solm.cli.options import HELP, verb
 from solm.cli.policies import policies
-from solm.cli.push import push
 from solm.cli.quickstart import quickstart
 from solm.cli.serve import serve
-from solm.cli.study import studies
-from solm.cli.sweep import report, sweep
-from solm.cli.tasks import PASSED_ON, lm_eval, tasks
-from solm.cli.train import train
 from solm.core.errors import SolmError
 
 app = typer.Typer(
@@ -37,13 +32,21 @@ app = typer.Typer(
     context_settings=HELP,
 )
 VERBS: dict[str, Callable[..., None]] = {
-    "quickstart": quickstart, "generate": generate, "chat": chat, "serve": serve, "fit": fit, "allocate": allocate,
-    "train": train, "eval": evaluate, "tasks": tasks, "sweep": sweep, "report": report, "bench": bench,
-    "inspect": inspect, "policies": policies, "push": push, "cache": cache, "doctor": doctor,
+    "quickstart": quickstart, "generate": generate, "chat": chat, "serve": serve, "fit": fit, "eval": evaluate,
+    "bench": bench, "inspect": inspect, "policies": policies, "cache": cache, "doctor": doctor,
 }  # fmt: skip
+MOVED = {
+    "allocate": "solm fit finds an allocation for a model's layers and heads",
+    "push": "run: solm policies push FOLDER REPOSITORY",
+    "report": "solm eval writes a page with --report",
+    "study": "studies are scripts in evidence/studies of a checkout of solm",
+    "sweep": "run solm eval once per model, policy and space; --budgets takes several",
+    "tasks": "run: solm lm-eval run --model solm --tasks ...",
+    "train": "solm fit makes a policy; python -m solm.paper trains one as the paper does",
+}
+"""Commands of earlier versions, and what to run instead."""
 for name, function in VERBS.items():
     app.command(name)(verb(function))
-app.add_typer(studies, name="study")
 app.command("lm-eval", context_settings=PASSED_ON)(lm_eval)
 
 
@@ -90,6 +93,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     streams.prepare()
     try:
+        if (name := "".join(sys.argv[1:2])) in MOVED:
+            raise SolmError(f"there is no command {name} any more: {MOVED[name]}")
         code = app(standalone_mode=False, prog_name="solm")
         sys.stdout.flush()
         sys.exit(code)

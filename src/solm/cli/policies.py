@@ -13,75 +13,98 @@ if TYPE_CHECKING:
     from solm.policies.artifact import PolicyConfig
 
 
+_ACTIONS = ("list", "show", "pull", "push")
+
+
 def policies(
     action: Annotated[
-        str, typer.Argument(help="list: the policies that come with solm; show: one policy; pull: one from the hub.")
+        str,
+        typer.Argument(
+            help="list: the policies that come with solm; show: one policy; pull: one from the hub; push: one to it."
+        ),
     ] = "list",
     name: Annotated[
-        str | None, typer.Argument(help="show: folder, hub id or builtin:... of a policy. pull: hub id.")
+        str | None, typer.Argument(help="show: folder, hub id or builtin:... of a policy. pull: hub id. push: folder.")
     ] = None,
+    repository: Annotated[str | None, typer.Argument(help="push: hub repository, such as me/my-policy.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="pull: folder for the policy; by default the hub's cache.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a policy on the hub.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="push: make the repository private.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """List the policies that come with solm, describe one, or download one.
+    """List the policies that come with solm, describe one, download one, or upload one with its model card.
 
     \b
     Examples:
       solm policies
-      solm policies show builtin:smollm2-135m
+      solm policies show builtin:smollm2-135m-cpu
       solm policies show runs/a/policy --json
       solm policies pull me/my-policy --out policies/mine
+      solm policies push runs/a/policy me/my-policy
     """
-    from solm.cli.output import curve_table, output, print_json
+    if action not in _ACTIONS:
+        raise SolmError(f"ACTION: unknown action {action!r}; choose {', '.join(_ACTIONS[:-1])} or {_ACTIONS[-1]}")
+    for typed, given, where in (("--out", out is not None, "pull"), ("--private", private, "push")):
+        if given and action != where:
+            raise SolmError(f"{typed}: it goes with {where}, not {action}")
+    if repository is not None and action != "push":
+        raise SolmError(f"REPOSITORY: it goes with push, not {action}")
+    if revision is not None and (
+        action in ("list", "push") or (name or "").startswith("builtin:") or Path(name or ".").is_dir()
+    ):
+        raise SolmError("--revision: it goes with a policy on the hub")
+    if action == "list":
+        _list(name, json)
+    elif action == "show":
+        _show(name, revision, json)
+    elif action == "pull":
+        _pull(name, out, revision, json)
+    else:
+        _push(name, repository, private, json)
+
+
+def _list(name: str | None, json: bool) -> None:
+    from solm.cli.output import print_json
     from solm.policies.artifact import TrainedPolicy, shipped
 
-    if action not in ("list", "show", "pull"):
-        raise SolmError(f"ACTION: unknown action {action!r}; choose list, show or pull")
-    if out is not None and action != "pull":
-        raise SolmError(f"--out: it goes with pull, not {action}")
-    if revision is not None and (action == "list" or (name or "").startswith("builtin:") or Path(name or ".").is_dir()):
-        raise SolmError("--revision: it goes with a policy on the hub")
-    if action == "pull":
-        folder = _pull(name, out, revision)
-        if json:
-            print_json({"policy": name, "folder": str(folder)})
-        else:
-            print(folder)
-        return
-    if action == "show":
-        if name is None:
-            raise SolmError("NAME: give the policy to show, such as: solm policies show builtin:smollm2-135m")
-        with checks.option("NAME"):
-            trained = TrainedPolicy.from_pretrained(name, revision=revision)
-        told, measured = _told(name, trained.config), trained.curve
-        if json:
-            print_json(told if measured is None else told | measured.told())
-            return
-        for key, value in told.items():
-            if isinstance(value, dict):
-                print(key)
-                for part, content in _flat(value):
-                    print(f"  {part:28} {content}")
-            else:
-                print(f"{key:30} {value}")
-        if measured is not None:
-            output().print(curve_table(measured))
-        return
     if name is not None:
         raise SolmError(f"NAME: list takes none; run: solm policies show {name}")
-    found = [_told(policy, TrainedPolicy.from_pretrained(policy).config) for policy in shipped()]
+    found = [_described(policy, TrainedPolicy.from_pretrained(policy).config) for policy in shipped()]
     if json:
         print_json({"policies": found})
         return
-    for told in found:
-        print(f"{told['name']:28} for {told['base']['name']}, {told['method']}, {told['actions']} actions")
+    for policy in found:
+        print(f"{policy['name']:28} for {policy['base']['name']}, {policy['method']}, {policy['actions']} actions")
 
 
-def _pull(name: str | None, out: Path | None, revision: str | None) -> Path:
-    """Download the policy `name` of the hub, check it, and return the folder that it lies in."""
+def _show(name: str | None, revision: str | None, json: bool) -> None:
+    from solm.cli.output import curve_table, output, print_json
+    from solm.policies.artifact import TrainedPolicy
+
+    if name is None:
+        raise SolmError("NAME: give the policy to show, such as: solm policies show builtin:smollm2-135m-cpu")
+    with checks.option("NAME"):
+        trained = TrainedPolicy.from_pretrained(name, revision=revision)
+    described, curve = _described(name, trained.config), trained.curve
+    if json:
+        print_json(described if curve is None else described | curve.told())
+        return
+    for key, value in described.items():
+        if isinstance(value, dict):
+            print(key)
+            for part, content in _flat(value):
+                print(f"  {part:28} {content}")
+        else:
+            print(f"{key:30} {value}")
+    if curve is not None:
+        output().print(curve_table(curve))
+
+
+def _pull(name: str | None, out: Path | None, revision: str | None, json: bool) -> None:
+    """Download the policy `name` of the hub and check it."""
+    from solm.cli.output import print_json
     from solm.core.curve import CURVE
     from solm.core.files import write_bytes
     from solm.policies.artifact import CARD, CONFIG, WEIGHTS, TrainedPolicy, from_hub
@@ -97,15 +120,36 @@ def _pull(name: str | None, out: Path | None, revision: str | None) -> Path:
     with checks.option("NAME"):
         folder = from_hub(name, revision)
         TrainedPolicy.from_pretrained(folder)
-    if out is None:
-        return folder
-    for part in (WEIGHTS, CARD, CURVE, CONFIG):  # the configuration last: with it the folder is a policy
-        if (folder / part).is_file():
-            write_bytes(out / part, (folder / part).read_bytes())
-    return out
+    if out is not None:
+        for part in (WEIGHTS, CARD, CURVE, CONFIG):  # the configuration last: with it the folder is a policy
+            if (folder / part).is_file():
+                write_bytes(out / part, (folder / part).read_bytes())
+        folder = out
+    if json:
+        print_json({"policy": name, "folder": str(folder)})
+    else:
+        print(folder)
 
 
-def _told(name: str, config: "PolicyConfig") -> dict[str, Any]:
+def _push(name: str | None, repository: str | None, private: bool, json: bool) -> None:
+    """Upload the policy in the folder `name` with its card."""
+    from solm.cli.output import print_json
+    from solm.policies.artifact import TrainedPolicy
+
+    if name is None or repository is None:
+        missing = "NAME: give the folder of the policy" if name is None else "REPOSITORY: give the hub repository"
+        raise SolmError(f"{missing}, such as: solm policies push runs/a/policy me/my-policy")
+    with checks.option("NAME"):
+        trained = TrainedPolicy.from_pretrained(name)
+    with checks.option("REPOSITORY"):
+        address = trained.push_to_hub(repository, private)
+    if json:
+        print_json({"policy": name, "address": address})
+    else:
+        print(address)
+
+
+def _described(name: str, config: "PolicyConfig") -> dict[str, Any]:
     """What a policy is, without what only machines read."""
     provenance = dict(config.provenance)
     parts = {"thresholds": config.sparsity.thresholds, "allocation": config.sparsity.allocation}
@@ -121,10 +165,10 @@ def _told(name: str, config: "PolicyConfig") -> dict[str, Any]:
     }
 
 
-def _flat(told: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
+def _flat(values: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
     """Every value with its path, such as ``config.context``."""
     found = []
-    for key, value in told.items():
+    for key, value in values.items():
         if isinstance(value, dict):
             found += _flat(value, f"{before}{key}.")
         else:

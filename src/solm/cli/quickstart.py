@@ -55,7 +55,6 @@ def quickstart(
     )
     try:
         from solm import quickstart as job
-        from solm.cli.train import note
 
         clock = job.Clock()
         with progress_bar() as progress:
@@ -130,3 +129,9 @@ def _show_comparison(speeds: "Speeds", outcome: "Outcome") -> None:
     console.print()
     for line in summary(speeds, result):
         console.print(line, markup=False)
+
+
+def note(record: dict[str, Any]) -> str:
+    """One line about a batch of training."""
+    speed = f"{record['token_steps_per_second']:.0f} token-steps/s"
+    return f"mean cost {record['cost']:.3f} dense ppl {record['perplexity']:.1f} {speed}"

@@ -8,9 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from solm.cli.lm_eval import lm_eval
 from solm.cli.main import app
-from solm.cli.tasks import lm_eval
-from solm.research.studies import STUDIES
 
 GROUP: Any = typer.main.get_command(app)
 
@@ -30,7 +29,7 @@ def context_of(words: list[str]) -> Any:
 
 def pages() -> dict[str, str]:
     """The help page of every command by its name; that of ``solm`` itself under the empty name."""
-    names = ["", *GROUP.list_commands(None), *(f"study {name}" for name in STUDIES)]
+    names = ["", *GROUP.list_commands(None)]
     names.remove("lm-eval")  # its page is another program's
     runner, wide = CliRunner(), {"COLUMNS": "110", "TERM": "dumb"}
     return {name: runner.invoke(app, [*name.split(), "--help"], env=wide).stdout for name in names}
@@ -58,15 +57,15 @@ def test_a_page_has_examples_that_parse_and_no_gaps(name):
     assert found
     for words in found:
         context = context_of(words)
-        assert context.info_name == (words[1] if words[0] == "study" and len(words) > 1 else words[0])
+        assert context.info_name == words[0]
         assert not context.args or words[0] == "lm-eval"
     assert any(" ".join(words).startswith(name) for words in found)
 
 
-LOADS = ("generate", "chat", "serve", "allocate", "train", "eval", "tasks", "sweep", "bench", "inspect", "doctor")
+LOADS = ("generate", "chat", "serve", "fit", "eval", "bench", "inspect", "doctor")
 
 
-@pytest.mark.parametrize("name", [*LOADS, *(f"study {name}" for name in STUDIES)])
+@pytest.mark.parametrize("name", LOADS)
 def test_a_command_that_loads_a_model_has_the_common_options(name):
     for option in ("--revision", "--trust-remote-code", "--threads", "-q, --quiet", "-v, --verbose"):
         assert option in PAGES[name]

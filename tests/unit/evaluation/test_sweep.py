@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from helpers.commands import points, solm
+from helpers.commands import points
 from helpers.models import tiny_model
 from helpers.policies import SPARSITY, network, under_values
 from helpers.texts import FISH
@@ -83,10 +83,6 @@ def test_results_that_do_not_belong_together_are_refused(sweep_config, tmp_path)
     other.write_text(first.read_text()[:300])
     with pytest.raises(DamagedFileError, match="half-written"):
         read_results([other])
-    page = tmp_path / "page.html"
-    page.write_text("mine")
-    solm("report", other, "--out", page, code=3)
-    assert page.read_text() == "mine"
 
 
 def test_a_bad_configuration_is_one_line(tmp_path):

@@ -1,15 +1,12 @@
 """Graded replies on a tiny model: what serves decodes them, arms spend alike, and mistakes are told before it loads."""
 
 import json
-import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from helpers.timings import made_curve
-from solm.cli.main import app
 from solm.core.budget import Budget
 from solm.core.errors import SolmError
 from solm.evaluation.arms import Arm
@@ -159,43 +156,6 @@ def test_budgets_are_shares_of_time_where_steps_were_timed(value_lm, problem_fil
     assert offer.time_floor(120) < low < middle < high < 1
     with pytest.raises(SolmError, match=r"--budgets: budget 0.1 is unreachable: .* 1 of the dense step's milliseconds"):
         graded.Options(gsm8k=problem_file, budgets="0.1").values(offer, options.least_seen(asked))
-
-
-MISTAKES = (
-    ([], "give problems: --gsm8k FILE"), (["--gsm8k", "none.jsonl"], "cannot read none.jsonl"),
-    (["--gsm8k", "BAD"], "bad.jsonl, line 1: not JSON"), (["--humaneval", "BAD"], "--humaneval: it runs code"),
-    (["--gsm8k", "GOOD", "--budgets", "0.1"], "--budgets: .*unreachable: net keeps of this space are"),
-    (["--gsm8k", "GOOD", "--budgets", "x"], "--budgets: 'x' is not a list of numbers"),
-    (["--gsm8k", "GOOD", "--budgets", "0.8,1.2"], "--budgets: 1.2 is out of range"),
-    (["--gsm8k", "GOOD", "--budgets", "0.8,0.8"], "gives a budget twice"),
-    (["--gsm8k", "GOOD", "--baselines", "magic"], "--baselines: unknown baseline 'magic'"),
-    (["--gsm8k", "GOOD", "--policy", "dense"], "--policy: dense is no trained policy"),
-    (["--gsm8k", "GOOD", "--policy", "auto"], "--policy: no policy ships for this llama model"),
-    (["--gsm8k", "GOOD", "--max-tokens", "512"], "--max-tokens: 512 exceed this model's context of 512"),
-    (["--gsm8k", "GOOD", "--limit", "0"], "--limit: .*at least 1"),
-)  # fmt: skip
-
-
-def test_mistakes_are_one_line_before_the_model_is_loaded(value_lm, tiny_folder, problem_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(graded.Options, "load", lambda *_, **__: pytest.fail("loaded"))
-    (tmp_path / "bad.jsonl").write_text("{")
-    value_lm.trained.save_pretrained(tmp_path / "policy")
-    places = {"BAD": str(tmp_path / "bad.jsonl"), "GOOD": str(problem_file)}
-    common = [
-        "study",
-        "graded",
-        "--model",
-        str(tiny_folder),
-        "--policy",
-        str(tmp_path / "policy"),
-        "--backend",
-        "torch",
-    ]
-    for arguments, said in MISTAKES:
-        done = CliRunner().invoke(app, [*common, *(places.get(each, each) for each in arguments)])
-        assert isinstance(done.exception, SolmError), (arguments, done.exception)
-        assert re.search(said, str(done.exception)), (said, str(done.exception))
-        assert "\n" not in str(done.exception)
 
 
 def test_what_confines_code_is_asked_for_before_the_model_is_loaded(monkeypatch, tmp_path, value_lm):

@@ -4,18 +4,15 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from helpers.models import tokens
 from helpers.texts import FISH
 from helpers.timings import made_curve
-from solm.cli.main import app
 from solm.core.errors import SolmError
 from solm.core.parts import Parts
 from solm.evaluation.result import Record
 from solm.policies.artifact import TrainedPolicy
 from solm.research import best_of, fine_tuning, free_running, learning, long_context, precision
-from solm.research.studies import STUDIES, study
 from solm.training.checkpoint import LOG
 from solm.training.config import ValueTrainConfig
 
@@ -206,32 +203,6 @@ def test_bfloat16_and_float32_are_scored_on_the_same_schedules(tiny_lm, source, 
     away = options.model_copy(update={"off_grid": tmp_path / "off-grid"})
     assert precision.run(away, None, ignore).results["largest_change"] < 1e-3
     assert (tmp_path / "off-grid/model.safetensors").exists()
-
-
-def test_every_study_has_options_that_the_command_shows():
-    runner = CliRunner()
-    listed = runner.invoke(app, ["study"])
-    assert listed.exit_code == 0
-    for name in STUDIES:
-        assert name in listed.stdout
-        module = study(name).load()
-        shown = runner.invoke(app, ["study", name, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
-        assert shown.exit_code == 0
-        assert "Example" in shown.stdout
-        for option in module.Options.model_fields:
-            assert f"--{option.replace('_', '-')}" in shown.stdout, (name, option)
-    with pytest.raises(SolmError, match="unknown study 'poem'; choose among kv-drift"):
-        study("poem")
-
-
-def test_a_mistake_in_a_studys_options_is_one_line(source):
-    runner = CliRunner()
-    done = runner.invoke(app, ["study", "kv-drift", "--data", source, "--burst", "0"])
-    assert isinstance(done.exception, SolmError)
-    assert "burst" in str(done.exception)
-    assert "\n" not in str(done.exception)
-    done = runner.invoke(app, ["study", "kv-drift", "--data", source, "--burst", "500"])
-    assert str(done.exception) == "--burst 500 must leave 16 of 128 tokens after it"
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"key": 1, "parts": {"a": 1}}', '{"key": [1, 2]}', "[]"])
