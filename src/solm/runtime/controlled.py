@@ -22,7 +22,7 @@ from solm.policies.artifact import TrainedPolicy
 from solm.policies.identity import BaseIdentity, WeightSample
 from solm.policies.protocol import Policy
 from solm.policies.schedules import Dense, Random, Static, static
-from solm.runtime.constraints import Compiler
+from solm.runtime.grammars import Compiler
 from solm.runtime.offer import Offer
 
 if TYPE_CHECKING:

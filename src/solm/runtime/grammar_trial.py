@@ -125,7 +125,7 @@ def _try_all(vocabulary: int) -> None:
 
     from llguidance import LLMatcher, LLTokenizer
 
-    from solm.runtime.constraints import matcher_error, parser_limits
+    from solm.runtime.grammars import matcher_error, parser_limits
 
     tokenizer, limits = LLTokenizer(_bytes_alone(), n_vocab=vocabulary), parser_limits()
     addressed = Path("/proc/self/statm")

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from solm.runtime.constraints import Constraint
 from solm.runtime.grammar_trial import GrammarTooSlowError
-from solm.runtime.grammars import Grammar, GrammarError, checked_schema, quoted
+from solm.runtime.grammars import Constraint, Grammar, GrammarError, checked_schema, quoted
 from solm.serving.call_arguments import Elements, only_texts
 from solm.serving.call_forms import NAME, CallForm
 from solm.serving.failures import ApiError

@@ -7,10 +7,9 @@ from queue import Empty, SimpleQueue
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
-from solm.runtime.constraints import Constraint
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.grammar_trial import GrammarTooSlowError, GrammarTrial
-from solm.runtime.grammars import Grammar, GrammarError
+from solm.runtime.grammars import Constraint, Grammar, GrammarError
 from solm.serving.call_grammars import CallGrammars, Check
 from solm.serving.failures import ApiError
 from solm.serving.requests import ChatRequest, CompletionRequest

@@ -10,8 +10,8 @@ from solm.backends.session import Session
 from solm.core.actions import FULL_BITS
 from solm.core.arrays import Array, as_numpy
 from solm.core.budget import Budget
-from solm.runtime.constraints import Constraint
 from solm.runtime.decode import Draft, StepTaken
+from solm.runtime.grammars import Constraint
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.reply import Compute, Token
 from solm.runtime.sampling import Sampler

@@ -16,7 +16,7 @@ import numpy as np
 
 from solm.core.actions import ActionSpace
 from solm.core.errors import ContextLengthError, SolmError
-from solm.runtime.constraints import Constraint
+from solm.runtime.grammars import Constraint
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prompts import chat_tokens
 from solm.serving.answers import Answers, Choice

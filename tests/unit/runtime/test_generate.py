@@ -10,8 +10,7 @@ import solm
 from helpers.models import tiny_model
 from solm.core.actions import AXES
 from solm.core.errors import BudgetError, ContextLengthError, DataError, SolmError
-from solm.runtime.sampling import SUPPORTED, Sampler
-from solm.runtime.scoring import REPLY_PENALTIES
+from solm.runtime.sampling import REPLY_PENALTIES, SUPPORTED, Sampler
 
 
 def prompt(length: int = 100) -> torch.Tensor:

@@ -10,8 +10,15 @@ import pytest
 pytest.importorskip("llguidance")
 
 from solm.core.errors import SolmError
-from solm.runtime.constraints import Compiler
-from solm.runtime.grammars import MAX_ALTERNATIVES, MAX_CHARACTERS, MAX_DEPTH, MAX_VALUES, Grammar, GrammarError
+from solm.runtime.grammars import (
+    MAX_ALTERNATIVES,
+    MAX_CHARACTERS,
+    MAX_DEPTH,
+    MAX_VALUES,
+    Compiler,
+    Grammar,
+    GrammarError,
+)
 from solm.runtime.sampling import Plain, Sampler
 
 END = 2

@@ -16,8 +16,7 @@ from transformers import (
 
 from solm.backends.weight_sample import spread
 from solm.core.errors import SolmError
-from solm.runtime.sampling import Plain, Sampler, _plain
-from solm.runtime.scoring import Penalised
+from solm.runtime.sampling import Penalised, Plain, Sampler, _plain
 
 
 def logits(seed: int, size: int = 300) -> np.ndarray:

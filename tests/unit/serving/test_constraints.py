@@ -7,8 +7,7 @@ import pytest
 pytest.importorskip("llguidance")
 
 from helpers.serving import DEEPSEEK_MARKS
-from solm.runtime.constraints import Compiler
-from solm.runtime.grammars import GrammarError
+from solm.runtime.grammars import Compiler, GrammarError
 from solm.serving.call_forms import FORMS, hidden_marks
 from solm.serving.call_grammars import CallGrammars
 from solm.serving.constraints import wanted
