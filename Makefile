@@ -51,7 +51,7 @@ $(INSTALLED): pyproject.toml
 	touch $(INSTALLED)
 
 $(INSTALLED_DEV): $(INSTALLED)
-	$(PIP) -e '.[train,eval,serve,bench,dev]'
+	$(PIP) -e '.[train,eval,serve,dev]'
 	touch $(INSTALLED_DEV)
 
 clean:

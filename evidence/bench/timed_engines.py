@@ -11,7 +11,7 @@ import torch
 import peers
 import solm
 from common import STEPS, clock, constant_step, numbers, policy_step
-from solm.backends.dtypes import dtype_name
+from solm.backends.names import dtype_name
 from solm.backends.session import Session
 from solm.backends.torch.load import load_base
 

@@ -1,4 +1,5 @@
-"""What a model's name stands for: a folder, a hub id, a GGUF file, or the embedded `builtin:smollm2-135m`."""
+"""What a model is loaded from: a name that stands for a folder, a hub id, a GGUF file or the embedded
+`builtin:smollm2-135m`; and in which dtype."""
 
 import importlib.util
 import os
@@ -16,6 +17,8 @@ BUILTIN_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """Where the built-in model is on the hub."""
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """What of a hub repository is downloaded: no code."""
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""The dtypes that a model can be loaded in."""
 
 
 def gguf_of(name: str) -> Path | None:
@@ -88,3 +91,29 @@ def made_folder(folder: Path, write: Callable[[Path], object]) -> None:
             raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def dtype_name(dtype: object) -> str:
+    """The name of a dtype that is given by name or as torch's own; raises `SolmError` for another one."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise SolmError(f"unknown dtype {name!r}; choose one of {', '.join(DTYPES)}")
+    return name
+
+
+class quiet:
+    """Without transformers' warnings and progress bars."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._verbosity, self._bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self._verbosity)
+        if self._bars:
+            logging.enable_progress_bar()

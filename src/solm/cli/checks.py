@@ -191,7 +191,7 @@ def backend(name: str, precision: str | None, kv_cache_dtype: str | None, dtype:
     """Check the options that say where and in what numbers a model is computed."""
     from solm.backends.cpu.engine import KV_CACHE_DTYPES, check_precision
     from solm.backends.cpu.files.layout import PRECISIONS
-    from solm.backends.dtypes import dtype_name
+    from solm.backends.names import dtype_name
     from solm.runtime.load import BACKENDS
 
     for typed, value, known in (

@@ -13,7 +13,7 @@ from solm.cli.options import DEFAULT_MODEL, JsonOption, ModelOption, RevisionOpt
 from solm.core.words import counted
 
 if TYPE_CHECKING:
-    from solm.backends.cores import UsableCores
+    from solm.backends.machine import UsableCores
 
 _FEATURES = (
     "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16",
@@ -37,12 +37,10 @@ def doctor(
     """
     import torch
 
-    from solm.backends.accelerator import accelerator_available
-    from solm.backends.cores import usable_cores
     from solm.backends.cpu.build import find_compiler
     from solm.backends.cpu.library import asked_engine, choose_engine, library
     from solm.backends.cpu.variants import usable_features
-    from solm.backends.threads import default_threads
+    from solm.backends.machine import accelerator_available, default_threads, usable_cores
     from solm.cli.output import print_json
     from solm.core.errors import CacheFolderError, SolmError
     from solm.evaluation.step_timing import memory_bandwidth

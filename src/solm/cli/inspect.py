@@ -10,9 +10,9 @@ from solm.cli.options import JsonOption, RevisionOption, TrustOption
 from solm.core.errors import DamagedFileError, SolmError
 
 if TYPE_CHECKING:
-    from solm.backends.capability import Capability
     from solm.backends.cpu.files.source import WeightSource
     from solm.backends.gguf_header import GgufHeader
+    from solm.backends.session import Capability
 
 _CONTEXTS = (1024, 4096, 16_384)
 """Tokens for which memory is told, beside the model's own context."""
@@ -109,8 +109,8 @@ def _structure(
 
     transformers reads GGUF files of fewer families than the engine.
     """
-    from solm.backends.capability import Capability
     from solm.backends.cpu.engine import shapes_of
+    from solm.backends.session import Capability
     from solm.backends.torch.families import probe
     from solm.backends.torch.load import skeleton
     from solm.core.actions import AXES

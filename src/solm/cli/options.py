@@ -106,7 +106,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
                 cores = os.cpu_count() or 1
                 if not 1 <= threads <= cores:
                     raise SolmError(f"--threads: {threads} is out of range: this machine has 1 to {cores}")
-                from solm.backends.threads import threads_of
+                from solm.backends.machine import threads_of
 
                 chosen = threads_of(threads)
             with chosen:

@@ -34,14 +34,14 @@ def rows_that_fit(
     """Settings whose rows, each as long as the model's context, fit into the free memory beside weights and prefixes.
 
     float32, int8: of `cache_numbers`. explicit: somebody asked for so many rows, which is refused where they do not
-    fit; else there are fewer. replicas: processes that have as many rows each. Where the context or the free memory is
+    fit; else there are fewer. replicas: processes that have as many rows each. Where the context is
     not known nothing is checked. Weights count as little as they may take.
     """
     from solm.backends.cpu.memory import cache_memory
-    from solm.backends.free_memory import free_memory
+    from solm.backends.machine import free_memory
 
     free = free_memory()
-    if free is None or facts.context is None:
+    if facts.context is None:
         return chosen
     shapes = facts.shapes
     row = cache_memory(shapes, facts.context, float32, int8)

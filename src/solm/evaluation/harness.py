@@ -14,7 +14,7 @@ from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normaliz
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from solm.backends.free_memory import free_memory
+from solm.backends.machine import free_memory
 from solm.backends.session import AnyPolicy
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
 from solm.core.budget import Budget, BudgetLike
@@ -41,7 +41,7 @@ _LEAST_ROOM = 1 << 30
 
 def _room() -> int:
     """Bytes that prefilled contexts may take: a third of what is free."""
-    return max(_LEAST_ROOM, (free_memory() or 0) // 3)
+    return max(_LEAST_ROOM, free_memory() // 3)
 
 
 @register_model("solm")

@@ -110,7 +110,7 @@ def _median_step(session: Session, token: torch.Tensor, keep: torch.Tensor) -> f
 
 def memory_bandwidth() -> float:
     """Gigabytes per second of a sum over more memory than any cache holds."""
-    # Mapped for itself: the heap would keep this size (`backends.heap`).
+    # Mapped for itself: the heap would keep this size (`backends.machine`).
     data = torch.frombuffer(mmap.mmap(-1, 1 << 27), dtype=torch.float32).fill_(1.0)
     times = []
     for _ in range(7):

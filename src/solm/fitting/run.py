@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from solm.backends.heap import give_back_freed_memory
+from solm.backends.machine import give_back_freed_memory
 from solm.core.errors import SolmError
 from solm.core.files import write_text
 from solm.core.interrupt import Interrupted, signals

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from solm.backends.logits import divergences
+from solm.backends.machine import one_torch_thread
 from solm.backends.session import Session
-from solm.backends.threads import one_torch_thread
 from solm.core.actions import AXES
 from solm.core.arrays import as_tensor
 from solm.core.budget import Budget

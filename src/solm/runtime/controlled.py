@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from solm.backends.cpu.backend import CpuBackend
+from solm.backends.machine import default_threads
 from solm.backends.session import AnyPolicy, Backend, Session
-from solm.backends.threads import default_threads
 from solm.backends.weight_sample import spread
 from solm.core.actions import AXES, ActionSpace
 from solm.core.arrays import as_numpy

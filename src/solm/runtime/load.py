@@ -5,18 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solm.backends.accelerator import accelerator_available
 from solm.backends.cpu.backend import CpuBackend
 from solm.backends.cpu.engine import FLOAT_PRECISIONS, check_precision
 from solm.backends.cpu.files.layout import readable_in_part
 from solm.backends.cpu.files.model_files import source_of
 from solm.backends.cpu.files.repack import Progress
 from solm.backends.cpu.files.source import WeightSource
-from solm.backends.dtypes import dtype_name
-from solm.backends.heap import keep_freed_memory
-from solm.backends.names import BUILTIN
+from solm.backends.machine import accelerator_available, check_threads, default_threads, keep_freed_memory
+from solm.backends.names import BUILTIN, dtype_name
 from solm.backends.session import Backend
-from solm.backends.threads import check_threads, default_threads
 from solm.backends.tokenizer import model_tokenizer
 from solm.core.budget import BudgetLike
 from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError

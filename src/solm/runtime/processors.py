@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig
 
-from solm.backends.threads import one_torch_thread
+from solm.backends.machine import one_torch_thread
 from solm.core.arrays import Array, as_numpy, as_tensor
 from solm.core.errors import SolmError
 

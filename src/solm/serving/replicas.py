@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from solm.backends.threads import default_threads
+from solm.backends.machine import default_threads
 from solm.core.errors import SolmError
 
 _LOG = logging.getLogger("solm.serving")

@@ -1,4 +1,4 @@
-"""What is found out about the machine without torch: threads and accelerators; what is set is set back."""
+"""What is found out about the machine without torch: threads, memory, accelerators; what is set is set back."""
 
 import os
 import platform
@@ -9,13 +9,20 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from solm.backends.accelerator import accelerator_available
-from solm.backends.quiet import quiet
-from solm.backends.threads import default_threads, threads_of
+from solm.backends.machine import (
+    accelerator_available,
+    cores_of,
+    cpu_quota,
+    default_threads,
+    free_memory,
+    threads_of,
+    usable_cores,
+)
+from solm.backends.names import quiet
 
 
 def test_without_torch_there_are_as_many_threads_as_with_it():
-    code = "import sys; {}; from solm.backends.threads import default_threads; print(default_threads())"
+    code = "import sys; {}; from solm.backends.machine import default_threads; print(default_threads())"
     for more in ({}, {"OMP_NUM_THREADS": "1"}):
         environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | more
         told = {
@@ -77,7 +84,7 @@ def test_freed_memory_is_kept_until_it_is_given_back():
     check = (
         "import re\n"
         "from pathlib import Path\n"
-        "from solm.backends.heap import give_back_freed_memory, keep_freed_memory\n"
+        "from solm.backends.machine import give_back_freed_memory, keep_freed_memory\n"
         "def held():\n"
         "    return int(re.search(r'RssAnon:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) >> 10\n"
         "keep_freed_memory()\n"
@@ -94,3 +101,102 @@ def test_freed_memory_is_kept_until_it_is_given_back():
     freed, given_back = map(int, done.stdout.split())
     assert freed < 20
     assert given_back > 180
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """write(path, text) puts a file of /sys or /proc in place."""
+
+    def write(path, text):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text + "\n")
+
+    write.root = tmp_path
+    return write
+
+
+def siblings(machine, groups):
+    for group in groups:
+        for number in group:
+            text = ",".join(map(str, group))
+            machine(f"devices/system/cpu/cpu{number}/topology/thread_siblings_list", text)
+
+
+@pytest.mark.parametrize(
+    ("groups", "allowed", "quota", "cores"),
+    [
+        ([[0], [1]], [0, 1], None, 2),
+        ([[0, 4], [1, 5], [2, 6], [3, 7]], range(8), None, 4),  # two hardware threads a core
+        ([[0, 4], [1, 5], [2, 6], [3, 7]], [0, 4, 5], None, 2),  # taskset
+        ([[0, 4], [1, 5], [2, 6], [3, 7]], range(8), 2.9, 2),
+        ([[0, 4], [1, 5], [2, 6], [3, 7]], range(8), 100.0, 4),
+        ([[0], [1]], [0, 1], 0.2, 1),
+        ([], range(6), None, 6),  # nothing is told
+    ],
+)
+def test_cores_count_once_and_only_where_the_process_may_run(machine, groups, allowed, quota, cores):
+    siblings(machine, groups)
+    assert cores_of(allowed, quota, machine.root).threads == cores
+
+
+def test_efficiency_cores_count_only_where_there_are_no_others(machine):
+    siblings(machine, [[0, 1], [2, 3], [4], [5], [6], [7]])
+    machine("devices/cpu_core/cpus", "0-3")
+    assert cores_of(range(8), None, machine.root).threads == 2
+    assert cores_of([3, 4, 5], None, machine.root).threads == 1
+    assert cores_of([4, 5, 6], None, machine.root).threads == 3
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "quota"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, 1.5),
+        ("0::/", {"cpu.max": "max 100000"}, None),
+        ("0::/pod/box", {"pod/cpu.max": "200000 100000", "pod/box/cpu.max": "max 100000"}, 2),
+        ("0::/pod/box", {"pod/cpu.max": "400000 100000", "pod/box/cpu.max": "50000 100000"}, 0.5),
+        ("0::/host/path", {"cpu.max": "300000 100000"}, 3),  # the path of the host, inside a container
+        (
+            "4:cpu,cpuacct:/box",
+            {"cpu,cpuacct/box/cpu.cfs_quota_us": "250000", "cpu,cpuacct/box/cpu.cfs_period_us": "100000"}, 2.5,
+        ),
+        ("4:cpuacct,cpu:/box", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "50000"}, 2),
+        ("4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("4:cpuset:/box", {"cpuset/box/cpu.cfs_quota_us": "100000"}, None),
+        ("0::/", {"cpu.max": "garbage"}, None),
+        ("", {}, None),
+    ],
+)  # fmt: skip
+def test_a_quota_is_that_of_the_group_or_of_one_around_it(machine, cgroup, files, quota):
+    machine("self/cgroup", cgroup)
+    for name, text in files.items():
+        machine(f"fs/cgroup/{name}", text)
+    assert cpu_quota(machine.root, machine.root) == quota
+
+
+def test_why_so_many_threads_is_said(machine):
+    siblings(machine, [[0, 1], [2, 3], [4], [5]])
+    machine("devices/cpu_core/cpus", "0-3")
+    assert cores_of(range(6), 1.5, machine.root).reason == (
+        "6 hardware threads of 4 cores, 2 of them efficiency cores, a quota of 1.5 cores"
+    )
+    assert cores_of([0, 2], None, machine.root).threads == 2
+
+
+def test_this_process_may_use_a_core():
+    found = usable_cores()
+    assert found.hardware_threads >= found.cores >= found.fast_cores >= 1
+    assert 1 <= found.threads <= found.cores
+
+
+def test_free_memory_is_within_the_limits_of_control_groups(machine):
+    machine("self/cgroup", "1:cpu:/elsewhere\n0::/system.slice/job")
+    groups = ("fs/cgroup/system.slice", "fs/cgroup/system.slice/job")
+    for group in groups:
+        for name, text in (("max", "max"), ("current", "1500000"), ("stat", "anon 7\ninactive_file 500000")):
+            machine(f"{group}/memory.{name}", text)
+    whole = free_memory(machine.root, machine.root)
+    assert whole > 2_000_000
+    machine(f"{groups[0]}/memory.max", "2000000")
+    assert free_memory(machine.root, machine.root) == 1_000_000, "the limit of a group around it counts"
+    machine(f"{groups[1]}/memory.max", "1500000")
+    assert free_memory(machine.root, machine.root) == 500_000

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from helpers.gguf_files import write_gguf
-from solm.backends.cores import UsableCores
+from solm.backends.machine import UsableCores
 from solm.cli.doctor import _why_threads, doctor
 
 HERE = "8 hardware threads of 4 cores, a quota of 2.5 cores"
@@ -23,7 +23,7 @@ def test_why_so_many_threads(monkeypatch, said, threads, why):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if said is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", said)
-    assert _why_threads(threads, UsableCores(8, 4, 4, (0,), 2.5)) == why
+    assert _why_threads(threads, UsableCores(8, 4, 4, 2.5)) == why
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_file_that_only_the_engine_reads_runs_on_the_cpu_backend(tmp_path, qui
 
 
 def test_an_accelerator_is_where_a_model_runs(tiny_folder, quick, monkeypatch, capsys):
-    monkeypatch.setattr("solm.backends.accelerator.accelerator_available", lambda: True)
+    monkeypatch.setattr("solm.backends.machine.accelerator_available", lambda: True)
     doctor(model=str(tiny_folder), json=True)
     assert json.loads(capsys.readouterr().out)["backend"] == {"auto": "torch", "reason": "there is an accelerator"}
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from solm.backends import free_memory as module
-from solm.backends.free_memory import free_memory
+from solm.backends import machine as module
 from solm.backends.names import BUILTIN
 from solm.cli.rows_check import cache_numbers, rows_that_fit
 from solm.core.cost import ModelShapes
@@ -65,28 +64,7 @@ def test_numbers_of_keys_and_values_are_those_of_the_backend(given, float32, int
     assert cache_numbers(*given) == (float32, int8)
 
 
-@pytest.mark.parametrize("context", [None, 1000])
-def test_nothing_is_checked_where_nothing_is_known(free, context):
-    free(None if context else 0)
-    facts = ModelFacts("llama", context, SHAPES)
+def test_nothing_is_checked_where_the_context_is_not_known(free):
+    free(0)
+    facts = ModelFacts("llama", None, SHAPES)
     assert rows_that_fit(ServeSettings(max_rows=256), facts, False, False, True).max_rows == 256
-
-
-def test_free_memory_is_that_of_the_machine_or_of_a_control_group(tmp_path):
-    system, processes = tmp_path / "sys", tmp_path / "proc"
-    outer = system / "fs/cgroup/system.slice"
-    inner = outer / "job"
-    for folder in (inner, processes / "self"):
-        folder.mkdir(parents=True)
-    (processes / "self/cgroup").write_text("1:cpu:/elsewhere\n0::/system.slice/job\n")
-    assert free_memory(system, processes) is None
-    (processes / "meminfo").write_text("MemTotal: 99 kB\nMemAvailable:   2000 kB\n")
-    assert free_memory(system, processes) == 2_048_000
-    for group in (inner, outer):
-        for name, text in (("max", "max"), ("current", "1500000"), ("stat", "anon 7\ninactive_file 500000")):
-            (group / f"memory.{name}").write_text(text)
-    assert free_memory(system, processes) == 2_048_000
-    (outer / "memory.max").write_text("2000000")
-    assert free_memory(system, processes) == 1_000_000, "the limit of a group around it counts"
-    (inner / "memory.max").write_text("1500000")
-    assert free_memory(system, processes) == 500_000

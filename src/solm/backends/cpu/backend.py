@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from solm.backends.capability import Capability
 from solm.backends.cpu import structs
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.files.repack import Progress
 from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.magnitudes import measure_thresholds
 from solm.backends.cpu.session import CpuSession
+from solm.backends.session import Capability
 from solm.backends.weight_sample import sampled
 from solm.core.arrays import AnyArray, as_numpy, in_kind
 from solm.core.sparsity import SparsityConfig

@@ -23,7 +23,7 @@ from solm.backends.cpu.library import INVALID
 from solm.backends.cpu.library import library as built
 from solm.backends.cpu.memory import PageMemory, with_stored_bits
 from solm.backends.cpu.structs import GROUP, MESSAGE, MOST_QUERIES, PAGE
-from solm.backends.threads import check_threads, default_threads
+from solm.backends.machine import check_threads, default_threads
 from solm.core.cost import ModelShapes
 from solm.core.errors import DamagedFileError, DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig

@@ -19,7 +19,6 @@ from solm.backends.cpu.variants import (
     usable_features,
     variant_named,
 )
-from solm.backends.numa import spread_nodes
 from solm.core.errors import SolmError
 
 DONE, INVALID, NO_MEMORY = 0, 1, 2
@@ -90,7 +89,6 @@ def _loaded(path: Path) -> ctypes.CDLL:
     pointer, integer, long, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t
     for name, returns, arguments in (
         ("layout", ctypes.c_char_p, []),
-        ("place_memory", None, [ctypes.c_uint64]),
         ("repack_head", integer, [integer, pointer, long, integer, integer, integer, pointer, pointer]),
         ("engine", integer, [pointer, pointer, pointer]),
         ("engine_free", None, [pointer]),
@@ -112,7 +110,6 @@ def _loaded(path: Path) -> ctypes.CDLL:
         function = getattr(loaded, f"solm_{name}")
         function.restype, function.argtypes = returns, arguments
     check_layout(loaded)
-    loaded.solm_place_memory(spread_nodes())
     return loaded
 
 

@@ -11,9 +11,9 @@ from solm.backends.cpu.call import Computed, EngineCall
 from solm.backends.cpu.decider import decider_of
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.structs import PAGE
+from solm.backends.machine import one_torch_thread
 from solm.backends.results import Result
 from solm.backends.session import AnyPolicy, check_cut, check_length
-from solm.backends.threads import one_torch_thread
 from solm.core.arrays import Array, as_numpy, as_tensor, in_kind
 from solm.core.errors import DataError, SolmError
 from solm.core.sparsity import SparsityConfig

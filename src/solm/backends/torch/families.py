@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from solm.backends.capability import Capability
+from solm.backends.session import Capability
 from solm.backends.torch.cache import PagedCache
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError, UnsupportedModelError

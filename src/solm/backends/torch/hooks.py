@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from solm.backends.capability import Capability
+from solm.backends.session import Capability
 from solm.backends.torch.active import ActivePass, active_pass
 from solm.backends.torch.cache import PagedCache
 from solm.backends.torch.channel_linear import ChannelLinears

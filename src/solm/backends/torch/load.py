@@ -14,11 +14,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from solm.backends.dtypes import dtype_name
 from solm.backends.gguf_header import ArrayInfo, GgufHeader, read_header
-from solm.backends.heap import keep_freed_memory
-from solm.backends.names import gguf_of, not_loadable
-from solm.backends.quiet import quiet
+from solm.backends.machine import keep_freed_memory
+from solm.backends.names import dtype_name, gguf_of, not_loadable, quiet
 from solm.backends.tokenizer import model_tokenizer
 from solm.backends.torch.names import locate
 from solm.backends.torch.shard import check_processes, shard_layers

@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.quantization_config import GgufConfig
 
 from solm.backends.gguf_header import read_header
-from solm.backends.names import folder_or_hub_id, gguf_of, made_folder
-from solm.backends.quiet import quiet
+from solm.backends.names import folder_or_hub_id, gguf_of, made_folder, quiet
 from solm.core.cache_folder import cache_folder, check_cache_folder
 
 

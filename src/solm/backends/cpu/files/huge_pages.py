@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from solm.backends.numa import spread_nodes, spread_over
-
 _POPULATE_READ = 22 if sys.platform == "linux" else None
 """MADV_POPULATE_READ: read everything now."""
 _ENOUGH = 0.75
@@ -59,9 +57,8 @@ def huge_part(map_: mmap.mmap) -> float:
 
 def _map(file: int, length: int = 0) -> mmap.mmap:
     map_ = mmap.mmap(file, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-    with spread_over(spread_nodes()):
-        for advice in (getattr(mmap, "MADV_HUGEPAGE", None), _POPULATE_READ):
-            if advice is not None:
-                with suppress(OSError):  # a system without it reads the file in small pages, or when it is used
-                    map_.madvise(advice)
+    for advice in (getattr(mmap, "MADV_HUGEPAGE", None), _POPULATE_READ):
+        if advice is not None:
+            with suppress(OSError):  # a system without it reads the file in small pages, or when it is used
+                map_.madvise(advice)
     return map_
