@@ -6,8 +6,8 @@ import torch
 
 import solm
 from helpers.models import tiny_model
-from solm.training.config import TrainConfig
-from solm.training.grpo import train
+from solm.paper.config import TrainConfig
+from solm.paper.grpo import train
 
 TINY = {
     "data": "pydoc:train", "space": "joint-8", "context": 90, "length": 6, "texts": 2, "rollouts": 4,

@@ -78,8 +78,7 @@ def evaluate(
     baselines: Annotated[
         str | None,
         typer.Option(
-            help="More baselines: constant (always there for budgets in time), teal, upper-bits, drift, entropy, "
-            "per-request. drift and entropy are slow."
+            help="More baselines: constant (always there for budgets in time), teal, upper-bits, per-request."
         ),
     ] = None,
     oracle: Annotated[
@@ -199,10 +198,9 @@ def evaluate(
 def all_baselines() -> "dict[str, Baseline]":
     """By name, those of research included."""
     from solm.evaluation.baselines import BASELINES
-    from solm.research.controllers import drift, entropy
     from solm.research.per_request import per_request
 
-    return BASELINES | {"drift": drift, "entropy": entropy, "per-request": per_request}
+    return BASELINES | {"per-request": per_request}
 
 
 def _with_budgets(offer: "Offer", chosen: "EvaluationSettings", asked: "BudgetList") -> "EvaluationSettings":

@@ -114,8 +114,6 @@ STUDIES = {
     "kv-drift": Study("solm.research.kv_drift", "How much dense steps lose after a burst of cheap ones, and how long."),
     "domains": Study("solm.research.domains", "What a policy gains, spends and predicts on text of other sources."),
     "best-of": Study("solm.research.best_of", "Is the best of many random schedules estimated well from few?"),
-    "learning": Study("solm.research.learning", "Quality against minutes of training, for every method."),
-    "fine-tuning": Study("solm.research.fine_tuning", "Does policy gradient add to a fitted policy at equal minutes?"),
     "precision": Study("solm.research.precision", "Is bfloat16 good enough to train on?"),
     "free-running": Study("solm.research.free_running", "Text generated under a budget, judged by the dense model."),
     "graded": Study("solm.research.graded", "Replies written under a budget: problems solved, code that passes tests."),

@@ -1,7 +1,6 @@
 """A run folder: configuration, checkpoint, log and the finished policy. The owner of that format.
 
 ``config.json`` fixes what the run is, and ``origin.json`` which weights and text its names stood for;
-``checkpoint.safetensors`` holds policy and optimiser after some update;
 ``log.jsonl`` has one line per update; ``policy/`` is the policy after the last one.
 """
 
@@ -11,23 +10,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, RootModel
-from safetensors import safe_open
+from pydantic import BaseModel, ConfigDict
 
-from solm.core.errors import DamagedFileError, RunMismatchError, SolmError, first_line
-from solm.core.files import locked, read_model, read_tensors, write_json, write_tensors, write_text
+from solm.core.errors import RunMismatchError, SolmError
+from solm.core.files import locked, read_model, write_json
 from solm.data.windows import TokenStream
 from solm.policies.identity import BaseIdentity, WeightSample
-from solm.policies.network import PolicyNetwork
-from solm.training.config import RunConfig, TrainConfig, ValueTrainConfig
+from solm.training.config import RunConfig, ValueTrainConfig
 from solm.training.ranks import Ranks
 
-CHECKPOINT, CONFIG, LOG, ORIGIN = "checkpoint.safetensors", "config.json", "log.jsonl", "origin.json"
-
-
-class _Stored(RootModel[TrainConfig | ValueTrainConfig]):
-    root: TrainConfig | ValueTrainConfig = Field(discriminator="method")
+CONFIG, LOG, ORIGIN = "config.json", "log.jsonl", "origin.json"
 
 
 class _Origin(BaseModel):
@@ -89,41 +81,6 @@ class RunFolder:
         if self._first:
             self._lock.close()
 
-    def save(self, network: PolicyNetwork, optimizer: torch.optim.Optimizer, updates: int) -> None:
-        """Keep policy and optimiser after `updates` updates."""
-        if not self._first:
-            return
-        tensors = {f"policy.{name}": value for name, value in network.state_dict().items()}
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        write_tensors(self.path / CHECKPOINT, tensors, {"updates": str(updates)})
-
-    def restore(self, network: PolicyNetwork, optimizer: torch.optim.Optimizer) -> int:
-        """Load the checkpoint, if there is one; the number of updates it has behind it."""
-        path = self.path / CHECKPOINT
-        if not path.exists():
-            if self._first:
-                self._trim_log(0)
-            return 0
-        tensors = read_tensors(path)
-        try:
-            with safe_open(path, "pt") as file:
-                updates = int(file.metadata()["updates"])
-            network.load_state_dict(
-                {name.removeprefix("policy."): value for name, value in tensors.items() if name.startswith("policy.")}
-            )
-            state: dict[int, dict[str, torch.Tensor]] = {}
-            for name, value in tensors.items():
-                if name.startswith("optimizer."):
-                    _, index, key = name.split(".")
-                    state.setdefault(int(index), {})[key] = value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise DamagedFileError(f"{path} does not fit this run: {first_line(error)}") from error
-        if self._first:
-            self._trim_log(updates)
-        return updates
-
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to the log."""
         if not self._first:
@@ -134,24 +91,10 @@ class RunFolder:
         except OSError as error:
             raise SolmError(f"cannot write {self.path / LOG}: {error.strerror}") from error
 
-    def _trim_log(self, updates: int) -> None:
-        """Drop log lines of updates that the checkpoint does not contain (they will be done again)."""
-        path = self.path / LOG
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["update"] <= updates:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
-                break  # half a line: the process was killed while writing it
-        write_text(path, "".join(kept))
 
-
-def read_stored(folder: Path) -> TrainConfig | ValueTrainConfig:
+def read_stored(folder: Path) -> ValueTrainConfig:
     """The configuration of the run in `folder`; raises `DamagedFileError`."""
-    return read_model(folder / CONFIG, _Stored).root
+    return read_model(folder / CONFIG, ValueTrainConfig)
 
 
 def _change(stored: _Origin, now: _Origin, names: Sequence[str]) -> str:
@@ -168,13 +111,10 @@ def _change(stored: _Origin, now: _Origin, names: Sequence[str]) -> str:
 
 def _difference(stored: RunConfig, given: RunConfig) -> str:
     """The first fields in which two configurations differ, but for those that a run may go on with."""
-    ignored = (
-        _AFTER_COLLECTION if isinstance(stored, ValueTrainConfig) else ("updates", "checkpoint_every", "accumulate")
-    )
     names = [
         name
         for name in type(stored).model_fields
-        if name not in ignored and getattr(stored, name) != getattr(given, name)
+        if name not in _AFTER_COLLECTION and getattr(stored, name) != getattr(given, name)
     ]
     if isinstance(stored, ValueTrainConfig) and isinstance(given, ValueTrainConfig):
         there, here = stored.fit.held_out, given.fit.held_out

@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from solm.core.actions import PRESETS as SPACES
 from solm.core.actions import ActionSpace
-from solm.core.budget import Budget
-from solm.core.errors import BudgetError, SolmError
+from solm.core.errors import SolmError
 from solm.core.seeds import MOST_SEED
 from solm.core.sparsity import PRESETS as SPARSITY
 from solm.core.sparsity import SparsityConfig
@@ -113,46 +112,6 @@ class RunConfig(BaseModel):
             raise SolmError(f"{origin}: {where or 'value'}: {first['msg']} (got {first['input']!r})") from error
 
 
-class TrainConfig(RunConfig):
-    """Group-relative policy optimisation, as in arXiv 2605.10875."""
-
-    method: Literal["grpo"] = "grpo"
-    space: ActionSpace = SPACES["joint-8"]
-    rollouts: int = Field(16, ge=2)
-    """Counterfactual schedules per text."""
-    updates: int = Field(400, ge=1)
-
-    learning_rate: float = Field(1e-4, gt=0)
-    entropy: float = Field(0.05, ge=0)
-    epochs: int = Field(1, ge=1)
-    """Optimiser steps per batch. With one, the ratio is always 1 and the objective is REINFORCE with a group
-    baseline."""
-    gamma: float = Field(0.85, gt=0, le=1)
-    advantage: Literal["priced", "process", "outcome"] = "priced"
-    """How advantages are computed: see `solm.training.objective.advantages`."""
-    budgets: tuple[float, ...] = ()
-    """Net keeps to train at. Empty: every axis is drawn uniformly from its range, independently."""
-
-    width: int = Field(256, ge=8)
-    heads: int = Field(4, ge=1)
-    budget_prior: bool = True
-    checkpoint_every: int = Field(50, ge=1)
-    accumulate: int = Field(1, ge=1)
-    """Parts in which a process computes the gradient of an update. More parts need less memory; the result is the same
-    but for rounding."""
-
-    @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
-        for net in self.budgets:
-            try:
-                Budget.from_net(net, self.space)
-            except BudgetError as error:
-                raise ValueError(f"budgets: {error}") from error
-        return self
-
-
 class ValueTrainConfig(RunConfig):
     """Counterfactual regression: score random schedules, and fit a network that predicts level costs.
 
@@ -198,4 +157,4 @@ class ValueTrainConfig(RunConfig):
         return next((SPACES[fine] for grid, fine in finer.items() if self.space == SPACES[grid]), self.space)
 
 
-METHODS: dict[str, type[TrainConfig] | type[ValueTrainConfig]] = {"values": ValueTrainConfig, "grpo": TrainConfig}
+METHODS: dict[str, type[ValueTrainConfig]] = {"values": ValueTrainConfig}

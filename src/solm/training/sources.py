@@ -35,6 +35,11 @@ def training_streams(lm: LanguageModel, config: RunConfig, out: Path, ranks: Ran
     return streams
 
 
+def step_generator(seed: int, update: int, purpose: int) -> torch.Generator:
+    """A generator that depends on nothing but its arguments, so that a resumed run draws what it would have drawn."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + update) * 16 + purpose)
+
+
 def draw_halves(streams: list[TokenStream], texts: int, length: int, generator: torch.Generator) -> torch.Tensor:
     """As `draw_windows`, where the second half of the texts is from the second half of every source: the halves share
     no token, where sources have room for that."""

@@ -24,8 +24,7 @@ from solm.training.config import ValueTrainConfig
 from solm.training.counterfactual import Samples, collect_samples, draw_levels
 from solm.training.ranks import Ranks
 from solm.training.regression import fit
-from solm.training.rollout import step_generator
-from solm.training.sources import Record, draw_windows, provenance, training_streams
+from solm.training.sources import Record, draw_windows, provenance, step_generator, training_streams
 
 SAMPLES, LEVEL_COSTS = "samples", "level-costs.partial"
 _MOST_TEXTS = 8

@@ -8,13 +8,10 @@ import torch
 from helpers.models import tokens
 from helpers.texts import FISH
 from helpers.timings import made_curve
-from solm.core.errors import SolmError
 from solm.core.parts import Parts
 from solm.evaluation.result import Record
 from solm.policies.artifact import TrainedPolicy
-from solm.research import best_of, fine_tuning, free_running, learning, long_context, precision
-from solm.training.checkpoint import LOG
-from solm.training.config import ValueTrainConfig
+from solm.research import best_of, free_running, long_context, precision
 
 
 def ignore(*progress) -> None:
@@ -33,30 +30,6 @@ def check(module, found: Record) -> None:
     assert module.lines(again) == module.lines(found)
     assert module.lines(found)
     assert module.plot(found, "png").startswith(b"\x89PNG")
-
-
-def test_results_name_no_folder_of_the_machine(tmp_path):
-    for name in ("m.gguf", "text.txt", "more.txt", "fit", "runs"):
-        (tmp_path / name).touch()
-    here = {name: str(tmp_path / name) for name in ("m.gguf", "text.txt", "more.txt", "fit", "runs")}
-    told = {
-        fine_tuning: fine_tuning.Options(
-            model=here["m.gguf"], data=here["text.txt"], train=f"{here['text.txt']},{here['more.txt']}",
-            fit=here["fit"],
-        ),
-        learning: learning.Options(data=here["text.txt"], train=here["more.txt"], runs=here["runs"]),
-    }  # fmt: skip
-    for module, options in told.items():
-        assert str(tmp_path) not in options.model_dump_json(), module.__name__
-    assert told[fine_tuning].model_dump(mode="json")["train"] == ["text.txt", "more.txt"]
-
-
-def test_fine_tuning_gets_the_time_of_batches_that_its_network_lacks(tmp_path):
-    config = ValueTrainConfig.build({"batches": 10, "texts": 1, "fit": {"held_out": 0.2}}, "here")
-    steps = config.texts * config.schedules * config.length
-    records = [{"update": batch, "token_steps_per_second": steps} for batch in range(1, 11)]
-    (tmp_path / LOG).write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert fine_tuning.sampling_seconds(tmp_path, config, 5) == 3, "batches 6 to 8; it has those that are held out"
 
 
 def test_the_best_of_many_is_beside_its_estimates_and_an_interruption_changes_nothing(value_lm, source, tmp_path):
@@ -171,21 +144,6 @@ def test_long_contexts_measure_again_only_what_has_changed(value_lm, source, tmp
         TrainedPolicy(value_lm.trained.config.model_copy(update={"digest": "b"}), value_lm.trained.network)
     )
     assert measured(other, questions=0) == 1
-
-
-def test_learning_measures_every_method_after_its_minutes(tiny_lm, source, tmp_path):
-    options = learning.Options(
-        data=source, train=source, minutes="0.0001", methods="values,grpo", space="mlp-50", budget=0.9, texts=2,
-        context=90, length=16, layer=1, train_batch=2, train_length=20, runs=tmp_path / "runs",
-    )  # fmt: skip
-    found = learning.measure(tiny_lm, options, None, ignore)
-    check(learning, found)
-    for point in found.results["points"]:
-        assert point["training"]["token_steps"] > 0
-        assert point["net_keep"] == pytest.approx(0.9, abs=0.05)
-        assert {"policy_above_dense", "uniform_above_dense"} <= set(point)
-    with pytest.raises(SolmError, match="--methods: unknown magic"):
-        learning.run(options.model_copy(update={"methods": ("magic",)}), None, ignore)
 
 
 def test_bfloat16_and_float32_are_scored_on_the_same_schedules(tiny_lm, source, tmp_path):

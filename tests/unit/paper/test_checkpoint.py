@@ -12,7 +12,7 @@ from helpers.texts import FISH, FOX
 from helpers.training import run, tiny_config
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.data.windows import stream_of
-from solm.training.checkpoint import ORIGIN, RunFolder
+from solm.paper.checkpoint import ORIGIN, RunFolder
 
 
 @pytest.mark.parametrize("written", ["nothing", "weights", "an older policy"])

@@ -4,8 +4,8 @@ import torch
 
 from helpers.training import tiny_config
 from solm.data.windows import stream_of
-from solm.training.ranks import Ranks
-from solm.training.rollout import collect
+from solm.paper.ranks import Ranks
+from solm.paper.rollout import collect
 
 
 def test_rollouts_of_a_text_share_tokens_and_budget_and_are_recorded(tiny_lm):

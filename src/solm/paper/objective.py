@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.training.config import TrainConfig
+from solm.paper.config import TrainConfig
 
 _PENALTY = (100.0, 100.0, 200.0)
 """Weight per axis of the squared budget gap."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers.training import tiny_config
-from solm.training.objective import advantages, budget_penalty, clipped_objective, returns_to_go
+from solm.paper.objective import advantages, budget_penalty, clipped_objective, returns_to_go
 
 
 def test_returns_to_go():

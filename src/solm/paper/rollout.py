@@ -8,12 +8,12 @@ from solm.backends.results import Scored
 from solm.core.budget import Budget
 from solm.core.shares import axis_levels
 from solm.data.windows import TokenStream
+from solm.paper.config import TrainConfig
+from solm.paper.ranks import Ranks
+from solm.paper.sources import draw_windows
 from solm.policies.learned import LearnedPolicy
 from solm.policies.network import Features
 from solm.runtime.language_model import LanguageModel
-from solm.training.config import TrainConfig
-from solm.training.ranks import Ranks
-from solm.training.sources import draw_windows
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ from solm.core.budget import Ledger
 from solm.core.errors import RunMismatchError, SolmError
 from solm.core.interrupt import SIGTERM_CODE, Interrupted, signals
 from solm.data.windows import TokenStream
+from solm.paper.checkpoint import RunFolder
+from solm.paper.config import TrainConfig
+from solm.paper.objective import advantages, budget_penalty, clipped_objective
+from solm.paper.ranks import Ranks
+from solm.paper.rollout import Batch, collect
+from solm.paper.sources import Record, provenance, training_streams
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.learned import LearnedPolicy
 from solm.policies.network import Features, NetworkConfig, PolicyNetwork
 from solm.runtime.language_model import LanguageModel
-from solm.training.checkpoint import RunFolder
-from solm.training.config import TrainConfig
-from solm.training.objective import advantages, budget_penalty, clipped_objective
-from solm.training.ranks import Ranks
-from solm.training.rollout import Batch, collect
-from solm.training.sources import Record, provenance, training_streams
 
 WEIGHT_DECAY, _GRADIENT_CLIP = 0.01, 2.0
 

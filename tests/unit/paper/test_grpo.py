@@ -10,7 +10,7 @@ import torch
 from helpers.texts import FISH
 from helpers.training import run
 from solm.core.errors import RunMismatchError
-from solm.training import grpo
+from solm.paper import grpo
 
 
 def test_interrupted_and_resumed_equals_uninterrupted_bitwise(tmp_path, byte_tokenizer):

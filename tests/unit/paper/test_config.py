@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from solm.core.errors import SolmError
-from solm.training.config import TrainConfig, ValueTrainConfig, read_values
+from solm.paper.config import TrainConfig, read_values
 
 
 @given(st.text(min_size=1, max_size=12))
@@ -31,14 +31,6 @@ def test_unknown_keys_are_refused(key):
 def test_bad_settings_name_key_value_and_range(values, message):
     with pytest.raises(SolmError, match=message):
         TrainConfig.build(values, "x.yaml")
-
-
-def test_texts_that_are_all_held_out_are_refused_before_any_is_read():
-    for values in ({"batches": 1, "texts": 1}, {"batches": 1, "texts": 2, "fit": {"held_out": 0.6}}):
-        with pytest.raises(SolmError, match="leave none to fit to") as refused:
-            ValueTrainConfig.build(values, "x.yaml")
-        assert "\n" not in str(refused.value)
-    assert ValueTrainConfig.build({"batches": 1, "texts": 1, "fit": {"held_out": 0}}, "x.yaml").fit.held_out == 0
 
 
 def test_yaml_files(tmp_path):
