@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -162,24 +161,6 @@ def sweep_config(tiny_folder, tmp_path) -> SweepConfig:
         models=(str(tiny_folder),), spaces=("mlp-40", "bits-5"), data=(str(tmp_path / "text.txt"),),
         budgets=(0.9, 0.95), texts=4, context=90, length=12, trials=2,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def pem(tmp_path_factory):
-    """A certificate of this machine's own and its key, the key once more under a password, and another key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl here")
-    folder = tmp_path_factory.mktemp("pem")
-
-    def openssl(*given):
-        subprocess.run(["openssl", *given], cwd=folder, check=True, capture_output=True)
-
-    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
-            "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem",
-            "-out", "cert.pem")  # fmt: skip
-    openssl("ec", "-in", "key.pem", "-aes256", "-passout", "pass:x", "-out", "locked.pem")
-    openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "other.pem")
-    return folder
 
 
 @pytest.fixture(scope="module")

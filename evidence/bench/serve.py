@@ -8,7 +8,6 @@ bfloat16 where the processor has it and float32 elsewhere. With --other the cpu 
     python evidence/bench/serve.py                       # transformers serve; torch, cpu in bfloat16 and in int8
     python evidence/bench/serve.py --model FILE.gguf --other "NAME=COMMAND {port}"  # beside other servers
     python evidence/bench/serve.py --model FILE.gguf --serve "--policy auto" --budget loss=0.05  # and under a budget
-    python evidence/bench/serve.py --replicas            # two replicas beside one process of as many threads
 
 Peak memory is the sum of the largest resident sizes of a server's processes, mapped pages counted.
 """
@@ -36,17 +35,10 @@ SERVERS = {
     "cpu bfloat16": ["--backend", "cpu", "--precision", "bfloat16"],
     "cpu int8": ["--backend", "cpu", "--precision", "int8"],
 }
-REPLICAS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 replicas, 1 thread each": (2, 1)}
-"""Processes and their threads."""
 
 
 def commands(options: Any, folder: Path) -> dict[str, tuple[list[str], dict[str, Any]]]:
     """By name, how a server is started and what its requests say beside the usual."""
-    if options.replicas:
-        return {
-            name: (["env", f"OMP_NUM_THREADS={threads}", *on_cpu(options, "--replicas", str(count))], DENSE | WHOLE)
-            for name, (count, threads) in REPLICAS.items()
-        }
     if options.other or options.model != MODEL:
         if any("{folder}" in each for each in options.other):
             _save(options, folder / "base")
@@ -120,15 +112,12 @@ def main() -> None:
     options.add_argument("--shared", type=int, default=0, help="tokens more that all prompts begin with")
     options.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="also transformers serve")
     options.add_argument("--other", action="append", default=[], metavar="NAME=COMMAND", help="another server")
-    options.add_argument("--replicas", action="store_true")
     options.add_argument("--serve", default="", help="more options of solm serve, as one text")
     options.add_argument("--budget", help="of a second set of requests to our cpu server")
     asked = options.parse_args()
     for each in asked.other:
         if not all(each.partition("=")):
             options.error(f"--other: {each!r} is not NAME=COMMAND")
-    if asked.replicas and (asked.other or asked.budget):
-        options.error("--replicas: goes neither with --other nor with --budget")
     results = throughput(asked)
     lines = [line(f"{name}, {n} clients", run) for name, runs in results["servers"].items() for n, run in runs.items()]
     lines += [f"{name:34} peak {peak:.2f} GiB" for name, peak in results["peak_gib"].items()]

@@ -22,7 +22,7 @@ from solm.backends.torch.session import TorchSession
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.serving.app import create_app
-from solm.serving.keys import ApiKey
+from solm.serving.keys import ApiKey, KeyRing
 from solm.serving.service import Service
 from solm.serving.settings import ServeSettings
 
@@ -66,7 +66,7 @@ def tiny_service(byte_tokenizer, policy=True, curve=False, template=TEMPLATE, **
 @contextmanager
 def running(service: Service, keys=(), hosts=("127.0.0.1", "localhost"), **options):
     """The address of a server that answers for `service`. keys: API keys, or as `ApiKey.parse` reads them."""
-    service.keys.replace([key if isinstance(key, ApiKey) else ApiKey.parse(key) for key in keys])
+    service.keys = KeyRing([key if isinstance(key, ApiKey) else ApiKey.parse(key) for key in keys])
     app = create_app(service, hosts, **options)
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_keep_alive=75)
@@ -127,21 +127,20 @@ def gauges(service) -> tuple[float, float, int]:
     )  # fmt: skip
 
 
-def start(*options, keys="", log=None, trust=None):
-    """A server process and its address. log: the file that its log goes to, None: a pipe, of which little is read.
-    trust: an SSL context, for a server with TLS."""
+def start(*options, keys="", log=None):
+    """A server process and its address. log: the file that its log goes to, None: a pipe, of which little is read."""
     port = free_port()
     out = subprocess.PIPE if log is None else log.open("w")
     process = subprocess.Popen(
         [sys.executable, "-m", "solm.cli", "serve", "--port", str(port), *map(str, options)],
         stderr=out, text=True, env={**os.environ, "SOLM_API_KEYS": keys},
     )  # fmt: skip
-    address = f"{'http' if trust is None else 'https'}://127.0.0.1:{port}"
+    address = f"http://127.0.0.1:{port}"
 
     def ready():
         assert process.poll() is None, process.stderr.read() if log is None else log.read_text()
         try:
-            return httpx.get(f"{address}/health", verify=trust or False).status_code == 200
+            return httpx.get(f"{address}/health").status_code == 200
         except httpx.TransportError:
             return False
 

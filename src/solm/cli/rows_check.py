@@ -29,13 +29,13 @@ def cache_numbers(
 
 
 def rows_that_fit(
-    chosen: "ServeSettings", facts: ModelFacts, float32: bool, int8: bool, explicit: bool, replicas: int = 1
+    chosen: "ServeSettings", facts: ModelFacts, float32: bool, int8: bool, explicit: bool
 ) -> "ServeSettings":
     """Settings whose rows, each as long as the model's context, fit into the free memory beside weights and prefixes.
 
     float32, int8: of `cache_numbers`. explicit: somebody asked for so many rows, which is refused where they do not
-    fit; else there are fewer. replicas: processes that have as many rows each. Where the context is
-    not known nothing is checked. Weights count as little as they may take.
+    fit; else there are fewer. Where the context is not known nothing is checked. Weights count as little as they may
+    take.
     """
     from solm.backends.cpu.memory import cache_memory
     from solm.backends.machine import free_memory
@@ -46,14 +46,14 @@ def rows_that_fit(
     shapes = facts.shapes
     row = cache_memory(shapes, facts.context, float32, int8)
     weights = _LEAST_WEIGHT * (shapes.layers * shapes.layer_weights + shapes.head_weights)
-    left = max(0, free // replicas - int(weights + chosen.prefix_mb * 1e6))
+    left = max(0, free - int(weights + chosen.prefix_mb * 1e6))
     most = left // row
     if chosen.max_rows <= most:
         return chosen
     if explicit or not most:
         raise SolmError(
             f"--max-rows: {chosen.max_rows} rows of {facts.context} tokens take {chosen.max_rows * row / _GIB:.1f} GiB "
-            f"of keys and values, and {left / _GIB:.1f} GiB of memory are left "
-            f"{'' if replicas == 1 else 'for each replica '}beside the weights and --prefix-mb: {most} fit"
+            f"of keys and values, and {left / _GIB:.1f} GiB of memory are left beside the "
+            f"weights and --prefix-mb: {most} fit"
         )
     return chosen.model_copy(update={"max_rows": most})

@@ -1,6 +1,5 @@
 """`solm serve`."""
 
-import asyncio
 import os
 import sys
 from dataclasses import replace
@@ -45,18 +44,14 @@ def serve(
     slo_floor: its.FloorOption = None,
     priority_floor: its.PriorityFloorOption = None,
     key_floor: its.KeyFloorOption = None,
+    key_priority: its.KeyPriorityOption = None,
     slo_rows: its.RowsOption = True,
     always_skip: its.AlwaysSkipOption = False,
-    replicas: its.ReplicasOption = 1,
-    rows_fit: its.RowsFitOption = False,
     api_key: its.ApiKeyOption = None,
-    keys_file: its.KeysFileOption = None,
     ignore_unknown: its.IgnoreOption = False,
     chat_template: its.TemplateOption = None,
     root_path: its.RootPathOption = "",
     allow_origin: its.OriginOption = None,
-    ssl_certfile: its.CertificateOption = None,
-    ssl_keyfile: its.CertificateKeyOption = None,
     dtype: DtypeOption = "auto",
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
@@ -69,12 +64,11 @@ def serve(
     """Serve a model over OpenAI's API, with a compute budget per request, and a page to try it at /.
 
     API keys are read from the environment variable SOLM_API_KEYS, separated by commas, each as SECRET or NAME:SECRET,
-    from --keys-file and from --api-key. Without any, nobody needs one.
+    and from --api-key. Without any, nobody needs one.
 
     \b
     Examples:
       solm serve --policy builtin:smollm2-135m-cpu
-      solm serve --policy builtin:smollm2-135m-cpu --replicas 4
       solm serve --model HuggingFaceTB/SmolLM2-360M-Instruct --space joint-27 --port 9000
       SOLM_API_KEYS=secret solm serve --host 0.0.0.0 --slo-tpot-ms 25 --slo-floor 0.5
       SOLM_API_KEYS=a:one,b:two solm serve --slo-tpot-ms 25 --priority-floor low=0.5 --key-floor b=0.8
@@ -86,7 +80,7 @@ def serve(
         import uvicorn
 
         from solm.serving.app import create_app
-        from solm.serving.keys import ApiKey, KeyRing
+        from solm.serving.keys import KeyRing
         from solm.serving.service import Service
         from solm.serving.tracing import tracing_wanted
     except ImportError as error:
@@ -94,23 +88,20 @@ def serve(
 
     from solm.cli.output import print_json, repacking, say
     from solm.cli.rows_check import cache_numbers, rows_that_fit
-    from solm.cli.server import CLOSING, announcing, replica_options, reread_on_hangup, run_in_front
+    from solm.cli.server import announcing
     from solm.runtime.load import load
     from solm.serving.logs import log_lines
-    from solm.serving.replicas import Replicas
-    from solm.serving.router import create_router
     from solm.serving.settings import PRIORITIES, ServeSettings
 
     tracing_wanted()  # raises where something is missing for it
     serve_checks.root_path(root_path)
     serve_checks.origins(allow_origin)
-    serve_checks.certificate(ssl_certfile, ssl_keyfile)
     template = serve_checks.chat_template(chat_template)
     names = list(dict.fromkeys(name or []))
     if "" in names:
         raise SolmError("--name: it is empty")
-    floors = serve_checks.budgets_by_name(priority_floor, "--priority-floor", list(PRIORITIES))
-    serve_checks.api_keys(api_key, keys_file, key_floor)  # before what takes longer
+    floors = serve_checks.by_name(priority_floor, "--priority-floor", list(PRIORITIES))
+    keys = serve_checks.api_keys(api_key, key_floor, key_priority)
     chosen = checks.settings(
         ServeSettings, **({} if max_rows is None else {"max_rows": max_rows}), max_waiting=max_waiting,
         max_seconds=max_seconds, prefix_mb=prefix_mb, drain_seconds=drain_seconds, slo_tpot_ms=slo_tpot_ms,
@@ -132,32 +123,27 @@ def serve(
     def check_floor(floor: float | str, typed: str) -> None:
         checked_budget(floor, facts, trained, grid, known, typed=typed, clamp=True)
 
-    def keys_now() -> list[ApiKey]:
-        found = serve_checks.api_keys(api_key, keys_file, key_floor)
-        for key in found:
-            if key.floor is not None:
-                check_floor(key.floor, f"floor of the API key {key.name}")
-        return found
-
     if slo_floor is not None:
         check_floor(slo_floor, "--slo-floor")
     for which, floor in floors.items():
         check_floor(floor, f"--priority-floor {which}")
-    keys, longest = KeyRing(keys_now()), facts
+    for key in keys:
+        if key.floor is not None:
+            check_floor(key.floor, f"floor of the API key {key.name}")
+    longest = facts
     if max_model_len is not None:
         checks.room(facts, max_model_len, "--max-model-len")
         longest = replace(facts, context=max_model_len)
     numbers = cache_numbers(model, backend, dtype, precision, kv_cache_dtype)
-    if not rows_fit:
-        chosen = rows_that_fit(chosen, longest, *numbers, explicit=max_rows is not None, replicas=replicas)
+    chosen = rows_that_fit(chosen, longest, *numbers, explicit=max_rows is not None)
     if uds is None:
         serve_checks.listenable(host, port)
     else:
-        serve_checks.unix_socket(uds, replicas)
+        serve_checks.unix_socket(uds)
     local = ("127.0.0.1", "localhost", "::1")
     hosts = local if host in local else None
     shown = f"[{host}]" if ":" in host else host
-    address = f"{'http' if ssl_certfile is None else 'https'}://{shown}:{port}" if uds is None else f"unix:{uds}"
+    address = f"http://{shown}:{port}" if uds is None else f"unix:{uds}"
     shown_name = names[0] if names else model
 
     def build() -> Service:
@@ -165,7 +151,7 @@ def serve(
         thread = ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
 
         def make() -> Service:
-            # Loaded here and not above: policy and model belong to the thread that decodes, in every replica.
+            # Loaded here and not above: policy and model belong to the thread that decodes.
             own = checks.trained_policy(policy, facts, grid)
             with repacking() as progress:
                 lm = load(
@@ -175,7 +161,9 @@ def serve(
                 )  # fmt: skip
             if template is not None and lm.tokenizer is not None:
                 lm.tokenizer.chat_template = template
-            return Service(lm, chosen, names[0] if names else lm.name, grid, thread, aliases=[*names, model], keys=keys)
+            return Service(
+                lm, chosen, names[0] if names else lm.name, grid, thread, aliases=[*names, model], keys=KeyRing(keys)
+            )
 
         loading = thread.submit(make)
         try:
@@ -189,33 +177,13 @@ def serve(
         if json:
             print_json({"model": shown_name, "address": f"{address}/v1", "page": f"{address}/"})
 
-    processes = service = None
-    if replicas > 1:
-        log_lines()
-        command = [sys.executable, "-m", "solm.cli", *replica_options(sys.argv[1:], chosen.max_rows)]
-        processes = Replicas(command, replicas, drain_seconds + CLOSING)
-        app = create_router(processes, keys, root_path)
-    else:
-        service = build()
-        app = create_app(service, hosts, root_path, allow_origin or ())
+    service = build()
     config = uvicorn.Config(
-        app, host=host, port=port, uds=None if uds is None else str(uds), log_config=None, access_log=False,
-        lifespan="on", timeout_keep_alive=75, limit_concurrency=4096, ssl_certfile=ssl_certfile,
-        ssl_keyfile=ssl_keyfile, timeout_graceful_shutdown=max(1, round(drain_seconds)),
-        date_header=processes is None, server_header=processes is None,  # else those of the replicas
+        create_app(service, hosts, root_path, allow_origin or ()), host=host, port=port,
+        uds=None if uds is None else str(uds), log_config=None, access_log=False, lifespan="on", timeout_keep_alive=75,
+        limit_concurrency=4096, timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )  # fmt: skip
-
-    def started() -> None:
-        if keys_file is not None:
-            reread_on_hangup(keys, keys_now, processes.reread_keys if processes is not None else None)
-        announce()
-
-    server = announcing(config, started)
     try:
-        if processes is None:
-            server.run()
-        else:
-            asyncio.run(run_in_front(server, processes))
+        announcing(config, announce).run()
     finally:
-        if service is not None:
-            service.scheduler.stop()  # a second Ctrl-C skips the application's own end
+        service.scheduler.stop()  # a second Ctrl-C skips the application's own end

@@ -4,10 +4,9 @@ import errno
 import os
 import re
 import socket
-import ssl
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from solm.cli import checks
@@ -25,36 +24,41 @@ _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_toke
 """Names by which templates ask for a model's tokens."""
 
 
-def api_keys(given: list[str] | None, file: Path | None, floors: list[str] | None) -> "list[ApiKey]":
-    """The keys of SOLM_API_KEYS, --api-key and --keys-file, with the floors of --key-floor. Messages of errors hold no
-    secret."""
-    from solm.serving.keys import ApiKey, check_keys, read_keys, read_keys_file
+def api_keys(given: list[str] | None, floors: list[str] | None, priorities: list[str] | None) -> "list[ApiKey]":
+    """The keys of SOLM_API_KEYS and --api-key, with the floors of --key-floor and the priorities of --key-priority.
+    Messages of errors hold no secret."""
+    from solm.serving.keys import ApiKey, check_keys, read_keys
+    from solm.serving.settings import PRIORITIES
 
     if any(not text.strip() for text in given or []):
         raise SolmError("--api-key: it is empty")
     keys = [*read_keys(os.environ.get("SOLM_API_KEYS", "")), *(ApiKey.parse(text.strip()) for text in given or [])]
-    if file is not None:
-        with checks.option("--keys-file"):
-            keys += read_keys_file(file)
     with checks.option("API keys"):
         check_keys(keys)
-    known = budgets_by_name(floors, "--key-floor", [key.name for key in keys if key.name])
-    return [replace(key, floor=known.get(key.name, key.floor)) for key in keys]
+    names = [key.name for key in keys if key.name]
+    lowest = by_name(floors, "--key-floor", names)
+    highest = by_name(priorities, "--key-priority", names, "PRIORITY", "low")
+    for name, priority in highest.items():
+        if priority not in PRIORITIES:
+            raise SolmError(f"--key-priority {name}: {priority!r} is none; choose one of {', '.join(PRIORITIES)}")
+    return [replace(key, floor=lowest.get(key.name), priority=highest.get(key.name)) for key in keys]
 
 
-def budgets_by_name(given: list[str] | None, typed: str, known: list[str]) -> dict[str, str]:
-    """Budgets by name from a list of NAME=BUDGET; raises `SolmError` for names that are not `known`."""
-    found: dict[str, str] = {}
+def by_name(
+    given: list[str] | None, typed: str, known: list[str], what: str = "BUDGET", example: str = "0.5"
+) -> dict[str, Any]:
+    """Values by name from a list of NAME=VALUE; raises `SolmError` for names that are not `known`."""
+    found: dict[str, Any] = {}
     for each in given or []:
-        name, equals, budget = each.partition("=")
-        if not (name and equals and budget):
-            raise SolmError(f"{typed}: {each!r} is not NAME=BUDGET, such as {known[0] if known else 'alice'}=0.5")
+        name, equals, value = each.partition("=")
+        if not (name and equals and value):
+            raise SolmError(f"{typed}: {each!r} is not NAME={what}, such as {known[0] if known else 'alice'}={example}")
         if name not in known:
             choice = f"choose one of {', '.join(known)}" if known else "no API key has a name, as in NAME:SECRET"
             raise SolmError(f"{typed}: unknown name {name!r}; {choice}")
         if name in found:
             raise SolmError(f"{typed}: {name} is given twice")
-        found[name] = budget
+        found[name] = value
     return found
 
 
@@ -72,10 +76,8 @@ def listenable(host: str, port: int) -> None:
         raise SolmError(f"{option}: cannot listen on {host} port {port}: {error.strerror}") from error
 
 
-def unix_socket(path: Path, replicas: int) -> None:
+def unix_socket(path: Path) -> None:
     """Check that --uds can be listened on."""
-    if replicas > 1:
-        raise SolmError("--uds: it does not go with --replicas, whose front process listens on a port")
     if len(os.fsencode(path.absolute())) > _LONGEST_SOCKET:
         raise SolmError(f"--uds: {path} exceeds {_LONGEST_SOCKET} bytes, with its folders")
     if path.exists() and not path.is_socket():
@@ -110,24 +112,6 @@ def origins(given: list[str] | None) -> None:
             whole = False
         if not whole and origin != "*":
             raise SolmError(f"--allow-origin: {origin!r} is neither * nor an origin such as https://example.org")
-
-
-def certificate(file: Path | None, key: Path | None) -> None:
-    """Check that TLS can be spoken with --ssl-certfile and --ssl-keyfile."""
-    if file is None:
-        if key is not None:
-            raise SolmError("--ssl-keyfile: it needs --ssl-certfile")
-        return
-    for typed, path in (("--ssl-certfile", file), ("--ssl-keyfile", key)):
-        if path is not None:
-            _bytes_of(path, typed)
-    try:
-        # The password is given so that OpenSSL does not ask for one in the terminal.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(file, key, password="")
-    except (ssl.SSLError, OSError) as error:
-        reason = getattr(error, "reason", None) or error.strerror or error
-        shown = file if key is None else f"{file} and {key}"
-        raise SolmError(f"--ssl-certfile: {shown} are no certificate with its key, unencrypted ({reason})") from error
 
 
 def chat_template(path: Path | None) -> str | None:

@@ -52,6 +52,13 @@ PriorityFloorOption = Annotated[
 KeyFloorOption = Annotated[
     list[str] | None, typer.Option(help="As --slo-floor, for requests under a named API key, such as alice=0.8.")
 ]
+KeyPriorityOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Priority of requests under a named API key that name none, and the highest that they may name, such as "
+        "alice=low."
+    ),
+]
 RowsOption = Annotated[
     bool, typer.Option(help="Let prompts wait while replies that decode would else miss --slo-tpot-ms.")
 ]
@@ -63,12 +70,6 @@ AlwaysSkipOption = Annotated[
         "as when the quality of budgets is measured.",
     ),
 ]
-ReplicasOption = Annotated[
-    int, typer.Option(help="Processes with a model each, which share the cores, behind one address.", min=1, max=256)
-]
-RowsFitOption = Annotated[
-    bool, typer.Option("--rows-fit", help="For replicas: the server in front has checked --max-rows.", hidden=True)
-]
 SocketOption = Annotated[
     Path | None,
     typer.Option("--uds", help="Unix socket to listen on in place of a port; --host says which names are accepted."),
@@ -77,12 +78,8 @@ ApiKeyOption = Annotated[
     list[str] | None,
     typer.Option(
         help="API key, as SECRET or NAME:SECRET; may be repeated. Other users of this machine can read it in the list "
-        "of processes, unlike SOLM_API_KEYS and --keys-file."
+        "of processes, unlike SOLM_API_KEYS."
     ),
-]
-KeysFileOption = Annotated[
-    Path | None,
-    typer.Option(help="TOML or JSON file of API keys, each with a floor and a priority; read again on SIGHUP."),
 ]
 IgnoreOption = Annotated[
     bool,
@@ -95,6 +92,4 @@ OriginOption = Annotated[
     list[str] | None,
     typer.Option(help="Site whose pages may call the API from a browser (CORS), such as https://example.org, or *."),
 ]
-CertificateOption = Annotated[Path | None, typer.Option(help="Certificates for TLS, PEM; with --ssl-keyfile.")]
-CertificateKeyOption = Annotated[Path | None, typer.Option(help="The private key of --ssl-certfile, PEM.")]
 TemplateOption = Annotated[Path | None, typer.Option(help="File of a chat template in place of the model's own.")]

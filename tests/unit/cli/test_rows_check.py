@@ -41,10 +41,6 @@ def test_rows_are_as_many_as_fit_unless_somebody_asked_for_more(free):
     with pytest.raises(SolmError, match=r"--max-rows: 7 rows of 1000 tokens .* weights and --prefix-mb: 6 fit"):
         most(ServeSettings(prefix_mb=1, max_rows=7), explicit=True)
     assert most(ServeSettings(prefix_mb=0)) == 6 + PREFIXES // ROW
-    free(2 * (WEIGHTS + PREFIXES + 3 * ROW))
-    assert rows_that_fit(SETTINGS, FACTS, False, False, explicit=False, replicas=2).max_rows == 3
-    with pytest.raises(SolmError, match="left for each replica beside the weights and --prefix-mb: 3 fit"):
-        rows_that_fit(SETTINGS, FACTS, False, False, explicit=True, replicas=2)
     free(WEIGHTS + PREFIXES)
     with pytest.raises(SolmError, match=": 0 fit"):
         most()

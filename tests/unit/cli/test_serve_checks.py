@@ -9,23 +9,6 @@ from solm.core.errors import SolmError
 from solm.serving.keys import ApiKey
 
 
-def test_a_certificate_with_its_key(pem):
-    serve_checks.certificate(None, None)
-    serve_checks.certificate(pem / "cert.pem", pem / "key.pem")
-    for file, key, word in (
-        (None, "key.pem", "--ssl-keyfile: it needs --ssl-certfile"),
-        ("missing.pem", "key.pem", "--ssl-certfile: cannot read"),
-        ("cert.pem", "missing.pem", "--ssl-keyfile: cannot read"),
-        ("cert.pem", "other.pem", "are no certificate with its key"),
-        ("cert.pem", "locked.pem", "unencrypted"),
-        ("key.pem", "cert.pem", "are no certificate with its key"),
-        ("cert.pem", None, "are no certificate with its key"),
-        (".", None, "--ssl-certfile: cannot read"),
-    ):
-        with pytest.raises(SolmError, match=word):
-            serve_checks.certificate(file and pem / file, key and pem / key)
-
-
 @pytest.mark.parametrize("origin", ["", "example.org", "https://a.org/", "ftp://a", "https://", "http://[", "null"])
 def test_what_is_no_origin_is_refused_beside_what_is_one(origin):
     serve_checks.origins(["*", "https://example.org", "http://localhost:5173", "http://[::1]:80"])
@@ -57,33 +40,29 @@ def test_chat_templates(tmp_path):
         serve_checks.chat_template(tmp_path)
 
 
-def test_keys_come_from_three_places(tmp_path, monkeypatch):
+def test_keys_come_from_two_places(monkeypatch):
     monkeypatch.setenv("SOLM_API_KEYS", "one,a:two")
-    file = tmp_path / "keys.toml"
-    file.write_text('[[keys]]\nname = "c"\nsecret = "four"\nfloor = 0.5\n')
-    keys = serve_checks.api_keys(["b:three"], file, ["a=0.7", "c=keep=0.6"])
-    assert keys == [
-        ApiKey("one"), ApiKey("two", "a", "0.7"), ApiKey("three", "b"), ApiKey("four", "c", "keep=0.6"),
-    ]  # fmt: skip
-    for given, floors, word in (
-        ([" "], None, "--api-key: it is empty"),
-        (["a:five"], None, "API keys: two keys are named 'a'"),
-        (None, ["d=0.5"], "--key-floor: unknown name 'd'; choose one of a, c"),
+    keys = serve_checks.api_keys(["b:three"], ["a=0.7", "b=keep=0.6"], ["b=low"])
+    assert keys == [ApiKey("one"), ApiKey("two", "a", "0.7"), ApiKey("three", "b", "keep=0.6", "low")]
+    for given, floors, priorities, word in (
+        ([" "], None, None, "--api-key: it is empty"),
+        (["a:five"], None, None, "API keys: two keys are named 'a'"),
+        (None, ["d=0.5"], None, "--key-floor: unknown name 'd'; choose one of a"),
+        (None, None, ["a=urgent"], "--key-priority a: 'urgent' is none; choose one of low, normal, high"),
     ):
         with pytest.raises(SolmError, match=word):
-            serve_checks.api_keys(given, file, floors)
+            serve_checks.api_keys(given, floors, priorities)
 
 
 def test_a_unix_socket_must_be_one_that_can_be_made(tmp_path):
-    serve_checks.unix_socket(tmp_path / "socket", 1)
+    serve_checks.unix_socket(tmp_path / "socket")
     assert not (tmp_path / "socket").exists()
     (tmp_path / "file").touch()
-    for path, replicas, word in (
-        (tmp_path / "socket", 2, "does not go with --replicas"),
-        (tmp_path / ("s" * 108), 1, "exceeds 107 bytes"),
-        (tmp_path / "file", 1, "is there and no socket"),
-        (tmp_path / "no" / "socket", 1, "there is no folder"),
-        (Path("/proc/socket"), 1, "cannot listen on /proc/socket"),
+    for path, word in (
+        (tmp_path / ("s" * 108), "exceeds 107 bytes"),
+        (tmp_path / "file", "is there and no socket"),
+        (tmp_path / "no" / "socket", "there is no folder"),
+        (Path("/proc/socket"), "cannot listen on /proc/socket"),
     ):
         with pytest.raises(SolmError, match=f"--uds: .*{word}"):
-            serve_checks.unix_socket(path, replicas)
+            serve_checks.unix_socket(path)

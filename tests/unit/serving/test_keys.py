@@ -1,12 +1,11 @@
-"""API keys: their names, the file that lists them, and the ring that is replaced while a server runs."""
+"""API keys: their names, and how requests send them."""
 
 import base64
-import json
 
 import pytest
 
 from solm.core.errors import SolmError
-from solm.serving.keys import ApiKey, KeyRing, check_keys, read_keys, read_keys_file
+from solm.serving.keys import ApiKey, KeyRing, check_keys, read_keys
 
 
 @pytest.mark.parametrize(
@@ -36,15 +35,14 @@ def test_two_keys_with_one_secret_are_refused_without_it(keys, names):
     assert str(raised.value) == f"the keys named {names[0]!r} and {names[1]!r} have the same secret"
 
 
-def test_a_ring_knows_its_keys_until_they_are_replaced():
+def test_a_ring_knows_its_keys():
     alice, other = ApiKey("one", "alice", floor=0.8, priority="high"), ApiKey("bëta")
     ring = KeyRing([alice, other])
     assert [ring.of_secret(secret) for secret in ("one", "bëta", "two", "")] == [alice, other, None, None]
     assert ring.named("alice") == alice
     assert ring.named("") == ring.named("nobody") == ApiKey("")
-    ring.replace([])
-    assert not ring
-    assert ring.of_secret("one") is None
+    assert ring
+    assert not KeyRing()
     assert "one" not in repr(alice)
 
 
@@ -59,63 +57,3 @@ def test_a_key_is_a_bearer_token_or_a_password():
     ):  # fmt: skip
         assert ring.of_header(header) == name
     assert KeyRing().of_header(b"anything") == ""
-
-
-TOML = """
-[[keys]]
-name = "alice"
-secret = "one"
-floor = 0.8
-priority = "high"
-[[keys]]
-name = "b"
-secret = "two"
-"""
-ALICE = {"name": "alice", "secret": "one", "floor": 0.8, "priority": "high"}
-
-
-def test_a_file_lists_keys_with_floors_and_priorities(tmp_path):
-    (tmp_path / "keys.toml").write_text(TOML)
-    (tmp_path / "keys.json").write_text(json.dumps({"keys": [ALICE, {"name": "b", "secret": "two"}]}))
-    for name in ("keys.toml", "keys.json"):
-        alice, other = read_keys_file(tmp_path / name)
-        assert alice == ApiKey("one", "alice", 0.8, "high")
-        assert other == ApiKey("two", "b")
-
-
-HIDDEN = "hunter2"
-WRONG = {
-    "keys.0.floor": {"keys": [ALICE | {"secret": HIDDEN, "floor": [HIDDEN]}]},
-    "keys.0.priority": {"keys": [ALICE | {"secret": HIDDEN, "priority": "urgent"}]},
-    "keys.0.name": {"keys": [ALICE | {"name": "", "secret": HIDDEN}]},
-    "keys.0.secret": {"keys": [ALICE | {"secret": ""}]},
-    "keys.1.secret": {"keys": [ALICE, {"name": "b", "secret": [HIDDEN]}]},
-    "keys.0.magic": {"keys": [ALICE | {"magic": HIDDEN}]},
-    "keys": {"keys": []},
-    "it": [HIDDEN],
-}
-
-
-@pytest.mark.parametrize("place", WRONG)
-def test_a_wrong_file_is_refused_by_place_and_without_its_secrets(tmp_path, place):
-    path = tmp_path / "keys.json"
-    path.write_text(json.dumps(WRONG[place]))
-    with pytest.raises(SolmError, match=f"keys.json: {place}: ") as raised:
-        read_keys_file(path)
-    assert HIDDEN not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "word"),
-    [
-        ("a.json", b"{", "is not JSON"), ("a.json", b"[" * 100_000, "is not JSON"), ("a.toml", b"k = hunter2", "TOML"),
-        ("a.toml", b"\xff", "is not TOML"), ("a.json", b" " * (1 << 23), "exceeds"), ("missing", None, "cannot read"),
-    ],
-)  # fmt: skip
-def test_files_that_are_none(tmp_path, name, data, word):
-    path = tmp_path / name
-    if data is not None:
-        path.write_bytes(data)
-    with pytest.raises(SolmError, match=word) as raised:
-        read_keys_file(path)
-    assert HIDDEN not in str(raised.value)
