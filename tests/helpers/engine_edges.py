@@ -18,9 +18,7 @@ from helpers.head import FORMS, HeadEngine, random_head, rounded_states
 from helpers.models import tiny_model
 from helpers.weights import GRID_SIZES, K_SIZES, QuantisedModel
 from solm.backends.budgets import ROW_STATE
-from solm.backends.cpu.cache import Cache
-from solm.backends.cpu.call import Computed, EngineCall
-from solm.backends.cpu.decider import Decider
+from solm.backends.cpu.call import Cache, Computed, Decider, EngineCall
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.files.layout import INT8, NESTED, Form, Target
 from solm.backends.cpu.files.loaded_model import LoadedModel
@@ -91,12 +89,15 @@ def decider(layer: int, hidden: int = 64, **changes) -> Decider:
     draw = torch.Generator().manual_seed(abs(layer))
     levels = [np.array(axis) for axis in ((0.2, 0.5, 1.0), (0.5, 1.0), (5.0, 16.0))]
     costs = [np.array(axis) for axis in ((0.3, 0.1, 0.0), (0.2, 0.0), (0.1, 0.0))]
+    network = {
+        "read.weight": torch.randn(8, hidden + 3, generator=draw), "read.bias": torch.randn(8, generator=draw),
+        "head.weight": torch.randn(3, 8, generator=draw), "head.bias": torch.zeros(3), "scale": torch.ones(3),
+        "trust": torch.ones(3),
+    }  # fmt: skip
     options = {
-        "layer": layer, "read": (torch.randn(8, hidden + 3, generator=draw), torch.randn(8, generator=draw)),
-        "head": (torch.randn(3, 8, generator=draw), torch.zeros(3)), "scale": torch.ones(3), "trust": torch.ones(3),
-        "levels": levels, "own_cost": costs, "fixed_cost": [0 * cost for cost in costs],
-        "curves": [np.linspace(axis[0] / axis[-1], 1, 5) for axis in levels], "prices": np.linspace(2, 0, 5),
-        "clamp": True,
+        "layer": layer, "clamp": True, "network": network, "levels": levels, "own_cost": costs,
+        "fixed_cost": [0 * cost for cost in costs], "prices": np.linspace(2, 0, 5),
+        "curves": [np.linspace(axis[0] / axis[-1], 1, 5) for axis in levels],
     }  # fmt: skip
     return Decider(**{**options, **changes})
 

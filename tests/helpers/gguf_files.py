@@ -12,12 +12,12 @@ from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.models import tiny_model
 from helpers.weights import random_blocks as centred_blocks
+from solm.backends.cpu import border
 from solm.backends.cpu.files.layout import Form
 from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.files.spec import ModelSpec
 from solm.backends.cpu.files.tensors import FLOATS, QUANTISED, Tensor
 from solm.backends.cpu.library import library
-from solm.backends.cpu.structs import MESSAGE
 
 WIDE = {
     "hidden_size": 256,
@@ -155,7 +155,7 @@ def repacked(
     inputs, total, first = tensors[0].inputs, sum(tensor.outputs for tensor in tensors), 0
     parts = {name: np.zeros(size, np.uint8) for name, size in form.sizes(inputs, total).items()}
     addresses = [parts[name].ctypes.data if name in parts else None for name in ("data", "scale", "grid")]
-    message = ctypes.create_string_buffer(MESSAGE)
+    message = border.message()
     for tensor in tensors:
         order = None if tensor.row_order is None else tensor.row_order.ctypes.data
         code = (built or library()).solm_repack(

@@ -1,16 +1,16 @@
 """The engine's output head alone: an engine whose layers add nothing, over states that are its tokens' embeddings."""
 
 import ctypes
+from typing import Any
 
 import numpy as np
 import torch
 
 from solm.backends.budgets import ROW_STATE
-from solm.backends.cpu import structs
-from solm.backends.cpu.cache import Cache
-from solm.backends.cpu.call import EngineCall
+from solm.backends.cpu import border
+from solm.backends.cpu.border import GROUP, STRIP
+from solm.backends.cpu.call import Cache, EngineCall
 from solm.backends.cpu.engine import Engine
-from solm.backends.cpu.structs import GROUP, MESSAGE, STRIP
 from solm.core.sparsity import SparsityConfig
 
 FORMS = [
@@ -40,15 +40,15 @@ class Head:
             self.parts["scale"] = padded.flatten().float().contiguous()
 
     @property
-    def struct(self) -> structs.Head:
+    def struct(self) -> Any:
         addresses = {name: part.data_ptr() for name, part in self.parts.items()}
-        return structs.Head(bits=self.bits, group=self.group, centre=self.centre, **addresses)
+        return border.Head(bits=self.bits, group=self.group, centre=self.centre, **addresses)
 
 
 class HeadEngine(Engine):
     """An engine of one layer without effect. `logits` takes states from 0 on as they are, but for their rounding."""
 
-    def __init__(self, head: structs.Head, vocabulary: int, hidden: int, states: torch.Tensor, library: ctypes.CDLL,
+    def __init__(self, head: Any, vocabulary: int, hidden: int, states: torch.Tensor, library: ctypes.CDLL,
                  threads: int = 2):  # fmt: skip
         self.library, self.precision, self._kept, self._arena, self.handle = library, "int8", [], None, None
         # Embeddings of the other tokens are never read.
@@ -58,24 +58,24 @@ class HeadEngine(Engine):
         ones, large = torch.ones(max(hidden, 64)), torch.full((hidden,), 1e6)
         self._kept += [embedding, zeros, ones, large]
 
-        def nothing(outputs: int) -> structs.Product:
-            matrix = structs.Matrix(data=zeros.data_ptr(), scale=ones.data_ptr(), outputs=outputs)
-            return structs.product(matrix)
+        def nothing(outputs: int) -> Any:
+            matrix = border.Matrix(data=zeros.data_ptr(), scale=ones.data_ptr(), outputs=outputs)
+            return border.Product(part=(matrix,), parts=1)
 
         norm = ones.data_ptr()
-        layer = structs.Layer(
+        layer = border.Layer(
             nothing(48), nothing(hidden), nothing(32), nothing(hidden), rope=-1, attention_norm=norm, mlp_norm=norm
         )
-        sizes = structs.Sizes(
+        sizes = border.Sizes(
             layers=1, hidden=hidden, intermediate=16, heads=1, kv_heads=1, head_dim=16, vocabulary=vocabulary,
             positions=64, precision=2, threads=threads, epsilon=1e12, embedding_scale=1, softmax_scale=0.25,
             residual_scale=1, logit_scale=1,
         )  # fmt: skip
-        model = structs.Model(
-            sizes=sizes, layers=ctypes.pointer(layer), embedding=embedding.data_ptr(), head=head,
+        model = border.Model(
+            sizes=sizes, layers=ctypes.addressof(layer), embedding=embedding.data_ptr(), head=head,
             final_norm=large.data_ptr(),
         )  # fmt: skip
-        made, message = ctypes.c_void_p(), ctypes.create_string_buffer(MESSAGE)
+        made, message = ctypes.c_void_p(), border.message()
         code = library.solm_engine(ctypes.byref(model), ctypes.byref(made), message)
         assert not code, message.value
         self.handle, self.sizes = made.value, sizes

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from solm.backends.budgets import ROW_STATE
-from solm.backends.cpu import structs
+from solm.backends.cpu import border
 
 _PAGE = 4096
 
@@ -41,17 +41,17 @@ class Recorder:
         return code
 
     def solm_run(self, engine, at):
-        call = structs.Call.from_address(at)
+        call = border.Call.from_address(at)
         steps, hidden = call.rows * call.count, self._model.sizes.hidden
         outputs = [
             (call.realised, 24 * steps), (call.actions, 8 * steps), (call.stream, 4 * steps * hidden),
             (call.logits, 4 * call.rows * call.logit_steps * self._model.sizes.vocabulary),
         ]  # fmt: skip
         inputs = [
-            (at, ctypes.sizeof(call)), (call.rules, ctypes.sizeof(structs.SparsityRules)),
+            (at, ctypes.sizeof(call)), (call.rules, ctypes.sizeof(border.SparsityRules)),
             (call.caches, 8 * call.rows), (call.tokens, 8 * steps), (call.lengths, 8 * call.rows),
             (call.keep, 24 * steps if call.keep else 0), (call.states, ROW_STATE.itemsize * call.rows),
-            (call.exact_rows, call.rows if call.exact_rows else 0), (call.message, structs.MESSAGE),
+            (call.exact_rows, call.rows if call.exact_rows else 0), (call.message, border.CONSTANTS["MESSAGE"]),
         ]  # fmt: skip
         inputs = [place for place in inputs if place[1]]
         places = _places(inputs)
@@ -66,13 +66,14 @@ class Recorder:
         model = self._model
         memory = [
             (ctypes.addressof(model), ctypes.sizeof(model)),
-            (ctypes.addressof(model.layers.contents), model.sizes.layers * ctypes.sizeof(structs.Layer)),
-            (ctypes.addressof(model.ropes.contents), model.rope_count * ctypes.sizeof(structs.Rope)),
+            (model.layers, model.sizes.layers * ctypes.sizeof(border.Layer)),
+            (model.ropes, model.rope_count * ctypes.sizeof(border.Rope)),
             (engine._weights.address, engine._weights.nbytes),
         ]
         for kept in engine._kept:
-            array = kept if isinstance(kept, np.ndarray) else kept.data
-            memory.append((array.ctypes.data, array.nbytes))
+            if not isinstance(kept, ctypes.Array):
+                array = kept if isinstance(kept, np.ndarray) else kept.data
+                memory.append((array.ctypes.data, array.nbytes))
         memory = [place for place in memory if place[1]]
         maps = _pages(memory + self._ranges)
         content = _numbers(len(maps)) + b"".join(_numbers(*each) for each in maps) + _places(memory)

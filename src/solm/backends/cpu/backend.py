@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from solm.backends.cpu import structs
+from solm.backends.cpu.border import LEAST_STEPS
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.files.repack import Progress
 from solm.backends.cpu.files.source import WeightSource
@@ -85,7 +85,7 @@ class CpuBackend:
     @property
     def skipping_rows(self) -> int:
         """As `Backend.skipping_rows`."""
-        return structs.LEAST_STEPS - 1
+        return LEAST_STEPS - 1
 
     def detach(self) -> None:
         """As `Backend.detach`; a loaded model was never changed."""

@@ -1,18 +1,154 @@
-"""One call of the compiled engine: what goes in, in buffers that are used again, and what comes out."""
+"""What a call of the compiled engine is made of: rules, caches, deciders and buffers; and what comes out."""
 
 import ctypes
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from solm.backends.budgets import ROW_STATE
-from solm.backends.cpu import structs
-from solm.backends.cpu.cache import Cache
-from solm.backends.cpu.engine import Engine, error_of
+from solm.backends.cpu import border
+from solm.backends.cpu.border import PAGE
+from solm.backends.cpu.engine import Engine
 from solm.core import thresholds
+from solm.core.actions import FULL_BITS
 from solm.core.arrays import Array, as_numpy
-from solm.core.errors import DataError
+from solm.core.errors import DataError, SolmError
 from solm.core.sparsity import SparsityConfig
+from solm.policies.priced import FALLING_PRICES
+from solm.policies.value_policy import ValuePolicy
+
+
+class Cache:
+    """Keys and values of one row, with the first `length` tokens of `source`, if given, whose pages it shares.
+
+    Pages are taken when they are first written to, at most for `capacity` tokens. Writing to a shared page makes a copy
+    of it first, so that neither row sees what the other writes. Raises `SolmError` without memory, `DataError` for a
+    length or capacity that is out of range and for a source of another engine.
+    """
+
+    def __init__(self, engine: Engine, capacity: int, source: "Cache | None" = None, length: int = 0):
+        self.engine, self.capacity = engine, -(-max(capacity, 1) // PAGE) * PAGE
+        made, message = ctypes.c_void_p(), border.message()
+        held = None if source is None else source.handle
+        code = engine.library.solm_cache(engine.handle, held, length, self.capacity, ctypes.byref(made), message)
+        border.check(code, message)
+        self.handle: int | None = made.value
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.engine.library.solm_cache_free(self.handle)
+            self.handle = None
+
+    def fill(self, layer: int, position: int, keys: Array, values: Array) -> None:
+        """Write keys and values [kv_heads, count, D] of one layer from `position` on.
+
+        Raises `DataError` for shapes, layers and positions that do not fit, `SolmError` without memory.
+        """
+        sizes, count = self.engine.sizes, keys.shape[1]
+        if keys.shape != values.shape or keys.shape != (sizes.kv_heads, count, sizes.head_dim):
+            wanted = [sizes.kv_heads, count, sizes.head_dim]
+            raise DataError(f"keys and values must be {wanted}, got {list(keys.shape)} and {list(values.shape)}")
+        ours, theirs = (np.ascontiguousarray(as_numpy(some), np.float32) for some in (keys, values))
+        message = border.message()
+        code = self.engine.library.solm_cache_fill(
+            self.engine.handle, self.handle, layer, position, count, ours.ctypes.data, theirs.ctypes.data, message
+        )
+        border.check(code, message)
+
+
+class Decider:
+    """A value policy in the engine's terms: a network with one hidden layer over the residual stream, and per axis the
+    costs of levels. Rows' records point to it, and it must outlive them.
+
+    layer: the one before which it decides. clamp: exclude actions after which the budget could no longer be met.
+    network: weights as `ValueWeights` has them: ``read`` [width, H + 3] and ``head`` [3, width], and ``scale`` and
+    ``trust`` [3]. levels: per axis the action space's levels (attention, MLP, bits). own_cost, fixed_cost: per axis
+    [levels] float64 in nats, at least 0; a level costs fixed_cost + sensitivity * own_cost. curves: per axis the
+    average shares, ascending, of tokens that pay `prices`, [points] each.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        clamp: bool,
+        network: Mapping[str, Array],
+        levels: Sequence[np.ndarray],
+        own_cost: Sequence[np.ndarray],
+        fixed_cost: Sequence[np.ndarray],
+        curves: Sequence[np.ndarray],
+        prices: np.ndarray = FALLING_PRICES,
+    ):
+        read, attention, mlp, bits = as_numpy(network["read.weight"]), *levels
+        floats = {
+            "read": read.T, "read_bias": network["read.bias"], "head": network["head.weight"],
+            "head_bias": network["head.bias"], "scale": network["scale"], "trust": network["trust"],
+        }  # fmt: skip
+        tables = {
+            "levels": levels, "shares": (attention, mlp, bits / FULL_BITS), "own_cost": own_cost,
+            "fixed_cost": fixed_cost, "curve": curves,
+        }  # fmt: skip
+        self._floats = {name: np.array(as_numpy(values), np.float32, order="C") for name, values in floats.items()}
+        self._tables = {name: [np.array(part, np.float64) for part in table] for name, table in tables.items()}
+        self._prices = np.array(prices, np.float64)
+        self._struct = border.Decider(
+            layer=layer, width=len(read), hidden=read.shape[1] - 3, clamp=clamp, points=len(prices),
+            sizes=tuple(len(part) for part in levels), prices=self._prices.ctypes.data,
+            **{name: values.ctypes.data for name, values in self._floats.items()},
+            **{name: tuple(part.ctypes.data for part in table) for name, table in self._tables.items()},
+        )  # fmt: skip
+
+    @property
+    def address(self) -> int:
+        """What goes into the field `decider` of `solm.backends.budgets.ROW_STATE`."""
+        return ctypes.addressof(self._struct)
+
+
+def decider_of(engine: Engine, policy: ValuePolicy) -> Decider:
+    """The decisions of `policy` in the engine's terms, made once per policy object, and held by the engine as long as
+    the policy is there."""
+    made = engine.deciders.get(policy)
+    if made is not None:
+        return made
+    space = policy.space
+    levels = [np.array(levels, dtype=np.float64) for levels in (space.attention, space.mlp, space.bits)]
+    curves = [curve.rising for curve in policy.curves]
+    network = policy.weights.arrays
+    made = Decider(policy.layer, policy.clamp, network, levels, policy.own_cost, policy.fixed_cost, curves)
+    return engine.deciders.setdefault(policy, made)  # what another thread has made meanwhile
+
+
+def sparsity_rules(sparsity: SparsityConfig) -> Any:
+    """The engine's part of `sparsity`, a `border.SparsityRules`, which keeps the tables that it points to."""
+    site, allocation = sparsity.mlp_site, sparsity.allocation
+    rules = border.SparsityRules(
+        sinks=sparsity.sinks,
+        window=sparsity.window,
+        input_site="input" in site,
+        hidden_site="hidden" in site,
+        hidden_power=sparsity.hidden_power,
+        group=sparsity.bits_group or 0,
+        weight_bits=sparsity.bits_site == "weights",
+        heads=1,
+        projections=sparsity.projection_part > 0,
+        input_part=sparsity.input_part,
+        projection_part=sparsity.projection_part,
+        upper_bits_part=sparsity.upper_bits_part,
+    )
+    if allocation is not None:
+        rules.table = np.ascontiguousarray(allocation.table)
+        rules.layers, rules.heads, rules.allocation = allocation.layers, allocation.heads, rules.table.ctypes.data
+        rules.own_sites, rules.bit_curves = allocation.own_sites, allocation.has_bits
+    if sparsity.thresholds is not None:
+        sites = max(sparsity.sites, thresholds.MLP_SITES)
+        rules.limits = limits = np.array(sparsity.thresholds.array[:, :sites])
+        if limits.shape[1] != sites or rules.layers not in (0, len(limits)):
+            raise SolmError(
+                f"thresholds of {len(limits)} layers and {limits.shape[1]} sites do not fit an allocation of "
+                f"{rules.layers or len(limits)} layers and steps that drop channels at {sites} sites"
+            )
+        rules.layers, rules.thresholds = len(limits), limits.ctypes.data
+    return rules
 
 
 class Computed:
@@ -52,12 +188,12 @@ class Computed:
 class StepBuffers:
     """Inputs for N rows of Q tokens, which stay at their addresses, and the struct that points to them."""
 
-    def __init__(self, engine: Engine, rules: structs.SparsityRules, caches: tuple[Cache, ...], count: int):
+    def __init__(self, engine: Engine, rules: Any, caches: tuple[Cache, ...], count: int):
         rows, steps = len(caches), len(caches) * count
         self.caches, self.shape = caches, (rows, count, engine.sizes.hidden)
         self.lengths, self.keep = np.empty(rows, dtype=np.int64), np.empty((rows, count, 3))
         self.exact_rows = np.empty(rows, dtype=bool)
-        self.message = ctypes.create_string_buffer(structs.MESSAGE)
+        self.message = border.message()
         self.rules = rules
         self.states: np.ndarray | None = None
         self._handles = (ctypes.c_void_p * rows)(*(cache.handle for cache in caches))
@@ -65,7 +201,7 @@ class StepBuffers:
         self.stream_at = 4 * steps * 8
         self.actions_at = 3 * steps * 8
         self.keep_at, self.exact_rows_at = self.keep.ctypes.data, self.exact_rows.ctypes.data
-        self.call = structs.Call(
+        self.call = border.Call(
             rules=ctypes.addressof(rules),
             rows=rows,
             count=count,
@@ -85,7 +221,7 @@ class EngineCall:
     """
 
     def __init__(self, engine: Engine, sparsity: SparsityConfig):
-        self.engine, self.rules = engine, structs.sparsity_rules(sparsity)
+        self.engine, self.rules = engine, sparsity_rules(sparsity)
         self._buffers: StepBuffers | None = None
         self._layers, self._vocabulary = engine.sizes.layers, engine.sizes.vocabulary
         self._run, self._handle = engine.library.solm_run, engine.handle
@@ -120,7 +256,7 @@ class EngineCall:
         logit_steps: tokens at the end of every row whose logits are wanted; None: all. exact_largest: 0, or how many
         of a token's largest logits are exact, at most 64, where others may be approximate. exact_rows: [N] bool, rows
         whose logits are all exact even then. adaptive_head: all may be exact where earlier calls have shown that
-        approximate ones take longer. histogram: [layers, 4, `structs.MAGNITUDES`] uint32, to which the call
+        approximate ones take longer. histogram: [layers, 4, `border.MAGNITUDES`] uint32, to which the call
         adds how many inputs of the sites lie in every bin of |x|.
 
         The same tuple of caches and the same array of states are the cheapest to pass again. Raises `DataError` for
@@ -170,11 +306,11 @@ class EngineCall:
         call.histogram = None if histogram is None else self._histogram_at(histogram)
         code = self._run(self._handle, buffers.call_at)
         if code:
-            raise error_of(code, buffers.message)
+            border.check(code, buffers.message)
         return Computed(buffers.shape, block, logits)
 
     def _histogram_at(self, histogram: np.ndarray) -> int:
-        wanted = (self._layers, len(thresholds.SITES), structs.MAGNITUDES)
+        wanted = (self._layers, len(thresholds.SITES), border.MAGNITUDES)
         flags = histogram.flags
         if histogram.shape != wanted or histogram.dtype != np.uint32 or not (flags.c_contiguous and flags.writeable):
             raise DataError(f"a histogram must be writable uint32 {wanted}, got {histogram.dtype} {histogram.shape}")

@@ -4,11 +4,13 @@ import ctypes
 import os
 from collections.abc import Mapping
 from typing import Any, get_args
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType as TensorType
 
-from solm.backends.cpu import structs
+from solm.backends.cpu import border
+from solm.backends.cpu.border import GROUP, MOST_QUERIES, PAGE
 from solm.backends.cpu.files.config_spec import from_config
 from solm.backends.cpu.files.families import Activation
 from solm.backends.cpu.files.layout import PRECISIONS, SITES, Part, Site, layout_of
@@ -19,14 +21,13 @@ from solm.backends.cpu.files.spec import ModelSpec
 from solm.backends.cpu.files.tensors import Tensor
 from solm.backends.cpu.files.weight_cache import load_weights
 from solm.backends.cpu.head_layout import HeadLayout, repack_head
-from solm.backends.cpu.library import INVALID
 from solm.backends.cpu.library import library as built
 from solm.backends.cpu.memory import PageMemory, with_stored_bits
-from solm.backends.cpu.structs import GROUP, MESSAGE, MOST_QUERIES, PAGE
 from solm.backends.machine import check_threads, default_threads
 from solm.core.cost import ModelShapes
 from solm.core.errors import DamagedFileError, DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
+from solm.policies.value_policy import ValuePolicy
 
 KV_CACHE_DTYPES = ("auto", "int8")
 FLOAT_PRECISIONS = {"float32": 4, "bfloat16": 2}
@@ -80,11 +81,6 @@ def check_precision(precision: str, kv_cache_dtype: str = "auto") -> None:
         raise SolmError(f"an int8 KV cache goes with precision {known}, not {precision}")
 
 
-def error_of(code: int, message: ctypes.Array[ctypes.c_char]) -> SolmError:
-    """The exception for what a function of the library returned and wrote."""
-    return (DataError if code == INVALID else SolmError)(message.value.decode())
-
-
 class Engine:
     """The engine over a source's weights, which are repacked into memory of its own.
 
@@ -119,14 +115,16 @@ class Engine:
         self.check(sparsity)
         self._kept: list[Any] = []  # what the engine reads and does not own
         described = self._describe(threads, kv_cache_dtype, progress)
-        made, message = ctypes.c_void_p(), ctypes.create_string_buffer(MESSAGE)
+        made, message = ctypes.c_void_p(), border.message()
         code = self.library.solm_engine(ctypes.byref(described), ctypes.byref(made), message)
-        if code == INVALID:
-            raise UnsupportedModelError(f"the cpu backend cannot run this model: {message.value.decode()}")
-        if code:
-            raise error_of(code, message)
+        try:
+            border.check(code, message)
+        except DataError as error:
+            raise UnsupportedModelError(f"the cpu backend cannot run this model: {error}") from None
         self.handle = made.value
-        self.sizes: structs.Sizes = described.sizes
+        self.sizes = described.sizes
+        self.deciders: WeakKeyDictionary[ValuePolicy, Any] = WeakKeyDictionary()
+        """What rows' records of this engine point to, see `solm.backends.cpu.call.decider_of`."""
 
     def check(self, sparsity: SparsityConfig) -> None:
         """Raises `SolmError` where the bits of an action are those of weights that cannot be read in part."""
@@ -179,7 +177,7 @@ class Engine:
             self.library.solm_engine_free(self.handle)
             self.handle = None
 
-    def _describe(self, threads: int, kv_cache_dtype: str, progress: Progress | None) -> structs.Model:
+    def _describe(self, threads: int, kv_cache_dtype: str, progress: Progress | None) -> Any:
         """The model with its weights in the engine's layout."""
         spec, source = self.spec, self.source
         embedding, head = source.tensor("embedding"), source.tensor("head")
@@ -197,7 +195,7 @@ class Engine:
         digest = f"{self.layout.digest()} {head_at} {room}"
         self._weights = load_weights(self.library, source, self.precision, digest, head_at + room, fill, threads)
         address = self._weights.address
-        layers, ropes = (structs.Layer * spec.layers)(), []
+        layers, ropes = (border.Layer * spec.layers)(), []
         for number, layer in enumerate(layers):
             for name in SITES:
                 site = self.layout.layers[number][name].moved(address)
@@ -208,8 +206,9 @@ class Engine:
             if found is not None and found not in ropes:
                 ropes.append(found)
             layer.rope, layer.window = -1 if found is None else ropes.index(found), spec.window_of(number) or 0
-        self._kept.append(embedding)
-        sizes = structs.Sizes(
+        tables = (border.Rope * len(ropes))(*map(self._rope, ropes))
+        self._kept += [embedding, layers, tables]
+        sizes = border.Sizes(
             layers=spec.layers, hidden=spec.hidden, intermediate=spec.intermediate, heads=spec.heads,
             kv_heads=spec.kv_heads, head_dim=spec.head_dim, vocabulary=spec.vocabulary, positions=spec.context,
             precision={"float32": 0, "bfloat16": 1}.get(self.precision, 2), embedding=embedding.type,
@@ -218,19 +217,19 @@ class Engine:
             embedding_scale=self._embedding_scale(embedding), softmax_scale=spec.scales.softmax,
             residual_scale=spec.scales.residual, logit_scale=spec.scales.logits,
         )  # fmt: skip
-        return structs.Model(
+        return border.Model(
             sizes=sizes,
-            layers=layers,
+            layers=ctypes.addressof(layers),
             embedding=embedding.data.ctypes.data,
             head=self._head_at(head, address + head_at),
             final_norm=self._floats(vector(source, "final_norm")),
-            ropes=(structs.Rope * len(ropes))(*map(self._rope, ropes)),
+            ropes=ctypes.addressof(tables),
             rope_count=len(ropes),
         )
 
-    def _rope(self, rope: Rope) -> structs.Rope:
+    def _rope(self, rope: Rope) -> Any:
         frequencies = rope.inverse_frequencies
-        return structs.Rope(frequencies=self._floats(frequencies), rotary=2 * len(frequencies), scale=rope.scaling)
+        return border.Rope(frequencies=self._floats(frequencies), rotary=2 * len(frequencies), scale=rope.scaling)
 
     def _embedding_scale(self, embedding: Tensor) -> float:
         """What embeddings are multiplied with, rounded to their type, as transformers does."""
@@ -246,7 +245,7 @@ class Engine:
         return kept.ctypes.data
 
     def _vectors(self, layer: int) -> dict[str, int]:
-        """The addresses of a layer's norms and bias by their names in `structs.Layer`."""
+        """The addresses of a layer's norms and bias by their names in `border.Layer`."""
         norms = [name for name in self.spec.places(layer) if name.endswith("norm")]
         vectors = {name: self._floats(vector(self.source, name, layer)) for name in norms}
         if self.spec.qkv_bias:
@@ -259,9 +258,9 @@ class Engine:
             return tensor.outputs * tensor.inputs * FLOAT_PRECISIONS[self.precision]
         return HeadLayout.of(tensor).room
 
-    def _head_at(self, tensor: Tensor, address: int) -> structs.Head:
+    def _head_at(self, tensor: Tensor, address: int) -> Any:
         """The output head at `address`."""
-        return structs.Head(data=address) if self.precision in FLOAT_PRECISIONS else HeadLayout.of(tensor).at(address)
+        return border.Head(data=address) if self.precision in FLOAT_PRECISIONS else HeadLayout.of(tensor).at(address)
 
     def _fill_head(self, tensor: Tensor, address: int, threads: int) -> None:
         """Write the output head: floats, or a file's own numbers, or int8 where the file has floats."""
@@ -281,14 +280,14 @@ class Engine:
             stored[chosen] = _bfloat16(values) if self.precision == "bfloat16" else values
 
 
-def _product(site: Site) -> structs.Product:
-    return structs.product(*(_matrix(part) for part in site.parts))
+def _product(site: Site) -> Any:
+    return border.Product(part=tuple(map(_matrix, site.parts)), parts=len(site.parts))
 
 
-def _matrix(part: Part) -> structs.Matrix:
+def _matrix(part: Part) -> Any:
     numbers = part.form.numbers
     packed = {} if numbers is None else {"bits": numbers.bits, "group": numbers.group, "centre": numbers.centre}
-    return structs.Matrix(data=part.data, scale=part.scale, grid=part.grid, outputs=part.outputs, **packed)
+    return border.Matrix(data=part.data, scale=part.scale, grid=part.grid, outputs=part.outputs, **packed)
 
 
 def _bfloat16(values: np.ndarray) -> np.ndarray:

@@ -2,14 +2,14 @@
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from solm.backends.cpu import structs
+from solm.backends.cpu import border
+from solm.backends.cpu.border import STRIP
 from solm.backends.cpu.files.tensors import QUANTISED, Tensor
-from solm.backends.cpu.library import INVALID
-from solm.backends.cpu.structs import MESSAGE, STRIP
-from solm.core.errors import DataError, SolmError
+from solm.core.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class HeadLayout:
         """Bytes in memory, every part rounded up to whole cache lines."""
         return sum(_lines(size) for size in self.sizes.values())
 
-    def at(self, address: int) -> structs.Head:
+    def at(self, address: int) -> Any:
         """The head whose parts lie one after another from `address` on, which must outlive what reads them."""
-        head = structs.Head(bits=self.bits, group=self.group, centre=self.centre)
+        head = border.Head(bits=self.bits, group=self.group, centre=self.centre)
         for name, size in self.sizes.items():
             setattr(head, name, address)
             address += _lines(size)
@@ -66,7 +66,7 @@ class HeadLayout:
 
 def repack_head(
     library: ctypes.CDLL, type_: int, rows: np.ndarray, layout: HeadLayout, address: int, threads: int
-) -> structs.Head:
+) -> Any:
     """Write the raw rows [vocabulary, bytes of a row] uint8 of a GGUF tensor of type `type_` to `address`.
 
     layout: the type's own bits, group and centre; for a tensor of floats 8, 0 and 128: int8 with a scale per output.
@@ -77,12 +77,11 @@ def repack_head(
         raise DataError(
             f"rows must be uint8 [{layout.vocabulary}, bytes of a row], got {rows.dtype} {list(rows.shape)}"
         )
-    head, message = layout.at(address), ctypes.create_string_buffer(MESSAGE)
+    head, message = layout.at(address), border.message()
     code = library.solm_repack_head(
         type_, rows.ctypes.data, rows.shape[1], layout.vocabulary, layout.hidden, threads, ctypes.byref(head), message
     )
-    if code:
-        raise (DataError if code == INVALID else SolmError)(message.value.decode())
+    border.check(code, message)
     return head
 
 

@@ -4,10 +4,9 @@ import ctypes
 import os
 from dataclasses import dataclass
 from functools import cache
-from itertools import zip_longest
 from pathlib import Path
 
-from solm.backends.cpu import structs
+from solm.backends.cpu.border import declare
 from solm.backends.cpu.build import NATIVE_FLAGS, built
 from solm.backends.cpu.prebuilt import prebuilt_library
 from solm.backends.cpu.variants import (
@@ -20,9 +19,6 @@ from solm.backends.cpu.variants import (
     variant_named,
 )
 from solm.core.errors import SolmError
-
-DONE, INVALID, NO_MEMORY = 0, 1, 2
-"""What functions of the library return."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +64,7 @@ def library(flags: str | None = None) -> ctypes.CDLL:
     """The engine that the environment asks for, see `choose_engine`; with `flags`, such as ``-march=x86-64-v3``, one
     that is compiled with them in place of or besides ``-march=native``. Several can be loaded side by side.
 
-    Raises `SolmError` with what was tried where there is none and it cannot be compiled, where it cannot be loaded, and
-    where its structs are not those of this package.
+    Raises `SolmError` with what was tried where there is none and it cannot be compiled, and where it cannot be loaded.
     """
     return _library(*asked_engine()) if flags is None else _library(NATIVE, flags)
 
@@ -86,35 +81,4 @@ def _loaded(path: Path) -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise SolmError(f"the cpu backend cannot be loaded: {error}; delete {path}, or set SOLM_CACHE") from error
-    pointer, integer, long, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t
-    for name, returns, arguments in (
-        ("layout", ctypes.c_char_p, []),
-        ("repack_head", integer, [integer, pointer, long, integer, integer, integer, pointer, pointer]),
-        ("engine", integer, [pointer, pointer, pointer]),
-        ("engine_free", None, [pointer]),
-        ("arena", pointer, [size]),
-        ("arena_data", pointer, [pointer]),
-        ("arena_free", None, [pointer]),
-        (
-            "repack", integer,
-            [integer, pointer, size, integer, integer, pointer, *[integer] * 3, *[pointer] * 3, integer, pointer],
-        ),
-        ("dequantise", integer, [integer, pointer, size, integer, integer, pointer, long, pointer, pointer]),
-        ("checksum", ctypes.c_uint64, [pointer, size, integer]),
-        ("cache", integer, [pointer, pointer, long, long, pointer, pointer]),
-        ("cache_free", None, [pointer]),
-        ("pages", None, [pointer, pointer]),
-        ("cache_fill", integer, [pointer, pointer, integer, long, long, pointer, pointer, pointer]),
-        ("run", integer, [pointer, pointer]),
-    ):  # fmt: skip
-        function = getattr(loaded, f"solm_{name}")
-        function.restype, function.argtypes = returns, arguments
-    check_layout(loaded)
-    return loaded
-
-
-def check_layout(loaded: ctypes.CDLL) -> None:
-    """Raises `SolmError` where a struct or constant of the library is not the one that Python declares."""
-    for theirs, ours in zip_longest(loaded.solm_layout().decode().splitlines(), structs.layout(), fillvalue="nothing"):
-        if theirs != ours:
-            raise SolmError(f"the cpu backend does not fit this package: the library has {theirs}, Python has {ours}")
+    return declare(loaded)

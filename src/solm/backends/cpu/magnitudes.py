@@ -3,10 +3,9 @@
 import numpy as np
 
 from solm.backends import budgets
-from solm.backends.cpu.cache import Cache
-from solm.backends.cpu.call import EngineCall
+from solm.backends.cpu.border import MAGNITUDES
+from solm.backends.cpu.call import Cache, EngineCall
 from solm.backends.cpu.engine import Engine
-from solm.backends.cpu.structs import MAGNITUDES
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import MLP_SITES, PERCENTAGES, SITES, ChannelThresholds
 

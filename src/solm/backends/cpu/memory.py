@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from solm.backends.cpu.border import PAGE
 from solm.backends.cpu.files.layout import layout_of
 from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.head_layout import HeadLayout
-from solm.backends.cpu.structs import PAGE
 from solm.core.cost import ModelShapes
 
 

@@ -6,11 +6,9 @@ import numpy as np
 
 from solm.backends import budgets
 from solm.backends.base import BaseSession, Split, only
-from solm.backends.cpu.cache import Cache
-from solm.backends.cpu.call import Computed, EngineCall
-from solm.backends.cpu.decider import decider_of
+from solm.backends.cpu.border import PAGE
+from solm.backends.cpu.call import Cache, Computed, EngineCall, decider_of
 from solm.backends.cpu.engine import Engine
-from solm.backends.cpu.structs import PAGE
 from solm.backends.machine import one_torch_thread
 from solm.backends.results import Result
 from solm.backends.session import AnyPolicy, check_cut, check_length
@@ -128,7 +126,7 @@ class CpuSession(BaseSession):
 
     def _took_over(self, policy: AnyPolicy) -> None:
         if type(policy) is ValuePolicy:  # a subclass may decide otherwise
-            self._budgets["decider"] = decider_of(policy).address
+            self._budgets["decider"] = decider_of(self.engine, policy).address
         self._regroup()
 
     def fork(self, forks: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "CpuSession":

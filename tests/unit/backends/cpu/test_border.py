@@ -13,17 +13,18 @@ import torch
 from helpers.engine import engine_of
 from helpers.engine_edges import SPARSITY, Rows, decider, tokens, under
 from helpers.models import tiny_model
-from solm.backends import budgets
 from solm.backends.budgets import ROW_STATE
-from solm.backends.cpu import structs
-from solm.backends.cpu.cache import Cache
+from solm.backends.cpu import border
+from solm.backends.cpu.call import Cache, sparsity_rules
 from solm.backends.cpu.engine import Engine
-from solm.backends.cpu.library import check_layout, library
-from solm.core import actions, allocation, nested
+from solm.backends.cpu.library import library
+from solm.backends.session import MOST_EXACT
+from solm.core import actions, nested
 from solm.core.allocation import KNOTS, Allocation
 from solm.core.errors import DataError, SolmError
 from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import ChannelThresholds
+from solm.core.thresholds import PERCENTAGES, SITES, ChannelThresholds
+from solm.policies.levels import SHORTEST_HORIZON, UNBIASED_STEPS
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 TESTS = Path(__file__).parents[3]
@@ -184,12 +185,12 @@ def test_thresholds_must_have_the_sites_at_which_steps_drop_channels():
     two = ChannelThresholds.of(np.linspace(1, 0, 101) * np.ones((3, 2, 1)))
     unchecked = SparsityConfig(thresholds=two).model_copy(update={"projection_part": 0.1})
     with pytest.raises(SolmError, match=r"thresholds of 3 layers and 2 sites do not fit .* at 4 sites"):
-        structs.sparsity_rules(unchecked)
+        sparsity_rules(unchecked)
     even = tuple((np.arange(KNOTS) / (KNOTS - 1)).tolist())
     other = Allocation(attention=(even,) * 2, mlp=(even,) * 2)
     unchecked = SparsityConfig(thresholds=two).model_copy(update={"allocation": other})
     with pytest.raises(SolmError, match="thresholds of 3 layers and 2 sites do not fit an allocation of 2 layers"):
-        structs.sparsity_rules(unchecked)
+        sparsity_rules(unchecked)
     with pytest.raises(SolmError, match="needs mlp_site 'input\\+hidden', got 'input'"):
         SparsityConfig(mlp_site="input").with_projections(0.1)
 
@@ -219,7 +220,7 @@ def test_the_rules_of_a_call_are_those_of_its_sparsity(engine):
     bend = np.arange(KNOTS) / (KNOTS - 1)
     curves = [tuple((bend + part * bend * (1 - bend)).round(12).tolist()) for part in (0.9, -0.9)]
     dealt = SPARSITY.under(Allocation(attention=tuple(curves), mlp=tuple(curves)))
-    assert structs.sparsity_rules(dealt).layers == 2
+    assert sparsity_rules(dealt).layers == 2
     found = []
     for sparsity in (SPARSITY, dealt, SPARSITY):
         rows = Rows(engine, 2, sparsity)
@@ -375,21 +376,11 @@ def test_without_memory_there_is_one_error_and_everything_goes_on(counting, job)
     assert torch.equal(job(engine), expected)
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "value", "message"),
-    [
-        (allocation, "KNOTS", 11, r"the library has KNOTS = 21, Python has KNOTS = 11"),
-        (nested, "HIGH_BITS", 5, r"HIGH_BITS = 4, Python has HIGH_BITS = 5"),
-        (actions, "FULL_BITS", 8, "FULL_BITS = 16, Python has FULL_BITS = 8"),
-        (structs, "PAGE", 32, "PAGE = 16, Python has PAGE = 32"),
-        (
-            budgets, "ROW_STATE",
-            np.dtype([(name, ROW_STATE[name]) for name in ("decider", "spent", "target", *ROW_STATE.names[3:])]),
-            "the library has RowState.target at 8 of 24 bytes, Python has RowState.spent at 8 of 24 bytes",
-        ),
-    ],
-)  # fmt: skip
-def test_a_library_of_other_structs_or_constants_is_refused(monkeypatch, module, name, value, message):
-    monkeypatch.setattr(module, name, value)
-    with pytest.raises(SolmError, match=message):
-        check_layout(library())
+def test_python_and_the_engine_mean_the_same_constants_and_records():
+    meant = {
+        "KNOTS": KNOTS, "PERCENTAGES": PERCENTAGES, "SITES": len(SITES), "HIGH_BITS": nested.HIGH_BITS,
+        "FULL_BITS": actions.FULL_BITS, "MOST_EXACT": MOST_EXACT, "SHORTEST_HORIZON": SHORTEST_HORIZON,
+        "UNBIASED_STEPS": UNBIASED_STEPS,
+    }  # fmt: skip
+    assert {name: border.CONSTANTS[name] for name in meant} == meant
+    assert np.dtype(border.RowState).fields == ROW_STATE.fields

@@ -2,8 +2,6 @@
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from threading import Barrier, BrokenBarrierError
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ import torch
 from helpers.engine import engine_of
 from helpers.models import tiny_model, tokens
 from helpers.policies import BENDS, profile_of, sparsity_of, with_hidden
-from solm.backends.cpu import decider
+from solm.backends.cpu.call import decider_of
 from solm.backends.cpu.magnitudes import measure_thresholds
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
@@ -38,19 +36,11 @@ def engine():
     control.detach()
 
 
-def test_threads_that_use_a_policy_first_share_what_the_engine_reads(monkeypatch):
-    policy, made = policy_of(SPACES["one axis"], 1), decider.Decider
-    both = Barrier(2, timeout=1)
-
-    def slowly(**parts):
-        with suppress(BrokenBarrierError):  # which only two at once pass
-            both.wait()
-        return made(**parts)
-
-    monkeypatch.setattr(decider, "Decider", slowly)
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(decider.decider_of, [policy, policy])
-    assert first is second is decider.decider_of(policy)
+def test_threads_that_use_a_policy_first_share_what_the_engine_reads(engine):
+    policy = policy_of(SPACES["one axis"], 1)
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: decider_of(engine[1], policy), range(8)))
+    assert all(one is made[0] for one in made)
 
 
 def policy_of(space: ActionSpace, layer: int, clamp: bool = True) -> ValuePolicy:

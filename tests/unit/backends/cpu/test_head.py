@@ -11,9 +11,9 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
 from helpers.head import FORMS, HeadEngine, random_head, rounded_states
+from solm.backends.cpu.border import STRIP
 from solm.backends.cpu.head_layout import HeadLayout, repack_head
 from solm.backends.cpu.library import library
-from solm.backends.cpu.structs import STRIP
 from solm.backends.cpu.variants import VARIANTS, usable_features
 from solm.core.errors import DataError
 

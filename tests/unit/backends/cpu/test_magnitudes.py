@@ -11,9 +11,9 @@ from helpers.engine import engine_of, pair
 from helpers.engine_edges import Rows
 from helpers.models import keep_of, tiny_model, tokens
 from helpers.policies import BENDS, profile_of, with_hidden, with_projections
+from solm.backends.cpu.border import MAGNITUDES
 from solm.backends.cpu.magnitudes import limits_of, measure_thresholds
 from solm.backends.cpu.session import CpuSession
-from solm.backends.cpu.structs import MAGNITUDES
 from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
 from solm.core.errors import DataError, PolicyMismatchError

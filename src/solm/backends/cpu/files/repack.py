@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from solm.backends.cpu import border
 from solm.backends.cpu.files.layout import Layout, Part
 from solm.backends.cpu.files.source import WeightSource
 from solm.backends.cpu.files.tensors import Tensor
-from solm.backends.cpu.library import INVALID
-from solm.backends.cpu.structs import MESSAGE
-from solm.core.errors import DamagedFileError, SolmError
+from solm.core.errors import DamagedFileError, DataError, SolmError
 
 Progress = Callable[[int, int], None]
 """Told how many of how many layers are done."""
@@ -61,7 +60,7 @@ def repack(
 
 
 def _repack(library: ctypes.CDLL, tensor: Tensor, part: Part, first: int, threads: int, file: str) -> None:
-    message = ctypes.create_string_buffer(MESSAGE)
+    message = border.message()
     order = tensor.row_order
     code = library.solm_repack(
         tensor.type, tensor.data.ctypes.data, len(tensor.data), tensor.outputs, tensor.inputs,
@@ -80,7 +79,7 @@ def dequantise(
     if tensor.row_order is not None:
         chosen = tensor.row_order.astype(np.int64)[chosen]
     values = np.empty((len(chosen), tensor.inputs), np.float32)
-    message = ctypes.create_string_buffer(MESSAGE)
+    message = border.message()
     code = library.solm_dequantise(
         tensor.type, tensor.data.ctypes.data, len(tensor.data), tensor.outputs, tensor.inputs,
         chosen.ctypes.data, len(chosen), values.ctypes.data, message,
@@ -102,7 +101,7 @@ def _finite(values: NDArray[np.float32], file: str, name: str) -> NDArray[np.flo
 
 
 def _check(code: int, message: ctypes.Array[ctypes.c_char], file: str, name: str) -> None:
-    if code == INVALID:
-        raise DamagedFileError(f"{file} is damaged: {name}: {message.value.decode()}")
-    if code:
-        raise SolmError(message.value.decode())
+    try:
+        border.check(code, message)
+    except DataError as error:
+        raise DamagedFileError(f"{file} is damaged: {name}: {error}") from None

@@ -9,12 +9,12 @@ from gguf import quants
 from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.gguf_files import ALL_TYPES, WIDE, read_packed, repacked, tensor_of, values_of, weights_of, write_gguf
+from solm.backends.cpu.border import INVALID, message
 from solm.backends.cpu.files.gguf_file import GgufFile
 from solm.backends.cpu.files.layout import INT8, NESTED, PRECISIONS, SITES, Form, Target, layout_of
 from solm.backends.cpu.files.repack import Arena, dequantise, repack
 from solm.backends.cpu.files.tensors import QUANTISED, Tensor, half_split
-from solm.backends.cpu.library import INVALID, library
-from solm.backends.cpu.structs import MESSAGE
+from solm.backends.cpu.library import library
 from solm.core.errors import DamagedFileError, SolmError
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -195,11 +195,11 @@ def test_one_weight_that_is_not_finite_is_refused_wherever_it_is(tmp_path):
 
 
 def test_the_border_refuses_what_does_not_fit():
-    tensor, message = tensor_of(TensorType.Q4_K, 64, 256), ctypes.create_string_buffer(MESSAGE)
+    tensor, told = tensor_of(TensorType.Q4_K, 64, 256), message()
     memory = np.zeros(1 << 20, np.uint8)
     data = memory.ctypes.data
     order = np.full(64, 64, np.int32)
-    good = [12, tensor.data.ctypes.data, len(tensor.data), 64, 256, None, 0, 0, 64, data, data, data, 1, message]
+    good = [12, tensor.data.ctypes.data, len(tensor.data), 64, 256, None, 0, 0, 64, data, data, data, 1, told]
     assert library().solm_repack(*good) == 0
     for place, value, words in (
         (0, 99, "type 99 is not supported"), (0, 0, "must have 65536 bytes"), (1, None, "must have"),
@@ -209,11 +209,11 @@ def test_the_border_refuses_what_does_not_fit():
         (9, None, "no memory"), (11, None, "no memory"), (12, 0, "threads"),
     ):  # fmt: skip
         assert library().solm_repack(*[value if at == place else some for at, some in enumerate(good)]) == INVALID
-        assert words in message.value.decode(), (place, message.value)
+        assert words in told.value.decode(), (place, told.value)
     rows = np.array([64], np.int64)
-    bad = [*good[:5], rows.ctypes.data, 1, data, message]
+    bad = [*good[:5], rows.ctypes.data, 1, data, told]
     assert library().solm_dequantise(*bad) == INVALID
-    assert message.value == b"row 64 is not among its 64"
+    assert told.value == b"row 64 is not among its 64"
 
 
 def test_an_unknown_precision_is_refused(tmp_path):
